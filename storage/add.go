@@ -1,0 +1,552 @@
+package storage
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"slices"
+	"strings"
+
+	"nar-herder/narinfo"
+	"nar-herder/storage/index"
+)
+
+// Addition is an item to be added.
+type Addition struct {
+	Narinfo *narinfo.Narinfo
+	// Directories are where to look for files that are not in the storage
+	// yet, each under the path that its URL gives; the first that has one
+	// counts. Nothing outside of them is read, wherever links lead.
+	Directories []string
+	// Keep copies files out of the directories, where they are moved otherwise.
+	Keep bool
+	// Replace takes the addition's nar also where another nar of the item is
+	// being served. Clients that hold its narinfo will then fail on it.
+	Replace bool
+	// WithReferences adds the item only if each of its references has a
+	// narinfo.
+	WithReferences bool
+	Tags           []index.Tag
+}
+
+// Outcome is what became of an addition.
+type Outcome int
+
+const (
+	// Failed: nothing has changed.
+	Failed Outcome = iota
+	// Added: the item is new.
+	Added
+	// Known: the very narinfo was there already, with all its files.
+	Known
+	// Completed: the narinfo was there; files that were missing have come.
+	Completed
+	// Updated: the text was replaced by another for the same nar, such as one
+	// with a new signature or in other compressions.
+	Updated
+	// Kept: another nar of the item is being served, and goes on being served.
+	Kept
+	// Replaced: another nar of the item was served before.
+	Replaced
+)
+
+func (o Outcome) String() string {
+	return [...]string{"failed", "added", "known", "completed", "updated", "kept", "replaced"}[o]
+}
+
+// Result is the outcome of one addition.
+type Result struct {
+	Outcome Outcome
+	// Note says more where the outcome is not what was asked for.
+	Note string
+	// Err is set when the outcome is Failed.
+	Err error
+	// Bytes that came into the storage.
+	Bytes int64
+}
+
+var (
+	// errChanged is found within a transaction: what was prepared no longer
+	// fits.
+	errChanged = errors.New("another import or removal has just changed this item: try again")
+	// errBatch says that the fault may be with another item of the batch.
+	errBatch = errors.New("written together with others")
+)
+
+// errMissingReferences is found within a transaction.
+type errMissingReferences []narinfo.StorePath
+
+func (e errMissingReferences) Error() string {
+	names := make([]string, 0, 3)
+	for i, path := range e {
+		if i == 3 {
+			names = append(names, fmt.Sprintf("and %d more", len(e)-i))
+			break
+		}
+		names = append(names, path.BaseName())
+	}
+	return "no narinfo for what it refers to: " + strings.Join(names, ", ")
+}
+
+// prepared is an addition whose bytes are staged, ready for its transaction.
+type prepared struct {
+	*Addition
+	entry *index.Entry
+	// old is the item's row as it was before the transaction, nil for none.
+	old *Item
+	// passed: the files were not looked for, as another nar is being served.
+	passed bool
+	// staged[N] holds the Nth file's bytes when they are to come in.
+	staged []Staged
+	// moved are the names of files outside the storage that go when all is
+	// committed.
+	moved []string
+	// obsolete are names in the storage that may go then.
+	obsolete []string
+	bytes    int64
+	result   Result
+}
+
+// Add adds one item: its bytes first, then its row.
+func (s *Storage) Add(ctx context.Context, addition *Addition) Result {
+	const tries = 3 // against others who add or remove the same item
+	var p *prepared
+	for range tries {
+		p = s.prepare(ctx, addition)
+		s.commit(ctx, []*prepared{p})
+		if !errors.Is(p.result.Err, errChanged) {
+			break
+		}
+	}
+	return p.result
+}
+
+// prepare does what needs no transaction: it looks for the item's files and
+// stages those that are to come in. p.result is set when it fails.
+func (s *Storage) prepare(ctx context.Context, addition *Addition) *prepared {
+	n := addition.Narinfo
+	p := &prepared{Addition: addition, entry: s.index.Prepare(n), staged: make([]Staged, len(n.Files))}
+	p.entry.AddedAt = s.now()
+	if s.bytes == nil {
+		return p
+	}
+	// A hint only, the transaction looks again: it saves copying a nar that
+	// is not going to be taken.
+	old, err := s.Item(ctx, n.StorePath.Hash)
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		p.fail(err)
+		return p
+	}
+	p.old = old
+	if old != nil && old.Narinfo.NarHash != n.NarHash && !addition.Replace {
+		p.passed = true
+		return p
+	}
+	local := 0
+	for i := range n.Files {
+		name, err := n.Files[i].Path()
+		if err != nil {
+			p.result.Note = err.Error() // a file of some other place
+			continue
+		}
+		local++
+		if err := s.find(ctx, p, i, name); err != nil {
+			p.fail(err)
+			return p
+		}
+	}
+	if local == 0 {
+		p.fail(fmt.Errorf("it names no file that could be in a storage: %s", p.result.Note))
+	}
+	return p
+}
+
+// fail drops what was staged.
+func (p *prepared) fail(err error) {
+	p.abort()
+	p.result = Result{Outcome: Failed, Err: fmt.Errorf("%s: %w", p.Narinfo.StorePath.BaseName(), err)}
+}
+
+func (p *prepared) abort() {
+	for _, staged := range p.staged {
+		if staged != nil {
+			staged.Abort()
+		}
+	}
+}
+
+// find makes sure of the bytes of the Nth file: in the storage already, or
+// staged.
+func (s *Storage) find(ctx context.Context, p *prepared, n int, name string) error {
+	want := p.Narinfo.Files[n].Size
+	info, err := s.bytes.Stat(ctx, name)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	inStorage := err == nil
+	if inStorage && (want < 0 || info.Size == want) {
+		p.found(n, info.Size)
+		return s.bytes.Flush(ctx, name)
+	}
+	var wrong error
+	if inStorage {
+		wrong = fmt.Errorf("%w: %s in storage %s has %d bytes, the narinfo says %d: remove it, or put the whole file there", ErrWrongSize, name, s.bytes, info.Size, want)
+	}
+	for _, directory := range p.Directories {
+		size, err := s.stageFrom(ctx, p, n, name, directory)
+		if err == nil {
+			p.found(n, size)
+			p.bytes += size
+			return nil
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	if wrong != nil {
+		return wrong
+	}
+	where := "the storage " + s.bytes.String()
+	for _, directory := range p.Directories {
+		where += ", " + directory
+	}
+	return fmt.Errorf("its nar %s is nowhere: looked in %s: %w", name, where, fs.ErrNotExist)
+}
+
+// found records the Nth file as one that will be stored.
+func (p *prepared) found(n int, size int64) {
+	p.entry.Stored |= 1 << n
+	if p.Narinfo.Files[n].Size >= 0 {
+		return
+	}
+	if p.entry.Sizes == nil {
+		p.entry.Sizes = make([]int64, len(p.Narinfo.Files))
+		for i := range p.entry.Sizes {
+			p.entry.Sizes[i] = -1
+		}
+	}
+	p.entry.Sizes[n] = size
+}
+
+// stageFrom stages the Nth file from a directory. The error is
+// [fs.ErrNotExist] when the directory has no such file.
+func (s *Storage) stageFrom(ctx context.Context, p *prepared, n int, name, directory string) (size int64, err error) {
+	root, err := os.OpenRoot(directory)
+	if err != nil {
+		return 0, err
+	}
+	defer root.Close()
+	info, err := root.Stat(name)
+	if err != nil {
+		return 0, err
+	}
+	source := path.Join(directory, name)
+	if !info.Mode().IsRegular() {
+		return 0, fmt.Errorf("%s is no regular file", source)
+	}
+	size = info.Size()
+	if want := p.Narinfo.Files[n].Size; want >= 0 && size != want {
+		return 0, fmt.Errorf("%w: %s has %d bytes, the narinfo says %d", ErrWrongSize, source, size, want)
+	}
+	if sharer, ok := s.bytes.(FileStager); ok && !p.Keep {
+		p.staged[n], err = sharer.StageFile(ctx, name, source, size)
+		if err != nil && !errors.Is(err, ErrCantShare) {
+			return 0, err
+		}
+	}
+	if p.staged[n] == nil {
+		file, err := root.Open(name)
+		if err != nil {
+			return 0, err
+		}
+		defer file.Close()
+		if p.staged[n], err = s.bytes.Stage(ctx, name, file, size); err != nil {
+			return 0, err
+		}
+	}
+	if !p.Keep {
+		p.moved = append(p.moved, source)
+	}
+	return size, nil
+}
+
+// commit shows the bytes of all additions and writes their rows, in one
+// transaction, so that no other process sees or changes anything in between:
+// bytes first, then a flush, then the rows with the commit.
+func (s *Storage) commit(ctx context.Context, batch []*prepared) {
+	if err := s.unstore(ctx, batch); err != nil {
+		failAll(batch, err)
+		return
+	}
+	err := s.index.Update(ctx, func(tx *index.Tx) error {
+		for _, p := range batch {
+			if p.result.Err != nil {
+				continue
+			}
+			err := s.commitOne(ctx, tx, p)
+			if missing := errMissingReferences(nil); errors.As(err, &missing) || errors.Is(err, errChanged) {
+				p.fail(err)
+			} else if err != nil {
+				return fmt.Errorf("%s: %w", p.Narinfo.StorePath.BaseName(), err)
+			}
+		}
+		if s.bytes != nil {
+			return s.bytes.Sync(ctx)
+		}
+		return nil
+	})
+	if err != nil {
+		if len(batch) > 1 {
+			// One item's fault is not the others'. They can't just be
+			// committed again, one by one: their bytes may be shown by now,
+			// and an item can be in the batch twice.
+			err = fmt.Errorf("%w: %w", errBatch, err)
+		}
+		failAll(batch, err)
+		return
+	}
+	var obsolete []string
+	for _, p := range batch {
+		p.abort() // of what was not used
+		obsolete = append(obsolete, p.obsolete...)
+		if p.result.Err != nil || p.result.Outcome == Kept {
+			continue
+		}
+		for _, name := range p.moved {
+			if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				s.log.Warn("a nar was imported, but its old name could not be removed", "file", name, "error", err)
+			}
+		}
+	}
+	if _, err := s.dropUnclaimed(ctx, obsolete); err != nil {
+		s.log.Warn("files that no narinfo names any more could not be removed from the storage", "error", err)
+	}
+}
+
+func failAll(batch []*prepared, err error) {
+	for _, p := range batch {
+		if p.result.Err == nil {
+			p.fail(err)
+		}
+	}
+}
+
+// unstore takes the mark "stored" off items whose bytes are about to be
+// replaced by others. It is a transaction of its own: should the next one fail
+// halfway, no row claims bytes that are not its own.
+func (s *Storage) unstore(ctx context.Context, batch []*prepared) error {
+	var replacing []*prepared
+	for _, p := range batch {
+		if p.result.Err == nil && p.old != nil && slices.ContainsFunc(p.staged, func(staged Staged) bool { return staged != nil }) {
+			replacing = append(replacing, p)
+		}
+	}
+	if len(replacing) == 0 {
+		return nil
+	}
+	return s.index.Update(ctx, func(tx *index.Tx) error {
+		for _, p := range replacing {
+			row, err := tx.Item(p.Narinfo.StorePath.Hash)
+			if errors.Is(err, ErrNotFound) {
+				continue
+			} else if err != nil {
+				return err
+			}
+			old, err := parseItem(row)
+			if err != nil {
+				return err
+			}
+			kept := old.Stored
+			for n, staged := range p.staged {
+				if i := old.fileAt(p.Narinfo.Files[n]); staged != nil && i >= 0 {
+					kept &^= 1 << i
+				}
+			}
+			if old.Narinfo.NarHash != p.Narinfo.NarHash {
+				kept = 0
+			}
+			if kept == old.Stored {
+				continue
+			}
+			if err := tx.SetStored(old.Hash, kept, old.Sizes); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// fileAt returns which of the item's files lies where the given one does, -1
+// for none.
+func (i *Item) fileAt(file narinfo.File) int {
+	want, err := file.Path()
+	if err != nil {
+		return -1
+	}
+	return i.FileNamed(want)
+}
+
+// FileNamed returns which of the item's files has the path, -1 for none.
+func (i *Item) FileNamed(name string) int {
+	for n, file := range i.Narinfo.Files {
+		if have, err := file.Path(); err == nil && have == name {
+			return n
+		}
+	}
+	return -1
+}
+
+// commitOne decides what becomes of an addition, now that nobody else can
+// change the item.
+func (s *Storage) commitOne(ctx context.Context, tx *index.Tx, p *prepared) error {
+	n := p.Narinfo
+	row, err := tx.Item(n.StorePath.Hash)
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		return err
+	}
+	if p.WithReferences {
+		missing, err := tx.Missing(othersOf(n))
+		if err != nil {
+			return err
+		}
+		if len(missing) > 0 {
+			return errMissingReferences(missing)
+		}
+	}
+	if row == nil && p.passed {
+		return errChanged
+	}
+	if row == nil {
+		p.result.Outcome = Added
+		return s.put(ctx, tx, p, nil)
+	}
+	old, err := parseItem(row)
+	if err != nil {
+		return err
+	}
+	if p.passed && old.Narinfo.NarHash == n.NarHash {
+		return errChanged
+	}
+	switch {
+	case bytes.Equal(old.Text, n.Text):
+		p.result.Outcome = Known
+		if p.entry.Stored&^old.Stored != 0 {
+			p.result.Outcome = Completed
+			if err := s.show(ctx, p); err != nil {
+				return err
+			}
+			if err := tx.SetStored(old.Hash, p.entry.Stored|old.Stored, p.entry.Sizes); err != nil {
+				return err
+			}
+		}
+		return tx.AddTags(old.Hash, p.Tags)
+	case old.Narinfo.NarHash == n.NarHash:
+		p.result.Outcome = Updated
+		p.result.Note = "the same nar was known with another narinfo, which this one replaces"
+		return s.put(ctx, tx, p, old)
+	case p.Replace:
+		p.result.Outcome = Replaced
+		p.result.Note = fmt.Sprintf("the nar %s was served before, now %s is", old.Narinfo.NarHash, n.NarHash)
+		return s.put(ctx, tx, p, old)
+	}
+	p.result.Outcome = Kept
+	p.result.Note = fmt.Sprintf("the nar %s is being served; %s was left where it is, --replace would take it", old.Narinfo.NarHash, n.NarHash)
+	return nil
+}
+
+// put shows an addition's bytes and writes its row.
+func (s *Storage) put(ctx context.Context, tx *index.Tx, p *prepared, old *Item) error {
+	if err := s.show(ctx, p); err != nil {
+		return err
+	}
+	var row *index.Item
+	if old != nil {
+		row = old.Item
+		// Files that only the old narinfo names are of no more use.
+		for n := range old.Narinfo.Files {
+			if name, err := old.Narinfo.Files[n].Path(); err == nil {
+				p.obsolete = append(p.obsolete, name)
+			}
+		}
+	}
+	if err := tx.Put(p.entry, row); err != nil {
+		return err
+	}
+	return tx.AddTags(p.Narinfo.StorePath.Hash, p.Tags)
+}
+
+// show commits the staged bytes of an addition. Those that lay in the storage
+// already are looked at again: they may have been removed or replaced since.
+func (s *Storage) show(ctx context.Context, p *prepared) error {
+	for n, staged := range p.staged {
+		if staged != nil {
+			if err := staged.Commit(ctx); err != nil {
+				return err
+			}
+			continue
+		}
+		if p.entry.Stored&(1<<n) == 0 {
+			continue
+		}
+		name, err := p.Narinfo.Files[n].Path()
+		if err != nil {
+			return err
+		}
+		info, err := s.bytes.Stat(ctx, name)
+		if errors.Is(err, fs.ErrNotExist) || err == nil && info.Size != p.size(n) {
+			return errChanged
+		} else if err != nil {
+			return err
+		}
+	}
+	p.result.Bytes = p.bytes
+	return nil
+}
+
+// size is the Nth file's.
+func (p *prepared) size(n int) int64 {
+	if size := p.Narinfo.Files[n].Size; size >= 0 {
+		return size
+	}
+	return p.entry.Sizes[n]
+}
+
+// othersOf returns the references to other items.
+func othersOf(n *narinfo.Narinfo) []narinfo.StorePath {
+	others := make([]narinfo.StorePath, 0, len(n.References))
+	for _, reference := range n.References {
+		if reference != n.StorePath {
+			others = append(others, reference)
+		}
+	}
+	return others
+}
+
+// readNarinfo reads and parses a narinfo file.
+func readNarinfo(name string) (*narinfo.Narinfo, error) {
+	file, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	text, err := io.ReadAll(io.LimitReader(file, narinfo.MaxSize+1))
+	if err != nil {
+		return nil, err
+	}
+	n, err := narinfo.Parse(text)
+	if err != nil {
+		return nil, err
+	}
+	// HASH.narinfo is where clients look, so it has to be this item's.
+	if stem, ok := strings.CutSuffix(path.Base(name), ".narinfo"); ok {
+		if hash, err := narinfo.ParsePathHash(stem); err == nil && hash != n.StorePath.Hash {
+			return nil, fmt.Errorf("it is named after %s, but describes %s", hash, n.StorePath)
+		}
+	}
+	return n, nil
+}

@@ -1,0 +1,95 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"io"
+	"iter"
+	"time"
+)
+
+// ByteStore keeps the bytes of nars, each under its name: the path that a
+// narinfo's URL gives, such as "nar/lzip/HASH-NAME". Names are relative, with
+// forward slashes, cleaned and free of "..": [narinfo.File.Path] makes them.
+//
+// A store tells three answers apart: there, certainly not there, which is an
+// error that is [fs.ErrNotExist], and not known, which is any other error.
+// Nothing may be deleted, and no client told "not found", on the third.
+//
+// Methods may be called from several goroutines and processes at once. Every
+// store passes the suite of package storagetest.
+type ByteStore interface {
+	// Stat describes the bytes under the name.
+	Stat(ctx context.Context, name string) (Info, error)
+
+	// Open reads length bytes from offset on, or all that follow when length
+	// is negative. The reader may give more than length; it is the caller's
+	// to close. A reader that is an *os.File can be sent without copying.
+	Open(ctx context.Context, name string, offset, length int64) (io.ReadCloser, Info, error)
+
+	// Stage takes in size bytes for the name, without showing them: Stat and
+	// Open answer as before until Commit. When from gives fewer or more
+	// bytes, the error is [ErrWrongSize] and nothing is kept.
+	Stage(ctx context.Context, name string, from io.Reader, size int64) (Staged, error)
+
+	// Flush makes bytes survive a loss of power that came into the store by
+	// another way than Stage, such as an administrator's copy.
+	Flush(ctx context.Context, name string) error
+
+	// Sync makes all that this store has committed or removed survive a loss
+	// of power.
+	Sync(ctx context.Context) error
+
+	// Remove deletes the bytes. That they are not there is no error.
+	Remove(ctx context.Context, name string) error
+
+	// List goes through all names, in no order.
+	List(ctx context.Context) iter.Seq2[Info, error]
+
+	// Probe tries whether the store can be read and written at all.
+	Probe(ctx context.Context) error
+
+	// String names the store in messages to operators.
+	String() string
+}
+
+// Staged is content that waits to be shown. Either method ends it.
+type Staged interface {
+	// Commit shows the bytes under their name, in the place of any that were
+	// there, all at once. They survive a loss of power after the store's Sync.
+	// Once it has succeeded, another call does nothing.
+	Commit(ctx context.Context) error
+	// Abort drops the bytes. After Commit it does nothing.
+	Abort()
+}
+
+// FileStager is a ByteStore that can take in a file of the machine without
+// copying it, where both lie on one file system.
+type FileStager interface {
+	// StageFile is Stage for a file that nobody writes to any more. The store
+	// may share it: the caller then removes its name, and nothing else, once
+	// the bytes are committed. The error is [ErrCantShare] when the file must
+	// be copied with Stage.
+	StageFile(ctx context.Context, name, file string, size int64) (Staged, error)
+}
+
+// Info describes bytes in a store.
+type Info struct {
+	Name string
+	// Size is the length in bytes; Usage is what it takes of the store, which
+	// is what a limit on the store is about.
+	Size, Usage int64
+	ModTime     time.Time
+	// Temporary says that it is left from a Stage that never came to its end,
+	// or one that is under way: List shows them, Stat and Open do not.
+	Temporary bool
+}
+
+var (
+	// ErrWrongSize says that bytes are fewer or more than was said.
+	ErrWrongSize = errors.New("wrong size")
+	// ErrCantShare says that a file must be copied.
+	ErrCantShare = errors.New("can't be shared with the storage")
+	// ErrOutside says that a name leads out of the store by a symbolic link.
+	ErrOutside = errors.New("leads out of the storage")
+)

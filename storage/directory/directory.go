@@ -1,0 +1,401 @@
+// Package directory keeps nars in a directory of the machine, each under the
+// path that its URL names. It is the backend of --storage=DIR.
+package directory
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"iter"
+	"os"
+	"path"
+	"strings"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"nar-herder/storage"
+)
+
+// temporaryPrefix begins the names of files that are being written. They lie
+// beside their final name, since a rename is only atomic within a directory's
+// file system. No store path's base name begins with a dot.
+const temporaryPrefix = ".nar-herder-"
+
+// Directory is a [storage.ByteStore].
+type Directory struct {
+	name string
+	root *os.Root
+	info fs.FileInfo
+
+	mu    sync.Mutex
+	dirty map[string]bool // directories whose entries have changed since Sync
+}
+
+// Open takes an existing directory as a store. What else lies in it is left
+// alone.
+func Open(name string) (*Directory, error) {
+	root, err := os.OpenRoot(name)
+	if err != nil {
+		return nil, fmt.Errorf("storage %s: %w: create the directory, or name another with --storage", name, cause(err))
+	}
+	info, err := root.Stat(".")
+	if err != nil {
+		root.Close()
+		return nil, fmt.Errorf("storage %s: %w", name, cause(err))
+	}
+	return &Directory{name: name, root: root, info: info, dirty: make(map[string]bool)}, nil
+}
+
+// Close lets the directory go. Readers that are open stay good.
+func (d *Directory) Close() error { return d.root.Close() }
+
+func (d *Directory) String() string { return d.name }
+
+// Stat implements [storage.ByteStore].
+func (d *Directory) Stat(_ context.Context, name string) (storage.Info, error) {
+	info, err := d.root.Stat(name)
+	if err != nil {
+		return storage.Info{}, d.explain("look for", name, err)
+	}
+	return d.describe(name, info)
+}
+
+// Open implements [storage.ByteStore]. The reader is an *os.File.
+func (d *Directory) Open(_ context.Context, name string, offset, _ int64) (io.ReadCloser, storage.Info, error) {
+	// Without O_NONBLOCK, a pipe of that name would hold the caller for ever.
+	file, err := d.root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, storage.Info{}, d.explain("open", name, err)
+	}
+	stat, err := file.Stat()
+	if err != nil {
+		file.Close()
+		return nil, storage.Info{}, d.explain("open", name, err)
+	}
+	info, err := d.describe(name, stat)
+	if err == nil && offset != 0 {
+		_, err = file.Seek(offset, io.SeekStart)
+	}
+	if err != nil {
+		file.Close()
+		return nil, storage.Info{}, err
+	}
+	return file, info, nil
+}
+
+// describe refuses what is no regular file: to a store, that is not there.
+func (d *Directory) describe(name string, info fs.FileInfo) (storage.Info, error) {
+	if !info.Mode().IsRegular() {
+		return storage.Info{}, fmt.Errorf("%s in storage %s is no regular file: %w", name, d.name, fs.ErrNotExist)
+	}
+	described := storage.Info{
+		Name: name, Size: info.Size(), Usage: info.Size(), ModTime: info.ModTime(),
+		Temporary: strings.HasPrefix(path.Base(name), temporaryPrefix),
+	}
+	if stat, ok := info.Sys().(*syscall.Stat_t); ok {
+		described.Usage = stat.Blocks * 512 // in these units whatever the file system's own
+	}
+	return described, nil
+}
+
+// explain makes an error of the system one of the three answers: "no such file"
+// is only believed while the directory itself is still in its place.
+func (d *Directory) explain(tried, name string, err error) error {
+	switch err = cause(err); {
+	case errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR):
+		now, statErr := os.Stat(d.name)
+		if statErr != nil || !os.SameFile(now, d.info) {
+			return fmt.Errorf("%s %s: storage %s is no longer the directory it was at start: mount it again, or restart", tried, name, d.name)
+		}
+		return fmt.Errorf("%s %s in storage %s: %w", tried, name, d.name, fs.ErrNotExist)
+	case strings.Contains(err.Error(), "escapes from parent"):
+		// os.Root has no exported error for this.
+		return fmt.Errorf("%s %s in storage %s: %w by a symbolic link: copy the target in, or make it the storage itself", tried, name, d.name, storage.ErrOutside)
+	}
+	return fmt.Errorf("%s %s in storage %s: %w", tried, name, d.name, err)
+}
+
+// Stage implements [storage.ByteStore].
+func (d *Directory) Stage(_ context.Context, name string, from io.Reader, size int64) (_ storage.Staged, err error) {
+	temporary, err := d.temporary(name)
+	if err != nil {
+		return nil, err
+	}
+	file, err := d.root.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o664)
+	if err != nil {
+		return nil, d.explain("create", temporary, err)
+	}
+	defer func() {
+		if err != nil {
+			file.Close()
+			_ = d.root.Remove(temporary)
+		}
+	}()
+	// With a file as source this is copy_file_range, which on some file
+	// systems copies nothing at all.
+	written, err := io.Copy(file, io.LimitReader(from, size))
+	if err != nil {
+		return nil, d.explain("write", temporary, err)
+	}
+	if written < size {
+		return nil, fmt.Errorf("store %s: %w: %d bytes came where %d were expected", name, storage.ErrWrongSize, written, size)
+	}
+	if n, err := from.Read(make([]byte, 1)); n > 0 {
+		return nil, fmt.Errorf("store %s: %w: more than the expected %d bytes came", name, storage.ErrWrongSize, size)
+	} else if err != nil && err != io.EOF {
+		return nil, fmt.Errorf("store %s: read what follows its %d bytes: %w", name, size, err)
+	}
+	if err := file.Sync(); err != nil {
+		return nil, d.explain("flush", temporary, err)
+	}
+	if err := file.Close(); err != nil {
+		return nil, d.explain("write", temporary, err)
+	}
+	return &staged{d: d, temporary: temporary, name: name}, nil
+}
+
+// StageFile implements [storage.FileStager] with a hard link.
+func (d *Directory) StageFile(_ context.Context, name, source string, size int64) (storage.Staged, error) {
+	file, err := os.OpenFile(source, os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w: %w", source, storage.ErrCantShare, cause(err))
+	}
+	defer file.Close()
+	info, err := file.Stat()
+	if err != nil || !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s: %w: not a regular file", source, storage.ErrCantShare)
+	}
+	if info.Size() != size {
+		return nil, fmt.Errorf("%s: %w: it has %d bytes where %d were expected", source, storage.ErrWrongSize, info.Size(), size)
+	}
+	if stat, ok := info.Sys().(*syscall.Stat_t); !ok || stat.Nlink != 1 {
+		// Another name may be somebody's who still writes to it.
+		return nil, fmt.Errorf("%s: %w: it has other names", source, storage.ErrCantShare)
+	}
+	if info.Mode()&0o044 == 0 {
+		// The server may run as another user than an import.
+		return nil, fmt.Errorf("%s: %w: only its owner may read it", source, storage.ErrCantShare)
+	}
+	if err := file.Sync(); err != nil {
+		return nil, fmt.Errorf("flush %s: %w", source, cause(err))
+	}
+	temporary, err := d.temporary(name)
+	if err != nil {
+		return nil, err
+	}
+	parent, err := d.root.Open(path.Dir(temporary))
+	if err != nil {
+		return nil, d.explain("open", path.Dir(temporary), err)
+	}
+	defer parent.Close()
+	// By descriptor, so that it is the very file that was looked at.
+	err = unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", file.Fd()), int(parent.Fd()), path.Base(temporary), unix.AT_SYMLINK_FOLLOW)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w: %w", source, storage.ErrCantShare, err)
+	}
+	return &staged{d: d, temporary: temporary, name: name}, nil
+}
+
+// temporary makes the directory that the name lies in, and returns a new name
+// in it.
+func (d *Directory) temporary(name string) (string, error) {
+	if !fs.ValidPath(name) || name == "." || strings.HasPrefix(path.Base(name), temporaryPrefix) {
+		return "", fmt.Errorf("store %q: not a name for a nar", name)
+	}
+	parent := path.Dir(name)
+	if err := d.makeAll(parent); err != nil {
+		return "", d.explain("create directory", parent, err)
+	}
+	return path.Join(parent, temporaryPrefix+rand.Text()), nil
+}
+
+// makeAll creates a directory and those above it, and notes which of them have
+// new entries.
+func (d *Directory) makeAll(name string) error {
+	if _, err := d.root.Stat(name); err == nil || name == "." {
+		return err
+	}
+	if err := d.makeAll(path.Dir(name)); err != nil {
+		return err
+	}
+	err := d.root.Mkdir(name, 0o775)
+	if err == nil {
+		d.touch(path.Dir(name))
+	} else if errors.Is(err, fs.ErrExist) {
+		err = nil // another was first
+	}
+	return err
+}
+
+// Flush implements [storage.ByteStore].
+func (d *Directory) Flush(_ context.Context, name string) error {
+	if err := errors.Join(d.syncOne(name), d.syncOne(path.Dir(name))); err != nil {
+		return d.explain("flush", name, err)
+	}
+	return nil
+}
+
+// touch notes that Sync has to flush the directory.
+func (d *Directory) touch(parent string) {
+	d.mu.Lock()
+	d.dirty[parent] = true
+	d.mu.Unlock()
+}
+
+// Sync implements [storage.ByteStore].
+func (d *Directory) Sync(context.Context) error {
+	d.mu.Lock()
+	dirty := d.dirty
+	d.dirty = make(map[string]bool)
+	d.mu.Unlock()
+	for parent := range dirty {
+		// One that is gone was removed since, with all that was in it.
+		if err := d.syncOne(parent); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			d.mu.Lock()
+			for again := range dirty {
+				d.dirty[again] = true
+			}
+			d.mu.Unlock()
+			return d.explain("flush directory", parent, err)
+		}
+	}
+	return nil
+}
+
+// syncOne flushes a file or directory.
+func (d *Directory) syncOne(name string) error {
+	handle, err := d.root.Open(name)
+	if err != nil {
+		return err
+	}
+	defer handle.Close()
+	return handle.Sync()
+}
+
+// Remove implements [storage.ByteStore].
+func (d *Directory) Remove(_ context.Context, name string) error {
+	info, err := d.root.Lstat(name)
+	if err == nil && info.IsDir() {
+		return fmt.Errorf("remove %s in storage %s: it is a directory", name, d.name)
+	}
+	if err == nil {
+		err = d.root.Remove(name)
+	}
+	if err != nil {
+		if err = d.explain("remove", name, err); errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return err
+	}
+	d.touch(path.Dir(name))
+	return nil
+}
+
+// List implements [storage.ByteStore]. Symbolic links are passed over, so that
+// nothing is counted twice and no walk is without end.
+func (d *Directory) List(ctx context.Context) iter.Seq2[storage.Info, error] {
+	return func(yield func(storage.Info, error) bool) {
+		err := fs.WalkDir(d.root.FS(), ".", func(name string, entry fs.DirEntry, err error) error {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			if err != nil {
+				if errors.Is(err, fs.ErrNotExist) && name != "." {
+					return nil // removed meanwhile
+				}
+				return err
+			}
+			if !entry.Type().IsRegular() {
+				return nil
+			}
+			stat, err := entry.Info()
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil
+			} else if err != nil {
+				return err
+			}
+			info, err := d.describe(name, stat)
+			if err != nil {
+				return err
+			}
+			if !yield(info, nil) {
+				return fs.SkipAll
+			}
+			return nil
+		})
+		if err != nil {
+			yield(storage.Info{}, fmt.Errorf("list storage %s: %w", d.name, cause(err)))
+		}
+	}
+}
+
+// Probe implements [storage.ByteStore]: it writes a file and removes it.
+func (d *Directory) Probe(context.Context) error {
+	now, err := os.Stat(d.name)
+	if err != nil {
+		return fmt.Errorf("storage %s: %w", d.name, cause(err))
+	}
+	if !os.SameFile(now, d.info) {
+		return fmt.Errorf("storage %s is no longer the directory it was at start: mount it again, or restart", d.name)
+	}
+	probe := temporaryPrefix + rand.Text()
+	file, err := d.root.OpenFile(probe, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o664)
+	if err != nil {
+		return d.explain("create", probe, err)
+	}
+	_, err = file.WriteString("probe\n")
+	err = errors.Join(err, file.Close(), d.root.Remove(probe))
+	if err != nil {
+		return d.explain("write", probe, err)
+	}
+	return nil
+}
+
+// staged is a complete file under a temporary name.
+type staged struct {
+	d               *Directory
+	temporary, name string
+	done            bool
+}
+
+// Commit implements [storage.Staged].
+func (s *staged) Commit(context.Context) error {
+	if s.done {
+		return nil
+	}
+	if err := s.d.root.Rename(s.temporary, s.name); err != nil {
+		return s.d.explain("rename "+s.temporary+" to", s.name, err)
+	}
+	s.done = true
+	s.d.touch(path.Dir(s.name))
+	// Renaming one name of a file to another of the same file does nothing.
+	_ = s.d.root.Remove(s.temporary)
+	return nil
+}
+
+// Abort implements [storage.Staged].
+func (s *staged) Abort() {
+	if !s.done {
+		s.done = true
+		_ = s.d.root.Remove(s.temporary)
+	}
+}
+
+// cause takes the operation and path off an error of package os, which repeat
+// what the message says already.
+func cause(err error) error {
+	var pathError *fs.PathError
+	var linkError *os.LinkError
+	switch {
+	case errors.As(err, &pathError):
+		return pathError.Err
+	case errors.As(err, &linkError):
+		return linkError.Err
+	}
+	return err
+}

@@ -1,0 +1,242 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"time"
+
+	"nar-herder/storage/index"
+)
+
+// ImportOptions of [Storage.Import]; the fields are as in [Addition].
+type ImportOptions struct {
+	Keep           bool
+	Replace        bool
+	WithReferences bool
+	Tags           []index.Tag
+}
+
+// Imported is the result for one narinfo file.
+type Imported struct {
+	File string
+	Result
+}
+
+const (
+	// batchItems and batchTime end a batch. The time is how long other
+	// processes wait for the database, and how long an imported item may stay
+	// unseen; the number bounds memory.
+	batchItems = 2000
+	batchTime  = 100 * time.Millisecond
+)
+
+// Import adds the items of narinfo files: of each file named, and of all below
+// each directory named whose names end in ".narinfo". Nars are looked for in
+// the storage, then beside the narinfo, then below the directory named.
+//
+// report is called for each narinfo file, by one goroutine at a time, once its
+// row is safe. One that fails does not stop the others. The error is about the
+// whole: the context's, or a directory that can't be read.
+func (s *Storage) Import(ctx context.Context, names []string, options ImportOptions, report func(Imported)) error {
+	work := make(chan narinfoFile, 4*batchItems)
+	ready := make(chan importing, batchItems)
+	var walkErr error
+	go func() {
+		defer close(work)
+		walkErr = walk(ctx, names, work)
+	}()
+	var workers sync.WaitGroup
+	// One more than cores, since they also wait for disks.
+	for range runtime.GOMAXPROCS(0) + 1 {
+		workers.Go(func() {
+			for file := range work {
+				ready <- importing{file, s.prepareFile(ctx, file, options)}
+			}
+		})
+	}
+	go func() {
+		workers.Wait()
+		close(ready)
+	}()
+
+	var waiting []narinfoFile
+	s.commitAll(ctx, ready, func(i importing) {
+		if worthAnotherTry(i.prepared.result.Err) {
+			waiting = append(waiting, i.narinfoFile)
+			return
+		}
+		report(Imported{i.name, i.prepared.result})
+	})
+	// One by one, and again as long as that brings any of them in: in a
+	// closure, some come before what they refer to.
+	for progress := true; progress && len(waiting) > 0 && ctx.Err() == nil; {
+		progress = false
+		var failed []Imported
+		var left []narinfoFile
+		for _, file := range waiting {
+			p := s.prepareFile(ctx, file, options)
+			if p.result.Err == nil {
+				s.commit(ctx, []*prepared{p})
+			}
+			if worthAnotherTry(p.result.Err) {
+				left = append(left, file)
+				failed = append(failed, Imported{file.name, p.result})
+				continue
+			}
+			progress = true
+			report(Imported{file.name, p.result})
+		}
+		if !progress {
+			for _, f := range failed {
+				report(f)
+			}
+		}
+		waiting = left
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return walkErr
+}
+
+// worthAnotherTry tells errors that may be gone when the rest is in.
+func worthAnotherTry(err error) bool {
+	var missing errMissingReferences
+	return errors.As(err, &missing) || errors.Is(err, errChanged) || errors.Is(err, errBatch)
+}
+
+// narinfoFile is a narinfo that was found.
+type narinfoFile struct {
+	name string
+	root string // the directory that was named
+}
+
+type importing struct {
+	narinfoFile
+	prepared *prepared
+}
+
+// walk sends the narinfo files. Directories that can't be read are the error,
+// after the others have been walked.
+func walk(ctx context.Context, names []string, found chan<- narinfoFile) error {
+	var failures []error
+	for _, name := range names {
+		info, err := os.Stat(name)
+		if err != nil {
+			failures = append(failures, err)
+			continue
+		}
+		if !info.IsDir() {
+			select {
+			case found <- narinfoFile{name, filepath.Dir(name)}:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+			continue
+		}
+		err = filepath.WalkDir(name, func(file string, entry fs.DirEntry, err error) error {
+			if err != nil {
+				failures = append(failures, err)
+				return nil
+			}
+			if entry.IsDir() || !strings.HasSuffix(file, ".narinfo") {
+				return nil
+			}
+			select {
+			case found <- narinfoFile{file, name}:
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return errors.Join(failures...)
+}
+
+// prepareFile reads a narinfo file and stages its nars.
+func (s *Storage) prepareFile(ctx context.Context, file narinfoFile, options ImportOptions) *prepared {
+	n, err := readNarinfo(file.name)
+	if err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		return &prepared{result: Result{Outcome: Failed, Err: err}}
+	}
+	directories := []string{filepath.Dir(file.name)}
+	if file.root != directories[0] {
+		directories = append(directories, file.root)
+	}
+	return s.prepare(ctx, &Addition{
+		Narinfo: n, Directories: directories,
+		Keep: options.Keep, Replace: options.Replace, WithReferences: options.WithReferences, Tags: options.Tags,
+	})
+}
+
+// commitAll commits what is ready in batches: as much as there is, so that one
+// narinfo need not wait for a second, and many share a transaction.
+func (s *Storage) commitAll(ctx context.Context, ready <-chan importing, report func(importing)) {
+	for first := range ready {
+		batch := []importing{first}
+		full := time.After(batchTime)
+	gather:
+		for len(batch) < batchItems {
+			select {
+			case next, ok := <-ready:
+				if !ok {
+					break gather
+				}
+				batch = append(batch, next)
+			case <-full:
+				break gather
+			}
+		}
+		additions := make([]*prepared, 0, len(batch))
+		for _, i := range batch {
+			if i.prepared.result.Err == nil {
+				additions = append(additions, i.prepared)
+			}
+		}
+		if len(additions) > 0 {
+			s.commit(ctx, additions)
+		}
+		for _, i := range batch {
+			report(i)
+		}
+	}
+}
+
+// Summary counts the outcomes of an import.
+type Summary struct {
+	Outcomes [Replaced + 1]int
+	Bytes    int64
+}
+
+// Count adds a result.
+func (s *Summary) Count(r Result) {
+	s.Outcomes[r.Outcome]++
+	s.Bytes += r.Bytes
+}
+
+// String lists the outcomes that there were.
+func (s *Summary) String() string {
+	var parts []string
+	for outcome, n := range s.Outcomes {
+		if n > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", n, Outcome(outcome)))
+		}
+	}
+	if len(parts) == 0 {
+		return "no narinfos found"
+	}
+	return strings.Join(parts, ", ")
+}

@@ -1,0 +1,121 @@
+package index
+
+import (
+	"context"
+	"database/sql/driver"
+	"fmt"
+	"time"
+
+	"nar-herder/narinfo"
+)
+
+// ChangeKind says what happened to an item. The numbers are in the database.
+type ChangeKind int
+
+const (
+	// Added: a narinfo came, or its text was replaced.
+	Added ChangeKind = 1
+	// Removed: the narinfo went.
+	Removed ChangeKind = 2
+	// StorageChanged: the narinfo stays as it is, but files of it came into
+	// the storage or went. It concerns this instance alone.
+	StorageChanged ChangeKind = 3
+)
+
+// Change is a row of the log.
+type Change struct {
+	ID   int64
+	At   time.Time
+	Kind ChangeKind
+	Hash narinfo.PathHash
+	// StorePath is the full path, for a removal only: the narinfo that would
+	// tell it is gone.
+	StorePath string
+}
+
+// changes returns rows of the log after the one with the given id.
+func (c *connection) changes(after, limit int64) (changes []Change, err error) {
+	err = c.rows(`SELECT r.id, r.at, r.kind, p.hash, r.store_path FROM recent_changes r
+		JOIN paths p ON p.id = r.path WHERE r.id > ? ORDER BY r.id LIMIT ?`, []driver.Value{after, limit},
+		func(row []driver.Value) (bool, error) {
+			hash, err := hashOf(blob(row[3]))
+			if err != nil {
+				return false, err
+			}
+			path, _ := row[4].(string)
+			changes = append(changes, Change{
+				ID: row[0].(int64), At: time.UnixMilli(row[1].(int64)).UTC(),
+				Kind: ChangeKind(row[2].(int64)), Hash: hash, StorePath: path,
+			})
+			return true, nil
+		})
+	return changes, err
+}
+
+// lastChange is the id of the newest change there has been, also when its row
+// is gone.
+const lastChange = "SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'recent_changes'), 0)"
+
+// Watcher tells what any process has changed in the database since it was last
+// asked. It has a connection of its own and is used by one goroutine at a time.
+type Watcher struct {
+	conn    *connection
+	version int64 // SQLite's count of others' commits, as this connection saw it
+	last    int64 // the newest row of the log that was told
+}
+
+// Watch starts with the database as it is now.
+func (x *Index) Watch(ctx context.Context) (*Watcher, error) {
+	conn, err := connect(ctx, x.source)
+	if err != nil {
+		return nil, describe("watch "+x.path, err)
+	}
+	w := &Watcher{conn: conn}
+	// In this order: a commit between the two is told twice rather than never.
+	if w.version, err = conn.integer("PRAGMA data_version"); err == nil {
+		w.last, err = conn.integer(lastChange)
+	}
+	if err != nil {
+		conn.close()
+		return nil, describe("watch "+x.path, err)
+	}
+	return w, nil
+}
+
+// tellAtMost is how many changes a Poll lists before it gives up on naming
+// them: past that, forgetting everything is cheaper.
+const tellAtMost = 100_000
+
+// Poll returns what has changed since the last Poll. complete is false when
+// the log does not reach back that far, or the changes are too many: then
+// anything may have changed. When nothing has, it takes a few microseconds.
+func (w *Watcher) Poll() (changes []Change, complete bool, err error) {
+	version, err := w.conn.integer("PRAGMA data_version")
+	if err != nil {
+		return nil, false, fmt.Errorf("watch the database: %w", err)
+	}
+	if version == w.version {
+		return nil, true, nil
+	}
+	changes, err = w.conn.changes(w.last, tellAtMost)
+	if err != nil {
+		return nil, false, fmt.Errorf("watch the database: %w", err)
+	}
+	last, err := w.conn.integer(lastChange)
+	if err != nil {
+		return nil, false, fmt.Errorf("watch the database: %w", err)
+	}
+	// Ids have no gaps, since a number that is rolled back is given again. So
+	// the count tells whether some have been trimmed, or have come since the
+	// rows were read.
+	complete = int64(len(changes)) == last-w.last
+	if !complete {
+		changes = nil
+	}
+	w.last = last
+	w.version = version
+	return changes, complete, nil
+}
+
+// Close ends the watcher's connection.
+func (w *Watcher) Close() error { return w.conn.close() }

@@ -1,0 +1,266 @@
+// Package index keeps the narinfos: a SQLite database that knows, for each
+// item, its narinfo text, its references both ways, its tags, and which of its
+// files are in the storage.
+//
+// Reading takes prepared statements on a small pool of connections and never
+// writes. Writing takes the one writer connection, in transactions of whole
+// batches, beside other processes that do the same.
+package index
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/hashicorp/golang-lru/v2/simplelru"
+	"golang.org/x/sys/unix"
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
+
+	"nar-herder/narinfo"
+)
+
+// Errors that callers tell apart. Each comes wrapped in one that names the
+// database and what to do.
+var (
+	// ErrNotFound says that the index certainly has no such item.
+	ErrNotFound = errors.New("not in the index")
+	// ErrOriginal says that the file is a database of the original Nar Herder.
+	ErrOriginal = errors.New("database of the original Nar Herder")
+	// ErrNewerVersion says that the database was written by a newer version.
+	ErrNewerVersion = errors.New("database of a newer version")
+	// ErrForeign says that the file is no index, and not an empty database.
+	ErrForeign = errors.New("not a Nar Herder database")
+	// ErrReadOnly says that the database file or its directory can't be written.
+	ErrReadOnly = errors.New("database can't be written")
+	// ErrFull says that the disk under the database is full.
+	ErrFull = errors.New("no space left for the database")
+)
+
+// Options of [Open]; the zero value is good for a server.
+type Options struct {
+	// WriterCache is the page cache of the writer connection, in bytes;
+	// 0 means 4 MiB. A large import is faster with more.
+	WriterCache int64
+	// ReaderCache is the page cache of all readers together, in bytes;
+	// 0 means 32 MiB.
+	ReaderCache int64
+}
+
+const (
+	defaultWriterCache = 4 << 20
+	// defaultReaderCache holds the inner pages of the hash index of some ten
+	// million paths; leaves come from the operating system's cache.
+	defaultReaderCache = 32 << 20
+
+	// knownPaths bounds the path ids that a writer keeps in memory, some 100
+	// bytes each. References crowd on few paths: with this many, an import
+	// looks up one in ten or so in the database.
+	knownPaths = 1 << 17
+
+	// busyTimeout is how long a writer waits for another process's
+	// transaction, in milliseconds. Importers hold the lock for a fraction of
+	// a second at a time, but many can stand in line.
+	busyTimeout = 60_000
+)
+
+// Index is an open database. Its methods may be called from several
+// goroutines at once.
+type Index struct {
+	path     string
+	source   string // of a connection for reading
+	readers  pool
+	codec    *codec
+	instance string
+
+	// writing guards what follows. It lets the transactions of this process
+	// take turns before they meet SQLite's lock, which is not fair and is
+	// waited for by polling.
+	writing sync.Mutex
+	writer  *connection
+	known   *simplelru.LRU[narinfo.PathHash, int64]
+}
+
+// Open opens the database at path, creates it when there is none, and brings
+// it to the newest schema. The errors are those named in this package, or the
+// system's, and say which file they are about.
+func Open(ctx context.Context, path string, options Options) (*Index, error) {
+	return open(ctx, path, options, migrations)
+}
+
+func open(ctx context.Context, path string, options Options, steps []string) (_ *Index, err error) {
+	absolute, err := filepath.Abs(path)
+	if err != nil {
+		return nil, fmt.Errorf("database %s: find its absolute path: %w", path, err)
+	}
+	if err := prepareFile(absolute); err != nil {
+		return nil, err
+	}
+	count := max(4, 2*runtime.GOMAXPROCS(0))
+	x := &Index{
+		path:   path,
+		source: dataSource(absolute, cmp.Or(options.ReaderCache, defaultReaderCache)/int64(count), "_query_only=on"),
+	}
+	if x.known, err = simplelru.NewLRU[narinfo.PathHash, int64](knownPaths, nil); err != nil {
+		return nil, err
+	}
+	x.writer, err = connect(ctx, dataSource(absolute, cmp.Or(options.WriterCache, defaultWriterCache)))
+	if err != nil {
+		return nil, describe(fmt.Sprintf("database %s: open it", path), err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, x.Close())
+		}
+	}()
+	if err := migrate(x.writer, path, steps); err != nil {
+		return nil, err
+	}
+	if x.codec, err = openCodec(x.writer); err != nil {
+		return nil, describe(fmt.Sprintf("database %s: load its dictionaries", path), err)
+	}
+	if x.instance, err = openInstance(x.writer); err != nil {
+		return nil, describe(fmt.Sprintf("database %s: read its instance name", path), err)
+	}
+	if x.readers, err = openPool(ctx, x.source, count); err != nil {
+		return nil, describe(fmt.Sprintf("database %s: open it for reading", path), err)
+	}
+	return x, nil
+}
+
+// prepareFile creates an empty file for a new database, so that SQLite, which
+// gives its log files the same mode, lets the file's group write as well:
+// imports often run as another user of the same group.
+//
+// An existing file is not opened: closing it would drop the locks that other
+// connections of this process hold on it, as POSIX has it.
+func prepareFile(path string) error {
+	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		var file *os.File
+		if file, err = os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o664); err == nil {
+			return file.Close()
+		}
+		if errors.Is(err, fs.ErrExist) {
+			return nil // another process was first
+		}
+	} else if err == nil {
+		if !info.Mode().IsRegular() {
+			return fmt.Errorf("%w: %s is no regular file: name another file with --database", ErrForeign, path)
+		}
+		err = unix.Access(path, unix.R_OK|unix.W_OK)
+	}
+	var pathError *fs.PathError
+	if errors.As(err, &pathError) {
+		err = pathError.Err
+	}
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("database %s: its directory %s does not exist: create it, or name another file with --database", path, filepath.Dir(path))
+	case errors.Is(err, fs.ErrPermission), errors.Is(err, unix.EROFS):
+		return fmt.Errorf("%w: %s: %w: let the user or group of this process write the file and its directory", ErrReadOnly, path, err)
+	}
+	return fmt.Errorf("database %s: %w", path, err)
+}
+
+// dataSource is the name of the database for the driver. All pragmas are in
+// it, so that every connection of a pool has them.
+func dataSource(path string, cacheBytes int64, extra ...string) string {
+	parameters := append([]string{
+		// First: the pragmas that follow may already have to wait.
+		"_busy_timeout=" + strconv.Itoa(busyTimeout),
+		"_foreign_keys=on",
+		"_journal_mode=wal",
+		// A finished import has moved nars out of the directory they came
+		// from; its rows must not be lost with the power.
+		"_synchronous=full",
+		"_pragma=cache_size(-" + strconv.FormatInt(max(cacheBytes/1024, 64), 10) + ")",
+		"_pragma=journal_size_limit(67108864)",
+		"_pragma=wal_autocheckpoint(4000)",
+		"_pragma=temp_store(memory)",
+	}, extra...)
+	return "file:" + (&url.URL{Path: path}).EscapedPath() + "?" + strings.Join(parameters, "&")
+}
+
+// openInstance returns the random name of this database, made once: it tells
+// an instance from others, and from itself behind another URL.
+func openInstance(conn *connection) (string, error) {
+	row, err := conn.first("SELECT value FROM settings WHERE key = 'instance'")
+	if err != nil {
+		return "", err
+	}
+	if row == nil {
+		// Two processes may both be first: the row of one of them stays.
+		row, err = conn.first(`INSERT INTO settings VALUES ('instance', ?)
+			ON CONFLICT DO UPDATE SET value = value RETURNING value`, rand.Text())
+		if err != nil {
+			return "", err
+		}
+	}
+	return row[0].(string), nil
+}
+
+// Instance is the random name of this database.
+func (x *Index) Instance() string { return x.instance }
+
+// Path is the file name the index was opened with.
+func (x *Index) Path() string { return x.path }
+
+// Close ends all connections. No other method may be in flight.
+func (x *Index) Close() error {
+	err := x.readers.close()
+	if x.writer != nil {
+		err = errors.Join(err, x.writer.close())
+	}
+	if x.codec != nil {
+		x.codec.close()
+	}
+	return err
+}
+
+// describe wraps an error of SQLite with what was tried, and with the error of
+// this package that callers look for.
+func describe(tried string, err error) error {
+	var failure *sqlite.Error
+	if errors.As(err, &failure) {
+		switch failure.Code() & 0xff {
+		case sqlite3.SQLITE_NOTADB:
+			return fmt.Errorf("%w: %s: the file is no SQLite database: name another file with --database", ErrForeign, tried)
+		case sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN:
+			return fmt.Errorf("%w: %s: %w: let the user or group of this process write the file and its directory", ErrReadOnly, tried, err)
+		case sqlite3.SQLITE_FULL:
+			return fmt.Errorf("%w: %s: %w: nothing of this step was kept; free some space and try again", ErrFull, tried, err)
+		case sqlite3.SQLITE_CORRUPT:
+			return fmt.Errorf("%s: %w: the database is damaged: restore a copy of it, or build a new one with 'nar-herder import'", tried, err)
+		case sqlite3.SQLITE_BUSY:
+			return fmt.Errorf("%s: %w: another process has held the database for over %d s", tried, err, busyTimeout/1000)
+		}
+	}
+	return fmt.Errorf("%s: %w", tried, err)
+}
+
+// Tag is a key and a value that an administrator gave to items.
+type Tag struct{ Key, Value string }
+
+func (t Tag) String() string { return t.Key + "=" + t.Value }
+
+// hashOf makes a column's value a path hash.
+func hashOf(column []byte) (hash narinfo.PathHash, err error) {
+	if len(column) != len(hash) {
+		return hash, fmt.Errorf("path hash of %d bytes in the database, want %d", len(column), len(hash))
+	}
+	copy(hash[:], column)
+	return hash, nil
+}

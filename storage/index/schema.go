@@ -1,0 +1,166 @@
+package index
+
+import (
+	"errors"
+	"fmt"
+)
+
+// applicationID marks a database file as an index of this program, in the
+// field of the file header that SQLite keeps for that purpose. It spells
+// "NarH" in ASCII.
+const applicationID = 0x4e617248
+
+// migrations holds one step for each version of the schema; the version of a
+// database, its user_version, is the number of steps it has seen. Steps only
+// ever add: a step that has been released is never edited.
+//
+// The tables:
+//
+//   - paths interns the hash of every store path ever met, as an item or as a
+//     reference, so that references are small integers. Ids are never reused.
+//   - items is the bookkeeping of each known item, apart from its text so that
+//     passes over all items read little. stored_files is a bit mask: bit N is
+//     set when the bytes of the Nth file that the narinfo names are in the
+//     storage. file_sizes is only there for narinfos without FileSize.
+//   - narinfos holds the texts, compressed, and the references as a list of
+//     path ids.
+//   - referrers is the way back: for a path, who refers to it. Referrers with
+//     neighbouring ids share a row, as 16-bit offsets into a block of ids.
+//   - recent_changes is the log that mirrors follow and that tells other
+//     processes what to forget; see [Change].
+//   - uses counts requests per item.
+//   - totals is one row, kept true by each transaction.
+var migrations = []string{
+	`CREATE TABLE settings (
+		key TEXT PRIMARY KEY,
+		value TEXT NOT NULL
+	) STRICT, WITHOUT ROWID;
+
+	CREATE TABLE dictionaries (
+		id INTEGER PRIMARY KEY,
+		content BLOB NOT NULL
+	) STRICT;
+
+	CREATE TABLE paths (
+		id INTEGER PRIMARY KEY,
+		hash BLOB NOT NULL UNIQUE
+	) STRICT;
+
+	CREATE TABLE items (
+		id INTEGER PRIMARY KEY REFERENCES paths (id),
+		added_at INTEGER NOT NULL,
+		stored_files INTEGER NOT NULL,
+		stored_size INTEGER NOT NULL,
+		file_sizes BLOB
+	) STRICT;
+
+	CREATE TABLE narinfos (
+		id INTEGER PRIMARY KEY REFERENCES items (id) ON DELETE CASCADE,
+		refs BLOB NOT NULL,
+		dictionary INTEGER NOT NULL,
+		text BLOB NOT NULL
+	) STRICT;
+
+	CREATE TABLE referrers (
+		path INTEGER NOT NULL,
+		block INTEGER NOT NULL,
+		offsets BLOB NOT NULL,
+		PRIMARY KEY (path, block)
+	) STRICT, WITHOUT ROWID;
+
+	CREATE TABLE tags (
+		id INTEGER PRIMARY KEY,
+		key TEXT NOT NULL,
+		value TEXT NOT NULL,
+		UNIQUE (key, value)
+	) STRICT;
+
+	CREATE TABLE item_tags (
+		item INTEGER NOT NULL REFERENCES items (id) ON DELETE CASCADE,
+		tag INTEGER NOT NULL REFERENCES tags (id),
+		PRIMARY KEY (item, tag)
+	) STRICT, WITHOUT ROWID;
+	CREATE INDEX item_tags_by_tag ON item_tags (tag, item);
+
+	CREATE TABLE recent_changes (
+		id INTEGER PRIMARY KEY AUTOINCREMENT,
+		at INTEGER NOT NULL,
+		kind INTEGER NOT NULL,
+		path INTEGER NOT NULL,
+		store_path TEXT
+	) STRICT;
+
+	CREATE TABLE uses (
+		item INTEGER PRIMARY KEY REFERENCES items (id) ON DELETE CASCADE,
+		count INTEGER NOT NULL,
+		last_used INTEGER NOT NULL
+	) STRICT;
+
+	CREATE TABLE totals (
+		one INTEGER PRIMARY KEY CHECK (one = 1),
+		items INTEGER NOT NULL,
+		stored_nars INTEGER NOT NULL,
+		stored_size INTEGER NOT NULL
+	) STRICT;
+	INSERT INTO totals VALUES (1, 0, 0, 0);`,
+}
+
+// migrate brings the database to the newest version of the schema, or says
+// why it is not one of ours.
+func migrate(conn *connection, path string, steps []string) (err error) {
+	// Most opens find nothing to do, and must not wait for another
+	// process's write lock to find that out.
+	version, err := recognise(conn, path, len(steps))
+	if err != nil || version == len(steps) {
+		return err
+	}
+	if err := conn.script("BEGIN IMMEDIATE"); err != nil {
+		return describe(fmt.Sprintf("database %s: lock it for creating or migrating it", path), err)
+	}
+	defer func() {
+		if err != nil {
+			_ = conn.script("ROLLBACK") // err says what went wrong
+		}
+	}()
+	// Another process may have done it while this one waited for the lock.
+	if version, err = recognise(conn, path, len(steps)); err != nil {
+		return err
+	}
+	for ; version < len(steps); version++ {
+		if err := conn.script(steps[version]); err != nil {
+			return describe(fmt.Sprintf("database %s: migrate it from version %d to %d", path, version, version+1), err)
+		}
+	}
+	// Pragmas take no bound parameters.
+	err = conn.script(fmt.Sprintf("PRAGMA application_id = %d; PRAGMA user_version = %d; COMMIT", applicationID, len(steps)))
+	if err != nil {
+		return describe(fmt.Sprintf("database %s: finish migrating it", path), err)
+	}
+	return nil
+}
+
+// recognise returns the schema version of the database, 0 for an empty one.
+func recognise(conn *connection, path string, newest int) (int, error) {
+	id, err1 := conn.integer("PRAGMA application_id")
+	version, err2 := conn.integer("PRAGMA user_version")
+	tables, err3 := conn.integer("SELECT count(*) FROM sqlite_schema")
+	// Whatever its version, the original has a table narinfos with the texts
+	// in a column contents.
+	original, err4 := conn.integer("SELECT count(*) FROM pragma_table_info('narinfos') WHERE name = 'contents'")
+	if err := errors.Join(err1, err2, err3, err4); err != nil {
+		return 0, describe(fmt.Sprintf("database %s: read its header", path), err)
+	}
+	switch {
+	case id == applicationID && version > int64(newest):
+		return 0, fmt.Errorf("%w: %s has schema version %d, this program knows up to %d: run a newer nar-herder, or name another file with --database",
+			ErrNewerVersion, path, version, newest)
+	case id == applicationID:
+		return int(version), nil
+	case tables == 0:
+		return 0, nil
+	case original > 0:
+		return 0, fmt.Errorf("%w: %s was written by the original Nar Herder (Guile), whose schema differs; converting it is not built yet: "+
+			"leave it where it is, name a new file with --database, and fill that with 'nar-herder import' from a directory of narinfos", ErrOriginal, path)
+	}
+	return 0, fmt.Errorf("%w: %s is an SQLite database of another program: name another file with --database", ErrForeign, path)
+}

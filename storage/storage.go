@@ -1,0 +1,153 @@
+// Package storage keeps store items. An item is its row in the index and its
+// bytes in a byte store, and this package is what keeps the two true to each
+// other: whatever crashes when, no row ever claims bytes that are not there,
+// and what a crash does leave behind is found by [Storage.Check].
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"iter"
+	"log/slog"
+	"time"
+
+	"nar-herder/narinfo"
+	"nar-herder/storage/index"
+)
+
+// ErrNotFound says that there certainly is no such item.
+var ErrNotFound = index.ErrNotFound
+
+// ErrNotStored says that the item is known, and its bytes certainly not here.
+var ErrNotStored = errors.New("the nar is not in this storage")
+
+// ErrDisagree says that index and bytes contradict each other: bytes that the
+// index has as stored are missing, or of another size. It is a fault of this
+// machine, not an answer to a client.
+var ErrDisagree = errors.New("index and storage disagree")
+
+// Storage is an index and the bytes that belong to it.
+type Storage struct {
+	index *index.Index
+	bytes ByteStore // nil: nars are kept elsewhere
+	log   *slog.Logger
+	now   func() time.Time
+}
+
+// Options of [New]. The zero value is good.
+type Options struct {
+	// Log takes what operators should know; nil drops it.
+	Log *slog.Logger
+	// Now is the clock that gives items their time; nil is the system's.
+	Now func() time.Time
+}
+
+// New joins an index and a byte store, both of which stay the caller's to
+// close. A nil byte store makes a Storage that knows items but keeps no bytes.
+func New(x *index.Index, bytes ByteStore, options Options) *Storage {
+	s := &Storage{index: x, bytes: bytes, log: options.Log, now: options.Now}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	if s.now == nil {
+		s.now = time.Now
+	}
+	return s
+}
+
+// Item is an item with its narinfo read.
+type Item struct {
+	*index.Item
+	Narinfo *narinfo.Narinfo
+}
+
+// Text returns the item's narinfo byte for byte, or [ErrNotFound].
+func (s *Storage) Text(ctx context.Context, hash narinfo.PathHash) ([]byte, error) {
+	return s.index.Text(ctx, hash)
+}
+
+// Item returns the item, or [ErrNotFound].
+func (s *Storage) Item(ctx context.Context, hash narinfo.PathHash) (*Item, error) {
+	row, err := s.index.Item(ctx, hash)
+	if err != nil {
+		return nil, err
+	}
+	return parseItem(row)
+}
+
+func parseItem(row *index.Item) (*Item, error) {
+	n, err := narinfo.Parse(row.Text)
+	if err != nil {
+		return nil, fmt.Errorf("the narinfo of %s in the database: %w", row.Hash, err)
+	}
+	return &Item{row, n}, nil
+}
+
+// Items returns all items that have every given tag.
+func (s *Storage) Items(ctx context.Context, tags ...index.Tag) iter.Seq2[*Item, error] {
+	return func(yield func(*Item, error) bool) {
+		for row, err := range s.index.Items(ctx, tags...) {
+			var item *Item
+			if err == nil {
+				item, err = parseItem(row)
+			}
+			if !yield(item, err) {
+				return
+			}
+		}
+	}
+}
+
+// StoredSize is the size in bytes that the item's Nth file has in the storage,
+// as recorded.
+func (i *Item) StoredSize(n int) int64 {
+	if size := i.Narinfo.Files[n].Size; size >= 0 {
+		return size
+	}
+	if n < len(i.Sizes) {
+		return i.Sizes[n]
+	}
+	return -1
+}
+
+// OpenFile opens the item's Nth file: length bytes from offset on, or all that
+// follow when length is negative. The size is right when there is no error.
+// [ErrNotStored] says that the bytes are certainly not here; any other error is
+// a fault. The reader is the caller's to close, and may be an *os.File.
+func (s *Storage) OpenFile(ctx context.Context, item *Item, n int, offset, length int64) (io.ReadCloser, Info, error) {
+	if s.bytes == nil || !item.HasStored(n) {
+		return nil, Info{}, ErrNotStored
+	}
+	name, err := item.Narinfo.Files[n].Path()
+	if err != nil {
+		return nil, Info{}, err
+	}
+	reader, info, err := s.bytes.Open(ctx, name, offset, length)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, Info{}, fmt.Errorf("%w: %w: see 'nar-herder help import' for adding it again", ErrDisagree, err)
+	}
+	if err != nil {
+		return nil, Info{}, err
+	}
+	if want := item.StoredSize(n); info.Size != want {
+		reader.Close()
+		return nil, Info{}, fmt.Errorf("%w: %s in storage %s has %d bytes where the index has %d", ErrDisagree, name, s.bytes, info.Size, want)
+	}
+	return reader, info, nil
+}
+
+// Healthy tries whether index and bytes can be used at all. The errors say
+// which of the two can't.
+func (s *Storage) Healthy(ctx context.Context) (indexErr, bytesErr error) {
+	_, indexErr = s.index.Totals(ctx)
+	if s.bytes != nil {
+		bytesErr = s.bytes.Probe(ctx)
+	}
+	return indexErr, bytesErr
+}
+
+// Totals are the sums that the index keeps.
+func (s *Storage) Totals(ctx context.Context) (index.Totals, error) { return s.index.Totals(ctx) }
