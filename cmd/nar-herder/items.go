@@ -1,0 +1,184 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"time"
+
+	"nar-herder/narinfo"
+	"nar-herder/storage"
+	"nar-herder/storage/index"
+)
+
+type removeCommand struct {
+	databaseOption `embed:""`
+
+	Storage string   `placeholder:"DIR" help:"Directory of the stored nars."`
+	Items   []string `arg:"" name:"store-path" help:"Store paths, or their base names, or their hashes."`
+}
+
+func (c *removeCommand) Run(ctx context.Context, s *streams) (err error) {
+	hashes := make([]narinfo.PathHash, len(c.Items))
+	for i, name := range c.Items {
+		if hashes[i], err = parseItem(name); err != nil {
+			return err
+		}
+	}
+	log := slog.New(slog.NewTextHandler(s.err, nil))
+	store, err := open(ctx, c.Database, c.Storage, index.Options{}, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, store.close()) }()
+	failed := false
+	for i, hash := range hashes {
+		item, err := store.Item(ctx, hash)
+		if err == nil && item.Stored != 0 && c.Storage == "" {
+			err = errors.New("its nars are in a storage, where they would be left: name it with --storage")
+		}
+		var removal storage.Removal
+		if err == nil {
+			removal, err = store.Remove(ctx, hash)
+		}
+		if err != nil {
+			fmt.Fprintf(s.err, "nar-herder: remove %s: %v\n", c.Items[i], err)
+			failed = true
+			continue
+		}
+		fmt.Fprintf(s.out, "removed %s, %s of nars\n", removal.StorePath, byteCount(removal.Bytes))
+	}
+	if failed {
+		return errReported
+	}
+	return nil
+}
+
+// parseItem takes what people have at hand for a store item.
+func parseItem(name string) (narinfo.PathHash, error) {
+	base := strings.TrimPrefix(strings.TrimSuffix(name, ".narinfo"), narinfo.StoreDir+"/")
+	if hash, err := narinfo.ParsePathHash(base); err == nil {
+		return hash, nil
+	}
+	path, err := narinfo.ParseBaseName(base)
+	if err != nil {
+		return narinfo.PathHash{}, fmt.Errorf("%q is no store item: name /gnu/store/HASH-NAME, HASH-NAME or HASH", name)
+	}
+	return path.Hash, nil
+}
+
+type listCommand struct {
+	databaseOption `embed:""`
+
+	Tag  []tagValue `sep:"none" placeholder:"KEY=VALUE" help:"Only items that have the tag. May be repeated."`
+	JSON bool       `name:"json" help:"All that is known of each item, as a JSON object on a line."`
+}
+
+// listed is an item for programs.
+type listed struct {
+	StorePath  string       `json:"store_path"`
+	NarHash    string       `json:"nar_hash"`
+	NarSize    int64        `json:"nar_size"`
+	AddedAt    time.Time    `json:"added_at"`
+	References []string     `json:"references"`
+	Files      []listedFile `json:"files"`
+	Tags       []string     `json:"tags"` // KEY=VALUE each
+}
+
+type listedFile struct {
+	URL         string `json:"url"`
+	Compression string `json:"compression"`
+	Size        int64  `json:"size"`
+	Stored      bool   `json:"stored"`
+}
+
+func (c *listCommand) Run(ctx context.Context, s *streams) (err error) {
+	store, err := openExisting(ctx, c.Database)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, store.close()) }()
+	out := bufio.NewWriter(s.out)
+	encoder := json.NewEncoder(out)
+	for item, err := range store.Items(ctx, tags(c.Tag)...) {
+		if err != nil {
+			return errors.Join(err, out.Flush())
+		}
+		if !c.JSON {
+			fmt.Fprintln(out, item.Narinfo.StorePath)
+			continue
+		}
+		object, err := describe(ctx, store, item)
+		if err != nil {
+			return errors.Join(err, out.Flush())
+		}
+		if err := encoder.Encode(object); err != nil {
+			return err
+		}
+	}
+	return out.Flush()
+}
+
+func describe(ctx context.Context, store *opened, item *storage.Item) (*listed, error) {
+	n := item.Narinfo
+	object := &listed{
+		StorePath: n.StorePath.String(), NarHash: n.NarHash.String(), NarSize: n.NarSize, AddedAt: item.AddedAt,
+		References: []string{}, Tags: []string{},
+	}
+	for _, reference := range n.References {
+		object.References = append(object.References, reference.String())
+	}
+	for i, file := range n.Files {
+		object.Files = append(object.Files, listedFile{file.URL, file.Compression, item.StoredSize(i), item.HasStored(i)})
+	}
+	tags, err := store.index.Tags(ctx, item.Hash)
+	for _, tag := range tags {
+		object.Tags = append(object.Tags, tag.String())
+	}
+	return object, err
+}
+
+// openExisting opens an index for looking at it, which makes none.
+func openExisting(ctx context.Context, database string) (*opened, error) {
+	if _, err := os.Stat(database); err != nil {
+		return nil, fmt.Errorf("--database=%s: %w: name the index that the server uses", database, errors.Unwrap(err))
+	}
+	return open(ctx, database, "", index.Options{}, nil)
+}
+
+type statsCommand struct {
+	databaseOption `embed:""`
+
+	JSON bool `name:"json" help:"As a JSON object."`
+}
+
+func (c *statsCommand) Run(ctx context.Context, s *streams) (err error) {
+	store, err := openExisting(ctx, c.Database)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, store.close()) }()
+	totals, err := store.Totals(ctx)
+	if err != nil {
+		return err
+	}
+	var size int64
+	for _, suffix := range []string{"", "-wal"} {
+		if info, err := os.Stat(c.Database + suffix); err == nil {
+			size += info.Size()
+		}
+	}
+	if c.JSON {
+		return json.NewEncoder(s.out).Encode(map[string]int64{
+			"items": totals.Items, "stored_nars": totals.StoredNars, "stored_bytes": totals.StoredSize, "database_bytes": size,
+		})
+	}
+	fmt.Fprintf(s.out, "store items      %d\nnars in storage  %d, %s\ndatabase         %s\n",
+		totals.Items, totals.StoredNars, byteCount(totals.StoredSize), byteCount(size))
+	return nil
+}

@@ -1,0 +1,115 @@
+// Command nar-herder serves substitutes to GNU Guix: narinfos out of an index,
+// nars out of a storage.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+)
+
+func main() {
+	// A terminal that goes away, or a supervisor's habit, ends nothing.
+	signal.Ignore(syscall.SIGHUP)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
+	defer stop()
+	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// commands is the command line.
+type commands struct {
+	RunServer serverCommand  `cmd:"" help:"Serve narinfos and nars over HTTP."`
+	Import    importCommand  `cmd:"" help:"Add narinfos, and the nars beside them, to the index and the storage."`
+	Remove    removeCommand  `cmd:"" help:"Remove items: their narinfos and their nars."`
+	List      listCommand    `cmd:"" help:"List the items of the index."`
+	Stats     statsCommand   `cmd:"" help:"Show how much there is in the index and the storage."`
+	Version   versionCommand `cmd:"" help:"Show the version."`
+	Help      helpCommand    `cmd:"" help:"Show help on a command."`
+}
+
+// streams is where commands write to.
+type streams struct {
+	out, err io.Writer
+	parser   *kong.Kong
+}
+
+// errReported is for a command that has said itself what went wrong.
+var errReported = errors.New("some of it failed")
+
+// run does what the arguments say, and returns the exit status.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	exited := -1 // by the option --help
+	parser, err := kong.New(new(commands),
+		kong.Name("nar-herder"),
+		kong.Description("A substitute server for GNU Guix that keeps narinfos in an index and nars in a storage."),
+		kong.Writers(stdout, stderr),
+		kong.Exit(func(code int) { exited = code }),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
+		kong.Bind(&streams{out: stdout, err: stderr}),
+		kong.BindTo(ctx, (*context.Context)(nil)),
+	)
+	if err != nil {
+		fmt.Fprintln(stderr, "nar-herder:", err)
+		return 1
+	}
+	if len(args) == 0 {
+		args = []string{"--help"}
+	}
+	command, err := parser.Parse(args)
+	if exited >= 0 {
+		return exited
+	}
+	if err == nil {
+		err = command.Run(&streams{out: stdout, err: stderr, parser: parser})
+	}
+	var usage *kong.ParseError
+	switch {
+	case err == nil:
+		return 0
+	case errors.Is(err, errReported):
+	case errors.As(err, &usage):
+		fmt.Fprintf(stderr, "nar-herder: %v (see 'nar-herder help')\n", err)
+	default:
+		fmt.Fprintln(stderr, "nar-herder:", err)
+	}
+	return 1
+}
+
+type versionCommand struct{}
+
+func (versionCommand) Run(s *streams) error {
+	fmt.Fprintln(s.out, "nar-herder", version())
+	return nil
+}
+
+// release is the version that this tree leads to.
+const release = "0.1.0"
+
+// version adds the revision, where the program was built from a checkout.
+func version() string {
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, setting := range info.Settings {
+			if setting.Key == "vcs.revision" {
+				return release + "+" + setting.Value[:min(12, len(setting.Value))]
+			}
+		}
+	}
+	return release
+}
+
+type helpCommand struct {
+	Command []string `arg:"" optional:"" help:"The command to explain."`
+}
+
+func (c helpCommand) Run(s *streams) error {
+	// Its exit hook does not end the program here.
+	_, err := s.parser.Parse(append(c.Command, "--help"))
+	return err
+}

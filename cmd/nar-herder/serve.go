@@ -1,0 +1,283 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/activation"
+	"github.com/coreos/go-systemd/v22/daemon"
+
+	"nar-herder/compression"
+	"nar-herder/httpapi"
+	"nar-herder/storage/index"
+)
+
+// serverCommand has the options of the original, by their names and defaults,
+// and at the end our own.
+type serverCommand struct {
+	databaseOption `embed:""`
+
+	Host                      string           `default:"127.0.0.1" placeholder:"HOST" help:"Name or address to listen on, or unix:PATH (default: ${default})."`
+	Port                      portValue        `default:"8734" placeholder:"PORT" help:"Port to listen on (default: ${default})."`
+	PidFile                   string           `placeholder:"FILE" help:"Where to write the process id, first of all."`
+	DatabaseDump              string           `default:"/var/lib/nar-herder/nar_herder_dump.db" placeholder:"FILE" help:"The copy of the index that others download (default: ${default})."`
+	Storage                   string           `placeholder:"DIR" help:"Directory of the stored nars."`
+	StorageLimit              sizeValue        `default:"none" placeholder:"BYTES" help:"Size that the storage is kept below (default: ${default})."`
+	StorageNarRemovalCriteria []criterionValue `sep:"none" placeholder:"stored-on=URL" help:"When a nar may be removed to keep the limit. May be repeated."`
+	Mirror                    *urlValue        `placeholder:"URL" help:"The instance to mirror."`
+	TTL                       *ttlValue        `name:"ttl" placeholder:"DURATION" help:"How long clients may keep a narinfo."`
+	NewTTL                    *ttlValue        `name:"new-ttl" placeholder:"DURATION" help:"What to advertise instead of --ttl while that is being changed."`
+	NegativeTTL               *ttlValue        `name:"negative-ttl" placeholder:"DURATION" help:"How long clients may believe that an item is not here."`
+	LogLevel                  levelValue       `default:"DEBUG" placeholder:"LEVEL" help:"DEBUG, which logs requests, INFO, WARN or ERROR (default: ${default})."`
+
+	EnableCachedCompression                []compressionValue             `sep:"none" placeholder:"TYPE[:LEVEL]" help:"Compression to make of nars that are asked for often: zstd, lzip or gzip. May be repeated."`
+	CachedCompressionDirectory             []typed[textValue, *textValue] `sep:"none" placeholder:"TYPE=DIR" help:"Where to keep them (default: /var/cache/nar-herder/nar/TYPE)."`
+	CachedCompressionDirectoryMaxSize      []typed[sizeValue, *sizeValue] `sep:"none" placeholder:"TYPE=BYTES" help:"Size of the directory at the most."`
+	CachedCompressionUnusedRemovalDuration []typed[ttlValue, *ttlValue]   `sep:"none" placeholder:"TYPE=DURATION" help:"When to remove one that nobody asks for."`
+	CachedCompressionTTL                   []typed[ttlValue, *ttlValue]   `name:"cached-compression-ttl" sep:"none" placeholder:"TYPE=DURATION" help:"--ttl of narinfos that show one."`
+	CachedCompressionNewTTL                []typed[ttlValue, *ttlValue]   `name:"cached-compression-new-ttl" sep:"none" placeholder:"TYPE=DURATION" help:"--new-ttl of narinfos that show one."`
+	CachedCompressionMinUses               positiveValue                  `default:"3" placeholder:"N" help:"How often a nar is asked for before (default: ${default})."`
+	CachedCompressionWorkers               positiveValue                  `default:"2" placeholder:"N" help:"How many are made at a time (default: ${default})."`
+	CachedCompressionNarSource             string                         `placeholder:"DIR-OR-URL" help:"Where to read nars from (default: the storage)."`
+
+	XAccelRedirect   bool      `name:"x-accel-redirect" help:"Leave the sending of nars to the nginx in front, as the original does."`
+	SigningKey       string    `placeholder:"FILE" help:"The public key that signs the narinfos, to hand out at /signing-key.pub."`
+	NarinfoCacheSize sizeValue `default:"64MiB" placeholder:"BYTES" help:"Memory for narinfos that were asked for lately (default: ${default})."`
+}
+
+// inactive lists the options that were given and do nothing yet.
+func (c *serverCommand) inactive() (names []string) {
+	for _, option := range []struct {
+		name  string
+		given bool
+	}{
+		{"--mirror", c.Mirror != nil},
+		{"--database-dump", c.DatabaseDump != "/var/lib/nar-herder/nar_herder_dump.db"},
+		{"--storage-limit", c.StorageLimit != noLimit},
+		{"--storage-nar-removal-criteria", len(c.StorageNarRemovalCriteria) > 0},
+		{"--enable-cached-compression", len(c.EnableCachedCompression) > 0},
+		{"--cached-compression-directory", len(c.CachedCompressionDirectory) > 0},
+		{"--cached-compression-directory-max-size", len(c.CachedCompressionDirectoryMaxSize) > 0},
+		{"--cached-compression-unused-removal-duration", len(c.CachedCompressionUnusedRemovalDuration) > 0},
+		{"--cached-compression-ttl", len(c.CachedCompressionTTL) > 0},
+		{"--cached-compression-new-ttl", len(c.CachedCompressionNewTTL) > 0},
+		{"--cached-compression-min-uses", c.CachedCompressionMinUses != 3},
+		{"--cached-compression-workers", c.CachedCompressionWorkers != 2},
+		{"--cached-compression-nar-source", c.CachedCompressionNarSource != ""},
+	} {
+		if option.given {
+			names = append(names, option.name)
+		}
+	}
+	return names
+}
+
+func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
+	if c.Storage == "" && c.Mirror == nil {
+		return errors.New("run-server needs --storage=DIR, --mirror=URL, or both")
+	}
+	key, err := readSigningKey(c.SigningKey)
+	if err != nil {
+		return err
+	}
+	if c.PidFile != "" {
+		if err := writePidFile(c.PidFile); err != nil {
+			return err
+		}
+		defer removePidFile(c.PidFile)
+	}
+	log, closeLog := newLogger(s.err, slog.Level(c.LogLevel))
+	defer closeLog()
+	log.Info("starting", "version", version(), "database", c.Database, "storage", c.Storage, "pid", os.Getpid())
+	if names := c.inactive(); len(names) > 0 {
+		log.Warn("these options are understood, but what they are for is not built yet: they do nothing", "options", strings.Join(names, " "))
+	}
+	listeners, err := listen(ctx, c.Host, c.Port)
+	if err != nil {
+		return err
+	}
+	defer closeAll(listeners)
+	store, err := open(ctx, c.Database, c.Storage, index.Options{}, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, store.close()) }()
+
+	server := httpapi.New(store, httpapi.Options{
+		Decompress: compression.NewReader,
+		TTL:        (*time.Duration)(c.TTL), NewTTL: (*time.Duration)(c.NewTTL), NegativeTTL: (*time.Duration)(c.NegativeTTL),
+		AccelRedirect: c.XAccelRedirect,
+		AnswerCache:   max(int64(c.NarinfoCacheSize), 0),
+		SigningKey:    key,
+		Version:       version(),
+		Log:           log,
+	})
+	watcher, err := store.index.Watch(ctx)
+	if err != nil {
+		return err
+	}
+	var following sync.WaitGroup
+	followCtx, stopFollowing := context.WithCancel(ctx)
+	defer func() {
+		stopFollowing()
+		following.Wait()
+		err = errors.Join(err, watcher.Close())
+	}()
+	following.Go(func() { server.Follow(followCtx, watcher) })
+
+	for _, listener := range listeners {
+		log.Info("listening", "address", listener.Addr().String())
+	}
+	notify(log, daemon.SdNotifyReady)
+	context.AfterFunc(ctx, func() {
+		log.Info("stopping")
+		notify(log, daemon.SdNotifyStopping)
+	})
+	if err := server.Serve(ctx, listeners...); err != nil {
+		return fmt.Errorf("serve: %w", err)
+	}
+	log.Info("stopped")
+	return nil
+}
+
+// notify tells systemd, where it started the program and wants to know.
+func notify(log *slog.Logger, state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		log.Warn("can't tell systemd", "state", state, "error", err)
+	}
+}
+
+// readSigningKey reads the key that is handed out, and makes sure that it is
+// not the other half.
+func readSigningKey(name string) ([]byte, error) {
+	if name == "" {
+		return nil, nil
+	}
+	key, err := os.ReadFile(name)
+	if err != nil {
+		return nil, fmt.Errorf("--signing-key: %w", err)
+	}
+	if !strings.HasPrefix(strings.TrimSpace(string(key)), "(public-key") || strings.Contains(string(key), "private-key") {
+		return nil, fmt.Errorf("--signing-key=%s: this is no public key: name a file that begins with \"(public-key\", such as /etc/guix/signing-key.pub", name)
+	}
+	return key, nil
+}
+
+// listen opens the sockets: those of systemd where it gives any, or one for
+// each address of the host.
+func listen(ctx context.Context, host string, port portValue) (listeners []net.Listener, err error) {
+	defer func() {
+		if err != nil {
+			closeAll(listeners)
+		}
+	}()
+	given, err := activation.Listeners()
+	if err != nil {
+		return nil, fmt.Errorf("take the sockets that systemd passed: %w", err)
+	}
+	for _, listener := range given {
+		if listener == nil {
+			return given, errors.New("systemd passed a socket that is none for streams: use ListenStream")
+		}
+	}
+	if len(given) > 0 {
+		return given, nil
+	}
+	if path, ok := strings.CutPrefix(host, "unix:"); ok {
+		listener, err := listenUnix(ctx, path)
+		if err != nil {
+			return nil, err
+		}
+		return []net.Listener{listener}, nil
+	}
+	host = strings.TrimSuffix(strings.TrimPrefix(host, "["), "]")
+	addresses := []string{host}
+	if host != "" && net.ParseIP(host) == nil {
+		if addresses, err = net.DefaultResolver.LookupHost(ctx, host); err != nil {
+			return nil, fmt.Errorf("--host=%s: %w: name an address, a host name that has one, or unix:PATH", host, err)
+		}
+	}
+	var config net.ListenConfig
+	for _, address := range addresses {
+		listener, err := config.Listen(ctx, "tcp", net.JoinHostPort(address, strconv.Itoa(int(port))))
+		if err != nil {
+			return listeners, fmt.Errorf("listen on --host=%s --port=%d: %w", host, port, err)
+		}
+		if port == 0 { // the same for all
+			port = portValue(listener.Addr().(*net.TCPAddr).Port)
+		}
+		listeners = append(listeners, listener)
+	}
+	return listeners, nil
+}
+
+// listenUnix listens on a socket in the file system. One that a process left
+// when it died is replaced; one that somebody listens on is not.
+func listenUnix(ctx context.Context, path string) (net.Listener, error) {
+	if info, err := os.Lstat(path); err == nil && info.Mode().Type() == fs.ModeSocket {
+		var dialer net.Dialer
+		if conn, err := dialer.DialContext(ctx, "unix", path); err == nil {
+			conn.Close()
+			return nil, fmt.Errorf("--host=unix:%s: another process listens there", path)
+		}
+		if err := os.Remove(path); err != nil {
+			return nil, fmt.Errorf("--host=unix:%s: remove the socket of an earlier run: %w", path, err)
+		}
+	}
+	var config net.ListenConfig
+	listener, err := config.Listen(ctx, "unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("--host=unix:%s: %w", path, err)
+	}
+	// Who may connect is for the directory to say; the web server in front is
+	// usually another user.
+	if err := os.Chmod(path, 0o666); err != nil {
+		listener.Close()
+		return nil, fmt.Errorf("--host=unix:%s: %w", path, err)
+	}
+	return listener, nil
+}
+
+func closeAll(listeners []net.Listener) {
+	for _, listener := range listeners {
+		if listener != nil {
+			_ = listener.Close() // again, where the server has done so
+		}
+	}
+}
+
+// writePidFile writes it beside and renames it: a supervisor that waits for the
+// file must not find it empty.
+func writePidFile(name string) error {
+	temporary, err := os.CreateTemp(filepath.Dir(name), filepath.Base(name)+".")
+	if err != nil {
+		return fmt.Errorf("--pid-file=%s: %w", name, err)
+	}
+	_, err = fmt.Fprintln(temporary, os.Getpid())
+	err = errors.Join(err, temporary.Chmod(0o644), temporary.Close())
+	if err == nil {
+		err = os.Rename(temporary.Name(), name)
+	}
+	if err != nil {
+		_ = os.Remove(temporary.Name())
+		return fmt.Errorf("--pid-file=%s: %w", name, err)
+	}
+	return nil
+}
+
+// removePidFile removes the file while it is this process's.
+func removePidFile(name string) {
+	if text, err := os.ReadFile(name); err == nil && strings.TrimSpace(string(text)) == strconv.Itoa(os.Getpid()) {
+		_ = os.Remove(name)
+	}
+}

@@ -1,0 +1,234 @@
+package main
+
+import (
+	"fmt"
+	"log/slog"
+	"math"
+	"net/url"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"nar-herder/storage/index"
+)
+
+// The types of options. Each says what it got and what is allowed; the parser
+// puts the option's name before it.
+
+// ttlValue is a duration as Guix writes it. There are no minutes: m is a month.
+type ttlValue time.Duration
+
+var ttlForm = regexp.MustCompile(`^([0-9]+)([shdwm])$`)
+
+func (d *ttlValue) UnmarshalText(text []byte) error {
+	parts := ttlForm.FindStringSubmatch(string(text))
+	if parts == nil {
+		return fmt.Errorf("%q is no duration: a number and one of s, h, d, w, m (months of 30 days), such as 5d", text)
+	}
+	unit := map[string]time.Duration{
+		"s": time.Second, "h": time.Hour, "d": 24 * time.Hour, "w": 7 * 24 * time.Hour, "m": 30 * 24 * time.Hour,
+	}[parts[2]]
+	n, err := strconv.ParseInt(parts[1], 10, 64)
+	if err != nil || n > int64(math.MaxInt64/unit) {
+		return fmt.Errorf("%q is too long: at most %d%s", text, int64(math.MaxInt64/unit), parts[2])
+	}
+	*d = ttlValue(time.Duration(n) * unit)
+	return nil
+}
+
+// sizeValue is a number of bytes; noLimit for none.
+type sizeValue int64
+
+const noLimit sizeValue = -1
+
+var sizeForm = regexp.MustCompile(`^([0-9]+)(|B|[KMGTP](|B|iB))$`)
+
+func (s *sizeValue) UnmarshalText(text []byte) error {
+	if string(text) == "none" {
+		*s = noLimit
+		return nil
+	}
+	parts := sizeForm.FindStringSubmatch(string(text))
+	if parts == nil {
+		return fmt.Errorf("%q is no size: \"none\", or a number of bytes, perhaps with K, M, G, T, KiB, MiB, GiB, TiB (powers of 1024) or KB, MB, GB, TB (powers of 1000)", text)
+	}
+	n, err := strconv.ParseInt(parts[1], 10, 64)
+	if unit := parts[2]; err == nil && unit != "" && unit != "B" {
+		base := int64(1024)
+		if strings.HasSuffix(unit, "B") && !strings.HasSuffix(unit, "iB") {
+			base = 1000
+		}
+		for range strings.IndexByte("KMGTP", unit[0]) + 1 {
+			if n > math.MaxInt64/base {
+				err = strconv.ErrRange
+				break
+			}
+			n *= base
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("%q is too large: at most %d bytes", text, int64(math.MaxInt64))
+	}
+	*s = sizeValue(n)
+	return nil
+}
+
+// portValue is a TCP port; 0 lets the system choose.
+type portValue uint16
+
+func (p *portValue) UnmarshalText(text []byte) error {
+	n, err := strconv.ParseUint(string(text), 10, 16)
+	if err != nil {
+		return fmt.Errorf("%q is no port: a number from 0 to 65535", text)
+	}
+	*p = portValue(n)
+	return nil
+}
+
+// levelValue is a level of logging.
+type levelValue slog.Level
+
+var levels = map[string]slog.Level{"DEBUG": slog.LevelDebug, "INFO": slog.LevelInfo, "WARN": slog.LevelWarn, "ERROR": slog.LevelError}
+
+func (l *levelValue) UnmarshalText(text []byte) error {
+	level, ok := levels[strings.ToUpper(string(text))]
+	if !ok {
+		return fmt.Errorf("%q is no log level: DEBUG, INFO, WARN or ERROR", text)
+	}
+	*l = levelValue(level)
+	return nil
+}
+
+// positiveValue is a number of at least one.
+type positiveValue int
+
+func (p *positiveValue) UnmarshalText(text []byte) error {
+	n, err := strconv.Atoi(string(text))
+	if err != nil || n < 1 || n > math.MaxInt32 {
+		return fmt.Errorf("%q is no number from 1 to %d", text, math.MaxInt32)
+	}
+	*p = positiveValue(n)
+	return nil
+}
+
+// urlValue is the URL of another instance.
+type urlValue struct{ *url.URL }
+
+func (u *urlValue) UnmarshalText(text []byte) error {
+	parsed, err := url.Parse(string(text))
+	if err != nil || parsed.Scheme != "http" && parsed.Scheme != "https" || parsed.Host == "" {
+		return fmt.Errorf("%q is no URL of an instance: http://HOST or https://HOST, perhaps with port and path", text)
+	}
+	u.URL = parsed
+	return nil
+}
+
+// criterionValue is when a nar may be removed from the storage.
+type criterionValue struct{ storedOn urlValue }
+
+func (c *criterionValue) UnmarshalText(text []byte) error {
+	target, ok := strings.CutPrefix(string(text), "stored-on=")
+	if !ok {
+		return fmt.Errorf("%q is no criterion: stored-on=URL", text)
+	}
+	return c.storedOn.UnmarshalText([]byte(target))
+}
+
+// tagValue is KEY=VALUE.
+type tagValue index.Tag
+
+func (t *tagValue) UnmarshalText(text []byte) error {
+	key, value, ok := strings.Cut(string(text), "=")
+	if !ok || key == "" {
+		return fmt.Errorf("%q is no tag: KEY=VALUE", text)
+	}
+	*t = tagValue{Key: key, Value: value}
+	return nil
+}
+
+func tags(values []tagValue) []index.Tag {
+	converted := make([]index.Tag, len(values))
+	for i, value := range values {
+		converted[i] = index.Tag(value)
+	}
+	return converted
+}
+
+// Cached compressions: the types that can be made, and their levels, which mean
+// what they mean to the programs of that name.
+var cachedTypes = []struct {
+	name                 string
+	lowest, highest, std int
+}{{"zstd", 1, 22, 3}, {"lzip", 0, 9, 6}, {"gzip", 1, 9, 6}}
+
+func checkType(name string) error {
+	names := make([]string, len(cachedTypes))
+	for i, t := range cachedTypes {
+		names[i] = t.name
+	}
+	if !slices.Contains(names, name) {
+		return fmt.Errorf("%q is no type of compression: %s", name, strings.Join(names, ", "))
+	}
+	return nil
+}
+
+// compressionValue is TYPE[:LEVEL].
+type compressionValue struct {
+	kind  string
+	level int
+}
+
+func (c *compressionValue) UnmarshalText(text []byte) error {
+	kind, level, hasLevel := strings.Cut(string(text), ":")
+	if err := checkType(kind); err != nil {
+		return err
+	}
+	for _, t := range cachedTypes {
+		if t.name != kind {
+			continue
+		}
+		c.kind, c.level = kind, t.std
+		if hasLevel {
+			n, err := strconv.Atoi(level)
+			if err != nil || n < t.lowest || n > t.highest {
+				return fmt.Errorf("%q is no level of %s: %d to %d", level, kind, t.lowest, t.highest)
+			}
+			c.level = n
+		}
+	}
+	return nil
+}
+
+// typed is TYPE=VALUE.
+type typed[V any, P interface {
+	*V
+	UnmarshalText([]byte) error
+}] struct {
+	kind  string
+	value V
+}
+
+func (t *typed[V, P]) UnmarshalText(text []byte) error {
+	kind, value, ok := strings.Cut(string(text), "=")
+	if !ok {
+		return fmt.Errorf("%q lacks the type it is for: TYPE=VALUE", text)
+	}
+	if err := checkType(kind); err != nil {
+		return err
+	}
+	t.kind = kind
+	return P(&t.value).UnmarshalText([]byte(value))
+}
+
+// textValue is any text but none at all.
+type textValue string
+
+func (t *textValue) UnmarshalText(text []byte) error {
+	if len(text) == 0 {
+		return fmt.Errorf("the value is empty")
+	}
+	*t = textValue(text)
+	return nil
+}

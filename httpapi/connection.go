@@ -1,0 +1,293 @@
+package httpapi
+
+import (
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// connections are those of a server that are open.
+type connections struct {
+	log  *slog.Logger
+	mu   sync.Mutex
+	open map[*connection]struct{}
+}
+
+func newConnections(log *slog.Logger) *connections {
+	return &connections{log: log, open: make(map[*connection]struct{})}
+}
+
+func (c *connections) count() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.open)
+}
+
+// closeAll cuts them, whatever they are doing.
+func (c *connections) closeAll() {
+	c.mu.Lock()
+	all := make([]*connection, 0, len(c.open))
+	for connection := range c.open {
+		all = append(all, connection)
+	}
+	c.mu.Unlock()
+	for _, connection := range all {
+		connection.Close()
+	}
+}
+
+func (c *connections) listen(l net.Listener) net.Listener { return &listener{l, c} }
+
+type listener struct {
+	net.Listener
+	connections *connections
+}
+
+// Accept waits out a lack of file descriptors or memory, which passes when
+// some connections end: a server that gave up then would be gone for good.
+func (l *listener) Accept() (net.Conn, error) {
+	for delay := 5 * time.Millisecond; ; delay = min(2*delay, time.Second) {
+		accepted, err := l.Listener.Accept()
+		if err == nil {
+			return l.connections.wrap(accepted)
+		}
+		lacking := errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) ||
+			errors.Is(err, syscall.ENOBUFS) || errors.Is(err, syscall.ENOMEM)
+		if !lacking && !errors.Is(err, syscall.ECONNABORTED) {
+			return nil, err
+		}
+		if lacking {
+			l.connections.log.Error("can't accept a connection; raise the limit of open files if this goes on", "error", err, "retry", delay)
+			time.Sleep(delay)
+		}
+	}
+}
+
+func (c *connections) wrap(accepted net.Conn) (net.Conn, error) {
+	connection := &connection{Conn: accepted, connections: c}
+	if accepted, ok := accepted.(syscall.Conn); ok {
+		raw, err := accepted.SyscallConn()
+		if err != nil {
+			return nil, err
+		}
+		connection.raw = raw
+	}
+	connection.tryWrite = connection.writeOnce
+	c.mu.Lock()
+	c.open[connection] = struct{}{}
+	c.mu.Unlock()
+	return connection, nil
+}
+
+// connection is one client's. It adds to a net.Conn:
+//
+//   - Answers may take for ever, as long as the client goes on taking bytes.
+//   - While a client takes none, its requests are still read. The client of
+//     Guix writes a thousand of them before it reads the first answer; a
+//     server that only writes until the answers are taken, with a client that
+//     only writes until the requests are, would wait for ever.
+//   - Deadlines for reading, of which two come with each request, are set
+//     again only when they have moved by more than a second.
+type connection struct {
+	net.Conn
+	connections *connections
+	raw         syscall.RawConn
+
+	// ahead are bytes read while writing.
+	ahead []byte
+
+	deadline, deadlineSet time.Time
+
+	// pending and its result are the arguments of tryWrite, a method value
+	// that is made once.
+	tryWrite func(fd uintptr) bool
+	pending  []byte
+	written  int
+	writeErr error
+}
+
+// maxAhead bounds how much is read while writing, for each connection: a
+// thousand requests of the longest kind seen take a quarter of it.
+const maxAhead = 1 << 20
+
+// copyBuffers are for what can't be sent by sendfile.
+var copyBuffers = sync.Pool{New: func() any { b := make([]byte, 64<<10); return &b }}
+
+func (c *connection) Close() error {
+	c.connections.mu.Lock()
+	delete(c.connections.open, c)
+	c.connections.mu.Unlock()
+	return c.Conn.Close()
+}
+
+func (c *connection) SetReadDeadline(t time.Time) error {
+	c.deadline = t
+	return nil
+}
+
+func (c *connection) Read(p []byte) (int, error) {
+	if len(c.ahead) > 0 {
+		n := copy(p, c.ahead)
+		if c.ahead = c.ahead[n:]; len(c.ahead) == 0 {
+			c.ahead = nil
+		}
+		return n, nil
+	}
+	if moved := c.deadline.Sub(c.deadlineSet); moved < -time.Second || moved > time.Second {
+		if err := c.Conn.SetReadDeadline(c.deadline); err != nil {
+			return 0, err
+		}
+		c.deadlineSet = c.deadline
+	}
+	return c.Conn.Read(p)
+}
+
+// Write tries without waiting first, which is all that most answers need.
+func (c *connection) Write(p []byte) (int, error) {
+	n := 0
+	if c.raw != nil {
+		c.pending = p
+		err := c.raw.Write(c.tryWrite)
+		c.pending = nil
+		if n = c.written; err == nil {
+			err = c.writeErr
+		}
+		if err != nil || n == len(p) {
+			return n, err
+		}
+	}
+	m, err := c.writeSlowly(p[n:])
+	return n + m, err
+}
+
+// writeOnce is called with the file descriptor.
+func (c *connection) writeOnce(fd uintptr) bool {
+	c.written, c.writeErr = 0, nil
+	for {
+		n, err := syscall.Write(int(fd), c.pending)
+		switch {
+		case err == syscall.EINTR:
+			continue
+		case err == syscall.EAGAIN:
+		case err != nil:
+			c.writeErr = os.NewSyscallError("write", err)
+		default:
+			c.written = n
+		}
+		return true
+	}
+}
+
+// writeSlowly writes to a client that does not take all at once, and looks for
+// requests of its meanwhile: soon, since it may be waiting for that, then less
+// and less often.
+func (c *connection) writeSlowly(p []byte) (written int, err error) {
+	defer func() {
+		if err == nil {
+			err = c.Conn.SetWriteDeadline(time.Time{})
+		}
+	}()
+	progress := time.Now()
+	for wait := time.Millisecond; ; wait = min(2*wait, time.Second) {
+		if err := c.Conn.SetWriteDeadline(time.Now().Add(wait)); err != nil {
+			return written, err
+		}
+		n, err := c.Conn.Write(p[written:])
+		written += n
+		if err == nil || !errors.Is(err, os.ErrDeadlineExceeded) {
+			return written, err
+		}
+		if n > 0 {
+			progress = time.Now()
+		} else if time.Since(progress) > progressTimeout {
+			return written, err
+		}
+		if c.readAhead() {
+			wait = time.Millisecond
+		}
+	}
+}
+
+// readAhead takes in what the client has sent, without waiting, and says
+// whether there was anything.
+func (c *connection) readAhead() (some bool) {
+	if c.raw == nil {
+		return false
+	}
+	_ = c.raw.Read(func(fd uintptr) bool {
+		for len(c.ahead) < maxAhead {
+			start := len(c.ahead)
+			if cap(c.ahead)-start < 4096 {
+				grown := make([]byte, start, max(2*cap(c.ahead), 16<<10))
+				copy(grown, c.ahead)
+				c.ahead = grown
+			}
+			n, err := syscall.Read(int(fd), c.ahead[start:cap(c.ahead)])
+			if err == syscall.EINTR {
+				continue
+			}
+			if n <= 0 {
+				// Nothing, the end, or a fault: the next Read finds the same.
+				break
+			}
+			c.ahead = c.ahead[:start+n]
+			some = true
+		}
+		return true
+	})
+	return some
+}
+
+// ReadFrom sends a file without copying its bytes through this process.
+func (c *connection) ReadFrom(r io.Reader) (total int64, err error) {
+	source := r
+	limited, ok := r.(*io.LimitedReader)
+	if ok {
+		source = limited.R
+	}
+	tcp, isTCP := c.Conn.(*net.TCPConn)
+	if _, isFile := source.(*os.File); !isFile || !isTCP {
+		return c.copyFrom(r)
+	}
+	defer func() {
+		if err == nil {
+			err = c.Conn.SetWriteDeadline(time.Time{})
+		}
+	}()
+	for {
+		if err := c.Conn.SetWriteDeadline(time.Now().Add(progressTimeout)); err != nil {
+			return total, err
+		}
+		n, err := tcp.ReadFrom(r)
+		total += n
+		if n == 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+			return total, err
+		}
+	}
+}
+
+func (c *connection) copyFrom(r io.Reader) (total int64, err error) {
+	buffer := copyBuffers.Get().(*[]byte)
+	defer copyBuffers.Put(buffer)
+	for {
+		n, readErr := r.Read(*buffer)
+		if n > 0 {
+			written, err := c.Write((*buffer)[:n])
+			total += int64(written)
+			if err != nil {
+				return total, err
+			}
+		}
+		if readErr == io.EOF {
+			return total, nil
+		}
+		if readErr != nil {
+			return total, readErr
+		}
+	}
+}

@@ -1,0 +1,172 @@
+package httpapi
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"slices"
+	"time"
+
+	"github.com/valyala/fasthttp"
+
+	"nar-herder/storage"
+)
+
+// easiest lists compressions by how little work it is to undo them.
+var easiest = []string{"none", "zstd", "gzip", "lzip", "xz", "bzip2"}
+
+// easiestFile returns which of the item's stored files is best for getting at
+// its nar, -1 when none is stored in a compression that can be read.
+func easiestFile(item *storage.Item) int {
+	best, rank := -1, len(easiest)
+	for n, file := range item.Narinfo.Files {
+		if r := slices.Index(easiest, file.Compression); r >= 0 && r < rank && item.HasStored(n) {
+			best, rank = n, r
+		}
+	}
+	return best
+}
+
+// decoderWait is how long a client waits for its turn when very many nars are
+// being decompressed.
+const decoderWait = 10 * time.Second
+
+var errTooManyDecoders = errors.New("too many nars are being decompressed")
+
+// decoder is an item's nar, decompressed while it is read.
+type decoder struct {
+	io.Reader
+	decompressor, file io.Closer
+	release            func()
+}
+
+func (d *decoder) Close() error {
+	defer d.release()
+	return errors.Join(d.decompressor.Close(), d.file.Close())
+}
+
+// decode opens the nar in the item's Nth file.
+func (s *Server) decode(ctx context.Context, item *storage.Item, n int) (*decoder, error) {
+	select {
+	case s.decoders <- struct{}{}:
+	default:
+		wait := time.NewTimer(decoderWait)
+		defer wait.Stop()
+		select {
+		case s.decoders <- struct{}{}:
+		case <-wait.C:
+			return nil, errTooManyDecoders
+		}
+	}
+	release := func() { <-s.decoders }
+	file, _, err := s.items.OpenFile(ctx, item, n, 0, -1)
+	if err != nil {
+		release()
+		return nil, err
+	}
+	compressed := io.LimitReader(file, item.StoredSize(n))
+	decompressor, err := s.options.Decompress(item.Narinfo.Files[n].Compression, compressed)
+	if err != nil {
+		file.Close()
+		release()
+		return nil, fmt.Errorf("decompress %s: %w", item.Narinfo.Files[n].URL, err)
+	}
+	return &decoder{decompressor, decompressor, file, release}, nil
+}
+
+// undecoded answers when decode has failed.
+func (s *Server) undecoded(ctx *fasthttp.RequestCtx, err error) {
+	if errors.Is(err, errTooManyDecoders) {
+		ctx.Response.Header.Set("Retry-After", "30")
+		s.fail(ctx, fasthttp.StatusServiceUnavailable, errTooManyDecoders.Error()+", try again later or ask for a compressed one")
+		return
+	}
+	s.unopened(ctx, err)
+}
+
+// verifier passes on bytes whose hash is known, and fails before the last of
+// them when they are not what the hash says: a client then finds its
+// connection cut, and not a complete answer of wrong bytes.
+type verifier struct {
+	io.ReadCloser
+	sum  hash.Hash
+	want [sha256.Size]byte
+	// left is the number of bytes to come, -1 when it is not known; then the
+	// failure comes in the place of the end.
+	left   int64
+	failed func(error)
+	err    error
+}
+
+// verify makes a verifier that tells operators what is wrong with the item.
+func (s *Server) verify(r io.ReadCloser, size int64, want [sha256.Size]byte, item *storage.Item) *verifier {
+	return &verifier{ReadCloser: r, sum: sha256.New(), want: want, left: size, failed: func(err error) {
+		s.metrics.corrupt.Inc()
+		s.log.Error("a stored nar is damaged; the client's connection was cut. Remove the item and import it again",
+			"item", item.Narinfo.StorePath.String(), "error", err)
+	}}
+}
+
+var errWrongHash = errors.New("the bytes do not have the hash that the narinfo says")
+
+func (v *verifier) Read(p []byte) (int, error) {
+	if v.err != nil {
+		return 0, v.err
+	}
+	if v.left >= 0 && int64(len(p)) > v.left {
+		p = p[:v.left]
+	}
+	var n int
+	var err error
+	if v.left != 0 {
+		n, err = v.ReadCloser.Read(p)
+		v.sum.Write(p[:n])
+	}
+	if v.left > 0 {
+		v.left -= int64(n)
+	}
+	switch {
+	case err == io.EOF && v.left > 0:
+		err = io.ErrUnexpectedEOF
+	case v.left == 0 && (err == nil || err == io.EOF):
+		if err = v.atEnd(); err == nil {
+			err = v.check()
+		}
+	case err == io.EOF:
+		err = v.check()
+	}
+	if err != nil {
+		v.err = err
+		if err != io.EOF {
+			v.failed(err)
+			n = 0
+		}
+	}
+	return n, err
+}
+
+// atEnd makes sure that no more bytes come than were said.
+func (v *verifier) atEnd() error {
+	for range 100 {
+		switch n, err := v.ReadCloser.Read(make([]byte, 1)); {
+		case n > 0:
+			return errors.New("the nar is longer than the narinfo says")
+		case err == io.EOF:
+			return nil
+		case err != nil:
+			return err
+		}
+	}
+	return io.ErrNoProgress
+}
+
+// check returns io.EOF when the hash is right.
+func (v *verifier) check() error {
+	if [sha256.Size]byte(v.sum.Sum(nil)) != v.want {
+		return errWrongHash
+	}
+	return io.EOF
+}

@@ -1,0 +1,97 @@
+package httpapi
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/valyala/fasthttp"
+
+	"nar-herder/narinfo"
+	"nar-herder/storage"
+)
+
+// serveFile answers with the content of a flat fixed-output item, such as a
+// source archive, taken out of its nar. Guix asks for it by the name and hash
+// of the content alone.
+func (s *Server) serveFile(ctx *fasthttp.RequestCtx, name, algorithm, digest string) {
+	const nothing = "there is no file of that name and hash"
+	var want [sha256.Size]byte
+	if algorithm != "sha256" || narinfo.DecodeBase32(want[:], digest) != nil {
+		s.notFound(ctx, nothing)
+		return
+	}
+	path, err := narinfo.FixedOutputPath(name, want)
+	if err != nil {
+		s.notFound(ctx, nothing)
+		return
+	}
+	item, err := s.items.Item(ctx, path.Hash)
+	if errors.Is(err, storage.ErrNotFound) {
+		s.notFound(ctx, nothing)
+		return
+	}
+	if err != nil {
+		s.fault(ctx, "look up an item", err)
+		return
+	}
+	n := easiestFile(item)
+	if n < 0 {
+		s.notFound(ctx, "this file is not stored here")
+		return
+	}
+	etag := `"sha256-` + digest + `"`
+	if notModified(&ctx.Request.Header, etag, time.Time{}) {
+		ctx.Response.Header.Set("ETag", etag)
+		ctx.Response.SetStatusCode(fasthttp.StatusNotModified)
+		return
+	}
+	decoder, err := s.decode(ctx, item, n)
+	if err != nil {
+		s.undecoded(ctx, err)
+		return
+	}
+	length, err := flatLength(decoder, item)
+	if err != nil {
+		decoder.Close()
+		if errors.Is(err, narinfo.ErrNotFlat) {
+			s.notFound(ctx, nothing)
+			return
+		}
+		s.fault(ctx, "read the head of a nar", fmt.Errorf("%s: %w", item.Narinfo.StorePath, err))
+		return
+	}
+	if item.Narinfo.Files[n].Compression == "none" {
+		decoder.Close()
+		s.sendPart(ctx, item, n, "sha256-"+digest, narType, narinfo.FlatHeaderSize, length)
+		return
+	}
+	ctx.Response.Header.SetContentType(narType)
+	ctx.Response.Header.Set("ETag", etag)
+	ctx.Response.Header.Set("Accept-Ranges", "none")
+	content := struct {
+		io.Reader
+		io.Closer
+	}{io.LimitReader(decoder, length), decoder}
+	s.stream(ctx, s.verify(content, length, want, item), length)
+}
+
+// flatLength reads the head of a nar, and returns the length of the content
+// that follows.
+func flatLength(nar io.Reader, item *storage.Item) (int64, error) {
+	head := make([]byte, narinfo.FlatHeaderSize)
+	n, err := io.ReadFull(nar, head)
+	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return 0, err
+	}
+	length, err := narinfo.ParseFlatHeader(head[:n])
+	if err != nil {
+		return 0, err
+	}
+	if size := item.Narinfo.NarSize; size >= 0 && narinfo.FlatNarSize(length) != size {
+		return 0, fmt.Errorf("a file of %d bytes in a nar of %d, which don't fit", length, size)
+	}
+	return length, nil
+}

@@ -1,0 +1,126 @@
+package httpapi
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/valyala/fasthttp"
+
+	"nar-herder/narinfo"
+	"nar-herder/storage"
+	"nar-herder/storage/index"
+)
+
+// serveNarinfo answers with the narinfo.
+func (s *Server) serveNarinfo(ctx *fasthttp.RequestCtx, hash narinfo.PathHash) {
+	body, ticket := s.answers.get(hash)
+	if body == nil {
+		var err error
+		body, err = s.items.Text(ctx, hash)
+		if errors.Is(err, storage.ErrNotFound) {
+			s.unknown(ctx)
+			return
+		}
+		if err != nil {
+			s.fault(ctx, "look up a narinfo", err)
+			return
+		}
+		s.answers.put(hash, body, ticket)
+	}
+	ctx.Response.Header.SetContentType("application/x-nix-narinfo")
+	if s.cacheControl != "" {
+		ctx.Response.Header.Set("Cache-Control", s.cacheControl)
+	}
+	// The bytes are not copied; nobody changes them.
+	ctx.Response.SetBodyRaw(body)
+}
+
+// unknown answers for an item that is certainly not in the index. No such
+// answer is kept here: an import is to be seen at once.
+func (s *Server) unknown(ctx *fasthttp.RequestCtx) {
+	s.notFound(ctx, "there is no narinfo for that hash")
+	if s.negativeCacheControl != "" {
+		ctx.Response.Header.Set("Cache-Control", s.negativeCacheControl)
+	}
+}
+
+// serveInfo tells other instances whether the nar is stored here: all of the
+// files that its narinfo names, as a client may ask for any of them. It is
+// asked before nars are deleted elsewhere, so it looks at the bytes and not at
+// the row alone.
+func (s *Server) serveInfo(ctx *fasthttp.RequestCtx, hash narinfo.PathHash) {
+	item, err := s.items.Item(ctx, hash)
+	if errors.Is(err, storage.ErrNotFound) {
+		s.unknown(ctx)
+		return
+	}
+	if err != nil {
+		s.fault(ctx, "look up an item", err)
+		return
+	}
+	stored := true
+	for n := range item.Narinfo.Files {
+		reader, _, err := s.items.OpenFile(ctx, item, n, 0, 0)
+		if err == nil {
+			reader.Close()
+			continue
+		}
+		if !errors.Is(err, storage.ErrNotStored) {
+			s.fault(ctx, "look for a nar", err)
+			return
+		}
+		stored = false
+		break
+	}
+	if stored {
+		s.text(ctx, "application/json", `{"stored": true}`)
+	} else {
+		s.text(ctx, "application/json", `{"stored": false}`)
+	}
+}
+
+// Changes tells what has changed in the index, as an [index.Watcher] does.
+type Changes interface {
+	Poll() (changes []index.Change, complete bool, err error)
+}
+
+// followInterval is how long an answer may be out of date after another process
+// has changed its item.
+const followInterval = 50 * time.Millisecond
+
+// Follow forgets answers that are out of date, until the context ends.
+func (s *Server) Follow(ctx context.Context, changes Changes) {
+	ticker := time.NewTicker(followInterval)
+	defer ticker.Stop()
+	broken := false
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		news, complete, err := changes.Poll()
+		if err != nil {
+			if !broken {
+				s.log.Error("can't tell which answers are out of date, so none is kept until this is over", "error", err)
+			}
+			broken = true
+			s.answers.suspend()
+			continue
+		}
+		if broken {
+			broken = false
+			s.log.Info("answers are kept again")
+			s.answers.resume()
+		}
+		if !complete {
+			s.answers.forgetAll()
+		}
+		for _, change := range news {
+			if change.Kind != index.StorageChanged {
+				s.answers.forget(change.Hash)
+			}
+		}
+	}
+}

@@ -1,0 +1,183 @@
+package httpapi
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"time"
+
+	"github.com/valyala/fasthttp"
+
+	"nar-herder/narinfo"
+	"nar-herder/storage"
+)
+
+const narType = "application/octet-stream"
+
+// serveNar answers for a nar by the path that narinfos name, whether the client
+// has read one or not. base is the path's last segment.
+func (s *Server) serveNar(ctx *fasthttp.RequestCtx, name, base string) {
+	path, err := narinfo.ParseBaseName(base)
+	if err != nil {
+		s.notFound(ctx, "that is not the name of a nar")
+		return
+	}
+	item, err := s.items.Item(ctx, path.Hash)
+	if errors.Is(err, storage.ErrNotFound) {
+		s.notFound(ctx, "there is no such nar")
+		return
+	}
+	if err != nil {
+		s.fault(ctx, "look up an item", err)
+		return
+	}
+	if n := item.FileNamed(name); n >= 0 {
+		s.sendStored(ctx, item, n)
+		return
+	}
+	// A nar without compression is there for every item that is stored.
+	if name == "nar/"+base && item.Narinfo.StorePath == path {
+		s.sendNar(ctx, item)
+		return
+	}
+	s.notFound(ctx, "there is no such nar")
+}
+
+// sendStored answers with the item's Nth file as it lies in the storage.
+func (s *Server) sendStored(ctx *fasthttp.RequestCtx, item *storage.Item, n int) {
+	if s.options.AccelRedirect {
+		s.redirect(ctx, item, n)
+		return
+	}
+	tag := fmt.Sprintf("%s-%s", item.Narinfo.NarHash.String()[len("sha256:"):][:16], item.Narinfo.Files[n].Compression)
+	s.sendPart(ctx, item, n, tag, narType, 0, item.StoredSize(n))
+}
+
+// redirect has the web server in front send the file, by the header and paths
+// of the original Nar Herder. The file must be there all the same.
+func (s *Server) redirect(ctx *fasthttp.RequestCtx, item *storage.Item, n int) {
+	reader, _, err := s.items.OpenFile(ctx, item, n, 0, 0)
+	if err != nil {
+		s.unopened(ctx, err)
+		return
+	}
+	reader.Close()
+	name, err := item.Narinfo.Files[n].Path()
+	if err != nil {
+		s.fault(ctx, "redirect to a nar", err)
+		return
+	}
+	ctx.Response.Header.SetContentType(narType)
+	ctx.Response.Header.Set("X-Accel-Redirect", "/internal/"+escapePath(name))
+}
+
+// unopened answers when a file could not be opened.
+func (s *Server) unopened(ctx *fasthttp.RequestCtx, err error) {
+	if errors.Is(err, storage.ErrNotStored) {
+		s.notFound(ctx, "this nar is not stored here")
+		return
+	}
+	s.fault(ctx, "open a nar", err)
+}
+
+// sendPart answers with length bytes of a stored file, which begin at start:
+// all of it, or the content of a flat nar. It knows ranges and conditions.
+func (s *Server) sendPart(ctx *fasthttp.RequestCtx, item *storage.Item, n int, tag, contentType string, start, length int64) {
+	header := &ctx.Request.Header
+	wanted := byteRange{0, length}
+	partial := false
+	if field := header.Peek("Range"); len(field) > 0 {
+		var err error
+		if wanted, partial, err = parseRange(string(field), length); err != nil {
+			s.unsatisfiable(ctx, length)
+			return
+		}
+	}
+	reader, info, err := s.items.OpenFile(ctx, item, n, start+wanted.start, wanted.length)
+	if err != nil {
+		s.unopened(ctx, err)
+		return
+	}
+	// The time tells two files apart that have the same nar and length, such
+	// as one that was compressed again.
+	etag := fmt.Sprintf(`"%s-%x-%x"`, tag, length, info.ModTime.UnixNano())
+	response := &ctx.Response
+	response.Header.Set("ETag", etag)
+	response.Header.Set("Last-Modified", info.ModTime.UTC().Format(httpTime))
+	response.Header.Set("Accept-Ranges", "bytes")
+	if notModified(header, etag, info.ModTime) {
+		reader.Close()
+		response.SetStatusCode(fasthttp.StatusNotModified)
+		return
+	}
+	if partial && !rangeStillGood(string(header.Peek("If-Range")), etag, info.ModTime) {
+		// The client's part is of another file, so it gets this one whole.
+		reader.Close()
+		partial, wanted = false, byteRange{0, length}
+		if reader, _, err = s.items.OpenFile(ctx, item, n, start, length); err != nil {
+			response.Header.Reset()
+			s.unopened(ctx, err)
+			return
+		}
+	}
+	response.Header.SetContentType(contentType)
+	if partial {
+		response.SetStatusCode(fasthttp.StatusPartialContent)
+		response.Header.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", wanted.start, wanted.start+wanted.length-1, length))
+	}
+	s.stream(ctx, reader, wanted.length)
+}
+
+// stream answers with the length bytes that the reader gives, and closes it. It
+// must give exactly that many: anything else cuts the connection.
+func (s *Server) stream(ctx *fasthttp.RequestCtx, reader io.ReadCloser, length int64) {
+	if length > math.MaxInt || length < 0 {
+		reader.Close()
+		s.fault(ctx, "send a nar", fmt.Errorf("length %d", length))
+		return
+	}
+	if ctx.IsHead() {
+		reader.Close()
+		ctx.Response.SkipBody = true
+		ctx.Response.Header.SetContentLength(int(length))
+		return
+	}
+	ctx.Response.SetBodyStream(reader, int(length))
+}
+
+// sendNar answers with the item's nar without compression: from a file that has
+// none, or decompressed on the way.
+func (s *Server) sendNar(ctx *fasthttp.RequestCtx, item *storage.Item) {
+	n := easiestFile(item)
+	if n < 0 {
+		s.notFound(ctx, "this nar is not stored here")
+		return
+	}
+	if item.Narinfo.Files[n].Compression == "none" {
+		s.sendStored(ctx, item, n)
+		return
+	}
+	size := item.Narinfo.NarSize
+	// The hash names the bytes, however they were made.
+	etag := `"` + item.Narinfo.NarHash.String()[len("sha256:"):] + `"`
+	ctx.Response.Header.Set("ETag", etag)
+	ctx.Response.Header.Set("Accept-Ranges", "none")
+	if notModified(&ctx.Request.Header, etag, time.Time{}) {
+		ctx.Response.SetStatusCode(fasthttp.StatusNotModified)
+		return
+	}
+	decoder, err := s.decode(ctx, item, n)
+	if err != nil {
+		ctx.Response.Header.Reset()
+		s.undecoded(ctx, err)
+		return
+	}
+	ctx.Response.Header.SetContentType(narType)
+	verified := s.verify(decoder, size, item.Narinfo.NarHash, item)
+	if size < 0 && !ctx.IsHead() {
+		ctx.Response.SetBodyStream(verified, -1) // in chunks, the last only if all was well
+		return
+	}
+	s.stream(ctx, verified, max(size, 0))
+}

@@ -1,0 +1,104 @@
+package httpapi
+
+import (
+	"bytes"
+	_ "embed"
+	"encoding/json"
+	"html/template"
+	"sync"
+	"time"
+
+	"github.com/valyala/fasthttp"
+
+	"nar-herder/narinfo"
+)
+
+// cacheInfo is what Guix's own server says of itself: below any other server's
+// priority, and not to be asked for many items at once by Nix.
+const cacheInfo = "StoreDir: " + narinfo.StoreDir + "\nWantMassQuery: 0\nPriority: 100\n"
+
+//go:embed home.html
+var homeText string
+
+var homePage = template.Must(template.New("home").Parse(homeText))
+
+// serveHome answers browsers. Others get 404: so a server says that it has no
+// page of its own.
+func (s *Server) serveHome(ctx *fasthttp.RequestCtx) route {
+	if !bytes.Contains(ctx.Request.Header.Peek("Accept"), []byte("text/html")) {
+		s.notFound(ctx, "this is a substitute server: ask for /HASH.narinfo")
+		return routeHome
+	}
+	totals, err := s.items.Totals(ctx)
+	if err != nil {
+		s.fault(ctx, "read the totals", err)
+		return routeHome
+	}
+	var page bytes.Buffer
+	err = homePage.Execute(&page, struct {
+		Items      int64
+		SigningKey bool
+		Version    string
+	}{totals.Items, s.options.SigningKey != nil, s.options.Version})
+	if err != nil {
+		s.fault(ctx, "write the home page", err)
+		return routeHome
+	}
+	ctx.Response.Header.Set("Vary", "Accept")
+	ctx.Response.Header.Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'")
+	ctx.Response.Header.SetContentType("text/html; charset=utf-8")
+	ctx.Response.SetBody(page.Bytes())
+	return routeHome
+}
+
+// healthEvery bounds how often the storage is written to for health's sake,
+// however often it is asked.
+const healthEvery = time.Second
+
+// health remembers the last look.
+type health struct {
+	mu       sync.Mutex
+	at       time.Time
+	database bool
+	storage  bool
+}
+
+// serveHealth says whether requests can be answered: 200, or 503 with what is
+// broken. live only says that the program runs.
+func (s *Server) serveHealth(ctx *fasthttp.RequestCtx, live bool) {
+	ctx.Response.Header.Set("Cache-Control", "no-store")
+	if live {
+		s.text(ctx, "application/json", `{"status": "ok"}`+"\n")
+		return
+	}
+	h := &s.health
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if now := time.Now(); now.Sub(h.at) > healthEvery {
+		databaseErr, storageErr := s.items.Healthy(ctx)
+		if databaseErr != nil {
+			s.log.Error("the database is not usable", "error", databaseErr)
+		}
+		if storageErr != nil {
+			s.log.Error("the storage is not usable", "error", storageErr)
+		}
+		h.at, h.database, h.storage = now, databaseErr == nil, storageErr == nil
+	}
+	word := func(ok bool) string {
+		if ok {
+			return "ok"
+		}
+		return "failing"
+	}
+	body, err := json.Marshal(map[string]string{
+		"status": word(h.database && h.storage), "database": word(h.database), "storage": word(h.storage),
+	})
+	if err != nil {
+		s.fault(ctx, "write the health", err)
+		return
+	}
+	s.text(ctx, "application/json", string(body)+"\n")
+	if !h.database || !h.storage {
+		ctx.Response.SetStatusCode(fasthttp.StatusServiceUnavailable)
+	}
+}

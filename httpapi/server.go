@@ -1,0 +1,184 @@
+// Package httpapi turns requests into answers: narinfos, nars, and what belongs
+// to them, over HTTP/1.1.
+//
+// A request goes from here to the storage and from there to the bytes, and
+// nothing on that way writes to the database.
+package httpapi
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"runtime"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/valyala/fasthttp"
+
+	"nar-herder/narinfo"
+	"nar-herder/storage"
+	"nar-herder/storage/index"
+)
+
+// Items is what the server asks of the storage.
+type Items interface {
+	// Text returns a narinfo byte for byte, or [storage.ErrNotFound].
+	Text(ctx context.Context, hash narinfo.PathHash) ([]byte, error)
+	// Item returns all that is known of an item, or [storage.ErrNotFound].
+	Item(ctx context.Context, hash narinfo.PathHash) (*storage.Item, error)
+	// OpenFile opens the item's Nth file, whose size is then sure, or says
+	// [storage.ErrNotStored].
+	OpenFile(ctx context.Context, item *storage.Item, n int, offset, length int64) (io.ReadCloser, storage.Info, error)
+	// Healthy tries index and bytes.
+	Healthy(ctx context.Context) (indexErr, bytesErr error)
+	// Totals are sums for the metrics.
+	Totals(ctx context.Context) (index.Totals, error)
+}
+
+// Options of [New].
+type Options struct {
+	// Decompress opens a nar in the compression that narinfos call by name.
+	Decompress func(name string, r io.Reader) (io.ReadCloser, error)
+
+	// TTL is what narinfos advertise, and NewTTL where it is set instead;
+	// NegativeTTL is for items that are not known. Nil advertises nothing.
+	TTL, NewTTL, NegativeTTL *time.Duration
+
+	// AccelRedirect leaves the sending of files to the nginx in front, as the
+	// original Nar Herder does.
+	AccelRedirect bool
+
+	// AnswerCache bounds the memory for answers that are ready to be sent, in
+	// bytes. 0 keeps none.
+	AnswerCache int64
+
+	// SigningKey is the public key to hand out, as text; nil for none.
+	SigningKey []byte
+
+	// Version of the program, for the metrics.
+	Version string
+
+	// Log takes faults, and single requests at level DEBUG.
+	Log *slog.Logger
+}
+
+const (
+	// headerTimeout is for the bytes of one request. The client of Guix sends
+	// up to a thousand requests at once, but each comes in one piece.
+	headerTimeout = 15 * time.Second
+	// idleTimeout is for a kept connection without a request. A client that
+	// builds between two downloads comes back within minutes.
+	idleTimeout = 5 * time.Minute
+	// progressTimeout is for an answer of which the client takes no byte.
+	// There is none on an answer as a whole: nars are large and lines slow.
+	progressTimeout = 60 * time.Second
+
+	// readBuffer bounds the head of a request, as nginx does, and is what a
+	// pipelined burst is read by.
+	readBuffer = 8 << 10
+	// writeBuffer gathers pipelined answers into one write.
+	writeBuffer = 16 << 10
+	// maxBody is how much of a request's body is read and thrown away; none
+	// of our requests has one.
+	maxBody = 64 << 10
+
+	// shutdownGrace is for answers in flight once the server is told to stop.
+	// A supervisor kills after about five seconds; a cut download is resumed
+	// or fetched elsewhere, so there is no use in waiting for most of that.
+	shutdownGrace = 1500 * time.Millisecond
+)
+
+// Server answers requests. It is made by [New].
+type Server struct {
+	items   Items
+	options Options
+	log     *slog.Logger
+	answers *answers
+	metrics *metrics
+	health  health
+	// decoders bounds how many nars are decompressed at once for clients.
+	decoders chan struct{}
+
+	cacheControl         string // of a narinfo; "" for none
+	negativeCacheControl string
+
+	engine *fasthttp.Server
+}
+
+// New makes a server of the items.
+func New(items Items, options Options) *Server {
+	s := &Server{
+		items: items, options: options, log: options.Log,
+		answers:  newAnswers(options.AnswerCache),
+		decoders: make(chan struct{}, 16*runtime.GOMAXPROCS(0)),
+	}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	ttl := options.TTL
+	if options.NewTTL != nil {
+		ttl = options.NewTTL
+	}
+	s.cacheControl = maxAge(ttl)
+	s.negativeCacheControl = maxAge(options.NegativeTTL)
+	s.metrics = newMetrics(s)
+	s.engine = &fasthttp.Server{
+		Handler:               s.handle,
+		ErrorHandler:          s.handleBadRequest,
+		NoDefaultServerHeader: true,
+		NoDefaultContentType:  true,
+		ReadTimeout:           headerTimeout,
+		IdleTimeout:           idleTimeout,
+		ReadBufferSize:        readBuffer,
+		WriteBufferSize:       writeBuffer,
+		MaxRequestBodySize:    maxBody,
+		LazyRequestTime:       true,
+		// It logs what clients do wrong, which is theirs to know.
+		Logger:                        discardLogger{},
+		DisablePreParseMultipartForm:  true,
+		DisableHeaderNamesNormalizing: false,
+		CloseOnShutdown:               true,
+	}
+	return s
+}
+
+// Registry holds the server's metrics, for others to add theirs.
+func (s *Server) Registry() *prometheus.Registry { return s.metrics.registry }
+
+// Serve answers requests from all listeners until the context ends, and closes
+// them. Then it gives answers in flight a moment, cuts the rest, and returns
+// nil, at most two seconds later. An error is a listener's.
+func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
+	connections := newConnections(s.log)
+	s.metrics.connections(connections)
+	ended := make(chan error, len(listeners))
+	for _, listener := range listeners {
+		go func() { ended <- s.engine.Serve(connections.listen(listener)) }()
+	}
+	var failure error
+	select {
+	case <-ctx.Done():
+	case failure = <-ended:
+		if failure == nil {
+			failure = errors.New("a listener was closed")
+		}
+	}
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace)
+	defer cancel()
+	if err := s.engine.ShutdownWithContext(grace); errors.Is(err, context.DeadlineExceeded) {
+		s.log.Info("cutting connections whose answers are not done", "connections", connections.count())
+		connections.closeAll()
+		// They only have to notice now.
+		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace/3)
+		defer cancel()
+		_ = s.engine.ShutdownWithContext(last)
+	}
+	return failure
+}
+
+// discardLogger is for what fasthttp has to say.
+type discardLogger struct{}
+
+func (discardLogger) Printf(string, ...any) {}

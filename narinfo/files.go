@@ -1,0 +1,155 @@
+package narinfo
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+)
+
+// MaxURLLen is the most bytes that a URL of a nar may have to be of use here. A
+// store item's name escaped throughout has some 700, and no component of the
+// path may pass 255 on a usual file system anyway.
+const MaxURLLen = 1024
+
+// File is one nar of an item, as a narinfo names it in a block of URL,
+// Compression and FileSize.
+type File struct {
+	URL         string // as it stands in the narinfo
+	Compression string // "none", "gzip", "lzip", "zstd", … as it stands there
+	Size        int64  // in bytes, of the file as it is sent; -1 when not given
+}
+
+// Path returns where the nar lies below the storage: the URL with its percent
+// escapes decoded, relative, with slashes. It is clean: there is no empty
+// segment, no "." and no "..", and it doesn't begin with a slash.
+//
+// The URL must be relative, as those of substitute servers are. One leading
+// slash is dropped, because other programs' databases have it. An error is
+// everything that could mean another file to somebody else: a scheme or host, a
+// query or fragment ('?' and '#' of names are written as escapes; a plus is a
+// plus), an escaped slash, bytes that aren't printable ASCII, escapes that
+// decode to control characters or invalid UTF-8, and more than [MaxURLLen]
+// bytes.
+func (f File) Path() (string, error) {
+	path, err := decodePath(f.URL)
+	if err != nil {
+		return "", fmt.Errorf("URL %s: %w", quote(f.URL), err)
+	}
+	return path, nil
+}
+
+func decodePath(url string) (string, error) {
+	if len(url) > MaxURLLen {
+		return "", fmt.Errorf("%d bytes, at most %d are allowed", len(url), MaxURLLen)
+	}
+	url = strings.TrimPrefix(url, "/")
+	first, _, _ := strings.Cut(url, "/")
+	if strings.Contains(first, ":") {
+		return "", errors.New("has a scheme, must be relative")
+	}
+	path, err := unescape(url)
+	if err != nil {
+		return "", err
+	}
+	for segment := range strings.SplitSeq(path, "/") {
+		switch segment {
+		case "":
+			return "", errors.New("has an empty part, or a host")
+		case ".", "..":
+			return "", fmt.Errorf("has the part %q", segment)
+		}
+	}
+	return path, nil
+}
+
+// unescape decodes percent escapes and refuses bytes that have no place in a
+// path, escaped or not.
+func unescape(url string) (string, error) {
+	decoded := make([]byte, 0, len(url))
+	for i := 0; i < len(url); i++ {
+		c := url[i]
+		switch {
+		case c == '?' || c == '#':
+			return "", fmt.Errorf("has an unescaped %q", c)
+		case c <= ' ' || c > '~':
+			return "", fmt.Errorf("has the byte %#02x unescaped", c)
+		case c == '%':
+			if i+2 >= len(url) {
+				return "", errors.New("ends within an escape")
+			}
+			v, err := strconv.ParseUint(url[i+1:i+3], 16, 8)
+			if err != nil {
+				return "", fmt.Errorf("has the escape %q, must be %% and two hexadecimal digits", url[i:i+3])
+			}
+			c = byte(v)
+			if c == '/' || c < ' ' || c == 0x7f {
+				return "", fmt.Errorf("has the escape %q, which isn't allowed in a file name", url[i:i+3])
+			}
+			i += 2
+		}
+		decoded = append(decoded, c)
+	}
+	if !utf8.Valid(decoded) {
+		return "", errors.New("isn't UTF-8 after decoding")
+	}
+	return string(decoded), nil
+}
+
+// AppendFiles appends to dst the text of a narinfo, byte for byte, and a block
+// of URL, Compression and FileSize for each of files. That changes nothing that
+// is signed, and is sound for a narinfo whose [Narinfo.CanAppend] is true. A
+// text that doesn't end in a newline gets one first.
+//
+// Bytes of a URL are escaped as guix publish escapes them, apart from '/' and
+// '%': so a URL that is escaped already stays as it is, and nar/zstd/HASH-NAME
+// becomes one. Compression is written as it is. Each file needs its size, because
+// the client matches sizes by position; one below zero gets no FileSize.
+func AppendFiles(dst, text []byte, files []File) []byte {
+	dst = append(dst, text...)
+	if len(files) > 0 && len(text) > 0 && text[len(text)-1] != '\n' {
+		dst = append(dst, '\n')
+	}
+	for _, f := range files {
+		dst = append(dst, "URL: "...)
+		dst = appendEscaped(dst, f.URL)
+		dst = append(dst, "\nCompression: "...)
+		dst = append(dst, f.Compression...)
+		if f.Size >= 0 {
+			dst = append(dst, "\nFileSize: "...)
+			dst = strconv.AppendInt(dst, f.Size, 10)
+		}
+		dst = append(dst, '\n')
+	}
+	return dst
+}
+
+// isUnescaped tells which bytes of a path stay as they are: the unreserved
+// characters of RFC 3986, as with Guile's uri-encode, and those that separate
+// or make up what is encoded already.
+var isUnescaped = func() (table [256]bool) {
+	for c := range table {
+		switch {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9':
+			table[c] = true
+		}
+	}
+	for _, c := range "-._~/%" {
+		table[c] = true
+	}
+	return table
+}()
+
+func appendEscaped(dst []byte, path string) []byte {
+	const digits = "0123456789ABCDEF"
+	for i := range len(path) {
+		c := path[i]
+		if isUnescaped[c] {
+			dst = append(dst, c)
+		} else {
+			dst = append(dst, '%', digits[c>>4], digits[c&0xf])
+		}
+	}
+	return dst
+}
