@@ -11,6 +11,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync"
 
 	"nar-herder/narinfo"
 	"nar-herder/storage/index"
@@ -527,6 +528,9 @@ func othersOf(n *narinfo.Narinfo) []narinfo.StorePath {
 	return others
 }
 
+// narinfoBuffers are for reading narinfos, whose size is not known before.
+var narinfoBuffers = sync.Pool{New: func() any { return bytes.NewBuffer(make([]byte, 0, 16<<10)) }}
+
 // readNarinfo reads and parses a narinfo file.
 func readNarinfo(name string) (*narinfo.Narinfo, error) {
 	file, err := os.Open(name)
@@ -534,11 +538,13 @@ func readNarinfo(name string) (*narinfo.Narinfo, error) {
 		return nil, err
 	}
 	defer file.Close()
-	text, err := io.ReadAll(io.LimitReader(file, narinfo.MaxSize+1))
-	if err != nil {
+	buffer := narinfoBuffers.Get().(*bytes.Buffer)
+	defer narinfoBuffers.Put(buffer)
+	buffer.Reset()
+	if _, err := buffer.ReadFrom(io.LimitReader(file, narinfo.MaxSize+1)); err != nil {
 		return nil, err
 	}
-	n, err := narinfo.Parse(text)
+	n, err := narinfo.Parse(bytes.Clone(buffer.Bytes()))
 	if err != nil {
 		return nil, err
 	}

@@ -33,8 +33,8 @@ const (
 	// batchItems and batchTime end a batch. The time is how long other
 	// processes wait for the database, and how long an imported item may stay
 	// unseen; the number bounds memory.
-	batchItems = 2000
-	batchTime  = 100 * time.Millisecond
+	batchItems = 5_000
+	batchTime  = 250 * time.Millisecond
 )
 
 // Import adds the items of narinfo files: of each file named, and of all below
@@ -45,8 +45,8 @@ const (
 // row is safe. One that fails does not stop the others. The error is about the
 // whole: the context's, or a directory that can't be read.
 func (s *Storage) Import(ctx context.Context, names []string, options ImportOptions, report func(Imported)) error {
-	work := make(chan narinfoFile, 4*batchItems)
-	ready := make(chan importing, batchItems)
+	work := make(chan narinfoFile, batchItems)
+	ready := make(chan importing, batchItems/2)
 	var walkErr error
 	go func() {
 		defer close(work)

@@ -33,7 +33,7 @@ const importCache = 128 << 20
 
 func (c *importCommand) Run(ctx context.Context, s *streams) (err error) {
 	log := slog.New(slog.NewTextHandler(s.err, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	store, err := open(ctx, c.Database, c.Storage, index.Options{WriterCache: importCache}, log)
+	store, err := open(ctx, c.Database, c.Storage, index.Options{WriterCache: importCache, Bulk: true}, log)
 	if err != nil {
 		return err
 	}

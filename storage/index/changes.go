@@ -35,19 +35,14 @@ type Change struct {
 
 // changes returns rows of the log after the one with the given id.
 func (c *connection) changes(after, limit int64) (changes []Change, err error) {
-	err = c.rows(`SELECT r.id, r.at, r.kind, p.hash, r.store_path FROM recent_changes r
-		JOIN paths p ON p.id = r.path WHERE r.id > ? ORDER BY r.id LIMIT ?`, []driver.Value{after, limit},
+	err = c.rows(`SELECT id, at, kind, hash, store_path FROM recent_changes
+		WHERE id > ? ORDER BY id LIMIT ?`, []driver.Value{after, limit},
 		func(row []driver.Value) (bool, error) {
-			hash, err := hashOf(blob(row[3]))
-			if err != nil {
-				return false, err
-			}
-			path, _ := row[4].(string)
-			changes = append(changes, Change{
-				ID: row[0].(int64), At: time.UnixMilli(row[1].(int64)).UTC(),
-				Kind: ChangeKind(row[2].(int64)), Hash: hash, StorePath: path,
-			})
-			return true, nil
+			hash, err := hashOf(row[3])
+			change := Change{ID: row[0].(int64), At: time.UnixMilli(row[1].(int64)).UTC(), Kind: ChangeKind(row[2].(int64)), Hash: hash}
+			change.StorePath, _ = row[4].(string)
+			changes = append(changes, change)
+			return true, err
 		})
 	return changes, err
 }

@@ -11,6 +11,8 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
+	"database/sql/driver"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -22,7 +24,6 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/hashicorp/golang-lru/v2/simplelru"
 	"golang.org/x/sys/unix"
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
@@ -52,6 +53,10 @@ type Options struct {
 	// WriterCache is the page cache of the writer connection, in bytes;
 	// 0 means 4 MiB. A large import is faster with more.
 	WriterCache int64
+	// Bulk is for writing very much: the database's log may grow longer before
+	// it is folded back, so that a page that many transactions touch is
+	// written once.
+	Bulk bool
 	// ReaderCache is the page cache of all readers together, in bytes;
 	// 0 means 32 MiB.
 	ReaderCache int64
@@ -59,14 +64,19 @@ type Options struct {
 
 const (
 	defaultWriterCache = 4 << 20
-	// defaultReaderCache holds the inner pages of the hash index of some ten
-	// million paths; leaves come from the operating system's cache.
+	// defaultReaderCache holds the inner pages of tables with ten million
+	// items; leaves come from the operating system's cache.
 	defaultReaderCache = 32 << 20
 
-	// knownPaths bounds the path ids that a writer keeps in memory, some 100
-	// bytes each. References crowd on few paths: with this many, an import
-	// looks up one in ten or so in the database.
-	knownPaths = 1 << 17
+	// pageSize is the database's, in bytes, set when it is made. A narinfo
+	// takes a good kilobyte: in larger pages than SQLite's usual 4 KiB fewer
+	// of them leave a part of the page empty.
+	pageSize = 8 << 10
+
+	// checkpointBytes and bulkCheckpointBytes are how long the write-ahead log
+	// gets before it is folded back.
+	checkpointBytes     = 16 << 20
+	bulkCheckpointBytes = 256 << 20
 
 	// busyTimeout is how long a writer waits for another process's
 	// transaction, in milliseconds. Importers hold the lock for a fraction of
@@ -88,7 +98,6 @@ type Index struct {
 	// waited for by polling.
 	writing sync.Mutex
 	writer  *connection
-	known   *simplelru.LRU[narinfo.PathHash, int64]
 }
 
 // Open opens the database at path, creates it when there is none, and brings
@@ -111,10 +120,11 @@ func open(ctx context.Context, path string, options Options, steps []string) (_ 
 		path:   path,
 		source: dataSource(absolute, cmp.Or(options.ReaderCache, defaultReaderCache)/int64(count), "_query_only=on"),
 	}
-	if x.known, err = simplelru.NewLRU[narinfo.PathHash, int64](knownPaths, nil); err != nil {
-		return nil, err
+	var extra []string
+	if options.Bulk {
+		extra = append(extra, fmt.Sprintf("_pragma=wal_autocheckpoint(%d)", bulkCheckpointBytes/pageSize))
 	}
-	x.writer, err = connect(ctx, dataSource(absolute, cmp.Or(options.WriterCache, defaultWriterCache)))
+	x.writer, err = connect(ctx, dataSource(absolute, cmp.Or(options.WriterCache, defaultWriterCache), extra...))
 	if err != nil {
 		return nil, describe(fmt.Sprintf("database %s: open it", path), err)
 	}
@@ -181,6 +191,7 @@ func dataSource(path string, cacheBytes int64, extra ...string) string {
 	parameters := append([]string{
 		// First: the pragmas that follow may already have to wait.
 		"_busy_timeout=" + strconv.Itoa(busyTimeout),
+		"_pragma=page_size(" + strconv.Itoa(pageSize) + ")",
 		"_foreign_keys=on",
 		"_journal_mode=wal",
 		// A finished import has moved nars out of the directory they came
@@ -188,7 +199,7 @@ func dataSource(path string, cacheBytes int64, extra ...string) string {
 		"_synchronous=full",
 		"_pragma=cache_size(-" + strconv.FormatInt(max(cacheBytes/1024, 64), 10) + ")",
 		"_pragma=journal_size_limit(67108864)",
-		"_pragma=wal_autocheckpoint(4000)",
+		"_pragma=wal_autocheckpoint(" + strconv.Itoa(checkpointBytes/pageSize) + ")",
 		"_pragma=temp_store(memory)",
 	}, extra...)
 	return "file:" + (&url.URL{Path: path}).EscapedPath() + "?" + strings.Join(parameters, "&")
@@ -256,11 +267,18 @@ type Tag struct{ Key, Value string }
 
 func (t Tag) String() string { return t.Key + "=" + t.Value }
 
+// keyOf is how the database finds an item: the first eight bytes of its path's
+// hash. So references can be written down without looking anything up. Two of
+// ten million paths share them with a probability of 1 in 300,000; then the
+// second to come is refused, with an error.
+func keyOf(hash narinfo.PathHash) int64 {
+	return int64(binary.BigEndian.Uint64(hash[:8]))
+}
+
 // hashOf makes a column's value a path hash.
-func hashOf(column []byte) (hash narinfo.PathHash, err error) {
-	if len(column) != len(hash) {
-		return hash, fmt.Errorf("path hash of %d bytes in the database, want %d", len(column), len(hash))
+func hashOf(column driver.Value) (hash narinfo.PathHash, err error) {
+	if n := copy(hash[:], blob(column)); n != len(hash) {
+		return hash, fmt.Errorf("path hash of %d bytes in the database, want %d", n, len(hash))
 	}
-	copy(hash[:], column)
 	return hash, nil
 }

@@ -1,6 +1,7 @@
 package index
 
 import (
+	"bytes"
 	"context"
 	"database/sql/driver"
 	"encoding/binary"
@@ -13,8 +14,6 @@ import (
 
 // Item is what the index knows of a store item, apart from its tags.
 type Item struct {
-	// ID is the number of the item's path in this database.
-	ID   int64
 	Hash narinfo.PathHash
 	// Text is the narinfo byte for byte.
 	Text []byte
@@ -28,6 +27,8 @@ type Item struct {
 	// a narinfo that gives no FileSize; -1 where it is not known. It is nil
 	// for others.
 	Sizes []int64
+
+	id int64
 }
 
 // HasStored says whether the bytes of the Nth file are in the storage.
@@ -37,14 +38,15 @@ func (i *Item) HasStored(n int) bool { return n < 64 && i.Stored&(1<<n) != 0 }
 // caller's. The error is [ErrNotFound] when the index certainly has none.
 func (x *Index) Text(ctx context.Context, hash narinfo.PathHash) (text []byte, err error) {
 	err = x.readers.do(ctx, func(c *connection) error {
-		row, err := c.first("SELECT n.dictionary, n.text FROM paths p JOIN narinfos n ON n.id = p.id WHERE p.hash = ?", hash[:])
+		// Of items, this reads the index alone.
+		row, err := c.first("SELECT n.hash, n.dictionary, n.text FROM items i JOIN narinfos n ON n.id = i.id WHERE i.key = ?", keyOf(hash))
 		if err != nil {
 			return err
 		}
-		if row == nil {
+		if row == nil || !bytes.Equal(blob(row[0]), hash[:]) {
 			return ErrNotFound
 		}
-		text, err = x.codec.decompress(row[0].(int64), blob(row[1]))
+		text, err = x.codec.decompress(row[1].(int64), blob(row[2]))
 		return err
 	})
 	if err != nil && err != ErrNotFound {
@@ -54,22 +56,15 @@ func (x *Index) Text(ctx context.Context, hash narinfo.PathHash) (text []byte, e
 }
 
 const (
-	itemColumns = "SELECT i.id, p.hash, i.added_at, i.stored_files, i.file_sizes, n.dictionary, n.text"
-	itemByHash  = itemColumns + " FROM paths p JOIN items i ON i.id = p.id JOIN narinfos n ON n.id = p.id WHERE p.hash = ?"
+	itemColumns = "SELECT i.id, n.hash, i.added_at, i.stored_files, i.file_sizes, n.dictionary, n.text FROM items i JOIN narinfos n ON n.id = i.id"
+	itemByKey   = itemColumns + " WHERE i.key = ?"
 )
 
 // Item returns all of the item's row. The error is [ErrNotFound] when the index
 // certainly has none.
 func (x *Index) Item(ctx context.Context, hash narinfo.PathHash) (item *Item, err error) {
 	err = x.readers.do(ctx, func(c *connection) error {
-		row, err := c.first(itemByHash, hash[:])
-		if err != nil {
-			return err
-		}
-		if row == nil {
-			return ErrNotFound
-		}
-		item, err = x.item(row)
+		item, err = x.itemFrom(c, hash)
 		return err
 	})
 	if err != nil && err != ErrNotFound {
@@ -78,17 +73,28 @@ func (x *Index) Item(ctx context.Context, hash narinfo.PathHash) (item *Item, er
 	return item, err
 }
 
+func (x *Index) itemFrom(c *connection, hash narinfo.PathHash) (*Item, error) {
+	row, err := c.first(itemByKey, keyOf(hash))
+	if err != nil {
+		return nil, err
+	}
+	if row == nil || !bytes.Equal(blob(row[1]), hash[:]) {
+		return nil, ErrNotFound
+	}
+	return x.item(row)
+}
+
 // item makes a row of itemColumns an Item.
 func (x *Index) item(row []driver.Value) (*Item, error) {
-	hash, err := hashOf(blob(row[1]))
+	hash, err := hashOf(row[1])
 	if err != nil {
 		return nil, err
 	}
 	item := &Item{
-		ID:      row[0].(int64),
 		Hash:    hash,
 		AddedAt: time.UnixMilli(row[2].(int64)).UTC(),
 		Stored:  uint64(row[3].(int64)),
+		id:      row[0].(int64),
 	}
 	if sizes := blob(row[4]); sizes != nil {
 		item.Sizes = decodeInts(sizes)
@@ -102,13 +108,12 @@ func (x *Index) item(row []driver.Value) (*Item, error) {
 // write-ahead log can be folded back.
 const listStep = 500
 
-// Items returns all items that have every given tag, in the order they were
-// first met. Items added or removed meanwhile may or may not be among them.
+// Items returns all items that have every given tag, in the order they
+// came. Items added or removed meanwhile may or may not be among them.
 func (x *Index) Items(ctx context.Context, tags ...Tag) iter.Seq2[*Item, error] {
 	return func(yield func(*Item, error) bool) {
 		filter, args := tagFilter(tags)
-		query := itemColumns + " FROM items i JOIN paths p ON p.id = i.id JOIN narinfos n ON n.id = i.id WHERE i.id > ?" +
-			filter + " ORDER BY i.id LIMIT ?"
+		query := itemColumns + " WHERE i.id > ?" + filter + " ORDER BY i.id LIMIT ?"
 		for last := int64(-1); ; {
 			page := make([]*Item, 0, listStep)
 			err := x.readers.do(ctx, func(c *connection) error {
@@ -131,7 +136,7 @@ func (x *Index) Items(ctx context.Context, tags ...Tag) iter.Seq2[*Item, error] 
 			if len(page) < listStep {
 				return
 			}
-			last = page[len(page)-1].ID
+			last = page[len(page)-1].id
 		}
 	}
 }
@@ -148,8 +153,8 @@ func tagFilter(tags []Tag) (condition string, args []driver.Value) {
 // Tags returns the tags of the item, sorted; none for an item not known.
 func (x *Index) Tags(ctx context.Context, hash narinfo.PathHash) (tags []Tag, err error) {
 	err = x.readers.do(ctx, func(c *connection) error {
-		return c.rows(`SELECT t.key, t.value FROM paths p JOIN item_tags it ON it.item = p.id
-			JOIN tags t ON t.id = it.tag WHERE p.hash = ? ORDER BY t.key, t.value`, []driver.Value{hash[:]},
+		return c.rows(`SELECT t.key, t.value FROM items i JOIN narinfos n ON n.id = i.id JOIN item_tags it ON it.item = i.id
+			JOIN tags t ON t.id = it.tag WHERE i.key = ? AND n.hash = ? ORDER BY t.key, t.value`, []driver.Value{keyOf(hash), hash[:]},
 			func(row []driver.Value) (bool, error) {
 				tags = append(tags, Tag{row[0].(string), row[1].(string)})
 				return true, nil
@@ -159,78 +164,6 @@ func (x *Index) Tags(ctx context.Context, hash narinfo.PathHash) (tags []Tag, er
 		return nil, describe(fmt.Sprintf("read the tags of %s in %s", hash, x.path), err)
 	}
 	return tags, nil
-}
-
-// References returns the hashes that the item's narinfo refers to, in its
-// order, and which of them have no narinfo in the index. The error is
-// [ErrNotFound] when the index has no such item.
-func (x *Index) References(ctx context.Context, hash narinfo.PathHash) (references, missing []narinfo.PathHash, err error) {
-	err = x.readers.do(ctx, func(c *connection) error {
-		row, err := c.first("SELECT n.refs FROM paths p JOIN narinfos n ON n.id = p.id WHERE p.hash = ?", hash[:])
-		if err != nil {
-			return err
-		}
-		if row == nil {
-			return ErrNotFound
-		}
-		for _, id := range decodeInts(blob(row[0])) {
-			row, err := c.first("SELECT p.hash, i.id FROM paths p LEFT JOIN items i ON i.id = p.id WHERE p.id = ?", id)
-			if err != nil {
-				return err
-			}
-			if row == nil {
-				return fmt.Errorf("path %d is referred to, but has no row", id)
-			}
-			reference, err := hashOf(blob(row[0]))
-			if err != nil {
-				return err
-			}
-			references = append(references, reference)
-			if row[1] == nil {
-				missing = append(missing, reference)
-			}
-		}
-		return nil
-	})
-	if err != nil && err != ErrNotFound {
-		return nil, nil, describe(fmt.Sprintf("read the references of %s in %s", hash, x.path), err)
-	}
-	return references, missing, err
-}
-
-// Referrers returns the hashes of the items whose narinfos refer to the path,
-// itself among them where it does. The path need not be an item.
-func (x *Index) Referrers(ctx context.Context, hash narinfo.PathHash) (referrers []narinfo.PathHash, err error) {
-	err = x.readers.do(ctx, func(c *connection) error {
-		var ids []int64
-		err := c.rows("SELECT r.block, r.offsets FROM paths p JOIN referrers r ON r.path = p.id WHERE p.hash = ? ORDER BY r.block",
-			[]driver.Value{hash[:]}, func(row []driver.Value) (bool, error) {
-				ids = append(ids, decodeBlock(row[0].(int64), blob(row[1]))...)
-				return true, nil
-			})
-		if err != nil {
-			return err
-		}
-		for _, id := range ids {
-			row, err := c.first("SELECT hash FROM paths WHERE id = ?", id)
-			if err != nil {
-				return err
-			}
-			if row == nil {
-				return fmt.Errorf("path %d refers to it, but has no row", id)
-			}
-			referrer, err := hashOf(blob(row[0]))
-			if err != nil {
-				return err
-			}
-			referrers = append(referrers, referrer)
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, describe(fmt.Sprintf("read the referrers of %s in %s", hash, x.path), err)
-	}
-	return referrers, nil
 }
 
 // Totals are the sums that the index keeps of itself.
@@ -262,11 +195,11 @@ func (x *Index) Totals(ctx context.Context) (totals Totals, err error) {
 	return totals, nil
 }
 
-// encodeInts packs numbers as zig-zag varints: most path ids are small or near.
-func encodeInts[T int | int64](numbers []T) []byte {
+// encodeInts packs numbers as zig-zag varints.
+func encodeInts(numbers []int64) []byte {
 	packed := make([]byte, 0, 4*len(numbers))
 	for _, n := range numbers {
-		packed = binary.AppendVarint(packed, int64(n))
+		packed = binary.AppendVarint(packed, n)
 	}
 	return packed
 }
@@ -282,18 +215,4 @@ func decodeInts(packed []byte) (numbers []int64) {
 		packed = packed[size:]
 	}
 	return numbers
-}
-
-// blockSize is how many neighbouring ids share one row of the table referrers.
-// An offset within a block takes two bytes; a row of even the most referred-to
-// path stays within a few pages.
-const blockSize = 1 << 12
-
-// decodeBlock returns the ids in one row of the table referrers.
-func decodeBlock(block int64, offsets []byte) []int64 {
-	ids := make([]int64, 0, len(offsets)/2)
-	for ; len(offsets) >= 2; offsets = offsets[2:] {
-		ids = append(ids, block*blockSize+int64(binary.LittleEndian.Uint16(offsets)))
-	}
-	return ids
 }

@@ -16,16 +16,15 @@ const applicationID = 0x4e617248
 //
 // The tables:
 //
-//   - paths interns the hash of every store path ever met, as an item or as a
-//     reference, so that references are small integers. Ids are never reused.
 //   - items is the bookkeeping of each known item, apart from its text so that
-//     passes over all items read little. stored_files is a bit mask: bit N is
-//     set when the bytes of the Nth file that the narinfo names are in the
-//     storage. file_sizes is only there for narinfos without FileSize.
-//   - narinfos holds the texts, compressed, and the references as a list of
-//     path ids.
-//   - referrers is the way back: for a path, who refers to it. Referrers with
-//     neighbouring ids share a row, as 16-bit offsets into a block of ids.
+//     passes over all items read little. key is made of the path's hash, see
+//     [keyOf]: its index is all that is not written in the order of arrival,
+//     so it is kept small. stored_files is a bit mask: bit N is set when the
+//     bytes of the Nth file that the narinfo names are in the storage.
+//     file_sizes is only there for narinfos without FileSize.
+//   - narinfos has the texts, compressed, by the ids of items, and the keys of
+//     what they refer to.
+//   - runs and referrers are the way back, see references.go.
 //   - recent_changes is the log that mirrors follow and that tells other
 //     processes what to forget; see [Change].
 //   - uses counts requests per item.
@@ -41,31 +40,36 @@ var migrations = []string{
 		content BLOB NOT NULL
 	) STRICT;
 
-	CREATE TABLE paths (
-		id INTEGER PRIMARY KEY,
-		hash BLOB NOT NULL UNIQUE
-	) STRICT;
-
 	CREATE TABLE items (
-		id INTEGER PRIMARY KEY REFERENCES paths (id),
+		id INTEGER PRIMARY KEY AUTOINCREMENT,
+		key INTEGER NOT NULL,
 		added_at INTEGER NOT NULL,
 		stored_files INTEGER NOT NULL,
 		stored_size INTEGER NOT NULL,
 		file_sizes BLOB
 	) STRICT;
+	CREATE UNIQUE INDEX items_by_key ON items (key);
 
 	CREATE TABLE narinfos (
-		id INTEGER PRIMARY KEY REFERENCES items (id) ON DELETE CASCADE,
+		id INTEGER PRIMARY KEY,
+		hash BLOB NOT NULL,
 		refs BLOB NOT NULL,
 		dictionary INTEGER NOT NULL,
 		text BLOB NOT NULL
 	) STRICT;
 
+	CREATE TABLE runs (
+		id INTEGER PRIMARY KEY AUTOINCREMENT,
+		level INTEGER NOT NULL,
+		edges INTEGER NOT NULL
+	) STRICT;
+
 	CREATE TABLE referrers (
-		path INTEGER NOT NULL,
-		block INTEGER NOT NULL,
-		offsets BLOB NOT NULL,
-		PRIMARY KEY (path, block)
+		run INTEGER NOT NULL,
+		target INTEGER NOT NULL,
+		referrer INTEGER NOT NULL,
+		edges BLOB NOT NULL,
+		PRIMARY KEY (run, target, referrer)
 	) STRICT, WITHOUT ROWID;
 
 	CREATE TABLE tags (
@@ -86,7 +90,7 @@ var migrations = []string{
 		id INTEGER PRIMARY KEY AUTOINCREMENT,
 		at INTEGER NOT NULL,
 		kind INTEGER NOT NULL,
-		path INTEGER NOT NULL,
+		hash BLOB NOT NULL,
 		store_path TEXT
 	) STRICT;
 

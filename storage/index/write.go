@@ -1,13 +1,11 @@
 package index
 
 import (
-	"cmp"
 	"context"
 	"database/sql/driver"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"nar-herder/narinfo"
@@ -48,11 +46,7 @@ func (x *Index) Update(ctx context.Context, f func(*Tx) error) (err error) {
 	if err := x.writer.exec("BEGIN IMMEDIATE"); err != nil {
 		return describe("lock "+x.path+" for writing", err)
 	}
-	tx := &Tx{
-		x: x, conn: x.writer,
-		fresh:     make(map[narinfo.PathHash]int64),
-		referrers: make(map[referrerBlock][]byte),
-	}
+	tx := &Tx{x: x, conn: x.writer}
 	defer func() {
 		if err != nil {
 			// SQLite may have rolled back by itself, as it does when the disk
@@ -63,14 +57,11 @@ func (x *Index) Update(ctx context.Context, f func(*Tx) error) (err error) {
 	if err := f(tx); err != nil {
 		return describe("write to "+x.path, err)
 	}
-	if err := errors.Join(tx.flushReferrers(), tx.flushTotals()); err != nil {
+	if err := errors.Join(tx.flushEdges(), tx.flushTotals()); err != nil {
 		return describe("write to "+x.path, err)
 	}
 	if err := x.writer.exec("COMMIT"); err != nil {
 		return describe("commit to "+x.path, err)
-	}
-	for hash, id := range tx.fresh {
-		x.known.Add(hash, id)
 	}
 	return nil
 }
@@ -79,26 +70,14 @@ func (x *Index) Update(ctx context.Context, f func(*Tx) error) (err error) {
 type Tx struct {
 	x    *Index
 	conn *connection
-	// fresh holds ids of paths that are in no other transaction yet.
-	fresh map[narinfo.PathHash]int64
-	// referrers gathers additions to the table of that name, so that a path
-	// that a batch refers to often is written once.
-	referrers map[referrerBlock][]byte
-	change    Totals
+	// edges gathers who refers to whom, to be written together.
+	edges  []edge
+	change Totals
 }
-
-type referrerBlock struct{ path, block int64 }
 
 // Item returns the item's row as this transaction sees it, or [ErrNotFound].
 func (tx *Tx) Item(hash narinfo.PathHash) (*Item, error) {
-	row, err := tx.conn.first(itemByHash, hash[:])
-	if err != nil {
-		return nil, err
-	}
-	if row == nil {
-		return nil, ErrNotFound
-	}
-	return tx.x.item(row)
+	return tx.x.itemFrom(tx.conn, hash)
 }
 
 // Put writes a new item, or the new text and state of a known one, and notes
@@ -106,45 +85,43 @@ func (tx *Tx) Item(hash narinfo.PathHash) (*Item, error) {
 // transaction, nil when that was ErrNotFound.
 func (tx *Tx) Put(entry *Entry, old *Item) error {
 	n := entry.Narinfo
-	id, err := tx.intern(n.StorePath.Hash, true)
-	if err != nil {
-		return err
-	}
-	references := make([]int64, len(n.References))
-	for i, reference := range n.References {
-		if references[i], err = tx.intern(reference.Hash, false); err != nil {
-			return err
-		}
-	}
 	size, err := storedSize(n, entry.Stored, entry.Sizes)
 	if err != nil {
 		return err
 	}
-	at := entry.AddedAt
-	if old != nil {
-		at = old.AddedAt
-		if err := tx.forget(old); err != nil {
-			return err
-		}
-		err = tx.conn.exec("UPDATE items SET stored_files = ?, stored_size = ?, file_sizes = ? WHERE id = ?",
-			int64(entry.Stored), size, sizesColumn(entry.Sizes), id)
-	} else {
-		err = tx.conn.exec("INSERT INTO items VALUES (?, ?, ?, ?, ?)",
-			id, at.UnixMilli(), int64(entry.Stored), size, sizesColumn(entry.Sizes))
-		tx.change.Items++
-	}
-	if err != nil {
-		return err
+	references := make([]byte, 0, 8*len(n.References))
+	for _, reference := range n.References {
+		references = binary.BigEndian.AppendUint64(references, uint64(keyOf(reference.Hash)))
 	}
 	tx.count(entry.Stored, size, 1)
-	err = tx.conn.exec(`INSERT INTO narinfos VALUES (?, ?, ?, ?)
-		ON CONFLICT DO UPDATE SET refs = excluded.refs, dictionary = excluded.dictionary, text = excluded.text`,
-		id, encodeInts(references), entry.dictionary, entry.compressed)
+	if old != nil {
+		if err := tx.uncount(old); err != nil {
+			return err
+		}
+		err = errors.Join(
+			tx.conn.exec("UPDATE items SET stored_files = ?, stored_size = ?, file_sizes = ? WHERE id = ?",
+				int64(entry.Stored), size, sizesColumn(entry.Sizes), old.id),
+			tx.conn.exec("UPDATE narinfos SET refs = ?, dictionary = ?, text = ? WHERE id = ?",
+				references, entry.dictionary, entry.compressed, old.id))
+		if err != nil {
+			return err
+		}
+		tx.refer(old.id, n)
+		return tx.log(Added, old.AddedAt, n.StorePath.Hash, nil)
+	}
+	id, err := tx.conn.insert("INSERT INTO items (key, added_at, stored_files, stored_size, file_sizes) VALUES (?, ?, ?, ?, ?)",
+		keyOf(n.StorePath.Hash), entry.AddedAt.UnixMilli(), int64(entry.Stored), size, sizesColumn(entry.Sizes))
+	if err != nil {
+		return fmt.Errorf("insert %s, whose first 64 bits no other item may have: %w", n.StorePath.Hash, err)
+	}
+	err = tx.conn.exec("INSERT INTO narinfos VALUES (?, ?, ?, ?, ?)",
+		id, n.StorePath.Hash[:], references, entry.dictionary, entry.compressed)
 	if err != nil {
 		return err
 	}
-	tx.refer(id, references)
-	return tx.log(Added, at, id, nil)
+	tx.change.Items++
+	tx.refer(id, n)
+	return tx.log(Added, entry.AddedAt, n.StorePath.Hash, nil)
 }
 
 // SetStored records which files of a known item are in the storage.
@@ -164,11 +141,11 @@ func (tx *Tx) SetStored(hash narinfo.PathHash, stored uint64, sizes []int64) err
 	tx.count(item.Stored, oldSize, -1)
 	tx.count(stored, size, 1)
 	err = tx.conn.exec("UPDATE items SET stored_files = ?, stored_size = ?, file_sizes = ? WHERE id = ?",
-		int64(stored), size, sizesColumn(sizes), item.ID)
+		int64(stored), size, sizesColumn(sizes), item.id)
 	if err != nil {
 		return err
 	}
-	return tx.log(StorageChanged, time.Now(), item.ID, nil)
+	return tx.log(StorageChanged, time.Now(), hash, nil)
 }
 
 // Remove deletes the item with its tags and uses, and notes the removal in the
@@ -182,15 +159,18 @@ func (tx *Tx) Remove(hash narinfo.PathHash, at time.Time) error {
 	if err != nil {
 		return err
 	}
-	if err := tx.forget(item); err != nil {
+	if err := tx.uncount(item); err != nil {
 		return err
 	}
-	// The rows of other tables go with this one, as their foreign keys say.
-	if err := tx.conn.exec("DELETE FROM items WHERE id = ?", item.ID); err != nil {
+	// The tags and uses go with the item, as their foreign keys say.
+	err = errors.Join(
+		tx.conn.exec("DELETE FROM items WHERE id = ?", item.id),
+		tx.conn.exec("DELETE FROM narinfos WHERE id = ?", item.id))
+	if err != nil {
 		return err
 	}
 	tx.change.Items--
-	return tx.log(Removed, at, item.ID, n.StorePath.String())
+	return tx.log(Removed, at, hash, n.StorePath.String())
 }
 
 // AddTags gives tags to a known item; those it has already are no error.
@@ -198,7 +178,7 @@ func (tx *Tx) AddTags(hash narinfo.PathHash, tags []Tag) error {
 	if len(tags) == 0 {
 		return nil
 	}
-	item, err := tx.intern(hash, false)
+	item, err := tx.conn.integer("SELECT id FROM items WHERE key = ?", keyOf(hash))
 	if err != nil {
 		return err
 	}
@@ -216,89 +196,17 @@ func (tx *Tx) AddTags(hash narinfo.PathHash, tags []Tag) error {
 }
 
 // Missing returns those of the paths that have no narinfo in the index.
-func (tx *Tx) Missing(paths []narinfo.StorePath) (missing []narinfo.StorePath, err error) {
-	for _, path := range paths {
-		n, err := tx.conn.integer("SELECT count(*) FROM paths p JOIN items i ON i.id = p.id WHERE p.hash = ?", path.Hash[:])
-		if err != nil {
-			return nil, err
-		}
-		if n == 0 {
-			missing = append(missing, path)
-		}
-	}
-	return missing, nil
+func (tx *Tx) Missing(paths []narinfo.StorePath) ([]narinfo.StorePath, error) {
+	return tx.conn.missing(paths)
 }
 
-// forget takes what an item's present row says out of the referrers and the
-// totals.
-func (tx *Tx) forget(item *Item) error {
+// uncount takes an item's stored files out of the totals.
+func (tx *Tx) uncount(item *Item) error {
 	_, size, err := item.parsed()
-	if err != nil {
-		return err
+	if err == nil {
+		tx.count(item.Stored, size, -1)
 	}
-	tx.count(item.Stored, size, -1)
-	if err := tx.flushReferrers(); err != nil {
-		return err
-	}
-	row, err := tx.conn.first("SELECT refs FROM narinfos WHERE id = ?", item.ID)
-	if err != nil || row == nil {
-		return err
-	}
-	block, offset := item.ID/blockSize, uint16(item.ID%blockSize)
-	for _, path := range distinct(decodeInts(blob(row[0]))) {
-		row, err := tx.conn.first("SELECT offsets FROM referrers WHERE path = ? AND block = ?", path, block)
-		if err != nil {
-			return err
-		}
-		if row == nil {
-			continue
-		}
-		var kept []byte
-		for offsets := blob(row[0]); len(offsets) >= 2; offsets = offsets[2:] {
-			if binary.LittleEndian.Uint16(offsets) != offset {
-				kept = append(kept, offsets[:2]...)
-			}
-		}
-		if len(kept) == 0 {
-			err = tx.conn.exec("DELETE FROM referrers WHERE path = ? AND block = ?", path, block)
-		} else {
-			err = tx.conn.exec("UPDATE referrers SET offsets = ? WHERE path = ? AND block = ?", kept, path, block)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// refer notes that the item refers to the paths.
-func (tx *Tx) refer(item int64, paths []int64) {
-	for _, path := range distinct(paths) {
-		key := referrerBlock{path, item / blockSize}
-		tx.referrers[key] = binary.LittleEndian.AppendUint16(tx.referrers[key], uint16(item%blockSize))
-	}
-}
-
-// flushReferrers writes the gathered referrers, in the order of the table.
-func (tx *Tx) flushReferrers() error {
-	keys := make([]referrerBlock, 0, len(tx.referrers))
-	for key := range tx.referrers {
-		keys = append(keys, key)
-	}
-	slices.SortFunc(keys, func(a, b referrerBlock) int {
-		return cmp.Or(cmp.Compare(a.path, b.path), cmp.Compare(a.block, b.block))
-	})
-	for _, key := range keys {
-		// || makes text of blobs, hence the cast, which leaves the bytes alone.
-		err := tx.conn.exec(`INSERT INTO referrers VALUES (?, ?, ?)
-			ON CONFLICT DO UPDATE SET offsets = CAST(offsets || excluded.offsets AS BLOB)`,
-			key.path, key.block, tx.referrers[key])
-		if err != nil {
-			return err
-		}
-	}
-	clear(tx.referrers)
-	return nil
+	return err
 }
 
 // count adds files of an item to the change of the totals, or takes them off.
@@ -317,42 +225,10 @@ func (tx *Tx) flushTotals() error {
 		tx.change.Items, tx.change.StoredNars, tx.change.StoredSize)
 }
 
-// intern returns the id of the path, and makes one where it has none. likelyNew
-// says which of the two ways to try first.
-func (tx *Tx) intern(hash narinfo.PathHash, likelyNew bool) (id int64, err error) {
-	if id, ok := tx.fresh[hash]; ok {
-		return id, nil
-	}
-	if id, ok := tx.x.known.Get(hash); ok {
-		return id, nil
-	}
-	if !likelyNew {
-		row, err := tx.conn.first("SELECT id FROM paths WHERE hash = ?", hash[:])
-		if err != nil {
-			return 0, err
-		}
-		if row != nil {
-			id := row[0].(int64)
-			tx.x.known.Add(hash, id)
-			return id, nil
-		}
-	}
-	row, err := tx.conn.first("INSERT INTO paths (hash) VALUES (?) ON CONFLICT DO NOTHING RETURNING id", hash[:])
-	if err != nil {
-		return 0, err
-	}
-	if row == nil {
-		return tx.intern(hash, false)
-	}
-	id = row[0].(int64)
-	tx.fresh[hash] = id
-	return id, nil
-}
-
-// log notes a change for those who follow.
-func (tx *Tx) log(kind ChangeKind, at time.Time, path int64, storePath driver.Value) error {
-	return tx.conn.exec("INSERT INTO recent_changes (at, kind, path, store_path) VALUES (?, ?, ?, ?)",
-		at.UnixMilli(), int64(kind), path, storePath)
+// log notes a change for those who follow. storePath is nil or a string.
+func (tx *Tx) log(kind ChangeKind, at time.Time, hash narinfo.PathHash, storePath driver.Value) error {
+	return tx.conn.exec("INSERT INTO recent_changes (at, kind, hash, store_path) VALUES (?, ?, ?, ?)",
+		at.UnixMilli(), int64(kind), hash[:], storePath)
 }
 
 // parsed returns the item's narinfo, and the bytes that its stored files take.
@@ -388,11 +264,4 @@ func sizesColumn(sizes []int64) driver.Value {
 		return nil
 	}
 	return encodeInts(sizes)
-}
-
-// distinct returns the numbers sorted, each once.
-func distinct(numbers []int64) []int64 {
-	sorted := slices.Clone(numbers)
-	slices.Sort(sorted)
-	return slices.Compact(sorted)
 }

@@ -1,0 +1,378 @@
+package index
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"database/sql/driver"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/bits"
+	"slices"
+
+	"nar-herder/narinfo"
+)
+
+// Who refers to an item is a table of some two hundred million edges in the
+// largest farm. A row for each would make an import a hundred times slower, and
+// the database half as large again, so edges are kept in runs: what a
+// transaction adds is sorted and written as one run of packed chunks, and as
+// soon as there are several runs of about one size they are merged into one. A
+// look-up asks each run, of which there are a few dozen at the most.
+//
+// Runs are never edited. An edge counts only as long as the referrer has the
+// target in its list of references, which is looked at before it is believed, so that
+// removals and replacements leave no more than dead bytes.
+
+// edge says that the item with the key target is referred to by the item with
+// the id referrer.
+type edge struct{ target, referrer int64 }
+
+func (e edge) compare(o edge) int {
+	return cmp.Or(cmp.Compare(e.target, o.target), cmp.Compare(e.referrer, o.referrer))
+}
+
+const (
+	// runsPerLevel is how many runs of a level are merged into one. Each edge
+	// is so written about once for every factor of this in the number of all.
+	runsPerLevel = 8
+	// maxRun bounds a merge, in edges, and with it how long the database is
+	// locked: about two seconds.
+	maxRun = 32 << 20
+	// chunkBytes bounds the packed edges of a row, so that rows of the table,
+	// whose key is the whole of it, stay within a quarter of a page.
+	chunkBytes = 1600
+)
+
+// refer notes the edges of an item.
+func (tx *Tx) refer(id int64, n *narinfo.Narinfo) {
+	for _, reference := range n.References {
+		tx.edges = append(tx.edges, edge{keyOf(reference.Hash), id})
+	}
+}
+
+// flushEdges writes what refer has gathered as a new run, and merges runs.
+func (tx *Tx) flushEdges() error {
+	if len(tx.edges) == 0 {
+		return nil
+	}
+	slices.SortFunc(tx.edges, edge.compare)
+	edges := slices.Compact(tx.edges)
+	tx.edges = nil
+	w := newRun(tx.conn)
+	for _, e := range edges {
+		if err := w.add(e); err != nil {
+			return err
+		}
+	}
+	if err := w.end(); err != nil {
+		return err
+	}
+	return tx.mergeRuns()
+}
+
+// runLevel is the level of a run with that many edges.
+func runLevel(edges int64) int64 {
+	return int64((bits.Len64(uint64(edges)) - 1) / (bits.Len(runsPerLevel) - 1))
+}
+
+// mergeRuns merges full levels, from the lowest up.
+func (tx *Tx) mergeRuns() error {
+	for {
+		row, err := tx.conn.first(`SELECT level FROM runs GROUP BY level
+			HAVING count(*) >= ? AND sum(edges) <= ? ORDER BY level LIMIT 1`, int64(runsPerLevel), int64(maxRun))
+		if err != nil || row == nil {
+			return err
+		}
+		var ids []int64
+		err = tx.conn.rows("SELECT id FROM runs WHERE level = ? ORDER BY id", []driver.Value{row[0]}, func(row []driver.Value) (bool, error) {
+			ids = append(ids, row[0].(int64))
+			return true, nil
+		})
+		if err != nil {
+			return err
+		}
+		if err := tx.merge(ids); err != nil {
+			return err
+		}
+	}
+}
+
+// merge writes a run with the edges of others, and deletes those.
+func (tx *Tx) merge(ids []int64) error {
+	readers := make([]*runReader, 0, len(ids))
+	for _, id := range ids {
+		r := &runReader{conn: tx.conn, run: id}
+		if err := r.next(); err != nil {
+			return err
+		}
+		readers = append(readers, r)
+	}
+	w := newRun(tx.conn)
+	for last, first := (edge{}), true; ; {
+		var least *runReader
+		for _, r := range readers {
+			if !r.ended && (least == nil || r.edge.compare(least.edge) < 0) {
+				least = r
+			}
+		}
+		if least == nil {
+			break
+		}
+		if e := least.edge; first || e != last {
+			if err := w.add(e); err != nil {
+				return err
+			}
+			last, first = e, false
+		}
+		if err := least.next(); err != nil {
+			return err
+		}
+	}
+	if err := w.end(); err != nil {
+		return err
+	}
+	for _, id := range ids {
+		err := errors.Join(
+			tx.conn.exec("DELETE FROM referrers WHERE run = ?", id),
+			tx.conn.exec("DELETE FROM runs WHERE id = ?", id))
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// runWriter writes a run; its edges come in order.
+type runWriter struct {
+	conn   *connection
+	run    int64
+	edges  int64
+	first  edge // of the chunk
+	last   edge
+	packed []byte // nil between chunks
+}
+
+func newRun(conn *connection) *runWriter { return &runWriter{conn: conn} }
+
+func (w *runWriter) add(e edge) error {
+	if w.run == 0 {
+		id, err := w.conn.insert("INSERT INTO runs (level, edges) VALUES (0, 0)")
+		if err != nil {
+			return err
+		}
+		w.run = id
+	}
+	w.edges++
+	if w.packed == nil {
+		w.packed = make([]byte, 0, chunkBytes+20)
+		w.first, w.last = e, e
+		return nil
+	}
+	w.packed = appendEdge(w.packed, w.last, e)
+	w.last = e
+	if len(w.packed) >= chunkBytes {
+		return w.flush()
+	}
+	return nil
+}
+
+func (w *runWriter) flush() error {
+	if w.packed == nil {
+		return nil
+	}
+	err := w.conn.exec("INSERT INTO referrers VALUES (?, ?, ?, ?)", w.run, w.first.target, w.first.referrer, w.packed)
+	w.packed = nil
+	return err
+}
+
+func (w *runWriter) end() error {
+	if w.run == 0 {
+		return nil
+	}
+	if err := w.flush(); err != nil {
+		return err
+	}
+	return w.conn.exec("UPDATE runs SET level = ?, edges = ? WHERE id = ?", runLevel(w.edges), w.edges, w.run)
+}
+
+// appendEdge packs an edge by how it differs from the one before: the distance
+// of the targets, and the referrer, or its distance for the same target.
+func appendEdge(packed []byte, last, e edge) []byte {
+	// Subtraction of numbers in order wraps to the right distance.
+	distance := uint64(e.target) - uint64(last.target)
+	packed = binary.AppendUvarint(packed, distance)
+	if distance == 0 {
+		return binary.AppendUvarint(packed, uint64(e.referrer-last.referrer))
+	}
+	return binary.AppendUvarint(packed, uint64(e.referrer))
+}
+
+// unpackEdges returns the edges of a chunk.
+func unpackEdges(edges []edge, first edge, packed []byte) ([]edge, error) {
+	edges = append(edges, first)
+	for last := first; len(packed) > 0; {
+		distance, n := binary.Uvarint(packed)
+		if n <= 0 {
+			return nil, errors.New("a chunk of referrers in the database is damaged")
+		}
+		referrer, m := binary.Uvarint(packed[n:])
+		if m <= 0 {
+			return nil, errors.New("a chunk of referrers in the database is damaged")
+		}
+		packed = packed[n+m:]
+		if distance == 0 {
+			referrer += uint64(last.referrer)
+		}
+		last = edge{int64(uint64(last.target) + distance), int64(referrer)}
+		edges = append(edges, last)
+	}
+	return edges, nil
+}
+
+// runReader goes through the edges of a run.
+type runReader struct {
+	conn  *connection
+	run   int64
+	edge  edge // the present one
+	ended bool
+
+	edges []edge // what was read, the present one and those that follow
+	chunk edge   // where the newest chunk that was read begins
+	begun bool
+}
+
+// chunksAtOnce bounds the memory of a merge.
+const chunksAtOnce = 32
+
+func (r *runReader) next() error {
+	if len(r.edges) > 1 {
+		r.edges = r.edges[1:]
+		r.edge = r.edges[0]
+		return nil
+	}
+	r.edges = nil
+	query, args := "SELECT target, referrer, edges FROM referrers WHERE run = ? ORDER BY target, referrer LIMIT ?",
+		[]driver.Value{r.run, int64(chunksAtOnce)}
+	if r.begun {
+		query = "SELECT target, referrer, edges FROM referrers WHERE run = ? AND (target, referrer) > (?, ?) ORDER BY target, referrer LIMIT ?"
+		args = []driver.Value{r.run, r.chunk.target, r.chunk.referrer, int64(chunksAtOnce)}
+	}
+	err := r.conn.rows(query, args, func(row []driver.Value) (_ bool, err error) {
+		r.chunk = edge{row[0].(int64), row[1].(int64)}
+		r.edges, err = unpackEdges(r.edges, r.chunk, blob(row[2]))
+		return true, err
+	})
+	r.begun = true
+	if len(r.edges) == 0 {
+		r.ended = true
+		return err
+	}
+	r.edge = r.edges[0]
+	return err
+}
+
+// Referrers returns the hashes of the items whose narinfos refer to the path,
+// itself among them where it does, in the order they came. The path need not be
+// an item.
+func (x *Index) Referrers(ctx context.Context, hash narinfo.PathHash) (referrers []narinfo.PathHash, err error) {
+	target := keyOf(hash)
+	err = x.readers.do(ctx, func(c *connection) error {
+		ids, err := c.referrersOf(target)
+		if err != nil {
+			return err
+		}
+		for _, id := range ids {
+			row, err := c.first("SELECT hash, refs FROM narinfos WHERE id = ?", id)
+			if err != nil {
+				return err
+			}
+			if row == nil || !refersTo(blob(row[1]), target) {
+				continue // it did once
+			}
+			referrer, err := hashOf(row[0])
+			if err != nil {
+				return err
+			}
+			referrers = append(referrers, referrer)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, describe(fmt.Sprintf("read the referrers of %s in %s", hash, x.path), err)
+	}
+	return referrers, nil
+}
+
+// referrersOf returns the ids of the items that refer to the target, or once
+// did.
+func (c *connection) referrersOf(target int64) (found []int64, err error) {
+	var runs []int64
+	err = c.rows("SELECT id FROM runs", nil, func(row []driver.Value) (bool, error) {
+		runs = append(runs, row[0].(int64))
+		return true, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	gather := func(row []driver.Value) (bool, error) {
+		edges, err := unpackEdges(nil, edge{row[0].(int64), row[1].(int64)}, blob(row[2]))
+		for _, e := range edges {
+			if e.target == target {
+				found = append(found, e.referrer)
+			}
+		}
+		return true, err
+	}
+	for _, run := range runs {
+		// The chunk that begins before the target may reach it.
+		err := errors.Join(
+			c.rows("SELECT target, referrer, edges FROM referrers WHERE run = ? AND target < ? ORDER BY target DESC, referrer DESC LIMIT 1",
+				[]driver.Value{run, target}, gather),
+			c.rows("SELECT target, referrer, edges FROM referrers WHERE run = ? AND target = ?",
+				[]driver.Value{run, target}, gather))
+		if err != nil {
+			return nil, err
+		}
+	}
+	slices.Sort(found)
+	return slices.Compact(found), nil
+}
+
+// refersTo says whether a list of references has the target.
+func refersTo(references []byte, target int64) bool {
+	for ; len(references) >= 8; references = references[8:] {
+		if int64(binary.BigEndian.Uint64(references)) == target {
+			return true
+		}
+	}
+	return false
+}
+
+// MissingReferences returns those paths that the narinfo refers to which have
+// no narinfo in the index.
+func (x *Index) MissingReferences(ctx context.Context, n *narinfo.Narinfo) (missing []narinfo.StorePath, err error) {
+	err = x.readers.do(ctx, func(c *connection) error {
+		missing, err = c.missing(n.References)
+		return err
+	})
+	if err != nil {
+		return nil, describe(fmt.Sprintf("look for the references of %s in %s", n.StorePath, x.path), err)
+	}
+	return missing, nil
+}
+
+// missing returns those of the paths that are no items.
+func (c *connection) missing(paths []narinfo.StorePath) (missing []narinfo.StorePath, err error) {
+	for _, path := range paths {
+		row, err := c.first("SELECT n.hash FROM items i JOIN narinfos n ON n.id = i.id WHERE i.key = ?", keyOf(path.Hash))
+		if err != nil {
+			return nil, err
+		}
+		if row == nil || !bytes.Equal(blob(row[0]), path.Hash[:]) {
+			missing = append(missing, path)
+		}
+	}
+	return missing, nil
+}
