@@ -1,0 +1,39 @@
+// Package compression reads and writes nars in the compressions that narinfos name.
+//
+// Everything here works on streams in bounded memory; what each reader and writer takes is said where it is made.
+// LZMA in lzip's framing is in the subpackage lzip.
+package compression
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// Names of compressions as the Compression field of a narinfo has them. None is what a narinfo without the field means.
+const (
+	None  = "none"
+	Gzip  = "gzip"
+	Bzip2 = "bzip2"
+	Xz    = "xz"
+	Lzip  = "lzip"
+	Zstd  = "zstd"
+)
+
+var (
+	readable = []string{None, Gzip, Bzip2, Xz, Lzip, Zstd}
+	writable = []string{None, Zstd, Gzip, Lzip}
+)
+
+// ErrUnknown is a compression that is not known, or that cannot be written.
+type ErrUnknown struct {
+	Name    string   // what was asked for
+	Allowed []string // what could have been
+}
+
+func (e ErrUnknown) Error() string {
+	return fmt.Sprintf("unknown compression %q, known are %s", e.Name, strings.Join(e.Allowed, ", "))
+}
+
+// Known reports whether NewReader can read the compression that a narinfo calls name.
+func Known(name string) bool { return slices.Contains(readable, name) }

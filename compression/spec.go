@@ -1,0 +1,74 @@
+package compression
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"nar-herder/compression/lzip"
+)
+
+// Spec is a compression to be made: what --enable-cached-compression=TYPE[:LEVEL] says.
+type Spec struct {
+	Name  string // Zstd, Lzip or Gzip
+	Level int    // as the codec's own program counts
+}
+
+// String returns the form that ParseSpec reads, with the level.
+func (s Spec) String() string { return s.Name + ":" + strconv.Itoa(s.Level) }
+
+// levelRange is what levels a codec's program has, and its default.
+type levelRange struct{ min, max, standard int }
+
+// The levels are those of the programs' manuals; zstd's from 20 on are the ones it calls ultra.
+var levelRanges = map[string]levelRange{
+	Zstd: {1, 22, 3},
+	Gzip: {1, 9, 6},
+	Lzip: {lzip.MinLevel, lzip.MaxLevel, lzip.DefaultLevel},
+}
+
+// ErrLevel is a level that a compression does not have.
+type ErrLevel struct {
+	Name     string
+	Level    string // as it was given
+	Min, Max int
+}
+
+func (e ErrLevel) Error() string {
+	return fmt.Sprintf("%s has no level %q, only %d to %d", e.Name, e.Level, e.Min, e.Max)
+}
+
+// ParseSpec reads TYPE or TYPE:LEVEL, with TYPE zstd, lzip or gzip and LEVEL what the program of that name calls it:
+// 1 to 22 for zstd, 0 to 9 for lzip, 1 to 9 for gzip. Without a level it is the program's default. The error is an
+// ErrUnknown or an ErrLevel and names what is allowed.
+func ParseSpec(s string) (Spec, error) {
+	name, level, given := strings.Cut(s, ":")
+	r, ok := levelRanges[name]
+	if !ok {
+		return Spec{}, ErrUnknown{Name: name, Allowed: []string{Zstd, Lzip, Gzip}}
+	}
+	if !given {
+		return Spec{name, r.standard}, nil
+	}
+	n, err := strconv.ParseUint(level, 10, 8) // no sign
+	if err != nil || int(n) < r.min || int(n) > r.max {
+		return Spec{}, ErrLevel{name, level, r.min, r.max}
+	}
+	return Spec{name, int(n)}, nil
+}
+
+// DefaultLevel returns the level that the codec's program uses when it is not told: zstd 3, gzip 6, lzip 6. For what
+// has no levels it is 0.
+func DefaultLevel(name string) int { return levelRanges[name].standard }
+
+// checkLevel reports what is wrong with writing name at a level.
+func checkLevel(name string, level int) error {
+	if !slices.Contains(writable, name) {
+		return ErrUnknown{Name: name, Allowed: slices.Clone(writable)}
+	}
+	if r, ok := levelRanges[name]; ok && (level < r.min || level > r.max) {
+		return ErrLevel{name, strconv.Itoa(level), r.min, r.max}
+	}
+	return nil
+}

@@ -1,0 +1,230 @@
+package compression
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+)
+
+// minXzDict is the smallest dictionary that the xz package takes; a stream that asks for more gets it.
+const minXzDict = 1 << 12
+
+// ErrTooLarge is a stream whose dictionary is larger than we give it.
+var ErrTooLarge = errors.New("compression: dictionary too large")
+
+// xzGuard passes an xz file through to the decoder and follows its structure, for two things the decoder does not do:
+// refuse a dictionary above maxDict before it is allocated, and tell an end in mid-stream, which at the start of a
+// block would look like a good one. What it does not understand it leaves to the decoder, which refuses it.
+//
+// The structure is that of the xz file format 1.2, chapters 2 to 4, and of LZMA2's chunks.
+type xzGuard struct {
+	r    *bufio.Reader
+	skip int64                // bytes to pass without looking at them
+	want int                  // bytes that step needs; 0 stands for 1
+	buf  []byte               // those of them that came
+	step func(*xzGuard) error // looks at buf and says what comes next; nil is between streams
+
+	blockBytes int64 // of the LZMA2 data of a block, for its padding
+	checkBytes int64 // of the check after each block
+	numbers    uint64
+	indexBytes int64
+	lost       bool // the structure is not understood any more
+	err        error
+}
+
+func (g *xzGuard) Read(p []byte) (int, error) {
+	if g.err != nil {
+		return 0, g.err
+	}
+	if len(p) > 1 && g.skip == 0 {
+		p = p[:1] // headers are short; the decoder asks again
+	} else if int64(len(p)) > g.skip && g.skip > 0 {
+		p = p[:g.skip]
+	}
+	n, err := g.r.Read(p)
+	if g.skip > 0 {
+		g.skip -= int64(n)
+	} else if n == 1 {
+		g.see(p[0])
+	}
+	return n, g.note(err)
+}
+
+func (g *xzGuard) ReadByte() (byte, error) {
+	if g.err != nil {
+		return 0, g.err
+	}
+	c, err := g.r.ReadByte()
+	if err != nil {
+		return c, g.note(err)
+	}
+	if g.skip > 0 {
+		g.skip--
+	} else {
+		g.see(c)
+	}
+	return c, g.err
+}
+
+func (g *xzGuard) note(err error) error {
+	if err == io.EOF && !g.lost && (g.step != nil || len(g.buf) > 0) {
+		err = io.ErrUnexpectedEOF
+	}
+	if g.err == nil {
+		g.err = err
+	}
+	return g.err
+}
+
+func (g *xzGuard) see(c byte) {
+	if g.lost {
+		return
+	}
+	g.buf = append(g.buf, c)
+	if len(g.buf) < g.want {
+		return
+	}
+	step := g.step
+	if step == nil {
+		step = (*xzGuard).streamStart
+	}
+	g.err = step(g)
+	g.buf = g.buf[:0]
+}
+
+// expect passes skip bytes and then collects want bytes for step.
+func (g *xzGuard) expect(skip int64, want int, step func(*xzGuard) error) error {
+	g.skip, g.want, g.step = skip, want, step
+	return nil
+}
+
+// streamStart sees the first byte of a stream header, or of stream padding.
+func (g *xzGuard) streamStart() error {
+	if g.buf[0] == 0 {
+		return g.expect(0, 3, func(g *xzGuard) error { return g.expect(0, 1, nil) })
+	}
+	return g.expect(6, 5, (*xzGuard).streamFlags)
+}
+
+// streamFlags sees the second byte of the flags, which names the check, and the CRC.
+func (g *xzGuard) streamFlags() error {
+	// Sizes of the checks in bytes, by three IDs each, after ID 0.
+	id := int64(g.buf[0] & 15)
+	if g.checkBytes = 0; id > 0 {
+		g.checkBytes = 4 << ((id - 1) / 3)
+	}
+	return g.expect(0, 1, (*xzGuard).blockSize)
+}
+
+// blockSize sees the first byte of a block header, or of the index.
+func (g *xzGuard) blockSize() error {
+	if g.buf[0] == 0 {
+		g.indexBytes = 1
+		g.numbers = 0
+		return g.expect(0, 1, (*xzGuard).indexCount)
+	}
+	return g.expect(0, (int(g.buf[0])+1)*4-1, (*xzGuard).blockHeader)
+}
+
+// blockHeader sees the rest of a block header. Only LZMA2 as the one filter is known to the decoder.
+func (g *xzGuard) blockHeader() error {
+	flags, b := g.buf[0], g.buf[1:]
+	for _, present := range []byte{flags & 0x40, flags & 0x80} {
+		for i := 0; present != 0 && i < len(b); i++ {
+			if b[i]&0x80 == 0 {
+				b = b[i+1:]
+				break
+			}
+		}
+	}
+	if flags&3 != 0 || len(b) < 3 || b[0] != 0x21 || b[1] != 1 {
+		g.lost = true
+		return errors.New("xz: filters other than LZMA2 are not supported")
+	}
+	// Dictionary sizes are 2^n and 2^n + 2^(n-1), beginning with 4 KiB.
+	code := b[2]
+	if size := int64(2|code&1) << (min(code, 40)/2 + 11); size > maxDict {
+		return fmt.Errorf("%w: the xz block asks for %d bytes, %d are allowed", ErrTooLarge, size, maxDict)
+	}
+	g.blockBytes = 0
+	return g.expect(0, 1, (*xzGuard).chunkControl)
+}
+
+// chunkControl sees the first byte of an LZMA2 chunk.
+func (g *xzGuard) chunkControl() error {
+	switch c := g.buf[0]; {
+	case c == 0:
+		g.blockBytes++
+		padding := -g.blockBytes & 3
+		return g.expect(padding+g.checkBytes, 1, (*xzGuard).blockSize)
+	case c <= 2:
+		return g.expect(0, 2, (*xzGuard).chunkUncompressed)
+	case c < 0x80:
+		g.lost = true
+		return nil
+	case c < 0xC0:
+		return g.expect(2, 2, (*xzGuard).chunkCompressed)
+	default:
+		return g.expect(2, 3, (*xzGuard).chunkCompressed)
+	}
+}
+
+func (g *xzGuard) chunkUncompressed() error {
+	n := int64(g.buf[0])<<8 + int64(g.buf[1]) + 1
+	g.blockBytes += 3 + n
+	return g.expect(n, 1, (*xzGuard).chunkControl)
+}
+
+// chunkCompressed sees the compressed size of a chunk, and its new properties if it has any.
+func (g *xzGuard) chunkCompressed() error {
+	n := int64(g.buf[0])<<8 + int64(g.buf[1]) + 1
+	g.blockBytes += 3 + int64(len(g.buf)) + n
+	return g.expect(n, 1, (*xzGuard).chunkControl)
+}
+
+// indexCount collects the number of records, a variable-length integer of up to 9 bytes.
+func (g *xzGuard) indexCount() error {
+	g.numbers |= uint64(g.buf[0]&0x7f) << (7 * (g.indexBytes - 1))
+	g.indexBytes++
+	if g.buf[0]&0x80 != 0 {
+		if g.indexBytes > 9 {
+			g.lost = true
+		}
+		return nil
+	}
+	g.numbers *= 2
+	return g.indexNext()
+}
+
+// indexNumber sees a byte of one of the records' integers.
+func (g *xzGuard) indexNumber() error {
+	g.indexBytes++
+	if g.buf[0]&0x80 == 0 {
+		g.numbers--
+	}
+	return g.indexNext()
+}
+
+func (g *xzGuard) indexNext() error {
+	if g.numbers > 0 {
+		return g.expect(0, 1, (*xzGuard).indexNumber)
+	}
+	// What remains: padding, the index's CRC, the stream footer; its last byte ends the stream.
+	padding := -g.indexBytes & 3
+	return g.expect(padding+4+11, 1, func(g *xzGuard) error { return g.expect(0, 1, nil) })
+}
+
+// guarded is an xz decoder on top of a guard. The guard's errors count for more than what the decoder makes of them.
+type guarded struct {
+	io.Reader
+	guard *xzGuard
+}
+
+func (x *guarded) Read(p []byte) (int, error) {
+	n, err := x.Reader.Read(p)
+	if g := x.guard.err; err != nil && g != nil && g != io.EOF {
+		err = g
+	}
+	return n, err
+}
