@@ -9,6 +9,9 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/valyala/fasthttp"
+	"golang.org/x/sys/unix"
 )
 
 // connections are those of a server that are open.
@@ -103,6 +106,10 @@ type connection struct {
 
 	deadline, deadlineSet time.Time
 
+	// fileFollows says that the next Write is the head of an answer whose body
+	// ReadFrom sends: both go in one segment then.
+	fileFollows bool
+
 	// pending and its result are the arguments of tryWrite, a method value
 	// that is made once.
 	tryWrite func(fd uintptr) bool
@@ -117,6 +124,13 @@ const maxAhead = 1 << 20
 
 // copyBuffers are for what can't be sent by sendfile.
 var copyBuffers = sync.Pool{New: func() any { b := make([]byte, 64<<10); return &b }}
+
+// expectFile prepares the connection for an answer that is a file.
+func expectFile(ctx *fasthttp.RequestCtx) {
+	if c, ok := ctx.Conn().(*connection); ok {
+		c.fileFollows = true
+	}
+}
 
 func (c *connection) Close() error {
 	c.connections.mu.Lock()
@@ -153,7 +167,7 @@ func (c *connection) Write(p []byte) (int, error) {
 	if c.raw != nil {
 		c.pending = p
 		err := c.raw.Write(c.tryWrite)
-		c.pending = nil
+		c.pending, c.fileFollows = nil, false
 		if n = c.written; err == nil {
 			err = c.writeErr
 		}
@@ -169,7 +183,13 @@ func (c *connection) Write(p []byte) (int, error) {
 func (c *connection) writeOnce(fd uintptr) bool {
 	c.written, c.writeErr = 0, nil
 	for {
-		n, err := syscall.Write(int(fd), c.pending)
+		var n int
+		var err error
+		if c.fileFollows {
+			n, err = unix.SendmsgN(int(fd), c.pending, nil, nil, unix.MSG_MORE)
+		} else {
+			n, err = syscall.Write(int(fd), c.pending)
+		}
 		switch {
 		case err == syscall.EINTR:
 			continue

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"runtime/debug"
 	"slices"
 	"time"
 
@@ -38,14 +39,35 @@ var errTooManyDecoders = errors.New("too many nars are being decompressed")
 
 // decoder is an item's nar, decompressed while it is read.
 type decoder struct {
-	io.Reader
-	decompressor, file io.Closer
-	release            func()
+	decompressor io.ReadCloser
+	file         io.Closer
+	release      func()
 }
 
-func (d *decoder) Close() error {
+func (d *decoder) Read(p []byte) (n int, err error) {
+	defer recovered(&err)
+	return d.decompressor.Read(p)
+}
+
+func (d *decoder) Close() (err error) {
 	defer d.release()
-	return errors.Join(d.decompressor.Close(), d.file.Close())
+	defer d.file.Close()
+	defer recovered(&err)
+	return d.decompressor.Close()
+}
+
+// decompress begins to undo a compression.
+func (s *Server) decompress(name string, r io.Reader) (_ io.ReadCloser, err error) {
+	defer recovered(&err)
+	return s.options.Decompress(name, r)
+}
+
+// recovered makes a panic of a decompressor an error. They are given what comes
+// from elsewhere, and a turn or a file must not be lost by it.
+func recovered(err *error) {
+	if fault := recover(); fault != nil {
+		*err = fmt.Errorf("a fault of the decompressor, please report it: %v\n%s", fault, debug.Stack())
+	}
 }
 
 // decode opens the nar in the item's Nth file.
@@ -53,11 +75,13 @@ func (s *Server) decode(ctx context.Context, item *storage.Item, n int) (*decode
 	select {
 	case s.decoders <- struct{}{}:
 	default:
-		wait := time.NewTimer(decoderWait)
+		wait := time.NewTimer(s.decoderWait)
 		defer wait.Stop()
 		select {
 		case s.decoders <- struct{}{}:
 		case <-wait.C:
+			return nil, errTooManyDecoders
+		case <-ctx.Done():
 			return nil, errTooManyDecoders
 		}
 	}
@@ -68,23 +92,23 @@ func (s *Server) decode(ctx context.Context, item *storage.Item, n int) (*decode
 		return nil, err
 	}
 	compressed := io.LimitReader(file, item.StoredSize(n))
-	decompressor, err := s.options.Decompress(item.Narinfo.Files[n].Compression, compressed)
+	decompressor, err := s.decompress(item.Narinfo.Files[n].Compression, compressed)
 	if err != nil {
 		file.Close()
 		release()
 		return nil, fmt.Errorf("decompress %s: %w", item.Narinfo.Files[n].URL, err)
 	}
-	return &decoder{decompressor, decompressor, file, release}, nil
+	return &decoder{decompressor, file, release}, nil
 }
 
 // undecoded answers when decode has failed.
-func (s *Server) undecoded(ctx *fasthttp.RequestCtx, err error) {
+func (s *Server) undecoded(ctx *fasthttp.RequestCtx, item *storage.Item, err error) {
 	if errors.Is(err, errTooManyDecoders) {
 		ctx.Response.Header.Set("Retry-After", "30")
 		s.fail(ctx, fasthttp.StatusServiceUnavailable, errTooManyDecoders.Error()+", try again later or ask for a compressed one")
 		return
 	}
-	s.unopened(ctx, err)
+	s.unopened(ctx, item, err)
 }
 
 // verifier passes on bytes whose hash is known, and fails before the last of

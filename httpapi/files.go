@@ -28,7 +28,7 @@ func (s *Server) serveFile(ctx *fasthttp.RequestCtx, name, algorithm, digest str
 		s.notFound(ctx, nothing)
 		return
 	}
-	item, err := s.items.Item(ctx, path.Hash)
+	item, err := s.item(ctx, path.Hash)
 	if errors.Is(err, storage.ErrNotFound) {
 		s.notFound(ctx, nothing)
 		return
@@ -50,7 +50,7 @@ func (s *Server) serveFile(ctx *fasthttp.RequestCtx, name, algorithm, digest str
 	}
 	decoder, err := s.decode(ctx, item, n)
 	if err != nil {
-		s.undecoded(ctx, err)
+		s.undecoded(ctx, item, err)
 		return
 	}
 	length, err := flatLength(decoder, item)
@@ -71,10 +71,7 @@ func (s *Server) serveFile(ctx *fasthttp.RequestCtx, name, algorithm, digest str
 	ctx.Response.Header.SetContentType(narType)
 	ctx.Response.Header.Set("ETag", etag)
 	ctx.Response.Header.Set("Accept-Ranges", "none")
-	content := struct {
-		io.Reader
-		io.Closer
-	}{io.LimitReader(decoder, length), decoder}
+	content := readCloser{io.LimitReader(decoder, length), decoder}
 	s.stream(ctx, s.verify(content, length, want, item), length)
 }
 

@@ -14,8 +14,8 @@ import (
 
 // serveNarinfo answers with the narinfo.
 func (s *Server) serveNarinfo(ctx *fasthttp.RequestCtx, hash narinfo.PathHash) {
-	body, ticket := s.answers.get(hash)
-	if body == nil {
+	body, ok, ticket := s.answers.get(hash)
+	if !ok {
 		var err error
 		body, err = s.items.Text(ctx, hash)
 		if errors.Is(err, storage.ErrNotFound) {
@@ -107,17 +107,21 @@ func (s *Server) Follow(ctx context.Context, changes Changes) {
 			}
 			broken = true
 			s.answers.suspend()
+			s.nars.suspend()
 			continue
 		}
 		if broken {
 			broken = false
 			s.log.Info("answers are kept again")
 			s.answers.resume()
+			s.nars.resume()
 		}
 		if !complete {
 			s.answers.forgetAll()
+			s.nars.forgetAll()
 		}
 		for _, change := range news {
+			s.nars.forget(change.Hash)
 			if change.Kind != index.StorageChanged {
 				s.answers.forget(change.Hash)
 			}

@@ -1,10 +1,12 @@
 package httpapi
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"math"
+	"os"
 	"time"
 
 	"github.com/valyala/fasthttp"
@@ -23,7 +25,7 @@ func (s *Server) serveNar(ctx *fasthttp.RequestCtx, name, base string) {
 		s.notFound(ctx, "that is not the name of a nar")
 		return
 	}
-	item, err := s.items.Item(ctx, path.Hash)
+	item, err := s.item(ctx, path.Hash)
 	if errors.Is(err, storage.ErrNotFound) {
 		s.notFound(ctx, "there is no such nar")
 		return
@@ -44,6 +46,19 @@ func (s *Server) serveNar(ctx *fasthttp.RequestCtx, name, base string) {
 	s.notFound(ctx, "there is no such nar")
 }
 
+// item returns the item, perhaps as it was a moment ago.
+func (s *Server) item(ctx context.Context, hash narinfo.PathHash) (*storage.Item, error) {
+	item, ok, ticket := s.nars.get(hash)
+	if ok {
+		return item, nil
+	}
+	item, err := s.items.Item(ctx, hash)
+	if err == nil {
+		s.nars.put(hash, item, ticket)
+	}
+	return item, err
+}
+
 // sendStored answers with the item's Nth file as it lies in the storage.
 func (s *Server) sendStored(ctx *fasthttp.RequestCtx, item *storage.Item, n int) {
 	if s.options.AccelRedirect {
@@ -59,21 +74,23 @@ func (s *Server) sendStored(ctx *fasthttp.RequestCtx, item *storage.Item, n int)
 func (s *Server) redirect(ctx *fasthttp.RequestCtx, item *storage.Item, n int) {
 	reader, _, err := s.items.OpenFile(ctx, item, n, 0, 0)
 	if err != nil {
-		s.unopened(ctx, err)
+		s.unopened(ctx, item, err)
 		return
 	}
 	reader.Close()
-	name, err := item.Narinfo.Files[n].Path()
-	if err != nil {
-		s.fault(ctx, "redirect to a nar", err)
-		return
-	}
 	ctx.Response.Header.SetContentType(narType)
-	ctx.Response.Header.Set("X-Accel-Redirect", "/internal/"+escapePath(name))
+	ctx.Response.Header.Set("X-Accel-Redirect", "/internal/"+escapePath(item.FileName(n)))
 }
 
-// unopened answers when a file could not be opened.
-func (s *Server) unopened(ctx *fasthttp.RequestCtx, err error) {
+// unopened answers when a file of the item could not be opened.
+func (s *Server) unopened(ctx *fasthttp.RequestCtx, item *storage.Item, err error) {
+	if errors.Is(err, storage.ErrDisagree) {
+		// The item may have been removed a moment ago.
+		s.nars.forget(item.Hash)
+		if _, now := s.items.Item(ctx, item.Hash); errors.Is(now, storage.ErrNotFound) {
+			err = storage.ErrNotStored
+		}
+	}
 	if errors.Is(err, storage.ErrNotStored) {
 		s.notFound(ctx, "this nar is not stored here")
 		return
@@ -87,37 +104,41 @@ func (s *Server) sendPart(ctx *fasthttp.RequestCtx, item *storage.Item, n int, t
 	header := &ctx.Request.Header
 	wanted := byteRange{0, length}
 	partial := false
+	var rangeErr error
 	if field := header.Peek("Range"); len(field) > 0 {
-		var err error
-		if wanted, partial, err = parseRange(string(field), length); err != nil {
-			s.unsatisfiable(ctx, length)
-			return
-		}
+		wanted, partial, rangeErr = parseRange(string(field), length)
 	}
 	reader, info, err := s.items.OpenFile(ctx, item, n, start+wanted.start, wanted.length)
 	if err != nil {
-		s.unopened(ctx, err)
+		s.unopened(ctx, item, err)
 		return
 	}
 	// The time tells two files apart that have the same nar and length, such
 	// as one that was compressed again.
 	etag := fmt.Sprintf(`"%s-%x-%x"`, tag, length, info.ModTime.UnixNano())
+	unchanged := notModified(header, etag, info.ModTime)
+	stale := !rangeStillGood(string(header.Peek("If-Range")), etag, info.ModTime)
+	if rangeErr != nil && !unchanged && !stale {
+		reader.Close()
+		s.unsatisfiable(ctx, length)
+		return
+	}
 	response := &ctx.Response
 	response.Header.Set("ETag", etag)
 	response.Header.Set("Last-Modified", info.ModTime.UTC().Format(httpTime))
 	response.Header.Set("Accept-Ranges", "bytes")
-	if notModified(header, etag, info.ModTime) {
+	if unchanged {
 		reader.Close()
 		response.SetStatusCode(fasthttp.StatusNotModified)
 		return
 	}
-	if partial && !rangeStillGood(string(header.Peek("If-Range")), etag, info.ModTime) {
+	if partial && stale {
 		// The client's part is of another file, so it gets this one whole.
 		reader.Close()
 		partial, wanted = false, byteRange{0, length}
 		if reader, _, err = s.items.OpenFile(ctx, item, n, start, length); err != nil {
 			response.Header.Reset()
-			s.unopened(ctx, err)
+			s.unopened(ctx, item, err)
 			return
 		}
 	}
@@ -126,7 +147,17 @@ func (s *Server) sendPart(ctx *fasthttp.RequestCtx, item *storage.Item, n int, t
 		response.SetStatusCode(fasthttp.StatusPartialContent)
 		response.Header.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", wanted.start, wanted.start+wanted.length-1, length))
 	}
+	if _, isFile := reader.(*os.File); !isFile {
+		// It may give more than was asked for. Of a file, no more is sent.
+		reader = readCloser{io.LimitReader(reader, wanted.length), reader}
+	}
 	s.stream(ctx, reader, wanted.length)
+}
+
+// readCloser reads from one and closes another.
+type readCloser struct {
+	io.Reader
+	io.Closer
 }
 
 // stream answers with the length bytes that the reader gives, and closes it. It
@@ -143,8 +174,15 @@ func (s *Server) stream(ctx *fasthttp.RequestCtx, reader io.ReadCloser, length i
 		ctx.Response.Header.SetContentLength(int(length))
 		return
 	}
+	if _, isFile := reader.(*os.File); isFile && length > sentByFile {
+		expectFile(ctx)
+	}
 	ctx.Response.SetBodyStream(reader, int(length))
 }
+
+// sentByFile is the length from which fasthttp has a file sent by ReadFrom,
+// after its head was written.
+const sentByFile = 2 * 4096
 
 // sendNar answers with the item's nar without compression: from a file that has
 // none, or decompressed on the way.
@@ -170,14 +208,14 @@ func (s *Server) sendNar(ctx *fasthttp.RequestCtx, item *storage.Item) {
 	decoder, err := s.decode(ctx, item, n)
 	if err != nil {
 		ctx.Response.Header.Reset()
-		s.undecoded(ctx, err)
+		s.undecoded(ctx, item, err)
 		return
 	}
 	ctx.Response.Header.SetContentType(narType)
 	verified := s.verify(decoder, size, item.Narinfo.NarHash, item)
-	if size < 0 && !ctx.IsHead() {
+	if size < 0 {
 		ctx.Response.SetBodyStream(verified, -1) // in chunks, the last only if all was well
 		return
 	}
-	s.stream(ctx, verified, max(size, 0))
+	s.stream(ctx, verified, size)
 }

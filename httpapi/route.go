@@ -51,6 +51,8 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 				"path", string(ctx.RequestURI()), "fault", fault, "stack", string(debug.Stack()))
 			ctx.Response.Reset()
 			s.fail(ctx, fasthttp.StatusInternalServerError, "internal error")
+			s.metrics.faults.Inc()
+			s.metrics.count(routeOther, ctx)
 		}
 	}()
 	route := s.dispatch(ctx)

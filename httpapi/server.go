@@ -50,8 +50,9 @@ type Options struct {
 	// original Nar Herder does.
 	AccelRedirect bool
 
-	// AnswerCache bounds the memory for answers that are ready to be sent, in
-	// bytes. 0 keeps none.
+	// AnswerCache bounds the memory for narinfos that are ready to be sent, in
+	// bytes; items whose nars are asked for may take an eighth of it more. With
+	// 0, none is kept. Unless Follow runs, it must be 0.
 	AnswerCache int64
 
 	// SigningKey is the public key to hand out, as text; nil for none.
@@ -95,11 +96,15 @@ type Server struct {
 	items   Items
 	options Options
 	log     *slog.Logger
-	answers *answers
+	// answers are the bodies of narinfos, and nars the items whose nars were
+	// asked for. Follow keeps them true.
+	answers *cache[[]byte]
+	nars    *cache[*storage.Item]
 	metrics *metrics
 	health  health
 	// decoders bounds how many nars are decompressed at once for clients.
-	decoders chan struct{}
+	decoders    chan struct{}
+	decoderWait time.Duration
 
 	cacheControl         string // of a narinfo; "" for none
 	negativeCacheControl string
@@ -111,8 +116,10 @@ type Server struct {
 func New(items Items, options Options) *Server {
 	s := &Server{
 		items: items, options: options, log: options.Log,
-		answers:  newAnswers(options.AnswerCache),
-		decoders: make(chan struct{}, 16*runtime.GOMAXPROCS(0)),
+		answers: newCache(options.AnswerCache, func(body []byte) int64 { return int64(cap(body)) }),
+		// A parsed narinfo takes about as much again as its text.
+		nars:     newCache(options.AnswerCache/8, func(item *storage.Item) int64 { return 2*int64(cap(item.Text)) + 1000 }),
+		decoders: make(chan struct{}, 16*runtime.GOMAXPROCS(0)), decoderWait: decoderWait,
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)

@@ -358,13 +358,20 @@ func (s *Storage) unstore(ctx context.Context, batch []*prepared) error {
 			} else if err != nil {
 				return err
 			}
-			old, err := parseItem(row)
+			old, err := NewItem(row)
 			if err != nil {
 				return err
 			}
 			kept := old.Stored
 			for n, staged := range p.staged {
-				if i := old.fileAt(p.Narinfo.Files[n]); staged != nil && i >= 0 {
+				if staged == nil {
+					continue
+				}
+				name, err := p.Narinfo.Files[n].Path()
+				if err != nil {
+					return err
+				}
+				if i := old.FileNamed(name); i >= 0 {
 					kept &^= 1 << i
 				}
 			}
@@ -380,26 +387,6 @@ func (s *Storage) unstore(ctx context.Context, batch []*prepared) error {
 		}
 		return nil
 	})
-}
-
-// fileAt returns which of the item's files lies where the given one does, -1
-// for none.
-func (i *Item) fileAt(file narinfo.File) int {
-	want, err := file.Path()
-	if err != nil {
-		return -1
-	}
-	return i.FileNamed(want)
-}
-
-// FileNamed returns which of the item's files has the path, -1 for none.
-func (i *Item) FileNamed(name string) int {
-	for n, file := range i.Narinfo.Files {
-		if have, err := file.Path(); err == nil && have == name {
-			return n
-		}
-	}
-	return -1
 }
 
 // commitOne decides what becomes of an addition, now that nobody else can
@@ -426,7 +413,7 @@ func (s *Storage) commitOne(ctx context.Context, tx *index.Tx, p *prepared) erro
 		p.result.Outcome = Added
 		return s.put(ctx, tx, p, nil)
 	}
-	old, err := parseItem(row)
+	old, err := NewItem(row)
 	if err != nil {
 		return err
 	}
@@ -469,11 +456,7 @@ func (s *Storage) put(ctx context.Context, tx *index.Tx, p *prepared, old *Item)
 	if old != nil {
 		row = old.Item
 		// Files that only the old narinfo names are of no more use.
-		for n := range old.Narinfo.Files {
-			if name, err := old.Narinfo.Files[n].Path(); err == nil {
-				p.obsolete = append(p.obsolete, name)
-			}
-		}
+		p.obsolete = slices.DeleteFunc(slices.Clone(old.names), func(name string) bool { return name == "" })
 	}
 	if err := tx.Put(p.entry, row); err != nil {
 		return err

@@ -62,14 +62,9 @@ func (s *Storage) checkItems(ctx context.Context, yield func(Finding, error) boo
 			yield(Finding{}, err)
 			return false
 		}
-		for n, file := range item.Narinfo.Files {
+		for n, name := range item.names {
 			if !item.HasStored(n) {
 				continue
-			}
-			name, err := file.Path()
-			if err != nil {
-				yield(Finding{}, err)
-				return false
 			}
 			finding := Finding{Name: name, Item: item}
 			info, err := s.bytes.Stat(ctx, name)

@@ -28,13 +28,13 @@ func (s *Storage) Remove(ctx context.Context, hash narinfo.PathHash) (Removal, e
 		if err != nil {
 			return err
 		}
-		item, err := parseItem(row)
+		item, err := NewItem(row)
 		if err != nil {
 			return err
 		}
 		removal.StorePath = item.Narinfo.StorePath
-		for n, file := range item.Narinfo.Files {
-			if name, err := file.Path(); err == nil && item.HasStored(n) {
+		for n, name := range item.names {
+			if item.HasStored(n) {
 				names = append(names, name)
 			}
 		}
@@ -61,7 +61,7 @@ func (s *Storage) dropUnclaimed(ctx context.Context, names []string) (dropped in
 		for _, name := range names {
 			row, err := tx.Item(hashInName(name))
 			if err == nil {
-				item, err := parseItem(row)
+				item, err := NewItem(row)
 				if err != nil {
 					return err
 				}

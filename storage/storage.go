@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"iter"
 	"log/slog"
+	"slices"
 	"time"
 
 	"nar-herder/narinfo"
@@ -62,6 +63,8 @@ func New(x *index.Index, bytes ByteStore, options Options) *Storage {
 type Item struct {
 	*index.Item
 	Narinfo *narinfo.Narinfo
+	// names are where its files lie in the storage, "" for those that can't.
+	names []string
 }
 
 // Text returns the item's narinfo byte for byte, or [ErrNotFound].
@@ -75,16 +78,35 @@ func (s *Storage) Item(ctx context.Context, hash narinfo.PathHash) (*Item, error
 	if err != nil {
 		return nil, err
 	}
-	return parseItem(row)
+	return NewItem(row)
 }
 
-func parseItem(row *index.Item) (*Item, error) {
+// NewItem reads the narinfo of a row.
+func NewItem(row *index.Item) (*Item, error) {
 	n, err := narinfo.Parse(row.Text)
 	if err != nil {
 		return nil, fmt.Errorf("the narinfo of %s in the database: %w", row.Hash, err)
 	}
-	return &Item{row, n}, nil
+	item := &Item{Item: row, Narinfo: n, names: make([]string, len(n.Files))}
+	for i, file := range n.Files {
+		// A URL of some other place is no fault of the item.
+		item.names[i], _ = file.Path()
+	}
+	return item, nil
 }
+
+// FileNamed returns which of the item's files lies under the name in a
+// storage, -1 for none.
+func (i *Item) FileNamed(name string) int {
+	if name == "" {
+		return -1
+	}
+	return slices.Index(i.names, name)
+}
+
+// FileName returns where the item's Nth file lies in a storage, "" for one that
+// does not.
+func (i *Item) FileName(n int) string { return i.names[n] }
 
 // Items returns all items that have every given tag.
 func (s *Storage) Items(ctx context.Context, tags ...index.Tag) iter.Seq2[*Item, error] {
@@ -92,7 +114,7 @@ func (s *Storage) Items(ctx context.Context, tags ...index.Tag) iter.Seq2[*Item,
 		for row, err := range s.index.Items(ctx, tags...) {
 			var item *Item
 			if err == nil {
-				item, err = parseItem(row)
+				item, err = NewItem(row)
 			}
 			if !yield(item, err) {
 				return
@@ -121,9 +143,9 @@ func (s *Storage) OpenFile(ctx context.Context, item *Item, n int, offset, lengt
 	if s.bytes == nil || !item.HasStored(n) {
 		return nil, Info{}, ErrNotStored
 	}
-	name, err := item.Narinfo.Files[n].Path()
-	if err != nil {
-		return nil, Info{}, err
+	name := item.names[n]
+	if name == "" {
+		return nil, Info{}, ErrNotStored
 	}
 	reader, info, err := s.bytes.Open(ctx, name, offset, length)
 	if errors.Is(err, fs.ErrNotExist) {

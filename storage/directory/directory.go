@@ -14,6 +14,7 @@ import (
 	"path"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -32,8 +33,14 @@ type Directory struct {
 	root *os.Root
 	info fs.FileInfo
 
+	handle    *os.File // for openForReading
+	noOpenat2 atomic.Bool
+
 	mu    sync.Mutex
 	dirty map[string]bool // directories whose entries have changed since Sync
+
+	// syncing lets a Sync wait for another that has taken its directories.
+	syncing sync.Mutex
 }
 
 // Open takes an existing directory as a store. What else lies in it is left
@@ -43,21 +50,30 @@ func Open(name string) (*Directory, error) {
 	if err != nil {
 		return nil, fmt.Errorf("storage %s: %w: create the directory, or name another with --storage", name, cause(err))
 	}
-	info, err := root.Stat(".")
+	handle, err := root.Open(".")
 	if err != nil {
 		root.Close()
 		return nil, fmt.Errorf("storage %s: %w", name, cause(err))
 	}
-	return &Directory{name: name, root: root, info: info, dirty: make(map[string]bool)}, nil
+	info, err := handle.Stat()
+	if err != nil {
+		root.Close()
+		handle.Close()
+		return nil, fmt.Errorf("storage %s: %w", name, cause(err))
+	}
+	return &Directory{name: name, root: root, info: info, handle: handle, dirty: make(map[string]bool)}, nil
 }
 
 // Close lets the directory go. Readers that are open stay good.
-func (d *Directory) Close() error { return d.root.Close() }
+func (d *Directory) Close() error { return errors.Join(d.root.Close(), d.handle.Close()) }
 
 func (d *Directory) String() string { return d.name }
 
 // Stat implements [storage.ByteStore].
 func (d *Directory) Stat(_ context.Context, name string) (storage.Info, error) {
+	if err := d.check("look for", name); err != nil {
+		return storage.Info{}, err
+	}
 	info, err := d.root.Stat(name)
 	if err != nil {
 		return storage.Info{}, d.explain("look for", name, err)
@@ -67,8 +83,10 @@ func (d *Directory) Stat(_ context.Context, name string) (storage.Info, error) {
 
 // Open implements [storage.ByteStore]. The reader is an *os.File.
 func (d *Directory) Open(_ context.Context, name string, offset, _ int64) (io.ReadCloser, storage.Info, error) {
-	// Without O_NONBLOCK, a pipe of that name would hold the caller for ever.
-	file, err := d.root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err := d.check("open", name); err != nil {
+		return nil, storage.Info{}, err
+	}
+	file, err := d.openForReading(name)
 	if err != nil {
 		return nil, storage.Info{}, d.explain("open", name, err)
 	}
@@ -86,6 +104,60 @@ func (d *Directory) Open(_ context.Context, name string, offset, _ int64) (io.Re
 		return nil, storage.Info{}, err
 	}
 	return file, info, nil
+}
+
+// openForReading opens a file below the directory. [os.Root] would do, one
+// directory at a time; the kernel does the same at once, which takes a fifth of
+// the time.
+func (d *Directory) openForReading(name string) (*os.File, error) {
+	// Without O_NONBLOCK, a pipe of that name would hold the caller for ever.
+	const flags = os.O_RDONLY | syscall.O_NONBLOCK
+	for !d.noOpenat2.Load() {
+		fd, err := unix.Openat2(int(d.handle.Fd()), name, &unix.OpenHow{
+			Flags: uint64(flags | unix.O_CLOEXEC), Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS,
+		})
+		switch err {
+		case nil:
+			return os.NewFile(uintptr(fd), name), nil
+		case unix.EINTR, unix.EAGAIN:
+			// A directory was renamed meanwhile, so the kernel can't be sure.
+		case unix.EXDEV:
+			return nil, storage.ErrOutside
+		case unix.ENOSYS, unix.EPERM:
+			// A kernel before 5.6, or a sandbox that does not know the call.
+			d.noOpenat2.Store(true)
+		default:
+			return nil, err
+		}
+	}
+	return d.root.OpenFile(name, flags, 0)
+}
+
+// check refuses what is no name, before os.Root makes one of it that is, and
+// hides temporary files from all that is not about them.
+func (d *Directory) check(tried, name string) error {
+	if !fs.ValidPath(name) || name == "." {
+		return fmt.Errorf("%s %q in storage %s: not a name for a nar: %w", tried, name, d.name, fs.ErrInvalid)
+	}
+	if strings.HasPrefix(path.Base(name), temporaryPrefix) {
+		return fmt.Errorf("%s %s in storage %s: %w", tried, name, d.name, fs.ErrNotExist)
+	}
+	return nil
+}
+
+// inPlace says whether the directory is still what its name leads to. One that
+// was moved, or whose file system was unmounted, can be read and written on, but
+// no other process, nor this one after a restart, would find what is in it.
+func (d *Directory) inPlace() error {
+	now, err := os.Stat(d.name)
+	if err != nil {
+		// Not wrapped: it does not say that any nar is certainly not there.
+		return fmt.Errorf("storage %s is no longer there: %v: mount it again, or restart", d.name, cause(err))
+	}
+	if !os.SameFile(now, d.info) {
+		return fmt.Errorf("storage %s is no longer the directory it was at start: mount it again, or restart", d.name)
+	}
+	return nil
 }
 
 // describe refuses what is no regular file: to a store, that is not there.
@@ -108,12 +180,11 @@ func (d *Directory) describe(name string, info fs.FileInfo) (storage.Info, error
 func (d *Directory) explain(tried, name string, err error) error {
 	switch err = cause(err); {
 	case errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR):
-		now, statErr := os.Stat(d.name)
-		if statErr != nil || !os.SameFile(now, d.info) {
-			return fmt.Errorf("%s %s: storage %s is no longer the directory it was at start: mount it again, or restart", tried, name, d.name)
+		if err := d.inPlace(); err != nil {
+			return fmt.Errorf("%s %s: %w", tried, name, err)
 		}
 		return fmt.Errorf("%s %s in storage %s: %w", tried, name, d.name, fs.ErrNotExist)
-	case strings.Contains(err.Error(), "escapes from parent"):
+	case errors.Is(err, storage.ErrOutside) || strings.Contains(err.Error(), "escapes from parent"):
 		// os.Root has no exported error for this.
 		return fmt.Errorf("%s %s in storage %s: %w by a symbolic link: copy the target in, or make it the storage itself", tried, name, d.name, storage.ErrOutside)
 	}
@@ -145,7 +216,7 @@ func (d *Directory) Stage(_ context.Context, name string, from io.Reader, size i
 	if written < size {
 		return nil, fmt.Errorf("store %s: %w: %d bytes came where %d were expected", name, storage.ErrWrongSize, written, size)
 	}
-	if n, err := from.Read(make([]byte, 1)); n > 0 {
+	if n, err := io.ReadFull(from, make([]byte, 1)); n > 0 {
 		return nil, fmt.Errorf("store %s: %w: more than the expected %d bytes came", name, storage.ErrWrongSize, size)
 	} else if err != nil && err != io.EOF {
 		return nil, fmt.Errorf("store %s: read what follows its %d bytes: %w", name, size, err)
@@ -234,6 +305,9 @@ func (d *Directory) makeAll(name string) error {
 
 // Flush implements [storage.ByteStore].
 func (d *Directory) Flush(_ context.Context, name string) error {
+	if err := d.check("flush", name); err != nil {
+		return err
+	}
 	if err := errors.Join(d.syncOne(name), d.syncOne(path.Dir(name))); err != nil {
 		return d.explain("flush", name, err)
 	}
@@ -249,6 +323,12 @@ func (d *Directory) touch(parent string) {
 
 // Sync implements [storage.ByteStore].
 func (d *Directory) Sync(context.Context) error {
+	d.syncing.Lock()
+	defer d.syncing.Unlock()
+	// Here, as it is what comes before a row: one look for a whole batch.
+	if err := d.inPlace(); err != nil {
+		return err
+	}
 	d.mu.Lock()
 	dirty := d.dirty
 	d.dirty = make(map[string]bool)
@@ -279,6 +359,9 @@ func (d *Directory) syncOne(name string) error {
 
 // Remove implements [storage.ByteStore].
 func (d *Directory) Remove(_ context.Context, name string) error {
+	if !fs.ValidPath(name) {
+		return fmt.Errorf("remove %q in storage %s: not a name for a nar: %w", name, d.name, fs.ErrInvalid)
+	}
 	info, err := d.root.Lstat(name)
 	if err == nil && info.IsDir() {
 		return fmt.Errorf("remove %s in storage %s: it is a directory", name, d.name)
@@ -300,6 +383,10 @@ func (d *Directory) Remove(_ context.Context, name string) error {
 // nothing is counted twice and no walk is without end.
 func (d *Directory) List(ctx context.Context) iter.Seq2[storage.Info, error] {
 	return func(yield func(storage.Info, error) bool) {
+		if err := d.inPlace(); err != nil {
+			yield(storage.Info{}, fmt.Errorf("list: %w", err))
+			return
+		}
 		err := fs.WalkDir(d.root.FS(), ".", func(name string, entry fs.DirEntry, err error) error {
 			if ctx.Err() != nil {
 				return ctx.Err()
@@ -307,6 +394,9 @@ func (d *Directory) List(ctx context.Context) iter.Seq2[storage.Info, error] {
 			if err != nil {
 				if errors.Is(err, fs.ErrNotExist) && name != "." {
 					return nil // removed meanwhile
+				}
+				if !fs.ValidPath(name) {
+					return nil // not UTF-8: a stranger's directory, which package fs can't walk
 				}
 				return err
 			}
@@ -328,7 +418,11 @@ func (d *Directory) List(ctx context.Context) iter.Seq2[storage.Info, error] {
 			}
 			return nil
 		})
-		if err != nil {
+		switch {
+		case err == nil:
+		case errors.Is(err, fs.ErrNotExist): // the directory itself
+			yield(storage.Info{}, fmt.Errorf("list storage %s: it went away meanwhile", d.name))
+		default:
 			yield(storage.Info{}, fmt.Errorf("list storage %s: %w", d.name, cause(err)))
 		}
 	}
@@ -336,12 +430,8 @@ func (d *Directory) List(ctx context.Context) iter.Seq2[storage.Info, error] {
 
 // Probe implements [storage.ByteStore]: it writes a file and removes it.
 func (d *Directory) Probe(context.Context) error {
-	now, err := os.Stat(d.name)
-	if err != nil {
-		return fmt.Errorf("storage %s: %w", d.name, cause(err))
-	}
-	if !os.SameFile(now, d.info) {
-		return fmt.Errorf("storage %s is no longer the directory it was at start: mount it again, or restart", d.name)
+	if err := d.inPlace(); err != nil {
+		return err
 	}
 	probe := temporaryPrefix + rand.Text()
 	file, err := d.root.OpenFile(probe, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o664)
@@ -360,11 +450,14 @@ func (d *Directory) Probe(context.Context) error {
 type staged struct {
 	d               *Directory
 	temporary, name string
-	done            bool
+	done, aborted   bool
 }
 
 // Commit implements [storage.Staged].
 func (s *staged) Commit(context.Context) error {
+	if s.aborted {
+		return fmt.Errorf("store %s in storage %s: it was aborted", s.name, s.d.name)
+	}
 	if s.done {
 		return nil
 	}
@@ -381,7 +474,7 @@ func (s *staged) Commit(context.Context) error {
 // Abort implements [storage.Staged].
 func (s *staged) Abort() {
 	if !s.done {
-		s.done = true
+		s.done, s.aborted = true, true
 		_ = s.d.root.Remove(s.temporary)
 	}
 }

@@ -1,0 +1,291 @@
+package httpapi
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"nar-herder/narinfo"
+	"nar-herder/storage"
+	"nar-herder/storage/index"
+)
+
+var errBroken = errors.New("broken at /secret/path")
+
+func failingOpen(err error) func(*storage.Item, int, int64, int64) (io.ReadCloser, storage.Info, error) {
+	return func(*storage.Item, int, int64, int64) (io.ReadCloser, storage.Info, error) {
+		return nil, storage.Info{}, err
+	}
+}
+
+// isFault makes sure that an answer lets the client try again soon, and tells
+// nothing about this machine.
+func isFault(t *testing.T, got *answer, status int) {
+	t.Helper()
+	if got.StatusCode != status {
+		t.Errorf("%s, want %d", got.Status, status)
+	}
+	if strings.Contains(got.body, "secret") || got.Header.Get("ETag") != "" || got.Header.Get("Cache-Control") != "" ||
+		got.Header.Get("Content-Type") != "text/plain; charset=utf-8" {
+		t.Errorf("%v %s", got.Header, got.body)
+	}
+}
+
+// TestIndexFails has no request told "not found" when that is not known.
+func TestIndexFails(t *testing.T) {
+	t.Parallel()
+	items := &fakeItems{
+		text:   func(narinfo.PathHash) ([]byte, error) { return nil, errBroken },
+		item:   func(narinfo.PathHash) (*storage.Item, error) { return nil, errBroken },
+		totals: func() (index.Totals, error) { return index.Totals{}, errBroken },
+	}
+	opts := options()
+	opts.TTL, opts.NegativeTTL = seconds(100), seconds(100)
+	server := start(t, items, opts)
+	c := dial(t, server.address)
+	targets := []string{
+		"/" + nobody + ".narinfo", "/" + nobody + ".narinfo/info", "/nar/lzip/" + nobody + "-x", "/nar/" + nobody + "-x",
+		"/file/hello-2.10.tar.gz/sha256/" + helloHash, "/",
+	}
+	for i, target := range targets {
+		isFault(t, c.ask("GET", target, "Accept: text/html"), 500)
+		isFault(t, c.ask("HEAD", target, "Accept: text/html"), 500)
+		if metrics := c.ask("GET", "/metrics").body; !strings.Contains(metrics, fmt.Sprintf("narherder_faults_total %d\n", 2*i+2)) {
+			t.Errorf("%s: not counted", target)
+		}
+	}
+	if log := server.log.String(); strings.Count(log, "broken at /secret/path") < 2*len(targets) {
+		t.Errorf("the log says: %s", log)
+	}
+}
+
+// TestStoreDisagrees has files that are not as the index says: never a 200.
+func TestStoreDisagrees(t *testing.T) {
+	t.Parallel()
+	for name, damage := range map[string]func(file string) error{
+		"missing":   os.Remove,
+		"short":     func(file string) error { return os.Truncate(file, 50) },
+		"empty":     func(file string) error { return os.Truncate(file, 0) },
+		"long":      func(file string) error { return os.Truncate(file, 5000) },
+		"directory": func(file string) error { return errors.Join(os.Remove(file), os.Mkdir(file, 0o755)) },
+		"pipe":      func(file string) error { return errors.Join(os.Remove(file), syscall.Mkfifo(file, 0o644)) },
+		"link out": func(file string) error { // to the very same bytes
+			out := filepath.Join(filepath.Dir(file), "../../../out-"+filepath.Base(file))
+			return errors.Join(os.Rename(file, out), os.Symlink("../../../"+filepath.Base(out), file))
+		},
+		"loop": func(file string) error { return errors.Join(os.Remove(file), os.Symlink(filepath.Base(file), file)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			flat, plain := make1(t, "source.tar", strings.Repeat("source", 100), "gzip"), make1(t, "plain.tar", strings.Repeat("plain", 100), "none")
+			dir := t.TempDir()
+			s := newStore(t, flat.write(t, dir), plain.write(t, dir))
+			for _, m := range []*made{flat, plain} {
+				if err := damage(filepath.Join(s.directory, m.url())); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for _, accel := range []bool{false, true} {
+				opts := options()
+				opts.AccelRedirect = accel
+				server := start(t, s, opts)
+				c := dial(t, server.address)
+				for _, m := range []*made{flat, plain} {
+					for _, target := range []string{"/" + m.url(), "/nar/" + m.path.BaseName(), "/file/" + m.path.Name + "/sha256/" + m.digest, "/" + m.path.Hash.String() + ".narinfo/info"} {
+						isFault(t, c.ask("GET", target), 500)
+						isFault(t, c.ask("HEAD", target), 500)
+						isFault(t, c.ask("GET", target, "Range: bytes=0-3"), 500)
+						isFault(t, c.ask("GET", target, "Range: bytes=99999-"), 500)
+					}
+				}
+				c.stillOpen()
+				if got := len(server.decoders); got != 0 {
+					t.Errorf("%d decoders are left", got)
+				}
+			}
+		})
+	}
+}
+
+// TestStorageIsGone has the storage unmounted, in effect: nobody may be told
+// that nars are not there.
+func TestStorageIsGone(t *testing.T) {
+	t.Parallel()
+	s := newStore(t, filepath.Join(published, hashOf(gtk)+".narinfo"))
+	c := dial(t, start(t, s, options()).address)
+	if err := os.Rename(s.directory, s.directory+".away"); err != nil {
+		t.Fatal(err)
+	}
+	if got := c.ask("GET", "/health"); got.StatusCode != 503 || !strings.Contains(got.body, `"storage":"failing"`) {
+		t.Errorf("health: %s %s", got.Status, got.body)
+	}
+	if err := os.Mkdir(s.directory, 0o755); err != nil { // an empty mount point
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(s.directory + ".away"); err != nil {
+		t.Fatal(err)
+	}
+	isFault(t, c.ask("GET", "/nar/lzip/"+gtk), 500)
+	isFault(t, c.ask("GET", "/"+hashOf(gtk)+".narinfo/info"), 500)
+}
+
+// TestNotStored has an item whose nar is certainly elsewhere.
+func TestNotStored(t *testing.T) {
+	t.Parallel()
+	m := make1(t, "elsewhere", "content", "none")
+	items := m.items(t)
+	item := m.item(t)
+	item.Stored = 0
+	items.item = func(narinfo.PathHash) (*storage.Item, error) { return item, nil }
+	items.open = failingOpen(storage.ErrNotStored)
+	c := dial(t, start(t, items, options()).address)
+	for _, target := range []string{"/" + m.url(), "/nar/" + m.path.BaseName(), "/file/elsewhere/sha256/" + m.digest} {
+		isFault(t, c.ask("GET", target), 404)
+		isFault(t, c.ask("GET", target, "Range: bytes=9999-"), 404)
+	}
+	if got := c.ask("GET", "/"+m.path.Hash.String()+".narinfo/info"); got.body != `{"stored": false}` {
+		t.Errorf("info: %s", got.body)
+	}
+	if got := c.ask("GET", "/"+m.path.Hash.String()+".narinfo"); got.body != string(m.text()) {
+		t.Errorf("narinfo: %s", got.body)
+	}
+}
+
+// TestCutWhileSending has a file lose its end after the status line has gone:
+// the connection has to be cut.
+func TestCutWhileSending(t *testing.T) {
+	t.Parallel()
+	content := strings.Repeat("0123456789abcdef", 1<<20) // 16 MiB, more than sockets hold
+	for _, left := range []int64{0, 100_000, 12 << 20} {
+		m := make1(t, "large", content, "none")
+		s := newStore(t, m.write(t, t.TempDir()))
+		c := dial(t, start(t, s, options()).address)
+		c.send(request("GET", "/"+m.url()) + request("GET", "/nix-cache-info"))
+		response, err := http.ReadResponse(c.r, nil)
+		if err != nil || response.StatusCode != 200 || response.ContentLength != m.fileSize {
+			t.Fatal(response, err)
+		}
+		if err := os.Truncate(filepath.Join(s.directory, m.url()), left); err != nil {
+			t.Fatal(err)
+		}
+		n, err := io.Copy(io.Discard, response.Body)
+		if !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("cut to %d: after %d bytes of %d: %v", left, n, m.fileSize, err)
+		}
+	}
+}
+
+// TestGrowsWhileSending has a file get longer: what was said is sent, and the
+// next answer begins where it should.
+func TestGrowsWhileSending(t *testing.T) {
+	t.Parallel()
+	m := make1(t, "large", strings.Repeat("0123456789abcdef", 1<<19), "none")
+	s := newStore(t, m.write(t, t.TempDir()))
+	c := dial(t, start(t, s, options()).address)
+	c.send(request("GET", "/"+m.url()) + request("GET", "/nix-cache-info"))
+	response, err := http.ReadResponse(c.r, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, err := os.OpenFile(filepath.Join(s.directory, m.url()), os.O_APPEND|os.O_WRONLY, 0)
+	if err == nil {
+		_, err = file.WriteString(strings.Repeat("more", 100_000))
+	}
+	if err = errors.Join(err, file.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if body, err := io.ReadAll(response.Body); err != nil || string(body) != string(m.nar) {
+		t.Errorf("%d bytes of %d, %v", len(body), m.fileSize, err)
+	}
+	if got := c.receive("GET"); got.body != cacheInfo {
+		t.Errorf("next answer: %s %q", got.Status, got.body)
+	}
+}
+
+// TestReaderFails has byte stores whose readers are no files.
+func TestReaderFails(t *testing.T) {
+	t.Parallel()
+	m := make1(t, "x", strings.Repeat("content", 20_000), "none")
+	for name, reader := range map[string]io.Reader{
+		"an error":            io.MultiReader(strings.NewReader(string(m.nar[:100_000])), iotestErr{errBroken}),
+		"error at once":       iotestErr{errBroken},
+		"end too early":       strings.NewReader(string(m.nar[:100_000])),
+		"no bytes":            strings.NewReader(""),
+		"more than asked for": strings.NewReader(string(m.nar) + "more"),
+		"panic":               panicking{},
+	} {
+		closed := make(chan bool, 1)
+		items := m.items(t)
+		items.open = func(*storage.Item, int, int64, int64) (io.ReadCloser, storage.Info, error) {
+			return closer{reader, closed}, storage.Info{Size: m.fileSize}, nil
+		}
+		server := start(t, items, options())
+		c := dial(t, server.address)
+		c.send(request("GET", "/"+m.url()))
+		response, err := http.ReadResponse(c.r, nil)
+		var body []byte
+		if err == nil {
+			body, err = io.ReadAll(response.Body)
+		}
+		// A reader may give more than it was asked for.
+		if name == "more than asked for" {
+			if err != nil || string(body) != string(m.nar) {
+				t.Errorf("%s: %d bytes, %v", name, len(body), err)
+			}
+			c.stillOpen()
+		} else if !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("%s: %d bytes, %v", name, len(body), err)
+		}
+		until(t, name+": the reader is closed", func() bool { return len(closed) > 0 })
+		dial(t, server.address).stillOpen()
+	}
+}
+
+type iotestErr struct{ error }
+
+func (e iotestErr) Read([]byte) (int, error) { return 0, e.error }
+
+type panicking struct{}
+
+func (panicking) Read([]byte) (int, error) { panic("a reader's fault") }
+
+type closer struct {
+	io.Reader
+	closed chan bool
+}
+
+func (c closer) Close() error {
+	select {
+	case c.closed <- true:
+	default:
+	}
+	return nil
+}
+
+// TestPanic has a fault of the program answered as such.
+func TestPanic(t *testing.T) {
+	t.Parallel()
+	items := &fakeItems{
+		text: func(narinfo.PathHash) ([]byte, error) { panic("broken at /secret/path") },
+		item: func(narinfo.PathHash) (*storage.Item, error) { panic(errBroken) },
+	}
+	server := start(t, items, options())
+	c := dial(t, server.address)
+	for _, target := range []string{"/" + nobody + ".narinfo", "/nar/" + nobody + "-x"} {
+		isFault(t, c.ask("GET", target), 500)
+		isFault(t, c.ask("HEAD", target), 500)
+		c.stillOpen()
+	}
+	if log := server.log.String(); !strings.Contains(log, "faults_test.go") || !strings.Contains(log, nobody) {
+		t.Errorf("the log has no stack, or not the request: %s", log)
+	}
+	if metrics := c.ask("GET", "/metrics").body; !strings.Contains(metrics, "narherder_faults_total 4\n") {
+		t.Error("not counted")
+	}
+}

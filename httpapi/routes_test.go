@@ -1,0 +1,332 @@
+package httpapi
+
+import (
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"nar-herder/storage"
+	"nar-herder/storage/index"
+)
+
+func seconds(n int) *time.Duration {
+	d := time.Duration(n) * time.Second
+	return &d
+}
+
+func TestRoutes(t *testing.T) {
+	t.Parallel()
+	opts := options()
+	opts.TTL, opts.NegativeTTL, opts.SigningKey, opts.Version = seconds(1000), seconds(60), []byte("(public-key (ecc))\n"), "1.2.3"
+	address := start(t, corpus(), opts).address
+
+	const narinfoType, textType, binary = "application/x-nix-narinfo", "text/plain; charset=utf-8", "application/octet-stream"
+	text := func(base string) string { return contents(t, published, hashOf(base)+".narinfo") }
+	const unknown, noNar, none = "there is no narinfo for that hash\n", "there is no such nar\n", "there is nothing of that name\n"
+	const malformed = "the path of the URL is malformed\n"
+	for _, test := range []struct {
+		target string
+		status int
+		kind   string
+		cache  string
+		body   string // "*" for any
+		header []string
+	}{
+		{target: "/" + hashOf(greeting) + ".narinfo", status: 200, kind: narinfoType, cache: "max-age=1000", body: text(greeting)},
+		{target: "/" + hashOf(odd) + ".narinfo", status: 200, kind: narinfoType, cache: "max-age=1000", body: text(odd)},
+		{target: "/%66" + hashOf(greeting)[1:] + "%2enarinfo", status: 200, kind: narinfoType, cache: "max-age=1000", body: text(greeting)},
+		{target: "/" + hashOf(greeting) + ".narinfo?x=y", status: 200, kind: narinfoType, cache: "max-age=1000", body: text(greeting)},
+		{target: "/" + hashOf(greeting) + ".narinfo?", status: 200, kind: narinfoType, cache: "max-age=1000", body: text(greeting)},
+		{target: "http://other.example/" + hashOf(greeting) + ".narinfo", status: 200, kind: narinfoType, cache: "max-age=1000", body: text(greeting)},
+		{target: "http://other.example:8080/" + hashOf(greeting) + ".narinfo?q", status: 200, kind: narinfoType, cache: "max-age=1000", body: text(greeting)},
+		{target: "/" + nobody + ".narinfo", status: 404, kind: textType, cache: "max-age=60", body: unknown},
+		{target: "/" + nobody[1:] + "%30.narinfo", status: 404, kind: textType, cache: "max-age=60", body: unknown},
+		{target: "/" + strings.ToUpper(hashOf(greeting)) + ".narinfo", status: 404, kind: textType, body: none},
+		{target: "/" + nobody[1:] + "e.narinfo", status: 404, kind: textType, body: none}, // no e in base32
+		{target: "/" + nobody + "0.narinfo", status: 404, kind: textType, body: none},
+		{target: "/.narinfo", status: 404, kind: textType, body: none},
+		{target: "/" + hashOf(greeting), status: 404, kind: textType, body: none},
+		{target: "/" + hashOf(greeting) + ".narinfo/", status: 404, kind: textType, body: none},
+		{target: "/" + hashOf(greeting) + ".narinfo/other", status: 404, kind: textType, body: none},
+		{target: "/" + hashOf(greeting) + ".narinfo.narinfo", status: 404, kind: textType, body: none},
+
+		{target: "/" + hashOf(greeting) + ".narinfo/info", status: 200, kind: "application/json", body: `{"stored": true}`},
+		{target: "/" + hashOf(greeting) + ".narinfo/info?x", status: 200, kind: "application/json", body: `{"stored": true}`},
+		{target: "/" + nobody + ".narinfo/info", status: 404, kind: textType, cache: "max-age=60", body: unknown},
+		{target: "/" + hashOf(greeting) + ".narinfo/info/", status: 404, kind: textType, body: none},
+
+		{target: "/nar/lzip/" + greeting, status: 200, kind: binary, body: contents(t, published, "nar/lzip", greeting)},
+		{target: "/nar/lzip/" + oddURL, status: 200, kind: binary, body: contents(t, published, "nar/lzip", odd)},
+		{target: "/nar/lzip/" + strings.ToLower(oddURL), status: 200, kind: binary, body: contents(t, published, "nar/lzip", odd)},
+		{target: "/nar/lzip/" + strings.Replace(odd, "?", "%3f", 1), status: 200, kind: binary, body: contents(t, published, "nar/lzip", odd)},
+		{target: "/nar/lzip/" + gtk, status: 200, kind: binary, body: contents(t, published, "nar/lzip", gtk)},
+		{target: "/%6ear/%6Czip/" + gtk, status: 200, kind: binary, body: contents(t, published, "nar/lzip", gtk)},
+		{target: "/nar/" + hello, status: 200, kind: binary, body: contents(t, published, "nar", hello)},
+		{target: "/nar/" + greeting, status: 200, kind: binary, body: string(flatNar("Hello, herder!\n"))},
+		{target: "/nar/" + gtk, status: 200, kind: binary, body: "*"},
+		{target: "/nar/gzip/" + greeting, status: 404, kind: textType, body: noNar},
+		{target: "/nar/none/" + hello, status: 404, kind: textType, body: noNar},
+		{target: "/nar/lzip/" + hello, status: 404, kind: textType, body: noNar},
+		{target: "/nar/lzip/" + hashOf(greeting) + "-other-name", status: 404, kind: textType, body: noNar},
+		{target: "/nar/" + hashOf(greeting) + "-other-name", status: 404, kind: textType, body: noNar},
+		{target: "/nar/lzip/" + nobody + "-x", status: 404, kind: textType, body: noNar},
+		{target: "/nar/" + nobody + "-x", status: 404, kind: textType, body: noNar},
+		{target: "/nar/lzip/greeting", status: 404, kind: textType, body: "that is not the name of a nar\n"},
+		{target: "/nar/lzip/" + hashOf(greeting), status: 404, kind: textType, body: "that is not the name of a nar\n"},
+		{target: "/nar/", status: 404, kind: textType, body: "that is not the name of a nar\n"},
+		{target: "/nar", status: 404, kind: textType, body: none},
+		{target: "/nar/x/lzip/" + greeting, status: 404, kind: textType, body: none},
+		{target: "/nar/lzip/" + greeting + "/", status: 404, kind: textType, body: none},
+
+		{target: "/file/hello-2.10.tar.gz/sha256/" + helloHash, status: 200, kind: binary, body: contents(t, published, "nar", hello)[96 : 96+1329]},
+		{target: "/file/hello-2.10%2Etar.gz/sha256/" + helloHash, status: 200, kind: binary, body: contents(t, published, "nar", hello)[96 : 96+1329]},
+		{target: "/file/hello-2.10.tar.gz/sha512/" + helloHash, status: 404, kind: textType, body: "*"},
+		{target: "/file/hello-2.10.tar.gz/SHA256/" + helloHash, status: 404, kind: textType, body: "*"},
+		{target: "/file/hello-2.11.tar.gz/sha256/" + helloHash, status: 404, kind: textType, body: "*"},
+		{target: "/file/hello-2.10.tar.gz/sha256/" + helloHash[1:], status: 404, kind: textType, body: "*"},
+		{target: "/file/hello-2.10.tar.gz/sha256/e" + helloHash[1:], status: 404, kind: textType, body: "*"},
+		{target: "/file/hello-2.10.tar.gz/sha256/z" + helloHash[1:], status: 404, kind: textType, body: "*"}, // more than 256 bits
+		{target: "/file/hello-2.10.tar.gz/sha256/", status: 404, kind: textType, body: "*"},
+		{target: "/file/.hidden/sha256/" + helloHash, status: 404, kind: textType, body: "*"},
+		{target: "/file/hello-2.10.tar.gz/sha256/" + helloHash + "/", status: 404, kind: textType, body: none},
+		{target: "/file/hello-2.10.tar.gz", status: 404, kind: textType, body: none},
+
+		{target: "/nix-cache-info", status: 200, kind: textType, body: "StoreDir: /gnu/store\nWantMassQuery: 0\nPriority: 100\n"},
+		{target: "/nix-cache-info/", status: 404, kind: textType, body: none},
+		{target: "/signing-key.pub", status: 200, kind: textType, body: "(public-key (ecc))\n"},
+		{target: "/health/live", status: 200, kind: "application/json", cache: "no-store", body: "{\"status\": \"ok\"}\n"},
+		{target: "/health", status: 200, kind: "application/json", cache: "no-store", body: `{"database":"ok","status":"ok","storage":"ok"}` + "\n"},
+		{target: "/health/dead", status: 404, kind: textType, body: none},
+
+		{target: "/", status: 404, kind: textType, body: "this is a substitute server: ask for /HASH.narinfo\n"},
+		{target: "/?x", status: 404, kind: textType, body: "this is a substitute server: ask for /HASH.narinfo\n"},
+		{target: "/", status: 404, kind: textType, body: "*", header: []string{"Accept: */*"}},
+		{target: "/", status: 200, kind: "text/html; charset=utf-8", body: "*", header: []string{"Accept: text/html,application/xhtml+xml;q=0.9,*/*;q=0.8"}},
+		{target: "http://other.example", status: 404, kind: textType, body: "*"},
+
+		{target: "/api/queue?nr=100", status: 404, kind: textType, body: none},
+		{target: "/api/latestbuilds?nr=10", status: 404, kind: textType, body: none},
+		{target: "/api", status: 404, kind: textType, body: none},
+		{target: "/favicon.ico", status: 404, kind: textType, body: none},
+		{target: "/robots.txt", status: 404, kind: textType, body: none},
+		{target: "/nar/lzip", status: 404, kind: textType, body: "that is not the name of a nar\n"},
+
+		{target: "/../etc/passwd", status: 400, kind: textType, body: malformed},
+		{target: "/nar/../index.db", status: 400, kind: textType, body: malformed},
+		{target: "/nar/%2e%2e/index.db", status: 400, kind: textType, body: malformed},
+		{target: "/nar/%2E./%2e/" + greeting, status: 400, kind: textType, body: malformed},
+		{target: "/nar%2flzip%2f" + greeting, status: 400, kind: textType, body: malformed},
+		{target: "/nar//lzip/" + greeting, status: 400, kind: textType, body: malformed},
+		{target: "/nar/lzip/%00" + greeting, status: 400, kind: textType, body: malformed},
+		{target: "/nar/lzip/" + greeting + "%", status: 400, kind: textType, body: malformed},
+		{target: "/nar/lzip/" + greeting + "%4", status: 400, kind: textType, body: malformed},
+		{target: "/nar/lzip/" + greeting + "%zz", status: 400, kind: textType, body: malformed},
+		{target: "/" + hashOf(greeting) + "%0d%0aX:%20y.narinfo", status: 400, kind: textType, body: malformed},
+	} {
+		t.Run(test.target+" "+strings.Join(test.header, " "), func(t *testing.T) {
+			t.Parallel()
+			c := dial(t, address)
+			got := c.ask("GET", test.target, test.header...)
+			check := func(what string, got, want any) {
+				t.Helper()
+				if got != want {
+					t.Errorf("%s = %q, want %q", what, got, want)
+				}
+			}
+			check("status", got.StatusCode, test.status)
+			check("Content-Type", got.Header.Get("Content-Type"), test.kind)
+			check("Cache-Control", got.Header.Get("Cache-Control"), test.cache)
+			check("Content-Length", got.Header.Get("Content-Length"), strconv.Itoa(len(got.body)))
+			if test.body != "*" {
+				check("body", got.body, test.body)
+			}
+			check("Connection", got.Header.Get("Connection"), "")
+			check("Server", got.Header.Get("Server"), "")
+			if _, err := http.ParseTime(got.Header.Get("Date")); err != nil {
+				t.Error(err)
+			}
+
+			head := c.ask("HEAD", test.target, test.header...)
+			check("HEAD: status", head.StatusCode, test.status)
+			head.Header.Del("Date")
+			got.Header.Del("Date")
+			check("HEAD: header", fmt.Sprint(head.Header), fmt.Sprint(got.Header))
+			c.stillOpen()
+		})
+	}
+}
+
+// TestTTL has the header of narinfos and of unknown ones for each combination.
+func TestTTL(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		ttl, newTTL, negative *time.Duration
+		want, wantNegative    string
+	}{
+		{nil, nil, nil, "", ""},
+		{seconds(5), nil, nil, "max-age=5", ""},
+		{seconds(500), seconds(5), nil, "max-age=5", ""},
+		{nil, seconds(7), seconds(3), "max-age=7", "max-age=3"},
+		{seconds(0), nil, seconds(0), "max-age=0", "max-age=0"},
+		{nil, nil, seconds(86400), "", "max-age=86400"},
+	} {
+		opts := options()
+		opts.TTL, opts.NewTTL, opts.NegativeTTL = test.ttl, test.newTTL, test.negative
+		c := dial(t, start(t, corpus(), opts).address)
+		for range 2 { // the second comes from memory
+			if got := c.ask("GET", "/"+hashOf(gtk)+".narinfo").Header.Get("Cache-Control"); got != test.want {
+				t.Errorf("Cache-Control: %q, want %q", got, test.want)
+			}
+		}
+		for _, target := range []string{"/" + nobody + ".narinfo", "/" + nobody + ".narinfo/info"} {
+			if got := c.ask("GET", target).Header.Get("Cache-Control"); got != test.wantNegative {
+				t.Errorf("%s: Cache-Control: %q, want %q", target, got, test.wantNegative)
+			}
+		}
+		// Nothing is said about what is no item's.
+		if got := c.ask("GET", "/nar/lzip/"+nobody+"-x").Header.Get("Cache-Control"); got != "" {
+			t.Errorf("a nar that is not known: Cache-Control: %q", got)
+		}
+	}
+}
+
+func TestHomePage(t *testing.T) {
+	t.Parallel()
+	for _, key := range [][]byte{nil, []byte("(public-key)")} {
+		opts := options()
+		opts.SigningKey, opts.Version = key, "<1.2.3>"
+		c := dial(t, start(t, corpus(), opts).address)
+		page := c.ask("GET", "/", "Accept: text/html")
+		if page.StatusCode != 200 || !strings.Contains(page.body, "It knows 13 store items.") || !strings.Contains(page.body, "&lt;1.2.3&gt;") {
+			t.Errorf("%s %s", page.Status, page.body)
+		}
+		if got := strings.Contains(page.body, "signing-key.pub"); got != (key != nil) {
+			t.Errorf("the page names the key: %v", got)
+		}
+		if page.Header.Get("Vary") != "Accept" || page.Header.Get("Content-Security-Policy") == "" {
+			t.Errorf("header %v", page.Header)
+		}
+		want := map[bool]int{true: 200, false: 404}[key != nil]
+		if got := c.ask("GET", "/signing-key.pub"); got.StatusCode != want {
+			t.Errorf("key: %s", got.Status)
+		}
+	}
+}
+
+func TestMetrics(t *testing.T) {
+	t.Parallel()
+	server := start(t, corpus(), options())
+	c := dial(t, server.address)
+	before := c.ask("GET", "/metrics")
+	for _, line := range []string{
+		`narherder_http_requests_total{route="/HASH.narinfo",status="200"} 0`,
+		`narherder_http_requests_total{route="/nar/",status="404"} 0`,
+		"narherder_faults_total 0", "narherder_damaged_nars_total 0",
+		"narherder_items 13", "narherder_stored_nars 13", "narherder_http_connections 1",
+	} {
+		if !strings.Contains(before.body, line+"\n") {
+			t.Errorf("no line %q at the start", line)
+		}
+	}
+	for range 3 {
+		c.ask("GET", "/"+hashOf(greeting)+".narinfo")
+	}
+	c.ask("GET", "/"+nobody+".narinfo")
+	c.ask("GET", "/nar/lzip/"+greeting)
+	c.ask("HEAD", "/nar/lzip/"+greeting)
+	c.ask("GET", "/nar/lzip/"+greeting, "Range: bytes=0-9")
+	c.ask("POST", "/", "Content-Length: 0")
+	after := c.ask("GET", "/metrics")
+	for _, line := range []string{
+		`narherder_http_requests_total{route="/HASH.narinfo",status="200"} 3`,
+		`narherder_http_requests_total{route="/HASH.narinfo",status="404"} 1`,
+		`narherder_http_requests_total{route="/nar/",status="200"} 2`,
+		`narherder_http_requests_total{route="/nar/",status="206"} 1`,
+		`narherder_http_requests_total{route="other",status="405"} 1`,
+		`narherder_http_requests_total{route="/metrics",status="200"} 1`,
+		`narherder_http_response_body_bytes_total{route="/nar/"} 117`,
+		"narherder_answer_cache_entries 1",
+	} {
+		if !strings.Contains(after.body, line+"\n") {
+			t.Errorf("no line %q", line)
+		}
+	}
+	for line := range strings.Lines(after.body) {
+		if strings.Contains(line, hashOf(greeting)) {
+			t.Errorf("a hash in the metrics: %s", line)
+		}
+		name := strings.TrimPrefix(strings.TrimPrefix(line, "# HELP "), "# TYPE ")
+		if !strings.HasPrefix(name, "narherder_") && !strings.HasPrefix(name, "go_") && !strings.HasPrefix(name, "process_") {
+			t.Errorf("foreign metric: %s", line)
+		}
+	}
+}
+
+// TestMetricsWithoutIndex has the others when the index can't be read.
+func TestMetricsWithoutIndex(t *testing.T) {
+	t.Parallel()
+	items := &fakeItems{totals: func() (index.Totals, error) { return index.Totals{}, errBroken }}
+	c := dial(t, start(t, items, options()).address)
+	got := c.ask("GET", "/metrics")
+	if got.StatusCode != 200 || !strings.Contains(got.body, "narherder_faults_total 0\n") || strings.Contains(got.body, "narherder_items") {
+		t.Errorf("%s %s", got.Status, got.body)
+	}
+}
+
+func TestHealth(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		index, bytes error
+		status       int
+		body         string
+	}{
+		{nil, nil, 200, `{"database":"ok","status":"ok","storage":"ok"}`},
+		{errBroken, nil, 503, `{"database":"failing","status":"failing","storage":"ok"}`},
+		{nil, errBroken, 503, `{"database":"ok","status":"failing","storage":"failing"}`},
+		{errBroken, errBroken, 503, `{"database":"failing","status":"failing","storage":"failing"}`},
+	} {
+		looks := 0
+		items := &fakeItems{healthy: func() (error, error) { looks++; return test.index, test.bytes }}
+		c := dial(t, start(t, items, options()).address)
+		for range 10 { // of which but one looks
+			if got := c.ask("GET", "/health"); got.StatusCode != test.status || got.body != test.body+"\n" {
+				t.Errorf("%s %s", got.Status, got.body)
+			}
+		}
+		if got := c.ask("GET", "/health/live"); got.StatusCode != 200 {
+			t.Errorf("live: %s", got.Status)
+		}
+		if looks > 3 {
+			t.Errorf("10 requests looked %d times", looks)
+		}
+	}
+}
+
+// TestInfoLooks makes sure that the bytes are looked at, and not the row alone.
+func TestInfoLooks(t *testing.T) {
+	t.Parallel()
+	m := make1(t, "x", "content", "gzip")
+	for _, test := range []struct {
+		err    error
+		status int
+		body   string
+	}{
+		{nil, 200, `{"stored": true}`},
+		{storage.ErrNotStored, 200, `{"stored": false}`},
+		{fmt.Errorf("x: %w", storage.ErrNotStored), 200, `{"stored": false}`},
+		{storage.ErrDisagree, 500, ""},
+		{errBroken, 500, ""},
+	} {
+		items := m.items(t)
+		if test.err != nil {
+			items.open = failingOpen(test.err)
+		}
+		got := dial(t, start(t, items, options()).address).ask("GET", "/"+m.path.Hash.String()+".narinfo/info")
+		if got.StatusCode != test.status || test.body != "" && got.body != test.body {
+			t.Errorf("%v: %s %s", test.err, got.Status, got.body)
+		}
+	}
+}

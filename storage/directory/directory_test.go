@@ -1,0 +1,28 @@
+package directory
+
+import (
+	"testing"
+
+	"nar-herder/storage"
+	"nar-herder/storage/storagetest"
+)
+
+// open opens a directory for the test.
+func open(t *testing.T, name string) *Directory {
+	t.Helper()
+	d, err := Open(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return d
+}
+
+func TestConformance(t *testing.T) {
+	t.Parallel()
+	storagetest.Run(t, func(t *testing.T) storage.ByteStore { return open(t, t.TempDir()) })
+}

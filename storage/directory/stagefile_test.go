@@ -1,0 +1,149 @@
+package directory
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"nar-herder/storage"
+	"nar-herder/storage/internal/testfs"
+)
+
+// beside makes a storage and a directory of sources on one file system.
+func beside(t *testing.T) (d *Directory, source string) {
+	t.Helper()
+	top := t.TempDir()
+	source = filepath.Join(top, "source", "nar")
+	lay(t, source, "content")
+	lay(t, filepath.Join(top, "store", "placeholder"), "")
+	return open(t, filepath.Join(top, "store")), source
+}
+
+func stat(t *testing.T, name string) os.FileInfo {
+	t.Helper()
+	info, err := os.Stat(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return info
+}
+
+func TestStageFileShares(t *testing.T) {
+	t.Parallel()
+	d, source := beside(t)
+	staged, err := d.StageFile(t.Context(), nar, source, 7)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := staged.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if !os.SameFile(stat(t, source), stat(t, filepath.Join(d.String(), nar))) {
+		t.Error("the file was copied, although both lie on one file system")
+	}
+	// A file that is in the storage already, as after a crash just before its
+	// old name was removed.
+	if _, err := d.StageFile(t.Context(), nar, source, 7); !errors.Is(err, storage.ErrCantShare) {
+		t.Errorf("a second time: %v, want ErrCantShare", err)
+	}
+	if err := os.Remove(source); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := d.Stat(t.Context(), nar); err != nil || info.Size != 7 {
+		t.Errorf("without the old name: %+v, %v", info, err)
+	}
+}
+
+// TestStageFileItself: a nar of the storage staged for its own name stays.
+func TestStageFileItself(t *testing.T) {
+	t.Parallel()
+	d, _ := beside(t)
+	if err := put(d, nar, "content"); err != nil {
+		t.Fatal(err)
+	}
+	staged, err := d.StageFile(t.Context(), nar, filepath.Join(d.String(), nar), 7)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := staged.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if found := listed(t, d); len(found) != 2 || found[nar].Size != 7 {
+		t.Errorf("List has %v, want the placeholder and the nar", found)
+	}
+}
+
+// TestStageFileSourceGoes: from StageFile on, the bytes don't need the name.
+func TestStageFileSourceGoes(t *testing.T) {
+	t.Parallel()
+	d, source := beside(t)
+	staged, err := d.StageFile(t.Context(), nar, source, 7)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(source); err != nil {
+		t.Fatal(err)
+	}
+	lay(t, source, "another, of the old name")
+	if err := staged.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if content, err := os.ReadFile(filepath.Join(d.String(), nar)); err != nil || string(content) != "content" {
+		t.Errorf("the nar is %q, %v", content, err)
+	}
+}
+
+func TestStageFileRefuses(t *testing.T) {
+	t.Parallel()
+	tests := map[string]func(t *testing.T, source string) (file string){
+		"several names": func(t *testing.T, source string) string {
+			if err := os.Link(source, source+"-2"); err != nil {
+				t.Fatal(err)
+			}
+			return source
+		},
+		"private": func(t *testing.T, source string) string {
+			if err := os.Chmod(source, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			return source
+		},
+		"other file system": func(t *testing.T, source string) string {
+			other := filepath.Join(testfs.Small(t, 1<<20), "nar")
+			lay(t, other, "content")
+			return other
+		},
+		// One file system, but another mount of it.
+		"other mount": func(t *testing.T, source string) string {
+			return filepath.Join(testfs.ReadOnly(t, filepath.Dir(source)), "nar")
+		},
+	}
+	for name, make := range tests {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			d, source := beside(t)
+			file := make(t, source)
+			if _, err := d.StageFile(t.Context(), nar, file, 7); !errors.Is(err, storage.ErrCantShare) {
+				t.Errorf("%v, want ErrCantShare", err)
+			}
+			// It can be copied then.
+			from, err := os.Open(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer from.Close()
+			staged, err := d.Stage(t.Context(), nar, from, 7)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := staged.Commit(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			copied := stat(t, filepath.Join(d.String(), nar))
+			if os.SameFile(stat(t, file), copied) || copied.Mode()&0o044 != 0o044 {
+				t.Errorf("the copy is %v", copied.Mode())
+			}
+		})
+	}
+}

@@ -1,0 +1,139 @@
+package storagetest
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"nar-herder/storage"
+)
+
+// stager returns the store as a FileStager; the test is over when it is none.
+func stager(t *testing.T, s storage.ByteStore) storage.FileStager {
+	t.Helper()
+	stager, ok := s.(storage.FileStager)
+	if !ok {
+		t.Skip("not a FileStager")
+	}
+	return stager
+}
+
+// source writes a file outside of the store.
+func source(t *testing.T, content []byte) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "source")
+	if err := os.WriteFile(file, content, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+// stageFile stages the file, or ends the test where it can't be shared.
+func stageFile(t *testing.T, s storage.ByteStore, name, file string, size int64) storage.Staged {
+	t.Helper()
+	staged, err := stager(t, s).StageFile(t.Context(), name, file, size)
+	if errors.Is(err, storage.ErrCantShare) {
+		t.Skipf("nothing of this machine can be shared: %v", err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return staged
+}
+
+func testStageFile(t *testing.T, s storage.ByteStore) {
+	content := random(300_000, 1)
+	file := source(t, content)
+	staged := stageFile(t, s, name, file, int64(len(content)))
+	wantAbsent(t, s, name)
+	for range 2 {
+		if err := staged.Commit(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	staged.Abort()
+	wantContent(t, s, name, content)
+	// The name is the caller's to remove, and the bytes don't go with it.
+	if err := os.Remove(file); err != nil {
+		t.Errorf("the source is gone already: %v", err)
+	}
+	wantContent(t, s, name, content)
+	wantNothingLeft(t, s, name)
+}
+
+func testStageFileWrongSize(t *testing.T, s storage.ByteStore) {
+	file := source(t, []byte("eight by"))
+	for _, size := range []int64{0, 7, 9, 1 << 40} {
+		staged, err := stager(t, s).StageFile(t.Context(), name, file, size)
+		if err == nil {
+			staged.Abort()
+		}
+		if !errors.Is(err, storage.ErrWrongSize) && !errors.Is(err, storage.ErrCantShare) {
+			t.Errorf("8 bytes staged as %d: %v, want ErrWrongSize", size, err)
+		}
+	}
+	wantAbsent(t, s, name)
+	wantNothingLeft(t, s)
+}
+
+func testStageFileAbort(t *testing.T, s storage.ByteStore) {
+	file := source(t, []byte("content"))
+	staged := stageFile(t, s, name, file, 7)
+	staged.Abort()
+	wantAbsent(t, s, name)
+	wantNothingLeft(t, s)
+	if err := staged.Commit(t.Context()); err == nil {
+		t.Error("Commit after Abort claims to have shown the bytes")
+	}
+	if content, err := os.ReadFile(file); err != nil || string(content) != "content" {
+		t.Errorf("after Abort the source is %q, %v", content, err)
+	}
+}
+
+func testStageFileReplace(t *testing.T, s storage.ByteStore) {
+	put(t, s, name, []byte("before"))
+	file := source(t, []byte("the new content"))
+	staged := stageFile(t, s, name, file, 15)
+	wantContent(t, s, name, []byte("before"))
+	if err := staged.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	wantContent(t, s, name, []byte("the new content"))
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	wantContent(t, s, name, []byte("the new content"))
+	wantNothingLeft(t, s, name)
+}
+
+// testStageFileUnusable: what is no plain file is not taken, and nothing waits
+// for it.
+func testStageFileUnusable(t *testing.T, s storage.ByteStore) {
+	directory := t.TempDir()
+	file := source(t, []byte("content"))
+	link := filepath.Join(directory, "link")
+	pipe := filepath.Join(directory, "pipe")
+	if err := errors.Join(os.Symlink(file, link), unix.Mkfifo(pipe, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	for _, unusable := range []string{directory, link, pipe, filepath.Join(directory, "absent")} {
+		staged, err := stager(t, s).StageFile(t.Context(), name, unusable, 7)
+		if err == nil {
+			staged.Abort()
+		}
+		if !errors.Is(err, storage.ErrCantShare) {
+			t.Errorf("StageFile of %s: %v, want ErrCantShare", unusable, err)
+		}
+	}
+	for _, invalid := range []string{"", ".", "../x", "/x", "a/../b"} {
+		if staged, err := stager(t, s).StageFile(t.Context(), invalid, file, 7); err == nil {
+			t.Errorf("StageFile took the name %q", invalid)
+			staged.Abort()
+		}
+	}
+	wantAbsent(t, s, name)
+	wantNothingLeft(t, s)
+}

@@ -1,0 +1,295 @@
+package storagetest
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"testing/iotest"
+
+	"nar-herder/storage"
+)
+
+func testStagedIsInvisible(t *testing.T, s storage.ByteStore) {
+	stage(t, s, name, []byte("first"), func(staged storage.Staged) {
+		wantAbsent(t, s, name)
+		if err := staged.Commit(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		wantContent(t, s, name, []byte("first"))
+	})
+	stage(t, s, name, []byte("the second"), func(staged storage.Staged) {
+		wantContent(t, s, name, []byte("first"))
+		// What is staged does not go with what is shown.
+		if err := s.Remove(t.Context(), name); err != nil {
+			t.Fatal(err)
+		}
+		wantAbsent(t, s, name)
+		if err := staged.Commit(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		wantContent(t, s, name, []byte("the second"))
+	})
+	wantNothingLeft(t, s, name)
+}
+
+// nothingFirst is a reader that may, as readers may, return no bytes and no
+// error for a while.
+type nothingFirst struct {
+	io.Reader
+	calls int
+}
+
+func (r *nothingFirst) Read(p []byte) (int, error) {
+	if r.calls++; r.calls%2 == 1 {
+		return 0, nil
+	}
+	return r.Reader.Read(p)
+}
+
+// testWrongSize tries sources of every temper with too few and too many bytes.
+func testWrongSize(t *testing.T, s storage.ByteStore) {
+	content := random(70_000, 1)
+	length := int64(len(content))
+	sources := map[string]func(io.Reader) io.Reader{
+		"plain":          func(r io.Reader) io.Reader { return r },
+		"byte by byte":   iotest.OneByteReader,
+		"data with EOF":  iotest.DataErrReader,
+		"halves":         iotest.HalfReader,
+		"nothing first":  func(r io.Reader) io.Reader { return &nothingFirst{Reader: r} },
+		"without others": func(r io.Reader) io.Reader { return struct{ io.Reader }{r} },
+		"a file": func(r io.Reader) io.Reader {
+			file, err := os.Create(filepath.Join(t.TempDir(), "source"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { file.Close() })
+			_, err = io.Copy(file, r)
+			if _, seekErr := file.Seek(0, io.SeekStart); err != nil || seekErr != nil {
+				t.Fatal(err, seekErr)
+			}
+			return file
+		},
+	}
+	put(t, s, name, []byte("as before"))
+	for kind, source := range sources {
+		for _, size := range []int64{0, 1, length - 1, length + 1, 2 * length, 1 << 40} {
+			for _, name := range []string{name, "nar/new/" + name} {
+				staged, err := s.Stage(t.Context(), name, source(bytes.NewReader(content)), size)
+				if err == nil {
+					staged.Abort()
+				}
+				if !errors.Is(err, storage.ErrWrongSize) {
+					t.Errorf("%s: %d bytes staged as %d: %v, want ErrWrongSize", kind, length, size, err)
+				}
+			}
+		}
+		staged, err := s.Stage(t.Context(), names[1], source(bytes.NewReader(content)), length)
+		if err != nil {
+			t.Errorf("%s: the right size: %v", kind, err)
+			continue
+		}
+		if err := staged.Commit(t.Context()); err != nil {
+			t.Error(err)
+		}
+		wantContent(t, s, names[1], content)
+	}
+	// Empty content has a size as well.
+	if _, err := s.Stage(t.Context(), name, strings.NewReader(""), 1); !errors.Is(err, storage.ErrWrongSize) {
+		t.Errorf("nothing staged as one byte: %v, want ErrWrongSize", err)
+	}
+	wantContent(t, s, name, []byte("as before"))
+	wantAbsent(t, s, "nar/new/"+name)
+	wantNothingLeft(t, s, name, names[1])
+}
+
+func testFailingSource(t *testing.T, s storage.ByteStore) {
+	broken := errors.New("the line is broken")
+	for _, good := range []int{0, 1, 10, 100_000} {
+		source := io.MultiReader(bytes.NewReader(random(good, 1)), iotest.ErrReader(broken))
+		// In the midst, and where its end should be.
+		for _, size := range []int64{int64(good), int64(good) + 1, int64(good) + 10_000} {
+			_, err := s.Stage(t.Context(), name, source, size)
+			if !errors.Is(err, broken) {
+				t.Errorf("the source fails after %d of %d bytes: %v, want its error", good, size, err)
+			}
+			source = io.MultiReader(bytes.NewReader(random(good, 1)), iotest.ErrReader(broken))
+		}
+	}
+	wantAbsent(t, s, name)
+	wantNothingLeft(t, s)
+}
+
+func testCommitTwice(t *testing.T, s storage.ByteStore) {
+	stage(t, s, name, []byte("one"), func(staged storage.Staged) {
+		for range 3 {
+			if err := staged.Commit(t.Context()); err != nil {
+				t.Errorf("commit: %v", err)
+			}
+		}
+		wantContent(t, s, name, []byte("one"))
+		// The second does nothing, also when there is other content by now.
+		put(t, s, name, []byte("two"))
+		if err := staged.Commit(t.Context()); err != nil {
+			t.Errorf("commit: %v", err)
+		}
+		wantContent(t, s, name, []byte("two"))
+		if err := s.Remove(t.Context(), name); err != nil {
+			t.Fatal(err)
+		}
+		if err := staged.Commit(t.Context()); err != nil {
+			t.Errorf("commit: %v", err)
+		}
+	})
+	wantAbsent(t, s, name)
+	wantNothingLeft(t, s)
+}
+
+func testAbort(t *testing.T, s storage.ByteStore) {
+	stage(t, s, name, []byte("never"), func(staged storage.Staged) {
+		staged.Abort()
+		wantAbsent(t, s, name)
+		staged.Abort()
+		if err := staged.Commit(t.Context()); err == nil {
+			t.Error("Commit after Abort claims to have shown the bytes")
+		}
+	})
+	wantAbsent(t, s, name)
+	put(t, s, name, []byte("before"))
+	stage(t, s, name, []byte("never"), func(staged storage.Staged) { staged.Abort() })
+	wantContent(t, s, name, []byte("before"))
+	wantNothingLeft(t, s, name)
+}
+
+func testAbortAfterCommit(t *testing.T, s storage.ByteStore) {
+	stage(t, s, name, []byte("stays"), func(staged storage.Staged) {
+		if err := staged.Commit(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		staged.Abort()
+	})
+	wantContent(t, s, name, []byte("stays"))
+	wantNothingLeft(t, s, name)
+}
+
+// testStageTwice: the last to be committed counts, not the last to be staged.
+func testStageTwice(t *testing.T, s storage.ByteStore) {
+	stage(t, s, name, []byte("first staged"), func(first storage.Staged) {
+		stage(t, s, name, []byte("second"), func(second storage.Staged) {
+			for _, staged := range []storage.Staged{second, first} {
+				if err := staged.Commit(t.Context()); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	})
+	wantContent(t, s, name, []byte("first staged"))
+	stage(t, s, name, []byte("aborted"), func(first storage.Staged) {
+		stage(t, s, name, []byte("committed"), func(second storage.Staged) {
+			first.Abort()
+			if err := second.Commit(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+	})
+	wantContent(t, s, name, []byte("committed"))
+	wantNothingLeft(t, s, name)
+}
+
+func testConcurrentStages(t *testing.T, s storage.ByteStore) {
+	const writers, rounds = 8, 10
+	contents := map[string]bool{}
+	for w := range writers {
+		contents[string(random(10_000+w, byte(w)))] = true
+	}
+	var group sync.WaitGroup
+	for w := range writers {
+		group.Go(func() {
+			content := random(10_000+w, byte(w))
+			for range rounds {
+				// Under one name, and each under one of its own.
+				for _, name := range []string{name, fmt.Sprintf("nar/%d/own", w)} {
+					staged, err := s.Stage(t.Context(), name, bytes.NewReader(content), int64(len(content)))
+					if err == nil {
+						err = staged.Commit(t.Context())
+					}
+					if err == nil {
+						err = s.Sync(t.Context())
+					}
+					if err != nil {
+						t.Errorf("writer %d: %v", w, err)
+						return
+					}
+				}
+			}
+		})
+	}
+	group.Wait()
+	if content, _ := read(t, s, name, 0, -1); !contents[string(content)] {
+		t.Errorf("%s has %s, which nobody wrote", name, show(content))
+	}
+	want := []string{name}
+	for w := range writers {
+		own := fmt.Sprintf("nar/%d/own", w)
+		wantContent(t, s, own, random(10_000+w, byte(w)))
+		want = append(want, own)
+	}
+	wantNothingLeft(t, s, want...)
+}
+
+// testConcurrentReadersAndWriters: a reader sees a content whole, with its
+// size, or that it is absent.
+func testConcurrentReadersAndWriters(t *testing.T, s storage.ByteStore) {
+	contents := [][]byte{random(50_000, 1), random(90_000, 2), {}}
+	stop := make(chan struct{})
+	var writers, readers sync.WaitGroup
+	writers.Go(func() {
+		for i := range 60 {
+			if i%5 == 4 {
+				if err := s.Remove(t.Context(), name); err != nil {
+					t.Error(err)
+				}
+				continue
+			}
+			put(t, s, name, contents[i%len(contents)])
+		}
+	})
+	for range 3 {
+		readers.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				reader, info, err := s.Open(t.Context(), name, 0, -1)
+				if errors.Is(err, os.ErrNotExist) {
+					continue
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				content, err := io.ReadAll(reader)
+				reader.Close()
+				if err != nil {
+					continue // it went meanwhile, and says so
+				}
+				if int64(len(content)) != info.Size {
+					t.Errorf("%d bytes read where the size is %d", len(content), info.Size)
+				}
+				if !bytes.Equal(content, contents[0]) && !bytes.Equal(content, contents[1]) && len(content) != 0 {
+					t.Errorf("read %s, which nobody wrote", show(content))
+				}
+			}
+		})
+	}
+	writers.Wait()
+	close(stop)
+	readers.Wait()
+}
