@@ -16,13 +16,15 @@ import (
 
 // connections are those of a server that are open.
 type connections struct {
-	log  *slog.Logger
+	log             *slog.Logger
+	progressTimeout time.Duration
+
 	mu   sync.Mutex
 	open map[*connection]struct{}
 }
 
-func newConnections(log *slog.Logger) *connections {
-	return &connections{log: log, open: make(map[*connection]struct{})}
+func newConnections(log *slog.Logger, progressTimeout time.Duration) *connections {
+	return &connections{log: log, progressTimeout: progressTimeout, open: make(map[*connection]struct{})}
 }
 
 func (c *connections) count() int {
@@ -31,7 +33,8 @@ func (c *connections) count() int {
 	return len(c.open)
 }
 
-// closeAll cuts them, whatever they are doing.
+// closeAll cuts them, whatever they are doing. Each is counted until who serves
+// it has noticed.
 func (c *connections) closeAll() {
 	c.mu.Lock()
 	all := make([]*connection, 0, len(c.open))
@@ -40,7 +43,7 @@ func (c *connections) closeAll() {
 	}
 	c.mu.Unlock()
 	for _, connection := range all {
-		connection.Close()
+		_ = connection.Conn.Close() // or the client was first
 	}
 }
 
@@ -165,6 +168,8 @@ func (c *connection) Read(p []byte) (int, error) {
 func (c *connection) Write(p []byte) (int, error) {
 	n := 0
 	if c.raw != nil {
+		// It is not even called on a connection that is closed.
+		c.written, c.writeErr = 0, nil
 		c.pending = p
 		err := c.raw.Write(c.tryWrite)
 		c.pending, c.fileFollows = nil, false
@@ -181,7 +186,6 @@ func (c *connection) Write(p []byte) (int, error) {
 
 // writeOnce is called with the file descriptor.
 func (c *connection) writeOnce(fd uintptr) bool {
-	c.written, c.writeErr = 0, nil
 	for {
 		var n int
 		var err error
@@ -203,10 +207,20 @@ func (c *connection) writeOnce(fd uintptr) bool {
 	}
 }
 
-// writeSlowly writes to a client that does not take all at once, and looks for
-// requests of its meanwhile: soon, since it may be waiting for that, then less
-// and less often.
+// writeSlowly writes to a client that does not take all at once.
 func (c *connection) writeSlowly(p []byte) (written int, err error) {
+	_, err = c.slowly(func() (int64, error) {
+		n, err := c.Conn.Write(p[written:])
+		written += n
+		return int64(n), err
+	})
+	return written, err
+}
+
+// slowly calls send until it has sent all, or the client takes no more. It looks
+// for requests of the client's meanwhile: soon, since the client may be waiting
+// for that, then less and less often.
+func (c *connection) slowly(send func() (int64, error)) (total int64, err error) {
 	defer func() {
 		if err == nil {
 			err = c.Conn.SetWriteDeadline(time.Time{})
@@ -215,17 +229,17 @@ func (c *connection) writeSlowly(p []byte) (written int, err error) {
 	progress := time.Now()
 	for wait := time.Millisecond; ; wait = min(2*wait, time.Second) {
 		if err := c.Conn.SetWriteDeadline(time.Now().Add(wait)); err != nil {
-			return written, err
+			return total, err
 		}
-		n, err := c.Conn.Write(p[written:])
-		written += n
+		n, err := send()
+		total += n
 		if err == nil || !errors.Is(err, os.ErrDeadlineExceeded) {
-			return written, err
+			return total, err
 		}
 		if n > 0 {
 			progress = time.Now()
-		} else if time.Since(progress) > progressTimeout {
-			return written, err
+		} else if time.Since(progress) > c.connections.progressTimeout {
+			return total, err
 		}
 		if c.readAhead() {
 			wait = time.Millisecond
@@ -238,6 +252,13 @@ func (c *connection) writeSlowly(p []byte) (written int, err error) {
 func (c *connection) readAhead() (some bool) {
 	if c.raw == nil {
 		return false
+	}
+	// The deadline of the last request may have passed while its answer waits.
+	if !c.deadlineSet.IsZero() {
+		if err := c.Conn.SetReadDeadline(time.Time{}); err != nil {
+			return false
+		}
+		c.deadlineSet = time.Time{}
 	}
 	_ = c.raw.Read(func(fd uintptr) bool {
 		for len(c.ahead) < maxAhead {
@@ -274,21 +295,7 @@ func (c *connection) ReadFrom(r io.Reader) (total int64, err error) {
 	if _, isFile := source.(*os.File); !isFile || !isTCP {
 		return c.copyFrom(r)
 	}
-	defer func() {
-		if err == nil {
-			err = c.Conn.SetWriteDeadline(time.Time{})
-		}
-	}()
-	for {
-		if err := c.Conn.SetWriteDeadline(time.Now().Add(progressTimeout)); err != nil {
-			return total, err
-		}
-		n, err := tcp.ReadFrom(r)
-		total += n
-		if n == 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
-			return total, err
-		}
-	}
+	return c.slowly(func() (int64, error) { return tcp.ReadFrom(r) })
 }
 
 func (c *connection) copyFrom(r io.Reader) (total int64, err error) {

@@ -105,6 +105,8 @@ type Server struct {
 	// decoders bounds how many nars are decompressed at once for clients.
 	decoders    chan struct{}
 	decoderWait time.Duration
+	// progressTimeout and decoderWait are the constants but in tests.
+	progressTimeout time.Duration
 
 	cacheControl         string // of a narinfo; "" for none
 	negativeCacheControl string
@@ -118,8 +120,9 @@ func New(items Items, options Options) *Server {
 		items: items, options: options, log: options.Log,
 		answers: newCache(options.AnswerCache, func(body []byte) int64 { return int64(cap(body)) }),
 		// A parsed narinfo takes about as much again as its text.
-		nars:     newCache(options.AnswerCache/8, func(item *storage.Item) int64 { return 2*int64(cap(item.Text)) + 1000 }),
-		decoders: make(chan struct{}, 16*runtime.GOMAXPROCS(0)), decoderWait: decoderWait,
+		nars:        newCache(options.AnswerCache/8, func(item *storage.Item) int64 { return 2*int64(cap(item.Text)) + 1000 }),
+		decoders:    make(chan struct{}, 16*runtime.GOMAXPROCS(0)),
+		decoderWait: decoderWait, progressTimeout: progressTimeout,
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
@@ -158,7 +161,7 @@ func (s *Server) Registry() *prometheus.Registry { return s.metrics.registry }
 // them. Then it gives answers in flight a moment, cuts the rest, and returns
 // nil, at most two seconds later. An error is a listener's.
 func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
-	connections := newConnections(s.log)
+	connections := newConnections(s.log, s.progressTimeout)
 	s.metrics.connections(connections)
 	ended := make(chan error, len(listeners))
 	for _, listener := range listeners {
@@ -172,15 +175,18 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 			failure = errors.New("a listener was closed")
 		}
 	}
+	for _, listener := range listeners {
+		_ = listener.Close() // also one that the engine has not come to yet
+	}
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace)
 	defer cancel()
 	if err := s.engine.ShutdownWithContext(grace); errors.Is(err, context.DeadlineExceeded) {
 		s.log.Info("cutting connections whose answers are not done", "connections", connections.count())
 		connections.closeAll()
 		// They only have to notice now.
-		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace/3)
-		defer cancel()
-		_ = s.engine.ShutdownWithContext(last)
+		for end := time.Now().Add(shutdownGrace / 3); connections.count() > 0 && time.Now().Before(end); {
+			time.Sleep(5 * time.Millisecond)
+		}
 	}
 	return failure
 }

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 
 	"nar-herder/narinfo"
 	"nar-herder/storage/index"
@@ -156,6 +157,11 @@ func (s *Storage) prepare(ctx context.Context, addition *Addition) *prepared {
 			continue
 		}
 		local++
+		if hashInName(name) != n.StorePath.Hash {
+			// By the hash in its name it is known whose a file is.
+			p.fail(fmt.Errorf("its nar %s is named after another item: it must be HASH-NAME", name))
+			return p
+		}
 		if err := s.find(ctx, p, i, name); err != nil {
 			p.fail(err)
 			return p
@@ -190,15 +196,22 @@ func (s *Storage) find(ctx context.Context, p *prepared, n int, name string) err
 		return err
 	}
 	inStorage := err == nil
-	if inStorage && (want < 0 || info.Size == want) {
+	fits := inStorage && (want < 0 || info.Size == want)
+	// What the storage has of an item that is to be replaced is the old nar,
+	// even if it is as long as the new one, unless there is no other.
+	replaces := p.old != nil && p.old.Narinfo.NarHash != p.Narinfo.NarHash
+	if fits && !replaces {
 		p.found(n, info.Size)
 		return s.bytes.Flush(ctx, name)
 	}
 	var wrong error
-	if inStorage {
+	if inStorage && !fits {
 		wrong = fmt.Errorf("%w: %s in storage %s has %d bytes, the narinfo says %d: remove it, or put the whole file there", ErrWrongSize, name, s.bytes, info.Size, want)
 	}
 	for _, directory := range p.Directories {
+		if fits && s.isStored(ctx, directory, name) {
+			continue
+		}
 		size, err := s.stageFrom(ctx, p, n, name, directory)
 		if err == nil {
 			p.found(n, size)
@@ -212,11 +225,36 @@ func (s *Storage) find(ctx context.Context, p *prepared, n int, name string) err
 	if wrong != nil {
 		return wrong
 	}
+	// Another import of the same directory may just have moved it.
+	if info, err = s.bytes.Stat(ctx, name); err == nil && (want < 0 || info.Size == want) {
+		p.found(n, info.Size)
+		return s.bytes.Flush(ctx, name)
+	}
 	where := "the storage " + s.bytes.String()
 	for _, directory := range p.Directories {
 		where += ", " + directory
 	}
 	return fmt.Errorf("its nar %s is nowhere: looked in %s: %w", name, where, fs.ErrNotExist)
+}
+
+// isStored says whether the file of that name in the directory is the very one
+// that is in the storage, which nobody may move away.
+func (s *Storage) isStored(ctx context.Context, directory, name string) bool {
+	there, err := os.Stat(path.Join(directory, name))
+	if err != nil {
+		return false
+	}
+	reader, _, err := s.bytes.Open(ctx, name, 0, 0)
+	if err != nil {
+		return false
+	}
+	defer reader.Close()
+	file, ok := reader.(*os.File)
+	if !ok {
+		return false
+	}
+	here, err := file.Stat()
+	return err == nil && os.SameFile(here, there)
 }
 
 // found records the Nth file as one that will be stored.
@@ -281,6 +319,9 @@ func (s *Storage) stageFrom(ctx context.Context, p *prepared, n int, name, direc
 // bytes first, then a flush, then the rows with the commit.
 func (s *Storage) commit(ctx context.Context, batch []*prepared) {
 	if err := s.unstore(ctx, batch); err != nil {
+		if len(batch) > 1 {
+			err = fmt.Errorf("%w: %w", errBatch, err)
+		}
 		failAll(batch, err)
 		return
 	}
@@ -362,6 +403,9 @@ func (s *Storage) unstore(ctx context.Context, batch []*prepared) error {
 			if err != nil {
 				return err
 			}
+			if old.Narinfo.NarHash != p.Narinfo.NarHash && !p.Replace {
+				continue // it has come meanwhile, and will be kept
+			}
 			kept := old.Stored
 			for n, staged := range p.staged {
 				if staged == nil {
@@ -423,9 +467,10 @@ func (s *Storage) commitOne(ctx context.Context, tx *index.Tx, p *prepared) erro
 	switch {
 	case bytes.Equal(old.Text, n.Text):
 		p.result.Outcome = Known
-		if p.entry.Stored&^old.Stored != 0 {
+		// The sizes are only recorded of files without FileSize.
+		if p.entry.Stored&^old.Stored != 0 || p.entry.Stored != 0 && !slices.Equal(p.entry.Sizes, old.Sizes) {
 			p.result.Outcome = Completed
-			if err := s.show(ctx, p); err != nil {
+			if err := s.show(ctx, p, old); err != nil {
 				return err
 			}
 			if err := tx.SetStored(old.Hash, p.entry.Stored|old.Stored, p.entry.Sizes); err != nil {
@@ -449,14 +494,14 @@ func (s *Storage) commitOne(ctx context.Context, tx *index.Tx, p *prepared) erro
 
 // put shows an addition's bytes and writes its row.
 func (s *Storage) put(ctx context.Context, tx *index.Tx, p *prepared, old *Item) error {
-	if err := s.show(ctx, p); err != nil {
+	if err := s.show(ctx, p, old); err != nil {
 		return err
 	}
 	var row *index.Item
 	if old != nil {
 		row = old.Item
 		// Files that only the old narinfo names are of no more use.
-		p.obsolete = slices.DeleteFunc(slices.Clone(old.names), func(name string) bool { return name == "" })
+		p.obsolete = slices.DeleteFunc(slices.Clone(old.names), func(name string) bool { return hashInName(name) != old.Hash })
 	}
 	if err := tx.Put(p.entry, row); err != nil {
 		return err
@@ -466,7 +511,21 @@ func (s *Storage) put(ctx context.Context, tx *index.Tx, p *prepared, old *Item)
 
 // show commits the staged bytes of an addition. Those that lay in the storage
 // already are looked at again: they may have been removed or replaced since.
-func (s *Storage) show(ctx context.Context, p *prepared) error {
+// old is the item's row, nil for none. Bytes that it claims are not replaced:
+// unstore takes the claims off, but only those of a row that was there already.
+func (s *Storage) show(ctx context.Context, p *prepared, old *Item) error {
+	for n, staged := range p.staged {
+		if staged == nil || old == nil {
+			continue
+		}
+		name, err := p.Narinfo.Files[n].Path()
+		if err != nil {
+			return err
+		}
+		if i := old.FileNamed(name); i >= 0 && old.HasStored(i) {
+			return errChanged
+		}
+	}
 	for n, staged := range p.staged {
 		if staged != nil {
 			if err := staged.Commit(ctx); err != nil {
@@ -516,11 +575,17 @@ var narinfoBuffers = sync.Pool{New: func() any { return bytes.NewBuffer(make([]b
 
 // readNarinfo reads and parses a narinfo file.
 func readNarinfo(name string) (*narinfo.Narinfo, error) {
-	file, err := os.Open(name)
+	// Without O_NONBLOCK, a pipe of that name would hold the import for ever.
+	file, err := os.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer file.Close()
+	if info, err := file.Stat(); err != nil {
+		return nil, err
+	} else if !info.Mode().IsRegular() {
+		return nil, errors.New("it is no regular file")
+	}
 	buffer := narinfoBuffers.Get().(*bytes.Buffer)
 	defer narinfoBuffers.Put(buffer)
 	buffer.Reset()

@@ -141,7 +141,8 @@ func walk(ctx context.Context, names []string, found chan<- narinfoFile) error {
 			}
 			continue
 		}
-		err = filepath.WalkDir(name, func(file string, entry fs.DirEntry, err error) error {
+		// With the slash, a link to a directory is that directory.
+		err = filepath.WalkDir(name+string(filepath.Separator), func(file string, entry fs.DirEntry, err error) error {
 			if err != nil {
 				failures = append(failures, err)
 				return nil

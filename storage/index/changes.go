@@ -57,6 +57,7 @@ type Watcher struct {
 	conn    *connection
 	version int64 // SQLite's count of others' commits, as this connection saw it
 	last    int64 // the newest row of the log that was told
+	most    int64 // tellAtMost, but in tests
 }
 
 // Watch starts with the database as it is now.
@@ -65,7 +66,7 @@ func (x *Index) Watch(ctx context.Context) (*Watcher, error) {
 	if err != nil {
 		return nil, describe("watch "+x.path, err)
 	}
-	w := &Watcher{conn: conn}
+	w := &Watcher{conn: conn, most: tellAtMost}
 	// In this order: a commit between the two is told twice rather than never.
 	if w.version, err = conn.integer("PRAGMA data_version"); err == nil {
 		w.last, err = conn.integer(lastChange)
@@ -92,7 +93,7 @@ func (w *Watcher) Poll() (changes []Change, complete bool, err error) {
 	if version == w.version {
 		return nil, true, nil
 	}
-	changes, err = w.conn.changes(w.last, tellAtMost)
+	changes, err = w.conn.changes(w.last, w.most)
 	if err != nil {
 		return nil, false, fmt.Errorf("watch the database: %w", err)
 	}

@@ -42,16 +42,20 @@ func openCodec(conn *connection) (*codec, error) {
 		zstd.WithDecoderConcurrency(0),
 		zstd.WithDecoderMaxMemory(narinfo.MaxSize),
 	}
-	haveBuiltin := false
+	// Of a dictionary with the built-in one's id, the database's counts.
+	var encoding []byte
 	err := conn.rows("SELECT id, content FROM dictionaries ORDER BY id", nil, func(row []driver.Value) (bool, error) {
-		haveBuiltin = haveBuiltin || row[0].(int64) == builtinID
+		if row[0].(int64) == builtinID {
+			encoding = blob(row[1])
+		}
 		options = append(options, zstd.WithDecoderDicts(blob(row[1])))
 		return true, nil
 	})
 	if err != nil {
 		return nil, err
 	}
-	if !haveBuiltin {
+	if encoding == nil {
+		encoding = builtinDictionary
 		options = append(options, zstd.WithDecoderDicts(builtinDictionary))
 		err := conn.exec("INSERT INTO dictionaries VALUES (?, ?) ON CONFLICT DO NOTHING", int64(builtinID), builtinDictionary)
 		if err != nil {
@@ -62,7 +66,7 @@ func openCodec(conn *connection) (*codec, error) {
 	if c.decoder, err = zstd.NewReader(nil, options...); err != nil {
 		return nil, err
 	}
-	c.encoder, err = zstd.NewWriter(nil, zstd.WithEncoderDict(builtinDictionary),
+	c.encoder, err = zstd.NewWriter(nil, zstd.WithEncoderDict(encoding),
 		zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderCRC(false))
 	if err != nil {
 		c.decoder.Close()

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
 )
 
 // connection is one connection with its statements, each prepared at its first
@@ -34,11 +36,28 @@ func connect(ctx context.Context, dataSource string) (*connection, error) {
 	if err != nil {
 		return nil, err
 	}
-	conn, err := connector.Connect(ctx)
-	if err != nil {
-		return nil, err
+	for deadline := time.Now().Add(busyTimeout * time.Millisecond); ; {
+		conn, err := connector.Connect(ctx)
+		if err == nil {
+			return &connection{conn: conn, statements: make(map[string]*statement)}, nil
+		}
+		// The step to the write-ahead log does not wait for others that take
+		// it, or that are just closing the database, whatever busy_timeout is.
+		if !isBusy(err) || time.Now().After(deadline) {
+			return nil, err
+		}
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
 	}
-	return &connection{conn: conn, statements: make(map[string]*statement)}, nil
+}
+
+// isBusy says whether the error is that another connection has a lock.
+func isBusy(err error) bool {
+	var failure *sqlite.Error
+	return errors.As(err, &failure) && failure.Code()&0xff == sqlite3.SQLITE_BUSY
 }
 
 func (c *connection) close() error {

@@ -124,6 +124,9 @@ func open(ctx context.Context, path string, options Options, steps []string) (_ 
 	if options.Bulk {
 		extra = append(extra, fmt.Sprintf("_pragma=wal_autocheckpoint(%d)", bulkCheckpointBytes/pageSize))
 	}
+	if err := refuseForeign(ctx, absolute, path, len(steps)); err != nil {
+		return nil, err
+	}
 	x.writer, err = connect(ctx, dataSource(absolute, cmp.Or(options.WriterCache, defaultWriterCache), extra...))
 	if err != nil {
 		return nil, describe(fmt.Sprintf("database %s: open it", path), err)
@@ -146,6 +149,17 @@ func open(ctx context.Context, path string, options Options, steps []string) (_ 
 		return nil, describe(fmt.Sprintf("database %s: open it for reading", path), err)
 	}
 	return x, nil
+}
+
+// refuseForeign looks at what the file is before anything is set on it: the
+// journal mode stays with a database, also with a stranger's.
+func refuseForeign(ctx context.Context, absolute, path string, newest int) error {
+	conn, err := connect(ctx, fileName(absolute)+"?_busy_timeout="+strconv.Itoa(busyTimeout)+"&_query_only=on")
+	if err != nil {
+		return describe(fmt.Sprintf("database %s: open it", path), err)
+	}
+	_, err = recognise(conn, path, newest)
+	return errors.Join(err, conn.close())
 }
 
 // prepareFile creates an empty file for a new database, so that SQLite, which
@@ -202,8 +216,11 @@ func dataSource(path string, cacheBytes int64, extra ...string) string {
 		"_pragma=wal_autocheckpoint(" + strconv.Itoa(checkpointBytes/pageSize) + ")",
 		"_pragma=temp_store(memory)",
 	}, extra...)
-	return "file:" + (&url.URL{Path: path}).EscapedPath() + "?" + strings.Join(parameters, "&")
+	return fileName(path) + "?" + strings.Join(parameters, "&")
 }
+
+// fileName is the absolute path in the form that takes parameters.
+func fileName(path string) string { return "file:" + (&url.URL{Path: path}).EscapedPath() }
 
 // openInstance returns the random name of this database, made once: it tells
 // an instance from others, and from itself behind another URL.

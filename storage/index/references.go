@@ -278,7 +278,12 @@ func (r *runReader) next() error {
 // an item.
 func (x *Index) Referrers(ctx context.Context, hash narinfo.PathHash) (referrers []narinfo.PathHash, err error) {
 	target := keyOf(hash)
-	err = x.readers.do(ctx, func(c *connection) error {
+	err = x.readers.do(ctx, func(c *connection) (err error) {
+		// One view of the database for all that follows: runs are merged away.
+		if err := c.exec("BEGIN"); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, c.exec("COMMIT")) }()
 		ids, err := c.referrersOf(target)
 		if err != nil {
 			return err

@@ -144,7 +144,16 @@ func migrate(conn *connection, path string, steps []string) (err error) {
 }
 
 // recognise returns the schema version of the database, 0 for an empty one.
-func recognise(conn *connection, path string, newest int) (int, error) {
+func recognise(conn *connection, path string, newest int) (version int, err error) {
+	// One view for all that is asked, as another process may just be making it.
+	if err := conn.script("SAVEPOINT recognise"); err != nil {
+		return 0, describe(fmt.Sprintf("database %s: read its header", path), err)
+	}
+	defer func() { err = errors.Join(err, conn.script("RELEASE recognise")) }()
+	return recogniseIn(conn, path, newest)
+}
+
+func recogniseIn(conn *connection, path string, newest int) (int, error) {
 	id, err1 := conn.integer("PRAGMA application_id")
 	version, err2 := conn.integer("PRAGMA user_version")
 	tables, err3 := conn.integer("SELECT count(*) FROM sqlite_schema")

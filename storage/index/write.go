@@ -15,8 +15,8 @@ import (
 // [Index.Prepare].
 type Entry struct {
 	Narinfo *narinfo.Narinfo
-	// AddedAt, Stored and Sizes are as in [Item]. AddedAt counts for an item
-	// that is new to the index; others keep theirs.
+	// AddedAt, Stored and Sizes are as in [Item]. An item that is known keeps
+	// its AddedAt; this one is then the time of the change.
 	AddedAt time.Time
 	Stored  uint64
 	Sizes   []int64
@@ -37,7 +37,7 @@ func (x *Index) Prepare(n *narinfo.Narinfo) *Entry {
 // the disk, when Update returns nil, and leaves no trace when f or the commit
 // fails. Other writers wait meanwhile, also those of other processes, so f is
 // to take well under a second.
-func (x *Index) Update(ctx context.Context, f func(*Tx) error) (err error) {
+func (x *Index) Update(ctx context.Context, f func(*Tx) error) error {
 	x.writing.Lock()
 	defer x.writing.Unlock()
 	if err := ctx.Err(); err != nil {
@@ -47,8 +47,9 @@ func (x *Index) Update(ctx context.Context, f func(*Tx) error) (err error) {
 		return describe("lock "+x.path+" for writing", err)
 	}
 	tx := &Tx{x: x, conn: x.writer}
+	committed := false
 	defer func() {
-		if err != nil {
+		if !committed { // also when f panics
 			// SQLite may have rolled back by itself, as it does when the disk
 			// is full; then this fails, and err says why.
 			_ = x.writer.exec("ROLLBACK")
@@ -63,6 +64,7 @@ func (x *Index) Update(ctx context.Context, f func(*Tx) error) (err error) {
 	if err := x.writer.exec("COMMIT"); err != nil {
 		return describe("commit to "+x.path, err)
 	}
+	committed = true
 	return nil
 }
 
@@ -107,7 +109,8 @@ func (tx *Tx) Put(entry *Entry, old *Item) error {
 			return err
 		}
 		tx.refer(old.id, n)
-		return tx.log(Added, old.AddedAt, n.StorePath.Hash, nil)
+		// Not at the item's own time: who follows the log by time has passed it.
+		return tx.log(Added, entry.AddedAt, n.StorePath.Hash, nil)
 	}
 	id, err := tx.conn.insert("INSERT INTO items (key, added_at, stored_files, stored_size, file_sizes) VALUES (?, ?, ?, ?, ?)",
 		keyOf(n.StorePath.Hash), entry.AddedAt.UnixMilli(), int64(entry.Stored), size, sizesColumn(entry.Sizes))
@@ -178,10 +181,14 @@ func (tx *Tx) AddTags(hash narinfo.PathHash, tags []Tag) error {
 	if len(tags) == 0 {
 		return nil
 	}
-	item, err := tx.conn.integer("SELECT id FROM items WHERE key = ?", keyOf(hash))
+	found, err := tx.conn.first("SELECT i.id FROM items i JOIN narinfos n ON n.id = i.id WHERE i.key = ? AND n.hash = ?", keyOf(hash), hash[:])
 	if err != nil {
 		return err
 	}
+	if found == nil {
+		return ErrNotFound
+	}
+	item := found[0]
 	for _, tag := range tags {
 		row, err := tx.conn.first(`INSERT INTO tags (key, value) VALUES (?, ?)
 			ON CONFLICT DO UPDATE SET key = key RETURNING id`, tag.Key, tag.Value)

@@ -1,0 +1,186 @@
+package httpapi
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"nar-herder/narinfo"
+	"nar-herder/storage"
+)
+
+// stopped ends the server and returns how long that took.
+func (s *started) stopped(t *testing.T) time.Duration {
+	t.Helper()
+	begin := time.Now()
+	s.stop()
+	select {
+	case err := <-s.ended:
+		if err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+		s.ended <- nil
+	case <-time.After(patience):
+		t.Fatal("Serve does not return")
+	}
+	return time.Since(begin)
+}
+
+const mostToStop = 2500 * time.Millisecond
+
+func TestStopIdle(t *testing.T) {
+	t.Parallel()
+	s := start(t, corpus(), options())
+	var clients []*client
+	for range 50 {
+		c := dial(t, s.address)
+		c.stillOpen()
+		clients = append(clients, c)
+	}
+	took := s.stopped(t)
+	if took > 500*time.Millisecond {
+		t.Errorf("it took %v with kept connections", took)
+	}
+	for _, c := range clients {
+		c.closed()
+	}
+	if _, err := net.Dial("tcp", s.address); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("it still listens: %v", err)
+	}
+}
+
+// TestStopWithDownloads has clients that take their time: they are cut, and
+// know it.
+func TestStopWithDownloads(t *testing.T) {
+	t.Parallel()
+	m := make1(t, "zeros", strings.Repeat("\x00", 64<<20), "gzip")
+	s := start(t, m.items(t), options())
+	var answers []*http.Response
+	for _, target := range []string{"/nar/" + m.path.BaseName(), "/file/zeros/sha256/" + m.digest, "/nar/" + m.path.BaseName()} {
+		c := dial(t, s.address)
+		c.send(request("GET", target))
+		response, err := http.ReadResponse(c.r, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		answers = append(answers, response)
+	}
+	waiting := dial(t, s.address)
+	waiting.send("GET /half/a/request HT")
+	dial(t, s.address) // has not said anything
+	if took := s.stopped(t); took > mostToStop {
+		t.Errorf("it took %v", took)
+	}
+	// When Serve has returned, the storage is closed: nobody may use it.
+	if got := len(s.decoders); got != 0 {
+		t.Errorf("%d decoders are in use", got)
+	}
+	for _, response := range answers {
+		if n, err := io.Copy(io.Discard, response.Body); !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("after %d bytes: %v", n, err)
+		}
+	}
+}
+
+// TestStopLetsFinish has a download that is done soon.
+func TestStopLetsFinish(t *testing.T) {
+	t.Parallel()
+	asked, answer := make(chan struct{}), make(chan struct{})
+	m := make1(t, "x", "content", "none")
+	items := m.items(t)
+	text := items.text
+	items.text = func(hash narinfo.PathHash) ([]byte, error) {
+		close(asked)
+		<-answer
+		return text(hash)
+	}
+	s := start(t, items, options())
+	c := dial(t, s.address)
+	c.send(request("GET", "/"+m.path.Hash.String()+".narinfo"))
+	<-asked
+	s.stop()
+	until(t, "it does not listen any more", func() bool {
+		conn, err := net.Dial("tcp", s.address)
+		if err == nil {
+			conn.Close()
+		}
+		return err != nil
+	})
+	close(answer)
+	if got := c.receive("GET"); got.StatusCode != 200 || got.body != string(m.text()) || !got.Close {
+		t.Errorf("%s, closes: %v", got.Status, got.Close)
+	}
+	c.closed()
+	s.stopped(t)
+}
+
+// TestStopWaitsForTurn has requests that wait for a decoder.
+func TestStopWaitsForTurn(t *testing.T) {
+	t.Parallel()
+	m := make1(t, "x", "content", "gzip")
+	var inUse atomic.Int32
+	items := m.items(t)
+	item := items.item
+	items.item = func(hash narinfo.PathHash) (*storage.Item, error) {
+		inUse.Add(1)
+		return item(hash)
+	}
+	s := startWith(t, items, options(), func(s *Server) { s.decoders = make(chan struct{}) })
+	c := dial(t, s.address)
+	c.send(request("GET", "/nar/"+m.path.BaseName()))
+	until(t, "the request waits", func() bool { return inUse.Load() == 1 })
+	if took := s.stopped(t); took > mostToStop {
+		t.Errorf("it took %v", took)
+	}
+	isFault(t, c.receive("GET"), 503)
+}
+
+// TestStopStuck has a handler that does not notice anything.
+func TestStopStuck(t *testing.T) {
+	t.Parallel()
+	release := make(chan struct{})
+	defer close(release)
+	asked := make(chan struct{})
+	items := &fakeItems{text: func(narinfo.PathHash) ([]byte, error) {
+		close(asked)
+		<-release
+		return nil, errBroken
+	}}
+	s := start(t, items, options())
+	dial(t, s.address).send(request("GET", "/"+nobody+".narinfo"))
+	<-asked
+	if took := s.stopped(t); took > mostToStop {
+		t.Errorf("it took %v", took)
+	}
+}
+
+// TestStopBeforeStart has the end come before the beginning.
+func TestStopBeforeStart(t *testing.T) {
+	t.Parallel()
+	ctx, stop := context.WithCancel(context.Background())
+	stop()
+	for range 20 {
+		l := listenTCP(t)
+		ended := make(chan error, 1)
+		go func() { ended <- New(corpus(), options()).Serve(ctx, l) }()
+		select {
+		case err := <-ended:
+			if err != nil {
+				t.Error(err)
+			}
+		case <-time.After(patience):
+			t.Fatal("Serve does not return")
+		}
+		if conn, err := net.Dial("tcp", l.Addr().String()); err == nil {
+			conn.Close()
+			t.Fatal("the listener is still open")
+		}
+	}
+}

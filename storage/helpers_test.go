@@ -1,0 +1,315 @@
+package storage_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"nar-herder/narinfo"
+	"nar-herder/storage"
+	"nar-herder/storage/directory"
+	"nar-herder/storage/index"
+)
+
+// place is where a storage of a test lies.
+type place struct{ database, store string }
+
+func newPlace(t testing.TB) place {
+	t.Helper()
+	top := t.TempDir()
+	p := place{filepath.Join(top, "nar_herder.db"), filepath.Join(top, "store")}
+	if err := os.Mkdir(p.store, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// open opens the storage of a place. wrap may put something around its bytes.
+func (p place) open(wrap func(storage.ByteStore) storage.ByteStore) (s *storage.Storage, closeAll func() error, err error) {
+	bytes, err := directory.Open(p.store)
+	if err != nil {
+		return nil, nil, err
+	}
+	x, err := index.Open(context.Background(), p.database, index.Options{})
+	if err != nil {
+		return nil, nil, errors.Join(err, bytes.Close())
+	}
+	var store storage.ByteStore = bytes
+	if wrap != nil {
+		store = wrap(bytes)
+	}
+	return storage.New(x, store, storage.Options{}), func() error { return errors.Join(x.Close(), bytes.Close()) }, nil
+}
+
+// openTest opens the storage of a place until the test's end.
+func (p place) openTest(t testing.TB) *storage.Storage {
+	t.Helper()
+	s, closeAll, err := p.open(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := closeAll(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+// fake is an item made up by a test.
+type fake struct {
+	n       int
+	content string // of its nar as it is stored
+	other   bool   // than what? its NarHash is another
+	note    string // makes the text another
+	kind    string // its compression; lzip when empty
+	refs    []int
+	claim   int64 // its FileSize where that is not the content's length; -1 for none
+	url     string
+	extra   []fake // more files of the same item: content, kind, claim and url count
+}
+
+func (f fake) path() narinfo.StorePath {
+	path, err := narinfo.ParseBaseName(fmt.Sprintf("%032d-item-%d", f.n, f.n))
+	if err != nil {
+		panic(err)
+	}
+	return path
+}
+
+func (f fake) hash() narinfo.PathHash { return f.path().Hash }
+
+// name is where its nar lies.
+func (f fake) name() string {
+	switch {
+	case f.url != "":
+		return f.url
+	case f.kind == "none":
+		return "nar/" + f.path().BaseName()
+	case f.kind == "":
+		return "nar/lzip/" + f.path().BaseName()
+	}
+	return "nar/" + f.kind + "/" + f.path().BaseName()
+}
+
+func (f fake) files() []fake {
+	files := []fake{f}
+	for _, file := range f.extra {
+		file.n = f.n
+		files = append(files, file)
+	}
+	return files
+}
+
+func (f fake) text() string {
+	digit := "0"
+	if f.other {
+		digit = "1"
+	}
+	text := new(strings.Builder)
+	fmt.Fprintf(text, "StorePath: %s\nNarHash: sha256:%s\nNarSize: 96\nReferences:", f.path(), strings.Repeat(digit, 52))
+	for _, n := range f.refs {
+		fmt.Fprintf(text, " %s", fake{n: n}.path().BaseName())
+	}
+	fmt.Fprintf(text, "\nNote: %s\n", f.note)
+	for _, file := range f.files() {
+		kind := file.kind
+		if kind == "" {
+			kind = "lzip"
+		}
+		fmt.Fprintf(text, "URL: %s\nCompression: %s\n", file.name(), kind)
+		switch {
+		case file.claim > 0:
+			fmt.Fprintf(text, "FileSize: %d\n", file.claim)
+		case file.claim == 0:
+			fmt.Fprintf(text, "FileSize: %d\n", len(file.content))
+		}
+	}
+	return text.String()
+}
+
+func (f fake) parsed() *narinfo.Narinfo {
+	n, err := narinfo.Parse([]byte(f.text()))
+	if err != nil {
+		panic(err)
+	}
+	return n
+}
+
+// lay writes the narinfo and the nars of items into a directory.
+func lay(t testing.TB, directory string, items ...fake) {
+	t.Helper()
+	for _, f := range items {
+		write(t, filepath.Join(directory, f.hash().String()+".narinfo"), f.text())
+		layNars(t, directory, f)
+	}
+}
+
+func layNars(t testing.TB, directory string, items ...fake) {
+	t.Helper()
+	for _, f := range items {
+		for _, file := range f.files() {
+			write(t, filepath.Join(directory, file.name()), file.content)
+		}
+	}
+}
+
+func write(t testing.TB, file, content string) {
+	t.Helper()
+	if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, []byte(content), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// laid returns a directory with items.
+func laid(t testing.TB, items ...fake) string {
+	t.Helper()
+	directory := t.TempDir()
+	lay(t, directory, items...)
+	return directory
+}
+
+// importAll imports, and returns the results by the base name of the file.
+func importAll(t testing.TB, s *storage.Storage, options storage.ImportOptions, names ...string) map[string]storage.Result {
+	t.Helper()
+	results := map[string]storage.Result{}
+	err := s.Import(context.Background(), names, options, func(i storage.Imported) { results[filepath.Base(i.File)] = i.Result })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return results
+}
+
+// outcomes counts results.
+func outcomes(results map[string]storage.Result) string {
+	var summary storage.Summary
+	for _, r := range results {
+		summary.Count(r)
+	}
+	return summary.String()
+}
+
+// wantOutcomes asserts the summary of an import.
+func wantOutcomes(t testing.TB, results map[string]storage.Result, want string) {
+	t.Helper()
+	if got := outcomes(results); got != want {
+		t.Errorf("import: %s; want %s", got, want)
+		for file, r := range results {
+			t.Logf("%s: %v %s %v", file, r.Outcome, r.Note, r.Err)
+		}
+	}
+}
+
+// findings returns what Check finds, as "kind name", sorted.
+func findings(t testing.TB, s *storage.Storage) []string {
+	t.Helper()
+	found := []string{}
+	for finding, err := range s.Check(context.Background()) {
+		if err != nil {
+			t.Fatalf("check: %v", err)
+		}
+		name := finding.Name
+		if finding.Kind == storage.Temporary {
+			name = ""
+		}
+		found = append(found, strings.TrimSpace(finding.Kind.String()+" "+name))
+	}
+	slices.Sort(found)
+	return found
+}
+
+// wantFindings asserts what Check finds.
+func wantFindings(t testing.TB, s *storage.Storage, want ...string) {
+	t.Helper()
+	slices.Sort(want)
+	if got := findings(t, s); !slices.Equal(got, want) {
+		t.Errorf("check finds %q, want %q", got, want)
+	}
+}
+
+// wantOnlyLeftovers asserts that no row claims bytes that are not there.
+func wantOnlyLeftovers(t testing.TB, s *storage.Storage) {
+	t.Helper()
+	for _, finding := range findings(t, s) {
+		if strings.HasPrefix(finding, "missing") || strings.HasPrefix(finding, "wrong size") {
+			t.Errorf("check finds %q", finding)
+		}
+	}
+}
+
+// stored returns the content of the item's Nth file.
+func stored(s *storage.Storage, hash narinfo.PathHash, n int) (string, error) {
+	item, err := s.Item(context.Background(), hash)
+	if err != nil {
+		return "", err
+	}
+	reader, info, err := s.OpenFile(context.Background(), item, n, 0, -1)
+	if err != nil {
+		return "", err
+	}
+	defer reader.Close()
+	content, err := io.ReadAll(reader)
+	if err == nil && int64(len(content)) != info.Size {
+		err = fmt.Errorf("%d bytes, where the size is %d", len(content), info.Size)
+	}
+	return string(content), err
+}
+
+// wantServed asserts that the item is served with its text and all its nars.
+func wantServed(t testing.TB, s *storage.Storage, f fake) {
+	t.Helper()
+	text, err := s.Text(context.Background(), f.hash())
+	if err != nil || string(text) != f.text() {
+		t.Errorf("item %d has the text %q, %v; want %q", f.n, text, err, f.text())
+	}
+	for n, file := range f.files() {
+		if content, err := stored(s, f.hash(), n); err != nil || content != file.content {
+			t.Errorf("%s has %.40q, %v; want %.40q", file.name(), content, err, file.content)
+		}
+	}
+}
+
+// has says whether the file has that content.
+func has(file, content string) bool {
+	got, err := os.ReadFile(file)
+	return err == nil && bytes.Equal(got, []byte(content))
+}
+
+// gone says whether there is certainly no such file.
+func gone(file string) bool {
+	_, err := os.Lstat(file)
+	return errors.Is(err, fs.ErrNotExist)
+}
+
+// copyTree copies a directory.
+func copyTree(t testing.TB, from string) (to string) {
+	t.Helper()
+	to = t.TempDir()
+	if err := os.CopyFS(to, os.DirFS(from)); err != nil {
+		t.Fatal(err)
+	}
+	return to
+}
+
+// openIndexOnly opens the storage of a place without its bytes.
+func (p place) openIndexOnly(t testing.TB) *storage.Storage {
+	t.Helper()
+	x, err := index.Open(context.Background(), p.database, index.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := x.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return storage.New(x, nil, storage.Options{})
+}
