@@ -307,4 +307,3 @@ func until(t testing.TB, what string, condition func() bool) {
 		}
 	}
 }
-

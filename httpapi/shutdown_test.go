@@ -60,7 +60,7 @@ func TestStopIdle(t *testing.T) {
 // know it.
 func TestStopWithDownloads(t *testing.T) {
 	t.Parallel()
-	m := make1(t, "zeros", strings.Repeat("\x00", 64<<20), "gzip")
+	m := make1(t, "zeros", strings.Repeat("\x00", 24<<20), "gzip")
 	s := start(t, m.items(t), options())
 	var answers []*http.Response
 	for _, target := range []string{"/nar/" + m.path.BaseName(), "/file/zeros/sha256/" + m.digest, "/nar/" + m.path.BaseName()} {

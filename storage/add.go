@@ -201,8 +201,7 @@ func (s *Storage) find(ctx context.Context, p *prepared, n int, name string) err
 	// even if it is as long as the new one, unless there is no other.
 	replaces := p.old != nil && p.old.Narinfo.NarHash != p.Narinfo.NarHash
 	if fits && !replaces {
-		p.found(n, info.Size)
-		return s.bytes.Flush(ctx, name)
+		return s.take(ctx, p, n, name, info.Size)
 	}
 	var wrong error
 	if inStorage && !fits {
@@ -227,14 +226,23 @@ func (s *Storage) find(ctx context.Context, p *prepared, n int, name string) err
 	}
 	// Another import of the same directory may just have moved it.
 	if info, err = s.bytes.Stat(ctx, name); err == nil && (want < 0 || info.Size == want) {
-		p.found(n, info.Size)
-		return s.bytes.Flush(ctx, name)
+		return s.take(ctx, p, n, name, info.Size)
 	}
 	where := "the storage " + s.bytes.String()
 	for _, directory := range p.Directories {
 		where += ", " + directory
 	}
 	return fmt.Errorf("its nar %s is nowhere: looked in %s: %w", name, where, fs.ErrNotExist)
+}
+
+// take makes sure of the Nth file where it lies in the storage.
+func (s *Storage) take(ctx context.Context, p *prepared, n int, name string, size int64) error {
+	p.found(n, size)
+	err := s.bytes.Flush(ctx, name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return errChanged // it has just been removed
+	}
+	return err
 }
 
 // isStored says whether the file of that name in the directory is the very one

@@ -24,12 +24,32 @@ type place struct{ database, store string }
 
 func newPlace(t testing.TB) place {
 	t.Helper()
-	top := t.TempDir()
+	return placeIn(t, t.TempDir())
+}
+
+func placeIn(t testing.TB, top string) place {
+	t.Helper()
 	p := place{filepath.Join(top, "nar_herder.db"), filepath.Join(top, "store")}
 	if err := os.Mkdir(p.store, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	return p
+}
+
+// memoryDir is a directory in memory where there is one, for tests that open
+// hundreds of small storages: on a disk, most of their time is for flushing.
+func memoryDir(t testing.TB) string {
+	t.Helper()
+	directory, err := os.MkdirTemp("/dev/shm", "nar-herder-test-")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(directory); err != nil {
+			t.Error(err)
+		}
+	})
+	return directory
 }
 
 // open opens the storage of a place. wrap may put something around its bytes.

@@ -31,7 +31,7 @@ func (c *removeCommand) Run(ctx context.Context, s *streams) (err error) {
 		}
 	}
 	log := slog.New(slog.NewTextHandler(s.err, nil))
-	store, err := open(ctx, c.Database, c.Storage, index.Options{}, log)
+	store, err := openExisting(ctx, c.Database, c.Storage, log)
 	if err != nil {
 		return err
 	}
@@ -98,7 +98,7 @@ type listedFile struct {
 }
 
 func (c *listCommand) Run(ctx context.Context, s *streams) (err error) {
-	store, err := openExisting(ctx, c.Database)
+	store, err := openExisting(ctx, c.Database, "", nil)
 	if err != nil {
 		return err
 	}
@@ -143,12 +143,12 @@ func describe(ctx context.Context, store *opened, item *storage.Item) (*listed, 
 	return object, err
 }
 
-// openExisting opens an index for looking at it, which makes none.
-func openExisting(ctx context.Context, database string) (*opened, error) {
+// openExisting is open for what makes no sense with a new index.
+func openExisting(ctx context.Context, database, store string, log *slog.Logger) (*opened, error) {
 	if _, err := os.Stat(database); err != nil {
 		return nil, fmt.Errorf("--database=%s: %w: name the index that the server uses", database, errors.Unwrap(err))
 	}
-	return open(ctx, database, "", index.Options{}, nil)
+	return open(ctx, database, store, index.Options{}, log)
 }
 
 type statsCommand struct {
@@ -158,7 +158,7 @@ type statsCommand struct {
 }
 
 func (c *statsCommand) Run(ctx context.Context, s *streams) (err error) {
-	store, err := openExisting(ctx, c.Database)
+	store, err := openExisting(ctx, c.Database, "", nil)
 	if err != nil {
 		return err
 	}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"strings"
 	"syscall"
 
 	"github.com/alecthomas/kong"
@@ -69,17 +70,26 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if err == nil {
 		err = command.Run(&streams{out: stdout, err: stderr, parser: parser})
 	}
+	if exited >= 0 { // by the command help
+		return exited
+	}
 	var usage *kong.ParseError
 	switch {
 	case err == nil:
 		return 0
 	case errors.Is(err, errReported):
 	case errors.As(err, &usage):
-		fmt.Fprintf(stderr, "nar-herder: %v (see 'nar-herder help')\n", err)
+		fmt.Fprintf(stderr, "nar-herder: %s (see 'nar-herder help')\n", oneLine(err))
 	default:
-		fmt.Fprintln(stderr, "nar-herder:", err)
+		fmt.Fprintln(stderr, "nar-herder:", oneLine(err))
 	}
 	return 1
+}
+
+// oneLine is an error's text without line breaks, of joined errors or of what
+// the user gave.
+func oneLine(err error) string {
+	return strings.ReplaceAll(err.Error(), "\n", "; ")
 }
 
 type versionCommand struct{}

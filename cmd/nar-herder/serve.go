@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/activation"
@@ -90,28 +91,30 @@ func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
 	if err != nil {
 		return err
 	}
+	log, closeLog := newLogger(s.err, slog.Level(c.LogLevel))
+	defer closeLog()
+	// First of all, so that a second server by mistake touches nothing of the
+	// one that runs.
+	listeners, err := listen(ctx, c.Host, c.Port)
+	if err != nil {
+		return err
+	}
+	defer closeAll(listeners)
 	if c.PidFile != "" {
 		if err := writePidFile(c.PidFile); err != nil {
 			return err
 		}
 		defer removePidFile(c.PidFile)
 	}
-	log, closeLog := newLogger(s.err, slog.Level(c.LogLevel))
-	defer closeLog()
-	log.Info("starting", "version", version(), "database", c.Database, "storage", c.Storage, "pid", os.Getpid())
-	if names := c.inactive(); len(names) > 0 {
-		log.Warn("these options are understood, but what they are for is not built yet: they do nothing", "options", strings.Join(names, " "))
-	}
-	listeners, err := listen(ctx, c.Host, c.Port)
-	if err != nil {
-		return err
-	}
-	defer closeAll(listeners)
 	store, err := open(ctx, c.Database, c.Storage, index.Options{}, log)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, store.close()) }()
+	log.Info("starting", "version", version(), "database", c.Database, "storage", c.Storage, "pid", os.Getpid())
+	if names := c.inactive(); len(names) > 0 {
+		log.Warn("these options are understood, but what they are for is not built yet: they do nothing", "options", strings.Join(names, " "))
+	}
 
 	server := httpapi.New(store, httpapi.Options{
 		Decompress: compression.NewReader,
@@ -207,18 +210,32 @@ func listen(ctx context.Context, host string, port portValue) (listeners []net.L
 			return nil, fmt.Errorf("--host=%s: %w: name an address, a host name that has one, or unix:PATH", host, err)
 		}
 	}
+	return listenAll(ctx, host, addresses, port)
+}
+
+// listenAll listens on the addresses of a host. One that this machine does not
+// have, as with a name for ::1 where there is no IPv6, is passed over while there
+// are others.
+func listenAll(ctx context.Context, host string, addresses []string, port portValue) (listeners []net.Listener, err error) {
 	var config net.ListenConfig
 	for _, address := range addresses {
-		listener, err := config.Listen(ctx, "tcp", net.JoinHostPort(address, strconv.Itoa(int(port))))
-		if err != nil {
-			return listeners, fmt.Errorf("listen on --host=%s --port=%d: %w", host, port, err)
+		listener, listenErr := config.Listen(ctx, "tcp", net.JoinHostPort(address, strconv.Itoa(int(port))))
+		if listenErr != nil {
+			err = fmt.Errorf("listen on --host=%s --port=%d: %w", host, port, listenErr)
+			if errors.Is(listenErr, syscall.EADDRNOTAVAIL) || errors.Is(listenErr, syscall.EAFNOSUPPORT) {
+				continue
+			}
+			return listeners, err
 		}
 		if port == 0 { // the same for all
 			port = portValue(listener.Addr().(*net.TCPAddr).Port)
 		}
 		listeners = append(listeners, listener)
 	}
-	return listeners, nil
+	if len(listeners) > 0 {
+		err = nil
+	}
+	return listeners, err
 }
 
 // listenUnix listens on a socket in the file system. One that a process left
@@ -226,9 +243,13 @@ func listen(ctx context.Context, host string, port portValue) (listeners []net.L
 func listenUnix(ctx context.Context, path string) (net.Listener, error) {
 	if info, err := os.Lstat(path); err == nil && info.Mode().Type() == fs.ModeSocket {
 		var dialer net.Dialer
-		if conn, err := dialer.DialContext(ctx, "unix", path); err == nil {
+		conn, err := dialer.DialContext(ctx, "unix", path)
+		if err == nil {
 			conn.Close()
-			return nil, fmt.Errorf("--host=unix:%s: another process listens there", path)
+		}
+		// Another error may be that of a busy one.
+		if !errors.Is(err, syscall.ECONNREFUSED) {
+			return nil, fmt.Errorf("--host=unix:%s: another process listens there, it seems: stop it, or name another path", path)
 		}
 		if err := os.Remove(path); err != nil {
 			return nil, fmt.Errorf("--host=unix:%s: remove the socket of an earlier run: %w", path, err)

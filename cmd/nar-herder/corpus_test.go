@@ -1,0 +1,216 @@
+package main
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"nar-herder/narinfo"
+)
+
+// decompressors are the programs that clients' libraries come from.
+var decompressors = map[string][]string{
+	"lzip": {"lzip", "-dc"}, "zstd": {"zstd", "-dc"}, "gzip": {"gzip", "-dc"},
+}
+
+// TestCorpus serves all of the corpus, and takes each nar apart as a client
+// does: its hash is the one that the narinfo has.
+func TestCorpus(t *testing.T) {
+	t.Parallel()
+	programs := make(map[string]string)
+	for compression, args := range decompressors {
+		programs[compression] = required(t, args[0])
+	}
+	for directory, want := range map[string]int{"published": 13, "published-multi": 9, "published-none": 4} {
+		t.Run(directory, func(t *testing.T) {
+			t.Parallel()
+			p := newPlace(t)
+			source := filepath.Join(testdata, directory)
+			p.imports(t, source)
+			s := p.serve(t, "--ttl=1d", "--log-level=INFO")
+			names, err := filepath.Glob(filepath.Join(source, "*.narinfo"))
+			if err != nil || len(names) != want {
+				t.Fatalf("%d narinfos, want %d, %v", len(names), want, err)
+			}
+			for _, name := range names {
+				served := get(t, s.addresses[0], "/"+filepath.Base(name))
+				if served.StatusCode != 200 || served.body != read(t, name) || served.Header.Get("Cache-Control") != "max-age=86400" {
+					t.Errorf("%s: %s %v, %d bytes", name, served.Status, served.Header, len(served.body))
+				}
+				n, err := narinfo.Parse([]byte(served.body))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if info := get(t, s.addresses[0], "/"+filepath.Base(name)+"/info"); info.body != `{"stored": true}` {
+					t.Errorf("%s: info: %s %s", name, info.Status, info.body)
+				}
+				for _, file := range n.Files {
+					path, err := file.Path()
+					if err != nil {
+						t.Fatal(err)
+					}
+					got := get(t, s.addresses[0], "/"+file.URL)
+					if got.StatusCode != 200 || got.ContentLength != file.Size || got.body != read(t, source, path) {
+						t.Errorf("%s: %s, length %d, want %d", file.URL, got.Status, got.ContentLength, file.Size)
+					}
+					nar := got.body
+					if args := decompressors[file.Compression]; args != nil {
+						cmd := exec.Command(programs[file.Compression], args[1:]...)
+						cmd.Stdin = strings.NewReader(got.body)
+						out, err := cmd.Output()
+						if err != nil {
+							t.Errorf("%s: %s: %v", file.URL, args[0], err)
+						}
+						nar = string(out)
+					} else if file.Compression != "none" {
+						t.Errorf("%s: no program for %s", file.URL, file.Compression)
+					}
+					checkNar(t, file.URL, n, nar)
+				}
+				// And without a compression, which no narinfo names.
+				target := "/nar/" + url.PathEscape(n.StorePath.BaseName())
+				got := get(t, s.addresses[0], target)
+				if got.StatusCode != 200 || got.ContentLength != n.NarSize {
+					t.Errorf("%s: %s, length %d", target, got.Status, got.ContentLength)
+				}
+				checkNar(t, target, n, got.body)
+			}
+			s.stop(t, syscall.SIGTERM)
+		})
+	}
+}
+
+func checkNar(t *testing.T, what string, n *narinfo.Narinfo, nar string) {
+	t.Helper()
+	sum := sha256.Sum256([]byte(nar))
+	if int64(len(nar)) != n.NarSize || narinfo.EncodeBase32(sum[:]) != strings.TrimPrefix(n.NarHash.String(), "sha256:") {
+		t.Errorf("%s: %d bytes with the hash %s, want %d with %s", what, len(nar), narinfo.EncodeBase32(sum[:]), n.NarSize, n.NarHash)
+	}
+}
+
+// TestNginx has a real nginx in front, in a configuration as users of the
+// original have it: nginx sends the nars, by X-Accel-Redirect.
+func TestNginx(t *testing.T) {
+	t.Parallel()
+	nginx := required(t, "nginx")
+	p := newPlace(t)
+	p.imports(t, filepath.Join(testdata, "published"))
+	s := p.serve(t, "--x-accel-redirect", "--ttl=1d", "--negative-ttl=5s")
+	for name, extra := range map[string]string{
+		// As nginx does when it is not told otherwise: HTTP/1.0.
+		"HTTP 1.0": "",
+		"HTTP 1.1": "proxy_http_version 1.1; proxy_set_header Connection \"\";",
+		// With a URI, nginx decodes the path and encodes it again.
+		"sub-path": "SUBPATH",
+	} {
+		t.Run(name, func(t *testing.T) {
+			front, prefix := "127.0.0.1:"+freePort(t), ""
+			upstream := "proxy_pass http://herder;"
+			location := "/"
+			if extra == "SUBPATH" {
+				prefix, location, upstream, extra = "/guix", "/guix/", "proxy_pass http://herder/;", ""
+			}
+			startNginx(t, nginx, front, fmt.Sprintf(`
+				upstream herder { server %s; keepalive 4; }
+				server {
+					listen %s;
+					location %s { %s %s }
+					location /internal/nar/ { internal; alias %s/nar/; }
+					location /internal/cached-nar/ { internal; alias /nonexistent/; }
+				}`, s.addresses[0], front, location, upstream, extra, p.storage))
+			for base, hash := range map[string]string{
+				greeting: "", entropy: "", gosrc: "",
+				"2y8b79q71l3w1d9kh7i1b5al0mlahnd3-odd_name-1.0+x=y?z": "", "mjwaskpdj87sw34j24x3fy7bmg45jckp-gtk+-2.24.33-doc": "",
+				"whkpn6a94flfghyx6i6fzbvrgc3wjkk7-empty-file": "", "g699dxrv55xnrdq6z90qwfmsgz16p3xg-hello-2.10.tar.gz": "0wz7x8ngv5y6qk5w3i659y2ccawyfniixrghnr4km447cls0p45k",
+			} {
+				text := read(t, published(base))
+				got := get(t, front, prefix+"/"+narinfoName(base))
+				if got.StatusCode != 200 || got.body != text || got.Header.Get("Cache-Control") != "max-age=86400" {
+					t.Errorf("%s: %s %v", base, got.Status, got.Header)
+				}
+				n, err := narinfo.Parse([]byte(text))
+				if err != nil {
+					t.Fatal(err)
+				}
+				path, err := n.Files[0].Path()
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, target := range []string{n.Files[0].URL, strings.ReplaceAll(path, "?", "%3f")} { // encoded, and barely so
+					got := get(t, front, prefix+"/"+target)
+					if got.StatusCode != 200 || got.body != read(t, p.storage, path) || got.ContentLength != n.Files[0].Size {
+						t.Errorf("%s: %s %v, %d bytes", target, got.Status, got.Header, len(got.body))
+					}
+					if !strings.Contains(got.Header.Get("Server"), "nginx") || got.Header.Get("X-Accel-Redirect") != "" {
+						t.Errorf("%s: header %v", target, got.Header)
+					}
+				}
+				got = get(t, front, prefix+"/nar/"+url.PathEscape(base))
+				checkNar(t, base, n, got.body)
+				if hash != "" {
+					_, name, _ := strings.Cut(base, "-")
+					if got := get(t, front, prefix+"/file/"+name+"/sha256/"+hash); got.StatusCode != 200 || got.body != read(t, p.storage, path)[96:96+1329] {
+						t.Errorf("/file/: %s, %d bytes", got.Status, len(got.body))
+					}
+				}
+			}
+			for target, want := range map[string]int{
+				"/00000000000000000000000000000000.narinfo": 404, "/nar/lzip/00000000000000000000000000000000-x": 404, "/nix-cache-info": 200, "/": 404,
+			} {
+				if got := get(t, front, prefix+target); got.StatusCode != want {
+					t.Errorf("%s: %s, want %d", target, got.Status, want)
+				}
+			}
+			if got := get(t, front, "/internal/nar/lzip/"+greeting); got.StatusCode != 404 {
+				t.Errorf("the internal location is open: %s", got.Status)
+			}
+		})
+	}
+}
+
+// startNginx runs it in the foreground with a directory of its own.
+func startNginx(t *testing.T, nginx, address, config string) {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "nginx") // its workers run as another user
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	user := ""
+	if os.Getuid() == 0 {
+		user = "user root;"
+	}
+	config = fmt.Sprintf(`daemon off; worker_processes 1; %s pid %s/pid; error_log stderr;
+		events { worker_connections 64; }
+		http {
+			access_log off; default_type application/octet-stream;
+			client_body_temp_path %[2]s/body; proxy_temp_path %[2]s/proxy; fastcgi_temp_path %[2]s/fastcgi; uwsgi_temp_path %[2]s/uwsgi; scgi_temp_path %[2]s/scgi;
+			%s
+		}`, user, dir, config)
+	file := filepath.Join(dir, "nginx.conf")
+	if err := os.WriteFile(file, []byte(config), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	cmd := commandOf(exec.Command(nginx, "-p", dir, "-e", "stderr", "-c", file))
+	cmd.start(t)
+	// Before it is killed, so that it ends its worker.
+	t.Cleanup(func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		cmd.wait(t)
+	})
+	until(t, "nginx answers", func() bool {
+		select {
+		case <-cmd.ended:
+			t.Fatalf("nginx has ended: %s", cmd.err.String())
+		default:
+		}
+		_, err := tryGet(address, "/")
+		return err == nil
+	})
+}

@@ -1,0 +1,237 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestOptions gives every option of the service definition of Guix, in both
+// forms, and ours.
+func TestOptions(t *testing.T) {
+	t.Parallel()
+	for _, form := range []string{"=", " "} {
+		p := newPlace(t)
+		key := filepath.Join(p.dir, "key.pub")
+		if err := os.WriteFile(key, []byte("(public-key (ecc))\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		args := []string{"run-server"}
+		for _, option := range [][2]string{
+			{"host", "127.0.0.1"}, {"port", "0"}, {"pid-file", filepath.Join(p.dir, "pid")},
+			{"database", p.database}, {"database-dump", filepath.Join(p.dir, "dump.db")},
+			{"storage", p.storage}, {"storage-limit", "10GiB"},
+			{"storage-nar-removal-criteria", "stored-on=https://one.example"},
+			{"storage-nar-removal-criteria", "stored-on=http://two.example:8080/guix/"},
+			{"mirror", "https://mirror.example/"},
+			{"ttl", "30d"}, {"new-ttl", "2h"}, {"negative-ttl", "5s"}, {"log-level", "INFO"},
+			{"enable-cached-compression", "zstd:19"}, {"enable-cached-compression", "lzip"},
+			{"cached-compression-directory", "zstd=" + p.dir + "/z,s"}, {"cached-compression-directory", "lzip=" + p.dir},
+			{"cached-compression-directory-max-size", "zstd=1000000"}, {"cached-compression-directory-max-size", "lzip=none"},
+			{"cached-compression-unused-removal-duration", "zstd=7d"},
+			{"cached-compression-ttl", "zstd=1w"}, {"cached-compression-new-ttl", "zstd=1m"},
+			{"cached-compression-min-uses", "7"}, {"cached-compression-workers", "4"}, {"cached-compression-nar-source", "https://nars.example"},
+			{"signing-key", key}, {"narinfo-cache-size", "16MiB"},
+		} {
+			if form == "=" {
+				args = append(args, "--"+option[0]+"="+option[1])
+			} else {
+				args = append(args, "--"+option[0], option[1])
+			}
+		}
+		s := serve(t, command(args...))
+		if got := get(t, s.addresses[0], "/nix-cache-info"); got.StatusCode != 200 {
+			t.Errorf("%s", got.Status)
+		}
+		if got := get(t, s.addresses[0], "/00000000000000000000000000000000.narinfo"); got.Header.Get("Cache-Control") != "max-age=5" {
+			t.Errorf("negative TTL: %v", got.Header)
+		}
+		if got := get(t, s.addresses[0], "/signing-key.pub"); got.body != "(public-key (ecc))\n" {
+			t.Errorf("key: %s %q", got.Status, got.body)
+		}
+		var lines []string
+		for line := range strings.Lines(s.err.String()) {
+			if strings.Contains(line, "they do nothing") {
+				lines = append(lines, line)
+			}
+			if strings.Contains(line, "level=DEBUG") {
+				t.Errorf("logged at INFO: %s", line)
+			}
+		}
+		if len(lines) != 1 {
+			t.Fatalf("%d lines about what does nothing: %q", len(lines), lines)
+		}
+		for _, name := range []string{
+			"mirror", "database-dump", "storage-limit", "storage-nar-removal-criteria", "enable-cached-compression",
+			"cached-compression-directory", "cached-compression-directory-max-size", "cached-compression-unused-removal-duration",
+			"cached-compression-ttl", "cached-compression-new-ttl", "cached-compression-min-uses", "cached-compression-workers", "cached-compression-nar-source",
+		} {
+			if !strings.Contains(lines[0], " --"+name+" ") && !strings.Contains(lines[0], `"--`+name+" ") && !strings.Contains(lines[0], " --"+name+`"`) {
+				t.Errorf("--%s is not in the line about what does nothing: %s", name, lines[0])
+			}
+		}
+		s.stop(t, os.Interrupt)
+	}
+}
+
+// TestNoInactiveOptions has nothing said when all that was given works.
+func TestNoInactiveOptions(t *testing.T) {
+	t.Parallel()
+	s := newPlace(t).serve(t, "--ttl=30d", "--x-accel-redirect")
+	if strings.Contains(s.err.String(), "level=WARN") {
+		t.Errorf("warnings: %s", s.err.String())
+	}
+}
+
+// TestMirrorWithoutStorage starts, although nothing is mirrored yet.
+func TestMirrorWithoutStorage(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	s := serve(t, command("run-server", "--port=0", "--database="+p.database, "--mirror=https://mirror.example"))
+	if got := get(t, s.addresses[0], "/health"); got.StatusCode != 200 {
+		t.Errorf("%s %s", got.Status, got.body)
+	}
+}
+
+// TestBadOptions has each wrong value answered by one line, and nothing else
+// happen.
+func TestBadOptions(t *testing.T) {
+	t.Parallel()
+	const duration, size = "a number and one of s, h, d, w, m", "a number of bytes"
+	for _, test := range []struct {
+		args   []string
+		wanted []string
+	}{
+		{[]string{"--port=x"}, []string{"--port", `"x"`, "0 to 65535"}},
+		{[]string{"--port", "65536"}, []string{"--port", `"65536"`, "0 to 65535"}},
+		{[]string{"--port=-1"}, []string{"--port", "-1", "0 to 65535"}},
+		{[]string{"--port", "-1"}, []string{"--port", "-1"}},
+		{[]string{"--port="}, []string{"--port", `""`, "0 to 65535"}},
+		{[]string{"--port=80 "}, []string{"--port", "80 "}},
+		{[]string{"--port"}, []string{"--port"}},
+		{[]string{"--host=no.such.host.invalid"}, []string{"--host", "no.such.host.invalid", "unix:PATH"}},
+		{[]string{"--host=256.1.1.1"}, []string{"--host", "256.1.1.1"}},
+		{[]string{"--host=unix:"}, []string{"--host", "unix:"}},
+		{[]string{"--host=unix:/nonexistent/socket"}, []string{"--host", "/nonexistent/socket"}},
+		{[]string{"--host=192.0.2.254"}, []string{"--host", "192.0.2.254"}},
+		{[]string{"--ttl=5"}, []string{"--ttl", `"5"`, duration}},
+		{[]string{"--ttl=5M"}, []string{"--ttl", `"5M"`, duration}},
+		{[]string{"--ttl=5min"}, []string{"--ttl", `"5min"`, duration}},
+		{[]string{"--ttl=-5d"}, []string{"--ttl", "-5d", duration}},
+		{[]string{"--ttl="}, []string{"--ttl", `""`, duration}},
+		{[]string{"--ttl=1.5d"}, []string{"--ttl", `"1.5d"`, duration}},
+		{[]string{"--ttl= 5d"}, []string{"--ttl", `" 5d"`, duration}},
+		{[]string{"--ttl=5d\n"}, []string{"--ttl", `"5d\n"`, duration}},
+		{[]string{"--ttl=99999999999999999999d"}, []string{"--ttl", "99999999999999999999d", "at most"}},
+		{[]string{"--ttl=9223372036854775807s"}, []string{"--ttl", "9223372036854775807s", "at most"}},
+		{[]string{"--new-ttl=1y"}, []string{"--new-ttl", `"1y"`, duration}},
+		{[]string{"--negative-ttl=x"}, []string{"--negative-ttl", `"x"`, duration}},
+		{[]string{"--storage-limit=much"}, []string{"--storage-limit", `"much"`, size, "none"}},
+		{[]string{"--storage-limit=-1"}, []string{"--storage-limit", "-1", size}},
+		{[]string{"--storage-limit=10X"}, []string{"--storage-limit", `"10X"`, size}},
+		{[]string{"--storage-limit=99999999T"}, []string{"--storage-limit", "99999999T", "too large"}},
+		{[]string{"--storage-limit=9999999999999999999999"}, []string{"--storage-limit", "too large"}},
+		{[]string{"--storage-nar-removal-criteria=https://x.example"}, []string{"--storage-nar-removal-criteria", "https://x.example", "stored-on=URL"}},
+		{[]string{"--storage-nar-removal-criteria=stored-on=x"}, []string{"--storage-nar-removal-criteria", `"x"`, "http://HOST"}},
+		{[]string{"--mirror=mirror.example"}, []string{"--mirror", `"mirror.example"`, "http://HOST"}},
+		{[]string{"--mirror=ftp://mirror.example"}, []string{"--mirror", "ftp://mirror.example", "http://HOST"}},
+		{[]string{"--mirror=https://"}, []string{"--mirror", "https://", "http://HOST"}},
+		{[]string{"--mirror="}, []string{"--mirror", `""`, "http://HOST"}},
+		{[]string{"--log-level=TRACE"}, []string{"--log-level", `"TRACE"`, "DEBUG, INFO, WARN or ERROR"}},
+		{[]string{"--enable-cached-compression=brotli"}, []string{"--enable-cached-compression", `"brotli"`, "zstd, lzip, gzip"}},
+		{[]string{"--enable-cached-compression=none"}, []string{"--enable-cached-compression", `"none"`, "zstd, lzip, gzip"}},
+		{[]string{"--enable-cached-compression=zstd:23"}, []string{"--enable-cached-compression", `"23"`, "1 to 22"}},
+		{[]string{"--enable-cached-compression=lzip:x"}, []string{"--enable-cached-compression", `"x"`, "0 to 9"}},
+		{[]string{"--enable-cached-compression=gzip:"}, []string{"--enable-cached-compression", `""`, "1 to 9"}},
+		{[]string{"--cached-compression-directory=/x"}, []string{"--cached-compression-directory", `"/x"`, "TYPE=VALUE"}},
+		{[]string{"--cached-compression-directory=zstd="}, []string{"--cached-compression-directory", "empty"}},
+		{[]string{"--cached-compression-directory=xz=/x"}, []string{"--cached-compression-directory", `"xz"`, "zstd, lzip, gzip"}},
+		{[]string{"--cached-compression-directory-max-size=zstd"}, []string{"--cached-compression-directory-max-size", "zstd", "TYPE=VALUE"}},
+		{[]string{"--cached-compression-directory-max-size=zstd=big"}, []string{"--cached-compression-directory-max-size", `"big"`, size}},
+		{[]string{"--cached-compression-unused-removal-duration=lzip=5"}, []string{"--cached-compression-unused-removal-duration", `"5"`, duration}},
+		{[]string{"--cached-compression-ttl=5d"}, []string{"--cached-compression-ttl", `"5d"`, "TYPE=VALUE"}},
+		{[]string{"--cached-compression-new-ttl=zstd=x"}, []string{"--cached-compression-new-ttl", `"x"`, duration}},
+		{[]string{"--cached-compression-min-uses=0"}, []string{"--cached-compression-min-uses", `"0"`, "1 to"}},
+		{[]string{"--cached-compression-workers=x"}, []string{"--cached-compression-workers", `"x"`, "1 to"}},
+		{[]string{"--cached-compression-workers=99999999999"}, []string{"--cached-compression-workers", "99999999999", "1 to"}},
+		{[]string{"--signing-key=/nonexistent"}, []string{"--signing-key", "/nonexistent"}},
+		{[]string{"--signing-key=/etc/passwd"}, []string{"--signing-key", "/etc/passwd", "(public-key"}},
+		{[]string{"--narinfo-cache-size=x"}, []string{"--narinfo-cache-size", `"x"`, size}},
+		{[]string{"--x-accel-redirect=perhaps"}, []string{"--x-accel-redirect", "perhaps"}},
+		{[]string{"--frobnicate"}, []string{"--frobnicate"}},
+		{[]string{"--frobnicate=x\ny"}, []string{"--frobnicate"}},
+		{[]string{"--frob\nnicate"}, []string{"--frob"}},
+		{[]string{"--ttl 5d"}, []string{"--ttl 5d"}},
+		{[]string{"-t", "5d"}, []string{"-t"}},
+		{[]string{"surplus"}, []string{"surplus"}},
+	} {
+		t.Run(strings.Join(test.args, " "), func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			args := append([]string{"run-server", "--port=0", "--storage=" + dir, "--database=" + dir + "/index.db", "--pid-file=" + dir + "/pid"}, test.args...)
+			fail(t, args, test.wanted...)
+			isEmpty(t, dir)
+		})
+	}
+}
+
+func isEmpty(t *testing.T, dir string) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) > 0 {
+		t.Errorf("%s has %v, %v", dir, entries, err)
+	}
+}
+
+// TestBadCommands is the same for what comes before the options.
+func TestBadCommands(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	database := "--database=" + dir + "/index.db"
+	for _, test := range []struct {
+		args   []string
+		wanted []string
+	}{
+		{[]string{"frobnicate"}, []string{"frobnicate"}},
+		{[]string{"--frobnicate"}, []string{"--frobnicate"}},
+		{[]string{"run-server", "--port=0", database}, []string{"--storage", "--mirror"}},
+		{[]string{"run-server", "--port=0", database, "--storage=" + dir + "/nonexistent"}, []string{"--storage", "/nonexistent"}},
+		{[]string{"run-server", "--port=0", database, "--storage=/etc/passwd"}, []string{"--storage", "/etc/passwd"}},
+		{[]string{"run-server", "--port=0", database, "--storage=s3://bucket"}, []string{"--storage", "s3://bucket"}},
+		{[]string{"run-server", "--port=0", "--storage=" + dir, "--database=" + dir + "/nonexistent/index.db"}, []string{"--database", "/nonexistent"}},
+		{[]string{"run-server", "--port=0", "--storage=" + dir, "--database=" + dir}, []string{"--database", dir}},
+		{[]string{"import", database}, []string{"file-or-directory"}},
+		{[]string{"import", database, "--tag=novalue", dir}, []string{"--tag", `"novalue"`, "KEY=VALUE"}},
+		{[]string{"import", database, "--tag==x", dir}, []string{"--tag", `"=x"`, "KEY=VALUE"}},
+		{[]string{"import", database, "--storage=" + dir + "/nonexistent", dir}, []string{"--storage", "/nonexistent"}},
+		{[]string{"remove", database, "rubbish"}, []string{`"rubbish"`, "/gnu/store/HASH-NAME"}},
+		{[]string{"remove", database}, []string{"store-path"}},
+		{[]string{"remove", database, "/gnu/store/00000000000000000000000000000000-x"}, []string{"--database", "index.db"}},
+		{[]string{"list", database}, []string{"--database", "index.db"}},
+		{[]string{"stats", database}, []string{"--database", "index.db"}},
+		{[]string{"help", "frobnicate"}, []string{"frobnicate"}},
+	} {
+		fail(t, test.args, test.wanted...)
+	}
+	isEmpty(t, dir)
+}
+
+func TestHelp(t *testing.T) {
+	t.Parallel()
+	for _, args := range [][]string{nil, {"help"}, {"--help"}, {"help", "import"}, {"import", "--help"}, {"help", "run-server"}, {"run-server", "--help"}, {"run-server", "--storage=x", "--help"}} {
+		r := runProgram(t, args...)
+		if r.status != 0 || r.err != "" || !strings.Contains(r.out, "Usage: nar-herder") {
+			t.Errorf("%q: status %d, stderr %q, stdout %q", args, r.status, r.err, r.out)
+		}
+	}
+	help := succeed(t, "help", "run-server")
+	for _, name := range []string{"host", "port", "pid-file", "database", "storage", "cached-compression-workers", "signing-key"} {
+		if !strings.Contains(help, "--"+name) {
+			t.Errorf("--%s is not in the help", name)
+		}
+	}
+	if version := succeed(t, "version"); !strings.HasPrefix(version, "nar-herder "+release) {
+		t.Errorf("version: %q", version)
+	}
+}

@@ -1,0 +1,319 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// patience is how long a test waits for another process.
+const patience = 30 * time.Second
+
+const testdata = "../../testdata"
+
+// binary is the program, built once.
+var binary string
+
+// buildFlags has -race where the tests have it.
+var buildFlags []string
+
+func TestMain(m *testing.M) { os.Exit(testMain(m)) }
+
+func testMain(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "nar-herder")
+	if err != nil {
+		panic(err)
+	}
+	defer os.RemoveAll(dir)
+	binary = filepath.Join(dir, "nar-herder")
+	build := exec.Command("go", append(append([]string{"build", "-o", binary}, buildFlags...), ".")...)
+	build.Stderr = os.Stderr
+	if err := build.Run(); err != nil {
+		os.Stderr.WriteString("build the program: " + err.Error() + "\n")
+		return 1
+	}
+	return m.Run()
+}
+
+// required returns a program that a test can't do without. It is skipped where
+// the program is missing, but not in CI.
+func required(t *testing.T, name string) string {
+	t.Helper()
+	for _, dir := range append(filepath.SplitList(os.Getenv("PATH")), "/usr/sbin", "/sbin") {
+		if path, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
+			return path
+		}
+	}
+	if os.Getenv("CI") == "true" {
+		t.Fatalf("%s is not installed", name)
+	}
+	t.Skipf("%s is not installed", name)
+	return ""
+}
+
+// buffer takes what a process writes while the test reads.
+type buffer struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (b *buffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(p)
+}
+
+func (b *buffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.String()
+}
+
+// process is a run of the program.
+type process struct {
+	*exec.Cmd
+	out, err buffer
+	ended    chan struct{} // closed
+}
+
+// command prepares a run. Its environment is empty, as that of a service of
+// Guix nearly is.
+func command(args ...string) *process {
+	return commandOf(exec.Command(binary, args...))
+}
+
+func commandOf(cmd *exec.Cmd) *process {
+	p := &process{Cmd: cmd, ended: make(chan struct{})}
+	p.Env = []string{}
+	p.Stdout, p.Stderr = &p.out, &p.err
+	return p
+}
+
+func (p *process) start(t testing.TB) {
+	t.Helper()
+	if err := p.Cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		_ = p.Cmd.Wait()
+		close(p.ended)
+	}()
+	t.Cleanup(func() {
+		_ = p.Process.Kill()
+		<-p.ended
+		if t.Failed() || strings.Contains(p.err.String(), "DATA RACE") {
+			t.Errorf("%s\nstdout: %s\nstderr: %s", p.Args, tail(p.out.String()), tail(p.err.String()))
+		}
+	})
+}
+
+func tail(s string) string { return s[max(0, len(s)-1500):] }
+
+// wait returns the exit status, -1 for a signal's.
+func (p *process) wait(t testing.TB) int {
+	t.Helper()
+	select {
+	case <-p.ended:
+	case <-time.After(patience):
+		t.Fatalf("%s goes on running", p.Args)
+	}
+	return p.ProcessState.ExitCode()
+}
+
+// result is what a run that has ended leaves.
+type result struct {
+	out, err string
+	status   int
+}
+
+func runProgram(t testing.TB, args ...string) result {
+	t.Helper()
+	p := command(args...)
+	p.start(t)
+	status := p.wait(t)
+	return result{p.out.String(), p.err.String(), status}
+}
+
+// succeed runs the program, which must not fail, and returns what it says.
+func succeed(t testing.TB, args ...string) string {
+	t.Helper()
+	r := runProgram(t, args...)
+	if r.status != 0 || r.err != "" {
+		t.Fatalf("%s: status %d, stderr %s", args, r.status, r.err)
+	}
+	return r.out
+}
+
+// fail runs the program, which must fail with one line that has all of the
+// wanted texts.
+func fail(t testing.TB, args []string, wanted ...string) {
+	t.Helper()
+	r := runProgram(t, args...)
+	if r.status != 1 || r.out != "" {
+		t.Errorf("%q: status %d, stdout %q", args, r.status, r.out)
+	}
+	if !strings.HasPrefix(r.err, "nar-herder: ") || strings.Count(r.err, "\n") != 1 || !strings.HasSuffix(r.err, "\n") {
+		t.Errorf("%q: stderr is not one line of the program's: %q", args, r.err)
+	}
+	for _, text := range wanted {
+		if !strings.Contains(r.err, text) {
+			t.Errorf("%q: stderr does not have %q: %s", args, text, r.err)
+		}
+	}
+}
+
+// place is where a server keeps its things.
+type place struct{ dir, database, storage string }
+
+func newPlace(t testing.TB) place {
+	t.Helper()
+	dir := t.TempDir()
+	p := place{dir, filepath.Join(dir, "index.db"), filepath.Join(dir, "storage")}
+	if err := os.Mkdir(p.storage, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// args are the options that name the place, before others.
+func (p place) args(command string, more ...string) []string {
+	return append([]string{command, "--database=" + p.database, "--storage=" + p.storage}, more...)
+}
+
+// imports adds all below the names, and leaves them as they are.
+func (p place) imports(t testing.TB, names ...string) {
+	t.Helper()
+	succeed(t, p.args("import", append([]string{"--keep"}, names...)...)...)
+}
+
+// server is a run of run-server that listens.
+type server struct {
+	*process
+	addresses []string
+}
+
+var listeningLine = regexp.MustCompile(`(?m)^time=\S+ level=INFO msg=listening address=(\S*)$`)
+
+// serve starts the server on a port that is free, and waits until it listens.
+func (p place) serve(t testing.TB, more ...string) *server {
+	t.Helper()
+	args := p.args("run-server", more...)
+	if !strings.Contains(strings.Join(more, " "), "--port") {
+		args = append(args, "--port=0")
+	}
+	return serve(t, command(args...))
+}
+
+func serve(t testing.TB, p *process) *server {
+	t.Helper()
+	s := &server{process: p}
+	p.start(t)
+	until(t, "the server listens", func() bool {
+		select {
+		case <-p.ended:
+			t.Fatalf("the server has ended: %s", p.err.String())
+		default:
+		}
+		return strings.Contains(p.err.String(), "msg=listening")
+	})
+	for _, match := range listeningLine.FindAllStringSubmatch(p.err.String(), -1) {
+		s.addresses = append(s.addresses, match[1])
+	}
+	return s
+}
+
+// stop sends the signal and makes sure of a clean end, soon.
+func (s *server) stop(t testing.TB, signal os.Signal) {
+	t.Helper()
+	begin := time.Now()
+	if err := s.Process.Signal(signal); err != nil {
+		t.Fatal(err)
+	}
+	if status := s.wait(t); status != 0 {
+		t.Errorf("exit status %d", status)
+	}
+	if took := time.Since(begin); took > 3*time.Second {
+		t.Errorf("it took %v to end", took)
+	}
+}
+
+// until waits for what another process brings about.
+func until(t testing.TB, what string, condition func() bool) {
+	t.Helper()
+	for end := time.Now().Add(patience); !condition(); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("waited in vain for: %s", what)
+		}
+	}
+}
+
+// answer is what a server says.
+type answer struct {
+	*http.Response
+	body string
+}
+
+// get asks at an address, HOST:PORT or the path of a socket.
+func get(t testing.TB, address, target string) answer {
+	t.Helper()
+	a, err := tryGet(address, target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+func tryGet(address, target string) (answer, error) {
+	network := "tcp"
+	if strings.HasPrefix(address, "/") {
+		network = "unix"
+	}
+	transport := &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			var dialer net.Dialer
+			return dialer.DialContext(ctx, network, address)
+		},
+		DisableCompression: true,
+	}
+	defer transport.CloseIdleConnections()
+	client := http.Client{Transport: transport, Timeout: patience}
+	response, err := client.Get("http://herder.example" + target)
+	if err != nil {
+		return answer{}, err
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	return answer{response, string(body)}, err
+}
+
+// isRunning says whether there is such a process, other than as a zombie.
+func (p *process) isRunning() bool {
+	select {
+	case <-p.ended:
+		return false
+	default:
+		return !errors.Is(p.Process.Signal(syscall.Signal(0)), os.ErrProcessDone)
+	}
+}
+
+// read is a file's content.
+func read(t testing.TB, parts ...string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(parts...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}

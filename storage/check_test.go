@@ -1,0 +1,238 @@
+package storage_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"nar-herder/storage"
+	"nar-herder/storage/directory"
+	"nar-herder/storage/index"
+)
+
+func TestCheck(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	s := p.openTest(t)
+	var items []fake
+	for n := range 5 {
+		items = append(items, fake{n: n, content: "content", extra: []fake{{kind: "zstd", content: "zstd"}}})
+	}
+	importAll(t, s, storage.ImportOptions{}, laid(t, items...))
+	wantFindings(t, s)
+
+	file := func(f fake) string { return filepath.Join(p.store, f.name()) }
+	zstd := func(f fake) fake { return f.files()[1] }
+	if err := errors.Join(
+		os.Remove(file(items[0])),
+		os.Truncate(file(items[1]), 0),
+		os.WriteFile(file(zstd(items[1])), []byte("too long"), 0o644),
+		os.Remove(file(items[2])), os.Symlink(filepath.Base(file(items[0])), file(items[2])),
+		os.Remove(file(items[3])), os.Mkdir(file(items[3]), 0o755),
+	); err != nil {
+		t.Fatal(err)
+	}
+	strangers := []string{"README", "nar/lzip/" + strings.Repeat("0", 32), "nar/lzip/" + fake{n: 9}.path().BaseName(),
+		"other/" + items[4].path().BaseName(), "nar/lzip/" + items[4].path().BaseName() + "x", "nar/short"}
+	want := []string{
+		"missing " + items[0].name(),
+		"wrong size " + items[1].name(), "wrong size " + zstd(items[1]).name(),
+		"missing " + items[2].name(), "missing " + items[3].name(),
+		"temporary",
+	}
+	for _, name := range strangers {
+		write(t, filepath.Join(p.store, name), "stranger")
+		want = append(want, "stranger "+name)
+	}
+	write(t, filepath.Join(p.store, "nar/zstd/.nar-herder-LEFT"), "left")
+	wantFindings(t, s, want...)
+
+	// Each finding says what one needs to know.
+	for finding, err := range s.Check(t.Context()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		ofItem := finding.Kind == storage.Missing || finding.Kind == storage.WrongSize
+		if ofItem != (finding.Item != nil) {
+			t.Errorf("%v %s has the item %v", finding.Kind, finding.Name, finding.Item)
+		}
+		if finding.Kind == storage.WrongSize && !strings.Contains(finding.Note, "should be") {
+			t.Errorf("%v %s has the note %q", finding.Kind, finding.Name, finding.Note)
+		}
+	}
+	// It changes nothing, and can be stopped.
+	wantFindings(t, s, want...)
+	for range s.Check(t.Context()) {
+		break
+	}
+
+	// What is missing is an error, not an absence; what is there is served.
+	if _, err := stored(s, items[0].hash(), 0); !errors.Is(err, storage.ErrDisagree) {
+		t.Errorf("opened, although missing: %v", err)
+	}
+	if content, err := stored(s, items[0].hash(), 1); err != nil || content != "zstd" {
+		t.Errorf("the other file: %q, %v", content, err)
+	}
+	wantServed(t, s, items[4])
+}
+
+// TestCheckUnrecorded finds bytes that a row does not have as stored.
+func TestCheckUnrecorded(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	f := fake{n: 1, content: "content"}
+	importAll(t, p.openIndexOnly(t), storage.ImportOptions{}, laid(t, f))
+	s := p.openTest(t)
+	wantFindings(t, s)
+	if _, err := stored(s, f.hash(), 0); !errors.Is(err, storage.ErrNotStored) {
+		t.Errorf("%v, want ErrNotStored", err)
+	}
+	layNars(t, p.store, f)
+	wantFindings(t, s, "unrecorded "+f.name())
+	wantOutcomes(t, importAll(t, s, storage.ImportOptions{}, laid(t, f)), "1 completed")
+	wantFindings(t, s)
+	wantServed(t, s, f)
+}
+
+// TestCheckUnknown: when the storage is not there, that is an error, and nothing
+// is found to be missing.
+func TestCheckUnknown(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	s := p.openTest(t)
+	f := fake{n: 1, content: "content"}
+	importAll(t, s, storage.ImportOptions{}, laid(t, f))
+	if err := os.Rename(p.store, p.store+"-away"); err != nil {
+		t.Fatal(err)
+	}
+	var last error
+	for finding, err := range s.Check(t.Context()) {
+		if err == nil {
+			t.Errorf("found %+v", finding)
+		}
+		last = err
+	}
+	if last == nil {
+		t.Error("no error")
+	}
+	if indexErr, bytesErr := s.Healthy(t.Context()); indexErr != nil || bytesErr == nil {
+		t.Errorf("healthy: %v, %v; want the second to fail", indexErr, bytesErr)
+	}
+	// Nor can anything be imported now.
+	results := importAll(t, s, storage.ImportOptions{}, laid(t, fake{n: 2, content: "2"}))
+	wantOutcomes(t, results, "1 failed")
+	if err := os.Rename(p.store+"-away", p.store); err != nil {
+		t.Fatal(err)
+	}
+	wantOnlyLeftovers(t, s)
+	wantServed(t, s, f)
+	if indexErr, bytesErr := s.Healthy(t.Context()); indexErr != nil || bytesErr != nil {
+		t.Errorf("healthy: %v, %v", indexErr, bytesErr)
+	}
+}
+
+func TestRemove(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	s := p.openTest(t)
+	f := fake{n: 1, content: "content", extra: []fake{{kind: "zstd", content: "zstd"}}}
+	other := fake{n: 2, content: "other", refs: []int{1}}
+	importAll(t, s, storage.ImportOptions{Tags: []index.Tag{{Key: "k", Value: "v"}}}, laid(t, f, other))
+	item, err := s.Item(t.Context(), f.hash())
+	if err != nil {
+		t.Fatal(err)
+	}
+	removal, err := s.Remove(t.Context(), f.hash())
+	if err != nil || removal.StorePath != f.path() || removal.Bytes != int64(len("content")+len("zstd")) {
+		t.Errorf("%+v, %v", removal, err)
+	}
+	for _, err := range []error{
+		func() error { _, err := s.Remove(t.Context(), f.hash()); return err }(),
+		func() error { _, err := s.Item(t.Context(), f.hash()); return err }(),
+		func() error { _, err := s.Text(t.Context(), f.hash()); return err }(),
+	} {
+		if !errors.Is(err, storage.ErrNotFound) {
+			t.Errorf("after removal: %v, want ErrNotFound", err)
+		}
+	}
+	// Who still has the row in hand is told that something is wrong.
+	if _, _, err := s.OpenFile(t.Context(), item, 0, 0, -1); !errors.Is(err, storage.ErrDisagree) {
+		t.Errorf("OpenFile of a removed item: %v, want ErrDisagree", err)
+	}
+	for _, file := range f.files() {
+		if !gone(filepath.Join(p.store, file.name())) {
+			t.Errorf("%s is still there", file.name())
+		}
+	}
+	wantFindings(t, s)
+	wantServed(t, s, other)
+
+	// Bytes that went before are no error.
+	if err := os.Remove(filepath.Join(p.store, other.name())); err != nil {
+		t.Fatal(err)
+	}
+	if removal, err := s.Remove(t.Context(), other.hash()); err != nil || removal.Bytes != 0 {
+		t.Errorf("%+v, %v", removal, err)
+	}
+	wantFindings(t, s)
+}
+
+// TestRemoveFails: when the bytes can't be deleted, the row is gone all the
+// same, and what is left is found.
+func TestRemoveFails(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	s := p.openTest(t)
+	f := fake{n: 1, content: "content"}
+	importAll(t, s, storage.ImportOptions{}, laid(t, f))
+	file := filepath.Join(p.store, f.name())
+	if err := errors.Join(os.Rename(p.store, p.store+"-away")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Remove(t.Context(), f.hash()); err == nil || errors.Is(err, storage.ErrNotFound) {
+		t.Errorf("Remove without the storage: %v, want an error about it", err)
+	}
+	if err := os.Rename(p.store+"-away", p.store); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Text(t.Context(), f.hash()); !errors.Is(err, storage.ErrNotFound) {
+		t.Errorf("the row: %v, want ErrNotFound", err)
+	}
+	if !gone(file) {
+		wantFindings(t, s, "stranger "+f.name())
+	}
+}
+
+// TestOpenFileRanges: a part of a nar comes with the size of the whole.
+func TestOpenFileRanges(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	s := p.openTest(t)
+	f := fake{n: 1, content: "0123456789"}
+	importAll(t, s, storage.ImportOptions{}, laid(t, f))
+	item, err := s.Item(t.Context(), f.hash())
+	if err != nil {
+		t.Fatal(err)
+	}
+	reader, info, err := s.OpenFile(t.Context(), item, 0, 4, 3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+	part := make([]byte, 3)
+	if _, err := reader.Read(part); err != nil || string(part) != "456" || info.Size != 10 {
+		t.Errorf("%q, %v, %+v", part, err, info)
+	}
+	for _, n := range []int{1, 64, 1000} {
+		if _, _, err := s.OpenFile(t.Context(), item, n, 0, -1); !errors.Is(err, storage.ErrNotStored) {
+			t.Errorf("file %d: %v, want ErrNotStored", n, err)
+		}
+	}
+	if item.FileNamed(f.name()) != 0 || item.FileNamed("nar/absent") != -1 || item.FileNamed("") != -1 {
+		t.Error("FileNamed")
+	}
+}
+
+var _ storage.ByteStore = (*directory.Directory)(nil)

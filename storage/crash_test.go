@@ -1,0 +1,276 @@
+package storage_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"nar-herder/storage"
+)
+
+// operation is something that may be cut off at any step.
+type operation struct {
+	name   string
+	before []fake // known and stored
+	lay    []fake // laid into the source
+	strays []fake // whose nars are in the storage already
+	do     func(s *storage.Storage, source string) error
+	after  []fake // served, when all went well
+	gone   []fake // not known then
+	// copies says that the source must have all its nars at any time.
+	copies bool
+}
+
+// adding is an operation that imports a directory, item by item.
+func adding(options storage.ImportOptions, items ...fake) func(*storage.Storage, string) error {
+	return func(s *storage.Storage, source string) error {
+		for _, f := range items {
+			r := s.Add(context.Background(), &storage.Addition{
+				Narinfo: f.parsed(), Directories: []string{source},
+				Keep: options.Keep, Replace: options.Replace, WithReferences: options.WithReferences,
+			})
+			if r.Outcome == storage.Failed {
+				return r.Err
+			}
+		}
+		return nil
+	}
+}
+
+// importing imports the directory at once.
+func importing(options storage.ImportOptions) func(*storage.Storage, string) error {
+	return func(s *storage.Storage, source string) error {
+		var failures []error
+		err := s.Import(context.Background(), []string{source}, options, func(i storage.Imported) {
+			if i.Outcome == storage.Failed {
+				failures = append(failures, i.Err)
+			}
+		})
+		return errors.Join(append(failures, err)...)
+	}
+}
+
+func removing(items ...fake) func(*storage.Storage, string) error {
+	return func(s *storage.Storage, _ string) error {
+		for _, f := range items {
+			if _, err := s.Remove(context.Background(), f.hash()); err != nil && !errors.Is(err, storage.ErrNotFound) {
+				return err
+			}
+		}
+		return nil
+	}
+}
+
+func operations() []operation {
+	one := fake{n: 1, content: "the first nar"}
+	two := fake{n: 2, content: "the second"}
+	both := fake{n: 1, content: "the first nar", note: "both", extra: []fake{{kind: "zstd", content: "zstd nar"}}}
+	smaller := fake{n: 1, content: "first", note: "smaller"}
+	zstd := fake{n: 1, content: "zstd nar", kind: "zstd"}
+	rebuilt := fake{n: 1, content: "another, longer nar", other: true}
+	sameSize := fake{n: 1, content: "THE FIRST NAR", other: true}
+	rebuiltBoth := fake{n: 1, content: "another nar", other: true, extra: []fake{{kind: "zstd", content: "another zstd nar"}}}
+	keep := storage.ImportOptions{Keep: true}
+	move := storage.ImportOptions{}
+	replace := storage.ImportOptions{Replace: true}
+	return []operation{
+		{name: "add", lay: []fake{one}, do: adding(move, one), after: []fake{one}},
+		{name: "add a copy", lay: []fake{one}, do: adding(keep, one), after: []fake{one}, copies: true},
+		{name: "add two files", lay: []fake{both}, do: adding(move, both), after: []fake{both}},
+		{name: "add what lies there", strays: []fake{one}, do: adding(move, one), after: []fake{one}},
+		{name: "add two items", lay: []fake{one, two}, do: adding(move, one, two), after: []fake{one, two}},
+		{name: "update the text", before: []fake{one}, lay: []fake{{n: 1, content: one.content, note: "new"}},
+			do: adding(move, fake{n: 1, content: one.content, note: "new"}), after: []fake{{n: 1, content: one.content, note: "new"}}},
+		{name: "update to another size", before: []fake{one}, lay: []fake{smaller}, do: adding(move, smaller), after: []fake{smaller}},
+		{name: "update with another file", before: []fake{one}, lay: []fake{both}, do: adding(move, both), after: []fake{both}},
+		{name: "update to another compression", before: []fake{one}, lay: []fake{zstd}, do: adding(move, zstd), after: []fake{zstd}},
+		{name: "replace", before: []fake{one}, lay: []fake{rebuilt}, do: adding(replace, rebuilt), after: []fake{rebuilt}},
+		{name: "replace by one as long", before: []fake{one}, lay: []fake{sameSize}, do: adding(replace, sameSize), after: []fake{sameSize}},
+		{name: "replace two files", before: []fake{both}, lay: []fake{rebuiltBoth}, do: adding(replace, rebuiltBoth), after: []fake{rebuiltBoth}},
+		{name: "replace two files by one", before: []fake{both}, lay: []fake{rebuilt}, do: adding(replace, rebuilt), after: []fake{rebuilt}},
+		{name: "remove", before: []fake{one, two}, do: removing(one), after: []fake{two}, gone: []fake{one}},
+		{name: "remove two files", before: []fake{both}, do: removing(both), gone: []fake{both}},
+	}
+}
+
+// TestCrashes cuts each operation off at each step, in each way, looks at what
+// is there then, and does it again.
+func TestCrashes(t *testing.T) {
+	t.Parallel()
+	for _, op := range operations() {
+		for _, mode := range []faultMode{power, once, dead} {
+			t.Run(op.name+"/"+mode.String(), func(t *testing.T) {
+				t.Parallel()
+				for at := 0; ; at++ {
+					if at > 500 {
+						t.Fatal("it has no end")
+					}
+					if !crashAt(t, op, mode, at) {
+						if at < 4 {
+							t.Errorf("it has %d steps only", at)
+						}
+						return
+					}
+				}
+			})
+		}
+	}
+}
+
+// TestImportFaults is the same for imports of many at once, which share a
+// transaction. A crash can't be shown here, as it would end other goroutines.
+func TestImportFaults(t *testing.T) {
+	t.Parallel()
+	var items, rebuilt []fake
+	for n := range 3 {
+		items = append(items, fake{n: n, content: fmt.Sprint("nar ", n)})
+		rebuilt = append(rebuilt, fake{n: n, content: fmt.Sprint("another nar ", n), other: true})
+	}
+	for _, op := range []operation{
+		{name: "import", lay: items, do: importing(storage.ImportOptions{}), after: items},
+		{name: "replace", before: items, lay: rebuilt, do: importing(storage.ImportOptions{Replace: true}), after: rebuilt},
+	} {
+		for _, mode := range []faultMode{once, dead} {
+			t.Run(op.name+"/"+mode.String(), func(t *testing.T) {
+				t.Parallel()
+				for at := 0; crashAt(t, op, mode, at); at++ {
+				}
+			})
+		}
+	}
+}
+
+// crashAt does the operation with a fault at a step, and returns false when it
+// has fewer.
+func crashAt(t *testing.T, op operation, mode faultMode, at int) (reached bool) {
+	t.Helper()
+	top := memoryDir(t)
+	p := placeIn(t, top)
+	source := filepath.Join(top, "source")
+	if err := os.Mkdir(source, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	lay(t, source, op.lay...)
+	layNars(t, p.store, op.strays...)
+	faulty := &faultStore{mode: mode, at: -1}
+	s, closeAll, err := p.open(func(bytes storage.ByteStore) storage.ByteStore {
+		faulty.Directory = unwrap(bytes)
+		return faulty
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range op.before {
+		before := filepath.Join(top, "before", fmt.Sprint(f.n))
+		lay(t, before, f)
+		wantOutcomes(t, importAll(t, s, storage.ImportOptions{}, before), "1 added")
+	}
+	faulty.mu.Lock()
+	faulty.steps, faulty.at = 0, at
+	faulty.mu.Unlock()
+	crashed, err := try(func() error { return op.do(s, source) })
+	reached = faulty.steps > at
+	where := fmt.Sprintf("%s, %v at step %d (%v)", op.name, mode, at, err)
+	if err := closeAll(); err != nil {
+		t.Errorf("%s: close: %v", where, err)
+	}
+	if crashed != (reached && mode == power) {
+		t.Fatalf("%s: crashed %v, reached %v", where, crashed, reached)
+	}
+
+	// All that follows is another process.
+	s, closeAll, err = p.open(nil)
+	if err != nil {
+		t.Fatalf("%s: reopen: %v", where, err)
+	}
+	defer func() {
+		if err := closeAll(); err != nil {
+			t.Errorf("%s: close: %v", where, err)
+		}
+	}()
+	for _, finding := range findings(t, s) {
+		switch kind, _, _ := strings.Cut(finding, " "); kind {
+		case "stranger", "unrecorded":
+		case "temporary":
+			if mode == once {
+				t.Errorf("%s: a temporary file is left, although all worked again", where)
+			}
+		default:
+			t.Errorf("%s: check finds %q", where, finding)
+		}
+	}
+	for _, f := range op.lay {
+		for _, file := range f.files() {
+			inSource := has(filepath.Join(source, file.name()), file.content)
+			inStore := has(filepath.Join(p.store, file.name()), file.content)
+			if !inSource && (op.copies || !inStore) {
+				t.Errorf("%s: the nar %s is lost", where, file.name())
+			}
+		}
+	}
+	// An item that is served is one that was, or one that was to be.
+	known := append(append([]fake{}, op.before...), op.lay...)
+	known = append(known, op.strays...)
+	for item, err := range s.Items(t.Context()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		fits := false
+		for _, f := range known {
+			if f.text() != string(item.Text) {
+				continue
+			}
+			fits = true
+			for n, file := range f.files() {
+				if content, err := stored(s, item.Hash, n); err == nil && content != file.content {
+					t.Errorf("%s: %s is served with %q", where, file.name(), content)
+				} else if err != nil && !errors.Is(err, storage.ErrNotStored) {
+					t.Errorf("%s: %v", where, err)
+				}
+			}
+		}
+		if !fits {
+			t.Errorf("%s: an item has the text %q", where, item.Text)
+		}
+	}
+
+	// Again, and all is well.
+	if err := op.do(s, source); err != nil {
+		t.Errorf("%s: once more: %v", where, err)
+	}
+	for _, f := range op.after {
+		wantServed(t, s, f)
+	}
+	for _, f := range op.gone {
+		if _, err := s.Text(t.Context(), f.hash()); !errors.Is(err, storage.ErrNotFound) {
+			t.Errorf("%s: item %d: %v", where, f.n, err)
+		}
+	}
+	for _, finding := range findings(t, s) {
+		if kind, _, _ := strings.Cut(finding, " "); kind != "stranger" && kind != "temporary" {
+			t.Errorf("%s: after doing it again, check finds %q", where, finding)
+		}
+	}
+	if t.Failed() {
+		t.Logf("%s: that was it", where)
+		return false
+	}
+	return reached
+}
+
+// try calls f, and says whether it ended in a crash.
+func try(f func() error) (crashed bool, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			if _, ok := p.(crash); !ok {
+				panic(p)
+			}
+			crashed = true
+		}
+	}()
+	return false, f()
+}

@@ -1,0 +1,131 @@
+package storage_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"iter"
+	"sync"
+
+	"nar-herder/storage"
+	"nar-herder/storage/directory"
+)
+
+// errFault is what a store fails with in a test.
+var errFault = errors.New("the storage has failed")
+
+// crash is the panic that ends all, as the loss of power would.
+type crash struct{}
+
+// faultStore is a directory whose calls fail at a step. Each call is one step
+// before it does its work and one after.
+type faultStore struct {
+	*directory.Directory
+	// mode says what happens at the step.
+	mode faultMode
+
+	mu    sync.Mutex
+	steps int
+	at    int // the step; none when negative
+}
+
+type faultMode int
+
+const (
+	once  faultMode = iota // this call fails, all others work
+	dead                   // this call and all that come fail
+	power                  // the program ends
+)
+
+func (m faultMode) String() string { return [...]string{"once", "dead", "power"}[m] }
+
+// step is called before and after each call's work.
+func (s *faultStore) step() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	step := s.steps
+	s.steps++
+	if s.at < 0 || step < s.at || step > s.at && s.mode == once {
+		return nil
+	}
+	if s.mode == power {
+		panic(crash{})
+	}
+	return errFault
+}
+
+// around does the work of a call between two steps.
+func (s *faultStore) around(work func() error) error {
+	if err := s.step(); err != nil {
+		return err
+	}
+	if err := work(); err != nil {
+		return err
+	}
+	return s.step()
+}
+
+func (s *faultStore) Stat(ctx context.Context, name string) (info storage.Info, err error) {
+	err = s.around(func() error { info, err = s.Directory.Stat(ctx, name); return err })
+	return info, err
+}
+
+func (s *faultStore) Open(ctx context.Context, name string, offset, length int64) (r io.ReadCloser, info storage.Info, err error) {
+	err = s.around(func() error { r, info, err = s.Directory.Open(ctx, name, offset, length); return err })
+	return r, info, err
+}
+
+func (s *faultStore) Stage(ctx context.Context, name string, from io.Reader, size int64) (storage.Staged, error) {
+	return s.stage(func() (storage.Staged, error) { return s.Directory.Stage(ctx, name, from, size) })
+}
+
+func (s *faultStore) StageFile(ctx context.Context, name, file string, size int64) (storage.Staged, error) {
+	return s.stage(func() (storage.Staged, error) { return s.Directory.StageFile(ctx, name, file, size) })
+}
+
+func (s *faultStore) stage(work func() (storage.Staged, error)) (storage.Staged, error) {
+	var staged storage.Staged
+	err := s.around(func() (err error) { staged, err = work(); return err })
+	if err != nil {
+		if staged != nil {
+			staged.Abort() // who fails keeps nothing
+		}
+		return nil, err
+	}
+	return &faultStaged{staged, s}, nil
+}
+
+func (s *faultStore) Flush(ctx context.Context, name string) error {
+	return s.around(func() error { return s.Directory.Flush(ctx, name) })
+}
+
+func (s *faultStore) Sync(ctx context.Context) error {
+	return s.around(func() error { return s.Directory.Sync(ctx) })
+}
+
+func (s *faultStore) Remove(ctx context.Context, name string) error {
+	return s.around(func() error { return s.Directory.Remove(ctx, name) })
+}
+
+func (s *faultStore) List(ctx context.Context) iter.Seq2[storage.Info, error] {
+	return s.Directory.List(ctx)
+}
+
+type faultStaged struct {
+	storage.Staged
+	store *faultStore
+}
+
+func (s *faultStaged) Commit(ctx context.Context) error {
+	return s.store.around(func() error { return s.Staged.Commit(ctx) })
+}
+
+func (s *faultStaged) Abort() {
+	if s.store.mode == power {
+		_ = s.store.step()
+	}
+	s.Staged.Abort()
+}
+
+// unwrap returns the directory that a storage of these tests has.
+func unwrap(bytes storage.ByteStore) *directory.Directory { return bytes.(*directory.Directory) }

@@ -1,0 +1,120 @@
+package storage_test
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"nar-herder/storage"
+	"nar-herder/storage/index"
+	"nar-herder/storage/internal/testfs"
+)
+
+// TestFullStorage imports more than there is room for.
+func TestFullStorage(t *testing.T) {
+	t.Parallel()
+	const count, each = 12, 200 << 10
+	var items []fake
+	for n := range count {
+		items = append(items, fake{n: n, content: strings.Repeat(fmt.Sprintf("%02d", n), each/2)})
+	}
+	disk := testfs.Small(t, 1<<20)
+	ballast := filepath.Join(disk, "ballast")
+	write(t, ballast, strings.Repeat("x", 300<<10))
+	p := place{filepath.Join(t.TempDir(), "db"), disk}
+	s := p.openTest(t)
+	source := laid(t, items...)
+	results := importAll(t, s, storage.ImportOptions{}, source)
+	added := 0
+	for _, f := range items {
+		r := results[f.hash().String()+".narinfo"]
+		switch {
+		case r.Outcome == storage.Added:
+			added++
+			wantServed(t, s, f)
+		case !errors.Is(r.Err, syscall.ENOSPC):
+			t.Errorf("item %d: %v, want ENOSPC", f.n, r.Err)
+		case !has(filepath.Join(source, f.name()), f.content):
+			t.Errorf("the nar of item %d is gone, although it was not imported", f.n)
+		}
+	}
+	if added == 0 || added == count {
+		t.Errorf("%d of %d items were added", added, count)
+	}
+	wantFindings(t, s, "stranger ballast")
+
+	// With more room, more comes in.
+	if err := os.Remove(ballast); err != nil {
+		t.Fatal(err)
+	}
+	more := importAll(t, s, storage.ImportOptions{}, source)
+	var summary storage.Summary
+	for _, r := range more {
+		summary.Count(r)
+	}
+	if summary.Outcomes[storage.Known] != added || summary.Outcomes[storage.Added] == 0 {
+		t.Errorf("with more room: %v", &summary)
+	}
+	wantFindings(t, s)
+}
+
+// TestFullDatabase: the bytes fit, the rows don't.
+func TestFullDatabase(t *testing.T) {
+	t.Parallel()
+	disk := testfs.Small(t, 1200<<10)
+	ballast := filepath.Join(disk, "ballast")
+	write(t, ballast, strings.Repeat("x", 300<<10))
+	p := newPlace(t)
+	p.database = filepath.Join(disk, "db")
+	s := p.openTest(t)
+	known := fake{n: 1_000_000, content: "known before"}
+	importAll(t, s, storage.ImportOptions{}, laid(t, known))
+	free := testfs.Fill(t, disk)
+	items := many(30, func(f *fake) { f.note = strings.Repeat(fmt.Sprint("long ", f.n), 200) })
+	source := laid(t, items...)
+	results := importAll(t, s, storage.ImportOptions{}, source)
+	failed := 0
+	for _, f := range items {
+		switch r := results[f.hash().String()+".narinfo"]; {
+		case r.Outcome == storage.Added:
+			wantServed(t, s, f)
+		case !errors.Is(r.Err, index.ErrFull):
+			t.Errorf("item %d: %v, %v; want ErrFull", f.n, r.Outcome, r.Err)
+		case !has(filepath.Join(source, f.name()), f.content):
+			t.Errorf("the nar of item %d is gone, although it was not imported", f.n)
+		default:
+			failed++
+		}
+	}
+	if failed == 0 {
+		t.Error("none failed")
+	}
+	for _, finding := range findings(t, s) {
+		if !strings.HasPrefix(finding, "stranger ") {
+			t.Errorf("check finds %q", finding)
+		}
+	}
+	wantServed(t, s, known)
+	// A removal that can't be written leaves the item as it was.
+	if _, err := s.Remove(t.Context(), known.hash()); err != nil {
+		if !errors.Is(err, index.ErrFull) {
+			t.Errorf("remove: %v, want ErrFull", err)
+		}
+		wantServed(t, s, known)
+	}
+	free()
+	if err := os.Remove(ballast); err != nil {
+		t.Fatal(err)
+	}
+	if err := importStrictly(s, []string{source}, storage.ImportOptions{}); err != nil {
+		t.Errorf("with more room: %v", err)
+	}
+	for _, f := range items {
+		wantServed(t, s, f)
+	}
+	wantFindings(t, s)
+}

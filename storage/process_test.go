@@ -1,0 +1,172 @@
+package storage_test
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"nar-herder/narinfo"
+	"nar-herder/storage"
+)
+
+// The test binary is also a process of its own that imports and removes, since
+// that is what is killed, and what comes in between.
+const (
+	helperTask     = "STORAGE_TEST_TASK" // makes it a helper
+	helperDatabase = "STORAGE_TEST_DATABASE"
+	helperStore    = "STORAGE_TEST_STORE"
+	helperSources  = "STORAGE_TEST_SOURCES" // with colons between them
+)
+
+func TestMain(m *testing.M) {
+	if task := os.Getenv(helperTask); task != "" {
+		if err := help(task); err != nil {
+			fmt.Println("failed:", err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+// tasks are what helper processes can do.
+var tasks = map[string]func(s *storage.Storage, sources []string) error{
+	// move imports each directory once.
+	"move": func(s *storage.Storage, sources []string) error {
+		return importStrictly(s, sources, storage.ImportOptions{})
+	},
+	// keep imports copies a few times.
+	"keep": func(s *storage.Storage, sources []string) error {
+		for range 4 {
+			if err := importStrictly(s, sources, storage.ImportOptions{Keep: true}); err != nil {
+				return err
+			}
+		}
+		return nil
+	},
+	// churn imports and replaces and removes for ever.
+	"churn": func(s *storage.Storage, sources []string) error {
+		for {
+			for _, source := range sources {
+				if err := importStrictly(s, []string{source}, storage.ImportOptions{Keep: true, Replace: true}); err != nil {
+					return err
+				}
+			}
+			if err := removeAll(s, 3); err != nil {
+				return err
+			}
+		}
+	},
+	// remove removes items until its input ends.
+	"remove": func(s *storage.Storage, _ []string) error {
+		stop := make(chan struct{})
+		go func() {
+			_, _ = io.Copy(io.Discard, os.Stdin)
+			close(stop)
+		}()
+		for {
+			select {
+			case <-stop:
+				return nil
+			default:
+			}
+			if err := removeAll(s, 2); err != nil {
+				return err
+			}
+		}
+	},
+}
+
+// help is what a helper process does.
+func help(task string) error {
+	p := place{os.Getenv(helperDatabase), os.Getenv(helperStore)}
+	s, closeAll, err := p.open(nil)
+	if err != nil {
+		return err
+	}
+	fmt.Println("ready")
+	return errors.Join(tasks[task](s, strings.Split(os.Getenv(helperSources), ":")), closeAll())
+}
+
+// importStrictly takes every failure for one of the whole.
+func importStrictly(s *storage.Storage, sources []string, options storage.ImportOptions) error {
+	var failures []error
+	err := s.Import(context.Background(), sources, options, func(i storage.Imported) {
+		if i.Outcome == storage.Failed {
+			failures = append(failures, fmt.Errorf("%s: %w", i.File, i.Err))
+		}
+	})
+	return errors.Join(append(failures, err)...)
+}
+
+// removeAll removes one of so many items.
+func removeAll(s *storage.Storage, every int) error {
+	var hashes []narinfo.PathHash
+	n := 0
+	for item, err := range s.Items(context.Background()) {
+		if err != nil {
+			return err
+		}
+		if n++; n%every == 0 {
+			hashes = append(hashes, item.Hash)
+		}
+	}
+	for _, hash := range hashes {
+		if _, err := s.Remove(context.Background(), hash); err != nil && !errors.Is(err, storage.ErrNotFound) {
+			return err
+		}
+	}
+	return nil
+}
+
+// helper is a running process.
+type helper struct {
+	*exec.Cmd
+	out   *bufio.Reader
+	input io.WriteCloser
+}
+
+// startHelper starts a process and waits until it is ready.
+func startHelper(t testing.TB, p place, task string, sources ...string) *helper {
+	t.Helper()
+	program, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	command := exec.CommandContext(t.Context(), program)
+	command.Env = append(os.Environ(), helperTask+"="+task,
+		helperDatabase+"="+p.database, helperStore+"="+p.store, helperSources+"="+strings.Join(sources, ":"))
+	command.Stderr = os.Stderr
+	out, err := command.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	input, err := command.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := command.Start(); err != nil {
+		t.Fatal(err)
+	}
+	h := &helper{command, bufio.NewReader(out), input}
+	if line, err := h.out.ReadString('\n'); err != nil || line != "ready\n" {
+		t.Errorf("the helper says %q, %v", line, err)
+	}
+	return h
+}
+
+// end waits for the process, which must succeed.
+func (h *helper) end(t testing.TB) {
+	t.Helper()
+	_ = h.input.Close()
+	said, err := io.ReadAll(h.out)
+	if waitErr := h.Wait(); err != nil || waitErr != nil {
+		t.Errorf("the helper: %v, %v: %s", err, waitErr, said)
+	}
+}
