@@ -66,6 +66,10 @@ func (s *Server) serveInfo(ctx *fasthttp.RequestCtx, hash narinfo.PathHash) {
 			reader.Close()
 			continue
 		}
+		if s.isRemoved(ctx, item, err) {
+			s.unknown(ctx)
+			return
+		}
 		if !errors.Is(err, storage.ErrNotStored) {
 			s.fault(ctx, "look for a nar", err)
 			return

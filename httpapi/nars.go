@@ -84,18 +84,22 @@ func (s *Server) redirect(ctx *fasthttp.RequestCtx, item *storage.Item, n int) {
 
 // unopened answers when a file of the item could not be opened.
 func (s *Server) unopened(ctx *fasthttp.RequestCtx, item *storage.Item, err error) {
-	if errors.Is(err, storage.ErrDisagree) {
-		// The item may have been removed a moment ago.
-		s.nars.forget(item.Hash)
-		if _, now := s.items.Item(ctx, item.Hash); errors.Is(now, storage.ErrNotFound) {
-			err = storage.ErrNotStored
-		}
-	}
-	if errors.Is(err, storage.ErrNotStored) {
+	if errors.Is(err, storage.ErrNotStored) || s.isRemoved(ctx, item, err) {
 		s.notFound(ctx, "this nar is not stored here")
 		return
 	}
 	s.fault(ctx, "open a nar", err)
+}
+
+// isRemoved says whether a file could not be opened because the item was removed
+// after its row was read: then row and bytes only seem to disagree.
+func (s *Server) isRemoved(ctx context.Context, item *storage.Item, err error) bool {
+	if !errors.Is(err, storage.ErrDisagree) {
+		return false
+	}
+	s.nars.forget(item.Hash)
+	_, now := s.items.Item(ctx, item.Hash)
+	return errors.Is(now, storage.ErrNotFound)
 }
 
 // sendPart answers with length bytes of a stored file, which begin at start:

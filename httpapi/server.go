@@ -88,7 +88,7 @@ const (
 	// shutdownGrace is for answers in flight once the server is told to stop.
 	// A supervisor kills after about five seconds; a cut download is resumed
 	// or fetched elsewhere, so there is no use in waiting for most of that.
-	shutdownGrace = 1500 * time.Millisecond
+	shutdownGrace = time.Second
 )
 
 // Server answers requests. It is made by [New].
@@ -184,7 +184,7 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 		s.log.Info("cutting connections whose answers are not done", "connections", connections.count())
 		connections.closeAll()
 		// They only have to notice now.
-		for end := time.Now().Add(shutdownGrace / 3); connections.count() > 0 && time.Now().Before(end); {
+		for end := time.Now().Add(shutdownGrace / 2); connections.count() > 0 && time.Now().Before(end); {
 			time.Sleep(5 * time.Millisecond)
 		}
 	}

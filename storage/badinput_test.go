@@ -142,7 +142,7 @@ func TestImportCancelled(t *testing.T) {
 	p := newPlace(t)
 	s := p.openTest(t)
 	var items []fake
-	for n := range 300 {
+	for n := range 150 {
 		items = append(items, fake{n: n, content: "nar"})
 	}
 	source := laid(t, items...)

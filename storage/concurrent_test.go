@@ -14,9 +14,9 @@ import (
 // removes.
 func TestProcesses(t *testing.T) {
 	t.Parallel()
-	items := many(60, nil)
-	signed := many(60, func(f *fake) { f.note = "signed anew" })
-	zstd := many(60, func(f *fake) { f.kind, f.content = "zstd", fmt.Sprint("zstd ", f.n) })
+	items := many(25, nil)
+	signed := many(25, func(f *fake) { f.note = "signed anew" })
+	zstd := many(25, func(f *fake) { f.kind, f.content = "zstd", fmt.Sprint("zstd ", f.n) })
 	sources := []string{laid(t, items...), laid(t, signed...), laid(t, zstd...)}
 	p := newPlace(t)
 	remover := startHelper(t, p, "remove")
@@ -42,7 +42,7 @@ func TestProcesses(t *testing.T) {
 // TestProcessesMoveTheSame: several processes move the nars of one directory.
 func TestProcessesMoveTheSame(t *testing.T) {
 	t.Parallel()
-	items := many(150, nil)
+	items := many(100, nil)
 	p := newPlace(t)
 	source := laid(t, items...)
 	var movers []*helper
@@ -62,8 +62,8 @@ func TestProcessesMoveTheSame(t *testing.T) {
 // TestHandles: the same within one process, with a goroutine for each.
 func TestHandles(t *testing.T) {
 	t.Parallel()
-	first := many(50, nil)
-	rebuilt := many(50, func(f *fake) { f.content, f.other = fmt.Sprint("rebuilt ", f.n), true })
+	first := many(12, nil)
+	rebuilt := many(12, func(f *fake) { f.content, f.other = fmt.Sprint("rebuilt ", f.n), true })
 	p := newPlace(t)
 	sources := []string{laid(t, first...), laid(t, rebuilt...)}
 	var group sync.WaitGroup
@@ -103,14 +103,14 @@ func TestHandles(t *testing.T) {
 // TestTwoForOneItem: an import that has two narinfos for each item.
 func TestTwoForOneItem(t *testing.T) {
 	t.Parallel()
-	first := many(30, nil)
+	first := many(12, nil)
 	for name, second := range map[string][]fake{
-		"the same":      many(30, nil),
-		"other text":    many(30, func(f *fake) { f.note = "signed anew" }),
-		"other size":    many(30, func(f *fake) { f.note, f.content = "smaller", "x" }),
-		"other nar":     many(30, func(f *fake) { f.other, f.content = true, "rebuilt" }),
-		"compression":   many(30, func(f *fake) { f.kind, f.content = "zstd", "zstd" }),
-		"one file more": many(30, func(f *fake) { f.extra = []fake{{kind: "zstd", content: "zstd"}} }),
+		"the same":      many(12, nil),
+		"other text":    many(12, func(f *fake) { f.note = "signed anew" }),
+		"other size":    many(12, func(f *fake) { f.note, f.content = "smaller", "x" }),
+		"other nar":     many(12, func(f *fake) { f.other, f.content = true, "rebuilt" }),
+		"compression":   many(12, func(f *fake) { f.kind, f.content = "zstd", "zstd" }),
+		"one file more": many(12, func(f *fake) { f.extra = []fake{{kind: "zstd", content: "zstd"}} }),
 	} {
 		for _, options := range []storage.ImportOptions{{}, {Replace: true}, {Keep: true}} {
 			t.Run(fmt.Sprintf("%s, replace %v, keep %v", name, options.Replace, options.Keep), func(t *testing.T) {

@@ -101,19 +101,13 @@ func operations() []operation {
 // is there then, and does it again.
 func TestCrashes(t *testing.T) {
 	t.Parallel()
-	for _, op := range operations() {
+	for i, op := range operations() {
 		for _, mode := range []faultMode{power, once, dead} {
 			t.Run(op.name+"/"+mode.String(), func(t *testing.T) {
 				t.Parallel()
-				for at := 0; ; at++ {
+				for at := (i + int(mode)) % stride; crashAt(t, op, mode, at); at += stride {
 					if at > 500 {
 						t.Fatal("it has no end")
-					}
-					if !crashAt(t, op, mode, at) {
-						if at < 4 {
-							t.Errorf("it has %d steps only", at)
-						}
-						return
 					}
 				}
 			})
@@ -137,7 +131,7 @@ func TestImportFaults(t *testing.T) {
 		for _, mode := range []faultMode{once, dead} {
 			t.Run(op.name+"/"+mode.String(), func(t *testing.T) {
 				t.Parallel()
-				for at := 0; crashAt(t, op, mode, at); at++ {
+				for at := 0; crashAt(t, op, mode, at); at += stride {
 				}
 			})
 		}

@@ -72,7 +72,7 @@ func TestIntruders(t *testing.T) {
 					for _, late := range []bool{false, true} {
 						t.Run(fmt.Sprintf("%d known/%s/%s/replace %v/late %v", len(before), name, added.content, options.Replace, late), func(t *testing.T) {
 							t.Parallel()
-							for at := -1; at < 100; at += 2 {
+							for at := -1; at < 100; at += 2 * stride {
 								if !intrudeAt(t, before, intruder, added, options, late, at) {
 									break
 								}

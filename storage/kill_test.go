@@ -50,7 +50,7 @@ func wantAfterKill(t *testing.T, s *storage.Storage) {
 // TestKillMoving kills imports that move nars. None may get lost.
 func TestKillMoving(t *testing.T) {
 	t.Parallel()
-	items := many(120, nil)
+	items := many(70, nil)
 	random := rand.New(rand.NewPCG(1, 1))
 	for round := range 8 {
 		p := newPlace(t)
@@ -82,10 +82,10 @@ func TestKillMoving(t *testing.T) {
 // again in one storage.
 func TestKillChurn(t *testing.T) {
 	t.Parallel()
-	first := many(40, nil)
-	updated := many(40, func(f *fake) { f.content, f.note = "shorter "+fmt.Sprint(f.n), "updated" })
-	rebuilt := many(40, func(f *fake) { f.content, f.other = f.content+"rebuilt", true })
-	both := many(40, func(f *fake) { f.note, f.extra = "both", []fake{{kind: "zstd", content: "zstd"}} })
+	first := many(25, nil)
+	updated := many(25, func(f *fake) { f.content, f.note = "shorter "+fmt.Sprint(f.n), "updated" })
+	rebuilt := many(25, func(f *fake) { f.content, f.other = f.content+"rebuilt", true })
+	both := many(25, func(f *fake) { f.note, f.extra = "both", []fake{{kind: "zstd", content: "zstd"}} })
 	sources := []string{laid(t, first...), laid(t, updated...), laid(t, rebuilt...), laid(t, both...)}
 	p := newPlace(t)
 	random := rand.New(rand.NewPCG(2, 2))

@@ -81,8 +81,9 @@ func TestOutcomes(t *testing.T) {
 					test.before(t, p, s)
 				}
 				source := laid(t, test.item)
-				test.options.Keep = keep
-				r := importAll(t, s, test.options, source)[test.item.hash().String()+".narinfo"]
+				options := test.options
+				options.Keep = keep
+				r := importAll(t, s, options, source)[test.item.hash().String()+".narinfo"]
 				if r.Outcome != test.want || r.Err != nil {
 					t.Errorf("%v, %q, %v; want %v", r.Outcome, r.Note, r.Err, test.want)
 				}
@@ -104,7 +105,7 @@ func TestOutcomes(t *testing.T) {
 						t.Errorf("%s is of no more use, and still in the storage", name)
 					}
 				}
-				wantOutcomes(t, importAll(t, s, test.options, laid(t, test.served)), "1 known")
+				wantOutcomes(t, importAll(t, s, options, laid(t, test.served)), "1 known")
 			})
 		}
 	}

@@ -43,7 +43,7 @@ var tasks = map[string]func(s *storage.Storage, sources []string) error{
 	},
 	// keep imports copies a few times.
 	"keep": func(s *storage.Storage, sources []string) error {
-		for range 4 {
+		for range 3 {
 			if err := importStrictly(s, sources, storage.ImportOptions{Keep: true}); err != nil {
 				return err
 			}

@@ -109,7 +109,7 @@ func TestEndToEnd(t *testing.T) {
 	if left := lines(succeed(t, "list", database)); len(left) != items-len(names) {
 		t.Errorf("left: %q", left)
 	}
-	fail(t, []string{"remove", database, listed[1]}, "--storage")
+	fail(t, []string{"remove", database, "whkpn6a94flfghyx6i6fzbvrgc3wjkk7-empty-file"}, "--storage")
 }
 
 // TestImportFailures has some of the files bad: the others come in.

@@ -143,7 +143,14 @@ func runProgram(t testing.TB, args ...string) result {
 	p := command(args...)
 	p.start(t)
 	status := p.wait(t)
-	return result{p.out.String(), p.err.String(), status}
+	// An import that takes its time says how far it is.
+	var stderr strings.Builder
+	for line := range strings.Lines(p.err.String()) {
+		if !strings.HasPrefix(line, "importing: ") {
+			stderr.WriteString(line)
+		}
+	}
+	return result{p.out.String(), stderr.String(), status}
 }
 
 // succeed runs the program, which must not fail, and returns what it says.
