@@ -284,18 +284,76 @@ func (c *connection) readAhead() (some bool) {
 	return some
 }
 
-// ReadFrom sends a file without copying its bytes through this process.
-func (c *connection) ReadFrom(r io.Reader) (total int64, err error) {
-	source := r
+// ReadFrom sends a file without copying its bytes through this process. It calls
+// sendfile itself: what package net does with a deadline that has passed is to
+// read from the file in vain, and the client would miss those bytes.
+func (c *connection) ReadFrom(r io.Reader) (int64, error) {
 	limited, ok := r.(*io.LimitedReader)
-	if ok {
-		source = limited.R
-	}
-	tcp, isTCP := c.Conn.(*net.TCPConn)
-	if _, isFile := source.(*os.File); !isFile || !isTCP {
+	if !ok {
 		return c.copyFrom(r)
 	}
-	return c.slowly(func() (int64, error) { return tcp.ReadFrom(r) })
+	file, ok := limited.R.(*os.File)
+	if _, isTCP := c.Conn.(*net.TCPConn); !ok || !isTCP || c.raw == nil {
+		return c.copyFrom(r)
+	}
+	source, err := file.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	s := &fileSender{source: source, left: limited.N}
+	err = c.raw.Write(s.send)
+	if err == nil && s.full {
+		s.wait = true
+		_, err = c.slowly(func() (int64, error) {
+			before := s.sent
+			err := c.raw.Write(s.send)
+			return s.sent - before, err
+		})
+	}
+	limited.N -= s.sent
+	if err == nil {
+		err = s.err
+	}
+	if s.sent == 0 && (errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EOPNOTSUPP)) {
+		return c.copyFrom(r) // from a file system that can't
+	}
+	return s.sent, err
+}
+
+// fileSender sends what follows in a file to a socket.
+type fileSender struct {
+	source     syscall.RawConn
+	sent, left int64
+	wait       bool // when the socket's buffer is full
+	full       bool
+	err        error
+}
+
+// send is called with the socket's descriptor; false asks to be called again
+// when it takes more.
+func (s *fileSender) send(socket uintptr) (done bool) {
+	s.full = false
+	err := s.source.Control(func(file uintptr) {
+		for s.left > 0 && s.err == nil && !s.full {
+			n, err := unix.Sendfile(int(socket), int(file), nil, int(min(s.left, 1<<30)))
+			if n > 0 {
+				s.sent, s.left = s.sent+int64(n), s.left-int64(n)
+			}
+			switch {
+			case err == unix.EAGAIN:
+				s.full = true
+			case err == unix.EINTR:
+			case err != nil:
+				s.err = os.NewSyscallError("sendfile", err)
+			case n == 0:
+				s.left = 0 // the file has ended early; who counts will notice
+			}
+		}
+	})
+	if err != nil {
+		s.err = err
+	}
+	return !s.full || !s.wait
 }
 
 func (c *connection) copyFrom(r io.Reader) (total int64, err error) {

@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -13,7 +12,6 @@ import (
 	"regexp"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 )
@@ -303,16 +301,6 @@ func tryGet(address, target string) (answer, error) {
 	defer response.Body.Close()
 	body, err := io.ReadAll(response.Body)
 	return answer{response, string(body)}, err
-}
-
-// isRunning says whether there is such a process, other than as a zombie.
-func (p *process) isRunning() bool {
-	select {
-	case <-p.ended:
-		return false
-	default:
-		return !errors.Is(p.Process.Signal(syscall.Signal(0)), os.ErrProcessDone)
-	}
 }
 
 // read is a file's content.

@@ -162,6 +162,10 @@ func refuseForeign(ctx context.Context, absolute, path string, newest int) error
 	return errors.Join(err, conn.close())
 }
 
+// smallestDatabase is SQLite's smallest page, of which a database has at least
+// one; see https://www.sqlite.org/fileformat.html.
+const smallestDatabase = 512
+
 // prepareFile creates an empty file for a new database, so that SQLite, which
 // gives its log files the same mode, lets the file's group write as well:
 // imports often run as another user of the same group.
@@ -181,6 +185,10 @@ func prepareFile(path string) error {
 	} else if err == nil {
 		if !info.Mode().IsRegular() {
 			return fmt.Errorf("%w: %s is no regular file: name another file with --database", ErrForeign, path)
+		}
+		if size := info.Size(); size > 0 && size < smallestDatabase {
+			// SQLite would take it for an empty database, and write over it.
+			return fmt.Errorf("%w: %s has only %d bytes, a database has %d or more: name another file with --database", ErrForeign, path, size, smallestDatabase)
 		}
 		err = unix.Access(path, unix.R_OK|unix.W_OK)
 	}
