@@ -116,11 +116,19 @@ type prepared struct {
 
 // Add adds one item: its bytes first, then its row.
 func (s *Storage) Add(ctx context.Context, addition *Addition) Result {
-	const tries = 3 // against others who add or remove the same item
+	return s.addAlone(ctx, func() *prepared { return s.prepare(ctx, addition) })
+}
+
+// addAlone commits one addition, prepared anew as often as others who add or
+// remove the same item get in between.
+func (s *Storage) addAlone(ctx context.Context, prepare func() *prepared) Result {
+	const tries = 10 // each time a nar may be copied for nothing
 	var p *prepared
 	for range tries {
-		p = s.prepare(ctx, addition)
-		s.commit(ctx, []*prepared{p})
+		p = prepare()
+		if p.result.Err == nil {
+			s.commit(ctx, []*prepared{p})
+		}
 		if !errors.Is(p.result.Err, errChanged) {
 			break
 		}
@@ -221,12 +229,12 @@ func (s *Storage) find(ctx context.Context, p *prepared, n int, name string) err
 			return err
 		}
 	}
-	if wrong != nil {
-		return wrong
-	}
 	// Another import of the same directory may just have moved it.
 	if info, err = s.bytes.Stat(ctx, name); err == nil && (want < 0 || info.Size == want) {
 		return s.take(ctx, p, n, name, info.Size)
+	}
+	if wrong != nil {
+		return wrong
 	}
 	where := "the storage " + s.bytes.String()
 	for _, directory := range p.Directories {

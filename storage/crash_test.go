@@ -138,6 +138,38 @@ func TestImportFaults(t *testing.T) {
 	}
 }
 
+// TestOneFault: one call that fails costs one item of an import at most.
+func TestOneFault(t *testing.T) {
+	t.Parallel()
+	items := many(4, nil)
+	for at, reached := 0, true; reached; at += stride {
+		p := placeIn(t, memoryDir(t))
+		faulty := &faultStore{mode: once, at: at}
+		s, closeAll, err := p.open(func(bytes storage.ByteStore) storage.ByteStore {
+			faulty.Directory = unwrap(bytes)
+			return faulty
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		results := importAll(t, s, storage.ImportOptions{Keep: true}, laid(t, items...))
+		reached, faulty.at = faulty.steps > at, -1
+		failed := 0
+		for _, r := range results {
+			if r.Outcome == storage.Failed {
+				failed++
+			}
+		}
+		if failed > 1 || len(results) != len(items) {
+			t.Errorf("a fault at step %d: %s", at, outcomes(results))
+		}
+		wantOnlyLeftovers(t, s)
+		if err := closeAll(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // crashAt does the operation with a fault at a step, and returns false when it
 // has fewer.
 func crashAt(t *testing.T, op operation, mode faultMode, at int) (reached bool) {

@@ -81,17 +81,14 @@ func (s *Storage) Import(ctx context.Context, names []string, options ImportOpti
 		var failed []Imported
 		var left []narinfoFile
 		for _, file := range waiting {
-			p := s.prepareFile(ctx, file, options)
-			if p.result.Err == nil {
-				s.commit(ctx, []*prepared{p})
-			}
-			if worthAnotherTry(p.result.Err) {
+			result := s.addAlone(ctx, func() *prepared { return s.prepareFile(ctx, file, options) })
+			if worthAnotherTry(result.Err) {
 				left = append(left, file)
-				failed = append(failed, Imported{file.name, p.result})
+				failed = append(failed, Imported{file.name, result})
 				continue
 			}
 			progress = true
-			report(Imported{file.name, p.result})
+			report(Imported{file.name, result})
 		}
 		if !progress {
 			for _, f := range failed {

@@ -136,6 +136,20 @@ func stranger(name, content string) func(*testing.T, place, *storage.Storage) {
 	return func(t *testing.T, p place, _ *storage.Storage) { write(t, filepath.Join(p.store, name), content) }
 }
 
+// TestReplaceInPlace: the nar of the narinfo that replaces another lies in the
+// storage already, which is also named as the place to look.
+func TestReplaceInPlace(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	s := p.openTest(t)
+	known(fake{n: 1, content: "the nar"})(t, p, s)
+	rebuilt := fake{n: 1, content: "THE NAR", other: true}
+	lay(t, p.store, rebuilt)
+	wantOutcomes(t, importAll(t, s, storage.ImportOptions{Replace: true}, p.store), "1 replaced")
+	wantServed(t, s, rebuilt)
+	wantFindings(t, s, "stranger "+rebuilt.hash().String()+".narinfo")
+}
+
 // TestWithoutBytes: a storage may keep no nars at all.
 func TestWithoutBytes(t *testing.T) {
 	t.Parallel()
