@@ -1,20 +1,28 @@
 package main
 
 import (
+	"maps"
 	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	"nar-herder/narinfo"
 )
 
+// TestGenerator looks at what the generator's documentation claims.
 func TestGenerator(t *testing.T) {
-	a, b := newGenerator(7), newGenerator(7)
-	var references []int
-	var total int
-	const count = 3000
-	for range count {
-		n, again := a.next(-1), b.next(-1)
-		if string(n.text) != string(again.text) {
+	const count = generation + 5000 // into the second generation
+	g, again := newGenerator(7), newGenerator(7)
+	made := make(map[string]int) // when each item was made
+	uses := make(map[string]int)
+	var references, sizes []int
+	var selves, systems int
+	var key string
+	names := make([]string, count)
+	for i := range count {
+		n := g.next(-1)
+		if i < 1000 && string(n.text) != string(again.next(-1).text) {
 			t.Fatal("the same seed gives other narinfos")
 		}
 		parsed, err := narinfo.Parse(n.text)
@@ -24,15 +32,79 @@ func TestGenerator(t *testing.T) {
 		if parsed.StorePath.BaseName() != n.base || parsed.StorePath.Hash.String() != n.hash {
 			t.Fatalf("%s is not %s", parsed.StorePath, n.base)
 		}
-		references = append(references, len(parsed.References))
-		total += len(n.text)
+		k, err := parsed.SigningKey()
+		if err != nil || key != "" && k != key {
+			t.Fatalf("key %q, before %q: %v", k, key, err)
+		}
+		key = k
+		if strings.Contains(string(n.text), "\nSystem: ") {
+			systems++
+		}
+		made[n.base], names[i] = i, n.base[narinfo.PathHashLen+1:]
+		list := strings.Fields(field(n.text, "References"))
+		if !slices.IsSorted(list) || len(slices.Compact(slices.Clone(list))) != len(list) {
+			t.Fatalf("references are not in order: %q", list)
+		}
+		for _, reference := range list {
+			when, ok := made[reference]
+			if !ok {
+				t.Fatalf("%s refers to %s, which is not there yet", n.base, reference)
+			}
+			if when == i {
+				selves++
+			}
+			uses[reference]++
+		}
+		references, sizes = append(references, len(list)), append(sizes, len(n.text))
 	}
 	slices.Sort(references)
-	if middle := references[count/2]; middle < 17 || middle > 22 {
-		t.Errorf("median of %d references, want about 20", middle)
+	slices.Sort(sizes)
+	between := func(what string, got, least, most float64) {
+		t.Helper()
+		if got < least || got > most {
+			t.Errorf("%s: %.3g, want %.3g to %.3g", what, got, least, most)
+		}
 	}
-	if mean := total / count; mean < 1000 || mean > 3000 {
-		t.Errorf("texts of %d bytes, want 1 to 3 KB", mean)
+	between("median of references", float64(references[count/2]), 19, 21)
+	between("most references", float64(references[count-1]), 100, 400)
+	between("share of items that refer to themselves", float64(selves)/count, 0.66, 0.70)
+	between("share of items with a system", float64(systems)/count, 0.96, 0.98)
+	between("first decile of the size", float64(sizes[count/10]), 1000, 2000)
+	between("median size", float64(sizes[count/2]), 1500, 2500)
+	between("eighth decile of the size", float64(sizes[count*8/10]), 2000, 3<<10)
+	between("most popular item's share of the generation", float64(slices.Max(slices.Collect(maps.Values(uses))))/generation, 0.4, 0.95)
+
+	same := 0 // but for the output, and what of the version is below the first digits
+	for i := range count - generation {
+		before, _, _ := strings.Cut(names[i], ".")
+		if strings.HasPrefix(names[generation+i], before+".") {
+			same++
+		}
+	}
+	between("names that come again", float64(same)/(count-generation), 0.94, 0.99)
+	if string(newGenerator(8).next(-1).text) == string(newGenerator(7).next(-1).text) {
+		t.Error("two seeds give the same narinfos")
+	}
+	if n := newGenerator(1).next(1 << 30); field(n.text, "FileSize") != "1073741824" || field(n.text, "URL") != "nar/lzip/"+n.base {
+		t.Errorf("not of the size asked for:\n%s", n.text)
+	}
+}
+
+func field(text []byte, name string) string {
+	_, rest, _ := strings.Cut("\n"+string(text), "\n"+name+": ")
+	value, _, _ := strings.Cut(rest, "\n")
+	return value
+}
+
+func TestParseStat(t *testing.T) {
+	const stat = "42 (a ) b) S 7 42 42 0 -1 4194560 1 2 3 4 150 50 9 9 20 0 1 0 100 0 0\n"
+	if pid, parent, cpu, err := parseStat([]byte(stat)); err != nil || pid != 42 || parent != 7 || cpu != 2*time.Second {
+		t.Error(pid, parent, cpu, err)
+	}
+	for _, bad := range []string{"", "42 nginx S 7", "42 (nginx) S 7", strings.Replace(stat, "150", "x", 1)} {
+		if _, _, _, err := parseStat([]byte(bad)); err == nil {
+			t.Errorf("no error for %q", bad)
+		}
 	}
 }
 

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -11,16 +13,27 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 )
 
-// shuffledPaths are the narinfos' paths in random order.
+// shuffledPaths are the narinfos' paths in random order, as an index is asked for
+// them.
 func (t *tree) shuffledPaths(seed uint64) []string {
-	paths := make([]string, len(t.hashes))
-	for i, hash := range t.hashes {
-		paths[i] = "/" + hash + ".narinfo"
+	return shuffled(t.hashes, seed, func(hash string) string { return "/" + hash + ".narinfo" })
+}
+
+// filePaths are those of the files below the tree, in the same order.
+func (t *tree) filePaths(seed uint64) []string {
+	return shuffled(t.hashes, seed, func(hash string) string { return "/" + t.file(hash) })
+}
+
+func shuffled(hashes []string, seed uint64, path func(string) string) []string {
+	paths := make([]string, len(hashes))
+	for i, hash := range hashes {
+		paths[i] = path(hash)
 	}
 	rand.New(rand.NewPCG(seed, 0)).Shuffle(len(paths), func(i, j int) { paths[i], paths[j] = paths[j], paths[i] })
 	return paths
@@ -28,10 +41,10 @@ func (t *tree) shuffledPaths(seed uint64) []string {
 
 // narinfoServers starts both servers on the same narinfos.
 func (b *bench) narinfoServers() (t *tree, ours, theirs *server, err error) {
-	if t, err = b.writeTree(filepath.Join(b.dir, "narinfos"), b.narinfos, false); err != nil {
+	if t, err = b.writeTree(b.narinfos, false); err != nil {
 		return nil, nil, nil, err
 	}
-	work, err := os.MkdirTemp(b.dir, "server-")
+	work, err := os.MkdirTemp(b.work, "server-")
 	if err != nil {
 		return nil, nil, nil, err
 	}
@@ -62,7 +75,7 @@ func (b *bench) narinfo() error {
 // nar measures large and middling nars.
 func (b *bench) nar() error {
 	const large, middling, count = 1 << 30, 200 << 10, 200
-	work, err := os.MkdirTemp(b.dir, "nars-")
+	work, err := os.MkdirTemp(b.work, "nars-")
 	if err != nil {
 		return err
 	}
@@ -73,6 +86,9 @@ func (b *bench) nar() error {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
 		}
+	}
+	if err := ensureSpace(work, large+middling*count); err != nil {
+		return err
 	}
 	g := newGenerator(b.seed)
 	var paths []string
@@ -89,8 +105,9 @@ func (b *bench) nar() error {
 		// Any bytes do: they are sent as they lie.
 		_, err = io.CopyN(file, rand.NewChaCha8([32]byte{byte(i)}), size)
 		if err == nil {
-			err = file.Close()
+			err = file.Sync() // nothing is to be written back while it is measured
 		}
+		err = errors.Join(err, file.Close())
 		if err == nil {
 			err = os.WriteFile(filepath.Join(source, n.hash+".narinfo"), n.text, 0o644)
 		}
@@ -118,7 +135,7 @@ func (b *bench) nar() error {
 	for round := range b.rounds + 1 {
 		for _, s := range []*server{ours, theirs} {
 			begun := time.Now()
-			out, err := exec.CommandContext(b.ctx, "curl", "-sS", "-o", "/dev/null", "-w", "%{http_code} %{size_download} %{time_total}",
+			out, err := exec.CommandContext(b.ctx, "curl", "-sS", "--max-time", "120", "--noproxy", "*", "-o", "/dev/null", "-w", "%{http_code} %{size_download} %{time_total}",
 				"http://"+s.address+paths[0]).Output()
 			took := time.Since(begun).Seconds()
 			if err != nil {
@@ -165,69 +182,114 @@ func (b *bench) idle() error {
 		return err
 	}
 	request := fmt.Sprintf("GET /%s.narinfo HTTP/1.1\r\nHost: localhost\r\n\r\n", t.hashes[0])
-	var alone, beside []float64
+	var alone, beside, answered []float64
 	for round := range b.rounds + 1 {
 		m, err := l.run(b, ours, b.duration)
 		if err != nil {
 			return err
 		}
-		ctx, cancel := context.WithCancel(b.ctx)
-		var clients sync.WaitGroup
-		var conns []net.Conn
-		for i := range idle + slow {
-			conn, err := net.Dial("tcp", ours.address)
-			if err != nil {
-				cancel()
-				return err
-			}
-			conns = append(conns, conn)
-			if i < idle {
-				// Each is kept after one answer, as a client's is.
-				if _, err := io.WriteString(conn, request); err != nil {
-					cancel()
-					return err
-				}
-				continue
-			}
-			clients.Go(func() {
-				for k := range request {
-					if _, err := conn.Write([]byte{request[k]}); err != nil {
-						return // cut for its slowness
-					}
-					select {
-					case <-time.After(time.Second):
-					case <-ctx.Done():
-						return
-					}
-				}
-			})
-		}
-		m2, err := l.run(b, ours, b.duration)
-		cancel()
-		clients.Wait()
-		for _, conn := range conns {
-			conn.Close()
-		}
+		m2, served, err := b.besideIdle(l, ours, request, idle, slow)
 		if err != nil {
 			return err
 		}
-		if round > 0 {
-			alone, beside = append(alone, m.rate), append(beside, m2.rate)
+		if round > 0 { // the first is to warm up
+			alone, beside, answered = append(alone, m.rate), append(beside, m2.rate), append(answered, float64(served))
 		}
 	}
 	b.add("narinfos beside 2,000 idle and 50 slow connections (second figure: without them)", "requests/s ", beside, alone, 0.9, false)
+	b.addFigure("idle connections that are answered afterwards, at least", "", slices.Min(answered), idle, false)
+	return nil
+}
+
+// besideIdle runs the load beside idle and slow connections, and returns how many
+// of the idle ones are served afterwards as well.
+func (b *bench) besideIdle(l *load, s *server, request string, idle, slow int) (m measurement, served int, err error) {
+	var kept []keptConnection
+	defer func() {
+		for _, c := range kept {
+			c.Close()
+		}
+	}()
+	for i := range idle + slow {
+		conn, err := net.DialTimeout("tcp", s.address, 10*time.Second)
+		if err != nil {
+			return m, 0, err
+		}
+		kept = append(kept, keptConnection{conn, bufio.NewReaderSize(conn, 512)})
+		if i < idle { // each waits after an answer, as those of clients do
+			if err := kept[i].ask(request); err != nil {
+				return m, 0, fmt.Errorf("connection %d: %w", i, err)
+			}
+		}
+	}
+	ctx, cancel := context.WithCancel(b.ctx)
+	defer cancel()
+	var clients sync.WaitGroup
+	for _, c := range kept[idle:] {
+		clients.Go(func() {
+			for k := 0; ; k++ {
+				if _, err := c.Write([]byte{request[k%len(request)]}); err != nil {
+					return // cut for its slowness
+				}
+				select {
+				case <-time.After(time.Second):
+				case <-ctx.Done():
+					return
+				}
+			}
+		})
+	}
+	m, err = l.run(b, s, b.duration)
+	cancel()
+	clients.Wait()
+	for _, c := range kept[:idle] {
+		if c.ask(request) == nil {
+			served++
+		}
+	}
+	return m, served, err
+}
+
+// keptConnection is a connection that is kept between requests.
+type keptConnection struct {
+	net.Conn
+	answers *bufio.Reader
+}
+
+// ask sends the request and reads the answer.
+func (c keptConnection) ask(request string) error {
+	if err := c.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		return err
+	}
+	if _, err := io.WriteString(c, request); err != nil {
+		return err
+	}
+	response, err := http.ReadResponse(c.answers, nil)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	if _, err := io.Copy(io.Discard, response.Body); err != nil {
+		return err
+	}
+	if response.StatusCode != http.StatusOK {
+		return fmt.Errorf("the answer is %s", response.Status)
+	}
 	return nil
 }
 
 // largeIndex measures an index that is far too large to be kept in memory.
 func (b *bench) largeIndex() error {
-	work, err := os.MkdirTemp(b.dir, "index-")
+	work, err := os.MkdirTemp(b.work, "index-")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(work)
-	t, err := b.writeTree(filepath.Join(b.dir, "index-narinfos"), b.index, true)
+	t, err := b.writeTree(b.index, true)
 	if err != nil {
+		return err
+	}
+	if err := ensureSpace(work, int64(b.index)*5<<10); err != nil {
 		return err
 	}
 	database := filepath.Join(work, "nar_herder.db")
@@ -235,8 +297,8 @@ func (b *bench) largeIndex() error {
 	if err != nil {
 		return err
 	}
-	millions := fmt.Sprintf("%.1f million narinfos", float64(b.index)/1e6)
-	b.addFigure("import of "+millions, "narinfos/s", float64(b.index)/took.Seconds(), 10_000, false)
+	title := fmt.Sprintf("%d narinfos", b.index)
+	b.addFigure("import of "+title, "narinfos/s", float64(b.index)/took.Seconds(), 10_000, false)
 	var size int64
 	for _, suffix := range []string{"", "-wal"} {
 		if info, err := os.Stat(database + suffix); err == nil {
@@ -270,7 +332,7 @@ func (b *bench) largeIndex() error {
 		return err
 	}
 	defer ours.stop()
-	small, err := b.writeTree(filepath.Join(b.dir, "narinfos"), b.narinfos, false)
+	small, err := b.writeTree(b.narinfos, false)
 	if err != nil {
 		return err
 	}
@@ -287,26 +349,34 @@ func (b *bench) largeIndex() error {
 	if err != nil {
 		return err
 	}
-	var ourRates, theirRates []float64
-	for round := range b.rounds + 1 {
-		our, err := ourLoad.run(b, ours, b.duration)
-		if err != nil {
-			return err
-		}
-		their, err := theirLoad.run(b, theirs, b.duration)
-		if err != nil {
-			return err
-		}
-		if round > 0 { // the first is to warm up
-			ourRates, theirRates = append(ourRates, our.rate), append(theirRates, their.rate)
-		}
-	}
-	b.add(millions+" in random order, no answer kept, against nginx with "+fmt.Sprint(b.narinfos), "requests/s ", ourRates, theirRates, 0.5, false)
-	memory, err := ours.peakMemory()
+	sampled := sampleMemory(ours)
+	p, err := b.inTurnOf(ours, ourLoad, theirs, theirLoad)
+	residents := sampled()
 	if err != nil {
 		return err
 	}
-	b.addFigure("resident memory meanwhile, at most", "MB", float64(memory)/1e6, 150, true)
+	b.add(title+" in random order, no answer kept, against nginx with "+fmt.Sprint(b.narinfos), "requests/s ", p.ourRate, p.theirRate, 0.5, false)
+	peak, err := ours.memory("VmHWM")
+	if err != nil {
+		return err
+	}
+	b.addFigure("resident memory meanwhile, at most", "MB", float64(peak)/1e6, 150, true)
+	if len(residents) > 0 {
+		b.addFigure("resident memory meanwhile, median", "MB", median(residents), 0, true)
+	}
+	asMany, err := b.nginx(t.dir)
+	if err != nil {
+		return err
+	}
+	defer asMany.stop()
+	asManyLoad, err := b.newLoad(t.filePaths(b.seed), 1)
+	if err != nil {
+		return err
+	}
+	if p, err = b.inTurnOf(ours, ourLoad, asMany, asManyLoad); err != nil {
+		return err
+	}
+	b.add(title+" in random order, no answer kept, against nginx with as many", "requests/s ", p.ourRate, p.theirRate, 0, false)
 	missing, err := http.Get("http://" + ours.address + "/" + strings.Repeat("0", 32) + ".narinfo")
 	if err != nil {
 		return err
@@ -316,4 +386,28 @@ func (b *bench) largeIndex() error {
 		return fmt.Errorf("an unknown narinfo is answered with %s", missing.Status)
 	}
 	return nil
+}
+
+// sampleMemory notes the server's resident memory in MB, until stop is called.
+func sampleMemory(s *server) (stop func() []float64) {
+	var samples []float64
+	var sampling sync.WaitGroup
+	done := make(chan struct{})
+	sampling.Go(func() {
+		for {
+			select {
+			case <-done:
+				return
+			case <-time.After(100 * time.Millisecond):
+			}
+			if now, err := s.memory("VmRSS"); err == nil {
+				samples = append(samples, float64(now)/1e6)
+			}
+		}
+	})
+	return func() []float64 {
+		close(done)
+		sampling.Wait()
+		return samples
+	}
 }

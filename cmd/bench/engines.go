@@ -59,7 +59,7 @@ func serveEngine(engine string) {
 
 // engines measures what the HTTP engine alone makes of narinfos.
 func (b *bench) engines() error {
-	t, err := b.writeTree(filepath.Join(b.dir, "narinfos"), b.narinfos, false)
+	t, err := b.writeTree(b.narinfos, false)
 	if err != nil {
 		return err
 	}
@@ -118,7 +118,7 @@ func (b *bench) compareNarinfos(name string, t *tree, ours, theirs *server, rate
 	}
 	b.add(name+", one at a time", "requests/s ", p.ourRate, p.theirRate, rateBar, false)
 	b.add(name+", one at a time, processor time", "µs/request ", p.ourCPU, p.theirCPU, cpuBar, true)
-	pipelined, err := b.newLoad(paths, 64)
+	pipelined, err := b.newLoad(paths, pipelined)
 	if err != nil {
 		return err
 	}

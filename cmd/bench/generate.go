@@ -1,41 +1,68 @@
 package main
 
 import (
-	"bytes"
 	"encoding/base64"
 	"fmt"
 	"math"
 	"math/rand/v2"
-	"os"
-	"path/filepath"
 	"slices"
-	"sync"
+	"strconv"
 
 	"nar-herder/narinfo"
 )
 
-// generator makes narinfos like those of a farm, the same for the same seed,
-// one after the other and in bounded memory.
+// generator makes narinfos like those of a build farm: the same ones for the same
+// seed, one after the other, in memory that does not grow with their number.
 //
-// What is assumed: names are a language's prefix, a made-up word, a version and
-// sometimes an output. A farm builds the world again and again, in generations
-// of 20,000 items; an item refers to itself in seven of ten cases, and to others
-// of its generation, a third of them to the 200 that are everybody's inputs. The
-// number of references is log-normal with median 20. Hashes, sizes and
-// signatures are random.
+// The distribution is assumed, not measured on a farm:
+//
+//   - A farm rebuilds its world again and again, in generations of 20,000 items.
+//     The names of a generation are those of the one before, but for 3 in 100
+//     packages that have another version; store hashes are always new. A system is
+//     named in 97 of 100 narinfos, and is x86_64-linux in 50.
+//   - The number of references is log-normal with median 20 and sigma 0.6, and 400
+//     at most; 3 in 100 items, such as sources, have none. Of the others 70 in 100
+//     refer to themselves.
+//   - Half of the other references go to the generation's first 500 items, which
+//     everything is built upon, by Zipf's law: the first stands in most items. The
+//     other half goes to the 20,000 items before, by Zipf's law again, the newer
+//     the likelier. Items only refer to earlier ones, in the order of hashes.
+//   - Nar sizes are log-normal with median 180 KB; nars shrink to 20 to 45 %.
+//   - Hashes, and r and s of the signature, are random, so nothing can compress
+//     them. The key and the name of the host are the same in all narinfos, and of
+//     no real farm: a dictionary made for those has seen neither.
+//
+// Most texts are of 1 to 3 KB, about one in seven is longer.
 type generator struct {
 	random *rand.Rand
-	core   []string // of the generation: what everybody refers to
-	recent []string // of the generation
+	key    string // of all signatures, in hexadecimal
+
+	made   int                // items until now
+	names  []string           // of the generation, by the item's place in it; outputs not included
+	core   []string           // base names of the generation's first items
+	recent [generation]string // base names; item i is at i modulo the length
+
+	rank *rand.Zipf // of core items
+	age  *rand.Zipf // of recent items
+
+	signature []byte // reused
 }
 
 const (
 	generation = 20_000
-	coreItems  = 200
+	coreItems  = 500
+
+	// generatorVersion is part of the names of trees that are kept. It changes
+	// with what the generator makes.
+	generatorVersion = 1
 )
 
 func newGenerator(seed uint64) *generator {
-	return &generator{random: rand.New(rand.NewPCG(seed, seed))}
+	g := &generator{random: rand.New(rand.NewPCG(seed, 0x6e61722d68657264))}
+	g.key = string(g.draw(nil, hexDigits, 64))
+	g.rank = rand.NewZipf(g.random, 1.2, 3, coreItems-1)
+	g.age = rand.NewZipf(g.random, 1.1, 100, generation-1)
+	return g
 }
 
 // generated is a narinfo with the parts of it that cases need.
@@ -48,153 +75,181 @@ type generated struct {
 // next makes the next narinfo. fileSize is that of its nar; below zero for a
 // random one.
 func (g *generator) next(fileSize int64) generated {
-	if len(g.recent) == generation {
-		g.recent, g.core = nil, nil
+	narSize := 3 * fileSize &^ 7
+	if fileSize < 0 {
+		narSize = int64(math.Exp(math.Log(180<<10)+2*g.random.NormFloat64()))&^7 + 8
+		fileSize = max(int64(float64(narSize)*(0.2+0.25*g.random.Float64())), 40)
 	}
-	base := g.text(narinfoAlphabet, narinfo.PathHashLen) + "-" + g.name()
-	references := g.references(base)
-	g.recent = append(g.recent, base)
+	place := g.made % generation
+	if place == 0 {
+		g.core = g.core[:0]
+	}
+	switch {
+	case place == len(g.names):
+		g.names = append(g.names, g.newName())
+	case g.random.IntN(100) < 3:
+		g.names[place] = g.newName()
+	}
+	name := g.names[place]
+	base := string(g.draw(make([]byte, 0, 96), narinfoAlphabet, narinfo.PathHashLen)) + "-" + name + g.pick(outputs)
+
+	b := make([]byte, 0, 4096)
+	b = append(b, "StorePath: "+narinfo.StoreDir+"/"+base+"\nNarHash: sha256:"...)
+	b = g.draw(b, "01", 1) // 52 characters hold 260 bits
+	b = g.draw(b, narinfoAlphabet, 51)
+	b = strconv.AppendInt(append(b, "\nNarSize: "...), narSize, 10)
+	b = append(b, "\nReferences: "...)
+	for i, reference := range g.references(base) {
+		if i > 0 {
+			b = append(b, ' ')
+		}
+		b = append(b, reference...)
+	}
+	if system := g.pick(systems); system != "" {
+		b = append(b, "\nSystem: "+system...)
+	}
+	b = append(b, "\nDeriver: "...)
+	b = g.draw(b, narinfoAlphabet, narinfo.PathHashLen)
+	b = append(b, "-"+name+".drv\nSignature: 1;farm.example.org;"...)
+	b = base64.StdEncoding.AppendEncode(b, g.sign())
+	b = append(b, "\nURL: nar/lzip/"+base+"\nCompression: lzip\nFileSize: "...)
+	b = append(strconv.AppendInt(b, fileSize, 10), '\n')
+
+	g.recent[g.made%generation] = base
 	if len(g.core) < coreItems {
 		g.core = append(g.core, base)
 	}
-	if fileSize < 0 {
-		fileSize = int64(math.Exp(g.random.NormFloat64()*2 + 11))
-	}
-	var b bytes.Buffer
-	fmt.Fprintf(&b, "StorePath: %s/%s\nNarHash: sha256:%s%s\nNarSize: %d\nReferences:", narinfo.StoreDir, base,
-		g.text("01", 1), g.text(narinfoAlphabet, 51), fileSize*4/8*8)
-	for _, reference := range references {
-		b.WriteString(" " + reference)
-	}
-	if len(references) == 0 {
-		b.WriteByte(' ')
-	}
-	fmt.Fprintf(&b, "\nSystem: x86_64-linux\nDeriver: %s-%s.drv\nSignature: 1;bayfront;%s\n",
-		g.text(narinfoAlphabet, narinfo.PathHashLen), base[33:], base64.StdEncoding.EncodeToString([]byte(g.signature())))
-	fmt.Fprintf(&b, "URL: nar/lzip/%s\nCompression: lzip\nFileSize: %d\n", base, fileSize)
-	return generated{hash: base[:narinfo.PathHashLen], base: base, text: b.Bytes()}
+	g.made++
+	return generated{hash: base[:narinfo.PathHashLen], base: base, text: b}
 }
 
-const narinfoAlphabet = "0123456789abcdfghijklmnpqrsvwxyz"
-
-func (g *generator) text(alphabet string, n int) string {
-	text := make([]byte, n)
-	for i := range text {
-		text[i] = alphabet[g.random.IntN(len(alphabet))]
-	}
-	return string(text)
-}
-
-var (
-	prefixes  = []string{"", "", "", "python-", "r-", "rust-", "perl-", "emacs-", "ghc-", "go-github-com-", "ruby-", "texlive-", "font-", "lib"}
-	syllables = []string{"gra", "ph", "ic", "net", "core", "utils", "mini", "data", "sql", "http", "json", "ser", "de", "auto", "make", "build", "test", "py", "zip", "arch", "crypt", "ssl", "wave", "math", "vec", "tor", "bio", "stat"}
-	outputs   = []string{"", "", "", "", "", "", "-doc", "-lib", "-debug", "-bin", ".drv-builder", "-checkout"}
+const (
+	narinfoAlphabet = "0123456789abcdfghijklmnpqrsvwxyz"
+	hexDigits       = "0123456789ABCDEF"
 )
 
-func pick[T any](g *generator, from []T) T { return from[g.random.IntN(len(from))] }
-
-func (g *generator) name() string {
-	name := pick(g, prefixes)
-	for range 2 + g.random.IntN(2) {
-		name += pick(g, syllables)
+// draw appends n characters of an alphabet whose length is a power of two, and 32
+// at most.
+func (g *generator) draw(b []byte, alphabet string, n int) []byte {
+	mask := uint64(len(alphabet) - 1)
+	var bits uint64
+	for i := range n {
+		if i%12 == 0 { // 12 times 5 bits
+			bits = g.random.Uint64()
+		}
+		b = append(b, alphabet[bits&mask])
+		bits >>= 5
 	}
-	return fmt.Sprintf("%s-%d.%d.%d%s", name, g.random.IntN(10), g.random.IntN(30), g.random.IntN(20), pick(g, outputs))
+	return b
 }
 
+// weighted is a choice, and how often it is taken of the sum of all weights.
+type weighted struct {
+	text   string
+	weight int
+}
+
+// What package names are made of: a prefix, one to three pieces, and a version.
+var (
+	prefixes = []weighted{
+		{"", 30}, {"python-", 15}, {"r-", 12}, {"rust-", 10}, {"perl-", 6}, {"emacs-", 6}, {"ghc-", 5},
+		{"go-github-com-", 4}, {"texlive-", 4}, {"lib", 3}, {"ruby-", 2}, {"font-", 1}, {"ocaml-", 1}, {"java-", 1},
+	}
+	outputs = []weighted{{"", 80}, {"-doc", 7}, {"-lib", 6}, {"-debug", 4}, {"-bin", 2}, {"-static", 1}}
+	systems = []weighted{
+		{"x86_64-linux", 50}, {"aarch64-linux", 20}, {"i686-linux", 15}, {"armhf-linux", 8}, {"powerpc64le-linux", 4}, {"", 3},
+	}
+	pieces = []string{
+		"acl", "agent", "arch", "async", "atlas", "audio", "auth", "base", "batch", "beam", "bind", "bio", "block", "bridge",
+		"buffer", "build", "byte", "cache", "canvas", "chart", "check", "chem", "cli", "cloud", "cluster", "code", "color",
+		"common", "config", "core", "crypt", "daemon", "data", "date", "decode", "delta", "desk", "diff", "disk", "dns", "draw",
+		"edit", "engine", "event", "exec", "extra", "fast", "fetch", "field", "file", "filter", "flow", "form", "frame", "game",
+		"gene", "geo", "glyph", "graph", "grid", "hash", "heap", "helper", "hook", "http", "icon", "image", "index", "input",
+		"iter", "json", "kernel", "key", "kit", "lang", "layer", "lexer", "link", "list", "loader", "lock", "log", "macro",
+		"mail", "map", "mark", "math", "matrix", "media", "mesh", "meta", "mime", "model", "module", "motion", "music", "net",
+		"node", "note", "object", "order", "pack", "page", "panel", "parser", "path", "pixel", "plot", "plugin", "pool", "port",
+		"print", "proto", "proxy", "query", "queue", "random", "range", "reader", "regex", "remote", "render", "ring", "route",
+		"rules", "sample", "scale", "scan", "schema", "script", "seed", "seq", "serial", "server", "shape", "shell", "signal",
+		"sim", "socket", "solver", "sort", "sound", "spec", "stack", "stat", "store", "stream", "style", "sync", "table", "task",
+		"term", "test", "text", "theme", "thread", "tile", "time", "token", "tool", "trace", "tree", "type", "unit", "util",
+		"value", "vector", "video", "view", "wave", "web", "widget", "window", "wire", "word", "writer", "xml", "zip", "zone",
+	}
+)
+
+// pick takes one of the choices.
+func (g *generator) pick(from []weighted) string {
+	sum := 0
+	for _, w := range from {
+		sum += w.weight
+	}
+	n := g.random.IntN(sum)
+	for _, w := range from {
+		if n -= w.weight; n < 0 {
+			return w.text
+		}
+	}
+	panic("unreachable")
+}
+
+// newName makes the name and the version of a package.
+func (g *generator) newName() string {
+	name := g.pick(prefixes) + pieces[g.random.IntN(len(pieces))]
+	for range g.random.IntN(3) {
+		if g.random.IntN(2) == 0 {
+			name += "-"
+		}
+		name += pieces[g.random.IntN(len(pieces))]
+	}
+	name += fmt.Sprintf("-%d.%d", g.random.IntN(12), g.random.IntN(30))
+	switch n := g.random.IntN(20); {
+	case n < 13:
+		name += fmt.Sprintf(".%d", g.random.IntN(20))
+	case n == 19: // of a revision without a release
+		name += fmt.Sprintf(".0-%d.%07x", g.random.IntN(4), g.random.IntN(1<<28))
+	}
+	return name
+}
+
+// references are the base names that the next item refers to, self being its own.
 func (g *generator) references(self string) []string {
-	var references []string
-	if g.random.IntN(10) < 7 {
+	if g.random.IntN(100) < 3 {
+		return nil
+	}
+	const median, sigma, most = 20, 0.6, 400
+	wanted := min(max(int(math.Round(median*math.Exp(sigma*g.random.NormFloat64()))), 1), most)
+	references := make([]string, 0, wanted)
+	if g.random.IntN(100) < 70 {
 		references = append(references, self)
 	}
-	if len(g.recent) > 0 {
-		// The median of exp(N(μ, σ)) is exp(μ).
-		wanted := min(int(math.Exp(math.Log(20)+g.random.NormFloat64()*0.6)), 400)
-		for len(references) < wanted {
-			from := g.recent
-			if g.random.IntN(3) == 0 {
-				from = g.core
-			}
-			references = append(references, pick(g, from))
+	// The first items of all have too few to refer to, hence the limit.
+	for range 8 * wanted {
+		if len(references) == wanted || g.made == 0 {
+			break
+		}
+		var reference string
+		if g.random.IntN(2) == 0 && len(g.core) > 0 {
+			reference = g.core[int(g.rank.Uint64())%len(g.core)]
+		} else {
+			age := int(g.age.Uint64()) % min(g.made, generation)
+			reference = g.recent[(g.made-1-age)%generation]
+		}
+		if !slices.Contains(references, reference) {
+			references = append(references, reference)
 		}
 	}
 	slices.Sort(references)
-	return slices.Compact(references)
+	return references
 }
 
-// signature has the shape that libgcrypt prints.
-func (g *generator) signature() string {
-	const hex = "0123456789ABCDEF"
-	return fmt.Sprintf("(signature \n (data \n  (flags rfc6979)\n  (hash sha256 #%s#)\n  )\n (sig-val \n  (ecdsa \n   (r #0%s#)\n   (s #0%s#)\n   )\n  )\n (public-key \n  (ecc \n   (curve Ed25519)\n   (q #7D602902D3A2DBB83F8A0FB98602A754C5493B0B778C8D1DD4E0F41DE14DE34F#)\n   )\n  )\n )\n",
-		g.text(hex, 64), g.text(hex, 63), g.text(hex, 63))
-}
-
-// tree is a directory of narinfo files.
-type tree struct {
-	dir    string
-	hashes []string
-	bytes  int64 // of all texts
-}
-
-// writeTree writes narinfos to dir: HASH.narinfo, or below directories by the
-// beginning of the hash when spreadOut is set.
-func (b *bench) writeTree(dir string, count int, spreadOut bool) (*tree, error) {
-	t := &tree{dir: dir, hashes: make([]string, 0, count)}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, err
-	}
-	_, err := os.Stat(filepath.Join(dir, ".complete"))
-	there := err == nil
-	type file struct {
-		name string
-		text []byte
-	}
-	files := make(chan file, 1000)
-	failures := make(chan error, 4)
-	var writers sync.WaitGroup
-	for range 4 {
-		writers.Go(func() {
-			var failure error
-			for f := range files {
-				if failure == nil {
-					failure = os.WriteFile(f.name, f.text, 0o644)
-				}
-			}
-			failures <- failure
-		})
-	}
-	made := make(map[string]bool)
-	g := newGenerator(b.seed)
-	for range count {
-		if b.ctx.Err() != nil {
-			break
-		}
-		n := g.next(-1)
-		t.hashes = append(t.hashes, n.hash)
-		t.bytes += int64(len(n.text))
-		if there {
-			continue
-		}
-		below := dir
-		if spreadOut {
-			below = filepath.Join(dir, n.hash[:2])
-			if !made[below] {
-				made[below] = true
-				if err := os.MkdirAll(below, 0o755); err != nil {
-					return nil, err
-				}
-			}
-		}
-		files <- file{filepath.Join(below, n.hash+".narinfo"), n.text}
-	}
-	close(files)
-	writers.Wait()
-	for range 4 {
-		if err := <-failures; err != nil {
-			return nil, err
-		}
-	}
-	if err := b.ctx.Err(); err != nil {
-		return nil, err
-	}
-	return t, os.WriteFile(filepath.Join(dir, ".complete"), nil, 0o644)
+// sign makes a signature as libgcrypt prints them. It lasts until the next.
+func (g *generator) sign() []byte {
+	b := append(g.signature[:0], "(signature \n (data \n  (flags rfc6979)\n  (hash sha256 #"...)
+	b = g.draw(b, hexDigits, 64)
+	b = append(b, "#)\n  )\n (sig-val \n  (ecdsa \n   (r #0"...) // both are less than 2^253
+	b = g.draw(b, hexDigits, 63)
+	b = append(b, "#)\n   (s #0"...)
+	b = g.draw(b, hexDigits, 63)
+	b = append(b, "#)\n   )\n  )\n (public-key \n  (ecc \n   (curve Ed25519)\n   (q #"+g.key+"#)\n   )\n  )\n )\n"...)
+	g.signature = b
+	return b
 }

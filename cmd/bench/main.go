@@ -38,8 +38,10 @@ type settings struct {
 // bench is a run: settings, and what it has measured.
 type bench struct {
 	settings
-	ctx  context.Context
-	rows []row
+	ctx   context.Context
+	work  string // a directory that goes when the run ends
+	trees string // where generated narinfos are: the same, or that of -keep
+	rows  []row
 }
 
 // cases in the order of a run without arguments.
@@ -50,8 +52,8 @@ var cases = []struct {
 	{"engines", "net/http and fasthttp behind a map of narinfos", (*bench).engines},
 	{"narinfo", "narinfos of 1 to 3 KB, one request at a time and 64 pipelined", (*bench).narinfo},
 	{"nar", "a nar of 1 GiB, and nars of 200 KB", (*bench).nar},
-	{"idle", "narinfos beside 2,000 idle and 50 slow connections", (*bench).idle},
 	{"index", "an index of a million narinfos: import, size, start, and look-ups in random order", (*bench).largeIndex},
+	{"idle", "narinfos beside 2,000 idle and 50 slow connections", (*bench).idle},
 }
 
 func main() {
@@ -69,10 +71,10 @@ func run() (err error) {
 	var s settings
 	strict := flag.Bool("strict", false, "exit with an error when a bar is missed")
 	flag.StringVar(&s.binary, "binary", "", "a nar-herder to measure, in the place of this tree's")
-	flag.StringVar(&s.dir, "dir", "", "where to work; about 10 GB for the case index (default: a temporary directory)")
-	flag.BoolVar(&s.keep, "keep", false, "leave generated narinfos in -dir, and use those that are there")
+	flag.StringVar(&s.dir, "dir", "", "where to work, with 12 GB free for the case index (default: that for temporary files)")
+	flag.BoolVar(&s.keep, "keep", false, "leave generated narinfos in -dir, and use those that an earlier run left")
 	flag.DurationVar(&s.duration, "duration", 5*time.Second, "length of each load")
-	flag.IntVar(&s.rounds, "rounds", 5, "how often each pair is measured")
+	flag.IntVar(&s.rounds, "rounds", 3, "how often each pair is measured")
 	flag.IntVar(&s.narinfos, "narinfos", 10_000, "narinfos in the case narinfo")
 	flag.IntVar(&s.index, "index", 1_000_000, "narinfos in the case index")
 	flag.Uint64Var(&s.seed, "seed", 1, "of what is generated")
@@ -94,6 +96,16 @@ func run() (err error) {
 			return fmt.Errorf("there is no case %q; -h lists them", name)
 		}
 	}
+	switch {
+	case s.keep && s.dir == "":
+		return errors.New("-keep needs -dir, to be told where")
+	case s.duration < time.Second || s.duration > 10*time.Minute || s.duration%time.Second != 0:
+		return fmt.Errorf("-duration=%v: must be whole seconds, 10m at most", s.duration)
+	case s.rounds < 1 || s.rounds > 1000:
+		return fmt.Errorf("-rounds=%d: must be 1 to 1000", s.rounds)
+	case s.narinfos < pipelined || s.index < pipelined:
+		return fmt.Errorf("-narinfos=%d -index=%d: must be %d at least", s.narinfos, s.index, pipelined)
+	}
 	for _, program := range []string{"nginx", "wrk", "curl"} {
 		if _, err := exec.LookPath(program); err != nil {
 			return fmt.Errorf("%w: on Debian, apt-get install nginx-light wrk curl", err)
@@ -101,44 +113,53 @@ func run() (err error) {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if s.dir == "" {
-		if s.dir, err = os.MkdirTemp("", "nar-herder-bench-"); err != nil {
+	b := &bench{settings: s, ctx: ctx}
+	if s.dir != "" {
+		if b.dir, err = filepath.Abs(s.dir); err != nil {
+			return err
+		}
+		if err := os.MkdirAll(b.dir, 0o755); err != nil {
 			return err
 		}
 	}
-	if s.dir, err = filepath.Abs(s.dir); err != nil {
+	// Only what this run makes is removed, whatever else -dir has in it.
+	if b.work, err = os.MkdirTemp(b.dir, "nar-herder-bench-"); err != nil {
 		return err
 	}
-	if !s.keep {
-		defer func() { err = errors.Join(err, os.RemoveAll(s.dir)) }()
+	defer func() { err = errors.Join(err, os.RemoveAll(b.work)) }()
+	b.trees = b.work
+	if b.keep {
+		b.trees = b.dir
 	}
-	if err := os.MkdirAll(s.dir, 0o755); err != nil {
-		return err
-	}
-	if s.binary == "" {
-		s.binary = filepath.Join(s.dir, "nar-herder")
-		build := exec.CommandContext(ctx, "go", "build", "-o", s.binary, "./cmd/nar-herder")
+	if b.binary == "" {
+		b.binary = filepath.Join(b.work, "nar-herder")
+		build := exec.CommandContext(ctx, "go", "build", "-o", b.binary, "nar-herder/cmd/nar-herder")
 		if out, err := build.CombinedOutput(); err != nil {
 			return fmt.Errorf("%s: %w\n%s", strings.Join(build.Args, " "), err, out)
 		}
 	}
-	b := &bench{settings: s, ctx: ctx}
+	var failures []error
 	for _, c := range cases {
 		if flag.NArg() > 0 && !slices.Contains(flag.Args(), c.name) {
 			continue
 		}
 		fmt.Fprintf(os.Stderr, "%s: %s\n", c.name, c.about)
 		if err := c.run(b); err != nil {
-			return fmt.Errorf("case %s: %w", c.name, err)
+			// What the other cases measure is printed all the same.
+			failures = append(failures, fmt.Errorf("case %s: %w", c.name, err))
+		}
+		if ctx.Err() != nil {
+			failures = []error{errors.New("interrupted")}
+			break
 		}
 	}
 	fmt.Printf("%d cores, %s, %s, %s; loads of %v, medians of %d rounds (least to most)\n\n",
 		runtime.NumCPU(), runtime.Version(), nginxVersion(), time.Now().Format(time.DateOnly), s.duration, s.rounds)
 	missed := b.print(os.Stdout)
 	if missed > 0 && *strict {
-		return fmt.Errorf("%d bars missed", missed)
+		failures = append(failures, fmt.Errorf("bars missed: %d", missed))
 	}
-	return nil
+	return errors.Join(failures...)
 }
 
 func nginxVersion() string {

@@ -32,8 +32,13 @@ func (b *bench) start(name, address string, env []string, program string, args .
 	s.command = exec.Command(program, args...)
 	s.command.Env = append(os.Environ(), env...)
 	s.command.Stderr = s.log
-	// It ends with this program, however that ends.
-	s.command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	s.command.SysProcAttr = &syscall.SysProcAttr{
+		// It ends with this program, however that ends: in order, so that nginx
+		// takes its workers along.
+		Pdeathsig: syscall.SIGTERM,
+		// An interrupt from the terminal is for this program, which stops servers.
+		Setpgid: true,
+	}
 	if err := s.command.Start(); err != nil {
 		return nil, err
 	}
@@ -52,7 +57,7 @@ func (b *bench) start(name, address string, env []string, program string, args .
 		case <-ctx.Done():
 			s.stop()
 			return nil, fmt.Errorf("%s does not listen: %w", name, ctx.Err())
-		case <-time.After(time.Millisecond):
+		case <-time.After(200 * time.Microsecond):
 		}
 	}
 }
@@ -63,24 +68,50 @@ func (s *server) stop() {
 	select {
 	case <-s.exited:
 	case <-time.After(5 * time.Second):
-		_ = s.command.Process.Kill()
+		// The group: a master that is killed leaves its workers.
+		_ = syscall.Kill(-s.command.Process.Pid, syscall.SIGKILL)
 		<-s.exited
 	}
 }
 
 // processes returns the ids of the server's process and its children.
 func (s *server) processes() (pids []int) {
-	pids = []int{s.command.Process.Pid}
-	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pids[0], pids[0]))
-	if err != nil {
-		return pids
-	}
-	for _, field := range strings.Fields(string(children)) {
-		if pid, err := strconv.Atoi(field); err == nil {
+	main := s.command.Process.Pid
+	names, _ := filepath.Glob("/proc/[0-9]*/stat") // the pattern is good
+	for _, name := range names {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			continue // it has ended
+		}
+		pid, parent, _, err := parseStat(text)
+		if err == nil && (pid == main || parent == main) {
 			pids = append(pids, pid)
 		}
 	}
 	return pids
+}
+
+// clockTick is the unit of times in /proc, see proc(5).
+const clockTick = time.Second / 100
+
+// parseStat reads /proc/PID/stat: whose it is, and the processor time used.
+func parseStat(text []byte) (pid, parent int, cpu time.Duration, err error) {
+	// The name, in parentheses, may hold anything.
+	opened, closed := bytes.IndexByte(text, '('), bytes.LastIndexByte(text, ')')
+	if opened < 0 || closed < opened {
+		return 0, 0, 0, errors.New("/proc/PID/stat has no name in parentheses")
+	}
+	fields := strings.Fields(string(text[closed+1:]))
+	if len(fields) < 13 {
+		return 0, 0, 0, errors.New("/proc/PID/stat is too short")
+	}
+	var numbers [4]int
+	for i, field := range []string{strings.TrimSpace(string(text[:opened])), fields[1], fields[11], fields[12]} {
+		if numbers[i], err = strconv.Atoi(field); err != nil {
+			return 0, 0, 0, err
+		}
+	}
+	return numbers[0], numbers[1], time.Duration(numbers[2]+numbers[3]) * clockTick, nil
 }
 
 // cpu returns the processor time that the server has used.
@@ -90,37 +121,29 @@ func (s *server) cpu() (total time.Duration, err error) {
 		if err != nil {
 			return 0, err
 		}
-		// The name, in parentheses, may hold anything.
-		_, rest, _ := strings.Cut(string(stat), ") ")
-		fields := strings.Fields(rest)
-		if len(fields) < 13 {
-			return 0, errors.New("/proc/PID/stat is too short")
+		_, _, used, err := parseStat(stat)
+		if err != nil {
+			return 0, err
 		}
-		for _, field := range fields[11:13] { // utime and stime, see proc(5)
-			ticks, err := strconv.ParseInt(field, 10, 64)
-			if err != nil {
-				return 0, err
-			}
-			const tick = time.Second / 100 // USER_HZ
-			total += time.Duration(ticks) * tick
-		}
+		total += used
 	}
 	return total, nil
 }
 
-// peakMemory returns the most memory the server has had resident, in bytes.
-func (s *server) peakMemory() (int64, error) {
+// memory returns a size out of /proc/PID/status, in bytes: VmRSS, what the server
+// has resident, or VmHWM, the most it has had.
+func (s *server) memory(field string) (int64, error) {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.command.Process.Pid))
 	if err != nil {
 		return 0, err
 	}
 	for line := range strings.Lines(string(status)) {
-		if value, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+		if value, ok := strings.CutPrefix(line, field+":"); ok {
 			n, err := strconv.ParseInt(strings.Fields(value)[0], 10, 64)
 			return n << 10, err
 		}
 	}
-	return 0, errors.New("/proc/PID/status has no VmHWM")
+	return 0, fmt.Errorf("/proc/PID/status has no %s", field)
 }
 
 // freeAddress returns a loopback address that nobody listens on.
@@ -139,20 +162,31 @@ func (b *bench) nginx(root string) (*server, error) {
 	if err != nil {
 		return nil, err
 	}
-	work, err := os.MkdirTemp(b.dir, "nginx-")
+	work, err := os.MkdirTemp(b.work, "nginx-")
 	if err != nil {
 		return nil, err
 	}
+	// Of the file descriptors that a worker may have, some have to be left for
+	// connections and new files, or it answers with errors.
+	const mostKept, left = 20_000, 2000
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		return nil, err
+	}
+	files := min(limit.Max, 1<<16)
+	if files < 2*left {
+		return nil, fmt.Errorf("a process may have only %d files open, nginx needs %d here: see ulimit -Hn", files, 2*left)
+	}
 	config := fmt.Sprintf(`
-worker_processes auto; daemon off; pid %[1]s/pid; error_log stderr crit;
+worker_processes auto; worker_rlimit_nofile %[4]d; daemon off; pid %[1]s/pid; error_log stderr crit;
 events { worker_connections 8192; }
 http {
 	access_log off; sendfile on; tcp_nopush on; keepalive_requests 1000000000; keepalive_timeout 600s;
-	open_file_cache max=20000 inactive=600s; open_file_cache_valid 600s; open_file_cache_min_uses 1;
+	open_file_cache max=%[5]d inactive=600s; open_file_cache_valid 600s; open_file_cache_min_uses 1;
 	default_type application/x-nix-narinfo;
 	client_body_temp_path %[1]s; proxy_temp_path %[1]s; fastcgi_temp_path %[1]s; uwsgi_temp_path %[1]s; scgi_temp_path %[1]s;
 	server { listen %[2]s; root %[3]s; }
-}`, work, address, root)
+}`, work, address, root, files, min(mostKept, files-left))
 	if os.Getuid() == 0 {
 		config = "user root;" + config
 	}

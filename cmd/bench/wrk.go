@@ -2,8 +2,10 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,16 +18,19 @@ import (
 // load is a list of paths that wrk asks for, in the order of the list, as often
 // as it can.
 type load struct {
-	script string
+	script  string
+	batches int
 }
 
-// connections that wrk keeps.
-const connections = 16
+const (
+	connections = 16 // that wrk keeps
+	pipelined   = 64 // requests in a batch
+)
 
 // newLoad writes the script for wrk. pipeline is how many requests are written
 // at once.
 func (b *bench) newLoad(paths []string, pipeline int) (*load, error) {
-	list, err := os.CreateTemp(b.dir, "paths-")
+	list, err := os.CreateTemp(b.work, "paths-")
 	if err != nil {
 		return nil, err
 	}
@@ -43,6 +48,9 @@ for path in io.lines(%q) do
 	end
 end
 local i = 0
+init = function(args)
+	i = tonumber(args[1])
+end
 request = function()
 	i = i %% #batches + 1
 	return batches[i]
@@ -52,8 +60,8 @@ done = function(summary)
 		summary.errors.read, summary.errors.write, summary.errors.status, summary.errors.timeout))
 end
 `, list.Name(), pipeline)
-	name := filepath.Join(b.dir, fmt.Sprintf("load-%d-%d.lua", pipeline, time.Now().UnixNano()))
-	return &load{name}, os.WriteFile(name, []byte(script), 0o644)
+	name := filepath.Join(b.work, fmt.Sprintf("load-%d-%d.lua", pipeline, time.Now().UnixNano()))
+	return &load{name, len(paths) / pipeline}, os.WriteFile(name, []byte(script), 0o644)
 }
 
 // measurement is what a load came to.
@@ -82,14 +90,18 @@ func parseWrk(out []byte) (requests, microseconds, faults int64, err error) {
 	return numbers[0], numbers[1], faults, nil
 }
 
-// run puts the load on the server.
+// run puts the load on the server, from a random place of the list: of one that
+// is too long for a measurement, the next asks for others.
 func (l *load) run(b *bench, s *server, duration time.Duration) (measurement, error) {
 	before, err := s.cpu()
 	if err != nil {
 		return measurement{}, err
 	}
-	command := exec.CommandContext(b.ctx, "wrk", "-t1", "-c"+strconv.Itoa(connections),
-		"-d"+strconv.Itoa(max(1, int(duration.Seconds())))+"s", "-s", l.script, "http://"+s.address+"/")
+	// It reads the list first.
+	ctx, cancel := context.WithTimeout(b.ctx, duration+time.Minute)
+	defer cancel()
+	command := exec.CommandContext(ctx, "wrk", "-t1", "-c"+strconv.Itoa(connections),
+		"-d"+strconv.Itoa(max(1, int(duration.Seconds())))+"s", "--timeout=10s", "-s", l.script, "http://"+s.address+"/", strconv.Itoa(rand.IntN(l.batches)))
 	var stderr bytes.Buffer
 	command.Stderr = &stderr
 	out, err := command.Output()
@@ -118,9 +130,15 @@ type pair struct{ ourRate, theirRate, ourCPU, theirCPU []float64 }
 
 // inTurn puts the load on both servers, again and again: the one first in one
 // round, and the other in the next.
-func (b *bench) inTurn(l *load, ours, theirs *server) (p pair, err error) {
+func (b *bench) inTurn(l *load, ours, theirs *server) (pair, error) {
+	return b.inTurnOf(ours, l, theirs, l)
+}
+
+// inTurnOf is inTurn with a load for each.
+func (b *bench) inTurnOf(ours *server, ourLoad *load, theirs *server, theirLoad *load) (p pair, err error) {
+	loads := map[*server]*load{ours: ourLoad, theirs: theirLoad}
 	for _, s := range []*server{ours, theirs} { // to warm up
-		if _, err := l.run(b, s, time.Second); err != nil {
+		if _, err := loads[s].run(b, s, time.Second); err != nil {
 			return p, err
 		}
 	}
@@ -130,7 +148,7 @@ func (b *bench) inTurn(l *load, ours, theirs *server) (p pair, err error) {
 			order = []*server{theirs, ours}
 		}
 		for _, s := range order {
-			m, err := l.run(b, s, b.duration)
+			m, err := loads[s].run(b, s, b.duration)
 			if err != nil {
 				return p, err
 			}
