@@ -17,8 +17,8 @@ type logger struct {
 	out *lineBuffer
 }
 
-// newLogger starts a log. close writes what is gathered.
-func newLogger(w io.Writer, level slog.Level) (log *slog.Logger, close func()) {
+// newLogger starts a log. end writes what is gathered.
+func newLogger(w io.Writer, level slog.Level) (log *slog.Logger, end func()) {
 	out := &lineBuffer{w: bufio.NewWriterSize(w, 64<<10), done: make(chan struct{})}
 	if level < slog.LevelInfo {
 		go out.flushNowAndThen()
@@ -29,11 +29,9 @@ func newLogger(w io.Writer, level slog.Level) (log *slog.Logger, close func()) {
 		out.mu.Lock()
 		defer out.mu.Unlock()
 		out.w = bufio.NewWriterSize(w, 1) // what comes later goes through
-		closeOnce(out.done)
+		close(out.done)
 	})
 }
-
-func closeOnce(c chan struct{}) { close(c) }
 
 func (l logger) Handle(ctx context.Context, record slog.Record) error {
 	err := l.Handler.Handle(ctx, record)
