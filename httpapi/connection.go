@@ -12,6 +12,8 @@ import (
 
 	"github.com/valyala/fasthttp"
 	"golang.org/x/sys/unix"
+
+	"nar-herder/storage"
 )
 
 // connections are those of a server that are open.
@@ -110,7 +112,7 @@ type connection struct {
 	deadline, deadlineSet time.Time
 
 	// fileFollows says that the next Write is the head of an answer whose body
-	// ReadFrom sends: both go in one segment then.
+	// a fileBody sends: both go in one segment then.
 	fileFollows bool
 
 	// pending and its result are the arguments of tryWrite, a method value
@@ -124,16 +126,6 @@ type connection struct {
 // maxAhead bounds how much is read while writing, for each connection: a
 // thousand requests of the longest kind seen take a quarter of it.
 const maxAhead = 1 << 20
-
-// copyBuffers are for what can't be sent by sendfile.
-var copyBuffers = sync.Pool{New: func() any { b := make([]byte, 64<<10); return &b }}
-
-// expectFile prepares the connection for an answer that is a file.
-func expectFile(ctx *fasthttp.RequestCtx) {
-	if c, ok := ctx.Conn().(*connection); ok {
-		c.fileFollows = true
-	}
-}
 
 func (c *connection) Close() error {
 	c.connections.mu.Lock()
@@ -284,49 +276,69 @@ func (c *connection) readAhead() (some bool) {
 	return some
 }
 
-// ReadFrom sends a file without copying its bytes through this process. It calls
+// fileBody is the body of an answer that lies in a file.
+type fileBody struct {
+	storage.LocalFile
+	connection *connection
+	length     int64
+}
+
+// newFileBody makes a body of length bytes of a file, nil where they can't be
+// sent but by copying. The head is written at once, in one segment with the
+// body's first bytes.
+func newFileBody(ctx *fasthttp.RequestCtx, reader io.Reader, length int64) *fileBody {
+	file, isLocal := reader.(storage.LocalFile)
+	c, isOurs := ctx.Conn().(*connection)
+	if !isLocal || !isOurs || c.raw == nil || length <= smallFile {
+		return nil
+	}
+	c.fileFollows = true
+	ctx.Response.ImmediateHeaderFlush = true
+	return &fileBody{file, c, length}
+}
+
+// smallFile is the length up to which a file is copied, since its bytes fit into
+// the write that its head takes anyway.
+const smallFile = 4 << 10
+
+// WriteTo sends the file without copying its bytes through this process, past
+// the engine's writer, which is empty once the head is flushed. It calls
 // sendfile itself: what package net does with a deadline that has passed is to
 // read from the file in vain, and the client would miss those bytes.
-func (c *connection) ReadFrom(r io.Reader) (int64, error) {
-	limited, ok := r.(*io.LimitedReader)
-	if !ok {
-		return c.copyFrom(r)
-	}
-	file, ok := limited.R.(*os.File)
-	if _, isTCP := c.Conn.(*net.TCPConn); !ok || !isTCP || c.raw == nil {
-		return c.copyFrom(r)
-	}
+func (b *fileBody) WriteTo(engine io.Writer) (int64, error) {
+	file, offset := b.Local()
 	source, err := file.SyscallConn()
 	if err != nil {
 		return 0, err
 	}
-	s := &fileSender{source: source, left: limited.N}
+	c := b.connection
+	s := &fileSender{source: source, offset: offset, left: b.length}
 	err = c.raw.Write(s.send)
 	if err == nil && s.full {
 		s.wait = true
 		_, err = c.slowly(func() (int64, error) {
-			before := s.sent
+			before := s.offset
 			err := c.raw.Write(s.send)
-			return s.sent - before, err
+			return s.offset - before, err
 		})
 	}
-	limited.N -= s.sent
 	if err == nil {
 		err = s.err
 	}
-	if s.sent == 0 && (errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EOPNOTSUPP)) {
-		return c.copyFrom(r) // from a file system that can't
+	sent := s.offset - offset
+	if sent == 0 && (errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EOPNOTSUPP)) {
+		return io.CopyN(engine, b.LocalFile, b.length) // from a file system that can't
 	}
-	return s.sent, err
+	return sent, err
 }
 
-// fileSender sends what follows in a file to a socket.
+// fileSender sends a part of a file to a socket.
 type fileSender struct {
-	source     syscall.RawConn
-	sent, left int64
-	wait       bool // when the socket's buffer is full
-	full       bool
-	err        error
+	source       syscall.RawConn
+	offset, left int64
+	wait         bool // when the socket's buffer is full
+	full         bool
+	err          error
 }
 
 // send is called with the socket's descriptor; false asks to be called again
@@ -335,10 +347,9 @@ func (s *fileSender) send(socket uintptr) (done bool) {
 	s.full = false
 	err := s.source.Control(func(file uintptr) {
 		for s.left > 0 && s.err == nil && !s.full {
-			n, err := unix.Sendfile(int(socket), int(file), nil, int(min(s.left, 1<<30)))
-			if n > 0 {
-				s.sent, s.left = s.sent+int64(n), s.left-int64(n)
-			}
+			// It moves the offset on.
+			n, err := unix.Sendfile(int(socket), int(file), &s.offset, int(min(s.left, 1<<30)))
+			s.left -= int64(max(n, 0))
 			switch {
 			case err == unix.EAGAIN:
 				s.full = true
@@ -354,25 +365,4 @@ func (s *fileSender) send(socket uintptr) (done bool) {
 		s.err = err
 	}
 	return !s.full || !s.wait
-}
-
-func (c *connection) copyFrom(r io.Reader) (total int64, err error) {
-	buffer := copyBuffers.Get().(*[]byte)
-	defer copyBuffers.Put(buffer)
-	for {
-		n, readErr := r.Read(*buffer)
-		if n > 0 {
-			written, err := c.Write((*buffer)[:n])
-			total += int64(written)
-			if err != nil {
-				return total, err
-			}
-		}
-		if readErr == io.EOF {
-			return total, nil
-		}
-		if readErr != nil {
-			return total, readErr
-		}
-	}
 }

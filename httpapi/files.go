@@ -71,7 +71,7 @@ func (s *Server) serveFile(ctx *fasthttp.RequestCtx, name, algorithm, digest str
 	ctx.Response.Header.SetContentType(narType)
 	ctx.Response.Header.Set("ETag", etag)
 	ctx.Response.Header.Set("Accept-Ranges", "none")
-	content := readCloser{io.LimitReader(decoder, length), decoder}
+	content := part{io.LimitReader(decoder, length), decoder}
 	s.stream(ctx, s.verify(content, length, want, item), length)
 }
 

@@ -307,3 +307,9 @@ func until(t testing.TB, what string, condition func() bool) {
 		}
 	}
 }
+
+// readCloser reads from one and closes another.
+type readCloser struct {
+	io.Reader
+	io.Closer
+}

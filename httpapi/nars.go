@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"os"
+	"strconv"
 	"time"
 
 	"github.com/valyala/fasthttp"
@@ -65,7 +65,7 @@ func (s *Server) sendStored(ctx *fasthttp.RequestCtx, item *storage.Item, n int)
 		s.redirect(ctx, item, n)
 		return
 	}
-	tag := fmt.Sprintf("%s-%s", item.Narinfo.NarHash.String()[len("sha256:"):][:16], item.Narinfo.Files[n].Compression)
+	tag := item.Narinfo.NarHash.String()[len("sha256:"):][:16] + "-" + item.Narinfo.Files[n].Compression
 	s.sendPart(ctx, item, n, tag, narType, 0, item.StoredSize(n))
 }
 
@@ -117,9 +117,7 @@ func (s *Server) sendPart(ctx *fasthttp.RequestCtx, item *storage.Item, n int, t
 		s.unopened(ctx, item, err)
 		return
 	}
-	// The time tells two files apart that have the same nar and length, such
-	// as one that was compressed again.
-	etag := fmt.Sprintf(`"%s-%x-%x"`, tag, length, info.ModTime.UnixNano())
+	etag := entityTag(tag, length, info.ModTime)
 	unchanged := notModified(header, etag, info.ModTime)
 	stale := !rangeStillGood(string(header.Peek("If-Range")), etag, info.ModTime)
 	if rangeErr != nil && !unchanged && !stale {
@@ -151,42 +149,48 @@ func (s *Server) sendPart(ctx *fasthttp.RequestCtx, item *storage.Item, n int, t
 		response.SetStatusCode(fasthttp.StatusPartialContent)
 		response.Header.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", wanted.start, wanted.start+wanted.length-1, length))
 	}
-	if _, isFile := reader.(*os.File); !isFile {
-		// It may give more than was asked for. Of a file, no more is sent.
-		reader = readCloser{io.LimitReader(reader, wanted.length), reader}
-	}
-	s.stream(ctx, reader, wanted.length)
+	s.stream(ctx, part{io.LimitReader(reader, wanted.length), reader}, wanted.length)
 }
 
-// readCloser reads from one and closes another.
-type readCloser struct {
+// entityTag names the bytes of a file. The time tells two apart that have the
+// same nar and length, such as one that was compressed again.
+func entityTag(tag string, length int64, modified time.Time) string {
+	etag := make([]byte, 0, 96)
+	etag = append(append(etag, '"'), tag...)
+	etag = strconv.AppendInt(append(etag, '-'), length, 16)
+	etag = strconv.AppendInt(append(etag, '-'), modified.UnixNano(), 16)
+	return string(append(etag, '"'))
+}
+
+// part is the part of a file that was asked for. A store's reader may give more.
+type part struct {
 	io.Reader
-	io.Closer
+	file io.ReadCloser
 }
 
-// stream answers with the length bytes that the reader gives, and closes it. It
+func (p part) Close() error { return p.file.Close() }
+
+// stream answers with the length bytes that the body gives, and closes it. It
 // must give exactly that many: anything else cuts the connection.
-func (s *Server) stream(ctx *fasthttp.RequestCtx, reader io.ReadCloser, length int64) {
+func (s *Server) stream(ctx *fasthttp.RequestCtx, body io.ReadCloser, length int64) {
 	if length > math.MaxInt || length < 0 {
-		reader.Close()
+		body.Close()
 		s.fault(ctx, "send a nar", fmt.Errorf("length %d", length))
 		return
 	}
 	if ctx.IsHead() {
-		reader.Close()
+		body.Close()
 		ctx.Response.SkipBody = true
 		ctx.Response.Header.SetContentLength(int(length))
 		return
 	}
-	if _, isFile := reader.(*os.File); isFile && length > sentByFile {
-		expectFile(ctx)
+	if p, ok := body.(part); ok {
+		if file := newFileBody(ctx, p.file, length); file != nil {
+			body = file
+		}
 	}
-	ctx.Response.SetBodyStream(reader, int(length))
+	ctx.Response.SetBodyStream(body, int(length))
 }
-
-// sentByFile is the length from which fasthttp has a file sent by ReadFrom,
-// after its head was written.
-const sentByFile = 2 * 4096
 
 // sendNar answers with the item's nar without compression: from a file that has
 // none, or decompressed on the way.

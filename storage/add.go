@@ -265,10 +265,11 @@ func (s *Storage) isStored(ctx context.Context, directory, name string) bool {
 		return false
 	}
 	defer reader.Close()
-	file, ok := reader.(*os.File)
+	local, ok := reader.(LocalFile)
 	if !ok {
 		return false
 	}
+	file, _ := local.Local()
 	here, err := file.Stat()
 	return err == nil && os.SameFile(here, there)
 }

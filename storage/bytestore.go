@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"iter"
+	"os"
 	"time"
 )
 
@@ -24,7 +25,7 @@ type ByteStore interface {
 
 	// Open reads length bytes from offset on, or all that follow when length
 	// is negative. The reader may give more than length; it is the caller's
-	// to close. A reader that is an *os.File can be sent without copying.
+	// to close. It may be a [LocalFile].
 	Open(ctx context.Context, name string, offset, length int64) (io.ReadCloser, Info, error)
 
 	// Stage takes in size bytes for the name, without showing them: Stat and
@@ -51,6 +52,15 @@ type ByteStore interface {
 
 	// String names the store in messages to operators.
 	String() string
+}
+
+// LocalFile is a reader of bytes in a file of this machine, from where the
+// kernel can send them.
+type LocalFile interface {
+	io.ReadCloser
+	// Local returns the file, and where in it the next Read begins. Others may
+	// be reading it: its own position means nothing. It is good until Close.
+	Local() (file *os.File, offset int64)
 }
 
 // Staged is content that waits to be shown. Either method ends it.

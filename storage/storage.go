@@ -138,7 +138,8 @@ func (i *Item) StoredSize(n int) int64 {
 // OpenFile opens the item's Nth file: length bytes from offset on, or all that
 // follow when length is negative. The size is right when there is no error.
 // [ErrNotStored] says that the bytes are certainly not here; any other error is
-// a fault. The reader is the caller's to close, and may be an *os.File.
+// a fault. The reader is the caller's to close, and may be a
+// [LocalFile].
 func (s *Storage) OpenFile(ctx context.Context, item *Item, n int, offset, length int64) (io.ReadCloser, Info, error) {
 	if s.bytes == nil || !item.HasStored(n) {
 		return nil, Info{}, ErrNotStored

@@ -35,6 +35,7 @@ type Directory struct {
 
 	handle    *os.File // for openForReading
 	noOpenat2 atomic.Bool
+	open      *openFiles
 
 	mu    sync.Mutex
 	dirty map[string]bool // directories whose entries have changed since Sync
@@ -61,11 +62,14 @@ func Open(name string) (*Directory, error) {
 		handle.Close()
 		return nil, fmt.Errorf("storage %s: %w", name, cause(err))
 	}
-	return &Directory{name: name, root: root, info: info, handle: handle, dirty: make(map[string]bool)}, nil
+	return &Directory{name: name, root: root, info: info, handle: handle, open: newOpenFiles(), dirty: make(map[string]bool)}, nil
 }
 
 // Close lets the directory go. Readers that are open stay good.
-func (d *Directory) Close() error { return errors.Join(d.root.Close(), d.handle.Close()) }
+func (d *Directory) Close() error {
+	d.open.close()
+	return errors.Join(d.root.Close(), d.handle.Close())
+}
 
 func (d *Directory) String() string { return d.name }
 
@@ -81,29 +85,35 @@ func (d *Directory) Stat(_ context.Context, name string) (storage.Info, error) {
 	return d.describe(name, info)
 }
 
-// Open implements [storage.ByteStore]. The reader is an *os.File.
+// Open implements [storage.ByteStore]. The reader is a [storage.LocalFile].
 func (d *Directory) Open(_ context.Context, name string, offset, _ int64) (io.ReadCloser, storage.Info, error) {
 	if err := d.check("open", name); err != nil {
 		return nil, storage.Info{}, err
 	}
-	file, err := d.openForReading(name)
-	if err != nil {
-		return nil, storage.Info{}, d.explain("open", name, err)
-	}
-	stat, err := file.Stat()
-	if err != nil {
-		file.Close()
-		return nil, storage.Info{}, d.explain("open", name, err)
+	reader, stat := d.open.get(name)
+	if reader == nil {
+		file, err := d.openForReading(name)
+		if err != nil {
+			return nil, storage.Info{}, d.explain("open", name, err)
+		}
+		if stat, err = file.Stat(); err != nil {
+			file.Close()
+			return nil, storage.Info{}, d.explain("open", name, err)
+		}
+		if !stat.Mode().IsRegular() {
+			file.Close()
+			_, err := d.describe(name, stat)
+			return nil, storage.Info{}, err
+		}
+		reader = d.open.add(name, file)
 	}
 	info, err := d.describe(name, stat)
-	if err == nil && offset != 0 {
-		_, err = file.Seek(offset, io.SeekStart)
-	}
 	if err != nil {
-		file.Close()
+		reader.Close()
 		return nil, storage.Info{}, err
 	}
-	return file, info, nil
+	reader.offset = offset
+	return reader, info, nil
 }
 
 // openForReading opens a file below the directory. [os.Root] would do, one
@@ -369,6 +379,7 @@ func (d *Directory) Remove(_ context.Context, name string) error {
 	if err == nil {
 		err = d.root.Remove(name)
 	}
+	d.open.forget(name)
 	if err != nil {
 		if err = d.explain("remove", name, err); errors.Is(err, fs.ErrNotExist) {
 			return nil
@@ -465,6 +476,7 @@ func (s *staged) Commit(context.Context) error {
 		return s.d.explain("rename "+s.temporary+" to", s.name, err)
 	}
 	s.done = true
+	s.d.open.forget(s.name)
 	s.d.touch(path.Dir(s.name))
 	// Renaming one name of a file to another of the same file does nothing.
 	_ = s.d.root.Remove(s.temporary)
