@@ -66,8 +66,8 @@ func (s *Server) serveInfo(ctx *fasthttp.RequestCtx, hash narinfo.PathHash) {
 			reader.Close()
 			continue
 		}
-		if s.isRemoved(ctx, item, err) {
-			s.unknown(ctx)
+		if s.hasChanged(ctx, item, err) {
+			s.serveInfo(ctx, hash)
 			return
 		}
 		if !errors.Is(err, storage.ErrNotStored) {

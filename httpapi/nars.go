@@ -1,11 +1,13 @@
 package httpapi
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"math"
+	"slices"
 	"strconv"
 	"time"
 
@@ -84,22 +86,32 @@ func (s *Server) redirect(ctx *fasthttp.RequestCtx, item *storage.Item, n int) {
 
 // unopened answers when a file of the item could not be opened.
 func (s *Server) unopened(ctx *fasthttp.RequestCtx, item *storage.Item, err error) {
-	if errors.Is(err, storage.ErrNotStored) || s.isRemoved(ctx, item, err) {
+	if errors.Is(err, storage.ErrNotStored) {
 		s.notFound(ctx, "this nar is not stored here")
 		return
 	}
-	s.fault(ctx, "open a nar", err)
+	if !s.hasChanged(ctx, item, err) {
+		s.fault(ctx, "open a nar", err)
+		return
+	}
+	ctx.Response.Reset()
+	s.dispatch(ctx)
 }
 
-// isRemoved says whether a file could not be opened because the item was removed
-// after its row was read: then row and bytes only seem to disagree.
-func (s *Server) isRemoved(ctx context.Context, item *storage.Item, err error) bool {
+// hasChanged says whether a file could not be opened because the item was
+// removed or replaced after its row was read: then row and bytes only seem to
+// disagree, and the request is to be answered anew. That ends, as the row is read
+// again each time, and no request is for a row that changes all the time.
+func (s *Server) hasChanged(ctx context.Context, item *storage.Item, err error) bool {
 	if !errors.Is(err, storage.ErrDisagree) {
 		return false
 	}
 	s.nars.forget(item.Hash)
-	_, now := s.items.Item(ctx, item.Hash)
-	return errors.Is(now, storage.ErrNotFound)
+	now, err := s.items.Item(ctx, item.Hash)
+	if errors.Is(err, storage.ErrNotFound) {
+		return true
+	}
+	return err == nil && (!bytes.Equal(now.Text, item.Text) || now.Stored != item.Stored || !slices.Equal(now.Sizes, item.Sizes))
 }
 
 // sendPart answers with length bytes of a stored file, which begin at start:
@@ -138,11 +150,14 @@ func (s *Server) sendPart(ctx *fasthttp.RequestCtx, item *storage.Item, n int, t
 		// The client's part is of another file, so it gets this one whole.
 		reader.Close()
 		partial, wanted = false, byteRange{0, length}
-		if reader, _, err = s.items.OpenFile(ctx, item, n, start, length); err != nil {
+		var again storage.Info
+		if reader, again, err = s.items.OpenFile(ctx, item, n, start, length); err != nil {
 			response.Header.Reset()
 			s.unopened(ctx, item, err)
 			return
 		}
+		response.Header.Set("ETag", entityTag(tag, length, again.ModTime))
+		response.Header.Set("Last-Modified", again.ModTime.UTC().Format(httpTime))
 	}
 	response.Header.SetContentType(contentType)
 	if partial {

@@ -5,14 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
-	"path"
 	"slices"
 	"strings"
-	"sync"
-	"syscall"
 
 	"nar-herder/narinfo"
 	"nar-herder/storage/index"
@@ -95,25 +91,6 @@ func (e errMissingReferences) Error() string {
 	return "no narinfo for what it refers to: " + strings.Join(names, ", ")
 }
 
-// prepared is an addition whose bytes are staged, ready for its transaction.
-type prepared struct {
-	*Addition
-	entry *index.Entry
-	// old is the item's row as it was before the transaction, nil for none.
-	old *Item
-	// passed: the files were not looked for, as another nar is being served.
-	passed bool
-	// staged[N] holds the Nth file's bytes when they are to come in.
-	staged []Staged
-	// moved are the names of files outside the storage that go when all is
-	// committed.
-	moved []string
-	// obsolete are names in the storage that may go then.
-	obsolete []string
-	bytes    int64
-	result   Result
-}
-
 // Add adds one item: its bytes first, then its row.
 func (s *Storage) Add(ctx context.Context, addition *Addition) Result {
 	return s.addAlone(ctx, func() *prepared { return s.prepare(ctx, addition) })
@@ -134,201 +111,6 @@ func (s *Storage) addAlone(ctx context.Context, prepare func() *prepared) Result
 		}
 	}
 	return p.result
-}
-
-// prepare does what needs no transaction: it looks for the item's files and
-// stages those that are to come in. p.result is set when it fails.
-func (s *Storage) prepare(ctx context.Context, addition *Addition) *prepared {
-	n := addition.Narinfo
-	p := &prepared{Addition: addition, entry: s.index.Prepare(n), staged: make([]Staged, len(n.Files))}
-	p.entry.AddedAt = s.now()
-	if s.bytes == nil {
-		return p
-	}
-	// A hint only, the transaction looks again: it saves copying a nar that
-	// is not going to be taken.
-	old, err := s.Item(ctx, n.StorePath.Hash)
-	if err != nil && !errors.Is(err, ErrNotFound) {
-		p.fail(err)
-		return p
-	}
-	p.old = old
-	if old != nil && old.Narinfo.NarHash != n.NarHash && !addition.Replace {
-		p.passed = true
-		return p
-	}
-	local := 0
-	for i := range n.Files {
-		name, err := n.Files[i].Path()
-		if err != nil {
-			p.result.Note = err.Error() // a file of some other place
-			continue
-		}
-		local++
-		if hashInName(name) != n.StorePath.Hash {
-			// By the hash in its name it is known whose a file is.
-			p.fail(fmt.Errorf("its nar %s is named after another item: it must be HASH-NAME", name))
-			return p
-		}
-		if err := s.find(ctx, p, i, name); err != nil {
-			p.fail(err)
-			return p
-		}
-	}
-	if local == 0 {
-		p.fail(fmt.Errorf("it names no file that could be in a storage: %s", p.result.Note))
-	}
-	return p
-}
-
-// fail drops what was staged.
-func (p *prepared) fail(err error) {
-	p.abort()
-	p.result = Result{Outcome: Failed, Err: fmt.Errorf("%s: %w", p.Narinfo.StorePath.BaseName(), err)}
-}
-
-func (p *prepared) abort() {
-	for _, staged := range p.staged {
-		if staged != nil {
-			staged.Abort()
-		}
-	}
-}
-
-// find makes sure of the bytes of the Nth file: in the storage already, or
-// staged.
-func (s *Storage) find(ctx context.Context, p *prepared, n int, name string) error {
-	want := p.Narinfo.Files[n].Size
-	info, err := s.bytes.Stat(ctx, name)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	inStorage := err == nil
-	fits := inStorage && (want < 0 || info.Size == want)
-	// What the storage has of an item that is to be replaced is the old nar,
-	// even if it is as long as the new one, unless there is no other.
-	replaces := p.old != nil && p.old.Narinfo.NarHash != p.Narinfo.NarHash
-	if fits && !replaces {
-		return s.take(ctx, p, n, name, info.Size)
-	}
-	var wrong error
-	if inStorage && !fits {
-		wrong = fmt.Errorf("%w: %s in storage %s has %d bytes, the narinfo says %d: remove it, or put the whole file there", ErrWrongSize, name, s.bytes, info.Size, want)
-	}
-	for _, directory := range p.Directories {
-		if fits && s.isStored(ctx, directory, name) {
-			continue
-		}
-		size, err := s.stageFrom(ctx, p, n, name, directory)
-		if err == nil {
-			p.found(n, size)
-			p.bytes += size
-			return nil
-		}
-		if !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-	}
-	// Another import of the same directory may just have moved it.
-	if info, err = s.bytes.Stat(ctx, name); err == nil && (want < 0 || info.Size == want) {
-		return s.take(ctx, p, n, name, info.Size)
-	}
-	if wrong != nil {
-		return wrong
-	}
-	where := "the storage " + s.bytes.String()
-	for _, directory := range p.Directories {
-		where += ", " + directory
-	}
-	return fmt.Errorf("its nar %s is nowhere: looked in %s: %w", name, where, fs.ErrNotExist)
-}
-
-// take makes sure of the Nth file where it lies in the storage.
-func (s *Storage) take(ctx context.Context, p *prepared, n int, name string, size int64) error {
-	p.found(n, size)
-	err := s.bytes.Flush(ctx, name)
-	if errors.Is(err, fs.ErrNotExist) {
-		return errChanged // it has just been removed
-	}
-	return err
-}
-
-// isStored says whether the file of that name in the directory is the very one
-// that is in the storage, which nobody may move away.
-func (s *Storage) isStored(ctx context.Context, directory, name string) bool {
-	there, err := os.Stat(path.Join(directory, name))
-	if err != nil {
-		return false
-	}
-	reader, _, err := s.bytes.Open(ctx, name, 0, 0)
-	if err != nil {
-		return false
-	}
-	defer reader.Close()
-	local, ok := reader.(LocalFile)
-	if !ok {
-		return false
-	}
-	file, _ := local.Local()
-	here, err := file.Stat()
-	return err == nil && os.SameFile(here, there)
-}
-
-// found records the Nth file as one that will be stored.
-func (p *prepared) found(n int, size int64) {
-	p.entry.Stored |= 1 << n
-	if p.Narinfo.Files[n].Size >= 0 {
-		return
-	}
-	if p.entry.Sizes == nil {
-		p.entry.Sizes = make([]int64, len(p.Narinfo.Files))
-		for i := range p.entry.Sizes {
-			p.entry.Sizes[i] = -1
-		}
-	}
-	p.entry.Sizes[n] = size
-}
-
-// stageFrom stages the Nth file from a directory. The error is
-// [fs.ErrNotExist] when the directory has no such file.
-func (s *Storage) stageFrom(ctx context.Context, p *prepared, n int, name, directory string) (size int64, err error) {
-	root, err := os.OpenRoot(directory)
-	if err != nil {
-		return 0, err
-	}
-	defer root.Close()
-	info, err := root.Stat(name)
-	if err != nil {
-		return 0, err
-	}
-	source := path.Join(directory, name)
-	if !info.Mode().IsRegular() {
-		return 0, fmt.Errorf("%s is no regular file", source)
-	}
-	size = info.Size()
-	if want := p.Narinfo.Files[n].Size; want >= 0 && size != want {
-		return 0, fmt.Errorf("%w: %s has %d bytes, the narinfo says %d", ErrWrongSize, source, size, want)
-	}
-	if sharer, ok := s.bytes.(FileStager); ok && !p.Keep {
-		p.staged[n], err = sharer.StageFile(ctx, name, source, size)
-		if err != nil && !errors.Is(err, ErrCantShare) {
-			return 0, err
-		}
-	}
-	if p.staged[n] == nil {
-		file, err := root.Open(name)
-		if err != nil {
-			return 0, err
-		}
-		defer file.Close()
-		if p.staged[n], err = s.bytes.Stage(ctx, name, file, size); err != nil {
-			return 0, err
-		}
-	}
-	if !p.Keep {
-		p.moved = append(p.moved, source)
-	}
-	return size, nil
 }
 
 // commit shows the bytes of all additions and writes their rows, in one
@@ -518,7 +300,7 @@ func (s *Storage) put(ctx context.Context, tx *index.Tx, p *prepared, old *Item)
 	if old != nil {
 		row = old.Item
 		// Files that only the old narinfo names are of no more use.
-		p.obsolete = slices.DeleteFunc(slices.Clone(old.names), func(name string) bool { return hashInName(name) != old.Hash })
+		p.obsolete = old.ownNames()
 	}
 	if err := tx.Put(p.entry, row); err != nil {
 		return err
@@ -558,7 +340,7 @@ func (s *Storage) show(ctx context.Context, p *prepared, old *Item) error {
 			return err
 		}
 		info, err := s.bytes.Stat(ctx, name)
-		if errors.Is(err, fs.ErrNotExist) || err == nil && info.Size != p.size(n) {
+		if errors.Is(err, fs.ErrNotExist) || err == nil && info.Size != index.FileSize(p.Narinfo, n, p.entry.Sizes) {
 			return errChanged
 		} else if err != nil {
 			return err
@@ -566,14 +348,6 @@ func (s *Storage) show(ctx context.Context, p *prepared, old *Item) error {
 	}
 	p.result.Bytes = p.bytes
 	return nil
-}
-
-// size is the Nth file's.
-func (p *prepared) size(n int) int64 {
-	if size := p.Narinfo.Files[n].Size; size >= 0 {
-		return size
-	}
-	return p.entry.Sizes[n]
 }
 
 // othersOf returns the references to other items.
@@ -585,39 +359,4 @@ func othersOf(n *narinfo.Narinfo) []narinfo.StorePath {
 		}
 	}
 	return others
-}
-
-// narinfoBuffers are for reading narinfos, whose size is not known before.
-var narinfoBuffers = sync.Pool{New: func() any { return bytes.NewBuffer(make([]byte, 0, 16<<10)) }}
-
-// readNarinfo reads and parses a narinfo file.
-func readNarinfo(name string) (*narinfo.Narinfo, error) {
-	// Without O_NONBLOCK, a pipe of that name would hold the import for ever.
-	file, err := os.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer file.Close()
-	if info, err := file.Stat(); err != nil {
-		return nil, err
-	} else if !info.Mode().IsRegular() {
-		return nil, errors.New("it is no regular file")
-	}
-	buffer := narinfoBuffers.Get().(*bytes.Buffer)
-	defer narinfoBuffers.Put(buffer)
-	buffer.Reset()
-	if _, err := buffer.ReadFrom(io.LimitReader(file, narinfo.MaxSize+1)); err != nil {
-		return nil, err
-	}
-	n, err := narinfo.Parse(bytes.Clone(buffer.Bytes()))
-	if err != nil {
-		return nil, err
-	}
-	// HASH.narinfo is where clients look, so it has to be this item's.
-	if stem, ok := strings.CutSuffix(path.Base(name), ".narinfo"); ok {
-		if hash, err := narinfo.ParsePathHash(stem); err == nil && hash != n.StorePath.Hash {
-			return nil, fmt.Errorf("it is named after %s, but describes %s", hash, n.StorePath)
-		}
-	}
-	return n, nil
 }

@@ -33,8 +33,9 @@ type ByteStore interface {
 	// bytes, the error is [ErrWrongSize] and nothing is kept.
 	Stage(ctx context.Context, name string, from io.Reader, size int64) (Staged, error)
 
-	// Flush makes bytes survive a loss of power that came into the store by
-	// another way than Stage, such as an administrator's copy.
+	// Flush makes bytes that came into the store by another way than Stage,
+	// such as an administrator's copy, survive a loss of power after the next
+	// Sync.
 	Flush(ctx context.Context, name string) error
 
 	// Sync makes all that this store has committed or removed survive a loss

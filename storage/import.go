@@ -1,17 +1,21 @@
 package storage
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
+	"nar-herder/narinfo"
 	"nar-herder/storage/index"
 )
 
@@ -178,6 +182,41 @@ func (s *Storage) prepareFile(ctx context.Context, file narinfoFile, options Imp
 		Narinfo: n, Directories: directories,
 		Keep: options.Keep, Replace: options.Replace, WithReferences: options.WithReferences, Tags: options.Tags,
 	})
+}
+
+// narinfoBuffers are for reading narinfos, whose size is not known before.
+var narinfoBuffers = sync.Pool{New: func() any { return bytes.NewBuffer(make([]byte, 0, 16<<10)) }}
+
+// readNarinfo reads and parses a narinfo file.
+func readNarinfo(name string) (*narinfo.Narinfo, error) {
+	// Without O_NONBLOCK, a pipe of that name would hold the import for ever.
+	file, err := os.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	if info, err := file.Stat(); err != nil {
+		return nil, err
+	} else if !info.Mode().IsRegular() {
+		return nil, errors.New("it is no regular file")
+	}
+	buffer := narinfoBuffers.Get().(*bytes.Buffer)
+	defer narinfoBuffers.Put(buffer)
+	buffer.Reset()
+	if _, err := buffer.ReadFrom(io.LimitReader(file, narinfo.MaxSize+1)); err != nil {
+		return nil, err
+	}
+	n, err := narinfo.Parse(bytes.Clone(buffer.Bytes()))
+	if err != nil {
+		return nil, err
+	}
+	// HASH.narinfo is where clients look, so it has to be this item's.
+	if stem, ok := strings.CutSuffix(filepath.Base(name), ".narinfo"); ok {
+		if hash, err := narinfo.ParsePathHash(stem); err == nil && hash != n.StorePath.Hash {
+			return nil, fmt.Errorf("it is named after %s, but describes %s", hash, n.StorePath)
+		}
+	}
+	return n, nil
 }
 
 // commitAll commits what is ready in batches: as much as there is, so that one

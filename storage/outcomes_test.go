@@ -197,7 +197,7 @@ func TestSharedFile(t *testing.T) {
 // error, but no row claims what gets lost.
 func TestOddURLs(t *testing.T) {
 	t.Parallel()
-	for _, url := range []string{"nar/lzip/foo.nar.lz", "0hash.nar.xz", "nar/lzip/" + fake{n: 9}.path().BaseName(),
+	for _, url := range []string{"nar/lzip/foo.nar.lz", "0hash.nar.xz", "nar/a/b/00000000000000000000000000000001-item-1", "nar/lzip/" + fake{n: 9}.path().BaseName(),
 		"nar/00000000000000000000000000000001", "a/b/c/d/e/00000000000000000000000000000001-item-1", "nar/.nar-herder-x"} {
 		t.Run(url, func(t *testing.T) {
 			t.Parallel()

@@ -33,11 +33,8 @@ func (s *Storage) Remove(ctx context.Context, hash narinfo.PathHash) (Removal, e
 			return err
 		}
 		removal.StorePath = item.Narinfo.StorePath
-		for n, name := range item.names {
-			if item.HasStored(n) {
-				names = append(names, name)
-			}
-		}
+		// Also what is there without being recorded, as after a crash.
+		names = item.ownNames()
 		return tx.Remove(hash, s.now())
 	})
 	if errors.Is(err, ErrNotFound) {

@@ -108,6 +108,11 @@ func (i *Item) FileNamed(name string) int {
 // does not.
 func (i *Item) FileName(n int) string { return i.names[n] }
 
+// ownNames are the names in a storage that no other item can have files under.
+func (i *Item) ownNames() []string {
+	return slices.DeleteFunc(slices.Clone(i.names), func(name string) bool { return hashInName(name) != i.Hash })
+}
+
 // Items returns all items that have every given tag.
 func (s *Storage) Items(ctx context.Context, tags ...index.Tag) iter.Seq2[*Item, error] {
 	return func(yield func(*Item, error) bool) {
@@ -126,13 +131,7 @@ func (s *Storage) Items(ctx context.Context, tags ...index.Tag) iter.Seq2[*Item,
 // StoredSize is the size in bytes that the item's Nth file has in the storage,
 // as recorded.
 func (i *Item) StoredSize(n int) int64 {
-	if size := i.Narinfo.Files[n].Size; size >= 0 {
-		return size
-	}
-	if n < len(i.Sizes) {
-		return i.Sizes[n]
-	}
-	return -1
+	return index.FileSize(i.Narinfo, n, i.Sizes)
 }
 
 // OpenFile opens the item's Nth file: length bytes from offset on, or all that

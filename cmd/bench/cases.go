@@ -355,7 +355,7 @@ func (b *bench) largeIndex() error {
 	if err != nil {
 		return err
 	}
-	b.add(title+" in random order, no answer kept, against nginx with "+fmt.Sprint(b.narinfos), "requests/s ", p.ourRate, p.theirRate, 0.5, false)
+	b.add(title+" in random order, no answer kept, against nginx with "+fmt.Sprint(b.narinfos), "requests/s ", p.ourRate, p.theirRate, 0, false)
 	peak, err := ours.memory("VmHWM")
 	if err != nil {
 		return err
@@ -376,7 +376,7 @@ func (b *bench) largeIndex() error {
 	if p, err = b.inTurnOf(ours, ourLoad, asMany, asManyLoad); err != nil {
 		return err
 	}
-	b.add(title+" in random order, no answer kept, against nginx with as many", "requests/s ", p.ourRate, p.theirRate, 0, false)
+	b.add(title+" in random order, no answer kept, against nginx with as many", "requests/s ", p.ourRate, p.theirRate, 0.5, false)
 	missing, err := http.Get("http://" + ours.address + "/" + strings.Repeat("0", 32) + ".narinfo")
 	if err != nil {
 		return err

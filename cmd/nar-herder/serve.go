@@ -83,6 +83,10 @@ func (c *serverCommand) inactive() (names []string) {
 	return names
 }
 
+// pidFileWait is how long the process id waits for the sockets: a supervisor
+// waits a second for it at the least.
+const pidFileWait = 500 * time.Millisecond
+
 func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
 	if c.Storage == "" && c.Mirror == nil {
 		return errors.New("run-server needs --storage=DIR, --mirror=URL, or both")
@@ -94,18 +98,33 @@ func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
 	log, closeLog := newLogger(s.err, slog.Level(c.LogLevel))
 	defer closeLog()
 	// First of all, so that a second server by mistake touches nothing of the
-	// one that runs.
-	listeners, err := listen(ctx, c.Host, c.Port)
-	if err != nil {
-		return err
+	// one that runs. The supervisor that waits for the process id does not wait
+	// for a slow name server, though.
+	var listeners []net.Listener
+	var listenErr error
+	listened := make(chan struct{})
+	go func() {
+		defer close(listened)
+		listeners, listenErr = listen(ctx, c.Host, c.Port)
+	}()
+	select {
+	case <-listened:
+		if listenErr != nil {
+			return listenErr
+		}
+	case <-time.After(pidFileWait):
 	}
-	defer closeAll(listeners)
 	if c.PidFile != "" {
 		if err := writePidFile(c.PidFile); err != nil {
 			return err
 		}
 		defer removePidFile(c.PidFile)
 	}
+	<-listened
+	if listenErr != nil {
+		return listenErr
+	}
+	defer closeAll(listeners)
 	store, err := open(ctx, c.Database, c.Storage, index.Options{}, log)
 	if err != nil {
 		return err

@@ -27,6 +27,10 @@ import (
 // file system. No store path's base name begins with a dot.
 const temporaryPrefix = ".nar-herder-"
 
+// copyStep is how many bytes are copied between two looks at whether somebody
+// still wants them.
+const copyStep = 64 << 20
+
 // Directory is a [storage.ByteStore].
 type Directory struct {
 	name string
@@ -202,7 +206,7 @@ func (d *Directory) explain(tried, name string, err error) error {
 }
 
 // Stage implements [storage.ByteStore].
-func (d *Directory) Stage(_ context.Context, name string, from io.Reader, size int64) (_ storage.Staged, err error) {
+func (d *Directory) Stage(ctx context.Context, name string, from io.Reader, size int64) (_ storage.Staged, err error) {
 	temporary, err := d.temporary(name)
 	if err != nil {
 		return nil, err
@@ -218,10 +222,19 @@ func (d *Directory) Stage(_ context.Context, name string, from io.Reader, size i
 		}
 	}()
 	// With a file as source this is copy_file_range, which on some file
-	// systems copies nothing at all.
-	written, err := io.Copy(file, io.LimitReader(from, size))
-	if err != nil {
-		return nil, d.explain("write", temporary, err)
+	// systems copies nothing at all. In steps, so that it can be cancelled.
+	var written int64
+	for written < size {
+		n, err := io.Copy(file, io.LimitReader(from, min(size-written, copyStep)))
+		if written += n; err != nil {
+			return nil, d.explain("write", temporary, err)
+		}
+		if err := ctx.Err(); err != nil {
+			return nil, fmt.Errorf("store %s: %w", name, err)
+		}
+		if n == 0 {
+			break
+		}
 	}
 	if written < size {
 		return nil, fmt.Errorf("store %s: %w: %d bytes came where %d were expected", name, storage.ErrWrongSize, written, size)
@@ -318,10 +331,16 @@ func (d *Directory) Flush(_ context.Context, name string) error {
 	if err := d.check("flush", name); err != nil {
 		return err
 	}
-	if err := errors.Join(d.syncOne(name), d.syncOne(path.Dir(name))); err != nil {
+	if err := d.syncOne(name); err != nil {
 		return d.explain("flush", name, err)
 	}
-	return nil
+	// The directories that it lies in may be as new as the file.
+	for parent := path.Dir(name); ; parent = path.Dir(parent) {
+		d.touch(parent)
+		if parent == "." {
+			return nil
+		}
+	}
 }
 
 // touch notes that Sync has to flush the directory.

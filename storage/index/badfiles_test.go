@@ -302,3 +302,38 @@ func TestPermission(t *testing.T) {
 		}
 	}
 }
+
+// TestLostNarinfo: an item whose text is gone is a fault, and not unknown.
+func TestLostNarinfo(t *testing.T) {
+	t.Parallel()
+	x := openTest(t)
+	put(t, x, testNarinfo(1, 1, nil, 10))
+	put(t, x, testNarinfo(2, 1, nil, 10))
+	lost, kept := testPath(1).Hash, testPath(2).Hash
+	err := x.writer.exec("DELETE FROM narinfos WHERE hash = ?", lost[:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, textErr := x.Text(t.Context(), lost)
+	_, itemErr := x.Item(t.Context(), lost)
+	for _, err := range []error{textErr, itemErr} {
+		if err == nil || errors.Is(err, ErrNotFound) || !strings.Contains(err.Error(), "damaged") {
+			t.Errorf("an item without its narinfo: %v", err)
+		}
+	}
+	if _, err := x.Text(t.Context(), kept); err != nil {
+		t.Error(err)
+	}
+	listed := 0
+	for _, err := range x.Items(t.Context()) {
+		if listed++; err == nil {
+			continue
+		}
+		if !strings.Contains(err.Error(), "damaged") {
+			t.Errorf("list: %v", err)
+		}
+	}
+	if listed == 0 {
+		t.Error("the list is empty")
+	}
+}

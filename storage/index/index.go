@@ -300,10 +300,11 @@ func keyOf(hash narinfo.PathHash) int64 {
 	return int64(binary.BigEndian.Uint64(hash[:8]))
 }
 
-// hashOf makes a column's value a path hash.
+// hashOf makes a column's value a path hash. It is NULL where an item's
+// narinfo is gone, which only damage can do.
 func hashOf(column driver.Value) (hash narinfo.PathHash, err error) {
 	if n := copy(hash[:], blob(column)); n != len(hash) {
-		return hash, fmt.Errorf("path hash of %d bytes in the database, want %d", n, len(hash))
+		return hash, fmt.Errorf("path hash of %d bytes in the database, want %d: the database is damaged", n, len(hash))
 	}
 	return hash, nil
 }

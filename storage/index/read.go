@@ -1,7 +1,6 @@
 package index
 
 import (
-	"bytes"
 	"context"
 	"database/sql/driver"
 	"encoding/binary"
@@ -39,11 +38,16 @@ func (i *Item) HasStored(n int) bool { return n < 64 && i.Stored&(1<<n) != 0 }
 func (x *Index) Text(ctx context.Context, hash narinfo.PathHash) (text []byte, err error) {
 	err = x.readers.do(ctx, func(c *connection) error {
 		// Of items, this reads the index alone.
-		row, err := c.first("SELECT n.hash, n.dictionary, n.text FROM items i JOIN narinfos n ON n.id = i.id WHERE i.key = ?", keyOf(hash))
+		row, err := c.first("SELECT n.hash, n.dictionary, n.text FROM items i LEFT JOIN narinfos n ON n.id = i.id WHERE i.key = ?", keyOf(hash))
 		if err != nil {
 			return err
 		}
-		if row == nil || !bytes.Equal(blob(row[0]), hash[:]) {
+		if row == nil {
+			return ErrNotFound
+		}
+		if found, err := hashOf(row[0]); err != nil {
+			return err
+		} else if found != hash {
 			return ErrNotFound
 		}
 		text, err = x.codec.decompress(row[1].(int64), blob(row[2]))
@@ -56,7 +60,7 @@ func (x *Index) Text(ctx context.Context, hash narinfo.PathHash) (text []byte, e
 }
 
 const (
-	itemColumns = "SELECT i.id, n.hash, i.added_at, i.stored_files, i.file_sizes, n.dictionary, n.text FROM items i JOIN narinfos n ON n.id = i.id"
+	itemColumns = "SELECT i.id, n.hash, i.added_at, i.stored_files, i.file_sizes, n.dictionary, n.text FROM items i LEFT JOIN narinfos n ON n.id = i.id"
 	itemByKey   = itemColumns + " WHERE i.key = ?"
 )
 
@@ -78,10 +82,14 @@ func (x *Index) itemFrom(c *connection, hash narinfo.PathHash) (*Item, error) {
 	if err != nil {
 		return nil, err
 	}
-	if row == nil || !bytes.Equal(blob(row[1]), hash[:]) {
+	if row == nil {
 		return nil, ErrNotFound
 	}
-	return x.item(row)
+	item, err := x.item(row)
+	if err == nil && item.Hash != hash {
+		return nil, ErrNotFound
+	}
+	return item, err
 }
 
 // item makes a row of itemColumns an Item.

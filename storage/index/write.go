@@ -248,18 +248,27 @@ func (i *Item) parsed() (*narinfo.Narinfo, int64, error) {
 	return n, size, err
 }
 
+// FileSize is the length in bytes of the narinfo's Nth file: what the narinfo
+// says, or else what was found, as in [Item]; -1 when neither is known.
+func FileSize(n *narinfo.Narinfo, file int, sizes []int64) int64 {
+	if size := n.Files[file].Size; size >= 0 {
+		return size
+	}
+	if file < len(sizes) {
+		return sizes[file]
+	}
+	return -1
+}
+
 // storedSize is the length in bytes of the stored ones of the narinfo's files.
 func storedSize(n *narinfo.Narinfo, stored uint64, sizes []int64) (total int64, err error) {
-	for i, file := range n.Files {
+	for i := range n.Files {
 		if i >= 64 || stored&(1<<i) == 0 {
 			continue
 		}
-		size := file.Size
-		if size < 0 && i < len(sizes) {
-			size = sizes[i]
-		}
+		size := FileSize(n, i, sizes)
 		if size < 0 {
-			return 0, fmt.Errorf("%s: file %s is recorded as stored, but its size is not known", n.StorePath, file.URL)
+			return 0, fmt.Errorf("%s: file %s is recorded as stored, but its size is not known", n.StorePath, n.Files[i].URL)
 		}
 		total += size
 	}

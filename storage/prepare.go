@@ -1,0 +1,236 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"strings"
+
+	"nar-herder/storage/index"
+)
+
+// prepared is an addition whose bytes are staged, ready for its transaction.
+type prepared struct {
+	*Addition
+	entry *index.Entry
+	// old is the item's row as it was before the transaction, nil for none.
+	old *Item
+	// passed: the files were not looked for, as another nar is being served.
+	passed bool
+	// staged[N] holds the Nth file's bytes when they are to come in.
+	staged []Staged
+	// moved are the names of files outside the storage that go when all is
+	// committed.
+	moved []string
+	// obsolete are names in the storage that may go then.
+	obsolete []string
+	bytes    int64
+	result   Result
+}
+
+// prepare does what needs no transaction: it looks for the item's files and
+// stages those that are to come in. p.result is set when it fails.
+func (s *Storage) prepare(ctx context.Context, addition *Addition) *prepared {
+	n := addition.Narinfo
+	p := &prepared{Addition: addition, entry: s.index.Prepare(n), staged: make([]Staged, len(n.Files))}
+	p.entry.AddedAt = s.now()
+	if s.bytes == nil {
+		return p
+	}
+	// A hint only, the transaction looks again: it saves copying a nar that
+	// is not going to be taken.
+	old, err := s.Item(ctx, n.StorePath.Hash)
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		p.fail(err)
+		return p
+	}
+	p.old = old
+	if old != nil && old.Narinfo.NarHash != n.NarHash && !addition.Replace {
+		p.passed = true
+		return p
+	}
+	local := 0
+	for i := range n.Files {
+		name, err := n.Files[i].Path()
+		if err == nil && !isNarName(name) {
+			err = fmt.Errorf("URL %q: a server of nars has none there: it must be nar/COMPRESSION/HASH-NAME or nar/HASH-NAME", n.Files[i].URL)
+		}
+		if err != nil {
+			p.result.Note = err.Error() // a file of some other place
+			continue
+		}
+		local++
+		if hashInName(name) != n.StorePath.Hash {
+			// By the hash in its name it is known whose a file is.
+			p.fail(fmt.Errorf("its nar %s is named after another item: it must be HASH-NAME", name))
+			return p
+		}
+		if err := s.find(ctx, p, i, name); err != nil {
+			p.fail(err)
+			return p
+		}
+	}
+	if local == 0 {
+		p.fail(fmt.Errorf("it names no file that could be in a storage: %s", p.result.Note))
+	}
+	return p
+}
+
+// isNarName says whether requests can be for the name.
+func isNarName(name string) bool {
+	segments := strings.Count(name, "/")
+	return strings.HasPrefix(name, "nar/") && (segments == 1 || segments == 2)
+}
+
+// fail drops what was staged.
+func (p *prepared) fail(err error) {
+	p.abort()
+	p.result = Result{Outcome: Failed, Err: fmt.Errorf("%s: %w", p.Narinfo.StorePath.BaseName(), err)}
+}
+
+func (p *prepared) abort() {
+	for _, staged := range p.staged {
+		if staged != nil {
+			staged.Abort()
+		}
+	}
+}
+
+// find makes sure of the bytes of the Nth file: in the storage already, or
+// staged.
+func (s *Storage) find(ctx context.Context, p *prepared, n int, name string) error {
+	want := p.Narinfo.Files[n].Size
+	info, err := s.bytes.Stat(ctx, name)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	inStorage := err == nil
+	fits := inStorage && (want < 0 || info.Size == want)
+	// What the storage has of an item that is to be replaced is the old nar,
+	// even if it is as long as the new one, unless there is no other.
+	replaces := p.old != nil && p.old.Narinfo.NarHash != p.Narinfo.NarHash
+	if fits && !replaces {
+		return s.take(ctx, p, n, name, info.Size)
+	}
+	var wrong error
+	if inStorage && !fits {
+		wrong = fmt.Errorf("%w: %s in storage %s has %d bytes, the narinfo says %d: remove it, or put the whole file there", ErrWrongSize, name, s.bytes, info.Size, want)
+	}
+	for _, directory := range p.Directories {
+		if fits && s.isStored(ctx, directory, name) {
+			continue
+		}
+		size, err := s.stageFrom(ctx, p, n, name, directory)
+		if err == nil {
+			p.found(n, size)
+			p.bytes += size
+			return nil
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	// Another import of the same directory may just have moved it.
+	if info, err = s.bytes.Stat(ctx, name); err == nil && (want < 0 || info.Size == want) {
+		return s.take(ctx, p, n, name, info.Size)
+	}
+	if wrong != nil {
+		return wrong
+	}
+	where := "the storage " + s.bytes.String()
+	for _, directory := range p.Directories {
+		where += ", " + directory
+	}
+	return fmt.Errorf("its nar %s is nowhere: looked in %s: %w", name, where, fs.ErrNotExist)
+}
+
+// take makes sure of the Nth file where it lies in the storage.
+func (s *Storage) take(ctx context.Context, p *prepared, n int, name string, size int64) error {
+	p.found(n, size)
+	err := s.bytes.Flush(ctx, name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return errChanged // it has just been removed
+	}
+	return err
+}
+
+// isStored says whether the file of that name in the directory is the very one
+// that is in the storage, which nobody may move away.
+func (s *Storage) isStored(ctx context.Context, directory, name string) bool {
+	there, err := os.Stat(path.Join(directory, name))
+	if err != nil {
+		return false
+	}
+	reader, _, err := s.bytes.Open(ctx, name, 0, 0)
+	if err != nil {
+		return false
+	}
+	defer reader.Close()
+	local, ok := reader.(LocalFile)
+	if !ok {
+		return false
+	}
+	file, _ := local.Local()
+	here, err := file.Stat()
+	return err == nil && os.SameFile(here, there)
+}
+
+// found records the Nth file as one that will be stored.
+func (p *prepared) found(n int, size int64) {
+	p.entry.Stored |= 1 << n
+	if p.Narinfo.Files[n].Size >= 0 {
+		return
+	}
+	if p.entry.Sizes == nil {
+		p.entry.Sizes = make([]int64, len(p.Narinfo.Files))
+		for i := range p.entry.Sizes {
+			p.entry.Sizes[i] = -1
+		}
+	}
+	p.entry.Sizes[n] = size
+}
+
+// stageFrom stages the Nth file from a directory. The error is
+// [fs.ErrNotExist] when the directory has no such file.
+func (s *Storage) stageFrom(ctx context.Context, p *prepared, n int, name, directory string) (size int64, err error) {
+	root, err := os.OpenRoot(directory)
+	if err != nil {
+		return 0, err
+	}
+	defer root.Close()
+	info, err := root.Stat(name)
+	if err != nil {
+		return 0, err
+	}
+	source := path.Join(directory, name)
+	if !info.Mode().IsRegular() {
+		return 0, fmt.Errorf("%s is no regular file", source)
+	}
+	size = info.Size()
+	if want := p.Narinfo.Files[n].Size; want >= 0 && size != want {
+		return 0, fmt.Errorf("%w: %s has %d bytes, the narinfo says %d", ErrWrongSize, source, size, want)
+	}
+	if sharer, ok := s.bytes.(FileStager); ok && !p.Keep {
+		p.staged[n], err = sharer.StageFile(ctx, name, source, size)
+		if err != nil && !errors.Is(err, ErrCantShare) {
+			return 0, err
+		}
+	}
+	if p.staged[n] == nil {
+		file, err := root.Open(name)
+		if err != nil {
+			return 0, err
+		}
+		defer file.Close()
+		if p.staged[n], err = s.bytes.Stage(ctx, name, file, size); err != nil {
+			return 0, err
+		}
+	}
+	if !p.Keep {
+		p.moved = append(p.moved, source)
+	}
+	return size, nil
+}
