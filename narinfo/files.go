@@ -104,8 +104,8 @@ func unescape(url string) (string, error) {
 //
 // Bytes of a URL are escaped as guix publish escapes them, apart from '/' and
 // '%': so a URL that is escaped already stays as it is, and nar/zstd/HASH-NAME
-// becomes one. Compression is written as it is. Each file needs its size, because
-// the client matches sizes by position; one below zero gets no FileSize.
+// becomes one. Compression is written as it is. A size below zero gets no
+// FileSize, as befits a narinfo that is not [Narinfo.Sized].
 func AppendFiles(dst, text []byte, files []File) []byte {
 	dst = append(dst, text...)
 	if len(files) > 0 && len(text) > 0 && text[len(text)-1] != '\n' {

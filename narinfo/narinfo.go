@@ -68,6 +68,7 @@ type Narinfo struct {
 	signedLen int  // bytes before the first "Signature:", -1 when there is none
 	ended     bool // an empty line ended the record
 	sized     bool // each file has its size
+	mixed     bool // some files have one, and others none
 }
 
 // signatureMark ends what is signed. The client looks for it as a mere
@@ -92,9 +93,13 @@ func (n *Narinfo) Signature() string { return n.signature }
 
 // CanAppend tells whether the client will understand blocks that [AppendFiles]
 // adds. It won't when an empty line has ended the record, since it reads no
-// further; nor when a nar has no size, since it matches sizes to nars by
-// position alone.
-func (n *Narinfo) CanAppend() bool { return n.sized && !n.ended }
+// further; nor when some nars have a size and others don't, since it matches
+// sizes to nars by position alone. Where none has a size, as [Narinfo.Sized]
+// says, none that is added may have one.
+func (n *Narinfo) CanAppend() bool { return !n.mixed && !n.ended }
+
+// Sized tells whether each nar has its size.
+func (n *Narinfo) Sized() bool { return n.sized }
 
 // checkText refuses a text that isn't one.
 func checkText(text []byte) error {

@@ -224,10 +224,10 @@ func TestParse(t *testing.T) {
 			n.Files, n.sized = []File{unsized}, false
 		}},
 		{"less sizes than nars", whole + "URL: nar/b\nCompression: none\n", func(n *Narinfo) {
-			n.Files, n.sized = []File{unsized, {"nar/b", "none", -1}}, false
+			n.Files, n.sized, n.mixed = []File{unsized, {"nar/b", "none", -1}}, false, true
 		}},
 		{"more sizes than nars", whole + "FileSize: 5\n", func(n *Narinfo) {
-			n.Files, n.sized = []File{unsized}, false
+			n.Files, n.sized, n.mixed = []File{unsized}, false, true
 		}},
 		{"mark of the signature in a line", "X-Signature: a\n" + whole, func(n *Narinfo) { n.signedLen = len("X-") }},
 		{"mark of the signature in a comment", "# Signature:\n" + whole, func(n *Narinfo) { n.signedLen = len("# ") }},
@@ -249,7 +249,7 @@ func TestParse(t *testing.T) {
 			if !reflect.DeepEqual(got, &want) {
 				t.Errorf("got\n%+v, want\n%+v", *got, want)
 			}
-			if got.CanAppend() != (want.sized && !want.ended) {
+			if got.CanAppend() != (!want.mixed && !want.ended) {
 				t.Errorf("CanAppend() = %v", got.CanAppend())
 			}
 		})
@@ -420,13 +420,16 @@ func FuzzParse(f *testing.F) {
 				checkPath(t, file.URL, path)
 			}
 			if n.sized != (file.Size >= 0) {
-				t.Fatalf("size %d, CanAppend() %v", file.Size, n.CanAppend())
+				t.Fatalf("size %d, Sized() %v", file.Size, n.Sized())
 			}
 		}
 		if !n.CanAppend() || len(n.Files) == MaxFiles || len(text) > MaxSize-1000 {
 			return
 		}
 		added := File{"nar/zstd/" + n.StorePath.BaseName(), "zstd", 1}
+		if !n.Sized() {
+			added.Size = -1
+		}
 		served := AppendFiles(nil, text, []File{added})
 		if !bytes.HasPrefix(served, text) {
 			t.Fatal("AppendFiles changed the text")
@@ -437,7 +440,7 @@ func FuzzParse(f *testing.F) {
 		}
 		last := again.Files[len(again.Files)-1]
 		path, err := last.Path()
-		if err != nil || path != added.URL || last.Compression != "zstd" || last.Size != 1 ||
+		if err != nil || path != added.URL || last.Compression != "zstd" || last.Size != added.Size ||
 			!reflect.DeepEqual(again.Files[:len(n.Files)], n.Files) || !again.CanAppend() {
 			t.Fatalf("AppendFiles made %+v of %+v", again.Files, n.Files)
 		}

@@ -252,7 +252,7 @@ func (p *parser) check() error {
 		return &SyntaxError{Field: "Compression", Err: fmt.Errorf("there are %d for %d URL, must be one for each", p.compressions, p.urls)}
 	}
 	p.Files = p.Files[:p.urls]
-	p.sized = p.sizes == p.urls
+	p.sized, p.mixed = p.sizes == p.urls, p.sizes != p.urls && p.sizes != 0
 	if !p.sized {
 		for i := range p.Files {
 			p.Files[i].Size = -1
