@@ -8,28 +8,12 @@ import (
 	"hash"
 	"io"
 	"runtime/debug"
-	"slices"
 	"time"
 
 	"github.com/valyala/fasthttp"
 
 	"nar-herder/storage"
 )
-
-// easiest lists compressions by how little work it is to undo them.
-var easiest = []string{"none", "zstd", "gzip", "lzip", "xz", "bzip2"}
-
-// easiestFile returns which of the item's stored files is best for getting at
-// its nar, -1 when none is stored in a compression that can be read.
-func easiestFile(item *storage.Item) int {
-	best, rank := -1, len(easiest)
-	for n, file := range item.Narinfo.Files {
-		if r := slices.Index(easiest, file.Compression); r >= 0 && r < rank && item.HasStored(n) {
-			best, rank = n, r
-		}
-	}
-	return best
-}
 
 // decoderWait is how long a client waits for its turn when very many nars are
 // being decompressed.

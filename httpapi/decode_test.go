@@ -343,7 +343,7 @@ func TestEasiestFile(t *testing.T) {
 	}
 	for stored, want := range map[uint64]int{0: -1, 1: 0, 0b10: -1, 0b11: 0, 0b101: 2, 0b111111: 3, 0b110111: 4, 0b100001: 0} {
 		item.Stored = stored
-		if got := easiestFile(item); got != want {
+		if got := item.EasiestFile(item.HasStored); got != want {
 			t.Errorf("stored %b: file %d, want %d", stored, got, want)
 		}
 	}

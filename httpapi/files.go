@@ -28,7 +28,7 @@ func (s *Server) serveFile(ctx *fasthttp.RequestCtx, name, algorithm, digest str
 		s.notFound(ctx, nothing)
 		return
 	}
-	item, err := s.item(ctx, path.Hash)
+	known, err := s.item(ctx, path.Hash)
 	if errors.Is(err, storage.ErrNotFound) {
 		s.notFound(ctx, nothing)
 		return
@@ -37,7 +37,8 @@ func (s *Server) serveFile(ctx *fasthttp.RequestCtx, name, algorithm, digest str
 		s.fault(ctx, "look up an item", err)
 		return
 	}
-	n := easiestFile(item)
+	item := known.Item
+	n := item.EasiestFile(item.HasStored)
 	if n < 0 {
 		s.notFound(ctx, "this file is not stored here")
 		return
@@ -65,7 +66,7 @@ func (s *Server) serveFile(ctx *fasthttp.RequestCtx, name, algorithm, digest str
 	}
 	if item.Narinfo.Files[n].Compression == "none" {
 		decoder.Close()
-		s.sendPart(ctx, item, n, "sha256-"+digest, narType, narinfo.FlatHeaderSize, length)
+		s.sendPart(ctx, item, s.stored(ctx, item, n), "sha256-"+digest, narType, narinfo.FlatHeaderSize, length)
 		return
 	}
 	ctx.Response.Header.SetContentType(narType)

@@ -14,10 +14,10 @@ import (
 
 // serveNarinfo answers with the narinfo.
 func (s *Server) serveNarinfo(ctx *fasthttp.RequestCtx, hash narinfo.PathHash) {
-	body, ok, ticket := s.answers.get(hash)
+	found, ok, ticket := s.answers.get(hash)
 	if !ok {
 		var err error
-		body, err = s.items.Text(ctx, hash)
+		found, err = s.answer(ctx, hash)
 		if errors.Is(err, storage.ErrNotFound) {
 			s.unknown(ctx)
 			return
@@ -26,14 +26,39 @@ func (s *Server) serveNarinfo(ctx *fasthttp.RequestCtx, hash narinfo.PathHash) {
 			s.fault(ctx, "look up a narinfo", err)
 			return
 		}
-		s.answers.put(hash, body, ticket)
+		s.answers.put(hash, found, ticket)
 	}
 	ctx.Response.Header.SetContentType("application/x-nix-narinfo")
-	if s.cacheControl != "" {
-		ctx.Response.Header.Set("Cache-Control", s.cacheControl)
+	if found.cacheControl != "" {
+		ctx.Response.Header.Set("Cache-Control", found.cacheControl)
 	}
 	// The bytes are not copied; nobody changes them.
-	ctx.Response.SetBodyRaw(body)
+	ctx.Response.SetBodyRaw(found.body)
+}
+
+// madeAnswer is what a narinfo is answered with.
+type madeAnswer struct {
+	body         []byte
+	cacheControl string
+}
+
+// answer makes the answer for an item's narinfo.
+func (s *Server) answer(ctx context.Context, hash narinfo.PathHash) (madeAnswer, error) {
+	if s.options.Cached == nil {
+		body, err := s.items.Text(ctx, hash)
+		return madeAnswer{body, s.cacheControl}, err
+	}
+	body, types, err := s.options.Cached.Text(ctx, hash)
+	if len(types) == 0 {
+		return madeAnswer{body, s.cacheControl}, err
+	}
+	return madeAnswer{body, maxAge(s.options.Cached.TTL(types))}, err
+}
+
+// Forget drops what is kept of an item, which has changed.
+func (s *Server) Forget(hash narinfo.PathHash) {
+	s.nars.forget(hash)
+	s.answers.forget(hash)
 }
 
 // unknown answers for an item that is certainly not in the index. No such

@@ -15,6 +15,7 @@ import (
 
 	"nar-herder/narinfo"
 	"nar-herder/storage"
+	"nar-herder/storage/index"
 )
 
 const narType = "application/octet-stream"
@@ -37,51 +38,123 @@ func (s *Server) serveNar(ctx *fasthttp.RequestCtx, name, base string) {
 		return
 	}
 	if n := item.FileNamed(name); n >= 0 {
-		s.sendStored(ctx, item, n)
+		s.sendStored(ctx, item.Item, n)
+		s.used(ctx, item, "")
 		return
 	}
-	// A nar without compression is there for every item that is stored.
-	if name == "nar/"+base && item.Narinfo.StorePath == path {
-		s.sendNar(ctx, item)
-		return
+	if item.Narinfo.StorePath == path {
+		// A nar without compression is there for every item that is stored.
+		if name == "nar/"+base {
+			s.sendNar(ctx, item.Item)
+			s.used(ctx, item, "")
+			return
+		}
+		for _, file := range item.cached {
+			if name == "nar/"+file.Type+"/"+base {
+				s.sendCached(ctx, item.Item, file)
+				s.used(ctx, item, file.Type)
+				return
+			}
+		}
 	}
 	s.notFound(ctx, "there is no such nar")
 }
 
+// used counts a request that was answered with a nar, from its beginning on.
+func (s *Server) used(ctx *fasthttp.RequestCtx, item *nars, kind string) {
+	if s.options.Cached == nil || !ctx.IsGet() {
+		return
+	}
+	switch ctx.Response.StatusCode() {
+	case fasthttp.StatusOK:
+	case fasthttp.StatusPartialContent:
+		if !bytes.HasPrefix(ctx.Response.Header.Peek("Content-Range"), []byte("bytes 0-")) {
+			return // the rest of a download that was counted
+		}
+	default:
+		return
+	}
+	s.options.Cached.Used(item.Hash, kind)
+}
+
+// nars are an item's: those that its narinfo names, and others that were made
+// of them.
+type nars struct {
+	*storage.Item
+	cached []index.CachedFile
+}
+
 // item returns the item, perhaps as it was a moment ago.
-func (s *Server) item(ctx context.Context, hash narinfo.PathHash) (*storage.Item, error) {
-	item, ok, ticket := s.nars.get(hash)
+func (s *Server) item(ctx context.Context, hash narinfo.PathHash) (*nars, error) {
+	found, ok, ticket := s.nars.get(hash)
 	if ok {
-		return item, nil
+		return found, nil
 	}
 	item, err := s.items.Item(ctx, hash)
-	if err == nil {
-		s.nars.put(hash, item, ticket)
+	if err != nil {
+		return nil, err
 	}
-	return item, err
+	found = &nars{Item: item}
+	if s.options.Cached != nil {
+		if found.cached, err = s.options.Cached.Files(ctx, hash); err != nil {
+			return nil, err
+		}
+	}
+	s.nars.put(hash, found, ticket)
+	return found, nil
+}
+
+// sendCached answers with a file that was made of the item's nar.
+func (s *Server) sendCached(ctx *fasthttp.RequestCtx, item *storage.Item, file index.CachedFile) {
+	open := func(offset, length int64) (io.ReadCloser, storage.Info, error) {
+		reader, info, err := s.options.Cached.Open(ctx, item, file, offset, length)
+		if errors.Is(err, storage.ErrNotStored) {
+			s.nars.forget(item.Hash)
+		}
+		return reader, info, err
+	}
+	if s.options.AccelRedirect {
+		s.redirect(ctx, item, open, "/internal/cached-nar/"+file.Type+"/"+item.Narinfo.StorePath.BaseName())
+		return
+	}
+	s.sendPart(ctx, item, open, narTag(item, file.Type), narType, 0, file.Size)
+}
+
+// narTag begins the entity tag of an item's nar in a compression.
+func narTag(item *storage.Item, compression string) string {
+	return item.Narinfo.NarHash.String()[len("sha256:"):][:16] + "-" + compression
+}
+
+// opener opens a part of a file.
+type opener func(offset, length int64) (io.ReadCloser, storage.Info, error)
+
+// stored opens the item's Nth file.
+func (s *Server) stored(ctx context.Context, item *storage.Item, n int) opener {
+	return func(offset, length int64) (io.ReadCloser, storage.Info, error) {
+		return s.items.OpenFile(ctx, item, n, offset, length)
+	}
 }
 
 // sendStored answers with the item's Nth file as it lies in the storage.
 func (s *Server) sendStored(ctx *fasthttp.RequestCtx, item *storage.Item, n int) {
 	if s.options.AccelRedirect {
-		s.redirect(ctx, item, n)
+		s.redirect(ctx, item, s.stored(ctx, item, n), "/internal/"+item.FileName(n))
 		return
 	}
-	tag := item.Narinfo.NarHash.String()[len("sha256:"):][:16] + "-" + item.Narinfo.Files[n].Compression
-	s.sendPart(ctx, item, n, tag, narType, 0, item.StoredSize(n))
+	s.sendPart(ctx, item, s.stored(ctx, item, n), narTag(item, item.Narinfo.Files[n].Compression), narType, 0, item.StoredSize(n))
 }
 
 // redirect has the web server in front send the file, by the header and paths
 // of the original Nar Herder. The file must be there all the same.
-func (s *Server) redirect(ctx *fasthttp.RequestCtx, item *storage.Item, n int) {
-	reader, _, err := s.items.OpenFile(ctx, item, n, 0, 0)
+func (s *Server) redirect(ctx *fasthttp.RequestCtx, item *storage.Item, open opener, path string) {
+	reader, _, err := open(0, 0)
 	if err != nil {
 		s.unopened(ctx, item, err)
 		return
 	}
 	reader.Close()
 	ctx.Response.Header.SetContentType(narType)
-	ctx.Response.Header.Set("X-Accel-Redirect", "/internal/"+escapePath(item.FileName(n)))
+	ctx.Response.Header.Set("X-Accel-Redirect", escapePath(path))
 }
 
 // unopened answers when a file of the item could not be opened.
@@ -114,9 +187,9 @@ func (s *Server) hasChanged(ctx context.Context, item *storage.Item, err error) 
 	return err == nil && (!bytes.Equal(now.Text, item.Text) || now.Stored != item.Stored || !slices.Equal(now.Sizes, item.Sizes))
 }
 
-// sendPart answers with length bytes of a stored file, which begin at start:
-// all of it, or the content of a flat nar. It knows ranges and conditions.
-func (s *Server) sendPart(ctx *fasthttp.RequestCtx, item *storage.Item, n int, tag, contentType string, start, length int64) {
+// sendPart answers with length bytes of a file, which begin at start: all of
+// it, or the content of a flat nar. It knows ranges and conditions.
+func (s *Server) sendPart(ctx *fasthttp.RequestCtx, item *storage.Item, open opener, tag, contentType string, start, length int64) {
 	header := &ctx.Request.Header
 	wanted := byteRange{0, length}
 	partial := false
@@ -124,7 +197,7 @@ func (s *Server) sendPart(ctx *fasthttp.RequestCtx, item *storage.Item, n int, t
 	if field := header.Peek("Range"); len(field) > 0 {
 		wanted, partial, rangeErr = parseRange(string(field), length)
 	}
-	reader, info, err := s.items.OpenFile(ctx, item, n, start+wanted.start, wanted.length)
+	reader, info, err := open(start+wanted.start, wanted.length)
 	if err != nil {
 		s.unopened(ctx, item, err)
 		return
@@ -151,7 +224,7 @@ func (s *Server) sendPart(ctx *fasthttp.RequestCtx, item *storage.Item, n int, t
 		reader.Close()
 		partial, wanted = false, byteRange{0, length}
 		var again storage.Info
-		if reader, again, err = s.items.OpenFile(ctx, item, n, start, length); err != nil {
+		if reader, again, err = open(start, length); err != nil {
 			response.Header.Reset()
 			s.unopened(ctx, item, err)
 			return
@@ -210,7 +283,7 @@ func (s *Server) stream(ctx *fasthttp.RequestCtx, body io.ReadCloser, length int
 // sendNar answers with the item's nar without compression: from a file that has
 // none, or decompressed on the way.
 func (s *Server) sendNar(ctx *fasthttp.RequestCtx, item *storage.Item) {
-	n := easiestFile(item)
+	n := item.EasiestFile(item.HasStored)
 	if n < 0 {
 		s.notFound(ctx, "this nar is not stored here")
 		return

@@ -56,6 +56,9 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 		}
 	}()
 	route := s.dispatch(ctx)
+	if s.stopping.Load() {
+		ctx.SetConnectionClose()
+	}
 	s.metrics.count(route, ctx)
 	if s.log.Enabled(ctx, slog.LevelDebug) {
 		s.log.LogAttrs(ctx, slog.LevelDebug, "request",

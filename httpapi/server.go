@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net"
 	"runtime"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -37,8 +38,30 @@ type Items interface {
 	Totals(ctx context.Context) (index.Totals, error)
 }
 
+// CachedNars are nars in compressions that were made of those in the storage.
+type CachedNars interface {
+	// Text returns a narinfo with blocks below it for the files that are
+	// ready, and their types, or [storage.ErrNotFound].
+	Text(ctx context.Context, hash narinfo.PathHash) (text []byte, types []string, err error)
+	// TTL is what a narinfo that names files of the types advertises; nil for
+	// nothing.
+	TTL(types []string) *time.Duration
+	// Files returns all files of an item, also those that its narinfo does not
+	// name, or no longer.
+	Files(ctx context.Context, hash narinfo.PathHash) ([]index.CachedFile, error)
+	// Open opens a file, whose size is then sure, or says
+	// [storage.ErrNotStored].
+	Open(ctx context.Context, item *storage.Item, file index.CachedFile, offset, length int64) (io.ReadCloser, storage.Info, error)
+	// Used counts a request for an item's nar: for a cached one of the given
+	// type, or for another with "".
+	Used(hash narinfo.PathHash, kind string)
+}
+
 // Options of [New].
 type Options struct {
+	// Cached are further files of the items; nil for none.
+	Cached CachedNars
+
 	// Decompress opens a nar in the compression that narinfos call by name.
 	Decompress func(name string, r io.Reader) (io.ReadCloser, error)
 
@@ -98,8 +121,8 @@ type Server struct {
 	log     *slog.Logger
 	// answers are the bodies of narinfos, and nars the items whose nars were
 	// asked for. Follow keeps them true.
-	answers *cache[[]byte]
-	nars    *cache[*storage.Item]
+	answers *cache[madeAnswer]
+	nars    *cache[*nars]
 	metrics *metrics
 	health  health
 	// decoders bounds how many nars are decompressed at once for clients.
@@ -112,15 +135,18 @@ type Server struct {
 	negativeCacheControl string
 
 	engine *fasthttp.Server
+	// stopping is set before the listeners close, so that whoever sees them
+	// closed is told with each answer that its connection ends.
+	stopping atomic.Bool
 }
 
 // New makes a server of the items.
 func New(items Items, options Options) *Server {
 	s := &Server{
 		items: items, options: options, log: options.Log,
-		answers: newCache(options.AnswerCache, func(body []byte) int64 { return int64(cap(body)) }),
+		answers: newCache(options.AnswerCache, func(a madeAnswer) int64 { return int64(cap(a.body)) }),
 		// A parsed narinfo takes about as much again as its text.
-		nars:        newCache(options.AnswerCache/8, func(item *storage.Item) int64 { return 2*int64(cap(item.Text)) + 1000 }),
+		nars:        newCache(options.AnswerCache/8, func(n *nars) int64 { return 2*int64(cap(n.Text)) + 1000 }),
 		decoders:    make(chan struct{}, 16*runtime.GOMAXPROCS(0)),
 		decoderWait: decoderWait, progressTimeout: progressTimeout,
 	}
@@ -149,7 +175,6 @@ func New(items Items, options Options) *Server {
 		Logger:                        discardLogger{},
 		DisablePreParseMultipartForm:  true,
 		DisableHeaderNamesNormalizing: false,
-		CloseOnShutdown:               true,
 	}
 	return s
 }
@@ -175,6 +200,7 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 			failure = errors.New("a listener was closed")
 		}
 	}
+	s.stopping.Store(true)
 	for _, listener := range listeners {
 		_ = listener.Close() // also one that the engine has not come to yet
 	}

@@ -113,6 +113,22 @@ func (i *Item) ownNames() []string {
 	return slices.DeleteFunc(slices.Clone(i.names), func(name string) bool { return hashInName(name) != i.Hash })
 }
 
+// byEffort lists compressions by how little work it is to undo them.
+var byEffort = []string{"none", "zstd", "gzip", "lzip", "xz", "bzip2"}
+
+// EasiestFile returns which of the item's files that are there takes the least
+// work to get the nar out of; -1 when there is none in a compression that can
+// be read.
+func (i *Item) EasiestFile(there func(n int) bool) int {
+	best, least := -1, len(byEffort)
+	for n, file := range i.Narinfo.Files {
+		if effort := slices.Index(byEffort, file.Compression); effort >= 0 && effort < least && there(n) {
+			best, least = n, effort
+		}
+	}
+	return best
+}
+
 // Items returns all items that have every given tag.
 func (s *Storage) Items(ctx context.Context, tags ...index.Tag) iter.Seq2[*Item, error] {
 	return func(yield func(*Item, error) bool) {

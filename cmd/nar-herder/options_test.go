@@ -27,7 +27,7 @@ func TestOptions(t *testing.T) {
 			{"mirror", "https://mirror.example/"},
 			{"ttl", "30d"}, {"new-ttl", "2h"}, {"negative-ttl", "5s"}, {"log-level", "INFO"},
 			{"enable-cached-compression", "zstd:19"}, {"enable-cached-compression", "lzip"},
-			{"cached-compression-directory", "zstd=" + p.dir + "/z,s"}, {"cached-compression-directory", "lzip=" + p.dir},
+			{"cached-compression-directory", "zstd=" + p.dir + "/z,s"}, {"cached-compression-directory", "lzip=" + p.dir + "/lzip"},
 			{"cached-compression-directory-max-size", "zstd=1000000"}, {"cached-compression-directory-max-size", "lzip=none"},
 			{"cached-compression-unused-removal-duration", "zstd=7d"},
 			{"cached-compression-ttl", "zstd=1w"}, {"cached-compression-new-ttl", "zstd=1m"},
@@ -63,9 +63,7 @@ func TestOptions(t *testing.T) {
 			t.Fatalf("%d lines about what does nothing: %q", len(lines), lines)
 		}
 		for _, name := range []string{
-			"mirror", "database-dump", "storage-limit", "storage-nar-removal-criteria", "enable-cached-compression",
-			"cached-compression-directory", "cached-compression-directory-max-size", "cached-compression-unused-removal-duration",
-			"cached-compression-ttl", "cached-compression-new-ttl", "cached-compression-min-uses", "cached-compression-workers", "cached-compression-nar-source",
+			"mirror", "database-dump", "storage-limit", "storage-nar-removal-criteria",
 		} {
 			if !strings.Contains(lines[0], " --"+name+" ") && !strings.Contains(lines[0], `"--`+name+" ") && !strings.Contains(lines[0], " --"+name+`"`) {
 				t.Errorf("--%s is not in the line about what does nothing: %s", name, lines[0])
@@ -144,6 +142,10 @@ func TestBadOptions(t *testing.T) {
 		{[]string{"--enable-cached-compression=zstd:23"}, []string{"--enable-cached-compression", `"23"`, "1 to 22"}},
 		{[]string{"--enable-cached-compression=lzip:x"}, []string{"--enable-cached-compression", `"x"`, "0 to 9"}},
 		{[]string{"--enable-cached-compression=gzip:"}, []string{"--enable-cached-compression", `""`, "1 to 9"}},
+		{[]string{"--cached-compression-ttl=zstd=5d"}, []string{"--cached-compression-ttl=zstd", "not enabled", "--enable-cached-compression=zstd"}},
+		{[]string{"--enable-cached-compression=zstd", "--cached-compression-ttl=zstd=5d", "--cached-compression-ttl=zstd=6d"}, []string{"--cached-compression-ttl", "twice", "zstd"}},
+		{[]string{"--enable-cached-compression=zstd", "--cached-compression-nar-source=/nonexistent"}, []string{"--cached-compression-nar-source=/nonexistent"}},
+		{[]string{"--cached-compression-nar-source=/"}, []string{"--cached-compression-nar-source", "--enable-cached-compression"}},
 		{[]string{"--cached-compression-directory=/x"}, []string{"--cached-compression-directory", `"/x"`, "TYPE=VALUE"}},
 		{[]string{"--cached-compression-directory=zstd="}, []string{"--cached-compression-directory", "empty"}},
 		{[]string{"--cached-compression-directory=xz=/x"}, []string{"--cached-compression-directory", `"xz"`, "zstd, lzip, gzip"}},

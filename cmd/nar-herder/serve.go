@@ -66,15 +66,6 @@ func (c *serverCommand) inactive() (names []string) {
 		{"--database-dump", c.DatabaseDump != "/var/lib/nar-herder/nar_herder_dump.db"},
 		{"--storage-limit", c.StorageLimit != noLimit},
 		{"--storage-nar-removal-criteria", len(c.StorageNarRemovalCriteria) > 0},
-		{"--enable-cached-compression", len(c.EnableCachedCompression) > 0},
-		{"--cached-compression-directory", len(c.CachedCompressionDirectory) > 0},
-		{"--cached-compression-directory-max-size", len(c.CachedCompressionDirectoryMaxSize) > 0},
-		{"--cached-compression-unused-removal-duration", len(c.CachedCompressionUnusedRemovalDuration) > 0},
-		{"--cached-compression-ttl", len(c.CachedCompressionTTL) > 0},
-		{"--cached-compression-new-ttl", len(c.CachedCompressionNewTTL) > 0},
-		{"--cached-compression-min-uses", c.CachedCompressionMinUses != 3},
-		{"--cached-compression-workers", c.CachedCompressionWorkers != 2},
-		{"--cached-compression-nar-source", c.CachedCompressionNarSource != ""},
 	} {
 		if option.given {
 			names = append(names, option.name)
@@ -92,6 +83,10 @@ func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
 		return errors.New("run-server needs --storage=DIR, --mirror=URL, or both")
 	}
 	key, err := readSigningKey(c.SigningKey)
+	if err != nil {
+		return err
+	}
+	cacheOptions, err := c.cacheOptions()
 	if err != nil {
 		return err
 	}
@@ -135,7 +130,11 @@ func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
 		log.Warn("these options are understood, but what they are for is not built yet: they do nothing", "options", strings.Join(names, " "))
 	}
 
-	server := httpapi.New(store, httpapi.Options{
+	cache, err := openCache(store, cacheOptions, log)
+	if err != nil {
+		return err
+	}
+	options := httpapi.Options{
 		Decompress: compression.NewReader,
 		TTL:        (*time.Duration)(c.TTL), NewTTL: (*time.Duration)(c.NewTTL), NegativeTTL: (*time.Duration)(c.NegativeTTL),
 		AccelRedirect: c.XAccelRedirect,
@@ -143,7 +142,12 @@ func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
 		SigningKey:    key,
 		Version:       version(),
 		Log:           log,
-	})
+	}
+	if cache != nil {
+		defer func() { err = errors.Join(err, cache.Close()) }()
+		options.Cached = cache
+	}
+	server := httpapi.New(store, options)
 	watcher, err := store.index.Watch(ctx)
 	if err != nil {
 		return err
@@ -156,6 +160,10 @@ func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
 		err = errors.Join(err, watcher.Close())
 	}()
 	following.Go(func() { server.Follow(followCtx, watcher) })
+	if cache != nil {
+		server.Registry().MustRegister(cache)
+		following.Go(func() { cache.Run(followCtx, server.Forget) })
+	}
 
 	for _, listener := range listeners {
 		log.Info("listening", "address", listener.Addr().String())

@@ -6,11 +6,11 @@ import (
 	"math"
 	"net/url"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"nar-herder/compression"
 	"nar-herder/storage/index"
 )
 
@@ -156,56 +156,23 @@ func tags(values []tagValue) []index.Tag {
 	return converted
 }
 
-// Cached compressions: the types that can be made, and their levels, which mean
-// what they mean to the programs of that name.
-var cachedTypes = []struct {
-	name                 string
-	lowest, highest, std int
-}{{"zstd", 1, 22, 3}, {"lzip", 0, 9, 6}, {"gzip", 1, 9, 6}}
-
-func checkType(name string) error {
-	names := make([]string, len(cachedTypes))
-	for i, t := range cachedTypes {
-		names[i] = t.name
-	}
-	if !slices.Contains(names, name) {
-		return fmt.Errorf("%q is no type of compression: %s", name, strings.Join(names, ", "))
-	}
-	return nil
-}
-
 // compressionValue is TYPE[:LEVEL].
-type compressionValue struct {
-	kind  string
-	level int
-}
+type compressionValue compression.Spec
 
 func (c *compressionValue) UnmarshalText(text []byte) error {
-	kind, level, hasLevel := strings.Cut(string(text), ":")
-	if err := checkType(kind); err != nil {
-		return err
-	}
-	for _, t := range cachedTypes {
-		if t.name != kind {
-			continue
-		}
-		c.kind, c.level = kind, t.std
-		if hasLevel {
-			n, err := strconv.Atoi(level)
-			if err != nil || n < t.lowest || n > t.highest {
-				return fmt.Errorf("%q is no level of %s: %d to %d", level, kind, t.lowest, t.highest)
-			}
-			c.level = n
-		}
-	}
-	return nil
+	spec, err := compression.ParseSpec(string(text))
+	*c = compressionValue(spec)
+	return err
+}
+
+// decoder is a pointer to a value that can be read from text.
+type decoder[V any] interface {
+	*V
+	UnmarshalText([]byte) error
 }
 
 // typed is TYPE=VALUE.
-type typed[V any, P interface {
-	*V
-	UnmarshalText([]byte) error
-}] struct {
+type typed[V any, P decoder[V]] struct {
 	kind  string
 	value V
 }
@@ -215,7 +182,7 @@ func (t *typed[V, P]) UnmarshalText(text []byte) error {
 	if !ok {
 		return fmt.Errorf("%q lacks the type it is for: TYPE=VALUE", text)
 	}
-	if err := checkType(kind); err != nil {
+	if _, err := compression.ParseSpec(kind); err != nil {
 		return err
 	}
 	t.kind = kind

@@ -28,6 +28,8 @@ const applicationID = 0x4e617248
 //   - recent_changes is the log that mirrors follow and that tells other
 //     processes what to forget; see [Change].
 //   - uses counts requests per item.
+//   - cached_files are nars in compressions that were made here, and concern
+//     this instance alone; see [CachedFile].
 //   - totals is one row, kept true by each transaction.
 var migrations = []string{
 	`CREATE TABLE settings (
@@ -107,6 +109,17 @@ var migrations = []string{
 		stored_size INTEGER NOT NULL
 	) STRICT;
 	INSERT INTO totals VALUES (1, 0, 0, 0);`,
+
+	`CREATE TABLE cached_files (
+		item INTEGER NOT NULL REFERENCES items (id) ON DELETE CASCADE,
+		type TEXT NOT NULL,
+		size INTEGER NOT NULL,
+		last_used INTEGER NOT NULL,
+		withdrawn_at INTEGER,
+		PRIMARY KEY (item, type)
+	) STRICT, WITHOUT ROWID;
+	CREATE INDEX cached_files_by_use ON cached_files (type, last_used) WHERE withdrawn_at IS NULL;
+	CREATE INDEX cached_files_withdrawn ON cached_files (type, withdrawn_at, size) WHERE withdrawn_at IS NOT NULL;`,
 }
 
 // migrate brings the database to the newest version of the schema, or says

@@ -97,8 +97,16 @@ func (tx *Tx) Put(entry *Entry, old *Item) error {
 	}
 	tx.count(entry.Stored, size, 1)
 	if old != nil {
-		if err := tx.uncount(old); err != nil {
+		before, oldSize, err := old.parsed()
+		if err != nil {
 			return err
+		}
+		tx.count(old.Stored, oldSize, -1)
+		if before.NarHash != n.NarHash {
+			// They are of the nar that goes.
+			if err := tx.conn.exec("DELETE FROM cached_files WHERE item = ?", old.id); err != nil {
+				return err
+			}
 		}
 		err = errors.Join(
 			tx.conn.exec("UPDATE items SET stored_files = ?, stored_size = ?, file_sizes = ? WHERE id = ?",
@@ -181,14 +189,10 @@ func (tx *Tx) AddTags(hash narinfo.PathHash, tags []Tag) error {
 	if len(tags) == 0 {
 		return nil
 	}
-	found, err := tx.conn.first("SELECT i.id FROM items i JOIN narinfos n ON n.id = i.id WHERE i.key = ? AND n.hash = ?", keyOf(hash), hash[:])
+	item, err := tx.id(hash)
 	if err != nil {
 		return err
 	}
-	if found == nil {
-		return ErrNotFound
-	}
-	item := found[0]
 	for _, tag := range tags {
 		row, err := tx.conn.first(`INSERT INTO tags (key, value) VALUES (?, ?)
 			ON CONFLICT DO UPDATE SET key = key RETURNING id`, tag.Key, tag.Value)

@@ -1,0 +1,86 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"time"
+
+	"nar-herder/compression"
+	"nar-herder/compression/cached"
+)
+
+// defaultCacheDirectory holds a directory for each type whose own is not named.
+const defaultCacheDirectory = "/var/cache/nar-herder/nar"
+
+// openCache opens the cache of other compressions; nil when none is enabled.
+func openCache(store *opened, options cached.Options, log *slog.Logger) (*cached.Cache, error) {
+	if len(options.Types) == 0 {
+		return nil, nil
+	}
+	options.Log = log
+	return cached.New(store.index, store.Storage, options)
+}
+
+// cacheOptions gathers what the options say of each type.
+func (c *serverCommand) cacheOptions() (cached.Options, error) {
+	options := cached.Options{
+		TTL: (*time.Duration)(c.TTL), NewTTL: (*time.Duration)(c.NewTTL), StorageDirectory: c.Storage,
+		MinUses: int(c.CachedCompressionMinUses), Workers: int(c.CachedCompressionWorkers),
+	}
+	for _, enabled := range c.EnableCachedCompression {
+		options.Types = append(options.Types, cached.Type{
+			Spec: compression.Spec(enabled), Directory: filepath.Join(defaultCacheDirectory, enabled.Name), MaxSize: int64(noLimit),
+		})
+	}
+	err := errors.Join(
+		eachType("directory", c.CachedCompressionDirectory, options.Types, func(t *cached.Type, v textValue) { t.Directory = string(v) }),
+		eachType("directory-max-size", c.CachedCompressionDirectoryMaxSize, options.Types, func(t *cached.Type, v sizeValue) { t.MaxSize = int64(v) }),
+		eachType("unused-removal-duration", c.CachedCompressionUnusedRemovalDuration, options.Types, func(t *cached.Type, v ttlValue) { t.Unused = (*time.Duration)(&v) }),
+		eachType("ttl", c.CachedCompressionTTL, options.Types, func(t *cached.Type, v ttlValue) { t.TTL = (*time.Duration)(&v) }),
+		eachType("new-ttl", c.CachedCompressionNewTTL, options.Types, func(t *cached.Type, v ttlValue) { t.NewTTL = (*time.Duration)(&v) }),
+	)
+	if err != nil {
+		return options, err
+	}
+	if len(options.Types) == 0 {
+		if c.CachedCompressionNarSource != "" {
+			return options, errors.New("--cached-compression-nar-source: no compression is enabled: add --enable-cached-compression=TYPE")
+		}
+		return options, nil
+	}
+	source := c.CachedCompressionNarSource
+	if source == "" && c.Storage == "" {
+		// There is nothing else to read from.
+		source = c.Mirror.String()
+	}
+	if source != "" {
+		if options.Source, err = cached.NewSource(source); err != nil {
+			return options, fmt.Errorf("--cached-compression-nar-source=%s: %w", source, err)
+		}
+	}
+	return options, nil
+}
+
+// eachType gives the values of an option to the types that they are for.
+func eachType[V any, P decoder[V]](option string, values []typed[V, P], types []cached.Type, set func(*cached.Type, V)) error {
+	given := make(map[string]bool)
+	for _, value := range values {
+		found := false
+		for i := range types {
+			if types[i].Name == value.kind {
+				set(&types[i], value.value)
+				found = true
+			}
+		}
+		if !found {
+			return fmt.Errorf("--cached-compression-%s=%s=…: this type is not enabled: add --enable-cached-compression=%s", option, value.kind, value.kind)
+		}
+		if given[value.kind] {
+			return fmt.Errorf("--cached-compression-%s: given twice for %s: keep one of them", option, value.kind)
+		}
+		given[value.kind] = true
+	}
+	return nil
+}

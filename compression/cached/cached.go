@@ -1,0 +1,425 @@
+// Package cached keeps popular nars in further compressions: it counts what is
+// asked for, makes the files, tells which of them narinfos name, and removes
+// them again when nobody can hold such a narinfo any more.
+//
+// A file is its row in the index and its bytes in the directory of its type.
+// Bytes come before the row, and the row goes before the bytes; what a crash
+// leaves behind is put right when the next run begins.
+package cached
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"nar-herder/compression"
+	"nar-herder/narinfo"
+	"nar-herder/storage"
+	"nar-herder/storage/directory"
+	"nar-herder/storage/index"
+)
+
+// Type is a compression to be made.
+type Type struct {
+	compression.Spec
+	// Directory is where its files lie; it is made if it is missing.
+	Directory string
+	// MaxSize bounds what the directory takes of the disk, in bytes, with the
+	// files that are being written; negative for no bound.
+	MaxSize int64
+	// Unused is after how long without a request a file is withdrawn; nil for
+	// never.
+	Unused *time.Duration
+	// TTL and NewTTL are what narinfos that name such a file advertise, nil
+	// for what others do. See [Cache.Grace].
+	TTL, NewTTL *time.Duration
+}
+
+// Options of [New].
+type Options struct {
+	Types []Type
+	// TTL and NewTTL are what narinfos advertise; nil for nothing.
+	TTL, NewTTL *time.Duration
+	// StorageDirectory is where the storage is, which no type may share; empty
+	// where it is no directory.
+	StorageDirectory string
+	// MinUses is how often a nar is asked for before it is compressed.
+	MinUses int
+	// Workers is how many files are made at a time.
+	Workers int
+	// Source is where nars are read from; nil for the storage.
+	Source Source
+	// Log is for operators; nil drops it.
+	Log *slog.Logger
+}
+
+// Cache keeps the files. Its methods may be called from several goroutines at
+// once. It is a [prometheus.Collector] of its own metrics.
+type Cache struct {
+	index   *index.Index
+	options Options
+	log     *slog.Logger
+	kinds   map[string]*kind
+	uses    uses
+	queue   *queue
+	changed func(narinfo.PathHash) // set by Run
+
+	collectors []prometheus.Collector
+
+	// finishing is held to read by a job while it shows its file, and to write
+	// by Run before it returns.
+	finishing sync.RWMutex
+}
+
+// kind is a type with what is known of its directory.
+type kind struct {
+	Type
+	bytes *directory.Directory
+	grace time.Duration
+	space space
+	// changing is held while a file and its row are shown or removed, so that
+	// the look for strangers sees both or neither.
+	changing sync.Mutex
+	// surveyed is closed once the directory has been compared with the index.
+	surveyed chan struct{}
+	metrics  kindMetrics
+
+	hiddenMu sync.Mutex
+	hidden   map[narinfo.PathHash]struct{} // about to be withdrawn
+}
+
+// New opens the directories. The errors name them, and what to do.
+func New(x *index.Index, s *storage.Storage, options Options) (_ *Cache, err error) {
+	c := &Cache{
+		index: x, options: options, log: options.Log,
+		kinds: make(map[string]*kind), queue: newQueue(),
+		changed: func(narinfo.PathHash) {},
+	}
+	if c.log == nil {
+		c.log = slog.New(slog.DiscardHandler)
+	}
+	if c.options.Source == nil {
+		c.options.Source = storageSource{s}
+	}
+	c.uses.pending = make(map[narinfo.PathHash]*index.Uses)
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, c.Close())
+		}
+	}()
+	for _, t := range options.Types {
+		if c.kinds[t.Name] != nil {
+			return nil, fmt.Errorf("cached compression %s is enabled twice", t.Name)
+		}
+		if err := os.MkdirAll(t.Directory, 0o775); err != nil {
+			return nil, fmt.Errorf("directory for cached %s nars: %w: create it, or name another with --cached-compression-directory=%s=DIR", t.Name, err, t.Name)
+		}
+		if options.StorageDirectory != "" && overlap(options.StorageDirectory, t.Directory) {
+			return nil, fmt.Errorf("directory for cached %s nars: %s and the storage %s lie within each other, but here files are deleted that narinfos name there: name another with --cached-compression-directory=%s=DIR",
+				t.Name, t.Directory, options.StorageDirectory, t.Name)
+		}
+		for _, other := range c.kinds {
+			if overlap(other.Directory, t.Directory) {
+				return nil, fmt.Errorf("cached %s and %s nars can't share the directory %s: name another with --cached-compression-directory=%s=DIR", other.Name, t.Name, t.Directory, t.Name)
+			}
+		}
+		bytes, err := directory.Open(t.Directory)
+		if err != nil {
+			return nil, fmt.Errorf("directory for cached %s nars: %w", t.Name, err)
+		}
+		c.kinds[t.Name] = &kind{
+			Type: t, bytes: bytes, grace: options.grace(t), surveyed: make(chan struct{}),
+			space: space{max: t.MaxSize}, hidden: make(map[narinfo.PathHash]struct{}),
+		}
+		if err := bytes.Probe(context.Background()); err != nil {
+			return nil, fmt.Errorf("directory for cached %s nars: %w: let the user of this process write it, or name another with --cached-compression-directory=%s=DIR", t.Name, err, t.Name)
+		}
+	}
+	c.makeMetrics()
+	return c, nil
+}
+
+// overlap says whether one directory is the other, or lies in it.
+func overlap(a, b string) bool {
+	within := func(inner, outer string) bool {
+		outside, err := os.Stat(outer)
+		for name := inner; err == nil; name = filepath.Dir(name) {
+			if info, err := os.Stat(name); err == nil && os.SameFile(info, outside) {
+				return true
+			}
+			if name == filepath.Dir(name) {
+				break
+			}
+		}
+		return false
+	}
+	a, err1 := resolved(a)
+	b, err2 := resolved(b)
+	return err1 == nil && err2 == nil && (within(a, b) || within(b, a))
+}
+
+func resolved(name string) (string, error) {
+	absolute, err := filepath.Abs(name)
+	if err != nil {
+		return "", err
+	}
+	return filepath.EvalSymlinks(absolute)
+}
+
+// Close lets the directories go. Run must have returned.
+func (c *Cache) Close() error {
+	var err error
+	for _, k := range c.kinds {
+		err = errors.Join(err, k.bytes.Close())
+	}
+	return err
+}
+
+// unadvertised is how long clients keep a narinfo that says nothing about it:
+// Guix's %narinfo-ttl.
+const unadvertised = 36 * time.Hour
+
+// grace is how long a client may hold a narinfo that names a file of the type.
+// A new TTL is what is advertised now, and TTL what was before: the longer of
+// the two counts.
+func (o *Options) grace(t Type) time.Duration {
+	general := longest(o.TTL, o.NewTTL, unadvertised)
+	return longest(t.TTL, t.NewTTL, general)
+}
+
+func longest(ttl, newTTL *time.Duration, otherwise time.Duration) time.Duration {
+	if ttl == nil && newTTL == nil {
+		return otherwise
+	}
+	if ttl == nil {
+		ttl = &otherwise
+	}
+	if newTTL == nil {
+		newTTL = ttl
+	}
+	return max(*ttl, *newTTL)
+}
+
+// Grace returns how long after its withdrawal a file of the type is deleted.
+func (c *Cache) Grace(kind string) time.Duration { return c.kinds[kind].grace }
+
+// TTL returns what a narinfo that names files of the types advertises: the
+// smallest of the types' own, or the general one; nil for nothing.
+func (c *Cache) TTL(types []string) *time.Duration {
+	var least *time.Duration
+	for _, name := range types {
+		if k := c.kinds[name]; k != nil {
+			if own := cmp.Or(k.NewTTL, k.TTL); own != nil && (least == nil || *own < *least) {
+				least = own
+			}
+		}
+	}
+	return cmp.Or(least, c.options.NewTTL, c.options.TTL)
+}
+
+// Text returns the narinfo with a block below it for each file that is ready,
+// and the types of these. The error is [storage.ErrNotFound] for an item that
+// is not known.
+func (c *Cache) Text(ctx context.Context, hash narinfo.PathHash) (text []byte, types []string, err error) {
+	text, files, err := c.index.TextAndCached(ctx, hash)
+	if err != nil || len(files) == 0 {
+		return text, nil, err
+	}
+	n, err := narinfo.Parse(text)
+	if err != nil {
+		return nil, nil, fmt.Errorf("the narinfo of %s in the database: %w", hash, err)
+	}
+	var blocks []narinfo.File
+	for _, file := range files {
+		k := c.kinds[file.Type]
+		if k == nil || names(n, file.Type) || !n.CanAppend() || len(n.Files)+len(blocks) == narinfo.MaxFiles || k.isHidden(hash) {
+			continue // of an earlier configuration, or superfluous
+		}
+		if !n.Sized() {
+			file.Size = -1
+		}
+		blocks = append(blocks, narinfo.File{URL: urlOf(file.Type, n.StorePath), Compression: file.Type, Size: file.Size})
+		types = append(types, file.Type)
+	}
+	return narinfo.AppendFiles(make([]byte, 0, len(text)+150*len(blocks)), text, blocks), types, nil
+}
+
+// names says whether the narinfo itself names a nar of that compression.
+func names(n *narinfo.Narinfo, compression string) bool {
+	for _, file := range n.Files {
+		if file.Compression == compression {
+			return true
+		}
+	}
+	return false
+}
+
+func urlOf(kind string, path narinfo.StorePath) string { return "nar/" + kind + "/" + path.BaseName() }
+
+// Files returns all files of an item, also those that were withdrawn and are
+// still there.
+func (c *Cache) Files(ctx context.Context, hash narinfo.PathHash) ([]index.CachedFile, error) {
+	return c.index.CachedFiles(ctx, hash)
+}
+
+// Open opens the item's file. The size is right when there is no error. A file
+// that is certainly not there, or not whole, is forgotten: the error is
+// [storage.ErrNotStored].
+func (c *Cache) Open(ctx context.Context, item *storage.Item, file index.CachedFile, offset, length int64) (io.ReadCloser, storage.Info, error) {
+	k := c.kinds[file.Type]
+	if k == nil {
+		return nil, storage.Info{}, storage.ErrNotStored
+	}
+	reader, info, err := k.bytes.Open(ctx, item.Narinfo.StorePath.BaseName(), offset, length)
+	if err == nil && info.Size == file.Size {
+		return reader, info, nil
+	}
+	if err == nil {
+		reader.Close()
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return nil, storage.Info{}, err
+	}
+	c.log.Warn("a cached nar is gone or not whole, and will be made again when it is asked for", "type", k.Name, "item", item.Narinfo.StorePath.BaseName())
+	if err := c.forget(ctx, k, item.Narinfo.StorePath); err != nil {
+		c.log.Error("can't forget a cached nar that is gone", "type", k.Name, "item", item.Narinfo.StorePath.BaseName(), "error", err)
+	}
+	return nil, storage.Info{}, storage.ErrNotStored
+}
+
+// forget removes a file that is not as its row says, row first, if that is
+// still so.
+func (c *Cache) forget(ctx context.Context, k *kind, path narinfo.StorePath) error {
+	k.changing.Lock()
+	defer k.changing.Unlock()
+	files, err := c.index.CachedFiles(ctx, path.Hash)
+	if err != nil {
+		return err
+	}
+	for _, file := range files {
+		if file.Type != k.Name {
+			continue
+		}
+		info, err := k.bytes.Stat(ctx, path.BaseName())
+		if err == nil && info.Size == file.Size {
+			return nil // it was made anew meanwhile
+		} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return c.remove(ctx, k, path)
+}
+
+// remove deletes a file, its row first. k.changing is held.
+func (c *Cache) remove(ctx context.Context, k *kind, path narinfo.StorePath) error {
+	err := c.index.Update(ctx, func(tx *index.Tx) error { return tx.RemoveCached(path.Hash, k.Name) })
+	if err != nil && !errors.Is(err, storage.ErrNotFound) {
+		return err
+	}
+	c.changed(path.Hash)
+	return k.removeFile(ctx, path.BaseName())
+}
+
+// removeFile deletes bytes that no row claims.
+func (k *kind) removeFile(ctx context.Context, name string) error {
+	info, err := k.bytes.Stat(ctx, name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	if err := errors.Join(k.bytes.Remove(ctx, name), k.bytes.Sync(ctx)); err != nil {
+		return err
+	}
+	k.space.free(info.Usage)
+	return nil
+}
+
+func (k *kind) isHidden(hash narinfo.PathHash) bool {
+	k.hiddenMu.Lock()
+	defer k.hiddenMu.Unlock()
+	_, hidden := k.hidden[hash]
+	return hidden
+}
+
+func (k *kind) hide(files []index.CachedFile) {
+	k.hiddenMu.Lock()
+	defer k.hiddenMu.Unlock()
+	for _, file := range files {
+		k.hidden[file.Hash] = struct{}{}
+	}
+}
+
+func (k *kind) unhide(files []index.CachedFile) {
+	k.hiddenMu.Lock()
+	defer k.hiddenMu.Unlock()
+	for _, file := range files {
+		delete(k.hidden, file.Hash)
+	}
+}
+
+const (
+	// tick is how often files are withdrawn and deleted whose time has come.
+	tick = time.Second
+	// flushInterval is how often uses are written down. So much is lost of the
+	// counts when the process is killed.
+	flushInterval = 5 * time.Second
+	// surveyInterval is how often a directory is compared with the index.
+	// Between, other processes may have removed items.
+	surveyInterval = time.Hour
+	// surveyRetry is when to look again at a directory that could not be read.
+	surveyRetry = time.Minute
+	// stopWait is how long Run waits for jobs to notice that it is to end.
+	// What they leave is removed at the next start.
+	stopWait = 500 * time.Millisecond
+)
+
+// Run does the work until the context ends, and a moment longer. It calls
+// changed when the text of an item's narinfo has become another.
+func (c *Cache) Run(ctx context.Context, changed func(narinfo.PathHash)) {
+	c.changed = changed
+	var background sync.WaitGroup
+	for _, k := range c.kinds {
+		background.Go(func() { c.surveyAll(ctx, k) })
+	}
+	var workers sync.WaitGroup
+	for range c.options.Workers {
+		workers.Go(func() { c.work(ctx) })
+	}
+	background.Go(func() { c.keepUses(ctx) })
+	ticker := time.NewTicker(tick)
+	defer ticker.Stop()
+	for ctx.Err() == nil {
+		select {
+		case <-ctx.Done():
+		case <-ticker.C:
+			for _, k := range c.kinds {
+				if err := c.retire(ctx, k, time.Now()); err != nil && ctx.Err() == nil {
+					c.log.Error("can't remove cached nars whose time has come", "type", k.Name, "error", err)
+				}
+			}
+		}
+	}
+	background.Wait()
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		workers.Wait()
+	}()
+	select {
+	case <-stopped:
+	case <-time.After(stopWait):
+		// They are within a block of some encoder, and will see the context
+		// before they touch anything but their temporary file.
+	}
+	c.finishing.Lock() // for good
+}

@@ -1,0 +1,320 @@
+package cached
+
+import (
+	"bufio"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"io/fs"
+	"os"
+	"runtime/debug"
+	"slices"
+	"time"
+
+	"nar-herder/compression"
+	"nar-herder/narinfo"
+	"nar-herder/storage"
+	"nar-herder/storage/index"
+)
+
+// jobPrefix begins the names of the files that jobs write. They lie in the
+// directory of their type, so that showing one is a link.
+const jobPrefix = ".nar-herder-job-"
+
+// errNothingToDo says that the item needs no file of the type.
+var errNothingToDo = errors.New("nothing to do")
+
+// work makes what is queued until the context ends.
+func (c *Cache) work(ctx context.Context) {
+	for {
+		var t task
+		select {
+		case t = <-c.queue.tasks:
+		case <-ctx.Done():
+			return
+		}
+		select {
+		case <-t.kind.surveyed:
+		case <-ctx.Done():
+			return
+		}
+		c.do(ctx, t)
+	}
+}
+
+// do makes one file, and says what became of it.
+func (c *Cache) do(ctx context.Context, t task) {
+	begun := time.Now()
+	t.kind.metrics.running.Inc()
+	defer t.kind.metrics.running.Dec()
+	made, err := c.make(ctx, t)
+	switch {
+	case ctx.Err() != nil:
+		// Not its own failure: it is queued again at the next start.
+	case errors.Is(err, errNothingToDo):
+		c.queue.settle(t)
+	case err != nil:
+		t.kind.metrics.failed.Inc()
+		again := c.queue.done(t, true)
+		c.log.Error("can't make a cached nar", "type", t.kind.Name, "item", t.hash.String(), "error", err, "again", again.Format(time.RFC3339))
+		if errors.Is(err, errNoRoom) {
+			if err := c.makeRoom(ctx, t.kind, made); err != nil {
+				c.log.Error("can't make room for cached nars", "type", t.kind.Name, "error", err)
+			}
+		}
+	default:
+		t.kind.metrics.made.Inc()
+		t.kind.metrics.seconds.Add(time.Since(begun).Seconds())
+		c.queue.done(t, false)
+		c.log.Info("made a cached nar", "type", t.kind.Name, "item", t.hash.String(), "bytes", made, "took", time.Since(begun).Round(time.Millisecond).String())
+	}
+}
+
+// make makes the file of a task, from the source to its row. It returns the
+// file's length, or the space that it would have needed at the least.
+func (c *Cache) make(ctx context.Context, t task) (size int64, err error) {
+	defer func() {
+		// Codecs are given what comes from elsewhere.
+		if fault := recover(); fault != nil {
+			err = fmt.Errorf("a fault of the program, please report it: %v\n%s", fault, debug.Stack())
+		}
+	}()
+	row, err := c.index.Item(ctx, t.hash)
+	if errors.Is(err, storage.ErrNotFound) {
+		return 0, errNothingToDo // removed meanwhile
+	} else if err != nil {
+		return 0, err
+	}
+	item, err := storage.NewItem(row)
+	if err != nil {
+		return 0, err
+	}
+	if names(item.Narinfo, t.kind.Name) || !item.Narinfo.CanAppend() {
+		return 0, errNothingToDo
+	}
+	if again, err := c.announceAgain(ctx, t, item); again || err != nil {
+		return 0, err
+	}
+	source, how, err := c.options.Source.Open(ctx, item)
+	if err != nil {
+		return 0, fmt.Errorf("open the nar: %w", err)
+	}
+	defer source.Close()
+
+	temporary, err := os.CreateTemp(t.kind.Directory, jobPrefix)
+	if err != nil {
+		return 0, err
+	}
+	defer os.Remove(temporary.Name())
+	defer temporary.Close()
+	room := &reservation{space: &t.kind.space}
+	defer room.drop()
+	out := &bounded{ctx: ctx, w: temporary, room: room}
+	if err := compress(ctx, item.Narinfo, source, how, t.kind.Spec, out); err != nil {
+		return out.size, err
+	}
+	if err := verify(ctx, item.Narinfo, temporary, t.kind.Name); err != nil {
+		return out.size, fmt.Errorf("what was made is not the nar; please report it: %w", err)
+	}
+	// The server may run as another user than who looks at its files.
+	if err := errors.Join(temporary.Chmod(0o644), temporary.Close()); err != nil {
+		return out.size, err
+	}
+	return out.size, c.show(ctx, t, item, temporary.Name(), out.size, room)
+}
+
+// announceAgain takes back the withdrawal of a file that is still there.
+func (c *Cache) announceAgain(ctx context.Context, t task, item *storage.Item) (bool, error) {
+	files, err := c.index.CachedFiles(ctx, item.Hash)
+	if err != nil {
+		return false, err
+	}
+	i := slices.IndexFunc(files, func(f index.CachedFile) bool { return f.Type == t.kind.Name })
+	if i < 0 {
+		return false, nil
+	}
+	file := files[i]
+	if file.WithdrawnAt.IsZero() {
+		return false, errNothingToDo
+	}
+	t.kind.changing.Lock()
+	defer t.kind.changing.Unlock()
+	info, err := t.kind.bytes.Stat(ctx, item.Narinfo.StorePath.BaseName())
+	if errors.Is(err, fs.ErrNotExist) || err == nil && info.Size != file.Size {
+		return false, nil // deleted meanwhile
+	} else if err != nil {
+		return false, err
+	}
+	file.LastUsed = time.Now()
+	return true, c.record(ctx, item, file)
+}
+
+// record writes the file's row, if the item is still the one that it was made
+// for.
+func (c *Cache) record(ctx context.Context, item *storage.Item, file index.CachedFile) error {
+	err := c.index.Update(ctx, func(tx *index.Tx) error {
+		row, err := tx.Item(item.Hash)
+		if err != nil {
+			return err
+		}
+		now, err := storage.NewItem(row)
+		if err != nil {
+			return err
+		}
+		if now.Narinfo.NarHash != item.Narinfo.NarHash {
+			return fmt.Errorf("the item was replaced meanwhile: %w", storage.ErrNotFound)
+		}
+		return tx.PutCached(file)
+	})
+	if err == nil {
+		c.changed(item.Hash)
+	}
+	return err
+}
+
+// show gives the finished file its name, and then its row.
+func (c *Cache) show(ctx context.Context, t task, item *storage.Item, temporary string, size int64, room *reservation) error {
+	c.finishing.RLock()
+	defer c.finishing.RUnlock()
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	k, path := t.kind, item.Narinfo.StorePath
+	k.changing.Lock()
+	defer k.changing.Unlock()
+	staged, err := k.bytes.StageFile(ctx, path.BaseName(), temporary, size)
+	if errors.Is(err, storage.ErrCantShare) {
+		// A file system without links.
+		var file *os.File
+		if file, err = os.Open(temporary); err == nil {
+			defer file.Close()
+			staged, err = k.bytes.Stage(ctx, path.BaseName(), file, size)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	defer staged.Abort()
+	if err := k.removeFile(ctx, path.BaseName()); err != nil { // that no row claims
+		return err
+	}
+	if err := errors.Join(staged.Commit(ctx), k.bytes.Sync(ctx)); err != nil {
+		return err
+	}
+	info, err := k.bytes.Stat(ctx, path.BaseName())
+	if err != nil {
+		return err
+	}
+	room.keep(info.Usage)
+	if k.space.max >= 0 && k.space.usage() > k.space.max {
+		err = errNoRoom // by what the file system adds
+	} else {
+		err = c.record(ctx, item, index.CachedFile{Hash: item.Hash, Type: k.Name, Size: size, LastUsed: time.Now()})
+	}
+	if err != nil {
+		err = errors.Join(err, k.removeFile(context.WithoutCancel(ctx), path.BaseName()))
+	}
+	return err
+}
+
+// compress reads the nar, checks it, and writes it compressed.
+func compress(ctx context.Context, n *narinfo.Narinfo, source io.Reader, how string, spec compression.Spec, out io.Writer) error {
+	reader, err := compression.NewReader(how, source)
+	if err != nil {
+		return fmt.Errorf("read the nar as %s: %w", how, err)
+	}
+	defer reader.Close()
+	writer, err := compression.NewWriter(spec.Name, spec.Level, out)
+	if err != nil {
+		return err
+	}
+	check := &checker{ctx: ctx, n: n, sum: sha256.New()}
+	_, err = io.CopyBuffer(onlyWriter{writer}, io.TeeReader(onlyReader{reader}, check), make([]byte, copyBuffer))
+	if err == nil {
+		err = check.result()
+	}
+	if ctx.Err() != nil {
+		return ctx.Err() // without Close, which may take long
+	}
+	return errors.Join(err, writer.Close())
+}
+
+// verify decompresses what was written, and checks it.
+func verify(ctx context.Context, n *narinfo.Narinfo, file *os.File, kind string) error {
+	if _, err := file.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	reader, err := compression.NewReader(kind, bufio.NewReaderSize(file, copyBuffer))
+	if err != nil {
+		return err
+	}
+	defer reader.Close()
+	check := &checker{ctx: ctx, n: n, sum: sha256.New()}
+	if _, err := io.CopyBuffer(check, onlyReader{reader}, make([]byte, copyBuffer)); err != nil {
+		return err
+	}
+	return check.result()
+}
+
+const copyBuffer = 256 << 10
+
+// onlyReader and onlyWriter hide methods with which a copy would go past the
+// checks, or in steps that are too large for them.
+type (
+	onlyReader struct{ io.Reader }
+	onlyWriter struct{ io.Writer }
+)
+
+// errWrongNar says that bytes are not the nar that the narinfo describes.
+var errWrongNar = errors.New("the bytes are not the nar that the narinfo describes")
+
+// checker compares what is written to it with a narinfo.
+type checker struct {
+	ctx  context.Context
+	n    *narinfo.Narinfo
+	sum  hash.Hash
+	size int64
+}
+
+func (c *checker) Write(p []byte) (int, error) {
+	if err := c.ctx.Err(); err != nil {
+		return 0, err
+	}
+	c.size += int64(len(p))
+	if c.n.NarSize >= 0 && c.size > c.n.NarSize {
+		return 0, fmt.Errorf("%w: more than %d bytes", errWrongNar, c.n.NarSize)
+	}
+	return c.sum.Write(p)
+}
+
+func (c *checker) result() error {
+	if c.n.NarSize >= 0 && c.size != c.n.NarSize {
+		return fmt.Errorf("%w: %d bytes, should be %d", errWrongNar, c.size, c.n.NarSize)
+	}
+	if narinfo.NarHash(c.sum.Sum(nil)) != c.n.NarHash {
+		return fmt.Errorf("%w: another sha256", errWrongNar)
+	}
+	return nil
+}
+
+// bounded writes as long as there is room.
+type bounded struct {
+	ctx  context.Context
+	w    io.Writer
+	room *reservation
+	size int64
+}
+
+func (b *bounded) Write(p []byte) (int, error) {
+	if err := b.ctx.Err(); err != nil {
+		return 0, err
+	}
+	b.size += int64(len(p))
+	if err := b.room.grow(b.size); err != nil {
+		return 0, err
+	}
+	return b.w.Write(p)
+}

@@ -1,0 +1,61 @@
+package cached
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// kindMetrics are a type's.
+type kindMetrics struct {
+	made, failed, withdrawn, deleted, seconds prometheus.Counter
+	running                                   prometheus.Gauge
+}
+
+// makeMetrics makes the metrics, whether somebody registers them or not.
+func (c *Cache) makeMetrics() {
+	counter := func(name, help string) *prometheus.CounterVec {
+		v := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{"type"})
+		c.add(v)
+		return v
+	}
+	made := counter("narherder_cached_nars_made_total", "Cached nars that were made.")
+	failed := counter("narherder_cached_nars_failed_total", "Cached nars that could not be made.")
+	withdrawn := counter("narherder_cached_nars_withdrawn_total", "Cached nars that narinfos have stopped to name.")
+	deleted := counter("narherder_cached_nars_deleted_total", "Cached nars that were deleted after their withdrawal.")
+	seconds := counter("narherder_cached_nars_seconds_total", "Time that making cached nars has taken, in seconds.")
+	running := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "narherder_cached_nars_running", Help: "Cached nars that are being made."}, []string{"type"})
+	c.add(running)
+	for name, k := range c.kinds {
+		k.metrics = kindMetrics{
+			made: made.WithLabelValues(name), failed: failed.WithLabelValues(name), withdrawn: withdrawn.WithLabelValues(name),
+			deleted: deleted.WithLabelValues(name), seconds: seconds.WithLabelValues(name), running: running.WithLabelValues(name),
+		}
+		c.add(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "narherder_cached_bytes", Help: "Disk space of the cached nars, with those being written.", ConstLabels: prometheus.Labels{"type": name},
+		}, func() float64 { return float64(k.space.usage()) }))
+		c.add(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "narherder_cached_bytes_limit", Help: "Limit of that; negative for none.", ConstLabels: prometheus.Labels{"type": name},
+		}, func() float64 { return float64(k.space.max) }))
+	}
+	c.add(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "narherder_cached_nars_queued", Help: "Cached nars that wait to be made.",
+	}, func() float64 { waiting, _ := c.queue.counts(); return float64(waiting) }))
+	c.add(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "narherder_cached_nars_failing", Help: "Cached nars that could not be made and wait for another try.",
+	}, func() float64 { _, failing := c.queue.counts(); return float64(failing) }))
+}
+
+func (c *Cache) add(collector prometheus.Collector) { c.collectors = append(c.collectors, collector) }
+
+// Describe is for [prometheus.Registerer].
+func (c *Cache) Describe(descriptions chan<- *prometheus.Desc) {
+	for _, collector := range c.collectors {
+		collector.Describe(descriptions)
+	}
+}
+
+// Collect is for [prometheus.Registerer].
+func (c *Cache) Collect(metrics chan<- prometheus.Metric) {
+	for _, collector := range c.collectors {
+		collector.Collect(metrics)
+	}
+}

@@ -1,0 +1,142 @@
+package cached
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"nar-herder/narinfo"
+	"nar-herder/storage"
+	"nar-herder/storage/index"
+)
+
+// retireAtOnce bounds the files of one step.
+const retireAtOnce = 500
+
+// retire withdraws what was not used for long, and deletes what was withdrawn
+// so long ago that no client can hold a narinfo naming it.
+func (c *Cache) retire(ctx context.Context, k *kind, now time.Time) error {
+	for k.Unused != nil {
+		files, err := c.index.LeastUsed(ctx, k.Name, now.Add(-*k.Unused), retireAtOnce)
+		if err != nil {
+			return err
+		}
+		files = c.notPending(files)
+		if len(files) == 0 {
+			break
+		}
+		if err := c.withdraw(ctx, k, files); err != nil {
+			return err
+		}
+	}
+	for {
+		files, err := c.index.Withdrawn(ctx, k.Name, now.Add(-k.grace), retireAtOnce)
+		if err != nil || len(files) == 0 {
+			return err
+		}
+		for _, file := range files {
+			if err := c.delete(ctx, k, file, now); err != nil {
+				return fmt.Errorf("delete %s: %w", file.Hash, err)
+			}
+		}
+	}
+}
+
+// notPending drops files whose use is counted and not written down yet.
+func (c *Cache) notPending(files []index.CachedFile) (idle []index.CachedFile) {
+	c.uses.mu.Lock()
+	defer c.uses.mu.Unlock()
+	for _, file := range files {
+		if c.uses.pending[file.Hash] == nil {
+			idle = append(idle, file)
+		}
+	}
+	return idle
+}
+
+// withdraw has narinfos no longer name the files. The time that is written down
+// is later than the last answer that does.
+func (c *Cache) withdraw(ctx context.Context, k *kind, files []index.CachedFile) error {
+	k.hide(files)
+	defer k.unhide(files)
+	for _, file := range files {
+		c.changed(file.Hash)
+	}
+	at := time.Now()
+	err := c.index.Update(ctx, func(tx *index.Tx) error {
+		for _, file := range files {
+			if err := tx.WithdrawCached(file.Hash, k.Name, at); err != nil && !errors.Is(err, storage.ErrNotFound) {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		// They are named again, as they are still there.
+		for _, file := range files {
+			c.changed(file.Hash)
+		}
+		return err
+	}
+	k.metrics.withdrawn.Add(float64(len(files)))
+	return nil
+}
+
+// delete removes a withdrawn file, unless it was announced again meanwhile.
+func (c *Cache) delete(ctx context.Context, k *kind, file index.CachedFile, now time.Time) error {
+	k.changing.Lock()
+	defer k.changing.Unlock()
+	row, err := c.index.Item(ctx, file.Hash)
+	if errors.Is(err, storage.ErrNotFound) {
+		return nil // its row went with the item's; the survey finds the bytes
+	} else if err != nil {
+		return err
+	}
+	n, err := narinfo.Parse(row.Text)
+	if err != nil {
+		return err
+	}
+	current, err := c.index.CachedFiles(ctx, file.Hash)
+	if err != nil {
+		return err
+	}
+	for _, f := range current {
+		if f.Type == k.Name && !f.WithdrawnAt.IsZero() && !f.WithdrawnAt.After(now.Add(-k.grace)) {
+			k.metrics.deleted.Inc()
+			return c.remove(ctx, k, n.StorePath)
+		}
+	}
+	return nil
+}
+
+// makeRoom withdraws the files that were not used for longest, so that there
+// will be room for so many bytes once their grace is over. What was withdrawn
+// before counts, so that one large nar does not empty the directory.
+func (c *Cache) makeRoom(ctx context.Context, k *kind, needed int64) error {
+	if needed > k.space.max {
+		return nil // it never fits
+	}
+	coming, err := c.index.WithdrawnSize(ctx, k.Name)
+	if err != nil {
+		return err
+	}
+	for coming < needed {
+		files, err := c.index.LeastUsed(ctx, k.Name, time.Now(), 50)
+		if err != nil {
+			return err
+		}
+		files = c.notPending(files)
+		enough := 0
+		for ; enough < len(files) && coming < needed; enough++ {
+			coming += files[enough].Size
+		}
+		if enough == 0 {
+			return nil
+		}
+		if err := c.withdraw(ctx, k, files[:enough]); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,77 @@
+package cached
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+)
+
+// errNoRoom says that a file does not fit the limit of its directory.
+var errNoRoom = errors.New("no room below the limit of the directory")
+
+// space counts what a directory takes of the disk, in bytes of its blocks.
+type space struct {
+	max int64 // negative for no limit
+
+	mu      sync.Mutex
+	used    int64 // by files
+	writing int64 // by those that are being written
+}
+
+// blockSize is that of usual file systems. What is written is counted in whole
+// ones, since a limit on a disk is about them.
+const blockSize = 4096
+
+func (s *space) set(used int64) {
+	s.mu.Lock()
+	s.used = used
+	s.mu.Unlock()
+}
+
+func (s *space) free(n int64) {
+	s.mu.Lock()
+	s.used = max(s.used-n, 0)
+	s.mu.Unlock()
+}
+
+func (s *space) usage() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.used + s.writing
+}
+
+// reservation is the space of one file while it is written.
+type reservation struct {
+	space *space
+	size  int64
+}
+
+// grow makes the reservation at least so large.
+func (r *reservation) grow(size int64) error {
+	size = (size + blockSize - 1) / blockSize * blockSize
+	s := r.space
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if size <= r.size {
+		return nil
+	}
+	if s.max >= 0 && s.used+s.writing+size-r.size > s.max {
+		return fmt.Errorf("%w: %d of %d bytes are taken, and over %d more are needed", errNoRoom, s.used+s.writing-r.size, s.max, size)
+	}
+	s.writing += size - r.size
+	r.size = size
+	return nil
+}
+
+// keep makes the reservation that of a file which is there.
+func (r *reservation) keep(usage int64) {
+	s := r.space
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.writing -= r.size
+	s.used += usage
+	r.size = 0
+}
+
+// drop gives the space back.
+func (r *reservation) drop() { r.keep(0) }

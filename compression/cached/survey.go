@@ -1,0 +1,138 @@
+package cached
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+
+	"nar-herder/narinfo"
+	"nar-herder/storage/index"
+)
+
+// surveyAll compares the directory with the index until the context ends: until
+// it could be read once, no file is made.
+func (c *Cache) surveyAll(ctx context.Context, k *kind) {
+	for first := true; ; {
+		wait := surveyInterval
+		if err := c.survey(ctx, k, first); err == nil {
+			if first {
+				close(k.surveyed)
+			}
+			first = false
+		} else if ctx.Err() == nil {
+			wait = surveyRetry
+			c.log.Error("can't compare the directory of cached nars with the index", "type", k.Name, "error", err)
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// survey puts right what crashes, and others, have left: files that are not
+// whole or not recorded go, and so do rows without their file. Names that are
+// not ours stay. Before any job runs, it also counts what there is.
+func (c *Cache) survey(ctx context.Context, k *kind, first bool) error {
+	var used int64
+	strangers := 0
+	for info, err := range k.bytes.List(ctx) {
+		if err != nil {
+			return err
+		}
+		if info.Temporary {
+			// Later ones may be a job's that is running.
+			if !first {
+				continue
+			}
+			if err := k.bytes.Remove(ctx, info.Name); err != nil {
+				return err
+			}
+			continue
+		}
+		path, err := narinfo.ParseBaseName(info.Name)
+		if err != nil {
+			used += info.Usage
+			strangers++
+			continue
+		}
+		kept, err := c.surveyFile(ctx, k, path)
+		if err != nil {
+			return err
+		}
+		used += kept
+	}
+	if first {
+		k.space.set(used)
+	}
+	if strangers > 0 {
+		c.log.Warn("the directory of cached nars has files that are no nars of ours; they stay, and count for its limit", "type", k.Name, "directory", k.Directory, "files", strangers)
+	}
+	lost := 0
+	for file, err := range c.index.AllCached(ctx, k.Name) {
+		if err != nil {
+			return err
+		}
+		gone, err := c.surveyRow(ctx, k, file)
+		if err != nil {
+			return err
+		}
+		if gone {
+			lost++
+		}
+	}
+	if lost > 0 {
+		c.log.Warn("cached nars were recorded that are not there; they will be made again when they are asked for", "type", k.Name, "nars", lost)
+	}
+	return nil
+}
+
+// surveyFile removes a file that is not the one of its row. It returns what the
+// disk has of it afterwards.
+func (c *Cache) surveyFile(ctx context.Context, k *kind, path narinfo.StorePath) (usage int64, err error) {
+	k.changing.Lock()
+	defer k.changing.Unlock()
+	info, err := k.bytes.Stat(ctx, path.BaseName())
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	} else if err != nil {
+		return 0, err
+	}
+	files, err := c.index.CachedFiles(ctx, path.Hash)
+	if err != nil {
+		return 0, err
+	}
+	for _, file := range files {
+		if file.Type == k.Name && file.Size == info.Size {
+			return info.Usage, nil
+		}
+	}
+	if err := c.remove(ctx, k, path); err != nil {
+		return 0, err
+	}
+	c.log.Info("removed a file that was no finished cached nar", "type", k.Name, "file", path.BaseName())
+	return 0, nil
+}
+
+// surveyRow removes a row whose file is gone.
+func (c *Cache) surveyRow(ctx context.Context, k *kind, file index.CachedFile) (gone bool, err error) {
+	row, err := c.index.Item(ctx, file.Hash)
+	if errors.Is(err, index.ErrNotFound) {
+		return false, nil // with its item, meanwhile
+	} else if err != nil {
+		return false, err
+	}
+	n, err := narinfo.Parse(row.Text)
+	if err != nil {
+		return false, fmt.Errorf("the narinfo of %s in the database: %w", file.Hash, err)
+	}
+	k.changing.Lock()
+	defer k.changing.Unlock()
+	if _, err := k.bytes.Stat(ctx, n.StorePath.BaseName()); !errors.Is(err, fs.ErrNotExist) {
+		return false, err
+	}
+	return true, c.remove(ctx, k, n.StorePath)
+}

@@ -1,0 +1,277 @@
+package index
+
+import (
+	"context"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"iter"
+	"strconv"
+	"strings"
+	"time"
+
+	"nar-herder/narinfo"
+)
+
+// CachedFile is an item's nar in a compression that was made here, beside those
+// that its narinfo names.
+type CachedFile struct {
+	Hash narinfo.PathHash
+	Type string // the compression, as in a narinfo
+	Size int64  // of the file, in bytes
+	// LastUsed is when it was made or asked for last, as far as that has been
+	// written down.
+	LastUsed time.Time
+	// WithdrawnAt is since when narinfos no longer name it; zero while they do.
+	WithdrawnAt time.Time
+}
+
+const cachedColumns = "SELECT n.hash, c.type, c.size, c.last_used, c.withdrawn_at FROM cached_files c JOIN narinfos n ON n.id = c.item"
+
+func cachedFile(row []driver.Value) (file CachedFile, err error) {
+	if file.Hash, err = hashOf(row[0]); err != nil {
+		return file, err
+	}
+	file.Type, file.Size = row[1].(string), row[2].(int64)
+	file.LastUsed = time.UnixMilli(row[3].(int64)).UTC()
+	if at, ok := row[4].(int64); ok {
+		file.WithdrawnAt = time.UnixMilli(at).UTC()
+	}
+	return file, nil
+}
+
+// cachedFiles runs a statement that begins with cachedColumns.
+func (x *Index) cachedFiles(ctx context.Context, condition string, args ...driver.Value) (files []CachedFile, err error) {
+	err = x.readers.do(ctx, func(c *connection) error {
+		return c.rows(cachedColumns+condition, args, func(row []driver.Value) (bool, error) {
+			file, err := cachedFile(row)
+			files = append(files, file)
+			return true, err
+		})
+	})
+	if err != nil {
+		return nil, describe("read the cached files in "+x.path, err)
+	}
+	return files, nil
+}
+
+// CachedFiles returns all of an item's, also those that were withdrawn.
+func (x *Index) CachedFiles(ctx context.Context, hash narinfo.PathHash) ([]CachedFile, error) {
+	return x.cachedFiles(ctx, " JOIN items i ON i.id = c.item WHERE i.key = ? AND n.hash = ? ORDER BY c.type", keyOf(hash), hash[:])
+}
+
+// LeastUsed returns those of a type that narinfos name and that were last used
+// before the given time, the longest unused first.
+func (x *Index) LeastUsed(ctx context.Context, kind string, before time.Time, limit int) ([]CachedFile, error) {
+	return x.cachedFiles(ctx, " WHERE c.type = ? AND c.withdrawn_at IS NULL AND c.last_used < ? ORDER BY c.last_used LIMIT ?",
+		kind, before.UnixMilli(), int64(limit))
+}
+
+// Withdrawn returns those of a type that were withdrawn at the given time or
+// before, the earliest first.
+func (x *Index) Withdrawn(ctx context.Context, kind string, until time.Time, limit int) ([]CachedFile, error) {
+	return x.cachedFiles(ctx, " WHERE c.type = ? AND c.withdrawn_at <= ? ORDER BY c.withdrawn_at LIMIT ?",
+		kind, until.UnixMilli(), int64(limit))
+}
+
+// WithdrawnSize is the length of all files of a type that were withdrawn, in
+// bytes.
+func (x *Index) WithdrawnSize(ctx context.Context, kind string) (size int64, err error) {
+	err = x.readers.do(ctx, func(c *connection) error {
+		size, err = c.integer("SELECT coalesce(sum(size), 0) FROM cached_files WHERE type = ? AND withdrawn_at IS NOT NULL", kind)
+		return err
+	})
+	if err != nil {
+		return 0, describe("sum the cached files in "+x.path, err)
+	}
+	return size, nil
+}
+
+// AllCached goes through all files of a type, in the order of items. Rows that
+// come or go meanwhile may or may not be among them.
+func (x *Index) AllCached(ctx context.Context, kind string) iter.Seq2[CachedFile, error] {
+	return func(yield func(CachedFile, error) bool) {
+		for last := int64(-1); ; {
+			var page []CachedFile
+			err := x.readers.do(ctx, func(c *connection) error {
+				const query = `SELECT n.hash, c.type, c.size, c.last_used, c.withdrawn_at, c.item FROM cached_files c JOIN narinfos n ON n.id = c.item
+					WHERE c.item > ? AND c.type = ? ORDER BY c.item LIMIT ?`
+				return c.rows(query, []driver.Value{last, kind, int64(listStep)}, func(row []driver.Value) (bool, error) {
+					file, err := cachedFile(row)
+					page = append(page, file)
+					last = row[5].(int64)
+					return true, err
+				})
+			})
+			if err != nil {
+				yield(CachedFile{}, describe("list the cached files in "+x.path, err))
+				return
+			}
+			for _, file := range page {
+				if !yield(file, nil) {
+					return
+				}
+			}
+			if len(page) < listStep {
+				return
+			}
+		}
+	}
+}
+
+// TextAndCached is [Index.Text] with the cached files that belong below the
+// text, in the order of types. Of those, only Type and Size are set.
+func (x *Index) TextAndCached(ctx context.Context, hash narinfo.PathHash) (text []byte, files []CachedFile, err error) {
+	err = x.readers.do(ctx, func(c *connection) error {
+		// One statement, so that no file of another text gets below this one.
+		row, err := c.first(`SELECT n.hash, n.dictionary, n.text,
+			(SELECT group_concat(type || ' ' || size, ' ' ORDER BY type) FROM cached_files c WHERE c.item = i.id AND c.withdrawn_at IS NULL)
+			FROM items i LEFT JOIN narinfos n ON n.id = i.id WHERE i.key = ?`, keyOf(hash))
+		if err != nil {
+			return err
+		}
+		if row == nil {
+			return ErrNotFound
+		}
+		if found, err := hashOf(row[0]); err != nil {
+			return err
+		} else if found != hash {
+			return ErrNotFound
+		}
+		if list, ok := row[3].(string); ok {
+			words := strings.Fields(list)
+			for ; len(words) >= 2; words = words[2:] {
+				size, err := strconv.ParseInt(words[1], 10, 64)
+				if err != nil {
+					return err
+				}
+				files = append(files, CachedFile{Hash: hash, Type: words[0], Size: size})
+			}
+		}
+		text, err = x.codec.decompress(row[1].(int64), blob(row[2]))
+		return err
+	})
+	if err != nil && err != ErrNotFound {
+		return nil, nil, describe(fmt.Sprintf("look up narinfo %s in %s", hash, x.path), err)
+	}
+	return text, files, err
+}
+
+// PutCached records a file that was made, which narinfos name from now on.
+func (tx *Tx) PutCached(file CachedFile) error {
+	id, err := tx.id(file.Hash)
+	if err != nil {
+		return err
+	}
+	return tx.conn.exec(`INSERT INTO cached_files (item, type, size, last_used) VALUES (?, ?, ?, ?)
+		ON CONFLICT DO UPDATE SET size = excluded.size, last_used = excluded.last_used, withdrawn_at = NULL`,
+		id, file.Type, file.Size, file.LastUsed.UnixMilli())
+}
+
+// WithdrawCached records that narinfos have stopped to name the file. What was
+// counted of the item's uses is forgotten, so that it isn't made again at once.
+func (tx *Tx) WithdrawCached(hash narinfo.PathHash, kind string, at time.Time) error {
+	id, err := tx.id(hash)
+	if err != nil {
+		return err
+	}
+	return errors.Join(
+		tx.conn.exec("UPDATE cached_files SET withdrawn_at = ? WHERE item = ? AND type = ? AND withdrawn_at IS NULL", at.UnixMilli(), id, kind),
+		tx.conn.exec("UPDATE uses SET count = 0 WHERE item = ?", id))
+}
+
+// RemoveCached forgets the file.
+func (tx *Tx) RemoveCached(hash narinfo.PathHash, kind string) error {
+	id, err := tx.id(hash)
+	if err != nil {
+		return err
+	}
+	return tx.conn.exec("DELETE FROM cached_files WHERE item = ? AND type = ?", id, kind)
+}
+
+// id returns the id of an item's row, or [ErrNotFound].
+func (tx *Tx) id(hash narinfo.PathHash) (driver.Value, error) {
+	row, err := tx.conn.first("SELECT i.id FROM items i JOIN narinfos n ON n.id = i.id WHERE i.key = ? AND n.hash = ?", keyOf(hash), hash[:])
+	if err != nil {
+		return nil, err
+	}
+	if row == nil {
+		return nil, ErrNotFound
+	}
+	return row[0], nil
+}
+
+// Uses are requests for the nars of one item.
+type Uses struct {
+	Hash  narinfo.PathHash
+	Count int64
+	Last  time.Time
+	// Types are the cached files among what was asked for.
+	Types []string
+}
+
+// Used is an item that has been asked for.
+type Used struct {
+	Hash  narinfo.PathHash
+	Count int64 // all that was counted
+	// Cached are the types that narinfos name.
+	Cached []string
+}
+
+// CountUses adds to what was counted before. It returns the items that now have
+// at least the given number; those that are not known are passed over.
+func (tx *Tx) CountUses(uses []Uses, least int64) (popular []Used, err error) {
+	for _, u := range uses {
+		id, err := tx.id(u.Hash)
+		if errors.Is(err, ErrNotFound) {
+			continue // removed meanwhile
+		} else if err != nil {
+			return nil, err
+		}
+		count, err := tx.conn.integer(`INSERT INTO uses VALUES (?, ?, ?)
+			ON CONFLICT DO UPDATE SET count = count + excluded.count, last_used = max(last_used, excluded.last_used) RETURNING count`,
+			id, u.Count, u.Last.UnixMilli())
+		if err != nil {
+			return nil, err
+		}
+		for _, kind := range u.Types {
+			err := tx.conn.exec("UPDATE cached_files SET last_used = max(last_used, ?) WHERE item = ? AND type = ?", u.Last.UnixMilli(), id, kind)
+			if err != nil {
+				return nil, err
+			}
+		}
+		if count < least {
+			continue
+		}
+		used := Used{Hash: u.Hash, Count: count}
+		err = tx.conn.rows("SELECT type FROM cached_files WHERE item = ? AND withdrawn_at IS NULL", []driver.Value{id}, func(row []driver.Value) (bool, error) {
+			used.Cached = append(used.Cached, row[0].(string))
+			return true, nil
+		})
+		if err != nil {
+			return nil, err
+		}
+		popular = append(popular, used)
+	}
+	return popular, nil
+}
+
+// Popular returns items that were asked for at least so often and have no
+// cached file of the type, in the order of items. cursor is zero to begin with;
+// each call moves it on, and returns none when there are no more.
+func (x *Index) Popular(ctx context.Context, kind string, least int64, cursor *int64) (hashes []narinfo.PathHash, err error) {
+	err = x.readers.do(ctx, func(c *connection) error {
+		const query = `SELECT u.item, n.hash FROM uses u JOIN narinfos n ON n.id = u.item WHERE u.item > ? AND u.count >= ?
+			AND NOT EXISTS (SELECT 1 FROM cached_files c WHERE c.item = u.item AND c.type = ? AND c.withdrawn_at IS NULL) ORDER BY u.item LIMIT ?`
+		return c.rows(query, []driver.Value{*cursor, least, kind, int64(listStep)}, func(row []driver.Value) (bool, error) {
+			hash, err := hashOf(row[1])
+			hashes = append(hashes, hash)
+			*cursor = row[0].(int64)
+			return true, err
+		})
+	})
+	if err != nil {
+		return nil, describe("look for popular items in "+x.path, err)
+	}
+	return hashes, nil
+}
