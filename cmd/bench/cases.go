@@ -17,6 +17,9 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"nar-herder/narinfo"
+	"nar-herder/storage/index"
 )
 
 // shuffledPaths are the narinfos' paths in random order, as an index is asked for
@@ -70,6 +73,98 @@ func (b *bench) narinfo() error {
 	defer ours.stop()
 	defer theirs.stop()
 	return b.compareNarinfos("narinfos", t, ours, theirs, 1, 1, 5)
+}
+
+// cached measures what cached compressions cost narinfos: two of our servers,
+// one of which has a cached nar for each second item.
+func (b *bench) cached() error {
+	t, err := b.writeTree(b.narinfos, false)
+	if err != nil {
+		return err
+	}
+	work, err := os.MkdirTemp(b.work, "cached-")
+	if err != nil {
+		return err
+	}
+	storage, cache := filepath.Join(work, "storage"), filepath.Join(work, "zstd")
+	for _, dir := range []string{storage, cache} {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	with, without := filepath.Join(work, "with.db"), filepath.Join(work, "without.db")
+	for _, database := range []string{with, without} {
+		if _, err := b.importTree(database, "", t.dir); err != nil {
+			return err
+		}
+	}
+	if err := b.pretendCached(with, cache, t.hashes); err != nil {
+		return err
+	}
+	for _, c := range []struct {
+		name    string
+		options []string
+		bar     float64
+	}{
+		{"narinfos with cached nars, against without", nil, 0.95},
+		{"the same, no answer kept", []string{"--narinfo-cache-size=0"}, 0},
+	} {
+		ours, err := b.narHerder(with, storage, append(c.options, "--enable-cached-compression=zstd", "--cached-compression-directory=zstd="+cache)...)
+		if err != nil {
+			return err
+		}
+		plain, err := b.narHerder(without, storage, c.options...)
+		if err != nil {
+			ours.stop()
+			return err
+		}
+		text, err := ours.get("/" + t.hashes[0] + ".narinfo")
+		switch {
+		case err != nil:
+		case !bytes.Contains(text, []byte("Compression: zstd\n")):
+			err = fmt.Errorf("the narinfo does not name its cached nar: %s", text)
+		default:
+			err = b.compareNarinfos(c.name, t, ours, plain, c.bar, 0, c.bar)
+		}
+		ours.stop()
+		plain.stop()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// pretendCached records a cached file of one byte for each second item.
+func (b *bench) pretendCached(database, dir string, hashes []string) error {
+	x, err := index.Open(b.ctx, database, index.Options{})
+	if err != nil {
+		return err
+	}
+	err = x.Update(b.ctx, func(tx *index.Tx) error {
+		for i := 0; i < len(hashes); i += 2 {
+			hash, err := narinfo.ParsePathHash([]byte(hashes[i]))
+			if err != nil {
+				return err
+			}
+			row, err := tx.Item(hash)
+			if err != nil {
+				return err
+			}
+			n, err := narinfo.Parse(row.Text)
+			if err != nil {
+				return err
+			}
+			if err := os.WriteFile(filepath.Join(dir, n.StorePath.BaseName()), []byte{0}, 0o644); err != nil {
+				return err
+			}
+			if err := tx.PutCached(index.CachedFile{Hash: hash, Type: "zstd", Size: 1, LastUsed: time.Now()}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return errors.Join(err, x.Close())
 }
 
 // nar measures large and middling nars.

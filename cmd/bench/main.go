@@ -53,12 +53,21 @@ var cases = []struct {
 	{"narinfo", "narinfos of 1 to 3 KB, one request at a time and 64 pipelined", (*bench).narinfo},
 	{"nar", "a nar of 1 GiB, and nars of 200 KB", (*bench).nar},
 	{"index", "an index of a million narinfos: import, size, start, and look-ups in random order", (*bench).largeIndex},
+	{"codecs", "compressions against the programs lzip, zstd and gzip: speed and size, and the making of cached nars", (*bench).codecs},
+	{"cached", "narinfos that name cached nars, against the same without", (*bench).cached},
 	{"idle", "narinfos beside 2,000 idle and 50 slow connections", (*bench).idle},
 }
 
 func main() {
 	if engine := os.Getenv(engineVariable); engine != "" {
 		serveEngine(engine)
+		return
+	}
+	if work := os.Getenv(codecVariable); work != "" {
+		if err := codec(strings.Fields(work)); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			os.Exit(1)
+		}
 		return
 	}
 	if err := run(); err != nil {

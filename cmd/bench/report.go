@@ -69,7 +69,7 @@ func spread(figures []float64, unit string) string {
 
 // print writes the report, and returns how many bars were missed.
 func (b *bench) print(w io.Writer) (missed int) {
-	fmt.Fprintln(w, "| | nar-herder | nginx | ratio | bar |\n|---|---|---|---|---|")
+	fmt.Fprintln(w, "| | nar-herder | nginx, or the program named | ratio | bar |\n|---|---|---|---|---|")
 	for _, r := range b.rows {
 		fmt.Fprintf(w, "| %s | %s | %s | %s | %s |\n", r.name, r.ours, r.theirs, r.ratio, r.bar)
 		if r.missed {

@@ -113,11 +113,8 @@ func (c *Cache) make(ctx context.Context, t task) (size int64, err error) {
 	room := &reservation{space: &t.kind.space}
 	defer room.drop()
 	out := &bounded{ctx: ctx, w: temporary, room: room}
-	if err := compress(ctx, item.Narinfo, source, how, t.kind.Spec, out); err != nil {
+	if err := Transcode(ctx, item.Narinfo, source, how, t.kind.Spec, out, temporary); err != nil {
 		return out.size, err
-	}
-	if err := verify(ctx, item.Narinfo, temporary, t.kind.Name); err != nil {
-		return out.size, fmt.Errorf("what was made is not the nar; please report it: %w", err)
 	}
 	// The server may run as another user than who looks at its files.
 	if err := errors.Join(temporary.Chmod(0o644), temporary.Close()); err != nil {
@@ -220,6 +217,19 @@ func (c *Cache) show(ctx context.Context, t task, item *storage.Item, temporary 
 	return err
 }
 
+// Transcode reads a nar in the compression named by how, and writes it in that
+// of spec. written reads what out has taken: it is decompressed again. Both
+// times the nar must be the one that the narinfo describes.
+func Transcode(ctx context.Context, n *narinfo.Narinfo, source io.Reader, how string, spec compression.Spec, out io.Writer, written io.ReadSeeker) error {
+	if err := compress(ctx, n, source, how, spec, out); err != nil {
+		return err
+	}
+	if err := verify(ctx, n, written, spec.Name); err != nil {
+		return fmt.Errorf("what was made is not the nar; please report it: %w", err)
+	}
+	return nil
+}
+
 // compress reads the nar, checks it, and writes it compressed.
 func compress(ctx context.Context, n *narinfo.Narinfo, source io.Reader, how string, spec compression.Spec, out io.Writer) error {
 	reader, err := compression.NewReader(how, source)
@@ -243,7 +253,7 @@ func compress(ctx context.Context, n *narinfo.Narinfo, source io.Reader, how str
 }
 
 // verify decompresses what was written, and checks it.
-func verify(ctx context.Context, n *narinfo.Narinfo, file *os.File, kind string) error {
+func verify(ctx context.Context, n *narinfo.Narinfo, file io.ReadSeeker, kind string) error {
 	if _, err := file.Seek(0, io.SeekStart); err != nil {
 		return err
 	}
