@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -125,7 +126,7 @@ func (x *Index) TextAndCached(ctx context.Context, hash narinfo.PathHash) (text 
 	err = x.readers.do(ctx, func(c *connection) error {
 		// One statement, so that no file of another text gets below this one.
 		row, err := c.first(`SELECT n.hash, n.dictionary, n.text,
-			(SELECT group_concat(type || ' ' || size, ' ' ORDER BY type) FROM cached_files c WHERE c.item = i.id AND c.withdrawn_at IS NULL)
+			(SELECT group_concat(type || ' ' || size, ' ') FROM cached_files c WHERE c.item = i.id AND c.withdrawn_at IS NULL)
 			FROM items i LEFT JOIN narinfos n ON n.id = i.id WHERE i.key = ?`, keyOf(hash))
 		if err != nil {
 			return err
@@ -148,6 +149,8 @@ func (x *Index) TextAndCached(ctx context.Context, hash narinfo.PathHash) (text 
 				files = append(files, CachedFile{Hash: hash, Type: words[0], Size: size})
 			}
 		}
+		// In the statement, the order would cost each look-up a sorter.
+		slices.SortFunc(files, func(a, b CachedFile) int { return strings.Compare(a.Type, b.Type) })
 		text, err = x.codec.decompress(row[1].(int64), blob(row[2]))
 		return err
 	})
