@@ -1,8 +1,13 @@
 package main
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
 	"math/rand/v2"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -11,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"nar-herder/compression"
 	"nar-herder/narinfo"
 )
 
@@ -110,63 +116,121 @@ func TestCachedCompressions(t *testing.T) {
 	s.stop(t, syscall.SIGTERM)
 }
 
-// TestCachedKilled kills the server again and again while it compresses. No
-// narinfo ever names a file that is not whole.
+// generate writes narinfos and nars of items made up, and returns the texts.
+func generate(t *testing.T, dir string, count int) (texts map[string]string) {
+	t.Helper()
+	texts = make(map[string]string, count)
+	if err := os.MkdirAll(filepath.Join(dir, "nar"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	random := rand.NewChaCha8([32]byte{1})
+	for i := range count {
+		raw := make([]byte, 10_000+i*700)
+		_, _ = random.Read(raw) // it never fails
+		nar := []byte(hex.EncodeToString(raw))
+		base := fmt.Sprintf("%032d-item", i)
+		text := fmt.Sprintf("StorePath: /gnu/store/%s\nURL: nar/%s\nCompression: none\nFileSize: %d\nNarHash: %s\nNarSize: %d\nReferences: \nSignature: 1;farm.example;AAAA\n",
+			base, base, len(nar), narinfo.NarHash(sha256.Sum256(nar)), len(nar))
+		err := errors.Join(
+			os.WriteFile(filepath.Join(dir, "nar", base), nar, 0o644),
+			os.WriteFile(filepath.Join(dir, base[:32]+".narinfo"), []byte(text), 0o644))
+		if err != nil {
+			t.Fatal(err)
+		}
+		texts["/"+base[:32]+".narinfo"] = text
+	}
+	return texts
+}
+
+// usage is what the files of a directory take of the disk, in bytes.
+func usage(t *testing.T, dir string) (sum int64) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, entry := range entries {
+		var stat syscall.Stat_t
+		err := syscall.Lstat(filepath.Join(dir, entry.Name()), &stat)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Fatal(err)
+		}
+		sum += stat.Blocks * 512
+	}
+	return sum
+}
+
+// TestCachedKilled kills the server again and again while it has 200 nars to
+// compress, which don't all fit. No narinfo ever names a file that is not
+// whole, and the directory never takes more than it may.
 func TestCachedKilled(t *testing.T) {
 	t.Parallel()
+	const count, limit = 200, 10 << 20
 	p := newPlace(t)
-	source := filepath.Join(testdata, "published")
-	p.imports(t, source)
+	texts := generate(t, filepath.Join(p.dir, "source"), count)
+	p.imports(t, filepath.Join(p.dir, "source"))
 	dir := filepath.Join(p.dir, "zstd")
-	args := []string{"--log-level=INFO", "--enable-cached-compression=zstd:9", "--cached-compression-directory=zstd=" + dir, "--cached-compression-min-uses=1"}
-	sources, err := filepath.Glob(filepath.Join(source, "*.narinfo"))
-	if err != nil || len(sources) == 0 {
-		t.Fatal(sources, err)
-	}
+	args := []string{"--log-level=INFO", "--enable-cached-compression=zstd:9", "--cached-compression-directory=zstd=" + dir,
+		"--cached-compression-min-uses=1", fmt.Sprintf("--cached-compression-directory-max-size=zstd=%d", limit)}
 	check := func(s *server) (named int) {
-		for _, name := range sources {
-			files, n := cachedFiles(t, get(t, s.addresses[0], "/"+filepath.Base(name)).body, read(t, name))
+		for target, original := range texts {
+			files, n := cachedFiles(t, get(t, s.addresses[0], target).body, original)
 			for _, file := range files {
 				named++
-				checkCached(t, s, n, file, filepath.Join(dir, n.StorePath.BaseName()))
+				got := get(t, s.addresses[0], "/"+file.URL)
+				reader, err := compression.NewReader(file.Compression, strings.NewReader(got.body))
+				if err != nil {
+					t.Fatal(err)
+				}
+				nar, err := io.ReadAll(reader)
+				reader.Close()
+				if got.StatusCode != 200 || err != nil {
+					t.Errorf("%s: %s, %v", file.URL, got.Status, err)
+				}
+				checkNar(t, file.URL, n, string(nar))
 			}
+		}
+		if used := usage(t, dir); used > limit {
+			t.Errorf("%d bytes are used of %d", used, limit)
 		}
 		return named
 	}
 	s := p.serve(t, args...)
-	for _, name := range sources {
-		base := strings.TrimSuffix(filepath.Base(name), ".narinfo")
-		n, err := narinfo.Parse([]byte(read(t, name)))
-		if err != nil || base == "" {
+	for target, text := range texts {
+		n, err := narinfo.Parse([]byte(text))
+		if err != nil {
 			t.Fatal(err)
 		}
-		get(t, s.addresses[0], "/nar/"+url.PathEscape(n.StorePath.BaseName()))
+		if got := get(t, s.addresses[0], "/"+n.Files[0].URL); got.StatusCode != 200 {
+			t.Fatalf("%s: %s", target, got.Status)
+		}
 	}
-	until(t, "uses are written down", func() bool { return check(s) > 0 || dirHasFiles(dir) })
-	for range 6 {
+	until(t, "uses are written down, and files made", func() bool { return usage(t, dir) > 0 })
+	for range 12 {
 		time.Sleep(time.Duration(rand.IntN(150)) * time.Millisecond)
 		if err := s.Process.Kill(); err != nil {
 			t.Fatal(err)
 		}
 		<-s.ended
+		if used := usage(t, dir); used > limit {
+			t.Errorf("killed: %d bytes are used of %d", used, limit)
+		}
 		s = p.serve(t, args...)
 		check(s)
 	}
-	wanted := 0
-	for _, name := range sources {
-		if !strings.Contains(read(t, name), "Compression: zstd\n") {
-			wanted++
-		}
+	if check(s) == 0 {
+		t.Error("nothing was made")
 	}
-	until(t, "all are made", func() bool { return check(s) == wanted })
+	until(t, "the queue is empty", func() bool {
+		return strings.Contains(get(t, s.addresses[0], "/metrics").body, "\nnarherder_cached_nars_queued 0\n")
+	})
 	s.stop(t, syscall.SIGTERM)
-	left, err := os.ReadDir(dir)
-	if err != nil || len(left) != wanted {
-		t.Errorf("%d files for %d nars, %v", len(left), wanted, err)
-	}
-}
-
-func dirHasFiles(dir string) bool {
-	entries, err := os.ReadDir(dir)
-	return err == nil && len(entries) > 0
+	s = p.serve(t, args...)
+	until(t, "what was not finished is gone", func() bool {
+		half, err := filepath.Glob(filepath.Join(dir, ".*"))
+		return err == nil && len(half) == 0
+	})
+	named := check(s)
+	s.stop(t, syscall.SIGTERM)
+	t.Logf("%d of %d nars are named, %d bytes of %d used", named, count, usage(t, dir), limit)
 }
