@@ -9,9 +9,9 @@ import (
 	"syscall"
 	"testing"
 
+	"nar-herder/internal/testfs"
 	"nar-herder/storage"
 	"nar-herder/storage/index"
-	"nar-herder/storage/internal/testfs"
 )
 
 // TestFullStorage imports more than there is room for.

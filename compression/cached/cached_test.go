@@ -18,6 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"nar-herder/compression"
+	"nar-herder/internal/testfs"
 	"nar-herder/narinfo"
 	"nar-herder/storage"
 	"nar-herder/storage/directory"
@@ -361,6 +362,54 @@ func TestDirectoryGone(t *testing.T) {
 	}
 	b.use(hello, 3)
 	until(t, "it fails", func() bool { return b.total("narherder_cached_nars_failed_total") == 1 })
+}
+
+// TestDiskFull has a real disk that gets full, below any limit.
+func TestDiskFull(t *testing.T) {
+	t.Parallel()
+	disk := testfs.Small(t, 1<<20)
+	b := newBench(t, t.TempDir(), func(o *Options) { o.Types[0].Directory = disk })
+	b.run()
+	b.use(entropy, 3)
+	until(t, "it fails", func() bool { return b.total("narherder_cached_nars_failed_total") == 1 })
+	if log := b.log.String(); !strings.Contains(log, "no space left on device") {
+		t.Errorf("log: %s", log)
+	}
+	b.use(greeting, 3)
+	until(t, "the narinfo of a small one names it", func() bool { return b.names(greeting, "zstd") })
+	b.checkFile(greeting)
+	left, err := os.ReadDir(disk)
+	if err != nil || len(left) != 1 || b.names(entropy, "zstd") {
+		t.Errorf("%v, %v", left, err)
+	}
+	if used := b.total("narherder_cached_bytes"); used != 4096 {
+		t.Errorf("%v bytes are counted", used)
+	}
+}
+
+// TestReadOnly has a directory that can't be written: from the beginning, and
+// from some time on.
+func TestReadOnly(t *testing.T) {
+	t.Parallel()
+	disk := testfs.Small(t, 1<<20)
+	b := newBench(t, t.TempDir(), func(o *Options) { o.Types[0].Directory = disk })
+	b.run()
+	b.use(greeting, 3)
+	until(t, "the narinfo names it", func() bool { return b.names(greeting, "zstd") })
+	testfs.Freeze(t, disk)
+	b.use(hello, 3)
+	until(t, "it fails", func() bool { return b.total("narherder_cached_nars_failed_total") == 1 })
+	if log := b.log.String(); !strings.Contains(log, "read-only file system") {
+		t.Errorf("log: %s", log)
+	}
+	b.checkFile(greeting)
+	if b.names(hello, "zstd") || !b.names(greeting, "zstd") {
+		t.Error("the wrong ones are named")
+	}
+	_, err := New(b.index, b.storage, Options{Types: []Type{{Spec: compression.Spec{Name: "zstd", Level: 3}, Directory: disk}}})
+	if err == nil || !strings.Contains(err.Error(), disk) || !strings.Contains(err.Error(), "--cached-compression-directory=zstd=DIR") {
+		t.Errorf("%v", err)
+	}
 }
 
 // TestNoRoom has a limit that the nar would never fit.

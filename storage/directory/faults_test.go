@@ -11,8 +11,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"nar-herder/internal/testfs"
 	"nar-herder/storage"
-	"nar-herder/storage/internal/testfs"
 )
 
 func TestOpenFails(t *testing.T) {

@@ -6,8 +6,8 @@ import (
 	"path/filepath"
 	"testing"
 
+	"nar-herder/internal/testfs"
 	"nar-herder/storage"
-	"nar-herder/storage/internal/testfs"
 )
 
 // beside makes a storage and a directory of sources on one file system.

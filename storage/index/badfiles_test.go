@@ -13,7 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"nar-herder/storage/internal/testfs"
+	"nar-herder/internal/testfs"
 )
 
 // makeDatabase makes an SQLite database by a script.

@@ -7,7 +7,7 @@ import (
 	"path/filepath"
 	"testing"
 
-	"nar-herder/storage/internal/testfs"
+	"nar-herder/internal/testfs"
 )
 
 // fillIndex puts batches of items until one fails, and returns how many items

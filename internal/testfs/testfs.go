@@ -24,6 +24,14 @@ func Small(t testing.TB, size int64) string {
 	return directory
 }
 
+// Freeze lets nothing be written any more to a file system that Small made.
+func Freeze(t testing.TB, directory string) {
+	t.Helper()
+	if err := unix.Mount("none", directory, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // ReadOnly shows the directory at another place where nothing can be written,
 // not even by root, and returns that.
 func ReadOnly(t testing.TB, directory string) string {
