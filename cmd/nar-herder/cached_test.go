@@ -116,6 +116,54 @@ func TestCachedCompressions(t *testing.T) {
 	s.stop(t, syscall.SIGTERM)
 }
 
+// TestCachedNginx has a real nginx send what was made.
+func TestCachedNginx(t *testing.T) {
+	t.Parallel()
+	nginx := required(t, "nginx")
+	p := newPlace(t)
+	source := filepath.Join(testdata, "published")
+	p.imports(t, source)
+	dir := filepath.Join(p.dir, "zstd")
+	s := p.serve(t, "--x-accel-redirect", "--enable-cached-compression=zstd", "--cached-compression-directory=zstd="+dir, "--cached-compression-min-uses=1")
+	front := "127.0.0.1:" + freePort(t)
+	startNginx(t, nginx, front, fmt.Sprintf(`
+		upstream herder { server %s; }
+		server {
+			listen %s;
+			location / { proxy_pass http://herder; }
+			location /internal/nar/ { internal; alias %s/nar/; }
+			location /internal/cached-nar/zstd/ { internal; alias %s/; }
+		}`, s.addresses[0], front, p.storage, dir))
+	// Its name needs escapes.
+	original := read(t, source, "2y8b79q71l3w1d9kh7i1b5al0mlahnd3.narinfo")
+	before, err := narinfo.Parse([]byte(original))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := get(t, front, "/"+before.Files[0].URL); got.StatusCode != 200 {
+		t.Fatalf("%s", got.Status)
+	}
+	var text string
+	until(t, "the narinfo names it", func() bool {
+		text = get(t, front, "/2y8b79q71l3w1d9kh7i1b5al0mlahnd3.narinfo").body
+		return strings.Contains(text, "Compression: zstd\n")
+	})
+	files, n := cachedFiles(t, text, original)
+	if len(files) != 1 {
+		t.Fatalf("%v", files)
+	}
+	got := get(t, front, "/"+files[0].URL)
+	if !strings.Contains(files[0].URL, "%2Bx%3Dy%3Fz") {
+		t.Errorf("the URL has no escapes: %s", files[0].URL)
+	}
+	if got.StatusCode != 200 || !strings.HasPrefix(got.Header.Get("Server"), "nginx") || got.body != read(t, dir, n.StorePath.BaseName()) {
+		t.Errorf("%s: %s %v, %d bytes", files[0].URL, got.Status, got.Header, len(got.body))
+	}
+	if direct := get(t, s.addresses[0], "/"+files[0].URL); direct.body != "" || !strings.HasPrefix(direct.Header.Get("X-Accel-Redirect"), "/internal/cached-nar/zstd/") {
+		t.Errorf("not sent by nginx: %v", direct.Header)
+	}
+}
+
 // generate writes narinfos and nars of items made up, and returns the texts.
 func generate(t *testing.T, dir string, count int) (texts map[string]string) {
 	t.Helper()
