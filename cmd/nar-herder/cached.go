@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"nar-herder/compression"
@@ -67,20 +68,15 @@ func (c *serverCommand) cacheOptions() (cached.Options, error) {
 func eachType[V any, P decoder[V]](option string, values []typed[V, P], types []cached.Type, set func(*cached.Type, V)) error {
 	given := make(map[string]bool)
 	for _, value := range values {
-		found := false
-		for i := range types {
-			if types[i].Name == value.kind {
-				set(&types[i], value.value)
-				found = true
-			}
-		}
-		if !found {
+		i := slices.IndexFunc(types, func(t cached.Type) bool { return t.Name == value.kind })
+		if i < 0 {
 			return fmt.Errorf("--cached-compression-%s=%s=…: this type is not enabled: add --enable-cached-compression=%s", option, value.kind, value.kind)
 		}
 		if given[value.kind] {
 			return fmt.Errorf("--cached-compression-%s: given twice for %s: keep one of them", option, value.kind)
 		}
 		given[value.kind] = true
+		set(&types[i], value.value)
 	}
 	return nil
 }

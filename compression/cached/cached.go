@@ -41,7 +41,7 @@ type Type struct {
 	// never.
 	Unused *time.Duration
 	// TTL and NewTTL are what narinfos that name such a file advertise, nil
-	// for what others do. See [Cache.Grace].
+	// for what others do. See [Options.grace].
 	TTL, NewTTL *time.Duration
 }
 
@@ -210,9 +210,6 @@ func longest(ttl, newTTL *time.Duration, otherwise time.Duration) time.Duration 
 	return max(*ttl, *newTTL)
 }
 
-// Grace returns how long after its withdrawal a file of the type is deleted.
-func (c *Cache) Grace(kind string) time.Duration { return c.kinds[kind].grace }
-
 // TTL returns what a narinfo that names files of the types advertises: the
 // smallest of the types' own, or the general one; nil for nothing.
 func (c *Cache) TTL(types []string) *time.Duration {
@@ -290,33 +287,60 @@ func (c *Cache) Open(ctx context.Context, item *storage.Item, file index.CachedF
 		return nil, storage.Info{}, err
 	}
 	c.log.Warn("a cached nar is gone or not whole, and will be made again when it is asked for", "type", k.Name, "item", item.Narinfo.StorePath.BaseName())
-	if err := c.forget(ctx, k, item.Narinfo.StorePath); err != nil {
+	if _, _, err := c.reconcile(ctx, k, item.Narinfo.StorePath); err != nil {
 		c.log.Error("can't forget a cached nar that is gone", "type", k.Name, "item", item.Narinfo.StorePath.BaseName(), "error", err)
 	}
 	return nil, storage.Info{}, storage.ErrNotStored
 }
 
-// forget removes a file that is not as its row says, row first, if that is
-// still so.
-func (c *Cache) forget(ctx context.Context, k *kind, path narinfo.StorePath) error {
+// file returns the row of an item's file of the type, and whether there is one.
+func (c *Cache) file(ctx context.Context, k *kind, hash narinfo.PathHash) (index.CachedFile, bool, error) {
+	files, err := c.index.CachedFiles(ctx, hash)
+	for _, file := range files {
+		if file.Type == k.Name {
+			return file, true, err
+		}
+	}
+	return index.CachedFile{}, false, err
+}
+
+// path returns the store path of an item, or [storage.ErrNotFound].
+func (c *Cache) path(ctx context.Context, hash narinfo.PathHash) (narinfo.StorePath, error) {
+	row, err := c.index.Item(ctx, hash)
+	if err != nil {
+		return narinfo.StorePath{}, err
+	}
+	n, err := narinfo.Parse(row.Text)
+	if err != nil {
+		return narinfo.StorePath{}, fmt.Errorf("the narinfo of %s in the database: %w", hash, err)
+	}
+	return n.StorePath, nil
+}
+
+// reconcile removes a file and its row where one is without the other, or not
+// as the other says. What is certain is told apart from what can't be known:
+// that is an error, and removes nothing. The usage is that of a file which
+// stays.
+func (c *Cache) reconcile(ctx context.Context, k *kind, path narinfo.StorePath) (usage int64, removed bool, err error) {
 	k.changing.Lock()
 	defer k.changing.Unlock()
-	files, err := c.index.CachedFiles(ctx, path.Hash)
+	info, err := k.bytes.Stat(ctx, path.BaseName())
+	gone := errors.Is(err, fs.ErrNotExist)
+	if err != nil && !gone {
+		return 0, false, err
+	}
+	file, recorded, err := c.file(ctx, k, path.Hash)
 	if err != nil {
-		return err
+		return 0, false, err
 	}
-	for _, file := range files {
-		if file.Type != k.Name {
-			continue
-		}
-		info, err := k.bytes.Stat(ctx, path.BaseName())
-		if err == nil && info.Size == file.Size {
-			return nil // it was made anew meanwhile
-		} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
+	switch {
+	case gone && !recorded:
+		return 0, false, nil
+	case !gone && recorded && info.Size == file.Size:
+		return info.Usage, false, nil
 	}
-	return c.remove(ctx, k, path)
+	err = c.remove(ctx, k, path)
+	return 0, err == nil, err
 }
 
 // remove deletes a file, its row first. k.changing is held.

@@ -11,7 +11,6 @@ import (
 	"io/fs"
 	"os"
 	"runtime/debug"
-	"slices"
 	"time"
 
 	"nar-herder/compression"
@@ -125,15 +124,10 @@ func (c *Cache) make(ctx context.Context, t task) (size int64, err error) {
 
 // announceAgain takes back the withdrawal of a file that is still there.
 func (c *Cache) announceAgain(ctx context.Context, t task, item *storage.Item) (bool, error) {
-	files, err := c.index.CachedFiles(ctx, item.Hash)
-	if err != nil {
+	file, recorded, err := c.file(ctx, t.kind, item.Hash)
+	if err != nil || !recorded {
 		return false, err
 	}
-	i := slices.IndexFunc(files, func(f index.CachedFile) bool { return f.Type == t.kind.Name })
-	if i < 0 {
-		return false, nil
-	}
-	file := files[i]
 	if file.WithdrawnAt.IsZero() {
 		return false, errNothingToDo
 	}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"nar-herder/narinfo"
 	"nar-herder/storage"
 	"nar-herder/storage/index"
 )
@@ -87,27 +86,18 @@ func (c *Cache) withdraw(ctx context.Context, k *kind, files []index.CachedFile)
 func (c *Cache) delete(ctx context.Context, k *kind, file index.CachedFile, now time.Time) error {
 	k.changing.Lock()
 	defer k.changing.Unlock()
-	row, err := c.index.Item(ctx, file.Hash)
+	path, err := c.path(ctx, file.Hash)
 	if errors.Is(err, storage.ErrNotFound) {
 		return nil // its row went with the item's; the survey finds the bytes
 	} else if err != nil {
 		return err
 	}
-	n, err := narinfo.Parse(row.Text)
-	if err != nil {
+	current, recorded, err := c.file(ctx, k, file.Hash)
+	if err != nil || !recorded || current.WithdrawnAt.IsZero() || current.WithdrawnAt.After(now.Add(-k.grace)) {
 		return err
 	}
-	current, err := c.index.CachedFiles(ctx, file.Hash)
-	if err != nil {
-		return err
-	}
-	for _, f := range current {
-		if f.Type == k.Name && !f.WithdrawnAt.IsZero() && !f.WithdrawnAt.After(now.Add(-k.grace)) {
-			k.metrics.deleted.Inc()
-			return c.remove(ctx, k, n.StorePath)
-		}
-	}
-	return nil
+	k.metrics.deleted.Inc()
+	return c.remove(ctx, k, path)
 }
 
 // makeRoom withdraws the files that were not used for longest, so that there

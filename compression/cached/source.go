@@ -73,8 +73,11 @@ type directorySource struct{ bytes *directory.Directory }
 
 func (s directorySource) Open(ctx context.Context, item *storage.Item) (io.ReadCloser, string, error) {
 	n := item.EasiestFile(func(n int) bool {
+		if item.FileName(n) == "" {
+			return false
+		}
 		_, err := s.bytes.Stat(ctx, item.FileName(n))
-		return item.FileName(n) != "" && err == nil
+		return err == nil
 	})
 	if n < 0 {
 		return nil, "", fmt.Errorf("%s: %w", s.bytes, errNoFile)

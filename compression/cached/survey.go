@@ -3,8 +3,6 @@ package cached
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io/fs"
 	"time"
 
 	"nar-herder/narinfo"
@@ -59,11 +57,14 @@ func (c *Cache) survey(ctx context.Context, k *kind, first bool) error {
 			strangers++
 			continue
 		}
-		kept, err := c.surveyFile(ctx, k, path)
+		usage, removed, err := c.reconcile(ctx, k, path)
 		if err != nil {
 			return err
 		}
-		used += kept
+		used += usage
+		if removed {
+			c.log.Info("removed a file that was no finished cached nar", "type", k.Name, "file", path.BaseName())
+		}
 	}
 	if first {
 		k.space.set(used)
@@ -76,11 +77,17 @@ func (c *Cache) survey(ctx context.Context, k *kind, first bool) error {
 		if err != nil {
 			return err
 		}
-		gone, err := c.surveyRow(ctx, k, file)
+		path, err := c.path(ctx, file.Hash)
+		if errors.Is(err, index.ErrNotFound) {
+			continue // with its item, meanwhile
+		} else if err != nil {
+			return err
+		}
+		_, removed, err := c.reconcile(ctx, k, path)
 		if err != nil {
 			return err
 		}
-		if gone {
+		if removed {
 			lost++
 		}
 	}
@@ -88,51 +95,4 @@ func (c *Cache) survey(ctx context.Context, k *kind, first bool) error {
 		c.log.Warn("cached nars were recorded that are not there; they will be made again when they are asked for", "type", k.Name, "nars", lost)
 	}
 	return nil
-}
-
-// surveyFile removes a file that is not the one of its row. It returns what the
-// disk has of it afterwards.
-func (c *Cache) surveyFile(ctx context.Context, k *kind, path narinfo.StorePath) (usage int64, err error) {
-	k.changing.Lock()
-	defer k.changing.Unlock()
-	info, err := k.bytes.Stat(ctx, path.BaseName())
-	if errors.Is(err, fs.ErrNotExist) {
-		return 0, nil
-	} else if err != nil {
-		return 0, err
-	}
-	files, err := c.index.CachedFiles(ctx, path.Hash)
-	if err != nil {
-		return 0, err
-	}
-	for _, file := range files {
-		if file.Type == k.Name && file.Size == info.Size {
-			return info.Usage, nil
-		}
-	}
-	if err := c.remove(ctx, k, path); err != nil {
-		return 0, err
-	}
-	c.log.Info("removed a file that was no finished cached nar", "type", k.Name, "file", path.BaseName())
-	return 0, nil
-}
-
-// surveyRow removes a row whose file is gone.
-func (c *Cache) surveyRow(ctx context.Context, k *kind, file index.CachedFile) (gone bool, err error) {
-	row, err := c.index.Item(ctx, file.Hash)
-	if errors.Is(err, index.ErrNotFound) {
-		return false, nil // with its item, meanwhile
-	} else if err != nil {
-		return false, err
-	}
-	n, err := narinfo.Parse(row.Text)
-	if err != nil {
-		return false, fmt.Errorf("the narinfo of %s in the database: %w", file.Hash, err)
-	}
-	k.changing.Lock()
-	defer k.changing.Unlock()
-	if _, err := k.bytes.Stat(ctx, n.StorePath.BaseName()); !errors.Is(err, fs.ErrNotExist) {
-		return false, err
-	}
-	return true, c.remove(ctx, k, n.StorePath)
 }

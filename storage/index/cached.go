@@ -131,13 +131,8 @@ func (x *Index) TextAndCached(ctx context.Context, hash narinfo.PathHash) (text 
 		if err != nil {
 			return err
 		}
-		if row == nil {
-			return ErrNotFound
-		}
-		if found, err := hashOf(row[0]); err != nil {
+		if text, err = x.textFrom(row, hash); err != nil {
 			return err
-		} else if found != hash {
-			return ErrNotFound
 		}
 		if list, ok := row[3].(string); ok {
 			words := strings.Fields(list)
@@ -151,8 +146,7 @@ func (x *Index) TextAndCached(ctx context.Context, hash narinfo.PathHash) (text 
 		}
 		// In the statement, the order would cost each look-up a sorter.
 		slices.SortFunc(files, func(a, b CachedFile) int { return strings.Compare(a.Type, b.Type) })
-		text, err = x.codec.decompress(row[1].(int64), blob(row[2]))
-		return err
+		return nil
 	})
 	if err != nil && err != ErrNotFound {
 		return nil, nil, describe(fmt.Sprintf("look up narinfo %s in %s", hash, x.path), err)
@@ -215,8 +209,7 @@ type Uses struct {
 
 // Used is an item that has been asked for.
 type Used struct {
-	Hash  narinfo.PathHash
-	Count int64 // all that was counted
+	Hash narinfo.PathHash
 	// Cached are the types that narinfos name.
 	Cached []string
 }
@@ -246,7 +239,7 @@ func (tx *Tx) CountUses(uses []Uses, least int64) (popular []Used, err error) {
 		if count < least {
 			continue
 		}
-		used := Used{Hash: u.Hash, Count: count}
+		used := Used{Hash: u.Hash}
 		err = tx.conn.rows("SELECT type FROM cached_files WHERE item = ? AND withdrawn_at IS NULL", []driver.Value{id}, func(row []driver.Value) (bool, error) {
 			used.Cached = append(used.Cached, row[0].(string))
 			return true, nil

@@ -42,21 +42,30 @@ func (x *Index) Text(ctx context.Context, hash narinfo.PathHash) (text []byte, e
 		if err != nil {
 			return err
 		}
-		if row == nil {
-			return ErrNotFound
-		}
-		if found, err := hashOf(row[0]); err != nil {
-			return err
-		} else if found != hash {
-			return ErrNotFound
-		}
-		text, err = x.codec.decompress(row[1].(int64), blob(row[2]))
+		text, err = x.textFrom(row, hash)
 		return err
 	})
 	if err != nil && err != ErrNotFound {
 		return nil, describe(fmt.Sprintf("look up narinfo %s in %s", hash, x.path), err)
 	}
 	return text, err
+}
+
+// textFrom returns the text in a row that begins with hash, dictionary and text,
+// and was found by the hash's key. The error is [ErrNotFound] when there is no
+// row, or only one of another hash with that key.
+func (x *Index) textFrom(row []driver.Value, hash narinfo.PathHash) ([]byte, error) {
+	if row == nil {
+		return nil, ErrNotFound
+	}
+	found, err := hashOf(row[0])
+	if err != nil {
+		return nil, err
+	}
+	if found != hash {
+		return nil, ErrNotFound
+	}
+	return x.codec.decompress(row[1].(int64), blob(row[2]))
 }
 
 const (

@@ -1,0 +1,126 @@
+package cached
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"nar-herder/compression"
+	"nar-herder/internal/testfs"
+)
+
+// TestDirectoryGone has the directory taken away under a running cache.
+func TestDirectoryGone(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	b := newBench(t, dir, nil)
+	b.run()
+	b.makes(greeting)
+	if err := os.Rename(filepath.Join(dir, "zstd"), filepath.Join(dir, "away")); err != nil {
+		t.Fatal(err)
+	}
+	b.fails(hello)
+}
+
+// TestDiskFull has a real disk that gets full, below any limit.
+func TestDiskFull(t *testing.T) {
+	t.Parallel()
+	disk := testfs.Small(t, 1<<20)
+	b := newBench(t, t.TempDir(), func(o *Options) { o.Types[0].Directory = disk })
+	b.run()
+	b.fails(entropy)
+	if log := b.log.String(); !strings.Contains(log, "no space left on device") {
+		t.Errorf("log: %s", log)
+	}
+	b.makes(greeting)
+	b.checkFile(greeting)
+	left, err := os.ReadDir(disk)
+	if err != nil || len(left) != 1 || b.names(entropy, "zstd") {
+		t.Errorf("%v, %v", left, err)
+	}
+	if used := b.total("narherder_cached_bytes"); used != 4096 {
+		t.Errorf("%v bytes are counted", used)
+	}
+}
+
+// TestReadOnly has a directory that can't be written: from the beginning, and
+// from some time on.
+func TestReadOnly(t *testing.T) {
+	t.Parallel()
+	disk := testfs.Small(t, 1<<20)
+	b := newBench(t, t.TempDir(), func(o *Options) { o.Types[0].Directory = disk })
+	b.run()
+	b.makes(greeting)
+	testfs.Freeze(t, disk)
+	b.fails(hello)
+	if log := b.log.String(); !strings.Contains(log, "read-only file system") {
+		t.Errorf("log: %s", log)
+	}
+	b.checkFile(greeting)
+	if b.names(hello, "zstd") || !b.names(greeting, "zstd") {
+		t.Error("the wrong ones are named")
+	}
+	_, err := New(b.index, b.storage, Options{Types: []Type{{Spec: compression.Spec{Name: "zstd", Level: 3}, Directory: disk}}})
+	if err == nil || !strings.Contains(err.Error(), disk) || !strings.Contains(err.Error(), "--cached-compression-directory=zstd=DIR") {
+		t.Errorf("%v", err)
+	}
+}
+
+// TestNoRoom has a limit that the nar would never fit.
+func TestNoRoom(t *testing.T) {
+	t.Parallel()
+	const limit = 600_000
+	b := newBench(t, t.TempDir(), func(o *Options) { o.Types[0].MaxSize = limit })
+	b.run()
+	b.makes(greeting)
+	b.fails(entropy)
+	if used := b.total("narherder_cached_bytes"); used > limit {
+		t.Errorf("%v bytes are used", used)
+	}
+	if !b.names(greeting, "zstd") {
+		t.Error("a file made room for one that never fits")
+	}
+}
+
+// TestMakesRoom has two nars of which the directory can have one: the one that
+// was used less goes, but not before its grace is over.
+func TestMakesRoom(t *testing.T) {
+	t.Parallel()
+	const limit = 3_600_000
+	b := newBench(t, t.TempDir(), func(o *Options) { o.Types[0].MaxSize = limit })
+	k := b.kinds["zstd"]
+	if err := b.survey(t.Context(), k, true); err != nil {
+		t.Fatal(err)
+	}
+	make1 := func(hash string) {
+		b.do(t.Context(), task{hashOf(t, hash), k})
+		if used := k.space.usage(); used > limit {
+			t.Fatalf("%d bytes are used", used)
+		}
+	}
+	make1(entropy)
+	made := time.Now()
+	time.Sleep(2 * time.Millisecond) // times are kept in milliseconds
+	make1(gofmt)
+	if b.names(entropy, "zstd") || b.names(gofmt, "zstd") {
+		t.Fatal("no room was made, or too much")
+	}
+	if err := b.retire(t.Context(), k, made.Add(k.grace)); err != nil {
+		t.Fatal(err)
+	}
+	b.checkFile(entropy)
+	make1(gofmt)
+	if b.names(gofmt, "zstd") {
+		t.Fatal("it found room where there is none")
+	}
+	if err := b.retire(t.Context(), k, time.Now().Add(k.grace)); err != nil {
+		t.Fatal(err)
+	}
+	make1(gofmt)
+	if !b.names(gofmt, "zstd") {
+		t.Fatalf("not made: %s", b.log.String())
+	}
+	b.checkFile(gofmt)
+}
