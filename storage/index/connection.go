@@ -22,6 +22,12 @@ import (
 type connection struct {
 	conn       driver.Conn
 	statements map[string]*statement
+
+	// In a transaction, failure is the first error of a statement, and that of
+	// all that follow. SQLite may end a transaction by itself, as it does when
+	// the disk is full; what came after it would be committed on its own.
+	transaction bool
+	failure     error
 }
 
 // statement is a prepared statement with its reused argument and row buffers.
@@ -74,7 +80,34 @@ func (c *connection) script(text string) error {
 	return err
 }
 
+// begin starts a transaction that writes.
+func (c *connection) begin() error {
+	c.transaction, c.failure = false, nil
+	if err := c.exec("BEGIN IMMEDIATE"); err != nil {
+		return err
+	}
+	c.transaction = true
+	return nil
+}
+
+// rollback undoes a transaction, of which SQLite may have done so already.
+func (c *connection) rollback() error {
+	c.transaction, c.failure = false, nil
+	return c.exec("ROLLBACK")
+}
+
+// failed notes the error of a statement.
+func (c *connection) failed(err error) error {
+	if c.transaction && c.failure == nil {
+		c.failure = err
+	}
+	return err
+}
+
 func (c *connection) prepare(text string, args []driver.Value) (*statement, error) {
+	if c.failure != nil {
+		return nil, c.failure
+	}
 	s := c.statements[text]
 	if s == nil {
 		prepared, err := c.conn.(driver.ConnPrepareContext).PrepareContext(context.Background(), text)
@@ -111,7 +144,7 @@ func (c *connection) insert(text string, args ...driver.Value) (id int64, err er
 	}
 	result, err := s.Stmt.(driver.StmtExecContext).ExecContext(context.Background(), s.args)
 	if err != nil {
-		return 0, err
+		return 0, c.failed(err)
 	}
 	return result.LastInsertId()
 }
@@ -126,11 +159,11 @@ func (c *connection) rows(text string, args []driver.Value, f func(row []driver.
 	}
 	rows, err := s.Stmt.(driver.StmtQueryContext).QueryContext(context.Background(), s.args)
 	if err != nil {
-		return err
+		return c.failed(err)
 	}
 	defer func() {
-		if closeErr := rows.Close(); err == nil {
-			err = closeErr
+		if closeErr := rows.Close(); err == nil && closeErr != nil {
+			err = c.failed(closeErr)
 		}
 	}()
 	if s.row == nil {
@@ -140,7 +173,7 @@ func (c *connection) rows(text string, args []driver.Value, f func(row []driver.
 		if err := rows.Next(s.row); err == io.EOF {
 			return nil
 		} else if err != nil {
-			return err
+			return c.failed(err)
 		}
 		if more, err := f(s.row); err != nil || !more {
 			return err

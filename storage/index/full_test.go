@@ -53,6 +53,16 @@ func wantKept(t testing.TB, x *Index, kept int) {
 // the index goes on when there is.
 func TestPageLimit(t *testing.T) {
 	t.Parallel()
+	// Which statement finds no room depends on how much there is.
+	for pages := int64(38); pages < 54; pages++ {
+		t.Run(fmt.Sprint(pages), func(t *testing.T) {
+			t.Parallel()
+			testPageLimit(t, pages)
+		})
+	}
+}
+
+func testPageLimit(t *testing.T, pages int64) {
 	x := openTest(t)
 	limit := func(pages int64) {
 		t.Helper()
@@ -61,7 +71,7 @@ func TestPageLimit(t *testing.T) {
 			t.Fatalf("max_page_count is %v, %v", row, err)
 		}
 	}
-	limit(40)
+	limit(pages)
 	w := watch(t, x)
 	kept, err := fillIndex(t, x, 0)
 	if !errors.Is(err, ErrFull) || kept == 0 {
@@ -75,7 +85,7 @@ func TestPageLimit(t *testing.T) {
 		t.Errorf("again: %v, want ErrFull", err)
 	}
 	wantKept(t, x, kept)
-	limit(80)
+	limit(2 * pages)
 	more, err := fillIndex(t, x, kept)
 	if !errors.Is(err, ErrFull) || more <= kept {
 		t.Fatalf("%d items were kept with more room: %v", more, err)
