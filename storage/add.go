@@ -72,6 +72,8 @@ var (
 	// errChanged is found within a transaction: what was prepared no longer
 	// fits.
 	errChanged = errors.New("another import or removal has just changed this item: try again")
+	// errLeaving is found within a transaction.
+	errLeaving = errors.New("another nar of this item is withdrawn, and goes when no client can hold its narinfo: add this one then, or now with --replace")
 	// errBatch says that the fault may be with another item of the batch.
 	errBatch = errors.New("written together with others")
 )
@@ -130,7 +132,7 @@ func (s *Storage) commit(ctx context.Context, batch []*prepared) {
 				continue
 			}
 			err := s.commitOne(ctx, tx, p)
-			if missing := errMissingReferences(nil); errors.As(err, &missing) || errors.Is(err, errChanged) {
+			if missing := errMissingReferences(nil); errors.As(err, &missing) || errors.Is(err, errChanged) || errors.Is(err, errLeaving) {
 				p.fail(err)
 			} else if err != nil {
 				return fmt.Errorf("%s: %w", p.Narinfo.StorePath.BaseName(), err)
@@ -164,7 +166,7 @@ func (s *Storage) commit(ctx context.Context, batch []*prepared) {
 			}
 		}
 	}
-	if _, err := s.dropUnclaimed(ctx, obsolete); err != nil {
+	if _, err := s.dropUnclaimed(ctx, obsolete, 0); err != nil {
 		s.log.Warn("files that no narinfo names any more could not be removed from the storage", "error", err)
 	}
 }
@@ -263,7 +265,12 @@ func (s *Storage) commitOne(ctx context.Context, tx *index.Tx, p *prepared) erro
 	if p.passed && old.Narinfo.NarHash == n.NarHash {
 		return errChanged
 	}
+	withdrawn := !old.WithdrawnAt.IsZero()
 	switch {
+	case bytes.Equal(old.Text, n.Text) && withdrawn:
+		p.result.Outcome = Completed
+		p.result.Note = "it was about to be removed, and stays"
+		return s.put(ctx, tx, p, old)
 	case bytes.Equal(old.Text, n.Text):
 		p.result.Outcome = Known
 		// The sizes are only recorded of files without FileSize.
@@ -285,6 +292,11 @@ func (s *Storage) commitOne(ctx context.Context, tx *index.Tx, p *prepared) erro
 		p.result.Outcome = Replaced
 		p.result.Note = fmt.Sprintf("the nar %s was served before, now %s is", old.Narinfo.NarHash, n.NarHash)
 		return s.put(ctx, tx, p, old)
+	}
+	if withdrawn {
+		// It can't be kept, as it goes, and not be replaced, as clients may hold
+		// its narinfo.
+		return errLeaving
 	}
 	p.result.Outcome = Kept
 	p.result.Note = fmt.Sprintf("the nar %s is being served; %s was left where it is, --replace would take it", old.Narinfo.NarHash, n.NarHash)

@@ -3,7 +3,6 @@ package storage
 import (
 	"context"
 	"errors"
-	"io/fs"
 	"path"
 
 	"nar-herder/narinfo"
@@ -43,45 +42,9 @@ func (s *Storage) Remove(ctx context.Context, hash narinfo.PathHash) (Removal, e
 	if err != nil {
 		return removal, err
 	}
-	removal.Bytes, err = s.dropUnclaimed(ctx, names)
+	dropped, err := s.dropUnclaimed(ctx, names, 0)
+	removal.Bytes = dropped.Size
 	return removal, err
-}
-
-// dropUnclaimed deletes bytes that no row claims, and returns their length. It
-// holds the index's lock meanwhile: without it, an import of the same item
-// could find the bytes there, and write a row for them, just before they go.
-func (s *Storage) dropUnclaimed(ctx context.Context, names []string) (dropped int64, err error) {
-	if len(names) == 0 || s.bytes == nil {
-		return 0, nil
-	}
-	err = s.index.Update(ctx, func(tx *index.Tx) error {
-		for _, name := range names {
-			row, err := tx.Item(hashInName(name))
-			if err == nil {
-				item, err := NewItem(row)
-				if err != nil {
-					return err
-				}
-				if n := item.FileNamed(name); n >= 0 && item.HasStored(n) {
-					continue
-				}
-			} else if !errors.Is(err, ErrNotFound) {
-				return err
-			}
-			info, err := s.bytes.Stat(ctx, name)
-			if errors.Is(err, fs.ErrNotExist) {
-				continue
-			} else if err != nil {
-				return err
-			}
-			if err := s.bytes.Remove(ctx, name); err != nil {
-				return err
-			}
-			dropped += info.Size
-		}
-		return s.bytes.Sync(ctx)
-	})
-	return dropped, err
 }
 
 // hashInName returns the path hash that a nar's name begins with; the zero

@@ -185,29 +185,12 @@ func (c *Cache) Close() error {
 	return err
 }
 
-// unadvertised is how long clients keep a narinfo that says nothing about it:
-// Guix's %narinfo-ttl.
-const unadvertised = 36 * time.Hour
-
 // grace is how long a client may hold a narinfo that names a file of the type.
 // A new TTL is what is advertised now, and TTL what was before: the longer of
 // the two counts.
 func (o *Options) grace(t Type) time.Duration {
-	general := longest(o.TTL, o.NewTTL, unadvertised)
-	return longest(t.TTL, t.NewTTL, general)
-}
-
-func longest(ttl, newTTL *time.Duration, otherwise time.Duration) time.Duration {
-	if ttl == nil && newTTL == nil {
-		return otherwise
-	}
-	if ttl == nil {
-		ttl = &otherwise
-	}
-	if newTTL == nil {
-		newTTL = ttl
-	}
-	return max(*ttl, *newTTL)
+	general := narinfo.LongestTTL(o.TTL, o.NewTTL, narinfo.UnadvertisedTTL)
+	return narinfo.LongestTTL(t.TTL, t.NewTTL, general)
 }
 
 // TTL returns what a narinfo that names files of the types advertises: the

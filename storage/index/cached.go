@@ -125,7 +125,7 @@ func (x *Index) AllCached(ctx context.Context, kind string) iter.Seq2[CachedFile
 func (x *Index) TextAndCached(ctx context.Context, hash narinfo.PathHash) (text []byte, files []CachedFile, err error) {
 	err = x.readers.do(ctx, func(c *connection) error {
 		// One statement, so that no file of another text gets below this one.
-		row, err := c.first(`SELECT n.hash, n.dictionary, n.text,
+		row, err := c.first(`SELECT n.hash, n.dictionary, n.text, n.withdrawn_at,
 			(SELECT group_concat(type || ' ' || size, ' ') FROM cached_files c WHERE c.item = i.id AND c.withdrawn_at IS NULL)
 			FROM items i LEFT JOIN narinfos n ON n.id = i.id WHERE i.key = ?`, keyOf(hash))
 		if err != nil {
@@ -134,7 +134,7 @@ func (x *Index) TextAndCached(ctx context.Context, hash narinfo.PathHash) (text 
 		if text, err = x.textFrom(row, hash); err != nil {
 			return err
 		}
-		if list, ok := row[3].(string); ok {
+		if list, ok := row[4].(string); ok {
 			words := strings.Fields(list)
 			for ; len(words) >= 2; words = words[2:] {
 				size, err := strconv.ParseInt(words[1], 10, 64)

@@ -26,6 +26,10 @@ type Item struct {
 	// a narinfo that gives no FileSize; -1 where it is not known. It is nil
 	// for others.
 	Sizes []int64
+	// WithdrawnAt is since when clients are no longer told of the item, which
+	// is to be removed once none of them can hold its narinfo; zero while they
+	// are.
+	WithdrawnAt time.Time
 
 	id int64
 }
@@ -38,7 +42,7 @@ func (i *Item) HasStored(n int) bool { return n < 64 && i.Stored&(1<<n) != 0 }
 func (x *Index) Text(ctx context.Context, hash narinfo.PathHash) (text []byte, err error) {
 	err = x.readers.do(ctx, func(c *connection) error {
 		// Of items, this reads the index alone.
-		row, err := c.first("SELECT n.hash, n.dictionary, n.text FROM items i LEFT JOIN narinfos n ON n.id = i.id WHERE i.key = ?", keyOf(hash))
+		row, err := c.first("SELECT n.hash, n.dictionary, n.text, n.withdrawn_at FROM items i LEFT JOIN narinfos n ON n.id = i.id WHERE i.key = ?", keyOf(hash))
 		if err != nil {
 			return err
 		}
@@ -51,9 +55,10 @@ func (x *Index) Text(ctx context.Context, hash narinfo.PathHash) (text []byte, e
 	return text, err
 }
 
-// textFrom returns the text in a row that begins with hash, dictionary and text,
-// and was found by the hash's key. The error is [ErrNotFound] when there is no
-// row, or only one of another hash with that key.
+// textFrom returns the text in a row that begins with hash, dictionary, text and
+// withdrawn_at, and was found by the hash's key. The error is [ErrNotFound] when
+// there is no row, only one of another hash with that key, or one that was
+// withdrawn.
 func (x *Index) textFrom(row []driver.Value, hash narinfo.PathHash) ([]byte, error) {
 	if row == nil {
 		return nil, ErrNotFound
@@ -62,14 +67,14 @@ func (x *Index) textFrom(row []driver.Value, hash narinfo.PathHash) ([]byte, err
 	if err != nil {
 		return nil, err
 	}
-	if found != hash {
+	if found != hash || row[3] != nil {
 		return nil, ErrNotFound
 	}
 	return x.codec.decompress(row[1].(int64), blob(row[2]))
 }
 
 const (
-	itemColumns = "SELECT i.id, n.hash, i.added_at, i.stored_files, i.file_sizes, n.dictionary, n.text FROM items i LEFT JOIN narinfos n ON n.id = i.id"
+	itemColumns = "SELECT i.id, n.hash, i.added_at, i.stored_files, i.file_sizes, n.dictionary, n.text, n.withdrawn_at FROM items i LEFT JOIN narinfos n ON n.id = i.id"
 	itemByKey   = itemColumns + " WHERE i.key = ?"
 )
 
@@ -115,6 +120,9 @@ func (x *Index) item(row []driver.Value) (*Item, error) {
 	}
 	if sizes := blob(row[4]); sizes != nil {
 		item.Sizes = decodeInts(sizes)
+	}
+	if at, ok := row[7].(int64); ok {
+		item.WithdrawnAt = time.UnixMilli(at).UTC()
 	}
 	item.Text, err = x.codec.decompress(row[5].(int64), blob(row[6]))
 	return item, err

@@ -368,10 +368,10 @@ func (x *Index) MissingReferences(ctx context.Context, n *narinfo.Narinfo) (miss
 	return missing, nil
 }
 
-// missing returns those of the paths that are no items.
+// missing returns those of the paths that are no items, or are about to go.
 func (c *connection) missing(paths []narinfo.StorePath) (missing []narinfo.StorePath, err error) {
 	for _, path := range paths {
-		row, err := c.first("SELECT n.hash FROM items i JOIN narinfos n ON n.id = i.id WHERE i.key = ?", keyOf(path.Hash))
+		row, err := c.first("SELECT n.hash FROM items i JOIN narinfos n ON n.id = i.id WHERE i.key = ? AND n.withdrawn_at IS NULL", keyOf(path.Hash))
 		if err != nil {
 			return nil, err
 		}

@@ -23,7 +23,9 @@ const applicationID = 0x4e617248
 //     bytes of the Nth file that the narinfo names are in the storage.
 //     file_sizes is only there for narinfos without FileSize.
 //   - narinfos has the texts, compressed, by the ids of items, and the keys of
-//     what they refer to.
+//     what they refer to. One with a time in withdrawn_at is told to no client
+//     any more, and its item goes when none can hold it.
+//   - pins are the hashes of items whose closures are to stay.
 //   - runs and referrers are the way back, see references.go.
 //   - recent_changes is the log that mirrors follow and that tells other
 //     processes what to forget; see [Change].
@@ -120,6 +122,14 @@ var migrations = []string{
 	) STRICT, WITHOUT ROWID;
 	CREATE INDEX cached_files_by_use ON cached_files (type, last_used) WHERE withdrawn_at IS NULL;
 	CREATE INDEX cached_files_withdrawn ON cached_files (type, withdrawn_at, size) WHERE withdrawn_at IS NOT NULL;`,
+
+	`ALTER TABLE narinfos ADD COLUMN withdrawn_at INTEGER;
+	CREATE INDEX narinfos_withdrawn ON narinfos (withdrawn_at) WHERE withdrawn_at IS NOT NULL;
+
+	CREATE TABLE pins (
+		hash BLOB PRIMARY KEY,
+		at INTEGER NOT NULL
+	) STRICT, WITHOUT ROWID;`,
 }
 
 // migrate brings the database to the newest version of the schema, or says

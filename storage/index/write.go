@@ -43,16 +43,16 @@ func (x *Index) Update(ctx context.Context, f func(*Tx) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if err := x.writer.exec("BEGIN IMMEDIATE"); err != nil {
+	if err := x.writer.begin(); err != nil {
 		return describe("lock "+x.path+" for writing", err)
 	}
 	tx := &Tx{x: x, conn: x.writer}
 	committed := false
 	defer func() {
 		if !committed { // also when f panics
-			// SQLite may have rolled back by itself, as it does when the disk
-			// is full; then this fails, and err says why.
-			_ = x.writer.exec("ROLLBACK")
+			// SQLite may have rolled back by itself; then this fails, and err
+			// says why.
+			_ = x.writer.rollback()
 		}
 	}()
 	if err := f(tx); err != nil {
@@ -65,6 +65,7 @@ func (x *Index) Update(ctx context.Context, f func(*Tx) error) error {
 		return describe("commit to "+x.path, err)
 	}
 	committed = true
+	x.writer.transaction = false
 	return nil
 }
 
@@ -111,7 +112,7 @@ func (tx *Tx) Put(entry *Entry, old *Item) error {
 		err = errors.Join(
 			tx.conn.exec("UPDATE items SET stored_files = ?, stored_size = ?, file_sizes = ? WHERE id = ?",
 				int64(entry.Stored), size, sizesColumn(entry.Sizes), old.id),
-			tx.conn.exec("UPDATE narinfos SET refs = ?, dictionary = ?, text = ? WHERE id = ?",
+			tx.conn.exec("UPDATE narinfos SET refs = ?, dictionary = ?, text = ?, withdrawn_at = NULL WHERE id = ?",
 				references, entry.dictionary, entry.compressed, old.id))
 		if err != nil {
 			return err
@@ -125,7 +126,7 @@ func (tx *Tx) Put(entry *Entry, old *Item) error {
 	if err != nil {
 		return fmt.Errorf("insert %s, whose first 64 bits no other item may have: %w", n.StorePath.Hash, err)
 	}
-	err = tx.conn.exec("INSERT INTO narinfos VALUES (?, ?, ?, ?, ?)",
+	err = tx.conn.exec("INSERT INTO narinfos (id, hash, refs, dictionary, text) VALUES (?, ?, ?, ?, ?)",
 		id, n.StorePath.Hash[:], references, entry.dictionary, entry.compressed)
 	if err != nil {
 		return err
@@ -160,19 +161,17 @@ func (tx *Tx) SetStored(hash narinfo.PathHash, stored uint64, sizes []int64) err
 }
 
 // Remove deletes the item with its tags and uses, and notes the removal in the
-// recent changes.
+// recent changes, unless that was done when it was withdrawn.
 func (tx *Tx) Remove(hash narinfo.PathHash, at time.Time) error {
 	item, err := tx.Item(hash)
 	if err != nil {
 		return err
 	}
-	n, _, err := item.parsed()
+	n, size, err := item.parsed()
 	if err != nil {
 		return err
 	}
-	if err := tx.uncount(item); err != nil {
-		return err
-	}
+	tx.count(item.Stored, size, -1)
 	// The tags and uses go with the item, as their foreign keys say.
 	err = errors.Join(
 		tx.conn.exec("DELETE FROM items WHERE id = ?", item.id),
@@ -181,6 +180,9 @@ func (tx *Tx) Remove(hash narinfo.PathHash, at time.Time) error {
 		return err
 	}
 	tx.change.Items--
+	if !item.WithdrawnAt.IsZero() {
+		return tx.log(StorageChanged, at, hash, nil)
+	}
 	return tx.log(Removed, at, hash, n.StorePath.String())
 }
 
@@ -209,15 +211,6 @@ func (tx *Tx) AddTags(hash narinfo.PathHash, tags []Tag) error {
 // Missing returns those of the paths that have no narinfo in the index.
 func (tx *Tx) Missing(paths []narinfo.StorePath) ([]narinfo.StorePath, error) {
 	return tx.conn.missing(paths)
-}
-
-// uncount takes an item's stored files out of the totals.
-func (tx *Tx) uncount(item *Item) error {
-	_, size, err := item.parsed()
-	if err == nil {
-		tx.count(item.Stored, size, -1)
-	}
-	return err
 }
 
 // count adds files of an item to the change of the totals, or takes them off.

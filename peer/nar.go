@@ -1,0 +1,176 @@
+package peer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"nar-herder/storage"
+)
+
+// ViaHeader names the instances that a request for a nar has come through, as in
+// RFC 9110, section 7.6.3.
+const ViaHeader = "Via"
+
+// mostHops bounds the instances that a request is passed on by.
+const mostHops = 8
+
+// pseudonym is how an instance names itself to others.
+func pseudonym(instance string) string { return "nar-herder-" + instance }
+
+// CanPass says whether a request that has come through others may be passed on
+// by the instance: not where it has been already, nor too far.
+func CanPass(via []string, instance string) bool {
+	hops := 0
+	for _, line := range via {
+		for part := range strings.SplitSeq(line, ",") {
+			fields := strings.Fields(part)
+			if len(fields) < 2 || !strings.HasPrefix(fields[1], "nar-herder-") {
+				continue // of a proxy
+			}
+			if hops++; fields[1] == pseudonym(instance) || hops >= mostHops {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// OpenFile opens an item's Nth file at the peer: length bytes from offset on, or
+// all that follow when length is negative. via is what the client's request came
+// through, nil for a request of our own. The error is [storage.ErrNotStored]
+// when the peer certainly does not have the file, and another when that is not
+// known. The reader is the caller's to close; it fails when the peer stops to
+// send, and gives what the peer gives: whether that is the nar, only its hash
+// can tell.
+func (p *Peer) OpenFile(ctx context.Context, item *storage.Item, n int, offset, length int64, via []string) (_ io.ReadCloser, err error) {
+	defer func() {
+		if errors.Is(err, storage.ErrNotStored) {
+			p.settle(ctx, nil)
+			return
+		}
+		p.settle(ctx, err)
+		if err != nil {
+			err = fmt.Errorf("fetch %s from %s: %w", item.FileName(n), p.base, err)
+		}
+	}()
+	size := item.StoredSize(n)
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer func() {
+		if err != nil {
+			cancel(nil)
+		}
+	}()
+	request, err := p.narRequest(ctx, http.MethodGet, item, n, via)
+	if err != nil {
+		return nil, err
+	}
+	partial := offset > 0 || length >= 0 && length < size
+	if partial {
+		value := "bytes=" + strconv.FormatInt(offset, 10) + "-"
+		if length >= 0 {
+			value += strconv.FormatInt(offset+length-1, 10)
+		}
+		request.Header.Set("Range", value)
+	}
+	response, err := p.client.Do(request)
+	if err != nil {
+		return nil, explain(err)
+	}
+	defer func() {
+		if err != nil {
+			response.Body.Close()
+		}
+	}()
+	want := size - offset
+	if length >= 0 && size >= 0 {
+		want = min(want, length)
+	}
+	switch {
+	case response.StatusCode == http.StatusNotFound || response.StatusCode == http.StatusGone:
+		return nil, storage.ErrNotStored
+	case partial && response.StatusCode == http.StatusPartialContent:
+		if begins := "bytes " + strconv.FormatInt(offset, 10) + "-"; !strings.HasPrefix(response.Header.Get("Content-Range"), begins) {
+			return nil, fmt.Errorf("%w: Content-Range is %q", ErrAnswer, response.Header.Get("Content-Range"))
+		}
+	case response.StatusCode != http.StatusOK:
+		return nil, fmt.Errorf("it answers %s", response.Status)
+	case partial && offset > 0:
+		return nil, fmt.Errorf("it sends the whole where bytes from %d on were asked for", offset)
+	case partial:
+		want = size // of which the caller takes a part
+	}
+	if size >= 0 && response.ContentLength >= 0 && response.ContentLength != want {
+		return nil, fmt.Errorf("%w: %d bytes are coming where %d belong", ErrAnswer, response.ContentLength, want)
+	}
+	body := &progressing{body: response.Body, cancel: cancel}
+	body.timer = time.AfterFunc(progressTimeout, func() {
+		cancel(fmt.Errorf("nothing came from %s for %s", p.base, progressTimeout))
+	})
+	return body, nil
+}
+
+// Locate returns the URL of an item's Nth file at the peer, after a look whether
+// it is there. Errors are as in [Peer.OpenFile].
+func (p *Peer) Locate(ctx context.Context, item *storage.Item, n int, via []string) (_ string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	request, err := p.narRequest(ctx, http.MethodHead, item, n, via)
+	if err != nil {
+		return "", err
+	}
+	response, err := p.client.Do(request)
+	if err == nil {
+		response.Body.Close()
+	}
+	p.settle(ctx, err)
+	switch {
+	case err != nil:
+		return "", fmt.Errorf("look for %s at %s: %w", item.FileName(n), p.base, explain(err))
+	case response.StatusCode == http.StatusOK:
+		return p.base + "/" + strings.TrimPrefix(item.Narinfo.Files[n].URL, "/"), nil
+	case response.StatusCode == http.StatusNotFound || response.StatusCode == http.StatusGone:
+		return "", storage.ErrNotStored
+	}
+	return "", fmt.Errorf("look for %s at %s: it answers %s", item.FileName(n), p.base, response.Status)
+}
+
+func (p *Peer) narRequest(ctx context.Context, method string, item *storage.Item, n int, via []string) (*http.Request, error) {
+	if item.FileName(n) == "" {
+		return nil, storage.ErrNotStored // its URL is of some other place
+	}
+	request, err := http.NewRequestWithContext(ctx, method, p.base+"/"+strings.TrimPrefix(item.Narinfo.Files[n].URL, "/"), nil)
+	if err != nil {
+		return nil, err
+	}
+	for _, line := range via {
+		request.Header.Add(ViaHeader, line)
+	}
+	if p.self.Instance != "" {
+		request.Header.Add(ViaHeader, "1.1 "+pseudonym(p.self.Instance))
+	}
+	return request, nil
+}
+
+// progressing ends a body that stops to come.
+type progressing struct {
+	body   io.ReadCloser
+	cancel context.CancelCauseFunc
+	timer  *time.Timer
+}
+
+func (b *progressing) Read(p []byte) (int, error) {
+	b.timer.Reset(progressTimeout)
+	return b.body.Read(p)
+}
+
+func (b *progressing) Close() error {
+	b.timer.Stop()
+	b.cancel(nil)
+	return b.body.Close()
+}

@@ -1,0 +1,419 @@
+// Package peer asks another Nar Herder, of this program or the original: which
+// nars it has stored, and for their bytes.
+//
+// What a peer says is believed only where it is sure: an answer that is late,
+// cut, of another form, or about another nar counts as none.
+package peer
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	mathrand "math/rand/v2"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+
+	"nar-herder/narinfo"
+	"nar-herder/storage"
+)
+
+const (
+	// StoredPath begins the path of a question which nars are stored; hashes
+	// follow, with commas between them.
+	StoredPath = "/stored-nars/"
+	// MostAsked bounds the hashes of one question. With them, the head of a
+	// request stays below the 8 KiB that web servers take.
+	MostAsked = 200
+	// NonceKey is the query parameter whose value the answer repeats, so that
+	// no answer out of somebody's cache passes for one.
+	NonceKey = "nonce"
+	// InstanceHeader and StorageHeader are in the answers of this program to
+	// the original's question, with what [StoredReply] has as Instance and
+	// Storage.
+	InstanceHeader = "Nar-Herder-Instance"
+	StorageHeader  = "Nar-Herder-Storage"
+)
+
+// StoredReply answers which nars are stored.
+type StoredReply struct {
+	// Instance is the random name of the instance that answers, and Storage
+	// that of its storage, which several instances may share; "" where it has
+	// none or can't tell.
+	Instance string `json:"instance"`
+	Storage  string `json:"storage"`
+	Nonce    string `json:"nonce"`
+	// Nars are in the order of the question.
+	Nars []StoredNar `json:"nars"`
+}
+
+// StoredNar is the answer for one item.
+type StoredNar struct {
+	Hash string `json:"hash"`
+	// Stored says that all files are in the storage, now, and that the
+	// instance is not about to remove them.
+	Stored bool `json:"stored"`
+	// Fault says that the instance can't tell.
+	Fault   bool         `json:"fault,omitempty"`
+	NarHash string       `json:"nar_hash,omitempty"`
+	Files   []StoredFile `json:"files,omitempty"`
+}
+
+// StoredFile is a file of a nar.
+type StoredFile struct {
+	URL  string `json:"url"`
+	Size int64  `json:"size"`
+}
+
+var (
+	// ErrSelf says that the URL leads back to the instance that asks.
+	ErrSelf = errors.New("it is this very instance, whose nars can't vouch for themselves")
+	// ErrSharedStorage says that the peer's storage is the asker's own.
+	ErrSharedStorage = errors.New("it has this very storage, so that its nars are the ones here")
+	// ErrAnswer says that what came is no answer to the question.
+	ErrAnswer = errors.New("that is no answer of a Nar Herder")
+	// ErrTooFar says that a request has come through too many instances, or
+	// through the one that asks.
+	ErrTooFar = errors.New("the request has come around, or through too many instances")
+)
+
+// Self is who asks.
+type Self struct {
+	// Instance is the random name of the asking instance.
+	Instance string
+	// Storage returns the random name of its storage; nil, or "", without one.
+	Storage func(ctx context.Context) (string, error)
+}
+
+// Peer is another instance. Its methods may be called from several goroutines at
+// once.
+type Peer struct {
+	base   string
+	self   Self
+	client *http.Client
+	now    func() time.Time
+
+	mu       sync.Mutex
+	failures int
+	until    time.Time
+	plain    time.Time // it only knows the original's question, as of then
+}
+
+const (
+	// answerTimeout is how long an answer to a question may take, and the head
+	// of one that carries a nar: the instance has disks to wait for.
+	answerTimeout = 15 * time.Second
+	// progressTimeout is how long a nar may stop to come.
+	progressTimeout = 60 * time.Second
+	// firstPause and lastPause are how long a peer is left alone after a
+	// failure; the pause doubles with each in a row.
+	firstPause = time.Second
+	lastPause  = 5 * time.Minute
+	// plainFor is how long a peer that did not know our question is not asked
+	// it again.
+	plainFor = 10 * time.Minute
+	// plainAtOnce is how many of the original's questions are under way at a
+	// time.
+	plainAtOnce = 4
+)
+
+// New makes a peer at a URL, such as https://HOST or http://HOST:PORT/PATH.
+func New(base *url.URL, self Self) *Peer {
+	return &Peer{
+		base: strings.TrimSuffix(base.String(), "/"), self: self, now: time.Now,
+		client: &http.Client{
+			Transport: &http.Transport{
+				Proxy:                 http.ProxyFromEnvironment,
+				DialContext:           (&net.Dialer{Timeout: answerTimeout}).DialContext,
+				TLSHandshakeTimeout:   answerTimeout,
+				ResponseHeaderTimeout: answerTimeout,
+				MaxIdleConnsPerHost:   2 * plainAtOnce,
+				IdleConnTimeout:       time.Minute,
+				// Bytes are to come as they lie there.
+				DisableCompression: true,
+			},
+			CheckRedirect: func(next *http.Request, before []*http.Request) error {
+				if next.Context().Value(noRedirects{}) != nil || len(before) > 3 {
+					return fmt.Errorf("it redirects to %s", next.URL)
+				}
+				return nil
+			},
+		},
+	}
+}
+
+// String is the peer's URL.
+func (p *Peer) String() string { return p.base }
+
+// noRedirects marks the context of requests that only this server may answer.
+type noRedirects struct{}
+
+// Pause returns how long the peer is to be left alone, after failures.
+func (p *Peer) Pause() time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return max(0, p.until.Sub(p.now()))
+}
+
+// settle notes how a request went. A failure of the asker is none of the peer.
+func (p *Peer) settle(ctx context.Context, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err == nil {
+		p.failures, p.until = 0, time.Time{}
+		return
+	}
+	if ctx.Err() != nil {
+		return
+	}
+	pause := min(lastPause, firstPause<<min(p.failures, 20))
+	p.failures++
+	// Not all who ask come back at the same moment.
+	p.until = p.now().Add(pause/2 + mathrand.N(pause))
+}
+
+// Verdict is what a peer's answer comes to for one item.
+type Verdict struct {
+	// Stored says that the peer surely has, now, each file of the item that is
+	// stored here, of the same nar.
+	Stored bool
+	// Reason says why not.
+	Reason string
+}
+
+// Stored asks for items, [MostAsked] at most, and returns a verdict for each.
+// The error says that nothing is known about any of them.
+func (p *Peer) Stored(ctx context.Context, items []*storage.Item) (verdicts []Verdict, err error) {
+	if len(items) > MostAsked {
+		return nil, fmt.Errorf("%d items in one question, %d are allowed", len(items), MostAsked)
+	}
+	defer func() {
+		p.settle(ctx, err)
+		if err != nil {
+			err = fmt.Errorf("ask %s which nars it has stored: %w", p.base, err)
+		}
+	}()
+	var storageName string
+	if p.self.Storage != nil {
+		if storageName, err = p.self.Storage(ctx); err != nil {
+			return nil, err
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.WithValue(ctx, noRedirects{}, true), 2*answerTimeout)
+	defer cancel()
+	p.mu.Lock()
+	plain := p.now().Sub(p.plain) < plainFor
+	p.mu.Unlock()
+	if !plain {
+		verdicts, err = p.ask(ctx, items, storageName)
+		if !errors.Is(err, errNotKnown) {
+			return verdicts, err
+		}
+		p.mu.Lock()
+		p.plain = p.now()
+		p.mu.Unlock()
+	}
+	return p.askPlainly(ctx, items, storageName)
+}
+
+// errNotKnown says that a peer does not know what was asked for.
+var errNotKnown = errors.New("it answers 404")
+
+// mostAnswer bounds the answer to a question.
+const mostAnswer = 4 << 20
+
+// ask asks our question.
+func (p *Peer) ask(ctx context.Context, items []*storage.Item, storageName string) ([]Verdict, error) {
+	hashes := make([]string, len(items))
+	for i, item := range items {
+		hashes[i] = item.Hash.String()
+	}
+	nonce := rand.Text()
+	body, _, err := p.get(ctx, StoredPath+strings.Join(hashes, ",")+"?"+NonceKey+"="+nonce, mostAnswer)
+	if err != nil {
+		return nil, err
+	}
+	var reply StoredReply
+	if err := json.Unmarshal(body, &reply); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrAnswer, err)
+	}
+	if reply.Nonce != nonce || reply.Instance == "" || len(reply.Nars) != len(items) {
+		return nil, fmt.Errorf("%w: it is not to this question", ErrAnswer)
+	}
+	if err := p.isOther(reply.Instance, reply.Storage, storageName); err != nil {
+		return nil, err
+	}
+	verdicts := make([]Verdict, len(items))
+	for i, nar := range reply.Nars {
+		if nar.Hash != hashes[i] {
+			return nil, fmt.Errorf("%w: it is about %q where %s was asked for", ErrAnswer, nar.Hash, hashes[i])
+		}
+		verdicts[i] = judge(items[i], nar)
+	}
+	return verdicts, nil
+}
+
+// isOther makes sure that the peer's nars are others than the ones here.
+func (p *Peer) isOther(instance, storageName, ownStorage string) error {
+	switch {
+	case p.self.Instance != "" && instance == p.self.Instance:
+		return ErrSelf
+	case ownStorage != "" && storageName == ownStorage:
+		return ErrSharedStorage
+	case ownStorage != "" && storageName == "":
+		return errors.New("it can't tell which storage it has, which may be this one")
+	}
+	return nil
+}
+
+// judge compares what a peer has with what is here.
+func judge(item *storage.Item, nar StoredNar) Verdict {
+	switch {
+	case nar.Fault:
+		return Verdict{Reason: "it can't tell"}
+	case !nar.Stored:
+		return Verdict{Reason: "not stored there"}
+	case nar.NarHash != item.Narinfo.NarHash.String():
+		return Verdict{Reason: "another nar of the same name is stored there"}
+	}
+	sizes := make(map[string]int64, len(nar.Files))
+	for _, file := range nar.Files {
+		name, err := (&narinfo.File{URL: file.URL}).Path()
+		if err == nil {
+			sizes[name] = file.Size
+		}
+	}
+	for n := range item.Narinfo.Files {
+		if !item.HasStored(n) {
+			continue
+		}
+		if size, ok := sizes[item.FileName(n)]; !ok || size >= 0 && size != item.StoredSize(n) {
+			return Verdict{Reason: "the nar is stored there in other files"}
+		}
+	}
+	return Verdict{Stored: true}
+}
+
+// askPlainly asks the original's question for each item, and for the narinfo,
+// to know which nar the answer is about.
+func (p *Peer) askPlainly(ctx context.Context, items []*storage.Item, storageName string) ([]Verdict, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	verdicts := make([]Verdict, len(items))
+	work := make(chan int)
+	var asking sync.WaitGroup
+	for range plainAtOnce {
+		asking.Go(func() {
+			for i := range work {
+				verdict, err := p.askOne(ctx, items[i], storageName)
+				if err != nil {
+					cancel(err)
+					return
+				}
+				verdicts[i] = verdict
+			}
+		})
+	}
+feed:
+	for i := range items {
+		select {
+		case work <- i:
+		case <-ctx.Done():
+			break feed
+		}
+	}
+	close(work)
+	asking.Wait()
+	if err := context.Cause(ctx); err != nil {
+		return nil, err
+	}
+	return verdicts, nil
+}
+
+func (p *Peer) askOne(ctx context.Context, item *storage.Item, storageName string) (Verdict, error) {
+	path := "/" + item.Hash.String() + ".narinfo"
+	body, _, err := p.get(ctx, path, narinfo.MaxSize)
+	if errors.Is(err, errNotKnown) {
+		return Verdict{Reason: "not known there"}, nil
+	} else if err != nil {
+		return Verdict{}, err
+	}
+	n, err := narinfo.Parse(body)
+	if err != nil {
+		return Verdict{}, fmt.Errorf("%w: %w", ErrAnswer, err)
+	}
+	if n.StorePath.Hash != item.Hash {
+		return Verdict{}, fmt.Errorf("%w: it is about %s where %s was asked for", ErrAnswer, n.StorePath.Hash, item.Hash)
+	}
+	// Last, as it is the answer that counts.
+	body, header, err := p.get(ctx, path+"/info", mostAnswer)
+	if errors.Is(err, errNotKnown) {
+		return Verdict{Reason: "not known there"}, nil
+	} else if err != nil {
+		return Verdict{}, err
+	}
+	var reply struct {
+		Stored *bool `json:"stored"`
+	}
+	if err := json.Unmarshal(body, &reply); err != nil {
+		return Verdict{}, fmt.Errorf("%w: %w", ErrAnswer, err)
+	}
+	if reply.Stored == nil {
+		return Verdict{}, fmt.Errorf("%w: it does not say whether %s is stored", ErrAnswer, item.Hash)
+	}
+	// The original has no names, and can't have this program's storage.
+	if instance := header.Get(InstanceHeader); instance != "" {
+		if err := p.isOther(instance, header.Get(StorageHeader), storageName); err != nil {
+			return Verdict{}, err
+		}
+	}
+	nar := StoredNar{Stored: *reply.Stored, NarHash: n.NarHash.String()}
+	for _, file := range n.Files {
+		nar.Files = append(nar.Files, StoredFile{file.URL, file.Size})
+	}
+	return judge(item, nar), nil
+}
+
+// get fetches a small answer.
+func (p *Peer) get(ctx context.Context, path string, most int64) ([]byte, http.Header, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, p.base+path, nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	// What a proxy remembers is not what is there now.
+	request.Header.Set("Cache-Control", "no-cache")
+	response, err := p.client.Do(request)
+	if err != nil {
+		return nil, nil, explain(err)
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(response.Body, most+1))
+	switch {
+	case err != nil:
+		return nil, nil, err
+	case response.StatusCode == http.StatusNotFound:
+		return nil, nil, errNotKnown
+	case response.StatusCode != http.StatusOK:
+		return nil, nil, fmt.Errorf("it answers %s", response.Status)
+	case int64(len(body)) > most:
+		return nil, nil, fmt.Errorf("%w: it has over %d bytes", ErrAnswer, most)
+	}
+	return body, response.Header, nil
+}
+
+// explain says what to do about certificates.
+func explain(err error) error {
+	var unknown x509.UnknownAuthorityError
+	var none x509.SystemRootsError
+	if errors.As(err, &unknown) || errors.As(err, &none) {
+		return fmt.Errorf("%w: this machine has no certificate that vouches for the server: install CA certificates, and name them in SSL_CERT_DIR or SSL_CERT_FILE", err)
+	}
+	return err
+}

@@ -1,0 +1,226 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"time"
+
+	"nar-herder/narinfo"
+	"nar-herder/storage/index"
+)
+
+// Guard is asked within a transaction, whose view nobody changes any more,
+// whether what was decided before still holds. changed are the items that have
+// changed since. Its error ends the transaction, and is returned.
+type Guard func(tx *index.Tx, changed map[narinfo.PathHash]index.ChangeKind) error
+
+// errTooManyChanges says that what was decided on may be out of date.
+var errTooManyChanges = errors.New("too much has changed in the index since it was read: look again")
+
+// Freed is what a removal gave back.
+type Freed struct {
+	Items int
+	// Size is the length of the files, in bytes, and Usage what they took of
+	// the store.
+	Size, Usage int64
+}
+
+// Evict deletes the bytes of items whose rows stay, since others have the nars.
+// Items that have changed since the change of the given number, when they were
+// read, are passed over. Rows come first: when bytes can't be deleted, no row
+// claims them any more, and the error says what is left.
+func (s *Storage) Evict(ctx context.Context, items []*Item, since int64, guard Guard) (freed Freed, err error) {
+	var names []string
+	err = s.index.Update(ctx, func(tx *index.Tx) error {
+		changed, last, complete, err := tx.ChangedSince(since)
+		if err != nil {
+			return err
+		}
+		if !complete {
+			return errTooManyChanges
+		}
+		if err := guard(tx, changed); err != nil {
+			return err
+		}
+		for _, item := range items {
+			if _, hasChanged := changed[item.Hash]; hasChanged || item.Stored == 0 {
+				continue
+			}
+			if err := tx.Unstore(item.Item, s.now()); err != nil {
+				return err
+			}
+			names = append(names, item.ownNames()...)
+			freed.Items++
+		}
+		since = last + int64(freed.Items) // with its own changes
+		return nil
+	})
+	if err != nil {
+		return Freed{}, err
+	}
+	dropped, err := s.dropUnclaimed(ctx, names, since)
+	freed.Size, freed.Usage = dropped.Size, dropped.Usage
+	return freed, err
+}
+
+// Withdraw has clients no longer be told of the items. Their nars stay for those
+// who hold a narinfo, until [Storage.RemoveWithdrawn]. Those that have changed
+// since are passed over, as in [Storage.Evict]. It returns the items that were
+// withdrawn.
+func (s *Storage) Withdraw(ctx context.Context, items []*Item, since int64, guard Guard) (withdrawn []*Item, err error) {
+	err = s.index.Update(ctx, func(tx *index.Tx) error {
+		changed, _, complete, err := tx.ChangedSince(since)
+		if err != nil {
+			return err
+		}
+		if !complete {
+			return errTooManyChanges
+		}
+		if err := guard(tx, changed); err != nil {
+			return err
+		}
+		for _, item := range items {
+			if _, hasChanged := changed[item.Hash]; hasChanged {
+				continue
+			}
+			done, err := tx.Withdraw(item.Hash, s.now())
+			if err != nil {
+				return err
+			}
+			if done {
+				withdrawn = append(withdrawn, item)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return withdrawn, nil
+}
+
+// removeAtOnce is how many items one transaction of RemoveWithdrawn takes.
+const removeAtOnce = 500
+
+// RemoveWithdrawn removes the items that were withdrawn at the given time or
+// before, rows and bytes.
+func (s *Storage) RemoveWithdrawn(ctx context.Context, until time.Time) (freed Freed, err error) {
+	for {
+		items, err := s.index.WithdrawnItems(ctx, until, removeAtOnce)
+		if err != nil || len(items) == 0 {
+			return freed, err
+		}
+		var names []string
+		var removed int
+		err = s.index.Update(ctx, func(tx *index.Tx) error {
+			for _, was := range items {
+				row, err := tx.Item(was.Hash)
+				if errors.Is(err, ErrNotFound) {
+					continue
+				} else if err != nil {
+					return err
+				}
+				if row.WithdrawnAt.IsZero() || row.WithdrawnAt.After(until) {
+					continue // it was added again meanwhile
+				}
+				item, err := NewItem(row)
+				if err != nil {
+					return err
+				}
+				if err := tx.Remove(item.Hash, s.now()); err != nil {
+					return err
+				}
+				names = append(names, item.ownNames()...)
+				removed++
+			}
+			return nil
+		})
+		if err != nil {
+			return freed, err
+		}
+		dropped, err := s.dropUnclaimed(ctx, names, 0)
+		freed.Items += removed
+		freed.Size += dropped.Size
+		freed.Usage += dropped.Usage
+		if err != nil {
+			return freed, err
+		}
+	}
+}
+
+// Usage is what all that lies in the byte store takes of it, with what is being
+// written; 0 where nars are kept elsewhere.
+func (s *Storage) Usage(ctx context.Context) (usage int64, err error) {
+	if s.bytes == nil {
+		return 0, nil
+	}
+	for info, err := range s.bytes.List(ctx) {
+		if err != nil {
+			return 0, err
+		}
+		usage += info.Usage
+	}
+	return usage, nil
+}
+
+// dropUnclaimed deletes bytes that no row claims. It holds the index's lock
+// meanwhile: without it, an import of the same item could find the bytes there,
+// and write a row for them, just before they go. Rows are read again, but those
+// that have not changed since the change of the given number, as of which they
+// claim nothing; 0 for all.
+func (s *Storage) dropUnclaimed(ctx context.Context, names []string, since int64) (dropped Freed, err error) {
+	if len(names) == 0 || s.bytes == nil {
+		return Freed{}, nil
+	}
+	err = s.index.Update(ctx, func(tx *index.Tx) error {
+		var changed map[narinfo.PathHash]index.ChangeKind
+		sure := false
+		if since > 0 {
+			if changed, _, sure, err = tx.ChangedSince(since); err != nil {
+				return err
+			}
+		}
+		for _, name := range names {
+			hash := hashInName(name)
+			if _, hasChanged := changed[hash]; hasChanged || !sure {
+				claimed, err := isClaimed(tx, hash, name)
+				if err != nil {
+					return err
+				}
+				if claimed {
+					continue
+				}
+			}
+			info, err := s.bytes.Stat(ctx, name)
+			if errors.Is(err, fs.ErrNotExist) {
+				continue
+			} else if err != nil {
+				return err
+			}
+			if err := s.bytes.Remove(ctx, name); err != nil {
+				return err
+			}
+			dropped.Size += info.Size
+			dropped.Usage += info.Usage
+		}
+		return s.bytes.Sync(ctx)
+	})
+	return dropped, err
+}
+
+// isClaimed says whether the item's row has the file of that name as stored.
+func isClaimed(tx *index.Tx, hash narinfo.PathHash, name string) (bool, error) {
+	row, err := tx.Item(hash)
+	if errors.Is(err, ErrNotFound) {
+		return false, nil
+	} else if err != nil {
+		return false, err
+	}
+	item, err := NewItem(row)
+	if err != nil {
+		return false, err
+	}
+	n := item.FileNamed(name)
+	return n >= 0 && item.HasStored(n), nil
+}

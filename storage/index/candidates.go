@@ -1,0 +1,145 @@
+package index
+
+import (
+	"context"
+	"database/sql/driver"
+	"fmt"
+	"time"
+
+	"nar-herder/narinfo"
+)
+
+// Candidate is an item with files in the storage.
+type Candidate struct {
+	*Item
+	// LastUsed is when its nar was asked for last, as far as that has been
+	// written down; zero for never.
+	LastUsed time.Time
+}
+
+// scanStep is how many rows a look for candidates passes over at a time.
+const scanStep = 20_000
+
+// Candidates returns items that have files in the storage, that clients are
+// told of, and that were neither added nor used at the given time or after. They
+// come in the order in which they were added. cursor is zero to begin with; each
+// call moves it on. more is false when there are none left.
+func (x *Index) Candidates(ctx context.Context, unusedSince time.Time, cursor *int64, limit int) (found []Candidate, more bool, err error) {
+	const query = `SELECT i.id, n.hash, i.added_at, i.stored_files, i.file_sizes, n.dictionary, n.text, n.withdrawn_at, u.last_used
+		FROM items i JOIN narinfos n ON n.id = i.id LEFT JOIN uses u ON u.item = i.id
+		WHERE i.id > ? AND i.id <= ? AND i.stored_files != 0 AND i.added_at < ? AND coalesce(u.last_used, 0) < ? AND n.withdrawn_at IS NULL
+		ORDER BY i.id LIMIT ?`
+	err = x.readers.do(ctx, func(c *connection) error {
+		last, err := c.integer("SELECT coalesce(max(id), 0) FROM items")
+		if err != nil {
+			return err
+		}
+		until := *cursor + scanStep
+		before := unusedSince.UnixMilli()
+		err = c.rows(query, []driver.Value{*cursor, until, before, before, int64(limit)}, func(row []driver.Value) (bool, error) {
+			item, err := x.item(row)
+			candidate := Candidate{Item: item}
+			if used, ok := row[8].(int64); ok {
+				candidate.LastUsed = time.UnixMilli(used).UTC()
+			}
+			found = append(found, candidate)
+			return true, err
+		})
+		if err != nil {
+			return err
+		}
+		if len(found) == limit {
+			until = found[len(found)-1].id
+		}
+		*cursor, more = until, until < last
+		return nil
+	})
+	if err != nil {
+		return nil, false, describe("look for candidates in "+x.path, err)
+	}
+	return found, more, nil
+}
+
+// StoredReferrers says whether any of the items that refer to this one, apart
+// from itself, has files in the storage and is not withdrawn.
+func (x *Index) StoredReferrers(ctx context.Context, hash narinfo.PathHash) (some bool, err error) {
+	target := keyOf(hash)
+	err = x.readers.do(ctx, func(c *connection) (err error) {
+		if err := c.exec("BEGIN"); err != nil {
+			return err
+		}
+		defer func() {
+			if end := c.exec("COMMIT"); err == nil {
+				err = end
+			}
+		}()
+		ids, err := c.referrersOf(target)
+		if err != nil {
+			return err
+		}
+		for _, id := range ids {
+			row, err := c.first("SELECT n.hash, n.refs FROM items i JOIN narinfos n ON n.id = i.id WHERE i.id = ? AND i.stored_files != 0 AND n.withdrawn_at IS NULL", id)
+			if err != nil {
+				return err
+			}
+			if row == nil || !refersTo(blob(row[1]), target) {
+				continue
+			}
+			if referrer, err := hashOf(row[0]); err != nil {
+				return err
+			} else if referrer != hash {
+				some = true
+				return nil
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return false, describe(fmt.Sprintf("read the referrers of %s in %s", hash, x.path), err)
+	}
+	return some, nil
+}
+
+// LastChange is the number of the newest change there has been.
+func (x *Index) LastChange(ctx context.Context) (id int64, err error) {
+	err = x.readers.do(ctx, func(c *connection) error {
+		id, err = c.integer(lastChange)
+		return err
+	})
+	if err != nil {
+		return 0, describe("read the changes of "+x.path, err)
+	}
+	return id, nil
+}
+
+// ChangedSince returns the items that have changed after the change of the given
+// number, and the number of the newest one. complete is false when they are too
+// many to say, or no longer known: then any item may have changed.
+func (tx *Tx) ChangedSince(id int64) (changed map[narinfo.PathHash]ChangeKind, last int64, complete bool, err error) {
+	changes, err := tx.conn.changes(id, tellAtMost)
+	if err != nil {
+		return nil, 0, false, err
+	}
+	if last, err = tx.conn.integer(lastChange); err != nil {
+		return nil, 0, false, err
+	}
+	changed = make(map[narinfo.PathHash]ChangeKind, len(changes))
+	for _, change := range changes {
+		changed[change.Hash] = change.Kind
+	}
+	return changed, last, int64(len(changes)) == last-id, nil
+}
+
+// Unstore records that no file of an item is in the storage any more. The item
+// must be as this transaction would read it; see [Tx.ChangedSince].
+func (tx *Tx) Unstore(item *Item, at time.Time) error {
+	_, size, err := item.parsed()
+	if err != nil {
+		return err
+	}
+	tx.count(item.Stored, size, -1)
+	if err := tx.conn.exec("UPDATE items SET stored_files = 0, stored_size = 0 WHERE id = ?", item.id); err != nil {
+		return err
+	}
+	return tx.log(StorageChanged, at, item.Hash, nil)
+}

@@ -1,0 +1,38 @@
+package index
+
+import (
+	"context"
+	"database/sql/driver"
+)
+
+// Setting returns a value that was kept under a name, "" for none.
+func (x *Index) Setting(ctx context.Context, name string) (value string, err error) {
+	err = x.readers.do(ctx, func(c *connection) error {
+		value, err = c.setting(name)
+		return err
+	})
+	if err != nil {
+		return "", describe("read the setting "+name+" in "+x.path, err)
+	}
+	return value, nil
+}
+
+// Setting is [Index.Setting] as this transaction sees it.
+func (tx *Tx) Setting(name string) (string, error) { return tx.conn.setting(name) }
+
+func (c *connection) setting(name string) (string, error) {
+	row, err := c.first("SELECT value FROM settings WHERE key = ?", name)
+	if err != nil || row == nil {
+		return "", err
+	}
+	value, _ := row[0].(string)
+	return value, nil
+}
+
+// SetSetting keeps a value under a name; "" forgets it.
+func (tx *Tx) SetSetting(name, value string) error {
+	if value == "" {
+		return tx.conn.exec("DELETE FROM settings WHERE key = ?", name)
+	}
+	return tx.conn.exec("INSERT INTO settings VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value", driver.Value(name), value)
+}
