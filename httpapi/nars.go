@@ -62,7 +62,7 @@ func (s *Server) serveNar(ctx *fasthttp.RequestCtx, name, base string) {
 
 // used counts a request that was answered with a nar, from its beginning on.
 func (s *Server) used(ctx *fasthttp.RequestCtx, item *nars, kind string) {
-	if s.options.Cached == nil || !ctx.IsGet() {
+	if s.options.Uses == nil || !ctx.IsGet() {
 		return
 	}
 	switch ctx.Response.StatusCode() {
@@ -74,7 +74,7 @@ func (s *Server) used(ctx *fasthttp.RequestCtx, item *nars, kind string) {
 	default:
 		return
 	}
-	s.options.Cached.Used(item.Hash, kind)
+	s.options.Uses.Used(item.Hash, kind)
 }
 
 // nars are an item's: those that its narinfo names, and others that were made

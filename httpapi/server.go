@@ -52,6 +52,10 @@ type CachedNars interface {
 	// Open opens a file, whose size is then sure, or says
 	// [storage.ErrNotStored].
 	Open(ctx context.Context, item *storage.Item, file index.CachedFile, offset, length int64) (io.ReadCloser, storage.Info, error)
+}
+
+// Uses counts requests for nars.
+type Uses interface {
 	// Used counts a request for an item's nar: for a cached one of the given
 	// type, or for another with "".
 	Used(hash narinfo.PathHash, kind string)
@@ -61,6 +65,9 @@ type CachedNars interface {
 type Options struct {
 	// Cached are further files of the items; nil for none.
 	Cached CachedNars
+
+	// Uses counts requests for nars; nil for nobody.
+	Uses Uses
 
 	// Decompress opens a nar in the compression that narinfos call by name.
 	Decompress func(name string, r io.Reader) (io.ReadCloser, error)

@@ -10,17 +10,18 @@ import (
 
 	"nar-herder/compression"
 	"nar-herder/compression/cached"
+	"nar-herder/storage/uses"
 )
 
 // defaultCacheDirectory holds a directory for each type whose own is not named.
 const defaultCacheDirectory = "/var/cache/nar-herder/nar"
 
 // openCache opens the cache of other compressions; nil when none is enabled.
-func openCache(store *opened, options cached.Options, log *slog.Logger) (*cached.Cache, error) {
+func openCache(store *opened, options cached.Options, counter *uses.Counter, log *slog.Logger) (*cached.Cache, error) {
 	if len(options.Types) == 0 {
 		return nil, nil
 	}
-	options.Log = log
+	options.Log, options.Uses = log, counter
 	return cached.New(store.index, store.Storage, options)
 }
 

@@ -21,6 +21,7 @@ import (
 	"nar-herder/compression"
 	"nar-herder/httpapi"
 	"nar-herder/storage/index"
+	"nar-herder/storage/uses"
 )
 
 // serverCommand has the options of the original, by their names and defaults,
@@ -130,7 +131,8 @@ func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
 		log.Warn("these options are understood, but what they are for is not built yet: they do nothing", "options", strings.Join(names, " "))
 	}
 
-	cache, err := openCache(store, cacheOptions, log)
+	counter := uses.New(store.index, log)
+	cache, err := openCache(store, cacheOptions, counter, log)
 	if err != nil {
 		return err
 	}
@@ -141,6 +143,7 @@ func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
 		AnswerCache:   max(int64(c.NarinfoCacheSize), 0),
 		SigningKey:    key,
 		Version:       version(),
+		Uses:          counter,
 		Log:           log,
 	}
 	if cache != nil {
@@ -160,6 +163,7 @@ func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
 		err = errors.Join(err, watcher.Close())
 	}()
 	following.Go(func() { server.Follow(followCtx, watcher) })
+	following.Go(func() { counter.Run(followCtx) })
 	if cache != nil {
 		server.Registry().MustRegister(cache)
 		following.Go(func() { cache.Run(followCtx, server.Forget) })

@@ -1,5 +1,4 @@
-// Package cached keeps popular nars in further compressions: it counts what is
-// asked for, makes the files, tells which of them narinfos name, and removes
+// Package cached keeps popular nars in further compressions: it makes the files, tells which of them narinfos name, and removes
 // them again when nobody can hold such a narinfo any more.
 //
 // A file is its row in the index and its bytes in the directory of its type.
@@ -27,6 +26,7 @@ import (
 	"nar-herder/storage"
 	"nar-herder/storage/directory"
 	"nar-herder/storage/index"
+	"nar-herder/storage/uses"
 )
 
 // Type is a compression to be made.
@@ -57,6 +57,8 @@ type Options struct {
 	MinUses int
 	// Workers is how many files are made at a time.
 	Workers int
+	// Uses counts what is asked for.
+	Uses *uses.Counter
 	// Source is where nars are read from; nil for the storage.
 	Source Source
 	// Log is for operators; nil drops it.
@@ -70,7 +72,6 @@ type Cache struct {
 	options Options
 	log     *slog.Logger
 	kinds   map[string]*kind
-	uses    uses
 	queue   *queue
 	changed func(narinfo.PathHash) // set by Run
 
@@ -111,7 +112,7 @@ func New(x *index.Index, s *storage.Storage, options Options) (_ *Cache, err err
 	if c.options.Source == nil {
 		c.options.Source = storageSource{s}
 	}
-	c.uses.pending = make(map[narinfo.PathHash]*index.Uses)
+	options.Uses.OnPopular(options.MinUses, c.enqueue)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, c.Close())
@@ -377,9 +378,6 @@ func (k *kind) unhide(files []index.CachedFile) {
 const (
 	// tick is how often files are withdrawn and deleted whose time has come.
 	tick = time.Second
-	// flushInterval is how often uses are written down. So much is lost of the
-	// counts when the process is killed.
-	flushInterval = 5 * time.Second
 	// surveyInterval is how often a directory is compared with the index.
 	// Between, other processes may have removed items.
 	surveyInterval = time.Hour
@@ -402,7 +400,11 @@ func (c *Cache) Run(ctx context.Context, changed func(narinfo.PathHash)) {
 	for range c.options.Workers {
 		workers.Go(func() { c.work(ctx) })
 	}
-	background.Go(func() { c.keepUses(ctx) })
+	background.Go(func() {
+		for _, k := range c.kinds {
+			c.enqueuePopular(ctx, k)
+		}
+	})
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
 	for ctx.Err() == nil {

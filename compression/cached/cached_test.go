@@ -68,8 +68,8 @@ func TestManyClients(t *testing.T) {
 	for range 50 {
 		clients.Go(func() {
 			for range 10 {
-				b.Used(hashOf(t, hello), "")
-				b.flush(context.Background())
+				b.options.Uses.Used(hashOf(t, hello), "")
+				b.options.Uses.Flush(context.Background())
 			}
 		})
 	}

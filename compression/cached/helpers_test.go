@@ -20,6 +20,7 @@ import (
 	"nar-herder/storage"
 	"nar-herder/storage/directory"
 	"nar-herder/storage/index"
+	"nar-herder/storage/uses"
 )
 
 const published = "../../testdata/published"
@@ -88,6 +89,7 @@ func newBench(t testing.TB, dir string, change func(*Options)) *bench {
 	}
 	options := Options{Types: []Type{zstdIn(dir)}, MinUses: 3, Workers: 2, StorageDirectory: b.store}
 	options.Log = slog.New(slog.NewTextHandler(b.log, nil))
+	options.Uses = uses.New(b.index, options.Log)
 	if change != nil {
 		change(&options)
 	}
@@ -126,9 +128,9 @@ func hashOf(t testing.TB, text string) narinfo.PathHash {
 func (b *bench) use(hash string, times int) {
 	b.t.Helper()
 	for range times {
-		b.Used(hashOf(b.t, hash), "")
+		b.options.Uses.Used(hashOf(b.t, hash), "")
 	}
-	b.flush(context.Background())
+	b.options.Uses.Flush(context.Background())
 }
 
 func until(t testing.TB, what string, condition func() bool) {

@@ -44,10 +44,8 @@ func (c *Cache) retire(ctx context.Context, k *kind, now time.Time) error {
 
 // notPending drops files whose use is counted and not written down yet.
 func (c *Cache) notPending(files []index.CachedFile) (idle []index.CachedFile) {
-	c.uses.mu.Lock()
-	defer c.uses.mu.Unlock()
 	for _, file := range files {
-		if c.uses.pending[file.Hash] == nil {
+		if !c.options.Uses.IsPending(file.Hash) {
 			idle = append(idle, file)
 		}
 	}

@@ -60,8 +60,8 @@ func TestRetired(t *testing.T) {
 				}
 				b.do(context.Background(), task{hashOf(t, hello), k})
 				time.Sleep(3 * day)
-				b.Used(hashOf(t, hello), "gzip")
-				b.flush(context.Background())
+				b.options.Uses.Used(hashOf(t, hello), "gzip")
+				b.options.Uses.Flush(context.Background())
 				time.Sleep(7 * day)
 				retire()
 				if !b.names(hello, "gzip") {

@@ -9,6 +9,7 @@ import (
 
 	"nar-herder/compression"
 	"nar-herder/internal/testfs"
+	"nar-herder/storage/uses"
 )
 
 // TestDirectoryGone has the directory taken away under a running cache.
@@ -62,7 +63,7 @@ func TestReadOnly(t *testing.T) {
 	if b.names(hello, "zstd") || !b.names(greeting, "zstd") {
 		t.Error("the wrong ones are named")
 	}
-	_, err := New(b.index, b.storage, Options{Types: []Type{{Spec: compression.Spec{Name: "zstd", Level: 3}, Directory: disk}}})
+	_, err := New(b.index, b.storage, Options{Uses: uses.New(b.index, nil), Types: []Type{{Spec: compression.Spec{Name: "zstd", Level: 3}, Directory: disk}}})
 	if err == nil || !strings.Contains(err.Error(), disk) || !strings.Contains(err.Error(), "--cached-compression-directory=zstd=DIR") {
 		t.Errorf("%v", err)
 	}

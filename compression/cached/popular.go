@@ -1,0 +1,38 @@
+package cached
+
+import (
+	"context"
+	"slices"
+
+	"nar-herder/storage/index"
+)
+
+// enqueue queues what has become popular.
+func (c *Cache) enqueue(popular []index.Used) {
+	for _, used := range popular {
+		for _, k := range c.kinds {
+			if !slices.Contains(used.Cached, k.Name) {
+				c.queue.add(task{used.Hash, k})
+			}
+		}
+	}
+}
+
+// enqueuePopular queues what an earlier run has counted and not made.
+func (c *Cache) enqueuePopular(ctx context.Context, k *kind) {
+	for cursor := int64(0); ctx.Err() == nil; {
+		hashes, err := c.index.Popular(ctx, k.Name, int64(c.options.MinUses), &cursor)
+		if err != nil {
+			c.log.Error("can't look for popular nars of earlier runs", "type", k.Name, "error", err)
+			return
+		}
+		if len(hashes) == 0 {
+			return
+		}
+		for _, hash := range hashes {
+			if !c.queue.add(task{hash, k}) {
+				return // full: the rest comes when it is asked for again
+			}
+		}
+	}
+}

@@ -1,0 +1,147 @@
+// Package uses counts requests for nars in memory, so that answering them writes
+// nothing, and writes them down in batches.
+package uses
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"nar-herder/narinfo"
+	"nar-herder/storage/index"
+)
+
+const (
+	// flushInterval is how often uses are written down. So much is lost of the
+	// counts when the process is killed.
+	flushInterval = 5 * time.Second
+	// lastFlush is how long the writing may take when the program ends.
+	lastFlush = 500 * time.Millisecond
+	// flushAtOnce bounds the items of one transaction.
+	flushAtOnce = 2_000
+	// maxPending bounds the items whose uses are gathered, should the database
+	// be locked for long. What is beyond is not counted.
+	maxPending = 100_000
+)
+
+// Counter counts. Its methods may be called from several goroutines at once.
+type Counter struct {
+	index *index.Index
+	log   *slog.Logger
+
+	mu      sync.Mutex
+	pending map[narinfo.PathHash]*index.Uses
+
+	least   int64
+	popular func([]index.Used)
+}
+
+// New makes a counter for the items of an index. log is for operators; nil drops
+// it.
+func New(x *index.Index, log *slog.Logger) *Counter {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	return &Counter{index: x, log: log, pending: make(map[narinfo.PathHash]*index.Uses)}
+}
+
+// OnPopular has f called with items that are asked for, and have been at least so
+// often in all. It is called before the first use.
+func (c *Counter) OnPopular(least int, f func([]index.Used)) { c.least, c.popular = int64(least), f }
+
+// Used counts a request for a nar of the item: for a cached file if kind, its
+// type, is not empty.
+func (c *Counter) Used(hash narinfo.PathHash, kind string) {
+	now := time.Now()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	u := c.pending[hash]
+	if u == nil {
+		if len(c.pending) == maxPending {
+			return
+		}
+		u = &index.Uses{Hash: hash}
+		c.pending[hash] = u
+	}
+	u.Count++
+	u.Last = now
+	if kind != "" && !slices.Contains(u.Types, kind) {
+		u.Types = append(u.Types, kind)
+	}
+}
+
+// IsPending says whether a use of the item is counted and not written down yet.
+func (c *Counter) IsPending(hash narinfo.PathHash) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.pending[hash] != nil
+}
+
+// Run writes uses down until the context ends, and a last time then.
+func (c *Counter) Run(ctx context.Context) {
+	ticker := time.NewTicker(flushInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ticker.C:
+			c.Flush(ctx)
+		case <-ctx.Done():
+			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastFlush)
+			defer cancel()
+			c.Flush(last)
+			return
+		}
+	}
+}
+
+// Flush writes down what was counted.
+func (c *Counter) Flush(ctx context.Context) {
+	c.mu.Lock()
+	pending := c.pending
+	c.pending = make(map[narinfo.PathHash]*index.Uses)
+	c.mu.Unlock()
+	all := make([]index.Uses, 0, len(pending))
+	for _, u := range pending {
+		all = append(all, *u)
+	}
+	for batch := range slices.Chunk(all, flushAtOnce) {
+		var popular []index.Used
+		err := c.index.Update(ctx, func(tx *index.Tx) (err error) {
+			popular, err = tx.CountUses(batch, c.least)
+			return err
+		})
+		if err != nil {
+			if ctx.Err() == nil {
+				c.log.Error("can't write down how often nars were asked for", "error", err)
+			}
+			c.putBack(batch)
+			continue
+		}
+		if c.popular != nil {
+			c.popular(popular)
+		}
+	}
+}
+
+// putBack keeps uses that could not be written for the next time.
+func (c *Counter) putBack(batch []index.Uses) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, u := range batch {
+		now := c.pending[u.Hash]
+		if now == nil {
+			if len(c.pending) < maxPending {
+				c.pending[u.Hash] = &u
+			}
+			continue
+		}
+		now.Count += u.Count
+		for _, kind := range u.Types {
+			if !slices.Contains(now.Types, kind) {
+				now.Types = append(now.Types, kind)
+			}
+		}
+	}
+}
