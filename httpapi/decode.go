@@ -1,7 +1,6 @@
 package httpapi
 
 import (
-	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -55,7 +54,7 @@ func recovered(err *error) {
 }
 
 // decode opens the nar in the item's Nth file.
-func (s *Server) decode(ctx context.Context, item *storage.Item, n int) (*decoder, error) {
+func (s *Server) decode(ctx *fasthttp.RequestCtx, item *storage.Item, n int) (*decoder, error) {
 	select {
 	case s.decoders <- struct{}{}:
 	default:
@@ -70,12 +69,15 @@ func (s *Server) decode(ctx context.Context, item *storage.Item, n int) (*decode
 		}
 	}
 	release := func() { <-s.decoders }
-	file, _, err := s.items.OpenFile(ctx, item, n, 0, -1)
+	file, info, err := s.open(ctx, item, n)(0, -1)
 	if err != nil {
 		release()
 		return nil, err
 	}
-	compressed := io.LimitReader(file, item.StoredSize(n))
+	var compressed io.Reader = file
+	if info.Size >= 0 {
+		compressed = io.LimitReader(file, info.Size)
+	}
 	decompressor, err := s.decompress(item.Narinfo.Files[n].Compression, compressed)
 	if err != nil {
 		file.Close()

@@ -38,7 +38,7 @@ func (s *Server) serveFile(ctx *fasthttp.RequestCtx, name, algorithm, digest str
 		return
 	}
 	item := known.Item
-	n := item.EasiestFile(item.HasStored)
+	n := s.easiest(item)
 	if n < 0 {
 		s.notFound(ctx, "this file is not stored here")
 		return
@@ -66,7 +66,7 @@ func (s *Server) serveFile(ctx *fasthttp.RequestCtx, name, algorithm, digest str
 	}
 	if item.Narinfo.Files[n].Compression == "none" {
 		decoder.Close()
-		s.sendPart(ctx, item, s.stored(ctx, item, n), "sha256-"+digest, narType, narinfo.FlatHeaderSize, length)
+		s.sendPart(ctx, item, s.open(ctx, item, n), "sha256-"+digest, narType, narinfo.FlatHeaderSize, length)
 		return
 	}
 	ctx.Response.Header.SetContentType(narType)

@@ -51,6 +51,14 @@ func (f *fakeItems) OpenFile(_ context.Context, item *storage.Item, n int, offse
 	return f.open(item, n, offset, length)
 }
 
+func (f *fakeItems) LookFor(ctx context.Context, item *storage.Item, n int) error {
+	reader, _, err := f.OpenFile(ctx, item, n, 0, 0)
+	if err == nil {
+		reader.Close()
+	}
+	return err
+}
+
 func (f *fakeItems) Healthy(context.Context) (indexErr, bytesErr error) {
 	if f.healthy == nil {
 		return nil, nil

@@ -20,10 +20,12 @@ type metrics struct {
 	known   [routeCount][len(usualStatuses)]prometheus.Counter
 	faults  prometheus.Counter
 	corrupt prometheus.Counter
+	// unreached counts nars that are elsewhere and could not be had.
+	unreached prometheus.Counter
 }
 
 // usualStatuses all count from zero, so that a first one is seen as a rise.
-var usualStatuses = [...]int{200, 206, 304, 400, 404, 405, 416, 500, 503}
+var usualStatuses = [...]int{200, 206, 304, 400, 404, 405, 416, 500, 502, 503}
 
 func newMetrics(s *Server) *metrics {
 	m := &metrics{registry: prometheus.NewRegistry()}
@@ -47,6 +49,7 @@ func newMetrics(s *Server) *metrics {
 	}
 	m.faults = counter("narherder_faults_total", "Requests that could not be answered because something here is broken.")
 	m.corrupt = counter("narherder_damaged_nars_total", "Answers cut because a stored nar was not what its narinfo says.")
+	m.unreached = counter("narherder_elsewhere_unreached_total", "Nars not stored here that could not be fetched from the instances that may have them.")
 
 	gauge := func(name, help string, value func() float64) {
 		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))

@@ -70,45 +70,6 @@ func (s *Server) unknown(ctx *fasthttp.RequestCtx) {
 	}
 }
 
-// serveInfo tells other instances whether the nar is stored here: all of the
-// files that its narinfo names, as a client may ask for any of them. It is
-// asked before nars are deleted elsewhere, so it looks at the bytes and not at
-// the row alone.
-func (s *Server) serveInfo(ctx *fasthttp.RequestCtx, hash narinfo.PathHash) {
-	item, err := s.items.Item(ctx, hash)
-	if errors.Is(err, storage.ErrNotFound) {
-		s.unknown(ctx)
-		return
-	}
-	if err != nil {
-		s.fault(ctx, "look up an item", err)
-		return
-	}
-	stored := true
-	for n := range item.Narinfo.Files {
-		reader, _, err := s.items.OpenFile(ctx, item, n, 0, 0)
-		if err == nil {
-			reader.Close()
-			continue
-		}
-		if s.hasChanged(ctx, item, err) {
-			s.serveInfo(ctx, hash)
-			return
-		}
-		if !errors.Is(err, storage.ErrNotStored) {
-			s.fault(ctx, "look for a nar", err)
-			return
-		}
-		stored = false
-		break
-	}
-	if stored {
-		s.text(ctx, "application/json", `{"stored": true}`)
-	} else {
-		s.text(ctx, "application/json", `{"stored": false}`)
-	}
-}
-
 // Changes tells what has changed in the index, as an [index.Watcher] does.
 type Changes interface {
 	Poll() (changes []index.Change, complete bool, err error)

@@ -38,7 +38,11 @@ func (s *Server) serveNar(ctx *fasthttp.RequestCtx, name, base string) {
 		return
 	}
 	if n := item.FileNamed(name); n >= 0 {
-		s.sendStored(ctx, item.Item, n)
+		if item.HasStored(n) {
+			s.sendStored(ctx, item.Item, n)
+		} else {
+			s.sendElsewhere(ctx, item.Item, n)
+		}
 		s.used(ctx, item, "")
 		return
 	}
@@ -163,6 +167,10 @@ func (s *Server) unopened(ctx *fasthttp.RequestCtx, item *storage.Item, err erro
 		s.notFound(ctx, "this nar is not stored here")
 		return
 	}
+	if errors.Is(err, errElsewhere) {
+		s.unreached(ctx, item, err)
+		return
+	}
 	if !s.hasChanged(ctx, item, err) {
 		s.fault(ctx, "open a nar", err)
 		return
@@ -283,13 +291,17 @@ func (s *Server) stream(ctx *fasthttp.RequestCtx, body io.ReadCloser, length int
 // sendNar answers with the item's nar without compression: from a file that has
 // none, or decompressed on the way.
 func (s *Server) sendNar(ctx *fasthttp.RequestCtx, item *storage.Item) {
-	n := item.EasiestFile(item.HasStored)
+	n := s.easiest(item)
 	if n < 0 {
 		s.notFound(ctx, "this nar is not stored here")
 		return
 	}
 	if item.Narinfo.Files[n].Compression == "none" {
-		s.sendStored(ctx, item, n)
+		if item.HasStored(n) {
+			s.sendStored(ctx, item, n)
+		} else {
+			s.sendElsewhere(ctx, item, n)
+		}
 		return
 	}
 	size := item.Narinfo.NarSize

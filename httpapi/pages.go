@@ -90,9 +90,16 @@ func (s *Server) serveHealth(ctx *fasthttp.RequestCtx, live bool) {
 		}
 		return "failing"
 	}
-	body, err := json.Marshal(map[string]string{
-		"status": word(h.database && h.storage), "database": word(h.database), "storage": word(h.storage),
-	})
+	state := struct {
+		Database string   `json:"database"`
+		Status   string   `json:"status"`
+		Storage  string   `json:"storage"`
+		Warnings []string `json:"warnings,omitempty"`
+	}{Status: word(h.database && h.storage), Database: word(h.database), Storage: word(h.storage)}
+	if s.options.Warnings != nil {
+		state.Warnings = s.options.Warnings()
+	}
+	body, err := json.Marshal(state)
 	if err != nil {
 		s.fault(ctx, "write the health", err)
 		return

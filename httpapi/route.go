@@ -12,6 +12,7 @@ import (
 	"github.com/valyala/fasthttp"
 
 	"nar-herder/narinfo"
+	"nar-herder/peer"
 )
 
 // route is a kind of request, and its name in the metrics.
@@ -21,6 +22,7 @@ const (
 	routeOther route = iota
 	routeNarinfo
 	routeInfo
+	routeStored
 	routeNar
 	routeFile
 	routeCacheInfo
@@ -34,7 +36,7 @@ const (
 // patterns are the labels of the routes: never a hash, or the metrics would
 // grow with the store.
 var patterns = [routeCount]string{
-	"other", "/HASH.narinfo", "/HASH.narinfo/info", "/nar/", "/file/", "/nix-cache-info",
+	"other", "/HASH.narinfo", "/HASH.narinfo/info", "/stored-nars/", "/nar/", "/file/", "/nix-cache-info",
 	"/signing-key.pub", "/metrics", "/health", "/",
 }
 
@@ -43,6 +45,9 @@ const (
 	// narinfoPathLen is that of "/HASH.narinfo".
 	narinfoPathLen = 1 + narinfo.PathHashLen + len(narinfoSuffix)
 )
+
+// storedSegment is the first part of the path of peer.StoredPath.
+var storedSegment = strings.Trim(peer.StoredPath, "/")
 
 func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 	defer func() {
@@ -112,6 +117,9 @@ func (s *Server) dispatch(ctx *fasthttp.RequestCtx) route {
 	case first == "file" && len(segments) == 4:
 		s.serveFile(ctx, segments[1], segments[2], segments[3])
 		return routeFile
+	case first == storedSegment && len(segments) == 2:
+		s.serveStored(ctx, segments[1])
+		return routeStored
 	case strings.HasSuffix(first, narinfoSuffix):
 		hash, err := narinfo.ParsePathHash(strings.TrimSuffix(first, narinfoSuffix))
 		if err == nil && len(segments) == 1 {

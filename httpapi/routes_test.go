@@ -17,6 +17,13 @@ func seconds(n int) *time.Duration {
 	return &d
 }
 
+// narHashOf is the NarHash in a narinfo's text.
+func narHashOf(text string) string {
+	_, rest, _ := strings.Cut(text, "NarHash: ")
+	hash, _, _ := strings.Cut(rest, "\n")
+	return hash
+}
+
 func TestRoutes(t *testing.T) {
 	t.Parallel()
 	opts := options()
@@ -53,10 +60,18 @@ func TestRoutes(t *testing.T) {
 		{target: "/" + hashOf(greeting) + ".narinfo/other", status: 404, kind: textType, body: none},
 		{target: "/" + hashOf(greeting) + ".narinfo.narinfo", status: 404, kind: textType, body: none},
 
-		{target: "/" + hashOf(greeting) + ".narinfo/info", status: 200, kind: "application/json", body: `{"stored": true}`},
-		{target: "/" + hashOf(greeting) + ".narinfo/info?x", status: 200, kind: "application/json", body: `{"stored": true}`},
+		{target: "/" + hashOf(greeting) + ".narinfo/info", status: 200, kind: "application/json", cache: "no-store", body: `{"stored": true}`},
+		{target: "/" + hashOf(greeting) + ".narinfo/info?x", status: 200, kind: "application/json", cache: "no-store", body: `{"stored": true}`},
 		{target: "/" + nobody + ".narinfo/info", status: 404, kind: textType, cache: "max-age=60", body: unknown},
 		{target: "/" + hashOf(greeting) + ".narinfo/info/", status: 404, kind: textType, body: none},
+
+		{target: "/stored-nars/" + hashOf(greeting) + "," + nobody + "?nonce=7", status: 200, kind: "application/json", cache: "no-store",
+			body: `{"instance":"","storage":"","nonce":"7","nars":[{"hash":"` + hashOf(greeting) + `","stored":true,"nar_hash":"` + narHashOf(text(greeting)) +
+				`","files":[{"url":"nar/lzip/` + greeting + `","size":` + strconv.Itoa(len(contents(t, published, "nar/lzip", greeting))) + `}]},{"hash":"` + nobody + `","stored":false}]}` + "\n"},
+		{target: "/stored-nars/" + hashOf(greeting) + ",x", status: 400, kind: textType, body: "that is no list of hashes\n"},
+		{target: "/stored-nars/", status: 400, kind: textType, body: "that is no list of hashes\n"},
+		{target: "/stored-nars/" + strings.Repeat(nobody+",", 200) + nobody, status: 400, kind: textType, body: "that is too many hashes\n"},
+		{target: "/stored-nars", status: 404, kind: textType, body: none},
 
 		{target: "/nar/lzip/" + greeting, status: 200, kind: binary, body: contents(t, published, "nar/lzip", greeting)},
 		{target: "/nar/lzip/" + oddURL, status: 200, kind: binary, body: contents(t, published, "nar/lzip", odd)},

@@ -32,6 +32,9 @@ type Items interface {
 	// OpenFile opens the item's Nth file, whose size is then sure, or says
 	// [storage.ErrNotStored].
 	OpenFile(ctx context.Context, item *storage.Item, n int, offset, length int64) (io.ReadCloser, storage.Info, error)
+	// LookFor looks for the item's Nth file: nil when it is there and whole,
+	// [storage.ErrNotStored] when it certainly is not.
+	LookFor(ctx context.Context, item *storage.Item, n int) error
 	// Healthy tries index and bytes.
 	Healthy(ctx context.Context) (indexErr, bytesErr error)
 	// Totals are sums for the metrics.
@@ -54,6 +57,34 @@ type CachedNars interface {
 	Open(ctx context.Context, item *storage.Item, file index.CachedFile, offset, length int64) (io.ReadCloser, storage.Info, error)
 }
 
+// Leaving knows which nars this instance is about to remove because others have
+// them.
+type Leaving interface {
+	// IsLeaving says whether the item's nar is about to be removed.
+	IsLeaving(hash narinfo.PathHash) bool
+	// Promise is IsLeaving for one who does not tell before it removes its own:
+	// when the answer is false, the nar stays for a while.
+	Promise(hash narinfo.PathHash) (leaving bool)
+}
+
+// Elsewhere are instances that have nars which are not stored here. via is what
+// the request has come through.
+type Elsewhere interface {
+	// OpenFile opens the item's Nth file, or says [storage.ErrNotStored] when
+	// nobody has it. size is that of the whole file, -1 when it is not known.
+	OpenFile(ctx context.Context, item *storage.Item, n int, offset, length int64, via []string) (body io.ReadCloser, size int64, err error)
+	// Locate returns the file's URL.
+	Locate(ctx context.Context, item *storage.Item, n int, via []string) (string, error)
+}
+
+// Identity is who answers.
+type Identity interface {
+	// Instance is the random name of this instance.
+	Instance() string
+	// Identity is the random name of its storage.
+	Identity(ctx context.Context) (string, error)
+}
+
 // Uses counts requests for nars.
 type Uses interface {
 	// Used counts a request for an item's nar: for a cached one of the given
@@ -68,6 +99,22 @@ type Options struct {
 
 	// Uses counts requests for nars; nil for nobody.
 	Uses Uses
+
+	// Identity is told to other instances; nil for none, who then can't be sure
+	// of what this one says.
+	Identity Identity
+
+	// Leaving knows what is about to be removed; nil for nothing.
+	Leaving Leaving
+
+	// Elsewhere has nars that are not stored here; nil for nobody. They are
+	// streamed through, or clients are redirected there with RedirectElsewhere.
+	Elsewhere         Elsewhere
+	RedirectElsewhere bool
+
+	// Warnings are for the health: what is not as an administrator wants it,
+	// while requests are answered all the same. Nil for none.
+	Warnings func() []string
 
 	// Decompress opens a nar in the compression that narinfos call by name.
 	Decompress func(name string, r io.Reader) (io.ReadCloser, error)

@@ -47,8 +47,8 @@ func CanPass(via []string, instance string) bool {
 // when the peer certainly does not have the file, and another when that is not
 // known. The reader is the caller's to close; it fails when the peer stops to
 // send, and gives what the peer gives: whether that is the nar, only its hash
-// can tell.
-func (p *Peer) OpenFile(ctx context.Context, item *storage.Item, n int, offset, length int64, via []string) (_ io.ReadCloser, err error) {
+// can tell. size is that of the whole file, -1 when it is not known.
+func (p *Peer) OpenFile(ctx context.Context, item *storage.Item, n int, offset, length int64, via []string) (_ io.ReadCloser, size int64, err error) {
 	defer func() {
 		if errors.Is(err, storage.ErrNotStored) {
 			p.settle(ctx, nil)
@@ -59,7 +59,7 @@ func (p *Peer) OpenFile(ctx context.Context, item *storage.Item, n int, offset, 
 			err = fmt.Errorf("fetch %s from %s: %w", item.FileName(n), p.base, err)
 		}
 	}()
-	size := item.StoredSize(n)
+	size = item.StoredSize(n)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer func() {
 		if err != nil {
@@ -68,7 +68,7 @@ func (p *Peer) OpenFile(ctx context.Context, item *storage.Item, n int, offset, 
 	}()
 	request, err := p.narRequest(ctx, http.MethodGet, item, n, via)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	partial := offset > 0 || length >= 0 && length < size
 	if partial {
@@ -80,7 +80,7 @@ func (p *Peer) OpenFile(ctx context.Context, item *storage.Item, n int, offset, 
 	}
 	response, err := p.client.Do(request)
 	if err != nil {
-		return nil, explain(err)
+		return nil, 0, explain(err)
 	}
 	defer func() {
 		if err != nil {
@@ -93,26 +93,29 @@ func (p *Peer) OpenFile(ctx context.Context, item *storage.Item, n int, offset, 
 	}
 	switch {
 	case response.StatusCode == http.StatusNotFound || response.StatusCode == http.StatusGone:
-		return nil, storage.ErrNotStored
+		return nil, 0, storage.ErrNotStored
 	case partial && response.StatusCode == http.StatusPartialContent:
 		if begins := "bytes " + strconv.FormatInt(offset, 10) + "-"; !strings.HasPrefix(response.Header.Get("Content-Range"), begins) {
-			return nil, fmt.Errorf("%w: Content-Range is %q", ErrAnswer, response.Header.Get("Content-Range"))
+			return nil, 0, fmt.Errorf("%w: Content-Range is %q", ErrAnswer, response.Header.Get("Content-Range"))
 		}
 	case response.StatusCode != http.StatusOK:
-		return nil, fmt.Errorf("it answers %s", response.Status)
+		return nil, 0, fmt.Errorf("it answers %s", response.Status)
 	case partial && offset > 0:
-		return nil, fmt.Errorf("it sends the whole where bytes from %d on were asked for", offset)
+		return nil, 0, fmt.Errorf("it sends the whole where bytes from %d on were asked for", offset)
 	case partial:
 		want = size // of which the caller takes a part
 	}
 	if size >= 0 && response.ContentLength >= 0 && response.ContentLength != want {
-		return nil, fmt.Errorf("%w: %d bytes are coming where %d belong", ErrAnswer, response.ContentLength, want)
+		return nil, 0, fmt.Errorf("%w: %d bytes are coming where %d belong", ErrAnswer, response.ContentLength, want)
 	}
 	body := &progressing{body: response.Body, cancel: cancel}
 	body.timer = time.AfterFunc(progressTimeout, func() {
 		cancel(fmt.Errorf("nothing came from %s for %s", p.base, progressTimeout))
 	})
-	return body, nil
+	if size < 0 && !partial {
+		size = response.ContentLength
+	}
+	return body, size, nil
 }
 
 // Locate returns the URL of an item's Nth file at the peer, after a look whether

@@ -102,6 +102,7 @@ type Peer struct {
 
 	mu       sync.Mutex
 	failures int
+	failedAt time.Time
 	until    time.Time
 	plain    time.Time // it only knows the original's question, as of then
 }
@@ -116,6 +117,8 @@ const (
 	// failure; the pause doubles with each in a row.
 	firstPause = time.Second
 	lastPause  = 5 * time.Minute
+	// restAfter is how long no client has to wait for a peer that has failed.
+	restAfter = 2 * time.Second
 	// plainFor is how long a peer that did not know our question is not asked
 	// it again.
 	plainFor = 10 * time.Minute
@@ -162,6 +165,14 @@ func (p *Peer) Pause() time.Duration {
 	return max(0, p.until.Sub(p.now()))
 }
 
+// isResting says whether the peer has failed so lately that a client should not
+// wait for it to fail again.
+func (p *Peer) isResting() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.failures > 0 && p.now().Sub(p.failedAt) < restAfter
+}
+
 // settle notes how a request went. A failure of the asker is none of the peer.
 func (p *Peer) settle(ctx context.Context, err error) {
 	p.mu.Lock()
@@ -175,6 +186,7 @@ func (p *Peer) settle(ctx context.Context, err error) {
 	}
 	pause := min(lastPause, firstPause<<min(p.failures, 20))
 	p.failures++
+	p.failedAt = p.now()
 	// Not all who ask come back at the same moment.
 	p.until = p.now().Add(pause/2 + mathrand.N(pause))
 }

@@ -170,12 +170,40 @@ func (s *Storage) OpenFile(ctx context.Context, item *Item, n int, offset, lengt
 	if err != nil {
 		return nil, Info{}, err
 	}
-	if want := item.StoredSize(n); info.Size != want {
+	if err := s.agrees(item, n, info); err != nil {
 		reader.Close()
-		return nil, Info{}, fmt.Errorf("%w: %s in storage %s has %d bytes where the index has %d", ErrDisagree, name, s.bytes, info.Size, want)
+		return nil, Info{}, err
 	}
 	return reader, info, nil
 }
+
+// LookFor looks for the item's Nth file in the storage. There is no error when it
+// is there and whole; others are as of [Storage.OpenFile].
+func (s *Storage) LookFor(ctx context.Context, item *Item, n int) error {
+	if s.bytes == nil || !item.HasStored(n) || item.names[n] == "" {
+		return ErrNotStored
+	}
+	info, err := s.bytes.Stat(ctx, item.names[n])
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: %w: see 'nar-herder help import' for adding it again", ErrDisagree, err)
+	}
+	if err != nil {
+		return err
+	}
+	return s.agrees(item, n, info)
+}
+
+// agrees compares a file with its row.
+func (s *Storage) agrees(item *Item, n int, info Info) error {
+	if want := item.StoredSize(n); info.Size != want {
+		return fmt.Errorf("%w: %s in storage %s has %d bytes where the index has %d", ErrDisagree, item.names[n], s.bytes, info.Size, want)
+	}
+	return nil
+}
+
+// Instance is the random name of the index, which tells this instance from
+// others.
+func (s *Storage) Instance() string { return s.index.Instance() }
 
 // Healthy tries whether index and bytes can be used at all. The errors say
 // which of the two can't.

@@ -1,0 +1,132 @@
+package httpapi
+
+import (
+	"context"
+	"errors"
+	"io"
+	"time"
+
+	"github.com/valyala/fasthttp"
+
+	"nar-herder/peer"
+	"nar-herder/storage"
+)
+
+// errElsewhere says that instances which may have a nar can't be asked.
+var errElsewhere = errors.New("a nar that is not stored here could not be fetched")
+
+// elsewhere opens the item's Nth file at another instance.
+func (s *Server) elsewhere(ctx *fasthttp.RequestCtx, item *storage.Item, n int) opener {
+	return func(offset, length int64) (io.ReadCloser, storage.Info, error) {
+		via, ok := s.via(ctx)
+		if s.options.Elsewhere == nil || !ok || item.FileName(n) == "" {
+			return nil, storage.Info{}, storage.ErrNotStored
+		}
+		// When it was changed there is not ours to say; nor did it, for clients.
+		info := storage.Info{Name: item.FileName(n), Size: item.StoredSize(n), ModTime: item.AddedAt.Truncate(time.Second)}
+		if ctx.IsHead() || length == 0 {
+			_, err := s.options.Elsewhere.Locate(ctx, item, n, via)
+			return nothing{}, info, elsewhereError(err)
+		}
+		body, size, err := s.options.Elsewhere.OpenFile(ctx, item, n, offset, length, via)
+		info.Size = size
+		return body, info, elsewhereError(err)
+	}
+}
+
+// via returns what a request has come through, and whether it may be passed on.
+func (s *Server) via(ctx *fasthttp.RequestCtx) (via []string, ok bool) {
+	for _, line := range ctx.Request.Header.PeekAll(peer.ViaHeader) {
+		via = append(via, string(line))
+	}
+	if s.options.Identity == nil {
+		return via, len(via) == 0
+	}
+	return via, peer.CanPass(via, s.options.Identity.Instance())
+}
+
+func elsewhereError(err error) error {
+	if err == nil || errors.Is(err, storage.ErrNotStored) {
+		return err
+	}
+	return errors.Join(errElsewhere, err)
+}
+
+// nothing is the body of an answer that has none.
+type nothing struct{}
+
+func (nothing) Read([]byte) (int, error) { return 0, io.EOF }
+func (nothing) Close() error             { return nil }
+
+// sendElsewhere answers with the item's Nth file, which is not stored here.
+func (s *Server) sendElsewhere(ctx *fasthttp.RequestCtx, item *storage.Item, n int) {
+	open := s.elsewhere(ctx, item, n)
+	if s.options.RedirectElsewhere && s.options.Elsewhere != nil {
+		s.redirectElsewhere(ctx, item, n)
+		return
+	}
+	tag, size := narTag(item, item.Narinfo.Files[n].Compression), item.StoredSize(n)
+	if size >= 0 {
+		s.sendPart(ctx, item, open, tag, narType, 0, size)
+		return
+	}
+	// Only who has it knows its size; no part of it can be asked for.
+	body, info, err := open(0, -1)
+	if err != nil {
+		s.unopened(ctx, item, err)
+		return
+	}
+	ctx.Response.Header.SetContentType(narType)
+	switch {
+	case ctx.IsHead():
+		ctx.Response.SkipBody = true
+	case info.Size >= 0:
+		s.stream(ctx, part{io.LimitReader(body, info.Size), body}, info.Size)
+	default:
+		ctx.Response.SetBodyStream(body, -1)
+	}
+}
+
+func (s *Server) redirectElsewhere(ctx *fasthttp.RequestCtx, item *storage.Item, n int) {
+	via, ok := s.via(ctx)
+	if !ok {
+		s.unopened(ctx, item, storage.ErrNotStored)
+		return
+	}
+	location, err := s.options.Elsewhere.Locate(ctx, item, n, via)
+	if err != nil {
+		s.unopened(ctx, item, elsewhereError(err))
+		return
+	}
+	// Where it is may be another place tomorrow.
+	ctx.Response.Header.Set("Cache-Control", "no-store")
+	ctx.Response.Header.Set("Location", location)
+	s.fail(ctx, fasthttp.StatusFound, "this nar is stored elsewhere")
+}
+
+// open returns the opener of the item's Nth file, where it is.
+func (s *Server) open(ctx *fasthttp.RequestCtx, item *storage.Item, n int) opener {
+	if item.HasStored(n) {
+		return s.stored(ctx, item, n)
+	}
+	return s.elsewhere(ctx, item, n)
+}
+
+// easiest returns which of the item's files takes the least work to get the nar
+// out of, of those that are here, or else of those that may be elsewhere.
+func (s *Server) easiest(item *storage.Item) int {
+	n := item.EasiestFile(item.HasStored)
+	if n < 0 && s.options.Elsewhere != nil {
+		n = item.EasiestFile(func(n int) bool { return item.FileName(n) != "" })
+	}
+	return n
+}
+
+// unreached answers when other instances could not be asked.
+func (s *Server) unreached(ctx *fasthttp.RequestCtx, item *storage.Item, err error) {
+	if !errors.Is(err, context.Canceled) {
+		s.log.Warn("can't answer with a nar that is stored elsewhere", "item", item.Narinfo.StorePath.String(), "error", err)
+	}
+	s.metrics.unreached.Inc()
+	s.fail(ctx, fasthttp.StatusBadGateway, "this nar is stored elsewhere, where it can't be fetched now")
+}

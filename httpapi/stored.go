@@ -1,0 +1,120 @@
+package httpapi
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"strings"
+
+	"github.com/valyala/fasthttp"
+
+	"nar-herder/narinfo"
+	"nar-herder/peer"
+	"nar-herder/storage"
+)
+
+// serveInfo tells other instances whether the nar is stored here: all of the
+// files that its narinfo names, as a client may ask for any of them.
+func (s *Server) serveInfo(ctx *fasthttp.RequestCtx, hash narinfo.PathHash) {
+	leaving := s.options.Leaving != nil && s.options.Leaving.Promise(hash)
+	item, files, err := s.filesThere(ctx, hash)
+	if errors.Is(err, storage.ErrNotFound) {
+		s.unknown(ctx)
+		return
+	}
+	if err != nil {
+		s.fault(ctx, "look for a nar", err)
+		return
+	}
+	header := &ctx.Response.Header
+	header.Set("Cache-Control", "no-store")
+	if s.options.Identity != nil {
+		header.Set(peer.InstanceHeader, s.options.Identity.Instance())
+		if name, err := s.options.Identity.Identity(ctx); err == nil && name != "" {
+			header.Set(peer.StorageHeader, name)
+		}
+	}
+	if len(files) == len(item.Narinfo.Files) && !leaving {
+		s.text(ctx, "application/json", `{"stored": true}`)
+	} else {
+		s.text(ctx, "application/json", `{"stored": false}`)
+	}
+}
+
+// filesThere returns an item and those of its files that are in the storage. It
+// is asked before nars are deleted elsewhere, so it looks at the bytes and not
+// at the row alone. An item that is about to go is not found.
+func (s *Server) filesThere(ctx context.Context, hash narinfo.PathHash) (*storage.Item, []peer.StoredFile, error) {
+	item, err := s.items.Item(ctx, hash)
+	if err != nil {
+		return nil, nil, err
+	}
+	if !item.WithdrawnAt.IsZero() {
+		return nil, nil, storage.ErrNotFound
+	}
+	files := make([]peer.StoredFile, 0, len(item.Narinfo.Files))
+	for n, file := range item.Narinfo.Files {
+		err := s.items.LookFor(ctx, item, n)
+		if errors.Is(err, storage.ErrNotStored) {
+			continue
+		}
+		if err != nil && s.hasChanged(ctx, item, err) {
+			return s.filesThere(ctx, hash)
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+		files = append(files, peer.StoredFile{URL: file.URL, Size: item.StoredSize(n)})
+	}
+	return item, files, nil
+}
+
+// serveStored answers the question of other instances which of many nars are
+// stored here, and not about to go. Who asks has said so before: it does not
+// vouch for the same nars meanwhile.
+func (s *Server) serveStored(ctx *fasthttp.RequestCtx, list string) {
+	asked := strings.Split(list, ",")
+	if len(asked) > peer.MostAsked {
+		s.fail(ctx, fasthttp.StatusBadRequest, "that is too many hashes")
+		return
+	}
+	reply := peer.StoredReply{Nonce: string(ctx.QueryArgs().Peek(peer.NonceKey)), Nars: make([]peer.StoredNar, len(asked))}
+	if s.options.Identity != nil {
+		reply.Instance = s.options.Identity.Instance()
+		// Without it, who asks can't be sure, and leaves things as they are.
+		reply.Storage, _ = s.options.Identity.Identity(ctx)
+	}
+	for i, text := range asked {
+		hash, err := narinfo.ParsePathHash(text)
+		if err != nil {
+			s.fail(ctx, fasthttp.StatusBadRequest, "that is no list of hashes")
+			return
+		}
+		nar := &reply.Nars[i]
+		nar.Hash = text
+		// Before the look at the bytes: a nar that is not about to go now, and
+		// is there then, was there now.
+		if s.options.Leaving != nil && s.options.Leaving.IsLeaving(hash) {
+			continue
+		}
+		item, files, err := s.filesThere(ctx, hash)
+		switch {
+		case errors.Is(err, storage.ErrNotFound):
+		case err != nil:
+			s.metrics.faults.Inc()
+			s.log.Error("can't tell another instance whether a nar is stored here", "item", text, "error", err)
+			nar.Fault = true
+		case len(files) > 0:
+			nar.Stored, nar.NarHash, nar.Files = true, item.Narinfo.NarHash.String(), files
+		}
+	}
+	var body bytes.Buffer
+	if err := json.NewEncoder(&body).Encode(reply); err != nil {
+		s.fault(ctx, "write which nars are stored", err)
+		return
+	}
+	ctx.Response.Header.Set("Cache-Control", "no-store")
+	ctx.Response.Header.SetContentType("application/json")
+	ctx.Response.SetBody(body.Bytes())
+}

@@ -1,0 +1,61 @@
+package peer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"nar-herder/storage"
+)
+
+// Peers are other instances, in the order in which they are asked for nars.
+type Peers []*Peer
+
+// errResting says that a peer has just failed.
+var errResting = errors.New("it has just failed")
+
+// each calls ask for one peer after the other until one has the file. The error
+// is [storage.ErrNotStored] when certainly none has it, and another when one of
+// them may.
+func (p Peers) each(ctx context.Context, ask func(*Peer) error) error {
+	var failures []error
+	for _, peer := range p {
+		err := fmt.Errorf("ask %s: %w", peer, errResting)
+		if !peer.isResting() {
+			err = ask(peer)
+		}
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, storage.ErrNotStored) {
+			failures = append(failures, err)
+		}
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	if len(failures) == 0 {
+		return storage.ErrNotStored
+	}
+	return errors.Join(failures...)
+}
+
+// OpenFile opens an item's Nth file where it is, as [Peer.OpenFile] does. size is
+// that of the whole file, -1 when it is not known.
+func (p Peers) OpenFile(ctx context.Context, item *storage.Item, n int, offset, length int64, via []string) (body io.ReadCloser, size int64, err error) {
+	err = p.each(ctx, func(peer *Peer) (err error) {
+		body, size, err = peer.OpenFile(ctx, item, n, offset, length, via)
+		return err
+	})
+	return body, size, err
+}
+
+// Locate returns the URL of an item's Nth file, as [Peer.Locate] does.
+func (p Peers) Locate(ctx context.Context, item *storage.Item, n int, via []string) (location string, err error) {
+	err = p.each(ctx, func(peer *Peer) (err error) {
+		location, err = peer.Locate(ctx, item, n, via)
+		return err
+	})
+	return location, err
+}
