@@ -420,8 +420,13 @@ func (p *Peer) get(ctx context.Context, path string, most int64) ([]byte, http.H
 	return body, response.Header, nil
 }
 
-// explain says what to do about certificates.
+// explain takes off the URL, which is long and is named already, and says what to
+// do about certificates.
 func explain(err error) error {
+	var request *url.Error
+	if errors.As(err, &request) {
+		err = request.Err
+	}
 	var unknown x509.UnknownAuthorityError
 	var none x509.SystemRootsError
 	if errors.As(err, &unknown) || errors.As(err, &none) {

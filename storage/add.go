@@ -132,7 +132,7 @@ func (s *Storage) commit(ctx context.Context, batch []*prepared) {
 				continue
 			}
 			err := s.commitOne(ctx, tx, p)
-			if missing := errMissingReferences(nil); errors.As(err, &missing) || errors.Is(err, errChanged) || errors.Is(err, errLeaving) {
+			if missing := errMissingReferences(nil); errors.As(err, &missing) || errors.Is(err, errChanged) || errors.Is(err, errLeaving) || errors.Is(err, ErrLimit) {
 				p.fail(err)
 			} else if err != nil {
 				return fmt.Errorf("%s: %w", p.Narinfo.StorePath.BaseName(), err)
@@ -276,7 +276,7 @@ func (s *Storage) commitOne(ctx context.Context, tx *index.Tx, p *prepared) erro
 		// The sizes are only recorded of files without FileSize.
 		if p.entry.Stored&^old.Stored != 0 || p.entry.Stored != 0 && !slices.Equal(p.entry.Sizes, old.Sizes) {
 			p.result.Outcome = Completed
-			if err := s.show(ctx, p, old); err != nil {
+			if err := s.show(ctx, tx, p, old); err != nil {
 				return err
 			}
 			if err := tx.SetStored(old.Hash, p.entry.Stored|old.Stored, p.entry.Sizes); err != nil {
@@ -305,7 +305,7 @@ func (s *Storage) commitOne(ctx context.Context, tx *index.Tx, p *prepared) erro
 
 // put shows an addition's bytes and writes its row.
 func (s *Storage) put(ctx context.Context, tx *index.Tx, p *prepared, old *Item) error {
-	if err := s.show(ctx, p, old); err != nil {
+	if err := s.show(ctx, tx, p, old); err != nil {
 		return err
 	}
 	var row *index.Item
@@ -324,7 +324,12 @@ func (s *Storage) put(ctx context.Context, tx *index.Tx, p *prepared, old *Item)
 // already are looked at again: they may have been removed or replaced since.
 // old is the item's row, nil for none. Bytes that it claims are not replaced:
 // unstore takes the claims off, but only those of a row that was there already.
-func (s *Storage) show(ctx context.Context, p *prepared, old *Item) error {
+func (s *Storage) show(ctx context.Context, tx *index.Tx, p *prepared, old *Item) error {
+	if p.bytes > 0 {
+		if err := s.fitsWith(tx, p.bytes); err != nil {
+			return err
+		}
+	}
 	for n, staged := range p.staged {
 		if staged == nil || old == nil {
 			continue

@@ -15,8 +15,8 @@ import (
 // changed since. Its error ends the transaction, and is returned.
 type Guard func(tx *index.Tx, changed map[narinfo.PathHash]index.ChangeKind) error
 
-// errTooManyChanges says that what was decided on may be out of date.
-var errTooManyChanges = errors.New("too much has changed in the index since it was read: look again")
+// ErrOutdated says that what was decided on may no longer be so.
+var ErrOutdated = errors.New("the index has changed since it was read")
 
 // Freed is what a removal gave back.
 type Freed struct {
@@ -38,7 +38,7 @@ func (s *Storage) Evict(ctx context.Context, items []*Item, since int64, guard G
 			return err
 		}
 		if !complete {
-			return errTooManyChanges
+			return ErrOutdated
 		}
 		if err := guard(tx, changed); err != nil {
 			return err
@@ -75,7 +75,7 @@ func (s *Storage) Withdraw(ctx context.Context, items []*Item, since int64, guar
 			return err
 		}
 		if !complete {
-			return errTooManyChanges
+			return ErrOutdated
 		}
 		if err := guard(tx, changed); err != nil {
 			return err
@@ -147,21 +147,6 @@ func (s *Storage) RemoveWithdrawn(ctx context.Context, until time.Time) (freed F
 			return freed, err
 		}
 	}
-}
-
-// Usage is what all that lies in the byte store takes of it, with what is being
-// written; 0 where nars are kept elsewhere.
-func (s *Storage) Usage(ctx context.Context) (usage int64, err error) {
-	if s.bytes == nil {
-		return 0, nil
-	}
-	for info, err := range s.bytes.List(ctx) {
-		if err != nil {
-			return 0, err
-		}
-		usage += info.Usage
-	}
-	return usage, nil
 }
 
 // dropUnclaimed deletes bytes that no row claims. It holds the index's lock

@@ -28,6 +28,8 @@ type prepared struct {
 	// obsolete are names in the storage that may go then.
 	obsolete []string
 	bytes    int64
+	// releases give back the room that is kept for staged bytes.
+	releases []func()
 	result   Result
 }
 
@@ -97,6 +99,10 @@ func (p *prepared) abort() {
 			staged.Abort()
 		}
 	}
+	for _, release := range p.releases {
+		release()
+	}
+	p.releases = nil
 }
 
 // find makes sure of the bytes of the Nth file: in the storage already, or
@@ -213,6 +219,11 @@ func (s *Storage) stageFrom(ctx context.Context, p *prepared, n int, name, direc
 	if want := p.Narinfo.Files[n].Size; want >= 0 && size != want {
 		return 0, fmt.Errorf("%w: %s has %d bytes, the narinfo says %d", ErrWrongSize, source, size, want)
 	}
+	release, err := s.reserve(ctx, size)
+	if err != nil {
+		return 0, err
+	}
+	p.releases = append(p.releases, release)
 	if sharer, ok := s.bytes.(FileStager); ok && !p.Keep {
 		p.staged[n], err = sharer.StageFile(ctx, name, source, size)
 		if err != nil && !errors.Is(err, ErrCantShare) {

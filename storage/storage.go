@@ -13,6 +13,7 @@ import (
 	"iter"
 	"log/slog"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"nar-herder/narinfo"
@@ -36,6 +37,8 @@ type Storage struct {
 	bytes ByteStore // nil: nars are kept elsewhere
 	log   *slog.Logger
 	now   func() time.Time
+	// flying is how many bytes this process is writing to the store.
+	flying atomic.Int64
 }
 
 // Options of [New]. The zero value is good.

@@ -280,7 +280,24 @@ func get(t testing.TB, address, target string) answer {
 	return a
 }
 
-func tryGet(address, target string) (answer, error) {
+func tryGet(address, target string) (answer, error) { return ask(address, http.MethodGet, target, nil) }
+
+// request is get with a method and a header, as its name and value.
+func request(t testing.TB, address, method, target string, header ...string) answer {
+	t.Helper()
+	h := make(http.Header)
+	for i := 0; i+1 < len(header); i += 2 {
+		h.Set(header[i], header[i+1])
+	}
+	a, err := ask(address, method, target, h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+// ask makes a request, and follows no redirect.
+func ask(address, method, target string, header http.Header) (answer, error) {
 	network := "tcp"
 	if strings.HasPrefix(address, "/") {
 		network = "unix"
@@ -293,8 +310,17 @@ func tryGet(address, target string) (answer, error) {
 		DisableCompression: true,
 	}
 	defer transport.CloseIdleConnections()
-	client := http.Client{Transport: transport, Timeout: patience}
-	response, err := client.Get("http://herder.example" + target)
+	client := http.Client{Transport: transport, Timeout: patience, CheckRedirect: func(*http.Request, []*http.Request) error {
+		return http.ErrUseLastResponse
+	}}
+	r, err := http.NewRequest(method, "http://herder.example"+target, nil)
+	if err != nil {
+		return answer{}, err
+	}
+	if header != nil {
+		r.Header = header
+	}
+	response, err := client.Do(r)
 	if err != nil {
 		return answer{}, err
 	}

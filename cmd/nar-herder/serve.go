@@ -35,7 +35,7 @@ type serverCommand struct {
 	DatabaseDump              string           `default:"/var/lib/nar-herder/nar_herder_dump.db" placeholder:"FILE" help:"The copy of the index that others download (default: ${default})."`
 	Storage                   string           `placeholder:"DIR" help:"Directory of the stored nars."`
 	StorageLimit              sizeValue        `default:"none" placeholder:"BYTES" help:"Size that the storage is kept below (default: ${default})."`
-	StorageNarRemovalCriteria []criterionValue `sep:"none" placeholder:"stored-on=URL" help:"When a nar may be removed to keep the limit. May be repeated."`
+	StorageNarRemovalCriteria []criterionValue `sep:"none" placeholder:"CONDITION[,CONDITION]" help:"When a nar may be removed to keep the limit: when all conditions hold, of stored-on=URL, unused-for=DURATION, added-before=DAY-OR-DURATION, tag=KEY=VALUE, no-tag=KEY=VALUE, unreferenced. May be repeated; any one suffices."`
 	Mirror                    *urlValue        `placeholder:"URL" help:"The instance to mirror."`
 	TTL                       *ttlValue        `name:"ttl" placeholder:"DURATION" help:"How long clients may keep a narinfo."`
 	NewTTL                    *ttlValue        `name:"new-ttl" placeholder:"DURATION" help:"What to advertise instead of --ttl while that is being changed."`
@@ -52,6 +52,10 @@ type serverCommand struct {
 	CachedCompressionWorkers               positiveValue                  `default:"2" placeholder:"N" help:"How many are made at a time (default: ${default})."`
 	CachedCompressionNarSource             string                         `placeholder:"DIR-OR-URL" help:"Where to read nars from (default: the storage)."`
 
+	StorageHardLimit     sizeValue      `default:"none" placeholder:"BYTES" help:"Size of the storage above which nothing more is taken in, by imports neither (default: ${default})."`
+	StorageCheckInterval ttlValue       `default:"60s" placeholder:"DURATION" help:"How often the storage is compared with its limit (default: ${default})."`
+	NarsElsewhere        elsewhereValue `default:"stream" enum:"stream,redirect" placeholder:"stream|redirect" help:"How to answer with nars that were removed and are stored on another instance: stream them through, or redirect there (default: ${default})."`
+
 	XAccelRedirect   bool      `name:"x-accel-redirect" help:"Leave the sending of nars to the nginx in front, as the original does."`
 	SigningKey       string    `placeholder:"FILE" help:"The public key that signs the narinfos, to hand out at /signing-key.pub."`
 	NarinfoCacheSize sizeValue `default:"64MiB" placeholder:"BYTES" help:"Memory for narinfos that were asked for lately (default: ${default})."`
@@ -65,8 +69,6 @@ func (c *serverCommand) inactive() (names []string) {
 	}{
 		{"--mirror", c.Mirror != nil},
 		{"--database-dump", c.DatabaseDump != "/var/lib/nar-herder/nar_herder_dump.db"},
-		{"--storage-limit", c.StorageLimit != noLimit},
-		{"--storage-nar-removal-criteria", len(c.StorageNarRemovalCriteria) > 0},
 	} {
 		if option.given {
 			names = append(names, option.name)
@@ -82,6 +84,9 @@ const pidFileWait = 500 * time.Millisecond
 func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
 	if c.Storage == "" && c.Mirror == nil {
 		return errors.New("run-server needs --storage=DIR, --mirror=URL, or both")
+	}
+	if c.StorageCheckInterval <= 0 {
+		return errors.New("--storage-check-interval=0s: it must be a second at least")
 	}
 	key, err := readSigningKey(c.SigningKey)
 	if err != nil {
@@ -150,6 +155,10 @@ func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
 		defer func() { err = errors.Join(err, cache.Close()) }()
 		options.Cached = cache
 	}
+	if err := store.SetHardLimit(ctx, int64(c.StorageHardLimit)); err != nil {
+		return err
+	}
+	remover := c.keepLimit(store, counter, &options, log)
 	server := httpapi.New(store, options)
 	watcher, err := store.index.Watch(ctx)
 	if err != nil {
@@ -164,6 +173,10 @@ func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
 	}()
 	following.Go(func() { server.Follow(followCtx, watcher) })
 	following.Go(func() { counter.Run(followCtx) })
+	if remover != nil {
+		server.Registry().MustRegister(remover)
+		following.Go(func() { remover.Run(followCtx) })
+	}
 	if cache != nil {
 		server.Registry().MustRegister(cache)
 		following.Go(func() { cache.Run(followCtx, server.Forget) })

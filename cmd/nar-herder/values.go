@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"nar-herder/compression"
+	"nar-herder/narinfo"
+	"nar-herder/removal"
 	"nar-herder/storage/index"
 )
 
@@ -20,22 +22,10 @@ import (
 // ttlValue is a duration as Guix writes it. There are no minutes: m is a month.
 type ttlValue time.Duration
 
-var ttlForm = regexp.MustCompile(`^([0-9]+)([shdwm])$`)
-
 func (d *ttlValue) UnmarshalText(text []byte) error {
-	parts := ttlForm.FindStringSubmatch(string(text))
-	if parts == nil {
-		return fmt.Errorf("%q is no duration: a number and one of s, h, d, w, m (months of 30 days), such as 5d", text)
-	}
-	unit := map[string]time.Duration{
-		"s": time.Second, "h": time.Hour, "d": 24 * time.Hour, "w": 7 * 24 * time.Hour, "m": 30 * 24 * time.Hour,
-	}[parts[2]]
-	n, err := strconv.ParseInt(parts[1], 10, 64)
-	if err != nil || n > int64(math.MaxInt64/unit) {
-		return fmt.Errorf("%q is too long: at most %d%s", text, int64(math.MaxInt64/unit), parts[2])
-	}
-	*d = ttlValue(time.Duration(n) * unit)
-	return nil
+	parsed, err := narinfo.ParseDuration(string(text))
+	*d = ttlValue(parsed)
+	return err
 }
 
 // sizeValue is a number of bytes; noLimit for none.
@@ -126,14 +116,11 @@ func (u *urlValue) UnmarshalText(text []byte) error {
 }
 
 // criterionValue is when a nar may be removed from the storage.
-type criterionValue struct{ storedOn urlValue }
+type criterionValue struct{ removal.Criterion }
 
-func (c *criterionValue) UnmarshalText(text []byte) error {
-	target, ok := strings.CutPrefix(string(text), "stored-on=")
-	if !ok {
-		return fmt.Errorf("%q is no criterion: stored-on=URL", text)
-	}
-	return c.storedOn.UnmarshalText([]byte(target))
+func (c *criterionValue) UnmarshalText(text []byte) (err error) {
+	c.Criterion, err = removal.ParseCriterion(string(text))
+	return err
 }
 
 // tagValue is KEY=VALUE.

@@ -37,7 +37,7 @@ func TestValues(t *testing.T) {
 		}
 	}
 	var criterion criterionValue
-	if err := criterion.UnmarshalText([]byte("stored-on=https://x.example/guix")); err != nil || criterion.storedOn.String() != "https://x.example/guix" {
+	if err := criterion.UnmarshalText([]byte("stored-on=https://x.example/guix")); err != nil || criterion.String() != "stored-on=https://x.example/guix" {
 		t.Errorf("criterion: %v, %v", criterion, err)
 	}
 	var tag tagValue

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql/driver"
 	"fmt"
+	"math"
 	"time"
 
 	"nar-herder/narinfo"
@@ -21,22 +22,21 @@ type Candidate struct {
 const scanStep = 20_000
 
 // Candidates returns items that have files in the storage, that clients are
-// told of, and that were neither added nor used at the given time or after. They
-// come in the order in which they were added. cursor is zero to begin with; each
+// told of, and that were last used, or added if that was later, at the time from
+// or after, and before until. They come in the order in which they were added. cursor is zero to begin with; each
 // call moves it on. more is false when there are none left.
-func (x *Index) Candidates(ctx context.Context, unusedSince time.Time, cursor *int64, limit int) (found []Candidate, more bool, err error) {
+func (x *Index) Candidates(ctx context.Context, from, until time.Time, cursor *int64, limit int) (found []Candidate, more bool, err error) {
 	const query = `SELECT i.id, n.hash, i.added_at, i.stored_files, i.file_sizes, n.dictionary, n.text, n.withdrawn_at, u.last_used
 		FROM items i JOIN narinfos n ON n.id = i.id LEFT JOIN uses u ON u.item = i.id
-		WHERE i.id > ? AND i.id <= ? AND i.stored_files != 0 AND i.added_at < ? AND coalesce(u.last_used, 0) < ? AND n.withdrawn_at IS NULL
+		WHERE i.id > ? AND i.id <= ? AND i.stored_files != 0 AND max(i.added_at, coalesce(u.last_used, 0)) BETWEEN ? AND ? AND n.withdrawn_at IS NULL
 		ORDER BY i.id LIMIT ?`
 	err = x.readers.do(ctx, func(c *connection) error {
 		last, err := c.integer("SELECT coalesce(max(id), 0) FROM items")
 		if err != nil {
 			return err
 		}
-		until := *cursor + scanStep
-		before := unusedSince.UnixMilli()
-		err = c.rows(query, []driver.Value{*cursor, until, before, before, int64(limit)}, func(row []driver.Value) (bool, error) {
+		end := *cursor + scanStep
+		err = c.rows(query, []driver.Value{*cursor, end, earliest(from), until.UnixMilli() - 1, int64(limit)}, func(row []driver.Value) (bool, error) {
 			item, err := x.item(row)
 			candidate := Candidate{Item: item}
 			if used, ok := row[8].(int64); ok {
@@ -49,15 +49,23 @@ func (x *Index) Candidates(ctx context.Context, unusedSince time.Time, cursor *i
 			return err
 		}
 		if len(found) == limit {
-			until = found[len(found)-1].id
+			end = found[len(found)-1].id
 		}
-		*cursor, more = until, until < last
+		*cursor, more = end, end < last
 		return nil
 	})
 	if err != nil {
 		return nil, false, describe("look for candidates in "+x.path, err)
 	}
 	return found, more, nil
+}
+
+// earliest is a time in milliseconds; the zero time is before all others.
+func earliest(t time.Time) int64 {
+	if t.IsZero() {
+		return math.MinInt64
+	}
+	return t.UnixMilli()
 }
 
 // StoredReferrers says whether any of the items that refer to this one, apart
@@ -116,18 +124,44 @@ func (x *Index) LastChange(ctx context.Context) (id int64, err error) {
 // number, and the number of the newest one. complete is false when they are too
 // many to say, or no longer known: then any item may have changed.
 func (tx *Tx) ChangedSince(id int64) (changed map[narinfo.PathHash]ChangeKind, last int64, complete bool, err error) {
-	changes, err := tx.conn.changes(id, tellAtMost)
+	return tx.conn.changedSince(id)
+}
+
+// ChangedSince is [Tx.ChangedSince] outside of a transaction.
+func (x *Index) ChangedSince(ctx context.Context, id int64) (changed map[narinfo.PathHash]ChangeKind, last int64, complete bool, err error) {
+	err = x.readers.do(ctx, func(c *connection) error {
+		changed, last, complete, err = c.changedSince(id)
+		return err
+	})
+	if err != nil {
+		return nil, 0, false, describe("read the changes of "+x.path, err)
+	}
+	return changed, last, complete, nil
+}
+
+func (c *connection) changedSince(id int64) (changed map[narinfo.PathHash]ChangeKind, last int64, complete bool, err error) {
+	if last, err = c.integer(lastChange); err != nil {
+		return nil, 0, false, err
+	}
+	if last == id {
+		return nil, last, true, nil
+	}
+	changes, err := c.changes(id, tellAtMost)
 	if err != nil {
 		return nil, 0, false, err
 	}
-	if last, err = tx.conn.integer(lastChange); err != nil {
-		return nil, 0, false, err
-	}
 	changed = make(map[narinfo.PathHash]ChangeKind, len(changes))
+	var told int64
 	for _, change := range changes {
-		changed[change.Hash] = change.Kind
+		if change.ID <= last {
+			told++
+		}
+		if changed[change.Hash] != Added { // which says the most
+			changed[change.Hash] = change.Kind
+		}
 	}
-	return changed, last, int64(len(changes)) == last-id, nil
+	// Ids have no gaps.
+	return changed, last, told == last-id, nil
 }
 
 // Unstore records that no file of an item is in the storage any more. The item

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql/driver"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"iter"
 	"time"
@@ -204,20 +205,24 @@ type Totals struct {
 // are.
 func (x *Index) Totals(ctx context.Context) (totals Totals, err error) {
 	err = x.readers.do(ctx, func(c *connection) error {
-		row, err := c.first("SELECT items, stored_nars, stored_size FROM totals")
-		if err != nil {
-			return err
-		}
-		if row == nil {
-			return fmt.Errorf("the row of totals is missing")
-		}
-		totals = Totals{row[0].(int64), row[1].(int64), row[2].(int64)}
-		return nil
+		totals, err = c.totals()
+		return err
 	})
 	if err != nil {
 		return Totals{}, describe("read the totals of "+x.path, err)
 	}
 	return totals, nil
+}
+
+func (c *connection) totals() (Totals, error) {
+	row, err := c.first("SELECT items, stored_nars, stored_size FROM totals")
+	if err != nil {
+		return Totals{}, err
+	}
+	if row == nil {
+		return Totals{}, errors.New("the row of totals is missing")
+	}
+	return Totals{row[0].(int64), row[1].(int64), row[2].(int64)}, nil
 }
 
 // encodeInts packs numbers as zig-zag varints.

@@ -164,10 +164,10 @@ func TestCandidates(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	all := func(since time.Time, limit int) (found []Candidate) {
+	all := func(until time.Time, limit int) (found []Candidate) {
 		for cursor, more := int64(0), true; more; {
 			var page []Candidate
-			if page, more, err = x.Candidates(t.Context(), since, &cursor, limit); err != nil {
+			if page, more, err = x.Candidates(t.Context(), time.Time{}, until, &cursor, limit); err != nil {
 				t.Fatal(err)
 			}
 			found = append(found, page...)
@@ -184,6 +184,10 @@ func TestCandidates(t *testing.T) {
 	}
 	if found := all(time.UnixMilli(0), 10); len(found) != 0 {
 		t.Errorf("%d candidates from before all time", len(found))
+	}
+	cursor := int64(0)
+	if late, _, err := x.Candidates(t.Context(), used, used.Add(time.Hour), &cursor, 10); err != nil || len(late) != 1 || late[0].Hash != testPath(3).Hash {
+		t.Errorf("%d candidates were used late, %v", len(late), err)
 	}
 	wantTotals(t, x, Totals{count, count - 1, 10 * (count - 1)})
 	err = x.Update(t.Context(), func(tx *Tx) error {

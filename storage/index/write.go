@@ -83,6 +83,15 @@ func (tx *Tx) Item(hash narinfo.PathHash) (*Item, error) {
 	return tx.x.itemFrom(tx.conn, hash)
 }
 
+// Totals are the sums as this transaction sees them, with its own changes.
+func (tx *Tx) Totals() (Totals, error) {
+	totals, err := tx.conn.totals()
+	totals.Items += tx.change.Items
+	totals.StoredNars += tx.change.StoredNars
+	totals.StoredSize += tx.change.StoredSize
+	return totals, err
+}
+
 // Put writes a new item, or the new text and state of a known one, and notes
 // the addition in the recent changes. old is what [Tx.Item] gave for it in this
 // transaction, nil when that was ErrNotFound.

@@ -1,0 +1,60 @@
+package main
+
+import (
+	"log/slog"
+	"net/url"
+	"time"
+
+	"nar-herder/httpapi"
+	"nar-herder/peer"
+	"nar-herder/removal"
+	"nar-herder/storage/uses"
+)
+
+// elsewhereValue is what clients get of nars that are stored elsewhere.
+type elsewhereValue string
+
+const redirect elsewhereValue = "redirect"
+
+// criteria are the values of the option.
+func (c *serverCommand) criteria() []removal.Criterion {
+	criteria := make([]removal.Criterion, len(c.StorageNarRemovalCriteria))
+	for i, value := range c.StorageNarRemovalCriteria {
+		criteria[i] = value.Criterion
+	}
+	return criteria
+}
+
+// keepLimit makes what keeps the storage below its limit, and has the server
+// answer with nars that are stored elsewhere. It returns nil where there is no
+// storage.
+func (c *serverCommand) keepLimit(store *opened, counter *uses.Counter, options *httpapi.Options, log *slog.Logger) *removal.Remover {
+	criteria := c.criteria()
+	self := peer.Self{Instance: store.Instance(), Storage: store.Identity}
+	peers := make(map[string]*peer.Peer)
+	var elsewhere peer.Peers
+	for _, u := range removal.Instances(criteria) {
+		p := peer.New(u, self)
+		peers[u.String()] = p
+		elsewhere = append(elsewhere, p)
+	}
+	options.Identity = store
+	if len(elsewhere) > 0 {
+		options.Elsewhere, options.RedirectElsewhere = elsewhere, c.NarsElsewhere == redirect
+	}
+	if c.Storage == "" {
+		return nil
+	}
+	if c.StorageLimit != noLimit && len(criteria) == 0 {
+		log.Warn("--storage-limit is given, but no --storage-nar-removal-criteria: nothing may be removed, so it can't be kept")
+	}
+	leaving := removal.NewLeaving(nil)
+	options.Leaving = leaving
+	remover := removal.New(store.Storage, store.index, removal.Options{
+		Limit: int64(c.StorageLimit), Criteria: criteria, Leaving: leaving, Uses: counter,
+		Peer:     func(u *url.URL) *peer.Peer { return peers[u.String()] },
+		Interval: time.Duration(c.StorageCheckInterval), Log: log,
+	})
+	options.Warnings = remover.Warnings
+	return remover
+}

@@ -1,0 +1,337 @@
+package main
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"nar-herder/narinfo"
+)
+
+// instances are servers that have the same items, and each other as criteria.
+type instances struct {
+	t       *testing.T
+	texts   map[string]string
+	places  []place
+	ports   []string
+	options [][]string
+	servers []*server
+}
+
+// newInstances has count instances with the same nars, each of which may remove
+// those that the next ones, in the topology, have stored.
+func newInstances(t *testing.T, count, nars int, limit int64, next func(i int) []int) *instances {
+	t.Helper()
+	in := &instances{t: t, options: make([][]string, count), servers: make([]*server, count)}
+	source := filepath.Join(t.TempDir(), "source")
+	in.texts = generate(t, source, nars)
+	for range count {
+		p := newPlace(t)
+		p.imports(t, source)
+		in.places = append(in.places, p)
+		in.ports = append(in.ports, freePort(t))
+	}
+	for i := range count {
+		in.options[i] = []string{"--port=" + in.ports[i], "--log-level=INFO", "--storage-check-interval=1s", fmt.Sprintf("--storage-limit=%d", limit)}
+		for _, n := range next(i) {
+			in.options[i] = append(in.options[i], "--storage-nar-removal-criteria=stored-on=http://127.0.0.1:"+in.ports[n])
+		}
+	}
+	for i := range count {
+		in.start(i)
+	}
+	return in
+}
+
+func (in *instances) start(i int) {
+	in.t.Helper()
+	in.servers[i] = serve(in.t, command(in.places[i].args("run-server", in.options[i]...)...))
+}
+
+func (in *instances) kill(i int) {
+	in.t.Helper()
+	if err := in.servers[i].Process.Kill(); err != nil {
+		in.t.Fatal(err)
+	}
+	<-in.servers[i].ended
+}
+
+func (in *instances) address(i int) string { return "127.0.0.1:" + in.ports[i] }
+
+// nar is the file of a narinfo below a storage.
+func narOf(t *testing.T, text string) (n *narinfo.Narinfo, name string) {
+	t.Helper()
+	n, err := narinfo.Parse([]byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if name, err = n.Files[0].Path(); err != nil {
+		t.Fatal(err)
+	}
+	return n, name
+}
+
+// copies counts the nars of each item in all storages. None may be lost.
+func (in *instances) copies() (total int) {
+	in.t.Helper()
+	for target, text := range in.texts {
+		_, name := narOf(in.t, text)
+		count := 0
+		for _, p := range in.places {
+			if _, err := os.Stat(filepath.Join(p.storage, name)); err == nil {
+				count++
+			}
+		}
+		if count == 0 {
+			in.t.Errorf("%s is on no instance any more", target)
+		}
+		total += count
+	}
+	return total
+}
+
+// checkServed has each instance asked for each narinfo, and the nar that it
+// leads to.
+func (in *instances) checkServed() {
+	in.t.Helper()
+	for i := range in.servers {
+		for target, text := range in.texts {
+			if got := get(in.t, in.address(i), target); got.StatusCode != 200 || got.body != text {
+				in.t.Errorf("instance %d, %s: %s", i, target, got.Status)
+			}
+			n, _ := narOf(in.t, text)
+			got := get(in.t, in.address(i), "/"+n.Files[0].URL)
+			if got.StatusCode != 200 || narinfo.NarHash(sha256.Sum256([]byte(got.body))) != n.NarHash {
+				in.t.Errorf("instance %d, /%s: %s, %d bytes", i, n.Files[0].URL, got.Status, len(got.body))
+			}
+		}
+	}
+}
+
+// usageBelow is what all files below a directory take of the disk, in bytes.
+func usageBelow(t *testing.T, dir string) (sum int64) {
+	t.Helper()
+	err := filepath.WalkDir(dir, func(name string, entry fs.DirEntry, err error) error {
+		if err == nil && entry.IsDir() {
+			sum += usage(t, name)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return sum
+}
+
+// metric is the value of a metric without labels.
+func metric(t *testing.T, address, name string) string {
+	t.Helper()
+	for line := range strings.Lines(get(t, address, "/metrics").body) {
+		if value, ok := strings.CutPrefix(line, name+" "); ok {
+			return strings.TrimSpace(value)
+		}
+	}
+	t.Errorf("there is no metric %s", name)
+	return ""
+}
+
+// TestRemovalKilled has instances that count on each other, with limits below
+// what they have, and kills one or the other while they remove.
+func TestRemovalKilled(t *testing.T) {
+	t.Parallel()
+	const nars = 60
+	for name, test := range map[string]struct {
+		count int
+		next  func(i int) []int
+	}{
+		"one on the other":     {2, func(i int) []int { return []int{1}[:1-i] }},
+		"each on the other":    {2, func(i int) []int { return []int{1 - i} }},
+		"ring of three":        {3, func(i int) []int { return []int{(i + 1) % 3} }},
+		"each of three on all": {3, func(i int) []int { return []int{(i + 1) % 3, (i + 2) % 3} }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			// A third of what they have would have to do.
+			in := newInstances(t, test.count, nars, 1<<20, test.next)
+			rounds := 12
+			if testing.Short() {
+				rounds = 3
+			}
+			for range rounds {
+				time.Sleep(time.Duration(rand.IntN(400)) * time.Millisecond)
+				i := rand.IntN(test.count)
+				in.kill(i)
+				in.copies()
+				in.start(i)
+			}
+			in.copies()
+			// The first has another to count on, in all of them.
+			until(t, "it removes", func() bool { return in.copies() < test.count*nars })
+			in.checkServed()
+			t.Logf("%d copies of %d nars are left on %d instances", in.copies(), nars, test.count)
+			for i := range in.servers {
+				in.servers[i].stop(t, syscall.SIGTERM)
+			}
+			for _, p := range in.places {
+				in.checkPlace(p)
+			}
+		})
+	}
+}
+
+// checkPlace compares a storage with its index, which lists what is stored.
+func (in *instances) checkPlace(p place) {
+	in.t.Helper()
+	listed := succeed(in.t, "list", "--database="+p.database, "--json")
+	for _, text := range in.texts {
+		n, name := narOf(in.t, text)
+		_, err := os.Stat(filepath.Join(p.storage, name))
+		var line string
+		for candidate := range strings.Lines(listed) {
+			if strings.Contains(candidate, n.StorePath.String()) {
+				line = candidate
+			}
+		}
+		if recorded := strings.Contains(line, `"stored":true`); line == "" || recorded != (err == nil) {
+			in.t.Errorf("%s: recorded %v, there %v", name, recorded, err == nil)
+		}
+	}
+}
+
+// TestRemoval has a limit kept, and what it says when it can't be.
+func TestRemoval(t *testing.T) {
+	t.Parallel()
+	const nars, limit = 40, 600 << 10
+	in := newInstances(t, 2, nars, limit, func(i int) []int { return []int{1}[:1-i] })
+	until(t, "the limit is kept", func() bool { return usageBelow(t, in.places[0].storage) <= limit })
+	in.copies()
+	if used := usageBelow(t, in.places[0].storage); used < limit-100<<10 {
+		t.Errorf("%d bytes are left of %d: more went than had to", used, limit)
+	}
+	in.checkServed()
+	if metric(t, in.address(0), "narherder_removal_nars_total") == "0" {
+		t.Error("the metrics know of no removal")
+	}
+	// The other has no criterion: its limit is not kept, and it says so.
+	until(t, "the health warns", func() bool {
+		return strings.Contains(get(t, in.address(1), "/health").body, "above its limit")
+	})
+	if got := get(t, in.address(1), "/health"); got.StatusCode != 200 {
+		t.Errorf("a limit that is not kept is no reason to get no requests: %s %s", got.Status, got.body)
+	}
+	if metric(t, in.address(1), "narherder_storage_excess_bytes") == "0" {
+		t.Error("the metrics know of no excess")
+	}
+	if log := in.servers[1].err.String(); !strings.Contains(log, "no --storage-nar-removal-criteria") || strings.Count(log, "level=ERROR") != 1 {
+		t.Errorf("log: %s", log)
+	}
+	// Only part of a nar, and its head.
+	var removed *narinfo.Narinfo
+	for _, text := range in.texts {
+		n, name := narOf(t, text)
+		if _, err := os.Stat(filepath.Join(in.places[0].storage, name)); err != nil {
+			removed = n
+		}
+	}
+	whole := get(t, in.address(1), "/"+removed.Files[0].URL).body
+	part := request(t, in.address(0), "GET", "/"+removed.Files[0].URL, "Range", "bytes=100-199")
+	if part.StatusCode != 206 || part.body != whole[100:200] || part.Header.Get("Content-Range") != fmt.Sprintf("bytes 100-199/%d", len(whole)) {
+		t.Errorf("part: %s %v", part.Status, part.Header)
+	}
+	if head := request(t, in.address(0), "HEAD", "/"+removed.Files[0].URL); head.StatusCode != 200 || head.ContentLength != int64(len(whole)) {
+		t.Errorf("head: %s %v", head.Status, head.Header)
+	}
+	// With the other down: not "not found".
+	in.kill(1)
+	if got := get(t, in.address(0), "/"+removed.Files[0].URL); got.StatusCode != 502 {
+		t.Errorf("with the other down: %s", got.Status)
+	}
+	in.start(1)
+	until(t, "it is back", func() bool { return get(t, in.address(0), "/"+removed.Files[0].URL).body == whole })
+	// By option, clients are sent there.
+	in.servers[0].stop(t, syscall.SIGTERM)
+	in.options[0] = append(in.options[0], "--nars-elsewhere=redirect")
+	in.start(0)
+	got := request(t, in.address(0), "GET", "/"+removed.Files[0].URL)
+	if got.StatusCode != 302 || got.Header.Get("Location") != "http://"+in.address(1)+"/"+removed.Files[0].URL {
+		t.Errorf("redirect: %s %v", got.Status, got.Header)
+	}
+}
+
+// TestRemovalOnSelf has an instance with itself as the criterion.
+func TestRemovalOnSelf(t *testing.T) {
+	t.Parallel()
+	in := newInstances(t, 1, 20, 1, func(int) []int { return []int{0} })
+	until(t, "it is noticed", func() bool { return strings.Contains(in.servers[0].err.String(), "this very instance") })
+	if copies := in.copies(); copies != 20 {
+		t.Errorf("%d of 20 are left", copies)
+	}
+	until(t, "the health warns", func() bool { return strings.Contains(get(t, in.address(0), "/health").body, "above its limit") })
+}
+
+// TestRemovalSharedStorage has two instances on one directory, each of which has
+// its own index.
+func TestRemovalSharedStorage(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	source := filepath.Join(p.dir, "source")
+	texts := generate(t, source, 20)
+	p.imports(t, source)
+	other := newPlace(t)
+	other.storage = p.storage
+	other.imports(t, source)
+	b := other.serve(t, "--log-level=INFO")
+	a := p.serve(t, "--log-level=INFO", "--storage-check-interval=1s", "--storage-limit=1", "--storage-nar-removal-criteria=stored-on=http://"+b.addresses[0])
+	until(t, "it is noticed", func() bool { return strings.Contains(a.err.String(), "this very storage") })
+	for _, text := range texts {
+		_, name := narOf(t, text)
+		if _, err := os.Stat(filepath.Join(p.storage, name)); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestHardLimit has imports refused that would bring the storage above it.
+func TestHardLimit(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	source := filepath.Join(p.dir, "source")
+	texts := generate(t, source, 30)
+	s := p.serve(t, "--log-level=INFO", "--storage-hard-limit=300K")
+	got := runProgram(t, p.args("import", "--keep", source)...)
+	if got.status != 1 || !strings.Contains(got.err, "hard limit") || !strings.Contains(got.err, "--storage-hard-limit") {
+		t.Errorf("%+v", got)
+	}
+	used := usageBelow(t, p.storage)
+	if used > 300<<10 || used < 200<<10 {
+		t.Errorf("%d bytes are used of %d", used, 300<<10)
+	}
+	served := 0
+	for target, text := range texts {
+		n, _ := narOf(t, text)
+		switch narinfoAnswer := get(t, s.addresses[0], target); narinfoAnswer.StatusCode {
+		case 200:
+			served++
+			if got := get(t, s.addresses[0], "/"+n.Files[0].URL); got.StatusCode != 200 {
+				t.Errorf("%s: %s", target, got.Status)
+			}
+		case 404:
+		default:
+			t.Errorf("%s: %s", target, narinfoAnswer.Status)
+		}
+	}
+	if served == 0 || served == len(texts) {
+		t.Errorf("%d of %d were imported", served, len(texts))
+	}
+	s.stop(t, syscall.SIGTERM)
+	// Without a limit, the rest comes.
+	s = p.serve(t, "--log-level=INFO")
+	p.imports(t, source)
+}

@@ -1,0 +1,188 @@
+package removal
+
+import (
+	"fmt"
+	"net/url"
+	"strings"
+	"time"
+
+	"nar-herder/narinfo"
+	"nar-herder/storage/index"
+)
+
+// Criterion is when a nar may be removed from the storage: when all of its
+// conditions hold.
+type Criterion struct {
+	text string
+	// storedOn are other instances, each of which must have the nar stored.
+	storedOn []*url.URL
+	// unusedFor is for how long nobody may have asked for the nar.
+	unusedFor time.Duration
+	// addedBefore is a moment, and olderThan how long ago at the least the item
+	// came.
+	addedBefore time.Time
+	olderThan   time.Duration
+	// with and without are tags that the item must have, or must not.
+	with, without []index.Tag
+	// unreferenced: no item whose nar is stored here refers to it.
+	unreferenced bool
+}
+
+func (c Criterion) String() string { return c.text }
+
+// conditions are the names of conditions, with what they look like.
+var conditions = []struct{ name, form string }{
+	{"stored-on", "stored-on=URL"},
+	{"unused-for", "unused-for=DURATION"},
+	{"added-before", "added-before=YYYY-MM-DD or DURATION"},
+	{"tag", "tag=KEY=VALUE"},
+	{"no-tag", "no-tag=KEY=VALUE"},
+	{"unreferenced", "unreferenced"},
+	{"unpinned", "unpinned"},
+}
+
+// ParseCriterion reads a criterion: conditions, with commas between them. A comma
+// that belongs to a value does not stand before the name of a condition, or is
+// written %2C in a URL.
+func ParseCriterion(text string) (Criterion, error) {
+	criterion := Criterion{text: text}
+	for _, part := range splitConditions(text) {
+		if err := criterion.add(part); err != nil {
+			return Criterion{}, err
+		}
+	}
+	return criterion, nil
+}
+
+// splitConditions splits at the commas that the name of a condition follows.
+func splitConditions(text string) (parts []string) {
+	for part := range strings.SplitSeq(text, ",") {
+		name, _, _ := strings.Cut(part, "=")
+		if len(parts) > 0 && form(name) == "" && strings.Contains(parts[len(parts)-1], "=") {
+			parts[len(parts)-1] += "," + part
+			continue
+		}
+		parts = append(parts, part)
+	}
+	return parts
+}
+
+// form is what the condition looks like, "" when there is none of that name.
+func form(name string) string {
+	for _, condition := range conditions {
+		if condition.name == name {
+			return condition.form
+		}
+	}
+	return ""
+}
+
+func (c *Criterion) add(part string) (err error) {
+	name, value, hasValue := strings.Cut(part, "=")
+	form := form(name)
+	if form == "" {
+		var forms []string
+		for _, condition := range conditions {
+			forms = append(forms, condition.form)
+		}
+		return fmt.Errorf("%q is no criterion: one or more of %s, with commas between them", part, strings.Join(forms, "; "))
+	}
+	if hasValue != strings.Contains(form, "=") {
+		return fmt.Errorf("%q is not complete, or too much: it is %s", part, form)
+	}
+	switch name {
+	case "stored-on":
+		parsed, err := ParseInstance(value)
+		if err != nil {
+			return err
+		}
+		c.storedOn = append(c.storedOn, parsed)
+	case "unused-for":
+		if c.unusedFor, err = narinfo.ParseDuration(value); err == nil && c.unusedFor <= 0 {
+			err = fmt.Errorf("%q is no time at all", part)
+		}
+	case "added-before":
+		if c.addedBefore, err = time.Parse(time.DateOnly, value); err != nil {
+			if c.olderThan, err = narinfo.ParseDuration(value); err != nil {
+				err = fmt.Errorf("%q is neither a day, YYYY-MM-DD, nor a duration, such as 90d", value)
+			}
+		}
+	case "tag", "no-tag":
+		key, tagValue, ok := strings.Cut(value, "=")
+		if !ok || key == "" {
+			return fmt.Errorf("%q: it is %s", part, form)
+		}
+		if tag := (index.Tag{Key: key, Value: tagValue}); name == "tag" {
+			c.with = append(c.with, tag)
+		} else {
+			c.without = append(c.without, tag)
+		}
+	case "unreferenced":
+		c.unreferenced = true
+	case "unpinned":
+		// So it is for all: what a pin keeps never goes.
+	}
+	return err
+}
+
+// ParseInstance reads the URL of an instance.
+func ParseInstance(text string) (*url.URL, error) {
+	parsed, err := url.Parse(text)
+	if err != nil || parsed.Scheme != "http" && parsed.Scheme != "https" || parsed.Host == "" {
+		return nil, fmt.Errorf("%q is no URL of an instance: http://HOST or https://HOST, perhaps with port and path", text)
+	}
+	return parsed, nil
+}
+
+// facts are what the local conditions need to know of an item.
+type facts struct {
+	added, lastUsed time.Time
+	tags            []index.Tag // only when any criterion asks for them
+}
+
+// holds says whether the conditions hold that need nobody to be asked and no
+// other item to be looked at.
+func (c *Criterion) holds(f facts, now time.Time) bool {
+	has := func(wanted index.Tag) bool {
+		for _, tag := range f.tags {
+			if tag == wanted {
+				return true
+			}
+		}
+		return false
+	}
+	for _, tag := range c.with {
+		if !has(tag) {
+			return false
+		}
+	}
+	for _, tag := range c.without {
+		if has(tag) {
+			return false
+		}
+	}
+	used := f.lastUsed
+	if used.Before(f.added) {
+		used = f.added
+	}
+	return (c.unusedFor == 0 || now.Sub(used) >= c.unusedFor) &&
+		(c.olderThan == 0 || now.Sub(f.added) >= c.olderThan) &&
+		(c.addedBefore.IsZero() || f.added.Before(c.addedBefore))
+}
+
+// asksTags says whether the item's tags must be known.
+func (c *Criterion) asksTags() bool { return len(c.with)+len(c.without) > 0 }
+
+// Instances are the instances that criteria name, each once, in their order.
+func Instances(criteria []Criterion) (urls []*url.URL) {
+	known := make(map[string]bool)
+	for _, c := range criteria {
+		for _, u := range c.storedOn {
+			if !known[u.String()] {
+				known[u.String()] = true
+				urls = append(urls, u)
+			}
+		}
+	}
+	return urls
+}

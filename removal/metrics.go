@@ -1,0 +1,72 @@
+package removal
+
+import (
+	"sync/atomic"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"nar-herder/storage"
+)
+
+// metrics counts what a remover does.
+type metrics struct {
+	removed, withdrawn, bytes, decided, failed atomic.Int64
+
+	collectors []prometheus.Collector
+}
+
+// counts are what the counters stand at.
+type counts struct{ removed, withdrawn, bytes int64 }
+
+func (m *metrics) counts() counts {
+	return counts{m.removed.Load(), m.withdrawn.Load(), m.bytes.Load()}
+}
+
+// count adds what was freed.
+func (m *metrics) count(freed storage.Freed) {
+	m.removed.Add(int64(freed.Items))
+	m.bytes.Add(freed.Usage)
+}
+
+func (r *Remover) makeMetrics() {
+	m := &r.metrics
+	counter := func(name, help string, value *atomic.Int64) {
+		m.collectors = append(m.collectors, prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help}, func() float64 { return float64(value.Load()) }))
+	}
+	gauge := func(name, help string, value func() float64) {
+		m.collectors = append(m.collectors, prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
+	}
+	counter("narherder_removal_nars_total", "Nars removed from the storage because of its limit, that other instances serve.", &m.removed)
+	counter("narherder_removal_withdrawn_total", "Items withdrawn because of the storage's limit, to be removed when no client holds their narinfos.", &m.withdrawn)
+	counter("narherder_removal_bytes_total", "What removed nars took of the disk.", &m.bytes)
+	counter("narherder_removal_decisions_total", "Nars of which it was decided whether they may go.", &m.decided)
+	counter("narherder_removal_failed_questions_total", "Questions to other instances that got no sure answer.", &m.failed)
+	gauge("narherder_storage_usage_bytes", "What the storage takes of the disk.", func() float64 {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return float64(r.usage)
+	})
+	gauge("narherder_storage_limit_bytes", "What the storage is kept below; -1 for no limit.", func() float64 { return float64(r.limit.Load()) })
+	gauge("narherder_storage_excess_bytes", "By how much the storage is above its limit, apart from what is about to go.", func() float64 {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if limit := r.limit.Load(); limit >= 0 {
+			return float64(max(0, r.usage-r.pending-limit))
+		}
+		return 0
+	})
+}
+
+// Describe implements [prometheus.Collector].
+func (r *Remover) Describe(descs chan<- *prometheus.Desc) {
+	for _, c := range r.metrics.collectors {
+		c.Describe(descs)
+	}
+}
+
+// Collect implements [prometheus.Collector].
+func (r *Remover) Collect(values chan<- prometheus.Metric) {
+	for _, c := range r.metrics.collectors {
+		c.Collect(values)
+	}
+}

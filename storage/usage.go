@@ -1,0 +1,174 @@
+package storage
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"nar-herder/storage/index"
+)
+
+// survey is what the byte store was found to hold. It is kept in the index, so
+// that other processes need not look again.
+type survey struct {
+	At    time.Time `json:"at"`
+	Usage int64     `json:"usage"`
+	// Nars and Size are what the index had as stored then.
+	Nars int64 `json:"nars"`
+	Size int64 `json:"size"`
+}
+
+const (
+	surveySetting    = "storage_survey"
+	hardLimitSetting = "storage_hard_limit"
+
+	// perNar is what a nar takes of the disk on the average beyond its length,
+	// half a block, for those that came since the survey.
+	perNar = 2 << 10
+)
+
+// ErrLimit says that bytes were refused, as they would bring the storage above
+// its hard limit.
+var ErrLimit = errors.New("the storage is at its hard limit")
+
+// Survey counts what all that lies in the byte store takes of it, with what is
+// being written, and notes it for [Storage.Usage]. It looks at every file, which
+// takes minutes where there are millions.
+func (s *Storage) Survey(ctx context.Context) error {
+	if s.bytes == nil {
+		return nil
+	}
+	// First: what comes meanwhile may be counted twice, and is never missed.
+	totals, err := s.index.Totals(ctx)
+	if err != nil {
+		return err
+	}
+	found := survey{At: s.now(), Nars: totals.StoredNars, Size: totals.StoredSize}
+	for info, err := range s.bytes.List(ctx) {
+		if err != nil {
+			return fmt.Errorf("count what the storage takes: %w", err)
+		}
+		found.Usage += info.Usage
+	}
+	text, err := json.Marshal(found)
+	if err != nil {
+		return err
+	}
+	return s.index.Update(ctx, func(tx *index.Tx) error { return tx.SetSetting(surveySetting, string(text)) })
+}
+
+// Usage is what the storage takes of the disk, in bytes: what the last survey
+// has counted, and what the index says has come and gone since. surveyed is
+// when that was; zero for never, when the usage is what the index has alone.
+func (s *Storage) Usage(ctx context.Context) (usage int64, surveyed time.Time, err error) {
+	totals, err := s.index.Totals(ctx)
+	if err != nil {
+		return 0, time.Time{}, err
+	}
+	text, err := s.index.Setting(ctx, surveySetting)
+	if err != nil {
+		return 0, time.Time{}, err
+	}
+	return usageSince(text, totals)
+}
+
+func usageSince(text string, totals index.Totals) (int64, time.Time, error) {
+	var last survey
+	if text != "" {
+		if err := json.Unmarshal([]byte(text), &last); err != nil {
+			return 0, time.Time{}, fmt.Errorf("what was noted of the storage's usage: %w", err)
+		}
+	}
+	usage := last.Usage + totals.StoredSize - last.Size + perNar*(totals.StoredNars-last.Nars)
+	return max(usage, 0), last.At, nil
+}
+
+// SetHardLimit has all processes that use the index refuse bytes that would
+// bring the storage above so many; negative for no limit.
+func (s *Storage) SetHardLimit(ctx context.Context, limit int64) error {
+	text := ""
+	if limit >= 0 {
+		text = fmt.Sprint(limit)
+	}
+	// Not written for nothing: every start comes here.
+	if now, err := s.index.Setting(ctx, hardLimitSetting); err != nil || now == text {
+		return err
+	}
+	return s.index.Update(ctx, func(tx *index.Tx) error { return tx.SetSetting(hardLimitSetting, text) })
+}
+
+// HardLimit is what was set; negative for none.
+func (s *Storage) HardLimit(ctx context.Context) (int64, error) {
+	text, err := s.index.Setting(ctx, hardLimitSetting)
+	if err != nil {
+		return 0, err
+	}
+	return parseLimit(text)
+}
+
+func parseLimit(text string) (limit int64, err error) {
+	if text == "" {
+		return -1, nil
+	}
+	if _, err := fmt.Sscan(text, &limit); err != nil {
+		return 0, fmt.Errorf("the hard limit %q in the database: %w", text, err)
+	}
+	return limit, nil
+}
+
+// reserve makes sure that there is room below the hard limit for bytes that are
+// about to be written, and counts them until release is called.
+func (s *Storage) reserve(ctx context.Context, size int64) (release func(), err error) {
+	limit, err := s.HardLimit(ctx)
+	if err != nil {
+		return nil, err
+	}
+	flying := s.flying.Add(size)
+	release = func() { s.flying.Add(-size) }
+	if limit < 0 {
+		return release, nil
+	}
+	usage, _, err := s.Usage(ctx)
+	if err == nil {
+		err = s.fits(usage+flying, limit)
+	}
+	if err != nil {
+		release()
+		return nil, err
+	}
+	return release, nil
+}
+
+// fitsWith makes sure that bytes which are about to be shown fit below the hard
+// limit, beside those of all processes.
+func (s *Storage) fitsWith(tx *index.Tx, size int64) error {
+	text, err := tx.Setting(hardLimitSetting)
+	if err != nil || text == "" {
+		return err
+	}
+	limit, err := parseLimit(text)
+	if err != nil {
+		return err
+	}
+	totals, err := tx.Totals()
+	if err != nil {
+		return err
+	}
+	if text, err = tx.Setting(surveySetting); err != nil {
+		return err
+	}
+	usage, _, err := usageSince(text, totals)
+	if err != nil {
+		return err
+	}
+	return s.fits(usage+size, limit)
+}
+
+func (s *Storage) fits(usage, limit int64) error {
+	if usage <= limit {
+		return nil
+	}
+	return fmt.Errorf("%w: it would take %d bytes of %s, with what is being written, where %d are allowed: remove items, or raise --storage-hard-limit", ErrLimit, usage, s.bytes, limit)
+}
