@@ -49,12 +49,13 @@ func CanPass(via []string, instance string) bool {
 // send, and gives what the peer gives: whether that is the nar, only its hash
 // can tell. size is that of the whole file, -1 when it is not known.
 func (p *Peer) OpenFile(ctx context.Context, item *storage.Item, n int, offset, length int64, via []string) (_ io.ReadCloser, size int64, err error) {
+	outer, begun := ctx, p.now()
 	defer func() {
 		if errors.Is(err, storage.ErrNotStored) {
-			p.settle(ctx, nil)
+			p.settle(outer, begun, nil)
 			return
 		}
-		p.settle(ctx, err)
+		p.settle(outer, begun, err)
 		if err != nil {
 			err = fmt.Errorf("fetch %s from %s: %w", item.FileName(n), p.base, err)
 		}
@@ -121,6 +122,7 @@ func (p *Peer) OpenFile(ctx context.Context, item *storage.Item, n int, offset, 
 // Locate returns the URL of an item's Nth file at the peer, after a look whether
 // it is there. Errors are as in [Peer.OpenFile].
 func (p *Peer) Locate(ctx context.Context, item *storage.Item, n int, via []string) (_ string, err error) {
+	outer, begun := ctx, p.now()
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
 	request, err := p.narRequest(ctx, http.MethodHead, item, n, via)
@@ -131,7 +133,7 @@ func (p *Peer) Locate(ctx context.Context, item *storage.Item, n int, via []stri
 	if err == nil {
 		response.Body.Close()
 	}
-	p.settle(ctx, err)
+	p.settle(outer, begun, err)
 	switch {
 	case err != nil:
 		return "", fmt.Errorf("look for %s at %s: %w", item.FileName(n), p.base, explain(err))

@@ -103,6 +103,7 @@ type Peer struct {
 	mu       sync.Mutex
 	failures int
 	failedAt time.Time
+	slow     bool // it took long to fail
 	until    time.Time
 	plain    time.Time // it only knows the original's question, as of then
 }
@@ -118,7 +119,7 @@ const (
 	firstPause = time.Second
 	lastPause  = 5 * time.Minute
 	// restAfter is how long no client has to wait for a peer that has failed.
-	restAfter = 2 * time.Second
+	restAfter = 10 * time.Second
 	// plainFor is how long a peer that did not know our question is not asked
 	// it again.
 	plainFor = 10 * time.Minute
@@ -165,16 +166,18 @@ func (p *Peer) Pause() time.Duration {
 	return max(0, p.until.Sub(p.now()))
 }
 
-// isResting says whether the peer has failed so lately that a client should not
-// wait for it to fail again.
+// isResting says whether the peer has failed so lately, and so slowly, that a
+// client should not wait for it to fail again. One that refuses connections
+// costs nothing, and may just be starting again.
 func (p *Peer) isResting() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.failures > 0 && p.now().Sub(p.failedAt) < restAfter
+	return p.failures > 0 && p.slow && p.now().Sub(p.failedAt) < restAfter
 }
 
-// settle notes how a request went. A failure of the asker is none of the peer.
-func (p *Peer) settle(ctx context.Context, err error) {
+// settle notes how a request went that was begun at the given time. A failure of
+// the asker is none of the peer.
+func (p *Peer) settle(ctx context.Context, begun time.Time, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if err == nil {
@@ -187,6 +190,7 @@ func (p *Peer) settle(ctx context.Context, err error) {
 	pause := min(lastPause, firstPause<<min(p.failures, 20))
 	p.failures++
 	p.failedAt = p.now()
+	p.slow = p.failedAt.Sub(begun) > time.Second
 	// Not all who ask come back at the same moment.
 	p.until = p.now().Add(pause/2 + mathrand.N(pause))
 }
@@ -206,8 +210,9 @@ func (p *Peer) Stored(ctx context.Context, items []*storage.Item) (verdicts []Ve
 	if len(items) > MostAsked {
 		return nil, fmt.Errorf("%d items in one question, %d are allowed", len(items), MostAsked)
 	}
+	begun := p.now()
 	defer func() {
-		p.settle(ctx, err)
+		p.settle(ctx, begun, err)
 		if err != nil {
 			err = fmt.Errorf("ask %s which nars it has stored: %w", p.base, err)
 		}

@@ -147,6 +147,12 @@ func (r *Remover) Run(ctx context.Context) {
 // Round compares the storage with its limit once, and removes what has to go, as
 // far as anything may.
 func (r *Remover) Round(ctx context.Context) error {
+	// First, as it makes room for nothing.
+	if dropped, err := r.storage.DropLeftovers(ctx); err != nil {
+		return err
+	} else if dropped.Size > 0 {
+		r.log.Info("deleted what a process had left that was ended while it removed nars", "bytes", dropped.Usage)
+	}
 	excess, err := r.measure(ctx)
 	if err != nil {
 		return err

@@ -312,12 +312,36 @@ func (s *Storage) put(ctx context.Context, tx *index.Tx, p *prepared, old *Item)
 	if old != nil {
 		row = old.Item
 		// Files that only the old narinfo names are of no more use.
-		p.obsolete = old.ownNames()
+		if s.bytes == nil {
+			p.carry(old)
+		} else {
+			p.obsolete = old.ownNames()
+			if err := tx.AddLeftovers(p.obsolete); err != nil {
+				return err
+			}
+		}
 	}
 	if err := tx.Put(p.entry, row); err != nil {
 		return err
 	}
 	return tx.AddTags(p.Narinfo.StorePath.Hash, p.Tags)
+}
+
+// carry takes over what the old row has as stored of the same nar, where this
+// process can't look for itself.
+func (p *prepared) carry(old *Item) {
+	if old.Narinfo.NarHash != p.Narinfo.NarHash {
+		return
+	}
+	for n, file := range p.Narinfo.Files {
+		name, err := file.Path()
+		if err != nil {
+			continue
+		}
+		if i := old.FileNamed(name); i >= 0 && old.HasStored(i) && (file.Size < 0 || file.Size == old.StoredSize(i)) {
+			p.found(n, old.StoredSize(i))
+		}
+	}
 }
 
 // show commits the staged bytes of an addition. Those that lay in the storage
@@ -349,7 +373,7 @@ func (s *Storage) show(ctx context.Context, tx *index.Tx, p *prepared, old *Item
 			}
 			continue
 		}
-		if p.entry.Stored&(1<<n) == 0 {
+		if p.entry.Stored&(1<<n) == 0 || s.bytes == nil {
 			continue
 		}
 		name, err := p.Narinfo.Files[n].Path()

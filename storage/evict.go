@@ -53,6 +53,9 @@ func (s *Storage) Evict(ctx context.Context, items []*Item, since int64, guard G
 			names = append(names, item.ownNames()...)
 			freed.Items++
 		}
+		if err := tx.AddLeftovers(names); err != nil {
+			return err
+		}
 		since = last + int64(freed.Items) // with its own changes
 		return nil
 	})
@@ -134,7 +137,7 @@ func (s *Storage) RemoveWithdrawn(ctx context.Context, until time.Time) (freed F
 				names = append(names, item.ownNames()...)
 				removed++
 			}
-			return nil
+			return tx.AddLeftovers(names)
 		})
 		if err != nil {
 			return freed, err
@@ -149,7 +152,25 @@ func (s *Storage) RemoveWithdrawn(ctx context.Context, until time.Time) (freed F
 	}
 }
 
-// dropUnclaimed deletes bytes that no row claims. It holds the index's lock
+// DropLeftovers deletes files that a process was about to delete when it ended.
+func (s *Storage) DropLeftovers(ctx context.Context) (dropped Freed, err error) {
+	for after := ""; ; {
+		names, err := s.index.Leftovers(ctx, after, removeAtOnce)
+		if err != nil || len(names) == 0 {
+			return dropped, err
+		}
+		after = names[len(names)-1]
+		now, err := s.dropUnclaimed(ctx, names, 0)
+		dropped.Size += now.Size
+		dropped.Usage += now.Usage
+		if err != nil {
+			return dropped, err
+		}
+	}
+}
+
+// dropUnclaimed deletes bytes that no row claims, which were noted as leftovers
+// before. It holds the index's lock
 // meanwhile: without it, an import of the same item could find the bytes there,
 // and write a row for them, just before they go. Rows are read again, but those
 // that have not changed since the change of the given number, as of which they
@@ -189,7 +210,10 @@ func (s *Storage) dropUnclaimed(ctx context.Context, names []string, since int64
 			dropped.Size += info.Size
 			dropped.Usage += info.Usage
 		}
-		return s.bytes.Sync(ctx)
+		if err := s.bytes.Sync(ctx); err != nil {
+			return err
+		}
+		return tx.RemoveLeftovers(names)
 	})
 	return dropped, err
 }

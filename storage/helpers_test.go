@@ -72,7 +72,13 @@ func (p place) open(wrap func(storage.ByteStore) storage.ByteStore) (s *storage.
 // openTest opens the storage of a place until the test's end.
 func (p place) openTest(t testing.TB) *storage.Storage {
 	t.Helper()
-	s, closeAll, err := p.open(nil)
+	return p.openWith(t, nil)
+}
+
+// openWith is openTest with something around the bytes.
+func (p place) openWith(t testing.TB, wrap func(storage.ByteStore) storage.ByteStore) *storage.Storage {
+	t.Helper()
+	s, closeAll, err := p.open(wrap)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -253,3 +253,18 @@ func TestURLsThatLeadOut(t *testing.T) {
 		})
 	}
 }
+
+// TestUpdatedWithoutStorage has a narinfo replaced by a process that does not
+// know the storage: what is there stays stored.
+func TestUpdatedWithoutStorage(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	s := p.openTest(t)
+	item := fake{n: 1, content: "its nar"}
+	wantOutcomes(t, importAll(t, s, storage.ImportOptions{}, laid(t, item)), "1 added")
+	again := item
+	again.note = "signed again"
+	wantOutcomes(t, importAll(t, p.openIndexOnly(t), storage.ImportOptions{}, laid(t, again)), "1 updated")
+	wantServed(t, s, again)
+	wantFindings(t, s)
+}

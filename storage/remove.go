@@ -34,7 +34,7 @@ func (s *Storage) Remove(ctx context.Context, hash narinfo.PathHash) (Removal, e
 		removal.StorePath = item.Narinfo.StorePath
 		// Also what is there without being recorded, as after a crash.
 		names = item.ownNames()
-		return tx.Remove(hash, s.now())
+		return errors.Join(tx.AddLeftovers(names), tx.Remove(hash, s.now()))
 	})
 	if errors.Is(err, ErrNotFound) {
 		return removal, ErrNotFound

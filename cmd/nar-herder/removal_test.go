@@ -176,6 +176,7 @@ func TestRemovalKilled(t *testing.T) {
 			until(t, "it removes", func() bool { return in.copies() < test.count*nars })
 			in.checkServed()
 			t.Logf("%d copies of %d nars are left on %d instances", in.copies(), nars, test.count)
+			time.Sleep(1100 * time.Millisecond) // what the last kill has left is deleted
 			for i := range in.servers {
 				in.servers[i].stop(t, syscall.SIGTERM)
 			}

@@ -25,6 +25,8 @@ const applicationID = 0x4e617248
 //   - narinfos has the texts, compressed, by the ids of items, and the keys of
 //     what they refer to. One with a time in withdrawn_at is told to no client
 //     any more, and its item goes when none can hold it.
+//   - leftovers are the names of files that no row claims any more, until they are
+//     deleted: rows go first, and who does it may be killed in between.
 //   - pins are the hashes of items whose closures are to stay.
 //   - runs and referrers are the way back, see references.go.
 //   - recent_changes is the log that mirrors follow and that tells other
@@ -129,6 +131,10 @@ var migrations = []string{
 	CREATE TABLE pins (
 		hash BLOB PRIMARY KEY,
 		at INTEGER NOT NULL
+	) STRICT, WITHOUT ROWID;
+
+	CREATE TABLE leftovers (
+		name TEXT PRIMARY KEY
 	) STRICT, WITHOUT ROWID;`,
 }
 

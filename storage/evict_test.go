@@ -1,0 +1,221 @@
+package storage_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"nar-herder/narinfo"
+	"nar-herder/storage"
+	"nar-herder/storage/index"
+)
+
+// holds is a guard that has nothing against it.
+func holds(*index.Tx, map[narinfo.PathHash]index.ChangeKind) error { return nil }
+
+func itemOf(t testing.TB, s *storage.Storage, f fake) *storage.Item {
+	t.Helper()
+	item, err := s.Item(context.Background(), f.hash())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return item
+}
+
+func TestEvict(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	s := p.openTest(t)
+	going, staying, changing := fake{n: 1, content: "goes"}, fake{n: 2, content: "stays"}, fake{n: 3, content: "changes"}
+	importAll(t, s, storage.ImportOptions{}, laid(t, going, staying, changing))
+	since := lastChange(t, p)
+	items := []*storage.Item{itemOf(t, s, going), itemOf(t, s, changing)}
+	// Between the decision and the deed, one of them is given another narinfo.
+	again := changing
+	again.note = "signed again"
+	wantOutcomes(t, importAll(t, s, storage.ImportOptions{}, laid(t, again)), "1 updated")
+	told := false
+	freed, err := s.Evict(t.Context(), items, since, func(_ *index.Tx, changed map[narinfo.PathHash]index.ChangeKind) error {
+		told = changed[changing.hash()] == index.Added && len(changed) == 1
+		return nil
+	})
+	if err != nil || freed.Items != 1 || freed.Size != int64(len("goes")) || freed.Usage <= 0 || !told {
+		t.Errorf("%+v, %v, told %v", freed, err, told)
+	}
+	if item := itemOf(t, s, going); item.Stored != 0 || string(item.Text) != going.text() {
+		t.Errorf("its row: %+v", item.Item)
+	}
+	if !gone(filepath.Join(p.store, going.name())) {
+		t.Error("its bytes are still there")
+	}
+	wantServed(t, s, staying)
+	wantServed(t, s, again)
+	wantFindings(t, s)
+	// Nothing goes when the guard says so.
+	refused := errors.New("refused")
+	if _, err := s.Evict(t.Context(), []*storage.Item{itemOf(t, s, staying)}, lastChange(t, p), func(*index.Tx, map[narinfo.PathHash]index.ChangeKind) error { return refused }); !errors.Is(err, refused) {
+		t.Errorf("%v", err)
+	}
+	wantServed(t, s, staying)
+	// It can come again.
+	wantOutcomes(t, importAll(t, s, storage.ImportOptions{}, laid(t, going)), "1 completed")
+	wantServed(t, s, going)
+}
+
+// lastChange is the number of the newest change in the index.
+func lastChange(t testing.TB, p place) int64 {
+	t.Helper()
+	x, err := index.Open(context.Background(), p.database, index.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer x.Close()
+	last, err := x.LastChange(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return last
+}
+
+// TestEvictFails has bytes that can't be deleted: no row claims them, the error
+// says so, and they go when they can.
+func TestEvictFails(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	s := p.openTest(t)
+	item := fake{n: 1, content: "goes"}
+	importAll(t, s, storage.ImportOptions{}, laid(t, item))
+	// A directory in its place can't be removed as a file.
+	file := filepath.Join(p.store, item.name())
+	broken := p.openWith(t, func(b storage.ByteStore) storage.ByteStore { return noRemove{b} })
+	if _, err := broken.Evict(t.Context(), []*storage.Item{itemOf(t, s, item)}, lastChange(t, p), holds); err == nil || !strings.Contains(err.Error(), "it is stuck") {
+		t.Errorf("%v", err)
+	}
+	if itemOf(t, s, item).Stored != 0 {
+		t.Error("a row claims bytes that were to go")
+	}
+	if gone(file) {
+		t.Fatal("it could be removed after all")
+	}
+	if dropped, err := s.DropLeftovers(t.Context()); err != nil || dropped.Size != 4 || !gone(file) {
+		t.Errorf("%+v, %v", dropped, err)
+	}
+	if dropped, err := s.DropLeftovers(t.Context()); err != nil || dropped.Size != 0 {
+		t.Errorf("again: %+v, %v", dropped, err)
+	}
+	// What is claimed again by then stays.
+	importAll(t, s, storage.ImportOptions{}, laid(t, item))
+	if _, err := broken.Evict(t.Context(), []*storage.Item{itemOf(t, s, item)}, lastChange(t, p), holds); err == nil {
+		t.Error("no error")
+	}
+	importAll(t, s, storage.ImportOptions{}, laid(t, item))
+	if dropped, err := s.DropLeftovers(t.Context()); err != nil || dropped.Size != 0 {
+		t.Errorf("%+v, %v", dropped, err)
+	}
+	wantServed(t, s, item)
+}
+
+// noRemove is a store that can't delete.
+type noRemove struct{ storage.ByteStore }
+
+func (noRemove) Remove(context.Context, string) error { return errors.New("it is stuck") }
+
+func TestWithdrawAndRemove(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	s := p.openTest(t)
+	going, returning := fake{n: 1, content: "goes"}, fake{n: 2, content: "returns"}
+	importAll(t, s, storage.ImportOptions{}, laid(t, going, returning))
+	before := time.Now()
+	items := []*storage.Item{itemOf(t, s, going), itemOf(t, s, returning)}
+	withdrawn, err := s.Withdraw(t.Context(), items, lastChange(t, p), holds)
+	if err != nil || len(withdrawn) != 2 {
+		t.Fatalf("%d, %v", len(withdrawn), err)
+	}
+	if _, err := s.Text(t.Context(), going.hash()); !errors.Is(err, storage.ErrNotFound) {
+		t.Errorf("its narinfo is still told: %v", err)
+	}
+	if content, err := stored(s, going.hash(), 0); err != nil || content != "goes" {
+		t.Errorf("its nar: %q, %v", content, err)
+	}
+	wantOutcomes(t, importAll(t, s, storage.ImportOptions{}, laid(t, returning)), "1 completed")
+	another := going
+	another.other, another.content = true, "another"
+	if results := importAll(t, s, storage.ImportOptions{}, laid(t, another)); outcomes(results) != "1 failed" {
+		t.Errorf("another nar of an item that goes: %s", outcomes(results))
+	}
+	if freed, err := s.RemoveWithdrawn(t.Context(), before.Add(-time.Second)); err != nil || freed.Items != 0 {
+		t.Errorf("too early: %+v, %v", freed, err)
+	}
+	freed, err := s.RemoveWithdrawn(t.Context(), time.Now())
+	if err != nil || freed.Items != 1 || freed.Size != 4 {
+		t.Errorf("%+v, %v", freed, err)
+	}
+	if _, err := s.Item(t.Context(), going.hash()); !errors.Is(err, storage.ErrNotFound) || !gone(filepath.Join(p.store, going.name())) {
+		t.Errorf("it is still there: %v", err)
+	}
+	wantServed(t, s, returning)
+	wantFindings(t, s)
+}
+
+func TestIdentity(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	first, err := p.openTest(t).Identity(t.Context())
+	if err != nil || first == "" {
+		t.Fatalf("%q, %v", first, err)
+	}
+	if again, err := p.openTest(t).Identity(t.Context()); err != nil || again != first {
+		t.Errorf("%q, %v; want %q", again, err, first)
+	}
+	if other, err := newPlace(t).openTest(t).Identity(t.Context()); err != nil || other == first {
+		t.Errorf("another storage: %q, %v", other, err)
+	}
+	if none, err := p.openIndexOnly(t).Identity(t.Context()); err != nil || none != "" {
+		t.Errorf("no storage: %q, %v", none, err)
+	}
+	if err := os.WriteFile(filepath.Join(p.store, "nar-herder-storage"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if name, err := p.openTest(t).Identity(t.Context()); err == nil {
+		t.Errorf("an empty one: %q", name)
+	}
+}
+
+func TestUsage(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	s := p.openTest(t)
+	usage := func() int64 {
+		t.Helper()
+		usage, _, err := s.Usage(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return usage
+	}
+	write(t, filepath.Join(p.store, "stranger"), strings.Repeat("x", 100_000))
+	if n := usage(); n != 0 {
+		t.Errorf("%d bytes before the first survey", n)
+	}
+	if err := s.Survey(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	before := usage()
+	if before < 100_000 {
+		t.Errorf("%d bytes with a stranger of 100,000", before)
+	}
+	item := fake{n: 1, content: strings.Repeat("y", 50_000)}
+	importAll(t, s, storage.ImportOptions{}, laid(t, item))
+	estimated := usage() - before
+	if err := s.Survey(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if counted := usage() - before; estimated < counted-4096 || estimated > counted+4096 || counted < 50_000 {
+		t.Errorf("estimated %d, counted %d", estimated, counted)
+	}
+}

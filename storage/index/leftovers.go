@@ -1,0 +1,42 @@
+package index
+
+import (
+	"context"
+	"database/sql/driver"
+)
+
+// AddLeftovers notes files that are to be deleted once the transaction is
+// committed, since no row claims them then.
+func (tx *Tx) AddLeftovers(names []string) error {
+	for _, name := range names {
+		if err := tx.conn.exec("INSERT INTO leftovers VALUES (?) ON CONFLICT DO NOTHING", name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// RemoveLeftovers forgets files that were deleted, or are claimed again.
+func (tx *Tx) RemoveLeftovers(names []string) error {
+	for _, name := range names {
+		if err := tx.conn.exec("DELETE FROM leftovers WHERE name = ?", name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Leftovers returns files that are to be deleted, after the given name in the
+// order of names, limit at most.
+func (x *Index) Leftovers(ctx context.Context, after string, limit int) (names []string, err error) {
+	err = x.readers.do(ctx, func(c *connection) error {
+		return c.rows("SELECT name FROM leftovers WHERE name > ? ORDER BY name LIMIT ?", []driver.Value{after, int64(limit)}, func(row []driver.Value) (bool, error) {
+			names = append(names, row[0].(string))
+			return true, nil
+		})
+	})
+	if err != nil {
+		return nil, describe("list what is to be deleted in "+x.path, err)
+	}
+	return names, nil
+}
