@@ -20,7 +20,7 @@ type instances struct {
 	t       *testing.T
 	texts   map[string]string
 	places  []place
-	ports   []string
+	hosts   []string
 	options [][]string
 	servers []*server
 }
@@ -36,12 +36,12 @@ func newInstances(t *testing.T, count, nars int, limit int64, next func(i int) [
 		p := newPlace(t)
 		p.imports(t, source)
 		in.places = append(in.places, p)
-		in.ports = append(in.ports, freePort(t))
+		in.hosts = append(in.hosts, ownHost())
 	}
 	for i := range count {
-		in.options[i] = []string{"--port=" + in.ports[i], "--log-level=INFO", "--storage-check-interval=1s", fmt.Sprintf("--storage-limit=%d", limit)}
+		in.options[i] = []string{"--host=" + in.hosts[i], "--port=" + instancePort, "--log-level=INFO", "--storage-check-interval=1s", fmt.Sprintf("--storage-limit=%d", limit)}
 		for _, n := range next(i) {
-			in.options[i] = append(in.options[i], "--storage-nar-removal-criteria=stored-on=http://127.0.0.1:"+in.ports[n])
+			in.options[i] = append(in.options[i], "--storage-nar-removal-criteria=stored-on=http://"+in.address(n))
 		}
 	}
 	for i := range count {
@@ -63,7 +63,16 @@ func (in *instances) kill(i int) {
 	<-in.servers[i].ended
 }
 
-func (in *instances) address(i int) string { return "127.0.0.1:" + in.ports[i] }
+func (in *instances) address(i int) string { return in.hosts[i] + ":" + instancePort }
+
+// instancePort is the port of all instances: they come back to where they were,
+// where nobody else is.
+const instancePort = "8734"
+
+// ownHost is a loopback address that no other server of the tests has.
+func ownHost() string {
+	return fmt.Sprintf("127.%d.%d.%d", 1+rand.IntN(254), rand.IntN(256), 1+rand.IntN(254))
+}
 
 // nar is the file of a narinfo below a storage.
 func narOf(t *testing.T, text string) (n *narinfo.Narinfo, name string) {
