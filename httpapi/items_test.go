@@ -44,6 +44,18 @@ func (f *fakeItems) Item(_ context.Context, hash narinfo.PathHash) (*storage.Ite
 	return f.item(hash)
 }
 
+func (f *fakeItems) ItemsAt(ctx context.Context, hashes []narinfo.PathHash) ([]*storage.Item, error) {
+	items := make([]*storage.Item, len(hashes))
+	for i, hash := range hashes {
+		item, err := f.Item(ctx, hash)
+		if err != nil && !errors.Is(err, storage.ErrNotFound) {
+			return nil, err
+		}
+		items[i] = item
+	}
+	return items, nil
+}
+
 func (f *fakeItems) OpenFile(_ context.Context, item *storage.Item, n int, offset, length int64) (io.ReadCloser, storage.Info, error) {
 	if f.open == nil {
 		return nil, storage.Info{}, storage.ErrNotStored

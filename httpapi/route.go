@@ -61,6 +61,7 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 		}
 	}()
 	route := s.dispatch(ctx)
+	s.answered.Add(1)
 	if s.stopping.Load() {
 		ctx.SetConnectionClose()
 	}

@@ -29,6 +29,9 @@ type Items interface {
 	Text(ctx context.Context, hash narinfo.PathHash) ([]byte, error)
 	// Item returns all that is known of an item, or [storage.ErrNotFound].
 	Item(ctx context.Context, hash narinfo.PathHash) (*storage.Item, error)
+	// ItemsAt is Item for many, in the order of hashes, with nil for
+	// [storage.ErrNotFound].
+	ItemsAt(ctx context.Context, hashes []narinfo.PathHash) ([]*storage.Item, error)
 	// OpenFile opens the item's Nth file, whose size is then sure, or says
 	// [storage.ErrNotStored].
 	OpenFile(ctx context.Context, item *storage.Item, n int, offset, length int64) (io.ReadCloser, storage.Info, error)
@@ -188,6 +191,8 @@ type Server struct {
 	cacheControl         string // of a narinfo; "" for none
 	negativeCacheControl string
 
+	answered atomic.Int64
+
 	engine *fasthttp.Server
 	// stopping is set before the listeners close, so that whoever sees them
 	// closed is told with each answer that its connection ends.
@@ -232,6 +237,9 @@ func New(items Items, options Options) *Server {
 	}
 	return s
 }
+
+// Answered is how many requests were answered since the start.
+func (s *Server) Answered() int64 { return s.answered.Load() }
 
 // Registry holds the server's metrics, for others to add theirs.
 func (s *Server) Registry() *prometheus.Registry { return s.metrics.registry }

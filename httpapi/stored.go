@@ -53,21 +53,27 @@ func (s *Server) filesThere(ctx context.Context, hash narinfo.PathHash) (*storag
 	if !item.WithdrawnAt.IsZero() {
 		return nil, nil, storage.ErrNotFound
 	}
+	files, err := s.filesOf(ctx, item)
+	if err != nil && s.hasChanged(ctx, item, err) {
+		return s.filesThere(ctx, hash)
+	}
+	return item, files, err
+}
+
+// filesOf returns those of an item's files that are in the storage.
+func (s *Server) filesOf(ctx context.Context, item *storage.Item) ([]peer.StoredFile, error) {
 	files := make([]peer.StoredFile, 0, len(item.Narinfo.Files))
 	for n, file := range item.Narinfo.Files {
 		err := s.items.LookFor(ctx, item, n)
 		if errors.Is(err, storage.ErrNotStored) {
 			continue
 		}
-		if err != nil && s.hasChanged(ctx, item, err) {
-			return s.filesThere(ctx, hash)
-		}
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 		files = append(files, peer.StoredFile{URL: file.URL, Size: item.StoredSize(n)})
 	}
-	return item, files, nil
+	return files, nil
 }
 
 // serveStored answers the question of other instances which of many nars are
@@ -85,25 +91,39 @@ func (s *Server) serveStored(ctx *fasthttp.RequestCtx, list string) {
 		// Without it, who asks can't be sure, and leaves things as they are.
 		reply.Storage, _ = s.options.Identity.Identity(ctx)
 	}
+	hashes := make([]narinfo.PathHash, len(asked))
+	leaving := make([]bool, len(asked))
 	for i, text := range asked {
 		hash, err := narinfo.ParsePathHash(text)
 		if err != nil {
 			s.fail(ctx, fasthttp.StatusBadRequest, "that is no list of hashes")
 			return
 		}
-		nar := &reply.Nars[i]
-		nar.Hash = text
+		hashes[i] = hash
 		// Before the look at the bytes: a nar that is not about to go now, and
 		// is there then, was there now.
-		if s.options.Leaving != nil && s.options.Leaving.IsLeaving(hash) {
+		leaving[i] = s.options.Leaving != nil && s.options.Leaving.IsLeaving(hash)
+	}
+	items, err := s.items.ItemsAt(ctx, hashes)
+	if err != nil {
+		s.fault(ctx, "look up items", err)
+		return
+	}
+	for i, item := range items {
+		nar := &reply.Nars[i]
+		nar.Hash = asked[i]
+		if item == nil || leaving[i] || !item.WithdrawnAt.IsZero() {
 			continue
 		}
-		item, files, err := s.filesThere(ctx, hash)
+		files, err := s.filesOf(ctx, item)
+		if err != nil {
+			item, files, err = s.filesThere(ctx, hashes[i]) // it may have changed
+		}
 		switch {
 		case errors.Is(err, storage.ErrNotFound):
 		case err != nil:
 			s.metrics.faults.Inc()
-			s.log.Error("can't tell another instance whether a nar is stored here", "item", text, "error", err)
+			s.log.Error("can't tell another instance whether a nar is stored here", "item", asked[i], "error", err)
 			nar.Fault = true
 		case len(files) > 0:
 			nar.Stored, nar.NarHash, nar.Files = true, item.Narinfo.NarHash.String(), files

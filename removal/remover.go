@@ -40,6 +40,9 @@ type Options struct {
 	Uses interface {
 		IsPending(hash narinfo.PathHash) bool
 	}
+	// Answered is how many requests were answered so far, so that removals make
+	// way where there are many; nil for none.
+	Answered func() int64
 	// Interval is how often the storage is compared with its limit; 0 for a
 	// minute.
 	Interval time.Duration
@@ -67,6 +70,13 @@ const (
 	pageItems    = 4 * chunkItems
 	chunkItems   = peer.MostAsked
 	chunksAtOnce = 2
+
+	// busyRate is from how many requests a second on clients have the right of
+	// way: then a removal rests paceFactor times as long as it has worked, for
+	// mostPause at a time at the most.
+	busyRate   = 200
+	paceFactor = 5
+	mostPause  = 2 * time.Second
 )
 
 // ages are for how long nobody has asked for a nar: those that were idle for
@@ -402,6 +412,7 @@ func (r *Remover) removeSome(ctx context.Context, page []candidate, usable []Cri
 			sure  bool
 			err   error
 		}, len(chunks))
+		begun, answered := time.Now(), r.answered()
 		var deciding sync.WaitGroup
 		for i, chunk := range chunks {
 			deciding.Go(func() {
@@ -420,8 +431,27 @@ func (r *Remover) removeSome(ctx context.Context, page []candidate, usable []Cri
 		if err != nil || !complete {
 			return freed, false, err
 		}
+		r.makeWay(ctx, time.Since(begun), r.answered()-answered)
 	}
 	return freed, true, nil
+}
+
+func (r *Remover) answered() int64 {
+	if r.options.Answered == nil {
+		return 0
+	}
+	return r.options.Answered()
+}
+
+// makeWay rests after some work, when clients have asked for much meanwhile.
+func (r *Remover) makeWay(ctx context.Context, worked time.Duration, answered int64) {
+	if float64(answered) < busyRate*worked.Seconds() {
+		return
+	}
+	select {
+	case <-time.After(min(paceFactor*worked, mostPause)):
+	case <-ctx.Done():
+	}
 }
 
 // match returns those of a page for which the local conditions of a criterion

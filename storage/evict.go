@@ -47,7 +47,7 @@ func (s *Storage) Evict(ctx context.Context, items []*Item, since int64, guard G
 			if _, hasChanged := changed[item.Hash]; hasChanged || item.Stored == 0 {
 				continue
 			}
-			if err := tx.Unstore(item.Item, s.now()); err != nil {
+			if err := tx.Unstore(item.Item, item.Narinfo, s.now()); err != nil {
 				return err
 			}
 			names = append(names, item.ownNames()...)

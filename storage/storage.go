@@ -84,6 +84,25 @@ func (s *Storage) Item(ctx context.Context, hash narinfo.PathHash) (*Item, error
 	return NewItem(row)
 }
 
+// ItemsAt returns many items, in the order of hashes; nil where there certainly
+// is none.
+func (s *Storage) ItemsAt(ctx context.Context, hashes []narinfo.PathHash) ([]*Item, error) {
+	rows, err := s.index.ItemsAt(ctx, hashes)
+	if err != nil {
+		return nil, err
+	}
+	items := make([]*Item, len(rows))
+	for i, row := range rows {
+		if row == nil {
+			continue
+		}
+		if items[i], err = NewItem(row); err != nil {
+			return nil, err
+		}
+	}
+	return items, nil
+}
+
 // NewItem reads the narinfo of a row.
 func NewItem(row *index.Item) (*Item, error) {
 	n, err := narinfo.Parse(row.Text)

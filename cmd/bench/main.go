@@ -55,6 +55,7 @@ var cases = []struct {
 	{"index", "an index of a million narinfos: import, size, start, and look-ups in random order", (*bench).largeIndex},
 	{"codecs", "compressions against the programs lzip, zstd and gzip: speed and size, and the making of cached nars", (*bench).codecs},
 	{"cached", "narinfos that name cached nars, against the same without", (*bench).cached},
+	{"removal", "nars that go while the storage is above its limit, of a million, and what that costs narinfos", (*bench).removal},
 	{"idle", "narinfos beside 2,000 idle and 50 slow connections", (*bench).idle},
 }
 
@@ -85,7 +86,7 @@ func run() (err error) {
 	flag.DurationVar(&s.duration, "duration", 5*time.Second, "length of each load")
 	flag.IntVar(&s.rounds, "rounds", 3, "how often each pair is measured")
 	flag.IntVar(&s.narinfos, "narinfos", 10_000, "narinfos in the case narinfo")
-	flag.IntVar(&s.index, "index", 1_000_000, "narinfos in the case index")
+	flag.IntVar(&s.index, "index", 1_000_000, "items in the cases index and removal")
 	flag.Uint64Var(&s.seed, "seed", 1, "of what is generated")
 	flag.Usage = func() {
 		fmt.Fprintln(flag.CommandLine.Output(), "usage: bench [OPTIONS] [CASE…]; cases, all without one named:")

@@ -26,9 +26,9 @@ func (c *serverCommand) criteria() []removal.Criterion {
 }
 
 // keepLimit makes what keeps the storage below its limit, and has the server
-// answer with nars that are stored elsewhere. It returns nil where there is no
-// storage.
-func (c *serverCommand) keepLimit(store *opened, counter *uses.Counter, options *httpapi.Options, log *slog.Logger) *removal.Remover {
+// answer with nars that are stored elsewhere. answered is how many requests the
+// server has answered. It returns nil where there is no storage.
+func (c *serverCommand) keepLimit(store *opened, counter *uses.Counter, answered func() int64, options *httpapi.Options, log *slog.Logger) *removal.Remover {
 	criteria := c.criteria()
 	self := peer.Self{Instance: store.Instance(), Storage: store.Identity}
 	peers := make(map[string]*peer.Peer)
@@ -53,6 +53,7 @@ func (c *serverCommand) keepLimit(store *opened, counter *uses.Counter, options 
 	remover := removal.New(store.Storage, store.index, removal.Options{
 		Limit: int64(c.StorageLimit), Criteria: criteria, Leaving: leaving, Uses: counter,
 		Peer:     func(u *url.URL) *peer.Peer { return peers[u.String()] },
+		Answered: answered,
 		Interval: time.Duration(c.StorageCheckInterval), Log: log,
 	})
 	options.Warnings = remover.Warnings

@@ -158,8 +158,9 @@ func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
 	if err := store.SetHardLimit(ctx, int64(c.StorageHardLimit)); err != nil {
 		return err
 	}
-	remover := c.keepLimit(store, counter, &options, log)
-	server := httpapi.New(store, options)
+	var server *httpapi.Server
+	remover := c.keepLimit(store, counter, func() int64 { return server.Answered() }, &options, log)
+	server = httpapi.New(store, options)
 	watcher, err := store.index.Watch(ctx)
 	if err != nil {
 		return err

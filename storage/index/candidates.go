@@ -164,10 +164,11 @@ func (c *connection) changedSince(id int64) (changed map[narinfo.PathHash]Change
 	return changed, last, told == last-id, nil
 }
 
-// Unstore records that no file of an item is in the storage any more. The item
-// must be as this transaction would read it; see [Tx.ChangedSince].
-func (tx *Tx) Unstore(item *Item, at time.Time) error {
-	_, size, err := item.parsed()
+// Unstore records that no file of an item, whose narinfo is n, is in the storage
+// any more. The item must be as this transaction would read it; see
+// [Tx.ChangedSince].
+func (tx *Tx) Unstore(item *Item, n *narinfo.Narinfo, at time.Time) error {
+	size, err := storedSize(n, item.Stored, item.Sizes)
 	if err != nil {
 		return err
 	}

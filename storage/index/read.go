@@ -92,6 +92,26 @@ func (x *Index) Item(ctx context.Context, hash narinfo.PathHash) (item *Item, er
 	return item, err
 }
 
+// ItemsAt is [Index.Item] for many items, in the order of hashes; nil where the
+// index certainly has none.
+func (x *Index) ItemsAt(ctx context.Context, hashes []narinfo.PathHash) ([]*Item, error) {
+	items := make([]*Item, len(hashes))
+	err := x.readers.do(ctx, func(c *connection) error {
+		for i, hash := range hashes {
+			item, err := x.itemFrom(c, hash)
+			if err != nil && err != ErrNotFound {
+				return fmt.Errorf("%s: %w", hash, err)
+			}
+			items[i] = item
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, describe("look up items in "+x.path, err)
+	}
+	return items, nil
+}
+
 func (x *Index) itemFrom(c *connection, hash narinfo.PathHash) (*Item, error) {
 	row, err := c.first(itemByKey, keyOf(hash))
 	if err != nil {
@@ -101,10 +121,13 @@ func (x *Index) itemFrom(c *connection, hash narinfo.PathHash) (*Item, error) {
 		return nil, ErrNotFound
 	}
 	item, err := x.item(row)
-	if err == nil && item.Hash != hash {
+	if err != nil {
+		return nil, err
+	}
+	if item.Hash != hash {
 		return nil, ErrNotFound
 	}
-	return item, err
+	return item, nil
 }
 
 // item makes a row of itemColumns an Item.

@@ -155,7 +155,7 @@ func TestCandidates(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		if err := tx.Unstore(item, time.Now()); err != nil {
+		if err := tx.Unstore(item, testNarinfo(4, 1, nil, 10), time.Now()); err != nil {
 			return err
 		}
 		_, last, _, err = tx.ChangedSince(0)
@@ -195,7 +195,7 @@ func TestCandidates(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		if err := tx.Unstore(item, time.Now()); err != nil {
+		if err := tx.Unstore(item, testNarinfo(4, 1, nil, 10), time.Now()); err != nil {
 			return err
 		}
 		changed, newest, complete, err := tx.ChangedSince(last)
