@@ -131,7 +131,7 @@ const (
 // New makes a peer at a URL, such as https://HOST or http://HOST:PORT/PATH.
 func New(base *url.URL, self Self) *Peer {
 	return &Peer{
-		base: strings.TrimSuffix(base.String(), "/"), self: self, now: time.Now,
+		base: trimmed(base), self: self, now: time.Now,
 		client: &http.Client{
 			Transport: &http.Transport{
 				Proxy:                 http.ProxyFromEnvironment,
@@ -152,6 +152,11 @@ func New(base *url.URL, self Self) *Peer {
 		},
 	}
 }
+
+func trimmed(base *url.URL) string { return strings.TrimSuffix(base.String(), "/") }
+
+// Is says whether the peer is the one at that URL.
+func (p *Peer) Is(base *url.URL) bool { return p.base == trimmed(base) }
 
 // String is the peer's URL.
 func (p *Peer) String() string { return p.base }

@@ -10,6 +10,7 @@ import (
 
 	"nar-herder/compression"
 	"nar-herder/compression/cached"
+	"nar-herder/peer"
 	"nar-herder/storage/uses"
 )
 
@@ -17,11 +18,14 @@ import (
 const defaultCacheDirectory = "/var/cache/nar-herder/nar"
 
 // openCache opens the cache of other compressions; nil when none is enabled.
-func openCache(store *opened, options cached.Options, counter *uses.Counter, log *slog.Logger) (*cached.Cache, error) {
+func openCache(store *opened, options cached.Options, peers peer.Peers, counter *uses.Counter, log *slog.Logger) (*cached.Cache, error) {
 	if len(options.Types) == 0 {
 		return nil, nil
 	}
 	options.Log, options.Uses = log, counter
+	if len(peers) > 0 {
+		options.Elsewhere = peers
+	}
 	return cached.New(store.index, store.Storage, options)
 }
 

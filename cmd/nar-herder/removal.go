@@ -3,6 +3,7 @@ package main
 import (
 	"log/slog"
 	"net/url"
+	"slices"
 	"time"
 
 	"nar-herder/httpapi"
@@ -25,22 +26,24 @@ func (c *serverCommand) criteria() []removal.Criterion {
 	return criteria
 }
 
+// instances makes clients of those that the criteria name.
+func (c *serverCommand) instances(store *opened) peer.Peers {
+	self := peer.Self{Instance: store.Instance(), Storage: store.Identity}
+	var peers peer.Peers
+	for _, u := range removal.Instances(c.criteria()) {
+		peers = append(peers, peer.New(u, self))
+	}
+	return peers
+}
+
 // keepLimit makes what keeps the storage below its limit, and has the server
 // answer with nars that are stored elsewhere. answered is how many requests the
 // server has answered. It returns nil where there is no storage.
-func (c *serverCommand) keepLimit(store *opened, counter *uses.Counter, answered func() int64, options *httpapi.Options, log *slog.Logger) *removal.Remover {
+func (c *serverCommand) keepLimit(store *opened, peers peer.Peers, counter *uses.Counter, answered func() int64, options *httpapi.Options, log *slog.Logger) *removal.Remover {
 	criteria := c.criteria()
-	self := peer.Self{Instance: store.Instance(), Storage: store.Identity}
-	peers := make(map[string]*peer.Peer)
-	var elsewhere peer.Peers
-	for _, u := range removal.Instances(criteria) {
-		p := peer.New(u, self)
-		peers[u.String()] = p
-		elsewhere = append(elsewhere, p)
-	}
 	options.Identity = store
-	if len(elsewhere) > 0 {
-		options.Elsewhere, options.RedirectElsewhere = elsewhere, c.NarsElsewhere == redirect
+	if len(peers) > 0 {
+		options.Elsewhere, options.RedirectElsewhere = peers, c.NarsElsewhere == redirect
 	}
 	if c.Storage == "" {
 		return nil
@@ -52,7 +55,9 @@ func (c *serverCommand) keepLimit(store *opened, counter *uses.Counter, answered
 	options.Leaving = leaving
 	remover := removal.New(store.Storage, store.index, removal.Options{
 		Limit: int64(c.StorageLimit), Criteria: criteria, Leaving: leaving, Uses: counter,
-		Peer:     func(u *url.URL) *peer.Peer { return peers[u.String()] },
+		Peer: func(u *url.URL) *peer.Peer {
+			return peers[slices.IndexFunc(peers, func(p *peer.Peer) bool { return p.Is(u) })]
+		},
 		Answered: answered,
 		Interval: time.Duration(c.StorageCheckInterval), Log: log,
 	})

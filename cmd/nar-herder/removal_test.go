@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -21,6 +22,7 @@ type instances struct {
 	texts   map[string]string
 	places  []place
 	hosts   []string
+	source  string
 	options [][]string
 	servers []*server
 }
@@ -31,7 +33,7 @@ func newInstances(t *testing.T, count, nars int, limit int64, next func(i int) [
 	t.Helper()
 	in := &instances{t: t, options: make([][]string, count), servers: make([]*server, count)}
 	source := filepath.Join(t.TempDir(), "source")
-	in.texts = generate(t, source, nars)
+	in.texts, in.source = generate(t, source, nars), source
 	for range count {
 		p := newPlace(t)
 		p.imports(t, source)
@@ -151,6 +153,20 @@ func metric(t *testing.T, address, name string) string {
 	return ""
 }
 
+// kills is how often TestRemovalKilled kills an instance: some times, or as often
+// as NAR_HERDER_KILLS says. Each takes a fifth of the time between two looks at
+// the limit, so that 300 are for an hour of one look a minute.
+func kills(t *testing.T) int {
+	if text := os.Getenv("NAR_HERDER_KILLS"); text != "" {
+		n, err := strconv.Atoi(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	return 12
+}
+
 // TestRemovalKilled has instances that count on each other, with limits below
 // what they have, and kills one or the other while they remove.
 func TestRemovalKilled(t *testing.T) {
@@ -169,15 +185,15 @@ func TestRemovalKilled(t *testing.T) {
 			t.Parallel()
 			// A third of what they have would have to do.
 			in := newInstances(t, test.count, nars, 1<<20, test.next)
-			rounds := 12
-			if testing.Short() {
-				rounds = 3
-			}
-			for range rounds {
+			for range kills(t) {
 				time.Sleep(time.Duration(rand.IntN(400)) * time.Millisecond)
 				i := rand.IntN(test.count)
 				in.kill(i)
 				in.copies()
+				if rand.IntN(3) == 0 {
+					// What has gone comes back, so that there is more to remove.
+					in.places[i].imports(t, in.source)
+				}
 				in.start(i)
 			}
 			in.copies()

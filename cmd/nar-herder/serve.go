@@ -137,7 +137,8 @@ func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
 	}
 
 	counter := uses.New(store.index, log)
-	cache, err := openCache(store, cacheOptions, counter, log)
+	peers := c.instances(store)
+	cache, err := openCache(store, cacheOptions, peers, counter, log)
 	if err != nil {
 		return err
 	}
@@ -159,7 +160,7 @@ func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
 		return err
 	}
 	var server *httpapi.Server
-	remover := c.keepLimit(store, counter, func() int64 { return server.Answered() }, &options, log)
+	remover := c.keepLimit(store, peers, counter, func() int64 { return server.Answered() }, &options, log)
 	server = httpapi.New(store, options)
 	watcher, err := store.index.Watch(ctx)
 	if err != nil {

@@ -61,6 +61,8 @@ type Options struct {
 	Uses *uses.Counter
 	// Source is where nars are read from; nil for the storage.
 	Source Source
+	// Elsewhere has nars that are not in the storage; nil for nobody.
+	Elsewhere Elsewhere
 	// Log is for operators; nil drops it.
 	Log *slog.Logger
 }
@@ -110,7 +112,7 @@ func New(x *index.Index, s *storage.Storage, options Options) (_ *Cache, err err
 		c.log = slog.New(slog.DiscardHandler)
 	}
 	if c.options.Source == nil {
-		c.options.Source = storageSource{s}
+		c.options.Source = storageSource{s, options.Elsewhere}
 	}
 	options.Uses.OnPopular(options.MinUses, c.enqueue)
 	defer func() {

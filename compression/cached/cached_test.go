@@ -62,7 +62,7 @@ func TestManyClients(t *testing.T) {
 	t.Parallel()
 	source := &countingSource{opened: make(map[narinfo.PathHash]int)}
 	b := newBench(t, t.TempDir(), func(o *Options) { o.Source, o.Workers = source, 8 })
-	source.Source = storageSource{b.storage}
+	source.Source = storageSource{b.storage, nil}
 	b.run()
 	var clients sync.WaitGroup
 	for range 50 {
@@ -133,7 +133,7 @@ func TestBadSource(t *testing.T) {
 			dir := t.TempDir()
 			source := &badSource{hash: hashOf(t, hello), spoil: spoil}
 			b := newBench(t, dir, func(o *Options) { o.Source, o.Workers = source, 1 })
-			source.Source = storageSource{b.storage}
+			source.Source = storageSource{b.storage, nil}
 			b.run()
 			b.fails(hello)
 			b.makes(greeting)

@@ -2,15 +2,13 @@ package cached
 
 import (
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"net/url"
 	"strings"
-	"time"
 
+	"nar-herder/peer"
 	"nar-herder/storage"
 	"nar-herder/storage/directory"
 )
@@ -24,11 +22,24 @@ type Source interface {
 
 var errNoFile = errors.New("it has no file there in a compression that can be read")
 
-// storageSource reads from the storage.
-type storageSource struct{ storage *storage.Storage }
+// Elsewhere are instances that have nars which are not stored here; see
+// [peer.Peers.OpenFile].
+type Elsewhere interface {
+	OpenFile(ctx context.Context, item *storage.Item, n int, offset, length int64, via []string) (body io.ReadCloser, size int64, err error)
+}
+
+// storageSource reads from the storage, and what is not stored there from
+// elsewhere, if that is not nil.
+type storageSource struct {
+	storage   *storage.Storage
+	elsewhere Elsewhere
+}
 
 func (s storageSource) Open(ctx context.Context, item *storage.Item) (io.ReadCloser, string, error) {
 	n := item.EasiestFile(item.HasStored)
+	if n < 0 && s.elsewhere != nil {
+		return peerSource{s.elsewhere}.Open(ctx, item)
+	}
 	if n < 0 {
 		return nil, "", errNoFile
 	}
@@ -52,14 +63,7 @@ func NewSource(name string) (Source, error) {
 		if err != nil || base.Host == "" {
 			return nil, fmt.Errorf("%q is no URL of a server: http://HOST or https://HOST, perhaps with port and path", name)
 		}
-		client := &http.Client{Transport: &http.Transport{
-			Proxy:                 http.ProxyFromEnvironment,
-			ResponseHeaderTimeout: progressTimeout,
-			TLSHandshakeTimeout:   progressTimeout,
-			// Bytes are to come as they lie there.
-			DisableCompression: true,
-		}}
-		return &urlSource{strings.TrimSuffix(base.String(), "/"), client}, nil
+		return peerSource{peer.Peers{peer.New(base, peer.Self{})}}, nil
 	}
 	bytes, err := directory.Open(name)
 	if err != nil {
@@ -94,67 +98,14 @@ func (s directorySource) Open(ctx context.Context, item *storage.Item) (io.ReadC
 	return limited{io.LimitReader(reader, info.Size), reader}, file.Compression, nil
 }
 
-// progressTimeout is how long a server may send nothing.
-const progressTimeout = 60 * time.Second
+// peerSource reads from other instances.
+type peerSource struct{ peers Elsewhere }
 
-// urlSource reads from a server.
-type urlSource struct {
-	base   string
-	client *http.Client
-}
-
-func (s *urlSource) Open(ctx context.Context, item *storage.Item) (io.ReadCloser, string, error) {
+func (s peerSource) Open(ctx context.Context, item *storage.Item) (io.ReadCloser, string, error) {
 	n := item.EasiestFile(func(n int) bool { return item.FileName(n) != "" })
 	if n < 0 {
 		return nil, "", errNoFile
 	}
-	file := item.Narinfo.Files[n]
-	address := s.base + "/" + strings.TrimPrefix(file.URL, "/")
-	ctx, cancel := context.WithCancelCause(ctx)
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
-	if err != nil {
-		cancel(nil)
-		return nil, "", err
-	}
-	response, err := s.client.Do(request)
-	if err != nil {
-		cancel(nil)
-		var unknown x509.UnknownAuthorityError
-		var none x509.SystemRootsError
-		if errors.As(err, &unknown) || errors.As(err, &none) {
-			err = fmt.Errorf("%w: this machine has no certificate that vouches for the server: install CA certificates, and name them in SSL_CERT_DIR or SSL_CERT_FILE", err)
-		}
-		return nil, "", err
-	}
-	if response.StatusCode != http.StatusOK {
-		response.Body.Close()
-		cancel(nil)
-		return nil, "", fmt.Errorf("GET %s: %s", address, response.Status)
-	}
-	if file.Size >= 0 && response.ContentLength >= 0 && response.ContentLength != file.Size {
-		response.Body.Close()
-		cancel(nil)
-		return nil, "", fmt.Errorf("GET %s: %d bytes are coming where the narinfo says %d", address, response.ContentLength, file.Size)
-	}
-	body := &progressing{body: response.Body, cancel: cancel}
-	body.timer = time.AfterFunc(progressTimeout, func() { cancel(fmt.Errorf("GET %s: nothing came for %s", address, progressTimeout)) })
-	return body, file.Compression, nil
-}
-
-// progressing ends a body that stops to come.
-type progressing struct {
-	body   io.ReadCloser
-	cancel context.CancelCauseFunc
-	timer  *time.Timer
-}
-
-func (p *progressing) Read(b []byte) (int, error) {
-	p.timer.Reset(progressTimeout)
-	return p.body.Read(b)
-}
-
-func (p *progressing) Close() error {
-	p.timer.Stop()
-	p.cancel(nil)
-	return p.body.Close()
+	body, _, err := s.peers.OpenFile(ctx, item, n, 0, -1, nil)
+	return body, item.Narinfo.Files[n].Compression, err
 }
