@@ -101,8 +101,9 @@ type Remover struct {
 	from, until time.Time
 	cursor      int64
 	resumeAt    time.Time
-	removed     bool // anything, in this pass
-	skipped     bool // criteria, in this pass, as their instances could not be asked
+	passLimit   int64 // that resumeAt is about
+	removed     bool  // anything, in this pass
+	skipped     bool  // criteria, in this pass, as their instances could not be asked
 
 	pins      pinned
 	surveyed  time.Time
@@ -172,9 +173,11 @@ func (r *Remover) Round(ctx context.Context) error {
 		r.warn("")
 		return nil
 	}
-	if r.now().Before(r.resumeAt) {
+	limit := r.limit.Load()
+	if r.now().Before(r.resumeAt) && limit == r.passLimit {
 		return nil // it was said that nothing may go
 	}
+	r.passLimit = limit
 	begun, before := r.now(), r.metrics.counts()
 	left, reason, err := r.free(ctx, excess)
 	if after := r.metrics.counts(); after != before {
@@ -261,6 +264,9 @@ func (r *Remover) free(ctx context.Context, excess int64) (left int64, reason st
 		return excess, "no --storage-nar-removal-criteria are given, so nothing may go", nil
 	}
 	for tries := 0; excess > 0; {
+		if err := ctx.Err(); err != nil {
+			return excess, "", err
+		}
 		usable := r.usable()
 		if len(usable) == 0 {
 			return excess, unasked, nil
@@ -273,7 +279,7 @@ func (r *Remover) free(ctx context.Context, excess int64) (left int64, reason st
 		freed, complete, err := r.removeSome(ctx, page, usable, since, excess)
 		excess -= freed
 		r.removed = r.removed || freed > 0
-		if tries++; errors.Is(err, storage.ErrOutdated) && tries < mostTries && ctx.Err() == nil {
+		if tries++; errors.Is(err, storage.ErrOutdated) && tries < mostTries {
 			continue // with the same page
 		}
 		switch {
