@@ -100,19 +100,17 @@ func (s *Storage) Withdraw(ctx context.Context, items []*Item, since int64, guar
 	return withdrawn, nil
 }
 
-// removeAtOnce is how many items one transaction of RemoveWithdrawn takes.
-const removeAtOnce = 500
-
 // RemoveWithdrawn removes the items that were withdrawn at the given time or
 // before, rows and bytes.
 func (s *Storage) RemoveWithdrawn(ctx context.Context, until time.Time) (freed Freed, err error) {
 	for {
-		items, err := s.index.WithdrawnItems(ctx, until, removeAtOnce)
+		items, err := s.index.WithdrawnItems(ctx, until, BatchSize)
 		if err != nil || len(items) == 0 {
 			return freed, err
 		}
 		var names []string
 		var removed int
+		var last int64
 		err = s.index.Update(ctx, func(tx *index.Tx) error {
 			for _, was := range items {
 				row, err := tx.Item(was.Hash)
@@ -134,12 +132,14 @@ func (s *Storage) RemoveWithdrawn(ctx context.Context, until time.Time) (freed F
 				names = append(names, item.ownNames()...)
 				removed++
 			}
-			return nil
+			last, err = tx.LastChange()
+			return err
 		})
 		if err != nil {
 			return freed, err
 		}
-		dropped, err := s.dropUnclaimed(ctx, names, 0)
+		// The rows are gone: what is left now would be left for ever.
+		dropped, err := s.dropUnclaimed(context.WithoutCancel(ctx), names, last)
 		freed.Items += removed
 		freed.Size += dropped.Size
 		freed.Usage += dropped.Usage
@@ -164,49 +164,75 @@ func (s *Storage) Usage(ctx context.Context) (usage int64, err error) {
 	return usage, nil
 }
 
-// dropUnclaimed deletes bytes that no row claims. It holds the index's lock
-// meanwhile: without it, an import of the same item could find the bytes there,
-// and write a row for them, just before they go. Rows are read again, but those
-// that have not changed since the change of the given number, as of which they
-// claim nothing; 0 for all.
+// dropUnclaimed deletes bytes that no row claims, all that it can. The error says
+// what is left.
 func (s *Storage) dropUnclaimed(ctx context.Context, names []string, since int64) (dropped Freed, err error) {
-	if len(names) == 0 || s.bytes == nil {
-		return Freed{}, nil
+	var failures []error
+	err = s.dropEach(ctx, names, since, func(_ int, one Freed, err error) {
+		dropped.Size += one.Size
+		dropped.Usage += one.Usage
+		failures = append(failures, err)
+	})
+	return dropped, errors.Join(append(failures, err)...)
+}
+
+// dropAtOnce is how many files are deleted in one transaction; see [BatchSize].
+const dropAtOnce = 2 * BatchSize
+
+// dropEach deletes bytes that no row claims, and tells for each name what that
+// gave back and how it failed. It holds the index's lock meanwhile: without it, an
+// import of the same item could find the bytes there, and write a row for them,
+// just before they go. Rows are read again, but those that have not changed since
+// the change of the given number, as of which they claim nothing; 0 for all. The
+// error is one of all names.
+func (s *Storage) dropEach(ctx context.Context, names []string, since int64, told func(n int, dropped Freed, err error)) error {
+	if s.bytes == nil {
+		return nil
 	}
-	err = s.index.Update(ctx, func(tx *index.Tx) error {
-		var changed map[narinfo.PathHash]index.ChangeKind
-		sure := false
-		if since > 0 {
-			if changed, _, sure, err = tx.ChangedSince(since); err != nil {
-				return err
-			}
-		}
-		for _, name := range names {
-			hash := hashInName(name)
-			if _, hasChanged := changed[hash]; hasChanged || !sure {
-				claimed, err := isClaimed(tx, hash, name)
-				if err != nil {
+	for begin := 0; begin < len(names); begin += dropAtOnce {
+		err := s.index.Update(ctx, func(tx *index.Tx) (err error) {
+			var changed map[narinfo.PathHash]index.ChangeKind
+			sure := false
+			if since > 0 {
+				if changed, _, sure, err = tx.ChangedSince(since); err != nil {
 					return err
 				}
-				if claimed {
-					continue
+			}
+			for n, name := range names[begin:min(begin+dropAtOnce, len(names))] {
+				hash := hashInName(name)
+				if _, hasChanged := changed[hash]; hasChanged || !sure {
+					claimed, err := isClaimed(tx, hash, name)
+					if err != nil {
+						return err
+					}
+					if claimed {
+						continue
+					}
 				}
+				dropped, err := s.drop(ctx, name)
+				told(begin+n, dropped, err)
 			}
-			info, err := s.bytes.Stat(ctx, name)
-			if errors.Is(err, fs.ErrNotExist) {
-				continue
-			} else if err != nil {
-				return err
-			}
-			if err := s.bytes.Remove(ctx, name); err != nil {
-				return err
-			}
-			dropped.Size += info.Size
-			dropped.Usage += info.Usage
+			return s.bytes.Sync(ctx)
+		})
+		if err != nil {
+			return err
 		}
-		return s.bytes.Sync(ctx)
-	})
-	return dropped, err
+	}
+	return nil
+}
+
+// drop deletes the bytes under a name.
+func (s *Storage) drop(ctx context.Context, name string) (Freed, error) {
+	info, err := s.bytes.Stat(ctx, name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return Freed{}, nil
+	} else if err != nil {
+		return Freed{}, err
+	}
+	if err := s.bytes.Remove(ctx, name); err != nil {
+		return Freed{}, err
+	}
+	return Freed{Size: info.Size, Usage: info.Usage}, nil
 }
 
 // isClaimed says whether the item's row has the file of that name as stored.

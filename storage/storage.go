@@ -150,6 +150,17 @@ func (i *Item) StoredSize(n int) int64 {
 	return index.FileSize(i.Narinfo, n, i.Sizes)
 }
 
+// StoredBytes is the length of all files of the item that are in the storage, as
+// recorded.
+func (i *Item) StoredBytes() (total int64) {
+	for n := range i.Narinfo.Files {
+		if i.HasStored(n) {
+			total += max(i.StoredSize(n), 0)
+		}
+	}
+	return total
+}
+
 // OpenFile opens the item's Nth file: length bytes from offset on, or all that
 // follow when length is negative. The size is right when there is no error.
 // [ErrNotStored] says that the bytes are certainly not here; any other error is
