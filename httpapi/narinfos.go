@@ -76,7 +76,8 @@ func (s *Server) unknown(ctx *fasthttp.RequestCtx) {
 // the row alone.
 func (s *Server) serveInfo(ctx *fasthttp.RequestCtx, hash narinfo.PathHash) {
 	item, err := s.items.Item(ctx, hash)
-	if errors.Is(err, storage.ErrNotFound) {
+	// Of one that was withdrawn, the nar is not there to stay.
+	if errors.Is(err, storage.ErrNotFound) || err == nil && !item.WithdrawnAt.IsZero() {
 		s.unknown(ctx)
 		return
 	}

@@ -59,6 +59,9 @@ func New(x *index.Index, bytes ByteStore, options Options) *Storage {
 	return s
 }
 
+// HasBytes says whether there is a byte store, and not an index alone.
+func (s *Storage) HasBytes() bool { return s.bytes != nil }
+
 // Item is an item with its narinfo read.
 type Item struct {
 	*index.Item
