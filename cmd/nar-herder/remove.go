@@ -98,8 +98,10 @@ func (c *removeCommand) Run(ctx context.Context, s *streams) (err error) {
 	if doErr != nil {
 		return errors.Join(fmt.Errorf("remove: %d items were %s, then: %w", summary.Items, c.verb(), doErr), out.Flush())
 	}
-	if err := c.finish(ctx, out, store, summary, gone); err != nil {
-		return errors.Join(err, out.Flush())
+	if len(gone) > 0 || summary.Failed == 0 || c.JSON { // or all has been said
+		if err := c.finish(ctx, out, store, summary, gone); err != nil {
+			return errors.Join(err, out.Flush())
+		}
 	}
 	if err := out.Flush(); err != nil {
 		return err
