@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -330,16 +331,37 @@ func TestBroken(t *testing.T) {
 	check("by looking up")
 }
 
+// lockedLog takes what is logged while the test reads.
+type lockedLog struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *lockedLog) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *lockedLog) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
 // TestWithdrawnErrors has a database that fails for a while.
 func TestWithdrawnErrors(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		var log bytes.Buffer
-		var asked []time.Duration
+		var log lockedLog
 		begin := time.Now()
+		var mu sync.Mutex
+		var asked []time.Duration
 		failing, freed := false, storage.Freed{}
 		w := NewWithdrawn(nil, time.Hour, slog.New(slog.NewTextHandler(&log, nil)))
 		w.remove = func(_ context.Context, until time.Time) (storage.Freed, error) {
+			mu.Lock()
+			defer mu.Unlock()
 			asked = append(asked, time.Since(begin))
 			if until != time.Now().Add(-time.Hour) {
 				t.Errorf("asked for %v at %v", until, time.Now())
@@ -351,27 +373,31 @@ func TestWithdrawnErrors(t *testing.T) {
 			return freed, nil
 		}
 		w.note = func(context.Context, time.Duration) error { return nil }
+		// pass lets time go by, and returns when the storage was asked.
+		pass := func(d time.Duration, fails bool, frees storage.Freed) []time.Duration {
+			mu.Lock()
+			asked, failing, freed = nil, fails, frees
+			mu.Unlock()
+			time.Sleep(d)
+			synctest.Wait()
+			mu.Lock()
+			defer mu.Unlock()
+			return asked
+		}
 		ctx, stop := context.WithCancel(t.Context())
 		ended := make(chan struct{})
 		go func() { w.Run(ctx); close(ended) }()
-		time.Sleep(2500 * time.Millisecond)
-		synctest.Wait()
-		if len(asked) != 3 || asked[0] != 0 || asked[2] != 2*time.Second || log.Len() != 0 {
-			t.Errorf("asked at %v: %s", asked, log.String())
+		if at := pass(2500*time.Millisecond, false, storage.Freed{}); len(at) != 3 || at[0] != 0 || at[2] != 2*time.Second || log.String() != "" {
+			t.Errorf("asked at %v: %s", at, log.String())
 		}
-		failing, asked = true, nil
-		time.Sleep(10 * time.Minute)
-		synctest.Wait()
 		// After one, two, four seconds and so on, at last each minute.
-		if len(asked) < 13 || len(asked) > 17 || asked[len(asked)-1]-asked[len(asked)-2] != time.Minute {
-			t.Errorf("asked at %v", asked)
+		if at := pass(10*time.Minute, true, storage.Freed{}); len(at) < 13 || len(at) > 17 || at[len(at)-1]-at[len(at)-2] != time.Minute {
+			t.Errorf("asked at %v", at)
 		}
 		if n := strings.Count(log.String(), "level=ERROR"); n != 1 {
 			t.Errorf("%d errors are logged: %s", n, log.String())
 		}
-		failing, freed = false, storage.Freed{Items: 3, Size: 100}
-		time.Sleep(61 * time.Second)
-		synctest.Wait()
+		pass(2*time.Minute, false, storage.Freed{Items: 3, Size: 100})
 		for _, line := range []string{"are removed again", "items=3 bytes=100"} {
 			if !strings.Contains(log.String(), line) {
 				t.Errorf("the log lacks %q: %s", line, log.String())
@@ -398,16 +424,16 @@ func TestWithdrawnRun(t *testing.T) {
 		if _, err := p.WithdrawAll(t.Context(), hashes(1, 2), nil); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(30 * time.Minute)
+		time.Sleep(time.Minute)
 		p.add(t, 2) // it is back
 		ctx, stop := context.WithCancel(t.Context())
 		ended := make(chan struct{})
 		var log bytes.Buffer
 		go func() {
-			NewWithdrawn(p.Storage, time.Hour, slog.New(slog.NewTextHandler(&log, nil))).Run(ctx)
+			NewWithdrawn(p.Storage, 2*time.Minute, slog.New(slog.NewTextHandler(&log, nil))).Run(ctx)
 			close(ended)
 		}()
-		time.Sleep(30*time.Minute - time.Millisecond)
+		time.Sleep(time.Minute - time.Millisecond)
 		synctest.Wait()
 		if !p.has(t, 1) {
 			t.Error("removed early")
@@ -422,7 +448,7 @@ func TestWithdrawnRun(t *testing.T) {
 		if !strings.Contains(log.String(), "items=1 bytes=5") || strings.Count(log.String(), "\n") != 1 {
 			t.Errorf("the log: %s", log.String())
 		}
-		if grace, err := p.Grace(t.Context()); err != nil || grace != time.Hour {
+		if grace, err := p.Grace(t.Context()); err != nil || grace != 2*time.Minute {
 			t.Errorf("noted: %v, %v", grace, err)
 		}
 	})

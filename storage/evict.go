@@ -3,6 +3,7 @@ package storage
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"time"
 
@@ -69,7 +70,9 @@ func (s *Storage) Evict(ctx context.Context, items []*Item, since int64, guard G
 // since are passed over, as in [Storage.Evict]. It returns the items that were
 // withdrawn.
 func (s *Storage) Withdraw(ctx context.Context, items []*Item, since int64, guard Guard) (withdrawn []*Item, err error) {
+	var begin time.Time
 	err = s.index.Update(ctx, func(tx *index.Tx) error {
+		begin = s.now()
 		changed, _, complete, err := tx.ChangedSince(since)
 		if err != nil {
 			return err
@@ -84,7 +87,7 @@ func (s *Storage) Withdraw(ctx context.Context, items []*Item, since int64, guar
 			if _, hasChanged := changed[item.Hash]; hasChanged {
 				continue
 			}
-			done, err := tx.Withdraw(item.Hash, s.now())
+			done, err := tx.Withdraw(item.Hash, begin)
 			if err != nil {
 				return err
 			}
@@ -97,7 +100,11 @@ func (s *Storage) Withdraw(ctx context.Context, items []*Item, since int64, guar
 	if err != nil {
 		return nil, err
 	}
-	return withdrawn, nil
+	hashes := make([]narinfo.PathHash, len(withdrawn))
+	for i, item := range withdrawn {
+		hashes[i] = item.Hash
+	}
+	return withdrawn, s.postpone(ctx, begin, hashes)
 }
 
 // RemoveWithdrawn removes the items that were withdrawn at the given time or
@@ -111,6 +118,7 @@ func (s *Storage) RemoveWithdrawn(ctx context.Context, until time.Time) (freed F
 		var names []string
 		var removed int
 		var last int64
+		elsewhere := false
 		err = s.index.Update(ctx, func(tx *index.Tx) error {
 			for _, was := range items {
 				row, err := tx.Item(was.Hash)
@@ -121,6 +129,10 @@ func (s *Storage) RemoveWithdrawn(ctx context.Context, until time.Time) (freed F
 				}
 				if row.WithdrawnAt.IsZero() || row.WithdrawnAt.After(until) {
 					continue // it was added again meanwhile
+				}
+				if s.bytes == nil && row.Stored != 0 {
+					elsewhere = true
+					continue
 				}
 				item, err := NewItem(row)
 				if err != nil {
@@ -143,6 +155,9 @@ func (s *Storage) RemoveWithdrawn(ctx context.Context, until time.Time) (freed F
 		freed.Items += removed
 		freed.Size += dropped.Size
 		freed.Usage += dropped.Usage
+		if err == nil && elsewhere {
+			err = fmt.Errorf("remove what was withdrawn: %w: name it with --storage", ErrElsewhere)
+		}
 		if err != nil {
 			return freed, err
 		}

@@ -168,25 +168,34 @@ func (s *Storage) WithdrawAll(ctx context.Context, hashes []narinfo.PathHash, gu
 	if err != nil {
 		return nil, err
 	}
-	if end := s.now(); end.Sub(begin) > slowWithdrawal {
-		// Until it was committed, which a slow disk can put off, clients were
-		// still given the narinfos.
-		err := s.index.Update(context.WithoutCancel(ctx), func(tx *index.Tx) error {
-			for _, removal := range removals {
-				if removal.Err != nil || !removal.WithdrawnAt.IsZero() {
-					continue
-				}
-				if err := tx.Postpone(removal.Hash, end); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-		if err != nil {
-			return nil, err
+	withdrawn := make([]narinfo.PathHash, 0, len(removals))
+	for _, removal := range removals {
+		if removal.Err == nil && removal.WithdrawnAt.IsZero() {
+			withdrawn = append(withdrawn, removal.Hash)
 		}
 	}
+	if err := s.postpone(ctx, begin, withdrawn); err != nil {
+		return nil, err
+	}
 	return removals, nil
+}
+
+// postpone puts off the time of items that have just been withdrawn, where that
+// took long: until it was committed, which a slow disk can put off, clients were
+// still given the narinfos.
+func (s *Storage) postpone(ctx context.Context, begin time.Time, withdrawn []narinfo.PathHash) error {
+	end := s.now()
+	if len(withdrawn) == 0 || end.Sub(begin) <= slowWithdrawal {
+		return nil
+	}
+	return s.index.Update(context.WithoutCancel(ctx), func(tx *index.Tx) error {
+		for _, hash := range withdrawn {
+			if err := tx.Postpone(hash, end); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 // graceSetting is where the server's grace period is noted.

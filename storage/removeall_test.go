@@ -113,6 +113,15 @@ func TestRemoveAllElsewhere(t *testing.T) {
 		t.Errorf("%+v, %v", removals, err)
 	}
 	wantServed(t, s, f)
+	if _, err := s.WithdrawAll(t.Context(), []narinfo.PathHash{f.hash()}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if freed, err := p.openIndexOnly(t).RemoveWithdrawn(t.Context(), time.Now()); freed.Items != 0 || !errors.Is(err, storage.ErrElsewhere) {
+		t.Errorf("%+v, %v", freed, err)
+	}
+	if content, err := stored(s, f.hash(), 0); err != nil || content != f.content {
+		t.Errorf("%q, %v", content, err)
+	}
 }
 
 // TestRemoveFaults has a disk on which some files can't be deleted: the rows are
@@ -281,7 +290,7 @@ func TestSlowWithdrawal(t *testing.T) {
 	p := newPlace(t)
 	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 	step := time.Duration(0)
-	s, _ := p.openWith(t, func() time.Time { now = now.Add(step); return now })
+	s, x := p.openWith(t, func() time.Time { now = now.Add(step); return now })
 	items := many(2, nil)
 	importAll(t, s, storage.ImportOptions{}, laid(t, items...))
 	early := now
@@ -297,6 +306,25 @@ func TestSlowWithdrawal(t *testing.T) {
 		if err != nil || !item.WithdrawnAt.Equal(want) {
 			t.Errorf("item %d: withdrawn at %v, want %v, %v", n, item.WithdrawnAt, want, err)
 		}
+	}
+
+	// By decision, as well.
+	f := fake{n: 7, content: "nar"}
+	importAll(t, s, storage.ImportOptions{}, laid(t, f))
+	item, err := s.Item(t.Context(), f.hash())
+	if err != nil {
+		t.Fatal(err)
+	}
+	since, err := x.LastChange(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	yes := func(*index.Tx, map[narinfo.PathHash]index.ChangeKind) error { return nil }
+	if withdrawn, err := s.Withdraw(t.Context(), []*storage.Item{item}, since, yes); err != nil || len(withdrawn) != 1 {
+		t.Fatal(withdrawn, err)
+	}
+	if item, err = s.Item(t.Context(), f.hash()); err != nil || !item.WithdrawnAt.Equal(now) {
+		t.Errorf("withdrawn at %v, want %v, %v", item.WithdrawnAt, now, err)
 	}
 }
 
