@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -33,6 +34,30 @@ func (p place) openWith(t testing.TB, now func() time.Time) (*storage.Storage, *
 		}
 	})
 	return storage.New(x, bytes, storage.Options{Now: now}), x
+}
+
+// clock is one that a test moves. With a step, it moves each time it is read.
+type clock struct {
+	mu   sync.Mutex
+	now  time.Time
+	step time.Duration
+}
+
+func newClock() *clock { return &clock{now: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)} }
+
+func (c *clock) read() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.now = c.now.Add(c.step)
+	return c.now
+}
+
+// set moves the clock on, and gives it a step.
+func (c *clock) set(on, step time.Duration) time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.now, c.step = c.now.Add(on), step
+	return c.now
 }
 
 func TestRemoveAll(t *testing.T) {
@@ -239,15 +264,15 @@ func TestRemoveAllWhileImporting(t *testing.T) {
 func TestWithdrawAll(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
-	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
-	s, _ := p.openWith(t, func() time.Time { return now })
+	clock := newClock()
+	s, _ := p.openWith(t, clock.read)
 	items := many(3, nil)
 	importAll(t, s, storage.ImportOptions{}, laid(t, items...))
-	first := now
+	first := clock.read()
 	if _, err := s.WithdrawAll(t.Context(), hashesOf(items[:1]), nil); err != nil {
 		t.Fatal(err)
 	}
-	now = now.Add(time.Hour)
+	now := clock.set(time.Hour, 0)
 	removals, err := s.WithdrawAll(t.Context(), hashesOf(append(items[:2:2], fake{n: 99})), nil)
 	if err != nil {
 		t.Fatal(err)
@@ -288,20 +313,19 @@ func TestWithdrawAll(t *testing.T) {
 func TestSlowWithdrawal(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
-	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
-	step := time.Duration(0)
-	s, x := p.openWith(t, func() time.Time { now = now.Add(step); return now })
+	clock := newClock()
+	s, x := p.openWith(t, clock.read)
 	items := many(2, nil)
 	importAll(t, s, storage.ImportOptions{}, laid(t, items...))
-	early := now
+	early := clock.read()
 	if _, err := s.WithdrawAll(t.Context(), hashesOf(items[:1]), nil); err != nil {
 		t.Fatal(err)
 	}
-	step = 20 * time.Second
+	clock.set(0, 20*time.Second)
 	if _, err := s.WithdrawAll(t.Context(), hashesOf(items), nil); err != nil {
 		t.Fatal(err)
 	}
-	for n, want := range []time.Time{early, now} {
+	for n, want := range []time.Time{early, clock.set(0, 20*time.Second)} {
 		item, err := s.Item(t.Context(), items[n].hash())
 		if err != nil || !item.WithdrawnAt.Equal(want) {
 			t.Errorf("item %d: withdrawn at %v, want %v, %v", n, item.WithdrawnAt, want, err)
@@ -323,8 +347,8 @@ func TestSlowWithdrawal(t *testing.T) {
 	if withdrawn, err := s.Withdraw(t.Context(), []*storage.Item{item}, since, yes); err != nil || len(withdrawn) != 1 {
 		t.Fatal(withdrawn, err)
 	}
-	if item, err = s.Item(t.Context(), f.hash()); err != nil || !item.WithdrawnAt.Equal(now) {
-		t.Errorf("withdrawn at %v, want %v, %v", item.WithdrawnAt, now, err)
+	if item, err = s.Item(t.Context(), f.hash()); err != nil || !item.WithdrawnAt.Equal(clock.set(0, 0)) {
+		t.Errorf("withdrawn at %v, want %v, %v", item.WithdrawnAt, clock.set(0, 0), err)
 	}
 }
 
