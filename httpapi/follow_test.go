@@ -116,6 +116,24 @@ func TestOtherProcesses(t *testing.T) {
 	other.importAll(t, storage.ImportOptions{Keep: true}, second.write(t, dir))
 	now("second imported", narinfoOf(second), 200, second.text())
 	ask(second, 3)
+	// Withdrawn, its nar is there for those who hold its narinfo.
+	if _, err := other.WithdrawAll(t.Context(), []narinfo.PathHash{second.path.Hash}, nil); err != nil {
+		t.Fatal(err)
+	}
+	soon("withdrawn", narinfoOf(second), 404, nil)
+	soon("withdrawn: info", narinfoOf(second)+"/info", 404, nil)
+	for range 2 {
+		now("withdrawn: nar", "/"+second.url(), 200, second.file)
+		now("withdrawn: plain nar", "/nar/"+second.path.BaseName(), 200, nil)
+		now("withdrawn: again", narinfoOf(second), 404, nil)
+	}
+	if freed, err := other.RemoveWithdrawn(t.Context(), time.Now()); err != nil || freed.Items != 1 {
+		t.Fatal(freed, err)
+	}
+	soon("removed after it was withdrawn: nar", "/"+second.url(), 404, nil)
+	other.importAll(t, storage.ImportOptions{Keep: true}, second.write(t, dir))
+	now("imported after it was withdrawn", narinfoOf(second), 200, second.text())
+	ask(second, 3)
 	if _, err := other.Remove(t.Context(), second.path.Hash); err != nil {
 		t.Fatal(err)
 	}

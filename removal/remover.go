@@ -1,6 +1,7 @@
 // Package removal decides what may go, and when: nars that other instances have
-// stored, or that nobody needs, while the storage is above its limit; and items
-// that were withdrawn, once no client can hold their narinfos.
+// stored, or that nobody needs, while the storage is above its limit; items that
+// an administrator names; and items that were withdrawn, once no client can hold
+// their narinfos. What a pin keeps stays.
 //
 // A nar goes only when a criterion surely holds for it now. What can't be known,
 // since another instance is down or says something else, is not sure.
@@ -105,7 +106,7 @@ type Remover struct {
 	removed     bool  // anything, in this pass
 	skipped     bool  // criteria, in this pass, as their instances could not be asked
 
-	pins      pinned
+	pinned    *Pinned // nil when it is to be read
 	surveyed  time.Time
 	surveying time.Duration // what the last survey took
 
@@ -263,6 +264,7 @@ func (r *Remover) free(ctx context.Context, excess int64) (left int64, reason st
 	if len(r.options.Criteria) == 0 {
 		return excess, "no --storage-nar-removal-criteria are given, so nothing may go", nil
 	}
+	r.pinned = nil // some may have been taken off
 	for tries := 0; excess > 0; {
 		if err := ctx.Err(); err != nil {
 			return excess, "", err
@@ -279,6 +281,9 @@ func (r *Remover) free(ctx context.Context, excess int64) (left int64, reason st
 		freed, complete, err := r.removeSome(ctx, page, usable, since, excess)
 		excess -= freed
 		r.removed = r.removed || freed > 0
+		if errors.Is(err, errPinsChanged) {
+			r.pinned, err = nil, storage.ErrOutdated
+		}
 		if tries++; errors.Is(err, storage.ErrOutdated) && tries < mostTries {
 			continue // with the same page
 		}
@@ -336,8 +341,10 @@ func (r *Remover) page(ctx context.Context) (page []candidate, since int64, more
 	if since, err = r.index.LastChange(ctx); err != nil {
 		return nil, 0, false, 0, err
 	}
-	if err := r.pins.refresh(ctx, r.index, since); err != nil {
-		return nil, 0, false, 0, err
+	if r.pinned == nil {
+		if r.pinned, err = ReadPinned(ctx, r.index); err != nil {
+			return nil, 0, false, 0, err
+		}
 	}
 	if r.cursor == 0 {
 		// Of this step of the pass, so that no item is in two, or none.
@@ -466,7 +473,7 @@ func (r *Remover) match(ctx context.Context, page []candidate, usable []Criterio
 	asksTags := slices.ContainsFunc(usable, func(c Criterion) bool { return c.asksTags() })
 	asksUses := slices.ContainsFunc(usable, func(c Criterion) bool { return c.unusedFor > 0 })
 	for _, c := range page {
-		if r.pins.has(c.item.Hash) {
+		if _, kept := r.pinned.By(c.item.Hash); kept {
 			continue
 		}
 		f := facts{added: c.item.AddedAt, lastUsed: c.lastUsed}
@@ -561,7 +568,7 @@ func (r *Remover) removeChunk(ctx context.Context, chunk []candidate, since int6
 // stillHolds is a [storage.Guard]: it looks for what could have made a decision
 // wrong since the items were read.
 func (r *Remover) stillHolds(tx *index.Tx, changed map[narinfo.PathHash]index.ChangeKind, unreferenced bool) error {
-	if err := r.pins.check(tx, changed); err != nil {
+	if err := r.pinned.Guard(tx); err != nil {
 		return err
 	}
 	if !unreferenced {

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"nar-herder/storage"
 )
@@ -65,6 +66,30 @@ func removing(items ...fake) func(*storage.Storage, string) error {
 	}
 }
 
+// removingAll removes items in one batch.
+func removingAll(items ...fake) func(*storage.Storage, string) error {
+	return func(s *storage.Storage, _ string) error {
+		removals, err := s.RemoveAll(context.Background(), hashesOf(items), nil)
+		for _, r := range removals {
+			if !errors.Is(r.Err, storage.ErrNotFound) {
+				err = errors.Join(err, r.Err)
+			}
+		}
+		return err
+	}
+}
+
+// withdrawing has items go by way of their withdrawal.
+func withdrawing(items ...fake) func(*storage.Storage, string) error {
+	return func(s *storage.Storage, _ string) error {
+		if _, err := s.WithdrawAll(context.Background(), hashesOf(items), nil); err != nil {
+			return err
+		}
+		_, err := s.RemoveWithdrawn(context.Background(), time.Now().Add(time.Hour))
+		return err
+	}
+}
+
 func operations() []operation {
 	one := fake{n: 1, content: "the first nar"}
 	two := fake{n: 2, content: "the second"}
@@ -94,6 +119,8 @@ func operations() []operation {
 		{name: "replace two files by one", before: []fake{both}, lay: []fake{rebuilt}, do: adding(replace, rebuilt), after: []fake{rebuilt}},
 		{name: "remove", before: []fake{one, two}, do: removing(one), after: []fake{two}, gone: []fake{one}},
 		{name: "remove two files", before: []fake{both}, do: removing(both), gone: []fake{both}},
+		{name: "remove a batch", before: []fake{both, two, {n: 3, content: "stays"}}, do: removingAll(two, both), after: []fake{{n: 3, content: "stays"}}, gone: []fake{both, two}},
+		{name: "withdraw and remove", before: []fake{both, two, {n: 3, content: "stays"}}, do: withdrawing(both, two), after: []fake{{n: 3, content: "stays"}}, gone: []fake{both, two}},
 	}
 }
 

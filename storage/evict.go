@@ -3,6 +3,7 @@ package storage
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"time"
 
@@ -67,55 +68,49 @@ func (s *Storage) Evict(ctx context.Context, items []*Item, since int64, guard G
 	return freed, err
 }
 
-// Withdraw has clients no longer be told of the items. Their nars stay for those
-// who hold a narinfo, until [Storage.RemoveWithdrawn]. Those that have changed
-// since are passed over, as in [Storage.Evict]. It returns the items that were
-// withdrawn.
+// Withdraw is [Storage.WithdrawAll] for items that must not have changed since the
+// change of the given number, when they were read; else the error is
+// [ErrOutdated]. It returns those that were not withdrawn before.
 func (s *Storage) Withdraw(ctx context.Context, items []*Item, since int64, guard Guard) (withdrawn []*Item, err error) {
-	err = s.index.Update(ctx, func(tx *index.Tx) error {
+	hashes := make([]narinfo.PathHash, len(items))
+	for i, item := range items {
+		hashes[i] = item.Hash
+	}
+	removals, err := s.WithdrawAll(ctx, hashes, func(tx *index.Tx) error {
 		changed, _, complete, err := tx.ChangedSince(since)
 		if err != nil {
 			return err
 		}
-		if !complete {
-			return ErrOutdated
-		}
-		if err := guard(tx, changed); err != nil {
-			return err
-		}
-		for _, item := range items {
-			if _, hasChanged := changed[item.Hash]; hasChanged {
-				continue
-			}
-			done, err := tx.Withdraw(item.Hash, s.now())
-			if err != nil {
-				return err
-			}
-			if done {
-				withdrawn = append(withdrawn, item)
+		for _, hash := range hashes {
+			if _, hasChanged := changed[hash]; hasChanged || !complete {
+				return ErrOutdated
 			}
 		}
-		return nil
+		return guard(tx, changed)
 	})
 	if err != nil {
 		return nil, err
 	}
+	for i, removal := range removals {
+		if removal.Err == nil && removal.WithdrawnAt.IsZero() {
+			withdrawn = append(withdrawn, items[i])
+		}
+	}
 	return withdrawn, nil
 }
-
-// removeAtOnce is how many items one transaction of RemoveWithdrawn takes.
-const removeAtOnce = 500
 
 // RemoveWithdrawn removes the items that were withdrawn at the given time or
 // before, rows and bytes.
 func (s *Storage) RemoveWithdrawn(ctx context.Context, until time.Time) (freed Freed, err error) {
 	for {
-		items, err := s.index.WithdrawnItems(ctx, until, removeAtOnce)
+		items, err := s.index.WithdrawnItems(ctx, until, BatchSize)
 		if err != nil || len(items) == 0 {
 			return freed, err
 		}
 		var names []string
 		var removed int
+		var last int64
+		elsewhere := false
 		err = s.index.Update(ctx, func(tx *index.Tx) error {
 			for _, was := range items {
 				row, err := tx.Item(was.Hash)
@@ -127,6 +122,10 @@ func (s *Storage) RemoveWithdrawn(ctx context.Context, until time.Time) (freed F
 				if row.WithdrawnAt.IsZero() || row.WithdrawnAt.After(until) {
 					continue // it was added again meanwhile
 				}
+				if s.bytes == nil && row.Stored != 0 {
+					elsewhere = true
+					continue
+				}
 				item, err := NewItem(row)
 				if err != nil {
 					return err
@@ -137,15 +136,22 @@ func (s *Storage) RemoveWithdrawn(ctx context.Context, until time.Time) (freed F
 				names = append(names, item.ownNames()...)
 				removed++
 			}
+			if last, err = tx.LastChange(); err != nil {
+				return err
+			}
 			return tx.AddLeftovers(names)
 		})
 		if err != nil {
 			return freed, err
 		}
-		dropped, err := s.dropUnclaimed(ctx, names, 0)
+		// The rows are gone: what is left now would be left for ever.
+		dropped, err := s.dropUnclaimed(context.WithoutCancel(ctx), names, last)
 		freed.Items += removed
 		freed.Size += dropped.Size
 		freed.Usage += dropped.Usage
+		if err == nil && elsewhere {
+			err = fmt.Errorf("remove what was withdrawn: %w: name it with --storage", ErrElsewhere)
+		}
 		if err != nil {
 			return freed, err
 		}
@@ -155,7 +161,7 @@ func (s *Storage) RemoveWithdrawn(ctx context.Context, until time.Time) (freed F
 // DropLeftovers deletes files that a process was about to delete when it ended.
 func (s *Storage) DropLeftovers(ctx context.Context) (dropped Freed, err error) {
 	for after := ""; ; {
-		names, err := s.index.Leftovers(ctx, after, removeAtOnce)
+		names, err := s.index.Leftovers(ctx, after, dropAtOnce)
 		if err != nil || len(names) == 0 {
 			return dropped, err
 		}
@@ -169,53 +175,83 @@ func (s *Storage) DropLeftovers(ctx context.Context) (dropped Freed, err error) 
 	}
 }
 
-// dropUnclaimed deletes bytes that no row claims, which were noted as leftovers
-// before. It holds the index's lock
-// meanwhile: without it, an import of the same item could find the bytes there,
-// and write a row for them, just before they go. Rows are read again, but those
-// that have not changed since the change of the given number, as of which they
-// claim nothing; 0 for all.
+// dropUnclaimed deletes bytes that no row claims, all that it can. The error says
+// what is left. They were noted as leftovers before.
 func (s *Storage) dropUnclaimed(ctx context.Context, names []string, since int64) (dropped Freed, err error) {
-	if len(names) == 0 || s.bytes == nil {
-		return Freed{}, nil
+	var failures []error
+	err = s.dropEach(ctx, names, since, func(_ int, one Freed, err error) {
+		dropped.Size += one.Size
+		dropped.Usage += one.Usage
+		failures = append(failures, err)
+	})
+	return dropped, errors.Join(append(failures, err)...)
+}
+
+// dropAtOnce is how many files are deleted in one transaction; see [BatchSize].
+const dropAtOnce = 2 * BatchSize
+
+// dropEach deletes bytes that no row claims, and tells for each name what that
+// gave back and how it failed. It holds the index's lock meanwhile: without it, an
+// import of the same item could find the bytes there, and write a row for them,
+// just before they go. Rows are read again, but those that have not changed since
+// the change of the given number, as of which they claim nothing; 0 for all. The
+// error is one of all names.
+func (s *Storage) dropEach(ctx context.Context, names []string, since int64, told func(n int, dropped Freed, err error)) error {
+	if s.bytes == nil {
+		return nil
 	}
-	err = s.index.Update(ctx, func(tx *index.Tx) error {
-		var changed map[narinfo.PathHash]index.ChangeKind
-		sure := false
-		if since > 0 {
-			if changed, _, sure, err = tx.ChangedSince(since); err != nil {
-				return err
-			}
-		}
-		for _, name := range names {
-			hash := hashInName(name)
-			if _, hasChanged := changed[hash]; hasChanged || !sure {
-				claimed, err := isClaimed(tx, hash, name)
-				if err != nil {
+	for begin := 0; begin < len(names); begin += dropAtOnce {
+		err := s.index.Update(ctx, func(tx *index.Tx) (err error) {
+			var changed map[narinfo.PathHash]index.ChangeKind
+			sure := false
+			if since > 0 {
+				if changed, _, sure, err = tx.ChangedSince(since); err != nil {
 					return err
 				}
-				if claimed {
-					continue
+			}
+			var done []string
+			for n, name := range names[begin:min(begin+dropAtOnce, len(names))] {
+				hash := hashInName(name)
+				if _, hasChanged := changed[hash]; hasChanged || !sure {
+					claimed, err := isClaimed(tx, hash, name)
+					if err != nil {
+						return err
+					}
+					if claimed {
+						done = append(done, name)
+						continue
+					}
 				}
+				dropped, err := s.drop(ctx, name)
+				if err == nil {
+					done = append(done, name)
+				}
+				told(begin+n, dropped, err)
 			}
-			info, err := s.bytes.Stat(ctx, name)
-			if errors.Is(err, fs.ErrNotExist) {
-				continue
-			} else if err != nil {
+			if err := s.bytes.Sync(ctx); err != nil {
 				return err
 			}
-			if err := s.bytes.Remove(ctx, name); err != nil {
-				return err
-			}
-			dropped.Size += info.Size
-			dropped.Usage += info.Usage
-		}
-		if err := s.bytes.Sync(ctx); err != nil {
+			return tx.RemoveLeftovers(done)
+		})
+		if err != nil {
 			return err
 		}
-		return tx.RemoveLeftovers(names)
-	})
-	return dropped, err
+	}
+	return nil
+}
+
+// drop deletes the bytes under a name.
+func (s *Storage) drop(ctx context.Context, name string) (Freed, error) {
+	info, err := s.bytes.Stat(ctx, name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return Freed{}, nil
+	} else if err != nil {
+		return Freed{}, err
+	}
+	if err := s.bytes.Remove(ctx, name); err != nil {
+		return Freed{}, err
+	}
+	return Freed{Size: info.Size, Usage: info.Usage}, nil
 }
 
 // isClaimed says whether the item's row has the file of that name as stored.

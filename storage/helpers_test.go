@@ -113,6 +113,13 @@ func (f fake) path() narinfo.StorePath {
 
 func (f fake) hash() narinfo.PathHash { return f.path().Hash }
 
+func hashesOf(items []fake) (hashes []narinfo.PathHash) {
+	for _, f := range items {
+		hashes = append(hashes, f.hash())
+	}
+	return hashes
+}
+
 // name is where its nar lies.
 func (f fake) name() string {
 	switch {

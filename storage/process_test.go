@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
 	"nar-herder/narinfo"
 	"nar-herder/storage"
@@ -58,7 +59,7 @@ var tasks = map[string]func(s *storage.Storage, sources []string) error{
 					return err
 				}
 			}
-			if err := removeAll(s, 3); err != nil {
+			if err := errors.Join(removeAll(s, 3), removeBatches(s, 2)); err != nil {
 				return err
 			}
 		}
@@ -76,7 +77,7 @@ var tasks = map[string]func(s *storage.Storage, sources []string) error{
 				return nil
 			default:
 			}
-			if err := removeAll(s, 2); err != nil {
+			if err := errors.Join(removeAll(s, 4), removeBatches(s, 2)); err != nil {
 				return err
 			}
 		}
@@ -123,6 +124,31 @@ func removeAll(s *storage.Storage, every int) error {
 		}
 	}
 	return nil
+}
+
+// removeBatches removes one of so many items: half of them at once, half by way
+// of their withdrawal.
+func removeBatches(s *storage.Storage, every int) error {
+	var batches [2][]narinfo.PathHash
+	n := 0
+	for item, err := range s.Items(context.Background()) {
+		if err != nil {
+			return err
+		}
+		if n++; n%every == 0 {
+			batch := &batches[n/every%2]
+			*batch = append(*batch, item.Hash)
+		}
+	}
+	removals, err := s.RemoveAll(context.Background(), batches[0], nil)
+	for _, r := range removals {
+		if !errors.Is(r.Err, storage.ErrNotFound) {
+			err = errors.Join(err, r.Err)
+		}
+	}
+	_, err2 := s.WithdrawAll(context.Background(), batches[1], nil)
+	_, err3 := s.RemoveWithdrawn(context.Background(), time.Now())
+	return errors.Join(err, err2, err3)
 }
 
 // helper is a running process.

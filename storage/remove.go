@@ -3,48 +3,231 @@ package storage
 import (
 	"context"
 	"errors"
+	"fmt"
 	"path"
+	"time"
 
 	"nar-herder/narinfo"
 	"nar-herder/storage/index"
 )
 
-// Removal is what went with an item.
+// ErrElsewhere says that an item can't be removed here, since its bytes are in a
+// storage that was not opened with the index, where they would be left.
+var ErrElsewhere = errors.New("its nars are in a storage, where they would be left")
+
+// Removal is what became of an item that was to be removed.
 type Removal struct {
+	Hash narinfo.PathHash
+	// StorePath is known unless the item is not.
 	StorePath narinfo.StorePath
-	// Bytes that the storage has more room for, by their length.
+	// Bytes that the storage has more room for, or will have, by their length.
 	Bytes int64
+	// WithdrawnAt is when the item was withdrawn before; zero if it was not.
+	WithdrawnAt time.Time
+	// Left says that the item is gone, and that Err is about its bytes.
+	Left bool
+	// Err is [ErrNotFound] when there is no such item.
+	Err error
 }
 
 // Remove deletes an item: its row first, then its bytes. The error is
 // [ErrNotFound] when there is none. When the bytes can't be deleted, the item is
 // gone all the same and the error says what is left.
 func (s *Storage) Remove(ctx context.Context, hash narinfo.PathHash) (Removal, error) {
-	var removal Removal
-	var names []string
-	err := s.index.Update(ctx, func(tx *index.Tx) error {
-		row, err := tx.Item(hash)
-		if err != nil {
-			return err
-		}
-		item, err := NewItem(row)
-		if err != nil {
-			return err
-		}
-		removal.StorePath = item.Narinfo.StorePath
-		// Also what is there without being recorded, as after a crash.
-		names = item.ownNames()
-		return errors.Join(tx.AddLeftovers(names), tx.Remove(hash, s.now()))
-	})
-	if errors.Is(err, ErrNotFound) {
-		return removal, ErrNotFound
-	}
+	removals, err := s.RemoveAll(ctx, []narinfo.PathHash{hash}, nil)
 	if err != nil {
-		return removal, err
+		return Removal{}, err
 	}
-	dropped, err := s.dropUnclaimed(ctx, names, 0)
-	removal.Bytes = dropped.Size
-	return removal, err
+	return removals[0], removals[0].Err
+}
+
+// BatchSize is how many items RemoveAll and WithdrawAll are to be given at a
+// time: others wait with their writing meanwhile, also while files are deleted,
+// of which each can take a slow disk tens of milliseconds.
+const BatchSize = 100
+
+// RemoveAll deletes items: their rows in one transaction, then their bytes. guard
+// is asked first within the transaction, whose view nobody changes any more,
+// whether what was decided before still holds; nil for no question. Its error, or
+// any other of the transaction, is returned, and then all is as it was. What is
+// wrong with one item is told in its place of the result.
+func (s *Storage) RemoveAll(ctx context.Context, hashes []narinfo.PathHash, guard func(*index.Tx) error) ([]Removal, error) {
+	var removals []Removal
+	var names []string
+	var owners []int // owners[i] is whose names[i] is
+	var last int64
+	err := s.index.Update(ctx, func(tx *index.Tx) error {
+		if guard != nil {
+			if err := guard(tx); err != nil {
+				return err
+			}
+		}
+		removals = make([]Removal, 0, len(hashes))
+		for n, hash := range hashes {
+			removal, item, err := outgoing(tx, hash)
+			if err != nil {
+				return err
+			}
+			if removal.Err == nil && s.bytes == nil && item.Stored != 0 {
+				removal.Err = ErrElsewhere
+			}
+			if removal.Err == nil {
+				if err := tx.Remove(hash, s.now()); err != nil {
+					return err
+				}
+				// Also what is there without being recorded, as after a crash.
+				for _, name := range item.ownNames() {
+					names, owners = append(names, name), append(owners, n)
+				}
+				removal.Bytes = 0 // until they are deleted
+			}
+			removals = append(removals, removal)
+		}
+		if s.bytes != nil {
+			if err := tx.AddLeftovers(names); err != nil {
+				return err
+			}
+		}
+		var err error
+		last, err = tx.LastChange()
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	// The rows are gone: what is left now would be left for ever.
+	ctx = context.WithoutCancel(ctx)
+	err = s.dropEach(ctx, names, last, func(n int, dropped Freed, err error) {
+		removal := &removals[owners[n]]
+		removal.Bytes += dropped.Size
+		if err != nil {
+			removal.Left, removal.Err = true, errors.Join(removal.Err, err)
+		}
+	})
+	if err != nil {
+		for _, n := range owners {
+			removals[n].Left, removals[n].Err = true, err
+		}
+	}
+	for n := range removals {
+		if removals[n].Left {
+			removals[n].Err = fmt.Errorf("the item is gone, but bytes of it are left in storage %s, for the server to delete when it can: %w", s.bytes, removals[n].Err)
+		}
+	}
+	return removals, nil
+}
+
+// outgoing looks at an item that is to go. What is wrong with the item alone is
+// removal.Err.
+func outgoing(tx *index.Tx, hash narinfo.PathHash) (removal Removal, item *Item, err error) {
+	removal.Hash = hash
+	row, err := tx.Item(hash)
+	if errors.Is(err, ErrNotFound) {
+		removal.Err = ErrNotFound
+		return removal, nil, nil
+	} else if err != nil {
+		return removal, nil, err
+	}
+	if item, removal.Err = NewItem(row); removal.Err != nil {
+		return removal, nil, nil
+	}
+	removal.StorePath = item.Narinfo.StorePath
+	removal.WithdrawnAt = item.WithdrawnAt
+	removal.Bytes = item.StoredBytes()
+	return removal, item, nil
+}
+
+// slowWithdrawal is how long a withdrawal may take to be seen before its time is
+// put off: less than what a grace period has to spare for that.
+const slowWithdrawal = 300 * time.Millisecond
+
+// WithdrawAll has clients no longer be told of the items, which
+// [Storage.RemoveWithdrawn] removes later, in one transaction. Results and guard
+// are as those of [Storage.RemoveAll]. An item that was withdrawn before keeps
+// that time.
+func (s *Storage) WithdrawAll(ctx context.Context, hashes []narinfo.PathHash, guard func(*index.Tx) error) ([]Removal, error) {
+	var removals []Removal
+	var begin time.Time
+	err := s.index.Update(ctx, func(tx *index.Tx) error {
+		if guard != nil {
+			if err := guard(tx); err != nil {
+				return err
+			}
+		}
+		begin = s.now()
+		removals = make([]Removal, 0, len(hashes))
+		for _, hash := range hashes {
+			removal, _, err := outgoing(tx, hash)
+			if err != nil {
+				return err
+			}
+			if removal.Err == nil {
+				if _, err := tx.Withdraw(hash, begin); err != nil {
+					return err
+				}
+			}
+			removals = append(removals, removal)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	withdrawn := make([]narinfo.PathHash, 0, len(removals))
+	for _, removal := range removals {
+		if removal.Err == nil && removal.WithdrawnAt.IsZero() {
+			withdrawn = append(withdrawn, removal.Hash)
+		}
+	}
+	if err := s.postpone(ctx, begin, withdrawn); err != nil {
+		return nil, err
+	}
+	return removals, nil
+}
+
+// postpone puts off the time of items that have just been withdrawn, where that
+// took long: until it was committed, which a slow disk can put off, clients were
+// still given the narinfos.
+func (s *Storage) postpone(ctx context.Context, begin time.Time, withdrawn []narinfo.PathHash) error {
+	end := s.now()
+	if len(withdrawn) == 0 || end.Sub(begin) <= slowWithdrawal {
+		return nil
+	}
+	return s.index.Update(context.WithoutCancel(ctx), func(tx *index.Tx) error {
+		for _, hash := range withdrawn {
+			if err := tx.Postpone(hash, end); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// graceSetting is where the server's grace period is noted.
+const graceSetting = "removal.grace"
+
+// NoteGrace notes after how long the server removes what was withdrawn, for
+// [Storage.Grace].
+func (s *Storage) NoteGrace(ctx context.Context, grace time.Duration) error {
+	noted, err := s.index.Setting(ctx, graceSetting)
+	if err != nil || noted == grace.String() {
+		return err
+	}
+	return s.index.Update(ctx, func(tx *index.Tx) error { return tx.SetSetting(graceSetting, grace.String()) })
+}
+
+// Grace is after how long the server that ran last removes what was withdrawn; 0
+// when that is not known.
+func (s *Storage) Grace(ctx context.Context) (time.Duration, error) {
+	noted, err := s.index.Setting(ctx, graceSetting)
+	if err != nil || noted == "" {
+		return 0, err
+	}
+	grace, err := time.ParseDuration(noted)
+	if err != nil {
+		return 0, fmt.Errorf("the grace period %q in the database: %w", noted, err)
+	}
+	return grace, nil
 }
 
 // hashInName returns the path hash that a nar's name begins with; the zero

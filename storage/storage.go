@@ -62,6 +62,9 @@ func New(x *index.Index, bytes ByteStore, options Options) *Storage {
 	return s
 }
 
+// HasBytes says whether there is a byte store, and not an index alone.
+func (s *Storage) HasBytes() bool { return s.bytes != nil }
+
 // Item is an item with its narinfo read.
 type Item struct {
 	*index.Item
@@ -170,6 +173,17 @@ func (s *Storage) Items(ctx context.Context, tags ...index.Tag) iter.Seq2[*Item,
 // as recorded.
 func (i *Item) StoredSize(n int) int64 {
 	return index.FileSize(i.Narinfo, n, i.Sizes)
+}
+
+// StoredBytes is the length of all files of the item that are in the storage, as
+// recorded.
+func (i *Item) StoredBytes() (total int64) {
+	for n := range i.Narinfo.Files {
+		if i.HasStored(n) {
+			total += max(i.StoredSize(n), 0)
+		}
+	}
+	return total
 }
 
 // OpenFile opens the item's Nth file: length bytes from offset on, or all that

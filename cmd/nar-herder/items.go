@@ -16,49 +16,6 @@ import (
 	"nar-herder/storage/index"
 )
 
-type removeCommand struct {
-	databaseOption `embed:""`
-
-	Storage string   `placeholder:"DIR" help:"Directory of the stored nars."`
-	Items   []string `arg:"" name:"store-path" help:"Store paths, or their base names, or their hashes."`
-}
-
-func (c *removeCommand) Run(ctx context.Context, s *streams) (err error) {
-	hashes := make([]narinfo.PathHash, len(c.Items))
-	for i, name := range c.Items {
-		if hashes[i], err = parseItem(name); err != nil {
-			return err
-		}
-	}
-	log := slog.New(slog.NewTextHandler(s.err, nil))
-	store, err := openExisting(ctx, c.Database, c.Storage, log)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, store.close()) }()
-	failed := false
-	for i, hash := range hashes {
-		item, err := store.Item(ctx, hash)
-		if err == nil && item.Stored != 0 && c.Storage == "" {
-			err = errors.New("its nars are in a storage, where they would be left: name it with --storage")
-		}
-		var removal storage.Removal
-		if err == nil {
-			removal, err = store.Remove(ctx, hash)
-		}
-		if err != nil {
-			fmt.Fprintf(s.err, "nar-herder: remove %s: %v\n", c.Items[i], err)
-			failed = true
-			continue
-		}
-		fmt.Fprintf(s.out, "removed %s, %s of nars\n", removal.StorePath, byteCount(removal.Bytes))
-	}
-	if failed {
-		return errReported
-	}
-	return nil
-}
-
 // parseItem takes what people have at hand for a store item.
 func parseItem(name string) (narinfo.PathHash, error) {
 	base := strings.TrimPrefix(strings.TrimSuffix(name, ".narinfo"), narinfo.StoreDir+"/")
@@ -75,8 +32,9 @@ func parseItem(name string) (narinfo.PathHash, error) {
 type listCommand struct {
 	databaseOption `embed:""`
 
-	Tag  []tagValue `sep:"none" placeholder:"KEY=VALUE" help:"Only items that have the tag. May be repeated."`
-	JSON bool       `name:"json" help:"All that is known of each item, as a JSON object on a line."`
+	Tag       []tagValue `sep:"none" placeholder:"KEY=VALUE" help:"Only items that have the tag. May be repeated."`
+	Withdrawn bool       `help:"Only items that are about to be removed, and since when."`
+	JSON      bool       `name:"json" help:"All that is known of each item, as a JSON object on a line."`
 }
 
 // listed is an item for programs.
@@ -88,6 +46,9 @@ type listed struct {
 	References []string     `json:"references"`
 	Files      []listedFile `json:"files"`
 	Tags       []string     `json:"tags"` // KEY=VALUE each
+	// WithdrawnAt is since when clients are no longer told of the item.
+	WithdrawnAt *time.Time `json:"withdrawn_at,omitempty"`
+	Pinned      bool       `json:"pinned,omitempty"` // itself
 }
 
 type listedFile struct {
@@ -103,19 +64,39 @@ func (c *listCommand) Run(ctx context.Context, s *streams) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, store.close()) }()
+	pins, err := store.index.Pins(ctx)
+	if err != nil {
+		return err
+	}
+	pinned := make(map[narinfo.PathHash]bool, len(pins))
+	for _, pin := range pins {
+		pinned[pin.Hash] = true
+	}
 	out := bufio.NewWriter(s.out)
 	encoder := json.NewEncoder(out)
 	for item, err := range store.Items(ctx, tags(c.Tag)...) {
 		if err != nil {
 			return errors.Join(err, out.Flush())
 		}
+		withdrawn := !item.WithdrawnAt.IsZero()
+		if withdrawn != c.Withdrawn {
+			continue
+		}
 		if !c.JSON {
-			fmt.Fprintln(out, item.Narinfo.StorePath)
+			fmt.Fprint(out, item.Narinfo.StorePath)
+			if withdrawn {
+				fmt.Fprint(out, "\twithdrawn ", item.WithdrawnAt.Format(time.RFC3339))
+			}
+			fmt.Fprintln(out)
 			continue
 		}
 		object, err := describe(ctx, store, item)
 		if err != nil {
 			return errors.Join(err, out.Flush())
+		}
+		object.Pinned = pinned[item.Hash]
+		if withdrawn {
+			object.WithdrawnAt = &item.WithdrawnAt
 		}
 		if err := encoder.Encode(object); err != nil {
 			return err
@@ -167,6 +148,12 @@ func (c *statsCommand) Run(ctx context.Context, s *streams) (err error) {
 	if err != nil {
 		return err
 	}
+	withdrawn, err1 := store.index.WithdrawnCount(ctx)
+	withdrawnSize, err2 := store.index.WithdrawnStored(ctx)
+	pins, err3 := store.index.Pins(ctx)
+	if err := errors.Join(err1, err2, err3); err != nil {
+		return err
+	}
 	var size int64
 	for _, suffix := range []string{"", "-wal"} {
 		if info, err := os.Stat(c.Database + suffix); err == nil {
@@ -176,9 +163,10 @@ func (c *statsCommand) Run(ctx context.Context, s *streams) (err error) {
 	if c.JSON {
 		return json.NewEncoder(s.out).Encode(map[string]int64{
 			"items": totals.Items, "stored_nars": totals.StoredNars, "stored_bytes": totals.StoredSize, "database_bytes": size,
+			"withdrawn_items": withdrawn, "withdrawn_bytes": withdrawnSize, "pins": int64(len(pins)),
 		})
 	}
-	fmt.Fprintf(s.out, "store items      %d\nnars in storage  %d, %s\ndatabase         %s\n",
-		totals.Items, totals.StoredNars, byteCount(totals.StoredSize), byteCount(size))
+	fmt.Fprintf(s.out, "store items      %d\n  withdrawn      %d, %s\n  pinned         %d\nnars in storage  %d, %s\ndatabase         %s\n",
+		totals.Items, withdrawn, byteCount(withdrawnSize), len(pins), totals.StoredNars, byteCount(totals.StoredSize), byteCount(size))
 	return nil
 }

@@ -21,7 +21,7 @@ func main() {
 	signal.Ignore(syscall.SIGHUP)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
-	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+	os.Exit(run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }
 
 // commands is the command line.
@@ -29,14 +29,18 @@ type commands struct {
 	RunServer serverCommand  `cmd:"" help:"Serve narinfos and nars over HTTP."`
 	Import    importCommand  `cmd:"" help:"Add narinfos, and the nars beside them, to the index and the storage."`
 	Remove    removeCommand  `cmd:"" help:"Remove items: their narinfos and their nars."`
+	Pin       pinCommand     `cmd:"" help:"Keep items and all that they need from being removed."`
+	Unpin     unpinCommand   `cmd:"" help:"Let items be removed again."`
+	Pins      pinsCommand    `cmd:"" help:"List what is pinned."`
 	List      listCommand    `cmd:"" help:"List the items of the index."`
 	Stats     statsCommand   `cmd:"" help:"Show how much there is in the index and the storage."`
 	Version   versionCommand `cmd:"" help:"Show the version."`
 	Help      helpCommand    `cmd:"" help:"Show help on a command."`
 }
 
-// streams is where commands write to.
+// streams is where commands read from and write to.
 type streams struct {
+	in       io.Reader
 	out, err io.Writer
 	parser   *kong.Kong
 }
@@ -45,7 +49,7 @@ type streams struct {
 var errReported = errors.New("some of it failed")
 
 // run does what the arguments say, and returns the exit status.
-func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	exited := -1 // by the option --help
 	parser, err := kong.New(new(commands),
 		kong.Name("nar-herder"),
@@ -53,7 +57,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		kong.Writers(stdout, stderr),
 		kong.Exit(func(code int) { exited = code }),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
-		kong.Bind(&streams{out: stdout, err: stderr}),
+		kong.Bind(&streams{in: stdin, out: stdout, err: stderr}),
 		kong.BindTo(ctx, (*context.Context)(nil)),
 	)
 	if err != nil {
@@ -68,7 +72,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return exited
 	}
 	if err == nil {
-		err = command.Run(&streams{out: stdout, err: stderr, parser: parser})
+		err = command.Run(&streams{in: stdin, out: stdout, err: stderr, parser: parser})
 	}
 	if exited >= 0 { // by the command help
 		return exited

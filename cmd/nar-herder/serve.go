@@ -19,7 +19,10 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 
 	"nar-herder/compression"
+	"nar-herder/compression/cached"
 	"nar-herder/httpapi"
+	"nar-herder/narinfo"
+	"nar-herder/removal"
 	"nar-herder/storage/index"
 	"nar-herder/storage/uses"
 )
@@ -138,6 +141,7 @@ func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
 
 	counter := uses.New(store.index, log)
 	peers := c.instances(store)
+	withdrawn := removal.NewWithdrawn(store.Storage, c.grace(cacheOptions.Types), log)
 	cache, err := openCache(store, cacheOptions, peers, counter, log)
 	if err != nil {
 		return err
@@ -179,6 +183,7 @@ func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
 		server.Registry().MustRegister(remover)
 		following.Go(func() { remover.Run(followCtx) })
 	}
+	following.Go(func() { withdrawn.Run(followCtx) })
 	if cache != nil {
 		server.Registry().MustRegister(cache)
 		following.Go(func() { cache.Run(followCtx, server.Forget) })
@@ -197,6 +202,22 @@ func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
 	}
 	log.Info("stopped")
 	return nil
+}
+
+// answersKept is how long a narinfo may still be given out after its item was
+// withdrawn: until that is committed and [httpapi.Server.Follow] has noticed.
+const answersKept = time.Second
+
+// grace is how long a client may use a narinfo after its item was withdrawn: one
+// that names a cached file, where the type has a time to live of its own, may be
+// kept for longer, or another may.
+func (c *serverCommand) grace(types []cached.Type) time.Duration {
+	general := narinfo.LongestTTL((*time.Duration)(c.TTL), (*time.Duration)(c.NewTTL), narinfo.UnadvertisedTTL)
+	longest := general
+	for _, t := range types {
+		longest = max(longest, narinfo.LongestTTL(t.TTL, t.NewTTL, general))
+	}
+	return longest + answersKept
 }
 
 // notify tells systemd, where it started the program and wants to know.

@@ -120,6 +120,9 @@ func (x *Index) LastChange(ctx context.Context) (id int64, err error) {
 	return id, nil
 }
 
+// LastChange is the number of the newest change, this transaction's among them.
+func (tx *Tx) LastChange() (int64, error) { return tx.conn.integer(lastChange) }
+
 // ChangedSince returns the items that have changed after the change of the given
 // number, and the number of the newest one. complete is false when they are too
 // many to say, or no longer known: then any item may have changed.

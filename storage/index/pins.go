@@ -63,39 +63,54 @@ func (c *connection) pins() (pins []Pin, err error) {
 
 // Closure is a set of items that is closed under references.
 type Closure struct {
-	keys    map[int64]struct{}
-	missing map[int64]struct{}
+	roots     []narinfo.PathHash
+	rootOf    map[int64]int32 // for each item, the root that it was reached from first
+	missing   map[int64]struct{}
+	withdrawn []narinfo.PathHash
+	size      int64
 }
 
 // Closure returns the items at the roots and all that are reached from them by
 // references. It takes some 50 bytes for each.
 func (x *Index) Closure(ctx context.Context, roots []narinfo.PathHash) (*Closure, error) {
-	closure := &Closure{keys: make(map[int64]struct{}), missing: make(map[int64]struct{})}
-	next := make([]int64, 0, len(roots))
-	for _, root := range roots {
-		next = append(next, keyOf(root))
+	closure := &Closure{roots: roots, rootOf: make(map[int64]int32), missing: make(map[int64]struct{})}
+	type reached struct {
+		key  int64
+		root int32
+	}
+	next := make([]reached, 0, len(roots))
+	for i, root := range roots {
+		next = append(next, reached{keyOf(root), int32(i)})
 	}
 	for len(next) > 0 {
 		step := next[:min(len(next), listStep)]
 		next = next[len(step):]
 		err := x.readers.do(ctx, func(c *connection) error {
-			for _, key := range step {
-				if _, known := closure.keys[key]; known {
+			for _, item := range step {
+				if _, known := closure.rootOf[item.key]; known {
 					continue
 				}
-				closure.keys[key] = struct{}{}
-				row, err := c.first("SELECT n.refs FROM items i JOIN narinfos n ON n.id = i.id WHERE i.key = ?", key)
+				closure.rootOf[item.key] = item.root
+				row, err := c.first("SELECT n.refs, n.hash, n.withdrawn_at, i.stored_size FROM items i JOIN narinfos n ON n.id = i.id WHERE i.key = ?", item.key)
 				if err != nil {
 					return err
 				}
 				if row == nil {
-					closure.missing[key] = struct{}{}
+					closure.missing[item.key] = struct{}{}
 					continue
 				}
+				if row[2] != nil {
+					hash, err := hashOf(row[1])
+					if err != nil {
+						return err
+					}
+					closure.withdrawn = append(closure.withdrawn, hash)
+				}
+				closure.size += row[3].(int64)
 				for refs := blob(row[0]); len(refs) >= 8; refs = refs[8:] {
 					reference := int64(binary.BigEndian.Uint64(refs))
-					if _, known := closure.keys[reference]; !known {
-						next = append(next, reference)
+					if _, known := closure.rootOf[reference]; !known {
+						next = append(next, reached{reference, item.root})
 					}
 				}
 			}
@@ -112,8 +127,18 @@ func (x *Index) Closure(ctx context.Context, roots []narinfo.PathHash) (*Closure
 // being known. Of two items whose hashes share their first 64 bits, which the
 // index never has both, it can't tell one from the other.
 func (c *Closure) Has(hash narinfo.PathHash) bool {
-	_, has := c.keys[keyOf(hash)]
+	_, has := c.rootOf[keyOf(hash)]
 	return has
+}
+
+// Root returns a root from which an item of the closure is reached. has is false
+// for one that is not in it.
+func (c *Closure) Root(hash narinfo.PathHash) (root narinfo.PathHash, has bool) {
+	i, has := c.rootOf[keyOf(hash)]
+	if !has {
+		return narinfo.PathHash{}, false
+	}
+	return c.roots[i], true
 }
 
 // Missing says whether an item is referred to in the closure, or a root of it,
@@ -125,4 +150,11 @@ func (c *Closure) Missing(hash narinfo.PathHash) bool {
 
 // Len is the number of items, with those that have no narinfo, whose number is
 // missing.
-func (c *Closure) Len() (items, missing int) { return len(c.keys), len(c.missing) }
+func (c *Closure) Len() (items, missing int) { return len(c.rootOf), len(c.missing) }
+
+// Size is the length of all stored files of the items, in bytes.
+func (c *Closure) Size() int64 { return c.size }
+
+// Withdrawn are the items that were withdrawn, and so are about to leave the
+// closure.
+func (c *Closure) Withdrawn() []narinfo.PathHash { return c.withdrawn }

@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"iter"
 	"math/bits"
 	"slices"
 
@@ -349,6 +350,63 @@ func (c *connection) referrersOf(target int64) (found []int64, err error) {
 func refersTo(references []byte, target int64) bool {
 	for ; len(references) >= 8; references = references[8:] {
 		if int64(binary.BigEndian.Uint64(references)) == target {
+			return true
+		}
+	}
+	return false
+}
+
+// Referring goes through the items that clients are told of and that refer to
+// any of the targets, themselves set aside. It reads the references of all items,
+// for targets that are too many to be looked up one by one with
+// [Index.Referrers].
+func (x *Index) Referring(ctx context.Context, targets map[narinfo.PathHash]struct{}) iter.Seq2[narinfo.PathHash, error] {
+	return func(yield func(narinfo.PathHash, error) bool) {
+		keys := make(map[int64]struct{}, len(targets))
+		for hash := range targets {
+			keys[keyOf(hash)] = struct{}{}
+		}
+		const query = "SELECT id, hash, refs FROM narinfos WHERE id > ? AND withdrawn_at IS NULL ORDER BY id LIMIT ?"
+		for last := int64(-1); ; {
+			var found []narinfo.PathHash
+			read := 0
+			err := x.readers.do(ctx, func(c *connection) error {
+				return c.rows(query, []driver.Value{last, int64(referringStep)}, func(row []driver.Value) (bool, error) {
+					read++
+					last = row[0].(int64)
+					hash, err := hashOf(row[1])
+					if err == nil && refersToAny(blob(row[2]), keys, keyOf(hash)) {
+						found = append(found, hash)
+					}
+					return true, err
+				})
+			})
+			if err != nil {
+				yield(narinfo.PathHash{}, describe("read the references in "+x.path, err))
+				return
+			}
+			for _, hash := range found {
+				if !yield(hash, nil) {
+					return
+				}
+			}
+			if read < referringStep {
+				return
+			}
+		}
+	}
+}
+
+// referringStep is how many rows a pass over all references reads at a time; they
+// are small.
+const referringStep = 5000
+
+// refersToAny says whether a list of references has any of the targets but the
+// item itself.
+func refersToAny(references []byte, targets map[int64]struct{}, itself int64) bool {
+	for ; len(references) >= 8; references = references[8:] {
+		key := int64(binary.BigEndian.Uint64(references))
+		if _, has := targets[key]; has && key != itself {
 			return true
 		}
 	}

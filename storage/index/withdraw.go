@@ -31,6 +31,30 @@ func (tx *Tx) Withdraw(hash narinfo.PathHash, at time.Time) (bool, error) {
 	return true, tx.log(Removed, at, hash, n.StorePath.String())
 }
 
+// Restore takes the withdrawal of an item back: clients are told of it again,
+// and it goes to the recent changes as an addition. It returns false for an item
+// that was not withdrawn.
+func (tx *Tx) Restore(hash narinfo.PathHash, at time.Time) (bool, error) {
+	item, err := tx.Item(hash)
+	if err != nil {
+		return false, err
+	}
+	if item.WithdrawnAt.IsZero() {
+		return false, nil
+	}
+	if err := tx.conn.exec("UPDATE narinfos SET withdrawn_at = NULL WHERE id = ?", item.id); err != nil {
+		return false, err
+	}
+	return true, tx.log(Added, at, hash, nil)
+}
+
+// Postpone has the time of a withdrawn item be a later one. It is for one whose
+// withdrawal took its time to be seen.
+func (tx *Tx) Postpone(hash narinfo.PathHash, at time.Time) error {
+	return tx.conn.exec("UPDATE narinfos SET withdrawn_at = ? WHERE withdrawn_at < ? AND id = (SELECT id FROM items WHERE key = ?) AND hash = ?",
+		at.UnixMilli(), at.UnixMilli(), keyOf(hash), hash[:])
+}
+
 // WithdrawnItems returns items that were withdrawn at the given time or before,
 // the earliest first.
 func (x *Index) WithdrawnItems(ctx context.Context, until time.Time, limit int) (items []*Item, err error) {
@@ -59,4 +83,16 @@ func (x *Index) WithdrawnStored(ctx context.Context) (size int64, err error) {
 		return 0, describe("sum what was withdrawn in "+x.path, err)
 	}
 	return size, nil
+}
+
+// WithdrawnCount is the number of items that were withdrawn.
+func (x *Index) WithdrawnCount(ctx context.Context) (count int64, err error) {
+	err = x.readers.do(ctx, func(c *connection) error {
+		count, err = c.integer("SELECT count(*) FROM narinfos WHERE withdrawn_at IS NOT NULL")
+		return err
+	})
+	if err != nil {
+		return 0, describe("count what was withdrawn in "+x.path, err)
+	}
+	return count, nil
 }

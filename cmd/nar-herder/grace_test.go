@@ -1,0 +1,135 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/alecthomas/kong"
+
+	"nar-herder/narinfo"
+	"nar-herder/removal"
+	"nar-herder/storage"
+	"nar-herder/storage/index"
+)
+
+// TestGrace has an item withdrawn just after a client got its narinfo, which it
+// keeps for as long as any of the options ever let it: the nar is served until
+// then, and gone soon after.
+func TestGrace(t *testing.T) {
+	t.Parallel()
+	const hour, day = time.Hour, 24 * time.Hour
+	for name, test := range map[string]struct {
+		options []string
+		keeps   time.Duration // a client, its narinfo
+	}{
+		"none":                       {nil, 36 * hour},
+		"ttl":                        {[]string{"--ttl=5d"}, 5 * day},
+		"short ttl":                  {[]string{"--ttl=1h"}, hour},
+		"ttl being lowered":          {[]string{"--ttl=30d", "--new-ttl=1h"}, 30 * day},
+		"ttl being raised":           {[]string{"--ttl=1h", "--new-ttl=30d"}, 30 * day},
+		"ttl being set, short":       {[]string{"--new-ttl=1h"}, 36 * hour},
+		"ttl being set, long":        {[]string{"--new-ttl=3d"}, 3 * day},
+		"type without its own":       {[]string{"--ttl=2d", "--enable-cached-compression=zstd"}, 2 * day},
+		"type's own is longer":       {[]string{"--ttl=2h", "--enable-cached-compression=zstd", "--cached-compression-ttl=zstd=9d"}, 9 * day},
+		"type's own is shorter":      {[]string{"--ttl=2d", "--enable-cached-compression=zstd", "--cached-compression-ttl=zstd=1h"}, 2 * day},
+		"type's own is lowered":      {[]string{"--ttl=2h", "--enable-cached-compression=zstd", "--cached-compression-ttl=zstd=9d", "--cached-compression-new-ttl=zstd=1h"}, 9 * day},
+		"type's own is raised":       {[]string{"--ttl=2h", "--enable-cached-compression=zstd", "--cached-compression-ttl=zstd=1h", "--cached-compression-new-ttl=zstd=9d"}, 9 * day},
+		"the longest of two types":   {[]string{"--ttl=2h", "--enable-cached-compression=zstd", "--enable-cached-compression=lzip", "--cached-compression-ttl=zstd=3d", "--cached-compression-ttl=lzip=4d"}, 4 * day},
+		"none but a type's, shorter": {[]string{"--enable-cached-compression=zstd", "--cached-compression-ttl=zstd=1h"}, 36 * hour},
+		"zero":                       {[]string{"--ttl=0s"}, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var line commands
+			parser, err := kong.New(&line)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := parser.Parse(append([]string{"run-server", "--storage=/nonexistent"}, test.options...)); err != nil {
+				t.Fatal(err)
+			}
+			cacheOptions, err := line.RunServer.cacheOptions()
+			if err != nil {
+				t.Fatal(err)
+			}
+			grace := line.RunServer.grace(cacheOptions.Types)
+			if want := test.keeps + answersKept; grace != want {
+				t.Fatalf("grace %v, want %v", grace, want)
+			}
+			place := newPlace(t)
+			file := filepath.Join(place.storage, "nar/lzip", greeting)
+			synctest.Test(t, func(t *testing.T) {
+				store, err := open(t.Context(), place.database, place.storage, index.Options{}, slog.New(slog.DiscardHandler))
+				if err != nil {
+					t.Fatal(err)
+				}
+				err = store.Import(t.Context(), []string{published(greeting)}, storage.ImportOptions{Keep: true}, func(storage.Imported) {})
+				if err != nil {
+					t.Fatal(err)
+				}
+				hash, err := narinfo.ParsePathHash(greeting[:32])
+				if err != nil {
+					t.Fatal(err)
+				}
+				// look removes what is due now, as the server does each second. It
+				// doesn't run all the time: a month of seconds takes minutes.
+				look := func() {
+					ctx, stop := context.WithCancel(t.Context())
+					ended := make(chan struct{})
+					go func() {
+						removal.NewWithdrawn(store.Storage, grace, slog.New(slog.DiscardHandler)).Run(ctx)
+						close(ended)
+					}()
+					synctest.Wait()
+					stop()
+					<-ended
+				}
+				withdrawn := time.Now()
+				if _, err := store.WithdrawAll(t.Context(), []narinfo.PathHash{hash}, nil); err != nil {
+					t.Error(err)
+				}
+				served := func() bool {
+					item, err := store.Item(t.Context(), hash)
+					if errors.Is(err, storage.ErrNotFound) {
+						return false
+					} else if err != nil {
+						t.Error(err)
+						return false
+					}
+					reader, _, err := store.OpenFile(t.Context(), item, 0, 0, -1)
+					if err != nil {
+						t.Error(err)
+						return false
+					}
+					defer reader.Close()
+					content, err := io.ReadAll(reader)
+					return err == nil && string(content) == read(t, testdata, "published/nar/lzip", greeting)
+				}
+				// The last narinfo may have been given out a moment after that.
+				for _, at := range []time.Duration{0, test.keeps / 2, test.keeps, test.keeps + answersKept - time.Millisecond} {
+					time.Sleep(time.Until(withdrawn.Add(at)))
+					look()
+					if !served() {
+						t.Errorf("the nar is gone after %v", at)
+					}
+				}
+				time.Sleep(time.Millisecond)
+				look()
+				if _, err := os.Stat(file); served() || !errors.Is(err, fs.ErrNotExist) {
+					t.Errorf("it is still there after %v: %v", time.Since(withdrawn), err)
+				}
+				if err := store.close(); err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
+}

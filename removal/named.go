@@ -1,0 +1,255 @@
+package removal
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"nar-herder/narinfo"
+	"nar-herder/storage"
+	"nar-herder/storage/index"
+)
+
+// Named removes items that an administrator names.
+type Named struct {
+	Storage *storage.Storage
+	Index   *index.Index
+	// AfterGrace withdraws the items, for [Withdrawn] to remove them.
+	AfterGrace bool
+	// Force removes also what pins keep.
+	Force bool
+	// DryRun changes nothing, and tells what would be.
+	DryRun bool
+
+	// fault has the transaction with these items fail, in tests.
+	fault func([]narinfo.PathHash) error
+}
+
+// PinnedError says that a pin keeps an item.
+type PinnedError struct {
+	// Pin is the item that is pinned: the one that was named, or one that needs
+	// it, by its base name where that is known.
+	Pin string
+	// Itself says that it is the one that was named.
+	Itself bool
+}
+
+func (e *PinnedError) Error() string {
+	if e.Itself {
+		return "it is pinned"
+	}
+	return "it is needed by " + e.Pin + ", which is pinned"
+}
+
+const (
+	// pinTries is how often pins are read anew for one batch.
+	pinTries = 10
+	// batchFailures is after how many items in a row that fail by themselves it
+	// is plain that the items are not to blame.
+	batchFailures = 3
+)
+
+// Do removes the items, in batches, and reports what became of each, in their
+// order. The error is one that kept it from going on.
+func (r *Named) Do(ctx context.Context, hashes []narinfo.PathHash, report func(storage.Removal)) error {
+	var pinned *Pinned
+	if !r.Force {
+		var err error
+		if pinned, err = ReadPinned(ctx, r.Index); err != nil {
+			return err
+		}
+	}
+	for len(hashes) > 0 {
+		batch := hashes[:min(len(hashes), storage.BatchSize)]
+		hashes = hashes[len(batch):]
+		removals, err := r.batch(ctx, batch, &pinned)
+		if err != nil && ctx.Err() == nil {
+			removals, err = r.oneByOne(ctx, batch, err, &pinned), nil
+		}
+		for _, removal := range removals {
+			report(removal)
+		}
+		if err == nil {
+			err = ctx.Err()
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// oneByOne removes the items of a batch that has failed, of which one alone may
+// be the reason.
+func (r *Named) oneByOne(ctx context.Context, batch []narinfo.PathHash, err error, pinned **Pinned) (removals []storage.Removal) {
+	failures := 0
+	for _, hash := range batch {
+		one := []storage.Removal{{Hash: hash, Err: err}}
+		if failures < batchFailures && len(batch) > 1 {
+			done, failure := r.batch(ctx, []narinfo.PathHash{hash}, pinned)
+			if failure != nil {
+				one[0].Err, err = failure, failure
+				failures++
+			} else {
+				one, failures = done, 0
+			}
+		}
+		removals = append(removals, one...)
+	}
+	return removals
+}
+
+// batch removes items in one transaction.
+func (r *Named) batch(ctx context.Context, hashes []narinfo.PathHash, pinned **Pinned) ([]storage.Removal, error) {
+	for range pinTries {
+		removals := make([]storage.Removal, 0, len(hashes))
+		free := make([]narinfo.PathHash, 0, len(hashes)) // of pins
+		for _, hash := range hashes {
+			refusal, err := r.refuse(ctx, hash, *pinned)
+			if err != nil {
+				return nil, err
+			}
+			if refusal == nil {
+				free = append(free, hash)
+			}
+			removals = append(removals, storage.Removal{Hash: hash, Err: refusal})
+		}
+		done, err := r.remove(ctx, free, *pinned)
+		if errors.Is(err, errPinsChanged) {
+			if *pinned, err = ReadPinned(ctx, r.Index); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		for n := range removals {
+			if removals[n].Err == nil {
+				removals[n], done = done[0], done[1:]
+			}
+		}
+		return removals, nil
+	}
+	return nil, fmt.Errorf("%w, again and again: try again when no import is running", errPinsChanged)
+}
+
+// refuse returns why an item may not go; nil when it may.
+func (r *Named) refuse(ctx context.Context, hash narinfo.PathHash, pinned *Pinned) (refusal, err error) {
+	if pinned == nil {
+		return nil, nil
+	}
+	pin, kept := pinned.By(hash)
+	if !kept {
+		return nil, nil
+	}
+	item, err := r.Storage.Item(ctx, pin)
+	if errors.Is(err, storage.ErrNotFound) {
+		return &PinnedError{pin.String(), pin == hash}, nil
+	} else if err != nil {
+		return nil, err
+	}
+	return &PinnedError{item.Narinfo.StorePath.BaseName(), pin == hash}, nil
+}
+
+// remove takes the step that was asked for, with items that no pin keeps.
+func (r *Named) remove(ctx context.Context, hashes []narinfo.PathHash, pinned *Pinned) ([]storage.Removal, error) {
+	guard := func(tx *index.Tx) error {
+		if r.fault != nil {
+			if err := r.fault(hashes); err != nil {
+				return err
+			}
+		}
+		if pinned == nil {
+			return nil
+		}
+		return pinned.Guard(tx)
+	}
+	switch {
+	case len(hashes) == 0:
+		return nil, nil
+	case r.DryRun:
+		return r.look(ctx, hashes)
+	case r.AfterGrace:
+		return r.Storage.WithdrawAll(ctx, hashes, guard)
+	}
+	return r.Storage.RemoveAll(ctx, hashes, guard)
+}
+
+// look tells what would become of items.
+func (r *Named) look(ctx context.Context, hashes []narinfo.PathHash) ([]storage.Removal, error) {
+	removals := make([]storage.Removal, 0, len(hashes))
+	for _, hash := range hashes {
+		removal := storage.Removal{Hash: hash}
+		item, err := r.Storage.Item(ctx, hash)
+		switch {
+		case errors.Is(err, storage.ErrNotFound):
+			removal.Err = storage.ErrNotFound
+		case err != nil:
+			return nil, err
+		case !r.AfterGrace && item.Stored != 0 && !r.Storage.HasBytes():
+			removal.Err = storage.ErrElsewhere
+		default:
+			removal.StorePath, removal.WithdrawnAt, removal.Bytes = item.Narinfo.StorePath, item.WithdrawnAt, item.StoredBytes()
+		}
+		removals = append(removals, removal)
+	}
+	return removals, nil
+}
+
+// scanShare says when it takes less time to read the references of all items than
+// to look up who refers to each of those that go: when one of so many goes.
+const scanShare = 100
+
+// Broken counts the items that stay and refer to one that is gone, or will be. The
+// first ones it finds, at most so many as asked for, are listed.
+func Broken(ctx context.Context, x *index.Index, gone map[narinfo.PathHash]struct{}, most int) (some []narinfo.PathHash, count int, err error) {
+	found := func(hash narinfo.PathHash) {
+		if count++; len(some) < most {
+			some = append(some, hash)
+		}
+	}
+	totals, err := x.Totals(ctx)
+	if err != nil {
+		return nil, 0, err
+	}
+	if int64(len(gone)) > totals.Items/scanShare {
+		for hash, err := range x.Referring(ctx, gone) {
+			if err != nil {
+				return nil, 0, err
+			}
+			if _, goes := gone[hash]; !goes {
+				found(hash)
+			}
+		}
+		return some, count, nil
+	}
+	seen := make(map[narinfo.PathHash]struct{})
+	// In one order, so that asked again it tells the same.
+	ordered := slices.SortedFunc(maps.Keys(gone), func(a, b narinfo.PathHash) int { return bytes.Compare(a[:], b[:]) })
+	for _, hash := range ordered {
+		referrers, err := x.Referrers(ctx, hash)
+		if err != nil {
+			return nil, 0, err
+		}
+		for _, referrer := range referrers {
+			_, goes := gone[referrer]
+			_, known := seen[referrer]
+			if goes || known {
+				continue
+			}
+			seen[referrer] = struct{}{}
+			item, err := x.Item(ctx, referrer)
+			if err != nil && !errors.Is(err, storage.ErrNotFound) {
+				return nil, 0, err
+			}
+			if err == nil && item.WithdrawnAt.IsZero() {
+				found(referrer)
+			}
+		}
+	}
+	return some, count, nil
+}

@@ -1,0 +1,74 @@
+package removal
+
+import (
+	"context"
+	"errors"
+
+	"nar-herder/narinfo"
+	"nar-herder/storage/index"
+)
+
+// Pinned is all that pins keep, as it was at one moment.
+type Pinned struct {
+	closure *index.Closure
+	// asOf is the newest change that is known not to have changed it.
+	asOf int64
+}
+
+// ReadPinned reads the pins and follows their references.
+func ReadPinned(ctx context.Context, x *index.Index) (*Pinned, error) {
+	p := new(Pinned)
+	var err error
+	// First: what comes while the rest is read is looked at again.
+	if p.asOf, err = x.LastChange(ctx); err != nil {
+		return nil, err
+	}
+	pins, err := x.Pins(ctx)
+	if err != nil {
+		return nil, err
+	}
+	roots := make([]narinfo.PathHash, len(pins))
+	for i, pin := range pins {
+		roots[i] = pin.Hash
+	}
+	p.closure, err = x.Closure(ctx, roots)
+	return p, err
+}
+
+// By returns a pin that keeps the item.
+func (p *Pinned) By(hash narinfo.PathHash) (pin narinfo.PathHash, kept bool) {
+	return p.closure.Root(hash)
+}
+
+// errPinsChanged says that pins may keep more than was known.
+var errPinsChanged = errors.New("pins, or items that they keep, have changed since they were read")
+
+// Guard returns nil when the pins keep no more than is known, as a transaction
+// sees them, also when another process has just set one.
+func (p *Pinned) Guard(tx *index.Tx) error {
+	pins, err := tx.Pins()
+	if err != nil {
+		return err
+	}
+	for _, pin := range pins {
+		// One in the closure keeps nothing that isn't there as well.
+		if !p.closure.Has(pin.Hash) {
+			return errPinsChanged
+		}
+	}
+	changed, last, complete, err := tx.ChangedSince(p.asOf)
+	if err != nil {
+		return err
+	}
+	if !complete {
+		return errPinsChanged
+	}
+	for hash, kind := range changed {
+		// An item that came, or came anew, may refer to others.
+		if kind == index.Added && p.closure.Has(hash) {
+			return errPinsChanged
+		}
+	}
+	p.asOf = last
+	return nil
+}
