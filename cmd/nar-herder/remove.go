@@ -48,7 +48,7 @@ type removed struct {
 
 func (c *removeCommand) Run(ctx context.Context, s *streams) (err error) {
 	if len(c.Items) == 0 && len(c.Tag) == 0 {
-		return errors.New("remove: no item is named: give store paths, --tag=KEY=VALUE, or - to read a list from the standard input")
+		return errors.New("remove: no <store-path> is named: give some, --tag=KEY=VALUE, or - to read a list from the standard input")
 	}
 	summary := &removed{DryRun: c.DryRun, AfterGrace: c.AfterGrace, BrokenItems: []string{}}
 	failed := func(what string, err error) {
