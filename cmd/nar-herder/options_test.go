@@ -63,7 +63,7 @@ func TestOptions(t *testing.T) {
 			t.Fatalf("%d lines about what does nothing: %q", len(lines), lines)
 		}
 		for _, name := range []string{
-			"mirror", "database-dump", "storage-limit", "storage-nar-removal-criteria",
+			"mirror", "database-dump",
 		} {
 			if !strings.Contains(lines[0], " --"+name+" ") && !strings.Contains(lines[0], `"--`+name+" ") && !strings.Contains(lines[0], " --"+name+`"`) {
 				t.Errorf("--%s is not in the line about what does nothing: %s", name, lines[0])
