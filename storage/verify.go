@@ -81,11 +81,12 @@ type verifying struct {
 // all goes through what was wrong before, and through the items after the place.
 // It returns false when it was stopped before the end.
 func (v *verifying) all(ctx context.Context) bool {
-	before := v.place.again
+	before := slices.Clip(v.place.again) // what follows it is not the caller's
+	v.place.again = before
 	for i, hash := range before {
 		wrong, more := v.one(ctx, hash, func(int64) {})
 		if !more {
-			v.place.again = append(slices.Clone(before[i:]), v.place.again[i+1:]...)
+			v.place.again = append(slices.Clone(before[i:]), v.place.again[len(before):]...)
 			return false
 		}
 		if wrong {

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -395,6 +397,42 @@ func TestCheckGoesOn(t *testing.T) {
 			t.Errorf("%+v: %s", again.totals, again.err)
 		}
 	}
+}
+
+// TestCheckKilled kills one that has written down how far it is.
+func TestCheckKilled(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	p.imports(t, small()...)
+	p.imports(t, published(gosrc))
+	slow := command(p.args("check", "--verify", "--verify-rate=200")...)
+	slow.start(t)
+	until(t, "it has written down how far it is", func() bool { return setting(t, p.database, "verify-place") != "" })
+	if err := slow.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	slow.wait(t)
+	c := p.check(t, "--verify")
+	if c.status != 0 || c.totals.VerifiedFiles == 0 || c.totals.VerifiedFiles >= 6 || !strings.HasPrefix(c.err, fmt.Sprintf("verifying: goes on after %d files", 6-c.totals.VerifiedFiles)) {
+		t.Errorf("status %d, %+v: %s", c.status, c.totals, c.err)
+	}
+	if place := setting(t, p.database, "verify-place"); place != "" {
+		t.Errorf("left: %s", place)
+	}
+}
+
+// setting reads one out of an index that another process uses.
+func setting(t testing.TB, database, name string) (value string) {
+	t.Helper()
+	db, err := sql.Open("sqlite", database+"?_pragma=busy_timeout(5000)")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if err := db.QueryRow("SELECT value FROM settings WHERE key = ?", name).Scan(&value); err != nil && !errors.Is(err, sql.ErrNoRows) {
+		t.Fatal(err)
+	}
+	return value
 }
 
 // reading says whether the process has one of the large nars open.
