@@ -51,7 +51,7 @@ func (w *Withdrawn) Run(ctx context.Context) {
 			return
 		case err != nil:
 			if !failing {
-				w.log.Error("items that were withdrawn can't be removed; they stay until it works, and bytes without an item are for 'nar-herder check' to find", "error", err)
+				w.log.Error("items that were withdrawn can't be removed; they stay until it works, and so do bytes without an item", "error", err)
 			}
 			failing = true
 			wait = min(2*wait, withdrawnBackOff)

@@ -42,10 +42,13 @@ type ByteStore interface {
 	// of power.
 	Sync(ctx context.Context) error
 
-	// Remove deletes the bytes. That they are not there is no error.
+	// Remove deletes the bytes, also temporary ones under the name that List
+	// gave. That they are not there is no error.
 	Remove(ctx context.Context, name string) error
 
-	// List goes through all names, in no order.
+	// List goes through all names, in no order. An error that comes with a name
+	// is about what lies under it, such as a directory that can't be read, and
+	// those who go on get the rest. One without a name ends it.
 	List(ctx context.Context) iter.Seq2[Info, error]
 
 	// Probe tries whether the store can be read and written at all.

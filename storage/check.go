@@ -1,116 +1,243 @@
 package storage
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"iter"
+	"slices"
+	"strings"
+
+	"nar-herder/narinfo"
+	"nar-herder/storage/index"
 )
-
-// Finding is where index and bytes are not true to each other.
-type Finding struct {
-	Kind FindingKind
-	// Name is the file's, in the storage.
-	Name string
-	// Item is the one that the file belongs to; nil for a stranger.
-	Item *Item
-	// Note says more.
-	Note string
-}
-
-// FindingKind says what is wrong.
-type FindingKind int
-
-const (
-	// Missing: the index has the file as stored, and it certainly is not.
-	Missing FindingKind = iota
-	// WrongSize: the file is shorter or longer than the index has it.
-	WrongSize
-	// Unrecorded: a file that an item names is there, and the index does not
-	// have it as stored.
-	Unrecorded
-	// Stranger: no item names the file.
-	Stranger
-	// Temporary: a file is being written, or was when a process died.
-	Temporary
-)
-
-func (k FindingKind) String() string {
-	return [...]string{"missing", "wrong size", "unrecorded", "stranger", "temporary"}[k]
-}
 
 // Check compares the index with the bytes, both ways, and changes nothing. What
-// other processes add and remove meanwhile may show up as a finding. An error
-// ends it: not knowing is no finding.
-func (s *Storage) Check(ctx context.Context) iter.Seq2[Finding, error] {
+// seems wrong is looked at again with the index locked, so that what others are
+// just adding and removing is no finding.
+//
+// An error comes with the finding [Unknown]: not knowing is neither good nor
+// bad. Those who go on get the rest, as far as there is one. looked is called
+// after each item and each file, nil for nobody.
+func (s *Storage) Check(ctx context.Context, looked func()) iter.Seq2[Finding, error] {
+	if looked == nil {
+		looked = func() {}
+	}
 	return func(yield func(Finding, error) bool) {
 		if s.bytes == nil {
 			return
 		}
-		if s.checkItems(ctx, yield) {
-			s.checkFiles(ctx, yield)
+		// Once, and not for each file, when there is no storage at all.
+		if err := s.readable(ctx); err != nil {
+			yield(Finding{}, err)
+			return
+		}
+		if s.checkItems(ctx, looked, yield) {
+			s.checkFiles(ctx, looked, yield)
 		}
 	}
 }
 
-// checkItems looks for the file of each row. It returns false when the pass is
+// readable says whether the byte store as a whole can be read.
+func (s *Storage) readable(ctx context.Context) error {
+	for info, err := range s.bytes.List(ctx) {
+		if err != nil && info.Name == "" {
+			return err
+		}
+		break
+	}
+	return nil
+}
+
+// checkItems looks for the file of each row. It returns false when the check is
 // over.
-func (s *Storage) checkItems(ctx context.Context, yield func(Finding, error) bool) bool {
+func (s *Storage) checkItems(ctx context.Context, looked func(), yield func(Finding, error) bool) bool {
 	for item, err := range s.Items(ctx) {
 		if err != nil {
-			yield(Finding{}, err)
-			return false
+			if !yield(Finding{}, err) {
+				return false
+			}
+			continue // with the next, when it is this row that can't be read
 		}
 		for n, name := range item.names {
 			if !item.HasStored(n) {
 				continue
 			}
-			finding := Finding{Name: name, Item: item}
 			info, err := s.bytes.Stat(ctx, name)
-			switch want := item.StoredSize(n); {
-			case errors.Is(err, fs.ErrNotExist):
-				finding.Kind = Missing
-			case err != nil:
-				yield(Finding{}, err)
-				return false
-			case info.Size != want:
-				finding.Kind = WrongSize
-				finding.Note = fmt.Sprintf("%d bytes, should be %d", info.Size, want)
-			default:
+			if err == nil && info.Size == item.StoredSize(n) {
 				continue
 			}
-			if !yield(finding, nil) {
+			if !s.report(ctx, item.Hash, name, yield) {
 				return false
 			}
 		}
+		looked()
 	}
 	return true
 }
 
 // checkFiles looks for the row of each file.
-func (s *Storage) checkFiles(ctx context.Context, yield func(Finding, error) bool) {
+func (s *Storage) checkFiles(ctx context.Context, looked func(), yield func(Finding, error) bool) {
 	for info, err := range s.bytes.List(ctx) {
-		if err != nil {
-			yield(Finding{}, err)
-			return
-		}
-		finding := Finding{Kind: Stranger, Name: info.Name, Note: fmt.Sprintf("%d bytes", info.Size)}
-		if info.Temporary {
+		finding := Finding{Name: info.Name, Note: fmt.Sprintf("%d bytes", info.Size), info: info}
+		hash := hashInName(info.Name)
+		switch {
+		case err != nil:
+			finding.Note = ""
+		case info.Name == identityName:
+			continue
+		case info.Temporary:
 			finding.Kind = Temporary
-		} else if item, err := s.Item(ctx, hashInName(info.Name)); err == nil {
-			if n := item.FileNamed(info.Name); n >= 0 {
-				if item.HasStored(n) {
+		case isQuarantined(info.Name):
+			finding.Kind = Quarantined
+		default:
+			if item, err := s.Item(ctx, hash); err == nil {
+				if n := item.FileNamed(info.Name); n >= 0 && item.HasStored(n) {
+					looked()
 					continue
 				}
-				finding.Kind, finding.Item = Unrecorded, item
 			}
-		} else if !errors.Is(err, ErrNotFound) {
-			yield(Finding{}, err)
+			if !s.report(ctx, hash, info.Name, yield) {
+				return
+			}
+			looked()
+			continue
+		}
+		if !yield(finding, err) {
 			return
 		}
-		if !yield(finding, nil) {
-			return
-		}
+		looked()
 	}
 }
+
+// report compares a file that seems wrong with its row again, and yields what is
+// wrong. It returns false when the check is over.
+func (s *Storage) report(ctx context.Context, hash narinfo.PathHash, name string, yield func(Finding, error) bool) bool {
+	var finding Finding
+	var compareErr error
+	err := s.index.Update(ctx, func(tx *index.Tx) error {
+		finding, compareErr = s.compare(ctx, tx, hash, name)
+		return nil
+	})
+	if err == nil {
+		err = compareErr
+	}
+	switch {
+	case ctx.Err() != nil:
+		yield(Finding{}, ctx.Err())
+		return false
+	case err != nil:
+		if !yield(Finding{Name: name, Item: finding.Item}, err) {
+			return false
+		}
+		// Without a storage, all that follows would be the same.
+		if err := s.readable(ctx); err != nil {
+			yield(Finding{}, err)
+			return false
+		}
+		return true
+	case finding.Kind == Unknown:
+		return true // all is well
+	}
+	return yield(finding, nil)
+}
+
+// compare looks at a file and its item's row, as a transaction sees it. Without
+// an error, the kind Unknown says that nothing is wrong.
+func (s *Storage) compare(ctx context.Context, tx *index.Tx, hash narinfo.PathHash, name string) (Finding, error) {
+	finding := Finding{Name: name}
+	row, err := tx.Item(hash)
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		return finding, err
+	}
+	n := -1
+	if err == nil {
+		if finding.Item, err = NewItem(row); err != nil {
+			return finding, err
+		}
+		n = finding.Item.FileNamed(name)
+	}
+	info, err := s.bytes.Stat(ctx, name)
+	there := err == nil
+	if !there && !errors.Is(err, fs.ErrNotExist) {
+		return finding, err
+	}
+	finding.info = info
+	switch {
+	case n < 0:
+		finding.Item = nil
+		if there {
+			finding.Kind = Stranger
+			finding.Note = fmt.Sprintf("%d bytes", info.Size)
+		}
+	case !finding.Item.HasStored(n):
+		if there {
+			finding.Kind = Unrecorded
+			finding.Note = fmt.Sprintf("%d bytes", info.Size)
+		}
+	case !there:
+		finding.Kind = Missing
+		finding.Note = fmt.Sprintf("should have %d bytes", finding.Item.StoredSize(n))
+	case info.Size != finding.Item.StoredSize(n):
+		finding.Kind = WrongSize
+		finding.Note = fmt.Sprintf("%d bytes, should be %d", info.Size, finding.Item.StoredSize(n))
+	}
+	return finding, nil
+}
+
+// still returns the item of a finding as it is now, in a transaction: row and
+// file must be as they were found, or the error is [errMeanwhile].
+func (s *Storage) still(ctx context.Context, tx *index.Tx, finding Finding) (*Item, error) {
+	row, err := tx.Item(finding.Item.Hash)
+	if errors.Is(err, ErrNotFound) {
+		return nil, errMeanwhile
+	} else if err != nil {
+		return nil, err
+	}
+	if !bytes.Equal(row.Text, finding.Item.Text) || row.Stored != finding.Item.Stored || !slices.Equal(row.Sizes, finding.Item.Sizes) {
+		return nil, errMeanwhile
+	}
+	item, err := NewItem(row)
+	if err != nil {
+		return nil, err
+	}
+	info, err := s.bytes.Stat(ctx, finding.Name)
+	switch gone := errors.Is(err, fs.ErrNotExist); {
+	case err != nil && !gone:
+		return nil, err
+	case gone != (finding.Kind == Missing) || !gone && !sameFile(info, finding.info):
+		return nil, errMeanwhile
+	}
+	return item, nil
+}
+
+// errMeanwhile says that what was found is no longer so.
+var errMeanwhile = errors.New("it has changed meanwhile: run the check again")
+
+// sameFile says whether two descriptions are of the same bytes, as far as they
+// can tell.
+func sameFile(a, b Info) bool { return a.Size == b.Size && a.ModTime.Equal(b.ModTime) }
+
+// hasChanged says whether row or file of a finding are others by now.
+func (s *Storage) hasChanged(ctx context.Context, finding Finding) (bool, error) {
+	var found error
+	err := s.index.Update(ctx, func(tx *index.Tx) error {
+		_, found = s.still(ctx, tx, finding)
+		return nil
+	})
+	if err == nil {
+		err = found
+	}
+	if errors.Is(err, errMeanwhile) {
+		return true, nil
+	}
+	return false, err
+}
+
+// quarantineFolder is where files that are wrong are set aside, each under its
+// own name. No narinfo names files there.
+const quarantineFolder = "quarantine/"
+
+func isQuarantined(name string) bool { return strings.HasPrefix(name, quarantineFolder) }

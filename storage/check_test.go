@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -50,7 +51,7 @@ func TestCheck(t *testing.T) {
 	wantFindings(t, s, want...)
 
 	// Each finding says what one needs to know.
-	for finding, err := range s.Check(t.Context()) {
+	for finding, err := range s.Check(t.Context(), nil) {
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -64,7 +65,7 @@ func TestCheck(t *testing.T) {
 	}
 	// It changes nothing, and can be stopped.
 	wantFindings(t, s, want...)
-	for range s.Check(t.Context()) {
+	for range s.Check(t.Context(), nil) {
 		break
 	}
 
@@ -108,7 +109,7 @@ func TestCheckUnknown(t *testing.T) {
 		t.Fatal(err)
 	}
 	var last error
-	for finding, err := range s.Check(t.Context()) {
+	for finding, err := range s.Check(t.Context(), nil) {
 		if err == nil {
 			t.Errorf("found %+v", finding)
 		}
@@ -232,6 +233,47 @@ func TestOpenFileRanges(t *testing.T) {
 	}
 	if item.FileNamed(f.name()) != 0 || item.FileNamed("nar/absent") != -1 || item.FileNamed("") != -1 {
 		t.Error("FileNamed")
+	}
+}
+
+// TestCheckGoesOn: files that can't be looked at are unknown, and the others are
+// looked at all the same.
+func TestCheckGoesOn(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	s, reads := p.openReads(t, nil)
+	items := many(6, nil)
+	importAll(t, s, storage.ImportOptions{}, laid(t, items...))
+	for _, n := range []int{1, 4} {
+		if err := os.Remove(filepath.Join(p.store, items[n].name())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	reads.broken[items[0].name()], reads.broken[items[1].name()] = true, true
+	repairer := s.Repairer(storage.RepairOptions{Decode: decode})
+	check := func() (found []string) {
+		for finding, err := range s.Check(t.Context(), nil) {
+			if (err != nil) != (finding.Kind == storage.Unknown) {
+				t.Errorf("%+v, %v", finding, err)
+			}
+			found = append(found, finding.Kind.String()+" "+finding.Name)
+			if err != nil {
+				if repair := repairer.Repair(t.Context(), finding); repair.Outcome != storage.Untouched {
+					t.Errorf("%+v", repair)
+				}
+			}
+		}
+		slices.Sort(found)
+		return found
+	}
+	want := []string{"missing " + items[4].name(), "unknown " + items[0].name(), "unknown " + items[1].name()}
+	if got := check(); !slices.Equal(got, want) {
+		t.Errorf("found %q, want %q", got, want)
+	}
+	reads.broken = nil
+	want = []string{"missing " + items[1].name(), "missing " + items[4].name()}
+	if got := check(); !slices.Equal(got, want) {
+		t.Errorf("found %q, want %q", got, want)
 	}
 }
 

@@ -3,6 +3,7 @@ package storage_test
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -95,6 +96,7 @@ type fake struct {
 	n       int
 	content string // of its nar as it is stored
 	other   bool   // than what? its NarHash is another
+	nar     string // that its NarHash and NarSize are of, where that counts
 	note    string // makes the text another
 	kind    string // its compression; lzip when empty
 	refs    []int
@@ -148,7 +150,11 @@ func (f fake) text() string {
 		digit = "1"
 	}
 	text := new(strings.Builder)
-	fmt.Fprintf(text, "StorePath: %s\nNarHash: sha256:%s\nNarSize: 96\nReferences:", f.path(), strings.Repeat(digit, 52))
+	hash, size := "sha256:"+strings.Repeat(digit, 52), 96
+	if f.nar != "" {
+		hash, size = narinfo.NarHash(sha256.Sum256([]byte(f.nar))).String(), len(f.nar)
+	}
+	fmt.Fprintf(text, "StorePath: %s\nNarHash: %s\nNarSize: %d\nReferences:", f.path(), hash, size)
 	for _, n := range f.refs {
 		fmt.Fprintf(text, " %s", fake{n: n}.path().BaseName())
 	}
@@ -245,7 +251,7 @@ func wantOutcomes(t testing.TB, results map[string]storage.Result, want string) 
 func findings(t testing.TB, s *storage.Storage) []string {
 	t.Helper()
 	found := []string{}
-	for finding, err := range s.Check(context.Background()) {
+	for finding, err := range s.Check(context.Background(), nil) {
 		if err != nil {
 			t.Fatalf("check: %v", err)
 		}

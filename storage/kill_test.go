@@ -114,7 +114,7 @@ func TestKillChurn(t *testing.T) {
 		}
 	}
 	// The leftovers can be removed by what Check says.
-	for finding, err := range s.Check(t.Context()) {
+	for finding, err := range s.Check(t.Context(), nil) {
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -46,9 +46,17 @@ func (s *Storage) Survey(ctx context.Context) error {
 		return err
 	}
 	found := survey{At: s.now(), Nars: totals.StoredNars, Size: totals.StoredSize}
+	passed := 0
 	for info, err := range s.bytes.List(ctx) {
-		if err != nil {
+		if err != nil && info.Name == "" {
 			return fmt.Errorf("count what the storage takes: %w", err)
+		}
+		if err != nil {
+			// Such as the lost+found of a file system.
+			if passed++; passed == 1 {
+				s.log.Warn("a part of the storage can't be read, and is not counted", "error", err)
+			}
+			continue
 		}
 		found.Usage += info.Usage
 	}

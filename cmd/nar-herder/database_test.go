@@ -68,7 +68,7 @@ func TestBadDatabases(t *testing.T) {
 			item := filepath.Join(testdata, "published-none", "g699dxrv55xnrdq6z90qwfmsgz16p3xg.narinfo")
 			for _, args := range [][]string{
 				p.args("run-server", "--port=0"), p.args("import", "--keep", item), {"list", "--database=" + p.database},
-				{"stats", "--database=" + p.database}, p.args("remove", "g699dxrv55xnrdq6z90qwfmsgz16p3xg"),
+				{"stats", "--database=" + p.database}, p.args("check"), p.args("remove", "g699dxrv55xnrdq6z90qwfmsgz16p3xg"),
 			} {
 				fail(t, args, append(test.wanted, p.database)...)
 			}

@@ -33,6 +33,7 @@ type commands struct {
 	Unpin     unpinCommand   `cmd:"" help:"Let items be removed again."`
 	Pins      pinsCommand    `cmd:"" help:"List what is pinned."`
 	List      listCommand    `cmd:"" help:"List the items of the index."`
+	Check     checkCommand   `cmd:"" help:"Compare the index with the storage, and repair what is wrong."`
 	Stats     statsCommand   `cmd:"" help:"Show how much there is in the index and the storage."`
 	Version   versionCommand `cmd:"" help:"Show the version."`
 	Help      helpCommand    `cmd:"" help:"Show help on a command."`
@@ -78,9 +79,12 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		return exited
 	}
 	var usage *kong.ParseError
+	var status statusError
 	switch {
 	case err == nil:
 		return 0
+	case errors.As(err, &status):
+		return int(status)
 	case errors.Is(err, errReported):
 	case errors.As(err, &usage):
 		fmt.Fprintf(stderr, "nar-herder: %s (see 'nar-herder help')\n", oneLine(err))

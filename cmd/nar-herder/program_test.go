@@ -130,6 +130,8 @@ func (p *process) wait(t testing.TB) int {
 	return p.ProcessState.ExitCode()
 }
 
+var progressLine = regexp.MustCompile(`^(importing|checking|checking closures|verifying): [0-9]+ `)
+
 // result is what a run that has ended leaves.
 type result struct {
 	out, err string
@@ -141,10 +143,10 @@ func runProgram(t testing.TB, args ...string) result {
 	p := command(args...)
 	p.start(t)
 	status := p.wait(t)
-	// An import that takes its time says how far it is.
+	// What takes its time says how far it is.
 	var stderr strings.Builder
 	for line := range strings.Lines(p.err.String()) {
-		if !strings.HasPrefix(line, "importing: ") {
+		if !progressLine.MatchString(line) {
 			stderr.WriteString(line)
 		}
 	}

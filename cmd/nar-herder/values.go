@@ -115,6 +115,12 @@ func (u *urlValue) UnmarshalText(text []byte) error {
 	return nil
 }
 
+// fromValue is an instance to fetch from. It has the URL as a field: the parser
+// would call methods of the embedded one, which is nil at first, in a list.
+type fromValue struct{ url urlValue }
+
+func (f *fromValue) UnmarshalText(text []byte) error { return f.url.UnmarshalText(text) }
+
 // criterionValue is when a nar may be removed from the storage.
 type criterionValue struct{ removal.Criterion }
 

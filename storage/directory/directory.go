@@ -16,6 +16,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -185,6 +186,11 @@ func (d *Directory) describe(name string, info fs.FileInfo) (storage.Info, error
 	}
 	if stat, ok := info.Sys().(*syscall.Stat_t); ok {
 		described.Usage = stat.Blocks * 512 // in these units whatever the file system's own
+		// A link that StageFile made has the age of its source by its
+		// modification, and its own by the change of the count of links.
+		if changed := time.Unix(stat.Ctim.Unix()); described.Temporary && changed.After(described.ModTime) {
+			described.ModTime = changed
+		}
 	}
 	return described, nil
 }
@@ -417,6 +423,16 @@ func (d *Directory) List(ctx context.Context) iter.Seq2[storage.Info, error] {
 			yield(storage.Info{}, fmt.Errorf("list: %w", err))
 			return
 		}
+		// failed tells of what can't be read; the rest may well be readable.
+		failed := func(name string, err error) error {
+			if name == "." {
+				return err
+			}
+			if !yield(storage.Info{Name: name}, fmt.Errorf("list %s in storage %s: %w", name, d.name, cause(err))) {
+				return fs.SkipAll
+			}
+			return nil
+		}
 		err := fs.WalkDir(d.root.FS(), ".", func(name string, entry fs.DirEntry, err error) error {
 			if ctx.Err() != nil {
 				return ctx.Err()
@@ -428,7 +444,7 @@ func (d *Directory) List(ctx context.Context) iter.Seq2[storage.Info, error] {
 				if !fs.ValidPath(name) {
 					return nil // not UTF-8: a stranger's directory, which package fs can't walk
 				}
-				return err
+				return failed(name, err)
 			}
 			if !entry.Type().IsRegular() {
 				return nil
@@ -437,7 +453,7 @@ func (d *Directory) List(ctx context.Context) iter.Seq2[storage.Info, error] {
 			if errors.Is(err, fs.ErrNotExist) {
 				return nil
 			} else if err != nil {
-				return err
+				return failed(name, err)
 			}
 			info, err := d.describe(name, stat)
 			if err != nil {

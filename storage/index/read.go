@@ -38,6 +38,10 @@ type Item struct {
 // HasStored says whether the bytes of the Nth file are in the storage.
 func (i *Item) HasStored(n int) bool { return n < 64 && i.Stored&(1<<n) != 0 }
 
+// Place is where the item comes in the order of all. An item keeps its place, and
+// those that come later have later ones.
+func (i *Item) Place() int64 { return i.id }
+
 // Text returns the narinfo of the item, byte for byte. The bytes are the
 // caller's. The error is [ErrNotFound] when the index certainly has none.
 func (x *Index) Text(ctx context.Context, hash narinfo.PathHash) (text []byte, err error) {
@@ -160,10 +164,15 @@ const listStep = 500
 // Items returns all items that have every given tag, in the order they
 // came. Items added or removed meanwhile may or may not be among them.
 func (x *Index) Items(ctx context.Context, tags ...Tag) iter.Seq2[*Item, error] {
+	return x.ItemsAfter(ctx, -1, tags...)
+}
+
+// ItemsAfter is [Index.Items] from behind a place on, as [Item.Place] gives it.
+func (x *Index) ItemsAfter(ctx context.Context, place int64, tags ...Tag) iter.Seq2[*Item, error] {
 	return func(yield func(*Item, error) bool) {
 		filter, args := tagFilter(tags)
 		query := itemColumns + " WHERE i.id > ?" + filter + " ORDER BY i.id LIMIT ?"
-		for last := int64(-1); ; {
+		for last := place; ; {
 			page := make([]*Item, 0, listStep)
 			err := x.readers.do(ctx, func(c *connection) error {
 				values := append(append([]driver.Value{last}, args...), int64(listStep))

@@ -314,8 +314,15 @@ func testCancelled(t *testing.T, s storage.ByteStore) {
 	check("Flush", s.Flush(ctx, name))
 	check("Sync", s.Sync(ctx))
 	check("Probe", s.Probe(ctx))
-	for _, err := range s.List(ctx) {
+	var over error
+	for info, err := range s.List(ctx) {
 		check("List", err)
+		if over != nil {
+			t.Errorf("List goes on with %+v after it has ended with %v", info, over)
+		}
+		if err != nil && info.Name == "" {
+			over = err
+		}
 	}
 	staged, err := s.Stage(ctx, names[1], strings.NewReader("content"), 7)
 	check("Stage", err)

@@ -1,0 +1,210 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"log/slog"
+	"time"
+
+	"nar-herder/compression"
+	"nar-herder/peer"
+	"nar-herder/storage"
+)
+
+type checkCommand struct {
+	databaseOption `embed:""`
+
+	Storage    string      `placeholder:"DIR" help:"Directory of the stored nars."`
+	Verify     bool        `help:"Also decompress each stored nar, and compare it with its NarHash. Goes on where the last one was interrupted."`
+	VerifyRate sizeValue   `default:"none" placeholder:"BYTES" help:"How much of the stored nars is read per second at the most (default: ${default})."`
+	Restart    bool        `help:"With --verify: begin anew."`
+	Closures   bool        `default:"true" negatable:"" help:"Look for items whose references have no narinfo (default: on)."`
+	Repair     bool        `help:"Fetch again what is missing or wrong, set aside what is wrong, and make the index true."`
+	From       []fromValue `sep:"none" placeholder:"URL" help:"With --repair: another instance to fetch nars from. May be repeated."`
+	JSON       bool        `name:"json" help:"Each finding as a JSON object on a line, and the totals as the last one."`
+}
+
+// Help is shown below the options.
+func (checkCommand) Help() string {
+	return `Compares the index with the storage, both ways. Without --repair, nothing is changed.
+
+Findings, one on a line: "missing" and "wrong size" files that the index has as stored; "corrupt" ones, with --verify; "unrecorded" ones that items name and the index does not have as stored; "incomplete" items, that refer to others without a narinfo; "unknown", what could not be found out. Mere notices are "stranger" files, which nobody names, "temporary" ones, and what is "quarantined".
+
+With --repair, files are fetched again with --from, and compared with their NarHash before they are stored. What is wrong is set aside in the folder "quarantine" of the storage. What can't be had is no longer claimed by the index. Unrecorded files are recorded when they are the right ones. Temporary files go when they are older than a day. Strangers stay.
+
+Exit status: 0, nothing is wrong; 1, the check could not be completed, or something could not be found out; 2, something is wrong and remains so; 3, something was wrong, and all of it was repaired.`
+}
+
+// statusError ends the program with that status; all has been said.
+type statusError int
+
+func (e statusError) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
+
+// The exit statuses of a check, apart from 0.
+const (
+	statusIncomplete statusError = 1
+	statusWrong      statusError = 2
+	statusRepaired   statusError = 3
+)
+
+func (c *checkCommand) validate() error {
+	switch {
+	case c.Storage == "" && (c.Verify || c.Repair):
+		return errors.New("--verify and --repair are about stored nars: name their directory with --storage")
+	case c.Restart && !c.Verify:
+		return errors.New("--restart: it is --verify that it begins anew")
+	case len(c.From) > 0 && !c.Repair:
+		return errors.New("--from: nothing is fetched without --repair")
+	case c.VerifyRate == 0:
+		return errors.New("--verify-rate=0: nothing would ever be read: name a number of bytes, or none")
+	}
+	return nil
+}
+
+func (c *checkCommand) Run(ctx context.Context, s *streams) (err error) {
+	if err := c.validate(); err != nil {
+		return err
+	}
+	log := slog.New(slog.NewTextHandler(s.err, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	store, err := openExisting(ctx, c.Database, c.Storage, log)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if closeErr := store.close(); closeErr != nil {
+			err = closeErr
+		}
+	}()
+	totals, err := store.Totals(ctx)
+	if err != nil {
+		return err
+	}
+	if c.Storage == "" && totals.StoredNars > 0 {
+		return fmt.Errorf("the index has %d nars in a storage: name it with --storage", totals.StoredNars)
+	}
+	report := &checkReport{out: s.out, json: c.JSON, totals: newCheckTotals()}
+	var repairer *storage.Repairer
+	if c.Repair {
+		repairer = store.Repairer(c.repairOptions(store))
+	}
+	// pass prints what one part of the check finds.
+	pass := func(shown *progress, findings iter.Seq2[storage.Finding, error]) {
+		for finding, err := range findings {
+			if ctx.Err() != nil {
+				break
+			}
+			shown.clear()
+			var repair *storage.Repair
+			if repairer != nil && err == nil {
+				done := repairer.Repair(ctx, finding)
+				repair = &done
+			}
+			report.add(finding, err, repair)
+		}
+		shown.end()
+	}
+	if c.Storage != "" {
+		shown := newProgress(s.err, "checking", "items and files", totals.Items+totals.StoredNars)
+		pass(shown, store.Check(ctx, func() { shown.add(0); report.totals.Looked++ }))
+	}
+	if c.Closures && ctx.Err() == nil {
+		shown := newProgress(s.err, "checking closures", "items", totals.Items)
+		pass(shown, store.CheckClosures(ctx, func() { shown.add(0) }))
+	}
+	if c.Verify && ctx.Err() == nil {
+		place, err := c.verifyPlace(ctx, s, store)
+		if err != nil {
+			return err
+		}
+		shown := newProgress(s.err, "verifying", "files", totals.StoredNars-place.Files)
+		pass(shown, store.Verify(ctx, storage.VerifyOptions{
+			Decode: decodeNar, Rate: int64(c.VerifyRate), From: place,
+			Looked: func(bytes int64) {
+				shown.add(bytes)
+				report.totals.VerifiedFiles++
+				report.totals.VerifiedBytes += bytes
+			},
+		}))
+	}
+	report.totals.Complete = report.totals.Unknown == 0 && ctx.Err() == nil
+	status := report.end()
+	if ctx.Err() != nil {
+		again := ""
+		if c.Verify {
+			again = ": the next --verify goes on from here"
+		}
+		return fmt.Errorf("check: interrupted%s", again)
+	}
+	if status != 0 {
+		return status
+	}
+	return nil
+}
+
+// verifyPlace says where verifying begins, and tells the user.
+func (c *checkCommand) verifyPlace(ctx context.Context, s *streams, store *opened) (storage.VerifyPlace, error) {
+	if c.Restart {
+		return storage.VerifyPlace{}, nil
+	}
+	place, err := store.VerifyPlace(ctx)
+	if err != nil {
+		return place, fmt.Errorf("%w with --restart", err)
+	}
+	if !place.Begun.IsZero() {
+		fmt.Fprintf(s.err, "verifying: goes on after %d files, %s, of what was begun at %s; --restart would begin anew\n",
+			place.Files, byteCount(place.Bytes), place.Begun.Local().Format(time.DateTime))
+	}
+	return place, nil
+}
+
+func (c *checkCommand) repairOptions(store *opened) storage.RepairOptions {
+	options := storage.RepairOptions{Decode: decodeNar, Rate: int64(c.VerifyRate)}
+	for _, from := range c.From {
+		options.Sources = append(options.Sources, peerSource{peer.New(from.url.URL, peer.Self{Instance: store.index.Instance()})})
+	}
+	return options
+}
+
+// peerSource fetches whole files from another instance.
+type peerSource struct{ *peer.Peer }
+
+// Fetch implements [storage.Source].
+func (p peerSource) Fetch(ctx context.Context, item *storage.Item, n int) (io.ReadCloser, error) {
+	body, _, err := p.OpenFile(ctx, item, n, 0, -1, nil)
+	if errors.Is(err, storage.ErrNotStored) {
+		return nil, errNotThere
+	}
+	return body, err
+}
+
+var errNotThere = errors.New("it does not have it")
+
+// decodeNar is a [storage.Decoder].
+func decodeNar(kind string, compressed io.Reader) (io.ReadCloser, error) {
+	reader, err := compression.NewReader(kind, compressed)
+	if err != nil {
+		return nil, unreadable(err)
+	}
+	return narReader{reader}, nil
+}
+
+type narReader struct{ io.ReadCloser }
+
+func (r narReader) Read(p []byte) (int, error) {
+	n, err := r.ReadCloser.Read(p)
+	if err != nil && err != io.EOF {
+		err = unreadable(err)
+	}
+	return n, err
+}
+
+// unreadable marks an error that says nothing about the bytes.
+func unreadable(err error) error {
+	if compression.Refused(err) {
+		return fmt.Errorf("%w: %w", storage.ErrUnreadable, err)
+	}
+	return err
+}

@@ -1,0 +1,161 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+
+	"nar-herder/storage"
+)
+
+// checkReport writes what a check finds, and counts it.
+type checkReport struct {
+	out    io.Writer
+	json   bool
+	totals checkTotals
+}
+
+// checkTotals are the last line of --json.
+type checkTotals struct {
+	// Looked is how many rows and files were compared.
+	Looked        int64 `json:"looked"`
+	VerifiedFiles int64 `json:"verified_files"`
+	VerifiedBytes int64 `json:"verified_bytes"`
+	FetchedBytes  int64 `json:"fetched_bytes"`
+	// Findings and Repairs are numbers by kind and by outcome.
+	Findings map[string]int64 `json:"findings"`
+	Repairs  map[string]int64 `json:"repairs"`
+	Repaired int64            `json:"repaired"`
+	// Remaining is how many findings are still wrong, Unknown how much could
+	// not be found out.
+	Remaining int64 `json:"remaining"`
+	Unknown   int64 `json:"unknown"`
+	Complete  bool  `json:"complete"`
+	Status    int   `json:"status"`
+}
+
+func newCheckTotals() checkTotals {
+	return checkTotals{Findings: map[string]int64{}, Repairs: map[string]int64{}}
+}
+
+// foundLine is a finding for programs.
+type foundLine struct {
+	Kind       string      `json:"kind"`
+	StorePath  string      `json:"store_path,omitempty"`
+	File       string      `json:"file,omitempty"`
+	Note       string      `json:"note,omitempty"`
+	References []string    `json:"missing_references,omitempty"`
+	Error      string      `json:"error,omitempty"`
+	Repair     *repairLine `json:"repair,omitempty"`
+}
+
+type repairLine struct {
+	Outcome string `json:"outcome"`
+	Mended  bool   `json:"mended"`
+	Note    string `json:"note,omitempty"`
+	Error   string `json:"error,omitempty"`
+}
+
+// add takes a finding, or the error that there is instead, and what was done
+// about it; nil where nothing was to be done.
+func (r *checkReport) add(finding storage.Finding, err error, repair *storage.Repair) {
+	line := foundLine{Kind: finding.Kind.String(), File: finding.Name, Note: finding.Note}
+	if finding.Item != nil {
+		line.StorePath = finding.Item.Narinfo.StorePath.String()
+	}
+	for _, reference := range finding.References {
+		line.References = append(line.References, reference.String())
+	}
+	r.totals.Findings[line.Kind]++
+	if repair != nil && *repair != (storage.Repair{}) {
+		line.Repair = &repairLine{Outcome: repair.Outcome.String(), Mended: repair.Mended, Note: repair.Note}
+		if repair.Err != nil {
+			line.Repair.Error = oneLine(repair.Err)
+		}
+		if repair.Outcome != storage.Untouched {
+			r.totals.Repairs[line.Repair.Outcome]++
+		}
+		if repair.Outcome == storage.Fetched {
+			r.totals.FetchedBytes += repair.Bytes
+		}
+	}
+	switch {
+	case err != nil:
+		line.Error = oneLine(err)
+		r.totals.Unknown++
+	case finding.Kind.IsNotice():
+	case repair != nil && repair.Mended:
+		r.totals.Repaired++
+	default:
+		r.totals.Remaining++
+	}
+	if r.json {
+		_ = json.NewEncoder(r.out).Encode(line) // of nobody who reads any more
+		return
+	}
+	fmt.Fprintln(r.out, line)
+}
+
+// String is the line for people.
+func (l foundLine) String() string {
+	text := new(strings.Builder)
+	text.WriteString(l.Kind)
+	separator := ": "
+	for _, part := range []string{l.File, l.StorePath, l.Note, l.Error} {
+		if part != "" && (part != l.StorePath || l.File == "") {
+			text.WriteString(separator + part)
+		} else if part != "" {
+			text.WriteString(" of " + part)
+		}
+	}
+	if l.Repair != nil && (l.Repair.Outcome != storage.Untouched.String() || l.Repair.Error != "") {
+		text.WriteString("; " + l.Repair.Outcome)
+		separator = ": "
+		for _, part := range []string{l.Repair.Note, l.Repair.Error} {
+			if part != "" {
+				text.WriteString(separator + part)
+				separator = "; "
+			}
+		}
+	}
+	return text.String()
+}
+
+// end writes the totals, and returns the exit status.
+func (r *checkReport) end() statusError {
+	t := &r.totals
+	status := statusError(0)
+	switch {
+	case !t.Complete:
+		status = statusIncomplete
+	case t.Remaining > 0:
+		status = statusWrong
+	case t.Repaired > 0:
+		status = statusRepaired
+	}
+	t.Status = int(status)
+	if r.json {
+		_ = json.NewEncoder(r.out).Encode(map[string]*checkTotals{"totals": t})
+		return status
+	}
+	parts := []string{fmt.Sprintf("%d rows and files compared", t.Looked)}
+	if t.VerifiedFiles > 0 {
+		parts = append(parts, fmt.Sprintf("%d files verified, %s", t.VerifiedFiles, byteCount(t.VerifiedBytes)))
+	}
+	for _, kind := range slices.Sorted(maps.Keys(t.Findings)) {
+		parts = append(parts, fmt.Sprintf("%d %s", t.Findings[kind], kind))
+	}
+	for _, outcome := range slices.Sorted(maps.Keys(t.Repairs)) {
+		parts = append(parts, fmt.Sprintf("%d %s", t.Repairs[outcome], outcome))
+	}
+	verdict := map[statusError]string{
+		0: "nothing is wrong", statusIncomplete: "the check is not complete",
+		statusWrong:    fmt.Sprintf("%d remain wrong", t.Remaining),
+		statusRepaired: "all that was wrong is repaired",
+	}[status]
+	fmt.Fprintf(r.out, "%s: %s\n", strings.Join(parts, ", "), verdict)
+	return status
+}

@@ -1,0 +1,105 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/schollz/progressbar/v3"
+	"golang.org/x/term"
+)
+
+// progress shows how far a long command is: a bar on a terminal, a line now and
+// then elsewhere. Short ones show nothing.
+type progress struct {
+	out      io.Writer
+	doing    string // "importing"
+	what     string // "narinfos"
+	all      int64  // how many there are; not known when not positive
+	bar      *progressbar.ProgressBar
+	start    time.Time
+	next     time.Time
+	terminal bool
+	items    int64
+	bytes    int64
+}
+
+const (
+	progressAfter = 2 * time.Second
+	progressEvery = 10 * time.Second
+)
+
+func newProgress(out io.Writer, doing, what string, all int64) *progress {
+	p := &progress{out: out, doing: doing, what: what, all: all, start: time.Now()}
+	p.next = p.start.Add(progressAfter)
+	if file, ok := out.(*os.File); ok {
+		p.terminal = term.IsTerminal(int(file.Fd()))
+	}
+	return p
+}
+
+// add notes an item that is done.
+func (p *progress) add(bytes int64) {
+	p.items++
+	p.bytes += bytes
+	if p.bar != nil {
+		_ = p.bar.Add(1) // of a terminal that went away
+		return
+	}
+	if p.items%64 != 0 && bytes == 0 {
+		return // the clock costs more than the rest of this
+	}
+	now := time.Now()
+	if now.Before(p.next) {
+		return
+	}
+	if p.terminal {
+		most := p.all
+		if most <= 0 {
+			most = -1 // a bar without an end
+		}
+		p.bar = progressbar.NewOptions64(most, progressbar.OptionSetWriter(p.out), progressbar.OptionSetDescription(p.doing),
+			progressbar.OptionShowCount(), progressbar.OptionShowIts(), progressbar.OptionSetItsString(p.what),
+			progressbar.OptionThrottle(100*time.Millisecond), progressbar.OptionClearOnFinish())
+		_ = p.bar.Add64(p.items)
+		return
+	}
+	p.next = now.Add(progressEvery)
+	of := ""
+	if p.all > 0 {
+		of = fmt.Sprintf(" of %d", p.all)
+	}
+	nars := ""
+	if p.bytes > 0 {
+		nars = ", " + byteCount(p.bytes) + " of nars"
+	}
+	fmt.Fprintf(p.out, "%s: %d%s %s%s, %.0f %s/s\n",
+		p.doing, p.items, of, p.what, nars, float64(p.items)/now.Sub(p.start).Seconds(), p.what)
+}
+
+// clear makes room for a line of output.
+func (p *progress) clear() {
+	if p.bar != nil {
+		_ = p.bar.Clear()
+	}
+}
+
+func (p *progress) end() {
+	if p.bar != nil {
+		_ = p.bar.Finish()
+	}
+}
+
+// byteCount writes a number of bytes for people.
+func byteCount(n int64) string {
+	const units = "KMGTPE"
+	if n < 1024 {
+		return fmt.Sprintf("%d B", n)
+	}
+	value, unit := float64(n)/1024, 0
+	for value >= 1024 && unit < len(units)-1 {
+		value, unit = value/1024, unit+1
+	}
+	return fmt.Sprintf("%.1f %ciB", value, units[unit])
+}

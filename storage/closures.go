@@ -1,0 +1,100 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"iter"
+	"strings"
+
+	lru "github.com/hashicorp/golang-lru/v2/simplelru"
+
+	"nar-herder/narinfo"
+)
+
+// knownAtMost bounds how many references a check remembers to be there, of some
+// 100 bytes each. Nearly all items refer to the same few thousand.
+const knownAtMost = 100_000
+
+// CheckClosures finds items that refer to others without a narinfo, so that a
+// client can't get all that it needs from here. An item that is withdrawn counts
+// as none, and is not looked at itself. Errors are as in [Storage.Check]; looked
+// is called after each item, nil for nobody.
+func (s *Storage) CheckClosures(ctx context.Context, looked func()) iter.Seq2[Finding, error] {
+	if looked == nil {
+		looked = func() {}
+	}
+	return func(yield func(Finding, error) bool) {
+		known, err := lru.NewLRU[narinfo.PathHash, struct{}](knownAtMost, nil)
+		if err != nil {
+			panic(err) // only of a size that is not positive
+		}
+		for item, err := range s.Items(ctx) {
+			if err == nil {
+				err = s.checkClosure(ctx, known, item, yield)
+			}
+			switch {
+			case errors.Is(err, errStop):
+				return
+			case ctx.Err() != nil:
+				yield(Finding{}, ctx.Err())
+				return
+			case err != nil && !yield(Finding{Item: item}, err):
+				return
+			}
+			looked()
+		}
+	}
+}
+
+// errStop says that whom findings are for wants no more.
+var errStop = errors.New("no more is wanted")
+
+func (s *Storage) checkClosure(ctx context.Context, known *lru.LRU[narinfo.PathHash, struct{}], item *Item, yield func(Finding, error) bool) error {
+	if !item.WithdrawnAt.IsZero() {
+		return nil
+	}
+	asked := *item.Narinfo
+	asked.References = nil
+	for _, reference := range othersOf(item.Narinfo) {
+		if _, is := known.Get(reference.Hash); !is {
+			asked.References = append(asked.References, reference)
+		}
+	}
+	if len(asked.References) == 0 {
+		return nil
+	}
+	missing, err := s.index.MissingReferences(ctx, &asked)
+	if err != nil {
+		return err
+	}
+	if len(missing) > 0 {
+		// The item may have gone, or become another, since it was read.
+		now, err := s.Item(ctx, item.Hash)
+		if errors.Is(err, ErrNotFound) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		if !now.WithdrawnAt.IsZero() {
+			return nil
+		}
+		if missing, err = s.index.MissingReferences(ctx, &narinfo.Narinfo{StorePath: now.Narinfo.StorePath, References: othersOf(now.Narinfo)}); err != nil {
+			return err
+		}
+		if len(missing) == 0 {
+			return nil
+		}
+		names := make([]string, len(missing))
+		for i, path := range missing {
+			names[i] = path.String()
+		}
+		if !yield(Finding{Kind: Incomplete, Item: now, References: missing, Note: "no narinfo for " + strings.Join(names, " ")}, nil) {
+			return errStop
+		}
+		return nil
+	}
+	for _, reference := range asked.References {
+		known.Add(reference.Hash, struct{}{})
+	}
+	return nil
+}

@@ -1,0 +1,63 @@
+package storage_test
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"nar-herder/narinfo"
+	"nar-herder/storage"
+	"nar-herder/storage/index"
+)
+
+func TestCheckClosures(t *testing.T) {
+	t.Parallel()
+	s := newPlace(t).openTest(t)
+	items := []fake{
+		{n: 1, content: "1"}, {n: 2, content: "2", refs: []int{1, 2}}, {n: 3, content: "3", refs: []int{8, 1, 9}}, {n: 4, content: "4", refs: []int{4, 3, 9}},
+		{n: 5, content: "5"}, {n: 6, content: "6", refs: []int{5}}, {n: 7, content: "7", refs: []int{9}},
+	}
+	importAll(t, s, storage.ImportOptions{}, laid(t, items...))
+	check := func(want map[int][]int) {
+		t.Helper()
+		looked := 0
+		found := map[int][]int{}
+		for finding, err := range s.CheckClosures(t.Context(), func() { looked++ }) {
+			if err != nil || finding.Kind != storage.Incomplete || finding.Name != "" {
+				t.Fatalf("%+v, %v", finding, err)
+			}
+			n := slices.IndexFunc(items, func(f fake) bool { return f.hash() == finding.Item.Hash })
+			for _, reference := range finding.References {
+				var missing int
+				if _, err := fmt.Sscanf(reference.BaseName()[33:], "item-%d", &missing); err != nil {
+					t.Fatal(err)
+				}
+				found[items[n].n] = append(found[items[n].n], missing)
+				if !strings.Contains(finding.Note, reference.String()) {
+					t.Errorf("the note %q lacks %s", finding.Note, reference)
+				}
+			}
+		}
+		if fmt.Sprint(found) != fmt.Sprint(want) || looked != len(items) {
+			t.Errorf("found %v in %d items, want %v", found, looked, want)
+		}
+	}
+	check(map[int][]int{3: {8, 9}, 4: {9}, 7: {9}})
+	// What is withdrawn is missing to others, and lacks nothing itself.
+	var going []*storage.Item
+	for _, n := range []int{5, 7} {
+		item, err := s.Item(t.Context(), fake{n: n}.hash())
+		if err != nil {
+			t.Fatal(err)
+		}
+		going = append(going, item)
+	}
+	if withdrawn, err := s.Withdraw(t.Context(), going, int64(len(items)), allowed); err != nil || len(withdrawn) != 2 {
+		t.Fatal(withdrawn, err)
+	}
+	check(map[int][]int{3: {8, 9}, 4: {9}, 6: {5}})
+}
+
+// allowed is a guard that lets everything be.
+func allowed(*index.Tx, map[narinfo.PathHash]index.ChangeKind) error { return nil }

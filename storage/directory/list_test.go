@@ -1,0 +1,80 @@
+package directory
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// asNobody calls f with the rights of a user who is not root, on files alone.
+func asNobody(f func()) {
+	if os.Geteuid() != 0 {
+		f()
+		return
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		// The thread is never let go, so that it ends with its goroutine.
+		runtime.LockOSThread()
+		_ = unix.Setfsuid(65534) // f finds out
+		f()
+	}()
+	<-done
+}
+
+// TestListGoesOn: a directory that can't be read costs none of the others.
+func TestListGoesOn(t *testing.T) {
+	t.Parallel()
+	// Not the test's own directory, which nobody else can get into.
+	store, err := os.MkdirTemp("", "nar-herder-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(store) })
+	for _, name := range []string{"nar/gzip/a", "nar/lzip/b", "nar/lzip/below/c", "nar/zstd/d", "nar/e", "z"} {
+		lay(t, filepath.Join(store, name), "content")
+	}
+	chmod := func(mode fs.FileMode) {
+		t.Helper()
+		if err := errors.Join(os.Chmod(store, 0o755), os.Chmod(filepath.Join(store, "nar/lzip"), mode)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	chmod(0)
+	defer chmod(0o755)
+	d := open(t, store)
+	list := func(most int) (names, failed []string) {
+		asNobody(func() {
+			for info, err := range d.List(t.Context()) {
+				if errors.Is(err, fs.ErrPermission) {
+					failed = append(failed, info.Name)
+				} else if err != nil {
+					t.Error(err)
+				} else {
+					names = append(names, info.Name)
+				}
+				if most--; most == 0 {
+					break
+				}
+			}
+		})
+		return names, failed
+	}
+	names, failed := list(100)
+	if want := []string{"nar/e", "nar/gzip/a", "nar/zstd/d", "z"}; !slices.Equal(names, want) || !slices.Equal(failed, []string{"nar/lzip"}) {
+		t.Errorf("listed %q, failed %q", names, failed)
+	}
+	// And one may stop there as anywhere.
+	for most := 1; most <= 5; most++ {
+		if names, failed := list(most); len(names)+len(failed) != most {
+			t.Errorf("stopped at %d: listed %q, failed %q", most, names, failed)
+		}
+	}
+}

@@ -1,0 +1,73 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+)
+
+// fetch stages the file of a finding out of the first source that has it. The
+// Staged is nil when none has, and the note then says why. The error is about
+// this machine, and says nothing about the sources.
+func (r *Repairer) fetch(ctx context.Context, finding Finding) (Staged, Repair) {
+	var failures []string
+	for _, source := range r.options.Sources {
+		staged, ours, err := r.fetchFrom(ctx, finding, source)
+		if err == nil {
+			size := finding.Item.StoredSize(finding.Item.FileNamed(finding.Name))
+			return staged, Repair{Note: "from " + source.String(), Bytes: size}
+		}
+		if ours {
+			return nil, Repair{Err: err}
+		}
+		failures = append(failures, fmt.Sprintf("%s: %v", source, err))
+	}
+	if len(failures) == 0 {
+		return nil, Repair{Note: "no other instance to fetch it from was named"}
+	}
+	return nil, Repair{Note: "not to be had: " + strings.Join(failures, "; ")}
+}
+
+// fetchFrom stages the file out of one source. ours says that an error is about
+// this machine.
+func (r *Repairer) fetchFrom(ctx context.Context, finding Finding, source Source) (_ Staged, ours bool, err error) {
+	n := finding.Item.FileNamed(finding.Name)
+	body, err := source.Fetch(ctx, finding.Item, n)
+	if err != nil {
+		return nil, ctx.Err() != nil, err
+	}
+	defer body.Close()
+	coming := &remembering{r: body}
+	// What comes is decompressed on its way, and nothing is read twice.
+	checked, checking := io.Pipe()
+	verdict := make(chan error, 1)
+	go func() {
+		err := checkNar(ctx, finding.Item.Narinfo, n, checked, r.options.Decode)
+		checked.CloseWithError(err) // ends the staging, too
+		verdict <- err
+	}()
+	staged, stageErr := r.storage.bytes.Stage(ctx, finding.Name, io.TeeReader(coming, checking), finding.Item.StoredSize(n))
+	checking.CloseWithError(stageErr)
+	checkErr := <-verdict
+	if stageErr == nil && checkErr == nil && ctx.Err() == nil {
+		return staged, false, nil
+	}
+	if stageErr == nil {
+		staged.Abort()
+	}
+	switch {
+	case ctx.Err() != nil:
+		return nil, true, ctx.Err()
+	case errors.Is(checkErr, ErrWrongNar):
+		return nil, false, checkErr
+	case coming.err != nil:
+		return nil, false, coming.err
+	case errors.Is(stageErr, ErrWrongSize):
+		return nil, false, stageErr
+	case stageErr != nil:
+		return nil, true, stageErr
+	}
+	return nil, true, checkErr
+}

@@ -1,0 +1,56 @@
+package storage
+
+import (
+	"nar-herder/narinfo"
+)
+
+// Finding is where index and bytes are not true to each other, or one of them
+// not to itself.
+type Finding struct {
+	Kind FindingKind
+	// Name is the file's, in the storage; "" where it is about no file.
+	Name string
+	// Item is the one that it is about; nil for a stranger.
+	Item *Item
+	// Note says more.
+	Note string
+	// References are those that an incomplete item lacks.
+	References []narinfo.StorePath
+
+	// info describes the file as it was when it was found to be wrong.
+	info Info
+}
+
+// FindingKind says what is wrong.
+type FindingKind int
+
+const (
+	// Unknown: it could not be found out. It comes with an error.
+	Unknown FindingKind = iota
+	// Missing: the index has the file as stored, and it certainly is not.
+	Missing
+	// WrongSize: the file is shorter or longer than the index has it.
+	WrongSize
+	// Corrupt: the file is as long as it should be, and what is in it is not
+	// the nar that the narinfo describes.
+	Corrupt
+	// Unrecorded: a file that an item names is there, and the index does not
+	// have it as stored.
+	Unrecorded
+	// Incomplete: the item refers to others that have no narinfo, or that are
+	// about to go.
+	Incomplete
+	// Stranger: no item names the file.
+	Stranger
+	// Temporary: a file is being written, or was when a process died.
+	Temporary
+	// Quarantined: a file that was found to be wrong once, and set aside.
+	Quarantined
+)
+
+func (k FindingKind) String() string {
+	return [...]string{"unknown", "missing", "wrong size", "corrupt", "unrecorded", "incomplete", "stranger", "temporary", "quarantined"}[k]
+}
+
+// IsNotice says that nothing is wrong: what is there does no harm.
+func (k FindingKind) IsNotice() bool { return k == Stranger || k == Temporary || k == Quarantined }

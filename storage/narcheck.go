@@ -1,0 +1,99 @@
+package storage
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+
+	"nar-herder/narinfo"
+)
+
+// Decoder returns the decompressed bytes of what a narinfo calls a compression.
+// Its readers check what the format has checksums of, and that nothing follows.
+// An error that is [ErrUnreadable] says nothing about the bytes.
+type Decoder func(compression string, compressed io.Reader) (io.ReadCloser, error)
+
+var (
+	// ErrUnreadable says that this program can't read a file that may be good,
+	// since the compression is not known to it, or asks for too much memory.
+	ErrUnreadable = errors.New("can't be read by this program")
+	// ErrWrongNar says that bytes are certainly not the nar that the narinfo
+	// describes.
+	ErrWrongNar = errors.New("not the nar that the narinfo describes")
+)
+
+// copyBuffer is how much is decompressed at a time.
+const copyBuffer = 256 << 10
+
+// checkNar reads an item's Nth file to its end. The error is [ErrWrongNar] when
+// it certainly isn't the nar, nil when it is, and any other when that could not
+// be found out. No more is decompressed than the nar should have.
+func checkNar(ctx context.Context, n *narinfo.Narinfo, file int, from io.Reader, decode Decoder) error {
+	source := &remembering{r: from}
+	sum := &narSum{ctx: ctx, want: n, sha256: sha256.New()}
+	reader, err := decode(n.Files[file].Compression, source)
+	if err == nil {
+		defer reader.Close()
+		// The struct hides methods with which a copy would go past the sum.
+		_, err = io.CopyBuffer(sum, struct{ io.Reader }{reader}, make([]byte, copyBuffer))
+	}
+	if err == nil {
+		err = sum.result()
+	}
+	switch {
+	case source.err != nil:
+		return source.err // whatever the decoder made of it
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case err == nil, errors.Is(err, ErrUnreadable), errors.Is(err, ErrWrongNar):
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrWrongNar, err)
+}
+
+// remembering keeps the error that reading has failed with: it is about the disk
+// or the network, where others that a decoder gives are about the bytes.
+type remembering struct {
+	r   io.Reader
+	err error
+}
+
+func (r *remembering) Read(p []byte) (int, error) {
+	n, err := r.r.Read(p)
+	if err != nil && err != io.EOF {
+		r.err = err
+	}
+	return n, err
+}
+
+// narSum compares what is written to it with a narinfo.
+type narSum struct {
+	ctx    context.Context
+	want   *narinfo.Narinfo
+	sha256 hash.Hash
+	size   int64
+}
+
+func (s *narSum) Write(p []byte) (int, error) {
+	if err := s.ctx.Err(); err != nil {
+		return 0, err
+	}
+	s.size += int64(len(p))
+	if s.want.NarSize >= 0 && s.size > s.want.NarSize {
+		return 0, fmt.Errorf("%w: it has more than %d bytes", ErrWrongNar, s.want.NarSize)
+	}
+	return s.sha256.Write(p)
+}
+
+func (s *narSum) result() error {
+	if s.want.NarSize >= 0 && s.size != s.want.NarSize {
+		return fmt.Errorf("%w: it has %d bytes, should have %d", ErrWrongNar, s.size, s.want.NarSize)
+	}
+	if got := narinfo.NarHash(s.sha256.Sum(nil)); got != s.want.NarHash {
+		return fmt.Errorf("%w: its hash is %s, should be %s", ErrWrongNar, got, s.want.NarHash)
+	}
+	return nil
+}

@@ -1,0 +1,214 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"time"
+)
+
+// Source is where files can be fetched from again, such as another instance.
+type Source interface {
+	// Fetch opens an item's Nth file there. What comes may be wrong: it is
+	// checked before it is stored.
+	Fetch(ctx context.Context, item *Item, n int) (io.ReadCloser, error)
+	// String names the source to operators.
+	String() string
+}
+
+// RepairOptions are for [Storage.Repairer].
+type RepairOptions struct {
+	Decode Decoder
+	// Sources are asked one after the other.
+	Sources []Source
+	// Rate is as in [VerifyOptions], for files of the storage that are read.
+	Rate int64
+}
+
+// Repair is what became of a finding.
+type Repair struct {
+	Outcome RepairOutcome
+	// Mended says that nothing is wrong there any more.
+	Mended bool
+	// Note says more.
+	Note string
+	// Err says why more could not be done.
+	Err error
+	// Bytes that were fetched.
+	Bytes int64
+}
+
+// RepairOutcome is what was done.
+type RepairOutcome int
+
+const (
+	// Untouched: all is as it was.
+	Untouched RepairOutcome = iota
+	// Fetched: the file came from a source, and is the nar that it should be.
+	// What was there instead is in quarantine.
+	Fetched
+	// Recorded: the file is the nar that it should be, and the index has it as
+	// stored.
+	Recorded
+	// SetAside: the file is in quarantine, and the index does not have it as
+	// stored any more.
+	SetAside
+	// Unclaimed: the index does not have the file as stored any more.
+	Unclaimed
+	// Deleted: the file is gone.
+	Deleted
+)
+
+func (o RepairOutcome) String() string {
+	return [...]string{"untouched", "fetched", "recorded", "set aside", "unclaimed", "deleted"}[o]
+}
+
+// settledAfter is how long nobody has written to a file that is taken for a
+// leftover, and not for one that is just being written.
+const settledAfter = 24 * time.Hour
+
+// Repairer mends what a check finds. It is used by one goroutine at a time.
+//
+// Of what could not be found out it changes nothing; nothing is stored that is
+// not the nar of its narinfo; and no file is deleted but temporary ones: what is
+// wrong is set aside in the folder "quarantine" of the storage.
+type Repairer struct {
+	storage *Storage
+	options RepairOptions
+	reading *throttle
+}
+
+// Repairer makes a Repairer.
+func (s *Storage) Repairer(options RepairOptions) *Repairer {
+	return &Repairer{storage: s, options: options, reading: &throttle{rate: options.Rate}}
+}
+
+// Repair does what can be done about a finding. Row and file must be as they were
+// found, or it does nothing.
+func (r *Repairer) Repair(ctx context.Context, finding Finding) (repair Repair) {
+	switch finding.Kind {
+	case Missing:
+		repair = r.missing(ctx, finding)
+	case WrongSize, Corrupt:
+		repair = r.wrong(ctx, finding)
+	case Unrecorded:
+		repair = r.unrecorded(ctx, finding)
+	case Temporary:
+		if r.storage.now().Sub(finding.info.ModTime) < settledAfter {
+			return Repair{Note: "may be just being written"}
+		}
+		err := r.storage.bytes.Remove(ctx, finding.Name)
+		repair = Repair{Outcome: Deleted, Mended: true}
+		if err != nil {
+			repair = Repair{Err: err}
+		}
+	}
+	return repair
+}
+
+// missing fetches a file, or takes the claim off that it is there.
+func (r *Repairer) missing(ctx context.Context, finding Finding) Repair {
+	fetched, repair := r.fetch(ctx, finding)
+	if repair.Err != nil {
+		return repair
+	}
+	if fetched != nil {
+		return r.restore(ctx, finding, fetched, repair)
+	}
+	// A storage that isn't mounted looks like one whose files are all missing.
+	if there, err := r.storage.hasAny(ctx); err != nil {
+		repair.Err = err
+		return repair
+	} else if !there {
+		repair.Err = fmt.Errorf("storage %s has none of the files that the index has there: is it mounted? Nothing is taken out of the index", r.storage.bytes)
+		return repair
+	}
+	if err := r.storage.unclaim(ctx, finding); err != nil {
+		repair.Err = err
+		return repair
+	}
+	repair.Outcome = Unclaimed
+	return repair
+}
+
+// wrong replaces a file that is not what it should be, or sets it aside.
+func (r *Repairer) wrong(ctx context.Context, finding Finding) Repair {
+	fetched, repair := r.fetch(ctx, finding)
+	if repair.Err != nil {
+		return repair
+	}
+	if fetched == nil {
+		// The claim first: from then on, no client is sent the wrong bytes.
+		if repair.Err = r.storage.unclaim(ctx, finding); repair.Err != nil {
+			return repair
+		}
+		repair.Outcome = Unclaimed
+		if repair.Err = r.storage.setAside(ctx, finding); repair.Err == nil {
+			repair.Outcome = SetAside
+		}
+		return repair
+	}
+	// The right bytes take the place of the wrong ones all at once, so that the
+	// row can go on claiming them.
+	if err := r.storage.copyToQuarantine(ctx, finding); err != nil {
+		fetched.Abort()
+		repair.Err = err
+		return repair
+	}
+	return r.restore(ctx, finding, fetched, repair)
+}
+
+// unrecorded takes a file into the index that is there, if it is the right one.
+func (r *Repairer) unrecorded(ctx context.Context, finding Finding) Repair {
+	s, item := r.storage, finding.Item
+	n := item.FileNamed(finding.Name)
+	err := r.verify(ctx, finding)
+	if errors.Is(err, ErrWrongNar) || errors.Is(err, ErrWrongSize) {
+		if s.now().Sub(finding.info.ModTime) < settledAfter {
+			return Repair{Err: fmt.Errorf("%w; it may be just being written", err)}
+		}
+		if setErr := s.setAside(ctx, finding); setErr != nil {
+			return Repair{Err: setErr}
+		}
+		return Repair{Outcome: SetAside, Mended: true, Note: err.Error()}
+	}
+	if err == nil {
+		err = s.record(ctx, finding, n)
+	}
+	if err != nil {
+		return Repair{Err: err}
+	}
+	return Repair{Outcome: Recorded, Mended: true}
+}
+
+// verify reads the file of a finding in the storage.
+func (r *Repairer) verify(ctx context.Context, finding Finding) error {
+	n := finding.Item.FileNamed(finding.Name)
+	if want := finding.Item.Narinfo.Files[n].Size; want >= 0 && finding.info.Size != want {
+		return fmt.Errorf("%w: %d bytes, should be %d", ErrWrongSize, finding.info.Size, want)
+	}
+	reader, info, err := r.storage.bytes.Open(ctx, finding.Name, 0, -1)
+	if errors.Is(err, fs.ErrNotExist) {
+		return errMeanwhile
+	} else if err != nil {
+		return err
+	}
+	defer reader.Close()
+	if !sameFile(info, finding.info) {
+		return errMeanwhile
+	}
+	return checkNar(ctx, finding.Item.Narinfo, n, r.reading.reader(ctx, io.LimitReader(reader, info.Size)), r.options.Decode)
+}
+
+// restore shows what was fetched.
+func (r *Repairer) restore(ctx context.Context, finding Finding, fetched Staged, repair Repair) Repair {
+	defer fetched.Abort()
+	if err := r.storage.restore(ctx, finding, fetched); err != nil {
+		repair.Err = err
+		return repair
+	}
+	repair.Outcome, repair.Mended = Fetched, true
+	return repair
+}

@@ -1,0 +1,212 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"slices"
+	"time"
+
+	"nar-herder/narinfo"
+)
+
+// VerifyOptions are for [Storage.Verify].
+type VerifyOptions struct {
+	Decode Decoder
+	// Rate is how many bytes a second are read at the most; no limit when it is
+	// not positive.
+	Rate int64
+	// From is where to begin, as [Storage.VerifyPlace] gives it; the zero value
+	// is the beginning.
+	From VerifyPlace
+	// Looked is called after each file with its length; nil for nobody.
+	Looked func(bytes int64)
+}
+
+// verifySaveEvery is how much work is done again, at the most, after a crash.
+const verifySaveEvery = 2 * time.Second
+
+// Verify reads each stored file and finds those that are not the nar that the
+// narinfo describes; nothing is changed but the note how far it is. Files that
+// are missing or of the wrong size are left to [Storage.Check]. Errors are as
+// there. Who stops, or is stopped by the context, can go on from
+// [Storage.VerifyPlace] later; so can others after a crash.
+func (s *Storage) Verify(ctx context.Context, options VerifyOptions) iter.Seq2[Finding, error] {
+	return func(yield func(Finding, error) bool) {
+		if s.bytes == nil {
+			return
+		}
+		v := &verifying{
+			Storage: s, VerifyOptions: options, throttle: &throttle{rate: options.Rate},
+			place: options.From, saved: s.now(),
+		}
+		if v.Looked == nil {
+			v.Looked = func(int64) {}
+		}
+		if v.place.Begun.IsZero() {
+			v.place.Begun = s.now()
+		}
+		over := false // yield must not be called again
+		v.yield = func(finding Finding, err error) bool {
+			over = over || !yield(finding, err)
+			return !over
+		}
+		ended := v.all(ctx)
+		if !ended && !over && ctx.Err() != nil {
+			v.yield(Finding{}, ctx.Err())
+		}
+		// Also when the context has ended: that is what it is for.
+		err := s.saveVerifyPlace(context.WithoutCancel(ctx), v.place, ended)
+		switch {
+		case err != nil && over:
+			s.log.Warn("how far the check is could not be written down: it will begin where it did", "error", err)
+		case err != nil:
+			v.yield(Finding{}, err)
+		}
+	}
+}
+
+// verifying is one pass of Verify.
+type verifying struct {
+	*Storage
+	VerifyOptions
+	yield    func(Finding, error) bool
+	throttle *throttle
+	place    VerifyPlace
+	saved    time.Time
+}
+
+// all goes through what was wrong before, and through the items after the place.
+// It returns false when it was stopped before the end.
+func (v *verifying) all(ctx context.Context) bool {
+	before := slices.Clip(v.place.again) // what follows it is not the caller's
+	v.place.again = before
+	for i, hash := range before {
+		wrong, more := v.one(ctx, hash, func(int64) {})
+		if !more {
+			v.place.again = append(slices.Clone(before[i:]), v.place.again[len(before):]...)
+			return false
+		}
+		if wrong {
+			v.place.again = append(v.place.again, hash)
+		}
+	}
+	v.place.again = v.place.again[len(before):]
+	count := func(size int64) {
+		v.place.Files++
+		v.place.Bytes += size
+	}
+	for row, err := range v.index.ItemsAfter(ctx, v.place.after) {
+		if err != nil {
+			if ctx.Err() == nil {
+				v.yield(Finding{}, err)
+			}
+			return false // the index can't be read
+		}
+		wrong, more := v.one(ctx, row.Hash, count)
+		if !more {
+			return false
+		}
+		if len(v.place.again) < mostAgain {
+			v.place.after = row.Place()
+			if wrong {
+				v.place.again = append(v.place.again, row.Hash)
+			}
+		}
+		if now := v.now(); now.Sub(v.saved) >= verifySaveEvery {
+			v.saved = now
+			if err := v.saveVerifyPlace(ctx, v.place, false); err != nil && (ctx.Err() != nil || !v.yield(Finding{}, err)) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// one verifies an item's files. wrong says that it is to be verified again by who
+// goes on from here, more is false when the pass is over.
+func (v *verifying) one(ctx context.Context, hash narinfo.PathHash, count func(size int64)) (wrong, more bool) {
+	item, err := v.Item(ctx, hash)
+	if errors.Is(err, ErrNotFound) {
+		return false, true
+	} else if err != nil {
+		return true, ctx.Err() == nil && v.yield(Finding{}, err)
+	}
+	for n, name := range item.names {
+		if !item.HasStored(n) || name == "" {
+			continue
+		}
+		finding, size, err := v.file(ctx, hash, name)
+		if ctx.Err() != nil {
+			return true, false
+		}
+		if size >= 0 {
+			count(size)
+			v.Looked(size)
+		}
+		if err == nil && finding.Kind == Unknown {
+			continue
+		}
+		wrong = true
+		if !v.yield(finding, err) {
+			return wrong, false
+		}
+		if err != nil {
+			// Without a storage, all that follows would be the same.
+			if err := v.readable(ctx); err != nil {
+				v.yield(Finding{}, err)
+				return wrong, false
+			}
+		}
+	}
+	return wrong, true
+}
+
+// verifyTries is how often a file is read that others change meanwhile.
+const verifyTries = 5
+
+// file verifies what lies under a name. The size is negative when nothing was to
+// be read; without an error, the kind Unknown says that nothing is wrong.
+func (v *verifying) file(ctx context.Context, hash narinfo.PathHash, name string) (finding Finding, size int64, err error) {
+	for range verifyTries {
+		finding = Finding{Name: name}
+		item, err := v.Item(ctx, hash)
+		if errors.Is(err, ErrNotFound) {
+			return finding, -1, nil
+		} else if err != nil {
+			return finding, -1, err
+		}
+		finding.Item = item
+		n := item.FileNamed(name)
+		if n < 0 {
+			return finding, -1, nil
+		}
+		reader, info, err := v.OpenFile(ctx, item, n, 0, -1)
+		if errors.Is(err, ErrNotStored) || errors.Is(err, ErrDisagree) {
+			return finding, -1, nil // Check says so
+		} else if err != nil {
+			return finding, -1, err
+		}
+		err = checkNar(ctx, item.Narinfo, n, v.throttle.reader(ctx, io.LimitReader(reader, info.Size)), v.Decode)
+		reader.Close()
+		if err == nil {
+			return finding, info.Size, nil
+		}
+		if !errors.Is(err, ErrWrongNar) {
+			return finding, info.Size, fmt.Errorf("verify %s in storage %s: %w", name, v.bytes, err)
+		}
+		finding.Kind, finding.Note, finding.info = Corrupt, err.Error(), info
+		// The row may be another's by now, and so may the bytes.
+		changed, err := v.hasChanged(ctx, finding)
+		if err != nil || !changed {
+			if err != nil {
+				finding.Kind = Unknown
+			}
+			return finding, info.Size, err
+		}
+	}
+	finding.Kind = Unknown
+	return finding, -1, fmt.Errorf("verify %s in storage %s: it has changed each time it was read: run the check again", name, v.bytes)
+}
