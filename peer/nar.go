@@ -109,9 +109,9 @@ func (p *Peer) OpenFile(ctx context.Context, item *storage.Item, n int, offset, 
 	if size >= 0 && response.ContentLength >= 0 && response.ContentLength != want {
 		return nil, 0, fmt.Errorf("%w: %d bytes are coming where %d belong", ErrAnswer, response.ContentLength, want)
 	}
-	body := &progressing{body: response.Body, cancel: cancel}
-	body.timer = time.AfterFunc(progressTimeout, func() {
-		cancel(fmt.Errorf("nothing came from %s for %s", p.base, progressTimeout))
+	body := &progressing{body: response.Body, cancel: cancel, timeout: p.self.ProgressTimeout}
+	body.timer = time.AfterFunc(body.timeout, func() {
+		cancel(fmt.Errorf("nothing came from %s for %s", p.base, body.timeout))
 	})
 	if size < 0 && !partial {
 		size = response.ContentLength
@@ -123,7 +123,7 @@ func (p *Peer) OpenFile(ctx context.Context, item *storage.Item, n int, offset, 
 // it is there. Errors are as in [Peer.OpenFile].
 func (p *Peer) Locate(ctx context.Context, item *storage.Item, n int, via []string) (_ string, err error) {
 	outer, begun := ctx, p.now()
-	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	ctx, cancel := context.WithTimeout(ctx, p.self.AnswerTimeout)
 	defer cancel()
 	request, err := p.narRequest(ctx, http.MethodHead, item, n, via)
 	if err != nil {
@@ -164,13 +164,14 @@ func (p *Peer) narRequest(ctx context.Context, method string, item *storage.Item
 
 // progressing ends a body that stops to come.
 type progressing struct {
-	body   io.ReadCloser
-	cancel context.CancelCauseFunc
-	timer  *time.Timer
+	body    io.ReadCloser
+	cancel  context.CancelCauseFunc
+	timeout time.Duration
+	timer   *time.Timer
 }
 
 func (b *progressing) Read(p []byte) (int, error) {
-	b.timer.Reset(progressTimeout)
+	b.timer.Reset(b.timeout)
 	return b.body.Read(p)
 }
 

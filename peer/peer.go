@@ -6,6 +6,7 @@
 package peer
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/x509"
@@ -90,6 +91,10 @@ type Self struct {
 	Instance string
 	// Storage returns the random name of its storage; nil, or "", without one.
 	Storage func(ctx context.Context) (string, error)
+	// AnswerTimeout and ProgressTimeout are how long it waits; 0 for the usual.
+	AnswerTimeout, ProgressTimeout time.Duration
+	// Now is its clock; nil is the system's.
+	Now func() time.Time
 }
 
 // Peer is another instance. Its methods may be called from several goroutines at
@@ -130,14 +135,19 @@ const (
 
 // New makes a peer at a URL, such as https://HOST or http://HOST:PORT/PATH.
 func New(base *url.URL, self Self) *Peer {
+	self.AnswerTimeout = cmp.Or(self.AnswerTimeout, answerTimeout)
+	self.ProgressTimeout = cmp.Or(self.ProgressTimeout, progressTimeout)
+	if self.Now == nil {
+		self.Now = time.Now
+	}
 	return &Peer{
-		base: strings.TrimSuffix(base.String(), "/"), self: self, now: time.Now,
+		base: strings.TrimSuffix(base.String(), "/"), self: self, now: self.Now,
 		client: &http.Client{
 			Transport: &http.Transport{
 				Proxy:                 http.ProxyFromEnvironment,
-				DialContext:           (&net.Dialer{Timeout: answerTimeout}).DialContext,
-				TLSHandshakeTimeout:   answerTimeout,
-				ResponseHeaderTimeout: answerTimeout,
+				DialContext:           (&net.Dialer{Timeout: self.AnswerTimeout}).DialContext,
+				TLSHandshakeTimeout:   self.AnswerTimeout,
+				ResponseHeaderTimeout: self.AnswerTimeout,
 				MaxIdleConnsPerHost:   2 * plainAtOnce,
 				IdleConnTimeout:       time.Minute,
 				// Bytes are to come as they lie there.
@@ -223,7 +233,7 @@ func (p *Peer) Stored(ctx context.Context, items []*storage.Item) (verdicts []Ve
 			return nil, err
 		}
 	}
-	ctx, cancel := context.WithTimeout(context.WithValue(ctx, noRedirects{}, true), 2*answerTimeout)
+	ctx, cancel := context.WithTimeout(context.WithValue(ctx, noRedirects{}, true), 2*p.self.AnswerTimeout)
 	defer cancel()
 	p.mu.Lock()
 	plain := p.now().Sub(p.plain) < plainFor
