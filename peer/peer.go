@@ -220,19 +220,19 @@ func (p *Peer) Stored(ctx context.Context, items []*storage.Item) (verdicts []Ve
 	if len(items) > MostAsked {
 		return nil, fmt.Errorf("%d items in one question, %d are allowed", len(items), MostAsked)
 	}
-	begun := p.now()
+	var storageName string
+	if p.self.Storage != nil {
+		if storageName, err = p.self.Storage(ctx); err != nil {
+			return nil, err // which says nothing about the peer
+		}
+	}
+	outer, begun := ctx, p.now()
 	defer func() {
-		p.settle(ctx, begun, err)
+		p.settle(outer, begun, err)
 		if err != nil {
 			err = fmt.Errorf("ask %s which nars it has stored: %w", p.base, err)
 		}
 	}()
-	var storageName string
-	if p.self.Storage != nil {
-		if storageName, err = p.self.Storage(ctx); err != nil {
-			return nil, err
-		}
-	}
 	ctx, cancel := context.WithTimeout(context.WithValue(ctx, noRedirects{}, true), 2*p.self.AnswerTimeout)
 	defer cancel()
 	p.mu.Lock()
@@ -267,6 +267,11 @@ func (p *Peer) ask(ctx context.Context, items []*storage.Item, storageName strin
 	if err != nil {
 		return nil, err
 	}
+	return p.judgeReply(body, nonce, items, storageName)
+}
+
+// judgeReply reads the answer to our question.
+func (p *Peer) judgeReply(body []byte, nonce string, items []*storage.Item, storageName string) ([]Verdict, error) {
 	var reply StoredReply
 	if err := json.Unmarshal(body, &reply); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrAnswer, err)
@@ -279,8 +284,8 @@ func (p *Peer) ask(ctx context.Context, items []*storage.Item, storageName strin
 	}
 	verdicts := make([]Verdict, len(items))
 	for i, nar := range reply.Nars {
-		if nar.Hash != hashes[i] {
-			return nil, fmt.Errorf("%w: it is about %q where %s was asked for", ErrAnswer, nar.Hash, hashes[i])
+		if hash := items[i].Hash.String(); nar.Hash != hash {
+			return nil, fmt.Errorf("%w: it is about %q where %s was asked for", ErrAnswer, nar.Hash, hash)
 		}
 		verdicts[i] = judge(items[i], nar)
 	}
