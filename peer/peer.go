@@ -287,7 +287,7 @@ func (p *Peer) judgeReply(body []byte, nonce string, items []*storage.Item, stor
 		if hash := items[i].Hash.String(); nar.Hash != hash {
 			return nil, fmt.Errorf("%w: it is about %q where %s was asked for", ErrAnswer, nar.Hash, hash)
 		}
-		verdicts[i] = judge(items[i], nar)
+		verdicts[i] = judge(items[i], nar, false)
 	}
 	return verdicts, nil
 }
@@ -305,8 +305,9 @@ func (p *Peer) isOther(instance, storageName, ownStorage string) error {
 	return nil
 }
 
-// judge compares what a peer has with what is here.
-func judge(item *storage.Item, nar StoredNar) Verdict {
+// judge compares what a peer has with what is here. unsized says that its files
+// may come without a size, as they do in narinfos.
+func judge(item *storage.Item, nar StoredNar, unsized bool) Verdict {
 	switch {
 	case nar.Fault:
 		return Verdict{Reason: "it can't tell"}
@@ -318,15 +319,19 @@ func judge(item *storage.Item, nar StoredNar) Verdict {
 	sizes := make(map[string]int64, len(nar.Files))
 	for _, file := range nar.Files {
 		name, err := (&narinfo.File{URL: file.URL}).Path()
-		if err == nil {
-			sizes[name] = file.Size
+		if err != nil {
+			continue
 		}
+		if size, twice := sizes[name]; twice && size != file.Size {
+			return Verdict{Reason: "it gives a file two sizes"}
+		}
+		sizes[name] = file.Size
 	}
 	for n := range item.Narinfo.Files {
 		if !item.HasStored(n) {
 			continue
 		}
-		if size, ok := sizes[item.FileName(n)]; !ok || size >= 0 && size != item.StoredSize(n) {
+		if size, ok := sizes[item.FileName(n)]; !ok || size != item.StoredSize(n) && !(unsized && size < 0) {
 			return Verdict{Reason: "the nar is stored there in other files"}
 		}
 	}
@@ -410,7 +415,7 @@ func (p *Peer) askOne(ctx context.Context, item *storage.Item, storageName strin
 	for _, file := range n.Files {
 		nar.Files = append(nar.Files, StoredFile{file.URL, file.Size})
 	}
-	return judge(item, nar), nil
+	return judge(item, nar, true), nil
 }
 
 // get fetches a small answer.
