@@ -405,6 +405,10 @@ func (p *Peer) askOne(ctx context.Context, item *storage.Item, storageName strin
 	if reply.Stored == nil {
 		return Verdict{}, fmt.Errorf("%w: it does not say whether %s is stored", ErrAnswer, item.Hash)
 	}
+	// It has no nonce: what was true once is not surely so now.
+	if age := header.Get("Age"); age != "" && age != "0" {
+		return Verdict{}, fmt.Errorf("%w: it comes from a cache, which has had it for %s seconds", ErrAnswer, age)
+	}
 	// The original has no names, and can't have this program's storage.
 	if instance := header.Get(InstanceHeader); instance != "" {
 		if err := p.isOther(instance, header.Get(StorageHeader), storageName); err != nil {
