@@ -80,9 +80,6 @@ var (
 	ErrSharedStorage = errors.New("it has this very storage, so that its nars are the ones here")
 	// ErrAnswer says that what came is no answer to the question.
 	ErrAnswer = errors.New("that is no answer of a Nar Herder")
-	// ErrTooFar says that a request has come through too many instances, or
-	// through the one that asks.
-	ErrTooFar = errors.New("the request has come around, or through too many instances")
 )
 
 // Self is who asks.
