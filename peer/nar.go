@@ -49,6 +49,9 @@ func CanPass(via []string, instance string) bool {
 // send, and gives what the peer gives: whether that is the nar, only its hash
 // can tell. size is that of the whole file, -1 when it is not known.
 func (p *Peer) OpenFile(ctx context.Context, item *storage.Item, n int, offset, length int64, via []string) (_ io.ReadCloser, size int64, err error) {
+	if item.FileName(n) == "" {
+		return nil, 0, storage.ErrNotStored // its URL is of some other place
+	}
 	outer, begun := ctx, p.now()
 	defer func() {
 		if errors.Is(err, storage.ErrNotStored) {
@@ -96,7 +99,7 @@ func (p *Peer) OpenFile(ctx context.Context, item *storage.Item, n int, offset, 
 	case response.StatusCode == http.StatusNotFound || response.StatusCode == http.StatusGone:
 		return nil, 0, storage.ErrNotStored
 	case partial && response.StatusCode == http.StatusPartialContent:
-		if begins := "bytes " + strconv.FormatInt(offset, 10) + "-"; !strings.HasPrefix(response.Header.Get("Content-Range"), begins) {
+		if !isRangeOf(response.Header.Get("Content-Range"), offset, size) {
 			return nil, 0, fmt.Errorf("%w: Content-Range is %q", ErrAnswer, response.Header.Get("Content-Range"))
 		}
 	case response.StatusCode != http.StatusOK:
@@ -109,10 +112,10 @@ func (p *Peer) OpenFile(ctx context.Context, item *storage.Item, n int, offset, 
 	if size >= 0 && response.ContentLength >= 0 && response.ContentLength != want {
 		return nil, 0, fmt.Errorf("%w: %d bytes are coming where %d belong", ErrAnswer, response.ContentLength, want)
 	}
-	body := &progressing{body: response.Body, cancel: cancel}
-	body.timer = time.AfterFunc(progressTimeout, func() {
-		cancel(fmt.Errorf("nothing came from %s for %s", p.base, progressTimeout))
-	})
+	if size < 0 {
+		want = response.ContentLength
+	}
+	body := newProgressing(response.Body, want, p.self.ProgressTimeout, cancel, p.base)
 	if size < 0 && !partial {
 		size = response.ContentLength
 	}
@@ -122,8 +125,11 @@ func (p *Peer) OpenFile(ctx context.Context, item *storage.Item, n int, offset, 
 // Locate returns the URL of an item's Nth file at the peer, after a look whether
 // it is there. Errors are as in [Peer.OpenFile].
 func (p *Peer) Locate(ctx context.Context, item *storage.Item, n int, via []string) (_ string, err error) {
+	if item.FileName(n) == "" {
+		return "", storage.ErrNotStored // its URL is of some other place
+	}
 	outer, begun := ctx, p.now()
-	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	ctx, cancel := context.WithTimeout(ctx, p.self.AnswerTimeout)
 	defer cancel()
 	request, err := p.narRequest(ctx, http.MethodHead, item, n, via)
 	if err != nil {
@@ -138,6 +144,9 @@ func (p *Peer) Locate(ctx context.Context, item *storage.Item, n int, via []stri
 	case err != nil:
 		return "", fmt.Errorf("look for %s at %s: %w", item.FileName(n), p.base, explain(err))
 	case response.StatusCode == http.StatusOK:
+		if size := item.StoredSize(n); size >= 0 && response.ContentLength >= 0 && response.ContentLength != size {
+			return "", fmt.Errorf("look for %s at %s: %w: it has %d bytes there, and not %d", item.FileName(n), p.base, ErrAnswer, response.ContentLength, size)
+		}
 		return p.base + "/" + strings.TrimPrefix(item.Narinfo.Files[n].URL, "/"), nil
 	case response.StatusCode == http.StatusNotFound || response.StatusCode == http.StatusGone:
 		return "", storage.ErrNotStored
@@ -146,9 +155,6 @@ func (p *Peer) Locate(ctx context.Context, item *storage.Item, n int, via []stri
 }
 
 func (p *Peer) narRequest(ctx context.Context, method string, item *storage.Item, n int, via []string) (*http.Request, error) {
-	if item.FileName(n) == "" {
-		return nil, storage.ErrNotStored // its URL is of some other place
-	}
 	request, err := http.NewRequestWithContext(ctx, method, p.base+"/"+strings.TrimPrefix(item.Narinfo.Files[n].URL, "/"), nil)
 	if err != nil {
 		return nil, err
@@ -162,16 +168,48 @@ func (p *Peer) narRequest(ctx context.Context, method string, item *storage.Item
 	return request, nil
 }
 
-// progressing ends a body that stops to come.
+// isRangeOf says whether the header Content-Range is about a part that begins at
+// the offset, of a file of the size; negative when that is not known.
+func isRangeOf(header string, offset, size int64) bool {
+	part, total, _ := strings.Cut(header, "/")
+	if !strings.HasPrefix(part, "bytes "+strconv.FormatInt(offset, 10)+"-") {
+		return false
+	}
+	n, err := strconv.ParseInt(total, 10, 64)
+	return total == "*" || err == nil && (size < 0 || n == size)
+}
+
+// progressing ends a body that stops to come while it is read. One that ends
+// before all that is to come has come was cut, also where HTTP can't tell.
 type progressing struct {
-	body   io.ReadCloser
-	cancel context.CancelCauseFunc
-	timer  *time.Timer
+	body    io.ReadCloser
+	cancel  context.CancelCauseFunc
+	timeout time.Duration
+	timer   *time.Timer
+	left    int64 // to come; negative when that is not known
+}
+
+func newProgressing(from io.ReadCloser, want int64, timeout time.Duration, cancel context.CancelCauseFunc, name string) *progressing {
+	b := &progressing{body: from, cancel: cancel, timeout: timeout, left: want}
+	b.timer = time.AfterFunc(timeout, func() {
+		cancel(fmt.Errorf("nothing came from %s for %s", name, timeout))
+	})
+	b.timer.Stop()
+	return b
 }
 
 func (b *progressing) Read(p []byte) (int, error) {
-	b.timer.Reset(progressTimeout)
-	return b.body.Read(p)
+	// Not from one Read to the next: a client may take its time for each.
+	b.timer.Reset(b.timeout)
+	n, err := b.body.Read(p)
+	b.timer.Stop()
+	if b.left >= 0 {
+		if b.left -= int64(n); err == io.EOF && b.left > 0 {
+			err = io.ErrUnexpectedEOF
+		}
+		b.left = max(b.left, 0)
+	}
+	return n, err
 }
 
 func (b *progressing) Close() error {

@@ -6,6 +6,7 @@
 package peer
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/x509"
@@ -79,9 +80,6 @@ var (
 	ErrSharedStorage = errors.New("it has this very storage, so that its nars are the ones here")
 	// ErrAnswer says that what came is no answer to the question.
 	ErrAnswer = errors.New("that is no answer of a Nar Herder")
-	// ErrTooFar says that a request has come through too many instances, or
-	// through the one that asks.
-	ErrTooFar = errors.New("the request has come around, or through too many instances")
 )
 
 // Self is who asks.
@@ -90,6 +88,10 @@ type Self struct {
 	Instance string
 	// Storage returns the random name of its storage; nil, or "", without one.
 	Storage func(ctx context.Context) (string, error)
+	// AnswerTimeout and ProgressTimeout are how long it waits; 0 for the usual.
+	AnswerTimeout, ProgressTimeout time.Duration
+	// Now is its clock; nil is the system's.
+	Now func() time.Time
 }
 
 // Peer is another instance. Its methods may be called from several goroutines at
@@ -130,14 +132,19 @@ const (
 
 // New makes a peer at a URL, such as https://HOST or http://HOST:PORT/PATH.
 func New(base *url.URL, self Self) *Peer {
+	self.AnswerTimeout = cmp.Or(self.AnswerTimeout, answerTimeout)
+	self.ProgressTimeout = cmp.Or(self.ProgressTimeout, progressTimeout)
+	if self.Now == nil {
+		self.Now = time.Now
+	}
 	return &Peer{
-		base: trimmed(base), self: self, now: time.Now,
+		base: trimmed(base), self: self, now: self.Now,
 		client: &http.Client{
 			Transport: &http.Transport{
 				Proxy:                 http.ProxyFromEnvironment,
-				DialContext:           (&net.Dialer{Timeout: answerTimeout}).DialContext,
-				TLSHandshakeTimeout:   answerTimeout,
-				ResponseHeaderTimeout: answerTimeout,
+				DialContext:           (&net.Dialer{Timeout: self.AnswerTimeout}).DialContext,
+				TLSHandshakeTimeout:   self.AnswerTimeout,
+				ResponseHeaderTimeout: self.AnswerTimeout,
 				MaxIdleConnsPerHost:   2 * plainAtOnce,
 				IdleConnTimeout:       time.Minute,
 				// Bytes are to come as they lie there.
@@ -215,20 +222,20 @@ func (p *Peer) Stored(ctx context.Context, items []*storage.Item) (verdicts []Ve
 	if len(items) > MostAsked {
 		return nil, fmt.Errorf("%d items in one question, %d are allowed", len(items), MostAsked)
 	}
-	begun := p.now()
+	var storageName string
+	if p.self.Storage != nil {
+		if storageName, err = p.self.Storage(ctx); err != nil {
+			return nil, err // which says nothing about the peer
+		}
+	}
+	outer, begun := ctx, p.now()
 	defer func() {
-		p.settle(ctx, begun, err)
+		p.settle(outer, begun, err)
 		if err != nil {
 			err = fmt.Errorf("ask %s which nars it has stored: %w", p.base, err)
 		}
 	}()
-	var storageName string
-	if p.self.Storage != nil {
-		if storageName, err = p.self.Storage(ctx); err != nil {
-			return nil, err
-		}
-	}
-	ctx, cancel := context.WithTimeout(context.WithValue(ctx, noRedirects{}, true), 2*answerTimeout)
+	ctx, cancel := context.WithTimeout(context.WithValue(ctx, noRedirects{}, true), 2*p.self.AnswerTimeout)
 	defer cancel()
 	p.mu.Lock()
 	plain := p.now().Sub(p.plain) < plainFor
@@ -262,6 +269,11 @@ func (p *Peer) ask(ctx context.Context, items []*storage.Item, storageName strin
 	if err != nil {
 		return nil, err
 	}
+	return p.judgeReply(body, nonce, items, storageName)
+}
+
+// judgeReply reads the answer to our question.
+func (p *Peer) judgeReply(body []byte, nonce string, items []*storage.Item, storageName string) ([]Verdict, error) {
 	var reply StoredReply
 	if err := json.Unmarshal(body, &reply); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrAnswer, err)
@@ -274,10 +286,10 @@ func (p *Peer) ask(ctx context.Context, items []*storage.Item, storageName strin
 	}
 	verdicts := make([]Verdict, len(items))
 	for i, nar := range reply.Nars {
-		if nar.Hash != hashes[i] {
-			return nil, fmt.Errorf("%w: it is about %q where %s was asked for", ErrAnswer, nar.Hash, hashes[i])
+		if hash := items[i].Hash.String(); nar.Hash != hash {
+			return nil, fmt.Errorf("%w: it is about %q where %s was asked for", ErrAnswer, nar.Hash, hash)
 		}
-		verdicts[i] = judge(items[i], nar)
+		verdicts[i] = judge(items[i], nar, false)
 	}
 	return verdicts, nil
 }
@@ -295,8 +307,9 @@ func (p *Peer) isOther(instance, storageName, ownStorage string) error {
 	return nil
 }
 
-// judge compares what a peer has with what is here.
-func judge(item *storage.Item, nar StoredNar) Verdict {
+// judge compares what a peer has with what is here. unsized says that its files
+// may come without a size, as they do in narinfos.
+func judge(item *storage.Item, nar StoredNar, unsized bool) Verdict {
 	switch {
 	case nar.Fault:
 		return Verdict{Reason: "it can't tell"}
@@ -308,15 +321,19 @@ func judge(item *storage.Item, nar StoredNar) Verdict {
 	sizes := make(map[string]int64, len(nar.Files))
 	for _, file := range nar.Files {
 		name, err := (&narinfo.File{URL: file.URL}).Path()
-		if err == nil {
-			sizes[name] = file.Size
+		if err != nil {
+			continue
 		}
+		if size, twice := sizes[name]; twice && size != file.Size {
+			return Verdict{Reason: "it gives a file two sizes"}
+		}
+		sizes[name] = file.Size
 	}
 	for n := range item.Narinfo.Files {
 		if !item.HasStored(n) {
 			continue
 		}
-		if size, ok := sizes[item.FileName(n)]; !ok || size >= 0 && size != item.StoredSize(n) {
+		if size, ok := sizes[item.FileName(n)]; !ok || size != item.StoredSize(n) && !(unsized && size < 0) {
 			return Verdict{Reason: "the nar is stored there in other files"}
 		}
 	}
@@ -390,6 +407,10 @@ func (p *Peer) askOne(ctx context.Context, item *storage.Item, storageName strin
 	if reply.Stored == nil {
 		return Verdict{}, fmt.Errorf("%w: it does not say whether %s is stored", ErrAnswer, item.Hash)
 	}
+	// It has no nonce: what was true once is not surely so now.
+	if age := header.Get("Age"); age != "" && age != "0" {
+		return Verdict{}, fmt.Errorf("%w: it comes from a cache, which has had it for %s seconds", ErrAnswer, age)
+	}
 	// The original has no names, and can't have this program's storage.
 	if instance := header.Get(InstanceHeader); instance != "" {
 		if err := p.isOther(instance, header.Get(StorageHeader), storageName); err != nil {
@@ -400,7 +421,7 @@ func (p *Peer) askOne(ctx context.Context, item *storage.Item, storageName strin
 	for _, file := range n.Files {
 		nar.Files = append(nar.Files, StoredFile{file.URL, file.Size})
 	}
-	return judge(item, nar), nil
+	return judge(item, nar, true), nil
 }
 
 // get fetches a small answer.

@@ -77,7 +77,7 @@ func form(name string) string {
 	return ""
 }
 
-func (c *Criterion) add(part string) (err error) {
+func (c *Criterion) add(part string) error {
 	name, value, hasValue := strings.Cut(part, "=")
 	form := form(name)
 	if form == "" {
@@ -98,15 +98,21 @@ func (c *Criterion) add(part string) (err error) {
 		}
 		c.storedOn = append(c.storedOn, parsed)
 	case "unused-for":
-		if c.unusedFor, err = narinfo.ParseDuration(value); err == nil && c.unusedFor <= 0 {
-			err = fmt.Errorf("%q is no time at all", part)
-		}
+		return addDuration(&c.unusedFor, part, value)
 	case "added-before":
-		if c.addedBefore, err = time.Parse(time.DateOnly, value); err != nil {
-			if c.olderThan, err = narinfo.ParseDuration(value); err != nil {
-				err = fmt.Errorf("%q is neither a day, YYYY-MM-DD, nor a duration, such as 90d", value)
+		day, err := time.Parse(time.DateOnly, value)
+		switch {
+		case err != nil:
+			if _, err := narinfo.ParseDuration(value); err != nil {
+				return fmt.Errorf("%q is neither a day, YYYY-MM-DD, nor a duration, such as 90d", value)
 			}
+			return addDuration(&c.olderThan, part, value)
+		case day.IsZero():
+			return fmt.Errorf("%q is before anything was", part)
+		case !c.addedBefore.IsZero():
+			return fmt.Errorf("%q: added-before stands there twice", part)
 		}
+		c.addedBefore = day
 	case "tag", "no-tag":
 		key, tagValue, ok := strings.Cut(value, "=")
 		if !ok || key == "" {
@@ -122,7 +128,24 @@ func (c *Criterion) add(part string) (err error) {
 	case "unpinned":
 		// So it is for all: what a pin keeps never goes.
 	}
-	return err
+	return nil
+}
+
+// addDuration sets a condition's duration, which would be no condition when it
+// was 0, and of which there can be one.
+func addDuration(duration *time.Duration, part, value string) error {
+	name, _, _ := strings.Cut(part, "=")
+	d, err := narinfo.ParseDuration(value)
+	switch {
+	case err != nil:
+		return err
+	case d <= 0:
+		return fmt.Errorf("%q is no time at all", part)
+	case *duration != 0:
+		return fmt.Errorf("%q: %s stands there twice", part, name)
+	}
+	*duration = d
+	return nil
 }
 
 // ParseInstance reads the URL of an instance.

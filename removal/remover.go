@@ -165,7 +165,7 @@ func (r *Remover) Round(ctx context.Context) error {
 	} else if dropped.Size > 0 {
 		r.log.Info("deleted what a process had left that was ended while it removed nars", "bytes", dropped.Usage)
 	}
-	excess, err := r.measure(ctx)
+	excess, limit, err := r.measure(ctx)
 	if err != nil {
 		return err
 	}
@@ -174,13 +174,12 @@ func (r *Remover) Round(ctx context.Context) error {
 		r.warn("")
 		return nil
 	}
-	limit := r.limit.Load()
 	if r.now().Before(r.resumeAt) && limit == r.passLimit {
 		return nil // it was said that nothing may go
 	}
 	r.passLimit = limit
 	begun, before := r.now(), r.metrics.counts()
-	left, reason, err := r.free(ctx, excess)
+	left, reason, err := r.free(ctx, excess, limit)
 	if after := r.metrics.counts(); after != before {
 		r.log.Info("made room in the storage", "nars", after.removed-before.removed, "withdrawn", after.withdrawn-before.withdrawn,
 			"bytes", after.bytes-before.bytes, "took", r.now().Sub(begun).Round(time.Millisecond).String())
@@ -219,12 +218,12 @@ func (r *Remover) Warnings() []string {
 }
 
 // measure returns by how many bytes the storage is above its limit, apart from
-// what is about to go.
-func (r *Remover) measure(ctx context.Context) (excess int64, err error) {
-	limit := r.limit.Load()
+// what is about to go, and the limit.
+func (r *Remover) measure(ctx context.Context) (excess, limit int64, err error) {
+	limit = r.limit.Load()
 	usage, surveyed, err := r.storage.Usage(ctx)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	// One that an earlier process has made is good for a first look.
 	due := max(surveyEvery, surveyShare*r.surveying)
@@ -235,32 +234,33 @@ func (r *Remover) measure(ctx context.Context) (excess int64, err error) {
 	if r.surveyed.IsZero() && (surveyed.IsZero() || limit >= 0) || !r.surveyed.IsZero() && r.now().Sub(r.surveyed) >= due {
 		begun := r.now()
 		if err := r.storage.Survey(ctx); err != nil {
-			return 0, err
+			return 0, 0, err
 		}
 		r.surveyed = r.now()
 		r.surveying = r.surveyed.Sub(begun)
 		if usage, _, err = r.storage.Usage(ctx); err != nil {
-			return 0, err
+			return 0, 0, err
 		}
 	}
 	pending, err := r.index.WithdrawnStored(ctx)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	r.mu.Lock()
 	r.usage, r.pending = usage, pending
 	r.mu.Unlock()
 	if limit < 0 {
-		return 0, nil
+		return 0, limit, nil
 	}
-	return usage - pending - limit, nil
+	return usage - pending - limit, limit, nil
 }
 
 func (r *Remover) interval() time.Duration { return cmp.Or(r.options.Interval, defaultInterval) }
 
-// free removes nars until so many bytes are free, and returns how many are not,
-// and why.
-func (r *Remover) free(ctx context.Context, excess int64) (left int64, reason string, err error) {
+// free removes nars until the bytes are free that are above the limit, and
+// returns how many are not, and why. It can take hours, in which the limit may
+// become another.
+func (r *Remover) free(ctx context.Context, excess, limit int64) (left int64, reason string, err error) {
 	if len(r.options.Criteria) == 0 {
 		return excess, "no --storage-nar-removal-criteria are given, so nothing may go", nil
 	}
@@ -268,6 +268,12 @@ func (r *Remover) free(ctx context.Context, excess int64) (left int64, reason st
 	for tries := 0; excess > 0; {
 		if err := ctx.Err(); err != nil {
 			return excess, "", err
+		}
+		if now := r.limit.Load(); now < 0 {
+			return 0, "", nil
+		} else if now != limit {
+			excess, limit = excess+limit-now, now
+			continue
 		}
 		usable := r.usable()
 		if len(usable) == 0 {
@@ -309,6 +315,8 @@ func (r *Remover) free(ctx context.Context, excess int64) (left int64, reason st
 			continue // what was referred to may go now
 		}
 		if skipped {
+			// The others are not looked at again before those may be.
+			r.resumeAt = r.now().Add(r.longestPause())
 			return excess, unasked, nil
 		}
 		r.resumeAt = r.now().Add(fullPause)
@@ -333,6 +341,14 @@ func (r *Remover) usable() (usable []Criterion) {
 		}
 	}
 	return usable
+}
+
+// longestPause is how long it takes until all instances may be asked.
+func (r *Remover) longestPause() (longest time.Duration) {
+	for _, p := range r.peers {
+		longest = max(longest, p.Pause())
+	}
+	return longest
 }
 
 // page reads the next items of the pass.
@@ -407,14 +423,19 @@ func (r *Remover) removeSome(ctx context.Context, page []candidate, usable []Cri
 	if err != nil {
 		return 0, false, err
 	}
-	for len(matching) > 0 && excess > freed {
-		// So many as are needed, should all of them go.
+	for least := 1; len(matching) > 0 && excess > freed; {
+		// So many as are needed, should all of them go, and then more and more:
+		// where few may, it would be a question for each.
+		var needed atomic.Int64
+		needed.Store(excess - freed)
 		var chunks [][]candidate
-		planned := freed
-		for len(matching) > 0 && len(chunks) < chunksAtOnce && planned < excess {
+		planned, asking := int64(0), 0
+		isEnough := func() bool { return planned >= excess-freed && asking >= least }
+		for len(matching) > 0 && len(chunks) < chunksAtOnce && !isEnough() {
 			n := 0
-			for n < min(chunkItems, len(matching)) && planned < excess {
+			for n < min(chunkItems, len(matching)) && !isEnough() {
 				planned += matching[n].size()
+				asking++
 				n++
 			}
 			chunks = append(chunks, matching[:n])
@@ -429,10 +450,11 @@ func (r *Remover) removeSome(ctx context.Context, page []candidate, usable []Cri
 		var deciding sync.WaitGroup
 		for i, chunk := range chunks {
 			deciding.Go(func() {
-				results[i].freed, results[i].sure, results[i].err = r.removeChunk(ctx, chunk, since)
+				results[i].freed, results[i].sure, results[i].err = r.removeChunk(ctx, chunk, since, &needed)
 			})
 		}
 		deciding.Wait()
+		least = 2 * asking
 		complete := true
 		for _, result := range results {
 			freed += result.freed
@@ -508,8 +530,9 @@ func (r *Remover) match(ctx context.Context, page []candidate, usable []Criterio
 }
 
 // removeChunk marks a few nars as leaving, asks the instances that must have
-// them, and removes those that may go.
-func (r *Remover) removeChunk(ctx context.Context, chunk []candidate, since int64) (freed int64, sure bool, err error) {
+// them, and removes those that may go, but not more than are needed: so many
+// bytes, which it takes them off of.
+func (r *Remover) removeChunk(ctx context.Context, chunk []candidate, since int64, needed *atomic.Int64) (freed int64, sure bool, err error) {
 	marked := make([]candidate, 0, len(chunk))
 	for _, c := range chunk {
 		if r.options.Leaving.mark(c.item.Hash) {
@@ -525,14 +548,19 @@ func (r *Remover) removeChunk(ctx context.Context, chunk []candidate, since int6
 	var evict, withdraw []*storage.Item
 	unreferenced := false
 	for _, c := range marked {
+		if needed.Load() <= 0 {
+			break
+		}
 		// One that others have is still served; one that they don't is not.
 		if i := slices.IndexFunc(c.criteria, func(criterion Criterion) bool {
 			return len(criterion.storedOn) > 0 && onAll(stored, criterion, c.item.Hash)
 		}); i >= 0 {
 			evict = append(evict, c.item)
+			needed.Add(-c.size())
 			unreferenced = unreferenced || c.criteria[i].unreferenced
 		} else if i := slices.IndexFunc(c.criteria, func(criterion Criterion) bool { return len(criterion.storedOn) == 0 }); i >= 0 {
 			withdraw = append(withdraw, c.item)
+			needed.Add(-c.size())
 			unreferenced = unreferenced || c.criteria[i].unreferenced
 		}
 	}

@@ -72,11 +72,11 @@ func (x *Index) WithdrawnItems(ctx context.Context, until time.Time, limit int) 
 	return items, nil
 }
 
-// WithdrawnStored is the length of all stored files of items that were
-// withdrawn, in bytes.
+// WithdrawnStored is about what the stored files of items that were withdrawn
+// take of a disk, in bytes: their lengths, in blocks of 4 KiB for each item.
 func (x *Index) WithdrawnStored(ctx context.Context) (size int64, err error) {
 	err = x.readers.do(ctx, func(c *connection) error {
-		size, err = c.integer("SELECT coalesce(sum(i.stored_size), 0) FROM narinfos n JOIN items i ON i.id = n.id WHERE n.withdrawn_at IS NOT NULL")
+		size, err = c.integer("SELECT coalesce(sum((i.stored_size + 4095) / 4096 * 4096), 0) FROM narinfos n JOIN items i ON i.id = n.id WHERE n.withdrawn_at IS NOT NULL")
 		return err
 	})
 	if err != nil {

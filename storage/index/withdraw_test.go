@@ -52,7 +52,7 @@ func TestWithdraw(t *testing.T) {
 			t.Errorf("until %v: %d items, %v", until, len(items), err)
 		}
 	}
-	if size, err := x.WithdrawnStored(t.Context()); err != nil || size != 10 {
+	if size, err := x.WithdrawnStored(t.Context()); err != nil || size != 4096 {
 		t.Errorf("%d bytes, %v", size, err)
 	}
 	// Put again, it stays.

@@ -1,0 +1,362 @@
+package removal
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
+
+	"nar-herder/httpapi"
+	"nar-herder/peer"
+	"nar-herder/storage"
+	"nar-herder/storage/directory"
+	"nar-herder/storage/index"
+)
+
+// clock is what all instances of a test go by.
+type clock struct{ at atomic.Int64 }
+
+func newClock() *clock {
+	c := new(clock)
+	c.at.Store(time.Date(2024, 6, 1, 0, 0, 0, 0, time.UTC).UnixNano())
+	return c
+}
+
+func (c *clock) now() time.Time               { return time.Unix(0, c.at.Load()).UTC() }
+func (c *clock) advance(by time.Duration)     { c.at.Add(int64(by)) }
+func (c *clock) back(by time.Duration) func() { c.advance(-by); return func() { c.advance(by) } }
+
+// instance is a storage with its index, server, and marks.
+type instance struct {
+	*storage.Storage
+	t         *testing.T
+	clock     *clock
+	index     *index.Index
+	directory string
+	leaving   *Leaving
+	log       *logBuffer
+
+	// front is what others come to: it passes on to the server, unless the test
+	// has put something in between.
+	front     *httptest.Server
+	between   atomic.Pointer[http.HandlerFunc]
+	questions atomic.Int32
+}
+
+func newInstance(t *testing.T, c *clock) *instance {
+	t.Helper()
+	return newInstanceIn(t, c, filepath.Join(memoryDir(t), "storage"))
+}
+
+// memoryDir is a directory in memory where there is one: on a disk, most of the
+// time is for flushing.
+func memoryDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "nar-herder-test-")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+func newInstanceIn(t *testing.T, c *clock, dir string) *instance {
+	t.Helper()
+	i := &instance{t: t, clock: c, directory: dir, leaving: NewLeaving(c.now), log: new(logBuffer)}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	store, err := directory.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if i.index, err = index.Open(t.Context(), filepath.Join(memoryDir(t), "index.db"), index.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	i.Storage = storage.New(i.index, store, storage.Options{Now: c.now})
+	// It is a file like others, and counts.
+	if _, err := i.Identity(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := httpapi.New(i.Storage, httpapi.Options{Identity: i.Storage, Leaving: i.leaving})
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- server.Serve(ctx, listener) }()
+	pass := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: listener.Addr().String()})
+	i.front = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		i.questions.Add(1)
+		if between := i.between.Load(); between != nil {
+			(*between)(w, r)
+			if w.Header().Get("Pass") == "" {
+				return
+			}
+			w.Header().Del("Pass")
+		}
+		pass.ServeHTTP(w, r)
+	}))
+	t.Cleanup(func() {
+		i.front.CloseClientConnections()
+		i.front.Close()
+		stop()
+		if err := <-ended; err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+		if err := i.index.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return i
+}
+
+// intercept puts something between this instance and who asks it. It passes on
+// what is given to pass.
+func (i *instance) intercept(handler http.HandlerFunc) { i.between.Store(&handler) }
+
+// pass has a handler given to intercept leave the request to the server.
+func pass(w http.ResponseWriter) { w.Header().Set("Pass", "yes") }
+
+// asked is how many questions there were since it was called last.
+func (i *instance) asked() int { return int(i.questions.Swap(0)) }
+
+// spec is an item of a test.
+type spec struct {
+	n     int
+	bytes int
+	refs  []int
+	note  string
+}
+
+func (s spec) base() string { return fmt.Sprintf("%032d-item", s.n) }
+
+func (s spec) text() string {
+	var refs []string
+	for _, n := range s.refs {
+		refs = append(refs, spec{n: n}.base())
+	}
+	return fmt.Sprintf("StorePath: /gnu/store/%s\nNarHash: sha256:%052d\nNarSize: 96\nReferences: %s\nNote: %s\nURL: nar/lzip/%s\nCompression: lzip\nFileSize: %d\n",
+		s.base(), s.n, strings.Join(refs, " "), s.note, s.base(), s.bytes)
+}
+
+func (s spec) file(dir string) string { return filepath.Join(dir, "nar/lzip", s.base()) }
+
+// imports adds items.
+func (i *instance) imports(items ...spec) {
+	i.t.Helper()
+	source := memoryDir(i.t)
+	for _, item := range items {
+		for name, content := range map[string][]byte{
+			filepath.Join(source, item.base()[:32]+".narinfo"): []byte(item.text()),
+			item.file(source): bytes.Repeat([]byte{byte(item.n)}, item.bytes),
+		} {
+			if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+				i.t.Fatal(err)
+			}
+			if err := os.WriteFile(name, content, 0o644); err != nil {
+				i.t.Fatal(err)
+			}
+		}
+	}
+	err := i.Import(context.Background(), []string{source}, storage.ImportOptions{}, func(imported storage.Imported) {
+		if imported.Err != nil {
+			i.t.Errorf("import %s: %v", imported.File, imported.Err)
+		}
+	})
+	if err != nil {
+		i.t.Fatal(err)
+	}
+}
+
+func (i *instance) update(f func(tx *index.Tx) error) {
+	i.t.Helper()
+	if err := i.index.Update(context.Background(), f); err != nil {
+		i.t.Error(err)
+	}
+}
+
+func (i *instance) pin(n int) {
+	i.t.Helper()
+	i.update(func(tx *index.Tx) error {
+		_, err := tx.Pin(hashNumber(n), i.clock.now())
+		return err
+	})
+}
+
+func (i *instance) tag(n int, tag string) {
+	i.t.Helper()
+	key, value, _ := strings.Cut(tag, "=")
+	i.update(func(tx *index.Tx) error { return tx.AddTags(hashNumber(n), []index.Tag{{Key: key, Value: value}}) })
+}
+
+func (i *instance) used(n int, at time.Time) {
+	i.t.Helper()
+	i.update(func(tx *index.Tx) error {
+		_, err := tx.CountUses([]index.Uses{{Hash: hashNumber(n), Count: 1, Last: at}}, 1000)
+		return err
+	})
+}
+
+// state says of items whether they are stored (s), withdrawn with their bytes
+// (w), or have a row alone (r); and ! for what disagrees.
+func (i *instance) state(count int) string {
+	i.t.Helper()
+	var state strings.Builder
+	for n := range count {
+		item, err := i.Item(context.Background(), hashNumber(n))
+		if err != nil {
+			i.t.Fatal(err)
+		}
+		_, err = os.Stat(spec{n: n}.file(i.directory))
+		switch there := err == nil; {
+		case there != (item.Stored != 0):
+			state.WriteByte('!')
+		case !item.WithdrawnAt.IsZero():
+			state.WriteByte('w')
+		case there:
+			state.WriteByte('s')
+		default:
+			state.WriteByte('r')
+		}
+	}
+	return state.String()
+}
+
+func (i *instance) wantState(want string) {
+	i.t.Helper()
+	if got := i.state(len(want)); got != want {
+		i.t.Errorf("%s, want %s\n%s", got, want, i.log)
+	}
+}
+
+// onDisk is what all files take.
+func (i *instance) onDisk() int64 {
+	i.t.Helper()
+	if err := i.Survey(context.Background()); err != nil {
+		i.t.Fatal(err)
+	}
+	usage, _, err := i.Usage(context.Background())
+	if err != nil {
+		i.t.Fatal(err)
+	}
+	return usage
+}
+
+// remover makes a remover for this instance. In criteria, B stands for the other
+// instance.
+func (i *instance) remover(limit int64, other *instance, criteria ...string) *Remover {
+	i.t.Helper()
+	options := Options{
+		Limit: limit, Leaving: i.leaving, Now: i.clock.now, Log: slog.New(slog.NewTextHandler(i.log, nil)),
+		Peer: func(u *url.URL) *peer.Peer {
+			return peer.New(u, peer.Self{Instance: i.Instance(), Storage: i.Identity, Now: i.clock.now, AnswerTimeout: i.patience()})
+		},
+	}
+	for _, text := range criteria {
+		if other != nil {
+			text = strings.Replace(text, "stored-on=B", "stored-on="+other.front.URL, 1)
+		}
+		criterion, err := ParseCriterion(text)
+		if err != nil {
+			i.t.Fatal(err)
+		}
+		options.Criteria = append(options.Criteria, criterion)
+	}
+	return New(i.Storage, i.index, options)
+}
+
+// patience is short in a test of what never comes.
+func (i *instance) patience() time.Duration {
+	if strings.Contains(i.t.Name(), "slow") {
+		return 50 * time.Millisecond
+	}
+	return 0
+}
+
+// round has a remover look once.
+func round(t *testing.T, r *Remover) {
+	t.Helper()
+	if err := r.Round(t.Context()); err != nil {
+		t.Errorf("round: %v", err)
+	}
+}
+
+// counted is the value of a metric.
+func counted(t *testing.T, r *Remover, name string) float64 {
+	t.Helper()
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(r)
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := slices.IndexFunc(families, func(f *dto.MetricFamily) bool { return f.GetName() == name })
+	if at < 0 {
+		t.Fatalf("no metric %s", name)
+	}
+	metric := families[at].GetMetric()[0]
+	return metric.GetCounter().GetValue() + metric.GetGauge().GetValue()
+}
+
+type logBuffer struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (b *logBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(p)
+}
+
+func (b *logBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.String()
+}
+
+// many are count items of a size.
+func many(count, size int) (items []spec) {
+	for n := range count {
+		items = append(items, spec{n: n, bytes: size})
+	}
+	return items
+}
+
+// filesBelow counts files.
+func filesBelow(t *testing.T, dir string) (count int) {
+	t.Helper()
+	err := filepath.WalkDir(dir, func(_ string, entry fs.DirEntry, err error) error {
+		if err == nil && entry.Type().IsRegular() {
+			count++
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return count
+}

@@ -1,0 +1,539 @@
+package removal
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"nar-herder/internal/testfs"
+	"nar-herder/narinfo"
+	"nar-herder/storage/index"
+)
+
+// TestLimit has no more go than has to, and what was idle for longer first.
+func TestLimit(t *testing.T) {
+	t.Parallel()
+	c := newClock()
+	a, b := newInstance(t, c), newInstance(t, c)
+	b.imports(many(20, 10_000)...)
+	restore := c.back(400 * day)
+	a.imports(many(20, 10_000)...)
+	restore()
+	// All were added long ago, and used since.
+	ages := map[int]time.Duration{19: 400, 4: 380, 7: 100, 12: 100, 1: 40}
+	for n := range 20 {
+		a.used(n, c.now().Add(-max(ages[n], 10)*day))
+	}
+	per := int64(12 << 10)
+	usage := a.onDisk()
+	r := a.remover(usage-5*per, b, "stored-on=B")
+	round(t, r)
+	const gone = "srssrssrssssrssssssr"
+	a.wantState(gone)
+	if now := a.onDisk(); now != usage-5*per {
+		t.Errorf("%d are left of %d, each has %d", now, usage, per)
+	}
+	for name, want := range map[string]float64{
+		"narherder_removal_nars_total": 5, "narherder_removal_withdrawn_total": 0, "narherder_removal_bytes_total": float64(5 * per),
+		"narherder_removal_decisions_total": 5, "narherder_removal_failed_questions_total": 0, "narherder_storage_limit_bytes": float64(usage - 5*per),
+	} {
+		if got := counted(t, r, name); got != want {
+			t.Errorf("%s is %v, want %v", name, got, want)
+		}
+	}
+	b.asked()
+	for range 5 {
+		c.advance(time.Hour)
+		round(t, r)
+	}
+	a.wantState(gone)
+	if n := b.asked(); n > 0 || r.Warnings() != nil {
+		t.Errorf("%d questions below the limit, warnings %v", n, r.Warnings())
+	}
+	// Lowered, and taken away, while it runs.
+	r.SetLimit(usage - 7*per)
+	round(t, r)
+	if got := strings.Count(a.state(20), "r"); got != 7 {
+		t.Errorf("%d are gone after the limit was lowered", got)
+	}
+	r.SetLimit(-1)
+	round(t, r)
+	b.wantState(strings.Repeat("s", 20))
+	if got := strings.Count(a.state(20), "r"); got != 7 || counted(t, r, "narherder_storage_excess_bytes") != 0 {
+		t.Errorf("%d are gone without a limit", got)
+	}
+}
+
+// TestLimitRaised has the limit raised while nars are being removed: no more than
+// the page that was begun still goes.
+func TestLimitRaised(t *testing.T) {
+	t.Parallel()
+	c := newClock()
+	a, b := newInstance(t, c), newInstance(t, c)
+	count := 3 * chunkItems * chunksAtOnce
+	items := many(count, 1)
+	a.imports(items...)
+	b.imports(items...)
+	r := a.remover(0, b, "stored-on=B")
+	b.intercept(func(w http.ResponseWriter, _ *http.Request) {
+		r.SetLimit(-1)
+		pass(w)
+	})
+	round(t, r)
+	if gone := strings.Count(a.state(count), "r"); gone == 0 || gone > pageItems {
+		t.Errorf("%d of %d are gone", gone, count)
+	}
+	if r.Warnings() != nil {
+		t.Errorf("%v", r.Warnings())
+	}
+}
+
+type usesOf map[narinfo.PathHash]bool
+
+func (u usesOf) IsPending(hash narinfo.PathHash) bool { return u[hash] }
+
+// TestCriteria has a limit of nothing, so that all goes that may.
+func TestCriteria(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		prepare  func(a, b *instance)
+		criteria []string
+		want     string
+		warned   bool
+	}{
+		"none":                {want: "ssss"},
+		"stored-on":           {criteria: []string{"stored-on=B"}, want: "rrrs"}, // the last is not on B
+		"stored-on, pinned":   {prepare: func(a, _ *instance) { a.pin(0) }, criteria: []string{"stored-on=B"}, want: "ssrs"},
+		"pinned and unknown":  {prepare: func(a, _ *instance) { a.pin(77) }, criteria: []string{"unpinned"}, want: "wwww"},
+		"unpinned":            {prepare: func(a, _ *instance) { a.pin(0) }, criteria: []string{"unpinned"}, want: "ssww"},
+		"unused-for":          {criteria: []string{"unused-for=10d"}, want: "wwww"},
+		"used lately":         {prepare: func(a, _ *instance) { a.used(2, a.clock.now().Add(-9*day)) }, criteria: []string{"unused-for=10d"}, want: "wwsw"},
+		"used, long ago":      {prepare: func(a, _ *instance) { a.used(2, a.clock.now().Add(-10*day)) }, criteria: []string{"unused-for=10d"}, want: "wwww"},
+		"unused for too long": {criteria: []string{"unused-for=100d"}, want: "ssss"},
+		"used just now":       {criteria: []string{"unused-for=10d"}, want: "wwsw"}, // and not written down: see below
+		"tag":                 {prepare: func(a, _ *instance) { a.tag(1, "k=v"); a.tag(2, "k=w") }, criteria: []string{"tag=k=v"}, want: "swss"},
+		"no-tag":              {prepare: func(a, _ *instance) { a.tag(1, "k=v"); a.tag(2, "k=w") }, criteria: []string{"no-tag=k=v"}, want: "wsww"},
+		"tag, stored-on":      {prepare: func(a, _ *instance) { a.tag(1, "k=v"); a.tag(3, "k=v") }, criteria: []string{"tag=k=v,stored-on=B"}, want: "srss"},
+		"added-before":        {criteria: []string{"added-before=20d"}, want: "wwww"},
+		"added later":         {criteria: []string{"added-before=20d,added-before=2024-01-01"}, want: "ssss"},
+		"unreferenced":        {criteria: []string{"unreferenced"}, want: "wwww"}, // each when the one before is gone
+		"unreferenced, kept":  {prepare: func(a, _ *instance) { a.tag(0, "keep=1") }, criteria: []string{"unreferenced,no-tag=keep=1"}, want: "ssww"},
+		"unreferenced there":  {criteria: []string{"unreferenced,stored-on=B"}, want: "rrrs"},
+		// What others have stays to be had; the rest does not.
+		"stored-on or not": {criteria: []string{"stored-on=B", "unused-for=10d"}, want: "rrrw"},
+		"not or stored-on": {criteria: []string{"unused-for=10d", "stored-on=B"}, want: "rrrw"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := newClock()
+			a, b := newInstance(t, c), newInstance(t, c)
+			restore := c.back(30 * day)
+			items := []spec{{n: 0, bytes: 100, refs: []int{0, 1}}, {n: 1, bytes: 100}, {n: 2, bytes: 100, refs: []int{3}}, {n: 3, bytes: 100}}
+			a.imports(items...)
+			b.imports(items[:3]...)
+			restore()
+			if test.prepare != nil {
+				test.prepare(a, b)
+			}
+			r := a.remover(0, b, test.criteria...)
+			if name == "used just now" {
+				r.options.Uses = usesOf{hashNumber(2): true}
+			}
+			round(t, r)
+			a.wantState(test.want)
+			b.wantState("sss")
+			if got := counted(t, r, "narherder_removal_withdrawn_total"); got != float64(strings.Count(test.want, "w")) {
+				t.Errorf("%v withdrawn", got)
+			}
+			if warnings := r.Warnings(); len(warnings) != 1 || !strings.Contains(warnings[0], "above its limit") {
+				t.Errorf("warnings: %v", warnings)
+			}
+			// Nothing is different, so that nobody is asked again for a while.
+			b.asked()
+			for range 10 {
+				round(t, r)
+				c.advance(fullPause / 20)
+			}
+			if n := b.asked(); n > 0 {
+				t.Errorf("%d questions before the pause is over", n)
+			}
+			r.SetLimit(-1)
+			round(t, r)
+			if r.Warnings() != nil {
+				t.Errorf("still warned: %v", r.Warnings())
+			}
+		})
+	}
+}
+
+// TestWithdrawNoMore has small nars, each of which takes a block: what was
+// withdrawn counts as going, and nothing more is withdrawn while it waits.
+func TestWithdrawNoMore(t *testing.T) {
+	t.Parallel()
+	c := newClock()
+	a := newInstance(t, c)
+	a.imports(many(20, 100)...)
+	usage := a.onDisk()
+	r := a.remover(usage-5*4096, nil, "unpinned")
+	for range 10 {
+		round(t, r)
+		c.advance(time.Hour)
+	}
+	state := a.state(20)
+	if strings.Count(state, "w") != 5 || strings.Count(state, "s") != 15 {
+		t.Errorf("%s", state)
+	}
+	if r.Warnings() != nil || counted(t, r, "narherder_storage_excess_bytes") != 0 {
+		t.Errorf("%v", r.Warnings())
+	}
+	for n := range state {
+		if _, err := a.Text(t.Context(), hashNumber(n)); (err == nil) != (state[n] == 's') {
+			t.Errorf("%d is told of: %v", n, err)
+		}
+	}
+}
+
+// TestBetweenDecisionAndDeed has something come up while the other instance is
+// asked.
+func TestBetweenDecisionAndDeed(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		criterion string
+		change    func(a *instance)
+		want      string
+	}{
+		"pinned":               {"stored-on=B", func(a *instance) { a.pin(0) }, "ssr"},
+		"referred to by a pin": {"stored-on=B", func(a *instance) { a.imports(spec{n: 5, bytes: 10, refs: []int{2}}); a.pin(5) }, "rrs"},
+		"another narinfo":      {"stored-on=B", func(a *instance) { a.imports(spec{n: 1, bytes: 100, note: "again"}) }, "rrr"}, // by another look
+		"referrer comes":       {"stored-on=B,unreferenced", func(a *instance) { a.imports(spec{n: 5, bytes: 10, refs: []int{2}}) }, "rrr"},
+		"bytes are deleted": {"stored-on=B", func(a *instance) {
+			if err := os.Remove(spec{n: 1}.file(a.directory)); err != nil {
+				a.t.Error(err)
+			}
+		}, "rrr"},
+		"row is removed and comes again": {"stored-on=B", func(a *instance) {
+			a.update(func(tx *index.Tx) error { return tx.Remove(hashNumber(1), a.clock.now()) })
+			a.imports(spec{n: 1, bytes: 100})
+		}, "rrr"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := newClock()
+			a, b := newInstance(t, c), newInstance(t, c)
+			items := []spec{{n: 0, bytes: 100, refs: []int{1}}, {n: 1, bytes: 100}, {n: 2, bytes: 100}}
+			a.imports(items...)
+			b.imports(items...)
+			changed := false
+			b.intercept(func(w http.ResponseWriter, _ *http.Request) {
+				if !changed {
+					changed = true
+					test.change(a)
+				}
+				pass(w)
+			})
+			r := a.remover(0, b, test.criterion)
+			round(t, r)
+			if strings.Contains(test.want, "s") {
+				a.wantState(test.want)
+			} else if got := a.state(3); strings.Contains(got, "!") || strings.Contains(got, "w") {
+				t.Errorf("%s", got)
+			}
+			b.wantState("sss")
+			if findings := check(t, a); len(findings) > 0 {
+				t.Errorf("check finds %q", findings)
+			}
+		})
+	}
+}
+
+// check is what the storage's check finds, apart from the storage's name.
+func check(t *testing.T, i *instance) (found []string) {
+	t.Helper()
+	for finding, err := range i.Check(context.Background(), nil) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if finding.Name != "nar-herder-storage" {
+			found = append(found, finding.Kind.String()+" "+finding.Name)
+		}
+	}
+	return found
+}
+
+// TestFaults has the other instance in one wrong state after the other: nothing
+// goes that is not surely there, it is not asked without end, and when all is
+// well again the limit is kept.
+func TestFaults(t *testing.T) {
+	t.Parallel()
+	const count = 30
+	for name, fault := range map[string]func(b *instance) http.HandlerFunc{
+		"refuses": func(*instance) http.HandlerFunc {
+			return func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }
+		},
+		"slow": func(*instance) http.HandlerFunc {
+			return func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
+		},
+		"HTML": func(*instance) http.HandlerFunc {
+			return func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "<html>Welcome</html>") }
+		},
+		"500": func(*instance) http.HandlerFunc {
+			return func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(500) }
+		},
+		"another hash": func(b *instance) http.HandlerFunc {
+			return func(w http.ResponseWriter, r *http.Request) {
+				hashes := strings.Split(strings.TrimPrefix(r.URL.Path, "/stored-nars/"), ",")
+				hashes[0], hashes[len(hashes)-1] = hashes[len(hashes)-1], hashes[0]
+				r.URL.Path = "/stored-nars/" + strings.Join(hashes, ",")
+				pass(w)
+			}
+		},
+		"old answer": func(b *instance) http.HandlerFunc {
+			return func(w http.ResponseWriter, r *http.Request) {
+				r.URL.RawQuery = "nonce=old"
+				pass(w)
+			}
+		},
+		"storage is gone": func(b *instance) http.HandlerFunc {
+			return func(w http.ResponseWriter, r *http.Request) {
+				if err := os.Rename(filepath.Join(b.directory, "nar"), filepath.Join(b.directory, "away")); err != nil && !errors.Is(err, os.ErrNotExist) {
+					b.t.Error(err)
+				}
+				pass(w)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := newClock()
+			a, b := newInstance(t, c), newInstance(t, c)
+			a.imports(many(count, 1000)...)
+			b.imports(many(count, 1000)...)
+			b.intercept(fault(b))
+			usage := a.onDisk()
+			r := a.remover(usage-10*4096, b, "stored-on=B")
+			for n := range 3 {
+				round(t, r)
+				if asked := b.asked(); asked == 0 || asked > chunksAtOnce {
+					t.Errorf("%d questions in round %d", asked, n)
+				}
+				round(t, r)
+				if asked := b.asked(); asked > 0 {
+					t.Errorf("%d questions just after round %d", asked, n)
+				}
+				if warnings := r.Warnings(); len(warnings) != 1 || !strings.Contains(warnings[0], "above its limit") {
+					t.Errorf("warnings: %v", warnings)
+				}
+				c.advance(fullPause)
+			}
+			a.wantState(strings.Repeat("s", count))
+			if failed := counted(t, r, "narherder_removal_failed_questions_total"); name != "storage is gone" && failed != 3 {
+				t.Errorf("%v failed questions", failed)
+			}
+			if n := strings.Count(a.log.String(), "stays there for now"); n != 1 {
+				t.Errorf("it was said %d times that the limit is not kept", n)
+			}
+			if name == "storage is gone" {
+				if err := os.Rename(filepath.Join(b.directory, "away"), filepath.Join(b.directory, "nar")); err != nil {
+					t.Fatal(err)
+				}
+			}
+			b.between.Store(nil)
+			round(t, r)
+			if state := a.state(count); strings.Count(state, "r") != 10 || strings.Count(state, "s") != count-10 {
+				t.Errorf("%s", state)
+			}
+			b.wantState(strings.Repeat("s", count))
+			if r.Warnings() != nil {
+				t.Errorf("warnings: %v", r.Warnings())
+			}
+		})
+	}
+}
+
+// TestVanishesMidway has the other instance answer one question, and no more.
+func TestVanishesMidway(t *testing.T) {
+	t.Parallel()
+	c := newClock()
+	a, b := newInstance(t, c), newInstance(t, c)
+	count := 3 * chunkItems
+	a.imports(many(count, 1)...)
+	b.imports(many(count, 1)...)
+	b.intercept(func(w http.ResponseWriter, _ *http.Request) {
+		if b.questions.Load() > 1 {
+			panic(http.ErrAbortHandler)
+		}
+		pass(w)
+	})
+	r := a.remover(0, b, "stored-on=B")
+	round(t, r)
+	state := a.state(count)
+	if gone := strings.Count(state, "r"); gone != chunkItems || strings.Contains(state, "!") {
+		t.Errorf("%d are gone, of which one answer was about %d", gone, chunkItems)
+	}
+	// The transport may ask once more on a new connection.
+	if asked := b.asked(); asked > chunksAtOnce+1 || len(r.Warnings()) != 1 {
+		t.Errorf("%d questions, warnings %v", asked, r.Warnings())
+	}
+	b.between.Store(nil)
+	c.advance(fullPause)
+	round(t, r)
+	a.wantState(strings.Repeat("r", count))
+	b.wantState(strings.Repeat("s", count))
+}
+
+// TestPausedPeerAmongCriteria has a criterion that can't be asked about and
+// another that never holds: all items are not looked at again and again.
+func TestPausedPeerAmongCriteria(t *testing.T) {
+	t.Parallel()
+	c := newClock()
+	a, b := newInstance(t, c), newInstance(t, c)
+	a.imports(many(10, 1)...)
+	b.intercept(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })
+	r := a.remover(0, b, "stored-on=B", "tag=never=1")
+	round(t, r)
+	passes := 0
+	for range 60 {
+		before := r.passAt
+		c.advance(time.Second)
+		round(t, r)
+		if r.passAt != before {
+			passes++
+		}
+	}
+	if passes > 15 {
+		t.Errorf("%d looks at all items in a minute", passes)
+	}
+	a.wantState(strings.Repeat("s", 10))
+}
+
+// TestFewQuestions has one nar to go among many that may not: it is not one
+// question for each of them, nor do more go than that one.
+func TestFewQuestions(t *testing.T) {
+	t.Parallel()
+	c := newClock()
+	a, b := newInstance(t, c), newInstance(t, c)
+	restore := c.back(time.Hour)
+	a.imports(many(300, 1)...)
+	restore()
+	items := many(500, 1)[300:]
+	a.imports(items...)
+	b.imports(items...)
+	r := a.remover(a.onDisk()-1, b, "stored-on=B")
+	round(t, r)
+	if asked := b.asked(); asked > 10 {
+		t.Errorf("%d questions about %d nars", asked, 500)
+	}
+	if gone := strings.Count(a.state(500), "r"); gone != 1 || r.Warnings() != nil {
+		t.Errorf("%d are gone, warnings %v", gone, r.Warnings())
+	}
+}
+
+// TestEachOther has two instances that count on each other, at once.
+func TestEachOther(t *testing.T) {
+	t.Parallel()
+	c := newClock()
+	a, b := newInstance(t, c), newInstance(t, c)
+	const count = 500
+	a.imports(many(count, 1)...)
+	b.imports(many(count, 1)...)
+	removers := []*Remover{a.remover(0, b, "stored-on=B"), b.remover(0, a, "stored-on=B")}
+	ended := make(chan error)
+	for _, r := range removers {
+		go func() {
+			var err error
+			for range 5 {
+				err = errors.Join(err, r.Round(context.Background()))
+				c.advance(fullPause)
+			}
+			ended <- err
+		}()
+	}
+	for range removers {
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}
+	here, there := a.state(count), b.state(count)
+	for n := range count {
+		if here[n] != 's' && there[n] != 's' {
+			t.Fatalf("%d is lost: %c %c", n, here[n], there[n])
+		}
+	}
+	if gone := strings.Count(here+there, "r"); gone != count {
+		t.Errorf("%d are gone, where one of two could go", gone)
+	}
+}
+
+// TestReadOnlyStorage can delete nothing: no row after the other goes for that.
+func TestReadOnlyStorage(t *testing.T) {
+	t.Parallel()
+	c := newClock()
+	dir := testfs.Small(t, 16<<20)
+	a, b := newInstanceIn(t, c, dir), newInstance(t, c)
+	count := 3 * chunkItems * chunksAtOnce
+	a.imports(many(count, 1)...)
+	b.imports(many(count, 1)...)
+	if _, err := a.Identity(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	files := filesBelow(t, dir)
+	testfs.Freeze(t, dir)
+	r := a.remover(0, b, "stored-on=B")
+	for range 5 {
+		if err := r.Round(t.Context()); err == nil {
+			t.Error("no error")
+		}
+		c.advance(fullPause)
+	}
+	totals, err := a.Totals(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if left := int(totals.StoredNars); left < count-chunkItems*chunksAtOnce {
+		t.Errorf("%d rows are left of %d", left, count)
+	}
+	if now := filesBelow(t, dir); now != files {
+		t.Errorf("%d files of %d", now, files)
+	}
+	b.wantState(strings.Repeat("s", count))
+}
+
+// TestStrangerDeletes has bytes gone before the round: their rows follow, and
+// the limit is kept by what is really there.
+func TestStrangerDeletes(t *testing.T) {
+	t.Parallel()
+	c := newClock()
+	a, b := newInstance(t, c), newInstance(t, c)
+	a.imports(many(10, 10_000)...)
+	b.imports(many(10, 10_000)...)
+	usage := a.onDisk()
+	for n := range 3 {
+		if err := os.Remove(spec{n: n}.file(a.directory)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := a.remover(usage-5*(12<<10), b, "stored-on=B")
+	round(t, r)
+	state := a.state(10)
+	if strings.Contains(state[3:], "!") || a.onDisk() > usage-5*(12<<10) || strings.Count(state, "s") < 5 {
+		t.Errorf("%s", state)
+	}
+	if r.Warnings() != nil {
+		t.Errorf("%v", r.Warnings())
+	}
+	// What is gone there too is not surely stored there.
+	stays := strings.Index(state, "s")
+	if err := os.Remove(spec{n: stays}.file(b.directory)); err != nil {
+		t.Fatal(err)
+	}
+	r.SetLimit(0)
+	c.advance(time.Hour)
+	round(t, r)
+	a.wantState(strings.Repeat("r", stays) + "s" + strings.Repeat("r", 9-stays))
+}
