@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -250,8 +251,8 @@ func TestVerifyGoesOn(t *testing.T) {
 			t.Parallel()
 			p := placeIn(t, memoryDir(t))
 			// Each look at the clock takes longer than may be lost in a crash.
-			now := time.Now()
-			s, reads := p.openReads(t, func() time.Time { now = now.Add(time.Minute); return now })
+			begin, looks := time.Now(), new(atomic.Int64)
+			s, reads := p.openReads(t, func() time.Time { return begin.Add(time.Duration(looks.Add(1)) * time.Minute) })
 			items := make([]fake, count)
 			for n := range items {
 				items[n] = genuine(t, n, "gzip")
