@@ -13,6 +13,7 @@ import (
 // this machine, and says nothing about the sources.
 func (r *Repairer) fetch(ctx context.Context, finding Finding) (Staged, Repair) {
 	var failures []string
+	unsure := false
 	for _, source := range r.options.Sources {
 		staged, ours, err := r.fetchFrom(ctx, finding, source)
 		if err == nil {
@@ -23,11 +24,12 @@ func (r *Repairer) fetch(ctx context.Context, finding Finding) (Staged, Repair) 
 			return nil, Repair{Err: err}
 		}
 		failures = append(failures, fmt.Sprintf("%s: %v", source, err))
+		unsure = unsure || !errors.Is(err, ErrNotStored) && !errors.Is(err, ErrWrongNar) && !errors.Is(err, ErrWrongSize)
 	}
 	if len(failures) == 0 {
 		return nil, Repair{Note: "no other instance to fetch it from was named"}
 	}
-	return nil, Repair{Note: "not to be had: " + strings.Join(failures, "; ")}
+	return nil, Repair{Note: "not to be had: " + strings.Join(failures, "; "), unsure: unsure}
 }
 
 // fetchFrom stages the file out of one source. ours says that an error is about

@@ -12,7 +12,8 @@ import (
 // Source is where files can be fetched from again, such as another instance.
 type Source interface {
 	// Fetch opens an item's Nth file there. What comes may be wrong: it is
-	// checked before it is stored.
+	// checked before it is stored. [ErrNotStored] says that it certainly does
+	// not have it.
 	Fetch(ctx context.Context, item *Item, n int) (io.ReadCloser, error)
 	// String names the source to operators.
 	String() string
@@ -38,6 +39,9 @@ type Repair struct {
 	Err error
 	// Bytes that were fetched.
 	Bytes int64
+
+	// unsure says that a source which could not be asked may have the file.
+	unsure bool
 }
 
 // RepairOutcome is what was done.
@@ -116,6 +120,11 @@ func (r *Repairer) missing(ctx context.Context, finding Finding) Repair {
 	}
 	if fetched != nil {
 		return r.restore(ctx, finding, fetched, repair)
+	}
+	if repair.unsure {
+		// Without its claim, no later run would try to fetch it.
+		repair.Err = errors.New("it stays as it is until all sources have answered: try again then, or without those that are gone")
+		return repair
 	}
 	// A storage that isn't mounted looks like one whose files are all missing.
 	if there, err := r.storage.hasAny(ctx); err != nil {

@@ -174,13 +174,8 @@ type peerSource struct{ *peer.Peer }
 // Fetch implements [storage.Source].
 func (p peerSource) Fetch(ctx context.Context, item *storage.Item, n int) (io.ReadCloser, error) {
 	body, _, err := p.OpenFile(ctx, item, n, 0, -1, nil)
-	if errors.Is(err, storage.ErrNotStored) {
-		return nil, errNotThere
-	}
 	return body, err
 }
-
-var errNotThere = errors.New("it does not have it")
 
 // decodeNar is a [storage.Decoder].
 func decodeNar(kind string, compressed io.Reader) (io.ReadCloser, error) {

@@ -197,6 +197,9 @@ func TestCheckRepairsFromBad(t *testing.T) {
 		return server.URL
 	}
 	empty := newPlace(t)
+	// One that is down, or ends too early, may have the nar: then it is not
+	// given up.
+	unsure := []string{"down", "500", "truncated", "short"}
 	for name, url := range map[string]string{
 		"down": "http://127.0.0.1:" + freePort(t),
 		"404":  "http://" + empty.serve(t).addresses[0],
@@ -220,8 +223,12 @@ func TestCheckRepairsFromBad(t *testing.T) {
 			p.damage(t)
 			s := p.serve(t)
 			c := p.check(t, "--verify", "--repair", "--from="+url)
+			unclaimed, missing := int64(1), 404
+			if slices.Contains(unsure, name) {
+				unclaimed, missing = 0, 500
+			}
 			if c.status != 2 || c.totals.Remaining != 4 || c.totals.Repaired != 0 || c.totals.FetchedBytes != 0 ||
-				c.totals.Repairs["set aside"] != 3 || c.totals.Repairs["unclaimed"] != 1 {
+				c.totals.Repairs["set aside"] != 3 || c.totals.Repairs["unclaimed"] != unclaimed {
 				t.Errorf("status %d, %+v: %s", c.status, c.totals, c.out)
 			}
 			for _, finding := range c.findings {
@@ -230,8 +237,8 @@ func TestCheckRepairsFromBad(t *testing.T) {
 				}
 			}
 			// What isn't here any more is certainly not here, and no fault.
-			for _, base := range []string{greeting, libgreet, emptyFile, greet} {
-				if got := get(t, s.addresses[0], "/nar/lzip/"+base); got.StatusCode != 404 {
+			for base, status := range map[string]int{greeting: missing, libgreet: 404, emptyFile: 404, greet: 404} {
+				if got := get(t, s.addresses[0], "/nar/lzip/"+base); got.StatusCode != status {
 					t.Errorf("%s: %s", base, got.Status)
 				}
 				if got := get(t, s.addresses[0], "/"+narinfoName(base)); got.StatusCode != 200 {
@@ -239,7 +246,11 @@ func TestCheckRepairsFromBad(t *testing.T) {
 				}
 			}
 			c = p.check(t, "--verify")
-			if c.status != 0 || slices.ContainsFunc(c.findings, func(f foundLine) bool { return f.Kind != "stranger" && f.Kind != "quarantined" }) {
+			left := func(f foundLine) bool { return f.Kind != "stranger" && f.Kind != "quarantined" }
+			if unclaimed == 0 && c.status == 2 && slices.IndexFunc(c.findings, left) >= 0 {
+				return // the one that is still missed
+			}
+			if c.status != 0 || slices.ContainsFunc(c.findings, left) {
 				t.Errorf("then: status %d, %q", c.status, c.kinds())
 			}
 		})
