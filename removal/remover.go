@@ -614,9 +614,21 @@ func (r *Remover) stillHolds(tx *index.Tx, changed map[narinfo.PathHash]index.Ch
 	if !unreferenced {
 		return nil
 	}
-	for _, kind := range changed {
+	for hash, kind := range changed {
 		if kind == index.Added {
 			return storage.ErrOutdated // it may refer to one of them
+		}
+		if kind != index.StorageChanged {
+			continue
+		}
+		// Most have gone, by other chunks. One whose nar has come may refer to
+		// one of them as well.
+		item, err := tx.Item(hash)
+		if err != nil && !errors.Is(err, storage.ErrNotFound) {
+			return err
+		}
+		if err == nil && item.Stored != 0 {
+			return storage.ErrOutdated
 		}
 	}
 	return nil

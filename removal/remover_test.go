@@ -212,6 +212,7 @@ func TestBetweenDecisionAndDeed(t *testing.T) {
 		"referred to by a pin": {"stored-on=B", func(a *instance) { a.imports(spec{n: 5, bytes: 10, refs: []int{2}}); a.pin(5) }, "rrs"},
 		"another narinfo":      {"stored-on=B", func(a *instance) { a.imports(spec{n: 1, bytes: 100, note: "again"}) }, "rrr"}, // by another look
 		"referrer comes":       {"stored-on=B,unreferenced", func(a *instance) { a.imports(spec{n: 5, bytes: 10, refs: []int{2}}) }, "rrr"},
+		"referrer's nar comes": {"stored-on=B,unreferenced", func(a *instance) { a.imports(spec{n: 6, bytes: 10, refs: []int{2}}) }, "rrs"},
 		"bytes are deleted": {"stored-on=B", func(a *instance) {
 			if err := os.Remove(spec{n: 1}.file(a.directory)); err != nil {
 				a.t.Error(err)
@@ -229,6 +230,9 @@ func TestBetweenDecisionAndDeed(t *testing.T) {
 			items := []spec{{n: 0, bytes: 100, refs: []int{1}}, {n: 1, bytes: 100}, {n: 2, bytes: 100}}
 			a.imports(items...)
 			b.imports(items...)
+			// One that is known, and whose nar comes back in one of the tests.
+			a.imports(spec{n: 6, bytes: 10, refs: []int{2}})
+			a.evict(6)
 			changed := false
 			b.intercept(func(w http.ResponseWriter, _ *http.Request) {
 				if !changed {
