@@ -114,6 +114,10 @@ type verifier struct {
 // verify makes a verifier that tells operators what is wrong with the item.
 func (s *Server) verify(r io.ReadCloser, size int64, want [sha256.Size]byte, item *storage.Item) *verifier {
 	return &verifier{ReadCloser: r, sum: sha256.New(), want: want, left: size, failed: func(err error) {
+		if item.EasiestFile(item.HasStored) < 0 {
+			s.cutElsewhere(item, err)
+			return
+		}
 		s.metrics.corrupt.Inc()
 		s.log.Error("a stored nar is damaged; the client's connection was cut. Remove the item and import it again",
 			"item", item.Narinfo.StorePath.String(), "error", err)

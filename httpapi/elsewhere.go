@@ -24,7 +24,7 @@ func (s *Server) elsewhere(ctx *fasthttp.RequestCtx, item *storage.Item, n int) 
 		}
 		// When it was changed there is not ours to say; nor did it, for clients.
 		info := storage.Info{Name: item.FileName(n), Size: item.StoredSize(n), ModTime: item.AddedAt.Truncate(time.Second)}
-		if ctx.IsHead() || length == 0 {
+		if length == 0 {
 			_, err := s.options.Elsewhere.Locate(ctx, item, n, via)
 			return nothing{}, info, elsewhereError(err)
 		}
@@ -61,6 +61,11 @@ func (nothing) Close() error             { return nil }
 // sendElsewhere answers with the item's Nth file, which is not stored here.
 func (s *Server) sendElsewhere(ctx *fasthttp.RequestCtx, item *storage.Item, n int) {
 	open := s.elsewhere(ctx, item, n)
+	if ctx.IsHead() {
+		// To look for it is enough, where nothing has to be read out of it.
+		locate := open
+		open = func(offset, _ int64) (io.ReadCloser, storage.Info, error) { return locate(offset, 0) }
+	}
 	if s.options.RedirectElsewhere && s.options.Elsewhere != nil {
 		s.redirectElsewhere(ctx, item, n)
 		return
@@ -129,4 +134,12 @@ func (s *Server) unreached(ctx *fasthttp.RequestCtx, item *storage.Item, err err
 	}
 	s.metrics.unreached.Inc()
 	s.fail(ctx, fasthttp.StatusBadGateway, "this nar is stored elsewhere, where it can't be fetched now")
+}
+
+// cutElsewhere notes that an answer was cut, since another instance has stopped
+// to send a nar, or has sent something else.
+func (s *Server) cutElsewhere(item *storage.Item, err error) {
+	s.log.Warn("a nar that is stored elsewhere did not come whole, or is damaged there; the client's connection was cut",
+		"item", item.Narinfo.StorePath.String(), "error", err)
+	s.metrics.unreached.Inc()
 }

@@ -17,8 +17,18 @@ import (
 // serveInfo tells other instances whether the nar is stored here: all of the
 // files that its narinfo names, as a client may ask for any of them.
 func (s *Server) serveInfo(ctx *fasthttp.RequestCtx, hash narinfo.PathHash) {
-	leaving := s.options.Leaving != nil && s.options.Leaving.Promise(hash)
-	item, files, err := s.filesThere(ctx, hash)
+	leaving := false
+	item, err := s.items.Item(ctx, hash)
+	if err == nil && !item.WithdrawnAt.IsZero() {
+		err = storage.ErrNotFound
+	}
+	var files []peer.StoredFile
+	if err == nil {
+		// Before the look at the bytes, and for known items alone: promises are
+		// few, and anybody may ask for anything.
+		leaving = s.options.Leaving != nil && s.options.Leaving.Promise(hash)
+		item, files, err = s.filesThere(ctx, hash)
+	}
 	if errors.Is(err, storage.ErrNotFound) {
 		s.unknown(ctx)
 		return

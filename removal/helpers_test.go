@@ -24,6 +24,7 @@ import (
 	dto "github.com/prometheus/client_model/go"
 
 	"nar-herder/httpapi"
+	"nar-herder/narinfo"
 	"nar-herder/peer"
 	"nar-herder/storage"
 	"nar-herder/storage/directory"
@@ -218,6 +219,22 @@ func (i *instance) used(n int, at time.Time) {
 		_, err := tx.CountUses([]index.Uses{{Hash: hashNumber(n), Count: 1, Last: at}}, 1000)
 		return err
 	})
+}
+
+// evict deletes the nar of an item, whose row stays.
+func (i *instance) evict(n int) {
+	i.t.Helper()
+	since, err := i.index.LastChange(i.t.Context())
+	if err != nil {
+		i.t.Fatal(err)
+	}
+	item, err := i.Item(i.t.Context(), hashNumber(n))
+	if err != nil {
+		i.t.Fatal(err)
+	}
+	if _, err := i.Evict(i.t.Context(), []*storage.Item{item}, since, func(*index.Tx, map[narinfo.PathHash]index.ChangeKind) error { return nil }); err != nil {
+		i.t.Fatal(err)
+	}
 }
 
 // state says of items whether they are stored (s), withdrawn with their bytes

@@ -21,12 +21,16 @@ import (
 // The original Nar Herder does not mark anything: it asks, and removes. For who
 // asks in its way, the answer "stored" is a promise to keep the nar for long
 // enough that a question in the other direction gets the answer "not stored".
+// Promises are in memory. That there are any is noted in the index, so that the
+// next process keeps all nars for as long.
 type Leaving struct {
 	now func() time.Time
 
 	mu       sync.Mutex
 	leaving  map[narinfo.PathHash]struct{}
 	promised [2]promises // the newer ones first
+	any      bool        // was promised by this process
+	until    time.Time   // an earlier process may have promised any nar
 }
 
 // promises are those of a span of time.
@@ -69,6 +73,7 @@ func (l *Leaving) Promise(hash narinfo.PathHash) (leaving bool) {
 		return true
 	}
 	l.turn()
+	l.any = true
 	p := &l.promised[0]
 	if len(p.hashes) < maxPromises {
 		p.hashes[hash] = struct{}{}
@@ -89,12 +94,38 @@ func (l *Leaving) turn() {
 	}
 }
 
+// keepOlder keeps what an earlier process may have promised, which only it
+// knew: any nar.
+func (l *Leaving) keepOlder() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.until = l.now().Add(promiseFor)
+}
+
+// hasPromised says whether anything was promised by this process.
+func (l *Leaving) hasPromised() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.any
+}
+
+// isAllPromised says whether no nar can be marked for now.
+func (l *Leaving) isAllPromised() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.turn()
+	return l.now().Before(l.until) || l.promised[0].overflow || l.promised[1].overflow
+}
+
 // mark marks a nar as leaving. It returns false when that was promised not to
 // happen, or when it is marked already.
 func (l *Leaving) mark(hash narinfo.PathHash) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.turn()
+	if l.now().Before(l.until) {
+		return false
+	}
 	for i := range l.promised {
 		if _, promised := l.promised[i].hashes[hash]; promised || l.promised[i].overflow {
 			return false

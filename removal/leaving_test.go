@@ -161,22 +161,22 @@ func TestModel(t *testing.T) {
 			m := instances[n]
 			if random.IntN(25) == 0 && m.leaving != nil {
 				// What it knew is gone, but rows and bytes are not; what it was
-				// about to delete goes when it starts. It promised nothing that
-				// is still waited for.
-				if original < 0 || instances[original].at == modelIdle {
-					trace = append(trace, fmt.Sprintf("%d crashes", n))
-					if !m.row {
-						m.has = false
-					}
-					m.leaving, m.at, m.marked = NewLeaving(clock), modelIdle, false
-					if !m.has {
-						m.at = modelDone
-					}
-					for _, other := range instances { // its answer never comes
-						if other.at == modelAsking && other.pending == n+1 {
-							other.pending = 0
-							other.asked++
-						}
+				// about to delete goes when it starts.
+				trace = append(trace, fmt.Sprintf("%d crashes", n))
+				if !m.row {
+					m.has = false
+				}
+				m.leaving, m.at, m.marked = NewLeaving(clock), modelIdle, false
+				if original >= 0 {
+					m.leaving.keepOlder() // as it is noted that it is asked
+				}
+				if !m.has {
+					m.at = modelDone
+				}
+				for _, other := range instances { // its answer never comes
+					if other.at == modelAsking && other.pending == n+1 {
+						other.pending = 0
+						other.asked++
 					}
 				}
 				continue

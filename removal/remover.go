@@ -106,6 +106,9 @@ type Remover struct {
 	removed     bool  // anything, in this pass
 	skipped     bool  // criteria, in this pass, as their instances could not be asked
 
+	knowsOlder bool      // whether an earlier process has promised nars
+	promisedAt time.Time // as it was noted
+
 	pinned    *Pinned // nil when it is to be read
 	surveyed  time.Time
 	surveying time.Duration // what the last survey took
@@ -165,6 +168,9 @@ func (r *Remover) Round(ctx context.Context) error {
 	} else if dropped.Size > 0 {
 		r.log.Info("deleted what a process had left that was ended while it removed nars", "bytes", dropped.Usage)
 	}
+	if err := r.keepPromises(ctx); err != nil {
+		return err
+	}
 	excess, limit, err := r.measure(ctx)
 	if err != nil {
 		return err
@@ -195,6 +201,49 @@ func (r *Remover) Round(ctx context.Context) error {
 		return nil
 	}
 	r.warn("")
+	return nil
+}
+
+const (
+	// promisedSetting is when something was promised last, to the day.
+	promisedSetting = "removal_promised"
+	// promisedFor is for how long after that an instance counts as one that is
+	// asked in the original's way.
+	promisedFor = 30 * 24 * time.Hour
+)
+
+// keepPromises has this process keep what an earlier one has promised, and the
+// next one what this one has.
+func (r *Remover) keepPromises(ctx context.Context) error {
+	promised := r.options.Leaving.hasPromised()
+	if r.knowsOlder && (!promised || r.now().Sub(r.promisedAt) < 24*time.Hour) {
+		return nil
+	}
+	if !r.knowsOlder {
+		text, err := r.index.Setting(ctx, promisedSetting)
+		if err != nil {
+			return err
+		}
+		if text != "" {
+			if r.promisedAt, err = time.Parse(time.RFC3339, text); err != nil {
+				return fmt.Errorf("when nars were promised to stay, in the database: %w", err)
+			}
+		}
+		if r.now().Sub(r.promisedAt) < promisedFor {
+			r.options.Leaving.keepOlder()
+		}
+		r.knowsOlder = true
+	}
+	if !promised || r.now().Sub(r.promisedAt) < 24*time.Hour {
+		return nil
+	}
+	at := r.now()
+	if err := r.index.Update(ctx, func(tx *index.Tx) error {
+		return tx.SetSetting(promisedSetting, at.UTC().Format(time.RFC3339))
+	}); err != nil {
+		return err
+	}
+	r.promisedAt = at
 	return nil
 }
 
@@ -275,6 +324,9 @@ func (r *Remover) free(ctx context.Context, excess, limit int64) (left int64, re
 			excess, limit = excess+limit-now, now
 			continue
 		}
+		if r.options.Leaving.isAllPromised() {
+			return excess, promisedAll, nil
+		}
 		usable := r.usable()
 		if len(usable) == 0 {
 			return excess, unasked, nil
@@ -329,6 +381,8 @@ const (
 	// mostTries is how often a page is looked at again because the index has
 	// changed meanwhile.
 	mostTries = 20
+	// promisedAll is why none goes for some minutes.
+	promisedAll = "instances that remove nars because they are here were told so, and any may be on its way out there"
 	// unasked is why nars stay that may have to.
 	unasked = "an instance that must have the nars could not be asked: see the log"
 )
@@ -602,9 +656,21 @@ func (r *Remover) stillHolds(tx *index.Tx, changed map[narinfo.PathHash]index.Ch
 	if !unreferenced {
 		return nil
 	}
-	for _, kind := range changed {
+	for hash, kind := range changed {
 		if kind == index.Added {
 			return storage.ErrOutdated // it may refer to one of them
+		}
+		if kind != index.StorageChanged {
+			continue
+		}
+		// Most have gone, by other chunks. One whose nar has come may refer to
+		// one of them as well.
+		item, err := tx.Item(hash)
+		if err != nil && !errors.Is(err, storage.ErrNotFound) {
+			return err
+		}
+		if err == nil && item.Stored != 0 {
+			return storage.ErrOutdated
 		}
 	}
 	return nil

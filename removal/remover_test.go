@@ -212,6 +212,7 @@ func TestBetweenDecisionAndDeed(t *testing.T) {
 		"referred to by a pin": {"stored-on=B", func(a *instance) { a.imports(spec{n: 5, bytes: 10, refs: []int{2}}); a.pin(5) }, "rrs"},
 		"another narinfo":      {"stored-on=B", func(a *instance) { a.imports(spec{n: 1, bytes: 100, note: "again"}) }, "rrr"}, // by another look
 		"referrer comes":       {"stored-on=B,unreferenced", func(a *instance) { a.imports(spec{n: 5, bytes: 10, refs: []int{2}}) }, "rrr"},
+		"referrer's nar comes": {"stored-on=B,unreferenced", func(a *instance) { a.imports(spec{n: 6, bytes: 10, refs: []int{2}}) }, "rrs"},
 		"bytes are deleted": {"stored-on=B", func(a *instance) {
 			if err := os.Remove(spec{n: 1}.file(a.directory)); err != nil {
 				a.t.Error(err)
@@ -229,6 +230,9 @@ func TestBetweenDecisionAndDeed(t *testing.T) {
 			items := []spec{{n: 0, bytes: 100, refs: []int{1}}, {n: 1, bytes: 100}, {n: 2, bytes: 100}}
 			a.imports(items...)
 			b.imports(items...)
+			// One that is known, and whose nar comes back in one of the tests.
+			a.imports(spec{n: 6, bytes: 10, refs: []int{2}})
+			a.evict(6)
 			changed := false
 			b.intercept(func(w http.ResponseWriter, _ *http.Request) {
 				if !changed {
@@ -536,4 +540,41 @@ func TestStrangerDeletes(t *testing.T) {
 	c.advance(time.Hour)
 	round(t, r)
 	a.wantState(strings.Repeat("r", stays) + "s" + strings.Repeat("r", 9-stays))
+}
+
+// TestPromisesOfBefore has a process end that has promised to keep nars: the next
+// one keeps all of them for as long.
+func TestPromisesOfBefore(t *testing.T) {
+	t.Parallel()
+	c := newClock()
+	a, b := newInstance(t, c), newInstance(t, c)
+	a.imports(many(5, 1)...)
+	b.imports(many(5, 1)...)
+	round(t, a.remover(-1, b, "stored-on=B"))
+	a.leaving.Promise(hashNumber(3))
+	before := a.remover(-1, b, "stored-on=B")
+	round(t, before)
+	c.advance(29 * day)
+	round(t, before)
+	c.advance(29 * day)
+	a.leaving = NewLeaving(c.now)
+	r := a.remover(0, b, "stored-on=B")
+	for begun := c.now(); c.now().Sub(begun) < promiseFor; c.advance(time.Minute) {
+		round(t, r)
+		a.wantState("sssss")
+		if warnings := r.Warnings(); len(warnings) != 1 || !strings.Contains(warnings[0], "were told so") {
+			t.Errorf("%v", warnings)
+		}
+	}
+	if asked := b.asked(); asked > 0 {
+		t.Errorf("%d questions about nars that can't go", asked)
+	}
+	round(t, r)
+	a.wantState("rrrrr")
+	// Once nobody has asked for long, there is nothing to wait for.
+	c.advance(31 * day)
+	a.imports(many(5, 1)...)
+	a.leaving = NewLeaving(c.now)
+	round(t, a.remover(0, b, "stored-on=B"))
+	a.wantState("rrrrr")
 }

@@ -1,0 +1,398 @@
+package httpapi
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"nar-herder/narinfo"
+	"nar-herder/peer"
+	"nar-herder/storage"
+	"nar-herder/storage/index"
+)
+
+// without is a store that knows items whose nars it has no more.
+func without(t *testing.T, items ...*made) *store {
+	t.Helper()
+	s := newStore(t)
+	for _, m := range items {
+		s.importAll(t, storage.ImportOptions{}, m.write(t, t.TempDir()))
+	}
+	s.evict(t, items...)
+	return s
+}
+
+// evict deletes the nars and leaves their rows.
+func (s *store) evict(t *testing.T, items ...*made) {
+	t.Helper()
+	since, err := s.index.LastChange(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var rows []*storage.Item
+	for _, m := range items {
+		item, err := s.Item(t.Context(), m.path.Hash)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rows = append(rows, item)
+	}
+	gone, err := s.Evict(t.Context(), rows, since, func(*index.Tx, map[narinfo.PathHash]index.ChangeKind) error { return nil })
+	if err != nil || gone.Items != len(items) {
+		t.Fatalf("%+v, %v", gone, err)
+	}
+}
+
+// elsewhereAt are instances at addresses, for the options of one that asks them.
+func elsewhereAt(t *testing.T, s *store, addresses ...string) Options {
+	t.Helper()
+	opts := options()
+	opts.Identity = s.Storage
+	var peers peer.Peers
+	for _, address := range addresses {
+		peers = append(peers, peer.New(&url.URL{Scheme: "http", Host: address}, peer.Self{
+			Instance: s.Instance(), Storage: s.Identity, AnswerTimeout: patience, ProgressTimeout: 200 * time.Millisecond,
+		}))
+	}
+	opts.Elsewhere = peers
+	return opts
+}
+
+// TestElsewhere has nars that only another instance has.
+func TestElsewhere(t *testing.T) {
+	t.Parallel()
+	content := strings.Repeat("0123456789", 1000)
+	plain, packed := make1(t, "plain.tar", content, "none"), make1(t, "packed.tar", content+"!", "gzip")
+	dir := t.TempDir()
+	b := newStore(t, plain.write(t, dir), packed.write(t, dir))
+	there := start(t, b, options())
+	a := without(t, plain, packed)
+	here := start(t, a, elsewhereAt(t, a, there.address))
+	c := dial(t, here.address)
+	for _, m := range []*made{plain, packed} {
+		whole := string(m.file)
+		for _, method := range []string{"GET", "HEAD"} {
+			got := c.ask(method, "/"+m.url())
+			if got.StatusCode != 200 || got.ContentLength != int64(len(whole)) || method == "GET" && got.body != whole || got.err != nil || got.Header.Get("ETag") == "" {
+				t.Fatalf("%s %s: %s, %d bytes of %d, %v", method, m.url(), got.Status, len(got.body), got.ContentLength, got.err)
+			}
+		}
+		etag := c.ask("HEAD", "/"+m.url()).Header.Get("ETag")
+		for _, test := range []struct {
+			header []string
+			status int
+			body   string
+		}{
+			{[]string{"Range: bytes=5-14"}, 206, whole[5:15]},
+			{[]string{"Range: bytes=0-3"}, 206, whole[:4]},
+			{[]string{"Range: bytes=20-"}, 206, whole[20:]},
+			{[]string{"Range: bytes=-7"}, 206, whole[len(whole)-7:]},
+			{[]string{"Range: bytes=0-"}, 206, whole},
+			{[]string{"Range: bytes=5-14", "If-Range: " + etag}, 206, whole[5:15]},
+			{[]string{"Range: bytes=5-14", `If-Range: "of another"`}, 200, whole},
+			{[]string{"If-None-Match: " + etag}, 304, ""},
+			{[]string{"Range: bytes=999999-"}, 416, ""},
+		} {
+			got := c.ask("GET", "/"+m.url(), test.header...)
+			if got.StatusCode != test.status || got.err != nil || test.status != 416 && got.body != test.body {
+				t.Errorf("%s %q: %s, %d bytes, %v", m.url(), test.header, got.Status, len(got.body), got.err)
+			}
+		}
+		for target, want := range map[string]string{
+			"/nar/" + m.path.BaseName():                    string(m.nar),
+			"/file/" + m.path.Name + "/sha256/" + m.digest: map[*made]string{plain: content, packed: content + "!"}[m],
+			"/" + m.path.Hash.String() + ".narinfo":        string(m.text()),
+			"/" + m.path.Hash.String() + ".narinfo/info":   `{"stored": false}`,
+		} {
+			if got := c.ask("GET", target); got.StatusCode != 200 || got.body != want || got.err != nil {
+				t.Errorf("%s: %s, %d bytes of %d, %v", target, got.Status, len(got.body), len(want), got.err)
+			}
+			if got := c.ask("HEAD", target); got.StatusCode != 200 || got.ContentLength != int64(len(want)) {
+				t.Errorf("HEAD %s: %s, %d", target, got.Status, got.ContentLength)
+			}
+		}
+	}
+	c.stillOpen()
+	// Sent there instead.
+	opts := elsewhereAt(t, a, there.address)
+	opts.RedirectElsewhere = true
+	c = dial(t, start(t, a, opts).address)
+	for _, method := range []string{"GET", "HEAD"} {
+		got := c.ask(method, "/"+plain.url())
+		if got.StatusCode != 302 || got.Header.Get("Location") != "http://"+there.address+"/"+plain.url() || got.Header.Get("Cache-Control") != "no-store" {
+			t.Errorf("%s: %s %v", method, got.Status, got.Header)
+		}
+	}
+	if got := c.ask("GET", "/nar/"+packed.path.BaseName()); got.StatusCode != 200 || got.body != string(packed.nar) {
+		t.Errorf("what only this instance can make is not sent: %s", got.Status)
+	}
+	// Nobody has it any more.
+	b.evict(t, plain)
+	isFault(t, c.ask("GET", "/"+plain.url()), 404)
+	isFault(t, dial(t, here.address).ask("GET", "/"+plain.url()), 404)
+}
+
+// TestElsewhereFails has the other instance send a nar in one wrong way after
+// the other. No answer ends well that is not the nar.
+func TestElsewhereFails(t *testing.T) {
+	t.Parallel()
+	content := strings.Repeat("0123456789abcdef", 1<<16)
+	plain, packed := make1(t, "plain.tar", content, "none"), make1(t, "packed.tar", content+"!", "gzip")
+	a := without(t, plain, packed)
+	fileOf := func(r *http.Request) []byte {
+		if strings.HasSuffix(r.URL.Path, packed.path.BaseName()) {
+			return packed.file
+		}
+		return plain.file
+	}
+	for name, test := range map[string]struct {
+		answer http.HandlerFunc
+		status int // 200 for a body that is cut
+	}{
+		"cut": {func(w http.ResponseWriter, r *http.Request) {
+			file := fileOf(r)
+			w.Header().Set("Content-Length", fmt.Sprint(len(file)))
+			_, _ = w.Write(file[:len(file)/2])
+		}, 200},
+		"short in chunks": {func(w http.ResponseWriter, r *http.Request) {
+			w.(http.Flusher).Flush()
+			_, _ = w.Write(fileOf(r)[:len(fileOf(r))/2])
+		}, 200},
+		"stops": {func(w http.ResponseWriter, r *http.Request) {
+			file := fileOf(r)
+			w.Header().Set("Content-Length", fmt.Sprint(len(file)))
+			_, _ = w.Write(file[:len(file)/2])
+			w.(http.Flusher).Flush()
+			<-r.Context().Done()
+		}, 200},
+		"another length": {func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "<html>Welcome</html>") }, 502},
+		"no length": {func(w http.ResponseWriter, _ *http.Request) {
+			panic(http.ErrAbortHandler)
+		}, 502},
+		"garbage length": {func(w http.ResponseWriter, _ *http.Request) {
+			conn, _, err := http.NewResponseController(w).Hijack()
+			if err == nil {
+				_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\nxx")
+				conn.Close()
+			}
+		}, 502},
+		"500": {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(500) }, 502},
+		"403": {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(403) }, 502},
+		"404": {http.NotFound, 404},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			there := httptest.NewServer(test.answer)
+			t.Cleanup(func() {
+				there.CloseClientConnections()
+				there.Close()
+			})
+			server := start(t, a, elsewhereAt(t, a, there.Listener.Addr().String()))
+			for _, target := range []string{
+				"/" + plain.url(), "/" + packed.url(), "/nar/" + packed.path.BaseName(),
+				"/file/" + plain.path.Name + "/sha256/" + plain.digest, "/file/" + packed.path.Name + "/sha256/" + packed.digest,
+			} {
+				c := dial(t, server.address)
+				if test.status != 200 {
+					isFault(t, c.ask("GET", target), test.status)
+					c.stillOpen()
+					continue
+				}
+				c.send(request("GET", target))
+				response, err := http.ReadResponse(c.r, nil)
+				if err != nil {
+					continue // cut before anything was sent
+				}
+				if response.StatusCode == http.StatusBadGateway {
+					continue // noticed before anything was sent
+				}
+				body, err := io.ReadAll(response.Body)
+				if got := (&answer{response, string(body), err}); got.StatusCode != 200 || got.err == nil {
+					t.Errorf("%s: %s, %d bytes of %d ended with %v", target, got.Status, len(got.body), got.ContentLength, got.err)
+				}
+				c.closed()
+			}
+			if got := len(server.decoders); got != 0 {
+				t.Errorf("%d decoders are left", got)
+			}
+			metrics := dial(t, server.address).ask("GET", "/metrics").body
+			if !strings.Contains(metrics, "narherder_damaged_nars_total 0\n") || strings.Contains(server.log.String(), "Remove the item") {
+				t.Errorf("a fault on the way counts as a damaged nar here: %s", server.log)
+			}
+		})
+	}
+}
+
+// TestElsewhereAround has two instances ask each other for what neither has.
+func TestElsewhereAround(t *testing.T) {
+	t.Parallel()
+	m := make1(t, "nowhere", "content", "gzip")
+	a, b := without(t, m), without(t, m)
+	// The address of the second is only known once it listens.
+	front := httptest.NewUnstartedServer(nil)
+	there := start(t, b, elsewhereAt(t, b, front.Listener.Addr().String()))
+	requests := 0
+	var mu sync.Mutex
+	opts := elsewhereAt(t, a, there.address)
+	here := start(t, a, opts)
+	front.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		requests++
+		mu.Unlock()
+		request, err := http.NewRequestWithContext(r.Context(), r.Method, "http://"+here.address+r.URL.Path, nil)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		request.Header = r.Header.Clone()
+		response, err := http.DefaultTransport.RoundTrip(request)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		response.Body.Close()
+		w.WriteHeader(response.StatusCode)
+	})
+	front.Start()
+	t.Cleanup(front.Close)
+	c := dial(t, here.address)
+	targets := []string{"/" + m.url(), "/nar/" + m.path.BaseName(), "/file/nowhere/sha256/" + m.digest}
+	for _, target := range targets {
+		isFault(t, c.ask("GET", target), 404)
+		isFault(t, c.ask("HEAD", target), 404)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if requests != 2*len(targets) {
+		t.Errorf("%d requests went around", requests)
+	}
+}
+
+// marks are nars that are leaving, and who was promised to.
+type marks struct {
+	leaving  narinfo.PathHash
+	mu       sync.Mutex
+	promised []narinfo.PathHash
+}
+
+func (m *marks) IsLeaving(hash narinfo.PathHash) bool { return hash == m.leaving }
+
+func (m *marks) Promise(hash narinfo.PathHash) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.promised = append(m.promised, hash)
+	return hash == m.leaving
+}
+
+// TestStoredNars asks which of many nars are stored, of which each is in another
+// state.
+func TestStoredNars(t *testing.T) {
+	t.Parallel()
+	names := []string{"stored", "withdrawn", "leaving", "evicted", "missing", "short"}
+	made := make(map[string]*made)
+	s := newStore(t)
+	for _, name := range names {
+		made[name] = make1(t, name, "content of "+name, "gzip")
+		s.importAll(t, storage.ImportOptions{}, made[name].write(t, t.TempDir()))
+	}
+	s.evict(t, made["evicted"])
+	s.withdraw(t, made["withdrawn"])
+	if err := errors.Join(os.Remove(filepath.Join(s.directory, made["missing"].url())), os.Truncate(filepath.Join(s.directory, made["short"].url()), 3)); err != nil {
+		t.Fatal(err)
+	}
+	leaving := &marks{leaving: made["leaving"].path.Hash}
+	opts := options()
+	opts.Identity, opts.Leaving = s.Storage, leaving
+	server := start(t, s, opts)
+	c := dial(t, server.address)
+	asked := []string{nobody}
+	for _, name := range names {
+		asked = append(asked, made[name].path.Hash.String())
+	}
+	asked = append(asked, asked[1]) // once more
+	got := c.ask("GET", peer.StoredPath+strings.Join(asked, ",")+"?nonce=N%20N")
+	var reply peer.StoredReply
+	if err := json.Unmarshal([]byte(got.body), &reply); err != nil || got.StatusCode != 200 || got.Header.Get("Cache-Control") != "no-store" {
+		t.Fatalf("%s %v %s: %v", got.Status, got.Header, got.body, err)
+	}
+	storageName, err := s.Identity(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if reply.Nonce != "N N" || reply.Instance != s.Instance() || reply.Storage != storageName || len(reply.Nars) != len(asked) {
+		t.Fatalf("%+v", reply)
+	}
+	for i, name := range append([]string{"nobody"}, append(names, "stored")...) {
+		nar := reply.Nars[i]
+		if nar.Hash != asked[i] || nar.Stored != (name == "stored") || nar.Fault != (name == "missing" || name == "short") {
+			t.Errorf("%s: %+v", name, nar)
+		}
+		if m := made[name]; nar.Stored && (len(nar.Files) != 1 || nar.Files[0] != peer.StoredFile{URL: m.url(), Size: m.fileSize}) {
+			t.Errorf("%s: %+v", name, nar)
+		}
+	}
+	if !strings.Contains(c.ask("GET", "/metrics").body, "narherder_faults_total 2\n") {
+		t.Error("what could not be told is not counted")
+	}
+	// The original's question about the same.
+	for name, want := range map[string]string{"stored": `{"stored": true}`, "leaving": `{"stored": false}`, "evicted": `{"stored": false}`} {
+		if got := c.ask("GET", "/"+made[name].path.Hash.String()+".narinfo/info"); got.StatusCode != 200 || got.body != want ||
+			got.Header.Get(peer.InstanceHeader) != s.Instance() || got.Header.Get(peer.StorageHeader) != storageName || got.Header.Get("Cache-Control") != "no-store" {
+			t.Errorf("%s: %s %s", name, got.Status, got.body)
+		}
+	}
+	isFault(t, c.ask("GET", "/"+made["missing"].path.Hash.String()+".narinfo/info"), 500)
+	for _, hash := range []string{nobody, made["withdrawn"].path.Hash.String()} {
+		if got := c.ask("GET", "/"+hash+".narinfo/info"); got.StatusCode != 404 {
+			t.Errorf("%s: %s", hash, got.Status)
+		}
+	}
+	// Promises are few: a stranger who asks for anything must not use them up.
+	leaving.mu.Lock()
+	for _, hash := range leaving.promised {
+		if hash.String() == nobody || hash == made["withdrawn"].path.Hash {
+			t.Errorf("it was promised that %s stays", hash)
+		}
+	}
+	if len(leaving.promised) < 3 {
+		t.Errorf("promised: %v", leaving.promised)
+	}
+	leaving.mu.Unlock()
+	for target, status := range map[string]int{
+		peer.StoredPath:                         400,
+		peer.StoredPath + "x":                   400,
+		peer.StoredPath + nobody + ",":          400,
+		peer.StoredPath + nobody + "," + nobody: 200,
+		peer.StoredPath + nobody + strings.Repeat(","+nobody, peer.MostAsked-1): 200,
+		peer.StoredPath + nobody + strings.Repeat(","+nobody, peer.MostAsked):   400,
+		peer.StoredPath + nobody + "/" + nobody:                                 404,
+		strings.TrimSuffix(peer.StoredPath, "/"):                                404,
+	} {
+		if got := c.ask("GET", target); got.StatusCode != status {
+			t.Errorf("%.60s: %s, want %d", target, got.Status, status)
+		}
+	}
+}
+
+// withdraw has clients no longer be told of an item.
+func (s *store) withdraw(t *testing.T, m *made) {
+	t.Helper()
+	err := s.index.Update(context.Background(), func(tx *index.Tx) error {
+		_, err := tx.Withdraw(m.path.Hash, time.Now())
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
