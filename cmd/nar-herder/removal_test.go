@@ -358,6 +358,6 @@ func TestHardLimit(t *testing.T) {
 	}
 	s.stop(t, syscall.SIGTERM)
 	// Without a limit, the rest comes.
-	s = p.serve(t, "--log-level=INFO")
+	p.serve(t, "--log-level=INFO")
 	p.imports(t, source)
 }
