@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"iter"
 	"os"
 	"path"
 	"strings"
@@ -83,7 +82,7 @@ func (d *Directory) Stat(_ context.Context, name string) (storage.Info, error) {
 	if err := d.check("look for", name); err != nil {
 		return storage.Info{}, err
 	}
-	info, err := d.root.Stat(name)
+	info, err := d.stat(name)
 	if err != nil {
 		return storage.Info{}, d.explain("look for", name, err)
 	}
@@ -121,33 +120,6 @@ func (d *Directory) Open(_ context.Context, name string, offset, _ int64) (io.Re
 	return reader, info, nil
 }
 
-// openForReading opens a file below the directory. [os.Root] would do, one
-// directory at a time; the kernel does the same at once, which takes a fifth of
-// the time.
-func (d *Directory) openForReading(name string) (*os.File, error) {
-	// Without O_NONBLOCK, a pipe of that name would hold the caller for ever.
-	const flags = os.O_RDONLY | syscall.O_NONBLOCK
-	for !d.noOpenat2.Load() {
-		fd, err := unix.Openat2(int(d.handle.Fd()), name, &unix.OpenHow{
-			Flags: uint64(flags | unix.O_CLOEXEC), Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS,
-		})
-		switch err {
-		case nil:
-			return os.NewFile(uintptr(fd), name), nil
-		case unix.EINTR, unix.EAGAIN:
-			// A directory was renamed meanwhile, so the kernel can't be sure.
-		case unix.EXDEV:
-			return nil, storage.ErrOutside
-		case unix.ENOSYS, unix.EPERM:
-			// A kernel before 5.6, or a sandbox that does not know the call.
-			d.noOpenat2.Store(true)
-		default:
-			return nil, err
-		}
-	}
-	return d.root.OpenFile(name, flags, 0)
-}
-
 // check refuses what is no name, before os.Root makes one of it that is, and
 // hides temporary files from all that is not about them.
 func (d *Directory) check(tried, name string) error {
@@ -181,18 +153,28 @@ func (d *Directory) describe(name string, info fs.FileInfo) (storage.Info, error
 		return storage.Info{}, fmt.Errorf("%s in storage %s is no regular file: %w", name, d.name, fs.ErrNotExist)
 	}
 	described := storage.Info{
-		Name: name, Size: info.Size(), Usage: info.Size(), ModTime: info.ModTime(),
-		Temporary: strings.HasPrefix(path.Base(name), temporaryPrefix),
+		Name: name, Size: info.Size(), Usage: info.Size(), ModTime: info.ModTime(), Temporary: isTemporary(name),
 	}
 	if stat, ok := info.Sys().(*syscall.Stat_t); ok {
-		described.Usage = stat.Blocks * 512 // in these units whatever the file system's own
-		// A link that StageFile made has the age of its source by its
-		// modification, and its own by the change of the count of links.
-		if changed := time.Unix(stat.Ctim.Unix()); described.Temporary && changed.After(described.ModTime) {
-			described.ModTime = changed
-		}
+		described.Usage = stat.Blocks * blockUnit
+		described.ModTime = modTime(described, time.Unix(stat.Ctim.Unix()))
 	}
 	return described, nil
+}
+
+// blockUnit is what numbers of blocks count in, whatever the file system's own.
+const blockUnit = 512
+
+func isTemporary(name string) bool { return strings.HasPrefix(path.Base(name), temporaryPrefix) }
+
+// modTime is the time of a file that was changed last at the given one. A link
+// that StageFile made has the age of its source by its modification, and its own
+// by the change of the count of links.
+func modTime(info storage.Info, changed time.Time) time.Time {
+	if info.Temporary && changed.After(info.ModTime) {
+		return changed
+	}
+	return info.ModTime
 }
 
 // explain makes an error of the system one of the three answers: "no such file"
@@ -397,13 +379,7 @@ func (d *Directory) Remove(_ context.Context, name string) error {
 	if !fs.ValidPath(name) {
 		return fmt.Errorf("remove %q in storage %s: not a name for a nar: %w", name, d.name, fs.ErrInvalid)
 	}
-	info, err := d.root.Lstat(name)
-	if err == nil && info.IsDir() {
-		return fmt.Errorf("remove %s in storage %s: it is a directory", name, d.name)
-	}
-	if err == nil {
-		err = d.root.Remove(name)
-	}
+	err := d.unlink(name)
 	d.open.forget(name)
 	if err != nil {
 		if err = d.explain("remove", name, err); errors.Is(err, fs.ErrNotExist) {
@@ -413,65 +389,6 @@ func (d *Directory) Remove(_ context.Context, name string) error {
 	}
 	d.touch(path.Dir(name))
 	return nil
-}
-
-// List implements [storage.ByteStore]. Symbolic links are passed over, so that
-// nothing is counted twice and no walk is without end.
-func (d *Directory) List(ctx context.Context) iter.Seq2[storage.Info, error] {
-	return func(yield func(storage.Info, error) bool) {
-		if err := d.inPlace(); err != nil {
-			yield(storage.Info{}, fmt.Errorf("list: %w", err))
-			return
-		}
-		// failed tells of what can't be read; the rest may well be readable.
-		failed := func(name string, err error) error {
-			if name == "." {
-				return err
-			}
-			if !yield(storage.Info{Name: name}, fmt.Errorf("list %s in storage %s: %w", name, d.name, cause(err))) {
-				return fs.SkipAll
-			}
-			return nil
-		}
-		err := fs.WalkDir(d.root.FS(), ".", func(name string, entry fs.DirEntry, err error) error {
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
-			if err != nil {
-				if errors.Is(err, fs.ErrNotExist) && name != "." {
-					return nil // removed meanwhile
-				}
-				if !fs.ValidPath(name) {
-					return nil // not UTF-8: a stranger's directory, which package fs can't walk
-				}
-				return failed(name, err)
-			}
-			if !entry.Type().IsRegular() {
-				return nil
-			}
-			stat, err := entry.Info()
-			if errors.Is(err, fs.ErrNotExist) {
-				return nil
-			} else if err != nil {
-				return failed(name, err)
-			}
-			info, err := d.describe(name, stat)
-			if err != nil {
-				return err
-			}
-			if !yield(info, nil) {
-				return fs.SkipAll
-			}
-			return nil
-		})
-		switch {
-		case err == nil:
-		case errors.Is(err, fs.ErrNotExist): // the directory itself
-			yield(storage.Info{}, fmt.Errorf("list storage %s: it went away meanwhile", d.name))
-		default:
-			yield(storage.Info{}, fmt.Errorf("list storage %s: %w", d.name, cause(err)))
-		}
-	}
 }
 
 // Probe implements [storage.ByteStore]: it writes a file and removes it.

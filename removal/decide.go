@@ -1,0 +1,283 @@
+package removal
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"nar-herder/narinfo"
+	"nar-herder/storage"
+	"nar-herder/storage/index"
+)
+
+// candidate is an item whose nar may be removed.
+type candidate struct {
+	item     *storage.Item
+	lastUsed time.Time
+	// criteria are those whose local conditions hold.
+	criteria []Criterion
+}
+
+// size is about what the nar takes of the disk.
+func (c *candidate) size() (size int64) {
+	const block = 4 << 10
+	for n := range c.item.Narinfo.Files {
+		if c.item.HasStored(n) {
+			size += (c.item.StoredSize(n) + block - 1) / block * block
+		}
+	}
+	return size
+}
+
+// removeSome removes those of a page's nars that may go, as long as the excess
+// lasts, and returns how many bytes that freed. complete is false when some of
+// them could not be decided on.
+func (r *Remover) removeSome(ctx context.Context, page []candidate, usable []Criterion, since, excess int64) (freed int64, complete bool, err error) {
+	matching, err := r.match(ctx, page, usable)
+	if err != nil {
+		return 0, false, err
+	}
+	for least := 1; len(matching) > 0 && excess > freed; {
+		// So many as are needed, should all of them go, and then more and more:
+		// where few may, it would be a question for each.
+		var needed atomic.Int64
+		needed.Store(excess - freed)
+		var chunks [][]candidate
+		planned, asking := int64(0), 0
+		isEnough := func() bool { return planned >= excess-freed && asking >= least }
+		for len(matching) > 0 && len(chunks) < chunksAtOnce && !isEnough() {
+			n := 0
+			for n < min(chunkItems, len(matching)) && !isEnough() {
+				planned += matching[n].size()
+				asking++
+				n++
+			}
+			chunks = append(chunks, matching[:n])
+			matching = matching[n:]
+		}
+		results := make([]struct {
+			freed int64
+			sure  bool
+			err   error
+		}, len(chunks))
+		begun, answered := time.Now(), r.answered()
+		var deciding sync.WaitGroup
+		for i, chunk := range chunks {
+			deciding.Go(func() {
+				results[i].freed, results[i].sure, results[i].err = r.removeChunk(ctx, chunk, since, &needed)
+			})
+		}
+		deciding.Wait()
+		least = 2 * asking
+		complete := true
+		for _, result := range results {
+			freed += result.freed
+			complete = complete && result.sure
+			if result.err != nil {
+				err = result.err
+			}
+		}
+		if err != nil || !complete {
+			return freed, false, err
+		}
+		r.makeWay(ctx, time.Since(begun), r.answered()-answered)
+	}
+	return freed, true, nil
+}
+
+func (r *Remover) answered() int64 {
+	if r.options.Answered == nil {
+		return 0
+	}
+	return r.options.Answered()
+}
+
+// makeWay rests after some work, when clients have asked for much meanwhile.
+func (r *Remover) makeWay(ctx context.Context, worked time.Duration, answered int64) {
+	if float64(answered) < busyRate*worked.Seconds() {
+		return
+	}
+	select {
+	case <-time.After(min(paceFactor*worked, mostPause)):
+	case <-ctx.Done():
+	}
+}
+
+// match returns those of a page for which the local conditions of a criterion
+// hold, with these criteria.
+func (r *Remover) match(ctx context.Context, page []candidate, usable []Criterion) (matching []candidate, err error) {
+	asksTags := slices.ContainsFunc(usable, func(c Criterion) bool { return c.asksTags() })
+	asksUses := slices.ContainsFunc(usable, func(c Criterion) bool { return c.unusedFor > 0 })
+	for _, c := range page {
+		if _, kept := r.pinned.By(c.item.Hash); kept {
+			continue
+		}
+		f := facts{added: c.item.AddedAt, lastUsed: c.lastUsed}
+		if asksTags {
+			if f.tags, err = r.index.Tags(ctx, c.item.Hash); err != nil {
+				return nil, err
+			}
+		}
+		if asksUses && r.options.Uses != nil && r.options.Uses.IsPending(c.item.Hash) {
+			f.lastUsed = r.now()
+		}
+		for _, criterion := range usable {
+			if !criterion.holds(f, r.now()) {
+				continue
+			}
+			if criterion.unreferenced {
+				referred, err := r.index.StoredReferrers(ctx, c.item.Hash)
+				if err != nil {
+					return nil, err
+				}
+				if referred {
+					continue
+				}
+			}
+			c.criteria = append(c.criteria, criterion)
+		}
+		if len(c.criteria) > 0 {
+			matching = append(matching, c)
+		}
+	}
+	return matching, nil
+}
+
+// removeChunk marks a few nars as leaving, asks the instances that must have
+// them, and removes those that may go, but not more than are needed: so many
+// bytes, which it takes them off of.
+func (r *Remover) removeChunk(ctx context.Context, chunk []candidate, since int64, needed *atomic.Int64) (freed int64, sure bool, err error) {
+	marked := make([]candidate, 0, len(chunk))
+	for _, c := range chunk {
+		if r.options.Leaving.mark(c.item.Hash) {
+			marked = append(marked, c)
+		}
+	}
+	defer func() {
+		for _, c := range marked {
+			r.options.Leaving.unmark(c.item.Hash)
+		}
+	}()
+	stored, sure := r.ask(ctx, marked)
+	var evict, withdraw []*storage.Item
+	unreferenced := false
+	for _, c := range marked {
+		if needed.Load() <= 0 {
+			break
+		}
+		// One that others have is still served; one that they don't is not.
+		if i := slices.IndexFunc(c.criteria, func(criterion Criterion) bool {
+			return len(criterion.storedOn) > 0 && onAll(stored, criterion, c.item.Hash)
+		}); i >= 0 {
+			evict = append(evict, c.item)
+			needed.Add(-c.size())
+			unreferenced = unreferenced || c.criteria[i].unreferenced
+		} else if i := slices.IndexFunc(c.criteria, func(criterion Criterion) bool { return len(criterion.storedOn) == 0 }); i >= 0 {
+			withdraw = append(withdraw, c.item)
+			needed.Add(-c.size())
+			unreferenced = unreferenced || c.criteria[i].unreferenced
+		}
+	}
+	r.metrics.decided.Add(int64(len(marked)))
+	if ctx.Err() != nil {
+		return 0, false, ctx.Err()
+	}
+	guard := func(tx *index.Tx, changed map[narinfo.PathHash]index.ChangeKind) error {
+		return r.stillHolds(tx, changed, unreferenced)
+	}
+	if len(evict) > 0 {
+		gone, err := r.storage.Evict(ctx, evict, since, guard)
+		freed += gone.Usage
+		r.metrics.count(gone)
+		if err != nil {
+			return freed, false, err
+		}
+	}
+	if len(withdraw) > 0 {
+		gone, err := r.storage.Withdraw(ctx, withdraw, since, guard)
+		for _, item := range gone {
+			c := candidate{item: item}
+			freed += c.size()
+		}
+		r.metrics.withdrawn.Add(int64(len(gone)))
+		if err != nil {
+			return freed, false, err
+		}
+	}
+	return freed, sure, nil
+}
+
+// stillHolds is a [storage.Guard]: it looks for what could have made a decision
+// wrong since the items were read.
+func (r *Remover) stillHolds(tx *index.Tx, changed map[narinfo.PathHash]index.ChangeKind, unreferenced bool) error {
+	if err := r.pinned.Guard(tx); err != nil {
+		return err
+	}
+	if !unreferenced {
+		return nil
+	}
+	for hash, kind := range changed {
+		if kind == index.Added {
+			return storage.ErrOutdated // it may refer to one of them
+		}
+		if kind != index.StorageChanged {
+			continue
+		}
+		// Most have gone, by other chunks. One whose nar has come may refer to
+		// one of them as well.
+		item, err := tx.Item(hash)
+		if err != nil && !errors.Is(err, storage.ErrNotFound) {
+			return err
+		}
+		if err == nil && item.Stored != 0 {
+			return storage.ErrOutdated
+		}
+	}
+	return nil
+}
+
+// onAll says whether each instance that a criterion names has the nar.
+func onAll(stored map[string]map[narinfo.PathHash]bool, criterion Criterion, hash narinfo.PathHash) bool {
+	for _, u := range criterion.storedOn {
+		if !stored[u.String()][hash] {
+			return false
+		}
+	}
+	return true
+}
+
+// ask asks the instances that the items' criteria name. sure is false when one
+// of them did not answer.
+func (r *Remover) ask(ctx context.Context, asking []candidate) (stored map[string]map[narinfo.PathHash]bool, sure bool) {
+	wanted := make(map[string][]*storage.Item)
+	for _, c := range asking {
+		for _, u := range Instances(c.criteria) {
+			wanted[u.String()] = append(wanted[u.String()], c.item)
+		}
+	}
+	stored = make(map[string]map[narinfo.PathHash]bool, len(wanted))
+	sure = true
+	for name, items := range wanted {
+		verdicts, err := r.peers[name].Stored(ctx, items)
+		if err != nil {
+			sure = false
+			r.metrics.failed.Add(1)
+			if ctx.Err() == nil {
+				r.log.Error("can't tell whether nars may be removed, so they stay", "error", err, "again", r.peers[name].Pause().Round(time.Second).String())
+			}
+			continue
+		}
+		there := make(map[narinfo.PathHash]bool, len(items))
+		for i, verdict := range verdicts {
+			there[items[i].Hash] = verdict.Stored
+			if !verdict.Stored {
+				r.log.Debug("a nar stays, as it is not surely stored elsewhere", "item", items[i].Narinfo.StorePath.BaseName(), "instance", name, "reason", verdict.Reason)
+			}
+		}
+		stored[name] = there
+	}
+	return stored, sure
+}

@@ -1,0 +1,159 @@
+package removal
+
+import (
+	"context"
+	"errors"
+	"net/url"
+	"slices"
+	"time"
+
+	"nar-herder/storage"
+)
+
+// ages are for how long nobody has asked for a nar: those that were idle for
+// longer go first.
+var ages = []time.Duration{365 * 24 * time.Hour, 90 * 24 * time.Hour, 30 * 24 * time.Hour, 7 * 24 * time.Hour, 24 * time.Hour, 0}
+
+// free removes nars until the bytes are free that are above the limit, and
+// returns how many are not, and why. It can take hours, in which the limit may
+// become another.
+func (r *Remover) free(ctx context.Context, excess, limit int64) (left int64, reason string, err error) {
+	if len(r.options.Criteria) == 0 {
+		return excess, "no --storage-nar-removal-criteria are given, so nothing may go", nil
+	}
+	r.pinned = nil // some may have been taken off
+	for tries := 0; excess > 0; {
+		if err := ctx.Err(); err != nil {
+			return excess, "", err
+		}
+		if now := r.limit.Load(); now < 0 {
+			return 0, "", nil
+		} else if now != limit {
+			excess, limit = excess+limit-now, now
+			continue
+		}
+		if r.options.Leaving.isAllPromised() {
+			return excess, promisedAll, nil
+		}
+		usable := r.usable()
+		if len(usable) == 0 {
+			return excess, unasked, nil
+		}
+		r.skipped = r.skipped || len(usable) < len(r.options.Criteria)
+		page, since, more, cursor, err := r.page(ctx)
+		if err != nil {
+			return excess, "", err
+		}
+		freed, complete, err := r.removeSome(ctx, page, usable, since, excess)
+		excess -= freed
+		r.removed = r.removed || freed > 0
+		if errors.Is(err, errPinsChanged) {
+			r.pinned, err = nil, storage.ErrOutdated
+		}
+		if tries++; errors.Is(err, storage.ErrOutdated) && tries < mostTries {
+			continue // with the same page
+		}
+		switch {
+		case err != nil:
+			return excess, "", err
+		case excess <= 0:
+			return 0, "", nil // what is left of the page comes next time
+		case !complete:
+			return excess, unasked, nil
+		}
+		tries = 0
+		if r.cursor = cursor; more {
+			continue
+		}
+		r.cursor = 0
+		if r.age++; r.age < len(ages) {
+			continue
+		}
+		removed, skipped := r.removed, r.skipped
+		r.age, r.removed, r.skipped = 0, false, false
+		if removed && slices.ContainsFunc(r.options.Criteria, func(c Criterion) bool { return c.unreferenced }) {
+			continue // what was referred to may go now
+		}
+		if skipped {
+			// The others are not looked at again before those may be.
+			r.resumeAt = r.now().Add(r.longestPause())
+			return excess, unasked, nil
+		}
+		r.resumeAt = r.now().Add(fullPause)
+		return excess, "no more nars match --storage-nar-removal-criteria", nil
+	}
+	return 0, "", nil
+}
+
+const (
+	// mostTries is how often a page is looked at again because the index has
+	// changed meanwhile.
+	mostTries = 20
+	// promisedAll is why none goes for some minutes.
+	promisedAll = "instances that remove nars because they are here were told so, and any may be on its way out there"
+	// unasked is why nars stay that may have to.
+	unasked = "an instance that must have the nars could not be asked: see the log"
+)
+
+// usable are the criteria whose instances may be asked now.
+func (r *Remover) usable() (usable []Criterion) {
+	for _, criterion := range r.options.Criteria {
+		if !slices.ContainsFunc(criterion.storedOn, func(u *url.URL) bool { return r.peers[u.String()].Pause() > 0 }) {
+			usable = append(usable, criterion)
+		}
+	}
+	return usable
+}
+
+// longestPause is how long it takes until all instances may be asked.
+func (r *Remover) longestPause() (longest time.Duration) {
+	for _, p := range r.peers {
+		longest = max(longest, p.Pause())
+	}
+	return longest
+}
+
+// page reads the next items of the pass.
+func (r *Remover) page(ctx context.Context) (page []candidate, since int64, more bool, cursor int64, err error) {
+	// The index as it is now, or later, is what is decided on.
+	if since, err = r.index.LastChange(ctx); err != nil {
+		return nil, 0, false, 0, err
+	}
+	if r.pinned == nil {
+		if r.pinned, err = ReadPinned(ctx, r.index); err != nil {
+			return nil, 0, false, 0, err
+		}
+	}
+	if r.cursor == 0 {
+		// Of this step of the pass, so that no item is in two, or none.
+		r.from, r.until = r.stepOf(r.age)
+	}
+	cursor = r.cursor
+	rows, more, err := r.index.Candidates(ctx, r.from, r.until, &cursor, pageItems)
+	if err != nil {
+		return nil, 0, false, 0, err
+	}
+	for _, row := range rows {
+		item, err := storage.NewItem(row.Item)
+		if err != nil {
+			return nil, 0, false, 0, err
+		}
+		page = append(page, candidate{item: item, lastUsed: row.LastUsed})
+	}
+	return page, since, more, cursor, nil
+}
+
+// stepOf is the span in which items were used last, or added, that a step of a
+// pass is about.
+func (r *Remover) stepOf(age int) (from, until time.Time) {
+	if age == 0 {
+		r.passAt = r.now()
+	} else {
+		from = r.passAt.Add(-ages[age-1])
+	}
+	until = r.passAt.Add(-ages[age])
+	if ages[age] == 0 {
+		until = until.Add(24 * time.Hour) // also what came just now, by any clock
+	}
+	return from, until
+}

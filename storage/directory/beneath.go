@@ -1,0 +1,93 @@
+package directory
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"nar-herder/storage"
+)
+
+// openForReading opens a file below the directory.
+func (d *Directory) openForReading(name string) (*os.File, error) {
+	// Without O_NONBLOCK, a pipe of that name would hold the caller for ever.
+	const flags = os.O_RDONLY | syscall.O_NONBLOCK
+	fd, err := d.openBeneath(name, flags)
+	if err == errNoOpenat2 {
+		return d.root.OpenFile(name, flags, 0)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+// stat describes what lies under a name.
+func (d *Directory) stat(name string) (fs.FileInfo, error) {
+	fd, err := d.openBeneath(name, unix.O_PATH)
+	if err == errNoOpenat2 {
+		return d.root.Stat(name)
+	}
+	if err != nil {
+		return nil, err
+	}
+	file := os.NewFile(uintptr(fd), name)
+	defer file.Close()
+	return file.Stat()
+}
+
+// unlink removes a name that is none of a directory.
+func (d *Directory) unlink(name string) error {
+	fd, err := d.openBeneath(path.Dir(name), unix.O_PATH|unix.O_DIRECTORY)
+	if err == errNoOpenat2 {
+		info, err := d.root.Lstat(name)
+		if err == nil && info.IsDir() {
+			return unix.EISDIR
+		}
+		if err == nil {
+			err = d.root.Remove(name)
+		}
+		return err
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	for {
+		if err := unix.Unlinkat(fd, path.Base(name), 0); err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+// errNoOpenat2 says that the kernel is one before 5.6, or a sandbox that does not
+// know the call.
+var errNoOpenat2 = errors.New("openat2 is not to be had")
+
+// openBeneath opens what lies below the directory. [os.Root] would do, one
+// directory at a time; the kernel does the same at once, which takes a fifth of
+// the time.
+func (d *Directory) openBeneath(name string, flags int) (fd int, err error) {
+	for !d.noOpenat2.Load() {
+		fd, err := unix.Openat2(int(d.handle.Fd()), name, &unix.OpenHow{
+			Flags: uint64(flags | unix.O_CLOEXEC), Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS,
+		})
+		switch err {
+		case nil:
+			return fd, nil
+		case unix.EINTR, unix.EAGAIN:
+			// A directory was renamed meanwhile, so the kernel can't be sure.
+		case unix.EXDEV:
+			return -1, storage.ErrOutside
+		case unix.ENOSYS, unix.EPERM:
+			d.noOpenat2.Store(true)
+		default:
+			return -1, err
+		}
+	}
+	return -1, errNoOpenat2
+}
