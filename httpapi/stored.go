@@ -17,17 +17,15 @@ import (
 // serveInfo tells other instances whether the nar is stored here: all of the
 // files that its narinfo names, as a client may ask for any of them.
 func (s *Server) serveInfo(ctx *fasthttp.RequestCtx, hash narinfo.PathHash) {
-	leaving := false
-	item, err := s.items.Item(ctx, hash)
-	if err == nil && !item.WithdrawnAt.IsZero() {
-		err = storage.ErrNotFound
-	}
-	var files []peer.StoredFile
-	if err == nil {
-		// Before the look at the bytes, and for known items alone: promises are
-		// few, and anybody may ask for anything.
-		leaving = s.options.Leaving != nil && s.options.Leaving.Promise(hash)
-		item, files, err = s.filesThere(ctx, hash)
+	item, files, err := s.filesThere(ctx, hash)
+	stored := err == nil && len(files) == len(item.Narinfo.Files)
+	if stored && s.options.Leaving != nil {
+		// Only what is there is promised to stay: anybody may ask for anything.
+		// It may have gone before the promise, hence the second look.
+		if stored = !s.options.Leaving.Promise(hash); stored {
+			item, files, err = s.filesThere(ctx, hash)
+			stored = err == nil && len(files) == len(item.Narinfo.Files)
+		}
 	}
 	if errors.Is(err, storage.ErrNotFound) {
 		s.unknown(ctx)
@@ -45,7 +43,7 @@ func (s *Server) serveInfo(ctx *fasthttp.RequestCtx, hash narinfo.PathHash) {
 			header.Set(peer.StorageHeader, name)
 		}
 	}
-	if len(files) == len(item.Narinfo.Files) && !leaving {
+	if stored {
 		s.text(ctx, "application/json", `{"stored": true}`)
 	} else {
 		s.text(ctx, "application/json", `{"stored": false}`)
@@ -114,20 +112,23 @@ func (s *Server) serveStored(ctx *fasthttp.RequestCtx, list string) {
 		// is there then, was there now.
 		leaving[i] = s.options.Leaving != nil && s.options.Leaving.IsLeaving(hash)
 	}
-	items, err := s.items.ItemsAt(ctx, hashes)
-	if err != nil {
-		s.fault(ctx, "look up items", err)
-		return
-	}
-	for i, item := range items {
+	items, itemsErr := s.items.ItemsAt(ctx, hashes)
+	for i := range reply.Nars {
 		nar := &reply.Nars[i]
 		nar.Hash = asked[i]
-		if item == nil || leaving[i] || !item.WithdrawnAt.IsZero() {
+		if leaving[i] || itemsErr == nil && (items[i] == nil || !items[i].WithdrawnAt.IsZero()) {
 			continue
 		}
-		files, err := s.filesOf(ctx, item)
+		var item *storage.Item
+		var files []peer.StoredFile
+		err := itemsErr
+		if err == nil {
+			item = items[i]
+			files, err = s.filesOf(ctx, item)
+		}
 		if err != nil {
-			item, files, err = s.filesThere(ctx, hashes[i]) // it may have changed
+			// It may have changed, or be another one that can't be read.
+			item, files, err = s.filesThere(ctx, hashes[i])
 		}
 		switch {
 		case errors.Is(err, storage.ErrNotFound):

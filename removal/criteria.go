@@ -160,7 +160,9 @@ func ParseInstance(text string) (*url.URL, error) {
 // facts are what the local conditions need to know of an item.
 type facts struct {
 	added, lastUsed time.Time
-	tags            []index.Tag // only when any criterion asks for them
+	// countedSince is since when uses are counted: before, nobody knows.
+	countedSince time.Time
+	tags         []index.Tag // only when any criterion asks for them
 }
 
 // holds says whether the conditions hold that need nobody to be asked and no
@@ -185,8 +187,10 @@ func (c *Criterion) holds(f facts, now time.Time) bool {
 		}
 	}
 	used := f.lastUsed
-	if used.Before(f.added) {
-		used = f.added
+	for _, since := range []time.Time{f.added, f.countedSince} {
+		if used.Before(since) {
+			used = since
+		}
 	}
 	return (c.unusedFor == 0 || now.Sub(used) >= c.unusedFor) &&
 		(c.olderThan == 0 || now.Sub(f.added) >= c.olderThan) &&

@@ -115,13 +115,13 @@ func (r *Remover) match(ctx context.Context, page []candidate, usable []Criterio
 		if _, kept := r.pinned.By(c.item.Hash); kept {
 			continue
 		}
-		f := facts{added: c.item.AddedAt, lastUsed: c.lastUsed}
+		f := facts{added: c.item.AddedAt, lastUsed: c.lastUsed, countedSince: r.countedSince}
 		if asksTags {
 			if f.tags, err = r.index.Tags(ctx, c.item.Hash); err != nil {
 				return nil, err
 			}
 		}
-		if asksUses && r.options.Uses != nil && r.options.Uses.IsPending(c.item.Hash) {
+		if asksUses && r.isPending(c.item.Hash) {
 			f.lastUsed = r.now()
 		}
 		for _, criterion := range usable {
@@ -129,7 +129,9 @@ func (r *Remover) match(ctx context.Context, page []candidate, usable []Criterio
 				continue
 			}
 			if criterion.unreferenced {
-				referred, err := r.index.StoredReferrers(ctx, c.item.Hash)
+				// An item without a nar here is served all the same, and needs
+				// what it refers to; that is had from where the nar is.
+				referred, err := r.index.IsReferredTo(ctx, c.item.Hash, len(criterion.storedOn) > 0)
 				if err != nil {
 					return nil, err
 				}
@@ -162,8 +164,7 @@ func (r *Remover) removeChunk(ctx context.Context, chunk []candidate, since int6
 		}
 	}()
 	stored, sure := r.ask(ctx, marked)
-	var evict, withdraw []*storage.Item
-	unreferenced := false
+	var evict, withdraw []decided
 	for _, c := range marked {
 		if needed.Load() <= 0 {
 			break
@@ -172,24 +173,22 @@ func (r *Remover) removeChunk(ctx context.Context, chunk []candidate, since int6
 		if i := slices.IndexFunc(c.criteria, func(criterion Criterion) bool {
 			return len(criterion.storedOn) > 0 && onAll(stored, criterion, c.item.Hash)
 		}); i >= 0 {
-			evict = append(evict, c.item)
+			evict = append(evict, decided{c, c.criteria[i]})
 			needed.Add(-c.size())
-			unreferenced = unreferenced || c.criteria[i].unreferenced
 		} else if i := slices.IndexFunc(c.criteria, func(criterion Criterion) bool { return len(criterion.storedOn) == 0 }); i >= 0 {
-			withdraw = append(withdraw, c.item)
+			withdraw = append(withdraw, decided{c, c.criteria[i]})
 			needed.Add(-c.size())
-			unreferenced = unreferenced || c.criteria[i].unreferenced
 		}
 	}
 	r.metrics.decided.Add(int64(len(marked)))
 	if ctx.Err() != nil {
 		return 0, false, ctx.Err()
 	}
-	guard := func(tx *index.Tx, changed map[narinfo.PathHash]index.ChangeKind) error {
-		return r.stillHolds(tx, changed, unreferenced)
-	}
 	if len(evict) > 0 {
-		gone, err := r.storage.Evict(ctx, evict, since, guard)
+		if err := r.relyOn(ctx, evict); err != nil {
+			return 0, false, err
+		}
+		gone, err := r.storage.Evict(ctx, items(evict), since, r.guard(evict))
 		freed += gone.Usage
 		r.metrics.count(gone)
 		if err != nil {
@@ -197,7 +196,7 @@ func (r *Remover) removeChunk(ctx context.Context, chunk []candidate, since int6
 		}
 	}
 	if len(withdraw) > 0 {
-		gone, err := r.storage.Withdraw(ctx, withdraw, since, guard)
+		gone, err := r.storage.Withdraw(ctx, items(withdraw), since, r.guard(withdraw))
 		for _, item := range gone {
 			c := candidate{item: item}
 			freed += c.size()
@@ -210,33 +209,81 @@ func (r *Remover) removeChunk(ctx context.Context, chunk []candidate, since int6
 	return freed, sure, nil
 }
 
-// stillHolds is a [storage.Guard]: it looks for what could have made a decision
-// wrong since the items were read.
-func (r *Remover) stillHolds(tx *index.Tx, changed map[narinfo.PathHash]index.ChangeKind, unreferenced bool) error {
-	if err := r.pinned.Guard(tx); err != nil {
-		return err
+// decided is a candidate that is to go.
+type decided struct {
+	candidate
+	by Criterion
+}
+
+func items(going []decided) []*storage.Item {
+	items := make([]*storage.Item, len(going))
+	for i, d := range going {
+		items[i] = d.item
 	}
-	if !unreferenced {
-		return nil
-	}
-	for hash, kind := range changed {
-		if kind == index.Added {
-			return storage.ErrOutdated // it may refer to one of them
-		}
-		if kind != index.StorageChanged {
-			continue
-		}
-		// Most have gone, by other chunks. One whose nar has come may refer to
-		// one of them as well.
-		item, err := tx.Item(hash)
-		if err != nil && !errors.Is(err, storage.ErrNotFound) {
+	return items
+}
+
+// guard is a [storage.Guard] that looks for what could have made decisions wrong
+// since the items were read.
+func (r *Remover) guard(going []decided) storage.Guard {
+	return func(tx *index.Tx, changed map[narinfo.PathHash]index.ChangeKind) error {
+		if err := r.pinned.Guard(tx); err != nil {
 			return err
 		}
-		if err == nil && item.Stored != 0 {
+		// Tags that are given and uses that are counted are no changes.
+		targets := make(map[narinfo.PathHash]bool)
+		for _, d := range going {
+			if d.by.unreferenced {
+				targets[d.item.Hash] = true
+			}
+			if !d.by.asksTags() && d.by.unusedFor == 0 {
+				continue
+			}
+			f := facts{added: d.item.AddedAt, countedSince: r.countedSince}
+			var err error
+			if f.tags, err = tx.Tags(d.item.Hash); err != nil {
+				return err
+			}
+			if f.lastUsed, err = tx.LastUsed(d.item.Hash); err != nil {
+				return err
+			}
+			if !d.by.holds(f, r.now()) || d.by.unusedFor > 0 && r.isPending(d.item.Hash) {
+				return storage.ErrOutdated
+			}
+		}
+		if len(targets) == 0 {
+			return nil
+		}
+		return refersToNone(tx, changed, targets)
+	}
+}
+
+// refersToNone makes sure that no item which has changed refers to one of the
+// targets.
+func refersToNone(tx *index.Tx, changed map[narinfo.PathHash]index.ChangeKind, targets map[narinfo.PathHash]bool) error {
+	for hash := range changed {
+		row, err := tx.Item(hash)
+		if errors.Is(err, storage.ErrNotFound) {
+			continue
+		} else if err != nil {
+			return err
+		}
+		if !row.WithdrawnAt.IsZero() {
+			continue
+		}
+		item, err := storage.NewItem(row)
+		if err != nil {
+			return err
+		}
+		if slices.ContainsFunc(item.Narinfo.References, func(path narinfo.StorePath) bool { return path.Hash != hash && targets[path.Hash] }) {
 			return storage.ErrOutdated
 		}
 	}
 	return nil
+}
+
+func (r *Remover) isPending(hash narinfo.PathHash) bool {
+	return r.options.Uses != nil && r.options.Uses.IsPending(hash)
 }
 
 // onAll says whether each instance that a criterion names has the nar.

@@ -29,8 +29,9 @@ type Leaving struct {
 	mu       sync.Mutex
 	leaving  map[narinfo.PathHash]struct{}
 	promised [2]promises // the newer ones first
-	any      bool        // was promised by this process
-	until    time.Time   // an earlier process may have promised any nar
+	// gave has something in it when a promise was given since it was emptied.
+	gave  chan struct{}
+	until time.Time // an earlier process may have promised any nar
 }
 
 // promises are those of a span of time.
@@ -53,7 +54,7 @@ func NewLeaving(now func() time.Time) *Leaving {
 	if now == nil {
 		now = time.Now
 	}
-	return &Leaving{now: now, leaving: make(map[narinfo.PathHash]struct{})}
+	return &Leaving{now: now, gave: make(chan struct{}, 1), leaving: make(map[narinfo.PathHash]struct{})}
 }
 
 // IsLeaving says whether the item's nar is about to be removed.
@@ -73,7 +74,10 @@ func (l *Leaving) Promise(hash narinfo.PathHash) (leaving bool) {
 		return true
 	}
 	l.turn()
-	l.any = true
+	select {
+	case l.gave <- struct{}{}:
+	default:
+	}
 	p := &l.promised[0]
 	if len(p.hashes) < maxPromises {
 		p.hashes[hash] = struct{}{}
@@ -100,13 +104,6 @@ func (l *Leaving) keepOlder() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.until = l.now().Add(promiseFor)
-}
-
-// hasPromised says whether anything was promised by this process.
-func (l *Leaving) hasPromised() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.any
 }
 
 // isAllPromised says whether no nar can be marked for now.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"nar-herder/storage"
+	"nar-herder/storage/uses"
 )
 
 // ages are for how long nobody has asked for a nar: those that were idle for
@@ -21,7 +22,17 @@ func (r *Remover) free(ctx context.Context, excess, limit int64) (left int64, re
 	if len(r.options.Criteria) == 0 {
 		return excess, "no --storage-nar-removal-criteria are given, so nothing may go", nil
 	}
-	r.pinned = nil // some may have been taken off
+	if r.pinned != nil {
+		// Some may have been taken off; others, the guard notices.
+		if current, err := r.pinned.isCurrent(ctx, r.index); err != nil {
+			return excess, "", err
+		} else if !current {
+			r.pinned = nil
+		}
+	}
+	if r.countedSince, err = uses.Since(ctx, r.index); err != nil {
+		return excess, "", err
+	}
 	for tries := 0; excess > 0; {
 		if err := ctx.Err(); err != nil {
 			return excess, "", err
@@ -55,6 +66,10 @@ func (r *Remover) free(ctx context.Context, excess, limit int64) (left int64, re
 		}
 		switch {
 		case err != nil:
+			if !errors.Is(err, storage.ErrOutdated) {
+				// Not again and again, should it be that nothing can be deleted.
+				r.resumeAt = r.now().Add(fullPause)
+			}
 			return excess, "", err
 		case excess <= 0:
 			return 0, "", nil // what is left of the page comes next time
@@ -136,7 +151,9 @@ func (r *Remover) page(ctx context.Context) (page []candidate, since int64, more
 	for _, row := range rows {
 		item, err := storage.NewItem(row.Item)
 		if err != nil {
-			return nil, 0, false, 0, err
+			// It stays, and is no reason for others to.
+			r.log.Error("an item can't be looked at, and stays", "error", err)
+			continue
 		}
 		page = append(page, candidate{item: item, lastUsed: row.LastUsed})
 	}

@@ -3,6 +3,7 @@ package removal
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"nar-herder/narinfo"
 	"nar-herder/storage/index"
@@ -11,6 +12,7 @@ import (
 // Pinned is all that pins keep, as it was at one moment.
 type Pinned struct {
 	closure *index.Closure
+	pins    []index.Pin
 	// asOf is the newest change that is known not to have changed it.
 	asOf int64
 }
@@ -23,16 +25,21 @@ func ReadPinned(ctx context.Context, x *index.Index) (*Pinned, error) {
 	if p.asOf, err = x.LastChange(ctx); err != nil {
 		return nil, err
 	}
-	pins, err := x.Pins(ctx)
-	if err != nil {
+	if p.pins, err = x.Pins(ctx); err != nil {
 		return nil, err
 	}
-	roots := make([]narinfo.PathHash, len(pins))
-	for i, pin := range pins {
+	roots := make([]narinfo.PathHash, len(p.pins))
+	for i, pin := range p.pins {
 		roots[i] = pin.Hash
 	}
 	p.closure, err = x.Closure(ctx, roots)
 	return p, err
+}
+
+// isCurrent says whether the pins are the same as when they were read.
+func (p *Pinned) isCurrent(ctx context.Context, x *index.Index) (bool, error) {
+	now, err := x.Pins(ctx)
+	return slices.Equal(now, p.pins), err
 }
 
 // By returns a pin that keeps the item.

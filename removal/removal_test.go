@@ -358,7 +358,8 @@ func TestWithdrawnErrors(t *testing.T) {
 		var mu sync.Mutex
 		var asked []time.Duration
 		failing, freed := false, storage.Freed{}
-		w := NewWithdrawn(nil, time.Hour, slog.New(slog.NewTextHandler(&log, nil)))
+		w := NewWithdrawn(nil, nil, time.Hour, slog.New(slog.NewTextHandler(&log, nil)))
+		w.keep = func(context.Context, time.Time) error { return nil }
 		w.remove = func(_ context.Context, until time.Time) (storage.Freed, error) {
 			mu.Lock()
 			defer mu.Unlock()
@@ -430,7 +431,7 @@ func TestWithdrawnRun(t *testing.T) {
 		ended := make(chan struct{})
 		var log bytes.Buffer
 		go func() {
-			NewWithdrawn(p.Storage, 2*time.Minute, slog.New(slog.NewTextHandler(&log, nil))).Run(ctx)
+			NewWithdrawn(p.Storage, p.index, 2*time.Minute, slog.New(slog.NewTextHandler(&log, nil))).Run(ctx)
 			close(ended)
 		}()
 		time.Sleep(time.Minute - time.Millisecond)

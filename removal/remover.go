@@ -57,8 +57,10 @@ const (
 	// surveyEvery is how often the storage is counted anew, if that takes a
 	// small part of the time.
 	surveyEvery = time.Hour
-	// surveyShare bounds that part.
+	// surveyShare bounds that part, and aboveShare while the storage seems to be
+	// above its limit.
 	surveyShare = 50
+	aboveShare  = 10
 	// fullPause is how long to wait before all items are looked at again, when
 	// none of them could go.
 	fullPause = 15 * time.Minute
@@ -76,7 +78,7 @@ const (
 	// mostPause at a time at the most.
 	busyRate   = 200
 	paceFactor = 5
-	mostPause  = 2 * time.Second
+	mostPause  = time.Minute
 )
 
 // Remover keeps a storage below its limit. It is a [prometheus.Collector] of its
@@ -101,12 +103,22 @@ type Remover struct {
 	removed     bool  // anything, in this pass
 	skipped     bool  // criteria, in this pass, as their instances could not be asked
 
-	knowsOlder bool      // whether an earlier process has promised nars
-	promisedAt time.Time // as it was noted
+	knowsOlder bool // whether an earlier process has promised nars
 
-	pinned    *Pinned // nil when it is to be read
+	pinned       *Pinned // nil when it is to be read
+	countedSince time.Time
+
+	reliedOn  map[string]bool // URLs that are noted; guarded by relying
+	relying   sync.Mutex
 	surveyed  time.Time
 	surveying time.Duration // what the last survey took
+	// counted is what the last survey found, less what was removed since: what
+	// is surely there, where the estimate may have counted bytes twice that
+	// were there before a row claimed them.
+	counted int64
+
+	toldReason string // that the log has given, and when
+	toldAt     time.Time
 
 	mu      sync.Mutex
 	usage   int64
@@ -116,7 +128,7 @@ type Remover struct {
 
 // New makes a remover.
 func New(s *storage.Storage, x *index.Index, options Options) *Remover {
-	r := &Remover{storage: s, index: x, options: options, log: options.Log, now: options.Now, peers: make(map[string]*peer.Peer)}
+	r := &Remover{storage: s, index: x, options: options, log: options.Log, now: options.Now, reliedOn: make(map[string]bool), peers: make(map[string]*peer.Peer)}
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
 	}
@@ -139,6 +151,9 @@ func (r *Remover) SetLimit(limit int64) { r.limit.Store(limit) }
 
 // Run keeps the limit until the context ends.
 func (r *Remover) Run(ctx context.Context) {
+	var noting sync.WaitGroup
+	noting.Go(func() { r.notePromises(ctx) })
+	defer noting.Wait()
 	ticker := time.NewTicker(cmp.Or(r.options.Interval, defaultInterval))
 	defer ticker.Stop()
 	for {
@@ -166,7 +181,7 @@ func (r *Remover) Round(ctx context.Context) error {
 		// One file that can't be deleted is no reason to keep all others.
 		r.log.Error("files that no item has any more can't be deleted; that is tried again", "error", err)
 	}
-	if err := r.keepPromises(ctx); err != nil {
+	if err := r.keepOlder(ctx); err != nil {
 		return err
 	}
 	excess, limit, err := r.measure(ctx)
@@ -197,7 +212,7 @@ func (r *Remover) Round(ctx context.Context) error {
 	}
 	if left > 0 {
 		text := fmt.Sprintf("the storage is %d bytes above its limit of %d: %s", left, r.limit.Load(), reason)
-		if r.warn(text) {
+		if r.warn(text); r.isNews(reason) {
 			r.log.Error("the storage is above its limit, and stays there for now", "limit", r.limit.Load(), "above", left, "reason", reason)
 		}
 		return nil
@@ -212,50 +227,77 @@ const (
 	// promisedFor is for how long after that an instance counts as one that is
 	// asked in the original's way.
 	promisedFor = 30 * 24 * time.Hour
+	// noteEvery is how often that is noted at the most.
+	noteEvery = 24 * time.Hour
 )
 
-// keepPromises has this process keep what an earlier one has promised, and the
-// next one what this one has.
-func (r *Remover) keepPromises(ctx context.Context) error {
-	promised := r.options.Leaving.hasPromised()
-	if r.knowsOlder && (!promised || r.now().Sub(r.promisedAt) < 24*time.Hour) {
+// keepOlder has this process keep what an earlier one may have promised.
+func (r *Remover) keepOlder(ctx context.Context) error {
+	if r.knowsOlder {
 		return nil
 	}
-	if !r.knowsOlder {
-		text, err := r.index.Setting(ctx, promisedSetting)
-		if err != nil {
-			return err
-		}
-		if text != "" {
-			if r.promisedAt, err = time.Parse(time.RFC3339, text); err != nil {
-				return fmt.Errorf("when nars were promised to stay, in the database: %w", err)
-			}
-		}
-		if r.now().Sub(r.promisedAt) < promisedFor {
-			r.options.Leaving.keepOlder()
-		}
-		r.knowsOlder = true
-	}
-	if !promised || r.now().Sub(r.promisedAt) < 24*time.Hour {
-		return nil
-	}
-	at := r.now()
-	if err := r.index.Update(ctx, func(tx *index.Tx) error {
-		return tx.SetSetting(promisedSetting, at.UTC().Format(time.RFC3339))
-	}); err != nil {
+	text, err := r.index.Setting(ctx, promisedSetting)
+	if err != nil {
 		return err
 	}
-	r.promisedAt = at
+	if text != "" {
+		at, err := time.Parse(time.RFC3339, text)
+		if err != nil {
+			return fmt.Errorf("when nars were promised to stay, in the database: %w", err)
+		}
+		if r.now().Sub(at) < promisedFor {
+			r.options.Leaving.keepOlder()
+		}
+	}
+	r.knowsOlder = true
 	return nil
 }
 
-// warn sets what the health says; it returns whether that is news.
-func (r *Remover) warn(text string) bool {
+// notePromises notes for the next process that this one has promised nars, as
+// soon as it has, and again each day, until the context ends.
+func (r *Remover) notePromises(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-r.options.Leaving.gave:
+		}
+		if err := r.notePromise(ctx); err != nil && ctx.Err() == nil {
+			r.log.Error("can't note that nars were promised to stay; after a restart, one may go here while who was told of it removes its own", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(noteEvery):
+		}
+	}
+}
+
+func (r *Remover) notePromise(ctx context.Context) error {
+	return r.index.Update(ctx, func(tx *index.Tx) error {
+		return tx.SetSetting(promisedSetting, r.now().UTC().Format(time.RFC3339))
+	})
+}
+
+// warn sets what the health says.
+func (r *Remover) warn(text string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	news := (text == "") != (r.warning == "")
 	r.warning = text
-	return news
+	if text == "" {
+		r.toldReason = ""
+	}
+}
+
+// remindEvery is how often the log says again that the limit is not kept.
+const remindEvery = time.Hour
+
+// isNews says whether the log has not given the reason for long.
+func (r *Remover) isNews(reason string) bool {
+	if reason == r.toldReason && r.now().Sub(r.toldAt) < remindEvery {
+		return false
+	}
+	r.toldReason, r.toldAt = reason, r.now()
+	return true
 }
 
 // Warnings are what is not as it should be, for the health.
@@ -279,8 +321,7 @@ func (r *Remover) measure(ctx context.Context) (excess, limit int64, err error) 
 	// One that an earlier process has made is good for a first look.
 	due := max(surveyEvery, surveyShare*r.surveying)
 	if above := limit >= 0 && usage > limit; above {
-		// Before anything goes, it is to be known.
-		due = max(r.interval(), surveyShare*r.surveying)
+		due = max(r.interval(), aboveShare*r.surveying)
 	}
 	if r.surveyed.IsZero() && (surveyed.IsZero() || limit >= 0) || !r.surveyed.IsZero() && r.now().Sub(r.surveyed) >= due {
 		begun := r.now()
@@ -292,6 +333,7 @@ func (r *Remover) measure(ctx context.Context) (excess, limit int64, err error) 
 		if usage, _, err = r.storage.Usage(ctx); err != nil {
 			return 0, 0, err
 		}
+		r.counted = usage
 	}
 	pending, err := r.index.WithdrawnStored(ctx)
 	if err != nil {
@@ -303,7 +345,8 @@ func (r *Remover) measure(ctx context.Context) (excess, limit int64, err error) 
 	if limit < 0 {
 		return 0, limit, nil
 	}
-	return usage - pending - limit, limit, nil
+	// What can't be known is not removed: the next survey will tell.
+	return min(usage, r.counted) - pending - limit, limit, nil
 }
 
 func (r *Remover) interval() time.Duration { return cmp.Or(r.options.Interval, defaultInterval) }

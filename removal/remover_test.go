@@ -552,10 +552,20 @@ func TestPromisesOfBefore(t *testing.T) {
 	b.imports(many(5, 1)...)
 	round(t, a.remover(-1, b, "stored-on=B"))
 	a.leaving.Promise(hashNumber(3))
-	before := a.remover(-1, b, "stored-on=B")
-	round(t, before)
-	c.advance(29 * day)
-	round(t, before)
+	ctx, stop := context.WithCancel(t.Context())
+	noted := make(chan struct{})
+	go func() {
+		a.remover(-1, b, "stored-on=B").notePromises(ctx)
+		close(noted)
+	}()
+	for text := ""; text == ""; {
+		var err error
+		if text, err = a.index.Setting(t.Context(), promisedSetting); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stop()
+	<-noted
 	c.advance(29 * day)
 	a.leaving = NewLeaving(c.now)
 	r := a.remover(0, b, "stored-on=B")

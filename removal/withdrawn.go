@@ -2,10 +2,12 @@ package removal
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"time"
 
 	"nar-herder/storage"
+	"nar-herder/storage/index"
 )
 
 const (
@@ -24,12 +26,39 @@ type Withdrawn struct {
 	// Of the storage, but in tests.
 	remove func(ctx context.Context, until time.Time) (storage.Freed, error)
 	note   func(ctx context.Context, grace time.Duration) error
+	keep   func(ctx context.Context, until time.Time) error
 }
 
 // NewWithdrawn removes items from the storage. grace is the longest that a client
 // may use a narinfo after the item was withdrawn.
-func NewWithdrawn(s *storage.Storage, grace time.Duration, log *slog.Logger) *Withdrawn {
-	return &Withdrawn{grace, log, s.RemoveWithdrawn, s.NoteGrace}
+func NewWithdrawn(s *storage.Storage, x *index.Index, grace time.Duration, log *slog.Logger) *Withdrawn {
+	w := &Withdrawn{grace: grace, log: log, remove: s.RemoveWithdrawn, note: s.NoteGrace}
+	w.keep = func(ctx context.Context, until time.Time) error { return w.keepPinned(ctx, x, until) }
+	return w
+}
+
+// keepPinned takes back withdrawals, when any is due, of what pins have come to
+// keep since: a pinned item may have come, or refer to others now.
+func (w *Withdrawn) keepPinned(ctx context.Context, x *index.Index, until time.Time) error {
+	due, err := x.WithdrawnItems(ctx, until, 1)
+	if err != nil || len(due) == 0 {
+		return err
+	}
+	pinned, err := ReadPinned(ctx, x)
+	if err != nil {
+		return err
+	}
+	for _, hash := range pinned.closure.Withdrawn() {
+		err := x.Update(ctx, func(tx *index.Tx) error {
+			_, err := tx.Restore(hash, time.Now())
+			return err
+		})
+		if err != nil && !errors.Is(err, storage.ErrNotFound) {
+			return err
+		}
+		w.log.Info("an item that was about to be removed stays, as a pin keeps it", "item", hash.String())
+	}
+	return nil
 }
 
 // Run removes what is due until the context ends. Errors are logged, once each
@@ -73,7 +102,11 @@ func (w *Withdrawn) step(ctx context.Context, noted *bool) error {
 		}
 		*noted = true
 	}
-	freed, err := w.remove(ctx, time.Now().Add(-w.grace))
+	until := time.Now().Add(-w.grace)
+	if err := w.keep(ctx, until); err != nil {
+		return err
+	}
+	freed, err := w.remove(ctx, until)
 	if freed.Items > 0 {
 		w.log.Info("removed items that were withdrawn", "items", freed.Items, "bytes", freed.Size, "grace", w.grace)
 	}

@@ -107,6 +107,10 @@ func (s *Storage) RemoveWithdrawn(ctx context.Context, until time.Time) (freed F
 		if err != nil || len(items) == 0 {
 			return freed, err
 		}
+		// Where the storage isn't mounted, the bytes would seem to be gone.
+		if _, err := s.Identity(ctx); err != nil {
+			return freed, err
+		}
 		var names []string
 		var removed int
 		var last int64
@@ -139,6 +143,9 @@ func (s *Storage) RemoveWithdrawn(ctx context.Context, until time.Time) (freed F
 			if last, err = tx.LastChange(); err != nil {
 				return err
 			}
+			if s.bytes == nil {
+				return nil
+			}
 			return tx.AddLeftovers(names)
 		})
 		if err != nil {
@@ -162,8 +169,14 @@ func (s *Storage) RemoveWithdrawn(ctx context.Context, until time.Time) (freed F
 func (s *Storage) DropLeftovers(ctx context.Context) (dropped Freed, err error) {
 	for after := ""; ; {
 		names, err := s.index.Leftovers(ctx, after, dropAtOnce)
-		if err != nil || len(names) == 0 {
+		if err != nil || len(names) == 0 || s.bytes == nil {
 			return dropped, err
+		}
+		if after == "" {
+			// Where the storage isn't mounted, they seem to be gone.
+			if _, err := s.Identity(ctx); err != nil {
+				return dropped, err
+			}
 		}
 		after = names[len(names)-1]
 		now, err := s.dropUnclaimed(ctx, names, 0)

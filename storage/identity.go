@@ -24,16 +24,38 @@ func (s *Storage) Identity(ctx context.Context) (string, error) {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return name, err
 	}
+	// Not where a storage should be mounted and isn't.
+	if err := s.isThere(ctx); err != nil {
+		return "", err
+	}
 	text := rand.Text() + "\n"
 	staged, err := s.bytes.Stage(ctx, identityName, strings.NewReader(text), int64(len(text)))
 	if err == nil {
-		err = errors.Join(staged.Commit(ctx), s.bytes.Sync(ctx))
+		defer staged.Abort()
+		if err = staged.Commit(ctx); err == nil {
+			err = s.bytes.Sync(ctx)
+		}
 	}
 	if err != nil {
 		return "", fmt.Errorf("give storage %s a name: %w", s.bytes, err)
 	}
 	// Read, as another instance may just have done the same.
 	return s.identity(ctx)
+}
+
+// isThere makes sure that the byte store is the one that the index is about, by
+// any of the files that it should have. A storage that isn't mounted looks like
+// one whose files are all missing.
+func (s *Storage) isThere(ctx context.Context) error {
+	totals, err := s.index.Totals(ctx)
+	if err != nil || totals.StoredNars == 0 {
+		return err
+	}
+	there, err := s.hasAny(ctx)
+	if err == nil && !there {
+		err = fmt.Errorf("storage %s has none of the files that the index has there: is it mounted?", s.bytes)
+	}
+	return err
 }
 
 func (s *Storage) identity(ctx context.Context) (string, error) {

@@ -133,11 +133,26 @@ func (s *Storage) copyToQuarantine(ctx context.Context, finding Finding) error {
 	return errors.Join(staged.Commit(ctx), s.bytes.Sync(ctx))
 }
 
-// hasAny says whether any file is there that the index has as stored, or the
-// name of the storage.
+// hasAny says whether any file is there that the index has as stored.
 func (s *Storage) hasAny(ctx context.Context) (bool, error) {
-	if _, err := s.bytes.Stat(ctx, identityName); err == nil {
-		return true, nil
+	// One of the first, which takes no listing where all is well.
+	looked := 0
+	for item, err := range s.Items(ctx) {
+		if err != nil {
+			return false, err
+		}
+		for n, name := range item.names {
+			if name == "" || !item.HasStored(n) {
+				continue
+			}
+			if _, err := s.bytes.Stat(ctx, name); err == nil {
+				return true, nil
+			}
+			looked++
+		}
+		if looked >= 100 {
+			break
+		}
 	}
 	for info, err := range s.bytes.List(ctx) {
 		if err != nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"log/slog"
 	"net/url"
 	"slices"
@@ -26,14 +27,25 @@ func (c *serverCommand) criteria() []removal.Criterion {
 	return criteria
 }
 
-// instances makes clients of those that the criteria name.
-func (c *serverCommand) instances(store *opened) peer.Peers {
+// instances makes clients of those that the criteria name, and of those that
+// nars were removed for before.
+func (c *serverCommand) instances(ctx context.Context, store *opened, log *slog.Logger) (peers peer.Peers, err error) {
 	self := peer.Self{Instance: store.Instance(), Storage: store.Identity}
-	var peers peer.Peers
-	for _, u := range removal.Instances(c.criteria()) {
+	urls := removal.Instances(c.criteria())
+	relied, err := removal.ReliedOn(ctx, store.index)
+	if err != nil {
+		return nil, err
+	}
+	for _, u := range relied {
+		if !slices.ContainsFunc(urls, func(other *url.URL) bool { return other.String() == u.String() }) {
+			log.Info("nars were removed before because this instance has them, so it is asked for them", "instance", u.String())
+			urls = append(urls, u)
+		}
+	}
+	for _, u := range urls {
 		peers = append(peers, peer.New(u, self))
 	}
-	return peers
+	return peers, nil
 }
 
 // keepLimit makes what keeps the storage below its limit, and has the server

@@ -47,6 +47,9 @@ type removed struct {
 }
 
 func (c *removeCommand) Run(ctx context.Context, s *streams) (err error) {
+	if c.Force && c.AfterGrace {
+		return errors.New("--force and --after-grace don't go together: what a pin keeps would be taken back: unpin it")
+	}
 	if len(c.Items) == 0 && len(c.Tag) == 0 {
 		return errors.New("remove: no <store-path> is named: give some, --tag=KEY=VALUE, or - to read a list from the standard input")
 	}

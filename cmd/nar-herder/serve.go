@@ -88,6 +88,9 @@ func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
 	if c.Storage == "" && c.Mirror == nil {
 		return errors.New("run-server needs --storage=DIR, --mirror=URL, or both")
 	}
+	if c.StorageHardLimit != noLimit && c.StorageLimit != noLimit && c.StorageHardLimit < c.StorageLimit {
+		return errors.New("--storage-hard-limit is below --storage-limit, so that nothing would be taken in and nothing be removed: raise it")
+	}
 	if c.StorageCheckInterval <= 0 {
 		return errors.New("--storage-check-interval=0s: it must be a second at least")
 	}
@@ -140,8 +143,14 @@ func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
 	}
 
 	counter := uses.New(store.index, log)
-	peers := c.instances(store)
-	withdrawn := removal.NewWithdrawn(store.Storage, c.grace(cacheOptions.Types), log)
+	if err := counter.Begin(ctx); err != nil {
+		return err
+	}
+	peers, err := c.instances(ctx, store, log)
+	if err != nil {
+		return err
+	}
+	withdrawn := removal.NewWithdrawn(store.Storage, store.index, c.grace(cacheOptions.Types), log)
 	cache, err := openCache(store, cacheOptions, peers, counter, log)
 	if err != nil {
 		return err

@@ -68,9 +68,13 @@ func earliest(t time.Time) int64 {
 	return t.UnixMilli()
 }
 
-// StoredReferrers says whether any of the items that refer to this one, apart
-// from itself, has files in the storage and is not withdrawn.
-func (x *Index) StoredReferrers(ctx context.Context, hash narinfo.PathHash) (some bool, err error) {
+// IsReferredTo says whether any of the items that clients are told of, apart from
+// itself, refers to this one; with stored, any that has files in the storage.
+func (x *Index) IsReferredTo(ctx context.Context, hash narinfo.PathHash, stored bool) (some bool, err error) {
+	query := "SELECT n.hash, n.refs FROM items i JOIN narinfos n ON n.id = i.id WHERE i.id = ? AND n.withdrawn_at IS NULL"
+	if stored {
+		query += " AND i.stored_files != 0"
+	}
 	target := keyOf(hash)
 	err = x.readers.do(ctx, func(c *connection) (err error) {
 		if err := c.exec("BEGIN"); err != nil {
@@ -86,7 +90,7 @@ func (x *Index) StoredReferrers(ctx context.Context, hash narinfo.PathHash) (som
 			return err
 		}
 		for _, id := range ids {
-			row, err := c.first("SELECT n.hash, n.refs FROM items i JOIN narinfos n ON n.id = i.id WHERE i.id = ? AND i.stored_files != 0 AND n.withdrawn_at IS NULL", id)
+			row, err := c.first(query, id)
 			if err != nil {
 				return err
 			}

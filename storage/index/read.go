@@ -211,17 +211,36 @@ func tagFilter(tags []Tag) (condition string, args []driver.Value) {
 // Tags returns the tags of the item, sorted; none for an item not known.
 func (x *Index) Tags(ctx context.Context, hash narinfo.PathHash) (tags []Tag, err error) {
 	err = x.readers.do(ctx, func(c *connection) error {
-		return c.rows(`SELECT t.key, t.value FROM items i JOIN narinfos n ON n.id = i.id JOIN item_tags it ON it.item = i.id
-			JOIN tags t ON t.id = it.tag WHERE i.key = ? AND n.hash = ? ORDER BY t.key, t.value`, []driver.Value{keyOf(hash), hash[:]},
-			func(row []driver.Value) (bool, error) {
-				tags = append(tags, Tag{row[0].(string), row[1].(string)})
-				return true, nil
-			})
+		tags, err = c.tags(hash)
+		return err
 	})
 	if err != nil {
 		return nil, describe(fmt.Sprintf("read the tags of %s in %s", hash, x.path), err)
 	}
 	return tags, nil
+}
+
+// Tags is [Index.Tags] as this transaction sees them.
+func (tx *Tx) Tags(hash narinfo.PathHash) ([]Tag, error) { return tx.conn.tags(hash) }
+
+func (c *connection) tags(hash narinfo.PathHash) (tags []Tag, err error) {
+	err = c.rows(`SELECT t.key, t.value FROM items i JOIN narinfos n ON n.id = i.id JOIN item_tags it ON it.item = i.id
+		JOIN tags t ON t.id = it.tag WHERE i.key = ? AND n.hash = ? ORDER BY t.key, t.value`, []driver.Value{keyOf(hash), hash[:]},
+		func(row []driver.Value) (bool, error) {
+			tags = append(tags, Tag{row[0].(string), row[1].(string)})
+			return true, nil
+		})
+	return tags, err
+}
+
+// LastUsed is when the item's nar was asked for last, as far as that is written
+// down; zero for never.
+func (tx *Tx) LastUsed(hash narinfo.PathHash) (time.Time, error) {
+	row, err := tx.conn.first("SELECT u.last_used FROM items i JOIN uses u ON u.item = i.id WHERE i.key = ?", keyOf(hash))
+	if err != nil || row == nil {
+		return time.Time{}, err
+	}
+	return time.UnixMilli(row[0].(int64)).UTC(), nil
 }
 
 // Totals are the sums that the index keeps of itself.

@@ -4,6 +4,7 @@ package uses
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"slices"
 	"sync"
@@ -31,8 +32,9 @@ type Counter struct {
 	index *index.Index
 	log   *slog.Logger
 
-	mu      sync.Mutex
-	pending map[narinfo.PathHash]*index.Uses
+	mu       sync.Mutex
+	pending  map[narinfo.PathHash]*index.Uses
+	flushing map[narinfo.PathHash]*index.Uses // being written down
 
 	least   int64
 	popular func([]index.Used)
@@ -76,7 +78,34 @@ func (c *Counter) Used(hash narinfo.PathHash, kind string) {
 func (c *Counter) IsPending(hash narinfo.PathHash) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.pending[hash] != nil
+	return c.pending[hash] != nil || c.flushing[hash] != nil
+}
+
+// sinceSetting is since when uses are counted.
+const sinceSetting = "uses_since"
+
+// Begin notes since when uses are counted, if that is not known yet.
+func (c *Counter) Begin(ctx context.Context) error {
+	if text, err := c.index.Setting(ctx, sinceSetting); err != nil || text != "" {
+		return err
+	}
+	return c.index.Update(ctx, func(tx *index.Tx) error {
+		return tx.SetSetting(sinceSetting, time.Now().UTC().Format(time.RFC3339))
+	})
+}
+
+// Since is since when uses are counted in an index; zero where that was not
+// noted.
+func Since(ctx context.Context, x *index.Index) (time.Time, error) {
+	text, err := x.Setting(ctx, sinceSetting)
+	if err != nil || text == "" {
+		return time.Time{}, err
+	}
+	since, err := time.Parse(time.RFC3339, text)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("since when uses are counted, in the database: %w", err)
+	}
+	return since, nil
 }
 
 // Run writes uses down until the context ends, and a last time then.
@@ -100,8 +129,13 @@ func (c *Counter) Run(ctx context.Context) {
 func (c *Counter) Flush(ctx context.Context) {
 	c.mu.Lock()
 	pending := c.pending
-	c.pending = make(map[narinfo.PathHash]*index.Uses)
+	c.pending, c.flushing = make(map[narinfo.PathHash]*index.Uses), pending
 	c.mu.Unlock()
+	defer func() {
+		c.mu.Lock()
+		c.flushing = nil
+		c.mu.Unlock()
+	}()
 	all := make([]index.Uses, 0, len(pending))
 	for _, u := range pending {
 		all = append(all, *u)
