@@ -102,12 +102,20 @@ type Peer struct {
 	client *http.Client
 	now    func() time.Time
 
-	mu       sync.Mutex
-	failures int
+	mu sync.Mutex
+	// questions and nars have nothing to do with each other: clients who ask for
+	// a nar that can't be read there must not keep it from being asked, and nars
+	// that come say nothing about its answers.
+	questions, nars record
+	plain           time.Time // it only knows the original's question, as of then
+}
+
+// record is how requests of one kind have gone.
+type record struct {
+	failures int // since the last success
 	failedAt time.Time
 	slow     bool // it took long to fail
 	until    time.Time
-	plain    time.Time // it only knows the original's question, as of then
 }
 
 const (
@@ -171,40 +179,42 @@ func (p *Peer) String() string { return p.base }
 // noRedirects marks the context of requests that only this server may answer.
 type noRedirects struct{}
 
-// Pause returns how long the peer is to be left alone, after failures.
+// Pause returns for how long the peer is not to be asked what it has stored,
+// after questions that failed.
 func (p *Peer) Pause() time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return max(0, p.until.Sub(p.now()))
+	return max(0, p.questions.until.Sub(p.now()))
 }
 
 // isResting says whether the peer has failed so lately, and so slowly, that a
-// client should not wait for it to fail again. One that refuses connections
-// costs nothing, and may just be starting again.
+// client should not wait for a nar, and for it to fail again. One that refuses
+// connections costs nothing, and may just be starting again.
 func (p *Peer) isResting() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.failures > 0 && p.slow && p.now().Sub(p.failedAt) < restAfter
+	return p.nars.failures > 0 && p.nars.slow && p.now().Sub(p.nars.failedAt) < restAfter
 }
 
-// settle notes how a request went that was begun at the given time. A failure of
-// the asker is none of the peer.
-func (p *Peer) settle(ctx context.Context, begun time.Time, err error) {
+// settle notes in one of the peer's records how a request went that was begun at
+// the given time. A failure of the asker is none of the peer, and that a nar is
+// not there is an answer.
+func (p *Peer) settle(ctx context.Context, r *record, begun time.Time, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if err == nil {
-		p.failures, p.until = 0, time.Time{}
+	if err == nil || errors.Is(err, storage.ErrNotStored) {
+		r.failures, r.until = 0, time.Time{}
 		return
 	}
 	if ctx.Err() != nil {
 		return
 	}
-	pause := min(lastPause, firstPause<<min(p.failures, 20))
-	p.failures++
-	p.failedAt = p.now()
-	p.slow = p.failedAt.Sub(begun) > time.Second
+	pause := min(lastPause, firstPause<<min(r.failures, 20))
+	r.failures++
+	r.failedAt = p.now()
+	r.slow = r.failedAt.Sub(begun) > time.Second
 	// Not all who ask come back at the same moment.
-	p.until = p.now().Add(pause/2 + mathrand.N(pause))
+	r.until = r.failedAt.Add(pause/2 + mathrand.N(pause))
 }
 
 // Verdict is what a peer's answer comes to for one item.
@@ -230,7 +240,7 @@ func (p *Peer) Stored(ctx context.Context, items []*storage.Item) (verdicts []Ve
 	}
 	outer, begun := ctx, p.now()
 	defer func() {
-		p.settle(outer, begun, err)
+		p.settle(outer, &p.questions, begun, err)
 		if err != nil {
 			err = fmt.Errorf("ask %s which nars it has stored: %w", p.base, err)
 		}

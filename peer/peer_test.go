@@ -451,10 +451,14 @@ func TestPause(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		p := New(&url.URL{Scheme: "http", Host: "peer.example"}, Self{})
+		settle := func(begun time.Time, err error) {
+			p.settle(t.Context(), &p.questions, begun, err)
+			p.settle(t.Context(), &p.nars, begun, err)
+		}
 		fail := errors.New("failed")
 		pause := firstPause
 		for range 30 {
-			p.settle(t.Context(), time.Now(), fail)
+			settle(time.Now(), fail)
 			if got := p.Pause(); got < pause/2 || got >= 3*pause/2 {
 				t.Errorf("%s, want about %s", got, pause)
 			}
@@ -468,7 +472,7 @@ func TestPause(t *testing.T) {
 		if p.Pause() != 0 {
 			t.Errorf("%s are left", p.Pause())
 		}
-		p.settle(t.Context(), begun, fail)
+		settle(begun, fail)
 		if !p.isResting() {
 			t.Error("it does not rest after a slow failure")
 		}
@@ -476,15 +480,95 @@ func TestPause(t *testing.T) {
 		if p.isResting() {
 			t.Error("it rests for ever")
 		}
-		p.settle(t.Context(), time.Now(), nil)
+		settle(time.Now(), nil)
 		if p.Pause() != 0 {
 			t.Errorf("%s are left after a success", p.Pause())
 		}
-		p.settle(t.Context(), time.Now(), fail)
+		settle(time.Now(), fail)
 		if got := p.Pause(); got >= 3*firstPause/2 {
 			t.Errorf("%s after a success and a failure", got)
 		}
 	})
+}
+
+// TestRecords has a peer that answers questions and fails to send nars, and then
+// the other way round: neither says anything about the other.
+func TestRecords(t *testing.T) {
+	t.Parallel()
+	item := testItem(t, 1)
+	items := []*storage.Item{item}
+	var now atomic.Int64
+	var answers, sendsNars, slowly atomic.Bool
+	server := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if slowly.Load() {
+			now.Add(int64(2 * time.Second))
+		}
+		question := strings.HasPrefix(r.URL.Path, StoredPath)
+		switch {
+		case question && answers.Load():
+			writeJSON(w, honest(r, items))
+		case !question && sendsNars.Load():
+			sends(w, r)
+		default:
+			w.WriteHeader(http.StatusInternalServerError)
+		}
+	})
+	self := here()
+	self.Now = func() time.Time { return time.Unix(0, now.Load()) }
+	p := newPeer(t, server.URL, self)
+	fetch := func(want error) {
+		t.Helper()
+		body, _, err := p.OpenFile(t.Context(), item, 0, 0, -1, nil)
+		if err == nil {
+			body.Close()
+		}
+		if !isErr(err, want) {
+			t.Errorf("%v, want %v", err, want)
+		}
+	}
+	locate := func(want error) {
+		t.Helper()
+		if _, err := p.Locate(t.Context(), item, 0, nil); !isErr(err, want) {
+			t.Errorf("%v, want %v", err, want)
+		}
+	}
+
+	answers.Store(true)
+	fetch(errAny)
+	locate(errAny)
+	if pause := p.Pause(); pause != 0 {
+		t.Errorf("nars fail: it is not asked for %s", pause)
+	}
+	slowly.Store(true)
+	locate(errAny)
+	if !p.isResting() {
+		t.Error("a slow answer of 500 to a look for a nar is no failure")
+	}
+	wantVerdicts(t, p, items, "y", nil)
+	if !p.isResting() {
+		t.Error("an answer ends the rest after a slow failure to send a nar")
+	}
+
+	answers.Store(false)
+	sendsNars.Store(true)
+	fetch(nil)
+	if p.isResting() {
+		t.Error("it rests after a nar has come")
+	}
+	wantVerdicts(t, p, items, "", nil)
+	if p.isResting() {
+		t.Error("clients don't get nars as questions fail")
+	}
+	slowly.Store(false)
+	pause := p.Pause()
+	if pause == 0 {
+		t.Error("no pause after a question that failed")
+	}
+	fetch(nil)
+	locate(nil)
+	if got := p.Pause(); got != pause {
+		t.Errorf("nars come: pause %s, it was %s", got, pause)
+	}
 }
 
 // FuzzStored has any bytes as the answer, which never panics, and never vouches
