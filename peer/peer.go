@@ -136,6 +136,8 @@ const (
 	// plainAtOnce is how many of the original's questions are under way at a
 	// time.
 	plainAtOnce = 4
+	// mostSkew is how far behind ours the peer's clock may be.
+	mostSkew = time.Minute
 )
 
 // New makes a peer at a URL, such as https://HOST or http://HOST:PORT/PATH.
@@ -401,8 +403,12 @@ func (p *Peer) askOne(ctx context.Context, item *storage.Item, storageName strin
 	if n.StorePath.Hash != item.Hash {
 		return Verdict{}, fmt.Errorf("%w: it is about %s where %s was asked for", ErrAnswer, n.StorePath.Hash, item.Hash)
 	}
-	// Last, as it is the answer that counts.
-	body, header, err := p.get(ctx, path+"/info", mostAnswer)
+	// Last, as it is the answer that counts. What is random in the question is
+	// for proxies, not all of which heed Cache-Control or own up to an answer of
+	// before: nginx does neither. The original looks at the path alone; where
+	// something does not, a 404 is a no.
+	asked := p.now()
+	body, header, err := p.get(ctx, path+"/info?now="+rand.Text(), mostAnswer)
 	if errors.Is(err, errNotKnown) {
 		return Verdict{Reason: "not known there"}, nil
 	} else if err != nil {
@@ -420,6 +426,9 @@ func (p *Peer) askOne(ctx context.Context, item *storage.Item, storageName strin
 	// It has no nonce: what was true once is not surely so now.
 	if age := header.Get("Age"); age != "" && age != "0" {
 		return Verdict{}, fmt.Errorf("%w: it comes from a cache, which has had it for %s seconds", ErrAnswer, age)
+	}
+	if date, err := http.ParseTime(header.Get("Date")); err == nil && asked.Sub(date) > mostSkew {
+		return Verdict{}, fmt.Errorf("%w: it is of %s, from before the question at %s: it comes from a cache, which must not keep this, or one of the clocks is wrong", ErrAnswer, date.Format(time.RFC3339), asked.UTC().Format(time.RFC3339))
 	}
 	// The original has no names, and can't have this program's storage.
 	if instance := header.Get(InstanceHeader); instance != "" {

@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -309,6 +310,7 @@ func TestStoredPlainly(t *testing.T) {
 		_, _ = io.WriteString(w, `{"stored": true}`)
 	}
 	stuck := func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
+	dated := func(after time.Duration) string { return time.Now().Add(after).UTC().Format(http.TimeFormat) }
 	for name, test := range map[string]struct {
 		narinfo, info http.HandlerFunc
 		want          string
@@ -342,6 +344,10 @@ func TestStoredPlainly(t *testing.T) {
 		"cut info":         {narinfo: narinfo, info: func(w http.ResponseWriter, _ *http.Request) { cut(w, `{"stored": true}`) }, is: io.ErrUnexpectedEOF},
 		"out of a cache":   {narinfo: narinfo, info: with("Age", "30")},
 		"just cached":      {narinfo: narinfo, info: with("Age", "0"), want: "y"},
+		"of yesterday":     {narinfo: narinfo, info: with("Date", dated(-24*time.Hour)), is: ErrAnswer},
+		"of tomorrow":      {narinfo: narinfo, info: with("Date", dated(24*time.Hour)), want: "y"},
+		"a slow clock":     {narinfo: narinfo, info: with("Date", dated(-mostSkew/2)), want: "y"},
+		"no date":          {narinfo: narinfo, info: with("Date", "yesterday"), want: "y"},
 		"itself":           {narinfo: narinfo, info: with(InstanceHeader, "own"), is: ErrSelf},
 		"no storage name":  {narinfo: narinfo, info: with(InstanceHeader, "other")},
 		"same storage": {narinfo: narinfo, info: func(w http.ResponseWriter, r *http.Request) {
@@ -380,6 +386,33 @@ func withoutSizes(text string) string {
 	return kept.String()
 }
 
+// TestStoredPlainlyCached has a proxy before the original that remembers what was
+// answered to the same question, and does not say so.
+func TestStoredPlainlyCached(t *testing.T) {
+	t.Parallel()
+	item := testItem(t, 1)
+	var stored atomic.Bool
+	stored.Store(true)
+	var cache sync.Map // by what is asked for
+	server := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		answer := string(item.Text)
+		switch r.URL.Path {
+		case "/" + item.Hash.String() + ".narinfo":
+		case "/" + item.Hash.String() + ".narinfo/info":
+			answer = fmt.Sprintf(`{"stored": %v}`, stored.Load())
+		default:
+			http.NotFound(w, r)
+			return
+		}
+		known, _ := cache.LoadOrStore(r.URL.RequestURI(), answer)
+		_, _ = io.WriteString(w, known.(string))
+	})
+	p := newPeer(t, server.URL, here())
+	wantVerdicts(t, p, []*storage.Item{item}, "y", nil)
+	stored.Store(false)
+	wantVerdicts(t, p, []*storage.Item{item}, "n", nil)
+}
+
 // TestStoredPlainlyMany asks for many, one of which can't be told: then none of
 // them is known. That the peer is the original is remembered for a while.
 func TestStoredPlainlyMany(t *testing.T) {
@@ -395,6 +428,7 @@ func TestStoredPlainlyMany(t *testing.T) {
 	server := serve(t, func(w http.ResponseWriter, r *http.Request) {
 		hash, info := strings.CutSuffix(strings.TrimPrefix(r.URL.Path, "/"), ".narinfo/info")
 		item := byHash[strings.TrimSuffix(hash, ".narinfo")]
+		w.Header()["Date"] = nil // the peer's clock is not the one of this test
 		switch {
 		case item == nil:
 			ours.Add(1)
