@@ -75,9 +75,14 @@ type StoredFile struct {
 
 var (
 	// ErrSelf says that the URL leads back to the instance that asks.
-	ErrSelf = errors.New("it is this very instance, whose nars can't vouch for themselves")
+	ErrSelf = errors.New("it is this very instance, whose nars can't vouch for themselves: name another instance, " +
+		"or, if its database was copied from this one's, remove the row 'instance' of table settings in the copy while its server is stopped")
 	// ErrSharedStorage says that the peer's storage is the asker's own.
-	ErrSharedStorage = errors.New("it has this very storage, so that its nars are the ones here")
+	ErrSharedStorage = errors.New("it has this very storage, so that its nars are the ones here: name an instance with a storage of its own, " +
+		"or, if its storage is a copy of this one, delete the file " + storage.IdentityName + " in the copy and restart its server")
+	// ErrNoStorageName says that the peer's storage may be the asker's own.
+	ErrNoStorageName = errors.New("it can't tell which storage it has, which may be this one: let its server write to its storage once, " +
+		"or put a file " + storage.IdentityName + " with a random word into it")
 	// ErrAnswer says that what came is no answer to the question.
 	ErrAnswer = errors.New("that is no answer of a Nar Herder")
 )
@@ -314,7 +319,7 @@ func (p *Peer) isOther(instance, storageName, ownStorage string) error {
 	case ownStorage != "" && storageName == ownStorage:
 		return ErrSharedStorage
 	case ownStorage != "" && storageName == "":
-		return errors.New("it can't tell which storage it has, which may be this one")
+		return ErrNoStorageName
 	}
 	return nil
 }

@@ -157,7 +157,7 @@ func TestStored(t *testing.T) {
 		"no instance":       {answer: changed(func(r *StoredReply) { r.Instance = "" })},
 		"itself":            {answer: changed(func(r *StoredReply) { r.Instance = "own" }), is: ErrSelf},
 		"same storage":      {answer: changed(func(r *StoredReply) { r.Storage = "own storage" }), is: ErrSharedStorage},
-		"no storage name":   {answer: changed(func(r *StoredReply) { r.Storage = "" })},
+		"no storage name":   {answer: changed(func(r *StoredReply) { r.Storage = "" }), is: ErrNoStorageName},
 		"another item":      {answer: first(func(n *StoredNar) { n.Hash = testItem(t, 3).Hash.String() }), is: ErrAnswer},
 		"another order":     {answer: changed(func(r *StoredReply) { r.Nars[0], r.Nars[1] = r.Nars[1], r.Nars[0] }), is: ErrAnswer},
 		"too few":           {answer: changed(func(r *StoredReply) { r.Nars = r.Nars[:1] }), is: ErrAnswer},
@@ -349,7 +349,7 @@ func TestStoredPlainly(t *testing.T) {
 		"a slow clock":     {narinfo: narinfo, info: with("Date", dated(-mostSkew/2)), want: "y"},
 		"no date":          {narinfo: narinfo, info: with("Date", "yesterday"), want: "y"},
 		"itself":           {narinfo: narinfo, info: with(InstanceHeader, "own"), is: ErrSelf},
-		"no storage name":  {narinfo: narinfo, info: with(InstanceHeader, "other")},
+		"no storage name":  {narinfo: narinfo, info: with(InstanceHeader, "other"), is: ErrNoStorageName},
 		"same storage": {narinfo: narinfo, info: func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set(InstanceHeader, "other")
 			with(StorageHeader, "own storage")(w, r)

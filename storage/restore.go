@@ -136,7 +136,7 @@ func (s *Storage) copyToQuarantine(ctx context.Context, finding Finding) error {
 // hasAny says whether any file is there that the index has as stored, or the
 // name of the storage.
 func (s *Storage) hasAny(ctx context.Context) (bool, error) {
-	if _, err := s.bytes.Stat(ctx, identityName); err == nil {
+	if _, err := s.bytes.Stat(ctx, IdentityName); err == nil {
 		return true, nil
 	}
 	for info, err := range s.bytes.List(ctx) {
