@@ -54,12 +54,8 @@ func (p *Peer) OpenFile(ctx context.Context, item *storage.Item, n int, offset, 
 	}
 	outer, begun := ctx, p.now()
 	defer func() {
-		if errors.Is(err, storage.ErrNotStored) {
-			p.settle(outer, begun, nil)
-			return
-		}
-		p.settle(outer, begun, err)
-		if err != nil {
+		p.settle(outer, &p.nars, begun, err)
+		if err != nil && !errors.Is(err, storage.ErrNotStored) {
 			err = fmt.Errorf("fetch %s from %s: %w", item.FileName(n), p.base, err)
 		}
 	}()
@@ -129,6 +125,14 @@ func (p *Peer) Locate(ctx context.Context, item *storage.Item, n int, via []stri
 		return "", storage.ErrNotStored // its URL is of some other place
 	}
 	outer, begun := ctx, p.now()
+	// Whatever fails, as in OpenFile: an answer of 500 that took its time is one
+	// that the next client should not wait for either.
+	defer func() {
+		p.settle(outer, &p.nars, begun, err)
+		if err != nil && !errors.Is(err, storage.ErrNotStored) {
+			err = fmt.Errorf("look for %s at %s: %w", item.FileName(n), p.base, err)
+		}
+	}()
 	ctx, cancel := context.WithTimeout(ctx, p.self.AnswerTimeout)
 	defer cancel()
 	request, err := p.narRequest(ctx, http.MethodHead, item, n, via)
@@ -136,22 +140,20 @@ func (p *Peer) Locate(ctx context.Context, item *storage.Item, n int, via []stri
 		return "", err
 	}
 	response, err := p.client.Do(request)
-	if err == nil {
-		response.Body.Close()
+	if err != nil {
+		return "", explain(err)
 	}
-	p.settle(outer, begun, err)
+	response.Body.Close()
 	switch {
-	case err != nil:
-		return "", fmt.Errorf("look for %s at %s: %w", item.FileName(n), p.base, explain(err))
 	case response.StatusCode == http.StatusOK:
 		if size := item.StoredSize(n); size >= 0 && response.ContentLength >= 0 && response.ContentLength != size {
-			return "", fmt.Errorf("look for %s at %s: %w: it has %d bytes there, and not %d", item.FileName(n), p.base, ErrAnswer, response.ContentLength, size)
+			return "", fmt.Errorf("%w: it has %d bytes there, and not %d", ErrAnswer, response.ContentLength, size)
 		}
 		return p.base + "/" + strings.TrimPrefix(item.Narinfo.Files[n].URL, "/"), nil
 	case response.StatusCode == http.StatusNotFound || response.StatusCode == http.StatusGone:
 		return "", storage.ErrNotStored
 	}
-	return "", fmt.Errorf("look for %s at %s: it answers %s", item.FileName(n), p.base, response.Status)
+	return "", fmt.Errorf("it answers %s", response.Status)
 }
 
 func (p *Peer) narRequest(ctx context.Context, method string, item *storage.Item, n int, via []string) (*http.Request, error) {

@@ -125,8 +125,8 @@ func TestOpenFile(t *testing.T) {
 			if !isErr(err, test.openErr) {
 				t.Fatalf("open: %v, want %v", err, test.openErr)
 			}
-			if failed := p.Pause() > 0; failed != (err != nil && !errors.Is(err, storage.ErrNotStored)) {
-				t.Errorf("it is left alone for %s", p.Pause())
+			if failed := p.nars.failures > 0; failed != (err != nil && !errors.Is(err, storage.ErrNotStored)) {
+				t.Errorf("%d failures after %v", p.nars.failures, err)
 			}
 			if err != nil {
 				return
@@ -190,15 +190,15 @@ func TestForeignURL(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := newPeer(t, serve(t, func(_ http.ResponseWriter, r *http.Request) { t.Errorf("%s was asked for", r.URL) }).URL, here())
-	p.settle(t.Context(), p.now(), errAny)
+	p.settle(t.Context(), &p.nars, p.now(), errAny)
 	if _, _, err := p.OpenFile(t.Context(), item, 0, 0, -1, nil); !errors.Is(err, storage.ErrNotStored) {
 		t.Error(err)
 	}
 	if _, err := p.Locate(t.Context(), item, 0, nil); !errors.Is(err, storage.ErrNotStored) {
 		t.Error(err)
 	}
-	if p.Pause() == 0 {
-		t.Error("the pause after a failure is over without an answer")
+	if p.nars.failures == 0 {
+		t.Error("a failure is forgotten without an answer")
 	}
 }
 
@@ -250,7 +250,11 @@ func TestLocate(t *testing.T) {
 				}
 				test.answer(w, r)
 			})
-			location, err := newPeer(t, server.URL, patient(here(), name)).Locate(t.Context(), item, 0, nil)
+			p := newPeer(t, server.URL, patient(here(), name))
+			location, err := p.Locate(t.Context(), item, 0, nil)
+			if failed := p.nars.failures > 0; failed != (err != nil && !errors.Is(err, storage.ErrNotStored)) {
+				t.Errorf("%d failures after %v", p.nars.failures, err)
+			}
 			if !isErr(err, test.err) || err == nil && location != server.URL+"/"+item.Narinfo.Files[0].URL {
 				t.Errorf("%q, %v; want %v", location, err, test.err)
 			}
@@ -325,12 +329,12 @@ func TestPeers(t *testing.T) {
 	self := here()
 	self.Now = func() time.Time { return now }
 	resting := newPeer(t, urls['y'], self)
-	resting.settle(t.Context(), now.Add(-2*time.Second), errAny)
+	resting.settle(t.Context(), &resting.nars, now.Add(-2*time.Second), errAny)
 	if _, err := (Peers{resting}).Locate(t.Context(), item, 0, nil); !errors.Is(err, errResting) {
 		t.Errorf("%v", err)
 	}
 	now = now.Add(restAfter)
-	if _, err := (Peers{resting}).Locate(t.Context(), item, 0, nil); err != nil || resting.Pause() != 0 {
-		t.Errorf("%v, pause %s", err, resting.Pause())
+	if _, err := (Peers{resting}).Locate(t.Context(), item, 0, nil); err != nil || resting.nars.failures != 0 {
+		t.Errorf("%v, %d failures", err, resting.nars.failures)
 	}
 }

@@ -75,9 +75,14 @@ type StoredFile struct {
 
 var (
 	// ErrSelf says that the URL leads back to the instance that asks.
-	ErrSelf = errors.New("it is this very instance, whose nars can't vouch for themselves")
+	ErrSelf = errors.New("it is this very instance, whose nars can't vouch for themselves: name another instance, " +
+		"or, if its database was copied from this one's, remove the row 'instance' of table settings in the copy while its server is stopped")
 	// ErrSharedStorage says that the peer's storage is the asker's own.
-	ErrSharedStorage = errors.New("it has this very storage, so that its nars are the ones here")
+	ErrSharedStorage = errors.New("it has this very storage, so that its nars are the ones here: name an instance with a storage of its own, " +
+		"or, if its storage is a copy of this one, delete the file " + storage.IdentityName + " in the copy and restart its server")
+	// ErrNoStorageName says that the peer's storage may be the asker's own.
+	ErrNoStorageName = errors.New("it can't tell which storage it has, which may be this one: let its server write to its storage once, " +
+		"or put a file " + storage.IdentityName + " with a random word into it")
 	// ErrAnswer says that what came is no answer to the question.
 	ErrAnswer = errors.New("that is no answer of a Nar Herder")
 )
@@ -102,12 +107,20 @@ type Peer struct {
 	client *http.Client
 	now    func() time.Time
 
-	mu       sync.Mutex
-	failures int
+	mu sync.Mutex
+	// questions and nars have nothing to do with each other: clients who ask for
+	// a nar that can't be read there must not keep it from being asked, and nars
+	// that come say nothing about its answers.
+	questions, nars record
+	plain           time.Time // it only knows the original's question, as of then
+}
+
+// record is how requests of one kind have gone.
+type record struct {
+	failures int // since the last success
 	failedAt time.Time
 	slow     bool // it took long to fail
 	until    time.Time
-	plain    time.Time // it only knows the original's question, as of then
 }
 
 const (
@@ -128,6 +141,8 @@ const (
 	// plainAtOnce is how many of the original's questions are under way at a
 	// time.
 	plainAtOnce = 4
+	// mostSkew is how far behind ours the peer's clock may be.
+	mostSkew = time.Minute
 )
 
 // New makes a peer at a URL, such as https://HOST or http://HOST:PORT/PATH.
@@ -171,40 +186,42 @@ func (p *Peer) String() string { return p.base }
 // noRedirects marks the context of requests that only this server may answer.
 type noRedirects struct{}
 
-// Pause returns how long the peer is to be left alone, after failures.
+// Pause returns for how long the peer is not to be asked what it has stored,
+// after questions that failed.
 func (p *Peer) Pause() time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return max(0, p.until.Sub(p.now()))
+	return max(0, p.questions.until.Sub(p.now()))
 }
 
 // isResting says whether the peer has failed so lately, and so slowly, that a
-// client should not wait for it to fail again. One that refuses connections
-// costs nothing, and may just be starting again.
+// client should not wait for a nar, and for it to fail again. One that refuses
+// connections costs nothing, and may just be starting again.
 func (p *Peer) isResting() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.failures > 0 && p.slow && p.now().Sub(p.failedAt) < restAfter
+	return p.nars.failures > 0 && p.nars.slow && p.now().Sub(p.nars.failedAt) < restAfter
 }
 
-// settle notes how a request went that was begun at the given time. A failure of
-// the asker is none of the peer.
-func (p *Peer) settle(ctx context.Context, begun time.Time, err error) {
+// settle notes in one of the peer's records how a request went that was begun at
+// the given time. A failure of the asker is none of the peer, and that a nar is
+// not there is an answer.
+func (p *Peer) settle(ctx context.Context, r *record, begun time.Time, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if err == nil {
-		p.failures, p.until = 0, time.Time{}
+	if err == nil || errors.Is(err, storage.ErrNotStored) {
+		r.failures, r.until = 0, time.Time{}
 		return
 	}
 	if ctx.Err() != nil {
 		return
 	}
-	pause := min(lastPause, firstPause<<min(p.failures, 20))
-	p.failures++
-	p.failedAt = p.now()
-	p.slow = p.failedAt.Sub(begun) > time.Second
+	pause := min(lastPause, firstPause<<min(r.failures, 20))
+	r.failures++
+	r.failedAt = p.now()
+	r.slow = r.failedAt.Sub(begun) > time.Second
 	// Not all who ask come back at the same moment.
-	p.until = p.now().Add(pause/2 + mathrand.N(pause))
+	r.until = r.failedAt.Add(pause/2 + mathrand.N(pause))
 }
 
 // Verdict is what a peer's answer comes to for one item.
@@ -230,7 +247,7 @@ func (p *Peer) Stored(ctx context.Context, items []*storage.Item) (verdicts []Ve
 	}
 	outer, begun := ctx, p.now()
 	defer func() {
-		p.settle(outer, begun, err)
+		p.settle(outer, &p.questions, begun, err)
 		if err != nil {
 			err = fmt.Errorf("ask %s which nars it has stored: %w", p.base, err)
 		}
@@ -302,7 +319,7 @@ func (p *Peer) isOther(instance, storageName, ownStorage string) error {
 	case ownStorage != "" && storageName == ownStorage:
 		return ErrSharedStorage
 	case ownStorage != "" && storageName == "":
-		return errors.New("it can't tell which storage it has, which may be this one")
+		return ErrNoStorageName
 	}
 	return nil
 }
@@ -391,8 +408,12 @@ func (p *Peer) askOne(ctx context.Context, item *storage.Item, storageName strin
 	if n.StorePath.Hash != item.Hash {
 		return Verdict{}, fmt.Errorf("%w: it is about %s where %s was asked for", ErrAnswer, n.StorePath.Hash, item.Hash)
 	}
-	// Last, as it is the answer that counts.
-	body, header, err := p.get(ctx, path+"/info", mostAnswer)
+	// Last, as it is the answer that counts. What is random in the question is
+	// for proxies, not all of which heed Cache-Control or own up to an answer of
+	// before: nginx does neither. The original looks at the path alone; where
+	// something does not, a 404 is a no.
+	asked := p.now()
+	body, header, err := p.get(ctx, path+"/info?now="+rand.Text(), mostAnswer)
 	if errors.Is(err, errNotKnown) {
 		return Verdict{Reason: "not known there"}, nil
 	} else if err != nil {
@@ -410,6 +431,9 @@ func (p *Peer) askOne(ctx context.Context, item *storage.Item, storageName strin
 	// It has no nonce: what was true once is not surely so now.
 	if age := header.Get("Age"); age != "" && age != "0" {
 		return Verdict{}, fmt.Errorf("%w: it comes from a cache, which has had it for %s seconds", ErrAnswer, age)
+	}
+	if date, err := http.ParseTime(header.Get("Date")); err == nil && asked.Sub(date) > mostSkew {
+		return Verdict{}, fmt.Errorf("%w: it is of %s, from before the question at %s: it comes from a cache, which must not keep this, or one of the clocks is wrong", ErrAnswer, date.Format(time.RFC3339), asked.UTC().Format(time.RFC3339))
 	}
 	// The original has no names, and can't have this program's storage.
 	if instance := header.Get(InstanceHeader); instance != "" {

@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -156,7 +157,7 @@ func TestStored(t *testing.T) {
 		"no instance":       {answer: changed(func(r *StoredReply) { r.Instance = "" })},
 		"itself":            {answer: changed(func(r *StoredReply) { r.Instance = "own" }), is: ErrSelf},
 		"same storage":      {answer: changed(func(r *StoredReply) { r.Storage = "own storage" }), is: ErrSharedStorage},
-		"no storage name":   {answer: changed(func(r *StoredReply) { r.Storage = "" })},
+		"no storage name":   {answer: changed(func(r *StoredReply) { r.Storage = "" }), is: ErrNoStorageName},
 		"another item":      {answer: first(func(n *StoredNar) { n.Hash = testItem(t, 3).Hash.String() }), is: ErrAnswer},
 		"another order":     {answer: changed(func(r *StoredReply) { r.Nars[0], r.Nars[1] = r.Nars[1], r.Nars[0] }), is: ErrAnswer},
 		"too few":           {answer: changed(func(r *StoredReply) { r.Nars = r.Nars[:1] }), is: ErrAnswer},
@@ -309,6 +310,7 @@ func TestStoredPlainly(t *testing.T) {
 		_, _ = io.WriteString(w, `{"stored": true}`)
 	}
 	stuck := func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
+	dated := func(after time.Duration) string { return time.Now().Add(after).UTC().Format(http.TimeFormat) }
 	for name, test := range map[string]struct {
 		narinfo, info http.HandlerFunc
 		want          string
@@ -342,8 +344,12 @@ func TestStoredPlainly(t *testing.T) {
 		"cut info":         {narinfo: narinfo, info: func(w http.ResponseWriter, _ *http.Request) { cut(w, `{"stored": true}`) }, is: io.ErrUnexpectedEOF},
 		"out of a cache":   {narinfo: narinfo, info: with("Age", "30")},
 		"just cached":      {narinfo: narinfo, info: with("Age", "0"), want: "y"},
+		"of yesterday":     {narinfo: narinfo, info: with("Date", dated(-24*time.Hour)), is: ErrAnswer},
+		"of tomorrow":      {narinfo: narinfo, info: with("Date", dated(24*time.Hour)), want: "y"},
+		"a slow clock":     {narinfo: narinfo, info: with("Date", dated(-mostSkew/2)), want: "y"},
+		"no date":          {narinfo: narinfo, info: with("Date", "yesterday"), want: "y"},
 		"itself":           {narinfo: narinfo, info: with(InstanceHeader, "own"), is: ErrSelf},
-		"no storage name":  {narinfo: narinfo, info: with(InstanceHeader, "other")},
+		"no storage name":  {narinfo: narinfo, info: with(InstanceHeader, "other"), is: ErrNoStorageName},
 		"same storage": {narinfo: narinfo, info: func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set(InstanceHeader, "other")
 			with(StorageHeader, "own storage")(w, r)
@@ -380,6 +386,33 @@ func withoutSizes(text string) string {
 	return kept.String()
 }
 
+// TestStoredPlainlyCached has a proxy before the original that remembers what was
+// answered to the same question, and does not say so.
+func TestStoredPlainlyCached(t *testing.T) {
+	t.Parallel()
+	item := testItem(t, 1)
+	var stored atomic.Bool
+	stored.Store(true)
+	var cache sync.Map // by what is asked for
+	server := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		answer := string(item.Text)
+		switch r.URL.Path {
+		case "/" + item.Hash.String() + ".narinfo":
+		case "/" + item.Hash.String() + ".narinfo/info":
+			answer = fmt.Sprintf(`{"stored": %v}`, stored.Load())
+		default:
+			http.NotFound(w, r)
+			return
+		}
+		known, _ := cache.LoadOrStore(r.URL.RequestURI(), answer)
+		_, _ = io.WriteString(w, known.(string))
+	})
+	p := newPeer(t, server.URL, here())
+	wantVerdicts(t, p, []*storage.Item{item}, "y", nil)
+	stored.Store(false)
+	wantVerdicts(t, p, []*storage.Item{item}, "n", nil)
+}
+
 // TestStoredPlainlyMany asks for many, one of which can't be told: then none of
 // them is known. That the peer is the original is remembered for a while.
 func TestStoredPlainlyMany(t *testing.T) {
@@ -395,6 +428,7 @@ func TestStoredPlainlyMany(t *testing.T) {
 	server := serve(t, func(w http.ResponseWriter, r *http.Request) {
 		hash, info := strings.CutSuffix(strings.TrimPrefix(r.URL.Path, "/"), ".narinfo/info")
 		item := byHash[strings.TrimSuffix(hash, ".narinfo")]
+		w.Header()["Date"] = nil // the peer's clock is not the one of this test
 		switch {
 		case item == nil:
 			ours.Add(1)
@@ -451,10 +485,14 @@ func TestPause(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		p := New(&url.URL{Scheme: "http", Host: "peer.example"}, Self{})
+		settle := func(begun time.Time, err error) {
+			p.settle(t.Context(), &p.questions, begun, err)
+			p.settle(t.Context(), &p.nars, begun, err)
+		}
 		fail := errors.New("failed")
 		pause := firstPause
 		for range 30 {
-			p.settle(t.Context(), time.Now(), fail)
+			settle(time.Now(), fail)
 			if got := p.Pause(); got < pause/2 || got >= 3*pause/2 {
 				t.Errorf("%s, want about %s", got, pause)
 			}
@@ -468,7 +506,7 @@ func TestPause(t *testing.T) {
 		if p.Pause() != 0 {
 			t.Errorf("%s are left", p.Pause())
 		}
-		p.settle(t.Context(), begun, fail)
+		settle(begun, fail)
 		if !p.isResting() {
 			t.Error("it does not rest after a slow failure")
 		}
@@ -476,15 +514,95 @@ func TestPause(t *testing.T) {
 		if p.isResting() {
 			t.Error("it rests for ever")
 		}
-		p.settle(t.Context(), time.Now(), nil)
+		settle(time.Now(), nil)
 		if p.Pause() != 0 {
 			t.Errorf("%s are left after a success", p.Pause())
 		}
-		p.settle(t.Context(), time.Now(), fail)
+		settle(time.Now(), fail)
 		if got := p.Pause(); got >= 3*firstPause/2 {
 			t.Errorf("%s after a success and a failure", got)
 		}
 	})
+}
+
+// TestRecords has a peer that answers questions and fails to send nars, and then
+// the other way round: neither says anything about the other.
+func TestRecords(t *testing.T) {
+	t.Parallel()
+	item := testItem(t, 1)
+	items := []*storage.Item{item}
+	var now atomic.Int64
+	var answers, sendsNars, slowly atomic.Bool
+	server := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if slowly.Load() {
+			now.Add(int64(2 * time.Second))
+		}
+		question := strings.HasPrefix(r.URL.Path, StoredPath)
+		switch {
+		case question && answers.Load():
+			writeJSON(w, honest(r, items))
+		case !question && sendsNars.Load():
+			sends(w, r)
+		default:
+			w.WriteHeader(http.StatusInternalServerError)
+		}
+	})
+	self := here()
+	self.Now = func() time.Time { return time.Unix(0, now.Load()) }
+	p := newPeer(t, server.URL, self)
+	fetch := func(want error) {
+		t.Helper()
+		body, _, err := p.OpenFile(t.Context(), item, 0, 0, -1, nil)
+		if err == nil {
+			body.Close()
+		}
+		if !isErr(err, want) {
+			t.Errorf("%v, want %v", err, want)
+		}
+	}
+	locate := func(want error) {
+		t.Helper()
+		if _, err := p.Locate(t.Context(), item, 0, nil); !isErr(err, want) {
+			t.Errorf("%v, want %v", err, want)
+		}
+	}
+
+	answers.Store(true)
+	fetch(errAny)
+	locate(errAny)
+	if pause := p.Pause(); pause != 0 {
+		t.Errorf("nars fail: it is not asked for %s", pause)
+	}
+	slowly.Store(true)
+	locate(errAny)
+	if !p.isResting() {
+		t.Error("a slow answer of 500 to a look for a nar is no failure")
+	}
+	wantVerdicts(t, p, items, "y", nil)
+	if !p.isResting() {
+		t.Error("an answer ends the rest after a slow failure to send a nar")
+	}
+
+	answers.Store(false)
+	sendsNars.Store(true)
+	fetch(nil)
+	if p.isResting() {
+		t.Error("it rests after a nar has come")
+	}
+	wantVerdicts(t, p, items, "", nil)
+	if p.isResting() {
+		t.Error("clients don't get nars as questions fail")
+	}
+	slowly.Store(false)
+	pause := p.Pause()
+	if pause == 0 {
+		t.Error("no pause after a question that failed")
+	}
+	fetch(nil)
+	locate(nil)
+	if got := p.Pause(); got != pause {
+		t.Errorf("nars come: pause %s, it was %s", got, pause)
+	}
 }
 
 // FuzzStored has any bytes as the answer, which never panics, and never vouches

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"nar-herder/narinfo"
+	"nar-herder/peer"
 	"nar-herder/storage/index"
 )
 
@@ -92,7 +93,7 @@ func (c *Criterion) add(part string) error {
 	}
 	switch name {
 	case "stored-on":
-		parsed, err := ParseInstance(value)
+		parsed, err := peer.ParseURL(value)
 		if err != nil {
 			return err
 		}
@@ -146,15 +147,6 @@ func addDuration(duration *time.Duration, part, value string) error {
 	}
 	*duration = d
 	return nil
-}
-
-// ParseInstance reads the URL of an instance.
-func ParseInstance(text string) (*url.URL, error) {
-	parsed, err := url.Parse(text)
-	if err != nil || parsed.Scheme != "http" && parsed.Scheme != "https" || parsed.Host == "" {
-		return nil, fmt.Errorf("%q is no URL of an instance: http://HOST or https://HOST, perhaps with port and path", text)
-	}
-	return parsed, nil
 }
 
 // facts are what the local conditions need to know of an item.

@@ -377,13 +377,15 @@ func TestWithdrawnErrors(t *testing.T) {
 		// pass lets time go by, and returns when the storage was asked.
 		pass := func(d time.Duration, fails bool, frees storage.Freed) []time.Duration {
 			mu.Lock()
-			asked, failing, freed = nil, fails, frees
+			failing, freed = fails, frees
 			mu.Unlock()
 			time.Sleep(d)
 			synctest.Wait()
 			mu.Lock()
 			defer mu.Unlock()
-			return asked
+			at := asked
+			asked = nil
+			return at
 		}
 		ctx, stop := context.WithCancel(t.Context())
 		ended := make(chan struct{})

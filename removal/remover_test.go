@@ -1,9 +1,11 @@
 package removal
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -13,6 +15,7 @@ import (
 
 	"nar-herder/internal/testfs"
 	"nar-herder/narinfo"
+	"nar-herder/storage"
 	"nar-herder/storage/index"
 )
 
@@ -587,4 +590,100 @@ func TestPromisesOfBefore(t *testing.T) {
 	a.leaving = NewLeaving(c.now)
 	round(t, a.remover(0, b, "stored-on=B"))
 	a.wantState("rrrrr")
+}
+
+// TestCountedTwice has bytes that lie in the storage before rows claim them: what
+// they take is there once, and no more goes than that.
+func TestCountedTwice(t *testing.T) {
+	t.Parallel()
+	c := newClock()
+	a, b := newInstance(t, c), newInstance(t, c)
+	a.imports(many(10, 10_000)...)
+	b.imports(many(20, 10_000)...)
+	// As an administrator's copy would lay them there.
+	for n := 10; n < 20; n++ {
+		if err := os.WriteFile(spec{n: n}.file(a.directory), bytes.Repeat([]byte{byte(n)}, 10_000), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := a.remover(a.onDisk()+10_000, b, "stored-on=B")
+	round(t, r)
+	a.imports(many(20, 10_000)[10:]...)
+	for range 5 {
+		c.advance(time.Second)
+		round(t, r)
+	}
+	a.wantState(strings.Repeat("s", 20))
+}
+
+// TestReferredToByEvicted has an item without its nar that is served all the same:
+// what it refers to is needed, and does not go for good.
+func TestReferredToByEvicted(t *testing.T) {
+	t.Parallel()
+	c := newClock()
+	a, b := newInstance(t, c), newInstance(t, c)
+	a.imports(spec{n: 0, bytes: 10_000}, spec{n: 1, bytes: 10_000, refs: []int{0}})
+	b.imports(spec{n: 1, bytes: 10_000, refs: []int{0}})
+	round(t, a.remover(0, b, "stored-on=B", "unreferenced"))
+	a.wantState("sr")
+}
+
+// TestPinKeepsWithdrawn has a pinned item come that refers to one which is about
+// to go.
+func TestPinKeepsWithdrawn(t *testing.T) {
+	t.Parallel()
+	c := newClock()
+	a := newInstance(t, c)
+	a.imports(spec{n: 0, bytes: 10}, spec{n: 1, bytes: 10})
+	needed, other := hashNumber(0), hashNumber(1)
+	err := a.index.Update(t.Context(), func(tx *index.Tx) error {
+		_, err := tx.Pin(hashNumber(2), time.Now())
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.WithdrawAll(t.Context(), []narinfo.PathHash{needed, other}, nil); err != nil {
+		t.Fatal(err)
+	}
+	a.imports(spec{n: 2, bytes: 10, refs: []int{0}})
+	w := NewWithdrawn(a.Storage, a.index, -24*time.Hour*36500, slog.New(slog.DiscardHandler))
+	noted := true
+	if err := w.step(t.Context(), &noted); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.Text(t.Context(), needed); err != nil {
+		t.Errorf("what the pinned item needs: %v", err)
+	}
+	if _, err := a.Item(t.Context(), other); !errors.Is(err, storage.ErrNotFound) {
+		t.Errorf("what nobody needs: %v", err)
+	}
+}
+
+// TestNotMounted has an empty directory where the storage was.
+func TestNotMounted(t *testing.T) {
+	t.Parallel()
+	c := newClock()
+	a, b := newInstance(t, c), newInstance(t, c)
+	a.imports(many(5, 1)...)
+	b.imports(many(5, 1)...)
+	for _, name := range []string{"nar", "nar-herder-storage"} {
+		if err := os.RemoveAll(filepath.Join(a.directory, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if name, err := a.Identity(t.Context()); err == nil || !strings.Contains(err.Error(), "is it mounted") {
+		t.Errorf("it has a name now: %q, %v", name, err)
+	}
+	if _, err := os.Stat(filepath.Join(a.directory, "nar-herder-storage")); err == nil {
+		t.Error("a name was written where no storage is")
+	}
+	a.asked()
+	if err := a.remover(0, b, "stored-on=B").Round(t.Context()); err != nil && !strings.Contains(err.Error(), "mounted") {
+		t.Error(err)
+	}
+	totals, err := a.Totals(t.Context())
+	if err != nil || totals.StoredNars != 5 {
+		t.Errorf("%+v, %v", totals, err)
+	}
 }

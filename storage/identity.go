@@ -10,9 +10,9 @@ import (
 	"strings"
 )
 
-// identityName is where a byte store keeps its random name. Instances that share
+// IdentityName is where a byte store keeps its random name. Instances that share
 // a storage find the same one there.
-const identityName = "nar-herder-storage"
+const IdentityName = "nar-herder-storage"
 
 // Identity returns the random name of the byte store, and gives it one when it
 // has none. It is "" where nars are kept elsewhere.
@@ -29,7 +29,7 @@ func (s *Storage) Identity(ctx context.Context) (string, error) {
 		return "", err
 	}
 	text := rand.Text() + "\n"
-	staged, err := s.bytes.Stage(ctx, identityName, strings.NewReader(text), int64(len(text)))
+	staged, err := s.bytes.Stage(ctx, IdentityName, strings.NewReader(text), int64(len(text)))
 	if err == nil {
 		defer staged.Abort()
 		if err = staged.Commit(ctx); err == nil {
@@ -60,7 +60,7 @@ func (s *Storage) isThere(ctx context.Context) error {
 
 func (s *Storage) identity(ctx context.Context) (string, error) {
 	const most = 100
-	reader, _, err := s.bytes.Open(ctx, identityName, 0, -1)
+	reader, _, err := s.bytes.Open(ctx, IdentityName, 0, -1)
 	if err != nil {
 		return "", err
 	}
@@ -71,7 +71,7 @@ func (s *Storage) identity(ctx context.Context) (string, error) {
 	}
 	name := strings.TrimSpace(string(text))
 	if name == "" || len(text) == most {
-		return "", fmt.Errorf("%s in storage %s is not what this program writes there: remove it", identityName, s.bytes)
+		return "", fmt.Errorf("%s in storage %s is not what this program writes there: remove it", IdentityName, s.bytes)
 	}
 	return name, nil
 }

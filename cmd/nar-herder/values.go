@@ -12,6 +12,7 @@ import (
 
 	"nar-herder/compression"
 	"nar-herder/narinfo"
+	"nar-herder/peer"
 	"nar-herder/removal"
 	"nar-herder/storage/index"
 )
@@ -106,13 +107,9 @@ func (p *positiveValue) UnmarshalText(text []byte) error {
 // urlValue is the URL of another instance.
 type urlValue struct{ *url.URL }
 
-func (u *urlValue) UnmarshalText(text []byte) error {
-	parsed, err := url.Parse(string(text))
-	if err != nil || parsed.Scheme != "http" && parsed.Scheme != "https" || parsed.Host == "" {
-		return fmt.Errorf("%q is no URL of an instance: http://HOST or https://HOST, perhaps with port and path", text)
-	}
-	u.URL = parsed
-	return nil
+func (u *urlValue) UnmarshalText(text []byte) (err error) {
+	u.URL, err = peer.ParseURL(string(text))
+	return err
 }
 
 // fromValue is an instance to fetch from. It has the URL as a field: the parser

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/url"
 	"strings"
 
 	"nar-herder/peer"
@@ -56,12 +55,12 @@ type limited struct {
 }
 
 // NewSource makes the source that an administrator names: a directory with nars
-// under the paths of their URLs, or the URL of a server.
+// under the paths of their URLs, or the URL of an instance.
 func NewSource(name string) (Source, error) {
 	if strings.HasPrefix(name, "http://") || strings.HasPrefix(name, "https://") {
-		base, err := url.Parse(name)
-		if err != nil || base.Host == "" {
-			return nil, fmt.Errorf("%q is no URL of a server: http://HOST or https://HOST, perhaps with port and path", name)
+		base, err := peer.ParseURL(name)
+		if err != nil {
+			return nil, err
 		}
 		return peerSource{peer.Peers{peer.New(base, peer.Self{})}}, nil
 	}
