@@ -257,9 +257,6 @@ func TestVerifyGoesOn(t *testing.T) {
 			for n := range items {
 				items[n] = genuine(t, n, "gzip")
 			}
-			for _, n := range []int{3, 30} {
-				items[n].content = items[n].content[:len(items[n].content)-1] + "x"
-			}
 			importAll(t, s, storage.ImportOptions{}, laid(t, items...))
 			order := []string{} // of import
 			for item, err := range s.Items(t.Context()) {
@@ -274,6 +271,12 @@ func TestVerifyGoesOn(t *testing.T) {
 				f := items[slices.IndexFunc(items, func(f fake) bool { return f.name() == name })]
 				write(t, p.store+"/"+name, strings.Repeat("x", len(f.content)))
 			}
+			// One before it, so that there is something to look at again, and one
+			// after it. Items are in the order in which they came, not that of
+			// their numbers.
+			early, late := order[3], order[30]
+			corrupt(early)
+			corrupt(late)
 			corrupt(ending)
 
 			ctx, cancel := context.WithCancel(t.Context())
@@ -309,7 +312,7 @@ func TestVerifyGoesOn(t *testing.T) {
 				t.Errorf("stopped again: %+v, %v; want %+v", stopped, err, place)
 			}
 			reads.opened = map[string]int{}
-			want := []string{"corrupt " + items[3].name(), "corrupt " + items[30].name(), "corrupt " + ending}
+			want := []string{"corrupt " + early, "corrupt " + late, "corrupt " + ending}
 			slices.Sort(want)
 			if got := verified(t, s, storage.VerifyOptions{From: place}); !slices.Equal(got, want) {
 				t.Errorf("found then %q, want %q", got, want)
