@@ -204,6 +204,7 @@ func (r *Remover) Round(ctx context.Context) error {
 	begun, before := r.now(), r.metrics.counts()
 	left, reason, err := r.free(ctx, excess, limit)
 	if after := r.metrics.counts(); after != before {
+		r.counted -= after.bytes - before.bytes
 		r.log.Info("made room in the storage", "nars", after.removed-before.removed, "withdrawn", after.withdrawn-before.withdrawn,
 			"bytes", after.bytes-before.bytes, "took", r.now().Sub(begun).Round(time.Millisecond).String())
 	}

@@ -616,6 +616,32 @@ func TestCountedTwice(t *testing.T) {
 	a.wantState(strings.Repeat("s", 20))
 }
 
+// TestCountedTwiceAbove is the same with a limit that some have to go for: a
+// second look, before the next survey, has no more go.
+func TestCountedTwiceAbove(t *testing.T) {
+	t.Parallel()
+	c := newClock()
+	a, b := newInstance(t, c), newInstance(t, c)
+	a.imports(many(10, 10_000)...)
+	b.imports(many(20, 10_000)...)
+	for n := 10; n < 20; n++ {
+		if err := os.WriteFile(spec{n: n}.file(a.directory), bytes.Repeat([]byte{byte(n)}, 10_000), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := a.remover(-1, b, "stored-on=B")
+	round(t, r)
+	a.imports(many(20, 10_000)[10:]...)
+	r.SetLimit(a.onDisk() - 3*(12<<10))
+	for range 5 {
+		c.advance(time.Second)
+		round(t, r)
+	}
+	if gone := strings.Count(a.state(20), "r"); gone != 3 {
+		t.Errorf("%d are gone, where 3 had to", gone)
+	}
+}
+
 // TestReferredToByEvicted has an item without its nar that is served all the same:
 // what it refers to is needed, and does not go for good.
 func TestReferredToByEvicted(t *testing.T) {
