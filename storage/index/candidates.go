@@ -134,18 +134,6 @@ func (tx *Tx) ChangedSince(id int64) (changed map[narinfo.PathHash]ChangeKind, l
 	return tx.conn.changedSince(id)
 }
 
-// ChangedSince is [Tx.ChangedSince] outside of a transaction.
-func (x *Index) ChangedSince(ctx context.Context, id int64) (changed map[narinfo.PathHash]ChangeKind, last int64, complete bool, err error) {
-	err = x.readers.do(ctx, func(c *connection) error {
-		changed, last, complete, err = c.changedSince(id)
-		return err
-	})
-	if err != nil {
-		return nil, 0, false, describe("read the changes of "+x.path, err)
-	}
-	return changed, last, complete, nil
-}
-
 func (c *connection) changedSince(id int64) (changed map[narinfo.PathHash]ChangeKind, last int64, complete bool, err error) {
 	if last, err = c.integer(lastChange); err != nil {
 		return nil, 0, false, err
