@@ -16,23 +16,21 @@ type pass struct {
 	before     int64 // the place that it has come to
 	page       []narinfo.PathHash
 	more       bool
-	// endedAt is when the last one has.
-	endedAt time.Time
+	// endedAt is when the last one has, and countedAt when items were counted.
+	endedAt, countedAt time.Time
 }
 
 // next returns the next item, or for how long there is none.
 func (p *pass) next(ctx context.Context, now time.Time) (hash narinfo.PathHash, pause time.Duration, err error) {
 	f := p.f
-	if !f.options.All {
-		return hash, longest, nil
+	if err := p.count(ctx, now); err != nil || !f.options.All {
+		return hash, longest, err
 	}
 	if !p.under {
 		if pause = p.wait(ctx, now); pause > 0 {
 			return hash, pause, nil
 		}
-		if err := p.begin(ctx); err != nil {
-			return hash, 0, err
-		}
+		p.begin(ctx)
 	}
 	for {
 		if f.isHopeless() {
@@ -80,7 +78,7 @@ func (p *pass) wait(ctx context.Context, now time.Time) time.Duration {
 			return f.timing.fullPause - now.Sub(p.endedAt)
 		}
 		// Not by a bit, as a pass over what does not fit takes its time.
-		if is, err := f.options.Usage(ctx); err != nil || is > usage-f.options.Limit/margin {
+		if is, err := f.options.Usage(ctx); err != nil || is >= usage-f.options.Limit/margin {
 			if now.Sub(p.endedAt) < f.timing.passEvery {
 				return f.timing.fullPause
 			}
@@ -96,23 +94,32 @@ func (p *pass) wait(ctx context.Context, now time.Time) time.Duration {
 	return 0
 }
 
-func (p *pass) begin(ctx context.Context) error {
+func (p *pass) begin(ctx context.Context) {
 	f := p.f
 	if err := f.dropStale(ctx); err != nil {
 		f.log.Warn("can't tidy the spool of what is being fetched", "error", err)
 	}
-	missing, err := f.index.CountLacking(ctx)
-	if err != nil {
-		return err
-	}
-	f.missing.Store(missing)
 	f.mu.Lock()
 	f.lost, f.unfits, f.unfitUsage = false, 0, -1
 	f.mu.Unlock()
 	p.due, p.under, p.before, p.page, p.more = false, true, -1, nil, true
-	if missing > 0 {
+	if missing := f.Status().Missing; missing > 0 {
 		f.log.Info("fetching the nars that are missing", "items", missing)
 	}
+}
+
+// count counts what is missing, from time to time: between two counts, only what
+// comes is added and taken off.
+func (p *pass) count(ctx context.Context, now time.Time) error {
+	if !p.countedAt.IsZero() && now.Sub(p.countedAt) < longest {
+		return nil
+	}
+	missing, err := p.f.index.CountLacking(ctx)
+	if err != nil {
+		return err
+	}
+	p.f.missing.Store(missing)
+	p.countedAt = now
 	return nil
 }
 
