@@ -163,7 +163,7 @@ func TestTail(t *testing.T) {
 				t.Parallel()
 				item := spec{n: 1, size: size, kinds: []string{kind}}.make(t)
 				content := bytes.Clone(item.files[item.names[0]])
-				content[len(content)-10] ^= 1
+				content[len(content)-2] ^= 1
 				from := newSource(t, item)
 				g := newGate(content, len(content)-1)
 				from.first(item.names[0], g.answer)

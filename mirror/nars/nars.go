@@ -152,8 +152,8 @@ type Fetcher struct {
 	nextRetry time.Time
 	// lost says that something was forgotten that only a pass finds again.
 	lost bool
-	// pausedUntil is until when nothing is fetched but what clients ask for,
-	// and fullUntil until when that isn't stored either.
+	// pausedUntil is until when nothing is fetched but what clients ask for, as
+	// the source has failed, and fullUntil until when nothing is stored.
 	pausedUntil, fullUntil time.Time
 	sourceFailures         int // in a row
 	// unfits is how many files in a row did not fit below the limit, and

@@ -27,6 +27,8 @@ const margin = 50
 // none below the hard one.
 func (f *Fetcher) reserve(ctx context.Context, item *storage.Item, n int, asked bool) (release func(), err error) {
 	size := max(sizeOf(item, n), 0)
+	// Before the usage is looked at: what comes to its end meanwhile is counted
+	// here or there, or twice.
 	coming := f.coming.Add(size + block)
 	uncount := func() { f.coming.Add(-size - block) }
 	if limit := f.options.Limit; limit >= 0 {

@@ -95,7 +95,6 @@ func (f *Fetcher) failed(item *storage.Item, name string, err error) {
 		f.pausedUntil = later(f.pausedUntil, now.Add(jittered(pause)))
 	case reasonFull:
 		f.fullUntil = later(f.fullUntil, now.Add(f.timing.fullPause))
-		f.pausedUntil = later(f.pausedUntil, f.fullUntil)
 	case reasonAbsent:
 		f.sourceFailures, f.pausedUntil = 0, time.Time{} // it answers
 	}
@@ -171,7 +170,7 @@ func (f *Fetcher) Status() Status {
 	status := f.status
 	status.Missing = max(f.missing.Load(), 0)
 	status.InFlight = len(f.flights)
-	status.Paused = f.now().Before(f.pausedUntil)
+	status.Paused = f.now().Before(later(f.pausedUntil, f.fullUntil))
 	return status
 }
 

@@ -95,7 +95,7 @@ const longest = time.Hour
 func (f *Fetcher) next(ctx context.Context, p *pass) (hash narinfo.PathHash, pause time.Duration, err error) {
 	now := f.now()
 	f.mu.Lock()
-	if paused := f.pausedUntil.Sub(now); paused > 0 {
+	if paused := later(f.pausedUntil, f.fullUntil).Sub(now); paused > 0 {
 		f.mu.Unlock()
 		return hash, paused, nil
 	}
