@@ -232,28 +232,38 @@ func (w *Writer) describe(tried string, err error) error {
 
 // rows gathers rows of a table, to be inserted together.
 type rows struct {
-	table   string
+	table   string // with its columns
 	width   int
 	waiting []driver.Value
+	full    string // the statement for as many as are gathered at most
 }
 
 func (r *rows) add(conn *connection, values ...driver.Value) error {
 	r.waiting = append(r.waiting, values...)
-	if len(r.waiting) == rowsAtOnce*r.width {
-		return r.flush(conn)
-	}
-	return nil
-}
-
-func (r *rows) flush(conn *connection) error {
-	count := len(r.waiting) / r.width
-	if count == 0 {
+	if len(r.waiting) < rowsAtOnce*r.width {
 		return nil
 	}
-	row := "(?" + strings.Repeat(",?", r.width-1) + ")"
-	err := conn.exec("INSERT INTO "+r.table+" VALUES "+row+strings.Repeat(","+row, count-1), r.waiting...)
+	if r.full == "" {
+		r.full = r.statement(rowsAtOnce)
+	}
+	err := conn.exec(r.full, r.waiting...)
 	r.waiting = r.waiting[:0]
 	return err
+}
+
+// flush inserts what is left.
+func (r *rows) flush(conn *connection) error {
+	if len(r.waiting) == 0 {
+		return nil
+	}
+	err := conn.exec(r.statement(len(r.waiting)/r.width), r.waiting...)
+	r.waiting = r.waiting[:0]
+	return err
+}
+
+func (r *rows) statement(count int) string {
+	row := "(?" + strings.Repeat(",?", r.width-1) + ")"
+	return "INSERT INTO " + r.table + " VALUES " + row + strings.Repeat(","+row, count-1)
 }
 
 func textOrNull(s string) driver.Value {
