@@ -2,7 +2,6 @@ package dump
 
 import (
 	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -10,10 +9,11 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"nar-herder/storage/index"
 )
 
 // The names in the directory of the dump FILE:
@@ -146,7 +146,7 @@ func checkPlace(path, database string) error {
 	if err != nil {
 		return err
 	}
-	if index, err := os.Stat(database); err == nil && os.SameFile(index, plain) {
+	if live, err := os.Stat(database); err == nil && os.SameFile(live, plain) {
 		return fmt.Errorf("%s is the database itself: name another file with --database-dump", path)
 	}
 	const refusal = "%s is no dump, and stays as it is: name another file with --database-dump"
@@ -165,9 +165,8 @@ func checkPlace(path, database string) error {
 	if _, err := io.ReadFull(file, head); err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
 		return fmt.Errorf("read %s: %w", path, err)
 	}
-	// At byte 68 is the application's id, which an index of this program has; see
-	// https://www.sqlite.org/fileformat.html.
-	if !bytes.HasPrefix(head, []byte("SQLite format 3\x00")) || slices.Equal(head[68:], binary.BigEndian.AppendUint32(nil, indexID)) {
+	// A dump is a database, and one of the original's kind.
+	if !bytes.HasPrefix(head, []byte("SQLite format 3\x00")) || index.BeginsIndex(head) {
 		return fmt.Errorf(refusal, path)
 	}
 	return nil

@@ -21,7 +21,9 @@ type Published struct {
 }
 
 // NewPublished looks for dumps at the path, of the instance of that name.
-func NewPublished(path, instance string) *Published { return &Published{path: path, instance: instance} }
+func NewPublished(path, instance string) *Published {
+	return &Published{path: path, instance: instance}
+}
 
 // Name is the base name of the newest database, for a web server that sends it.
 func (p *Published) Name() string { return filepath.Base(p.path) }

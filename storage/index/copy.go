@@ -3,6 +3,7 @@ package index
 import (
 	"context"
 	"database/sql/driver"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -204,6 +205,14 @@ func (c *connection) sound(ctx context.Context) error {
 // ErrUnsound says that a copy is not what was written: the disk or the memory
 // fails, or the index itself is damaged.
 var ErrUnsound = errors.New("the copy is damaged")
+
+// BeginsIndex says whether a file that begins with these bytes, 72 or more, is an
+// index of this program.
+func BeginsIndex(head []byte) bool {
+	// Where it has the application's id; see https://www.sqlite.org/fileformat.html.
+	const place = 68
+	return len(head) >= place+4 && binary.BigEndian.Uint32(head[place:]) == applicationID
+}
 
 // Snapshot is an index that nobody changes, such as a copy.
 type Snapshot struct {
