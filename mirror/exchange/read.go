@@ -171,7 +171,6 @@ func (d *Database) page(ctx context.Context, c *connection, after int64) (page [
 			switch item := &page[i].value; {
 			case count(item) == maxTags:
 				problem = fmt.Errorf("narinfo %d has more than %d rows there: the rest is left out", id, maxTags)
-				at[id] = -1
 				delete(at, id)
 			case !add(item, row):
 				problem = fmt.Errorf("a row of narinfo %d has no usable values", id)
