@@ -42,8 +42,8 @@ type tree struct {
 
 // openTree opens the directory for one run, which no other may have at the same
 // time. A dry run changes nothing.
-func openTree(name string, dry bool) (t *tree, err error) {
-	t = &tree{name: name, dry: dry}
+func openTree(name string, dry bool) (_ *tree, err error) {
+	t := &tree{name: name, dry: dry}
 	if !dry {
 		if err := os.MkdirAll(name, 0o755); err != nil {
 			return nil, fmt.Errorf("create the directory %s: %w", name, cause(err))
