@@ -406,3 +406,47 @@ func TestNoWriting(t *testing.T) {
 		t.Errorf("a file in its place: %v", err)
 	}
 }
+
+// TestOrder has what a loss of power could undo flushed before what relies on it.
+func TestOrder(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	items := many(3)
+	p.add(t, items...)
+	var steps []string
+	record := func(e *Export) {
+		steps = nil
+		e.Delete, e.fault = true, func(step string) error {
+			steps = append(steps, step)
+			return nil
+		}
+	}
+	// Names of narinfos begin with the zeros of the hashes.
+	ordered := func(what, first, last string) {
+		t.Helper()
+		left, flushed := false, false
+		for _, step := range steps {
+			switch {
+			case strings.HasPrefix(step, first):
+				left, flushed = true, false
+			case step == "sync":
+				flushed = true
+			case strings.HasPrefix(step, last) && (!left || !flushed):
+				t.Errorf("%s: %q before the flush in %q", what, step, steps)
+			}
+		}
+		if !left {
+			t.Errorf("%s: no %q in %q", what, first, steps)
+		}
+	}
+	p.exports(t, Summary{Added: 3}, record)
+	ordered("new items", "rename nar/", "rename 0")
+	p.remove(t, items[1])
+	p.exports(t, Summary{Unchanged: 2, StaleNarinfos: 1, StaleNars: 1}, record)
+	ordered("a removed item", "remove 0", "remove nar/")
+	items[0].content, items[0].digit = "other", "1"
+	p.add(t, items[0])
+	p.exports(t, Summary{Unchanged: 1, Updated: 1}, record)
+	ordered("another nar: the old narinfo", "remove 0", "rename nar/")
+	ordered("another nar: the new narinfo", "rename nar/", "rename 0")
+}
