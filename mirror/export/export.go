@@ -96,9 +96,6 @@ type Summary struct {
 	StaleNarinfos, StaleNars, StaleBytes int64
 }
 
-// Complete says whether all that was to be exported was.
-func (s *Summary) Complete() bool { return s.Skipped == 0 && s.Failed == 0 }
-
 // batchSize is how many items are flushed to the disk together. The file system
 // is flushed as a whole each time, which is for others to wait for as well.
 const batchSize = 500
@@ -279,14 +276,6 @@ func (r *run) wants(ctx context.Context, row *index.Item) (bool, error) {
 		}
 	}
 	return true, nil
-}
-
-// nameOf is what an item is called.
-func nameOf(item *storage.Item, row *index.Item) string {
-	if item != nil {
-		return item.Narinfo.StorePath.String()
-	}
-	return row.Hash.String()
 }
 
 // refuseOverlap makes sure that neither of the two directories lies in the
