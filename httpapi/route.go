@@ -25,6 +25,8 @@ const (
 	routeStored
 	routeNar
 	routeFile
+	routeChanges
+	routeStream
 	routeCacheInfo
 	routeSigningKey
 	routeMetrics
@@ -36,7 +38,7 @@ const (
 // patterns are the labels of the routes: never a hash, or the metrics would
 // grow with the store.
 var patterns = [routeCount]string{
-	"other", "/HASH.narinfo", "/HASH.narinfo/info", "/stored-nars/", "/nar/", "/file/", "/nix-cache-info",
+	"other", "/HASH.narinfo", "/HASH.narinfo/info", "/stored-nars/", "/nar/", "/file/", peer.ChangesPath, peer.StreamPath, "/nix-cache-info",
 	"/signing-key.pub", "/metrics", "/health", "/",
 }
 
@@ -118,6 +120,12 @@ func (s *Server) dispatch(ctx *fasthttp.RequestCtx) route {
 	case first == "file" && len(segments) == 4:
 		s.serveFile(ctx, segments[1], segments[2], segments[3])
 		return routeFile
+	case decoded == peer.ChangesPath && s.options.Changes != nil:
+		s.serveChanges(ctx)
+		return routeChanges
+	case decoded == peer.StreamPath && s.options.Changes != nil:
+		s.serveStream(ctx)
+		return routeStream
 	case first == storedSegment && len(segments) == 2:
 		s.serveStored(ctx, segments[1])
 		return routeStored
