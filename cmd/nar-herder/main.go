@@ -35,6 +35,7 @@ type commands struct {
 	List      listCommand    `cmd:"" help:"List the items of the index."`
 	Check     checkCommand   `cmd:"" help:"Compare the index with the storage, and repair what is wrong."`
 	Stats     statsCommand   `cmd:"" help:"Show how much there is in the index and the storage."`
+	Convert   convertCommand `cmd:"" help:"Convert a database of the original Nar Herder to an index, or an index to one of the original."`
 	Version   versionCommand `cmd:"" help:"Show the version."`
 	Help      helpCommand    `cmd:"" help:"Show help on a command."`
 }

@@ -132,6 +132,9 @@ func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
 		return listenErr
 	}
 	defer closeAll(listeners)
+	if err := convertInPlace(ctx, c.Database, c.Storage, log); err != nil {
+		return err
+	}
 	store, err := open(ctx, c.Database, c.Storage, index.Options{}, log)
 	if err != nil {
 		return err
