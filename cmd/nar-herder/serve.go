@@ -132,7 +132,10 @@ func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
 		return listenErr
 	}
 	defer closeAll(listeners)
-	if err := convertInPlace(ctx, c.Database, c.Storage, log); err != nil {
+	if err := convertInPlace(ctx, c.Database, c.Storage, log); ctx.Err() != nil {
+		log.Info("stopped; the next start goes on with what was begun", "database", c.Database)
+		return nil
+	} else if err != nil {
 		return err
 	}
 	store, err := open(ctx, c.Database, c.Storage, index.Options{}, log)

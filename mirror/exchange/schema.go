@@ -109,6 +109,13 @@ func (c *connection) has(ctx context.Context, table string, columns ...string) (
 	return true, nil
 }
 
+// hasRowIDs says whether the rows of a table have ids by which they can be read
+// in steps.
+func (c *connection) hasRowIDs(ctx context.Context, table string) (bool, error) {
+	n, err := c.first(ctx, "SELECT count(*) FROM pragma_table_list(?) WHERE schema = 'main' AND NOT wr", table)
+	return n != int64(0), err
+}
+
 // indexed says whether a table has an index that begins with the column.
 func (c *connection) indexed(ctx context.Context, table, column string) (bool, error) {
 	n, err := c.first(ctx, `SELECT count(*) FROM pragma_index_list(?) l, pragma_index_info(l.name) i
@@ -136,11 +143,20 @@ func look(ctx context.Context, c *connection) (*layout, error) {
 	}
 	l.items = `SELECT rowid, octet_length(contents), ` + limited("contents", maxContents) + `, ` + addedAt + `
 		FROM narinfos WHERE rowid > ? ORDER BY rowid LIMIT ?`
-	if _, err := c.first(ctx, "SELECT rowid FROM narinfos LIMIT 1"); err != nil {
-		return nil, fmt.Errorf("read the table narinfos: %w", err)
+	ordered, err := c.hasRowIDs(ctx, "narinfos")
+	if err != nil {
+		return nil, err
+	}
+	if !ordered {
+		return nil, fmt.Errorf("%w: its table narinfos has no row ids: name a database or a dump of an original Nar Herder", ErrNotOriginal)
 	}
 	if l.changes, err = c.has(ctx, "recent_changes", "datetime", "change", "data"); err != nil {
 		return nil, err
+	}
+	if l.changes {
+		if l.changes, err = c.hasRowIDs(ctx, "recent_changes"); err != nil {
+			return nil, err
+		}
 	}
 	if l.info, err = c.has(ctx, "nar_herder_dump", "key", "value"); err != nil {
 		return nil, err
