@@ -31,7 +31,8 @@ var reading = []string{
 
 // Open opens a database of the original for reading. Nothing is changed in it,
 // whoever writes it meanwhile goes on, and what a crash has left in its log
-// counts. The error is [ErrNotDatabase], [ErrNotOriginal], or the system's.
+// counts. Beside a database that keeps a log of changes, SQLite may leave an empty
+// one and its index, FILE-wal and FILE-shm. The error is [ErrNotDatabase], [ErrNotOriginal], or the system's.
 func Open(ctx context.Context, path string) (*Database, error) {
 	absolute, err := checkFile(path)
 	if err != nil {
