@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"nar-herder/mirror/convert"
@@ -53,26 +55,39 @@ func (c *convertCommand) Run(ctx context.Context, s *streams) (err error) {
 // convertProgress is how often the log tells how far a conversion is.
 const convertProgress = 10 * time.Second
 
-// convertInPlace makes a database of the original at the server's start an index.
-func convertInPlace(ctx context.Context, database, store string, log *slog.Logger) (err error) {
+// convertInPlace makes a database of the original an index, while the listeners
+// are answered.
+func (c *serverCommand) convertInPlace(ctx context.Context, listeners []net.Listener, log *slog.Logger) (err error) {
+	if !convert.Needed(ctx, c.Database) {
+		return nil
+	}
 	start := time.Now()
 	next := start.Add(convertProgress)
+	var done, all atomic.Int64
 	options := convert.Options{Log: log, Progress: func(p convert.Progress) {
-		now := time.Now()
-		if now.Before(next) {
-			return
+		done.Store(p.Done)
+		all.Store(p.All)
+		if now := time.Now(); now.After(next) {
+			next = now.Add(convertProgress)
+			log.Info("converting the database of the original", "narinfos", p.Done, "of", p.All)
 		}
-		next = now.Add(convertProgress)
-		log.Info("converting the database of the original", "narinfos", p.Done, "of", p.All)
-		// Or systemd takes it for a start that hangs.
-		notify(log, fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", (12*convertProgress).Microseconds()))
 	}}
-	closeStorage, err := lookIn(&options, store)
+	closeStorage, err := lookIn(&options, c.Storage)
 	if err != nil {
 		return err
 	}
-	_, err = convert.InPlace(ctx, database, options)
-	return errors.Join(err, closeStorage())
+	defer func() { err = errors.Join(err, closeStorage()) }()
+	state := func() any {
+		return struct {
+			Status string `json:"status"`
+			Done   int64  `json:"narinfos_done"`
+			All    int64  `json:"narinfos"`
+		}{"converting", done.Load(), all.Load()}
+	}
+	return whileStarting(ctx, listeners, state, log, func(ctx context.Context) error {
+		_, err := convert.InPlace(ctx, c.Database, options)
+		return err
+	})
 }
 
 // lookIn has a conversion look for nars in a storage, unless its name is empty or

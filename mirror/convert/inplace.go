@@ -13,6 +13,20 @@ import (
 	"nar-herder/mirror/exchange"
 )
 
+// Needed says whether [InPlace] has something to do, which may take long.
+func Needed(ctx context.Context, database string) bool {
+	if _, err := os.Stat(database); errors.Is(err, fs.ErrNotExist) {
+		_, err := os.Stat(database + unfinished)
+		return err == nil
+	}
+	source, err := exchange.Open(ctx, database)
+	if err != nil {
+		return false
+	}
+	_ = source.Close() // InPlace opens it again, and says what is wrong
+	return true
+}
+
 // InPlace makes a database of the original an index of this program, under the
 // same name; the old file is kept as DATABASE.original. It goes on where an
 // earlier run was interrupted. Anything else at database, also nothing, is left

@@ -53,42 +53,24 @@ func export(ctx context.Context, x *index.Index, w *exchange.Writer, o Options, 
 	if err != nil {
 		return err
 	}
-	for row, err := range x.Items(ctx) {
-		if err != nil {
-			return err
-		}
-		if !row.WithdrawnAt.IsZero() {
-			result.Withdrawn++
-			continue
-		}
-		item := exchange.Item{Text: row.Text, AddedAt: row.AddedAt}
-		tags, err := x.Tags(ctx, row.Hash)
-		if err != nil {
-			return err
-		}
-		for _, tag := range tags {
-			item.Tags = append(item.Tags, exchange.Tag(tag))
-		}
-		files, err := x.CachedFiles(ctx, row.Hash)
-		if err != nil {
-			return err
-		}
-		for _, file := range files {
-			if file.WithdrawnAt.IsZero() {
-				item.Cached = append(item.Cached, exchange.Cached{Compression: file.Type, Size: file.Size})
+	err = inLots(ctx, func(ctx context.Context, next func(exchange.Item) error) error {
+		return readAll(ctx, x, next, &result.Withdrawn)
+	}, func(lot []exchange.Item) error {
+		for _, item := range lot {
+			if err := w.Add(item); err != nil {
+				return err
+			}
+			result.Items++
+			result.Cached += int64(len(item.Cached))
+			if len(item.Tags) > 0 {
+				result.Tagged++
 			}
 		}
-		if err := w.Add(item); err != nil {
-			return fmt.Errorf("item %s: %w", row.Hash, err)
-		}
-		result.Items++
-		result.Cached += int64(len(item.Cached))
-		if len(tags) > 0 {
-			result.Tagged++
-		}
-		if result.Items%progressEvery == 0 {
-			o.progress(result.Items+result.Withdrawn, totals.Items)
-		}
+		o.progress(result.Items, totals.Items)
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	for after, more := int64(0), true; more; {
 		page, err := x.ChangesAfter(ctx, after, changesAtOnce)
@@ -114,9 +96,84 @@ func export(ctx context.Context, x *index.Index, w *exchange.Writer, o Options, 
 	return nil
 }
 
+// readAll goes through the items that clients are told of, and counts the others.
+func readAll(ctx context.Context, x *index.Index, next func(exchange.Item) error, withdrawn *int64) error {
+	for row, err := range x.Items(ctx) {
+		if err != nil {
+			return err
+		}
+		if !row.WithdrawnAt.IsZero() {
+			*withdrawn++
+			continue
+		}
+		item := exchange.Item{Text: row.Text, AddedAt: row.AddedAt}
+		tags, err1 := x.Tags(ctx, row.Hash)
+		files, err2 := x.CachedFiles(ctx, row.Hash)
+		if err := errors.Join(err1, err2); err != nil {
+			return err
+		}
+		for _, tag := range tags {
+			item.Tags = append(item.Tags, exchange.Tag(tag))
+		}
+		for _, file := range files {
+			if file.WithdrawnAt.IsZero() {
+				item.Cached = append(item.Cached, exchange.Cached{Compression: file.Type, Size: file.Size})
+			}
+		}
+		if err := next(item); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// inLots has what is read be written beside the reading, on another core. Both have
+// come to their end when it returns.
+func inLots(ctx context.Context, read func(context.Context, func(exchange.Item) error) error, write func([]exchange.Item) error) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	lots, ended := make(chan []exchange.Item, 1), make(chan error, 1)
+	go func() {
+		var lot []exchange.Item
+		pass := func() error {
+			select {
+			case lots <- lot:
+				lot = nil
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		err := read(ctx, func(item exchange.Item) error {
+			if lot = append(lot, item); len(lot) < lotSize {
+				return nil
+			}
+			return pass()
+		})
+		if err == nil {
+			err = pass()
+		}
+		close(lots)
+		ended <- err
+	}()
+	var err error
+	for lot := range lots {
+		if err == nil {
+			if err = write(lot); err != nil {
+				stop()
+			}
+		}
+	}
+	readErr := <-ended
+	if err != nil {
+		return err
+	}
+	return readErr
+}
+
 const (
-	// progressEvery is after how many items progress is told.
-	progressEvery = 1000
+	// lotSize is how many items are read ahead, in each of two lots.
+	lotSize = 256
 	// changesAtOnce is how many rows of the log are read at a time, with texts of
 	// some kilobytes.
 	changesAtOnce = 500
