@@ -3,6 +3,7 @@ package main
 import (
 	"database/sql"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -306,15 +307,21 @@ func TestServerConvertsKilled(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
 	manyOriginal(t, p.database, many)
-	pidFile := filepath.Join(p.dir, "pid")
+	pidFile, address := filepath.Join(p.dir, "pid"), net.JoinHostPort(ownHost(), instancePort)
 	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
-		c := command(p.args("run-server", "--port=0", "--log-level=INFO", "--pid-file="+pidFile)...)
+		c := command(p.args("run-server", "--host="+strings.TrimSuffix(address, ":"+instancePort), "--port="+instancePort, "--log-level=INFO", "--pid-file="+pidFile)...)
 		s := &server{process: c}
 		s.start(t)
 		if signal == syscall.SIGTERM {
 			inTheMidst(t, c, p.database+".converting")
 			if read(t, pidFile) != fmt.Sprintln(c.Process.Pid) {
 				t.Error("no process id while it converts")
+			}
+			if got := get(t, address, "/health"); got.StatusCode != 503 || !strings.Contains(got.body, `"converting"`) || !strings.Contains(got.body, `"narinfos":30000`) {
+				t.Errorf("health while it converts: %s %s", got.Status, got.body)
+			}
+			if got := get(t, address, "/"+manyHash(0)+".narinfo"); got.StatusCode != 503 {
+				t.Errorf("a narinfo while it converts: %s", got.Status)
 			}
 			// Nobody else makes an index in the meantime.
 			fail(t, []string{"list", "--database=" + p.database}, "original Nar Herder", "nar-herder convert")

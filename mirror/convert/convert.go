@@ -101,9 +101,7 @@ const (
 // a database of the original. There must be nothing at to, an error that is
 // [fs.ErrExist].
 func Convert(ctx context.Context, from, to string, o Options) (Result, error) {
-	if _, err := os.Lstat(to); err == nil {
-		return Result{}, fmt.Errorf("%s is there already: name a new file, or move that one away: %w", to, fs.ErrExist)
-	} else if !errors.Is(err, fs.ErrNotExist) {
+	if err := isFree(to); err != nil {
 		return Result{}, err
 	}
 	if _, err := os.Stat(from); err != nil {

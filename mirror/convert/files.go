@@ -11,18 +11,29 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// isFree refuses a name that a file has, or that has left something beside it: SQLite
+// would take that for a part of the new file. The error is [fs.ErrExist].
+func isFree(name string) error {
+	for _, suffix := range []string{"", "-wal", "-journal"} {
+		if info, err := os.Lstat(name + suffix); err == nil && (suffix == "" || info.Size() > 0) {
+			return fmt.Errorf("%s is there already: name a new file, or move that one away: %w", name+suffix, fs.ErrExist)
+		} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
 // putInPlace gives a finished file its name, which no file has.
 func putInPlace(made, name string) error {
-	if err := leaveNothingBeside(made); err != nil {
+	if err := errors.Join(isFree(name), leaveNothingBeside(made)); err != nil {
 		return err
 	}
 	err := unix.Renameat2(unix.AT_FDCWD, made, unix.AT_FDCWD, name, unix.RENAME_NOREPLACE)
-	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) { // this file system can't
-		if _, err = os.Lstat(name); err == nil {
-			err = fs.ErrExist
-		} else if errors.Is(err, fs.ErrNotExist) {
-			err = os.Rename(made, name)
-		}
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
+		// This file system has no such thing, and none of that name was there a
+		// moment ago.
+		err = os.Rename(made, name)
 	}
 	if err != nil {
 		return fmt.Errorf("what was made is finished, but can't get its name: rename %s to %s: %w", made, name, err)

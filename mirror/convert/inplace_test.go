@@ -5,6 +5,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -255,6 +256,22 @@ func TestInPlaceLeaves(t *testing.T) {
 	}
 }
 
+// TestSomethingBeside: what was left beside a name is no part of a new file.
+func TestSomethingBeside(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	from, to := filepath.Join(dir, "from.db"), filepath.Join(dir, "to.db")
+	original(t, from, 5)
+	for _, suffix := range []string{"-wal", "-journal"} {
+		must(t, os.WriteFile(to+suffix, []byte("of another one"), 0o644))
+		if _, err := Convert(t.Context(), from, to, Options{}); !errors.Is(err, fs.ErrExist) || !strings.Contains(err.Error(), to+suffix) {
+			t.Errorf("%s: %v", suffix, err)
+		}
+		must(t, os.Remove(to+suffix))
+	}
+	onlyFiles(t, dir, "from.db")
+}
+
 // TestInUse: a database that the original has open is not taken away from it.
 func TestInUse(t *testing.T) {
 	t.Parallel()
@@ -271,5 +288,35 @@ func TestInUse(t *testing.T) {
 	}
 	if _, err := os.Stat(path + ".original"); err == nil {
 		t.Error("it was renamed")
+	}
+}
+
+// TestReplacedWhileOpened: whoever opens the database while it is being replaced
+// gets the old one or the new one, and not the one with the other's log.
+func TestReplacedWhileOpened(t *testing.T) {
+	t.Parallel()
+	for range 20 {
+		path := filepath.Join(t.TempDir(), "db")
+		original(t, path, 5)
+		opened := make(chan error)
+		for range 2 {
+			go func() {
+				for {
+					x, err := index.Open(t.Context(), path, index.Options{})
+					if err == nil {
+						opened <- x.Close()
+						return
+					}
+					if !errors.Is(err, index.ErrOriginal) {
+						opened <- err
+						return
+					}
+				}
+			}()
+		}
+		_, err := InPlace(t.Context(), path, Options{})
+		if err := errors.Join(err, <-opened, <-opened); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

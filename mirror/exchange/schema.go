@@ -94,14 +94,14 @@ type layout struct {
 }
 
 // has says whether there is an ordinary table of that name with the columns. A
-// view could be anything, also without an end.
+// view, or a column that is computed, could be anything, also without an end.
 func (c *connection) has(ctx context.Context, table string, columns ...string) (bool, error) {
 	n, err := c.first(ctx, "SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND rootpage > 0 AND name = ? COLLATE NOCASE", table)
 	if err != nil || n == int64(0) {
 		return false, err
 	}
 	for _, column := range columns {
-		n, err := c.first(ctx, "SELECT count(*) FROM pragma_table_xinfo(?) WHERE name = ? COLLATE NOCASE", table, column)
+		n, err := c.first(ctx, "SELECT count(*) FROM pragma_table_info(?) WHERE name = ? COLLATE NOCASE", table, column)
 		if err != nil || n == int64(0) {
 			return false, err
 		}
