@@ -1,6 +1,7 @@
 package convert
 
 import (
+	"cmp"
 	"context"
 	"errors"
 
@@ -46,7 +47,7 @@ func (c *conversion) changes(ctx context.Context) error {
 			continue
 		}
 		batch = append(batch, converted)
-		if len(batch) == batchRows {
+		if len(batch) == cmp.Or(c.rows, batchRows) {
 			if err := flush(false); err != nil {
 				return err
 			}

@@ -32,6 +32,8 @@ type Options struct {
 	Progress func(Progress)
 	// Now is the clock for what has no time of its own; nil is the system's.
 	Now func() time.Time
+
+	rows int // of a batch; 0 for batchRows, which tests can't wait for
 }
 
 // Looker is the part of a [storage.ByteStore] that finds out whether nars are

@@ -20,7 +20,7 @@ func interrupted(t *testing.T, from, to string, items int) {
 	t.Helper()
 	original(t, from, items)
 	ctx, stop := context.WithCancel(t.Context())
-	_, err := Convert(ctx, from, to, Options{Progress: func(p Progress) {
+	_, err := Convert(ctx, from, to, Options{rows: smallBatch, Progress: func(p Progress) {
 		if p.Done > 0 {
 			stop()
 		}
@@ -34,7 +34,7 @@ func interrupted(t *testing.T, from, to string, items int) {
 }
 
 // severalBatches is so many items that an interruption is in their midst.
-const severalBatches = 2*batchRows + 1000
+const severalBatches, smallBatch = 250, 100
 
 func TestResume(t *testing.T) {
 	t.Parallel()
@@ -70,7 +70,7 @@ func TestResume(t *testing.T) {
 			interrupted(t, from, to, severalBatches)
 			test.change(t, from, to)
 			var first Progress
-			result, err := Convert(t.Context(), from, to, Options{Progress: func(p Progress) {
+			result, err := Convert(t.Context(), from, to, Options{rows: smallBatch, Progress: func(p Progress) {
 				if first.All == 0 {
 					first = p
 				}
@@ -108,7 +108,7 @@ func TestResumeWithLog(t *testing.T) {
 	must(t, db.Close())
 	must(t, os.Remove(running))
 	ctx, stop := context.WithCancel(t.Context())
-	_, err = Convert(ctx, from, to, Options{Progress: func(p Progress) {
+	_, err = Convert(ctx, from, to, Options{rows: smallBatch, Progress: func(p Progress) {
 		if p.Done > 0 {
 			stop()
 		}
@@ -292,10 +292,10 @@ func TestInUse(t *testing.T) {
 }
 
 // TestReplacedWhileOpened: whoever opens the database while it is being replaced
-// gets the old one or the new one, and not the one with the other's log.
+// gets the old one or the new one, and never finds none and begins another.
 func TestReplacedWhileOpened(t *testing.T) {
 	t.Parallel()
-	for range 20 {
+	for range 5 {
 		path := filepath.Join(t.TempDir(), "db")
 		original(t, path, 5)
 		opened := make(chan error)
@@ -318,5 +318,6 @@ func TestReplacedWhileOpened(t *testing.T) {
 		if err := errors.Join(err, <-opened, <-opened); err != nil {
 			t.Fatal(err)
 		}
+		want(t, path, 5)
 	}
 }

@@ -1,6 +1,7 @@
 package convert
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -158,7 +159,7 @@ func (c *conversion) read(ctx context.Context) func(yield func(batch) bool) {
 			b.rows = append(b.rows, row{item: item})
 			b.read, b.last = b.read+1, item.ID
 			size += len(item.Text)
-			if len(b.rows) == batchRows || size >= batchBytes {
+			if len(b.rows) == cmp.Or(c.rows, batchRows) || size >= batchBytes {
 				if !yield(b) {
 					return
 				}
