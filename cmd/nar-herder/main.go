@@ -38,6 +38,7 @@ type commands struct {
 	MirrorStatus mirrorStatusCommand `cmd:"" help:"Show how far a mirror is behind the instance that it mirrors."`
 	MirrorAccept mirrorAcceptCommand `cmd:"" help:"Have a mirror follow its source although that has lost or removed much."`
 	Stats        statsCommand        `cmd:"" help:"Show how much there is in the index and the storage."`
+	Convert      convertCommand      `cmd:"" help:"Convert a database of the original Nar Herder to an index, or an index to one of the original."`
 	Version      versionCommand      `cmd:"" help:"Show the version."`
 	Help         helpCommand         `cmd:"" help:"Show help on a command."`
 }
