@@ -122,7 +122,12 @@ func (m *Maker) makeLocked(ctx context.Context, at time.Time) (_ Generation, err
 			}
 		}
 	}()
-	g, err := m.write(ctx, temporary, at)
+	created := at.UTC().Truncate(time.Second)
+	if len(old.Generations) > 0 && !created.After(old.Generations[0].CreatedAt) {
+		// Clients tell files apart by it, too.
+		created = old.Generations[0].CreatedAt.Add(time.Second)
+	}
+	g, err := m.write(ctx, temporary, created)
 	if err != nil {
 		return Generation{}, err
 	}
@@ -149,13 +154,12 @@ func (m *Maker) dropOldest(old manifest) (manifest, error) {
 }
 
 // write writes the three files under temporary names.
-func (m *Maker) write(ctx context.Context, temporary string, at time.Time) (Generation, error) {
-	at = at.UTC().Truncate(time.Second)
-	copied, err := m.index.Copy(ctx, temporary+indexSuffix, at, changesKept)
+func (m *Maker) write(ctx context.Context, temporary string, created time.Time) (Generation, error) {
+	copied, err := m.index.Copy(ctx, temporary+indexSuffix, created, changesKept)
 	if err != nil {
 		return Generation{}, err
 	}
-	g := Generation{Instance: m.index.Instance(), LastChange: copied.LastChange, CreatedAt: at, Items: copied.Items}
+	g := Generation{Instance: m.index.Instance(), LastChange: copied.LastChange, CreatedAt: created, Items: copied.Items}
 	// All else is made of the copy, so the files can't differ, and the index is left
 	// in peace.
 	if err := writeDatabase(ctx, temporary, temporary+indexSuffix, g, copied.Changes); err != nil {
