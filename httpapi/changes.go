@@ -230,6 +230,7 @@ type changeStream struct {
 	news     <-chan struct{}
 	position int64
 	more     bool
+	begun    bool
 	pending  bytes.Buffer
 	closed   sync.Once
 }
@@ -271,26 +272,25 @@ func (b *changeStream) Read(p []byte) (int, error) {
 	return b.pending.Read(p)
 }
 
-// write makes events of a page: the state first, whose instance the sums are for.
+// write makes events of a page. The state is told before, as the changes' sums are
+// with its instance, and behind, with the position.
 func (b *changeStream) write(page *index.Page) error {
-	state := *page
-	if len(page.Changes) > 0 {
-		state.Position = b.position
-	}
-	told := b.s.logState(&state)
-	if err := b.event(peer.StateEvent, told); err != nil {
-		return err
+	if !b.begun {
+		b.begun = true
+		if err := b.event(peer.StateEvent, b.s.logState(&index.Page{First: page.First, Last: page.Last, Position: b.position})); err != nil {
+			return err
+		}
 	}
 	for _, change := range page.Changes {
 		c := toldAs(change)
-		c.Seal(told.Instance)
+		c.Seal(b.s.options.Identity.Instance())
 		b.pending.WriteString("id: " + strconv.FormatInt(c.ID, 10) + "\n")
 		if err := b.event(peer.ChangeEvent, c); err != nil {
 			return err
 		}
 	}
 	b.position, b.more = page.Position, page.More
-	return nil
+	return b.event(peer.StateEvent, b.s.logState(page))
 }
 
 func (b *changeStream) event(kind string, data any) error {

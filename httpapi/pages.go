@@ -95,9 +95,13 @@ func (s *Server) serveHealth(ctx *fasthttp.RequestCtx, live bool) {
 		Status   string   `json:"status"`
 		Storage  string   `json:"storage"`
 		Warnings []string `json:"warnings,omitempty"`
+		Mirror   any      `json:"mirror,omitempty"`
 	}{Status: word(h.database && h.storage), Database: word(h.database), Storage: word(h.storage)}
 	if s.options.Warnings != nil {
 		state.Warnings = s.options.Warnings()
+	}
+	if s.options.Mirror != nil {
+		state.Mirror = s.options.Mirror()
 	}
 	body, err := json.Marshal(state)
 	if err != nil {

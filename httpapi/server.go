@@ -128,6 +128,10 @@ type Options struct {
 	// nobody. For a stream of them, Follow must run.
 	Changes ChangeLog
 
+	// Mirror is how this instance does as a mirror of another, for the health; nil
+	// where it is none.
+	Mirror func() any
+
 	// Decompress opens a nar in the compression that narinfos call by name.
 	Decompress func(name string, r io.Reader) (io.ReadCloser, error)
 

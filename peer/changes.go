@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -115,9 +116,19 @@ func (e *LostError) Error() string {
 	return fmt.Sprintf("its log of changes goes from %d to %d in instance %s", e.First, e.Last, e.Instance)
 }
 
+// AsLost returns the [*LostError] that an error is; nil when it is none.
+func AsLost(err error) *LostError {
+	var lost *LostError
+	errors.As(err, &lost)
+	return lost
+}
+
 // ErrNoLog says that the instance has no log with numbers: it is the original, or
 // an older version.
 var ErrNoLog = errors.New("it tells no changes by their numbers")
+
+// ErrSilent says that nothing came, where something should all the time.
+var ErrSilent = errors.New("nothing comes")
 
 // ErrDamaged says that an answer has not come as it was sent.
 var ErrDamaged = errors.New("it was damaged on its way")
@@ -151,11 +162,18 @@ func (p *Peer) Changes(ctx context.Context, instance string, after int64) (*Stre
 	response, err := p.send(ctx, StreamPath+"?"+query.Encode())
 	if err != nil {
 		cancel(nil)
+		var slow net.Error
+		if errors.As(err, &slow) && slow.Timeout() {
+			err = fmt.Errorf("%w: %w", ErrSilent, err) // something holds the head back
+		}
 		return nil, fmt.Errorf("follow the changes of %s: %w", p, err)
 	}
 	body := newProgressing(response.Body, -1, p.silence(), cancel, p.base)
 	stream := &Stream{body: body, lines: bufio.NewReaderSize(body, 64<<10)}
 	if err := stream.begin(response); err != nil {
+		if cause := context.Cause(ctx); cause != nil {
+			err = cause
+		}
 		body.Close()
 		return nil, fmt.Errorf("follow the changes of %s: %w", p, err)
 	}
@@ -204,6 +222,7 @@ func (s *Stream) begin(response *http.Response) error {
 	return err
 }
 
+// readLost reads what comes instead of changes.
 func readLost(body io.Reader) error {
 	text, err := io.ReadAll(io.LimitReader(body, 4096))
 	if err != nil {
@@ -217,6 +236,61 @@ func readLost(body io.Reader) error {
 		return ErrDamaged
 	}
 	return lost
+}
+
+// mostReply bounds a page of changes.
+const mostReply = 64 << 20
+
+// ChangesAfter asks for a page of the changes that [Peer.Changes] has a stream of.
+// The errors are the same.
+func (p *Peer) ChangesAfter(ctx context.Context, instance string, after int64) (reply *ChangesReply, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("ask %s for its changes: %w", p, err)
+		}
+	}()
+	ctx, cancel := context.WithTimeout(ctx, 4*p.self.ProgressTimeout)
+	defer cancel()
+	query := url.Values{AfterKey: {strconv.FormatInt(after, 10)}, InstanceKey: {instance}}
+	response, err := p.send(ctx, ChangesPath+"?"+query.Encode())
+	if err != nil {
+		return nil, err
+	}
+	defer response.Body.Close()
+	switch response.StatusCode {
+	case http.StatusOK:
+	case http.StatusNotFound:
+		return nil, ErrNoLog
+	case http.StatusGone:
+		return nil, readLost(response.Body)
+	default:
+		return nil, fmt.Errorf("it answers %s", response.Status)
+	}
+	body, err := io.ReadAll(io.LimitReader(response.Body, mostReply))
+	if err != nil {
+		return nil, err
+	}
+	reply = new(ChangesReply)
+	if err := json.Unmarshal(body, reply); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrAnswer, err)
+	}
+	if reply.Instance == "" {
+		return nil, ErrNoLog
+	}
+	if reply.Sum != reply.sum() {
+		return nil, ErrDamaged
+	}
+	for last, i := after, 0; i < len(reply.Changes); i++ {
+		change := &reply.Changes[i]
+		if change.Sum != change.sum(reply.Instance) {
+			return nil, fmt.Errorf("change %d: %w", change.ID, ErrDamaged)
+		}
+		if change.ID <= last || change.ID > reply.Position {
+			return nil, fmt.Errorf("%w: change %d comes after %d", ErrAnswer, change.ID, last)
+		}
+		last = change.ID
+	}
+	return reply, nil
 }
 
 // State is what the instance has told last of its log.

@@ -56,6 +56,7 @@ type serverCommand struct {
 	CachedCompressionNarSource             string                         `placeholder:"DIR-OR-URL" help:"Where to read nars from (default: the storage)."`
 
 	StorageHardLimit     sizeValue      `default:"none" placeholder:"BYTES" help:"Size of the storage above which nothing more is taken in, by imports neither (default: ${default})."`
+	MirrorInterval       ttlValue       `default:"60s" placeholder:"DURATION" help:"How often an original Nar Herder is asked for its changes; others tell theirs at once (default: ${default})."`
 	StorageCheckInterval ttlValue       `default:"60s" placeholder:"DURATION" help:"How often the storage is compared with its limit (default: ${default})."`
 	NarsElsewhere        elsewhereValue `default:"stream" enum:"stream,redirect" placeholder:"stream|redirect" help:"How to answer with nars that were removed and are stored on another instance: stream them through, or redirect there (default: ${default})."`
 
@@ -70,7 +71,6 @@ func (c *serverCommand) inactive() (names []string) {
 		name  string
 		given bool
 	}{
-		{"--mirror", c.Mirror != nil},
 		{"--database-dump", c.DatabaseDump != "/var/lib/nar-herder/nar_herder_dump.db"},
 	} {
 		if option.given {
@@ -132,6 +132,9 @@ func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
 		return listenErr
 	}
 	defer closeAll(listeners)
+	if err := c.prepareDatabase(ctx, listeners, log); err != nil {
+		return err
+	}
 	store, err := open(ctx, c.Database, c.Storage, index.Options{}, log)
 	if err != nil {
 		return err
@@ -174,6 +177,8 @@ func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
 	}
 	var server *httpapi.Server
 	remover := c.keepLimit(store, peers, counter, func() int64 { return server.Answered() }, &options, log)
+	options.Changes = store.index
+	follower := c.follower(store, &options, log)
 	server = httpapi.New(store, options)
 	watcher, err := store.index.Watch(ctx)
 	if err != nil {
@@ -193,6 +198,10 @@ func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
 		following.Go(func() { remover.Run(followCtx) })
 	}
 	following.Go(func() { withdrawn.Run(followCtx) })
+	if follower != nil {
+		server.Registry().MustRegister(follower)
+		following.Go(func() { follower.Run(followCtx) })
+	}
 	if cache != nil {
 		server.Registry().MustRegister(cache)
 		following.Go(func() { cache.Run(followCtx, server.Forget) })

@@ -8,7 +8,15 @@ import (
 // applicationID marks a database file as an index of this program, in the
 // field of the file header that SQLite keeps for that purpose. It spells
 // "NarH" in ASCII.
-const applicationID = 0x4e617248
+const applicationID = ApplicationID
+
+// ApplicationID is what the header of an index has as its application, in the
+// field that SQLite keeps for that.
+const ApplicationID = 0x4e617248
+
+// SchemaVersion is the newest version of the schema that this program knows, which
+// an index has as its user_version.
+func SchemaVersion() uint32 { return uint32(len(migrations)) }
 
 // migrations holds one step for each version of the schema; the version of a
 // database, its user_version, is the number of steps it has seen. Steps only
