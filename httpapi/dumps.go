@@ -125,7 +125,7 @@ func (s *Server) sendDump(ctx *fasthttp.RequestCtx, of route, zstd bool) (gone b
 			header.Set("Content-Encoding", "zstd")
 		}
 		// Of the whole file, also for a part, by RFC 9530.
-		header.Set("Repr-Digest", "sha-256=:"+base64.StdEncoding.EncodeToString(file.SHA256[:])+":")
+		header.Set(peer.DigestHeader, "sha-256=:"+base64.StdEncoding.EncodeToString(file.SHA256[:])+":")
 		fallthrough
 	case fasthttp.StatusNotModified:
 		// It is another one tomorrow.

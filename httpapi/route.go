@@ -41,7 +41,7 @@ const (
 // grow with the store.
 var patterns = [routeCount]string{
 	"other", "/HASH.narinfo", "/HASH.narinfo/info", "/stored-nars/", "/nar/", "/file/",
-	"/latest-database-dump", "/latest-index-dump", peer.ChangesPath, peer.StreamPath, "/nix-cache-info",
+	peer.DumpPath, peer.IndexPath, peer.ChangesPath, peer.StreamPath, "/nix-cache-info",
 	"/signing-key.pub", "/metrics", "/health", "/",
 }
 
@@ -129,10 +129,10 @@ func (s *Server) dispatch(ctx *fasthttp.RequestCtx) route {
 	case decoded == peer.StreamPath && s.options.Changes != nil:
 		s.serveStream(ctx)
 		return routeStream
-	case len(segments) == 1 && first == "latest-database-dump":
+	case len(segments) == 1 && first == peer.DumpPath[1:]:
 		s.serveDump(ctx, routeDump)
 		return routeDump
-	case len(segments) == 1 && first == "latest-index-dump":
+	case len(segments) == 1 && first == peer.IndexPath[1:]:
 		s.serveDump(ctx, routeIndexDump)
 		return routeIndexDump
 	case first == storedSegment && len(segments) == 2:

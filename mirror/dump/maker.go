@@ -92,10 +92,16 @@ func (m *Maker) Make(ctx context.Context) (Generation, error) {
 	}
 	m.log.Info("made a dump", "path", m.options.Path, "items", g.Items, "change", g.LastChange, "bytes", g.Size(),
 		"took", time.Since(begun).Round(time.Millisecond))
-	return g, m.trim(ctx, begun)
+	if err := m.trim(ctx, begun); err != nil && ctx.Err() == nil {
+		m.log.Warn("old changes stay in the log until the next dump", "error", err)
+	}
+	return g, nil
 }
 
 func (m *Maker) makeLocked(ctx context.Context, at time.Time) (_ Generation, err error) {
+	if err := checkPlace(m.options.Path, m.index.Path()); err != nil {
+		return Generation{}, err
+	}
 	unlock, err := lock(m.options.Path)
 	if err != nil {
 		return Generation{}, err
@@ -155,6 +161,7 @@ func (m *Maker) dropOldest(old manifest) (manifest, error) {
 
 // write writes the three files under temporary names.
 func (m *Maker) write(ctx context.Context, temporary string, created time.Time) (Generation, error) {
+	defer writeOut(temporary+indexSuffix, temporary+databaseSuffix, temporary+zstdSuffix)()
 	copied, err := m.index.Copy(ctx, temporary+indexSuffix, created, changesKept)
 	if err != nil {
 		return Generation{}, err
