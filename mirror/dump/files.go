@@ -152,6 +152,9 @@ func checkPlace(path, database string) error {
 	if !plain.Mode().IsRegular() {
 		return fmt.Errorf(refusal, path)
 	}
+	if _, err := os.Lstat(path + "-wal"); err == nil {
+		return fmt.Errorf("%s is a database that somebody writes to, as there is %s-wal: name another file with --database-dump", path, path)
+	}
 	if plain.Size() == 0 {
 		return nil
 	}

@@ -21,6 +21,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
 
 	"nar-herder/storage/index"
 )
@@ -233,8 +235,12 @@ func (m *Maker) checkRoom(old manifest) error {
 	if len(old.Generations) > 0 {
 		need = old.Generations[0].Size()
 		need += need / 10
-	} else if info, err := os.Stat(m.index.Path()); err == nil {
-		need = roomPerIndex * info.Size()
+	} else {
+		for _, suffix := range []string{"", "-wal"} {
+			if info, err := os.Stat(m.index.Path() + suffix); err == nil {
+				need += roomPerIndex * info.Size()
+			}
+		}
 	}
 	var system unix.Statfs_t
 	if err := unix.Statfs(filepath.Dir(m.options.Path), &system); err != nil {
@@ -252,7 +258,7 @@ func (m *Maker) advise(err error) error {
 	switch {
 	case errors.Is(err, ErrBusy):
 		return fmt.Errorf("%s: %w", tried, err)
-	case errors.Is(err, index.ErrFull), errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+	case isFull(err):
 		if !errors.Is(err, index.ErrFull) {
 			err = fmt.Errorf("%w: %w", index.ErrFull, err)
 		}
@@ -261,6 +267,13 @@ func (m *Maker) advise(err error) error {
 		return fmt.Errorf("%s: %w: have %s be a directory that this process may write to, or name another file with --database-dump", tried, err, filepath.Dir(m.options.Path))
 	}
 	return fmt.Errorf("%s: %w", tried, err)
+}
+
+// isFull says whether an error is that there is no room left.
+func isFull(err error) bool {
+	var failure *sqlite.Error
+	return errors.Is(err, index.ErrFull) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) ||
+		errors.As(err, &failure) && failure.Code()&0xff == sqlite3.SQLITE_FULL
 }
 
 // changed says whether the index is another than the newest dump's, and when that
