@@ -82,7 +82,7 @@ func (s *Server) sendDump(ctx *fasthttp.RequestCtx, of route, zstd bool) (gone b
 	}
 	g := generations[0]
 	// Who has a part of the one before gets the rest of that.
-	if ifRange := string(ctx.Request.Header.Peek("If-Range")); ifRange != "" {
+	if ifRange := string(ctx.Request.Header.Peek("If-Range")); ifRange != "" && len(ctx.Request.Header.Peek("Range")) > 0 {
 		for _, candidate := range generations {
 			file := fileOf(candidate)
 			if rangeStillGood(ifRange, entityTag(dumpTag(file), file.Size, candidate.CreatedAt), candidate.CreatedAt) {
@@ -118,6 +118,9 @@ func (s *Server) sendDump(ctx *fasthttp.RequestCtx, of route, zstd bool) (gone b
 		return false
 	}
 	s.sendPart(ctx, unopened, open, dumpTag(file), sqliteType, 0, file.Size)
+	if gone {
+		return true
+	}
 	header := &ctx.Response.Header
 	switch ctx.Response.StatusCode() {
 	case fasthttp.StatusOK, fasthttp.StatusPartialContent:
@@ -133,7 +136,7 @@ func (s *Server) sendDump(ctx *fasthttp.RequestCtx, of route, zstd bool) (gone b
 		header.Set(peer.InstanceHeader, g.Instance)
 		header.Set(changeHeader, strconv.FormatInt(g.LastChange, 10))
 	}
-	return gone
+	return false
 }
 
 // dumpTag begins the entity tag of a file of a dump.
