@@ -25,6 +25,9 @@ type place struct {
 	// they tell what is new.
 	Since time.Time `json:"since,omitzero"`
 	Seen  seen      `json:"seen,omitempty"`
+	// Dump is the entity tag of the dump that this began with, as long as nothing
+	// was followed since: the source's log may begin behind it.
+	Dump string `json:"dump,omitempty"`
 }
 
 func (p place) isZero() bool { return p.Instance == "" && p.Since.IsZero() }
