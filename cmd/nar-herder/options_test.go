@@ -20,7 +20,7 @@ func TestOptions(t *testing.T) {
 		args := []string{"run-server"}
 		for _, option := range [][2]string{
 			{"host", "127.0.0.1"}, {"port", "0"}, {"pid-file", filepath.Join(p.dir, "pid")},
-			{"database", p.database}, {"database-dump", filepath.Join(p.dir, "dump.db")},
+			{"database", p.database}, {"database-dump", filepath.Join(p.dir, "dump.db")}, {"database-dump-interval", "none"},
 			{"storage", p.storage}, {"storage-limit", "10GiB"},
 			{"storage-nar-removal-criteria", "stored-on=https://one.example"},
 			{"storage-nar-removal-criteria", "stored-on=http://two.example:8080/guix/"},
@@ -50,24 +50,8 @@ func TestOptions(t *testing.T) {
 		if got := get(t, s.addresses[0], "/signing-key.pub"); got.body != "(public-key (ecc))\n" {
 			t.Errorf("key: %s %q", got.Status, got.body)
 		}
-		var lines []string
-		for line := range strings.Lines(s.err.String()) {
-			if strings.Contains(line, "they do nothing") {
-				lines = append(lines, line)
-			}
-			if strings.Contains(line, "level=DEBUG") {
-				t.Errorf("logged at INFO: %s", line)
-			}
-		}
-		if len(lines) != 1 {
-			t.Fatalf("%d lines about what does nothing: %q", len(lines), lines)
-		}
-		for _, name := range []string{
-			"mirror", "database-dump",
-		} {
-			if !strings.Contains(lines[0], " --"+name+" ") && !strings.Contains(lines[0], `"--`+name+" ") && !strings.Contains(lines[0], " --"+name+`"`) {
-				t.Errorf("--%s is not in the line about what does nothing: %s", name, lines[0])
-			}
+		if strings.Contains(s.err.String(), "level=DEBUG") {
+			t.Errorf("logged at INFO: %s", s.err.String())
 		}
 		s.stop(t, os.Interrupt)
 	}

@@ -21,6 +21,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
 
 	"nar-herder/storage/index"
 )
@@ -92,10 +94,16 @@ func (m *Maker) Make(ctx context.Context) (Generation, error) {
 	}
 	m.log.Info("made a dump", "path", m.options.Path, "items", g.Items, "change", g.LastChange, "bytes", g.Size(),
 		"took", time.Since(begun).Round(time.Millisecond))
-	return g, m.trim(ctx, begun)
+	if err := m.trim(ctx, begun); err != nil && ctx.Err() == nil {
+		m.log.Warn("old changes stay in the log until the next dump", "error", err)
+	}
+	return g, nil
 }
 
 func (m *Maker) makeLocked(ctx context.Context, at time.Time) (_ Generation, err error) {
+	if err := checkPlace(m.options.Path, m.index.Path()); err != nil {
+		return Generation{}, err
+	}
 	unlock, err := lock(m.options.Path)
 	if err != nil {
 		return Generation{}, err
@@ -122,7 +130,12 @@ func (m *Maker) makeLocked(ctx context.Context, at time.Time) (_ Generation, err
 			}
 		}
 	}()
-	g, err := m.write(ctx, temporary, at)
+	created := at.UTC().Truncate(time.Second)
+	if len(old.Generations) > 0 && !created.After(old.Generations[0].CreatedAt) {
+		// Clients tell files apart by it, too.
+		created = old.Generations[0].CreatedAt.Add(time.Second)
+	}
+	g, err := m.write(ctx, temporary, created)
 	if err != nil {
 		return Generation{}, err
 	}
@@ -149,13 +162,13 @@ func (m *Maker) dropOldest(old manifest) (manifest, error) {
 }
 
 // write writes the three files under temporary names.
-func (m *Maker) write(ctx context.Context, temporary string, at time.Time) (Generation, error) {
-	at = at.UTC().Truncate(time.Second)
-	copied, err := m.index.Copy(ctx, temporary+indexSuffix, at, changesKept)
+func (m *Maker) write(ctx context.Context, temporary string, created time.Time) (Generation, error) {
+	defer writeOut(temporary+indexSuffix, temporary+databaseSuffix, temporary+zstdSuffix)()
+	copied, err := m.index.Copy(ctx, temporary+indexSuffix, created, changesKept)
 	if err != nil {
 		return Generation{}, err
 	}
-	g := Generation{Instance: m.index.Instance(), LastChange: copied.LastChange, CreatedAt: at, Items: copied.Items}
+	g := Generation{Instance: m.index.Instance(), LastChange: copied.LastChange, CreatedAt: created, Items: copied.Items}
 	// All else is made of the copy, so the files can't differ, and the index is left
 	// in peace.
 	if err := writeDatabase(ctx, temporary, temporary+indexSuffix, g, copied.Changes); err != nil {
@@ -222,8 +235,12 @@ func (m *Maker) checkRoom(old manifest) error {
 	if len(old.Generations) > 0 {
 		need = old.Generations[0].Size()
 		need += need / 10
-	} else if info, err := os.Stat(m.index.Path()); err == nil {
-		need = roomPerIndex * info.Size()
+	} else {
+		for _, suffix := range []string{"", "-wal"} {
+			if info, err := os.Stat(m.index.Path() + suffix); err == nil {
+				need += roomPerIndex * info.Size()
+			}
+		}
 	}
 	var system unix.Statfs_t
 	if err := unix.Statfs(filepath.Dir(m.options.Path), &system); err != nil {
@@ -241,7 +258,7 @@ func (m *Maker) advise(err error) error {
 	switch {
 	case errors.Is(err, ErrBusy):
 		return fmt.Errorf("%s: %w", tried, err)
-	case errors.Is(err, index.ErrFull), errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+	case isFull(err):
 		if !errors.Is(err, index.ErrFull) {
 			err = fmt.Errorf("%w: %w", index.ErrFull, err)
 		}
@@ -250,6 +267,13 @@ func (m *Maker) advise(err error) error {
 		return fmt.Errorf("%s: %w: have %s be a directory that this process may write to, or name another file with --database-dump", tried, err, filepath.Dir(m.options.Path))
 	}
 	return fmt.Errorf("%s: %w", tried, err)
+}
+
+// isFull says whether an error is that there is no room left.
+func isFull(err error) bool {
+	var failure *sqlite.Error
+	return errors.Is(err, index.ErrFull) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) ||
+		errors.As(err, &failure) && failure.Code()&0xff == sqlite3.SQLITE_FULL
 }
 
 // changed says whether the index is another than the newest dump's, and when that
