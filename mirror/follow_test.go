@@ -34,16 +34,16 @@ func TestFollow(t *testing.T) {
 	source.add(at(402), testInfo(2000, 1, 1), testInfo(2001, 1, 2))
 	source.add(at(403), testInfo(5, 2, 5)) // with another signature, say
 	source.add(at(404), testInfo(6, 2, 99))
-	source.remove(at(405), 8, 9, 2001)
+	source.remove(at(405), 8, 9)
 	source.add(at(406), testInfo(9, 1, 9)) // back again
 	for n := range 1300 {
 		source.add(at(407+n), testInfo(3000+n, 1, n))
 	}
 	middle.same(source)
 	last.same(source)
-	news := source.log()[slices.IndexFunc(source.log(), func(line string) bool { return strings.HasPrefix(line, at(402).Format(time.DateTime)) }):]
+	news := source.told()[slices.IndexFunc(source.told(), func(line string) bool { return strings.HasPrefix(line, at(402).Format(time.DateTime)) }):]
 	for _, i := range []*instance{middle.instance, last.instance} {
-		log := i.log()
+		log := i.told()
 		if from := len(log) - len(news); from < 0 || !slices.Equal(log[from:], news) {
 			t.Errorf("the changes are told as\n%q\nwant\n%q", log[max(0, from):], news)
 		}
@@ -116,6 +116,11 @@ func TestGap(t *testing.T) {
 // refused waits until the source is refused, and returns why.
 func (f *following) refused() string {
 	f.t.Helper()
+	defer func() {
+		if f.t.Failed() {
+			f.t.Logf("%+v\n%s", f.Status(), f.logged)
+		}
+	}()
 	until(f.t, "the source to be refused", func() bool { return f.Status().State == Refusing })
 	if len(f.Warnings()) == 0 {
 		f.t.Error("the health does not warn")
@@ -179,13 +184,13 @@ func TestRefused(t *testing.T) {
 		source, _ := many(t)
 		f := follow(t, newInstance(t), source, nil)
 		f.same(source)
+		f.stop()
 		err := f.index.Update(t.Context(), func(tx *index.Tx) error {
 			return place{Instance: source.index.Instance(), Position: 1 << 20}.write(tx)
 		})
 		if err != nil {
 			t.Fatal(err)
 		}
-		f.stop()
 		f = follow(t, f.instance, source, nil)
 		if why := f.refused(); !strings.Contains(why, "gone back in time") {
 			t.Errorf("it was refused because %s", why)

@@ -38,11 +38,12 @@ func until(t testing.TB, what string, condition func() bool) {
 	}
 }
 
-// testPath is the store path of the Nth test item.
+// testPath is the store path of the Nth test item. What tells it from others is at the
+// end, which the index looks at first.
 func testPath(n int) narinfo.StorePath {
 	const digits = "0123456789abcdfghijklmnpqrsvwxyz"
 	hash := bytes.Repeat([]byte("0"), narinfo.PathHashLen)
-	for i := 12; n > 0; i, n = i-1, n/32 {
+	for i := len(hash) - 1; n > 0; i, n = i-1, n/32 {
 		hash[i] = digits[n%32]
 	}
 	path, err := narinfo.ParseBaseName(string(hash) + "-item")
@@ -77,6 +78,7 @@ type instance struct {
 	// dumped is what the front has as the dump; nil for 503.
 	dumped []byte
 	digest string
+	made   time.Time
 	// intercept may answer a request itself.
 	intercept func(http.ResponseWriter, *http.Request) bool
 }
@@ -111,7 +113,7 @@ func openInstance(t testing.TB, database string) *instance {
 	behind.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo)
 	i.front = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		i.mu.Lock()
-		intercept, dumped, digest := i.intercept, i.dumped, i.digest
+		intercept, dumped, digest, made := i.intercept, i.dumped, i.digest, i.made
 		i.mu.Unlock()
 		if intercept != nil && intercept(w, r) {
 			return
@@ -128,7 +130,7 @@ func openInstance(t testing.TB, database string) *instance {
 			w.Header().Set(peer.DigestHeader, digest)
 		}
 		w.Header().Set("ETag", fmt.Sprintf("%q", fmt.Sprint(len(dumped))))
-		http.ServeContent(w, r, "", time.Unix(1_700_000_000, 0), bytes.NewReader(dumped))
+		http.ServeContent(w, r, "", made, bytes.NewReader(dumped))
 	}))
 	t.Cleanup(func() {
 		stop()
@@ -199,8 +201,8 @@ func (i *instance) list() (lines []string) {
 	return lines
 }
 
-// log is what others are told by time.
-func (i *instance) log() (lines []string) {
+// told is what others are told by time.
+func (i *instance) told() (lines []string) {
 	place := index.TimePlace{}
 	told, _, err := i.index.ChangesFrom(context.Background(), &place, 1_000_000)
 	if err != nil {
@@ -275,6 +277,7 @@ func (i *instance) publish(text []byte) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.dumped = text
+	i.made = time.Unix(1_700_000_000+i.made.Unix()%1000+1, 0) // long ago, and later than the last
 }
 
 func (i *instance) through(f func(http.ResponseWriter, *http.Request) bool) {

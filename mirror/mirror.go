@@ -120,7 +120,7 @@ func (m *Mirror) Run(ctx context.Context) {
 		case errors.Is(err, peer.ErrNotReady):
 			wait, failures = notReadyPause, 0
 		default:
-			pause := min(lastPause, firstPause<<min(failures, 10))
+			pause := min(lastPause, min(firstPause, m.Interval)<<min(failures, 10))
 			wait = pause/2 + rand.N(pause)
 			failures++
 		}

@@ -93,10 +93,19 @@ func (m *Mirror) followPlain(ctx context.Context, at place) error {
 		return err // what was done is done; the rest comes again
 	}
 	if !found {
-		if len(early) == 0 {
-			return m.resync(ctx, at, "its log of changes does not reach back to those that were seen")
+		// Changes that a dump has may have left the log; others may not.
+		current, err := m.Source.DumpTag(ctx)
+		if err != nil {
+			return err
 		}
-		return m.resync(ctx, at, "the changes that were seen have left its log")
+		if at.Dump == "" || at.Dump != current {
+			return m.resync(ctx, at, "the changes that were seen have left its log")
+		}
+		for _, c := range early {
+			if err := take(c); err != nil {
+				return err
+			}
+		}
 	}
 	if err := flush(); err != nil {
 		return err

@@ -57,6 +57,7 @@ type dump struct {
 	// verified says that it is what the source has made.
 	verified bool
 	modified time.Time
+	tag      string
 }
 
 // fetchDump downloads the source's dump and opens it. done closes and removes it.
@@ -93,7 +94,7 @@ func (m *Mirror) fetchDump(ctx context.Context) (_ *dump, done func(), err error
 			m.log.Warn("can't remove what was downloaded", "error", err)
 		}
 	}
-	return &dump{db, file.Verified, file.Modified}, done, nil
+	return &dump{db, file.Verified, file.Modified, file.Tag}, done, nil
 }
 
 // progressOf tells how far a download is, once a second.
@@ -182,8 +183,9 @@ func (m *Mirror) merge(ctx context.Context, at place, db *dump) (place, error) {
 	if err := m.notSelf(next.Instance); err != nil {
 		return next, err
 	}
-	if at.Instance == "" && !newest.IsZero() && newest.Before(at.Since) {
-		why := fmt.Sprintf("its dump has gone back in time: it ends at %s, and changes up to %s were followed", newest.Format(time.DateTime), at.Since.Format(time.DateTime))
+	// A dump without changes may end with a removal, which leaves no time in it.
+	if made := later(newest, db.modified); at.Instance == "" && !made.IsZero() && made.Before(at.Since) {
+		why := fmt.Sprintf("its dump has gone back in time: it ends at %s, and changes up to %s were followed", made.Format(time.DateTime), at.Since.Format(time.DateTime))
 		if err := m.unlessAccepted(ctx, why); err != nil {
 			return next, err
 		}
@@ -208,22 +210,28 @@ func (m *Mirror) merge(ctx context.Context, at place, db *dump) (place, error) {
 	return next, m.withdrawOthers(ctx, there, last, mirrored, newest)
 }
 
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
 // behind returns the place behind a dump, and the time of its newest content.
 func (m *Mirror) behind(ctx context.Context, db *dump) (next place, newest time.Time, err error) {
 	info, err := db.Info(ctx)
 	if err != nil {
 		return next, newest, err
 	}
-	if added, err := db.LastAdded(ctx); err != nil {
+	added, err := db.LastAdded(ctx)
+	if err != nil {
 		return next, newest, err
-	} else if added.After(newest) {
-		newest = added
 	}
-	if change, err := db.NewestChange(ctx); err != nil {
+	changed, err := db.NewestChange(ctx)
+	if err != nil {
 		return next, newest, err
-	} else if change.After(newest) {
-		newest = change
 	}
+	newest = later(added, changed)
 	if info["instance"] != "" {
 		next.Instance = info["instance"]
 		if next.Position, err = strconv.ParseInt(info["last_change"], 10, 64); err != nil {
@@ -255,7 +263,9 @@ func (m *Mirror) behind(ctx context.Context, db *dump) (next place, newest time.
 		}
 		changes[fingerprintOf(c)] = change.At
 	}
-	return next.with(changes), newest, nil
+	next = next.with(changes)
+	next.Dump = db.tag
+	return next, newest, nil
 }
 
 // mergeItems adds the dump's items, and sets the bits of those that are there

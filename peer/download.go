@@ -46,6 +46,8 @@ type Downloaded struct {
 	Verified bool
 	// Modified is when the peer made it, as it says; zero when it doesn't.
 	Modified time.Time
+	// Tag tells it from others that the peer makes; "" when it can't be told.
+	Tag string
 }
 
 // part is what is known of a download that is not done, in a file beside it.
@@ -59,6 +61,36 @@ type partial struct {
 }
 
 const partialSuffix = ".json"
+
+// tag is of the file, in whatever encoding it comes.
+func (p *partial) tag() string {
+	if !p.Modified.IsZero() {
+		return p.Modified.UTC().Format(time.RFC3339)
+	}
+	return p.ETag
+}
+
+// DumpTag returns the [Downloaded.Tag] that the peer's dump has now. The errors are
+// as in [Peer.Download].
+func (p *Peer) DumpTag(ctx context.Context) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, p.self.AnswerTimeout)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, http.MethodHead, p.base+DumpPath, nil)
+	if err != nil {
+		return "", err
+	}
+	response, err := p.client.Do(request)
+	if err != nil {
+		return "", fmt.Errorf("look at the dump of %s: %w", p, explain(err))
+	}
+	response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		return "", fmt.Errorf("look at the dump of %s: it answers %s", p, response.Status)
+	}
+	known := partial{ETag: response.Header.Get("ETag")}
+	known.Modified, _ = http.ParseTime(response.Header.Get("Last-Modified"))
+	return known.tag(), nil
+}
 
 // Download fetches one of the peer's files to the name, with zstd in that encoding
 // where the peer has it. It goes on where an earlier call, also of another
@@ -212,7 +244,7 @@ func digestOf(ctx context.Context, file *os.File, have int64) (hash.Hash, error)
 
 // finish compares a file with its digest; nil has it read.
 func finish(name string, known partial, digest hash.Hash) (*Downloaded, error) {
-	done := &Downloaded{Name: name, Size: known.Size, Encoding: known.Encoding, Modified: known.Modified}
+	done := &Downloaded{Name: name, Size: known.Size, Encoding: known.Encoding, Modified: known.Modified, Tag: known.tag()}
 	want, ok := strings.CutPrefix(known.Digest, "sha-256=:")
 	if !ok {
 		return done, nil

@@ -145,13 +145,13 @@ type Page struct {
 // out: its removal comes later.
 func (x *Index) ChangesAfter(ctx context.Context, after int64, limit int) (page Page, err error) {
 	page.Position = after
+	var changes []Change
 	err = x.readers.do(ctx, func(c *connection) error {
 		// Before the rows: what comes in between is told, and not counted.
 		if page.Last, err = c.integer(lastChange); err != nil {
 			return err
 		}
-		changes, err := c.changes(after, int64(limit))
-		if err != nil {
+		if changes, err = c.changes(after, int64(limit)); err != nil {
 			return err
 		}
 		// After the rows: what is trimmed in between is missed by nobody.
@@ -170,7 +170,9 @@ func (x *Index) ChangesAfter(ctx context.Context, after int64, limit int) (page 
 	if err != nil {
 		return Page{}, describe("read the changes of "+x.path, err)
 	}
-	page.Last = max(page.Last, page.Position)
+	if len(changes) > 0 {
+		page.Last = max(page.Last, page.Position)
+	}
 	return page, nil
 }
 

@@ -78,6 +78,9 @@ func TestChangesAfter(t *testing.T) {
 	if err != nil || more || !slices.Equal(said(told), want[:3]) {
 		t.Errorf("from a time on, itself included: %q, %v, %v", said(told), more, err)
 	}
+	if page, err = x.ChangesAfter(t.Context(), 100, 100); err != nil || page.Last != 6 {
+		t.Errorf("after a change that never was: %+v, %v", page, err)
+	}
 	update(t, x, func(tx *Tx) error { return tx.conn.exec("DELETE FROM recent_changes WHERE id <= 4") })
 	if page, err = x.ChangesAfter(t.Context(), 2, 100); err != nil || page.First != 5 || len(page.Changes) != 2 {
 		t.Errorf("after trimming: %+v, %v; want to see that 3 and 4 are gone", page, err)
