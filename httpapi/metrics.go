@@ -54,6 +54,7 @@ func newMetrics(s *Server) *metrics {
 	gauge := func(name, help string, value func() float64) {
 		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
 	}
+	gauge("narherder_change_streams", "Instances that follow the changes here.", func() float64 { return float64(s.streams.Load()) })
 	gauge("narherder_answer_cache_bytes", "Memory that answers kept ready take.", func() float64 {
 		_, size := s.answers.usage()
 		return float64(size)

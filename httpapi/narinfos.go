@@ -110,6 +110,9 @@ func (s *Server) Follow(ctx context.Context, changes Changes) {
 			s.answers.forgetAll()
 			s.nars.forgetAll()
 		}
+		if !complete || len(news) > 0 {
+			s.news.tell()
+		}
 		for _, change := range news {
 			s.nars.forget(change.Hash)
 			if change.Kind != index.StorageChanged {

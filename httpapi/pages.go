@@ -9,13 +9,7 @@ import (
 	"time"
 
 	"github.com/valyala/fasthttp"
-
-	"nar-herder/narinfo"
 )
-
-// cacheInfo is what Guix's own server says of itself: below any other server's
-// priority, and not to be asked for many items at once by Nix.
-const cacheInfo = "StoreDir: " + narinfo.StoreDir + "\nWantMassQuery: 0\nPriority: 100\n"
 
 //go:embed home.html
 var homeText string
@@ -95,9 +89,13 @@ func (s *Server) serveHealth(ctx *fasthttp.RequestCtx, live bool) {
 		Status   string   `json:"status"`
 		Storage  string   `json:"storage"`
 		Warnings []string `json:"warnings,omitempty"`
+		Mirror   any      `json:"mirror,omitempty"`
 	}{Status: word(h.database && h.storage), Database: word(h.database), Storage: word(h.storage)}
 	if s.options.Warnings != nil {
 		state.Warnings = s.options.Warnings()
+	}
+	if s.options.Mirror != nil {
+		state.Mirror = s.options.Mirror()
 	}
 	body, err := json.Marshal(state)
 	if err != nil {

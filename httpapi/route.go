@@ -25,6 +25,10 @@ const (
 	routeStored
 	routeNar
 	routeFile
+	routeDump
+	routeIndexDump
+	routeChanges
+	routeStream
 	routeCacheInfo
 	routeSigningKey
 	routeMetrics
@@ -36,7 +40,8 @@ const (
 // patterns are the labels of the routes: never a hash, or the metrics would
 // grow with the store.
 var patterns = [routeCount]string{
-	"other", "/HASH.narinfo", "/HASH.narinfo/info", "/stored-nars/", "/nar/", "/file/", "/nix-cache-info",
+	"other", "/HASH.narinfo", "/HASH.narinfo/info", "/stored-nars/", "/nar/", "/file/",
+	peer.DumpPath, peer.IndexPath, peer.ChangesPath, peer.StreamPath, "/nix-cache-info",
 	"/signing-key.pub", "/metrics", "/health", "/",
 }
 
@@ -101,7 +106,7 @@ func (s *Server) dispatch(ctx *fasthttp.RequestCtx) route {
 	case len(segments) == 1 && first == "":
 		return s.serveHome(ctx)
 	case len(segments) == 1 && first == "nix-cache-info":
-		s.text(ctx, "text/plain; charset=utf-8", cacheInfo)
+		s.text(ctx, "text/plain; charset=utf-8", narinfo.CacheInfo)
 		return routeCacheInfo
 	case len(segments) == 1 && first == "metrics":
 		s.serveMetrics(ctx)
@@ -118,6 +123,18 @@ func (s *Server) dispatch(ctx *fasthttp.RequestCtx) route {
 	case first == "file" && len(segments) == 4:
 		s.serveFile(ctx, segments[1], segments[2], segments[3])
 		return routeFile
+	case decoded == peer.ChangesPath && s.options.Changes != nil:
+		s.serveChanges(ctx)
+		return routeChanges
+	case decoded == peer.StreamPath && s.options.Changes != nil:
+		s.serveStream(ctx)
+		return routeStream
+	case len(segments) == 1 && first == peer.DumpPath[1:]:
+		s.serveDump(ctx, routeDump)
+		return routeDump
+	case len(segments) == 1 && first == peer.IndexPath[1:]:
+		s.serveDump(ctx, routeIndexDump)
+		return routeIndexDump
 	case first == storedSegment && len(segments) == 2:
 		s.serveStored(ctx, segments[1])
 		return routeStored

@@ -115,9 +115,22 @@ type Options struct {
 	Elsewhere         Elsewhere
 	RedirectElsewhere bool
 
+	// Dumps are what other instances begin with; nil for none. While there are none
+	// and DumpsExpected is set, this server is about to make the first.
+	Dumps         Dumps
+	DumpsExpected bool
+
 	// Warnings are for the health: what is not as an administrator wants it,
 	// while requests are answered all the same. Nil for none.
 	Warnings func() []string
+
+	// Changes are told to those who mirror this instance, with Identity; nil for
+	// nobody. For a stream of them, Follow must run.
+	Changes ChangeLog
+
+	// Mirror is how this instance does as a mirror of another, for the health; nil
+	// where it is none.
+	Mirror func() any
 
 	// Decompress opens a nar in the compression that narinfos call by name.
 	Decompress func(name string, r io.Reader) (io.ReadCloser, error)
@@ -192,6 +205,10 @@ type Server struct {
 	negativeCacheControl string
 
 	answered atomic.Int64
+
+	// news wakes those who follow the changes, and streams counts them.
+	news    news
+	streams atomic.Int64
 
 	engine *fasthttp.Server
 	// stopping is set before the listeners close, so that whoever sees them

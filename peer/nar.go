@@ -214,7 +214,7 @@ type progressing struct {
 func newProgressing(from io.ReadCloser, want int64, timeout time.Duration, cancel context.CancelCauseFunc, name string) *progressing {
 	b := &progressing{body: from, cancel: cancel, timeout: timeout, left: want}
 	b.timer = time.AfterFunc(timeout, func() {
-		cancel(fmt.Errorf("nothing came from %s for %s", name, timeout))
+		cancel(fmt.Errorf("%w from %s for %s", ErrSilent, name, timeout))
 	})
 	b.timer.Stop()
 	return b

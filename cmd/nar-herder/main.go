@@ -26,17 +26,22 @@ func main() {
 
 // commands is the command line.
 type commands struct {
-	RunServer serverCommand  `cmd:"" help:"Serve narinfos and nars over HTTP."`
-	Import    importCommand  `cmd:"" help:"Add narinfos, and the nars beside them, to the index and the storage."`
-	Remove    removeCommand  `cmd:"" help:"Remove items: their narinfos and their nars."`
-	Pin       pinCommand     `cmd:"" help:"Keep items and all that they need from being removed."`
-	Unpin     unpinCommand   `cmd:"" help:"Let items be removed again."`
-	Pins      pinsCommand    `cmd:"" help:"List what is pinned."`
-	List      listCommand    `cmd:"" help:"List the items of the index."`
-	Check     checkCommand   `cmd:"" help:"Compare the index with the storage, and repair what is wrong."`
-	Stats     statsCommand   `cmd:"" help:"Show how much there is in the index and the storage."`
-	Version   versionCommand `cmd:"" help:"Show the version."`
-	Help      helpCommand    `cmd:"" help:"Show help on a command."`
+	RunServer    serverCommand       `cmd:"" help:"Serve narinfos and nars over HTTP."`
+	Import       importCommand       `cmd:"" help:"Add narinfos, and the nars beside them, to the index and the storage."`
+	Remove       removeCommand       `cmd:"" help:"Remove items: their narinfos and their nars."`
+	Pin          pinCommand          `cmd:"" help:"Keep items and all that they need from being removed."`
+	Unpin        unpinCommand        `cmd:"" help:"Let items be removed again."`
+	Pins         pinsCommand         `cmd:"" help:"List what is pinned."`
+	List         listCommand         `cmd:"" help:"List the items of the index."`
+	Export       exportCommand       `cmd:"" help:"Make a directory of narinfos and nars for any server of files, or bring it up to date."`
+	Check        checkCommand        `cmd:"" help:"Compare the index with the storage, and repair what is wrong."`
+	Dump         dumpCommand         `cmd:"" help:"Make the copy of the index that other instances begin with."`
+	MirrorStatus mirrorStatusCommand `cmd:"" help:"Show how far a mirror is behind the instance that it mirrors."`
+	MirrorAccept mirrorAcceptCommand `cmd:"" help:"Have a mirror follow its source although that has lost or removed much."`
+	Stats        statsCommand        `cmd:"" help:"Show how much there is in the index and the storage."`
+	Convert      convertCommand      `cmd:"" help:"Convert a database of the original Nar Herder to an index, or an index to one of the original."`
+	Version      versionCommand      `cmd:"" help:"Show the version."`
+	Help         helpCommand         `cmd:"" help:"Show help on a command."`
 }
 
 // streams is where commands read from and write to.

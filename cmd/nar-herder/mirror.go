@@ -1,29 +1,205 @@
 package main
 
 import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
 	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
 
 	"nar-herder/httpapi"
+	"nar-herder/mirror"
 	"nar-herder/mirror/nars"
+	"nar-herder/narinfo"
 	"nar-herder/peer"
+	"nar-herder/removal"
+	"nar-herder/storage/index"
 )
 
-// fetchNars makes what fetches the nars of the instance that is mirrored, and has
-// the server answer with them while they come. It returns nil where none are to
-// be stored: then they are streamed through.
-func (c *serverCommand) fetchNars(store *opened, peers peer.Peers, options *httpapi.Options, log *slog.Logger) (*nars.Fetcher, error) {
-	if c.Mirror == nil || c.Storage == "" || c.MirrorNars == "none" {
-		return nil, nil
+// beginMirror makes the database of a mirror that has none yet, while the
+// listeners are answered.
+func (c *serverCommand) beginMirror(ctx context.Context, listeners []net.Listener, log *slog.Logger) error {
+	if c.Mirror == nil {
+		return nil
 	}
-	fetcher, err := nars.New(store.Storage, store.index, peers, nars.Options{
-		All: c.MirrorNars == "all", AtOnce: int(c.MirrorFetchers), Bandwidth: max(int64(c.MirrorBandwidth), 0),
-		Limit: int64(c.StorageLimit), Decode: decodeNar, Log: log,
+	if _, err := os.Stat(c.Database); !errors.Is(err, fs.ErrNotExist) {
+		return nil // what else may be wrong with it, opening it will tell
+	}
+	beginning := mirror.NewBeginning(c.Database, peer.New(c.Mirror.URL, peer.Self{}), log)
+	state := func() any {
+		return struct {
+			Status string        `json:"status"`
+			Mirror mirror.Status `json:"mirror"`
+		}{mirror.Syncing, beginning.Status()}
+	}
+	return whileStarting(ctx, listeners, state, log, beginning.Run)
+}
+
+// whileStarting answers the listeners until what takes its time is done.
+func whileStarting(ctx context.Context, listeners []net.Listener, state func() any, log *slog.Logger, f func(context.Context) error) error {
+	for _, listener := range listeners {
+		log.Info("starting; requests get 503 until then", "address", listener.Addr().String())
+	}
+	notify(log, daemon.SdNotifyReady) // what waits for this would wait for too long
+	done, answered := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(answered)
+		httpapi.ServeStarting(ctx, done, state, log, listeners...)
+	}()
+	err := f(ctx)
+	close(done)
+	<-answered
+	if ctx.Err() != nil {
+		return nil // it was stopped, and the server ends at once
+	}
+	return err
+}
+
+// follower makes what follows the instance that is mirrored, the first of the peers;
+// nil for none. The fetcher, which may be nil, is told of new items.
+func (c *serverCommand) follower(store *opened, peers peer.Peers, fetcher *nars.Fetcher, options *httpapi.Options, log *slog.Logger) *mirror.Mirror {
+	if c.Mirror == nil {
+		return nil
+	}
+	var wanted func([]narinfo.PathHash)
+	if fetcher != nil {
+		wanted = fetcher.Wanted
+	}
+	follower := mirror.New(mirror.Options{
+		Storage: store.Storage, Index: store.index,
+		Source: peers[0], Wanted: wanted,
+		Downloads: mirror.Downloads(c.Database),
+		Pinned: func(ctx context.Context) (func(narinfo.PathHash) bool, func(*index.Tx) error, error) {
+			pinned, err := removal.ReadPinned(ctx, store.index)
+			if err != nil {
+				return nil, nil, err
+			}
+			return func(hash narinfo.PathHash) bool { _, kept := pinned.By(hash); return kept }, pinned.Guard, nil
+		},
+		Interval: time.Duration(c.MirrorInterval), Log: log,
 	})
-	if err != nil {
-		return nil, err
-	}
-	options.Elsewhere = fetcher
+	options.Mirror = func() any { return follower.Status() }
 	others := options.Warnings
-	options.Warnings = func() []string { return append(fetcher.Warnings(), others()...) }
-	return fetcher, nil
+	options.Warnings = func() []string {
+		warnings := follower.Warnings()
+		if others != nil {
+			warnings = append(warnings, others()...)
+		}
+		return warnings
+	}
+	return follower
+}
+
+type mirrorStatusCommand struct {
+	URL    fromValue `arg:"" placeholder:"URL" help:"The mirror, such as http://127.0.0.1:8734."`
+	MaxLag ttlValue  `default:"300s" placeholder:"DURATION" help:"The lag that is no failure (default: ${default})."`
+	JSON   bool      `name:"json" help:"The answer as the mirror gives it."`
+}
+
+// Exit statuses of mirror-status.
+const (
+	mirrorBehind  statusError = 1
+	mirrorUnknown statusError = 2
+)
+
+// Help is what else there is to say.
+func (mirrorStatusCommand) Help() string {
+	return "The exit status is 0 when the mirror is up to date, 1 when it is behind, syncing or does not follow its source, and 2 when that can't be found out, or it mirrors nothing."
+}
+
+const statusTimeout = 30 * time.Second
+
+func (c *mirrorStatusCommand) Run(ctx context.Context, s *streams) error {
+	status, text, err := c.ask(ctx)
+	if err != nil {
+		fmt.Fprintf(s.err, "nar-herder: ask %s: %s\n", c.URL.url, oneLine(err))
+		return mirrorUnknown
+	}
+	lag := "unknown"
+	if status.LagSeconds >= 0 {
+		lag = time.Duration(status.LagSeconds * float64(time.Second)).Round(100 * time.Millisecond).String()
+	}
+	if c.JSON {
+		fmt.Fprintln(s.out, strings.TrimSpace(text))
+	} else {
+		fmt.Fprintf(s.out, "source       %s\nstate        %s\n", status.Source, status.State)
+		if status.Doing != "" {
+			fmt.Fprintf(s.out, "doing        %s\n", status.Doing)
+		}
+		last := "none since the start"
+		if !status.LastSuccess.IsZero() {
+			last = status.LastSuccess.Format(time.RFC3339)
+		}
+		fmt.Fprintf(s.out, "lag          %s\nlast success %s\nbacklog      %d changes\nfailures     %d in a row\n", lag, last, status.Backlog, status.Failures)
+		if status.PassedOver > 0 {
+			fmt.Fprintf(s.out, "passed over  %d changes that make no sense\n", status.PassedOver)
+		}
+		if status.Error != "" {
+			fmt.Fprintf(s.out, "last error   %s\n", status.Error)
+		}
+	}
+	if status.State == mirror.Syncing || status.State == mirror.Refusing || status.LagSeconds < 0 || status.LagSeconds > time.Duration(c.MaxLag).Seconds() {
+		return mirrorBehind
+	}
+	return nil
+}
+
+// ask asks for the health, which is not that of the mirror alone.
+func (c *mirrorStatusCommand) ask(ctx context.Context) (status mirror.Status, text string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(c.URL.url.String(), "/")+"/health", nil)
+	if err != nil {
+		return status, "", err
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return status, "", err
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(response.Body, 1<<20))
+	if err != nil {
+		return status, "", err
+	}
+	var health struct {
+		Mirror *mirror.Status `json:"mirror"`
+	}
+	if err := json.Unmarshal(body, &health); err != nil {
+		return status, "", fmt.Errorf("what came, with %s, is no health of a Nar Herder: %w", response.Status, err)
+	}
+	if health.Mirror == nil {
+		return status, "", errors.New("it mirrors no other instance")
+	}
+	return *health.Mirror, string(body), nil
+}
+
+type mirrorAcceptCommand struct {
+	databaseOption `embed:""`
+}
+
+// Help is what else there is to say.
+func (mirrorAcceptCommand) Help() string {
+	return "A mirror does not follow a source that has shrunk by more than a tenth, removes more than that within an hour, or has gone back in time, as after a backup was put back: it says so in its log, at /health and in its metrics. This has it follow the source for the next hour all the same. --database is that of the mirror, whose server runs on."
+}
+
+func (c *mirrorAcceptCommand) Run(ctx context.Context, s *streams) (err error) {
+	store, err := openExisting(ctx, c.Database, "", nil)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, store.close()) }()
+	if err := mirror.Accept(ctx, store.index, time.Now()); err != nil {
+		return err
+	}
+	fmt.Fprintln(s.out, "the source is followed for the next hour, whatever it has lost")
+	return nil
 }

@@ -26,7 +26,7 @@ const scanStep = 20_000
 // or after, and before until. They come in the order in which they were added. cursor is zero to begin with; each
 // call moves it on. more is false when there are none left.
 func (x *Index) Candidates(ctx context.Context, from, until time.Time, cursor *int64, limit int) (found []Candidate, more bool, err error) {
-	const query = `SELECT i.id, n.hash, i.added_at, i.stored_files, i.file_sizes, n.dictionary, n.text, n.withdrawn_at, u.last_used
+	const query = `SELECT i.id, n.hash, i.added_at, i.stored_files, i.file_sizes, n.dictionary, n.text, n.withdrawn_at, i.mirrored, u.last_used
 		FROM items i JOIN narinfos n ON n.id = i.id LEFT JOIN uses u ON u.item = i.id
 		WHERE i.id > ? AND i.id <= ? AND i.stored_files != 0 AND max(i.added_at, coalesce(u.last_used, 0)) BETWEEN ? AND ? AND n.withdrawn_at IS NULL
 		ORDER BY i.id LIMIT ?`
@@ -39,7 +39,7 @@ func (x *Index) Candidates(ctx context.Context, from, until time.Time, cursor *i
 		err = c.rows(query, []driver.Value{*cursor, end, earliest(from), until.UnixMilli() - 1, int64(limit)}, func(row []driver.Value) (bool, error) {
 			item, err := x.item(row)
 			candidate := Candidate{Item: item}
-			if used, ok := row[8].(int64); ok {
+			if used, ok := row[9].(int64); ok {
 				candidate.LastUsed = time.UnixMilli(used).UTC()
 			}
 			found = append(found, candidate)

@@ -38,13 +38,18 @@ func (c *connection) changes(after, limit int64) (changes []Change, err error) {
 	err = c.rows(`SELECT id, at, kind, hash, store_path FROM recent_changes
 		WHERE id > ? ORDER BY id LIMIT ?`, []driver.Value{after, limit},
 		func(row []driver.Value) (bool, error) {
-			hash, err := hashOf(row[3])
-			change := Change{ID: row[0].(int64), At: time.UnixMilli(row[1].(int64)).UTC(), Kind: ChangeKind(row[2].(int64)), Hash: hash}
-			change.StorePath, _ = row[4].(string)
+			change, err := changeOf(row)
 			changes = append(changes, change)
 			return true, err
 		})
 	return changes, err
+}
+
+func changeOf(row []driver.Value) (Change, error) {
+	hash, err := hashOf(row[3])
+	change := Change{ID: row[0].(int64), At: time.UnixMilli(row[1].(int64)).UTC(), Kind: ChangeKind(row[2].(int64)), Hash: hash}
+	change.StorePath, _ = row[4].(string)
+	return change, err
 }
 
 // lastChange is the id of the newest change there has been, also when its row
@@ -115,3 +120,114 @@ func (w *Watcher) Poll() (changes []Change, complete bool, err error) {
 
 // Close ends the watcher's connection.
 func (w *Watcher) Close() error { return w.conn.close() }
+
+// Told is a change as it is told to those who mirror this instance.
+type Told struct {
+	Change
+	// Text is the narinfo as it is now, for an addition.
+	Text []byte
+}
+
+// Page is a part of the log.
+type Page struct {
+	Changes []Told
+	// More says that the limit has ended it.
+	More bool
+	// Position is up to which change everything is told, with this page.
+	Position int64
+	// First is the oldest change that is still in the log, and Last the newest
+	// that there has been. With none in the log, First is after Last.
+	First, Last int64
+}
+
+// ChangesAfter returns changes that concern mirrors, after the one with the given
+// id, out of limit rows of the log. An addition of an item that is gone is left
+// out: its removal comes later.
+func (x *Index) ChangesAfter(ctx context.Context, after int64, limit int) (page Page, err error) {
+	page.Position = after
+	var changes []Change
+	err = x.readers.do(ctx, func(c *connection) error {
+		// Before the rows: what comes in between is told, and not counted.
+		if page.Last, err = c.integer(lastChange); err != nil {
+			return err
+		}
+		if changes, err = c.changes(after, int64(limit)); err != nil {
+			return err
+		}
+		// After the rows: what is trimmed in between is missed by nobody.
+		if page.First, err = c.integer("SELECT coalesce(min(id), ? + 1) FROM recent_changes", page.Last); err != nil {
+			return err
+		}
+		page.More = len(changes) == limit
+		for _, change := range changes {
+			page.Position = change.ID
+			if page.Changes, err = x.tell(c, page.Changes, change); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return Page{}, describe("read the changes of "+x.path, err)
+	}
+	if len(changes) > 0 {
+		page.Last = max(page.Last, page.Position)
+	}
+	return page, nil
+}
+
+// TimePlace is a place in the log where that is in the order of time: behind the
+// change of that time with that id.
+type TimePlace struct {
+	At time.Time
+	ID int64
+}
+
+// ChangesFrom returns changes that concern mirrors from a place on, the oldest
+// first, limit at most, and moves the place on. more is false when there are none
+// left. It is for those who know changes by their time alone.
+func (x *Index) ChangesFrom(ctx context.Context, place *TimePlace, limit int) (told []Told, more bool, err error) {
+	err = x.readers.do(ctx, func(c *connection) error {
+		var changes []Change
+		err := c.rows(`SELECT id, at, kind, hash, store_path FROM recent_changes
+			WHERE (at, id) > (?, ?) AND kind IN (1, 2) ORDER BY at, id LIMIT ?`, []driver.Value{place.At.UnixMilli(), place.ID, int64(limit)},
+			func(row []driver.Value) (bool, error) {
+				change, err := changeOf(row)
+				changes = append(changes, change)
+				return true, err
+			})
+		if err != nil {
+			return err
+		}
+		for _, change := range changes {
+			place.At, place.ID = change.At, change.ID
+			if told, err = x.tell(c, told, change); err != nil {
+				return err
+			}
+		}
+		more = len(changes) == limit
+		return nil
+	})
+	if err != nil {
+		return nil, false, describe("read the changes of "+x.path, err)
+	}
+	return told, more, nil
+}
+
+// tell appends a change, if it concerns mirrors.
+func (x *Index) tell(c *connection, told []Told, change Change) ([]Told, error) {
+	switch change.Kind {
+	case Removed:
+		return append(told, Told{Change: change}), nil
+	case Added:
+		item, err := x.itemFrom(c, change.Hash)
+		if err == ErrNotFound || err == nil && !item.WithdrawnAt.IsZero() {
+			return told, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		return append(told, Told{Change: change, Text: item.Text}), nil
+	}
+	return told, nil
+}

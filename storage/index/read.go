@@ -18,7 +18,7 @@ type Item struct {
 	// Text is the narinfo byte for byte.
 	Text []byte
 	// AddedAt is when the narinfo came into the index it was first added to,
-	// to the millisecond.
+	// to the second: that is what instances tell each other.
 	AddedAt time.Time
 	// Stored has bit N set when the bytes of the narinfo's Nth file are in
 	// the storage.
@@ -31,6 +31,8 @@ type Item struct {
 	// is to be removed once none of them can hold its narinfo; zero while they
 	// are.
 	WithdrawnAt time.Time
+	// Mirrored says that the instance that this one mirrors has the item.
+	Mirrored bool
 
 	id int64
 }
@@ -79,7 +81,7 @@ func (x *Index) textFrom(row []driver.Value, hash narinfo.PathHash) ([]byte, err
 }
 
 const (
-	itemColumns = "SELECT i.id, n.hash, i.added_at, i.stored_files, i.file_sizes, n.dictionary, n.text, n.withdrawn_at FROM items i LEFT JOIN narinfos n ON n.id = i.id"
+	itemColumns = "SELECT i.id, n.hash, i.added_at, i.stored_files, i.file_sizes, n.dictionary, n.text, n.withdrawn_at, i.mirrored FROM items i LEFT JOIN narinfos n ON n.id = i.id"
 	itemByKey   = itemColumns + " WHERE i.key = ?"
 )
 
@@ -145,6 +147,8 @@ func (x *Index) item(row []driver.Value) (*Item, error) {
 		AddedAt: time.UnixMilli(row[2].(int64)).UTC(),
 		Stored:  uint64(row[3].(int64)),
 		id:      row[0].(int64),
+
+		Mirrored: row[8] == int64(1),
 	}
 	if sizes := blob(row[4]); sizes != nil {
 		item.Sizes = decodeInts(sizes)

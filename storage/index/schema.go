@@ -8,7 +8,15 @@ import (
 // applicationID marks a database file as an index of this program, in the
 // field of the file header that SQLite keeps for that purpose. It spells
 // "NarH" in ASCII.
-const applicationID = 0x4e617248
+const applicationID = ApplicationID
+
+// ApplicationID is what the header of an index has as its application, in the
+// field that SQLite keeps for that.
+const ApplicationID = 0x4e617248
+
+// SchemaVersion is the newest version of the schema that this program knows, which
+// an index has as its user_version.
+func SchemaVersion() uint32 { return uint32(len(migrations)) }
 
 // migrations holds one step for each version of the schema; the version of a
 // database, its user_version, is the number of steps it has seen. Steps only
@@ -21,7 +29,9 @@ const applicationID = 0x4e617248
 //     [keyOf]: its index is all that is not written in the order of arrival,
 //     so it is kept small. stored_files is a bit mask: bit N is set when the
 //     bytes of the Nth file that the narinfo names are in the storage.
-//     file_sizes is only there for narinfos without FileSize.
+//     file_sizes is only there for narinfos without FileSize. mirrored is 1 where
+//     the instance that this one mirrors has the item, and 0 where it came from
+//     here alone.
 //   - narinfos has the texts, compressed, by the ids of items, and the keys of
 //     what they refer to. One with a time in withdrawn_at is told to no client
 //     any more, and its item goes when none can hold it.
@@ -136,6 +146,9 @@ var migrations = []string{
 	CREATE TABLE leftovers (
 		name TEXT PRIMARY KEY
 	) STRICT, WITHOUT ROWID;`,
+
+	`ALTER TABLE items ADD COLUMN mirrored INTEGER NOT NULL DEFAULT 0;
+	CREATE INDEX recent_changes_by_time ON recent_changes (at, id);`,
 }
 
 // migrate brings the database to the newest version of the schema, or says
@@ -201,8 +214,8 @@ func recogniseIn(conn *connection, path string, newest int) (int, error) {
 	case tables == 0:
 		return 0, nil
 	case original > 0:
-		return 0, fmt.Errorf("%w: %s was written by the original Nar Herder (Guile), whose schema differs; converting it is not built yet: "+
-			"leave it where it is, name a new file with --database, and fill that with 'nar-herder import' from a directory of narinfos", ErrOriginal, path)
+		return 0, fmt.Errorf("%w: %s was written by the original Nar Herder (Guile), whose schema differs: start the server once with it, "+
+			"which converts it and keeps the old file, or run 'nar-herder convert %[2]s NEW-FILE' and name that with --database", ErrOriginal, path)
 	}
 	return 0, fmt.Errorf("%w: %s is an SQLite database of another program: name another file with --database", ErrForeign, path)
 }

@@ -14,6 +14,12 @@ import (
 // again takes it back. It returns false for an item that was withdrawn before;
 // then that time stays.
 func (tx *Tx) Withdraw(hash narinfo.PathHash, at time.Time) (bool, error) {
+	return tx.WithdrawAs(hash, at, at)
+}
+
+// WithdrawAs is [Tx.Withdraw] with another time in the recent changes: that at
+// which it was done elsewhere.
+func (tx *Tx) WithdrawAs(hash narinfo.PathHash, at, logged time.Time) (bool, error) {
 	item, err := tx.Item(hash)
 	if err != nil {
 		return false, err
@@ -28,7 +34,7 @@ func (tx *Tx) Withdraw(hash narinfo.PathHash, at time.Time) (bool, error) {
 	if err := tx.conn.exec("UPDATE narinfos SET withdrawn_at = ? WHERE id = ?", at.UnixMilli(), item.id); err != nil {
 		return false, err
 	}
-	return true, tx.log(Removed, at, hash, n.StorePath.String())
+	return true, tx.log(Removed, logged, hash, n.StorePath.String())
 }
 
 // Restore takes the withdrawal of an item back: clients are told of it again,

@@ -20,6 +20,11 @@ type Entry struct {
 	AddedAt time.Time
 	Stored  uint64
 	Sizes   []int64
+	// Mirrored says that the instance that this one mirrors has the item. One that
+	// is known and mirrored stays so.
+	Mirrored bool
+	// Unlogged leaves the addition out of the recent changes.
+	Unlogged bool
 
 	dictionary int64
 	compressed []byte
@@ -119,8 +124,8 @@ func (tx *Tx) Put(entry *Entry, old *Item) error {
 			}
 		}
 		err = errors.Join(
-			tx.conn.exec("UPDATE items SET stored_files = ?, stored_size = ?, file_sizes = ? WHERE id = ?",
-				int64(entry.Stored), size, sizesColumn(entry.Sizes), old.id),
+			tx.conn.exec("UPDATE items SET stored_files = ?, stored_size = ?, file_sizes = ?, mirrored = ? WHERE id = ?",
+				int64(entry.Stored), size, sizesColumn(entry.Sizes), truth(entry.Mirrored || old.Mirrored), old.id),
 			tx.conn.exec("UPDATE narinfos SET refs = ?, dictionary = ?, text = ?, withdrawn_at = NULL WHERE id = ?",
 				references, entry.dictionary, entry.compressed, old.id))
 		if err != nil {
@@ -128,10 +133,10 @@ func (tx *Tx) Put(entry *Entry, old *Item) error {
 		}
 		tx.refer(old.id, n)
 		// Not at the item's own time: who follows the log by time has passed it.
-		return tx.log(Added, entry.AddedAt, n.StorePath.Hash, nil)
+		return tx.logAddition(entry)
 	}
-	id, err := tx.conn.insert("INSERT INTO items (key, added_at, stored_files, stored_size, file_sizes) VALUES (?, ?, ?, ?, ?)",
-		keyOf(n.StorePath.Hash), entry.AddedAt.UnixMilli(), int64(entry.Stored), size, sizesColumn(entry.Sizes))
+	id, err := tx.conn.insert("INSERT INTO items (key, added_at, stored_files, stored_size, file_sizes, mirrored) VALUES (?, ?, ?, ?, ?, ?)",
+		keyOf(n.StorePath.Hash), entry.AddedAt.Truncate(time.Second).UnixMilli(), int64(entry.Stored), size, sizesColumn(entry.Sizes), truth(entry.Mirrored))
 	if err != nil {
 		return fmt.Errorf("insert %s, whose first 64 bits no other item may have: %w", n.StorePath.Hash, err)
 	}
@@ -142,7 +147,27 @@ func (tx *Tx) Put(entry *Entry, old *Item) error {
 	}
 	tx.change.Items++
 	tx.refer(id, n)
-	return tx.log(Added, entry.AddedAt, n.StorePath.Hash, nil)
+	return tx.logAddition(entry)
+}
+
+func (tx *Tx) logAddition(entry *Entry) error {
+	if entry.Unlogged {
+		return nil
+	}
+	return tx.log(Added, entry.AddedAt, entry.Narinfo.StorePath.Hash, nil)
+}
+
+// SetMirrored records whether the instance that this one mirrors has the item.
+func (tx *Tx) SetMirrored(hash narinfo.PathHash, mirrored bool) error {
+	return tx.conn.exec("UPDATE items SET mirrored = ? WHERE key = ?", truth(mirrored), keyOf(hash))
+}
+
+// truth is a boolean as SQLite has it.
+func truth(b bool) int64 {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 // SetStored records which files of a known item are in the storage.
@@ -236,6 +261,16 @@ func (tx *Tx) flushTotals() error {
 	}
 	return tx.conn.exec("UPDATE totals SET items = items + ?, stored_nars = stored_nars + ?, stored_size = stored_size + ?",
 		tx.change.Items, tx.change.StoredNars, tx.change.StoredSize)
+}
+
+// PutChange appends a change to the log as it is, but for its ID, which is the
+// next. It is for changes that were made elsewhere.
+func (tx *Tx) PutChange(change Change) error {
+	var storePath driver.Value
+	if change.StorePath != "" {
+		storePath = change.StorePath
+	}
+	return tx.log(change.Kind, change.At, change.Hash, storePath)
 }
 
 // log notes a change for those who follow. storePath is nil or a string.

@@ -1,0 +1,334 @@
+package httpapi
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/valyala/fasthttp"
+
+	"nar-herder/peer"
+	"nar-herder/storage/index"
+)
+
+// ChangeLog is what others follow.
+type ChangeLog interface {
+	// ChangesAfter returns changes by their numbers; see [index.Index.ChangesAfter].
+	ChangesAfter(ctx context.Context, after int64, limit int) (index.Page, error)
+	// ChangesFrom returns changes by their time; see [index.Index.ChangesFrom].
+	ChangesFrom(ctx context.Context, place *index.TimePlace, limit int) (told []index.Told, more bool, err error)
+}
+
+const (
+	// changesAtOnce is how many changes are read at a time, which bounds the
+	// memory for each who follows.
+	changesAtOnce = 200
+	// mostStreams bounds those who follow at the same time.
+	mostStreams = 1000
+)
+
+// serveChanges tells what has changed: in the original's way since a time, or
+// after a change that the client knows by its number.
+func (s *Server) serveChanges(ctx *fasthttp.RequestCtx) {
+	ctx.Response.Header.Set("Cache-Control", "no-store")
+	query := ctx.QueryArgs()
+	if query.Has(peer.AfterKey) {
+		s.serveChangesAfter(ctx)
+		return
+	}
+	since, ok := parseSince(string(query.Peek(peer.SinceKey)))
+	if !ok {
+		s.fail(ctx, fasthttp.StatusBadRequest, "say from when on: ?since=YYYY-MM-DD HH:MM:SS, in UTC, or ?after=NUMBER")
+		return
+	}
+	ctx.Response.Header.SetContentType("application/json")
+	if ctx.IsHead() {
+		ctx.Response.SkipBody = true
+		return
+	}
+	ctx.Response.SetBodyStream(&changesSince{s: s, ctx: serving(ctx.Done()), place: index.TimePlace{At: since}}, -1)
+}
+
+// parseSince reads a time as the original writes it, or as others do.
+func parseSince(text string) (time.Time, bool) {
+	for _, layout := range []string{time.DateTime, "2006-01-02T15:04:05", time.RFC3339, time.DateOnly} {
+		if t, err := time.Parse(layout, text); err == nil {
+			return t.UTC(), true
+		}
+	}
+	return time.Time{}, false
+}
+
+// toldAs is a change as others are told of it.
+func toldAs(change index.Told) peer.Change {
+	c := peer.Change{ID: change.ID, Datetime: change.At.Format(time.DateTime), Change: peer.Addition, Data: string(change.Text)}
+	if change.Kind == index.Removed {
+		c.Change, c.Data = peer.Removal, change.StorePath
+	}
+	return c
+}
+
+// changesSince is the body of an answer in the original's way.
+type changesSince struct {
+	s       *Server
+	ctx     context.Context
+	place   index.TimePlace
+	pending bytes.Buffer
+	begun   bool
+	ended   bool
+}
+
+// Read fails when the changes can't be read, and so cuts the connection: an answer
+// that ends too early would be taken for all there is.
+func (b *changesSince) Read(p []byte) (int, error) {
+	for b.pending.Len() == 0 {
+		if b.ended {
+			return 0, io.EOF
+		}
+		changes, more, err := b.s.options.Changes.ChangesFrom(b.ctx, &b.place, changesAtOnce)
+		if err != nil {
+			b.s.log.Error("can't tell another instance what has changed", "error", err)
+			return 0, err
+		}
+		if len(changes) == 0 && more {
+			continue
+		}
+		for _, change := range changes {
+			b.pending.WriteString(map[bool]string{false: `{"recent_changes":[`, true: ","}[b.begun])
+			b.begun = true
+			c := toldAs(change)
+			c.ID = 0 // which the original doesn't have
+			if err := writeJSON(&b.pending, c); err != nil {
+				return 0, err
+			}
+		}
+		if !more {
+			if !b.begun {
+				b.pending.WriteString(`{"recent_changes":[`)
+			}
+			b.pending.WriteString("]}\n")
+			b.ended = true
+		}
+	}
+	return b.pending.Read(p)
+}
+
+// writeJSON writes a value on no line of its own, and leaves < and > as they are.
+func writeJSON(to *bytes.Buffer, value any) error {
+	encoder := json.NewEncoder(to)
+	encoder.SetEscapeHTML(false)
+	if err := encoder.Encode(value); err != nil {
+		return err
+	}
+	to.Truncate(to.Len() - 1) // the newline
+	return nil
+}
+
+// logState is what others are told of the log, with a page of it.
+func (s *Server) logState(page *index.Page) peer.LogState {
+	state := peer.LogState{Instance: s.options.Identity.Instance(), First: page.First, Last: page.Last, Position: page.Position}
+	state.Seal()
+	return state
+}
+
+// pageAfter reads the page that a client asks for by a number. It returns false
+// when that was answered: with what the client needs to know where the changes
+// can't be told.
+func (s *Server) pageAfter(ctx *fasthttp.RequestCtx) (page index.Page, after int64, ok bool) {
+	query := ctx.QueryArgs()
+	after, err := strconv.ParseInt(string(query.Peek(peer.AfterKey)), 10, 64)
+	if err != nil || after < 0 {
+		s.fail(ctx, fasthttp.StatusBadRequest, "?after=NUMBER must be that of a change, or 0")
+		return page, 0, false
+	}
+	page, err = s.options.Changes.ChangesAfter(ctx, after, changesAtOnce)
+	if err != nil {
+		s.fault(ctx, "read the recent changes", err)
+		return page, 0, false
+	}
+	instance := string(query.Peek(peer.InstanceKey))
+	if instance != "" && instance != s.options.Identity.Instance() || isLost(after, page) {
+		var body bytes.Buffer
+		page.Position = 0
+		if err := writeJSON(&body, s.logState(&page)); err != nil {
+			s.fault(ctx, "write the recent changes", err)
+			return page, 0, false
+		}
+		ctx.Response.SetStatusCode(fasthttp.StatusGone)
+		ctx.Response.Header.SetContentType("application/json")
+		ctx.Response.SetBody(body.Bytes())
+		return page, 0, false
+	}
+	return page, after, true
+}
+
+// isLost says whether changes after the one with the number have left the log, or
+// whether the number is none that this log has come to.
+func isLost(after int64, page index.Page) bool {
+	return page.First > after+1 || after > page.Last
+}
+
+func (s *Server) serveChangesAfter(ctx *fasthttp.RequestCtx) {
+	page, _, ok := s.pageAfter(ctx)
+	if !ok {
+		return
+	}
+	reply := peer.ChangesReply{LogState: s.logState(&page), More: page.More, Changes: []peer.Change{}}
+	for _, change := range page.Changes {
+		c := toldAs(change)
+		c.Seal(reply.Instance)
+		reply.Changes = append(reply.Changes, c)
+	}
+	var body bytes.Buffer
+	if err := writeJSON(&body, reply); err != nil {
+		s.fault(ctx, "write the recent changes", err)
+		return
+	}
+	ctx.Response.Header.SetContentType("application/json")
+	ctx.Response.SetBody(body.Bytes())
+}
+
+// serveStream tells changes as they come, until the client has enough.
+func (s *Server) serveStream(ctx *fasthttp.RequestCtx) {
+	ctx.Response.Header.Set("Cache-Control", "no-store")
+	if !ctx.QueryArgs().Has(peer.AfterKey) {
+		s.fail(ctx, fasthttp.StatusBadRequest, "say after which change: ?after=NUMBER")
+		return
+	}
+	if s.streams.Add(1) > mostStreams {
+		s.streams.Add(-1)
+		s.fail(ctx, fasthttp.StatusServiceUnavailable, "too many follow the changes here already")
+		return
+	}
+	stream := &changeStream{s: s, ctx: serving(ctx.Done()), news: s.news.wait()}
+	page, after, ok := s.pageAfter(ctx)
+	stream.position = after
+	if !ok || ctx.IsHead() {
+		stream.Close()
+		ctx.Response.SkipBody = ctx.IsHead()
+		return
+	}
+	ctx.Response.Header.SetContentType("text/event-stream")
+	// Otherwise nginx holds events back until there are many.
+	ctx.Response.Header.Set("X-Accel-Buffering", "no")
+	if err := stream.write(&page); err != nil {
+		stream.Close()
+		s.fault(ctx, "write the recent changes", err)
+		return
+	}
+	ctx.Response.SetBodyStream(stream, -1)
+}
+
+// changeStream is the body of an answer that doesn't end.
+type changeStream struct {
+	s        *Server
+	ctx      context.Context
+	news     <-chan struct{}
+	position int64
+	more     bool
+	begun    bool
+	pending  bytes.Buffer
+	closed   sync.Once
+}
+
+// Read waits for changes, or for the time to tell that there are none.
+func (b *changeStream) Read(p []byte) (int, error) {
+	pulse := time.NewTimer(peer.StreamPulse)
+	defer pulse.Stop()
+	for quiet := false; b.pending.Len() == 0; {
+		if !b.more {
+			select {
+			case <-b.news:
+			case <-pulse.C:
+				quiet = true
+			case <-b.ctx.Done():
+			}
+		}
+		if err := b.ctx.Err(); err != nil {
+			return 0, err
+		}
+		// Before the page is read: what comes meanwhile is news again.
+		b.news = b.s.news.wait()
+		page, err := b.s.options.Changes.ChangesAfter(b.ctx, b.position, changesAtOnce)
+		if err != nil {
+			b.s.log.Error("can't tell another instance what has changed", "error", err)
+			return 0, err
+		}
+		if isLost(b.position, page) {
+			return 0, io.ErrUnexpectedEOF // it will ask again, and be told why
+		}
+		if len(page.Changes) == 0 && !quiet {
+			b.position, b.more = page.Position, page.More // what concerns no other
+			continue
+		}
+		if err := b.write(&page); err != nil {
+			return 0, err
+		}
+	}
+	return b.pending.Read(p)
+}
+
+// write makes events of a page. The state is told before, as the changes' sums are
+// with its instance, and behind, with the position.
+func (b *changeStream) write(page *index.Page) error {
+	if !b.begun {
+		b.begun = true
+		if err := b.event(peer.StateEvent, b.s.logState(&index.Page{First: page.First, Last: page.Last, Position: b.position})); err != nil {
+			return err
+		}
+	}
+	for _, change := range page.Changes {
+		c := toldAs(change)
+		c.Seal(b.s.options.Identity.Instance())
+		b.pending.WriteString("id: " + strconv.FormatInt(c.ID, 10) + "\n")
+		if err := b.event(peer.ChangeEvent, c); err != nil {
+			return err
+		}
+	}
+	b.position, b.more = page.Position, page.More
+	return b.event(peer.StateEvent, b.s.logState(page))
+}
+
+func (b *changeStream) event(kind string, data any) error {
+	b.pending.WriteString("event: " + kind + "\ndata: ")
+	if err := writeJSON(&b.pending, data); err != nil {
+		return err
+	}
+	b.pending.WriteString("\n\n")
+	return nil
+}
+
+// Close ends it.
+func (b *changeStream) Close() error {
+	b.closed.Do(func() { b.s.streams.Add(-1) })
+	return nil
+}
+
+// news wakes those who wait for changes.
+type news struct {
+	mu   sync.Mutex
+	next chan struct{}
+}
+
+// wait returns what is closed at the next tell.
+func (n *news) wait() <-chan struct{} {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.next == nil {
+		n.next = make(chan struct{})
+	}
+	return n.next
+}
+
+func (n *news) tell() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.next != nil {
+		close(n.next)
+		n.next = nil
+	}
+}

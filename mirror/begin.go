@@ -1,0 +1,186 @@
+package mirror
+
+import (
+	"cmp"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"nar-herder/peer"
+	"nar-herder/storage"
+	"nar-herder/storage/index"
+)
+
+// Beginning makes the database of a mirror that has none yet. It is made by
+// [NewBeginning].
+type Beginning struct {
+	database string
+	source   *peer.Peer
+	log      *slog.Logger
+	// firstPause is the constant but in tests.
+	firstPause time.Duration
+
+	mu      sync.Mutex
+	current Status
+}
+
+// NewBeginning is for a database of that name, of which there is none yet.
+func NewBeginning(database string, source *peer.Peer, log *slog.Logger) *Beginning {
+	return &Beginning{database: database, source: source, log: log, firstPause: firstPause,
+		current: Status{Source: source.String(), State: Syncing, LagSeconds: -1}}
+}
+
+// Status is how far it is.
+func (b *Beginning) Status() Status {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.current
+}
+
+func (b *Beginning) doing(what string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.current.State, b.current.Doing, b.current.Error = Syncing, what, ""
+}
+
+// Downloads is what the names of a database's downloads begin with.
+func Downloads(database string) string { return database + ".mirror" }
+
+// Run returns when the database is there: the source's index as it publishes it,
+// or made of its dump. It tries for as long as that takes; the error is the
+// context's, or about this machine's database.
+func (b *Beginning) Run(ctx context.Context) error {
+	for failures := 0; ; failures++ {
+		if _, err := os.Stat(b.database); err == nil {
+			return nil
+		}
+		err := b.try(ctx)
+		if err == nil || ctx.Err() != nil {
+			return ctx.Err()
+		}
+		pause := min(lastPause, b.firstPause<<min(failures, 10))
+		if errors.Is(err, peer.ErrNotReady) {
+			pause, failures = min(notReadyPause, 5*b.firstPause), 0
+		}
+		b.mu.Lock()
+		b.current.Doing, b.current.Error = "", err.Error()
+		b.current.Failures++
+		if b.current.State = Failing; errors.Is(err, peer.ErrNotReady) {
+			b.current.State = Syncing
+		}
+		b.mu.Unlock()
+		b.log.Warn("can't start from the mirrored instance yet", "source", b.source.String(), "error", err)
+		if !sleep(ctx, pause/2+rand.N(pause)) {
+			return ctx.Err()
+		}
+	}
+}
+
+func (b *Beginning) try(ctx context.Context) error {
+	name := Downloads(b.database) + ".index"
+	b.log.Info("starting from the mirrored instance", "source", b.source.String())
+	b.doing("downloading the index")
+	meter := progressOf("downloading the index", time.Now, b.doing)
+	file, err := b.source.Download(ctx, peer.IndexPath, name, false, meter)
+	switch {
+	case errors.Is(err, peer.ErrNoDump):
+		return b.fromDump(ctx)
+	case err != nil:
+		return err
+	case !file.Verified:
+		// Then it can be checked better in the other form.
+		return errors.Join(b.fromDump(ctx), peer.Discard(name))
+	}
+	if err := b.usable(name); err != nil {
+		b.log.Info("the index that the mirrored instance publishes can't be used, so the mirror is made of its dump", "error", err)
+		return errors.Join(b.fromDump(ctx), peer.Discard(name))
+	}
+	if err := b.place(name); err != nil {
+		return err
+	}
+	return peer.Discard(name)
+}
+
+// usable looks at the head of a database of this program, of which each byte is as
+// the source has made it; see https://www.sqlite.org/fileformat.html.
+func (b *Beginning) usable(name string) error {
+	file, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	var head [100]byte
+	if _, err := io.ReadFull(file, head[:]); err != nil {
+		return err
+	}
+	if string(head[:16]) != "SQLite format 3\x00" || binary.BigEndian.Uint32(head[68:]) != index.ApplicationID {
+		return fmt.Errorf("%w: it is no index", peer.ErrAnswer)
+	}
+	if version := binary.BigEndian.Uint32(head[60:]); version > index.SchemaVersion() {
+		return fmt.Errorf("it has schema version %d, this program knows up to %d", version, index.SchemaVersion())
+	}
+	return nil
+}
+
+// place gives a finished file the database's name, unless another process, such as
+// an import, has made one meanwhile: then the source is merged into that.
+func (b *Beginning) place(name string) error {
+	// Imports run as other users of the group.
+	if err := os.Chmod(name, 0o664); err != nil {
+		return err
+	}
+	err := os.Link(name, b.database)
+	if errors.Is(err, fs.ErrExist) {
+		b.log.Info("there is a database by now, into which the mirrored instance will be merged", "database", b.database)
+		return nil
+	}
+	if errors.Is(err, errors.ErrUnsupported) || errors.Is(err, fs.ErrPermission) {
+		err = os.Rename(name, b.database) // a file system without links
+	}
+	if err != nil {
+		return fmt.Errorf("put the database in place: %w", err)
+	}
+	directory, err := os.Open(filepath.Dir(b.database))
+	if err != nil {
+		return err
+	}
+	return errors.Join(directory.Sync(), directory.Close())
+}
+
+// fromDump makes the database of the source's dump in the original's schema.
+func (b *Beginning) fromDump(ctx context.Context) (err error) {
+	name := Downloads(b.database) + ".new"
+	// Also where an earlier try was cut off: what it has merged is merged.
+	x, err := index.Open(ctx, name, index.Options{Bulk: true, WriterCache: 64 << 20})
+	if err != nil {
+		return err
+	}
+	m := New(Options{Storage: storage.New(x, nil, storage.Options{Log: b.log}), Index: x, Source: b.source, Downloads: Downloads(b.database), Log: b.log})
+	m.status.told = func(s Status) { b.doing(cmp.Or(s.Doing, "finishing")) }
+	m.unlogged = true // nobody follows this instance yet
+	err = m.resync(ctx, place{}, "nothing of it is here yet")
+	if err = errors.Join(err, x.Close()); err != nil {
+		return err
+	}
+	if info, err := os.Stat(name + "-wal"); err == nil && info.Size() > 0 {
+		return fmt.Errorf("finish %s: its log was not folded back: another process has it open, it seems", name)
+	}
+	if err := b.place(name); err != nil {
+		return err
+	}
+	for _, suffix := range []string{"", "-wal", "-shm"} {
+		if removeErr := os.Remove(name + suffix); removeErr != nil && !errors.Is(removeErr, fs.ErrNotExist) {
+			err = errors.Join(err, removeErr)
+		}
+	}
+	return err
+}

@@ -1,0 +1,215 @@
+package dump
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"nar-herder/storage/index"
+)
+
+// The names in the directory of the dump FILE:
+//
+//	FILE, FILE.zst, FILE.index   the newest of each, for operators and web servers:
+//	                             second names of files of the newest generation
+//	FILE.dump-CHANGE-TIME…       files of a generation, which keep their names
+//	FILE.json                    the manifest: which generations there are
+//	FILE.lock                    locked by who makes one
+//	FILE.tmp-…                   being written; left by one who was killed
+const (
+	generationInfix = ".dump-"
+	temporaryInfix  = ".tmp-"
+	lockSuffix      = ".lock"
+)
+
+// The suffixes of a generation's files.
+const (
+	databaseSuffix = ""
+	zstdSuffix     = ".zst"
+	indexSuffix    = ".index"
+)
+
+var generationRest = regexp.MustCompile(`^[0-9]+-[0-9]+(|\.zst|\.index)$`)
+
+// ErrBusy says that another process makes a dump at the same path.
+var ErrBusy = errors.New("another process is making the dump")
+
+// lock has no other process make a dump at the path until unlock is called, or this
+// process ends.
+func lock(path string) (unlock func() error, err error) {
+	// Only read: it may be that of another user.
+	file, err := os.OpenFile(path+lockSuffix, os.O_RDONLY|os.O_CREATE, 0o664)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		err = unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err != unix.EINTR {
+			break
+		}
+	}
+	if err != nil {
+		file.Close()
+		if err == unix.EWOULDBLOCK {
+			return nil, fmt.Errorf("%w: %s is locked: wait for it to end", ErrBusy, path+lockSuffix)
+		}
+		return nil, fmt.Errorf("lock %s: %w", path+lockSuffix, err)
+	}
+	return file.Close, nil
+}
+
+// tidy removes what a process has left that was killed while it made a dump, and
+// has the plain names be those of the newest dump. Nobody may be making one.
+func tidy(path string, m manifest) error {
+	base, dir := filepath.Base(path), filepath.Dir(path)
+	named := make(map[string]bool)
+	for _, g := range m.Generations {
+		for _, file := range g.files() {
+			named[file.Name] = true
+		}
+	}
+	entries, err := os.ReadDir(dir)
+	for _, entry := range entries {
+		rest, isOurs := strings.CutPrefix(entry.Name(), base)
+		if !isOurs {
+			continue
+		}
+		generation, isGeneration := strings.CutPrefix(rest, generationInfix)
+		if strings.HasPrefix(rest, temporaryInfix) || isGeneration && generationRest.MatchString(generation) && !named[entry.Name()] {
+			if removeErr := os.Remove(filepath.Join(dir, entry.Name())); !errors.Is(removeErr, fs.ErrNotExist) {
+				err = errors.Join(err, removeErr)
+			}
+		}
+	}
+	if err == nil && len(m.Generations) > 0 {
+		err = linkPlain(path, m.Generations[0])
+	}
+	if err != nil {
+		return fmt.Errorf("clean up beside the dump: %w", err)
+	}
+	return nil
+}
+
+// linkPlain gives the files of the newest generation their plain names.
+func linkPlain(path string, g Generation) error {
+	temporary := path + temporaryInfix + "link"
+	changed := false
+	for suffix, file := range map[string]File{databaseSuffix: g.Database, zstdSuffix: g.Zstd, indexSuffix: g.Index} {
+		source := filepath.Join(filepath.Dir(path), file.Name)
+		now, err := os.Stat(source)
+		if err != nil {
+			return err
+		}
+		if plain, err := os.Stat(path + suffix); err == nil && os.SameFile(plain, now) {
+			continue
+		}
+		if err := os.Link(source, temporary); err != nil {
+			// On a file system without hard links.
+			if err := os.Symlink(file.Name, temporary); err != nil {
+				return err
+			}
+		}
+		if err := os.Rename(temporary, path+suffix); err != nil {
+			return err
+		}
+		changed = true
+	}
+	if changed {
+		return syncDirectory(path)
+	}
+	return nil
+}
+
+// syncDirectory has the names in the directory of a file survive a loss of power.
+func syncDirectory(path string) error {
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}
+
+// checkPlace refuses a path where a file would be overwritten that is no dump.
+func checkPlace(path, database string) error {
+	plain, err := os.Stat(path)
+	if err != nil {
+		return nil // either there is none, or none can be made
+	}
+	if live, err := os.Stat(database); err == nil && os.SameFile(live, plain) {
+		return fmt.Errorf("%s is the database itself: name another file with --database-dump", path)
+	}
+	const refusal = "%s is no dump, and stays as it is: name another file with --database-dump"
+	if !plain.Mode().IsRegular() {
+		return fmt.Errorf(refusal, path)
+	}
+	if _, err := os.Lstat(path + "-wal"); err == nil {
+		return fmt.Errorf("%s is a database that somebody writes to, as there is %s-wal: name another file with --database-dump", path, path)
+	}
+	if plain.Size() == 0 {
+		return nil
+	}
+	file, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	head := make([]byte, 72)
+	if _, err := io.ReadFull(file, head); err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return fmt.Errorf("read %s: %w", path, err)
+	}
+	// A dump is a database, and none of this program's, whose id stands at byte 68; see
+	// https://www.sqlite.org/fileformat.html.
+	if !bytes.HasPrefix(head, []byte("SQLite format 3\x00")) || binary.BigEndian.Uint32(head[68:]) == index.ApplicationID {
+		return fmt.Errorf(refusal, path)
+	}
+	return nil
+}
+
+// writeOutEvery is how often files that are being written are written out.
+const writeOutEvery = time.Second
+
+// writeOut has the system write files to the disk while they are being made, until
+// stop is called. Otherwise gigabytes are left for the end, and a process that waits
+// for them can't be ended meanwhile.
+func writeOut(names ...string) (stop func()) {
+	done := make(chan struct{})
+	go func() {
+		ticker := time.NewTicker(writeOutEvery)
+		defer ticker.Stop()
+		files := make(map[string]*os.File)
+		defer func() {
+			for _, file := range files {
+				file.Close()
+			}
+		}()
+		for {
+			select {
+			case <-done:
+				return
+			case <-ticker.C:
+			}
+			for _, name := range names {
+				if files[name] == nil {
+					file, err := os.Open(name)
+					if err != nil {
+						continue // it is not there yet
+					}
+					files[name] = file
+				}
+				// Who writes the file learns of errors by its Sync.
+				_ = unix.SyncFileRange(int(files[name].Fd()), 0, 0, unix.SYNC_FILE_RANGE_WRITE)
+			}
+		}
+	}()
+	return func() { close(done) }
+}

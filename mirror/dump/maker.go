@@ -1,0 +1,303 @@
+// Package dump makes the copies of an index that other instances begin with, and
+// keeps them where they are served from.
+//
+// A dump is three files with the same state of the index: a database with the
+// schema of the original Nar Herder, the same one compressed, and an index that a
+// mirror of this program uses as it is. The three are a generation; the newest and
+// the one before stay, as a slow client may have begun with that.
+package dump
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
+
+	"nar-herder/storage/index"
+)
+
+const (
+	// changesKept is how many of the newest changes a dump has, for mirrors that
+	// go on from the newest time they find there, and that no trimming takes from
+	// the log.
+	changesKept = 1000
+	// changesAge is how old a change gets in the log, at the least: a mirror that
+	// was away for so long goes on where it was.
+	changesAge = 30 * 24 * time.Hour
+)
+
+// Options of [New].
+type Options struct {
+	// Path is the file name of the database that is made; the others have it as
+	// their beginning, see files.go.
+	Path string
+	// Interval is how often [Maker.Run] makes one; 0 for never.
+	Interval time.Duration
+	// Ready says whether the index is fit to be passed on; nil for always. While a
+	// mirror fetches its first items it is not. It holds for Run alone.
+	Ready func() bool
+	// Log is for operators; nil drops it.
+	Log *slog.Logger
+}
+
+// Maker makes dumps of an index.
+type Maker struct {
+	index     *index.Index
+	options   Options
+	log       *slog.Logger
+	published *Published
+	metrics   *metrics
+	make      func(context.Context) (Generation, error) // Make, but in tests
+}
+
+// New makes dumps of the index. It fails where the path is that of something else,
+// which must not be overwritten.
+func New(x *index.Index, options Options) (*Maker, error) {
+	if err := checkPlace(options.Path, x.Path()); err != nil {
+		return nil, fmt.Errorf("--database-dump: %w", err)
+	}
+	m := &Maker{index: x, options: options, log: options.Log, published: NewPublished(options.Path, x.Instance())}
+	if m.log == nil {
+		m.log = slog.New(slog.DiscardHandler)
+	}
+	m.make = m.Make
+	m.metrics = newMetrics(m)
+	return m, nil
+}
+
+// Published are the dumps that there are.
+func (m *Maker) Published() *Published { return m.published }
+
+// Make makes a dump now, and trims the log of changes that all dumps have. What is
+// there stays served until the new one is whole and on the disk, and when Make
+// fails. The error is [ErrBusy] while another process makes one, and
+// [index.ErrFull] when there is not enough room.
+func (m *Maker) Make(ctx context.Context) (Generation, error) {
+	begun := time.Now()
+	g, err := m.makeLocked(ctx, begun)
+	if err != nil {
+		if ctx.Err() != nil {
+			return Generation{}, ctx.Err()
+		}
+		return Generation{}, m.advise(err)
+	}
+	m.log.Info("made a dump", "path", m.options.Path, "items", g.Items, "change", g.LastChange, "bytes", g.Size(),
+		"took", time.Since(begun).Round(time.Millisecond))
+	if err := m.trim(ctx, begun); err != nil && ctx.Err() == nil {
+		m.log.Warn("old changes stay in the log until the next dump", "error", err)
+	}
+	return g, nil
+}
+
+func (m *Maker) makeLocked(ctx context.Context, at time.Time) (_ Generation, err error) {
+	if err := checkPlace(m.options.Path, m.index.Path()); err != nil {
+		return Generation{}, err
+	}
+	unlock, err := lock(m.options.Path)
+	if err != nil {
+		return Generation{}, err
+	}
+	defer func() { err = errors.Join(err, unlock()) }()
+	old, err := m.clean()
+	if err != nil {
+		return Generation{}, err
+	}
+	if err := m.checkRoom(old); err != nil {
+		return Generation{}, err
+	}
+	temporary := m.options.Path + temporaryInfix + strconv.FormatInt(at.UnixMilli(), 10)
+	defer func() {
+		for _, suffix := range []string{databaseSuffix, zstdSuffix, indexSuffix} {
+			if removeErr := os.Remove(temporary + suffix); removeErr != nil && !errors.Is(removeErr, fs.ErrNotExist) {
+				err = errors.Join(err, removeErr)
+			}
+		}
+	}()
+	created := at.UTC().Truncate(time.Second)
+	if len(old.Generations) > 0 && !created.After(old.Generations[0].CreatedAt) {
+		// Clients tell files apart by it, too.
+		created = old.Generations[0].CreatedAt.Add(time.Second)
+	}
+	g, err := m.write(ctx, temporary, created)
+	if err != nil {
+		return Generation{}, err
+	}
+	return g, m.publish(temporary, at, g, old)
+}
+
+// clean leaves the newest generation of this instance alone that is whole, so that
+// there is never room taken for three, and nothing of who was killed.
+func (m *Maker) clean() (left manifest, err error) {
+	all, err := readManifest(m.options.Path)
+	if errors.Is(err, errManifest) {
+		m.log.Warn("what dumps there were can't be told, so they go", "error", err)
+	} else if err != nil {
+		return manifest{}, err
+	}
+	for _, g := range all.Generations {
+		if g.Instance == m.index.Instance() && m.published.whole(g) == nil {
+			left.Generations = []Generation{g}
+			break
+		}
+	}
+	if err != nil || len(left.Generations) != len(all.Generations) {
+		// Before the files go.
+		if err := writeManifest(m.options.Path, m.options.Path+temporaryInfix+"manifest", left); err != nil {
+			return manifest{}, err
+		}
+	}
+	return left, tidy(m.options.Path, left)
+}
+
+// write writes the three files under temporary names.
+func (m *Maker) write(ctx context.Context, temporary string, created time.Time) (Generation, error) {
+	defer writeOut(temporary+indexSuffix, temporary+databaseSuffix, temporary+zstdSuffix)()
+	copied, err := m.index.Copy(ctx, temporary+indexSuffix, created, changesKept)
+	if err != nil {
+		return Generation{}, err
+	}
+	g := Generation{Instance: m.index.Instance(), LastChange: copied.LastChange, CreatedAt: created, Items: copied.Items}
+	// All else is made of the copy, so the files can't differ, and the index is left
+	// in peace.
+	if err := writeDatabase(ctx, temporary, temporary+indexSuffix, g, copied.Changes); err != nil {
+		return Generation{}, err
+	}
+	items := g.Items
+	err = both(ctx, func(ctx context.Context) error {
+		return checkDatabase(ctx, temporary, items)
+	}, func(ctx context.Context) (err error) {
+		if g.Index, err = digest(ctx, temporary+indexSuffix); err == nil {
+			g.Database, g.Zstd, err = compress(ctx, temporary, temporary+zstdSuffix)
+		}
+		return err
+	})
+	return g, err
+}
+
+// publish gives the files their names, and names them in the manifest.
+func (m *Maker) publish(temporary string, at time.Time, g Generation, old manifest) error {
+	name := fmt.Sprintf("%s%s%d-%d", filepath.Base(m.options.Path), generationInfix, g.LastChange, at.UnixMilli())
+	for suffix, file := range map[string]*File{databaseSuffix: &g.Database, zstdSuffix: &g.Zstd, indexSuffix: &g.Index} {
+		file.Name = name + suffix
+		if err := os.Rename(temporary+suffix, filepath.Join(filepath.Dir(m.options.Path), file.Name)); err != nil {
+			return err
+		}
+	}
+	if err := syncDirectory(m.options.Path); err != nil {
+		return err
+	}
+	now := manifest{append([]Generation{g}, old.Generations...)}
+	if err := writeManifest(m.options.Path, temporary+"-manifest", now); err != nil {
+		return err
+	}
+	// From here on it is served, whatever comes.
+	return linkPlain(m.options.Path, g)
+}
+
+// trim deletes old changes from the log that all dumps have: whoever begins with
+// one of them finds the changes that follow.
+func (m *Maker) trim(ctx context.Context, now time.Time) error {
+	generations, err := m.published.Generations()
+	if err != nil || len(generations) == 0 {
+		return err
+	}
+	upTo := generations[0].LastChange
+	for _, g := range generations {
+		upTo = min(upTo, g.LastChange)
+	}
+	deleted, err := m.index.TrimChanges(ctx, upTo, now.Add(-changesAge), changesKept)
+	if deleted > 0 {
+		m.log.Info("changes that all dumps have are gone from the log", "changes", deleted)
+	}
+	return err
+}
+
+// roomPerIndex is how many bytes a first dump takes for each of the index: the copy
+// itself, and the database, which is larger as nothing in it is compressed.
+const roomPerIndex = 5
+
+// checkRoom refuses to begin when there is not the room for a dump: on the same disk
+// may be the index.
+func (m *Maker) checkRoom(old manifest) error {
+	var need int64
+	if len(old.Generations) > 0 {
+		need = old.Generations[0].Size()
+		need += need / 10
+	} else {
+		for _, suffix := range []string{"", "-wal"} {
+			if info, err := os.Stat(m.index.Path() + suffix); err == nil {
+				need += roomPerIndex * info.Size()
+			}
+		}
+	}
+	var system unix.Statfs_t
+	if err := unix.Statfs(filepath.Dir(m.options.Path), &system); err != nil {
+		return fmt.Errorf("look how much room there is for the dump: %w", err)
+	}
+	if free := int64(system.Bavail) * system.Bsize; free < need {
+		return fmt.Errorf("%w: a dump takes about %d bytes, and %d are free", index.ErrFull, need, free)
+	}
+	return nil
+}
+
+// advise adds to an error what can be done.
+func (m *Maker) advise(err error) error {
+	tried := "make the dump " + m.options.Path
+	switch {
+	case errors.Is(err, ErrBusy):
+		return fmt.Errorf("%s: %w", tried, err)
+	case isFull(err):
+		if !errors.Is(err, index.ErrFull) {
+			err = fmt.Errorf("%w: %w", index.ErrFull, err)
+		}
+		return fmt.Errorf("%s: %w: free some room there, or name a file on another disk with --database-dump", tried, err)
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, fs.ErrPermission), errors.Is(err, index.ErrReadOnly), errors.Is(err, syscall.EROFS):
+		return fmt.Errorf("%s: %w: have %s be a directory that this process may write to, or name another file with --database-dump", tried, err, filepath.Dir(m.options.Path))
+	}
+	return fmt.Errorf("%s: %w", tried, err)
+}
+
+// isFull says whether an error is that there is no room left.
+func isFull(err error) bool {
+	var failure *sqlite.Error
+	return errors.Is(err, index.ErrFull) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) ||
+		errors.As(err, &failure) && failure.Code()&0xff == sqlite3.SQLITE_FULL
+}
+
+// changed says whether the index is another than the newest dump's, and when that
+// was made; the time is zero without one.
+func (m *Maker) changed(ctx context.Context) (changed bool, made time.Time, err error) {
+	generations, err := m.published.Generations()
+	if err != nil {
+		// A new one puts it right.
+		return true, time.Time{}, nil
+	}
+	last, err1 := m.index.LastChange(ctx)
+	totals, err2 := m.index.Totals(ctx)
+	withdrawn, err3 := m.index.WithdrawnCount(ctx)
+	if err := cmp.Or(err1, err2, err3); err != nil {
+		return false, time.Time{}, err
+	}
+	items := totals.Items - withdrawn
+	if len(generations) == 0 {
+		// A mirror that has not fetched anything yet must not pass that on.
+		return items > 0, time.Time{}, nil
+	}
+	newest := generations[0]
+	if err := m.published.whole(newest); err != nil {
+		m.log.Error("the dump is damaged, so another is made", "error", err)
+		return true, time.Time{}, nil
+	}
+	return last != newest.LastChange || items != newest.Items, newest.CreatedAt, nil
+}

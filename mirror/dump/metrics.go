@@ -1,0 +1,53 @@
+package dump
+
+import "github.com/prometheus/client_golang/prometheus"
+
+// metrics are about the newest dump, whoever made it.
+type metrics struct {
+	maker    *Maker
+	failures prometheus.Counter
+}
+
+func newMetrics(m *Maker) *metrics {
+	return &metrics{m, prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "narherder_dump_failures_total", Help: "Tries to make a dump that failed.",
+	})}
+}
+
+var (
+	createdDesc = prometheus.NewDesc("narherder_dump_created_seconds", "Time of the newest dump, in seconds since 1970; 0 without one.", nil, nil)
+	itemsDesc   = prometheus.NewDesc("narherder_dump_items", "Items in the newest dump.", nil, nil)
+	bytesDesc   = prometheus.NewDesc("narherder_dump_bytes", "Length of the files of the newest dump.", []string{"file"}, nil)
+)
+
+// Describe is for [prometheus.Registerer].
+func (m *Maker) Describe(descriptions chan<- *prometheus.Desc) {
+	m.metrics.failures.Describe(descriptions)
+	descriptions <- createdDesc
+	descriptions <- itemsDesc
+	descriptions <- bytesDesc
+}
+
+// Collect is for [prometheus.Registerer].
+func (m *Maker) Collect(values chan<- prometheus.Metric) {
+	m.metrics.failures.Collect(values)
+	generations, err := m.published.Generations()
+	if err != nil {
+		m.log.Error("can't read which dumps there are for the metrics", "error", err)
+		return
+	}
+	var newest Generation
+	created := 0.0
+	if len(generations) > 0 {
+		newest = generations[0]
+		created = float64(newest.CreatedAt.Unix())
+	}
+	gauge := func(desc *prometheus.Desc, value float64, labels ...string) {
+		values <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, labels...)
+	}
+	gauge(createdDesc, created)
+	gauge(itemsDesc, float64(newest.Items))
+	gauge(bytesDesc, float64(newest.Database.Size), "database")
+	gauge(bytesDesc, float64(newest.Zstd.Size), "zstd")
+	gauge(bytesDesc, float64(newest.Index.Size), "index")
+}

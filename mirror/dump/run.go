@@ -1,0 +1,79 @@
+package dump
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+const (
+	// firstLook is how long after the start the first dump is made at the earliest:
+	// a server that is stopped again at once, and one that others wait for, has
+	// better things to do.
+	firstLook = 10 * time.Second
+	// lookEvery is how often it is looked whether a dump is due. It takes a few
+	// look-ups.
+	lookEvery = time.Minute
+	// backOff is how long another try waits for after the first failure; it doubles
+	// up to longestBackOff.
+	backOff        = time.Minute
+	longestBackOff = time.Hour
+)
+
+// Run makes dumps until the context ends: when the newest is older than the
+// interval, or is not there, and the index has changed. Errors are logged, once each
+// time that it begins to fail, and it is tried again.
+func (m *Maker) Run(ctx context.Context) {
+	if m.options.Interval <= 0 {
+		return
+	}
+	failing := false
+	pause := backOff
+	timer := time.NewTimer(min(firstLook, m.options.Interval))
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+		}
+		wait, err := m.step(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return
+		case errors.Is(err, ErrBusy): // which makes what is due
+			wait = min(lookEvery, m.options.Interval)
+		case err != nil:
+			m.metrics.failures.Inc()
+			if !failing {
+				m.log.Error("no dump can be made; the one before stays served, and it is tried again", "error", err)
+			}
+			failing = true
+			wait, pause = pause, min(2*pause, longestBackOff)
+		default:
+			if failing {
+				m.log.Info("dumps are made again")
+			}
+			failing, pause = false, backOff
+		}
+		timer.Reset(wait)
+	}
+}
+
+// step makes a dump if one is due, and returns when to look again.
+func (m *Maker) step(ctx context.Context) (time.Duration, error) {
+	look := min(lookEvery, m.options.Interval)
+	if m.options.Ready != nil && !m.options.Ready() {
+		return look, nil
+	}
+	changed, made, err := m.changed(ctx)
+	if err != nil || !changed {
+		return look, err
+	}
+	// One from the future is as old as can be: the clock was wrong.
+	if age := time.Since(made); !made.IsZero() && age >= 0 && age < m.options.Interval {
+		return min(look, m.options.Interval-age), nil
+	}
+	_, err = m.make(ctx)
+	return look, err
+}

@@ -1,0 +1,262 @@
+package dump
+
+import (
+	"bufio"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"os"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+
+	"nar-herder/mirror/exchange"
+	"nar-herder/storage/index"
+)
+
+// writeDatabase makes the database with the original's schema out of the copy.
+func writeDatabase(ctx context.Context, path, copied string, g Generation, changes []index.Told) (err error) {
+	snapshot, err := index.OpenSnapshot(ctx, copied)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, snapshot.Close()) }()
+	w, err := exchange.Create(ctx, path)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, w.Abort())
+		}
+	}()
+	if err := addItems(ctx, w, snapshot); err != nil {
+		return err
+	}
+	if err := addChanges(w, snapshot, changes); err != nil {
+		return err
+	}
+	for _, info := range []struct{ key, value string }{
+		{"instance", g.Instance},
+		{"last_change", strconv.FormatInt(g.LastChange, 10)},
+		{"created_at", g.CreatedAt.Format(time.RFC3339)},
+		{"items", strconv.FormatInt(g.Items, 10)},
+	} {
+		if err := w.SetInfo(info.key, info.value); err != nil {
+			return err
+		}
+	}
+	return w.Finish(ctx)
+}
+
+// itemsAhead is how many items are read ahead of the writing, on another core, in
+// each of two lots.
+const itemsAhead = 256
+
+// addItems writes all items.
+func addItems(ctx context.Context, w *exchange.Writer, snapshot *index.Snapshot) error {
+	ctx, stop := context.WithCancel(ctx)
+	lots := make(chan []exchange.Item, 1)
+	read := make(chan error, 1)
+	go func() {
+		read <- readItems(ctx, snapshot, lots)
+		close(lots)
+	}()
+	var err error
+	for lot := range lots {
+		for _, item := range lot {
+			if err == nil {
+				err = w.Add(item)
+			}
+		}
+		if err != nil {
+			stop()
+		}
+	}
+	readErr := <-read
+	stop()
+	if err != nil {
+		return err
+	}
+	return readErr
+}
+
+func readItems(ctx context.Context, snapshot *index.Snapshot, lots chan<- []exchange.Item) error {
+	var lot []exchange.Item
+	pass := func() error {
+		select {
+		case lots <- lot:
+			lot = nil
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	for item, err := range snapshot.Items(ctx) {
+		if err != nil {
+			return err
+		}
+		if lot == nil {
+			lot = make([]exchange.Item, 0, itemsAhead)
+		}
+		if lot = append(lot, exchange.Item{Text: item.Text, AddedAt: item.AddedAt}); len(lot) == itemsAhead {
+			if err := pass(); err != nil {
+				return err
+			}
+		}
+	}
+	return pass()
+}
+
+// addChanges writes the newest changes, of which a mirror takes the newest time to
+// go on from. Without any, the item that came last stands for them.
+func addChanges(w *exchange.Writer, snapshot *index.Snapshot, changes []index.Told) error {
+	for _, change := range changes {
+		written := exchange.Change{At: change.At.Truncate(time.Second), Removal: change.Kind == index.Removed, Data: string(change.Text)}
+		if written.Removal {
+			written.Data = change.StorePath
+		}
+		if err := w.AddChange(written); err != nil {
+			return err
+		}
+	}
+	if len(changes) > 0 {
+		return nil
+	}
+	item, err := snapshot.NewestItem()
+	if err != nil || item == nil {
+		return err
+	}
+	return w.AddChange(exchange.Change{At: item.AddedAt, Data: string(item.Text)})
+}
+
+// checkDatabase looks through what was written: mirrors are to trust its digest.
+func checkDatabase(ctx context.Context, path string, items int64) (err error) {
+	if items == 0 {
+		return nil // which counts as wrong, and there is nothing to go wrong
+	}
+	database, err := exchange.Open(ctx, path)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, database.Close()) }()
+	if err := database.Check(ctx); err != nil {
+		return err
+	}
+	count, err := database.Count(ctx)
+	if err == nil && count != items {
+		err = fmt.Errorf("%s has %d narinfos, and the index has %d", path, count, items)
+	}
+	return err
+}
+
+const (
+	// zstdWindow is what a reader needs as memory, in bytes. The command zstd and
+	// browsers accept no more without being asked to.
+	zstdWindow = 8 << 20
+	// readStep is how much is read between two looks at whether to go on.
+	readStep = 1 << 20
+)
+
+// compress makes a zstd file of the other, and both digests, and has it be safe on
+// the disk.
+func compress(ctx context.Context, path, compressed string) (plain, packed File, err error) {
+	in, err := os.Open(path)
+	if err != nil {
+		return File{}, File{}, err
+	}
+	defer in.Close()
+	out, err := os.OpenFile(compressed, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return File{}, File{}, err
+	}
+	defer func() { err = errors.Join(err, out.Close()) }()
+	packedSum := newSummed(out)
+	buffered := bufio.NewWriterSize(packedSum, readStep)
+	encoder, err := zstd.NewWriter(buffered, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithWindowSize(zstdWindow), zstd.WithEncoderConcurrency(1))
+	if err != nil {
+		return File{}, File{}, err
+	}
+	plainSum := newSummed(encoder)
+	err = copyAll(ctx, plainSum, in)
+	err = errors.Join(err, encoder.Close())
+	if err == nil {
+		err = buffered.Flush()
+	}
+	if err == nil {
+		err = out.Sync()
+	}
+	return plainSum.file(), packedSum.file(), err
+}
+
+// both does two things at a time. When one fails, the other is given up.
+func both(ctx context.Context, one, other func(context.Context) error) error {
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	var group sync.WaitGroup
+	for _, f := range []func(context.Context) error{one, other} {
+		group.Go(func() {
+			if err := f(ctx); err != nil {
+				stop(err)
+			}
+		})
+	}
+	group.Wait()
+	return context.Cause(ctx)
+}
+
+// digest reads a file.
+func digest(ctx context.Context, path string) (File, error) {
+	in, err := os.Open(path)
+	if err != nil {
+		return File{}, err
+	}
+	defer in.Close()
+	sum := newSummed(io.Discard)
+	err = copyAll(ctx, sum, in)
+	return sum.file(), err
+}
+
+func copyAll(ctx context.Context, w io.Writer, r io.Reader) error {
+	step := make([]byte, readStep)
+	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		n, err := r.Read(step)
+		if n > 0 {
+			if _, err := w.Write(step[:n]); err != nil {
+				return err
+			}
+		}
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// summed passes bytes on, and knows their number and their digest.
+type summed struct {
+	w    io.Writer
+	sum  hash.Hash
+	size int64
+}
+
+func newSummed(w io.Writer) *summed { return &summed{w: w, sum: sha256.New()} }
+
+func (s *summed) Write(p []byte) (int, error) {
+	n, err := s.w.Write(p)
+	s.sum.Write(p[:n])
+	s.size += int64(n)
+	return n, err
+}
+
+func (s *summed) file() File { return File{Size: s.size, SHA256: Digest(s.sum.Sum(nil))} }

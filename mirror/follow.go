@@ -1,0 +1,294 @@
+package mirror
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"nar-herder/narinfo"
+	"nar-herder/peer"
+	"nar-herder/storage"
+	"nar-herder/storage/index"
+)
+
+const (
+	// batchSize is how many changes are done in one transaction.
+	batchSize = 500
+	// pageInterval is for pages of changes, where a stream of them does not come
+	// through.
+	pageInterval = 5 * time.Second
+	// noStreamFor is for how long a stream is not tried again then.
+	noStreamFor = 10 * time.Minute
+	// placeEvery is how often the place is written where nothing has to be done.
+	placeEvery = time.Minute
+)
+
+// batch is what is done in one transaction.
+type batch struct {
+	changes []storage.Followed
+	next    place // behind it
+	// state is the source's, as it was told before the changes.
+	state peer.LogState
+}
+
+// apply does what the source has done.
+func (m *Mirror) apply(ctx context.Context, b *batch) error {
+	options := storage.FollowOptions{Within: b.next.write}
+	removals := 0
+	for _, change := range b.changes {
+		if change.Narinfo == nil {
+			removals++
+		}
+	}
+	if removals > 0 {
+		if err := m.allow(ctx, removals); err != nil {
+			return err
+		}
+		if m.Pinned != nil {
+			keeps, guard, err := m.Pinned(ctx)
+			if err != nil {
+				return err
+			}
+			options.Keeps = keeps
+			options.Within = func(tx *index.Tx) error { return errors.Join(guard(tx), b.next.write(tx)) }
+		}
+	}
+	sums, err := m.Storage.Follow(ctx, b.changes, options)
+	if err != nil {
+		return err
+	}
+	m.removals = append(m.removals, removalsAt{m.now(), sums.Withdrawn})
+	m.status.applied(sums)
+	m.announce(b.changes)
+	return nil
+}
+
+func (m *Mirror) announce(changes []storage.Followed) {
+	if m.Wanted == nil {
+		return
+	}
+	wanted := make([]narinfo.PathHash, 0, len(changes))
+	for _, change := range changes {
+		if change.Narinfo != nil {
+			wanted = append(wanted, change.Narinfo.StorePath.Hash)
+		}
+	}
+	m.Wanted(wanted)
+}
+
+// removalsAt is how many removals were done at a time.
+type removalsAt struct {
+	at    time.Time
+	count int
+}
+
+const (
+	// suddenShare is the share of all items whose removal within suddenTime is
+	// taken for a mistake at the source, and suddenLeast a number that is not.
+	suddenShare = 10
+	suddenLeast = 1000
+	suddenTime  = time.Hour
+)
+
+// allow refuses a source that removes very much at once.
+func (m *Mirror) allow(ctx context.Context, more int) error {
+	since := m.now().Add(-suddenTime)
+	recent := more
+	kept := m.removals[:0]
+	for _, r := range m.removals {
+		if r.at.After(since) && r.count > 0 {
+			kept = append(kept, r)
+			recent += r.count
+		}
+	}
+	m.removals = kept
+	if recent <= suddenLeast {
+		return nil
+	}
+	totals, err := m.Index.Totals(ctx)
+	if err != nil {
+		return err
+	}
+	if int64(recent) <= (totals.Items+int64(recent-more))/suddenShare {
+		return nil
+	}
+	return m.unlessAccepted(ctx, fmt.Sprintf("it removes %d items of %d within an hour", recent, totals.Items))
+}
+
+// errUnreadable says that a change makes no sense.
+var errUnreadable = errors.New("makes no sense")
+
+// read makes sense of a change. sure says that it has come as the source has it.
+func read(c peer.Change, sure bool) (change storage.Followed, err error) {
+	if change.At, err = parseTime(c.Datetime); err != nil {
+		return change, fmt.Errorf("%w: %w", errUnreadable, err)
+	}
+	switch c.Change {
+	case peer.Addition:
+		n, err := narinfo.Parse([]byte(c.Data))
+		if err != nil {
+			return change, fmt.Errorf("%w: %w", errUnreadable, err)
+		}
+		if !sure {
+			if err := plausible(n); err != nil {
+				return change, fmt.Errorf("%w: %w", errUnreadable, err)
+			}
+		}
+		change.Narinfo, change.Hash = n, n.StorePath.Hash
+		return change, nil
+	case peer.Removal:
+		path, err := narinfo.ParseBaseName(strings.TrimPrefix(c.Data, narinfo.StoreDir+"/"))
+		if err != nil {
+			return change, fmt.Errorf("%w: %w", errUnreadable, err)
+		}
+		change.Hash = path.Hash
+		return change, nil
+	}
+	return change, fmt.Errorf("%w: a change %q", errUnreadable, c.Change)
+}
+
+// parseTime reads a time as the original writes it, or as others might.
+func parseTime(text string) (time.Time, error) {
+	text = strings.Replace(strings.TrimSuffix(text, "Z"), "T", " ", 1)
+	t, err := time.Parse(time.DateTime, text) // a fraction may follow
+	return t.Truncate(time.Second), err
+}
+
+// plausible looks whether a narinfo that came without a digest is one that a
+// client could use, and not one that was damaged on its way.
+func plausible(n *narinfo.Narinfo) error {
+	for _, file := range n.Files {
+		name, err := file.Path()
+		if err != nil {
+			continue // of some other place
+		}
+		base := name[strings.LastIndexByte(name, '/')+1:]
+		if base != n.StorePath.BaseName() {
+			return fmt.Errorf("%s has a nar named %s", n.StorePath.BaseName(), base)
+		}
+	}
+	return nil
+}
+
+// followStream follows the source by its stream of changes, until that ends.
+func (m *Mirror) followStream(ctx context.Context, at place) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := m.Source.Changes(ctx, at.Instance, at.Position)
+	if errors.Is(err, peer.ErrSilent) {
+		m.noStreamUntil = m.now().Add(noStreamFor)
+		m.log.Info("the stream of changes does not come through, so they are asked for now and then", "source", m.Source.String(), "interval", pageInterval)
+	}
+	if err != nil {
+		return err
+	}
+	defer stream.Close()
+	if err := m.notSelf(stream.State().Instance); err != nil {
+		return err
+	}
+	m.status.heard(stream.State(), at.Position)
+	// Changes are made sense of while those before them are written.
+	batches := make(chan *batch, 2)
+	failed := make(chan error, 1)
+	go func() {
+		failed <- m.gather(ctx, stream, at, batches)
+		close(batches)
+	}()
+	written := m.now()
+	for b := range batches {
+		if len(b.changes) == 0 {
+			if b.next.Position != at.Position && m.now().Sub(written) > placeEvery {
+				if err := m.Index.Update(ctx, b.next.write); err != nil {
+					return err
+				}
+				written = m.now()
+			}
+		} else if err := m.apply(ctx, b); err != nil {
+			return err
+		} else {
+			written = m.now()
+		}
+		at = b.next
+		m.status.heard(b.state, at.Position)
+	}
+	return <-failed
+}
+
+// gather reads the stream, and makes batches of what comes.
+func (m *Mirror) gather(ctx context.Context, stream *peer.Stream, at place, to chan<- *batch) error {
+	for {
+		b := &batch{next: at}
+		for first := true; first || len(b.changes) < batchSize && stream.Buffered(); first = false {
+			change, err := stream.Next()
+			if err != nil {
+				if len(b.changes) > 0 {
+					break // the next call has it again
+				}
+				return fmt.Errorf("follow the changes of %s: %w", m.Source, err)
+			}
+			state := stream.State()
+			if state.Instance != at.Instance {
+				return fmt.Errorf("follow the changes of %s: %w: they are another instance's", m.Source, peer.ErrAnswer)
+			}
+			if change == nil {
+				b.next.Position = max(b.next.Position, state.Position)
+				continue
+			}
+			if change.ID <= b.next.Position {
+				return fmt.Errorf("follow the changes of %s: %w: change %d comes after %d", m.Source, peer.ErrAnswer, change.ID, b.next.Position)
+			}
+			b.next.Position = change.ID
+			followed, err := read(*change, true)
+			if err != nil {
+				// It has come as the source has it: it would be so the next time.
+				m.log.Error("a change of the source can't be followed, and is passed over", "source", m.Source.String(), "change", change.ID, "error", err)
+				m.status.passedOver()
+				continue
+			}
+			b.changes = append(b.changes, followed)
+		}
+		b.state = stream.State()
+		at = b.next
+		select {
+		case to <- b:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// followPages asks for pages of changes, until there are none left.
+func (m *Mirror) followPages(ctx context.Context, at place) error {
+	for {
+		reply, err := m.Source.ChangesAfter(ctx, at.Instance, at.Position)
+		var lost *peer.LostError
+		if errors.As(err, &lost) {
+			return m.lost(ctx, at, lost)
+		} else if err != nil {
+			return err
+		}
+		b := &batch{next: at, state: reply.LogState}
+		b.next.Position = reply.Position
+		for _, change := range reply.Changes {
+			followed, err := read(change, true)
+			if err != nil {
+				m.log.Error("a change of the source can't be followed, and is passed over", "source", m.Source.String(), "change", change.ID, "error", err)
+				m.status.passedOver()
+				continue
+			}
+			b.changes = append(b.changes, followed)
+		}
+		if b.next.Position != at.Position {
+			if err := m.apply(ctx, b); err != nil {
+				return err
+			}
+		}
+		at = b.next
+		m.status.heard(b.state, at.Position)
+		if !reply.More {
+			return nil
+		}
+	}
+}

@@ -1,0 +1,285 @@
+package mirror
+
+import (
+	"context"
+	"net/http"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"nar-herder/narinfo"
+	"nar-herder/peer"
+	"nar-herder/storage/index"
+)
+
+// TestFollow: a mirror starts from nothing and then does what the source does, and
+// a mirror of the mirror agrees, with the source's times.
+func TestFollow(t *testing.T) {
+	t.Parallel()
+	source := newInstance(t)
+	for n := range 1200 {
+		source.add(at(n/3), testInfo(n, 1, n))
+	}
+	source.remove(at(401), 7)
+	source.dump(true)
+	middle := follow(t, newInstance(t), source, nil)
+	middle.same(source)
+	until(t, "to be up to date", func() bool { s := middle.Status(); return s.State == Following && s.Backlog == 0 && s.LagSeconds >= 0 })
+
+	middle.dump(true)
+	last := follow(t, newInstance(t), middle.instance, nil)
+	last.same(source)
+	source.add(at(402), testInfo(2000, 1, 1), testInfo(2001, 1, 2))
+	source.add(at(403), testInfo(5, 2, 5)) // with another signature, say
+	source.add(at(404), testInfo(6, 2, 99))
+	source.remove(at(405), 8, 9)
+	source.add(at(406), testInfo(9, 1, 9)) // back again
+	for n := range 1300 {
+		source.add(at(407+n), testInfo(3000+n, 1, n))
+	}
+	middle.same(source)
+	last.same(source)
+	news := source.told()[slices.IndexFunc(source.told(), func(line string) bool { return strings.HasPrefix(line, at(402).Format(time.DateTime)) }):]
+	for _, i := range []*instance{middle.instance, last.instance} {
+		log := i.told()
+		if from := len(log) - len(news); from < 0 || !slices.Equal(log[from:], news) {
+			t.Errorf("the changes are told as\n%q\nwant\n%q", log[max(0, from):], news)
+		}
+	}
+	// A restart goes on where it was.
+	middle.stop()
+	before, err := middle.index.LastChange(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	source.add(at(5000), testInfo(5000, 1, 1))
+	again := follow(t, middle.instance, source, nil)
+	again.same(source)
+	last.same(source)
+	if after, err := middle.index.LastChange(t.Context()); err != nil || after != before+1 {
+		t.Errorf("%d changes for one, %v", after-before, err)
+	}
+}
+
+// TestGap: changes that have left the source's log are made up for by its dump, and
+// nothing that is the mirror's own is lost.
+func TestGap(t *testing.T) {
+	t.Parallel()
+	source, own := newInstance(t), newInstance(t)
+	source.add(at(1), testInfo(1, 1, 1), testInfo(2, 1, 2), testInfo(3, 1, 3), testInfo(4, 1, 4))
+	own.add(at(2), testInfo(50, 1, 50), testInfo(2, 1, 77), testInfo(3, 1, 3)) // before it mirrored anything
+	source.dump(true)
+	pinned := testPath(4).Hash
+	options := func(o *Options) {
+		o.Pinned = func(context.Context) (func(narinfo.PathHash) bool, func(*index.Tx) error, error) {
+			return func(hash narinfo.PathHash) bool { return hash == pinned }, func(*index.Tx) error { return nil }, nil
+		}
+	}
+	f := follow(t, own, source, options)
+	until(t, "the source's items", func() bool { return len(own.list()) == 5 })
+	until(t, "the changes to be followed", func() bool { return f.Status().State == Following })
+	f.stop()
+	err := own.index.Update(t.Context(), func(tx *index.Tx) error { return tx.AddTags(testPath(1).Hash, []index.Tag{{Key: "k", Value: "v"}}) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	source.add(at(3), testInfo(5, 1, 5))
+	source.add(at(4), testInfo(1, 2, 1))
+	source.remove(at(5), 2, 3, 4)
+	source.dump(true)
+	last, err := source.index.LastChange(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	source.trim(last)
+	source.add(at(6), testInfo(6, 1, 6))
+	f = follow(t, own, source, options)
+	want := slices.Sorted(slices.Values([]string{
+		at(1).Format(time.DateTime) + " " + string(testInfo(1, 2, 1).Text),
+		at(2).Format(time.DateTime) + " " + string(testInfo(2, 1, 77).Text), // another nar than the source's
+		at(1).Format(time.DateTime) + " " + string(testInfo(4, 1, 4).Text),  // pinned
+		at(3).Format(time.DateTime) + " " + string(testInfo(5, 1, 5).Text),
+		at(6).Format(time.DateTime) + " " + string(testInfo(6, 1, 6).Text),
+		at(2).Format(time.DateTime) + " " + string(testInfo(50, 1, 50).Text),
+	}))
+	until(t, "the gap to be closed", func() bool { return slices.Equal(own.list(), want) || f.Status().Failures > 3 })
+	if got := own.list(); !slices.Equal(got, want) {
+		t.Errorf("the mirror has\n%s\nwant\n%s\n%+v", strings.Join(got, "\n"), strings.Join(want, "\n"), f.Status())
+	}
+	if tags, err := own.index.Tags(t.Context(), testPath(1).Hash); err != nil || len(tags) != 1 {
+		t.Errorf("tags %v, %v", tags, err)
+	}
+}
+
+// refused waits until the source is refused, and returns why.
+func (f *following) refused() string {
+	f.t.Helper()
+	defer func() {
+		if f.t.Failed() {
+			f.t.Logf("%+v\n%s", f.Status(), f.logged)
+		}
+	}()
+	until(f.t, "the source to be refused", func() bool { return f.Status().State == Refusing })
+	if len(f.Warnings()) == 0 {
+		f.t.Error("the health does not warn")
+	}
+	return f.Status().Error
+}
+
+// TestRefused: a source that loses much, or has gone back in time, is not followed
+// before somebody says so.
+func TestRefused(t *testing.T) {
+	t.Parallel()
+	many := func(t *testing.T) (*instance, []int) {
+		source := newInstance(t)
+		infos := make([]*narinfo.Narinfo, 3000)
+		numbers := make([]int, len(infos))
+		for n := range infos {
+			infos[n], numbers[n] = testInfo(n, 1, n), n
+		}
+		source.add(at(1), infos...)
+		source.dump(true)
+		return source, numbers
+	}
+	t.Run("removals", func(t *testing.T) {
+		t.Parallel()
+		source, numbers := many(t)
+		f := follow(t, newInstance(t), source, nil)
+		f.same(source)
+		source.remove(at(2), numbers[:900]...)
+		f.same(source) // so many may go
+		source.remove(at(3), numbers[900:1800]...)
+		if why := f.refused(); !strings.Contains(why, "within an hour") {
+			t.Errorf("it was refused because %s", why)
+		}
+		if left := len(f.list()); left < 1900 {
+			t.Errorf("%d items are left", left)
+		}
+		accept(t, f)
+		f.again(source)
+	})
+	t.Run("dump", func(t *testing.T) {
+		t.Parallel()
+		source, numbers := many(t)
+		f := follow(t, newInstance(t), source, nil)
+		f.same(source)
+		f.stop()
+		source.remove(at(3), numbers[100:]...)
+		source.dump(true)
+		source.trim(1 << 60)
+		f = follow(t, f.instance, source, nil)
+		if why := f.refused(); !strings.Contains(why, "shrunk from 3000 items to 100") {
+			t.Errorf("it was refused because %s", why)
+		}
+		if left := len(f.list()); left != 3000 {
+			t.Errorf("%d items are left", left)
+		}
+		accept(t, f)
+		f.again(source)
+	})
+	t.Run("back in time", func(t *testing.T) {
+		t.Parallel()
+		source, _ := many(t)
+		f := follow(t, newInstance(t), source, nil)
+		f.same(source)
+		f.stop()
+		err := f.index.Update(t.Context(), func(tx *index.Tx) error {
+			return place{Instance: source.index.Instance(), Position: 1 << 20}.write(tx)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		f = follow(t, f.instance, source, nil)
+		if why := f.refused(); !strings.Contains(why, "gone back in time") {
+			t.Errorf("it was refused because %s", why)
+		}
+		source.add(at(9), testInfo(9000, 1, 1))
+		source.dump(true)
+		accept(t, f)
+		f.again(source)
+	})
+	t.Run("itself", func(t *testing.T) {
+		t.Parallel()
+		source, _ := many(t)
+		f := follow(t, source, source, nil)
+		if why := f.refused(); !strings.Contains(why, "this very instance") {
+			t.Errorf("it was refused because %s", why)
+		}
+	})
+}
+
+func accept(t *testing.T, f *following) {
+	t.Helper()
+	if err := Accept(t.Context(), f.index, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// again has a refusing mirror look now, and not in a while.
+func (f *following) again(source *instance) {
+	f.t.Helper()
+	f.stop()
+	follow(f.t, f.instance, source, nil).same(source)
+}
+
+// TestOtherDatabase: a source whose database was made anew is merged in.
+func TestOtherDatabase(t *testing.T) {
+	t.Parallel()
+	first, second := newInstance(t), newInstance(t)
+	first.add(at(1), testInfo(1, 1, 1), testInfo(2, 1, 2))
+	first.dump(true)
+	f := follow(t, newInstance(t), first, nil)
+	f.same(first)
+	f.stop()
+	second.add(at(2), testInfo(2, 1, 2), testInfo(3, 1, 3))
+	second.dump(true)
+	f = follow(t, f.instance, second, nil)
+	until(t, "the other's items", func() bool { return len(f.list()) == 2 })
+	second.add(at(3), testInfo(4, 1, 4))
+	until(t, "its changes", func() bool { return len(f.list()) == 3 })
+}
+
+// TestDamagedStream: what is damaged on its way is not followed, and comes again.
+func TestDamagedStream(t *testing.T) {
+	t.Parallel()
+	source := newInstance(t)
+	source.add(at(1), testInfo(1, 1, 1))
+	source.dump(true)
+	f := follow(t, newInstance(t), source, nil)
+	f.same(source)
+	for _, damage := range []func(text string) string{
+		func(text string) string { return strings.Replace(text, "NarSize: 1", "NarSize: 3", 1) },
+		func(text string) string { return strings.Replace(text, "addition", "removal", 1) },
+		func(text string) string { return strings.Replace(text, `"position":`, `"position":9`, 1) },
+		func(text string) string { return "<html>" + text },
+		func(text string) string { return text[:len(text)/2] },
+	} {
+		f.stop()
+		var damaged atomic.Int64
+		source.through(func(w http.ResponseWriter, r *http.Request) bool {
+			if r.URL.Path != peer.StreamPath || damaged.Add(1) > 2 {
+				return false
+			}
+			behind, err := http.Get("http://" + source.address + r.URL.String())
+			if err != nil {
+				return false
+			}
+			defer behind.Body.Close()
+			w.Header().Set("Content-Type", behind.Header.Get("Content-Type"))
+			w.WriteHeader(behind.StatusCode)
+			// All that there is comes in one piece.
+			buffer := make([]byte, 1<<20)
+			n, _ := behind.Body.Read(buffer)
+			_, _ = w.Write([]byte(damage(string(buffer[:n]))))
+			panic(http.ErrAbortHandler)
+		})
+		source.add(at(10+len(source.list())), testInfo(100+len(source.list()), 1, 1))
+		f = follow(t, f.instance, source, nil)
+		f.same(source)
+		if damaged.Load() < 2 {
+			t.Error("nothing was damaged")
+		}
+	}
+}

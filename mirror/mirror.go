@@ -1,0 +1,231 @@
+// Package mirror follows another instance: it starts from what that publishes of
+// its index, and then does what that has done, change by change, so that the two
+// have the same items. A source that would make this one lose much, or that has
+// gone back in time, is refused until an administrator accepts it.
+package mirror
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"time"
+
+	"nar-herder/narinfo"
+	"nar-herder/peer"
+	"nar-herder/storage"
+	"nar-herder/storage/index"
+)
+
+// Options of [New].
+type Options struct {
+	Storage *storage.Storage
+	Index   *index.Index
+	// Source is the instance that is followed.
+	Source *peer.Peer
+	// Downloads is the name that files which are being downloaded begin with, on a
+	// disk with room for a dump of the source, twice where it comes compressed.
+	Downloads string
+	// Pinned returns which items stay when the source removes them, and what is
+	// to be asked in the transaction whether that is still so; nil for none.
+	Pinned func(ctx context.Context) (keeps func(narinfo.PathHash) bool, guard func(*index.Tx) error, err error)
+	// Wanted is told of items whose nars may be missing; nil for nobody.
+	Wanted func(hashes []narinfo.PathHash)
+	// Interval is the time between two questions to a source that has no stream
+	// of changes; 0 means [DefaultInterval].
+	Interval time.Duration
+	// Log takes what operators should know; nil drops it.
+	Log *slog.Logger
+	// Now is the clock; nil is the system's.
+	Now func() time.Time
+}
+
+// DefaultInterval is that of the original.
+const DefaultInterval = time.Minute
+
+const (
+	// firstPause and lastPause are how long it waits after a failure; the pause
+	// doubles with each in a row.
+	firstPause = time.Second
+	lastPause  = 2 * time.Minute
+	// refusedPause is how often it looks whether a source that was refused has
+	// been accepted, or is as it should be again.
+	refusedPause = 10 * time.Second
+	// notReadyPause is for a source that will have a dump soon.
+	notReadyPause = 5 * time.Second
+	// noLogFor is for how long a source that had numbers for its changes may have
+	// none, as during an upgrade of what is in front of it.
+	noLogFor = time.Hour
+)
+
+// RefusedError says why a source is not followed: what it says may be a mistake
+// that would cost much.
+type RefusedError struct{ Why string }
+
+func (e *RefusedError) Error() string { return e.Why }
+
+// Mirror follows a source. It is made by [New].
+type Mirror struct {
+	Options
+	log    *slog.Logger
+	now    func() time.Time
+	status status
+
+	// unlogged: nobody has followed this instance, so that what it starts with
+	// needs not be told.
+	unlogged bool
+	// removals are those of the last hour, for allow.
+	removals []removalsAt
+	// unreadable counts how often in a row a change could not be made sense of.
+	unreadable map[[8]byte]int
+	// askedNumbers is when a source without numbers was asked for some last.
+	askedNumbers time.Time
+	// noLogSince is since when a source that had numbers has none.
+	noLogSince time.Time
+	// noStreamUntil is until when pages are asked for, as streams don't come
+	// through.
+	noStreamUntil time.Time
+}
+
+// New makes a mirror, which does nothing until it runs.
+func New(options Options) *Mirror {
+	m := &Mirror{Options: options, log: options.Log, now: options.Now, unreadable: make(map[[8]byte]int)}
+	if m.log == nil {
+		m.log = slog.New(slog.DiscardHandler)
+	}
+	if m.now == nil {
+		m.now = time.Now
+	}
+	if m.Interval <= 0 {
+		m.Interval = DefaultInterval
+	}
+	m.status.begin(m.Source.String(), m.now)
+	return m
+}
+
+// Run follows the source until the context ends.
+func (m *Mirror) Run(ctx context.Context) {
+	for failures := 0; ctx.Err() == nil; {
+		wait, err := m.step(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		var refused *RefusedError
+		switch {
+		case err == nil:
+			failures = 0
+		case errors.As(err, &refused):
+			wait, failures = refusedPause, 0
+		case errors.Is(err, peer.ErrNotReady):
+			wait, failures = notReadyPause, 0
+		default:
+			pause := min(lastPause, min(firstPause, m.Interval)<<min(failures, 10))
+			wait = pause/2 + rand.N(pause)
+			failures++
+		}
+		m.status.ended(m.log, err)
+		if !sleep(ctx, wait) {
+			return
+		}
+	}
+}
+
+// sleep waits, and returns false when the context ends first.
+func sleep(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// step follows the source for as long as that goes well, or asks it once, and
+// returns after which time to go on.
+func (m *Mirror) step(ctx context.Context) (time.Duration, error) {
+	at, err := readPlace(ctx, m.Index)
+	if err != nil {
+		return 0, err
+	}
+	if at.isZero() {
+		return 0, m.resync(ctx, at, "nothing of it is here yet")
+	}
+	if at.Instance == "" {
+		return m.Interval, m.followPlain(ctx, at)
+	}
+	if m.now().Before(m.noStreamUntil) {
+		return pageInterval, m.followPages(ctx, at)
+	}
+	err = m.followStream(ctx, at)
+	var lost *peer.LostError
+	switch {
+	case errors.As(err, &lost):
+		return 0, m.lost(ctx, at, lost)
+	case errors.Is(err, peer.ErrNoLog):
+		if m.noLogSince.IsZero() {
+			m.noLogSince = m.now()
+		}
+		if m.now().Sub(m.noLogSince) < noLogFor {
+			return 0, fmt.Errorf("%w, but did before", err)
+		}
+		m.noLogSince = time.Time{}
+		return 0, m.resync(ctx, at, "it is another program now, which does not tell changes by numbers")
+	}
+	m.noLogSince = time.Time{}
+	return 0, err
+}
+
+// notSelf refuses to follow oneself.
+func (m *Mirror) notSelf(instance string) error {
+	if instance != m.Index.Instance() {
+		return nil
+	}
+	return &RefusedError{"it is this very instance: name another with --mirror"}
+}
+
+// lost decides what to do when the changes behind the own place can't be had.
+func (m *Mirror) lost(ctx context.Context, at place, lost *peer.LostError) error {
+	switch {
+	case lost.Instance != at.Instance:
+		return m.resync(ctx, at, "its database is another than before")
+	case lost.Last < at.Position:
+		if err := m.unlessAccepted(ctx, fmt.Sprintf("it has gone back in time: change %d was followed, and it has come to %d only, as after a backup was put back", at.Position, lost.Last)); err != nil {
+			return err
+		}
+		return m.resync(ctx, at, "it has gone back in time, which was accepted")
+	}
+	return m.resync(ctx, at, fmt.Sprintf("changes %d to %d have left its log", at.Position+1, lost.First-1))
+}
+
+// acceptSetting is where an administrator's word is kept: a time.
+const acceptSetting = "mirror.accept"
+
+// acceptedFor is for how long that counts.
+const acceptedFor = time.Hour
+
+// Accept has what a source would be refused for be followed for the next hour.
+func Accept(ctx context.Context, x *index.Index, now time.Time) error {
+	return x.Update(ctx, func(tx *index.Tx) error { return tx.SetSetting(acceptSetting, now.UTC().Format(time.RFC3339)) })
+}
+
+// unlessAccepted returns a [RefusedError], unless the source was accepted lately.
+func (m *Mirror) unlessAccepted(ctx context.Context, why string) error {
+	text, err := m.Index.Setting(ctx, acceptSetting)
+	if err != nil {
+		return err
+	}
+	if text != "" {
+		at, err := time.Parse(time.RFC3339, text)
+		if err != nil {
+			return fmt.Errorf("the setting %s in the database: %w", acceptSetting, err)
+		}
+		if age := m.now().Sub(at); age < acceptedFor {
+			m.log.Warn("the source was accepted, so that it is followed", "source", m.Source.String(), "although", why)
+			return nil
+		}
+	}
+	return &RefusedError{why + "; if that is meant to be so, say 'nar-herder mirror-accept', else put the source right"}
+}

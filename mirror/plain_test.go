@@ -1,0 +1,213 @@
+package mirror
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"nar-herder/peer"
+)
+
+// original is a source that knows no more than the original: the changes since a
+// time, as they were written.
+type original struct {
+	*instance
+	mu      sync.Mutex
+	changes []peer.Change
+	// answer replaces the next answers, if not "".
+	answers []string
+	asked   []string
+}
+
+func newOriginal(t testing.TB) *original {
+	o := &original{instance: newInstance(t)}
+	o.through(func(w http.ResponseWriter, r *http.Request) bool {
+		if r.URL.Path == peer.DumpPath {
+			return false
+		}
+		since := r.URL.Query().Get(peer.SinceKey)
+		if r.URL.Path != peer.ChangesPath || since == "" {
+			http.NotFound(w, r)
+			return true
+		}
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		o.asked = append(o.asked, since)
+		if len(o.answers) > 0 {
+			answer := o.answers[0]
+			o.answers = o.answers[1:]
+			_, _ = w.Write([]byte(answer))
+			return true
+		}
+		reply := struct {
+			Changes []peer.Change `json:"recent_changes"`
+		}{[]peer.Change{}}
+		for _, c := range o.changes {
+			if c.Datetime >= since {
+				reply.Changes = append(reply.Changes, c)
+			}
+		}
+		_ = json.NewEncoder(w).Encode(reply)
+		return true
+	})
+	return o
+}
+
+// added has the original have an item, and tell of it.
+func (o *original) added(when time.Time, n, version int) {
+	info := testInfo(n, version, n)
+	o.add(when, info)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.changes = append(o.changes, peer.Change{Datetime: when.Format(time.DateTime), Change: peer.Addition, Data: string(info.Text)})
+}
+
+func (o *original) removed(when time.Time, n int) {
+	o.remove(when, n)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.changes = append(o.changes, peer.Change{Datetime: when.Format(time.DateTime), Change: peer.Removal, Data: testPath(n).String()})
+}
+
+func (o *original) answer(texts ...string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.answers = append(o.answers, texts...)
+}
+
+// rounds waits until it was asked n more times.
+func (o *original) rounds(n int) {
+	o.t.Helper()
+	count := func() int {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		return len(o.asked)
+	}
+	before := count()
+	until(o.t, "the next questions", func() bool { return count() >= before+n })
+}
+
+// TestPlain: an original is followed by time, each change exactly once.
+func TestPlain(t *testing.T) {
+	t.Parallel()
+	o := newOriginal(t)
+	for n := range 20 {
+		o.added(at(n/4), n, 1)
+	}
+	o.dump(false)
+	f := follow(t, newInstance(t), o.instance, nil)
+	f.same(o.instance)
+	o.added(at(100), 100, 1)
+	o.added(at(100), 101, 1)
+	f.same(o.instance)
+	o.added(at(100), 102, 1) // of the same second, after the others were followed
+	f.same(o.instance)
+	o.removed(at(100), 102)
+	f.same(o.instance)
+	o.added(at(90), 103, 1) // written late, by another process
+	f.same(o.instance)
+	o.added(at(101), 5, 2)
+	f.same(o.instance)
+	o.rounds(3)
+	f.stop()
+	log := len(f.told())
+	f = follow(t, f.instance, o.instance, nil)
+	o.rounds(3)
+	if again := f.told(); len(again) != log {
+		t.Errorf("the changes were followed again: %d lines in the log, were %d", len(again), log)
+	}
+	until(t, "to be up to date", func() bool { s := f.Status(); return s.State == Following && s.LagSeconds < 5 })
+
+	// The log loses what was followed, and what was not.
+	f.stop()
+	o.added(at(300), 110, 1)
+	o.removed(at(301), 3)
+	o.dump(false)
+	o.mu.Lock()
+	o.changes = nil
+	o.mu.Unlock()
+	o.added(at(302), 111, 1)
+	f = follow(t, f.instance, o.instance, nil)
+	f.same(o.instance)
+	if f.status.resyncs != 1 {
+		t.Errorf("%d resyncs for one gap", f.status.resyncs)
+	}
+}
+
+// TestPlainGarbage: what an original can't have meant is not followed, and when it
+// is over, the mirror goes on by itself.
+func TestPlainGarbage(t *testing.T) {
+	t.Parallel()
+	o := newOriginal(t)
+	for n := range 20 {
+		o.added(at(n), n, 1)
+	}
+	o.dump(false)
+	f := follow(t, newInstance(t), o.instance, nil)
+	f.same(o.instance)
+	before := f.list()
+	o.rounds(1)
+	addition := func(n int, damage func(string) string) string {
+		text, err := json.Marshal(damage(string(testInfo(n, 1, n).Text)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		known, err := json.Marshal(o.changes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fmt.Sprintf(`{"recent_changes":[%s,{"datetime":"2026-01-01 00:00:50","change":"addition","data":%s}]}`, known[1:len(known)-1], text)
+	}
+	for _, answer := range []string{
+		"", "null", "{}", "[]", "<html>busy</html>", `{"recent_changes":{}}`, `{"recent_changes":[`, `{"recent_changes":[{"datetime":"soon"}]}`,
+		`{"recent_changes":[],"recent_changes":[]}`,
+		addition(50, func(text string) string { return text[:len(text)/2] }),
+		addition(51, func(text string) string { return strings.Replace(text, "URL: nar/none/0", "URL: nar/none/1", 1) }),
+		addition(52, func(string) string { return strings.Repeat("x", 1<<20) }),
+	} {
+		o.answer(answer)
+		o.rounds(2)
+		if got := f.list(); !slices.Equal(got, before) {
+			t.Fatalf("after %.100q the mirror has\n%s", answer, strings.Join(got, "\n"))
+		}
+	}
+	o.added(at(60), 60, 1)
+	f.same(o.instance)
+	// One that stays as it is, is passed over in the end.
+	o.mu.Lock()
+	o.changes = append(o.changes, peer.Change{Datetime: at(61).Format(time.DateTime), Change: peer.Addition, Data: "StorePath: nonsense\n"})
+	o.mu.Unlock()
+	o.added(at(62), 62, 1)
+	f.same(o.instance)
+	if f.Status().PassedOver != 1 {
+		t.Errorf("%d changes were passed over, want 1", f.Status().PassedOver)
+	}
+}
+
+// TestPlainBackInTime: an original whose dump is older than what was followed is
+// refused.
+func TestPlainBackInTime(t *testing.T) {
+	t.Parallel()
+	o := newOriginal(t)
+	o.added(at(1), 1, 1)
+	o.dump(false)
+	o.added(at(50), 2, 1)
+	f := follow(t, newInstance(t), o.instance, nil)
+	f.same(o.instance)
+	o.mu.Lock()
+	o.changes = o.changes[:1]
+	o.mu.Unlock()
+	if why := f.refused(); !strings.Contains(why, "gone back in time") {
+		t.Errorf("it was refused because %s", why)
+	}
+	if got := f.list(); len(got) != 2 {
+		t.Errorf("the mirror has %q", got)
+	}
+}

@@ -1,0 +1,425 @@
+package mirror
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+
+	"nar-herder/mirror/exchange"
+	"nar-herder/narinfo"
+	"nar-herder/peer"
+	"nar-herder/storage"
+)
+
+const (
+	// shrinkShare is the share of all mirrored items that a dump may lack, and
+	// shrinkLeast a number that it may.
+	shrinkShare = 10
+	shrinkLeast = 1000
+	// badShare is the share of a dump's narinfos that may make no sense, before the
+	// dump as a whole doesn't.
+	badShare = 100
+)
+
+// resync starts anew from the dump of the source: what that has is merged in, and
+// what came from the source and is not in it is withdrawn. Tags, pins, cached
+// files, nars, and items that came from here alone stay.
+func (m *Mirror) resync(ctx context.Context, at place, why string) error {
+	m.log.Info("starting from the dump of the mirrored instance", "source", m.Source.String(), "why", why)
+	m.status.doing(Syncing, "downloading the dump: "+why)
+	db, done, err := m.fetchDump(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	m.status.doing(Syncing, "merging the dump: "+why)
+	next, err := m.merge(ctx, at, db)
+	if err != nil {
+		return fmt.Errorf("start from the dump of %s: %w", m.Source, err)
+	}
+	if err := m.Index.Update(ctx, next.write); err != nil {
+		return err
+	}
+	m.status.resynced()
+	return nil
+}
+
+// dump is what was downloaded.
+type dump struct {
+	*exchange.Database
+	// verified says that it is what the source has made.
+	verified bool
+	modified time.Time
+	tag      string
+}
+
+// fetchDump downloads the source's dump and opens it. done closes and removes it.
+func (m *Mirror) fetchDump(ctx context.Context) (_ *dump, done func(), err error) {
+	name := m.Downloads + ".dump"
+	file, err := m.Source.Download(ctx, peer.DumpPath, name, true, progressOf("downloading the dump", m.now, func(what string) { m.status.doing(Syncing, what) }))
+	if err != nil {
+		return nil, nil, err
+	}
+	database := name
+	if file.Encoding == "zstd" {
+		database = name + ".db"
+		if err := decompress(ctx, name, database); err != nil {
+			// Else it would be found whole again and again.
+			return nil, nil, errors.Join(fmt.Errorf("decompress the dump of %s: %w", m.Source, err), discard(name, database))
+		}
+	}
+	db, err := exchange.Open(ctx, database)
+	if err == nil && !file.Verified {
+		m.status.doing(Syncing, "checking the dump")
+		err = db.Check(ctx)
+	}
+	if err != nil {
+		if db != nil {
+			err = errors.Join(err, db.Close())
+		}
+		if ctx.Err() == nil {
+			err = errors.Join(err, discard(name, database))
+		}
+		return nil, nil, fmt.Errorf("open the dump of %s: %w", m.Source, err)
+	}
+	done = func() {
+		if err := errors.Join(db.Close(), discard(name, database)); err != nil {
+			m.log.Warn("can't remove what was downloaded", "error", err)
+		}
+	}
+	return &dump{db, file.Verified, file.Modified, file.Tag}, done, nil
+}
+
+// progressOf tells how far a download is, once a second.
+func progressOf(what string, now func() time.Time, tell func(string)) func(done, total int64) {
+	var told time.Time
+	return func(done, total int64) {
+		if now := now(); now.Sub(told) >= time.Second {
+			told = now
+			tell(describeProgress(what, done, total))
+		}
+	}
+}
+
+func describeProgress(what string, done, total int64) string {
+	const mega = 1 << 20
+	if total < 0 {
+		return fmt.Sprintf("%s: %d MiB so far", what, done/mega)
+	}
+	return fmt.Sprintf("%s: %d of %d MiB", what, done/mega, total/mega)
+}
+
+func discard(name, database string) error {
+	err := peer.Discard(name)
+	if database != name {
+		err = errors.Join(err, peer.Discard(database))
+	}
+	return err
+}
+
+// maxWindow is the memory that a frame may ask for.
+const maxWindow = 128 << 20
+
+// decompress writes a file anew without zstd.
+func decompress(ctx context.Context, from, to string) error {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	reader, err := zstd.NewReader(in, zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderConcurrency(1))
+	if err != nil {
+		return err
+	}
+	defer reader.Close()
+	out, err := os.Create(to)
+	if err != nil {
+		return err
+	}
+	_, err = io.CopyBuffer(struct{ io.Writer }{out}, &cancelled{ctx, reader}, make([]byte, 1<<20))
+	return errors.Join(err, out.Close())
+}
+
+// cancelled ends a reading with its context.
+type cancelled struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (c *cancelled) Read(p []byte) (int, error) {
+	if err := c.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return c.r.Read(p)
+}
+
+// bits is a set of items by their places.
+type bits []uint64
+
+func (b bits) set(place int64) {
+	if i := place / 64; i < int64(len(b)) {
+		b[i] |= 1 << (place % 64)
+	}
+}
+
+func (b bits) has(place int64) bool {
+	i := place / 64
+	return i < int64(len(b)) && b[i]&(1<<(place%64)) != 0
+}
+
+// merge makes the items here those of the dump, and returns the place behind it.
+func (m *Mirror) merge(ctx context.Context, at place, db *dump) (place, error) {
+	next, newest, err := m.behind(ctx, db)
+	if err != nil {
+		return next, err
+	}
+	if err := m.notSelf(next.Instance); err != nil {
+		return next, err
+	}
+	// A dump without changes may end with a removal, which leaves no time in it.
+	if made := later(newest, db.modified); at.Instance == "" && !made.IsZero() && made.Before(at.Since) {
+		why := fmt.Sprintf("its dump has gone back in time: it ends at %s, and changes up to %s were followed", made.Format(time.DateTime), at.Since.Format(time.DateTime))
+		if err := m.unlessAccepted(ctx, why); err != nil {
+			return next, err
+		}
+	}
+	count, err := db.Count(ctx)
+	if err != nil {
+		return next, err
+	}
+	mirrored, last, err := m.Index.MirroredCount(ctx)
+	if err != nil {
+		return next, err
+	}
+	if lost := mirrored - count; lost > max(shrinkLeast, mirrored/shrinkShare) {
+		if err := m.unlessAccepted(ctx, fmt.Sprintf("it has shrunk from %d items to %d", mirrored, count)); err != nil {
+			return next, err
+		}
+	}
+	there := make(bits, last/64+1)
+	if err := m.mergeItems(ctx, db, there, count); err != nil {
+		return next, err
+	}
+	return next, m.withdrawOthers(ctx, there, last, mirrored, newest)
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+// behind returns the place behind a dump, and the time of its newest content.
+func (m *Mirror) behind(ctx context.Context, db *dump) (next place, newest time.Time, err error) {
+	info, err := db.Info(ctx)
+	if err != nil {
+		return next, newest, err
+	}
+	added, err := db.LastAdded(ctx)
+	if err != nil {
+		return next, newest, err
+	}
+	changed, err := db.NewestChange(ctx)
+	if err != nil {
+		return next, newest, err
+	}
+	newest = later(added, changed)
+	if info["instance"] != "" {
+		next.Instance = info["instance"]
+		if next.Position, err = strconv.ParseInt(info["last_change"], 10, 64); err != nil {
+			return next, newest, fmt.Errorf("the dump's number of the last change: %w", err)
+		}
+		return next, newest, nil
+	}
+	next.Since = newest
+	if next.Since.IsZero() {
+		next.Since = db.modified
+	}
+	if next.Since.IsZero() {
+		return next, newest, errors.New("nothing in the dump says when it was made")
+	}
+	changes := make(seen)
+	for change, err := range db.Changes(ctx) {
+		var row *exchange.RowError
+		if errors.As(err, &row) {
+			continue
+		} else if err != nil {
+			return next, newest, err
+		}
+		if change.At.Before(next.from()) {
+			continue
+		}
+		c := peer.Change{Datetime: change.At.Format(time.DateTime), Change: peer.Addition, Data: change.Data}
+		if change.Removal {
+			c.Change = peer.Removal
+		}
+		changes[fingerprintOf(c)] = change.At
+	}
+	next = next.with(changes)
+	next.Dump = db.tag
+	return next, newest, nil
+}
+
+// mergeItems adds the dump's items, and sets the bits of those that are there
+// already.
+func (m *Mirror) mergeItems(ctx context.Context, db *dump, there bits, count int64) error {
+	var done, bad int64
+	var fetched []storage.Followed
+	flush := func() error {
+		news, err := m.unknown(ctx, fetched, there)
+		if err != nil {
+			return err
+		}
+		done += int64(len(fetched))
+		fetched = fetched[:0]
+		m.status.doing(Syncing, fmt.Sprintf("merging the dump: %d of %d items", done, count))
+		if len(news) == 0 {
+			return nil
+		}
+		sums, err := m.Storage.Follow(ctx, news, storage.FollowOptions{Unlogged: m.unlogged})
+		if err != nil {
+			return err
+		}
+		m.status.applied(sums)
+		m.announce(news)
+		return nil
+	}
+	for item, err := range db.Items(ctx, exchange.FromStart) {
+		var row *exchange.RowError
+		if err != nil && !errors.As(err, &row) {
+			return err
+		}
+		var change storage.Followed
+		if err == nil {
+			change, err = m.itemOf(item, db)
+		}
+		if err != nil {
+			bad++
+			if bad <= 20 {
+				m.log.Error("a narinfo in the source's dump makes no sense, and is passed over", "source", m.Source.String(), "error", err)
+			}
+			m.status.passedOver()
+			if bad > max(20, count/badShare) {
+				return fmt.Errorf("over %d of its %d narinfos make no sense, the last: %w", bad-1, count, err)
+			}
+			continue
+		}
+		if fetched = append(fetched, change); len(fetched) >= batchSize {
+			if err := flush(); err != nil {
+				return err
+			}
+		}
+	}
+	return flush()
+}
+
+// itemOf makes sense of an item of a dump.
+func (m *Mirror) itemOf(item exchange.Item, db *dump) (change storage.Followed, err error) {
+	n, err := narinfo.Parse(item.Text)
+	if err != nil {
+		return change, err
+	}
+	if !db.verified {
+		if err := plausible(n); err != nil {
+			return change, err
+		}
+	}
+	added := item.AddedAt
+	if added.IsZero() {
+		if added = db.modified; added.IsZero() {
+			added = m.now()
+		}
+	}
+	return storage.Followed{At: added.UTC().Truncate(time.Second), Narinfo: n, Hash: n.StorePath.Hash}, nil
+}
+
+// unknown returns those items that are not here as they are there, and sets the
+// bits of all that are here.
+func (m *Mirror) unknown(ctx context.Context, items []storage.Followed, there bits) (news []storage.Followed, err error) {
+	hashes := make([]narinfo.PathHash, len(items))
+	for i, item := range items {
+		hashes[i] = item.Hash
+	}
+	rows, err := m.Index.ItemsAt(ctx, hashes)
+	if err != nil {
+		return nil, err
+	}
+	for i, row := range rows {
+		if row != nil {
+			there.set(row.Place())
+		}
+		if row == nil || !row.Mirrored || !row.WithdrawnAt.IsZero() || !bytes.Equal(row.Text, items[i].Narinfo.Text) {
+			news = append(news, items[i])
+		}
+	}
+	return news, nil
+}
+
+// withdrawOthers withdraws what came from the source, up to the last place, and
+// whose bit is not set: the source does not have it any more. What is newer than
+// the dump may be there all the same.
+func (m *Mirror) withdrawOthers(ctx context.Context, there bits, last, mirrored int64, newest time.Time) error {
+	each := func(f func(hashes []narinfo.PathHash) error) error {
+		for after := int64(0); after < last; {
+			items, end, err := m.Index.MirroredAfter(ctx, after, last, 20*batchSize)
+			if err != nil {
+				return err
+			}
+			var hashes []narinfo.PathHash
+			for _, item := range items {
+				if !there.has(item.Place) && (newest.IsZero() || item.AddedAt.Before(newest)) {
+					hashes = append(hashes, item.Hash)
+				}
+			}
+			if err := f(hashes); err != nil {
+				return err
+			}
+			after = end
+		}
+		return nil
+	}
+	var gone int64
+	err := each(func(hashes []narinfo.PathHash) error {
+		gone += int64(len(hashes))
+		return nil
+	})
+	if err != nil || gone == 0 {
+		return err
+	}
+	if gone > max(shrinkLeast, mirrored/shrinkShare) {
+		if err := m.unlessAccepted(ctx, fmt.Sprintf("its dump lacks %d items of %d", gone, mirrored)); err != nil {
+			return err
+		}
+	}
+	options := storage.FollowOptions{}
+	if m.Pinned != nil {
+		if options.Keeps, options.Within, err = m.Pinned(ctx); err != nil {
+			return err
+		}
+	}
+	now := m.now().UTC().Truncate(time.Second)
+	return each(func(hashes []narinfo.PathHash) error {
+		for len(hashes) > 0 {
+			some := hashes[:min(len(hashes), batchSize)]
+			hashes = hashes[len(some):]
+			changes := make([]storage.Followed, len(some))
+			for i, hash := range some {
+				changes[i] = storage.Followed{At: now, Hash: hash}
+			}
+			sums, err := m.Storage.Follow(ctx, changes, options)
+			if err != nil {
+				return err
+			}
+			m.status.applied(sums)
+		}
+		return nil
+	})
+}

@@ -1,0 +1,221 @@
+package mirror
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"nar-herder/peer"
+	"nar-herder/storage"
+)
+
+// States of a mirror.
+const (
+	Syncing   = "syncing"   // it starts from what the source publishes
+	Following = "following" // it does what the source does
+	Failing   = "failing"   // it can't, and tries again
+	Refusing  = "refusing"  // it could, and doesn't: see [RefusedError]
+)
+
+// Status is how a mirror does.
+type Status struct {
+	Source string `json:"source"`
+	State  string `json:"state"`
+	// LagSeconds is how long ago this instance was surely as the source is; -1
+	// when it never was since the start.
+	LagSeconds float64 `json:"lag_seconds"`
+	// Backlog is how many changes are to be done, as far as that is known.
+	Backlog int64 `json:"backlog"`
+	// LastSuccess is when it was surely as the source is.
+	LastSuccess time.Time `json:"last_success,omitzero"`
+	// Failures are those in a row, and Error is the last of them.
+	Failures int    `json:"failures"`
+	Error    string `json:"error,omitempty"`
+	// PassedOver counts changes that made no sense, since the start.
+	PassedOver int64 `json:"passed_over"`
+	// Doing says what takes its time.
+	Doing string `json:"doing,omitempty"`
+}
+
+// status is that of a mirror, with what is counted for the metrics.
+type status struct {
+	mu      sync.Mutex
+	now     func() time.Time
+	started time.Time
+	current Status
+	asOf    time.Time
+
+	sums          storage.FollowedSums
+	totalFailures int64
+	resyncs       int64
+	logged        time.Time // when the last failure was logged
+	loggedError   string
+
+	told func(Status) // of what is being done, if not nil
+}
+
+func (s *status) begin(source string, now func() time.Time) {
+	s.current = Status{Source: source, State: Syncing, LagSeconds: -1}
+	s.now, s.started = now, now()
+}
+
+// Status is how the mirror does now.
+func (m *Mirror) Status() Status { return m.status.get() }
+
+func (s *status) get() Status {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	current := s.current
+	if !s.asOf.IsZero() {
+		current.LastSuccess = s.asOf.UTC().Truncate(time.Millisecond)
+		current.LagSeconds = max(0, s.now().Sub(s.asOf).Seconds())
+	}
+	return current
+}
+
+// worryAfter is the lag that a health check speaks of.
+const worryAfter = 5 * time.Minute
+
+// Warnings are for the health.
+func (m *Mirror) Warnings() []string {
+	status := m.Status()
+	var warnings []string
+	if status.State == Refusing || status.State == Failing {
+		warnings = append(warnings, "the mirrored instance "+status.Source+" is not followed: "+status.Error)
+	} else if status.LagSeconds > worryAfter.Seconds() {
+		warnings = append(warnings, "this mirror is not up to date with "+status.Source)
+	}
+	return warnings
+}
+
+// doing says what is being done now; "" for the usual.
+func (s *status) doing(state, what string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.current.State, s.current.Doing = state, what
+	if s.told != nil {
+		s.told(s.current)
+	}
+}
+
+// heard notes the state of the source's log, which is followed up to a position.
+func (s *status) heard(state peer.LogState, position int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.current.State, s.current.Doing = Following, ""
+	s.current.Failures, s.current.Error = 0, ""
+	s.current.Backlog = max(0, state.Last-position)
+	if s.current.Backlog == 0 {
+		s.asOf = s.now()
+	}
+}
+
+// polled notes that all is done that the source had at a time.
+func (s *status) polled(at time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.current.State, s.current.Doing = Following, ""
+	s.current.Failures, s.current.Error = 0, ""
+	s.current.Backlog = 0
+	s.asOf = at
+}
+
+func (s *status) applied(sums storage.FollowedSums) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.sums.Add(sums)
+}
+
+func (s *status) passedOver() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.current.PassedOver++
+}
+
+func (s *status) resynced() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.resyncs++
+}
+
+// logAgain is how often the same failure is told in the log.
+const logAgain = time.Hour
+
+// ended notes how an attempt to follow has ended.
+func (s *status) ended(log *slog.Logger, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err == nil {
+		return
+	}
+	var refused *RefusedError
+	level := slog.LevelWarn
+	switch {
+	case errors.As(err, &refused):
+		s.current.State, level = Refusing, slog.LevelError
+	case errors.Is(err, peer.ErrNotReady):
+		s.current.State, level = Syncing, slog.LevelInfo
+	default:
+		s.current.State = Failing
+	}
+	s.current.Doing = ""
+	s.current.Failures++
+	s.current.Error = err.Error()
+	s.totalFailures++
+	if now := s.now(); s.current.Error != s.loggedError || now.Sub(s.logged) > logAgain {
+		s.logged, s.loggedError = now, s.current.Error
+		log.Log(context.Background(), level, "the mirrored instance is not followed", "source", s.current.Source, "failures", s.current.Failures, "error", err)
+	}
+}
+
+var (
+	lagMetric     = prometheus.NewDesc("narherder_mirror_lag_seconds", "How long ago this mirror was surely as its source is; since the start, where it never was.", nil, nil)
+	successMetric = prometheus.NewDesc("narherder_mirror_last_success_timestamp_seconds", "When this mirror was surely as its source is; 0 for never since the start.", nil, nil)
+	backlogMetric = prometheus.NewDesc("narherder_mirror_backlog_changes", "Changes of the source that are to be done, as far as known.", nil, nil)
+	failureMetric = prometheus.NewDesc("narherder_mirror_failures_total", "Attempts to follow the source that have failed.", nil, nil)
+	stateMetric   = prometheus.NewDesc("narherder_mirror_state", "1 for the state that the mirror is in.", []string{"state"}, nil)
+	changesMetric = prometheus.NewDesc("narherder_mirror_changes_total", "Changes of the source, by what became of them.", []string{"outcome"}, nil)
+	resyncMetric  = prometheus.NewDesc("narherder_mirror_resyncs_total", "How often this mirror has started anew from the source's dump.", nil, nil)
+)
+
+// Describe implements [prometheus.Collector].
+func (m *Mirror) Describe(to chan<- *prometheus.Desc) { prometheus.DescribeByCollect(m, to) }
+
+// Collect implements [prometheus.Collector].
+func (m *Mirror) Collect(to chan<- prometheus.Metric) {
+	current := m.Status()
+	s := &m.status
+	s.mu.Lock()
+	sums, failures, resyncs := s.sums, s.totalFailures, s.resyncs
+	lag, success := s.now().Sub(s.started).Seconds(), 0.0
+	if !s.asOf.IsZero() {
+		lag, success = current.LagSeconds, float64(s.asOf.UnixMilli())/1000
+	}
+	s.mu.Unlock()
+	gauge := func(d *prometheus.Desc, value float64, labels ...string) {
+		to <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
+	}
+	counter := func(d *prometheus.Desc, value float64, labels ...string) {
+		to <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, value, labels...)
+	}
+	gauge(lagMetric, lag)
+	gauge(successMetric, success)
+	gauge(backlogMetric, float64(current.Backlog))
+	counter(failureMetric, float64(failures))
+	counter(resyncMetric, float64(resyncs))
+	for _, state := range []string{Syncing, Following, Failing, Refusing} {
+		value := 0.0
+		if state == current.State {
+			value = 1
+		}
+		gauge(stateMetric, value, state)
+	}
+	for outcome, n := range map[string]int{"added": sums.Added, "updated": sums.Updated, "withdrawn": sums.Withdrawn, "known": sums.Known, "kept": sums.Kept} {
+		counter(changesMetric, float64(n), outcome)
+	}
+	counter(changesMetric, float64(current.PassedOver), "passed over")
+}

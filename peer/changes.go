@@ -1,0 +1,486 @@
+package peer
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+
+	"nar-herder/narinfo"
+)
+
+// How an instance tells of changes. The original knows the first path alone, and
+// there the query parameter [SinceKey] alone; it believes that of spec 3:
+//
+//	{"recent_changes": [{"datetime", "change", "data"}, …]}
+//
+// with the changes of that datetime or later, the oldest first. This program also
+// numbers changes without gaps and answers [AfterKey] with a [ChangesReply], and
+// StreamPath with a stream of them as server-sent events
+// (https://html.spec.whatwg.org/multipage/server-sent-events.html) that doesn't
+// end: the log's state at first and every [StreamPulse], in an event
+// [StateEvent], and each change as it comes, in an event [ChangeEvent].
+const (
+	ChangesPath = "/recent-changes"
+	StreamPath  = "/recent-changes/stream"
+	// SinceKey has a datetime.
+	SinceKey = "since"
+	// AfterKey has the number of the last change that is known, and InstanceKey
+	// the name of the instance that gave it that number.
+	AfterKey    = "after"
+	InstanceKey = "instance"
+
+	StateEvent  = "state"
+	ChangeEvent = "change"
+	// StreamPulse is the time between two states in a stream.
+	StreamPulse = 15 * time.Second
+
+	// Addition and Removal are kinds of changes: the data is the narinfo's text
+	// or the store path.
+	Addition = "addition"
+	Removal  = "removal"
+)
+
+// Change is one of the recent changes.
+type Change struct {
+	// Datetime is when it was made where it was made first, in UTC, as
+	// [time.DateTime] has it.
+	Datetime string `json:"datetime"`
+	Change   string `json:"change"`
+	Data     string `json:"data"`
+	// ID is its number; 0 from the original.
+	ID int64 `json:"id,omitempty"`
+	// Sum tells whether it has come as it was sent; see [Change.Seal].
+	Sum string `json:"sum,omitempty"`
+}
+
+// Seal sets the sum of a change that the instance tells.
+func (c *Change) Seal(instance string) { c.Sum = c.sum(instance) }
+
+func (c *Change) sum(instance string) string {
+	return sum(instance, strconv.FormatInt(c.ID, 10), c.Datetime, c.Change, c.Data)
+}
+
+// sum is a digest of words. TCP's own is too weak for what is kept for years,
+// and proxies and disks are between.
+func sum(words ...string) string {
+	digest := sha256.New()
+	for _, word := range words {
+		fmt.Fprintf(digest, "%d:%s,", len(word), word)
+	}
+	return hex.EncodeToString(digest.Sum(nil)[:16])
+}
+
+// LogState is the state of an instance's log of changes.
+type LogState struct {
+	// Instance is the random name of the instance, whose numbers these are.
+	Instance string `json:"instance"`
+	// First is the oldest change that is still told, and Last the newest that
+	// there has been; up to Position all has been told.
+	First    int64  `json:"first"`
+	Last     int64  `json:"last"`
+	Position int64  `json:"position"`
+	Sum      string `json:"sum"`
+}
+
+// Seal sets the sum.
+func (s *LogState) Seal() { s.Sum = s.sum() }
+
+func (s *LogState) sum() string {
+	return sum(s.Instance, strconv.FormatInt(s.First, 10), strconv.FormatInt(s.Last, 10), strconv.FormatInt(s.Position, 10))
+}
+
+// ChangesReply answers AfterKey. With More, there are others behind Position.
+type ChangesReply struct {
+	LogState
+	More    bool     `json:"more"`
+	Changes []Change `json:"recent_changes"`
+}
+
+// LostError says that the changes that were asked for can't be told: the
+// instance is another than the one that gave the number, or they have left its
+// log, or it has not come to that number yet, so that it has gone back in time.
+type LostError struct{ LogState }
+
+func (e *LostError) Error() string {
+	return fmt.Sprintf("its log of changes goes from %d to %d in instance %s", e.First, e.Last, e.Instance)
+}
+
+// AsLost returns the [*LostError] that an error is; nil when it is none.
+func AsLost(err error) *LostError {
+	var lost *LostError
+	errors.As(err, &lost)
+	return lost
+}
+
+// ErrNoLog says that the instance has no log with numbers: it is the original, or
+// an older version.
+var ErrNoLog = errors.New("it tells no changes by their numbers")
+
+// ErrSilent says that nothing came, where something should all the time.
+var ErrSilent = errors.New("nothing comes")
+
+// ErrDamaged says that an answer has not come as it was sent.
+var ErrDamaged = errors.New("it was damaged on its way")
+
+const (
+	// maxChange is how long a change can be: a narinfo, each byte of which may
+	// have been escaped.
+	maxChange = 6*narinfo.MaxSize + 4096
+	// streamSilence is for how long a stream can be silent: then the connection
+	// is gone, or something on the way holds events back.
+	streamSilence = 3 * StreamPulse
+)
+
+// Stream is a stream of an instance's changes, used by one goroutine at a time.
+type Stream struct {
+	body  io.ReadCloser
+	lines *bufio.Reader
+	state LogState
+}
+
+// Changes opens the stream of changes after the one with the given number, which
+// the instance of that name gave; "" for any. The error is [ErrNoLog], a
+// [*LostError], or another when none of that is known. The stream is the caller's
+// to close.
+func (p *Peer) Changes(ctx context.Context, instance string, after int64) (*Stream, error) {
+	query := url.Values{AfterKey: {strconv.FormatInt(after, 10)}}
+	if instance != "" {
+		query.Set(InstanceKey, instance)
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	response, err := p.send(ctx, StreamPath+"?"+query.Encode())
+	if err != nil {
+		cancel(nil)
+		var slow net.Error
+		if errors.As(err, &slow) && slow.Timeout() {
+			err = fmt.Errorf("%w: %w", ErrSilent, err) // something holds the head back
+		}
+		return nil, fmt.Errorf("follow the changes of %s: %w", p, err)
+	}
+	body := newProgressing(response.Body, -1, p.silence(), cancel, p.base)
+	stream := &Stream{body: body, lines: bufio.NewReaderSize(body, 64<<10)}
+	if err := stream.begin(response); err != nil {
+		if cause := context.Cause(ctx); cause != nil {
+			err = cause
+		}
+		body.Close()
+		return nil, fmt.Errorf("follow the changes of %s: %w", p, err)
+	}
+	return stream, nil
+}
+
+func (p *Peer) silence() time.Duration {
+	if p.self.ProgressTimeout != progressTimeout {
+		return p.self.ProgressTimeout // in a test
+	}
+	return streamSilence
+}
+
+// send sends a request whose answer is not read here.
+func (p *Peer) send(ctx context.Context, path string) (*http.Response, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, p.base+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	request.Header.Set("Cache-Control", "no-cache")
+	response, err := p.client.Do(request)
+	if err != nil {
+		return nil, explain(err)
+	}
+	return response, nil
+}
+
+// begin looks at the head of the answer and reads the first event.
+func (s *Stream) begin(response *http.Response) error {
+	switch response.StatusCode {
+	case http.StatusOK:
+	case http.StatusNotFound:
+		return ErrNoLog
+	case http.StatusGone:
+		return readLost(response.Body)
+	default:
+		return fmt.Errorf("it answers %s", response.Status)
+	}
+	if kind := response.Header.Get("Content-Type"); kind != "text/event-stream" {
+		return fmt.Errorf("%w: its Content-Type is %q", ErrAnswer, kind)
+	}
+	change, err := s.Next()
+	if err == nil && change != nil {
+		err = fmt.Errorf("%w: it doesn't begin with a state", ErrAnswer)
+	}
+	return err
+}
+
+// readLost reads what comes instead of changes.
+func readLost(body io.Reader) error {
+	text, err := io.ReadAll(io.LimitReader(body, 4096))
+	if err != nil {
+		return err
+	}
+	lost := new(LostError)
+	if err := json.Unmarshal(text, &lost.LogState); err != nil {
+		return fmt.Errorf("%w: %w", ErrAnswer, err)
+	}
+	if lost.Sum != lost.sum() {
+		return ErrDamaged
+	}
+	return lost
+}
+
+// mostReply bounds a page of changes.
+const mostReply = 64 << 20
+
+// ChangesAfter asks for a page of the changes that [Peer.Changes] has a stream of.
+// The errors are the same.
+func (p *Peer) ChangesAfter(ctx context.Context, instance string, after int64) (reply *ChangesReply, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("ask %s for its changes: %w", p, err)
+		}
+	}()
+	ctx, cancel := context.WithTimeout(ctx, 4*p.self.ProgressTimeout)
+	defer cancel()
+	query := url.Values{AfterKey: {strconv.FormatInt(after, 10)}, InstanceKey: {instance}}
+	response, err := p.send(ctx, ChangesPath+"?"+query.Encode())
+	if err != nil {
+		return nil, err
+	}
+	defer response.Body.Close()
+	switch response.StatusCode {
+	case http.StatusOK:
+	case http.StatusNotFound:
+		return nil, ErrNoLog
+	case http.StatusGone:
+		return nil, readLost(response.Body)
+	default:
+		return nil, fmt.Errorf("it answers %s", response.Status)
+	}
+	body, err := io.ReadAll(io.LimitReader(response.Body, mostReply))
+	if err != nil {
+		return nil, err
+	}
+	reply = new(ChangesReply)
+	if err := json.Unmarshal(body, reply); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrAnswer, err)
+	}
+	if reply.Instance == "" {
+		return nil, ErrNoLog
+	}
+	if reply.Sum != reply.sum() {
+		return nil, ErrDamaged
+	}
+	for last, i := after, 0; i < len(reply.Changes); i++ {
+		change := &reply.Changes[i]
+		if change.Sum != change.sum(reply.Instance) {
+			return nil, fmt.Errorf("change %d: %w", change.ID, ErrDamaged)
+		}
+		if change.ID <= last || change.ID > reply.Position {
+			return nil, fmt.Errorf("%w: change %d comes after %d", ErrAnswer, change.ID, last)
+		}
+		last = change.ID
+	}
+	return reply, nil
+}
+
+// State is what the instance has told last of its log.
+func (s *Stream) State() LogState { return s.state }
+
+// Next waits for the next change. It returns nil when there is a new State
+// instead. After an error the stream is of no more use.
+func (s *Stream) Next() (*Change, error) {
+	var kind string
+	var data []byte
+	for {
+		line, err := s.line()
+		if err != nil {
+			return nil, err
+		}
+		if len(line) > 0 {
+			switch field, value, _ := bytes.Cut(line, []byte(": ")); string(field) {
+			case "event":
+				kind = string(value)
+			case "data":
+				data = append(data[:0], value...)
+			}
+			continue // also others, and comments
+		}
+		if data == nil {
+			continue
+		}
+		switch kind {
+		case StateEvent:
+			var state LogState
+			if err := json.Unmarshal(data, &state); err != nil {
+				return nil, fmt.Errorf("%w: %w", ErrAnswer, err)
+			}
+			if state.Sum != state.sum() {
+				return nil, fmt.Errorf("the state of its log: %w", ErrDamaged)
+			}
+			s.state = state
+			return nil, nil
+		case ChangeEvent:
+			change := new(Change)
+			if err := json.Unmarshal(data, change); err != nil {
+				return nil, fmt.Errorf("%w: %w", ErrAnswer, err)
+			}
+			if change.Sum != change.sum(s.state.Instance) {
+				return nil, fmt.Errorf("change %d: %w", change.ID, ErrDamaged)
+			}
+			return change, nil
+		}
+		kind, data = "", nil
+	}
+}
+
+// Buffered says whether the next event has come, at least in part.
+func (s *Stream) Buffered() bool { return s.lines.Buffered() > 0 }
+
+// line reads a line, which is good until the next.
+func (s *Stream) line() ([]byte, error) {
+	var long []byte
+	for {
+		part, err := s.lines.ReadSlice('\n')
+		switch {
+		case err == nil && long == nil:
+			return bytes.TrimSuffix(part[:len(part)-1], []byte("\r")), nil
+		case err == nil:
+			long = append(long, part[:len(part)-1]...)
+			return bytes.TrimSuffix(long, []byte("\r")), nil
+		case errors.Is(err, bufio.ErrBufferFull):
+			if long = append(long, part...); len(long) > maxChange {
+				return nil, fmt.Errorf("%w: it has a line of over %d bytes", ErrAnswer, maxChange)
+			}
+		case err == io.EOF:
+			return nil, io.ErrUnexpectedEOF // it has no end
+		default:
+			return nil, err
+		}
+	}
+}
+
+// Close ends the stream.
+func (s *Stream) Close() error { return s.body.Close() }
+
+// ChangesSince asks in the original's way for the changes of the given time, to the
+// second, and later, and calls tell for each, the oldest first. An error of tell
+// ends it and is returned. That all have come is only sure when there is no
+// error.
+func (p *Peer) ChangesSince(ctx context.Context, since time.Time, tell func(Change) error) (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("ask %s for its changes: %w", p, err)
+		}
+	}()
+	query := url.Values{SinceKey: {since.UTC().Format(time.DateTime)}}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	response, err := p.send(ctx, ChangesPath+"?"+query.Encode())
+	if err != nil {
+		return err
+	}
+	body := newProgressing(response.Body, response.ContentLength, p.self.ProgressTimeout, cancel, p.base)
+	defer body.Close()
+	if response.StatusCode != http.StatusOK {
+		return fmt.Errorf("it answers %s", response.Status)
+	}
+	return readChanges(body, tell)
+}
+
+// readChanges reads the original's answer as it comes: it can be long.
+func readChanges(from io.Reader, tell func(Change) error) error {
+	// A value can't be longer than what the decoder may read for it.
+	allowed := &allowance{r: from}
+	decoder := json.NewDecoder(allowed)
+	token := func(want json.Delim) error {
+		allowed.left = maxChange
+		got, err := decoder.Token()
+		if err == nil && got != want {
+			err = fmt.Errorf("%w: %v where %v belongs", ErrAnswer, got, want)
+		}
+		return asAnswer(err)
+	}
+	if err := token('{'); err != nil {
+		return err
+	}
+	found := false
+	for decoder.More() {
+		allowed.left = maxChange
+		key, err := decoder.Token()
+		if err != nil {
+			return asAnswer(err)
+		}
+		if key != "recent_changes" {
+			var other json.RawMessage
+			if err := decoder.Decode(&other); err != nil {
+				return asAnswer(err)
+			}
+			continue
+		}
+		if found {
+			return fmt.Errorf("%w: it has two lists", ErrAnswer)
+		}
+		found = true
+		if err := token('['); err != nil {
+			return err
+		}
+		for decoder.More() {
+			allowed.left = maxChange
+			var change Change
+			if err := decoder.Decode(&change); err != nil {
+				return asAnswer(err)
+			}
+			if err := tell(change); err != nil {
+				return err
+			}
+		}
+		if err := token(']'); err != nil {
+			return err
+		}
+	}
+	if err := token('}'); err != nil {
+		return err
+	}
+	if !found {
+		return fmt.Errorf("%w: it has no recent_changes", ErrAnswer)
+	}
+	return nil
+}
+
+// asAnswer makes an error of the decoder one of the answer.
+func asAnswer(err error) error {
+	var syntax *json.SyntaxError
+	var kind *json.UnmarshalTypeError
+	switch {
+	case err == io.EOF:
+		return io.ErrUnexpectedEOF
+	case errors.As(err, &syntax), errors.As(err, &kind):
+		return fmt.Errorf("%w: %w", ErrAnswer, err)
+	}
+	return err
+}
+
+// allowance ends a reading that takes too much before it is granted more.
+type allowance struct {
+	r    io.Reader
+	left int
+}
+
+func (a *allowance) Read(p []byte) (int, error) {
+	if a.left <= 0 {
+		return 0, fmt.Errorf("%w: it has a value of over %d bytes", ErrAnswer, maxChange)
+	}
+	n, err := a.r.Read(p[:min(len(p), a.left)])
+	a.left -= n
+	return n, err
+}

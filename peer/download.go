@@ -1,0 +1,292 @@
+package peer
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"io/fs"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// What instances publish for others to start from.
+const (
+	// DumpPath has the database in the original's schema.
+	DumpPath = "/latest-database-dump"
+	// IndexPath has a copy of the index, as this program uses it.
+	IndexPath = "/latest-index-dump"
+	// DigestHeader has the SHA-256 of what an answer is about as a whole, as in
+	// RFC 9530.
+	DigestHeader = "Repr-Digest"
+)
+
+var (
+	// ErrNoDump says that the instance publishes no such file.
+	ErrNoDump = errors.New("it publishes none")
+	// ErrNotReady says that it will.
+	ErrNotReady = errors.New("it has none yet")
+)
+
+// Downloaded is a file that has come whole.
+type Downloaded struct {
+	Name string
+	Size int64
+	// Encoding is "zstd" or "".
+	Encoding string
+	// Verified says that the file has the digest that the peer has told.
+	Verified bool
+	// Modified is when the peer made it, as it says; zero when it doesn't.
+	Modified time.Time
+	// Tag tells it from others that the peer makes; "" when it can't be told.
+	Tag string
+}
+
+// part is what is known of a download that is not done, in a file beside it.
+type partial struct {
+	Path     string    `json:"path"`
+	ETag     string    `json:"etag"`
+	Encoding string    `json:"encoding"`
+	Size     int64     `json:"size"` // -1 when it is not known
+	Digest   string    `json:"digest"`
+	Modified time.Time `json:"modified"`
+}
+
+const partialSuffix = ".json"
+
+// tag is of the file, in whatever encoding it comes.
+func (p *partial) tag() string {
+	if !p.Modified.IsZero() {
+		return p.Modified.UTC().Format(time.RFC3339)
+	}
+	return p.ETag
+}
+
+// DumpTag returns the [Downloaded.Tag] that the peer's dump has now. The errors are
+// as in [Peer.Download].
+func (p *Peer) DumpTag(ctx context.Context) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, p.self.AnswerTimeout)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, http.MethodHead, p.base+DumpPath, nil)
+	if err != nil {
+		return "", err
+	}
+	response, err := p.client.Do(request)
+	if err != nil {
+		return "", fmt.Errorf("look at the dump of %s: %w", p, explain(err))
+	}
+	response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		return "", fmt.Errorf("look at the dump of %s: it answers %s", p, response.Status)
+	}
+	known := partial{ETag: response.Header.Get("ETag")}
+	known.Modified, _ = http.ParseTime(response.Header.Get("Last-Modified"))
+	return known.tag(), nil
+}
+
+// Download fetches one of the peer's files to the name, with zstd in that encoding
+// where the peer has it. It goes on where an earlier call, also of another
+// process, has stopped, if the peer still has the same file. progress, which may be
+// nil, is told how many bytes are there, and of how many, -1 when that is not
+// known. The error is [ErrNoDump], [ErrNotReady], [ErrDamaged], or another;
+// what has come stays for the next call, unless it is wrong. When there is no
+// error, the file is whole and safe on the disk, and the caller's to remove with
+// [Discard].
+func (p *Peer) Download(ctx context.Context, path, name string, zstd bool, progress func(done, total int64)) (_ *Downloaded, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("download %s%s: %w", p.base, path, err)
+		}
+	}()
+	known, have := readPartial(name, path)
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, p.base+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	request.Header.Set("Accept-Encoding", "identity")
+	if zstd {
+		request.Header.Set("Accept-Encoding", "zstd, identity;q=0.5")
+	}
+	if have > 0 {
+		request.Header.Set("Range", "bytes="+strconv.FormatInt(have, 10)+"-")
+		request.Header.Set("If-Range", known.ETag)
+	}
+	response, err := p.client.Do(request)
+	if err != nil {
+		return nil, explain(err)
+	}
+	body := newProgressing(response.Body, response.ContentLength, p.self.ProgressTimeout, cancel, p.base)
+	defer body.Close()
+	switch {
+	case response.StatusCode == http.StatusNotFound:
+		return nil, ErrNoDump
+	case response.StatusCode == http.StatusServiceUnavailable:
+		return nil, ErrNotReady
+	case response.StatusCode == http.StatusRequestedRangeNotSatisfiable && have > 0 && have == known.Size:
+		return finish(name, known, nil)
+	case response.StatusCode == http.StatusPartialContent && have > 0:
+		if response.Header.Get("ETag") != known.ETag || !isRangeOf(response.Header.Get("Content-Range"), have, known.Size) {
+			return nil, errors.Join(fmt.Errorf("%w: another part than the one that was asked for", ErrAnswer), Discard(name))
+		}
+	case response.StatusCode == http.StatusOK:
+		have = 0
+		if known, err = begin(name, path, response); err != nil {
+			return nil, err
+		}
+	default:
+		if response.StatusCode == http.StatusRequestedRangeNotSatisfiable {
+			err = Discard(name)
+		}
+		return nil, errors.Join(fmt.Errorf("it answers %s", response.Status), err)
+	}
+	file, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	digest, err := digestOf(ctx, file, have)
+	if err != nil {
+		return nil, err
+	}
+	meter := &meter{done: have, total: known.Size, tell: progress}
+	_, err = io.CopyBuffer(io.MultiWriter(file, digest, meter), struct{ io.Reader }{body}, make([]byte, 256<<10))
+	if syncErr := file.Sync(); err == nil {
+		err = syncErr
+	}
+	if cause := context.Cause(ctx); err != nil && cause != nil {
+		err = cause
+	}
+	if err != nil {
+		return nil, err
+	}
+	if known.Size >= 0 && meter.done != known.Size {
+		return nil, errors.Join(fmt.Errorf("%w: %d bytes have come of %d", ErrAnswer, meter.done, known.Size), Discard(name))
+	}
+	known.Size = meter.done
+	return finish(name, known, digest)
+}
+
+// readPartial returns what is known of a download, and how much of it is there.
+func readPartial(name, path string) (partial, int64) {
+	var known partial
+	text, err := os.ReadFile(name + partialSuffix)
+	if err != nil || json.Unmarshal(text, &known) != nil || known.Path != path || known.Size < 0 || !strings.HasPrefix(known.ETag, `"`) {
+		return partial{}, 0
+	}
+	info, err := os.Stat(name)
+	if err != nil || info.Size() > known.Size {
+		return partial{}, 0
+	}
+	return known, info.Size()
+}
+
+// begin notes what is coming, before any of it does.
+func begin(name, path string, response *http.Response) (partial, error) {
+	known := partial{
+		Path: path, ETag: response.Header.Get("ETag"), Encoding: response.Header.Get("Content-Encoding"), Size: response.ContentLength,
+		Digest: response.Header.Get(DigestHeader),
+	}
+	if known.Encoding == "identity" {
+		known.Encoding = ""
+	}
+	if known.Encoding != "" && known.Encoding != "zstd" {
+		return known, fmt.Errorf("%w: its encoding is %q", ErrAnswer, known.Encoding)
+	}
+	if kind := response.Header.Get("Content-Type"); strings.HasPrefix(kind, "text/html") {
+		return known, fmt.Errorf("%w: it is a page for browsers", ErrAnswer)
+	}
+	known.Modified, _ = http.ParseTime(response.Header.Get("Last-Modified"))
+	text, err := json.Marshal(known)
+	if err != nil {
+		return known, err
+	}
+	// In this order: what lies there is never taken for a part of what comes.
+	err = errors.Join(Discard(name), os.WriteFile(name+partialSuffix, text, 0o644), syncDirectory(name))
+	return known, err
+}
+
+func syncDirectory(name string) error {
+	directory, err := os.Open(filepath.Dir(name))
+	if err != nil {
+		return err
+	}
+	return errors.Join(directory.Sync(), directory.Close())
+}
+
+// digestOf reads what is there of a file, whose end it then is at.
+func digestOf(ctx context.Context, file *os.File, have int64) (hash.Hash, error) {
+	digest := sha256.New()
+	if err := file.Truncate(have); err != nil {
+		return nil, err
+	}
+	buffer := make([]byte, 1<<20)
+	for {
+		n, err := file.Read(buffer)
+		digest.Write(buffer[:n])
+		if err == io.EOF {
+			return digest, nil
+		}
+		if err = errors.Join(err, ctx.Err()); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// finish compares a file with its digest; nil has it read.
+func finish(name string, known partial, digest hash.Hash) (*Downloaded, error) {
+	done := &Downloaded{Name: name, Size: known.Size, Encoding: known.Encoding, Modified: known.Modified, Tag: known.tag()}
+	want, ok := strings.CutPrefix(known.Digest, "sha-256=:")
+	if !ok {
+		return done, nil
+	}
+	if digest == nil {
+		file, err := os.OpenFile(name, os.O_RDWR, 0)
+		if err != nil {
+			return nil, err
+		}
+		defer file.Close()
+		if digest, err = digestOf(context.Background(), file, known.Size); err != nil {
+			return nil, err
+		}
+	}
+	if base64.StdEncoding.EncodeToString(digest.Sum(nil)) != strings.TrimSuffix(want, ":") {
+		return nil, errors.Join(ErrDamaged, Discard(name))
+	}
+	done.Verified = true
+	return done, nil
+}
+
+// Discard removes a file that was downloaded, or a part of one.
+func Discard(name string) error {
+	var failures []error
+	for _, name := range []string{name + partialSuffix, name} {
+		if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			failures = append(failures, err)
+		}
+	}
+	return errors.Join(failures...)
+}
+
+// meter tells how far a copy has come.
+type meter struct {
+	done, total int64
+	tell        func(done, total int64)
+}
+
+func (m *meter) Write(p []byte) (int, error) {
+	m.done += int64(len(p))
+	if m.tell != nil {
+		m.tell(m.done, m.total)
+	}
+	return len(p), nil
+}

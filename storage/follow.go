@@ -1,0 +1,169 @@
+package storage
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"nar-herder/narinfo"
+	"nar-herder/storage/index"
+)
+
+// Followed is a change that the mirrored instance has made.
+type Followed struct {
+	// At is when it was made where it was made first, to the second.
+	At time.Time
+	// Narinfo is what was added; nil for a removal, of the item with that Hash.
+	Narinfo *narinfo.Narinfo
+	Hash    narinfo.PathHash
+}
+
+// FollowedSums counts what became of changes.
+type FollowedSums struct {
+	Added, Updated, Withdrawn int
+	// Known changed nothing here. Kept are removals of what stays here, and nars
+	// that are others than the ones that came from here.
+	Known, Kept int
+}
+
+// Add adds others.
+func (s *FollowedSums) Add(o FollowedSums) {
+	s.Added += o.Added
+	s.Updated += o.Updated
+	s.Withdrawn += o.Withdrawn
+	s.Known += o.Known
+	s.Kept += o.Kept
+}
+
+// FollowOptions are how [Storage.Follow] is to do it.
+type FollowOptions struct {
+	// Keeps says whether an item stays here although the mirrored instance has
+	// removed it; nil for none.
+	Keeps func(narinfo.PathHash) bool
+	// Within is called in the transaction before the changes, nil for nothing;
+	// its error ends all.
+	Within func(*index.Tx) error
+	// Unlogged leaves additions of new items out of the recent changes.
+	Unlogged bool
+}
+
+// Follow does what the mirrored instance has done, in one transaction: rows only,
+// as the nars are fetched later. Items that came from here alone stay as they
+// are. What was removed there is withdrawn here, and goes when no client can hold
+// its narinfo.
+func (s *Storage) Follow(ctx context.Context, changes []Followed, options FollowOptions) (sums FollowedSums, err error) {
+	entries := make([]*index.Entry, len(changes))
+	for i, change := range changes {
+		if change.Narinfo != nil {
+			entries[i] = s.index.Prepare(change.Narinfo)
+			entries[i].AddedAt, entries[i].Mirrored, entries[i].Unlogged = change.At, true, options.Unlogged
+		}
+	}
+	var obsolete []string
+	var withdrawn []narinfo.PathHash
+	var begin time.Time
+	err = s.index.Update(ctx, func(tx *index.Tx) error {
+		if options.Within != nil {
+			if err := options.Within(tx); err != nil {
+				return err
+			}
+		}
+		begin = s.now()
+		for i, change := range changes {
+			if change.Narinfo == nil {
+				outcome, err := s.followRemoval(tx, change, begin, options.Keeps)
+				if err != nil {
+					return fmt.Errorf("%s: %w", change.Hash, err)
+				}
+				if outcome.Withdrawn > 0 {
+					withdrawn = append(withdrawn, change.Hash)
+				}
+				sums.Add(outcome)
+				continue
+			}
+			outcome, names, err := s.followAddition(tx, change, entries[i])
+			if err != nil {
+				return fmt.Errorf("%s: %w", change.Narinfo.StorePath.BaseName(), err)
+			}
+			sums.Add(outcome)
+			obsolete = append(obsolete, names...)
+		}
+		if s.bytes == nil {
+			return nil
+		}
+		return tx.AddLeftovers(obsolete)
+	})
+	if err != nil {
+		return FollowedSums{}, err
+	}
+	if err := s.postpone(ctx, begin, withdrawn); err != nil {
+		return sums, err
+	}
+	if _, err := s.dropUnclaimed(ctx, obsolete, 0); err != nil {
+		s.log.Warn("files that no narinfo names any more could not be removed from the storage", "error", err)
+	}
+	return sums, nil
+}
+
+// followRemoval withdraws an item.
+func (s *Storage) followRemoval(tx *index.Tx, change Followed, now time.Time, keeps func(narinfo.PathHash) bool) (FollowedSums, error) {
+	row, err := tx.Item(change.Hash)
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return FollowedSums{Known: 1}, nil
+	case err != nil:
+		return FollowedSums{}, err
+	case !row.WithdrawnAt.IsZero():
+		return FollowedSums{Known: 1}, nil
+	case !row.Mirrored:
+		return FollowedSums{Kept: 1}, nil
+	case keeps != nil && keeps(change.Hash):
+		// From now on, it is here alone.
+		return FollowedSums{Kept: 1}, tx.SetMirrored(change.Hash, false)
+	}
+	_, err = tx.WithdrawAs(change.Hash, now, change.At)
+	return FollowedSums{Withdrawn: 1}, err
+}
+
+// followAddition writes an item's row, and returns the names of files in the
+// storage that it then does not claim any more.
+func (s *Storage) followAddition(tx *index.Tx, change Followed, entry *index.Entry) (sums FollowedSums, obsolete []string, err error) {
+	n := change.Narinfo
+	row, err := tx.Item(n.StorePath.Hash)
+	if errors.Is(err, ErrNotFound) {
+		return FollowedSums{Added: 1}, nil, tx.Put(entry, nil)
+	} else if err != nil {
+		return sums, nil, err
+	}
+	if bytes.Equal(row.Text, n.Text) {
+		if !row.WithdrawnAt.IsZero() {
+			if _, err := tx.Restore(row.Hash, change.At); err != nil {
+				return sums, nil, err
+			}
+			return FollowedSums{Updated: 1}, nil, tx.SetMirrored(row.Hash, true)
+		}
+		if !row.Mirrored {
+			return FollowedSums{Known: 1}, nil, tx.SetMirrored(row.Hash, true)
+		}
+		return FollowedSums{Known: 1}, nil, nil
+	}
+	old, err := NewItem(row)
+	if err != nil {
+		return sums, nil, err
+	}
+	if old.Narinfo.NarHash != n.NarHash && !old.Mirrored && old.WithdrawnAt.IsZero() {
+		s.log.Warn("the mirrored instance has another nar of an item that came from here, which stays", "item", n.StorePath.String())
+		return FollowedSums{Kept: 1}, nil, nil
+	}
+	// The files of another nar have the same names: they must be unclaimed before
+	// others can be fetched in their place.
+	p := &prepared{Addition: &Addition{Narinfo: n}, entry: entry}
+	p.carry(old)
+	entry.Unlogged = false
+	if s.bytes != nil {
+		obsolete = old.ownNames()
+	}
+	return FollowedSums{Updated: 1}, obsolete, tx.Put(entry, row)
+}

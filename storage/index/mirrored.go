@@ -1,0 +1,60 @@
+package index
+
+import (
+	"context"
+	"database/sql/driver"
+	"time"
+
+	"nar-herder/narinfo"
+)
+
+// MirroredCount is the number of items that clients are told of and that the
+// mirrored instance has, and the place of the last item of all.
+func (x *Index) MirroredCount(ctx context.Context) (count, last int64, err error) {
+	err = x.readers.do(ctx, func(c *connection) error {
+		if last, err = c.integer("SELECT coalesce(max(id), 0) FROM items"); err != nil {
+			return err
+		}
+		// Not one join: the texts would be read for it.
+		withdrawn, err := c.integer("SELECT count(*) FROM narinfos n JOIN items i ON i.id = n.id WHERE n.withdrawn_at IS NOT NULL AND i.mirrored = 1")
+		if err != nil {
+			return err
+		}
+		if count, err = c.integer("SELECT count(*) FROM items WHERE mirrored = 1"); err != nil {
+			return err
+		}
+		count -= withdrawn
+		return nil
+	})
+	if err != nil {
+		return 0, 0, describe("count what is mirrored in "+x.path, err)
+	}
+	return count, last, nil
+}
+
+// Placed is an item by its place, without its text.
+type Placed struct {
+	Place   int64
+	Hash    narinfo.PathHash
+	AddedAt time.Time
+}
+
+// MirroredAfter returns the items behind one place, up to another, that clients are
+// told of and that the mirrored instance has. It looks at no more than span places,
+// and returns the one to go on behind.
+func (x *Index) MirroredAfter(ctx context.Context, after, until int64, span int) (items []Placed, end int64, err error) {
+	end = min(until, after+int64(span))
+	err = x.readers.do(ctx, func(c *connection) error {
+		return c.rows(`SELECT i.id, n.hash, i.added_at FROM items i JOIN narinfos n ON n.id = i.id
+			WHERE i.id > ? AND i.id <= ? AND i.mirrored = 1 AND n.withdrawn_at IS NULL ORDER BY i.id`, []driver.Value{after, end},
+			func(row []driver.Value) (bool, error) {
+				hash, err := hashOf(row[1])
+				items = append(items, Placed{row[0].(int64), hash, time.UnixMilli(row[2].(int64)).UTC()})
+				return true, err
+			})
+	})
+	if err != nil {
+		return nil, 0, describe("list what is mirrored in "+x.path, err)
+	}
+	return items, end, nil
+}

@@ -1,0 +1,60 @@
+package index
+
+import (
+	"context"
+	"time"
+)
+
+// trimStep is how many changes a transaction of [Index.TrimChanges] deletes: so
+// few that nobody waits for it longer than for an import.
+const trimStep = 2000
+
+// TrimChanges deletes the oldest changes of the log, and returns how many: those up
+// to the one with the id upTo, until the first that is not from before the given
+// time, and none of the newest that concern mirrors, as many as keep. What is left
+// is whole from its first change on. It takes several transactions; when one fails,
+// the others hold.
+func (x *Index) TrimChanges(ctx context.Context, upTo int64, before time.Time, keep int64) (deleted int64, err error) {
+	for {
+		var some int64
+		err := x.Update(ctx, func(tx *Tx) (err error) {
+			some, err = tx.trimChanges(upTo, before, keep)
+			return err
+		})
+		deleted += some
+		if err != nil || some == 0 {
+			return deleted, err
+		}
+	}
+}
+
+func (tx *Tx) trimChanges(upTo int64, before time.Time, keep int64) (int64, error) {
+	first, err := tx.conn.integer("SELECT coalesce(min(id), 0) FROM recent_changes")
+	if err != nil || first == 0 {
+		return 0, err
+	}
+	last, err := tx.conn.integer(lastChange)
+	if err != nil {
+		return 0, err
+	}
+	// With fewer than that, all stay.
+	kept, err := tx.conn.integer(`SELECT coalesce((SELECT id FROM recent_changes WHERE kind IN (1, 2)
+		ORDER BY id DESC LIMIT 1 OFFSET ?), 0)`, max(keep-1, 0))
+	if err != nil {
+		return 0, err
+	}
+	end := min(upTo+1, last+1, first+trimStep)
+	if keep > 0 {
+		end = min(end, kept)
+	}
+	// The plus has the rows be read in the order of ids, of which there are few, and
+	// not by the index of times.
+	young, err := tx.conn.integer("SELECT coalesce((SELECT id FROM recent_changes WHERE id < ? AND +at >= ? ORDER BY id LIMIT 1), ?)", end, before.UnixMilli(), end)
+	if err != nil {
+		return 0, err
+	}
+	if end = min(end, young); end <= first {
+		return 0, nil
+	}
+	return end - first, tx.conn.exec("DELETE FROM recent_changes WHERE id < ?", end)
+}
