@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -13,6 +14,7 @@ import (
 
 	"nar-herder/narinfo"
 	"nar-herder/storage"
+	"nar-herder/storage/directory"
 	"nar-herder/storage/index"
 )
 
@@ -269,4 +271,36 @@ func TestForgotten(t *testing.T) {
 	from.mu.Unlock()
 	f.rouse()
 	m.wantStored(item)
+}
+
+// TestUnmounted has the place of the storage without what should be in it: nothing
+// is put there, and clients get nars all the same.
+func TestUnmounted(t *testing.T) {
+	t.Parallel()
+	items := many(t, 3, 1000)
+	from := newSource(t, items...)
+	m := newMirror(t, items...)
+	f := m.fetcher(from, Options{})
+	read(t, f, m.item(items[0]), items[0].files[items[0].names[0]])
+	m.wantStored(items[0])
+	f.Close()
+	unmounted := &mirror{t: t, dir: t.TempDir(), index: m.index, log: m.log}
+	store, err := directory.Open(unmounted.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { store.Close() })
+	unmounted.Storage = storage.New(m.index, store, storage.Options{})
+	f = unmounted.fetcher(from, Options{All: true})
+	read(t, f, m.item(items[1]), items[1].files[items[1].names[0]])
+	run(t, f)
+	until(t, "it is noticed", func() bool { return failures(t, f, "local") > 3 })
+	if !strings.Contains(m.log.String(), "is it mounted?") || len(f.Warnings()) == 0 && f.Status().Paused {
+		t.Errorf("%+v", f.Status())
+	}
+	f.Close()
+	entries, err := os.ReadDir(unmounted.dir)
+	if err != nil || len(entries) != 0 {
+		t.Errorf("%v, %v", entries, err)
+	}
 }
