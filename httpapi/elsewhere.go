@@ -90,7 +90,7 @@ func (s *Server) sendElsewhere(ctx *fasthttp.RequestCtx, item *storage.Item, n i
 	}
 	tag, size := narTag(item, item.Narinfo.Files[n].Compression), item.StoredSize(n)
 	if size >= 0 {
-		s.sendPart(ctx, item, open, tag, narType, 0, size)
+		s.sendPart(ctx, s.unopenedItem(ctx, item), open, tag, narType, 0, size)
 		return
 	}
 	// Only who has it knows its size; no part of it can be asked for.

@@ -66,7 +66,7 @@ func (s *Server) serveFile(ctx *fasthttp.RequestCtx, name, algorithm, digest str
 	}
 	if item.Narinfo.Files[n].Compression == "none" {
 		decoder.Close()
-		s.sendPart(ctx, item, s.open(ctx, item, n), "sha256-"+digest, narType, narinfo.FlatHeaderSize, length)
+		s.sendPart(ctx, s.unopenedItem(ctx, item), s.open(ctx, item, n), "sha256-"+digest, narType, narinfo.FlatHeaderSize, length)
 		return
 	}
 	ctx.Response.Header.SetContentType(narType)

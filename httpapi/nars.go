@@ -121,7 +121,7 @@ func (s *Server) sendCached(ctx *fasthttp.RequestCtx, item *storage.Item, file i
 		s.redirect(ctx, item, open, "/internal/cached-nar/"+file.Type+"/"+item.Narinfo.StorePath.BaseName())
 		return
 	}
-	s.sendPart(ctx, item, open, narTag(item, file.Type), narType, 0, file.Size)
+	s.sendPart(ctx, s.unopenedItem(ctx, item), open, narTag(item, file.Type), narType, 0, file.Size)
 }
 
 // narTag begins the entity tag of an item's nar in a compression.
@@ -145,7 +145,7 @@ func (s *Server) sendStored(ctx *fasthttp.RequestCtx, item *storage.Item, n int)
 		s.redirect(ctx, item, s.stored(ctx, item, n), "/internal/"+item.FileName(n))
 		return
 	}
-	s.sendPart(ctx, item, s.stored(ctx, item, n), narTag(item, item.Narinfo.Files[n].Compression), narType, 0, item.StoredSize(n))
+	s.sendPart(ctx, s.unopenedItem(ctx, item), s.stored(ctx, item, n), narTag(item, item.Narinfo.Files[n].Compression), narType, 0, item.StoredSize(n))
 }
 
 // redirect has the web server in front send the file, by the header and paths
@@ -159,6 +159,11 @@ func (s *Server) redirect(ctx *fasthttp.RequestCtx, item *storage.Item, open ope
 	reader.Close()
 	ctx.Response.Header.SetContentType(narType)
 	ctx.Response.Header.Set("X-Accel-Redirect", escapePath(path))
+}
+
+// unopenedItem is unopened for errors that may come.
+func (s *Server) unopenedItem(ctx *fasthttp.RequestCtx, item *storage.Item) func(error) {
+	return func(err error) { s.unopened(ctx, item, err) }
 }
 
 // unopened answers when a file of the item could not be opened.
@@ -196,8 +201,9 @@ func (s *Server) hasChanged(ctx context.Context, item *storage.Item, err error) 
 }
 
 // sendPart answers with length bytes of a file, which begin at start: all of
-// it, or the content of a flat nar. It knows ranges and conditions.
-func (s *Server) sendPart(ctx *fasthttp.RequestCtx, item *storage.Item, open opener, tag, contentType string, start, length int64) {
+// it, or the content of a flat nar. It knows ranges and conditions. unopened
+// answers in its place when the file can't be opened.
+func (s *Server) sendPart(ctx *fasthttp.RequestCtx, unopened func(error), open opener, tag, contentType string, start, length int64) {
 	header := &ctx.Request.Header
 	wanted := byteRange{0, length}
 	partial := false
@@ -207,7 +213,7 @@ func (s *Server) sendPart(ctx *fasthttp.RequestCtx, item *storage.Item, open ope
 	}
 	reader, info, err := open(start+wanted.start, wanted.length)
 	if err != nil {
-		s.unopened(ctx, item, err)
+		unopened(err)
 		return
 	}
 	etag := entityTag(tag, length, info.ModTime)
@@ -234,7 +240,7 @@ func (s *Server) sendPart(ctx *fasthttp.RequestCtx, item *storage.Item, open ope
 		var again storage.Info
 		if reader, again, err = open(start, length); err != nil {
 			response.Header.Reset()
-			s.unopened(ctx, item, err)
+			unopened(err)
 			return
 		}
 		response.Header.Set("ETag", entityTag(tag, length, again.ModTime))

@@ -25,6 +25,8 @@ const (
 	routeStored
 	routeNar
 	routeFile
+	routeDump
+	routeIndexDump
 	routeChanges
 	routeStream
 	routeCacheInfo
@@ -38,7 +40,8 @@ const (
 // patterns are the labels of the routes: never a hash, or the metrics would
 // grow with the store.
 var patterns = [routeCount]string{
-	"other", "/HASH.narinfo", "/HASH.narinfo/info", "/stored-nars/", "/nar/", "/file/", peer.ChangesPath, peer.StreamPath, "/nix-cache-info",
+	"other", "/HASH.narinfo", "/HASH.narinfo/info", "/stored-nars/", "/nar/", "/file/",
+	peer.DumpPath, peer.IndexPath, peer.ChangesPath, peer.StreamPath, "/nix-cache-info",
 	"/signing-key.pub", "/metrics", "/health", "/",
 }
 
@@ -126,6 +129,12 @@ func (s *Server) dispatch(ctx *fasthttp.RequestCtx) route {
 	case decoded == peer.StreamPath && s.options.Changes != nil:
 		s.serveStream(ctx)
 		return routeStream
+	case len(segments) == 1 && first == peer.DumpPath[1:]:
+		s.serveDump(ctx, routeDump)
+		return routeDump
+	case len(segments) == 1 && first == peer.IndexPath[1:]:
+		s.serveDump(ctx, routeIndexDump)
+		return routeIndexDump
 	case first == storedSegment && len(segments) == 2:
 		s.serveStored(ctx, segments[1])
 		return routeStored

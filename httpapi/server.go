@@ -115,6 +115,11 @@ type Options struct {
 	Elsewhere         Elsewhere
 	RedirectElsewhere bool
 
+	// Dumps are what other instances begin with; nil for none. While there are none
+	// and DumpsExpected is set, this server is about to make the first.
+	Dumps         Dumps
+	DumpsExpected bool
+
 	// Warnings are for the health: what is not as an administrator wants it,
 	// while requests are answered all the same. Nil for none.
 	Warnings func() []string

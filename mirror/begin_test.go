@@ -114,7 +114,9 @@ func TestBegin(t *testing.T) {
 		panic(http.ErrAbortHandler)
 	}
 	source.publishIndex(flaky(
-		func(w http.ResponseWriter, r *http.Request, text []byte) { w.WriteHeader(http.StatusServiceUnavailable) },
+		func(w http.ResponseWriter, r *http.Request, text []byte) {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		},
 		func(w http.ResponseWriter, r *http.Request, text []byte) { w.WriteHeader(http.StatusBadGateway) },
 		cut, cut,
 		func(w http.ResponseWriter, r *http.Request, text []byte) {

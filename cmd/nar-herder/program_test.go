@@ -196,7 +196,11 @@ func newPlace(t testing.TB) place {
 
 // args are the options that name the place, before others.
 func (p place) args(command string, more ...string) []string {
-	return append([]string{command, "--database=" + p.database, "--storage=" + p.storage}, more...)
+	args := []string{command, "--database=" + p.database, "--storage=" + p.storage}
+	if command == "run-server" && !strings.Contains(strings.Join(more, " "), "--database-dump=") {
+		args = append(args, "--database-dump="+filepath.Join(p.dir, "dump.db"))
+	}
+	return append(args, more...)
 }
 
 // imports adds all below the names, and leaves them as they are.

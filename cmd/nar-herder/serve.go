@@ -31,11 +31,11 @@ import (
 // and at the end our own.
 type serverCommand struct {
 	databaseOption `embed:""`
+	dumpOption     `embed:""`
 
 	Host                      string           `default:"127.0.0.1" placeholder:"HOST" help:"Name or address to listen on, or unix:PATH (default: ${default})."`
 	Port                      portValue        `default:"8734" placeholder:"PORT" help:"Port to listen on (default: ${default})."`
 	PidFile                   string           `placeholder:"FILE" help:"Where to write the process id, first of all."`
-	DatabaseDump              string           `default:"/var/lib/nar-herder/nar_herder_dump.db" placeholder:"FILE" help:"The copy of the index that others download (default: ${default})."`
 	Storage                   string           `placeholder:"DIR" help:"Directory of the stored nars."`
 	StorageLimit              sizeValue        `default:"none" placeholder:"BYTES" help:"Size that the storage is kept below (default: ${default})."`
 	StorageNarRemovalCriteria []criterionValue `sep:"none" placeholder:"CONDITION[,CONDITION]" help:"When a nar may be removed to keep the limit: when all conditions hold, of stored-on=URL, unused-for=DURATION, added-before=DAY-OR-DURATION, tag=KEY=VALUE, no-tag=KEY=VALUE, unreferenced. May be repeated; any one suffices."`
@@ -57,27 +57,13 @@ type serverCommand struct {
 
 	StorageHardLimit     sizeValue      `default:"none" placeholder:"BYTES" help:"Size of the storage above which nothing more is taken in, by imports neither (default: ${default})."`
 	MirrorInterval       ttlValue       `default:"60s" placeholder:"DURATION" help:"How often an original Nar Herder is asked for its changes; others tell theirs at once (default: ${default})."`
+	DatabaseDumpInterval intervalValue  `default:"1d" placeholder:"DURATION" help:"How often the copy that others download is made anew, where something has changed; none for by 'nar-herder dump' alone (default: ${default})."`
 	StorageCheckInterval ttlValue       `default:"60s" placeholder:"DURATION" help:"How often the storage is compared with its limit (default: ${default})."`
 	NarsElsewhere        elsewhereValue `default:"stream" enum:"stream,redirect" placeholder:"stream|redirect" help:"How to answer with nars that were removed and are stored on another instance: stream them through, or redirect there (default: ${default})."`
 
 	XAccelRedirect   bool      `name:"x-accel-redirect" help:"Leave the sending of nars to the nginx in front, as the original does."`
 	SigningKey       string    `placeholder:"FILE" help:"The public key that signs the narinfos, to hand out at /signing-key.pub."`
 	NarinfoCacheSize sizeValue `default:"64MiB" placeholder:"BYTES" help:"Memory for narinfos that were asked for lately (default: ${default})."`
-}
-
-// inactive lists the options that were given and do nothing yet.
-func (c *serverCommand) inactive() (names []string) {
-	for _, option := range []struct {
-		name  string
-		given bool
-	}{
-		{"--database-dump", c.DatabaseDump != "/var/lib/nar-herder/nar_herder_dump.db"},
-	} {
-		if option.given {
-			names = append(names, option.name)
-		}
-	}
-	return names
 }
 
 // pidFileWait is how long the process id waits for the sockets: a supervisor
@@ -132,14 +118,13 @@ func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
 		return listenErr
 	}
 	defer closeAll(listeners)
-	if err := c.convertInPlace(ctx, listeners, log); ctx.Err() != nil {
-		log.Info("stopped; the next start goes on with what was begun", "database", c.Database)
-		return nil
-	} else if err != nil {
-		return err
-	}
-	if err := c.prepareDatabase(ctx, listeners, log); err != nil {
-		return err
+	for _, prepare := range []func(context.Context, []net.Listener, *slog.Logger) error{c.convertInPlace, c.beginMirror} {
+		if err := prepare(ctx, listeners, log); ctx.Err() != nil {
+			log.Info("stopped; the next start goes on with what was begun", "database", c.Database)
+			return nil
+		} else if err != nil {
+			return err
+		}
 	}
 	store, err := open(ctx, c.Database, c.Storage, index.Options{}, log)
 	if err != nil {
@@ -147,9 +132,6 @@ func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
 	}
 	defer func() { err = errors.Join(err, store.close()) }()
 	log.Info("starting", "version", version(), "database", c.Database, "storage", c.Storage, "pid", os.Getpid())
-	if names := c.inactive(); len(names) > 0 {
-		log.Warn("these options are understood, but what they are for is not built yet: they do nothing", "options", strings.Join(names, " "))
-	}
 
 	counter := uses.New(store.index, log)
 	if err := counter.Begin(ctx); err != nil {
@@ -185,6 +167,10 @@ func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
 	remover := c.keepLimit(store, peers, counter, func() int64 { return server.Answered() }, &options, log)
 	options.Changes = store.index
 	follower := c.follower(store, &options, log)
+	dumps, err := c.dumps(store, follower, &options, log)
+	if err != nil {
+		return err
+	}
 	server = httpapi.New(store, options)
 	watcher, err := store.index.Watch(ctx)
 	if err != nil {
@@ -208,6 +194,8 @@ func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
 		server.Registry().MustRegister(follower)
 		following.Go(func() { follower.Run(followCtx) })
 	}
+	server.Registry().MustRegister(dumps)
+	following.Go(func() { dumps.Run(followCtx) })
 	if cache != nil {
 		server.Registry().MustRegister(cache)
 		following.Go(func() { cache.Run(followCtx, server.Forget) })

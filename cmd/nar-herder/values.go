@@ -29,6 +29,22 @@ func (d *ttlValue) UnmarshalText(text []byte) error {
 	return err
 }
 
+// intervalValue is how often something is done; zero for never.
+type intervalValue time.Duration
+
+func (i *intervalValue) UnmarshalText(text []byte) error {
+	if string(text) == "none" {
+		*i = 0
+		return nil
+	}
+	parsed, err := narinfo.ParseDuration(string(text))
+	if err == nil && parsed <= 0 {
+		err = fmt.Errorf("%q is no interval: \"none\", or a second at least", text)
+	}
+	*i = intervalValue(parsed)
+	return err
+}
+
 // sizeValue is a number of bytes; noLimit for none.
 type sizeValue int64
 
@@ -112,7 +128,7 @@ func (u *urlValue) UnmarshalText(text []byte) (err error) {
 	return err
 }
 
-// fromValue is an instance to fetch from. It has the URL as a field: the parser
+// fromValue is an instance to ask or to fetch from. It has the URL as a field: the parser
 // would call methods of the embedded one, which is nil at first, in a list.
 type fromValue struct{ url urlValue }
 

@@ -2,6 +2,7 @@ package dump
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -10,6 +11,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -140,11 +142,8 @@ func syncDirectory(path string) error {
 // checkPlace refuses a path where a file would be overwritten that is no dump.
 func checkPlace(path, database string) error {
 	plain, err := os.Stat(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
 	if err != nil {
-		return err
+		return nil // either there is none, or none can be made
 	}
 	if live, err := os.Stat(database); err == nil && os.SameFile(live, plain) {
 		return fmt.Errorf("%s is the database itself: name another file with --database-dump", path)
@@ -152,6 +151,9 @@ func checkPlace(path, database string) error {
 	const refusal = "%s is no dump, and stays as it is: name another file with --database-dump"
 	if !plain.Mode().IsRegular() {
 		return fmt.Errorf(refusal, path)
+	}
+	if _, err := os.Lstat(path + "-wal"); err == nil {
+		return fmt.Errorf("%s is a database that somebody writes to, as there is %s-wal: name another file with --database-dump", path, path)
 	}
 	if plain.Size() == 0 {
 		return nil
@@ -165,9 +167,49 @@ func checkPlace(path, database string) error {
 	if _, err := io.ReadFull(file, head); err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
 		return fmt.Errorf("read %s: %w", path, err)
 	}
-	// A dump is a database, and one of the original's kind.
-	if !bytes.HasPrefix(head, []byte("SQLite format 3\x00")) || index.BeginsIndex(head) {
+	// A dump is a database, and none of this program's, whose id stands at byte 68; see
+	// https://www.sqlite.org/fileformat.html.
+	if !bytes.HasPrefix(head, []byte("SQLite format 3\x00")) || binary.BigEndian.Uint32(head[68:]) == index.ApplicationID {
 		return fmt.Errorf(refusal, path)
 	}
 	return nil
+}
+
+// writeOutEvery is how often files that are being written are written out.
+const writeOutEvery = time.Second
+
+// writeOut has the system write files to the disk while they are being made, until
+// stop is called. Otherwise gigabytes are left for the end, and a process that waits
+// for them can't be ended meanwhile.
+func writeOut(names ...string) (stop func()) {
+	done := make(chan struct{})
+	go func() {
+		ticker := time.NewTicker(writeOutEvery)
+		defer ticker.Stop()
+		files := make(map[string]*os.File)
+		defer func() {
+			for _, file := range files {
+				file.Close()
+			}
+		}()
+		for {
+			select {
+			case <-done:
+				return
+			case <-ticker.C:
+			}
+			for _, name := range names {
+				if files[name] == nil {
+					file, err := os.Open(name)
+					if err != nil {
+						continue // it is not there yet
+					}
+					files[name] = file
+				}
+				// Who writes the file learns of errors by its Sync.
+				_ = unix.SyncFileRange(int(files[name].Fd()), 0, 0, unix.SYNC_FILE_RANGE_WRITE)
+			}
+		}
+	}()
+	return func() { close(done) }
 }

@@ -21,6 +21,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
 
 	"nar-herder/storage/index"
 )
@@ -92,23 +94,23 @@ func (m *Maker) Make(ctx context.Context) (Generation, error) {
 	}
 	m.log.Info("made a dump", "path", m.options.Path, "items", g.Items, "change", g.LastChange, "bytes", g.Size(),
 		"took", time.Since(begun).Round(time.Millisecond))
-	return g, m.trim(ctx, begun)
+	if err := m.trim(ctx, begun); err != nil && ctx.Err() == nil {
+		m.log.Warn("old changes stay in the log until the next dump", "error", err)
+	}
+	return g, nil
 }
 
 func (m *Maker) makeLocked(ctx context.Context, at time.Time) (_ Generation, err error) {
+	if err := checkPlace(m.options.Path, m.index.Path()); err != nil {
+		return Generation{}, err
+	}
 	unlock, err := lock(m.options.Path)
 	if err != nil {
 		return Generation{}, err
 	}
 	defer func() { err = errors.Join(err, unlock()) }()
-	old, err := readManifest(m.options.Path)
+	old, err := m.clean()
 	if err != nil {
-		m.log.Warn("what dumps there were can't be told, so they go", "error", err)
-	}
-	if err := tidy(m.options.Path, old); err != nil {
-		return Generation{}, err
-	}
-	if old, err = m.dropOldest(old); err != nil {
 		return Generation{}, err
 	}
 	if err := m.checkRoom(old); err != nil {
@@ -122,40 +124,50 @@ func (m *Maker) makeLocked(ctx context.Context, at time.Time) (_ Generation, err
 			}
 		}
 	}()
-	g, err := m.write(ctx, temporary, at)
+	created := at.UTC().Truncate(time.Second)
+	if len(old.Generations) > 0 && !created.After(old.Generations[0].CreatedAt) {
+		// Clients tell files apart by it, too.
+		created = old.Generations[0].CreatedAt.Add(time.Second)
+	}
+	g, err := m.write(ctx, temporary, created)
 	if err != nil {
 		return Generation{}, err
 	}
 	return g, m.publish(temporary, at, g, old)
 }
 
-// dropOldest has the newest generation of this instance alone be left, so that there
-// is never room taken for three.
-func (m *Maker) dropOldest(old manifest) (manifest, error) {
-	var left manifest
-	for _, g := range old.Generations {
-		if g.Instance == m.index.Instance() {
+// clean leaves the newest generation of this instance alone that is whole, so that
+// there is never room taken for three, and nothing of who was killed.
+func (m *Maker) clean() (left manifest, err error) {
+	all, err := readManifest(m.options.Path)
+	if errors.Is(err, errManifest) {
+		m.log.Warn("what dumps there were can't be told, so they go", "error", err)
+	} else if err != nil {
+		return manifest{}, err
+	}
+	for _, g := range all.Generations {
+		if g.Instance == m.index.Instance() && m.published.whole(g) == nil {
 			left.Generations = []Generation{g}
 			break
 		}
 	}
-	if len(left.Generations) == len(old.Generations) {
-		return left, nil
-	}
-	if err := writeManifest(m.options.Path, m.options.Path+temporaryInfix+"manifest", left); err != nil {
-		return manifest{}, err
+	if err != nil || len(left.Generations) != len(all.Generations) {
+		// Before the files go.
+		if err := writeManifest(m.options.Path, m.options.Path+temporaryInfix+"manifest", left); err != nil {
+			return manifest{}, err
+		}
 	}
 	return left, tidy(m.options.Path, left)
 }
 
 // write writes the three files under temporary names.
-func (m *Maker) write(ctx context.Context, temporary string, at time.Time) (Generation, error) {
-	at = at.UTC().Truncate(time.Second)
-	copied, err := m.index.Copy(ctx, temporary+indexSuffix, at, changesKept)
+func (m *Maker) write(ctx context.Context, temporary string, created time.Time) (Generation, error) {
+	defer writeOut(temporary+indexSuffix, temporary+databaseSuffix, temporary+zstdSuffix)()
+	copied, err := m.index.Copy(ctx, temporary+indexSuffix, created, changesKept)
 	if err != nil {
 		return Generation{}, err
 	}
-	g := Generation{Instance: m.index.Instance(), LastChange: copied.LastChange, CreatedAt: at, Items: copied.Items}
+	g := Generation{Instance: m.index.Instance(), LastChange: copied.LastChange, CreatedAt: created, Items: copied.Items}
 	// All else is made of the copy, so the files can't differ, and the index is left
 	// in peace.
 	if err := writeDatabase(ctx, temporary, temporary+indexSuffix, g, copied.Changes); err != nil {
@@ -222,8 +234,12 @@ func (m *Maker) checkRoom(old manifest) error {
 	if len(old.Generations) > 0 {
 		need = old.Generations[0].Size()
 		need += need / 10
-	} else if info, err := os.Stat(m.index.Path()); err == nil {
-		need = roomPerIndex * info.Size()
+	} else {
+		for _, suffix := range []string{"", "-wal"} {
+			if info, err := os.Stat(m.index.Path() + suffix); err == nil {
+				need += roomPerIndex * info.Size()
+			}
+		}
 	}
 	var system unix.Statfs_t
 	if err := unix.Statfs(filepath.Dir(m.options.Path), &system); err != nil {
@@ -241,7 +257,7 @@ func (m *Maker) advise(err error) error {
 	switch {
 	case errors.Is(err, ErrBusy):
 		return fmt.Errorf("%s: %w", tried, err)
-	case errors.Is(err, index.ErrFull), errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+	case isFull(err):
 		if !errors.Is(err, index.ErrFull) {
 			err = fmt.Errorf("%w: %w", index.ErrFull, err)
 		}
@@ -250,6 +266,13 @@ func (m *Maker) advise(err error) error {
 		return fmt.Errorf("%s: %w: have %s be a directory that this process may write to, or name another file with --database-dump", tried, err, filepath.Dir(m.options.Path))
 	}
 	return fmt.Errorf("%s: %w", tried, err)
+}
+
+// isFull says whether an error is that there is no room left.
+func isFull(err error) bool {
+	var failure *sqlite.Error
+	return errors.Is(err, index.ErrFull) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) ||
+		errors.As(err, &failure) && failure.Code()&0xff == sqlite3.SQLITE_FULL
 }
 
 // changed says whether the index is another than the newest dump's, and when that
@@ -272,5 +295,9 @@ func (m *Maker) changed(ctx context.Context) (changed bool, made time.Time, err 
 		return items > 0, time.Time{}, nil
 	}
 	newest := generations[0]
+	if err := m.published.whole(newest); err != nil {
+		m.log.Error("the dump is damaged, so another is made", "error", err)
+		return true, time.Time{}, nil
+	}
 	return last != newest.LastChange || items != newest.Items, newest.CreatedAt, nil
 }

@@ -3,7 +3,6 @@ package index
 import (
 	"context"
 	"database/sql/driver"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -126,7 +125,7 @@ func (x *Index) copyTo(ctx context.Context, source, target string, at time.Time,
 	err = errors.Join(
 		c.exec("INSERT INTO settings VALUES (?, ?), (?, ?), (?, ?)", CopyInstance, x.instance,
 			CopyLastChange, strconv.FormatInt(copied.LastChange, 10), CopyCreatedAt, at.UTC().Format(time.RFC3339)),
-		c.long(ctx, fmt.Sprintf("PRAGMA main.application_id = %d; PRAGMA main.user_version = %d; COMMIT; DETACH live", applicationID, len(migrations))))
+		c.long(ctx, fmt.Sprintf("PRAGMA main.application_id = %d; PRAGMA main.user_version = %d; COMMIT; DETACH live", ApplicationID, len(migrations))))
 	if err != nil {
 		return Copied{}, err
 	}
@@ -205,14 +204,6 @@ func (c *connection) sound(ctx context.Context) error {
 // ErrUnsound says that a copy is not what was written: the disk or the memory
 // fails, or the index itself is damaged.
 var ErrUnsound = errors.New("the copy is damaged")
-
-// BeginsIndex says whether a file that begins with these bytes, 72 or more, is an
-// index of this program.
-func BeginsIndex(head []byte) bool {
-	// Where it has the application's id; see https://www.sqlite.org/fileformat.html.
-	const place = 68
-	return len(head) >= place+4 && binary.BigEndian.Uint32(head[place:]) == applicationID
-}
 
 // Snapshot is an index that nobody changes, such as a copy.
 type Snapshot struct {

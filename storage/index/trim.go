@@ -33,13 +33,17 @@ func (tx *Tx) trimChanges(upTo int64, before time.Time, keep int64) (int64, erro
 	if err != nil || first == 0 {
 		return 0, err
 	}
+	last, err := tx.conn.integer(lastChange)
+	if err != nil {
+		return 0, err
+	}
 	// With fewer than that, all stay.
 	kept, err := tx.conn.integer(`SELECT coalesce((SELECT id FROM recent_changes WHERE kind IN (1, 2)
 		ORDER BY id DESC LIMIT 1 OFFSET ?), 0)`, max(keep-1, 0))
 	if err != nil {
 		return 0, err
 	}
-	end := min(upTo+1, first+trimStep)
+	end := min(upTo+1, last+1, first+trimStep)
 	if keep > 0 {
 		end = min(end, kept)
 	}

@@ -1,0 +1,61 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"nar-herder/httpapi"
+	"nar-herder/mirror"
+	"nar-herder/mirror/dump"
+)
+
+// dumpOption is what the server and the command that makes dumps have.
+type dumpOption struct {
+	DatabaseDump string `default:"/var/lib/nar-herder/nar_herder_dump.db" placeholder:"FILE" help:"The copy of the index that others download; files beside it have its name as their beginning (default: ${default})."`
+}
+
+// dumps makes what makes the dumps, and has the server answer with them. follower is
+// nil where no instance is mirrored.
+func (c *serverCommand) dumps(store *opened, follower *mirror.Mirror, options *httpapi.Options, log *slog.Logger) (*dump.Maker, error) {
+	maker, err := dump.New(store.index, dump.Options{
+		Path: c.DatabaseDump, Interval: time.Duration(c.DatabaseDumpInterval), Log: log,
+		Ready: func() bool { return follower == nil || follower.Status().State != mirror.Syncing },
+	})
+	if err != nil {
+		return nil, err
+	}
+	options.Dumps, options.DumpsExpected = maker.Published(), c.DatabaseDumpInterval > 0
+	return maker, nil
+}
+
+type dumpCommand struct {
+	databaseOption `embed:""`
+	dumpOption     `embed:""`
+}
+
+// Help is what else there is to say.
+func (dumpCommand) Help() string {
+	return "It may run beside the server, which serves what was made from then on. The copy is of one moment, and holds up nobody who writes meanwhile. When it fails, what was there stays."
+}
+
+func (c *dumpCommand) Run(ctx context.Context, s *streams) (err error) {
+	store, err := openExisting(ctx, c.Database, "", nil)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, store.close()) }()
+	maker, err := dump.New(store.index, dump.Options{Path: c.DatabaseDump})
+	if err != nil {
+		return err
+	}
+	made, err := maker.Make(ctx)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(s.out, "%s, up to change %d: %s in %s, compressed %s, as an index %s\n", countOf(int(made.Items), "item"), made.LastChange,
+		byteCount(made.Database.Size), c.DatabaseDump, byteCount(made.Zstd.Size), byteCount(made.Index.Size))
+	return nil
+}

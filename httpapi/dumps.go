@@ -1,0 +1,163 @@
+package httpapi
+
+import (
+	"encoding/base64"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"strconv"
+
+	"github.com/valyala/fasthttp"
+
+	"nar-herder/mirror/dump"
+	"nar-herder/peer"
+	"nar-herder/storage"
+)
+
+// Dumps are copies of the index that other instances begin with.
+type Dumps interface {
+	// Generations returns those that there are, the newest first.
+	Generations() ([]dump.Generation, error)
+	// Open opens a file of one, or says [fs.ErrNotExist] when a newer one has taken
+	// its place. It is the caller's to close.
+	Open(file dump.File) (*os.File, error)
+	// Name is that of the newest database, for the nginx in front.
+	Name() string
+}
+
+const (
+	// changeHeader tells up to which change of the instance a dump goes.
+	changeHeader = "Nar-Herder-Change"
+	// dumpRetry is when a client may ask again while the first dump is being made,
+	// in seconds.
+	dumpRetry = "60"
+
+	sqliteType = "application/vnd.sqlite3"
+)
+
+// serveDump answers with the database in the original's schema, or the index of
+// this program's, both as the newest dump has them.
+func (s *Server) serveDump(ctx *fasthttp.RequestCtx, of route) {
+	zstd := of == routeDump && !s.options.AccelRedirect && prefersEncoded(ctx.Request.Header.PeekAll("Accept-Encoding"), "zstd")
+	// A newer dump may take the place of one while it is being opened.
+	if s.sendDump(ctx, of, zstd) {
+		ctx.Response.Reset()
+		if s.sendDump(ctx, of, zstd) {
+			s.fault(ctx, "open a dump", errors.New("files of two dumps were gone, one after the other"))
+		}
+	}
+	if of == routeDump {
+		ctx.Response.Header.Set("Vary", "Accept-Encoding")
+	}
+}
+
+// sendDump answers with a dump, unless it has gone.
+func (s *Server) sendDump(ctx *fasthttp.RequestCtx, of route, zstd bool) (gone bool) {
+	var generations []dump.Generation
+	if s.options.Dumps != nil {
+		var err error
+		if generations, err = s.options.Dumps.Generations(); err != nil {
+			s.fault(ctx, "look for a dump", err)
+			return false
+		}
+	}
+	if len(generations) == 0 {
+		if s.options.DumpsExpected {
+			ctx.Response.Header.Set("Retry-After", dumpRetry)
+			s.fail(ctx, fasthttp.StatusServiceUnavailable, "the first dump is not made yet: ask again in a minute")
+		} else {
+			s.notFound(ctx, "this server has no dump")
+		}
+		return false
+	}
+	fileOf := func(g dump.Generation) dump.File {
+		switch {
+		case of == routeIndexDump:
+			return g.Index
+		case zstd:
+			return g.Zstd
+		}
+		return g.Database
+	}
+	g := generations[0]
+	// Who has a part of the one before gets the rest of that.
+	if ifRange := string(ctx.Request.Header.Peek("If-Range")); ifRange != "" && len(ctx.Request.Header.Peek("Range")) > 0 {
+		for _, candidate := range generations {
+			file := fileOf(candidate)
+			if rangeStillGood(ifRange, entityTag(dumpTag(file), file.Size, candidate.CreatedAt), candidate.CreatedAt) {
+				g = candidate
+				break
+			}
+		}
+	}
+	file := fileOf(g)
+	unopened := func(err error) {
+		if gone = errors.Is(err, fs.ErrNotExist); !gone {
+			s.fault(ctx, "open a dump", err)
+		}
+	}
+	open := func(offset, _ int64) (io.ReadCloser, storage.Info, error) {
+		opened, err := s.options.Dumps.Open(file)
+		if err != nil {
+			return nil, storage.Info{}, err
+		}
+		return &dumpReader{opened, offset}, storage.Info{Name: file.Name, Size: file.Size, ModTime: g.CreatedAt}, nil
+	}
+	if s.options.AccelRedirect && of == routeDump {
+		// The web server in front has no answer for the index, which the original
+		// does not have.
+		reader, _, err := open(0, 0)
+		if err != nil {
+			unopened(err)
+			return gone
+		}
+		reader.Close()
+		ctx.Response.Header.SetContentType(sqliteType)
+		ctx.Response.Header.Set("X-Accel-Redirect", escapePath("/internal/database/"+s.options.Dumps.Name()))
+		return false
+	}
+	s.sendPart(ctx, unopened, open, dumpTag(file), sqliteType, 0, file.Size)
+	if gone {
+		return true
+	}
+	header := &ctx.Response.Header
+	switch ctx.Response.StatusCode() {
+	case fasthttp.StatusOK, fasthttp.StatusPartialContent:
+		if zstd {
+			header.Set("Content-Encoding", "zstd")
+		}
+		// Of the whole file, also for a part, by RFC 9530.
+		header.Set(peer.DigestHeader, "sha-256=:"+base64.StdEncoding.EncodeToString(file.SHA256[:])+":")
+		fallthrough
+	case fasthttp.StatusNotModified:
+		// It is another one tomorrow.
+		header.Set("Cache-Control", "no-cache")
+		header.Set(peer.InstanceHeader, g.Instance)
+		header.Set(changeHeader, strconv.FormatInt(g.LastChange, 10))
+	}
+	return false
+}
+
+// dumpTag begins the entity tag of a file of a dump.
+func dumpTag(file dump.File) string { return file.SHA256.String()[:32] }
+
+// dumpReader is a [storage.LocalFile]: a file from an offset on.
+type dumpReader struct {
+	file   *os.File
+	offset int64
+}
+
+func (r *dumpReader) Read(p []byte) (int, error) {
+	n, err := r.file.ReadAt(p, r.offset)
+	r.offset += int64(n)
+	if n > 0 && err == io.EOF {
+		err = nil
+	}
+	return n, err
+}
+
+// Local implements [storage.LocalFile].
+func (r *dumpReader) Local() (*os.File, int64) { return r.file, r.offset }
+
+func (r *dumpReader) Close() error { return r.file.Close() }

@@ -1,0 +1,95 @@
+package index
+
+import (
+	"slices"
+	"testing"
+	"time"
+
+	"nar-herder/narinfo"
+)
+
+// TestTrimChanges: what goes is a beginning of the log, and no change that has to
+// stay for any reason.
+func TestTrimChanges(t *testing.T) {
+	t.Parallel()
+	day := func(n int) time.Time { return testTime.Add(time.Duration(n) * 24 * time.Hour) }
+	for _, test := range []struct {
+		name   string
+		upTo   int64
+		before int
+		keep   int64
+		left   int64 // the first that is left, of ten
+	}{
+		{"all conditions let all go", 10, 100, 0, 11},
+		{"nothing is in a dump", 0, 100, 0, 1},
+		{"some is in a dump", 4, 100, 0, 5},
+		{"a dump of the future", 100, 100, 0, 11},
+		{"young ones", 10, 5, 0, 5}, // of day 5 is the fifth
+		{"all are young", 10, -1, 0, 1},
+		// The fourth, sixth and eighth concern nobody: the newest three others are 10, 9, 7.
+		{"the newest stay", 10, 100, 3, 7},
+		{"the newest four stay", 10, 100, 4, 5},
+		{"there are no more", 10, 100, 7, 1},
+		{"there are fewer", 10, 100, 1000, 1},
+		{"the least counts", 3, 5, 3, 4},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			x := openTest(t)
+			update(t, x, func(tx *Tx) error {
+				for n := 1; n <= 10; n++ {
+					change := Change{At: day(n), Kind: Removed, Hash: narinfo.PathHash{byte(n)}, StorePath: "/gnu/store/x"}
+					if n == 4 || n == 6 || n == 8 {
+						change.Kind = StorageChanged
+					}
+					if n == 7 {
+						change.At = day(1) // it was made elsewhere, long before
+					}
+					if err := tx.PutChange(change); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+			w := watch(t, x)
+			deleted, err := x.TrimChanges(t.Context(), test.upTo, day(test.before), test.keep)
+			if err != nil || deleted != test.left-1 {
+				t.Errorf("%d are deleted, %v; want %d", deleted, err, test.left-1)
+			}
+			page, err := x.ChangesAfter(t.Context(), 0, 100)
+			if err != nil || page.First != test.left || page.Last != 10 {
+				t.Errorf("the log goes from %d to %d, %v", page.First, page.Last, err)
+			}
+			if changes := poll(t, w); len(changes) != 0 {
+				t.Errorf("it is told as %d changes", len(changes))
+			}
+			if again, err := x.TrimChanges(t.Context(), test.upTo, day(test.before), test.keep); again != 0 || err != nil {
+				t.Errorf("again: %d, %v", again, err)
+			}
+		})
+	}
+}
+
+// TestTrimMany takes several steps, and numbers go on behind them.
+func TestTrimMany(t *testing.T) {
+	t.Parallel()
+	x := openTest(t)
+	const count = 3*trimStep + 17
+	update(t, x, func(tx *Tx) error {
+		for n := range count {
+			if err := tx.PutChange(Change{At: testTime, Kind: Added, Hash: narinfo.PathHash{byte(n)}}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	deleted, err := x.TrimChanges(t.Context(), count, testTime.Add(time.Second), 0)
+	if err != nil || deleted != count {
+		t.Errorf("%d, %v", deleted, err)
+	}
+	put(t, x, testNarinfo(1, 1, nil, 1))
+	page, err := x.ChangesAfter(t.Context(), count, 10)
+	if err != nil || page.First != count+1 || page.Last != count+1 || !slices.Equal(said(page.Changes), []string{testTime.Format(time.DateTime) + " +" + string(testNarinfo(1, 1, nil, 1).Text)}) {
+		t.Errorf("%+v, %v", page, err)
+	}
+}
