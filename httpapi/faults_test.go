@@ -203,7 +203,7 @@ func TestGrowsWhileSending(t *testing.T) {
 	if body, err := io.ReadAll(response.Body); err != nil || string(body) != string(m.nar) {
 		t.Errorf("%d bytes of %d, %v", len(body), m.fileSize, err)
 	}
-	if got := c.receive("GET"); got.body != cacheInfo {
+	if got := c.receive("GET"); got.body != narinfo.CacheInfo {
 		t.Errorf("next answer: %s %q", got.Status, got.body)
 	}
 }

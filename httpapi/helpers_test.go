@@ -293,7 +293,7 @@ func (c *client) closed() {
 // stillOpen makes sure that the connection serves another request.
 func (c *client) stillOpen() {
 	c.t.Helper()
-	if a := c.ask("GET", "/nix-cache-info"); a.StatusCode != http.StatusOK || a.body != cacheInfo {
+	if a := c.ask("GET", "/nix-cache-info"); a.StatusCode != http.StatusOK || a.body != narinfo.CacheInfo {
 		c.t.Errorf("next request on the connection: %s, body %q", a.Status, a.body)
 	}
 }

@@ -9,13 +9,7 @@ import (
 	"time"
 
 	"github.com/valyala/fasthttp"
-
-	"nar-herder/narinfo"
 )
-
-// cacheInfo is what Guix's own server says of itself: below any other server's
-// priority, and not to be asked for many items at once by Nix.
-const cacheInfo = "StoreDir: " + narinfo.StoreDir + "\nWantMassQuery: 0\nPriority: 100\n"
 
 //go:embed home.html
 var homeText string

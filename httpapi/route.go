@@ -106,7 +106,7 @@ func (s *Server) dispatch(ctx *fasthttp.RequestCtx) route {
 	case len(segments) == 1 && first == "":
 		return s.serveHome(ctx)
 	case len(segments) == 1 && first == "nix-cache-info":
-		s.text(ctx, "text/plain; charset=utf-8", cacheInfo)
+		s.text(ctx, "text/plain; charset=utf-8", narinfo.CacheInfo)
 		return routeCacheInfo
 	case len(segments) == 1 && first == "metrics":
 		s.serveMetrics(ctx)

@@ -26,6 +26,8 @@ type Beginning struct {
 	database string
 	source   *peer.Peer
 	log      *slog.Logger
+	// firstPause is the constant but in tests.
+	firstPause time.Duration
 
 	mu      sync.Mutex
 	current Status
@@ -33,7 +35,7 @@ type Beginning struct {
 
 // NewBeginning is for a database of that name, of which there is none yet.
 func NewBeginning(database string, source *peer.Peer, log *slog.Logger) *Beginning {
-	return &Beginning{database: database, source: source, log: log,
+	return &Beginning{database: database, source: source, log: log, firstPause: firstPause,
 		current: Status{Source: source.String(), State: Syncing, LagSeconds: -1}}
 }
 
@@ -65,9 +67,9 @@ func (b *Beginning) Run(ctx context.Context) error {
 		if err == nil || ctx.Err() != nil {
 			return ctx.Err()
 		}
-		pause := min(lastPause, firstPause<<min(failures, 10))
+		pause := min(lastPause, b.firstPause<<min(failures, 10))
 		if errors.Is(err, peer.ErrNotReady) {
-			pause, failures = notReadyPause, 0
+			pause, failures = min(notReadyPause, 5*b.firstPause), 0
 		}
 		b.mu.Lock()
 		b.current.Doing, b.current.Error = "", err.Error()

@@ -32,13 +32,8 @@ type place struct {
 
 func (p place) isZero() bool { return p.Instance == "" && p.Since.IsZero() }
 
-const (
-	// placeSetting is where it is kept.
-	placeSetting = "mirror.place"
-	// These are in an index that came from a source as a whole; see package dump.
-	dumpInstanceSetting = "dump.instance"
-	dumpChangeSetting   = "dump.last_change"
-)
+// placeSetting is where it is kept.
+const placeSetting = "mirror.place"
 
 // readPlace returns where the source is followed from on; a zero one when nothing
 // of it is here.
@@ -54,15 +49,16 @@ func readPlace(ctx context.Context, x *index.Index) (place, error) {
 		}
 		return p, nil
 	}
-	if p.Instance, err = x.Setting(ctx, dumpInstanceSetting); err != nil || p.Instance == "" {
+	// An index that came from the source as a whole says where it is from.
+	if p.Instance, err = x.Setting(ctx, index.CopyInstance); err != nil || p.Instance == "" {
 		return place{}, err
 	}
-	number, err := x.Setting(ctx, dumpChangeSetting)
+	number, err := x.Setting(ctx, index.CopyLastChange)
 	if err != nil {
 		return place{}, err
 	}
 	if p.Position, err = strconv.ParseInt(number, 10, 64); err != nil {
-		return place{}, fmt.Errorf("the setting %s in the database: %w", dumpChangeSetting, err)
+		return place{}, fmt.Errorf("the setting %s in the database: %w", index.CopyLastChange, err)
 	}
 	return p, nil
 }

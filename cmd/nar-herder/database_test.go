@@ -70,6 +70,9 @@ func TestBadDatabases(t *testing.T) {
 				p.args("run-server", "--port=0"), p.args("import", "--keep", item), {"list", "--database=" + p.database},
 				{"stats", "--database=" + p.database}, p.args("check"), p.args("remove", "g699dxrv55xnrdq6z90qwfmsgz16p3xg"),
 			} {
+				if name == "original" && args[0] == "run-server" {
+					continue // that converts it
+				}
 				fail(t, args, append(test.wanted, p.database)...)
 			}
 			if after := describeFile(t, p.database); after != before {

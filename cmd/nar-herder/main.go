@@ -33,11 +33,13 @@ type commands struct {
 	Unpin        unpinCommand        `cmd:"" help:"Let items be removed again."`
 	Pins         pinsCommand         `cmd:"" help:"List what is pinned."`
 	List         listCommand         `cmd:"" help:"List the items of the index."`
+	Export       exportCommand       `cmd:"" help:"Make a directory of narinfos and nars for any server of files, or bring it up to date."`
 	Check        checkCommand        `cmd:"" help:"Compare the index with the storage, and repair what is wrong."`
 	Dump         dumpCommand         `cmd:"" help:"Make the copy of the index that other instances begin with."`
 	MirrorStatus mirrorStatusCommand `cmd:"" help:"Show how far a mirror is behind the instance that it mirrors."`
 	MirrorAccept mirrorAcceptCommand `cmd:"" help:"Have a mirror follow its source although that has lost or removed much."`
 	Stats        statsCommand        `cmd:"" help:"Show how much there is in the index and the storage."`
+	Convert      convertCommand      `cmd:"" help:"Convert a database of the original Nar Herder to an index, or an index to one of the original."`
 	Version      versionCommand      `cmd:"" help:"Show the version."`
 	Help         helpCommand         `cmd:"" help:"Show help on a command."`
 }

@@ -24,9 +24,9 @@ import (
 	"nar-herder/storage/index"
 )
 
-// prepareDatabase makes the database of a mirror that has none yet, while the
+// beginMirror makes the database of a mirror that has none yet, while the
 // listeners are answered.
-func (c *serverCommand) prepareDatabase(ctx context.Context, listeners []net.Listener, log *slog.Logger) error {
+func (c *serverCommand) beginMirror(ctx context.Context, listeners []net.Listener, log *slog.Logger) error {
 	if c.Mirror == nil {
 		return nil
 	}
@@ -45,6 +45,9 @@ func (c *serverCommand) prepareDatabase(ctx context.Context, listeners []net.Lis
 
 // whileStarting answers the listeners until what takes its time is done.
 func whileStarting(ctx context.Context, listeners []net.Listener, state func() any, log *slog.Logger, f func(context.Context) error) error {
+	for _, listener := range listeners {
+		log.Info("starting; requests get 503 until then", "address", listener.Addr().String())
+	}
 	notify(log, daemon.SdNotifyReady) // what waits for this would wait for too long
 	done, answered := make(chan struct{}), make(chan struct{})
 	go func() {
@@ -91,9 +94,9 @@ func (c *serverCommand) follower(store *opened, options *httpapi.Options, log *s
 }
 
 type mirrorStatusCommand struct {
-	URL    urlValue `arg:"" placeholder:"URL" help:"The mirror, such as http://127.0.0.1:8734."`
-	MaxLag ttlValue `default:"300s" placeholder:"DURATION" help:"The lag that is no failure (default: ${default})."`
-	JSON   bool     `name:"json" help:"The answer as the mirror gives it."`
+	URL    fromValue `arg:"" placeholder:"URL" help:"The mirror, such as http://127.0.0.1:8734."`
+	MaxLag ttlValue  `default:"300s" placeholder:"DURATION" help:"The lag that is no failure (default: ${default})."`
+	JSON   bool      `name:"json" help:"The answer as the mirror gives it."`
 }
 
 // Exit statuses of mirror-status.
@@ -112,7 +115,7 @@ const statusTimeout = 30 * time.Second
 func (c *mirrorStatusCommand) Run(ctx context.Context, s *streams) error {
 	status, text, err := c.ask(ctx)
 	if err != nil {
-		fmt.Fprintf(s.err, "nar-herder: ask %s: %s\n", c.URL, oneLine(err))
+		fmt.Fprintf(s.err, "nar-herder: ask %s: %s\n", c.URL.url, oneLine(err))
 		return mirrorUnknown
 	}
 	lag := "unknown"
@@ -148,7 +151,7 @@ func (c *mirrorStatusCommand) Run(ctx context.Context, s *streams) error {
 func (c *mirrorStatusCommand) ask(ctx context.Context) (status mirror.Status, text string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
 	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(c.URL.String(), "/")+"/health", nil)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(c.URL.url.String(), "/")+"/health", nil)
 	if err != nil {
 		return status, "", err
 	}

@@ -1,9 +1,12 @@
 package main
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -40,6 +43,7 @@ func TestOptions(t *testing.T) {
 				args = append(args, "--"+option[0], option[1])
 			}
 		}
+		succeed(t, "import", "--database="+p.database, p.dir) // so that the mirror needs not begin with its source
 		s := serve(t, command(args...))
 		if got := get(t, s.addresses[0], "/nix-cache-info"); got.StatusCode != 200 {
 			t.Errorf("%s", got.Status)
@@ -66,13 +70,35 @@ func TestNoInactiveOptions(t *testing.T) {
 	}
 }
 
-// TestMirrorWithoutStorage starts, although nothing is mirrored yet.
+// TestMirrorWithoutStorage answers, although its source can't be reached: that it is
+// not ready.
 func TestMirrorWithoutStorage(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
-	s := serve(t, command("run-server", "--port=0", "--database="+p.database, "--mirror=https://mirror.example"))
-	if got := get(t, s.addresses[0], "/health"); got.StatusCode != 200 {
+	address := ownHost() + ":" + instancePort
+	host, port, _ := strings.Cut(address, ":")
+	s := &server{process: command("run-server", "--host="+host, "--port="+port, "--database="+p.database, "--mirror=http://127.0.0.1:1"), addresses: []string{address}}
+	s.start(t)
+	until(t, "it answers", func() bool { return strings.Contains(s.err.String(), "requests get 503") })
+	until(t, "the failure", func() bool {
+		got := get(t, s.addresses[0], "/health")
+		return got.StatusCode == 503 && strings.Contains(got.body, `"status":"syncing"`) && strings.Contains(got.body, "connection refused")
+	})
+	if got := get(t, s.addresses[0], "/health/live"); got.StatusCode != 200 {
 		t.Errorf("%s %s", got.Status, got.body)
+	}
+	if got := get(t, s.addresses[0], "/00000000000000000000000000000000.narinfo"); got.StatusCode != 503 || got.Header.Get("Retry-After") == "" {
+		t.Errorf("%s %v", got.Status, got.Header)
+	}
+	if got := runProgram(t, "mirror-status", "http://"+s.addresses[0]); got.status != 1 || !strings.Contains(got.out, "connection refused") {
+		t.Errorf("%+v", got)
+	}
+	if got := runProgram(t, "mirror-status", "http://127.0.0.1:1"); got.status != 2 || !strings.Contains(got.err, "connection refused") {
+		t.Errorf("%+v", got)
+	}
+	s.stop(t, syscall.SIGTERM)
+	if _, err := os.Stat(p.database); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a database was made of nothing: %v", err)
 	}
 }
 

@@ -50,6 +50,25 @@ func (p *progress) add(bytes int64) {
 	if p.items%64 != 0 && bytes == 0 {
 		return // the clock costs more than the rest of this
 	}
+	p.show()
+}
+
+// reach notes that so many items are done by now.
+func (p *progress) reach(items int64) {
+	more := items - p.items
+	if more <= 0 {
+		return
+	}
+	p.items = items
+	if p.bar != nil {
+		_ = p.bar.Add64(more)
+		return
+	}
+	p.show()
+}
+
+// show begins the bar, or writes a line, when it is time for that.
+func (p *progress) show() {
 	now := time.Now()
 	if now.Before(p.next) {
 		return

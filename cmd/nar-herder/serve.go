@@ -118,8 +118,13 @@ func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
 		return listenErr
 	}
 	defer closeAll(listeners)
-	if err := c.prepareDatabase(ctx, listeners, log); err != nil {
-		return err
+	for _, prepare := range []func(context.Context, []net.Listener, *slog.Logger) error{c.convertInPlace, c.beginMirror} {
+		if err := prepare(ctx, listeners, log); ctx.Err() != nil {
+			log.Info("stopped; the next start goes on with what was begun", "database", c.Database)
+			return nil
+		} else if err != nil {
+			return err
+		}
 	}
 	store, err := open(ctx, c.Database, c.Storage, index.Options{}, log)
 	if err != nil {

@@ -31,7 +31,8 @@ var reading = []string{
 
 // Open opens a database of the original for reading. Nothing is changed in it,
 // whoever writes it meanwhile goes on, and what a crash has left in its log
-// counts. The error is [ErrNotDatabase], [ErrNotOriginal], or the system's.
+// counts. Beside a database that keeps a log of changes, SQLite may leave an empty
+// one and its index, FILE-wal and FILE-shm. The error is [ErrNotDatabase], [ErrNotOriginal], or the system's.
 func Open(ctx context.Context, path string) (*Database, error) {
 	absolute, err := checkFile(path)
 	if err != nil {
@@ -99,26 +100,18 @@ func tryReading(ctx context.Context, path string, parameters ...string) (*connec
 	return conn, nil
 }
 
-// OpenLocked is [Open] for a database that nobody else may have open until it is
-// closed: another process has it when the error is [ErrInUse]. What a crash has
-// left in its log is folded back into the file first. A file that can't be
-// written can't be locked either; then what is read is as of one moment.
+// OpenLocked is [Open] for a database that nobody else may write until it is
+// closed. Another process has it open when the error is [ErrInUse], as far as
+// that can be known: one that does nothing at the moment shows only if the
+// database keeps a log of changes. What a crash has left in that is folded back
+// into the file first. A file that can't be written can't be locked either; then
+// what is read is as of one moment.
 func OpenLocked(ctx context.Context, path string) (*Database, error) {
 	absolute, err := checkFile(path)
 	if err != nil {
 		return nil, err
 	}
-	// In this mode, SQLite's locks tell also of others that do nothing at the
-	// moment, if the database has a log.
-	conn, err := tryReading(ctx, absolute, append([]string{"mode=rw"}, "_pragma=locking_mode(exclusive)")...)
-	if err == nil {
-		if _, err = conn.first(ctx, "PRAGMA wal_checkpoint(truncate)"); err == nil {
-			err = conn.script(ctx, "BEGIN EXCLUSIVE")
-		}
-		if err != nil {
-			err = errors.Join(err, conn.close())
-		}
-	}
+	conn, err := openForWriting(ctx, absolute)
 	switch primaryCode(err) {
 	case sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN:
 		if conn, err = openReadOnly(ctx, absolute); err == nil {
@@ -128,7 +121,31 @@ func OpenLocked(ctx context.Context, path string) (*Database, error) {
 		}
 	}
 	if err != nil {
-		return nil, describe("database "+path+": open it for ourselves alone", err)
+		return nil, describe("database "+path+": lock it", err)
 	}
 	return newDatabase(ctx, path, conn)
+}
+
+// openForWriting takes the lock of those who write.
+func openForWriting(ctx context.Context, path string) (*connection, error) {
+	// In exclusive mode, a transaction begins only when nobody else has the log
+	// open. That is not kept, as others may look at what the file is: they would
+	// wait.
+	conn, err := tryReading(ctx, path, "mode=rw", "_pragma=locking_mode(exclusive)")
+	if err != nil {
+		return nil, err
+	}
+	if _, err = conn.first(ctx, "PRAGMA wal_checkpoint(truncate)"); err == nil {
+		err = conn.script(ctx, "BEGIN EXCLUSIVE; ROLLBACK")
+	}
+	if err := errors.Join(err, conn.close()); err != nil {
+		return nil, err
+	}
+	if conn, err = tryReading(ctx, path, "mode=rw"); err != nil {
+		return nil, err
+	}
+	if err := conn.script(ctx, "BEGIN IMMEDIATE"); err != nil {
+		return nil, errors.Join(err, conn.close())
+	}
+	return conn, nil
 }

@@ -221,6 +221,9 @@ func textColumn(value, octets driver.Value) ([]byte, error) {
 	default:
 		return nil, fmt.Errorf("there is a number in the place of a text: %v", v)
 	}
+	if len(text) == 0 {
+		return nil, errors.New("there is no text in it")
+	}
 	if len(text) > narinfo.MaxSize {
 		return nil, fmt.Errorf("%w: %d bytes, at most %d are allowed", narinfo.ErrTooLarge, len(text), narinfo.MaxSize)
 	}

@@ -94,19 +94,26 @@ type layout struct {
 }
 
 // has says whether there is an ordinary table of that name with the columns. A
-// view could be anything, also without an end.
+// view, or a column that is computed, could be anything, also without an end.
 func (c *connection) has(ctx context.Context, table string, columns ...string) (bool, error) {
 	n, err := c.first(ctx, "SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND rootpage > 0 AND name = ? COLLATE NOCASE", table)
 	if err != nil || n == int64(0) {
 		return false, err
 	}
 	for _, column := range columns {
-		n, err := c.first(ctx, "SELECT count(*) FROM pragma_table_xinfo(?) WHERE name = ? COLLATE NOCASE", table, column)
+		n, err := c.first(ctx, "SELECT count(*) FROM pragma_table_info(?) WHERE name = ? COLLATE NOCASE", table, column)
 		if err != nil || n == int64(0) {
 			return false, err
 		}
 	}
 	return true, nil
+}
+
+// hasRowIDs says whether the rows of a table have ids by which they can be read
+// in steps.
+func (c *connection) hasRowIDs(ctx context.Context, table string) (bool, error) {
+	n, err := c.first(ctx, "SELECT count(*) FROM pragma_table_list(?) WHERE schema = 'main' AND NOT wr", table)
+	return n != int64(0), err
 }
 
 // indexed says whether a table has an index that begins with the column.
@@ -136,11 +143,20 @@ func look(ctx context.Context, c *connection) (*layout, error) {
 	}
 	l.items = `SELECT rowid, octet_length(contents), ` + limited("contents", maxContents) + `, ` + addedAt + `
 		FROM narinfos WHERE rowid > ? ORDER BY rowid LIMIT ?`
-	if _, err := c.first(ctx, "SELECT rowid FROM narinfos LIMIT 1"); err != nil {
-		return nil, fmt.Errorf("read the table narinfos: %w", err)
+	ordered, err := c.hasRowIDs(ctx, "narinfos")
+	if err != nil {
+		return nil, err
+	}
+	if !ordered {
+		return nil, fmt.Errorf("%w: its table narinfos has no row ids: name a database or a dump of an original Nar Herder", ErrNotOriginal)
 	}
 	if l.changes, err = c.has(ctx, "recent_changes", "datetime", "change", "data"); err != nil {
 		return nil, err
+	}
+	if l.changes {
+		if l.changes, err = c.hasRowIDs(ctx, "recent_changes"); err != nil {
+			return nil, err
+		}
 	}
 	if l.info, err = c.has(ctx, "nar_herder_dump", "key", "value"); err != nil {
 		return nil, err

@@ -68,12 +68,12 @@ func TestBadFiles(t *testing.T) {
 			makeDatabase(t, path, "PRAGMA application_id = 42; PRAGMA user_version = 1; CREATE TABLE items (id)")
 		}, ErrForeign, []string{"another program", "--database"}},
 		{"original", func(t *testing.T, path string) { makeDatabase(t, path, originalSchema) },
-			ErrOriginal, []string{"original Nar Herder", "nar-herder import", "--database"}},
+			ErrOriginal, []string{"original Nar Herder", "nar-herder convert", "--database"}},
 		{"original in WAL mode", func(t *testing.T, path string) { makeDatabase(t, path, "PRAGMA journal_mode=wal;"+originalSchema) },
-			ErrOriginal, []string{"nar-herder import"}},
+			ErrOriginal, []string{"nar-herder convert"}},
 		{"old original", func(t *testing.T, path string) {
 			makeDatabase(t, path, "CREATE TABLE narinfos (id INTEGER PRIMARY KEY, store_path TEXT, contents TEXT)")
-		}, ErrOriginal, []string{"nar-herder import"}},
+		}, ErrOriginal, []string{"nar-herder convert"}},
 		{"newer", func(t *testing.T, path string) {
 			makeDatabase(t, path, "PRAGMA application_id = 0x4e617248; PRAGMA user_version = 99; CREATE TABLE unknown (x)")
 		}, ErrNewerVersion, []string{"99", "newer nar-herder"}},

@@ -124,7 +124,7 @@ func open(ctx context.Context, path string, options Options, steps []string) (_ 
 	if options.Bulk {
 		extra = append(extra, fmt.Sprintf("_pragma=wal_autocheckpoint(%d)", bulkCheckpointBytes/pageSize))
 	}
-	if err := refuseForeign(ctx, absolute, path, len(steps)); err != nil {
+	if err := recogniseFile(ctx, absolute, path, len(steps)); err != nil {
 		return nil, err
 	}
 	x.writer, err = connect(ctx, dataSource(absolute, cmp.Or(options.WriterCache, defaultWriterCache), extra...))
@@ -149,6 +149,25 @@ func open(ctx context.Context, path string, options Options, steps []string) (_ 
 		return nil, describe(fmt.Sprintf("database %s: open it for reading", path), err)
 	}
 	return x, nil
+}
+
+// recogniseFile is refuseForeign for a file that may be replaced meanwhile, as a
+// database of the original is when it has been converted. Then what was seen may
+// be the old file with the new one's log.
+func recogniseFile(ctx context.Context, absolute, path string, newest int) error {
+	for {
+		before, err := os.Stat(absolute)
+		if err != nil {
+			return err
+		}
+		refused := refuseForeign(ctx, absolute, path, newest)
+		if refused == nil {
+			return nil
+		}
+		if after, err := os.Stat(absolute); err != nil || os.SameFile(before, after) {
+			return refused
+		}
+	}
 }
 
 // refuseForeign looks at what the file is before anything is set on it: the

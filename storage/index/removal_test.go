@@ -99,6 +99,22 @@ func TestClosureRoots(t *testing.T) {
 			t.Errorf("item %d: root %s, %v; want item %d", n, root, has, want)
 		}
 	}
+	// Without those that have no narinfo, and with those that were withdrawn.
+	var items []int
+	for item, err := range x.ItemsOf(t.Context(), closure) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		for n := range 10 {
+			if item.Hash == testPath(n).Hash {
+				items = append(items, n)
+			}
+		}
+	}
+	slices.Sort(items)
+	if !slices.Equal(items, []int{1, 2, 3, 4}) {
+		t.Errorf("items of the closure: %v", items)
+	}
 	if closure.Size() != 150 {
 		t.Errorf("%d bytes", closure.Size())
 	}

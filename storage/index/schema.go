@@ -214,8 +214,8 @@ func recogniseIn(conn *connection, path string, newest int) (int, error) {
 	case tables == 0:
 		return 0, nil
 	case original > 0:
-		return 0, fmt.Errorf("%w: %s was written by the original Nar Herder (Guile), whose schema differs; converting it is not built yet: "+
-			"leave it where it is, name a new file with --database, and fill that with 'nar-herder import' from a directory of narinfos", ErrOriginal, path)
+		return 0, fmt.Errorf("%w: %s was written by the original Nar Herder (Guile), whose schema differs: start the server once with it, "+
+			"which converts it and keeps the old file, or run 'nar-herder convert %[2]s NEW-FILE' and name that with --database", ErrOriginal, path)
 	}
 	return 0, fmt.Errorf("%w: %s is an SQLite database of another program: name another file with --database", ErrForeign, path)
 }

@@ -1,0 +1,105 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"nar-herder/mirror/convert"
+	"nar-herder/storage/directory"
+)
+
+type convertCommand struct {
+	Storage string `placeholder:"DIR" help:"Directory of the stored nars, so that an index knows from the start which of them are there."`
+
+	From string `arg:"" name:"from" help:"A database or dump of the original, or an index."`
+	To   string `arg:"" name:"to" help:"The file to make; there must be none of that name."`
+}
+
+func (c *convertCommand) Run(ctx context.Context, s *streams) (err error) {
+	progress := newProgress(s.err, "converting", "narinfos", 0)
+	options := convert.Options{
+		Log: slog.New(slog.NewTextHandler(s.err, &slog.HandlerOptions{Level: slog.LevelWarn})),
+		Progress: func(p convert.Progress) {
+			progress.all = p.All
+			progress.reach(p.Done)
+		},
+	}
+	closeStorage, err := lookIn(&options, c.Storage)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, closeStorage()) }()
+	result, err := convert.Convert(ctx, c.From, c.To, options)
+	progress.end()
+	if err != nil {
+		return fmt.Errorf("convert: %w", err)
+	}
+	what := "an index"
+	if result.ToOriginal {
+		what = "a database of the original Nar Herder"
+	}
+	resumed := ""
+	if result.Resumed {
+		resumed = " (gone on from where an earlier run had stopped)"
+	}
+	_, err = fmt.Fprintf(s.out, "%s is %s%s: %s\n", c.To, what, resumed, result)
+	return err
+}
+
+// convertProgress is how often the log tells how far a conversion is.
+const convertProgress = 10 * time.Second
+
+// convertInPlace makes a database of the original an index, while the listeners
+// are answered.
+func (c *serverCommand) convertInPlace(ctx context.Context, listeners []net.Listener, log *slog.Logger) (err error) {
+	if !convert.Needed(ctx, c.Database) {
+		return nil
+	}
+	start := time.Now()
+	next := start.Add(convertProgress)
+	var done, all atomic.Int64
+	options := convert.Options{Log: log, Progress: func(p convert.Progress) {
+		done.Store(p.Done)
+		all.Store(p.All)
+		if now := time.Now(); now.After(next) {
+			next = now.Add(convertProgress)
+			log.Info("converting the database of the original", "narinfos", p.Done, "of", p.All)
+		}
+	}}
+	closeStorage, err := lookIn(&options, c.Storage)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, closeStorage()) }()
+	state := func() any {
+		return struct {
+			Status string `json:"status"`
+			Done   int64  `json:"narinfos_done"`
+			All    int64  `json:"narinfos"`
+		}{"converting", done.Load(), all.Load()}
+	}
+	return whileStarting(ctx, listeners, state, log, func(ctx context.Context) error {
+		_, err := convert.InPlace(ctx, c.Database, options)
+		return err
+	})
+}
+
+// lookIn has a conversion look for nars in a storage, unless its name is empty or
+// one that [open] is going to refuse.
+func lookIn(options *convert.Options, store string) (closeStorage func() error, err error) {
+	if store == "" || strings.HasPrefix(store, "s3://") {
+		return func() error { return nil }, nil
+	}
+	bytes, err := directory.Open(store)
+	if err != nil {
+		return nil, err
+	}
+	options.Storage = bytes
+	return bytes.Close, nil
+}

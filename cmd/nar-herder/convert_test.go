@@ -1,0 +1,349 @@
+package main
+
+import (
+	"database/sql"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"nar-herder/narinfo"
+)
+
+// originalTables is the schema of the original as it is remembered.
+var originalTables = []string{
+	"CREATE TABLE narinfos (id INTEGER PRIMARY KEY ASC, store_path TEXT NOT NULL, nar_hash TEXT NOT NULL, nar_size INTEGER NOT NULL, deriver TEXT, system TEXT, contents TEXT NOT NULL, added_at TEXT)",
+	"CREATE UNIQUE INDEX narinfos_by_hash ON narinfos (substr(store_path, 12, 32))",
+	"CREATE TABLE narinfo_files (narinfo_id INTEGER NOT NULL REFERENCES narinfos (id), size INTEGER NOT NULL, compression TEXT, url TEXT NOT NULL)",
+	"CREATE TABLE narinfo_references (narinfo_id INTEGER NOT NULL REFERENCES narinfos (id), store_path TEXT NOT NULL)",
+	"CREATE TABLE tags (id INTEGER PRIMARY KEY ASC, key TEXT NOT NULL, value TEXT NOT NULL)",
+	"CREATE TABLE narinfo_tags (narinfo_id INTEGER NOT NULL REFERENCES narinfos (id), tag_id INTEGER NOT NULL REFERENCES tags (id))",
+	"CREATE TABLE recent_changes (id INTEGER PRIMARY KEY ASC, datetime TEXT NOT NULL, change TEXT NOT NULL, data TEXT NOT NULL)",
+	"CREATE TABLE cached_narinfo_files (id INTEGER PRIMARY KEY ASC, narinfo_id INTEGER NOT NULL REFERENCES narinfos (id), size INTEGER NOT NULL, compression TEXT)",
+}
+
+// original makes a database as the original has it of the narinfos below a
+// directory of the corpus.
+func original(t *testing.T, name, directory string) {
+	t.Helper()
+	db, err := sql.Open("sqlite", name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	db.SetMaxOpenConns(1)
+	insert := func(query string, args ...any) {
+		if _, err := db.Exec(query, args...); err != nil {
+			t.Fatalf("%s: %v", query, err)
+		}
+	}
+	// The original keeps a log of changes beside its database.
+	for _, statement := range append([]string{"PRAGMA journal_mode = wal"}, originalTables...) {
+		insert(statement)
+	}
+	insert("INSERT INTO tags VALUES (1, 'release', 'yes'), (2, 'branch', 'master'), (3, 'odd', 'a''b=ü')")
+	names, err := filepath.Glob(filepath.Join(testdata, directory, "*.narinfo"))
+	if err != nil || len(names) == 0 {
+		t.Fatal(names, err)
+	}
+	or := func(s string) any {
+		if s == "" {
+			return nil
+		}
+		return s
+	}
+	for i, file := range names {
+		text := read(t, file)
+		n, err := narinfo.Parse([]byte(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		id := i + 1
+		at := fmt.Sprintf("2023-05-06 07:08:%02d", id)
+		insert("INSERT INTO narinfos VALUES (?, ?, ?, ?, ?, ?, ?, ?)", id, n.StorePath.String(), n.NarHash.String(), n.NarSize, or(n.Deriver), or(n.System), text, at)
+		for _, file := range n.Files {
+			insert("INSERT INTO narinfo_files VALUES (?, ?, ?, ?)", id, file.Size, file.Compression, "/"+file.URL)
+		}
+		for _, reference := range n.References {
+			insert("INSERT INTO narinfo_references VALUES (?, ?)", id, reference.String())
+		}
+		for tag := 1; tag <= i%4; tag++ {
+			insert("INSERT INTO narinfo_tags VALUES (?, ?)", id, tag)
+		}
+		if i%3 == 0 {
+			insert("INSERT INTO cached_narinfo_files (narinfo_id, size, compression) VALUES (?, ?, 'zstd')", id, 1000+id)
+		}
+		insert("INSERT INTO recent_changes (datetime, change, data) VALUES (?, 'addition', ?)", at, text)
+		if i%2 == 0 {
+			insert("INSERT INTO recent_changes (datetime, change, data) VALUES (?, 'removal', ?)", at, fmt.Sprintf("/gnu/store/%s-gone-%d", strings.Repeat("a", 32), id))
+		}
+	}
+}
+
+// originalDump is all that there is in a database of the original, as another
+// SQLite reads it. Tags go by their names, as their ids mean nothing.
+func originalDump(t *testing.T, name string) string {
+	t.Helper()
+	cmd := exec.Command(required(t, "sqlite3"), "-readonly", "-cmd", ".mode quote", name,
+		"PRAGMA integrity_check", "PRAGMA foreign_key_check",
+		"SELECT * FROM narinfos ORDER BY id", "SELECT * FROM narinfo_files ORDER BY narinfo_id, rowid",
+		"SELECT * FROM narinfo_references ORDER BY narinfo_id, rowid", "SELECT DISTINCT key, value FROM tags ORDER BY 1, 2",
+		"SELECT narinfo_id, key, value FROM narinfo_tags JOIN tags ON tags.id = tag_id ORDER BY 1, 2, 3",
+		"SELECT * FROM recent_changes ORDER BY id", "SELECT * FROM cached_narinfo_files ORDER BY id")
+	out, err := cmd.CombinedOutput()
+	if err != nil || !strings.HasPrefix(string(out), "'ok'\n") {
+		t.Fatalf("%s: %v: %s", name, err, out)
+	}
+	return string(out)
+}
+
+// TestConvert goes from an original to an index and back, and loses nothing.
+func TestConvert(t *testing.T) {
+	t.Parallel()
+	for directory, narinfos := range map[string]int{"published": 13, "published-multi": 9} {
+		t.Run(directory, func(t *testing.T) {
+			t.Parallel()
+			p := newPlace(t)
+			first, back := filepath.Join(p.dir, "original.db"), filepath.Join(p.dir, "back.db")
+			original(t, first, directory)
+			before := originalDump(t, first)
+			out := succeed(t, "convert", first, p.database)
+			if !strings.HasPrefix(out, fmt.Sprintf("%s is an index: %d narinfos, ", p.database, narinfos)) || strings.Count(out, "\n") != 1 {
+				t.Error(out)
+			}
+			// It is an index like any other.
+			if listed := lines(succeed(t, "list", "--database="+p.database, "--tag=odd=a'b=ü")); len(listed) != narinfos/4 {
+				t.Errorf("%q", listed)
+			}
+			if listed := lines(succeed(t, "list", "--database="+p.database)); len(listed) != narinfos {
+				t.Errorf("%q", listed)
+			}
+			out = succeed(t, "convert", p.database, back)
+			if !strings.HasPrefix(out, fmt.Sprintf("%s is a database of the original Nar Herder: %d narinfos, ", back, narinfos)) {
+				t.Error(out)
+			}
+			if after := originalDump(t, back); after != before || originalDump(t, first) != before {
+				t.Errorf("before:\n%s\nafter:\n%s", before, after)
+			}
+			// And nothing is written over.
+			fail(t, []string{"convert", first, back}, back, "there already")
+			fail(t, []string{"convert", p.database, first}, first, "there already")
+			fail(t, []string{"convert", filepath.Join(p.dir, "none.db"), filepath.Join(p.dir, "other.db")}, "none.db", "name a database")
+		})
+	}
+}
+
+// manyOriginal makes a database of the original with contents alone.
+func manyOriginal(t *testing.T, name string, items int) {
+	t.Helper()
+	db, err := sql.Open("sqlite", name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	tx, err := db.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec("CREATE TABLE narinfos (id INTEGER PRIMARY KEY, contents TEXT NOT NULL)"); err != nil {
+		t.Fatal(err)
+	}
+	insert, err := tx.Prepare("INSERT INTO narinfos (contents) VALUES (?)")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := range items {
+		if _, err := insert.Exec(manyText(n)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := tx.Commit(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func manyHash(n int) string {
+	var hash narinfo.PathHash
+	for i := range hash {
+		hash[i] = byte(uint64(n+1) * 0x9e3779b97f4a7c15 >> (8 * (i % 8)))
+	}
+	return hash.String()
+}
+
+func manyText(n int) string {
+	base := fmt.Sprintf("%s-item-%d", manyHash(n), n)
+	return fmt.Sprintf("StorePath: /gnu/store/%s\nNarHash: %s\nNarSize: 1000\nReferences: %s\nURL: nar/lzip/%s\nCompression: lzip\nFileSize: 500\n",
+		base, narinfo.NarHash{byte(n)}, base, base)
+}
+
+// many is so many items that a conversion is killed in their midst.
+const many = 30_000
+
+// inTheMidst waits until a part of a conversion is safe.
+func inTheMidst(t *testing.T, p *process, name string) {
+	t.Helper()
+	until(t, "the conversion is under way", func() bool {
+		select {
+		case <-p.ended:
+			t.Fatalf("it has ended: %s %s", p.out.String(), p.err.String())
+		default:
+		}
+		if _, err := os.Stat(name); err != nil {
+			return false
+		}
+		db, err := sql.Open("sqlite", "file:"+name+"?mode=ro")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer db.Close()
+		var read int
+		err = db.QueryRow("SELECT json_extract(value, '$.Read') FROM settings WHERE key = 'converted'").Scan(&read)
+		return err == nil && read > 0 // there may be no such table yet
+	})
+}
+
+// TestConvertKilled goes on with a conversion that was killed.
+func TestConvertKilled(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	from := filepath.Join(p.dir, "original.db")
+	manyOriginal(t, from, many)
+	c := command("convert", from, p.database)
+	c.start(t)
+	inTheMidst(t, c, p.database+".converting")
+	if err := c.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if status := c.wait(t); status != -1 {
+		t.Fatalf("it was not killed: %d", status)
+	}
+	if _, err := os.Stat(p.database); err == nil {
+		t.Fatal("it is there before it is whole")
+	}
+	out := succeed(t, "convert", from, p.database)
+	if !strings.HasPrefix(out, fmt.Sprintf("%s is an index (gone on from where an earlier run had stopped): %d narinfos", p.database, many)) {
+		t.Error(out)
+	}
+	if left, err := filepath.Glob(p.database + "?*"); err != nil || len(left) > 0 {
+		t.Errorf("left: %q, %v", left, err)
+	}
+	listed := lines(succeed(t, "list", "--database="+p.database))
+	if len(listed) != many {
+		t.Fatalf("%d items", len(listed))
+	}
+	for n, path := range listed {
+		if want := fmt.Sprintf("/gnu/store/%s-item-%d", manyHash(n), n); path != want {
+			t.Fatalf("item %d: %s, want %s", n, path, want)
+		}
+	}
+	// The other way, what a killed run leaves is of no use, and does no harm.
+	back := filepath.Join(p.dir, "back.db")
+	c = command("convert", p.database, back)
+	c.start(t)
+	until(t, "it is being written", func() bool {
+		info, err := os.Stat(back + ".writing")
+		return err == nil && info.Size() > 0
+	})
+	if err := c.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if status := c.wait(t); status != -1 {
+		t.Fatalf("it was not killed: %d", status)
+	}
+	succeed(t, "convert", p.database, back)
+	if left, err := filepath.Glob(back + "?*"); err != nil || len(left) > 0 {
+		t.Errorf("left: %q, %v", left, err)
+	}
+	sqlite := exec.Command(required(t, "sqlite3"), "-readonly", back,
+		"ATTACH '"+from+"' AS first; PRAGMA integrity_check; SELECT count(*) FROM narinfos n JOIN first.narinfos f ON f.id = n.id AND f.contents = n.contents")
+	if got, err := sqlite.CombinedOutput(); err != nil || string(got) != fmt.Sprintf("ok\n%d\n", many) {
+		t.Errorf("%s, %v", got, err)
+	}
+}
+
+// TestServerConverts starts the server with a database of the original, and a
+// storage: it serves what the original has served.
+func TestServerConverts(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	original(t, p.database, "published")
+	if out, err := exec.Command("cp", "-r", filepath.Join(testdata, "published", "nar"), p.storage).CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v", out, err)
+	}
+	before := originalDump(t, p.database)
+	for start := range 2 {
+		s := p.serve(t, "--log-level=INFO")
+		for _, name := range []string{"nxrz38jzshzw0q3fqi3fqimjg1zr62r9", "g699dxrv55xnrdq6z90qwfmsgz16p3xg"} {
+			if got := get(t, s.addresses[0], "/"+name+".narinfo"); got.StatusCode != 200 || got.body != read(t, testdata, "published", name+".narinfo") {
+				t.Errorf("%s: %s %s", name, got.Status, got.body)
+			}
+			if got := get(t, s.addresses[0], "/"+name+".narinfo/info"); got.body != `{"stored": true}` {
+				t.Errorf("%s: %s", name, got.body)
+			}
+		}
+		const nar = "nar/lzip/nxrz38jzshzw0q3fqi3fqimjg1zr62r9-greet-1.0"
+		if got := get(t, s.addresses[0], "/"+nar); got.StatusCode != 200 || got.body != read(t, testdata, "published", nar) {
+			t.Errorf("%s, %d bytes", got.Status, len(got.body))
+		}
+		s.stop(t, syscall.SIGTERM)
+		if converted := strings.Contains(s.err.String(), "converted the database of the original"); converted != (start == 0) {
+			t.Errorf("start %d: %s", start, s.err.String())
+		}
+	}
+	if left, err := filepath.Glob(p.database + "?*"); err != nil || len(left) != 1 {
+		t.Errorf("beside it: %q, %v", left, err)
+	}
+	if after := originalDump(t, p.database+".original"); after != before {
+		t.Errorf("the old file: %s", after)
+	}
+}
+
+// TestServerConvertsKilled stops, and kills, the server while it converts.
+func TestServerConvertsKilled(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	manyOriginal(t, p.database, many)
+	pidFile, address := filepath.Join(p.dir, "pid"), net.JoinHostPort(ownHost(), instancePort)
+	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
+		c := command(p.args("run-server", "--host="+strings.TrimSuffix(address, ":"+instancePort), "--port="+instancePort, "--log-level=INFO", "--pid-file="+pidFile)...)
+		s := &server{process: c}
+		s.start(t)
+		if signal == syscall.SIGTERM {
+			inTheMidst(t, c, p.database+".converting")
+			if read(t, pidFile) != fmt.Sprintln(c.Process.Pid) {
+				t.Error("no process id while it converts")
+			}
+			if got := get(t, address, "/health"); got.StatusCode != 503 || !strings.Contains(got.body, `"converting"`) || !strings.Contains(got.body, `"narinfos":30000`) {
+				t.Errorf("health while it converts: %s %s", got.Status, got.body)
+			}
+			if got := get(t, address, "/"+manyHash(0)+".narinfo"); got.StatusCode != 503 {
+				t.Errorf("a narinfo while it converts: %s", got.Status)
+			}
+			// Nobody else makes an index in the meantime.
+			fail(t, []string{"list", "--database=" + p.database}, "original Nar Herder", "nar-herder convert")
+			s.stop(t, signal)
+			continue
+		}
+		// Part of it is safe already: any moment is in the midst.
+		until(t, "the conversion goes on", func() bool { return strings.Contains(c.err.String(), "converting it") })
+		if err := c.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		if status := c.wait(t); status != -1 {
+			t.Fatalf("it was not killed: %d", status)
+		}
+	}
+	s := p.serve(t, "--log-level=INFO")
+	for _, n := range []int{0, many / 2, many - 1} {
+		if got := get(t, s.addresses[0], "/"+manyHash(n)+".narinfo"); got.StatusCode != 200 || got.body != manyText(n) {
+			t.Errorf("%d: %s %s", n, got.Status, got.body)
+		}
+	}
+	if listed := lines(succeed(t, "list", "--database="+p.database)); len(listed) != many {
+		t.Errorf("%d items", len(listed))
+	}
+}

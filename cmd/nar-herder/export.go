@@ -1,0 +1,127 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+
+	"nar-herder/mirror/export"
+	"nar-herder/narinfo"
+)
+
+type exportCommand struct {
+	databaseOption `embed:""`
+
+	Storage   string      `required:"" placeholder:"DIR" help:"Directory of the stored nars."`
+	Tag       []tagValue  `sep:"none" placeholder:"KEY=VALUE" help:"Only items that have the tag. May be repeated: then items that have all of them."`
+	ClosureOf []itemValue `sep:"none" placeholder:"ITEM" help:"Only this item and all that it refers to. May be repeated."`
+	Delete    bool        `help:"Remove what is no longer exported from the directory."`
+	DryRun    bool        `help:"Change nothing, and tell what would be."`
+	Copy      bool        `help:"Copy nars, also where hard links of those in the storage would do."`
+	MissingOK bool        `name:"missing-ok" help:"That nars are not stored is no failure, and not worth a line each."`
+	Directory string      `arg:"" name:"directory" help:"Where to. It is created if it is missing."`
+}
+
+// itemValue is a store item as people have it at hand.
+type itemValue narinfo.PathHash
+
+func (v *itemValue) UnmarshalText(text []byte) error {
+	hash, err := parseItem(string(text))
+	*v = itemValue(hash)
+	return err
+}
+
+// listedFailures is how many items that were not exported are named.
+const listedFailures = 20
+
+func (c *exportCommand) Run(ctx context.Context, s *streams) (err error) {
+	if len(c.Tag) > 0 && len(c.ClosureOf) > 0 {
+		return errors.New("--tag and --closure-of don't go together, as part of a closure is none: use one of them")
+	}
+	log := slog.New(slog.NewTextHandler(s.err, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	store, err := openExisting(ctx, c.Database, c.Storage, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, store.close()) }()
+	var roots []narinfo.PathHash
+	for _, item := range c.ClosureOf {
+		roots = append(roots, narinfo.PathHash(item))
+	}
+	all := int64(0)
+	if len(c.Tag) == 0 && roots == nil {
+		totals, err := store.Totals(ctx)
+		if err != nil {
+			return err
+		}
+		all = totals.Items
+	}
+	bar := newProgress(s.err, "exporting", "narinfos", all)
+	listed := 0
+	e := &export.Export{
+		Storage: store.Storage, Index: store.index, StorageDirectory: c.Storage,
+		Tags: tags(c.Tag), ClosureOf: roots, Delete: c.Delete, DryRun: c.DryRun, Copy: c.Copy,
+		Report: func(r export.Result) {
+			bar.add(r.Bytes)
+			if r.Err == nil || r.Outcome == export.Skipped && c.MissingOK {
+				return
+			}
+			if listed++; listed <= listedFailures {
+				bar.clear()
+				fmt.Fprintf(s.err, "nar-herder: export %s: %s\n", r.Name, oneLine(r.Err))
+			}
+		},
+	}
+	sweeping := false
+	e.Swept = func(files int) {
+		if !sweeping {
+			sweeping = true
+			bar.end()
+			bar = newProgress(s.err, "sweeping", "files", 0)
+		}
+		for range files {
+			bar.add(0)
+		}
+	}
+	summary, err := e.To(ctx, c.Directory)
+	bar.end()
+	if more := listed - listedFailures; more > 0 {
+		fmt.Fprintf(s.err, "nar-herder: export: and %d more\n", more)
+	}
+	if err == nil || summary != (export.Summary{}) {
+		c.report(s.out, &summary)
+	}
+	if err != nil {
+		return err
+	}
+	if summary.Failed > 0 || summary.Skipped > 0 && !c.MissingOK {
+		return errReported
+	}
+	return nil
+}
+
+// report says what it came to.
+func (c *exportCommand) report(out io.Writer, s *export.Summary) {
+	would := ""
+	if c.DryRun {
+		would = "would be: "
+	}
+	fmt.Fprintf(out, "%s%d items exported: %d new, %d changed, %d as before\n", would, s.Added+s.Updated+s.Unchanged, s.Added, s.Updated, s.Unchanged)
+	if c.DryRun {
+		fmt.Fprintf(out, "%s%d nars linked or copied, %s\n", would, s.Linked+s.Copied, byteCount(s.LinkedBytes+s.CopiedBytes))
+	} else {
+		fmt.Fprintf(out, "%d nars linked, %s; %d copied, %s\n", s.Linked, byteCount(s.LinkedBytes), s.Copied, byteCount(s.CopiedBytes))
+	}
+	if s.Skipped+s.Withdrawn+s.Failed > 0 {
+		fmt.Fprintf(out, "not exported: %d without their nars or narinfos, %d withdrawn, %d failed\n", s.Skipped, s.Withdrawn, s.Failed)
+	}
+	switch {
+	case s.StaleNarinfos+s.StaleNars == 0:
+	case c.Delete:
+		fmt.Fprintf(out, "%s%d narinfos and %d files of nars, %s, removed, which are no longer exported\n", would, s.StaleNarinfos, s.StaleNars, byteCount(s.StaleBytes))
+	default:
+		fmt.Fprintf(out, "%d narinfos and %d files of nars, %s, are no longer exported, and were left: --delete removes them\n", s.StaleNarinfos, s.StaleNars, byteCount(s.StaleBytes))
+	}
+}

@@ -1,0 +1,154 @@
+// Package faultproxy puts an HTTP proxy between two instances of a test, on
+// loopback, that has answers go wrong in the ways that networks, proxies and
+// disks have: cut, stalled, short, changed, old, or not from the server at all.
+package faultproxy
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+)
+
+// Proxy passes requests on to a target, and what they are answered back.
+type Proxy struct {
+	// URL is where it listens, without a slash at the end.
+	URL string
+
+	target    *url.URL
+	pick      func(*http.Request) Fault
+	server    *http.Server
+	transport *http.Transport
+	serving   sync.WaitGroup
+	memory    *memory
+
+	mu       sync.Mutex
+	counts   Counts
+	changed  chan struct{} // closed when counts have changed
+	released chan struct{} // closed by Release
+	closed   chan struct{}
+}
+
+// Counts is what has happened so far.
+type Counts struct {
+	// Requests is how many came.
+	Requests int
+	// Faults are those that happened, by their kind, with None for answers that
+	// were let through: also where a fault was picked that the answer gave no
+	// occasion for, such as a bit of an empty body.
+	Faults [kinds]int
+	// Stalled is how many are held at this moment.
+	Stalled int
+	// Unreachable is how many could not be passed on to the target, or were cut
+	// by it.
+	Unreachable int
+}
+
+// Faulty is how many answers went wrong by a fault that was picked.
+func (c Counts) Faulty() (total int) {
+	for kind, count := range c.Faults {
+		if Kind(kind) != None {
+			total += count
+		}
+	}
+	return total
+}
+
+// New begins to listen on loopback for a target such as http://127.0.0.1:8734,
+// or one below a path. pick says for each request what is to go wrong; it may be
+// called by several goroutines at once. Like [net/http/httptest.NewServer], it
+// panics when that can't be done.
+func New(target string, pick func(*http.Request) Fault) *Proxy {
+	parsed, err := url.Parse(strings.TrimSuffix(target, "/"))
+	if err != nil || parsed.Host == "" {
+		panic(fmt.Sprintf("faultproxy: the target %q is no URL: %v", target, err))
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		panic(fmt.Sprintf("faultproxy: listen: %v", err))
+	}
+	p := &Proxy{
+		URL: "http://" + listener.Addr().String(), target: parsed, pick: pick, memory: newMemory(),
+		transport: &http.Transport{DisableCompression: true, MaxIdleConnsPerHost: 16},
+		changed:   make(chan struct{}), released: make(chan struct{}), closed: make(chan struct{}),
+	}
+	p.server = &http.Server{Handler: http.HandlerFunc(p.serve), ErrorLog: log.New(io.Discard, "", 0)}
+	p.serving.Go(func() { _ = p.server.Serve(listener) })
+	return p
+}
+
+// Close ends all requests, also those that stall, by cutting their connections.
+func (p *Proxy) Close() {
+	close(p.closed)
+	_ = p.server.Close() // of a listener that is closed in any case
+	p.serving.Wait()
+	p.transport.CloseIdleConnections()
+}
+
+// Release lets all requests go on that are stalled now.
+func (p *Proxy) Release() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	close(p.released)
+	p.released = make(chan struct{})
+}
+
+// Counts returns what has happened so far.
+func (p *Proxy) Counts() Counts {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.counts
+}
+
+// Await waits until the counts are as wanted. The error is the context's.
+func (p *Proxy) Await(ctx context.Context, wanted func(Counts) bool) error {
+	for {
+		p.mu.Lock()
+		counts, changed := p.counts, p.changed
+		p.mu.Unlock()
+		if wanted(counts) {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return fmt.Errorf("waited in vain, with the counts %+v: %w", counts, ctx.Err())
+		}
+	}
+}
+
+// count changes the counts.
+func (p *Proxy) count(change func(*Counts)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	change(&p.counts)
+	close(p.changed)
+	p.changed = make(chan struct{})
+}
+
+func (p *Proxy) happened(kind Kind) { p.count(func(c *Counts) { c.Faults[kind]++ }) }
+
+// stall waits to be released. It is false when nobody waits for the answer any
+// more.
+func (p *Proxy) stall(r *http.Request) bool {
+	p.mu.Lock()
+	released := p.released
+	p.mu.Unlock()
+	p.count(func(c *Counts) { c.Stalled++ })
+	defer p.count(func(c *Counts) { c.Stalled-- })
+	select {
+	case <-released:
+		return true
+	case <-r.Context().Done():
+	case <-p.closed:
+	}
+	return false
+}
+
+// cut closes the connection of the request that is being answered.
+func cut() { panic(http.ErrAbortHandler) }

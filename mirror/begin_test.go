@@ -1,0 +1,251 @@
+package mirror
+
+import (
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"nar-herder/peer"
+	"nar-herder/storage/index"
+)
+
+// publishIndex has the instance publish a copy of its index. change may change the
+// answers.
+func (i *instance) publishIndex(change func(w http.ResponseWriter, r *http.Request, copied []byte) bool) {
+	i.t.Helper()
+	name := filepath.Join(i.t.TempDir(), "copy.db")
+	if _, err := i.index.Copy(i.t.Context(), name, time.Now(), 10); err != nil {
+		i.t.Fatal(err)
+	}
+	copied, err := os.ReadFile(name)
+	if err != nil {
+		i.t.Fatal(err)
+	}
+	i.through(func(w http.ResponseWriter, r *http.Request) bool {
+		if r.URL.Path != peer.IndexPath {
+			return false
+		}
+		sum := sha256.Sum256(copied)
+		w.Header().Set(peer.DigestHeader, "sha-256=:"+base64.StdEncoding.EncodeToString(sum[:])+":")
+		w.Header().Set("ETag", fmt.Sprintf("%q", base64.StdEncoding.EncodeToString(sum[:8])))
+		if change != nil && change(w, r, copied) {
+			return true
+		}
+		http.ServeContent(w, r, "", time.Unix(1_700_000_000, 0), strings.NewReader(string(copied)))
+		return true
+	})
+}
+
+// begin makes a mirror's database, and opens it.
+func begin(t *testing.T, source *instance) (*instance, *syncBuffer) {
+	t.Helper()
+	base, err := url.Parse(source.front.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	database := filepath.Join(t.TempDir(), "index.db")
+	log := new(syncBuffer)
+	b := NewBeginning(database, peer.New(base, peer.Self{}), slog.New(slog.NewTextHandler(log, nil)))
+	b.firstPause = time.Millisecond
+	if err := b.Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	left, err := filepath.Glob(database + ".*")
+	if err != nil || len(left) > 0 {
+		t.Errorf("it leaves %q, %v", left, err)
+	}
+	return openInstance(t, database), log
+}
+
+// filled is an instance with items.
+func filled(t *testing.T) *instance {
+	source := newInstance(t)
+	for n := range 50 {
+		source.add(at(n), testInfo(n, 1, n))
+	}
+	source.remove(at(51), 3)
+	return source
+}
+
+// flaky answers in the ways that lines far away do.
+func flaky(answers ...func(w http.ResponseWriter, r *http.Request, text []byte)) func(w http.ResponseWriter, r *http.Request, text []byte) bool {
+	n := 0
+	return func(w http.ResponseWriter, r *http.Request, text []byte) bool {
+		n++
+		if n > len(answers) {
+			return false
+		}
+		answers[n-1](w, r, text)
+		return true
+	}
+}
+
+// TestBegin: a mirror starts with the source's own index, and goes on from there.
+func TestBegin(t *testing.T) {
+	t.Parallel()
+	source := filled(t)
+	var ranges []string
+	cut := func(w http.ResponseWriter, r *http.Request, text []byte) {
+		ranges = append(ranges, r.Header.Get("Range"))
+		from := 0
+		if header := r.Header.Get("Range"); header != "" {
+			if _, err := fmt.Sscanf(header, "bytes=%d-", &from); err != nil {
+				t.Error(err)
+			}
+			w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", from, len(text)-1, len(text)))
+			w.Header().Set("Content-Length", fmt.Sprint(len(text)-from))
+			w.WriteHeader(http.StatusPartialContent)
+		} else {
+			w.Header().Set("Content-Length", fmt.Sprint(len(text)))
+		}
+		_, _ = w.Write(text[from : from+len(text)/4])
+		_ = http.NewResponseController(w).Flush()
+		panic(http.ErrAbortHandler)
+	}
+	source.publishIndex(flaky(
+		func(w http.ResponseWriter, r *http.Request, text []byte) {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		},
+		func(w http.ResponseWriter, r *http.Request, text []byte) { w.WriteHeader(http.StatusBadGateway) },
+		cut, cut,
+		func(w http.ResponseWriter, r *http.Request, text []byte) {
+			w.Header().Set("Content-Type", "text/html")
+			_, _ = w.Write([]byte("<html>please sign in</html>"))
+		},
+	))
+	own, _ := begin(t, source)
+	if len(ranges) != 2 || ranges[0] != "" || !strings.HasPrefix(ranges[1], "bytes=") {
+		t.Errorf("it asked for %q, want to go on where it was cut", ranges)
+	}
+	if !slices.Equal(own.list(), source.list()) {
+		t.Errorf("the mirror has\n%s", strings.Join(own.list(), "\n"))
+	}
+	if own.index.Instance() == source.index.Instance() {
+		t.Error("the two instances have one name")
+	}
+	source.add(at(60), testInfo(60, 1, 60))
+	source.remove(at(61), 4)
+	f := follow(t, own, source, nil)
+	f.same(source)
+	if f.status.resyncs != 0 {
+		t.Error("it started anew")
+	}
+}
+
+// TestBeginDamaged: an index that was damaged on its way is not used, whatever the
+// damage.
+func TestBeginDamaged(t *testing.T) {
+	t.Parallel()
+	source := filled(t)
+	source.publishIndex(flaky(
+		func(w http.ResponseWriter, r *http.Request, text []byte) {
+			flipped := slices.Clone(text)
+			flipped[len(text)/2] ^= 4
+			_, _ = w.Write(flipped)
+		},
+		func(w http.ResponseWriter, r *http.Request, text []byte) {
+			w.Header().Set("Content-Length", fmt.Sprint(len(text)/2))
+			_, _ = w.Write(text[:len(text)/2]) // which looks whole
+		},
+		func(w http.ResponseWriter, r *http.Request, text []byte) {
+			_, _ = w.Write(text[:len(text)/2])
+			_ = http.NewResponseController(w).Flush() // in chunks, with an end
+		},
+	))
+	own, log := begin(t, source)
+	if !slices.Equal(own.list(), source.list()) {
+		t.Errorf("the mirror has\n%s", strings.Join(own.list(), "\n"))
+	}
+	if n := strings.Count(log.String(), "damaged"); n != 3 {
+		t.Errorf("damage was noticed %d times:\n%s", n, log)
+	}
+}
+
+// TestBeginFromDump: a source that has no index for others is started from by its
+// dump, as is one whose index is not to be trusted, or is newer.
+func TestBeginFromDump(t *testing.T) {
+	t.Parallel()
+	for name, change := range map[string]func(w http.ResponseWriter, r *http.Request, text []byte) bool{
+		"original": func(w http.ResponseWriter, r *http.Request, _ []byte) bool {
+			http.NotFound(w, r)
+			return true
+		},
+		"no digest": func(w http.ResponseWriter, r *http.Request, _ []byte) bool {
+			w.Header().Del(peer.DigestHeader)
+			return false
+		},
+		"newer": func(w http.ResponseWriter, r *http.Request, text []byte) bool {
+			newer := slices.Clone(text)
+			newer[63]++
+			sum := sha256.Sum256(newer)
+			w.Header().Set(peer.DigestHeader, "sha-256=:"+base64.StdEncoding.EncodeToString(sum[:])+":")
+			_, _ = w.Write(newer)
+			return true
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			source := filled(t)
+			source.publishIndex(change)
+			source.dump(true)
+			own, _ := begin(t, source)
+			if !slices.Equal(own.list(), source.list()) {
+				t.Errorf("the mirror has\n%s", strings.Join(own.list(), "\n"))
+			}
+			source.add(at(60), testInfo(60, 1, 60))
+			f := follow(t, own, source, nil)
+			f.same(source)
+			if f.status.resyncs != 0 {
+				t.Error("it started anew")
+			}
+		})
+	}
+}
+
+// TestBeginBesideImport: a database that another process makes meanwhile is not
+// replaced.
+func TestBeginBesideImport(t *testing.T) {
+	t.Parallel()
+	source := filled(t)
+	base, err := url.Parse(source.front.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	database := filepath.Join(t.TempDir(), "index.db")
+	source.publishIndex(func(w http.ResponseWriter, r *http.Request, _ []byte) bool {
+		x, err := index.Open(t.Context(), database, index.Options{})
+		if err != nil {
+			t.Error(err)
+			return false
+		}
+		entry := x.Prepare(testInfo(1000, 1, 1))
+		entry.AddedAt = at(1)
+		if err := errors.Join(x.Update(t.Context(), func(tx *index.Tx) error { return tx.Put(entry, nil) }), x.Close()); err != nil {
+			t.Error(err)
+		}
+		return false
+	})
+	b := NewBeginning(database, peer.New(base, peer.Self{}), slog.New(slog.DiscardHandler))
+	if err := b.Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(Downloads(database) + ".index"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the download is left: %v", err)
+	}
+	source.dump(true)
+	own := openInstance(t, database)
+	f := follow(t, own, source, nil)
+	until(t, "the source to be merged", func() bool { return len(own.list()) == len(source.list())+1 })
+	until(t, "the mirror to be up to date", func() bool { return f.Status().State == Following })
+}

@@ -1,0 +1,131 @@
+package convert
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// isFree refuses a name that a file has, or that has left something beside it: SQLite
+// would take that for a part of the new file. The error is [fs.ErrExist].
+func isFree(name string) error {
+	for _, suffix := range []string{"", "-wal", "-journal"} {
+		if info, err := os.Lstat(name + suffix); err == nil && (suffix == "" || info.Size() > 0) {
+			return fmt.Errorf("%s is there already: name a new file, or move that one away: %w", name+suffix, fs.ErrExist)
+		} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// putInPlace gives a finished file its name, which no file has.
+func putInPlace(made, name string) error {
+	if err := errors.Join(isFree(name), leaveNothingBeside(made)); err != nil {
+		return err
+	}
+	err := unix.Renameat2(unix.AT_FDCWD, made, unix.AT_FDCWD, name, unix.RENAME_NOREPLACE)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
+		// This file system has no such thing, and none of that name was there a
+		// moment ago.
+		err = os.Rename(made, name)
+	}
+	if err != nil {
+		return fmt.Errorf("what was made is finished, but can't get its name: rename %s to %s: %w", made, name, err)
+	}
+	return syncDirectory(name)
+}
+
+// replace puts a finished file in the place of the one that it was made of, which
+// is kept as NAME.original, and returns its new name. There is no moment without
+// a file of that name, where the file system has hard links.
+func replace(made, name string) (kept string, err error) {
+	if err := errors.Join(leaveNothingBeside(made), leaveNothingBeside(name)); err != nil {
+		return "", err
+	}
+	if kept, err = keep(name); err != nil {
+		return "", fmt.Errorf("keep %s under another name: %w", name, err)
+	}
+	if err := os.Rename(made, name); err != nil {
+		return "", fmt.Errorf("put what %s was converted to in its place; that is kept as %s: %w", name, kept, err)
+	}
+	return kept, syncDirectory(name)
+}
+
+// keep gives a file another name, or a second one: it never takes a name that
+// another file has.
+func keep(name string) (kept string, err error) {
+	info, err := os.Stat(name)
+	if err != nil {
+		return "", err
+	}
+	for n := 1; ; n++ {
+		kept = name + ".original"
+		if n > 1 {
+			kept += "." + strconv.Itoa(n)
+		}
+		err := os.Link(name, kept)
+		if errors.Is(err, fs.ErrExist) {
+			// An earlier run may have come this far.
+			if there, err := os.Lstat(kept); err == nil && os.SameFile(info, there) {
+				return kept, nil
+			}
+			continue
+		}
+		if err == nil {
+			return kept, syncDirectory(name)
+		}
+		// This file system has no hard links. From here on there is no file of that
+		// name: restore puts the finished one there should this run end now.
+		if _, err := os.Lstat(kept); err == nil {
+			continue
+		}
+		if err := os.Rename(name, kept); err != nil {
+			return "", err
+		}
+		return kept, syncDirectory(name)
+	}
+}
+
+// leaveNothingBeside makes sure that a database which was closed is all in its
+// file: what is beside it would be taken for a part of the next one of that name.
+func leaveNothingBeside(path string) error {
+	if info, err := os.Stat(path + "-wal"); err == nil && info.Size() > 0 {
+		return fmt.Errorf("%s can't be moved: %[1]s-wal has changes that are not in it yet: stop the other program that has it open, and try again", path)
+	}
+	for _, suffix := range []string{"-wal", "-shm", "-journal"} {
+		if err := os.Remove(path + suffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// syncDirectory makes a change of names beside the file survive a loss of power.
+func syncDirectory(name string) error {
+	directory, err := os.Open(filepath.Dir(name))
+	if err != nil {
+		return err
+	}
+	return errors.Join(directory.Sync(), directory.Close())
+}
+
+// likeness gives a new file the mode of another, and its owner, where this
+// process may do that: imports often run as another user of the same group.
+func likeness(of, path string) error {
+	info, err := os.Stat(of)
+	if err != nil {
+		return err
+	}
+	var owner unix.Stat_t
+	if err := unix.Stat(of, &owner); err == nil {
+		_ = os.Chown(path, int(owner.Uid), int(owner.Gid)) // as far as this process may
+	}
+	// One that could only be read is to be written from now on.
+	return os.Chmod(path, info.Mode().Perm()|0o600)
+}

@@ -1,0 +1,237 @@
+package export
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/url"
+	"path"
+	"slices"
+	"strings"
+
+	"nar-herder/narinfo"
+	"nar-herder/storage"
+	"nar-herder/storage/index"
+)
+
+// sweepStep is how many names of the copy are looked at together. It is all that
+// a sweep keeps in memory, however many there are.
+const sweepStep = 500
+
+// sweep looks for what the copy has and is not exported: narinfos first, then the
+// nars that none of those that stay names. What can't be found out stays.
+func (r *run) sweep(ctx context.Context) error {
+	if r.tree.root == nil {
+		return nil
+	}
+	if err := r.sweepDirectory(ctx, ".", r.sweepNarinfos, nil); err != nil {
+		return err
+	}
+	if r.Delete && r.summary.StaleNarinfos > 0 {
+		// Or a loss of power could bring a narinfo back, and not its nars.
+		if err := r.tree.sync(); err != nil {
+			return err
+		}
+	}
+	directories := []string{narDirectory}
+	var emptied []string
+	for n := 0; n < len(directories); n++ {
+		before := r.summary.StaleNars
+		err := r.sweepDirectory(ctx, directories[n], r.sweepNars, func(name string) { directories = append(directories, name) })
+		if err != nil {
+			return err
+		}
+		if r.summary.StaleNars > before {
+			emptied = append(emptied, directories[n])
+		}
+	}
+	if r.Delete && !r.DryRun {
+		for _, name := range slices.Backward(emptied) {
+			_ = r.tree.root.Remove(name) // but for those that are not empty
+		}
+		return r.tree.sync()
+	}
+	return nil
+}
+
+// sweepDirectory gives the regular files of a directory to sweep, in steps, and
+// its directories to below, if that is not nil.
+func (r *run) sweepDirectory(ctx context.Context, name string, sweep func(ctx context.Context, files []found) error, below func(string)) error {
+	info, err := r.tree.stat(name)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && !info.IsDir() {
+		return nil
+	}
+	failed := func(err error) error {
+		return fmt.Errorf("look for what is no longer exported: list %s: %w", name, r.tree.explain(err))
+	}
+	if err != nil {
+		return failed(err)
+	}
+	directory, err := r.tree.root.Open(name)
+	if err != nil {
+		return failed(err)
+	}
+	defer directory.Close()
+	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		entries, err := directory.ReadDir(sweepStep)
+		files := make([]found, 0, len(entries))
+		for _, entry := range entries {
+			file := found{name: path.Join(name, entry.Name())}
+			switch {
+			case entry.IsDir() && below != nil:
+				below(file.name)
+			case entry.Type().IsRegular() && file.parse(below == nil):
+				files = append(files, file)
+			}
+		}
+		if len(files) > 0 {
+			if err := sweep(ctx, files); err != nil {
+				return fmt.Errorf("look for what is no longer exported: %w", err)
+			}
+		}
+		if r.Swept != nil {
+			r.Swept(len(entries))
+		}
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return failed(err)
+		}
+	}
+}
+
+// found is a file of the copy that belongs to an item.
+type found struct {
+	name string
+	hash narinfo.PathHash
+}
+
+// parse says whether the file has the name of a narinfo, or of a nar as all that
+// Guix has made have it. Others were not, or can't be known to be, put there by
+// an export.
+func (f *found) parse(isNarinfo bool) (ok bool) {
+	base := path.Base(f.name)
+	var err error
+	if isNarinfo {
+		hash, ok := strings.CutSuffix(base, narinfoSuffix)
+		f.hash, err = narinfo.ParsePathHash(hash)
+		return ok && err == nil
+	}
+	if decoded, err := url.PathUnescape(base); err == nil {
+		base = decoded
+	}
+	f.hash, err = narinfo.ParsePathHash(base[:min(len(base), narinfo.PathHashLen)])
+	return err == nil
+}
+
+// rows looks up whose the files are.
+func (r *run) rows(ctx context.Context, files []found) ([]*index.Item, error) {
+	hashes := make([]narinfo.PathHash, len(files))
+	for i, file := range files {
+		hashes[i] = file.hash
+	}
+	return r.Index.ItemsAt(ctx, hashes)
+}
+
+// exportable returns the names of an item's nars, none for an item that is not
+// exported. known is false where that can't be told.
+func (r *run) exportable(ctx context.Context, row *index.Item) (names [][]string, known bool, err error) {
+	wanted, err := r.wants(ctx, row)
+	if err != nil || !wanted {
+		return nil, true, err
+	}
+	item, err := storage.NewItem(row)
+	if err != nil {
+		return nil, false, nil // it was told of
+	}
+	names, err = namesIn(item)
+	if err != nil {
+		names = nil
+	}
+	return names, true, nil
+}
+
+func (r *run) sweepNarinfos(ctx context.Context, files []found) error {
+	rows, err := r.rows(ctx, files)
+	if err != nil {
+		return err
+	}
+	for i, file := range files {
+		names, known, err := r.exportable(ctx, rows[i])
+		if err != nil {
+			return err
+		}
+		if !known || names != nil {
+			continue
+		}
+		r.stale(file.name, &r.summary.StaleNarinfos)
+	}
+	return nil
+}
+
+func (r *run) sweepNars(ctx context.Context, files []found) error {
+	rows, err := r.rows(ctx, files)
+	if err != nil {
+		return err
+	}
+	for i, file := range files {
+		if rows[i] != nil && !rows[i].WithdrawnAt.IsZero() {
+			// Clients may hold its narinfo. Its row goes when none can.
+			continue
+		}
+		names, known, err := r.exportable(ctx, rows[i])
+		if err != nil {
+			return err
+		}
+		if !known || slices.ContainsFunc(names, func(names []string) bool { return slices.Contains(names, file.name) }) {
+			continue
+		}
+		if r.Delete && !r.DryRun && r.isNamed(file) {
+			continue
+		}
+		info, err := r.tree.stat(file.name)
+		if r.stale(file.name, &r.summary.StaleNars) && err == nil {
+			r.summary.StaleBytes += info.Size()
+		}
+	}
+	return nil
+}
+
+// isNamed says whether a narinfo of the copy names the file, such as an old one
+// that could not be replaced or removed. What can't be read may name it.
+func (r *run) isNamed(file found) bool {
+	text, err := r.tree.read(file.hash.String()+narinfoSuffix, narinfo.MaxSize)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false
+	}
+	if err != nil {
+		return true
+	}
+	n, err := narinfo.Parse(text)
+	if err != nil {
+		return true
+	}
+	return slices.ContainsFunc(n.Files, func(f narinfo.File) bool {
+		decoded, err := f.Path()
+		return err == nil && decoded == file.name || strings.TrimPrefix(f.URL, "/") == file.name
+	})
+}
+
+// stale counts a file that is not exported, and removes it if that is asked for.
+// It is false when it could not be removed.
+func (r *run) stale(name string, count *int64) bool {
+	if r.Delete {
+		if err := r.tree.remove(name); err != nil {
+			r.done(Result{Outcome: Failed, Name: name, Err: fmt.Errorf("remove it: %w", r.tree.explain(err))})
+			return false
+		}
+	}
+	*count++
+	return true
+}
