@@ -21,16 +21,19 @@ const scalarSize = 32
 // of EdDSA (RFC 8032), which libgcrypt does unless EdDSA was asked for. No
 // library for either has this mixture.
 func checkECDSA(values, key sexp, hash [sha256.Size]byte) error {
+	// A key with flags would be for EdDSA, or have another form of q.
+	if err := key.only("curve", "q"); err != nil {
+		return err
+	}
+	if err := values.only("r", "s"); err != nil {
+		return err
+	}
 	curve, err := key.parameter("curve")
 	if err != nil {
 		return err
 	}
 	if string(curve) != curveEd25519 {
 		return fmt.Errorf("%w: the curve is %s, only %s is known", ErrUnknownAlgorithm, quote(string(curve)), curveEd25519)
-	}
-	// With flags the numbers mean something else: EdDSA, or other forms of q.
-	if slices.ContainsFunc(key.list, func(item sexp) bool { return item.head() == sexpFlags }) {
-		return fmt.Errorf("%w: the key has flags", ErrUnknownAlgorithm)
 	}
 	encoded, err := key.parameter("q")
 	if err != nil {

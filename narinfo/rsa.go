@@ -27,6 +27,12 @@ const (
 // checkRSA tells whether an RSA signature (rsa (s …)) of a hash is good by a key
 // (rsa (n …) (e …)).
 func checkRSA(values, key sexp, hash [sha256.Size]byte) error {
+	if err := key.only("n", "e"); err != nil {
+		return err
+	}
+	if err := values.only("s"); err != nil {
+		return err
+	}
 	modulus, err := key.number("n")
 	if err != nil {
 		return err

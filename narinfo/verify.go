@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 )
 
 var (
@@ -163,6 +164,12 @@ func checkHashSignature(signature, data sexp, hash [sha256.Size]byte) error {
 		flag = flags.list[1].atom
 	}
 	values, key := sigVal.list[1], publicKey.list[1]
+	if err := signature.only(sexpData, sexpSigVal, sexpPublicKey); err != nil {
+		return err
+	}
+	if err := data.only(sexpFlags, sexpHash); err != nil {
+		return err
+	}
 	switch {
 	case values.head() == algorithmECDSA && key.head() == algorithmECC && flag == flagECDSA:
 		return checkECDSA(values, key, hash)
@@ -191,6 +198,18 @@ func (s sexp) child(name string) (sexp, error) {
 		return sexp{}, fmt.Errorf("%s has no %s", quote(s.head()), name)
 	}
 	return found, nil
+}
+
+// only tells whether the list s has nothing but lists that begin with one of
+// names. What else there is may say how to verify, or be damage.
+func (s sexp) only(names ...string) error {
+	for _, item := range s.list[1:] {
+		if !slices.Contains(names, item.head()) {
+			return fmt.Errorf("%w: %s has %s in it, only %s are known",
+				ErrUnknownAlgorithm, quote(s.head()), quote(item.head()+item.atom), strings.Join(names, ", "))
+		}
+	}
+	return nil
 }
 
 // parameter returns the value of (name VALUE) within s.
