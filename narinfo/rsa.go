@@ -16,8 +16,8 @@ const (
 	// by shorter keys.
 	minRSABits = 1024
 
-	// maxRSABits bounds the time that a key may cost which was made to hurt: some
-	// milliseconds. Longer keys aren't in use.
+	// maxRSABits bounds the time that a key may cost which was made to hurt, to
+	// some tens of milliseconds. Longer keys aren't in use.
 	maxRSABits = 16384
 
 	// maxRSAExponent is crypto/rsa's. The usual one is 65537.

@@ -115,7 +115,7 @@ func TestRSA(t *testing.T) {
 	}
 }
 
-// A key that was made to hurt takes no time worth speaking of.
+// The most that a key which was made to hurt may cost.
 func BenchmarkRSALongest(b *testing.B) {
 	n := new(big.Int).SetBytes(bytes.Repeat([]byte{0xFF}, maxRSABits/8))
 	text := withSignature(signed, rsaSexp(signed, n, big.NewInt(maxRSAExponent), big.NewInt(3)))

@@ -36,6 +36,18 @@ func TestSigningKey(t *testing.T) {
 	}
 }
 
+// A key that libgcrypt prints as a quoted string stays as it was printed.
+func TestSigningKeyQuoted(t *testing.T) {
+	text, err := os.ReadFile("testdata/signatures/quoted-q.narinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const want = "(public-key\n (ecc\n  (curve Ed25519)\n  (q \"#9ÁÏó59ê\\v{|FØ6¥¸A²>%²^lDô=A?\\vÍÙ_\")\n  )\n )\n"
+	if got, err := mustParse(t, text).SigningKey(); err != nil || got != want {
+		t.Errorf("got %q, %v, want %q", got, err, want)
+	}
+}
+
 func TestSigningKeyErrors(t *testing.T) {
 	for _, test := range []struct{ narinfo, want string }{
 		{"bad-version-2", `version "2"`},
