@@ -235,6 +235,21 @@ func TestCheckSignatureForms(t *testing.T) {
 	}
 }
 
+// The last character of base64 has bits that aren't data, and must be 0.
+func TestCheckSignatureBase64(t *testing.T) {
+	sexp := newECDSASigner(1).sign(signed)
+	sexp += strings.Repeat("\n", 3-(len(sexp)+2)%3) // one byte in the last four characters
+	text := withSignature(signed, sexp)
+	if err := mustParse(t, text).CheckSignature(); err != nil {
+		t.Fatal(err)
+	}
+	changed := bytes.Replace(text, []byte("Cg==\n"), []byte("Co==\n"), 1)
+	if bytes.Equal(changed, text) {
+		t.Fatalf("%s doesn't end in Cg==", text)
+	}
+	checkVerdict(t, mustParse(t, changed).CheckSignature(), ErrBadSignature, "must be base64")
+}
+
 // What the client relies on must have been signed, with a good signature or not.
 func TestCheckSignatureCovers(t *testing.T) {
 	const (
