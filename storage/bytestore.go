@@ -87,6 +87,15 @@ type FileStager interface {
 	StageFile(ctx context.Context, name, file string, size int64) (Staged, error)
 }
 
+// Spooler is a ByteStore with room for files that come bit by bit, from where
+// its StageFile can take them in.
+type Spooler interface {
+	// Spool returns a directory of the machine, which is made if need be. What
+	// lies in it is the caller's to name, write and remove; List shows it as
+	// temporary.
+	Spool() (directory string, err error)
+}
+
 // Info describes bytes in a store.
 type Info struct {
 	Name string

@@ -18,15 +18,16 @@ import (
 
 	"nar-herder/httpapi"
 	"nar-herder/mirror"
+	"nar-herder/mirror/nars"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
 	"nar-herder/removal"
 	"nar-herder/storage/index"
 )
 
-// prepareDatabase makes the database of a mirror that has none yet, while the
+// beginMirror makes the database of a mirror that has none yet, while the
 // listeners are answered.
-func (c *serverCommand) prepareDatabase(ctx context.Context, listeners []net.Listener, log *slog.Logger) error {
+func (c *serverCommand) beginMirror(ctx context.Context, listeners []net.Listener, log *slog.Logger) error {
 	if c.Mirror == nil {
 		return nil
 	}
@@ -36,15 +37,18 @@ func (c *serverCommand) prepareDatabase(ctx context.Context, listeners []net.Lis
 	beginning := mirror.NewBeginning(c.Database, peer.New(c.Mirror.URL, peer.Self{}), log)
 	state := func() any {
 		return struct {
-			Status string        `json:"status"`
-			Mirror mirror.Status `json:"mirror"`
-		}{mirror.Syncing, beginning.Status()}
+			Status string       `json:"status"`
+			Mirror mirrorStatus `json:"mirror"`
+		}{mirror.Syncing, mirrorStatus{Status: beginning.Status()}}
 	}
 	return whileStarting(ctx, listeners, state, log, beginning.Run)
 }
 
 // whileStarting answers the listeners until what takes its time is done.
 func whileStarting(ctx context.Context, listeners []net.Listener, state func() any, log *slog.Logger, f func(context.Context) error) error {
+	for _, listener := range listeners {
+		log.Info("starting; requests get 503 until then", "address", listener.Addr().String())
+	}
 	notify(log, daemon.SdNotifyReady) // what waits for this would wait for too long
 	done, answered := make(chan struct{}), make(chan struct{})
 	go func() {
@@ -60,8 +64,15 @@ func whileStarting(ctx context.Context, listeners []net.Listener, state func() a
 	return err
 }
 
+// mirrorStatus is how a mirror does, for the health.
+type mirrorStatus struct {
+	mirror.Status
+	// Nars is nil where none are stored.
+	Nars *nars.Status `json:"nars,omitempty"`
+}
+
 // follower makes what follows the instance that is mirrored; nil for none.
-func (c *serverCommand) follower(store *opened, options *httpapi.Options, log *slog.Logger) *mirror.Mirror {
+func (c *serverCommand) follower(store *opened, fetcher *nars.Fetcher, options *httpapi.Options, log *slog.Logger) *mirror.Mirror {
 	if c.Mirror == nil {
 		return nil
 	}
@@ -76,9 +87,23 @@ func (c *serverCommand) follower(store *opened, options *httpapi.Options, log *s
 			}
 			return func(hash narinfo.PathHash) bool { _, kept := pinned.By(hash); return kept }, pinned.Guard, nil
 		},
+		Wanted: func(hashes []narinfo.PathHash) {
+			for _, hash := range hashes {
+				if fetcher != nil {
+					fetcher.Wanted(hash)
+				}
+			}
+		},
 		Interval: time.Duration(c.MirrorInterval), Log: log,
 	})
-	options.Mirror = func() any { return follower.Status() }
+	options.Mirror = func() any {
+		status := mirrorStatus{Status: follower.Status()}
+		if fetcher != nil {
+			nars := fetcher.Status()
+			status.Nars = &nars
+		}
+		return status
+	}
 	others := options.Warnings
 	options.Warnings = func() []string {
 		warnings := follower.Warnings()
@@ -90,10 +115,30 @@ func (c *serverCommand) follower(store *opened, options *httpapi.Options, log *s
 	return follower
 }
 
+// fetchNars makes what fetches the nars of the instance that is mirrored, and has
+// the server answer with them while they come. It returns nil where none are to
+// be stored: then they are streamed through.
+func (c *serverCommand) fetchNars(store *opened, peers peer.Peers, options *httpapi.Options, log *slog.Logger) (*nars.Fetcher, error) {
+	if c.Mirror == nil || c.Storage == "" || c.MirrorNars == "none" {
+		return nil, nil
+	}
+	fetcher, err := nars.New(store.Storage, store.index, peers, nars.Options{
+		All: c.MirrorNars == "all", AtOnce: int(c.MirrorFetchers), Bandwidth: max(int64(c.MirrorBandwidth), 0),
+		Limit: int64(c.StorageLimit), Decode: decodeNar, Log: log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	options.Elsewhere = fetcher
+	others := options.Warnings
+	options.Warnings = func() []string { return append(fetcher.Warnings(), others()...) }
+	return fetcher, nil
+}
+
 type mirrorStatusCommand struct {
-	URL    urlValue `arg:"" placeholder:"URL" help:"The mirror, such as http://127.0.0.1:8734."`
-	MaxLag ttlValue `default:"300s" placeholder:"DURATION" help:"The lag that is no failure (default: ${default})."`
-	JSON   bool     `name:"json" help:"The answer as the mirror gives it."`
+	URL    fromValue `arg:"" placeholder:"URL" help:"The mirror, such as http://127.0.0.1:8734."`
+	MaxLag ttlValue  `default:"300s" placeholder:"DURATION" help:"The lag that is no failure (default: ${default})."`
+	JSON   bool      `name:"json" help:"The answer as the mirror gives it."`
 }
 
 // Exit statuses of mirror-status.
@@ -112,7 +157,7 @@ const statusTimeout = 30 * time.Second
 func (c *mirrorStatusCommand) Run(ctx context.Context, s *streams) error {
 	status, text, err := c.ask(ctx)
 	if err != nil {
-		fmt.Fprintf(s.err, "nar-herder: ask %s: %s\n", c.URL, oneLine(err))
+		fmt.Fprintf(s.err, "nar-herder: ask %s: %s\n", c.URL.url, oneLine(err))
 		return mirrorUnknown
 	}
 	lag := "unknown"
@@ -131,6 +176,9 @@ func (c *mirrorStatusCommand) Run(ctx context.Context, s *streams) error {
 			last = status.LastSuccess.Format(time.RFC3339)
 		}
 		fmt.Fprintf(s.out, "lag          %s\nlast success %s\nbacklog      %d changes\nfailures     %d in a row\n", lag, last, status.Backlog, status.Failures)
+		if status.Nars != nil {
+			fmt.Fprintf(s.out, "nars         about %d missing, %d coming\n", status.Nars.Missing, status.Nars.InFlight)
+		}
 		if status.PassedOver > 0 {
 			fmt.Fprintf(s.out, "passed over  %d changes that make no sense\n", status.PassedOver)
 		}
@@ -145,10 +193,10 @@ func (c *mirrorStatusCommand) Run(ctx context.Context, s *streams) error {
 }
 
 // ask asks for the health, which is not that of the mirror alone.
-func (c *mirrorStatusCommand) ask(ctx context.Context) (status mirror.Status, text string, err error) {
+func (c *mirrorStatusCommand) ask(ctx context.Context) (status mirrorStatus, text string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
 	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(c.URL.String(), "/")+"/health", nil)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(c.URL.url.String(), "/")+"/health", nil)
 	if err != nil {
 		return status, "", err
 	}
@@ -162,7 +210,7 @@ func (c *mirrorStatusCommand) ask(ctx context.Context) (status mirror.Status, te
 		return status, "", err
 	}
 	var health struct {
-		Mirror *mirror.Status `json:"mirror"`
+		Mirror *mirrorStatus `json:"mirror"`
 	}
 	if err := json.Unmarshal(body, &health); err != nil {
 		return status, "", fmt.Errorf("what came, with %s, is no health of a Nar Herder: %w", response.Status, err)

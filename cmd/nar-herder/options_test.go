@@ -1,9 +1,12 @@
 package main
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -33,6 +36,7 @@ func TestOptions(t *testing.T) {
 			{"cached-compression-ttl", "zstd=1w"}, {"cached-compression-new-ttl", "zstd=1m"},
 			{"cached-compression-min-uses", "7"}, {"cached-compression-workers", "4"}, {"cached-compression-nar-source", "https://nars.example"},
 			{"signing-key", key}, {"narinfo-cache-size", "16MiB"},
+			{"mirror-nars", "asked"}, {"mirror-fetchers", "8"}, {"mirror-bandwidth", "2MB"},
 		} {
 			if form == "=" {
 				args = append(args, "--"+option[0]+"="+option[1])
@@ -40,6 +44,7 @@ func TestOptions(t *testing.T) {
 				args = append(args, "--"+option[0], option[1])
 			}
 		}
+		succeed(t, "import", "--database="+p.database, p.dir) // so that the mirror needs not begin with its source
 		s := serve(t, command(args...))
 		if got := get(t, s.addresses[0], "/nix-cache-info"); got.StatusCode != 200 {
 			t.Errorf("%s", got.Status)
@@ -66,13 +71,35 @@ func TestNoInactiveOptions(t *testing.T) {
 	}
 }
 
-// TestMirrorWithoutStorage starts, although nothing is mirrored yet.
+// TestMirrorWithoutStorage answers, although its source can't be reached: that it is
+// not ready.
 func TestMirrorWithoutStorage(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
-	s := serve(t, command("run-server", "--port=0", "--database="+p.database, "--mirror=https://mirror.example"))
-	if got := get(t, s.addresses[0], "/health"); got.StatusCode != 200 {
+	address := ownHost() + ":" + instancePort
+	host, port, _ := strings.Cut(address, ":")
+	s := &server{process: command("run-server", "--host="+host, "--port="+port, "--database="+p.database, "--mirror=http://127.0.0.1:1"), addresses: []string{address}}
+	s.start(t)
+	until(t, "it answers", func() bool { return strings.Contains(s.err.String(), "requests get 503") })
+	until(t, "the failure", func() bool {
+		got := get(t, s.addresses[0], "/health")
+		return got.StatusCode == 503 && strings.Contains(got.body, `"status":"syncing"`) && strings.Contains(got.body, "connection refused")
+	})
+	if got := get(t, s.addresses[0], "/health/live"); got.StatusCode != 200 {
 		t.Errorf("%s %s", got.Status, got.body)
+	}
+	if got := get(t, s.addresses[0], "/00000000000000000000000000000000.narinfo"); got.StatusCode != 503 || got.Header.Get("Retry-After") == "" {
+		t.Errorf("%s %v", got.Status, got.Header)
+	}
+	if got := runProgram(t, "mirror-status", "http://"+s.addresses[0]); got.status != 1 || !strings.Contains(got.out, "connection refused") {
+		t.Errorf("%+v", got)
+	}
+	if got := runProgram(t, "mirror-status", "http://127.0.0.1:1"); got.status != 2 || !strings.Contains(got.err, "connection refused") {
+		t.Errorf("%+v", got)
+	}
+	s.stop(t, syscall.SIGTERM)
+	if _, err := os.Stat(p.database); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a database was made of nothing: %v", err)
 	}
 }
 
@@ -120,6 +147,10 @@ func TestBadOptions(t *testing.T) {
 		{[]string{"--mirror=ftp://mirror.example"}, []string{"--mirror", "ftp://mirror.example", "http://HOST"}},
 		{[]string{"--mirror=https://"}, []string{"--mirror", "https://", "http://HOST"}},
 		{[]string{"--mirror="}, []string{"--mirror", `""`, "http://HOST"}},
+		{[]string{"--mirror-nars=some"}, []string{"--mirror-nars", `"some"`, "all", "asked", "none"}},
+		{[]string{"--mirror-fetchers=0"}, []string{"--mirror-fetchers", `"0"`, "1 to"}},
+		{[]string{"--mirror-bandwidth=0"}, []string{"--mirror-bandwidth=0", "none"}},
+		{[]string{"--mirror-bandwidth=fast"}, []string{"--mirror-bandwidth", `"fast"`, "a number of bytes"}},
 		{[]string{"--log-level=TRACE"}, []string{"--log-level", `"TRACE"`, "DEBUG, INFO, WARN or ERROR"}},
 		{[]string{"--enable-cached-compression=brotli"}, []string{"--enable-cached-compression", `"brotli"`, "zstd, lzip, gzip"}},
 		{[]string{"--enable-cached-compression=none"}, []string{"--enable-cached-compression", `"none"`, "zstd, lzip, gzip"}},

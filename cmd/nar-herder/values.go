@@ -128,7 +128,7 @@ func (u *urlValue) UnmarshalText(text []byte) (err error) {
 	return err
 }
 
-// fromValue is an instance to fetch from. It has the URL as a field: the parser
+// fromValue is an instance to ask or to fetch from. It has the URL as a field: the parser
 // would call methods of the embedded one, which is nil at first, in a list.
 type fromValue struct{ url urlValue }
 

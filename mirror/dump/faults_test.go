@@ -259,6 +259,19 @@ func TestPublished(t *testing.T) {
 	_, err = published.Open(g.Index)
 	wantError(t, err, fs.ErrNotExist)
 
+	// So another is due, although nothing has changed.
+	m.options.Interval = time.Hour
+	if _, err := m.step(t.Context()); err != nil {
+		t.Error(err)
+	}
+	generations, err := published.Generations()
+	must(t, err)
+	if len(generations) != 2 || generations[1].LastChange != generations[0].LastChange {
+		t.Fatalf("%+v are there", generations)
+	}
+	wantSame(t, published, generations[0])
+	wantSame(t, published, generations[1])
+
 	for _, text := range []string{
 		"", "{", `{"generations": [{"index": {"name": "../../etc/passwd", "size": 1}}]}`,
 		fmt.Sprintf(`{"generations": [{"instance": %s, "database": {"name": "dump.db.dump-1-1/../../x", "size": 3}}]}`, strconv.Quote(x.Instance())),

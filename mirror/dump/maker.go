@@ -109,14 +109,8 @@ func (m *Maker) makeLocked(ctx context.Context, at time.Time) (_ Generation, err
 		return Generation{}, err
 	}
 	defer func() { err = errors.Join(err, unlock()) }()
-	old, err := readManifest(m.options.Path)
+	old, err := m.clean()
 	if err != nil {
-		m.log.Warn("what dumps there were can't be told, so they go", "error", err)
-	}
-	if err := tidy(m.options.Path, old); err != nil {
-		return Generation{}, err
-	}
-	if old, err = m.dropOldest(old); err != nil {
 		return Generation{}, err
 	}
 	if err := m.checkRoom(old); err != nil {
@@ -142,21 +136,26 @@ func (m *Maker) makeLocked(ctx context.Context, at time.Time) (_ Generation, err
 	return g, m.publish(temporary, at, g, old)
 }
 
-// dropOldest has the newest generation of this instance alone be left, so that there
-// is never room taken for three.
-func (m *Maker) dropOldest(old manifest) (manifest, error) {
-	var left manifest
-	for _, g := range old.Generations {
-		if g.Instance == m.index.Instance() {
+// clean leaves the newest generation of this instance alone that is whole, so that
+// there is never room taken for three, and nothing of who was killed.
+func (m *Maker) clean() (left manifest, err error) {
+	all, err := readManifest(m.options.Path)
+	if errors.Is(err, errManifest) {
+		m.log.Warn("what dumps there were can't be told, so they go", "error", err)
+	} else if err != nil {
+		return manifest{}, err
+	}
+	for _, g := range all.Generations {
+		if g.Instance == m.index.Instance() && m.published.whole(g) == nil {
 			left.Generations = []Generation{g}
 			break
 		}
 	}
-	if len(left.Generations) == len(old.Generations) {
-		return left, nil
-	}
-	if err := writeManifest(m.options.Path, m.options.Path+temporaryInfix+"manifest", left); err != nil {
-		return manifest{}, err
+	if err != nil || len(left.Generations) != len(all.Generations) {
+		// Before the files go.
+		if err := writeManifest(m.options.Path, m.options.Path+temporaryInfix+"manifest", left); err != nil {
+			return manifest{}, err
+		}
 	}
 	return left, tidy(m.options.Path, left)
 }
@@ -296,5 +295,9 @@ func (m *Maker) changed(ctx context.Context) (changed bool, made time.Time, err 
 		return items > 0, time.Time{}, nil
 	}
 	newest := generations[0]
+	if err := m.published.whole(newest); err != nil {
+		m.log.Error("the dump is damaged, so another is made", "error", err)
+		return true, time.Time{}, nil
+	}
 	return last != newest.LastChange || items != newest.Items, newest.CreatedAt, nil
 }

@@ -74,20 +74,26 @@ type manifest struct {
 // manifestSuffix is that of the manifest's name, after the dump's.
 const manifestSuffix = ".json"
 
-// readManifest returns an empty one where there is none.
+// errManifest says that a manifest makes no sense.
+var errManifest = errors.New("it makes no sense")
+
+// readManifest returns an empty one where there is none. The error is errManifest
+// when it was read, and can't be believed.
 func readManifest(path string) (m manifest, err error) {
 	text, err := os.ReadFile(path + manifestSuffix)
 	if errors.Is(err, fs.ErrNotExist) {
 		return manifest{}, nil
 	}
 	if err == nil {
-		err = json.Unmarshal(text, &m)
+		if err = json.Unmarshal(text, &m); err != nil {
+			err = fmt.Errorf("%w: %w", errManifest, err)
+		}
 	}
 	base := filepath.Base(path)
 	for _, g := range m.Generations {
 		for _, file := range g.files() {
 			if err == nil && (!strings.HasPrefix(file.Name, base+generationInfix) || strings.ContainsRune(file.Name, filepath.Separator) || file.Size <= 0) {
-				err = fmt.Errorf("%q of %d bytes is no file of a dump", file.Name, file.Size)
+				err = fmt.Errorf("%w: %q of %d bytes is no file of a dump", errManifest, file.Name, file.Size)
 			}
 		}
 	}
@@ -103,7 +109,7 @@ func writeManifest(path, temporary string, m manifest) error {
 	if err != nil {
 		return err
 	}
-	file, err := os.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	file, err := os.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
 	if err != nil {
 		return err
 	}

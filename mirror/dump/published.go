@@ -77,3 +77,15 @@ func (p *Published) Open(file File) (*os.File, error) {
 	}
 	return opened, nil
 }
+
+// whole looks for the files of a dump, and at their sizes.
+func (p *Published) whole(g Generation) error {
+	for _, file := range g.files() {
+		opened, err := p.Open(file)
+		if err != nil {
+			return err
+		}
+		opened.Close()
+	}
+	return nil
+}
