@@ -83,7 +83,6 @@ func TestCheckSignatureEveryBit(t *testing.T) {
 		"../testdata/production/bayfront-hello-2.12.2.narinfo",
 		"../testdata/production/berlin-sed-4.4.narinfo", // URL and so on are signed here
 		"../testdata/cases/ok-rsa.narinfo",
-		"../testdata/cases/ok-continuation.narinfo",
 		"testdata/signatures/quoted-r.narinfo",
 	} {
 		text, err := os.ReadFile(file)
