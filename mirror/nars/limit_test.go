@@ -106,8 +106,7 @@ func TestLimit(t *testing.T) {
 	before := len(from.asked())
 	// It is looked at again and again meanwhile.
 	looked := looks.Load()
-	f.Wanted(items[19].hash())
-	f.Wanted(items[0].hash())
+	f.Wanted([]narinfo.PathHash{items[19].hash(), items[0].hash()})
 	until(t, "it is looked at", func() bool { return looks.Load() > looked+10 })
 	if got := from.asked()[before:]; len(got) != 0 {
 		t.Errorf("requests %q", got)
@@ -179,7 +178,7 @@ func TestBandwidth(t *testing.T) {
 	stop()
 	m.add(large)
 	run(t, f)
-	f.Wanted(large.hash())
+	f.Wanted([]narinfo.PathHash{large.hash()})
 	until(t, "it comes", func() bool { return f.Status().InFlight == 1 })
 	begun = time.Now()
 	read(t, f, m.item(large), large.files[large.names[0]])
@@ -227,8 +226,7 @@ func TestBounded(t *testing.T) {
 	item := m.itemOf(spec{n: 1, size: 10}.make(t))
 	for n := range 3 * mostWanted {
 		hash := spec{n: n}.hash()
-		f.Wanted(hash)
-		f.Wanted(hash)
+		f.Wanted([]narinfo.PathHash{hash, hash})
 		item.Hash = hash
 		f.failed(item, "x", errors.New("of the source"))
 	}
@@ -238,7 +236,7 @@ func TestBounded(t *testing.T) {
 	if len(f.wanted) > mostWanted || len(f.wanted) != len(f.isWanted) || f.wanted[len(f.wanted)-1] != last {
 		t.Errorf("%d wanted", len(f.wanted))
 	}
-	if f.retries.Len() > mostRetries || !f.lost {
+	if f.retries.Len() > mostRetries || !f.lost || !f.overflowed {
 		t.Errorf("%d retries, lost %v", f.retries.Len(), f.lost)
 	}
 }
