@@ -23,7 +23,7 @@ const (
 	writerPage = 8 << 10
 	// writerCache is SQLite's page cache while writing, in bytes; it also
 	// bounds what a sorting of hashes keeps in memory.
-	writerCache = 64 << 20
+	writerCache = 16 << 20
 	// rowsAtOnce is how many rows one statement inserts into the small tables.
 	rowsAtOnce = 32
 	// knownTags is how many tags are remembered with their ids. There are few

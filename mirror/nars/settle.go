@@ -155,17 +155,17 @@ func later(a, b time.Time) time.Time {
 // Status is for the health.
 type Status struct {
 	// Missing is about how many items lack nars.
-	Missing int64
+	Missing int64 `json:"missing"`
 	// InFlight is how many files are coming.
-	InFlight int
+	InFlight int `json:"in_flight"`
 	// LastError is what went wrong last, and LastErrorAt when; "" for nothing.
-	LastError   string
-	LastErrorAt time.Time
+	LastError   string    `json:"last_error,omitempty"`
+	LastErrorAt time.Time `json:"last_error_at,omitzero"`
 	// LastSuccess is when a nar came last; zero for never.
-	LastSuccess time.Time
+	LastSuccess time.Time `json:"last_success,omitzero"`
 	// Paused says that nothing is fetched for now, as the source or this
 	// machine has failed.
-	Paused bool
+	Paused bool `json:"paused,omitempty"`
 }
 
 // Status returns how it goes.
