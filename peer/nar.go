@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"net/http"
 	"strconv"
 	"strings"
@@ -17,6 +18,9 @@ import (
 // RFC 9110, section 7.6.3.
 const ViaHeader = "Via"
 
+// ErrNoRange says that a peer sends a file as a whole or not at all.
+var ErrNoRange = errors.New("it sends the whole where a part was asked for")
+
 // mostHops bounds the instances that a request is passed on by.
 const mostHops = 8
 
@@ -27,18 +31,34 @@ func pseudonym(instance string) string { return "nar-herder-" + instance }
 // by the instance: not where it has been already, nor too far.
 func CanPass(via []string, instance string) bool {
 	hops := 0
-	for _, line := range via {
-		for part := range strings.SplitSeq(line, ",") {
-			fields := strings.Fields(part)
-			if len(fields) < 2 || !strings.HasPrefix(fields[1], "nar-herder-") {
-				continue // of a proxy
-			}
-			if hops++; fields[1] == pseudonym(instance) || hops >= mostHops {
-				return false
-			}
+	for name := range instances(via) {
+		if hops++; name == pseudonym(instance) || hops >= mostHops {
+			return false
 		}
 	}
 	return true
+}
+
+// HasPassed says whether a request has come through another instance.
+func HasPassed(via []string) bool {
+	for range instances(via) {
+		return true
+	}
+	return false
+}
+
+// instances goes through the pseudonyms in the header Via that are not of proxies.
+func instances(via []string) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for _, line := range via {
+			for part := range strings.SplitSeq(line, ",") {
+				fields := strings.Fields(part)
+				if len(fields) >= 2 && strings.HasPrefix(fields[1], "nar-herder-") && !yield(fields[1]) {
+					return
+				}
+			}
+		}
+	}
 }
 
 // OpenFile opens an item's Nth file at the peer: length bytes from offset on, or
@@ -101,7 +121,7 @@ func (p *Peer) OpenFile(ctx context.Context, item *storage.Item, n int, offset, 
 	case response.StatusCode != http.StatusOK:
 		return nil, 0, fmt.Errorf("it answers %s", response.Status)
 	case partial && offset > 0:
-		return nil, 0, fmt.Errorf("it sends the whole where bytes from %d on were asked for", offset)
+		return nil, 0, fmt.Errorf("%w: bytes from %d on were asked for", ErrNoRange, offset)
 	case partial:
 		want = size // of which the caller takes a part
 	}

@@ -177,6 +177,9 @@ func New(base *url.URL, self Self) *Peer {
 
 func trimmed(base *url.URL) string { return strings.TrimSuffix(base.String(), "/") }
 
+// SameURL says whether two URLs lead to one peer.
+func SameURL(a, b *url.URL) bool { return trimmed(a) == trimmed(b) }
+
 // Is says whether the peer is the one at that URL.
 func (p *Peer) Is(base *url.URL) bool { return p.base == trimmed(base) }
 

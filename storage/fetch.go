@@ -46,7 +46,7 @@ func (r *Repairer) fetchFrom(ctx context.Context, finding Finding, source Source
 	checked, checking := io.Pipe()
 	verdict := make(chan error, 1)
 	go func() {
-		err := checkNar(ctx, finding.Item.Narinfo, n, checked, r.options.Decode)
+		err := CheckNar(ctx, finding.Item.Narinfo, n, checked, r.options.Decode)
 		checked.CloseWithError(err) // ends the staging, too
 		verdict <- err
 	}()

@@ -28,12 +28,12 @@ var (
 // copyBuffer is how much is decompressed at a time.
 const copyBuffer = 256 << 10
 
-// checkNar reads an item's Nth file to its end. The error is [ErrWrongNar] when
+// CheckNar reads an item's Nth file to its end. The error is [ErrWrongNar] when
 // it certainly isn't the nar, nil when it is, and any other when that could not
 // be found out. No more is decompressed than the nar should have.
-func checkNar(ctx context.Context, n *narinfo.Narinfo, file int, from io.Reader, decode Decoder) error {
+func CheckNar(ctx context.Context, n *narinfo.Narinfo, file int, from io.Reader, decode Decoder) error {
 	source := &remembering{r: from}
-	sum := &narSum{ctx: ctx, want: n, sha256: sha256.New()}
+	sum := NewNarSum(ctx, n)
 	reader, err := decode(n.Files[file].Compression, source)
 	if err == nil {
 		defer reader.Close()
@@ -41,7 +41,7 @@ func checkNar(ctx context.Context, n *narinfo.Narinfo, file int, from io.Reader,
 		_, err = io.CopyBuffer(sum, struct{ io.Reader }{reader}, make([]byte, copyBuffer))
 	}
 	if err == nil {
-		err = sum.result()
+		err = sum.Result()
 	}
 	switch {
 	case source.err != nil:
@@ -69,15 +69,22 @@ func (r *remembering) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// narSum compares what is written to it with a narinfo.
-type narSum struct {
+// NarSum compares what is written to it with a narinfo.
+type NarSum struct {
 	ctx    context.Context
 	want   *narinfo.Narinfo
 	sha256 hash.Hash
 	size   int64
 }
 
-func (s *narSum) Write(p []byte) (int, error) {
+// NewNarSum begins to compare. Writes fail when the context ends.
+func NewNarSum(ctx context.Context, want *narinfo.Narinfo) *NarSum {
+	return &NarSum{ctx: ctx, want: want, sha256: sha256.New()}
+}
+
+// Write takes the bytes that follow, decompressed. The error is [ErrWrongNar] as
+// soon as there are more than the nar has.
+func (s *NarSum) Write(p []byte) (int, error) {
 	if err := s.ctx.Err(); err != nil {
 		return 0, err
 	}
@@ -88,7 +95,9 @@ func (s *narSum) Write(p []byte) (int, error) {
 	return s.sha256.Write(p)
 }
 
-func (s *narSum) result() error {
+// Result is nil when all that was written is the nar, and [ErrWrongNar] when it
+// is not.
+func (s *NarSum) Result() error {
 	if s.want.NarSize >= 0 && s.size != s.want.NarSize {
 		return fmt.Errorf("%w: it has %d bytes, should have %d", ErrWrongNar, s.size, s.want.NarSize)
 	}

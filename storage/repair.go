@@ -208,7 +208,7 @@ func (r *Repairer) verify(ctx context.Context, finding Finding) error {
 	if !sameFile(info, finding.info) {
 		return errMeanwhile
 	}
-	return checkNar(ctx, finding.Item.Narinfo, n, r.reading.reader(ctx, io.LimitReader(reader, info.Size)), r.options.Decode)
+	return CheckNar(ctx, finding.Item.Narinfo, n, r.reading.reader(ctx, io.LimitReader(reader, info.Size)), r.options.Decode)
 }
 
 // restore shows what was fetched.

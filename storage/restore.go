@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"slices"
 
 	"nar-herder/storage/index"
 )
@@ -56,14 +55,7 @@ func (s *Storage) record(ctx context.Context, finding Finding, n int) error {
 		if err := s.bytes.Sync(ctx); err != nil {
 			return err
 		}
-		sizes := slices.Clone(item.Sizes)
-		if item.Narinfo.Files[n].Size < 0 {
-			for len(sizes) < len(item.Narinfo.Files) {
-				sizes = append(sizes, -1)
-			}
-			sizes[n] = finding.info.Size
-		}
-		return tx.SetStored(item.Hash, item.Stored|1<<n, sizes)
+		return tx.SetStored(item.Hash, item.Stored|1<<n, item.sizesWith(n, finding.info.Size))
 	})
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"nar-herder/storage/index"
@@ -124,6 +125,18 @@ func parseLimit(text string) (limit int64, err error) {
 		return 0, fmt.Errorf("the hard limit %q in the database: %w", text, err)
 	}
 	return limit, nil
+}
+
+// Reserve is for bytes that come in bit by bit, and are about to take room before
+// [Storage.Receive] takes them in: it makes sure that so many fit below the hard
+// limit, and counts them until release is called. The error is [ErrLimit] when
+// they don't.
+func (s *Storage) Reserve(ctx context.Context, size int64) (release func(), err error) {
+	release, err = s.reserve(ctx, size)
+	if err != nil {
+		return nil, err
+	}
+	return sync.OnceFunc(release), nil
 }
 
 // reserve makes sure that there is room below the hard limit for bytes that are

@@ -189,7 +189,7 @@ func (v *verifying) file(ctx context.Context, hash narinfo.PathHash, name string
 		} else if err != nil {
 			return finding, -1, err
 		}
-		err = checkNar(ctx, item.Narinfo, n, v.throttle.reader(ctx, io.LimitReader(reader, info.Size)), v.Decode)
+		err = CheckNar(ctx, item.Narinfo, n, v.throttle.reader(ctx, io.LimitReader(reader, info.Size)), v.Decode)
 		reader.Close()
 		if err == nil {
 			return finding, info.Size, nil

@@ -181,7 +181,7 @@ func manyText(n int) string {
 }
 
 // many is so many items that a conversion is killed in their midst.
-const many = 30_000
+var many = 30_000
 
 // inTheMidst waits until a part of a conversion is safe.
 func inTheMidst(t *testing.T, p *process, name string) {
@@ -317,7 +317,7 @@ func TestServerConvertsKilled(t *testing.T) {
 			if read(t, pidFile) != fmt.Sprintln(c.Process.Pid) {
 				t.Error("no process id while it converts")
 			}
-			if got := get(t, address, "/health"); got.StatusCode != 503 || !strings.Contains(got.body, `"converting"`) || !strings.Contains(got.body, `"narinfos":30000`) {
+			if got := get(t, address, "/health"); got.StatusCode != 503 || !strings.Contains(got.body, `"converting"`) || !strings.Contains(got.body, fmt.Sprintf(`"narinfos":%d`, many)) {
 				t.Errorf("health while it converts: %s %s", got.Status, got.body)
 			}
 			if got := get(t, address, "/"+manyHash(0)+".narinfo"); got.StatusCode != 503 {

@@ -18,6 +18,7 @@ import (
 
 	"nar-herder/httpapi"
 	"nar-herder/mirror"
+	"nar-herder/mirror/nars"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
 	"nar-herder/removal"
@@ -36,9 +37,9 @@ func (c *serverCommand) beginMirror(ctx context.Context, listeners []net.Listene
 	beginning := mirror.NewBeginning(c.Database, peer.New(c.Mirror.URL, peer.Self{}), log)
 	state := func() any {
 		return struct {
-			Status string        `json:"status"`
-			Mirror mirror.Status `json:"mirror"`
-		}{mirror.Syncing, beginning.Status()}
+			Status string       `json:"status"`
+			Mirror mirrorStatus `json:"mirror"`
+		}{mirror.Syncing, mirrorStatus{Status: beginning.Status()}}
 	}
 	return whileStarting(ctx, listeners, state, log, beginning.Run)
 }
@@ -63,14 +64,26 @@ func whileStarting(ctx context.Context, listeners []net.Listener, state func() a
 	return err
 }
 
-// follower makes what follows the instance that is mirrored; nil for none.
-func (c *serverCommand) follower(store *opened, options *httpapi.Options, log *slog.Logger) *mirror.Mirror {
+// mirrorStatus is how a mirror does, for the health.
+type mirrorStatus struct {
+	mirror.Status
+	// Nars is nil where none are stored.
+	Nars *nars.Status `json:"nars,omitempty"`
+}
+
+// follower makes what follows the instance that is mirrored, the first of the peers;
+// nil for none. The fetcher, which may be nil, is told of new items.
+func (c *serverCommand) follower(store *opened, peers peer.Peers, fetcher *nars.Fetcher, options *httpapi.Options, log *slog.Logger) *mirror.Mirror {
 	if c.Mirror == nil {
 		return nil
 	}
+	var wanted func([]narinfo.PathHash)
+	if fetcher != nil {
+		wanted = fetcher.Wanted
+	}
 	follower := mirror.New(mirror.Options{
 		Storage: store.Storage, Index: store.index,
-		Source:    peer.New(c.Mirror.URL, peer.Self{Instance: store.Instance(), Storage: store.Identity}),
+		Source: peers[0], Wanted: wanted,
 		Downloads: mirror.Downloads(c.Database),
 		Pinned: func(ctx context.Context) (func(narinfo.PathHash) bool, func(*index.Tx) error, error) {
 			pinned, err := removal.ReadPinned(ctx, store.index)
@@ -81,7 +94,14 @@ func (c *serverCommand) follower(store *opened, options *httpapi.Options, log *s
 		},
 		Interval: time.Duration(c.MirrorInterval), Log: log,
 	})
-	options.Mirror = func() any { return follower.Status() }
+	options.Mirror = func() any {
+		status := mirrorStatus{Status: follower.Status()}
+		if fetcher != nil {
+			nars := fetcher.Status()
+			status.Nars = &nars
+		}
+		return status
+	}
 	others := options.Warnings
 	options.Warnings = func() []string {
 		warnings := follower.Warnings()
@@ -134,6 +154,9 @@ func (c *mirrorStatusCommand) Run(ctx context.Context, s *streams) error {
 			last = status.LastSuccess.Format(time.RFC3339)
 		}
 		fmt.Fprintf(s.out, "lag          %s\nlast success %s\nbacklog      %d changes\nfailures     %d in a row\n", lag, last, status.Backlog, status.Failures)
+		if status.Nars != nil {
+			fmt.Fprintf(s.out, "nars         about %d missing, %d coming\n", status.Nars.Missing, status.Nars.InFlight)
+		}
 		if status.PassedOver > 0 {
 			fmt.Fprintf(s.out, "passed over  %d changes that make no sense\n", status.PassedOver)
 		}
@@ -148,7 +171,7 @@ func (c *mirrorStatusCommand) Run(ctx context.Context, s *streams) error {
 }
 
 // ask asks for the health, which is not that of the mirror alone.
-func (c *mirrorStatusCommand) ask(ctx context.Context) (status mirror.Status, text string, err error) {
+func (c *mirrorStatusCommand) ask(ctx context.Context) (status mirrorStatus, text string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
 	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(c.URL.url.String(), "/")+"/health", nil)
@@ -165,7 +188,7 @@ func (c *mirrorStatusCommand) ask(ctx context.Context) (status mirror.Status, te
 		return status, "", err
 	}
 	var health struct {
-		Mirror *mirror.Status `json:"mirror"`
+		Mirror *mirrorStatus `json:"mirror"`
 	}
 	if err := json.Unmarshal(body, &health); err != nil {
 		return status, "", fmt.Errorf("what came, with %s, is no health of a Nar Herder: %w", response.Status, err)

@@ -36,6 +36,7 @@ func TestOptions(t *testing.T) {
 			{"cached-compression-ttl", "zstd=1w"}, {"cached-compression-new-ttl", "zstd=1m"},
 			{"cached-compression-min-uses", "7"}, {"cached-compression-workers", "4"}, {"cached-compression-nar-source", "https://nars.example"},
 			{"signing-key", key}, {"narinfo-cache-size", "16MiB"},
+			{"mirror-nars", "asked"}, {"mirror-fetchers", "8"}, {"mirror-bandwidth", "2MB"},
 		} {
 			if form == "=" {
 				args = append(args, "--"+option[0]+"="+option[1])
@@ -146,6 +147,10 @@ func TestBadOptions(t *testing.T) {
 		{[]string{"--mirror=ftp://mirror.example"}, []string{"--mirror", "ftp://mirror.example", "http://HOST"}},
 		{[]string{"--mirror=https://"}, []string{"--mirror", "https://", "http://HOST"}},
 		{[]string{"--mirror="}, []string{"--mirror", `""`, "http://HOST"}},
+		{[]string{"--mirror-nars=some"}, []string{"--mirror-nars", `"some"`, "all", "asked", "none"}},
+		{[]string{"--mirror-fetchers=0"}, []string{"--mirror-fetchers", `"0"`, "1 to"}},
+		{[]string{"--mirror-bandwidth=0"}, []string{"--mirror-bandwidth=0", "none"}},
+		{[]string{"--mirror-bandwidth=fast"}, []string{"--mirror-bandwidth", `"fast"`, "a number of bytes"}},
 		{[]string{"--log-level=TRACE"}, []string{"--log-level", `"TRACE"`, "DEBUG, INFO, WARN or ERROR"}},
 		{[]string{"--enable-cached-compression=brotli"}, []string{"--enable-cached-compression", `"brotli"`, "zstd, lzip, gzip"}},
 		{[]string{"--enable-cached-compression=none"}, []string{"--enable-cached-compression", `"none"`, "zstd, lzip, gzip"}},

@@ -27,17 +27,26 @@ func (c *serverCommand) criteria() []removal.Criterion {
 	return criteria
 }
 
-// instances makes clients of those that the criteria name, and of those that
-// nars were removed for before.
+// instances makes clients of the one that is mirrored, of those that the criteria
+// name, and of those that nars were removed for before. They are asked for nars in
+// that order.
 func (c *serverCommand) instances(ctx context.Context, store *opened, log *slog.Logger) (peers peer.Peers, err error) {
 	self := peer.Self{Instance: store.Instance(), Storage: store.Identity}
-	urls := removal.Instances(c.criteria())
+	var urls []*url.URL
+	if c.Mirror != nil {
+		urls = append(urls, c.Mirror.URL)
+	}
+	for _, u := range removal.Instances(c.criteria()) {
+		if !isAmong(urls, u) {
+			urls = append(urls, u)
+		}
+	}
 	relied, err := removal.ReliedOn(ctx, store.index)
 	if err != nil {
 		return nil, err
 	}
 	for _, u := range relied {
-		if !slices.ContainsFunc(urls, func(other *url.URL) bool { return other.String() == u.String() }) {
+		if !isAmong(urls, u) {
 			log.Info("nars were removed before because this instance has them, so it is asked for them", "instance", u.String())
 			urls = append(urls, u)
 		}
@@ -46,6 +55,11 @@ func (c *serverCommand) instances(ctx context.Context, store *opened, log *slog.
 		peers = append(peers, peer.New(u, self))
 	}
 	return peers, nil
+}
+
+// isAmong says whether one of the URLs leads to where this one does.
+func isAmong(urls []*url.URL, u *url.URL) bool {
+	return slices.ContainsFunc(urls, func(other *url.URL) bool { return peer.SameURL(other, u) })
 }
 
 // keepLimit makes what keeps the storage below its limit, and has the server

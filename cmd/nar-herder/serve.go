@@ -61,6 +61,10 @@ type serverCommand struct {
 	StorageCheckInterval ttlValue       `default:"60s" placeholder:"DURATION" help:"How often the storage is compared with its limit (default: ${default})."`
 	NarsElsewhere        elsewhereValue `default:"stream" enum:"stream,redirect" placeholder:"stream|redirect" help:"How to answer with nars that were removed and are stored on another instance: stream them through, or redirect there (default: ${default})."`
 
+	MirrorNars      string        `default:"all" enum:"all,asked,none" placeholder:"all|asked|none" help:"Which nars of --mirror are put into the storage: all, those that clients ask for, or none (default: ${default})."`
+	MirrorFetchers  positiveValue `default:"4" placeholder:"N" help:"How many nars are fetched from --mirror at a time, apart from those that clients ask for (default: ${default})."`
+	MirrorBandwidth sizeValue     `default:"none" placeholder:"BYTES" help:"How much is fetched from --mirror a second at the most, apart from what clients ask for (default: ${default})."`
+
 	XAccelRedirect   bool      `name:"x-accel-redirect" help:"Leave the sending of nars to the nginx in front, as the original does."`
 	SigningKey       string    `placeholder:"FILE" help:"The public key that signs the narinfos, to hand out at /signing-key.pub."`
 	NarinfoCacheSize sizeValue `default:"64MiB" placeholder:"BYTES" help:"Memory for narinfos that were asked for lately (default: ${default})."`
@@ -79,6 +83,9 @@ func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
 	}
 	if c.StorageCheckInterval <= 0 {
 		return errors.New("--storage-check-interval=0s: it must be a second at least")
+	}
+	if c.MirrorBandwidth == 0 {
+		return errors.New("--mirror-bandwidth=0: nothing would ever come: name a number of bytes, or none")
 	}
 	key, err := readSigningKey(c.SigningKey)
 	if err != nil {
@@ -165,8 +172,15 @@ func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
 	}
 	var server *httpapi.Server
 	remover := c.keepLimit(store, peers, counter, func() int64 { return server.Answered() }, &options, log)
+	fetcher, err := c.fetchNars(store, peers, &options, log)
+	if err != nil {
+		return err
+	}
+	if fetcher != nil {
+		defer fetcher.Close()
+	}
 	options.Changes = store.index
-	follower := c.follower(store, &options, log)
+	follower := c.follower(store, peers, fetcher, &options, log)
 	dumps, err := c.dumps(store, follower, &options, log)
 	if err != nil {
 		return err
@@ -188,6 +202,10 @@ func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
 	if remover != nil {
 		server.Registry().MustRegister(remover)
 		following.Go(func() { remover.Run(followCtx) })
+	}
+	if fetcher != nil {
+		server.Registry().MustRegister(fetcher)
+		following.Go(func() { fetcher.Run(followCtx) })
 	}
 	following.Go(func() { withdrawn.Run(followCtx) })
 	if follower != nil {

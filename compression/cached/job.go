@@ -3,10 +3,8 @@ package cached
 import (
 	"bufio"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"io/fs"
 	"os"
@@ -235,10 +233,10 @@ func compress(ctx context.Context, n *narinfo.Narinfo, source io.Reader, how str
 	if err != nil {
 		return err
 	}
-	check := &checker{ctx: ctx, n: n, sum: sha256.New()}
+	check := storage.NewNarSum(ctx, n)
 	_, err = io.CopyBuffer(onlyWriter{writer}, io.TeeReader(onlyReader{reader}, check), make([]byte, copyBuffer))
 	if err == nil {
-		err = check.result()
+		err = check.Result()
 	}
 	if ctx.Err() != nil {
 		return ctx.Err() // without Close, which may take long
@@ -256,11 +254,11 @@ func verify(ctx context.Context, n *narinfo.Narinfo, file io.ReadSeeker, kind st
 		return err
 	}
 	defer reader.Close()
-	check := &checker{ctx: ctx, n: n, sum: sha256.New()}
+	check := storage.NewNarSum(ctx, n)
 	if _, err := io.CopyBuffer(check, onlyReader{reader}, make([]byte, copyBuffer)); err != nil {
 		return err
 	}
-	return check.result()
+	return check.Result()
 }
 
 const copyBuffer = 256 << 10
@@ -271,38 +269,6 @@ type (
 	onlyReader struct{ io.Reader }
 	onlyWriter struct{ io.Writer }
 )
-
-// errWrongNar says that bytes are not the nar that the narinfo describes.
-var errWrongNar = errors.New("the bytes are not the nar that the narinfo describes")
-
-// checker compares what is written to it with a narinfo.
-type checker struct {
-	ctx  context.Context
-	n    *narinfo.Narinfo
-	sum  hash.Hash
-	size int64
-}
-
-func (c *checker) Write(p []byte) (int, error) {
-	if err := c.ctx.Err(); err != nil {
-		return 0, err
-	}
-	c.size += int64(len(p))
-	if c.n.NarSize >= 0 && c.size > c.n.NarSize {
-		return 0, fmt.Errorf("%w: more than %d bytes", errWrongNar, c.n.NarSize)
-	}
-	return c.sum.Write(p)
-}
-
-func (c *checker) result() error {
-	if c.n.NarSize >= 0 && c.size != c.n.NarSize {
-		return fmt.Errorf("%w: %d bytes, should be %d", errWrongNar, c.size, c.n.NarSize)
-	}
-	if narinfo.NarHash(c.sum.Sum(nil)) != c.n.NarHash {
-		return fmt.Errorf("%w: another sha256", errWrongNar)
-	}
-	return nil
-}
 
 // bounded writes as long as there is room.
 type bounded struct {

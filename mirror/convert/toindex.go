@@ -22,7 +22,7 @@ const (
 
 	// batchRows and batchBytes end a batch, which is a transaction. What a crash
 	// loses is one batch; what is in memory are three.
-	batchRows  = 5000
+	batchRows  = 1000
 	batchBytes = 16 << 20
 
 	// mostUnknown is how many nars may fail to be looked for before it is the

@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -26,6 +27,10 @@ import (
 // beside their final name, since a rename is only atomic within a directory's
 // file system. No store path's base name begins with a dot.
 const temporaryPrefix = ".nar-herder-"
+
+// spoolFolder has files that come bit by bit: in one place, so that those that
+// nobody will go on with are found without a listing of all.
+const spoolFolder = temporaryPrefix + "spool"
 
 // copyStep is how many bytes are copied between two looks at whether somebody
 // still wants them.
@@ -126,7 +131,7 @@ func (d *Directory) check(tried, name string) error {
 	if !fs.ValidPath(name) || name == "." {
 		return fmt.Errorf("%s %q in storage %s: not a name for a nar: %w", tried, name, d.name, fs.ErrInvalid)
 	}
-	if strings.HasPrefix(path.Base(name), temporaryPrefix) {
+	if isTemporary(name) {
 		return fmt.Errorf("%s %s in storage %s: %w", tried, name, d.name, fs.ErrNotExist)
 	}
 	return nil
@@ -165,7 +170,9 @@ func (d *Directory) describe(name string, info fs.FileInfo) (storage.Info, error
 // blockUnit is what numbers of blocks count in, whatever the file system's own.
 const blockUnit = 512
 
-func isTemporary(name string) bool { return strings.HasPrefix(path.Base(name), temporaryPrefix) }
+func isTemporary(name string) bool {
+	return strings.HasPrefix(path.Base(name), temporaryPrefix) || strings.HasPrefix(name, spoolFolder+"/")
+}
 
 // modTime is the time of a file that was changed last at the given one. A link
 // that StageFile made has the age of its source by its modification, and its own
@@ -283,10 +290,29 @@ func (d *Directory) StageFile(_ context.Context, name, source string, size int64
 	return &staged{d: d, temporary: temporary, name: name}, nil
 }
 
+// Spool implements [storage.Spooler].
+func (d *Directory) Spool() (string, error) {
+	if err := d.inPlace(); err != nil {
+		return "", err
+	}
+	if err := d.root.Mkdir(spoolFolder, 0o775); err != nil && !errors.Is(err, fs.ErrExist) {
+		return "", d.explain("create directory", spoolFolder, err)
+	}
+	// A link would lead to where StageFile can't take files from.
+	info, err := d.root.Lstat(spoolFolder)
+	if err != nil {
+		return "", d.explain("look for", spoolFolder, err)
+	}
+	if !info.IsDir() {
+		return "", fmt.Errorf("%s in storage %s is no directory: remove it", spoolFolder, d.name)
+	}
+	return filepath.Join(d.name, spoolFolder), nil
+}
+
 // temporary makes the directory that the name lies in, and returns a new name
 // in it.
 func (d *Directory) temporary(name string) (string, error) {
-	if !fs.ValidPath(name) || name == "." || strings.HasPrefix(path.Base(name), temporaryPrefix) {
+	if !fs.ValidPath(name) || name == "." || isTemporary(name) {
 		return "", fmt.Errorf("store %q: not a name for a nar", name)
 	}
 	parent := path.Dir(name)

@@ -1,0 +1,292 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"nar-herder/narinfo"
+)
+
+// metricWith is the value of a metric with labels, as they stand in the text.
+func metricWith(t testing.TB, address, name string) float64 {
+	t.Helper()
+	for line := range strings.Lines(get(t, address, "/metrics").body) {
+		if text, ok := strings.CutPrefix(line, name+" "); ok {
+			value, err := strconv.ParseFloat(strings.TrimSpace(text), 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return value
+		}
+	}
+	t.Fatalf("there is no metric %s", name)
+	return 0
+}
+
+// narsSent is how many requests for nars a server has answered with one.
+func narsSent(t testing.TB, address string) float64 {
+	t.Helper()
+	return metricWith(t, address, `narherder_http_requests_total{route="/nar/",status="200"}`) +
+		metricWith(t, address, `narherder_http_requests_total{route="/nar/",status="206"}`)
+}
+
+// pageSize is that of the pages of a large file that takes little of the disk: the
+// first bytes of each tell which one it is, and the rest are zeros.
+const pageSize = 1 << 20
+
+// mark begins the Nth page.
+func mark(n int64) []byte { return fmt.Appendf(nil, "page %011d", n) }
+
+// coldNar is a source that has one large nar, and its narinfo's directory.
+func coldNar(t *testing.T, size int64) (p place, directory, target string) {
+	t.Helper()
+	p = newPlace(t)
+	directory = filepath.Join(p.dir, "source")
+	base := strings.Repeat("0", 31) + "1-cold"
+	if err := os.MkdirAll(filepath.Join(directory, "nar"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	file, err := os.Create(filepath.Join(directory, "nar", base))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	sum := sha256.New()
+	zeros := make([]byte, pageSize)
+	for n := range size / pageSize {
+		_, _ = sum.Write(mark(n))
+		_, _ = sum.Write(zeros[len(mark(n)):])
+		if _, err := file.WriteAt(mark(n), n*pageSize); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := file.Truncate(size); err != nil {
+		t.Fatal(err)
+	}
+	text := fmt.Sprintf("StorePath: /gnu/store/%s\nURL: nar/%s\nCompression: none\nFileSize: %d\nNarHash: %s\nNarSize: %d\nReferences: \n",
+		base, base, size, narinfo.NarHash(sum.Sum(nil)), size)
+	if err := os.WriteFile(filepath.Join(directory, base[:32]+".narinfo"), []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return p, directory, "/nar/" + base
+}
+
+// coldSize is the size of the nar that TestColdNar has 100 clients ask for: small
+// enough for each run of the tests, or as large as NAR_HERDER_COLD_NAR says, in
+// bytes.
+func coldSize(t *testing.T) int64 {
+	if text := os.Getenv("NAR_HERDER_COLD_NAR"); text != "" {
+		size, err := strconv.ParseInt(text, 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return size / pageSize * pageSize
+	}
+	return 32 << 20
+}
+
+// TestColdNar has 100 clients ask a mirror at once for a nar that it does not have
+// yet.
+func TestColdNar(t *testing.T) {
+	const clients = 100
+	size := coldSize(t)
+	p, directory, target := coldNar(t, size)
+	p.imports(t, directory)
+	from := p.serve(t, "--log-level=INFO")
+	q := newPlace(t)
+	succeed(t, "import", "--database="+q.database, directory)
+	mirror := q.serve(t, "--log-level=INFO", "--mirror=http://"+from.addresses[0], "--mirror-nars=asked")
+	begun := time.Now()
+	var asking sync.WaitGroup
+	for range clients {
+		asking.Go(func() {
+			if err := checkPages("http://"+mirror.addresses[0]+target, size); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	asking.Wait()
+	took := time.Since(begun)
+	if got := narsSent(t, from.addresses[0]); got != 1 {
+		t.Errorf("the source was asked %v times", got)
+	}
+	until(t, "it is stored", func() bool { return metric(t, mirror.addresses[0], "narherder_stored_nars") == "1" })
+	if got := metric(t, mirror.addresses[0], "narherder_mirror_nars_fetched_bytes_total"); got != strconv.FormatFloat(float64(size), 'g', -1, 64) {
+		t.Errorf("%s bytes fetched", got)
+	}
+	memory := peakMemory(t, mirror.Process.Pid)
+	t.Logf("%d clients got %d MiB each in %v, %.0f MB/s together; the mirror took %.0f MB at the most", clients, size>>20, took,
+		float64(clients*size)/1e6/took.Seconds(), float64(memory)/1e6)
+	// The race detector takes several times as much.
+	if len(buildFlags) == 0 && memory > 200e6 {
+		t.Errorf("the mirror took %d bytes of memory", memory)
+	}
+	// From now on it sends its own.
+	if err := checkPages("http://"+mirror.addresses[0]+target, size); err != nil {
+		t.Error(err)
+	}
+	if got := narsSent(t, from.addresses[0]); got != 1 {
+		t.Errorf("the source was asked %v times", got)
+	}
+	succeed(t, q.args("check", "--verify")...)
+}
+
+// checkPages downloads a file of pages, and compares each byte.
+func checkPages(url string, size int64) error {
+	response, err := http.Get(url)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK || response.ContentLength != size {
+		return fmt.Errorf("%s, %d bytes", response.Status, response.ContentLength)
+	}
+	got := make([]byte, pageSize)
+	zeros := make([]byte, pageSize)
+	for n := range size / pageSize {
+		if _, err := io.ReadFull(response.Body, got); err != nil {
+			return fmt.Errorf("page %d: %w", n, err)
+		}
+		if begin := mark(n); !bytes.Equal(got[:len(begin)], begin) || !bytes.Equal(got[len(begin):], zeros[len(begin):]) {
+			return fmt.Errorf("page %d is wrong", n)
+		}
+	}
+	if n, err := io.Copy(io.Discard, response.Body); n != 0 || err != nil {
+		return fmt.Errorf("%d bytes more, %w", n, err)
+	}
+	return nil
+}
+
+// peakMemory is the most memory that a process has had resident, in bytes.
+func peakMemory(t *testing.T, pid int) int64 {
+	t.Helper()
+	file, err := os.Open(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	for lines := bufio.NewScanner(file); lines.Scan(); {
+		var kilobytes int64
+		if _, err := fmt.Sscanf(lines.Text(), "VmHWM: %d kB", &kilobytes); err == nil {
+			return kilobytes << 10
+		}
+	}
+	t.Fatal("it can't be found out what memory a process has taken")
+	return 0
+}
+
+// TestMirrorNars fetches all nars of another instance, which is killed and started
+// meanwhile, as is the mirror.
+func TestMirrorNars(t *testing.T) {
+	t.Parallel()
+	p, q := newPlace(t), newPlace(t)
+	source := filepath.Join(p.dir, "source")
+	texts := generate(t, source, 150)
+	p.imports(t, source)
+	succeed(t, "import", "--database="+q.database, source)
+	host := ownHost()
+	serveSource := func() *server {
+		return serve(t, command(p.args("run-server", "--host="+host, "--port="+instancePort, "--log-level=INFO")...))
+	}
+	serveMirror := func() *server {
+		return q.serve(t, "--log-level=INFO", "--mirror=http://"+host+":"+instancePort, "--mirror-bandwidth=4M", "--mirror-fetchers=3")
+	}
+	from, mirror := serveSource(), serveMirror()
+	for range 4 {
+		stored := metricWith(t, mirror.addresses[0], "narherder_stored_nars")
+		until(t, "more come", func() bool {
+			return metricWith(t, mirror.addresses[0], "narherder_stored_nars") > min(stored+5, 149)
+		})
+		killed := &mirror
+		if rand.IntN(2) == 0 {
+			killed = &from
+		}
+		_ = (*killed).Process.Kill()
+		<-(*killed).ended
+		if killed == &from {
+			from = serveSource()
+		} else {
+			mirror = serveMirror()
+		}
+	}
+	until(t, "all are stored", func() bool { return metricWith(t, mirror.addresses[0], "narherder_stored_nars") == 150 })
+	until(t, "nothing is in flight", func() bool { return metricWith(t, mirror.addresses[0], "narherder_mirror_nars_in_flight") == 0 })
+	mirror.stop(t, os.Interrupt)
+	from.stop(t, os.Interrupt)
+	out := succeed(t, q.args("check", "--verify")...)
+	if strings.Contains(out, "temporary") && !strings.Contains(out, "0 temporary") {
+		t.Errorf("check: %s", out)
+	}
+	for _, text := range texts {
+		n, name := narOf(t, text)
+		if got := sha256.Sum256([]byte(read(t, q.storage, name))); narinfo.NarHash(got) != n.NarHash {
+			t.Errorf("%s: %s", name, hex.EncodeToString(got[:]))
+		}
+	}
+}
+
+// TestMirrorStops has a mirror end at once while clients wait for a nar that comes
+// slowly.
+func TestMirrorStops(t *testing.T) {
+	t.Parallel()
+	p, directory, target := coldNar(t, 4<<20)
+	p.imports(t, directory)
+	from := p.serve(t, "--log-level=INFO")
+	q := newPlace(t)
+	succeed(t, "import", "--database="+q.database, directory)
+	mirror := q.serve(t, "--log-level=INFO", "--mirror=http://"+from.addresses[0], "--mirror-bandwidth=100K")
+	until(t, "it comes", func() bool { return metricWith(t, mirror.addresses[0], "narherder_mirror_nars_in_flight") == 1 })
+	mirror.stop(t, os.Interrupt)
+	entries, err := os.ReadDir(filepath.Join(q.storage, ".nar-herder-spool"))
+	if err != nil || len(entries) != 1 {
+		t.Errorf("the spool: %v, %v", entries, err)
+	}
+	// What has come is of use.
+	mirror = q.serve(t, "--log-level=INFO", "--mirror=http://"+from.addresses[0])
+	until(t, "it is stored", func() bool { return metricWith(t, mirror.addresses[0], "narherder_stored_nars") == 1 })
+	if err := checkPages("http://"+mirror.addresses[0]+target, 4<<20); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestMirrorStreams has a mirror without a storage, and one that stores nothing.
+func TestMirrorStreams(t *testing.T) {
+	t.Parallel()
+	p, directory, target := coldNar(t, 4<<20)
+	p.imports(t, directory)
+	from := p.serve(t, "--log-level=INFO")
+	for _, stores := range []bool{false, true} {
+		q := newPlace(t)
+		succeed(t, "import", "--database="+q.database, directory)
+		args := []string{"run-server", "--port=0", "--database=" + q.database, "--log-level=INFO", "--mirror=http://" + from.addresses[0]}
+		if stores {
+			args = append(args, "--storage="+q.storage, "--mirror-nars=none")
+		}
+		mirror := serve(t, command(args...))
+		for range 2 {
+			if err := checkPages("http://"+mirror.addresses[0]+target, 4<<20); err != nil {
+				t.Error(err)
+			}
+		}
+		entries, err := os.ReadDir(q.storage)
+		if err != nil || len(entries) != 0 {
+			t.Errorf("the storage: %v, %v", entries, err)
+		}
+	}
+	if got := narsSent(t, from.addresses[0]); got != 4 {
+		t.Errorf("the source was asked %v times", got)
+	}
+}

@@ -1,0 +1,151 @@
+package nars
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"nar-herder/storage"
+)
+
+// begin starts a flight of the item's Nth file, or returns the one that is under
+// way. The caller has joined it, as a reader. The error is one of reserve,
+// or errTooMany when too many are under way for clients.
+func (f *Fetcher) begin(ctx context.Context, item *storage.Item, n int, asked bool, via []string) (*flight, error) {
+	key := spoolKey(item, n)
+	if fl := f.flying(key); fl != nil {
+		return fl, nil
+	}
+	// Outside of the mutex, as it reads from the database: who comes second here
+	// finds the other's flight below.
+	release, err := f.reserve(ctx, item, n, asked)
+	if err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if fl := f.flights[key]; fl != nil {
+		fl.join()
+		release()
+		return fl, nil
+	}
+	switch {
+	case f.closed:
+		release()
+		return nil, errStopped
+	case asked && f.asked >= mostAsked():
+		release()
+		return nil, errTooMany
+	}
+	fl := &flight{item: item, n: n, key: key, via: via, asked: asked, release: release, size: -1, readers: 1,
+		done: make(chan struct{}), changed: make(chan struct{})}
+	f.launch(fl)
+	return fl, nil
+}
+
+// errTooMany says that clients wait for too many nars already.
+var errTooMany = errors.New("too many nars are being fetched for clients")
+
+// flying joins the flight that is under way, if there is one.
+func (f *Fetcher) flying(key string) *flight {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	fl := f.flights[key]
+	if fl != nil {
+		fl.join()
+	}
+	return fl
+}
+
+// launch has a flight go. The mutex is held.
+func (f *Fetcher) launch(fl *flight) {
+	f.flights[fl.key] = fl
+	if fl.asked {
+		f.asked++
+	}
+	f.busy.Go(func() { f.fly(fl) })
+}
+
+// fly is a flight from its beginning to its end.
+func (f *Fetcher) fly(fl *flight) {
+	err := f.attempt(f.ctx, fl)
+	if err == nil {
+		fl.set(func() { fl.verified = true })
+		err = f.keep(f.ctx, fl)
+	}
+	if f.ctx.Err() != nil && err != nil {
+		err = fmt.Errorf("%w: %w", errStopped, err)
+	}
+	fl.mu.Lock()
+	resumed := fl.resumed
+	fl.mu.Unlock()
+	anew := errors.Is(err, storage.ErrWrongNar) && resumed && !fl.again
+	if !isGoneOnWith(err) {
+		if removeErr := f.dropSpool(fl); removeErr != nil {
+			f.log.Warn("a file in the spool can't be removed", "file", fl.key, "error", removeErr)
+		}
+	}
+	fl.unlock()
+	var next *flight
+	f.mu.Lock()
+	delete(f.flights, fl.key)
+	if fl.asked {
+		f.asked--
+	}
+	if anew && !f.closed {
+		// It has the same room.
+		next = &flight{item: fl.item, n: fl.n, key: fl.key, via: fl.via, asked: fl.asked, again: true, release: fl.release, size: -1,
+			done: make(chan struct{}), changed: make(chan struct{})}
+		f.launch(next)
+	}
+	f.mu.Unlock()
+	if next != nil {
+		f.log.Info("what had come of a nar earlier is wrong, and is fetched anew", "file", fl.item.FileName(fl.n), "error", err)
+		err = fmt.Errorf("%w: %w", errAnew, err)
+	} else {
+		fl.release()
+		f.settle(fl, err)
+	}
+	fl.result = err
+	if err == nil {
+		err = errors.New("it is stored") // and nobody waits for more
+	}
+	fl.set(func() { fl.err = err })
+	fl.end()
+	close(fl.done)
+}
+
+// isGoneOnWith says whether what has come is of use to the next flight.
+func isGoneOnWith(err error) bool {
+	switch {
+	case err == nil, errors.Is(err, storage.ErrWrongNar), errors.Is(err, storage.ErrNotWanted), errors.Is(err, storage.ErrUnreadable):
+		return false
+	}
+	return !isFull(err) // then the room is needed
+}
+
+// dropSpool removes the name of the flight's spool file. Those who have it open
+// go on reading.
+func (f *Fetcher) dropSpool(fl *flight) error {
+	if fl.file == nil {
+		return nil
+	}
+	err := os.Remove(fl.file.Name())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// keep stores what has come whole.
+func (f *Fetcher) keep(ctx context.Context, fl *flight) error {
+	if err := f.storage.Receive(ctx, fl.item, fl.n, fl.file); err != nil {
+		if errors.Is(err, storage.ErrNotWanted) {
+			return storage.ErrNotWanted
+		}
+		return localError{fmt.Errorf("store it: %w", err)}
+	}
+	return nil
+}

@@ -1,0 +1,272 @@
+package nars
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"nar-herder/narinfo"
+	"nar-herder/storage"
+	"nar-herder/storage/index"
+)
+
+// count is how many of the items are stored.
+func (m *mirror) count(items []*made) (count int) {
+	m.t.Helper()
+	for _, of := range items {
+		if m.stored(of) {
+			count++
+		}
+	}
+	return count
+}
+
+// onDisk is what all takes of the disk, counted anew.
+func (m *mirror) onDisk() int64 {
+	m.t.Helper()
+	if err := m.Survey(context.Background()); err != nil {
+		m.t.Fatal(err)
+	}
+	usage, _, err := m.Usage(context.Background())
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return usage
+}
+
+// evict deletes nars, as a remover does that keeps a limit.
+func (m *mirror) evict(items ...*made) {
+	m.t.Helper()
+	since, err := m.index.LastChange(m.t.Context())
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	var known []*storage.Item
+	for _, of := range items {
+		known = append(known, m.item(of))
+	}
+	freed, err := m.Evict(m.t.Context(), known, since, func(*index.Tx, map[narinfo.PathHash]index.ChangeKind) error { return nil })
+	if err != nil || freed.Items != len(items) {
+		m.t.Fatal(freed, err)
+	}
+}
+
+// TestLimit fetches as much as the limit allows, the latest first, and never more.
+// What a remover takes off is not fetched again as long as it would have to go
+// again.
+func TestLimit(t *testing.T) {
+	t.Parallel()
+	const size, limit = 100_000, 1_000_000
+	items := many(t, 20, size)
+	from := newSource(t, items...)
+	m := newMirror(t, items...)
+	var looks atomic.Int32
+	f := m.fetcher(from, Options{All: true, AtOnce: 1, Limit: limit, Usage: func(ctx context.Context) (int64, error) {
+		looks.Add(1)
+		usage, _, err := m.Usage(ctx)
+		return usage, err
+	}})
+	run(t, f)
+	until(t, "it has gone over all", func() bool {
+		return strings.Contains(m.log.String(), "has gone over") && f.Status().InFlight == 0 && m.count(items) > 0
+	})
+	// Each takes a kilobyte or two more than its length.
+	until(t, "nine are stored", func() bool { return m.count(items) == 9 })
+	for _, of := range items[11:] {
+		if !m.stored(of) {
+			t.Errorf("%s is not stored, and is one of the latest", of.base())
+		}
+	}
+	if usage := m.onDisk(); usage > limit {
+		t.Errorf("%d bytes of %d", usage, limit)
+	}
+	m.wantConsistent()
+	if !strings.Contains(m.log.String(), "the storage is at its limit") {
+		t.Error("the log does not tell")
+	}
+	for _, reason := range reasons {
+		if got := failures(t, f, reason); got != 0 {
+			t.Errorf("%d failures for the reason %s", got, reason)
+		}
+	}
+	// An import brings it above the limit, and the remover below.
+	imported := spec{n: 50, size: size}.make(t)
+	m.add(imported)
+	write(t, m.dir+"/"+imported.names[0], imported.files[imported.names[0]])
+	if err := m.Adopt(t.Context(), m.item(imported), 0, decode); err != nil {
+		t.Fatal(err)
+	}
+	m.evict(items[19])
+	before := len(from.asked())
+	// It is looked at again and again meanwhile.
+	looked := looks.Load()
+	f.Wanted([]narinfo.PathHash{items[19].hash(), items[0].hash()})
+	until(t, "it is looked at", func() bool { return looks.Load() > looked+10 })
+	if got := from.asked()[before:]; len(got) != 0 {
+		t.Errorf("requests %q", got)
+	}
+	// A client gets it, and it is stored as there is room for it.
+	read(t, f, m.item(items[5]), items[5].files[items[5].names[0]])
+	// When more goes, others come.
+	m.evict(items[15], items[16], items[17], items[18])
+	until(t, "others come", func() bool { return m.count(items) >= 8 && f.Status().InFlight == 0 })
+	if usage := m.onDisk(); usage > limit {
+		t.Errorf("%d bytes of %d", usage, limit)
+	}
+}
+
+// TestNoRoomForClients has a client ask for what does not fit: it is passed on,
+// and nothing of it is stored.
+func TestNoRoomForClients(t *testing.T) {
+	t.Parallel()
+	item := spec{n: 1, size: 100_000}.make(t)
+	from := newSource(t, item)
+	m := newMirror(t, item)
+	f := m.fetcher(from, Options{Limit: 50_000})
+	read(t, f, m.item(item), item.files[item.names[0]])
+	if m.stored(item) || len(m.spooled()) != 0 || f.coming.Load() != 0 {
+		t.Errorf("stored %v, spool %v, %d coming", m.stored(item), m.spooled(), f.coming.Load())
+	}
+}
+
+// TestHardLimit keeps the limit that imports keep, too.
+func TestHardLimit(t *testing.T) {
+	t.Parallel()
+	items := many(t, 10, 100_000)
+	from := newSource(t, items...)
+	m := newMirror(t, items...)
+	if err := m.SetHardLimit(t.Context(), 350_000); err != nil {
+		t.Fatal(err)
+	}
+	f := m.fetcher(from, Options{All: true})
+	run(t, f)
+	until(t, "it is refused", func() bool { return failures(t, f, "full") > 2 })
+	until(t, "three are stored, as many as fit", func() bool { return m.count(items) == 3 && f.Status().InFlight == 0 })
+	read(t, f, m.item(items[0]), items[0].files[items[0].names[0]])
+	if len(f.Warnings()) == 0 && f.Status().Paused {
+		t.Error("no warnings")
+	}
+	if err := m.SetHardLimit(t.Context(), -1); err != nil {
+		t.Fatal(err)
+	}
+	m.wantStored(items...)
+	m.wantConsistent()
+}
+
+// TestBandwidth has what nobody waits for come slowly, and fast once somebody does.
+func TestBandwidth(t *testing.T) {
+	t.Parallel()
+	const rate = 100_000
+	items := many(t, 2, 10_000)
+	large := spec{n: 10, size: 20 * rate, kinds: []string{"none"}}.make(t)
+	from := newSource(t, append(items, large)...)
+	m := newMirror(t, items...)
+	f := m.patient(from, Options{All: true, Bandwidth: rate})
+	begun := time.Now()
+	stop := run(t, f)
+	m.wantStored(items...)
+	// The first tenth of a second's worth is not waited for.
+	if took := time.Since(begun); took < 80*time.Millisecond {
+		t.Errorf("20 kB at 100 kB a second took %v", took)
+	}
+	stop()
+	m.add(large)
+	run(t, f)
+	f.Wanted([]narinfo.PathHash{large.hash()})
+	until(t, "it comes", func() bool { return f.Status().InFlight == 1 })
+	begun = time.Now()
+	read(t, f, m.item(large), large.files[large.names[0]])
+	if took := time.Since(begun); took > 10*time.Second {
+		t.Errorf("a client had to wait %v", took)
+	}
+	m.wantStored(large)
+}
+
+// TestUnsized has a file whose size neither the narinfo nor the source tells: it
+// can't be known to be whole, so that clients get it from the source.
+func TestUnsized(t *testing.T) {
+	t.Parallel()
+	item := spec{n: 1, size: 100_000, unsized: true}.make(t)
+	content := item.files[item.names[0]]
+	from := newSource(t, item)
+	chunks := func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write(content[:100])
+		w.(http.Flusher).Flush()
+		_, _ = w.Write(content[100:])
+	}
+	from.first(item.names[0], chunks, chunks)
+	m := newMirror(t, item)
+	f := m.patient(from, Options{})
+	body, size, err := f.OpenFile(t.Context(), m.item(item), 0, 0, -1, nil)
+	if err != nil || size != -1 {
+		t.Fatal(size, err)
+	}
+	defer body.Close()
+	if got, err := io.ReadAll(body); err != nil || !bytes.Equal(got, content) {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+	if failures(t, f, "local") != 1 {
+		t.Errorf("%+v", f.Status())
+	}
+	run(t, f)
+	m.wantStored(item) // as the source tells it by now
+}
+
+// TestBounded has more announced and failing than is remembered.
+func TestBounded(t *testing.T) {
+	t.Parallel()
+	m := newMirror(t)
+	f := m.fetcher(newSource(t), Options{All: true})
+	item := m.itemOf(spec{n: 1, size: 10}.make(t))
+	for n := range 3 * mostWanted {
+		hash := spec{n: n}.hash()
+		f.Wanted([]narinfo.PathHash{hash, hash})
+		item.Hash = hash
+		f.failed(item, "x", errors.New("of the source"))
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	last := spec{n: 3*mostWanted - 1}.hash()
+	if len(f.wanted) > mostWanted || len(f.wanted) != len(f.isWanted) || f.wanted[len(f.wanted)-1] != last {
+		t.Errorf("%d wanted", len(f.wanted))
+	}
+	if f.retries.Len() > mostRetries || !f.lost || !f.overflowed {
+		t.Errorf("%d retries, lost %v", f.retries.Len(), f.lost)
+	}
+}
+
+// itemOf is an item that is in no index.
+func (m *mirror) itemOf(of *made) *storage.Item {
+	item, err := storage.NewItem(&index.Item{Hash: of.hash(), Text: []byte(of.text)})
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return item
+}
+
+// TestForgotten has failures that were forgotten found again by another pass.
+func TestForgotten(t *testing.T) {
+	t.Parallel()
+	item := spec{n: 1, size: 100}.make(t)
+	from := newSource(t)
+	m := newMirror(t, item)
+	f := m.fetcher(from, Options{All: true})
+	f.timing.absentRetry = time.Hour
+	run(t, f)
+	until(t, "it is looked for", func() bool { return failures(t, f, "absent") == 1 })
+	f.mu.Lock()
+	f.retries.Purge()
+	f.lost = true
+	f.mu.Unlock()
+	from.mu.Lock()
+	from.files = item.files
+	from.mu.Unlock()
+	f.rouse()
+	m.wantStored(item)
+}

@@ -1,0 +1,156 @@
+package nars
+
+import (
+	"context"
+	"time"
+
+	"nar-herder/narinfo"
+)
+
+// pass goes over all items that lack nars, the latest first. It is used by Run
+// alone.
+type pass struct {
+	f *Fetcher
+	// due says that one is to begin, and under that it has.
+	due, under bool
+	before     int64 // the place that it has come to
+	page       []narinfo.PathHash
+	more       bool
+	// endedAt is when the last one has, and countedAt when items were counted.
+	endedAt, countedAt time.Time
+}
+
+// next returns the next item, or for how long there is none.
+func (p *pass) next(ctx context.Context, now time.Time) (hash narinfo.PathHash, pause time.Duration, err error) {
+	f := p.f
+	if err := p.count(ctx, now); err != nil || !f.options.All {
+		return hash, longest, err
+	}
+	if !p.under {
+		if pause = p.wait(ctx, now); pause > 0 {
+			return hash, pause, nil
+		}
+		p.begin(ctx)
+	}
+	for {
+		if f.isHopeless() {
+			// What fits is here; the rest waits until something goes.
+			p.end(now)
+			return hash, f.timing.fullPause, nil
+		}
+		for len(p.page) > 0 {
+			hash, p.page = p.page[0], p.page[1:]
+			if !f.isWaiting(hash) {
+				return hash, 0, nil
+			}
+		}
+		if !p.more {
+			p.end(now)
+			return hash, f.timing.fullPause, nil
+		}
+		items, more, err := f.index.Lacking(ctx, &p.before, pageItems)
+		if err != nil {
+			return hash, 0, err
+		}
+		p.more = more
+		for _, item := range items {
+			p.page = append(p.page, item.Hash)
+		}
+		if ctx.Err() != nil {
+			return hash, 0, ctx.Err()
+		}
+	}
+}
+
+// wait returns for how long no pass is to begin.
+func (p *pass) wait(ctx context.Context, now time.Time) time.Duration {
+	f := p.f
+	if p.due {
+		return 0
+	}
+	f.mu.Lock()
+	lost, overflowed, unfit, usage := f.lost, f.overflowed, f.unfitUsage >= 0, f.unfitUsage
+	f.mu.Unlock()
+	switch {
+	case unfit:
+		// Cheap, so it is looked at often.
+		if now.Sub(p.endedAt) < f.timing.fullPause {
+			return f.timing.fullPause - now.Sub(p.endedAt)
+		}
+		// Not by a bit, as a pass over what does not fit takes its time.
+		if is, err := f.options.Usage(ctx); err != nil || is >= usage-f.options.Limit/margin {
+			if now.Sub(p.endedAt) < f.timing.passEvery {
+				return f.timing.fullPause
+			}
+		}
+	case overflowed:
+		// What has not failed needs no rest.
+	case lost:
+		if wait := f.timing.passEvery - now.Sub(p.endedAt); wait > 0 {
+			return wait
+		}
+	default:
+		return longest
+	}
+	p.due = true
+	return 0
+}
+
+func (p *pass) begin(ctx context.Context) {
+	f := p.f
+	if err := f.dropStale(ctx); err != nil {
+		f.log.Warn("can't tidy the spool of what is being fetched", "error", err)
+	}
+	f.mu.Lock()
+	f.lost, f.overflowed, f.unfits, f.unfitUsage = false, false, 0, -1
+	f.mu.Unlock()
+	p.due, p.under, p.before, p.page, p.more = false, true, -1, nil, true
+	if missing := f.Status().Missing; missing > 0 {
+		f.log.Info("fetching the nars that are missing", "items", missing)
+	}
+}
+
+// count counts what is missing, from time to time: between two counts, only what
+// comes is added and taken off.
+func (p *pass) count(ctx context.Context, now time.Time) error {
+	if !p.countedAt.IsZero() && now.Sub(p.countedAt) < longest {
+		return nil
+	}
+	missing, err := p.f.index.CountLacking(ctx)
+	if err != nil {
+		return err
+	}
+	p.f.missing.Store(missing)
+	p.countedAt = now
+	return nil
+}
+
+func (p *pass) end(now time.Time) {
+	p.under, p.page, p.endedAt = false, nil, now
+	if missing := p.f.Status().Missing; missing > 0 {
+		p.f.log.Info("has gone over the nars that are missing", "missing", missing)
+	}
+}
+
+// unfit notes a file for which there was no room.
+func (f *Fetcher) unfit(err error) {
+	usage, usageErr := f.options.Usage(f.ctx)
+	f.mu.Lock()
+	f.unfits++
+	if usageErr == nil {
+		f.unfitUsage = max(usage, 0)
+	}
+	f.mu.Unlock()
+	const text = "the storage is at its limit, and nars that don't fit are not fetched until others go"
+	if f.isNews(text) {
+		f.log.Info(text, "error", err)
+	}
+}
+
+// isHopeless says whether so many files in a row did not fit that the rest won't
+// either.
+func (f *Fetcher) isHopeless() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.unfits >= mostUnfit
+}

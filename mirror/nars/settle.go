@@ -1,0 +1,185 @@
+package nars
+
+import (
+	"errors"
+	"math/rand/v2"
+	"time"
+
+	"nar-herder/narinfo"
+	"nar-herder/storage"
+)
+
+// retry is when an item that failed is tried again.
+type retry struct {
+	at    time.Time
+	count int // of failures in a row
+}
+
+// reason is the kind of a failure, a label of the metrics.
+type reason int
+
+const (
+	reasonAbsent reason = iota // the source certainly does not have it
+	reasonSource               // the source can't be asked, or stops to send
+	reasonWrong                // what came is another nar
+	reasonFull                 // no room
+	reasonLocal                // this machine
+)
+
+var reasons = [...]string{"absent", "source", "wrong", "full", "local"}
+
+func reasonOf(err error) reason {
+	switch {
+	case errors.Is(err, storage.ErrNotStored):
+		return reasonAbsent
+	case errors.Is(err, storage.ErrWrongNar):
+		return reasonWrong
+	case isFull(err):
+		return reasonFull
+	case errors.Is(err, errLocal):
+		return reasonLocal
+	}
+	return reasonSource
+}
+
+// settle notes how a flight has ended.
+func (f *Fetcher) settle(fl *flight, err error) {
+	switch {
+	case err == nil:
+		f.succeeded(fl)
+	case errors.Is(err, storage.ErrNotWanted), errors.Is(err, errStopped):
+		// Nobody's failure.
+	default:
+		f.failed(fl.item, fl.item.FileName(fl.n), err)
+	}
+}
+
+func (f *Fetcher) succeeded(fl *flight) {
+	f.metrics.fetched.Add(1)
+	f.metrics.bytes.Add(fl.size)
+	f.mu.Lock()
+	f.sourceFailures, f.pausedUntil, f.unfits = 0, time.Time{}, 0
+	f.status.LastSuccess = f.now()
+	f.mu.Unlock()
+	if fl.asked {
+		f.ask(fl.item.Hash) // for its other files
+	}
+	f.log.Debug("fetched a nar", "file", fl.item.FileName(fl.n), "bytes", fl.size)
+}
+
+// failed notes a failure, and when the item is tried again.
+func (f *Fetcher) failed(item *storage.Item, name string, err error) {
+	why := reasonOf(err)
+	f.metrics.failures[why].Add(1)
+	now := f.now()
+	f.mu.Lock()
+	entry, _ := f.retries.Peek(item.Hash)
+	pause := min(f.timing.lastRetry, f.timing.firstRetry<<min(entry.count, 16))
+	if why == reasonAbsent {
+		pause = f.timing.absentRetry
+	}
+	entry = retry{now.Add(jittered(pause)), entry.count + 1}
+	if f.retries.Add(item.Hash, entry) {
+		f.lost = true // the oldest of the others
+	}
+	if f.nextRetry.IsZero() || entry.at.Before(f.nextRetry) {
+		f.nextRetry = entry.at
+	}
+	switch why {
+	case reasonSource:
+		// Not the item's own failure, it seems: others would fail, too.
+		pause := min(f.timing.lastPause, f.timing.firstPause<<min(f.sourceFailures, 16))
+		if !now.Before(f.pausedUntil) { // and not one of several at once
+			f.sourceFailures++
+		}
+		f.pausedUntil = later(f.pausedUntil, now.Add(jittered(pause)))
+	case reasonFull:
+		f.fullUntil = later(f.fullUntil, now.Add(f.timing.fullPause))
+	case reasonAbsent:
+		f.sourceFailures, f.pausedUntil = 0, time.Time{} // it answers
+	}
+	f.status.LastError, f.status.LastErrorAt = err.Error(), now
+	f.mu.Unlock()
+	text := map[reason]string{
+		reasonAbsent: "a nar is not stored where it should come from; it is looked for again each hour",
+		reasonSource: "can't fetch nars for now",
+		reasonWrong:  "what came is not the nar that its narinfo describes; nothing of it is kept, and it is tried again",
+		reasonFull:   "no nars are fetched for now, as there is no room for them",
+		reasonLocal:  "can't store a nar that was fetched",
+	}[why]
+	attributes := []any{"file", name, "error", err, "again", entry.at.Format(time.RFC3339)}
+	switch {
+	case why == reasonWrong:
+		f.log.Error(text, attributes...)
+	case f.isNews(text):
+		f.log.Warn(text, attributes...)
+	default:
+		f.log.Debug(text, attributes...)
+	}
+}
+
+// isNews says whether the log has not told of a trouble for long.
+func (f *Fetcher) isNews(text string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	at, told := f.told[text]
+	if told && f.now().Sub(at) < f.timing.remindEvery {
+		return false
+	}
+	f.told[text] = f.now()
+	return true
+}
+
+// done forgets the failures of an item that has all its nars.
+func (f *Fetcher) done(hash narinfo.PathHash) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.retries.Remove(hash)
+}
+
+// jittered is about the duration, so that not all come at the same moment.
+func jittered(d time.Duration) time.Duration { return d/2 + rand.N(d) + 1 }
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+// Status is for the health.
+type Status struct {
+	// Missing is about how many items lack nars.
+	Missing int64 `json:"missing"`
+	// InFlight is how many files are coming.
+	InFlight int `json:"in_flight"`
+	// LastError is what went wrong last, and LastErrorAt when; "" for nothing.
+	LastError   string    `json:"last_error,omitempty"`
+	LastErrorAt time.Time `json:"last_error_at,omitzero"`
+	// LastSuccess is when a nar came last; zero for never.
+	LastSuccess time.Time `json:"last_success,omitzero"`
+	// Paused says that nothing is fetched for now, as the source or this
+	// machine has failed.
+	Paused bool `json:"paused,omitempty"`
+}
+
+// Status returns how it goes.
+func (f *Fetcher) Status() Status {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	status := f.status
+	status.Missing = max(f.missing.Load(), 0)
+	status.InFlight = len(f.flights)
+	status.Paused = f.now().Before(later(f.pausedUntil, f.fullUntil))
+	return status
+}
+
+// Warnings are what is not as it should be, for the health.
+func (f *Fetcher) Warnings() []string {
+	status := f.Status()
+	if !status.Paused || status.LastError == "" {
+		return nil
+	}
+	// Not the error, which may name files of this machine.
+	return []string{"nars can't be fetched for now: see the log"}
+}

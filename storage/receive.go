@@ -1,0 +1,169 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"slices"
+
+	"nar-herder/storage/index"
+)
+
+// ErrNotWanted says that bytes which were to be stored are not to be any more: the
+// item was removed, withdrawn or replaced meanwhile.
+var ErrNotWanted = errors.New("the item was removed, withdrawn or replaced meanwhile")
+
+// Spool returns a directory for files that are to be given to [Storage.Receive]:
+// the byte store's own, or else the fallback, which is made.
+func (s *Storage) Spool(fallback string) (directory string, err error) {
+	if spooler, ok := s.bytes.(Spooler); ok {
+		return spooler.Spool()
+	}
+	if fallback == "" {
+		return "", fmt.Errorf("storage %s has no room for files that come bit by bit: name a directory for them", s.bytes)
+	}
+	return fallback, os.MkdirAll(fallback, 0o755)
+}
+
+// Receive takes a file of this machine in as the item's Nth, without copying it
+// where the byte store can. The caller has compared it with the item's NarHash,
+// nobody writes to it any more, and [Storage.Reserve] has counted it. On success
+// the caller removes its name, and nothing else.
+//
+// The error is [ErrNotWanted] when the item's row is no longer of that nar, and
+// [ErrLimit] when there is no room.
+func (s *Storage) Receive(ctx context.Context, item *Item, n int, file *os.File) error {
+	info, err := file.Stat()
+	if err != nil {
+		return fmt.Errorf("store %s: %w", item.FileName(n), err)
+	}
+	name, size := item.FileName(n), info.Size()
+	if want := item.StoredSize(n); want >= 0 && size != want {
+		return fmt.Errorf("store %s: %w: %d bytes came where %d were expected", name, ErrWrongSize, size, want)
+	}
+	staged, err := s.stageOwn(ctx, name, file, size)
+	if err != nil {
+		return err
+	}
+	defer staged.Abort()
+	return s.index.Update(ctx, func(tx *index.Tx) error {
+		now, n, err := wanted(tx, item, name, size)
+		if err != nil {
+			return err
+		}
+		if now.HasStored(n) {
+			return nil // another was first
+		}
+		if err := s.fitsWith(tx, size); err != nil {
+			return err
+		}
+		if err := errors.Join(staged.Commit(ctx), s.bytes.Sync(ctx)); err != nil {
+			return err
+		}
+		return tx.SetStored(now.Hash, now.Stored|now.filesNamed(name), now.sizesWith(n, size))
+	})
+}
+
+// stageOwn stages a file of the caller's.
+func (s *Storage) stageOwn(ctx context.Context, name string, file *os.File, size int64) (Staged, error) {
+	if sharer, ok := s.bytes.(FileStager); ok {
+		staged, err := sharer.StageFile(ctx, name, file.Name(), size)
+		if !errors.Is(err, ErrCantShare) {
+			return staged, err
+		}
+	}
+	return s.bytes.Stage(ctx, name, io.NewSectionReader(file, 0, size), size)
+}
+
+// wanted returns the item as a transaction sees it, and which of its files is the
+// one of that name, if that is still of the nar that the item was of.
+func wanted(tx *index.Tx, item *Item, name string, size int64) (*Item, int, error) {
+	row, err := tx.Item(item.Hash)
+	if errors.Is(err, ErrNotFound) {
+		return nil, 0, ErrNotWanted
+	} else if err != nil {
+		return nil, 0, err
+	}
+	now, err := NewItem(row)
+	if err != nil {
+		return nil, 0, err
+	}
+	n := now.FileNamed(name)
+	if !now.WithdrawnAt.IsZero() || now.Narinfo.NarHash != item.Narinfo.NarHash || n < 0 {
+		return nil, 0, ErrNotWanted
+	}
+	if want := now.Narinfo.Files[n].Size; want >= 0 && want != size {
+		return nil, 0, ErrNotWanted
+	}
+	return now, n, nil
+}
+
+// sizesWith returns the item's sizes with that of the Nth file, where the narinfo
+// does not say it.
+func (i *Item) sizesWith(n int, size int64) []int64 {
+	sizes := slices.Clone(i.Sizes)
+	if i.Narinfo.Files[n].Size >= 0 {
+		return sizes
+	}
+	for len(sizes) < len(i.Narinfo.Files) {
+		sizes = append(sizes, -1)
+	}
+	sizes[n] = size
+	return sizes
+}
+
+// LiesThere says whether a file of the right size lies where the item's Nth
+// belongs, although the row does not have it as stored. Whether it is the nar,
+// only [Storage.Adopt] can tell.
+func (s *Storage) LiesThere(ctx context.Context, item *Item, n int) (bool, error) {
+	name := item.FileName(n)
+	if s.bytes == nil || name == "" || item.HasStored(n) {
+		return false, nil
+	}
+	info, err := s.bytes.Stat(ctx, name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	} else if err != nil {
+		return false, err
+	}
+	want := item.StoredSize(n)
+	return want < 0 || want == info.Size, nil
+}
+
+// Adopt has the row claim a file that lies there, after it was compared with the
+// item's NarHash. The error is [ErrWrongNar] when it is another, and [ErrNotWanted]
+// as of [Storage.Receive].
+func (s *Storage) Adopt(ctx context.Context, item *Item, n int, decode Decoder) error {
+	name := item.FileName(n)
+	reader, info, err := s.bytes.Open(ctx, name, 0, -1)
+	if err != nil {
+		return err
+	}
+	defer reader.Close()
+	if err := CheckNar(ctx, item.Narinfo, n, io.LimitReader(reader, info.Size), decode); err != nil {
+		return err
+	}
+	if err := s.bytes.Flush(ctx, name); err != nil {
+		return err
+	}
+	return s.index.Update(ctx, func(tx *index.Tx) error {
+		now, n, err := wanted(tx, item, name, info.Size)
+		if err != nil || now.HasStored(n) {
+			return err
+		}
+		there, err := s.bytes.Stat(ctx, name)
+		if err == nil && !sameFile(there, info) {
+			err = ErrNotWanted
+		}
+		if err != nil {
+			return err
+		}
+		if err := s.bytes.Sync(ctx); err != nil {
+			return err
+		}
+		return tx.SetStored(now.Hash, now.Stored|now.filesNamed(name), now.sizesWith(n, info.Size))
+	})
+}
