@@ -32,6 +32,10 @@ type settings struct {
 	rounds   int
 	narinfos int
 	index    int
+	items    int
+	changes  int
+	imports  int
+	coldNar  int64
 	seed     uint64
 }
 
@@ -56,6 +60,7 @@ var cases = []struct {
 	{"codecs", "compressions against the programs lzip, zstd and gzip: speed and size, and the making of cached nars", (*bench).codecs},
 	{"cached", "narinfos that name cached nars, against the same without", (*bench).cached},
 	{"removal", "nars that go while the storage is above its limit, of a million, and what that costs narinfos", (*bench).removal},
+	{"mirror", "a mirror of a million items: from nothing against curl of the dump, catching up, following, and a nar that many ask for", (*bench).mirror},
 	{"idle", "narinfos beside 2,000 idle and 50 slow connections", (*bench).idle},
 }
 
@@ -81,12 +86,16 @@ func run() (err error) {
 	var s settings
 	strict := flag.Bool("strict", false, "exit with an error when a bar is missed")
 	flag.StringVar(&s.binary, "binary", "", "a nar-herder to measure, in the place of this tree's")
-	flag.StringVar(&s.dir, "dir", "", "where to work, with 12 GB free for the case index (default: that for temporary files)")
+	flag.StringVar(&s.dir, "dir", "", "where to work, with 12 GB free for the case index, and 31 GB for the case mirror (default: that for temporary files)")
 	flag.BoolVar(&s.keep, "keep", false, "leave generated narinfos in -dir, and use those that an earlier run left")
 	flag.DurationVar(&s.duration, "duration", 5*time.Second, "length of each load")
 	flag.IntVar(&s.rounds, "rounds", 3, "how often each pair is measured")
 	flag.IntVar(&s.narinfos, "narinfos", 10_000, "narinfos in the case narinfo")
 	flag.IntVar(&s.index, "index", 1_000_000, "items in the cases index and removal")
+	flag.IntVar(&s.items, "items", 1_000_000, "items of the source in the case mirror")
+	flag.IntVar(&s.changes, "changes", 100_000, "items that it gets there while the mirror is away")
+	flag.IntVar(&s.imports, "imports", 1000, "items that it gets there one at a time")
+	flag.Int64Var(&s.coldNar, "cold-nar", 1<<30, "size of the nar that 100 clients ask for there, in bytes")
 	flag.Uint64Var(&s.seed, "seed", 1, "of what is generated")
 	flag.Usage = func() {
 		fmt.Fprintln(flag.CommandLine.Output(), "usage: bench [OPTIONS] [CASE…]; cases, all without one named:")
@@ -115,6 +124,8 @@ func run() (err error) {
 		return fmt.Errorf("-rounds=%d: must be 1 to 1000", s.rounds)
 	case s.narinfos < pipelined || s.index < pipelined:
 		return fmt.Errorf("-narinfos=%d -index=%d: must be %d at least", s.narinfos, s.index, pipelined)
+	case s.items < 1 || s.changes < 1 || s.imports < 1 || s.coldNar < coldPage:
+		return fmt.Errorf("-items=%d -changes=%d -imports=%d -cold-nar=%d: must be 1 at least, and the nar %d bytes", s.items, s.changes, s.imports, s.coldNar, coldPage)
 	}
 	for _, program := range []string{"nginx", "wrk", "curl"} {
 		if _, err := exec.LookPath(program); err != nil {

@@ -7,8 +7,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"time"
 
 	"nar-herder/narinfo"
@@ -203,17 +201,8 @@ func copyFile(to, from string) error {
 
 // decided returns of how many items the server has decided whether they may go.
 func (b *bench) decided(s *server) (count float64, at time.Time, err error) {
-	text, err := s.get("/metrics")
-	if err != nil {
-		return 0, at, err
-	}
-	for line := range strings.Lines(string(text)) {
-		if value, ok := strings.CutPrefix(line, "narherder_removal_decisions_total "); ok {
-			count, err = strconv.ParseFloat(strings.TrimSpace(value), 64)
-			return count, time.Now(), err
-		}
-	}
-	return 0, at, errors.New("the server has no metric of removals")
+	count, err = s.metric("narherder_removal_decisions_total")
+	return count, time.Now(), err
 }
 
 // removing waits until the server has begun to remove.

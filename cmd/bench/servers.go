@@ -197,7 +197,12 @@ http {
 	return b.start("nginx", address, nil, "nginx", "-p", work, "-c", name)
 }
 
-// narHerder serves a database and a storage.
+// noDumps is for servers that would make dumps of their own while they are
+// measured: a new database has none, where one that has run for a day has.
+const noDumps = "--database-dump-interval=none"
+
+// narHerder serves a database, and a storage unless its name is empty. It makes
+// no dumps.
 func (b *bench) narHerder(database, storage string, options ...string) (*server, error) {
 	address, err := freeAddress()
 	if err != nil {
@@ -208,7 +213,10 @@ func (b *bench) narHerder(database, storage string, options ...string) (*server,
 		return nil, err
 	}
 	args := append([]string{"run-server", "--host=" + host, "--port=" + port, "--database=" + database,
-		"--storage=" + storage, "--log-level=INFO", "--ttl=30d"}, options...)
+		"--log-level=INFO", "--ttl=30d", noDumps}, options...)
+	if storage != "" {
+		args = append(args, "--storage="+storage)
+	}
 	return b.start("nar-herder", address, nil, b.binary, args...)
 }
 
