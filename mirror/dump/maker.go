@@ -24,6 +24,7 @@ import (
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
 
+	"nar-herder/internal/disk"
 	"nar-herder/storage/index"
 )
 
@@ -182,7 +183,7 @@ func (m *Maker) clean() (left manifest, err error) {
 
 // write writes the three files under temporary names.
 func (m *Maker) write(ctx context.Context, temporary string, created time.Time) (Generation, error) {
-	defer writeOut(temporary+indexSuffix, temporary+databaseSuffix, temporary+zstdSuffix)()
+	defer disk.WriteOut(temporary+indexSuffix, temporary+databaseSuffix, temporary+zstdSuffix)()
 	copied, err := m.index.Copy(ctx, temporary+indexSuffix, created, changesKept)
 	if err != nil {
 		return Generation{}, err
@@ -214,7 +215,7 @@ func (m *Maker) publish(temporary string, at time.Time, g Generation, old manife
 			return err
 		}
 	}
-	if err := syncDirectory(m.options.Path); err != nil {
+	if err := disk.SyncDirectory(m.options.Path); err != nil {
 		return err
 	}
 	now := manifest{append([]Generation{g}, old.Generations...)}

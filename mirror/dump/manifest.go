@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"nar-herder/internal/disk"
 )
 
 // Generation is a dump: three files that hold the same state of an index.
@@ -122,7 +124,7 @@ func writeManifest(path, temporary string, m manifest) error {
 		err = os.Rename(temporary, path+manifestSuffix)
 	}
 	if err == nil {
-		err = syncDirectory(path)
+		err = disk.SyncDirectory(path)
 	}
 	if err != nil {
 		return fmt.Errorf("write which dumps there are, to %s: %w", path+manifestSuffix, err)
