@@ -148,7 +148,8 @@ func TestBegin(t *testing.T) {
 func TestBeginDamaged(t *testing.T) {
 	t.Parallel()
 	source := filled(t)
-	source.publishIndex(flaky(
+	asked := 0
+	answer := flaky(
 		func(w http.ResponseWriter, r *http.Request, text []byte) {
 			flipped := slices.Clone(text)
 			flipped[len(text)/2] ^= 4
@@ -162,13 +163,17 @@ func TestBeginDamaged(t *testing.T) {
 			_, _ = w.Write(text[:len(text)/2])
 			_ = http.NewResponseController(w).Flush() // in chunks, with an end
 		},
-	))
+	)
+	source.publishIndex(func(w http.ResponseWriter, r *http.Request, text []byte) bool {
+		asked++
+		return answer(w, r, text)
+	})
 	own, log := begin(t, source)
 	if !slices.Equal(own.list(), source.list()) {
 		t.Errorf("the mirror has\n%s", strings.Join(own.list(), "\n"))
 	}
-	if n := strings.Count(log.String(), "damaged"); n != 3 {
-		t.Errorf("damage was noticed %d times:\n%s", n, log)
+	if n := strings.Count(log.String(), "damaged"); n != 1 || asked != 4 {
+		t.Errorf("it was asked for %d times, want 4, and damage told %d times, want once:\n%s", asked, n, log)
 	}
 }
 
