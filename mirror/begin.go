@@ -3,10 +3,8 @@ package mirror
 import (
 	"cmp"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
 	"math/rand/v2"
@@ -144,7 +142,7 @@ func (b *Beginning) try(ctx context.Context) error {
 		// Then it can be checked better in the other form.
 		return errors.Join(b.fromDump(ctx), peer.Discard(name))
 	}
-	if err := b.usable(name); err != nil {
+	if err := index.CheckCopy(ctx, name); err != nil {
 		b.log.Info("the index that the mirrored instance publishes can't be used, so the mirror is made of its dump", "error", err)
 		return errors.Join(b.fromDump(ctx), peer.Discard(name))
 	}
@@ -189,27 +187,6 @@ func (b *Beginning) pace(ctx context.Context) func(done, total int64) bool {
 // rate in bytes a second.
 func isSlow(rate float64, left, dump int64) bool {
 	return dump > 0 && float64(left)/rate > float64(dump)/rate+float64(dump)/mergeRate
-}
-
-// usable looks at the head of a database of this program, of which each byte is as
-// the source has made it; see https://www.sqlite.org/fileformat.html.
-func (b *Beginning) usable(name string) error {
-	file, err := os.Open(name)
-	if err != nil {
-		return err
-	}
-	defer file.Close()
-	var head [100]byte
-	if _, err := io.ReadFull(file, head[:]); err != nil {
-		return err
-	}
-	if string(head[:16]) != "SQLite format 3\x00" || binary.BigEndian.Uint32(head[68:]) != index.ApplicationID {
-		return fmt.Errorf("%w: it is no index", peer.ErrAnswer)
-	}
-	if version := binary.BigEndian.Uint32(head[60:]); version > index.SchemaVersion() {
-		return fmt.Errorf("it has schema version %d, this program knows up to %d", version, index.SchemaVersion())
-	}
-	return nil
 }
 
 // place gives a finished file the database's name, unless another process, such as
