@@ -43,10 +43,11 @@ const localFault = "a fault of this machine: see its log"
 // of downloads begin with the database's.
 func publicError(err error, downloads string) string {
 	database := strings.TrimSuffix(downloads, downloadsSuffix)
+	names := func(text string) bool { return strings.Contains(database, "/") && strings.Contains(text, database) }
 	switch text := err.Error(); {
 	case errors.Is(err, errBadDump):
 		return errBadDump.Error() + ": see the log of this machine"
-	case isLocal(err), strings.Contains(text, downloads), strings.Contains(text, database):
+	case isLocal(err), names(text):
 		return localFault
 	default:
 		return text

@@ -168,7 +168,7 @@ func (p *Peer) Changes(ctx context.Context, instance string, after int64) (*Stre
 		}
 		return nil, fmt.Errorf("follow the changes of %s: %w", p, err)
 	}
-	body := newProgressing(response.Body, -1, p.silence(), cancel, p.base)
+	body := newProgressing(response.Body, -1, p.silence(), cancel, p.name)
 	stream := &Stream{body: body, lines: bufio.NewReaderSize(body, 64<<10)}
 	if err := stream.begin(response); err != nil {
 		if cause := context.Cause(ctx); cause != nil {
@@ -389,7 +389,7 @@ func (p *Peer) ChangesSince(ctx context.Context, since time.Time, tell func(Chan
 	if err != nil {
 		return err
 	}
-	body := newProgressing(response.Body, response.ContentLength, p.self.ProgressTimeout, cancel, p.base)
+	body := newProgressing(response.Body, response.ContentLength, p.self.ProgressTimeout, cancel, p.name)
 	defer body.Close()
 	if response.StatusCode != http.StatusOK {
 		return fmt.Errorf("it answers %s", response.Status)

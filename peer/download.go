@@ -127,7 +127,7 @@ func IsBegun(path, name string) bool {
 func (p *Peer) Download(ctx context.Context, path, name string, zstd bool, progress func(done, total int64)) (_ *Downloaded, err error) {
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("download %s%s: %w", p.base, path, err)
+			err = fmt.Errorf("download %s%s: %w", p, path, err)
 		}
 	}()
 	known, have := readPartial(name, path)
@@ -146,7 +146,7 @@ func (p *Peer) Download(ctx context.Context, path, name string, zstd bool, progr
 	if err != nil {
 		return nil, explain(err)
 	}
-	body := newProgressing(response.Body, response.ContentLength, p.self.ProgressTimeout, cancel, p.base)
+	body := newProgressing(response.Body, response.ContentLength, p.self.ProgressTimeout, cancel, p.name)
 	defer body.Close()
 	switch {
 	case response.StatusCode == http.StatusNotFound:

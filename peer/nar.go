@@ -76,7 +76,7 @@ func (p *Peer) OpenFile(ctx context.Context, item *storage.Item, n int, offset, 
 	defer func() {
 		p.settle(outer, &p.nars, begun, err)
 		if err != nil && !errors.Is(err, storage.ErrNotStored) {
-			err = fmt.Errorf("fetch %s from %s: %w", item.FileName(n), p.base, err)
+			err = fmt.Errorf("fetch %s from %s: %w", item.FileName(n), p, err)
 		}
 	}()
 	size = item.StoredSize(n)
@@ -131,7 +131,7 @@ func (p *Peer) OpenFile(ctx context.Context, item *storage.Item, n int, offset, 
 	if size < 0 {
 		want = response.ContentLength
 	}
-	body := newProgressing(response.Body, want, p.self.ProgressTimeout, cancel, p.base)
+	body := newProgressing(response.Body, want, p.self.ProgressTimeout, cancel, p.name)
 	if size < 0 && !partial {
 		size = response.ContentLength
 	}
@@ -150,7 +150,7 @@ func (p *Peer) Locate(ctx context.Context, item *storage.Item, n int, via []stri
 	defer func() {
 		p.settle(outer, &p.nars, begun, err)
 		if err != nil && !errors.Is(err, storage.ErrNotStored) {
-			err = fmt.Errorf("look for %s at %s: %w", item.FileName(n), p.base, err)
+			err = fmt.Errorf("look for %s at %s: %w", item.FileName(n), p, err)
 		}
 	}()
 	ctx, cancel := context.WithTimeout(ctx, p.self.AnswerTimeout)

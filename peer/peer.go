@@ -105,7 +105,10 @@ type Self struct {
 // Peer is another instance. Its methods may be called from several goroutines at
 // once.
 type Peer struct {
+	// base is the URL, and name the same without its password, for logs, errors
+	// and whoever reads them.
 	base   string
+	name   string
 	self   Self
 	client *http.Client
 	now    func() time.Time
@@ -156,7 +159,7 @@ func New(base *url.URL, self Self) *Peer {
 		self.Now = time.Now
 	}
 	return &Peer{
-		base: trimmed(base), self: self, now: self.Now,
+		base: trimmed(base), name: strings.TrimSuffix(base.Redacted(), "/"), self: self, now: self.Now,
 		client: &http.Client{
 			Transport: &http.Transport{
 				Proxy:                 http.ProxyFromEnvironment,
@@ -170,7 +173,7 @@ func New(base *url.URL, self Self) *Peer {
 			},
 			CheckRedirect: func(next *http.Request, before []*http.Request) error {
 				if next.Context().Value(noRedirects{}) != nil || len(before) > 3 {
-					return fmt.Errorf("it redirects to %s", next.URL)
+					return fmt.Errorf("it redirects to %s", next.URL.Redacted())
 				}
 				return nil
 			},
@@ -186,8 +189,8 @@ func SameURL(a, b *url.URL) bool { return trimmed(a) == trimmed(b) }
 // Is says whether the peer is the one at that URL.
 func (p *Peer) Is(base *url.URL) bool { return p.base == trimmed(base) }
 
-// String is the peer's URL.
-func (p *Peer) String() string { return p.base }
+// String is the peer's URL, for people: without its password.
+func (p *Peer) String() string { return p.name }
 
 // noRedirects marks the context of requests that only this server may answer.
 type noRedirects struct{}
@@ -255,7 +258,7 @@ func (p *Peer) Stored(ctx context.Context, items []*storage.Item) (verdicts []Ve
 	defer func() {
 		p.settle(outer, &p.questions, begun, err)
 		if err != nil {
-			err = fmt.Errorf("ask %s which nars it has stored: %w", p.base, err)
+			err = fmt.Errorf("ask %s which nars it has stored: %w", p, err)
 		}
 	}()
 	ctx, cancel := context.WithTimeout(context.WithValue(ctx, noRedirects{}, true), 2*p.self.AnswerTimeout)

@@ -47,7 +47,7 @@ func (c *serverCommand) instances(ctx context.Context, store *opened, log *slog.
 	}
 	for _, u := range relied {
 		if !isAmong(urls, u) {
-			log.Info("nars were removed before because this instance has them, so it is asked for them", "instance", u.String())
+			log.Info("nars were removed before because this instance has them, so it is asked for them", "instance", u.Redacted())
 			urls = append(urls, u)
 		}
 	}

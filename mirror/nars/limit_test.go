@@ -298,6 +298,9 @@ func TestUnmounted(t *testing.T) {
 	if !strings.Contains(m.log.String(), "is it mounted?") || len(f.Warnings()) == 0 && f.Status().Paused {
 		t.Errorf("%+v", f.Status())
 	}
+	if text := f.Status().LastError; strings.Contains(text, unmounted.dir) || !strings.Contains(text, "this machine") {
+		t.Errorf("the health tells %q", text)
+	}
 	f.Close()
 	entries, err := os.ReadDir(unmounted.dir)
 	if err != nil || len(entries) != 0 {

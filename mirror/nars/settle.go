@@ -2,6 +2,7 @@ package nars
 
 import (
 	"errors"
+	"io/fs"
 	"math/rand/v2"
 	"time"
 
@@ -103,7 +104,7 @@ func (f *Fetcher) failed(item *storage.Item, name string, err error) {
 	case why == reasonAbsent:
 		f.sourceFailures, f.pausedUntil = 0, time.Time{} // it answers
 	}
-	f.status.LastError, f.status.LastErrorAt = err.Error(), now
+	f.status.LastError, f.status.LastErrorAt = publicError(err), now
 	f.mu.Unlock()
 	text := map[reason]string{
 		reasonAbsent: "a nar is not stored where it should come from; it is looked for again each hour",
@@ -121,6 +122,16 @@ func (f *Fetcher) failed(item *storage.Item, name string, err error) {
 	default:
 		f.log.Debug(text, attributes...)
 	}
+}
+
+// publicError is an error as the health tells it: those of this machine may name its
+// files.
+func publicError(err error) string {
+	var path *fs.PathError
+	if errors.Is(err, errLocal) || errors.As(err, &path) {
+		return "a fault of this machine: see its log"
+	}
+	return err.Error()
 }
 
 // isNews says whether the log has not told of a trouble for long.

@@ -1,0 +1,44 @@
+package mirror
+
+import (
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+
+	"nar-herder/internal/disk"
+	"nar-herder/peer"
+	"nar-herder/storage/index"
+)
+
+// TestPublicError: the health tells what is wrong with the source, and of this
+// machine no more than that something is.
+func TestPublicError(t *testing.T) {
+	t.Parallel()
+	const database = "/var/lib/nar-herder/nar_herder.db"
+	downloads := Downloads(database)
+	for _, test := range []struct {
+		err   error
+		local bool
+	}{
+		{fmt.Errorf("look at http://x/dump: %w", peer.ErrNotReady), false},
+		{fmt.Errorf("ask http://x: %w", &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}), false},
+		{&RefusedError{"it has shrunk"}, false},
+		{fmt.Errorf("download http://x/dump: %w", &fs.PathError{Op: "write", Path: downloads, Err: syscall.EIO}), true},
+		{fmt.Errorf("download http://x/dump: %w of /var", disk.ErrNoRoom), true},
+		{fmt.Errorf("update %s: %w", database, index.ErrFull), true},
+		{fmt.Errorf("the setting in %s makes no sense", database), true},
+		{fmt.Errorf("finish %s.new", downloads), true},
+	} {
+		got := publicError(test.err, downloads)
+		if test.local && got != localFault || !test.local && got != test.err.Error() {
+			t.Errorf("%v is told as %q", test.err, got)
+		}
+	}
+	if got := publicError(fmt.Errorf("open the dump: %w: %s.dump is damaged", errBadDump, downloads), downloads); strings.Contains(got, "/var") || !strings.Contains(got, "no sense") {
+		t.Errorf("a dump that makes no sense is told as %q", got)
+	}
+}
