@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"nar-herder/mirror"
 	"nar-herder/mirror/convert"
 	"nar-herder/storage/directory"
 )
@@ -72,6 +73,10 @@ func (c *serverCommand) convertInPlace(ctx context.Context, listeners []net.List
 			log.Info("converting the database of the original", "narinfos", p.Done, "of", p.All)
 		}
 	}}
+	if c.Mirror != nil {
+		// The original has followed it until now.
+		options.Mirrored, options.Settings = true, mirror.ConvertedSettings
+	}
 	closeStorage, err := lookIn(&options, c.Storage)
 	if err != nil {
 		return err

@@ -14,11 +14,17 @@ import (
 func (c *conversion) changes(ctx context.Context) error {
 	var batch []index.Change
 	var odd int64
+	var settings map[string]string
 	last := c.state.LastChange
 	flush := func(complete bool) error {
 		err := c.update(ctx, func(tx *index.Tx, s *state) error {
 			for _, change := range batch {
 				if err := tx.PutChange(change); err != nil {
+					return err
+				}
+			}
+			for name, value := range settings {
+				if err := tx.SetSetting(name, value); err != nil {
 					return err
 				}
 			}
@@ -51,6 +57,12 @@ func (c *conversion) changes(ctx context.Context) error {
 			if err := flush(false); err != nil {
 				return err
 			}
+		}
+	}
+	if c.Settings != nil {
+		var err error
+		if settings, err = c.Settings(ctx, c.source); err != nil {
+			return err
 		}
 	}
 	return flush(true)

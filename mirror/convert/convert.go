@@ -28,6 +28,13 @@ type Options struct {
 	// start which of them are there; nil for nowhere. Only the conversion to an
 	// index makes use of it.
 	Storage Looker
+	// Mirrored has all items count as those that the mirrored instance has, which
+	// was followed with what is converted. Only the conversion to an index makes
+	// use of it, as of Settings.
+	Mirrored bool
+	// Settings returns what the index is to have as settings when it is finished,
+	// by their names; nil for none.
+	Settings func(ctx context.Context, from *exchange.Database) (map[string]string, error)
 	// Progress is called now and then, by one goroutine at a time; it may be nil.
 	Progress func(Progress)
 	// Now is the clock for what has no time of its own; nil is the system's.

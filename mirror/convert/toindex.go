@@ -198,7 +198,7 @@ func (c *conversion) prepareRow(ctx context.Context, r *row) {
 		return
 	}
 	r.entry = c.index.Prepare(n)
-	r.entry.AddedAt, r.entry.Unlogged = r.item.AddedAt, true
+	r.entry.AddedAt, r.entry.Unlogged, r.entry.Mirrored = r.item.AddedAt, true, c.Mirrored
 	if c.Storage == nil {
 		return
 	}
