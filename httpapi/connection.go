@@ -306,10 +306,48 @@ func newFileBody(ctx *fasthttp.RequestCtx, reader io.Reader, length int64) *file
 const smallFile = 4 << 10
 
 // WriteTo sends the file without copying its bytes through this process, past
-// the engine's writer, which is empty once the head is flushed. It calls
-// sendfile itself: what package net does with a deadline that has passed is to
-// read from the file in vain, and the client would miss those bytes.
-func (b *fileBody) WriteTo(engine io.Writer) (int64, error) {
+// the engine's writer, which is empty once the head is flushed. What is still
+// being written is sent as it comes.
+func (b *fileBody) WriteTo(engine io.Writer) (total int64, err error) {
+	growing, _ := b.LocalFile.(storage.GrowingFile)
+	for total < b.length {
+		next := b.length - total
+		if growing != nil {
+			var there int64
+			if there, err = growing.Next(); err != nil {
+				break
+			}
+			next = min(next, there)
+		}
+		var sent int64
+		sent, err = b.send(next)
+		if growing != nil {
+			growing.Skip(sent)
+		}
+		if total += sent; sent < next {
+			if sent > 0 || !isUnsendable(err) {
+				return total, err
+			}
+			break
+		}
+	}
+	if total == b.length {
+		return total, nil
+	}
+	// From a file system that can't, or from where else the bytes are.
+	copied, err := io.CopyN(engine, b.LocalFile, b.length-total)
+	return total + copied, err
+}
+
+// isUnsendable says whether an error is one of files that sendfile can't read.
+func isUnsendable(err error) bool {
+	return errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EOPNOTSUPP)
+}
+
+// send sends bytes of the file. It calls sendfile itself: what package net does
+// with a deadline that has passed is to read from the file in vain, and the
+// client would miss those bytes.
+func (b *fileBody) send(length int64) (int64, error) {
 	file, offset := b.Local()
 	source, err := file.SyscallConn()
 	if err != nil {
@@ -318,7 +356,7 @@ func (b *fileBody) WriteTo(engine io.Writer) (int64, error) {
 	c := b.connection
 	c.connections.sending.Add(1)
 	defer c.connections.sending.Add(-1)
-	s := &fileSender{source: source, sending: &c.connections.sending, offset: offset, left: b.length}
+	s := &fileSender{source: source, sending: &c.connections.sending, offset: offset, left: length}
 	err = c.raw.Write(s.send)
 	if err == nil && s.full {
 		s.wait = true
@@ -331,11 +369,7 @@ func (b *fileBody) WriteTo(engine io.Writer) (int64, error) {
 	if err == nil {
 		err = s.err
 	}
-	sent := s.offset - offset
-	if sent == 0 && (errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EOPNOTSUPP)) {
-		return io.CopyN(engine, b.LocalFile, b.length) // from a file system that can't
-	}
-	return sent, err
+	return s.offset - offset, err
 }
 
 const (

@@ -88,9 +88,24 @@ func (b *Beginning) Run(ctx context.Context) error {
 func (b *Beginning) try(ctx context.Context) error {
 	name := Downloads(b.database) + ".index"
 	b.log.Info("starting from the mirrored instance", "source", b.source.String())
+	if peer.IsBegun(peer.DumpPath, Downloads(b.database)+".dump") {
+		return b.fromDump(ctx) // an earlier try has found that better
+	}
 	b.doing("downloading the index")
+	slow, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
 	meter := progressOf("downloading the index", time.Now, b.doing)
-	file, err := b.source.Download(ctx, peer.IndexPath, name, false, meter)
+	pace := b.pace(ctx)
+	file, err := b.source.Download(slow, peer.IndexPath, name, false, func(done, total int64) {
+		meter(done, total)
+		if pace(done, total) {
+			stop(errSlowLine)
+		}
+	})
+	if errors.Is(err, errSlowLine) {
+		b.log.Info("the line is slow, so the dump is downloaded, which is smaller, and the index made of it")
+		return errors.Join(b.fromDump(ctx), peer.Discard(name))
+	}
 	switch {
 	case errors.Is(err, peer.ErrNoDump):
 		return b.fromDump(ctx)
@@ -108,6 +123,43 @@ func (b *Beginning) try(ctx context.Context) error {
 		return err
 	}
 	return peer.Discard(name)
+}
+
+var errSlowLine = errors.New("the line is slow")
+
+const (
+	// paceAfter is how long a download is watched before it is judged.
+	paceAfter = 5 * time.Second
+	// mergeRate is about how many bytes of a compressed dump are made an index in a
+	// second.
+	mergeRate = 8 << 20
+)
+
+// pace says whether it would be faster to download the compressed dump, and to make
+// the index of that, than to go on with the index.
+func (b *Beginning) pace(ctx context.Context) func(done, total int64) bool {
+	var begun time.Time
+	var first int64
+	judged := false
+	return func(done, total int64) bool {
+		now := time.Now()
+		if begun.IsZero() {
+			begun, first = now, done
+		}
+		took := now.Sub(begun)
+		if judged || took < paceAfter {
+			return false
+		}
+		judged = true
+		_, size, err := b.source.Look(ctx, peer.DumpPath, true)
+		return err == nil && isSlow(float64(done-first)/took.Seconds(), total-done, size)
+	}
+}
+
+// isSlow compares, in seconds, what is left of an index with a compressed dump, at a
+// rate in bytes a second.
+func isSlow(rate float64, left, dump int64) bool {
+	return dump > 0 && float64(left)/rate > float64(dump)/rate+float64(dump)/mergeRate
 }
 
 // usable looks at the head of a database of this program, of which each byte is as

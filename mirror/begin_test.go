@@ -249,3 +249,23 @@ func TestBeginBesideImport(t *testing.T) {
 	until(t, "the source to be merged", func() bool { return len(own.list()) == len(source.list())+1 })
 	until(t, "the mirror to be up to date", func() bool { return f.Status().State == Following })
 }
+
+func TestSlowLine(t *testing.T) {
+	t.Parallel()
+	const mega = 1 << 20
+	for _, test := range []struct {
+		rate       float64
+		left, dump int64
+		slow       bool
+	}{
+		{100 * mega, 1400 * mega, 700 * mega, false},
+		{mega / 10, 1400 * mega, 700 * mega, true},
+		{mega / 10, 1400 * mega, -1, false},        // its size is not known
+		{mega / 10, 100 * mega, 700 * mega, false}, // most has come
+		{mega / 10, 600 * mega, 700 * mega, false},
+	} {
+		if got := isSlow(test.rate, test.left, test.dump); got != test.slow {
+			t.Errorf("%+v: %v", test, got)
+		}
+	}
+}

@@ -156,16 +156,20 @@ func parseTime(text string) (time.Time, error) {
 	return t.Truncate(time.Second), err
 }
 
-// plausible looks whether a narinfo that came without a digest is one that a
-// client could use, and not one that was damaged on its way.
+// plausible looks whether a narinfo that came without a digest is as it was signed,
+// and not damaged on its way. One without a signature may have lost it there, and
+// is of no use to clients either.
 func plausible(n *narinfo.Narinfo) error {
+	if err := n.CheckSignature(); err != nil && !errors.Is(err, narinfo.ErrUnknownAlgorithm) {
+		return err
+	}
+	// These aren't signed.
 	for _, file := range n.Files {
 		name, err := file.Path()
 		if err != nil {
 			continue // of some other place
 		}
-		base := name[strings.LastIndexByte(name, '/')+1:]
-		if base != n.StorePath.BaseName() {
+		if base := name[strings.LastIndexByte(name, '/')+1:]; base != n.StorePath.BaseName() {
 			return fmt.Errorf("%s has a nar named %s", n.StorePath.BaseName(), base)
 		}
 	}

@@ -3,6 +3,8 @@ package mirror
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/base64"
 	"fmt"
 	"log/slog"
 	"net"
@@ -57,8 +59,11 @@ func testPath(n int) narinfo.StorePath {
 // another NarHash.
 func testInfo(n, version, nar int) *narinfo.Narinfo {
 	path := testPath(n)
-	info, err := narinfo.Parse(fmt.Appendf(nil, "StorePath: %s\nNarHash: sha256:%052d\nNarSize: 120\nReferences: \nVersion: %d\nURL: nar/none/%s\nCompression: none\nFileSize: 120\n",
-		path, nar, version, path.BaseName()))
+	signed := fmt.Appendf(nil, "StorePath: %s\nNarHash: sha256:%052d\nNarSize: 120\nReferences: \nVersion: %d\n", path, nar, version)
+	// By an algorithm that nobody can verify: the hash of what was signed is right.
+	signature := fmt.Sprintf("(signature (data (flags test) (hash sha256 #%X#)) (sig-val (test (s #00#))) (public-key (test (q #00#))))", sha256.Sum256(signed))
+	info, err := narinfo.Parse(fmt.Appendf(signed, "Signature: 1;farm.example;%s\nURL: nar/none/%s\nCompression: none\nFileSize: 120\n",
+		base64.StdEncoding.EncodeToString([]byte(signature)), path.BaseName()))
 	if err != nil {
 		panic(err)
 	}

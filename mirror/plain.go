@@ -94,7 +94,7 @@ func (m *Mirror) followPlain(ctx context.Context, at place) error {
 	}
 	if !found {
 		// Changes that a dump has may have left the log; others may not.
-		current, err := m.Source.DumpTag(ctx)
+		current, _, err := m.Source.Look(ctx, peer.DumpPath, true)
 		if err != nil {
 			return err
 		}

@@ -171,6 +171,8 @@ func TestPlainGarbage(t *testing.T) {
 		addition(50, func(text string) string { return text[:len(text)/2] }),
 		addition(51, func(text string) string { return strings.Replace(text, "URL: nar/none/0", "URL: nar/none/1", 1) }),
 		addition(52, func(string) string { return strings.Repeat("x", 1<<20) }),
+		addition(53, func(text string) string { return strings.Replace(text, "NarSize: 1", "NarSize: 3", 1) }),
+		addition(54, func(text string) string { return strings.Replace(text, "Signature", "Signaturf", 1) }),
 	} {
 		o.answer(answer)
 		o.rounds(2)

@@ -1,9 +1,11 @@
 package narinfo
 
 import (
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"strings"
+	"unicode/utf8"
 )
 
 // maxSexpDepth is how deep lists may be nested. Signatures and keys have four
@@ -19,11 +21,16 @@ type sexp struct {
 var (
 	errSexpShort = errors.New("the s-expression is cut off")
 	errSexpAtom  = errors.New("the s-expression has a string that isn't a token, #hexadecimal# or \"quoted\"")
+	errSexpQuote = errors.New("the s-expression has a \"quoted\" string with a character or an escape that can't be in one")
 )
 
 // parseSexp reads an s-expression in the form that libgcrypt prints, which is
-// Rivest's advanced form without lengths, base64 and escapes.
+// Rivest's advanced form without lengths and base64. As in Guix, the characters
+// of text up to U+00FF stand for the bytes of these numbers.
 func parseSexp(text string) (sexp, error) {
+	// NUL ended the text in some old signatures. Anywhere else it cuts the text
+	// off for the client, to whom it is a string of C.
+	text = strings.TrimRight(text, "\x00")
 	tree, rest, err := parseSexpList(skipSpace(text), maxSexpDepth)
 	if err == nil && skipSpace(rest) != "" {
 		err = fmt.Errorf("after the s-expression there is %s", quote(rest))
@@ -66,28 +73,36 @@ func parseSexpList(text string, depth int) (tree sexp, rest string, err error) {
 
 func parseSexpAtom(text string) (atom, rest string, err error) {
 	end := 0
-	switch delimiter := text[0]; delimiter {
-	case '#', '"':
-		allowed := isHexOrSpace
-		if delimiter == '"' {
-			allowed = isPlain
-		}
+	switch text[0] {
+	case '#':
 		end = 1
-		for end < len(text) && allowed(text[end]) {
+		for end < len(text) && isHexOrSpace(text[end]) {
 			end++
 		}
 		if end == len(text) {
 			return "", "", errSexpShort
 		}
-		if text[end] != delimiter {
+		if text[end] != '#' {
 			return "", "", errSexpAtom
 		}
 		end++
-		atom = text[:end]
-		if delimiter == '#' {
-			atom = strings.ToUpper(strings.Join(strings.Fields(atom), ""))
+		return strings.ToUpper(strings.Join(strings.Fields(text[:end]), "")), text[end:], nil
+	case '"':
+		end = 1
+		for end < len(text) && text[end] != '"' {
+			if text[end] == '\\' {
+				end++ // whatever is escaped doesn't end the string
+			}
+			end++
 		}
-		return atom, text[end:], nil
+		if end >= len(text) {
+			return "", "", errSexpShort
+		}
+		end++
+		if _, err := unquoteSexp(text[1 : end-1]); err != nil {
+			return "", "", err
+		}
+		return text[:end], text[end:], nil
 	default:
 		for end < len(text) && isTokenByte(text[end]) {
 			end++
@@ -108,12 +123,7 @@ func isHexOrSpace(c byte) bool {
 	return '0' <= c && c <= '9' || 'a' <= c && c <= 'f' || 'A' <= c && c <= 'F' || isSexpSpace(c)
 }
 
-// isPlain tells what a quoted string may have in it: nothing that would be
-// escaped.
-func isPlain(c byte) bool { return ' ' <= c && c <= '~' && c != '"' && c != '\\' }
-
-// isSexpSpace includes NUL, which ended the text in some old signatures.
-func isSexpSpace(c byte) bool { return c == ' ' || c == '\n' || c == '\t' || c == '\r' || c == 0 }
+func isSexpSpace(c byte) bool { return c == ' ' || c == '\n' || c == '\t' || c == '\r' }
 
 func skipSpace(s string) string {
 	for s != "" && isSexpSpace(s[0]) {
@@ -128,6 +138,69 @@ func (s sexp) head() string {
 		return ""
 	}
 	return s.list[0].atom
+}
+
+// value returns the bytes that an atom stands for. libgcrypt prints numbers and
+// hashes in hexadecimal, but those that happen to have printable characters and
+// some others only, one in several thousand, as a quoted string.
+func (s sexp) value() ([]byte, error) {
+	switch {
+	case s.atom == "":
+		return nil, errors.New("there is a list, must be a string")
+	case s.atom[0] == '#':
+		value, err := hex.DecodeString(s.atom[1 : len(s.atom)-1])
+		if err != nil {
+			return nil, fmt.Errorf("%s: must be pairs of hexadecimal digits", quote(s.atom))
+		}
+		return value, nil
+	case s.atom[0] == '"':
+		return unquoteSexp(s.atom[1 : len(s.atom)-1])
+	default:
+		return []byte(s.atom), nil
+	}
+}
+
+// unquoteSexp decodes what stands between quotes.
+func unquoteSexp(text string) ([]byte, error) {
+	value := make([]byte, 0, len(text))
+	for text != "" {
+		r, size := utf8.DecodeRuneInString(text)
+		// RuneError is beyond U+00FF as well.
+		if r < ' ' || r == '"' || r > 0xFF {
+			return nil, errSexpQuote
+		}
+		text = text[size:]
+		if r != '\\' {
+			value = append(value, byte(r))
+			continue
+		}
+		c, size := unescapeSexp(text)
+		if size == 0 {
+			return nil, errSexpQuote
+		}
+		value = append(value, c)
+		text = text[size:]
+	}
+	return value, nil
+}
+
+// unescapeSexp decodes the escape, without its backslash, that text begins with.
+// It returns how long that is, 0 when there is none.
+func unescapeSexp(text string) (c byte, size int) {
+	if text == "" {
+		return 0, 0
+	}
+	const letters, meanings = `btvnfr"'\`, "\b\t\v\n\f\r\"'\\"
+	if i := strings.IndexByte(letters, text[0]); i >= 0 {
+		return meanings[i], 1
+	}
+	if text[0] == 'x' && len(text) >= 3 {
+		var b [1]byte
+		if _, err := hex.Decode(b[:], []byte(text[1:3])); err == nil {
+			return b[0], 3
+		}
+	}
+	return 0, 0
 }
 
 // isPublicKey tells whether s is (public-key (ALGORITHM (PARAMETER VALUE…)…)).

@@ -32,31 +32,44 @@ func (n *Narinfo) SigningKey() (string, error) {
 }
 
 func signingKey(signature string) (string, error) {
-	parts := strings.Split(signature, ";")
-	if len(parts) != 3 {
-		return "", fmt.Errorf("%s: must be VERSION;HOST;BASE64", quote(signature))
-	}
-	if parts[0] != signatureVersion {
-		return "", fmt.Errorf("version %s, only %s is known", quote(parts[0]), signatureVersion)
-	}
-	text, err := base64.StdEncoding.DecodeString(parts[2])
-	if err != nil {
-		return "", fmt.Errorf("must be base64: %w", err)
-	}
-	tree, err := parseSexp(string(text))
+	tree, err := parseSignature(signature)
 	if err != nil {
 		return "", err
-	}
-	if tree.head() != "signature" {
-		return "", fmt.Errorf("the s-expression is %s, must be a signature", quote(tree.head()))
 	}
 	for _, part := range tree.list[1:] {
 		if part.head() == "public-key" {
 			if !part.isPublicKey() {
-				return "", errors.New("the public-key must be of the form (public-key (ALGORITHM (PARAMETER VALUE) …))")
+				return "", errNoPublicKey
 			}
 			return part.print(), nil
 		}
 	}
 	return "", errors.New("there is no public-key in it")
+}
+
+var errNoPublicKey = errors.New("the public-key must be of the form (public-key (ALGORITHM (PARAMETER VALUE) …))")
+
+// parseSignature reads the value of the field Signature, and returns the
+// s-expression (signature …) in it.
+func parseSignature(signature string) (sexp, error) {
+	parts := strings.Split(signature, ";")
+	if len(parts) != 3 {
+		return sexp{}, fmt.Errorf("%s: must be VERSION;HOST;BASE64", quote(signature))
+	}
+	if parts[0] != signatureVersion {
+		return sexp{}, fmt.Errorf("version %s, only %s is known", quote(parts[0]), signatureVersion)
+	}
+	// Strict, so that no damage to the last characters goes unnoticed.
+	text, err := base64.StdEncoding.Strict().DecodeString(parts[2])
+	if err != nil {
+		return sexp{}, fmt.Errorf("must be base64: %w", err)
+	}
+	tree, err := parseSexp(string(text))
+	if err != nil {
+		return sexp{}, err
+	}
+	if tree.head() != "signature" {
+		return sexp{}, fmt.Errorf("the s-expression is %s, must be a signature", quote(tree.head()))
+	}
+	return tree, nil
 }

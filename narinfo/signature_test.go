@@ -36,6 +36,18 @@ func TestSigningKey(t *testing.T) {
 	}
 }
 
+// A key that libgcrypt prints as a quoted string stays as it was printed.
+func TestSigningKeyQuoted(t *testing.T) {
+	text, err := os.ReadFile("testdata/signatures/quoted-q.narinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const want = "(public-key\n (ecc\n  (curve Ed25519)\n  (q \"#9ÁÏó59ê\\v{|FØ6¥¸A²>%²^lDô=A?\\vÍÙ_\")\n  )\n )\n"
+	if got, err := mustParse(t, text).SigningKey(); err != nil || got != want {
+		t.Errorf("got %q, %v, want %q", got, err, want)
+	}
+}
+
 func TestSigningKeyErrors(t *testing.T) {
 	for _, test := range []struct{ narinfo, want string }{
 		{"bad-version-2", `version "2"`},
@@ -71,6 +83,7 @@ func TestSigningKeyForms(t *testing.T) {
 		{"(signature(public-key(ecc(curve Ed25519)(q#AB01#))))\x00", key},
 		{"(signature (public-key (ecc (curve \"NIST P-256\") (flags eddsa x) (q #00#))))",
 			"(public-key\n (ecc\n  (curve \"NIST P-256\")\n  (flags eddsa x)\n  (q #00#)\n  )\n )\n"},
+		{`(signature (public-key (ecc (q "\n) \" \\ä"))))`, "(public-key\n (ecc\n  (q \"\\n) \\\" \\\\ä\")\n  )\n )\n"},
 	} {
 		got, err := signingKey("1;host;" + base64.StdEncoding.EncodeToString([]byte(test.text)))
 		if err != nil || got != test.want {
@@ -91,7 +104,13 @@ func TestSigningKeyForms(t *testing.T) {
 		"(signature (public-key ((ecc) (q #00#))))",
 		"(signature (public-key (ecc (q #00#)) (ecc (q #00#))))",
 		"(signature (public-key (ecc (q #0x#))))",
-		"(signature (public-key (ecc (q \"\\n\"))))",
+		"(signature (public-key (ecc (q \"\n\"))))",
+		"(signature (public-key (ecc (q \"\\z\"))))",
+		"(signature (public-key (ecc (q \"\\\"))))",
+		"(signature (public-key (ecc (q \"\\x0\"))))",
+		"(signature (public-key (ecc (q \"\xe4\"))))",   // isn't UTF-8
+		"(signature (public-key (ecc (q \"\u0100\"))))", // stands for no byte
+		"(signature (public-key (ecc\x00(q #00#))))",
 		"(signature (public-key (ecc (q #00))))",
 		"(signature (public-key (ecc (q 3:abc)))) trailing",
 		"(sig-val (public-key (ecc (q #00#))))",

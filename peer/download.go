@@ -70,26 +70,47 @@ func (p *partial) tag() string {
 	return p.ETag
 }
 
-// DumpTag returns the [Downloaded.Tag] that the peer's dump has now. The errors are
-// as in [Peer.Download].
-func (p *Peer) DumpTag(ctx context.Context) (string, error) {
+// Look returns the [Downloaded.Tag] that one of the peer's files has now, and its
+// size, with zstd in that encoding where the peer has it; -1 when it is not known.
+// The errors are as in [Peer.Download].
+func (p *Peer) Look(ctx context.Context, path string, zstd bool) (tag string, size int64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, p.self.AnswerTimeout)
 	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, http.MethodHead, p.base+DumpPath, nil)
+	request, err := http.NewRequestWithContext(ctx, http.MethodHead, p.base+path, nil)
 	if err != nil {
-		return "", err
+		return "", 0, err
 	}
+	request.Header.Set("Accept-Encoding", acceptEncoding(zstd))
 	response, err := p.client.Do(request)
 	if err != nil {
-		return "", fmt.Errorf("look at the dump of %s: %w", p, explain(err))
+		return "", 0, fmt.Errorf("look at %s%s: %w", p, path, explain(err))
 	}
 	response.Body.Close()
-	if response.StatusCode != http.StatusOK {
-		return "", fmt.Errorf("look at the dump of %s: it answers %s", p, response.Status)
+	switch response.StatusCode {
+	case http.StatusOK:
+	case http.StatusNotFound:
+		return "", 0, fmt.Errorf("look at %s%s: %w", p, path, ErrNoDump)
+	case http.StatusServiceUnavailable:
+		return "", 0, fmt.Errorf("look at %s%s: %w", p, path, ErrNotReady)
+	default:
+		return "", 0, fmt.Errorf("look at %s%s: it answers %s", p, path, response.Status)
 	}
 	known := partial{ETag: response.Header.Get("ETag")}
 	known.Modified, _ = http.ParseTime(response.Header.Get("Last-Modified"))
-	return known.tag(), nil
+	return known.tag(), response.ContentLength, nil
+}
+
+func acceptEncoding(zstd bool) string {
+	if zstd {
+		return "zstd, identity;q=0.5"
+	}
+	return "identity"
+}
+
+// IsBegun says whether a part of the peer's file has been downloaded to the name.
+func IsBegun(path, name string) bool {
+	_, have := readPartial(name, path)
+	return have > 0
 }
 
 // Download fetches one of the peer's files to the name, with zstd in that encoding
@@ -113,10 +134,7 @@ func (p *Peer) Download(ctx context.Context, path, name string, zstd bool, progr
 	if err != nil {
 		return nil, err
 	}
-	request.Header.Set("Accept-Encoding", "identity")
-	if zstd {
-		request.Header.Set("Accept-Encoding", "zstd, identity;q=0.5")
-	}
+	request.Header.Set("Accept-Encoding", acceptEncoding(zstd))
 	if have > 0 {
 		request.Header.Set("Range", "bytes="+strconv.FormatInt(have, 10)+"-")
 		request.Header.Set("If-Range", known.ETag)

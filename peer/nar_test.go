@@ -73,7 +73,7 @@ func TestOpenFile(t *testing.T) {
 		"500":              {answer: status(500), length: -1, openErr: errAny},
 		"416":              {answer: status(416), offset: 4, length: 5, openErr: errAny},
 		"206 unasked":      {answer: partial("bytes 0-8/"+whole, narContent[:9]), length: -1, openErr: errAny},
-		"range ignored":    {answer: status(200), offset: 4, length: 5, openErr: errAny},
+		"range ignored":    {answer: status(200), offset: 4, length: 5, openErr: ErrNoRange},
 		"shorter":          {answer: func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "short") }, length: -1, openErr: ErrAnswer},
 		"longer":           {answer: func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, narContent, "x") }, length: -1, openErr: ErrAnswer},
 		"empty":            {answer: func(http.ResponseWriter, *http.Request) {}, length: -1, openErr: ErrAnswer},

@@ -67,6 +67,17 @@ type LocalFile interface {
 	Local() (file *os.File, offset int64)
 }
 
+// GrowingFile is a LocalFile that is still being written, and whose Read may have
+// other ways when that goes wrong.
+type GrowingFile interface {
+	LocalFile
+	// Next waits until there is something to read, and returns how many bytes
+	// follow from where Local says. With an error, Read is to be tried.
+	Next() (int64, error)
+	// Skip moves on by bytes that were taken out of the file.
+	Skip(n int64)
+}
+
 // Staged is content that waits to be shown. Either method ends it.
 type Staged interface {
 	// Commit shows the bytes under their name, in the place of any that were

@@ -52,6 +52,9 @@ func (c *dumpCommand) Run(ctx context.Context, s *streams) (err error) {
 		return err
 	}
 	made, err := maker.Make(ctx)
+	if ctx.Err() != nil {
+		return errors.Join(errors.New("interrupted: the dump that was there stays"), maker.Tidy())
+	}
 	if err != nil {
 		return err
 	}

@@ -71,14 +71,19 @@ type mirrorStatus struct {
 	Nars *nars.Status `json:"nars,omitempty"`
 }
 
-// follower makes what follows the instance that is mirrored; nil for none.
-func (c *serverCommand) follower(store *opened, fetcher *nars.Fetcher, options *httpapi.Options, log *slog.Logger) *mirror.Mirror {
+// follower makes what follows the instance that is mirrored, the first of the peers;
+// nil for none. The fetcher, which may be nil, is told of new items.
+func (c *serverCommand) follower(store *opened, peers peer.Peers, fetcher *nars.Fetcher, options *httpapi.Options, log *slog.Logger) *mirror.Mirror {
 	if c.Mirror == nil {
 		return nil
 	}
+	var wanted func([]narinfo.PathHash)
+	if fetcher != nil {
+		wanted = fetcher.Wanted
+	}
 	follower := mirror.New(mirror.Options{
 		Storage: store.Storage, Index: store.index,
-		Source:    peer.New(c.Mirror.URL, peer.Self{Instance: store.Instance(), Storage: store.Identity}),
+		Source: peers[0], Wanted: wanted,
 		Downloads: mirror.Downloads(c.Database),
 		Pinned: func(ctx context.Context) (func(narinfo.PathHash) bool, func(*index.Tx) error, error) {
 			pinned, err := removal.ReadPinned(ctx, store.index)
@@ -86,13 +91,6 @@ func (c *serverCommand) follower(store *opened, fetcher *nars.Fetcher, options *
 				return nil, nil, err
 			}
 			return func(hash narinfo.PathHash) bool { _, kept := pinned.By(hash); return kept }, pinned.Guard, nil
-		},
-		Wanted: func(hashes []narinfo.PathHash) {
-			for _, hash := range hashes {
-				if fetcher != nil {
-					fetcher.Wanted(hash)
-				}
-			}
 		},
 		Interval: time.Duration(c.MirrorInterval), Log: log,
 	})
@@ -113,26 +111,6 @@ func (c *serverCommand) follower(store *opened, fetcher *nars.Fetcher, options *
 		return warnings
 	}
 	return follower
-}
-
-// fetchNars makes what fetches the nars of the instance that is mirrored, and has
-// the server answer with them while they come. It returns nil where none are to
-// be stored: then they are streamed through.
-func (c *serverCommand) fetchNars(store *opened, peers peer.Peers, options *httpapi.Options, log *slog.Logger) (*nars.Fetcher, error) {
-	if c.Mirror == nil || c.Storage == "" || c.MirrorNars == "none" {
-		return nil, nil
-	}
-	fetcher, err := nars.New(store.Storage, store.index, peers, nars.Options{
-		All: c.MirrorNars == "all", AtOnce: int(c.MirrorFetchers), Bandwidth: max(int64(c.MirrorBandwidth), 0),
-		Limit: int64(c.StorageLimit), Decode: decodeNar, Log: log,
-	})
-	if err != nil {
-		return nil, err
-	}
-	options.Elsewhere = fetcher
-	others := options.Warnings
-	options.Warnings = func() []string { return append(fetcher.Warnings(), others()...) }
-	return fetcher, nil
 }
 
 type mirrorStatusCommand struct {

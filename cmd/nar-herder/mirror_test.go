@@ -271,7 +271,7 @@ func TestMirrorStreams(t *testing.T) {
 	for _, stores := range []bool{false, true} {
 		q := newPlace(t)
 		succeed(t, "import", "--database="+q.database, directory)
-		args := []string{"run-server", "--port=0", "--database=" + q.database, "--log-level=INFO", "--mirror=http://" + from.addresses[0]}
+		args := []string{"run-server", "--port=0", "--database=" + q.database, "--database-dump=" + q.dumpFile(), "--log-level=INFO", "--mirror=http://" + from.addresses[0]}
 		if stores {
 			args = append(args, "--storage="+q.storage, "--mirror-nars=none")
 		}
@@ -288,5 +288,50 @@ func TestMirrorStreams(t *testing.T) {
 	}
 	if got := narsSent(t, from.addresses[0]); got != 4 {
 		t.Errorf("the source was asked %v times", got)
+	}
+}
+
+// TestMirrorFromNothing has a mirror that begins with nothing, and follows: it gets
+// the nars of what there is, and of what is imported at its source later.
+func TestMirrorFromNothing(t *testing.T) {
+	t.Parallel()
+	p, q := newPlace(t), newPlace(t)
+	source := filepath.Join(p.dir, "source")
+	texts := generate(t, source, 30)
+	later := filepath.Join(p.dir, "later")
+	for target := range texts {
+		// One comes later.
+		n, name := narOf(t, texts[target])
+		if err := os.MkdirAll(filepath.Join(later, "nar"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range []string{name, n.StorePath.Hash.String() + ".narinfo"} {
+			if err := os.Rename(filepath.Join(source, file), filepath.Join(later, file)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		break
+	}
+	p.imports(t, source)
+	from := p.serve(t, "--log-level=INFO")
+	mirror := q.serve(t, "--log-level=INFO", "--mirror=http://"+from.addresses[0])
+	stored := func(count float64) func() bool {
+		return func() bool {
+			a, err := tryGet(mirror.addresses[0], "/metrics")
+			return err == nil && strings.Contains(a.body, fmt.Sprintf("\nnarherder_stored_nars %v\n", count))
+		}
+	}
+	until(t, "all are stored", stored(29))
+	p.imports(t, later)
+	until(t, "the one that comes later is", stored(30))
+	until(t, "nothing is in flight", func() bool { return metricWith(t, mirror.addresses[0], "narherder_mirror_nars_in_flight") == 0 })
+	if got := narsSent(t, from.addresses[0]); got != 30 {
+		t.Errorf("the source was asked %v times", got)
+	}
+	for _, text := range texts {
+		n, name := narOf(t, text)
+		if got := sha256.Sum256([]byte(read(t, q.storage, name))); narinfo.NarHash(got) != n.NarHash {
+			t.Errorf("%s: %x", name, got)
+		}
 	}
 }

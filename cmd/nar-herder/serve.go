@@ -180,7 +180,7 @@ func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
 		defer fetcher.Close()
 	}
 	options.Changes = store.index
-	follower := c.follower(store, fetcher, &options, log)
+	follower := c.follower(store, peers, fetcher, &options, log)
 	dumps, err := c.dumps(store, follower, &options, log)
 	if err != nil {
 		return err

@@ -146,6 +146,7 @@ func TestCancelled(t *testing.T) {
 		}
 		timer.Stop()
 		cancel(nil)
+		must(t, m.Tidy())
 		// The one before the newest may have gone.
 		for _, name := range names(t, directory) {
 			if !slices.Contains(first, name) {
@@ -156,6 +157,39 @@ func TestCancelled(t *testing.T) {
 	generations, err := m.Published().Generations()
 	must(t, err)
 	wantSame(t, m.Published(), generations[0])
+}
+
+// TestTidy: a server that starts removes what was left, and gives the newest dump its
+// names, but nothing while another process is at it.
+func TestTidy(t *testing.T) {
+	t.Parallel()
+	x := newIndex(t, 3)
+	directory := t.TempDir()
+	path := filepath.Join(directory, "dump.db")
+	m := newMaker(t, x, path)
+	must(t, m.Tidy())
+	if got := names(t, directory); len(got) != 0 {
+		t.Errorf("where there was nothing, there is %q", got)
+	}
+	g := mustMake(t, m)
+	before := names(t, directory)
+	left := filepath.Join(directory, "dump.db.tmp-1.index")
+	must(t, os.WriteFile(left, nil, 0o644))
+	must(t, os.Remove(path))
+	unlock, err := lock(path)
+	must(t, err)
+	m.Run(t.Context())
+	if _, err := os.Stat(left); err != nil {
+		t.Errorf("another's file is gone: %v", err)
+	}
+	must(t, unlock())
+	m.Run(t.Context()) // which has nothing else to do
+	if got := names(t, directory); !slices.Equal(got, before) {
+		t.Errorf("there are %q, and were %q", got, before)
+	}
+	if info, err := os.Stat(path); err != nil || info.Size() != g.Database.Size {
+		t.Errorf("%v, %v", info, err)
+	}
 }
 
 // TestReadOnlyDirectory: the dump that is there stays served.

@@ -82,7 +82,8 @@ func (m *Maker) Published() *Published { return m.published }
 // Make makes a dump now, and trims the log of changes that all dumps have. What is
 // there stays served until the new one is whole and on the disk, and when Make
 // fails. The error is [ErrBusy] while another process makes one, and
-// [index.ErrFull] when there is not enough room.
+// [index.ErrFull] when there is not enough room. When the context ends, files are
+// left that [Maker.Tidy] and the next Make remove.
 func (m *Maker) Make(ctx context.Context) (Generation, error) {
 	begun := time.Now()
 	g, err := m.makeLocked(ctx, begun)
@@ -118,6 +119,9 @@ func (m *Maker) makeLocked(ctx context.Context, at time.Time) (_ Generation, err
 	}
 	temporary := m.options.Path + temporaryInfix + strconv.FormatInt(at.UnixMilli(), 10)
 	defer func() {
+		if ctx.Err() != nil {
+			return // see Tidy
+		}
 		for _, suffix := range []string{databaseSuffix, zstdSuffix, indexSuffix} {
 			if removeErr := os.Remove(temporary + suffix); removeErr != nil && !errors.Is(removeErr, fs.ErrNotExist) {
 				err = errors.Join(err, removeErr)
@@ -134,6 +138,22 @@ func (m *Maker) makeLocked(ctx context.Context, at time.Time) (_ Generation, err
 		return Generation{}, err
 	}
 	return g, m.publish(temporary, at, g, old)
+}
+
+// Tidy removes what is left of a Make that was ended, unless another is under way.
+func (m *Maker) Tidy() error {
+	if _, err := os.Stat(m.options.Path + lockSuffix); errors.Is(err, fs.ErrNotExist) {
+		return nil // nobody has ever made one
+	}
+	unlock, err := lock(m.options.Path)
+	if err != nil {
+		return err
+	}
+	all, err := readManifest(m.options.Path)
+	if err == nil {
+		err = tidy(m.options.Path, all)
+	}
+	return errors.Join(err, unlock())
 }
 
 // clean leaves the newest generation of this instance alone that is whole, so that

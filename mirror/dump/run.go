@@ -24,6 +24,9 @@ const (
 // interval, or is not there, and the index has changed. Errors are logged, once each
 // time that it begins to fail, and it is tried again.
 func (m *Maker) Run(ctx context.Context) {
+	if err := m.Tidy(); err != nil && !errors.Is(err, ErrBusy) {
+		m.log.Warn("what an earlier run has left beside the dump stays until the next one is made", "error", err)
+	}
 	if m.options.Interval <= 0 {
 		return
 	}

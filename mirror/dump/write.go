@@ -35,6 +35,16 @@ func writeDatabase(ctx context.Context, path, copied string, g Generation, chang
 			err = errors.Join(err, w.Abort())
 		}
 	}()
+	// Its last name goes with the bytes, and to free gigabytes takes longer than who
+	// stops the program waits for: then this one stays for the next to remove.
+	held := path + "-held"
+	if os.Link(path, held) == nil {
+		defer func() {
+			if ctx.Err() == nil {
+				err = errors.Join(err, os.Remove(held))
+			}
+		}()
+	}
 	if err := addItems(ctx, w, snapshot); err != nil {
 		return err
 	}

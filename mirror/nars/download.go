@@ -48,12 +48,14 @@ func (f *Fetcher) attempt(ctx context.Context, fl *flight) error {
 	return comeErr
 }
 
+var errFault = errors.New("a fault of the program, please report it")
+
 // check compares what comes with the narinfo.
 func (f *Fetcher) check(ctx context.Context, fl *flight) (err error) {
 	defer func() {
 		// Codecs are given what comes from elsewhere.
 		if fault := recover(); fault != nil {
-			err = localError{fmt.Errorf("a fault of the program, please report it: %v\n%s", fault, debug.Stack())}
+			err = localError{fmt.Errorf("%w: %v\n%s", errFault, fault, debug.Stack())}
 		}
 	}()
 	err = storage.CheckNar(ctx, fl.item.Narinfo, fl.n, &growing{ctx: ctx, fl: fl}, f.options.Decode)
@@ -66,6 +68,10 @@ func (f *Fetcher) check(ctx context.Context, fl *flight) (err error) {
 // open opens the spool file, and the source where that stops. The body is nil
 // when all is there already.
 func (f *Fetcher) open(ctx context.Context, fl *flight) (io.ReadCloser, error) {
+	// Where the storage isn't mounted, nothing is put into its place.
+	if _, err := f.storage.Identity(ctx); err != nil {
+		return nil, localError{err}
+	}
 	file, have, err := f.openSpool(fl.key)
 	if err != nil {
 		return nil, localError{fmt.Errorf("open the spool: %w", err)}

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"nar-herder/narinfo"
 )
 
 // TestAll fetches all that is missing, the latest first, and what comes later.
@@ -30,7 +32,7 @@ func TestAll(t *testing.T) {
 	run(t, f)
 	m.wantStored(items...)
 	m.add(later)
-	f.Wanted(later.hash())
+	f.Wanted([]narinfo.PathHash{later.hash()})
 	m.wantStored(later)
 	until(t, "nothing is in flight", func() bool { return f.Status().InFlight == 0 })
 	m.wantConsistent()

@@ -170,7 +170,23 @@ type mirror struct {
 	log   *logBuffer
 }
 
-func newMirror(t *testing.T, items ...*made) *mirror { return newMirrorIn(t, t.TempDir(), items...) }
+func newMirror(t *testing.T, items ...*made) *mirror { return newMirrorIn(t, memoryDir(t), items...) }
+
+// memoryDir is a directory in memory where there is one: on a disk, most of the
+// time is for flushing.
+func memoryDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "nar-herder-test-")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
 
 // newMirrorIn has the storage in an existing directory.
 func newMirrorIn(t *testing.T, dir string, items ...*made) *mirror {
@@ -180,7 +196,7 @@ func newMirrorIn(t *testing.T, dir string, items ...*made) *mirror {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if m.index, err = index.Open(t.Context(), filepath.Join(t.TempDir(), "index.db"), index.Options{}); err != nil {
+	if m.index, err = index.Open(t.Context(), filepath.Join(memoryDir(t), "index.db"), index.Options{}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {

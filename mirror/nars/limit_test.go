@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -13,6 +14,7 @@ import (
 
 	"nar-herder/narinfo"
 	"nar-herder/storage"
+	"nar-herder/storage/directory"
 	"nar-herder/storage/index"
 )
 
@@ -106,8 +108,7 @@ func TestLimit(t *testing.T) {
 	before := len(from.asked())
 	// It is looked at again and again meanwhile.
 	looked := looks.Load()
-	f.Wanted(items[19].hash())
-	f.Wanted(items[0].hash())
+	f.Wanted([]narinfo.PathHash{items[19].hash(), items[0].hash()})
 	until(t, "it is looked at", func() bool { return looks.Load() > looked+10 })
 	if got := from.asked()[before:]; len(got) != 0 {
 		t.Errorf("requests %q", got)
@@ -179,7 +180,7 @@ func TestBandwidth(t *testing.T) {
 	stop()
 	m.add(large)
 	run(t, f)
-	f.Wanted(large.hash())
+	f.Wanted([]narinfo.PathHash{large.hash()})
 	until(t, "it comes", func() bool { return f.Status().InFlight == 1 })
 	begun = time.Now()
 	read(t, f, m.item(large), large.files[large.names[0]])
@@ -227,8 +228,7 @@ func TestBounded(t *testing.T) {
 	item := m.itemOf(spec{n: 1, size: 10}.make(t))
 	for n := range 3 * mostWanted {
 		hash := spec{n: n}.hash()
-		f.Wanted(hash)
-		f.Wanted(hash)
+		f.Wanted([]narinfo.PathHash{hash, hash})
 		item.Hash = hash
 		f.failed(item, "x", errors.New("of the source"))
 	}
@@ -238,7 +238,7 @@ func TestBounded(t *testing.T) {
 	if len(f.wanted) > mostWanted || len(f.wanted) != len(f.isWanted) || f.wanted[len(f.wanted)-1] != last {
 		t.Errorf("%d wanted", len(f.wanted))
 	}
-	if f.retries.Len() > mostRetries || !f.lost {
+	if f.retries.Len() > mostRetries || !f.lost || !f.overflowed {
 		t.Errorf("%d retries, lost %v", f.retries.Len(), f.lost)
 	}
 }
@@ -271,4 +271,36 @@ func TestForgotten(t *testing.T) {
 	from.mu.Unlock()
 	f.rouse()
 	m.wantStored(item)
+}
+
+// TestUnmounted has the place of the storage without what should be in it: nothing
+// is put there, and clients get nars all the same.
+func TestUnmounted(t *testing.T) {
+	t.Parallel()
+	items := many(t, 3, 1000)
+	from := newSource(t, items...)
+	m := newMirror(t, items...)
+	f := m.fetcher(from, Options{})
+	read(t, f, m.item(items[0]), items[0].files[items[0].names[0]])
+	m.wantStored(items[0])
+	f.Close()
+	unmounted := &mirror{t: t, dir: t.TempDir(), index: m.index, log: m.log}
+	store, err := directory.Open(unmounted.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { store.Close() })
+	unmounted.Storage = storage.New(m.index, store, storage.Options{})
+	f = unmounted.fetcher(from, Options{All: true})
+	read(t, f, m.item(items[1]), items[1].files[items[1].names[0]])
+	run(t, f)
+	until(t, "it is noticed", func() bool { return failures(t, f, "local") > 3 })
+	if !strings.Contains(m.log.String(), "is it mounted?") || len(f.Warnings()) == 0 && f.Status().Paused {
+		t.Errorf("%+v", f.Status())
+	}
+	f.Close()
+	entries, err := os.ReadDir(unmounted.dir)
+	if err != nil || len(entries) != 0 {
+		t.Errorf("%v, %v", entries, err)
+	}
 }

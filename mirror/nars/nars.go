@@ -150,8 +150,9 @@ type Fetcher struct {
 	retries  *lru.LRU[narinfo.PathHash, retry]
 	// nextRetry is when the first of them is due; zero for none.
 	nextRetry time.Time
-	// lost says that something was forgotten that only a pass finds again.
-	lost bool
+	// lost says that a failure was forgotten, and overflowed that something
+	// announced was: only a pass finds them again.
+	lost, overflowed bool
 	// pausedUntil is until when nothing is fetched but what clients ask for, as
 	// the source has failed, and fullUntil until when nothing is stored.
 	pausedUntil, fullUntil time.Time

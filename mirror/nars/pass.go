@@ -69,7 +69,7 @@ func (p *pass) wait(ctx context.Context, now time.Time) time.Duration {
 		return 0
 	}
 	f.mu.Lock()
-	lost, unfit, usage := f.lost, f.unfitUsage >= 0, f.unfitUsage
+	lost, overflowed, unfit, usage := f.lost, f.overflowed, f.unfitUsage >= 0, f.unfitUsage
 	f.mu.Unlock()
 	switch {
 	case unfit:
@@ -83,6 +83,8 @@ func (p *pass) wait(ctx context.Context, now time.Time) time.Duration {
 				return f.timing.fullPause
 			}
 		}
+	case overflowed:
+		// What has not failed needs no rest.
 	case lost:
 		if wait := f.timing.passEvery - now.Sub(p.endedAt); wait > 0 {
 			return wait
@@ -100,7 +102,7 @@ func (p *pass) begin(ctx context.Context) {
 		f.log.Warn("can't tidy the spool of what is being fetched", "error", err)
 	}
 	f.mu.Lock()
-	f.lost, f.unfits, f.unfitUsage = false, 0, -1
+	f.lost, f.overflowed, f.unfits, f.unfitUsage = false, false, 0, -1
 	f.mu.Unlock()
 	p.due, p.under, p.before, p.page, p.more = false, true, -1, nil, true
 	if missing := f.Status().Missing; missing > 0 {

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"io"
+	"os"
 	"sync"
 )
 
-// reader is one client's view of a flight: a part of the file. Where the flight
+// reader is one client's view of a flight: a part of the file. It is a
+// [storage.GrowingFile]. Where the flight
 // can't go on because of this machine, it goes on with the source itself.
 type reader struct {
 	ctx    context.Context
@@ -44,6 +46,29 @@ func (r *reader) Read(p []byte) (int, error) {
 
 // fromFlight waits for bytes of the flight.
 func (r *reader) fromFlight(p []byte) (int, error) {
+	there, err := r.Next()
+	if err != nil {
+		return 0, err
+	}
+	n, err := r.flight.file.ReadAt(p[:min(int64(len(p)), there)], r.off)
+	r.off += int64(n)
+	if n > 0 {
+		return n, nil
+	}
+	if err == nil || err == io.EOF {
+		err = io.ErrUnexpectedEOF
+	}
+	return 0, localError{err}
+}
+
+// Next implements [storage.GrowingFile].
+func (r *reader) Next() (int64, error) {
+	if r.off >= r.end {
+		return 0, io.EOF
+	}
+	if r.direct != nil {
+		return 0, errLocal
+	}
 	fl := r.flight
 	var visible int64
 	var failed error
@@ -57,16 +82,14 @@ func (r *reader) fromFlight(p []byte) (int, error) {
 	if visible <= r.off {
 		return 0, failed
 	}
-	n, err := fl.file.ReadAt(p[:min(int64(len(p)), visible-r.off, r.end-r.off)], r.off)
-	r.off += int64(n)
-	if n > 0 {
-		return n, nil
-	}
-	if err == nil || err == io.EOF {
-		err = io.ErrUnexpectedEOF
-	}
-	return 0, localError{err}
+	return min(visible, r.end) - r.off, nil
 }
+
+// Local implements [storage.LocalFile].
+func (r *reader) Local() (*os.File, int64) { return r.flight.file, r.off }
+
+// Skip implements [storage.GrowingFile].
+func (r *reader) Skip(n int64) { r.off += n }
 
 // Close lets the flight go, which goes on without this reader.
 func (r *reader) Close() (err error) {

@@ -42,6 +42,11 @@ func reasonOf(err error) reason {
 	return reasonSource
 }
 
+// isOfItem says whether a failure of this machine is about one nar alone.
+func isOfItem(err error) bool {
+	return errors.Is(err, storage.ErrUnreadable) || errors.Is(err, errUnsized) || errors.Is(err, errInUse) || errors.Is(err, errFault)
+}
+
 // settle notes how a flight has ended.
 func (f *Fetcher) settle(fl *flight, err error) {
 	switch {
@@ -85,17 +90,17 @@ func (f *Fetcher) failed(item *storage.Item, name string, err error) {
 	if f.nextRetry.IsZero() || entry.at.Before(f.nextRetry) {
 		f.nextRetry = entry.at
 	}
-	switch why {
-	case reasonSource:
+	switch {
+	case why == reasonSource, why == reasonLocal && !isOfItem(err):
 		// Not the item's own failure, it seems: others would fail, too.
 		pause := min(f.timing.lastPause, f.timing.firstPause<<min(f.sourceFailures, 16))
 		if !now.Before(f.pausedUntil) { // and not one of several at once
 			f.sourceFailures++
 		}
 		f.pausedUntil = later(f.pausedUntil, now.Add(jittered(pause)))
-	case reasonFull:
+	case why == reasonFull:
 		f.fullUntil = later(f.fullUntil, now.Add(f.timing.fullPause))
-	case reasonAbsent:
+	case why == reasonAbsent:
 		f.sourceFailures, f.pausedUntil = 0, time.Time{} // it answers
 	}
 	f.status.LastError, f.status.LastErrorAt = err.Error(), now
@@ -105,7 +110,7 @@ func (f *Fetcher) failed(item *storage.Item, name string, err error) {
 		reasonSource: "can't fetch nars for now",
 		reasonWrong:  "what came is not the nar that its narinfo describes; nothing of it is kept, and it is tried again",
 		reasonFull:   "no nars are fetched for now, as there is no room for them",
-		reasonLocal:  "can't store a nar that was fetched",
+		reasonLocal:  "can't fetch a nar into the storage",
 	}[why]
 	attributes := []any{"file", name, "error", err, "again", entry.at.Format(time.RFC3339)}
 	switch {

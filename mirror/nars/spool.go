@@ -89,6 +89,9 @@ func lockSpool(file *os.File) (have int64, again bool, err error) {
 // dropStale removes spool files that nobody will go on with: of items that have
 // the file, or are gone, and those that have not grown for long.
 func (f *Fetcher) dropStale(ctx context.Context) error {
+	if _, err := f.storage.Identity(ctx); err != nil {
+		return err // it isn't mounted, perhaps
+	}
 	directory, err := f.storage.Spool(f.options.Spool)
 	if err != nil {
 		return err

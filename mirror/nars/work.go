@@ -10,12 +10,15 @@ import (
 	"nar-herder/storage"
 )
 
-// Wanted announces an item that may lack nars, which are fetched before those of
+// Wanted announces items that may lack nars, which are fetched before those of
 // others. It returns at once. It does nothing where only those are fetched that
 // clients ask for.
-func (f *Fetcher) Wanted(hash narinfo.PathHash) {
-	if f.options.All {
-		f.missing.Add(1) // which the next count corrects
+func (f *Fetcher) Wanted(hashes []narinfo.PathHash) {
+	if !f.options.All {
+		return
+	}
+	f.missing.Add(int64(len(hashes))) // which the next count corrects
+	for _, hash := range hashes {
 		f.ask(hash)
 	}
 }
@@ -30,7 +33,7 @@ func (f *Fetcher) ask(hash narinfo.PathHash) {
 				delete(f.isWanted, old)
 			}
 			f.wanted = append(f.wanted[:0], f.wanted[mostWanted/2:]...)
-			f.lost = true
+			f.overflowed = true
 		}
 		f.wanted = append(f.wanted, hash)
 		f.isWanted[hash] = struct{}{}

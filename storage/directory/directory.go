@@ -99,30 +99,25 @@ func (d *Directory) Open(_ context.Context, name string, offset, _ int64) (io.Re
 	if err := d.check("open", name); err != nil {
 		return nil, storage.Info{}, err
 	}
-	reader, stat := d.open.get(name)
+	reader, stat := d.open.get(int(d.handle.Fd()), name)
 	if reader == nil {
 		file, err := d.openForReading(name)
 		if err != nil {
 			return nil, storage.Info{}, d.explain("open", name, err)
 		}
-		if stat, err = file.Stat(); err != nil {
+		stat = new(unix.Stat_t)
+		if err := unix.Fstat(int(file.Fd()), stat); err != nil {
 			file.Close()
-			return nil, storage.Info{}, d.explain("open", name, err)
+			return nil, storage.Info{}, d.explain("open", name, os.NewSyscallError("fstat", err))
 		}
-		if !stat.Mode().IsRegular() {
+		if stat.Mode&unix.S_IFMT != unix.S_IFREG {
 			file.Close()
-			_, err := d.describe(name, stat)
-			return nil, storage.Info{}, err
+			return nil, storage.Info{}, d.irregular(name)
 		}
-		reader = d.open.add(name, file)
-	}
-	info, err := d.describe(name, stat)
-	if err != nil {
-		reader.Close()
-		return nil, storage.Info{}, err
+		reader = d.open.add(name, file, stat)
 	}
 	reader.offset = offset
-	return reader, info, nil
+	return reader, infoOf(name, stat), nil
 }
 
 // check refuses what is no name, before os.Root makes one of it that is, and
@@ -152,10 +147,14 @@ func (d *Directory) inPlace() error {
 	return nil
 }
 
+func (d *Directory) irregular(name string) error {
+	return fmt.Errorf("%s in storage %s is no regular file: %w", name, d.name, fs.ErrNotExist)
+}
+
 // describe refuses what is no regular file: to a store, that is not there.
 func (d *Directory) describe(name string, info fs.FileInfo) (storage.Info, error) {
 	if !info.Mode().IsRegular() {
-		return storage.Info{}, fmt.Errorf("%s in storage %s is no regular file: %w", name, d.name, fs.ErrNotExist)
+		return storage.Info{}, d.irregular(name)
 	}
 	described := storage.Info{
 		Name: name, Size: info.Size(), Usage: info.Size(), ModTime: info.ModTime(), Temporary: isTemporary(name),
@@ -165,6 +164,13 @@ func (d *Directory) describe(name string, info fs.FileInfo) (storage.Info, error
 		described.ModTime = modTime(described, time.Unix(stat.Ctim.Unix()))
 	}
 	return described, nil
+}
+
+// infoOf describes a regular file.
+func infoOf(name string, stat *unix.Stat_t) storage.Info {
+	info := storage.Info{Name: name, Size: stat.Size, Usage: stat.Blocks * blockUnit, ModTime: time.Unix(stat.Mtim.Unix()), Temporary: isTemporary(name)}
+	info.ModTime = modTime(info, time.Unix(stat.Ctim.Unix()))
+	return info
 }
 
 // blockUnit is what numbers of blocks count in, whatever the file system's own.

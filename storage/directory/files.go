@@ -4,19 +4,18 @@ import (
 	"io"
 	"os"
 	"sync"
-	"syscall"
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2/simplelru"
+	"golang.org/x/sys/unix"
 )
 
 const (
 	// maxOpenFiles bounds how many files stay open between readers.
 	maxOpenFiles = 512
-	// openFileAge is for how long a file is taken for the one of its name. Of
-	// files that were removed or replaced it is known at once, unless they
-	// have yet another name; this bounds that, and for how long the space of
-	// a file that another process removed is kept, or an unmount refused.
+	// openFileAge bounds for how long the space of a file that another process
+	// removed is kept, or an unmount refused. That it was removed or replaced is
+	// known at once.
 	openFileAge = 2 * time.Second
 )
 
@@ -32,7 +31,8 @@ type openFiles struct {
 // openFile is a file that several readers may share.
 type openFile struct {
 	*os.File
-	opened time.Time
+	device, inode uint64
+	opened        time.Time
 
 	// users are the readers, and openFiles while it keeps it. The mutex of
 	// openFiles guards it.
@@ -56,20 +56,23 @@ func (o *openFiles) release(file *openFile) {
 	}
 }
 
-// get returns a reader of the file that is kept under the name, nil when there
-// is none.
-func (o *openFiles) get(name string) (*reader, os.FileInfo) {
+// get returns a reader of the file that is kept under the name, which is below the
+// directory of the descriptor, and describes it; nil when there is none that is
+// still the one of that name. Its count of links would not tell: a copy that was
+// exported has a link of its own.
+func (o *openFiles) get(directory int, name string) (*reader, *unix.Stat_t) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	file, ok := o.files.Get(name)
 	if !ok {
 		return nil, nil
 	}
-	info, err := file.Stat()
-	if err == nil && time.Since(file.opened) < openFileAge {
-		if stat, ok := info.Sys().(*syscall.Stat_t); ok && stat.Nlink > 0 {
+	if time.Since(file.opened) < openFileAge {
+		now := new(unix.Stat_t)
+		// Wherever links lead: only the same file counts.
+		if err := unix.Fstatat(directory, name, now, 0); err == nil && now.Dev == file.device && now.Ino == file.inode {
 			file.users++
-			return &reader{files: o, file: file}, info
+			return &reader{files: o, file: file}, now
 		}
 	}
 	o.files.Remove(name)
@@ -77,8 +80,8 @@ func (o *openFiles) get(name string) (*reader, os.FileInfo) {
 }
 
 // add returns a reader of a file that was just opened by its name, and keeps it.
-func (o *openFiles) add(name string, opened *os.File) *reader {
-	file := &openFile{File: opened, opened: time.Now(), users: 1}
+func (o *openFiles) add(name string, opened *os.File, stat *unix.Stat_t) *reader {
+	file := &openFile{File: opened, device: stat.Dev, inode: stat.Ino, opened: time.Now(), users: 1}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if !o.closed {

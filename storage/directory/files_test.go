@@ -70,6 +70,10 @@ func TestOpenFilesAreCurrent(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, content := range []string{"first", "the second", "3rd"} {
+		// What was there before keeps another name, as in an exported copy.
+		if err := os.Link(filepath.Join(dir, "a"), filepath.Join(dir, "copy of what came before "+content)); err != nil {
+			t.Fatal(err)
+		}
 		write("a", content) // by another process, as far as d knows
 		for range 2 {
 			if got, err := readAll(t, d, "a"); err != nil || got != content {

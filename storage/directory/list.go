@@ -9,7 +9,6 @@ import (
 	"iter"
 	"os"
 	"path"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -117,8 +116,6 @@ func (w *walk) entry(directory *os.File, name string, kind fs.FileMode) {
 		if stat.Mode&unix.S_IFMT != unix.S_IFREG {
 			return // another has taken its place
 		}
-		info := storage.Info{Name: name, Size: stat.Size, Usage: stat.Blocks * blockUnit, ModTime: time.Unix(stat.Mtim.Unix()), Temporary: isTemporary(name)}
-		info.ModTime = modTime(info, time.Unix(stat.Ctim.Unix()))
-		w.ended = !w.yield(info, nil)
+		w.ended = !w.yield(infoOf(name, &stat), nil)
 	}
 }

@@ -61,7 +61,8 @@ func (x *Index) Copy(ctx context.Context, path string, at time.Time, changes int
 		return Copied{}, fmt.Errorf("%s: %w", tried, err)
 	}
 	defer func() {
-		if err != nil {
+		// To free gigabytes takes longer than who stops the program waits for.
+		if err != nil && ctx.Err() == nil {
 			if removeErr := os.Remove(target); !errors.Is(removeErr, fs.ErrNotExist) {
 				err = errors.Join(err, removeErr)
 			}

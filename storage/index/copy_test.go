@@ -300,7 +300,7 @@ func TestCopyFails(t *testing.T) {
 		if _, err := x.Copy(ctx, filepath.Join(directory, "copy"), testTime, 10); !errors.Is(err, context.Canceled) {
 			t.Errorf("%v, want context.Canceled", err)
 		}
-		wantAlone(t, directory)
+		wantAlone(t, directory, "copy") // which is the caller's to remove
 	})
 	t.Run("no room", func(t *testing.T) {
 		for _, size := range []int64{8 << 10, 64 << 10, 200 << 10, 500 << 10} {

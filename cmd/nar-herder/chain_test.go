@@ -1,0 +1,176 @@
+package main
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"nar-herder/narinfo"
+)
+
+// chain are instances of which each mirrors the one before.
+type chain struct {
+	*instances
+}
+
+// newChain starts them, the first of which has nothing yet.
+func newChain(t *testing.T, count int) *chain {
+	t.Helper()
+	c := &chain{&instances{t: t, options: make([][]string, count), servers: make([]*server, count)}}
+	for i := range count {
+		p := newPlace(t)
+		c.places = append(c.places, p)
+		c.hosts = append(c.hosts, ownHost())
+		c.options[i] = []string{"--host=" + c.hosts[i], "--port=" + instancePort, "--log-level=INFO", "--ttl=1s", "--database-dump=" + p.dumpFile(), "--database-dump-interval=1s"}
+		if i > 0 {
+			c.options[i] = append(c.options[i], "--mirror=http://"+c.address(i-1))
+		}
+	}
+	return c
+}
+
+// list are the items that clients of an instance are told of.
+func (c *chain) list(i int) []string {
+	c.t.Helper()
+	r := runProgram(c.t, "list", "--database="+c.places[i].database)
+	if r.status != 0 {
+		return []string{r.err} // it has no database yet
+	}
+	return slices.Sorted(strings.Lines(r.out))
+}
+
+// equal waits until all have what the first has.
+func (c *chain) equal() {
+	c.t.Helper()
+	want := c.list(0)
+	for i := 1; i < len(c.places); i++ {
+		for end := time.Now().Add(2 * patience); !slices.Equal(c.list(i), want); time.Sleep(100 * time.Millisecond) {
+			if time.Now().After(end) {
+				c.t.Fatalf("instance %d has\n%s\nthe first has\n%s\n%s", i, strings.Join(c.list(i), ""), strings.Join(want, ""), get(c.t, c.address(i), "/health").body)
+			}
+		}
+	}
+}
+
+// TestMirrorChainKilled has three instances in a chain, of which one or the other
+// is killed again and again while items are imported at the first and removed from
+// it. In the end all have the same, whole.
+func TestMirrorChainKilled(t *testing.T) {
+	t.Parallel()
+	const nars = 150
+	c := newChain(t, 3)
+	source := filepath.Join(t.TempDir(), "source")
+	c.texts = generate(t, source, nars)
+	targets := slices.Sorted(maps.Keys(c.texts))
+	file := func(n int) string { return filepath.Join(source, strings.TrimPrefix(targets[n], "/")) }
+	c.places[0].imports(t, file(0), file(1), file(2))
+	c.start(0)
+	for i := 1; i < 3; i++ {
+		c.startMirror(i)
+	}
+
+	// Others change what there is meanwhile.
+	stop := make(chan struct{})
+	var changing sync.WaitGroup
+	changing.Go(func() {
+		random := rand.New(rand.NewPCG(1, 2))
+		for n := 3; ; n++ {
+			select {
+			case <-stop:
+				return
+			case <-time.After(time.Duration(random.IntN(100)) * time.Millisecond):
+			}
+			p := command(c.places[0].args("import", "--keep", file(n%nars), file((n+1)%nars))...)
+			if n%3 == 0 {
+				_, hash, _ := strings.Cut(strings.TrimSuffix(targets[random.IntN(nars)], ".narinfo"), "/")
+				args := c.places[0].args("remove", hash)
+				if n%2 == 0 {
+					args = append(args, "--after-grace")
+				}
+				p = command(args...)
+			}
+			_ = p.Run() // also of one that isn't there
+			if strings.Contains(p.err.String(), "DATA RACE") || strings.Contains(p.err.String(), "panic") {
+				t.Errorf("%s: %s", p.Args, p.err.String())
+			}
+		}
+	})
+	for n := range kills(t) {
+		time.Sleep(time.Duration(rand.IntN(700)) * time.Millisecond)
+		i := rand.IntN(3)
+		c.kill(i)
+		if i == 0 {
+			c.start(i)
+		} else {
+			c.startMirror(i)
+		}
+		if n%10 == 5 {
+			c.whole(rand.IntN(3), false)
+		}
+	}
+	close(stop)
+	changing.Wait()
+	c.equal()
+	for i := range c.places {
+		until(t, "all nars to be there", func() bool {
+			return i == 0 || !strings.Contains(succeed(t, "list", "--database="+c.places[i].database, "--json"), `"stored":false`)
+		})
+		c.whole(i, true)
+	}
+	t.Logf("%d items are left of %d", len(c.list(0)), nars)
+	for i := range c.servers {
+		c.servers[i].stop(t, syscall.SIGTERM)
+	}
+	for _, p := range c.places {
+		if r := runProgram(t, p.args("check", "--verify")...); r.status != 0 {
+			t.Errorf("check: %+v", r)
+		}
+	}
+}
+
+// startMirror starts an instance that may have to begin with its source.
+func (c *chain) startMirror(i int) {
+	c.t.Helper()
+	c.servers[i] = &server{process: command(c.places[i].args("run-server", c.options[i]...)...)}
+	c.servers[i].start(c.t)
+}
+
+// whole asks an instance for narinfos, and for the nars that they lead to: no nar is
+// another than its narinfo says. With all, each item that is listed is there.
+func (c *chain) whole(i int, all bool) {
+	c.t.Helper()
+	listed := c.list(i)
+	served := 0
+	for target, text := range c.texts {
+		got, err := tryGet(c.address(i), target)
+		if err != nil || got.StatusCode != 200 {
+			if all && got.Response != nil && got.StatusCode != 404 {
+				c.t.Errorf("instance %d, %s: %s", i, target, got.Status)
+			}
+			continue
+		}
+		served++
+		n, _ := narOf(c.t, text)
+		if got.body != text {
+			c.t.Errorf("instance %d, %s: %q", i, target, got.body)
+		}
+		got, err = tryGet(c.address(i), "/"+n.Files[0].URL)
+		if err == nil && got.StatusCode == 200 && narinfo.NarHash(sha256.Sum256([]byte(got.body))) != n.NarHash {
+			c.t.Errorf("instance %d, /%s: another nar", i, n.Files[0].URL)
+		}
+		if all && (err != nil || got.StatusCode != 200) {
+			c.t.Errorf("instance %d, /%s: %v, %v", i, n.Files[0].URL, fmt.Sprint(got.Response), err)
+		}
+	}
+	if all && served != len(listed) {
+		c.t.Errorf("instance %d serves %d narinfos, and lists %d", i, served, len(listed))
+	}
+}
