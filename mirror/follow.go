@@ -16,8 +16,10 @@ import (
 const (
 	// batchSize is how many changes are done in one transaction, and batchBytes
 	// the length of narinfos that ends it as well.
-	batchSize  = 500
+	batchSize  = 1000
 	batchBytes = 4 << 20
+	// hurryAbove is a backlog that is worth to write in a hurry.
+	hurryAbove = 10_000
 	// pageInterval is for pages of changes, where a stream of them does not come
 	// through.
 	pageInterval = 5 * time.Second
@@ -77,6 +79,18 @@ func (m *Mirror) apply(ctx context.Context, b *batch) error {
 	m.status.applied(sums)
 	m.announce(b.changes)
 	return nil
+}
+
+// hurry has the index be written as it is by large imports, until slow is called.
+func (m *Mirror) hurry() (slow func()) {
+	if err := m.Index.Hurry(true); err != nil {
+		m.log.Warn("can't hurry", "error", err)
+	}
+	return func() {
+		if err := m.Index.Hurry(false); err != nil {
+			m.log.Warn("can't stop to hurry", "error", err)
+		}
+	}
 }
 
 func (m *Mirror) announce(changes []storage.Followed) {
@@ -227,7 +241,13 @@ func (m *Mirror) followStream(ctx context.Context, at place) error {
 	if err := m.notSelf(stream.State()); err != nil {
 		return err
 	}
-	m.status.heard(stream.State(), at.Position)
+	state := stream.State()
+	m.status.heard(state, at.Position)
+	slow := func() {}
+	if state.Last-at.Position > hurryAbove {
+		slow = m.hurry()
+	}
+	defer func() { slow() }()
 	// Changes are made sense of while those before them are written.
 	batches := make(chan *batch, 2)
 	failed := make(chan error, 1)
@@ -255,6 +275,10 @@ func (m *Mirror) followStream(ctx context.Context, at place) error {
 		}
 		at = b.next
 		m.status.heard(b.state, at.Position)
+		if b.state.Last-at.Position < batchSize {
+			slow()
+			slow = func() {}
+		}
 	}
 	return <-failed
 }
@@ -302,6 +326,7 @@ func (m *Mirror) take(b *batch, c peer.Change) {
 		m.unreadableChange(c, err)
 		return
 	}
+	m.Storage.Prepare(&change)
 	b.add(change)
 }
 

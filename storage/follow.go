@@ -18,6 +18,16 @@ type Followed struct {
 	// Narinfo is what was added; nil for a removal, of the item with that Hash.
 	Narinfo *narinfo.Narinfo
 	Hash    narinfo.PathHash
+
+	entry *index.Entry
+}
+
+// Prepare does the part of following an addition that needs no database, so that it
+// can be done beside the following of others. It need not be called.
+func (s *Storage) Prepare(change *Followed) {
+	if change.Narinfo != nil {
+		change.entry = s.index.Prepare(change.Narinfo)
+	}
 }
 
 // FollowedSums counts what became of changes.
@@ -57,7 +67,9 @@ func (s *Storage) Follow(ctx context.Context, changes []Followed, options Follow
 	entries := make([]*index.Entry, len(changes))
 	for i, change := range changes {
 		if change.Narinfo != nil {
-			entries[i] = s.index.Prepare(change.Narinfo)
+			if entries[i] = change.entry; entries[i] == nil {
+				entries[i] = s.index.Prepare(change.Narinfo)
+			}
 			entries[i].AddedAt, entries[i].Mirrored, entries[i].Unlogged = change.At, true, options.Unlogged
 		}
 	}
