@@ -261,14 +261,14 @@ func (x *Index) tell(c *connection, told []Told, change Change) ([]Told, error) 
 	case Removed:
 		return append(told, Told{Change: change}), nil
 	case Added:
-		item, err := x.itemFrom(c, change.Hash)
-		if err == ErrNotFound || err == nil && !item.WithdrawnAt.IsZero() {
+		text, err := x.textOf(c, change.Hash)
+		if err == ErrNotFound { // or withdrawn
 			return told, nil
 		}
 		if err != nil {
 			return nil, err
 		}
-		return append(told, Told{Change: change, Text: item.Text}), nil
+		return append(told, Told{Change: change, Text: text}), nil
 	}
 	return told, nil
 }
