@@ -25,7 +25,6 @@ type asker struct {
 	t       *testing.T
 	address string
 	texts   map[string]string // by target
-	known   sync.Map          // targets that were answered, by which the nar must be there
 	removed sync.Map          // targets that may be gone
 	whole   atomic.Int64      // nars that came whole
 }
