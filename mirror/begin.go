@@ -3,18 +3,16 @@ package mirror
 import (
 	"cmp"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
 	"math/rand/v2"
 	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
+	"nar-herder/internal/disk"
 	"nar-herder/peer"
 	"nar-herder/storage"
 	"nar-herder/storage/index"
@@ -31,6 +29,10 @@ type Beginning struct {
 
 	mu      sync.Mutex
 	current Status
+
+	// These are Run's.
+	failed, started, merging reminder
+	held                     held
 }
 
 // NewBeginning is for a database of that name, of which there is none yet.
@@ -52,8 +54,29 @@ func (b *Beginning) doing(what string) {
 	b.current.State, b.current.Doing, b.current.Error = Syncing, what, ""
 }
 
+// downloadsSuffix is what the names of a database's downloads have behind its own.
+const downloadsSuffix = ".mirror"
+
 // Downloads is what the names of a database's downloads begin with.
-func Downloads(database string) string { return database + ".mirror" }
+func Downloads(database string) string { return database + downloadsSuffix }
+
+// What is put behind that.
+const (
+	indexDownload = ".index" // the source's index
+	unfinished    = ".new"   // an index that is being made of the source's dump
+)
+
+// removeBeginnings removes what is left of ways to begin that were not gone to the
+// end.
+func removeBeginnings(downloads string) error {
+	err := peer.Discard(downloads + indexDownload)
+	for _, suffix := range []string{"", "-wal", "-shm"} {
+		if removeErr := os.Remove(downloads + unfinished + suffix); !errors.Is(removeErr, fs.ErrNotExist) {
+			err = errors.Join(err, removeErr)
+		}
+	}
+	return err
+}
 
 // Run returns when the database is there: the source's index as it publishes it,
 // or made of its dump. It tries for as long as that takes; the error is the
@@ -61,6 +84,10 @@ func Downloads(database string) string { return database + ".mirror" }
 func (b *Beginning) Run(ctx context.Context) error {
 	for failures := 0; ; failures++ {
 		if _, err := os.Stat(b.database); err == nil {
+			// An import has made it, say: then the source is merged into that.
+			if err := removeBeginnings(Downloads(b.database)); err != nil {
+				b.log.Warn("can't remove what was downloaded", "error", err)
+			}
 			return nil
 		}
 		err := b.try(ctx)
@@ -72,13 +99,13 @@ func (b *Beginning) Run(ctx context.Context) error {
 			pause, failures = min(notReadyPause, 5*b.firstPause), 0
 		}
 		b.mu.Lock()
-		b.current.Doing, b.current.Error = "", err.Error()
+		b.current.Doing, b.current.Error = "", publicError(err, Downloads(b.database))
 		b.current.Failures++
 		if b.current.State = Failing; errors.Is(err, peer.ErrNotReady) {
 			b.current.State = Syncing
 		}
 		b.mu.Unlock()
-		b.log.Warn("can't start from the mirrored instance yet", "source", b.source.String(), "error", err)
+		b.failed.log(b.log, slog.LevelWarn, time.Now(), "can't start from the mirrored instance yet", "source", b.source.String(), "error", err)
 		if !sleep(ctx, pause/2+rand.N(pause)) {
 			return ctx.Err()
 		}
@@ -86,8 +113,8 @@ func (b *Beginning) Run(ctx context.Context) error {
 }
 
 func (b *Beginning) try(ctx context.Context) error {
-	name := Downloads(b.database) + ".index"
-	b.log.Info("starting from the mirrored instance", "source", b.source.String())
+	name := Downloads(b.database) + indexDownload
+	b.started.log(b.log, slog.LevelInfo, time.Now(), "starting from the mirrored instance", "source", b.source.String())
 	if peer.IsBegun(peer.DumpPath, Downloads(b.database)+".dump") {
 		return b.fromDump(ctx) // an earlier try has found that better
 	}
@@ -115,7 +142,7 @@ func (b *Beginning) try(ctx context.Context) error {
 		// Then it can be checked better in the other form.
 		return errors.Join(b.fromDump(ctx), peer.Discard(name))
 	}
-	if err := b.usable(name); err != nil {
+	if err := index.CheckCopy(ctx, name); err != nil {
 		b.log.Info("the index that the mirrored instance publishes can't be used, so the mirror is made of its dump", "error", err)
 		return errors.Join(b.fromDump(ctx), peer.Discard(name))
 	}
@@ -162,27 +189,6 @@ func isSlow(rate float64, left, dump int64) bool {
 	return dump > 0 && float64(left)/rate > float64(dump)/rate+float64(dump)/mergeRate
 }
 
-// usable looks at the head of a database of this program, of which each byte is as
-// the source has made it; see https://www.sqlite.org/fileformat.html.
-func (b *Beginning) usable(name string) error {
-	file, err := os.Open(name)
-	if err != nil {
-		return err
-	}
-	defer file.Close()
-	var head [100]byte
-	if _, err := io.ReadFull(file, head[:]); err != nil {
-		return err
-	}
-	if string(head[:16]) != "SQLite format 3\x00" || binary.BigEndian.Uint32(head[68:]) != index.ApplicationID {
-		return fmt.Errorf("%w: it is no index", peer.ErrAnswer)
-	}
-	if version := binary.BigEndian.Uint32(head[60:]); version > index.SchemaVersion() {
-		return fmt.Errorf("it has schema version %d, this program knows up to %d", version, index.SchemaVersion())
-	}
-	return nil
-}
-
 // place gives a finished file the database's name, unless another process, such as
 // an import, has made one meanwhile: then the source is merged into that.
 func (b *Beginning) place(name string) error {
@@ -191,26 +197,22 @@ func (b *Beginning) place(name string) error {
 		return err
 	}
 	err := os.Link(name, b.database)
+	if errors.Is(err, errors.ErrUnsupported) || errors.Is(err, fs.ErrPermission) {
+		err = disk.RenameNew(name, b.database) // a file system without links
+	}
 	if errors.Is(err, fs.ErrExist) {
 		b.log.Info("there is a database by now, into which the mirrored instance will be merged", "database", b.database)
 		return nil
 	}
-	if errors.Is(err, errors.ErrUnsupported) || errors.Is(err, fs.ErrPermission) {
-		err = os.Rename(name, b.database) // a file system without links
-	}
 	if err != nil {
 		return fmt.Errorf("put the database in place: %w", err)
 	}
-	directory, err := os.Open(filepath.Dir(b.database))
-	if err != nil {
-		return err
-	}
-	return errors.Join(directory.Sync(), directory.Close())
+	return disk.SyncDirectory(b.database)
 }
 
 // fromDump makes the database of the source's dump in the original's schema.
 func (b *Beginning) fromDump(ctx context.Context) (err error) {
-	name := Downloads(b.database) + ".new"
+	name := Downloads(b.database) + unfinished
 	// Also where an earlier try was cut off: what it has merged is merged.
 	x, err := index.Open(ctx, name, index.Options{Bulk: true, WriterCache: 64 << 20})
 	if err != nil {
@@ -219,6 +221,8 @@ func (b *Beginning) fromDump(ctx context.Context) (err error) {
 	m := New(Options{Storage: storage.New(x, nil, storage.Options{Log: b.log}), Index: x, Source: b.source, Downloads: Downloads(b.database), Log: b.log})
 	m.status.told = func(s Status) { b.doing(cmp.Or(s.Doing, "finishing")) }
 	m.unlogged = true // nobody follows this instance yet
+	m.dumps.held, m.dumps.told = b.held, b.merging
+	defer func() { b.held, b.merging = m.dumps.held, m.dumps.told }()
 	err = m.resync(ctx, place{}, "nothing of it is here yet")
 	if err = errors.Join(err, x.Close()); err != nil {
 		return err
@@ -229,10 +233,5 @@ func (b *Beginning) fromDump(ctx context.Context) (err error) {
 	if err := b.place(name); err != nil {
 		return err
 	}
-	for _, suffix := range []string{"", "-wal", "-shm"} {
-		if removeErr := os.Remove(name + suffix); removeErr != nil && !errors.Is(removeErr, fs.ErrNotExist) {
-			err = errors.Join(err, removeErr)
-		}
-	}
-	return err
+	return removeBeginnings(Downloads(b.database))
 }

@@ -236,6 +236,17 @@ func (i *instance) told() (lines []string) {
 // does.
 func (i *instance) dump(numbered bool) {
 	i.t.Helper()
+	if numbered {
+		i.dumpAs(i.index.Instance())
+	} else {
+		i.dumpAs("")
+	}
+}
+
+// dumpAs has the dump say, unless the name is empty, that its numbers are those of
+// that instance.
+func (i *instance) dumpAs(instance string) {
+	i.t.Helper()
 	name := filepath.Join(i.t.TempDir(), "dump.db")
 	w, err := exchange.Create(i.t.Context(), name)
 	if err != nil {
@@ -270,8 +281,8 @@ func (i *instance) dump(numbered bool) {
 			i.t.Fatal(err)
 		}
 	}
-	if numbered {
-		for key, value := range map[string]string{"instance": i.index.Instance(), "last_change": fmt.Sprint(last)} {
+	if instance != "" {
+		for key, value := range map[string]string{"instance": instance, "last_change": fmt.Sprint(last)} {
 			if err := w.SetInfo(key, value); err != nil {
 				i.t.Fatal(err)
 			}
@@ -325,7 +336,7 @@ func (i *instance) rewrite(statements ...string) {
 // trim has the log lose its oldest changes.
 func (i *instance) trim(upTo int64) {
 	i.t.Helper()
-	if _, err := i.index.TrimChanges(i.t.Context(), upTo, time.Now().Add(time.Hour), 0); err != nil {
+	if _, err := i.index.TrimChanges(i.t.Context(), upTo, 0); err != nil {
 		i.t.Fatal(err)
 	}
 }

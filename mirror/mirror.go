@@ -77,6 +77,7 @@ type Mirror struct {
 	log    *slog.Logger
 	now    func() time.Time
 	status status
+	dumps  dumps
 
 	// unlogged: nobody has followed this instance, so that what it starts with
 	// needs not be told.
@@ -108,7 +109,7 @@ func New(options Options) *Mirror {
 	if m.Interval <= 0 {
 		m.Interval = DefaultInterval
 	}
-	m.status.begin(m.Source.String(), m.now)
+	m.status.begin(m)
 	return m
 }
 

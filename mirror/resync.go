@@ -5,12 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"os"
+	"log/slog"
 	"strconv"
 	"time"
-
-	"github.com/klauspost/compress/zstd"
 
 	"nar-herder/mirror/exchange"
 	"nar-herder/narinfo"
@@ -32,132 +29,27 @@ const (
 // what came from the source and is not in it is withdrawn. Tags, pins, cached
 // files, nars, and items that came from here alone stay.
 func (m *Mirror) resync(ctx context.Context, at place, why string) error {
-	m.log.Info("starting from the dump of the mirrored instance", "source", m.Source.String(), "why", why)
+	if err := m.stillHeld(ctx); err != nil {
+		return err
+	}
+	m.dumps.told.log(m.log, slog.LevelInfo, m.now(), "starting from the dump of the mirrored instance", "source", m.Source.String(), "why", why)
+	m.dumps.tidied = false
 	m.status.doing(Syncing, "downloading the dump: "+why)
-	db, done, err := m.fetchDump(ctx)
+	db, err := m.fetchDump(ctx)
 	if err != nil {
 		return err
 	}
-	defer done()
 	m.status.doing(Syncing, "merging the dump: "+why)
 	next, err := m.merge(ctx, at, db)
 	if err != nil {
-		return fmt.Errorf("start from the dump of %s: %w", m.Source, err)
+		err = fmt.Errorf("start from the dump of %s: %w", m.Source, err)
+	} else {
+		err = m.Index.Update(ctx, next.write)
 	}
-	if err := m.Index.Update(ctx, next.write); err != nil {
-		return err
-	}
-	m.status.resynced()
-	return nil
-}
-
-// dump is what was downloaded.
-type dump struct {
-	*exchange.Database
-	// verified says that it is what the source has made.
-	verified bool
-	modified time.Time
-	tag      string
-}
-
-// fetchDump downloads the source's dump and opens it. done closes and removes it.
-func (m *Mirror) fetchDump(ctx context.Context) (_ *dump, done func(), err error) {
-	name := m.Downloads + ".dump"
-	file, err := m.Source.Download(ctx, peer.DumpPath, name, true, progressOf("downloading the dump", m.now, func(what string) { m.status.doing(Syncing, what) }))
-	if err != nil {
-		return nil, nil, err
-	}
-	database := name
-	if file.Encoding == "zstd" {
-		database = name + ".db"
-		if err := decompress(ctx, name, database); err != nil {
-			// Else it would be found whole again and again.
-			return nil, nil, errors.Join(fmt.Errorf("decompress the dump of %s: %w", m.Source, err), discard(name, database))
-		}
-	}
-	db, err := exchange.Open(ctx, database)
-	if err == nil && !file.Verified {
-		m.status.doing(Syncing, "checking the dump")
-		err = db.Check(ctx)
-	}
-	if err != nil {
-		if db != nil {
-			err = errors.Join(err, db.Close())
-		}
-		if ctx.Err() == nil {
-			err = errors.Join(err, discard(name, database))
-		}
-		return nil, nil, fmt.Errorf("open the dump of %s: %w", m.Source, err)
-	}
-	done = func() {
-		if err := errors.Join(db.Close(), discard(name, database)); err != nil {
-			m.log.Warn("can't remove what was downloaded", "error", err)
-		}
-	}
-	return &dump{db, file.Verified, file.Modified, file.Tag}, done, nil
-}
-
-// progressOf tells how far a download is, once a second.
-func progressOf(what string, now func() time.Time, tell func(string)) func(done, total int64) {
-	var told time.Time
-	return func(done, total int64) {
-		if now := now(); now.Sub(told) >= time.Second {
-			told = now
-			tell(describeProgress(what, done, total))
-		}
-	}
-}
-
-func describeProgress(what string, done, total int64) string {
-	const mega = 1 << 20
-	if total < 0 {
-		return fmt.Sprintf("%s: %d MiB so far", what, done/mega)
-	}
-	return fmt.Sprintf("%s: %d of %d MiB", what, done/mega, total/mega)
-}
-
-func discard(name, database string) error {
-	err := peer.Discard(name)
-	if database != name {
-		err = errors.Join(err, peer.Discard(database))
+	if err = m.closeDump(ctx, db, err); err == nil {
+		m.status.resynced()
 	}
 	return err
-}
-
-// maxWindow is the memory that a frame may ask for.
-const maxWindow = 128 << 20
-
-// decompress writes a file anew without zstd.
-func decompress(ctx context.Context, from, to string) error {
-	in, err := os.Open(from)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
-	reader, err := zstd.NewReader(in, zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderConcurrency(1))
-	if err != nil {
-		return err
-	}
-	defer reader.Close()
-	out, err := os.Create(to)
-	if err != nil {
-		return err
-	}
-	_, err = io.CopyBuffer(struct{ io.Writer }{out}, &cancelled{ctx, reader}, make([]byte, 1<<20))
-	return errors.Join(err, out.Close())
-}
-
-// cancelled ends a reading with its context.
-type cancelled struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (c *cancelled) Read(p []byte) (int, error) {
-	if err := c.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return c.r.Read(p)
 }
 
 // bits is a set of items by their places.
@@ -192,7 +84,7 @@ func (m *Mirror) merge(ctx context.Context, at place, db *dump) (place, error) {
 	}
 	count, err := db.Count(ctx)
 	if err != nil {
-		return next, err
+		return next, badDump(err)
 	}
 	mirrored, last, err := m.Index.MirroredCount(ctx)
 	if err != nil {
@@ -221,38 +113,65 @@ func later(a, b time.Time) time.Time {
 func (m *Mirror) behind(ctx context.Context, db *dump) (next place, newest time.Time, err error) {
 	info, err := db.Info(ctx)
 	if err != nil {
-		return next, newest, err
+		return next, newest, badDump(err)
 	}
 	added, err := db.LastAdded(ctx)
 	if err != nil {
-		return next, newest, err
+		return next, newest, badDump(err)
 	}
 	changed, err := db.NewestChange(ctx)
 	if err != nil {
-		return next, newest, err
+		return next, newest, badDump(err)
 	}
 	newest = later(added, changed)
 	if info["instance"] != "" {
 		next.Instance = info["instance"]
 		if next.Position, err = strconv.ParseInt(info["last_change"], 10, 64); err != nil {
-			return next, newest, fmt.Errorf("the dump's number of the last change: %w", err)
+			return next, newest, fmt.Errorf("%w: the number of the last change: %w", errBadDump, err)
 		}
-		return next, newest, nil
+		if ok, err := m.isSources(ctx, next); ok || err != nil {
+			return next, newest, err
+		}
 	}
-	next.Since = newest
-	if next.Since.IsZero() {
-		next.Since = db.modified
+	since := newest
+	if since.IsZero() {
+		since = db.modified
 	}
-	if next.Since.IsZero() {
-		return next, newest, errors.New("nothing in the dump says when it was made")
+	if since.IsZero() {
+		return next, newest, fmt.Errorf("%w: nothing in it says when it was made", errBadDump)
 	}
+	if next, err = placeBehind(ctx, db.Database, since); err != nil {
+		return next, newest, badDump(err)
+	}
+	next.Dump = db.tag
+	return next, newest, nil
+}
+
+// isSources asks the source whether the place that its dump names is in its own
+// numbers: an original that began with a dump of this program has what that says of
+// itself in its own dumps.
+func (m *Mirror) isSources(ctx context.Context, at place) (bool, error) {
+	reply, err := m.Source.ChangesAfter(ctx, at.Instance, at.Position)
+	if lost := peer.AsLost(err); lost != nil {
+		return lost.Instance == at.Instance, nil
+	}
+	if errors.Is(err, peer.ErrNoLog) {
+		return false, nil
+	}
+	return err == nil && reply.Instance == at.Instance, err
+}
+
+// placeBehind returns the place behind what a database of the original has, by the
+// times of changes.
+func placeBehind(ctx context.Context, db *exchange.Database, since time.Time) (place, error) {
+	next := place{Since: since}
 	changes := make(seen)
 	for change, err := range db.Changes(ctx) {
 		var row *exchange.RowError
 		if errors.As(err, &row) {
 			continue
 		} else if err != nil {
-			return next, newest, err
+			return next, err
 		}
 		if change.At.Before(next.from()) {
 			continue
@@ -263,9 +182,7 @@ func (m *Mirror) behind(ctx context.Context, db *dump) (next place, newest time.
 		}
 		changes[fingerprintOf(c)] = change.At
 	}
-	next = next.with(changes)
-	next.Dump = db.tag
-	return next, newest, nil
+	return next.with(changes), nil
 }
 
 // mergeItems adds the dump's items, and sets the bits of those that are there
@@ -295,7 +212,7 @@ func (m *Mirror) mergeItems(ctx context.Context, db *dump, there bits, count int
 	for item, err := range db.Items(ctx, exchange.FromStart) {
 		var row *exchange.RowError
 		if err != nil && !errors.As(err, &row) {
-			return err
+			return badDump(err)
 		}
 		var change storage.Followed
 		if err == nil {
@@ -308,7 +225,7 @@ func (m *Mirror) mergeItems(ctx context.Context, db *dump, there bits, count int
 			}
 			m.status.passedOver()
 			if bad > max(20, count/badShare) {
-				return fmt.Errorf("over %d of its %d narinfos make no sense, the last: %w", bad-1, count, err)
+				return fmt.Errorf("%w: over %d of its %d narinfos are wrong, the last: %w", errBadDump, bad-1, count, err)
 			}
 			continue
 		}

@@ -1,8 +1,10 @@
 package mirror
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -53,15 +55,18 @@ type status struct {
 	sums          storage.FollowedSums
 	totalFailures int64
 	resyncs       int64
-	logged        time.Time // when the last failure was logged
-	loggedError   string
+	logged        reminder
+	downloads     string
 
 	told func(Status) // of what is being done, if not nil
+	// followed is called whenever it is known that the source is followed.
+	followed func()
 }
 
-func (s *status) begin(source string, now func() time.Time) {
-	s.current = Status{Source: source, State: Syncing, LagSeconds: -1}
-	s.now, s.started = now, now()
+func (s *status) begin(m *Mirror) {
+	s.current = Status{Source: m.Source.String(), State: Syncing, LagSeconds: -1}
+	s.now, s.started = m.now, m.now()
+	s.downloads, s.followed = m.Downloads, m.tidy
 }
 
 // Status is how the mirror does now.
@@ -85,10 +90,17 @@ const worryAfter = 5 * time.Minute
 func (m *Mirror) Warnings() []string {
 	status := m.Status()
 	var warnings []string
-	if status.State == Refusing || status.State == Failing {
+	switch started := m.now().Sub(m.status.started); {
+	case status.State == Refusing || status.State == Failing:
 		warnings = append(warnings, "the mirrored instance "+status.Source+" is not followed: "+status.Error)
-	} else if status.LagSeconds > worryAfter.Seconds() {
+	case status.LagSeconds > worryAfter.Seconds():
 		warnings = append(warnings, "this mirror is not up to date with "+status.Source)
+	case status.LagSeconds < 0 && started > worryAfter:
+		warnings = append(warnings, fmt.Sprintf("this mirror has not been up to date with %s since it was started %s ago: %s",
+			status.Source, started.Round(time.Minute), cmp.Or(status.Doing, status.Error, "it is "+status.State)))
+	}
+	if status.PassedOver > 0 {
+		warnings = append(warnings, fmt.Sprintf("%d changes of %s made no sense and were passed over, so that this mirror may differ from it: see the log", status.PassedOver, status.Source))
 	}
 	return warnings
 }
@@ -123,6 +135,7 @@ func (m *Mirror) Chain() []string {
 
 // heard notes the state of the source's log, which is followed up to a position.
 func (s *status) heard(state peer.LogState, position int64) {
+	s.followed()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.current.State, s.current.Doing = Following, ""
@@ -135,6 +148,7 @@ func (s *status) heard(state peer.LogState, position int64) {
 
 // polled notes that all is done that the source had at a time.
 func (s *status) polled(at time.Time) {
+	s.followed()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.current.State, s.current.Doing = Following, ""
@@ -161,9 +175,6 @@ func (s *status) resynced() {
 	s.resyncs++
 }
 
-// logAgain is how often the same failure is told in the log.
-const logAgain = time.Hour
-
 // ended notes how an attempt to follow has ended.
 func (s *status) ended(log *slog.Logger, err error) {
 	s.mu.Lock()
@@ -183,10 +194,9 @@ func (s *status) ended(log *slog.Logger, err error) {
 	}
 	s.current.Doing = ""
 	s.current.Failures++
-	s.current.Error = err.Error()
+	s.current.Error = publicError(err, s.downloads)
 	s.totalFailures++
-	if now := s.now(); s.current.Error != s.loggedError || now.Sub(s.logged) > logAgain {
-		s.logged, s.loggedError = now, s.current.Error
+	if s.logged.due(s.now(), err.Error()) {
 		log.Log(context.Background(), level, "the mirrored instance is not followed", "source", s.current.Source, "failures", s.current.Failures, "error", err)
 	}
 }

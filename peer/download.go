@@ -16,6 +16,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"nar-herder/internal/disk"
 )
 
 // What instances publish for others to start from.
@@ -117,8 +119,9 @@ func IsBegun(path, name string) bool {
 // where the peer has it. It goes on where an earlier call, also of another
 // process, has stopped, if the peer still has the same file. progress, which may be
 // nil, is told how many bytes are there, and of how many, -1 when that is not
-// known. The error is [ErrNoDump], [ErrNotReady], [ErrDamaged], or another;
-// what has come stays for the next call, unless it is wrong. When there is no
+// known. The error is [ErrNoDump], [ErrNotReady], [ErrDamaged],
+// [disk.ErrNoRoom], or another; what has come stays for the next call, unless it is
+// wrong or the disk is nearly full. When there is no
 // error, the file is whole and safe on the disk, and the caller's to remove with
 // [Discard].
 func (p *Peer) Download(ctx context.Context, path, name string, zstd bool, progress func(done, total int64)) (_ *Downloaded, err error) {
@@ -151,7 +154,7 @@ func (p *Peer) Download(ctx context.Context, path, name string, zstd bool, progr
 	case response.StatusCode == http.StatusServiceUnavailable:
 		return nil, ErrNotReady
 	case response.StatusCode == http.StatusRequestedRangeNotSatisfiable && have > 0 && have == known.Size:
-		return finish(name, known, nil)
+		return finish(ctx, name, known, nil)
 	case response.StatusCode == http.StatusPartialContent && have > 0:
 		if response.Header.Get("ETag") != known.ETag || !isRangeOf(response.Header.Get("Content-Range"), have, known.Size) {
 			return nil, errors.Join(fmt.Errorf("%w: another part than the one that was asked for", ErrAnswer), Discard(name))
@@ -167,6 +170,9 @@ func (p *Peer) Download(ctx context.Context, path, name string, zstd bool, progr
 		}
 		return nil, errors.Join(fmt.Errorf("it answers %s", response.Status), err)
 	}
+	if err := p.self.Room.Check(filepath.Dir(name), max(known.Size-have, 0)); err != nil {
+		return nil, errors.Join(err, Discard(name))
+	}
 	file, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {
 		return nil, err
@@ -177,12 +183,19 @@ func (p *Peer) Download(ctx context.Context, path, name string, zstd bool, progr
 		return nil, err
 	}
 	meter := &meter{done: have, total: known.Size, tell: progress}
-	_, err = io.CopyBuffer(io.MultiWriter(file, digest, meter), struct{ io.Reader }{body}, make([]byte, 256<<10))
+	bounded := &disk.Writer{W: file, Directory: filepath.Dir(name), Look: p.self.Room}
+	stop := disk.WriteOut(name)
+	_, err = io.CopyBuffer(io.MultiWriter(bounded, digest, meter), struct{ io.Reader }{body}, make([]byte, 256<<10))
+	stop()
 	if syncErr := file.Sync(); err == nil {
 		err = syncErr
 	}
 	if cause := context.Cause(ctx); err != nil && cause != nil {
 		err = cause
+	}
+	if disk.IsFull(err) {
+		// The room is needed more than what has come.
+		return nil, errors.Join(err, Discard(name))
 	}
 	if err != nil {
 		return nil, err
@@ -191,7 +204,7 @@ func (p *Peer) Download(ctx context.Context, path, name string, zstd bool, progr
 		return nil, errors.Join(fmt.Errorf("%w: %d bytes have come of %d", ErrAnswer, meter.done, known.Size), Discard(name))
 	}
 	known.Size = meter.done
-	return finish(name, known, digest)
+	return finish(ctx, name, known, digest)
 }
 
 // readPartial returns what is known of a download, and how much of it is there.
@@ -229,16 +242,8 @@ func begin(name, path string, response *http.Response) (partial, error) {
 		return known, err
 	}
 	// In this order: what lies there is never taken for a part of what comes.
-	err = errors.Join(Discard(name), os.WriteFile(name+partialSuffix, text, 0o644), syncDirectory(name))
+	err = errors.Join(Discard(name), os.WriteFile(name+partialSuffix, text, 0o644), disk.SyncDirectory(name))
 	return known, err
-}
-
-func syncDirectory(name string) error {
-	directory, err := os.Open(filepath.Dir(name))
-	if err != nil {
-		return err
-	}
-	return errors.Join(directory.Sync(), directory.Close())
 }
 
 // digestOf reads what is there of a file, whose end it then is at.
@@ -261,7 +266,7 @@ func digestOf(ctx context.Context, file *os.File, have int64) (hash.Hash, error)
 }
 
 // finish compares a file with its digest; nil has it read.
-func finish(name string, known partial, digest hash.Hash) (*Downloaded, error) {
+func finish(ctx context.Context, name string, known partial, digest hash.Hash) (*Downloaded, error) {
 	done := &Downloaded{Name: name, Size: known.Size, Encoding: known.Encoding, Modified: known.Modified, Tag: known.tag()}
 	want, ok := strings.CutPrefix(known.Digest, "sha-256=:")
 	if !ok {
@@ -273,7 +278,7 @@ func finish(name string, known partial, digest hash.Hash) (*Downloaded, error) {
 			return nil, err
 		}
 		defer file.Close()
-		if digest, err = digestOf(context.Background(), file, known.Size); err != nil {
+		if digest, err = digestOf(ctx, file, known.Size); err != nil {
 			return nil, err
 		}
 	}

@@ -22,6 +22,7 @@ import (
 	"sync"
 	"time"
 
+	"nar-herder/internal/disk"
 	"nar-herder/narinfo"
 	"nar-herder/storage"
 )
@@ -97,6 +98,8 @@ type Self struct {
 	AnswerTimeout, ProgressTimeout time.Duration
 	// Now is its clock; nil is the system's.
 	Now func() time.Time
+	// Room looks at the disk that is downloaded to; nil has the system do so.
+	Room disk.Look
 }
 
 // Peer is another instance. Its methods may be called from several goroutines at

@@ -5,10 +5,11 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strconv"
 
 	"golang.org/x/sys/unix"
+
+	"nar-herder/internal/disk"
 )
 
 // isFree refuses a name that a file has, or that has left something beside it: SQLite
@@ -29,16 +30,11 @@ func putInPlace(made, name string) error {
 	if err := errors.Join(isFree(name), leaveNothingBeside(made)); err != nil {
 		return err
 	}
-	err := unix.Renameat2(unix.AT_FDCWD, made, unix.AT_FDCWD, name, unix.RENAME_NOREPLACE)
-	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
-		// This file system has no such thing, and none of that name was there a
-		// moment ago.
-		err = os.Rename(made, name)
-	}
+	err := disk.RenameNew(made, name)
 	if err != nil {
-		return fmt.Errorf("what was made is finished, but can't get its name: rename %s to %s: %w", made, name, err)
+		return fmt.Errorf("what was made is finished, but can't get its name: %w", err)
 	}
-	return syncDirectory(name)
+	return disk.SyncDirectory(name)
 }
 
 // replace puts a finished file in the place of the one that it was made of, which
@@ -54,7 +50,7 @@ func replace(made, name string) (kept string, err error) {
 	if err := os.Rename(made, name); err != nil {
 		return "", fmt.Errorf("put what %s was converted to in its place; that is kept as %s: %w", name, kept, err)
 	}
-	return kept, syncDirectory(name)
+	return kept, disk.SyncDirectory(name)
 }
 
 // keep gives a file another name, or a second one: it never takes a name that
@@ -78,7 +74,7 @@ func keep(name string) (kept string, err error) {
 			continue
 		}
 		if err == nil {
-			return kept, syncDirectory(name)
+			return kept, disk.SyncDirectory(name)
 		}
 		// This file system has no hard links. From here on there is no file of that
 		// name: restore puts the finished one there should this run end now.
@@ -88,7 +84,7 @@ func keep(name string) (kept string, err error) {
 		if err := os.Rename(name, kept); err != nil {
 			return "", err
 		}
-		return kept, syncDirectory(name)
+		return kept, disk.SyncDirectory(name)
 	}
 }
 
@@ -104,15 +100,6 @@ func leaveNothingBeside(path string) error {
 		}
 	}
 	return nil
-}
-
-// syncDirectory makes a change of names beside the file survive a loss of power.
-func syncDirectory(name string) error {
-	directory, err := os.Open(filepath.Dir(name))
-	if err != nil {
-		return err
-	}
-	return errors.Join(directory.Sync(), directory.Close())
 }
 
 // likeness gives a new file the mode of another, and its owner, where this

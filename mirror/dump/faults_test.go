@@ -52,7 +52,7 @@ func TestKilled(t *testing.T) {
 		if slices.ContainsFunc(names(t, directory), func(name string) bool { return strings.Contains(name, temporaryInfix) }) {
 			left++
 		}
-		generations, err := NewPublished(path, x.Instance()).Generations()
+		generations, err := NewPublished(path, x).Generations()
 		must(t, err)
 		for _, g := range generations {
 			wantSame(t, m.Published(), g)
@@ -271,11 +271,11 @@ func TestPublished(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "dump.db")
 	m := newMaker(t, x, path)
 	g := mustMake(t, m)
-	if generations, err := NewPublished(path, "another").Generations(); err != nil || len(generations) != 0 {
+	if generations, err := NewPublished(path, newIndex(t, 50)).Generations(); err != nil || len(generations) != 0 {
 		t.Errorf("another instance's: %v, %v", generations, err)
 	}
 	// Another process makes one.
-	published := NewPublished(path, x.Instance())
+	published := NewPublished(path, x)
 	for range 3 {
 		generations, err := published.Generations()
 		must(t, err)
@@ -322,4 +322,53 @@ func TestPublished(t *testing.T) {
 	if generations, err := published.Generations(); err != nil || len(generations) != 0 {
 		t.Errorf("without a manifest: %v, %v", generations, err)
 	}
+}
+
+// TestBackup: when an older state of the index is put back, dumps that were made
+// after it are served no more, and another is made at once.
+func TestBackup(t *testing.T) {
+	t.Parallel()
+	x := newIndex(t, 3)
+	path := filepath.Join(t.TempDir(), "dump.db")
+	backup := filepath.Join(t.TempDir(), "backup")
+	mustMake(t, newMaker(t, x, path))
+	must(t, x.Close())
+	text, err := os.ReadFile(x.Path())
+	must(t, err)
+	must(t, os.WriteFile(backup, text, 0o644))
+	x = openIndex(t, x.Path())
+	must(t, add(t.Context(), x, 3, 4))
+	mustMake(t, newMaker(t, x, path))
+
+	x = openIndex(t, backup)
+	m := newMaker(t, x, path)
+	m.options.Interval = 24 * time.Hour
+	generations, err := m.Published().Generations()
+	if err != nil || len(generations) != 1 || generations[0].LastChange != 3 {
+		t.Errorf("served are %+v, %v; want the one that is no newer", generations, err)
+	}
+	must(t, add(t.Context(), x, 7))
+	mustMake(t, m)
+	if generations, err = m.Published().Generations(); err != nil || len(generations) != 2 || generations[0].LastChange != 4 || generations[1].LastChange != 3 {
+		t.Errorf("served are %+v, %v", generations, err)
+	}
+	// With newer ones alone, none is served until the next is made.
+	must(t, add(t.Context(), x, 8, 9))
+	mustMake(t, m)
+	mustMake(t, m)
+	must(t, os.WriteFile(backup+"2", text, 0o644))
+	x = openIndex(t, backup+"2")
+	m = newMaker(t, x, path)
+	m.options.Interval = 24 * time.Hour
+	if generations, err = m.Published().Generations(); err != nil || len(generations) != 0 {
+		t.Errorf("served are %+v, %v", generations, err)
+	}
+	if _, err := m.step(t.Context()); err != nil {
+		t.Error(err)
+	}
+	generations, err = m.Published().Generations()
+	if err != nil || len(generations) != 1 || generations[0].LastChange != 3 {
+		t.Fatalf("then: %+v, %v", generations, err)
+	}
+	wantSame(t, m.Published(), generations[0])
 }

@@ -11,10 +11,10 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
+	"nar-herder/internal/disk"
 	"nar-herder/storage/index"
 )
 
@@ -125,18 +125,9 @@ func linkPlain(path string, g Generation) error {
 		changed = true
 	}
 	if changed {
-		return syncDirectory(path)
+		return disk.SyncDirectory(path)
 	}
 	return nil
-}
-
-// syncDirectory has the names in the directory of a file survive a loss of power.
-func syncDirectory(path string) error {
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
 }
 
 // checkPlace refuses a path where a file would be overwritten that is no dump.
@@ -173,43 +164,4 @@ func checkPlace(path, database string) error {
 		return fmt.Errorf(refusal, path)
 	}
 	return nil
-}
-
-// writeOutEvery is how often files that are being written are written out.
-const writeOutEvery = time.Second
-
-// writeOut has the system write files to the disk while they are being made, until
-// stop is called. Otherwise gigabytes are left for the end, and a process that waits
-// for them can't be ended meanwhile.
-func writeOut(names ...string) (stop func()) {
-	done := make(chan struct{})
-	go func() {
-		ticker := time.NewTicker(writeOutEvery)
-		defer ticker.Stop()
-		files := make(map[string]*os.File)
-		defer func() {
-			for _, file := range files {
-				file.Close()
-			}
-		}()
-		for {
-			select {
-			case <-done:
-				return
-			case <-ticker.C:
-			}
-			for _, name := range names {
-				if files[name] == nil {
-					file, err := os.Open(name)
-					if err != nil {
-						continue // it is not there yet
-					}
-					files[name] = file
-				}
-				// Who writes the file learns of errors by its Sync.
-				_ = unix.SyncFileRange(int(files[name].Fd()), 0, 0, unix.SYNC_FILE_RANGE_WRITE)
-			}
-		}
-	}()
-	return func() { close(done) }
 }

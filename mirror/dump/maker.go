@@ -24,6 +24,7 @@ import (
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
 
+	"nar-herder/internal/disk"
 	"nar-herder/storage/index"
 )
 
@@ -32,7 +33,7 @@ const (
 	// go on from the newest time they find there, and that no trimming takes from
 	// the log.
 	changesKept = 1000
-	// changesAge is how old a change gets in the log, at the least: a mirror that
+	// changesAge is how long a change stays in the log, at the least: a mirror that
 	// was away for so long goes on where it was.
 	changesAge = 30 * 24 * time.Hour
 )
@@ -59,6 +60,7 @@ type Maker struct {
 	published *Published
 	metrics   *metrics
 	make      func(context.Context) (Generation, error) // Make, but in tests
+	now       func() time.Time                          // time.Now, but in tests
 }
 
 // New makes dumps of the index. It fails where the path is that of something else,
@@ -67,11 +69,11 @@ func New(x *index.Index, options Options) (*Maker, error) {
 	if err := checkPlace(options.Path, x.Path()); err != nil {
 		return nil, fmt.Errorf("--database-dump: %w", err)
 	}
-	m := &Maker{index: x, options: options, log: options.Log, published: NewPublished(options.Path, x.Instance())}
+	m := &Maker{index: x, options: options, log: options.Log, published: NewPublished(options.Path, x)}
 	if m.log == nil {
 		m.log = slog.New(slog.DiscardHandler)
 	}
-	m.make = m.Make
+	m.make, m.now = m.Make, time.Now
 	m.metrics = newMetrics(m)
 	return m, nil
 }
@@ -85,7 +87,7 @@ func (m *Maker) Published() *Published { return m.published }
 // [index.ErrFull] when there is not enough room. When the context ends, files are
 // left that [Maker.Tidy] and the next Make remove.
 func (m *Maker) Make(ctx context.Context) (Generation, error) {
-	begun := time.Now()
+	begun := m.now()
 	g, err := m.makeLocked(ctx, begun)
 	if err != nil {
 		if ctx.Err() != nil {
@@ -94,7 +96,7 @@ func (m *Maker) Make(ctx context.Context) (Generation, error) {
 		return Generation{}, m.advise(err)
 	}
 	m.log.Info("made a dump", "path", m.options.Path, "items", g.Items, "change", g.LastChange, "bytes", g.Size(),
-		"took", time.Since(begun).Round(time.Millisecond))
+		"took", m.now().Sub(begun).Round(time.Millisecond))
 	if err := m.trim(ctx, begun); err != nil && ctx.Err() == nil {
 		m.log.Warn("old changes stay in the log until the next dump", "error", err)
 	}
@@ -165,9 +167,15 @@ func (m *Maker) clean() (left manifest, err error) {
 	} else if err != nil {
 		return manifest{}, err
 	}
-	for _, g := range all.Generations {
-		if g.Instance == m.index.Instance() && m.published.whole(g) == nil {
-			left.Generations = []Generation{g}
+	m.published.mu.Lock()
+	ours, oursErr := m.published.ours(all.Generations)
+	m.published.mu.Unlock()
+	if oursErr != nil {
+		return manifest{}, oursErr
+	}
+	for _, g := range ours {
+		if m.published.whole(g) == nil {
+			left.Generations, left.Marks = []Generation{g}, all.Marks
 			break
 		}
 	}
@@ -182,7 +190,7 @@ func (m *Maker) clean() (left manifest, err error) {
 
 // write writes the three files under temporary names.
 func (m *Maker) write(ctx context.Context, temporary string, created time.Time) (Generation, error) {
-	defer writeOut(temporary+indexSuffix, temporary+databaseSuffix, temporary+zstdSuffix)()
+	defer disk.WriteOut(temporary+indexSuffix, temporary+databaseSuffix, temporary+zstdSuffix)()
 	copied, err := m.index.Copy(ctx, temporary+indexSuffix, created, changesKept)
 	if err != nil {
 		return Generation{}, err
@@ -214,10 +222,10 @@ func (m *Maker) publish(temporary string, at time.Time, g Generation, old manife
 			return err
 		}
 	}
-	if err := syncDirectory(m.options.Path); err != nil {
+	if err := disk.SyncDirectory(m.options.Path); err != nil {
 		return err
 	}
-	now := manifest{append([]Generation{g}, old.Generations...)}
+	now := manifest{append([]Generation{g}, old.Generations...), old.marksWith(g)}
 	if err := writeManifest(m.options.Path, temporary+"-manifest", now); err != nil {
 		return err
 	}
@@ -232,11 +240,15 @@ func (m *Maker) trim(ctx context.Context, now time.Time) error {
 	if err != nil || len(generations) == 0 {
 		return err
 	}
-	upTo := generations[0].LastChange
+	all, err := readManifest(m.options.Path)
+	if err != nil {
+		return err
+	}
+	upTo := all.old(now)
 	for _, g := range generations {
 		upTo = min(upTo, g.LastChange)
 	}
-	deleted, err := m.index.TrimChanges(ctx, upTo, now.Add(-changesAge), changesKept)
+	deleted, err := m.index.TrimChanges(ctx, upTo, changesKept)
 	if deleted > 0 {
 		m.log.Info("changes that all dumps have are gone from the log", "changes", deleted)
 	}

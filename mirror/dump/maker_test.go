@@ -216,25 +216,40 @@ func TestTrimming(t *testing.T) {
 			return nil
 		}))
 	}
-	mustMake(t, m)
-	if first() != 1 {
-		t.Errorf("with few changes, the log begins at %d", first())
+	const day = 24 * time.Hour
+	now := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
+	m.now = func() time.Time { return now }
+	// make makes a dump, so long after the one before, and looks where the log begins.
+	make := func(after time.Duration, want int64, why string) {
+		t.Helper()
+		now = now.Add(after)
+		mustMake(t, m)
+		if got := first(); got != want {
+			t.Errorf("%s: the log begins at %d, want %d", why, got, want)
+		}
 	}
+	make(0, 1, "few changes")
+	// All changes have old times, as those that a mirror gets from elsewhere.
 	change(changesKept-3, testTime)
 	change(200, testTime)
-	mustMake(t, m) // the one before has three
-	if got := first(); got != 4 {
-		t.Errorf("the log begins at %d, and three changes are in both dumps", got)
-	}
-	mustMake(t, m)
-	if got := first(); got != 201 {
-		t.Errorf("the log begins at %d, and the newest %d are from 201 on", got, changesKept)
-	}
+	make(day, 1, "changes that have just come")
+	make(28*day, 1, "a day too early")
+	make(day, 4, "three have been there for 30 days")
+	make(day, 201, "all have, and the newest stay")
 	change(50, time.Now())
 	change(changesKept, testTime)
-	mustMake(t, m)
-	mustMake(t, m)
-	if got := first(); got != changesKept+201 {
-		t.Errorf("the log begins at %d, and what is from %d on is young", got, changesKept+201)
+	make(day, 1201, "changes that have just come, again")
+	make(28*day, 1201, "a day too early, again")
+	make(2*day, 1251, "those have been there for long as well")
+	change(2*changesKept, testTime)
+	for range 30 {
+		make(3*time.Hour, 2251, "many dumps")
 	}
+	all, err := readManifest(m.options.Path)
+	must(t, err)
+	if n := len(all.Marks); n > 20 {
+		t.Errorf("there are %d marks of four days", n)
+	}
+	now = now.Add(-1000 * day) // the clock was wrong
+	make(0, 2251, "a clock that was ahead")
 }

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"nar-herder/internal/disk"
 )
 
 // Generation is a dump: three files that hold the same state of an index.
@@ -69,6 +71,48 @@ func (g *Generation) Size() (sum int64) {
 type manifest struct {
 	// Generations are the newest first.
 	Generations []Generation `json:"generations"`
+	// Marks are some of the dumps that there were in the last weeks, the oldest
+	// first. By them it is known how long a change has been in the log, whose own
+	// time may be that of another instance, years ago.
+	Marks []mark `json:"marks,omitempty"`
+}
+
+// mark says when the log had come to which change.
+type mark struct {
+	LastChange int64     `json:"last_change"`
+	At         time.Time `json:"at"`
+}
+
+// markEvery is how far two marks are from each other, so that there are few.
+const markEvery = 12 * time.Hour
+
+// marksWith returns the marks with that of another dump.
+func (m *manifest) marksWith(g Generation) (marks []mark) {
+	for _, old := range m.Marks {
+		// Else the index has gone back, or the clock has.
+		if old.LastChange > g.LastChange || old.At.After(g.CreatedAt) {
+			continue
+		}
+		if g.CreatedAt.Sub(old.At) >= changesAge {
+			marks = marks[:0] // the newest of those that are so old is enough
+		}
+		marks = append(marks, old)
+	}
+	if len(marks) == 0 || g.CreatedAt.Sub(marks[len(marks)-1].At) >= markEvery {
+		marks = append(marks, mark{g.LastChange, g.CreatedAt})
+	}
+	return marks
+}
+
+// old returns up to which change the log has been there for [changesAge] at a time;
+// 0 when that is not known of any.
+func (m *manifest) old(now time.Time) (upTo int64) {
+	for _, mark := range m.Marks {
+		if now.Sub(mark.At) >= changesAge {
+			upTo = max(upTo, mark.LastChange)
+		}
+	}
+	return upTo
 }
 
 // manifestSuffix is that of the manifest's name, after the dump's.
@@ -122,7 +166,7 @@ func writeManifest(path, temporary string, m manifest) error {
 		err = os.Rename(temporary, path+manifestSuffix)
 	}
 	if err == nil {
-		err = syncDirectory(path)
+		err = disk.SyncDirectory(path)
 	}
 	if err != nil {
 		return fmt.Errorf("write which dumps there are, to %s: %w", path+manifestSuffix, err)

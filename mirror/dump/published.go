@@ -1,6 +1,7 @@
 package dump
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -13,24 +14,35 @@ import (
 // them. It notices when any process makes a new one. Its methods may be called from
 // several goroutines at once.
 type Published struct {
-	path, instance string
+	path  string
+	index Source
 
 	mu          sync.Mutex
+	last        int64       // the newest change of the index, as of when it mattered
 	read        fs.FileInfo // of the manifest as it was read; nil for none
 	generations []Generation
 }
 
-// NewPublished looks for dumps at the path, of the instance of that name.
-func NewPublished(path, instance string) *Published {
-	return &Published{path: path, instance: instance}
+// Source is the index that dumps are of.
+type Source interface {
+	// Instance is its name.
+	Instance() string
+	// LastChange is the id of the newest of its changes.
+	LastChange(ctx context.Context) (int64, error)
+}
+
+// NewPublished looks for dumps of the index at the path.
+func NewPublished(path string, index Source) *Published {
+	return &Published{path: path, index: index}
 }
 
 // Name is the base name of the newest database, for a web server that sends it.
 func (p *Published) Name() string { return filepath.Base(p.path) }
 
 // Generations returns the dumps that there are, the newest first: two at the most.
-// Those of another instance, which had the path before, are not among them. The
-// slice is not to be changed.
+// Those of another instance, which had the path before, are not among them, nor
+// those with changes that the index does not have, as after a backup of it was put
+// back: who began with one would never go on. The slice is not to be changed.
 func (p *Published) Generations() ([]Generation, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -43,20 +55,32 @@ func (p *Published) Generations() ([]Generation, error) {
 	if err != nil {
 		return nil, fmt.Errorf("look for a dump: %w", err)
 	}
-	if p.read != nil && os.SameFile(p.read, now) && p.read.ModTime().Equal(now.ModTime()) && p.read.Size() == now.Size() {
-		return p.generations, nil
+	if p.read == nil || !os.SameFile(p.read, now) || !p.read.ModTime().Equal(now.ModTime()) || p.read.Size() != now.Size() {
+		m, err := readManifest(p.path)
+		if err != nil {
+			return nil, err
+		}
+		p.read, p.generations = now, m.Generations
 	}
-	m, err := readManifest(p.path)
-	if err != nil {
-		return nil, err
-	}
-	var ours []Generation
-	for _, g := range m.Generations {
-		if g.Instance == p.instance {
+	return p.ours(p.generations)
+}
+
+// ours returns those generations that the index has been through. The mutex is held.
+func (p *Published) ours(all []Generation) (ours []Generation, err error) {
+	for _, g := range all {
+		if g.Instance != p.index.Instance() {
+			continue
+		}
+		if g.LastChange > p.last {
+			// While the program runs, it never becomes less.
+			if p.last, err = p.index.LastChange(context.Background()); err != nil {
+				return nil, fmt.Errorf("look for a dump: %w", err)
+			}
+		}
+		if g.LastChange <= p.last {
 			ours = append(ours, g)
 		}
 	}
-	p.read, p.generations = now, ours
 	return ours, nil
 }
 

@@ -1,24 +1,23 @@
 package index
 
-import (
-	"context"
-	"time"
-)
+import "context"
 
 // trimStep is how many changes a transaction of [Index.TrimChanges] deletes: so
 // few that nobody waits for it longer than for an import.
 const trimStep = 2000
 
 // TrimChanges deletes the oldest changes of the log, and returns how many: those up
-// to the one with the id upTo, until the first that is not from before the given
-// time, and none of the newest that concern mirrors, as many as keep. What is left
-// is whole from its first change on. It takes several transactions; when one fails,
-// the others hold.
-func (x *Index) TrimChanges(ctx context.Context, upTo int64, before time.Time, keep int64) (deleted int64, err error) {
+// to the one with the id upTo, and none of the newest that concern mirrors, as many
+// as keep. What is left is whole from its first change on. It takes several
+// transactions; when one fails, the others hold.
+//
+// How long a change has been there is not for its time to say: one that was made
+// elsewhere may be years old when it comes.
+func (x *Index) TrimChanges(ctx context.Context, upTo, keep int64) (deleted int64, err error) {
 	for {
 		var some int64
 		err := x.Update(ctx, func(tx *Tx) (err error) {
-			some, err = tx.trimChanges(upTo, before, keep)
+			some, err = tx.trimChanges(upTo, keep)
 			return err
 		})
 		deleted += some
@@ -28,7 +27,7 @@ func (x *Index) TrimChanges(ctx context.Context, upTo int64, before time.Time, k
 	}
 }
 
-func (tx *Tx) trimChanges(upTo int64, before time.Time, keep int64) (int64, error) {
+func (tx *Tx) trimChanges(upTo, keep int64) (int64, error) {
 	first, err := tx.conn.integer("SELECT coalesce(min(id), 0) FROM recent_changes")
 	if err != nil || first == 0 {
 		return 0, err
@@ -47,13 +46,7 @@ func (tx *Tx) trimChanges(upTo int64, before time.Time, keep int64) (int64, erro
 	if keep > 0 {
 		end = min(end, kept)
 	}
-	// The plus has the rows be read in the order of ids, of which there are few, and
-	// not by the index of times.
-	young, err := tx.conn.integer("SELECT coalesce((SELECT id FROM recent_changes WHERE id < ? AND +at >= ? ORDER BY id LIMIT 1), ?)", end, before.UnixMilli(), end)
-	if err != nil {
-		return 0, err
-	}
-	if end = min(end, young); end <= first {
+	if end <= first {
 		return 0, nil
 	}
 	return end - first, tx.conn.exec("DELETE FROM recent_changes WHERE id < ?", end)

@@ -14,24 +14,21 @@ func TestTrimChanges(t *testing.T) {
 	t.Parallel()
 	day := func(n int) time.Time { return testTime.Add(time.Duration(n) * 24 * time.Hour) }
 	for _, test := range []struct {
-		name   string
-		upTo   int64
-		before int
-		keep   int64
-		left   int64 // the first that is left, of ten
+		name string
+		upTo int64
+		keep int64
+		left int64 // the first that is left, of ten
 	}{
-		{"all conditions let all go", 10, 100, 0, 11},
-		{"nothing is in a dump", 0, 100, 0, 1},
-		{"some is in a dump", 4, 100, 0, 5},
-		{"a dump of the future", 100, 100, 0, 11},
-		{"young ones", 10, 5, 0, 5}, // of day 5 is the fifth
-		{"all are young", 10, -1, 0, 1},
+		{"all conditions let all go", 10, 0, 11},
+		{"nothing is in a dump", 0, 0, 1},
+		{"some is in a dump", 4, 0, 5},
+		{"a dump of the future", 100, 0, 11},
 		// The fourth, sixth and eighth concern nobody: the newest three others are 10, 9, 7.
-		{"the newest stay", 10, 100, 3, 7},
-		{"the newest four stay", 10, 100, 4, 5},
-		{"there are no more", 10, 100, 7, 1},
-		{"there are fewer", 10, 100, 1000, 1},
-		{"the least counts", 3, 5, 3, 4},
+		{"the newest stay", 10, 3, 7},
+		{"the newest four stay", 10, 4, 5},
+		{"there are no more", 10, 7, 1},
+		{"there are fewer", 10, 1000, 1},
+		{"the least counts", 3, 3, 4},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
@@ -52,7 +49,7 @@ func TestTrimChanges(t *testing.T) {
 				return nil
 			})
 			w := watch(t, x)
-			deleted, err := x.TrimChanges(t.Context(), test.upTo, day(test.before), test.keep)
+			deleted, err := x.TrimChanges(t.Context(), test.upTo, test.keep)
 			if err != nil || deleted != test.left-1 {
 				t.Errorf("%d are deleted, %v; want %d", deleted, err, test.left-1)
 			}
@@ -63,7 +60,7 @@ func TestTrimChanges(t *testing.T) {
 			if changes := poll(t, w); len(changes) != 0 {
 				t.Errorf("it is told as %d changes", len(changes))
 			}
-			if again, err := x.TrimChanges(t.Context(), test.upTo, day(test.before), test.keep); again != 0 || err != nil {
+			if again, err := x.TrimChanges(t.Context(), test.upTo, test.keep); again != 0 || err != nil {
 				t.Errorf("again: %d, %v", again, err)
 			}
 		})
@@ -83,7 +80,7 @@ func TestTrimMany(t *testing.T) {
 		}
 		return nil
 	})
-	deleted, err := x.TrimChanges(t.Context(), count, testTime.Add(time.Second), 0)
+	deleted, err := x.TrimChanges(t.Context(), count, 0)
 	if err != nil || deleted != count {
 		t.Errorf("%d, %v", deleted, err)
 	}

@@ -1,0 +1,47 @@
+package disk
+
+import (
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// writeOutEvery is how often files that are being written are written out.
+const writeOutEvery = time.Second
+
+// WriteOut has the system write files to the disk while they are being made, until
+// stop is called. Otherwise gigabytes are left for the end, and a process that waits
+// for them can't be ended meanwhile.
+func WriteOut(names ...string) (stop func()) {
+	done := make(chan struct{})
+	go func() {
+		ticker := time.NewTicker(writeOutEvery)
+		defer ticker.Stop()
+		files := make(map[string]*os.File)
+		defer func() {
+			for _, file := range files {
+				file.Close()
+			}
+		}()
+		for {
+			select {
+			case <-done:
+				return
+			case <-ticker.C:
+			}
+			for _, name := range names {
+				if files[name] == nil {
+					file, err := os.Open(name)
+					if err != nil {
+						continue // it is not there yet
+					}
+					files[name] = file
+				}
+				// Who writes the file learns of errors by its Sync.
+				_ = unix.SyncFileRange(int(files[name].Fd()), 0, 0, unix.SYNC_FILE_RANGE_WRITE)
+			}
+		}
+	}()
+	return func() { close(done) }
+}

@@ -1,0 +1,325 @@
+package mirror
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+
+	"nar-herder/internal/disk"
+	"nar-herder/narinfo"
+	"nar-herder/peer"
+	"nar-herder/storage/index"
+)
+
+// gets counts the bodies of its dump that the instance is asked for, and merges what
+// else it does.
+func (i *instance) gets() *atomic.Int64 {
+	n := new(atomic.Int64)
+	i.through(func(w http.ResponseWriter, r *http.Request) bool {
+		if r.URL.Path == peer.DumpPath && r.Method == http.MethodGet {
+			n.Add(1)
+		}
+		return false
+	})
+	return n
+}
+
+// shrunk is a mirror's index, and a source that it refuses, as that has lost most.
+func shrunk(t *testing.T) (own, source *instance) {
+	source, own = newInstance(t), newInstance(t)
+	infos := make([]*narinfo.Narinfo, 3000)
+	for n := range infos {
+		infos[n] = testInfo(n, 1, n)
+	}
+	source.add(at(1), infos...)
+	source.dump(true)
+	f := follow(t, own, source, nil)
+	f.same(source)
+	until(t, "to follow", func() bool { return f.Status().State == Following })
+	f.stop()
+	source = newInstance(t)
+	source.add(at(1), infos[:1000]...)
+	source.add(at(9), testInfo(5000, 1, 1))
+	source.dump(true)
+	return own, source
+}
+
+// TestRefusedOnce: a dump that is refused is downloaded once, and not again before
+// there is another, or it is accepted.
+func TestRefusedOnce(t *testing.T) {
+	t.Parallel()
+	own, source := shrunk(t)
+	gets := source.gets()
+	clock := new(atomic.Int64)
+	f := &following{instance: own, logged: new(syncBuffer)}
+	f.Mirror = mirrorOf(t, own, source, f.logged, func() time.Time { return time.Unix(clock.Add(1), 0) })
+	var refused *RefusedError
+	for range 5 {
+		if _, err := f.step(t.Context()); !errors.As(err, &refused) {
+			t.Fatalf("a source that has lost most: %v", err)
+		}
+	}
+	if n := gets.Load(); n != 1 {
+		t.Errorf("its dump was downloaded %d times", n)
+	}
+	if _, err := os.Stat(f.dumpName()); err != nil {
+		t.Errorf("what was downloaded is gone: %v", err)
+	}
+	// After a restart, what was downloaded is found whole.
+	if _, err := mirrorOf2(t, own, source, f.Downloads).step(t.Context()); !errors.As(err, &refused) {
+		t.Fatal(err)
+	}
+	source.dump(true) // another, as it looks
+	if _, err := f.step(t.Context()); !errors.As(err, &refused) || gets.Load() != 3 {
+		t.Errorf("another dump: %v, %d questions", err, gets.Load())
+	}
+	if err := Accept(t.Context(), own.index, f.now()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.step(t.Context()); err != nil {
+		t.Fatalf("accepted: %v", err)
+	}
+	f.same(source)
+	leftNothing(t, f.Downloads)
+}
+
+func leftNothing(t *testing.T, name string) {
+	t.Helper()
+	if left, err := filepath.Glob(name + "*"); err != nil || len(left) > 0 {
+		t.Errorf("%q are left, %v", left, err)
+	}
+}
+
+// mirrorOf makes a mirror that a test has do its steps.
+func mirrorOf(t *testing.T, own, source *instance, log *syncBuffer, now func() time.Time) *Mirror {
+	m := mirrorOf2(t, own, source, filepath.Join(t.TempDir(), "download"))
+	m.log, m.now = slog.New(slog.NewTextHandler(log, nil)), now
+	m.status.now, m.status.started = now, now()
+	return m
+}
+
+func mirrorOf2(t *testing.T, own, source *instance, downloads string) *Mirror {
+	t.Helper()
+	base, err := url.Parse(source.front.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return New(Options{Storage: own.storage, Index: own.index, Downloads: downloads, Source: peer.New(base, peer.Self{Instance: own.index.Instance()}), Log: slog.New(slog.DiscardHandler)})
+}
+
+// TestDumpStays: what was downloaded stays when the program is stopped, or a merge
+// fails for reasons that have nothing to do with it, and is not downloaded again.
+func TestDumpStays(t *testing.T) {
+	t.Parallel()
+	source, own := newInstance(t), newInstance(t)
+	for n := range 1500 {
+		source.add(at(n/10), testInfo(n, 1, n))
+	}
+	source.dump(true)
+	gets := source.gets()
+	m := mirrorOf2(t, own, source, filepath.Join(t.TempDir(), "download"))
+	ctx, stop := context.WithCancel(t.Context())
+	m.Wanted = func([]narinfo.PathHash) { stop() } // in the middle
+	if _, err := m.step(ctx); !errors.Is(err, context.Canceled) {
+		t.Fatalf("it was stopped: %v", err)
+	}
+	if n := len(own.list()); n == 0 || n == 1500 {
+		t.Fatalf("%d items are there, want some", n)
+	}
+	m = mirrorOf2(t, own, source, m.Downloads)
+	db, err := m.fetchDump(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.closeDump(t.Context(), db, index.ErrFull); err != index.ErrFull {
+		t.Error(err)
+	}
+	if _, err := m.step(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if gets.Load() != 3 || len(own.list()) != 1500 {
+		t.Errorf("%d items after %d questions", len(own.list()), gets.Load())
+	}
+	leftNothing(t, m.Downloads)
+	// A kill just before it was removed.
+	for _, suffix := range []string{".dump", ".dump.json", ".dump.db", ".index", ".index.json", ".new", ".new-wal", ".new-shm"} {
+		if err := os.WriteFile(m.Downloads+suffix, []byte("x"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	source.add(at(200), testInfo(2000, 1, 1))
+	f := follow(t, own, source, func(o *Options) { o.Downloads = m.Downloads })
+	f.same(source)
+	leftNothing(t, m.Downloads)
+}
+
+// TestBadDump: a dump that makes no sense, and is as the source has it, is not
+// downloaded again and again, and one without a digest is once more.
+func TestBadDump(t *testing.T) {
+	t.Parallel()
+	source, own := newInstance(t), newInstance(t)
+	source.publish([]byte("this is no database" + strings.Repeat(".", 1000)))
+	gets := source.gets()
+	now := at(0)
+	m := mirrorOf(t, own, source, new(syncBuffer), func() time.Time { return now })
+	step := func(want int64, why string) {
+		t.Helper()
+		_, err := m.step(t.Context())
+		if !errors.Is(err, errBadDump) || gets.Load() != want {
+			t.Errorf("%s: %d questions, want %d: %v", why, gets.Load(), want, err)
+		}
+		m.status.ended(m.log, err)
+		if text := m.Status().Error; strings.Contains(text, m.Downloads) {
+			t.Errorf("the health tells of files here: %s", text)
+		}
+	}
+	step(1, "at first")
+	step(2, "since it may have been damaged on its way")
+	step(2, "no more")
+	now = now.Add(heldFor)
+	step(3, "an hour later")
+	leftNothing(t, m.Downloads)
+	source.add(at(1), testInfo(1, 1, 1))
+	source.dump(true)
+	if _, err := m.step(t.Context()); err != nil {
+		t.Errorf("a good one: %v", err)
+	}
+}
+
+// TestOriginalOnceOurs: an original that once began with a dump of this program has
+// in its own dumps what that said of itself, which is not believed then.
+func TestOriginalOnceOurs(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"another's", "our own"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			o, own := newOriginal(t), newInstance(t)
+			o.added(at(100), 1, 1)
+			o.added(at(101), 2, 1)
+			// With the numbers of an instance that it is not.
+			o.dumpAs(o.index.Instance())
+			if name == "our own" {
+				o.dumpAs(own.index.Instance())
+			}
+			f := follow(t, own, o.instance, nil)
+			f.same(o.instance)
+			o.added(at(300), 3, 1)
+			f.same(o.instance)
+			f.stop()
+			if place, err := readPlace(t.Context(), own.index); err != nil || place.Instance != "" || f.status.resyncs != 1 {
+				t.Errorf("it goes by the numbers of instance %q, %v", place.Instance, err)
+			}
+		})
+	}
+}
+
+// TestUnsureSource: whether the numbers are the source's own is found out before a
+// place is written.
+func TestUnsureSource(t *testing.T) {
+	t.Parallel()
+	source, own := newInstance(t), newInstance(t)
+	source.add(at(1), testInfo(1, 1, 1))
+	source.dump(true)
+	broken := true
+	source.through(func(w http.ResponseWriter, r *http.Request) bool {
+		if broken && r.URL.Path == peer.ChangesPath {
+			w.WriteHeader(http.StatusBadGateway)
+			return true
+		}
+		return false
+	})
+	m := mirrorOf2(t, own, source, filepath.Join(t.TempDir(), "download"))
+	if _, err := m.step(t.Context()); err == nil {
+		t.Error("it goes on without an answer")
+	}
+	if place, err := readPlace(t.Context(), own.index); err != nil || !place.isZero() {
+		t.Errorf("a place is written: %+v, %v", place, err)
+	}
+	broken = false
+	if _, err := m.step(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if place, err := readPlace(t.Context(), own.index); err != nil || place.Instance != source.index.Instance() {
+		t.Errorf("the place is %+v, %v", place, err)
+	}
+}
+
+// TestDecompressRoom: what a dump is decompressed to leaves room on the disk, and is
+// no more than a database can have come from.
+func TestDecompressRoom(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	bomb := filepath.Join(dir, "bomb")
+	var packed bytes.Buffer
+	w, err := zstd.NewWriter(&packed, zstd.WithWindowSize(1<<20))
+	if err != nil {
+		t.Fatal(err)
+	}
+	zeros := make([]byte, 1<<20)
+	for range 200 {
+		if _, err := w.Write(zeros); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(w.Close(), os.WriteFile(bomb, packed.Bytes(), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	to := filepath.Join(dir, "to")
+	if err := decompress(t.Context(), bomb, to, nil); err == nil || isLocal(err) {
+		t.Errorf("%d bytes become 200 MiB: %v", packed.Len(), err)
+	}
+	if info, err := os.Stat(to); err != nil || info.Size() > 100<<20 {
+		t.Errorf("it was written as %d bytes, %v", info.Size(), err)
+	}
+	full := func(string) (int64, int64, error) { return 1 << 30, 100 << 30, nil }
+	err = decompress(t.Context(), bomb, to, full)
+	if !errors.Is(err, disk.ErrNoRoom) || !isLocal(err) || badDump(err) != err {
+		t.Errorf("on a disk that is full: %v", err)
+	}
+}
+
+// TestSilence: the health tells of a mirror that just does not get there, and of
+// what was passed over.
+func TestSilence(t *testing.T) {
+	t.Parallel()
+	source, own := newInstance(t), newInstance(t)
+	now := at(0)
+	log := new(syncBuffer)
+	m := mirrorOf(t, own, source, log, func() time.Time { return now })
+	for range 100 {
+		_, err := m.step(t.Context())
+		m.status.ended(m.log, err)
+		if !errors.Is(err, peer.ErrNotReady) {
+			t.Fatal(err)
+		}
+	}
+	if n := strings.Count(log.String(), "\n"); n != 2 {
+		t.Errorf("waiting for its first dump is told in %d lines:\n%s", n, log)
+	}
+	if warnings := m.Warnings(); len(warnings) != 0 {
+		t.Errorf("at first: %q", warnings)
+	}
+	now = now.Add(worryAfter + time.Second)
+	if warnings := m.Warnings(); len(warnings) != 1 || !strings.Contains(warnings[0], "has none yet") {
+		t.Errorf("after minutes: %q", warnings)
+	}
+	m.status.polled(now)
+	if warnings := m.Warnings(); len(warnings) != 0 {
+		t.Errorf("up to date: %q", warnings)
+	}
+	m.status.passedOver()
+	if warnings := m.Warnings(); len(warnings) != 1 || !strings.Contains(warnings[0], "passed over") {
+		t.Errorf("something was passed over: %q", warnings)
+	}
+}

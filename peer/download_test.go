@@ -1,0 +1,111 @@
+package peer
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"nar-herder/internal/disk"
+)
+
+// downloadFrom makes a peer of a handler, with a disk of 100 GiB of which so many
+// bytes are free.
+func downloadFrom(t *testing.T, free func() int64, handler http.HandlerFunc) (*Peer, string) {
+	t.Helper()
+	server := httptest.NewServer(handler)
+	t.Cleanup(server.Close)
+	base, err := url.Parse(server.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	look := func(string) (int64, int64, error) { return free(), 100 << 30, nil }
+	return New(base, Self{Room: look}), filepath.Join(t.TempDir(), "file")
+}
+
+// gone fails the test where a file of a download is left.
+func gone(t *testing.T, name string) {
+	t.Helper()
+	if left, err := filepath.Glob(name + "*"); err != nil || len(left) > 0 {
+		t.Errorf("%q are left, %v", left, err)
+	}
+}
+
+// TestDownloadRoom: a download leaves room for the database, also one that does not
+// say how long it is, or never ends.
+func TestDownloadRoom(t *testing.T) {
+	t.Parallel()
+	const giga = 1 << 30
+	t.Run("length", func(t *testing.T) {
+		t.Parallel()
+		p, name := downloadFrom(t, func() int64 { return 11 * giga }, func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("ETag", `"x"`)
+			w.Header().Set("Content-Length", fmt.Sprint(int64(10*giga+1)))
+			w.WriteHeader(http.StatusOK)
+		})
+		_, err := p.Download(t.Context(), DumpPath, name, false, nil)
+		if !errors.Is(err, disk.ErrNoRoom) || !strings.Contains(err.Error(), "make room") {
+			t.Error(err)
+		}
+		gone(t, name)
+	})
+	t.Run("no end", func(t *testing.T) {
+		t.Parallel()
+		var name string
+		p, name := downloadFrom(t, func() int64 {
+			if info, err := os.Stat(name); err == nil {
+				return giga + 50<<20 - info.Size()
+			}
+			return giga + 50<<20
+		}, func(w http.ResponseWriter, r *http.Request) {
+			for part := make([]byte, 1<<20); ; {
+				if _, err := w.Write(part); err != nil {
+					return
+				}
+			}
+		})
+		_, err := p.Download(t.Context(), DumpPath, name, false, nil)
+		if !errors.Is(err, disk.ErrNoRoom) {
+			t.Error(err)
+		}
+		gone(t, name)
+	})
+}
+
+// TestDownloadHashing: what is whole already is read once more, which ends at once
+// when the program does.
+func TestDownloadHashing(t *testing.T) {
+	t.Parallel()
+	text := bytes.Repeat([]byte("x"), 8<<20)
+	sum := sha256.Sum256(text)
+	p, name := downloadFrom(t, func() int64 { return 50 << 30 }, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("ETag", `"x"`)
+		w.Header().Set(DigestHeader, "sha-256=:"+base64.StdEncoding.EncodeToString(sum[:])+":")
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(text))
+	})
+	if _, err := p.Download(t.Context(), DumpPath, name, false, nil); err != nil {
+		t.Fatal(err)
+	}
+	known, have := readPartial(name, DumpPath)
+	if have != int64(len(text)) {
+		t.Fatalf("%d bytes are there", have)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	stop()
+	if _, err := finish(ctx, name, known, nil); !errors.Is(err, context.Canceled) {
+		t.Errorf("it was read all the same: %v", err)
+	}
+	if done, err := p.Download(t.Context(), DumpPath, name, false, nil); err != nil || !done.Verified {
+		t.Errorf("the next: %+v, %v", done, err)
+	}
+}
