@@ -128,9 +128,15 @@ func writeJSON(to *bytes.Buffer, value any) error {
 	return nil
 }
 
-// logState is what others are told of the log, with a page of it.
-func (s *Server) logState(page *index.Page) peer.LogState {
-	state := peer.LogState{Instance: s.options.Identity.Instance(), First: page.First, Last: page.Last, Position: page.Position}
+// logState is what others are told of the log, with a page of it; previous is up to
+// where they were told before.
+func (s *Server) logState(page *index.Page, previous int64) peer.LogState {
+	state := peer.LogState{
+		Instance: s.options.Identity.Instance(), First: page.First, Last: page.Last, Position: page.Position, Mark: page.Mark, Previous: previous,
+	}
+	if s.options.Chain != nil {
+		state.Chain = s.options.Chain()
+	}
 	state.Seal()
 	return state
 }
@@ -150,20 +156,35 @@ func (s *Server) pageAfter(ctx *fasthttp.RequestCtx) (page index.Page, after int
 		s.fault(ctx, "read the recent changes", err)
 		return page, 0, false
 	}
-	instance := string(query.Peek(peer.InstanceKey))
-	if instance != "" && instance != s.options.Identity.Instance() || isLost(after, page) {
-		var body bytes.Buffer
-		page.Position = 0
-		if err := writeJSON(&body, s.logState(&page)); err != nil {
-			s.fault(ctx, "write the recent changes", err)
-			return page, 0, false
-		}
-		ctx.Response.SetStatusCode(fasthttp.StatusGone)
-		ctx.Response.Header.SetContentType("application/json")
-		ctx.Response.SetBody(body.Bytes())
+	instance, mark := string(query.Peek(peer.InstanceKey)), string(query.Peek(peer.MarkKey))
+	isOther := instance != "" && instance != s.options.Identity.Instance()
+	// Where it has left the log, nobody can tell.
+	isAnother := mark != "" && page.AfterMark != "" && mark != page.AfterMark
+	if !isOther && !isAnother && !isLost(after, page) {
+		return page, after, true
+	}
+	var body bytes.Buffer
+	if err := writeJSON(&body, s.logState(&index.Page{First: page.First, Last: page.Last}, 0)); err != nil {
+		s.fault(ctx, "write the recent changes", err)
 		return page, 0, false
 	}
-	return page, after, true
+	ctx.Response.SetStatusCode(fasthttp.StatusGone)
+	ctx.Response.Header.SetContentType("application/json")
+	ctx.Response.SetBody(body.Bytes())
+	return page, 0, false
+}
+
+// sealed are the changes of a page as those are told who know them up to a number,
+// and the number of the last of them.
+func (s *Server) sealed(page *index.Page, told int64) ([]peer.Change, int64) {
+	changes := make([]peer.Change, len(page.Changes))
+	for i, change := range page.Changes {
+		changes[i] = toldAs(change)
+		changes[i].Previous, changes[i].Mark = told, change.Mark()
+		changes[i].Seal(s.options.Identity.Instance())
+		told = change.ID
+	}
+	return changes, told
 }
 
 // isLost says whether changes after the one with the number have left the log, or
@@ -173,16 +194,12 @@ func isLost(after int64, page index.Page) bool {
 }
 
 func (s *Server) serveChangesAfter(ctx *fasthttp.RequestCtx) {
-	page, _, ok := s.pageAfter(ctx)
+	page, after, ok := s.pageAfter(ctx)
 	if !ok {
 		return
 	}
-	reply := peer.ChangesReply{LogState: s.logState(&page), More: page.More, Changes: []peer.Change{}}
-	for _, change := range page.Changes {
-		c := toldAs(change)
-		c.Seal(reply.Instance)
-		reply.Changes = append(reply.Changes, c)
-	}
+	changes, told := s.sealed(&page, after)
+	reply := peer.ChangesReply{LogState: s.logState(&page, told), More: page.More, Changes: changes}
 	var body bytes.Buffer
 	if err := writeJSON(&body, reply); err != nil {
 		s.fault(ctx, "write the recent changes", err)
@@ -206,7 +223,7 @@ func (s *Server) serveStream(ctx *fasthttp.RequestCtx) {
 	}
 	stream := &changeStream{s: s, ctx: serving(ctx.Done()), news: s.news.wait()}
 	page, after, ok := s.pageAfter(ctx)
-	stream.position = after
+	stream.position, stream.told = after, after
 	if !ok || ctx.IsHead() {
 		stream.Close()
 		ctx.Response.SkipBody = ctx.IsHead()
@@ -228,7 +245,8 @@ type changeStream struct {
 	s        *Server
 	ctx      context.Context
 	news     <-chan struct{}
-	position int64
+	position int64 // up to where the log was read
+	told     int64 // up to where the client was told
 	more     bool
 	begun    bool
 	pending  bytes.Buffer
@@ -269,28 +287,37 @@ func (b *changeStream) Read(p []byte) (int, error) {
 			return 0, err
 		}
 	}
-	return b.pending.Read(p)
+	n, err := b.pending.Read(p)
+	if b.pending.Len() == 0 && b.pending.Cap() > pendingKept {
+		b.pending = bytes.Buffer{}
+	}
+	return n, err
 }
+
+// pendingKept is what a stream keeps of its buffer while it waits, in bytes: there
+// can be many of them.
+const pendingKept = 64 << 10
 
 // write makes events of a page. The state is told before, as the changes' sums are
 // with its instance, and behind, with the position.
 func (b *changeStream) write(page *index.Page) error {
 	if !b.begun {
 		b.begun = true
-		if err := b.event(peer.StateEvent, b.s.logState(&index.Page{First: page.First, Last: page.Last, Position: b.position})); err != nil {
+		begin := index.Page{First: page.First, Last: page.Last, Position: b.told, Mark: page.AfterMark}
+		if err := b.event(peer.StateEvent, b.s.logState(&begin, b.told)); err != nil {
 			return err
 		}
 	}
-	for _, change := range page.Changes {
-		c := toldAs(change)
-		c.Seal(b.s.options.Identity.Instance())
-		b.pending.WriteString("id: " + strconv.FormatInt(c.ID, 10) + "\n")
-		if err := b.event(peer.ChangeEvent, c); err != nil {
+	changes, told := b.s.sealed(page, b.told)
+	for i := range changes {
+		b.pending.WriteString("id: " + strconv.FormatInt(changes[i].ID, 10) + "\n")
+		if err := b.event(peer.ChangeEvent, &changes[i]); err != nil {
 			return err
 		}
 	}
-	b.position, b.more = page.Position, page.More
-	return b.event(peer.StateEvent, b.s.logState(page))
+	state := b.s.logState(page, told)
+	b.position, b.told, b.more = page.Position, page.Position, page.More
+	return b.event(peer.StateEvent, state)
 }
 
 func (b *changeStream) event(kind string, data any) error {

@@ -159,7 +159,7 @@ func TestStream(t *testing.T) {
 	t.Parallel()
 	server, s := startTelling(t)
 	base := &url.URL{Scheme: "http", Host: server.address}
-	stream, err := peer.New(base, peer.Self{}).Changes(t.Context(), s.Instance(), 0)
+	stream, err := peer.New(base, peer.Self{}).Changes(t.Context(), peer.Known{Instance: s.Instance()})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -128,6 +128,10 @@ type Options struct {
 	// nobody. For a stream of them, Follow must run.
 	Changes ChangeLog
 
+	// Chain are the instances that this one mirrors, itself or through others; nil
+	// for none.
+	Chain func() []string
+
 	// Mirror is how this instance does as a mirror of another, for the health; nil
 	// where it is none.
 	Mirror func() any

@@ -14,8 +14,12 @@ import (
 )
 
 const (
-	// batchSize is how many changes are done in one transaction.
-	batchSize = 500
+	// batchSize is how many changes are done in one transaction, and batchBytes
+	// the length of narinfos that ends it as well.
+	batchSize  = 1000
+	batchBytes = 4 << 20
+	// hurryAbove is a backlog that is worth to write in a hurry.
+	hurryAbove = 10_000
 	// pageInterval is for pages of changes, where a stream of them does not come
 	// through.
 	pageInterval = 5 * time.Second
@@ -28,14 +32,23 @@ const (
 // batch is what is done in one transaction.
 type batch struct {
 	changes []storage.Followed
+	size    int   // of narinfos, in bytes
 	next    place // behind it
 	// state is the source's, as it was told before the changes.
 	state peer.LogState
 }
 
+func (b *batch) add(change storage.Followed) {
+	b.changes = append(b.changes, change)
+	if change.Narinfo != nil {
+		b.size += len(change.Narinfo.Text)
+	}
+}
+
+func (b *batch) isFull() bool { return len(b.changes) >= batchSize || b.size >= batchBytes }
+
 // apply does what the source has done.
 func (m *Mirror) apply(ctx context.Context, b *batch) error {
-	options := storage.FollowOptions{Within: b.next.write}
 	removals := 0
 	for _, change := range b.changes {
 		if change.Narinfo == nil {
@@ -43,7 +56,11 @@ func (m *Mirror) apply(ctx context.Context, b *batch) error {
 		}
 	}
 	if removals > 0 {
-		if err := m.allow(ctx, removals); err != nil {
+		b.next.Removals = withRemovals(b.next.Removals, b.changes)
+	}
+	options := storage.FollowOptions{Within: b.next.write}
+	if removals > 0 {
+		if err := m.allow(ctx, b.next.Removals); err != nil {
 			return err
 		}
 		if m.Pinned != nil {
@@ -59,10 +76,21 @@ func (m *Mirror) apply(ctx context.Context, b *batch) error {
 	if err != nil {
 		return err
 	}
-	m.removals = append(m.removals, removalsAt{m.now(), sums.Withdrawn})
 	m.status.applied(sums)
 	m.announce(b.changes)
 	return nil
+}
+
+// hurry has the index be written as it is by large imports, until slow is called.
+func (m *Mirror) hurry() (slow func()) {
+	if err := m.Index.Hurry(true); err != nil {
+		m.log.Warn("can't hurry", "error", err)
+	}
+	return func() {
+		if err := m.Index.Hurry(false); err != nil {
+			m.log.Warn("can't stop to hurry", "error", err)
+		}
+	}
 }
 
 func (m *Mirror) announce(changes []storage.Followed) {
@@ -78,12 +106,6 @@ func (m *Mirror) announce(changes []storage.Followed) {
 	m.Wanted(wanted)
 }
 
-// removalsAt is how many removals were done at a time.
-type removalsAt struct {
-	at    time.Time
-	count int
-}
-
 const (
 	// suddenShare is the share of all items whose removal within suddenTime is
 	// taken for a mistake at the source, and suddenLeast a number that is not.
@@ -92,18 +114,39 @@ const (
 	suddenTime  = time.Hour
 )
 
-// allow refuses a source that removes very much at once.
-func (m *Mirror) allow(ctx context.Context, more int) error {
-	since := m.now().Add(-suddenTime)
-	recent := more
-	kept := m.removals[:0]
-	for _, r := range m.removals {
-		if r.at.After(since) && r.count > 0 {
-			kept = append(kept, r)
-			recent += r.count
+// withRemovals adds the removals among changes to those that were done, of the
+// time that counts. It goes by the times of the changes: so it is the same whenever
+// they are followed, and however often that is tried.
+func withRemovals(done map[int64]int, changes []storage.Followed) map[int64]int {
+	minutes := func(t time.Time) int64 { return t.Unix() / 60 }
+	all := make(map[int64]int, len(done)+1)
+	var newest int64
+	add := func(at int64, count int) {
+		all[at] += count
+		newest = max(newest, at)
+	}
+	for at, count := range done {
+		add(at, count)
+	}
+	for _, change := range changes {
+		if change.Narinfo == nil {
+			add(minutes(change.At), 1)
 		}
 	}
-	m.removals = kept
+	for at := range all {
+		if at < newest-int64(suddenTime/time.Minute) {
+			delete(all, at)
+		}
+	}
+	return all
+}
+
+// allow refuses a source that removes very much at once.
+func (m *Mirror) allow(ctx context.Context, removals map[int64]int) error {
+	recent := 0
+	for _, count := range removals {
+		recent += count
+	}
 	if recent <= suddenLeast {
 		return nil
 	}
@@ -111,7 +154,7 @@ func (m *Mirror) allow(ctx context.Context, more int) error {
 	if err != nil {
 		return err
 	}
-	if int64(recent) <= (totals.Items+int64(recent-more))/suddenShare {
+	if int64(recent) <= (totals.Items+int64(recent))/suddenShare {
 		return nil
 	}
 	return m.unlessAccepted(ctx, fmt.Sprintf("it removes %d items of %d within an hour", recent, totals.Items))
@@ -120,10 +163,16 @@ func (m *Mirror) allow(ctx context.Context, more int) error {
 // errUnreadable says that a change makes no sense.
 var errUnreadable = errors.New("makes no sense")
 
+// mostAhead is how far the source's clock may be ahead of ours.
+const mostAhead = 24 * time.Hour
+
 // read makes sense of a change. sure says that it has come as the source has it.
-func read(c peer.Change, sure bool) (change storage.Followed, err error) {
+func read(c peer.Change, sure bool, now time.Time) (change storage.Followed, err error) {
 	if change.At, err = parseTime(c.Datetime); err != nil {
 		return change, fmt.Errorf("%w: %w", errUnreadable, err)
+	}
+	if !sure && change.At.After(now.Add(mostAhead)) {
+		return change, fmt.Errorf("%w: it is of %s, which is yet to come", errUnreadable, c.Datetime)
 	}
 	switch c.Change {
 	case peer.Addition:
@@ -180,7 +229,7 @@ func plausible(n *narinfo.Narinfo) error {
 func (m *Mirror) followStream(ctx context.Context, at place) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stream, err := m.Source.Changes(ctx, at.Instance, at.Position)
+	stream, err := m.Source.Changes(ctx, at.known())
 	if errors.Is(err, peer.ErrSilent) {
 		m.noStreamUntil = m.now().Add(noStreamFor)
 		m.log.Info("the stream of changes does not come through, so they are asked for now and then", "source", m.Source.String(), "interval", pageInterval)
@@ -189,10 +238,16 @@ func (m *Mirror) followStream(ctx context.Context, at place) error {
 		return err
 	}
 	defer stream.Close()
-	if err := m.notSelf(stream.State().Instance); err != nil {
+	if err := m.notSelf(stream.State()); err != nil {
 		return err
 	}
-	m.status.heard(stream.State(), at.Position)
+	state := stream.State()
+	m.status.heard(state, at.Position)
+	slow := func() {}
+	if state.Last-at.Position > hurryAbove {
+		slow = m.hurry()
+	}
+	defer func() { slow() }()
 	// Changes are made sense of while those before them are written.
 	batches := make(chan *batch, 2)
 	failed := make(chan error, 1)
@@ -202,6 +257,10 @@ func (m *Mirror) followStream(ctx context.Context, at place) error {
 	}()
 	written := m.now()
 	for b := range batches {
+		if err := m.notSelf(b.state); err != nil {
+			return err
+		}
+		b.next.Removals = at.Removals
 		if len(b.changes) == 0 {
 			if b.next.Position != at.Position && m.now().Sub(written) > placeEvery {
 				if err := m.Index.Update(ctx, b.next.write); err != nil {
@@ -216,6 +275,10 @@ func (m *Mirror) followStream(ctx context.Context, at place) error {
 		}
 		at = b.next
 		m.status.heard(b.state, at.Position)
+		if b.state.Last-at.Position < batchSize {
+			slow()
+			slow = func() {}
+		}
 	}
 	return <-failed
 }
@@ -224,65 +287,80 @@ func (m *Mirror) followStream(ctx context.Context, at place) error {
 func (m *Mirror) gather(ctx context.Context, stream *peer.Stream, at place, to chan<- *batch) error {
 	for {
 		b := &batch{next: at}
-		for first := true; first || len(b.changes) < batchSize && stream.Buffered(); first = false {
+		var failure error
+		for first := true; first || !b.isFull() && stream.Buffered(); first = false {
 			change, err := stream.Next()
 			if err != nil {
-				if len(b.changes) > 0 {
-					break // the next call has it again
-				}
-				return fmt.Errorf("follow the changes of %s: %w", m.Source, err)
-			}
-			state := stream.State()
-			if state.Instance != at.Instance {
-				return fmt.Errorf("follow the changes of %s: %w: they are another instance's", m.Source, peer.ErrAnswer)
+				failure = fmt.Errorf("follow the changes of %s: %w", m.Source, err)
+				break
 			}
 			if change == nil {
-				b.next.Position = max(b.next.Position, state.Position)
+				state := stream.State()
+				b.next.Position, b.next.Mark = state.Position, state.Mark
 				continue
 			}
-			if change.ID <= b.next.Position {
-				return fmt.Errorf("follow the changes of %s: %w: change %d comes after %d", m.Source, peer.ErrAnswer, change.ID, b.next.Position)
-			}
-			b.next.Position = change.ID
-			followed, err := read(*change, true)
-			if err != nil {
-				// It has come as the source has it: it would be so the next time.
-				m.log.Error("a change of the source can't be followed, and is passed over", "source", m.Source.String(), "change", change.ID, "error", err)
-				m.status.passedOver()
-				continue
-			}
-			b.changes = append(b.changes, followed)
+			b.next.Position, b.next.Mark = change.ID, change.Mark
+			m.take(b, *change)
 		}
 		b.state = stream.State()
+		if b.state.Instance != at.Instance {
+			return fmt.Errorf("follow the changes of %s: %w: they are another instance's", m.Source, peer.ErrAnswer)
+		}
 		at = b.next
 		select {
-		case to <- b:
+		case to <- b: // what came before a failure is done
 		case <-ctx.Done():
 			return ctx.Err()
+		}
+		if failure != nil {
+			return failure
 		}
 	}
 }
 
+// take adds a change, which has come as the source has it, to a batch. One that
+// makes no sense would make none the next time either.
+func (m *Mirror) take(b *batch, c peer.Change) {
+	change, err := read(c, true, m.now())
+	if err != nil {
+		m.unreadableChange(c, err)
+		return
+	}
+	m.Storage.Prepare(&change)
+	b.add(change)
+}
+
+// unreadableChange tells of a change that is passed over.
+func (m *Mirror) unreadableChange(c peer.Change, err error) {
+	m.status.passedOver()
+	if m.unreadableTold++; m.unreadableTold <= mostTold {
+		m.log.Error("a change of the source can't be followed, and is passed over", "source", m.Source.String(), "change", c.ID, "datetime", c.Datetime, "error", err)
+	}
+}
+
+// mostTold bounds the lines in the log about changes that are passed over.
+const mostTold = 100
+
 // followPages asks for pages of changes, until there are none left.
 func (m *Mirror) followPages(ctx context.Context, at place) error {
 	for {
-		reply, err := m.Source.ChangesAfter(ctx, at.Instance, at.Position)
+		reply, err := m.Source.ChangesAfter(ctx, at.known())
 		var lost *peer.LostError
 		if errors.As(err, &lost) {
 			return m.lost(ctx, at, lost)
 		} else if err != nil {
 			return err
 		}
+		if err := m.notSelf(reply.LogState); err != nil {
+			return err
+		}
+		if reply.Instance != at.Instance {
+			return fmt.Errorf("ask %s for its changes: %w: they are another instance's", m.Source, peer.ErrAnswer)
+		}
 		b := &batch{next: at, state: reply.LogState}
-		b.next.Position = reply.Position
+		b.next.Position, b.next.Mark = reply.Position, reply.Mark
 		for _, change := range reply.Changes {
-			followed, err := read(change, true)
-			if err != nil {
-				m.log.Error("a change of the source can't be followed, and is passed over", "source", m.Source.String(), "change", change.ID, "error", err)
-				m.status.passedOver()
-				continue
-			}
-			b.changes = append(b.changes, followed)
+			m.take(b, change)
 		}
 		if b.next.Position != at.Position {
 			if err := m.apply(ctx, b); err != nil {

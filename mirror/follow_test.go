@@ -2,6 +2,7 @@ package mirror
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"slices"
 	"strings"
@@ -11,6 +12,7 @@ import (
 
 	"nar-herder/narinfo"
 	"nar-herder/peer"
+	"nar-herder/storage"
 	"nar-herder/storage/index"
 )
 
@@ -81,7 +83,10 @@ func TestGap(t *testing.T) {
 	until(t, "the source's items", func() bool { return len(own.list()) == 5 })
 	until(t, "the changes to be followed", func() bool { return f.Status().State == Following })
 	f.stop()
-	err := own.index.Update(t.Context(), func(tx *index.Tx) error { return tx.AddTags(testPath(1).Hash, []index.Tag{{Key: "k", Value: "v"}}) })
+	err := own.index.Update(t.Context(), func(tx *index.Tx) error {
+		// Only what is stored can be kept.
+		return errors.Join(tx.SetStored(pinned, 1, nil), tx.AddTags(testPath(1).Hash, []index.Tag{{Key: "k", Value: "v"}}))
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -281,5 +286,151 @@ func TestDamagedStream(t *testing.T) {
 		if damaged.Load() < 2 {
 			t.Error("nothing was damaged")
 		}
+	}
+}
+
+// TestDamagedInMidst: of changes that come together, none is lost when one, or what
+// tells of it, is damaged.
+func TestDamagedInMidst(t *testing.T) {
+	t.Parallel()
+	for name, damage := range map[string]func(text string) string{
+		"a change": func(text string) string { return strings.Replace(text, "Version: 8", "Version: 9", 1) },
+		"its event": func(text string) string {
+			return strings.Replace(replaceAfter(text, "Version: 7", "event: change", "event: chance"), `"recent_changes"`, `"recent_chances"`, 1)
+		},
+		"its data":        func(text string) string { return replaceAfter(text, "Version: 7", "data: ", "date: ") },
+		"all of it":       func(text string) string { return replaceAfter(text, "Version: 7", "\n\n", "\n") },
+		"the end":         func(text string) string { return text[:max(0, strings.LastIndex(text, "event: "))] },
+		"one in the page": func(text string) string { return strings.Replace(text, `"id":4`, `"id":5`, 1) },
+	} {
+		for _, path := range []string{peer.StreamPath, peer.ChangesPath} {
+			if path == peer.ChangesPath && (name == "its data" || name == "all of it") {
+				continue // of events alone
+			}
+			t.Run(name+" at "+path, func(t *testing.T) {
+				t.Parallel()
+				source := newInstance(t)
+				source.add(at(1), testInfo(1, 1, 1))
+				source.dump(true)
+				f := follow(t, newInstance(t), source, nil)
+				f.same(source)
+				f.stop()
+				var asked, damaged atomic.Int64
+				source.through(func(w http.ResponseWriter, r *http.Request) bool {
+					if r.URL.Path == peer.StreamPath && path != peer.StreamPath {
+						http.Error(w, "not now", http.StatusInternalServerError)
+						return true
+					}
+					if r.URL.Path != path || asked.Add(1) > 3 {
+						return false
+					}
+					behind, err := http.Get("http://" + source.address + r.URL.String())
+					if err != nil {
+						return false
+					}
+					defer behind.Body.Close()
+					buffer := make([]byte, 1<<20)
+					n, _ := behind.Body.Read(buffer)
+					w.Header().Set("Content-Type", behind.Header.Get("Content-Type"))
+					w.WriteHeader(behind.StatusCode)
+					text := damage(string(buffer[:n]))
+					if text != string(buffer[:n]) {
+						damaged.Add(1)
+					}
+					_, _ = w.Write([]byte(text))
+					if path == peer.StreamPath {
+						panic(http.ErrAbortHandler)
+					}
+					return true
+				})
+				source.add(at(2), testInfo(2, 6, 2), testInfo(3, 7, 3), testInfo(4, 8, 4), testInfo(5, 1, 5), testInfo(6, 1, 6))
+				f = follow(t, f.instance, source, func(o *Options) {})
+				if path == peer.ChangesPath {
+					f.stop()
+					m := f.Mirror
+					m.noStreamUntil = m.now().Add(time.Hour)
+					for range 8 {
+						if _, err := m.step(t.Context()); err != nil {
+							continue
+						}
+					}
+				}
+				f.same(source)
+				if damaged.Load() == 0 {
+					t.Error("nothing was damaged")
+				}
+			})
+		}
+	}
+}
+
+// replaceAfter replaces what comes first after a text.
+func replaceAfter(text, after, old, with string) string {
+	i := strings.Index(text, after)
+	if i < 0 {
+		return text
+	}
+	return text[:i] + strings.Replace(text[i:], old, with, 1)
+}
+
+// TestBackupPutBack: a source that was put back to an earlier state, and has gone on
+// since, is noticed, although its log has come as far as it was followed.
+func TestBackupPutBack(t *testing.T) {
+	t.Parallel()
+	source := newInstance(t)
+	source.add(at(1), testInfo(1, 1, 1))
+	source.dump(true)
+	f := follow(t, newInstance(t), source, nil)
+	source.add(at(2), testInfo(2, 1, 2), testInfo(3, 1, 3))
+	f.same(source)
+	until(t, "to be up to date", func() bool { return f.Status().Backlog == 0 && f.Status().State == Following })
+	f.stop()
+	// The log is the same but for its last change.
+	err := source.index.Update(t.Context(), func(tx *index.Tx) error { return tx.Remove(testPath(3).Hash, at(3)) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	source.rewrite("DELETE FROM recent_changes WHERE id >= 3", "UPDATE sqlite_sequence SET seq = 2 WHERE name = 'recent_changes'")
+	source.add(at(4), testInfo(4, 1, 4), testInfo(5, 1, 5))
+	f = follow(t, f.instance, source, nil)
+	if why := f.refused(); !strings.Contains(why, "gone back in time") {
+		t.Errorf("it was refused because %s", why)
+	}
+	source.dump(true)
+	accept(t, f)
+	f.again(source)
+}
+
+// TestCycle: two that mirror each other have no changes go round.
+func TestCycle(t *testing.T) {
+	t.Parallel()
+	a, b := newInstance(t), newInstance(t)
+	a.add(at(1), testInfo(1, 1, 1))
+	b.add(at(1), testInfo(2, 1, 2))
+	a.dump(true)
+	b.dump(true)
+	fa := follow(t, a, b, nil)
+	a.tellsChain(fa.Mirror)
+	until(t, "a to follow b", func() bool { return fa.Status().State == Following })
+	fb := follow(t, b, a, nil)
+	b.tellsChain(fb.Mirror)
+	until(t, "one of them to be refused", func() bool { return fa.Status().State == Refusing || fb.Status().State == Refusing })
+}
+
+// TestSuddenRemovalsLast: removals that were refused are refused however late they
+// are tried again.
+func TestSuddenRemovalsLast(t *testing.T) {
+	t.Parallel()
+	done := map[int64]int{at(0).Unix() / 60: 1001}
+	removal := []storage.Followed{{At: at(30), Hash: testPath(1).Hash}}
+	if got := withRemovals(done, removal)[at(0).Unix()/60]; got != 1002 {
+		t.Errorf("%d within a minute", got)
+	}
+	later := []storage.Followed{{At: at(0).Add(2 * time.Hour), Hash: testPath(1).Hash}}
+	if got := withRemovals(done, later); len(got) != 1 {
+		t.Errorf("two hours later: %v", got)
+	}
+	if done[at(0).Unix()/60] != 1001 {
+		t.Error("what was done has changed")
 	}
 }

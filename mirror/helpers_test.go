@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"database/sql"
 	"encoding/base64"
 	"fmt"
 	"log/slog"
@@ -78,6 +79,7 @@ type instance struct {
 	server  *httpapi.Server
 	front   *httptest.Server
 	address string // of the server behind the front
+	chain   func() []string
 
 	mu sync.Mutex
 	// dumped is what the front has as the dump; nil for 503.
@@ -99,7 +101,14 @@ func openInstance(t testing.TB, database string) *instance {
 		t.Fatal(err)
 	}
 	i := &instance{t: t, index: x, storage: storage.New(x, nil, storage.Options{})}
-	i.server = httpapi.New(i.storage, httpapi.Options{Changes: x, Identity: i.storage, AnswerCache: 1 << 20})
+	i.server = httpapi.New(i.storage, httpapi.Options{Changes: x, Identity: i.storage, AnswerCache: 1 << 20, Chain: func() []string {
+		i.mu.Lock()
+		defer i.mu.Unlock()
+		if i.chain == nil {
+			return nil
+		}
+		return i.chain()
+	}})
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -300,6 +309,28 @@ func (i *instance) through(f func(http.ResponseWriter, *http.Request) bool) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.intercept = f
+}
+
+// tellsChain has the instance tell which others it mirrors.
+func (i *instance) tellsChain(m *Mirror) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.chain = m.Chain
+}
+
+// rewrite changes the database past the index.
+func (i *instance) rewrite(statements ...string) {
+	i.t.Helper()
+	db, err := sql.Open("sqlite", i.index.Path())
+	if err != nil {
+		i.t.Fatal(err)
+	}
+	defer db.Close()
+	for _, statement := range statements {
+		if _, err := db.Exec(statement); err != nil {
+			i.t.Fatal(err)
+		}
+	}
 }
 
 // trim has the log lose its oldest changes.

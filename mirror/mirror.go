@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"nar-herder/narinfo"
@@ -54,6 +55,11 @@ const (
 	refusedPause = 10 * time.Second
 	// notReadyPause is for a source that will have a dump soon.
 	notReadyPause = 5 * time.Second
+	// healthyAfter is how long following has gone well when its end is no reason
+	// to wait for longer than at first.
+	healthyAfter = 10 * time.Second
+	// resyncPause is how soon after a start from the dump another is a failure.
+	resyncPause = time.Minute
 	// noLogFor is for how long a source that had numbers for its changes may have
 	// none, as during an upgrade of what is in front of it.
 	noLogFor = time.Hour
@@ -76,10 +82,12 @@ type Mirror struct {
 	// unlogged: nobody has followed this instance, so that what it starts with
 	// needs not be told.
 	unlogged bool
-	// removals are those of the last hour, for allow.
-	removals []removalsAt
 	// unreadable counts how often in a row a change could not be made sense of.
 	unreadable map[[8]byte]int
+	// unreadableTold is how many were told of in the log.
+	unreadableTold int
+	// resyncedAt is when this has started from the source's dump last.
+	resyncedAt time.Time
 	// askedNumbers is when a source without numbers was asked for some last.
 	askedNumbers time.Time
 	// noLogSince is since when a source that had numbers has none.
@@ -108,9 +116,13 @@ func New(options Options) *Mirror {
 // Run follows the source until the context ends.
 func (m *Mirror) Run(ctx context.Context) {
 	for failures := 0; ctx.Err() == nil; {
+		begun := m.now()
 		wait, err := m.step(ctx)
 		if ctx.Err() != nil {
 			return
+		}
+		if m.now().Sub(begun) > healthyAfter {
+			failures = 0 // it went well until now
 		}
 		var refused *RefusedError
 		switch {
@@ -179,26 +191,52 @@ func (m *Mirror) step(ctx context.Context) (time.Duration, error) {
 	return 0, err
 }
 
-// notSelf refuses to follow oneself.
-func (m *Mirror) notSelf(instance string) error {
-	if instance != m.Index.Instance() {
-		return nil
+// notSelf refuses to follow oneself, and who follows this instance: changes would go
+// round for ever.
+func (m *Mirror) notSelf(state peer.LogState) error {
+	own := m.Index.Instance()
+	if state.Instance == own {
+		return &RefusedError{"it is this very instance: name another with --mirror"}
 	}
-	return &RefusedError{"it is this very instance: name another with --mirror"}
+	if slices.Contains(state.Chain, own) {
+		return &RefusedError{"it mirrors this instance, itself or through others: name one with --mirror that does not"}
+	}
+	m.status.chain(append([]string{state.Instance}, state.Chain[:min(len(state.Chain), mostChain)]...))
+	return nil
 }
+
+// mostChain bounds the instances that are told of as mirrored.
+const mostChain = 32
 
 // lost decides what to do when the changes behind the own place can't be had.
 func (m *Mirror) lost(ctx context.Context, at place, lost *peer.LostError) error {
+	if m.now().Sub(m.resyncedAt) < resyncPause {
+		return fmt.Errorf("lost again right after starting from its dump: %w", lost)
+	}
+	why := ""
 	switch {
 	case lost.Instance != at.Instance:
-		return m.resync(ctx, at, "its database is another than before")
+		return m.startAnew(ctx, at, "its database is another than before")
+	case lost.First > at.Position+1:
+		return m.startAnew(ctx, at, fmt.Sprintf("changes %d to %d have left its log", at.Position+1, lost.First-1))
 	case lost.Last < at.Position:
-		if err := m.unlessAccepted(ctx, fmt.Sprintf("it has gone back in time: change %d was followed, and it has come to %d only, as after a backup was put back", at.Position, lost.Last)); err != nil {
-			return err
-		}
-		return m.resync(ctx, at, "it has gone back in time, which was accepted")
+		why = fmt.Sprintf("it has gone back in time: change %d was followed, and it has come to %d only, as after a backup was put back", at.Position, lost.Last)
+	default:
+		why = fmt.Sprintf("it has gone back in time: its change %d is another than the one that was followed, as after a backup was put back", at.Position)
 	}
-	return m.resync(ctx, at, fmt.Sprintf("changes %d to %d have left its log", at.Position+1, lost.First-1))
+	if err := m.unlessAccepted(ctx, why); err != nil {
+		return err
+	}
+	return m.startAnew(ctx, at, "it has gone back in time, which was accepted")
+}
+
+// startAnew is resync, and remembers when.
+func (m *Mirror) startAnew(ctx context.Context, at place, why string) error {
+	if err := m.resync(ctx, at, why); err != nil {
+		return err
+	}
+	m.resyncedAt = m.now()
+	return nil
 }
 
 // acceptSetting is where an administrator's word is kept: a time.
@@ -223,7 +261,7 @@ func (m *Mirror) unlessAccepted(ctx context.Context, why string) error {
 		if err != nil {
 			return fmt.Errorf("the setting %s in the database: %w", acceptSetting, err)
 		}
-		if age := m.now().Sub(at); age < acceptedFor {
+		if age := m.now().Sub(at); 0 <= age && age < acceptedFor {
 			m.log.Warn("the source was accepted, so that it is followed", "source", m.Source.String(), "although", why)
 			return nil
 		}

@@ -18,8 +18,13 @@ import (
 type place struct {
 	// Instance is whose changes are followed by number, up to Position; "" where
 	// they have none.
+	// Mark tells whether the change there is still the one that was followed.
 	Instance string `json:"instance,omitempty"`
 	Position int64  `json:"position,omitempty"`
+	Mark     string `json:"mark,omitempty"`
+	// Removals are those of the last while, by the times of the changes, in
+	// minutes since 1970.
+	Removals map[int64]int `json:"removals,omitempty"`
 	// Since is the time of the newest change, and Seen has those of the last
 	// while before it: of what comes again, and may have been written late,
 	// they tell what is new.
@@ -61,6 +66,11 @@ func readPlace(ctx context.Context, x *index.Index) (place, error) {
 		return place{}, fmt.Errorf("the setting %s in the database: %w", index.CopyLastChange, err)
 	}
 	return p, nil
+}
+
+// known is the place of one whose changes have numbers.
+func (p place) known() peer.Known {
+	return peer.Known{Instance: p.Instance, Position: p.Position, Mark: p.Mark}
 }
 
 func (p place) write(tx *index.Tx) error {
@@ -121,7 +131,7 @@ func (p place) from() time.Time { return p.Since.Add(-overlap) }
 
 // with returns the place behind further changes.
 func (p place) with(changes seen) place {
-	next := place{Since: p.Since, Seen: make(seen, len(p.Seen)+len(changes))}
+	next := place{Since: p.Since, Removals: p.Removals, Seen: make(seen, len(p.Seen)+len(changes))}
 	for _, at := range changes {
 		if at.After(next.Since) {
 			next.Since = at

@@ -72,7 +72,7 @@ func (m *Mirror) merge(ctx context.Context, at place, db *dump) (place, error) {
 	if err != nil {
 		return next, err
 	}
-	if err := m.notSelf(next.Instance); err != nil {
+	if err := m.notSelf(peer.LogState{Instance: next.Instance}); err != nil {
 		return next, err
 	}
 	// A dump without changes may end with a removal, which leaves no time in it.

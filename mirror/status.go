@@ -51,6 +51,7 @@ type status struct {
 	current Status
 	asOf    time.Time
 
+	instances     []string
 	sums          storage.FollowedSums
 	totalFailures int64
 	resyncs       int64
@@ -112,6 +113,24 @@ func (s *status) doing(state, what string) {
 	if s.told != nil {
 		s.told(s.current)
 	}
+}
+
+// chain notes the instances that are mirrored, itself or through others.
+func (s *status) chain(instances []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.instances = instances
+}
+
+// Chain are the instances that this one mirrors, itself or through others, as far as
+// known.
+func (m *Mirror) Chain() []string {
+	m.status.mu.Lock()
+	defer m.status.mu.Unlock()
+	if m.status.current.State == Refusing {
+		return nil
+	}
+	return m.status.instances
 }
 
 // heard notes the state of the source's log, which is followed up to a position.

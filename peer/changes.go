@@ -39,6 +39,8 @@ const (
 	// the name of the instance that gave it that number.
 	AfterKey    = "after"
 	InstanceKey = "instance"
+	// MarkKey has the mark of that change, if it is known.
+	MarkKey = "mark"
 
 	StateEvent  = "state"
 	ChangeEvent = "change"
@@ -58,8 +60,14 @@ type Change struct {
 	Datetime string `json:"datetime"`
 	Change   string `json:"change"`
 	Data     string `json:"data"`
-	// ID is its number; 0 from the original.
+	// ID is its number; 0 from the original, which has none of what follows.
 	ID int64 `json:"id,omitempty"`
+	// Previous is up to where all was told before: the number asked for, or that
+	// of the change or state before. So none can get lost on its way unnoticed.
+	Previous int64 `json:"previous,omitempty"`
+	// Mark is what tells the change from another with the same number, as there
+	// is after a backup was put back.
+	Mark string `json:"mark,omitempty"`
 	// Sum tells whether it has come as it was sent; see [Change.Seal].
 	Sum string `json:"sum,omitempty"`
 }
@@ -68,8 +76,10 @@ type Change struct {
 func (c *Change) Seal(instance string) { c.Sum = c.sum(instance) }
 
 func (c *Change) sum(instance string) string {
-	return sum(instance, strconv.FormatInt(c.ID, 10), c.Datetime, c.Change, c.Data)
+	return sum(instance, number(c.ID), number(c.Previous), c.Mark, c.Datetime, c.Change, c.Data)
 }
+
+func number(n int64) string { return strconv.FormatInt(n, 10) }
 
 // sum is a digest of words. TCP's own is too weak for what is kept for years,
 // and proxies and disks are between.
@@ -87,20 +97,26 @@ type LogState struct {
 	Instance string `json:"instance"`
 	// First is the oldest change that is still told, and Last the newest that
 	// there has been; up to Position all has been told.
-	First    int64  `json:"first"`
-	Last     int64  `json:"last"`
-	Position int64  `json:"position"`
-	Sum      string `json:"sum"`
+	First    int64 `json:"first"`
+	Last     int64 `json:"last"`
+	Position int64 `json:"position"`
+	// Previous and Mark are as in [Change], of the Position.
+	Previous int64  `json:"previous"`
+	Mark     string `json:"mark"`
+	// Chain are the instances that this one mirrors, itself or through others.
+	Chain []string `json:"chain,omitempty"`
+	Sum   string   `json:"sum"`
 }
 
 // Seal sets the sum.
 func (s *LogState) Seal() { s.Sum = s.sum() }
 
 func (s *LogState) sum() string {
-	return sum(s.Instance, strconv.FormatInt(s.First, 10), strconv.FormatInt(s.Last, 10), strconv.FormatInt(s.Position, 10))
+	return sum(append([]string{s.Instance, number(s.First), number(s.Last), number(s.Position), number(s.Previous), s.Mark}, s.Chain...)...)
 }
 
-// ChangesReply answers AfterKey. With More, there are others behind Position.
+// ChangesReply answers AfterKey. Its state is that behind the changes. With More,
+// there are others behind Position.
 type ChangesReply struct {
 	LogState
 	More    bool     `json:"more"`
@@ -109,7 +125,8 @@ type ChangesReply struct {
 
 // LostError says that the changes that were asked for can't be told: the
 // instance is another than the one that gave the number, or they have left its
-// log, or it has not come to that number yet, so that it has gone back in time.
+// log, or it has not come to that number yet, or has another change with it, so that
+// it has gone back in time.
 type LostError struct{ LogState }
 
 func (e *LostError) Error() string {
@@ -147,29 +164,47 @@ type Stream struct {
 	body  io.ReadCloser
 	lines *bufio.Reader
 	state LogState
+	told  int64 // up to where all has been told
+	err   error // of all calls from the first that failed on
 }
 
-// Changes opens the stream of changes after the one with the given number, which
-// the instance of that name gave; "" for any. The error is [ErrNoLog], a
+// Known is up to where the changes of an instance are known.
+type Known struct {
+	// Instance is whose changes they are; "" for any.
+	Instance string
+	Position int64
+	// Mark is that of the change at the position; "" when it is not known.
+	Mark string
+}
+
+func (k Known) query() string {
+	query := url.Values{AfterKey: {number(k.Position)}}
+	if k.Instance != "" {
+		query.Set(InstanceKey, k.Instance)
+	}
+	if k.Mark != "" {
+		query.Set(MarkKey, k.Mark)
+	}
+	return query.Encode()
+}
+
+// Changes opens the stream of changes behind those that are known. The error is [ErrNoLog], a
 // [*LostError], or another when none of that is known. The stream is the caller's
 // to close.
-func (p *Peer) Changes(ctx context.Context, instance string, after int64) (*Stream, error) {
-	query := url.Values{AfterKey: {strconv.FormatInt(after, 10)}}
-	if instance != "" {
-		query.Set(InstanceKey, instance)
-	}
+func (p *Peer) Changes(ctx context.Context, known Known) (*Stream, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	response, err := p.send(ctx, StreamPath+"?"+query.Encode())
+	response, err := p.send(ctx, StreamPath+"?"+known.query())
 	if err != nil {
 		cancel(nil)
 		var slow net.Error
-		if errors.As(err, &slow) && slow.Timeout() {
+		var dial *net.OpError
+		if errors.As(err, &slow) && slow.Timeout() && !(errors.As(err, &dial) && dial.Op == "dial") {
 			err = fmt.Errorf("%w: %w", ErrSilent, err) // something holds the head back
 		}
 		return nil, fmt.Errorf("follow the changes of %s: %w", p, err)
 	}
 	body := newProgressing(response.Body, -1, p.silence(), cancel, p.name)
-	stream := &Stream{body: body, lines: bufio.NewReaderSize(body, 64<<10)}
+	stream := &Stream{body: body, lines: bufio.NewReaderSize(body, 64<<10), told: known.Position}
 	if err := stream.begin(response); err != nil {
 		if cause := context.Cause(ctx); cause != nil {
 			err = cause
@@ -243,7 +278,7 @@ const mostReply = 64 << 20
 
 // ChangesAfter asks for a page of the changes that [Peer.Changes] has a stream of.
 // The errors are the same.
-func (p *Peer) ChangesAfter(ctx context.Context, instance string, after int64) (reply *ChangesReply, err error) {
+func (p *Peer) ChangesAfter(ctx context.Context, known Known) (reply *ChangesReply, err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("ask %s for its changes: %w", p, err)
@@ -251,8 +286,7 @@ func (p *Peer) ChangesAfter(ctx context.Context, instance string, after int64) (
 	}()
 	ctx, cancel := context.WithTimeout(ctx, 4*p.self.ProgressTimeout)
 	defer cancel()
-	query := url.Values{AfterKey: {strconv.FormatInt(after, 10)}, InstanceKey: {instance}}
-	response, err := p.send(ctx, ChangesPath+"?"+query.Encode())
+	response, err := p.send(ctx, ChangesPath+"?"+known.query())
 	if err != nil {
 		return nil, err
 	}
@@ -280,15 +314,19 @@ func (p *Peer) ChangesAfter(ctx context.Context, instance string, after int64) (
 	if reply.Sum != reply.sum() {
 		return nil, ErrDamaged
 	}
-	for last, i := after, 0; i < len(reply.Changes); i++ {
+	told := known.Position
+	for i := range reply.Changes {
 		change := &reply.Changes[i]
 		if change.Sum != change.sum(reply.Instance) {
 			return nil, fmt.Errorf("change %d: %w", change.ID, ErrDamaged)
 		}
-		if change.ID <= last || change.ID > reply.Position {
-			return nil, fmt.Errorf("%w: change %d comes after %d", ErrAnswer, change.ID, last)
+		if change.Previous != told || change.ID <= told {
+			return nil, fmt.Errorf("%w: change %d comes behind %d, where %d had been told", ErrAnswer, change.ID, change.Previous, told)
 		}
-		last = change.ID
+		told = change.ID
+	}
+	if reply.Previous != told || reply.Position < told || reply.More && reply.Position == known.Position {
+		return nil, fmt.Errorf("%w: it is up to %d, behind %d, where %d had been told", ErrAnswer, reply.Position, reply.Previous, told)
 	}
 	return reply, nil
 }
@@ -297,8 +335,17 @@ func (p *Peer) ChangesAfter(ctx context.Context, instance string, after int64) (
 func (s *Stream) State() LogState { return s.state }
 
 // Next waits for the next change. It returns nil when there is a new State
-// instead. After an error the stream is of no more use.
+// instead. After an error the stream is of no more use, and Next returns the same.
 func (s *Stream) Next() (*Change, error) {
+	if s.err != nil {
+		return nil, s.err
+	}
+	change, err := s.next()
+	s.err = err
+	return change, err
+}
+
+func (s *Stream) next() (*Change, error) {
 	var kind string
 	var data []byte
 	for {
@@ -327,7 +374,10 @@ func (s *Stream) Next() (*Change, error) {
 			if state.Sum != state.sum() {
 				return nil, fmt.Errorf("the state of its log: %w", ErrDamaged)
 			}
-			s.state = state
+			if state.Previous != s.told || state.Position < s.told {
+				return nil, fmt.Errorf("%w: its state is of %d, behind %d, where %d had been told", ErrAnswer, state.Position, state.Previous, s.told)
+			}
+			s.state, s.told = state, state.Position
 			return nil, nil
 		case ChangeEvent:
 			change := new(Change)
@@ -337,8 +387,14 @@ func (s *Stream) Next() (*Change, error) {
 			if change.Sum != change.sum(s.state.Instance) {
 				return nil, fmt.Errorf("change %d: %w", change.ID, ErrDamaged)
 			}
+			if change.Previous != s.told || change.ID <= s.told {
+				return nil, fmt.Errorf("%w: change %d comes behind %d, where %d had been told", ErrAnswer, change.ID, change.Previous, s.told)
+			}
+			s.told = change.ID
 			return change, nil
 		}
+		// Of a kind that is to come, or one that was damaged, which the next
+		// that is known will tell.
 		kind, data = "", nil
 	}
 }

@@ -18,6 +18,16 @@ type Followed struct {
 	// Narinfo is what was added; nil for a removal, of the item with that Hash.
 	Narinfo *narinfo.Narinfo
 	Hash    narinfo.PathHash
+
+	entry *index.Entry
+}
+
+// Prepare does the part of following an addition that needs no database, so that it
+// can be done beside the following of others. It need not be called.
+func (s *Storage) Prepare(change *Followed) {
+	if change.Narinfo != nil {
+		change.entry = s.index.Prepare(change.Narinfo)
+	}
 }
 
 // FollowedSums counts what became of changes.
@@ -57,7 +67,9 @@ func (s *Storage) Follow(ctx context.Context, changes []Followed, options Follow
 	entries := make([]*index.Entry, len(changes))
 	for i, change := range changes {
 		if change.Narinfo != nil {
-			entries[i] = s.index.Prepare(change.Narinfo)
+			if entries[i] = change.entry; entries[i] == nil {
+				entries[i] = s.index.Prepare(change.Narinfo)
+			}
 			entries[i].AddedAt, entries[i].Mirrored, entries[i].Unlogged = change.At, true, options.Unlogged
 		}
 	}
@@ -119,12 +131,15 @@ func (s *Storage) followRemoval(tx *index.Tx, change Followed, now time.Time, ke
 		return FollowedSums{Known: 1}, nil
 	case !row.Mirrored:
 		return FollowedSums{Kept: 1}, nil
-	case keeps != nil && keeps(change.Hash):
-		// From now on, it is here alone.
+	case row.Stored != 0 && keeps != nil && keeps(change.Hash):
+		// From now on, it is here alone. Without its nar it would lead nowhere.
 		return FollowedSums{Kept: 1}, tx.SetMirrored(change.Hash, false)
 	}
-	_, err = tx.WithdrawAs(change.Hash, now, change.At)
-	return FollowedSums{Withdrawn: 1}, err
+	if _, err := tx.WithdrawAs(change.Hash, now, change.At); err != nil {
+		return FollowedSums{}, err
+	}
+	// An import that takes it back makes it one that is here alone.
+	return FollowedSums{Withdrawn: 1}, tx.SetMirrored(change.Hash, false)
 }
 
 // followAddition writes an item's row, and returns the names of files in the
@@ -153,8 +168,11 @@ func (s *Storage) followAddition(tx *index.Tx, change Followed, entry *index.Ent
 	if err != nil {
 		return sums, nil, err
 	}
-	if old.Narinfo.NarHash != n.NarHash && !old.Mirrored && old.WithdrawnAt.IsZero() {
-		s.log.Warn("the mirrored instance has another nar of an item that came from here, which stays", "item", n.StorePath.String())
+	if !old.Mirrored && old.WithdrawnAt.IsZero() {
+		// Another signature, say, or another nar: what came from here stays.
+		if old.Narinfo.NarHash != n.NarHash {
+			s.log.Warn("the mirrored instance has another nar of an item that came from here, which stays", "item", n.StorePath.String())
+		}
 		return FollowedSums{Kept: 1}, nil, nil
 	}
 	// The files of another nar have the same names: they must be unclaimed before

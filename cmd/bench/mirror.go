@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -225,6 +226,10 @@ func (m *mirroring) curlDump() (float64, error) {
 // synced starts the mirror and stops it when it has all that the source has. It
 // returns the seconds between, and the most memory, in MB.
 func (m *mirroring) synced() (seconds, peak float64, err error) {
+	sourceBefore, err := m.source.cpu()
+	if err != nil {
+		return 0, 0, err
+	}
 	begun := time.Now()
 	s, err := m.startMirror("")
 	if err != nil {
@@ -235,6 +240,13 @@ func (m *mirroring) synced() (seconds, peak float64, err error) {
 		return 0, 0, err
 	}
 	seconds = time.Since(begun).Seconds()
+	// Where it is slow on a busy machine, these tell whether it would be otherwise.
+	cpu, err1 := s.cpu()
+	sourceCPU, err2 := m.source.cpu()
+	if err := errors.Join(err1, err2); err != nil {
+		return 0, 0, err
+	}
+	m.b.say("up to date after %.2f s; processor time: the mirror %.2f s, the source %.2f s", seconds, cpu.Seconds(), (sourceCPU - sourceBefore).Seconds())
 	bytes, err := s.memory("VmHWM")
 	if err != nil {
 		return 0, 0, err

@@ -220,13 +220,18 @@ func (b *bench) narHerder(database, storage string, options ...string) (*server,
 	return b.start("nar-herder", address, nil, b.binary, args...)
 }
 
+// importWait bounds an import.
+const importWait = 30 * time.Minute
+
 // importTree runs nar-herder import, and returns how long it took.
 func (b *bench) importTree(database, storage, from string) (time.Duration, error) {
 	args := []string{"import", "--database=" + database}
 	if storage != "" {
 		args = append(args, "--storage="+storage)
 	}
-	command := exec.CommandContext(b.ctx, b.binary, append(args, from)...)
+	ctx, cancel := context.WithTimeout(b.ctx, importWait)
+	defer cancel()
+	command := exec.CommandContext(ctx, b.binary, append(args, from)...)
 	begun := time.Now()
 	if out, err := command.CombinedOutput(); err != nil {
 		return 0, fmt.Errorf("nar-herder %s: %w\n%s", strings.Join(args, " "), err, out)
@@ -234,9 +239,13 @@ func (b *bench) importTree(database, storage, from string) (time.Duration, error
 	return time.Since(begun), nil
 }
 
-// get fetches a path from the server.
+// getWait bounds the fetching of something small.
+const getWait = time.Minute
+
+// get fetches a path from the server, of which little is there.
 func (s *server) get(path string) ([]byte, error) {
-	response, err := http.Get("http://" + s.address + path)
+	client := http.Client{Timeout: getWait}
+	response, err := client.Get("http://" + s.address + path)
 	if err != nil {
 		return nil, err
 	}

@@ -94,6 +94,7 @@ func (c *serverCommand) follower(store *opened, peers peer.Peers, fetcher *nars.
 		},
 		Interval: time.Duration(c.MirrorInterval), Log: log,
 	})
+	options.Chain = follower.Chain
 	options.Mirror = func() any {
 		status := mirrorStatus{Status: follower.Status()}
 		if fetcher != nil {

@@ -25,7 +25,6 @@ type asker struct {
 	t       *testing.T
 	address string
 	texts   map[string]string // by target
-	known   sync.Map          // targets that were answered, by which the nar must be there
 	removed sync.Map          // targets that may be gone
 	whole   atomic.Int64      // nars that came whole
 }
@@ -155,12 +154,14 @@ func TestMirrorFaults(t *testing.T) {
 					_ = command(source.args("remove", hash)...).Run() // also of one that is gone already
 				}
 			}
-			until(t, "enough to go wrong", func() bool { return proxy.Counts().Faulty() > 60 })
+			until(t, "enough to go wrong", func() bool { return proxy.Counts().Faulty() > 12 })
 			calm()
 			proxy.Release()
 			until(t, "the mirror to be equal", func() bool {
-				// What is behind in its log may take as long as a failure's pause.
-				return runProgram(t, "list", "--database="+mirror.database).out == succeed(t, "list", "--database="+source.database)
+				sorted := func(p place) []string {
+					return slices.Sorted(strings.Lines(runProgram(t, "list", "--database="+p.database).out))
+				}
+				return slices.Equal(sorted(mirror), sorted(source))
 			})
 			until(t, "all nars", func() bool {
 				return !strings.Contains(succeed(t, "list", "--database="+mirror.database, "--json"), `"stored":false`)
@@ -168,7 +169,7 @@ func TestMirrorFaults(t *testing.T) {
 			stopAsking()
 			t.Logf("%+v; %d nars came whole meanwhile", proxy.Counts(), asker.whole.Load())
 			m.stop(t, syscall.SIGTERM)
-			if r := runProgram(t, mirror.args("check", "--verify")...); r.status != 0 {
+			if r := runProgram(t, mirror.args("check", "--verify", "--no-closures")...); r.status != 0 {
 				t.Errorf("check: %+v", r)
 			}
 		})
@@ -217,15 +218,15 @@ func TestMirrorOriginal(t *testing.T) {
 	}
 	proxy, calm := faulty(t, original.URL, nil)
 	a, b := newPlace(t), newPlace(t)
-	start := func(p place, source string, more ...string) *server {
-		host := ownHost()
-		s := &server{process: command(p.args("run-server", append(more, "--log-level=INFO", "--ttl=1s", "--mirror="+source, "--mirror-interval=1s", "--database-dump-interval=1s", "--host="+host, "--port="+instancePort)...)...)}
+	start := func(p place, host, source string) *server {
+		s := &server{process: command(p.args("run-server", "--log-level=INFO", "--ttl=1s", "--mirror="+source, "--mirror-interval=1s", "--database-dump-interval=1s", "--host="+host, "--port="+instancePort)...)}
 		s.addresses = []string{host + ":" + instancePort}
 		s.start(t)
 		return s
 	}
-	middle := start(a, proxy.URL)
-	last := start(b, "http://"+middle.addresses[0])
+	host := ownHost()
+	middle := start(a, host, proxy.URL)
+	last := start(b, ownHost(), "http://"+middle.addresses[0])
 	list := func(p place) string {
 		return strings.Join(slices.Sorted(strings.Lines(runProgram(t, "list", "--database="+p.database).out)), "")
 	}
@@ -278,9 +279,7 @@ func TestMirrorOriginal(t *testing.T) {
 		t.Fatal(err)
 	}
 	original.TrimChanges(time.Now().Add(time.Hour))
-	host, port, _ := strings.Cut(middle.addresses[0], ":")
-	middle = start(a, proxy.URL, "--host="+host, "--port="+port)
-	middle.addresses = []string{host + ":" + port}
+	middle = start(a, host, proxy.URL)
 	until(t, "the gap to be closed", has(paths(append([]string{files[0]}, files[3:]...)...)))
 	for _, p := range []place{a, b} {
 		until(t, "all nars", func() bool {
@@ -300,7 +299,7 @@ func TestMirrorOriginal(t *testing.T) {
 		s.stop(t, syscall.SIGTERM)
 	}
 	for _, p := range []place{a, b} {
-		if r := runProgram(t, p.args("check", "--verify")...); r.status != 0 {
+		if r := runProgram(t, p.args("check", "--verify", "--no-closures")...); r.status != 0 {
 			t.Errorf("check: %+v", r)
 		}
 	}

@@ -2,7 +2,9 @@ package index
 
 import (
 	"context"
+	"crypto/sha256"
 	"database/sql/driver"
+	"encoding/hex"
 	"fmt"
 	"time"
 
@@ -31,6 +33,13 @@ type Change struct {
 	// StorePath is the full path, for a removal only: the narinfo that would
 	// tell it is gone.
 	StorePath string
+}
+
+// Mark tells the change from another that the log might have with the same number,
+// as it would after a backup was put back.
+func (c *Change) Mark() string {
+	sum := sha256.Sum256(fmt.Appendf(nil, "%d %d %d %s", c.ID, c.At.UnixMilli(), c.Kind, c.Hash))
+	return hex.EncodeToString(sum[:8])
 }
 
 // changes returns rows of the log after the one with the given id.
@@ -135,45 +144,71 @@ type Page struct {
 	More bool
 	// Position is up to which change everything is told, with this page.
 	Position int64
+	// Mark is that of the change at the position, and AfterMark that of the one
+	// behind which the page begins; "" where they are not in the log.
+	Mark, AfterMark string
 	// First is the oldest change that is still in the log, and Last the newest
 	// that there has been. With none in the log, First is after Last.
 	First, Last int64
 }
 
+// pageBytes is the length of narinfos that ends a page.
+const pageBytes = 4 << 20
+
 // ChangesAfter returns changes that concern mirrors, after the one with the given
-// id, out of limit rows of the log. An addition of an item that is gone is left
-// out: its removal comes later.
+// id, out of limit rows of the log, or fewer when they are long. An addition of an
+// item that is gone is left out: its removal comes later.
 func (x *Index) ChangesAfter(ctx context.Context, after int64, limit int) (page Page, err error) {
 	page.Position = after
-	var changes []Change
 	err = x.readers.do(ctx, func(c *connection) error {
 		// Before the rows: what comes in between is told, and not counted.
 		if page.Last, err = c.integer(lastChange); err != nil {
 			return err
 		}
-		if changes, err = c.changes(after, int64(limit)); err != nil {
+		changes, err := c.changes(after-1, int64(limit)+1)
+		if err != nil {
 			return err
 		}
+		if len(changes) > 0 && changes[0].ID == after {
+			page.AfterMark = changes[0].Mark()
+			changes = changes[1:]
+		}
+		changes = changes[:min(len(changes), limit)]
 		// After the rows: what is trimmed in between is missed by nobody.
 		if page.First, err = c.integer("SELECT coalesce(min(id), ? + 1) FROM recent_changes", page.Last); err != nil {
 			return err
 		}
+		page.Mark = page.AfterMark
 		page.More = len(changes) == limit
+		size := 0
 		for _, change := range changes {
-			page.Position = change.ID
+			if size > pageBytes {
+				page.More = true
+				break
+			}
+			page.Position, page.Mark = change.ID, change.Mark()
 			if page.Changes, err = x.tell(c, page.Changes, change); err != nil {
 				return err
 			}
+			size += lastLength(page.Changes)
+		}
+		if len(changes) > 0 {
+			page.Last = max(page.Last, changes[len(changes)-1].ID)
 		}
 		return nil
 	})
 	if err != nil {
 		return Page{}, describe("read the changes of "+x.path, err)
 	}
-	if len(changes) > 0 {
-		page.Last = max(page.Last, page.Position)
-	}
 	return page, nil
+}
+
+// lastLength is about what the last change takes.
+func lastLength(changes []Told) int {
+	if len(changes) == 0 {
+		return 0
+	}
+	return len(changes[len(changes)-1].Text)
 }
 
 // TimePlace is a place in the log where that is in the order of time: behind the
@@ -184,7 +219,7 @@ type TimePlace struct {
 }
 
 // ChangesFrom returns changes that concern mirrors from a place on, the oldest
-// first, limit at most, and moves the place on. more is false when there are none
+// first, limit at most or fewer when they are long, and moves the place on. more is false when there are none
 // left. It is for those who know changes by their time alone.
 func (x *Index) ChangesFrom(ctx context.Context, place *TimePlace, limit int) (told []Told, more bool, err error) {
 	err = x.readers.do(ctx, func(c *connection) error {
@@ -199,13 +234,19 @@ func (x *Index) ChangesFrom(ctx context.Context, place *TimePlace, limit int) (t
 		if err != nil {
 			return err
 		}
+		more = len(changes) == limit
+		size := 0
 		for _, change := range changes {
+			if size > pageBytes {
+				more = true
+				break
+			}
 			place.At, place.ID = change.At, change.ID
 			if told, err = x.tell(c, told, change); err != nil {
 				return err
 			}
+			size += lastLength(told)
 		}
-		more = len(changes) == limit
 		return nil
 	})
 	if err != nil {
@@ -220,14 +261,14 @@ func (x *Index) tell(c *connection, told []Told, change Change) ([]Told, error) 
 	case Removed:
 		return append(told, Told{Change: change}), nil
 	case Added:
-		item, err := x.itemFrom(c, change.Hash)
-		if err == ErrNotFound || err == nil && !item.WithdrawnAt.IsZero() {
+		text, err := x.textOf(c, change.Hash)
+		if err == ErrNotFound { // or withdrawn
 			return told, nil
 		}
 		if err != nil {
 			return nil, err
 		}
-		return append(told, Told{Change: change, Text: item.Text}), nil
+		return append(told, Told{Change: change, Text: text}), nil
 	}
 	return told, nil
 }

@@ -48,18 +48,23 @@ func (i *Item) Place() int64 { return i.id }
 // caller's. The error is [ErrNotFound] when the index certainly has none.
 func (x *Index) Text(ctx context.Context, hash narinfo.PathHash) (text []byte, err error) {
 	err = x.readers.do(ctx, func(c *connection) error {
-		// Of items, this reads the index alone.
-		row, err := c.first("SELECT n.hash, n.dictionary, n.text, n.withdrawn_at FROM items i LEFT JOIN narinfos n ON n.id = i.id WHERE i.key = ?", keyOf(hash))
-		if err != nil {
-			return err
-		}
-		text, err = x.textFrom(row, hash)
+		text, err = x.textOf(c, hash)
 		return err
 	})
 	if err != nil && err != ErrNotFound {
 		return nil, describe(fmt.Sprintf("look up narinfo %s in %s", hash, x.path), err)
 	}
 	return text, err
+}
+
+// textOf is Text on a connection.
+func (x *Index) textOf(c *connection, hash narinfo.PathHash) ([]byte, error) {
+	// Of items, this reads the index alone.
+	row, err := c.first("SELECT n.hash, n.dictionary, n.text, n.withdrawn_at FROM items i LEFT JOIN narinfos n ON n.id = i.id WHERE i.key = ?", keyOf(hash))
+	if err != nil {
+		return nil, err
+	}
+	return x.textFrom(row, hash)
 }
 
 // textFrom returns the text in a row that begins with hash, dictionary, text and

@@ -74,6 +74,28 @@ func (x *Index) Update(ctx context.Context, f func(*Tx) error) error {
 	return nil
 }
 
+// Hurry is [Options.Bulk], for a while: until it is called with false. It costs
+// memory and disk.
+func (x *Index) Hurry(on bool) error {
+	x.writing.Lock()
+	defer x.writing.Unlock()
+	log, cache := int64(checkpointBytes), int64(defaultWriterCache)
+	if on {
+		log, cache = bulkCheckpointBytes, hurryCache
+	}
+	err := x.writer.script(fmt.Sprintf("PRAGMA wal_autocheckpoint = %d; PRAGMA cache_size = -%d", log/pageSize, cache/1024))
+	if err == nil && !on {
+		err = x.writer.script("PRAGMA wal_checkpoint(PASSIVE)")
+	}
+	if err != nil {
+		return describe("change how "+x.path+" is written", err)
+	}
+	return nil
+}
+
+// hurryCache is the writer's page cache then, in bytes.
+const hurryCache = 32 << 20
+
 // Tx is a transaction, good until the function given to [Index.Update] returns.
 type Tx struct {
 	x    *Index
