@@ -151,7 +151,7 @@ func (m *Mirror) behind(ctx context.Context, db *dump) (next place, newest time.
 // numbers: an original that began with a dump of this program has what that says of
 // itself in its own dumps.
 func (m *Mirror) isSources(ctx context.Context, at place) (bool, error) {
-	reply, err := m.Source.ChangesAfter(ctx, at.Instance, at.Position)
+	reply, err := m.Source.ChangesAfter(ctx, at.known())
 	if lost := peer.AsLost(err); lost != nil {
 		return lost.Instance == at.Instance, nil
 	}
@@ -272,6 +272,9 @@ func (m *Mirror) unknown(ctx context.Context, items []storage.Followed, there bi
 	for i, row := range rows {
 		if row != nil {
 			there.set(row.Place())
+			// A known item keeps its time. Those who follow this instance by time
+			// have passed that, and are told now.
+			items[i].At = m.now().UTC().Truncate(time.Second)
 		}
 		if row == nil || !row.Mirrored || !row.WithdrawnAt.IsZero() || !bytes.Equal(row.Text, items[i].Narinfo.Text) {
 			news = append(news, items[i])
