@@ -128,9 +128,9 @@ func TestPassword(t *testing.T) {
 	failures := map[string]error{"itself": errors.New(p.String())}
 	_, failures["download"] = p.Download(t.Context(), DumpPath, filepath.Join(t.TempDir(), "file"), false, nil)
 	_, _, failures["look"] = p.Look(t.Context(), DumpPath, false)
-	_, failures["changes after"] = p.ChangesAfter(t.Context(), "x", 1)
+	_, failures["changes after"] = p.ChangesAfter(t.Context(), Known{Instance: "x", Position: 1})
 	failures["changes since"] = p.ChangesSince(t.Context(), time.Now(), nil)
-	_, failures["stream"] = p.Changes(t.Context(), "x", 1)
+	_, failures["stream"] = p.Changes(t.Context(), Known{Instance: "x", Position: 1})
 	_, failures["stored"] = p.Stored(t.Context(), nil)
 	_, _, failures["nar"] = p.OpenFile(t.Context(), testItem(t, 1), 0, 0, -1, nil)
 	_, failures["locate"] = p.Locate(t.Context(), testItem(t, 1), 0, nil)
