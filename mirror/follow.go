@@ -108,9 +108,8 @@ func (m *Mirror) announce(changes []storage.Followed) {
 
 const (
 	// suddenShare is the share of all items whose removal within suddenTime is
-	// taken for a mistake at the source, and suddenLeast a number that is not.
+	// taken for a mistake at the source, unless it is negligible.
 	suddenShare = 10
-	suddenLeast = 1000
 	suddenTime  = time.Hour
 )
 
@@ -147,7 +146,7 @@ func (m *Mirror) allow(ctx context.Context, removals map[int64]int) error {
 	for _, count := range removals {
 		recent += count
 	}
-	if recent <= suddenLeast {
+	if recent <= m.negligible {
 		return nil
 	}
 	totals, err := m.Index.Totals(ctx)

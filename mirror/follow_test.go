@@ -21,8 +21,8 @@ import (
 func TestFollow(t *testing.T) {
 	t.Parallel()
 	source := newInstance(t)
-	for n := range 1200 {
-		source.add(at(n/3), testInfo(n, 1, n))
+	for n := range 300 {
+		source.add(at(n), testInfo(n, 1, n))
 	}
 	source.remove(at(401), 7)
 	source.dump(true)
@@ -38,9 +38,11 @@ func TestFollow(t *testing.T) {
 	source.add(at(404), testInfo(6, 2, 99))
 	source.remove(at(405), 8, 9)
 	source.add(at(406), testInfo(9, 1, 9)) // back again
-	for n := range 1300 {
-		source.add(at(407+n), testInfo(3000+n, 1, n))
+	more := make([]*narinfo.Narinfo, batchSize+100)
+	for n := range more {
+		more[n] = testInfo(3000+n, 1, n)
 	}
+	source.add(at(407), more...)
 	middle.same(source)
 	last.same(source)
 	news := source.told()[slices.IndexFunc(source.told(), func(line string) bool { return strings.HasPrefix(line, at(402).Format(time.DateTime)) }):]
@@ -139,7 +141,7 @@ func TestRefused(t *testing.T) {
 	t.Parallel()
 	many := func(t *testing.T) (*instance, []int) {
 		source := newInstance(t)
-		infos := make([]*narinfo.Narinfo, 3000)
+		infos := make([]*narinfo.Narinfo, 300)
 		numbers := make([]int, len(infos))
 		for n := range infos {
 			infos[n], numbers[n] = testInfo(n, 1, n), n
@@ -153,13 +155,13 @@ func TestRefused(t *testing.T) {
 		source, numbers := many(t)
 		f := follow(t, newInstance(t), source, nil)
 		f.same(source)
-		source.remove(at(2), numbers[:900]...)
+		source.remove(at(2), numbers[:90]...)
 		f.same(source) // so many may go
-		source.remove(at(3), numbers[900:1800]...)
+		source.remove(at(3), numbers[90:180]...)
 		if why := f.refused(); !strings.Contains(why, "within an hour") {
 			t.Errorf("it was refused because %s", why)
 		}
-		if left := len(f.list()); left < 1900 {
+		if left := len(f.list()); left < 190 {
 			t.Errorf("%d items are left", left)
 		}
 		accept(t, f)
@@ -171,14 +173,14 @@ func TestRefused(t *testing.T) {
 		f := follow(t, newInstance(t), source, nil)
 		f.same(source)
 		f.stop()
-		source.remove(at(3), numbers[100:]...)
+		source.remove(at(3), numbers[10:]...)
 		source.dump(true)
 		source.trim(1 << 60)
 		f = follow(t, f.instance, source, nil)
-		if why := f.refused(); !strings.Contains(why, "shrunk from 3000 items to 100") {
+		if why := f.refused(); !strings.Contains(why, "shrunk from 300 items to 10") {
 			t.Errorf("it was refused because %s", why)
 		}
-		if left := len(f.list()); left != 3000 {
+		if left := len(f.list()); left != 300 {
 			t.Errorf("%d items are left", left)
 		}
 		accept(t, f)

@@ -366,6 +366,7 @@ func follow(t testing.TB, i, source *instance, change func(*Options)) *following
 		change(&options)
 	}
 	f.Mirror = New(options)
+	f.Mirror.negligible = 100
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
 	go func() {
@@ -388,7 +389,7 @@ func (f *following) same(source *instance) {
 		if time.Now().After(end) {
 			f.t.Fatalf("the mirror has\n%s\nthe source\n%s\nstatus %+v\nlog\n%s", strings.Join(f.list(), "\n"), strings.Join(source.list(), "\n"), f.Status(), f.logged)
 		}
-		time.Sleep(2 * time.Millisecond)
+		time.Sleep(20 * time.Millisecond)
 	}
 }
 

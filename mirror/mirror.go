@@ -60,6 +60,9 @@ const (
 	healthyAfter = 10 * time.Second
 	// resyncPause is how soon after a start from the dump another is a failure.
 	resyncPause = time.Minute
+	// negligible is a number of items that a source may lose at once, whatever the
+	// share is that they have.
+	negligible = 1000
 	// noLogFor is for how long a source that had numbers for its changes may have
 	// none, as during an upgrade of what is in front of it.
 	noLogFor = time.Hour
@@ -79,6 +82,8 @@ type Mirror struct {
 	status status
 	dumps  dumps
 
+	// negligible is the constant but in tests.
+	negligible int
 	// unlogged: nobody has followed this instance, so that what it starts with
 	// needs not be told.
 	unlogged bool
@@ -99,7 +104,7 @@ type Mirror struct {
 
 // New makes a mirror, which does nothing until it runs.
 func New(options Options) *Mirror {
-	m := &Mirror{Options: options, log: options.Log, now: options.Now, unreadable: make(map[[8]byte]int)}
+	m := &Mirror{Options: options, log: options.Log, now: options.Now, unreadable: make(map[[8]byte]int), negligible: negligible}
 	if m.log == nil {
 		m.log = slog.New(slog.DiscardHandler)
 	}

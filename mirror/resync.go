@@ -16,10 +16,9 @@ import (
 )
 
 const (
-	// shrinkShare is the share of all mirrored items that a dump may lack, and
-	// shrinkLeast a number that it may.
+	// shrinkShare is the share of all mirrored items that a dump may lack, unless
+	// what it lacks is negligible.
 	shrinkShare = 10
-	shrinkLeast = 1000
 	// badShare is the share of a dump's narinfos that may make no sense, before the
 	// dump as a whole doesn't.
 	badShare = 100
@@ -90,7 +89,7 @@ func (m *Mirror) merge(ctx context.Context, at place, db *dump) (place, error) {
 	if err != nil {
 		return next, err
 	}
-	if lost := mirrored - count; lost > max(shrinkLeast, mirrored/shrinkShare) {
+	if lost := mirrored - count; lost > max(int64(m.negligible), mirrored/shrinkShare) {
 		if err := m.unlessAccepted(ctx, fmt.Sprintf("it has shrunk from %d items to %d", mirrored, count)); err != nil {
 			return next, err
 		}
@@ -314,7 +313,7 @@ func (m *Mirror) withdrawOthers(ctx context.Context, there bits, last, mirrored 
 	if err != nil || gone == 0 {
 		return err
 	}
-	if gone > max(shrinkLeast, mirrored/shrinkShare) {
+	if gone > max(int64(m.negligible), mirrored/shrinkShare) {
 		if err := m.unlessAccepted(ctx, fmt.Sprintf("its dump lacks %d items of %d", gone, mirrored)); err != nil {
 			return err
 		}

@@ -37,7 +37,7 @@ func (i *instance) gets() *atomic.Int64 {
 // shrunk is a mirror's index, and a source that it refuses, as that has lost most.
 func shrunk(t *testing.T) (own, source *instance) {
 	source, own = newInstance(t), newInstance(t)
-	infos := make([]*narinfo.Narinfo, 3000)
+	infos := make([]*narinfo.Narinfo, 300)
 	for n := range infos {
 		infos[n] = testInfo(n, 1, n)
 	}
@@ -48,7 +48,7 @@ func shrunk(t *testing.T) (own, source *instance) {
 		t.Fatal(err)
 	}
 	source = newInstance(t)
-	source.add(at(1), infos[:1000]...)
+	source.add(at(1), infos[:100]...)
 	source.add(at(9), testInfo(5000, 1, 1))
 	source.dump(true)
 	return own, source
@@ -114,7 +114,9 @@ func mirrorOf2(t *testing.T, own, source *instance, downloads string) *Mirror {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return New(Options{Storage: own.storage, Index: own.index, Downloads: downloads, Source: peer.New(base, peer.Self{Instance: own.index.Instance()}), Log: slog.New(slog.DiscardHandler)})
+	m := New(Options{Storage: own.storage, Index: own.index, Downloads: downloads, Source: peer.New(base, peer.Self{Instance: own.index.Instance()}), Log: slog.New(slog.DiscardHandler)})
+	m.negligible = 100
+	return m
 }
 
 // TestDumpStays: what was downloaded stays when the program is stopped, or a merge
