@@ -246,12 +246,23 @@ func TestAdopt(t *testing.T) {
 	damaged[500] ^= 1
 	write(t, filepath.Join(m.dir, wrong.names[0]), damaged)
 	write(t, filepath.Join(m.dir, short.names[0]), content(short)[:100])
+	// As a process that was killed right after it had stored the file has left it.
+	spool := filepath.Join(m.dir, ".nar-herder-spool")
+	if err := os.MkdirAll(spool, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Link(filepath.Join(m.dir, right.names[0]), filepath.Join(spool, spoolKey(m.item(right), 0))); err != nil {
+		t.Fatal(err)
+	}
 	f := m.fetcher(from, Options{All: true, AtOnce: 1})
 	run(t, f)
 	m.wantStored(right, wrong, short)
 	m.wantConsistent()
 	if got, want := from.asked(), []string{short.names[0], wrong.names[0]}; !slices.Equal(got, want) {
 		t.Errorf("requests %q, want %q", got, want)
+	}
+	if left := m.spooled(); len(left) != 0 {
+		t.Errorf("the spool has %v", left)
 	}
 }
 

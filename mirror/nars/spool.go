@@ -52,6 +52,19 @@ func (f *Fetcher) openSpool(key string) (file *os.File, have int64, err error) {
 	return nil, 0, errInUse
 }
 
+// removeSpool removes the spool file of an item's Nth file, which is stored: a process
+// that was killed may have left it, as a second name of that.
+func (f *Fetcher) removeSpool(item *storage.Item, n int) error {
+	directory, err := f.storage.Spool(f.options.Spool)
+	if err != nil {
+		return err
+	}
+	if err := os.Remove(filepath.Join(directory, spoolKey(item, n))); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
 // lockSpool makes sure that the file is this process's alone. again says that it
 // is none to be written to, and its name is free.
 func lockSpool(file *os.File) (have int64, again bool, err error) {
