@@ -87,6 +87,8 @@ type Mirror struct {
 	// unlogged: nobody has followed this instance, so that what it starts with
 	// needs not be told.
 	unlogged bool
+	// toldOnce are changes that a source without numbers has told once.
+	toldOnce map[fingerprint]struct{}
 	// unreadable counts how often in a row a change could not be made sense of.
 	unreadable map[[8]byte]int
 	// unreadableTold is how many were told of in the log.

@@ -14,24 +14,54 @@ import (
 const unreadableTries = 3
 
 // followPlain asks a source that knows its changes by their times alone, as the
-// original does, and does what is new.
+// original does, and does what is new. As nothing tells whether an answer has come
+// as it was sent, only that is done which two answers have told alike: so where
+// there is something new, it asks again at once.
 func (m *Mirror) followPlain(ctx context.Context, at place) error {
 	if ok, err := m.hasNumbers(ctx, at); ok || err != nil {
 		return err
 	}
 	asked := m.now()
+	for again := false; ; again = true {
+		told := len(m.toldOnce)
+		p, err := m.pollPlain(ctx, at)
+		if errors.Is(err, errNoAnchor) {
+			if !again {
+				continue
+			}
+			return m.resync(ctx, at, "the changes that were seen have left its log")
+		}
+		if err != nil {
+			return err // what was done is done; the rest comes again
+		}
+		at = p.at
+		switch {
+		case !p.unsure, again && p.done >= told && !p.more:
+			// What is unsure yet is newer than the first answer.
+			clear(m.unreadable)
+			m.status.polled(asked)
+			return nil
+		case again && (p.done == 0 || !p.more):
+			return nil // it comes with the next
+		}
+	}
+}
+
+// pollPlain asks once.
+func (m *Mirror) pollPlain(ctx context.Context, at place) (*plainPoll, error) {
 	anchors := at.anchors()
 	found := len(anchors) == 0
 	if !found && at.Dump != "" {
 		// Changes that a dump has may have left the log; others may not.
 		current, _, err := m.Source.Look(ctx, peer.DumpPath, true)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		found = current == at.Dump
 	}
-	p := &plainPoll{m: m, ctx: ctx, at: at, fresh: make(seen)}
+	p := &plainPoll{m: m, ctx: ctx, at: at, fresh: make(seen), told: m.toldOnce}
 	p.begin()
+	m.toldOnce = make(map[fingerprint]struct{})
 	// Nothing is done before it is known that all are there which came after
 	// those that were seen.
 	var early []peer.Change
@@ -57,25 +87,30 @@ func (m *Mirror) followPlain(ctx context.Context, at place) error {
 		}
 		return nil
 	})
-	if errors.Is(err, errNoAnchor) || err == nil && !found {
-		return m.resync(ctx, at, "the changes that were seen have left its log")
+	switch {
+	case errors.Is(err, errEnough):
+		p.more = true
+	case err == nil && !found:
+		return nil, errNoAnchor
+	case err != nil:
+		return nil, err
 	}
-	if err != nil {
-		return err // what was done is done; the rest comes again
-	}
-	if err := p.flush(); err != nil {
-		return err
-	}
-	clear(m.unreadable)
-	m.status.polled(asked)
-	return nil
+	return p, p.flush()
 }
 
-// errNoAnchor says that the newest changes that were seen are no longer told.
-var errNoAnchor = errors.New("the changes that were seen are not there")
+var (
+	// errNoAnchor says that the newest changes that were seen are no longer told.
+	errNoAnchor = errors.New("the changes that were seen are not there")
+	// errEnough ends an answer of which as much was told as is remembered.
+	errEnough = errors.New("enough was told")
+)
 
-// mostEarly bounds the changes that were written late at the source.
-const mostEarly = 10_000
+const (
+	// mostEarly bounds the changes that were written late at the source.
+	mostEarly = 10_000
+	// mostToldOnce bounds the changes that are remembered until they are told again.
+	mostToldOnce = 100_000
+)
 
 // plainPoll does what one answer of a source tells that has no numbers.
 type plainPoll struct {
@@ -84,6 +119,13 @@ type plainPoll struct {
 	at    place
 	fresh seen
 	b     *batch
+	// told are the changes that the answer before has told.
+	told map[fingerprint]struct{}
+	// unsure says that this one has told others, which are not done, nor what
+	// comes behind them; more, that there are too many to be remembered at once.
+	unsure, more bool
+	// done is how many changes were done or passed over.
+	done int
 }
 
 func (p *plainPoll) begin() {
@@ -104,6 +146,14 @@ func (p *plainPoll) take(c peer.Change) error {
 	if _, twice := p.fresh[f]; twice {
 		return nil
 	}
+	if _, sure := p.told[f]; !sure || p.unsure {
+		p.unsure = true
+		if p.m.toldOnce[f] = struct{}{}; len(p.m.toldOnce) >= mostToldOnce {
+			return errEnough
+		}
+		return nil
+	}
+	p.done++
 	change, err := read(c, false, p.m.now())
 	if err != nil {
 		// It may have been damaged on its way.

@@ -21,7 +21,9 @@ type original struct {
 	changes []peer.Change
 	// answer replaces the next answers, if not "".
 	answers []string
-	asked   []string
+	// damage changes an answer, the first that it has an effect on, if not nil.
+	damage func(string) string
+	asked  []string
 }
 
 func newOriginal(t testing.TB) *original {
@@ -52,7 +54,16 @@ func newOriginal(t testing.TB) *original {
 				reply.Changes = append(reply.Changes, c)
 			}
 		}
-		_ = json.NewEncoder(w).Encode(reply)
+		text, err := json.Marshal(reply)
+		if err != nil {
+			panic(err)
+		}
+		if o.damage != nil {
+			if damaged := o.damage(string(text)); damaged != string(text) {
+				text, o.damage = []byte(damaged), nil
+			}
+		}
+		_, _ = w.Write(text)
 		return true
 	})
 	return o
@@ -190,6 +201,70 @@ func TestPlainGarbage(t *testing.T) {
 	f.same(o.instance)
 	if f.Status().PassedOver != 1 {
 		t.Errorf("%d changes were passed over, want 1", f.Status().PassedOver)
+	}
+}
+
+// TestPlainDamaged: where nothing tells that a change was damaged on its way, it is
+// not done all the same, not even for a moment, and what was sent is.
+func TestPlainDamaged(t *testing.T) {
+	t.Parallel()
+	replace := func(old, new string) func(string) string {
+		return func(answer string) string {
+			// The last: what is before is followed already.
+			if i := strings.LastIndex(answer, old); i >= 0 {
+				return answer[:i] + new + answer[i+len(old):]
+			}
+			return answer
+		}
+	}
+	for name, test := range map[string]struct {
+		change func(o *original)
+		damage func(string) string
+	}{
+		"length":      {func(o *original) { o.added(at(50), 50, 1) }, replace("FileSize: 120", "FileSize: 130")},
+		"compression": {func(o *original) { o.added(at(50), 50, 1) }, replace("Compression: none", "Compression: nond")},
+		// Were it believed, what comes would not be asked for any more.
+		"time": {func(o *original) { o.added(at(50), 50, 1) }, replace("2026-01-01 00:00:50", "2026-01-01 10:00:50")},
+		// Were it believed, another item would go.
+		"removal": {func(o *original) { o.removed(at(50), 3) }, replace(testPath(3).String(), testPath(7).String())},
+		// What tells that nothing has left the log.
+		"anchor": {func(o *original) {}, replace("2026-01-01 00:00:20", "2026-01-01 00:00:10")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			o := newOriginal(t)
+			for n := range 20 {
+				o.added(at(n), n, 1)
+			}
+			o.dump(false)
+			f := follow(t, newInstance(t), o.instance, nil)
+			f.same(o.instance)
+			o.added(at(20), 20, 1) // what the dump has may leave the log, this not
+			f.same(o.instance)
+			o.rounds(2)
+			before := len(f.told())
+			o.mu.Lock()
+			o.damage = test.damage
+			o.mu.Unlock()
+			test.change(o)
+			until(t, "the damage", func() bool {
+				o.mu.Lock()
+				defer o.mu.Unlock()
+				return o.damage == nil
+			})
+			f.same(o.instance)
+			o.rounds(3)
+			o.added(at(51), 51, 1)
+			f.same(o.instance)
+			want := o.told()
+			if got := f.told()[before:]; !slices.Equal(got, want[len(want)-len(got):]) || len(got) > 2 {
+				t.Errorf("the mirror tells\n%s\nthe source\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+			}
+			f.stop()
+			if f.status.resyncs != 1 { // at the beginning
+				t.Errorf("%d starts from the dump, status %+v", f.status.resyncs, f.Status())
+			}
+		})
 	}
 }
 
