@@ -35,3 +35,17 @@ func SyncDirectory(name string) error {
 	}
 	return errors.Join(directory.Sync(), directory.Close())
 }
+
+// Cause takes the operation and path off an error of package os, which repeat
+// what the message says already.
+func Cause(err error) error {
+	var pathError *fs.PathError
+	var linkError *os.LinkError
+	switch {
+	case errors.As(err, &pathError):
+		return pathError.Err
+	case errors.As(err, &linkError):
+		return linkError.Err
+	}
+	return err
+}

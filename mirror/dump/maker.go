@@ -303,7 +303,7 @@ func (m *Maker) advise(err error) error {
 // isFull says whether an error is that there is no room left.
 func isFull(err error) bool {
 	var failure *sqlite.Error
-	return errors.Is(err, index.ErrFull) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) ||
+	return disk.IsFull(err) || errors.Is(err, index.ErrFull) ||
 		errors.As(err, &failure) && failure.Code()&0xff == sqlite3.SQLITE_FULL
 }
 

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"slices"
 
+	"nar-herder/internal/disk"
 	"nar-herder/narinfo"
 	"nar-herder/storage"
 	"nar-herder/storage/index"
@@ -283,7 +284,7 @@ func (r *run) wants(ctx context.Context, row *index.Item) (bool, error) {
 func refuseOverlap(name, storageDirectory string) error {
 	store, err := os.Stat(storageDirectory)
 	if err != nil {
-		return fmt.Errorf("storage %s: %w", storageDirectory, cause(err))
+		return fmt.Errorf("storage %s: %w", storageDirectory, disk.Cause(err))
 	}
 	inside, err := liesIn(name, store)
 	if err != nil {

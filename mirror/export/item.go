@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"nar-herder/internal/disk"
 	"nar-herder/narinfo"
 	"nar-herder/storage"
 	"nar-herder/storage/index"
@@ -208,7 +209,7 @@ func (r *run) stage(ctx context.Context, item *storage.Item, n int, names []stri
 	if local, ok := reader.(storage.LocalFile); ok {
 		source.file, _ = local.Local()
 		if source.stat, err = source.file.Stat(); err != nil {
-			return fmt.Errorf("look at %s: %w", info.Name, cause(err))
+			return fmt.Errorf("look at %s: %w", info.Name, disk.Cause(err))
 		}
 	}
 	first := names[0] // what the others can be links to

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"nar-herder/internal/disk"
 )
 
 const (
@@ -46,7 +48,7 @@ func openTree(name string, dry bool) (_ *tree, err error) {
 	t := &tree{name: name, dry: dry}
 	if !dry {
 		if err := os.MkdirAll(name, 0o755); err != nil {
-			return nil, fmt.Errorf("create the directory %s: %w", name, cause(err))
+			return nil, fmt.Errorf("create the directory %s: %w", name, disk.Cause(err))
 		}
 	}
 	t.root, err = os.OpenRoot(name)
@@ -54,7 +56,7 @@ func openTree(name string, dry bool) (_ *tree, err error) {
 		return t, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("open the directory %s: %w", name, cause(err))
+		return nil, fmt.Errorf("open the directory %s: %w", name, disk.Cause(err))
 	}
 	defer func() {
 		if err != nil {
@@ -62,7 +64,7 @@ func openTree(name string, dry bool) (_ *tree, err error) {
 		}
 	}()
 	if t.handle, err = t.root.Open("."); err != nil {
-		return nil, fmt.Errorf("open the directory %s: %w", name, cause(err))
+		return nil, fmt.Errorf("open the directory %s: %w", name, disk.Cause(err))
 	}
 	if dry {
 		return t, nil
@@ -79,7 +81,7 @@ func openTree(name string, dry bool) (_ *tree, err error) {
 		t.temporary, err = t.root.Open(temporaryDirectory)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("make %s in %s: %w", temporaryDirectory, name, cause(err))
+		return nil, fmt.Errorf("make %s in %s: %w", temporaryDirectory, name, disk.Cause(err))
 	}
 	return t, nil
 }
@@ -101,7 +103,7 @@ func (t *tree) close() error {
 		return err
 	}
 	if err := t.root.RemoveAll(temporaryDirectory); err != nil {
-		return fmt.Errorf("remove %s in %s: %w: the next export will", temporaryDirectory, t.name, cause(err))
+		return fmt.Errorf("remove %s in %s: %w: the next export will", temporaryDirectory, t.name, disk.Cause(err))
 	}
 	return nil
 }
@@ -275,7 +277,7 @@ func (t *tree) sync() error {
 
 // explain says of an error of the copy where it lies, and what to do.
 func (t *tree) explain(err error) error {
-	err = cause(err)
+	err = disk.Cause(err)
 	switch {
 	case strings.Contains(err.Error(), "escapes from parent"):
 		// os.Root has no exported error for this.
@@ -289,20 +291,6 @@ func (t *tree) explain(err error) error {
 // isFatal says that an error of the copy would be the same for all that follows.
 func isFatal(err error) bool {
 	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || errors.Is(err, syscall.EROFS)
-}
-
-// cause takes the operation and path off an error of package os, which repeat
-// what the message says already.
-func cause(err error) error {
-	var pathError *fs.PathError
-	var linkError *os.LinkError
-	switch {
-	case errors.As(err, &pathError):
-		return pathError.Err
-	case errors.As(err, &linkError):
-		return linkError.Err
-	}
-	return err
 }
 
 // liesIn says whether a name, of which the last parts need not exist, is the
@@ -319,14 +307,14 @@ func liesIn(name string, directory fs.FileInfo) (bool, error) {
 			break
 		}
 		if !errors.Is(err, fs.ErrNotExist) {
-			return false, fmt.Errorf("find where %s lies: %w", name, cause(err))
+			return false, fmt.Errorf("find where %s lies: %w", name, disk.Cause(err))
 		}
 		absolute = filepath.Dir(absolute)
 	}
 	for {
 		info, err := os.Stat(absolute)
 		if err != nil {
-			return false, fmt.Errorf("find where %s lies: %w", name, cause(err))
+			return false, fmt.Errorf("find where %s lies: %w", name, disk.Cause(err))
 		}
 		if os.SameFile(info, directory) {
 			return true, nil

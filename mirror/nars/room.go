@@ -5,8 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"syscall"
 
+	"nar-herder/internal/disk"
 	"nar-herder/storage"
 	"nar-herder/storage/index"
 )
@@ -58,5 +58,5 @@ var errNoRoom = errors.New("the storage is at its limit")
 
 // isFull says whether an error means that nothing more can be written for now.
 func isFull(err error) bool {
-	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || errors.Is(err, storage.ErrLimit) || errors.Is(err, index.ErrFull)
+	return disk.IsFull(err) || errors.Is(err, storage.ErrLimit) || errors.Is(err, index.ErrFull)
 }

@@ -20,6 +20,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"nar-herder/internal/disk"
 	"nar-herder/storage"
 )
 
@@ -58,18 +59,18 @@ type Directory struct {
 func Open(name string) (*Directory, error) {
 	root, err := os.OpenRoot(name)
 	if err != nil {
-		return nil, fmt.Errorf("storage %s: %w: create the directory, or name another with --storage", name, cause(err))
+		return nil, fmt.Errorf("storage %s: %w: create the directory, or name another with --storage", name, disk.Cause(err))
 	}
 	handle, err := root.Open(".")
 	if err != nil {
 		root.Close()
-		return nil, fmt.Errorf("storage %s: %w", name, cause(err))
+		return nil, fmt.Errorf("storage %s: %w", name, disk.Cause(err))
 	}
 	info, err := handle.Stat()
 	if err != nil {
 		root.Close()
 		handle.Close()
-		return nil, fmt.Errorf("storage %s: %w", name, cause(err))
+		return nil, fmt.Errorf("storage %s: %w", name, disk.Cause(err))
 	}
 	return &Directory{name: name, root: root, info: info, handle: handle, open: newOpenFiles(), dirty: make(map[string]bool)}, nil
 }
@@ -139,7 +140,7 @@ func (d *Directory) inPlace() error {
 	now, err := os.Stat(d.name)
 	if err != nil {
 		// Not wrapped: it does not say that any nar is certainly not there.
-		return fmt.Errorf("storage %s is no longer there: %v: mount it again, or restart", d.name, cause(err))
+		return fmt.Errorf("storage %s is no longer there: %v: mount it again, or restart", d.name, disk.Cause(err))
 	}
 	if !os.SameFile(now, d.info) {
 		return fmt.Errorf("storage %s is no longer the directory it was at start: mount it again, or restart", d.name)
@@ -193,7 +194,7 @@ func modTime(info storage.Info, changed time.Time) time.Time {
 // explain makes an error of the system one of the three answers: "no such file"
 // is only believed while the directory itself is still in its place.
 func (d *Directory) explain(tried, name string, err error) error {
-	switch err = cause(err); {
+	switch err = disk.Cause(err); {
 	case errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR):
 		if err := d.inPlace(); err != nil {
 			return fmt.Errorf("%s %s: %w", tried, name, err)
@@ -258,7 +259,7 @@ func (d *Directory) Stage(ctx context.Context, name string, from io.Reader, size
 func (d *Directory) StageFile(_ context.Context, name, source string, size int64) (storage.Staged, error) {
 	file, err := os.OpenFile(source, os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOFOLLOW, 0)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w: %w", source, storage.ErrCantShare, cause(err))
+		return nil, fmt.Errorf("%s: %w: %w", source, storage.ErrCantShare, disk.Cause(err))
 	}
 	defer file.Close()
 	info, err := file.Stat()
@@ -277,7 +278,7 @@ func (d *Directory) StageFile(_ context.Context, name, source string, size int64
 		return nil, fmt.Errorf("%s: %w: only its owner may read it", source, storage.ErrCantShare)
 	}
 	if err := file.Sync(); err != nil {
-		return nil, fmt.Errorf("flush %s: %w", source, cause(err))
+		return nil, fmt.Errorf("flush %s: %w", source, disk.Cause(err))
 	}
 	temporary, err := d.temporary(name)
 	if err != nil {
@@ -473,18 +474,4 @@ func (s *staged) Abort() {
 		s.done, s.aborted = true, true
 		_ = s.d.root.Remove(s.temporary)
 	}
-}
-
-// cause takes the operation and path off an error of package os, which repeat
-// what the message says already.
-func cause(err error) error {
-	var pathError *fs.PathError
-	var linkError *os.LinkError
-	switch {
-	case errors.As(err, &pathError):
-		return pathError.Err
-	case errors.As(err, &linkError):
-		return linkError.Err
-	}
-	return err
 }

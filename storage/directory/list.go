@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"nar-herder/internal/disk"
 	"nar-herder/storage"
 )
 
@@ -61,13 +62,13 @@ func (w *walk) failed(name string, err error) {
 	case name != "." && errors.Is(err, fs.ErrNotExist):
 		// removed meanwhile
 	case name != ".":
-		w.ended = !w.yield(storage.Info{Name: name}, fmt.Errorf("list %s in storage %s: %w", name, w.d.name, cause(err)))
+		w.ended = !w.yield(storage.Info{Name: name}, fmt.Errorf("list %s in storage %s: %w", name, w.d.name, disk.Cause(err)))
 	case errors.Is(err, fs.ErrNotExist):
 		w.ended = true
 		w.yield(storage.Info{}, fmt.Errorf("list storage %s: it went away meanwhile", w.d.name))
 	default:
 		w.ended = true
-		w.yield(storage.Info{}, fmt.Errorf("list storage %s: %w", w.d.name, cause(err)))
+		w.yield(storage.Info{}, fmt.Errorf("list storage %s: %w", w.d.name, disk.Cause(err)))
 	}
 }
 
