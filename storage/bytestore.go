@@ -51,7 +51,8 @@ type ByteStore interface {
 	// those who go on get the rest. One without a name ends it.
 	List(ctx context.Context) iter.Seq2[Info, error]
 
-	// Probe tries whether the store can be read and written at all.
+	// Probe tries whether the store can be read at all, and written, where that
+	// can be tried without cost. It is called often.
 	Probe(ctx context.Context) error
 
 	// String names the store in messages to operators.
@@ -107,6 +108,21 @@ type Spooler interface {
 	Spool() (directory string, err error)
 }
 
+// Distant is a ByteStore whose calls each take their time, as over a network, and
+// that is good at many at once.
+type Distant interface {
+	// AtOnce is how many calls at a time are good.
+	AtOnce() int
+}
+
+// Presigner is a ByteStore from which clients can be sent bytes without this
+// program in between.
+type Presigner interface {
+	// Presign returns a URL with which anybody can get the bytes under the name
+	// for that long. Whether they are there, it does not say.
+	Presign(ctx context.Context, name string, lifetime time.Duration) (string, error)
+}
+
 // Info describes bytes in a store.
 type Info struct {
 	Name string
@@ -114,6 +130,9 @@ type Info struct {
 	// is what a limit on the store is about.
 	Size, Usage int64
 	ModTime     time.Time
+	// Tag tells one content of the name from another, where the store has
+	// something that does; "" where it hasn't.
+	Tag string
 	// Temporary says that it is left from a Stage that never came to its end,
 	// or one that is under way: List shows them, Stat and Open do not.
 	Temporary bool

@@ -218,7 +218,9 @@ var errMeanwhile = errors.New("it has changed meanwhile: run the check again")
 
 // sameFile says whether two descriptions are of the same bytes, as far as they
 // can tell.
-func sameFile(a, b Info) bool { return a.Size == b.Size && a.ModTime.Equal(b.ModTime) }
+func sameFile(a, b Info) bool {
+	return a.Size == b.Size && a.ModTime.Equal(b.ModTime) && a.Tag == b.Tag
+}
 
 // hasChanged says whether row or file of a finding are others by now.
 func (s *Storage) hasChanged(ctx context.Context, finding Finding) (bool, error) {
