@@ -130,7 +130,7 @@ func (s *Server) redirectElsewhere(ctx *fasthttp.RequestCtx, item *storage.Item,
 // open returns the opener of the item's Nth file, where it is.
 func (s *Server) open(ctx *fasthttp.RequestCtx, item *storage.Item, n int) opener {
 	if item.HasStored(n) {
-		return s.stored(ctx, item, n)
+		return s.storedOrNot(ctx, item, n)
 	}
 	return s.elsewhere(ctx, item, n)
 }

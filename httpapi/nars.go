@@ -139,13 +139,26 @@ func (s *Server) stored(ctx context.Context, item *storage.Item, n int) opener {
 	}
 }
 
+// storedOrNot opens the item's Nth file, elsewhere if it turns out not to be here: a
+// front end can't know before, and the owner of its storage may.
+func (s *Server) storedOrNot(ctx *fasthttp.RequestCtx, item *storage.Item, n int) opener {
+	open, elsewhere := s.stored(ctx, item, n), s.elsewhere(ctx, item, n)
+	return func(offset, length int64) (io.ReadCloser, storage.Info, error) {
+		reader, info, err := open(offset, length)
+		if errors.Is(err, storage.ErrNotStored) {
+			return elsewhere(offset, length)
+		}
+		return reader, info, err
+	}
+}
+
 // sendStored answers with the item's Nth file as it lies in the storage.
 func (s *Server) sendStored(ctx *fasthttp.RequestCtx, item *storage.Item, n int) {
 	if s.options.AccelRedirect {
 		s.redirect(ctx, item, s.stored(ctx, item, n), "/internal/"+item.FileName(n))
 		return
 	}
-	s.sendPart(ctx, s.unopenedItem(ctx, item), s.stored(ctx, item, n), narTag(item, item.Narinfo.Files[n].Compression), narType, 0, item.StoredSize(n))
+	s.sendPart(ctx, s.unopenedItem(ctx, item), s.storedOrNot(ctx, item, n), narTag(item, item.Narinfo.Files[n].Compression), narType, 0, item.StoredSize(n))
 }
 
 // redirect has the web server in front send the file, by the header and paths

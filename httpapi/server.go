@@ -86,6 +86,9 @@ type Identity interface {
 	Instance() string
 	// Identity is the random name of its storage.
 	Identity(ctx context.Context) (string, error)
+	// IsOurs says whether this instance decides what goes from its storage. Else
+	// it vouches for nothing there.
+	IsOurs(ctx context.Context) bool
 }
 
 // Uses counts requests for nars.
