@@ -118,6 +118,10 @@ type Options struct {
 	Elsewhere         Elsewhere
 	RedirectElsewhere bool
 
+	// Presigned makes URLs to which clients are redirected for stored nars; nil to
+	// send those from here.
+	Presigned storage.Presigner
+
 	// Dumps are what other instances begin with; nil for none. While there are none
 	// and DumpsExpected is set, this server is about to make the first.
 	Dumps         Dumps

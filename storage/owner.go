@@ -68,7 +68,7 @@ func (s *Storage) MayDelete(ctx context.Context) error {
 		return errUnsettled
 	}
 	if s.IsFrontEnd() {
-		return s.notOwner("that which this instance mirrors")
+		return s.notOwner("the one that this one mirrors")
 	}
 	owner, err := s.Owner(ctx)
 	if err == nil && owner == "" {
@@ -85,7 +85,7 @@ func (s *Storage) MayDelete(ctx context.Context) error {
 		return fmt.Errorf("find out which instance storage %s belongs to: %w", s.bytes, err)
 	}
 	if owner != s.Instance() {
-		return s.notOwner(owner)
+		return s.notOwner("instance " + owner)
 	}
 	s.owned.mu.Lock()
 	s.owned.seen = s.now()
@@ -93,8 +93,8 @@ func (s *Storage) MayDelete(ctx context.Context) error {
 	return nil
 }
 
-func (s *Storage) notOwner(owner string) error {
-	return fmt.Errorf("%w: %s is that of instance %s, which alone writes to it and deletes from it: do this there, or, if that is gone for good, run 'nar-herder take-storage' here", ErrNotOwner, s.bytes, owner)
+func (s *Storage) notOwner(whose string) error {
+	return fmt.Errorf("%w: %s is that of %s, which alone writes to it and deletes from it: do this there, or, if that is gone for good, run 'nar-herder take-storage' here", ErrNotOwner, s.bytes, whose)
 }
 
 // mayWrite is MayDelete for bytes that take no other's place.
