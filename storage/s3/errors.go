@@ -11,6 +11,7 @@ import (
 	"strings"
 	"unicode"
 
+	"github.com/aws/aws-sdk-go-v2/aws/retry"
 	"github.com/aws/smithy-go"
 	smithyhttp "github.com/aws/smithy-go/transport/http"
 )
@@ -128,21 +129,30 @@ func describe(err error) string {
 	if status := status(err); status != 0 {
 		return fmt.Sprintf("HTTP %d with what is no answer of an S3 server: check endpoint=, and what lies on the way there", status)
 	}
-	if wrapped := (*url.Error)(nil); errors.As(err, &wrapped) {
-		err = wrapped.Err
+	if errors.Is(err, context.DeadlineExceeded) {
+		return errNoAnswer.Error()
 	}
+	err = bare(err)
 	var unknown x509.UnknownAuthorityError
 	var none x509.SystemRootsError
 	if errors.As(err, &unknown) || errors.As(err, &none) {
 		return err.Error() + ": this machine has no certificate that vouches for the server: install CA certificates, and name them in SSL_CERT_DIR or SSL_CERT_FILE"
 	}
-	// The innermost operation's words, without the SDK's about itself.
+	return err.Error()
+}
+
+// bare takes off what the SDK says of itself.
+func bare(err error) error {
+	if sent := (*smithyhttp.RequestSendError)(nil); errors.As(err, &sent) {
+		return bare(sent.Err)
+	}
 	for {
-		operation, ok := err.(*smithy.OperationError)
-		if !ok {
-			return err.Error()
+		switch err.(type) {
+		case *smithy.OperationError, *smithy.CanceledError, *retry.MaxAttemptsError, *url.Error:
+			err = errors.Unwrap(err)
+		default:
+			return err
 		}
-		err = operation.Err
 	}
 }
 
