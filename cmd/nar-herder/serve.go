@@ -36,7 +36,7 @@ type serverCommand struct {
 	Host                      string           `default:"127.0.0.1" placeholder:"HOST" help:"Name or address to listen on, or unix:PATH (default: ${default})."`
 	Port                      portValue        `default:"8734" placeholder:"PORT" help:"Port to listen on (default: ${default})."`
 	PidFile                   string           `placeholder:"FILE" help:"Where to write the process id, first of all."`
-	Storage                   string           `placeholder:"DIR" help:"Directory of the stored nars."`
+	Storage                   string           `placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars."`
 	StorageLimit              sizeValue        `default:"none" placeholder:"BYTES" help:"Size that the storage is kept below (default: ${default})."`
 	StorageNarRemovalCriteria []criterionValue `sep:"none" placeholder:"CONDITION[,CONDITION]" help:"When a nar may be removed to keep the limit: when all conditions hold, of stored-on=URL, unused-for=DURATION, added-before=DAY-OR-DURATION, tag=KEY=VALUE, no-tag=KEY=VALUE, unreferenced. May be repeated; any one suffices."`
 	Mirror                    *urlValue        `placeholder:"URL" help:"The instance to mirror."`
