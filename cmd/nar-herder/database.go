@@ -82,6 +82,14 @@ func open(ctx context.Context, database, store string, options index.Options, lo
 	return o, nil
 }
 
+// name is the storage's name in messages, without what only opens it; "" for none.
+func (o *opened) name() string {
+	if o.bytes == nil {
+		return ""
+	}
+	return o.bytes.String()
+}
+
 func (o *opened) close() error {
 	err := o.index.Close()
 	if o.bytes != nil {
