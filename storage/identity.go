@@ -58,9 +58,13 @@ func (s *Storage) isThere(ctx context.Context) error {
 	return err
 }
 
-func (s *Storage) identity(ctx context.Context) (string, error) {
+func (s *Storage) identity(ctx context.Context) (string, error) { return ReadIdentity(ctx, s.bytes) }
+
+// ReadIdentity returns the random name of a byte store, and gives it none: where
+// it has none, the error is [fs.ErrNotExist].
+func ReadIdentity(ctx context.Context, store ByteStore) (string, error) {
 	const most = 100
-	reader, _, err := s.bytes.Open(ctx, IdentityName, 0, -1)
+	reader, _, err := store.Open(ctx, IdentityName, 0, -1)
 	if err != nil {
 		return "", err
 	}
@@ -71,7 +75,7 @@ func (s *Storage) identity(ctx context.Context) (string, error) {
 	}
 	name := strings.TrimSpace(string(text))
 	if name == "" || len(text) == most {
-		return "", fmt.Errorf("%s in storage %s is not what this program writes there: remove it", IdentityName, s.bytes)
+		return "", fmt.Errorf("%s in storage %s is not what this program writes there: remove it", IdentityName, store)
 	}
 	return name, nil
 }
