@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"log/slog"
 	"strings"
 
@@ -20,21 +22,34 @@ type databaseOption struct {
 type opened struct {
 	*storage.Storage
 	index *index.Index
-	bytes *directory.Directory
+	bytes openedBytes // nil without a storage
+}
+
+// openedBytes is a byte store, to be closed by who has opened it.
+type openedBytes interface {
+	storage.ByteStore
+	io.Closer
+}
+
+// openBytes opens a byte store by what an option names it.
+func openBytes(_ context.Context, name string) (openedBytes, error) {
+	if strings.HasPrefix(name, "s3://") {
+		return nil, fmt.Errorf("%s: storing on S3 is not built yet: name a directory", name)
+	}
+	bytes, err := directory.Open(name)
+	if err != nil {
+		return nil, err // and no interface with nil in it
+	}
+	return bytes, nil
 }
 
 // open opens the index, and the storage unless its name is empty.
 func open(ctx context.Context, database, store string, options index.Options, log *slog.Logger) (_ *opened, err error) {
 	o := new(opened)
-	var bytes storage.ByteStore // nil unlike a nil *directory.Directory
 	if store != "" {
-		if strings.HasPrefix(store, "s3://") {
-			return nil, errors.New("--storage=" + store + ": storing on S3 is not built yet: name a directory")
-		}
-		if o.bytes, err = directory.Open(store); err != nil {
+		if o.bytes, err = openBytes(ctx, store); err != nil {
 			return nil, err
 		}
-		bytes = o.bytes
 	}
 	if o.index, err = index.Open(ctx, database, options); err != nil {
 		if o.bytes != nil {
@@ -42,7 +57,7 @@ func open(ctx context.Context, database, store string, options index.Options, lo
 		}
 		return nil, err
 	}
-	o.Storage = storage.New(o.index, bytes, storage.Options{Log: log})
+	o.Storage = storage.New(o.index, o.bytes, storage.Options{Log: log})
 	return o, nil
 }
 
