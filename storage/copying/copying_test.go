@@ -55,6 +55,8 @@ func TestCopy(t *testing.T) {
 			map[string]copying.Outcome{a: wrong, b: copied}, files{b: nars[b]}, 1},
 		{"in a compression that is not known", files{a: "compressed"}, nil, items{a: itemOf(t, a, "odd", "nar", 10)}, nil,
 			map[string]copying.Outcome{a: copied}, nil, 0},
+		{"in a compression that is not known, and shorter", files{a: "cut"}, nil, items{a: itemOf(t, a, "odd", "nar", 10)}, nil,
+			map[string]copying.Outcome{a: wrong}, files{}, 0},
 		{"strangers", files{"README": "text", "nar/odd": "text"}, nil, itemsOf(t, nars), nil,
 			map[string]copying.Outcome{"README": copied, "nar/odd": copied}, nil, 0},
 		{"another in the target is not seen", nars, files{a: strings.ToUpper(nars[a]), b: nars[b], c: nars[c]}, nil, nil,
@@ -201,5 +203,17 @@ func TestOrder(t *testing.T) {
 	to.calls = nil
 	if _, summary, err := run(t, &copying.Copy{From: from, To: to}); err != nil || summary.Files[copying.There] != count || to.count("flush") != count || last != "sync" {
 		t.Errorf("%+v, %v", summary, err)
+	}
+}
+
+// TestWhereDiffers says from where on large files are not the same.
+func TestWhereDiffers(t *testing.T) {
+	t.Parallel()
+	text := strings.Repeat("x", 1_000_000)
+	from, _ := opened(t, files{name(0): text})
+	to, _ := opened(t, files{name(0): text[:777_777] + "y" + text[777_778:]})
+	got, _, err := run(t, &copying.Copy{From: from, To: to, Compare: true})
+	if err != nil || got.outcomes[name(0)] != copying.Differs || !strings.Contains(got.errs[name(0)].Error(), "from byte 777777 on") {
+		t.Errorf("%v, %v", got, err)
 	}
 }

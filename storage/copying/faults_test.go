@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"iter"
 	"strings"
 	"syscall"
 	"testing"
 
+	"nar-herder/storage"
 	"nar-herder/storage/copying"
 )
 
@@ -248,7 +250,8 @@ func TestInterrupted(t *testing.T) {
 				t.Errorf("%s: %s has %q", where, name, text)
 			}
 		}
-		if sink.count("sync") != 1 {
+		// What is shown is synced all the same.
+		if errors.Is(err, copying.ErrStore) || sink.count("sync") != 1 {
 			t.Errorf("%s: %d syncs", where, sink.count("sync"))
 		}
 		_, summary, err = run(t, &copying.Copy{From: from, To: to})
@@ -274,6 +277,67 @@ func TestChanging(t *testing.T) {
 	got, summary, err := run(t, &copying.Copy{From: &lying{from, 1}, To: to, Items: itemsOf(t, nars), Decode: decode})
 	if err != nil || summary.Files[copying.Failed] != 3 || !strings.Contains(got.errs[name(1)].Error(), "changed while it was read") {
 		t.Errorf("%+v, %v, %v", summary, got, err)
+	}
+	wantFiles(t, target, files{})
+}
+
+// TestSomeFail has the target fail with every other file: that is not for ever,
+// and all are tried.
+func TestSomeFail(t *testing.T) {
+	t.Parallel()
+	nars := some(200)
+	var failed []string
+	for n := 0; n < 200; n += 2 {
+		failed = append(failed, name(n))
+	}
+	from, _ := opened(t, nars)
+	// In the order in which they were made: one fails, and one does not.
+	inOrder := &hooked{ByteStore: &ordered{ByteStore: from, count: 200}}
+	to, target := opened(t, nil)
+	_, summary, err := run(t, &copying.Copy{From: inOrder, To: &hooked{ByteStore: to, hook: failing(errFault, "commit", failed...)}, AtOnce: 1})
+	if err != nil || summary.Files[copying.Failed] != 100 || len(on(t, target)) != 100 {
+		t.Errorf("%+v, %v", summary, err)
+	}
+	full, _ := opened(t, nars)
+	_, summary, err = run(t, &copying.Copy{From: inOrder, To: &hooked{ByteStore: full, hook: failing(errFault, "open", failed...)}, AtOnce: 1, Compare: true})
+	if err != nil || summary.Files[copying.Failed] != 100 || summary.Files[copying.There] != 100 {
+		t.Errorf("%+v, %v", summary, err)
+	}
+}
+
+// ordered lists the made-up nars by their numbers.
+type ordered struct {
+	storage.ByteStore
+	count int
+}
+
+func (o *ordered) List(ctx context.Context) iter.Seq2[storage.Info, error] {
+	return func(yield func(storage.Info, error) bool) {
+		for n := range o.count {
+			info, err := o.Stat(ctx, name(n))
+			if !yield(info, err) {
+				return
+			}
+		}
+	}
+}
+
+// TestInterruptedRead ends within a large file.
+func TestInterruptedRead(t *testing.T) {
+	t.Parallel()
+	from, _ := opened(t, files{name(0): strings.Repeat("x", 20<<20)})
+	to, target := opened(t, nil)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	source := &hooked{ByteStore: from}
+	source.hook = func(call, name string) error {
+		if source.count("read") == 3 {
+			cancel()
+		}
+		return nil
+	}
+	if _, _, err := copied(t, ctx, &copying.Copy{From: source, To: to}); !errors.Is(err, context.Canceled) || source.count("read") != 3 {
+		t.Errorf("%v after %d reads", err, source.count("read"))
 	}
 	wantFiles(t, target, files{})
 }

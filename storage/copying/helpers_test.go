@@ -264,7 +264,7 @@ func (h *hooked) Flush(ctx context.Context, name string) error {
 }
 
 func (h *hooked) Sync(ctx context.Context) error {
-	if err := h.call("sync", ""); err != nil {
+	if err := errors.Join(ctx.Err(), h.call("sync", "")); err != nil {
 		return err
 	}
 	return h.ByteStore.Sync(ctx)

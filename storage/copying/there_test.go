@@ -1,7 +1,9 @@
 package copying
 
 import (
+	"context"
 	"fmt"
+	"iter"
 	"strings"
 	"testing"
 
@@ -9,9 +11,21 @@ import (
 	"nar-herder/storage/directory"
 )
 
+// away is far away, and somebody uploads a file there.
 type away struct{ storage.ByteStore }
 
+const uploading = "nar/100"
+
 func (away) AtOnce() int { return 1 }
+
+func (a away) List(ctx context.Context) iter.Seq2[storage.Info, error] {
+	return func(yield func(storage.Info, error) bool) {
+		if !yield(storage.Info{Name: uploading, Size: 100, Temporary: true}, nil) {
+			return
+		}
+		a.ByteStore.List(ctx)(yield)
+	}
+}
 
 // TestThereBounded remembers no more than it may, and is right about the rest.
 func TestThereBounded(t *testing.T) {
@@ -50,7 +64,7 @@ func TestThereBounded(t *testing.T) {
 			remembered++
 		}
 	}
-	if remembered != 30 || names.complete {
+	if _, found := names.size(uploading); found || remembered != 30 || names.complete {
 		t.Errorf("%d remembered, complete: %v", remembered, names.complete)
 	}
 }
