@@ -70,6 +70,8 @@ func (r *copyReport) summary(c *copyCommand, s *copying.Summary, complete bool) 
 	case c.DryRun:
 	case complete:
 		fmt.Fprintf(r.out, "next: stop the server that adds to %s, run this once more for what came meanwhile, and start the server with --storage=%s\n", c.From, c.To)
+	case s.Files[copying.Wrong] > 0:
+		fmt.Fprintf(r.out, "next: have the wrong ones again with 'nar-herder check --storage=%s --verify --repair --from=URL', and run this again: what is there is passed over\n", c.From)
 	default:
 		fmt.Fprintln(r.out, "next: run this again: what is there is passed over")
 	}

@@ -55,7 +55,7 @@ func (r *run) one(ctx context.Context, info storage.Info) Result {
 	switch {
 	case info.Size != want:
 		result.Outcome = Wrong
-		result.Err = fmt.Errorf("the source has %d bytes of it, the index %d: see 'nar-herder help check' for having it again", info.Size, want)
+		result.Err = fmt.Errorf("the source has %d bytes of it, the index %d", info.Size, want)
 		return result
 	case differs != nil && item == nil && !r.Replace:
 		result.Outcome = Differs
@@ -182,8 +182,7 @@ func (r *run) copy(ctx context.Context, item *storage.Item, n int, result Result
 	case ctx.Err() != nil:
 		result.Err = ctx.Err()
 	case errors.Is(checkErr, storage.ErrWrongNar):
-		result.Outcome = Wrong
-		result.Err = fmt.Errorf("%w: see 'nar-herder help check' for having it again", checkErr)
+		result.Outcome, result.Err = Wrong, checkErr
 	case coming.err != nil:
 		result.side, result.Err = source, coming.err
 	case errors.Is(stageErr, storage.ErrWrongSize):
