@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"sync"
 
+	"nar-herder/internal/disk"
 	"nar-herder/storage"
 )
 
@@ -189,6 +190,12 @@ func (r *run) done(ctx context.Context, result Result) {
 		if err := r.sync(ctx); err != nil {
 			r.end(err)
 		}
+	}
+	if result.side == target && disk.IsFull(result.Err) {
+		// At once: small files would fit for long, and fill what others need.
+		const text = "%w: the target is full: %w: make room there, and run it again: what was copied stays"
+		r.end(fmt.Errorf(text, ErrStore, result.Err))
+		return
 	}
 	if failures > 0 && failures%fewInRow == 0 {
 		if err := r.hopeless(ctx, result, failures); err != nil {

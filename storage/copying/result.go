@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 
-	"nar-herder/internal/disk"
 	"nar-herder/storage"
 )
 
@@ -87,7 +86,7 @@ func (r *run) hopeless(ctx context.Context, last Result, failures int) error {
 	var err error
 	switch last.side {
 	case target:
-		if err = r.To.Probe(ctx); err != nil || disk.IsFull(last.Err) || failures >= manyInRow {
+		if err = r.To.Probe(ctx); err != nil || failures >= manyInRow {
 			break
 		}
 		return nil
