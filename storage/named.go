@@ -2,15 +2,12 @@ package storage
 
 import "context"
 
-// ownerName is where an instance writes down that a byte store is its own.
-const ownerName = "nar-herder-owner"
-
 // KeptApart says that what lies under a name is about one byte store alone, and
 // does not belong into another that gets its nars: the name of the store, which
 // tells others whether two instances share one, the note of whose it is, and
 // what was found to be wrong there.
 func KeptApart(name string) bool {
-	return name == IdentityName || name == ownerName || isQuarantined(name)
+	return name == IdentityName || name == OwnerName || isQuarantined(name)
 }
 
 // FileUnder returns the item that has a file under the name, and which of its

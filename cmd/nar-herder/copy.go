@@ -6,11 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net/url"
 	"os"
 	"strings"
 
 	"nar-herder/internal/disk"
+	"nar-herder/storage"
 	"nar-herder/storage/copying"
 	"nar-herder/storage/index"
 )
@@ -48,12 +50,13 @@ func (c *copyCommand) Run(ctx context.Context, s *streams) (err error) {
 	if c.Bandwidth == 0 {
 		return errors.New("--bandwidth=0: nothing would ever be read: name a number of bytes, or none")
 	}
-	from, err := openBytes(ctx, c.From)
+	log := slog.New(slog.NewTextHandler(s.err, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	from, err := openBytes(ctx, c.From, log)
 	if err != nil {
 		return fmt.Errorf("--from: %w", err)
 	}
 	defer func() { err = errors.Join(err, from.Close()) }()
-	to, err := openBytes(ctx, c.To)
+	to, err := openBytes(ctx, c.To, log)
 	if err != nil {
 		return fmt.Errorf("--to: %w", err)
 	}
@@ -80,6 +83,11 @@ func (c *copyCommand) Run(ctx context.Context, s *streams) (err error) {
 		}
 		progress.expect(totals.StoredNars, totals.StoredSize)
 		job.Items, job.Decode = known, decodeNar
+	}
+	if !c.DryRun {
+		if err := c.mayWrite(ctx, to, known); err != nil {
+			return err
+		}
 	}
 	summary, err := job.Run(ctx)
 	progress.end()
@@ -124,23 +132,37 @@ func (c *copyCommand) openDatabase(ctx context.Context, s *streams) (*opened, er
 	return openExisting(ctx, c.Database, "", nil)
 }
 
+// mayWrite refuses a target that another instance owns than the one whose index is
+// used: it alone writes there, and would have strangers' files in it.
+func (c *copyCommand) mayWrite(ctx context.Context, to storage.ByteStore, known *opened) error {
+	owner, err := storage.ReadNote(ctx, to, storage.OwnerName)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return fmt.Errorf("find out whose storage %s is: %w", to, err)
+	case known == nil || known.Instance() != owner:
+		return fmt.Errorf("%w: %s is that of instance %s: name its index with --database, or, if that instance is gone for good, remove the file %s there", storage.ErrNotOwner, to, owner, storage.OwnerName)
+	}
+	return nil
+}
+
 // refuseOverlap makes sure that neither of two storages lies in the other, as far
 // as their names tell: a copy would be copied again, without end.
 func refuseOverlap(from, to string) error {
-	overlap := fmt.Errorf("--from=%s and --to=%s are the same, or one lies in the other: name two that are apart", from, to)
-	away, away2 := strings.Contains(from, "://"), strings.Contains(to, "://")
-	switch {
-	case away != away2:
+	if isBucket(from) != isBucket(to) {
 		return nil
-	case away:
+	}
+	if isBucket(from) {
+		// Both could be opened. The names may have more in them than should be shown.
 		a, err1 := url.Parse(from)
 		b, err2 := url.Parse(to)
-		if err := errors.Join(err1, err2); err != nil {
-			return err
+		if err1 != nil || err2 != nil || a.Host != b.Host || a.Query().Get("endpoint") != b.Query().Get("endpoint") {
+			return nil // and if they are one all the same, that is found out by writing
 		}
 		ours, theirs := strings.Trim(a.Path, "/")+"/", strings.Trim(b.Path, "/")+"/"
-		if a.Host == b.Host && (ours == "/" || theirs == "/" || strings.HasPrefix(ours, theirs) || strings.HasPrefix(theirs, ours)) {
-			return overlap
+		if ours == "/" || theirs == "/" || strings.HasPrefix(ours, theirs) || strings.HasPrefix(theirs, ours) {
+			return fmt.Errorf("--from and --to are the same in bucket %s, or one lies in the other: name two prefixes that are apart", a.Host)
 		}
 		return nil
 	}
@@ -152,7 +174,7 @@ func refuseOverlap(from, to string) error {
 		if inside, err := disk.LiesIn(pair[1], outer); err != nil {
 			return err
 		} else if inside {
-			return overlap
+			return fmt.Errorf("--from=%s and --to=%s are the same, or one lies in the other: name two that are apart", from, to)
 		}
 	}
 	return nil

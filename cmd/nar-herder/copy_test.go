@@ -257,7 +257,7 @@ func TestCopyOptions(t *testing.T) {
 		{[]string{"copy", "--from=" + p.storage}, []string{"--to"}},
 		{p.copyArgs(to + "x"), []string{"--to", to + "x", "create the directory"}},
 		{[]string{"copy", "--from=" + to + "x", "--to=" + to}, []string{"--from", to + "x"}},
-		{p.copyArgs("s3://bucket/prefix"), []string{"--to", "s3://bucket/prefix"}},
+		{p.copyArgs("s3://Bucket"), []string{"--to", "Bucket"}},
 		{p.copyArgs(p.storage), []string{"--from=" + p.storage, "--to=" + p.storage, "apart"}},
 		{p.copyArgs(link), []string{"--to=" + link, "apart"}},
 		{p.copyArgs(below), []string{"--to=" + below, "apart"}},
@@ -290,6 +290,8 @@ func TestCopyOverlap(t *testing.T) {
 		{"s3://one/a/b", "s3://one/a", false},
 		{"s3://one", "s3://one/a", false},
 		{"s3://one?region=x", "s3://one", false},
+		{"s3://one?endpoint=https://x.example", "s3://one", true},
+		{"s3://one?endpoint=https://x.example", "s3://one?region=x&endpoint=https://x.example", false},
 		{"s3://one", "/one", true},
 	} {
 		if err := refuseOverlap(test.from, test.to); (err == nil) != test.apart {

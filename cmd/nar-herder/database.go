@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"strings"
@@ -11,6 +10,7 @@ import (
 	"nar-herder/storage"
 	"nar-herder/storage/directory"
 	"nar-herder/storage/index"
+	"nar-herder/storage/s3"
 )
 
 // databaseOption is what all commands that use the index have.
@@ -22,23 +22,39 @@ type databaseOption struct {
 type opened struct {
 	*storage.Storage
 	index *index.Index
-	bytes openedBytes // nil without a storage
+	bytes byteStore // nil without a storage
 }
 
-// openedBytes is a byte store, to be closed by who has opened it.
-type openedBytes interface {
+// byteStore is a store that is to be closed.
+type byteStore interface {
 	storage.ByteStore
 	io.Closer
 }
 
-// openBytes opens a byte store by what an option names it.
-func openBytes(_ context.Context, name string) (openedBytes, error) {
-	if strings.HasPrefix(name, "s3://") {
-		return nil, fmt.Errorf("%s: storing on S3 is not built yet: name a directory", name)
+// isBucket says whether a storage's name is that of a bucket.
+func isBucket(store string) bool { return strings.HasPrefix(store, "s3:") }
+
+// localDirectory is where a storage lies on this machine, or "".
+func localDirectory(store string) string {
+	if isBucket(store) {
+		return ""
 	}
-	bytes, err := directory.Open(name)
+	return store
+}
+
+// openBytes opens a storage by its name.
+func openBytes(ctx context.Context, store string, log *slog.Logger) (byteStore, error) {
+	// Not "return directory.Open(store)": a nil *Directory is no nil byteStore.
+	if isBucket(store) {
+		bucket, err := s3.Open(ctx, store, s3.Options{Log: log})
+		if err != nil {
+			return nil, err
+		}
+		return bucket, nil
+	}
+	bytes, err := directory.Open(store)
 	if err != nil {
-		return nil, err // and no interface with nil in it
+		return nil, err
 	}
 	return bytes, nil
 }
@@ -46,10 +62,12 @@ func openBytes(_ context.Context, name string) (openedBytes, error) {
 // open opens the index, and the storage unless its name is empty.
 func open(ctx context.Context, database, store string, options index.Options, log *slog.Logger) (_ *opened, err error) {
 	o := new(opened)
+	var bytes storage.ByteStore // a nil byteStore in it would be none
 	if store != "" {
-		if o.bytes, err = openBytes(ctx, store); err != nil {
+		if o.bytes, err = openBytes(ctx, store, log); err != nil {
 			return nil, err
 		}
+		bytes = o.bytes
 	}
 	if o.index, err = index.Open(ctx, database, options); err != nil {
 		if o.bytes != nil {
@@ -57,7 +75,10 @@ func open(ctx context.Context, database, store string, options index.Options, lo
 		}
 		return nil, err
 	}
-	o.Storage = storage.New(o.index, o.bytes, storage.Options{Log: log})
+	o.Storage = storage.New(o.index, bytes, storage.Options{Log: log})
+	if err := o.Remember(ctx); err != nil {
+		return nil, errors.Join(err, o.close())
+	}
 	return o, nil
 }
 

@@ -57,7 +57,7 @@ func (c *Copy) refuseSame(ctx context.Context) error {
 func (c *Copy) SharedIdentity(ctx context.Context) (string, error) {
 	var names [2]string
 	for i, store := range []storage.ByteStore{c.From, c.To} {
-		name, err := storage.ReadIdentity(ctx, store)
+		name, err := storage.ReadNote(ctx, store, storage.IdentityName)
 		if errors.Is(err, fs.ErrNotExist) {
 			return "", nil
 		} else if err != nil {
