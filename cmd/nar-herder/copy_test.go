@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"testing"
 
+	"nar-herder/internal/s3server"
 	"nar-herder/internal/testfs"
 	"nar-herder/storage"
 )
@@ -21,7 +22,7 @@ func stored(t testing.TB, dir string) map[string]string {
 	t.Helper()
 	found := make(map[string]string)
 	for name := range times(t, dir) {
-		if base := filepath.Base(name); !strings.HasPrefix(base, ".") && base != storage.IdentityName {
+		if base := filepath.Base(name); !strings.HasPrefix(base, ".") && base != storage.IdentityName && base != storage.OwnerName {
 			found[name] = read(t, dir, name)
 		}
 	}
@@ -72,8 +73,10 @@ func TestCopy(t *testing.T) {
 		t.Errorf("copy says %q", said)
 	}
 	wantCopied(t, p.storage, to)
-	if _, err := os.Stat(filepath.Join(to, storage.IdentityName)); !os.IsNotExist(err) {
-		t.Errorf("the copy has the name of its original: %v", err)
+	for _, own := range []string{storage.IdentityName, storage.OwnerName} {
+		if _, err := os.Stat(filepath.Join(to, own)); !os.IsNotExist(err) {
+			t.Errorf("the copy has the %s of its original: %v", own, err)
+		}
 	}
 	p.imports(t, filepath.Join(testdata, "published"))
 	s.stop(t, syscall.SIGTERM)
@@ -238,6 +241,52 @@ func TestCopyReadOnly(t *testing.T) {
 	fail(t, []string{"copy", "--database=none", "--from=" + from, "--to=" + p.storage}, p.storage, from, "the same")
 }
 
+// TestCopyOwned refuses a target that another instance owns.
+func TestCopyOwned(t *testing.T) {
+	t.Parallel()
+	p, q := newPlace(t), newPlace(t)
+	p.imports(t, small()...)
+	q.imports(t, published(greeting))
+	before := stored(t, q.storage)
+	fail(t, p.copyArgs(q.storage), q.storage, "another instance", storage.OwnerName)
+	fail(t, []string{"copy", "--database=none", "--from=" + p.storage, "--to=" + q.storage}, q.storage, "another instance")
+	if left := stored(t, q.storage); !maps.Equal(left, before) {
+		t.Errorf("%d files", len(left))
+	}
+	succeed(t, "copy", "--database="+q.database, "--from="+p.storage, "--to="+q.storage)
+	wantCopied(t, p.storage, q.storage)
+}
+
+// TestCopyBucket moves a storage to a bucket, where it is served from, and back.
+func TestCopyBucket(t *testing.T) {
+	t.Parallel()
+	bucket := s3server.New(t)
+	p := newPlace(t)
+	p.imports(t, filepath.Join(testdata, "published"))
+	to := bucket.URL("nars/of/gnu")
+	if said := succeed(t, p.copyArgs(to)...); !strings.HasPrefix(said, "copied: 13 files, 7.9 MiB; 13 of them verified") {
+		t.Errorf("copy says %q", said)
+	}
+	if said := succeed(t, p.copyArgs(to, "--compare")...); !strings.HasPrefix(said, "copied: 0 files, 0 B\nalready there, byte for byte: 13 files, 7.9 MiB\n") {
+		t.Errorf("copy says %q", said)
+	}
+	moved := place{p.dir, p.database, to}
+	moved.check(t, "--verify").want(t, 0)
+	s := moved.serve(t)
+	if got := get(t, s.addresses[0], "/nar/lzip/"+url.PathEscape(plus)); got.StatusCode != 200 || got.body != read(t, p.nar(plus)) {
+		t.Errorf("served from the bucket: %s", got.Status)
+	}
+	s.stop(t, syscall.SIGTERM)
+	back := p.newStorage(t, "back")
+	succeed(t, "copy", "--database="+p.database, "--from="+to, "--to="+back)
+	wantCopied(t, p.storage, back)
+	fail(t, []string{"copy", "--database=none", "--from=" + to, "--to=" + bucket.URL("nars/of")}, "--from and --to", "apart")
+	bucket.Stop()
+	if r := runProgram(t, "copy", "--database="+p.database, "--from="+to, "--to="+back); r.status == 0 || strings.Contains(r.err, s3server.SecretKey) {
+		t.Errorf("%+v", r)
+	}
+}
+
 // TestCopyOptions has what makes no sense.
 func TestCopyOptions(t *testing.T) {
 	t.Parallel()
@@ -257,7 +306,7 @@ func TestCopyOptions(t *testing.T) {
 		{[]string{"copy", "--from=" + p.storage}, []string{"--to"}},
 		{p.copyArgs(to + "x"), []string{"--to", to + "x", "create the directory"}},
 		{[]string{"copy", "--from=" + to + "x", "--to=" + to}, []string{"--from", to + "x"}},
-		{p.copyArgs("s3://Bucket"), []string{"--to", "Bucket"}},
+		{p.copyArgs("s3://"), []string{"--to", "S3", "no bucket"}},
 		{p.copyArgs(p.storage), []string{"--from=" + p.storage, "--to=" + p.storage, "apart"}},
 		{p.copyArgs(link), []string{"--to=" + link, "apart"}},
 		{p.copyArgs(below), []string{"--to=" + below, "apart"}},
