@@ -142,7 +142,7 @@ func (c *copyCommand) mayWrite(ctx context.Context, to storage.ByteStore, known 
 	case err != nil:
 		return fmt.Errorf("find out whose storage %s is: %w", to, err)
 	case known == nil || known.Instance() != owner:
-		return fmt.Errorf("%w: %s is that of instance %s: name its index with --database, or, if that instance is gone for good, remove the file %s there", storage.ErrNotOwner, to, owner, storage.OwnerName)
+		return fmt.Errorf("%w: %s is that of instance %s: name its index with --database, or, if that instance is gone for good, see 'nar-herder help take-storage'", storage.ErrNotOwner, to, owner)
 	}
 	return nil
 }

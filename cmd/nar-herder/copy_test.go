@@ -248,7 +248,7 @@ func TestCopyOwned(t *testing.T) {
 	p.imports(t, small()...)
 	q.imports(t, published(greeting))
 	before := stored(t, q.storage)
-	fail(t, p.copyArgs(q.storage), q.storage, "another instance", storage.OwnerName)
+	fail(t, p.copyArgs(q.storage), q.storage, "another instance", "take-storage")
 	fail(t, []string{"copy", "--database=none", "--from=" + p.storage, "--to=" + q.storage}, q.storage, "another instance")
 	if left := stored(t, q.storage); !maps.Equal(left, before) {
 		t.Errorf("%d files", len(left))
