@@ -42,7 +42,7 @@ func newCredentials(l location, now func() time.Time) *credentials {
 
 // loadConfig reads the SDK's files and environment. It opens no connections.
 func (l location) loadConfig(ctx context.Context) (aws.Config, error) {
-	options := []func(*config.LoadOptions) error{}
+	options := []func(*config.LoadOptions) error{config.WithLogger(l.sdkLog)}
 	profile := l.profile
 	if l.credentialsFile != "" {
 		options = append(options, config.WithSharedCredentialsFiles([]string{l.credentialsFile}))
@@ -152,7 +152,7 @@ func (c *credentials) retryer(longest time.Duration) aws.Retryer {
 		o.MaxAttempts = attempts
 		o.MaxBackoff = longest
 		renewed := retry.IsErrorRetryableFunc(func(err error) aws.Ternary {
-			if !credentialCodes[code(err)] {
+			if skewed := (retry.RetryableError{}).IsErrorRetryable(err); skewed != aws.UnknownTernary || !credentialCodes[code(err)] {
 				return aws.UnknownTernary
 			}
 			return aws.BoolTernary(c.renewed())

@@ -30,6 +30,9 @@ func (f *fault) Unwrap() error { return f.under }
 // errNoAnswer is why a call is cut off that takes too long.
 var errNoAnswer = errors.New("no answer in time")
 
+// errNotS3 says that an answer of success lacks what all S3 servers say.
+var errNotS3 = &fault{text: "what came is no answer of an S3 server: check endpoint=, and what lies on the way there"}
+
 // advice says what to do about an error code.
 var advice = map[string]string{
 	"NoSuchBucket":                       "create the bucket, or name another one",

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/aws/smithy-go/logging"
 )
 
 // location is what a URL s3://BUCKET/PREFIX?… says.
@@ -19,6 +21,8 @@ type location struct {
 	pathStyle       bool
 	credentialsFile string
 	profile         string
+
+	sdkLog logging.Logger // nil drops what the SDK has to say
 }
 
 // parameters are what may follow the question mark.

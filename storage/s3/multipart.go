@@ -151,7 +151,7 @@ func (u *upload) create(ctx context.Context, token string) error {
 		ContentType: aws.String(contentType), Metadata: map[string]string{tokenKey: token},
 	})
 	if err == nil && aws.ToString(output.UploadId) == "" {
-		err = &fault{text: "the server began an upload without an ID"}
+		err = errNotS3
 	}
 	if err == nil {
 		u.id = *output.UploadId
@@ -167,6 +167,9 @@ func (u *upload) send(ctx context.Context, i int, part []byte) error {
 		Bucket: &u.b.bucket, Key: aws.String(u.b.key(u.name)), UploadId: &u.id, PartNumber: completed.PartNumber,
 		Body: bytes.NewReader(part), ContentLength: aws.Int64(int64(len(part))), ChecksumCRC32C: completed.ChecksumCRC32C,
 	}, u.b.unsigned)
+	if err == nil && output.ETag == nil {
+		err = errNotS3
+	}
 	if err == nil {
 		completed.ETag = output.ETag
 		u.parts[i] = completed
@@ -179,10 +182,13 @@ func (u *upload) send(ctx context.Context, i int, part []byte) error {
 func (u *upload) complete(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, attempts*completeTimeout, errNoAnswer)
 	defer cancel()
-	_, err := u.b.client.CompleteMultipartUpload(ctx, &s3.CompleteMultipartUploadInput{
+	output, err := u.b.client.CompleteMultipartUpload(ctx, &s3.CompleteMultipartUploadInput{
 		Bucket: &u.b.bucket, Key: aws.String(u.b.key(u.name)), UploadId: &u.id, MpuObjectSize: &u.size,
 		MultipartUpload: &types.CompletedMultipartUpload{Parts: u.parts},
 	})
+	if err == nil && output.ETag == nil {
+		err = errNotS3
+	}
 	return err
 }
 
@@ -197,9 +203,12 @@ func (u *upload) abort() {
 
 // abort drops an upload, and doesn't mind if it is gone.
 func (b *Bucket) abort(ctx context.Context, id, name string, options ...func(*s3.Options)) error {
-	_, err := b.client.AbortMultipartUpload(ctx, &s3.AbortMultipartUploadInput{Bucket: &b.bucket, Key: aws.String(b.key(name)), UploadId: &id}, options...)
+	output, err := b.client.AbortMultipartUpload(ctx, &s3.AbortMultipartUploadInput{Bucket: &b.bucket, Key: aws.String(b.key(name)), UploadId: &id}, options...)
 	if err != nil && code(err) != "NoSuchUpload" {
 		return b.fail("drop the unfinished upload of", name, err)
+	}
+	if err == nil && hasBody(output.ResultMetadata) {
+		return b.fail("drop the unfinished upload of", name, errNotS3)
 	}
 	return nil
 }

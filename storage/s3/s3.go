@@ -19,9 +19,13 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	awsmiddleware "github.com/aws/aws-sdk-go-v2/aws/middleware"
 	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
+	"github.com/aws/smithy-go/logging"
+	"github.com/aws/smithy-go/middleware"
+	smithyhttp "github.com/aws/smithy-go/transport/http"
 	"golang.org/x/sync/semaphore"
 
 	"nar-herder/storage"
@@ -59,6 +63,7 @@ type Options struct {
 
 	// For tests; 0 is the usual.
 	partSize    int64
+	pageKeys    int32
 	longestWait time.Duration
 	callTimeout time.Duration
 	progress    time.Duration
@@ -71,7 +76,8 @@ type Bucket struct {
 	client   *s3.Client
 	http     *client
 	presign  *s3.PresignClient
-	partSize int64 // of the usual upload
+	partSize int64  // of the usual upload
+	pageKeys *int32 // of a listing's page; nil leaves it to the server
 
 	longestWait, callTimeout, progress time.Duration
 
@@ -100,6 +106,10 @@ func Open(ctx context.Context, url string, options Options) (*Bucket, error) {
 	if options.Log == nil {
 		options.Log = slog.Default()
 	}
+	// What matters comes as errors.
+	l.sdkLog = logging.LoggerFunc(func(_ logging.Classification, format string, arguments ...any) {
+		options.Log.Debug("the AWS SDK says", "storage", l.String(), "text", oneLine(fmt.Sprintf(format, arguments...)))
+	})
 	loaded, err := l.loadConfig(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("storage %s: %w", l, l.noCredentials(err))
@@ -116,6 +126,9 @@ func Open(ctx context.Context, url string, options Options) (*Bucket, error) {
 		partSize: orUsual(options.partSize, smallestPart), longestWait: orUsual(options.longestWait, longestWait),
 		callTimeout: orUsual(options.callTimeout, callTimeout), progress: orUsual(options.progress, progressTimeout),
 		staged: semaphore.NewWeighted(mostStaged), parts: semaphore.NewWeighted(mostParts),
+	}
+	if options.pageKeys != 0 {
+		b.pageKeys = &options.pageKeys
 	}
 	if options.HTTPTransport != nil {
 		b.http = &client{quick: options.HTTPTransport, patient: options.HTTPTransport}
@@ -138,6 +151,7 @@ func Open(ctx context.Context, url string, options Options) (*Bucket, error) {
 		// Those of what is received are asked for where there is one.
 		o.ResponseChecksumValidation = aws.ResponseChecksumValidationWhenRequired
 		o.DisableLogOutputChecksumValidationSkipped = true
+		o.Logger = l.sdkLog
 		o.DisableS3ExpressSessionAuth = aws.Bool(true)
 	})
 	b.presign = s3.NewPresignClient(b.client)
@@ -213,8 +227,7 @@ func (b *Bucket) look(ctx context.Context, name string, options ...func(*s3.Opti
 	for try := 0; ; try++ {
 		body, found, err := b.get(ctx, name, 0, 1, "", options...)
 		if err == nil {
-			// What follows is a byte, or all of it where ranges are not known.
-			_, _ = io.CopyN(io.Discard, body, 2)
+			_, _ = io.CopyN(io.Discard, body, 2) // one byte, and its end
 			return found, body.Close()
 		}
 		if status(err) != http.StatusRequestedRangeNotSatisfiable || try == 3 {
@@ -284,10 +297,12 @@ func sizeOf(output *s3.GetObjectOutput, offset, length int64) (int64, error) {
 	if output.ContentLength == nil || *output.ContentLength < 0 {
 		return 0, &fault{text: "the answer does not say how long it is: check what lies on the way to the server"}
 	}
+	if aws.ToString(output.ETag) == "" || output.LastModified == nil {
+		return 0, errNotS3
+	}
 	comes := *output.ContentLength
 	if output.ContentRange == nil {
-		// It is the whole, as was asked for, or by a server that knows no ranges.
-		if offset > 0 {
+		if (offset > 0 || length >= 0) && comes > 0 {
 			return 0, &fault{text: "the server gives the whole where a range was asked for"}
 		}
 		return comes, nil
@@ -342,11 +357,21 @@ func (b *Bucket) Remove(ctx context.Context, name string) error {
 	if len(b.key(name)) > longestKey {
 		return nil
 	}
-	_, err := b.client.DeleteObject(ctx, &s3.DeleteObjectInput{Bucket: &b.bucket, Key: aws.String(b.key(name))})
+	output, err := b.client.DeleteObject(ctx, &s3.DeleteObjectInput{Bucket: &b.bucket, Key: aws.String(b.key(name))})
 	if err != nil && !isAbsent(err) {
 		return b.fail("remove", name, err)
 	}
+	// The page of a proxy is no answer.
+	if err == nil && hasBody(output.ResultMetadata) {
+		return b.fail("remove", name, errNotS3)
+	}
 	return nil
+}
+
+// hasBody says whether there is something in an answer that has nothing to say.
+func hasBody(metadata middleware.Metadata) bool {
+	raw, ok := awsmiddleware.GetRawResponse(metadata).(*smithyhttp.Response)
+	return ok && raw.StatusCode != http.StatusNoContent && raw.ContentLength != 0
 }
 
 // Presign implements [storage.Presigner]. The URL ends with the credentials it was

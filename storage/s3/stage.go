@@ -148,10 +148,13 @@ func (s *staged) show(ctx context.Context) error {
 	}
 	ctx, cancel := s.b.within(ctx)
 	defer cancel()
-	_, err := s.b.client.PutObject(ctx, &s3.PutObjectInput{
+	output, err := s.b.client.PutObject(ctx, &s3.PutObjectInput{
 		Bucket: &s.b.bucket, Key: aws.String(s.b.key(s.name)), Body: bytes.NewReader(s.content), ContentLength: aws.Int64(int64(len(s.content))),
 		ChecksumCRC32C: aws.String(checksum(s.content)), ContentType: aws.String(contentType), Metadata: map[string]string{tokenKey: s.token},
 	}, s.b.unsigned)
+	if err == nil && output.ETag == nil {
+		err = errNotS3
+	}
 	return err
 }
 
