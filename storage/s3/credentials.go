@@ -15,7 +15,7 @@ const (
 	rereadAfter = 5 * time.Minute
 	// rereadPause is how long credentials that the server refuses are not read
 	// again, so that a fault does not become a storm on whoever issues them.
-	rereadPause = time.Second
+	rereadPause = 5 * time.Second
 	// changedFor is how long after a change a refusal is taken to be about the
 	// credentials before it.
 	changedFor = 30 * time.Second

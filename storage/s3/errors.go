@@ -44,6 +44,7 @@ var advice = map[string]string{
 	"ExpiredTokenException":              "renew the credentials",
 	"InvalidToken":                       "renew the credentials",
 	"TokenRefreshRequired":               "renew the credentials",
+	"XAdminUserNotFound":                 "renew the credentials",
 	"RequestTimeTooSkewed":               "set the clock of this machine",
 	"RequestExpired":                     "set the clock of this machine",
 	"SlowDown":                           "the server has too much to do, it is asked again later",
@@ -55,8 +56,11 @@ var advice = map[string]string{
 	"InvalidObjectState":                 "it was archived, restore it",
 }
 
-// credentialCodes say that the credentials are no longer good, or not yet.
+// credentialCodes say that the credentials are no longer good, or not yet. Some
+// servers say AccessDenied of keys that they don't know, versitygw has a code of
+// its own.
 var credentialCodes = map[string]bool{
+	"AccessDenied": true, "XAdminUserNotFound": true,
 	"InvalidAccessKeyId": true, "SignatureDoesNotMatch": true, "ExpiredToken": true, "ExpiredTokenException": true,
 	"InvalidToken": true, "TokenRefreshRequired": true,
 }

@@ -132,7 +132,7 @@ func (b *Bucket) uploadsPage(ctx context.Context, key, id *string) (*s3.ListMult
 	ctx, cancel := b.within(ctx)
 	defer cancel()
 	return b.client.ListMultipartUploads(ctx, &s3.ListMultipartUploadsInput{
-		Bucket: &b.bucket, Prefix: aws.String(b.folder()), KeyMarker: key, UploadIdMarker: id, EncodingType: types.EncodingTypeUrl, MaxUploads: b.pageKeys,
+		Bucket: &b.bucket, Prefix: aws.String(b.folder()), KeyMarker: key, UploadIdMarker: id, EncodingType: types.EncodingTypeUrl,
 	})
 }
 

@@ -320,7 +320,7 @@ func TestCredentialsChange(t *testing.T) {
 	write("unknown-key", s3server.SecretKey)
 	pass(2 * rereadAfter)
 	_, err := b.Stat(t.Context(), "nar/x")
-	wantFault(t, "an unknown key", err, "InvalidAccessKeyId")
+	wantFault(t, "an unknown key", err, "renew the credentials")
 	pass(2 * changedFor)
 	write(s3server.AccessKey, s3server.SecretKey)
 	// All at once find the new ones.

@@ -133,6 +133,7 @@ func Open(ctx context.Context, url string, options Options) (*Bucket, error) {
 	if options.HTTPTransport != nil {
 		b.http = &client{quick: options.HTTPTransport, patient: options.HTTPTransport}
 	}
+	sign := new(signer)
 	b.client = s3.NewFromConfig(loaded, func(o *s3.Options) {
 		if o.Region == "" || l.endpoint != "" && l.region == "" {
 			o.Region = "us-east-1"
@@ -143,6 +144,7 @@ func Open(ctx context.Context, url string, options Options) (*Bucket, error) {
 		o.UsePathStyle = l.pathStyle
 		o.HTTPClient = b.http
 		o.Credentials = keys
+		o.HTTPSignerV4 = sign
 		o.Retryer = keys.retryer(b.longestWait)
 		o.RetryMaxAttempts = 0
 		// Checksums of what is sent are ours, as headers: many servers don't
@@ -154,7 +156,7 @@ func Open(ctx context.Context, url string, options Options) (*Bucket, error) {
 		o.Logger = l.sdkLog
 		o.DisableS3ExpressSessionAuth = aws.Bool(true)
 	})
-	b.presign = s3.NewPresignClient(b.client)
+	b.presign = s3.NewPresignClient(b.client, func(o *s3.PresignOptions) { o.Presigner = sign })
 	b.buffers.New = func() any { buffer := make([]byte, b.partSize); return &buffer }
 	return b, nil
 }
