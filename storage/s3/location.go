@@ -22,7 +22,7 @@ type location struct {
 	credentialsFile string
 	profile         string
 
-	sdkLog logging.Logger // nil drops what the SDK has to say
+	sdkLog logging.Logger // takes what the SDK has to say; nil is standard error
 }
 
 // parameters are what may follow the question mark.

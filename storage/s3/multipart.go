@@ -36,6 +36,7 @@ type upload struct {
 	name, id string
 	size     int64
 	parts    []types.CompletedPart
+	ctx      context.Context // Stage's, of which abort sees whether it has ended
 }
 
 // partSizeFor returns the size of the parts of content of that size.
@@ -50,7 +51,7 @@ func (b *Bucket) partSizeFor(size int64) int64 {
 
 // stageUpload sends content to the server.
 func (b *Bucket) stageUpload(ctx context.Context, name, token string, from io.Reader, size int64) (*upload, error) {
-	u := &upload{b: b, name: name, size: size}
+	u := &upload{b: b, name: name, size: size, ctx: ctx}
 	err := u.sendAll(ctx, token, from)
 	if err == nil {
 		return u, nil
@@ -194,7 +195,7 @@ func (u *upload) complete(ctx context.Context) error {
 
 // abort drops the parts. Where that fails, they cost room until somebody does.
 func (u *upload) abort() {
-	ctx, cancel := context.WithTimeout(context.Background(), abortTimeout)
+	ctx, cancel := last(u.ctx)
 	defer cancel()
 	if err := u.b.abort(ctx, u.id, u.name, fewAttempts); err != nil {
 		u.b.log.Warn("an unfinished upload stays in the bucket, until check --repair or a lifecycle rule removes it", "error", err)
