@@ -63,7 +63,7 @@ func parseParts(text string) (l location, err error) {
 	case !bucketName.MatchString(u.Host):
 		return l, fmt.Errorf("%q is no name of a bucket", u.Host)
 	case u.Fragment != "":
-		return l, errors.New("the URL has a #, which begins nothing here: write %23")
+		return l, errors.New("what follows a # begins nothing here: write it as %23")
 	}
 	l.bucket = u.Host
 	l.prefix = strings.Trim(u.Path, "/")
