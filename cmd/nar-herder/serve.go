@@ -23,6 +23,7 @@ import (
 	"nar-herder/httpapi"
 	"nar-herder/narinfo"
 	"nar-herder/removal"
+	"nar-herder/storage"
 	"nar-herder/storage/index"
 	"nar-herder/storage/uses"
 )
@@ -61,6 +62,8 @@ type serverCommand struct {
 	StorageCheckInterval ttlValue       `default:"60s" placeholder:"DURATION" help:"How often the storage is compared with its limit (default: ${default})."`
 	NarsElsewhere        elsewhereValue `default:"stream" enum:"stream,redirect" placeholder:"stream|redirect" help:"How to answer with nars that were removed and are stored on another instance: stream them through, or redirect there (default: ${default})."`
 
+	StoredNars elsewhereValue `default:"stream" enum:"stream,redirect" placeholder:"stream|redirect" help:"How to answer with nars that are in a bucket: stream them through, or redirect to the bucket with a URL that is good for ten minutes (default: ${default})."`
+
 	MirrorNars      string        `default:"all" enum:"all,asked,none" placeholder:"all|asked|none" help:"Which nars of --mirror are put into the storage: all, those that clients ask for, or none (default: ${default})."`
 	MirrorFetchers  positiveValue `default:"4" placeholder:"N" help:"How many nars are fetched from --mirror at a time, apart from those that clients ask for (default: ${default})."`
 	MirrorBandwidth sizeValue     `default:"none" placeholder:"BYTES" help:"How much is fetched from --mirror a second at the most, apart from what clients ask for (default: ${default})."`
@@ -86,6 +89,12 @@ func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
 	}
 	if c.MirrorBandwidth == 0 {
 		return errors.New("--mirror-bandwidth=0: nothing would ever come: name a number of bytes, or none")
+	}
+	if isBucket(c.Storage) && c.XAccelRedirect {
+		return errors.New("--x-accel-redirect: the web server in front can't send what is in a bucket: leave it out, or see --stored-nars")
+	}
+	if c.StoredNars == redirect && !isBucket(c.Storage) {
+		return errors.New("--stored-nars=redirect is for a storage in a bucket, s3://BUCKET/PREFIX")
 	}
 	key, err := readSigningKey(c.SigningKey)
 	if err != nil {
@@ -148,6 +157,10 @@ func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
 	if err != nil {
 		return err
 	}
+	owner, err := c.settleOwner(ctx, store, peers, log)
+	if err != nil {
+		return err
+	}
 	withdrawn := removal.NewWithdrawn(store.Storage, store.index, c.grace(cacheOptions.Types), log)
 	cache, err := openCache(store, cacheOptions, peers, counter, log)
 	if err != nil {
@@ -179,6 +192,9 @@ func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
 	if fetcher != nil {
 		defer fetcher.Close()
 	}
+	if c.StoredNars == redirect {
+		options.Presigned = store.bytes.(storage.Presigner)
+	}
 	options.Changes = store.index
 	follower := c.follower(store, peers, fetcher, &options, log)
 	dumps, err := c.dumps(store, follower, &options, log)
@@ -207,6 +223,7 @@ func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
 		server.Registry().MustRegister(fetcher)
 		following.Go(func() { fetcher.Run(followCtx) })
 	}
+	following.Go(func() { owner(followCtx) })
 	following.Go(func() { withdrawn.Run(followCtx) })
 	if follower != nil {
 		server.Registry().MustRegister(follower)
