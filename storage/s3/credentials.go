@@ -15,7 +15,7 @@ const (
 	rereadAfter = 5 * time.Minute
 	// rereadPause is how long credentials that the server refuses are not read
 	// again, so that a fault does not become a storm on whoever issues them.
-	rereadPause = time.Second
+	rereadPause = 5 * time.Second
 	// changedFor is how long after a change a refusal is taken to be about the
 	// credentials before it.
 	changedFor = 30 * time.Second
@@ -42,7 +42,7 @@ func newCredentials(l location, now func() time.Time) *credentials {
 
 // loadConfig reads the SDK's files and environment. It opens no connections.
 func (l location) loadConfig(ctx context.Context) (aws.Config, error) {
-	options := []func(*config.LoadOptions) error{}
+	options := []func(*config.LoadOptions) error{config.WithLogger(l.sdkLog)}
 	profile := l.profile
 	if l.credentialsFile != "" {
 		options = append(options, config.WithSharedCredentialsFiles([]string{l.credentialsFile}))
@@ -152,7 +152,7 @@ func (c *credentials) retryer(longest time.Duration) aws.Retryer {
 		o.MaxAttempts = attempts
 		o.MaxBackoff = longest
 		renewed := retry.IsErrorRetryableFunc(func(err error) aws.Ternary {
-			if !credentialCodes[code(err)] {
+			if skewed := (retry.RetryableError{}).IsErrorRetryable(err); skewed != aws.UnknownTernary || !credentialCodes[code(err)] {
 				return aws.UnknownTernary
 			}
 			return aws.BoolTernary(c.renewed())

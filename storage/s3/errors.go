@@ -30,6 +30,9 @@ func (f *fault) Unwrap() error { return f.under }
 // errNoAnswer is why a call is cut off that takes too long.
 var errNoAnswer = errors.New("no answer in time")
 
+// errNotS3 says that an answer of success lacks what all S3 servers say.
+var errNotS3 = &fault{text: "what came is no answer of an S3 server: check endpoint=, and what lies on the way there"}
+
 // advice says what to do about an error code.
 var advice = map[string]string{
 	"NoSuchBucket":                       "create the bucket, or name another one",
@@ -41,6 +44,7 @@ var advice = map[string]string{
 	"ExpiredTokenException":              "renew the credentials",
 	"InvalidToken":                       "renew the credentials",
 	"TokenRefreshRequired":               "renew the credentials",
+	"XAdminUserNotFound":                 "renew the credentials",
 	"RequestTimeTooSkewed":               "set the clock of this machine",
 	"RequestExpired":                     "set the clock of this machine",
 	"SlowDown":                           "the server has too much to do, it is asked again later",
@@ -52,8 +56,11 @@ var advice = map[string]string{
 	"InvalidObjectState":                 "it was archived, restore it",
 }
 
-// credentialCodes say that the credentials are no longer good, or not yet.
+// credentialCodes say that the credentials are no longer good, or not yet. Some
+// servers say AccessDenied of keys that they don't know, versitygw has a code of
+// its own.
 var credentialCodes = map[string]bool{
+	"AccessDenied": true, "XAdminUserNotFound": true,
 	"InvalidAccessKeyId": true, "SignatureDoesNotMatch": true, "ExpiredToken": true, "ExpiredTokenException": true,
 	"InvalidToken": true, "TokenRefreshRequired": true,
 }

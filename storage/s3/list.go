@@ -35,6 +35,9 @@ func (b *Bucket) listObjects(ctx context.Context, yield func(storage.Info, error
 	var next *string
 	for {
 		page, err := b.listPage(ctx, next)
+		if err == nil && page.IsTruncated == nil {
+			err = errNotS3 // and not a bucket without objects
+		}
 		if err != nil {
 			yield(storage.Info{}, b.fail("list the objects", "", err))
 			return false
@@ -64,7 +67,7 @@ func (b *Bucket) listPage(ctx context.Context, next *string) (*s3.ListObjectsV2O
 	defer cancel()
 	// Encoded, as XML can't carry all that keys may have.
 	return b.client.ListObjectsV2(ctx, &s3.ListObjectsV2Input{
-		Bucket: &b.bucket, Prefix: aws.String(b.folder()), ContinuationToken: next, EncodingType: types.EncodingTypeUrl,
+		Bucket: &b.bucket, Prefix: aws.String(b.folder()), ContinuationToken: next, EncodingType: types.EncodingTypeUrl, MaxKeys: b.pageKeys,
 	})
 }
 
@@ -86,6 +89,9 @@ func (b *Bucket) listUploads(ctx context.Context, yield func(storage.Info, error
 	var key, id *string
 	for {
 		page, err := b.uploadsPage(ctx, key, id)
+		if err == nil && page.IsTruncated == nil {
+			err = errNotS3
+		}
 		switch {
 		case err == nil:
 		case code(err) == "NotImplemented" || status(err) == http.StatusMethodNotAllowed:

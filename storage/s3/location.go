@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/aws/smithy-go/logging"
 )
 
 // location is what a URL s3://BUCKET/PREFIX?… says.
@@ -19,6 +21,8 @@ type location struct {
 	pathStyle       bool
 	credentialsFile string
 	profile         string
+
+	sdkLog logging.Logger // takes what the SDK has to say; nil is standard error
 }
 
 // parameters are what may follow the question mark.
@@ -59,7 +63,7 @@ func parseParts(text string) (l location, err error) {
 	case !bucketName.MatchString(u.Host):
 		return l, fmt.Errorf("%q is no name of a bucket", u.Host)
 	case u.Fragment != "":
-		return l, errors.New("the URL has a #, which begins nothing here: write %23")
+		return l, errors.New("what follows a # begins nothing here: write it as %23")
 	}
 	l.bucket = u.Host
 	l.prefix = strings.Trim(u.Path, "/")

@@ -36,6 +36,7 @@ type upload struct {
 	name, id string
 	size     int64
 	parts    []types.CompletedPart
+	ctx      context.Context // Stage's, of which abort sees whether it has ended
 }
 
 // partSizeFor returns the size of the parts of content of that size.
@@ -50,7 +51,7 @@ func (b *Bucket) partSizeFor(size int64) int64 {
 
 // stageUpload sends content to the server.
 func (b *Bucket) stageUpload(ctx context.Context, name, token string, from io.Reader, size int64) (*upload, error) {
-	u := &upload{b: b, name: name, size: size}
+	u := &upload{b: b, name: name, size: size, ctx: ctx}
 	err := u.sendAll(ctx, token, from)
 	if err == nil {
 		return u, nil
@@ -151,7 +152,7 @@ func (u *upload) create(ctx context.Context, token string) error {
 		ContentType: aws.String(contentType), Metadata: map[string]string{tokenKey: token},
 	})
 	if err == nil && aws.ToString(output.UploadId) == "" {
-		err = &fault{text: "the server began an upload without an ID"}
+		err = errNotS3
 	}
 	if err == nil {
 		u.id = *output.UploadId
@@ -167,6 +168,9 @@ func (u *upload) send(ctx context.Context, i int, part []byte) error {
 		Bucket: &u.b.bucket, Key: aws.String(u.b.key(u.name)), UploadId: &u.id, PartNumber: completed.PartNumber,
 		Body: bytes.NewReader(part), ContentLength: aws.Int64(int64(len(part))), ChecksumCRC32C: completed.ChecksumCRC32C,
 	}, u.b.unsigned)
+	if err == nil && output.ETag == nil {
+		err = errNotS3
+	}
 	if err == nil {
 		completed.ETag = output.ETag
 		u.parts[i] = completed
@@ -179,16 +183,19 @@ func (u *upload) send(ctx context.Context, i int, part []byte) error {
 func (u *upload) complete(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, attempts*completeTimeout, errNoAnswer)
 	defer cancel()
-	_, err := u.b.client.CompleteMultipartUpload(ctx, &s3.CompleteMultipartUploadInput{
+	output, err := u.b.client.CompleteMultipartUpload(ctx, &s3.CompleteMultipartUploadInput{
 		Bucket: &u.b.bucket, Key: aws.String(u.b.key(u.name)), UploadId: &u.id, MpuObjectSize: &u.size,
 		MultipartUpload: &types.CompletedMultipartUpload{Parts: u.parts},
 	})
+	if err == nil && output.ETag == nil {
+		err = errNotS3
+	}
 	return err
 }
 
 // abort drops the parts. Where that fails, they cost room until somebody does.
 func (u *upload) abort() {
-	ctx, cancel := context.WithTimeout(context.Background(), abortTimeout)
+	ctx, cancel := last(u.ctx)
 	defer cancel()
 	if err := u.b.abort(ctx, u.id, u.name, fewAttempts); err != nil {
 		u.b.log.Warn("an unfinished upload stays in the bucket, until check --repair or a lifecycle rule removes it", "error", err)
@@ -197,9 +204,12 @@ func (u *upload) abort() {
 
 // abort drops an upload, and doesn't mind if it is gone.
 func (b *Bucket) abort(ctx context.Context, id, name string, options ...func(*s3.Options)) error {
-	_, err := b.client.AbortMultipartUpload(ctx, &s3.AbortMultipartUploadInput{Bucket: &b.bucket, Key: aws.String(b.key(name)), UploadId: &id}, options...)
+	output, err := b.client.AbortMultipartUpload(ctx, &s3.AbortMultipartUploadInput{Bucket: &b.bucket, Key: aws.String(b.key(name)), UploadId: &id}, options...)
 	if err != nil && code(err) != "NoSuchUpload" {
 		return b.fail("drop the unfinished upload of", name, err)
+	}
+	if err == nil && hasBody(output.ResultMetadata) {
+		return b.fail("drop the unfinished upload of", name, errNotS3)
 	}
 	return nil
 }

@@ -9,7 +9,6 @@ package s3
 import (
 	"context"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
 	"math/rand/v2"
@@ -19,9 +18,12 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	awsmiddleware "github.com/aws/aws-sdk-go-v2/aws/middleware"
 	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
-	"github.com/aws/aws-sdk-go-v2/service/s3/types"
+	"github.com/aws/smithy-go/logging"
+	"github.com/aws/smithy-go/middleware"
+	smithyhttp "github.com/aws/smithy-go/transport/http"
 	"golang.org/x/sync/semaphore"
 
 	"nar-herder/storage"
@@ -59,6 +61,7 @@ type Options struct {
 
 	// For tests; 0 is the usual.
 	partSize    int64
+	pageKeys    int32
 	longestWait time.Duration
 	callTimeout time.Duration
 	progress    time.Duration
@@ -71,7 +74,8 @@ type Bucket struct {
 	client   *s3.Client
 	http     *client
 	presign  *s3.PresignClient
-	partSize int64 // of the usual upload
+	partSize int64  // of the usual upload
+	pageKeys *int32 // of a listing's page; nil leaves it to the server
 
 	longestWait, callTimeout, progress time.Duration
 
@@ -100,6 +104,10 @@ func Open(ctx context.Context, url string, options Options) (*Bucket, error) {
 	if options.Log == nil {
 		options.Log = slog.Default()
 	}
+	// What matters comes as errors.
+	l.sdkLog = logging.LoggerFunc(func(_ logging.Classification, format string, arguments ...any) {
+		options.Log.Debug("the AWS SDK says", "storage", l.String(), "text", oneLine(fmt.Sprintf(format, arguments...)))
+	})
 	loaded, err := l.loadConfig(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("storage %s: %w", l, l.noCredentials(err))
@@ -117,9 +125,13 @@ func Open(ctx context.Context, url string, options Options) (*Bucket, error) {
 		callTimeout: orUsual(options.callTimeout, callTimeout), progress: orUsual(options.progress, progressTimeout),
 		staged: semaphore.NewWeighted(mostStaged), parts: semaphore.NewWeighted(mostParts),
 	}
+	if options.pageKeys != 0 {
+		b.pageKeys = &options.pageKeys
+	}
 	if options.HTTPTransport != nil {
 		b.http = &client{quick: options.HTTPTransport, patient: options.HTTPTransport}
 	}
+	sign := new(signer)
 	b.client = s3.NewFromConfig(loaded, func(o *s3.Options) {
 		if o.Region == "" || l.endpoint != "" && l.region == "" {
 			o.Region = "us-east-1"
@@ -130,6 +142,7 @@ func Open(ctx context.Context, url string, options Options) (*Bucket, error) {
 		o.UsePathStyle = l.pathStyle
 		o.HTTPClient = b.http
 		o.Credentials = keys
+		o.HTTPSignerV4 = sign
 		o.Retryer = keys.retryer(b.longestWait)
 		o.RetryMaxAttempts = 0
 		// Checksums of what is sent are ours, as headers: many servers don't
@@ -138,9 +151,10 @@ func Open(ctx context.Context, url string, options Options) (*Bucket, error) {
 		// Those of what is received are asked for where there is one.
 		o.ResponseChecksumValidation = aws.ResponseChecksumValidationWhenRequired
 		o.DisableLogOutputChecksumValidationSkipped = true
+		o.Logger = l.sdkLog
 		o.DisableS3ExpressSessionAuth = aws.Bool(true)
 	})
-	b.presign = s3.NewPresignClient(b.client)
+	b.presign = s3.NewPresignClient(b.client, func(o *s3.PresignOptions) { o.Presigner = sign })
 	b.buffers.New = func() any { buffer := make([]byte, b.partSize); return &buffer }
 	return b, nil
 }
@@ -203,103 +217,6 @@ func (b *Bucket) Stat(ctx context.Context, name string) (storage.Info, error) {
 	return found.Info, nil
 }
 
-// look asks for an object's first byte: unlike the answer to a HEAD, that to a GET
-// says what is not there, the object or the bucket.
-func (b *Bucket) look(ctx context.Context, name string, options ...func(*s3.Options)) (object, error) {
-	ctx, cancel := b.within(ctx)
-	defer cancel()
-	// An object that is replaced by an empty one or back meanwhile is asked for
-	// again.
-	for try := 0; ; try++ {
-		body, found, err := b.get(ctx, name, 0, 1, "", options...)
-		if err == nil {
-			// What follows is a byte, or all of it where ranges are not known.
-			_, _ = io.CopyN(io.Discard, body, 2)
-			return found, body.Close()
-		}
-		if status(err) != http.StatusRequestedRangeNotSatisfiable || try == 3 {
-			return object{}, err
-		}
-		head, err := b.client.HeadObject(ctx, &s3.HeadObjectInput{Bucket: &b.bucket, Key: aws.String(b.key(name))}, options...)
-		if err == nil {
-			return b.describe(name, aws.ToInt64(head.ContentLength), head.LastModified, head.ETag, head.Metadata), nil
-		}
-		if status(err) != http.StatusNotFound {
-			return object{}, err
-		}
-	}
-}
-
-// object is what is known of one.
-type object struct {
-	storage.Info
-	etag  string // as the server writes it
-	token string
-}
-
-func (b *Bucket) describe(name string, size int64, modified *time.Time, etag *string, metadata map[string]string) object {
-	return object{
-		// To the second, as that is what all answers have.
-		Info: storage.Info{
-			Name: name, Size: size, Usage: size, ModTime: aws.ToTime(modified).UTC().Truncate(time.Second),
-			Tag: strings.Trim(aws.ToString(etag), `"`),
-		},
-		etag:  aws.ToString(etag),
-		token: metadata[tokenKey],
-	}
-}
-
-// get asks for length bytes from offset on, or for all when length is negative; of
-// the content with that ETag, unless it is "". The error is the SDK's, and has
-// status 416 when there are none.
-func (b *Bucket) get(ctx context.Context, name string, offset, length int64, etag string, options ...func(*s3.Options)) (io.ReadCloser, object, error) {
-	input := &s3.GetObjectInput{Bucket: &b.bucket, Key: aws.String(b.key(name))}
-	switch {
-	case length >= 0:
-		input.Range = aws.String(fmt.Sprintf("bytes=%d-%d", offset, offset+length-1))
-	case offset > 0:
-		input.Range = aws.String(fmt.Sprintf("bytes=%d-", offset))
-	default:
-		// Only of a whole object, its checksum is that of the bytes that come.
-		input.ChecksumMode = types.ChecksumModeEnabled
-	}
-	if etag != "" {
-		input.IfMatch = &etag
-	}
-	output, err := b.client.GetObject(ctx, input, options...)
-	if err != nil {
-		return nil, object{}, err
-	}
-	size, err := sizeOf(output, offset, length)
-	if err != nil {
-		output.Body.Close()
-		return nil, object{}, err
-	}
-	return output.Body, b.describe(name, size, output.LastModified, output.ETag, output.Metadata), nil
-}
-
-// sizeOf returns the size of the whole object, if the answer is one to what was
-// asked.
-func sizeOf(output *s3.GetObjectOutput, offset, length int64) (int64, error) {
-	if output.ContentLength == nil || *output.ContentLength < 0 {
-		return 0, &fault{text: "the answer does not say how long it is: check what lies on the way to the server"}
-	}
-	comes := *output.ContentLength
-	if output.ContentRange == nil {
-		// It is the whole, as was asked for, or by a server that knows no ranges.
-		if offset > 0 {
-			return 0, &fault{text: "the server gives the whole where a range was asked for"}
-		}
-		return comes, nil
-	}
-	var first, last, size int64
-	_, err := fmt.Sscanf(*output.ContentRange, "bytes %d-%d/%d", &first, &last, &size)
-	if err != nil || first != offset || last-first+1 != comes || last >= size || length < 0 && last != size-1 || length > 0 && last != min(offset+length, size)-1 {
-		return 0, &fault{text: fmt.Sprintf("the server answers with %q, %d bytes, where %d from %d on were asked for", *output.ContentRange, comes, length, offset)}
-	}
-	return size, nil
-}
-
 // Flush implements [storage.ByteStore]: what is there is safe.
 func (b *Bucket) Flush(ctx context.Context, name string) error {
 	_, err := b.Stat(ctx, name)
@@ -342,11 +259,21 @@ func (b *Bucket) Remove(ctx context.Context, name string) error {
 	if len(b.key(name)) > longestKey {
 		return nil
 	}
-	_, err := b.client.DeleteObject(ctx, &s3.DeleteObjectInput{Bucket: &b.bucket, Key: aws.String(b.key(name))})
+	output, err := b.client.DeleteObject(ctx, &s3.DeleteObjectInput{Bucket: &b.bucket, Key: aws.String(b.key(name))})
 	if err != nil && !isAbsent(err) {
 		return b.fail("remove", name, err)
 	}
+	// The page of a proxy is no answer.
+	if err == nil && hasBody(output.ResultMetadata) {
+		return b.fail("remove", name, errNotS3)
+	}
 	return nil
+}
+
+// hasBody says whether there is something in an answer that has nothing to say.
+func hasBody(metadata middleware.Metadata) bool {
+	raw, ok := awsmiddleware.GetRawResponse(metadata).(*smithyhttp.Response)
+	return ok && raw.StatusCode != http.StatusNoContent && raw.ContentLength != 0
 }
 
 // Presign implements [storage.Presigner]. The URL ends with the credentials it was

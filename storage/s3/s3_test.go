@@ -20,6 +20,8 @@ var server *s3server.Server
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) int {
+	// What the machine may have of its own is none of the tests' business.
+	os.Setenv("AWS_EC2_METADATA_DISABLED", "true")
 	directory, err := os.MkdirTemp("", "nar-herder-s3-")
 	if err == nil {
 		defer os.RemoveAll(directory)

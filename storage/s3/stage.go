@@ -23,10 +23,11 @@ const (
 	mostInMemory = 1 << 20
 	// mostStaged bounds what waits so in all.
 	mostStaged = 64 << 20
-	// checkTimeout is for finding out whether a commit that failed did succeed,
-	// and abortTimeout for getting rid of an upload.
-	checkTimeout = 15 * time.Second
-	abortTimeout = 15 * time.Second
+	// lastTimeout is for what is done after a failure: finding out whether a commit
+	// did succeed after all, and getting rid of an upload. hurriedTimeout is the
+	// same when the caller has left, as a program does that is about to end.
+	lastTimeout    = 15 * time.Second
+	hurriedTimeout = time.Second
 	// contentType is what clients with presigned URLs are told.
 	contentType = "application/octet-stream"
 )
@@ -148,20 +149,32 @@ func (s *staged) show(ctx context.Context) error {
 	}
 	ctx, cancel := s.b.within(ctx)
 	defer cancel()
-	_, err := s.b.client.PutObject(ctx, &s3.PutObjectInput{
+	output, err := s.b.client.PutObject(ctx, &s3.PutObjectInput{
 		Bucket: &s.b.bucket, Key: aws.String(s.b.key(s.name)), Body: bytes.NewReader(s.content), ContentLength: aws.Int64(int64(len(s.content))),
 		ChecksumCRC32C: aws.String(checksum(s.content)), ContentType: aws.String(contentType), Metadata: map[string]string{tokenKey: s.token},
 	}, s.b.unsigned)
+	if err == nil && output.ETag == nil {
+		err = errNotS3
+	}
 	return err
 }
 
 // shown finds out whether a commit that failed has succeeded: the answer may have
 // been lost, or been to a repetition. The caller may be gone.
 func (s *staged) shown(ctx context.Context) bool {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), checkTimeout)
+	ctx, cancel := last(ctx)
 	defer cancel()
 	found, err := s.b.look(ctx, s.name, fewAttempts)
 	return err == nil && found.token == s.token
+}
+
+// last is a context for what is to be done although a call has failed.
+func last(ctx context.Context) (context.Context, context.CancelFunc) {
+	timeout := lastTimeout
+	if ctx.Err() != nil {
+		timeout = hurriedTimeout
+	}
+	return context.WithTimeout(context.WithoutCancel(ctx), timeout)
 }
 
 // Abort implements [storage.Staged].

@@ -1,0 +1,234 @@
+package s3
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+)
+
+// TestListPages: what takes many requests comes whole, and once.
+func TestListPages(t *testing.T) {
+	t.Parallel()
+	var way faulty
+	options := quick(&way)
+	options.pageKeys = 3
+	b := open(t, place(t), options)
+	want := []string{}
+	for i := range 10 {
+		name := fmt.Sprintf("nar/%d + %%2B & ü/x", i)
+		put(t, b, name, []byte("x"))
+		want = append(want, name)
+	}
+	for i := range 7 {
+		staged, err := b.stageUpload(t.Context(), "nar/pending +", "token", strings.NewReader("x"), 1)
+		if err != nil {
+			t.Fatal(i, err)
+		}
+		defer staged.abort()
+		want = append(want, temporaryName(staged.id, "nar/pending +"))
+	}
+	slices.Sort(want)
+	got := []string{}
+	for _, info := range list(t, b) {
+		got = append(got, info.Name)
+		if info.Size != 1 || info.Usage != 1 || info.Temporary != strings.HasPrefix(info.Name, uploadFolder) || info.ModTime.Nanosecond() != 0 {
+			t.Errorf("%+v", info)
+		}
+	}
+	if slices.Sort(got); !slices.Equal(got, want) {
+		t.Errorf("List gives %q, want %q", got, want)
+	}
+	// What fails in the midst fails, and does not end as if that were all.
+	requests := 0
+	way.set(func(r *http.Request) (*http.Response, error) {
+		if requests++; requests > 2 {
+			return always(403, "AccessDenied")(r)
+		}
+		return nil, nil
+	})
+	n := 0
+	var failure error
+	for info, err := range b.List(t.Context()) {
+		if failure = err; err == nil {
+			n++
+		} else if info.Name != "" {
+			t.Errorf("the error is about %q, want it to end all", info.Name)
+		}
+	}
+	wantFault(t, "List", failure, "AccessDenied")
+	if n != 6 {
+		t.Errorf("%d names before the error, want 6", n)
+	}
+	// Without permission to list uploads, the objects come all the same.
+	way.set(func(r *http.Request) (*http.Response, error) {
+		if r.URL.Query().Has("uploads") {
+			return always(403, "AccessDenied")(r)
+		}
+		return nil, nil
+	})
+	n = 0
+	for info, err := range b.List(t.Context()) {
+		if err == nil {
+			n++
+		} else if info.Name == "" {
+			t.Errorf("%v ends all", err)
+		} else {
+			wantFault(t, "List of uploads", err, "AccessDenied", "unfinished")
+		}
+	}
+	if n != 10 {
+		t.Errorf("%d names without permission to list uploads, want 10", n)
+	}
+}
+
+// TestListOthers: neighbours are not listed, nor what is no nar's name.
+func TestListOthers(t *testing.T) {
+	t.Parallel()
+	url := place(t)
+	b := open(t, url, Options{})
+	neighbour := open(t, strings.Replace(url, "?", "-and-more?", 1), Options{})
+	put(t, b, "nar/x", []byte("x"))
+	put(t, neighbour, "nar/y", []byte("y"))
+	pending, err := neighbour.stageUpload(t.Context(), "nar/z", "token", strings.NewReader("z"), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pending.abort()
+	for _, key := range []string{"marker/", "nar/marker/"} {
+		if _, err := server.Client.PutObject(t.Context(), &s3.PutObjectInput{Bucket: &b.bucket, Key: aws.String(b.key(key)), Body: bytes.NewReader(nil)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if infos := list(t, b); len(infos) != 1 || infos[0].Name != "nar/x" {
+		t.Errorf("List gives %+v", infos)
+	}
+	if _, err := b.Stat(t.Context(), "nar/marker"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("Stat of a marked directory: %v", err)
+	}
+}
+
+// TestRealParts stores a nar of three parts as large as they are.
+func TestRealParts(t *testing.T) {
+	t.Parallel()
+	var way faulty
+	b := open(t, place(t), Options{HTTPTransport: &way})
+	content := random(2*smallestPart+777, 1)
+	put(t, b, "nar/x", content)
+	if n := way.count(); n != 5 {
+		t.Errorf("%d requests, want a beginning, three parts and an end", n)
+	}
+	wantContent(t, b, "nar/x", content)
+	if got, err := readAll(t, b, "nar/x", smallestPart-5); err != nil || !bytes.Equal(got, content[smallestPart-5:]) {
+		t.Errorf("across parts: %d bytes, %v", len(got), err)
+	}
+	// A part that fails for good takes all with it.
+	way.set(func(r *http.Request) (*http.Response, error) {
+		if r.URL.Query().Get("partNumber") == "2" {
+			return always(403, "AccessDenied")(r)
+		}
+		return nil, nil
+	})
+	_, err := b.Stage(t.Context(), "nar/y", bytes.NewReader(content), int64(len(content)))
+	wantFault(t, "a part that is refused", err, "part 2", "AccessDenied")
+	way.set(nil)
+	// And a damaged one is refused by the server.
+	way.set(func(r *http.Request) (*http.Response, error) {
+		if r.URL.Query().Get("partNumber") != "" {
+			r.Header.Set("X-Amz-Checksum-Crc32c", "AAAAAA==")
+		}
+		return nil, nil
+	})
+	_, err = b.Stage(t.Context(), "nar/y", bytes.NewReader(content), int64(len(content)))
+	wantFault(t, "a damaged part", err)
+	way.set(nil)
+	if infos := list(t, b); len(infos) != 1 {
+		t.Errorf("left: %+v", infos)
+	}
+}
+
+func TestPartSizes(t *testing.T) {
+	t.Parallel()
+	b := open(t, "s3://bucket?endpoint=http://127.0.0.1:1", Options{})
+	for size, want := range map[int64]int64{1: 8 << 20, 8 << 20: 8 << 20, 80_000 << 20: 8 << 20, 80_000<<20 + 1: 9 << 20, 5 << 40: 525 << 20} {
+		got := b.partSizeFor(size)
+		if got != want || (size+got-1)/got > mostPartsOfOne {
+			t.Errorf("parts of %d for %d bytes, want %d", got, size, want)
+		}
+	}
+}
+
+// TestPresign: anybody can get the bytes with the URL, and nothing else.
+func TestPresign(t *testing.T) {
+	t.Parallel()
+	b := open(t, place(t), Options{})
+	content := random(5000, 1)
+	const name = "nar/lzip/f7d5xvkf9s1mdnclid1kqndn30nim936-a b+c%25"
+	put(t, b, name, content)
+	get := func(name, ranged string) (*http.Response, []byte) {
+		t.Helper()
+		url, err := b.Presign(t.Context(), name, time.Minute)
+		if err != nil {
+			t.Fatal(err)
+		}
+		request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ranged != "" {
+			request.Header.Set("Range", ranged)
+		}
+		response, err := http.DefaultClient.Do(request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer response.Body.Close()
+		got, err := io.ReadAll(response.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return response, got
+	}
+	if response, got := get(name, ""); response.StatusCode != 200 || !bytes.Equal(got, content) {
+		t.Errorf("%s, %d bytes", response.Status, len(got))
+	}
+	if response, got := get(name, "bytes=10-19"); response.StatusCode != 206 || !bytes.Equal(got, content[10:20]) {
+		t.Errorf("a range: %s, %d bytes", response.Status, len(got))
+	}
+	if response, _ := get("nar/absent", ""); response.StatusCode != 404 {
+		t.Errorf("what is absent: %s", response.Status)
+	}
+	for name, lifetime := range map[string]time.Duration{"../x": time.Minute, "nar/x": 0, temporaryName("id", "nar/x"): time.Minute} {
+		if url, err := b.Presign(t.Context(), name, lifetime); err == nil {
+			t.Errorf("%s for %v: %s", name, lifetime, url)
+		}
+	}
+	if _, err := b.Presign(t.Context(), name, 1000*time.Hour); err != nil {
+		t.Errorf("longer than can be: %v", err)
+	}
+}
+
+// TestLongNames: what S3 has no room for is not there, and can't be stored.
+func TestLongNames(t *testing.T) {
+	t.Parallel()
+	b := open(t, place(t), Options{})
+	long := "nar/" + strings.Repeat("long/", 250) + "x"
+	if _, err := b.Stat(t.Context(), long); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("Stat: %v", err)
+	}
+	if _, err := b.Stage(t.Context(), long, strings.NewReader("x"), 1); err == nil || !strings.Contains(err.Error(), "too long") {
+		t.Errorf("Stage: %v", err)
+	}
+	if err := b.Remove(t.Context(), long); err != nil {
+		t.Errorf("Remove: %v", err)
+	}
+}

@@ -1,0 +1,191 @@
+package s3
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"io/fs"
+	"net/http"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+)
+
+// TestLostAnswers: a commit whose answer is lost has succeeded, and is not done
+// twice.
+func TestLostAnswers(t *testing.T) {
+	t.Parallel()
+	for what, lost := range map[string]func(*http.Request) (*http.Response, error){
+		"cut":      func(*http.Request) (*http.Response, error) { return nil, io.ErrUnexpectedEOF },
+		"500":      always(500, "InternalError"),
+		"504 page": always(504, page),
+		"error in 200": func(r *http.Request) (*http.Response, error) {
+			response, err := always(200, "InternalError")(r)
+			return response, err
+		},
+		"nothing in 200": always(200, ""),
+		"page in 200":    always(200, page),
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			for _, size := range []int{small, large} {
+				var way faulty
+				b := open(t, place(t), quick(&way))
+				put(t, b, "nar/x", []byte("before"))
+				content := random(size, 1)
+				staged, err := b.Stage(t.Context(), "nar/x", bytes.NewReader(content), int64(size))
+				if err != nil {
+					t.Fatal(err)
+				}
+				way.set(func(r *http.Request) (*http.Response, error) {
+					if r.Method != http.MethodPut && r.Method != http.MethodPost {
+						return nil, nil
+					}
+					response, err := straight.RoundTrip(r)
+					if err != nil {
+						return nil, err
+					}
+					_, _ = io.Copy(io.Discard, response.Body)
+					response.Body.Close()
+					return lost(r)
+				})
+				if err := staged.Commit(t.Context()); err != nil {
+					t.Errorf("%d bytes: %v", size, err)
+				}
+				staged.Abort()
+				way.set(nil)
+				wantContent(t, b, "nar/x", content)
+				put(t, b, "nar/x", []byte("after"))
+				if err := staged.Commit(t.Context()); err != nil {
+					t.Errorf("again: %v", err)
+				}
+				wantContent(t, b, "nar/x", []byte("after"))
+				if infos := list(t, b); len(infos) != 1 {
+					t.Errorf("left: %+v", infos)
+				}
+			}
+		})
+	}
+}
+
+// TestCommitAgain: a commit that has failed can be tried again.
+func TestCommitAgain(t *testing.T) {
+	t.Parallel()
+	var way faulty
+	for _, size := range []int{0, small, large} {
+		b := open(t, place(t), quick(&way))
+		content := random(size, 1)
+		staged, err := b.Stage(t.Context(), "nar/x", bytes.NewReader(content), int64(size))
+		if err != nil {
+			t.Fatal(err)
+		}
+		way.set(always(503, "SlowDown"))
+		wantFault(t, "Commit", staged.Commit(t.Context()), "SlowDown")
+		way.set(nil)
+		if _, err := b.Stat(t.Context(), "nar/x"); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("after a commit that failed: %v", err)
+		}
+		if err := staged.Commit(t.Context()); err != nil {
+			t.Error(err)
+		}
+		wantContent(t, b, "nar/x", content)
+	}
+}
+
+// TestPartsInMemory: however many nars are stored at once, the parts in memory are
+// bounded, and all come in.
+func TestPartsInMemory(t *testing.T) {
+	t.Parallel()
+	const nars, size = 12, 2*smallestPart + 12345
+	var mu sync.Mutex
+	var now, most int64
+	full := make(chan struct{})
+	var way faulty
+	way.set(func(r *http.Request) (*http.Response, error) {
+		part, _ := strconv.Atoi(r.URL.Query().Get("partNumber"))
+		if part == 0 {
+			return nil, nil
+		}
+		mu.Lock()
+		now += r.ContentLength
+		if most = max(most, now); now > mostParts-smallestPart {
+			select {
+			case <-full:
+			default:
+				close(full)
+			}
+		}
+		mu.Unlock()
+		// None gets through until there is no more room.
+		select {
+		case <-full:
+		case <-r.Context().Done():
+		}
+		response, err := straight.RoundTrip(r)
+		mu.Lock()
+		now -= r.ContentLength
+		mu.Unlock()
+		return response, err
+	})
+	b := open(t, place(t), Options{HTTPTransport: &way})
+	content := random(size, 1)
+	var group sync.WaitGroup
+	for i := range nars {
+		group.Go(func() {
+			name := "nar/" + strconv.Itoa(i)
+			staged, err := b.Stage(t.Context(), name, bytes.NewReader(content), size)
+			if err == nil {
+				err = staged.Commit(t.Context())
+			}
+			if err != nil {
+				t.Error(err)
+				return
+			}
+		})
+	}
+	group.Wait()
+	wantContent(t, b, "nar/3", content)
+	if infos := list(t, b); len(infos) != nars {
+		t.Errorf("%d nars, want %d: %+v", len(infos), nars, infos)
+	}
+	if most > mostParts || most == 0 {
+		t.Errorf("%d bytes of parts in memory at once, want at most %d", most, mostParts)
+	}
+}
+
+// TestStagedInMemory: more small nars than memory is for wait with the server.
+func TestStagedInMemory(t *testing.T) {
+	t.Parallel()
+	b := open(t, place(t), Options{})
+	content := random(mostInMemory, 1)
+	const more = 3
+	for range mostStaged/mostInMemory + more {
+		staged, err := b.Stage(t.Context(), "nar/x", bytes.NewReader(content), int64(len(content)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer staged.Abort()
+		_ = staged
+	}
+	infos := list(t, b)
+	if len(infos) != more {
+		t.Errorf("%d wait with the server, want %d", len(infos), more)
+	}
+	for _, info := range infos {
+		if !info.Temporary || info.Size != mostInMemory || time.Since(info.ModTime).Abs() > time.Hour {
+			t.Errorf("%+v", info)
+		}
+		if _, err := b.Stat(t.Context(), info.Name); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("Stat of %s: %v", info.Name, err)
+		}
+		for range 2 {
+			if err := b.Remove(t.Context(), info.Name); err != nil {
+				t.Errorf("remove %s: %v", info.Name, err)
+			}
+		}
+	}
+	if infos := list(t, b); len(infos) != 0 {
+		t.Errorf("left: %+v", infos)
+	}
+}
