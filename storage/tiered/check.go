@@ -32,7 +32,7 @@ func (t *Tiered) validate(ctx context.Context, e *entry, name string) error {
 	}
 	c := e.check
 	if c == nil {
-		askCtx, cancel := context.WithTimeout(t.ctx, checkTimeout)
+		askCtx, cancel := context.WithTimeout(t.ctx, t.checkTimeout)
 		c = &check{ctx: askCtx, done: make(chan struct{})}
 		e.check = c
 		t.use(e)
@@ -53,7 +53,7 @@ func (t *Tiered) validate(ctx context.Context, e *entry, name string) error {
 	case <-c.done: // both at once
 		return c.err
 	default:
-		t.unanswered(fmt.Errorf("no answer within %v", checkTimeout))
+		t.unanswered(fmt.Errorf("no answer within %v", t.checkTimeout))
 		return nil
 	}
 }

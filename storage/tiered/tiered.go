@@ -84,9 +84,10 @@ type Tiered struct {
 	began     time.Time
 	lock      *os.File
 	mostFills int
-	// stalled is the constant, and writeAt that of files, but in tests.
-	stalled time.Duration
-	writeAt func(file *os.File, p []byte, offset int64) (int, error)
+	// stalled and checkTimeout are the constants, and writeAt that of files, but in
+	// tests.
+	stalled, checkTimeout time.Duration
+	writeAt               func(file *os.File, p []byte, offset int64) (int, error)
 
 	ctx     context.Context
 	stop    context.CancelFunc
@@ -123,7 +124,7 @@ func New(behind storage.ByteStore, options Options) (*Tiered, error) {
 	}
 	t := &Tiered{
 		behind: behind, directory: directory, max: options.MaxSize, log: options.Log, now: options.Now,
-		mostFills: 16 * runtime.GOMAXPROCS(0), stalled: stalled, writeAt: (*os.File).WriteAt,
+		mostFills: 16 * runtime.GOMAXPROCS(0), stalled: stalled, checkTimeout: checkTimeout, writeAt: (*os.File).WriteAt,
 		scanned: make(chan struct{}), entries: make(map[key]*entry),
 	}
 	if t.log == nil {
