@@ -4,7 +4,6 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"errors"
-	"fmt"
 	"io/fs"
 	"math"
 	"os"
@@ -115,14 +114,23 @@ func (o *order) remove(e *entry) {
 
 // path is where a copy lies.
 func (t *Tiered) path(e *entry) string {
-	name := fileName(e.key, &e.content)
-	return filepath.Join(t.directory, name[:2], name)
+	path := make([]byte, 0, 256)
+	path = append(append(path, t.directory...), "/xx/"...)
+	start := len(path)
+	path = appendFileName(path, e.key, &e.content)
+	copy(path[start-3:], path[start:start+2])
+	return string(path)
 }
 
 func (t *Tiered) filling() string { return filepath.Join(t.directory, "filling") }
 
-func fileName(k key, c *content) string {
-	return fmt.Sprintf("%s-%x-%x-%x-%s", narinfo.EncodeBase32(k[:]), c.size, uint64(c.modTime), c.usage, base64.RawURLEncoding.EncodeToString([]byte(c.tag)))
+// appendFileName makes the name of a copy's file: KEY-SIZE-MODTIME-USAGE-TAG.
+func appendFileName(name []byte, k key, c *content) []byte {
+	name = narinfo.AppendBase32(name, k[:])
+	for _, number := range [...]uint64{uint64(c.size), uint64(c.modTime), uint64(c.usage)} {
+		name = strconv.AppendUint(append(name, '-'), number, 16)
+	}
+	return base64.RawURLEncoding.AppendEncode(append(name, '-'), []byte(c.tag))
 }
 
 // parseFileName is false for what fileName has not made.
@@ -143,7 +151,7 @@ func parseFileName(name string) (k key, c content, ok bool) {
 	}
 	tag, err := base64.RawURLEncoding.DecodeString(parts[4])
 	c = content{size: int64(numbers[0]), modTime: int64(numbers[1]), usage: int64(numbers[2]), tag: string(tag)}
-	return k, c, err == nil && c.size >= 0 && c.usage >= 0 && fileName(k, &c) == name
+	return k, c, err == nil && c.size >= 0 && c.usage >= 0 && string(appendFileName(nil, k, &c)) == name
 }
 
 // use counts a user of the entry. The mutex is held.

@@ -322,12 +322,14 @@ func cached(t testing.TB, cache *Tiered, name string, content []byte) {
 // onDisk is what the files below a directory take, by statting each.
 func onDisk(t testing.TB, dir string) (total int64, files []string) {
 	t.Helper()
+	seen := make(map[uint64]bool) // as one may get another name meanwhile
 	err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
 		var stat unix.Stat_t
 		if err != nil || entry.IsDir() || entry.Name() == "lock" {
 			return nil // it has gone meanwhile
 		}
-		if unix.Lstat(path, &stat) == nil {
+		if unix.Lstat(path, &stat) == nil && !seen[stat.Ino] {
+			seen[stat.Ino] = true
 			total += stat.Blocks * 512
 			files = append(files, path)
 		}

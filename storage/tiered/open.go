@@ -146,16 +146,7 @@ func (t *Tiered) openFile(e *entry) error {
 	if open {
 		return nil
 	}
-	file, err := os.OpenFile(t.path(e), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-	if err == nil {
-		var stat unix.Stat_t
-		if err = unix.Fstat(int(file.Fd()), &stat); err == nil && (stat.Mode&unix.S_IFMT != unix.S_IFREG || stat.Size != e.content.size) {
-			err = fmt.Errorf("%s: it is not as it was written", file.Name())
-		}
-		if err != nil {
-			file.Close()
-		}
-	}
+	file, err := openCopyFile(t.path(e), e.content.size)
 	switch {
 	case errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) || errors.Is(err, syscall.ENOMEM):
 		return errDirect // the copy is good
@@ -173,6 +164,27 @@ func (t *Tiered) openFile(e *entry) error {
 		file.Close()
 	}
 	return nil
+}
+
+// openCopyFile opens a file that should be a copy of that size.
+func openCopyFile(path string, size int64) (*os.File, error) {
+	// Package os would ask the kernel to watch it, which it can't.
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	for err == unix.EINTR {
+		fd, err = unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	}
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	var stat unix.Stat_t
+	if err = unix.Fstat(fd, &stat); err == nil && (stat.Mode&unix.S_IFMT != unix.S_IFREG || stat.Size != size) {
+		err = fmt.Errorf("%s: it is not as it was written", path)
+	}
+	if err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), path), nil
 }
 
 // damaged drops a copy that can't be read. That somebody has removed it is no

@@ -154,7 +154,7 @@ func New(behind storage.ByteStore, options Options) (*Tiered, error) {
 // takeLock makes sure that no other process uses the directory: each would count
 // and remove files without the other's knowing.
 func (t *Tiered) takeLock() error {
-	file, err := os.OpenFile(filepath.Join(t.directory, "lock"), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o644)
+	file, err := os.OpenFile(filepath.Join(t.directory, "lock"), os.O_RDONLY|os.O_CREATE|unix.O_NOFOLLOW, 0o644)
 	if err != nil {
 		return fmt.Errorf("cache %s: lock it: %w", t.directory, err)
 	}
