@@ -79,11 +79,6 @@ func (nothing) Close() error             { return nil }
 // sendElsewhere answers with the item's Nth file, which is not stored here.
 func (s *Server) sendElsewhere(ctx *fasthttp.RequestCtx, item *storage.Item, n int) {
 	open := s.elsewhere(ctx, item, n)
-	if ctx.IsHead() {
-		// To look for it is enough, where nothing has to be read out of it.
-		locate := open
-		open = func(offset, _ int64) (io.ReadCloser, storage.Info, error) { return locate(offset, 0) }
-	}
 	if s.options.RedirectElsewhere && s.options.Elsewhere != nil {
 		s.redirectElsewhere(ctx, item, n)
 		return
@@ -94,7 +89,11 @@ func (s *Server) sendElsewhere(ctx *fasthttp.RequestCtx, item *storage.Item, n i
 		return
 	}
 	// Only who has it knows its size; no part of it can be asked for.
-	body, info, err := open(0, -1)
+	length := int64(-1)
+	if ctx.IsHead() {
+		length = 0
+	}
+	body, info, err := open(0, length)
 	if err != nil {
 		s.unopened(ctx, item, err)
 		return
@@ -130,7 +129,7 @@ func (s *Server) redirectElsewhere(ctx *fasthttp.RequestCtx, item *storage.Item,
 // open returns the opener of the item's Nth file, where it is.
 func (s *Server) open(ctx *fasthttp.RequestCtx, item *storage.Item, n int) opener {
 	if item.HasStored(n) {
-		return s.stored(ctx, item, n)
+		return s.storedOrNot(ctx, item, n)
 	}
 	return s.elsewhere(ctx, item, n)
 }

@@ -70,7 +70,7 @@ func (s *Server) used(ctx *fasthttp.RequestCtx, item *nars, kind string) {
 		return
 	}
 	switch ctx.Response.StatusCode() {
-	case fasthttp.StatusOK:
+	case fasthttp.StatusOK, fasthttp.StatusFound:
 	case fasthttp.StatusPartialContent:
 		if !bytes.HasPrefix(ctx.Response.Header.Peek("Content-Range"), []byte("bytes 0-")) {
 			return // the rest of a download that was counted
@@ -139,13 +139,56 @@ func (s *Server) stored(ctx context.Context, item *storage.Item, n int) opener {
 	}
 }
 
+// storedOrNot opens the item's Nth file, elsewhere if it turns out not to be here: a
+// front end can't know before, and the owner of its storage may.
+func (s *Server) storedOrNot(ctx *fasthttp.RequestCtx, item *storage.Item, n int) opener {
+	open, elsewhere := s.stored(ctx, item, n), s.elsewhere(ctx, item, n)
+	return func(offset, length int64) (io.ReadCloser, storage.Info, error) {
+		reader, info, err := open(offset, length)
+		if errors.Is(err, storage.ErrNotStored) {
+			return elsewhere(offset, length)
+		}
+		return reader, info, err
+	}
+}
+
 // sendStored answers with the item's Nth file as it lies in the storage.
 func (s *Server) sendStored(ctx *fasthttp.RequestCtx, item *storage.Item, n int) {
 	if s.options.AccelRedirect {
 		s.redirect(ctx, item, s.stored(ctx, item, n), "/internal/"+item.FileName(n))
 		return
 	}
-	s.sendPart(ctx, s.unopenedItem(ctx, item), s.stored(ctx, item, n), narTag(item, item.Narinfo.Files[n].Compression), narType, 0, item.StoredSize(n))
+	// The URL is good for GET alone.
+	if s.options.Presigned != nil && ctx.IsGet() {
+		s.sendToStore(ctx, item, n)
+		return
+	}
+	s.sendPart(ctx, s.unopenedItem(ctx, item), s.storedOrNot(ctx, item, n), narTag(item, item.Narinfo.Files[n].Compression), narType, 0, item.StoredSize(n))
+}
+
+// presignedFor is how long a URL of the byte store is good: clients follow it at
+// once, and a download that has begun goes on after it.
+const presignedFor = 10 * time.Minute
+
+// sendToStore redirects a client to the byte store for the item's Nth file, which
+// must be there.
+func (s *Server) sendToStore(ctx *fasthttp.RequestCtx, item *storage.Item, n int) {
+	err := s.items.LookFor(ctx, item, n)
+	if errors.Is(err, storage.ErrNotStored) {
+		s.sendElsewhere(ctx, item, n)
+		return
+	}
+	var location string
+	if err == nil {
+		location, err = s.options.Presigned.Presign(ctx, item.FileName(n), presignedFor)
+	}
+	if err != nil {
+		s.unopened(ctx, item, err)
+		return
+	}
+	ctx.Response.Header.Set("Cache-Control", "no-store")
+	ctx.Response.Header.Set("Location", location)
+	s.fail(ctx, fasthttp.StatusFound, "this nar is in an object store")
 }
 
 // redirect has the web server in front send the file, by the header and paths
@@ -210,6 +253,11 @@ func (s *Server) sendPart(ctx *fasthttp.RequestCtx, unopened func(error), open o
 	var rangeErr error
 	if field := header.Peek("Range"); len(field) > 0 {
 		wanted, partial, rangeErr = parseRange(string(field), length)
+	}
+	if ctx.IsHead() {
+		// To look is enough. Far away, all that was opened would be sent.
+		whole := open
+		open = func(offset, _ int64) (io.ReadCloser, storage.Info, error) { return whole(offset, 0) }
 	}
 	reader, info, err := open(start+wanted.start, wanted.length)
 	if err != nil {
@@ -288,10 +336,11 @@ func (s *Server) stream(ctx *fasthttp.RequestCtx, body io.ReadCloser, length int
 	}
 	if p, ok := body.(part); ok {
 		if file := newFileBody(ctx, p.file, length); file != nil {
-			body = file
+			ctx.Response.SetBodyStream(file, int(length))
+			return
 		}
 	}
-	ctx.Response.SetBodyStream(body, int(length))
+	ctx.Response.SetBodyStream(copiedBody{body}, int(length))
 }
 
 // sendNar answers with the item's nar without compression: from a file that has

@@ -86,6 +86,9 @@ type Identity interface {
 	Instance() string
 	// Identity is the random name of its storage.
 	Identity(ctx context.Context) (string, error)
+	// IsOurs says whether this instance decides what goes from its storage. Else
+	// it vouches for nothing there.
+	IsOurs(ctx context.Context) bool
 }
 
 // Uses counts requests for nars.
@@ -114,6 +117,10 @@ type Options struct {
 	// streamed through, or clients are redirected there with RedirectElsewhere.
 	Elsewhere         Elsewhere
 	RedirectElsewhere bool
+
+	// Presigned makes URLs to which clients are redirected for stored nars; nil to
+	// send those from here.
+	Presigned storage.Presigner
 
 	// Dumps are what other instances begin with; nil for none. While there are none
 	// and DumpsExpected is set, this server is about to make the first.

@@ -18,7 +18,7 @@ import (
 // files that its narinfo names, as a client may ask for any of them.
 func (s *Server) serveInfo(ctx *fasthttp.RequestCtx, hash narinfo.PathHash) {
 	item, files, err := s.filesThere(ctx, hash)
-	stored := err == nil && len(files) == len(item.Narinfo.Files)
+	stored := err == nil && len(files) == len(item.Narinfo.Files) && s.vouches(ctx)
 	if stored && s.options.Leaving != nil {
 		// Only what is there is promised to stay: anybody may ask for anything.
 		// It may have gone before the promise, hence the second look.
@@ -48,6 +48,11 @@ func (s *Server) serveInfo(ctx *fasthttp.RequestCtx, hash narinfo.PathHash) {
 	} else {
 		s.text(ctx, "application/json", `{"stored": false}`)
 	}
+}
+
+// vouches says whether other instances may go by what is in the storage.
+func (s *Server) vouches(ctx context.Context) bool {
+	return s.options.Identity == nil || s.options.Identity.IsOurs(ctx)
 }
 
 // filesThere returns an item and those of its files that are in the storage. It
@@ -111,6 +116,11 @@ func (s *Server) serveStored(ctx *fasthttp.RequestCtx, list string) {
 		// Before the look at the bytes: a nar that is not about to go now, and
 		// is there then, was there now.
 		leaving[i] = s.options.Leaving != nil && s.options.Leaving.IsLeaving(hash)
+	}
+	if !s.vouches(ctx) {
+		for i := range leaving {
+			leaving[i] = true // for all that is known here
+		}
 	}
 	items, itemsErr := s.items.ItemsAt(ctx, hashes)
 	for i := range reply.Nars {

@@ -278,6 +278,31 @@ func (p *Peer) Stored(ctx context.Context, items []*storage.Item) (verdicts []Ve
 	return p.askPlainly(ctx, items, storageName)
 }
 
+// Names returns the random names of the peer and of its storage: both "" for an
+// original, which has none, and the second where it has no storage or can't tell.
+func (p *Peer) Names(ctx context.Context) (instance, storageName string, err error) {
+	ctx, cancel := context.WithTimeout(context.WithValue(ctx, noRedirects{}, true), p.self.AnswerTimeout)
+	defer cancel()
+	nonce := rand.Text()
+	var nobody narinfo.PathHash
+	body, _, err := p.get(ctx, StoredPath+nobody.String()+"?"+NonceKey+"="+nonce, mostAnswer)
+	if errors.Is(err, errNotKnown) {
+		return "", "", nil
+	}
+	var reply StoredReply
+	if err == nil {
+		if jsonErr := json.Unmarshal(body, &reply); jsonErr != nil {
+			err = fmt.Errorf("%w: %w", ErrAnswer, jsonErr)
+		} else if reply.Nonce != nonce || reply.Instance == "" {
+			err = fmt.Errorf("%w: it is not to this question", ErrAnswer)
+		}
+	}
+	if err != nil {
+		return "", "", fmt.Errorf("ask %s which instance it is: %w", p, err)
+	}
+	return reply.Instance, reply.Storage, nil
+}
+
 // errNotKnown says that a peer does not know what was asked for.
 var errNotKnown = errors.New("it answers 404")
 

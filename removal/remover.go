@@ -200,6 +200,9 @@ func (r *Remover) Round(ctx context.Context) error {
 	if indexErr, bytesErr := r.storage.Healthy(ctx); indexErr != nil || bytesErr != nil {
 		return errors.Join(indexErr, bytesErr)
 	}
+	if err := r.storage.MayDelete(ctx); err != nil {
+		return err
+	}
 	r.passLimit = limit
 	begun, before := r.now(), r.metrics.counts()
 	left, reason, err := r.free(ctx, excess, limit)

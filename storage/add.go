@@ -127,21 +127,29 @@ func (s *Storage) commit(ctx context.Context, batch []*prepared) {
 		return
 	}
 	err := s.index.Update(ctx, func(tx *index.Tx) error {
+		var late []func(context.Context) error
 		for _, p := range batch {
 			if p.result.Err != nil {
 				continue
 			}
-			err := s.commitOne(ctx, tx, p)
+			err := s.commitOne(ctx, tx, p, &late)
 			if missing := errMissingReferences(nil); errors.As(err, &missing) || errors.Is(err, errChanged) || errors.Is(err, errLeaving) || errors.Is(err, ErrLimit) {
 				p.fail(err)
 			} else if err != nil {
 				return fmt.Errorf("%s: %w", p.Narinfo.StorePath.BaseName(), err)
 			}
 		}
-		if s.bytes != nil {
-			return s.bytes.Sync(ctx)
+		if s.bytes == nil {
+			return nil
 		}
-		return nil
+		// After the rows, which nobody sees before the end of the transaction, so
+		// that many can be done at a time.
+		failures := make([]error, len(late))
+		s.each(len(late), func(i int) { failures[i] = late[i](ctx) })
+		if err := errors.Join(failures...); err != nil {
+			return err
+		}
+		return s.bytes.Sync(ctx)
 	})
 	if err != nil {
 		if len(batch) > 1 {
@@ -236,7 +244,8 @@ func (s *Storage) unstore(ctx context.Context, batch []*prepared) error {
 
 // commitOne decides what becomes of an addition, now that nobody else can
 // change the item.
-func (s *Storage) commitOne(ctx context.Context, tx *index.Tx, p *prepared) error {
+// What is left to be done with bytes is appended to late.
+func (s *Storage) commitOne(ctx context.Context, tx *index.Tx, p *prepared, late *[]func(context.Context) error) error {
 	n := p.Narinfo
 	row, err := tx.Item(n.StorePath.Hash)
 	if err != nil && !errors.Is(err, ErrNotFound) {
@@ -256,7 +265,7 @@ func (s *Storage) commitOne(ctx context.Context, tx *index.Tx, p *prepared) erro
 	}
 	if row == nil {
 		p.result.Outcome = Added
-		return s.put(ctx, tx, p, nil)
+		return s.put(ctx, tx, p, nil, late)
 	}
 	old, err := NewItem(row)
 	if err != nil {
@@ -270,13 +279,13 @@ func (s *Storage) commitOne(ctx context.Context, tx *index.Tx, p *prepared) erro
 	case bytes.Equal(old.Text, n.Text) && withdrawn:
 		p.result.Outcome = Completed
 		p.result.Note = "it was about to be removed, and stays"
-		return s.put(ctx, tx, p, old)
+		return s.put(ctx, tx, p, old, late)
 	case bytes.Equal(old.Text, n.Text):
 		p.result.Outcome = Known
 		// The sizes are only recorded of files without FileSize.
 		if p.entry.Stored&^old.Stored != 0 || p.entry.Stored != 0 && !slices.Equal(p.entry.Sizes, old.Sizes) {
 			p.result.Outcome = Completed
-			if err := s.show(ctx, tx, p, old); err != nil {
+			if err := s.show(ctx, tx, p, old, late); err != nil {
 				return err
 			}
 			if err := tx.SetStored(old.Hash, p.entry.Stored|old.Stored, p.entry.Sizes); err != nil {
@@ -287,11 +296,11 @@ func (s *Storage) commitOne(ctx context.Context, tx *index.Tx, p *prepared) erro
 	case old.Narinfo.NarHash == n.NarHash:
 		p.result.Outcome = Updated
 		p.result.Note = "the same nar was known with another narinfo, which this one replaces"
-		return s.put(ctx, tx, p, old)
+		return s.put(ctx, tx, p, old, late)
 	case p.Replace:
 		p.result.Outcome = Replaced
 		p.result.Note = fmt.Sprintf("the nar %s was served before, now %s is", old.Narinfo.NarHash, n.NarHash)
-		return s.put(ctx, tx, p, old)
+		return s.put(ctx, tx, p, old, late)
 	}
 	if withdrawn {
 		// It can't be kept, as it goes, and not be replaced, as clients may hold
@@ -304,8 +313,8 @@ func (s *Storage) commitOne(ctx context.Context, tx *index.Tx, p *prepared) erro
 }
 
 // put shows an addition's bytes and writes its row.
-func (s *Storage) put(ctx context.Context, tx *index.Tx, p *prepared, old *Item) error {
-	if err := s.show(ctx, tx, p, old); err != nil {
+func (s *Storage) put(ctx context.Context, tx *index.Tx, p *prepared, old *Item, late *[]func(context.Context) error) error {
+	if err := s.show(ctx, tx, p, old, late); err != nil {
 		return err
 	}
 	var row *index.Item
@@ -344,11 +353,12 @@ func (p *prepared) carry(old *Item) {
 	}
 }
 
-// show commits the staged bytes of an addition. Those that lay in the storage
-// already are looked at again: they may have been removed or replaced since.
+// show has the staged bytes of an addition be committed, late. Those that lay in the
+// storage already are looked at again then: they may have been removed or replaced
+// since.
 // old is the item's row, nil for none. Bytes that it claims are not replaced:
 // unstore takes the claims off, but only those of a row that was there already.
-func (s *Storage) show(ctx context.Context, tx *index.Tx, p *prepared, old *Item) error {
+func (s *Storage) show(ctx context.Context, tx *index.Tx, p *prepared, old *Item, late *[]func(context.Context) error) error {
 	if p.bytes > 0 {
 		if err := s.fitsWith(tx, p.bytes); err != nil {
 			return err
@@ -368,26 +378,32 @@ func (s *Storage) show(ctx context.Context, tx *index.Tx, p *prepared, old *Item
 	}
 	for n, staged := range p.staged {
 		if staged != nil {
-			if err := staged.Commit(ctx); err != nil {
-				return err
-			}
+			*late = append(*late, staged.Commit)
 			continue
 		}
 		if p.entry.Stored&(1<<n) == 0 || s.bytes == nil {
 			continue
 		}
-		name, err := p.Narinfo.Files[n].Path()
-		if err != nil {
-			return err
-		}
-		info, err := s.bytes.Stat(ctx, name)
-		if errors.Is(err, fs.ErrNotExist) || err == nil && info.Size != index.FileSize(p.Narinfo, n, p.entry.Sizes) {
-			return errChanged
-		} else if err != nil {
-			return err
-		}
+		*late = append(*late, func(ctx context.Context) error { return s.isStill(ctx, p, n) })
 	}
 	p.result.Bytes = p.bytes
+	return nil
+}
+
+// isStill looks whether the Nth file of an addition, which lay in the storage, still
+// does.
+func (s *Storage) isStill(ctx context.Context, p *prepared, n int) error {
+	name, err := p.Narinfo.Files[n].Path()
+	if err != nil {
+		return err
+	}
+	info, err := s.bytes.Stat(ctx, name)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && info.Size != index.FileSize(p.Narinfo, n, p.entry.Sizes) {
+		err = errChanged
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", p.Narinfo.StorePath.BaseName(), err)
+	}
 	return nil
 }
 

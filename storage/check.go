@@ -86,7 +86,7 @@ func (s *Storage) checkFiles(ctx context.Context, looked func(), yield func(Find
 		switch {
 		case err != nil:
 			finding.Note = ""
-		case info.Name == IdentityName:
+		case info.Name == IdentityName, info.Name == OwnerName:
 			continue
 		case info.Temporary:
 			finding.Kind = Temporary

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"nar-herder/narinfo"
@@ -32,6 +34,9 @@ type Freed struct {
 // read, are passed over. Rows come first: when bytes can't be deleted, no row
 // claims them any more, and the error says what is left.
 func (s *Storage) Evict(ctx context.Context, items []*Item, since int64, guard Guard) (freed Freed, err error) {
+	if err := s.MayDelete(ctx); err != nil {
+		return Freed{}, err
+	}
 	var names []string
 	err = s.index.Update(ctx, func(tx *index.Tx) error {
 		changed, last, complete, err := tx.ChangedSince(since)
@@ -206,12 +211,16 @@ const dropAtOnce = 2 * BatchSize
 // dropEach deletes bytes that no row claims, and tells for each name what that
 // gave back and how it failed. It holds the index's lock meanwhile: without it, an
 // import of the same item could find the bytes there, and write a row for them,
-// just before they go. Rows are read again, but those that have not changed since
+// just before they go. What another instance owns, it leaves there. Rows are read again, but those that have not changed since
 // the change of the given number, as of which they claim nothing; 0 for all. The
 // error is one of all names.
 func (s *Storage) dropEach(ctx context.Context, names []string, since int64, told func(n int, dropped Freed, err error)) error {
-	if s.bytes == nil {
+	if s.bytes == nil || len(names) == 0 {
 		return nil
+	}
+	mine := s.MayDelete(ctx)
+	if mine != nil && !errors.Is(mine, ErrNotOwner) {
+		return mine
 	}
 	for begin := 0; begin < len(names); begin += dropAtOnce {
 		err := s.index.Update(ctx, func(tx *index.Tx) (err error) {
@@ -222,8 +231,13 @@ func (s *Storage) dropEach(ctx context.Context, names []string, since int64, tol
 					return err
 				}
 			}
-			var done []string
-			for n, name := range names[begin:min(begin+dropAtOnce, len(names))] {
+			chunk := names[begin:min(begin+dropAtOnce, len(names))]
+			if mine != nil {
+				return tx.RemoveLeftovers(chunk) // they are the owner's to delete
+			}
+			done := make([]string, 0, len(chunk))
+			going := make([]int, 0, len(chunk))
+			for n, name := range chunk {
 				hash := hashInName(name)
 				if _, hasChanged := changed[hash]; hasChanged || !sure {
 					claimed, err := isClaimed(tx, hash, name)
@@ -235,11 +249,15 @@ func (s *Storage) dropEach(ctx context.Context, names []string, since int64, tol
 						continue
 					}
 				}
-				dropped, err := s.drop(ctx, name)
-				if err == nil {
-					done = append(done, name)
+				going = append(going, n)
+			}
+			dropped, failures := make([]Freed, len(going)), make([]error, len(going))
+			s.each(len(going), func(i int) { dropped[i], failures[i] = s.drop(ctx, chunk[going[i]]) })
+			for i, n := range going {
+				if failures[i] == nil {
+					done = append(done, chunk[n])
 				}
-				told(begin+n, dropped, err)
+				told(begin+n, dropped[i], failures[i])
 			}
 			if err := s.bytes.Sync(ctx); err != nil {
 				return err
@@ -251,6 +269,31 @@ func (s *Storage) dropEach(ctx context.Context, names []string, since int64, tol
 		}
 	}
 	return nil
+}
+
+// each calls f for the numbers below n: for as many at a time as the byte store is
+// good at.
+func (s *Storage) each(n int, f func(i int)) {
+	atOnce := 1
+	if distant, ok := s.bytes.(Distant); ok {
+		atOnce = distant.AtOnce()
+	}
+	if atOnce <= 1 || n <= 1 {
+		for i := range n {
+			f(i)
+		}
+		return
+	}
+	var next atomic.Int64
+	var calls sync.WaitGroup
+	for range min(atOnce, n) {
+		calls.Go(func() {
+			for i := next.Add(1) - 1; i < int64(n); i = next.Add(1) - 1 {
+				f(int(i))
+			}
+		})
+	}
+	calls.Wait()
 }
 
 // drop deletes the bytes under a name.

@@ -5,9 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"strings"
 )
 
 // IdentityName is where a byte store keeps its random name. Instances that share
@@ -20,7 +18,7 @@ func (s *Storage) Identity(ctx context.Context) (string, error) {
 	if s.bytes == nil {
 		return "", nil
 	}
-	name, err := s.identity(ctx)
+	name, err := s.note(ctx, IdentityName)
 	if !errors.Is(err, fs.ErrNotExist) {
 		return name, err
 	}
@@ -28,19 +26,11 @@ func (s *Storage) Identity(ctx context.Context) (string, error) {
 	if err := s.isThere(ctx); err != nil {
 		return "", err
 	}
-	text := rand.Text() + "\n"
-	staged, err := s.bytes.Stage(ctx, IdentityName, strings.NewReader(text), int64(len(text)))
-	if err == nil {
-		defer staged.Abort()
-		if err = staged.Commit(ctx); err == nil {
-			err = s.bytes.Sync(ctx)
-		}
-	}
-	if err != nil {
-		return "", fmt.Errorf("give storage %s a name: %w", s.bytes, err)
+	if err := s.writeNote(ctx, IdentityName, rand.Text()); err != nil {
+		return "", err
 	}
 	// Read, as another instance may just have done the same.
-	return s.identity(ctx)
+	return s.note(ctx, IdentityName)
 }
 
 // isThere makes sure that the byte store is the one that the index is about, by
@@ -56,22 +46,4 @@ func (s *Storage) isThere(ctx context.Context) error {
 		err = fmt.Errorf("storage %s has none of the files that the index has there: is it mounted?", s.bytes)
 	}
 	return err
-}
-
-func (s *Storage) identity(ctx context.Context) (string, error) {
-	const most = 100
-	reader, _, err := s.bytes.Open(ctx, IdentityName, 0, -1)
-	if err != nil {
-		return "", err
-	}
-	defer reader.Close()
-	text, err := io.ReadAll(io.LimitReader(reader, most))
-	if err != nil {
-		return "", err
-	}
-	name := strings.TrimSpace(string(text))
-	if name == "" || len(text) == most {
-		return "", fmt.Errorf("%s in storage %s is not what this program writes there: remove it", IdentityName, s.bytes)
-	}
-	return name, nil
 }

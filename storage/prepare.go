@@ -219,6 +219,9 @@ func (s *Storage) stageFrom(ctx context.Context, p *prepared, n int, name, direc
 	if want := p.Narinfo.Files[n].Size; want >= 0 && size != want {
 		return 0, fmt.Errorf("%w: %s has %d bytes, the narinfo says %d", ErrWrongSize, source, size, want)
 	}
+	if err := s.mayWrite(ctx); err != nil {
+		return 0, err
+	}
 	release, err := s.reserve(ctx, size)
 	if err != nil {
 		return 0, err

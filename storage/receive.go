@@ -44,6 +44,9 @@ func (s *Storage) Receive(ctx context.Context, item *Item, n int, file *os.File)
 	if want := item.StoredSize(n); want >= 0 && size != want {
 		return fmt.Errorf("store %s: %w: %d bytes came where %d were expected", name, ErrWrongSize, size, want)
 	}
+	if err := s.mayWrite(ctx); err != nil {
+		return fmt.Errorf("store %s: %w", name, err)
+	}
 	staged, err := s.stageOwn(ctx, name, file, size)
 	if err != nil {
 		return err

@@ -92,6 +92,9 @@ func (s *Storage) Repairer(options RepairOptions) *Repairer {
 // Repair does what can be done about a finding. Row and file must be as they were
 // found, or it does nothing.
 func (r *Repairer) Repair(ctx context.Context, finding Finding) (repair Repair) {
+	if err := r.storage.MayDelete(ctx); err != nil {
+		return Repair{Err: err}
+	}
 	switch finding.Kind {
 	case Missing:
 		repair = r.missing(ctx, finding)

@@ -39,6 +39,7 @@ type Storage struct {
 	now   func() time.Time
 	// flying is how many bytes this process is writing to the store.
 	flying atomic.Int64
+	owned  ownership
 }
 
 // Options of [New]. The zero value is good.
@@ -84,7 +85,11 @@ func (s *Storage) Item(ctx context.Context, hash narinfo.PathHash) (*Item, error
 	if err != nil {
 		return nil, err
 	}
-	return NewItem(row)
+	item, err := NewItem(row)
+	if err != nil {
+		return nil, err
+	}
+	return s.asFrontEnd(item), nil
 }
 
 // ItemsAt returns many items, in the order of hashes; nil where there certainly
@@ -99,9 +104,11 @@ func (s *Storage) ItemsAt(ctx context.Context, hashes []narinfo.PathHash) ([]*It
 		if row == nil {
 			continue
 		}
-		if items[i], err = NewItem(row); err != nil {
+		item, err := NewItem(row)
+		if err != nil {
 			return nil, err
 		}
+		items[i] = s.asFrontEnd(item)
 	}
 	return items, nil
 }
@@ -201,7 +208,7 @@ func (s *Storage) OpenFile(ctx context.Context, item *Item, n int, offset, lengt
 	}
 	reader, info, err := s.bytes.Open(ctx, name, offset, length)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, Info{}, fmt.Errorf("%w: %w: see 'nar-herder help import' for adding it again", ErrDisagree, err)
+		return nil, Info{}, s.absent(err)
 	}
 	if err != nil {
 		return nil, Info{}, err
@@ -221,7 +228,7 @@ func (s *Storage) LookFor(ctx context.Context, item *Item, n int) error {
 	}
 	info, err := s.bytes.Stat(ctx, item.names[n])
 	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%w: %w: see 'nar-herder help import' for adding it again", ErrDisagree, err)
+		return s.absent(err)
 	}
 	if err != nil {
 		return err
@@ -229,9 +236,20 @@ func (s *Storage) LookFor(ctx context.Context, item *Item, n int) error {
 	return s.agrees(item, n, info)
 }
 
+// absent is the error for a file that a row has as stored, and that is not there.
+func (s *Storage) absent(err error) error {
+	if s.IsFrontEnd() {
+		return ErrNotStored
+	}
+	return fmt.Errorf("%w: %w: see 'nar-herder help import' for adding it again", ErrDisagree, err)
+}
+
 // agrees compares a file with its row.
 func (s *Storage) agrees(item *Item, n int, info Info) error {
 	if want := item.StoredSize(n); info.Size != want {
+		if s.IsFrontEnd() {
+			return ErrNotStored // it was replaced just now: the owner knows
+		}
 		return fmt.Errorf("%w: %s in storage %s has %d bytes where the index has %d", ErrDisagree, item.names[n], s.bytes, info.Size, want)
 	}
 	return nil

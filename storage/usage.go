@@ -130,8 +130,11 @@ func parseLimit(text string) (limit int64, err error) {
 // Reserve is for bytes that come in bit by bit, and are about to take room before
 // [Storage.Receive] takes them in: it makes sure that so many fit below the hard
 // limit, and counts them until release is called. The error is [ErrLimit] when
-// they don't.
+// they don't, and [ErrNotOwner] when they are not this instance's to store.
 func (s *Storage) Reserve(ctx context.Context, size int64) (release func(), err error) {
+	if err := s.mayWrite(ctx); err != nil {
+		return nil, err
+	}
 	release, err = s.reserve(ctx, size)
 	if err != nil {
 		return nil, err

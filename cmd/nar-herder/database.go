@@ -43,6 +43,9 @@ func open(ctx context.Context, database, store string, options index.Options, lo
 		return nil, err
 	}
 	o.Storage = storage.New(o.index, bytes, storage.Options{Log: log})
+	if err := o.Remember(ctx); err != nil {
+		return nil, errors.Join(err, o.close())
+	}
 	return o, nil
 }
 

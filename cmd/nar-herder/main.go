@@ -35,6 +35,7 @@ type commands struct {
 	List         listCommand         `cmd:"" help:"List the items of the index."`
 	Export       exportCommand       `cmd:"" help:"Make a directory of narinfos and nars for any server of files, or bring it up to date."`
 	Check        checkCommand        `cmd:"" help:"Compare the index with the storage, and repair what is wrong."`
+	TakeStorage  takeStorageCommand  `cmd:"" help:"Make this instance the one that writes to a storage and removes from it."`
 	Dump         dumpCommand         `cmd:"" help:"Make the copy of the index that other instances begin with."`
 	MirrorStatus mirrorStatusCommand `cmd:"" help:"Show how far a mirror is behind the instance that it mirrors."`
 	MirrorAccept mirrorAcceptCommand `cmd:"" help:"Have a mirror follow its source although that has lost or removed much."`

@@ -74,6 +74,12 @@ func (c *serverCommand) keepLimit(store *opened, peers peer.Peers, counter *uses
 	if c.Storage == "" {
 		return nil
 	}
+	if store.IsFrontEnd() {
+		if c.StorageLimit != noLimit || len(criteria) > 0 {
+			log.Warn("--storage-limit and --storage-nar-removal-criteria are not used: this is a front end of a storage from which only its owner removes")
+		}
+		return nil
+	}
 	if c.StorageLimit != noLimit && len(criteria) == 0 {
 		log.Warn("--storage-limit is given, but no --storage-nar-removal-criteria: nothing may be removed, so it can't be kept")
 	}

@@ -148,6 +148,10 @@ func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
 	if err != nil {
 		return err
 	}
+	owner, err := c.settleOwner(ctx, store, peers, log)
+	if err != nil {
+		return err
+	}
 	withdrawn := removal.NewWithdrawn(store.Storage, store.index, c.grace(cacheOptions.Types), log)
 	cache, err := openCache(store, cacheOptions, peers, counter, log)
 	if err != nil {
@@ -207,6 +211,7 @@ func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
 		server.Registry().MustRegister(fetcher)
 		following.Go(func() { fetcher.Run(followCtx) })
 	}
+	following.Go(func() { owner(followCtx) })
 	following.Go(func() { withdrawn.Run(followCtx) })
 	if follower != nil {
 		server.Registry().MustRegister(follower)

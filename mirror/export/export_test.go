@@ -233,7 +233,7 @@ func TestOverlap(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if got := files(t, p.store); len(got) != 2 {
+	if got := files(t, p.store); len(got) != 2+1 { // with the owner's name
 		t.Errorf("the storage has %q", got)
 	}
 	p.out = p.store + "-2" // is apart

@@ -1,0 +1,124 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"nar-herder/peer"
+)
+
+const (
+	// settleWait is how long the start waits for the instance that is mirrored to
+	// say which storage it has, and settleEvery how often it is asked after that.
+	settleWait  = 3 * time.Second
+	settleEvery = 5 * time.Second
+)
+
+// settleOwner finds out whether the storage is that of the instance that is
+// mirrored, the first of the peers, which this one is a front end of then. What it
+// returns goes on trying where that could not be found out yet.
+func (c *serverCommand) settleOwner(ctx context.Context, store *opened, peers peer.Peers, log *slog.Logger) (goOn func(context.Context), err error) {
+	done := func(context.Context) {}
+	if c.Storage == "" {
+		return done, nil
+	}
+	if c.Mirror == nil {
+		owner, err := store.Owner(ctx)
+		switch {
+		case err != nil:
+			log.Warn("can't find out yet whether the storage may be written to and removed from", "error", err)
+		case store.IsFrontEnd():
+			log.Warn("this was a front end, and goes on as one without an instance to mirror: give --mirror, or see 'nar-herder help take-storage'", "storage", c.Storage)
+		case owner != "" && owner != store.Instance():
+			log.Warn("the storage belongs to another instance, and is only read: see 'nar-herder help take-storage'", "storage", c.Storage, "owner", owner)
+		}
+		return done, nil
+	}
+	wait, cancel := context.WithTimeout(ctx, settleWait)
+	defer cancel()
+	err = c.settle(wait, store, peers[0], log)
+	if err == nil || ctx.Err() != nil || store.IsFrontEnd() {
+		return done, nil // as before, in the last case
+	}
+	log.Warn("it is not known yet whether the storage is that of the mirrored instance; until it answers, nothing is stored or removed", "error", err)
+	store.Unsettle()
+	return func(ctx context.Context) {
+		ticker := time.NewTicker(settleEvery)
+		defer ticker.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-ticker.C:
+			}
+			if c.settle(ctx, store, peers[0], log) == nil {
+				return
+			}
+		}
+	}, nil
+}
+
+func (c *serverCommand) settle(ctx context.Context, store *opened, source *peer.Peer, log *slog.Logger) error {
+	owner, err := store.Owner(ctx)
+	if err != nil {
+		return err
+	}
+	if owner == store.Instance() {
+		return store.SetFrontEnd(ctx, false)
+	}
+	instance, name, err := source.Names(ctx)
+	if err != nil {
+		return err
+	}
+	shares := instance != "" && owner == instance
+	if !shares {
+		if shares, err = store.SharesWith(ctx, name); err != nil {
+			return err
+		}
+	}
+	if shares {
+		log.Info("this is a front end: its storage is that of the mirrored instance, which alone writes and removes there", "storage", c.Storage)
+	}
+	return store.SetFrontEnd(ctx, shares)
+}
+
+type takeStorageCommand struct {
+	databaseOption `embed:""`
+
+	Storage string `required:"" placeholder:"DIR" help:"Directory of the stored nars."`
+}
+
+// Help is what else there is to say.
+func (takeStorageCommand) Help() string {
+	return `One instance writes to a storage and removes from it: the first that did. Others with the same storage, such as front ends, only read. This makes the instance with --database that one: when the database of the one before is lost, or to put a front end in its place. Its server must be stopped for good before, or be about to become a front end. Restart this instance's server after it, without --mirror if that named the one before.
+
+The index then has all files as stored that are there under the names and with the sizes that its narinfos give; 'nar-herder check --verify' compares their content.`
+}
+
+func (c *takeStorageCommand) Run(ctx context.Context, s *streams) (err error) {
+	log := slog.New(slog.NewTextHandler(s.err, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	store, err := openExisting(ctx, c.Database, c.Storage, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, store.close()) }()
+	shown := newProgress(s.err, "looking", "files", 0)
+	taken, err := store.TakeOver(ctx, func() { shown.add(0) })
+	shown.end()
+	if err != nil {
+		return fmt.Errorf("take storage %s: %w: run this again", c.Storage, err)
+	}
+	switch taken.Before {
+	case store.Instance():
+		fmt.Fprintln(s.out, "the storage was this instance's already")
+	case "":
+		fmt.Fprintln(s.out, "the storage is this instance's now; it was nobody's")
+	default:
+		fmt.Fprintf(s.out, "the storage is this instance's now; it was that of instance %s\n", taken.Before)
+	}
+	fmt.Fprintf(s.out, "%d files are recorded as stored that were not; %d are of no item, or of another size\n", taken.Recorded, taken.Strangers)
+	return nil
+}

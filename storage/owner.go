@@ -1,0 +1,320 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"nar-herder/narinfo"
+	"nar-herder/storage/index"
+)
+
+// OwnerName is where a byte store keeps the name of the instance that owns it: the
+// only one that writes to it and deletes from it. Others may read. What an instance
+// knows of its own uses, promises and withdrawals is in its index and its memory, so
+// two that delete from one storage would take nars from each other's clients.
+const OwnerName = "nar-herder-owner"
+
+// ErrNotOwner says that only another instance may change the byte store.
+var ErrNotOwner = errors.New("the storage belongs to another instance")
+
+// errUnsettled says that it is not known yet.
+var errUnsettled = errors.New("whether the storage is that of the mirrored instance, as for a front end, is not known until that answers: nothing is stored or deleted before")
+
+// frontEndSetting is where an index keeps the name of the storage that it is a front
+// end of: that of the instance that it mirrors.
+const frontEndSetting = "storage.front_end_of"
+
+// ownerTrust is for how long bytes are added after a look at the owner's name. Before
+// bytes are deleted, it is looked at each time.
+const ownerTrust = 30 * time.Second
+
+// ownership is what a process knows of who owns its byte store.
+type ownership struct {
+	frontEnd  atomic.Bool
+	unsettled atomic.Bool
+
+	mu   sync.Mutex
+	seen time.Time // when it was this instance last; zero for never
+}
+
+// Owner returns the name of the instance that owns the byte store; "" where none
+// has claimed it, or nars are kept elsewhere.
+func (s *Storage) Owner(ctx context.Context) (string, error) {
+	if s.bytes == nil {
+		return "", nil
+	}
+	owner, err := s.note(ctx, OwnerName)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	return owner, err
+}
+
+// MayDelete is nil when this instance may delete from the byte store, or replace
+// what is there. Where no instance has claimed it, this one does. The error is
+// [ErrNotOwner] when another has; any other says that it can't be found out.
+func (s *Storage) MayDelete(ctx context.Context) error {
+	if s.bytes == nil {
+		return nil
+	}
+	if s.owned.unsettled.Load() {
+		return errUnsettled
+	}
+	if s.IsFrontEnd() {
+		return s.notOwner("the one that this one mirrors")
+	}
+	owner, err := s.Owner(ctx)
+	if err == nil && owner == "" {
+		// Not where a storage should be mounted and isn't.
+		if err = s.isThere(ctx); err == nil {
+			// Read again, as another instance may just have done the same: who
+			// came last has it.
+			if err = s.writeNote(ctx, OwnerName, s.Instance()); err == nil {
+				owner, err = s.Owner(ctx)
+			}
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("find out which instance storage %s belongs to: %w", s.bytes, err)
+	}
+	if owner != s.Instance() {
+		return s.notOwner("instance " + owner)
+	}
+	s.owned.mu.Lock()
+	s.owned.seen = s.now()
+	s.owned.mu.Unlock()
+	return nil
+}
+
+func (s *Storage) notOwner(whose string) error {
+	return fmt.Errorf("%w: %s is that of %s, which alone writes to it and deletes from it: do this there, or, if that is gone for good, run 'nar-herder take-storage' here", ErrNotOwner, s.bytes, whose)
+}
+
+// mayWrite is MayDelete for bytes that take no other's place.
+func (s *Storage) mayWrite(ctx context.Context) error {
+	s.owned.mu.Lock()
+	since := s.now().Sub(s.owned.seen)
+	s.owned.mu.Unlock()
+	if since >= 0 && since < ownerTrust && !s.owned.frontEnd.Load() {
+		return nil
+	}
+	return s.MayDelete(ctx)
+}
+
+// IsFrontEnd says that the byte store is that of the instance which this one
+// mirrors. Then each file that a narinfo names counts as stored until it is looked
+// for, and that it is not there is no fault: the owner has removed it, or has not
+// fetched it yet.
+func (s *Storage) IsFrontEnd() bool { return s.owned.frontEnd.Load() }
+
+// Unsettle has nothing be written or deleted before [Storage.SetFrontEnd] is called.
+func (s *Storage) Unsettle() { s.owned.unsettled.Store(true) }
+
+// SetFrontEnd settles whether this instance is a front end, and notes it for the
+// next process.
+func (s *Storage) SetFrontEnd(ctx context.Context, is bool) error {
+	name := ""
+	if is {
+		var err error
+		if name, err = s.note(ctx, IdentityName); err != nil {
+			return err
+		}
+	}
+	s.owned.frontEnd.Store(is)
+	s.owned.unsettled.Store(false)
+	if now, err := s.index.Setting(ctx, frontEndSetting); err != nil || now == name {
+		return err
+	}
+	return s.index.Update(ctx, func(tx *index.Tx) error { return tx.SetSetting(frontEndSetting, name) })
+}
+
+// Remember takes over what an earlier process has noted with [Storage.SetFrontEnd],
+// if it was about this byte store.
+func (s *Storage) Remember(ctx context.Context) error {
+	if s.bytes == nil {
+		return nil
+	}
+	noted, err := s.index.Setting(ctx, frontEndSetting)
+	if err != nil || noted == "" {
+		return err
+	}
+	name, err := s.note(ctx, IdentityName)
+	// While it can't be read, nothing can be deleted either.
+	s.owned.frontEnd.Store(noted == name || err != nil && !errors.Is(err, fs.ErrNotExist))
+	return nil
+}
+
+// IsOurs says, without changing anything, whether the byte store is surely this
+// instance's own, or nobody's.
+func (s *Storage) IsOurs(ctx context.Context) bool {
+	if s.bytes == nil || s.IsFrontEnd() || s.owned.unsettled.Load() {
+		return false
+	}
+	owner, err := s.Owner(ctx)
+	return err == nil && (owner == "" || owner == s.Instance())
+}
+
+// SharesWith says whether the byte store is the one of that name, of another
+// instance.
+func (s *Storage) SharesWith(ctx context.Context, name string) (bool, error) {
+	if s.bytes == nil || name == "" {
+		return false, nil
+	}
+	own, err := s.note(ctx, IdentityName)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil && own == name, err
+}
+
+// asFrontEnd has an item's files count as stored where this instance can only find
+// out by looking for them. One whose length is not known can't be served from here.
+func (s *Storage) asFrontEnd(item *Item) *Item {
+	if !s.IsFrontEnd() {
+		return item
+	}
+	row := *item.Item
+	for n := range min(len(item.names), 64) {
+		if item.names[n] != "" && item.StoredSize(n) >= 0 {
+			row.Stored |= 1 << n
+		}
+	}
+	return &Item{Item: &row, Narinfo: item.Narinfo, names: item.names}
+}
+
+// Taken is what [Storage.TakeOver] has found.
+type Taken struct {
+	// Before is who owned the byte store; "" for nobody.
+	Before string
+	// Recorded is how many files rows now have as stored that they had not before,
+	// and Strangers how many no row names, or are of another size.
+	Recorded, Strangers int64
+}
+
+// TakeOver makes this instance the owner of the byte store, and has its rows claim
+// the files that are there under their names and have the right size, as far as they
+// do not yet. What they have in them is not looked at. The instance that owned it
+// must be gone, or be read-only from now on: it notices before it deletes, or half a
+// minute after at the latest where it only adds. It can be done again where it was
+// interrupted. looked is called for each file.
+func (s *Storage) TakeOver(ctx context.Context, looked func()) (taken Taken, err error) {
+	if s.bytes == nil {
+		return taken, errors.New("there is no storage to take over")
+	}
+	if err := s.isThere(ctx); err != nil {
+		return taken, err
+	}
+	if taken.Before, err = s.Owner(ctx); err != nil {
+		return taken, err
+	}
+	if taken.Before != s.Instance() {
+		if err := s.writeNote(ctx, OwnerName, s.Instance()); err != nil {
+			return taken, err
+		}
+	}
+	if err := s.SetFrontEnd(ctx, false); err != nil {
+		return taken, err
+	}
+	if err := s.MayDelete(ctx); err != nil {
+		return taken, err
+	}
+	batch := make([]Info, 0, takeAtOnce)
+	for info, err := range s.bytes.List(ctx) {
+		if err != nil {
+			return taken, err
+		}
+		if looked(); info.Temporary || hashInName(info.Name) == (narinfo.PathHash{}) {
+			continue
+		}
+		if batch = append(batch, info); len(batch) == cap(batch) {
+			if err := s.claim(ctx, batch, &taken); err != nil {
+				return taken, err
+			}
+			batch = batch[:0]
+		}
+	}
+	return taken, s.claim(ctx, batch, &taken)
+}
+
+// takeAtOnce is how many files are claimed in one transaction.
+const takeAtOnce = 1000
+
+// claim has rows claim files that are there.
+func (s *Storage) claim(ctx context.Context, files []Info, taken *Taken) error {
+	var recorded, strangers int64
+	err := s.index.Update(ctx, func(tx *index.Tx) error {
+		recorded, strangers = 0, 0
+		for _, info := range files {
+			row, err := tx.Item(hashInName(info.Name))
+			if errors.Is(err, ErrNotFound) {
+				strangers++
+				continue
+			} else if err != nil {
+				return err
+			}
+			item, err := NewItem(row)
+			if err != nil {
+				return err
+			}
+			n := item.FileNamed(info.Name)
+			switch {
+			case n < 0 || n >= 64:
+				strangers++
+			case item.HasStored(n):
+			case item.StoredSize(n) >= 0 && item.StoredSize(n) != info.Size:
+				strangers++
+			default:
+				recorded++
+				if err := tx.SetStored(item.Hash, item.Stored|item.filesNamed(info.Name), item.sizesWith(n, info.Size)); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+	taken.Recorded += recorded
+	taken.Strangers += strangers
+	return err
+}
+
+// note reads one of the short texts that the byte store has beside the nars.
+func (s *Storage) note(ctx context.Context, name string) (string, error) {
+	const most = 100
+	reader, _, err := s.bytes.Open(ctx, name, 0, -1)
+	if err != nil {
+		return "", err
+	}
+	defer reader.Close()
+	text, err := io.ReadAll(io.LimitReader(reader, most))
+	if err != nil {
+		return "", err
+	}
+	word := strings.TrimSpace(string(text))
+	if word == "" || len(text) == most {
+		return "", fmt.Errorf("%s in storage %s is not what this program writes there: remove it", name, s.bytes)
+	}
+	return word, nil
+}
+
+// writeNote writes one of them.
+func (s *Storage) writeNote(ctx context.Context, name, word string) error {
+	text := word + "\n"
+	staged, err := s.bytes.Stage(ctx, name, strings.NewReader(text), int64(len(text)))
+	if err == nil {
+		defer staged.Abort()
+		if err = staged.Commit(ctx); err == nil {
+			err = s.bytes.Sync(ctx)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("write %s in storage %s: %w", name, s.bytes, err)
+	}
+	return nil
+}

@@ -1,0 +1,212 @@
+package storage_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"nar-herder/narinfo"
+	"nar-herder/storage"
+	"nar-herder/storage/index"
+)
+
+// beside is a second instance on the storage of a place.
+func (p place) beside(t testing.TB) place {
+	t.Helper()
+	return place{filepath.Join(t.TempDir(), "nar_herder.db"), p.store}
+}
+
+// TestOwner: who came first writes and removes; others read, and say whose it is.
+func TestOwner(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	first := p.openTest(t)
+	items := []fake{{n: 1, content: "one"}, {n: 2, content: "two"}}
+	if owner, err := first.Owner(t.Context()); err != nil || owner != "" || !first.IsOurs(t.Context()) {
+		t.Errorf("before anything is written: %q, %v", owner, err)
+	}
+	wantOutcomes(t, importAll(t, first, storage.ImportOptions{}, laid(t, items...)), "2 added")
+	if owner, err := first.Owner(t.Context()); err != nil || owner != first.Instance() || !first.IsOurs(t.Context()) {
+		t.Errorf("after an import: %q, %v, want %q", owner, err, first.Instance())
+	}
+
+	second := p.beside(t).openTest(t)
+	if second.IsOurs(t.Context()) {
+		t.Error("the second says that the storage is its own")
+	}
+	// What lies there can be served, and stays when its row goes.
+	beside := t.TempDir()
+	write(t, filepath.Join(beside, items[0].hash().String()+".narinfo"), items[0].text())
+	wantOutcomes(t, importAll(t, second, storage.ImportOptions{}, beside), "1 added")
+	wantServed(t, second, items[0])
+	// Nothing comes in, nothing is replaced.
+	for what, item := range map[string]fake{"another": {n: 3, content: "three"}, "a replacement": {n: 1, content: "other", other: true}} {
+		results := importAll(t, second, storage.ImportOptions{Replace: true}, laid(t, item))
+		for _, result := range results {
+			if !errors.Is(result.Err, storage.ErrNotOwner) || !strings.Contains(result.Err.Error(), "take-storage") {
+				t.Errorf("%s: %v, want ErrNotOwner with what to do", what, result.Err)
+			}
+		}
+	}
+	since := int64(0)
+	item, err := second.Item(t.Context(), items[0].hash())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := second.Evict(t.Context(), []*storage.Item{item}, since, func(*index.Tx, map[narinfo.PathHash]index.ChangeKind) error { return nil }); !errors.Is(err, storage.ErrNotOwner) {
+		t.Errorf("Evict: %v, want ErrNotOwner", err)
+	}
+	if _, err := second.Reserve(t.Context(), 1); !errors.Is(err, storage.ErrNotOwner) {
+		t.Errorf("Reserve: %v, want ErrNotOwner", err)
+	}
+	repair := second.Repairer(storage.RepairOptions{Decode: decode}).Repair(t.Context(), storage.Finding{Kind: storage.Temporary, Name: items[1].name()})
+	if !errors.Is(repair.Err, storage.ErrNotOwner) {
+		t.Errorf("Repair: %+v, want ErrNotOwner", repair)
+	}
+	if removal, err := second.Remove(t.Context(), items[0].hash()); err != nil || removal.Bytes != 0 {
+		t.Errorf("Remove: %+v, %v", removal, err)
+	}
+	for _, item := range items {
+		wantServed(t, first, item)
+	}
+	wantFindings(t, first)
+	if dropped, err := second.DropLeftovers(t.Context()); err != nil || dropped != (storage.Freed{}) {
+		t.Errorf("leftovers of the second: %+v, %v; want none", dropped, err)
+	}
+}
+
+// TestTakeOver: the one that is taken from notices before it removes anything.
+func TestTakeOver(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	first := p.openTest(t)
+	items := []fake{{n: 1, content: "one"}, {n: 2, content: "two", claim: -1}, {n: 3, content: "three"}, {n: 4, content: "four"}}
+	importAll(t, first, storage.ImportOptions{}, laid(t, items...))
+
+	q := p.beside(t)
+	addRows(t, q, items[:3]...)
+	write(t, filepath.Join(p.store, items[2].name()), "longer than it was")
+	second := q.openTest(t)
+	files := 0
+	taken, err := second.TakeOver(t.Context(), func() { files++ })
+	if err != nil || taken.Before != first.Instance() || taken.Recorded != 2 || taken.Strangers != 2 {
+		t.Errorf("taken over: %+v, %v; want 2 recorded of 4 nars, before that it was %s", taken, err, first.Instance())
+	}
+	wantServed(t, second, items[0])
+	wantServed(t, second, items[1])
+	if removal, err := first.Remove(t.Context(), items[0].hash()); err != nil || removal.Bytes != 0 {
+		t.Errorf("removed by the first: %+v, %v", removal, err)
+	}
+	wantServed(t, second, items[0])
+	if err := first.MayDelete(t.Context()); !errors.Is(err, storage.ErrNotOwner) {
+		t.Errorf("the first: %v, want ErrNotOwner", err)
+	}
+	// Again it finds nothing to do.
+	if taken, err = second.TakeOver(t.Context(), func() {}); err != nil || taken.Before != second.Instance() || taken.Recorded != 0 {
+		t.Errorf("taken over again: %+v, %v", taken, err)
+	}
+	if removal, err := second.Remove(t.Context(), items[0].hash()); err != nil || removal.Bytes == 0 {
+		t.Errorf("removed by the second: %+v, %v", removal, err)
+	}
+}
+
+// TestFrontEnd: a front end serves what is there, whatever its rows say; what is not
+// there is no fault.
+func TestFrontEnd(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	primary := p.openTest(t)
+	items := []fake{{n: 1, content: "one"}, {n: 2, content: "two"}, {n: 3, content: "three", claim: -1}}
+	importAll(t, primary, storage.ImportOptions{}, laid(t, items...))
+	name, err := primary.Identity(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	q := p.beside(t)
+	addRows(t, q, items...)
+	front := q.openTest(t)
+	if shares, err := front.SharesWith(t.Context(), name); err != nil || !shares {
+		t.Fatalf("shares: %v, %v", shares, err)
+	}
+	if shares, err := front.SharesWith(t.Context(), "another"); err != nil || shares {
+		t.Errorf("shares with another: %v, %v", shares, err)
+	}
+	if _, err := stored(front, items[0].hash(), 0); !errors.Is(err, storage.ErrNotStored) {
+		t.Errorf("before it is a front end: %v, want ErrNotStored", err)
+	}
+	front.Unsettle()
+	if err := front.MayDelete(t.Context()); err == nil || errors.Is(err, storage.ErrNotOwner) || front.IsOurs(t.Context()) {
+		t.Errorf("while it is not known: %v", err)
+	}
+	if err := front.SetFrontEnd(t.Context(), true); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range []*storage.Storage{front, func() *storage.Storage {
+		again := q.openTest(t)
+		if err := again.Remember(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		return again
+	}()} {
+		wantServed(t, s, items[0])
+		wantServed(t, s, items[1])
+		if _, err := stored(s, items[2].hash(), 0); !errors.Is(err, storage.ErrNotStored) {
+			t.Errorf("of unknown length: %v, want ErrNotStored", err)
+		}
+		if err := s.MayDelete(t.Context()); !errors.Is(err, storage.ErrNotOwner) || !s.IsFrontEnd() || s.IsOurs(t.Context()) {
+			t.Errorf("a front end may delete: %v", err)
+		}
+	}
+	// As the primary removes it, or replaces it.
+	if _, err := primary.Remove(t.Context(), items[0].hash()); err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(p.store, items[1].name()), "longer than before")
+	for _, item := range items[:2] {
+		if _, err := stored(front, item.hash(), 0); !errors.Is(err, storage.ErrNotStored) {
+			t.Errorf("gone: %v, want ErrNotStored", err)
+		}
+	}
+	found, err := front.ItemsAt(t.Context(), hashesOf(items))
+	if err != nil || slices.Contains(found, nil) || !found[0].HasStored(0) {
+		t.Errorf("items: %v, %v", found, err)
+	}
+	// With another storage, what was noted does not count.
+	other := place{q.database, t.TempDir()}.openTest(t)
+	if err := other.Remember(t.Context()); err != nil || other.IsFrontEnd() {
+		t.Errorf("with another storage: %v, front end: %v", err, other.IsFrontEnd())
+	}
+}
+
+// TestOwnerUnknown: what can't be read is no reason to write or to delete.
+func TestOwnerUnknown(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	s := p.openTest(t)
+	item := fake{n: 1, content: "one"}
+	importAll(t, s, storage.ImportOptions{}, laid(t, item))
+	record := filepath.Join(p.store, storage.OwnerName)
+	if err := errors.Join(os.Remove(record), os.WriteFile(record, []byte(strings.Repeat("x", 200)), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.MayDelete(t.Context()); err == nil || errors.Is(err, storage.ErrNotOwner) {
+		t.Errorf("with an unreadable record: %v", err)
+	}
+	removal, err := s.Remove(t.Context(), item.hash())
+	if err == nil || !removal.Left {
+		t.Errorf("removed: %+v, %v; want the bytes left", removal, err)
+	}
+	if gone(filepath.Join(p.store, item.name())) {
+		t.Error("the bytes are gone")
+	}
+	if err := os.WriteFile(record, []byte(s.Instance()+"\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if dropped, err := s.DropLeftovers(t.Context()); err != nil || dropped.Size != 3 {
+		t.Errorf("when it can be read again: %+v, %v; want what was left dropped", dropped, err)
+	}
+}
