@@ -3,12 +3,14 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"strings"
 
 	"nar-herder/storage"
 	"nar-herder/storage/directory"
 	"nar-herder/storage/index"
+	"nar-herder/storage/tiered"
 )
 
 // databaseOption is what all commands that use the index have.
@@ -21,10 +23,17 @@ type opened struct {
 	*storage.Storage
 	index *index.Index
 	bytes *directory.Directory
+	cache *tiered.Tiered // in front of bytes; nil without one
 }
 
 // open opens the index, and the storage unless its name is empty.
-func open(ctx context.Context, database, store string, options index.Options, log *slog.Logger) (_ *opened, err error) {
+func open(ctx context.Context, database, store string, options index.Options, log *slog.Logger) (*opened, error) {
+	return openWithCache(ctx, database, store, nil, options, log)
+}
+
+// openWithCache is open for the server, which alone may use the cache of the storage;
+// nil for none.
+func openWithCache(ctx context.Context, database, store string, cache *tiered.Options, options index.Options, log *slog.Logger) (_ *opened, err error) {
 	o := new(opened)
 	var bytes storage.ByteStore // nil unlike a nil *directory.Directory
 	if store != "" {
@@ -36,11 +45,14 @@ func open(ctx context.Context, database, store string, options index.Options, lo
 		}
 		bytes = o.bytes
 	}
-	if o.index, err = index.Open(ctx, database, options); err != nil {
-		if o.bytes != nil {
-			err = errors.Join(err, o.bytes.Close())
+	if cache != nil {
+		if o.cache, err = tiered.New(bytes, *cache); err != nil {
+			return nil, errors.Join(fmt.Errorf("--storage-cache: %w", err), o.closeBytes())
 		}
-		return nil, err
+		bytes = o.cache
+	}
+	if o.index, err = index.Open(ctx, database, options); err != nil {
+		return nil, errors.Join(err, o.closeBytes())
 	}
 	o.Storage = storage.New(o.index, bytes, storage.Options{Log: log})
 	if err := o.Remember(ctx); err != nil {
@@ -50,7 +62,13 @@ func open(ctx context.Context, database, store string, options index.Options, lo
 }
 
 func (o *opened) close() error {
-	err := o.index.Close()
+	return errors.Join(o.index.Close(), o.closeBytes())
+}
+
+func (o *opened) closeBytes() (err error) {
+	if o.cache != nil {
+		err = o.cache.Close()
+	}
 	if o.bytes != nil {
 		err = errors.Join(err, o.bytes.Close())
 	}

@@ -242,8 +242,8 @@ func (t *Tiered) drop(e *entry) {
 	}
 }
 
-// Doubt has the copy of the name compared with the store behind before it is served
-// again, however fresh it is.
+// Doubt implements [storage.Doubter]: the copy of the name is compared with the store
+// behind before it is served again, however fresh it is.
 func (t *Tiered) Doubt(name string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -93,6 +93,7 @@ func TestNotFetched(t *testing.T) {
 	content := random(400_000, 2)
 	put(t, f, name, content)
 	put(t, f, storage.IdentityName, []byte("me\n"))
+	put(t, f, storage.OwnerName, []byte("them\n"))
 	put(t, f, "empty", nil)
 	dir := t.TempDir()
 	cache := open(t, f, Options{Directory: dir, MaxSize: 4*400_000 - 1})
@@ -121,6 +122,7 @@ func TestNotFetched(t *testing.T) {
 	check("behind the end", name, 400_000, -1, content)
 	check("nothing", name, 0, 0, content)
 	check("the storage's name", storage.IdentityName, 0, -1, []byte("me\n"))
+	check("its owner's", storage.OwnerName, 0, -1, []byte("them\n"))
 	check("an empty file", "empty", 0, -1, nil)
 	for range 2 { // as for HEAD
 		r, info, err := cache.Open(t.Context(), name, 0, 400_000)
@@ -140,7 +142,7 @@ func TestNotFetched(t *testing.T) {
 		t.Errorf("most of it was read, and there are %d copies", n)
 	}
 	before := f.opens.Load()
-	for _, part := range [][2]int64{{0, 100}, {399_999, 1}, {100_000, -1}, {400_000, 5}} {
+	for _, part := range [][2]int64{{0, 0}, {0, 100}, {399_999, 1}, {100_000, -1}, {400_000, 5}} {
 		got, _, err := read(t.Context(), cache, name, part[0], part[1])
 		end := min(400_000, part[0]+part[1])
 		if part[1] < 0 {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -20,6 +21,8 @@ const (
 	nearStart = 64 << 10
 	// farAhead is from where on a reader does not wait for a fetch to get there.
 	farAhead = 16 << 20
+	// notes begins [storage.IdentityName] and [storage.OwnerName].
+	notes = "nar-herder-"
 )
 
 // Errors that a try to read from a copy ends with.
@@ -34,9 +37,8 @@ var (
 // is fetched into the directory when it is read, and others read on from there. The
 // reader is a [storage.GrowingFile] then.
 func (t *Tiered) Open(ctx context.Context, name string, offset, length int64) (io.ReadCloser, storage.Info, error) {
-	// The identity says whether the store is there at all, and none of length 0 is
-	// about the bytes.
-	if name != storage.IdentityName && length != 0 && offset >= 0 {
+	// What notes of this program say of the store must be so now, and from there.
+	if !strings.HasPrefix(name, notes) && offset >= 0 {
 		for range 2 { // the second for a copy that was dropped
 			e, f, began := t.board(name, offset, length)
 			if e == nil {
@@ -87,7 +89,7 @@ func (t *Tiered) board(name string, offset, length int64) (e *entry, f *fill, be
 		t.use(e)
 		return e, e.fill, false
 	}
-	if offset > nearStart || t.fills >= t.mostFills || t.now().Before(t.quietUntil) {
+	if length == 0 || offset > nearStart || t.fills >= t.mostFills || t.now().Before(t.quietUntil) {
 		return nil, nil, false
 	}
 	f = newFill(t.ctx, name, offset, length)
