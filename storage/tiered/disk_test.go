@@ -246,6 +246,45 @@ func TestDamaged(t *testing.T) {
 	}
 }
 
+// TestInUse: where all of the cache is being read, nothing goes for what else is read,
+// which is then not fetched for a moment.
+func TestInUse(t *testing.T) {
+	t.Parallel()
+	f, clock := newFar(t), newClock()
+	const size = 100_000
+	for i := range 6 {
+		put(t, f, fmt.Sprint(i), random(size, byte(i)))
+	}
+	cache := open(t, f, Options{Directory: t.TempDir(), MaxSize: 4*size + 8*block, Now: clock.now})
+	var readers []io.ReadCloser
+	for i := range 4 {
+		cached2(t, cache, fmt.Sprint(i), random(size, byte(i)))
+		r, _, err := cache.Open(t.Context(), fmt.Sprint(i), 0, -1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		readers = append(readers, r)
+	}
+	before := f.opens.Load()
+	want(t, cache, "4", random(size, 4))
+	until(t, "it was found out", func() bool { cache.mu.Lock(); defer cache.mu.Unlock(); return cache.fills == 0 })
+	want(t, cache, "5", random(size, 5))
+	if n := f.opens.Load() - before; n != 3 || cache.metrics.evictions.Load() != 0 || cache.metrics.troubles.Load() != 0 {
+		t.Errorf("%d opened for two, the second without trying; %d evictions", n, cache.metrics.evictions.Load())
+	}
+	for i, r := range readers {
+		if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, random(size, byte(i))) {
+			t.Error(err)
+		}
+		r.Close()
+	}
+	clock.pass(noRoomFor)
+	cached(t, cache, "5", random(size, 5))
+	if copyOf(cache, "5") == "" {
+		t.Error("it is not kept now either")
+	}
+}
+
 // TestMetrics: they can be registered and collected.
 func TestMetrics(t *testing.T) {
 	t.Parallel()

@@ -176,6 +176,11 @@ func (t *Tiered) fetch(e *entry, f *fill) {
 		if err != errUnwanted && t.ctx.Err() == nil {
 			t.metrics.failures.Add(1)
 		}
+		if err == errNoRoom {
+			t.mu.Lock()
+			t.quietUntil = t.now().Add(noRoomFor)
+			t.mu.Unlock()
+		}
 		var local localError
 		if errors.As(err, &local) {
 			t.trouble(fmt.Errorf("keep %s: %w", f.name, err))

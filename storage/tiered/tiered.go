@@ -47,6 +47,8 @@ const (
 	downFor = 10 * time.Second
 	// quietFor is for how long nothing is fetched after this disk has failed.
 	quietFor = time.Minute
+	// noRoomFor is the same after all of the cache was in use.
+	noRoomFor = time.Second
 	// troubleEvery is how often a disk that fails is logged.
 	troubleEvery = time.Hour
 	// touchEvery is how often the last use of a copy is noted on the disk.
