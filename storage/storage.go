@@ -206,7 +206,18 @@ func (s *Storage) OpenFile(ctx context.Context, item *Item, n int, offset, lengt
 	if name == "" {
 		return nil, Info{}, ErrNotStored
 	}
-	reader, info, err := s.bytes.Open(ctx, name, offset, length)
+	reader, info, err := s.openWhole(ctx, item, n, offset, length)
+	if doubter, ok := s.bytes.(Doubter); ok && reader == nil && info.Name != "" {
+		doubter.Doubt(name) // the row may be newer than what it gave
+		reader, info, err = s.openWhole(ctx, item, n, offset, length)
+	}
+	return reader, info, err
+}
+
+// openWhole opens a file that should be there, with the size that its row says. The
+// info says what else is there, if the error is that it has another.
+func (s *Storage) openWhole(ctx context.Context, item *Item, n int, offset, length int64) (io.ReadCloser, Info, error) {
+	reader, info, err := s.bytes.Open(ctx, item.names[n], offset, length)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, Info{}, s.absent(err)
 	}
@@ -215,20 +226,7 @@ func (s *Storage) OpenFile(ctx context.Context, item *Item, n int, offset, lengt
 	}
 	if err := s.agrees(item, n, info); err != nil {
 		reader.Close()
-		doubter, ok := s.bytes.(Doubter)
-		if !ok {
-			return nil, Info{}, err
-		}
-		doubter.Doubt(name) // the row may be newer than what it gave
-		if reader, info, err = s.bytes.Open(ctx, name, offset, length); errors.Is(err, fs.ErrNotExist) {
-			return nil, Info{}, s.absent(err)
-		} else if err != nil {
-			return nil, Info{}, err
-		}
-		if err := s.agrees(item, n, info); err != nil {
-			reader.Close()
-			return nil, Info{}, err
-		}
+		return nil, info, err
 	}
 	return reader, info, nil
 }
