@@ -57,6 +57,8 @@ const (
 	// surveyEvery is how often the storage is counted anew, if that takes a
 	// small part of the time.
 	surveyEvery = time.Hour
+	// distantSurveyEvery is the same for one that is far away.
+	distantSurveyEvery = 24 * time.Hour
 	// surveyShare bounds that part, and aboveShare while the storage seems to be
 	// above its limit.
 	surveyShare = 50
@@ -324,7 +326,16 @@ func (r *Remover) measure(ctx context.Context) (excess, limit int64, err error) 
 	}
 	// One that an earlier process has made is good for a first look.
 	due := max(surveyEvery, surveyShare*r.surveying)
-	if above := limit >= 0 && usage > limit; above {
+	above := limit >= 0 && usage > limit
+	switch {
+	case r.storage.IsDistant():
+		// Nobody else stores anything there, and nothing takes more of it than its
+		// length: what came and went since is known as well as by a count, for
+		// which each thousand of names is a request.
+		if due, r.counted = max(distantSurveyEvery, due), usage; r.surveyed.IsZero() {
+			r.surveyed = surveyed
+		}
+	case above:
 		due = max(r.interval(), aboveShare*r.surveying)
 	}
 	if r.surveyed.IsZero() && (surveyed.IsZero() || limit >= 0) || !r.surveyed.IsZero() && r.now().Sub(r.surveyed) >= due {

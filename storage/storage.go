@@ -66,6 +66,12 @@ func New(x *index.Index, bytes ByteStore, options Options) *Storage {
 // HasBytes says whether there is a byte store, and not an index alone.
 func (s *Storage) HasBytes() bool { return s.bytes != nil }
 
+// IsDistant says whether the byte store is far away; see [Distant].
+func (s *Storage) IsDistant() bool {
+	_, is := s.bytes.(Distant)
+	return is
+}
+
 // Item is an item with its narinfo read.
 type Item struct {
 	*index.Item

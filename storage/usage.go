@@ -26,7 +26,7 @@ const (
 	hardLimitSetting = "storage_hard_limit"
 
 	// perNar is what a nar takes of the disk on the average beyond its length,
-	// half a block, for those that came since the survey.
+	// half a block, for those that came since the survey. Object stores count bytes.
 	perNar = 2 << 10
 )
 
@@ -80,17 +80,20 @@ func (s *Storage) Usage(ctx context.Context) (usage int64, surveyed time.Time, e
 	if err != nil {
 		return 0, time.Time{}, err
 	}
-	return usageSince(text, totals)
+	return s.usageSince(text, totals)
 }
 
-func usageSince(text string, totals index.Totals) (int64, time.Time, error) {
+func (s *Storage) usageSince(text string, totals index.Totals) (int64, time.Time, error) {
 	var last survey
 	if text != "" {
 		if err := json.Unmarshal([]byte(text), &last); err != nil {
 			return 0, time.Time{}, fmt.Errorf("what was noted of the storage's usage: %w", err)
 		}
 	}
-	usage := last.Usage + totals.StoredSize - last.Size + perNar*(totals.StoredNars-last.Nars)
+	usage := last.Usage + totals.StoredSize - last.Size
+	if !s.IsDistant() {
+		usage += perNar * (totals.StoredNars - last.Nars)
+	}
 	return max(usage, 0), last.At, nil
 }
 
@@ -183,7 +186,7 @@ func (s *Storage) fitsWith(tx *index.Tx, size int64) error {
 	if text, err = tx.Setting(surveySetting); err != nil {
 		return err
 	}
-	usage, _, err := usageSince(text, totals)
+	usage, _, err := s.usageSince(text, totals)
 	if err != nil {
 		return err
 	}

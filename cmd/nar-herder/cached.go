@@ -32,7 +32,7 @@ func openCache(store *opened, options cached.Options, peers peer.Peers, counter 
 // cacheOptions gathers what the options say of each type.
 func (c *serverCommand) cacheOptions() (cached.Options, error) {
 	options := cached.Options{
-		TTL: (*time.Duration)(c.TTL), NewTTL: (*time.Duration)(c.NewTTL), StorageDirectory: c.Storage,
+		TTL: (*time.Duration)(c.TTL), NewTTL: (*time.Duration)(c.NewTTL), StorageDirectory: localDirectory(c.Storage),
 		MinUses: int(c.CachedCompressionMinUses), Workers: int(c.CachedCompressionWorkers),
 	}
 	for _, enabled := range c.EnableCachedCompression {

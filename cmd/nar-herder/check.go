@@ -17,7 +17,7 @@ import (
 type checkCommand struct {
 	databaseOption `embed:""`
 
-	Storage    string      `placeholder:"DIR" help:"Directory of the stored nars."`
+	Storage    string      `placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars."`
 	Verify     bool        `help:"Also decompress each stored nar, and compare it with its NarHash. Goes on where the last one was interrupted."`
 	VerifyRate sizeValue   `default:"none" placeholder:"BYTES" help:"How much of the stored nars is read per second at the most (default: ${default})."`
 	Restart    bool        `help:"With --verify: begin anew."`

@@ -6,17 +6,15 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"strings"
 	"sync/atomic"
 	"time"
 
 	"nar-herder/mirror"
 	"nar-herder/mirror/convert"
-	"nar-herder/storage/directory"
 )
 
 type convertCommand struct {
-	Storage string `placeholder:"DIR" help:"Directory of the stored nars, so that an index knows from the start which of them are there."`
+	Storage string `placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars, so that an index knows from the start which of them are there."`
 
 	From string `arg:"" name:"from" help:"A database or dump of the original, or an index."`
 	To   string `arg:"" name:"to" help:"The file to make; there must be none of that name."`
@@ -31,7 +29,7 @@ func (c *convertCommand) Run(ctx context.Context, s *streams) (err error) {
 			progress.reach(p.Done)
 		},
 	}
-	closeStorage, err := lookIn(&options, c.Storage)
+	closeStorage, err := lookIn(ctx, &options, c.Storage)
 	if err != nil {
 		return err
 	}
@@ -77,7 +75,7 @@ func (c *serverCommand) convertInPlace(ctx context.Context, listeners []net.List
 		// The original has followed it until now.
 		options.Mirrored, options.Settings = true, mirror.ConvertedSettings
 	}
-	closeStorage, err := lookIn(&options, c.Storage)
+	closeStorage, err := lookIn(ctx, &options, c.Storage)
 	if err != nil {
 		return err
 	}
@@ -95,13 +93,12 @@ func (c *serverCommand) convertInPlace(ctx context.Context, listeners []net.List
 	})
 }
 
-// lookIn has a conversion look for nars in a storage, unless its name is empty or
-// one that [open] is going to refuse.
-func lookIn(options *convert.Options, store string) (closeStorage func() error, err error) {
-	if store == "" || strings.HasPrefix(store, "s3://") {
+// lookIn has a conversion look for nars in a storage, unless its name is empty.
+func lookIn(ctx context.Context, options *convert.Options, store string) (closeStorage func() error, err error) {
+	if store == "" {
 		return func() error { return nil }, nil
 	}
-	bytes, err := directory.Open(store)
+	bytes, err := openBytes(ctx, store, options.Log)
 	if err != nil {
 		return nil, err
 	}

@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"strings"
 
 	"nar-herder/storage"
 	"nar-herder/storage/directory"
 	"nar-herder/storage/index"
+	"nar-herder/storage/s3"
 	"nar-herder/storage/tiered"
 )
 
@@ -22,8 +24,42 @@ type databaseOption struct {
 type opened struct {
 	*storage.Storage
 	index *index.Index
-	bytes *directory.Directory
+	bytes byteStore      // nil without a storage
 	cache *tiered.Tiered // in front of bytes; nil without one
+}
+
+// byteStore is a store that is to be closed.
+type byteStore interface {
+	storage.ByteStore
+	io.Closer
+}
+
+// isBucket says whether a storage's name is that of a bucket.
+func isBucket(store string) bool { return strings.HasPrefix(store, "s3:") }
+
+// localDirectory is where a storage lies on this machine, or "".
+func localDirectory(store string) string {
+	if isBucket(store) {
+		return ""
+	}
+	return store
+}
+
+// openBytes opens a storage by its name.
+func openBytes(ctx context.Context, store string, log *slog.Logger) (byteStore, error) {
+	// Not "return directory.Open(store)": a nil *Directory is no nil byteStore.
+	if isBucket(store) {
+		bucket, err := s3.Open(ctx, store, s3.Options{Log: log})
+		if err != nil {
+			return nil, err
+		}
+		return bucket, nil
+	}
+	bytes, err := directory.Open(store)
+	if err != nil {
+		return nil, err
+	}
+	return bytes, nil
 }
 
 // open opens the index, and the storage unless its name is empty.
@@ -35,12 +71,9 @@ func open(ctx context.Context, database, store string, options index.Options, lo
 // nil for none.
 func openWithCache(ctx context.Context, database, store string, cache *tiered.Options, options index.Options, log *slog.Logger) (_ *opened, err error) {
 	o := new(opened)
-	var bytes storage.ByteStore // nil unlike a nil *directory.Directory
+	var bytes storage.ByteStore // a nil byteStore in it would be none
 	if store != "" {
-		if strings.HasPrefix(store, "s3://") {
-			return nil, errors.New("--storage=" + store + ": storing on S3 is not built yet: name a directory")
-		}
-		if o.bytes, err = directory.Open(store); err != nil {
+		if o.bytes, err = openBytes(ctx, store, log); err != nil {
 			return nil, err
 		}
 		bytes = o.bytes

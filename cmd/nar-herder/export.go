@@ -14,7 +14,7 @@ import (
 type exportCommand struct {
 	databaseOption `embed:""`
 
-	Storage   string      `required:"" placeholder:"DIR" help:"Directory of the stored nars."`
+	Storage   string      `required:"" placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars."`
 	Tag       []tagValue  `sep:"none" placeholder:"KEY=VALUE" help:"Only items that have the tag. May be repeated: then items that have all of them."`
 	ClosureOf []itemValue `sep:"none" placeholder:"ITEM" help:"Only this item and all that it refers to. May be repeated."`
 	Delete    bool        `help:"Remove what is no longer exported from the directory."`
@@ -61,7 +61,7 @@ func (c *exportCommand) Run(ctx context.Context, s *streams) (err error) {
 	bar := newProgress(s.err, "exporting", "narinfos", all)
 	listed := 0
 	e := &export.Export{
-		Storage: store.Storage, Index: store.index, StorageDirectory: c.Storage,
+		Storage: store.Storage, Index: store.index, StorageDirectory: localDirectory(c.Storage),
 		Tags: tags(c.Tag), ClosureOf: roots, Delete: c.Delete, DryRun: c.DryRun, Copy: c.Copy,
 		Report: func(r export.Result) {
 			bar.add(r.Bytes)

@@ -12,7 +12,7 @@ import (
 type importCommand struct {
 	databaseOption `embed:""`
 
-	Storage               string     `placeholder:"DIR" help:"Directory of the stored nars. Without it, only narinfos are imported."`
+	Storage               string     `placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars. Without it, only narinfos are imported."`
 	Tag                   []tagValue `sep:"none" placeholder:"KEY=VALUE" help:"Tag for the items. May be repeated."`
 	EnsureReferencesExist bool       `help:"Refuse items that refer to others without a narinfo."`
 	Keep                  bool       `help:"Copy nars into the storage, where they are moved otherwise."`

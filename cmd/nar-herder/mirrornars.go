@@ -18,6 +18,8 @@ func (c *serverCommand) fetchNars(store *opened, peers peer.Peers, options *http
 	fetcher, err := nars.New(store.Storage, store.index, peers, nars.Options{
 		All: c.MirrorNars == "all", AtOnce: int(c.MirrorFetchers), Bandwidth: max(int64(c.MirrorBandwidth), 0),
 		Limit: int64(c.StorageLimit), Decode: decodeNar, Log: log,
+		// Of a bucket, where nothing comes bit by bit.
+		Spool: c.Database + ".spool",
 	})
 	if err != nil {
 		return nil, err

@@ -220,7 +220,7 @@ func TestBadCommands(t *testing.T) {
 		{[]string{"run-server", "--port=0", database}, []string{"--storage", "--mirror"}},
 		{[]string{"run-server", "--port=0", database, "--storage=" + dir + "/nonexistent"}, []string{"--storage", "/nonexistent"}},
 		{[]string{"run-server", "--port=0", database, "--storage=/etc/passwd"}, []string{"--storage", "/etc/passwd"}},
-		{[]string{"run-server", "--port=0", database, "--storage=s3://bucket"}, []string{"--storage", "s3://bucket"}},
+		{[]string{"run-server", "--port=0", database, "--storage=s3://bucket?endpont=x"}, []string{"s3://BUCKET/PREFIX", "endpont"}},
 		{[]string{"run-server", "--port=0", "--storage=" + dir, "--database=" + dir + "/nonexistent/index.db"}, []string{"--database", "/nonexistent"}},
 		{[]string{"run-server", "--port=0", "--storage=" + dir, "--database=" + dir}, []string{"--database", dir}},
 		{[]string{"import", database}, []string{"file-or-directory"}},

@@ -19,7 +19,7 @@ import (
 type removeCommand struct {
 	databaseOption `embed:""`
 
-	Storage    string     `placeholder:"DIR" help:"Directory of the stored nars."`
+	Storage    string     `placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars."`
 	Tag        []tagValue `sep:"none" placeholder:"KEY=VALUE" help:"Items that have the tag, beside those that are named. May be repeated: then items that have all of them."`
 	AfterGrace bool       `help:"Have clients no longer be told of the items, and the running server remove them once none can hold their narinfos."`
 	DryRun     bool       `help:"Change nothing, and tell what would be."`

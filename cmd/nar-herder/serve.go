@@ -23,6 +23,7 @@ import (
 	"nar-herder/httpapi"
 	"nar-herder/narinfo"
 	"nar-herder/removal"
+	"nar-herder/storage"
 	"nar-herder/storage/index"
 	"nar-herder/storage/uses"
 )
@@ -36,7 +37,7 @@ type serverCommand struct {
 	Host                      string           `default:"127.0.0.1" placeholder:"HOST" help:"Name or address to listen on, or unix:PATH (default: ${default})."`
 	Port                      portValue        `default:"8734" placeholder:"PORT" help:"Port to listen on (default: ${default})."`
 	PidFile                   string           `placeholder:"FILE" help:"Where to write the process id, first of all."`
-	Storage                   string           `placeholder:"DIR" help:"Directory of the stored nars."`
+	Storage                   string           `placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars."`
 	StorageLimit              sizeValue        `default:"none" placeholder:"BYTES" help:"Size that the storage is kept below (default: ${default})."`
 	StorageNarRemovalCriteria []criterionValue `sep:"none" placeholder:"CONDITION[,CONDITION]" help:"When a nar may be removed to keep the limit: when all conditions hold, of stored-on=URL, unused-for=DURATION, added-before=DAY-OR-DURATION, tag=KEY=VALUE, no-tag=KEY=VALUE, unreferenced. May be repeated; any one suffices."`
 	Mirror                    *urlValue        `placeholder:"URL" help:"The instance to mirror."`
@@ -60,6 +61,8 @@ type serverCommand struct {
 	DatabaseDumpInterval intervalValue  `default:"1d" placeholder:"DURATION" help:"How often the copy that others download is made anew, where something has changed; none for by 'nar-herder dump' alone (default: ${default})."`
 	StorageCheckInterval ttlValue       `default:"60s" placeholder:"DURATION" help:"How often the storage is compared with its limit (default: ${default})."`
 	NarsElsewhere        elsewhereValue `default:"stream" enum:"stream,redirect" placeholder:"stream|redirect" help:"How to answer with nars that were removed and are stored on another instance: stream them through, or redirect there (default: ${default})."`
+
+	StoredNars elsewhereValue `default:"stream" enum:"stream,redirect" placeholder:"stream|redirect" help:"How to answer with nars that are in a bucket: stream them through, or redirect to the bucket with a URL that is good for ten minutes (default: ${default})."`
 
 	MirrorNars      string        `default:"all" enum:"all,asked,none" placeholder:"all|asked|none" help:"Which nars of --mirror are put into the storage: all, those that clients ask for, or none (default: ${default})."`
 	MirrorFetchers  positiveValue `default:"4" placeholder:"N" help:"How many nars are fetched from --mirror at a time, apart from those that clients ask for (default: ${default})."`
@@ -89,6 +92,12 @@ func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
 	}
 	if c.MirrorBandwidth == 0 {
 		return errors.New("--mirror-bandwidth=0: nothing would ever come: name a number of bytes, or none")
+	}
+	if isBucket(c.Storage) && c.XAccelRedirect {
+		return errors.New("--x-accel-redirect: the web server in front can't send what is in a bucket: leave it out, or see --stored-nars")
+	}
+	if c.StoredNars == redirect && !isBucket(c.Storage) {
+		return errors.New("--stored-nars=redirect is for a storage in a bucket, s3://BUCKET/PREFIX")
 	}
 	key, err := readSigningKey(c.SigningKey)
 	if err != nil {
@@ -192,6 +201,9 @@ func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
 	}
 	if fetcher != nil {
 		defer fetcher.Close()
+	}
+	if c.StoredNars == redirect {
+		options.Presigned = store.bytes.(storage.Presigner)
 	}
 	options.Changes = store.index
 	follower := c.follower(store, peers, fetcher, &options, log)

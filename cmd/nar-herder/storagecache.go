@@ -16,12 +16,12 @@ func (c *serverCommand) storageCache() (*tiered.Options, error) {
 		return nil, nil
 	}
 	if c.Storage == "" {
-		return nil, errors.New("--storage-cache: there is no storage to cache: add --storage=DIR")
+		return nil, errors.New("--storage-cache: there is no storage to cache: add --storage")
 	}
 	if c.StorageCacheSize <= 0 {
 		return nil, errors.New("--storage-cache-size: the cache needs one: name a number of bytes above 0")
 	}
-	if !strings.HasPrefix(c.Storage, "s3:") && overlaps(c.Storage, c.StorageCache) {
+	if lies := localDirectory(c.Storage); lies != "" && overlaps(lies, c.StorageCache) {
 		return nil, fmt.Errorf("--storage-cache=%s and the storage %s lie within each other, but files are deleted here that narinfos name there: name another directory", c.StorageCache, c.Storage)
 	}
 	return &tiered.Options{Directory: c.StorageCache, MaxSize: int64(c.StorageCacheSize)}, nil

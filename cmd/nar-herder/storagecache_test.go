@@ -75,7 +75,7 @@ func TestStorageCache(t *testing.T) {
 		t.Fatal(err)
 	}
 	fail(t, p.args("run-server", "--port=0", "--storage-cache="+filepath.Join(link, "new")), "within each other")
-	fail(t, []string{"run-server", "--port=0", "--database=" + p.database, "--mirror=http://127.0.0.1:1", "--storage-cache=" + cache}, "--storage-cache", "--storage=DIR")
+	fail(t, []string{"run-server", "--port=0", "--database=" + p.database, "--mirror=http://127.0.0.1:1", "--storage-cache=" + cache}, "--storage-cache", "add --storage")
 	stored, err := os.ReadFile(filepath.Join(p.storage, "nar", "lzip", gosrc))
 	if err != nil || !bytes.Equal(stored, []byte(first.body)) {
 		t.Errorf("the storage: %v", err)

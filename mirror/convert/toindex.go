@@ -12,6 +12,7 @@ import (
 
 	"nar-herder/mirror/exchange"
 	"nar-herder/narinfo"
+	"nar-herder/storage"
 	"nar-herder/storage/index"
 )
 
@@ -177,7 +178,11 @@ func (c *conversion) prepare(ctx context.Context, b *batch) {
 	next := make(chan *row)
 	var workers sync.WaitGroup
 	// One more than cores, since they also wait for disks.
-	for range runtime.GOMAXPROCS(0) + 1 {
+	atOnce := runtime.GOMAXPROCS(0) + 1
+	if distant, ok := c.Storage.(storage.Distant); ok {
+		atOnce = max(atOnce, distant.AtOnce())
+	}
+	for range atOnce {
 		workers.Go(func() {
 			for r := range next {
 				c.prepareRow(ctx, r)

@@ -1,0 +1,226 @@
+// Package s3server runs a real S3 server for tests: versitygw, which keeps objects
+// as files of a directory.
+package s3server
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/credentials"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// AccessKey and SecretKey are good for everything.
+	AccessKey = "test-access-key"
+	SecretKey = "test-secret-key"
+	// Region is the server's.
+	Region = "us-east-1"
+	// startTimeout is how long the server may take until it answers.
+	startTimeout = 30 * time.Second
+)
+
+// Server is a server of its own, with a bucket for each name that was asked for.
+type Server struct {
+	// Address is HOST:PORT, the same after a new start.
+	Address string
+	// Credentials names a file with good keys.
+	Credentials string
+	// Client is for what the code under test must not be trusted with.
+	Client *s3.Client
+
+	program, directory string
+
+	mu      sync.Mutex
+	process *exec.Cmd
+	ended   chan struct{}
+	output  *bytes.Buffer
+	buckets map[string]bool
+}
+
+// Program returns the server's program, or an error that says how to get it.
+func Program() (string, error) {
+	if program, err := exec.LookPath("versitygw"); err == nil {
+		return program, nil
+	}
+	for _, folder := range goFolders() {
+		if program, err := exec.LookPath(filepath.Join(folder, "versitygw")); err == nil {
+			return program, nil
+		}
+	}
+	return "", errors.New("versitygw is not installed: go install github.com/versity/versitygw/cmd/versitygw@v1.8.0")
+}
+
+// goFolders are where "go install" puts programs.
+func goFolders() []string {
+	output, err := exec.Command("go", "env", "GOBIN", "GOPATH").Output()
+	if err != nil {
+		return nil
+	}
+	lines := strings.Split(string(output), "\n")
+	folders := []string{}
+	if lines[0] != "" {
+		folders = append(folders, lines[0])
+	}
+	for _, path := range filepath.SplitList(lines[1]) {
+		folders = append(folders, filepath.Join(path, "bin"))
+	}
+	return folders
+}
+
+// New starts a server that ends with the test. The test is skipped where the
+// program is missing, but not in CI.
+func New(t testing.TB) *Server {
+	t.Helper()
+	s, err := Start(t.TempDir())
+	if errors.Is(err, exec.ErrNotFound) && os.Getenv("CI") != "true" {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Stop)
+	return s
+}
+
+// Start starts a server for several tests, which are to Stop it. It keeps
+// everything in the directory. The error is [exec.ErrNotFound] where the program
+// is missing.
+func Start(directory string) (*Server, error) {
+	program, err := Program()
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", exec.ErrNotFound, err)
+	}
+	s := &Server{
+		program: program, directory: directory, buckets: map[string]bool{},
+		Credentials: filepath.Join(directory, "credentials"),
+	}
+	err = errors.Join(
+		os.Mkdir(filepath.Join(directory, "buckets"), 0o755), os.Mkdir(filepath.Join(directory, "attributes"), 0o755),
+		s.WriteCredentials(AccessKey, SecretKey),
+	)
+	if err != nil {
+		return nil, err
+	}
+	// The port is free now, and will be after a stop.
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	s.Address = listener.Addr().String()
+	listener.Close()
+	s.Client = s3.New(s3.Options{
+		BaseEndpoint: aws.String("http://" + s.Address), Region: Region, UsePathStyle: true,
+		Credentials: credentials.NewStaticCredentialsProvider(AccessKey, SecretKey, ""),
+	})
+	return s, s.Start()
+}
+
+// WriteCredentials puts keys into the file of credentials, all at once.
+func (s *Server) WriteCredentials(access, secret string) error {
+	text := fmt.Sprintf("[default]\naws_access_key_id = %s\naws_secret_access_key = %s\n", access, secret)
+	if err := os.WriteFile(s.Credentials+".new", []byte(text), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(s.Credentials+".new", s.Credentials)
+}
+
+// Start starts the server again, after Stop.
+func (s *Server) Start() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	arguments := []string{"--access", AccessKey, "--secret", SecretKey, "--region", Region, "--port", s.Address, "--quiet", "--health", "/health", "--keep-alive", "posix"}
+	buckets := filepath.Join(s.directory, "buckets")
+	if !hasAttributes(buckets) {
+		arguments = append(arguments, "--sidecar", filepath.Join(s.directory, "attributes"))
+	}
+	s.output = new(bytes.Buffer)
+	s.process = exec.Command(s.program, append(arguments, buckets)...)
+	s.process.Stdout, s.process.Stderr = s.output, s.output
+	// It must not outlive a test that dies.
+	s.process.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := s.process.Start(); err != nil {
+		return err
+	}
+	s.ended = make(chan struct{})
+	go func(process *exec.Cmd, ended chan struct{}) {
+		_ = process.Wait()
+		close(ended)
+	}(s.process, s.ended)
+	return s.waitReady()
+}
+
+// waitReady waits until the server answers.
+func (s *Server) waitReady() error {
+	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	defer cancel()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.Address+"/health", nil)
+		if err != nil {
+			return err
+		}
+		response, err := http.DefaultClient.Do(request)
+		if err == nil {
+			response.Body.Close()
+			if response.StatusCode == http.StatusOK {
+				return nil
+			}
+		}
+		select {
+		case <-tick.C:
+		case <-s.ended:
+			return fmt.Errorf("versitygw has ended: %s", s.output)
+		case <-ctx.Done():
+			return fmt.Errorf("versitygw does not answer on %s: %w", s.Address, ctx.Err())
+		}
+	}
+}
+
+// Stop ends the server. Its bytes stay.
+func (s *Server) Stop() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.process != nil {
+		_ = s.process.Process.Kill()
+		<-s.ended
+		s.process = nil
+	}
+}
+
+// URL is for --storage: a place in a bucket, such as "bucket/prefix". The bucket is
+// made if need be.
+func (s *Server) URL(place string) string {
+	bucket, _, _ := strings.Cut(place, "/")
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.buckets[bucket] {
+		if _, err := s.Client.CreateBucket(context.Background(), &s3.CreateBucketInput{Bucket: &bucket}); err != nil {
+			panic(fmt.Sprintf("make bucket %s: %v", bucket, err))
+		}
+		s.buckets[bucket] = true
+	}
+	return "s3://" + place + "?" + url.Values{"endpoint": {"http://" + s.Address}, "region": {Region}, "credentials": {s.Credentials}}.Encode()
+}
+
+// hasAttributes says whether the file system has extended attributes of users,
+// where the server keeps what it knows of an object.
+func hasAttributes(directory string) bool {
+	return unix.Setxattr(directory, "user.try", []byte("try"), 0) == nil
+}

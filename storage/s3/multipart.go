@@ -1,0 +1,205 @@
+package s3
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/aws-sdk-go-v2/service/s3/types"
+)
+
+const (
+	// smallestPart is the size of the parts of an upload, except of the largest:
+	// large enough that requests don't count, small enough to repeat one.
+	smallestPart = 8 << 20
+	// mostPartsOfOne is S3's limit.
+	mostPartsOfOne = 10_000
+	// partsAtOnce is how many parts of one upload are on their way at a time.
+	partsAtOnce = 4
+	// mostParts bounds the bytes of all parts in memory. Only one part that is
+	// larger by itself, of a nar above 600 GB, may pass it.
+	mostParts = 64 << 20
+	// partTimeout is for one part, with all attempts. It is for the case that all
+	// else fails: on each connection, bytes must go on flowing.
+	partTimeout = time.Hour
+)
+
+// upload is a multipart upload: the server shows nothing of it until it is
+// complete.
+type upload struct {
+	b        *Bucket
+	name, id string
+	size     int64
+	parts    []types.CompletedPart
+}
+
+// partSizeFor returns the size of the parts of content of that size.
+func (b *Bucket) partSizeFor(size int64) int64 {
+	const unit = 1 << 20
+	needed := (size + mostPartsOfOne - 1) / mostPartsOfOne
+	if needed <= b.partSize {
+		return b.partSize
+	}
+	return (needed + unit - 1) / unit * unit
+}
+
+// stageUpload sends content to the server.
+func (b *Bucket) stageUpload(ctx context.Context, name, token string, from io.Reader, size int64) (*upload, error) {
+	u := &upload{b: b, name: name, size: size}
+	err := u.sendAll(ctx, token, from)
+	if err == nil {
+		return u, nil
+	}
+	if u.id != "" {
+		u.abort()
+	}
+	return nil, err
+}
+
+// sendAll sends the parts, several at a time, while the next is read. None is
+// under way when it returns.
+func (u *upload) sendAll(ctx context.Context, token string, from io.Reader) error {
+	partSize := u.b.partSizeFor(u.size)
+	u.parts = make([]types.CompletedPart, (u.size+partSize-1)/partSize)
+	slots := make(chan struct{}, partsAtOnce)
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var group sync.WaitGroup
+	for i := range u.parts {
+		select {
+		case slots <- struct{}{}:
+		case <-ctx.Done():
+		}
+		err := u.next(ctx, i, min(partSize, u.size-int64(i)*partSize), token, from, func(part []byte, free func()) {
+			group.Go(func() {
+				defer func() { free(); <-slots }()
+				if err := u.send(ctx, i, part); err != nil {
+					cancel(u.b.fail(fmt.Sprintf("store part %d of", i+1), u.name, err))
+				}
+			})
+		})
+		if err != nil {
+			cancel(err)
+			break
+		}
+	}
+	group.Wait()
+	// The first error is what the others come from.
+	if err := context.Cause(ctx); err != nil {
+		if err == ctx.Err() { // the caller's
+			return u.b.fail("store", u.name, err)
+		}
+		return err
+	}
+	return nil
+}
+
+// next reads a part and hands it on, with its room in memory.
+func (u *upload) next(ctx context.Context, i int, size int64, token string, from io.Reader, then func(part []byte, free func())) error {
+	room := min(size, mostParts)
+	if err := u.b.parts.Acquire(ctx, room); err != nil {
+		return u.b.fail("store", u.name, err)
+	}
+	part, free, err := u.b.readPart(ctx, from, size)
+	release := func() { free(); u.b.parts.Release(room) }
+	if err == nil && i == len(u.parts)-1 {
+		err = atEnd(from)
+	}
+	if err != nil {
+		release()
+		return u.b.sourceError(u.name, err)
+	}
+	if i == 0 {
+		// Only now, as much that goes wrong does so at once.
+		if err := u.create(ctx, token); err != nil {
+			release()
+			return u.b.fail("store", u.name, err)
+		}
+	}
+	then(part, release)
+	return nil
+}
+
+// readPart reads content into memory, which free gives back.
+func (b *Bucket) readPart(ctx context.Context, from io.Reader, size int64) (part []byte, free func(), err error) {
+	if size <= b.partSize {
+		buffer := b.buffers.Get().(*[]byte)
+		part = (*buffer)[:size]
+		return part, func() { b.buffers.Put(buffer) }, fill(ctx, from, part)
+	}
+	// A size that is only claimed takes no memory: it grows with what comes.
+	for int64(len(part)) < size && err == nil {
+		begin := len(part)
+		grown := make([]byte, min(size, max(b.partSize, 2*int64(begin))))
+		copy(grown, part)
+		part = grown
+		err = fill(ctx, from, part[begin:])
+	}
+	return part, func() {}, err
+}
+
+func (u *upload) create(ctx context.Context, token string) error {
+	ctx, cancel := u.b.within(ctx)
+	defer cancel()
+	output, err := u.b.client.CreateMultipartUpload(ctx, &s3.CreateMultipartUploadInput{
+		Bucket: &u.b.bucket, Key: aws.String(u.b.key(u.name)), ChecksumAlgorithm: types.ChecksumAlgorithmCrc32c,
+		ContentType: aws.String(contentType), Metadata: map[string]string{tokenKey: token},
+	})
+	if err == nil && aws.ToString(output.UploadId) == "" {
+		err = &fault{text: "the server began an upload without an ID"}
+	}
+	if err == nil {
+		u.id = *output.UploadId
+	}
+	return err
+}
+
+func (u *upload) send(ctx context.Context, i int, part []byte) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, partTimeout, errNoAnswer)
+	defer cancel()
+	completed := types.CompletedPart{PartNumber: aws.Int32(int32(i + 1)), ChecksumCRC32C: aws.String(checksum(part))}
+	output, err := u.b.client.UploadPart(ctx, &s3.UploadPartInput{
+		Bucket: &u.b.bucket, Key: aws.String(u.b.key(u.name)), UploadId: &u.id, PartNumber: completed.PartNumber,
+		Body: bytes.NewReader(part), ContentLength: aws.Int64(int64(len(part))), ChecksumCRC32C: completed.ChecksumCRC32C,
+	}, u.b.unsigned)
+	if err == nil {
+		completed.ETag = output.ETag
+		u.parts[i] = completed
+	}
+	return err
+}
+
+// complete shows the upload. It takes the server a while where there are many
+// parts.
+func (u *upload) complete(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, attempts*completeTimeout, errNoAnswer)
+	defer cancel()
+	_, err := u.b.client.CompleteMultipartUpload(ctx, &s3.CompleteMultipartUploadInput{
+		Bucket: &u.b.bucket, Key: aws.String(u.b.key(u.name)), UploadId: &u.id, MpuObjectSize: &u.size,
+		MultipartUpload: &types.CompletedMultipartUpload{Parts: u.parts},
+	})
+	return err
+}
+
+// abort drops the parts. Where that fails, they cost room until somebody does.
+func (u *upload) abort() {
+	ctx, cancel := context.WithTimeout(context.Background(), abortTimeout)
+	defer cancel()
+	if err := u.b.abort(ctx, u.id, u.name, fewAttempts); err != nil {
+		u.b.log.Warn("an unfinished upload stays in the bucket, until check --repair or a lifecycle rule removes it", "error", err)
+	}
+}
+
+// abort drops an upload, and doesn't mind if it is gone.
+func (b *Bucket) abort(ctx context.Context, id, name string, options ...func(*s3.Options)) error {
+	_, err := b.client.AbortMultipartUpload(ctx, &s3.AbortMultipartUploadInput{Bucket: &b.bucket, Key: aws.String(b.key(name)), UploadId: &id}, options...)
+	if err != nil && code(err) != "NoSuchUpload" {
+		return b.fail("drop the unfinished upload of", name, err)
+	}
+	return nil
+}

@@ -1,0 +1,240 @@
+package s3
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net/http"
+	"sync"
+	"time"
+
+	"nar-herder/storage"
+)
+
+const (
+	// mostResumed is how often in a row a reader that gets no byte is set up anew.
+	mostResumed = 3
+	// copyPiece is what WriteTo copies at a time.
+	copyPiece = 256 << 10
+)
+
+var errStopped = errors.New("no byte has come for too long")
+
+// Open implements [storage.ByteStore].
+func (b *Bucket) Open(ctx context.Context, name string, offset, length int64) (io.ReadCloser, storage.Info, error) {
+	if err := b.check("open", name); err != nil {
+		return nil, storage.Info{}, err
+	}
+	if offset < 0 {
+		return nil, storage.Info{}, fmt.Errorf("open %s in %s at %d: there is nothing before its begin", name, b, offset)
+	}
+	if length > math.MaxInt64-offset {
+		length = -1
+	}
+	if length == 0 {
+		info, err := b.Stat(ctx, name)
+		return http.NoBody, info, err
+	}
+	r := &reader{b: b, ctx: ctx, name: name, offset: offset}
+	found, err := r.connect(length, "")
+	if status(err) == http.StatusRequestedRangeNotSatisfiable {
+		// It begins after the end, or the content is empty.
+		found, err := b.look(ctx, name)
+		if err == nil && found.Size > offset {
+			err = &fault{text: fmt.Sprintf("the server has no bytes from %d on, of %d", offset, found.Size)}
+		}
+		if err != nil {
+			return nil, storage.Info{}, b.explain("open", name, err)
+		}
+		return http.NoBody, found.Info, nil
+	}
+	if err != nil {
+		return nil, storage.Info{}, b.explain("open", name, err)
+	}
+	r.object = found
+	r.end = found.Size
+	if length > 0 {
+		r.end = min(found.Size, offset+length)
+	}
+	return r, found.Info, nil
+}
+
+// reader reads an object. It knows how many bytes there must be, and gets the rest
+// when a connection ends early.
+type reader struct {
+	b    *Bucket
+	ctx  context.Context
+	name string
+	object
+
+	offset, end int64 // the rest
+	body        io.ReadCloser
+	cancel      context.CancelCauseFunc // ends the request that body belongs to
+	timer       *time.Timer             // cancels it, while a Read waits
+	failures    int                     // in a row
+	err         error                   // of all further Reads
+}
+
+// connect asks for what is left, of the content with that ETag.
+func (r *reader) connect(length int64, etag string) (object, error) {
+	ctx, cancel := context.WithCancelCause(r.ctx)
+	timer := time.AfterFunc(r.b.callTimeout, func() { cancel(errNoAnswer) })
+	body, found, err := r.b.get(ctx, r.name, r.offset, length, etag)
+	if !timer.Stop() && err == nil {
+		body.Close()
+		err = &fault{text: errNoAnswer.Error()}
+	}
+	if err != nil {
+		if errors.Is(context.Cause(ctx), errNoAnswer) {
+			err = &fault{text: errNoAnswer.Error()}
+		}
+		cancel(nil)
+		return object{}, err
+	}
+	r.body, r.cancel = body, cancel
+	r.timer = time.AfterFunc(time.Hour, func() { cancel(errStopped) })
+	r.timer.Stop()
+	return found, nil
+}
+
+// disconnect ends the request.
+func (r *reader) disconnect() {
+	if r.body != nil {
+		r.timer.Stop()
+		r.cancel(nil)
+		r.body.Close()
+		r.body = nil
+	}
+}
+
+func (r *reader) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	for r.err == nil && r.offset < r.end {
+		n, err := r.readOnce(p[:min(int64(len(p)), r.end-r.offset)])
+		if n > 0 {
+			r.offset += int64(n)
+			r.failures = 0
+			return n, nil
+		}
+		if err != nil {
+			r.resume(err)
+		}
+	}
+	if r.err != nil {
+		return 0, r.err
+	}
+	return 0, io.EOF
+}
+
+// readOnce reads from the body, for as long as bytes come. Of the last bytes it
+// makes sure that nothing is wrong with the whole before it gives them.
+func (r *reader) readOnce(p []byte) (int, error) {
+	r.timer.Reset(r.b.progress)
+	defer r.timer.Stop()
+	n, err := r.body.Read(p)
+	if n > 0 && r.offset+int64(n) == r.end {
+		for err == nil {
+			var more int
+			if more, err = r.body.Read(make([]byte, 1)); more > 0 {
+				err = nil
+				break // a range that goes on: Open may have asked for more
+			}
+		}
+		if err != nil && err != io.EOF {
+			return 0, err
+		}
+	}
+	if err == io.EOF {
+		err = io.ErrUnexpectedEOF
+	}
+	return n, err
+}
+
+// resume asks for the rest after a failure. It leaves an error where that is of no
+// use.
+func (r *reader) resume(cause error) {
+	r.disconnect()
+	for {
+		if r.ctx.Err() != nil {
+			r.err = r.b.fail("read", r.name, r.ctx.Err())
+			return
+		}
+		if r.failures++; r.failures > mostResumed || r.etag == "" {
+			r.err = r.broken(cause)
+			return
+		}
+		if err := r.b.pause(r.ctx, r.failures); err != nil {
+			continue // which the context's error ends
+		}
+		length := r.end - r.offset
+		found, err := r.connect(length, r.etag)
+		if err == nil && (found.etag != r.etag || found.Size != r.Size) {
+			r.disconnect()
+			err = &fault{text: "it was replaced meanwhile"}
+			r.err = r.b.fail("read", r.name, err)
+			return
+		}
+		if err == nil {
+			return
+		}
+		cause = err
+		if status := status(err); status >= 400 && status < 500 {
+			if status == http.StatusPreconditionFailed || isAbsent(err) {
+				cause = &fault{text: "it was replaced or removed meanwhile"}
+			}
+			// Whatever it is: it says nothing certain about the object.
+			r.err = r.b.fail("read", r.name, cause)
+			return
+		}
+	}
+}
+
+// broken is the error of a body that ended early.
+func (r *reader) broken(cause error) error {
+	text := describe(cause)
+	if cause == io.ErrUnexpectedEOF {
+		text = "the connection ended"
+	}
+	return fmt.Errorf("read %s in %s: %w at byte %d of %d: %s", r.name, r.b, io.ErrUnexpectedEOF, r.offset, r.Size, oneLine(text))
+}
+
+// WriteTo implements [io.WriterTo], with pieces larger than io.Copy's.
+func (r *reader) WriteTo(w io.Writer) (written int64, err error) {
+	buffer := copyBuffers.Get().(*[]byte)
+	defer copyBuffers.Put(buffer)
+	for {
+		n, err := r.Read(*buffer)
+		if n > 0 {
+			m, err := w.Write((*buffer)[:n])
+			written += int64(m)
+			if err == nil && m < n {
+				err = io.ErrShortWrite
+			}
+			if err != nil {
+				return written, err
+			}
+		}
+		if err == io.EOF {
+			return written, nil
+		}
+		if err != nil {
+			return written, err
+		}
+	}
+}
+
+var copyBuffers = sync.Pool{New: func() any { buffer := make([]byte, copyPiece); return &buffer }}
+
+// Close ends the request. What is left of a body would take longer to read than a
+// new connection.
+func (r *reader) Close() error {
+	r.disconnect()
+	if r.err == nil {
+		r.err = fmt.Errorf("read %s in %s: it is closed", r.name, r.b)
+	}
+	return nil
+}

@@ -1,0 +1,389 @@
+// Package s3 keeps nars in a bucket of Amazon's S3, or of a server that speaks
+// its language, each under the path that its URL names. It is the backend of
+// --storage=s3://BUCKET/PREFIX.
+//
+// What the server says is believed only where it is sure. That an object is not
+// there is known from the error code NoSuchKey, and from nothing else.
+package s3
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"math/rand/v2"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/aws-sdk-go-v2/service/s3/types"
+	"golang.org/x/sync/semaphore"
+
+	"nar-herder/storage"
+)
+
+const (
+	// attempts is how often a request is made until it is given up, with random
+	// pauses up to 20 s in all.
+	attempts    = 5
+	longestWait = 5 * time.Second
+	// callTimeout bounds a call with all its attempts, up to the head of the
+	// answer.
+	callTimeout = 90 * time.Second
+	// atOnce is how many calls at a time a server takes well.
+	atOnce = 32
+	// longestKey is S3's limit to the bytes of a key.
+	longestKey = 1024
+	// longestPresigned is S3's limit to the life of a URL.
+	longestPresigned = 7 * 24 * time.Hour
+	// uploadFolder begins the names of unfinished uploads: the upload's ID and
+	// the name of the nar follow.
+	uploadFolder = ".nar-herder-upload/"
+	// tokenKey is the metadata in which each upload has a random word.
+	tokenKey = "nar-herder-token"
+)
+
+// Options are what Open needs besides the URL. The zero value is good.
+type Options struct {
+	// Log gets what nobody else can be told; nil is [slog.Default].
+	Log *slog.Logger
+	// Now is the clock by which credentials age; nil is the system's.
+	Now func() time.Time
+	// HTTPTransport makes the requests; nil has the usual timeouts.
+	HTTPTransport http.RoundTripper
+
+	// For tests; 0 is the usual.
+	partSize    int64
+	longestWait time.Duration
+	callTimeout time.Duration
+	progress    time.Duration
+}
+
+// Bucket is a [storage.ByteStore].
+type Bucket struct {
+	location
+	log      *slog.Logger
+	client   *s3.Client
+	http     *client
+	presign  *s3.PresignClient
+	partSize int64 // of the usual upload
+
+	longestWait, callTimeout, progress time.Duration
+
+	// staged bounds the bytes that wait in memory for their commit, and parts
+	// those that are on their way to the server.
+	staged, parts *semaphore.Weighted
+	buffers       sync.Pool // of *[]byte, as long as partSize
+}
+
+var (
+	_ storage.ByteStore = (*Bucket)(nil)
+	_ storage.Distant   = (*Bucket)(nil)
+	_ storage.Presigner = (*Bucket)(nil)
+)
+
+// Open takes a bucket as a store. It makes no request: whether the bucket is
+// there, and may be read, Probe says.
+func Open(ctx context.Context, url string, options Options) (*Bucket, error) {
+	l, err := parse(url)
+	if err != nil {
+		return nil, err
+	}
+	if options.Now == nil {
+		options.Now = time.Now
+	}
+	if options.Log == nil {
+		options.Log = slog.Default()
+	}
+	loaded, err := l.loadConfig(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("storage %s: %w", l, l.noCredentials(err))
+	}
+	keys := newCredentials(l, options.Now)
+	if l.credentialsFile != "" {
+		// A name that is mistyped is best told at once.
+		if _, err := keys.Retrieve(ctx); err != nil {
+			return nil, fmt.Errorf("storage %s: %w", l, err)
+		}
+	}
+	b := &Bucket{
+		location: l, log: options.Log, http: newClient(),
+		partSize: orUsual(options.partSize, smallestPart), longestWait: orUsual(options.longestWait, longestWait),
+		callTimeout: orUsual(options.callTimeout, callTimeout), progress: orUsual(options.progress, progressTimeout),
+		staged: semaphore.NewWeighted(mostStaged), parts: semaphore.NewWeighted(mostParts),
+	}
+	if options.HTTPTransport != nil {
+		b.http = &client{quick: options.HTTPTransport, patient: options.HTTPTransport}
+	}
+	b.client = s3.NewFromConfig(loaded, func(o *s3.Options) {
+		if o.Region == "" || l.endpoint != "" && l.region == "" {
+			o.Region = "us-east-1"
+		}
+		if l.endpoint != "" {
+			o.BaseEndpoint = aws.String(l.endpoint)
+		}
+		o.UsePathStyle = l.pathStyle
+		o.HTTPClient = b.http
+		o.Credentials = keys
+		o.Retryer = keys.retryer(b.longestWait)
+		o.RetryMaxAttempts = 0
+		// Checksums of what is sent are ours, as headers: many servers don't
+		// know those that come after the bytes.
+		o.RequestChecksumCalculation = aws.RequestChecksumCalculationWhenRequired
+		// Those of what is received are asked for where there is one.
+		o.ResponseChecksumValidation = aws.ResponseChecksumValidationWhenRequired
+		o.DisableLogOutputChecksumValidationSkipped = true
+		o.DisableS3ExpressSessionAuth = aws.Bool(true)
+	})
+	b.presign = s3.NewPresignClient(b.client)
+	b.buffers.New = func() any { buffer := make([]byte, b.partSize); return &buffer }
+	return b, nil
+}
+
+func orUsual[T int64 | time.Duration](value, usual T) T {
+	if value == 0 {
+		return usual
+	}
+	return value
+}
+
+// Close lets idle connections go. Readers that are open stay good.
+func (b *Bucket) Close() error {
+	b.http.close()
+	return nil
+}
+
+// AtOnce implements [storage.Distant].
+func (b *Bucket) AtOnce() int { return atOnce }
+
+// check refuses what is no name, and hides unfinished uploads.
+func (b *Bucket) check(tried, name string) error {
+	if !fs.ValidPath(name) || name == "." {
+		return fmt.Errorf("%s %q in %s: not a name for a nar: %w", tried, name, b, fs.ErrInvalid)
+	}
+	if isTemporary(name) || len(b.key(name)) > longestKey {
+		return fmt.Errorf("%s %s in %s: %w", tried, name, b, fs.ErrNotExist)
+	}
+	return nil
+}
+
+func isTemporary(name string) bool { return strings.HasPrefix(name, uploadFolder) }
+
+// key is the object's name in the bucket.
+func (b *Bucket) key(name string) string { return b.folder() + name }
+
+// folder begins the keys of all names. It ends in a slash unless it is empty, so
+// that "nar" does not have what is in "nar2".
+func (b *Bucket) folder() string {
+	if b.prefix == "" {
+		return ""
+	}
+	return b.prefix + "/"
+}
+
+// within bounds a call up to the head of its answer.
+func (b *Bucket) within(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, b.callTimeout, errNoAnswer)
+}
+
+// Stat implements [storage.ByteStore].
+func (b *Bucket) Stat(ctx context.Context, name string) (storage.Info, error) {
+	if err := b.check("look for", name); err != nil {
+		return storage.Info{}, err
+	}
+	found, err := b.look(ctx, name)
+	if err != nil {
+		return storage.Info{}, b.explain("look for", name, err)
+	}
+	return found.Info, nil
+}
+
+// look asks for an object's first byte: unlike the answer to a HEAD, that to a GET
+// says what is not there, the object or the bucket.
+func (b *Bucket) look(ctx context.Context, name string, options ...func(*s3.Options)) (object, error) {
+	ctx, cancel := b.within(ctx)
+	defer cancel()
+	// An object that is replaced by an empty one or back meanwhile is asked for
+	// again.
+	for try := 0; ; try++ {
+		body, found, err := b.get(ctx, name, 0, 1, "", options...)
+		if err == nil {
+			// What follows is a byte, or all of it where ranges are not known.
+			_, _ = io.CopyN(io.Discard, body, 2)
+			return found, body.Close()
+		}
+		if status(err) != http.StatusRequestedRangeNotSatisfiable || try == 3 {
+			return object{}, err
+		}
+		head, err := b.client.HeadObject(ctx, &s3.HeadObjectInput{Bucket: &b.bucket, Key: aws.String(b.key(name))}, options...)
+		if err == nil {
+			return b.describe(name, aws.ToInt64(head.ContentLength), head.LastModified, head.ETag, head.Metadata), nil
+		}
+		if status(err) != http.StatusNotFound {
+			return object{}, err
+		}
+	}
+}
+
+// object is what is known of one.
+type object struct {
+	storage.Info
+	etag  string // as the server writes it
+	token string
+}
+
+func (b *Bucket) describe(name string, size int64, modified *time.Time, etag *string, metadata map[string]string) object {
+	return object{
+		// To the second, as that is what all answers have.
+		Info: storage.Info{
+			Name: name, Size: size, Usage: size, ModTime: aws.ToTime(modified).UTC().Truncate(time.Second),
+			Tag: strings.Trim(aws.ToString(etag), `"`),
+		},
+		etag:  aws.ToString(etag),
+		token: metadata[tokenKey],
+	}
+}
+
+// get asks for length bytes from offset on, or for all when length is negative; of
+// the content with that ETag, unless it is "". The error is the SDK's, and has
+// status 416 when there are none.
+func (b *Bucket) get(ctx context.Context, name string, offset, length int64, etag string, options ...func(*s3.Options)) (io.ReadCloser, object, error) {
+	input := &s3.GetObjectInput{Bucket: &b.bucket, Key: aws.String(b.key(name))}
+	switch {
+	case length >= 0:
+		input.Range = aws.String(fmt.Sprintf("bytes=%d-%d", offset, offset+length-1))
+	case offset > 0:
+		input.Range = aws.String(fmt.Sprintf("bytes=%d-", offset))
+	default:
+		// Only of a whole object, its checksum is that of the bytes that come.
+		input.ChecksumMode = types.ChecksumModeEnabled
+	}
+	if etag != "" {
+		input.IfMatch = &etag
+	}
+	output, err := b.client.GetObject(ctx, input, options...)
+	if err != nil {
+		return nil, object{}, err
+	}
+	size, err := sizeOf(output, offset, length)
+	if err != nil {
+		output.Body.Close()
+		return nil, object{}, err
+	}
+	return output.Body, b.describe(name, size, output.LastModified, output.ETag, output.Metadata), nil
+}
+
+// sizeOf returns the size of the whole object, if the answer is one to what was
+// asked.
+func sizeOf(output *s3.GetObjectOutput, offset, length int64) (int64, error) {
+	if output.ContentLength == nil || *output.ContentLength < 0 {
+		return 0, &fault{text: "the answer does not say how long it is: check what lies on the way to the server"}
+	}
+	comes := *output.ContentLength
+	if output.ContentRange == nil {
+		// It is the whole, as was asked for, or by a server that knows no ranges.
+		if offset > 0 {
+			return 0, &fault{text: "the server gives the whole where a range was asked for"}
+		}
+		return comes, nil
+	}
+	var first, last, size int64
+	_, err := fmt.Sscanf(*output.ContentRange, "bytes %d-%d/%d", &first, &last, &size)
+	if err != nil || first != offset || last-first+1 != comes || last >= size || length < 0 && last != size-1 || length > 0 && last != min(offset+length, size)-1 {
+		return 0, &fault{text: fmt.Sprintf("the server answers with %q, %d bytes, where %d from %d on were asked for", *output.ContentRange, comes, length, offset)}
+	}
+	return size, nil
+}
+
+// Flush implements [storage.ByteStore]: what is there is safe.
+func (b *Bucket) Flush(ctx context.Context, name string) error {
+	_, err := b.Stat(ctx, name)
+	return err
+}
+
+// Sync implements [storage.ByteStore]. What S3 has answered is safe already.
+func (b *Bucket) Sync(context.Context) error { return nil }
+
+// Probe implements [storage.ByteStore]: it asks for what is not there. The answer
+// needs the bucket and good credentials.
+func (b *Bucket) Probe(ctx context.Context) error {
+	ctx, cancel := b.within(ctx)
+	defer cancel()
+	body, _, err := b.get(ctx, "nar-herder-probe-"+randomWord(), 0, 1, "")
+	if err == nil {
+		body.Close()
+		return &fault{text: b.String() + " has any object that it is asked for: check endpoint=, and what lies on the way there"}
+	}
+	if isAbsent(err) {
+		return nil
+	}
+	return b.fail("probe", "", err)
+}
+
+// Remove implements [storage.ByteStore].
+func (b *Bucket) Remove(ctx context.Context, name string) error {
+	if !fs.ValidPath(name) || name == "." {
+		return fmt.Errorf("remove %q in %s: not a name for a nar: %w", name, b, fs.ErrInvalid)
+	}
+	ctx, cancel := b.within(ctx)
+	defer cancel()
+	if isTemporary(name) {
+		id, of, ok := parseTemporary(name)
+		if !ok {
+			return nil
+		}
+		return b.abort(ctx, id, of)
+	}
+	if len(b.key(name)) > longestKey {
+		return nil
+	}
+	_, err := b.client.DeleteObject(ctx, &s3.DeleteObjectInput{Bucket: &b.bucket, Key: aws.String(b.key(name))})
+	if err != nil && !isAbsent(err) {
+		return b.fail("remove", name, err)
+	}
+	return nil
+}
+
+// Presign implements [storage.Presigner]. The URL ends with the credentials it was
+// made with, if that is earlier.
+func (b *Bucket) Presign(ctx context.Context, name string, lifetime time.Duration) (string, error) {
+	if err := b.check("make a URL of", name); err != nil {
+		return "", err
+	}
+	if lifetime <= 0 {
+		return "", fmt.Errorf("make a URL of %s in %s: a life of %v is none", name, b, lifetime)
+	}
+	ctx, cancel := b.within(ctx)
+	defer cancel()
+	request, err := b.presign.PresignGetObject(ctx, &s3.GetObjectInput{Bucket: &b.bucket, Key: aws.String(b.key(name))},
+		s3.WithPresignExpires(min(lifetime, longestPresigned)))
+	if err != nil {
+		return "", b.fail("make a URL of", name, err)
+	}
+	return request.URL, nil
+}
+
+// unsigned leaves the bytes of a request out of its signature where TLS guards
+// them, and the checksum: a second one takes more time than the rest.
+func (b *Bucket) unsigned(o *s3.Options) {
+	if !strings.HasPrefix(b.endpoint, "http:") {
+		o.APIOptions = append(o.APIOptions, v4.SwapComputePayloadSHA256ForUnsignedPayloadMiddleware)
+	}
+}
+
+// pause waits a random time before the next attempt, longer with each.
+func (b *Bucket) pause(ctx context.Context, attempt int) error {
+	timer := time.NewTimer(rand.N(min(b.longestWait, 200*time.Millisecond<<attempt)) + time.Millisecond)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

@@ -1,0 +1,69 @@
+package s3
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"sync/atomic"
+	"testing"
+
+	"nar-herder/internal/s3server"
+	"nar-herder/storage"
+	"nar-herder/storage/storagetest"
+)
+
+// server is for all tests but those that stop theirs; nil where the program is
+// missing.
+var server *s3server.Server
+
+func TestMain(m *testing.M) { os.Exit(run(m)) }
+
+func run(m *testing.M) int {
+	directory, err := os.MkdirTemp("", "nar-herder-s3-")
+	if err == nil {
+		defer os.RemoveAll(directory)
+		server, err = s3server.Start(directory)
+	}
+	if errors.Is(err, exec.ErrNotFound) && os.Getenv("CI") != "true" {
+		fmt.Fprintln(os.Stderr, "tests with a server are skipped:", err)
+		return m.Run()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer server.Stop()
+	return m.Run()
+}
+
+var places atomic.Int64
+
+// place returns a URL of a place that is empty.
+func place(t testing.TB) string {
+	t.Helper()
+	if server == nil {
+		t.Skip("there is no server")
+	}
+	return server.URL(fmt.Sprintf("tests/of %d", places.Add(1)))
+}
+
+// open opens a place for the test.
+func open(t testing.TB, url string, options Options) *Bucket {
+	t.Helper()
+	b, err := Open(t.Context(), url, options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := b.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return b
+}
+
+func TestConformance(t *testing.T) {
+	t.Parallel()
+	storagetest.Run(t, func(t *testing.T) storage.ByteStore { return open(t, place(t), Options{}) })
+}

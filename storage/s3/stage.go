@@ -1,0 +1,192 @@
+package s3
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/base64"
+	"encoding/binary"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"io/fs"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+
+	"nar-herder/storage"
+)
+
+const (
+	// mostInMemory is up to which size content waits in memory for its commit.
+	mostInMemory = 1 << 20
+	// mostStaged bounds what waits so in all.
+	mostStaged = 64 << 20
+	// checkTimeout is for finding out whether a commit that failed did succeed,
+	// and abortTimeout for getting rid of an upload.
+	checkTimeout = 15 * time.Second
+	abortTimeout = 15 * time.Second
+	// contentType is what clients with presigned URLs are told.
+	contentType = "application/octet-stream"
+)
+
+// Stage implements [storage.ByteStore].
+func (b *Bucket) Stage(ctx context.Context, name string, from io.Reader, size int64) (storage.Staged, error) {
+	if !fs.ValidPath(name) || name == "." || isTemporary(name) {
+		return nil, fmt.Errorf("store %q in %s: not a name for a nar: %w", name, b, fs.ErrInvalid)
+	}
+	if len(b.key(name)) > longestKey {
+		return nil, fmt.Errorf("store %s in %s: the name is too long for S3: use a shorter prefix", name, b)
+	}
+	if size < 0 {
+		return nil, fmt.Errorf("store %s in %s: %w: %d bytes", name, b, storage.ErrWrongSize, size)
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, b.fail("store", name, err)
+	}
+	s := &staged{b: b, name: name, token: randomWord()}
+	// Where there is no more room, the server holds it.
+	if size <= mostInMemory && b.staged.TryAcquire(size) {
+		s.content = make([]byte, size)
+		s.free = func() { s.content = nil; b.staged.Release(size) }
+		err := fill(ctx, from, s.content)
+		if err == nil {
+			err = atEnd(from)
+		}
+		if err != nil {
+			s.free()
+			return nil, b.sourceError(name, err)
+		}
+		return s, nil
+	}
+	var err error
+	if s.upload, err = b.stageUpload(ctx, name, s.token, from, size); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// sourceError is about the reader that content comes from.
+func (b *Bucket) sourceError(name string, err error) error {
+	return fmt.Errorf("store %s in %s: %w", name, b, err)
+}
+
+// fill reads as much as the buffer holds.
+func fill(ctx context.Context, from io.Reader, buffer []byte) error {
+	for read, empty := 0, 0; read < len(buffer); {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		n, err := from.Read(buffer[read:])
+		if read += n; read == len(buffer) {
+			return nil
+		}
+		if err == io.EOF {
+			return fmt.Errorf("%w: the content ends before the size that was said", storage.ErrWrongSize)
+		}
+		if err != nil {
+			return err
+		}
+		if n > 0 {
+			empty = 0
+		} else if empty++; empty > 100 {
+			return io.ErrNoProgress
+		}
+	}
+	return nil
+}
+
+// atEnd makes sure that nothing follows.
+func atEnd(from io.Reader) error {
+	n, err := io.ReadFull(from, make([]byte, 1))
+	if n > 0 {
+		return fmt.Errorf("%w: there is more content than was said", storage.ErrWrongSize)
+	}
+	if err != io.EOF {
+		return err
+	}
+	return nil
+}
+
+// staged is content in memory, or in an upload whose parts are all there.
+type staged struct {
+	b           *Bucket
+	name, token string
+	content     []byte
+	free        func() // gives the room of content back
+	upload      *upload
+
+	done, aborted bool
+}
+
+// Commit implements [storage.Staged].
+func (s *staged) Commit(ctx context.Context) error {
+	if s.aborted {
+		return fmt.Errorf("store %s in %s: it was aborted", s.name, s.b)
+	}
+	if s.done {
+		return nil
+	}
+	if err := ctx.Err(); err != nil {
+		return s.b.fail("store", s.name, err)
+	}
+	err := s.show(ctx)
+	if err != nil && !s.shown(ctx) {
+		return s.b.fail("store", s.name, err)
+	}
+	s.done = true
+	if s.free != nil {
+		s.free()
+	}
+	return nil
+}
+
+func (s *staged) show(ctx context.Context) error {
+	if s.upload != nil {
+		return s.upload.complete(ctx)
+	}
+	ctx, cancel := s.b.within(ctx)
+	defer cancel()
+	_, err := s.b.client.PutObject(ctx, &s3.PutObjectInput{
+		Bucket: &s.b.bucket, Key: aws.String(s.b.key(s.name)), Body: bytes.NewReader(s.content), ContentLength: aws.Int64(int64(len(s.content))),
+		ChecksumCRC32C: aws.String(checksum(s.content)), ContentType: aws.String(contentType), Metadata: map[string]string{tokenKey: s.token},
+	}, s.b.unsigned)
+	return err
+}
+
+// shown finds out whether a commit that failed has succeeded: the answer may have
+// been lost, or been to a repetition. The caller may be gone.
+func (s *staged) shown(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), checkTimeout)
+	defer cancel()
+	found, err := s.b.look(ctx, s.name, fewAttempts)
+	return err == nil && found.token == s.token
+}
+
+// Abort implements [storage.Staged].
+func (s *staged) Abort() {
+	if s.done || s.aborted {
+		return
+	}
+	s.aborted = true
+	if s.free != nil {
+		s.free()
+	}
+	if s.upload != nil {
+		s.upload.abort()
+	}
+}
+
+func fewAttempts(o *s3.Options) { o.RetryMaxAttempts = 2 }
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// checksum is the CRC32C of content as S3 writes it.
+func checksum(content []byte) string {
+	var sum [4]byte
+	binary.BigEndian.PutUint32(sum[:], crc32.Checksum(content, castagnoli))
+	return base64.StdEncoding.EncodeToString(sum[:])
+}
+
+func randomWord() string { return rand.Text() }
