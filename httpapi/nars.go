@@ -133,9 +133,9 @@ func narTag(item *storage.Item, compression string) string {
 type opener func(offset, length int64) (io.ReadCloser, storage.Info, error)
 
 // stored opens the item's Nth file.
-func (s *Server) stored(ctx context.Context, item *storage.Item, n int) opener {
+func (s *Server) stored(ctx *fasthttp.RequestCtx, item *storage.Item, n int) opener {
 	return func(offset, length int64) (io.ReadCloser, storage.Info, error) {
-		return s.items.OpenFile(ctx, item, n, offset, length)
+		return s.items.OpenFile(serving(ctx.Done()), item, n, offset, length)
 	}
 }
 

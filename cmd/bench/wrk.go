@@ -30,6 +30,11 @@ const (
 // newLoad writes the script for wrk. pipeline is how many requests are written
 // at once.
 func (b *bench) newLoad(paths []string, pipeline int) (*load, error) {
+	return b.newLoadFor("localhost", paths, pipeline)
+}
+
+// newLoadFor is newLoad for a server that minds which host it is asked as.
+func (b *bench) newLoadFor(host string, paths []string, pipeline int) (*load, error) {
 	list, err := os.CreateTemp(b.work, "paths-")
 	if err != nil {
 		return nil, err
@@ -41,7 +46,7 @@ func (b *bench) newLoad(paths []string, pipeline int) (*load, error) {
 	script := fmt.Sprintf(`
 local batches, batch = {}, {}
 for path in io.lines(%q) do
-	batch[#batch+1] = "GET " .. path .. " HTTP/1.1\r\nHost: localhost\r\n\r\n"
+	batch[#batch+1] = "GET " .. path .. " HTTP/1.1\r\nHost: %s\r\n\r\n"
 	if #batch == %d then
 		batches[#batches+1] = table.concat(batch)
 		batch = {}
@@ -59,7 +64,7 @@ done = function(summary)
 	io.write(string.format("result %%d %%d %%d %%d %%d %%d %%d\n", summary.requests, summary.duration, summary.errors.connect,
 		summary.errors.read, summary.errors.write, summary.errors.status, summary.errors.timeout))
 end
-`, list.Name(), pipeline)
+`, list.Name(), host, pipeline)
 	name := filepath.Join(b.work, fmt.Sprintf("load-%d-%d.lua", pipeline, time.Now().UnixNano()))
 	return &load{name, len(paths) / pipeline}, os.WriteFile(name, []byte(script), 0o644)
 }

@@ -193,6 +193,13 @@ func (s *Server) waitReady() error {
 	}
 }
 
+// Command is the server's process.
+func (s *Server) Command() *exec.Cmd {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.process
+}
+
 // Stop ends the server. Its bytes stay.
 func (s *Server) Stop() {
 	s.mu.Lock()
