@@ -94,6 +94,14 @@ func openWithCache(ctx context.Context, database, store string, cache *tiered.Op
 	return o, nil
 }
 
+// name is the storage's name in messages, without what only opens it; "" for none.
+func (o *opened) name() string {
+	if o.bytes == nil {
+		return ""
+	}
+	return o.bytes.String()
+}
+
 func (o *opened) close() error {
 	return errors.Join(o.index.Close(), o.closeBytes())
 }

@@ -157,7 +157,7 @@ func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, store.close()) }()
-	log.Info("starting", "version", version(), "database", c.Database, "storage", c.Storage, "pid", os.Getpid())
+	log.Info("starting", "version", version(), "database", c.Database, "storage", store.name(), "pid", os.Getpid())
 
 	counter := uses.New(store.index, log)
 	if err := counter.Begin(ctx); err != nil {
