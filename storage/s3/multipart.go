@@ -27,6 +27,8 @@ const (
 	// partTimeout is for one part, with all attempts. It is for the case that all
 	// else fails: on each connection, bytes must go on flowing.
 	partTimeout = time.Hour
+	// mostAborts bounds how often an upload is dropped again.
+	mostAborts = 5
 )
 
 // upload is a multipart upload: the server shows nothing of it until it is
@@ -37,6 +39,7 @@ type upload struct {
 	size     int64
 	parts    []types.CompletedPart
 	ctx      context.Context // Stage's, of which abort sees whether it has ended
+	cut      bool            // requests with parts were cut off, which the server may still be busy with
 }
 
 // partSizeFor returns the size of the parts of content of that size.
@@ -57,6 +60,7 @@ func (b *Bucket) stageUpload(ctx context.Context, name, token string, from io.Re
 		return u, nil
 	}
 	if u.id != "" {
+		u.cut = true
 		u.abort()
 	}
 	return nil, err
@@ -197,19 +201,28 @@ func (u *upload) complete(ctx context.Context) error {
 func (u *upload) abort() {
 	ctx, cancel := last(u.ctx)
 	defer cancel()
-	if err := u.b.abort(ctx, u.id, u.name, fewAttempts); err != nil {
+	gone, err := u.b.abort(ctx, u.id, u.name, fewAttempts)
+	// A part that the server is still taking in comes back after the upload has
+	// gone, so it must go until it stays away.
+	for try := 0; u.cut && !gone && err == nil && try < mostAborts && u.b.pause(ctx, try) == nil; try++ {
+		gone, err = u.b.abort(ctx, u.id, u.name, fewAttempts)
+	}
+	if err != nil {
 		u.b.log.Warn("an unfinished upload stays in the bucket, until check --repair or a lifecycle rule removes it", "error", err)
 	}
 }
 
-// abort drops an upload, and doesn't mind if it is gone.
-func (b *Bucket) abort(ctx context.Context, id, name string, options ...func(*s3.Options)) error {
+// abort drops an upload, and says whether it was gone already.
+func (b *Bucket) abort(ctx context.Context, id, name string, options ...func(*s3.Options)) (gone bool, err error) {
 	output, err := b.client.AbortMultipartUpload(ctx, &s3.AbortMultipartUploadInput{Bucket: &b.bucket, Key: aws.String(b.key(name)), UploadId: &id}, options...)
-	if err != nil && code(err) != "NoSuchUpload" {
-		return b.fail("drop the unfinished upload of", name, err)
+	if code(err) == "NoSuchUpload" {
+		return true, nil
 	}
 	if err == nil && hasBody(output.ResultMetadata) {
-		return b.fail("drop the unfinished upload of", name, errNotS3)
+		err = errNotS3
 	}
-	return nil
+	if err != nil {
+		return false, b.fail("drop the unfinished upload of", name, err)
+	}
+	return false, nil
 }

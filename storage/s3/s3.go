@@ -254,7 +254,8 @@ func (b *Bucket) Remove(ctx context.Context, name string) error {
 		if !ok {
 			return nil
 		}
-		return b.abort(ctx, id, of)
+		_, err := b.abort(ctx, id, of)
+		return err
 	}
 	if len(b.key(name)) > longestKey {
 		return nil

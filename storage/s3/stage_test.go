@@ -97,7 +97,7 @@ func TestCommitAgain(t *testing.T) {
 // bounded, and all come in.
 func TestPartsInMemory(t *testing.T) {
 	t.Parallel()
-	const nars, size = 12, 2*smallestPart + 12345
+	const nars, size = 5, 2 * smallestPart
 	var mu sync.Mutex
 	var now, most int64
 	full := make(chan struct{})
