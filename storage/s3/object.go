@@ -2,6 +2,7 @@ package s3
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -77,7 +78,10 @@ func (b *Bucket) get(ctx context.Context, name string, offset, length int64, eta
 	if etag != "" {
 		input.IfMatch = &etag
 	}
-	output, err := b.client.GetObject(ctx, input, options...)
+	output, err := b.quickly.getObject(ctx, input)
+	if errors.Is(err, errUnusual) {
+		output, err = b.client.GetObject(ctx, input, options...)
+	}
 	if err != nil {
 		return nil, object{}, err
 	}

@@ -295,8 +295,9 @@ func TestClockSkew(t *testing.T) {
 		})
 		put(t, b, "nar/x", []byte("x"))
 		wantContent(t, b, "nar/x", []byte("x"))
-		if refused != 1 {
-			t.Errorf("%v: refused %d times, want once", skew, refused)
+		// Without the SDK, and with it, which learns by that.
+		if refused > 2 {
+			t.Errorf("%v: refused %d times, want twice at the most", skew, refused)
 		}
 	}
 }

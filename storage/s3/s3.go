@@ -74,6 +74,7 @@ type Bucket struct {
 	client   *s3.Client
 	http     *client
 	presign  *s3.PresignClient
+	quickly  *quickly
 	partSize int64  // of the usual upload
 	pageKeys *int32 // of a listing's page; nil leaves it to the server
 
@@ -155,6 +156,7 @@ func Open(ctx context.Context, url string, options Options) (*Bucket, error) {
 		o.DisableS3ExpressSessionAuth = aws.Bool(true)
 	})
 	b.presign = s3.NewPresignClient(b.client, func(o *s3.PresignOptions) { o.Presigner = sign })
+	b.quickly = &quickly{b: b, signer: sign}
 	b.buffers.New = func() any { buffer := make([]byte, b.partSize); return &buffer }
 	return b, nil
 }
