@@ -397,3 +397,79 @@ func (s *store) withdraw(t *testing.T, m *made) {
 		t.Fatal(err)
 	}
 }
+
+// TestFrontEndAsks: what a front end thinks is in its storage, and turns out not to
+// be, comes from the owner of the storage.
+func TestFrontEndAsks(t *testing.T) {
+	t.Parallel()
+	plain := make1(t, "plain.tar", strings.Repeat("0123456789", 1000), "none")
+	packed := make1(t, "packed.tar", strings.Repeat("9876543210", 1000), "gzip")
+	there := start(t, newStore(t, plain.write(t, t.TempDir()), packed.write(t, t.TempDir())), options())
+	a := without(t, plain, packed)
+	if _, err := a.Identity(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.SetFrontEnd(t.Context(), true); err != nil {
+		t.Fatal(err)
+	}
+	c := dial(t, start(t, a, elsewhereAt(t, a, there.address)).address)
+	for _, m := range []*made{plain, packed} {
+		for target, want := range map[string]string{"/" + m.url(): string(m.file), "/nar/" + m.path.BaseName(): string(m.nar)} {
+			if got := c.ask("GET", target); got.StatusCode != 200 || got.body != want || got.err != nil {
+				t.Errorf("%s: %s, %d bytes of %d, %v", target, got.Status, len(got.body), len(want), got.err)
+			}
+			if got := c.ask("HEAD", target); got.StatusCode != 200 || got.ContentLength != int64(len(want)) {
+				t.Errorf("HEAD %s: %s, %d", target, got.Status, got.ContentLength)
+			}
+		}
+		if got := c.ask("GET", "/"+m.path.Hash.String()+".narinfo/info"); got.body != `{"stored": false}` {
+			t.Errorf("it vouches for a nar: %s", got.body)
+		}
+	}
+	// Without the owner, it does not say that there is no such nar.
+	there.stop()
+	if got := c.ask("GET", "/"+plain.url()); got.StatusCode != 502 {
+		t.Errorf("without the owner: %s", got.Status)
+	}
+	c.stillOpen()
+}
+
+// presigner is a store that hands out URLs.
+type presigner struct{ err error }
+
+func (p presigner) Presign(_ context.Context, name string, lifetime time.Duration) (string, error) {
+	return fmt.Sprintf("https://bucket.example/%s?for=%v", name, lifetime), p.err
+}
+
+// TestPresigned has clients sent to the byte store: only for what is there, and only
+// with a method that the URL is good for.
+func TestPresigned(t *testing.T) {
+	t.Parallel()
+	plain, gone := make1(t, "plain.tar", "content", "none"), make1(t, "gone.tar", "gone", "none")
+	s := newStore(t, plain.write(t, t.TempDir()), gone.write(t, t.TempDir()))
+	opts := options()
+	opts.Presigned = presigner{}
+	c := dial(t, start(t, s, opts).address)
+	got := c.ask("GET", "/"+plain.url())
+	if got.StatusCode != 302 || got.Header.Get("Location") != "https://bucket.example/"+plain.url()+"?for=10m0s" || got.Header.Get("Cache-Control") != "no-store" {
+		t.Errorf("GET: %s %v", got.Status, got.Header)
+	}
+	if got := c.ask("HEAD", "/"+plain.url()); got.StatusCode != 200 || got.ContentLength != int64(len(plain.file)) {
+		t.Errorf("HEAD: %s, %d", got.Status, got.ContentLength)
+	}
+	if got := c.ask("GET", "/nar/zstd/"+plain.path.BaseName()); got.StatusCode != 404 {
+		t.Errorf("what there is not: %s", got.Status)
+	}
+	if err := os.Remove(filepath.Join(s.directory, gone.url())); err != nil {
+		t.Fatal(err)
+	}
+	if got := c.ask("GET", "/"+gone.url()); got.StatusCode != 500 || got.Header.Get("Location") != "" {
+		t.Errorf("what is missing: %s %v", got.Status, got.Header)
+	}
+	opts.Presigned = presigner{errors.New("no credentials")}
+	c = dial(t, start(t, s, opts).address)
+	if got := c.ask("GET", "/"+plain.url()); got.StatusCode != 500 || got.Header.Get("Location") != "" {
+		t.Errorf("without credentials: %s %v", got.Status, got.Header)
+	}
+	c.stillOpen()
+}

@@ -123,6 +123,12 @@ type Presigner interface {
 	Presign(ctx context.Context, name string, lifetime time.Duration) (string, error)
 }
 
+// Doubter is a ByteStore whose Open may give what the name had a moment ago.
+type Doubter interface {
+	// Doubt has the next Open of the name make sure.
+	Doubt(name string)
+}
+
 // Info describes bytes in a store.
 type Info struct {
 	Name string

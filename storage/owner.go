@@ -286,8 +286,14 @@ func (s *Storage) claim(ctx context.Context, files []Info, taken *Taken) error {
 
 // note reads one of the short texts that the byte store has beside the nars.
 func (s *Storage) note(ctx context.Context, name string) (string, error) {
+	return ReadNote(ctx, s.bytes, name)
+}
+
+// ReadNote reads what a byte store has under [IdentityName] or [OwnerName]. Where
+// that is nothing, the error is [fs.ErrNotExist].
+func ReadNote(ctx context.Context, store ByteStore, name string) (string, error) {
 	const most = 100
-	reader, _, err := s.bytes.Open(ctx, name, 0, -1)
+	reader, _, err := store.Open(ctx, name, 0, -1)
 	if err != nil {
 		return "", err
 	}
@@ -298,7 +304,7 @@ func (s *Storage) note(ctx context.Context, name string) (string, error) {
 	}
 	word := strings.TrimSpace(string(text))
 	if word == "" || len(text) == most {
-		return "", fmt.Errorf("%s in storage %s is not what this program writes there: remove it", name, s.bytes)
+		return "", fmt.Errorf("%s in storage %s is not what this program writes there: remove it", name, store)
 	}
 	return word, nil
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"nar-herder/storage/directory"
 	"nar-herder/storage/index"
 	"nar-herder/storage/s3"
+	"nar-herder/storage/tiered"
 )
 
 // databaseOption is what all commands that use the index have.
@@ -22,7 +24,8 @@ type databaseOption struct {
 type opened struct {
 	*storage.Storage
 	index *index.Index
-	bytes byteStore // nil without a storage
+	bytes byteStore      // nil without a storage
+	cache *tiered.Tiered // in front of bytes; nil without one
 }
 
 // byteStore is a store that is to be closed.
@@ -60,7 +63,13 @@ func openBytes(ctx context.Context, store string, log *slog.Logger) (byteStore, 
 }
 
 // open opens the index, and the storage unless its name is empty.
-func open(ctx context.Context, database, store string, options index.Options, log *slog.Logger) (_ *opened, err error) {
+func open(ctx context.Context, database, store string, options index.Options, log *slog.Logger) (*opened, error) {
+	return openWithCache(ctx, database, store, nil, options, log)
+}
+
+// openWithCache is open for the server, which alone may use the cache of the storage;
+// nil for none.
+func openWithCache(ctx context.Context, database, store string, cache *tiered.Options, options index.Options, log *slog.Logger) (_ *opened, err error) {
 	o := new(opened)
 	var bytes storage.ByteStore // a nil byteStore in it would be none
 	if store != "" {
@@ -69,11 +78,14 @@ func open(ctx context.Context, database, store string, options index.Options, lo
 		}
 		bytes = o.bytes
 	}
-	if o.index, err = index.Open(ctx, database, options); err != nil {
-		if o.bytes != nil {
-			err = errors.Join(err, o.bytes.Close())
+	if cache != nil {
+		if o.cache, err = tiered.New(bytes, *cache); err != nil {
+			return nil, errors.Join(fmt.Errorf("--storage-cache: %w", err), o.closeBytes())
 		}
-		return nil, err
+		bytes = o.cache
+	}
+	if o.index, err = index.Open(ctx, database, options); err != nil {
+		return nil, errors.Join(err, o.closeBytes())
 	}
 	o.Storage = storage.New(o.index, bytes, storage.Options{Log: log})
 	if err := o.Remember(ctx); err != nil {
@@ -82,8 +94,22 @@ func open(ctx context.Context, database, store string, options index.Options, lo
 	return o, nil
 }
 
+// name is the storage's name in messages, without what only opens it; "" for none.
+func (o *opened) name() string {
+	if o.bytes == nil {
+		return ""
+	}
+	return o.bytes.String()
+}
+
 func (o *opened) close() error {
-	err := o.index.Close()
+	return errors.Join(o.index.Close(), o.closeBytes())
+}
+
+func (o *opened) closeBytes() (err error) {
+	if o.cache != nil {
+		err = o.cache.Close()
+	}
 	if o.bytes != nil {
 		err = errors.Join(err, o.bytes.Close())
 	}

@@ -34,6 +34,7 @@ type commands struct {
 	Pins         pinsCommand         `cmd:"" help:"List what is pinned."`
 	List         listCommand         `cmd:"" help:"List the items of the index."`
 	Export       exportCommand       `cmd:"" help:"Make a directory of narinfos and nars for any server of files, or bring it up to date."`
+	Copy         copyCommand         `cmd:"" help:"Bring all nars of a storage into another, such as a new disk."`
 	Check        checkCommand        `cmd:"" help:"Compare the index with the storage, and repair what is wrong."`
 	TakeStorage  takeStorageCommand  `cmd:"" help:"Make this instance the one that writes to a storage and removes from it."`
 	Dump         dumpCommand         `cmd:"" help:"Make the copy of the index that other instances begin with."`

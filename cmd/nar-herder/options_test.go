@@ -36,6 +36,7 @@ func TestOptions(t *testing.T) {
 			{"cached-compression-ttl", "zstd=1w"}, {"cached-compression-new-ttl", "zstd=1m"},
 			{"cached-compression-min-uses", "7"}, {"cached-compression-workers", "4"}, {"cached-compression-nar-source", "https://nars.example"},
 			{"signing-key", key}, {"narinfo-cache-size", "16MiB"},
+			{"storage-cache", filepath.Join(p.dir, "cache")}, {"storage-cache-size", "100MiB"},
 			{"mirror-nars", "asked"}, {"mirror-fetchers", "8"}, {"mirror-bandwidth", "2MB"},
 		} {
 			if form == "=" {
@@ -172,6 +173,10 @@ func TestBadOptions(t *testing.T) {
 		{[]string{"--cached-compression-min-uses=0"}, []string{"--cached-compression-min-uses", `"0"`, "1 to"}},
 		{[]string{"--cached-compression-workers=x"}, []string{"--cached-compression-workers", `"x"`, "1 to"}},
 		{[]string{"--cached-compression-workers=99999999999"}, []string{"--cached-compression-workers", "99999999999", "1 to"}},
+		{[]string{"--storage-cache-size=much"}, []string{"--storage-cache-size", `"much"`, size}},
+		{[]string{"--storage-cache=/nonexistent/x", "--storage-cache-size=0"}, []string{"--storage-cache-size", "above 0"}},
+		{[]string{"--storage-cache=/nonexistent/x", "--storage-cache-size=none"}, []string{"--storage-cache-size", "above 0"}},
+		{[]string{"--storage-cache=/proc/nonexistent"}, []string{"--storage-cache", "/proc/nonexistent"}},
 		{[]string{"--signing-key=/nonexistent"}, []string{"--signing-key", "/nonexistent"}},
 		{[]string{"--signing-key=/etc/passwd"}, []string{"--signing-key", "/etc/passwd", "(public-key"}},
 		{[]string{"--narinfo-cache-size=x"}, []string{"--narinfo-cache-size", `"x"`, size}},

@@ -31,9 +31,9 @@ func (c *serverCommand) settleOwner(ctx context.Context, store *opened, peers pe
 		case err != nil:
 			log.Warn("can't find out yet whether the storage may be written to and removed from", "error", err)
 		case store.IsFrontEnd():
-			log.Warn("this was a front end, and goes on as one without an instance to mirror: give --mirror, or see 'nar-herder help take-storage'", "storage", c.Storage)
+			log.Warn("this was a front end, and goes on as one without an instance to mirror: give --mirror, or see 'nar-herder help take-storage'", "storage", store.name())
 		case owner != "" && owner != store.Instance():
-			log.Warn("the storage belongs to another instance, and is only read: see 'nar-herder help take-storage'", "storage", c.Storage, "owner", owner)
+			log.Warn("the storage belongs to another instance, and is only read: see 'nar-herder help take-storage'", "storage", store.name(), "owner", owner)
 		}
 		return done, nil
 	}
@@ -80,7 +80,7 @@ func (c *serverCommand) settle(ctx context.Context, store *opened, source *peer.
 		}
 	}
 	if shares {
-		log.Info("this is a front end: its storage is that of the mirrored instance, which alone writes and removes there", "storage", c.Storage)
+		log.Info("this is a front end: its storage is that of the mirrored instance, which alone writes and removes there", "storage", store.name())
 	}
 	return store.SetFrontEnd(ctx, shares)
 }
@@ -109,7 +109,7 @@ func (c *takeStorageCommand) Run(ctx context.Context, s *streams) (err error) {
 	taken, err := store.TakeOver(ctx, func() { shown.add(0) })
 	shown.end()
 	if err != nil {
-		return fmt.Errorf("take storage %s: %w: run this again", c.Storage, err)
+		return fmt.Errorf("take storage %s: %w: run this again", store.name(), err)
 	}
 	switch taken.Before {
 	case store.Instance():

@@ -68,6 +68,9 @@ type serverCommand struct {
 	MirrorFetchers  positiveValue `default:"4" placeholder:"N" help:"How many nars are fetched from --mirror at a time, apart from those that clients ask for (default: ${default})."`
 	MirrorBandwidth sizeValue     `default:"none" placeholder:"BYTES" help:"How much is fetched from --mirror a second at the most, apart from what clients ask for (default: ${default})."`
 
+	StorageCache     string    `placeholder:"DIR" help:"Directory on a disk of this machine for nars that were read from the storage lately, where that is far away."`
+	StorageCacheSize sizeValue `default:"10GiB" placeholder:"BYTES" help:"What the files in it take of the disk at the most (default: ${default})."`
+
 	XAccelRedirect   bool      `name:"x-accel-redirect" help:"Leave the sending of nars to the nginx in front, as the original does."`
 	SigningKey       string    `placeholder:"FILE" help:"The public key that signs the narinfos, to hand out at /signing-key.pub."`
 	NarinfoCacheSize sizeValue `default:"64MiB" placeholder:"BYTES" help:"Memory for narinfos that were asked for lately (default: ${default})."`
@@ -97,6 +100,10 @@ func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
 		return errors.New("--stored-nars=redirect is for a storage in a bucket, s3://BUCKET/PREFIX")
 	}
 	key, err := readSigningKey(c.SigningKey)
+	if err != nil {
+		return err
+	}
+	storageCache, err := c.storageCache()
 	if err != nil {
 		return err
 	}
@@ -142,12 +149,15 @@ func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
 			return err
 		}
 	}
-	store, err := open(ctx, c.Database, c.Storage, index.Options{}, log)
+	if storageCache != nil {
+		storageCache.Log = log
+	}
+	store, err := openWithCache(ctx, c.Database, c.Storage, storageCache, index.Options{}, log)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, store.close()) }()
-	log.Info("starting", "version", version(), "database", c.Database, "storage", c.Storage, "pid", os.Getpid())
+	log.Info("starting", "version", version(), "database", c.Database, "storage", store.name(), "pid", os.Getpid())
 
 	counter := uses.New(store.index, log)
 	if err := counter.Begin(ctx); err != nil {
@@ -230,6 +240,9 @@ func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
 		following.Go(func() { follower.Run(followCtx) })
 	}
 	server.Registry().MustRegister(dumps)
+	if store.cache != nil {
+		server.Registry().MustRegister(store.cache)
+	}
 	following.Go(func() { dumps.Run(followCtx) })
 	if cache != nil {
 		server.Registry().MustRegister(cache)

@@ -286,7 +286,7 @@ func refuseOverlap(name, storageDirectory string) error {
 	if err != nil {
 		return fmt.Errorf("storage %s: %w", storageDirectory, disk.Cause(err))
 	}
-	inside, err := liesIn(name, store)
+	inside, err := disk.LiesIn(name, store)
 	if err != nil {
 		return err
 	}
@@ -294,7 +294,7 @@ func refuseOverlap(name, storageDirectory string) error {
 		return fmt.Errorf("%s lies in the storage %s, or is it: name a directory apart from it", name, storageDirectory)
 	}
 	if info, err := os.Stat(name); err == nil {
-		if inside, err = liesIn(storageDirectory, info); err != nil {
+		if inside, err = disk.LiesIn(storageDirectory, info); err != nil {
 			return err
 		}
 		if inside {

@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -291,37 +290,4 @@ func (t *tree) explain(err error) error {
 // isFatal says that an error of the copy would be the same for all that follows.
 func isFatal(err error) bool {
 	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || errors.Is(err, syscall.EROFS)
-}
-
-// liesIn says whether a name, of which the last parts need not exist, is the
-// directory or lies below it.
-func liesIn(name string, directory fs.FileInfo) (bool, error) {
-	absolute, err := filepath.Abs(name)
-	if err != nil {
-		return false, fmt.Errorf("find the absolute path of %s: %w", name, err)
-	}
-	for {
-		resolved, err := filepath.EvalSymlinks(absolute)
-		if err == nil {
-			absolute = resolved
-			break
-		}
-		if !errors.Is(err, fs.ErrNotExist) {
-			return false, fmt.Errorf("find where %s lies: %w", name, disk.Cause(err))
-		}
-		absolute = filepath.Dir(absolute)
-	}
-	for {
-		info, err := os.Stat(absolute)
-		if err != nil {
-			return false, fmt.Errorf("find where %s lies: %w", name, disk.Cause(err))
-		}
-		if os.SameFile(info, directory) {
-			return true, nil
-		}
-		if absolute == filepath.Dir(absolute) {
-			return false, nil
-		}
-		absolute = filepath.Dir(absolute)
-	}
 }

@@ -1,0 +1,346 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"nar-herder/internal/s3server"
+	"nar-herder/internal/testfs"
+	"nar-herder/storage"
+)
+
+// stored are the contents of all files in a storage that are no temporary ones,
+// nor its own.
+func stored(t testing.TB, dir string) map[string]string {
+	t.Helper()
+	found := make(map[string]string)
+	for name := range times(t, dir) {
+		if base := filepath.Base(name); !strings.HasPrefix(base, ".") && base != storage.IdentityName && base != storage.OwnerName {
+			found[name] = read(t, dir, name)
+		}
+	}
+	return found
+}
+
+// wantCopied compares two storages.
+func wantCopied(t testing.TB, from, to string) {
+	t.Helper()
+	if ours, theirs := stored(t, from), stored(t, to); len(ours) == 0 || !maps.Equal(ours, theirs) {
+		t.Errorf("%d files were copied from %d", len(theirs), len(ours))
+	}
+}
+
+// copyArgs copies the place's storage to another.
+func (p place) copyArgs(to string, more ...string) []string {
+	return append([]string{"copy", "--database=" + p.database, "--from=" + p.storage, "--to=" + to}, more...)
+}
+
+func (p place) newStorage(t testing.TB, name string) string {
+	t.Helper()
+	to := filepath.Join(p.dir, name)
+	if err := os.Mkdir(to, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return to
+}
+
+// TestCopy moves a storage: copies it beside a running server, once more, and
+// starts the server with the copy.
+func TestCopy(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	p.imports(t, small()...)
+	if err := os.WriteFile(filepath.Join(p.storage, storage.IdentityName), []byte("ours\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	to := p.newStorage(t, "new")
+	s := p.serve(t, "--log-level=INFO")
+	would := succeed(t, p.copyArgs(to, "--dry-run")...)
+	if !strings.HasPrefix(would, "would be copied: ") || len(times(t, to)) != 0 {
+		t.Errorf("a dry run says %q", would)
+	}
+	count := len(stored(t, p.storage))
+	said := succeed(t, p.copyArgs(to)...)
+	if !strings.HasPrefix(said, fmt.Sprintf("copied: %d files, ", count)) || !strings.Contains(said, fmt.Sprintf("; %d of them verified by their NarHash\nalready there, by their sizes: 0 files, 0 B\nnext: stop", count)) ||
+		!strings.HasSuffix(said, "--storage="+to+"\n") {
+		t.Errorf("copy says %q", said)
+	}
+	wantCopied(t, p.storage, to)
+	for _, own := range []string{storage.IdentityName, storage.OwnerName} {
+		if _, err := os.Stat(filepath.Join(to, own)); !os.IsNotExist(err) {
+			t.Errorf("the copy has the %s of its original: %v", own, err)
+		}
+	}
+	p.imports(t, filepath.Join(testdata, "published"))
+	s.stop(t, syscall.SIGTERM)
+	for range 2 {
+		said = succeed(t, p.copyArgs(to, "--compare")...)
+	}
+	if want := fmt.Sprintf("copied: 0 files, 0 B\nalready there, byte for byte: %d files, ", len(stored(t, p.storage))); !strings.HasPrefix(said, want) {
+		t.Errorf("copy says %q, want %q", said, want)
+	}
+	wantCopied(t, p.storage, to)
+	if err := os.Rename(p.storage, p.storage+"-old"); err != nil {
+		t.Fatal(err)
+	}
+	moved := place{p.dir, p.database, to}
+	if c := moved.check(t, "--verify"); c.status != 0 {
+		t.Errorf("check: %+v", c)
+	}
+	s = moved.serve(t)
+	if got := get(t, s.addresses[0], "/nar/lzip/"+url.PathEscape(plus)); got.StatusCode != 200 || got.body != read(t, testdata, "published/nar/lzip", plus) {
+		t.Errorf("served from the copy: %s", got.Status)
+	}
+	s.stop(t, syscall.SIGTERM)
+
+	// A copy made by other means has the name as well.
+	if err := os.WriteFile(filepath.Join(to, storage.IdentityName), []byte(read(t, p.storage+"-old", storage.IdentityName)), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	r := runProgram(t, "copy", "--database=none", "--from="+p.storage+"-old", "--to="+to)
+	if r.status != 0 || !strings.Contains(r.err, "have the same name, ours") {
+		t.Errorf("%+v", r)
+	}
+}
+
+// TestCopyWrong has nars that are not what the index says.
+func TestCopyWrong(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	p.imports(t, small()...)
+	corrupt := []byte(read(t, p.nar(greeting)))
+	corrupt[len(corrupt)/2] ^= 1
+	if err := os.WriteFile(p.nar(greeting), corrupt, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(p.nar(greet), 50); err != nil {
+		t.Fatal(err)
+	}
+	to := p.newStorage(t, "new")
+	r := runProgram(t, p.copyArgs(to)...)
+	if r.status != 1 || strings.Count(r.err, "\n") != 2 || !strings.Contains(r.err, "nar-herder: copy nar/lzip/"+greeting+": wrong: ") ||
+		!strings.Contains(r.err, "nar-herder: copy nar/lzip/"+greet+": wrong: the source has 50 bytes of it") ||
+		!strings.Contains(r.out, "not copied: 2 files are wrong in the source, 0 differ, 0 failed\nnext: have the wrong ones again") {
+		t.Errorf("%+v", r)
+	}
+	if got := stored(t, to); len(got) != 3 {
+		t.Errorf("%d files", len(got))
+	}
+	r = runProgram(t, p.copyArgs(to, "--json")...)
+	lines := strings.Split(strings.TrimSuffix(r.out, "\n"), "\n")
+	var last copyTotals
+	var first copied
+	if err := json.Unmarshal([]byte(lines[len(lines)-1]), &last); err != nil || r.status != 1 || len(lines) != 3 || last.Wrong != 2 || last.There != 3 || last.Complete {
+		t.Errorf("%+v: %+v, %v", r, last, err)
+	}
+	if err := json.Unmarshal([]byte(lines[0]), &first); err != nil || first.Outcome != "wrong" || first.Error == "" || !strings.HasPrefix(first.Name, "nar/lzip/") || r.err != "" {
+		t.Errorf("%+v, %v", first, err)
+	}
+	// Without the index, nobody knows.
+	to = p.newStorage(t, "unknown")
+	if said := succeed(t, "copy", "--database=none", "--from="+p.storage, "--to="+to); !strings.HasPrefix(said, "copied: 5 files") || strings.Contains(said, "verified") {
+		t.Errorf("copy says %q", said)
+	}
+	wantCopied(t, p.storage, to)
+	if err := os.Truncate(filepath.Join(to, "nar/lzip", libgreet), 3); err != nil {
+		t.Fatal(err)
+	}
+	r = runProgram(t, "copy", "--database=none", "--from="+p.storage, "--to="+to)
+	if r.status != 1 || !strings.Contains(r.err, "differs: ") || !strings.Contains(r.err, "--replace") {
+		t.Errorf("%+v", r)
+	}
+	succeed(t, "copy", "--database=none", "--replace", "--from="+p.storage, "--to="+to)
+	wantCopied(t, p.storage, to)
+}
+
+// TestCopyStopped interrupts and kills copies within a large nar. What is under
+// its name is whole, and the next run brings the rest.
+func TestCopyStopped(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	p.imports(t, small()...)
+	p.imports(t, published(gosrc), published(entropy))
+	for i, signal := range []os.Signal{os.Interrupt, syscall.SIGTERM, os.Kill} {
+		to := p.newStorage(t, fmt.Sprint("new", i))
+		// All small ones come before the first large one is read to its end.
+		slow := command(p.copyArgs(to, "--bandwidth=10K", "--at-once=7")...)
+		slow.start(t)
+		until(t, "small ones are copied, and large ones are on their way", func() bool {
+			return reading(t, slow.Process.Pid, p.storage) && len(stored(t, to)) == 5
+		})
+		if err := slow.Process.Signal(signal); err != nil {
+			t.Fatal(err)
+		}
+		status := slow.wait(t)
+		if signal != os.Kill && (status != 1 || !strings.Contains(slow.err.String(), "nar-herder: copy: interrupted: another run goes on where this one stopped\n") ||
+			!strings.HasPrefix(slow.out.String(), "copied: 5 files")) {
+			t.Errorf("%v: status %d: %s%s", signal, status, slow.err.String(), slow.out.String())
+		}
+		before := stored(t, to)
+		for name, text := range before {
+			if text != read(t, p.storage, name) {
+				t.Errorf("%v: %s is another", signal, name)
+			}
+		}
+		temporary := len(times(t, to)) - len(before)
+		if signal != os.Kill && temporary != 0 || signal == os.Kill && temporary == 0 {
+			t.Errorf("%v: %d temporary files are left", signal, temporary)
+		}
+		said := succeed(t, p.copyArgs(to)...)
+		if !strings.HasPrefix(said, "copied: 2 files, ") || !strings.Contains(said, "by their sizes: 5 files") {
+			t.Errorf("%v: the next run says %q", signal, said)
+		}
+		wantCopied(t, p.storage, to)
+	}
+}
+
+// TestCopyFull has too little room in the target.
+func TestCopyFull(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	p.imports(t, small()...)
+	many := filepath.Join(p.storage, "nar/lzip")
+	for n := range 30 {
+		if err := os.WriteFile(filepath.Join(many, fmt.Sprintf("%032d-large", n)), make([]byte, 100<<10), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	to := testfs.Small(t, 1<<20)
+	r := runProgram(t, p.copyArgs(to)...)
+	if r.status != 2 || !strings.Contains(r.err, "nar-herder: copy: can't go on: ") || !strings.Contains(r.err, "no space left on device") || !strings.Contains(r.out, "next: run this again") {
+		t.Errorf("%+v", r)
+	}
+	for name, text := range stored(t, to) {
+		if text != read(t, p.storage, name) {
+			t.Errorf("%s is another", name)
+		}
+	}
+	testfs.Freeze(t, to)
+	if r := runProgram(t, p.copyArgs(to)...); r.status != 2 || !strings.Contains(r.err, "read-only file system") {
+		t.Errorf("%+v", r)
+	}
+}
+
+// TestCopyReadOnly copies from where nothing can be written.
+func TestCopyReadOnly(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	p.imports(t, small()...)
+	to := p.newStorage(t, "new")
+	from := testfs.ReadOnly(t, p.storage)
+	succeed(t, "copy", "--database="+p.database, "--from="+from, "--to="+to)
+	wantCopied(t, p.storage, to)
+	// The same by another name is refused, though neither name says so.
+	fail(t, []string{"copy", "--database=none", "--from=" + from, "--to=" + p.storage}, p.storage, from, "the same")
+}
+
+// TestCopyOwned refuses a target that another instance owns.
+func TestCopyOwned(t *testing.T) {
+	t.Parallel()
+	p, q := newPlace(t), newPlace(t)
+	p.imports(t, small()...)
+	q.imports(t, published(greeting))
+	before := stored(t, q.storage)
+	fail(t, p.copyArgs(q.storage), q.storage, "another instance", "take-storage")
+	fail(t, []string{"copy", "--database=none", "--from=" + p.storage, "--to=" + q.storage}, q.storage, "another instance")
+	if left := stored(t, q.storage); !maps.Equal(left, before) {
+		t.Errorf("%d files", len(left))
+	}
+	succeed(t, "copy", "--database="+q.database, "--from="+p.storage, "--to="+q.storage)
+	wantCopied(t, p.storage, q.storage)
+}
+
+// TestCopyBucket moves a storage to a bucket, where it is served from, and back.
+func TestCopyBucket(t *testing.T) {
+	t.Parallel()
+	bucket := s3server.New(t)
+	p := newPlace(t)
+	p.imports(t, filepath.Join(testdata, "published"))
+	to := bucket.URL("nars/of/gnu")
+	if said := succeed(t, p.copyArgs(to)...); !strings.HasPrefix(said, "copied: 13 files, 7.9 MiB; 13 of them verified") {
+		t.Errorf("copy says %q", said)
+	}
+	if said := succeed(t, p.copyArgs(to, "--compare")...); !strings.HasPrefix(said, "copied: 0 files, 0 B\nalready there, byte for byte: 13 files, 7.9 MiB\n") {
+		t.Errorf("copy says %q", said)
+	}
+	moved := place{p.dir, p.database, to}
+	moved.check(t, "--verify").want(t, 0)
+	s := moved.serve(t)
+	if got := get(t, s.addresses[0], "/nar/lzip/"+url.PathEscape(plus)); got.StatusCode != 200 || got.body != read(t, p.nar(plus)) {
+		t.Errorf("served from the bucket: %s", got.Status)
+	}
+	s.stop(t, syscall.SIGTERM)
+	back := p.newStorage(t, "back")
+	succeed(t, "copy", "--database="+p.database, "--from="+to, "--to="+back)
+	wantCopied(t, p.storage, back)
+	fail(t, []string{"copy", "--database=none", "--from=" + to, "--to=" + bucket.URL("nars/of")}, "--from and --to", "apart")
+}
+
+// TestCopyOptions has what makes no sense.
+func TestCopyOptions(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	p.imports(t, small()...)
+	to := p.newStorage(t, "new")
+	below := filepath.Join(p.storage, "nar/lzip")
+	link := filepath.Join(p.dir, "link")
+	if err := os.Symlink(p.storage, link); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		args  []string
+		wants []string
+	}{
+		{[]string{"copy", "--to=" + to}, []string{"--from"}},
+		{[]string{"copy", "--from=" + p.storage}, []string{"--to"}},
+		{p.copyArgs(to + "x"), []string{"--to", to + "x", "create the directory"}},
+		{[]string{"copy", "--from=" + to + "x", "--to=" + to}, []string{"--from", to + "x"}},
+		{p.copyArgs("s3://"), []string{"--to", "S3", "no bucket"}},
+		{p.copyArgs(p.storage), []string{"--from=" + p.storage, "--to=" + p.storage, "apart"}},
+		{p.copyArgs(link), []string{"--to=" + link, "apart"}},
+		{p.copyArgs(below), []string{"--to=" + below, "apart"}},
+		{[]string{"copy", "--from=" + below, "--to=" + p.storage}, []string{"--from=" + below, "apart"}},
+		{p.copyArgs(to, "--bandwidth=0"), []string{"--bandwidth=0"}},
+		{p.copyArgs(to, "--at-once=0"), []string{"--at-once", `"0"`}},
+		{[]string{"copy", "--database=" + p.database + "x", "--from=" + p.storage, "--to=" + to}, []string{"--database", p.database + "x"}},
+	} {
+		fail(t, test.args, test.wants...)
+	}
+	if left := times(t, to); len(left) != 0 {
+		t.Errorf("left: %v", left)
+	}
+	if left := stored(t, p.storage); len(left) != 5 {
+		t.Errorf("%d files", len(left))
+	}
+}
+
+// TestCopyOverlap compares names of storages that are far away.
+func TestCopyOverlap(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		from, to string
+		apart    bool
+	}{
+		{"s3://one", "s3://two", true},
+		{"s3://one/a", "s3://one/b", true},
+		{"s3://one/a", "s3://one/ab", true},
+		{"s3://one/a", "s3://one/a/", false},
+		{"s3://one/a/b", "s3://one/a", false},
+		{"s3://one", "s3://one/a", false},
+		{"s3://one?region=x", "s3://one", false},
+		{"s3://one?endpoint=https://x.example", "s3://one", true},
+		{"s3://one?endpoint=https://x.example", "s3://one?region=x&endpoint=https://x.example", false},
+		{"s3://one", "/one", true},
+	} {
+		if err := refuseOverlap(test.from, test.to); (err == nil) != test.apart {
+			t.Errorf("%+v: %v", test, err)
+		}
+	}
+}

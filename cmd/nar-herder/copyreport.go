@@ -1,0 +1,183 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/term"
+
+	"nar-herder/storage/copying"
+)
+
+// copyReport tells of a copy.
+type copyReport struct {
+	out, err io.Writer
+	json     bool
+	progress *copyProgress
+}
+
+// file tells of a file that is not as it should be; others are only counted.
+func (r *copyReport) file(result copying.Result) {
+	r.progress.done(result)
+	if result.Err == nil {
+		return
+	}
+	r.progress.clear()
+	if r.json {
+		encodeLine(json.NewEncoder(r.out), copied{result.Name, result.Outcome.String(), result.Size, result.Err.Error()})
+		return
+	}
+	fmt.Fprintf(r.err, "nar-herder: copy %s: %s: %s\n", result.Name, result.Outcome, oneLine(result.Err))
+}
+
+// summary says what it came to, and what to do next.
+func (r *copyReport) summary(c *copyCommand, s *copying.Summary, complete bool) {
+	if r.json {
+		encodeLine(json.NewEncoder(r.out), copyTotals{
+			Copied: s.Files[copying.Copied], CopiedBytes: s.Bytes[copying.Copied], Verified: s.Verified, Replaced: s.Replaced,
+			There: s.Files[copying.There], ThereBytes: s.Bytes[copying.There], Gone: s.Files[copying.Gone],
+			Wrong: s.Files[copying.Wrong], Differ: s.Files[copying.Differs], Failed: s.Files[copying.Failed], Complete: complete,
+		})
+		return
+	}
+	copied, compared := "copied", "by their sizes"
+	if c.DryRun {
+		copied = "would be copied"
+	}
+	if c.Compare {
+		compared = "byte for byte"
+	}
+	fmt.Fprintf(r.out, "%s: %d files, %s", copied, s.Files[copying.Copied], byteCount(s.Bytes[copying.Copied]))
+	if s.Verified > 0 {
+		fmt.Fprintf(r.out, "; %d of them verified by their NarHash", s.Verified)
+	}
+	if s.Replaced > 0 {
+		fmt.Fprintf(r.out, "; %d of them in the place of another", s.Replaced)
+	}
+	fmt.Fprintf(r.out, "\nalready there, %s: %d files, %s\n", compared, s.Files[copying.There], byteCount(s.Bytes[copying.There]))
+	if gone := s.Files[copying.Gone]; gone > 0 {
+		fmt.Fprintf(r.out, "removed from the source meanwhile: %d files\n", gone)
+	}
+	if !s.Complete() {
+		fmt.Fprintf(r.out, "not copied: %d files are wrong in the source, %d differ, %d failed\n",
+			s.Files[copying.Wrong], s.Files[copying.Differs], s.Files[copying.Failed])
+	}
+	switch {
+	case c.DryRun:
+	case complete:
+		fmt.Fprintf(r.out, "next: stop the server that adds to %s, run this once more for what came meanwhile, and start the server with --storage=%s\n", c.From, c.To)
+	case s.Files[copying.Wrong] > 0:
+		fmt.Fprintf(r.out, "next: have the wrong ones again with 'nar-herder check --storage=%s --verify --repair --from=URL', and run this again: what is there is passed over\n", c.From)
+	default:
+		fmt.Fprintln(r.out, "next: run this again: what is there is passed over")
+	}
+}
+
+// copyProgress shows how far a copy is: a line that changes on a terminal, a line
+// now and then elsewhere. Its methods may be called by several goroutines.
+type copyProgress struct {
+	out      io.Writer
+	terminal bool
+	compare  bool
+
+	mu              sync.Mutex
+	start, next     time.Time
+	shown           bool // a line is on the terminal
+	files, allFiles int64
+	allBytes        int64 // of all files; not known when not positive
+	passed, read    int64 // bytes of files passed over, and those that were read
+}
+
+// progressTick is how often the line on a terminal changes.
+const progressTick = 200 * time.Millisecond
+
+func newCopyProgress(out io.Writer, compare bool) *copyProgress {
+	p := &copyProgress{out: out, compare: compare, start: time.Now()}
+	p.next = p.start.Add(progressAfter)
+	if file, ok := out.(*os.File); ok {
+		p.terminal = term.IsTerminal(int(file.Fd()))
+	}
+	return p
+}
+
+// expect notes how much there is, as far as the index knows.
+func (p *copyProgress) expect(files, bytes int64) { p.allFiles, p.allBytes = files, bytes }
+
+// moved notes bytes that were read.
+func (p *copyProgress) moved(bytes int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.read += bytes
+	p.show(time.Now())
+}
+
+// done notes a file.
+func (p *copyProgress) done(result copying.Result) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.files++
+	if result.Outcome == copying.There && !p.compare {
+		p.passed += result.Size
+	}
+	p.show(time.Now())
+}
+
+// listed notes how many files of the target are known.
+func (p *copyProgress) listed(files int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.write(time.Now(), fmt.Sprintf("listing: %d files of the target", files))
+}
+
+func (p *copyProgress) show(now time.Time) {
+	if now.Before(p.next) {
+		return // without making the line
+	}
+	p.write(now, p.line(now.Sub(p.start)))
+}
+
+func (p *copyProgress) write(now time.Time, line string) {
+	switch {
+	case now.Before(p.next):
+	case p.terminal:
+		p.next, p.shown = now.Add(progressTick), true
+		fmt.Fprint(p.out, "\r\x1b[K", line)
+	default:
+		p.next = now.Add(progressEvery)
+		fmt.Fprintln(p.out, line)
+	}
+}
+
+// line says how far it is after some time, and how long the rest may take.
+func (p *copyProgress) line(after time.Duration) string {
+	of := func(done, all int64, format func(int64) string) string {
+		if all < done || all <= 0 {
+			return format(done)
+		}
+		return format(done) + " of " + format(all)
+	}
+	number := func(n int64) string { return fmt.Sprint(n) }
+	done := p.passed + p.read
+	rate := float64(p.read) / max(after.Seconds(), 0.001)
+	text := "copying: " + of(p.files, p.allFiles, number) + " files, " + of(done, p.allBytes, byteCount) + ", " + byteCount(int64(rate)) + "/s"
+	if left := p.allBytes - done; left > 0 && rate >= 1 {
+		text += fmt.Sprintf(", %s left", time.Duration(float64(left)/rate*float64(time.Second)).Round(time.Second))
+	}
+	return text
+}
+
+// clear makes room for a line of output.
+func (p *copyProgress) clear() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.shown {
+		p.shown = false
+		fmt.Fprint(p.out, "\r\x1b[K")
+	}
+}
+
+func (p *copyProgress) end() { p.clear() }

@@ -1,0 +1,56 @@
+package main
+
+import (
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"nar-herder/storage/copying"
+)
+
+// TestCopyProgress tells how far a copy is, now and then.
+func TestCopyProgress(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var out strings.Builder
+		p := newCopyProgress(&out, false)
+		p.expect(20, 10<<20)
+		p.done(copying.Result{Outcome: copying.There, Size: 6 << 20})
+		for range 100 {
+			time.Sleep(200 * time.Millisecond)
+			p.moved(20 << 10)
+		}
+		p.done(copying.Result{Outcome: copying.Copied, Size: 2000 << 10})
+		p.listed(3000)
+		p.end()
+		want := "copying: 1 of 20 files, 6.2 MiB of 10.0 MiB, 100.0 KiB/s, 39s left\n" +
+			"copying: 1 of 20 files, 7.2 MiB of 10.0 MiB, 100.0 KiB/s, 29s left\n"
+		if out.String() != want {
+			t.Errorf("%s\nwant\n%s", out.String(), want)
+		}
+		// Of a store that has more than the index knows, the end is not known.
+		p.expect(0, 0)
+		time.Sleep(time.Minute)
+		out.Reset()
+		p.moved(1 << 20)
+		if want := "copying: 2 files, 9.0 MiB, 37.8 KiB/s\n"; out.String() != want {
+			t.Errorf("%q, want %q", out.String(), want)
+		}
+		time.Sleep(time.Minute)
+		out.Reset()
+		p.listed(5000)
+		if want := "listing: 5000 files of the target\n"; out.String() != want {
+			t.Errorf("%q", out.String())
+		}
+		// A terminal has one line, which makes room for others.
+		p.terminal = true
+		time.Sleep(time.Minute)
+		out.Reset()
+		p.moved(0)
+		p.clear()
+		if got := out.String(); !strings.HasPrefix(got, "\r\x1b[Kcopying: 2 files") || !strings.HasSuffix(got, "/s\r\x1b[K") || strings.Contains(got, "\n") {
+			t.Errorf("%q", got)
+		}
+	})
+}

@@ -1,0 +1,301 @@
+package tiered
+
+import (
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"io/fs"
+	"math"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"nar-herder/narinfo"
+	"nar-herder/storage"
+)
+
+// key stands for a name, which may be longer than a file's.
+type key [20]byte
+
+func keyOf(name string) (k key) {
+	sum := sha256.Sum256([]byte(name))
+	copy(k[:], sum[:])
+	return k
+}
+
+// content is what tells one content of a name from another, and what its
+// [storage.Info] has.
+type content struct {
+	size    int64
+	modTime int64 // nanoseconds since 1970
+	usage   int64
+	tag     string
+}
+
+// longestTag is how long a tag may be to stand in the name of a file.
+const longestTag = 100
+
+// contentOf returns what the info describes; false where a file's name can't keep
+// it.
+func contentOf(info storage.Info) (content, bool) {
+	c := content{size: info.Size, modTime: info.ModTime.UnixNano(), usage: info.Usage, tag: info.Tag}
+	return c, info.Size >= 0 && info.Usage >= 0 && len(info.Tag) <= longestTag && time.Unix(0, c.modTime).Equal(info.ModTime)
+}
+
+func (c *content) info(name string) storage.Info {
+	return storage.Info{Name: name, Size: c.size, Usage: c.usage, ModTime: time.Unix(0, c.modTime), Tag: c.tag}
+}
+
+// sameContent says whether the infos are of one content. What it takes of the store
+// may still change.
+func sameContent(a, b storage.Info) bool {
+	return a.Size == b.Size && a.ModTime.Equal(b.ModTime) && a.Tag == b.Tag
+}
+
+// entry is a copy, or one that is being fetched. The mutex of Tiered guards what
+// changes.
+type entry struct {
+	key key
+	// checked is when it was compared with the store behind, and touched when the
+	// file's time was set; seconds since Tiered began.
+	checked, touched int32
+	// users are its readers, and the fill. While there are any, it is not idle.
+	users int32
+	// kept says that the file has its name, and dropped that the entry is no
+	// longer to be found.
+	kept, dropped bool
+	content       content // set before anybody can read it
+	taken         int64   // of the disk
+	*live                 // nil while it is idle
+	before, after *entry  // in the order of idle ones
+}
+
+// live is what an entry has while it is used.
+type live struct {
+	file  *os.File // nil until somebody reads
+	fill  *fill    // while it is being fetched
+	check *check   // while it is being compared
+}
+
+// never is a time before all others.
+const never = math.MinInt32 / 2
+
+// seconds is a time for an entry.
+func (t *Tiered) seconds(at time.Time) int32 {
+	return int32(max(never, min(at.Sub(t.began)/time.Second, math.MaxInt32)))
+}
+
+// order is the entries that nobody uses, by their last use: a ring.
+type order struct{ root entry }
+
+func (o *order) init() { o.root.before, o.root.after = &o.root, &o.root }
+
+// oldest returns the entry that was used longest ago; nil when there is none.
+func (o *order) oldest() *entry {
+	if o.root.before == &o.root {
+		return nil
+	}
+	return o.root.before
+}
+
+func (o *order) addNewest(e *entry) {
+	e.before, e.after = &o.root, o.root.after
+	e.before.after, e.after.before = e, e
+}
+
+func (o *order) remove(e *entry) {
+	e.before.after, e.after.before = e.after, e.before
+	e.before, e.after = nil, nil
+}
+
+// path is where a copy lies.
+func (t *Tiered) path(e *entry) string {
+	path := make([]byte, 0, 256)
+	path = append(append(path, t.directory...), "/xx/"...)
+	start := len(path)
+	path = appendFileName(path, e.key, &e.content)
+	copy(path[start-3:], path[start:start+2])
+	return string(path)
+}
+
+func (t *Tiered) filling() string { return filepath.Join(t.directory, "filling") }
+
+// appendFileName makes the name of a copy's file: KEY-SIZE-MODTIME-USAGE-TAG.
+func appendFileName(name []byte, k key, c *content) []byte {
+	name = narinfo.AppendBase32(name, k[:])
+	for _, number := range [...]uint64{uint64(c.size), uint64(c.modTime), uint64(c.usage)} {
+		name = strconv.AppendUint(append(name, '-'), number, 16)
+	}
+	return base64.RawURLEncoding.AppendEncode(append(name, '-'), []byte(c.tag))
+}
+
+// parseFileName is false for what fileName has not made.
+func parseFileName(name string) (k key, c content, ok bool) {
+	parts := strings.SplitN(name, "-", 5)
+	if len(parts) != 5 {
+		return k, c, false
+	}
+	if err := narinfo.DecodeBase32(k[:], parts[0]); err != nil {
+		return k, c, false
+	}
+	var numbers [3]uint64
+	for i := range numbers {
+		var err error
+		if numbers[i], err = strconv.ParseUint(parts[1+i], 16, 64); err != nil {
+			return k, c, false
+		}
+	}
+	tag, err := base64.RawURLEncoding.DecodeString(parts[4])
+	c = content{size: int64(numbers[0]), modTime: int64(numbers[1]), usage: int64(numbers[2]), tag: string(tag)}
+	return k, c, err == nil && c.size >= 0 && c.usage >= 0 && string(appendFileName(nil, k, &c)) == name
+}
+
+// use counts a user of the entry. The mutex is held.
+func (t *Tiered) use(e *entry) {
+	if e.users++; e.users == 1 {
+		t.idle.remove(e)
+		e.live = new(live)
+	}
+}
+
+// leave is for who has used the entry.
+func (t *Tiered) leave(e *entry) {
+	t.mu.Lock()
+	e.users--
+	switch {
+	case e.users == 0:
+		file, dropped, f := e.file, e.dropped, e.fill
+		e.live = nil
+		if !dropped {
+			t.idle.addNewest(e)
+		}
+		t.mu.Unlock()
+		if file != nil {
+			_ = file.Close() // only read from, or flushed
+		}
+		if f != nil {
+			if passed, _ := f.takePassed(); passed != nil {
+				passed.Close() // who began the fill has left
+			}
+		}
+		if dropped { // nobody knows it any more
+			t.release(e)
+		}
+		return
+	case e.users == 1 && e.fill != nil && !e.fill.over && (e.dropped || !e.fill.begun.Load()):
+		// Nobody is left who has asked for its bytes, or can.
+		t.forget(e)
+		e.fill.cancel(errUnwanted)
+	}
+	t.mu.Unlock()
+}
+
+// release gives back what the file took, which is gone.
+func (t *Tiered) release(e *entry) {
+	t.mu.Lock()
+	t.taken -= e.taken
+	e.taken = 0
+	t.mu.Unlock()
+}
+
+// forget has the entry found no longer. The mutex is held.
+func (t *Tiered) forget(e *entry) {
+	if !e.dropped {
+		e.dropped = true
+		delete(t.entries, e.key)
+	}
+}
+
+// dropName drops the copy of a name.
+func (t *Tiered) dropName(name string) {
+	t.mu.Lock()
+	e := t.entries[keyOf(name)]
+	if e != nil {
+		t.use(e)
+	}
+	t.mu.Unlock()
+	if e != nil {
+		t.drop(e)
+		t.leave(e)
+	}
+}
+
+// drop removes the copy, of which the caller is a user. Others go on reading it.
+func (t *Tiered) drop(e *entry) {
+	t.mu.Lock()
+	remove := e.kept && !e.dropped
+	t.forget(e)
+	t.mu.Unlock()
+	if !remove {
+		return // it has no name of its own yet, or another is doing this
+	}
+	if err := os.Remove(t.path(e)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		// It goes on taking room. After a restart it is found again, and compared.
+		t.mu.Lock()
+		t.taken += e.taken
+		t.mu.Unlock()
+		t.trouble(err)
+	}
+}
+
+// Doubt implements [storage.Doubter]: the copy of the name is compared with the store
+// behind before it is served again, however fresh it is.
+func (t *Tiered) Doubt(name string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if e := t.entries[keyOf(name)]; e != nil {
+		e.checked = never
+	}
+}
+
+// makeRoom counts bytes that are about to be written, after it has removed what was
+// not used for longest. It is false when there is no room for them.
+func (t *Tiered) makeRoom(need int64) bool {
+	t.making.Lock()
+	defer t.making.Unlock()
+	for {
+		t.mu.Lock()
+		fits := t.taken+need <= t.max
+		if fits {
+			t.taken += need
+		}
+		t.mu.Unlock()
+		if fits {
+			return true
+		}
+		if t.evict() < 0 {
+			return false
+		}
+	}
+}
+
+// evict removes the copy that was not used for longest, and returns what it took of
+// the disk; -1 when none can be removed. The mutex making is held.
+func (t *Tiered) evict() int64 {
+	t.mu.Lock()
+	e := t.idle.oldest()
+	if e == nil {
+		t.mu.Unlock()
+		return -1
+	}
+	t.use(e) // so that no other removes it
+	taken := e.taken
+	t.mu.Unlock()
+	defer t.leave(e)
+	if err := os.Remove(t.path(e)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.trouble(err) // and it stays
+		return -1
+	}
+	t.mu.Lock()
+	t.forget(e)
+	t.mu.Unlock()
+	t.metrics.evictions.Add(1)
+	return taken
+}
+
+// blocksOf is what a file takes of the disk.
+func blocksOf(stat *unix.Stat_t) int64 { return stat.Blocks * 512 }

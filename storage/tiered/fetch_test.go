@@ -1,0 +1,319 @@
+package tiered
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"sync"
+	"syscall"
+	"testing"
+
+	"nar-herder/storage"
+)
+
+const name = "nar/lzip/nxrz38jzshzw0q3fqi3fqimjg1zr62r9-greet-1.0"
+
+// TestOneFetchForMany: however many read, one fetches, and those who leave, the
+// first one among them, stop nobody.
+func TestOneFetchForMany(t *testing.T) {
+	t.Parallel()
+	f := newFar(t)
+	content := random(1<<20, 1)
+	put(t, f, name, content)
+	let := make(chan int)
+	f.body = func(_ string, _ int64, r io.ReadCloser) io.ReadCloser {
+		return &gated{r, t.Context(), let}
+	}
+	cache := open(t, f, Options{Directory: t.TempDir(), MaxSize: 1 << 30})
+	var all, read sync.WaitGroup
+	firstCtx, leave := context.WithCancel(t.Context())
+	for i := range 100 {
+		all.Add(1)
+		read.Go(func() {
+			ctx, offset := t.Context(), int64(0)
+			switch {
+			case i == 0:
+				ctx = firstCtx
+			case i%3 == 1:
+				offset = 500_000
+			}
+			r, info, err := cache.Open(ctx, name, offset, -1)
+			all.Done()
+			if err != nil || info.Size != 1<<20 {
+				t.Errorf("%+v, %v", info, err)
+				return
+			}
+			defer r.Close()
+			if i%4 == 2 { // reads a little, and leaves
+				if _, err := io.ReadFull(r, make([]byte, 1000)); err != nil {
+					t.Error(err)
+				}
+				return
+			}
+			got, err := io.ReadAll(r)
+			switch {
+			case i == 0 && !errors.Is(err, context.Canceled):
+				t.Errorf("who has left reads on: %v", err)
+			case i > 0 && (err != nil || !bytes.Equal(got, content[offset:])):
+				t.Errorf("reader %d: %d bytes, %v", i, len(got), err)
+			}
+		})
+		if i == 0 {
+			all.Wait() // it is the one that the fetch was begun for
+		}
+	}
+	all.Wait()
+	let <- 100_000
+	leave()
+	close(let)
+	read.Wait()
+	settled(t, cache)
+	if n := f.opens.Load(); n != 1 {
+		t.Errorf("the store was read %d times", n)
+	}
+	want(t, cache, name, content)
+	if n := f.opens.Load(); n != 1 || f.stats.Load() != 0 {
+		t.Errorf("then it was read %d times, and asked %d times", n, f.stats.Load())
+	}
+	if cache.metrics.hits.Load() != 100 || cache.metrics.misses.Load() != 1 {
+		t.Errorf("%d hits, %d misses", cache.metrics.hits.Load(), cache.metrics.misses.Load())
+	}
+}
+
+// TestNotFetched: what is not read for the most part is not fetched, and nothing is
+// left open.
+func TestNotFetched(t *testing.T) {
+	t.Parallel()
+	f := newFar(t)
+	content := random(400_000, 2)
+	put(t, f, name, content)
+	put(t, f, storage.IdentityName, []byte("me\n"))
+	put(t, f, storage.OwnerName, []byte("them\n"))
+	put(t, f, "empty", nil)
+	dir := t.TempDir()
+	cache := open(t, f, Options{Directory: dir, MaxSize: 4*400_000 - 1})
+	check := func(what string, name string, offset, length int64, whole []byte) {
+		t.Helper()
+		got, info, err := read(t.Context(), cache, name, offset, length)
+		end := int64(len(whole))
+		if length >= 0 {
+			end = min(end, offset+length)
+		}
+		if err != nil || info.Size != int64(len(whole)) || !bytes.Equal(got, whole[min(offset, end):end]) {
+			t.Errorf("%s: %d bytes, %+v, %v", what, len(got), info, err)
+		}
+		settled(t, cache)
+		if n := len(copies(t, dir)); n != 0 {
+			t.Errorf("%s: %d copies", what, n)
+		}
+		until(t, "all is closed", func() bool { return f.opens.Load() == f.closes.Load() })
+	}
+	check("a file too large for the cache", name, 0, -1, content)
+	check("most of it", name, 10, 399_000, content)
+	cache.max *= 2
+	check("its first bytes", name, 0, 100, content)
+	check("less than half", name, 5, 199_990, content)
+	check("the end", name, 100_000, -1, content)
+	check("behind the end", name, 400_000, -1, content)
+	check("nothing", name, 0, 0, content)
+	check("the storage's name", storage.IdentityName, 0, -1, []byte("me\n"))
+	check("its owner's", storage.OwnerName, 0, -1, []byte("them\n"))
+	check("an empty file", "empty", 0, -1, nil)
+	for range 2 { // as for HEAD
+		r, info, err := cache.Open(t.Context(), name, 0, 400_000)
+		if err != nil || info.Size != 400_000 {
+			t.Fatal(info, err)
+		}
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+		check("opened and not read", "empty", 0, -1, nil)
+	}
+	if got, _, err := read(t.Context(), cache, name, 10, 399_000); err != nil || !bytes.Equal(got, content[10:399_010]) {
+		t.Errorf("most of it, where it fits: %v", err)
+	}
+	settled(t, cache)
+	if n := len(copies(t, dir)); n != 1 {
+		t.Errorf("most of it was read, and there are %d copies", n)
+	}
+	before := f.opens.Load()
+	for _, part := range [][2]int64{{0, 0}, {0, 100}, {399_999, 1}, {100_000, -1}, {400_000, 5}} {
+		got, _, err := read(t.Context(), cache, name, part[0], part[1])
+		end := min(400_000, part[0]+part[1])
+		if part[1] < 0 {
+			end = 400_000
+		}
+		if err != nil || !bytes.Equal(got, content[part[0]:end]) {
+			t.Errorf("%v of the copy: %v", part, err)
+		}
+	}
+	if f.opens.Load() != before {
+		t.Error("parts of what is there go to the store behind")
+	}
+}
+
+// TestAbsent: what is not there is not there, for all who ask at once.
+func TestAbsent(t *testing.T) {
+	t.Parallel()
+	f := newFar(t)
+	cache := open(t, f, Options{Directory: t.TempDir(), MaxSize: 1 << 20})
+	var group sync.WaitGroup
+	for range 20 {
+		group.Go(func() {
+			if _, _, err := cache.Open(t.Context(), name, 0, -1); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("%v", err)
+			}
+		})
+	}
+	group.Wait()
+	f.set(func() { f.down = true })
+	if _, _, err := cache.Open(t.Context(), name, 0, -1); !errors.Is(err, errDown) || errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%v", err)
+	}
+	settled(t, cache)
+	if cache.taken != 0 || len(cache.entries) != 0 {
+		t.Errorf("%d bytes, %d entries", cache.taken, len(cache.entries))
+	}
+}
+
+// TestCut: a fetch that is cut goes on; where that is in vain, readers go on by
+// themselves, or learn that it failed. None is told a short end.
+func TestCut(t *testing.T) {
+	t.Parallel()
+	content := random(1<<20, 3)
+	for _, test := range []struct {
+		name string
+		// body is what is made of the nth Open's.
+		body  func(n int64, offset int64, r io.ReadCloser) io.ReadCloser
+		fails bool
+		kept  bool
+		opens int64
+	}{
+		{"once", func(n, _ int64, r io.ReadCloser) io.ReadCloser {
+			if n == 1 {
+				return &breaking{r, 300_000, syscall.ECONNRESET}
+			}
+			return r
+		}, false, true, 2},
+		{"once, with a clean end", func(n, _ int64, r io.ReadCloser) io.ReadCloser {
+			if n == 1 {
+				return &breaking{r, 300_000, io.EOF}
+			}
+			return r
+		}, false, true, 2},
+		{"the fetch for good", func(n, _ int64, r io.ReadCloser) io.ReadCloser {
+			if n < 3 {
+				return &breaking{r, int(2-n) * 300_000, syscall.ECONNRESET}
+			}
+			return r
+		}, false, false, 3},
+		{"all", func(_, offset int64, r io.ReadCloser) io.ReadCloser {
+			return &breaking{r, max(0, 300_000-int(offset)), syscall.ECONNRESET}
+		}, true, false, 3},
+		{"more than there is", func(n, _ int64, r io.ReadCloser) io.ReadCloser {
+			return struct {
+				io.Reader
+				io.Closer
+			}{io.MultiReader(r, bytes.NewReader([]byte("more"))), r}
+		}, false, false, 1},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			f := newFar(t)
+			put(t, f, name, content)
+			f.body = func(_ string, offset int64, r io.ReadCloser) io.ReadCloser {
+				return test.body(f.opens.Load(), offset, r)
+			}
+			dir := t.TempDir()
+			cache := open(t, f, Options{Directory: dir, MaxSize: 1 << 30})
+			got, info, err := read(t.Context(), cache, name, 0, -1)
+			if info.Size != 1<<20 || (err != nil) != test.fails || err == nil && !bytes.Equal(got, content) || !bytes.HasPrefix(content, got) {
+				t.Errorf("%d bytes, %+v, %v", len(got), info, err)
+			}
+			settled(t, cache)
+			_, files := onDisk(t, dir)
+			if kept := copyOf(cache, name) != ""; kept != test.kept || !kept && (len(files) > 0 || cache.taken != 0) {
+				t.Errorf("kept: %v; %q are there, %d bytes", kept, files, cache.taken)
+			}
+			if n := f.opens.Load(); n != test.opens {
+				t.Errorf("opened %d times, not %d", n, test.opens)
+			}
+			until(t, "all is closed", func() bool { return f.closes.Load() == f.opens.Load() })
+		})
+	}
+}
+
+// TestReplacedWhileFetched: the bytes of two contents are never mixed.
+func TestReplacedWhileFetched(t *testing.T) {
+	t.Parallel()
+	f := newFar(t)
+	before, after := random(1<<20, 4), random(1<<20, 5)
+	put(t, f, name, before)
+	f.body = func(_ string, offset int64, r io.ReadCloser) io.ReadCloser {
+		if offset == 0 {
+			put(t, f, name, after) // by another process, of the same length
+			f.set(func() { f.body = nil })
+			return &breaking{r, 300_000, syscall.ECONNRESET}
+		}
+		return r
+	}
+	cache := open(t, f, Options{Directory: t.TempDir(), MaxSize: 1 << 30})
+	if got, _, err := read(t.Context(), cache, name, 0, -1); !errors.Is(err, errReplaced) || !bytes.HasPrefix(before, got) {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+	settled(t, cache)
+	want(t, cache, name, after)
+}
+
+// TestRemovedWhileFetched: what was begun before a removal or another content is
+// not kept, and does not come back.
+func TestRemovedWhileFetched(t *testing.T) {
+	t.Parallel()
+	for _, remove := range []bool{true, false} {
+		f := newFar(t)
+		before, after := random(1<<20, 6), random(1<<20, 7)
+		put(t, f, name, before)
+		let := make(chan int)
+		f.body = func(_ string, _ int64, r io.ReadCloser) io.ReadCloser { return &gated{r, t.Context(), let} }
+		dir := t.TempDir()
+		cache := open(t, f, Options{Directory: dir, MaxSize: 1 << 30})
+		r, _, err := cache.Open(t.Context(), name, 0, -1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.set(func() { f.body = nil })
+		go func() { let <- 1000; close(let) }()
+		if _, err := io.ReadFull(r, make([]byte, 1000)); err != nil {
+			t.Fatal(err)
+		}
+		if remove {
+			if err := cache.Remove(t.Context(), name); err != nil {
+				t.Fatal(err)
+			}
+			if _, _, err := cache.Open(t.Context(), name, 0, -1); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("after the removal: %v", err)
+			}
+		} else {
+			staged, err := cache.Stage(t.Context(), name, bytes.NewReader(after), 1<<20)
+			if err == nil {
+				err = staged.Commit(t.Context())
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			cached(t, cache, name, after)
+		}
+		if rest, err := io.ReadAll(r); err != nil || !bytes.Equal(rest, before[1000:]) {
+			t.Errorf("who reads the old content gets %d bytes of it, %v", len(rest), err)
+		}
+		r.Close()
+		until(t, "the old one is gone", func() bool {
+			_, files := onDisk(t, dir)
+			cache.mu.Lock()
+			defer cache.mu.Unlock()
+			return remove && len(files) == 0 && cache.taken == 0 || !remove && len(files) == 1 && cache.taken == 1<<20
+		})
+	}
+}

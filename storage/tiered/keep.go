@@ -1,0 +1,154 @@
+package tiered
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"nar-herder/internal/disk"
+)
+
+// keep fetches the content into a file, and shows that as a copy.
+func (t *Tiered) keep(e *entry, f *fill, source io.Reader) (err error) {
+	size := e.content.size
+	need := (size+block-1)/block*block + block
+	if !t.makeRoom(need) {
+		return errNoRoom
+	}
+	t.mu.Lock()
+	e.taken = need // given back by the last who leaves
+	t.mu.Unlock()
+	file, err := t.create(size)
+	if err != nil {
+		return localError{disk.Cause(err)}
+	}
+	t.mu.Lock()
+	e.file = file // which the last who leaves closes
+	t.mu.Unlock()
+	defer func() {
+		if err == nil {
+			return
+		}
+		var local localError
+		if errors.As(err, &local) {
+			// What the disk has of it is not to be trusted either.
+			f.set(func() { f.have = 0; f.err = err })
+		}
+		_ = os.Remove(file.Name())
+	}()
+	if size >= writtenOut {
+		defer disk.WriteOut(file.Name())()
+	}
+	if err := t.copy(f, file, source, size); err != nil {
+		return err
+	}
+	return t.show(e, file)
+}
+
+// create makes a file with room for so many bytes, where the file system can keep
+// that. When the disk is full although the cache isn't, copies go for it.
+func (t *Tiered) create(size int64) (*os.File, error) {
+	file, err := os.OpenFile(filepath.Join(t.filling(), rand.Text()), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil || size == 0 {
+		return file, err
+	}
+	for freed := int64(0); ; {
+		err = unix.Fallocate(int(file.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, size)
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err == nil || err == unix.EOPNOTSUPP || err == unix.ENOSYS:
+			return file, nil
+		case disk.IsFull(err) && freed < 2*size:
+			t.making.Lock()
+			n := t.evict()
+			t.making.Unlock()
+			if freed += n; n >= 0 {
+				continue
+			}
+		}
+		file.Close()
+		_ = os.Remove(file.Name())
+		return nil, os.NewSyscallError("fallocate", err)
+	}
+}
+
+// copy writes all that comes into the file.
+func (t *Tiered) copy(f *fill, file *os.File, source io.Reader, size int64) error {
+	buffer := make([]byte, min(piece, size+1))
+	for have := int64(0); ; {
+		n, err := source.Read(buffer)
+		if have+int64(n) > size {
+			return fmt.Errorf("read %s in storage %s: more has come than its %d bytes", f.name, t.behind, size)
+		}
+		if n > 0 {
+			if _, err := t.writeAt(file, buffer[:n], have); err != nil {
+				return localError{disk.Cause(err)}
+			}
+			have += int64(n)
+			f.set(func() { f.have = have })
+			t.metrics.fetched.Add(int64(n))
+		}
+		switch {
+		case err == io.EOF:
+			return nil // only given where all has come
+		case err != nil:
+			return err
+		}
+	}
+}
+
+// show gives the file of a copy its name. It is flushed before: after a loss of
+// power, a file of the right length may have nothing but zeros in it, and only a
+// read of the whole could tell, before the first client gets a byte.
+func (t *Tiered) show(e *entry, file *os.File) error {
+	if err := file.Sync(); err != nil {
+		return localError{disk.Cause(err)}
+	}
+	t.mu.Lock()
+	now := t.now()
+	dropped := e.dropped
+	t.mu.Unlock()
+	if dropped {
+		return errUnwanted
+	}
+	if err := os.Chtimes(file.Name(), now, now); err != nil {
+		return localError{disk.Cause(err)}
+	}
+	var stat unix.Stat_t
+	if err := unix.Fstat(int(file.Fd()), &stat); err != nil {
+		return localError{err}
+	}
+	if stat.Size != e.content.size {
+		return localError{fmt.Errorf("it has %d bytes where %d were written", stat.Size, e.content.size)}
+	}
+	path := t.path(e)
+	err := os.Rename(file.Name(), path)
+	if errors.Is(err, os.ErrNotExist) {
+		if err = os.Mkdir(filepath.Dir(path), 0o755); err == nil || errors.Is(err, os.ErrExist) {
+			err = os.Rename(file.Name(), path)
+		}
+	}
+	if err != nil {
+		return localError{disk.Cause(err)}
+	}
+	t.mu.Lock()
+	if e.dropped {
+		t.mu.Unlock()
+		_ = os.Remove(path) // nobody has seen it
+		return errUnwanted
+	}
+	e.kept, e.fill = true, nil
+	e.touched = t.seconds(now)
+	t.taken += blocksOf(&stat) - e.taken
+	e.taken = blocksOf(&stat)
+	t.mu.Unlock()
+	t.metrics.filled.Add(1)
+	t.makeRoom(0) // it may take more than was thought
+	return nil
+}

@@ -1,0 +1,138 @@
+package tiered
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+
+	"nar-herder/storage"
+)
+
+// errBehind says that a reader goes on with the store behind.
+var errBehind = errors.New("it is read from the storage itself")
+
+// reader is one reader's part of a copy, or of one that is being fetched: a
+// [storage.GrowingFile]. Where the copy fails, it goes on with the store behind, if
+// that still has the same content.
+type reader struct {
+	ctx    context.Context
+	t      *Tiered
+	e      *entry
+	fill   *fill // nil of what was there as a whole
+	info   storage.Info
+	off    int64
+	end    int64
+	file   *os.File      // from the first byte on
+	direct io.ReadCloser // in the place of the copy
+	left   sync.Once
+}
+
+func (r *reader) Read(p []byte) (int, error) {
+	if r.off >= r.end {
+		return 0, io.EOF
+	}
+	if len(p) == 0 {
+		return 0, nil
+	}
+	if r.direct == nil {
+		n, err := r.fromCopy(p)
+		if n > 0 || r.ctx.Err() != nil {
+			return n, err
+		}
+		if r.direct, err = r.openBehind(err); err != nil {
+			return 0, err
+		}
+	}
+	n, err := r.direct.Read(p[:min(int64(len(p)), r.end-r.off)])
+	r.off += int64(n)
+	if err == io.EOF && r.off < r.end {
+		err = io.ErrUnexpectedEOF
+	}
+	return n, err
+}
+
+// fromCopy waits for bytes of the copy. The error is why there are none.
+func (r *reader) fromCopy(p []byte) (int, error) {
+	there, err := r.Next()
+	if err != nil {
+		return 0, err
+	}
+	n, err := r.file.ReadAt(p[:min(int64(len(p)), there)], r.off)
+	r.off += int64(n)
+	if n > 0 {
+		return n, nil
+	}
+	r.t.damaged(r.e, fmt.Errorf("read byte %d of the copy of %s: %w", r.off, r.info.Name, err))
+	return 0, err
+}
+
+// openBehind opens the rest in the store behind. Why the copy can't be read on is
+// only of interest when that fails as well.
+func (r *reader) openBehind(why error) (io.ReadCloser, error) {
+	direct, now, err := r.t.behind.Open(r.ctx, r.info.Name, r.off, r.end-r.off)
+	if err == nil && !sameContent(now, r.info) {
+		direct.Close()
+		err = errReplaced
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read %s in storage %s from byte %d on, as the cache can't give more (%v): %w", r.info.Name, r.t.behind, r.off, why, err)
+	}
+	return direct, nil
+}
+
+// Next implements [storage.GrowingFile].
+func (r *reader) Next() (int64, error) {
+	if r.off >= r.end {
+		return 0, io.EOF
+	}
+	if r.direct != nil {
+		return 0, errBehind
+	}
+	there := r.end
+	if f := r.fill; f != nil {
+		f.start()
+		var failed error
+		err := f.wait(r.ctx, func() bool {
+			there, failed = min(f.have, r.end), f.err
+			return there > r.off || failed != nil
+		})
+		if err != nil {
+			return 0, err
+		}
+		if there <= r.off {
+			return 0, failed
+		}
+	}
+	if r.file == nil {
+		r.t.mu.Lock()
+		r.file = r.e.file
+		r.t.mu.Unlock()
+	}
+	return there - r.off, nil
+}
+
+// Local implements [storage.LocalFile].
+func (r *reader) Local() (*os.File, int64) { return r.file, r.off }
+
+// Skip implements [storage.GrowingFile].
+func (r *reader) Skip(n int64) { r.off += n }
+
+// Close lets the copy go. A fetch goes on without this reader.
+func (r *reader) Close() (err error) {
+	r.left.Do(func() {
+		if r.direct != nil {
+			err = r.direct.Close()
+		} else if r.file != nil && r.off < r.end && (r.fill == nil || r.fill.position() > r.off) {
+			// The client has left, or the kernel could not read what it was to
+			// send: the next one shall not find the same.
+			if _, err := r.file.ReadAt(make([]byte, 1), r.off); err != nil {
+				r.t.damaged(r.e, fmt.Errorf("read byte %d of the copy of %s: %w", r.off, r.info.Name, err))
+			}
+		}
+		r.t.leave(r.e)
+	})
+	return err
+}
