@@ -68,7 +68,7 @@ func parseParts(text string) (l location, err error) {
 	l.bucket = u.Host
 	l.prefix = strings.Trim(u.Path, "/")
 	if l.prefix != "" && (!fs.ValidPath(l.prefix) || l.prefix == ".") {
-		return l, fmt.Errorf("%q is no prefix: it has empty parts, or . or ..", l.prefix)
+		return l, fmt.Errorf("%q is no prefix: empty parts, . and .. lead nowhere", l.prefix)
 	}
 	values, err := url.ParseQuery(u.RawQuery)
 	if err != nil {
