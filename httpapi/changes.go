@@ -50,7 +50,7 @@ func (s *Server) serveChanges(ctx *fasthttp.RequestCtx) {
 		ctx.Response.SkipBody = true
 		return
 	}
-	ctx.Response.SetBodyStream(&changesSince{s: s, ctx: serving(ctx.Done()), place: index.TimePlace{At: since}}, -1)
+	ctx.Response.SetBodyStream(&changesSince{s: s, ctx: s.streaming, place: index.TimePlace{At: since}}, -1)
 }
 
 // parseSince reads a time as the original writes it, or as others do.
@@ -221,7 +221,7 @@ func (s *Server) serveStream(ctx *fasthttp.RequestCtx) {
 		s.fail(ctx, fasthttp.StatusServiceUnavailable, "too many follow the changes here already")
 		return
 	}
-	stream := &changeStream{s: s, ctx: serving(ctx.Done()), news: s.news.wait()}
+	stream := &changeStream{s: s, ctx: s.streaming, news: s.news.wait()}
 	page, after, ok := s.pageAfter(ctx)
 	stream.position, stream.told = after, after
 	if !ok || ctx.IsHead() {

@@ -15,24 +15,6 @@ import (
 // errElsewhere says that instances which may have a nar can't be asked.
 var errElsewhere = errors.New("a nar that is not stored here could not be fetched")
 
-// serving is the context of requests to other instances: it ends when the server
-// does. The client's request is none for them, as the engine uses it again once
-// it is answered, when they may still have something to put away.
-type serving <-chan struct{}
-
-func (s serving) Done() <-chan struct{}     { return s }
-func (serving) Deadline() (time.Time, bool) { return time.Time{}, false }
-func (serving) Value(any) any               { return nil }
-
-func (s serving) Err() error {
-	select {
-	case <-s:
-		return context.Canceled
-	default:
-		return nil
-	}
-}
-
 // elsewhere opens the item's Nth file at another instance.
 func (s *Server) elsewhere(ctx *fasthttp.RequestCtx, item *storage.Item, n int) opener {
 	return func(offset, length int64) (io.ReadCloser, storage.Info, error) {
@@ -43,10 +25,10 @@ func (s *Server) elsewhere(ctx *fasthttp.RequestCtx, item *storage.Item, n int) 
 		// When it was changed there is not ours to say; nor did it, for clients.
 		info := storage.Info{Name: item.FileName(n), Size: item.StoredSize(n), ModTime: item.AddedAt.Truncate(time.Second)}
 		if length == 0 {
-			_, err := s.options.Elsewhere.Locate(serving(ctx.Done()), item, n, via)
+			_, err := s.options.Elsewhere.Locate(s.live, item, n, via)
 			return nothing{}, info, elsewhereError(err)
 		}
-		body, size, err := s.options.Elsewhere.OpenFile(serving(ctx.Done()), item, n, offset, length, via)
+		body, size, err := s.options.Elsewhere.OpenFile(s.live, item, n, offset, length, via)
 		info.Size = size
 		return body, info, elsewhereError(err)
 	}
@@ -115,7 +97,7 @@ func (s *Server) redirectElsewhere(ctx *fasthttp.RequestCtx, item *storage.Item,
 		s.unopened(ctx, item, storage.ErrNotStored)
 		return
 	}
-	location, err := s.options.Elsewhere.Locate(serving(ctx.Done()), item, n, via)
+	location, err := s.options.Elsewhere.Locate(s.live, item, n, via)
 	if err != nil {
 		s.unopened(ctx, item, elsewhereError(err))
 		return

@@ -135,7 +135,7 @@ type opener func(offset, length int64) (io.ReadCloser, storage.Info, error)
 // stored opens the item's Nth file.
 func (s *Server) stored(ctx *fasthttp.RequestCtx, item *storage.Item, n int) opener {
 	return func(offset, length int64) (io.ReadCloser, storage.Info, error) {
-		return s.items.OpenFile(serving(ctx.Done()), item, n, offset, length)
+		return s.items.OpenFile(s.live, item, n, offset, length)
 	}
 }
 

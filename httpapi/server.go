@@ -225,6 +225,12 @@ type Server struct {
 	// stopping is set before the listeners close, so that whoever sees them
 	// closed is told with each answer that its connection ends.
 	stopping atomic.Bool
+	// live is the context of what is read for answers: it ends when the server
+	// does. The client's request is none for that, as the engine uses it again once
+	// it is answered. streaming is that of answers without an end, and ends when the
+	// server begins to stop.
+	live, streaming context.Context
+	end, endStreams context.CancelFunc
 }
 
 // New makes a server of the items.
@@ -247,6 +253,8 @@ func New(items Items, options Options) *Server {
 	s.cacheControl = maxAge(ttl)
 	s.negativeCacheControl = maxAge(options.NegativeTTL)
 	s.metrics = newMetrics(s)
+	s.live, s.end = context.WithCancel(context.Background())
+	s.streaming, s.endStreams = context.WithCancel(s.live)
 	s.engine = &fasthttp.Server{
 		Handler:               s.handle,
 		ErrorHandler:          s.handleBadRequest,
@@ -294,11 +302,14 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 	for _, listener := range listeners {
 		_ = listener.Close() // also one that the engine has not come to yet
 	}
+	s.endStreams()
+	defer s.end()
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace)
 	defer cancel()
 	if err := s.engine.ShutdownWithContext(grace); errors.Is(err, context.DeadlineExceeded) {
 		s.log.Info("cutting connections whose answers are not done", "connections", connections.count())
 		connections.closeAll()
+		s.end()
 		// They only have to notice now.
 		for end := time.Now().Add(shutdownGrace / 2); connections.count() > 0 && time.Now().Before(end); {
 			time.Sleep(5 * time.Millisecond)
