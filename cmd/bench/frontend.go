@@ -82,6 +82,17 @@ func (b *bench) frontEnd() (err error) {
 	}
 	defer front.stop()
 
+	cacheDatabase := filepath.Join(work, "cache.db")
+	if _, err := b.importTree(cacheDatabase, "", source); err != nil {
+		return err
+	}
+	cached, err := b.narHerder(cacheDatabase, storage, "--mirror=http://"+primary.address,
+		"--storage-cache="+filepath.Join(work, "cache"), fmt.Sprintf("--storage-cache-size=%d", 5*total))
+	if err != nil {
+		return err
+	}
+	defer cached.stop()
+
 	signed, err := presigned(b.ctx, storage, names)
 	if err != nil {
 		return err
@@ -107,6 +118,12 @@ func (b *bench) frontEnd() (err error) {
 		scale(p.ourCPU, 1/mb)
 		scale(p.theirCPU, 1/mb)
 		b.add("the same: processor time of each server", "µs/MB ", p.ourCPU, p.theirCPU, 0, true)
+		if p, err = b.inTurnOf(cached, ours, direct, theirs); err != nil {
+			return err
+		}
+		scale(p.ourRate, mb)
+		scale(p.theirRate, mb)
+		b.add("the same with --storage-cache, which has them", "MB/s ", p.ourRate, p.theirRate, 0.8, false)
 	}
 	return b.slowDownloads(front, "/"+names[len(names)-1][0])
 }

@@ -58,7 +58,7 @@ func (q *quickly) getObject(ctx context.Context, input *s3.GetObjectInput) (*s3.
 	if err != nil {
 		return nil, errUnusual
 	}
-	response, err := q.b.http.quick.RoundTrip(request)
+	response, err := q.b.http.get(request)
 	if err != nil {
 		return nil, errUnusual
 	}

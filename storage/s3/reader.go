@@ -103,8 +103,9 @@ func (r *reader) connect(length int64, etag string) (object, error) {
 func (r *reader) disconnect() {
 	if r.body != nil {
 		r.timer.Stop()
-		r.cancel(nil)
+		// In this order: a connection that a context ends is of no more use.
 		r.body.Close()
+		r.cancel(nil)
 		r.body = nil
 	}
 }

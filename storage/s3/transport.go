@@ -24,10 +24,27 @@ const (
 
 // client sends requests. There is no limit to how long bytes may flow, only to how
 // long they may not.
-type client struct{ quick, patient http.RoundTripper }
+type client struct {
+	quick, patient http.RoundTripper
+	// lanes is quick for what quickly asks for; nil for quick itself.
+	lanes *lanes
+}
 
 func newClient() *client {
-	return &client{quick: newTransport(headTimeout), patient: newTransport(completeTimeout)}
+	return &client{
+		quick: newTransport(headTimeout), patient: newTransport(completeTimeout),
+		lanes: &lanes{dialer: net.Dialer{Timeout: dialTimeout}, head: headTimeout},
+	}
+}
+
+// get sends a GET.
+func (c *client) get(request *http.Request) (*http.Response, error) {
+	if c.lanes != nil {
+		if proxy, err := http.ProxyFromEnvironment(request); err == nil && proxy == nil {
+			return c.lanes.RoundTrip(request)
+		}
+	}
+	return c.quick.RoundTrip(request)
 }
 
 // Do implements the SDK's HTTPClient. It follows no redirects: signatures are for
@@ -44,6 +61,9 @@ func (c *client) close() {
 		if transport, ok := transport.(*http.Transport); ok {
 			transport.CloseIdleConnections()
 		}
+	}
+	if c.lanes != nil {
+		c.lanes.close()
 	}
 }
 

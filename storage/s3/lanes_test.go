@@ -1,0 +1,202 @@
+package s3
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// laneServer counts connections, and answers by the path.
+func laneServer(t *testing.T, secure bool) (s *httptest.Server, l *lanes, connections *atomic.Int64) {
+	t.Helper()
+	connections = new(atomic.Int64)
+	s = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/hints":
+			w.Header().Set("Link", "</x>")
+			w.WriteHeader(http.StatusEarlyHints)
+			fmt.Fprint(w, "after hints")
+		case "/chunks":
+			w.(http.Flusher).Flush()
+			fmt.Fprint(w, "in chunks")
+		case "/close":
+			w.Header().Set("Connection", "close")
+			fmt.Fprint(w, "the last")
+		case "/cut":
+			w.Header().Set("Content-Length", "100")
+			fmt.Fprint(w, "too short")
+			panic(http.ErrAbortHandler)
+		case "/stalls":
+			w.Header().Set("Content-Length", "100")
+			fmt.Fprint(w, "begun")
+			w.(http.Flusher).Flush()
+			<-r.Context().Done()
+		case "/silent":
+			<-r.Context().Done()
+		case "/empty":
+			w.WriteHeader(http.StatusNoContent)
+		default:
+			fmt.Fprintf(w, "%s %s %s %s", r.Method, r.URL.EscapedPath(), r.Host, r.Header.Get("Range"))
+		}
+	}))
+	s.Config.ConnState = func(_ net.Conn, state http.ConnState) {
+		if state == http.StateNew {
+			connections.Add(1)
+		}
+	}
+	l = &lanes{head: 30 * time.Second}
+	if secure {
+		s.StartTLS()
+		roots := x509.NewCertPool()
+		roots.AddCert(s.Certificate())
+		l.tls = &tls.Config{RootCAs: roots}
+	} else {
+		s.Start()
+	}
+	t.Cleanup(func() { l.close(); s.CloseClientConnections(); s.Close() })
+	return s, l, connections
+}
+
+func laneGet(ctx context.Context, l *lanes, url string) (string, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return "", err
+	}
+	request.Header.Set("Range", "bytes=1-2")
+	response, err := l.RoundTrip(request)
+	if err != nil {
+		return "", err
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	return string(body), err
+}
+
+// TestLanes: one connection does for all that come one after the other, and nothing
+// of one answer is left for the next.
+func TestLanes(t *testing.T) {
+	t.Parallel()
+	for _, secure := range []bool{false, true} {
+		s, l, connections := laneServer(t, secure)
+		host := strings.SplitN(s.URL, "://", 2)[1]
+		for range 3 {
+			for path, want := range map[string]string{
+				"/a%20b/c+d": "GET /a%20b/c+d " + host + " bytes=1-2", "/hints": "after hints", "/chunks": "in chunks", "/empty": "",
+			} {
+				if got, err := laneGet(t.Context(), l, s.URL+path); err != nil || got != want {
+					t.Errorf("%s: %q, %v; want %q", path, got, err, want)
+				}
+			}
+		}
+		if n := connections.Load(); n != 1 {
+			t.Errorf("secure %v: %d connections, want one", secure, n)
+		}
+		// The server ends it, and says so or not.
+		if got, err := laneGet(t.Context(), l, s.URL+"/close"); err != nil || got != "the last" {
+			t.Errorf("the last: %q, %v", got, err)
+		}
+		for range 2 {
+			if _, err := laneGet(t.Context(), l, s.URL+"/x"); err != nil {
+				t.Errorf("after the last: %v", err)
+			}
+		}
+		s.CloseClientConnections()
+		if _, err := laneGet(t.Context(), l, s.URL+"/x"); err != nil {
+			t.Errorf("after the server has ended idle connections: %v", err)
+		}
+		if n := connections.Load(); n != 3 {
+			t.Errorf("secure %v: %d connections, want 3", secure, n)
+		}
+	}
+}
+
+// TestLanesFail: what goes wrong is an error, soon, and no connection is used again
+// after it.
+func TestLanesFail(t *testing.T) {
+	t.Parallel()
+	s, l, connections := laneServer(t, false)
+	if got, err := laneGet(t.Context(), l, s.URL+"/cut"); !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("cut: %q, %v", got, err)
+	}
+	for _, path := range []string{"/stalls", "/silent"} {
+		ctx, cancel := context.WithCancel(t.Context())
+		time.AfterFunc(10*time.Millisecond, cancel)
+		if got, err := laneGet(ctx, l, s.URL+path); err == nil {
+			t.Errorf("%s: %q", path, got)
+		}
+	}
+	cancelled, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := laneGet(cancelled, l, s.URL+"/x"); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled before: %v", err)
+	}
+	l.head = time.Millisecond
+	if _, err := laneGet(t.Context(), l, s.URL+"/silent"); err == nil {
+		t.Error("without a head: no error")
+	}
+	l.head = 30 * time.Second
+	before := connections.Load()
+	if _, err := laneGet(t.Context(), l, s.URL+"/x"); err != nil || connections.Load() != before+1 {
+		t.Errorf("afterwards: %v, %d connections more, want a new one", err, connections.Load()-before)
+	}
+	// One that is not read to its end.
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.URL+"/x", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	response, err := l.RoundTrip(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(response.Body.Close(), response.Body.Close()); err != nil {
+		t.Error(err)
+	}
+	if got, err := laneGet(t.Context(), l, s.URL+"/y"); err != nil || !strings.HasPrefix(got, "GET /y ") {
+		t.Errorf("after one that was not read: %q, %v", got, err)
+	}
+	s.CloseClientConnections()
+	s.Close()
+	if _, err := laneGet(t.Context(), l, s.URL+"/x"); err == nil {
+		t.Error("without a server: no error")
+	}
+}
+
+// TestLanesAtOnce: many at a time, each its own answer; those kept are bounded.
+func TestLanesAtOnce(t *testing.T) {
+	t.Parallel()
+	s, l, _ := laneServer(t, false)
+	var asking sync.WaitGroup
+	for i := range 2 * idleConnections {
+		asking.Go(func() {
+			for n := range 5 {
+				path := fmt.Sprintf("/%d/%d", i, n)
+				if got, err := laneGet(t.Context(), l, s.URL+path); err != nil || !strings.HasPrefix(got, "GET "+path+" ") {
+					t.Errorf("%s: %q, %v", path, got, err)
+				}
+			}
+		})
+	}
+	asking.Wait()
+	kept := 0
+	for _, lanes := range l.idle {
+		kept += len(lanes)
+	}
+	if kept == 0 || kept > idleConnections {
+		t.Errorf("%d connections are kept, want %d at the most", kept, idleConnections)
+	}
+	l.close()
+	if got, err := laneGet(t.Context(), l, s.URL+"/x"); err != nil || got == "" || len(l.idle) > 0 {
+		t.Errorf("after it was closed: %q, %v, %d kept", got, err, len(l.idle))
+	}
+}
