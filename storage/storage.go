@@ -68,8 +68,8 @@ func (s *Storage) HasBytes() bool { return s.bytes != nil }
 
 // IsDistant says whether the byte store is far away; see [Distant].
 func (s *Storage) IsDistant() bool {
-	_, is := s.bytes.(Distant)
-	return is
+	distant, is := s.bytes.(Distant)
+	return is && distant.AtOnce() > 1 // a cache in front of a directory is not
 }
 
 // Item is an item with its narinfo read.
