@@ -49,7 +49,9 @@ func TestMirrorToBucket(t *testing.T) {
 	}
 	<-mirror.ended
 	mirror = q.serve(t, options...)
-	until(t, "all nars", func() bool { return len(stored()) == count && metric(t, mirror.addresses[0], "narherder_stored_nars") == "40" })
+	until(t, "all nars", func() bool {
+		return len(stored()) == count && metric(t, mirror.addresses[0], "narherder_stored_nars") == "40"
+	})
 	if spooled, err := os.ReadDir(q.database + ".spool"); err != nil || len(spooled) > 0 {
 		t.Errorf("left in the spool: %v, %v", spooled, err)
 	}
