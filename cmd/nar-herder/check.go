@@ -78,6 +78,9 @@ func (c *checkCommand) Run(ctx context.Context, s *streams) (err error) {
 			err = closeErr
 		}
 	}()
+	if err := store.refuseFrontEnd("without --storage, it compares the index with itself"); err != nil {
+		return err
+	}
 	totals, err := store.Totals(ctx)
 	if err != nil {
 		return err

@@ -94,6 +94,15 @@ func openWithCache(ctx context.Context, database, store string, cache *tiered.Op
 	return o, nil
 }
 
+// refuseFrontEnd is an error for what needs to know which nars are stored: a front
+// end's index does not say.
+func (o *opened) refuseFrontEnd(instead string) error {
+	if !o.IsFrontEnd() {
+		return nil
+	}
+	return fmt.Errorf("this is the index of a front end, and storage %s that of the instance it mirrors: run this with that one's database; %s", o.name(), instead)
+}
+
 // name is the storage's name in messages, without what only opens it; "" for none.
 func (o *opened) name() string {
 	if o.bytes == nil {

@@ -64,6 +64,10 @@ func TestFrontEnd(t *testing.T) {
 		t.Error("the front end has removed a nar")
 	}
 
+	fail(t, q.args("check"), "index of a front end")
+	fail(t, q.args("export", t.TempDir()), "index of a front end")
+	succeed(t, "check", "--database="+q.database, "--no-closures")
+
 	// What the primary removes is gone there, too.
 	succeed(t, p.args("remove", targets[0][1:33])...)
 	until(t, "the removal has come", func() bool { return get(t, address, targets[0]).StatusCode == http.StatusNotFound })
