@@ -118,7 +118,7 @@ func (s *Server) sendCached(ctx *fasthttp.RequestCtx, item *storage.Item, file i
 		return reader, info, err
 	}
 	if s.options.AccelRedirect {
-		s.redirect(ctx, item, open, "/internal/cached-nar/"+file.Type+"/"+item.Narinfo.StorePath.BaseName())
+		s.redirect(ctx, open, s.unopenedItem(ctx, item), "/internal/cached-nar/"+file.Type+"/"+item.Narinfo.StorePath.BaseName())
 		return
 	}
 	s.sendPart(ctx, s.unopenedItem(ctx, item), open, narTag(item, file.Type), narType, 0, file.Size)
@@ -155,7 +155,13 @@ func (s *Server) storedOrNot(ctx *fasthttp.RequestCtx, item *storage.Item, n int
 // sendStored answers with the item's Nth file as it lies in the storage.
 func (s *Server) sendStored(ctx *fasthttp.RequestCtx, item *storage.Item, n int) {
 	if s.options.AccelRedirect {
-		s.redirect(ctx, item, s.stored(ctx, item, n), "/internal/"+item.FileName(n))
+		s.redirect(ctx, s.stored(ctx, item, n), func(err error) {
+			if errors.Is(err, storage.ErrNotStored) {
+				s.sendElsewhere(ctx, item, n) // as storedOrNot
+			} else {
+				s.unopened(ctx, item, err)
+			}
+		}, "/internal/"+item.FileName(n))
 		return
 	}
 	// The URL is good for GET alone.
@@ -193,10 +199,10 @@ func (s *Server) sendToStore(ctx *fasthttp.RequestCtx, item *storage.Item, n int
 
 // redirect has the web server in front send the file, by the header and paths
 // of the original Nar Herder. The file must be there all the same.
-func (s *Server) redirect(ctx *fasthttp.RequestCtx, item *storage.Item, open opener, path string) {
+func (s *Server) redirect(ctx *fasthttp.RequestCtx, open opener, unopened func(error), path string) {
 	reader, _, err := open(0, 0)
 	if err != nil {
-		s.unopened(ctx, item, err)
+		unopened(err)
 		return
 	}
 	reader.Close()
@@ -259,6 +265,19 @@ func (s *Server) sendPart(ctx *fasthttp.RequestCtx, unopened func(error), open o
 		whole := open
 		open = func(offset, _ int64) (io.ReadCloser, storage.Info, error) { return whole(offset, 0) }
 	}
+	if !ctx.IsHead() && (len(header.Peek("If-None-Match")) > 0 || len(header.Peek("If-Modified-Since")) > 0) {
+		// The same: who has it already gets no byte of it.
+		reader, info, err := open(start, 0)
+		if err != nil {
+			unopened(err)
+			return
+		}
+		reader.Close()
+		if etag := entityTag(tag, length, info.ModTime); notModified(header, etag, info.ModTime) {
+			s.unchanged(ctx, etag, info.ModTime)
+			return
+		}
+	}
 	reader, info, err := open(start+wanted.start, wanted.length)
 	if err != nil {
 		unopened(err)
@@ -273,14 +292,14 @@ func (s *Server) sendPart(ctx *fasthttp.RequestCtx, unopened func(error), open o
 		return
 	}
 	response := &ctx.Response
+	if unchanged {
+		reader.Close()
+		s.unchanged(ctx, etag, info.ModTime)
+		return
+	}
 	response.Header.Set("ETag", etag)
 	response.Header.Set("Last-Modified", info.ModTime.UTC().Format(httpTime))
 	response.Header.Set("Accept-Ranges", "bytes")
-	if unchanged {
-		reader.Close()
-		response.SetStatusCode(fasthttp.StatusNotModified)
-		return
-	}
 	if partial && stale {
 		// The client's part is of another file, so it gets this one whole.
 		reader.Close()
@@ -300,6 +319,15 @@ func (s *Server) sendPart(ctx *fasthttp.RequestCtx, unopened func(error), open o
 		response.Header.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", wanted.start, wanted.start+wanted.length-1, length))
 	}
 	s.stream(ctx, part{io.LimitReader(reader, wanted.length), reader}, wanted.length)
+}
+
+// unchanged answers that the client has the file already.
+func (s *Server) unchanged(ctx *fasthttp.RequestCtx, etag string, modified time.Time) {
+	header := &ctx.Response.Header
+	header.Set("ETag", etag)
+	header.Set("Last-Modified", modified.UTC().Format(httpTime))
+	header.Set("Accept-Ranges", "bytes")
+	ctx.Response.SetStatusCode(fasthttp.StatusNotModified)
 }
 
 // entityTag names the bytes of a file. The time tells two apart that have the

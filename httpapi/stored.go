@@ -102,7 +102,9 @@ func (s *Server) serveStored(ctx *fasthttp.RequestCtx, list string) {
 	if s.options.Identity != nil {
 		reply.Instance = s.options.Identity.Instance()
 		// Without it, who asks can't be sure, and leaves things as they are.
-		reply.Storage, _ = s.options.Identity.Identity(ctx)
+		var err error
+		reply.Storage, err = s.options.Identity.Identity(ctx)
+		reply.StorageUnknown = err != nil
 	}
 	hashes := make([]narinfo.PathHash, len(asked))
 	leaving := make([]bool, len(asked))

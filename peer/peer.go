@@ -51,7 +51,9 @@ type StoredReply struct {
 	// none or can't tell.
 	Instance string `json:"instance"`
 	Storage  string `json:"storage"`
-	Nonce    string `json:"nonce"`
+	// StorageUnknown says that it has one, and can't tell which.
+	StorageUnknown bool   `json:"storage_unknown,omitempty"`
+	Nonce          string `json:"nonce"`
 	// Nars are in the order of the question.
 	Nars []StoredNar `json:"nars"`
 }
@@ -278,8 +280,11 @@ func (p *Peer) Stored(ctx context.Context, items []*storage.Item) (verdicts []Ve
 	return p.askPlainly(ctx, items, storageName)
 }
 
+// ErrStorageUnknown says that the peer can't tell now which storage it has.
+var ErrStorageUnknown = errors.New("it can't tell now which storage it has")
+
 // Names returns the random names of the peer and of its storage: both "" for an
-// original, which has none, and the second where it has no storage or can't tell.
+// original, which has none, and the second where it has no storage.
 func (p *Peer) Names(ctx context.Context) (instance, storageName string, err error) {
 	ctx, cancel := context.WithTimeout(context.WithValue(ctx, noRedirects{}, true), p.self.AnswerTimeout)
 	defer cancel()
@@ -295,10 +300,12 @@ func (p *Peer) Names(ctx context.Context) (instance, storageName string, err err
 			err = fmt.Errorf("%w: %w", ErrAnswer, jsonErr)
 		} else if reply.Nonce != nonce || reply.Instance == "" {
 			err = fmt.Errorf("%w: it is not to this question", ErrAnswer)
+		} else if reply.StorageUnknown {
+			err = ErrStorageUnknown
 		}
 	}
 	if err != nil {
-		return "", "", fmt.Errorf("ask %s which instance it is: %w", p, err)
+		return reply.Instance, "", fmt.Errorf("ask %s which instance it is: %w", p, err)
 	}
 	return reply.Instance, reply.Storage, nil
 }

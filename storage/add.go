@@ -144,9 +144,14 @@ func (s *Storage) commit(ctx context.Context, batch []*prepared) {
 		}
 		// After the rows, which nobody sees before the end of the transaction, so
 		// that many can be done at a time.
-		failures := make([]error, len(late))
-		s.each(len(late), func(i int) { failures[i] = late[i](ctx) })
-		if err := errors.Join(failures...); err != nil {
+		var size int64
+		for _, p := range batch {
+			size += p.bytes
+		}
+		hurried, cancel := s.hurried(ctx, size)
+		defer cancel()
+		failures := s.each(len(late), func(i int) error { return late[i](hurried) })
+		if err := firstOf(failures); err != nil {
 			return err
 		}
 		return s.bytes.Sync(ctx)
@@ -162,8 +167,10 @@ func (s *Storage) commit(ctx context.Context, batch []*prepared) {
 		return
 	}
 	var obsolete []string
+	came := false
 	for _, p := range batch {
 		p.abort() // of what was not used
+		came = came || p.result.Err == nil && p.bytes > 0
 		obsolete = append(obsolete, p.obsolete...)
 		if p.result.Err != nil || p.result.Outcome == Kept {
 			continue
@@ -174,9 +181,25 @@ func (s *Storage) commit(ctx context.Context, batch []*prepared) {
 			}
 		}
 	}
+	if came {
+		// Now that it has nars of this instance, the storage is its own.
+		if err := s.mayWrite(ctx); err != nil {
+			s.log.Warn("nars were stored, but the storage is not this instance's now", "error", err)
+		}
+	}
 	if _, err := s.dropUnclaimed(ctx, obsolete, 0); err != nil {
 		s.log.Warn("files that no narinfo names any more could not be removed from the storage", "error", err)
 	}
+}
+
+// firstOf is the first error, which others of a store that fails say again.
+func firstOf(failures []error) error {
+	for _, err := range failures {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func failAll(batch []*prepared, err error) {
@@ -355,8 +378,7 @@ func (p *prepared) carry(old *Item) {
 
 // show has the staged bytes of an addition be committed, late. Those that lay in the
 // storage already are looked at again then: they may have been removed or replaced
-// since.
-// old is the item's row, nil for none. Bytes that it claims are not replaced:
+// since. old is the item's row, nil for none. Bytes that it claims are not replaced:
 // unstore takes the claims off, but only those of a row that was there already.
 func (s *Storage) show(ctx context.Context, tx *index.Tx, p *prepared, old *Item, late *[]func(context.Context) error) error {
 	if p.bytes > 0 {

@@ -104,7 +104,7 @@ type FileStager interface {
 type Spooler interface {
 	// Spool returns a directory of the machine, which is made if need be. What
 	// lies in it is the caller's to name, write and remove; List shows it as
-	// temporary.
+	// temporary. The error is [errors.ErrUnsupported] where there is none.
 	Spool() (directory string, err error)
 }
 

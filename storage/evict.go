@@ -209,11 +209,11 @@ func (s *Storage) dropUnclaimed(ctx context.Context, names []string, since int64
 const dropAtOnce = 2 * BatchSize
 
 // dropEach deletes bytes that no row claims, and tells for each name what that
-// gave back and how it failed. It holds the index's lock meanwhile: without it, an
-// import of the same item could find the bytes there, and write a row for them,
-// just before they go. What another instance owns, it leaves there. Rows are read again, but those that have not changed since
-// the change of the given number, as of which they claim nothing; 0 for all. The
-// error is one of all names.
+// gave back and how it failed. What another instance owns, it leaves there. It holds
+// the index's lock meanwhile: without it, an import of the same item could find the
+// bytes there, and write a row for them, just before they go. Rows are read again, but
+// those that have not changed since the change of the given number, as of which they
+// claim nothing; 0 for all. The error is one of all names.
 func (s *Storage) dropEach(ctx context.Context, names []string, since int64, told func(n int, dropped Freed, err error)) error {
 	if s.bytes == nil || len(names) == 0 {
 		return nil
@@ -251,8 +251,13 @@ func (s *Storage) dropEach(ctx context.Context, names []string, since int64, tol
 				}
 				going = append(going, n)
 			}
-			dropped, failures := make([]Freed, len(going)), make([]error, len(going))
-			s.each(len(going), func(i int) { dropped[i], failures[i] = s.drop(ctx, chunk[going[i]]) })
+			hurried, cancel := s.hurried(ctx, 0)
+			defer cancel()
+			dropped := make([]Freed, len(going))
+			failures := s.each(len(going), func(i int) (err error) {
+				dropped[i], err = s.drop(hurried, chunk[going[i]])
+				return err
+			})
 			for i, n := range going {
 				if failures[i] == nil {
 					done = append(done, chunk[n])
@@ -271,29 +276,50 @@ func (s *Storage) dropEach(ctx context.Context, names []string, since int64, tol
 	return nil
 }
 
-// each calls f for the numbers below n: for as many at a time as the byte store is
-// good at.
-func (s *Storage) each(n int, f func(i int)) {
-	atOnce := 1
-	if distant, ok := s.bytes.(Distant); ok {
-		atOnce = distant.AtOnce()
-	}
-	if atOnce <= 1 || n <= 1 {
+// each calls f for the numbers below n, and returns the errors: for as many at a time
+// as the byte store is good at. One that is far away is not called again after it has
+// failed, as all others would wait for the same: they have its error.
+func (s *Storage) each(n int, f func(i int) error) []error {
+	failures := make([]error, n)
+	if !s.IsDistant() {
 		for i := range n {
-			f(i)
+			failures[i] = f(i)
 		}
-		return
+		return failures
 	}
 	var next atomic.Int64
+	var failure atomic.Pointer[error]
 	var calls sync.WaitGroup
-	for range min(atOnce, n) {
+	for range min(s.bytes.(Distant).AtOnce(), n) {
 		calls.Go(func() {
 			for i := next.Add(1) - 1; i < int64(n); i = next.Add(1) - 1 {
-				f(int(i))
+				if failed := failure.Load(); failed != nil {
+					failures[i] = *failed
+				} else if failures[i] = f(int(i)); failures[i] != nil && !errors.Is(failures[i], errChanged) {
+					failure.CompareAndSwap(nil, &failures[i])
+				}
 			}
 		})
 	}
 	calls.Wait()
+	return failures
+}
+
+const (
+	// lockedWait is how long a byte store that is far away may take while the index
+	// is locked for it, and others wait with their writing: less than they wait.
+	lockedWait = 20 * time.Second
+	// lockedRate is how much longer where nars are to be shown, in bytes a second:
+	// some servers put the parts of one together then.
+	lockedRate = 64 << 20
+)
+
+// hurried bounds what is done with the index locked.
+func (s *Storage) hurried(ctx context.Context, size int64) (context.Context, context.CancelFunc) {
+	if !s.IsDistant() {
+		return ctx, func() {}
+	}
+	return context.WithTimeout(ctx, lockedWait+time.Duration(size/lockedRate)*time.Second)
 }
 
 // drop deletes the bytes under a name.

@@ -24,8 +24,8 @@ const OwnerName = "nar-herder-owner"
 // ErrNotOwner says that only another instance may change the byte store.
 var ErrNotOwner = errors.New("the storage belongs to another instance")
 
-// errUnsettled says that it is not known yet.
-var errUnsettled = errors.New("whether the storage is that of the mirrored instance, as for a front end, is not known until that answers: nothing is stored or deleted before")
+// ErrUnsettled says that it is not known yet.
+var ErrUnsettled = errors.New("whether the storage is that of the mirrored instance, as for a front end, is not known until that answers: nothing is stored or deleted before")
 
 // frontEndSetting is where an index keeps the name of the storage that it is a front
 // end of: that of the instance that it mirrors.
@@ -42,6 +42,8 @@ type ownership struct {
 
 	mu   sync.Mutex
 	seen time.Time // when it was this instance last; zero for never
+	// claiming is held while it is made this instance, by one at a time.
+	claiming sync.Mutex
 }
 
 // Owner returns the name of the instance that owns the byte store; "" where none
@@ -58,27 +60,35 @@ func (s *Storage) Owner(ctx context.Context) (string, error) {
 }
 
 // MayDelete is nil when this instance may delete from the byte store, or replace
-// what is there. Where no instance has claimed it, this one does. The error is
-// [ErrNotOwner] when another has; any other says that it can't be found out.
-func (s *Storage) MayDelete(ctx context.Context) error {
+// what is there. Where no instance has claimed it, this one does, unless there are
+// nars that can't be its own. The error is [ErrNotOwner] when another has it,
+// [ErrUnsettled] while that is not known, and any other says that it can't be found
+// out.
+func (s *Storage) MayDelete(ctx context.Context) error { return s.mayChange(ctx, true) }
+
+func (s *Storage) mayChange(ctx context.Context, deleting bool) error {
 	if s.bytes == nil {
 		return nil
 	}
 	if s.owned.unsettled.Load() {
-		return errUnsettled
+		return ErrUnsettled
 	}
 	if s.IsFrontEnd() {
 		return s.notOwner("the one that this one mirrors")
 	}
 	owner, err := s.Owner(ctx)
 	if err == nil && owner == "" {
-		// Not where a storage should be mounted and isn't.
-		if err = s.isThere(ctx); err == nil {
-			// Read again, as another instance may just have done the same: who
-			// came last has it.
-			if err = s.writeNote(ctx, OwnerName, s.Instance()); err == nil {
-				owner, err = s.Owner(ctx)
-			}
+		totals, err := s.index.Totals(ctx)
+		if err != nil {
+			return err
+		}
+		if totals.StoredNars == 0 && !deleting {
+			// The first nars may come beside others, which an import is just
+			// about to find. Whose storage it is, is settled when it has some.
+			return nil
+		}
+		if owner, err = s.claimStorage(ctx, totals.StoredNars > 0); err != nil {
+			return fmt.Errorf("find out which instance storage %s belongs to: %w", s.bytes, err)
 		}
 	}
 	if err != nil {
@@ -93,11 +103,48 @@ func (s *Storage) MayDelete(ctx context.Context) error {
 	return nil
 }
 
+// claimStorage makes this instance the owner, and returns who it is then: another may
+// just have done the same.
+func (s *Storage) claimStorage(ctx context.Context, hasNars bool) (owner string, err error) {
+	s.owned.claiming.Lock()
+	defer s.owned.claiming.Unlock()
+	if owner, err = s.Owner(ctx); err != nil || owner != "" {
+		return owner, err
+	}
+	if hasNars {
+		// Not where a storage should be mounted and isn't.
+		err = s.isThere(ctx)
+	} else {
+		err = s.isEmpty(ctx)
+	}
+	if err == nil {
+		err = s.writeNote(ctx, OwnerName, s.Instance())
+	}
+	if err != nil {
+		return "", err
+	}
+	return s.Owner(ctx)
+}
+
+// isEmpty makes sure that no nars are there.
+func (s *Storage) isEmpty(ctx context.Context) error {
+	for info, err := range s.bytes.List(ctx) {
+		if err != nil {
+			return err
+		}
+		if !info.Temporary && isNarName(info.Name) && hashInName(info.Name) != (narinfo.PathHash{}) {
+			return fmt.Errorf("%w: it has nars, such as %s, of which this index knows none: run 'nar-herder take-storage' if they are nobody's", ErrNotOwner, info.Name)
+		}
+	}
+	return nil
+}
+
 func (s *Storage) notOwner(whose string) error {
 	return fmt.Errorf("%w: %s is that of %s, which alone writes to it and deletes from it: do this there, or, if that is gone for good, run 'nar-herder take-storage' here", ErrNotOwner, s.bytes, whose)
 }
 
-// mayWrite is MayDelete for bytes that take no other's place.
+// mayWrite is MayDelete for bytes that take no other's place, which can be added
+// before anybody owns the byte store.
 func (s *Storage) mayWrite(ctx context.Context) error {
 	s.owned.mu.Lock()
 	since := s.now().Sub(s.owned.seen)
@@ -105,7 +152,7 @@ func (s *Storage) mayWrite(ctx context.Context) error {
 	if since >= 0 && since < ownerTrust && !s.owned.frontEnd.Load() {
 		return nil
 	}
-	return s.MayDelete(ctx)
+	return s.mayChange(ctx, false)
 }
 
 // IsFrontEnd says that the byte store is that of the instance which this one
@@ -113,6 +160,9 @@ func (s *Storage) mayWrite(ctx context.Context) error {
 // for, and that it is not there is no fault: the owner has removed it, or has not
 // fetched it yet.
 func (s *Storage) IsFrontEnd() bool { return s.owned.frontEnd.Load() }
+
+// IsUnsettled says that it is not known whether this instance is a front end.
+func (s *Storage) IsUnsettled() bool { return s.owned.unsettled.Load() }
 
 // Unsettle has nothing be written or deleted before [Storage.SetFrontEnd] is called.
 func (s *Storage) Unsettle() { s.owned.unsettled.Store(true) }
@@ -145,11 +195,16 @@ func (s *Storage) Remember(ctx context.Context) error {
 	if err != nil || noted == "" {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(ctx, rememberWait)
+	defer cancel()
 	name, err := s.note(ctx, IdentityName)
 	// While it can't be read, nothing can be deleted either.
 	s.owned.frontEnd.Store(noted == name || err != nil && !errors.Is(err, fs.ErrNotExist))
 	return nil
 }
+
+// rememberWait is how long a start waits for a byte store that does not answer.
+const rememberWait = 3 * time.Second
 
 // IsOurs says, without changing anything, whether the byte store is surely this
 // instance's own, or nobody's.

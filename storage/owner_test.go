@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"nar-herder/narinfo"
@@ -37,7 +38,7 @@ func TestOwner(t *testing.T) {
 	if second.IsOurs(t.Context()) {
 		t.Error("the second says that the storage is its own")
 	}
-	// What lies there can be served, and stays when its row goes.
+	// What lies there can be served.
 	beside := t.TempDir()
 	write(t, filepath.Join(beside, items[0].hash().String()+".narinfo"), items[0].text())
 	wantOutcomes(t, importAll(t, second, storage.ImportOptions{}, beside), "1 added")
@@ -66,8 +67,14 @@ func TestOwner(t *testing.T) {
 	if !errors.Is(repair.Err, storage.ErrNotOwner) {
 		t.Errorf("Repair: %+v, want ErrNotOwner", repair)
 	}
-	if removal, err := second.Remove(t.Context(), items[0].hash()); err != nil || removal.Bytes != 0 {
-		t.Errorf("Remove: %+v, %v", removal, err)
+	if removal, err := second.Remove(t.Context(), items[0].hash()); !errors.Is(err, storage.ErrNotOwner) {
+		t.Errorf("Remove: %+v, %v; want ErrNotOwner", removal, err)
+	}
+	if _, err := second.WithdrawAll(t.Context(), hashesOf(items[:1]), nil); !errors.Is(err, storage.ErrNotOwner) {
+		t.Errorf("WithdrawAll: %v, want ErrNotOwner", err)
+	}
+	if err := second.Adopt(t.Context(), item, 0, decode); !errors.Is(err, storage.ErrNotOwner) {
+		t.Errorf("Adopt: %v, want ErrNotOwner", err)
 	}
 	for _, item := range items {
 		wantServed(t, first, item)
@@ -97,7 +104,7 @@ func TestTakeOver(t *testing.T) {
 	}
 	wantServed(t, second, items[0])
 	wantServed(t, second, items[1])
-	if removal, err := first.Remove(t.Context(), items[0].hash()); err != nil || removal.Bytes != 0 {
+	if removal, err := first.Remove(t.Context(), items[0].hash()); !errors.Is(err, storage.ErrNotOwner) {
 		t.Errorf("removed by the first: %+v, %v", removal, err)
 	}
 	wantServed(t, second, items[0])
@@ -208,5 +215,52 @@ func TestOwnerUnknown(t *testing.T) {
 	}
 	if dropped, err := s.DropLeftovers(t.Context()); err != nil || dropped.Size != 3 {
 		t.Errorf("when it can be read again: %+v, %v; want what was left dropped", dropped, err)
+	}
+}
+
+// TestOwnerOfNobodys: a storage that has nars and belongs to nobody yet, as after an
+// update of the program, is not for any other index to claim.
+func TestOwnerOfNobodys(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	first := p.openTest(t)
+	items := []fake{{n: 1, content: "one"}, {n: 2, content: "two"}}
+	importAll(t, first, storage.ImportOptions{}, laid(t, items...))
+	record := filepath.Join(p.store, storage.OwnerName)
+	if err := os.Remove(record); err != nil {
+		t.Fatal(err)
+	}
+	q := p.beside(t)
+	addRows(t, q, items...)
+	second := q.openTest(t)
+	if err := second.MayDelete(t.Context()); !errors.Is(err, storage.ErrNotOwner) || !strings.Contains(err.Error(), "take-storage") {
+		t.Errorf("an index without nars there: %v, want ErrNotOwner with what to do", err)
+	}
+	if _, err := second.Remove(t.Context(), items[0].hash()); !errors.Is(err, storage.ErrNotOwner) {
+		t.Errorf("Remove: %v, want ErrNotOwner", err)
+	}
+	if owner, err := first.Owner(t.Context()); err != nil || owner != "" {
+		t.Errorf("it belongs to %q, %v", owner, err)
+	}
+	if err := first.MayDelete(t.Context()); err != nil {
+		t.Errorf("the one that has its nars: %v", err)
+	}
+	// Several at once claim it once.
+	if err := os.Remove(record); err != nil {
+		t.Fatal(err)
+	}
+	var asking sync.WaitGroup
+	for range 8 {
+		asking.Go(func() {
+			if err := first.MayDelete(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	asking.Wait()
+	// An empty one is anybody's.
+	empty := newPlace(t).openTest(t)
+	if err := empty.MayDelete(t.Context()); err != nil || !empty.IsOurs(t.Context()) {
+		t.Errorf("an empty one: %v", err)
 	}
 }

@@ -20,7 +20,9 @@ var ErrNotWanted = errors.New("the item was removed, withdrawn or replaced meanw
 // the byte store's own, or else the fallback, which is made.
 func (s *Storage) Spool(fallback string) (directory string, err error) {
 	if spooler, ok := s.bytes.(Spooler); ok {
-		return spooler.Spool()
+		if directory, err = spooler.Spool(); !errors.Is(err, errors.ErrUnsupported) {
+			return directory, err
+		}
 	}
 	if fallback == "" {
 		return "", fmt.Errorf("storage %s has no room for files that come bit by bit: name a directory for them", s.bytes)
@@ -63,7 +65,9 @@ func (s *Storage) Receive(ctx context.Context, item *Item, n int, file *os.File)
 		if err := s.fitsWith(tx, size); err != nil {
 			return err
 		}
-		if err := errors.Join(staged.Commit(ctx), s.bytes.Sync(ctx)); err != nil {
+		hurried, cancel := s.hurried(ctx, size)
+		defer cancel()
+		if err := errors.Join(staged.Commit(hurried), s.bytes.Sync(ctx)); err != nil {
 			return err
 		}
 		return tx.SetStored(now.Hash, now.Stored|now.filesNamed(name), now.sizesWith(n, size))
@@ -138,9 +142,14 @@ func (s *Storage) LiesThere(ctx context.Context, item *Item, n int) (bool, error
 
 // Adopt has the row claim a file that lies there, after it was compared with the
 // item's NarHash. The error is [ErrWrongNar] when it is another, and [ErrNotWanted]
-// as of [Storage.Receive].
+// as of [Storage.Receive]; [ErrNotOwner] where the byte store is not this instance's.
 func (s *Storage) Adopt(ctx context.Context, item *Item, n int, decode Decoder) error {
 	name := item.FileName(n)
+	// Not of a storage that another looks after, and may be large: what is there,
+	// that one knows.
+	if err := s.mayWrite(ctx); err != nil {
+		return fmt.Errorf("take %s into the index: %w", name, err)
+	}
 	reader, info, err := s.bytes.Open(ctx, name, 0, -1)
 	if err != nil {
 		return err

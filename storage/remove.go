@@ -50,8 +50,12 @@ const BatchSize = 100
 // is asked first within the transaction, whose view nobody changes any more,
 // whether what was decided before still holds; nil for no question. Its error, or
 // any other of the transaction, is returned, and then all is as it was. What is
-// wrong with one item is told in its place of the result.
+// wrong with one item is told in its place of the result. Where another instance owns
+// the byte store, the error is [ErrNotOwner].
 func (s *Storage) RemoveAll(ctx context.Context, hashes []narinfo.PathHash, guard func(*index.Tx) error) ([]Removal, error) {
+	if err := s.MayDelete(ctx); errors.Is(err, ErrNotOwner) {
+		return nil, err // else the bytes would stay for ever
+	}
 	var removals []Removal
 	var names []string
 	var owners []int // owners[i] is whose names[i] is
@@ -146,6 +150,9 @@ const slowWithdrawal = 300 * time.Millisecond
 // are as those of [Storage.RemoveAll]. An item that was withdrawn before keeps
 // that time.
 func (s *Storage) WithdrawAll(ctx context.Context, hashes []narinfo.PathHash, guard func(*index.Tx) error) ([]Removal, error) {
+	if err := s.MayDelete(ctx); errors.Is(err, ErrNotOwner) {
+		return nil, err
+	}
 	var removals []Removal
 	var begin time.Time
 	err := s.index.Update(ctx, func(tx *index.Tx) error {

@@ -36,6 +36,9 @@ func (c *importCommand) Run(ctx context.Context, s *streams) (err error) {
 			err = closeErr
 		}
 	}()
+	if err := store.refuseFrontEnd("what is imported there comes here by itself"); err != nil {
+		return err
+	}
 	progress := newProgress(s.err, "importing", "narinfos", 0)
 	var summary storage.Summary
 	err = store.Import(ctx, c.Names, storage.ImportOptions{

@@ -25,26 +25,21 @@ func (c *serverCommand) settleOwner(ctx context.Context, store *opened, peers pe
 	if c.Storage == "" {
 		return done, nil
 	}
-	if c.Mirror == nil {
-		owner, err := store.Owner(ctx)
-		switch {
-		case err != nil:
-			log.Warn("can't find out yet whether the storage may be written to and removed from", "error", err)
-		case store.IsFrontEnd():
-			log.Warn("this was a front end, and goes on as one without an instance to mirror: give --mirror, or see 'nar-herder help take-storage'", "storage", store.name())
-		case owner != "" && owner != store.Instance():
-			log.Warn("the storage belongs to another instance, and is only read: see 'nar-herder help take-storage'", "storage", store.name(), "owner", owner)
-		}
-		return done, nil
-	}
 	wait, cancel := context.WithTimeout(ctx, settleWait)
 	defer cancel()
-	err = c.settle(wait, store, peers[0], log)
-	if err == nil || ctx.Err() != nil || store.IsFrontEnd() {
-		return done, nil // as before, in the last case
+	if c.Mirror == nil {
+		c.settleAlone(wait, store, log)
+		return done, nil
 	}
-	log.Warn("it is not known yet whether the storage is that of the mirrored instance; until it answers, nothing is stored or removed", "error", err)
-	store.Unsettle()
+	if err = c.settle(wait, store, peers[0], log); err == nil || ctx.Err() != nil {
+		return done, nil
+	}
+	if store.IsFrontEnd() {
+		log.Warn("this is a front end, as before; whether its storage is still that of the mirrored instance can't be found out yet", "error", err)
+	} else {
+		log.Warn("it is not known yet whether the storage is that of the mirrored instance; until that answers, nothing is stored or removed", "error", err)
+		store.Unsettle()
+	}
 	return func(ctx context.Context) {
 		ticker := time.NewTicker(settleEvery)
 		defer ticker.Stop()
@@ -61,6 +56,31 @@ func (c *serverCommand) settleOwner(ctx context.Context, store *opened, peers pe
 	}, nil
 }
 
+// settleAlone says whose the storage is where no instance is mirrored, and claims what
+// is nobody's and has this index's nars.
+func (c *serverCommand) settleAlone(ctx context.Context, store *opened, log *slog.Logger) {
+	if store.IsFrontEnd() {
+		log.Warn("this was a front end, and goes on as one without an instance to mirror: give --mirror, or see 'nar-herder help take-storage'", "storage", store.name())
+		return
+	}
+	owner, err := store.Owner(ctx)
+	if err == nil && owner == "" {
+		totals, totalsErr := store.Totals(ctx)
+		if totalsErr == nil && totals.StoredNars == 0 {
+			return // whoever stores the first nar has it
+		}
+		err = store.MayDelete(ctx)
+	}
+	switch {
+	case err != nil:
+		log.Warn("the storage can't be made this instance's yet; that is tried again before anything is removed", "storage", store.name(), "error", err)
+	case owner != "" && owner != store.Instance():
+		log.Warn("the storage belongs to another instance, and is only read: see 'nar-herder help take-storage'", "storage", store.name(), "owner", owner)
+	}
+}
+
+// settle finds out whether the storage is that of the source, and notes it. It returns
+// an error where that is not sure.
 func (c *serverCommand) settle(ctx context.Context, store *opened, source *peer.Peer, log *slog.Logger) error {
 	owner, err := store.Owner(ctx)
 	if err != nil {
@@ -70,25 +90,38 @@ func (c *serverCommand) settle(ctx context.Context, store *opened, source *peer.
 		return store.SetFrontEnd(ctx, false)
 	}
 	instance, name, err := source.Names(ctx)
+	if owner != "" && owner == instance {
+		return c.isFrontEnd(ctx, store, log) // whatever it can't tell
+	}
 	if err != nil {
 		return err
 	}
-	shares := instance != "" && owner == instance
-	if !shares {
-		if shares, err = store.SharesWith(ctx, name); err != nil {
-			return err
-		}
+	if instance == "" && store.IsFrontEnd() {
+		// What has answered is not the instance of before, or not all of it.
+		return errors.New("the mirrored instance does not say which it is")
+	}
+	shares, err := store.SharesWith(ctx, name)
+	if err != nil {
+		return err
 	}
 	if shares {
-		log.Info("this is a front end: its storage is that of the mirrored instance, which alone writes and removes there", "storage", store.name())
+		return c.isFrontEnd(ctx, store, log)
 	}
-	return store.SetFrontEnd(ctx, shares)
+	if owner != "" {
+		log.Warn("the storage belongs to another instance, and is only read: see 'nar-herder help take-storage'", "storage", store.name(), "owner", owner)
+	}
+	return store.SetFrontEnd(ctx, false)
+}
+
+func (c *serverCommand) isFrontEnd(ctx context.Context, store *opened, log *slog.Logger) error {
+	log.Info("this is a front end: its storage is that of the mirrored instance, which alone writes and removes there", "storage", store.name())
+	return store.SetFrontEnd(ctx, true)
 }
 
 type takeStorageCommand struct {
 	databaseOption `embed:""`
 
-	Storage string `required:"" placeholder:"DIR" help:"Directory of the stored nars."`
+	Storage string `required:"" placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars."`
 }
 
 // Help is what else there is to say.

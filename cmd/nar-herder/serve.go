@@ -99,6 +99,9 @@ func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
 	if c.StoredNars == redirect && !isBucket(c.Storage) {
 		return errors.New("--stored-nars=redirect is for a storage in a bucket, s3://BUCKET/PREFIX")
 	}
+	if c.StorageCache != "" && (c.StoredNars == redirect || c.XAccelRedirect) {
+		return errors.New("--storage-cache: with --stored-nars=redirect or --x-accel-redirect, nars don't come through here: leave one of them out")
+	}
 	key, err := readSigningKey(c.SigningKey)
 	if err != nil {
 		return err

@@ -35,6 +35,10 @@ type storageSource struct {
 }
 
 func (s storageSource) Open(ctx context.Context, item *storage.Item) (io.ReadCloser, string, error) {
+	// The storage knows better than the row, where it is another's.
+	if now, err := s.storage.Item(ctx, item.Hash); err == nil && now.Narinfo.NarHash == item.Narinfo.NarHash {
+		item = now
+	}
 	n := item.EasiestFile(item.HasStored)
 	if n < 0 && s.elsewhere != nil {
 		return peerSource{s.elsewhere}.Open(ctx, item)
@@ -43,6 +47,9 @@ func (s storageSource) Open(ctx context.Context, item *storage.Item) (io.ReadClo
 		return nil, "", errNoFile
 	}
 	reader, info, err := s.storage.OpenFile(ctx, item, n, 0, -1)
+	if errors.Is(err, storage.ErrNotStored) && s.elsewhere != nil {
+		return peerSource{s.elsewhere}.Open(ctx, item)
+	}
 	if err != nil {
 		return nil, "", err
 	}

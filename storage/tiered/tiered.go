@@ -10,7 +10,6 @@
 //
 //	lock               held by the one process that uses it
 //	filling/RANDOM     copies that are being fetched
-//	spool/             for those who take [Tiered.Spool]
 //	KE/KEY-SIZE-…      copies, by a hash of the name, and the content: a restart
 //	                   finds all again by their names alone
 //
@@ -32,7 +31,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"nar-herder/internal/disk"
 	"nar-herder/storage"
 )
 
@@ -67,7 +65,7 @@ type Options struct {
 	// Directory is for the copies. It is made if need be.
 	Directory string
 	// MaxSize is what files in it may take of the disk, in bytes, with those being
-	// written; not what the directories take, and what lies in the spool.
+	// written; not what the directories take.
 	MaxSize int64
 	// Log takes what operators should know; nil drops it.
 	Log *slog.Logger
@@ -266,18 +264,14 @@ func (s *staged) Commit(ctx context.Context) error {
 	return s.Staged.Commit(ctx)
 }
 
-// Spool implements [storage.Spooler]: the folder of the store behind, from where it
-// can take files without copying them, or else one beside the copies, which List
-// does not show, and MaxSize does not bound.
+// Spool implements [storage.Spooler]: the folder of the store behind. Where it has
+// none, the error is [errors.ErrUnsupported]: with and without a cache, files lie in
+// the same place then.
 func (t *Tiered) Spool() (string, error) {
 	if spooler, ok := t.behind.(storage.Spooler); ok {
 		return spooler.Spool()
 	}
-	folder := filepath.Join(t.directory, "spool")
-	if err := os.MkdirAll(folder, 0o755); err != nil {
-		return "", fmt.Errorf("cache %s: create directory spool: %w", t.directory, disk.Cause(err))
-	}
-	return folder, nil
+	return "", errors.ErrUnsupported
 }
 
 // AtOnce implements [storage.Distant]: 1 where the store behind is not distant.
