@@ -58,8 +58,8 @@ func TestFrontEnd(t *testing.T) {
 			t.Errorf("import: %+v", r)
 		}
 	}
-	refused(q, 3)
-	succeed(t, q.args("remove", targets[1][1:33])...)
+	fail(t, q.args("import", file(3)), "index of a front end")
+	fail(t, q.args("remove", targets[1][1:33]), "another instance", "take-storage")
 	if _, name := narOf(t, texts[targets[1]]); read(t, p.storage, name) == "" {
 		t.Error("the front end has removed a nar")
 	}
@@ -105,4 +105,37 @@ func TestFrontEnd(t *testing.T) {
 	}
 	// The old one can do no harm.
 	refused(p, 4)
+}
+
+// TestFrontEndUnsettled: while the source does not say which storage it has, a mirror
+// takes nothing of its own into the index or out of it, and when it turns out to be a
+// front end, it is one from then on.
+func TestFrontEndUnsettled(t *testing.T) {
+	t.Parallel()
+	const nars = 3
+	p := newPlace(t)
+	source := filepath.Join(t.TempDir(), "source")
+	texts := generate(t, source, nars)
+	targets := slices.Sorted(maps.Keys(texts))
+	p.imports(t, source)
+	host := ownHost()
+	primaryOptions := []string{"--host=" + host, "--port=" + instancePort, "--log-level=INFO"}
+	q := newPlace(t)
+	q.storage = p.storage
+	succeed(t, "import", "--database="+q.database, source) // rows alone
+	front := q.serve(t, "--log-level=INFO", "--mirror=http://"+host+":"+instancePort)
+	until(t, "it says that it does not know", func() bool { return strings.Contains(front.err.String(), "it is not known yet") })
+	fail(t, q.args("remove", targets[0][1:33]), "another instance")
+	if n := metric(t, front.addresses[0], "narherder_stored_nars"); n != "0" {
+		t.Errorf("it has taken %s nars into its index", n)
+	}
+	p.serve(t, primaryOptions...)
+	until(t, "it is a front end", func() bool { return strings.Contains(front.err.String(), "this is a front end") })
+	_, name := narOf(t, texts[targets[0]])
+	if got := get(t, front.addresses[0], "/"+name); got.StatusCode != http.StatusOK || got.body != read(t, source, name) {
+		t.Errorf("a nar: %s", got.Status)
+	}
+	if n := metric(t, front.addresses[0], "narherder_stored_nars"); n != "0" {
+		t.Errorf("it has taken %s nars into its index", n)
+	}
 }

@@ -82,6 +82,10 @@ const (
 	Failed
 )
 
+// ErrNothing says that a copy would be emptied, since none of the items has its nars
+// in the storage.
+var ErrNothing = errors.New("export: none of the items has its nars in the storage, so nothing is removed from the copy: is it the storage of this index? Remove by hand what is no longer wanted")
+
 // Summary is what an export came to.
 type Summary struct {
 	Unchanged, Added, Updated, Skipped, Failed int64
@@ -132,6 +136,9 @@ func (e *Export) To(ctx context.Context, name string) (summary Summary, err erro
 	defer func() { err = errors.Join(err, r.tree.close()) }()
 	if err := r.items(ctx); err != nil {
 		return summary, err
+	}
+	if e.Delete && summary.Skipped > 0 && summary.Unchanged+summary.Added+summary.Updated+summary.Failed == 0 {
+		return summary, ErrNothing
 	}
 	return summary, r.sweep(ctx)
 }

@@ -1,6 +1,8 @@
 package export
 
 import (
+	"errors"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -238,4 +240,31 @@ func TestOverlap(t *testing.T) {
 	}
 	p.out = p.store + "-2" // is apart
 	p.exports(t, Summary{Added: 2}, nil)
+}
+
+// TestNothingStored: an index that knows of no stored nar, such as a front end's,
+// empties no copy.
+func TestNothingStored(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	p.add(t, many(3)...)
+	p.exports(t, Summary{Added: 3, Linked: 3}, nil)
+	before := files(t, p.out)
+	err := p.index.Update(t.Context(), func(tx *index.Tx) error {
+		for _, item := range many(3) {
+			if err := tx.SetStored(item.path().Hash, 0, nil); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := p.export(func(e *Export) { e.Delete = true }); !errors.Is(err, ErrNothing) {
+		t.Errorf("%v, want ErrNothing", err)
+	}
+	if after := files(t, p.out); !maps.Equal(before, after) {
+		t.Errorf("the copy has %d files, had %d", len(after), len(before))
+	}
 }
