@@ -92,7 +92,9 @@ func (s *Storage) Repairer(options RepairOptions) *Repairer {
 // Repair does what can be done about a finding. Row and file must be as they were
 // found, or it does nothing.
 func (r *Repairer) Repair(ctx context.Context, finding Finding) (repair Repair) {
-	if err := r.storage.MayDelete(ctx); err != nil {
+	// What lies there and is right only has to be written down, also in a storage
+	// that is nobody's yet.
+	if err := r.storage.mayChange(ctx, finding.Kind != Unrecorded); err != nil {
 		return Repair{Err: err}
 	}
 	switch finding.Kind {
@@ -180,6 +182,9 @@ func (r *Repairer) unrecorded(ctx context.Context, finding Finding) Repair {
 	if errors.Is(err, ErrWrongNar) || errors.Is(err, ErrWrongSize) {
 		if s.now().Sub(finding.info.ModTime) < settledAfter {
 			return Repair{Err: fmt.Errorf("%w; it may be just being written", err)}
+		}
+		if mayErr := s.MayDelete(ctx); mayErr != nil {
+			return Repair{Err: mayErr, Note: err.Error()}
 		}
 		if setErr := s.setAside(ctx, finding); setErr != nil {
 			return Repair{Err: setErr}

@@ -135,7 +135,9 @@ func parseLimit(text string) (limit int64, err error) {
 // limit, and counts them until release is called. The error is [ErrLimit] when
 // they don't, and [ErrNotOwner] when they are not this instance's to store.
 func (s *Storage) Reserve(ctx context.Context, size int64) (release func(), err error) {
-	if err := s.mayWrite(ctx); err != nil {
+	// While that is not known, what comes is at least compared with its hash on its
+	// way to clients; Receive will not take it.
+	if err := s.mayWrite(ctx); err != nil && !errors.Is(err, ErrUnsettled) {
 		return nil, err
 	}
 	release, err = s.reserve(ctx, size)

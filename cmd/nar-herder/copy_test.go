@@ -104,7 +104,7 @@ func TestCopy(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(to, storage.IdentityName), []byte(read(t, p.storage+"-old", storage.IdentityName)), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	r := runProgram(t, "copy", "--database=none", "--from="+p.storage+"-old", "--to="+to)
+	r := runProgram(t, "copy", "--database="+p.database, "--from="+p.storage+"-old", "--to="+to)
 	if r.status != 0 || !strings.Contains(r.err, "have the same name, ours") {
 		t.Errorf("%+v", r)
 	}

@@ -254,6 +254,20 @@ func TestMirrorOriginal(t *testing.T) {
 		add(file)
 	}
 	until(t, "further items", has(paths(files[:7]...)))
+	// A pin keeps what is stored. One that has failed is tried again after a minute,
+	// or when a client asks for it.
+	pinned := "/" + must(first.Files[0].Path())
+	for database, s := range map[string]*server{a.database: middle, b.database: last} {
+		until(t, "the pinned nar", func() bool {
+			_, _ = tryGet(s.addresses[0], pinned)
+			for line := range strings.Lines(succeed(t, "list", "--database="+database, "--json")) {
+				if strings.Contains(line, first.StorePath.String()+`"`) && strings.Contains(line, `"stored":true`) {
+					return true
+				}
+			}
+			return false
+		})
+	}
 	for _, path := range paths(files[0], files[1]) {
 		if err := original.Remove(path); err != nil {
 			t.Fatal(err)
