@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"nar-herder/internal/disk"
+	"nar-herder/internal/pace"
 	"nar-herder/peer"
 	"nar-herder/storage"
 	"nar-herder/storage/index"
@@ -106,7 +107,7 @@ func (b *Beginning) Run(ctx context.Context) error {
 		}
 		b.mu.Unlock()
 		b.failed.log(b.log, slog.LevelWarn, time.Now(), "can't start from the mirrored instance yet", "source", b.source.String(), "error", err)
-		if !sleep(ctx, pause/2+rand.N(pause)) {
+		if pace.Sleep(ctx, pause/2+rand.N(pause)) != nil {
 			return ctx.Err()
 		}
 	}

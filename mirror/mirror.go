@@ -13,6 +13,7 @@ import (
 	"slices"
 	"time"
 
+	"nar-herder/internal/pace"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
 	"nar-herder/storage"
@@ -145,21 +146,9 @@ func (m *Mirror) Run(ctx context.Context) {
 			failures++
 		}
 		m.status.ended(m.log, err)
-		if !sleep(ctx, wait) {
+		if pace.Sleep(ctx, wait) != nil {
 			return
 		}
-	}
-}
-
-// sleep waits, and returns false when the context ends first.
-func sleep(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
 	}
 }
 

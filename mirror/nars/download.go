@@ -8,6 +8,7 @@ import (
 	"runtime/debug"
 	"time"
 
+	"nar-herder/internal/pace"
 	"nar-herder/peer"
 	"nar-herder/storage"
 )
@@ -85,16 +86,16 @@ func (f *Fetcher) open(ctx context.Context, fl *flight) (io.ReadCloser, error) {
 		}
 		have = 0
 	}
-	fl.set(func() { fl.file, fl.have, fl.size, fl.resumed = file, have, size, have > 0 })
+	fl.mu.Set(func() { fl.file, fl.have, fl.size, fl.resumed = file, have, size, have > 0 })
 	if have == size {
-		fl.set(func() { fl.opened = true })
+		fl.mu.Set(func() { fl.opened = true })
 		return nil, nil
 	}
 	body, size, err := f.openAt(ctx, fl, have)
 	if err != nil {
 		return nil, err
 	}
-	fl.set(func() { fl.size, fl.opened, fl.flowing = size, true, true })
+	fl.mu.Set(func() { fl.size, fl.opened, fl.flowing = size, true, true })
 	return body, nil
 }
 
@@ -143,7 +144,7 @@ func (f *Fetcher) download(ctx context.Context, fl *flight, body io.ReadCloser) 
 		if body != nil {
 			cause = f.copy(ctx, fl, body)
 			body.Close()
-			fl.set(func() { fl.flowing = false })
+			fl.mu.Set(func() { fl.flowing = false })
 		}
 		have, _ := fl.position()
 		pause := time.Duration(0)
@@ -161,11 +162,11 @@ func (f *Fetcher) download(ctx context.Context, fl *flight, body io.ReadCloser) 
 			return cause
 		}
 		f.log.Debug("a nar has stopped to come, and is gone on with", "file", fl.item.FileName(fl.n), "at", have, "error", cause)
-		if err := sleep(ctx, pause); err != nil {
+		if err := pace.Sleep(ctx, pause); err != nil {
 			return context.Cause(ctx)
 		}
 		if body, _, cause = f.openAt(ctx, fl, have); cause == nil {
-			fl.set(func() { fl.flowing, fl.resumed = true, true })
+			fl.mu.Set(func() { fl.flowing, fl.resumed = true, true })
 		} else {
 			body = nil
 		}
@@ -179,8 +180,8 @@ func (f *Fetcher) copy(ctx context.Context, fl *flight, body io.Reader) error {
 	for have < fl.size {
 		part := buffer[:min(int64(len(buffer)), fl.size-have)]
 		if !fl.hasReaders() {
-			part = f.pace.bound(part)
-			if err := f.pace.wait(ctx, fl); err != nil {
+			part = f.line.Bound(part)
+			if err := f.line.wait(ctx, fl); err != nil {
 				return err
 			}
 		}
@@ -190,8 +191,8 @@ func (f *Fetcher) copy(ctx context.Context, fl *flight, body io.Reader) error {
 				return localError{err}
 			}
 			have += int64(n)
-			f.pace.took(n, fl.hasReaders())
-			fl.set(func() { fl.have = have })
+			f.line.took(n, fl.hasReaders())
+			fl.mu.Set(func() { fl.have = have })
 		}
 		if err == io.EOF && have < fl.size {
 			err = io.ErrUnexpectedEOF
@@ -201,19 +202,4 @@ func (f *Fetcher) copy(ctx context.Context, fl *flight, body io.Reader) error {
 		}
 	}
 	return nil
-}
-
-// sleep waits, unless the context ends before.
-func sleep(ctx context.Context, duration time.Duration) error {
-	if duration <= 0 {
-		return ctx.Err()
-	}
-	timer := time.NewTimer(duration)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }

@@ -5,10 +5,10 @@ import (
 	"errors"
 	"io"
 	"os"
-	"sync"
 
 	"golang.org/x/sys/unix"
 
+	"nar-herder/internal/watched"
 	"nar-herder/storage"
 )
 
@@ -27,12 +27,10 @@ type flight struct {
 	done   chan struct{}
 	result error
 
-	mu sync.Mutex
-	// changed is closed when anything that follows changes, and is another then.
-	changed chan struct{}
-	size    int64 // of the whole file; negative until it is known
-	file    *os.File
-	have    int64 // bytes that are in the file
+	mu   watched.Mutex // of what follows
+	size int64         // of the whole file; negative until it is known
+	file *os.File
+	have int64 // bytes that are in the file
 	// opened says that the source has answered, or all is here, and flowing that
 	// it is sending.
 	opened, flowing bool
@@ -64,32 +62,6 @@ type localError struct{ error }
 func (e localError) Unwrap() error      { return e.error }
 func (localError) Is(target error) bool { return target == errLocal }
 
-// set changes the flight's state, and tells all who wait.
-func (fl *flight) set(change func()) {
-	fl.mu.Lock()
-	defer fl.mu.Unlock()
-	change()
-	close(fl.changed)
-	fl.changed = make(chan struct{})
-}
-
-// wait waits until the condition, which is asked with the mutex held, is true.
-func (fl *flight) wait(ctx context.Context, condition func() bool) error {
-	for {
-		fl.mu.Lock()
-		met, changed := condition(), fl.changed
-		fl.mu.Unlock()
-		if met {
-			return nil
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-}
-
 // visible is up to where readers may read. The mutex is held.
 func (fl *flight) visible() int64 {
 	switch {
@@ -117,11 +89,11 @@ func (fl *flight) hasReaders() bool {
 
 // join counts a reader, who is to leave.
 func (fl *flight) join() {
-	fl.set(func() { fl.readers++ })
+	fl.mu.Set(func() { fl.readers++ })
 }
 
 func (fl *flight) leave() {
-	fl.set(func() {
+	fl.mu.Set(func() {
 		fl.readers--
 		fl.closeUnused()
 	})
@@ -136,7 +108,7 @@ func (fl *flight) unlock() {
 
 // end is for when nothing is written to the file any more.
 func (fl *flight) end() {
-	fl.set(func() {
+	fl.mu.Set(func() {
 		fl.ended = true
 		fl.closeUnused()
 	})
@@ -153,7 +125,7 @@ func (fl *flight) closeUnused() {
 // begun waits until the status line of an answer can be sent: the source has
 // answered, and of a small file all has come and was compared.
 func (fl *flight) begun(ctx context.Context) (size int64, err error) {
-	err = fl.wait(ctx, func() bool {
+	err = fl.mu.Wait(ctx, func() bool {
 		size = fl.size
 		return fl.err != nil || fl.verified || fl.opened && fl.size > tail
 	})
@@ -180,7 +152,7 @@ func (g *growing) Read(p []byte) (int, error) {
 	var have int64
 	var atEnd bool
 	var failed error
-	err := g.fl.wait(g.ctx, func() bool {
+	err := g.fl.mu.Wait(g.ctx, func() bool {
 		have, failed = g.fl.have, g.fl.err
 		atEnd = g.fl.size >= 0 && g.off == g.fl.size
 		return have > g.off || atEnd || failed != nil

@@ -40,7 +40,7 @@ func (f *Fetcher) begin(ctx context.Context, item *storage.Item, n int, asked bo
 		return nil, errTooMany
 	}
 	fl := &flight{item: item, n: n, key: key, via: via, asked: asked, release: release, size: -1, readers: 1,
-		done: make(chan struct{}), changed: make(chan struct{})}
+		done: make(chan struct{})}
 	f.launch(fl)
 	return fl, nil
 }
@@ -72,7 +72,7 @@ func (f *Fetcher) launch(fl *flight) {
 func (f *Fetcher) fly(fl *flight) {
 	err := f.attempt(f.ctx, fl)
 	if err == nil {
-		fl.set(func() { fl.verified = true })
+		fl.mu.Set(func() { fl.verified = true })
 		err = f.keep(f.ctx, fl)
 	}
 	if f.ctx.Err() != nil && err != nil {
@@ -97,7 +97,7 @@ func (f *Fetcher) fly(fl *flight) {
 	if anew && !f.closed {
 		// It has the same room.
 		next = &flight{item: fl.item, n: fl.n, key: fl.key, via: fl.via, asked: fl.asked, again: true, release: fl.release, size: -1,
-			done: make(chan struct{}), changed: make(chan struct{})}
+			done: make(chan struct{})}
 		f.launch(next)
 	}
 	f.mu.Unlock()
@@ -112,7 +112,7 @@ func (f *Fetcher) fly(fl *flight) {
 	if err == nil {
 		err = errors.New("it is stored") // and nobody waits for more
 	}
-	fl.set(func() { fl.err = err })
+	fl.mu.Set(func() { fl.err = err })
 	fl.end()
 	close(fl.done)
 }

@@ -127,7 +127,7 @@ type Fetcher struct {
 	now     func() time.Time
 	timing  timing
 	metrics metrics
-	pace    pace
+	line    line
 
 	ctx  context.Context // of all flights
 	stop context.CancelFunc
@@ -189,7 +189,7 @@ func New(s *storage.Storage, x *index.Index, source Source, options Options) (*F
 		}
 	}
 	f.options.AtOnce = cmp.Or(options.AtOnce, defaultAtOnce)
-	f.pace.rate = options.Bandwidth
+	f.line.Rate = options.Bandwidth
 	var err error
 	if f.retries, err = lru.NewLRU[narinfo.PathHash, retry](mostRetries, nil); err != nil {
 		return nil, err

@@ -72,7 +72,7 @@ func (r *reader) Next() (int64, error) {
 	fl := r.flight
 	var visible int64
 	var failed error
-	err := fl.wait(r.ctx, func() bool {
+	err := fl.mu.Wait(r.ctx, func() bool {
 		visible, failed = fl.visible(), fl.err
 		return visible > r.off || failed != nil
 	})

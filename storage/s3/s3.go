@@ -26,6 +26,7 @@ import (
 	smithyhttp "github.com/aws/smithy-go/transport/http"
 	"golang.org/x/sync/semaphore"
 
+	"nar-herder/internal/pace"
 	"nar-herder/storage"
 )
 
@@ -308,12 +309,5 @@ func (b *Bucket) unsigned(o *s3.Options) {
 
 // pause waits a random time before the next attempt, longer with each.
 func (b *Bucket) pause(ctx context.Context, attempt int) error {
-	timer := time.NewTimer(rand.N(min(b.longestWait, 200*time.Millisecond<<attempt)) + time.Millisecond)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	return pace.Sleep(ctx, rand.N(min(b.longestWait, 200*time.Millisecond<<attempt))+time.Millisecond)
 }

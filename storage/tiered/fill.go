@@ -5,10 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"sync"
 	"sync/atomic"
 	"time"
 
+	"nar-herder/internal/watched"
 	"nar-herder/storage"
 )
 
@@ -50,11 +50,9 @@ type fill struct {
 	// over says that nothing is fetched any more. The mutex of Tiered guards it.
 	over bool
 
-	mu sync.Mutex
-	// changed is closed when anything that follows changes, and is another then.
-	changed chan struct{}
-	open    bool  // the store behind has answered
-	have    int64 // bytes that can be read
+	mu   watched.Mutex // of what follows
+	open bool          // the store behind has answered
+	have int64         // bytes that can be read
 	// err is why no more will come. Before open, it is what Open returns.
 	err error
 	// passed is what was opened, and is not kept, for who began.
@@ -63,7 +61,7 @@ type fill struct {
 }
 
 func newFill(ctx context.Context, name string, offset, length int64) *fill {
-	f := &fill{name: name, upTo: -1, wanted: -1, read: make(chan struct{}), changed: make(chan struct{})}
+	f := &fill{name: name, upTo: -1, wanted: -1, read: make(chan struct{})}
 	if length >= 0 && offset+length >= 0 {
 		f.upTo, f.wanted = offset+length, length
 	}
@@ -71,30 +69,12 @@ func newFill(ctx context.Context, name string, offset, length int64) *fill {
 	return f
 }
 
-// set changes the state, and tells all who wait.
-func (f *fill) set(change func()) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	change()
-	close(f.changed)
-	f.changed = make(chan struct{})
-}
-
 // wait waits until the condition, which is asked with the mutex held, is true.
 func (f *fill) wait(ctx context.Context, condition func() bool) error {
-	for {
-		f.mu.Lock()
-		met, changed := condition(), f.changed
-		f.mu.Unlock()
-		if met {
-			return nil
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
+	if f.mu.Wait(ctx, condition) != nil {
+		return context.Cause(ctx)
 	}
+	return nil
 }
 
 // opened waits until it is known what the name has.
@@ -120,7 +100,7 @@ func (f *fill) position() int64 {
 
 // fail ends it, unless it has ended. What is in the file stays good to be read.
 func (f *fill) fail(err error) {
-	f.set(func() {
+	f.mu.Set(func() {
 		if f.err == nil {
 			f.err = err
 		}
@@ -213,7 +193,7 @@ func (t *Tiered) fetchInto(e *entry, f *fill) error {
 	t.mu.Lock()
 	e.content = c
 	t.mu.Unlock()
-	f.set(func() { f.open = true })
+	f.mu.Set(func() { f.open = true })
 	// Who asks for no more than what there is gets it without a fetch.
 	select {
 	case <-f.read:
@@ -230,7 +210,7 @@ func (t *Tiered) pass(e *entry, f *fill, source io.ReadCloser, info storage.Info
 	t.mu.Lock()
 	t.forget(e)
 	t.mu.Unlock()
-	f.set(func() { f.passed, f.passedInfo, f.err = passed, info, errDirect })
+	f.mu.Set(func() { f.passed, f.passedInfo, f.err = passed, info, errDirect })
 }
 
 // openAgain opens the rest of a content, if it is still that.

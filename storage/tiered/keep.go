@@ -37,7 +37,7 @@ func (t *Tiered) keep(e *entry, f *fill, source io.Reader) (err error) {
 		var local localError
 		if errors.As(err, &local) {
 			// What the disk has of it is not to be trusted either.
-			f.set(func() { f.have = 0; f.err = err })
+			f.mu.Set(func() { f.have = 0; f.err = err })
 		}
 		_ = os.Remove(file.Name())
 	}()
@@ -91,7 +91,7 @@ func (t *Tiered) copy(f *fill, file *os.File, source io.Reader, size int64) erro
 				return localError{disk.Cause(err)}
 			}
 			have += int64(n)
-			f.set(func() { f.have = have })
+			f.mu.Set(func() { f.have = have })
 			t.metrics.fetched.Add(int64(n))
 		}
 		switch {

@@ -1,0 +1,37 @@
+package copying
+
+import (
+	"context"
+	"io"
+
+	"nar-herder/internal/pace"
+)
+
+// reader reads a file of the source at the pace, and ends with the context. It
+// hides how a store might read it by itself, past all this.
+type reader struct {
+	ctx  context.Context
+	run  *run
+	from io.Reader
+	err  error // that reading has failed with: the target would make it its own
+}
+
+func (r *reader) Read(p []byte) (int, error) {
+	if err := r.ctx.Err(); err != nil {
+		r.err = err
+		return 0, err
+	}
+	n, err := r.from.Read(r.run.pace.Bound(p))
+	if r.run.Moved != nil && n > 0 {
+		r.run.Moved(int64(n))
+	}
+	if pause := r.run.pace.Took(n); pause > 0 && (err == nil || err == io.EOF) {
+		if waitErr := pace.Sleep(r.ctx, pause); waitErr != nil {
+			err = waitErr
+		}
+	}
+	if err != nil && err != io.EOF {
+		r.err = err
+	}
+	return n, err
+}
