@@ -265,8 +265,9 @@ func (s *Server) sendPart(ctx *fasthttp.RequestCtx, unopened func(error), open o
 		whole := open
 		open = func(offset, _ int64) (io.ReadCloser, storage.Info, error) { return whole(offset, 0) }
 	}
-	if !ctx.IsHead() && (len(header.Peek("If-None-Match")) > 0 || len(header.Peek("If-Modified-Since")) > 0) {
-		// The same: who has it already gets no byte of it.
+	response := &ctx.Response
+	if len(header.Peek("If-None-Match")) > 0 || len(header.Peek("If-Modified-Since")) > 0 {
+		// And who has it already gets no byte of it.
 		reader, info, err := open(start, 0)
 		if err != nil {
 			unopened(err)
@@ -274,7 +275,8 @@ func (s *Server) sendPart(ctx *fasthttp.RequestCtx, unopened func(error), open o
 		}
 		reader.Close()
 		if etag := entityTag(tag, length, info.ModTime); notModified(header, etag, info.ModTime) {
-			s.unchanged(ctx, etag, info.ModTime)
+			describe(response, etag, info.ModTime)
+			response.SetStatusCode(fasthttp.StatusNotModified)
 			return
 		}
 	}
@@ -284,35 +286,23 @@ func (s *Server) sendPart(ctx *fasthttp.RequestCtx, unopened func(error), open o
 		return
 	}
 	etag := entityTag(tag, length, info.ModTime)
-	unchanged := notModified(header, etag, info.ModTime)
 	stale := !rangeStillGood(string(header.Peek("If-Range")), etag, info.ModTime)
-	if rangeErr != nil && !unchanged && !stale {
+	if rangeErr != nil && !stale {
 		reader.Close()
 		s.unsatisfiable(ctx, length)
 		return
 	}
-	response := &ctx.Response
-	if unchanged {
-		reader.Close()
-		s.unchanged(ctx, etag, info.ModTime)
-		return
-	}
-	response.Header.Set("ETag", etag)
-	response.Header.Set("Last-Modified", info.ModTime.UTC().Format(httpTime))
-	response.Header.Set("Accept-Ranges", "bytes")
 	if partial && stale {
 		// The client's part is of another file, so it gets this one whole.
 		reader.Close()
 		partial, wanted = false, byteRange{0, length}
-		var again storage.Info
-		if reader, again, err = open(start, length); err != nil {
-			response.Header.Reset()
+		if reader, info, err = open(start, length); err != nil {
 			unopened(err)
 			return
 		}
-		response.Header.Set("ETag", entityTag(tag, length, again.ModTime))
-		response.Header.Set("Last-Modified", again.ModTime.UTC().Format(httpTime))
+		etag = entityTag(tag, length, info.ModTime)
 	}
+	describe(response, etag, info.ModTime)
 	response.Header.SetContentType(contentType)
 	if partial {
 		response.SetStatusCode(fasthttp.StatusPartialContent)
@@ -321,13 +311,11 @@ func (s *Server) sendPart(ctx *fasthttp.RequestCtx, unopened func(error), open o
 	s.stream(ctx, part{io.LimitReader(reader, wanted.length), reader}, wanted.length)
 }
 
-// unchanged answers that the client has the file already.
-func (s *Server) unchanged(ctx *fasthttp.RequestCtx, etag string, modified time.Time) {
-	header := &ctx.Response.Header
-	header.Set("ETag", etag)
-	header.Set("Last-Modified", modified.UTC().Format(httpTime))
-	header.Set("Accept-Ranges", "bytes")
-	ctx.Response.SetStatusCode(fasthttp.StatusNotModified)
+// describe has an answer say of which file it is.
+func describe(response *fasthttp.Response, etag string, modified time.Time) {
+	response.Header.Set("ETag", etag)
+	response.Header.Set("Last-Modified", modified.UTC().Format(httpTime))
+	response.Header.Set("Accept-Ranges", "bytes")
 }
 
 // entityTag names the bytes of a file. The time tells two apart that have the

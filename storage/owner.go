@@ -78,17 +78,14 @@ func (s *Storage) mayChange(ctx context.Context, deleting bool) error {
 	}
 	owner, err := s.Owner(ctx)
 	if err == nil && owner == "" {
-		totals, err := s.index.Totals(ctx)
-		if err != nil {
-			return err
-		}
-		if totals.StoredNars == 0 && !deleting {
-			// The first nars may come beside others, which an import is just
-			// about to find. Whose storage it is, is settled when it has some.
-			return nil
-		}
-		if owner, err = s.claimStorage(ctx, totals.StoredNars > 0); err != nil {
-			return fmt.Errorf("find out which instance storage %s belongs to: %w", s.bytes, err)
+		var totals index.Totals
+		if totals, err = s.index.Totals(ctx); err == nil {
+			if totals.StoredNars == 0 && !deleting {
+				// The first nars may come beside others, which an import is just
+				// about to find. Whose storage it is, is settled when it has some.
+				return nil
+			}
+			owner, err = s.claimStorage(ctx, totals.StoredNars > 0)
 		}
 	}
 	if err != nil {
