@@ -166,18 +166,11 @@ func refuseOverlap(from, to string) error {
 		}
 		return nil
 	}
-	for _, pair := range [][2]string{{from, to}, {to, from}} {
-		outer, err := os.Stat(pair[0])
-		if err != nil {
-			return fmt.Errorf("storage %s: %w", pair[0], disk.Cause(err))
-		}
-		if inside, err := disk.LiesIn(pair[1], outer); err != nil {
-			return err
-		} else if inside {
-			return fmt.Errorf("--from=%s and --to=%s are the same, or one lies in the other: name two that are apart", from, to)
-		}
+	overlap, err := disk.Overlap(from, to)
+	if err == nil && overlap {
+		err = fmt.Errorf("--from=%s and --to=%s are the same, or one lies in the other: name two that are apart", from, to)
 	}
-	return nil
+	return err
 }
 
 // copied is a file that is not as it should be, for programs.

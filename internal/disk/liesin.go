@@ -40,3 +40,20 @@ func LiesIn(name string, directory fs.FileInfo) (bool, error) {
 		absolute = filepath.Dir(absolute)
 	}
 }
+
+// Overlap says whether one of two names is the directory of the other, or lies below
+// it. Neither need exist as a whole.
+func Overlap(a, b string) (bool, error) {
+	for _, pair := range [][2]string{{a, b}, {b, a}} {
+		outer, err := os.Stat(pair[1])
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // nothing lies in it
+		} else if err != nil {
+			return false, fmt.Errorf("find where %s lies: %w", pair[1], Cause(err))
+		}
+		if inside, err := LiesIn(pair[0], outer); inside || err != nil {
+			return inside, err
+		}
+	}
+	return false, nil
+}
