@@ -2,7 +2,6 @@ package httpapi
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -18,6 +17,7 @@ import (
 	"time"
 
 	"nar-herder/compression"
+	"nar-herder/internal/testlog"
 	"nar-herder/narinfo"
 	"nar-herder/storage"
 	"nar-herder/storage/directory"
@@ -149,7 +149,7 @@ type started struct {
 	*Server
 	listener net.Addr
 	address  string // the listener's
-	log      *logBuffer
+	log      *testlog.Buffer
 	stop     context.CancelFunc
 	ended    chan error
 }
@@ -178,7 +178,7 @@ func startWith(t testing.TB, items Items, options Options, change func(*Server))
 }
 
 func newStarted(items Items, options Options) *started {
-	s := &started{log: new(logBuffer), ended: make(chan error, 1)}
+	s := &started{log: new(testlog.Buffer), ended: make(chan error, 1)}
 	options.Log = slog.New(slog.NewTextHandler(s.log, &slog.HandlerOptions{Level: slog.LevelInfo}))
 	s.Server = New(items, options)
 	return s
@@ -201,23 +201,6 @@ func (s *started) serve(t testing.TB, listener net.Listener) {
 			t.Error("Serve does not return")
 		}
 	})
-}
-
-type logBuffer struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (b *logBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
-
-func (b *logBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.String()
 }
 
 // client is a connection that sends bytes as they are given.

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"nar-herder/internal/testlog"
 	"nar-herder/peer"
 	"nar-herder/storage/index"
 )
@@ -48,14 +49,14 @@ func (i *instance) publishIndex(change func(w http.ResponseWriter, r *http.Reque
 }
 
 // begin makes a mirror's database, and opens it.
-func begin(t *testing.T, source *instance) (*instance, *syncBuffer) {
+func begin(t *testing.T, source *instance) (*instance, *testlog.Buffer) {
 	t.Helper()
 	base, err := url.Parse(source.front.URL)
 	if err != nil {
 		t.Fatal(err)
 	}
 	database := filepath.Join(t.TempDir(), "index.db")
-	log := new(syncBuffer)
+	log := new(testlog.Buffer)
 	b := NewBeginning(database, peer.New(base, peer.Self{}), slog.New(slog.NewTextHandler(log, nil)))
 	b.firstPause = time.Millisecond
 	if err := b.Run(t.Context()); err != nil {

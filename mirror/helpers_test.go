@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"nar-herder/httpapi"
+	"nar-herder/internal/testlog"
 	"nar-herder/mirror/exchange"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
@@ -345,7 +346,7 @@ func (i *instance) trim(upTo int64) {
 type following struct {
 	*Mirror
 	*instance
-	logged *syncBuffer
+	logged *testlog.Buffer
 	stop   func()
 }
 
@@ -356,7 +357,7 @@ func follow(t testing.TB, i, source *instance, change func(*Options)) *following
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &following{instance: i, logged: new(syncBuffer)}
+	f := &following{instance: i, logged: new(testlog.Buffer)}
 	options := Options{
 		Storage: i.storage, Index: i.index, Downloads: filepath.Join(t.TempDir(), "download"),
 		Source:   peer.New(base, peer.Self{Instance: i.index.Instance(), ProgressTimeout: 20 * time.Second}),
@@ -391,21 +392,4 @@ func (f *following) same(source *instance) {
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
-}
-
-type syncBuffer struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (b *syncBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
-
-func (b *syncBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.String()
 }

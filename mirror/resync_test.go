@@ -17,6 +17,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"nar-herder/internal/disk"
+	"nar-herder/internal/testlog"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
 	"nar-herder/storage/index"
@@ -61,7 +62,7 @@ func TestRefusedOnce(t *testing.T) {
 	own, source := shrunk(t)
 	gets := source.gets()
 	clock := new(atomic.Int64)
-	f := &following{instance: own, logged: new(syncBuffer)}
+	f := &following{instance: own, logged: new(testlog.Buffer)}
 	f.Mirror = mirrorOf(t, own, source, f.logged, func() time.Time { return time.Unix(clock.Add(1), 0) })
 	var refused *RefusedError
 	for range 5 {
@@ -101,7 +102,7 @@ func leftNothing(t *testing.T, name string) {
 }
 
 // mirrorOf makes a mirror that a test has do its steps.
-func mirrorOf(t *testing.T, own, source *instance, log *syncBuffer, now func() time.Time) *Mirror {
+func mirrorOf(t *testing.T, own, source *instance, log *testlog.Buffer, now func() time.Time) *Mirror {
 	m := mirrorOf2(t, own, source, filepath.Join(t.TempDir(), "download"))
 	m.log, m.now = slog.New(slog.NewTextHandler(log, nil)), now
 	m.status.now, m.status.started = now, now()
@@ -173,7 +174,7 @@ func TestBadDump(t *testing.T) {
 	source.publish([]byte("this is no database" + strings.Repeat(".", 1000)))
 	gets := source.gets()
 	now := at(0)
-	m := mirrorOf(t, own, source, new(syncBuffer), func() time.Time { return now })
+	m := mirrorOf(t, own, source, new(testlog.Buffer), func() time.Time { return now })
 	step := func(want int64, why string) {
 		t.Helper()
 		_, err := m.step(t.Context())
@@ -296,7 +297,7 @@ func TestSilence(t *testing.T) {
 	t.Parallel()
 	source, own := newInstance(t), newInstance(t)
 	now := at(0)
-	log := new(syncBuffer)
+	log := new(testlog.Buffer)
 	m := mirrorOf(t, own, source, log, func() time.Time { return now })
 	for range 100 {
 		_, err := m.step(t.Context())

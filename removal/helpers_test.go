@@ -15,7 +15,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -24,6 +23,7 @@ import (
 	dto "github.com/prometheus/client_model/go"
 
 	"nar-herder/httpapi"
+	"nar-herder/internal/testlog"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
 	"nar-herder/storage"
@@ -52,7 +52,7 @@ type instance struct {
 	index     *index.Index
 	directory string
 	leaving   *Leaving
-	log       *logBuffer
+	log       *testlog.Buffer
 
 	// front is what others come to: it passes on to the server, unless the test
 	// has put something in between.
@@ -84,7 +84,7 @@ func memoryDir(t *testing.T) string {
 
 func newInstanceIn(t *testing.T, c *clock, dir string) *instance {
 	t.Helper()
-	i := &instance{t: t, clock: c, directory: dir, leaving: NewLeaving(c.now), log: new(logBuffer)}
+	i := &instance{t: t, clock: c, directory: dir, leaving: NewLeaving(c.now), log: new(testlog.Buffer)}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -336,23 +336,6 @@ func counted(t *testing.T, r *Remover, name string) float64 {
 	}
 	metric := families[at].GetMetric()[0]
 	return metric.GetCounter().GetValue() + metric.GetGauge().GetValue()
-}
-
-type logBuffer struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (b *logBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
-
-func (b *logBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.String()
 }
 
 // many are count items of a size.

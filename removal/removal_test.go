@@ -15,6 +15,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"nar-herder/internal/testlog"
 	"nar-herder/narinfo"
 	"nar-herder/storage"
 	"nar-herder/storage/directory"
@@ -331,29 +332,11 @@ func TestBroken(t *testing.T) {
 	check("by looking up")
 }
 
-// lockedLog takes what is logged while the test reads.
-type lockedLog struct {
-	mu   sync.Mutex
-	text strings.Builder
-}
-
-func (l *lockedLog) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
-}
-
-func (l *lockedLog) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
-}
-
 // TestWithdrawnErrors has a database that fails for a while.
 func TestWithdrawnErrors(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		var log lockedLog
+		var log testlog.Buffer
 		begin := time.Now()
 		var mu sync.Mutex
 		var asked []time.Duration

@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -188,6 +190,15 @@ func generate(t *testing.T, dir string, count int) (texts map[string]string) {
 		texts["/"+base[:32]+".narinfo"] = text
 	}
 	return texts
+}
+
+// generated has a directory of its own with such narinfos and nars, and returns the
+// targets of the narinfos as well, sorted.
+func generated(t *testing.T, count int) (dir string, texts map[string]string, targets []string) {
+	t.Helper()
+	dir = filepath.Join(t.TempDir(), "source")
+	texts = generate(t, dir, count)
+	return dir, texts, slices.Sorted(maps.Keys(texts))
 }
 
 // usage is what the files of a directory take of the disk, in bytes.

@@ -3,7 +3,6 @@ package main
 import (
 	"crypto/sha256"
 	"fmt"
-	"maps"
 	"math/rand/v2"
 	"path/filepath"
 	"slices"
@@ -67,9 +66,8 @@ func TestMirrorChainKilled(t *testing.T) {
 	t.Parallel()
 	const nars = 150
 	c := newChain(t, 3)
-	source := filepath.Join(t.TempDir(), "source")
-	c.texts = generate(t, source, nars)
-	targets := slices.Sorted(maps.Keys(c.texts))
+	source, texts, targets := generated(t, nars)
+	c.texts = texts
 	file := func(n int) string { return filepath.Join(source, strings.TrimPrefix(targets[n], "/")) }
 	c.places[0].imports(t, file(0), file(1), file(2))
 	c.start(0)

@@ -1,10 +1,8 @@
 package main
 
 import (
-	"maps"
 	"net/http"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -18,9 +16,7 @@ func TestFrontEnd(t *testing.T) {
 	const nars = 6
 	p := newPlace(t)
 	host := ownHost()
-	source := filepath.Join(t.TempDir(), "source")
-	texts := generate(t, source, nars)
-	targets := slices.Sorted(maps.Keys(texts))
+	source, texts, targets := generated(t, nars)
 	file := func(n int) string { return filepath.Join(source, strings.TrimPrefix(targets[n], "/")) }
 	p.imports(t, file(0), file(1))
 	primaryOptions := []string{"--host=" + host, "--port=" + instancePort, "--log-level=INFO", "--ttl=1s", "--database-dump-interval=1s"}
@@ -114,9 +110,7 @@ func TestFrontEndUnsettled(t *testing.T) {
 	t.Parallel()
 	const nars = 3
 	p := newPlace(t)
-	source := filepath.Join(t.TempDir(), "source")
-	texts := generate(t, source, nars)
-	targets := slices.Sorted(maps.Keys(texts))
+	source, texts, targets := generated(t, nars)
 	p.imports(t, source)
 	host := ownHost()
 	primaryOptions := []string{"--host=" + host, "--port=" + instancePort, "--log-level=INFO"}

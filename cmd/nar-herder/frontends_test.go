@@ -5,12 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"math/rand/v2"
 	"net/http"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -25,7 +23,6 @@ import (
 // farm is a primary, the first, and front ends with one bucket, behind nginx.
 type farm struct {
 	*instances
-	source  string
 	targets []string // of narinfos, in the order of their import
 	front   string   // nginx's address
 
@@ -38,9 +35,7 @@ func newFarm(t *testing.T, frontEnds, count, first int) *farm {
 	nginx := required(t, "nginx")
 	bucket := s3server.New(t).URL("nars/farm")
 	f := &farm{instances: &instances{t: t, options: make([][]string, 1+frontEnds), servers: make([]*server, 1+frontEnds)}}
-	f.source = filepath.Join(t.TempDir(), "source")
-	f.texts = generate(t, f.source, count)
-	f.targets = slices.Sorted(maps.Keys(f.texts))
+	f.source, f.texts, f.targets = generated(t, count)
 	for i := range f.servers {
 		p := newPlace(t)
 		p.storage = bucket

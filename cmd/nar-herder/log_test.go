@@ -5,13 +5,15 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"nar-herder/internal/testlog"
 )
 
 // TestLog has the lines of requests gathered, those of more weight written at
 // once, and all of them in order and whole.
 func TestLog(t *testing.T) {
 	t.Parallel()
-	out := new(buffer)
+	out := new(testlog.Buffer)
 	log, closeLog := newLogger(out, slog.LevelDebug)
 	log.Debug("first")
 	log.With("a", 1).WithGroup("g").Info("second", "b", 2)
@@ -50,7 +52,7 @@ func TestLog(t *testing.T) {
 
 func TestLogLevel(t *testing.T) {
 	t.Parallel()
-	out := new(buffer)
+	out := new(testlog.Buffer)
 	log, closeLog := newLogger(out, slog.LevelWarn)
 	defer closeLog()
 	log.Info("no")

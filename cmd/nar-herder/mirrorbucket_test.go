@@ -1,10 +1,7 @@
 package main
 
 import (
-	"maps"
 	"os"
-	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -21,9 +18,7 @@ func TestMirrorToBucket(t *testing.T) {
 	t.Parallel()
 	const count = 40
 	p := newPlace(t)
-	source := filepath.Join(t.TempDir(), "source")
-	texts := generate(t, source, count)
-	targets := slices.Sorted(maps.Keys(texts))
+	source, texts, targets := generated(t, count)
 	p.imports(t, source)
 	from := p.serve(t, "--log-level=INFO", "--database-dump-interval=1s")
 

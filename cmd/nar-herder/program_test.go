@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"io"
 	"net"
@@ -11,9 +10,10 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
-	"sync"
 	"testing"
 	"time"
+
+	"nar-herder/internal/testlog"
 )
 
 // patience is how long a test waits for another process.
@@ -61,28 +61,10 @@ func required(t *testing.T, name string) string {
 	return ""
 }
 
-// buffer takes what a process writes while the test reads.
-type buffer struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
-
-func (b *buffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.String()
-}
-
 // process is a run of the program.
 type process struct {
 	*exec.Cmd
-	out, err buffer
+	out, err testlog.Buffer
 	ended    chan struct{} // closed
 }
 

@@ -9,13 +9,13 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"nar-herder/compression"
+	"nar-herder/internal/testlog"
 	"nar-herder/narinfo"
 	"nar-herder/storage"
 	"nar-herder/storage/directory"
@@ -40,24 +40,7 @@ type bench struct {
 	index   *index.Index
 	storage *storage.Storage
 	store   string
-	log     *lockedBuffer
-}
-
-type lockedBuffer struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.String()
+	log     *testlog.Buffer
 }
 
 func zstdIn(dir string) Type {
@@ -67,7 +50,7 @@ func zstdIn(dir string) Type {
 // newBench has the corpus in a storage. change may change the options.
 func newBench(t testing.TB, dir string, change func(*Options)) *bench {
 	t.Helper()
-	b := &bench{t: t, store: filepath.Join(dir, "store"), log: new(lockedBuffer)}
+	b := &bench{t: t, store: filepath.Join(dir, "store"), log: new(testlog.Buffer)}
 	if err := os.MkdirAll(b.store, 0o755); err != nil {
 		t.Fatal(err)
 	}

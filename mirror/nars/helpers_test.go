@@ -22,6 +22,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"nar-herder/compression"
+	"nar-herder/internal/testlog"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
 	"nar-herder/storage"
@@ -167,7 +168,7 @@ type mirror struct {
 	t     *testing.T
 	index *index.Index
 	dir   string
-	log   *logBuffer
+	log   *testlog.Buffer
 }
 
 func newMirror(t *testing.T, items ...*made) *mirror { return newMirrorIn(t, memoryDir(t), items...) }
@@ -191,7 +192,7 @@ func memoryDir(t *testing.T) string {
 // newMirrorIn has the storage in an existing directory.
 func newMirrorIn(t *testing.T, dir string, items ...*made) *mirror {
 	t.Helper()
-	m := &mirror{t: t, dir: dir, log: new(logBuffer)}
+	m := &mirror{t: t, dir: dir, log: new(testlog.Buffer)}
 	store, err := directory.Open(dir)
 	if err != nil {
 		t.Fatal(err)
@@ -370,21 +371,4 @@ func counted(t testing.TB, f *Fetcher, name, reason string) float64 {
 
 func failures(t testing.TB, f *Fetcher, reason string) int {
 	return int(counted(t, f, "narherder_mirror_nars_failures_total", reason))
-}
-
-type logBuffer struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (b *logBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
-
-func (b *logBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.String()
 }

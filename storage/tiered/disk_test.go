@@ -87,7 +87,7 @@ func TestFull(t *testing.T) {
 		cached(t, cache, fmt.Sprint(i), random(size, byte(i)))
 	}
 	if n := len(copies(t, dir)); n < 8 || copyOf(cache, "14") == "" || copyOf(cache, "0") != "" || log.count("WARN") != 0 {
-		t.Errorf("%d copies; %s", n, log.text.String())
+		t.Errorf("%d copies; %s", n, log.String())
 	}
 	for i := range 15 {
 		cache.dropName(fmt.Sprint(i))
@@ -98,7 +98,7 @@ func TestFull(t *testing.T) {
 		clock.pass(2 * quietFor)
 	}
 	if n := log.count("WARN"); n != 1 || log.count("no space left") != 1 || len(copies(t, dir)) != 0 || cache.taken != 0 {
-		t.Errorf("%d lines: %s; %d bytes", n, log.text.String(), cache.taken)
+		t.Errorf("%d lines: %s; %d bytes", n, log.String(), cache.taken)
 	}
 	clock.pass(troubleEvery)
 	opens := f.opens.Load()
@@ -169,7 +169,7 @@ func TestWriteFails(t *testing.T) {
 		r.Close()
 		settled(t, cache)
 		if _, files := onDisk(t, dir); len(files) != 0 || cache.taken != 0 || log.count("input/output error") != 1 {
-			t.Errorf("%q, %d bytes; %s", files, cache.taken, log.text.String())
+			t.Errorf("%q, %d bytes; %s", files, cache.taken, log.String())
 		}
 		cache.writeAt = write
 		cached(t, cache, name, content)

@@ -20,6 +20,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"nar-herder/internal/testlog"
 	"nar-herder/storage"
 	"nar-herder/storage/directory"
 )
@@ -200,22 +201,9 @@ func (c *clock) now() time.Time       { return time.Unix(0, c.nanos.Load()) }
 func (c *clock) pass(d time.Duration) { c.nanos.Add(int64(d)) }
 
 // logs are what was logged.
-type logs struct {
-	mu   sync.Mutex
-	text strings.Builder
-}
+type logs struct{ testlog.Buffer }
 
-func (l *logs) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
-}
-
-func (l *logs) count(text string) int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return strings.Count(l.text.String(), text)
-}
+func (l *logs) count(text string) int { return strings.Count(l.String(), text) }
 
 func (l *logs) logger() *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
 
