@@ -14,6 +14,7 @@ import (
 	"github.com/valyala/fasthttp"
 	"golang.org/x/sys/unix"
 
+	"nar-herder/internal/rawio"
 	"nar-herder/storage"
 )
 
@@ -87,7 +88,7 @@ func (c *connections) wrap(accepted net.Conn) (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		connection.raw = raw
+		connection.raw, connection.reader = raw, rawio.NewReader(raw)
 	}
 	connection.tryWrite = connection.writeOnce
 	c.mu.Lock()
@@ -108,7 +109,8 @@ func (c *connections) wrap(accepted net.Conn) (net.Conn, error) {
 type connection struct {
 	net.Conn
 	connections *connections
-	raw         syscall.RawConn
+	raw         syscall.RawConn // nil of what is not the system's
+	reader      *rawio.Reader
 
 	// ahead are bytes read while writing.
 	ahead []byte
@@ -118,6 +120,10 @@ type connection struct {
 	// fileFollows says that the next Write is the head of an answer whose body
 	// a fileBody sends: both go in one segment then.
 	fileFollows bool
+	// holds says that what is written is held back, up to the head of an answer
+	// whose body is a copiedBody: both go in one call of the system then.
+	holds bool
+	held  []byte
 
 	// pending and its result are the arguments of tryWrite, a method value
 	// that is made once.
@@ -157,11 +163,18 @@ func (c *connection) Read(p []byte) (int, error) {
 		}
 		c.deadlineSet = c.deadline
 	}
+	if c.reader != nil {
+		return c.reader.Read(p)
+	}
 	return c.Conn.Read(p)
 }
 
 // Write tries without waiting first, which is all that most answers need.
 func (c *connection) Write(p []byte) (int, error) {
+	if c.holds {
+		c.held = append(c.held, p...)
+		return len(p), nil
+	}
 	n := 0
 	if c.raw != nil {
 		// It is not even called on a connection that is closed.
@@ -188,7 +201,7 @@ func (c *connection) writeOnce(fd uintptr) bool {
 		if c.fileFollows {
 			n, err = unix.SendmsgN(int(fd), c.pending, nil, nil, unix.MSG_MORE)
 		} else {
-			n, err = syscall.Write(int(fd), c.pending)
+			n, err = rawio.Write(fd, c.pending)
 		}
 		switch {
 		case err == syscall.EINTR:
@@ -280,6 +293,18 @@ func (c *connection) readAhead() (some bool) {
 	return some
 }
 
+// pastEngine returns the connection, for a body that is written to it past the engine's
+// writer, which is empty then: the head is written before. It is nil for a connection
+// that is not ours.
+func pastEngine(ctx *fasthttp.RequestCtx) *connection {
+	c, ok := ctx.Conn().(*connection)
+	if !ok || c.raw == nil {
+		return nil
+	}
+	ctx.Response.ImmediateHeaderFlush = true
+	return c
+}
+
 // fileBody is the body of an answer that lies in a file.
 type fileBody struct {
 	storage.LocalFile
@@ -292,12 +317,14 @@ type fileBody struct {
 // body's first bytes.
 func newFileBody(ctx *fasthttp.RequestCtx, reader io.Reader, length int64) *fileBody {
 	file, isLocal := reader.(storage.LocalFile)
-	c, isOurs := ctx.Conn().(*connection)
-	if !isLocal || !isOurs || c.raw == nil || length <= smallFile {
+	if !isLocal || length <= smallFile {
+		return nil
+	}
+	c := pastEngine(ctx)
+	if c == nil {
 		return nil
 	}
 	c.fileFollows = true
-	ctx.Response.ImmediateHeaderFlush = true
 	return &fileBody{file, c, length}
 }
 

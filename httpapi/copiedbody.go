@@ -1,32 +1,64 @@
 package httpapi
 
 import (
+	"errors"
 	"io"
 	"sync"
+
+	"github.com/valyala/fasthttp"
 )
 
-// copyPiece is how much of a body that is in no file is copied at a time. The engine
-// would do it by the 4 KiB of its buffer, with two calls of the system for each.
-const copyPiece = 128 << 10
+// copyPiece is how much of a body that is in no file is copied at a time: nars of the
+// usual sizes as a whole, with one call of the system each way.
+const copyPiece = 256 << 10
 
 var copyPieces = sync.Pool{New: func() any { return new([copyPiece]byte) }}
 
 // copiedBody is a body that comes from elsewhere, or is made on the way. It is
 // read to its end, where what makes it may say that something was wrong.
-type copiedBody struct{ io.ReadCloser }
+type copiedBody struct {
+	io.ReadCloser
+	connection *connection // nil to write through the engine
+	length     int64
+}
+
+// newCopiedBody makes a body of length bytes. One that does not fit into the engine's
+// buffer is written past it, the first piece together with the head.
+func newCopiedBody(ctx *fasthttp.RequestCtx, body io.ReadCloser, length int64) copiedBody {
+	b := copiedBody{body, nil, length}
+	if length > writeBuffer {
+		if b.connection = pastEngine(ctx); b.connection != nil {
+			b.connection.holds = true
+		}
+	}
+	return b
+}
+
+var errTooLong = errors.New("the body of an answer is longer than its head says")
 
 // WriteTo implements [io.WriterTo].
 func (b copiedBody) WriteTo(engine io.Writer) (total int64, err error) {
+	to := engine
 	piece := copyPieces.Get().(*[copyPiece]byte)
 	defer copyPieces.Put(piece)
+	head := 0
+	if c := b.connection; c != nil {
+		to = c
+		head = copy(piece[:], c.held) // all of it, as the engine's buffer is smaller by far
+		c.holds, c.held = false, nil
+	}
 	for {
-		n, err := b.Read(piece[:])
+		n, err := b.Read(piece[head:])
+		if total+int64(n) > b.length {
+			return total, errTooLong
+		}
 		if n > 0 {
-			written, writeErr := engine.Write(piece[:n])
-			total += int64(written)
+			written, writeErr := to.Write(piece[:head+n])
+			total += int64(max(0, written-head))
 			if writeErr != nil {
 				return total, writeErr
 			}
+			head = 0
 		}
 		if err == io.EOF {
 			return total, nil

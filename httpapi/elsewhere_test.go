@@ -428,6 +428,7 @@ func TestFrontEndAsks(t *testing.T) {
 	}
 	// Without the owner, it does not say that there is no such nar.
 	there.stop()
+	there.ended <- <-there.ended // and has stopped
 	if got := c.ask("GET", "/"+plain.url()); got.StatusCode != 502 {
 		t.Errorf("without the owner: %s", got.Status)
 	}

@@ -356,7 +356,7 @@ func (s *Server) stream(ctx *fasthttp.RequestCtx, body io.ReadCloser, length int
 			return
 		}
 	}
-	ctx.Response.SetBodyStream(copiedBody{body}, int(length))
+	ctx.Response.SetBodyStream(newCopiedBody(ctx, body, length), int(length))
 }
 
 // sendNar answers with the item's nar without compression: from a file that has
