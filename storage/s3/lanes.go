@@ -2,14 +2,19 @@ package s3
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
 	"io"
 	"net"
 	"net/http"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
+
+	"nar-herder/internal/rawio"
 )
 
 // lanes sends GETs as [http.Transport] does, on kept connections, but in the caller's
@@ -94,8 +99,24 @@ func (l *lanes) get(request *http.Request) (*lane, error) {
 	if err != nil {
 		return nil, err
 	}
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		raw, err := tcp.SyscallConn()
+		if err != nil {
+			tcp.Close()
+			return nil, err
+		}
+		conn = plainConn{tcp, rawio.NewReader(raw)}
+	}
 	return &lane{Conn: conn, key: key, reader: bufio.NewReaderSize(conn, laneBuffer)}, nil
 }
+
+// plainConn is a connection without TLS.
+type plainConn struct {
+	*net.TCPConn
+	reader *rawio.Reader
+}
+
+func (c plainConn) Read(p []byte) (int, error) { return c.reader.Read(p) }
 
 func orPort(port, usual string) string {
 	if port == "" {
@@ -123,7 +144,11 @@ func (l *lanes) send(lane *lane, request *http.Request) (*http.Response, error) 
 		stop()
 		return nil, errors.Join(ctx.Err(), err)
 	}
-	response.Body = &laneBody{ReadCloser: response.Body, lanes: l, lane: lane, stop: stop, keep: !response.Close}
+	body := &laneBody{Reader: response.Body, lanes: l, lane: lane, stop: stop, keep: !response.Close}
+	if response.Body == nil || response.ContentLength >= 0 && (response.StatusCode == http.StatusOK || response.StatusCode == http.StatusPartialContent) {
+		body.Reader = &knownBody{lane.reader, response.ContentLength}
+	}
+	response.Body = body
 	return response, nil
 }
 
@@ -142,6 +167,9 @@ func ask(lane *lane, request *http.Request) (*http.Response, error) {
 	if _, err := lane.Write(append(head, "\r\n"...)); err != nil {
 		return nil, err
 	}
+	if response := usualAnswer(lane.reader); response != nil {
+		return response, nil
+	}
 	for {
 		response, err := http.ReadResponse(lane.reader, request)
 		if err != nil {
@@ -154,9 +182,63 @@ func ask(lane *lane, request *http.Request) (*http.Response, error) {
 	}
 }
 
+// readHeaders are those that something is made of, in the form of [http.Header].
+var readHeaders = []string{
+	"Content-Length", "Transfer-Encoding", "Connection",
+	"Etag", "Last-Modified", "Content-Range", tokenHeader, "X-Amz-Checksum-Crc32c", "X-Amz-Checksum-Type",
+}
+
+// usualAnswer reads the head of an answer with the bytes that were asked for, if it has
+// come as a whole. Of any other it reads nothing and returns nil: it is one for
+// [http.ReadResponse], which takes several times as long. It has readHeaders alone.
+func usualAnswer(reader *bufio.Reader) *http.Response {
+	if _, err := reader.Peek(1); err != nil {
+		return nil // it comes again
+	}
+	come, _ := reader.Peek(reader.Buffered())
+	head, _, whole := bytes.Cut(come, []byte("\r\n\r\n"))
+	first, lines, _ := bytes.Cut(head, []byte("\r\n"))
+	response := &http.Response{Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, ContentLength: -1, Header: make(http.Header, 8)}
+	switch {
+	case !whole:
+		return nil
+	case bytes.HasPrefix(first, []byte("HTTP/1.1 200 ")):
+		response.StatusCode = http.StatusOK
+	case bytes.HasPrefix(first, []byte("HTTP/1.1 206 ")):
+		response.StatusCode = http.StatusPartialContent
+	default:
+		return nil
+	}
+	for line := range bytes.SplitSeq(lines, []byte("\r\n")) {
+		name, value, ok := bytes.Cut(line, []byte(":"))
+		if !ok || len(name) == 0 || bytes.ContainsAny(name, " \t") {
+			return nil
+		}
+		for _, known := range readHeaders {
+			if len(name) != len(known) || !strings.EqualFold(string(name), known) {
+				continue
+			}
+			if response.Header[known] != nil {
+				return nil
+			}
+			response.Header[known] = []string{string(bytes.TrimSpace(value))}
+		}
+	}
+	length, err := strconv.ParseInt(response.Header.Get("Content-Length"), 10, 64)
+	if err != nil || length < 0 || response.Header["Transfer-Encoding"] != nil {
+		return nil
+	}
+	if kept := response.Header["Connection"]; kept != nil && !strings.EqualFold(kept[0], "keep-alive") {
+		return nil
+	}
+	response.ContentLength = length
+	_, _ = reader.Discard(len(head) + len("\r\n\r\n"))
+	return response
+}
+
 // laneBody is a body whose end gives the connection back.
 type laneBody struct {
-	io.ReadCloser
+	io.Reader
 	lanes *lanes
 	lane  *lane
 	stop  func() bool
@@ -165,7 +247,7 @@ type laneBody struct {
 }
 
 func (b *laneBody) Read(p []byte) (int, error) {
-	n, err := b.ReadCloser.Read(p)
+	n, err := b.Reader.Read(p)
 	if err == io.EOF {
 		b.ended = true
 	}
@@ -186,6 +268,36 @@ func (b *laneBody) Close() error {
 	}
 	b.lanes.put(lane)
 	return nil
+}
+
+// knownBody is a body of which so many bytes are left.
+type knownBody struct {
+	reader *bufio.Reader
+	left   int64
+}
+
+// Read implements [io.Reader]. The few bytes that came with the head go with those that
+// follow: by themselves, they would be passed on by themselves.
+func (b *knownBody) Read(p []byte) (n int, err error) {
+	p = p[:min(int64(len(p)), b.left)]
+	if b.reader.Buffered() > 0 {
+		n, _ = b.reader.Read(p)
+	}
+	if n < len(p) {
+		var more int
+		more, err = b.reader.Read(p[n:])
+		n += more
+	}
+	if b.left -= int64(n); b.left == 0 {
+		return n, io.EOF
+	}
+	if n > 0 {
+		return n, nil // a failure comes again
+	}
+	if err == io.EOF {
+		err = io.ErrUnexpectedEOF
+	}
+	return 0, err
 }
 
 // put keeps a connection.

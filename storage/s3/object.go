@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 
@@ -68,9 +69,9 @@ func (b *Bucket) get(ctx context.Context, name string, offset, length int64, eta
 	input := &s3.GetObjectInput{Bucket: &b.bucket, Key: aws.String(b.key(name))}
 	switch {
 	case length >= 0:
-		input.Range = aws.String(fmt.Sprintf("bytes=%d-%d", offset, offset+length-1))
+		input.Range = aws.String("bytes=" + strconv.FormatInt(offset, 10) + "-" + strconv.FormatInt(offset+length-1, 10))
 	case offset > 0:
-		input.Range = aws.String(fmt.Sprintf("bytes=%d-", offset))
+		input.Range = aws.String("bytes=" + strconv.FormatInt(offset, 10) + "-")
 	default:
 		// Only of a whole object, its checksum is that of the bytes that come.
 		input.ChecksumMode = types.ChecksumModeEnabled
@@ -109,10 +110,23 @@ func sizeOf(output *s3.GetObjectOutput, offset, length int64) (int64, error) {
 		}
 		return comes, nil
 	}
-	var first, last, size int64
-	_, err := fmt.Sscanf(*output.ContentRange, "bytes %d-%d/%d", &first, &last, &size)
-	if err != nil || first != offset || last-first+1 != comes || last >= size || length < 0 && last != size-1 || length > 0 && last != min(offset+length, size)-1 {
+	first, last, size, ok := parseContentRange(*output.ContentRange)
+	if !ok || first != offset || last-first+1 != comes || last >= size || length < 0 && last != size-1 || length > 0 && last != min(offset+length, size)-1 {
 		return 0, &fault{text: fmt.Sprintf("the server answers with %q, %d bytes, where %d from %d on were asked for", *output.ContentRange, comes, length, offset)}
 	}
 	return size, nil
+}
+
+// parseContentRange reads "bytes FIRST-LAST/SIZE".
+func parseContentRange(text string) (first, last, size int64, ok bool) {
+	text, ok = strings.CutPrefix(text, "bytes ")
+	part, whole, slash := strings.Cut(text, "/")
+	begin, end, dash := strings.Cut(part, "-")
+	if !ok || !slash || !dash {
+		return 0, 0, 0, false
+	}
+	first, firstErr := strconv.ParseInt(begin, 10, 64)
+	last, lastErr := strconv.ParseInt(end, 10, 64)
+	size, sizeErr := strconv.ParseInt(whole, 10, 64)
+	return first, last, size, firstErr == nil && lastErr == nil && sizeErr == nil
 }

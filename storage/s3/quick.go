@@ -28,6 +28,8 @@ import (
 // it knows of retries, throttling, clocks that are wrong, and other places.
 type quickly struct {
 	b      *Bucket
+	keys   aws.CredentialsProvider
+	region string
 	signer *signer
 	// base is where objects are, without the key.
 	base atomic.Pointer[url.URL]
@@ -37,8 +39,6 @@ type quickly struct {
 }
 
 const (
-	// emptySum is the SHA-256 of no bytes, which a GET has.
-	emptySum = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 	// quickRest is for how long the SDK is asked at once.
 	quickRest = 10 * time.Second
 	// longestAnswer bounds an error's text.
@@ -105,7 +105,6 @@ func (q *quickly) request(ctx context.Context, input *s3.GetObjectInput) (*http.
 	to.Path += *input.Key
 	to.RawPath += httpbinding.EscapePath(*input.Key, false)
 	header := make(http.Header, 8)
-	header.Set("X-Amz-Content-Sha256", emptySum)
 	if input.Range != nil {
 		header.Set("Range", *input.Range)
 	}
@@ -116,12 +115,12 @@ func (q *quickly) request(ctx context.Context, input *s3.GetObjectInput) (*http.
 		header.Set("X-Amz-Checksum-Mode", string(input.ChecksumMode))
 	}
 	request := (&http.Request{Method: http.MethodGet, URL: &to, Host: to.Host, Header: header, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}).WithContext(ctx)
-	options := q.b.client.Options()
-	keys, err := options.Credentials.Retrieve(ctx)
+	keys, err := q.keys.Retrieve(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return request, q.signer.SignHTTP(ctx, keys, request, emptySum, "s3", options.Region, time.Now())
+	q.signer.signGet(keys, request, q.region, time.Now())
+	return request, nil
 }
 
 // outputOf reads the head of a good answer.
@@ -133,7 +132,7 @@ func outputOf(response *http.Response) (*s3.GetObjectOutput, error) {
 	}
 	output := &s3.GetObjectOutput{
 		Body: response.Body, ContentLength: &response.ContentLength, LastModified: &modified,
-		Metadata: map[string]string{tokenKey: header.Get("X-Amz-Meta-" + tokenKey)},
+		Metadata: map[string]string{tokenKey: header.Get(tokenHeader)},
 	}
 	if tag := header.Get("ETag"); tag != "" {
 		output.ETag = &tag

@@ -48,7 +48,8 @@ const (
 	// the name of the nar follow.
 	uploadFolder = ".nar-herder-upload/"
 	// tokenKey is the metadata in which each upload has a random word.
-	tokenKey = "nar-herder-token"
+	tokenKey    = "nar-herder-token"
+	tokenHeader = "X-Amz-Meta-Nar-Herder-Token"
 )
 
 // Options are what Open needs besides the URL. The zero value is good.
@@ -157,7 +158,7 @@ func Open(ctx context.Context, url string, options Options) (*Bucket, error) {
 		o.DisableS3ExpressSessionAuth = aws.Bool(true)
 	})
 	b.presign = s3.NewPresignClient(b.client, func(o *s3.PresignOptions) { o.Presigner = sign })
-	b.quickly = &quickly{b: b, signer: sign}
+	b.quickly = &quickly{b: b, keys: keys, region: b.client.Options().Region, signer: sign}
 	b.buffers.New = func() any { buffer := make([]byte, b.partSize); return &buffer }
 	return b, nil
 }
