@@ -25,7 +25,9 @@ type ByteStore interface {
 
 	// Open reads length bytes from offset on, or all that follow when length
 	// is negative. The reader may give more than length; it is the caller's
-	// to close. It may be a [LocalFile].
+	// to close. It may be a [LocalFile]. A store with checksums compares what is
+	// read from the begin to the end with them: the error is [ErrDamaged] then,
+	// in the place of the last bytes.
 	Open(ctx context.Context, name string, offset, length int64) (io.ReadCloser, Info, error)
 
 	// Stage takes in size bytes for the name, without showing them: Stat and
@@ -147,6 +149,9 @@ type Info struct {
 var (
 	// ErrWrongSize says that bytes are fewer or more than was said.
 	ErrWrongSize = errors.New("wrong size")
+	// ErrDamaged says that bytes which were read are not those that were stored.
+	// To read the last of them again is no cure.
+	ErrDamaged = errors.New("damaged in the storage")
 	// ErrCantShare says that a file must be copied.
 	ErrCantShare = errors.New("can't be shared with the storage")
 	// ErrOutside says that a name leads out of the store by a symbolic link.

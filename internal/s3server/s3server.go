@@ -226,6 +226,16 @@ func (s *Server) URL(place string) string {
 	return "s3://" + place + "?" + url.Values{"endpoint": {"http://" + s.Address}, "region": {Region}, "credentials": {s.Credentials}}.Encode()
 }
 
+// Spoil changes an object's bytes behind the server's back, as a disk may.
+func (s *Server) Spoil(place string, content []byte) error {
+	file, err := os.OpenFile(filepath.Join(s.directory, "buckets", filepath.FromSlash(place)), os.O_WRONLY|os.O_TRUNC, 0)
+	if err != nil {
+		return err
+	}
+	_, err = file.Write(content)
+	return errors.Join(err, file.Close())
+}
+
 // hasAttributes says whether the file system has extended attributes of users,
 // where the server keeps what it knows of an object.
 func hasAttributes(directory string) bool {

@@ -8,6 +8,7 @@ import (
 	"math"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"nar-herder/storage"
@@ -72,15 +73,23 @@ type reader struct {
 	offset, end int64 // the rest
 	body        io.ReadCloser
 	cancel      context.CancelCauseFunc // ends the request that body belongs to
-	timer       *time.Timer             // cancels it, while a Read waits
-	failures    int                     // in a row
-	err         error                   // of all further Reads
+	timer       *time.Timer             // cancels it, while its answer or a Read waits
+	answered    atomic.Bool
+	failures    int   // in a row
+	err         error // of all further Reads
 }
 
 // connect asks for what is left, of the content with that ETag.
 func (r *reader) connect(length int64, etag string) (object, error) {
 	ctx, cancel := context.WithCancelCause(r.ctx)
-	timer := time.AfterFunc(r.b.callTimeout, func() { cancel(errNoAnswer) })
+	r.answered.Store(false)
+	timer := time.AfterFunc(r.b.callTimeout, func() {
+		if r.answered.Load() {
+			cancel(errStopped)
+		} else {
+			cancel(errNoAnswer)
+		}
+	})
 	body, found, err := r.b.get(ctx, r.name, r.offset, length, etag)
 	if !timer.Stop() && err == nil {
 		body.Close()
@@ -93,9 +102,8 @@ func (r *reader) connect(length int64, etag string) (object, error) {
 		cancel(nil)
 		return object{}, err
 	}
-	r.body, r.cancel = body, cancel
-	r.timer = time.AfterFunc(time.Hour, func() { cancel(errStopped) })
-	r.timer.Stop()
+	r.answered.Store(true)
+	r.body, r.cancel, r.timer = body, cancel, timer
 	return found, nil
 }
 
@@ -148,7 +156,7 @@ func (r *reader) readOnce(p []byte) (int, error) {
 		if err != nil && err != io.EOF {
 			// All have come, so it is their checksum. The last again, alone, would
 			// pass for good.
-			r.err = r.b.fail("read", r.name, err)
+			r.err = fmt.Errorf("%w: %w", storage.ErrDamaged, r.b.fail("read", r.name, err))
 			return 0, nil
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"log"
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -22,6 +23,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 
 	"nar-herder/internal/s3server"
+	"nar-herder/storage"
 )
 
 // cut ends bodies of answers with many bytes after so many.
@@ -378,4 +380,32 @@ func TestTLS(t *testing.T) {
 	b = open(t, at, Options{longestWait: time.Millisecond})
 	_, err := b.Stat(t.Context(), "nar/x")
 	wantFault(t, "an unknown certificate", err, "install CA certificates", "SSL_CERT_FILE")
+}
+
+// TestSpoiled: what a disk behind the server has changed does not come out as a whole,
+// whichever way it is asked for.
+func TestSpoiled(t *testing.T) {
+	t.Parallel()
+	for _, way := range []string{"quickly", "by the SDK"} {
+		t.Run(way, func(t *testing.T) {
+			t.Parallel()
+			url := place(t)
+			b := open(t, url, Options{})
+			if way != "quickly" {
+				b.quickly.rest.Store(math.MaxInt64)
+			}
+			content := random(300<<10, 1)
+			put(t, b, "nar/x", content)
+			wantContent(t, b, "nar/x", content)
+			wrong := bytes.Clone(content)
+			wrong[100_000] ^= 1
+			if err := server.Spoil(b.bucket+"/"+b.key("nar/x"), wrong); err != nil {
+				t.Fatal(err)
+			}
+			got, err := readAll(t, b, "nar/x", 0)
+			if !errors.Is(err, storage.ErrDamaged) || len(got) == len(content) {
+				t.Errorf("%d bytes of %d, %v; want fewer, and ErrDamaged", len(got), len(content), err)
+			}
+		})
+	}
 }

@@ -212,6 +212,10 @@ func TestCut(t *testing.T) {
 		{"all", func(_, offset int64, r io.ReadCloser) io.ReadCloser {
 			return &breaking{r, max(0, 300_000-int(offset)), syscall.ECONNRESET}
 		}, true, false, 3},
+		// Of which the last bytes by themselves would look right.
+		{"damaged in the end", func(_, offset int64, r io.ReadCloser) io.ReadCloser {
+			return &breaking{r, 1<<20 - 1000 - int(offset), storage.ErrDamaged}
+		}, true, false, 1},
 		{"more than there is", func(n, _ int64, r io.ReadCloser) io.ReadCloser {
 			return struct {
 				io.Reader

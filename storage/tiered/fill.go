@@ -39,11 +39,10 @@ func (e localError) Unwrap() error { return e.error }
 // fill is the way of one content into the directory.
 type fill struct {
 	name string
-	// upTo is how much whoever began it wants: bytes from the start on, or all when
-	// negative. wanted is that without what is passed over.
-	upTo, wanted int64
-	ctx          context.Context
-	cancel       context.CancelCauseFunc
+	// wanted is how many bytes whoever began it wants; all when negative.
+	wanted int64
+	ctx    context.Context
+	cancel context.CancelCauseFunc
 	// read is closed when somebody reads, and begun says so.
 	read  chan struct{}
 	begun atomic.Bool
@@ -60,11 +59,8 @@ type fill struct {
 	passedInfo storage.Info
 }
 
-func newFill(ctx context.Context, name string, offset, length int64) *fill {
-	f := &fill{name: name, upTo: -1, wanted: -1, read: make(chan struct{})}
-	if length >= 0 && offset+length >= 0 {
-		f.upTo, f.wanted = offset+length, length
-	}
+func newFill(ctx context.Context, name string, wanted int64) *fill {
+	f := &fill{name: name, wanted: wanted, read: make(chan struct{})}
 	f.ctx, f.cancel = context.WithCancelCause(ctx)
 	return f
 }
@@ -164,7 +160,8 @@ func (t *Tiered) fetch(e *entry, f *fill) {
 
 func (t *Tiered) fetchInto(e *entry, f *fill) error {
 	expired := time.AfterFunc(t.stalled, f.expire)
-	source, info, err := t.behind.Open(f.ctx, f.name, 0, f.upTo)
+	// All of it, whatever is wanted: a store may have a checksum of the whole.
+	source, info, err := t.behind.Open(f.ctx, f.name, 0, -1)
 	expired.Stop()
 	if err != nil {
 		if f.ctx.Err() != nil {
@@ -181,12 +178,6 @@ func (t *Tiered) fetchInto(e *entry, f *fill) error {
 	if !ok || size > t.max/largest || 2*wanted < size {
 		t.pass(e, f, source, info)
 		return errDirect
-	}
-	if f.upTo >= 0 && f.upTo < size {
-		source.Close() // for the whole, which may have been replaced now
-		if source, err = t.openAgain(f, info, 0); err != nil {
-			return err
-		}
 	}
 	s := &fillSource{t: t, f: f, info: info, ReadCloser: source}
 	defer func() { s.Close() }()
@@ -256,6 +247,9 @@ func (s *fillSource) Read(p []byte) (int, error) {
 		}
 		if s.f.ctx.Err() != nil {
 			return 0, context.Cause(s.f.ctx)
+		}
+		if errors.Is(err, storage.ErrDamaged) {
+			return 0, err
 		}
 		if s.cuts++; s.cuts > mostCuts || s.cuts > 1 && s.off == s.cutAt {
 			return 0, fmt.Errorf("read %s in storage %s at byte %d: %w", s.f.name, s.t.behind, s.off, err)

@@ -92,7 +92,7 @@ func (t *Tiered) board(name string, offset, length int64) (e *entry, f *fill, be
 	if length == 0 || offset > nearStart || t.fills >= t.mostFills || t.now().Before(t.quietUntil) {
 		return nil, nil, false
 	}
-	f = newFill(t.ctx, name, offset, length)
+	f = newFill(t.ctx, name, length)
 	// The caller and the fill.
 	e = &entry{key: k, users: 2, live: &live{fill: f}, checked: t.seconds(t.now())}
 	t.entries[k] = e

@@ -39,7 +39,7 @@ func (r *reader) Read(p []byte) (int, error) {
 	}
 	if r.direct == nil {
 		n, err := r.fromCopy(p)
-		if n > 0 || r.ctx.Err() != nil {
+		if n > 0 || r.ctx.Err() != nil || errors.Is(err, storage.ErrDamaged) {
 			return n, err
 		}
 		if r.direct, err = r.openBehind(err); err != nil {
