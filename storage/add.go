@@ -150,6 +150,12 @@ func (s *Storage) commit(ctx context.Context, batch []*prepared) {
 		}
 		hurried, cancel := s.hurried(ctx, size)
 		defer cancel()
+		if size > 0 {
+			// It may have been taken over while they came.
+			if err := s.mayTake(hurried, slices.ContainsFunc(batch, func(p *prepared) bool { return p.replaces })); err != nil {
+				return err
+			}
+		}
 		failures := s.each(len(late), func(i int) error { return late[i](hurried) })
 		if err := firstOf(failures); err != nil {
 			return err
@@ -183,7 +189,7 @@ func (s *Storage) commit(ctx context.Context, batch []*prepared) {
 	}
 	if came {
 		// Now that it has nars of this instance, the storage is its own.
-		if err := s.mayWrite(ctx); err != nil {
+		if err := s.mayTake(ctx, false); err != nil {
 			s.log.Warn("nars were stored, but the storage is not this instance's now", "error", err)
 		}
 	}

@@ -218,10 +218,6 @@ func (s *Storage) dropEach(ctx context.Context, names []string, since int64, tol
 	if s.bytes == nil || len(names) == 0 {
 		return nil
 	}
-	mine := s.MayDelete(ctx)
-	if mine != nil && !errors.Is(mine, ErrNotOwner) {
-		return mine
-	}
 	for begin := 0; begin < len(names); begin += dropAtOnce {
 		err := s.index.Update(ctx, func(tx *index.Tx) (err error) {
 			var changed map[narinfo.PathHash]index.ChangeKind
@@ -232,8 +228,12 @@ func (s *Storage) dropEach(ctx context.Context, names []string, since int64, tol
 				}
 			}
 			chunk := names[begin:min(begin+dropAtOnce, len(names))]
-			if mine != nil {
+			hurried, cancel := s.hurried(ctx, 0)
+			defer cancel()
+			if err := s.MayDelete(hurried); errors.Is(err, ErrNotOwner) {
 				return tx.RemoveLeftovers(chunk) // they are the owner's to delete
+			} else if err != nil {
+				return err
 			}
 			done := make([]string, 0, len(chunk))
 			going := make([]int, 0, len(chunk))
@@ -251,8 +251,6 @@ func (s *Storage) dropEach(ctx context.Context, names []string, since int64, tol
 				}
 				going = append(going, n)
 			}
-			hurried, cancel := s.hurried(ctx, 0)
-			defer cancel()
 			dropped := make([]Freed, len(going))
 			failures := s.each(len(going), func(i int) (err error) {
 				dropped[i], err = s.drop(hurried, chunk[going[i]])

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"io"
 	"io/fs"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -66,7 +68,9 @@ func (s *Storage) Owner(ctx context.Context) (string, error) {
 // out.
 func (s *Storage) MayDelete(ctx context.Context) error { return s.mayChange(ctx, true) }
 
-func (s *Storage) mayChange(ctx context.Context, deleting bool) error {
+// mayChange is MayDelete. With claim false, it is also nil where no instance has
+// claimed the byte store, and this one has no nars there.
+func (s *Storage) mayChange(ctx context.Context, claim bool) error {
 	if s.bytes == nil {
 		return nil
 	}
@@ -80,7 +84,7 @@ func (s *Storage) mayChange(ctx context.Context, deleting bool) error {
 	if err == nil && owner == "" {
 		var totals index.Totals
 		if totals, err = s.index.Totals(ctx); err == nil {
-			if totals.StoredNars == 0 && !deleting {
+			if totals.StoredNars == 0 && !claim {
 				// The first nars may come beside others, which an import is just
 				// about to find. Whose storage it is, is settled when it has some.
 				return nil
@@ -140,16 +144,30 @@ func (s *Storage) notOwner(whose string) error {
 	return fmt.Errorf("%w: %s is that of %s, which alone writes to it and deletes from it: do this there, or, if that is gone for good, run 'nar-herder take-storage' here", ErrNotOwner, s.bytes, whose)
 }
 
-// mayWrite is MayDelete for bytes that take no other's place, which can be added
-// before anybody owns the byte store.
-func (s *Storage) mayWrite(ctx context.Context) error {
-	s.owned.mu.Lock()
-	since := s.now().Sub(s.owned.seen)
-	s.owned.mu.Unlock()
-	if since >= 0 && since < ownerTrust && !s.owned.frontEnd.Load() {
+// mayTake is MayDelete for what is imported, which can be before anybody owns the byte
+// store. What replaces nothing needs no new look for a while.
+func (s *Storage) mayTake(ctx context.Context, replaces bool) error {
+	if !replaces && s.isTrusted() {
 		return nil
 	}
 	return s.mayChange(ctx, false)
+}
+
+// mayAdd is MayDelete for what a mirror takes in by itself: also in a storage that is
+// nobody's, and has nars.
+func (s *Storage) mayAdd(ctx context.Context) error {
+	if s.isTrusted() {
+		return nil
+	}
+	return s.MayDelete(ctx)
+}
+
+// isTrusted says that the byte store was this instance's a moment ago.
+func (s *Storage) isTrusted() bool {
+	s.owned.mu.Lock()
+	defer s.owned.mu.Unlock()
+	since := s.now().Sub(s.owned.seen)
+	return since >= 0 && since < ownerTrust && !s.owned.frontEnd.Load() && !s.owned.unsettled.Load()
 }
 
 // IsFrontEnd says that the byte store is that of the instance which this one
@@ -195,8 +213,9 @@ func (s *Storage) Remember(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, rememberWait)
 	defer cancel()
 	name, err := s.note(ctx, IdentityName)
-	// While it can't be read, nothing can be deleted either.
-	s.owned.frontEnd.Store(noted == name || err != nil && !errors.Is(err, fs.ErrNotExist))
+	// Where it can't be read, nothing can be deleted either; where it is gone, the
+	// storage may not be mounted.
+	s.owned.frontEnd.Store(noted == name || err != nil)
 	return nil
 }
 
@@ -214,16 +233,19 @@ func (s *Storage) IsOurs(ctx context.Context) bool {
 }
 
 // SharesWith says whether the byte store is the one of that name, of another
-// instance.
+// instance. Of a front end's, which must have a name, it is an error when it has none.
 func (s *Storage) SharesWith(ctx context.Context, name string) (bool, error) {
-	if s.bytes == nil || name == "" {
+	if s.bytes == nil {
 		return false, nil
 	}
 	own, err := s.note(ctx, IdentityName)
 	if errors.Is(err, fs.ErrNotExist) {
+		if s.IsFrontEnd() {
+			return false, fmt.Errorf("storage %s has lost the name that it had when this became a front end: is it mounted? If it is meant to be another one, run 'nar-herder take-storage'", s.bytes)
+		}
 		return false, nil
 	}
-	return err == nil && own == name, err
+	return err == nil && name != "" && own == name, err
 }
 
 // asFrontEnd has an item's files count as stored where this instance can only find
@@ -248,14 +270,20 @@ type Taken struct {
 	// Recorded is how many files rows now have as stored that they had not before,
 	// and Strangers how many no row names, or are of another size.
 	Recorded, Strangers int64
+	// Missing is how many files rows do not have as stored any more, as they are not
+	// there.
+	Missing int64
 }
 
 // TakeOver makes this instance the owner of the byte store, and has its rows claim
 // the files that are there under their names and have the right size, as far as they
 // do not yet. What they have in them is not looked at. The instance that owned it
-// must be gone, or be read-only from now on: it notices before it deletes, or half a
-// minute after at the latest where it only adds. It can be done again where it was
+// must be gone, or be read-only from now on: it notices before it deletes or replaces
+// anything, or half a minute after at the latest where it adds. It can be done again where it was
 // interrupted. looked is called for each file.
+//
+// Claims of files that are not there, from a time when this instance owned it before,
+// are taken off.
 func (s *Storage) TakeOver(ctx context.Context, looked func()) (taken Taken, err error) {
 	if s.bytes == nil {
 		return taken, errors.New("there is no storage to take over")
@@ -277,6 +305,8 @@ func (s *Storage) TakeOver(ctx context.Context, looked func()) (taken Taken, err
 	if err := s.MayDelete(ctx); err != nil {
 		return taken, err
 	}
+	var there []uint64 // sums of the names: a path for each of millions would not fit
+	seed := maphash.MakeSeed()
 	batch := make([]Info, 0, takeAtOnce)
 	for info, err := range s.bytes.List(ctx) {
 		if err != nil {
@@ -285,6 +315,7 @@ func (s *Storage) TakeOver(ctx context.Context, looked func()) (taken Taken, err
 		if looked(); info.Temporary || hashInName(info.Name) == (narinfo.PathHash{}) {
 			continue
 		}
+		there = append(there, maphash.String(seed, info.Name))
 		if batch = append(batch, info); len(batch) == cap(batch) {
 			if err := s.claim(ctx, batch, &taken); err != nil {
 				return taken, err
@@ -292,7 +323,37 @@ func (s *Storage) TakeOver(ctx context.Context, looked func()) (taken Taken, err
 			batch = batch[:0]
 		}
 	}
-	return taken, s.claim(ctx, batch, &taken)
+	if err := s.claim(ctx, batch, &taken); err != nil {
+		return taken, err
+	}
+	slices.Sort(there)
+	return taken, s.unclaimMissing(ctx, &taken, func(name string) bool {
+		_, ok := slices.BinarySearch(there, maphash.String(seed, name))
+		return ok
+	})
+}
+
+// unclaimMissing has rows no longer claim files that were not listed, and that are not
+// there.
+func (s *Storage) unclaimMissing(ctx context.Context, taken *Taken, listed func(name string) bool) error {
+	for item, err := range s.Items(ctx) {
+		if err != nil {
+			return err
+		}
+		for n, name := range item.names {
+			if name == "" || !item.HasStored(n) || listed(name) {
+				continue
+			}
+			err := s.unclaim(ctx, Finding{Kind: Missing, Name: name, Item: item})
+			if errors.Is(err, errMeanwhile) {
+				continue
+			} else if err != nil {
+				return err
+			}
+			taken.Missing++
+		}
+	}
+	return nil
 }
 
 // takeAtOnce is how many files are claimed in one transaction.

@@ -1,7 +1,9 @@
 package storage_test
 
 import (
+	"context"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -120,6 +122,105 @@ func TestTakeOver(t *testing.T) {
 	}
 }
 
+// TestTakeOverStale: claims from when an instance owned the storage before count no
+// more than what is there.
+func TestTakeOverStale(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	first := p.openTest(t)
+	items := []fake{{n: 1, content: "one"}, {n: 2, content: "two"}, {n: 3, content: "three"}}
+	importAll(t, first, storage.ImportOptions{}, laid(t, items...))
+	second := p.beside(t).openTest(t)
+	if _, err := second.TakeOver(t.Context(), func() {}); err != nil {
+		t.Fatal(err)
+	}
+	for _, item := range items[:2] {
+		if err := os.Remove(filepath.Join(p.store, item.name())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	taken, err := first.TakeOver(t.Context(), func() {})
+	if err != nil || taken.Missing != 2 || taken.Recorded != 0 || taken.Strangers != 0 {
+		t.Errorf("taken back: %+v, %v; want 2 missing", taken, err)
+	}
+	if _, err := stored(first, items[0].hash(), 0); !errors.Is(err, storage.ErrNotStored) {
+		t.Errorf("one that is gone: %v, want ErrNotStored", err)
+	}
+	wantServed(t, first, items[2])
+	wantFindings(t, first)
+}
+
+// takenMeanwhile is a store that is taken over just after its owner was looked at.
+type takenMeanwhile struct {
+	storage.ByteStore
+	taking *func()
+}
+
+func (s *takenMeanwhile) Open(ctx context.Context, name string, offset, length int64) (io.ReadCloser, storage.Info, error) {
+	reader, info, err := s.ByteStore.Open(ctx, name, offset, length)
+	if name == storage.OwnerName && *s.taking != nil {
+		(*s.taking)()
+	}
+	return reader, info, err
+}
+
+// TestTakenMeanwhile: whoever was the owner when it began is not when it comes to
+// change anything.
+func TestTakenMeanwhile(t *testing.T) {
+	t.Parallel()
+	for what, change := range map[string]func(*testing.T, *storage.Storage, fake) error{
+		"remove": func(t *testing.T, s *storage.Storage, item fake) error {
+			removal, err := s.Remove(t.Context(), item.hash())
+			if removal.Bytes != 0 {
+				t.Errorf("%d bytes were removed", removal.Bytes)
+			}
+			return err
+		},
+		"replace": func(t *testing.T, s *storage.Storage, item fake) error {
+			item.other, item.content = true, "other"
+			for _, result := range importAll(t, s, storage.ImportOptions{Replace: true}, laid(t, item)) {
+				return result.Err
+			}
+			return nil
+		},
+		"repair": func(t *testing.T, s *storage.Storage, item fake) error {
+			return s.Repairer(storage.RepairOptions{Decode: decode}).Repair(t.Context(), allFindings(t, s)[0]).Err
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			p := newPlace(t)
+			item := fake{n: 1, content: "one"}
+			var taking func() // when the owner has been looked at
+			first := p.openWith(t, func(b storage.ByteStore) storage.ByteStore { return &takenMeanwhile{b, &taking} })
+			importAll(t, first, storage.ImportOptions{}, laid(t, item))
+			if what == "repair" {
+				write(t, filepath.Join(p.store, item.name()), "wrong")
+			}
+			second := p.beside(t).openTest(t)
+			taking = func() {
+				taking = nil
+				if _, err := second.TakeOver(t.Context(), func() {}); err != nil {
+					t.Error(err)
+				}
+			}
+			before, err := os.ReadFile(filepath.Join(p.store, item.name()))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := change(t, first, item); what != "remove" && !errors.Is(err, storage.ErrNotOwner) {
+				t.Errorf("%v, want ErrNotOwner", err)
+			}
+			if taking != nil {
+				t.Error("the owner was not looked at")
+			}
+			if !has(filepath.Join(p.store, item.name()), string(before)) {
+				t.Errorf("the other's nar is not %q any more", before)
+			}
+		})
+	}
+}
+
 // TestFrontEnd: a front end serves what is there, whatever its rows say; what is not
 // there is no fault.
 func TestFrontEnd(t *testing.T) {
@@ -182,10 +283,23 @@ func TestFrontEnd(t *testing.T) {
 	if err != nil || slices.Contains(found, nil) || !found[0].HasStored(0) {
 		t.Errorf("items: %v, %v", found, err)
 	}
-	// With another storage, what was noted does not count.
-	other := place{q.database, t.TempDir()}.openTest(t)
-	if err := other.Remember(t.Context()); err != nil || other.IsFrontEnd() {
-		t.Errorf("with another storage: %v, front end: %v", err, other.IsFrontEnd())
+	// With another storage, what was noted does not count; but one that has no name
+	// may be where this one should be mounted.
+	named := newPlace(t)
+	if _, err := named.openTest(t).Identity(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for directory, want := range map[string]bool{named.store: false, t.TempDir(): true} {
+		other := place{q.database, directory}.openTest(t)
+		if err := other.Remember(t.Context()); err != nil || other.IsFrontEnd() != want {
+			t.Errorf("with another storage: %v, front end: %v, want %v", err, other.IsFrontEnd(), want)
+		}
+		if _, err := other.SharesWith(t.Context(), "another"); (err != nil) != want {
+			t.Errorf("with another storage, whether it shares that: %v, want an error: %v", err, want)
+		}
+		if err := other.MayDelete(t.Context()); errors.Is(err, storage.ErrNotOwner) != want {
+			t.Errorf("with another storage, it may delete: %v", err)
+		}
 	}
 }
 

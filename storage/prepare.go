@@ -28,6 +28,8 @@ type prepared struct {
 	// obsolete are names in the storage that may go then.
 	obsolete []string
 	bytes    int64
+	// replaces says that bytes take the place of others.
+	replaces bool
 	// releases give back the room that is kept for staged bytes.
 	releases []func()
 	result   Result
@@ -129,6 +131,7 @@ func (s *Storage) find(ctx context.Context, p *prepared, n int, name string) err
 		if fits && s.isStored(ctx, directory, name) {
 			continue
 		}
+		p.replaces = p.replaces || inStorage
 		size, err := s.stageFrom(ctx, p, n, name, directory)
 		if err == nil {
 			p.found(n, size)
@@ -219,7 +222,7 @@ func (s *Storage) stageFrom(ctx context.Context, p *prepared, n int, name, direc
 	if want := p.Narinfo.Files[n].Size; want >= 0 && size != want {
 		return 0, fmt.Errorf("%w: %s has %d bytes, the narinfo says %d", ErrWrongSize, source, size, want)
 	}
-	if err := s.mayWrite(ctx); err != nil {
+	if err := s.mayTake(ctx, p.replaces); err != nil {
 		return 0, err
 	}
 	release, err := s.reserve(ctx, size)

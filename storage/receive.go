@@ -46,7 +46,7 @@ func (s *Storage) Receive(ctx context.Context, item *Item, n int, file *os.File)
 	if want := item.StoredSize(n); want >= 0 && size != want {
 		return fmt.Errorf("store %s: %w: %d bytes came where %d were expected", name, ErrWrongSize, size, want)
 	}
-	if err := s.mayWrite(ctx); err != nil {
+	if err := s.mayAdd(ctx); err != nil {
 		return fmt.Errorf("store %s: %w", name, err)
 	}
 	staged, err := s.stageOwn(ctx, name, file, size)
@@ -54,6 +54,10 @@ func (s *Storage) Receive(ctx context.Context, item *Item, n int, file *os.File)
 		return err
 	}
 	defer staged.Abort()
+	// That may have taken long.
+	if err := s.mayAdd(ctx); err != nil {
+		return fmt.Errorf("store %s: %w", name, err)
+	}
 	return s.index.Update(ctx, func(tx *index.Tx) error {
 		now, n, err := wanted(tx, item, name, size)
 		if err != nil {
@@ -147,7 +151,7 @@ func (s *Storage) Adopt(ctx context.Context, item *Item, n int, decode Decoder) 
 	name := item.FileName(n)
 	// Not of a storage that another looks after, and may be large: what is there,
 	// that one knows.
-	if err := s.mayWrite(ctx); err != nil {
+	if err := s.mayAdd(ctx); err != nil {
 		return fmt.Errorf("take %s into the index: %w", name, err)
 	}
 	reader, info, err := s.bytes.Open(ctx, name, 0, -1)
@@ -161,7 +165,7 @@ func (s *Storage) Adopt(ctx context.Context, item *Item, n int, decode Decoder) 
 	if err := s.bytes.Flush(ctx, name); err != nil {
 		return err
 	}
-	return s.index.Update(ctx, func(tx *index.Tx) error {
+	return s.locked(ctx, 0, func(ctx context.Context, tx *index.Tx) error {
 		now, n, err := wanted(tx, item, name, info.Size)
 		if err != nil || now.HasStored(n) {
 			return err

@@ -222,7 +222,7 @@ func (r *Repairer) verify(ctx context.Context, finding Finding) error {
 // restore shows what was fetched.
 func (r *Repairer) restore(ctx context.Context, finding Finding, fetched Staged, repair Repair) Repair {
 	defer fetched.Abort()
-	if err := r.storage.restore(ctx, finding, fetched); err != nil {
+	if err := r.storage.restore(ctx, finding, fetched, repair.Bytes); err != nil {
 		repair.Err = err
 		return repair
 	}

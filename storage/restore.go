@@ -14,9 +14,14 @@ import (
 // cut off and done again, and each looks first whether row and file are still as
 // they were found.
 
-// locked is a transaction whose error names no database where it is not about one.
-func (s *Storage) locked(ctx context.Context, f func(*index.Tx) error) error {
-	err := s.index.Update(ctx, f)
+// locked is a transaction in which the byte store is asked, and changed by so many
+// bytes. Its error names no database where it is not about one.
+func (s *Storage) locked(ctx context.Context, size int64, f func(context.Context, *index.Tx) error) error {
+	err := s.index.Update(ctx, func(tx *index.Tx) error {
+		hurried, cancel := s.hurried(ctx, size)
+		defer cancel()
+		return f(hurried, tx)
+	})
 	if errors.Is(err, errMeanwhile) {
 		return errMeanwhile
 	}
@@ -26,9 +31,12 @@ func (s *Storage) locked(ctx context.Context, f func(*index.Tx) error) error {
 // restore shows bytes that are the item's nar, in the place of those that were
 // found, and has the row claim them. Cut off between the two, the row claims what
 // it claimed before, or too little.
-func (s *Storage) restore(ctx context.Context, finding Finding, staged Staged) error {
-	return s.locked(ctx, func(tx *index.Tx) error {
+func (s *Storage) restore(ctx context.Context, finding Finding, staged Staged, size int64) error {
+	return s.locked(ctx, size, func(ctx context.Context, tx *index.Tx) error {
 		item, err := s.still(ctx, tx, finding)
+		if err == nil {
+			err = s.MayDelete(ctx) // it may have been taken over since the fetch began
+		}
 		if err != nil {
 			return err
 		}
@@ -47,7 +55,7 @@ func (s *Storage) record(ctx context.Context, finding Finding, n int) error {
 	} else if err != nil {
 		return err
 	}
-	return s.locked(ctx, func(tx *index.Tx) error {
+	return s.locked(ctx, 0, func(ctx context.Context, tx *index.Tx) error {
 		item, err := s.still(ctx, tx, finding)
 		if err != nil {
 			return err
@@ -61,7 +69,7 @@ func (s *Storage) record(ctx context.Context, finding Finding, n int) error {
 
 // unclaim has the row no longer claim the file of a finding.
 func (s *Storage) unclaim(ctx context.Context, finding Finding) error {
-	return s.locked(ctx, func(tx *index.Tx) error {
+	return s.locked(ctx, 0, func(ctx context.Context, tx *index.Tx) error {
 		item, err := s.still(ctx, tx, finding)
 		if err != nil {
 			return err
@@ -86,8 +94,11 @@ func (s *Storage) setAside(ctx context.Context, finding Finding) error {
 	if err := s.copyToQuarantine(ctx, finding); err != nil {
 		return err
 	}
-	return s.locked(ctx, func(tx *index.Tx) error {
+	return s.locked(ctx, 0, func(ctx context.Context, tx *index.Tx) error {
 		claimed, err := isClaimed(tx, finding.Item.Hash, finding.Name)
+		if err == nil {
+			err = s.MayDelete(ctx)
+		}
 		if err != nil {
 			return err
 		}

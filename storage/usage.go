@@ -137,7 +137,7 @@ func parseLimit(text string) (limit int64, err error) {
 func (s *Storage) Reserve(ctx context.Context, size int64) (release func(), err error) {
 	// While that is not known, what comes is at least compared with its hash on its
 	// way to clients; Receive will not take it.
-	if err := s.mayWrite(ctx); err != nil && !errors.Is(err, ErrUnsettled) {
+	if err := s.mayAdd(ctx); err != nil && !errors.Is(err, ErrUnsettled) {
 		return nil, err
 	}
 	release, err = s.reserve(ctx, size)

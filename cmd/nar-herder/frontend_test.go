@@ -2,6 +2,7 @@ package main
 
 import (
 	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -131,5 +132,38 @@ func TestFrontEndUnsettled(t *testing.T) {
 	}
 	if n := metric(t, front.addresses[0], "narherder_stored_nars"); n != "0" {
 		t.Errorf("it has taken %s nars into its index", n)
+	}
+}
+
+// TestCopiedDatabase: a mirror with a copy of its source's database, beside the source,
+// is not taken for the owner of its storage, whether or not the source answers when it
+// starts.
+func TestCopiedDatabase(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	source, texts, targets := generated(t, 2)
+	p.imports(t, source)
+	q := newPlace(t)
+	q.storage = p.storage
+	content, err := os.ReadFile(p.database)
+	if err == nil {
+		err = os.WriteFile(q.database, content, 0o644)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	host := ownHost()
+	start := func() *server {
+		return q.serve(t, "--log-level=INFO", "--mirror=http://"+host+":"+instancePort, "--storage-limit=1", "--storage-nar-removal-criteria=unreferenced")
+	}
+	early := start()
+	primary := p.serve(t, "--host="+host, "--port="+instancePort, "--log-level=INFO")
+	until(t, "it refuses to follow itself", func() bool { return strings.Contains(early.err.String(), "this very instance") })
+	early.stop(t, syscall.SIGTERM)
+	late := start()
+	until(t, "it says what is wrong", func() bool { return strings.Contains(late.err.String(), "this database is a copy") })
+	_, name := narOf(t, texts[targets[0]])
+	if got := get(t, primary.addresses[0], "/"+name); got.StatusCode != http.StatusOK {
+		t.Errorf("a nar at the primary: %s", got.Status)
 	}
 }

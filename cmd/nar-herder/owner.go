@@ -8,12 +8,15 @@ import (
 	"time"
 
 	"nar-herder/peer"
+	"nar-herder/storage"
 )
 
 const (
-	// settleWait is how long the start waits for the instance that is mirrored to
-	// say which storage it has, and settleEvery how often it is asked after that.
+	// settleWait is how long the start waits until it is known whose the storage is,
+	// askWait how long for the instance that is mirrored to say which it has, and
+	// settleEvery how often it is asked after that.
 	settleWait  = 3 * time.Second
+	askWait     = 2 * time.Second
 	settleEvery = 5 * time.Second
 )
 
@@ -86,10 +89,15 @@ func (c *serverCommand) settle(ctx context.Context, store *opened, source *peer.
 	if err != nil {
 		return err
 	}
+	asking, cancel := context.WithTimeout(ctx, askWait)
+	defer cancel()
+	instance, name, err := source.Names(asking)
+	if err == nil && instance == store.Instance() {
+		return errors.New("the mirrored instance has the name of this one: this database is a copy of that one's, or --mirror leads back here. Start a mirror with a database of its own, which takes over what it needs")
+	}
 	if owner == store.Instance() {
 		return store.SetFrontEnd(ctx, false)
 	}
-	instance, name, err := source.Names(ctx)
 	if owner != "" && owner == instance {
 		return c.isFrontEnd(ctx, store, log) // whatever it can't tell
 	}
@@ -107,10 +115,22 @@ func (c *serverCommand) settle(ctx context.Context, store *opened, source *peer.
 	if shares {
 		return c.isFrontEnd(ctx, store, log)
 	}
+	if store.IsFrontEnd() {
+		log.Warn("this is no front end any more, as the storage is not that of the mirrored instance: what it has to fetch and to remove, it does after a restart", "storage", store.name())
+	}
 	if owner != "" {
 		log.Warn("the storage belongs to another instance, and is only read: see 'nar-herder help take-storage'", "storage", store.name(), "owner", owner)
 	}
-	return store.SetFrontEnd(ctx, false)
+	if err := store.SetFrontEnd(ctx, false); err != nil {
+		return err
+	}
+	if owner == "" {
+		// Best known before a nar comes.
+		if err := store.MayDelete(ctx); errors.Is(err, storage.ErrNotOwner) {
+			log.Warn("nothing is stored or removed: the storage may be that of another instance", "storage", store.name(), "error", err)
+		}
+	}
+	return nil
 }
 
 func (c *serverCommand) isFrontEnd(ctx context.Context, store *opened, log *slog.Logger) error {
@@ -153,5 +173,8 @@ func (c *takeStorageCommand) Run(ctx context.Context, s *streams) (err error) {
 		fmt.Fprintf(s.out, "the storage is this instance's now; it was that of instance %s\n", taken.Before)
 	}
 	fmt.Fprintf(s.out, "%d files are recorded as stored that were not; %d are of no item, or of another size\n", taken.Recorded, taken.Strangers)
+	if taken.Missing > 0 {
+		fmt.Fprintf(s.out, "%d files were recorded that are not there, and are not any more\n", taken.Missing)
+	}
 	return nil
 }
