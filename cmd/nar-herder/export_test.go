@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
@@ -42,6 +43,9 @@ func times(t testing.TB, dir string) map[string]time.Time {
 			return err
 		}
 		info, err := entry.Info()
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // it was just being written
+		}
 		if err == nil && !entry.IsDir() {
 			found[strings.TrimPrefix(name, dir)] = info.ModTime()
 		}

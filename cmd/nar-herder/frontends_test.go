@@ -62,6 +62,10 @@ func newFarm(t *testing.T, frontEnds, count, first int) *farm {
 				proxy_pass http://herders; proxy_http_version 1.1; proxy_set_header Connection "";
 				proxy_next_upstream error timeout http_502 http_503; proxy_connect_timeout 1s;
 			}
+			location /nar/ {
+				proxy_pass http://herders; proxy_http_version 1.1; proxy_set_header Connection "";
+				proxy_next_upstream error timeout http_502 http_503 http_404; proxy_connect_timeout 1s;
+			}
 		}`, upstream, host))
 	f.front = host + ":8735"
 	return f
@@ -119,6 +123,11 @@ func (f *farm) fetch(target string) error {
 	if err != nil || got.StatusCode != http.StatusOK || got.body != f.texts[target] {
 		return fmt.Errorf("its narinfo: %q, %w", got.body, cmp.Or(err, errWrong))
 	}
+	return f.fetchNar(target)
+}
+
+// fetchNar gets the nar of an item.
+func (f *farm) fetchNar(target string) error {
 	name := "/nar/" + strings.TrimSuffix(strings.TrimPrefix(target, "/"), ".narinfo") + "-item"
 	want, err := os.ReadFile(filepath.Join(f.source, name))
 	if err != nil {
@@ -188,6 +197,12 @@ func TestFrontEnds(t *testing.T) {
 	}
 	stop()
 	f.places[0].imports(t, f.files(first, count)...)
+	f.has(1, count) // and the others may not yet
+	for _, target := range f.targets[first:] {
+		if err := f.fetchNar(target); err != nil {
+			t.Errorf("%s, which one front end has told of: %v", target, err)
+		}
+	}
 	for i := range f.servers {
 		f.has(i, count)
 	}
