@@ -195,25 +195,27 @@ func (c *connection) Write(p []byte) (int, error) {
 
 // writeOnce is called with the file descriptor.
 func (c *connection) writeOnce(fd uintptr) bool {
-	for {
+	for c.written < len(c.pending) {
 		var n int
 		var err error
+		p := c.pending[c.written:]
 		if c.fileFollows {
-			n, err = unix.SendmsgN(int(fd), c.pending, nil, nil, unix.MSG_MORE)
+			n, err = unix.SendmsgN(int(fd), p, nil, nil, unix.MSG_MORE)
 		} else {
-			n, err = rawio.Write(fd, c.pending)
+			n, err = rawio.Write(fd, p)
 		}
 		switch {
 		case err == syscall.EINTR:
 			continue
 		case err == syscall.EAGAIN:
+			return true
 		case err != nil:
 			c.writeErr = os.NewSyscallError("write", err)
-		default:
-			c.written = n
+			return true
 		}
-		return true
+		c.written += n
 	}
+	return true
 }
 
 // writeSlowly writes to a client that does not take all at once.

@@ -9,7 +9,8 @@ import (
 )
 
 // copyPiece is how much of a body that is in no file is copied at a time: nars of the
-// usual sizes as a whole, with one call of the system each way.
+// usual sizes as a whole, with one call of the system each way. Each download has as
+// much memory until its client has taken all.
 const copyPiece = 256 << 10
 
 var copyPieces = sync.Pool{New: func() any { return new([copyPiece]byte) }}
@@ -35,6 +36,15 @@ func newCopiedBody(ctx *fasthttp.RequestCtx, body io.ReadCloser, length int64) c
 }
 
 var errTooLong = errors.New("the body of an answer is longer than its head says")
+
+// Close implements [io.Closer]. An answer that is dropped before it is written holds
+// nothing back any more.
+func (b copiedBody) Close() error {
+	if b.connection != nil {
+		b.connection.holds, b.connection.held = false, nil
+	}
+	return b.ReadCloser.Close()
+}
 
 // WriteTo implements [io.WriterTo].
 func (b copiedBody) WriteTo(engine io.Writer) (total int64, err error) {

@@ -34,9 +34,9 @@ type Options struct {
 	Pinned func(ctx context.Context) (keeps func(narinfo.PathHash) bool, guard func(*index.Tx) error, err error)
 	// Wanted is told of items whose nars may be missing; nil for nobody.
 	Wanted func(hashes []narinfo.PathHash)
-	// Self is called when the source turns out to have the name of this instance: its
-	// database is a copy; nil for nobody.
-	Self func()
+	// Self is told whether what answers has the name of this instance, whose database
+	// is a copy then; nil for nobody.
+	Self func(is bool)
 	// Interval is the time between two questions to a source that has no stream
 	// of changes; 0 means [DefaultInterval].
 	Interval time.Duration
@@ -194,10 +194,10 @@ func (m *Mirror) step(ctx context.Context) (time.Duration, error) {
 // round for ever.
 func (m *Mirror) notSelf(state peer.LogState) error {
 	own := m.Index.Instance()
+	if m.Self != nil {
+		m.Self(state.Instance == own)
+	}
 	if state.Instance == own {
-		if m.Self != nil {
-			m.Self()
-		}
 		return &RefusedError{"it is this very instance: name another with --mirror"}
 	}
 	if slices.Contains(state.Chain, own) {

@@ -25,9 +25,9 @@ type ByteStore interface {
 
 	// Open reads length bytes from offset on, or all that follow when length
 	// is negative. The reader may give more than length; it is the caller's
-	// to close. It may be a [LocalFile]. A store with checksums compares what is
-	// read from the begin to the end with them: the error is [ErrDamaged] then,
-	// in the place of the last bytes.
+	// to close. It may be a [LocalFile]. Some stores have checksums, and compare
+	// what is read with them where offset is 0 and length negative: the error is
+	// [ErrDamaged] then, in the place of the last bytes.
 	Open(ctx context.Context, name string, offset, length int64) (io.ReadCloser, Info, error)
 
 	// Stage takes in size bytes for the name, without showing them: Stat and

@@ -13,6 +13,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/semaphore"
+
 	"nar-herder/narinfo"
 	"nar-herder/storage/index"
 )
@@ -29,6 +31,9 @@ var ErrNotOwner = errors.New("the storage belongs to another instance")
 // ErrUnsettled says that it is not known yet.
 var ErrUnsettled = errors.New("whether the storage is that of the mirrored instance, as for a front end, is not known until that answers: nothing is stored or deleted before")
 
+// ErrCopied says that the index is a copy, whose original another instance uses.
+var ErrCopied = errors.New("the mirrored instance has the name of this one, so this database is a copy of that one's, or --mirror leads back here: nothing is stored or deleted. Start a mirror with a database of its own")
+
 // frontEndSetting is where an index keeps the name of the storage that it is a front
 // end of: that of the instance that it mirrors.
 const frontEndSetting = "storage.front_end_of"
@@ -41,11 +46,12 @@ const ownerTrust = 30 * time.Second
 type ownership struct {
 	frontEnd  atomic.Bool
 	unsettled atomic.Bool
+	copied    atomic.Bool
 
 	mu   sync.Mutex
 	seen time.Time // when it was this instance last; zero for never
 	// claiming is held while it is made this instance, by one at a time.
-	claiming sync.Mutex
+	claiming *semaphore.Weighted
 }
 
 // Owner returns the name of the instance that owns the byte store; "" where none
@@ -73,6 +79,9 @@ func (s *Storage) MayDelete(ctx context.Context) error { return s.mayChange(ctx,
 func (s *Storage) mayChange(ctx context.Context, claim bool) error {
 	if s.bytes == nil {
 		return nil
+	}
+	if s.owned.copied.Load() {
+		return ErrCopied
 	}
 	if s.owned.unsettled.Load() {
 		return ErrUnsettled
@@ -107,8 +116,10 @@ func (s *Storage) mayChange(ctx context.Context, claim bool) error {
 // claimStorage makes this instance the owner, and returns who it is then: another may
 // just have done the same.
 func (s *Storage) claimStorage(ctx context.Context, hasNars bool) (owner string, err error) {
-	s.owned.claiming.Lock()
-	defer s.owned.claiming.Unlock()
+	if err := s.owned.claiming.Acquire(ctx, 1); err != nil {
+		return "", err
+	}
+	defer s.owned.claiming.Release(1)
 	if owner, err = s.Owner(ctx); err != nil || owner != "" {
 		return owner, err
 	}
@@ -167,7 +178,7 @@ func (s *Storage) isTrusted() bool {
 	s.owned.mu.Lock()
 	defer s.owned.mu.Unlock()
 	since := s.now().Sub(s.owned.seen)
-	return since >= 0 && since < ownerTrust && !s.owned.frontEnd.Load() && !s.owned.unsettled.Load()
+	return since >= 0 && since < ownerTrust && !s.owned.frontEnd.Load() && !s.IsUnsettled()
 }
 
 // IsFrontEnd says that the byte store is that of the instance which this one
@@ -176,8 +187,12 @@ func (s *Storage) isTrusted() bool {
 // fetched it yet.
 func (s *Storage) IsFrontEnd() bool { return s.owned.frontEnd.Load() }
 
-// IsUnsettled says that it is not known whether this instance is a front end.
-func (s *Storage) IsUnsettled() bool { return s.owned.unsettled.Load() }
+// IsUnsettled says that it is not known whose the byte store is: whether this instance is
+// a front end, or which of two with one name the owner is.
+func (s *Storage) IsUnsettled() bool { return s.owned.unsettled.Load() || s.owned.copied.Load() }
+
+// SetCopied says whether another instance has the name of this one.
+func (s *Storage) SetCopied(is bool) { s.owned.copied.Store(is) }
 
 // Unsettle has nothing be written or deleted before [Storage.SetFrontEnd] is called.
 func (s *Storage) Unsettle() { s.owned.unsettled.Store(true) }
@@ -225,7 +240,7 @@ const rememberWait = 3 * time.Second
 // IsOurs says, without changing anything, whether the byte store is surely this
 // instance's own, or nobody's.
 func (s *Storage) IsOurs(ctx context.Context) bool {
-	if s.bytes == nil || s.IsFrontEnd() || s.owned.unsettled.Load() {
+	if s.bytes == nil || s.IsFrontEnd() || s.IsUnsettled() {
 		return false
 	}
 	owner, err := s.Owner(ctx)
@@ -279,7 +294,7 @@ type Taken struct {
 // the files that are there under their names and have the right size, as far as they
 // do not yet. What they have in them is not looked at. The instance that owned it
 // must be gone, or be read-only from now on: it notices before it deletes or replaces
-// anything, or half a minute after at the latest where it adds. It can be done again where it was
+// anything that it knows of, or half a minute after at the latest where it adds. It can be done again where it was
 // interrupted. looked is called for each file.
 //
 // Claims of files that are not there, from a time when this instance owned it before,
@@ -351,6 +366,9 @@ func (s *Storage) unclaimMissing(ctx context.Context, taken *Taken, listed func(
 				return err
 			}
 			taken.Missing++
+			row := *item.Item // as it is now
+			row.Stored &^= item.filesNamed(name)
+			item = &Item{Item: &row, Narinfo: item.Narinfo, names: item.names}
 		}
 	}
 	return nil

@@ -128,23 +128,26 @@ func TestTakeOverStale(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
 	first := p.openTest(t)
-	items := []fake{{n: 1, content: "one"}, {n: 2, content: "two"}, {n: 3, content: "three"}}
+	items := []fake{{n: 1, content: "one", extra: []fake{{content: "1", kind: "zstd"}, {content: "I", kind: "gzip"}}}, {n: 2, content: "two"}, {n: 3, content: "three"}}
 	importAll(t, first, storage.ImportOptions{}, laid(t, items...))
 	second := p.beside(t).openTest(t)
 	if _, err := second.TakeOver(t.Context(), func() {}); err != nil {
 		t.Fatal(err)
 	}
-	for _, item := range items[:2] {
-		if err := os.Remove(filepath.Join(p.store, item.name())); err != nil {
+	for _, name := range []string{items[0].name(), "nar/gzip/" + items[0].path().BaseName(), items[1].name()} {
+		if err := os.Remove(filepath.Join(p.store, name)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	taken, err := first.TakeOver(t.Context(), func() {})
-	if err != nil || taken.Missing != 2 || taken.Recorded != 0 || taken.Strangers != 0 {
-		t.Errorf("taken back: %+v, %v; want 2 missing", taken, err)
+	if err != nil || taken.Missing != 3 || taken.Recorded != 0 || taken.Strangers != 0 {
+		t.Errorf("taken back: %+v, %v; want 3 missing", taken, err)
 	}
 	if _, err := stored(first, items[0].hash(), 0); !errors.Is(err, storage.ErrNotStored) {
 		t.Errorf("one that is gone: %v, want ErrNotStored", err)
+	}
+	if content, err := stored(first, items[0].hash(), 1); err != nil || content != "1" {
+		t.Errorf("another of the same item: %q, %v", content, err)
 	}
 	wantServed(t, first, items[2])
 	wantFindings(t, first)
@@ -153,13 +156,16 @@ func TestTakeOverStale(t *testing.T) {
 // takenMeanwhile is a store that is taken over just after its owner was looked at.
 type takenMeanwhile struct {
 	storage.ByteStore
+	looks  int // before that
 	taking *func()
 }
 
 func (s *takenMeanwhile) Open(ctx context.Context, name string, offset, length int64) (io.ReadCloser, storage.Info, error) {
 	reader, info, err := s.ByteStore.Open(ctx, name, offset, length)
 	if name == storage.OwnerName && *s.taking != nil {
-		(*s.taking)()
+		if s.looks--; s.looks < 0 {
+			(*s.taking)()
+		}
 	}
 	return reader, info, err
 }
@@ -168,33 +174,46 @@ func (s *takenMeanwhile) Open(ctx context.Context, name string, offset, length i
 // change anything.
 func TestTakenMeanwhile(t *testing.T) {
 	t.Parallel()
-	for what, change := range map[string]func(*testing.T, *storage.Storage, fake) error{
-		"remove": func(t *testing.T, s *storage.Storage, item fake) error {
-			removal, err := s.Remove(t.Context(), item.hash())
-			if removal.Bytes != 0 {
-				t.Errorf("%d bytes were removed", removal.Bytes)
-			}
+	item, lacking := fake{n: 1, content: "one"}, fake{n: 1000, content: "another"}
+	// Of so many, some are deleted in a later transaction than others.
+	many := []fake{item}
+	for n := 2; n <= 250; n++ {
+		many = append(many, fake{n: n, content: "many"})
+	}
+	for what, test := range map[string]struct {
+		looks  int // before it is taken over
+		change func(*testing.T, *storage.Storage, func()) error
+		of     fake // must stay as it is
+		want   error
+	}{
+		"remove": {1, func(t *testing.T, s *storage.Storage, _ func()) error {
+			_, err := s.RemoveAll(t.Context(), hashesOf(many), nil)
 			return err
-		},
-		"replace": func(t *testing.T, s *storage.Storage, item fake) error {
-			item.other, item.content = true, "other"
-			for _, result := range importAll(t, s, storage.ImportOptions{Replace: true}, laid(t, item)) {
-				return result.Err
-			}
-			return nil
-		},
-		"repair": func(t *testing.T, s *storage.Storage, item fake) error {
+		}, many[len(many)-1], nil},
+		"replace": {0, func(t *testing.T, s *storage.Storage, _ func()) error {
+			other := fake{n: 1, content: "other", other: true}
+			return importAll(t, s, storage.ImportOptions{Replace: true}, laid(t, other))[item.hash().String()+".narinfo"].Err
+		}, item, storage.ErrNotOwner},
+		"repair": {0, func(t *testing.T, s *storage.Storage, _ func()) error {
 			return s.Repairer(storage.RepairOptions{Decode: decode}).Repair(t.Context(), allFindings(t, s)[0]).Err
-		},
+		}, fake{n: 1, content: "wrong"}, storage.ErrNotOwner},
+		"receive": {0, func(t *testing.T, s *storage.Storage, take func()) error {
+			take() // just after it was known to be its own
+			return s.Receive(t.Context(), itemOf(t, s, lacking), 0, spooled(t, s, lacking.content))
+		}, fake{}, storage.ErrNotOwner},
 	} {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
 			p := newPlace(t)
-			item := fake{n: 1, content: "one"}
-			var taking func() // when the owner has been looked at
-			first := p.openWith(t, func(b storage.ByteStore) storage.ByteStore { return &takenMeanwhile{b, &taking} })
-			importAll(t, first, storage.ImportOptions{}, laid(t, item))
-			if what == "repair" {
+			var taking func()
+			store := &takenMeanwhile{looks: test.looks, taking: &taking}
+			first := p.openWith(t, func(b storage.ByteStore) storage.ByteStore {
+				store.ByteStore = b
+				return store
+			})
+			importAll(t, first, storage.ImportOptions{}, laid(t, many...))
+			addRows(t, p, lacking)
+			if test.of.content == "wrong" {
 				write(t, filepath.Join(p.store, item.name()), "wrong")
 			}
 			second := p.beside(t).openTest(t)
@@ -204,20 +223,37 @@ func TestTakenMeanwhile(t *testing.T) {
 					t.Error(err)
 				}
 			}
-			before, err := os.ReadFile(filepath.Join(p.store, item.name()))
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := change(t, first, item); what != "remove" && !errors.Is(err, storage.ErrNotOwner) {
-				t.Errorf("%v, want ErrNotOwner", err)
+			if err := test.change(t, first, taking); !errors.Is(err, test.want) {
+				t.Errorf("%v, want %v", err, test.want)
 			}
 			if taking != nil {
 				t.Error("the owner was not looked at")
 			}
-			if !has(filepath.Join(p.store, item.name()), string(before)) {
-				t.Errorf("the other's nar is not %q any more", before)
+			if test.of.n != 0 && !has(filepath.Join(p.store, test.of.name()), test.of.content) {
+				t.Errorf("the other's nar is not %q any more", test.of.content)
 			}
 		})
+	}
+}
+
+// TestCopied: while another instance has the same name, nobody knows which one is the
+// owner, whatever else is settled.
+func TestCopied(t *testing.T) {
+	t.Parallel()
+	s := newPlace(t).openTest(t)
+	item := fake{n: 1, content: "one"}
+	importAll(t, s, storage.ImportOptions{}, laid(t, item))
+	s.SetCopied(true)
+	if err := s.SetFrontEnd(t.Context(), false); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.MayDelete(t.Context()); !errors.Is(err, storage.ErrCopied) || s.IsOurs(t.Context()) || !s.IsUnsettled() {
+		t.Errorf("it may delete: %v", err)
+	}
+	wantServed(t, s, item)
+	s.SetCopied(false)
+	if err := s.MayDelete(t.Context()); err != nil || !s.IsOurs(t.Context()) {
+		t.Errorf("when the other is gone: %v", err)
 	}
 }
 

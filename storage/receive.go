@@ -54,10 +54,6 @@ func (s *Storage) Receive(ctx context.Context, item *Item, n int, file *os.File)
 		return err
 	}
 	defer staged.Abort()
-	// That may have taken long.
-	if err := s.mayAdd(ctx); err != nil {
-		return fmt.Errorf("store %s: %w", name, err)
-	}
 	return s.index.Update(ctx, func(tx *index.Tx) error {
 		now, n, err := wanted(tx, item, name, size)
 		if err != nil {
@@ -71,6 +67,10 @@ func (s *Storage) Receive(ctx context.Context, item *Item, n int, file *os.File)
 		}
 		hurried, cancel := s.hurried(ctx, size)
 		defer cancel()
+		// It may have been taken over while the bytes came.
+		if err := s.MayDelete(hurried); err != nil {
+			return fmt.Errorf("store %s: %w", name, err)
+		}
 		if err := errors.Join(staged.Commit(hurried), s.bytes.Sync(ctx)); err != nil {
 			return err
 		}

@@ -16,6 +16,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/semaphore"
+
 	"nar-herder/narinfo"
 	"nar-herder/storage/index"
 )
@@ -54,6 +56,7 @@ type Options struct {
 // close. A nil byte store makes a Storage that knows items but keeps no bytes.
 func New(x *index.Index, bytes ByteStore, options Options) *Storage {
 	s := &Storage{index: x, bytes: bytes, log: options.Log, now: options.Now}
+	s.owned.claiming = semaphore.NewWeighted(1)
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}

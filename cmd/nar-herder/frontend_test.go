@@ -141,7 +141,7 @@ func TestFrontEndUnsettled(t *testing.T) {
 func TestCopiedDatabase(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
-	source, texts, targets := generated(t, 2)
+	source, _, targets := generated(t, 2)
 	p.imports(t, source)
 	q := newPlace(t)
 	q.storage = p.storage
@@ -158,12 +158,18 @@ func TestCopiedDatabase(t *testing.T) {
 	}
 	early := start()
 	primary := p.serve(t, "--host="+host, "--port="+instancePort, "--log-level=INFO")
-	until(t, "it refuses to follow itself", func() bool { return strings.Contains(early.err.String(), "this very instance") })
+	until(t, "it finds that it is a copy", func() bool {
+		return get(t, early.addresses[0], strings.Replace(targets[0], ".narinfo", ".narinfo/info", 1)).body == `{"stored": false}`
+	})
 	early.stop(t, syscall.SIGTERM)
 	late := start()
 	until(t, "it says what is wrong", func() bool { return strings.Contains(late.err.String(), "this database is a copy") })
-	_, name := narOf(t, texts[targets[0]])
-	if got := get(t, primary.addresses[0], "/"+name); got.StatusCode != http.StatusOK {
-		t.Errorf("a nar at the primary: %s", got.Status)
+	// It does not vouch for nars, as it would for its own.
+	info := strings.Replace(targets[0], ".narinfo", ".narinfo/info", 1)
+	if got := get(t, late.addresses[0], info); got.body != `{"stored": false}` {
+		t.Errorf("the copy: %s", got.body)
+	}
+	if got := get(t, primary.addresses[0], info); got.body != `{"stored": true}` {
+		t.Errorf("the primary: %s", got.body)
 	}
 }

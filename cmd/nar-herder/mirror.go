@@ -83,7 +83,7 @@ func (c *serverCommand) follower(store *opened, peers peer.Peers, fetcher *nars.
 	}
 	follower := mirror.New(mirror.Options{
 		Storage: store.Storage, Index: store.index,
-		Source: peers[0], Wanted: wanted, Self: store.Unsettle,
+		Source: peers[0], Wanted: wanted, Self: store.SetCopied,
 		Downloads: mirror.Downloads(c.Database),
 		Pinned: func(ctx context.Context) (func(narinfo.PathHash) bool, func(*index.Tx) error, error) {
 			pinned, err := removal.ReadPinned(ctx, store.index)

@@ -92,8 +92,10 @@ func (c *serverCommand) settle(ctx context.Context, store *opened, source *peer.
 	asking, cancel := context.WithTimeout(ctx, askWait)
 	defer cancel()
 	instance, name, err := source.Names(asking)
-	if err == nil && instance == store.Instance() {
-		return errors.New("the mirrored instance has the name of this one: this database is a copy of that one's, or --mirror leads back here. Start a mirror with a database of its own, which takes over what it needs")
+	if err == nil {
+		if store.SetCopied(instance == store.Instance()); instance == store.Instance() {
+			return storage.ErrCopied
+		}
 	}
 	if owner == store.Instance() {
 		return store.SetFrontEnd(ctx, false)

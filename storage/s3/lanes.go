@@ -200,7 +200,7 @@ func usualAnswer(reader *bufio.Reader) *http.Response {
 	first, lines, _ := bytes.Cut(head, []byte("\r\n"))
 	response := &http.Response{Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, ContentLength: -1, Header: make(http.Header, 8)}
 	switch {
-	case !whole:
+	case !whole || bytes.ContainsFunc(first, notOfValue):
 		return nil
 	case bytes.HasPrefix(first, []byte("HTTP/1.1 200 ")):
 		response.StatusCode = http.StatusOK
@@ -211,7 +211,7 @@ func usualAnswer(reader *bufio.Reader) *http.Response {
 	}
 	for line := range bytes.SplitSeq(lines, []byte("\r\n")) {
 		name, value, ok := bytes.Cut(line, []byte(":"))
-		if !ok || len(name) == 0 || bytes.ContainsAny(name, " \t") {
+		if !ok || len(name) == 0 || bytes.ContainsFunc(name, notOfName) || bytes.ContainsFunc(value, notOfValue) {
 			return nil
 		}
 		for _, known := range readHeaders {
@@ -221,20 +221,26 @@ func usualAnswer(reader *bufio.Reader) *http.Response {
 			if response.Header[known] != nil {
 				return nil
 			}
-			response.Header[known] = []string{string(bytes.TrimSpace(value))}
+			response.Header[known] = []string{string(bytes.Trim(value, " \t"))}
 		}
 	}
-	length, err := strconv.ParseInt(response.Header.Get("Content-Length"), 10, 64)
-	if err != nil || length < 0 || response.Header["Transfer-Encoding"] != nil {
+	length, err := strconv.ParseUint(response.Header.Get("Content-Length"), 10, 63)
+	if err != nil || response.Header["Transfer-Encoding"] != nil {
 		return nil
 	}
 	if kept := response.Header["Connection"]; kept != nil && !strings.EqualFold(kept[0], "keep-alive") {
 		return nil
 	}
-	response.ContentLength = length
+	response.ContentLength = int64(length)
 	_, _ = reader.Discard(len(head) + len("\r\n\r\n"))
 	return response
 }
+
+func notOfName(r rune) bool {
+	return r != '-' && (r < '0' || r > '9') && (r < 'A' || r > 'Z') && (r < 'a' || r > 'z')
+}
+
+func notOfValue(r rune) bool { return r < ' ' && r != '\t' || r > '~' }
 
 // laneBody is a body whose end gives the connection back.
 type laneBody struct {

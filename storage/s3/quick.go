@@ -98,7 +98,11 @@ func (q *quickly) request(ctx context.Context, input *s3.GetObjectInput) (*http.
 		if err != nil {
 			return nil, err
 		}
-		base = &url.URL{Scheme: base.Scheme, Host: base.Host, Path: plain + "/", RawPath: path + "/"}
+		host := base.Host // without a port that goes without saying, as the SDK signs it
+		if port := base.Port(); base.Scheme == "https" && port == "443" || base.Scheme == "http" && port == "80" {
+			host = strings.TrimSuffix(host, ":"+port)
+		}
+		base = &url.URL{Scheme: base.Scheme, Host: host, Path: plain + "/", RawPath: path + "/"}
 		q.base.Store(base)
 	}
 	to := *base

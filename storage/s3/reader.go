@@ -75,8 +75,9 @@ type reader struct {
 	cancel      context.CancelCauseFunc // ends the request that body belongs to
 	timer       *time.Timer             // cancels it, while its answer or a Read waits
 	answered    atomic.Bool
-	failures    int   // in a row
-	err         error // of all further Reads
+	sum         *summed // of the whole, as far as it was read; nil for none
+	failures    int     // in a row
+	err         error   // of all further Reads
 }
 
 // connect asks for what is left, of the content with that ETag.
@@ -103,6 +104,13 @@ func (r *reader) connect(length int64, etag string) (object, error) {
 		return object{}, err
 	}
 	r.answered.Store(true)
+	if r.sum != nil {
+		// The rest, of which the server has no sum of its own.
+		r.sum.ReadCloser = body
+		body = r.sum
+	} else {
+		r.sum, _ = body.(*summed)
+	}
 	r.body, r.cancel, r.timer = body, cancel, timer
 	return found, nil
 }

@@ -151,6 +151,9 @@ func (t *Tiered) fetch(e *entry, f *fill) {
 			t.quietUntil = t.now().Add(noRoomFor)
 			t.mu.Unlock()
 		}
+		if errors.Is(err, storage.ErrDamaged) {
+			t.log.Error("a nar has changed since it was stored, and is cut off before its end: see 'nar-herder help check' for its --verify and --repair", "file", f.name, "error", err)
+		}
 		var local localError
 		if errors.As(err, &local) {
 			t.trouble(fmt.Errorf("keep %s: %w", f.name, err))
