@@ -154,10 +154,10 @@ func TestCopiedDatabase(t *testing.T) {
 	}
 	host := ownHost()
 	start := func() *server {
-		return q.serve(t, "--log-level=INFO", "--mirror=http://"+host+":"+instancePort, "--storage-limit=1", "--storage-nar-removal-criteria=unreferenced")
+		return q.serve(t, "--log-level=INFO", "--mirror=http://"+host+":"+instancePort)
 	}
 	early := start()
-	primary := p.serve(t, "--host="+host, "--port="+instancePort, "--log-level=INFO")
+	primary := p.serve(t, "--host="+host, "--port="+instancePort, "--log-level=INFO", "--database-dump-interval=1s")
 	until(t, "it finds that it is a copy", func() bool {
 		return get(t, early.addresses[0], strings.Replace(targets[0], ".narinfo", ".narinfo/info", 1)).body == `{"stored": false}`
 	})

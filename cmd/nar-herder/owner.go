@@ -126,7 +126,7 @@ func (c *serverCommand) settle(ctx context.Context, store *opened, source *peer.
 	if err := store.SetFrontEnd(ctx, false); err != nil {
 		return err
 	}
-	if owner == "" {
+	if owner == "" && c.MirrorNars != "none" {
 		// Best known before a nar comes.
 		if err := store.MayDelete(ctx); errors.Is(err, storage.ErrNotOwner) {
 			log.Warn("nothing is stored or removed: the storage may be that of another instance", "storage", store.name(), "error", err)

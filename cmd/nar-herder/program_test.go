@@ -19,8 +19,8 @@ import (
 	"nar-herder/internal/testlog"
 )
 
-// patience is how long a test waits for another process.
-const patience = 30 * time.Second
+// patience is how long a test waits for another process, beside many others.
+const patience = time.Minute
 
 const testdata = "../../testdata"
 

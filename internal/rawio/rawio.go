@@ -10,25 +10,18 @@ import (
 	"io"
 	"os"
 	"syscall"
-	"unsafe"
 )
 
-// most bounds a call, to some 50 µs.
-const most = 256 << 10
-
 // Write is write(2) for a descriptor that does not block. It may write less than all.
-func Write(fd uintptr, p []byte) (n int, err error) { return call(syscall.SYS_WRITE, fd, p) }
+func Write(fd uintptr, p []byte) (n int, err error) { return again(write, fd, p) }
 
-func call(number, fd uintptr, p []byte) (int, error) {
+// again calls f until no signal comes between.
+func again(f func(fd uintptr, p []byte) (int, error), fd uintptr, p []byte) (int, error) {
 	for {
-		n, _, errno := syscall.RawSyscall(number, fd, uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(min(len(p), most)))
-		switch errno {
-		case 0:
-			return int(n), nil
-		case syscall.EINTR:
-			continue
+		n, err := f(fd, p)
+		if err != syscall.EINTR {
+			return max(0, n), err
 		}
-		return 0, errno
 	}
 }
 
@@ -73,6 +66,6 @@ func (r *Reader) Read(p []byte) (int, error) {
 
 // read is called with the descriptor; false asks to be called again when there is more.
 func (r *Reader) read(fd uintptr) (done bool) {
-	r.n, r.err = call(syscall.SYS_READ, fd, r.p)
+	r.n, r.err = again(read, fd, r.p)
 	return r.err != syscall.EAGAIN
 }
