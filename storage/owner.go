@@ -294,8 +294,8 @@ type Taken struct {
 // the files that are there under their names and have the right size, as far as they
 // do not yet. What they have in them is not looked at. The instance that owned it
 // must be gone, or be read-only from now on: it notices before it deletes or replaces
-// anything that it knows of, or half a minute after at the latest where it adds. It can be done again where it was
-// interrupted. looked is called for each file.
+// anything that it knows of, or half a minute after at the latest where it adds. It can
+// be done again where it was interrupted. looked is called for each file.
 //
 // Claims of files that are not there, from a time when this instance owned it before,
 // are taken off.
