@@ -279,11 +279,8 @@ func (c *connection) readAhead() (some bool) {
 				copy(grown, c.ahead)
 				c.ahead = grown
 			}
-			n, err := syscall.Read(int(fd), c.ahead[start:cap(c.ahead)])
-			if err == syscall.EINTR {
-				continue
-			}
-			if n <= 0 {
+			n, _ := rawio.Read(fd, c.ahead[start:cap(c.ahead)])
+			if n == 0 {
 				// Nothing, the end, or a fault: the next Read finds the same.
 				break
 			}

@@ -12,6 +12,9 @@ import (
 	"syscall"
 )
 
+// Read is read(2) for a descriptor that does not block. n is 0 at the end.
+func Read(fd uintptr, p []byte) (n int, err error) { return again(read, fd, p) }
+
 // Write is write(2) for a descriptor that does not block. It may write less than all.
 func Write(fd uintptr, p []byte) (n int, err error) { return again(write, fd, p) }
 
@@ -66,6 +69,6 @@ func (r *Reader) Read(p []byte) (int, error) {
 
 // read is called with the descriptor; false asks to be called again when there is more.
 func (r *Reader) read(fd uintptr) (done bool) {
-	r.n, r.err = again(read, fd, r.p)
+	r.n, r.err = Read(fd, r.p)
 	return r.err != syscall.EAGAIN
 }

@@ -48,9 +48,11 @@ const (
 	// the name of the nar follow.
 	uploadFolder = ".nar-herder-upload/"
 	// tokenKey is the metadata in which each upload has a random word.
-	tokenKey    = "nar-herder-token"
-	tokenHeader = "X-Amz-Meta-Nar-Herder-Token"
+	tokenKey = "nar-herder-token"
 )
+
+// tokenHeader is that of an answer which has it.
+var tokenHeader = http.CanonicalHeaderKey("X-Amz-Meta-" + tokenKey)
 
 // Options are what Open needs besides the URL. The zero value is good.
 type Options struct {
