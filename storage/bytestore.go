@@ -96,8 +96,9 @@ type Staged interface {
 type FileStager interface {
 	// StageFile is Stage for a file that nobody writes to any more. The store
 	// may share it: the caller then removes its name, and nothing else, once
-	// the bytes are committed. The error is [ErrCantShare] when the file must
-	// be copied with Stage.
+	// the bytes are committed. One of its own spool it may move, and the name
+	// is gone then. The error is [ErrCantShare] when the file must be copied
+	// with Stage.
 	StageFile(ctx context.Context, name, file string, size int64) (Staged, error)
 }
 

@@ -53,7 +53,7 @@ func (f *Fetcher) openSpool(key string) (file *os.File, have int64, err error) {
 }
 
 // removeSpool removes the spool file of an item's Nth file, which is stored: a process
-// that was killed may have left it, as a second name of that.
+// that was killed may have left it, where the storage has made a copy.
 func (f *Fetcher) removeSpool(item *storage.Item, n int) error {
 	directory, err := f.storage.Spool(f.options.Spool)
 	if err != nil {
@@ -91,8 +91,7 @@ func lockSpool(file *os.File) (have int64, again bool, err error) {
 		return 0, false, fmt.Errorf("%s is no regular file: remove it", file.Name())
 	}
 	if stat, ok := info.Sys().(*syscall.Stat_t); ok && stat.Nlink > 1 {
-		// It was stored, and its name not removed any more. Never written to
-		// again.
+		// Another name of it may be a nar's, to which nothing is written.
 		return 0, true, os.Remove(file.Name())
 	}
 	// The server may run as another user than who looks after the storage.

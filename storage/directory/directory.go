@@ -255,7 +255,9 @@ func (d *Directory) Stage(ctx context.Context, name string, from io.Reader, size
 	return &staged{d: d, temporary: temporary, name: name}, nil
 }
 
-// StageFile implements [storage.FileStager] with a hard link.
+// StageFile implements [storage.FileStager] with a hard link, and with a file of the
+// spool by moving it: should the process end before Commit, nothing is left but that,
+// to be gone on with.
 func (d *Directory) StageFile(_ context.Context, name, source string, size int64) (storage.Staged, error) {
 	file, err := os.OpenFile(source, os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOFOLLOW, 0)
 	if err != nil {
@@ -283,6 +285,9 @@ func (d *Directory) StageFile(_ context.Context, name, source string, size int64
 	temporary, err := d.temporary(name)
 	if err != nil {
 		return nil, err
+	}
+	if d.canMove(source, info, path.Dir(name)) {
+		return &staged{d: d, temporary: path.Join(spoolFolder, filepath.Base(source)), name: name, borrowed: true}, nil
 	}
 	parent, err := d.root.Open(path.Dir(temporary))
 	if err != nil {
@@ -314,6 +319,25 @@ func (d *Directory) Spool() (string, error) {
 		return "", fmt.Errorf("%s in storage %s is no directory: remove it", spoolFolder, d.name)
 	}
 	return filepath.Join(d.name, spoolFolder), nil
+}
+
+// canMove says whether the file lies in the spool, and that on one file system with
+// a directory of the store.
+func (d *Directory) canMove(file string, info fs.FileInfo, to string) bool {
+	if filepath.Dir(file) != filepath.Join(d.name, spoolFolder) {
+		return false
+	}
+	there, err := d.root.Lstat(path.Join(spoolFolder, filepath.Base(file)))
+	if err != nil || !os.SameFile(there, info) {
+		return false
+	}
+	parent, err := d.root.Stat(to)
+	if err != nil {
+		return false
+	}
+	of, ok := there.Sys().(*syscall.Stat_t)
+	into, okToo := parent.Sys().(*syscall.Stat_t)
+	return ok && okToo && of.Dev == into.Dev
 }
 
 // temporary makes the directory that the name lies in, and returns a new name
@@ -446,6 +470,7 @@ func (d *Directory) Probe(context.Context) error {
 type staged struct {
 	d               *Directory
 	temporary, name string
+	borrowed        bool // it has its name from the caller, and keeps it if not committed
 	done, aborted   bool
 }
 
@@ -463,6 +488,10 @@ func (s *staged) Commit(context.Context) error {
 	s.done = true
 	s.d.open.forget(s.name)
 	s.d.touch(path.Dir(s.name))
+	if s.borrowed {
+		s.d.touch(spoolFolder)
+		return nil
+	}
 	// Renaming one name of a file to another of the same file does nothing.
 	_ = s.d.root.Remove(s.temporary)
 	return nil
@@ -472,6 +501,9 @@ func (s *staged) Commit(context.Context) error {
 func (s *staged) Abort() {
 	if !s.done {
 		s.done, s.aborted = true, true
+		if s.borrowed {
+			return
+		}
 		_ = s.d.root.Remove(s.temporary)
 	}
 }

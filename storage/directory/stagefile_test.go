@@ -4,6 +4,8 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 
 	"nar-herder/internal/testfs"
@@ -145,5 +147,61 @@ func TestStageFileRefuses(t *testing.T) {
 				t.Errorf("the copy is %v", copied.Mode())
 			}
 		})
+	}
+}
+
+// TestStageFileOfSpool: a file of the spool has one name at all times, so that a
+// process that ends leaves nothing else.
+func TestStageFileOfSpool(t *testing.T) {
+	t.Parallel()
+	d, _ := beside(t)
+	spool, err := d.Spool()
+	if err != nil {
+		t.Fatal(err)
+	}
+	source := filepath.Join(spool, "key")
+	lay(t, source, "content")
+	before := stat(t, source)
+	names := func() string {
+		t.Helper()
+		var found []string
+		for name := range listed(t, d) {
+			if name != "placeholder" {
+				found = append(found, name)
+			}
+		}
+		slices.Sort(found)
+		return strings.Join(found, " ")
+	}
+	stage := func() storage.Staged {
+		t.Helper()
+		staged, err := d.StageFile(t.Context(), nar, source, 7)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := names(); got != spoolFolder+"/key" {
+			t.Errorf("staged, there is %s", got)
+		}
+		return staged
+	}
+	stage().Abort()
+	if got := names(); got != spoolFolder+"/key" {
+		t.Errorf("aborted, there is %s", got)
+	}
+	staged := stage()
+	for range 2 {
+		if err := staged.Commit(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	staged.Abort()
+	if got := names(); got != nar {
+		t.Errorf("committed, there is %s", got)
+	}
+	if !os.SameFile(before, stat(t, filepath.Join(d.String(), nar))) {
+		t.Error("the file was copied")
+	}
+	if err := d.Sync(t.Context()); err != nil {
+		t.Error(err)
 	}
 }
