@@ -209,8 +209,8 @@ type Server struct {
 	// decoders bounds how many nars are decompressed at once for clients.
 	decoders    chan struct{}
 	decoderWait time.Duration
-	// progressTimeout and decoderWait are the constants but in tests.
-	progressTimeout time.Duration
+	// These and decoderWait are the constants but in tests.
+	progressTimeout, shutdownGrace time.Duration
 
 	cacheControl         string // of a narinfo; "" for none
 	negativeCacheControl string
@@ -241,7 +241,7 @@ func New(items Items, options Options) *Server {
 		// A parsed narinfo takes about as much again as its text.
 		nars:        newCache(options.AnswerCache/8, func(n *nars) int64 { return 2*int64(cap(n.Text)) + 1000 }),
 		decoders:    make(chan struct{}, 16*runtime.GOMAXPROCS(0)),
-		decoderWait: decoderWait, progressTimeout: progressTimeout,
+		decoderWait: decoderWait, progressTimeout: progressTimeout, shutdownGrace: shutdownGrace,
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
@@ -304,14 +304,14 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 	}
 	s.endStreams()
 	defer s.end()
-	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace)
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.shutdownGrace)
 	defer cancel()
 	if err := s.engine.ShutdownWithContext(grace); errors.Is(err, context.DeadlineExceeded) {
 		s.log.Info("cutting connections whose answers are not done", "connections", connections.count())
 		connections.closeAll()
 		s.end()
 		// They only have to notice now.
-		for end := time.Now().Add(shutdownGrace / 2); connections.count() > 0 && time.Now().Before(end); {
+		for end := time.Now().Add(s.shutdownGrace / 2); connections.count() > 0 && time.Now().Before(end); {
 			time.Sleep(5 * time.Millisecond)
 		}
 	}

@@ -16,10 +16,9 @@ import (
 	"nar-herder/storage"
 )
 
-// stopped ends the server and returns how long that took.
-func (s *started) stopped(t *testing.T) time.Duration {
+// stopped ends the server.
+func (s *started) stopped(t *testing.T) {
 	t.Helper()
-	begin := time.Now()
 	s.stop()
 	select {
 	case err := <-s.ended:
@@ -30,24 +29,19 @@ func (s *started) stopped(t *testing.T) time.Duration {
 	case <-time.After(patience):
 		t.Fatal("Serve does not return")
 	}
-	return time.Since(begin)
 }
 
-const mostToStop = 2500 * time.Millisecond
-
+// TestStopIdle has connections that are kept, for which nothing is waited.
 func TestStopIdle(t *testing.T) {
 	t.Parallel()
-	s := start(t, corpus(), options())
+	s := startWith(t, corpus(), options(), func(s *Server) { s.shutdownGrace = time.Hour })
 	var clients []*client
 	for range 50 {
 		c := dial(t, s.address)
 		c.stillOpen()
 		clients = append(clients, c)
 	}
-	took := s.stopped(t)
-	if took > time.Second {
-		t.Errorf("it took %v with kept connections", took)
-	}
+	s.stopped(t)
 	for _, c := range clients {
 		c.closed()
 	}
@@ -75,9 +69,7 @@ func TestStopWithDownloads(t *testing.T) {
 	waiting := dial(t, s.address)
 	waiting.send("GET /half/a/request HT")
 	dial(t, s.address) // has not said anything
-	if took := s.stopped(t); took > mostToStop {
-		t.Errorf("it took %v", took)
-	}
+	s.stopped(t)
 	// When Serve has returned, the storage is closed: nobody may use it.
 	if got := len(s.decoders); got != 0 {
 		t.Errorf("%d decoders are in use", got)
@@ -136,9 +128,7 @@ func TestStopWaitsForTurn(t *testing.T) {
 	c := dial(t, s.address)
 	c.send(request("GET", "/nar/"+m.path.BaseName()))
 	until(t, "the request waits", func() bool { return inUse.Load() == 1 })
-	if took := s.stopped(t); took > mostToStop {
-		t.Errorf("it took %v", took)
-	}
+	s.stopped(t)
 	isFault(t, c.receive("GET"), 503)
 }
 
@@ -156,9 +146,7 @@ func TestStopStuck(t *testing.T) {
 	s := start(t, items, options())
 	dial(t, s.address).send(request("GET", "/"+nobody+".narinfo"))
 	<-asked
-	if took := s.stopped(t); took > mostToStop {
-		t.Errorf("it took %v", took)
-	}
+	s.stopped(t)
 }
 
 // TestStopBeforeStart has the end come before the beginning.

@@ -260,12 +260,8 @@ func TestImportsAtOnce(t *testing.T) {
 	if err != nil || len(names) != 13 {
 		t.Fatal(names, err)
 	}
-	begin := time.Now()
 	for _, name := range names {
 		until(t, name+" is served", func() bool { return get(t, address, "/"+filepath.Base(name)).StatusCode == 200 })
-	}
-	if took := time.Since(begin); took > 2*time.Second {
-		t.Errorf("served after %v", took)
 	}
 	s.stop(t, syscall.SIGTERM)
 }

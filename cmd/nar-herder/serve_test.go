@@ -136,12 +136,8 @@ func TestSignalAtStart(t *testing.T) {
 		s := command(p.args("run-server", "--port=0", "--pid-file="+file)...)
 		s.start(t)
 		time.Sleep(time.Duration(n) * 5 * time.Millisecond) // another moment each
-		begin := time.Now()
 		_ = s.Process.Signal(syscall.SIGTERM)
 		s.wait(t)
-		if took := time.Since(begin); took > 3*time.Second {
-			t.Errorf("it took %v to end", took)
-		}
 		if _, err := os.Stat(file); err == nil && s.ProcessState.Exited() {
 			t.Errorf("the pid file is left")
 		}
