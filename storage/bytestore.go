@@ -81,12 +81,16 @@ type GrowingFile interface {
 	Skip(n int64)
 }
 
-// Staged is content that waits to be shown. Either method ends it.
+// Staged is content that waits to be shown. Each method ends it, unless it fails.
 type Staged interface {
 	// Commit shows the bytes under their name, in the place of any that were
 	// there, all at once. They survive a loss of power after the store's Sync.
 	// Once it has succeeded, another call does nothing.
 	Commit(ctx context.Context) error
+	// CommitNew is Commit for a name that has no bytes: of several at once, one
+	// succeeds. The error is [fs.ErrExist] where there are some. On a server or file
+	// system without such a call, all of several at once may succeed.
+	CommitNew(ctx context.Context) error
 	// Abort drops the bytes. After Commit it does nothing.
 	Abort()
 }

@@ -120,6 +120,10 @@ func (s *faultStaged) Commit(ctx context.Context) error {
 	return s.store.around(func() error { return s.Staged.Commit(ctx) })
 }
 
+func (s *faultStaged) CommitNew(ctx context.Context) error {
+	return s.store.around(func() error { return s.Staged.CommitNew(ctx) })
+}
+
 func (s *faultStaged) Abort() {
 	if s.store.mode == power {
 		_ = s.store.step()

@@ -26,7 +26,8 @@ func (s *Storage) Identity(ctx context.Context) (string, error) {
 	if err := s.isThere(ctx); err != nil {
 		return "", err
 	}
-	if err := s.writeNote(ctx, IdentityName, rand.Text()); err != nil {
+	err = s.writeNote(ctx, IdentityName, rand.Text(), Staged.CommitNew)
+	if err != nil && !errors.Is(err, fs.ErrExist) {
 		return "", err
 	}
 	// Read, as another instance may just have done the same.

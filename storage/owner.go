@@ -130,9 +130,9 @@ func (s *Storage) claimStorage(ctx context.Context, hasNars bool) (owner string,
 		err = s.isEmpty(ctx)
 	}
 	if err == nil {
-		err = s.writeNote(ctx, OwnerName, s.Instance())
+		err = s.writeNote(ctx, OwnerName, s.Instance(), Staged.CommitNew)
 	}
-	if err != nil {
+	if err != nil && !errors.Is(err, fs.ErrExist) {
 		return "", err
 	}
 	return s.Owner(ctx)
@@ -247,6 +247,16 @@ func (s *Storage) IsOurs(ctx context.Context) bool {
 	return err == nil && (owner == "" || owner == s.Instance())
 }
 
+// isAnothers says whether the byte store is surely another instance's, which may remove
+// and replace what this one's rows have as stored.
+func (s *Storage) isAnothers(ctx context.Context) bool {
+	if s.IsFrontEnd() {
+		return true
+	}
+	owner, err := s.Owner(ctx)
+	return err == nil && owner != "" && owner != s.Instance()
+}
+
 // SharesWith says whether the byte store is the one of that name, of another
 // instance. Of a front end's, which must have a name, it is an error when it has none.
 func (s *Storage) SharesWith(ctx context.Context, name string) (bool, error) {
@@ -310,7 +320,7 @@ func (s *Storage) TakeOver(ctx context.Context, looked func()) (taken Taken, err
 		return taken, err
 	}
 	if taken.Before != s.Instance() {
-		if err := s.writeNote(ctx, OwnerName, s.Instance()); err != nil {
+		if err := s.writeNote(ctx, OwnerName, s.Instance(), Staged.Commit); err != nil {
 			return taken, err
 		}
 	}
@@ -440,13 +450,13 @@ func ReadNote(ctx context.Context, store ByteStore, name string) (string, error)
 	return word, nil
 }
 
-// writeNote writes one of them.
-func (s *Storage) writeNote(ctx context.Context, name, word string) error {
+// writeNote writes one of them, shown by the given method.
+func (s *Storage) writeNote(ctx context.Context, name, word string, commit func(Staged, context.Context) error) error {
 	text := word + "\n"
 	staged, err := s.bytes.Stage(ctx, name, strings.NewReader(text), int64(len(text)))
 	if err == nil {
 		defer staged.Abort()
-		if err = staged.Commit(ctx); err == nil {
+		if err = commit(staged, ctx); err == nil {
 			err = s.bytes.Sync(ctx)
 		}
 	}

@@ -82,6 +82,22 @@ func TestOwner(t *testing.T) {
 		wantServed(t, first, item)
 	}
 	wantFindings(t, first)
+	// What the owner replaces or removes is no fault of the second's.
+	wantNotStored := func() {
+		t.Helper()
+		if _, _, err := second.OpenFile(t.Context(), item, 0, 0, -1); !errors.Is(err, storage.ErrNotStored) {
+			t.Errorf("OpenFile: %v, want ErrNotStored", err)
+		}
+		if err := second.LookFor(t.Context(), item, 0); !errors.Is(err, storage.ErrNotStored) {
+			t.Errorf("LookFor: %v, want ErrNotStored", err)
+		}
+	}
+	wantOutcomes(t, importAll(t, first, storage.ImportOptions{Replace: true}, laid(t, fake{n: 1, content: "rebuilt", other: true})), "1 replaced")
+	wantNotStored()
+	if _, err := first.Remove(t.Context(), items[0].hash()); err != nil {
+		t.Error(err)
+	}
+	wantNotStored()
 	if dropped, err := second.DropLeftovers(t.Context()); err != nil || dropped != (storage.Freed{}) {
 		t.Errorf("leftovers of the second: %+v, %v; want none", dropped, err)
 	}
@@ -413,4 +429,38 @@ func TestOwnerOfNobodys(t *testing.T) {
 	if err := empty.MayDelete(t.Context()); err != nil || !empty.IsOurs(t.Context()) {
 		t.Errorf("an empty one: %v", err)
 	}
+}
+
+// unwritable is a store that nothing can be written to.
+type unwritable struct{ storage.ByteStore }
+
+func (unwritable) Probe(context.Context) error { return errors.New("it can't be written to") }
+
+// TestFrontEndHealth: for a storage that another writes to, it is enough that it can
+// be read.
+func TestFrontEndHealth(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	s := p.openWith(t, func(b storage.ByteStore) storage.ByteStore { return unwritable{b} })
+	wantHealth := func(what string, healthy bool) {
+		t.Helper()
+		if indexErr, bytesErr := s.Healthy(t.Context()); indexErr != nil || (bytesErr == nil) != healthy {
+			t.Errorf("%s: %v, %v", what, indexErr, bytesErr)
+		}
+	}
+	wantHealth("its own", false)
+	s.Unsettle()
+	wantHealth("not known whose, and new", true)
+	if _, err := s.Identity(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	wantHealth("not known whose", true)
+	if err := s.SetFrontEnd(t.Context(), true); err != nil {
+		t.Fatal(err)
+	}
+	wantHealth("another's", true)
+	if err := os.Remove(filepath.Join(p.store, storage.IdentityName)); err != nil {
+		t.Fatal(err)
+	}
+	wantHealth("another's, which is not there", false)
 }

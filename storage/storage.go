@@ -228,12 +228,12 @@ func (s *Storage) OpenFile(ctx context.Context, item *Item, n int, offset, lengt
 func (s *Storage) openWhole(ctx context.Context, item *Item, n int, offset, length int64) (io.ReadCloser, Info, error) {
 	reader, info, err := s.bytes.Open(ctx, item.names[n], offset, length)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, Info{}, s.absent(err)
+		return nil, Info{}, s.absent(ctx, err)
 	}
 	if err != nil {
 		return nil, Info{}, err
 	}
-	if err := s.agrees(item, n, info); err != nil {
+	if err := s.agrees(ctx, item, n, info); err != nil {
 		reader.Close()
 		return nil, info, err
 	}
@@ -248,26 +248,26 @@ func (s *Storage) LookFor(ctx context.Context, item *Item, n int) error {
 	}
 	info, err := s.bytes.Stat(ctx, item.names[n])
 	if errors.Is(err, fs.ErrNotExist) {
-		return s.absent(err)
+		return s.absent(ctx, err)
 	}
 	if err != nil {
 		return err
 	}
-	return s.agrees(item, n, info)
+	return s.agrees(ctx, item, n, info)
 }
 
 // absent is the error for a file that a row has as stored, and that is not there.
-func (s *Storage) absent(err error) error {
-	if s.IsFrontEnd() {
+func (s *Storage) absent(ctx context.Context, err error) error {
+	if s.isAnothers(ctx) {
 		return ErrNotStored
 	}
 	return fmt.Errorf("%w: %w: see 'nar-herder help import' for adding it again", ErrDisagree, err)
 }
 
 // agrees compares a file with its row.
-func (s *Storage) agrees(item *Item, n int, info Info) error {
+func (s *Storage) agrees(ctx context.Context, item *Item, n int, info Info) error {
 	if want := item.StoredSize(n); info.Size != want {
-		if s.IsFrontEnd() {
+		if s.isAnothers(ctx) {
 			return ErrNotStored // it was replaced just now: the owner knows
 		}
 		return fmt.Errorf("%w: %s in storage %s has %d bytes where the index has %d", ErrDisagree, item.names[n], s.bytes, info.Size, want)
@@ -283,7 +283,15 @@ func (s *Storage) Instance() string { return s.index.Instance() }
 // which of the two can't.
 func (s *Storage) Healthy(ctx context.Context) (indexErr, bytesErr error) {
 	_, indexErr = s.index.Totals(ctx)
-	if s.bytes != nil {
+	switch {
+	case s.bytes == nil:
+	case s.IsFrontEnd() || s.IsUnsettled():
+		// It may be another's, in which nothing is written, and this one might not.
+		_, bytesErr = s.note(ctx, IdentityName)
+		if errors.Is(bytesErr, fs.ErrNotExist) && !s.IsFrontEnd() {
+			bytesErr = nil // it is new
+		}
+	default:
 		bytesErr = s.bytes.Probe(ctx)
 	}
 	return indexErr, bytesErr

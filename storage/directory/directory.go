@@ -476,13 +476,37 @@ type staged struct {
 
 // Commit implements [storage.Staged].
 func (s *staged) Commit(context.Context) error {
+	return s.commit(s.d.root.Rename)
+}
+
+// CommitNew implements [storage.Staged].
+func (s *staged) CommitNew(context.Context) error {
+	return s.commit(func(temporary, name string) error {
+		// Unlike a rename, a link is refused where the name has a file.
+		err := s.d.root.Link(temporary, name)
+		if !errors.Is(err, syscall.EPERM) && !errors.Is(err, syscall.ENOTSUP) && !errors.Is(err, syscall.ENOSYS) {
+			return err
+		}
+		// A file system without links.
+		if _, err := s.d.root.Lstat(name); !errors.Is(err, fs.ErrNotExist) {
+			if err == nil {
+				err = fs.ErrExist
+			}
+			return err
+		}
+		return s.d.root.Rename(temporary, name)
+	})
+}
+
+// commit gives what is staged its name, by the given call.
+func (s *staged) commit(call func(temporary, name string) error) error {
 	if s.aborted {
 		return fmt.Errorf("store %s in storage %s: it was aborted", s.name, s.d.name)
 	}
 	if s.done {
 		return nil
 	}
-	if err := s.d.root.Rename(s.temporary, s.name); err != nil {
+	if err := call(s.temporary, s.name); err != nil {
 		return s.d.explain("rename "+s.temporary+" to", s.name, err)
 	}
 	s.done = true

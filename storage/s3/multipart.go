@@ -182,13 +182,13 @@ func (u *upload) send(ctx context.Context, i int, part []byte) error {
 	return err
 }
 
-// complete shows the upload. It takes the server a while where there are many
-// parts.
-func (u *upload) complete(ctx context.Context) error {
+// complete shows the upload, under the condition unless that is nil. It takes the
+// server a while where there are many parts.
+func (u *upload) complete(ctx context.Context, ifNoneMatch *string) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, attempts*completeTimeout, errNoAnswer)
 	defer cancel()
 	output, err := u.b.client.CompleteMultipartUpload(ctx, &s3.CompleteMultipartUploadInput{
-		Bucket: &u.b.bucket, Key: aws.String(u.b.key(u.name)), UploadId: &u.id, MpuObjectSize: &u.size,
+		Bucket: &u.b.bucket, Key: aws.String(u.b.key(u.name)), UploadId: &u.id, MpuObjectSize: &u.size, IfNoneMatch: ifNoneMatch,
 		MultipartUpload: &types.CompletedMultipartUpload{Parts: u.parts},
 	})
 	if err == nil && output.ETag == nil {

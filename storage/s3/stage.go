@@ -6,10 +6,12 @@ import (
 	"crypto/rand"
 	"encoding/base64"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"io"
 	"io/fs"
+	"net/http"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -28,6 +30,8 @@ const (
 	// same when the caller has left, as a program does that is about to end.
 	lastTimeout    = 15 * time.Second
 	hurriedTimeout = time.Second
+	// mostConflicts is how often a commit is tried again that has met another one.
+	mostConflicts = 3
 	// contentType is what clients with presigned URLs are told.
 	contentType = "application/octet-stream"
 )
@@ -123,6 +127,16 @@ type staged struct {
 
 // Commit implements [storage.Staged].
 func (s *staged) Commit(ctx context.Context) error {
+	return s.commit(ctx, func() error { return s.show(ctx, nil) })
+}
+
+// CommitNew implements [storage.Staged].
+func (s *staged) CommitNew(ctx context.Context) error {
+	return s.commit(ctx, func() error { return s.showNew(ctx) })
+}
+
+// commit shows what is staged, by the given call.
+func (s *staged) commit(ctx context.Context, show func() error) error {
 	if s.aborted {
 		return fmt.Errorf("store %s in %s: it was aborted", s.name, s.b)
 	}
@@ -132,8 +146,11 @@ func (s *staged) Commit(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return s.b.fail("store", s.name, err)
 	}
-	err := s.show(ctx)
+	err := show()
 	if err != nil && !s.shown(ctx) {
+		if errors.Is(err, fs.ErrExist) {
+			return fmt.Errorf("store %s in %s: %w", s.name, s.b, fs.ErrExist)
+		}
 		return s.b.fail("store", s.name, err)
 	}
 	s.done = true
@@ -143,20 +160,48 @@ func (s *staged) Commit(ctx context.Context) error {
 	return nil
 }
 
-func (s *staged) show(ctx context.Context) error {
+// show has the server show it, under the condition unless that is nil.
+func (s *staged) show(ctx context.Context, ifNoneMatch *string) error {
 	if s.upload != nil {
-		return s.upload.complete(ctx)
+		return s.upload.complete(ctx, ifNoneMatch)
 	}
 	ctx, cancel := s.b.within(ctx)
 	defer cancel()
 	output, err := s.b.client.PutObject(ctx, &s3.PutObjectInput{
 		Bucket: &s.b.bucket, Key: aws.String(s.b.key(s.name)), Body: bytes.NewReader(s.content), ContentLength: aws.Int64(int64(len(s.content))),
 		ChecksumCRC32C: aws.String(checksum(s.content)), ContentType: aws.String(contentType), Metadata: map[string]string{tokenKey: s.token},
+		IfNoneMatch: ifNoneMatch,
 	}, s.b.unsigned)
 	if err == nil && output.ETag == nil {
 		err = errNotS3
 	}
 	return err
+}
+
+// showNew is show where there is nothing, or else [fs.ErrExist]. As some servers pass
+// over the condition, it is looked before.
+func (s *staged) showNew(ctx context.Context) error {
+	for try := 0; ; try++ {
+		_, err := s.b.look(ctx, s.name)
+		if err == nil {
+			return fs.ErrExist
+		}
+		if !isAbsent(err) {
+			return err
+		}
+		err = s.show(ctx, aws.String("*"))
+		switch status(err) {
+		case http.StatusPreconditionFailed:
+			return fs.ErrExist
+		case http.StatusNotImplemented:
+			return s.show(ctx, nil)
+		case http.StatusConflict: // another is about to show its own
+			if try < mostConflicts && s.b.pause(ctx, try) == nil {
+				continue
+			}
+		}
+		return err
+	}
 }
 
 // shown finds out whether a commit that failed has succeeded: the answer may have

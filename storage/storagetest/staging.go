@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -292,4 +294,68 @@ func testConcurrentReadersAndWriters(t *testing.T, s storage.ByteStore) {
 	writers.Wait()
 	close(stop)
 	readers.Wait()
+}
+
+// testCommitNew: only where there is nothing, and of several at once one alone.
+func testCommitNew(t *testing.T, s storage.ByteStore) {
+	put(t, s, name, []byte("first"))
+	for _, content := range []string{"other", "", "first", "a longer one"} {
+		stage(t, s, name, []byte(content), func(staged storage.Staged) {
+			for range 2 {
+				if err := staged.CommitNew(t.Context()); !errors.Is(err, fs.ErrExist) {
+					t.Errorf("CommitNew where there is something: %v, want fs.ErrExist", err)
+				}
+			}
+			staged.Abort()
+		})
+		wantContent(t, s, name, []byte("first"))
+	}
+	for round := range 5 {
+		other := names[1] + strconv.Itoa(round)
+		const writers = 8
+		contents := make([]string, writers)
+		errs := make([]error, writers)
+		staged := make([]storage.Staged, writers)
+		for i := range writers {
+			contents[i] = fmt.Sprint("of writer ", i)
+			var err error
+			if staged[i], err = s.Stage(t.Context(), other, strings.NewReader(contents[i]), int64(len(contents[i]))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var group sync.WaitGroup
+		for i := range writers {
+			group.Go(func() { errs[i] = staged[i].CommitNew(t.Context()) })
+		}
+		group.Wait()
+		won := -1
+		for i, err := range errs {
+			switch {
+			case err == nil && won >= 0:
+				t.Errorf("writers %d and %d have both succeeded", won, i)
+			case err == nil:
+				won = i
+			case !errors.Is(err, fs.ErrExist):
+				t.Errorf("CommitNew: %v, want fs.ErrExist", err)
+			}
+		}
+		if won < 0 {
+			t.Fatal("none of the writers has succeeded")
+		}
+		// Again, it does nothing.
+		if err := staged[won].CommitNew(t.Context()); err != nil {
+			t.Error(err)
+		}
+		for i := range writers {
+			staged[i].Abort()
+			if err := staged[i].CommitNew(t.Context()); i != won && err == nil {
+				t.Error("CommitNew after Abort claims to have shown the bytes")
+			}
+		}
+		wantContent(t, s, other, []byte(contents[won]))
+		if err := s.Remove(t.Context(), other); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wantNothingLeft(t, s, name)
 }

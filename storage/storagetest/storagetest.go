@@ -35,6 +35,7 @@ func Run(t *testing.T, open func(t *testing.T) storage.ByteStore) {
 		{"Replace", testReplace},
 		{"ReplaceWhileOpen", testReplaceWhileOpen},
 		{"CommitTwice", testCommitTwice},
+		{"CommitNew", testCommitNew},
 		{"Abort", testAbort},
 		{"AbortAfterCommit", testAbortAfterCommit},
 		{"StageTwice", testStageTwice},

@@ -264,6 +264,13 @@ func (s *staged) Commit(ctx context.Context) error {
 	return s.Staged.Commit(ctx)
 }
 
+// CommitNew implements [storage.Staged].
+func (s *staged) CommitNew(ctx context.Context) error {
+	s.t.dropName(s.name)
+	defer s.t.dropName(s.name)
+	return s.Staged.CommitNew(ctx)
+}
+
 // Spool implements [storage.Spooler]: the folder of the store behind. Where it has
 // none, the error is [errors.ErrUnsupported]: with and without a cache, files lie in
 // the same place then.
