@@ -1,5 +1,6 @@
 // Package s3server runs a real S3 server for tests: versitygw, which keeps objects
-// as files of a directory.
+// as files of a directory. Other servers are tried by hand, with the scripts of
+// scripts/s3.
 package s3server
 
 import (
@@ -8,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/http"
 	"net/url"
 	"os"
 	"os/exec"
@@ -53,8 +53,16 @@ type Server struct {
 	buckets map[string]bool
 }
 
+// ProgramVariable is the environment's name for a script that starts another server
+// than versitygw, and gets its address, a directory that is its own, and the keys in
+// AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.
+const ProgramVariable = "NAR_HERDER_S3_SERVER"
+
 // Program returns the server's program, or an error that says how to get it.
 func Program() (string, error) {
+	if program := os.Getenv(ProgramVariable); program != "" {
+		return exec.LookPath(program)
+	}
 	if program, err := exec.LookPath("versitygw"); err == nil {
 		return program, nil
 	}
@@ -144,13 +152,8 @@ func (s *Server) WriteCredentials(access, secret string) error {
 func (s *Server) Start() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	arguments := []string{"--access", AccessKey, "--secret", SecretKey, "--region", Region, "--port", s.Address, "--quiet", "--health", "/health", "--keep-alive", "posix"}
-	buckets := filepath.Join(s.directory, "buckets")
-	if !hasAttributes(buckets) {
-		arguments = append(arguments, "--sidecar", filepath.Join(s.directory, "attributes"))
-	}
 	s.output = new(bytes.Buffer)
-	s.process = exec.Command(s.program, append(arguments, buckets)...)
+	s.process = s.command()
 	s.process.Stdout, s.process.Stderr = s.output, s.output
 	// It must not outlive a test that dies.
 	s.process.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -165,30 +168,40 @@ func (s *Server) Start() error {
 	return s.waitReady()
 }
 
-// waitReady waits until the server answers.
+// isOther says whether the server is another than versitygw.
+func (s *Server) isOther() bool { return filepath.Base(s.program) != "versitygw" }
+
+func (s *Server) command() *exec.Cmd {
+	buckets := filepath.Join(s.directory, "buckets")
+	if s.isOther() {
+		command := exec.Command(s.program, s.Address, buckets)
+		command.Env = append(os.Environ(), "AWS_ACCESS_KEY_ID="+AccessKey, "AWS_SECRET_ACCESS_KEY="+SecretKey)
+		return command
+	}
+	arguments := []string{"--access", AccessKey, "--secret", SecretKey, "--region", Region, "--port", s.Address, "--quiet", "--keep-alive", "posix"}
+	if !hasAttributes(buckets) {
+		arguments = append(arguments, "--sidecar", filepath.Join(s.directory, "attributes"))
+	}
+	return exec.Command(s.program, append(arguments, buckets)...)
+}
+
+// waitReady waits until the server answers, and knows the keys.
 func (s *Server) waitReady() error {
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.Address+"/health", nil)
-		if err != nil {
-			return err
-		}
-		response, err := http.DefaultClient.Do(request)
+		_, err := s.Client.ListBuckets(ctx, nil, func(o *s3.Options) { o.RetryMaxAttempts = 1 })
 		if err == nil {
-			response.Body.Close()
-			if response.StatusCode == http.StatusOK {
-				return nil
-			}
+			return nil
 		}
 		select {
 		case <-tick.C:
 		case <-s.ended:
-			return fmt.Errorf("versitygw has ended: %s", s.output)
+			return fmt.Errorf("%s has ended: %s", s.program, s.output)
 		case <-ctx.Done():
-			return fmt.Errorf("versitygw does not answer on %s: %w", s.Address, ctx.Err())
+			return fmt.Errorf("%s does not answer on %s: %w", s.program, s.Address, err)
 		}
 	}
 }
@@ -226,14 +239,40 @@ func (s *Server) URL(place string) string {
 	return "s3://" + place + "?" + url.Values{"endpoint": {"http://" + s.Address}, "region": {Region}, "credentials": {s.Credentials}}.Encode()
 }
 
-// Spoil changes an object's bytes behind the server's back, as a disk may.
+// Spoil changes an object's bytes behind the server's back, as a disk may. The error
+// is [errors.ErrUnsupported] where the server keeps them in another way.
 func (s *Server) Spoil(place string, content []byte) error {
+	if s.isOther() {
+		return errors.ErrUnsupported
+	}
 	file, err := os.OpenFile(filepath.Join(s.directory, "buckets", filepath.FromSlash(place)), os.O_WRONLY|os.O_TRUNC, 0)
 	if err != nil {
 		return err
 	}
 	_, err = file.Write(content)
 	return errors.Join(err, file.Close())
+}
+
+// ListsUploads says whether the server lists unfinished uploads of several names, as
+// S3 does. MinIO lists those of one name that is asked for.
+func (s *Server) ListsUploads(ctx context.Context) (bool, error) {
+	if !s.isOther() {
+		return true, nil
+	}
+	bucket, key := aws.String("listsuploads"), aws.String("folder/name")
+	if _, err := s.Client.CreateBucket(ctx, &s3.CreateBucketInput{Bucket: bucket}); err != nil {
+		return false, err
+	}
+	upload, err := s.Client.CreateMultipartUpload(ctx, &s3.CreateMultipartUploadInput{Bucket: bucket, Key: key})
+	if err != nil {
+		return false, err
+	}
+	listed, err := s.Client.ListMultipartUploads(ctx, &s3.ListMultipartUploadsInput{Bucket: bucket, Prefix: aws.String("folder/")})
+	if err != nil {
+		return false, err
+	}
+	_, err = s.Client.AbortMultipartUpload(ctx, &s3.AbortMultipartUploadInput{Bucket: bucket, Key: key, UploadId: upload.UploadId})
+	return len(listed.Uploads) == 1, err
 }
 
 // hasAttributes says whether the file system has extended attributes of users,

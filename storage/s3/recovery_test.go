@@ -399,7 +399,9 @@ func TestSpoiled(t *testing.T) {
 			wantContent(t, b, "nar/x", content)
 			wrong := bytes.Clone(content)
 			wrong[100_000] ^= 1
-			if err := server.Spoil(b.bucket+"/"+b.key("nar/x"), wrong); err != nil {
+			if err := server.Spoil(b.bucket+"/"+b.key("nar/x"), wrong); errors.Is(err, errors.ErrUnsupported) {
+				t.Skip("this server keeps objects in a form of its own")
+			} else if err != nil {
 				t.Fatal(err)
 			}
 			got, err := readAll(t, b, "nar/x", 0)

@@ -1,6 +1,7 @@
 package s3
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -17,6 +18,9 @@ import (
 // missing.
 var server *s3server.Server
 
+// listsUploads says whether it lists unfinished uploads as S3 does.
+var listsUploads bool
+
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) int {
@@ -27,6 +31,10 @@ func run(m *testing.M) int {
 		defer os.RemoveAll(directory)
 		server, err = s3server.Start(directory)
 	}
+	if err == nil {
+		defer server.Stop()
+		listsUploads, err = server.ListsUploads(context.Background())
+	}
 	if errors.Is(err, exec.ErrNotFound) && os.Getenv("CI") != "true" {
 		fmt.Fprintln(os.Stderr, "tests with a server are skipped:", err)
 		return m.Run()
@@ -35,7 +43,6 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	defer server.Stop()
 	return m.Run()
 }
 

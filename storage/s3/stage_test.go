@@ -169,6 +169,9 @@ func TestStagedInMemory(t *testing.T) {
 		_ = staged
 	}
 	infos := list(t, b)
+	if !listsUploads {
+		t.Skip("this server does not list what waits with it")
+	}
 	if len(infos) != more {
 		t.Errorf("%d wait with the server, want %d", len(infos), more)
 	}
