@@ -11,8 +11,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"nar-herder/internal/s3server"
 	"nar-herder/storage/s3"
@@ -93,6 +96,14 @@ func (b *bench) frontEnd() (err error) {
 	}
 	defer cached.stop()
 
+	// It is to have them all, and nothing is to be written back while it is measured.
+	for _, name := range slices.Concat(names...) {
+		if err := b.discard("http://" + cached.address + "/" + name); err != nil {
+			return err
+		}
+	}
+	unix.Sync()
+
 	signed, err := presigned(b.ctx, storage, names)
 	if err != nil {
 		return err
@@ -126,6 +137,24 @@ func (b *bench) frontEnd() (err error) {
 		b.add("the same with --storage-cache, which has them", "MB/s ", p.ourRate, p.theirRate, 0.8, false)
 	}
 	return b.slowDownloads(front, "/"+names[len(names)-1][0])
+}
+
+// discard gets what is under the URL, to its end.
+func (b *bench) discard(url string) error {
+	request, err := http.NewRequestWithContext(b.ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		return fmt.Errorf("GET %s: %s", url, response.Status)
+	}
+	_, err = io.Copy(io.Discard, response.Body)
+	return err
 }
 
 func scale(figures []float64, by float64) {
