@@ -72,3 +72,50 @@ func (r *Reader) read(fd uintptr) (done bool) {
 	r.n, r.err = Read(fd, r.p)
 	return r.err != syscall.EAGAIN
 }
+
+// Writer writes to a connection of package net, whose deadlines count. It is for one
+// goroutine at a time.
+type Writer struct {
+	conn syscall.RawConn
+
+	// As those of a Reader. n is how much of p was written.
+	try func(fd uintptr) (done bool)
+	p   []byte
+	n   int
+	err error
+}
+
+// NewWriter makes a writer of a connection's SyscallConn.
+func NewWriter(conn syscall.RawConn) *Writer {
+	w := &Writer{conn: conn}
+	w.try = w.write
+	return w
+}
+
+// Write implements [io.Writer].
+func (w *Writer) Write(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	w.p, w.n, w.err = p, 0, nil
+	err := w.conn.Write(w.try)
+	w.p = nil
+	if err == nil && w.err != nil {
+		err = os.NewSyscallError("write", w.err)
+	}
+	return w.n, err
+}
+
+// write is called with the descriptor; false asks to be called again when there is
+// room.
+func (w *Writer) write(fd uintptr) (done bool) {
+	w.err = nil
+	for w.n < len(w.p) {
+		var n int
+		if n, w.err = Write(fd, w.p[w.n:]); w.err != nil {
+			return w.err != syscall.EAGAIN
+		}
+		w.n += n
+	}
+	return true
+}

@@ -123,3 +123,54 @@ func TestWrite(t *testing.T) {
 		t.Errorf("%d bytes of %d, %v", len(got), written, err)
 	}
 }
+
+// TestWriter writes more than there is room for, as well as deadlines, an end that
+// nobody reads from, and its own closing.
+func TestWriter(t *testing.T) {
+	t.Parallel()
+	for _, network := range []string{"tcp", "unix"} {
+		t.Run(network, func(t *testing.T) {
+			t.Parallel()
+			reads, writes := pair(t, network)
+			w := NewWriter(raw(t, writes))
+			if n, err := w.Write(nil); n != 0 || err != nil {
+				t.Errorf("nothing: %d, %v", n, err)
+			}
+			sent := bytes.Repeat([]byte("0123456789abcdef"), 1<<20)
+			got := make([]byte, len(sent))
+			read := make(chan error, 1)
+			go func() {
+				_, err := io.ReadFull(reads, got)
+				read <- err
+			}()
+			if n, err := w.Write(sent); n != len(sent) || err != nil {
+				t.Errorf("%d bytes of %d, %v", n, len(sent), err)
+			}
+			if err := <-read; err != nil || !bytes.Equal(got, sent) {
+				t.Errorf("other bytes came, %v", err)
+			}
+			// Nobody reads any more.
+			if err := writes.SetWriteDeadline(time.Now().Add(time.Millisecond)); err != nil {
+				t.Fatal(err)
+			}
+			if n, err := w.Write(sent); n == len(sent) || !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("after the deadline: %d, %v", n, err)
+			}
+			if err := writes.SetWriteDeadline(time.Time{}); err != nil {
+				t.Fatal(err)
+			}
+			reads.Close()
+			var err error
+			for err == nil { // the first may come before the other end's answer
+				_, err = w.Write(sent)
+			}
+			if !errors.Is(err, syscall.EPIPE) && !errors.Is(err, syscall.ECONNRESET) {
+				t.Errorf("to an end that is closed: %v", err)
+			}
+			writes.Close()
+			if n, err := w.Write(sent); n != 0 || !errors.Is(err, net.ErrClosed) {
+				t.Errorf("closed: %d, %v", n, err)
+			}
+		})
+	}
+}

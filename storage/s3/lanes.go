@@ -105,7 +105,7 @@ func (l *lanes) get(request *http.Request) (*lane, error) {
 			tcp.Close()
 			return nil, err
 		}
-		conn = plainConn{tcp, rawio.NewReader(raw)}
+		conn = plainConn{tcp, rawio.NewReader(raw), rawio.NewWriter(raw)}
 	}
 	return &lane{Conn: conn, key: key, reader: bufio.NewReaderSize(conn, laneBuffer)}, nil
 }
@@ -114,9 +114,11 @@ func (l *lanes) get(request *http.Request) (*lane, error) {
 type plainConn struct {
 	*net.TCPConn
 	reader *rawio.Reader
+	writer *rawio.Writer
 }
 
-func (c plainConn) Read(p []byte) (int, error) { return c.reader.Read(p) }
+func (c plainConn) Read(p []byte) (int, error)  { return c.reader.Read(p) }
+func (c plainConn) Write(p []byte) (int, error) { return c.writer.Write(p) }
 
 func orPort(port, usual string) string {
 	if port == "" {
