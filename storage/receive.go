@@ -33,7 +33,8 @@ func (s *Storage) Spool(fallback string) (directory string, err error) {
 // Receive takes a file of this machine in as the item's Nth, without copying it
 // where the byte store can. The caller has compared it with the item's NarHash,
 // nobody writes to it any more, and [Storage.Reserve] has counted it. On success
-// the caller removes its name, and nothing else.
+// the caller removes its name, and nothing else. A file of [Storage.Spool] may have
+// lost its name by then, also where there is an error.
 //
 // The error is [ErrNotWanted] when the item's row is no longer of that nar, and
 // [ErrLimit] when there is no room.

@@ -261,6 +261,9 @@ func (s *Storage) absent(ctx context.Context, err error) error {
 	if s.isAnothers(ctx) {
 		return ErrNotStored
 	}
+	if ctx.Err() != nil {
+		return ctx.Err() // whose it is, may not be known
+	}
 	return fmt.Errorf("%w: %w: see 'nar-herder help import' for adding it again", ErrDisagree, err)
 }
 
@@ -269,6 +272,9 @@ func (s *Storage) agrees(ctx context.Context, item *Item, n int, info Info) erro
 	if want := item.StoredSize(n); info.Size != want {
 		if s.isAnothers(ctx) {
 			return ErrNotStored // it was replaced just now: the owner knows
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
 		}
 		return fmt.Errorf("%w: %s in storage %s has %d bytes where the index has %d", ErrDisagree, item.names[n], s.bytes, info.Size, want)
 	}
@@ -290,6 +296,9 @@ func (s *Storage) Healthy(ctx context.Context) (indexErr, bytesErr error) {
 		_, bytesErr = s.note(ctx, IdentityName)
 		if errors.Is(bytesErr, fs.ErrNotExist) && !s.IsFrontEnd() {
 			bytesErr = nil // it is new
+		}
+		if bytesErr == nil {
+			bytesErr = s.bytes.Sync(ctx) // which sees whether it is still in its place
 		}
 	default:
 		bytesErr = s.bytes.Probe(ctx)

@@ -138,6 +138,9 @@ func TestWriter(t *testing.T) {
 			}
 			sent := bytes.Repeat([]byte("0123456789abcdef"), 1<<20)
 			got := make([]byte, len(sent))
+			if err := reads.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
+				t.Fatal(err)
+			}
 			read := make(chan error, 1)
 			go func() {
 				_, err := io.ReadFull(reads, got)

@@ -58,10 +58,15 @@ type Server struct {
 // AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.
 const ProgramVariable = "NAR_HERDER_S3_SERVER"
 
-// Program returns the server's program, or an error that says how to get it.
+// Program returns the server's program. The error is [exec.ErrNotFound], and says how
+// to get it, where versitygw is missing.
 func Program() (string, error) {
 	if program := os.Getenv(ProgramVariable); program != "" {
-		return exec.LookPath(program)
+		program, err := exec.LookPath(program)
+		if err != nil {
+			err = fmt.Errorf("%s: %v", ProgramVariable, err) // which is no reason to skip
+		}
+		return program, err
 	}
 	if program, err := exec.LookPath("versitygw"); err == nil {
 		return program, nil
@@ -71,7 +76,7 @@ func Program() (string, error) {
 			return program, nil
 		}
 	}
-	return "", errors.New("versitygw is not installed: go install github.com/versity/versitygw/cmd/versitygw@v1.8.0")
+	return "", fmt.Errorf("%w: versitygw: go install github.com/versity/versitygw/cmd/versitygw@v1.8.0", exec.ErrNotFound)
 }
 
 // goFolders are where "go install" puts programs.
@@ -112,7 +117,7 @@ func New(t testing.TB) *Server {
 func Start(directory string) (*Server, error) {
 	program, err := Program()
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", exec.ErrNotFound, err)
+		return nil, err
 	}
 	s := &Server{
 		program: program, directory: directory, buckets: map[string]bool{},

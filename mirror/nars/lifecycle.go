@@ -132,7 +132,15 @@ func (f *Fetcher) dropSpool(fl *flight) error {
 	if fl.file == nil {
 		return nil
 	}
-	err := os.Remove(fl.file.Name())
+	info, err := fl.file.Stat()
+	if err != nil {
+		return err
+	}
+	// It may have been moved into the storage, and the name be another process's.
+	named, err := os.Lstat(fl.file.Name())
+	if err == nil && os.SameFile(info, named) {
+		err = os.Remove(fl.file.Name())
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}

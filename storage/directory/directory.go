@@ -46,6 +46,9 @@ type Directory struct {
 	handle    *os.File // for openForReading
 	noOpenat2 atomic.Bool
 	open      *openFiles
+	// cantMove: parts of the store are mounts of one file system, between which
+	// nothing can be moved.
+	cantMove atomic.Bool
 
 	mu    sync.Mutex
 	dirty map[string]bool // directories whose entries have changed since Sync
@@ -286,8 +289,8 @@ func (d *Directory) StageFile(_ context.Context, name, source string, size int64
 	if err != nil {
 		return nil, err
 	}
-	if d.canMove(source, info, path.Dir(name)) {
-		return &staged{d: d, temporary: path.Join(spoolFolder, filepath.Base(source)), name: name, borrowed: true}, nil
+	if d.canMove(source, path.Dir(name)) {
+		return &staged{d: d, temporary: path.Join(spoolFolder, filepath.Base(source)), name: name, borrowed: info}, nil
 	}
 	parent, err := d.root.Open(path.Dir(temporary))
 	if err != nil {
@@ -321,21 +324,21 @@ func (d *Directory) Spool() (string, error) {
 	return filepath.Join(d.name, spoolFolder), nil
 }
 
-// canMove says whether the file lies in the spool, and that on one file system with
-// a directory of the store.
-func (d *Directory) canMove(file string, info fs.FileInfo, to string) bool {
-	if filepath.Dir(file) != filepath.Join(d.name, spoolFolder) {
+// canMove says whether the file lies in the spool, and can perhaps be moved to a
+// directory of the store.
+func (d *Directory) canMove(file, to string) bool {
+	if filepath.Dir(file) != filepath.Join(d.name, spoolFolder) || d.cantMove.Load() {
 		return false
 	}
-	there, err := d.root.Lstat(path.Join(spoolFolder, filepath.Base(file)))
-	if err != nil || !os.SameFile(there, info) {
+	from, err := d.root.Stat(spoolFolder)
+	if err != nil {
 		return false
 	}
 	parent, err := d.root.Stat(to)
 	if err != nil {
 		return false
 	}
-	of, ok := there.Sys().(*syscall.Stat_t)
+	of, ok := from.Sys().(*syscall.Stat_t)
 	into, okToo := parent.Sys().(*syscall.Stat_t)
 	return ok && okToo && of.Dev == into.Dev
 }
@@ -470,54 +473,73 @@ func (d *Directory) Probe(context.Context) error {
 type staged struct {
 	d               *Directory
 	temporary, name string
-	borrowed        bool // it has its name from the caller, and keeps it if not committed
+	borrowed        fs.FileInfo // of a file of the spool, which keeps its name until the commit; or nil
 	done, aborted   bool
 }
 
 // Commit implements [storage.Staged].
 func (s *staged) Commit(context.Context) error {
-	return s.commit(s.d.root.Rename)
+	return s.commit(func() error {
+		err := s.d.root.Rename(s.temporary, s.name)
+		if s.borrowed != nil && errors.Is(err, syscall.EXDEV) {
+			s.d.cantMove.Store(true) // it will be copied
+		}
+		if err == nil && s.borrowed == nil {
+			// Renaming one name of a file to another of the same file does nothing.
+			_ = s.d.root.Remove(s.temporary)
+		}
+		return err
+	})
 }
 
 // CommitNew implements [storage.Staged].
 func (s *staged) CommitNew(context.Context) error {
-	return s.commit(func(temporary, name string) error {
+	return s.commit(func() error {
 		// Unlike a rename, a link is refused where the name has a file.
-		err := s.d.root.Link(temporary, name)
+		err := s.d.root.Link(s.temporary, s.name)
+		if err == nil {
+			_ = s.d.root.Remove(s.temporary)
+		}
 		if !errors.Is(err, syscall.EPERM) && !errors.Is(err, syscall.ENOTSUP) && !errors.Is(err, syscall.ENOSYS) {
 			return err
 		}
 		// A file system without links.
-		if _, err := s.d.root.Lstat(name); !errors.Is(err, fs.ErrNotExist) {
-			if err == nil {
-				err = fs.ErrExist
-			}
+		if _, err := s.d.root.Lstat(s.name); err == nil {
+			return fs.ErrExist
+		} else if !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
-		return s.d.root.Rename(temporary, name)
+		return s.d.root.Rename(s.temporary, s.name)
 	})
 }
 
 // commit gives what is staged its name, by the given call.
-func (s *staged) commit(call func(temporary, name string) error) error {
+func (s *staged) commit(call func() error) error {
 	if s.aborted {
 		return fmt.Errorf("store %s in storage %s: it was aborted", s.name, s.d.name)
 	}
 	if s.done {
 		return nil
 	}
-	if err := call(s.temporary, s.name); err != nil {
-		return s.d.explain("rename "+s.temporary+" to", s.name, err)
+	if s.borrowed != nil {
+		// Another process may have taken the name away, and made a new file of it.
+		now, err := s.d.root.Lstat(s.temporary)
+		if err == nil && !os.SameFile(now, s.borrowed) {
+			err = errors.New("it is another file by now")
+		}
+		if err != nil {
+			return fmt.Errorf("store %s in storage %s: %s: %w", s.name, s.d.name, s.temporary, disk.Cause(err))
+		}
+	}
+	if err := call(); err != nil {
+		return s.d.explain("give "+s.temporary+" the name", s.name, err)
 	}
 	s.done = true
 	s.d.open.forget(s.name)
 	s.d.touch(path.Dir(s.name))
-	if s.borrowed {
+	if s.borrowed != nil {
 		s.d.touch(spoolFolder)
-		return nil
 	}
-	// Renaming one name of a file to another of the same file does nothing.
-	_ = s.d.root.Remove(s.temporary)
 	return nil
 }
 
@@ -525,7 +547,7 @@ func (s *staged) commit(call func(temporary, name string) error) error {
 func (s *staged) Abort() {
 	if !s.done {
 		s.done, s.aborted = true, true
-		if s.borrowed {
+		if s.borrowed != nil {
 			return
 		}
 		_ = s.d.root.Remove(s.temporary)

@@ -2,6 +2,7 @@ package directory
 
 import (
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -203,5 +204,68 @@ func TestStageFileOfSpool(t *testing.T) {
 	}
 	if err := d.Sync(t.Context()); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestStageFileOfSpoolMeanwhile: what another process has made of the name is not
+// shown in the place of what was staged.
+func TestStageFileOfSpoolMeanwhile(t *testing.T) {
+	t.Parallel()
+	for what, meanwhile := range map[string]string{"gone": "", "another": "another"} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			d, _ := beside(t)
+			spool, err := d.Spool()
+			if err != nil {
+				t.Fatal(err)
+			}
+			source := filepath.Join(spool, "key")
+			lay(t, source, "content")
+			kept, err := os.Open(source) // so that the new file is another one
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer kept.Close()
+			staged, err := d.StageFile(t.Context(), nar, source, 7)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Remove(source); err != nil {
+				t.Fatal(err)
+			}
+			if meanwhile != "" {
+				lay(t, source, meanwhile)
+			}
+			if err := staged.Commit(t.Context()); err == nil {
+				t.Error("Commit claims to have shown it")
+			}
+			if _, err := d.Stat(t.Context(), nar); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("something is there: %v", err)
+			}
+		})
+	}
+}
+
+// TestStageFileOfSpoolLinked: where nothing can be moved out of the spool, a file of it
+// is as any other.
+func TestStageFileOfSpoolLinked(t *testing.T) {
+	t.Parallel()
+	d, _ := beside(t)
+	spool, err := d.Spool()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.cantMove.Store(true)
+	source := filepath.Join(spool, "key")
+	lay(t, source, "content")
+	staged, err := d.StageFile(t.Context(), nar, source, 7)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := staged.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if !os.SameFile(stat(t, source), stat(t, filepath.Join(d.String(), nar))) {
+		t.Error("it is not a link")
 	}
 }

@@ -190,18 +190,24 @@ func (s *staged) showNew(ctx context.Context) error {
 			return err
 		}
 		err = s.show(ctx, aws.String("*"))
-		switch status(err) {
-		case http.StatusPreconditionFailed:
+		switch {
+		case is(err, http.StatusPreconditionFailed, "PreconditionFailed"):
 			return fs.ErrExist
-		case http.StatusNotImplemented:
+		case is(err, http.StatusNotImplemented, "NotImplemented"):
 			return s.show(ctx, nil)
-		case http.StatusConflict: // another is about to show its own
+		case is(err, http.StatusConflict, "ConditionalRequestConflict") && s.upload == nil:
+			// Another is about to show its own.
 			if try < mostConflicts && s.b.pause(ctx, try) == nil {
 				continue
 			}
 		}
 		return err
 	}
+}
+
+// is says whether the server has answered with the status, or the error code.
+func is(err error, wanted int, wantedCode string) bool {
+	return status(err) == wanted || code(err) == wantedCode
 }
 
 // shown finds out whether a commit that failed has succeeded: the answer may have

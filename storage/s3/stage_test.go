@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net/http"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -190,5 +191,93 @@ func TestStagedInMemory(t *testing.T) {
 	}
 	if infos := list(t, b); len(infos) != 0 {
 		t.Errorf("left: %+v", infos)
+	}
+}
+
+// TestCommitNewFaults: answers that are lost, and servers that don't know the condition
+// or are busy with another commit.
+func TestCommitNewFaults(t *testing.T) {
+	t.Parallel()
+	const small, large = 1000, mostInMemory + 1
+	type hook func(*http.Request) (*http.Response, error)
+	refused := func(status int, code string) hook {
+		return func(r *http.Request) (*http.Response, error) {
+			if r.Header.Get("If-None-Match") == "" {
+				return nil, nil
+			}
+			return always(status, code)(r)
+		}
+	}
+	lost := func(r *http.Request) (*http.Response, error) {
+		response, err := straight.RoundTrip(r)
+		if err != nil {
+			return nil, err
+		}
+		_, _ = io.Copy(io.Discard, response.Body)
+		response.Body.Close()
+		return always(500, "InternalError")(r)
+	}
+	const conflict = "ConditionalRequestConflict"
+	for what, test := range map[string]struct {
+		hook  hook
+		first int            // to how many requests it is given; 0 for all
+		want  map[int]string // by size; "" for success
+		other bool           // another shows its own just before
+	}{
+		"lost":              {hook: lost, first: 1},
+		"not known":         {hook: refused(501, "NotImplemented")},
+		"not known, as 400": {hook: refused(400, "NotImplemented")},
+		// An upload must begin anew, which only the caller can.
+		"conflict":    {hook: refused(409, conflict), first: 2, want: map[int]string{large: conflict}},
+		"conflicts":   {hook: refused(409, conflict), want: map[int]string{small: conflict, large: conflict}},
+		"not allowed": {hook: refused(403, "AccessDenied"), want: map[int]string{small: "AccessDenied", large: "AccessDenied"}},
+		"too late":    {first: 1, other: true, want: map[int]string{small: "file already exists", large: "file already exists"}},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			for _, size := range []int{small, large} {
+				var way faulty
+				url := place(t)
+				b, others := open(t, url, quick(&way)), open(t, url, Options{})
+				content := random(size, 1)
+				staged, err := b.Stage(t.Context(), "nar/x", bytes.NewReader(content), int64(size))
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer staged.Abort()
+				hook := test.hook
+				if test.other {
+					hook = func(*http.Request) (*http.Response, error) {
+						put(t, others, "nar/x", []byte("other"))
+						return nil, nil
+					}
+				}
+				if test.first > 0 {
+					hook = times(test.first, hook)
+				}
+				way.set(func(r *http.Request) (*http.Response, error) {
+					if r.Method != http.MethodPut && r.Method != http.MethodPost {
+						return nil, nil
+					}
+					return hook(r)
+				})
+				err = staged.CommitNew(t.Context())
+				way.set(nil)
+				switch want := test.want[size]; {
+				case want == "" && err != nil:
+					t.Errorf("%d bytes: %v", size, err)
+				case want == "":
+					wantContent(t, b, "nar/x", content)
+				case err == nil || !strings.Contains(err.Error(), want) || errors.Is(err, fs.ErrExist) != test.other:
+					t.Errorf("%d bytes: %v, want %s", size, err, want)
+				case test.other:
+					wantContent(t, b, "nar/x", []byte("other"))
+				default:
+					if _, err := b.Stat(t.Context(), "nar/x"); !errors.Is(err, fs.ErrNotExist) {
+						t.Errorf("%d bytes: something is there: %v", size, err)
+					}
+				}
+			}
+		})
 	}
 }
