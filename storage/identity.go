@@ -26,8 +26,7 @@ func (s *Storage) Identity(ctx context.Context) (string, error) {
 	if err := s.isThere(ctx); err != nil {
 		return "", err
 	}
-	err = s.writeNote(ctx, IdentityName, rand.Text(), Staged.CommitNew)
-	if err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := s.writeFirstNote(ctx, IdentityName, rand.Text()); err != nil {
 		return "", err
 	}
 	// Read, as another instance may just have done the same.

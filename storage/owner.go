@@ -130,9 +130,9 @@ func (s *Storage) claimStorage(ctx context.Context, hasNars bool) (owner string,
 		err = s.isEmpty(ctx)
 	}
 	if err == nil {
-		err = s.writeNote(ctx, OwnerName, s.Instance(), Staged.CommitNew)
+		err = s.writeFirstNote(ctx, OwnerName, s.Instance())
 	}
-	if err != nil && !errors.Is(err, fs.ErrExist) {
+	if err != nil {
 		return "", err
 	}
 	return s.Owner(ctx)
@@ -448,6 +448,16 @@ func ReadNote(ctx context.Context, store ByteStore, name string) (string, error)
 		return "", fmt.Errorf("%s in storage %s is not what this program writes there: remove it", name, store)
 	}
 	return word, nil
+}
+
+// writeFirstNote writes one of them where there is none. That there is one by now, of
+// another instance, is no error.
+func (s *Storage) writeFirstNote(ctx context.Context, name, word string) error {
+	err := s.writeNote(ctx, name, word, Staged.CommitNew)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	return err
 }
 
 // writeNote writes one of them, shown by the given method.

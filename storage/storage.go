@@ -258,27 +258,27 @@ func (s *Storage) LookFor(ctx context.Context, item *Item, n int) error {
 
 // absent is the error for a file that a row has as stored, and that is not there.
 func (s *Storage) absent(ctx context.Context, err error) error {
+	return s.disagree(ctx, fmt.Errorf("%w: %w: see 'nar-herder help import' for adding it again", ErrDisagree, err))
+}
+
+// agrees compares a file with its row.
+func (s *Storage) agrees(ctx context.Context, item *Item, n int, info Info) error {
+	if want := item.StoredSize(n); info.Size != want {
+		return s.disagree(ctx, fmt.Errorf("%w: %s in storage %s has %d bytes where the index has %d", ErrDisagree, item.names[n], s.bytes, info.Size, want))
+	}
+	return nil
+}
+
+// disagree is the error of a file that is not as its row has it: the given one, unless
+// another instance owns the byte store. That has removed or replaced it, and knows.
+func (s *Storage) disagree(ctx context.Context, err error) error {
 	if s.isAnothers(ctx) {
 		return ErrNotStored
 	}
 	if ctx.Err() != nil {
 		return ctx.Err() // whose it is, may not be known
 	}
-	return fmt.Errorf("%w: %w: see 'nar-herder help import' for adding it again", ErrDisagree, err)
-}
-
-// agrees compares a file with its row.
-func (s *Storage) agrees(ctx context.Context, item *Item, n int, info Info) error {
-	if want := item.StoredSize(n); info.Size != want {
-		if s.isAnothers(ctx) {
-			return ErrNotStored // it was replaced just now: the owner knows
-		}
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		return fmt.Errorf("%w: %s in storage %s has %d bytes where the index has %d", ErrDisagree, item.names[n], s.bytes, info.Size, want)
-	}
-	return nil
+	return err
 }
 
 // Instance is the random name of the index, which tells this instance from

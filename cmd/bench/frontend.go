@@ -13,9 +13,8 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"nar-herder/internal/s3server"
 	"nar-herder/storage/s3"
@@ -98,11 +97,13 @@ func (b *bench) frontEnd() (err error) {
 
 	// It is to have them all, and nothing is to be written back while it is measured.
 	for _, name := range slices.Concat(names...) {
-		if err := b.discard("http://" + cached.address + "/" + name); err != nil {
+		if status, err := cached.status(b.ctx, "/"+name); err != nil {
 			return err
+		} else if status != "200 OK" {
+			return fmt.Errorf("GET /%s from %s: %s", name, cached.name, status)
 		}
 	}
-	unix.Sync()
+	syscall.Sync()
 
 	signed, err := presigned(b.ctx, storage, names)
 	if err != nil {
@@ -137,24 +138,6 @@ func (b *bench) frontEnd() (err error) {
 		b.add("the same with --storage-cache, which has them", "MB/s ", p.ourRate, p.theirRate, 0.8, false)
 	}
 	return b.slowDownloads(front, "/"+names[len(names)-1][0])
-}
-
-// discard gets what is under the URL, to its end.
-func (b *bench) discard(url string) error {
-	request, err := http.NewRequestWithContext(b.ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return err
-	}
-	response, err := http.DefaultClient.Do(request)
-	if err != nil {
-		return err
-	}
-	defer response.Body.Close()
-	if response.StatusCode != http.StatusOK {
-		return fmt.Errorf("GET %s: %s", url, response.Status)
-	}
-	_, err = io.Copy(io.Discard, response.Body)
-	return err
 }
 
 func scale(figures []float64, by float64) {
@@ -231,7 +214,7 @@ func (b *bench) slowDownloads(s *server, path string) error {
 	failures := make([]error, slowClients)
 	var clients sync.WaitGroup
 	for i := range slowClients {
-		clients.Go(func() { failures[i] = slowly(ctx, "http://"+s.address+path, size) })
+		clients.Go(func() { failures[i] = s.slowly(ctx, path, size) })
 	}
 	clients.Wait()
 	if err := errors.Join(failures...); err != nil {
@@ -248,18 +231,14 @@ func (b *bench) slowDownloads(s *server, path string) error {
 }
 
 // slowly downloads at slowRate, and makes sure of the length.
-func slowly(ctx context.Context, url string, size int64) error {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return err
-	}
-	response, err := http.DefaultClient.Do(request)
+func (s *server) slowly(ctx context.Context, path string, size int64) error {
+	response, err := s.ask(ctx, path)
 	if err != nil {
 		return err
 	}
 	defer response.Body.Close()
 	if response.StatusCode != http.StatusOK || response.ContentLength != size {
-		return fmt.Errorf("GET %s: %s, %d bytes", url, response.Status, response.ContentLength)
+		return fmt.Errorf("GET %s from %s: %s, %d bytes", path, s.name, response.Status, response.ContentLength)
 	}
 	begun := time.Now()
 	for got := int64(0); ; {
@@ -269,7 +248,7 @@ func slowly(ctx context.Context, url string, size int64) error {
 			return nil
 		}
 		if err != nil {
-			return fmt.Errorf("GET %s: %d bytes of %d: %w", url, got, size, err)
+			return fmt.Errorf("GET %s from %s: %d bytes of %d: %w", path, s.name, got, size, err)
 		}
 		ahead := time.Duration(float64(got)/slowRate*float64(time.Second)) - time.Since(begun)
 		select {

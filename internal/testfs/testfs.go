@@ -32,15 +32,22 @@ func Freeze(t testing.TB, directory string) {
 	}
 }
 
+// Bind shows the directory at another place, too: as another mount, between which and
+// the first nothing can be moved or linked.
+func Bind(t testing.TB, directory, at string) {
+	t.Helper()
+	if err := unix.Mount(directory, at, "", unix.MS_BIND, ""); err != nil {
+		unavailable(t, "bind mount", err)
+	}
+	unmountAtEnd(t, at)
+}
+
 // ReadOnly shows the directory at another place where nothing can be written,
 // not even by root, and returns that.
 func ReadOnly(t testing.TB, directory string) string {
 	t.Helper()
 	view := t.TempDir()
-	if err := unix.Mount(directory, view, "", unix.MS_BIND, ""); err != nil {
-		unavailable(t, "bind mount", err)
-	}
-	unmountAtEnd(t, view)
+	Bind(t, directory, view)
 	if err := unix.Mount("none", view, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
 		unavailable(t, "read-only bind mount", err)
 	}

@@ -524,11 +524,11 @@ func (s *staged) commit(call func() error) error {
 	if s.borrowed != nil {
 		// Another process may have taken the name away, and made a new file of it.
 		now, err := s.d.root.Lstat(s.temporary)
-		if err == nil && !os.SameFile(now, s.borrowed) {
-			err = errors.New("it is another file by now")
-		}
 		if err != nil {
-			return fmt.Errorf("store %s in storage %s: %s: %w", s.name, s.d.name, s.temporary, disk.Cause(err))
+			return s.d.explain("look for", s.temporary, err)
+		}
+		if !os.SameFile(now, s.borrowed) {
+			return fmt.Errorf("store %s in storage %s: %s is another file by now", s.name, s.d.name, s.temporary)
 		}
 	}
 	if err := call(); err != nil {

@@ -60,9 +60,7 @@ func TestGone(t *testing.T) {
 			must(t, os.Rename(filepath.Dir(store), filepath.Dir(store)+"-away"))
 		}},
 		"mounted over": {none, func(t *testing.T, store string) {
-			other := testfs.Small(t, 1<<20)
-			must(t, unix.Mount(other, store, "", unix.MS_BIND, ""))
-			t.Cleanup(func() { must(t, unix.Unmount(store, unix.MNT_DETACH)) })
+			testfs.Bind(t, testfs.Small(t, 1<<20), store)
 		}},
 		"unmounted": {func(t *testing.T, store string) {
 			other := testfs.Small(t, 1<<20)

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"nar-herder/internal/testfs"
@@ -32,9 +33,9 @@ func stat(t *testing.T, name string) os.FileInfo {
 	return info
 }
 
-func TestStageFileShares(t *testing.T) {
-	t.Parallel()
-	d, source := beside(t)
+// wantLinked stores the source, and makes sure that both names are of one file.
+func wantLinked(t *testing.T, d *Directory, source string) {
+	t.Helper()
 	staged, err := d.StageFile(t.Context(), nar, source, 7)
 	if err != nil {
 		t.Fatal(err)
@@ -45,6 +46,25 @@ func TestStageFileShares(t *testing.T) {
 	if !os.SameFile(stat(t, source), stat(t, filepath.Join(d.String(), nar))) {
 		t.Error("the file was copied, although both lie on one file system")
 	}
+}
+
+// spooled makes a storage with a file in its spool.
+func spooled(t *testing.T) (d *Directory, source string) {
+	t.Helper()
+	d, _ = beside(t)
+	spool, err := d.Spool()
+	if err != nil {
+		t.Fatal(err)
+	}
+	source = filepath.Join(spool, "key")
+	lay(t, source, "content")
+	return d, source
+}
+
+func TestStageFileShares(t *testing.T) {
+	t.Parallel()
+	d, source := beside(t)
+	wantLinked(t, d, source)
 	// A file that is in the storage already, as after a crash just before its
 	// old name was removed.
 	if _, err := d.StageFile(t.Context(), nar, source, 7); !errors.Is(err, storage.ErrCantShare) {
@@ -155,13 +175,7 @@ func TestStageFileRefuses(t *testing.T) {
 // process that ends leaves nothing else.
 func TestStageFileOfSpool(t *testing.T) {
 	t.Parallel()
-	d, _ := beside(t)
-	spool, err := d.Spool()
-	if err != nil {
-		t.Fatal(err)
-	}
-	source := filepath.Join(spool, "key")
-	lay(t, source, "content")
+	d, source := spooled(t)
 	before := stat(t, source)
 	names := func() string {
 		t.Helper()
@@ -214,13 +228,7 @@ func TestStageFileOfSpoolMeanwhile(t *testing.T) {
 	for what, meanwhile := range map[string]string{"gone": "", "another": "another"} {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
-			d, _ := beside(t)
-			spool, err := d.Spool()
-			if err != nil {
-				t.Fatal(err)
-			}
-			source := filepath.Join(spool, "key")
-			lay(t, source, "content")
+			d, source := spooled(t)
 			kept, err := os.Open(source) // so that the new file is another one
 			if err != nil {
 				t.Fatal(err)
@@ -246,26 +254,37 @@ func TestStageFileOfSpoolMeanwhile(t *testing.T) {
 	}
 }
 
-// TestStageFileOfSpoolLinked: where nothing can be moved out of the spool, a file of it
-// is as any other.
+// TestStageFileOfSpoolLinked: once something could not be moved out of the spool, a
+// file of it is as any other.
 func TestStageFileOfSpoolLinked(t *testing.T) {
 	t.Parallel()
-	d, _ := beside(t)
-	spool, err := d.Spool()
-	if err != nil {
+	d, source := spooled(t)
+	d.cantMove.Store(true)
+	wantLinked(t, d, source)
+}
+
+// TestStageFileOfSpoolMounted: a folder that is another mount of the same file system
+// is only found out by moving a file there. The next one is to be copied.
+func TestStageFileOfSpoolMounted(t *testing.T) {
+	t.Parallel()
+	d, source := spooled(t)
+	folder := filepath.Join(d.String(), "nar")
+	if err := os.Mkdir(folder, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	d.cantMove.Store(true)
-	source := filepath.Join(spool, "key")
-	lay(t, source, "content")
+	testfs.Bind(t, t.TempDir(), folder)
 	staged, err := d.StageFile(t.Context(), nar, source, 7)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := staged.Commit(t.Context()); err != nil {
-		t.Fatal(err)
+	if err := staged.Commit(t.Context()); !errors.Is(err, syscall.EXDEV) {
+		t.Errorf("moved to another mount: %v, want EXDEV", err)
 	}
-	if !os.SameFile(stat(t, source), stat(t, filepath.Join(d.String(), nar))) {
-		t.Error("it is not a link")
+	staged.Abort()
+	if _, err := d.StageFile(t.Context(), nar, source, 7); !errors.Is(err, storage.ErrCantShare) {
+		t.Errorf("again: %v, want ErrCantShare", err)
+	}
+	if content, err := os.ReadFile(source); err != nil || string(content) != "content" {
+		t.Errorf("the source is %q, %v", content, err)
 	}
 }

@@ -80,6 +80,29 @@ func always(status int, body string) func(*http.Request) (*http.Response, error)
 	return func(r *http.Request) (*http.Response, error) { return answer(r, status, contentType, body), nil }
 }
 
+// ofWrites is a hook for requests that change something only.
+func ofWrites(hook func(*http.Request) (*http.Response, error)) func(*http.Request) (*http.Response, error) {
+	return func(r *http.Request) (*http.Response, error) {
+		if r.Method != http.MethodPut && r.Method != http.MethodPost {
+			return nil, nil
+		}
+		return hook(r)
+	}
+}
+
+// lostTo has the server do what it is asked for, and its answer be lost to another.
+func lostTo(answer func(*http.Request) (*http.Response, error)) func(*http.Request) (*http.Response, error) {
+	return func(r *http.Request) (*http.Response, error) {
+		response, err := straight.RoundTrip(r)
+		if err != nil {
+			return nil, err
+		}
+		_, _ = io.Copy(io.Discard, response.Body)
+		response.Body.Close()
+		return answer(r)
+	}
+}
+
 // times is a hook for the first requests only.
 func times(n int, hook func(*http.Request) (*http.Response, error)) func(*http.Request) (*http.Response, error) {
 	var mu sync.Mutex

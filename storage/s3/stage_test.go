@@ -39,18 +39,7 @@ func TestLostAnswers(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				way.set(func(r *http.Request) (*http.Response, error) {
-					if r.Method != http.MethodPut && r.Method != http.MethodPost {
-						return nil, nil
-					}
-					response, err := straight.RoundTrip(r)
-					if err != nil {
-						return nil, err
-					}
-					_, _ = io.Copy(io.Discard, response.Body)
-					response.Body.Close()
-					return lost(r)
-				})
+				way.set(ofWrites(lostTo(lost)))
 				if err := staged.Commit(t.Context()); err != nil {
 					t.Errorf("%d bytes: %v", size, err)
 				}
@@ -198,7 +187,6 @@ func TestStagedInMemory(t *testing.T) {
 // or are busy with another commit.
 func TestCommitNewFaults(t *testing.T) {
 	t.Parallel()
-	const small, large = 1000, mostInMemory + 1
 	type hook func(*http.Request) (*http.Response, error)
 	refused := func(status int, code string) hook {
 		return func(r *http.Request) (*http.Response, error) {
@@ -208,15 +196,6 @@ func TestCommitNewFaults(t *testing.T) {
 			return always(status, code)(r)
 		}
 	}
-	lost := func(r *http.Request) (*http.Response, error) {
-		response, err := straight.RoundTrip(r)
-		if err != nil {
-			return nil, err
-		}
-		_, _ = io.Copy(io.Discard, response.Body)
-		response.Body.Close()
-		return always(500, "InternalError")(r)
-	}
 	const conflict = "ConditionalRequestConflict"
 	for what, test := range map[string]struct {
 		hook  hook
@@ -224,7 +203,7 @@ func TestCommitNewFaults(t *testing.T) {
 		want  map[int]string // by size; "" for success
 		other bool           // another shows its own just before
 	}{
-		"lost":              {hook: lost, first: 1},
+		"lost":              {hook: lostTo(always(500, "InternalError")), first: 1},
 		"not known":         {hook: refused(501, "NotImplemented")},
 		"not known, as 400": {hook: refused(400, "NotImplemented")},
 		// An upload must begin anew, which only the caller can.
@@ -255,12 +234,7 @@ func TestCommitNewFaults(t *testing.T) {
 				if test.first > 0 {
 					hook = times(test.first, hook)
 				}
-				way.set(func(r *http.Request) (*http.Response, error) {
-					if r.Method != http.MethodPut && r.Method != http.MethodPost {
-						return nil, nil
-					}
-					return hook(r)
-				})
+				way.set(ofWrites(hook))
 				err = staged.CommitNew(t.Context())
 				way.set(nil)
 				switch want := test.want[size]; {
