@@ -200,7 +200,7 @@ func (c *connection) writeOnce(fd uintptr) bool {
 		var err error
 		p := c.pending[c.written:]
 		if c.fileFollows {
-			n, err = unix.SendmsgN(int(fd), p, nil, nil, unix.MSG_MORE)
+			n, err = rawio.WriteMore(fd, p)
 		} else {
 			n, err = rawio.Write(fd, p)
 		}
@@ -304,16 +304,17 @@ func pastEngine(ctx *fasthttp.RequestCtx) *connection {
 	return c
 }
 
-// fileBody is the body of an answer that lies in a file.
+// fileBody is the body of an answer that is stored in a file.
 type fileBody struct {
 	storage.LocalFile
 	connection *connection
 	length     int64
+	// shared is the file if other answers share it, or nil.
+	shared *sharedReader
 }
 
-// newFileBody makes a body of length bytes of a file, nil where they can't be
-// sent but by copying. The head is written at once, in one segment with the
-// body's first bytes.
+// newFileBody makes a body of length bytes of a file. It returns nil if they must be
+// copied. The head is written at once, in one segment with the body's first bytes.
 func newFileBody(ctx *fasthttp.RequestCtx, reader io.Reader, length int64) *fileBody {
 	file, isLocal := reader.(storage.LocalFile)
 	if !isLocal || length <= smallFile {
@@ -324,7 +325,8 @@ func newFileBody(ctx *fasthttp.RequestCtx, reader io.Reader, length int64) *file
 		return nil
 	}
 	c.fileFollows = true
-	return &fileBody{file, c, length}
+	shared, _ := reader.(*sharedReader)
+	return &fileBody{file, c, length, shared}
 }
 
 // smallFile is the length up to which a file is copied, since its bytes fit into
@@ -358,6 +360,7 @@ func (b *fileBody) WriteTo(engine io.Writer) (total int64, err error) {
 		}
 	}
 	if total == b.length {
+		b.shared.wasSent(b.length)
 		return total, nil
 	}
 	// From a file system that can't, or from where else the bytes are.
@@ -382,7 +385,10 @@ func (b *fileBody) send(length int64) (int64, error) {
 	c := b.connection
 	c.connections.sending.Add(1)
 	defer c.connections.sending.Add(-1)
-	s := &fileSender{source: source, sending: &c.connections.sending, offset: offset, left: length}
+	s := &fileSender{source: source, sending: &c.connections.sending, offset: offset, left: length, sendfile: unixSendfile}
+	if b.shared.isCached() {
+		s.sendfile = rawio.Sendfile
+	}
 	err = c.raw.Write(s.send)
 	if err == nil && s.full {
 		s.wait = true
@@ -418,10 +424,15 @@ type fileSender struct {
 	source       syscall.RawConn
 	sending      *atomic.Int32
 	offset, left int64
+	sendfile     func(to, from uintptr, offset *int64, n int) (int, error)
 	begun        bool
 	wait         bool // when the socket's buffer is full
 	full         bool
 	err          error
+}
+
+func unixSendfile(to, from uintptr, offset *int64, n int) (int, error) {
+	return unix.Sendfile(int(to), int(from), offset, n)
 }
 
 // send is called with the socket's descriptor; false asks to be called again
@@ -435,7 +446,7 @@ func (s *fileSender) send(socket uintptr) (done bool) {
 				piece = eagerPiece
 			}
 			// It moves the offset on.
-			n, err := unix.Sendfile(int(socket), int(file), &s.offset, int(min(s.left, piece)))
+			n, err := s.sendfile(socket, file, &s.offset, int(min(s.left, piece)))
 			s.left -= int64(max(n, 0))
 			s.begun = true
 			switch {

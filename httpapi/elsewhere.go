@@ -67,7 +67,7 @@ func (s *Server) sendElsewhere(ctx *fasthttp.RequestCtx, item *storage.Item, n i
 	}
 	tag, size := narTag(item, item.Narinfo.Files[n].Compression), item.StoredSize(n)
 	if size >= 0 {
-		s.sendPart(ctx, s.unopenedItem(ctx, item), open, tag, narType, 0, size)
+		s.sendPart(ctx, content{open: open, unopened: s.unopenedItem(ctx, item), tag: tag, contentType: narType, length: size})
 		return
 	}
 	// Only who has it knows its size; no part of it can be asked for.
@@ -85,7 +85,7 @@ func (s *Server) sendElsewhere(ctx *fasthttp.RequestCtx, item *storage.Item, n i
 	case ctx.IsHead():
 		ctx.Response.SkipBody = true
 	case info.Size >= 0:
-		s.stream(ctx, part{io.LimitReader(body, info.Size), body}, info.Size)
+		s.streamFile(ctx, body, info.Size)
 	default:
 		ctx.Response.SetBodyStream(body, -1)
 	}

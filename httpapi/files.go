@@ -66,7 +66,10 @@ func (s *Server) serveFile(ctx *fasthttp.RequestCtx, name, algorithm, digest str
 	}
 	if item.Narinfo.Files[n].Compression == "none" {
 		decoder.Close()
-		s.sendPart(ctx, s.unopenedItem(ctx, item), s.open(ctx, item, n), "sha256-"+digest, narType, narinfo.FlatHeaderSize, length)
+		s.sendPart(ctx, content{
+			open: s.open(ctx, item, n), unopened: s.unopenedItem(ctx, item), tag: "sha256-" + digest,
+			contentType: narType, start: narinfo.FlatHeaderSize, length: length,
+		})
 		return
 	}
 	ctx.Response.Header.SetContentType(narType)

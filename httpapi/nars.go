@@ -38,18 +38,13 @@ func (s *Server) serveNar(ctx *fasthttp.RequestCtx, name, base string) {
 		return
 	}
 	if n := item.FileNamed(name); n >= 0 {
-		if item.HasStored(n) {
-			s.sendStored(ctx, item.Item, n)
-		} else {
-			s.sendElsewhere(ctx, item.Item, n)
-		}
-		s.used(ctx, item, "")
+		s.serveNamed(ctx, item, n)
 		return
 	}
 	if item.Narinfo.StorePath == path {
 		// A nar without compression is there for every item that is stored.
 		if name == "nar/"+base {
-			s.sendNar(ctx, item.Item)
+			s.sendNar(ctx, item)
 			s.used(ctx, item, "")
 			return
 		}
@@ -62,6 +57,51 @@ func (s *Server) serveNar(ctx *fasthttp.RequestCtx, name, base string) {
 		}
 	}
 	s.notFound(ctx, "there is no such nar")
+}
+
+// serveKnown answers for a nar of an item that was asked for lately, if the path is
+// exactly as its narinfo has it, and reports whether it did. Popular nars cost no
+// decoding of their paths.
+func (s *Server) serveKnown(ctx *fasthttp.RequestCtx, path []byte) bool {
+	if !bytes.HasPrefix(path, narPrefix) {
+		return false
+	}
+	base := path[bytes.LastIndexByte(path, '/')+1:]
+	if len(base) < narinfo.PathHashLen {
+		return false
+	}
+	hash, err := narinfo.ParsePathHash(base[:narinfo.PathHashLen])
+	if err != nil {
+		return false
+	}
+	item, ok, _ := s.nars.get(hash)
+	if !ok {
+		return false
+	}
+	for n := range item.Narinfo.Files {
+		if item.FileName(n) != "" && string(path[1:]) == item.Narinfo.Files[n].URL {
+			s.serveNamed(ctx, item, n)
+			return true
+		}
+	}
+	return false
+}
+
+var narPrefix = []byte("/nar/")
+
+// serveNamed answers with the item's Nth file.
+func (s *Server) serveNamed(ctx *fasthttp.RequestCtx, item *nars, n int) {
+	s.sendFile(ctx, item, n)
+	s.used(ctx, item, "")
+}
+
+// sendFile answers with the item's Nth file, wherever it is stored.
+func (s *Server) sendFile(ctx *fasthttp.RequestCtx, item *nars, n int) {
+	if item.HasStored(n) {
+		s.sendStored(ctx, item, n)
+	} else {
+		s.sendElsewhere(ctx, item.Item, n)
+	}
 }
 
 // used counts a request that was answered with a nar, from its beginning on.
@@ -86,6 +126,7 @@ func (s *Server) used(ctx *fasthttp.RequestCtx, item *nars, kind string) {
 type nars struct {
 	*storage.Item
 	cached []index.CachedFile
+	files  []keptFile // of the Item
 }
 
 // item returns the item, perhaps as it was a moment ago.
@@ -98,7 +139,7 @@ func (s *Server) item(ctx context.Context, hash narinfo.PathHash) (*nars, error)
 	if err != nil {
 		return nil, err
 	}
-	found = &nars{Item: item}
+	found = &nars{Item: item, files: make([]keptFile, len(item.Narinfo.Files))}
 	if s.options.Cached != nil {
 		if found.cached, err = s.options.Cached.Files(ctx, hash); err != nil {
 			return nil, err
@@ -121,7 +162,7 @@ func (s *Server) sendCached(ctx *fasthttp.RequestCtx, item *storage.Item, file i
 		s.redirect(ctx, open, s.unopenedItem(ctx, item), "/internal/cached-nar/"+file.Type+"/"+item.Narinfo.StorePath.BaseName())
 		return
 	}
-	s.sendPart(ctx, s.unopenedItem(ctx, item), open, narTag(item, file.Type), narType, 0, file.Size)
+	s.sendPart(ctx, content{open: open, unopened: s.unopenedItem(ctx, item), tag: narTag(item, file.Type), contentType: narType, length: file.Size})
 }
 
 // narTag begins the entity tag of an item's nar in a compression.
@@ -152,8 +193,9 @@ func (s *Server) storedOrNot(ctx *fasthttp.RequestCtx, item *storage.Item, n int
 	}
 }
 
-// sendStored answers with the item's Nth file as it lies in the storage.
-func (s *Server) sendStored(ctx *fasthttp.RequestCtx, item *storage.Item, n int) {
+// sendStored answers with the item's Nth file as it is in the storage.
+func (s *Server) sendStored(ctx *fasthttp.RequestCtx, known *nars, n int) {
+	item := known.Item
 	if s.options.AccelRedirect {
 		s.redirect(ctx, s.stored(ctx, item, n), func(err error) {
 			if errors.Is(err, storage.ErrNotStored) {
@@ -169,7 +211,10 @@ func (s *Server) sendStored(ctx *fasthttp.RequestCtx, item *storage.Item, n int)
 		s.sendToStore(ctx, item, n)
 		return
 	}
-	s.sendPart(ctx, s.unopenedItem(ctx, item), s.storedOrNot(ctx, item, n), narTag(item, item.Narinfo.Files[n].Compression), narType, 0, item.StoredSize(n))
+	s.sendPart(ctx, content{
+		open: s.storedOrNot(ctx, item, n), unopened: s.unopenedItem(ctx, item), tag: narTag(item, item.Narinfo.Files[n].Compression),
+		kept: &known.files[n], contentType: narType, length: item.StoredSize(n),
+	})
 }
 
 // presignedFor is how long a URL of the byte store is good: clients follow it at
@@ -249,44 +294,53 @@ func (s *Server) hasChanged(ctx context.Context, item *storage.Item, err error) 
 	return err == nil && (!bytes.Equal(now.Text, item.Text) || now.Stored != item.Stored || !slices.Equal(now.Sizes, item.Sizes))
 }
 
-// sendPart answers with length bytes of a file, which begin at start: all of
-// it, or the content of a flat nar. It knows ranges and conditions. unopened
-// answers in its place when the file can't be opened.
-func (s *Server) sendPart(ctx *fasthttp.RequestCtx, unopened func(error), open opener, tag, contentType string, start, length int64) {
+// content is what [Server.sendPart] sends: length bytes of a file, from start on. They
+// are all of it, or what a flat nar contains.
+type content struct {
+	open opener
+	// unopened answers when the file can't be opened.
+	unopened      func(error)
+	tag           string
+	kept          *keptFile // nil for a file that isn't kept open
+	contentType   string
+	start, length int64
+}
+
+// sendPart answers with the content, or the part of it that was asked for.
+func (s *Server) sendPart(ctx *fasthttp.RequestCtx, c content) {
 	header := &ctx.Request.Header
+	length := c.length
 	wanted := byteRange{0, length}
 	partial := false
 	var rangeErr error
 	if field := header.Peek("Range"); len(field) > 0 {
 		wanted, partial, rangeErr = parseRange(string(field), length)
 	}
-	if ctx.IsHead() {
-		// To look is enough. Far away, all that was opened would be sent.
-		whole := open
-		open = func(offset, _ int64) (io.ReadCloser, storage.Info, error) { return whole(offset, 0) }
-	}
 	response := &ctx.Response
 	if len(header.Peek("If-None-Match")) > 0 || len(header.Peek("If-Modified-Since")) > 0 {
-		// And who has it already gets no byte of it.
-		reader, info, err := open(start, 0)
+		// A client that has it already gets no byte of it.
+		reader, v, err := s.openPart(&c, byteRange{})
 		if err != nil {
-			unopened(err)
+			c.unopened(err)
 			return
 		}
 		reader.Close()
-		if etag := entityTag(tag, length, info.ModTime); notModified(header, etag, info.ModTime) {
-			describe(response, etag, info.ModTime)
+		if notModified(header, string(v.etag), v.modified) {
+			describe(response, v)
 			response.SetStatusCode(fasthttp.StatusNotModified)
 			return
 		}
 	}
-	reader, info, err := open(start+wanted.start, wanted.length)
+	asked := wanted
+	if ctx.IsHead() {
+		asked.length = 0 // To look is enough. Far away, all that was opened would be sent.
+	}
+	reader, v, err := s.openPart(&c, asked)
 	if err != nil {
-		unopened(err)
+		c.unopened(err)
 		return
 	}
-	etag := entityTag(tag, length, info.ModTime)
-	stale := !rangeStillGood(string(header.Peek("If-Range")), etag, info.ModTime)
+	stale := !rangeStillGood(string(header.Peek("If-Range")), string(v.etag), v.modified)
 	if rangeErr != nil && !stale {
 		reader.Close()
 		s.unsatisfiable(ctx, length)
@@ -296,36 +350,58 @@ func (s *Server) sendPart(ctx *fasthttp.RequestCtx, unopened func(error), open o
 		// The client's part is of another file, so it gets this one whole.
 		reader.Close()
 		partial, wanted = false, byteRange{0, length}
-		if reader, info, err = open(start, length); err != nil {
-			unopened(err)
+		if !ctx.IsHead() {
+			asked = wanted
+		}
+		if reader, v, err = s.openPart(&c, asked); err != nil {
+			c.unopened(err)
 			return
 		}
-		etag = entityTag(tag, length, info.ModTime)
 	}
-	describe(response, etag, info.ModTime)
-	response.Header.SetContentType(contentType)
+	describe(response, v)
+	response.Header.SetContentType(c.contentType)
 	if partial {
 		response.SetStatusCode(fasthttp.StatusPartialContent)
 		response.Header.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", wanted.start, wanted.start+wanted.length-1, length))
 	}
-	s.stream(ctx, part{io.LimitReader(reader, wanted.length), reader}, wanted.length)
+	s.streamFile(ctx, reader, wanted.length)
+}
+
+// openPart opens a part of the content.
+func (s *Server) openPart(c *content, r byteRange) (io.ReadCloser, *validators, error) {
+	describe := func(info storage.Info) *validators { return newValidators(c.tag, c.length, info) }
+	if c.kept != nil {
+		return c.kept.open(&s.keptFiles, c.start+r.start, r.length, r == byteRange{0, c.length}, c.open, describe)
+	}
+	reader, info, err := c.open(c.start+r.start, r.length)
+	if err != nil {
+		return nil, nil, err
+	}
+	return reader, describe(info), nil
 }
 
 // describe has an answer say of which file it is.
-func describe(response *fasthttp.Response, etag string, modified time.Time) {
-	response.Header.Set("ETag", etag)
-	response.Header.Set("Last-Modified", modified.UTC().Format(httpTime))
-	response.Header.Set("Accept-Ranges", "bytes")
+func describe(response *fasthttp.Response, v *validators) {
+	response.Header.SetCanonical(etagField, v.etag)
+	response.Header.SetCanonical(lastModifiedField, v.lastModified)
+	response.Header.SetCanonical(acceptRangesField, bytesUnit)
 }
+
+var (
+	etagField         = []byte("Etag")
+	lastModifiedField = []byte("Last-Modified")
+	acceptRangesField = []byte("Accept-Ranges")
+	bytesUnit         = []byte("bytes")
+)
 
 // entityTag names the bytes of a file. The time tells two apart that have the
 // same nar and length, such as one that was compressed again.
-func entityTag(tag string, length int64, modified time.Time) string {
+func entityTag(tag string, length int64, modified time.Time) []byte {
 	etag := make([]byte, 0, 96)
 	etag = append(append(etag, '"'), tag...)
 	etag = strconv.AppendInt(append(etag, '-'), length, 16)
 	etag = strconv.AppendInt(append(etag, '-'), modified.UnixNano(), 16)
-	return string(append(etag, '"'))
+	return append(etag, '"')
 }
 
 // part is the part of a file that was asked for. A store's reader may give more.
@@ -335,6 +411,18 @@ type part struct {
 }
 
 func (p part) Close() error { return p.file.Close() }
+
+// streamFile answers with the length bytes of a file that the reader gives, and closes
+// it. A store's reader may give more.
+func (s *Server) streamFile(ctx *fasthttp.RequestCtx, reader io.ReadCloser, length int64) {
+	if !ctx.IsHead() && length <= math.MaxInt {
+		if file := newFileBody(ctx, reader, length); file != nil {
+			ctx.Response.SetBodyStream(file, int(length))
+			return
+		}
+	}
+	s.stream(ctx, part{io.LimitReader(reader, length), reader}, length)
+}
 
 // stream answers with the length bytes that the body gives, and closes it. It
 // must give exactly that many: anything else cuts the connection.
@@ -350,29 +438,20 @@ func (s *Server) stream(ctx *fasthttp.RequestCtx, body io.ReadCloser, length int
 		ctx.Response.Header.SetContentLength(int(length))
 		return
 	}
-	if p, ok := body.(part); ok {
-		if file := newFileBody(ctx, p.file, length); file != nil {
-			ctx.Response.SetBodyStream(file, int(length))
-			return
-		}
-	}
 	ctx.Response.SetBodyStream(newCopiedBody(ctx, body, length), int(length))
 }
 
 // sendNar answers with the item's nar without compression: from a file that has
 // none, or decompressed on the way.
-func (s *Server) sendNar(ctx *fasthttp.RequestCtx, item *storage.Item) {
+func (s *Server) sendNar(ctx *fasthttp.RequestCtx, known *nars) {
+	item := known.Item
 	n := s.easiest(item)
 	if n < 0 {
 		s.notFound(ctx, "this nar is not stored here")
 		return
 	}
 	if item.Narinfo.Files[n].Compression == "none" {
-		if item.HasStored(n) {
-			s.sendStored(ctx, item, n)
-		} else {
-			s.sendElsewhere(ctx, item, n)
-		}
+		s.sendFile(ctx, known, n)
 		return
 	}
 	size := item.Narinfo.NarSize

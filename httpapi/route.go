@@ -96,6 +96,9 @@ func (s *Server) dispatch(ctx *fasthttp.RequestCtx) route {
 			return routeNarinfo
 		}
 	}
+	if s.serveKnown(ctx, path) {
+		return routeNar
+	}
 	decoded, err := decodePath(path)
 	if err != nil {
 		s.fail(ctx, fasthttp.StatusBadRequest, err.Error())

@@ -204,8 +204,10 @@ type Server struct {
 	// asked for. Follow keeps them true.
 	answers *cache[madeAnswer]
 	nars    *cache[*nars]
-	metrics *metrics
-	health  health
+	// keptFiles are files of nars that many ask for.
+	keptFiles keptFiles
+	metrics   *metrics
+	health    health
 	// decoders bounds how many nars are decompressed at once for clients.
 	decoders    chan struct{}
 	decoderWait time.Duration
@@ -250,6 +252,7 @@ func New(items Items, options Options) *Server {
 	if options.NewTTL != nil {
 		ttl = options.NewTTL
 	}
+	s.keptFiles.keep = options.AnswerCache > 0
 	s.cacheControl = maxAge(ttl)
 	s.negativeCacheControl = maxAge(options.NegativeTTL)
 	s.metrics = newMetrics(s)

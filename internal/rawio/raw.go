@@ -20,3 +20,19 @@ func call(number, fd uintptr, p []byte) (int, error) {
 	}
 	return int(n), nil
 }
+
+func sendfile(to, from uintptr, offset *int64, n int) (int, error) {
+	sent, _, errno := syscall.RawSyscall6(syscall.SYS_SENDFILE, to, from, uintptr(unsafe.Pointer(offset)), uintptr(min(n, most)), 0, 0)
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(sent), nil
+}
+
+func writeMore(fd uintptr, p []byte) (int, error) {
+	n, _, errno := syscall.RawSyscall6(syscall.SYS_SENDTO, fd, uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(min(len(p), most)), moreFlags, 0, 0)
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
+}

@@ -1,4 +1,4 @@
-// Package rawio reads and writes sockets without telling the scheduler.
+// Package rawio reads and writes sockets without notifying the scheduler.
 //
 // Around a call of the system, the runtime is ready for one that blocks: after 20 µs,
 // when a nar's bytes are still being copied, it has another thread go on in the place of
@@ -10,6 +10,8 @@ import (
 	"io"
 	"os"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // Read is read(2) for a descriptor that does not block. n is 0 at the end.
@@ -17,6 +19,25 @@ func Read(fd uintptr, p []byte) (n int, err error) { return again(read, fd, p) }
 
 // Write is write(2) for a descriptor that does not block. It may write less than all.
 func Write(fd uintptr, p []byte) (n int, err error) { return again(write, fd, p) }
+
+// WriteMore is Write for bytes that others follow at once: the kernel may wait for
+// those before it sends a segment.
+func WriteMore(fd uintptr, p []byte) (n int, err error) { return again(writeMore, fd, p) }
+
+const moreFlags = unix.MSG_MORE | unix.MSG_NOSIGNAL
+
+// Sendfile is sendfile(2) to a descriptor that does not block, for at most n bytes of a
+// file from *offset on, which it advances. Use it only for bytes that are in the page
+// cache: while the kernel reads them from a disk, the calling thread's processor runs
+// no other goroutine.
+func Sendfile(to, from uintptr, offset *int64, n int) (sent int, err error) {
+	for {
+		sent, err = sendfile(to, from, offset, n)
+		if err != syscall.EINTR {
+			return max(0, sent), err
+		}
+	}
+}
 
 // again calls f until no signal comes between.
 func again(f func(fd uintptr, p []byte) (int, error), fd uintptr, p []byte) (int, error) {

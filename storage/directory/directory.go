@@ -45,7 +45,6 @@ type Directory struct {
 
 	handle    *os.File // for openForReading
 	noOpenat2 atomic.Bool
-	open      *openFiles
 	// cantMove: parts of the store are mounts of one file system, between which
 	// nothing can be moved.
 	cantMove atomic.Bool
@@ -75,12 +74,11 @@ func Open(name string) (*Directory, error) {
 		handle.Close()
 		return nil, fmt.Errorf("storage %s: %w", name, disk.Cause(err))
 	}
-	return &Directory{name: name, root: root, info: info, handle: handle, open: newOpenFiles(), dirty: make(map[string]bool)}, nil
+	return &Directory{name: name, root: root, info: info, handle: handle, dirty: make(map[string]bool)}, nil
 }
 
 // Close lets the directory go. Readers that are open stay good.
 func (d *Directory) Close() error {
-	d.open.close()
 	return errors.Join(d.root.Close(), d.handle.Close())
 }
 
@@ -103,25 +101,11 @@ func (d *Directory) Open(_ context.Context, name string, offset, _ int64) (io.Re
 	if err := d.check("open", name); err != nil {
 		return nil, storage.Info{}, err
 	}
-	reader, stat := d.open.get(int(d.handle.Fd()), name)
-	if reader == nil {
-		file, err := d.openForReading(name)
-		if err != nil {
-			return nil, storage.Info{}, d.explain("open", name, err)
-		}
-		stat = new(unix.Stat_t)
-		if err := unix.Fstat(int(file.Fd()), stat); err != nil {
-			file.Close()
-			return nil, storage.Info{}, d.explain("open", name, os.NewSyscallError("fstat", err))
-		}
-		if stat.Mode&unix.S_IFMT != unix.S_IFREG {
-			file.Close()
-			return nil, storage.Info{}, d.irregular(name)
-		}
-		reader = d.open.add(name, file, stat)
+	file, stat, err := d.open(name)
+	if err != nil {
+		return nil, storage.Info{}, err
 	}
-	reader.offset = offset
-	return reader, infoOf(name, stat), nil
+	return &reader{file, offset}, infoOf(name, stat), nil
 }
 
 // check refuses what is no name, before os.Root makes one of it that is, and
@@ -440,7 +424,6 @@ func (d *Directory) Remove(_ context.Context, name string) error {
 		return fmt.Errorf("remove %q in storage %s: not a name for a nar: %w", name, d.name, fs.ErrInvalid)
 	}
 	err := d.unlink(name)
-	d.open.forget(name)
 	if err != nil {
 		if err = d.explain("remove", name, err); errors.Is(err, fs.ErrNotExist) {
 			return nil
@@ -535,7 +518,6 @@ func (s *staged) commit(call func() error) error {
 		return s.d.explain("give "+s.temporary+" the name", s.name, err)
 	}
 	s.done = true
-	s.d.open.forget(s.name)
 	s.d.touch(path.Dir(s.name))
 	if s.borrowed != nil {
 		s.d.touch(spoolFolder)

@@ -1,0 +1,204 @@
+package httpapi
+
+import (
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"nar-herder/storage"
+)
+
+// localFile is a [storage.LocalFile] that counts how many are open.
+type localFile struct {
+	*os.File
+	offset int64
+	open   *atomic.Int32
+}
+
+func (f *localFile) Read(p []byte) (int, error) {
+	n, err := f.ReadAt(p, f.offset)
+	f.offset += int64(n)
+	return n, err
+}
+
+func (f *localFile) Local() (*os.File, int64) { return f.File, f.offset }
+
+func (f *localFile) Close() error {
+	f.open.Add(-1)
+	return f.File.Close()
+}
+
+// unfinished is a file that is still being written.
+type unfinished struct{ *localFile }
+
+func (unfinished) Next() (int64, error) { return 0, errors.ErrUnsupported }
+func (unfinished) Skip(int64)           {}
+
+// opening is a file on disk that a test opens through a keptFile.
+type opening struct {
+	name   string
+	files  keptFiles
+	kept   keptFile
+	opened int
+	open   atomic.Int32
+}
+
+const openingContent = "0123456789"
+
+func newOpening(t *testing.T) *opening {
+	o := &opening{name: filepath.Join(t.TempDir(), "nar"), files: keptFiles{keep: true}}
+	if err := os.WriteFile(o.name, []byte(openingContent), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return o
+}
+
+// reader opens a part of the file, as [content] does.
+func (o *opening) reader(t *testing.T, r byteRange, wrap func(*localFile) io.ReadCloser) io.ReadCloser {
+	t.Helper()
+	size := int64(len(openingContent))
+	reader, v, err := o.kept.open(&o.files, r.start, r.length, r == byteRange{0, size}, func(offset, _ int64) (io.ReadCloser, storage.Info, error) {
+		file, err := os.Open(o.name)
+		if err != nil {
+			return nil, storage.Info{}, err
+		}
+		o.opened++
+		o.open.Add(1)
+		return wrap(&localFile{file, offset, &o.open}), storage.Info{Size: size, ModTime: time.Unix(1, 0)}, nil
+	}, func(info storage.Info) *validators { return newValidators("tag", size, info) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(v.etag) != string(entityTag("tag", size, time.Unix(1, 0))) {
+		t.Errorf("entity tag %s", v.etag)
+	}
+	return reader
+}
+
+func plainFile(f *localFile) io.ReadCloser { return f }
+
+var wholeFile = byteRange{0, int64(len(openingContent))}
+
+// TestKeptFile: answers within a moment share one open file, each from its own offset. It
+// is closed when the moment is over and the last answer is done.
+func TestKeptFile(t *testing.T) {
+	t.Parallel()
+	o := newOpening(t)
+	synctest.Test(t, func(t *testing.T) {
+		first := o.reader(t, wholeFile, plainFile)
+		part := o.reader(t, byteRange{4, 2}, plainFile)
+		if _, offset := part.(storage.LocalFile).Local(); offset != 4 {
+			t.Errorf("the part starts at %d", offset)
+		}
+		var readers sync.WaitGroup
+		for range 20 {
+			reader := o.reader(t, wholeFile, plainFile)
+			readers.Go(func() {
+				if got, err := io.ReadAll(reader); err != nil || string(got) != openingContent {
+					t.Errorf("read %q, %v", got, err)
+				}
+				if err := errors.Join(reader.Close(), reader.Close()); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		readers.Wait()
+		if o.opened != 1 {
+			t.Errorf("the file was opened %d times", o.opened)
+		}
+		first.Close()
+		time.Sleep(keepOpen)
+		synctest.Wait()
+		if open, kept := o.open.Load(), o.files.count.Load(); open != 1 || kept != 0 {
+			t.Errorf("%d files are open and %d kept, want the one that is being read", open, kept)
+		}
+		if got, err := io.ReadAll(part); err != nil || string(got) != openingContent[4:] {
+			t.Errorf("the part gives %q, %v after a moment", got, err)
+		}
+		part.Close()
+		if open := o.open.Load(); open != 0 {
+			t.Errorf("%d files are open in the end", open)
+		}
+		o.reader(t, wholeFile, plainFile).Close()
+		if o.opened != 2 {
+			t.Errorf("the file was opened %d times, want anew after a moment", o.opened)
+		}
+		time.Sleep(keepOpen)
+		synctest.Wait()
+		if open := o.open.Load(); open != 0 {
+			t.Errorf("%d files are open in the end", open)
+		}
+	})
+}
+
+// TestNotKept has files that must not be shared between answers.
+func TestNotKept(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		change func(*opening)
+		part   byteRange
+		wrap   func(*localFile) io.ReadCloser
+	}{
+		"a part":              {func(*opening) {}, byteRange{0, 5}, plainFile},
+		"still being written": {func(*opening) {}, wholeFile, func(f *localFile) io.ReadCloser { return unfinished{f} }},
+		"no file": {func(*opening) {}, wholeFile, func(f *localFile) io.ReadCloser {
+			return struct {
+				io.Reader
+				io.Closer
+			}{f, f}
+		}},
+		"changes aren't noticed": {func(o *opening) { o.files.keep = false }, wholeFile, plainFile},
+		"many are kept":          {func(o *opening) { o.files.count.Store(mostOpen) }, wholeFile, plainFile},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			o := newOpening(t)
+			test.change(o)
+			before := o.files.count.Load()
+			for n := range 3 {
+				reader := o.reader(t, test.part, test.wrap)
+				if got, err := io.ReadAll(reader); err != nil || !strings.HasPrefix(openingContent, string(got)) {
+					t.Errorf("read %q, %v", got, err)
+				}
+				reader.Close()
+				if open := o.open.Load(); o.opened != n+1 || open != 0 || o.files.count.Load() != before {
+					t.Errorf("opened %d times, %d are open", o.opened, open)
+				}
+			}
+		})
+	}
+}
+
+// TestKnownPath asks for nars of an item that was asked for before, by paths that are as
+// its narinfo has them and others.
+func TestKnownPath(t *testing.T) {
+	t.Parallel()
+	s := start(t, corpus(), options())
+	c := dial(t, s.address)
+	content := contents(t, published, "nar", "lzip", odd)
+	for range 2 {
+		for target, status := range map[string]int{
+			"/nar/lzip/" + oddURL:                              200,
+			"/nar/lzip/" + strings.ReplaceAll(odd, "?", "%3f"): 200,
+			"/nar/lzip/" + oddURL + "?query":                   200,
+			"/nar/lzip/" + oddURL + "x":                        404,
+			"/nar/gzip/" + oddURL:                              404,
+			"/nar/x/lzip/" + oddURL:                            404,
+			"/nar/lzip/" + oddURL[:20]:                         404,
+			"/nar/lzip/":                                       404,
+			"/nar/":                                            404,
+		} {
+			got := c.ask("GET", target)
+			if got.StatusCode != status || status == 200 && got.body != content {
+				t.Errorf("%s: %s, %d bytes", target, got.Status, len(got.body))
+			}
+		}
+	}
+}
