@@ -63,23 +63,24 @@ func (c *cache[V]) get(hash narinfo.PathHash) (value V, ok bool, t ticket) {
 	return value, ok, ticket(part.changes)
 }
 
-// put keeps a value that was read after get gave the ticket.
-func (c *cache[V]) put(hash narinfo.PathHash, value V, t ticket) {
+// put keeps a value that was read after get gave the ticket, and reports whether it did.
+func (c *cache[V]) put(hash narinfo.PathHash, value V, t ticket) bool {
 	part := c.part(hash)
 	cost := c.cost(value)
 	if cost > part.maximum/8 {
-		return // it would push out too many others
+		return false // it would push out too many others
 	}
 	part.mu.Lock()
 	defer part.mu.Unlock()
 	if part.suspended || part.changes != uint64(t) || part.kept.Contains(hash) {
-		return
+		return false
 	}
 	part.size += cost
 	part.kept.Add(hash, value)
 	for part.size > part.maximum {
 		part.kept.RemoveOldest()
 	}
+	return true
 }
 
 // forget drops the value of an item that has changed.

@@ -85,7 +85,7 @@ func (s *Server) sendDump(ctx *fasthttp.RequestCtx, of route, zstd bool) (gone b
 	if ifRange := string(ctx.Request.Header.Peek("If-Range")); ifRange != "" && len(ctx.Request.Header.Peek("Range")) > 0 {
 		for _, candidate := range generations {
 			file := fileOf(candidate)
-			if rangeStillGood(ifRange, string(entityTag(dumpTag(file), file.Size, candidate.CreatedAt)), candidate.CreatedAt) {
+			if rangeStillGood(ifRange, string(timeTag(dumpTag(file), file.Size, candidate.CreatedAt)), candidate.CreatedAt) {
 				g = candidate
 				break
 			}
@@ -117,7 +117,7 @@ func (s *Server) sendDump(ctx *fasthttp.RequestCtx, of route, zstd bool) (gone b
 		ctx.Response.Header.Set("X-Accel-Redirect", escapePath("/internal/database/"+s.options.Dumps.Name()))
 		return false
 	}
-	s.sendPart(ctx, content{open: open, unopened: unopened, tag: dumpTag(file), contentType: sqliteType, length: file.Size})
+	s.sendPart(ctx, content{open: open, unopened: unopened, tag: byTime(dumpTag(file)), contentType: sqliteType, length: file.Size})
 	if gone {
 		return true
 	}

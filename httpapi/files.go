@@ -67,7 +67,7 @@ func (s *Server) serveFile(ctx *fasthttp.RequestCtx, name, algorithm, digest str
 	if item.Narinfo.Files[n].Compression == "none" {
 		decoder.Close()
 		s.sendPart(ctx, content{
-			open: s.open(ctx, item, n), unopened: s.unopenedItem(ctx, item), tag: "sha256-" + digest,
+			open: s.open(ctx, item, n), unopened: s.unopenedItem(ctx, item), tag: byContent("sha256-" + digest),
 			contentType: narType, start: narinfo.FlatHeaderSize, length: length,
 		})
 		return

@@ -15,6 +15,7 @@ import (
 
 	"nar-herder/narinfo"
 	"nar-herder/storage"
+	"nar-herder/storage/checksums"
 	"nar-herder/storage/index"
 )
 
@@ -50,7 +51,7 @@ func (s *Server) serveNar(ctx *fasthttp.RequestCtx, name, base string) {
 		}
 		for _, file := range item.cached {
 			if name == "nar/"+file.Type+"/"+base {
-				s.sendCached(ctx, item.Item, file)
+				s.sendCached(ctx, item, file)
 				s.used(ctx, item, file.Type)
 				return
 			}
@@ -126,7 +127,8 @@ func (s *Server) used(ctx *fasthttp.RequestCtx, item *nars, kind string) {
 type nars struct {
 	*storage.Item
 	cached []index.CachedFile
-	files  []keptFile // of the Item
+	files  []keptFile // of the Item; nil if this is for one answer alone
+	sums   []index.Checksum
 }
 
 // item returns the item, perhaps as it was a moment ago.
@@ -145,12 +147,20 @@ func (s *Server) item(ctx context.Context, hash narinfo.PathHash) (*nars, error)
 			return nil, err
 		}
 	}
-	s.nars.put(hash, found, ticket)
+	if s.options.Checksums != nil {
+		if found.sums, err = s.options.Checksums.Checksums(ctx, hash); err != nil {
+			return nil, err
+		}
+	}
+	if !s.nars.put(hash, found, ticket) {
+		found.files = nil
+	}
 	return found, nil
 }
 
 // sendCached answers with a file that was made of the item's nar.
-func (s *Server) sendCached(ctx *fasthttp.RequestCtx, item *storage.Item, file index.CachedFile) {
+func (s *Server) sendCached(ctx *fasthttp.RequestCtx, known *nars, file index.CachedFile) {
+	item := known.Item
 	open := func(offset, length int64) (io.ReadCloser, storage.Info, error) {
 		reader, info, err := s.options.Cached.Open(ctx, item, file, offset, length)
 		if errors.Is(err, storage.ErrNotStored) {
@@ -162,7 +172,12 @@ func (s *Server) sendCached(ctx *fasthttp.RequestCtx, item *storage.Item, file i
 		s.redirect(ctx, open, s.unopenedItem(ctx, item), "/internal/cached-nar/"+file.Type+"/"+item.Narinfo.StorePath.BaseName())
 		return
 	}
-	s.sendPart(ctx, content{open: open, unopened: s.unopenedItem(ctx, item), tag: narTag(item, file.Type), contentType: narType, length: file.Size})
+	s.sendPart(ctx, content{
+		open: open, unopened: s.unopenedItem(ctx, item), contentType: narType, length: file.Size,
+		tag: s.tagOf(known, "cached-nar/"+file.Type, file.Type, func(ctx context.Context) (io.ReadCloser, storage.Info, error) {
+			return s.options.Cached.Open(ctx, item, file, 0, -1)
+		}),
+	})
 }
 
 // narTag begins the entity tag of an item's nar in a compression.
@@ -211,9 +226,16 @@ func (s *Server) sendStored(ctx *fasthttp.RequestCtx, known *nars, n int) {
 		s.sendToStore(ctx, item, n)
 		return
 	}
+	var kept *keptFile
+	if known.files != nil {
+		kept = &known.files[n]
+	}
 	s.sendPart(ctx, content{
-		open: s.storedOrNot(ctx, item, n), unopened: s.unopenedItem(ctx, item), tag: narTag(item, item.Narinfo.Files[n].Compression),
-		kept: &known.files[n], contentType: narType, length: item.StoredSize(n),
+		open: s.storedOrNot(ctx, item, n), unopened: s.unopenedItem(ctx, item),
+		kept: kept, contentType: narType, length: item.StoredSize(n),
+		tag: s.tagOf(known, item.FileName(n), item.Narinfo.Files[n].Compression, func(ctx context.Context) (io.ReadCloser, storage.Info, error) {
+			return s.items.OpenFile(ctx, item, n, 0, -1)
+		}),
 	})
 }
 
@@ -300,7 +322,7 @@ type content struct {
 	open opener
 	// unopened answers when the file can't be opened.
 	unopened      func(error)
-	tag           string
+	tag           tagger
 	kept          *keptFile // nil for a file that isn't kept open
 	contentType   string
 	start, length int64
@@ -340,7 +362,11 @@ func (s *Server) sendPart(ctx *fasthttp.RequestCtx, c content) {
 		c.unopened(err)
 		return
 	}
-	stale := !rangeStillGood(string(header.Peek("If-Range")), string(v.etag), v.modified)
+	ifRange := header.Peek("If-Range")
+	if v.former != nil && bytes.Equal(ifRange, v.former) {
+		ifRange = v.etag
+	}
+	stale := !rangeStillGood(string(ifRange), string(v.etag), v.modified)
 	if rangeErr != nil && !stale {
 		reader.Close()
 		s.unsatisfiable(ctx, length)
@@ -369,7 +395,10 @@ func (s *Server) sendPart(ctx *fasthttp.RequestCtx, c content) {
 
 // openPart opens a part of the content.
 func (s *Server) openPart(c *content, r byteRange) (io.ReadCloser, *validators, error) {
-	describe := func(info storage.Info) *validators { return newValidators(c.tag, c.length, info) }
+	describe := func(info storage.Info) *validators {
+		etag, former := c.tag(c.length, info)
+		return &validators{etag, former, info.ModTime.UTC().AppendFormat(nil, httpTime), info.ModTime}
+	}
 	if c.kept != nil {
 		return c.kept.open(&s.keptFiles, c.start+r.start, r.length, r == byteRange{0, c.length}, c.open, describe)
 	}
@@ -394,14 +423,48 @@ var (
 	bytesUnit         = []byte("bytes")
 )
 
-// entityTag names the bytes of a file. The time tells two apart that have the
-// same nar and length, such as one that was compressed again.
-func entityTag(tag string, length int64, modified time.Time) []byte {
-	etag := make([]byte, 0, 96)
-	etag = append(append(etag, '"'), tag...)
+// tagger makes the entity tag of length bytes of the file that the info describes. former
+// is a tag that they had before; nil for none.
+type tagger func(length int64, info storage.Info) (etag, former []byte)
+
+// byTime makes entity tags that differ between instances, see [timeTag].
+func byTime(name string) tagger {
+	return func(length int64, info storage.Info) (etag, _ []byte) {
+		return timeTag(name, length, info.ModTime), nil
+	}
+}
+
+// timeTag is the entity tag of a file of which only its time is known. That tells two
+// files apart that have the same nar and length, such as one that was compressed again.
+func timeTag(name string, length int64, modified time.Time) []byte {
+	etag := append(append(make([]byte, 0, 96), '"'), name...)
 	etag = strconv.AppendInt(append(etag, '-'), length, 16)
 	etag = strconv.AppendInt(append(etag, '-'), modified.UnixNano(), 16)
 	return append(etag, '"')
+}
+
+// byContent makes the entity tag of bytes that have the name wherever they are.
+func byContent(name string) tagger {
+	return func(int64, storage.Info) (etag, _ []byte) { return contentTag(name), nil }
+}
+
+func contentTag(name string) []byte { return []byte(`"` + name + `"`) }
+
+// tagOf makes the entity tag of a file of the item: by its checksum, which is the same on
+// all instances that serve the same bytes, or by its time until that is known.
+func (s *Server) tagOf(item *nars, file, compression string, open checksums.Opener) tagger {
+	return func(length int64, info storage.Info) (etag, former []byte) {
+		byTime := timeTag(narTag(item.Item, compression), length, info.ModTime)
+		for _, sum := range item.sums {
+			if sum.File == file && sum.Size == info.Size && sum.Modified.Equal(info.ModTime) {
+				return contentTag(narinfo.EncodeBase32(sum.Sum[:])), byTime
+			}
+		}
+		if s.options.Checksums != nil {
+			s.options.Checksums.Want(item.Hash, file, open)
+		}
+		return byTime, nil
+	}
 }
 
 // part is the part of a file that was asked for. A store's reader may give more.

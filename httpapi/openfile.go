@@ -23,11 +23,7 @@ const (
 )
 
 // keptFiles counts the files that a server keeps open.
-type keptFiles struct {
-	count atomic.Int32
-	// keep is whether any are kept: only if somebody notices changes of items.
-	keep bool
-}
+type keptFiles struct{ count atomic.Int32 }
 
 // keptFile is a file of an item that may be open. The zero value is one that isn't.
 type keptFile struct{ atomic.Pointer[openFile] }
@@ -100,9 +96,6 @@ func (k *keptFile) open(files *keptFiles, offset, length int64, whole bool, open
 
 // reserve reports whether one more file may be kept open, and counts it then.
 func (o *keptFiles) reserve() bool {
-	if !o.keep {
-		return false
-	}
 	if o.count.Add(1) > mostOpen {
 		o.count.Add(-1)
 		return false
@@ -152,11 +145,7 @@ func (r *sharedReader) wasSent(length int64) {
 
 // validators are the header fields that tell one content from another.
 type validators struct {
-	etag, lastModified []byte
-	modified           time.Time
-}
-
-// newValidators makes those of the content in a file that the info describes.
-func newValidators(tag string, length int64, info storage.Info) *validators {
-	return &validators{entityTag(tag, length, info.ModTime), info.ModTime.UTC().AppendFormat(nil, httpTime), info.ModTime}
+	// former is an entity tag that the content had before; nil for none.
+	etag, former, lastModified []byte
+	modified                   time.Time
 }

@@ -20,6 +20,7 @@ import (
 
 	"nar-herder/narinfo"
 	"nar-herder/storage"
+	"nar-herder/storage/checksums"
 	"nar-herder/storage/index"
 )
 
@@ -98,8 +99,21 @@ type Uses interface {
 	Used(hash narinfo.PathHash, kind string)
 }
 
+// Checksums knows the checksums of files that are on this machine.
+type Checksums interface {
+	// Checksums returns those of an item's files that are known.
+	Checksums(ctx context.Context, hash narinfo.PathHash) ([]index.Checksum, error)
+	// Want asks for the checksum of a file. Forget is called when it is known.
+	Want(hash narinfo.PathHash, file string, open checksums.Opener)
+}
+
 // Options of [New].
 type Options struct {
+	// Checksums make the entity tags of files the same on all instances that have the
+	// same bytes; nil to tell files apart by their time. Nil is for a store that other
+	// servers share, all of which give its files the same times.
+	Checksums Checksums
+
 	// Cached are further files of the items; nil for none.
 	Cached CachedNars
 
@@ -252,7 +266,6 @@ func New(items Items, options Options) *Server {
 	if options.NewTTL != nil {
 		ttl = options.NewTTL
 	}
-	s.keptFiles.keep = options.AnswerCache > 0
 	s.cacheControl = maxAge(ttl)
 	s.negativeCacheControl = maxAge(options.NegativeTTL)
 	s.metrics = newMetrics(s)

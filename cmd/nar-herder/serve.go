@@ -24,6 +24,7 @@ import (
 	"nar-herder/narinfo"
 	"nar-herder/removal"
 	"nar-herder/storage"
+	"nar-herder/storage/checksums"
 	"nar-herder/storage/index"
 	"nar-herder/storage/uses"
 )
@@ -214,6 +215,10 @@ func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
 	if err != nil {
 		return err
 	}
+	sums := checksums.New(store.index, log)
+	if !store.IsDistant() {
+		options.Checksums = sums
+	}
 	server = httpapi.New(store, options)
 	watcher, err := store.index.Watch(ctx)
 	if err != nil {
@@ -228,6 +233,7 @@ func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
 	}()
 	following.Go(func() { server.Follow(followCtx, watcher) })
 	following.Go(func() { counter.Run(followCtx) })
+	following.Go(func() { sums.Run(followCtx, server.Forget) })
 	if remover != nil {
 		server.Registry().MustRegister(remover)
 		following.Go(func() { remover.Run(followCtx) })

@@ -44,6 +44,7 @@ func SchemaVersion() uint32 { return uint32(len(migrations)) }
 //   - uses counts requests per item.
 //   - cached_files are nars in compressions that were made here, and concern
 //     this instance alone; see [CachedFile].
+//   - checksums are those of files in the storage and of cached files; see [Checksum].
 //   - totals is one row, kept true by each transaction.
 var migrations = []string{
 	`CREATE TABLE settings (
@@ -149,6 +150,15 @@ var migrations = []string{
 
 	`ALTER TABLE items ADD COLUMN mirrored INTEGER NOT NULL DEFAULT 0;
 	CREATE INDEX recent_changes_by_time ON recent_changes (at, id);`,
+
+	`CREATE TABLE checksums (
+		item INTEGER NOT NULL REFERENCES items (id) ON DELETE CASCADE,
+		file TEXT NOT NULL,
+		size INTEGER NOT NULL,
+		modified INTEGER NOT NULL,
+		sum BLOB NOT NULL,
+		PRIMARY KEY (item, file)
+	) STRICT, WITHOUT ROWID;`,
 }
 
 // migrate brings the database to the newest version of the schema, or says

@@ -1,0 +1,54 @@
+package index
+
+import (
+	"context"
+	"database/sql/driver"
+	"fmt"
+	"time"
+
+	"nar-herder/narinfo"
+)
+
+// Checksum is the checksum of a file of an item. It holds for a file of that size and
+// modification time only: a file that was replaced has another time.
+type Checksum struct {
+	Hash narinfo.PathHash
+	// File tells the files of the item apart. It is the caller's to choose.
+	File     string
+	Size     int64
+	Modified time.Time
+	// Sum is the first half of the SHA-256.
+	Sum [16]byte
+}
+
+// Checksums returns the checksums of an item's files that are known. An item that isn't
+// known has none.
+func (x *Index) Checksums(ctx context.Context, hash narinfo.PathHash) (sums []Checksum, err error) {
+	err = x.readers.do(ctx, func(c *connection) error {
+		return c.rows("SELECT c.file, c.size, c.modified, c.sum FROM items i JOIN checksums c ON c.item = i.id WHERE i.key = ?", []driver.Value{keyOf(hash)},
+			func(row []driver.Value) (bool, error) {
+				sum := Checksum{Hash: hash, File: row[0].(string), Size: row[1].(int64), Modified: time.Unix(0, row[2].(int64))}
+				if n := copy(sum.Sum[:], blob(row[3])); n != len(sum.Sum) {
+					return false, fmt.Errorf("a checksum of %d bytes where %d were expected", n, len(sum.Sum))
+				}
+				sums = append(sums, sum)
+				return true, nil
+			})
+	})
+	if err != nil {
+		return nil, describe(fmt.Sprintf("look up the checksums of %s in %s", hash, x.path), err)
+	}
+	return sums, nil
+}
+
+// PutChecksum records a checksum, in the place of any other of the file. The error is
+// [ErrNotFound] if there is no such item.
+func (tx *Tx) PutChecksum(sum Checksum) error {
+	id, err := tx.id(sum.Hash)
+	if err != nil {
+		return err
+	}
+	return tx.conn.exec(`INSERT INTO checksums (item, file, size, modified, sum) VALUES (?, ?, ?, ?, ?)
+		ON CONFLICT DO UPDATE SET size = excluded.size, modified = excluded.modified, sum = excluded.sum`,
+		id, sum.File, sum.Size, sum.Modified.UnixNano(), sum.Sum[:])
+}
