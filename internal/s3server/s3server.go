@@ -231,7 +231,9 @@ func (s *Server) Stop() {
 
 // URL is for --storage: a place in a bucket, such as "bucket/prefix". The bucket is
 // made if need be.
-func (s *Server) URL(place string) string {
+func (s *Server) URL(place string) string { return s.url(place, "http://"+s.Address) }
+
+func (s *Server) url(place, endpoint string) string {
 	bucket, _, _ := strings.Cut(place, "/")
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -241,7 +243,7 @@ func (s *Server) URL(place string) string {
 		}
 		s.buckets[bucket] = true
 	}
-	return "s3://" + place + "?" + url.Values{"endpoint": {"http://" + s.Address}, "region": {Region}, "credentials": {s.Credentials}}.Encode()
+	return "s3://" + place + "?" + url.Values{"endpoint": {endpoint}, "region": {Region}, "credentials": {s.Credentials}}.Encode()
 }
 
 // Spoil changes an object's bytes behind the server's back, as a disk may. The error

@@ -39,7 +39,7 @@ var advice = map[string]string{
 	"AccessDenied":                       "give these credentials the permissions that the README lists",
 	"AllAccessDisabled":                  "give these credentials the permissions that the README lists",
 	"InvalidAccessKeyId":                 "renew the credentials",
-	"SignatureDoesNotMatch":              "renew the credentials",
+	"SignatureDoesNotMatch":              "the server computes another signature for this request than this program: renew the credentials if their secret key may be wrong; if it is right, look for a proxy on the way that changes the request's host, path or headers, and compare endpoint= and region= with what the provider says",
 	"ExpiredToken":                       "renew the credentials",
 	"ExpiredTokenException":              "renew the credentials",
 	"InvalidToken":                       "renew the credentials",
@@ -128,7 +128,11 @@ func describe(err error) string {
 		if status := status(err); status != 0 {
 			text += fmt.Sprintf(" (HTTP %d)", status)
 		}
-		if what := advice[answer.ErrorCode()]; what != "" {
+		what := advice[answer.ErrorCode()]
+		if isRefusal(err) && isAboutChecksum(err) {
+			what = "take checksum= out of the storage's URL, or name another one there"
+		}
+		if what != "" {
 			text += ": " + what
 		}
 		return text

@@ -255,6 +255,7 @@ func TestFaults(t *testing.T) {
 		"no permission":    {always(403, "AccessDenied"), []string{"AccessDenied", "permissions"}},
 		"expired":          {always(400, "ExpiredToken"), []string{"ExpiredToken", "renew the credentials"}},
 		"bad key":          {always(403, "InvalidAccessKeyId"), []string{"InvalidAccessKeyId", "renew the credentials"}},
+		"signature":        {always(403, "SignatureDoesNotMatch"), []string{"SignatureDoesNotMatch", "another signature", "renew the credentials", "proxy", "endpoint="}},
 		"other region":     {always(301, "PermanentRedirect"), []string{"PermanentRedirect", "region="}},
 		"clock":            {always(403, "RequestTimeTooSkewed"), []string{"RequestTimeTooSkewed", "clock"}},
 		"unknown":          {always(418, "TeapotError"), []string{"TeapotError", "HTTP 418"}},

@@ -19,6 +19,7 @@ type location struct {
 	endpoint        string // "" is Amazon's
 	region          string // "" is what the environment says
 	pathStyle       bool
+	checksum        checksum // of uploads
 	credentialsFile string
 	profile         string
 
@@ -26,7 +27,7 @@ type location struct {
 }
 
 // parameters are what may follow the question mark.
-var parameters = []string{"credentials", "endpoint", "path-style", "profile", "region"}
+var parameters = []string{"checksum", "credentials", "endpoint", "path-style", "profile", "region"}
 
 // bucketName is liberal, as old buckets and other servers have odd names.
 var bucketName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{1,254}$`)
@@ -86,6 +87,9 @@ func parseParts(text string) (l location, err error) {
 	l.credentialsFile = values.Get("credentials")
 	l.profile = values.Get("profile")
 	if l.endpoint, err = parseEndpoint(values.Get("endpoint")); err != nil {
+		return l, err
+	}
+	if l.checksum, err = parseChecksum(values.Get("checksum")); err != nil {
 		return l, err
 	}
 	// Few servers other than Amazon's have a name for each bucket.

@@ -18,12 +18,13 @@ func TestParse(t *testing.T) {
 		"s3://bucket/p?endpoint=https://s3.example.org":                   {bucket: "bucket", prefix: "p", endpoint: "https://s3.example.org", pathStyle: true},
 		"s3://bucket/p?endpoint=http%3A%2F%2F127.0.0.1%3A9000%2F":         {bucket: "bucket", prefix: "p", endpoint: "http://127.0.0.1:9000", pathStyle: true},
 		"s3://bucket?endpoint=https://s3.example.org/s3&path-style=false": {bucket: "bucket", endpoint: "https://s3.example.org/s3"},
+		"s3://bucket?checksum=crc32":                                      {bucket: "bucket", checksum: crc32Checksum},
 		"s3://bucket?path-style=true":                                     {bucket: "bucket", pathStyle: true},
 		"s3://bucket?credentials=/etc/nar-herder/s3&profile=nars":         {bucket: "bucket", credentialsFile: "/etc/nar-herder/s3", profile: "nars"},
 	} {
 		got, err := parse(text)
 		if err != nil || got.bucket != want.bucket || got.prefix != want.prefix || got.endpoint != want.endpoint || got.region != want.region ||
-			got.pathStyle != want.pathStyle || got.credentialsFile != want.credentialsFile || got.profile != want.profile {
+			got.pathStyle != want.pathStyle || got.checksum != want.checksum || got.credentialsFile != want.credentialsFile || got.profile != want.profile {
 			t.Errorf("%s: %+v, %v; want %+v", text, got, err, want)
 		}
 	}
@@ -49,6 +50,7 @@ func TestParse(t *testing.T) {
 		"s3://bucket?a;b":                     "NAME=VALUE",
 		"s3://bucket?path-style=perhaps":      "perhaps",
 		"s3://bucket?endpoint=s3.example.org": "endpoint",
+		"s3://bucket?checksum=md5":            "crc32c, crc32 or none",
 		"s3://bucket?endpoint=ftp://s3.example.org":              "endpoint",
 		"s3://bucket?endpoint=https://":                          "endpoint",
 		"s3://bucket?endpoint=https://h/?x=y":                    "endpoint",

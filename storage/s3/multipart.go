@@ -37,6 +37,7 @@ type upload struct {
 	b        *Bucket
 	name, id string
 	size     int64
+	checksum checksum
 	parts    []types.CompletedPart
 	ctx      context.Context // Stage's, of which abort sees whether it has ended
 	cut      bool            // requests with parts were cut off, which the server may still be busy with
@@ -121,13 +122,37 @@ func (u *upload) next(ctx context.Context, i int, size int64, token string, from
 	}
 	if i == 0 {
 		// Only now, as much that goes wrong does so at once.
-		if err := u.create(ctx, token); err != nil {
+		sent, err := u.begin(ctx, token, part)
+		if err != nil {
 			release()
 			return u.b.fail("store", u.name, err)
+		}
+		if sent {
+			release()
+			return nil
 		}
 	}
 	then(part, release)
 	return nil
+}
+
+// begin creates the upload. While it isn't known which checksum works, it also sends
+// the first part, as a server may refuse either request.
+func (u *upload) begin(ctx context.Context, token string, first []byte) (sent bool, err error) {
+	err = u.b.protected(func(kind checksum, trial bool) error {
+		if u.id != "" { // of a checksum that the server has refused
+			u.abort()
+			u.id = ""
+		}
+		u.checksum = kind
+		if err := u.create(ctx, token); err != nil || !trial {
+			return err
+		}
+		err := u.send(ctx, 0, first)
+		sent = err == nil
+		return err
+	})
+	return sent, err
 }
 
 // readPart reads content into memory, which free gives back.
@@ -152,7 +177,7 @@ func (u *upload) create(ctx context.Context, token string) error {
 	ctx, cancel := u.b.within(ctx)
 	defer cancel()
 	output, err := u.b.client.CreateMultipartUpload(ctx, &s3.CreateMultipartUploadInput{
-		Bucket: &u.b.bucket, Key: aws.String(u.b.key(u.name)), ChecksumAlgorithm: types.ChecksumAlgorithmCrc32c,
+		Bucket: &u.b.bucket, Key: aws.String(u.b.key(u.name)), ChecksumAlgorithm: u.checksum.algorithm(),
 		ContentType: aws.String(contentType), Metadata: map[string]string{tokenKey: token},
 	})
 	if err == nil && aws.ToString(output.UploadId) == "" {
@@ -167,11 +192,13 @@ func (u *upload) create(ctx context.Context, token string) error {
 func (u *upload) send(ctx context.Context, i int, part []byte) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, partTimeout, errNoAnswer)
 	defer cancel()
-	completed := types.CompletedPart{PartNumber: aws.Int32(int32(i + 1)), ChecksumCRC32C: aws.String(checksum(part))}
-	output, err := u.b.client.UploadPart(ctx, &s3.UploadPartInput{
+	completed := types.CompletedPart{PartNumber: aws.Int32(int32(i + 1))}
+	input := &s3.UploadPartInput{
 		Bucket: &u.b.bucket, Key: aws.String(u.b.key(u.name)), UploadId: &u.id, PartNumber: completed.PartNumber,
-		Body: bytes.NewReader(part), ContentLength: aws.Int64(int64(len(part))), ChecksumCRC32C: completed.ChecksumCRC32C,
-	}, u.b.unsigned)
+		Body: bytes.NewReader(part), ContentLength: aws.Int64(int64(len(part))),
+	}
+	u.checksum.protectPart(input, &completed, part)
+	output, err := u.b.client.UploadPart(ctx, input, u.b.unsigned)
 	if err == nil && output.ETag == nil {
 		err = errNotS3
 	}

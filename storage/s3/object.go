@@ -2,7 +2,6 @@ package s3
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -72,17 +71,14 @@ func (b *Bucket) get(ctx context.Context, name string, offset, length int64, eta
 		input.Range = aws.String("bytes=" + strconv.FormatInt(offset, 10) + "-" + strconv.FormatInt(offset+length-1, 10))
 	case offset > 0:
 		input.Range = aws.String("bytes=" + strconv.FormatInt(offset, 10) + "-")
-	default:
+	case b.checksums.asks():
 		// Only of a whole object, its checksum is that of the bytes that come.
 		input.ChecksumMode = types.ChecksumModeEnabled
 	}
 	if etag != "" {
 		input.IfMatch = &etag
 	}
-	output, err := b.quickly.getObject(ctx, input)
-	if errors.Is(err, errUnusual) {
-		output, err = b.client.GetObject(ctx, input, options...)
-	}
+	output, err := b.getObject(ctx, input, options...)
 	if err != nil {
 		return nil, object{}, err
 	}

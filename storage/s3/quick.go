@@ -144,13 +144,16 @@ func outputOf(response *http.Response) (*s3.GetObjectOutput, error) {
 	if part := header.Get("Content-Range"); part != "" {
 		output.ContentRange = &part
 	}
-	sum := header.Get("X-Amz-Checksum-Crc32c")
+	kind, sum := crc32cChecksum, header.Get("X-Amz-Checksum-Crc32c")
+	if sum == "" {
+		kind, sum = crc32Checksum, header.Get("X-Amz-Checksum-Crc32")
+	}
 	if response.StatusCode == http.StatusOK && sum != "" && header.Get("X-Amz-Checksum-Type") != string(types.ChecksumTypeComposite) && !strings.Contains(sum, "-") {
 		want, err := base64.StdEncoding.DecodeString(sum)
 		if err != nil || len(want) != 4 {
 			return nil, errUnusual
 		}
-		output.Body = &summed{ReadCloser: response.Body, want: binary.BigEndian.Uint32(want)}
+		output.Body = &summed{ReadCloser: response.Body, table: kind.table(), want: binary.BigEndian.Uint32(want)}
 	}
 	return output, nil
 }
@@ -179,6 +182,7 @@ func answerOf(response *http.Response) error {
 // once took in.
 type summed struct {
 	io.ReadCloser
+	table     *crc32.Table
 	sum, want uint32
 }
 
@@ -186,7 +190,7 @@ var errSum = errors.New("its bytes are not those that were stored, by their chec
 
 func (s *summed) Read(p []byte) (int, error) {
 	n, err := s.ReadCloser.Read(p)
-	s.sum = crc32.Update(s.sum, castagnoli, p[:n])
+	s.sum = crc32.Update(s.sum, s.table, p[:n])
 	if err == io.EOF && s.sum != s.want {
 		err = errSum
 	}

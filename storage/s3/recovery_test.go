@@ -258,6 +258,12 @@ func TestCredentialsChange(t *testing.T) {
 	group.Wait()
 }
 
+// signAgain signs a request that was changed on its way.
+func signAgain(r *http.Request) error {
+	keys := aws.Credentials{AccessKeyID: s3server.AccessKey, SecretAccessKey: s3server.SecretKey}
+	return v4.NewSigner(func(o *v4.SignerOptions) { o.DisableURIPathEscaping = true }).SignHTTP(r.Context(), keys, r, r.Header.Get("X-Amz-Content-Sha256"), "s3", s3server.Region, time.Now())
+}
+
 // TestClockSkew: a machine whose clock is wrong is told so by the server, and
 // signs as of the server's time.
 func TestClockSkew(t *testing.T) {
@@ -284,9 +290,7 @@ func TestClockSkew(t *testing.T) {
 				return response, err
 			}
 			again := r.Clone(r.Context())
-			keys := aws.Credentials{AccessKeyID: s3server.AccessKey, SecretAccessKey: s3server.SecretKey}
-			err = v4.NewSigner(func(o *v4.SignerOptions) { o.DisableURIPathEscaping = true }).SignHTTP(r.Context(), keys, again, r.Header.Get("X-Amz-Content-Sha256"), "s3", s3server.Region, time.Now())
-			if err != nil {
+			if err := signAgain(again); err != nil {
 				return nil, err
 			}
 			response, err := straight.RoundTrip(again)

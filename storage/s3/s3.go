@@ -74,13 +74,15 @@ type Options struct {
 // Bucket is a [storage.ByteStore].
 type Bucket struct {
 	location
-	log      *slog.Logger
-	client   *s3.Client
-	http     *client
-	presign  *s3.PresignClient
-	quickly  *quickly
-	partSize int64  // of the usual upload
-	pageKeys *int32 // of a listing's page; nil leaves it to the server
+	log     *slog.Logger
+	client  *s3.Client
+	http    *client
+	presign *s3.PresignClient
+	quickly *quickly
+	// checksums is what the server accepts.
+	checksums checksums
+	partSize  int64  // of the usual upload
+	pageKeys  *int32 // of a listing's page; nil leaves it to the server
 
 	longestWait, callTimeout, progress time.Duration
 
@@ -129,6 +131,9 @@ func Open(ctx context.Context, url string, options Options) (*Bucket, error) {
 		partSize: orUsual(options.partSize, smallestPart), longestWait: orUsual(options.longestWait, longestWait),
 		callTimeout: orUsual(options.callTimeout, callTimeout), progress: orUsual(options.progress, progressTimeout),
 		staged: semaphore.NewWeighted(mostStaged), parts: semaphore.NewWeighted(mostParts),
+	}
+	if l.checksum != unknownChecksum {
+		b.checksums.uploads.Store(&l.checksum)
 	}
 	if options.pageKeys != 0 {
 		b.pageKeys = &options.pageKeys

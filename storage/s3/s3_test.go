@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"sync/atomic"
@@ -54,12 +55,20 @@ func place(t testing.TB) string {
 	if server == nil {
 		t.Skip("there is no server")
 	}
-	return server.URL(fmt.Sprintf("tests/of %d", places.Add(1)))
+	return placeAt(server.URL)
+}
+
+// placeAt is place for another URL of the server.
+func placeAt(url func(place string) string) string {
+	return url(fmt.Sprintf("tests/of %d", places.Add(1)))
 }
 
 // open opens a place for the test.
 func open(t testing.TB, url string, options Options) *Bucket {
 	t.Helper()
+	if options.Log == nil {
+		options.Log = slog.New(slog.DiscardHandler)
+	}
 	b, err := Open(t.Context(), url, options)
 	if err != nil {
 		t.Fatal(err)
@@ -75,4 +84,23 @@ func open(t testing.TB, url string, options Options) *Bucket {
 func TestConformance(t *testing.T) {
 	t.Parallel()
 	storagetest.Run(t, func(t *testing.T) storage.ByteStore { return open(t, place(t), Options{}) })
+}
+
+// TestConformanceOfProviders: the promises of a store hold with each provider.
+func TestConformanceOfProviders(t *testing.T) {
+	t.Parallel()
+	if server == nil {
+		t.Skip("there is no server")
+	}
+	for _, provider := range s3server.Providers {
+		t.Run(string(provider), func(t *testing.T) {
+			t.Parallel()
+			front := server.Front(t, provider)
+			except := []string{}
+			if provider == s3server.Backblaze {
+				except = append(except, storagetest.CommitNewAtOnce)
+			}
+			storagetest.Run(t, func(t *testing.T) storage.ByteStore { return open(t, placeAt(front.URL), Options{}) }, except...)
+		})
+	}
 }

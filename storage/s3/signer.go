@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"hash"
+	"maps"
 	"net/http"
 	"strings"
 	"sync"
@@ -39,14 +40,35 @@ func (s *signer) of(keys aws.Credentials) *v4.Signer {
 	return current.Signer
 }
 
-// SignHTTP implements the SDK's HTTPSignerV4.
+// SignHTTP implements the SDK's HTTPSignerV4. The SDK's own also signs headers that
+// proxies on the way may change, such as Accept-Encoding.
 func (s *signer) SignHTTP(ctx context.Context, keys aws.Credentials, r *http.Request, hash, service, region string, at time.Time, options ...func(*v4.SignerOptions)) error {
-	return s.of(keys).SignHTTP(ctx, keys, r, hash, service, region, at, options...)
+	header, length := r.Header, r.ContentLength
+	r.Header, r.ContentLength = signable(header), 0
+	err := s.of(keys).SignHTTP(ctx, keys, r, hash, service, region, at, options...)
+	maps.Copy(header, r.Header) // with the signature
+	r.Header, r.ContentLength = header, length
+	return err
 }
 
 // PresignHTTP implements the SDK's HTTPPresignerV4.
 func (s *signer) PresignHTTP(ctx context.Context, keys aws.Credentials, r *http.Request, hash, service, region string, at time.Time, options ...func(*v4.SignerOptions)) (string, http.Header, error) {
+	r = r.WithContext(ctx) // a copy
+	r.Header, r.ContentLength = signable(r.Header), 0
 	return s.of(keys).PresignHTTP(ctx, keys, r, hash, service, region, at, options...)
+}
+
+// signable returns the headers that are signed besides Host: those which Signature
+// Version 4 requires, and which nothing between here and the server may change.
+func signable(all http.Header) http.Header {
+	signed := make(http.Header, len(all)+3)
+	for name, values := range all {
+		switch lower := strings.ToLower(name); {
+		case lower == "content-type", lower == "content-md5", lower == "range", strings.HasPrefix(lower, "x-amz-"):
+			signed[name] = values
+		}
+	}
+	return signed
 }
 
 // dayKey is what is derived from a secret for a day.
@@ -65,7 +87,6 @@ const (
 
 // signedHeaders are those of our GETs besides Host, sorted.
 var signedHeaders = []struct{ lower, name string }{
-	{"if-match", "If-Match"},
 	{"range", "Range"},
 	{"x-amz-checksum-mode", "X-Amz-Checksum-Mode"},
 	{"x-amz-content-sha256", "X-Amz-Content-Sha256"},

@@ -4,11 +4,8 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
-	"encoding/base64"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
 	"io/fs"
 	"net/http"
@@ -167,15 +164,18 @@ func (s *staged) show(ctx context.Context, ifNoneMatch *string) error {
 	}
 	ctx, cancel := s.b.within(ctx)
 	defer cancel()
-	output, err := s.b.client.PutObject(ctx, &s3.PutObjectInput{
-		Bucket: &s.b.bucket, Key: aws.String(s.b.key(s.name)), Body: bytes.NewReader(s.content), ContentLength: aws.Int64(int64(len(s.content))),
-		ChecksumCRC32C: aws.String(checksum(s.content)), ContentType: aws.String(contentType), Metadata: map[string]string{tokenKey: s.token},
-		IfNoneMatch: ifNoneMatch,
-	}, s.b.unsigned)
-	if err == nil && output.ETag == nil {
-		err = errNotS3
-	}
-	return err
+	return s.b.protected(func(kind checksum, _ bool) error {
+		input := &s3.PutObjectInput{
+			Bucket: &s.b.bucket, Key: aws.String(s.b.key(s.name)), Body: bytes.NewReader(s.content), ContentLength: aws.Int64(int64(len(s.content))),
+			ContentType: aws.String(contentType), Metadata: map[string]string{tokenKey: s.token}, IfNoneMatch: ifNoneMatch,
+		}
+		kind.protectPut(input, s.content)
+		output, err := s.b.client.PutObject(ctx, input, s.b.unsigned)
+		if err == nil && output.ETag == nil {
+			err = errNotS3
+		}
+		return err
+	})
 }
 
 // showNew is show where there is nothing, or else [fs.ErrExist]. As some servers pass
@@ -243,14 +243,5 @@ func (s *staged) Abort() {
 }
 
 func fewAttempts(o *s3.Options) { o.RetryMaxAttempts = 2 }
-
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
-// checksum is the CRC32C of content as S3 writes it.
-func checksum(content []byte) string {
-	var sum [4]byte
-	binary.BigEndian.PutUint32(sum[:], crc32.Checksum(content, castagnoli))
-	return base64.StdEncoding.EncodeToString(sum[:])
-}
 
 func randomWord() string { return rand.Text() }

@@ -296,7 +296,7 @@ func testConcurrentReadersAndWriters(t *testing.T, s storage.ByteStore) {
 	readers.Wait()
 }
 
-// testCommitNew: only where there is nothing, and of several at once one alone.
+// testCommitNew: only where there is nothing.
 func testCommitNew(t *testing.T, s storage.ByteStore) {
 	put(t, s, name, []byte("first"))
 	for _, content := range []string{"other", "", "first", "a longer one"} {
@@ -310,6 +310,11 @@ func testCommitNew(t *testing.T, s storage.ByteStore) {
 		})
 		wantContent(t, s, name, []byte("first"))
 	}
+	wantNothingLeft(t, s, name)
+}
+
+// testCommitNewAtOnce: of several at once one alone.
+func testCommitNewAtOnce(t *testing.T, s storage.ByteStore) {
 	for round := range 5 {
 		other := names[1] + strconv.Itoa(round)
 		const writers = 8
@@ -357,5 +362,5 @@ func testCommitNew(t *testing.T, s storage.ByteStore) {
 			t.Fatal(err)
 		}
 	}
-	wantNothingLeft(t, s, name)
+	wantNothingLeft(t, s)
 }
