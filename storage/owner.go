@@ -247,6 +247,15 @@ func (s *Storage) IsOurs(ctx context.Context) bool {
 	return err == nil && (owner == "" || owner == s.Instance())
 }
 
+// owns says whether this instance has claimed the byte store.
+func (s *Storage) owns(ctx context.Context) (bool, error) {
+	if s.IsFrontEnd() || s.IsUnsettled() {
+		return false, nil
+	}
+	owner, err := s.Owner(ctx)
+	return owner != "" && owner == s.Instance(), err
+}
+
 // isAnothers says whether the byte store is surely another instance's, which may remove
 // and replace what this one's rows have as stored.
 func (s *Storage) isAnothers(ctx context.Context) bool {

@@ -105,13 +105,13 @@ func (r *Repairer) Repair(ctx context.Context, finding Finding) (repair Repair) 
 	case Unrecorded:
 		repair = r.unrecorded(ctx, finding)
 	case Temporary:
-		if r.storage.now().Sub(finding.info.ModTime) < settledAfter {
-			return Repair{Note: "may be just being written"}
-		}
-		err := r.storage.bytes.Remove(ctx, finding.Name)
-		repair = Repair{Outcome: Deleted, Mended: true}
-		if err != nil {
+		switch removed, err := r.storage.removeTemporary(ctx, finding.info); {
+		case err != nil:
 			repair = Repair{Err: err}
+		case !removed:
+			repair = Repair{Note: "may be just being written"}
+		default:
+			repair = Repair{Outcome: Deleted, Mended: true}
 		}
 	}
 	return repair

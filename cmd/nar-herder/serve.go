@@ -244,6 +244,7 @@ func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
 	}
 	following.Go(func() { owner(followCtx) })
 	following.Go(func() { withdrawn.Run(followCtx) })
+	following.Go(func() { store.RemoveUnfinished(followCtx) })
 	if follower != nil {
 		server.Registry().MustRegister(follower)
 		following.Go(func() { follower.Run(followCtx) })

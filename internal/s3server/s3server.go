@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/url"
 	"os"
@@ -258,6 +259,23 @@ func (s *Server) Spoil(place string, content []byte) error {
 	}
 	_, err = file.Write(content)
 	return errors.Join(err, file.Close())
+}
+
+// AgeUploads makes all unfinished uploads of a bucket as old as that, with the parts
+// that they have or without. The error is [errors.ErrUnsupported] where the server keeps
+// them in another way.
+func (s *Server) AgeUploads(bucket string, age time.Duration, withParts bool) error {
+	if s.isOther() {
+		return errors.ErrUnsupported
+	}
+	at := time.Now().Add(-age)
+	folder := filepath.Join(s.directory, "buckets", bucket, ".sgwtmp", "multipart")
+	return filepath.WalkDir(folder, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || !withParts && !entry.IsDir() {
+			return err
+		}
+		return os.Chtimes(path, at, at)
+	})
 }
 
 // ListsUploads says whether the server lists unfinished uploads of several names, as

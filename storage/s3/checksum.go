@@ -109,12 +109,13 @@ func (c *checksums) known() checksum {
 // asks says whether to ask for the checksum of what is read.
 func (c *checksums) asks() bool { return c.known() != noChecksum && !c.noMode.Load() }
 
-// protected makes the requests that send content, with the checksum that is known to
-// work. Until there is one it tries all, and trial is true: send must get an answer
-// about content then. The error is that of the SDK.
+// protected sends content with the checksum that is known to work. While none is known,
+// it tries each in turn, with trial set: send then returns only when the server has
+// accepted content, or failed. The error is that of the SDK.
 //
-// Only success after the refusal of all better ones, each one of the checksum or
-// repeated, makes a checksum known: an error for another reason doesn't.
+// A checksum becomes known when an upload succeeds with it after the server has refused
+// all better ones. An error that isn't such a refusal ends the attempt, and the next
+// upload tries all again.
 func (b *Bucket) protected(send func(kind checksum, trial bool) error) error {
 	if kind := b.checksums.known(); kind != unknownChecksum {
 		return send(kind, false)
@@ -126,16 +127,16 @@ func (b *Bucket) protected(send func(kind checksum, trial bool) error) error {
 			continue
 		}
 		if err == nil && b.checksums.uploads.CompareAndSwap(nil, &kind) {
-			b.log.Info("found out how to protect uploads", "storage", b.String(), "checksum", string(kind))
+			b.log.Info("found the checksum that the server accepts for uploads", "storage", b.String(), "checksum", string(kind))
 		}
 		break
 	}
 	return err
 }
 
-// refuses makes a request with a header about checksums, and says whether the server
-// refuses that. The request is made again where the answer doesn't name the header,
-// and may be about something else.
+// refuses makes a request with a checksum header, and reports whether the server refuses
+// that header. If the answer doesn't name a checksum, it may be about something else: the
+// request is made once more.
 func refuses(request func() error) (refused bool, err error) {
 	err = request()
 	if isRefusal(err) && !isAboutChecksum(err) {
@@ -156,8 +157,8 @@ func isAboutChecksum(err error) bool {
 	return errors.As(err, &answer) && strings.Contains(strings.ToLower(answer.ErrorMessage()), "checksum")
 }
 
-// getObject is the SDK's, by the fast path where that works. A server that refuses to
-// be asked for checksums isn't asked any more.
+// getObject is the SDK's GetObject, on the fast path where that works. Once a server has
+// refused x-amz-checksum-mode, no later request has it.
 func (b *Bucket) getObject(ctx context.Context, input *s3.GetObjectInput, options ...func(*s3.Options)) (output *s3.GetObjectOutput, err error) {
 	get := func() error {
 		if output, err = b.quickly.getObject(ctx, input); errors.Is(err, errUnusual) {
@@ -177,9 +178,9 @@ func (b *Bucket) getObject(ctx context.Context, input *s3.GetObjectInput, option
 		return nil, err
 	}
 	if b.checksums.noMode.CompareAndSwap(false, true) {
-		b.log.Info("the server does not give checksums of what it has: nars are read without", "storage", b.String())
+		b.quickly.rest.Store(0) // the fast path works now
+		b.log.Debug("the server refuses to be asked for checksums: nars are read without", "storage", b.String())
 	}
-	b.quickly.rest.Store(0) // the fast path works again
 	return output, err
 }
 

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
@@ -26,8 +27,13 @@ func (b *Bucket) List(ctx context.Context) iter.Seq2[storage.Info, error] {
 		if !b.listObjects(ctx, yield) {
 			return
 		}
-		b.listUploads(ctx, yield)
+		b.listUploads(ctx, time.Time{}, yield)
 	}
+}
+
+// ListUnfinished implements [storage.UnfinishedLister].
+func (b *Bucket) ListUnfinished(ctx context.Context, before time.Time) iter.Seq2[storage.Info, error] {
+	return func(yield func(storage.Info, error) bool) { b.listUploads(ctx, before, yield) }
 }
 
 // listObjects says whether to go on.
@@ -84,8 +90,10 @@ func (b *Bucket) name(key string, encoding types.EncodingType) (string, bool) {
 	return name, ok && fs.ValidPath(name) && name != "." && !isTemporary(name)
 }
 
-// listUploads gives the unfinished ones.
-func (b *Bucket) listUploads(ctx context.Context, yield func(storage.Info, error) bool) {
+// listUploads lists unfinished uploads; unless before is zero, those alone that have got
+// no part since.
+func (b *Bucket) listUploads(ctx context.Context, before time.Time, yield func(storage.Info, error) bool) {
+	isRecent := func(at time.Time) bool { return !before.IsZero() && !at.Before(before) }
 	var key, id *string
 	for {
 		page, err := b.uploadsPage(ctx, key, id)
@@ -107,12 +115,12 @@ func (b *Bucket) listUploads(ctx context.Context, yield func(storage.Info, error
 		}
 		for _, found := range page.Uploads {
 			name, ok := b.name(aws.ToString(found.Key), page.EncodingType)
-			if !ok {
+			if !ok || isRecent(aws.ToTime(found.Initiated)) {
 				continue
 			}
 			info := storage.Info{Name: temporaryName(aws.ToString(found.UploadId), name), ModTime: aws.ToTime(found.Initiated).UTC(), Temporary: true}
 			gone, err := b.measure(ctx, name, aws.ToString(found.UploadId), &info)
-			if !gone && !yield(info, err) {
+			if !gone && (err != nil || !isRecent(info.ModTime)) && !yield(info, err) {
 				return
 			}
 		}

@@ -121,6 +121,71 @@ func TestListOthers(t *testing.T) {
 	}
 }
 
+// TestListUnfinished: of the unfinished uploads, those that nothing was added to since a
+// time, and none of a neighbour's.
+func TestListUnfinished(t *testing.T) {
+	t.Parallel()
+	if server == nil {
+		t.Skip("there is no server")
+	}
+	const bucket = "unfinished"
+	b := open(t, server.URL(bucket+"/of us"), Options{})
+	neighbour := open(t, server.URL(bucket+"/of us too"), Options{})
+	begin := func(b *Bucket, name string) {
+		t.Helper()
+		upload, err := b.stageUpload(t.Context(), name, "token", strings.NewReader("x"), 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(upload.abort)
+	}
+	put(t, b, "nar/whole", random(large, 1))
+	for _, name := range []string{"nar/old", "nar/older"} {
+		begin(b, name)
+	}
+	begin(neighbour, "nar/others")
+	if err := server.AgeUploads(bucket, 25*time.Hour, true); errors.Is(err, errors.ErrUnsupported) {
+		t.Skip("this server keeps uploads in a form of its own")
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	// One that has got a part since.
+	begin(b, "nar/resumed")
+	if err := server.AgeUploads(bucket, 25*time.Hour, false); err != nil {
+		t.Fatal(err)
+	}
+	begin(b, "nar/young")
+	unfinished := func() (names []string) {
+		t.Helper()
+		for info, err := range b.ListUnfinished(t.Context(), time.Now().Add(-24*time.Hour)) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, name, _ := parseTemporary(info.Name)
+			if names = append(names, name); !info.Temporary || info.Size != 1 || time.Since(info.ModTime) < 24*time.Hour {
+				t.Errorf("%+v", info)
+			}
+			if err := b.Remove(t.Context(), info.Name); err != nil {
+				t.Error(err)
+			}
+		}
+		slices.Sort(names)
+		return names
+	}
+	if names := unfinished(); !slices.Equal(names, []string{"nar/old", "nar/older"}) {
+		t.Errorf("%q are unfinished, want the old ones", names)
+	}
+	if names := unfinished(); len(names) != 0 {
+		t.Errorf("%q are unfinished after they were removed", names)
+	}
+	if infos := list(t, b); len(infos) != 3 {
+		t.Errorf("%+v, want the whole one and the two that are young", infos)
+	}
+	if infos := list(t, neighbour); len(infos) != 1 {
+		t.Errorf("the neighbour has %+v", infos)
+	}
+}
+
 // TestRealParts stores a nar of three parts as large as they are.
 func TestRealParts(t *testing.T) {
 	t.Parallel()

@@ -235,7 +235,7 @@ func (u *upload) abort() {
 		gone, err = u.b.abort(ctx, u.id, u.name, fewAttempts)
 	}
 	if err != nil {
-		u.b.log.Warn("an unfinished upload stays in the bucket, until check --repair or a lifecycle rule removes it", "error", err)
+		u.b.log.Warn("an unfinished upload stays in the bucket, until the owner's server, check --repair or a lifecycle rule removes it", "error", err)
 	}
 }
 

@@ -390,12 +390,15 @@ func TestTLS(t *testing.T) {
 // whichever way it is asked for.
 func TestSpoiled(t *testing.T) {
 	t.Parallel()
-	for _, way := range []string{"quickly", "by the SDK"} {
+	for _, way := range []string{"quickly", "by the SDK", "quickly, crc32", "by the SDK, crc32"} {
 		t.Run(way, func(t *testing.T) {
 			t.Parallel()
 			url := place(t)
+			if strings.HasSuffix(way, "crc32") {
+				url += "&checksum=crc32"
+			}
 			b := open(t, url, Options{})
-			if way != "quickly" {
+			if !strings.HasPrefix(way, "quickly") {
 				b.quickly.rest.Store(math.MaxInt64)
 			}
 			content := random(300<<10, 1)

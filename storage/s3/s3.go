@@ -93,9 +93,10 @@ type Bucket struct {
 }
 
 var (
-	_ storage.ByteStore = (*Bucket)(nil)
-	_ storage.Distant   = (*Bucket)(nil)
-	_ storage.Presigner = (*Bucket)(nil)
+	_ storage.ByteStore        = (*Bucket)(nil)
+	_ storage.Distant          = (*Bucket)(nil)
+	_ storage.Presigner        = (*Bucket)(nil)
+	_ storage.UnfinishedLister = (*Bucket)(nil)
 )
 
 // Open takes a bucket as a store. It makes no request: whether the bucket is

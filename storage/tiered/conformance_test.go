@@ -1,7 +1,9 @@
 package tiered
 
 import (
+	"errors"
 	"testing"
+	"time"
 
 	"nar-herder/storage"
 	"nar-herder/storage/directory"
@@ -32,5 +34,17 @@ func TestConformance(t *testing.T) {
 				return open(t, newFar(t), Options{Directory: t.TempDir(), MaxSize: size})
 			})
 		})
+	}
+}
+
+// TestListUnfinished: a store behind that can't list unfinished uploads says so.
+func TestListUnfinished(t *testing.T) {
+	t.Parallel()
+	var got []error
+	for _, err := range open(t, newFar(t), Options{Directory: t.TempDir(), MaxSize: 1 << 20}).ListUnfinished(t.Context(), time.Now()) {
+		got = append(got, err)
+	}
+	if len(got) != 1 || !errors.Is(got[0], errors.ErrUnsupported) {
+		t.Errorf("%v, want ErrUnsupported", got)
 	}
 }

@@ -281,6 +281,14 @@ func (t *Tiered) Spool() (string, error) {
 	return "", errors.ErrUnsupported
 }
 
+// ListUnfinished implements [storage.UnfinishedLister], where the store behind does.
+func (t *Tiered) ListUnfinished(ctx context.Context, before time.Time) iter.Seq2[storage.Info, error] {
+	if lister, ok := t.behind.(storage.UnfinishedLister); ok {
+		return lister.ListUnfinished(ctx, before)
+	}
+	return func(yield func(storage.Info, error) bool) { yield(storage.Info{}, errors.ErrUnsupported) }
+}
+
 // AtOnce implements [storage.Distant]: 1 where the store behind is not distant.
 func (t *Tiered) AtOnce() int {
 	if distant, ok := t.behind.(storage.Distant); ok {

@@ -1,0 +1,97 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"iter"
+	"time"
+
+	"nar-herder/internal/pace"
+)
+
+// UnfinishedLister is a ByteStore that can list what unfinished stages have left
+// without listing everything else.
+type UnfinishedLister interface {
+	// ListUnfinished lists temporary bytes as List does, if none were added to them
+	// after the given time. A store that can't returns [errors.ErrUnsupported].
+	ListUnfinished(ctx context.Context, before time.Time) iter.Seq2[Info, error]
+}
+
+const (
+	// unfinishedEvery is how often they are listed, and unfinishedMost how many of
+	// them are removed after that, one each unfinishedPause.
+	unfinishedEvery = time.Hour
+	unfinishedMost  = 100
+	unfinishedPause = 20 * time.Second
+)
+
+// removeTemporary removes temporary bytes that List gave, unless they may be just being
+// written.
+func (s *Storage) removeTemporary(ctx context.Context, info Info) (removed bool, err error) {
+	if s.now().Sub(info.ModTime) < settledAfter {
+		return false, nil
+	}
+	return true, s.bytes.Remove(ctx, info.Name)
+}
+
+// RemoveUnfinished removes what killed processes have left of uploads, until the context
+// ends, if the byte store is an [UnfinishedLister]. It touches only uploads that are a day
+// old, in a byte store that this instance owns, and a few of them a minute.
+func (s *Storage) RemoveUnfinished(ctx context.Context) {
+	lister, ok := s.bytes.(UnfinishedLister)
+	if !ok {
+		return
+	}
+	for logged := false; ; {
+		failure := s.removeUnfinished(ctx, lister)
+		switch {
+		case ctx.Err() != nil || errors.Is(failure, errors.ErrUnsupported):
+			return
+		case failure != nil && !logged:
+			s.log.Warn("can't remove unfinished uploads that are older than a day: this is tried again each hour; 'nar-herder check' lists them", "storage", s.bytes.String(), "error", failure)
+		}
+		logged = failure != nil
+		if pace.Sleep(ctx, unfinishedEvery) != nil {
+			return
+		}
+	}
+}
+
+// removeUnfinished lists them once, and removes them. It returns the first error, and
+// does all that can be done in spite of it.
+func (s *Storage) removeUnfinished(ctx context.Context, lister UnfinishedLister) (failure error) {
+	failed := func(err error) {
+		if failure == nil {
+			failure = err
+		}
+	}
+	if owns, err := s.owns(ctx); err != nil || !owns {
+		return err
+	}
+	// First all, as a listing may not go on after an entry that is removed.
+	var found []Info
+	for info, err := range lister.ListUnfinished(ctx, s.now().Add(-settledAfter)) {
+		if err != nil {
+			failed(err)
+			continue
+		}
+		if found = append(found, info); len(found) == unfinishedMost {
+			break
+		}
+	}
+	for i, info := range found {
+		if i > 0 && pace.Sleep(ctx, unfinishedPause) != nil {
+			return ctx.Err()
+		}
+		if owns, err := s.owns(ctx); err != nil || !owns {
+			return errors.Join(failure, err)
+		}
+		removed, err := s.removeTemporary(ctx, info)
+		if err != nil {
+			failed(err)
+		} else if removed {
+			s.log.Info("removed an unfinished upload", "storage", s.bytes.String(), "name", info.Name, "bytes", info.Size, "since", info.ModTime)
+		}
+	}
+	return failure
+}
