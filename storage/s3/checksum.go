@@ -46,8 +46,8 @@ func (c checksum) table() *crc32.Table {
 func (c checksum) of(content []byte) *string {
 	var sum []byte
 	if c == noChecksum {
-		md5 := md5.Sum(content)
-		sum = md5[:]
+		all := md5.Sum(content)
+		sum = all[:]
 	} else {
 		sum = binary.BigEndian.AppendUint32(nil, crc32.Checksum(content, c.table()))
 	}

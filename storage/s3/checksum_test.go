@@ -169,7 +169,7 @@ func TestFirstUpload(t *testing.T) {
 		t.Skip("there is no server")
 	}
 	for provider, want := range providerChecksums {
-		for _, size := range []int{0, small, large, smallestPart + 1} {
+		for _, size := range []int{0, small, large, twoParts} {
 			t.Run(fmt.Sprint(provider, " ", size), func(t *testing.T) {
 				t.Parallel()
 				front := server.Front(t, provider)
@@ -264,7 +264,7 @@ func TestPartRefused(t *testing.T) {
 		}
 		return nil, nil
 	})
-	content := random(smallestPart+1, 1)
+	content := random(twoParts, 1)
 	put(t, b, "nar/x", content)
 	wantContent(t, b, "nar/x", content)
 	if kind := b.checksums.known(); kind != crc32Checksum {
@@ -352,7 +352,7 @@ func TestChecksumParameter(t *testing.T) {
 			options := quick(&way)
 			options.Log = log.logger()
 			b := open(t, place(t)+"&checksum="+string(kind), options)
-			for _, size := range []int{0, small, large, smallestPart + 1} {
+			for _, size := range []int{0, small, large, twoParts} {
 				content := random(size, 1)
 				way.set(seen.hook)
 				put(t, b, "nar/x", content)

@@ -189,10 +189,12 @@ func list(t *testing.T, b *Bucket) (infos []storage.Info) {
 	return infos
 }
 
-// small and large are below and above what waits in memory.
+// small and large are below and above what waits in memory; twoParts takes two parts
+// with the options of quick.
 const (
-	small = 1000
-	large = 1500 << 10
+	small    = 1000
+	large    = 1500 << 10
+	twoParts = 5<<20 + 1
 )
 
 // quick are options with which faults take no time.
