@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"nar-herder/compression"
@@ -52,7 +53,7 @@ func (c *serverCommand) cacheOptions() (cached.Options, error) {
 	}
 	if len(options.Types) == 0 {
 		if c.CachedCompressionNarSource != "" {
-			return options, errors.New("--cached-compression-nar-source: no compression is enabled: add --enable-cached-compression=TYPE")
+			return options, usagef("--cached-compression-nar-source: no compression is enabled: add --enable-cached-compression=TYPE")
 		}
 		return options, nil
 	}
@@ -63,7 +64,11 @@ func (c *serverCommand) cacheOptions() (cached.Options, error) {
 	}
 	if source != "" {
 		if options.Source, err = cached.NewSource(source); err != nil {
-			return options, fmt.Errorf("--cached-compression-nar-source=%s: %w", source, err)
+			err = fmt.Errorf("--cached-compression-nar-source=%s: %w", source, err)
+			if strings.Contains(source, "://") { // not opened yet, so its form is wrong
+				err = usageError{err}
+			}
+			return options, err
 		}
 	}
 	return options, nil
@@ -75,10 +80,10 @@ func eachType[V any, P decoder[V]](option string, values []typed[V, P], types []
 	for _, value := range values {
 		i := slices.IndexFunc(types, func(t cached.Type) bool { return t.Name == value.kind })
 		if i < 0 {
-			return fmt.Errorf("--cached-compression-%s=%s=…: this type is not enabled: add --enable-cached-compression=%s", option, value.kind, value.kind)
+			return usagef("--cached-compression-%s=%s=…: this type is not enabled: add --enable-cached-compression=%s", option, value.kind, value.kind)
 		}
 		if given[value.kind] {
-			return fmt.Errorf("--cached-compression-%s: given twice for %s: keep one of them", option, value.kind)
+			return usagef("--cached-compression-%s: given twice for %s: keep one of them", option, value.kind)
 		}
 		given[value.kind] = true
 		set(&types[i], value.value)

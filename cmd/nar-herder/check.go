@@ -22,7 +22,7 @@ type checkCommand struct {
 	VerifyRate sizeValue   `default:"none" placeholder:"BYTES" help:"How much of the stored nars is read per second at the most (default: ${default})."`
 	Restart    bool        `help:"With --verify: begin anew."`
 	Closures   bool        `default:"true" negatable:"" help:"Look for items whose references have no narinfo (default: on)."`
-	Repair     bool        `help:"Fetch again what is missing or wrong, set aside what is wrong, and make the index true."`
+	Repair     bool        `argumentsonly:"" help:"Fetch again what is missing or wrong, set aside what is wrong, and make the index true."`
 	From       []fromValue `sep:"none" placeholder:"URL" help:"With --repair: another instance to fetch nars from. May be repeated."`
 	JSON       bool        `name:"json" help:"Each finding as a JSON object on a line, and the totals as the last one."`
 }
@@ -66,7 +66,7 @@ func (c *checkCommand) validate() error {
 
 func (c *checkCommand) Run(ctx context.Context, s *streams) (err error) {
 	if err := c.validate(); err != nil {
-		return err
+		return usageError{err}
 	}
 	log := slog.New(slog.NewTextHandler(s.err, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	store, err := openExisting(ctx, c.Database, c.Storage, log)
@@ -86,7 +86,7 @@ func (c *checkCommand) Run(ctx context.Context, s *streams) (err error) {
 		return err
 	}
 	if c.Storage == "" && totals.StoredNars > 0 {
-		return fmt.Errorf("the index has %d nars in a storage: name it with --storage", totals.StoredNars)
+		return usagef("the index has %d nars in a storage: name it with --storage", totals.StoredNars)
 	}
 	report := &checkReport{out: s.out, json: c.JSON, totals: newCheckTotals()}
 	var repairer *storage.Repairer

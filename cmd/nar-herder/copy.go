@@ -24,7 +24,7 @@ type copyCommand struct {
 	AtOnce    positiveValue `placeholder:"N" help:"How many files are copied at a time (default: 4, more for storages far away)."`
 	Bandwidth sizeValue     `default:"none" placeholder:"BYTES" help:"How much is read per second at the most (default: ${default})."`
 	Compare   bool          `help:"Also read what both storages have, and compare it."`
-	Replace   bool          `help:"Take the source's where the target has another file and no narinfo says which is right."`
+	Replace   bool          `argumentsonly:"" help:"Take the source's where the target has another file and no narinfo says which is right."`
 	DryRun    bool          `help:"Change nothing, and tell what would be."`
 	JSON      bool          `name:"json" help:"Each file that is not as it should be as a JSON object on a line, and the summary as the last one."`
 }
@@ -48,7 +48,7 @@ const usualDatabase = "/var/lib/nar-herder/nar_herder.db"
 
 func (c *copyCommand) Run(ctx context.Context, s *streams) (err error) {
 	if c.Bandwidth == 0 {
-		return errors.New("--bandwidth=0: nothing would ever be read: name a number of bytes, or none")
+		return usagef("--bandwidth=0: nothing would ever be read: name a number of bytes, or none")
 	}
 	log := slog.New(slog.NewTextHandler(s.err, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	from, err := openBytes(ctx, c.From, log)
@@ -162,13 +162,13 @@ func refuseOverlap(from, to string) error {
 		}
 		ours, theirs := strings.Trim(a.Path, "/")+"/", strings.Trim(b.Path, "/")+"/"
 		if ours == "/" || theirs == "/" || strings.HasPrefix(ours, theirs) || strings.HasPrefix(theirs, ours) {
-			return fmt.Errorf("--from and --to are the same in bucket %s, or one lies in the other: name two prefixes that are apart", a.Host)
+			return usagef("--from and --to are the same in bucket %s, or one lies in the other: name two prefixes that are apart", a.Host)
 		}
 		return nil
 	}
 	overlap, err := disk.Overlap(from, to)
 	if err == nil && overlap {
-		err = fmt.Errorf("--from=%s and --to=%s are the same, or one lies in the other: name two that are apart", from, to)
+		err = usagef("--from=%s and --to=%s are the same, or one lies in the other: name two that are apart", from, to)
 	}
 	return err
 }

@@ -238,7 +238,7 @@ func TestCopyReadOnly(t *testing.T) {
 	succeed(t, "copy", "--database="+p.database, "--from="+from, "--to="+to)
 	wantCopied(t, p.storage, to)
 	// The same by another name is refused, though neither name says so.
-	fail(t, []string{"copy", "--database=none", "--from=" + from, "--to=" + p.storage}, p.storage, from, "the same")
+	misuse(t, []string{"copy", "--database=none", "--from=" + from, "--to=" + p.storage}, p.storage, from, "the same")
 }
 
 // TestCopyOwned refuses a target that another instance owns.
@@ -280,7 +280,7 @@ func TestCopyBucket(t *testing.T) {
 	back := p.newStorage(t, "back")
 	succeed(t, "copy", "--database="+p.database, "--from="+to, "--to="+back)
 	wantCopied(t, p.storage, back)
-	fail(t, []string{"copy", "--database=none", "--from=" + to, "--to=" + bucket.URL("nars/of")}, "--from and --to", "apart")
+	misuse(t, []string{"copy", "--database=none", "--from=" + to, "--to=" + bucket.URL("nars/of")}, "--from and --to", "apart")
 }
 
 // TestCopyOptions has what makes no sense.
@@ -295,23 +295,24 @@ func TestCopyOptions(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, test := range []struct {
-		args  []string
-		wants []string
+		status int
+		args   []string
+		wants  []string
 	}{
-		{[]string{"copy", "--to=" + to}, []string{"--from"}},
-		{[]string{"copy", "--from=" + p.storage}, []string{"--to"}},
-		{p.copyArgs(to + "x"), []string{"--to", to + "x", "create the directory"}},
-		{[]string{"copy", "--from=" + to + "x", "--to=" + to}, []string{"--from", to + "x"}},
-		{p.copyArgs("s3://"), []string{"--to", "S3", "no bucket"}},
-		{p.copyArgs(p.storage), []string{"--from=" + p.storage, "--to=" + p.storage, "apart"}},
-		{p.copyArgs(link), []string{"--to=" + link, "apart"}},
-		{p.copyArgs(below), []string{"--to=" + below, "apart"}},
-		{[]string{"copy", "--from=" + below, "--to=" + p.storage}, []string{"--from=" + below, "apart"}},
-		{p.copyArgs(to, "--bandwidth=0"), []string{"--bandwidth=0"}},
-		{p.copyArgs(to, "--at-once=0"), []string{"--at-once", `"0"`}},
-		{[]string{"copy", "--database=" + p.database + "x", "--from=" + p.storage, "--to=" + to}, []string{"--database", p.database + "x"}},
+		{statusUsage, []string{"copy", "--to=" + to}, []string{"--from"}},
+		{statusUsage, []string{"copy", "--from=" + p.storage}, []string{"--to"}},
+		{1, p.copyArgs(to + "x"), []string{"--to", to + "x", "create the directory"}},
+		{1, []string{"copy", "--from=" + to + "x", "--to=" + to}, []string{"--from", to + "x"}},
+		{statusUsage, p.copyArgs("s3://"), []string{"--to", "S3", "no bucket"}},
+		{statusUsage, p.copyArgs(p.storage), []string{"--from=" + p.storage, "--to=" + p.storage, "apart"}},
+		{statusUsage, p.copyArgs(link), []string{"--to=" + link, "apart"}},
+		{statusUsage, p.copyArgs(below), []string{"--to=" + below, "apart"}},
+		{statusUsage, []string{"copy", "--from=" + below, "--to=" + p.storage}, []string{"--from=" + below, "apart"}},
+		{statusUsage, p.copyArgs(to, "--bandwidth=0"), []string{"--bandwidth=0"}},
+		{statusUsage, p.copyArgs(to, "--at-once=0"), []string{"--at-once", `"0"`}},
+		{1, []string{"copy", "--database=" + p.database + "x", "--from=" + p.storage, "--to=" + to}, []string{"--database", p.database + "x"}},
 	} {
-		fail(t, test.args, test.wants...)
+		failWith(t, test.status, test.args, test.wants...)
 	}
 	if left := times(t, to); len(left) != 0 {
 		t.Errorf("left: %v", left)

@@ -49,6 +49,9 @@ func localDirectory(store string) string {
 func openBytes(ctx context.Context, store string, log *slog.Logger) (byteStore, error) {
 	// Not "return directory.Open(store)": a nil *Directory is no nil byteStore.
 	if isBucket(store) {
+		if err := s3.Validate(store); err != nil {
+			return nil, usageError{err}
+		}
 		bucket, err := s3.Open(ctx, store, s3.Options{Log: log})
 		if err != nil {
 			return nil, err

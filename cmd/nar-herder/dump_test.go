@@ -182,7 +182,7 @@ func TestDumpFails(t *testing.T) {
 		fail(t, p.args("run-server", "--port=0", "--log-level=ERROR", "--database-dump="+name), name, "name another file with --database-dump")
 	}
 	for _, value := range []string{"0s", "1", "-1d", "", "never"} {
-		fail(t, p.args("run-server", "--port=0", "--database-dump-interval="+value), "--database-dump-interval", `"`+value+`"`)
+		misuse(t, p.args("run-server", "--port=0", "--database-dump-interval="+value), "--database-dump-interval", `"`+value+`"`)
 	}
 }
 

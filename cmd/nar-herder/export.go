@@ -15,9 +15,9 @@ type exportCommand struct {
 	databaseOption `embed:""`
 
 	Storage   string      `required:"" placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars."`
-	Tag       []tagValue  `sep:"none" placeholder:"KEY=VALUE" help:"Only items that have the tag. May be repeated: then items that have all of them."`
-	ClosureOf []itemValue `sep:"none" placeholder:"ITEM" help:"Only this item and all that it refers to. May be repeated."`
-	Delete    bool        `help:"Remove what is no longer exported from the directory."`
+	Tag       []tagValue  `argumentsonly:"" sep:"none" placeholder:"KEY=VALUE" help:"Only items that have the tag. May be repeated: then items that have all of them."`
+	ClosureOf []itemValue `argumentsonly:"" sep:"none" placeholder:"ITEM" help:"Only this item and all that it refers to. May be repeated."`
+	Delete    bool        `argumentsonly:"" help:"Remove what is no longer exported from the directory."`
 	DryRun    bool        `help:"Change nothing, and tell what would be."`
 	Copy      bool        `help:"Copy nars, also where hard links of those in the storage would do."`
 	MissingOK bool        `name:"missing-ok" help:"That nars are not stored is no failure, and not worth a line each."`
@@ -38,7 +38,7 @@ const listedFailures = 20
 
 func (c *exportCommand) Run(ctx context.Context, s *streams) (err error) {
 	if len(c.Tag) > 0 && len(c.ClosureOf) > 0 {
-		return errors.New("--tag and --closure-of don't go together, as part of a closure is none: use one of them")
+		return usagef("--tag and --closure-of don't go together, as part of a closure is none: use one of them")
 	}
 	log := slog.New(slog.NewTextHandler(s.err, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	store, err := openExisting(ctx, c.Database, c.Storage, log)

@@ -210,10 +210,10 @@ func TestExportMissing(t *testing.T) {
 	succeed(t, q.args("export", "--missing-ok", out)...)
 
 	fail(t, q.args("export", q.storage+"/out"), q.storage, "lies in the storage")
-	fail(t, q.args("export", "--tag=a=b", "--closure-of="+greet, out), "--tag", "--closure-of")
-	fail(t, q.args("export", "--closure-of=nothing", out), "--closure-of", "nothing")
+	misuse(t, q.args("export", "--tag=a=b", "--closure-of="+greet, out), "--tag", "--closure-of")
+	misuse(t, q.args("export", "--closure-of=nothing", out), "--closure-of", "nothing")
 	fail(t, q.args("export", "--closure-of="+strings.Repeat("z", 32), out), strings.Repeat("z", 32), "no narinfo")
-	fail(t, []string{"export", "--database=" + q.database, out}, "--storage")
+	misuse(t, []string{"export", "--database=" + q.database, out}, "--storage")
 	fail(t, []string{"export", "--database=" + q.database + "x", "--storage=" + q.storage, out}, "--database")
 }
 

@@ -49,7 +49,7 @@ func TestGrace(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			var line commands
-			parser, err := kong.New(&line)
+			parser, err := kong.New(&line, kong.Bind(new(settings)))
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -16,7 +16,7 @@ type importCommand struct {
 	Tag                   []tagValue `sep:"none" placeholder:"KEY=VALUE" help:"Tag for the items. May be repeated."`
 	EnsureReferencesExist bool       `help:"Refuse items that refer to others without a narinfo."`
 	Keep                  bool       `help:"Copy nars into the storage, where they are moved otherwise."`
-	Replace               bool       `help:"Take another nar of an item that is being served already."`
+	Replace               bool       `argumentsonly:"" help:"Take another nar of an item that is being served already."`
 
 	Names []string `arg:"" name:"file-or-directory" help:"Narinfo files, or directories to search for them."`
 }

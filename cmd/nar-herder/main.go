@@ -26,6 +26,9 @@ func main() {
 
 // commands is the command line.
 type commands struct {
+	Config      string           `placeholder:"FILE" help:"File of options, in TOML, for those that are neither on the command line nor in the environment. See 'nar-herder help config'."`
+	ShowVersion kong.VersionFlag `name:"version" help:"Show the version."`
+
 	RunServer    serverCommand       `cmd:"" help:"Serve narinfos and nars over HTTP."`
 	Import       importCommand       `cmd:"" help:"Add narinfos, and the nars beside them, to the index and the storage."`
 	Remove       removeCommand       `cmd:"" help:"Remove items: their narinfos and their nars."`
@@ -42,6 +45,7 @@ type commands struct {
 	MirrorAccept mirrorAcceptCommand `cmd:"" help:"Have a mirror follow its source although that has lost or removed much."`
 	Stats        statsCommand        `cmd:"" help:"Show how much there is in the index and the storage."`
 	Convert      convertCommand      `cmd:"" help:"Convert a database of the original Nar Herder to an index, or an index to one of the original."`
+	ShowConfig   configCommand       `cmd:"" name:"config" help:"Show the options of run-server that are in effect, and where each comes from."`
 	Version      versionCommand      `cmd:"" help:"Show the version."`
 	Help         helpCommand         `cmd:"" help:"Show help on a command."`
 }
@@ -53,20 +57,35 @@ type streams struct {
 	parser   *kong.Kong
 }
 
+// statusUsage is the exit status for arguments that are wrong whatever the state of
+// the machine: EX_USAGE of sysexits.h. A supervisor need not try again.
+const statusUsage = 64
+
+// usageError is an error of the arguments.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+// usagef makes a usageError.
+func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
+
 // errReported is for a command that has said itself what went wrong.
 var errReported = errors.New("some of it failed")
 
 // run does what the arguments say, and returns the exit status.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	exited := -1 // by the option --help
+	exited := -1 // by the options --help and --version
+	settings := new(settings)
 	parser, err := kong.New(new(commands),
 		kong.Name("nar-herder"),
-		kong.Description("A substitute server for GNU Guix that keeps narinfos in an index and nars in a storage."),
+		kong.Description("A substitute server for GNU Guix that keeps narinfos in an index and nars in a storage. Options can also be set in the environment or a file: see 'nar-herder help config'."),
 		kong.Writers(stdout, stderr),
 		kong.Exit(func(code int) { exited = code }),
+		kong.Vars{"version": "nar-herder " + version()},
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
 		kong.Bind(&streams{in: stdin, out: stdout, err: stderr}),
 		kong.BindTo(ctx, (*context.Context)(nil)),
+		kong.Bind(settings),
 	)
 	if err != nil {
 		fmt.Fprintln(stderr, "nar-herder:", err)
@@ -85,7 +104,8 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	if exited >= 0 { // by the command help
 		return exited
 	}
-	var usage *kong.ParseError
+	var parse *kong.ParseError
+	var usage usageError
 	var status statusError
 	switch {
 	case err == nil:
@@ -93,12 +113,29 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	case errors.As(err, &status):
 		return int(status)
 	case errors.Is(err, errReported):
-	case errors.As(err, &usage):
-		fmt.Fprintf(stderr, "nar-herder: %s (see 'nar-herder help')\n", oneLine(err))
-	default:
-		fmt.Fprintln(stderr, "nar-herder:", oneLine(err))
+		return 1
 	}
+	message := redact(settings.explain(oneLine(err)))
+	switch {
+	case errors.As(err, &parse):
+		fmt.Fprintf(stderr, "nar-herder: %s (see '%s')\n", message, helpFor(parse))
+		return statusUsage
+	case errors.As(err, &usage):
+		fmt.Fprintln(stderr, "nar-herder:", message)
+		return statusUsage
+	}
+	fmt.Fprintln(stderr, "nar-herder:", message)
 	return 1
+}
+
+// helpFor is the command that explains what was given in a wrong way.
+func helpFor(err *kong.ParseError) string {
+	if err.Context != nil {
+		if command := err.Context.Selected(); command != nil {
+			return "nar-herder " + command.Name + " --help"
+		}
+	}
+	return "nar-herder help"
 }
 
 // oneLine is an error's text without line breaks, of joined errors or of what

@@ -164,8 +164,19 @@ func succeed(t testing.TB, args ...string) string {
 // wanted texts.
 func fail(t testing.TB, args []string, wanted ...string) {
 	t.Helper()
+	failWith(t, 1, args, wanted...)
+}
+
+// misuse is fail for arguments that are wrong by themselves.
+func misuse(t testing.TB, args []string, wanted ...string) {
+	t.Helper()
+	failWith(t, statusUsage, args, wanted...)
+}
+
+func failWith(t testing.TB, status int, args []string, wanted ...string) {
+	t.Helper()
 	r := runProgram(t, args...)
-	if r.status != 1 || r.out != "" {
+	if r.status != status || r.out != "" {
 		t.Errorf("%q: status %d, stdout %q", args, r.status, r.out)
 	}
 	if !strings.HasPrefix(r.err, "nar-herder: ") || strings.Count(r.err, "\n") != 1 || !strings.HasSuffix(r.err, "\n") {

@@ -20,10 +20,10 @@ type removeCommand struct {
 	databaseOption `embed:""`
 
 	Storage    string     `placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars."`
-	Tag        []tagValue `sep:"none" placeholder:"KEY=VALUE" help:"Items that have the tag, beside those that are named. May be repeated: then items that have all of them."`
+	Tag        []tagValue `argumentsonly:"" sep:"none" placeholder:"KEY=VALUE" help:"Items that have the tag, beside those that are named. May be repeated: then items that have all of them."`
 	AfterGrace bool       `help:"Have clients no longer be told of the items, and the running server remove them once none can hold their narinfos."`
 	DryRun     bool       `help:"Change nothing, and tell what would be."`
-	Force      bool       `help:"Remove also what is pinned, or needed by what is."`
+	Force      bool       `argumentsonly:"" help:"Remove also what is pinned, or needed by what is."`
 	JSON       bool       `name:"json" help:"The summary as a JSON object, and no line for each item."`
 	Items      []string   `arg:"" optional:"" name:"store-path" help:"Store paths, or their base names, or their hashes; - to read them from the standard input, one a line."`
 }
@@ -48,10 +48,10 @@ type removed struct {
 
 func (c *removeCommand) Run(ctx context.Context, s *streams) (err error) {
 	if c.Force && c.AfterGrace {
-		return errors.New("--force and --after-grace don't go together: what a pin keeps would be taken back: unpin it")
+		return usagef("--force and --after-grace don't go together: what a pin keeps would be taken back: unpin it")
 	}
 	if len(c.Items) == 0 && len(c.Tag) == 0 {
-		return errors.New("remove: no <store-path> is named: give some, --tag=KEY=VALUE, or - to read a list from the standard input")
+		return usagef("remove: no <store-path> is named: give some, --tag=KEY=VALUE, or - to read a list from the standard input")
 	}
 	summary := &removed{DryRun: c.DryRun, AfterGrace: c.AfterGrace, BrokenItems: []string{}}
 	failed := func(what string, err error) {
@@ -67,7 +67,7 @@ func (c *removeCommand) Run(ctx context.Context, s *streams) (err error) {
 			continue
 		}
 		if err := list.add(name); err != nil {
-			return fmt.Errorf("remove: %w", err)
+			return usagef("remove: %w", err)
 		}
 	}
 	log := slog.New(slog.NewTextHandler(s.err, nil))

@@ -207,8 +207,8 @@ func TestRemoveWays(t *testing.T) {
 	p.wantListed(t, deepTree, entropy, gofmtBin, gosrc, libgreet, empty)
 
 	// None of it is done when what is named is no item at all, or nothing is.
-	fail(t, p.args("remove", greeting, "nonsense"), `"nonsense"`, "/gnu/store/HASH-NAME")
-	fail(t, p.args("remove"), "--tag", "standard input")
+	misuse(t, p.args("remove", greeting, "nonsense"), `"nonsense"`, "/gnu/store/HASH-NAME")
+	misuse(t, p.args("remove"), "--tag", "standard input")
 	p.wantListed(t, deepTree, entropy, gofmtBin, gosrc, libgreet, empty)
 }
 

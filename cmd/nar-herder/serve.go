@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -12,10 +11,8 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
-	"github.com/coreos/go-systemd/v22/activation"
 	"github.com/coreos/go-systemd/v22/daemon"
 
 	"nar-herder/compression"
@@ -81,7 +78,8 @@ type serverCommand struct {
 // waits a second for it at the least.
 const pidFileWait = 500 * time.Millisecond
 
-func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
+// validate refuses options that contradict each other.
+func (c *serverCommand) validate() error {
 	if c.Storage == "" && c.Mirror == nil {
 		return errors.New("run-server needs --storage=DIR, --mirror=URL, or both")
 	}
@@ -103,6 +101,13 @@ func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
 	if c.StorageCache != "" && (c.StoredNars == redirect || c.XAccelRedirect) {
 		return errors.New("--storage-cache: with --stored-nars=redirect or --x-accel-redirect, nars don't come through here: leave one of them out")
 	}
+	return nil
+}
+
+func (c *serverCommand) Run(ctx context.Context, s *streams, settings *settings) (err error) {
+	if err := c.validate(); err != nil {
+		return usageError{err}
+	}
 	key, err := readSigningKey(c.SigningKey)
 	if err != nil {
 		return err
@@ -117,6 +122,9 @@ func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
 	}
 	log, closeLog := newLogger(s.err, slog.Level(c.LogLevel))
 	defer closeLog()
+	for _, warning := range settings.unknown() {
+		log.Warn(warning)
+	}
 	// First of all, so that a second server by mistake touches nothing of the
 	// one that runs. The supervisor that waits for the process id does not wait
 	// for a slow name server, though.
@@ -308,110 +316,9 @@ func readSigningKey(name string) ([]byte, error) {
 		return nil, fmt.Errorf("--signing-key: %w", err)
 	}
 	if !strings.HasPrefix(strings.TrimSpace(string(key)), "(public-key") || strings.Contains(string(key), "private-key") {
-		return nil, fmt.Errorf("--signing-key=%s: this is no public key: name a file that begins with \"(public-key\", such as /etc/guix/signing-key.pub", name)
+		return nil, usagef("--signing-key=%s: this is no public key: name a file that begins with \"(public-key\", such as /etc/guix/signing-key.pub", name)
 	}
 	return key, nil
-}
-
-// listen opens the sockets: those of systemd where it gives any, or one for
-// each address of the host.
-func listen(ctx context.Context, host string, port portValue) (listeners []net.Listener, err error) {
-	defer func() {
-		if err != nil {
-			closeAll(listeners)
-		}
-	}()
-	given, err := activation.Listeners()
-	if err != nil {
-		return nil, fmt.Errorf("take the sockets that systemd passed: %w", err)
-	}
-	for _, listener := range given {
-		if listener == nil {
-			return given, errors.New("systemd passed a socket that is none for streams: use ListenStream")
-		}
-	}
-	if len(given) > 0 {
-		return given, nil
-	}
-	if path, ok := strings.CutPrefix(host, "unix:"); ok {
-		listener, err := listenUnix(ctx, path)
-		if err != nil {
-			return nil, err
-		}
-		return []net.Listener{listener}, nil
-	}
-	host = strings.TrimSuffix(strings.TrimPrefix(host, "["), "]")
-	addresses := []string{host}
-	if host != "" && net.ParseIP(host) == nil {
-		if addresses, err = net.DefaultResolver.LookupHost(ctx, host); err != nil {
-			return nil, fmt.Errorf("--host=%s: %w: name an address, a host name that has one, or unix:PATH", host, err)
-		}
-	}
-	return listenAll(ctx, host, addresses, port)
-}
-
-// listenAll listens on the addresses of a host. One that this machine does not
-// have, as with a name for ::1 where there is no IPv6, is passed over while there
-// are others.
-func listenAll(ctx context.Context, host string, addresses []string, port portValue) (listeners []net.Listener, err error) {
-	var config net.ListenConfig
-	for _, address := range addresses {
-		listener, listenErr := config.Listen(ctx, "tcp", net.JoinHostPort(address, strconv.Itoa(int(port))))
-		if listenErr != nil {
-			err = fmt.Errorf("listen on --host=%s --port=%d: %w", host, port, listenErr)
-			if errors.Is(listenErr, syscall.EADDRNOTAVAIL) || errors.Is(listenErr, syscall.EAFNOSUPPORT) {
-				continue
-			}
-			return listeners, err
-		}
-		if port == 0 { // the same for all
-			port = portValue(listener.Addr().(*net.TCPAddr).Port)
-		}
-		listeners = append(listeners, listener)
-	}
-	if len(listeners) > 0 {
-		err = nil
-	}
-	return listeners, err
-}
-
-// listenUnix listens on a socket in the file system. One that a process left
-// when it died is replaced; one that somebody listens on is not.
-func listenUnix(ctx context.Context, path string) (net.Listener, error) {
-	if info, err := os.Lstat(path); err == nil && info.Mode().Type() == fs.ModeSocket {
-		var dialer net.Dialer
-		conn, err := dialer.DialContext(ctx, "unix", path)
-		if err == nil {
-			conn.Close()
-		}
-		// Another error may be that of a busy one.
-		if !errors.Is(err, syscall.ECONNREFUSED) {
-			return nil, fmt.Errorf("--host=unix:%s: another process listens there, it seems: stop it, or name another path", path)
-		}
-		if err := os.Remove(path); err != nil {
-			return nil, fmt.Errorf("--host=unix:%s: remove the socket of an earlier run: %w", path, err)
-		}
-	}
-	var config net.ListenConfig
-	listener, err := config.Listen(ctx, "unix", path)
-	if err != nil {
-		return nil, fmt.Errorf("--host=unix:%s: %w", path, err)
-	}
-	// Who may connect is for the directory to say; the web server in front is
-	// usually another user.
-	if err := os.Chmod(path, 0o666); err != nil {
-		listener.Close()
-		return nil, fmt.Errorf("--host=unix:%s: %w", path, err)
-	}
-	return listener, nil
-}
-
-func closeAll(listeners []net.Listener) {
-	for _, listener := range listeners {
-		if listener != nil {
-			_ = listener.Close() // again, where the server has done so
-		}
-	}
 }
 
 // writePidFile writes it beside and renames it: a supervisor that waits for the

@@ -186,7 +186,7 @@ func TestAddressesOfAName(t *testing.T) {
 	}{
 		{[]string{"127.0.0.1", lacking}, 1}, {[]string{lacking, "127.0.0.1"}, 1}, {[]string{"127.0.0.1", "127.0.0.2"}, 2}, {[]string{lacking}, 0},
 	} {
-		listeners, err := listenAll(t.Context(), "name", test.addresses, 0)
+		listeners, err := listenAll(t.Context(), "", "name", test.addresses, 0)
 		defer closeAll(listeners)
 		if len(listeners) != test.want || (err == nil) != (test.want > 0) {
 			t.Errorf("%v: %d listeners, %v", test.addresses, len(listeners), err)

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 
 	"nar-herder/internal/disk"
@@ -15,10 +14,10 @@ func (c *serverCommand) storageCache() (*tiered.Options, error) {
 		return nil, nil
 	}
 	if c.Storage == "" {
-		return nil, errors.New("--storage-cache: there is no storage to cache: add --storage")
+		return nil, usagef("--storage-cache: there is no storage to cache: add --storage")
 	}
 	if c.StorageCacheSize <= 0 {
-		return nil, errors.New("--storage-cache-size: the cache needs one: name a number of bytes above 0")
+		return nil, usagef("--storage-cache-size: the cache needs one: name a number of bytes above 0")
 	}
 	if lies := localDirectory(c.Storage); lies != "" {
 		overlap, err := disk.Overlap(lies, c.StorageCache)
@@ -26,7 +25,7 @@ func (c *serverCommand) storageCache() (*tiered.Options, error) {
 			return nil, fmt.Errorf("--storage-cache: %w", err)
 		}
 		if overlap {
-			return nil, fmt.Errorf("--storage-cache=%s and the storage %s lie within each other, but files are deleted here that narinfos name there: name another directory", c.StorageCache, c.Storage)
+			return nil, usagef("--storage-cache=%s and the storage %s lie within each other, but files are deleted here that narinfos name there: name another directory", c.StorageCache, c.Storage)
 		}
 	}
 	return &tiered.Options{Directory: c.StorageCache, MaxSize: int64(c.StorageCacheSize)}, nil

@@ -50,6 +50,13 @@ func parse(text string) (location, error) {
 	return l, nil
 }
 
+// Validate returns what is wrong with a URL that [Open] would refuse, whatever the
+// server says.
+func Validate(url string) error {
+	_, err := parse(url)
+	return err
+}
+
 func parseParts(text string) (l location, err error) {
 	u, err := url.Parse(text)
 	switch {
