@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"bytes"
+	"context"
 	_ "embed"
 	"encoding/json"
 	"html/template"
@@ -62,9 +63,24 @@ type health struct {
 func (s *Server) serveHealth(ctx *fasthttp.RequestCtx, live bool) {
 	ctx.Response.Header.Set("Cache-Control", "no-store")
 	if live {
-		s.text(ctx, "application/json", `{"status": "ok"}`+"\n")
+		s.text(ctx, "application/json", liveBody)
 		return
 	}
+	status, body, err := s.healthAnswer(ctx)
+	if err != nil {
+		s.fault(ctx, "write the health", err)
+		return
+	}
+	s.text(ctx, "application/json", string(body))
+	ctx.Response.SetStatusCode(status)
+}
+
+// liveBody is the answer at /health/live.
+const liveBody = `{"status": "ok"}` + "\n"
+
+// healthAnswer returns the status and the body, JSON with a line break, of the
+// answer at /health, here and on the control listener.
+func (s *Server) healthAnswer(ctx context.Context) (status int, body []byte, err error) {
 	h := &s.health
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -97,13 +113,11 @@ func (s *Server) serveHealth(ctx *fasthttp.RequestCtx, live bool) {
 	if s.options.Mirror != nil {
 		state.Mirror = s.options.Mirror()
 	}
-	body, err := json.Marshal(state)
-	if err != nil {
-		s.fault(ctx, "write the health", err)
-		return
+	if body, err = json.Marshal(state); err != nil {
+		return 0, nil, err
 	}
-	s.text(ctx, "application/json", string(body)+"\n")
 	if !h.database || !h.storage {
-		ctx.Response.SetStatusCode(fasthttp.StatusServiceUnavailable)
+		return fasthttp.StatusServiceUnavailable, append(body, '\n'), nil
 	}
+	return fasthttp.StatusOK, append(body, '\n'), nil
 }

@@ -111,13 +111,13 @@ func (s *Server) dispatch(ctx *fasthttp.RequestCtx) route {
 	case len(segments) == 1 && first == "nix-cache-info":
 		s.text(ctx, "text/plain; charset=utf-8", narinfo.CacheInfo)
 		return routeCacheInfo
-	case len(segments) == 1 && first == "metrics":
+	case len(segments) == 1 && first == "metrics" && !s.options.HideMetrics:
 		s.serveMetrics(ctx)
 		return routeMetrics
 	case len(segments) == 1 && first == "signing-key.pub" && s.options.SigningKey != nil:
 		s.text(ctx, "text/plain; charset=utf-8", string(s.options.SigningKey))
 		return routeSigningKey
-	case first == "health" && (len(segments) == 1 || len(segments) == 2 && segments[1] == "live"):
+	case first == "health" && (len(segments) == 1 && !s.options.HideMetrics || len(segments) == 2 && segments[1] == "live"):
 		s.serveHealth(ctx, len(segments) == 2)
 		return routeHealth
 	case first == "nar" && (len(segments) == 2 || len(segments) == 3):

@@ -176,6 +176,9 @@ type Options struct {
 	// SigningKey is the public key to hand out, as text; nil for none.
 	SigningKey []byte
 
+	// HideMetrics answers 404 at /metrics and /health. [Control] serves both.
+	HideMetrics bool
+
 	// Version of the program, for the metrics.
 	Version string
 

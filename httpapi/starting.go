@@ -19,7 +19,8 @@ const retryAfter = "60"
 // ServeStarting answers in the place of a [Server] that can't be made yet, as the
 // database is still being fetched or converted: that it is starting, with 503, and
 // at /health how far that is. It returns when done is closed or the context ends,
-// and leaves the listeners open, as they are for the Server.
+// and leaves the listeners open, as they are for the Server. Without state, /health is
+// answered as all else is.
 func ServeStarting(ctx context.Context, done <-chan struct{}, state func() any, log *slog.Logger, listeners ...net.Listener) {
 	handler := func(request *fasthttp.RequestCtx) {
 		answerStarting(request, state, log)
@@ -60,12 +61,12 @@ func answerStarting(ctx *fasthttp.RequestCtx, state func() any, log *slog.Logger
 	ctx.Response.Header.Set("Cache-Control", "no-store")
 	ctx.Response.Header.Set("Retry-After", retryAfter)
 	ctx.Response.SetStatusCode(fasthttp.StatusServiceUnavailable)
-	switch string(ctx.Path()) {
-	case "/health/live":
+	switch path := string(ctx.Path()); {
+	case path == "/health/live":
 		ctx.Response.SetStatusCode(fasthttp.StatusOK)
 		ctx.Response.Header.SetContentType("application/json")
-		ctx.Response.SetBodyString(`{"status": "ok"}` + "\n")
-	case "/health":
+		ctx.Response.SetBodyString(liveBody)
+	case path == "/health" && state != nil:
 		var body bytes.Buffer
 		if err := writeJSON(&body, state()); err != nil {
 			log.Error("can't write the health", "error", err)
@@ -75,7 +76,7 @@ func answerStarting(ctx *fasthttp.RequestCtx, state func() any, log *slog.Logger
 		ctx.Response.SetBody(append(body.Bytes(), '\n'))
 	default:
 		ctx.Response.Header.SetContentType("text/plain; charset=utf-8")
-		ctx.Response.SetBodyString("this server is still starting; see /health\n")
+		ctx.Response.SetBodyString("this server is still starting\n")
 	}
 }
 
