@@ -87,7 +87,7 @@ func (c *serverCommand) convertInPlace(ctx context.Context, listeners []net.List
 			All    int64  `json:"narinfos"`
 		}{"converting", done.Load(), all.Load()}
 	}
-	return whileStarting(ctx, listeners, state, log, func(ctx context.Context) error {
+	return c.whileStarting(ctx, listeners, state, log, func(ctx context.Context) error {
 		_, err := convert.InPlace(ctx, c.Database, options)
 		return err
 	})

@@ -41,13 +41,20 @@ func (c *serverCommand) beginMirror(ctx context.Context, listeners []net.Listene
 			Mirror mirrorStatus `json:"mirror"`
 		}{mirror.Syncing, mirrorStatus{Status: beginning.Status()}}
 	}
-	return whileStarting(ctx, listeners, state, log, beginning.Run)
+	return c.whileStarting(ctx, listeners, state, log, beginning.Run)
 }
 
 // whileStarting answers the listeners until what takes its time is done.
-func whileStarting(ctx context.Context, listeners []net.Listener, state func() any, log *slog.Logger, f func(context.Context) error) error {
+func (c *serverCommand) whileStarting(ctx context.Context, listeners []net.Listener, state func() any, log *slog.Logger, f func(context.Context) error) error {
 	for _, listener := range listeners {
 		log.Info("starting; requests get 503 until then", "address", listener.Addr().String())
+	}
+	if c.control != nil {
+		c.control.Starting(state)
+		defer c.control.Starting(nil)
+	}
+	if c.PublicMetrics == "no" {
+		state = nil
 	}
 	notify(log, daemon.SdNotifyReady) // what waits for this would wait for too long
 	done, answered := make(chan struct{}), make(chan struct{})

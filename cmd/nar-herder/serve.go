@@ -72,6 +72,8 @@ type serverCommand struct {
 	XAccelRedirect   bool      `name:"x-accel-redirect" help:"Leave the sending of nars to the nginx in front, as the original does."`
 	SigningKey       string    `placeholder:"FILE" help:"The public key that signs the narinfos, to hand out at /signing-key.pub."`
 	NarinfoCacheSize sizeValue `default:"64MiB" placeholder:"BYTES" help:"Memory for narinfos that were asked for lately (default: ${default})."`
+
+	controlOptions `embed:""`
 }
 
 // pidFileWait is how long the process id waits for the sockets: a supervisor
@@ -101,7 +103,7 @@ func (c *serverCommand) validate() error {
 	if c.StorageCache != "" && (c.StoredNars == redirect || c.XAccelRedirect) {
 		return errors.New("--storage-cache: with --stored-nars=redirect or --x-accel-redirect, nars don't come through here: leave one of them out")
 	}
-	return nil
+	return c.validateControl()
 }
 
 func (c *serverCommand) Run(ctx context.Context, s *streams, settings *settings) (err error) {
@@ -128,12 +130,16 @@ func (c *serverCommand) Run(ctx context.Context, s *streams, settings *settings)
 	// First of all, so that a second server by mistake touches nothing of the
 	// one that runs. The supervisor that waits for the process id does not wait
 	// for a slow name server, though.
-	var listeners []net.Listener
+	var listeners, control []net.Listener
 	var listenErr error
 	listened := make(chan struct{})
 	go func() {
 		defer close(listened)
-		listeners, listenErr = listen(ctx, c.Host, c.Port)
+		if listeners, listenErr = listen(ctx, c.Host, c.Port); listenErr == nil {
+			if control, listenErr = c.listenControl(ctx); listenErr != nil {
+				closeAll(listeners)
+			}
+		}
 	}()
 	select {
 	case <-listened:
@@ -153,6 +159,8 @@ func (c *serverCommand) Run(ctx context.Context, s *streams, settings *settings)
 		return listenErr
 	}
 	defer closeAll(listeners)
+	c.serveControl(control, log)
+	defer c.closeControl()
 	for _, prepare := range []func(context.Context, []net.Listener, *slog.Logger) error{c.convertInPlace, c.beginMirror} {
 		if err := prepare(ctx, listeners, log); ctx.Err() != nil {
 			log.Info("stopped; the next start goes on with what was begun", "database", c.Database)
@@ -192,6 +200,7 @@ func (c *serverCommand) Run(ctx context.Context, s *streams, settings *settings)
 		Decompress: compression.NewReader,
 		TTL:        (*time.Duration)(c.TTL), NewTTL: (*time.Duration)(c.NewTTL), NegativeTTL: (*time.Duration)(c.NegativeTTL),
 		AccelRedirect: c.XAccelRedirect,
+		HideMetrics:   c.PublicMetrics == "no",
 		AnswerCache:   max(int64(c.NarinfoCacheSize), 0),
 		SigningKey:    key,
 		Version:       version(),
@@ -267,6 +276,10 @@ func (c *serverCommand) Run(ctx context.Context, s *streams, settings *settings)
 		following.Go(func() { cache.Run(followCtx, server.Forget) })
 	}
 
+	if c.control != nil {
+		c.control.Attach(server)
+		defer c.closeControl() // before what it shows is closed
+	}
 	for _, listener := range listeners {
 		log.Info("listening", "address", listener.Addr().String())
 	}
