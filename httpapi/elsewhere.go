@@ -17,8 +17,8 @@ var errElsewhere = errors.New("a nar that is not stored here could not be fetche
 
 // elsewhere opens the item's Nth file at another instance.
 func (s *Server) elsewhere(ctx *fasthttp.RequestCtx, item *storage.Item, n int) opener {
+	via, ok := s.via(ctx) // now, as a decoder may open the file again later
 	return func(offset, length int64) (io.ReadCloser, storage.Info, error) {
-		via, ok := s.via(ctx)
 		if s.options.Elsewhere == nil || !ok || item.FileName(n) == "" {
 			return nil, storage.Info{}, storage.ErrNotStored
 		}

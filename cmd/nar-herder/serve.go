@@ -181,7 +181,7 @@ func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
 		return err
 	}
 	options := httpapi.Options{
-		Decompress: compression.NewReader,
+		Decompress: compression.NewReaderWithin,
 		TTL:        (*time.Duration)(c.TTL), NewTTL: (*time.Duration)(c.NewTTL), NegativeTTL: (*time.Duration)(c.NegativeTTL),
 		AccelRedirect: c.XAccelRedirect,
 		AnswerCache:   max(int64(c.NarinfoCacheSize), 0),
