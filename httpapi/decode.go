@@ -24,7 +24,7 @@ func (s *Server) decode(ctx *fasthttp.RequestCtx, item *storage.Item, n int) (*d
 		return nil, err
 	}
 	kind := item.Narinfo.Files[n].Compression
-	memory := compression.Memory(kind, head, item.Narinfo.NarSize) + copyPiece
+	memory := compression.Memory(kind, head, item.Narinfo.NarSize)
 	ready, cancel := context.WithTimeout(s.streaming, s.decoderWait)
 	defer cancel()
 	decoder, err := s.decoders.new(ready, s.live, kind, file, memory, s.options.Decompress)

@@ -236,10 +236,10 @@ func TestTooManyDecoders(t *testing.T) {
 	t.Parallel()
 	m := make1(t, "source", "content", "gzip")
 	server := startWith(t, m.items(t), options(), func(s *Server) {
-		s.decoders = newDecoders(1, 1)
+		s.decoders = newDecoders(1, 2*copyPiece)
 		s.decoderWait = 50 * time.Millisecond
 	})
-	if err := server.decoders.reserve(t.Context(), 2); err != nil { // there is one, so more than the budget
+	if err := server.decoders.reserve(t.Context(), 2*copyPiece, 0); err != nil {
 		t.Fatal(err)
 	}
 	c := dial(t, server.address)
@@ -258,7 +258,7 @@ func TestTooManyDecoders(t *testing.T) {
 	server.decoderWait = patience
 	c.send(request("GET", targets[0]))
 	until(t, "the request waits", func() bool { return len(server.decoders.queue) == 1 })
-	server.decoders.release(2)
+	server.decoders.release(2*copyPiece, 0)
 	if got := c.receive("GET"); got.StatusCode != 200 || got.body != string(m.nar) {
 		t.Errorf("after waiting: %s", got.Status)
 	}

@@ -44,14 +44,16 @@ type decoders struct {
 	// queue is held by the caller that is the next to get memory.
 	queue  chan struct{}
 	budget int64 // in bytes
+	// slowAfter is the constant but in tests.
+	slowAfter time.Duration
 	// retry wakes the holder of queue.
 	retry chan struct{}
 
-	mu   sync.Mutex
-	used int64     // of the budget
-	idle list.List // of *decoder with memory, the longest idle first
+	mu     sync.Mutex
+	used   int64     // of the budget, by decompressors
+	pieces int64     // of the budget, by what clients have not taken yet: a copyPiece for each open decoder
+	idle   list.List // of *decoder with a decompressor, the longest idle first
 
-	open      atomic.Int64 // decoders that are not closed
 	restarted atomic.Int64
 }
 
@@ -61,14 +63,14 @@ func newDecoders(processors int, budget int64) *decoders {
 	}
 	return &decoders{
 		turns: make(chan struct{}, processors), restarts: make(chan struct{}, max(1, processors/2)),
-		queue: make(chan struct{}, 1), retry: make(chan struct{}, 1), budget: budget,
+		queue: make(chan struct{}, 1), retry: make(chan struct{}, 1), budget: budget, slowAfter: slowAfter,
 	}
 }
 
-// reserve takes n bytes of the budget. It waits until they are free, or returns
-// errTooManyDecoders when the context ends. A decoder that needs more than the budget
-// gets it when it is the only one.
-func (d *decoders) reserve(ctx context.Context, n int64) error {
+// reserve takes n bytes of the budget for a decompressor, and a number of bytes for a
+// piece. It waits until they are free, or returns errTooManyDecoders when the context
+// ends. A decompressor that needs more than the budget gets it when it is the only one.
+func (d *decoders) reserve(ctx context.Context, n, piece int64) error {
 	select {
 	case d.queue <- struct{}{}:
 	case <-ctx.Done():
@@ -76,7 +78,7 @@ func (d *decoders) reserve(ctx context.Context, n int64) error {
 	}
 	defer func() { <-d.queue }()
 	for {
-		wait, ok := d.tryReserve(n)
+		wait, ok := d.tryReserve(n, piece)
 		if ok {
 			return nil
 		}
@@ -92,9 +94,9 @@ func (d *decoders) reserve(ctx context.Context, n int64) error {
 	}
 }
 
-// tryReserve takes n bytes, suspending decoders of slow clients where that helps, or
+// tryReserve is reserve without waiting, suspending decoders of slow clients where that helps. Else it
 // returns how long to wait before the next one can be suspended.
-func (d *decoders) tryReserve(n int64) (wait time.Duration, ok bool) {
+func (d *decoders) tryReserve(n, piece int64) (wait time.Duration, ok bool) {
 	var suspended []io.Closer
 	defer func() {
 		for _, decompressor := range suspended {
@@ -103,13 +105,16 @@ func (d *decoders) tryReserve(n int64) (wait time.Duration, ok bool) {
 	}()
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for d.used > 0 && d.used+n > d.budget {
+	if d.pieces+piece > d.budget {
+		return time.Hour, false // until another is closed
+	}
+	for d.used > 0 && d.used+d.pieces+n+piece > d.budget {
 		first := d.idle.Front()
 		if first == nil {
-			return time.Hour, false // until one is idle or closed
+			return time.Hour, false // until another is idle or closed
 		}
 		slow := first.Value.(*decoder)
-		if wait := slowAfter - time.Since(slow.idleSince); wait > 0 {
+		if wait := d.slowAfter - time.Since(slow.idleSince); wait > 0 {
 			return wait, false
 		}
 		d.idle.Remove(first)
@@ -118,13 +123,15 @@ func (d *decoders) tryReserve(n int64) (wait time.Duration, ok bool) {
 		d.used -= slow.memory
 	}
 	d.used += n
+	d.pieces += piece
 	return 0, true
 }
 
 // release gives back what reserve took.
-func (d *decoders) release(n int64) {
+func (d *decoders) release(n, piece int64) {
 	d.mu.Lock()
 	d.used -= n
+	d.pieces -= piece
 	d.mu.Unlock()
 	d.wake()
 }
@@ -143,7 +150,14 @@ func (d *decoders) wake() {
 func (d *decoders) memory() int64 {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.used
+	return d.used + d.pieces
+}
+
+// open returns how many decoders are not closed.
+func (d *decoders) open() int64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.pieces / copyPiece
 }
 
 // compressedFile is what a decoder reads.
@@ -164,7 +178,8 @@ type decoder struct {
 	position   int64           // bytes that were read
 	err        error           // of the last Read, if any
 
-	// memory is what the decoder has of the budget while it has a decompressor.
+	// memory is what the decoder has of the budget while it has a decompressor, apart
+	// from its piece.
 	memory       int64
 	decompressor io.ReadCloser
 	// place is that in decoders.idle; nil while a call is under way, and once the
@@ -179,16 +194,15 @@ type decoder struct {
 // is an error.
 func (d *decoders) new(ready, live context.Context, kind string, file compressedFile, memory int64, decompress func(string, io.Reader, int64) (io.ReadCloser, error)) (*decoder, error) {
 	z := &decoder{decoders: d, decompress: decompress, kind: kind, file: file, live: live, memory: memory}
-	if err := d.reserve(ready, memory); err != nil {
+	if err := d.reserve(ready, memory, copyPiece); err != nil {
 		file.Close()
 		return nil, err
 	}
 	if err := z.begin(); err != nil {
-		d.release(memory)
+		d.release(memory, copyPiece)
 		file.Close()
 		return nil, err
 	}
-	d.open.Add(1)
 	z.rest()
 	return z, nil
 }
@@ -202,8 +216,7 @@ func (z *decoder) begin() (err error) {
 	z.decoders.turns <- struct{}{}
 	defer func() { <-z.decoders.turns }()
 	defer recovered(&err)
-	// It may hold more than what is its own, but for the piece of its reader.
-	z.decompressor, err = z.decompress(z.kind, turnless{r, z.decoders}, z.memory-copyPiece)
+	z.decompressor, err = z.decompress(z.kind, turnless{r, z.decoders}, z.memory)
 	return err
 }
 
@@ -244,7 +257,7 @@ func (z *decoder) Read(p []byte) (n int, err error) {
 // enlarge is step with as much memory as data of the compression may need, where the
 // beginning of the file asked for less.
 func (z *decoder) enlarge(p []byte) (int, error) {
-	most := compression.MaxMemory(z.kind) + copyPiece
+	most := compression.MaxMemory(z.kind)
 	if z.memory >= most {
 		return 0, z.err
 	}
@@ -304,12 +317,12 @@ func (z *decoder) restart(scratch []byte) error {
 		return fmt.Errorf("%w: %w", errNotRestarted, z.live.Err())
 	}
 	defer func() { <-d.restarts }()
-	if err := d.reserve(z.live, z.memory); err != nil {
+	if err := d.reserve(z.live, z.memory, 0); err != nil {
 		return fmt.Errorf("%w: %w", errNotRestarted, err)
 	}
 	d.restarted.Add(1)
 	if err := z.begin(); err != nil {
-		d.release(z.memory)
+		d.release(z.memory, 0)
 		return fmt.Errorf("%w: %w", errNotRestarted, err)
 	}
 	for left := z.position; left > 0; {
@@ -334,7 +347,7 @@ func (z *decoder) discard() {
 	if z.decompressor != nil {
 		closeDecompressor(z.decompressor)
 		z.decompressor = nil
-		z.decoders.release(z.memory)
+		z.decoders.release(z.memory, 0)
 	}
 }
 
@@ -342,7 +355,7 @@ func (z *decoder) discard() {
 func (z *decoder) Close() error {
 	z.take()
 	z.discard()
-	z.decoders.open.Add(-1)
+	z.decoders.release(0, copyPiece)
 	return z.file.Close()
 }
 

@@ -124,8 +124,8 @@ func TestStopWaitsForMemory(t *testing.T) {
 		inUse.Add(1)
 		return item(hash)
 	}
-	s := startWith(t, items, options(), func(s *Server) { s.decoders = newDecoders(1, 1) })
-	if err := s.decoders.reserve(t.Context(), 1); err != nil {
+	s := startWith(t, items, options(), func(s *Server) { s.decoders = newDecoders(1, 2*copyPiece) })
+	if err := s.decoders.reserve(t.Context(), 2*copyPiece, 0); err != nil {
 		t.Fatal(err)
 	}
 	c := dial(t, s.address)
