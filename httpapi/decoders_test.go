@@ -150,12 +150,11 @@ func TestDecodersBusy(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		ended := make(chan struct{})
-		var reading sync.WaitGroup
-		var stop [2]context.CancelFunc
+		var stop [2]func()
 		for i, z := range busy {
 			ctx, cancel := context.WithCancel(t.Context())
-			stop[i] = cancel
+			var reading sync.WaitGroup
+			stop[i] = func() { cancel(); reading.Wait() }
 			reading.Go(func() {
 				for ctx.Err() == nil {
 					if _, err := z.Read(make([]byte, 100)); err != nil {
@@ -163,7 +162,6 @@ func TestDecodersBusy(t *testing.T) {
 					}
 					time.Sleep(d.slowAfter / 2)
 				}
-				<-ended
 			})
 		}
 		begun := time.Now()
@@ -189,8 +187,6 @@ func TestDecodersBusy(t *testing.T) {
 			t.Errorf("%d restarts, %v", d.restarted.Load(), err)
 		}
 		stop[1]()
-		close(ended)
-		reading.Wait()
 		for _, z := range busy {
 			z.Close()
 		}
@@ -322,7 +318,8 @@ func TestSlowClients(t *testing.T) {
 // middle. Each gets all of its nar when it goes on, from a file and from elsewhere.
 func TestSuspendedClients(t *testing.T) {
 	t.Parallel()
-	content := strings.Repeat("0123456789abcdef", 1<<19)
+	const clientCount = 6
+	content := strings.Repeat("0123456789abcdef", 1<<16)
 	for _, how := range []string{"lzip", "zstd", "gzip"} {
 		m := make1(t, "source", content, how)
 		stored := newStore(t, m.write(t, t.TempDir()))
@@ -330,10 +327,10 @@ func TestSuspendedClients(t *testing.T) {
 			t.Run(how+" "+name, func(t *testing.T) {
 				t.Parallel()
 				server := startOn(t, items, options(), smallSockets{listenTCP(t)}, func(s *Server) {
-					s.decoders = newDecoders(2, 10*copyPiece+2*compression.Memory(how, m.file[:compression.HeadBytes], m.narSize))
+					s.decoders = newDecoders(2, clientCount*copyPiece+2*compression.Memory(how, m.file[:compression.HeadBytes], m.narSize))
 					s.decoders.slowAfter = 0
 				})
-				clients, answers := make([]*client, 10), make([]*http.Response, 10)
+				clients, answers := make([]*client, clientCount), make([]*http.Response, clientCount)
 				for i := range clients {
 					clients[i] = connectSmall(t, server.listener)
 					answers[i] = clients[i].begin([]string{"/nar/" + m.path.BaseName(), "/file/source/sha256/" + m.digest}[i%2])
@@ -341,7 +338,7 @@ func TestSuspendedClients(t *testing.T) {
 				until(t, "most are suspended", func() bool {
 					server.decoders.mu.Lock()
 					defer server.decoders.mu.Unlock()
-					return server.decoders.idle.Len() <= 2 && server.decoders.pieces == 10*copyPiece
+					return server.decoders.idle.Len() <= 2 && server.decoders.pieces == clientCount*copyPiece
 				})
 				for i, answer := range answers {
 					body, err := io.ReadAll(answer.Body)

@@ -181,8 +181,8 @@ func (c *serverCommand) Run(ctx context.Context, s *streams) (err error) {
 		return err
 	}
 	options := httpapi.Options{
-		Decompress: compression.NewReaderWithin,
-		TTL:        (*time.Duration)(c.TTL), NewTTL: (*time.Duration)(c.NewTTL), NegativeTTL: (*time.Duration)(c.NegativeTTL),
+		Decompress: compression.NewReaderWithin, DecoderMemory: decoderMemory(),
+		TTL: (*time.Duration)(c.TTL), NewTTL: (*time.Duration)(c.NewTTL), NegativeTTL: (*time.Duration)(c.NegativeTTL),
 		AccelRedirect: c.XAccelRedirect,
 		AnswerCache:   max(int64(c.NarinfoCacheSize), 0),
 		SigningKey:    key,
