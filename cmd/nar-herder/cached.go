@@ -10,6 +10,7 @@ import (
 
 	"nar-herder/compression"
 	"nar-herder/compression/cached"
+	"nar-herder/internal/redact"
 	"nar-herder/peer"
 	"nar-herder/storage/uses"
 )
@@ -63,7 +64,7 @@ func (c *serverCommand) cacheOptions() (cached.Options, error) {
 	}
 	if source != "" {
 		if options.Source, err = cached.NewSource(source); err != nil {
-			return options, fmt.Errorf("--cached-compression-nar-source=%s: %w", source, err)
+			return options, fmt.Errorf("--cached-compression-nar-source=%s: %w", redact.Text(source), err)
 		}
 	}
 	return options, nil

@@ -14,6 +14,8 @@ import (
 	"syscall"
 
 	"github.com/alecthomas/kong"
+
+	"nar-herder/internal/redact"
 )
 
 func main() {
@@ -102,9 +104,9 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 }
 
 // oneLine is an error's text without line breaks, of joined errors or of what
-// the user gave.
+// the user gave, and without passwords in URLs.
 func oneLine(err error) string {
-	return strings.ReplaceAll(err.Error(), "\n", "; ")
+	return redact.Text(strings.ReplaceAll(err.Error(), "\n", "; "))
 }
 
 type versionCommand struct{}
