@@ -22,20 +22,20 @@ import (
 // left is zero once all decoders have given back what they had.
 func (d *decoders) left() int64 { return d.memory() }
 
-// plainFile is a [compressedFile] in memory that is not compressed.
-type plainFile struct {
+// memoryFile is a [compressedFile] in memory that is not compressed.
+type memoryFile struct {
 	content []byte
 	closed  bool
 }
 
-func (f *plainFile) Reader() (io.Reader, error) {
+func (f *memoryFile) Reader() (io.Reader, error) {
 	if f.closed {
 		return nil, errBroken
 	}
 	return bytes.NewReader(f.content), nil
 }
 
-func (f *plainFile) Close() error { f.closed = true; return nil }
+func (f *memoryFile) Close() error { f.closed = true; return nil }
 
 // plainly counts decompressors that do nothing.
 type plainly struct {
@@ -78,7 +78,7 @@ const decompressorMemory = 100 << 20
 func (p *plainly) new(t *testing.T, d *decoders, content []byte) (*decoder, error) {
 	ready, cancel := context.WithTimeout(t.Context(), decoderWait)
 	defer cancel()
-	return d.new(ready, t.Context(), "none", &plainFile{content: content}, decompressorMemory, p.decompress)
+	return d.new(ready, t.Context(), "none", &memoryFile{content: content}, decompressorMemory, p.decompress)
 }
 
 func randomContent(n int) []byte {
@@ -275,7 +275,7 @@ func TestDecodersEnlarged(t *testing.T) {
 	if memory >= compression.MaxMemory("zstd") {
 		t.Fatalf("%d bytes for the first", memory)
 	}
-	z, err := d.new(t.Context(), t.Context(), "zstd", &plainFile{content: packed}, memory, compression.NewReaderWithin)
+	z, err := d.new(t.Context(), t.Context(), "zstd", &memoryFile{content: packed}, memory, compression.NewReaderWithin)
 	if err != nil {
 		t.Fatal(err)
 	}
