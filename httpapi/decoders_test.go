@@ -178,7 +178,6 @@ func TestDecodersBusy(t *testing.T) {
 			t.Fatalf("after %v: %v", took, err)
 		}
 		time.AfterFunc(5*time.Second, func() { third.Close() })
-		begun = time.Now()
 		if got, err := io.ReadAll(third); string(got) != "third" || err != nil {
 			t.Errorf("%q, %v", got, err)
 		}

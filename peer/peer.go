@@ -9,7 +9,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -183,25 +182,6 @@ func New(base *url.URL, self Self) *Peer {
 		},
 	}
 }
-
-// proxy is [http.ProxyFromEnvironment], whose error may have a password in it.
-func proxy(request *http.Request) (*url.URL, error) {
-	through, err := http.ProxyFromEnvironment(request)
-	if err != nil {
-		return nil, errors.New("the environment variable HTTP_PROXY or HTTPS_PROXY is not a valid URL")
-	}
-	return through, nil
-}
-
-func trimmed(base *url.URL) string { return strings.TrimSuffix(base.String(), "/") }
-
-// Name returns the URL of an instance without user and password, and without a slash
-// at its end. It identifies the instance: two URLs with the same name lead to one
-// peer.
-func Name(base *url.URL) string { return strings.TrimSuffix(redact.URL(base), "/") }
-
-// SameURL says whether two URLs lead to one peer.
-func SameURL(a, b *url.URL) bool { return Name(a) == Name(b) }
 
 // Is says whether the peer is the one at that URL.
 func (p *Peer) Is(base *url.URL) bool { return p.name == Name(base) }
@@ -542,19 +522,4 @@ func (p *Peer) get(ctx context.Context, path string, most int64) ([]byte, http.H
 		return nil, nil, fmt.Errorf("%w: it has over %d bytes", ErrAnswer, most)
 	}
 	return body, response.Header, nil
-}
-
-// explain takes off the URL, which is long and is named already, and says what to
-// do about certificates.
-func explain(err error) error {
-	var request *url.Error
-	if errors.As(err, &request) {
-		err = request.Err
-	}
-	var unknown x509.UnknownAuthorityError
-	var none x509.SystemRootsError
-	if errors.As(err, &unknown) || errors.As(err, &none) {
-		return fmt.Errorf("%w: this machine has no certificate that vouches for the server: install CA certificates, and name them in SSL_CERT_DIR or SSL_CERT_FILE", err)
-	}
-	return err
 }
