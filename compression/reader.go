@@ -47,8 +47,15 @@ var ErrClosed = errors.New("compression: read after Close")
 //   - zstd: the window, but no more than the data, and 1 MiB; refused above 128 MiB. Up to poolSize idle decoders
 //     with a window of at most 8 MiB each are kept for the next reader.
 //
-// No reader starts goroutines or uses more than one core.
+// [Memory] has the same per file. No reader starts goroutines or uses more than one core.
 func NewReader(name string, r io.Reader) (io.ReadCloser, error) {
+	return NewReaderWithin(name, r, MaxMemory(name))
+}
+
+// NewReaderWithin is NewReader for a caller with memory bytes of memory, as [Memory] counts it. Data that turn out to need
+// more, as with a stream of a larger window behind the first, give an [ErrTooLarge] before it is allocated; up to
+// [MaxMemory], another reader can read them with more.
+func NewReaderWithin(name string, r io.Reader, memory int64) (io.ReadCloser, error) {
 	if !Known(name) {
 		return nil, ErrUnknown{Name: name, Allowed: slices.Clone(readable)}
 	}
@@ -72,19 +79,20 @@ func NewReader(name string, r io.Reader) (io.ReadCloser, error) {
 		z = &reader{src: bzip2.NewReader(in)}
 	case Xz:
 		var x *xz.Reader
-		guard := &xzGuard{r: in}
+		guard := &xzGuard{r: in, maxDict: min(memory-xzMemory, maxDict)}
 		if x, err = (xz.ReaderConfig{DictCap: minXzDict}).NewReader(guard); err == nil {
 			z = &reader{src: &guarded{x, guard}}
 		}
 	case Lzip:
 		l := lzip.NewReader(in)
 		l.LimitDict(maxDict)
+		l.LimitWindow(int(memory - lzipMemory))
 		z = &reader{src: l}
 	case Zstd:
-		z, err = newZstdReader(in)
+		z, err = newZstdReader(in, min(memory-zstdMemory, maxWindow))
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", name, unexpected(err))
+		return nil, fmt.Errorf("%s: %w", name, tooLarge(unexpected(err)))
 	}
 	z.name = name
 	return z, nil
@@ -140,7 +148,7 @@ func (z *reader) WriteTo(w io.Writer) (int64, error) {
 
 func (z *reader) note(err error) {
 	if err != nil && err != io.EOF && z.name != "" {
-		err = fmt.Errorf("%s: %w", z.name, err)
+		err = fmt.Errorf("%s: %w", z.name, tooLarge(err))
 	}
 	z.err = err
 }

@@ -14,12 +14,15 @@ const minXzDict = 1 << 12
 var ErrTooLarge = errors.New("compression: dictionary too large")
 
 // xzGuard passes an xz file through to the decoder and follows its structure, for two things the decoder does not do:
-// refuse a dictionary above maxDict before it is allocated, and tell an end in mid-stream, which at the start of a
+// refuse a dictionary above a limit before it is allocated, and tell an end in mid-stream, which at the start of a
 // block would look like a good one. What it does not understand it leaves to the decoder, which refuses it.
 //
 // The structure is that of the xz file format 1.2, chapters 2 to 4, and of LZMA2's chunks.
 type xzGuard struct {
-	r    *bufio.Reader
+	r *bufio.Reader
+	// maxDict is the largest dictionary to allow, in bytes.
+	maxDict int64
+
 	skip int64                // bytes to pass without looking at them
 	want int                  // bytes that step needs; 0 stands for 1
 	buf  []byte               // those of them that came
@@ -46,7 +49,9 @@ func (g *xzGuard) Read(p []byte) (int, error) {
 	if g.skip > 0 {
 		g.skip -= int64(n)
 	} else if n == 1 {
-		g.see(p[0])
+		if g.see(p[0]); g.err != nil {
+			return 0, g.err // io.ReadFull drops an error that comes with its last byte
+		}
 	}
 	return n, g.note(err)
 }
@@ -127,25 +132,15 @@ func (g *xzGuard) blockSize() error {
 	return g.expect(0, (int(g.buf[0])+1)*4-1, (*xzGuard).blockHeader)
 }
 
-// blockHeader sees the rest of a block header. Only LZMA2 as the one filter is known to the decoder.
+// blockHeader sees the rest of a block header.
 func (g *xzGuard) blockHeader() error {
-	flags, b := g.buf[0], g.buf[1:]
-	for _, present := range []byte{flags & 0x40, flags & 0x80} {
-		for i := 0; present != 0 && i < len(b); i++ {
-			if b[i]&0x80 == 0 {
-				b = b[i+1:]
-				break
-			}
-		}
-	}
-	if flags&3 != 0 || len(b) < 3 || b[0] != 0x21 || b[1] != 1 {
+	size, ok := xzBlockDict(g.buf)
+	if !ok {
 		g.lost = true
 		return errors.New("xz: filters other than LZMA2 are not supported")
 	}
-	// Dictionary sizes are 2^n and 2^n + 2^(n-1), beginning with 4 KiB.
-	code := b[2]
-	if size := int64(2|code&1) << (min(code, 40)/2 + 11); size > maxDict {
-		return fmt.Errorf("%w: the xz block asks for %d bytes, %d are allowed", ErrTooLarge, size, maxDict)
+	if size > g.maxDict {
+		return fmt.Errorf("%w: the xz block asks for %d bytes, %d are allowed", ErrTooLarge, size, g.maxDict)
 	}
 	g.blockBytes = 0
 	return g.expect(0, 1, (*xzGuard).chunkControl)

@@ -20,7 +20,11 @@ var poolSize = min(runtime.GOMAXPROCS(0), 16)
 // zstdPool holds idle decoders, which are costly to make: tables of some hundred KiB, and the window.
 var zstdPool = make(chan *zstd.Decoder, poolSize)
 
-func newZstdReader(in *bufio.Reader) (*reader, error) {
+// newZstdReader returns a reader that refuses windows above maxWindow bytes.
+func newZstdReader(in *bufio.Reader, maxWindow int64) (*reader, error) {
+	limit := zstd.WithDecoderMaxWindow(uint64(max(maxWindow, zstd.MinWindowSize)))
+	// A frame that is a single segment has no window, but is held as a whole.
+	limitFrame := zstd.WithDecoderMaxMemory(uint64(max(maxWindow, zstd.MinWindowSize)))
 	// Only the first frame is looked at: programs write files of one.
 	keep := true
 	var h zstd.Header
@@ -32,14 +36,13 @@ func newZstdReader(in *bufio.Reader) (*reader, error) {
 	var d *zstd.Decoder
 	select {
 	case d = <-zstdPool:
-		if err := d.Reset(in); err != nil {
+		if err := d.ResetWithOptions(in, limit, limitFrame); err != nil {
 			d.Close()
 			return nil, err
 		}
 	default:
 		var err error
-		d, err = zstd.NewReader(in, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
-			zstd.WithDecoderMaxWindow(maxWindow))
+		d, err = zstd.NewReader(in, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), limit, limitFrame)
 		if err != nil {
 			return nil, err
 		}

@@ -1,90 +1,111 @@
 package httpapi
 
 import (
+	"bytes"
+	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
 	"hash"
 	"io"
-	"runtime/debug"
-	"time"
 
 	"github.com/valyala/fasthttp"
 
+	"nar-herder/compression"
 	"nar-herder/storage"
 )
 
-// decoderWait is how long a client waits for its turn when very many nars are
-// being decompressed.
-const decoderWait = 10 * time.Second
-
-var errTooManyDecoders = errors.New("too many nars are being decompressed")
-
-// decoder is an item's nar, decompressed while it is read.
-type decoder struct {
-	decompressor io.ReadCloser
-	file         io.Closer
-	release      func()
-}
-
-func (d *decoder) Read(p []byte) (n int, err error) {
-	defer recovered(&err)
-	return d.decompressor.Read(p)
-}
-
-func (d *decoder) Close() (err error) {
-	defer d.release()
-	defer d.file.Close()
-	defer recovered(&err)
-	return d.decompressor.Close()
-}
-
-// decompress begins to undo a compression.
-func (s *Server) decompress(name string, r io.Reader) (_ io.ReadCloser, err error) {
-	defer recovered(&err)
-	return s.options.Decompress(name, r)
-}
-
-// recovered makes a panic of a decompressor an error. They are given what comes
-// from elsewhere, and a turn or a file must not be lost by it.
-func recovered(err *error) {
-	if fault := recover(); fault != nil {
-		*err = fmt.Errorf("a fault of the decompressor, please report it: %v\n%s", fault, debug.Stack())
-	}
-}
-
 // decode opens the nar in the item's Nth file.
 func (s *Server) decode(ctx *fasthttp.RequestCtx, item *storage.Item, n int) (*decoder, error) {
-	select {
-	case s.decoders <- struct{}{}:
-	default:
-		wait := time.NewTimer(s.decoderWait)
-		defer wait.Stop()
-		select {
-		case s.decoders <- struct{}{}:
-		case <-wait.C:
-			return nil, errTooManyDecoders
-		case <-ctx.Done():
-			return nil, errTooManyDecoders
-		}
-	}
-	release := func() { <-s.decoders }
-	file, info, err := s.open(ctx, item, n)(0, -1)
-	if err != nil {
-		release()
-		return nil, err
-	}
-	var compressed io.Reader = file
-	if info.Size >= 0 {
-		compressed = io.LimitReader(file, info.Size)
-	}
-	decompressor, err := s.decompress(item.Narinfo.Files[n].Compression, compressed)
+	file := &narFile{open: s.open(ctx, item, n)}
+	head, err := file.head()
 	if err != nil {
 		file.Close()
-		release()
+		return nil, err
+	}
+	kind := item.Narinfo.Files[n].Compression
+	memory := compression.Memory(kind, head, item.Narinfo.NarSize)
+	ready, cancel := context.WithTimeout(s.streaming, s.decoderWait)
+	defer cancel()
+	decoder, err := s.decoders.new(ready, s.live, kind, file, memory, s.options.Decompress)
+	if err != nil {
 		return nil, fmt.Errorf("decompress %s: %w", item.Narinfo.Files[n].URL, err)
 	}
-	return &decoder{decompressor, file, release}, nil
+	return decoder, nil
+}
+
+// narFile is the [compressedFile] of a nar.
+type narFile struct {
+	open opener
+	file io.ReadCloser // nil while none is open
+	size int64         // -1 when it is not known
+	// fresh is the file from its first byte on, until it is used.
+	fresh io.Reader
+	// local is the file where it lies on this machine; nil where it has to be opened
+	// again to be read again.
+	local io.ReaderAt
+}
+
+// head opens the file and returns its first bytes, [compression.HeadBytes] if it has
+// as many.
+func (f *narFile) head() ([]byte, error) {
+	if err := f.reopen(); err != nil {
+		return nil, err
+	}
+	// One that is still being written can only be read by its own reader.
+	if local, ok := f.file.(storage.LocalFile); ok && f.size >= 0 {
+		if _, growing := f.file.(storage.GrowingFile); !growing {
+			file, offset := local.Local()
+			f.local = io.NewSectionReader(file, offset, f.size)
+		}
+	}
+	head := make([]byte, compression.HeadBytes)
+	n, err := io.ReadFull(f.fresh, head)
+	head = head[:n]
+	f.fresh = io.MultiReader(bytes.NewReader(head), f.fresh)
+	if err == io.EOF || err == io.ErrUnexpectedEOF {
+		err = nil // the decompressor says what is wrong with so little
+	}
+	return head, err
+}
+
+func (f *narFile) reopen() error {
+	if f.file != nil {
+		f.file.Close()
+	}
+	file, info, err := f.open(0, -1)
+	if err != nil {
+		f.file = nil
+		return err
+	}
+	f.file, f.size, f.fresh = file, info.Size, file
+	if f.size >= 0 {
+		f.fresh = io.LimitReader(file, f.size) // a store's reader may give more
+	}
+	return nil
+}
+
+// Reader implements [compressedFile].
+func (f *narFile) Reader() (io.Reader, error) {
+	if f.local != nil {
+		return io.NewSectionReader(f.local, 0, f.size), nil
+	}
+	if f.fresh == nil {
+		if err := f.reopen(); err != nil {
+			return nil, err
+		}
+	}
+	r := f.fresh
+	f.fresh = nil
+	return r, nil
+}
+
+// Close implements [io.Closer].
+func (f *narFile) Close() error {
+	if f.file == nil {
+		return nil
+	}
+	return f.file.Close()
 }
 
 // undecoded answers when decode has failed.
@@ -116,6 +137,13 @@ func (s *Server) verify(r io.ReadCloser, size int64, want [sha256.Size]byte, ite
 	return &verifier{ReadCloser: r, sum: sha256.New(), want: want, left: size, failed: func(err error) {
 		if item.EasiestFile(item.HasStored) < 0 {
 			s.cutElsewhere(item, err)
+			return
+		}
+		if errors.Is(err, errNotRestarted) {
+			if s.live.Err() == nil {
+				s.log.Error("a slow client's nar could not be decompressed to its end, and the connection was cut",
+					"item", item.Narinfo.StorePath.String(), "error", err)
+			}
 			return
 		}
 		s.metrics.corrupt.Inc()

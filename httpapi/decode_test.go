@@ -101,7 +101,7 @@ func TestDamagedNars(t *testing.T) {
 					if !strings.Contains(server.log.String(), m.path.BaseName()) {
 						t.Errorf("%s, %s, sized %v: the log does not name the item: %s", how, name, sized, server.log)
 					}
-					until(t, name+": decoders are given back", func() bool { return len(server.decoders) == 0 })
+					until(t, name+": decoders are given back", func() bool { return server.decoders.left() == 0 })
 				}
 				server.stop()
 			}
@@ -171,7 +171,7 @@ func TestDamagedFiles(t *testing.T) {
 		case test.status == 200 && got.body != content:
 			t.Errorf("%s: %d bytes", name, len(got.body))
 		}
-		until(t, name+": decoders are given back", func() bool { return len(server.decoders) == 0 })
+		until(t, name+": decoders are given back", func() bool { return server.decoders.left() == 0 })
 	}
 }
 
@@ -220,7 +220,7 @@ func TestCompressions(t *testing.T) {
 		if got := c.ask("HEAD", "/nar/"+m.path.BaseName()); got.Header.Get("Content-Length") != fmt.Sprint(len(m.nar)) {
 			t.Errorf("%s: HEAD %v", how, got.Header)
 		}
-		until(t, "decoders are given back", func() bool { return len(server.decoders) == 0 })
+		until(t, "decoders are given back", func() bool { return server.decoders.left() == 0 })
 	}
 	unknown := make1(t, "source", "x", "none")
 	unknown.compression = "brotli"
@@ -231,16 +231,17 @@ func TestCompressions(t *testing.T) {
 	}
 }
 
-// TestTooManyDecoders has all turns taken.
+// TestTooManyDecoders has all memory taken by decoders that work.
 func TestTooManyDecoders(t *testing.T) {
 	t.Parallel()
 	m := make1(t, "source", "content", "gzip")
 	server := startWith(t, m.items(t), options(), func(s *Server) {
-		s.decoders = make(chan struct{}, 2)
+		s.decoders = newDecoders(1, 2*copyPiece)
 		s.decoderWait = 50 * time.Millisecond
 	})
-	server.decoders <- struct{}{}
-	server.decoders <- struct{}{}
+	if err := server.decoders.reserve(t.Context(), 2*copyPiece, 0); err != nil {
+		t.Fatal(err)
+	}
 	c := dial(t, server.address)
 	targets := []string{"/nar/" + m.path.BaseName(), "/file/source/sha256/" + m.digest}
 	for _, target := range targets {
@@ -253,10 +254,11 @@ func TestTooManyDecoders(t *testing.T) {
 	if got := c.ask("GET", "/"+m.url()); got.StatusCode != 200 || got.body != string(m.file) {
 		t.Errorf("the compressed one: %s", got.Status)
 	}
-	// One that waits gets the turn that becomes free.
+	// One that waits gets the memory that becomes free.
 	server.decoderWait = patience
 	c.send(request("GET", targets[0]))
-	<-server.decoders
+	until(t, "the request waits", func() bool { return len(server.decoders.queue) == 1 })
+	server.decoders.release(2*copyPiece, 0)
 	if got := c.receive("GET"); got.StatusCode != 200 || got.body != string(m.nar) {
 		t.Errorf("after waiting: %s", got.Status)
 	}
@@ -275,9 +277,9 @@ func TestClientsLeave(t *testing.T) {
 	}
 	var decompressors atomic.Int32
 	opts := options()
-	opts.Decompress = func(name string, r io.Reader) (io.ReadCloser, error) {
+	opts.Decompress = func(name string, r io.Reader, memory int64) (io.ReadCloser, error) {
 		decompressors.Add(1)
-		decompressor, err := compression.NewReader(name, r)
+		decompressor, err := compression.NewReaderWithin(name, r, memory)
 		return readCloser{decompressor, closeFunc(func() { decompressors.Add(-1); decompressor.Close() })}, err
 	}
 	server := start(t, items, opts)
@@ -290,7 +292,7 @@ func TestClientsLeave(t *testing.T) {
 		c.Close()
 	}
 	until(t, "all is given back", func() bool {
-		return len(server.decoders) == 0 && open.Load() == 0 && decompressors.Load() == 0
+		return server.decoders.left() == 0 && open.Load() == 0 && decompressors.Load() == 0
 	})
 }
 
@@ -298,12 +300,12 @@ func TestClientsLeave(t *testing.T) {
 func TestDecompressorFails(t *testing.T) {
 	t.Parallel()
 	m := make1(t, "source", "content", "gzip")
-	for name, decompress := range map[string]func(string, io.Reader) (io.ReadCloser, error){
-		"error":            func(string, io.Reader) (io.ReadCloser, error) { return nil, errBroken },
-		"error on reading": func(string, io.Reader) (io.ReadCloser, error) { return io.NopCloser(iotestErr{errBroken}), nil },
-		"panic":            func(string, io.Reader) (io.ReadCloser, error) { panic(errBroken) },
-		"panic on reading": func(string, io.Reader) (io.ReadCloser, error) { return io.NopCloser(panicking{}), nil },
-		"panic when closed": func(string, io.Reader) (io.ReadCloser, error) {
+	for name, decompress := range map[string]func(string, io.Reader, int64) (io.ReadCloser, error){
+		"error":            func(string, io.Reader, int64) (io.ReadCloser, error) { return nil, errBroken },
+		"error on reading": func(string, io.Reader, int64) (io.ReadCloser, error) { return io.NopCloser(iotestErr{errBroken}), nil },
+		"panic":            func(string, io.Reader, int64) (io.ReadCloser, error) { panic(errBroken) },
+		"panic on reading": func(string, io.Reader, int64) (io.ReadCloser, error) { return io.NopCloser(panicking{}), nil },
+		"panic when closed": func(string, io.Reader, int64) (io.ReadCloser, error) {
 			return readCloser{bytes.NewReader(m.nar), closeFunc(func() { panic(errBroken) })}, nil
 		},
 	} {
@@ -322,7 +324,7 @@ func TestDecompressorFails(t *testing.T) {
 			}
 		}
 		dial(t, server.address).stillOpen()
-		until(t, name+": decoders are given back", func() bool { return len(server.decoders) == 0 })
+		until(t, name+": decoders are given back", func() bool { return server.decoders.left() == 0 })
 		until(t, name+": files are closed", func() bool { return len(closed) == 2 })
 	}
 }

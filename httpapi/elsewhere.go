@@ -17,8 +17,8 @@ var errElsewhere = errors.New("a nar that is not stored here could not be fetche
 
 // elsewhere opens the item's Nth file at another instance.
 func (s *Server) elsewhere(ctx *fasthttp.RequestCtx, item *storage.Item, n int) opener {
+	via, ok := s.via(ctx) // now, as a decoder may open the file again later
 	return func(offset, length int64) (io.ReadCloser, storage.Info, error) {
-		via, ok := s.via(ctx)
 		if s.options.Elsewhere == nil || !ok || item.FileName(n) == "" {
 			return nil, storage.Info{}, storage.ErrNotStored
 		}
@@ -61,8 +61,7 @@ func (nothing) Close() error             { return nil }
 // sendElsewhere answers with the item's Nth file, which is not stored here.
 func (s *Server) sendElsewhere(ctx *fasthttp.RequestCtx, item *storage.Item, n int) {
 	open := s.elsewhere(ctx, item, n)
-	if s.options.RedirectElsewhere && s.options.Elsewhere != nil {
-		s.redirectElsewhere(ctx, item, n)
+	if s.options.RedirectElsewhere && s.options.Elsewhere != nil && s.redirectElsewhere(ctx, item, n) {
 		return
 	}
 	tag, size := narTag(item, item.Narinfo.Files[n].Compression), item.StoredSize(n)
@@ -91,21 +90,27 @@ func (s *Server) sendElsewhere(ctx *fasthttp.RequestCtx, item *storage.Item, n i
 	}
 }
 
-func (s *Server) redirectElsewhere(ctx *fasthttp.RequestCtx, item *storage.Item, n int) {
+// redirectElsewhere redirects a client to the item's Nth file, or answers why not. It
+// returns false where the file has to be streamed, as its URL has a password.
+func (s *Server) redirectElsewhere(ctx *fasthttp.RequestCtx, item *storage.Item, n int) bool {
 	via, ok := s.via(ctx)
 	if !ok {
 		s.unopened(ctx, item, storage.ErrNotStored)
-		return
+		return true
 	}
 	location, err := s.options.Elsewhere.Locate(s.live, item, n, via)
 	if err != nil {
 		s.unopened(ctx, item, elsewhereError(err))
-		return
+		return true
+	}
+	if location == "" {
+		return false
 	}
 	// Where it is may be another place tomorrow.
 	ctx.Response.Header.Set("Cache-Control", "no-store")
 	ctx.Response.Header.Set("Location", location)
 	s.fail(ctx, fasthttp.StatusFound, "this nar is stored elsewhere")
+	return true
 }
 
 // open returns the opener of the item's Nth file, where it is.

@@ -105,7 +105,7 @@ func TestStoreDisagrees(t *testing.T) {
 					}
 				}
 				c.stillOpen()
-				if got := len(server.decoders); got != 0 {
+				if got := server.decoders.left(); got != 0 {
 					t.Errorf("%d decoders are left", got)
 				}
 			}

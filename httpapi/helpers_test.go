@@ -154,7 +154,7 @@ type started struct {
 	ended    chan error
 }
 
-func options() Options { return Options{Decompress: compression.NewReader, AnswerCache: 1 << 20} }
+func options() Options { return Options{Decompress: compression.NewReaderWithin, AnswerCache: 1 << 20} }
 
 // start serves until the test ends.
 func start(t testing.TB, items Items, options Options) *started {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
+	"nar-herder/compression"
 	"nar-herder/narinfo"
 	"nar-herder/storage"
 	"nar-herder/storage/index"
@@ -137,6 +138,8 @@ func compress(t testing.TB, how string, nar []byte) []byte {
 		w = gzip.NewWriter(&out)
 	case "zstd":
 		w, err = zstd.NewWriter(&out, zstd.WithEncoderConcurrency(1))
+	case "lzip":
+		w, err = compression.NewWriter(how, 0, &out)
 	default:
 		t.Fatalf("no writer for %s", how)
 	}

@@ -55,6 +55,12 @@ func newMetrics(s *Server) *metrics {
 		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
 	}
 	gauge("narherder_change_streams", "Instances that follow the changes here.", func() float64 { return float64(s.streams.Load()) })
+	gauge("narherder_decoders", "Nars that are being decompressed for clients.", func() float64 { return float64(s.decoders.open()) })
+	gauge("narherder_decoder_memory_bytes", "Memory reserved for them.", func() float64 { return float64(s.decoders.memory()) })
+	gauge("narherder_decoder_memory_limit_bytes", "Memory that may be reserved for them.", func() float64 { return float64(s.decoders.budget) })
+	m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "narherder_decoder_restarts_total", Help: "Nars of slow clients that were decompressed again from the start, as others needed the memory meanwhile.",
+	}, func() float64 { return float64(s.decoders.restarted.Load()) }))
 	gauge("narherder_answer_cache_bytes", "Memory that answers kept ready take.", func() float64 {
 		_, size := s.answers.usage()
 		return float64(size)

@@ -170,7 +170,7 @@ func TestEmptyFile(t *testing.T) {
 			t.Errorf("%s: Range: %s, want %d", how, got.Status, want)
 		}
 		c.stillOpen()
-		if got := len(server.decoders); got != 0 {
+		if got := server.decoders.left(); got != 0 {
 			t.Errorf("%s: %d decoders are left", how, got)
 		}
 	}

@@ -77,7 +77,7 @@ type Elsewhere interface {
 	// OpenFile opens the item's Nth file, or says [storage.ErrNotStored] when
 	// nobody has it. size is that of the whole file, -1 when it is not known.
 	OpenFile(ctx context.Context, item *storage.Item, n int, offset, length int64, via []string) (body io.ReadCloser, size int64, err error)
-	// Locate returns the file's URL.
+	// Locate returns the file's URL, "" for one that clients must not see.
 	Locate(ctx context.Context, item *storage.Item, n int, via []string) (string, error)
 }
 
@@ -157,8 +157,14 @@ type Options struct {
 	// where it is none.
 	Mirror func() any
 
-	// Decompress opens a nar in the compression that narinfos call by name.
-	Decompress func(name string, r io.Reader) (io.ReadCloser, error)
+	// Decompress opens a nar in the compression that narinfos call by name, for a
+	// client. It is given as much memory as the nar's first bytes ask for, and fails
+	// with a [compression.ErrTooLarge] when it needs more; see
+	// [compression.NewReaderWithin].
+	Decompress func(name string, r io.Reader, memory int64) (io.ReadCloser, error)
+	// DecoderMemory is what all nars together may take that are decompressed for
+	// clients, in bytes; 0 for 512 MiB.
+	DecoderMemory int64
 
 	// TTL is what narinfos advertise, and NewTTL where it is set instead;
 	// NegativeTTL is for items that are not known. Nil advertises nothing.
@@ -225,8 +231,8 @@ type Server struct {
 	keptFiles keptFiles
 	metrics   *metrics
 	health    health
-	// decoders bounds how many nars are decompressed at once for clients.
-	decoders    chan struct{}
+	// decoders decompress nars for clients.
+	decoders    *decoders
 	decoderWait time.Duration
 	// These and decoderWait are the constants but in tests.
 	progressTimeout, shutdownGrace time.Duration
@@ -259,7 +265,7 @@ func New(items Items, options Options) *Server {
 		answers: newCache(options.AnswerCache, func(a madeAnswer) int64 { return int64(cap(a.body)) }),
 		// A parsed narinfo takes about as much again as its text.
 		nars:        newCache(options.AnswerCache/8, func(n *nars) int64 { return 2*int64(cap(n.Text)) + 1000 }),
-		decoders:    make(chan struct{}, 16*runtime.GOMAXPROCS(0)),
+		decoders:    newDecoders(runtime.GOMAXPROCS(0), options.DecoderMemory),
 		decoderWait: decoderWait, progressTimeout: progressTimeout, shutdownGrace: shutdownGrace,
 	}
 	if s.log == nil {

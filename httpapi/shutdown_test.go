@@ -71,7 +71,7 @@ func TestStopWithDownloads(t *testing.T) {
 	dial(t, s.address) // has not said anything
 	s.stopped(t)
 	// When Serve has returned, the storage is closed: nobody may use it.
-	if got := len(s.decoders); got != 0 {
+	if got := s.decoders.left(); got != 0 {
 		t.Errorf("%d decoders are in use", got)
 	}
 	for _, response := range answers {
@@ -113,8 +113,8 @@ func TestStopLetsFinish(t *testing.T) {
 	s.stopped(t)
 }
 
-// TestStopWaitsForTurn has requests that wait for a decoder.
-func TestStopWaitsForTurn(t *testing.T) {
+// TestStopWaitsForMemory has requests that wait for a decoder.
+func TestStopWaitsForMemory(t *testing.T) {
 	t.Parallel()
 	m := make1(t, "x", "content", "gzip")
 	var inUse atomic.Int32
@@ -124,7 +124,10 @@ func TestStopWaitsForTurn(t *testing.T) {
 		inUse.Add(1)
 		return item(hash)
 	}
-	s := startWith(t, items, options(), func(s *Server) { s.decoders = make(chan struct{}) })
+	s := startWith(t, items, options(), func(s *Server) { s.decoders = newDecoders(1, 2*copyPiece) })
+	if err := s.decoders.reserve(t.Context(), 2*copyPiece, 0); err != nil {
+		t.Fatal(err)
+	}
 	c := dial(t, s.address)
 	c.send(request("GET", "/nar/"+m.path.BaseName()))
 	until(t, "the request waits", func() bool { return inUse.Load() == 1 })

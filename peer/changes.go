@@ -224,7 +224,7 @@ func (p *Peer) silence() time.Duration {
 
 // send sends a request whose answer is not read here.
 func (p *Peer) send(ctx context.Context, path string) (*http.Response, error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, p.base+path, nil)
+	request, err := p.newRequest(ctx, http.MethodGet, path)
 	if err != nil {
 		return nil, err
 	}

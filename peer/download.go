@@ -78,7 +78,7 @@ func (p *partial) tag() string {
 func (p *Peer) Look(ctx context.Context, path string, zstd bool) (tag string, size int64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, p.self.AnswerTimeout)
 	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, http.MethodHead, p.base+path, nil)
+	request, err := p.newRequest(ctx, http.MethodHead, path)
 	if err != nil {
 		return "", 0, err
 	}
@@ -133,7 +133,7 @@ func (p *Peer) Download(ctx context.Context, path, name string, zstd bool, progr
 	known, have := readPartial(name, path)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, p.base+path, nil)
+	request, err := p.newRequest(ctx, http.MethodGet, path)
 	if err != nil {
 		return nil, err
 	}

@@ -139,7 +139,8 @@ func (p *Peer) OpenFile(ctx context.Context, item *storage.Item, n int, offset, 
 }
 
 // Locate returns the URL of an item's Nth file at the peer, after a look whether
-// it is there. Errors are as in [Peer.OpenFile].
+// it is there, or "" when clients can't be sent there as the peer's URL has a user or
+// password. Errors are as in [Peer.OpenFile].
 func (p *Peer) Locate(ctx context.Context, item *storage.Item, n int, via []string) (_ string, err error) {
 	if item.FileName(n) == "" {
 		return "", storage.ErrNotStored // its URL is of some other place
@@ -169,7 +170,10 @@ func (p *Peer) Locate(ctx context.Context, item *storage.Item, n int, via []stri
 		if size := item.StoredSize(n); size >= 0 && response.ContentLength >= 0 && response.ContentLength != size {
 			return "", fmt.Errorf("%w: it has %d bytes there, and not %d", ErrAnswer, response.ContentLength, size)
 		}
-		return p.base + "/" + strings.TrimPrefix(item.Narinfo.Files[n].URL, "/"), nil
+		if p.isPrivate() {
+			return "", nil
+		}
+		return p.name + "/" + strings.TrimPrefix(item.Narinfo.Files[n].URL, "/"), nil
 	case response.StatusCode == http.StatusNotFound || response.StatusCode == http.StatusGone:
 		return "", storage.ErrNotStored
 	}
@@ -177,7 +181,7 @@ func (p *Peer) Locate(ctx context.Context, item *storage.Item, n int, via []stri
 }
 
 func (p *Peer) narRequest(ctx context.Context, method string, item *storage.Item, n int, via []string) (*http.Request, error) {
-	request, err := http.NewRequestWithContext(ctx, method, p.base+"/"+strings.TrimPrefix(item.Narinfo.Files[n].URL, "/"), nil)
+	request, err := p.newRequest(ctx, method, "/"+strings.TrimPrefix(item.Narinfo.Files[n].URL, "/"))
 	if err != nil {
 		return nil, err
 	}

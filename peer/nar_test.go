@@ -262,6 +262,25 @@ func TestLocate(t *testing.T) {
 	}
 }
 
+// TestLocatePrivate has a peer whose URL has a password, or a token in the place of a
+// user: no client is sent there.
+func TestLocatePrivate(t *testing.T) {
+	t.Parallel()
+	item := testItem(t, 1)
+	for _, user := range []string{"user:secret@", "token@"} {
+		server := serve(t, func(w http.ResponseWriter, r *http.Request) {
+			if _, _, ok := r.BasicAuth(); !ok {
+				t.Error("it is asked without the password")
+			}
+			sends(w, r)
+		})
+		p := newPeer(t, strings.Replace(server.URL, "://", "://"+user, 1), here())
+		if location, err := p.Locate(t.Context(), item, 0, nil); location != "" || err != nil {
+			t.Errorf("%s: %q, %v", user, location, err)
+		}
+	}
+}
+
 func TestCanPass(t *testing.T) {
 	t.Parallel()
 	many := func(n int) (via []string) {

@@ -9,7 +9,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -23,6 +22,7 @@ import (
 	"time"
 
 	"nar-herder/internal/disk"
+	"nar-herder/internal/redact"
 	"nar-herder/narinfo"
 	"nar-herder/storage"
 )
@@ -107,8 +107,8 @@ type Self struct {
 // Peer is another instance. Its methods may be called from several goroutines at
 // once.
 type Peer struct {
-	// base is the URL, and name the same without its password, for logs, errors
-	// and whoever reads them.
+	// base is the URL, and name the same without user and password, for logs, errors
+	// and everything else that people read.
 	base   string
 	name   string
 	self   Self
@@ -161,10 +161,10 @@ func New(base *url.URL, self Self) *Peer {
 		self.Now = time.Now
 	}
 	return &Peer{
-		base: trimmed(base), name: strings.TrimSuffix(base.Redacted(), "/"), self: self, now: self.Now,
+		base: trimmed(base), name: Name(base), self: self, now: self.Now,
 		client: &http.Client{
 			Transport: &http.Transport{
-				Proxy:                 http.ProxyFromEnvironment,
+				Proxy:                 proxy,
 				DialContext:           (&net.Dialer{Timeout: self.AnswerTimeout}).DialContext,
 				TLSHandshakeTimeout:   self.AnswerTimeout,
 				ResponseHeaderTimeout: self.AnswerTimeout,
@@ -175,7 +175,7 @@ func New(base *url.URL, self Self) *Peer {
 			},
 			CheckRedirect: func(next *http.Request, before []*http.Request) error {
 				if next.Context().Value(noRedirects{}) != nil || len(before) > 3 {
-					return fmt.Errorf("it redirects to %s", next.URL.Redacted())
+					return fmt.Errorf("it redirects to %s", redact.URL(next.URL))
 				}
 				return nil
 			},
@@ -183,16 +183,24 @@ func New(base *url.URL, self Self) *Peer {
 	}
 }
 
-func trimmed(base *url.URL) string { return strings.TrimSuffix(base.String(), "/") }
-
-// SameURL says whether two URLs lead to one peer.
-func SameURL(a, b *url.URL) bool { return trimmed(a) == trimmed(b) }
-
 // Is says whether the peer is the one at that URL.
-func (p *Peer) Is(base *url.URL) bool { return p.base == trimmed(base) }
+func (p *Peer) Is(base *url.URL) bool { return p.name == Name(base) }
 
-// String is the peer's URL, for people: without its password.
+// String is the peer's URL, for people: without user and password.
 func (p *Peer) String() string { return p.name }
+
+// isPrivate says whether the peer's URL has a user or password, so that clients can't
+// be sent there.
+func (p *Peer) isPrivate() bool { return p.base != p.name }
+
+// newRequest makes a request for a path of the peer.
+func (p *Peer) newRequest(ctx context.Context, method, path string) (*http.Request, error) {
+	request, err := http.NewRequestWithContext(ctx, method, p.base+path, nil)
+	if err != nil {
+		return nil, explain(err)
+	}
+	return request, nil
+}
 
 // noRedirects marks the context of requests that only this server may answer.
 type noRedirects struct{}
@@ -491,7 +499,7 @@ func (p *Peer) askOne(ctx context.Context, item *storage.Item, storageName strin
 
 // get fetches a small answer.
 func (p *Peer) get(ctx context.Context, path string, most int64) ([]byte, http.Header, error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, p.base+path, nil)
+	request, err := p.newRequest(ctx, http.MethodGet, path)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -514,19 +522,4 @@ func (p *Peer) get(ctx context.Context, path string, most int64) ([]byte, http.H
 		return nil, nil, fmt.Errorf("%w: it has over %d bytes", ErrAnswer, most)
 	}
 	return body, response.Header, nil
-}
-
-// explain takes off the URL, which is long and is named already, and says what to
-// do about certificates.
-func explain(err error) error {
-	var request *url.Error
-	if errors.As(err, &request) {
-		err = request.Err
-	}
-	var unknown x509.UnknownAuthorityError
-	var none x509.SystemRootsError
-	if errors.As(err, &unknown) || errors.As(err, &none) {
-		return fmt.Errorf("%w: this machine has no certificate that vouches for the server: install CA certificates, and name them in SSL_CERT_DIR or SSL_CERT_FILE", err)
-	}
-	return err
 }

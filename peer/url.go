@@ -1,14 +1,21 @@
 package peer
 
 import (
+	"crypto/x509"
+	"errors"
 	"fmt"
+	"net/http"
 	"net/url"
+	"strings"
+
+	"nar-herder/internal/redact"
 )
 
 // ParseURL reads the URL of an instance, below which its nars and answers are. A
 // user and password in it stay.
 func ParseURL(text string) (*url.URL, error) {
 	parsed, err := url.Parse(text)
+	text = redact.Text(text) // for messages
 	switch {
 	case err != nil || parsed.Scheme != "http" && parsed.Scheme != "https" || parsed.Hostname() == "":
 		return nil, fmt.Errorf("%q is no URL of an instance: http://HOST or https://HOST, perhaps with port and path", text)
@@ -19,4 +26,45 @@ func ParseURL(text string) (*url.URL, error) {
 		return nil, fmt.Errorf("%q is no URL of an instance: leave out the fragment, from the # on", text)
 	}
 	return parsed, nil
+}
+
+func trimmed(base *url.URL) string { return strings.TrimSuffix(base.String(), "/") }
+
+// Name returns the URL of an instance without user and password, and without a slash
+// at its end. It identifies the instance: two URLs with the same name lead to one
+// peer.
+func Name(base *url.URL) string { return strings.TrimSuffix(redact.URL(base), "/") }
+
+// SameURL says whether two URLs lead to one peer.
+func SameURL(a, b *url.URL) bool { return Name(a) == Name(b) }
+
+// proxy is [http.ProxyFromEnvironment], whose error may have a password in it.
+func proxy(request *http.Request) (*url.URL, error) {
+	through, err := http.ProxyFromEnvironment(request)
+	if err != nil {
+		return nil, errors.New("the environment variable HTTP_PROXY or HTTPS_PROXY is not a valid URL")
+	}
+	return through, nil
+}
+
+// explain takes off the URL, which is long and is named already, and says what to
+// do about certificates. The error has no password in it: [http.Client] repeats a
+// redirection that it can't parse.
+func explain(err error) error {
+	var request *url.Error
+	if errors.As(err, &request) {
+		err = request.Err
+	}
+	var unknown x509.UnknownAuthorityError
+	var none x509.SystemRootsError
+	if errors.As(err, &unknown) || errors.As(err, &none) {
+		return fmt.Errorf("%w: this machine has no certificate that vouches for the server: install CA certificates, and name them in SSL_CERT_DIR or SSL_CERT_FILE", err)
+	}
+	switch text := err.Error(); {
+	case strings.HasPrefix(text, "failed to parse Location header"):
+		return errors.New("it redirects to what is not a valid URL")
+	case redact.Text(text) != text:
+		return errors.New(redact.Text(text))
+	}
+	return err
 }

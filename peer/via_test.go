@@ -21,7 +21,7 @@ func TestHasPassed(t *testing.T) {
 	}
 }
 
-// TestSameURL does not mind a slash at the end.
+// TestSameURL does not mind a slash at the end, nor who asks.
 func TestSameURL(t *testing.T) {
 	t.Parallel()
 	parse := func(text string) *url.URL {
@@ -33,5 +33,9 @@ func TestSameURL(t *testing.T) {
 	}
 	if !SameURL(parse("https://a.example/x/"), parse("https://a.example/x")) || SameURL(parse("https://a.example/x"), parse("https://a.example")) {
 		t.Error("wrong")
+	}
+	private := parse("https://user:secret@a.example/x/")
+	if !SameURL(private, parse("https://a.example/x")) || Name(private) != "https://a.example/x" || New(private, Self{}).String() != Name(private) {
+		t.Errorf("with a password: %s, %s", Name(private), New(private, Self{}))
 	}
 }

@@ -1,11 +1,13 @@
 package removal
 
 import (
+	"errors"
 	"fmt"
 	"net/url"
 	"strings"
 	"time"
 
+	"nar-herder/internal/redact"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
 	"nar-herder/storage/index"
@@ -29,6 +31,7 @@ type Criterion struct {
 	unreferenced bool
 }
 
+// String is the criterion as it was given, without passwords.
 func (c Criterion) String() string { return c.text }
 
 // conditions are the names of conditions, with what they look like.
@@ -46,10 +49,10 @@ var conditions = []struct{ name, form string }{
 // that belongs to a value does not stand before the name of a condition, or is
 // written %2C in a URL.
 func ParseCriterion(text string) (Criterion, error) {
-	criterion := Criterion{text: text}
+	criterion := Criterion{text: redact.Text(text)}
 	for _, part := range splitConditions(text) {
 		if err := criterion.add(part); err != nil {
-			return Criterion{}, err
+			return Criterion{}, errors.New(redact.Text(err.Error()))
 		}
 	}
 	return criterion, nil

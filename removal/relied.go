@@ -6,15 +6,19 @@ import (
 	"fmt"
 	"net/url"
 	"slices"
+	"strings"
 
+	"nar-herder/peer"
 	"nar-herder/storage/index"
 )
 
-// reliedSetting has the URLs of instances that nars were removed for. They go on
-// being asked for those when no criterion names them any more.
+// reliedSetting has the names of instances that nars were removed for, as [peer.Name]
+// makes them. They go on being asked for those when no criterion names them any more.
 const reliedSetting = "removal_relied_on"
 
-// ReliedOn returns the instances that nars were removed for.
+// ReliedOn returns the instances that nars were removed for, without users and
+// passwords: those must be given again where they are needed. Earlier versions have
+// stored them; ReliedOn erases them.
 func ReliedOn(ctx context.Context, x *index.Index) (urls []*url.URL, err error) {
 	text, err := x.Setting(ctx, reliedSetting)
 	if err != nil || text == "" {
@@ -24,12 +28,25 @@ func ReliedOn(ctx context.Context, x *index.Index) (urls []*url.URL, err error) 
 	if err := json.Unmarshal([]byte(text), &names); err != nil {
 		return nil, fmt.Errorf("the instances that nars were removed for, in the database: %w", err)
 	}
+	var public []string
 	for _, name := range names {
-		u, err := url.Parse(name)
+		u, err := peer.ParseURL(name)
 		if err != nil {
 			return nil, fmt.Errorf("an instance that nars were removed for, in the database: %w", err)
 		}
-		urls = append(urls, u)
+		u.User = nil
+		if name := peer.Name(u); !slices.Contains(public, name) {
+			urls, public = append(urls, u), append(public, name)
+		}
+	}
+	if slices.ContainsFunc(names, func(name string) bool { return strings.Contains(name, "@") }) {
+		text, err := json.Marshal(public)
+		if err == nil {
+			err = x.EraseSetting(ctx, reliedSetting, string(text))
+		}
+		if err != nil {
+			return nil, fmt.Errorf("remove a password from the database: %w", err)
+		}
 	}
 	return urls, nil
 }
@@ -41,7 +58,7 @@ func (r *Remover) relyOn(ctx context.Context, going []decided) error {
 	var news []string
 	for _, d := range going {
 		for _, u := range d.by.storedOn {
-			if name := u.String(); !r.reliedOn[name] && !slices.Contains(news, name) {
+			if name := peer.Name(u); !r.reliedOn[name] && !slices.Contains(news, name) {
 				news = append(news, name)
 			}
 		}

@@ -62,6 +62,7 @@ var cases = []struct {
 	{"removal", "nars that go while the storage is above its limit, of a million, and what that costs narinfos", (*bench).removal},
 	{"mirror", "a mirror of a million items: from nothing against curl of the dump, catching up, following, and a nar that many ask for", (*bench).mirror},
 	{"frontend", "nars of a bucket through a front end, against the same objects from the S3 server itself", (*bench).frontEnd},
+	{"slow", "a nar that is decompressed, beside 200 clients that take theirs slowly", (*bench).slow},
 	{"idle", "narinfos beside 2,000 idle and 50 slow connections", (*bench).idle},
 }
 

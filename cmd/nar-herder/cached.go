@@ -11,6 +11,7 @@ import (
 
 	"nar-herder/compression"
 	"nar-herder/compression/cached"
+	"nar-herder/internal/redact"
 	"nar-herder/peer"
 	"nar-herder/storage/uses"
 )
@@ -64,7 +65,7 @@ func (c *serverCommand) cacheOptions() (cached.Options, error) {
 	}
 	if source != "" {
 		if options.Source, err = cached.NewSource(source); err != nil {
-			err = fmt.Errorf("--cached-compression-nar-source=%s: %w", source, err)
+			err = fmt.Errorf("--cached-compression-nar-source=%s: %w", redact.Text(source), err)
 			if strings.Contains(source, "://") { // not opened yet, so its form is wrong
 				err = usageError{err}
 			}

@@ -68,7 +68,7 @@ func (c *checkCommand) Run(ctx context.Context, s *streams) (err error) {
 	if err := c.validate(); err != nil {
 		return usageError{err}
 	}
-	log := slog.New(slog.NewTextHandler(s.err, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	log := slog.New(newLogHandler(s.err, slog.LevelWarn))
 	store, err := openExisting(ctx, c.Database, c.Storage, log)
 	if err != nil {
 		return err

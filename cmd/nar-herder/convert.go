@@ -23,7 +23,7 @@ type convertCommand struct {
 func (c *convertCommand) Run(ctx context.Context, s *streams) (err error) {
 	progress := newProgress(s.err, "converting", "narinfos", 0)
 	options := convert.Options{
-		Log: slog.New(slog.NewTextHandler(s.err, &slog.HandlerOptions{Level: slog.LevelWarn})),
+		Log: slog.New(newLogHandler(s.err, slog.LevelWarn)),
 		Progress: func(p convert.Progress) {
 			progress.all = p.All
 			progress.reach(p.Done)

@@ -50,7 +50,7 @@ func (c *copyCommand) Run(ctx context.Context, s *streams) (err error) {
 	if c.Bandwidth == 0 {
 		return usagef("--bandwidth=0: nothing would ever be read: name a number of bytes, or none")
 	}
-	log := slog.New(slog.NewTextHandler(s.err, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	log := slog.New(newLogHandler(s.err, slog.LevelWarn))
 	from, err := openBytes(ctx, c.From, log)
 	if err != nil {
 		return fmt.Errorf("--from: %w", err)

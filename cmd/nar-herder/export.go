@@ -40,7 +40,7 @@ func (c *exportCommand) Run(ctx context.Context, s *streams) (err error) {
 	if len(c.Tag) > 0 && len(c.ClosureOf) > 0 {
 		return usagef("--tag and --closure-of don't go together, as part of a closure is none: use one of them")
 	}
-	log := slog.New(slog.NewTextHandler(s.err, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	log := slog.New(newLogHandler(s.err, slog.LevelWarn))
 	store, err := openExisting(ctx, c.Database, c.Storage, log)
 	if err != nil {
 		return err

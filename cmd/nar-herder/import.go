@@ -26,7 +26,7 @@ type importCommand struct {
 const importCache = 128 << 20
 
 func (c *importCommand) Run(ctx context.Context, s *streams) (err error) {
-	log := slog.New(slog.NewTextHandler(s.err, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	log := slog.New(newLogHandler(s.err, slog.LevelWarn))
 	store, err := open(ctx, c.Database, c.Storage, index.Options{WriterCache: importCache, Bulk: true}, log)
 	if err != nil {
 		return err

@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"sync"
 	"time"
+
+	"nar-herder/internal/redact"
 )
 
 // logger writes lines, and gathers those of single requests, of which there
@@ -23,7 +25,7 @@ func newLogger(w io.Writer, level slog.Level) (log *slog.Logger, end func()) {
 	if level < slog.LevelInfo {
 		go out.flushNowAndThen()
 	}
-	handler := slog.NewTextHandler(out, &slog.HandlerOptions{Level: level})
+	handler := newLogHandler(out, level)
 	return slog.New(logger{handler, out}), sync.OnceFunc(func() {
 		out.flush()
 		out.mu.Lock()
@@ -31,6 +33,22 @@ func newLogger(w io.Writer, level slog.Level) (log *slog.Logger, end func()) {
 		out.w = bufio.NewWriterSize(w, 1) // what comes later goes through
 		close(out.done)
 	})
+}
+
+// newLogHandler writes lines, without passwords that are in URLs. What logs a URL is to
+// leave them out; this is for texts that come from libraries and other machines.
+func newLogHandler(w io.Writer, level slog.Level) slog.Handler {
+	return slog.NewTextHandler(w, &slog.HandlerOptions{Level: level, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		switch a.Value.Kind() {
+		case slog.KindString:
+			a.Value = slog.StringValue(redact.Text(a.Value.String()))
+		case slog.KindAny:
+			if err, ok := a.Value.Any().(error); ok {
+				a.Value = slog.StringValue(redact.Text(err.Error()))
+			}
+		}
+		return a
+	}})
 }
 
 func (l logger) Handle(ctx context.Context, record slog.Record) error {

@@ -14,6 +14,8 @@ import (
 	"syscall"
 
 	"github.com/alecthomas/kong"
+
+	"nar-herder/internal/redact"
 )
 
 func main() {
@@ -115,7 +117,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	case errors.Is(err, errReported):
 		return 1
 	}
-	message := redact(settings.explain(oneLine(err)))
+	message := redact.Text(settings.explain(oneLine(err)))
 	switch {
 	case errors.As(err, &parse):
 		fmt.Fprintf(stderr, "nar-herder: %s (see '%s')\n", message, helpFor(parse))
@@ -139,9 +141,9 @@ func helpFor(err *kong.ParseError) string {
 }
 
 // oneLine is an error's text without line breaks, of joined errors or of what
-// the user gave.
+// the user gave, and without passwords in URLs.
 func oneLine(err error) string {
-	return strings.ReplaceAll(err.Error(), "\n", "; ")
+	return redact.Text(strings.ReplaceAll(err.Error(), "\n", "; "))
 }
 
 type versionCommand struct{}

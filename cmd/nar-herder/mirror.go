@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"strings"
 	"time"
@@ -143,7 +144,7 @@ const statusTimeout = 30 * time.Second
 func (c *mirrorStatusCommand) Run(ctx context.Context, s *streams) error {
 	status, text, err := c.ask(ctx)
 	if err != nil {
-		fmt.Fprintf(s.err, "nar-herder: ask %s: %s\n", c.URL.url, oneLine(err))
+		fmt.Fprintf(s.err, "nar-herder: ask %s: %s\n", peer.Name(c.URL.url.URL), oneLine(err))
 		return mirrorUnknown
 	}
 	lag := "unknown"
@@ -188,6 +189,10 @@ func (c *mirrorStatusCommand) ask(ctx context.Context) (status mirrorStatus, tex
 	}
 	response, err := http.DefaultClient.Do(request)
 	if err != nil {
+		var failure *url.Error // has the URL again, with its user
+		if errors.As(err, &failure) {
+			err = failure.Err
+		}
 		return status, "", err
 	}
 	defer response.Body.Close()

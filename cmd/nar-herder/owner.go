@@ -154,7 +154,7 @@ The index then has all files as stored that are there under the names and with t
 }
 
 func (c *takeStorageCommand) Run(ctx context.Context, s *streams) (err error) {
-	log := slog.New(slog.NewTextHandler(s.err, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	log := slog.New(newLogHandler(s.err, slog.LevelWarn))
 	store, err := openExisting(ctx, c.Database, c.Storage, log)
 	if err != nil {
 		return err

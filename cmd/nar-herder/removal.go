@@ -39,6 +39,8 @@ func (c *serverCommand) instances(ctx context.Context, store *opened, log *slog.
 	for _, u := range removal.Instances(c.criteria()) {
 		if !isAmong(urls, u) {
 			urls = append(urls, u)
+		} else if i := slices.IndexFunc(urls, func(other *url.URL) bool { return peer.SameURL(other, u) }); urls[i].User == nil {
+			urls[i] = u // which may have a password
 		}
 	}
 	relied, err := removal.ReliedOn(ctx, store.index)
@@ -47,7 +49,7 @@ func (c *serverCommand) instances(ctx context.Context, store *opened, log *slog.
 	}
 	for _, u := range relied {
 		if !isAmong(urls, u) {
-			log.Info("nars were removed before because this instance has them, so it is asked for them", "instance", u.Redacted())
+			log.Info("nars were removed before because this instance has them, so it is asked for them", "instance", peer.Name(u))
 			urls = append(urls, u)
 		}
 	}

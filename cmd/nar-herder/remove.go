@@ -70,7 +70,7 @@ func (c *removeCommand) Run(ctx context.Context, s *streams) (err error) {
 			return usagef("remove: %w", err)
 		}
 	}
-	log := slog.New(slog.NewTextHandler(s.err, nil))
+	log := slog.New(newLogHandler(s.err, slog.LevelInfo))
 	store, err := openExisting(ctx, c.Database, c.Storage, log)
 	if err != nil {
 		return err

@@ -197,8 +197,8 @@ func (c *serverCommand) Run(ctx context.Context, s *streams, settings *settings)
 		return err
 	}
 	options := httpapi.Options{
-		Decompress: compression.NewReader,
-		TTL:        (*time.Duration)(c.TTL), NewTTL: (*time.Duration)(c.NewTTL), NegativeTTL: (*time.Duration)(c.NegativeTTL),
+		Decompress: compression.NewReaderWithin, DecoderMemory: decoderMemory(),
+		TTL: (*time.Duration)(c.TTL), NewTTL: (*time.Duration)(c.NewTTL), NegativeTTL: (*time.Duration)(c.NegativeTTL),
 		AccelRedirect: c.XAccelRedirect,
 		HideMetrics:   c.PublicMetrics == "no",
 		AnswerCache:   max(int64(c.NarinfoCacheSize), 0),

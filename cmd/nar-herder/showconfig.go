@@ -7,6 +7,8 @@ import (
 
 	"github.com/BurntSushi/toml"
 	"github.com/alecthomas/kong"
+
+	"nar-herder/internal/redact"
 )
 
 type configCommand struct {
@@ -52,7 +54,7 @@ func (*configCommand) Run(parsed *kong.Context, settings *settings, s *streams) 
 func tomlOf(flag *kong.Flag, set given) (string, error) {
 	values := make([]string, len(set.values))
 	for i, value := range set.values {
-		values[i] = redact(value)
+		values[i] = redact.Text(value)
 	}
 	var value any = values
 	switch {

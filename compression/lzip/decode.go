@@ -80,20 +80,26 @@ func (d *decoder) setWindow(n int) {
 }
 
 // makeRoom moves on where the window is full: it grows, or goes back to its beginning. All output must have been taken.
-func (d *decoder) makeRoom() {
+// It returns false where the window would have to grow beyond limit bytes; 0 sets no limit.
+func (d *decoder) makeRoom(limit int) bool {
 	if d.pos < d.end {
-		return
+		return true
 	}
 	if n := d.end - windowLead; n < d.size {
-		d.setWindow(min(4*n, d.size))
+		n = min(4*n, d.size)
+		if limit > 0 && windowLead+n+windowSlack > limit {
+			return false
+		}
+		d.setWindow(n)
 		if d.pos < d.end {
-			return
+			return true
 		}
 	}
 	over := d.pos - d.end
 	copy(d.win[:windowLead+over], d.win[d.end-windowLead:d.pos])
 	d.pos = windowLead + over
 	d.wrapped = true
+	return true
 }
 
 // start loads the range coder from the first 5 bytes of a stream. The first is always 0.

@@ -46,9 +46,19 @@ var (
 	ErrData = errors.New("lzip: corrupt LZMA stream")
 	// ErrChecksum is a member whose trailer disagrees with what was decoded: CRC, data size or member size.
 	ErrChecksum = errors.New("lzip: member trailer does not match its data")
+	// ErrWindow is data that needs a larger window than LimitWindow allows. The file may be a good one.
+	ErrWindow = errors.New("lzip: the window would be larger than allowed here")
 	// ErrTrailing is data after the last member. The lzip program tolerates some of it; a nar never has any.
 	ErrTrailing = errors.New("lzip: trailing data after the last member")
 )
+
+// DictSize returns the dictionary size, in bytes, that the header at the beginning of a file announces, or an ErrHeader.
+func DictSize(head []byte) (uint32, error) {
+	if len(head) < headerSize {
+		return 0, fmt.Errorf("%w: it is cut off", ErrHeader)
+	}
+	return parseHeader([headerSize]byte(head))
+}
 
 // parseHeader returns the dictionary size, in bytes, that a member header announces.
 func parseHeader(h [headerSize]byte) (uint32, error) {

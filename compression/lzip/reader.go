@@ -31,6 +31,7 @@ type Reader struct {
 	crc         uint32
 	dataSize    uint64
 	maxDict     uint32
+	maxWindow   int   // 0 is what maxDict allows
 	err         error // what Read returns once the output is taken
 }
 
@@ -63,6 +64,25 @@ func (z *Reader) Reset(r io.Reader) {
 // LimitDict makes z refuse, with ErrHeader, members whose dictionary is larger than n bytes. It bounds z's memory and
 // holds after Reset as well.
 func (z *Reader) LimitDict(n uint32) { z.maxDict = n }
+
+// LimitWindow makes z fail with ErrWindow where its window, which grows with the data, would need more than n bytes; 0 sets
+// no limit but that of the dictionary. It holds after Reset as well.
+func (z *Reader) LimitWindow(n int) { z.maxWindow = n }
+
+// WindowFor returns the size in bytes of the window, at the most, for size bytes of data in members with dictionaries of
+// dict bytes at the most; a negative size is not known.
+func WindowFor(dict uint32, size int64) int {
+	window := int64(dict) + windowSpare
+	if size < 0 {
+		return windowLead + int(window) + windowSlack
+	}
+	n := min(int64(firstWindow), window)
+	// Data is handed out in runs, so some more than size may be decoded.
+	for n < window && n < size+runBytes+maxMatch {
+		n = min(4*n, window)
+	}
+	return windowLead + int(n) + windowSlack
+}
 
 // WindowSize returns the size in bytes of the window that z keeps for its next file.
 func (z *Reader) WindowSize() int { return len(z.dec.win) }
@@ -119,7 +139,9 @@ func (z *Reader) advance() error {
 		}
 	}
 	d := &z.dec
-	d.makeRoom()
+	if !d.makeRoom(z.maxWindow) {
+		return z.fail(ErrWindow)
+	}
 	z.taken = d.pos
 
 	d.in = z.in

@@ -3,6 +3,7 @@ package index
 import (
 	"context"
 	"database/sql/driver"
+	"errors"
 )
 
 // Setting returns a value that was kept under a name, "" for none.
@@ -27,6 +28,41 @@ func (c *connection) setting(name string) (string, error) {
 	}
 	value, _ := row[0].(string)
 	return value, nil
+}
+
+// EraseSetting is [Tx.SetSetting] in a transaction of its own, for a value that must
+// not leave a trace in the database: SQLite only marks what is replaced as free. The
+// write-ahead log may have it until the last process has closed the database.
+func (x *Index) EraseSetting(ctx context.Context, name, value string) (err error) {
+	return x.Update(ctx, func(tx *Tx) (err error) {
+		defer func() { err = errors.Join(err, tx.conn.script("PRAGMA secure_delete = off")) }()
+		if err := tx.conn.script("PRAGMA secure_delete = on"); err != nil {
+			return err
+		}
+		type setting struct{ key, value driver.Value }
+		var all []setting
+		err = tx.conn.rows("SELECT key, value FROM settings", nil, func(row []driver.Value) (bool, error) {
+			all = append(all, setting{row[0], row[1]})
+			return true, nil
+		})
+		if err != nil {
+			return err
+		}
+		// All of them, as the free parts of pages may have values of before: pages
+		// are cleared when the table becomes empty.
+		if err := tx.conn.exec("DELETE FROM settings"); err != nil {
+			return err
+		}
+		for _, s := range all {
+			if s.key == name {
+				continue
+			}
+			if err := tx.conn.exec("INSERT INTO settings VALUES (?, ?)", s.key, s.value); err != nil {
+				return err
+			}
+		}
+		return tx.SetSetting(name, value)
+	})
 }
 
 // SetSetting keeps a value under a name; "" forgets it.

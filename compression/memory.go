@@ -1,0 +1,123 @@
+package compression
+
+import (
+	"errors"
+	"fmt"
+	"math"
+
+	"github.com/klauspost/compress/zstd"
+
+	"nar-herder/compression/lzip"
+)
+
+// HeadBytes is how much of the beginning of compressed data Memory looks at.
+const HeadBytes = 64
+
+// What readers hold beside a dictionary or window, in bytes, with the input buffer; TestMemory measures it.
+const (
+	gzipMemory  = 192 << 10
+	bzip2Memory = 256 << 10 // and four times the block
+	xzMemory    = 192 << 10
+	lzipMemory  = 256 << 10
+	zstdMemory  = 1 << 20
+)
+
+// Memory returns how many bytes of memory a reader of compressed data holds at the most, judging by head: the first
+// HeadBytes bytes of the data, or all of it where it is shorter. size is that of the data when decompressed, -1 when it is
+// not known. Later streams in the same file may ask for more: see [NewReaderWithin]. A damaged head may give any result up
+// to [MaxMemory]. Unknown compressions need nothing, as they are not read.
+func Memory(name string, head []byte, size int64) int64 {
+	switch name {
+	case Gzip:
+		return gzipMemory
+	case Bzip2:
+		block := int64(900_000)
+		if len(head) > 3 && '1' <= head[3] && head[3] <= '9' {
+			block = 100_000 * int64(head[3]-'0')
+		}
+		return bzip2Memory + 4*block
+	case Xz:
+		return xzMemory + min(xzDict(head), maxDict)
+	case Lzip:
+		dict, err := lzip.DictSize(head)
+		if err != nil {
+			return lzipMemory
+		}
+		return lzipMemory + int64(lzip.WindowFor(min(dict, maxDict), size))
+	case Zstd:
+		return zstdMemory + min(zstdWindow(head), maxWindow)
+	default:
+		return 0
+	}
+}
+
+// MaxMemory returns what a reader holds at the most, whatever the data ask for: above that, they are refused.
+func MaxMemory(name string) int64 {
+	switch name {
+	case Xz:
+		return xzMemory + maxDict
+	case Lzip:
+		return lzipMemory + int64(lzip.WindowFor(maxDict, -1))
+	case Zstd:
+		return zstdMemory + maxWindow
+	default:
+		return Memory(name, nil, -1)
+	}
+}
+
+// zstdWindow is the window of the first frame, in bytes. One that can't be told, as behind a skippable frame, counts as the
+// largest.
+func zstdWindow(head []byte) int64 {
+	var h zstd.Header
+	if err := h.Decode(head); err != nil || h.Skippable {
+		return maxWindow
+	}
+	window := h.WindowSize
+	if h.SingleSegment {
+		window = h.FrameContentSize
+	}
+	return int64(min(max(window, zstd.MinWindowSize), math.MaxInt64))
+}
+
+// xzDict is the dictionary of the first block, in bytes.
+func xzDict(head []byte) int64 {
+	const streamHeader = 12
+	if len(head) <= streamHeader || head[streamHeader] == 0 {
+		return minXzDict // no block follows
+	}
+	if size, ok := xzBlockDict(head[streamHeader+1:]); ok {
+		return max(size, minXzDict)
+	}
+	return maxDict
+}
+
+// xzBlockDict reads a block header after its first byte, and returns the size of the dictionary, in bytes. Only LZMA2 as
+// the one filter is known to the decoder; ok is false for others.
+func xzBlockDict(header []byte) (size int64, ok bool) {
+	if len(header) == 0 {
+		return 0, false
+	}
+	flags, b := header[0], header[1:]
+	for _, present := range []byte{flags & 0x40, flags & 0x80} {
+		for i := 0; present != 0 && i < len(b); i++ {
+			if b[i]&0x80 == 0 {
+				b = b[i+1:]
+				break
+			}
+		}
+	}
+	if flags&3 != 0 || len(b) < 3 || b[0] != 0x21 || b[1] != 1 {
+		return 0, false
+	}
+	// Dictionary sizes are 2^n and 2^n + 2^(n-1), beginning with 4 KiB.
+	code := b[2]
+	return int64(2|code&1) << (min(code, 40)/2 + 11), true
+}
+
+// tooLarge makes errors of the decoders that are about a dictionary or window an ErrTooLarge.
+func tooLarge(err error) error {
+	if errors.Is(err, zstd.ErrWindowSizeExceeded) || errors.Is(err, zstd.ErrDecoderSizeExceeded) || errors.Is(err, lzip.ErrWindow) {
+		return fmt.Errorf("%w: %w", ErrTooLarge, err)
+	}
+	return err
+}

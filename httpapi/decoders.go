@@ -1,0 +1,374 @@
+package httpapi
+
+import (
+	"container/list"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"nar-herder/compression"
+)
+
+const (
+	// decoderWait is how long a request waits for memory before it is refused.
+	decoderWait = 10 * time.Second
+	// slowAfter is how long a client leaves its decoder idle before the
+	// decoder's memory may be given to another.
+	slowAfter = time.Second
+	// usualDecoderMemory is the budget without [Options.DecoderMemory].
+	usualDecoderMemory = 512 << 20
+)
+
+var (
+	errTooManyDecoders = errors.New("too many nars are being decompressed")
+	// errNotRestarted says that a suspended decoder could not get back to where it
+	// was. What it read before was good.
+	errNotRestarted = errors.New("decompress again from the start")
+)
+
+// decoders bound what decompressing for clients takes in all: processor time by
+// turns, and memory by a budget. A decoder has a turn only while it computes,
+// never while its client takes the bytes. It keeps its memory meanwhile, unless
+// others need it: then the decoder that has been idle for longest is suspended,
+// and decompresses again from the start when its client is ready for more. So slow
+// clients cost each other time, and the others nothing.
+type decoders struct {
+	// turns are held by the decoders that compute, and restarts by those among
+	// them that make up for a suspension: at most half of the processors do that.
+	turns, restarts chan struct{}
+	// queue is held by the caller that is the next to get memory.
+	queue  chan struct{}
+	budget int64 // in bytes
+	// slowAfter is the constant but in tests.
+	slowAfter time.Duration
+	// retry wakes the holder of queue.
+	retry chan struct{}
+
+	mu     sync.Mutex
+	used   int64     // of the budget, by decompressors
+	pieces int64     // of the budget, by what clients have not taken yet: a copyPiece for each open decoder
+	idle   list.List // of *decoder with a decompressor, the longest idle first
+
+	restarted atomic.Int64
+}
+
+func newDecoders(processors int, budget int64) *decoders {
+	if budget <= 0 {
+		budget = usualDecoderMemory
+	}
+	return &decoders{
+		turns: make(chan struct{}, processors), restarts: make(chan struct{}, max(1, processors/2)),
+		queue: make(chan struct{}, 1), retry: make(chan struct{}, 1), budget: budget, slowAfter: slowAfter,
+	}
+}
+
+// reserve takes n bytes of the budget for a decompressor, and a number of bytes for a
+// piece. It waits until they are free, or returns errTooManyDecoders when the context
+// ends. A decompressor that needs more than the budget gets it when it is the only one.
+func (d *decoders) reserve(ctx context.Context, n, piece int64) error {
+	select {
+	case d.queue <- struct{}{}:
+	case <-ctx.Done():
+		return errTooManyDecoders
+	}
+	defer func() { <-d.queue }()
+	for {
+		wait, ok := d.tryReserve(n, piece)
+		if ok {
+			return nil
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-d.retry:
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return errTooManyDecoders
+		}
+		timer.Stop()
+	}
+}
+
+// tryReserve is reserve without waiting, suspending decoders of slow clients where that helps. Else it
+// returns how long to wait before the next one can be suspended.
+func (d *decoders) tryReserve(n, piece int64) (wait time.Duration, ok bool) {
+	var suspended []io.Closer
+	defer func() {
+		for _, decompressor := range suspended {
+			closeDecompressor(decompressor)
+		}
+	}()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.pieces+piece > d.budget {
+		return time.Hour, false // until another is closed
+	}
+	for d.used > 0 && d.used+d.pieces+n+piece > d.budget {
+		first := d.idle.Front()
+		if first == nil {
+			return time.Hour, false // until another is idle or closed
+		}
+		slow := first.Value.(*decoder)
+		if wait := d.slowAfter - time.Since(slow.idleSince); wait > 0 {
+			return wait, false
+		}
+		d.idle.Remove(first)
+		suspended = append(suspended, slow.decompressor)
+		slow.place, slow.decompressor = nil, nil
+		d.used -= slow.memory
+	}
+	d.used += n
+	d.pieces += piece
+	return 0, true
+}
+
+// release gives back what reserve took.
+func (d *decoders) release(n, piece int64) {
+	d.mu.Lock()
+	d.used -= n
+	d.pieces -= piece
+	d.mu.Unlock()
+	d.wake()
+}
+
+// wake has the caller that waits for memory look again.
+func (d *decoders) wake() {
+	if len(d.queue) > 0 {
+		select {
+		case d.retry <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// memory returns how many bytes of the budget are taken.
+func (d *decoders) memory() int64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.used + d.pieces
+}
+
+// open returns how many decoders are not closed.
+func (d *decoders) open() int64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.pieces / copyPiece
+}
+
+// compressedFile is what a decoder reads.
+type compressedFile interface {
+	// Reader returns the file's bytes from the first on. It ends the reader of
+	// an earlier call.
+	Reader() (io.Reader, error)
+	io.Closer
+}
+
+// decoder decompresses a file while it is read. It is made by [decoders.new].
+type decoder struct {
+	decoders   *decoders
+	decompress func(name string, r io.Reader, memory int64) (io.ReadCloser, error)
+	kind       string // of compression
+	file       compressedFile
+	live       context.Context // of what is read and waited for
+	position   int64           // bytes that were read
+	err        error           // of the last Read, if any
+
+	// memory is what the decoder has of the budget while it has a decompressor, apart
+	// from its piece.
+	memory       int64
+	decompressor io.ReadCloser
+	// place is that in decoders.idle; nil while a call is under way, and once the
+	// decoder is suspended. While it is set, decoders.mu guards these.
+	place     *list.Element
+	idleSince time.Time
+}
+
+// new opens a decoder with memory bytes of the budget, for which it waits until
+// ready ends: the error is errTooManyDecoders then. What the decoder waits for later
+// ends with live. The file is closed with the decoder, and at once when there
+// is an error.
+func (d *decoders) new(ready, live context.Context, kind string, file compressedFile, memory int64, decompress func(string, io.Reader, int64) (io.ReadCloser, error)) (*decoder, error) {
+	z := &decoder{decoders: d, decompress: decompress, kind: kind, file: file, live: live, memory: memory}
+	if err := d.reserve(ready, memory, copyPiece); err != nil {
+		file.Close()
+		return nil, err
+	}
+	if err := z.begin(); err != nil {
+		d.release(memory, copyPiece)
+		file.Close()
+		return nil, err
+	}
+	z.rest()
+	return z, nil
+}
+
+// begin opens the decompressor, in memory that is reserved.
+func (z *decoder) begin() (err error) {
+	r, err := z.file.Reader()
+	if err != nil {
+		return err
+	}
+	z.decoders.turns <- struct{}{}
+	defer func() { <-z.decoders.turns }()
+	defer recovered(&err)
+	z.decompressor, err = z.decompress(z.kind, turnless{r, z.decoders}, z.memory)
+	return err
+}
+
+// turnless gives up the turn of a decoder while it waits for compressed bytes,
+// which may come from far away.
+type turnless struct {
+	io.Reader
+	decoders *decoders
+}
+
+func (t turnless) Read(p []byte) (int, error) {
+	<-t.decoders.turns
+	defer func() { t.decoders.turns <- struct{}{} }()
+	return t.Reader.Read(p)
+}
+
+// Read implements [io.Reader].
+func (z *decoder) Read(p []byte) (n int, err error) {
+	if z.err != nil || len(p) == 0 {
+		return 0, z.err
+	}
+	z.err = z.resume(p)
+	if z.err == nil {
+		n, z.err = z.step(p)
+	}
+	if n == 0 && errors.Is(z.err, compression.ErrTooLarge) {
+		n, z.err = z.enlarge(p)
+	}
+	z.position += int64(n)
+	if z.err == nil {
+		z.rest()
+	} else {
+		z.discard() // it is not needed any more
+	}
+	return n, z.err
+}
+
+// enlarge is step with as much memory as data of the compression may need, where the
+// beginning of the file asked for less.
+func (z *decoder) enlarge(p []byte) (int, error) {
+	most := compression.MaxMemory(z.kind)
+	if z.memory >= most {
+		return 0, z.err
+	}
+	z.discard()
+	z.memory = most
+	if err := z.restart(p); err != nil {
+		return 0, err
+	}
+	return z.step(p)
+}
+
+// step reads some bytes, when it is the decoder's turn.
+func (z *decoder) step(p []byte) (n int, err error) {
+	z.decoders.turns <- struct{}{}
+	defer func() { <-z.decoders.turns }()
+	defer recovered(&err)
+	return z.decompressor.Read(p)
+}
+
+// rest makes the decoder one that may be suspended.
+func (z *decoder) rest() {
+	d := z.decoders
+	d.mu.Lock()
+	z.idleSince = time.Now()
+	z.place = d.idle.PushBack(z)
+	d.mu.Unlock()
+	d.wake()
+}
+
+// resume undoes rest, and a suspension. It uses the scratch buffer.
+func (z *decoder) resume(scratch []byte) error {
+	if z.take() {
+		return nil
+	}
+	return z.restart(scratch)
+}
+
+// take undoes rest. It returns false when the decoder was suspended.
+func (z *decoder) take() bool {
+	d := z.decoders
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if z.place == nil {
+		return false
+	}
+	d.idle.Remove(z.place)
+	z.place = nil
+	return true
+}
+
+// restart decompresses again up to where the decoder was.
+func (z *decoder) restart(scratch []byte) error {
+	d := z.decoders
+	select {
+	case d.restarts <- struct{}{}:
+	case <-z.live.Done():
+		return fmt.Errorf("%w: %w", errNotRestarted, z.live.Err())
+	}
+	defer func() { <-d.restarts }()
+	if err := d.reserve(z.live, z.memory, 0); err != nil {
+		return fmt.Errorf("%w: %w", errNotRestarted, err)
+	}
+	d.restarted.Add(1)
+	if err := z.begin(); err != nil {
+		d.release(z.memory, 0)
+		return fmt.Errorf("%w: %w", errNotRestarted, err)
+	}
+	for left := z.position; left > 0; {
+		n, err := z.step(scratch[:min(int64(len(scratch)), left)])
+		left -= int64(n)
+		if err == nil {
+			err = z.live.Err()
+		}
+		if err == io.EOF && left > 0 {
+			err = io.ErrUnexpectedEOF
+		}
+		if err != nil && left > 0 {
+			return fmt.Errorf("%w, up to byte %d of %d: %w", errNotRestarted, z.position-left, z.position, err)
+		}
+	}
+	return nil
+}
+
+// discard closes the decompressor and gives back its memory. The decoder must not
+// be idle.
+func (z *decoder) discard() {
+	if z.decompressor != nil {
+		closeDecompressor(z.decompressor)
+		z.decompressor = nil
+		z.decoders.release(z.memory, 0)
+	}
+}
+
+// Close implements [io.Closer].
+func (z *decoder) Close() error {
+	z.take()
+	z.discard()
+	z.decoders.release(0, copyPiece)
+	return z.file.Close()
+}
+
+func closeDecompressor(decompressor io.Closer) {
+	var err error
+	defer recovered(&err) // there is nobody to tell
+	_ = decompressor.Close()
+}
+
+// recovered makes a panic of a decompressor an error. They are given what comes
+// from elsewhere, and a turn or a file must not be lost by it.
+func recovered(err *error) {
+	if fault := recover(); fault != nil {
+		*err = fmt.Errorf("a fault of the decompressor, please report it: %v\n%s", fault, debug.Stack())
+	}
+}
