@@ -66,6 +66,9 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 		}
 	}()
 	route := s.dispatch(ctx)
+	if !ctx.Request.Header.IsHTTP11() {
+		sendUntilClose(ctx)
+	}
 	s.answered.Add(1)
 	if s.stopping.Load() {
 		ctx.SetConnectionClose()
