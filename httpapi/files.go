@@ -37,6 +37,7 @@ func (s *Server) serveFile(ctx *fasthttp.RequestCtx, name, algorithm, digest str
 		s.fault(ctx, "look up an item", err)
 		return
 	}
+	defer s.setNarCacheControl(ctx, known, "")
 	item := known.Item
 	n := s.easiest(item)
 	if n < 0 {

@@ -107,6 +107,7 @@ func (s *Server) sendFile(ctx *fasthttp.RequestCtx, item *nars, n int) {
 
 // used counts a request that was answered with a nar, from its beginning on.
 func (s *Server) used(ctx *fasthttp.RequestCtx, item *nars, kind string) {
+	s.setNarCacheControl(ctx, item, kind)
 	if s.options.Uses == nil || !ctx.IsGet() {
 		return
 	}

@@ -125,9 +125,11 @@ func (s *Server) dispatch(ctx *fasthttp.RequestCtx) route {
 		return routeHealth
 	case first == "nar" && (len(segments) == 2 || len(segments) == 3):
 		s.serveNar(ctx, decoded[1:], segments[len(segments)-1])
+		s.setMissingCacheControl(ctx)
 		return routeNar
 	case first == "file" && len(segments) == 4:
 		s.serveFile(ctx, segments[1], segments[2], segments[3])
+		s.setMissingCacheControl(ctx)
 		return routeFile
 	case decoded == peer.ChangesPath && s.options.Changes != nil:
 		s.serveChanges(ctx)
@@ -221,9 +223,12 @@ func (s *Server) text(ctx *fasthttp.RequestCtx, contentType, body string) {
 }
 
 // fail answers with an error, which says what is wrong with the request and
-// nothing about this machine.
+// nothing about this machine. Caches must not keep a failure of the server.
 func (s *Server) fail(ctx *fasthttp.RequestCtx, status int, message string) {
 	ctx.Response.SetStatusCode(status)
+	if status >= fasthttp.StatusInternalServerError {
+		ctx.Response.Header.Set(fasthttp.HeaderCacheControl, noStore)
+	}
 	s.text(ctx, "text/plain; charset=utf-8", message+"\n")
 }
 

@@ -231,8 +231,7 @@ type Server struct {
 	// These and decoderWait are the constants but in tests.
 	progressTimeout, shutdownGrace time.Duration
 
-	cacheControl         string // of a narinfo; "" for none
-	negativeCacheControl string
+	cacheControls cacheControls
 
 	answered atomic.Int64
 
@@ -265,12 +264,7 @@ func New(items Items, options Options) *Server {
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
-	ttl := options.TTL
-	if options.NewTTL != nil {
-		ttl = options.NewTTL
-	}
-	s.cacheControl = maxAge(ttl)
-	s.negativeCacheControl = maxAge(options.NegativeTTL)
+	s.cacheControls = newCacheControls(&options)
 	s.metrics = newMetrics(s)
 	s.live, s.end = context.WithCancel(context.Background())
 	s.streaming, s.endStreams = context.WithCancel(s.live)
