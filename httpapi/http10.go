@@ -19,8 +19,7 @@ func sendUntilClose(ctx *fasthttp.RequestCtx) {
 	response.Header.Del("Transfer-Encoding")
 	response.Header.SetConnectionClose()
 	head := bytes.Clone(response.Header.Header())
-	// Request and response are valid until the function returns; the body is
-	// closed after that.
+	// Request and response are valid until the function returns.
 	body := response.BodyStream()
 	if ctx.IsHead() {
 		body = nothing{}
@@ -34,6 +33,7 @@ func sendUntilClose(ctx *fasthttp.RequestCtx) {
 		if err != nil {
 			reset(ctx.Conn())
 		}
+		_ = response.CloseBodyStream() // before the connection, for which a server that stops waits
 	})
 }
 

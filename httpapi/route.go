@@ -248,6 +248,11 @@ func (s *Server) fault(ctx *fasthttp.RequestCtx, tried string, err error) {
 // handleBadRequest answers what could not be read as a request. The connection
 // is closed after it.
 func (s *Server) handleBadRequest(ctx *fasthttp.RequestCtx, err error) {
+	answerBadRequest(ctx, err)
+	s.metrics.count(routeOther, ctx)
+}
+
+func answerBadRequest(ctx *fasthttp.RequestCtx, err error) {
 	status, message := fasthttp.StatusBadRequest, "this is not a well-formed HTTP request"
 	var small *fasthttp.ErrSmallBuffer
 	var netErr net.Error
@@ -260,9 +265,10 @@ func (s *Server) handleBadRequest(ctx *fasthttp.RequestCtx, err error) {
 		status, message = fasthttp.StatusRequestTimeout, "the request took too long to arrive"
 	}
 	ctx.Response.Reset()
-	s.fail(ctx, status, message)
+	ctx.Response.SetStatusCode(status)
+	ctx.Response.Header.SetContentType("text/plain; charset=utf-8")
+	ctx.Response.SetBodyString(message + "\n")
 	ctx.SetConnectionClose()
-	s.metrics.count(routeOther, ctx)
 }
 
 // maxAge is the Cache-Control header for a time to live.

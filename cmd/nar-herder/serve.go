@@ -74,6 +74,8 @@ type serverCommand struct {
 	NarinfoCacheSize sizeValue `default:"64MiB" placeholder:"BYTES" help:"Memory for narinfos that were asked for lately (default: ${default})."`
 
 	controlOptions `embed:""`
+
+	starting *httpapi.Starting // answers until there is a server
 }
 
 // pidFileWait is how long the process id waits for the sockets: a supervisor
@@ -161,6 +163,7 @@ func (c *serverCommand) Run(ctx context.Context, s *streams, settings *settings)
 	defer closeAll(listeners)
 	c.serveControl(control, log)
 	defer c.closeControl()
+	c.starting = httpapi.NewStarting(log)
 	for _, prepare := range []func(context.Context, []net.Listener, *slog.Logger) error{c.convertInPlace, c.beginMirror} {
 		if err := prepare(ctx, listeners, log); ctx.Err() != nil {
 			log.Info("stopped; the next start goes on with what was begun", "database", c.Database)
@@ -203,6 +206,7 @@ func (c *serverCommand) Run(ctx context.Context, s *streams, settings *settings)
 		HideMetrics:   c.PublicMetrics == "no",
 		AnswerCache:   max(int64(c.NarinfoCacheSize), 0),
 		SigningKey:    key,
+		Starting:      c.starting,
 		Version:       version(),
 		Uses:          counter,
 		Log:           log,
