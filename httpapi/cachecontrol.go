@@ -53,6 +53,9 @@ func public(ttl *time.Duration) string {
 func (s *Server) setNarCacheControl(ctx *fasthttp.RequestCtx, item *nars, kind string) {
 	switch ctx.Response.StatusCode() {
 	case fasthttp.StatusOK, fasthttp.StatusPartialContent, fasthttp.StatusNotModified:
+	case fasthttp.StatusNotFound:
+		s.setMissingCacheControl(ctx)
+		return
 	default:
 		return
 	}

@@ -88,6 +88,21 @@ func TestCacheControlOfNars(t *testing.T) {
 	}
 }
 
+// TestCacheControlOfMissing has a nar that is gone while its narinfo stays, asked for
+// when its item is not in memory yet, and when it is.
+func TestCacheControlOfMissing(t *testing.T) {
+	t.Parallel()
+	m := make1(t, "evicted", "content", "gzip")
+	opts := options()
+	opts.NegativeTTL = seconds(60)
+	c := dial(t, start(t, without(t, m), opts).address)
+	for range 2 {
+		if got := c.ask("GET", "/"+m.url()); got.StatusCode != 404 || got.Header.Get("Cache-Control") != "max-age=60" {
+			t.Errorf("%s %v", got.Status, got.Header)
+		}
+	}
+}
+
 // TestCacheControlNewTTL has nars promised for as long as narinfos are now, and
 // nothing promised where nothing was configured, as guix publish does.
 func TestCacheControlNewTTL(t *testing.T) {
