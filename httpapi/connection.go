@@ -121,6 +121,10 @@ type connection struct {
 
 	deadline, deadlineSet time.Time
 
+	// begun is whether anything was read, and failure the error of the next Read.
+	begun   bool
+	failure error
+
 	// fileFollows says that the next Write is the head of an answer whose body
 	// a fileBody sends: both go in one segment then.
 	fileFollows bool

@@ -86,6 +86,9 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 
 // dispatch answers the request and says what it was.
 func (s *Server) dispatch(ctx *fasthttp.RequestCtx) route {
+	if s.refuse(ctx) {
+		return routeOther
+	}
 	path := ctx.URI().PathOriginal()
 	if !ctx.IsGet() && !ctx.IsHead() {
 		ctx.Response.Header.Set("Allow", "GET, HEAD")
@@ -259,6 +262,10 @@ func answerBadRequest(ctx *fasthttp.RequestCtx, err error) {
 	switch {
 	case errors.As(err, &small):
 		status, message = fasthttp.StatusRequestHeaderFieldsTooLarge, fmt.Sprintf("the head of a request has at most %d bytes here", readBuffer)
+	case strings.Contains(err.Error(), "missing required host header"): // an error that can't be named
+		message = "the request has no Host header, or an empty one"
+	case errors.Is(err, errBareLines):
+		message = errBareLines.Error()
 	case errors.Is(err, fasthttp.ErrBodyTooLarge):
 		status, message = fasthttp.StatusRequestEntityTooLarge, "requests have no body here"
 	case errors.As(err, &netErr) && netErr.Timeout():

@@ -66,7 +66,16 @@ func (c *connection) endWhenQuiet() {
 // error that the engine gives no answer to, such as 408: a client could take that for
 // the answer to its next request.
 func (c *connection) Read(p []byte) (int, error) {
+	if c.failure != nil {
+		return 0, c.failure
+	}
 	n, err := c.read(p)
+	if isFirst := !c.begun; n > 0 {
+		c.begun = true
+		if endsBare(p[:n]) {
+			n = c.readBare(p, n, isFirst)
+		}
+	}
 	if err != nil && c.connections.draining.Load() && errors.Is(err, os.ErrDeadlineExceeded) {
 		err = net.ErrClosed
 	}
