@@ -113,7 +113,7 @@ func TestRoutes(t *testing.T) {
 		{target: "/nix-cache-info/", status: 404, kind: textType, body: none},
 		{target: "/signing-key.pub", status: 200, kind: textType, body: "(public-key (ecc))\n"},
 		{target: "/health/live", status: 200, kind: "application/json", cache: "no-store", body: "{\"status\": \"ok\"}\n"},
-		{target: "/health", status: 200, kind: "application/json", cache: "no-store", body: `{"database":"ok","status":"ok","storage":"ok"}` + "\n"},
+		{target: "/health", status: 200, kind: "application/json", cache: "no-store", body: `{"age_seconds":0,"database":"ok","status":"ok","storage":"ok"}` + "\n"},
 		{target: "/health/dead", status: 404, kind: textType, body: none},
 
 		{target: "/", status: 404, kind: textType, body: "this is a substitute server: ask for /HASH.narinfo\n"},
@@ -298,10 +298,10 @@ func TestHealth(t *testing.T) {
 		status       int
 		body         string
 	}{
-		{nil, nil, 200, `{"database":"ok","status":"ok","storage":"ok"}`},
-		{errBroken, nil, 503, `{"database":"failing","status":"failing","storage":"ok"}`},
-		{nil, errBroken, 503, `{"database":"ok","status":"failing","storage":"failing"}`},
-		{errBroken, errBroken, 503, `{"database":"failing","status":"failing","storage":"failing"}`},
+		{nil, nil, 200, `{"age_seconds":0,"database":"ok","status":"ok","storage":"ok"}`},
+		{errBroken, nil, 503, `{"age_seconds":0,"database":"failing","status":"failing","storage":"ok"}`},
+		{nil, errBroken, 503, `{"age_seconds":0,"database":"ok","status":"failing","storage":"failing"}`},
+		{errBroken, errBroken, 503, `{"age_seconds":0,"database":"failing","status":"failing","storage":"failing"}`},
 	} {
 		looks := 0
 		items := &fakeItems{healthy: func() (error, error) { looks++; return test.index, test.bytes }}
