@@ -80,7 +80,7 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 			slog.String("path", string(ctx.RequestURI())),
 			slog.Int("status", ctx.Response.StatusCode()),
 			slog.Int("bytes", bodyLength(ctx)),
-			slog.String("client", ctx.RemoteAddr().String()))
+			slog.String("client", s.clientName(ctx)))
 	}
 }
 

@@ -179,6 +179,9 @@ type Options struct {
 	// HideMetrics answers 404 at /metrics and /health. [Control] serves both.
 	HideMetrics bool
 
+	// TrustedProxies may say for whom they ask.
+	TrustedProxies Proxies
+
 	// Starting has answered until now, and its connections are taken over; nil for
 	// none.
 	Starting *Starting

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"net/netip"
 	"net/url"
 	"regexp"
 	"strconv"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"nar-herder/compression"
+	"nar-herder/httpapi"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
 	"nar-herder/removal"
@@ -193,6 +195,49 @@ func (t *typed[V, P]) UnmarshalText(text []byte) error {
 	}
 	t.kind = kind
 	return P(&t.value).UnmarshalText([]byte(value))
+}
+
+// proxyValue is a proxy, or a network of them: an address, a prefix such as 10.0.0.0/8,
+// "unix" or "none".
+type proxyValue struct {
+	network netip.Prefix
+	unix    bool
+}
+
+func (p *proxyValue) UnmarshalText(text []byte) error {
+	*p = proxyValue{}
+	switch s := string(text); s {
+	case "unix":
+		p.unix = true
+		return nil
+	case "none":
+		return nil
+	default:
+		if address, err := netip.ParseAddr(s); err == nil && address.Zone() == "" {
+			p.network = netip.PrefixFrom(address.Unmap(), address.Unmap().BitLen())
+			return nil
+		}
+		network, err := netip.ParsePrefix(s)
+		if err != nil {
+			return fmt.Errorf("invalid proxy %q: want an IP address, a network such as 10.0.0.0/8, unix, or none", s)
+		}
+		if network != network.Masked() {
+			return fmt.Errorf("invalid network %q: it has bits beyond its length: did you mean %s or %s?", s, network.Masked(), network.Addr())
+		}
+		p.network = network
+		return nil
+	}
+}
+
+// proxies are all of the values together.
+func proxies(values []proxyValue) (all httpapi.Proxies) {
+	for _, value := range values {
+		all.Unix = all.Unix || value.unix
+		if value.network.IsValid() {
+			all.Networks = append(all.Networks, value.network)
+		}
+	}
+	return all
 }
 
 // textValue is any text but none at all.
