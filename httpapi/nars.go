@@ -348,8 +348,8 @@ func (s *Server) sendPart(ctx *fasthttp.RequestCtx, c content) {
 			return
 		}
 		reader.Close()
-		describe(response, v)
 		if s.sendUnlessConditions(ctx, string(v.etag), v.modified) {
+			describe(response, v)
 			return
 		}
 	}

@@ -39,6 +39,8 @@ type Items interface {
 	// LookFor looks for the item's Nth file: nil when it is there and whole,
 	// [storage.ErrNotStored] when it certainly is not.
 	LookFor(ctx context.Context, item *storage.Item, n int) error
+	// Concurrency is how many calls of LookFor at a time suit the storage.
+	Concurrency() int
 	// Healthy tries index and bytes.
 	Healthy(ctx context.Context) (indexErr, bytesErr error)
 	// Totals are sums for the metrics.
@@ -240,6 +242,11 @@ type Server struct {
 
 	cacheControls cacheControls
 
+	// lookups bounds what looks for files at a time, for whomever, and limiter how
+	// often a client may ask for that.
+	lookups chan struct{}
+	limiter *limiter
+
 	answered atomic.Int64
 
 	// news wakes those who follow the changes, and streams counts them.
@@ -271,6 +278,7 @@ func New(items Items, options Options) *Server {
 		s.log = slog.New(slog.DiscardHandler)
 	}
 	s.cacheControls = newCacheControls(&options)
+	s.lookups, s.limiter = make(chan struct{}, max(1, items.Concurrency())), newLimiter()
 	s.metrics = newMetrics(s)
 	s.live, s.end = context.WithCancel(context.Background())
 	s.streaming, s.endStreams = context.WithCancel(s.live)
