@@ -15,12 +15,6 @@ type Proxies struct {
 	Unix bool
 }
 
-// LocalProxies are those on this machine.
-var LocalProxies = Proxies{
-	Networks: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")},
-	Unix:     true,
-}
-
 func (p *Proxies) trusts(address netip.Addr) bool {
 	for _, network := range p.Networks {
 		if network.Contains(address) {

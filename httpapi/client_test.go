@@ -16,6 +16,7 @@ import (
 func TestClientAddress(t *testing.T) {
 	t.Parallel()
 	prefix := netip.MustParsePrefix
+	local := Proxies{Networks: []netip.Prefix{prefix("127.0.0.0/8"), prefix("::1/128")}, Unix: true}
 	farm := Proxies{Networks: []netip.Prefix{prefix("10.0.0.0/8"), prefix("192.0.2.7/32"), prefix("fd00::/8")}}
 	for _, test := range []struct {
 		trusted   Proxies
@@ -23,18 +24,18 @@ func TestClientAddress(t *testing.T) {
 		forwarded []string
 		want      string // "" if it is not known
 	}{
-		{LocalProxies, "127.0.0.1", nil, "127.0.0.1"},
-		{LocalProxies, "127.0.0.1", []string{"198.51.100.1"}, "198.51.100.1"},
-		{LocalProxies, "::1", []string{"2001:db8::1"}, "2001:db8::1"},
-		{LocalProxies, "127.9.9.9", []string{"198.51.100.1"}, "198.51.100.1"},
-		{LocalProxies, "unix", nil, ""},
-		{LocalProxies, "unix", []string{"198.51.100.1"}, "198.51.100.1"},
+		{local, "127.0.0.1", nil, "127.0.0.1"},
+		{local, "127.0.0.1", []string{"198.51.100.1"}, "198.51.100.1"},
+		{local, "::1", []string{"2001:db8::1"}, "2001:db8::1"},
+		{local, "127.9.9.9", []string{"198.51.100.1"}, "198.51.100.1"},
+		{local, "unix", nil, ""},
+		{local, "unix", []string{"198.51.100.1"}, "198.51.100.1"},
 		// Whoever connects can say anything.
-		{LocalProxies, "203.0.113.1", []string{"198.51.100.1"}, "203.0.113.1"},
-		{LocalProxies, "203.0.113.1", []string{"127.0.0.1"}, "203.0.113.1"},
-		{LocalProxies, "127.0.0.1", []string{"8.8.8.8, 198.51.100.1"}, "198.51.100.1"},
-		{LocalProxies, "127.0.0.1", []string{"127.0.0.1, 198.51.100.1"}, "198.51.100.1"},
-		{LocalProxies, "127.0.0.1", []string{"8.8.8.8", "198.51.100.1"}, "198.51.100.1"},
+		{local, "203.0.113.1", []string{"198.51.100.1"}, "203.0.113.1"},
+		{local, "203.0.113.1", []string{"127.0.0.1"}, "203.0.113.1"},
+		{local, "127.0.0.1", []string{"8.8.8.8, 198.51.100.1"}, "198.51.100.1"},
+		{local, "127.0.0.1", []string{"127.0.0.1, 198.51.100.1"}, "198.51.100.1"},
+		{local, "127.0.0.1", []string{"8.8.8.8", "198.51.100.1"}, "198.51.100.1"},
 		// Through several that are trusted.
 		{farm, "10.0.0.1", []string{"8.8.8.8, 198.51.100.1, 10.1.2.3,192.0.2.7"}, "198.51.100.1"},
 		{farm, "10.0.0.1", []string{"8.8.8.8, 198.51.100.1", "10.1.2.3", "192.0.2.7"}, "198.51.100.1"},
@@ -47,13 +48,13 @@ func TestClientAddress(t *testing.T) {
 		{farm, "unix", []string{"198.51.100.1"}, ""},
 		{Proxies{}, "127.0.0.1", []string{"198.51.100.1"}, "127.0.0.1"},
 		// What is malformed counts for nothing.
-		{LocalProxies, "127.0.0.1", []string{"unknown"}, "127.0.0.1"},
-		{LocalProxies, "127.0.0.1", []string{""}, "127.0.0.1"},
-		{LocalProxies, "127.0.0.1", []string{"198.51.100.1,"}, "127.0.0.1"},
-		{LocalProxies, "127.0.0.1", []string{"198.51.100.1, _hidden"}, "127.0.0.1"},
-		{LocalProxies, "127.0.0.1", []string{"nonsense, 198.51.100.1"}, "198.51.100.1"},
+		{local, "127.0.0.1", []string{"unknown"}, "127.0.0.1"},
+		{local, "127.0.0.1", []string{""}, "127.0.0.1"},
+		{local, "127.0.0.1", []string{"198.51.100.1,"}, "127.0.0.1"},
+		{local, "127.0.0.1", []string{"198.51.100.1, _hidden"}, "127.0.0.1"},
+		{local, "127.0.0.1", []string{"nonsense, 198.51.100.1"}, "198.51.100.1"},
 		{farm, "10.0.0.1", []string{"nonsense, 10.0.0.2"}, "10.0.0.1"},
-		{LocalProxies, "127.0.0.1", []string{"1.2.3.4.5"}, "127.0.0.1"},
+		{local, "127.0.0.1", []string{"1.2.3.4.5"}, "127.0.0.1"},
 	} {
 		opts := options()
 		opts.TrustedProxies = test.trusted

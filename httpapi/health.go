@@ -143,8 +143,8 @@ func within[T any](ctx context.Context, from <-chan T, otherwise T) (_ T, came b
 }
 
 // totals reads the sums of the index, in bounded time.
-func (s *Server) totals(ctx context.Context) (index.Totals, error) {
-	ctx, cancel := context.WithTimeout(ctx, healthDeadline)
+func (s *Server) totals() (index.Totals, error) {
+	ctx, cancel := context.WithTimeout(s.live, healthDeadline)
 	defer cancel()
 	return s.items.Totals(ctx)
 }

@@ -2,7 +2,9 @@ package httpapi
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -47,18 +49,29 @@ func (s *Server) lookFor(ctx context.Context, item *storage.Item, n int) error {
 	return s.items.LookFor(ctx, item, n)
 }
 
-// each calls f for the numbers below n, several at a time.
+// each calls f for the numbers below n, several at a time. It panics if f does, so that
+// the request fails and not the program.
 func (s *Server) each(n int, f func(i int)) {
 	var next atomic.Int64
+	var fault atomic.Pointer[string]
 	var calls sync.WaitGroup
 	for range min(cap(s.lookups), n) {
 		calls.Go(func() {
+			defer func() {
+				if v := recover(); v != nil {
+					text := fmt.Sprintf("%v\n%s", v, debug.Stack())
+					fault.Store(&text)
+				}
+			}()
 			for i := next.Add(1) - 1; i < int64(n); i = next.Add(1) - 1 {
 				f(int(i))
 			}
 		})
 	}
 	calls.Wait()
+	if text := fault.Load(); text != nil {
+		panic(*text)
+	}
 }
 
 // faults counts what could not be found out in answering one question.

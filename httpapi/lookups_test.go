@@ -142,6 +142,15 @@ func TestStoredHanging(t *testing.T) {
 	})
 }
 
+// TestStoredPanics has a fault of the program, which ends the request alone.
+func TestStoredPanics(t *testing.T) {
+	t.Parallel()
+	s := newStarted(newDistantItems(t, func(context.Context) error { panic("at the disco") }), options())
+	if ctx := askStored(s.Server, "192.0.2.1", 5); ctx.Response.StatusCode() != 500 || !strings.Contains(s.log.String(), "at the disco") {
+		t.Errorf("%d %s", ctx.Response.StatusCode(), s.log.String())
+	}
+}
+
 // TestStoredLimit has an instance that removes nars beside a client that asks for ever.
 func TestStoredLimit(t *testing.T) {
 	t.Parallel()

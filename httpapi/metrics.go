@@ -126,7 +126,7 @@ func (c *totalsCollector) Describe(descs chan<- *prometheus.Desc) {
 }
 
 func (c *totalsCollector) Collect(values chan<- prometheus.Metric) {
-	totals, err := c.s.totals(c.s.live)
+	totals, err := c.s.totals()
 	if err != nil {
 		// The other metrics are worth having all the more now.
 		c.s.log.Error("can't read the totals for the metrics", "error", err)

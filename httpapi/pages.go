@@ -22,7 +22,7 @@ func (s *Server) serveHome(ctx *fasthttp.RequestCtx) route {
 		s.notFound(ctx, "this is a substitute server: ask for /HASH.narinfo")
 		return routeHome
 	}
-	totals, err := s.totals(ctx)
+	totals, err := s.totals()
 	if err != nil {
 		s.fault(ctx, "read the totals", err)
 		return routeHome
