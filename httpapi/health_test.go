@@ -121,10 +121,10 @@ func TestHealthOfDatabase(t *testing.T) {
 func TestHealthAge(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		fails := false
+		var fails atomic.Bool
 		s := New(&slowItems{healthyCtx: func(ctx context.Context) (error, error) {
 			time.Sleep(100 * time.Millisecond)
-			if fails {
+			if fails.Load() {
 				return nil, errBroken
 			}
 			return nil, nil
@@ -145,7 +145,7 @@ func TestHealthAge(t *testing.T) {
 			{time.Hour, true, 503, "0", 100 * time.Millisecond},
 		} {
 			time.Sleep(test.after)
-			fails = test.fails
+			fails.Store(test.fails)
 			status, body, took := askHealth(t, s)
 			if status != test.status || !strings.Contains(body, `"age_seconds":`+test.age+`,`) || took != test.took {
 				t.Errorf("after %s: %d %s after %s, want %d, age %s, after %s", test.after, status, body, took, test.status, test.age, test.took)
