@@ -69,10 +69,11 @@ type serverCommand struct {
 	StorageCache     string    `placeholder:"DIR" help:"Directory on a disk of this machine for nars that were read from the storage lately, where that is far away."`
 	StorageCacheSize sizeValue `default:"10GiB" placeholder:"BYTES" help:"What the files in it take of the disk at the most (default: ${default})."`
 
-	XAccelRedirect   bool         `name:"x-accel-redirect" help:"Leave the sending of nars to the nginx in front, as the original does."`
-	SigningKey       string       `placeholder:"FILE" help:"The public key that signs the narinfos, to hand out at /signing-key.pub."`
-	NarinfoCacheSize sizeValue    `default:"64MiB" placeholder:"BYTES" help:"Memory for narinfos that were asked for lately (default: ${default})."`
-	TrustedProxies   []proxyValue `default:"127.0.0.0/8,::1,unix" placeholder:"ADDRESS[,ADDRESS]" help:"Addresses and networks of proxies whose X-Forwarded-For is believed, for the log and for limits; unix for those that connect to a socket in the file system, none for nobody (default: ${default})."`
+	XAccelRedirect   bool      `name:"x-accel-redirect" help:"Leave the sending of nars to the nginx in front, as the original does."`
+	SigningKey       string    `placeholder:"FILE" help:"The public key that signs the narinfos, to hand out at /signing-key.pub."`
+	NarinfoCacheSize sizeValue `default:"64MiB" placeholder:"BYTES" help:"Memory for narinfos that were asked for lately (default: ${default})."`
+
+	TrustedProxies []proxiesValue `sep:"none" default:"127.0.0.0/8,::1,unix" placeholder:"ADDRESS[,ADDRESS]" help:"Addresses and networks of proxies whose X-Forwarded-For is believed, for the log and for limits; unix for those that connect to a socket in the file system, none for nobody. May be repeated (default: ${default})."`
 
 	controlOptions `embed:""`
 

@@ -197,25 +197,23 @@ func (t *typed[V, P]) UnmarshalText(text []byte) error {
 	return P(&t.value).UnmarshalText([]byte(value))
 }
 
-// proxyValue is a proxy, or a network of them: an address, a prefix such as 10.0.0.0/8,
-// "unix" or "none".
-type proxyValue struct {
-	network netip.Prefix
-	unix    bool
-}
+// proxiesValue is a list of proxies: addresses, networks such as 10.0.0.0/8, "unix" or
+// "none".
+type proxiesValue struct{ httpapi.Proxies }
 
-func (p *proxyValue) UnmarshalText(text []byte) error {
-	*p = proxyValue{}
-	switch s := string(text); s {
-	case "unix":
-		p.unix = true
-		return nil
-	case "none":
-		return nil
-	default:
+func (p *proxiesValue) UnmarshalText(text []byte) error {
+	*p = proxiesValue{}
+	for s := range strings.SplitSeq(string(text), ",") {
+		if s == "none" {
+			continue
+		}
+		if s == "unix" {
+			p.Unix = true
+			continue
+		}
 		if address, err := netip.ParseAddr(s); err == nil && address.Zone() == "" {
-			p.network = netip.PrefixFrom(address.Unmap(), address.Unmap().BitLen())
-			return nil
+			p.Networks = append(p.Networks, netip.PrefixFrom(address.Unmap(), address.Unmap().BitLen()))
+			continue
 		}
 		network, err := netip.ParsePrefix(s)
 		if err != nil {
@@ -224,18 +222,16 @@ func (p *proxyValue) UnmarshalText(text []byte) error {
 		if network != network.Masked() {
 			return fmt.Errorf("invalid network %q: it has bits beyond its length: did you mean %s or %s?", s, network.Masked(), network.Addr())
 		}
-		p.network = network
-		return nil
+		p.Networks = append(p.Networks, network)
 	}
+	return nil
 }
 
-// proxies are all of the values together.
-func proxies(values []proxyValue) (all httpapi.Proxies) {
+// proxies are those of all values.
+func proxies(values []proxiesValue) (all httpapi.Proxies) {
 	for _, value := range values {
-		all.Unix = all.Unix || value.unix
-		if value.network.IsValid() {
-			all.Networks = append(all.Networks, value.network)
-		}
+		all.Unix = all.Unix || value.Unix
+		all.Networks = append(all.Networks, value.Networks...)
 	}
 	return all
 }
