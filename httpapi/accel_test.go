@@ -26,8 +26,11 @@ func TestAccelRedirect(t *testing.T) {
 			if got.StatusCode != 200 || got.body != "" || got.Header.Get("X-Accel-Redirect") != want {
 				t.Errorf("%s %s: %s %v %q, want %s", method, target, got.Status, got.Header, got.body, want)
 			}
+			if got.Header.Get("Cache-Control") != "public, max-age=5" {
+				t.Errorf("%s %s: Cache-Control: %s", method, target, got.Header.Get("Cache-Control"))
+			}
 			// nginx takes these of ours in the place of the file's.
-			for _, name := range []string{"ETag", "Last-Modified", "Content-Range", "Accept-Ranges", "Cache-Control"} {
+			for _, name := range []string{"ETag", "Last-Modified", "Content-Range", "Accept-Ranges"} {
 				if got.Header.Get(name) != "" {
 					t.Errorf("%s %s: %s: %s", method, target, name, got.Header.Get(name))
 				}

@@ -4,8 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"log/slog"
-	"net"
 	"net/http"
 	"net/url"
 	"strings"
@@ -211,61 +209,4 @@ func TestStream(t *testing.T) {
 		t.Errorf("after the end came %+v", c)
 	}
 	until(t, "the stream to be counted as ended", func() bool { return server.streams.Load() == 0 })
-}
-
-// TestStarting: while the server can't answer yet, it says so, and the listener is
-// then the server's.
-func TestStarting(t *testing.T) {
-	t.Parallel()
-	for _, network := range []string{"tcp", "unix"} {
-		t.Run(network, func(t *testing.T) {
-			t.Parallel()
-			address := "127.0.0.1:0"
-			if network == "unix" {
-				address = t.TempDir() + "/socket"
-			}
-			listener, err := net.Listen(network, address)
-			if err != nil {
-				t.Fatal(err)
-			}
-			address = listener.Addr().String()
-			dialled := func() *client {
-				conn, err := net.Dial(network, address)
-				if err != nil {
-					t.Fatal(err)
-				}
-				return newClient(t, conn)
-			}
-			done, ended := make(chan struct{}), make(chan struct{})
-			go func() {
-				defer close(ended)
-				ServeStarting(context.Background(), done, func() any { return map[string]string{"status": "syncing"} }, slog.New(slog.DiscardHandler), listener)
-			}()
-			for path, want := range map[string]int{"/health": 503, "/health/live": 200, "/" + hashOf(greeting) + ".narinfo": 503, "/nar/x": 503} {
-				c := dialled()
-				a := c.ask("GET", path)
-				if a.StatusCode != want || a.err != nil {
-					t.Errorf("%s: %s, %v", path, a.Status, a.err)
-				}
-				if path == "/health" && a.body != `{"status":"syncing"}`+"\n" {
-					t.Errorf("health is %q", a.body)
-				}
-				c.closed()
-			}
-			waiting := dialled() // has asked nothing yet
-			close(done)
-			select {
-			case <-ended:
-			case <-time.After(patience):
-				t.Fatal("it does not end")
-			}
-			waiting.Close()
-			s := newStarted(corpus(), options())
-			s.serve(t, listener)
-			c := dialled()
-			if a := c.ask("GET", "/"+hashOf(greeting)+".narinfo"); a.StatusCode != http.StatusOK {
-				t.Errorf("then %s", a.Status)
-			}
-		})
-	}
 }

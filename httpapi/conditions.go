@@ -81,17 +81,64 @@ func (s *Server) unsatisfiable(ctx *fasthttp.RequestCtx, size int64) {
 	ctx.Response.Header.Set("Accept-Ranges", "bytes")
 }
 
-// notModified says whether the client has what it asks for already. A zero time
-// is for content without one.
-func notModified(header *fasthttp.RequestHeader, etag string, modified time.Time) bool {
-	if tags := header.Peek("If-None-Match"); len(tags) > 0 {
-		for tag := range strings.SplitSeq(string(tags), ",") {
-			// Weak comparison, as RFC 9110, section 13.1.2, has it.
-			if tag = strings.TrimPrefix(strings.TrimSpace(tag), "W/"); tag == etag || tag == "*" {
+// hasConditions reports whether an answer depends on what the client has already.
+func hasConditions(header *fasthttp.RequestHeader) bool {
+	return len(header.Peek("If-None-Match")) > 0 || len(header.Peek("If-Modified-Since")) > 0 ||
+		len(header.Peek("If-Match")) > 0 || len(header.Peek("If-Unmodified-Since")) > 0
+}
+
+// sendUnlessConditions answers with 412 or 304 if the conditions of the request say so, in
+// the order of RFC 9110, section 13.2.2, and reports whether it did. A zero time is for
+// content without one.
+func (s *Server) sendUnlessConditions(ctx *fasthttp.RequestCtx, etag string, modified time.Time) (sent bool) {
+	header := &ctx.Request.Header
+	switch {
+	case isAnother(header, etag, modified):
+		s.fail(ctx, fasthttp.StatusPreconditionFailed, "what you have a part of has changed since")
+		return true
+	case notModified(header, etag, modified):
+		ctx.Response.SetStatusCode(fasthttp.StatusNotModified)
+		return true
+	}
+	return false
+}
+
+// isAnother reports whether the client asks for content that is not the one here.
+func isAnother(header *fasthttp.RequestHeader, etag string, modified time.Time) bool {
+	if tags := header.PeekAll("If-Match"); len(tags) > 0 {
+		// Strong comparison: a weak tag says nothing about bytes.
+		return !hasTag(tags, etag, false)
+	}
+	since := header.Peek("If-Unmodified-Since")
+	if len(since) == 0 || modified.IsZero() {
+		return false
+	}
+	t, err := fasthttp.ParseHTTPDate(since)
+	return err == nil && modified.Truncate(time.Second).After(t)
+}
+
+// hasTag reports whether an entity tag is in lists of tags, or one of these is "*". With
+// weak, a weak tag of the same name counts.
+func hasTag(lists [][]byte, etag string, weak bool) bool {
+	for _, list := range lists {
+		for tag := range strings.SplitSeq(string(list), ",") {
+			tag = strings.TrimSpace(tag)
+			if weak {
+				tag = strings.TrimPrefix(tag, "W/")
+			}
+			if tag == etag || tag == "*" {
 				return true
 			}
 		}
-		return false
+	}
+	return false
+}
+
+// notModified says whether the client has what it asks for already. A zero time
+// is for content without one.
+func notModified(header *fasthttp.RequestHeader, etag string, modified time.Time) bool {
+	if tags := header.PeekAll("If-None-Match"); len(tags) > 0 {
+		return hasTag(tags, etag, true)
 	}
 	since := header.Peek("If-Modified-Since")
 	if len(since) == 0 || modified.IsZero() {

@@ -26,12 +26,16 @@ type connections struct {
 	mu   sync.Mutex
 	open map[*connection]struct{}
 
+	// draining makes connections end once their clients are quiet; see drain.
+	draining  atomic.Bool
+	quietTime time.Duration // but in tests, the constant
+
 	// sending is how many bodies are being sent from files.
 	sending atomic.Int32
 }
 
 func newConnections(log *slog.Logger, progressTimeout time.Duration) *connections {
-	return &connections{log: log, progressTimeout: progressTimeout, open: make(map[*connection]struct{})}
+	return &connections{log: log, progressTimeout: progressTimeout, quietTime: quietTime, open: make(map[*connection]struct{})}
 }
 
 func (c *connections) count() int {
@@ -117,6 +121,10 @@ type connection struct {
 
 	deadline, deadlineSet time.Time
 
+	// begun is whether anything was read, and failure the error of the next Read.
+	begun   bool
+	failure error
+
 	// fileFollows says that the next Write is the head of an answer whose body
 	// a fileBody sends: both go in one segment then.
 	fileFollows bool
@@ -149,7 +157,7 @@ func (c *connection) SetReadDeadline(t time.Time) error {
 	return nil
 }
 
-func (c *connection) Read(p []byte) (int, error) {
+func (c *connection) read(p []byte) (int, error) {
 	if len(c.ahead) > 0 {
 		n := copy(p, c.ahead)
 		if c.ahead = c.ahead[n:]; len(c.ahead) == 0 {
@@ -162,6 +170,9 @@ func (c *connection) Read(p []byte) (int, error) {
 			return 0, err
 		}
 		c.deadlineSet = c.deadline
+	}
+	if c.connections.draining.Load() {
+		c.endWhenQuiet()
 	}
 	if c.reader != nil {
 		return c.reader.Read(p)

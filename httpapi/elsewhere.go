@@ -26,11 +26,21 @@ func (s *Server) elsewhere(ctx *fasthttp.RequestCtx, item *storage.Item, n int) 
 		info := storage.Info{Name: item.FileName(n), Size: item.StoredSize(n), ModTime: item.AddedAt.Truncate(time.Second)}
 		if length == 0 {
 			_, err := s.options.Elsewhere.Locate(s.live, item, n, via)
+			s.passThrough(ctx, err)
 			return nothing{}, info, elsewhereError(err)
 		}
 		body, size, err := s.options.Elsewhere.OpenFile(s.live, item, n, offset, length, via)
 		info.Size = size
+		s.passThrough(ctx, err)
 		return body, info, elsewhereError(err)
+	}
+}
+
+// passThrough notes that an answer comes from another instance: nobody here has
+// compared its bytes with the NarHash, so caches must not rely on them for long.
+func (s *Server) passThrough(ctx *fasthttp.RequestCtx, err error) {
+	if err == nil {
+		ctx.Response.Header.Set(fasthttp.HeaderCacheControl, revalidate)
 	}
 }
 

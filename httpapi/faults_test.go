@@ -31,7 +31,11 @@ func isFault(t *testing.T, got *answer, status int) {
 	if got.StatusCode != status {
 		t.Errorf("%s, want %d", got.Status, status)
 	}
-	if strings.Contains(got.body, "secret") || got.Header.Get("ETag") != "" || got.Header.Get("Cache-Control") != "" ||
+	cache := ""
+	if status >= 500 {
+		cache = "no-store"
+	}
+	if strings.Contains(got.body, "secret") || got.Header.Get("ETag") != "" || got.Header.Get("Cache-Control") != cache ||
 		got.Header.Get("Content-Type") != "text/plain; charset=utf-8" {
 		t.Errorf("%v %s", got.Header, got.body)
 	}

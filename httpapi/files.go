@@ -37,6 +37,7 @@ func (s *Server) serveFile(ctx *fasthttp.RequestCtx, name, algorithm, digest str
 		s.fault(ctx, "look up an item", err)
 		return
 	}
+	defer s.setNarCacheControl(ctx, known, "")
 	item := known.Item
 	n := s.easiest(item)
 	if n < 0 {
@@ -44,9 +45,9 @@ func (s *Server) serveFile(ctx *fasthttp.RequestCtx, name, algorithm, digest str
 		return
 	}
 	etag := `"sha256-` + digest + `"`
-	if notModified(&ctx.Request.Header, etag, time.Time{}) {
+	isPlain := item.Narinfo.Files[n].Compression == "none" // which has another tag
+	if !isPlain && s.sendUnlessConditions(ctx, etag, time.Time{}) {
 		ctx.Response.Header.Set("ETag", etag)
-		ctx.Response.SetStatusCode(fasthttp.StatusNotModified)
 		return
 	}
 	decoder, err := s.decode(ctx, item, n)
@@ -64,7 +65,7 @@ func (s *Server) serveFile(ctx *fasthttp.RequestCtx, name, algorithm, digest str
 		s.fault(ctx, "read the head of a nar", fmt.Errorf("%s: %w", item.Narinfo.StorePath, err))
 		return
 	}
-	if item.Narinfo.Files[n].Compression == "none" {
+	if isPlain {
 		decoder.Close()
 		s.sendPart(ctx, content{
 			open: s.open(ctx, item, n), unopened: s.unopenedItem(ctx, item), tag: byContent("sha256-" + digest),

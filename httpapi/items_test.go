@@ -72,6 +72,8 @@ func (f *fakeItems) LookFor(ctx context.Context, item *storage.Item, n int) erro
 	return err
 }
 
+func (f *fakeItems) Concurrency() int { return 8 }
+
 func (f *fakeItems) Healthy(context.Context) (indexErr, bytesErr error) {
 	if f.healthy == nil {
 		return nil, nil

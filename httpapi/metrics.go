@@ -1,7 +1,6 @@
 package httpapi
 
 import (
-	"context"
 	"strconv"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -133,7 +132,7 @@ func (c *totalsCollector) Describe(descs chan<- *prometheus.Desc) {
 }
 
 func (c *totalsCollector) Collect(values chan<- prometheus.Metric) {
-	totals, err := c.s.items.Totals(context.Background())
+	totals, err := c.s.totals()
 	if err != nil {
 		// The other metrics are worth having all the more now.
 		c.s.log.Error("can't read the totals for the metrics", "error", err)

@@ -46,11 +46,11 @@ type madeAnswer struct {
 func (s *Server) answer(ctx context.Context, hash narinfo.PathHash) (madeAnswer, error) {
 	if s.options.Cached == nil {
 		body, err := s.items.Text(ctx, hash)
-		return madeAnswer{body, s.cacheControl}, err
+		return madeAnswer{body, s.cacheControls.narinfo}, err
 	}
 	body, types, err := s.options.Cached.Text(ctx, hash)
 	if len(types) == 0 {
-		return madeAnswer{body, s.cacheControl}, err
+		return madeAnswer{body, s.cacheControls.narinfo}, err
 	}
 	return madeAnswer{body, maxAge(s.options.Cached.TTL(types))}, err
 }
@@ -65,9 +65,7 @@ func (s *Server) Forget(hash narinfo.PathHash) {
 // answer is kept here: an import is to be seen at once.
 func (s *Server) unknown(ctx *fasthttp.RequestCtx) {
 	s.notFound(ctx, "there is no narinfo for that hash")
-	if s.negativeCacheControl != "" {
-		ctx.Response.Header.Set("Cache-Control", s.negativeCacheControl)
-	}
+	s.setMissingCacheControl(ctx)
 }
 
 // Changes tells what has changed in the index, as an [index.Watcher] does.

@@ -107,6 +107,7 @@ func (s *Server) sendFile(ctx *fasthttp.RequestCtx, item *nars, n int) {
 
 // used counts a request that was answered with a nar, from its beginning on.
 func (s *Server) used(ctx *fasthttp.RequestCtx, item *nars, kind string) {
+	s.setNarCacheControl(ctx, item, kind)
 	if s.options.Uses == nil || !ctx.IsGet() {
 		return
 	}
@@ -339,7 +340,7 @@ func (s *Server) sendPart(ctx *fasthttp.RequestCtx, c content) {
 		wanted, partial, rangeErr = parseRange(string(field), length)
 	}
 	response := &ctx.Response
-	if len(header.Peek("If-None-Match")) > 0 || len(header.Peek("If-Modified-Since")) > 0 {
+	if hasConditions(header) {
 		// A client that has it already gets no byte of it.
 		reader, v, err := s.openPart(&c, byteRange{})
 		if err != nil {
@@ -347,9 +348,8 @@ func (s *Server) sendPart(ctx *fasthttp.RequestCtx, c content) {
 			return
 		}
 		reader.Close()
-		if notModified(header, string(v.etag), v.modified) {
+		if s.sendUnlessConditions(ctx, string(v.etag), v.modified) {
 			describe(response, v)
-			response.SetStatusCode(fasthttp.StatusNotModified)
 			return
 		}
 	}
@@ -522,8 +522,7 @@ func (s *Server) sendNar(ctx *fasthttp.RequestCtx, known *nars) {
 	etag := `"` + item.Narinfo.NarHash.String()[len("sha256:"):] + `"`
 	ctx.Response.Header.Set("ETag", etag)
 	ctx.Response.Header.Set("Accept-Ranges", "none")
-	if notModified(&ctx.Request.Header, etag, time.Time{}) {
-		ctx.Response.SetStatusCode(fasthttp.StatusNotModified)
+	if s.sendUnlessConditions(ctx, etag, time.Time{}) {
 		return
 	}
 	decoder, err := s.decode(ctx, item, n)

@@ -6,8 +6,6 @@ import (
 	_ "embed"
 	"encoding/json"
 	"html/template"
-	"sync"
-	"time"
 
 	"github.com/valyala/fasthttp"
 )
@@ -24,7 +22,7 @@ func (s *Server) serveHome(ctx *fasthttp.RequestCtx) route {
 		s.notFound(ctx, "this is a substitute server: ask for /HASH.narinfo")
 		return routeHome
 	}
-	totals, err := s.items.Totals(ctx)
+	totals, err := s.totals()
 	if err != nil {
 		s.fault(ctx, "read the totals", err)
 		return routeHome
@@ -44,18 +42,6 @@ func (s *Server) serveHome(ctx *fasthttp.RequestCtx) route {
 	ctx.Response.Header.SetContentType("text/html; charset=utf-8")
 	ctx.Response.SetBody(page.Bytes())
 	return routeHome
-}
-
-// healthEvery bounds how often the storage is written to for health's sake,
-// however often it is asked.
-const healthEvery = time.Second
-
-// health remembers the last look.
-type health struct {
-	mu       sync.Mutex
-	at       time.Time
-	database bool
-	storage  bool
 }
 
 // serveHealth says whether requests can be answered: 200, or 503 with what is
@@ -78,35 +64,22 @@ func (s *Server) serveHealth(ctx *fasthttp.RequestCtx, live bool) {
 // liveBody is the answer at /health/live.
 const liveBody = `{"status": "ok"}` + "\n"
 
-// healthAnswer returns the status and the body, JSON with a line break, of the
-// answer at /health, here and on the control listener.
+// healthAnswer returns the status and the body, JSON with a line break, of the answer at
+// /health, here and on the control listener. It takes healthDeadline at the most.
 func (s *Server) healthAnswer(ctx context.Context) (status int, body []byte, err error) {
-	h := &s.health
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if now := time.Now(); now.Sub(h.at) > healthEvery {
-		databaseErr, storageErr := s.items.Healthy(ctx)
-		if databaseErr != nil {
-			s.log.Error("the database is not usable", "error", databaseErr)
-		}
-		if storageErr != nil {
-			s.log.Error("the storage is not usable", "error", storageErr)
-		}
-		h.at, h.database, h.storage = now, databaseErr == nil, storageErr == nil
-	}
-	word := func(ok bool) string {
-		if ok {
-			return "ok"
-		}
-		return "failing"
-	}
+	result, age := s.probeHealth(ctx)
 	state := struct {
+		Age      int64    `json:"age_seconds"`
 		Database string   `json:"database"`
 		Status   string   `json:"status"`
 		Storage  string   `json:"storage"`
 		Warnings []string `json:"warnings,omitempty"`
 		Mirror   any      `json:"mirror,omitempty"`
-	}{Status: word(h.database && h.storage), Database: word(h.database), Storage: word(h.storage)}
+	}{Age: int64(age.Seconds()), Status: failing, Database: result.database, Storage: result.storage}
+	status = fasthttp.StatusServiceUnavailable
+	if result.database == healthy && result.storage == healthy {
+		status, state.Status = fasthttp.StatusOK, healthy
+	}
 	if s.options.Warnings != nil {
 		state.Warnings = s.options.Warnings()
 	}
@@ -116,8 +89,5 @@ func (s *Server) healthAnswer(ctx context.Context) (status int, body []byte, err
 	if body, err = json.Marshal(state); err != nil {
 		return 0, nil, err
 	}
-	if !h.database || !h.storage {
-		return fasthttp.StatusServiceUnavailable, append(body, '\n'), nil
-	}
-	return fasthttp.StatusOK, append(body, '\n'), nil
+	return status, append(body, '\n'), nil
 }

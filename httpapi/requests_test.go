@@ -25,6 +25,9 @@ func TestRequests(t *testing.T) {
 	}
 	ok := want{200, text}
 	bad := want{400, "*"}
+	noHost := want{400, "the request has no Host header, or an empty one\n"}
+	feeds := want{400, "the lines of a request end with a carriage return and a line feed\n"}
+	version := want{505, "only HTTP/1.1 and HTTP/1.0 are answered here\n"}
 	notAllowed := want{405, "only GET and HEAD are answered here\n"}
 	for _, test := range []struct {
 		name   string
@@ -40,12 +43,37 @@ func TestRequests(t *testing.T) {
 		{"HTTP/1.0 keep-alive", "GET " + target + " HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", []want{ok}, false},
 		{"HTTP/1.0 Keep-Alive", "GET " + target + " HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n", []want{ok}, false},
 		{"HTTP/1.0 unknown", "GET /" + nobody + ".narinfo HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", []want{{404, "*"}}, false},
+		// RFC 9112, section 3.3, lets servers refuse an empty host.
+		{"empty host", "GET " + target + " HTTP/1.1\r\nHost:\r\n\r\n", []want{noHost}, true},
+		{"host of spaces", "GET " + target + " HTTP/1.1\r\nX: y\r\nhOST:  \r\n\r\n", []want{noHost}, true},
+		{"empty host after another request", "GET " + target + " HTTP/1.1\r\n" + host + "\r\nGET " + target + " HTTP/1.1\r\nHost:\r\n\r\n", []want{ok, noHost}, true},
+		{"empty host in HTTP/1.0", "GET " + target + " HTTP/1.0\r\nHost:\r\n\r\n", []want{ok}, true},
+		{"empty host twice", "GET " + target + " HTTP/1.1\r\nHost:\r\nHost:\r\n\r\n", []want{bad}, true},
+		{"host with a user", "GET " + target + " HTTP/1.1\r\nHost: a@b\r\n\r\n", []want{bad}, true},
+		{"host with a space", "GET " + target + " HTTP/1.1\r\nHost: a b\r\n\r\n", []want{bad}, true},
+		{"host with a slash", "GET " + target + " HTTP/1.1\r\nHost: a/b\r\n\r\n", []want{bad}, true},
+		{"host with a port of letters", "GET " + target + " HTTP/1.1\r\nHost: a:b\r\n\r\n", []want{bad}, true},
+		{"host that is an IPv6 address", "GET " + target + " HTTP/1.1\r\nHost: [::1]:80\r\n\r\n", []want{ok}, false},
+		{"absolute target", "GET http://a" + target + " HTTP/1.1\r\n" + host + "\r\n", []want{ok}, false},
+		{"absolute target without a host header", "GET http://a" + target + " HTTP/1.1\r\n\r\n", []want{bad}, true},
+		{"absolute target without a host", "GET http://" + target + " HTTP/1.1\r\n" + host + "\r\n", []want{bad}, true},
+		{"absolute target with a port alone", "GET http://:80" + target + " HTTP/1.1\r\n" + host + "\r\n", []want{bad}, true},
 		{"no host", "GET " + target + " HTTP/1.1\r\n\r\n", []want{bad}, true},
 		{"two hosts", "GET " + target + " HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", []want{bad}, true},
-		// Whether a line feed alone ends a line RFC 9112 leaves to servers;
-		// it does not end the head here.
-		{"only line feeds", "GET " + target + " HTTP/1.1\nHost: x\n\n", []want{{408, "*"}}, true},
-		{"a line feed alone", "GET " + target + " HTTP/1.1\r\nX: y\nHost: x\r\n\r\n", []want{ok}, false},
+		// RFC 9112, section 2.2, lets servers take a line feed alone for the end of
+		// a line. It ends the head only where no other server can see another end.
+		{"only line feeds", "GET " + target + " HTTP/1.1\nHost: x\n\n", []want{ok}, false},
+		{"only line feeds, HTTP/1.0", "GET " + target + " HTTP/1.0\n\n", []want{ok}, true},
+		{"only line feeds, with a body", "POST " + target + " HTTP/1.1\nHost: x\nContent-Length: 3\n\n", []want{feeds}, true},
+		{"only line feeds, twice", strings.Repeat("GET "+target+" HTTP/1.1\nHost: x\n\n", 2), []want{feeds}, true},
+		{"only line feeds, not first", "GET " + target + " HTTP/1.1\r\n" + host + "\r\n|GET " + target + " HTTP/1.1\nHost: x\n\n", []want{ok, feeds}, true},
+		{"a line feed within the head", "GET " + target + " HTTP/1.1\r\nX: y\nHost: x\r\n\r\n", []want{ok}, false},
+		{"a line feed before the end", "GET " + target + " HTTP/1.1\r\nHost: x\n\r\n", []want{feeds}, true},
+		{"a line feed at the end", "GET " + target + " HTTP/1.1\r\nHost: x\r\n\n", []want{feeds}, true},
+		{"a carriage return alone", "GET " + target + " HTTP/1.1\r\nX: a\rb\r\n" + host + "\r\n", []want{bad}, true},
+		{"a carriage return in a target", "GET " + target + "\r HTTP/1.1\r\n" + host + "\r\n", []want{bad}, true},
+		{"a carriage return too much", "GET " + target + " HTTP/1.1\r\n" + "Host: x\r\r\n\r\n", []want{bad}, true},
+		{"an empty line of line feeds", "\n\n", nil, false},
 		{"empty lines before", "\r\n\r\nGET " + target + " HTTP/1.1\r\n" + host + "\r\n", []want{ok}, false},
 		{"header names in any case", "GET " + target + " HTTP/1.1\r\nhOsT: x\r\nRANGE: bytes=0-3\r\n\r\n", []want{ok}, false},
 		{"no header's colon", "GET " + target + " HTTP/1.1\r\n" + host + "nonsense\r\n\r\n", []want{bad}, true},
@@ -55,7 +83,12 @@ func TestRequests(t *testing.T) {
 		{"space in a target", "GET /a b HTTP/1.1\r\n" + host + "\r\n", []want{bad}, true},
 		{"no target", "GET HTTP/1.1\r\n" + host + "\r\n", []want{bad}, true},
 		{"no version", "GET " + target + "\r\n" + host + "\r\n", []want{bad}, true},
-		{"HTTP/2.0", "GET " + target + " HTTP/2.0\r\n" + host + "\r\n", []want{ok}, true},
+		{"HTTP/1.2", "GET " + target + " HTTP/1.2\r\n" + host + "\r\n", []want{ok}, true},
+		{"HTTP/2.0", "GET " + target + " HTTP/2.0\r\n" + host + "\r\n", []want{version}, true},
+		{"HTTP/2.0 keep-alive", "GET " + target + " HTTP/2.0\r\n" + host + "Connection: keep-alive\r\n\r\n", []want{version}, true},
+		{"HTTP/0.9", "GET " + target + " HTTP/0.9\r\n" + host + "\r\n", []want{version}, true},
+		{"HTTP/3.0", "POST " + target + " HTTP/3.0\r\n" + host + "\r\n", []want{version}, true},
+		{"http/1.1", "GET " + target + " http/1.1\r\n" + host + "\r\n", []want{bad}, true},
 		{"HTTP/2's preface", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", []want{bad}, true},
 		{"TLS", "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", []want{bad}, true},
 		{"garbage", "\xff\xfe\x00\x01\r\n\r\n", []want{bad}, true},
@@ -93,8 +126,12 @@ func TestRequests(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			c := dial(t, address)
-			c.send(test.raw)
+			first, second, waits := strings.Cut(test.raw, "|")
+			c.send(first)
 			for i, want := range test.want {
+				if waits && i == 1 { // for the answer to the first request
+					c.send(second)
+				}
 				got := c.receive("GET")
 				if got.StatusCode != want.status || want.body != "*" && got.body != want.body || got.err != nil {
 					t.Fatalf("answer %d: %s, %q, %v, want %v", i, got.Status, got.body, got.err, want)

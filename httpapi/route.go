@@ -66,6 +66,9 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 		}
 	}()
 	route := s.dispatch(ctx)
+	if !ctx.Request.Header.IsHTTP11() {
+		sendUntilClose(ctx)
+	}
 	s.answered.Add(1)
 	if s.stopping.Load() {
 		ctx.SetConnectionClose()
@@ -77,12 +80,15 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 			slog.String("path", string(ctx.RequestURI())),
 			slog.Int("status", ctx.Response.StatusCode()),
 			slog.Int("bytes", bodyLength(ctx)),
-			slog.String("client", ctx.RemoteAddr().String()))
+			slog.String("client", s.clientName(ctx)))
 	}
 }
 
 // dispatch answers the request and says what it was.
 func (s *Server) dispatch(ctx *fasthttp.RequestCtx) route {
+	if s.refuse(ctx) {
+		return routeOther
+	}
 	path := ctx.URI().PathOriginal()
 	if !ctx.IsGet() && !ctx.IsHead() {
 		ctx.Response.Header.Set("Allow", "GET, HEAD")
@@ -122,9 +128,11 @@ func (s *Server) dispatch(ctx *fasthttp.RequestCtx) route {
 		return routeHealth
 	case first == "nar" && (len(segments) == 2 || len(segments) == 3):
 		s.serveNar(ctx, decoded[1:], segments[len(segments)-1])
+		s.setMissingCacheControl(ctx)
 		return routeNar
 	case first == "file" && len(segments) == 4:
 		s.serveFile(ctx, segments[1], segments[2], segments[3])
+		s.setMissingCacheControl(ctx)
 		return routeFile
 	case decoded == peer.ChangesPath && s.options.Changes != nil:
 		s.serveChanges(ctx)
@@ -218,9 +226,12 @@ func (s *Server) text(ctx *fasthttp.RequestCtx, contentType, body string) {
 }
 
 // fail answers with an error, which says what is wrong with the request and
-// nothing about this machine.
+// nothing about this machine. Caches must not keep a failure of the server.
 func (s *Server) fail(ctx *fasthttp.RequestCtx, status int, message string) {
 	ctx.Response.SetStatusCode(status)
+	if status >= fasthttp.StatusInternalServerError {
+		ctx.Response.Header.Set(fasthttp.HeaderCacheControl, noStore)
+	}
 	s.text(ctx, "text/plain; charset=utf-8", message+"\n")
 }
 
@@ -240,21 +251,31 @@ func (s *Server) fault(ctx *fasthttp.RequestCtx, tried string, err error) {
 // handleBadRequest answers what could not be read as a request. The connection
 // is closed after it.
 func (s *Server) handleBadRequest(ctx *fasthttp.RequestCtx, err error) {
+	answerBadRequest(ctx, err)
+	s.metrics.count(routeOther, ctx)
+}
+
+func answerBadRequest(ctx *fasthttp.RequestCtx, err error) {
 	status, message := fasthttp.StatusBadRequest, "this is not a well-formed HTTP request"
 	var small *fasthttp.ErrSmallBuffer
 	var netErr net.Error
 	switch {
 	case errors.As(err, &small):
 		status, message = fasthttp.StatusRequestHeaderFieldsTooLarge, fmt.Sprintf("the head of a request has at most %d bytes here", readBuffer)
+	case strings.Contains(err.Error(), "missing required host header"): // an error that can't be named
+		message = "the request has no Host header, or an empty one"
+	case errors.Is(err, errBareLines):
+		message = errBareLines.Error()
 	case errors.Is(err, fasthttp.ErrBodyTooLarge):
 		status, message = fasthttp.StatusRequestEntityTooLarge, "requests have no body here"
 	case errors.As(err, &netErr) && netErr.Timeout():
 		status, message = fasthttp.StatusRequestTimeout, "the request took too long to arrive"
 	}
 	ctx.Response.Reset()
-	s.fail(ctx, status, message)
+	ctx.Response.SetStatusCode(status)
+	ctx.Response.Header.SetContentType("text/plain; charset=utf-8")
+	ctx.Response.SetBodyString(message + "\n")
 	ctx.SetConnectionClose()
-	s.metrics.count(routeOther, ctx)
 }
 
 // maxAge is the Cache-Control header for a time to live.

@@ -73,39 +73,39 @@ func TestRoutes(t *testing.T) {
 		{target: "/stored-nars/" + strings.Repeat(nobody+",", 200) + nobody, status: 400, kind: textType, body: "that is too many hashes\n"},
 		{target: "/stored-nars", status: 404, kind: textType, body: none},
 
-		{target: "/nar/lzip/" + greeting, status: 200, kind: binary, body: contents(t, published, "nar/lzip", greeting)},
-		{target: "/nar/lzip/" + oddURL, status: 200, kind: binary, body: contents(t, published, "nar/lzip", odd)},
-		{target: "/nar/lzip/" + strings.ToLower(oddURL), status: 200, kind: binary, body: contents(t, published, "nar/lzip", odd)},
-		{target: "/nar/lzip/" + strings.Replace(odd, "?", "%3f", 1), status: 200, kind: binary, body: contents(t, published, "nar/lzip", odd)},
-		{target: "/nar/lzip/" + gtk, status: 200, kind: binary, body: contents(t, published, "nar/lzip", gtk)},
-		{target: "/%6ear/%6Czip/" + gtk, status: 200, kind: binary, body: contents(t, published, "nar/lzip", gtk)},
-		{target: "/nar/" + hello, status: 200, kind: binary, body: contents(t, published, "nar", hello)},
-		{target: "/nar/" + greeting, status: 200, kind: binary, body: string(flatNar("Hello, herder!\n"))},
-		{target: "/nar/" + gtk, status: 200, kind: binary, body: "*"},
-		{target: "/nar/gzip/" + greeting, status: 404, kind: textType, body: noNar},
-		{target: "/nar/none/" + hello, status: 404, kind: textType, body: noNar},
-		{target: "/nar/lzip/" + hello, status: 404, kind: textType, body: noNar},
-		{target: "/nar/lzip/" + hashOf(greeting) + "-other-name", status: 404, kind: textType, body: noNar},
-		{target: "/nar/" + hashOf(greeting) + "-other-name", status: 404, kind: textType, body: noNar},
-		{target: "/nar/lzip/" + nobody + "-x", status: 404, kind: textType, body: noNar},
-		{target: "/nar/" + nobody + "-x", status: 404, kind: textType, body: noNar},
-		{target: "/nar/lzip/greeting", status: 404, kind: textType, body: "that is not the name of a nar\n"},
-		{target: "/nar/lzip/" + hashOf(greeting), status: 404, kind: textType, body: "that is not the name of a nar\n"},
-		{target: "/nar/", status: 404, kind: textType, body: "that is not the name of a nar\n"},
+		{target: "/nar/lzip/" + greeting, status: 200, kind: binary, cache: "public, max-age=1000", body: contents(t, published, "nar/lzip", greeting)},
+		{target: "/nar/lzip/" + oddURL, status: 200, kind: binary, cache: "public, max-age=1000", body: contents(t, published, "nar/lzip", odd)},
+		{target: "/nar/lzip/" + strings.ToLower(oddURL), status: 200, kind: binary, cache: "public, max-age=1000", body: contents(t, published, "nar/lzip", odd)},
+		{target: "/nar/lzip/" + strings.Replace(odd, "?", "%3f", 1), status: 200, kind: binary, cache: "public, max-age=1000", body: contents(t, published, "nar/lzip", odd)},
+		{target: "/nar/lzip/" + gtk, status: 200, kind: binary, cache: "public, max-age=1000", body: contents(t, published, "nar/lzip", gtk)},
+		{target: "/%6ear/%6Czip/" + gtk, status: 200, kind: binary, cache: "public, max-age=1000", body: contents(t, published, "nar/lzip", gtk)},
+		{target: "/nar/" + hello, status: 200, kind: binary, cache: "public, max-age=1000", body: contents(t, published, "nar", hello)},
+		{target: "/nar/" + greeting, status: 200, kind: binary, cache: "public, max-age=1000", body: string(flatNar("Hello, herder!\n"))},
+		{target: "/nar/" + gtk, status: 200, kind: binary, cache: "public, max-age=1000", body: "*"},
+		{target: "/nar/gzip/" + greeting, status: 404, kind: textType, cache: "max-age=60", body: noNar},
+		{target: "/nar/none/" + hello, status: 404, kind: textType, cache: "max-age=60", body: noNar},
+		{target: "/nar/lzip/" + hello, status: 404, kind: textType, cache: "max-age=60", body: noNar},
+		{target: "/nar/lzip/" + hashOf(greeting) + "-other-name", status: 404, kind: textType, cache: "max-age=60", body: noNar},
+		{target: "/nar/" + hashOf(greeting) + "-other-name", status: 404, kind: textType, cache: "max-age=60", body: noNar},
+		{target: "/nar/lzip/" + nobody + "-x", status: 404, kind: textType, cache: "max-age=60", body: noNar},
+		{target: "/nar/" + nobody + "-x", status: 404, kind: textType, cache: "max-age=60", body: noNar},
+		{target: "/nar/lzip/greeting", status: 404, kind: textType, cache: "max-age=60", body: "that is not the name of a nar\n"},
+		{target: "/nar/lzip/" + hashOf(greeting), status: 404, kind: textType, cache: "max-age=60", body: "that is not the name of a nar\n"},
+		{target: "/nar/", status: 404, kind: textType, cache: "max-age=60", body: "that is not the name of a nar\n"},
 		{target: "/nar", status: 404, kind: textType, body: none},
 		{target: "/nar/x/lzip/" + greeting, status: 404, kind: textType, body: none},
 		{target: "/nar/lzip/" + greeting + "/", status: 404, kind: textType, body: none},
 
-		{target: "/file/hello-2.10.tar.gz/sha256/" + helloHash, status: 200, kind: binary, body: contents(t, published, "nar", hello)[96 : 96+1329]},
-		{target: "/file/hello-2.10%2Etar.gz/sha256/" + helloHash, status: 200, kind: binary, body: contents(t, published, "nar", hello)[96 : 96+1329]},
-		{target: "/file/hello-2.10.tar.gz/sha512/" + helloHash, status: 404, kind: textType, body: "*"},
-		{target: "/file/hello-2.10.tar.gz/SHA256/" + helloHash, status: 404, kind: textType, body: "*"},
-		{target: "/file/hello-2.11.tar.gz/sha256/" + helloHash, status: 404, kind: textType, body: "*"},
-		{target: "/file/hello-2.10.tar.gz/sha256/" + helloHash[1:], status: 404, kind: textType, body: "*"},
-		{target: "/file/hello-2.10.tar.gz/sha256/e" + helloHash[1:], status: 404, kind: textType, body: "*"},
-		{target: "/file/hello-2.10.tar.gz/sha256/z" + helloHash[1:], status: 404, kind: textType, body: "*"}, // more than 256 bits
-		{target: "/file/hello-2.10.tar.gz/sha256/", status: 404, kind: textType, body: "*"},
-		{target: "/file/.hidden/sha256/" + helloHash, status: 404, kind: textType, body: "*"},
+		{target: "/file/hello-2.10.tar.gz/sha256/" + helloHash, status: 200, kind: binary, cache: "public, max-age=1000", body: contents(t, published, "nar", hello)[96 : 96+1329]},
+		{target: "/file/hello-2.10%2Etar.gz/sha256/" + helloHash, status: 200, kind: binary, cache: "public, max-age=1000", body: contents(t, published, "nar", hello)[96 : 96+1329]},
+		{target: "/file/hello-2.10.tar.gz/sha512/" + helloHash, status: 404, kind: textType, cache: "max-age=60", body: "*"},
+		{target: "/file/hello-2.10.tar.gz/SHA256/" + helloHash, status: 404, kind: textType, cache: "max-age=60", body: "*"},
+		{target: "/file/hello-2.11.tar.gz/sha256/" + helloHash, status: 404, kind: textType, cache: "max-age=60", body: "*"},
+		{target: "/file/hello-2.10.tar.gz/sha256/" + helloHash[1:], status: 404, kind: textType, cache: "max-age=60", body: "*"},
+		{target: "/file/hello-2.10.tar.gz/sha256/e" + helloHash[1:], status: 404, kind: textType, cache: "max-age=60", body: "*"},
+		{target: "/file/hello-2.10.tar.gz/sha256/z" + helloHash[1:], status: 404, kind: textType, cache: "max-age=60", body: "*"}, // more than 256 bits
+		{target: "/file/hello-2.10.tar.gz/sha256/", status: 404, kind: textType, cache: "max-age=60", body: "*"},
+		{target: "/file/.hidden/sha256/" + helloHash, status: 404, kind: textType, cache: "max-age=60", body: "*"},
 		{target: "/file/hello-2.10.tar.gz/sha256/" + helloHash + "/", status: 404, kind: textType, body: none},
 		{target: "/file/hello-2.10.tar.gz", status: 404, kind: textType, body: none},
 
@@ -113,7 +113,7 @@ func TestRoutes(t *testing.T) {
 		{target: "/nix-cache-info/", status: 404, kind: textType, body: none},
 		{target: "/signing-key.pub", status: 200, kind: textType, body: "(public-key (ecc))\n"},
 		{target: "/health/live", status: 200, kind: "application/json", cache: "no-store", body: "{\"status\": \"ok\"}\n"},
-		{target: "/health", status: 200, kind: "application/json", cache: "no-store", body: `{"database":"ok","status":"ok","storage":"ok"}` + "\n"},
+		{target: "/health", status: 200, kind: "application/json", cache: "no-store", body: `{"age_seconds":0,"database":"ok","status":"ok","storage":"ok"}` + "\n"},
 		{target: "/health/dead", status: 404, kind: textType, body: none},
 
 		{target: "/", status: 404, kind: textType, body: "this is a substitute server: ask for /HASH.narinfo\n"},
@@ -127,7 +127,7 @@ func TestRoutes(t *testing.T) {
 		{target: "/api", status: 404, kind: textType, body: none},
 		{target: "/favicon.ico", status: 404, kind: textType, body: none},
 		{target: "/robots.txt", status: 404, kind: textType, body: none},
-		{target: "/nar/lzip", status: 404, kind: textType, body: "that is not the name of a nar\n"},
+		{target: "/nar/lzip", status: 404, kind: textType, cache: "max-age=60", body: "that is not the name of a nar\n"},
 
 		{target: "/../etc/passwd", status: 400, kind: textType, body: malformed},
 		{target: "/nar/../index.db", status: 400, kind: textType, body: malformed},
@@ -201,9 +201,9 @@ func TestTTL(t *testing.T) {
 				t.Errorf("%s: Cache-Control: %q, want %q", target, got, test.wantNegative)
 			}
 		}
-		// Nothing is said about what is no item's.
-		if got := c.ask("GET", "/nar/lzip/"+nobody+"-x").Header.Get("Cache-Control"); got != "" {
-			t.Errorf("a nar that is not known: Cache-Control: %q", got)
+		// Nothing is said about what is not an item's.
+		if got := c.ask("GET", "/favicon.ico").Header.Get("Cache-Control"); got != "" {
+			t.Errorf("what is not a nar: Cache-Control: %q", got)
 		}
 	}
 }
@@ -298,10 +298,10 @@ func TestHealth(t *testing.T) {
 		status       int
 		body         string
 	}{
-		{nil, nil, 200, `{"database":"ok","status":"ok","storage":"ok"}`},
-		{errBroken, nil, 503, `{"database":"failing","status":"failing","storage":"ok"}`},
-		{nil, errBroken, 503, `{"database":"ok","status":"failing","storage":"failing"}`},
-		{errBroken, errBroken, 503, `{"database":"failing","status":"failing","storage":"failing"}`},
+		{nil, nil, 200, `{"age_seconds":0,"database":"ok","status":"ok","storage":"ok"}`},
+		{errBroken, nil, 503, `{"age_seconds":0,"database":"failing","status":"failing","storage":"ok"}`},
+		{nil, errBroken, 503, `{"age_seconds":0,"database":"ok","status":"failing","storage":"failing"}`},
+		{errBroken, errBroken, 503, `{"age_seconds":0,"database":"failing","status":"failing","storage":"failing"}`},
 	} {
 		looks := 0
 		items := &fakeItems{healthy: func() (error, error) { looks++; return test.index, test.bytes }}

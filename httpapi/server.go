@@ -39,6 +39,8 @@ type Items interface {
 	// LookFor looks for the item's Nth file: nil when it is there and whole,
 	// [storage.ErrNotStored] when it certainly is not.
 	LookFor(ctx context.Context, item *storage.Item, n int) error
+	// Concurrency is how many calls of LookFor at a time suit the storage.
+	Concurrency() int
 	// Healthy tries index and bytes.
 	Healthy(ctx context.Context) (indexErr, bytesErr error)
 	// Totals are sums for the metrics.
@@ -185,6 +187,13 @@ type Options struct {
 	// HideMetrics answers 404 at /metrics and /health. [Control] serves both.
 	HideMetrics bool
 
+	// TrustedProxies may say for whom they ask.
+	TrustedProxies Proxies
+
+	// Starting has answered until now, and its connections are taken over; nil for
+	// none.
+	Starting *Starting
+
 	// Version of the program, for the metrics.
 	Version string
 
@@ -235,10 +244,14 @@ type Server struct {
 	decoders    *decoders
 	decoderWait time.Duration
 	// These and decoderWait are the constants but in tests.
-	progressTimeout, shutdownGrace time.Duration
+	progressTimeout, shutdownGrace, quietTime time.Duration
 
-	cacheControl         string // of a narinfo; "" for none
-	negativeCacheControl string
+	cacheControls cacheControls
+
+	// lookups bounds what looks for files at a time, for whomever, and limiter how
+	// often a client may ask for that.
+	lookups chan struct{}
+	limiter *limiter
 
 	answered atomic.Int64
 
@@ -247,8 +260,7 @@ type Server struct {
 	streams atomic.Int64
 
 	engine *fasthttp.Server
-	// stopping is set before the listeners close, so that whoever sees them
-	// closed is told with each answer that its connection ends.
+	// stopping is set when each answer is to be the last of its connection.
 	stopping atomic.Bool
 	// live is the context of what is read for answers: it ends when the server
 	// does. The client's request is none for that, as the engine uses it again once
@@ -266,23 +278,28 @@ func New(items Items, options Options) *Server {
 		// A parsed narinfo takes about as much again as its text.
 		nars:        newCache(options.AnswerCache/8, func(n *nars) int64 { return 2*int64(cap(n.Text)) + 1000 }),
 		decoders:    newDecoders(runtime.GOMAXPROCS(0), options.DecoderMemory),
-		decoderWait: decoderWait, progressTimeout: progressTimeout, shutdownGrace: shutdownGrace,
+		decoderWait: decoderWait, progressTimeout: progressTimeout, shutdownGrace: shutdownGrace, quietTime: quietTime,
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
-	ttl := options.TTL
-	if options.NewTTL != nil {
-		ttl = options.NewTTL
-	}
-	s.cacheControl = maxAge(ttl)
-	s.negativeCacheControl = maxAge(options.NegativeTTL)
+	s.cacheControls = newCacheControls(&options)
+	s.lookups, s.limiter = make(chan struct{}, max(1, items.Concurrency())), newLimiter()
 	s.metrics = newMetrics(s)
 	s.live, s.end = context.WithCancel(context.Background())
 	s.streaming, s.endStreams = context.WithCancel(s.live)
-	s.engine = &fasthttp.Server{
-		Handler:               s.handle,
-		ErrorHandler:          s.handleBadRequest,
+	if options.Starting != nil {
+		s.engine = options.Starting.engine
+	} else {
+		s.engine = newEngine(s.handle, s.handleBadRequest)
+	}
+	return s
+}
+
+func newEngine(handle fasthttp.RequestHandler, fail func(*fasthttp.RequestCtx, error)) *fasthttp.Server {
+	return &fasthttp.Server{
+		Handler:               handle,
+		ErrorHandler:          fail,
 		NoDefaultServerHeader: true,
 		NoDefaultContentType:  true,
 		ReadTimeout:           headerTimeout,
@@ -296,7 +313,6 @@ func New(items Items, options Options) *Server {
 		DisablePreParseMultipartForm:  true,
 		DisableHeaderNamesNormalizing: false,
 	}
-	return s
 }
 
 // Answered is how many requests were answered since the start.
@@ -309,8 +325,17 @@ func (s *Server) Registry() *prometheus.Registry { return s.metrics.registry }
 // them. Then it gives answers in flight a moment, cuts the rest, and returns
 // nil, at most two seconds later. An error is a listener's.
 func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
-	connections := newConnections(s.log, s.progressTimeout)
+	var connections *connections
+	if s.options.Starting != nil {
+		connections = s.options.Starting.connections
+	} else {
+		connections = newConnections(s.log, s.progressTimeout)
+		connections.quietTime = s.quietTime
+	}
 	s.metrics.connections(connections)
+	if s.options.Starting != nil {
+		s.options.Starting.answerBy(&answering{s.handle, s.handleBadRequest})
+	}
 	ended := make(chan error, len(listeners))
 	for _, listener := range listeners {
 		go func() { ended <- s.engine.Serve(connections.listen(listener)) }()
@@ -323,23 +348,12 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 			failure = errors.New("a listener was closed")
 		}
 	}
-	s.stopping.Store(true)
 	for _, listener := range listeners {
 		_ = listener.Close() // also one that the engine has not come to yet
 	}
 	s.endStreams()
 	defer s.end()
-	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.shutdownGrace)
-	defer cancel()
-	if err := s.engine.ShutdownWithContext(grace); errors.Is(err, context.DeadlineExceeded) {
-		s.log.Info("cutting connections whose answers are not done", "connections", connections.count())
-		connections.closeAll()
-		s.end()
-		// They only have to notice now.
-		for end := time.Now().Add(s.shutdownGrace / 2); connections.count() > 0 && time.Now().Before(end); {
-			time.Sleep(5 * time.Millisecond)
-		}
-	}
+	stopServing(s.engine, connections, s.shutdownGrace, func() { s.stopping.Store(true) }, s.end, s.log)
 	return failure
 }
 

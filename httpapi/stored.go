@@ -16,7 +16,12 @@ import (
 
 // serveInfo tells other instances whether the nar is stored here: all of the
 // files that its narinfo names, as a client may ask for any of them.
-func (s *Server) serveInfo(ctx *fasthttp.RequestCtx, hash narinfo.PathHash) {
+func (s *Server) serveInfo(request *fasthttp.RequestCtx, hash narinfo.PathHash) {
+	if !s.admit(request, 1) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(s.live, storedTime)
+	defer cancel()
 	item, files, err := s.filesThere(ctx, hash)
 	stored := err == nil && len(files) == len(item.Narinfo.Files) && s.vouches(ctx)
 	if stored && s.options.Leaving != nil {
@@ -28,14 +33,14 @@ func (s *Server) serveInfo(ctx *fasthttp.RequestCtx, hash narinfo.PathHash) {
 		}
 	}
 	if errors.Is(err, storage.ErrNotFound) {
-		s.unknown(ctx)
+		s.unknown(request)
 		return
 	}
 	if err != nil {
-		s.fault(ctx, "look for a nar", err)
+		s.fault(request, "look for a nar", err)
 		return
 	}
-	header := &ctx.Response.Header
+	header := &request.Response.Header
 	header.Set("Cache-Control", "no-store")
 	if s.options.Identity != nil {
 		header.Set(peer.InstanceHeader, s.options.Identity.Instance())
@@ -44,9 +49,9 @@ func (s *Server) serveInfo(ctx *fasthttp.RequestCtx, hash narinfo.PathHash) {
 		}
 	}
 	if stored {
-		s.text(ctx, "application/json", `{"stored": true}`)
+		s.text(request, "application/json", `{"stored": true}`)
 	} else {
-		s.text(ctx, "application/json", `{"stored": false}`)
+		s.text(request, "application/json", `{"stored": false}`)
 	}
 }
 
@@ -77,7 +82,7 @@ func (s *Server) filesThere(ctx context.Context, hash narinfo.PathHash) (*storag
 func (s *Server) filesOf(ctx context.Context, item *storage.Item) ([]peer.StoredFile, error) {
 	files := make([]peer.StoredFile, 0, len(item.Narinfo.Files))
 	for n, file := range item.Narinfo.Files {
-		err := s.items.LookFor(ctx, item, n)
+		err := s.lookFor(ctx, item, n)
 		if errors.Is(err, storage.ErrNotStored) {
 			continue
 		}
@@ -92,13 +97,18 @@ func (s *Server) filesOf(ctx context.Context, item *storage.Item) ([]peer.Stored
 // serveStored answers the question of other instances which of many nars are
 // stored here, and not about to go. Who asks has said so before: it does not
 // vouch for the same nars meanwhile.
-func (s *Server) serveStored(ctx *fasthttp.RequestCtx, list string) {
+func (s *Server) serveStored(request *fasthttp.RequestCtx, list string) {
 	asked := strings.Split(list, ",")
 	if len(asked) > peer.MostAsked {
-		s.fail(ctx, fasthttp.StatusBadRequest, "that is too many hashes")
+		s.fail(request, fasthttp.StatusBadRequest, "that is too many hashes")
 		return
 	}
-	reply := peer.StoredReply{Nonce: string(ctx.QueryArgs().Peek(peer.NonceKey)), Nars: make([]peer.StoredNar, len(asked))}
+	if !s.admit(request, len(asked)) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(s.live, storedTime)
+	defer cancel()
+	reply := peer.StoredReply{Nonce: string(request.QueryArgs().Peek(peer.NonceKey)), Nars: make([]peer.StoredNar, len(asked))}
 	if s.options.Identity != nil {
 		reply.Instance = s.options.Identity.Instance()
 		// Without it, who asks can't be sure, and leaves things as they are.
@@ -111,7 +121,7 @@ func (s *Server) serveStored(ctx *fasthttp.RequestCtx, list string) {
 	for i, text := range asked {
 		hash, err := narinfo.ParsePathHash(text)
 		if err != nil {
-			s.fail(ctx, fasthttp.StatusBadRequest, "that is no list of hashes")
+			s.fail(request, fasthttp.StatusBadRequest, "that is no list of hashes")
 			return
 		}
 		hashes[i] = hash
@@ -125,11 +135,12 @@ func (s *Server) serveStored(ctx *fasthttp.RequestCtx, list string) {
 		}
 	}
 	items, itemsErr := s.items.ItemsAt(ctx, hashes)
-	for i := range reply.Nars {
+	var faults faults
+	s.each(len(asked), func(i int) {
 		nar := &reply.Nars[i]
 		nar.Hash = asked[i]
 		if leaving[i] || itemsErr == nil && (items[i] == nil || !items[i].WithdrawnAt.IsZero()) {
-			continue
+			return
 		}
 		var item *storage.Item
 		var files []peer.StoredFile
@@ -145,19 +156,22 @@ func (s *Server) serveStored(ctx *fasthttp.RequestCtx, list string) {
 		switch {
 		case errors.Is(err, storage.ErrNotFound):
 		case err != nil:
-			s.metrics.faults.Inc()
-			s.log.Error("can't tell another instance whether a nar is stored here", "item", asked[i], "error", err)
+			faults.add(asked[i], err)
 			nar.Fault = true
 		case len(files) > 0:
 			nar.Stored, nar.NarHash, nar.Files = true, item.Narinfo.NarHash.String(), files
 		}
+	})
+	if faults.count > 0 {
+		s.metrics.faults.Add(float64(faults.count))
+		s.log.Error("can't tell another instance whether nars are stored here", "items", faults.count, "first", faults.item, "error", faults.err)
 	}
 	var body bytes.Buffer
 	if err := json.NewEncoder(&body).Encode(reply); err != nil {
-		s.fault(ctx, "write which nars are stored", err)
+		s.fault(request, "write which nars are stored", err)
 		return
 	}
-	ctx.Response.Header.Set("Cache-Control", "no-store")
-	ctx.Response.Header.SetContentType("application/json")
-	ctx.Response.SetBody(body.Bytes())
+	request.Response.Header.Set("Cache-Control", "no-store")
+	request.Response.Header.SetContentType("application/json")
+	request.Response.SetBody(body.Bytes())
 }

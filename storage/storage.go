@@ -75,6 +75,17 @@ func (s *Storage) IsDistant() bool {
 	return is && distant.AtOnce() > 1 // a cache in front of a directory is not
 }
 
+// Concurrency is how many calls of LookFor at a time suit the byte store.
+func (s *Storage) Concurrency() int {
+	if s.IsDistant() {
+		return s.bytes.(Distant).AtOnce()
+	}
+	return localLookups
+}
+
+// localLookups lets a disk work on several requests.
+const localLookups = 4
+
 // Item is an item with its narinfo read.
 type Item struct {
 	*index.Item

@@ -61,7 +61,7 @@ func (c *serverCommand) whileStarting(ctx context.Context, listeners []net.Liste
 	done, answered := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(answered)
-		httpapi.ServeStarting(ctx, done, state, log, listeners...)
+		c.starting.Serve(ctx, done, state, listeners...)
 	}()
 	err := f(ctx)
 	close(done)

@@ -73,7 +73,11 @@ type serverCommand struct {
 	SigningKey       string    `placeholder:"FILE" help:"The public key that signs the narinfos, to hand out at /signing-key.pub."`
 	NarinfoCacheSize sizeValue `default:"64MiB" placeholder:"BYTES" help:"Memory for narinfos that were asked for lately (default: ${default})."`
 
+	TrustedProxies []proxiesValue `sep:"none" default:"127.0.0.0/8,::1,unix" placeholder:"ADDRESS[,ADDRESS]" help:"Addresses and networks of proxies whose X-Forwarded-For is believed, for the log and for limits; unix for those that connect to a socket in the file system, none for nobody. May be repeated (default: ${default})."`
+
 	controlOptions `embed:""`
+
+	starting *httpapi.Starting // answers until there is a server
 }
 
 // pidFileWait is how long the process id waits for the sockets: a supervisor
@@ -161,6 +165,7 @@ func (c *serverCommand) Run(ctx context.Context, s *streams, settings *settings)
 	defer closeAll(listeners)
 	c.serveControl(control, log)
 	defer c.closeControl()
+	c.starting = httpapi.NewStarting(log)
 	for _, prepare := range []func(context.Context, []net.Listener, *slog.Logger) error{c.convertInPlace, c.beginMirror} {
 		if err := prepare(ctx, listeners, log); ctx.Err() != nil {
 			log.Info("stopped; the next start goes on with what was begun", "database", c.Database)
@@ -203,9 +208,12 @@ func (c *serverCommand) Run(ctx context.Context, s *streams, settings *settings)
 		HideMetrics:   c.PublicMetrics == "no",
 		AnswerCache:   max(int64(c.NarinfoCacheSize), 0),
 		SigningKey:    key,
-		Version:       version(),
-		Uses:          counter,
-		Log:           log,
+		Starting:      c.starting,
+
+		TrustedProxies: proxies(c.TrustedProxies),
+		Version:        version(),
+		Uses:           counter,
+		Log:            log,
 	}
 	if cache != nil {
 		defer func() { err = errors.Join(err, cache.Close()) }()

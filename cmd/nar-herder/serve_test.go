@@ -304,6 +304,47 @@ func TestLogLevels(t *testing.T) {
 	}
 }
 
+// TestTrustedProxies logs the client that a proxy names, where the proxy is trusted.
+func TestTrustedProxies(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		args []string
+		want string
+	}{
+		{nil, "client=198.51.100.1\n"},
+		{[]string{"--trusted-proxies=none"}, "client=127.0.0.1:"},
+		{[]string{"--trusted-proxies=192.0.2.0/24,::1", "--trusted-proxies=unix"}, "client=127.0.0.1:"},
+		{[]string{"--trusted-proxies=127.0.0.1,198.51.100.0/24"}, "client=8.8.8.8\n"},
+	} {
+		p := newPlace(t)
+		port := freePort(t)
+		s := &server{process: command(p.args("run-server", append(test.args, "--port="+port)...)...)}
+		s.start(t)
+		address := "127.0.0.1:" + port
+		until(t, "the server answers", func() bool { _, err := tryGet(address, "/api/queue"); return err == nil })
+		request, err := http.NewRequest("GET", "http://"+address+"/asked-through", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		request.Header.Set("X-Forwarded-For", "8.8.8.8, 198.51.100.1")
+		response, err := http.DefaultClient.Do(request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		response.Body.Close()
+		s.stop(t, syscall.SIGTERM)
+		logged := ""
+		for line := range strings.Lines(s.err.String()) {
+			if strings.Contains(line, "/asked-through") {
+				logged = line
+			}
+		}
+		if !strings.Contains(logged, test.want) {
+			t.Errorf("%q: logged %q, want %q", test.args, logged, test.want)
+		}
+	}
+}
+
 // freePort is one that nobody listens on, at least now.
 func freePort(t *testing.T) string {
 	t.Helper()

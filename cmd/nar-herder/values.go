@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"net/netip"
 	"net/url"
 	"regexp"
 	"strconv"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"nar-herder/compression"
+	"nar-herder/httpapi"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
 	"nar-herder/removal"
@@ -193,6 +195,45 @@ func (t *typed[V, P]) UnmarshalText(text []byte) error {
 	}
 	t.kind = kind
 	return P(&t.value).UnmarshalText([]byte(value))
+}
+
+// proxiesValue is a list of proxies: addresses, networks such as 10.0.0.0/8, "unix" or
+// "none".
+type proxiesValue struct{ httpapi.Proxies }
+
+func (p *proxiesValue) UnmarshalText(text []byte) error {
+	*p = proxiesValue{}
+	for s := range strings.SplitSeq(string(text), ",") {
+		if s == "none" {
+			continue
+		}
+		if s == "unix" {
+			p.Unix = true
+			continue
+		}
+		if address, err := netip.ParseAddr(s); err == nil && address.Zone() == "" {
+			p.Networks = append(p.Networks, netip.PrefixFrom(address.Unmap(), address.Unmap().BitLen()))
+			continue
+		}
+		network, err := netip.ParsePrefix(s)
+		if err != nil {
+			return fmt.Errorf("invalid proxy %q: want an IP address, a network such as 10.0.0.0/8, unix, or none", s)
+		}
+		if network != network.Masked() {
+			return fmt.Errorf("invalid network %q: it has bits beyond its length: did you mean %s or %s?", s, network.Masked(), network.Addr())
+		}
+		p.Networks = append(p.Networks, network)
+	}
+	return nil
+}
+
+// proxies are those of all values.
+func proxies(values []proxiesValue) (all httpapi.Proxies) {
+	for _, value := range values {
+		all.Unix = all.Unix || value.Unix
+		all.Networks = append(all.Networks, value.Networks...)
+	}
+	return all
 }
 
 // textValue is any text but none at all.

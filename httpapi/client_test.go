@@ -1,0 +1,89 @@
+package httpapi
+
+import (
+	"log/slog"
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/valyala/fasthttp"
+
+	"nar-herder/internal/testlog"
+)
+
+// TestClientAddress has requests through proxies, some of which are trusted.
+func TestClientAddress(t *testing.T) {
+	t.Parallel()
+	prefix := netip.MustParsePrefix
+	local := Proxies{Networks: []netip.Prefix{prefix("127.0.0.0/8"), prefix("::1/128")}, Unix: true}
+	farm := Proxies{Networks: []netip.Prefix{prefix("10.0.0.0/8"), prefix("192.0.2.7/32"), prefix("fd00::/8")}}
+	for _, test := range []struct {
+		trusted   Proxies
+		remote    string // "unix", or an address
+		forwarded []string
+		want      string // "" if it is not known
+	}{
+		{local, "127.0.0.1", nil, "127.0.0.1"},
+		{local, "127.0.0.1", []string{"198.51.100.1"}, "198.51.100.1"},
+		{local, "::1", []string{"2001:db8::1"}, "2001:db8::1"},
+		{local, "127.9.9.9", []string{"198.51.100.1"}, "198.51.100.1"},
+		{local, "unix", nil, ""},
+		{local, "unix", []string{"198.51.100.1"}, "198.51.100.1"},
+		// Whoever connects can say anything.
+		{local, "203.0.113.1", []string{"198.51.100.1"}, "203.0.113.1"},
+		{local, "203.0.113.1", []string{"127.0.0.1"}, "203.0.113.1"},
+		{local, "127.0.0.1", []string{"8.8.8.8, 198.51.100.1"}, "198.51.100.1"},
+		{local, "127.0.0.1", []string{"127.0.0.1, 198.51.100.1"}, "198.51.100.1"},
+		{local, "127.0.0.1", []string{"8.8.8.8", "198.51.100.1"}, "198.51.100.1"},
+		// Through several that are trusted.
+		{farm, "10.0.0.1", []string{"8.8.8.8, 198.51.100.1, 10.1.2.3,192.0.2.7"}, "198.51.100.1"},
+		{farm, "10.0.0.1", []string{"8.8.8.8, 198.51.100.1", "10.1.2.3", "192.0.2.7"}, "198.51.100.1"},
+		{farm, "10.0.0.1", []string{"10.1.2.3, 10.1.2.4"}, "10.1.2.3"},
+		{farm, "::ffff:10.0.0.1", []string{"::ffff:198.51.100.1"}, "198.51.100.1"},
+		{farm, "fd00::1", []string{"[2001:db8::1]:4711"}, "2001:db8::1"},
+		{farm, "10.0.0.1", []string{"198.51.100.1:4711"}, "198.51.100.1"},
+		{farm, "10.0.0.1", []string{"[2001:db8::1]"}, "2001:db8::1"},
+		{farm, "127.0.0.1", []string{"198.51.100.1"}, "127.0.0.1"},
+		{farm, "unix", []string{"198.51.100.1"}, ""},
+		{Proxies{}, "127.0.0.1", []string{"198.51.100.1"}, "127.0.0.1"},
+		// What is malformed counts for nothing.
+		{local, "127.0.0.1", []string{"unknown"}, "127.0.0.1"},
+		{local, "127.0.0.1", []string{""}, "127.0.0.1"},
+		{local, "127.0.0.1", []string{"198.51.100.1,"}, "127.0.0.1"},
+		{local, "127.0.0.1", []string{"198.51.100.1, _hidden"}, "127.0.0.1"},
+		{local, "127.0.0.1", []string{"nonsense, 198.51.100.1"}, "198.51.100.1"},
+		{farm, "10.0.0.1", []string{"nonsense, 10.0.0.2"}, "10.0.0.1"},
+		{local, "127.0.0.1", []string{"1.2.3.4.5"}, "127.0.0.1"},
+	} {
+		opts := options()
+		opts.TrustedProxies = test.trusted
+		log := new(testlog.Buffer)
+		opts.Log = slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+		s := New(corpus(), opts)
+		var remote net.Addr = &net.UnixAddr{Name: "@", Net: "unix"}
+		if test.remote != "unix" {
+			remote = &net.TCPAddr{IP: net.ParseIP(test.remote), Port: 4000}
+		}
+		var ctx fasthttp.RequestCtx
+		ctx.Init(&fasthttp.Request{}, remote, nil)
+		for _, line := range test.forwarded {
+			ctx.Request.Header.Add("X-Forwarded-For", line)
+		}
+		got := ""
+		if address := s.clientAddress(&ctx); address.IsValid() {
+			got = address.String()
+		}
+		if got != test.want {
+			t.Errorf("%s, %q: %s, want %s", test.remote, test.forwarded, got, test.want)
+		}
+		s.handle(&ctx)
+		want := remote.String()
+		if test.want != "" && (test.remote == "unix" || netip.MustParseAddr(test.remote).Unmap().String() != test.want) {
+			want = test.want
+		}
+		if logged := log.String(); !strings.Contains(logged, "client="+want+"\n") && !strings.Contains(logged, `client="`+want+"\"\n") {
+			t.Errorf("%s, %q: logged %s, want %s", test.remote, test.forwarded, logged, want)
+		}
+	}
+}

@@ -1,0 +1,166 @@
+package httpapi
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/golang-lru/v2/simplelru"
+	"github.com/valyala/fasthttp"
+	"golang.org/x/time/rate"
+
+	"nar-herder/storage"
+)
+
+const (
+	// storedTime is how long the storage may be looked at for one question. With
+	// admitTime, it is less than the 15 s for which another instance waits.
+	storedTime = 10 * time.Second
+	// admitTime is how long a question may wait for its turn.
+	admitTime = 3 * time.Second
+
+	// clientRate is how many items a second a client may ask for, and clientBurst how
+	// many at once. A removal of another instance has two questions of 200 items under
+	// way at a time, and at that rate takes 17 minutes for 10 million.
+	clientRate  = 10_000
+	clientBurst = 4_000
+	// totalRate and totalBurst are those of all clients together.
+	totalRate  = 20_000
+	totalBurst = 8_000
+	// mostClients bounds the memory for clients that have asked lately.
+	mostClients = 10_000
+
+	// admitRetry is when a client may ask again that is refused, in seconds.
+	admitRetry = "5"
+)
+
+// lookFor looks for a file when it is its turn.
+func (s *Server) lookFor(ctx context.Context, item *storage.Item, n int) error {
+	select {
+	case s.lookups <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-s.lookups }()
+	return s.items.LookFor(ctx, item, n)
+}
+
+// each calls f for the numbers below n, several at a time. It panics if f does, so that
+// the request fails and not the program.
+func (s *Server) each(n int, f func(i int)) {
+	var next atomic.Int64
+	var fault atomic.Pointer[string]
+	var calls sync.WaitGroup
+	for range min(cap(s.lookups), n) {
+		calls.Go(func() {
+			defer func() {
+				if v := recover(); v != nil {
+					text := fmt.Sprintf("%v\n%s", v, debug.Stack())
+					fault.Store(&text)
+				}
+			}()
+			for i := next.Add(1) - 1; i < int64(n); i = next.Add(1) - 1 {
+				f(int(i))
+			}
+		})
+	}
+	calls.Wait()
+	if text := fault.Load(); text != nil {
+		panic(*text)
+	}
+}
+
+// faults counts what could not be found out in answering one question.
+type faults struct {
+	mu    sync.Mutex
+	count int
+	item  string // the first
+	err   error
+}
+
+func (f *faults) add(item string, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.count++; f.count == 1 {
+		f.item, f.err = item, err
+	}
+}
+
+// admit waits until a client may ask for count items, or answers that it has asked for
+// too many.
+func (s *Server) admit(ctx *fasthttp.RequestCtx, count int) bool {
+	wait, ok := s.limiter.reserve(s.clientAddress(ctx), count, time.Now())
+	if !ok {
+		ctx.Response.Header.Set("Retry-After", admitRetry)
+		s.fail(ctx, fasthttp.StatusServiceUnavailable, "too many items were asked for: ask again later")
+		return false
+	}
+	if wait > 0 {
+		timer := time.NewTimer(wait)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+		case <-s.live.Done():
+		}
+	}
+	return true
+}
+
+// limiter bounds how many items clients may ask for, each of them and all together.
+type limiter struct {
+	mu      sync.Mutex
+	total   *rate.Limiter
+	clients *simplelru.LRU[netip.Prefix, *rate.Limiter]
+}
+
+func newLimiter() *limiter {
+	clients, err := simplelru.NewLRU[netip.Prefix, *rate.Limiter](mostClients, nil)
+	if err != nil {
+		panic(err) // its size is positive
+	}
+	return &limiter{total: rate.NewLimiter(totalRate, totalBurst), clients: clients}
+}
+
+// reserve returns how long a client has to wait before it may ask for count items; not
+// ok is that this would take longer than admitTime.
+func (l *limiter) reserve(client netip.Addr, count int, now time.Time) (wait time.Duration, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	network := networkOf(client)
+	own, known := l.clients.Get(network)
+	if !known {
+		own = rate.NewLimiter(clientRate, clientBurst)
+		l.clients.Add(network, own)
+	}
+	first := own.ReserveN(now, count)
+	if first.DelayFrom(now) > admitTime {
+		first.CancelAt(now)
+		return 0, false
+	}
+	second := l.total.ReserveN(now, count)
+	if second.DelayFrom(now) > admitTime {
+		second.CancelAt(now)
+		first.CancelAt(now)
+		return 0, false
+	}
+	return max(first.DelayFrom(now), second.DelayFrom(now)), true
+}
+
+// networkOf returns what counts as one client: an IPv6 address is easily changed for
+// another of the same network.
+func networkOf(client netip.Addr) netip.Prefix {
+	client = client.Unmap()
+	bits := client.BitLen()
+	if client.Is6() {
+		bits = 64
+	}
+	network, err := client.WithZone("").Prefix(bits)
+	if err != nil {
+		return netip.Prefix{} // of no address, as that of a socket in the file system
+	}
+	return network
+}

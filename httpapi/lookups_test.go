@@ -1,0 +1,230 @@
+package httpapi
+
+import (
+	"context"
+	"encoding/json"
+	"net"
+	"net/netip"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/valyala/fasthttp"
+
+	"nar-herder/narinfo"
+	"nar-herder/peer"
+	"nar-herder/storage"
+)
+
+// distantItems are as many as there are hashes, each with one file in a byte store whose
+// calls take their time.
+type distantItems struct {
+	fakeItems
+	look       func(context.Context) error
+	now, most  atomic.Int32
+	concurrent int
+}
+
+func newDistantItems(t *testing.T, look func(context.Context) error) *distantItems {
+	m := make1(t, "x", "content", "none")
+	d := &distantItems{look: look, concurrent: 32}
+	item := m.item(t)
+	d.item = func(narinfo.PathHash) (*storage.Item, error) { return item, nil }
+	return d
+}
+
+func (d *distantItems) Concurrency() int { return d.concurrent }
+
+func (d *distantItems) LookFor(ctx context.Context, _ *storage.Item, _ int) error {
+	d.most.Store(max(d.most.Load(), d.now.Add(1)))
+	defer d.now.Add(-1)
+	return d.look(ctx)
+}
+
+// askStored asks for items from an address, without a connection.
+func askStored(s *Server, address string, count int) *fasthttp.RequestCtx {
+	hashes := make([]string, count)
+	for i := range hashes {
+		hashes[i] = numbered(i).String()
+	}
+	var ctx fasthttp.RequestCtx
+	ctx.Init(&fasthttp.Request{}, &net.TCPAddr{IP: net.ParseIP(address), Port: 1}, nil)
+	ctx.Request.SetRequestURI(peer.StoredPath + strings.Join(hashes, ","))
+	s.handle(&ctx)
+	return &ctx
+}
+
+// storedNars are the answers of one that must have been answered.
+func storedNars(t *testing.T, ctx *fasthttp.RequestCtx) []peer.StoredNar {
+	t.Helper()
+	var reply peer.StoredReply
+	if err := json.Unmarshal(ctx.Response.Body(), &reply); err != nil || ctx.Response.StatusCode() != 200 {
+		t.Fatalf("%d %s", ctx.Response.StatusCode(), ctx.Response.Body())
+	}
+	return reply.Nars
+}
+
+func after(d time.Duration) func(context.Context) error {
+	return func(ctx context.Context) error {
+		select {
+		case <-time.After(d):
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// TestStoredDistant asks for as many items as may be asked for at a time, in a bucket that
+// takes 100 ms for each: several callers together don't exceed what it is good at.
+func TestStoredDistant(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		items := newDistantItems(t, after(100*time.Millisecond))
+		s := New(items, options())
+		for _, callers := range []int{1, 4} {
+			begun := time.Now()
+			var asking sync.WaitGroup
+			for caller := range callers {
+				asking.Go(func() {
+					for _, nar := range storedNars(t, askStored(s, "192.0.2."+strconv.Itoa(caller), peer.MostAsked)) {
+						if !nar.Stored || nar.Fault || len(nar.Files) != 1 {
+							t.Errorf("%+v", nar)
+						}
+					}
+				})
+			}
+			asking.Wait()
+			if took, most := time.Since(begun), time.Duration(callers)*800*time.Millisecond; took > most {
+				t.Errorf("%d callers: after %s, want %s at the most", callers, took, most)
+			}
+		}
+		if got := items.most.Load(); int(got) != items.concurrent {
+			t.Errorf("%d looks at once, want %d", got, items.concurrent)
+		}
+	})
+}
+
+// TestStoredHanging is answered before the caller gives up, and says of which items it
+// can't tell.
+func TestStoredHanging(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var looks atomic.Int32
+		s := newStarted(newDistantItems(t, func(ctx context.Context) error {
+			if looks.Add(1) > 10 {
+				return after(time.Hour)(ctx)
+			}
+			return nil
+		}), options())
+		begun := time.Now()
+		stored, faults := 0, 0
+		for _, nar := range storedNars(t, askStored(s.Server, "192.0.2.1", peer.MostAsked)) {
+			if nar.Stored {
+				stored++
+			}
+			if nar.Fault {
+				faults++
+			}
+		}
+		if took := time.Since(begun); stored != 10 || faults != peer.MostAsked-10 || took > storedTime {
+			t.Errorf("%d stored, %d unknown after %s", stored, faults, took)
+		}
+		if got := strings.Count(s.log.String(), "can't tell another instance"); got != 1 {
+			t.Errorf("%d lines in the log:\n%s", got, s.log.String())
+		}
+	})
+}
+
+// TestStoredPanics has a fault of the program, which ends the request alone.
+func TestStoredPanics(t *testing.T) {
+	t.Parallel()
+	s := newStarted(newDistantItems(t, func(context.Context) error { panic("at the disco") }), options())
+	if ctx := askStored(s.Server, "192.0.2.1", 5); ctx.Response.StatusCode() != 500 || !strings.Contains(s.log.String(), "at the disco") {
+		t.Errorf("%d %s", ctx.Response.StatusCode(), s.log.String())
+	}
+}
+
+// TestStoredLimit has an instance that removes nars beside a client that asks for ever.
+func TestStoredLimit(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := New(newDistantItems(t, func(context.Context) error { return nil }), options())
+		const flood = 300
+		var refused, answered atomic.Int32
+		var asking sync.WaitGroup
+		for range flood {
+			asking.Go(func() {
+				switch ctx := askStored(s, "192.0.2.1", peer.MostAsked); {
+				case ctx.Response.StatusCode() == 200:
+					answered.Add(1)
+				case ctx.Response.StatusCode() != 503 || string(ctx.Response.Header.Peek("Retry-After")) != admitRetry || string(ctx.Response.Header.Peek("Cache-Control")) != noStore:
+					t.Errorf("%d %s", ctx.Response.StatusCode(), &ctx.Response.Header)
+				default:
+					refused.Add(1)
+				}
+			})
+		}
+		// A removal pass of 40,000 items has two questions under way at a time.
+		begun := time.Now()
+		for range 2 {
+			asking.Go(func() {
+				for range 100 {
+					storedNars(t, askStored(s, "192.0.2.2", peer.MostAsked))
+				}
+			})
+		}
+		asking.Wait()
+		if took := time.Since(begun); took > 15*time.Second {
+			t.Errorf("the removal took %s", took)
+		}
+		// The burst, and what comes in while one may wait.
+		if most := int32(clientBurst+clientRate*int(admitTime/time.Second)) / peer.MostAsked; answered.Load() != most || refused.Load() != flood-most {
+			t.Errorf("%d questions answered, %d refused", answered.Load(), refused.Load())
+		}
+		// And then, it is welcome again.
+		time.Sleep(time.Second)
+		storedNars(t, askStored(s, "192.0.2.1", peer.MostAsked))
+	})
+}
+
+// TestLimitOfAll has many clients, none of which asks for too much.
+func TestLimitOfAll(t *testing.T) {
+	t.Parallel()
+	l := newLimiter()
+	now := time.Now()
+	asked := 0
+	for i := range 1000 {
+		client := netip.AddrFrom4([4]byte{192, 0, byte(i >> 8), byte(i)})
+		if _, ok := l.reserve(client, peer.MostAsked, now); ok {
+			asked += peer.MostAsked
+		}
+	}
+	if want := totalBurst + totalRate*int(admitTime/time.Second); asked != want {
+		t.Errorf("%d items, want %d", asked, want)
+	}
+	for i := range 3 * mostClients {
+		l.reserve(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 1, now.Add(time.Hour))
+	}
+	if got := l.clients.Len(); got > mostClients {
+		t.Errorf("%d clients are kept", got)
+	}
+}
+
+func TestNetworkOf(t *testing.T) {
+	t.Parallel()
+	for address, want := range map[string]string{
+		"192.0.2.1": "192.0.2.1/32", "::ffff:192.0.2.1": "192.0.2.1/32", "2001:db8:1:2:3::4": "2001:db8:1:2::/64", "fe80::1%eth0": "fe80::/64",
+	} {
+		if got := networkOf(netip.MustParseAddr(address)); got.String() != want {
+			t.Errorf("%s: %s, want %s", address, got, want)
+		}
+	}
+	if got := networkOf(netip.Addr{}); got != (netip.Prefix{}) {
+		t.Errorf("of nobody: %s", got)
+	}
+}

@@ -1,0 +1,74 @@
+package httpapi
+
+import (
+	"bytes"
+	"errors"
+
+	"github.com/valyala/fasthttp"
+)
+
+// refuse answers what the engine takes for a request, and RFC 9112 doesn't, and reports
+// whether it did. The connection is closed after it.
+func (s *Server) refuse(ctx *fasthttp.RequestCtx) bool {
+	header := &ctx.Request.Header
+	switch {
+	case !header.IsHTTP11() && !bytes.HasPrefix(header.Protocol(), []byte("HTTP/1.")):
+		s.fail(ctx, fasthttp.StatusHTTPVersionNotSupported, "only HTTP/1.1 and HTTP/1.0 are answered here")
+	case bytes.IndexByte(header.Host(), '@') >= 0:
+		s.fail(ctx, fasthttp.StatusBadRequest, "the Host header is not a host")
+	case header.RequestURI()[0] != '/' && !hasAuthority(header.RequestURI()):
+		s.fail(ctx, fasthttp.StatusBadRequest, "the URL has no host")
+	default:
+		return false
+	}
+	ctx.SetConnectionClose()
+	return true
+}
+
+// hasAuthority reports whether a target that is a whole URL names a host, as RFC 9110,
+// section 4.2.1, demands. Targets of other forms are not for GET.
+func hasAuthority(target []byte) bool {
+	_, authority, isURL := bytes.Cut(target, []byte("://"))
+	return !isURL || len(authority) > 0 && bytes.IndexByte([]byte("/?#:"), authority[0]) < 0
+}
+
+// errBareLines is that of a request whose lines end with line feeds alone. The engine
+// would wait for the rest of it.
+var errBareLines = errors.New("the lines of a request end with a carriage return and a line feed")
+
+// endsBare reports whether bytes end with an empty line that is not the end of a head as
+// the engine knows it, as one of its line feeds has no carriage return before it.
+func endsBare(p []byte) bool {
+	n := len(p)
+	switch {
+	case n < 4 || p[n-1] != '\n':
+		return false
+	case p[n-2] == '\n':
+		return true
+	}
+	return p[n-2] == '\r' && p[n-3] == '\n' && p[n-4] != '\r'
+}
+
+// readBare takes what was read, and ends so. RFC 9112, section 2.2, leaves to the server
+// what line feeds alone mean; a proxy before it might see another request than it does.
+// So they are read as ends of lines where the client has sent one request and nothing
+// else yet; else the next Read fails with errBareLines, unless the bytes have the end of
+// a head in them, and are part of a body.
+func (c *connection) readBare(p []byte, n int, isFirst bool) int {
+	chunk := p[:n]
+	switch {
+	case isFirst && bytes.IndexByte(chunk, '\r') < 0 && bytes.Index(chunk, []byte("\n\n")) == n-2 && !mayHaveBody(chunk):
+		lines := bytes.ReplaceAll(chunk, []byte("\n"), []byte("\r\n"))
+		n = copy(p, lines)
+		c.ahead = lines[n:] // nothing was read ahead before
+	case len(bytes.TrimRight(chunk, "\r\n")) > 0 && !bytes.Contains(chunk, []byte("\r\n\r\n")):
+		c.failure = errBareLines
+	}
+	return n
+}
+
+// mayHaveBody reports whether a body could follow after a head.
+func mayHaveBody(head []byte) bool {
+	head = bytes.ToLower(head)
+	return bytes.Contains(head, []byte("content-length")) || bytes.Contains(head, []byte("transfer-encoding"))
+}
