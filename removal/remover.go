@@ -43,6 +43,9 @@ type Options struct {
 	// Answered is how many requests were answered so far, so that removals make
 	// way where there are many; nil for none.
 	Answered func() int64
+	// Decode decompresses nars that an import failed to replace, to find out which
+	// they are; nil leaves them unserved.
+	Decode storage.Decoder
 	// Interval is how often the storage is compared with its limit; 0 for a
 	// minute.
 	Interval time.Duration
@@ -185,6 +188,11 @@ func (r *Remover) Round(ctx context.Context) error {
 	if err != nil && ctx.Err() == nil {
 		// One file that can't be deleted is no reason to keep all others.
 		r.log.Error("files that no item has any more can't be deleted; that is tried again", "error", err)
+	}
+	if r.options.Decode != nil {
+		if err := r.storage.ResolveReplacements(ctx, r.options.Decode); err != nil && ctx.Err() == nil {
+			r.log.Error("nars that an import failed to replace can't be checked, and are not served; that is tried again", "error", err)
+		}
 	}
 	if err := r.keepOlder(ctx); err != nil {
 		return err

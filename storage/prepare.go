@@ -117,10 +117,18 @@ func (s *Storage) find(ctx context.Context, p *prepared, n int, name string) err
 	}
 	inStorage := err == nil
 	fits := inStorage && (want < 0 || info.Size == want)
+	doubtful := false
+	if p.old != nil && fits {
+		if i := p.old.FileNamed(name); i >= 0 && !p.old.HasStored(i) {
+			if doubtful, err = s.isReplacing(ctx, name); err != nil {
+				return err
+			}
+		}
+	}
 	// What the storage has of an item that is to be replaced is the old nar,
 	// even if it is as long as the new one, unless there is no other.
 	replaces := p.old != nil && p.old.Narinfo.NarHash != p.Narinfo.NarHash
-	if fits && !replaces {
+	if fits && !replaces && !doubtful {
 		return s.take(ctx, p, n, name, info.Size)
 	}
 	var wrong error
@@ -141,6 +149,9 @@ func (s *Storage) find(ctx context.Context, p *prepared, n int, name string) err
 		if !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
+	}
+	if doubtful {
+		return fmt.Errorf("its nar %s: %w", name, errReplacing)
 	}
 	// Another import of the same directory may just have moved it.
 	if info, err = s.bytes.Stat(ctx, name); err == nil && (want < 0 || info.Size == want) {
