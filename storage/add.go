@@ -30,6 +30,9 @@ type Addition struct {
 	// narinfo.
 	WithReferences bool
 	Tags           []index.Tag
+
+	// planned says that references may be coming with the same import.
+	planned bool
 }
 
 // Outcome is what became of an addition.
@@ -78,7 +81,7 @@ var (
 	errBatch = errors.New("written together with others")
 )
 
-// errMissingReferences is found within a transaction.
+// errMissingReferences is found before anything is stored, or within a transaction.
 type errMissingReferences []narinfo.StorePath
 
 func (e errMissingReferences) Error() string {
@@ -127,47 +130,14 @@ func (s *Storage) commit(ctx context.Context, batch []*prepared) {
 		failAll(batch, err)
 		return
 	}
-	err := s.index.Update(ctx, func(tx *index.Tx) error {
-		var late []func(context.Context) error
-		for _, p := range batch {
-			if p.result.Err != nil {
-				continue
-			}
-			err := s.commitOne(ctx, tx, p, replaced, &late)
-			if missing := errMissingReferences(nil); errors.As(err, &missing) || errors.Is(err, errChanged) || errors.Is(err, errLeaving) || errors.Is(err, ErrLimit) {
-				p.fail(err)
-				err = replaced.restore(tx, &p.Narinfo.StorePath.Hash)
-			}
-			if err != nil {
-				return fmt.Errorf("%s: %w", p.Narinfo.StorePath.BaseName(), err)
-			}
-		}
-		if err := replaced.finish(tx); err != nil {
-			return err
-		}
-		if s.bytes == nil {
-			return nil
-		}
-		// After the rows, which nobody sees before the end of the transaction, so
-		// that many can be done at a time.
-		var size int64
-		for _, p := range batch {
-			size += p.bytes
-		}
-		hurried, cancel := s.hurried(ctx, size)
-		defer cancel()
-		if size > 0 {
-			// It may have been taken over while they came.
-			if err := s.mayTake(hurried, slices.ContainsFunc(batch, func(p *prepared) bool { return p.replaces })); err != nil {
-				return err
-			}
-		}
-		failures := s.each(len(late), func(i int) error { return late[i](hurried) })
-		if err := firstOf(failures); err != nil {
-			return err
-		}
-		return s.bytes.Sync(ctx)
-	})
+	if s.showLarge(ctx, batch, replaced); allFailed(batch) {
+		s.undo(ctx, replaced)
+		return
+	}
+	err := errAgain
+	for errors.Is(err, errAgain) {
+		err = s.index.Update(ctx, func(tx *index.Tx) error { return s.commitAllIn(ctx, tx, batch, replaced) })
+	}
 	if err != nil {
 		s.undo(ctx, replaced)
 		if len(batch) > 1 {
@@ -203,6 +173,88 @@ func (s *Storage) commit(ctx context.Context, batch []*prepared) {
 	if _, err := s.dropUnclaimed(ctx, obsolete, 0); err != nil {
 		s.log.Warn("files that no narinfo names any more could not be removed from the storage", "error", err)
 	}
+}
+
+// commitAllIn is the transaction of a batch. Items may fail in it one by one. With
+// errAgain, some have on which others depended, and nothing was shown.
+func (s *Storage) commitAllIn(ctx context.Context, tx *index.Tx, batch []*prepared, replaced *replacements) error {
+	var late []func(context.Context) error
+	for _, p := range batch {
+		if p.result.Err == nil {
+			err := s.commitOne(ctx, tx, p, replaced, &late)
+			if errors.Is(err, errChanged) || errors.Is(err, errLeaving) || errors.Is(err, ErrLimit) {
+				p.fail(err)
+			} else if err != nil {
+				return fmt.Errorf("%s: %w", p.Narinfo.StorePath.BaseName(), err)
+			}
+		}
+		if p.result.Err != nil {
+			if err := replaced.restore(tx, &p.Narinfo.StorePath.Hash); err != nil {
+				return err
+			}
+		}
+	}
+	// Now that the rows of all are there, in whatever order they refer to each other.
+	if err := checkReferences(tx, batch); err != nil {
+		return err
+	}
+	if err := replaced.finish(tx); err != nil {
+		return err
+	}
+	if s.bytes == nil {
+		return nil
+	}
+	// After the rows, which nobody sees before the end of the transaction, so
+	// that many can be done at a time.
+	var size, locked int64
+	for _, p := range batch {
+		size += p.bytes
+		locked += p.lockedBytes()
+	}
+	hurried, cancel := s.hurried(ctx, locked)
+	defer cancel()
+	if size > 0 {
+		// It may have been taken over while they came.
+		if err := s.mayTake(hurried, replacesAny(batch)); err != nil {
+			return err
+		}
+	}
+	failures := s.each(len(late), func(i int) error { return late[i](hurried) })
+	if err := firstOf(failures); err != nil {
+		return err
+	}
+	return s.bytes.Sync(ctx)
+}
+
+// checkReferences makes those items fail that refer to what has no row now. The error is
+// errAgain then: their own rows must not be written.
+func checkReferences(tx *index.Tx, batch []*prepared) error {
+	again := false
+	for _, p := range batch {
+		if p.result.Err != nil || !p.WithReferences {
+			continue
+		}
+		missing, err := tx.Missing(othersOf(p.Narinfo))
+		if err != nil {
+			return err
+		}
+		if len(missing) > 0 {
+			p.fail(errMissingReferences(missing))
+			again = true
+		}
+	}
+	if again {
+		return errAgain
+	}
+	return nil
+}
+
+func replacesAny(batch []*prepared) bool {
+	return slices.ContainsFunc(batch, func(p *prepared) bool { return p.replaces })
+}
+
+func allFailed(batch []*prepared) bool {
+	return !slices.ContainsFunc(batch, func(p *prepared) bool { return p.result.Err == nil })
 }
 
 // firstOf is the first error, which others of a store that fails say again.
@@ -254,15 +306,6 @@ func (s *Storage) commitOne(ctx context.Context, tx *index.Tx, p *prepared, repl
 	row, err := tx.Item(n.StorePath.Hash)
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		return err
-	}
-	if p.WithReferences {
-		missing, err := tx.Missing(othersOf(n))
-		if err != nil {
-			return err
-		}
-		if len(missing) > 0 {
-			return errMissingReferences(missing)
-		}
 	}
 	if row == nil && p.passed {
 		return errChanged
@@ -393,6 +436,10 @@ func (s *Storage) show(ctx context.Context, tx *index.Tx, p *prepared, old *Item
 				return err
 			}
 			replaced.show(name)
+			if early := p.early[n]; early != nil {
+				*late = append(*late, func(ctx context.Context) error { return s.isSame(ctx, name, *early) })
+				continue
+			}
 			*late = append(*late, func(ctx context.Context) error {
 				replaced.begin(name)
 				return staged.Commit(ctx)
