@@ -122,6 +122,8 @@ type Remover struct {
 	// were there before a row claimed them.
 	counted int64
 
+	named bool // the storage has a name
+
 	toldReason string // that the log has given, and when
 	toldAt     time.Time
 
@@ -177,6 +179,13 @@ func (r *Remover) Run(ctx context.Context) {
 // Round compares the storage with its limit once, and removes what has to go, as
 // far as anything may.
 func (r *Remover) Round(ctx context.Context) error {
+	if !r.named && !r.storage.IsFrontEnd() {
+		// Other instances ask for the storage's name, and to answer them writes nothing.
+		_, err := r.storage.Identity(ctx)
+		if r.named = err == nil; err != nil && !r.storage.IsUnsettled() {
+			return err
+		}
+	}
 	if r.storage.IsUnsettled() || r.storage.IsFrontEnd() {
 		return nil // nothing is this instance's to remove, or to count
 	}
