@@ -14,10 +14,8 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
-	"maps"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 	"time"
 
@@ -105,9 +103,6 @@ type kind struct {
 	// narinfos don't name them, until Run has forgotten them.
 	lost map[narinfo.PathHash]narinfo.StorePath
 }
-
-// mostLost bounds what is remembered of that; the survey finds the others.
-const mostLost = 10_000
 
 // New opens the directories. The errors name them, and what to do.
 func New(x *index.Index, s *storage.Storage, options Options) (_ *Cache, err error) {
@@ -391,37 +386,6 @@ func (k *kind) isHidden(hash narinfo.PathHash) bool {
 	_, hidden := k.hidden[hash]
 	_, lost := k.lost[hash]
 	return hidden || lost
-}
-
-// lose has the item's file forgotten, and says whether that is news.
-func (k *kind) lose(path narinfo.StorePath) bool {
-	k.hiddenMu.Lock()
-	defer k.hiddenMu.Unlock()
-	if _, known := k.lost[path.Hash]; known || len(k.lost) == mostLost {
-		return false
-	}
-	k.lost[path.Hash] = path
-	return true
-}
-
-// forgetLost removes the rows of files that are not there.
-func (c *Cache) forgetLost(ctx context.Context, k *kind) error {
-	k.hiddenMu.Lock()
-	lost := slices.Collect(maps.Values(k.lost))
-	k.hiddenMu.Unlock()
-	for _, path := range lost {
-		_, removed, err := c.reconcile(ctx, k, path)
-		if err != nil {
-			return err
-		}
-		k.hiddenMu.Lock()
-		delete(k.lost, path.Hash)
-		k.hiddenMu.Unlock()
-		if !removed {
-			c.changed(path.Hash) // it is named again
-		}
-	}
-	return nil
 }
 
 func (k *kind) hide(files []index.CachedFile) {
