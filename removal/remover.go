@@ -122,7 +122,7 @@ type Remover struct {
 	// were there before a row claimed them.
 	counted int64
 
-	named bool // the storage has a name
+	named, toldUnnamed bool // the storage has a name; that it has none was logged
 
 	toldReason string // that the log has given, and when
 	toldAt     time.Time
@@ -182,8 +182,9 @@ func (r *Remover) Round(ctx context.Context) error {
 	if !r.named && !r.storage.IsFrontEnd() {
 		// Other instances ask for the storage's name, and to answer them writes nothing.
 		_, err := r.storage.Identity(ctx)
-		if r.named = err == nil; err != nil && !r.storage.IsUnsettled() {
-			return err
+		if r.named = err == nil; err != nil && ctx.Err() == nil && !r.toldUnnamed {
+			r.toldUnnamed = true
+			r.log.Warn("the storage has no name yet, so that other instances which ask for its nars are told that it is unknown; that is tried again", "error", err)
 		}
 	}
 	if r.storage.IsUnsettled() || r.storage.IsFrontEnd() {
