@@ -2,8 +2,8 @@ package storage_test
 
 import (
 	"context"
+	"crypto/rand"
 	"database/sql"
-	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -41,8 +41,7 @@ func (r *remote) Stage(ctx context.Context, name string, from io.Reader, size in
 	if !strings.HasPrefix(name, "nar/") {
 		return r.ByteStore.Stage(ctx, name, from, size)
 	}
-	_, err := io.Copy(io.Discard, from)
-	return &remoteStaged{r: r, info: storage.Info{Name: name, Size: size, Usage: size, Tag: fmt.Sprint(time.Now().UnixNano())}}, err
+	return &remoteStaged{r: r, info: storage.Info{Name: name, Size: size, Usage: size, Tag: rand.Text()}}, nil
 }
 
 type remoteStaged struct {
