@@ -312,6 +312,10 @@ func TestStoredNars(t *testing.T) {
 	if err := errors.Join(os.Remove(filepath.Join(s.directory, made["missing"].url())), os.Truncate(filepath.Join(s.directory, made["short"].url()), 3)); err != nil {
 		t.Fatal(err)
 	}
+	storageName, err := s.Identity(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
 	leaving := &marks{leaving: made["leaving"].path.Hash}
 	opts := options()
 	opts.Identity, opts.Leaving = s.Storage, leaving
@@ -326,10 +330,6 @@ func TestStoredNars(t *testing.T) {
 	var reply peer.StoredReply
 	if err := json.Unmarshal([]byte(got.body), &reply); err != nil || got.StatusCode != 200 || got.Header.Get("Cache-Control") != "no-store" {
 		t.Fatalf("%s %v %s: %v", got.Status, got.Header, got.body, err)
-	}
-	storageName, err := s.Identity(t.Context())
-	if err != nil {
-		t.Fatal(err)
 	}
 	if reply.Nonce != "N N" || reply.Instance != s.Instance() || reply.Storage != storageName || len(reply.Nars) != len(asked) {
 		t.Fatalf("%+v", reply)

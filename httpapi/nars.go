@@ -108,7 +108,7 @@ func (s *Server) sendFile(ctx *fasthttp.RequestCtx, item *nars, n int) {
 // used counts a request that was answered with a nar, from its beginning on.
 func (s *Server) used(ctx *fasthttp.RequestCtx, item *nars, kind string) {
 	s.setNarCacheControl(ctx, item, kind)
-	if s.options.Uses == nil || !ctx.IsGet() {
+	if s.options.Uses == nil || !ctx.IsGet() || ctx.UserValue(answeredAnew{}) != nil {
 		return
 	}
 	switch ctx.Response.StatusCode() {
@@ -299,7 +299,11 @@ func (s *Server) unopened(ctx *fasthttp.RequestCtx, item *storage.Item, err erro
 	}
 	ctx.Response.Reset()
 	s.dispatch(ctx)
+	ctx.SetUserValue(answeredAnew{}, true)
 }
+
+// answeredAnew marks a request that was answered, and counted, by a second dispatch.
+type answeredAnew struct{}
 
 // hasChanged says whether a file could not be opened because the item was
 // removed or replaced after its row was read: then row and bytes only seem to

@@ -87,8 +87,9 @@ type Elsewhere interface {
 type Identity interface {
 	// Instance is the random name of this instance.
 	Instance() string
-	// Identity is the random name of its storage.
-	Identity(ctx context.Context) (string, error)
+	// StorageName is the random name of its storage. Where that has none yet, it is
+	// an error.
+	StorageName(ctx context.Context) (string, error)
 	// IsOurs says whether this instance decides what goes from its storage. Else
 	// it vouches for nothing there.
 	IsOurs(ctx context.Context) bool

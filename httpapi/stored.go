@@ -44,7 +44,7 @@ func (s *Server) serveInfo(request *fasthttp.RequestCtx, hash narinfo.PathHash) 
 	header.Set("Cache-Control", "no-store")
 	if s.options.Identity != nil {
 		header.Set(peer.InstanceHeader, s.options.Identity.Instance())
-		if name, err := s.options.Identity.Identity(ctx); err == nil && name != "" {
+		if name, err := s.options.Identity.StorageName(ctx); err == nil && name != "" {
 			header.Set(peer.StorageHeader, name)
 		}
 	}
@@ -113,7 +113,7 @@ func (s *Server) serveStored(request *fasthttp.RequestCtx, list string) {
 		reply.Instance = s.options.Identity.Instance()
 		// Without it, who asks can't be sure, and leaves things as they are.
 		var err error
-		reply.Storage, err = s.options.Identity.Identity(ctx)
+		reply.Storage, err = s.options.Identity.StorageName(ctx)
 		reply.StorageUnknown = err != nil
 	}
 	hashes := make([]narinfo.PathHash, len(asked))

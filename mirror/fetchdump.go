@@ -83,7 +83,7 @@ func (m *Mirror) stillHeld(ctx context.Context) error {
 func (m *Mirror) hold(db *dump, err error) {
 	var refused *RefusedError
 	switch {
-	case errors.As(err, &refused):
+	case errors.As(err, &refused), errors.Is(err, errOldDump):
 		m.dumps.held = held{db.tag, m.now(), err}
 	case errors.Is(err, errBadDump) && (db.verified || db.tag != "" && db.tag == m.dumps.held.tag):
 		m.dumps.held = held{db.tag, m.now(), err}
@@ -96,6 +96,9 @@ func (m *Mirror) hold(db *dump, err error) {
 
 // errBadDump says that a dump is of no use to anybody.
 var errBadDump = errors.New("its dump makes no sense")
+
+// errOldDump says that changes behind a dump have left the source's log.
+var errOldDump = errors.New("its dump is older than its log of changes")
 
 // badDump makes an error in the reading of a dump one of the dump, unless it is one
 // of this machine, or the end of the context.
@@ -145,7 +148,7 @@ func (m *Mirror) closeDump(ctx context.Context, db *dump, err error) error {
 		return err // to free gigabytes takes longer than who stops the program waits for
 	}
 	var removeErr error
-	if err == nil || errors.Is(err, errBadDump) {
+	if err == nil || errors.Is(err, errBadDump) || errors.Is(err, errOldDump) {
 		removeErr = m.discardDump()
 	} else if db.database != db.name {
 		removeErr = peer.Discard(db.database) // it is soon made again

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	"nar-herder/narinfo"
@@ -236,7 +237,12 @@ func (m *Mirror) followStream(ctx context.Context, at place) error {
 	if err != nil {
 		return err
 	}
-	defer stream.Close()
+	var gathering sync.WaitGroup
+	defer func() {
+		cancel()
+		stream.Close()
+		gathering.Wait() // it uses what the next step does
+	}()
 	if err := m.notSelf(stream.State()); err != nil {
 		return err
 	}
@@ -250,10 +256,10 @@ func (m *Mirror) followStream(ctx context.Context, at place) error {
 	// Changes are made sense of while those before them are written.
 	batches := make(chan *batch, 2)
 	failed := make(chan error, 1)
-	go func() {
+	gathering.Go(func() {
 		failed <- m.gather(ctx, stream, at, batches)
 		close(batches)
-	}()
+	})
 	written := m.now()
 	for b := range batches {
 		if err := m.notSelf(b.state); err != nil {

@@ -3,7 +3,9 @@ package mirror
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net/http"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -434,5 +436,62 @@ func TestSuddenRemovalsLast(t *testing.T) {
 	}
 	if done[at(0).Unix()/60] != 1001 {
 		t.Error("what was done has changed")
+	}
+}
+
+// blockingHandler blocks, once, what logs a change that can't be followed.
+type blockingHandler struct {
+	slog.Handler
+	reached, release chan struct{}
+	ended            *atomic.Bool
+}
+
+func (h *blockingHandler) Handle(_ context.Context, r slog.Record) error {
+	if strings.Contains(r.Message, "can't be followed") {
+		close(h.reached)
+		<-h.release
+		h.ended.Store(true)
+	}
+	return nil
+}
+
+func (h *blockingHandler) Enabled(context.Context, slog.Level) bool { return true }
+
+// TestStreamEndsWhole: what reads the stream has ended when following it has: it uses
+// what the next try does.
+func TestStreamEndsWhole(t *testing.T) {
+	t.Parallel()
+	source, own := newInstance(t), newInstance(t)
+	source.add(at(1), testInfo(1, 1, 1), testInfo(2, 1, 2))
+	source.dump(true)
+	m := mirrorOf2(t, own, source, filepath.Join(t.TempDir(), "download"))
+	if _, err := m.step(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	from, err := readPlace(t.Context(), own.index)
+	if err != nil {
+		t.Fatal(err)
+	}
+	more := make([]*narinfo.Narinfo, batchSize)
+	for n := range more {
+		more[n] = testInfo(10+n, 1, n)
+	}
+	source.remove(at(2), 1)
+	source.add(at(3), more...)
+	source.remove(at(4), 2)
+	source.rewrite("UPDATE recent_changes SET store_path = 'garbage' WHERE id = (SELECT max(id) FROM recent_changes)")
+	handler := &blockingHandler{slog.DiscardHandler, make(chan struct{}), make(chan struct{}), new(atomic.Bool)}
+	m.log = slog.New(handler)
+	fault := errors.New("the pins can't be read")
+	m.Pinned = func(context.Context) (func(narinfo.PathHash) bool, func(*index.Tx) error, error) {
+		<-handler.reached // the reader is busy
+		time.AfterFunc(100*time.Millisecond, func() { close(handler.release) })
+		return nil, nil, fault
+	}
+	if err := m.followStream(t.Context(), from); !errors.Is(err, fault) {
+		t.Error(err)
+	}
+	if !handler.ended.Load() {
+		t.Error("the reader goes on")
 	}
 }

@@ -97,6 +97,9 @@ type Mirror struct {
 	unreadable map[[8]byte]int
 	// unreadableTold is how many were told of in the log.
 	unreadableTold int
+	// logFirst is the oldest change that the source's log had when it was found not
+	// to have the next: a dump that ends before it is of no use.
+	logFirst int64
 	// resyncedAt is when this has started from the source's dump last.
 	resyncedAt time.Time
 	// askedNumbers is when a source without numbers was asked for some last.
@@ -220,6 +223,7 @@ func (m *Mirror) lost(ctx context.Context, at place, lost *peer.LostError) error
 	case lost.Instance != at.Instance:
 		return m.startAnew(ctx, at, "its database is another than before")
 	case lost.First > at.Position+1:
+		m.logFirst = lost.First
 		return m.startAnew(ctx, at, fmt.Sprintf("changes %d to %d have left its log", at.Position+1, lost.First-1))
 	case lost.Last < at.Position:
 		why = fmt.Sprintf("it has gone back in time: change %d was followed, and it has come to %d only, as after a backup was put back", at.Position, lost.Last)

@@ -74,6 +74,9 @@ func (m *Mirror) merge(ctx context.Context, at place, db *dump) (place, error) {
 	if err := m.notSelf(peer.LogState{Instance: next.Instance}); err != nil {
 		return next, err
 	}
+	if next.Instance != "" && next.Instance == at.Instance && next.Position+1 < m.logFirst {
+		return next, fmt.Errorf("%w: it ends at change %d, and the log begins at %d: run 'nar-herder dump' there, or have the server make dumps", errOldDump, next.Position, m.logFirst)
+	}
 	// A dump without changes may end with a removal, which leaves no time in it.
 	if made := later(newest, db.modified); at.Instance == "" && !made.IsZero() && made.Before(at.Since) {
 		why := fmt.Sprintf("its dump has gone back in time: it ends at %s, and changes up to %s were followed", made.Format(time.DateTime), at.Since.Format(time.DateTime))

@@ -120,6 +120,42 @@ func mirrorOf2(t *testing.T, own, source *instance, downloads string) *Mirror {
 	return m
 }
 
+// TestDumpTooOld: a source whose log begins behind its dump is of no use until it has
+// another, which is not downloaded again and again before.
+func TestDumpTooOld(t *testing.T) {
+	t.Parallel()
+	source, own := newInstance(t), newInstance(t)
+	source.add(at(1), testInfo(1, 1, 1))
+	source.dump(true)
+	clock := new(atomic.Int64)
+	f := &following{instance: own, logged: new(testlog.Buffer)}
+	f.Mirror = mirrorOf(t, own, source, f.logged, func() time.Time { return time.Unix(clock.Add(1), 0) })
+	if _, err := f.step(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	source.add(at(2), testInfo(2, 1, 2))
+	source.add(at(3), testInfo(3, 1, 3))
+	source.trim(2)
+	gets := source.gets()
+	for range 5 {
+		clock.Add(int64(resyncPause.Seconds()))
+		if _, err := f.step(t.Context()); !errors.Is(err, errOldDump) || !strings.Contains(err.Error(), "nar-herder dump") {
+			t.Errorf("%v", err)
+		}
+	}
+	if n := gets.Load(); n != 1 {
+		t.Errorf("the dump was downloaded %d times", n)
+	}
+	if n := len(own.list()); n != 1 {
+		t.Errorf("%d items are there, want what was there", n)
+	}
+	source.dump(true)
+	if _, err := f.step(t.Context()); err != nil {
+		t.Error(err)
+	}
+	f.same(source)
+}
+
 // TestDumpStays: what was downloaded stays when the program is stopped, or a merge
 // fails for reasons that have nothing to do with it, and is not downloaded again.
 func TestDumpStays(t *testing.T) {

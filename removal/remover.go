@@ -43,6 +43,9 @@ type Options struct {
 	// Answered is how many requests were answered so far, so that removals make
 	// way where there are many; nil for none.
 	Answered func() int64
+	// Decode decompresses nars that an import failed to replace, to find out which
+	// they are; nil leaves them unserved.
+	Decode storage.Decoder
 	// Interval is how often the storage is compared with its limit; 0 for a
 	// minute.
 	Interval time.Duration
@@ -119,6 +122,8 @@ type Remover struct {
 	// were there before a row claimed them.
 	counted int64
 
+	named, toldUnnamed bool // the storage has a name; that it has none was logged
+
 	toldReason string // that the log has given, and when
 	toldAt     time.Time
 
@@ -174,6 +179,14 @@ func (r *Remover) Run(ctx context.Context) {
 // Round compares the storage with its limit once, and removes what has to go, as
 // far as anything may.
 func (r *Remover) Round(ctx context.Context) error {
+	if !r.named && !r.storage.IsFrontEnd() {
+		// Other instances ask for the storage's name, and to answer them writes nothing.
+		_, err := r.storage.Identity(ctx)
+		if r.named = err == nil; err != nil && ctx.Err() == nil && !r.toldUnnamed {
+			r.toldUnnamed = true
+			r.log.Warn("the storage has no name yet, so that other instances which ask for its nars are told that it is unknown; that is tried again", "error", err)
+		}
+	}
 	if r.storage.IsUnsettled() || r.storage.IsFrontEnd() {
 		return nil // nothing is this instance's to remove, or to count
 	}
@@ -185,6 +198,11 @@ func (r *Remover) Round(ctx context.Context) error {
 	if err != nil && ctx.Err() == nil {
 		// One file that can't be deleted is no reason to keep all others.
 		r.log.Error("files that no item has any more can't be deleted; that is tried again", "error", err)
+	}
+	if r.options.Decode != nil {
+		if err := r.storage.ResolveReplacements(ctx, r.options.Decode); err != nil && ctx.Err() == nil {
+			r.log.Error("nars that an import failed to replace can't be checked, and are not served; that is tried again", "error", err)
+		}
 	}
 	if err := r.keepOlder(ctx); err != nil {
 		return err

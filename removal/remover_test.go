@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"os"
@@ -711,5 +712,26 @@ func TestNotMounted(t *testing.T) {
 	totals, err := a.Totals(t.Context())
 	if err != nil || totals.StoredNars != 5 {
 		t.Errorf("%+v, %v", totals, err)
+	}
+}
+
+// TestResolvesReplacements: a round finds out what an import has left that was ended
+// while it replaced a nar.
+func TestResolvesReplacements(t *testing.T) {
+	t.Parallel()
+	c := newClock()
+	i := newInstance(t, c)
+	i.imports(spec{n: 1, bytes: 1000})
+	name := "storage.replacing/nar/lzip/" + spec{n: 1}.base()
+	i.update(func(tx *index.Tx) error {
+		return errors.Join(tx.SetStored(hashNumber(1), 0, nil), tx.SetSetting(name, c.now().Add(-time.Hour).Format(time.RFC3339)+" x"))
+	})
+	r := i.remover(-1, nil)
+	r.options.Decode = func(string, io.Reader) (io.ReadCloser, error) {
+		return io.NopCloser(strings.NewReader("another nar")), nil
+	}
+	round(t, r)
+	if noted, err := i.index.Setting(t.Context(), name); err != nil || noted != "" {
+		t.Errorf("%q, %v\n%s", noted, err, i.log)
 	}
 }

@@ -30,6 +30,9 @@ type Addition struct {
 	// narinfo.
 	WithReferences bool
 	Tags           []index.Tag
+
+	// planned says that references may be coming with the same import.
+	planned bool
 }
 
 // Outcome is what became of an addition.
@@ -78,7 +81,7 @@ var (
 	errBatch = errors.New("written together with others")
 )
 
-// errMissingReferences is found within a transaction.
+// errMissingReferences is found before anything is stored, or within a transaction.
 type errMissingReferences []narinfo.StorePath
 
 func (e errMissingReferences) Error() string {
@@ -119,50 +122,24 @@ func (s *Storage) addAlone(ctx context.Context, prepare func() *prepared) Result
 // transaction, so that no other process sees or changes anything in between:
 // bytes first, then a flush, then the rows with the commit.
 func (s *Storage) commit(ctx context.Context, batch []*prepared) {
-	if err := s.unstore(ctx, batch); err != nil {
+	replaced := s.newReplacements()
+	if err := s.unstore(ctx, batch, replaced); err != nil {
 		if len(batch) > 1 {
 			err = fmt.Errorf("%w: %w", errBatch, err)
 		}
 		failAll(batch, err)
 		return
 	}
-	err := s.index.Update(ctx, func(tx *index.Tx) error {
-		var late []func(context.Context) error
-		for _, p := range batch {
-			if p.result.Err != nil {
-				continue
-			}
-			err := s.commitOne(ctx, tx, p, &late)
-			if missing := errMissingReferences(nil); errors.As(err, &missing) || errors.Is(err, errChanged) || errors.Is(err, errLeaving) || errors.Is(err, ErrLimit) {
-				p.fail(err)
-			} else if err != nil {
-				return fmt.Errorf("%s: %w", p.Narinfo.StorePath.BaseName(), err)
-			}
-		}
-		if s.bytes == nil {
-			return nil
-		}
-		// After the rows, which nobody sees before the end of the transaction, so
-		// that many can be done at a time.
-		var size int64
-		for _, p := range batch {
-			size += p.bytes
-		}
-		hurried, cancel := s.hurried(ctx, size)
-		defer cancel()
-		if size > 0 {
-			// It may have been taken over while they came.
-			if err := s.mayTake(hurried, slices.ContainsFunc(batch, func(p *prepared) bool { return p.replaces })); err != nil {
-				return err
-			}
-		}
-		failures := s.each(len(late), func(i int) error { return late[i](hurried) })
-		if err := firstOf(failures); err != nil {
-			return err
-		}
-		return s.bytes.Sync(ctx)
-	})
+	if s.showLarge(ctx, batch, replaced); allFailed(batch) {
+		s.undo(ctx, replaced)
+		return
+	}
+	err := errAgain
+	for errors.Is(err, errAgain) {
+		err = s.index.Update(ctx, func(tx *index.Tx) error { return s.commitAllIn(ctx, tx, batch, replaced) })
+	}
 	if err != nil {
+		s.undo(ctx, replaced)
 		if len(batch) > 1 {
 			// One item's fault is not the others'. They can't just be
 			// committed again, one by one: their bytes may be shown by now,
@@ -198,6 +175,88 @@ func (s *Storage) commit(ctx context.Context, batch []*prepared) {
 	}
 }
 
+// commitAllIn is the transaction of a batch. Items may fail in it one by one. With
+// errAgain, some have on which others depended, and nothing was shown.
+func (s *Storage) commitAllIn(ctx context.Context, tx *index.Tx, batch []*prepared, replaced *replacements) error {
+	var late []func(context.Context) error
+	for _, p := range batch {
+		if p.result.Err == nil {
+			err := s.commitOne(ctx, tx, p, replaced, &late)
+			if errors.Is(err, errChanged) || errors.Is(err, errLeaving) || errors.Is(err, ErrLimit) {
+				p.fail(err)
+			} else if err != nil {
+				return fmt.Errorf("%s: %w", p.Narinfo.StorePath.BaseName(), err)
+			}
+		}
+		if p.result.Err != nil {
+			if err := replaced.restore(tx, &p.Narinfo.StorePath.Hash); err != nil {
+				return err
+			}
+		}
+	}
+	// Now that the rows of all are there, in whatever order they refer to each other.
+	if err := checkReferences(tx, batch); err != nil {
+		return err
+	}
+	if err := replaced.finish(tx); err != nil {
+		return err
+	}
+	if s.bytes == nil {
+		return nil
+	}
+	// After the rows, which nobody sees before the end of the transaction, so
+	// that many can be done at a time.
+	var size, locked int64
+	for _, p := range batch {
+		size += p.bytes
+		locked += p.lockedBytes()
+	}
+	hurried, cancel := s.hurried(ctx, locked)
+	defer cancel()
+	if size > 0 {
+		// It may have been taken over while they came.
+		if err := s.mayTake(hurried, replacesAny(batch)); err != nil {
+			return err
+		}
+	}
+	failures := s.each(len(late), func(i int) error { return late[i](hurried) })
+	if err := firstOf(failures); err != nil {
+		return err
+	}
+	return s.bytes.Sync(ctx)
+}
+
+// checkReferences makes those items fail that refer to what has no row now. The error is
+// errAgain then: their own rows must not be written.
+func checkReferences(tx *index.Tx, batch []*prepared) error {
+	again := false
+	for _, p := range batch {
+		if p.result.Err != nil || !p.WithReferences {
+			continue
+		}
+		missing, err := tx.Missing(othersOf(p.Narinfo))
+		if err != nil {
+			return err
+		}
+		if len(missing) > 0 {
+			p.fail(errMissingReferences(missing))
+			again = true
+		}
+	}
+	if again {
+		return errAgain
+	}
+	return nil
+}
+
+func replacesAny(batch []*prepared) bool {
+	return slices.ContainsFunc(batch, func(p *prepared) bool { return p.replaces })
+}
+
+func allFailed(batch []*prepared) bool {
+	return !slices.ContainsFunc(batch, func(p *prepared) bool { return p.result.Err == nil })
+}
+
 // firstOf is the first error, which others of a store that fails say again.
 func firstOf(failures []error) error {
 	for _, err := range failures {
@@ -216,10 +275,10 @@ func failAll(batch []*prepared, err error) {
 	}
 }
 
-// unstore takes the mark "stored" off items whose bytes are about to be
-// replaced by others. It is a transaction of its own: should the next one fail
-// halfway, no row claims bytes that are not its own.
-func (s *Storage) unstore(ctx context.Context, batch []*prepared) error {
+// unstore takes the claims off files that are about to be replaced. It is a
+// transaction of its own: should the next one fail halfway, no row claims bytes
+// that are not its own.
+func (s *Storage) unstore(ctx context.Context, batch []*prepared, replaced *replacements) error {
 	var replacing []*prepared
 	for _, p := range batch {
 		if p.result.Err == nil && p.old != nil && slices.ContainsFunc(p.staged, func(staged Staged) bool { return staged != nil }) {
@@ -231,39 +290,7 @@ func (s *Storage) unstore(ctx context.Context, batch []*prepared) error {
 	}
 	return s.index.Update(ctx, func(tx *index.Tx) error {
 		for _, p := range replacing {
-			row, err := tx.Item(p.Narinfo.StorePath.Hash)
-			if errors.Is(err, ErrNotFound) {
-				continue
-			} else if err != nil {
-				return err
-			}
-			old, err := NewItem(row)
-			if err != nil {
-				return err
-			}
-			if old.Narinfo.NarHash != p.Narinfo.NarHash && !p.Replace {
-				continue // it has come meanwhile, and will be kept
-			}
-			kept := old.Stored
-			for n, staged := range p.staged {
-				if staged == nil {
-					continue
-				}
-				name, err := p.Narinfo.Files[n].Path()
-				if err != nil {
-					return err
-				}
-				if i := old.FileNamed(name); i >= 0 {
-					kept &^= 1 << i
-				}
-			}
-			if old.Narinfo.NarHash != p.Narinfo.NarHash {
-				kept = 0
-			}
-			if kept == old.Stored {
-				continue
-			}
-			if err := tx.SetStored(old.Hash, kept, old.Sizes); err != nil {
+			if err := replaced.unstore(tx, p); err != nil {
 				return err
 			}
 		}
@@ -274,27 +301,18 @@ func (s *Storage) unstore(ctx context.Context, batch []*prepared) error {
 // commitOne decides what becomes of an addition, now that nobody else can
 // change the item.
 // What is left to be done with bytes is appended to late.
-func (s *Storage) commitOne(ctx context.Context, tx *index.Tx, p *prepared, late *[]func(context.Context) error) error {
+func (s *Storage) commitOne(ctx context.Context, tx *index.Tx, p *prepared, replaced *replacements, late *[]func(context.Context) error) error {
 	n := p.Narinfo
 	row, err := tx.Item(n.StorePath.Hash)
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		return err
-	}
-	if p.WithReferences {
-		missing, err := tx.Missing(othersOf(n))
-		if err != nil {
-			return err
-		}
-		if len(missing) > 0 {
-			return errMissingReferences(missing)
-		}
 	}
 	if row == nil && p.passed {
 		return errChanged
 	}
 	if row == nil {
 		p.result.Outcome = Added
-		return s.put(ctx, tx, p, nil, late)
+		return s.put(ctx, tx, p, nil, replaced, late)
 	}
 	old, err := NewItem(row)
 	if err != nil {
@@ -308,13 +326,13 @@ func (s *Storage) commitOne(ctx context.Context, tx *index.Tx, p *prepared, late
 	case bytes.Equal(old.Text, n.Text) && withdrawn:
 		p.result.Outcome = Completed
 		p.result.Note = "it was about to be removed, and stays"
-		return s.put(ctx, tx, p, old, late)
+		return s.put(ctx, tx, p, old, replaced, late)
 	case bytes.Equal(old.Text, n.Text):
 		p.result.Outcome = Known
 		// The sizes are only recorded of files without FileSize.
-		if p.entry.Stored&^old.Stored != 0 || p.entry.Stored != 0 && !slices.Equal(p.entry.Sizes, old.Sizes) {
+		if p.entry.Stored&^old.Stored != 0 || p.entry.Stored != 0 && !slices.Equal(p.entry.Sizes, old.Sizes) || p.mends(old) {
 			p.result.Outcome = Completed
-			if err := s.show(ctx, tx, p, old, late); err != nil {
+			if err := s.show(ctx, tx, p, old, replaced, late); err != nil {
 				return err
 			}
 			if err := tx.SetStored(old.Hash, p.entry.Stored|old.Stored, p.entry.Sizes); err != nil {
@@ -325,11 +343,11 @@ func (s *Storage) commitOne(ctx context.Context, tx *index.Tx, p *prepared, late
 	case old.Narinfo.NarHash == n.NarHash:
 		p.result.Outcome = Updated
 		p.result.Note = "the same nar was known with another narinfo, which this one replaces"
-		return s.put(ctx, tx, p, old, late)
+		return s.put(ctx, tx, p, old, replaced, late)
 	case p.Replace:
 		p.result.Outcome = Replaced
 		p.result.Note = fmt.Sprintf("the nar %s was served before, now %s is", old.Narinfo.NarHash, n.NarHash)
-		return s.put(ctx, tx, p, old, late)
+		return s.put(ctx, tx, p, old, replaced, late)
 	}
 	if withdrawn {
 		// It can't be kept, as it goes, and not be replaced, as clients may hold
@@ -342,8 +360,8 @@ func (s *Storage) commitOne(ctx context.Context, tx *index.Tx, p *prepared, late
 }
 
 // put shows an addition's bytes and writes its row.
-func (s *Storage) put(ctx context.Context, tx *index.Tx, p *prepared, old *Item, late *[]func(context.Context) error) error {
-	if err := s.show(ctx, tx, p, old, late); err != nil {
+func (s *Storage) put(ctx context.Context, tx *index.Tx, p *prepared, old *Item, replaced *replacements, late *[]func(context.Context) error) error {
+	if err := s.show(ctx, tx, p, old, replaced, late); err != nil {
 		return err
 	}
 	var row *index.Item
@@ -384,9 +402,10 @@ func (p *prepared) carry(old *Item) {
 
 // show has the staged bytes of an addition be committed, late. Those that lay in the
 // storage already are looked at again then: they may have been removed or replaced
-// since. old is the item's row, nil for none. Bytes that it claims are not replaced:
-// unstore takes the claims off, but only those of a row that was there already.
-func (s *Storage) show(ctx context.Context, tx *index.Tx, p *prepared, old *Item, late *[]func(context.Context) error) error {
+// since. old is the item's row, nil for none. Bytes that it claims are not replaced
+// by others: unstore takes the claims off, but only those of a row that was there
+// already.
+func (s *Storage) show(ctx context.Context, tx *index.Tx, p *prepared, old *Item, replaced *replacements, late *[]func(context.Context) error) error {
 	if p.bytes > 0 {
 		if err := s.fitsWith(tx, p.bytes); err != nil {
 			return err
@@ -400,13 +419,31 @@ func (s *Storage) show(ctx context.Context, tx *index.Tx, p *prepared, old *Item
 		if err != nil {
 			return err
 		}
-		if i := old.FileNamed(name); i >= 0 && old.HasStored(i) {
+		i := old.FileNamed(name)
+		if i < 0 {
+			continue
+		}
+		if may, err := replaced.mayReplace(tx, p, n, old, i, name); err != nil {
+			return err
+		} else if !may {
 			return errChanged
 		}
 	}
 	for n, staged := range p.staged {
 		if staged != nil {
-			*late = append(*late, staged.Commit)
+			name, err := p.Narinfo.Files[n].Path()
+			if err != nil {
+				return err
+			}
+			replaced.show(name)
+			if early := p.early[n]; early != nil {
+				*late = append(*late, func(ctx context.Context) error { return s.isSame(ctx, name, *early) })
+				continue
+			}
+			*late = append(*late, func(ctx context.Context) error {
+				replaced.begin(name)
+				return staged.Commit(ctx)
+			})
 			continue
 		}
 		if p.entry.Stored&(1<<n) == 0 || s.bytes == nil {

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -91,14 +93,16 @@ func withdrawing(items ...fake) func(*storage.Storage, string) error {
 }
 
 func operations() []operation {
-	one := fake{n: 1, content: "the first nar"}
-	two := fake{n: 2, content: "the second"}
-	both := fake{n: 1, content: "the first nar", note: "both", extra: []fake{{kind: "zstd", content: "zstd nar"}}}
-	smaller := fake{n: 1, content: "first", note: "smaller"}
-	zstd := fake{n: 1, content: "zstd nar", kind: "zstd"}
-	rebuilt := fake{n: 1, content: "another, longer nar", other: true}
-	sameSize := fake{n: 1, content: "THE FIRST NAR", other: true}
-	rebuiltBoth := fake{n: 1, content: "another nar", other: true, extra: []fake{{kind: "zstd", content: "another zstd nar"}}}
+	one := fake{n: 1, content: "the first nar", nar: "nar 1"}
+	signed := fake{n: 1, content: one.content, note: "new", nar: one.nar}
+	two := fake{n: 2, content: "the second", nar: "nar 2"}
+	three := fake{n: 3, content: "stays", nar: "nar 3"}
+	both := fake{n: 1, content: "the first nar", nar: one.nar, note: "both", extra: []fake{{kind: "zstd", content: "zstd nar"}}}
+	smaller := fake{n: 1, content: "first", nar: one.nar, note: "smaller"}
+	zstd := fake{n: 1, content: "zstd nar", nar: one.nar, kind: "zstd"}
+	rebuilt := fake{n: 1, content: "another, longer nar", nar: "rebuilt 1"}
+	sameSize := fake{n: 1, content: "THE FIRST NAR", nar: "rebuilt 1"}
+	rebuiltBoth := fake{n: 1, content: "another nar", nar: "rebuilt 1", extra: []fake{{kind: "zstd", content: "another zstd nar"}}}
 	keep := storage.ImportOptions{Keep: true}
 	move := storage.ImportOptions{}
 	replace := storage.ImportOptions{Replace: true}
@@ -108,8 +112,8 @@ func operations() []operation {
 		{name: "add two files", lay: []fake{both}, do: adding(move, both), after: []fake{both}},
 		{name: "add what lies there", strays: []fake{one}, do: adding(move, one), after: []fake{one}},
 		{name: "add two items", lay: []fake{one, two}, do: adding(move, one, two), after: []fake{one, two}},
-		{name: "update the text", before: []fake{one}, lay: []fake{{n: 1, content: one.content, note: "new"}},
-			do: adding(move, fake{n: 1, content: one.content, note: "new"}), after: []fake{{n: 1, content: one.content, note: "new"}}},
+		{name: "update the text", before: []fake{one}, lay: []fake{signed},
+			do: adding(move, signed), after: []fake{signed}},
 		{name: "update to another size", before: []fake{one}, lay: []fake{smaller}, do: adding(move, smaller), after: []fake{smaller}},
 		{name: "update with another file", before: []fake{one}, lay: []fake{both}, do: adding(move, both), after: []fake{both}},
 		{name: "update to another compression", before: []fake{one}, lay: []fake{zstd}, do: adding(move, zstd), after: []fake{zstd}},
@@ -119,8 +123,8 @@ func operations() []operation {
 		{name: "replace two files by one", before: []fake{both}, lay: []fake{rebuilt}, do: adding(replace, rebuilt), after: []fake{rebuilt}},
 		{name: "remove", before: []fake{one, two}, do: removing(one), after: []fake{two}, gone: []fake{one}},
 		{name: "remove two files", before: []fake{both}, do: removing(both), gone: []fake{both}},
-		{name: "remove a batch", before: []fake{both, two, {n: 3, content: "stays"}}, do: removingAll(two, both), after: []fake{{n: 3, content: "stays"}}, gone: []fake{both, two}},
-		{name: "withdraw and remove", before: []fake{both, two, {n: 3, content: "stays"}}, do: withdrawing(both, two), after: []fake{{n: 3, content: "stays"}}, gone: []fake{both, two}},
+		{name: "remove a batch", before: []fake{both, two, three}, do: removingAll(two, both), after: []fake{three}, gone: []fake{both, two}},
+		{name: "withdraw and remove", before: []fake{both, two, three}, do: withdrawing(both, two), after: []fake{three}, gone: []fake{both, two}},
 	}
 }
 
@@ -148,8 +152,8 @@ func TestImportFaults(t *testing.T) {
 	t.Parallel()
 	var items, rebuilt []fake
 	for n := range 3 {
-		items = append(items, fake{n: n, content: fmt.Sprint("nar ", n)})
-		rebuilt = append(rebuilt, fake{n: n, content: fmt.Sprint("another nar ", n), other: true})
+		items = append(items, fake{n: n, content: fmt.Sprint("nar ", n), nar: fmt.Sprint(n)})
+		rebuilt = append(rebuilt, fake{n: n, content: fmt.Sprint("another nar ", n), nar: fmt.Sprint("another ", n)})
 	}
 	for _, op := range []operation{
 		{name: "import", lay: items, do: importing(storage.ImportOptions{}), after: items},
@@ -225,6 +229,7 @@ func crashAt(t *testing.T, op operation, mode faultMode, at int) (reached bool) 
 	faulty.mu.Lock()
 	faulty.steps, faulty.at = 0, at
 	faulty.mu.Unlock()
+	commits := faulty.commits.Load()
 	crashed, err := try(func() error { return op.do(s, source) })
 	reached = faulty.steps > at
 	where := fmt.Sprintf("%s, %v at step %d (%v)", op.name, mode, at, err)
@@ -236,7 +241,8 @@ func crashAt(t *testing.T, op operation, mode faultMode, at int) (reached bool) 
 	}
 
 	// All that follows is another process.
-	s, closeAll, err = p.open(nil)
+	now := time.Now()
+	s, closeAll, err = p.openWhen(nil, func() time.Time { return now })
 	if err != nil {
 		t.Fatalf("%s: reopen: %v", where, err)
 	}
@@ -256,6 +262,16 @@ func crashAt(t *testing.T, op operation, mode faultMode, at int) (reached bool) 
 			t.Errorf("%s: check finds %q", where, finding)
 		}
 	}
+	// What was not replaced is served: at once if nothing was begun to be replaced, or
+	// else when the server has looked.
+	if !crashed && faulty.commits.Load() == commits {
+		wantIntact(t, where+", at once", p, s, op)
+	}
+	now = now.Add(time.Hour)
+	if err := s.ResolveReplacements(t.Context(), decodeFakes(op)); err != nil {
+		t.Errorf("%s: resolve: %v", where, err)
+	}
+	wantIntact(t, where, p, s, op)
 	for _, f := range op.lay {
 		for _, file := range f.files() {
 			inSource := has(filepath.Join(source, file.name()), file.content)
@@ -313,6 +329,42 @@ func crashAt(t *testing.T, op operation, mode faultMode, at int) (reached bool) 
 		return false
 	}
 	return reached
+}
+
+// wantIntact asserts that the files of items from before the operation are served
+// that are still there, as long as the item has its old narinfo.
+func wantIntact(t *testing.T, where string, p place, s *storage.Storage, op operation) {
+	t.Helper()
+	for _, f := range op.before {
+		if text, err := s.Text(t.Context(), f.hash()); err != nil || string(text) != f.text() {
+			continue // it was removed or replaced
+		}
+		for n, file := range f.files() {
+			if !has(filepath.Join(p.store, file.name()), file.content) {
+				continue
+			}
+			if content, err := stored(s, f.hash(), n); err != nil || content != file.content {
+				t.Errorf("%s: %s is there, and not served: %q, %v", where, file.name(), content, err)
+			}
+		}
+	}
+}
+
+// decodeFakes decodes the files of an operation's items.
+func decodeFakes(op operation) storage.Decoder {
+	nars := make(map[string]string)
+	for _, f := range slices.Concat(op.before, op.lay, op.strays) {
+		for _, file := range f.files() {
+			nars[file.content] = f.nar
+		}
+	}
+	return func(_ string, from io.Reader) (io.ReadCloser, error) {
+		content, err := io.ReadAll(from)
+		if err != nil {
+			return nil, err
+		}
+		return io.NopCloser(strings.NewReader(nars[string(content)])), nil
+	}
 }
 
 // try calls f, and says whether it ended in a crash.

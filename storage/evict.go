@@ -170,12 +170,14 @@ func (s *Storage) RemoveWithdrawn(ctx context.Context, until time.Time) (freed F
 	}
 }
 
-// DropLeftovers deletes files that a process was about to delete when it ended.
+// DropLeftovers deletes files that a process was about to delete when it ended, all
+// that it can. The error says what is left.
 func (s *Storage) DropLeftovers(ctx context.Context) (dropped Freed, err error) {
+	var failures []error
 	for after := ""; ; {
 		names, err := s.index.Leftovers(ctx, after, dropAtOnce)
 		if err != nil || len(names) == 0 || s.bytes == nil {
-			return dropped, err
+			return dropped, errors.Join(append(failures, err)...)
 		}
 		if after == "" {
 			// Where the storage isn't mounted, they seem to be gone.
@@ -184,11 +186,16 @@ func (s *Storage) DropLeftovers(ctx context.Context) (dropped Freed, err error) 
 			}
 		}
 		after = names[len(names)-1]
-		now, err := s.dropUnclaimed(ctx, names, 0)
-		dropped.Size += now.Size
-		dropped.Usage += now.Usage
+		err = s.dropEach(ctx, names, 0, func(_ int, one Freed, err error) {
+			dropped.Size += one.Size
+			dropped.Usage += one.Usage
+			// One is enough for a log.
+			if len(failures) == 0 && err != nil {
+				failures = append(failures, err)
+			}
+		})
 		if err != nil {
-			return dropped, err
+			return dropped, errors.Join(append(failures, err)...) // it is the same for all
 		}
 	}
 }

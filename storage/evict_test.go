@@ -220,3 +220,43 @@ func TestUsage(t *testing.T) {
 		t.Errorf("estimated %d, counted %d", estimated, counted)
 	}
 }
+
+// TestLeftoversBehindOne: one file that can't be deleted keeps no others.
+func TestLeftoversBehindOne(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	s := p.openTest(t)
+	var names []string
+	for n := range 450 {
+		f := fake{n: n, content: "left"}
+		layNars(t, p.store, f)
+		names = append(names, f.name())
+	}
+	// The storage is this instance's.
+	wantOutcomes(t, importAll(t, s, storage.ImportOptions{}, laid(t, fake{n: 1000, content: "stays"})), "1 added")
+	_, x := p.openAt(t, nil)
+	if err := x.Update(t.Context(), func(tx *index.Tx) error { return tx.AddLeftovers(names) }); err != nil {
+		t.Fatal(err)
+	}
+	stuck := p.openWith(t, func(b storage.ByteStore) storage.ByteStore { return noRemoveOf{b, names[3]} })
+	dropped, err := stuck.DropLeftovers(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "it is stuck") || dropped.Size != 4*449 {
+		t.Errorf("%+v, %v", dropped, err)
+	}
+	if left, err := x.Leftovers(t.Context(), "", 1000); err != nil || len(left) != 1 || left[0] != names[3] {
+		t.Errorf("%d names are left, %v", len(left), err)
+	}
+}
+
+// noRemoveOf can't delete one file.
+type noRemoveOf struct {
+	storage.ByteStore
+	name string
+}
+
+func (s noRemoveOf) Remove(ctx context.Context, name string) error {
+	if name == s.name {
+		return errors.New("it is stuck")
+	}
+	return s.ByteStore.Remove(ctx, name)
+}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"iter"
 	"sync"
+	"sync/atomic"
 
 	"nar-herder/storage"
 	"nar-herder/storage/directory"
@@ -27,6 +28,8 @@ type faultStore struct {
 	mu    sync.Mutex
 	steps int
 	at    int // the step; none when negative
+
+	commits atomic.Int64 // that were begun
 }
 
 type faultMode int
@@ -117,6 +120,7 @@ type faultStaged struct {
 }
 
 func (s *faultStaged) Commit(ctx context.Context) error {
+	s.store.commits.Add(1)
 	return s.store.around(func() error { return s.Staged.Commit(ctx) })
 }
 

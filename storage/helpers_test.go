@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"nar-herder/narinfo"
 	"nar-herder/storage"
@@ -55,6 +56,11 @@ func memoryDir(t testing.TB) string {
 
 // open opens the storage of a place. wrap may put something around its bytes.
 func (p place) open(wrap func(storage.ByteStore) storage.ByteStore) (s *storage.Storage, closeAll func() error, err error) {
+	return p.openWhen(wrap, nil)
+}
+
+// openWhen is open with a clock.
+func (p place) openWhen(wrap func(storage.ByteStore) storage.ByteStore, now func() time.Time) (s *storage.Storage, closeAll func() error, err error) {
 	bytes, err := directory.Open(p.store)
 	if err != nil {
 		return nil, nil, err
@@ -67,7 +73,7 @@ func (p place) open(wrap func(storage.ByteStore) storage.ByteStore) (s *storage.
 	if wrap != nil {
 		store = wrap(bytes)
 	}
-	return storage.New(x, store, storage.Options{}), func() error { return errors.Join(x.Close(), bytes.Close()) }, nil
+	return storage.New(x, store, storage.Options{Now: now}), func() error { return errors.Join(x.Close(), bytes.Close()) }, nil
 }
 
 // openTest opens the storage of a place until the test's end.

@@ -33,6 +33,16 @@ func (s *Storage) Identity(ctx context.Context) (string, error) {
 	return s.note(ctx, IdentityName)
 }
 
+// StorageName returns the random name of the byte store, "" where nars are kept
+// elsewhere. It writes nothing: the error is [fs.ErrNotExist] where there is none,
+// be it that none was given yet or that the storage isn't mounted.
+func (s *Storage) StorageName(ctx context.Context) (string, error) {
+	if s.bytes == nil {
+		return "", nil
+	}
+	return s.note(ctx, IdentityName)
+}
+
 // isThere makes sure that the byte store is the one that the index is about, by
 // any of the files that it should have. A storage that isn't mounted looks like
 // one whose files are all missing.

@@ -48,20 +48,41 @@ const (
 // report is called for each narinfo file, by one goroutine at a time, once its
 // row is safe. One that fails does not stop the others. The error is about the
 // whole: the context's, or a directory that can't be read.
+//
+// With WithReferences, all narinfos are read first. References may be to items of
+// the same import, in any order.
 func (s *Storage) Import(ctx context.Context, names []string, options ImportOptions, report func(Imported)) error {
 	work := make(chan narinfoFile, batchItems)
 	ready := make(chan importing, batchItems/2)
 	var walkErr error
-	go func() {
-		defer close(work)
-		walkErr = walk(ctx, names, work)
-	}()
+	var plan *plan
+	if options.WithReferences {
+		var files []narinfoFile
+		if plan, files, walkErr = s.planImport(ctx, names, report); plan == nil {
+			return walkErr
+		}
+		go func() {
+			defer close(work)
+			for _, file := range files {
+				select {
+				case work <- file:
+				case <-ctx.Done():
+					return
+				}
+			}
+		}()
+	} else {
+		go func() {
+			defer close(work)
+			walkErr = walk(ctx, names, work)
+		}()
+	}
 	var workers sync.WaitGroup
 	// One more than cores, since they also wait for disks.
 	for range runtime.GOMAXPROCS(0) + 1 {
 		workers.Go(func() {
 			for file := range work {
-				ready <- importing{file, s.prepareFile(ctx, file, options)}
+				ready <- importing{file, s.prepareFile(ctx, file, options, plan != nil)}
 			}
 		})
 	}
@@ -71,21 +92,21 @@ func (s *Storage) Import(ctx context.Context, names []string, options ImportOpti
 	}()
 
 	var waiting []narinfoFile
-	s.commitAll(ctx, ready, func(i importing) {
+	s.commitAll(ctx, ready, plan, func(i importing) {
 		if worthAnotherTry(i.prepared.result.Err) {
 			waiting = append(waiting, i.narinfoFile)
 			return
 		}
 		report(Imported{i.name, i.prepared.result})
 	})
-	// One by one, and again as long as that brings any of them in: in a
-	// closure, some come before what they refer to.
+	// One by one, and again as long as that brings any of them in: another process
+	// may import what they refer to.
 	for progress := true; progress && len(waiting) > 0 && ctx.Err() == nil; {
 		progress = false
 		var failed []Imported
 		var left []narinfoFile
 		for _, file := range waiting {
-			result := s.addAlone(ctx, func() *prepared { return s.prepareFile(ctx, file, options) })
+			result := s.addAlone(ctx, func() *prepared { return s.prepareFile(ctx, file, options, false) })
 			if worthAnotherTry(result.Err) {
 				left = append(left, file)
 				failed = append(failed, Imported{file.name, result})
@@ -166,7 +187,7 @@ func walk(ctx context.Context, names []string, found chan<- narinfoFile) error {
 }
 
 // prepareFile reads a narinfo file and stages its nars.
-func (s *Storage) prepareFile(ctx context.Context, file narinfoFile, options ImportOptions) *prepared {
+func (s *Storage) prepareFile(ctx context.Context, file narinfoFile, options ImportOptions, planned bool) *prepared {
 	n, err := readNarinfo(file.name)
 	if err == nil {
 		err = ctx.Err()
@@ -181,6 +202,7 @@ func (s *Storage) prepareFile(ctx context.Context, file narinfoFile, options Imp
 	return s.prepare(ctx, &Addition{
 		Narinfo: n, Directories: directories,
 		Keep: options.Keep, Replace: options.Replace, WithReferences: options.WithReferences, Tags: options.Tags,
+		planned: planned,
 	})
 }
 
@@ -221,22 +243,8 @@ func readNarinfo(name string) (*narinfo.Narinfo, error) {
 
 // commitAll commits what is ready in batches: as much as there is, so that one
 // narinfo need not wait for a second, and many share a transaction.
-func (s *Storage) commitAll(ctx context.Context, ready <-chan importing, report func(importing)) {
-	for first := range ready {
-		batch := []importing{first}
-		full := time.After(batchTime)
-	gather:
-		for len(batch) < batchItems {
-			select {
-			case next, ok := <-ready:
-				if !ok {
-					break gather
-				}
-				batch = append(batch, next)
-			case <-full:
-				break gather
-			}
-		}
+func (s *Storage) commitAll(ctx context.Context, ready <-chan importing, plan *plan, report func(importing)) {
+	commit := func(batch []importing) {
 		additions := make([]*prepared, 0, len(batch))
 		for _, i := range batch {
 			if i.prepared.result.Err == nil {
@@ -249,6 +257,33 @@ func (s *Storage) commitAll(ctx context.Context, ready <-chan importing, report 
 		for _, i := range batch {
 			report(i)
 		}
+	}
+	for first := range ready {
+		batch := []importing{first}
+		size := first.prepared.lockedBytes()
+		full := time.After(batchTime)
+	gather:
+		for len(batch) < batchItems && !s.isMuch(size) {
+			select {
+			case next, ok := <-ready:
+				if !ok {
+					break gather
+				}
+				batch = append(batch, next)
+				size += next.prepared.lockedBytes()
+			case <-full:
+				break gather
+			}
+		}
+		if plan != nil {
+			batch = plan.ready(ctx, s, batch)
+		}
+		commit(batch)
+	}
+	if plan != nil {
+		// Where files were not prepared, as the context has ended, nothing comes.
+		clear(plan.coming)
+		commit(plan.ready(ctx, s, nil))
 	}
 }
 

@@ -298,3 +298,65 @@ func TestWithReferences(t *testing.T) {
 		wantOutcomes(t, importAll(t, s, storage.ImportOptions{Keep: true, WithReferences: true}, corpora[0]), "13 added")
 	})
 }
+
+// TestReferencesWithinImport: references are looked for before any nar is stored, and
+// those to other items of the same import count, in whatever order and in circles, unless
+// these can't be imported either.
+func TestReferencesWithinImport(t *testing.T) {
+	t.Parallel()
+	var circle, broken []fake
+	for n := range 40 {
+		circle = append(circle, fake{n: n, content: fmt.Sprint("nar ", n), refs: []int{(n + 1) % 40, (n + 7) % 40, n}})
+		broken = append(broken, fake{n: 100 + n, content: fmt.Sprint("nar ", n), refs: []int{100 + (n+1)%40}})
+	}
+	broken[20].refs = append(broken[20].refs, 999)
+	for _, keep := range []bool{true, false} {
+		p := newPlace(t)
+		counting := &faultStore{at: -1}
+		s := p.openWith(t, func(bytes storage.ByteStore) storage.ByteStore {
+			counting.Directory = unwrap(bytes)
+			return counting
+		})
+		options := storage.ImportOptions{WithReferences: true, Keep: keep}
+		importAll(t, s, storage.ImportOptions{}, laid(t, fake{n: 500, content: "owned"}))
+		before := counting.steps
+		results := importAll(t, s, options, laid(t, broken...))
+		wantOutcomes(t, results, "40 failed")
+		for file, r := range results {
+			if r.Err == nil || !strings.Contains(r.Err.Error(), "no narinfo for what it refers to") {
+				t.Errorf("%s: %v", file, r.Err)
+			}
+		}
+		if counting.steps != before {
+			t.Errorf("the storage was used %d times for items that can't be imported", counting.steps-before)
+		}
+		if r := s.Add(t.Context(), &storage.Addition{Narinfo: broken[20].parsed(), Directories: []string{laid(t, broken...)}, WithReferences: true}); r.Err == nil || counting.steps != before {
+			t.Errorf("%v, the storage was used %d times", r.Err, counting.steps-before)
+		}
+		wantOutcomes(t, importAll(t, s, options, laid(t, slices.Concat(circle, broken)...)), "40 failed, 40 added")
+		for _, f := range circle {
+			wantServed(t, s, f)
+		}
+		wantFindings(t, s)
+	}
+	// One that looks good when it is planned, and is not: its nar is missing. Those that
+	// need it are not imported.
+	s := newPlace(t).openTest(t)
+	source := laid(t, circle...)
+	if err := os.Remove(filepath.Join(source, circle[3].name())); err != nil {
+		t.Fatal(err)
+	}
+	wantOutcomes(t, importAll(t, s, storage.ImportOptions{WithReferences: true}, source), "40 failed")
+	wantFindings(t, s)
+	// A chain from it on: what it needs, and does not need it, comes.
+	chain := many(30, func(f *fake) {
+		if f.n < 29 {
+			f.refs = []int{f.n + 1}
+		}
+	})
+	source = laid(t, chain...)
+	if err := os.Remove(filepath.Join(source, chain[10].name())); err != nil {
+		t.Fatal(err)
+	}
+	wantOutcomes(t, importAll(t, s, storage.ImportOptions{WithReferences: true}, source), "11 failed, 19 added")
+}

@@ -22,6 +22,9 @@ type prepared struct {
 	passed bool
 	// staged[N] holds the Nth file's bytes when they are to come in.
 	staged []Staged
+	// early[N] is what is there of it, if it was committed before the transaction;
+	// see showLarge.
+	early []*Info
 	// moved are the names of files outside the storage that go when all is
 	// committed.
 	moved []string
@@ -39,8 +42,19 @@ type prepared struct {
 // stages those that are to come in. p.result is set when it fails.
 func (s *Storage) prepare(ctx context.Context, addition *Addition) *prepared {
 	n := addition.Narinfo
-	p := &prepared{Addition: addition, entry: s.index.Prepare(n), staged: make([]Staged, len(n.Files))}
+	p := &prepared{Addition: addition, entry: s.index.Prepare(n), staged: make([]Staged, len(n.Files)), early: make([]*Info, len(n.Files))}
 	p.entry.AddedAt = s.now()
+	if addition.WithReferences && !addition.planned {
+		// Before any nar is stored for nothing; the transaction looks again.
+		missing, err := s.missingReferences(ctx, n)
+		if err == nil && len(missing) > 0 {
+			err = errMissingReferences(missing)
+		}
+		if err != nil {
+			p.fail(err)
+			return p
+		}
+	}
 	if s.bytes == nil {
 		return p
 	}
@@ -92,6 +106,7 @@ func isNarName(name string) bool {
 // fail drops what was staged.
 func (p *prepared) fail(err error) {
 	p.abort()
+	p.obsolete = nil
 	p.result = Result{Outcome: Failed, Err: fmt.Errorf("%s: %w", p.Narinfo.StorePath.BaseName(), err)}
 }
 
@@ -117,10 +132,18 @@ func (s *Storage) find(ctx context.Context, p *prepared, n int, name string) err
 	}
 	inStorage := err == nil
 	fits := inStorage && (want < 0 || info.Size == want)
+	doubtful := false
+	if p.old != nil && fits {
+		if i := p.old.FileNamed(name); i >= 0 && !p.old.HasStored(i) {
+			if doubtful, err = s.isReplacing(ctx, name); err != nil {
+				return err
+			}
+		}
+	}
 	// What the storage has of an item that is to be replaced is the old nar,
 	// even if it is as long as the new one, unless there is no other.
 	replaces := p.old != nil && p.old.Narinfo.NarHash != p.Narinfo.NarHash
-	if fits && !replaces {
+	if fits && !replaces && !doubtful {
 		return s.take(ctx, p, n, name, info.Size)
 	}
 	var wrong error
@@ -141,6 +164,9 @@ func (s *Storage) find(ctx context.Context, p *prepared, n int, name string) err
 		if !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
+	}
+	if doubtful {
+		return fmt.Errorf("its nar %s: %w", name, errReplacing)
 	}
 	// Another import of the same directory may just have moved it.
 	if info, err = s.bytes.Stat(ctx, name); err == nil && (want < 0 || info.Size == want) {

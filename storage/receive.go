@@ -55,7 +55,13 @@ func (s *Storage) Receive(ctx context.Context, item *Item, n int, file *os.File)
 		return err
 	}
 	defer staged.Abort()
-	return s.index.Update(ctx, func(tx *index.Tx) error {
+	var early *Info
+	if s.isMuch(size) {
+		if early, err = s.showNew(ctx, name, staged); err != nil {
+			return err
+		}
+	}
+	err = s.index.Update(ctx, func(tx *index.Tx) error {
 		now, n, err := wanted(tx, item, name, size)
 		if err != nil {
 			return err
@@ -72,11 +78,22 @@ func (s *Storage) Receive(ctx context.Context, item *Item, n int, file *os.File)
 		if err := s.MayDelete(hurried); err != nil {
 			return fmt.Errorf("store %s: %w", name, err)
 		}
-		if err := errors.Join(staged.Commit(hurried), s.bytes.Sync(ctx)); err != nil {
+		if early != nil {
+			err = s.isSame(hurried, name, *early)
+		} else {
+			err = staged.Commit(hurried)
+		}
+		if err := errors.Join(err, s.bytes.Sync(ctx)); err != nil {
 			return err
 		}
 		return tx.SetStored(now.Hash, now.Stored|now.filesNamed(name), now.sizesWith(n, size))
 	})
+	if early != nil && errors.Is(err, ErrNotWanted) {
+		if err := s.discard(ctx, name); err != nil {
+			s.log.Warn("a nar was fetched that is not wanted any more, and could not be deleted yet", "file", name, "error", err)
+		}
+	}
+	return err
 }
 
 // stageOwn stages a file of the caller's.

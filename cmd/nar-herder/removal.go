@@ -92,7 +92,7 @@ func (c *serverCommand) keepLimit(store *opened, peers peer.Peers, counter *uses
 		Peer: func(u *url.URL) *peer.Peer {
 			return peers[slices.IndexFunc(peers, func(p *peer.Peer) bool { return p.Is(u) })]
 		},
-		Answered: answered,
+		Answered: answered, Decode: decodeNar,
 		Interval: time.Duration(c.StorageCheckInterval), Log: log,
 	})
 	options.Warnings = remover.Warnings

@@ -75,7 +75,7 @@ type Cache struct {
 	log     *slog.Logger
 	kinds   map[string]*kind
 	queue   *queue
-	changed func(narinfo.PathHash) // set by Run
+	changed func(narinfo.PathHash) // set by Run, and called by what that starts
 
 	collectors []prometheus.Collector
 
@@ -99,6 +99,9 @@ type kind struct {
 
 	hiddenMu sync.Mutex
 	hidden   map[narinfo.PathHash]struct{} // about to be withdrawn
+	// lost are items whose files were not there when they were asked for, so that
+	// narinfos don't name them, until Run has forgotten them.
+	lost map[narinfo.PathHash]narinfo.StorePath
 }
 
 // New opens the directories. The errors name them, and what to do.
@@ -127,13 +130,22 @@ func New(x *index.Index, s *storage.Storage, options Options) (_ *Cache, err err
 		if err := os.MkdirAll(t.Directory, 0o775); err != nil {
 			return nil, fmt.Errorf("directory for cached %s nars: %w: create it, or name another with --cached-compression-directory=%s=DIR", t.Name, err, t.Name)
 		}
-		if options.StorageDirectory != "" && overlap(options.StorageDirectory, t.Directory) {
-			return nil, fmt.Errorf("directory for cached %s nars: %s and the storage %s lie within each other, but here files are deleted that narinfos name there: name another with --cached-compression-directory=%s=DIR",
-				t.Name, t.Directory, options.StorageDirectory, t.Name)
-		}
+		others := []string{options.StorageDirectory}
 		for _, other := range c.kinds {
-			if overlap(other.Directory, t.Directory) {
-				return nil, fmt.Errorf("cached %s and %s nars can't share the directory %s: name another with --cached-compression-directory=%s=DIR", other.Name, t.Name, t.Directory, t.Name)
+			others = append(others, other.Directory)
+		}
+		for i, other := range others {
+			if other == "" {
+				continue
+			}
+			switch overlapping, err := overlap(other, t.Directory); {
+			case err != nil:
+				return nil, fmt.Errorf("directory for cached %s nars: find out whether %s and %s lie within each other: %w", t.Name, t.Directory, other, err)
+			case overlapping && i == 0:
+				return nil, fmt.Errorf("directory for cached %s nars: %s and the storage %s lie within each other, but here files are deleted that narinfos name there: name another with --cached-compression-directory=%s=DIR",
+					t.Name, t.Directory, other, t.Name)
+			case overlapping:
+				return nil, fmt.Errorf("cached nars of two types can't share the directory %s: name another with --cached-compression-directory=%s=DIR", t.Directory, t.Name)
 			}
 		}
 		bytes, err := directory.Open(t.Directory)
@@ -142,7 +154,7 @@ func New(x *index.Index, s *storage.Storage, options Options) (_ *Cache, err err
 		}
 		c.kinds[t.Name] = &kind{
 			Type: t, bytes: bytes, grace: options.grace(t), surveyed: make(chan struct{}),
-			space: space{max: t.MaxSize}, hidden: make(map[narinfo.PathHash]struct{}),
+			space: space{max: t.MaxSize}, hidden: make(map[narinfo.PathHash]struct{}), lost: make(map[narinfo.PathHash]narinfo.StorePath),
 		}
 		if err := bytes.Probe(context.Background()); err != nil {
 			return nil, fmt.Errorf("directory for cached %s nars: %w: let the user of this process write it, or name another with --cached-compression-directory=%s=DIR", t.Name, err, t.Name)
@@ -153,22 +165,37 @@ func New(x *index.Index, s *storage.Storage, options Options) (_ *Cache, err err
 }
 
 // overlap says whether one directory is the other, or lies in it.
-func overlap(a, b string) bool {
-	within := func(inner, outer string) bool {
-		outside, err := os.Stat(outer)
-		for name := inner; err == nil; name = filepath.Dir(name) {
-			if info, err := os.Stat(name); err == nil && os.SameFile(info, outside) {
-				return true
-			}
-			if name == filepath.Dir(name) {
-				break
-			}
-		}
-		return false
-	}
+func overlap(a, b string) (bool, error) {
 	a, err1 := resolved(a)
 	b, err2 := resolved(b)
-	return err1 == nil && err2 == nil && (within(a, b) || within(b, a))
+	if err := cmp.Or(err1, err2); err != nil {
+		return false, err
+	}
+	if is, err := within(a, b); is || err != nil {
+		return is, err
+	}
+	return within(b, a)
+}
+
+// within says whether a directory is another, or lies in it. Both are free of
+// symbolic links.
+func within(inner, outer string) (bool, error) {
+	outside, err := os.Stat(outer)
+	if err != nil {
+		return false, err
+	}
+	for name := inner; ; name = filepath.Dir(name) {
+		info, err := os.Stat(name)
+		if err != nil {
+			return false, err
+		}
+		if os.SameFile(info, outside) {
+			return true, nil
+		}
+		if name == filepath.Dir(name) {
+			return false, nil
+		}
+	}
 }
 
 func resolved(name string) (string, error) {
@@ -256,8 +283,8 @@ func (c *Cache) Files(ctx context.Context, hash narinfo.PathHash) ([]index.Cache
 }
 
 // Open opens the item's file. The size is right when there is no error. A file
-// that is certainly not there, or not whole, is forgotten: the error is
-// [storage.ErrNotStored].
+// that is certainly not there, or not whole, is named by narinfos no more, and
+// Run removes its row: the error is [storage.ErrNotStored].
 func (c *Cache) Open(ctx context.Context, item *storage.Item, file index.CachedFile, offset, length int64) (io.ReadCloser, storage.Info, error) {
 	k := c.kinds[file.Type]
 	if k == nil {
@@ -272,9 +299,8 @@ func (c *Cache) Open(ctx context.Context, item *storage.Item, file index.CachedF
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return nil, storage.Info{}, err
 	}
-	c.log.Warn("a cached nar is gone or not whole, and will be made again when it is asked for", "type", k.Name, "item", item.Narinfo.StorePath.BaseName())
-	if _, _, err := c.reconcile(ctx, k, item.Narinfo.StorePath); err != nil {
-		c.log.Error("can't forget a cached nar that is gone", "type", k.Name, "item", item.Narinfo.StorePath.BaseName(), "error", err)
+	if k.lose(item.Narinfo.StorePath) {
+		c.log.Warn("a cached nar is gone or not whole, and will be made again when it is asked for", "type", k.Name, "item", item.Narinfo.StorePath.BaseName())
 	}
 	return nil, storage.Info{}, storage.ErrNotStored
 }
@@ -358,7 +384,8 @@ func (k *kind) isHidden(hash narinfo.PathHash) bool {
 	k.hiddenMu.Lock()
 	defer k.hiddenMu.Unlock()
 	_, hidden := k.hidden[hash]
-	return hidden
+	_, lost := k.lost[hash]
+	return hidden || lost
 }
 
 func (k *kind) hide(files []index.CachedFile) {
@@ -414,6 +441,9 @@ func (c *Cache) Run(ctx context.Context, changed func(narinfo.PathHash)) {
 		case <-ctx.Done():
 		case <-ticker.C:
 			for _, k := range c.kinds {
+				if err := c.forgetLost(ctx, k); err != nil && ctx.Err() == nil {
+					c.log.Error("can't forget cached nars that are gone; it is tried again", "type", k.Name, "error", err)
+				}
 				if err := c.retire(ctx, k, time.Now()); err != nil && ctx.Err() == nil {
 					c.log.Error("can't remove cached nars whose time has come", "type", k.Name, "error", err)
 				}

@@ -13,6 +13,8 @@ import (
 
 	"nar-herder/narinfo"
 	"nar-herder/storage"
+	"nar-herder/storage/index"
+	"nar-herder/storage/uses"
 )
 
 // TestMade has a nar compressed at its third use, and not before.
@@ -149,5 +151,29 @@ func TestBadSource(t *testing.T) {
 				t.Errorf("%v, %v", left, err)
 			}
 		})
+	}
+}
+
+// TestOverlapUnknown: where it can't be found out whether two directories lie within each
+// other, the cache does not begin to delete in one of them.
+func TestOverlapUnknown(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	loop := filepath.Join(dir, "loop")
+	if err := os.Symlink(loop, loop); err != nil {
+		t.Fatal(err)
+	}
+	x, err := index.Open(t.Context(), filepath.Join(dir, "index.db"), index.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer x.Close()
+	s := storage.New(x, nil, storage.Options{})
+	options := Options{Types: []Type{zstdIn(dir)}, StorageDirectory: loop, Uses: uses.New(x, nil)}
+	if c, err := New(x, s, options); err == nil || !strings.Contains(err.Error(), "too many links") {
+		t.Errorf("%v", err)
+		if err == nil {
+			c.Close()
+		}
 	}
 }

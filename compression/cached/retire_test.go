@@ -5,10 +5,12 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"nar-herder/narinfo"
 	"nar-herder/storage"
 )
 
@@ -146,10 +148,42 @@ func TestVanished(t *testing.T) {
 	if err := os.Remove(filepath.Join(k.Directory, item.Narinfo.StorePath.BaseName())); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := b.Open(t.Context(), item, files[0], 0, -1); !errors.Is(err, storage.ErrNotStored) {
-		t.Errorf("%v", err)
+	changes, err := b.index.LastChange(t.Context())
+	if err != nil {
+		t.Fatal(err)
 	}
+	// Before Run, and while that begins.
+	var group sync.WaitGroup
+	for range 2 {
+		group.Go(func() {
+			if _, _, err := b.Open(t.Context(), item, files[0], 0, -1); !errors.Is(err, storage.ErrNotStored) {
+				t.Errorf("%v", err)
+			}
+		})
+	}
+	group.Wait()
 	if b.names(hello, "zstd") {
 		t.Error("the narinfo goes on naming it")
+	}
+	if left, err := b.Files(t.Context(), item.Hash); err != nil || len(left) != 1 {
+		t.Errorf("a read has written to the database: %v, %v", left, err)
+	}
+	if now, err := b.index.LastChange(t.Context()); err != nil || now != changes {
+		t.Errorf("a read has written to the database: %v", err)
+	}
+	group.Go(func() { _, _, _ = b.Open(t.Context(), item, files[0], 0, -1) })
+	notified := make(chan narinfo.PathHash, 10)
+	ctx, stop := context.WithCancel(t.Context())
+	group.Go(func() { b.Run(ctx, func(hash narinfo.PathHash) { notified <- hash }) })
+	if hash := <-notified; hash != item.Hash {
+		t.Errorf("notified of %s", hash)
+	}
+	stop()
+	group.Wait()
+	if left, err := b.Files(t.Context(), item.Hash); err != nil || len(left) != 0 {
+		t.Errorf("it is not forgotten: %v, %v", left, err)
+	}
+	if b.names(hello, "zstd") {
+		t.Error("the narinfo names it again")
 	}
 }

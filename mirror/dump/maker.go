@@ -36,6 +36,12 @@ const (
 	// changesAge is how long a change stays in the log, at the least: a mirror that
 	// was away for so long goes on where it was.
 	changesAge = 30 * 24 * time.Hour
+	// mostChanges bounds the log, whatever dumps have: this many changes, or
+	// changesPerItem times the items if that is more, which takes some 100 MB or a
+	// sixth of the index. Without it, the log would grow for ever where no dumps are
+	// made, or all fail.
+	mostChanges    = 1_000_000
+	changesPerItem = 2
 )
 
 // Options of [New].
@@ -61,6 +67,7 @@ type Maker struct {
 	metrics   *metrics
 	make      func(context.Context) (Generation, error) // Make, but in tests
 	now       func() time.Time                          // time.Now, but in tests
+	most      int64                                     // mostChanges, but in tests
 }
 
 // New makes dumps of the index. It fails where the path is that of something else,
@@ -73,7 +80,7 @@ func New(x *index.Index, options Options) (*Maker, error) {
 	if m.log == nil {
 		m.log = slog.New(slog.DiscardHandler)
 	}
-	m.make, m.now = m.Make, time.Now
+	m.make, m.now, m.most = m.Make, time.Now, mostChanges
 	m.metrics = newMetrics(m)
 	return m, nil
 }
@@ -252,6 +259,33 @@ func (m *Maker) trim(ctx context.Context, now time.Time) error {
 	if deleted > 0 {
 		m.log.Info("changes that all dumps have are gone from the log", "changes", deleted)
 	}
+	return err
+}
+
+// bound deletes the oldest changes of a log that is too long, also those that no
+// dump has.
+func (m *Maker) bound(ctx context.Context) error {
+	last, err1 := m.index.LastChange(ctx)
+	totals, err2 := m.index.Totals(ctx)
+	if err := cmp.Or(err1, err2); err != nil {
+		return err
+	}
+	upTo := last - max(m.most, changesPerItem*totals.Items)
+	if upTo <= 0 {
+		return nil
+	}
+	deleted, err := m.index.TrimChanges(ctx, upTo, changesKept)
+	if deleted == 0 {
+		return err
+	}
+	// Which mirrors need, if they are to start from a dump.
+	generations, dumpErr := m.published.Generations()
+	if dumpErr == nil && len(generations) > 0 && generations[0].LastChange >= upTo {
+		m.log.Info("the log of changes was too long, so the oldest have left it", "changes", deleted)
+		return err
+	}
+	m.log.Warn("the log of changes was too long, so the oldest have left it, which no dump has: a mirror that has not followed them can't go on before 'nar-herder dump' has made one",
+		"changes", deleted, "up to", upTo)
 	return err
 }
 

@@ -3,6 +3,7 @@ package dump
 import (
 	"context"
 	"errors"
+	"sync"
 	"time"
 )
 
@@ -18,12 +19,18 @@ const (
 	// up to longestBackOff.
 	backOff        = time.Minute
 	longestBackOff = time.Hour
+	// boundEvery is how often the length of the log of changes is looked at.
+	boundEvery = time.Hour
 )
 
 // Run makes dumps until the context ends: when the newest is older than the
 // interval, or is not there, and the index has changed. Errors are logged, once each
-// time that it begins to fail, and it is tried again.
+// time that it begins to fail, and it is tried again. Run also bounds the log of
+// changes, whether dumps are made or not.
 func (m *Maker) Run(ctx context.Context) {
+	var bounding sync.WaitGroup
+	bounding.Go(func() { m.boundLog(ctx) })
+	defer bounding.Wait()
 	if err := m.Tidy(); err != nil && !errors.Is(err, ErrBusy) {
 		m.log.Warn("what an earlier run has left beside the dump stays until the next one is made", "error", err)
 	}
@@ -60,6 +67,22 @@ func (m *Maker) Run(ctx context.Context) {
 			failing, pause = false, backOff
 		}
 		timer.Reset(wait)
+	}
+}
+
+// boundLog bounds the log of changes until the context ends.
+func (m *Maker) boundLog(ctx context.Context) {
+	ticker := time.NewTicker(boundEvery)
+	defer ticker.Stop()
+	for {
+		if err := m.bound(ctx); err != nil && ctx.Err() == nil {
+			m.log.Error("can't shorten the log of changes; it is tried again", "error", err, "again", boundEvery.String())
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
 	}
 }
 

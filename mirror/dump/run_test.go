@@ -3,9 +3,11 @@ package dump
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"maps"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -14,6 +16,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"nar-herder/internal/testlog"
 	"nar-herder/storage/index"
 )
 
@@ -131,10 +134,55 @@ func TestRun(t *testing.T) {
 	})
 }
 
-// TestRunNever: without an interval there is nothing to do.
-func TestRunNever(t *testing.T) {
+// TestLogIsBounded: the log of changes does not grow for ever where no dumps are made,
+// or all fail; what a dump has need not be there.
+func TestLogIsBounded(t *testing.T) {
 	t.Parallel()
-	newMaker(t, newIndex(t, 1), filepath.Join(t.TempDir(), "dump.db")).Run(t.Context()) // returns
+	for _, test := range []struct {
+		name     string
+		interval time.Duration
+		items    int
+		first    int64 // that is left
+		says     string
+	}{
+		{"no dumps", 0, 0, 501, "which no dump has"},
+		{"no dumps, many items", 0, 900, 1, ""}, // twice 900 are more than there are
+		{"dumps that fail", time.Hour, 0, 501, "which no dump has"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			x := newIndex(t, test.items)
+			must(t, x.Update(t.Context(), func(tx *index.Tx) error {
+				for range 1500 - test.items {
+					if err := tx.PutChange(index.Change{At: testTime, Kind: index.Removed, Hash: hashOf(9), StorePath: "/gnu/store/x"}); err != nil {
+						return err
+					}
+				}
+				return nil
+			}))
+			synctest.Test(t, func(t *testing.T) {
+				log := new(testlog.Buffer)
+				m, err := New(x, Options{Path: filepath.Join(t.TempDir(), "dump.db"), Interval: test.interval, Log: slog.New(slog.NewTextHandler(log, nil))})
+				must(t, err)
+				m.most = 1000
+				m.make = func(context.Context) (Generation, error) { return Generation{}, index.ErrFull }
+				ctx, stop := context.WithCancel(t.Context())
+				ended := make(chan struct{})
+				go func() {
+					m.Run(ctx)
+					close(ended)
+				}()
+				time.Sleep(boundEvery + time.Minute)
+				stop()
+				<-ended
+				page, err := x.ChangesAfter(t.Context(), 0, 1)
+				must(t, err)
+				if page.First != test.first || (test.says != "") != strings.Contains(log.String(), "the log of changes was too long") || !strings.Contains(log.String(), test.says) {
+					t.Errorf("the log begins at %d, want %d\n%s", page.First, test.first, log)
+				}
+			})
+		})
+	}
 }
 
 // TestMetrics are about the newest dump, whoever made it.

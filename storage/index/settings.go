@@ -18,6 +18,23 @@ func (x *Index) Setting(ctx context.Context, name string) (value string, err err
 	return value, nil
 }
 
+// Settings returns the values that were kept under names with a prefix, by name.
+func (x *Index) Settings(ctx context.Context, prefix string) (values map[string]string, err error) {
+	values = make(map[string]string)
+	err = x.readers.do(ctx, func(c *connection) error {
+		// No text is greater that begins with the prefix.
+		return c.rows("SELECT key, value FROM settings WHERE key >= ? AND key < ?", []driver.Value{prefix, prefix + "\U0010ffff"}, func(row []driver.Value) (bool, error) {
+			name, _ := row[0].(string)
+			values[name], _ = row[1].(string)
+			return true, nil
+		})
+	})
+	if err != nil {
+		return nil, describe("read the settings "+prefix+"… in "+x.path, err)
+	}
+	return values, nil
+}
+
 // Setting is [Index.Setting] as this transaction sees it.
 func (tx *Tx) Setting(name string) (string, error) { return tx.conn.setting(name) }
 

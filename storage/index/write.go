@@ -8,6 +8,9 @@ import (
 	"fmt"
 	"time"
 
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
+
 	"nar-herder/narinfo"
 )
 
@@ -159,8 +162,10 @@ func (tx *Tx) Put(entry *Entry, old *Item) error {
 	}
 	id, err := tx.conn.insert("INSERT INTO items (key, added_at, stored_files, stored_size, file_sizes, mirrored) VALUES (?, ?, ?, ?, ?, ?)",
 		keyOf(n.StorePath.Hash), entry.AddedAt.Truncate(time.Second).UnixMilli(), int64(entry.Stored), size, sizesColumn(entry.Sizes), truth(entry.Mirrored))
-	if err != nil {
+	if isDuplicate(err) {
 		return fmt.Errorf("insert %s, whose first 64 bits no other item may have: %w", n.StorePath.Hash, err)
+	} else if err != nil {
+		return fmt.Errorf("insert %s: %w", n.StorePath.Hash, err)
 	}
 	err = tx.conn.exec("INSERT INTO narinfos (id, hash, refs, dictionary, text) VALUES (?, ?, ?, ?, ?)",
 		id, n.StorePath.Hash[:], references, entry.dictionary, entry.compressed)
@@ -170,6 +175,12 @@ func (tx *Tx) Put(entry *Entry, old *Item) error {
 	tx.change.Items++
 	tx.refer(id, n)
 	return tx.logAddition(entry)
+}
+
+// isDuplicate says that a row was refused for a value that another row has.
+func isDuplicate(err error) bool {
+	var failure *sqlite.Error
+	return errors.As(err, &failure) && failure.Code() == sqlite3.SQLITE_CONSTRAINT_UNIQUE
 }
 
 func (tx *Tx) logAddition(entry *Entry) error {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -354,4 +355,30 @@ func TestMissing(t *testing.T) {
 		}
 		return errors.Join(err, noneErr)
 	})
+}
+
+// TestPutRefused: an error of the database is not taken for two items whose keys are one.
+func TestPutRefused(t *testing.T) {
+	t.Parallel()
+	const collision = "first 64 bits"
+	x := openTest(t)
+	first, second := testNarinfo(1, 1, nil, 10), testNarinfo(2, 1, nil, 10)
+	twin := *second
+	twin.StorePath.Hash = first.StorePath.Hash
+	twin.StorePath.Hash[len(twin.StorePath.Hash)-1]++
+	update(t, x, func(tx *Tx) error { return putIn(tx, x, first, 0, nil) })
+	err := x.Update(t.Context(), func(tx *Tx) error { return tx.Put(x.Prepare(&twin), nil) })
+	if err == nil || !strings.Contains(err.Error(), collision) {
+		t.Errorf("a twin: %v", err)
+	}
+	x.writing.Lock()
+	err = x.writer.script("CREATE TEMP TRIGGER refuse BEFORE INSERT ON main.items BEGIN SELECT RAISE(ABORT, 'the disk is on fire'); END")
+	x.writing.Unlock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = x.Update(t.Context(), func(tx *Tx) error { return tx.Put(x.Prepare(second), nil) })
+	if err == nil || !strings.Contains(err.Error(), "the disk is on fire") || strings.Contains(err.Error(), collision) {
+		t.Errorf("another failure: %v", err)
+	}
 }

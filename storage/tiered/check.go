@@ -58,10 +58,11 @@ func (t *Tiered) validate(ctx context.Context, e *entry, name string) error {
 	}
 }
 
-// ask compares an entry with the store behind.
+// ask compares an entry with the store behind. It leaves the entry before it
+// answers, so that a caller who then leaves is the last user of a dropped copy.
 func (t *Tiered) ask(e *entry, c *check, name string) {
-	defer t.leave(e)
 	defer close(c.done)
+	defer t.leave(e)
 	t.mu.Lock()
 	asked := t.seconds(t.now())
 	t.mu.Unlock()

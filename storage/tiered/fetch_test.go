@@ -154,6 +154,59 @@ func TestNotFetched(t *testing.T) {
 	}
 }
 
+// TestPassedOn: a reader that takes over what a fetch has opened is not cut when it
+// was the last one to leave the entry, nor when the cache is closed.
+func TestPassedOn(t *testing.T) {
+	t.Parallel()
+	f := newFar(t)
+	content := random(400_000, 13)
+	put(t, f, name, content)
+	for _, test := range []struct {
+		name  string
+		close bool
+	}{{"the fetch leaves last", false}, {"the cache is closed", true}} {
+		t.Run(test.name, func(t *testing.T) {
+			cache := open(t, f, Options{Directory: t.TempDir(), MaxSize: 400_000})
+			// As board and fetch do, with fetch stopped before it leaves the entry.
+			fetching := newFill(cache.ctx, name, -1)
+			e := &entry{key: keyOf(name), users: 2, live: &live{fill: fetching}}
+			cache.mu.Lock()
+			cache.entries[e.key] = e
+			cache.mu.Unlock()
+			if err := cache.fetchInto(e, fetching); err != errDirect {
+				t.Fatal(err)
+			}
+			if err := fetching.opened(t.Context()); err != errDirect {
+				t.Fatal(err)
+			}
+			passed, info := fetching.takePassed()
+			cache.leave(e)
+			r, _, err := cache.handOver(t.Context(), passed, info, 1000)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if test.close {
+				if err := cache.Close(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, content[1000:]) {
+				t.Errorf("%d bytes, %v", len(got), err)
+			}
+			cache.leave(e) // as fetch does
+			if err := r.Close(); err != nil {
+				t.Error(err)
+			}
+			if fetching.ctx.Err() == nil {
+				t.Error("the context of a reader that is closed goes on")
+			}
+		})
+	}
+	if opens, closes := f.opens.Load(), f.closes.Load(); opens != closes {
+		t.Errorf("%d opened, %d closed", opens, closes)
+	}
+}
+
 // TestAbsent: what is not there is not there, for all who ask at once.
 func TestAbsent(t *testing.T) {
 	t.Parallel()

@@ -41,12 +41,18 @@ type fill struct {
 	name string
 	// wanted is how many bytes whoever began it wants; all when negative.
 	wanted int64
+	// ctx is what the store behind is read with. It ends with cancel, which Close
+	// of the cache calls too until detach, and whoever reads what was passed on
+	// calls after that.
 	ctx    context.Context
 	cancel context.CancelCauseFunc
+	// detach is false when the cache was closed before.
+	detach func() bool
 	// read is closed when somebody reads, and begun says so.
 	read  chan struct{}
 	begun atomic.Bool
-	// over says that nothing is fetched any more. The mutex of Tiered guards it.
+	// over says that nothing is fetched any more, or that what was opened is not
+	// for this fill to end. The mutex of Tiered guards it.
 	over bool
 
 	mu   watched.Mutex // of what follows
@@ -61,7 +67,8 @@ type fill struct {
 
 func newFill(ctx context.Context, name string, wanted int64) *fill {
 	f := &fill{name: name, wanted: wanted, read: make(chan struct{})}
-	f.ctx, f.cancel = context.WithCancelCause(ctx)
+	f.ctx, f.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
+	f.detach = context.AfterFunc(ctx, func() { f.cancel(context.Cause(ctx)) })
 	return f
 }
 
@@ -128,18 +135,25 @@ func (f *fill) takePassed() (*passedReader, storage.Info) {
 
 // fetch is what a fill does. It is a user of the entry.
 func (t *Tiered) fetch(e *entry, f *fill) {
+	// After leave, so that all that a fetch took is given back when it is no
+	// longer counted.
+	defer func() {
+		t.mu.Lock()
+		t.fills--
+		t.mu.Unlock()
+	}()
 	defer t.leave(e)
 	err := t.fetchInto(e, f)
 	t.mu.Lock()
-	t.fills--
 	f.over = true
 	if err != nil {
 		t.forget(e)
 	}
 	t.mu.Unlock()
 	if err == errDirect {
-		return // who began goes on with what was opened
+		return // the reader that began it reads what was opened, and cancels it
 	}
+	f.detach()
 	f.cancel(err)
 	if err != nil {
 		f.fail(err)
@@ -165,7 +179,10 @@ func (t *Tiered) fetchInto(e *entry, f *fill) error {
 	expired := time.AfterFunc(t.stalled, f.expire)
 	// All of it, whatever is wanted: a store may have a checksum of the whole.
 	source, info, err := t.behind.Open(f.ctx, f.name, 0, -1)
-	expired.Stop()
+	if !expired.Stop() && err == nil {
+		source.Close()
+		err = errStalled
+	}
 	if err != nil {
 		if f.ctx.Err() != nil {
 			return context.Cause(f.ctx)
@@ -179,8 +196,7 @@ func (t *Tiered) fetchInto(e *entry, f *fill) error {
 	}
 	c, ok := contentOf(info)
 	if !ok || size > t.max/largest || 2*wanted < size {
-		t.pass(e, f, source, info)
-		return errDirect
+		return t.pass(e, f, source, info)
 	}
 	s := &fillSource{t: t, f: f, info: info, ReadCloser: source}
 	defer func() { s.Close() }()
@@ -197,14 +213,22 @@ func (t *Tiered) fetchInto(e *entry, f *fill) error {
 	return t.keep(e, f, s)
 }
 
-// pass leaves what was opened to who began the fill. The last who leaves closes what
-// that has not taken.
-func (t *Tiered) pass(e *entry, f *fill, source io.ReadCloser, info storage.Info) {
+// pass leaves what was opened, and its context, to the reader that began the fill.
+// If that has left already, the last user of the entry closes it. The error is
+// errDirect, or that the cache was closed.
+func (t *Tiered) pass(e *entry, f *fill, source io.ReadCloser, info storage.Info) error {
+	if !f.detach() {
+		source.Close()
+		return context.Cause(t.ctx)
+	}
 	passed := &passedReader{ReadCloser: source, cancel: f.cancel, stop: func() bool { return false }}
 	t.mu.Lock()
 	t.forget(e)
+	// From here on, leave must not cancel the context: it is the reader's.
+	f.over = true
 	t.mu.Unlock()
 	f.mu.Set(func() { f.passed, f.passedInfo, f.err = passed, info, errDirect })
+	return errDirect
 }
 
 // openAgain opens the rest of a content, if it is still that.

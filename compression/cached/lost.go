@@ -1,0 +1,43 @@
+package cached
+
+import (
+	"context"
+	"maps"
+	"slices"
+
+	"nar-herder/narinfo"
+)
+
+// mostLost bounds what is remembered of that; the survey finds the others.
+const mostLost = 10_000
+
+// lose has the item's file forgotten, and says whether that is news.
+func (k *kind) lose(path narinfo.StorePath) bool {
+	k.hiddenMu.Lock()
+	defer k.hiddenMu.Unlock()
+	if _, known := k.lost[path.Hash]; known || len(k.lost) == mostLost {
+		return false
+	}
+	k.lost[path.Hash] = path
+	return true
+}
+
+// forgetLost removes the rows of files that are not there.
+func (c *Cache) forgetLost(ctx context.Context, k *kind) error {
+	k.hiddenMu.Lock()
+	lost := slices.Collect(maps.Values(k.lost))
+	k.hiddenMu.Unlock()
+	for _, path := range lost {
+		_, removed, err := c.reconcile(ctx, k, path)
+		if err != nil {
+			return err
+		}
+		k.hiddenMu.Lock()
+		delete(k.lost, path.Hash)
+		k.hiddenMu.Unlock()
+		if !removed {
+			c.changed(path.Hash) // it is named again
+		}
+	}
+	return nil
+}

@@ -1,0 +1,162 @@
+package storage_test
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"nar-herder/storage"
+)
+
+// remote is a store that is far away. Of large files it has the sizes alone, and it tells
+// when files are shown, and until when that may take.
+type remote struct {
+	storage.ByteStore
+	shows func(ctx context.Context, name string)
+
+	mu    sync.Mutex
+	files map[string]storage.Info
+}
+
+func (r *remote) AtOnce() int { return 4 }
+
+func (r *remote) Stat(ctx context.Context, name string) (storage.Info, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if info, ok := r.files[name]; ok {
+		return info, nil
+	}
+	return r.ByteStore.Stat(ctx, name)
+}
+
+func (r *remote) Stage(ctx context.Context, name string, from io.Reader, size int64) (storage.Staged, error) {
+	if !strings.HasPrefix(name, "nar/") {
+		return r.ByteStore.Stage(ctx, name, from, size)
+	}
+	return &remoteStaged{r: r, info: storage.Info{Name: name, Size: size, Usage: size, Tag: rand.Text()}}, nil
+}
+
+type remoteStaged struct {
+	r    *remote
+	info storage.Info
+	done bool
+}
+
+func (s *remoteStaged) Commit(ctx context.Context) error {
+	if !s.done {
+		s.r.shows(ctx, s.info.Name)
+		s.done = true
+		s.r.mu.Lock()
+		defer s.r.mu.Unlock()
+		s.r.files[s.info.Name] = s.info
+	}
+	return nil
+}
+
+func (s *remoteStaged) CommitNew(ctx context.Context) error {
+	if _, err := s.r.Stat(ctx, s.info.Name); err == nil {
+		return fs.ErrExist
+	}
+	return s.Commit(ctx)
+}
+
+func (*remoteStaged) Abort() {}
+
+// TestLargeFiles: the lock of the index is not held while a server that is far away puts
+// large files together, and many small ones are not shown under one lock for longer than
+// other processes wait.
+func TestLargeFiles(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	probe, err := sql.Open("sqlite", p.database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer probe.Close()
+	probe.SetMaxOpenConns(1)
+	var mu sync.Mutex
+	locked, unlocked := 0, 0
+	var longest time.Duration
+	r := &remote{files: make(map[string]storage.Info)}
+	r.shows = func(ctx context.Context, name string) {
+		mu.Lock()
+		defer mu.Unlock()
+		if _, err := probe.Exec("BEGIN IMMEDIATE"); err == nil {
+			_, err = probe.Exec("ROLLBACK")
+			if unlocked++; err != nil {
+				t.Error(err)
+			}
+			return
+		}
+		locked++
+		if end, ok := ctx.Deadline(); ok {
+			longest = max(longest, time.Until(end))
+		} else {
+			t.Errorf("%s is shown without a deadline", name)
+		}
+	}
+	s := p.openWith(t, func(bytes storage.ByteStore) storage.ByteStore {
+		r.ByteStore = bytes
+		return r
+	})
+	// sparse lays an item whose nar is that large.
+	sparse := func(directory string, f fake, size int64) {
+		f.claim = size
+		lay(t, directory, f)
+		if err := os.Truncate(filepath.Join(directory, f.name()), size); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const large = 1 << 30
+	source := t.TempDir()
+	sparse(source, fake{n: 1}, large)
+	wantOutcomes(t, importAll(t, s, storage.ImportOptions{Keep: true}, source), "1 added")
+	if locked != 0 || unlocked != 1 {
+		t.Errorf("new: shown %d times with the lock held, %d times without", locked, unlocked)
+	}
+	source = t.TempDir()
+	sparse(source, fake{n: 1, other: true}, large)
+	wantOutcomes(t, importAll(t, s, storage.ImportOptions{Keep: true, Replace: true}, source), "1 replaced")
+	if locked != 0 || unlocked != 2 {
+		t.Errorf("replaced: shown %d times with the lock held, %d times without", locked, unlocked)
+	}
+	if n := noted(t, p); n != 0 {
+		t.Errorf("%d files are noted as being replaced", n)
+	}
+	source = t.TempDir()
+	for n := 2; n < 10; n++ {
+		sparse(source, fake{n: n}, large/2-1)
+	}
+	wantOutcomes(t, importAll(t, s, storage.ImportOptions{Keep: true}, source), "8 added")
+	// As a mirror gets it.
+	item := fake{n: 20, claim: large}
+	wantOutcomes(t, importAll(t, p.openIndexOnly(t), storage.ImportOptions{}, laid(t, item)), "1 added")
+	row, err := s.Item(t.Context(), item.hash())
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, err := os.Create(filepath.Join(t.TempDir(), "spool"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	if err := file.Truncate(large); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Receive(t.Context(), row, 0, file); err != nil || locked != 8 || unlocked != 3 {
+		t.Errorf("received: %v, shown %d times with the lock held, %d times without", err, locked, unlocked)
+	}
+	const othersWait = time.Minute
+	if locked != 8 || longest >= othersWait {
+		t.Errorf("small ones: %d are shown with the lock held, for up to %v", locked, longest)
+	}
+	wantFindings(t, s)
+}

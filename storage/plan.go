@@ -1,0 +1,250 @@
+package storage
+
+import (
+	"context"
+	"errors"
+
+	"nar-herder/narinfo"
+)
+
+// plan is for an import of items whose references must all have narinfos, be it
+// among the items imported: in any order, and in circles. All narinfos are read
+// before any nar is stored, so that those are refused at once which refer to what
+// is neither here nor coming. The others come in an order in which few have to wait
+// for what they refer to. It takes some 200 bytes for each item.
+type plan struct {
+	// coming counts the narinfo files of each item that are still to be committed.
+	coming map[narinfo.PathHash]int
+	// held are items that wait for what they refer to.
+	held []importing
+}
+
+// planned is a narinfo file.
+type planned struct {
+	narinfoFile
+	hash narinfo.PathHash
+	// missing are the references that are not in the index.
+	missing []narinfo.StorePath
+	bad     bool // one of them is not coming either
+}
+
+// planImport reads the narinfos, and returns the files that are to be imported.
+// The others are reported. The error is about names that could not be read.
+func (s *Storage) planImport(ctx context.Context, names []string, report func(Imported)) (*plan, []narinfoFile, error) {
+	found := make(chan narinfoFile, batchItems)
+	var walkErr error
+	go func() {
+		defer close(found)
+		walkErr = walk(ctx, names, found)
+	}()
+	var files []*planned
+	for file := range found {
+		p := &planned{narinfoFile: file}
+		files = append(files, p)
+		n, err := readNarinfo(file.name)
+		if err == nil {
+			p.hash = n.StorePath.Hash
+			p.missing, err = s.missingReferences(ctx, n)
+		}
+		if err != nil {
+			p.hash = narinfo.PathHash{} // it is reported when it is prepared
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, nil, err
+	}
+	of := make(map[narinfo.PathHash][]*planned, len(files))
+	for _, p := range files {
+		of[p.hash] = append(of[p.hash], p)
+	}
+	refuse(files, of)
+	plan := &plan{coming: make(map[narinfo.PathHash]int, len(files))}
+	var order []narinfoFile
+	for _, p := range inOrder(files, of) {
+		if !p.bad {
+			plan.coming[p.hash]++
+			order = append(order, p.narinfoFile)
+			continue
+		}
+		var lacks errMissingReferences
+		for _, path := range p.missing {
+			if !anyGood(of[path.Hash]) {
+				lacks = append(lacks, path)
+			}
+		}
+		report(Imported{p.name, Result{Outcome: Failed, Err: lacks}})
+	}
+	return plan, order, walkErr
+}
+
+// missingReferences are the references of a narinfo to other items that have none.
+func (s *Storage) missingReferences(ctx context.Context, n *narinfo.Narinfo) ([]narinfo.StorePath, error) {
+	missing, err := s.index.MissingReferences(ctx, n)
+	others := missing[:0]
+	for _, path := range missing {
+		if path != n.StorePath {
+			others = append(others, path)
+		}
+	}
+	return others, err
+}
+
+func anyGood(files []*planned) bool {
+	for _, p := range files {
+		if !p.bad {
+			return true
+		}
+	}
+	return false
+}
+
+// refuse marks the files as bad that refer to what is not coming, and those that
+// refer to these.
+func refuse(files []*planned, of map[narinfo.PathHash][]*planned) {
+	dependents := make(map[narinfo.PathHash][]*planned)
+	var bad []*planned
+	for _, p := range files {
+		for _, path := range p.missing {
+			dependents[path.Hash] = append(dependents[path.Hash], p)
+			if len(of[path.Hash]) == 0 && !p.bad {
+				p.bad = true
+				bad = append(bad, p)
+			}
+		}
+	}
+	for len(bad) > 0 {
+		p := bad[len(bad)-1]
+		bad = bad[:len(bad)-1]
+		if anyGood(of[p.hash]) {
+			continue
+		}
+		for _, d := range dependents[p.hash] {
+			if !d.bad {
+				d.bad = true
+				bad = append(bad, d)
+			}
+		}
+	}
+}
+
+// inOrder returns the files, each behind those that it refers to, but in circles.
+func inOrder(files []*planned, of map[narinfo.PathHash][]*planned) []*planned {
+	type visit struct {
+		p    *planned
+		next int // of p.missing
+	}
+	order := make([]*planned, 0, len(files))
+	visited := make(map[*planned]bool, len(files))
+	var stack []visit
+	push := func(p *planned) {
+		if !visited[p] {
+			visited[p] = true
+			stack = append(stack, visit{p: p})
+		}
+	}
+	for _, p := range files {
+		push(p)
+		for len(stack) > 0 {
+			top := &stack[len(stack)-1]
+			if top.next == len(top.p.missing) {
+				order = append(order, top.p)
+				stack = stack[:len(stack)-1]
+				continue
+			}
+			path := top.p.missing[top.next]
+			top.next++
+			for _, other := range of[path.Hash] {
+				push(other)
+			}
+		}
+	}
+	return order
+}
+
+// ready takes prepared items, and returns those that can be committed together now,
+// or have failed. The others are held until what they refer to comes.
+func (p *plan) ready(ctx context.Context, s *Storage, arrived []importing) (ready []importing) {
+	for _, i := range arrived {
+		if i.prepared.Addition != nil {
+			p.coming[i.prepared.Narinfo.StorePath.Hash]--
+		}
+	}
+	waiting := append(p.held, arrived...)
+	p.held = nil
+	missing := make([][]narinfo.StorePath, len(waiting))
+	going := make(map[narinfo.PathHash]int)
+	for n, i := range waiting {
+		if i.prepared.result.Err != nil {
+			continue
+		}
+		var err error
+		if missing[n], err = s.missingReferences(ctx, i.prepared.Narinfo); err != nil {
+			i.prepared.fail(err)
+			continue
+		}
+		going[i.prepared.Narinfo.StorePath.Hash]++
+	}
+	stays := make([]bool, len(waiting))
+	held := make(map[narinfo.PathHash]int)
+	for again := true; again; {
+		again = false
+		for n, i := range waiting {
+			if i.prepared.result.Err != nil || stays[n] {
+				continue
+			}
+			hash := i.prepared.Narinfo.StorePath.Hash
+			var lacks errMissingReferences
+			waits := false
+			for _, path := range missing[n] {
+				switch {
+				case going[path.Hash] > 0:
+				case p.coming[path.Hash] > 0 || held[path.Hash] > 0:
+					waits = true
+				default:
+					lacks = append(lacks, path)
+				}
+			}
+			switch {
+			case len(lacks) > 0:
+				i.prepared.fail(lacks)
+			case waits:
+				stays[n] = true
+				held[hash]++
+			default:
+				continue
+			}
+			going[hash]--
+			again = true
+		}
+		// What has failed since may be what others are held for.
+		for n, i := range waiting {
+			if !stays[n] || i.prepared.result.Err != nil {
+				continue
+			}
+			var lacks errMissingReferences
+			for _, path := range missing[n] {
+				if going[path.Hash]+p.coming[path.Hash]+held[path.Hash] <= 0 {
+					lacks = append(lacks, path)
+				}
+			}
+			if len(lacks) > 0 {
+				i.prepared.fail(lacks)
+				stays[n] = false
+				held[i.prepared.Narinfo.StorePath.Hash]--
+				again = true
+			}
+		}
+	}
+	for n, i := range waiting {
+		if stays[n] {
+			p.held = append(p.held, i)
+		} else {
+			ready = append(ready, i)
+		}
+	}
+	return ready
+}
+
+// errAgain ends a transaction that is to be tried again without items that have
+// failed in it, before anything was shown.
+var errAgain = errors.New("without the items that have failed")

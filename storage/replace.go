@@ -1,0 +1,304 @@
+package storage
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"nar-herder/narinfo"
+	"nar-herder/storage/index"
+)
+
+// An addition may replace a file that a row claims by another one: another nar, or
+// the same nar in another length. Row and file can't change at once, so
+//
+//  1. a transaction takes the claim off, and notes the file's name,
+//  2. the file is replaced, and
+//  3. the transaction that writes the new row forgets the name.
+//
+// When the addition fails before it has begun to replace the file, the claim is
+// restored. Otherwise, and after a crash, only the bytes can tell which nar they
+// are: the name stays noted, and [Storage.ResolveReplacements] compares them with
+// the row.
+
+const (
+	// replacingPrefix begins the settings that note such names. The value is when
+	// the replacement began, and a word that tells it from others.
+	replacingPrefix = "storage.replacing/"
+	// resolveAfter is how long a replacement is left alone: the process may still be
+	// at it, or a server that did not answer in time may still do it.
+	resolveAfter = 5 * time.Minute
+	// restoreWait is how long a failed addition waits for the index.
+	restoreWait = 5 * time.Second
+)
+
+// replacements are the files that a batch of additions replaces, by name.
+type replacements struct {
+	value string // of the settings
+	files map[string]*replacement
+}
+
+type replacement struct {
+	// What the row claimed.
+	hash    narinfo.PathHash
+	narHash narinfo.NarHash
+	size    int64
+	// sure says that the claim was right before this batch.
+	sure bool
+	// begun says that the file may be the new one, and shown that the transaction
+	// writes the row for it.
+	begun atomic.Bool
+	shown bool
+}
+
+func (s *Storage) newReplacements() *replacements {
+	return &replacements{value: s.now().UTC().Format(time.RFC3339) + " " + rand.Text(), files: make(map[string]*replacement)}
+}
+
+// show is called when the new row of a file is certain to be written, if anything
+// is.
+func (r *replacements) show(name string) {
+	if file := r.files[name]; file != nil {
+		file.shown = true
+	}
+}
+
+// begin is called before the file is replaced.
+func (r *replacements) begin(name string) {
+	if file := r.files[name]; file != nil {
+		file.begun.Store(true)
+	}
+}
+
+// unstore takes the claims off files that the addition is about to replace.
+func (r *replacements) unstore(tx *index.Tx, p *prepared) error {
+	row, err := tx.Item(p.Narinfo.StorePath.Hash)
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	old, err := NewItem(row)
+	if err != nil {
+		return err
+	}
+	if old.Narinfo.NarHash != p.Narinfo.NarHash && !p.Replace {
+		return nil // it has come meanwhile, and will be kept
+	}
+	kept := old.Stored
+	for n, staged := range p.staged {
+		if staged == nil {
+			continue
+		}
+		name, err := p.Narinfo.Files[n].Path()
+		if err != nil {
+			return err
+		}
+		i := old.FileNamed(name)
+		if i < 0 || r.files[name] != nil || p.repeats(n, old, i) {
+			continue
+		}
+		noted, err := tx.Setting(replacingPrefix + name)
+		if err != nil {
+			return err
+		}
+		if !old.HasStored(i) && noted == "" {
+			continue
+		}
+		kept &^= old.filesNamed(name)
+		r.files[name] = &replacement{hash: old.Hash, narHash: old.Narinfo.NarHash, size: old.StoredSize(i), sure: noted == ""}
+		// What waits to be deleted is not, while no row claims it.
+		if err := errors.Join(tx.SetSetting(replacingPrefix+name, r.value), tx.RemoveLeftovers([]string{name})); err != nil {
+			return err
+		}
+	}
+	if kept == old.Stored {
+		return nil
+	}
+	return tx.SetStored(old.Hash, kept, old.Sizes)
+}
+
+// mayReplace says whether a file that the row names may be replaced by the addition's
+// Nth: nothing claims it, and no other process is replacing it.
+func (r *replacements) mayReplace(tx *index.Tx, p *prepared, n int, old *Item, i int, name string) (bool, error) {
+	if old.HasStored(i) {
+		return p.repeats(n, old, i), nil
+	}
+	noted, err := tx.Setting(replacingPrefix + name)
+	return noted == "" || noted == r.value, err
+}
+
+// repeats says that the addition's Nth file is the one that the row claims as its
+// Ith: the same nar, in as many bytes. To replace what is there by it is right
+// whenever it happens.
+func (p *prepared) repeats(n int, old *Item, i int) bool {
+	return old.HasStored(i) && old.Narinfo.NarHash == p.Narinfo.NarHash &&
+		old.StoredSize(i) == index.FileSize(p.Narinfo, n, p.entry.Sizes)
+}
+
+// mends says that a file of the addition takes the place of one that the row claims,
+// and that was found to be missing or damaged.
+func (p *prepared) mends(old *Item) bool {
+	for n, staged := range p.staged {
+		name, err := p.Narinfo.Files[n].Path()
+		if staged == nil || err != nil || p.old == nil {
+			continue
+		}
+		was, is := p.old.FileNamed(name), old.FileNamed(name)
+		if was >= 0 && p.old.HasStored(was) && is >= 0 && p.repeats(n, old, is) {
+			return true
+		}
+	}
+	return false
+}
+
+// restore puts back the claims on the files of one item, or of all for nil, that
+// this batch took off and has not begun to replace.
+func (r *replacements) restore(tx *index.Tx, only *narinfo.PathHash) error {
+	for name, file := range r.files {
+		if only != nil && file.hash != *only || !file.sure || file.begun.Load() {
+			continue
+		}
+		noted, err := tx.Setting(replacingPrefix + name)
+		if err != nil {
+			return err
+		}
+		if noted != r.value {
+			continue // another replaces it by now
+		}
+		if err := tx.SetSetting(replacingPrefix+name, ""); err != nil {
+			return err
+		}
+		row, err := tx.Item(file.hash)
+		if errors.Is(err, ErrNotFound) {
+			continue
+		} else if err != nil {
+			return err
+		}
+		item, err := NewItem(row)
+		if err != nil {
+			return err
+		}
+		i := item.FileNamed(name)
+		if i < 0 || item.HasStored(i) || item.Narinfo.NarHash != file.narHash || item.StoredSize(i) != file.size {
+			continue
+		}
+		if err := tx.SetStored(item.Hash, item.Stored|item.filesNamed(name), item.Sizes); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// finish forgets the names of files that the transaction writes rows for.
+func (r *replacements) finish(tx *index.Tx) error {
+	for name, file := range r.files {
+		if !file.shown {
+			continue
+		}
+		noted, err := tx.Setting(replacingPrefix + name)
+		if err == nil && noted == r.value {
+			err = tx.SetSetting(replacingPrefix+name, "")
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// undo restores what it can after the transaction of a batch has failed.
+func (s *Storage) undo(ctx context.Context, r *replacements) {
+	if len(r.files) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), restoreWait)
+	defer cancel()
+	if err := s.index.Update(ctx, func(tx *index.Tx) error { return r.restore(tx, nil) }); err != nil {
+		s.log.Warn("nars that could not be replaced are not served until the server has checked them, which it does within minutes", "nars", len(r.files), "error", err)
+	}
+}
+
+// isReplacing says whether it is unknown which nar the file of that name is.
+func (s *Storage) isReplacing(ctx context.Context, name string) (bool, error) {
+	noted, err := s.index.Setting(ctx, replacingPrefix+name)
+	return noted != "", err
+}
+
+// errReplacing says that a file can't be trusted.
+var errReplacing = errors.New("an import ended while it replaced this file, so it may be the old or the new nar: import the nar again, or run 'nar-herder check --repair'")
+
+// ResolveReplacements finds out what became of files that an addition was about to
+// replace when it failed, or its process was killed, some minutes ago: it compares
+// them with their rows' NarHash. A row claims the file again that is its nar. Any
+// other is left as one that no row claims. The error is about files that could not
+// be read, which are tried again the next time.
+func (s *Storage) ResolveReplacements(ctx context.Context, decode Decoder) error {
+	if s.bytes == nil {
+		return nil
+	}
+	noted, err := s.index.Settings(ctx, replacingPrefix)
+	if err != nil {
+		return err
+	}
+	var failures []error
+	for key, value := range noted {
+		stamp, _, _ := strings.Cut(value, " ")
+		begun, err := time.Parse(time.RFC3339, stamp)
+		if err == nil && s.now().Sub(begun).Abs() < resolveAfter {
+			continue
+		}
+		name := strings.TrimPrefix(key, replacingPrefix)
+		if err := s.resolve(ctx, name, decode); err != nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			failures = append(failures, fmt.Errorf("find out which nar %s is: %w", name, err))
+			continue
+		}
+		err = s.index.Update(ctx, func(tx *index.Tx) error {
+			if now, err := tx.Setting(key); err != nil || now != value {
+				return err
+			}
+			return tx.SetSetting(key, "")
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return errors.Join(failures...)
+}
+
+// resolve makes the row claim the file under a name, if that is its nar. Only an
+// error leaves that open.
+func (s *Storage) resolve(ctx context.Context, name string, decode Decoder) error {
+	item, n, err := s.FileUnder(ctx, name)
+	if errors.Is(err, ErrNotFound) {
+		return nil // removed since
+	} else if err != nil {
+		return err
+	}
+	if item.HasStored(n) {
+		return nil // imported or repaired since
+	}
+	there, err := s.LiesThere(ctx, item, n)
+	if err == nil && there {
+		err = s.Adopt(ctx, item, n, decode)
+		if err == nil {
+			s.log.Info("a nar that an import failed to replace is served again", "file", name)
+			return nil
+		}
+	}
+	if err == nil || errors.Is(err, ErrWrongNar) || errors.Is(err, ErrUnreadable) {
+		s.log.Warn("an import ended while it replaced a nar, and what is stored is not the nar of its narinfo: import it again, or run 'nar-herder check --repair'", "file", name, "error", err)
+		return nil
+	}
+	if errors.Is(err, ErrNotWanted) {
+		return nil // the item has changed since
+	}
+	return err
+}

@@ -1,0 +1,227 @@
+package storage_test
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"nar-herder/storage"
+)
+
+// replacedIn crashes a replacement of before by after, of as many bytes, once the file is
+// replaced, and opens it again, with a clock.
+func replacedIn(t *testing.T, p place, before, after fake) (s *storage.Storage, faulty *faultStore, c *clock) {
+	t.Helper()
+	faulty = &faultStore{mode: power, at: -1}
+	crashed, closeAll, err := p.open(func(bytes storage.ByteStore) storage.ByteStore {
+		faulty.Directory = unwrap(bytes)
+		return faulty
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantOutcomes(t, importAll(t, crashed, storage.ImportOptions{}, laid(t, before)), "1 added")
+	source := laid(t, after)
+	file := filepath.Join(p.store, before.name())
+	for at := 0; !has(file, after.content); at++ {
+		faulty.steps, faulty.at = 0, at
+		if ended, err := try(func() error { return adding(storage.ImportOptions{Keep: true, Replace: true}, after)(crashed, source) }); !ended {
+			t.Fatalf("no crash at step %d: %v", at, err)
+		}
+	}
+	if err := closeAll(); err != nil {
+		t.Fatal(err)
+	}
+	c = &clock{now: time.Now()}
+	faulty = &faultStore{mode: dead, at: -1}
+	s, closeAll, err = p.openWhen(func(bytes storage.ByteStore) storage.ByteStore {
+		faulty.Directory = unwrap(bytes)
+		return faulty
+	}, c.read)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := closeAll(); err != nil {
+			t.Error(err)
+		}
+	})
+	for finding, err := range s.Check(t.Context(), nil) {
+		if err == nil && finding.Kind == storage.Temporary {
+			err = faulty.Directory.Remove(t.Context(), finding.Name)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return s, faulty, c
+}
+
+// noted is how many files are noted as being replaced.
+func noted(t *testing.T, p place) int {
+	t.Helper()
+	_, x := p.openAt(t, nil)
+	names, err := x.Settings(t.Context(), "storage.replacing/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(names)
+}
+
+// TestInterruptedReplacement: nothing claims a file that may be of another nar, until that
+// is imported again or the server has compared it.
+func TestInterruptedReplacement(t *testing.T) {
+	t.Parallel()
+	before := fake{n: 1, content: "the nar", nar: "before"}
+	after := fake{n: 1, content: "THE NAR", nar: "after"}
+	decode := decodeFakes(operation{before: []fake{before}, lay: []fake{after}})
+	narinfoOf := func(f fake) string {
+		directory := t.TempDir()
+		write(t, filepath.Join(directory, f.hash().String()+".narinfo"), f.text())
+		return directory
+	}
+	t.Run("the old narinfo again", func(t *testing.T) {
+		p := newPlace(t)
+		s, _, _ := replacedIn(t, p, before, after)
+		for _, r := range importAll(t, s, storage.ImportOptions{}, narinfoOf(before)) {
+			if r.Outcome != storage.Failed || !strings.Contains(r.Err.Error(), "may be the old or the new nar") {
+				t.Errorf("%v, %v", r.Outcome, r.Err)
+			}
+		}
+		if content, err := stored(s, before.hash(), 0); !errors.Is(err, storage.ErrNotStored) {
+			t.Errorf("%q is served for the old narinfo, %v", content, err)
+		}
+		wantOutcomes(t, importAll(t, s, storage.ImportOptions{}, laid(t, before)), "1 completed")
+		wantServed(t, s, before)
+	})
+	t.Run("the new narinfo again", func(t *testing.T) {
+		p := newPlace(t)
+		s, _, _ := replacedIn(t, p, before, after)
+		wantOutcomes(t, importAll(t, s, storage.ImportOptions{Replace: true}, laid(t, after)), "1 replaced")
+		wantServed(t, s, after)
+		wantFindings(t, s)
+	})
+	t.Run("the server", func(t *testing.T) {
+		p := newPlace(t)
+		s, faulty, c := replacedIn(t, p, before, after)
+		resolve := func() error { return s.ResolveReplacements(t.Context(), decode) }
+		// It may be under way in another process.
+		if err := resolve(); err != nil || noted(t, p) != 1 {
+			t.Errorf("at once: %v, %d names", err, noted(t, p))
+		}
+		c.set(time.Hour, 0)
+		// A file that can't be read says nothing.
+		faulty.steps, faulty.at = 0, 0
+		if err := resolve(); !errors.Is(err, errFault) || noted(t, p) != 1 {
+			t.Errorf("unreadable: %v, %d names", err, noted(t, p))
+		}
+		faulty.at = -1
+		if err := resolve(); err != nil || noted(t, p) != 0 {
+			t.Errorf("%v, %d names", err, noted(t, p))
+		}
+		wantFindings(t, s, "unrecorded "+before.name())
+	})
+	t.Run("removed", func(t *testing.T) {
+		p := newPlace(t)
+		s, _, c := replacedIn(t, p, before, after)
+		if _, err := s.Remove(t.Context(), before.hash()); err != nil {
+			t.Fatal(err)
+		}
+		c.set(time.Hour, 0)
+		if err := s.ResolveReplacements(t.Context(), decode); err != nil {
+			t.Error(err)
+		}
+		if n := noted(t, p); n != 0 {
+			t.Errorf("%d names", n)
+		}
+	})
+}
+
+// TestReplacementNotBegun: a replacement that fails before it has begun takes nothing from
+// clients, whatever fails, and leaves nothing to do.
+func TestReplacementNotBegun(t *testing.T) {
+	t.Parallel()
+	before := fake{n: 1, content: "the nar"}
+	after := fake{n: 1, content: "THE NAR", other: true}
+	p := newPlace(t)
+	faulty := &faultStore{at: -1}
+	s := p.openWith(t, func(bytes storage.ByteStore) storage.ByteStore {
+		faulty.Directory = unwrap(bytes)
+		return faulty
+	})
+	wantOutcomes(t, importAll(t, s, storage.ImportOptions{}, laid(t, before)), "1 added")
+	add := func(options storage.ImportOptions) storage.Result {
+		f := after
+		f.refs = []int{2}
+		r := s.Add(t.Context(), &storage.Addition{Narinfo: f.parsed(), Directories: []string{laid(t, f)}, Keep: true, Replace: true, WithReferences: options.WithReferences})
+		faulty.at = -1
+		return r
+	}
+	wantAsBefore := func(what string, r storage.Result) {
+		t.Helper()
+		if r.Outcome != storage.Failed {
+			t.Errorf("%s: %v", what, r.Outcome)
+		}
+		wantServed(t, s, before)
+		wantFindings(t, s)
+		if n := noted(t, p); n != 0 {
+			t.Errorf("%s: %d names", what, n)
+		}
+	}
+	wantAsBefore("a reference is missing", add(storage.ImportOptions{WithReferences: true}))
+	commits, steps := faulty.commits.Load(), 0
+	for ; ; steps++ {
+		faulty.mode, faulty.steps, faulty.at = dead, 0, steps
+		r := add(storage.ImportOptions{})
+		if faulty.commits.Load() > commits {
+			break
+		}
+		wantAsBefore(fmt.Sprintf("the store has failed at step %d", steps), r)
+	}
+	if steps < 7 {
+		t.Errorf("only %d steps before the first commit", steps)
+	}
+}
+
+// TestMendedInPlace: a file that is damaged is replaced by the whole one without its row
+// ever saying that it isn't stored, which clients would take for its end.
+func TestMendedInPlace(t *testing.T) {
+	t.Parallel()
+	item := fake{n: 1, content: "the nar"}
+	p := newPlace(t)
+	faulty := &faultStore{at: -1}
+	s := p.openWith(t, func(bytes storage.ByteStore) storage.ByteStore {
+		faulty.Directory = unwrap(bytes)
+		return faulty
+	})
+	damaged(item, func(file string) error { return os.Truncate(file, 3) })(t, p, s)
+	source := laid(t, item)
+	failed := 0
+	for at := 0; ; at++ {
+		faulty.mode, faulty.steps, faulty.at = once, 0, at
+		r := s.Add(t.Context(), &storage.Addition{Narinfo: item.parsed(), Directories: []string{source}, Keep: true})
+		faulty.at = -1
+		if r.Err == nil && r.Outcome == storage.Completed {
+			break
+		}
+		failed++
+		if now, err := s.Item(t.Context(), item.hash()); err != nil || !now.HasStored(0) {
+			t.Errorf("a fault at step %d: %v, %v", at, now, err)
+		}
+		if has(filepath.Join(p.store, item.name()), item.content) { // by then it is mended
+			damaged := filepath.Join(p.store, item.name())
+			if err := os.Truncate(damaged, 3); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if failed == 0 {
+		t.Error("nothing has failed")
+	}
+	wantServed(t, s, item)
+	wantFindings(t, s)
+}
