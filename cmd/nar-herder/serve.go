@@ -37,6 +37,7 @@ type serverCommand struct {
 	PidFile                   string           `placeholder:"FILE" help:"Where to write the process id, first of all."`
 	Storage                   string           `placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars."`
 	StorageLimit              sizeValue        `default:"none" placeholder:"BYTES" help:"Size that the storage is kept below (default: ${default})."`
+	StorageMinimumFreeSpace   sizeValue        `default:"none" placeholder:"BYTES" help:"Bytes that stay free on the storage's file system: removal makes room for them, and imports and mirroring are refused below (default: ${default})."`
 	StorageNarRemovalCriteria []criterionValue `sep:"none" placeholder:"CONDITION[,CONDITION]" help:"When a nar may be removed to keep the limit: when all conditions hold, of stored-on=URL, unused-for=DURATION, added-before=DAY-OR-DURATION, tag=KEY=VALUE, no-tag=KEY=VALUE, unreferenced. May be repeated; any one suffices."`
 	Mirror                    *urlValue        `placeholder:"URL" help:"The instance to mirror."`
 	TTL                       *ttlValue        `name:"ttl" placeholder:"DURATION" help:"How long clients may keep a narinfo."`
@@ -91,6 +92,9 @@ func (c *serverCommand) validate() error {
 	}
 	if c.StorageHardLimit != noLimit && c.StorageLimit != noLimit && c.StorageHardLimit < c.StorageLimit {
 		return errors.New("--storage-hard-limit is below --storage-limit, so that nothing would be taken in and nothing be removed: raise it")
+	}
+	if isBucket(c.Storage) && c.StorageMinimumFreeSpace != noLimit {
+		return errors.New("--storage-minimum-free-space: a bucket has no file system with free space: leave it out, or use --storage-limit")
 	}
 	if c.StorageCheckInterval <= 0 {
 		return errors.New("--storage-check-interval=0s: it must be a second at least")
