@@ -133,7 +133,7 @@ func (s *Storage) commit(ctx context.Context, batch []*prepared) {
 				continue
 			}
 			err := s.commitOne(ctx, tx, p, &late)
-			if missing := errMissingReferences(nil); errors.As(err, &missing) || errors.Is(err, errChanged) || errors.Is(err, errLeaving) || errors.Is(err, ErrLimit) {
+			if missing := errMissingReferences(nil); errors.As(err, &missing) || errors.Is(err, errChanged) || errors.Is(err, errLeaving) || errors.Is(err, ErrLimit) || errors.Is(err, ErrFreeSpace) {
 				p.fail(err)
 			} else if err != nil {
 				return fmt.Errorf("%s: %w", p.Narinfo.StorePath.BaseName(), err)

@@ -41,7 +41,9 @@ type Storage struct {
 	now   func() time.Time
 	// flying is how many bytes this process is writing to the store.
 	flying atomic.Int64
-	owned  ownership
+	// unwritten is how many of them the file system does not have yet.
+	unwritten atomic.Int64
+	owned     ownership
 }
 
 // Options of [New]. The zero value is good.

@@ -134,6 +134,7 @@ func TestBadOptions(t *testing.T) {
 		{[]string{"--negative-ttl=x"}, []string{"--negative-ttl", `"x"`, duration}},
 		{[]string{"--storage-limit=much"}, []string{"--storage-limit", `"much"`, size, "none"}},
 		{[]string{"--storage-minimum-free-space=much"}, []string{"--storage-minimum-free-space", `"much"`, size, "none"}},
+		{[]string{"--storage-minimum-free-space=8000P"}, []string{"--storage-minimum-free-space", "in all", "mounted"}},
 		{[]string{"--storage-minimum-free-space=1G", "--storage=s3://nars"}, []string{"--storage-minimum-free-space", "bucket"}},
 		{[]string{"--storage-limit=-1"}, []string{"--storage-limit", "-1", size}},
 		{[]string{"--storage-limit=10X"}, []string{"--storage-limit", `"10X"`, size}},

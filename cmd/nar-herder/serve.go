@@ -96,6 +96,9 @@ func (c *serverCommand) validate() error {
 	if isBucket(c.Storage) && c.StorageMinimumFreeSpace != noLimit {
 		return errors.New("--storage-minimum-free-space: a bucket has no file system with free space: leave it out, or use --storage-limit")
 	}
+	if err := c.checkMinimumFree(); err != nil {
+		return err
+	}
 	if c.StorageCheckInterval <= 0 {
 		return errors.New("--storage-check-interval=0s: it must be a second at least")
 	}
@@ -224,6 +227,9 @@ func (c *serverCommand) Run(ctx context.Context, s *streams, settings *settings)
 		options.Cached = cache
 	}
 	if err := store.SetHardLimit(ctx, int64(c.StorageHardLimit)); err != nil {
+		return err
+	}
+	if err := store.SetMinimumFree(ctx, int64(c.StorageMinimumFreeSpace)); err != nil {
 		return err
 	}
 	var server *httpapi.Server
