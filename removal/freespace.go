@@ -5,19 +5,21 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"time"
 )
 
 const (
-	// owedFor is how long removed bytes that have not become free count as if they
-	// had: file systems give them back late, hard links such as those of an export
-	// keep them until the next export, and readers until they close the file.
-	owedFor = 24 * time.Hour
+	// lateFor is how long removed bytes that have not become free count as if they
+	// had: file systems give them back late, and readers when they close the file.
+	lateFor = 10 * time.Minute
+	// linkedFor is the same for files with other names, such as in an export: those
+	// go at the next export.
+	linkedFor = 24 * time.Hour
 	// shrinkFor and shrinkShare bound what is removed because other programs fill
-	// the file system: within shrinkFor, the storage loses one of so many parts of
-	// what it could have taken before.
+	// the file system: within shrinkFor, one of so many parts of what was there.
 	shrinkFor   = 24 * time.Hour
-	shrinkShare = 4
+	shrinkShare = 2
 
 	// perNar is about what a nar takes of the disk beyond its length.
 	perNar = 2 << 10
@@ -26,7 +28,7 @@ const (
 // Why nothing more is removed for the sake of free space.
 const (
 	spaceUnreachable = "even without any nar the minimum would not be free, so none is removed for it: make room there, or lower --storage-minimum-free-space"
-	spaceTaken       = "other programs have taken much of it within a day, and no more nars make way for them until that day is over: make room there"
+	spaceTaken       = "other programs have taken much of it, and no more than half of the nars make way for them within a day: make room there"
 )
 
 // space follows the free space of the storage's file system from one look to the
@@ -35,38 +37,53 @@ const (
 type space struct {
 	minimum int64 // negative for none
 
-	known        bool
-	free, stored int64 // as of the last look
-	owed         []owing
-	most         int64 // the largest target within shrinkFor
-	mostAt       time.Time
+	known  bool
+	last   look
+	owed   []owing
+	most   int64 // what the nars took at the most within shrinkFor, as far as they should
+	mostAt time.Time
+}
+
+// look is what there is to see of the file system and the storage.
+type look struct {
+	free    int64 // of the file system
+	stored  int64 // what the nars of the index take, about
+	pending int64 // what of that is withdrawn
+	// evicted is how many bytes were evicted so far, and linked how many of all
+	// removed ones have other names.
+	evicted, linked int64
 }
 
 // owing are bytes that were removed, and are not free yet.
 type owing struct {
-	at    time.Time
+	until time.Time // when they count no more
 	bytes int64
 }
 
-// observe takes a look: free is that of the file system, and stored about what the
-// nars of the index take of it.
-func (s *space) observe(now time.Time, free, stored int64) {
-	for len(s.owed) > 0 && now.Sub(s.owed[0].at) >= owedFor {
-		s.owed = s.owed[1:]
-	}
+// observe takes a look.
+func (s *space) observe(now time.Time, l look) {
+	s.owed = slices.DeleteFunc(s.owed, func(o owing) bool { return !now.Before(o.until) })
 	if s.known {
 		// What the nars no longer take should be free now.
-		gone := s.stored - stored
-		switch late := gone - (free - s.free); {
-		case late < 0:
+		late := (s.last.stored - l.stored) - (l.free - s.last.free)
+		if late < 0 {
 			s.pay(-late)
-		case gone > 0 && late > 0:
-			s.owed = append(s.owed, owing{now, min(late, gone)})
 		}
+		// Others may have taken it, but for what was removed just now.
+		linked := min(max(late, 0), l.linked-s.last.linked)
+		s.owe(now.Add(linkedFor), linked)
+		removed := l.evicted - s.last.evicted + max(s.last.pending-l.pending, 0)
+		s.owe(now.Add(lateFor), min(late, removed)-linked)
 	}
-	s.known, s.free, s.stored = true, free, stored
-	if target := s.target(); target >= s.most || now.Sub(s.mostAt) >= shrinkFor {
-		s.most, s.mostAt = target, now
+	s.known, s.last = true, l
+	if most := min(s.target(), l.stored); most >= s.most || now.Sub(s.mostAt) >= shrinkFor {
+		s.most, s.mostAt = most, now
+	}
+}
+
+func (s *space) owe(until time.Time, bytes int64) {
+	if bytes > 0 {
+		s.owed = append(s.owed, owing{until, bytes})
 	}
 }
 
@@ -89,22 +106,22 @@ func (s *space) owing() (sum int64) {
 }
 
 // target is what the nars could take with the minimum free beside them.
-func (s *space) target() int64 { return s.free + s.owing() + s.stored - s.minimum }
+func (s *space) target() int64 { return s.last.free + s.owing() + s.last.stored - s.minimum }
 
 // lacking returns how many bytes have to be removed for the minimum to be free, apart
-// from the pending ones, which are about to be, and why it is not more.
-func (s *space) lacking(pending int64) (bytes int64, reason string) {
+// from the withdrawn ones, which are about to be, and why it is not more.
+func (s *space) lacking() (bytes int64, reason string) {
 	if s.minimum < 0 {
 		return 0, ""
 	}
-	lacking := s.minimum - s.free - s.owing() - pending
+	lacking := s.minimum - s.last.free - s.owing() - s.last.pending
 	if lacking <= 0 {
 		return 0, ""
 	}
 	if s.target() <= 0 {
 		return 0, spaceUnreachable
 	}
-	if most := s.stored - pending - (s.most - s.most/shrinkShare); lacking > most {
+	if most := s.last.stored - s.last.pending - (s.most - s.most/shrinkShare); lacking > most {
 		return max(most, 0), spaceTaken
 	}
 	return lacking, ""
@@ -122,7 +139,14 @@ func (r *Remover) lookAtSpace(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r.space.observe(r.now(), free, totals.StoredSize+perNar*totals.StoredNars)
+	pending, err := r.index.WithdrawnStored(ctx)
+	if err != nil {
+		return err
+	}
+	r.space.observe(r.now(), look{
+		free: free, stored: totals.StoredSize + perNar*totals.StoredNars, pending: pending,
+		evicted: r.metrics.bytes.Load(), linked: r.storage.LinkedRemoved(),
+	})
 	r.noteSpace(free < r.space.minimum)
 	return nil
 }
@@ -134,9 +158,9 @@ func (r *Remover) noteSpace(isBelow bool) {
 	}
 	r.wasBelow = isBelow
 	if isBelow {
-		r.log.Warn("less than the minimum is free on the file system of the storage: imports and mirroring are refused", "free", r.space.free, "minimum", r.space.minimum)
+		r.log.Warn("less than the minimum is free on the file system of the storage: imports and mirroring are refused", "free", r.space.last.free, "minimum", r.space.minimum)
 	} else {
-		r.log.Info("the minimum is free again on the file system of the storage", "free", r.space.free, "minimum", r.space.minimum)
+		r.log.Info("the minimum is free again on the file system of the storage", "free", r.space.last.free, "minimum", r.space.minimum)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -18,8 +19,7 @@ type volume struct {
 	i      *instance
 	size   int64
 	others atomic.Int64
-	late   atomic.Bool // removed bytes don't become free
-	before int64       // with late, what the storage has had
+	export string // a directory on it with links; "" for none
 }
 
 // onVolume is a directory on a volume.
@@ -44,35 +44,29 @@ func (i *instance) onVolume(size int64) *volume {
 		}
 	})
 	i.Storage = storage.New(i.index, onVolume{store, v}, storage.Options{Now: i.clock.now})
-	v.before = i.taken()
 	return v
 }
 
 func (v *volume) space() (free, size int64, err error) {
-	taken := v.i.taken()
-	if v.late.Load() {
-		taken = v.before
+	taken := make(map[uint64]int64) // by inode
+	for _, dir := range []string{filepath.Join(v.i.directory, "nar/lzip"), v.export} {
+		entries, _ := os.ReadDir(dir)
+		for _, entry := range entries {
+			if info, err := entry.Info(); err == nil {
+				taken[info.Sys().(*syscall.Stat_t).Ino] = (info.Size() + 4095) / 4096 * 4096
+			}
+		}
 	}
-	return v.size - taken - v.others.Load(), v.size, nil
+	free = v.size - v.others.Load()
+	for _, bytes := range taken {
+		free -= bytes
+	}
+	return free, v.size, nil
 }
 
 func (v *volume) free() int64 {
 	free, _, _ := v.space()
 	return free
-}
-
-// taken is what the nars take of the disk.
-func (i *instance) taken() (sum int64) {
-	entries, err := os.ReadDir(filepath.Join(i.directory, "nar/lzip"))
-	if err != nil {
-		i.t.Error(err)
-	}
-	for _, entry := range entries {
-		if info, err := entry.Info(); err == nil {
-			sum += (info.Size() + 4095) / 4096 * 4096
-		}
-	}
-	return sum
 }
 
 // spaced is remover with a minimum of free space.
@@ -212,7 +206,13 @@ func TestLinkedNars(t *testing.T) {
 	a.imports(many(20, narBytes)...)
 	b.imports(many(20, narBytes)...)
 	v := a.onVolume(giga)
-	v.late.Store(true)
+	v.export = memoryDir(t)
+	exported := func(n int) string { return filepath.Join(v.export, spec{n: n}.base()) }
+	for n := range 20 {
+		if err := os.Link(spec{n: n}.file(a.directory), exported(n)); err != nil {
+			t.Fatal(err)
+		}
+	}
 	r := a.spaced(-1, v.free()+3*narBytes, b, "stored-on=B")
 	for range 60 * 23 { // not for a day
 		round(t, r)
@@ -222,7 +222,13 @@ func TestLinkedNars(t *testing.T) {
 		t.Errorf("%d are gone, want 3\n%s", n, a.log)
 	}
 	// The export is brought up to date.
-	v.late.Store(false)
+	for n := range 20 {
+		if _, err := os.Stat(spec{n: n}.file(a.directory)); err != nil {
+			if err := os.Remove(exported(n)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
 	for range 60 * 48 {
 		round(t, r)
 		c.advance(time.Minute)
@@ -232,7 +238,7 @@ func TestLinkedNars(t *testing.T) {
 	}
 }
 
-// TestOthersFill has another program fill the file system for hours: a quarter of the
+// TestOthersFill has another program fill the file system for hours: half of the
 // nars makes way for it in a day, not all.
 func TestOthersFill(t *testing.T) {
 	t.Parallel()
@@ -245,9 +251,9 @@ func TestOthersFill(t *testing.T) {
 	for range 60 * 20 {
 		round(t, r)
 		c.advance(time.Minute)
-		v.others.Add(narBytes / 100)
+		v.others.Add(narBytes / 70)
 	}
-	if n := gone(a.state(20)); n < 4 || n > 6 {
+	if n := gone(a.state(20)); n < 9 || n > 11 {
 		t.Errorf("%d of 20 are gone on the first day\n%s", n, a.log)
 	}
 	if warnings := r.Warnings(); len(warnings) != 1 || !strings.Contains(warnings[0], "other programs") {
@@ -332,39 +338,49 @@ func TestMinimumFreeOnDisk(t *testing.T) {
 // TestSpace is about which bytes count as free, and how many have to go.
 func TestSpace(t *testing.T) {
 	t.Parallel()
-	start := time.Unix(1_700_000_000, 0)
-	type look struct {
-		after        time.Duration
-		free, stored int64
-		lacking      int64
-		reason       string
+	type step struct {
+		after time.Duration
+		look
+		lacking int64
+		reason  string
 	}
-	for name, looks := range map[string][]look{
-		"enough":                    {{0, 200, 1000, 0, ""}, {time.Minute, 100, 1100, 0, ""}},
-		"own growth":                {{0, 150, 1000, 0, ""}, {time.Minute, 90, 1060, 10, ""}},
-		"freed at once":             {{0, 60, 1000, 40, ""}, {time.Minute, 100, 960, 0, ""}},
-		"freed late":                {{0, 60, 1000, 40, ""}, {time.Minute, 60, 960, 0, ""}, {time.Minute, 100, 960, 0, ""}, {25 * time.Hour, 100, 960, 0, ""}},
-		"freed late, while growing": {{0, 60, 1000, 40, ""}, {time.Minute, 60, 960, 0, ""}, {time.Minute, 90, 970, 10, ""}},
-		"never freed":               {{0, 60, 1000, 40, ""}, {time.Minute, 60, 960, 0, ""}, {23 * time.Hour, 60, 960, 0, ""}, {2 * time.Hour, 60, 960, 40, ""}},
-		"others grow":               {{0, 100, 1000, 0, ""}, {time.Minute, 60, 1000, 40, ""}, {time.Minute, 100, 960, 0, ""}},
-		"others grow too much":      {{0, 100, 1000, 0, ""}, {time.Minute, -300, 1000, 250, spaceTaken}, {time.Minute, -50, 750, 0, spaceTaken}, {25 * time.Hour, -50, 750, 150, ""}},
-		"others shrink":             {{0, 60, 1000, 40, ""}, {time.Minute, 500, 1000, 0, ""}},
-		"unreachable":               {{0, 10, 80, 0, spaceUnreachable}},
-		"nearly all":                {{0, 10, 100, 90, ""}},
+	const minute = time.Minute
+	for name, steps := range map[string][]step{
+		"enough":        {{0, look{free: 200, stored: 1000}, 0, ""}, {minute, look{free: 100, stored: 1100}, 0, ""}},
+		"own growth":    {{0, look{free: 150, stored: 1000}, 0, ""}, {minute, look{free: 90, stored: 1060}, 10, ""}},
+		"pending":       {{0, look{free: 60, stored: 1000, pending: 30}, 10, ""}},
+		"freed at once": {{0, look{free: 60, stored: 1000}, 40, ""}, {minute, look{free: 100, stored: 960, evicted: 40}, 0, ""}},
+		"freed late": {{0, look{free: 60, stored: 1000}, 40, ""}, {minute, look{free: 60, stored: 960, evicted: 40}, 0, ""},
+			{minute, look{free: 100, stored: 960, evicted: 40}, 0, ""}, {25 * time.Hour, look{free: 100, stored: 960, evicted: 40}, 0, ""}},
+		"freed late after the grace": {{0, look{free: 60, stored: 1000, pending: 40}, 0, ""}, {minute, look{free: 60, stored: 960}, 0, ""},
+			{minute, look{free: 100, stored: 960}, 0, ""}},
+		"freed late, while growing": {{0, look{free: 60, stored: 1000}, 40, ""}, {minute, look{free: 60, stored: 960, evicted: 40}, 0, ""},
+			{minute, look{free: 90, stored: 970, evicted: 40}, 10, ""}},
+		"never freed": {{0, look{free: 60, stored: 1000}, 40, ""}, {minute, look{free: 60, stored: 960, evicted: 40}, 0, ""},
+			{lateFor - 1, look{free: 60, stored: 960, evicted: 40}, 0, ""}, {1, look{free: 60, stored: 960, evicted: 40}, 40, ""}},
+		"linked": {{0, look{free: 60, stored: 1000}, 40, ""}, {minute, look{free: 60, stored: 960, evicted: 40, linked: 40}, 0, ""},
+			{linkedFor - 1, look{free: 60, stored: 960, evicted: 40, linked: 40}, 0, ""}, {1, look{free: 60, stored: 960, evicted: 40, linked: 40}, 40, ""}},
+		"some linked": {{0, look{free: 60, stored: 1000}, 40, ""}, {minute, look{free: 60, stored: 960, evicted: 40, linked: 10}, 0, ""},
+			{lateFor, look{free: 60, stored: 960, evicted: 40, linked: 10}, 30, ""}},
+		"an administrator removes, while others grow": {{0, look{free: 100, stored: 1000}, 0, ""}, {minute, look{free: 60, stored: 900}, 40, ""}},
+		"others grow": {{0, look{free: 100, stored: 1000}, 0, ""}, {minute, look{free: 60, stored: 1000}, 40, ""}, {minute, look{free: 100, stored: 960, evicted: 40}, 0, ""}},
+		"others grow too much": {{0, look{free: 100, stored: 1000}, 0, ""}, {minute, look{free: -500, stored: 1000}, 500, spaceTaken},
+			{minute, look{free: 0, stored: 500, evicted: 500}, 0, spaceTaken}, {25 * time.Hour, look{free: 0, stored: 500, evicted: 500}, 100, ""}},
+		"much that was never used": {{0, look{free: 9000, stored: 1000}, 0, ""}, {minute, look{free: 0, stored: 1000}, 100, ""}},
+		"own growth, then others": {{0, look{free: 9000, stored: 1000}, 0, ""}, {minute, look{free: 5000, stored: 5000}, 0, ""}, {minute, look{free: -5000, stored: 5000}, 0, spaceUnreachable},
+			{minute, look{free: -3000, stored: 5000}, 2500, spaceTaken}},
+		"others shrink": {{0, look{free: 60, stored: 1000}, 40, ""}, {minute, look{free: 500, stored: 1000}, 0, ""}},
+		"unreachable":   {{0, look{free: 10, stored: 80}, 0, spaceUnreachable}},
+		"nearly all":    {{0, look{free: 10, stored: 100}, 90, ""}},
 	} {
 		s := space{minimum: 100}
-		now := start
-		for n, look := range looks {
-			now = now.Add(look.after)
-			s.observe(now, look.free, look.stored)
-			if lacking, reason := s.lacking(0); lacking != look.lacking || reason != look.reason {
-				t.Errorf("%s, look %d: %d lack, %q; want %d, %q", name, n, lacking, reason, look.lacking, look.reason)
+		now := time.Unix(1_700_000_000, 0)
+		for n, step := range steps {
+			now = now.Add(step.after)
+			s.observe(now, step.look)
+			if lacking, reason := s.lacking(); lacking != step.lacking || reason != step.reason {
+				t.Errorf("%s, step %d: %d lack, %q; want %d, %q", name, n, lacking, reason, step.lacking, step.reason)
 			}
 		}
-	}
-	s := space{minimum: 100}
-	s.observe(start, 60, 1000)
-	if lacking, _ := s.lacking(30); lacking != 10 {
-		t.Errorf("%d lack beside 30 pending", lacking)
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"nar-herder/internal/disk"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
 	"nar-herder/storage"
@@ -210,8 +211,9 @@ func (r *Remover) Round(ctx context.Context) error {
 	if r.now().Before(r.resumeAt) && g.limit == r.passLimit {
 		return nil // it was said that nothing may go
 	}
-	// Where nothing can be deleted, no row is to say that it is gone.
-	if indexErr, bytesErr := r.storage.Healthy(ctx); indexErr != nil || bytesErr != nil {
+	// Where nothing can be deleted, no row is to say that it is gone. On a full disk,
+	// it can.
+	if indexErr, bytesErr := r.storage.Healthy(ctx); indexErr != nil || bytesErr != nil && !disk.IsFull(bytesErr) {
 		return errors.Join(indexErr, bytesErr)
 	}
 	if err := r.storage.MayDelete(ctx); err != nil {
@@ -277,7 +279,7 @@ func (r *Remover) report(g goal, reason string) {
 		r.log.Error("the storage is above its limit, and stays there for now", "limit", r.limit.Load(), "above", g.excess, "reason", reason)
 	}
 	if g.lacking > 0 || g.excess <= 0 {
-		r.log.Error("less than the minimum is free on the file system of the storage, and that stays so for now", "free", r.space.free, "minimum", r.space.minimum, "reason", reason)
+		r.log.Error("less than the minimum is free on the file system of the storage, and that stays so for now", "free", r.space.last.free, "minimum", r.space.minimum, "reason", reason)
 	}
 }
 
@@ -333,7 +335,7 @@ func (r *Remover) notePromises(ctx context.Context) {
 }
 
 func (r *Remover) notePromise(ctx context.Context) error {
-	return r.index.Update(ctx, func(tx *index.Tx) error {
+	return r.index.Reclaim(ctx, func(tx *index.Tx) error {
 		return tx.SetSetting(promisedSetting, r.now().UTC().Format(time.RFC3339))
 	})
 }
@@ -419,7 +421,7 @@ func (r *Remover) measure(ctx context.Context) (g goal, reason string, err error
 	if err := r.lookAtSpace(ctx); err != nil {
 		return goal{}, "", err
 	}
-	g.lacking, reason = r.space.lacking(pending)
+	g.lacking, reason = r.space.lacking()
 	return g, reason, nil
 }
 

@@ -48,6 +48,10 @@ func (s *Storage) FreeSpace() (free, size int64, err error) {
 	return 0, 0, errors.ErrUnsupported
 }
 
+// LinkedRemoved is how many bytes this process has removed that did not become free, as
+// the files have other names, such as in an export.
+func (s *Storage) LinkedRemoved() int64 { return s.linked.Load() }
+
 // Spare returns how many bytes can be written before the file system of the storage
 // has less than the minimum free, apart from those that are about to be written, and
 // the minimum. That is negative where there is none, and then the spare bytes mean

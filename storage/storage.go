@@ -43,7 +43,9 @@ type Storage struct {
 	flying atomic.Int64
 	// unwritten is how many of them the file system does not have yet.
 	unwritten atomic.Int64
-	owned     ownership
+	// linked is how many bytes were deleted by this process and have other names.
+	linked atomic.Int64
+	owned  ownership
 }
 
 // Options of [New]. The zero value is good.

@@ -64,7 +64,7 @@ func (s *Storage) Survey(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return s.index.Update(ctx, func(tx *index.Tx) error { return tx.SetSetting(surveySetting, string(text)) })
+	return s.index.Reclaim(ctx, func(tx *index.Tx) error { return tx.SetSetting(surveySetting, string(text)) })
 }
 
 // Usage is what the storage takes of the disk, in bytes: what the last survey
@@ -112,7 +112,7 @@ func (s *Storage) setLimit(ctx context.Context, setting string, limit int64) err
 	if now, err := s.index.Setting(ctx, setting); err != nil || now == text {
 		return err
 	}
-	return s.index.Update(ctx, func(tx *index.Tx) error { return tx.SetSetting(setting, text) })
+	return s.index.Reclaim(ctx, func(tx *index.Tx) error { return tx.SetSetting(setting, text) })
 }
 
 // HardLimit is what was set; negative for none.

@@ -254,6 +254,7 @@ func (c *serverCommand) Run(ctx context.Context, s *streams, settings *settings)
 	if !store.IsDistant() {
 		options.Checksums = sums
 	}
+	database := watchDatabase(store, &options, log)
 	server = httpapi.New(store, options)
 	watcher, err := store.index.Watch(ctx)
 	if err != nil {
@@ -269,6 +270,8 @@ func (c *serverCommand) Run(ctx context.Context, s *streams, settings *settings)
 	following.Go(func() { server.Follow(followCtx, watcher) })
 	following.Go(func() { counter.Run(followCtx) })
 	following.Go(func() { sums.Run(followCtx, server.Forget) })
+	server.Registry().MustRegister(database)
+	following.Go(func() { database.Run(followCtx) })
 	if remover != nil {
 		server.Registry().MustRegister(remover)
 		following.Go(func() { remover.Run(followCtx) })

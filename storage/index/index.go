@@ -104,7 +104,16 @@ type Index struct {
 // it to the newest schema. The errors are those named in this package, or the
 // system's, and say which file they are about.
 func Open(ctx context.Context, path string, options Options) (*Index, error) {
-	return open(ctx, path, options, migrations)
+	x, err := open(ctx, path, options, migrations)
+	if errors.Is(err, ErrFull) {
+		// Removals need an open database, which needs a few pages of its own.
+		if released, releaseErr := releaseReserve(path); released {
+			return open(ctx, path, options, migrations)
+		} else if releaseErr != nil {
+			err = errors.Join(err, releaseErr)
+		}
+	}
+	return x, err
 }
 
 func open(ctx context.Context, path string, options Options, steps []string) (_ *Index, err error) {
@@ -290,7 +299,11 @@ func (x *Index) Close() error {
 func describe(tried string, err error) error {
 	var failure *sqlite.Error
 	if errors.As(err, &failure) {
-		switch failure.Code() & 0xff {
+		code := failure.Code() & 0xff
+		if failure.Code() == sqlite3.SQLITE_IOERR_SHMSIZE {
+			code = sqlite3.SQLITE_FULL // of the log's index, which is a file as well
+		}
+		switch code {
 		case sqlite3.SQLITE_NOTADB:
 			return fmt.Errorf("%w: %s: the file is no SQLite database: name another file with --database", ErrForeign, tried)
 		case sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN:
