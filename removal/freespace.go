@@ -64,12 +64,13 @@ type owing struct {
 func (s *space) observe(now time.Time, l look) {
 	s.owed = slices.DeleteFunc(s.owed, func(o owing) bool { return !now.Before(o.until) })
 	if s.known {
-		// What the nars no longer take should be free now.
+		// Bytes that the nars no longer take should be free now.
 		late := (s.last.stored - l.stored) - (l.free - s.last.free)
 		if late < 0 {
 			s.pay(-late)
 		}
-		// Others may have taken it, but for what was removed just now.
+		// Of those that are not, only the ones that were removed just now are late:
+		// other programs may have taken the rest.
 		linked := min(max(late, 0), l.linked-s.last.linked)
 		s.owe(now.Add(linkedFor), linked)
 		removed := l.evicted - s.last.evicted + max(s.last.pending-l.pending, 0)

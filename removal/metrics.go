@@ -49,8 +49,8 @@ func (r *Remover) makeMetrics() {
 	})
 	gauge("narherder_storage_limit_bytes", "What the storage is kept below; -1 for no limit.", func() float64 { return float64(r.limit.Load()) })
 	if _, _, err := r.storage.FreeSpace(); !errors.Is(err, errors.ErrUnsupported) {
-		gauge("narherder_storage_free_bytes", "What is free on the file system of the storage.", r.freeBytes)
-		gauge("narherder_storage_minimum_free_bytes", "What is kept free on the file system of the storage; -1 for no minimum.", func() float64 { return float64(r.space.minimum) })
+		gauge("narherder_storage_free_bytes", "Free bytes on the file system of the storage.", r.freeBytes)
+		gauge("narherder_storage_minimum_free_bytes", "Bytes that are kept free on the file system of the storage; -1 for no minimum.", func() float64 { return float64(r.space.minimum) })
 	}
 	gauge("narherder_storage_excess_bytes", "By how much the storage is above its limit, apart from what is about to go.", func() float64 {
 		r.mu.Lock()

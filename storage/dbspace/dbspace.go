@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
-	"path/filepath"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -39,9 +38,9 @@ func New(x *index.Index, look disk.Look, log *slog.Logger) *Watch {
 	if look == nil {
 		look = disk.Room
 	}
-	w := &Watch{index: x, directory: filepath.Dir(x.Path()), log: log, look: look}
+	w := &Watch{index: x, directory: x.Directory(), log: log, look: look}
 	w.gauge = prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "narherder_database_free_bytes", Help: "What is free on the file system of the database.",
+		Name: "narherder_database_free_bytes", Help: "Free bytes on the file system of the database.",
 	}, func() float64 {
 		free, _, err := w.look(w.directory)
 		if err != nil {

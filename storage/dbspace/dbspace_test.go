@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -98,7 +99,15 @@ func TestWatch(t *testing.T) {
 func TestFull(t *testing.T) {
 	t.Parallel()
 	disk := testfs.Small(t, 8<<20)
-	x := openAt(t, filepath.Join(disk, "db"))
+	// The log lies where the link leads.
+	link := filepath.Join(t.TempDir(), "db")
+	if err := os.Symlink(filepath.Join(disk, "db"), link); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(disk, "db"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	x := openAt(t, link)
 	log := new(testlog.Buffer)
 	w := New(x, nil, slog.New(slog.NewTextHandler(log, nil)))
 	w.step()

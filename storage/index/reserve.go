@@ -8,7 +8,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 
 	"golang.org/x/sys/unix"
 
@@ -43,6 +42,7 @@ const (
 	ReserveUsed
 )
 
+// reserveOf finds out about the reserve of a database.
 func reserveOf(path string) (Reserve, error) {
 	info, err := os.Stat(path + reserveSuffix)
 	switch {
@@ -57,7 +57,7 @@ func reserveOf(path string) (Reserve, error) {
 }
 
 // Reserve returns the state of the reserve.
-func (x *Index) Reserve() (Reserve, error) { return reserveOf(x.path) }
+func (x *Index) Reserve() (Reserve, error) { return reserveOf(x.file) }
 
 // KeepReserve makes the reserve where it is not there and the file system has room
 // for it, with as much again beside it. It returns the state of the reserve.
@@ -66,7 +66,7 @@ func (x *Index) KeepReserve() (Reserve, error) {
 	if err != nil || state == ReserveKept {
 		return state, err
 	}
-	free, size, err := disk.Room(filepath.Dir(x.path))
+	free, size, err := disk.Room(x.Directory())
 	if err != nil {
 		return state, err
 	}
@@ -74,7 +74,7 @@ func (x *Index) KeepReserve() (Reserve, error) {
 	if reserve <= 0 || free < 2*reserve {
 		return state, nil
 	}
-	err = makeReserve(x.path+reserveSuffix, reserve)
+	err = makeReserve(x.file+reserveSuffix, reserve)
 	switch {
 	case err == nil:
 		return ReserveKept, nil
@@ -139,7 +139,7 @@ func (x *Index) refillReserve() error {
 func (x *Index) Reclaim(ctx context.Context, f func(*Tx) error) error {
 	err := x.update(ctx, f)
 	if errors.Is(err, ErrFull) && ctx.Err() == nil {
-		_, releaseErr := releaseReserve(x.path)
+		_, releaseErr := releaseReserve(x.file)
 		x.foldLog(ctx)
 		if err = x.update(ctx, f); err != nil {
 			return errors.Join(err, releaseErr)
