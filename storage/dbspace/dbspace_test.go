@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -49,31 +50,37 @@ func TestWatch(t *testing.T) {
 	x := openAt(t, filepath.Join(t.TempDir(), "db"))
 	synctest.Test(t, func(t *testing.T) {
 		const giga = 1 << 30
-		var free int64 = 50 * giga
-		var failure error
+		type room struct {
+			free    int64
+			failure error
+		}
+		var now atomic.Value
+		now.Store(room{50 * giga, nil})
 		log := new(testlog.Buffer)
-		w := New(x, func(string) (int64, int64, error) { return free, 100 * giga, failure }, slog.New(slog.NewTextHandler(log, nil)))
+		w := New(x, func(string) (int64, int64, error) {
+			r := now.Load().(room)
+			return r.free, 100 * giga, r.failure
+		}, slog.New(slog.NewTextHandler(log, nil)))
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		go w.Run(ctx)
 		for _, step := range []struct {
-			free    int64
-			failure error
+			room
 			log     string // one more line that has this; none if ""
 			warning string
 		}{
-			{50 * giga, nil, "", ""},
-			{giga, nil, "", ""},
-			{giga - 1, nil, "nearly full", "1073741823 bytes are free"},
-			{giga / 2, nil, "", "nearly full"},
-			{2 * giga, nil, "has room again", ""},
-			{giga / 2, nil, "nearly full", "nearly full"},
-			{0, errors.New("stale handle"), "stale handle", "see the log"},
-			{giga / 2, nil, "", "nearly full"},
-			{50 * giga, nil, "has room again", ""},
+			{room{50 * giga, nil}, "", ""},
+			{room{giga, nil}, "", ""},
+			{room{giga - 1, nil}, "nearly full", "1073741823 bytes are free"},
+			{room{giga / 2, nil}, "", "nearly full"},
+			{room{2 * giga, nil}, "has room again", ""},
+			{room{giga / 2, nil}, "nearly full", "nearly full"},
+			{room{0, errors.New("stale handle")}, "stale handle", "see the log"},
+			{room{giga / 2, nil}, "", "nearly full"},
+			{room{50 * giga, nil}, "has room again", ""},
 		} {
 			before := len(log.String())
-			free, failure = step.free, step.failure
+			now.Store(step.room)
 			time.Sleep(5 * interval)
 			synctest.Wait()
 			news := log.String()[before:]
@@ -82,14 +89,14 @@ func TestWatch(t *testing.T) {
 				lines = 1
 			}
 			if strings.Count(news, "\n") != lines || !strings.Contains(news, step.log) {
-				t.Errorf("with %d bytes the log has %q, want %q once", free, news, step.log)
+				t.Errorf("with %d bytes the log has %q, want %q once", step.free, news, step.log)
 			}
 			warnings := strings.Join(w.Warnings(), "\n")
 			if (warnings == "") != (step.warning == "") || !strings.Contains(warnings, step.warning) || strings.Contains(warnings, filepath.Dir(x.Path())) {
-				t.Errorf("with %d bytes the warnings are %q, want %q", free, warnings, step.warning)
+				t.Errorf("with %d bytes the warnings are %q, want %q", step.free, warnings, step.warning)
 			}
-			if failure == nil && gaugeOf(t, w) != float64(free) {
-				t.Errorf("the gauge is %v, want %d", gaugeOf(t, w), free)
+			if step.failure == nil && gaugeOf(t, w) != float64(step.free) {
+				t.Errorf("the gauge is %v, want %d", gaugeOf(t, w), step.free)
 			}
 		}
 	})
