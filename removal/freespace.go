@@ -112,7 +112,7 @@ func (s *space) target() int64 { return s.last.free + s.owing() + s.last.stored 
 // lacking returns how many bytes have to be removed for the minimum to be free, apart
 // from the withdrawn ones, which are about to be, and why it is not more.
 func (s *space) lacking() (bytes int64, reason string) {
-	if s.minimum < 0 {
+	if s.minimum < 0 || !s.known {
 		return 0, ""
 	}
 	lacking := s.minimum - s.last.free - s.owing() - s.last.pending
