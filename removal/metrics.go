@@ -1,6 +1,7 @@
 package removal
 
 import (
+	"errors"
 	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -36,8 +37,8 @@ func (r *Remover) makeMetrics() {
 	gauge := func(name, help string, value func() float64) {
 		m.collectors = append(m.collectors, prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
 	}
-	counter("narherder_removal_nars_total", "Nars removed from the storage because of its limit, that other instances serve.", &m.removed)
-	counter("narherder_removal_withdrawn_total", "Items withdrawn because of the storage's limit, to be removed when no client holds their narinfos.", &m.withdrawn)
+	counter("narherder_removal_nars_total", "Nars removed from the storage because of its limit or the minimum of free space, that other instances serve.", &m.removed)
+	counter("narherder_removal_withdrawn_total", "Items withdrawn because of the storage's limit or the minimum of free space, to be removed when no client holds their narinfos.", &m.withdrawn)
 	counter("narherder_removal_bytes_total", "What removed nars took of the disk.", &m.bytes)
 	counter("narherder_removal_decisions_total", "Nars of which it was decided whether they may go.", &m.decided)
 	counter("narherder_removal_failed_questions_total", "Questions to other instances that got no sure answer.", &m.failed)
@@ -47,6 +48,10 @@ func (r *Remover) makeMetrics() {
 		return float64(r.usage)
 	})
 	gauge("narherder_storage_limit_bytes", "What the storage is kept below; -1 for no limit.", func() float64 { return float64(r.limit.Load()) })
+	if _, _, err := r.storage.FreeSpace(); !errors.Is(err, errors.ErrUnsupported) {
+		gauge("narherder_storage_free_bytes", "Free bytes on the file system of the storage.", r.freeBytes)
+		gauge("narherder_storage_minimum_free_bytes", "Bytes that are kept free on the file system of the storage; -1 for no minimum.", func() float64 { return float64(r.space.minimum) })
+	}
 	gauge("narherder_storage_excess_bytes", "By how much the storage is above its limit, apart from what is about to go.", func() float64 {
 		r.mu.Lock()
 		defer r.mu.Unlock()

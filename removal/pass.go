@@ -15,48 +15,45 @@ import (
 // longer go first.
 var ages = []time.Duration{365 * 24 * time.Hour, 90 * 24 * time.Hour, 30 * 24 * time.Hour, 7 * 24 * time.Hour, 24 * time.Hour, 0}
 
-// free removes nars until the bytes are free that are above the limit, and
-// returns how many are not, and why. It can take hours, in which the limit may
-// become another.
-func (r *Remover) free(ctx context.Context, excess, limit int64) (left int64, reason string, err error) {
+// free removes nars until the goal is reached, and returns why it is not. It can take
+// hours, in which the limit may become another.
+func (r *Remover) free(ctx context.Context, g *goal) (reason string, err error) {
 	if len(r.options.Criteria) == 0 {
-		return excess, "no --storage-nar-removal-criteria are given, so nothing may go", nil
+		return "no --storage-nar-removal-criteria are given, so nothing may go", nil
 	}
 	if r.pinned != nil {
 		// Some may have been taken off; others, the guard notices.
 		if current, err := r.pinned.isCurrent(ctx, r.index); err != nil {
-			return excess, "", err
+			return "", err
 		} else if !current {
 			r.pinned = nil
 		}
 	}
 	if r.countedSince, err = uses.Since(ctx, r.index); err != nil {
-		return excess, "", err
+		return "", err
 	}
-	for tries := 0; excess > 0; {
+	for tries := 0; g.left() > 0; {
 		if err := ctx.Err(); err != nil {
-			return excess, "", err
+			return "", err
 		}
-		if now := r.limit.Load(); now < 0 {
-			return 0, "", nil
-		} else if now != limit {
-			excess, limit = excess+limit-now, now
+		if now := r.limit.Load(); now != g.limit {
+			g.setLimit(now)
 			continue
 		}
 		if r.options.Leaving.isAllPromised() {
-			return excess, promisedAll, nil
+			return promisedAll, nil
 		}
 		usable := r.usable()
 		if len(usable) == 0 {
-			return excess, unasked, nil
+			return unasked, nil
 		}
 		r.skipped = r.skipped || len(usable) < len(r.options.Criteria)
 		page, since, more, cursor, err := r.page(ctx)
 		if err != nil {
-			return excess, "", err
+			return "", err
 		}
-		freed, complete, err := r.removeSome(ctx, page, usable, since, excess)
-		excess -= freed
+		freed, complete, err := r.removeSome(ctx, page, usable, since, g.left())
+		g.freed(freed)
 		r.removed = r.removed || freed > 0
 		if errors.Is(err, errPinsChanged) {
 			r.pinned, err = nil, storage.ErrOutdated
@@ -70,11 +67,11 @@ func (r *Remover) free(ctx context.Context, excess, limit int64) (left int64, re
 				// Not again and again, should it be that nothing can be deleted.
 				r.resumeAt = r.now().Add(fullPause)
 			}
-			return excess, "", err
-		case excess <= 0:
-			return 0, "", nil // what is left of the page comes next time
+			return "", err
+		case g.left() <= 0:
+			return "", nil // what is left of the page comes next time
 		case !complete:
-			return excess, unasked, nil
+			return unasked, nil
 		}
 		tries = 0
 		if r.cursor = cursor; more {
@@ -92,12 +89,12 @@ func (r *Remover) free(ctx context.Context, excess, limit int64) (left int64, re
 		if skipped {
 			// The others are not looked at again before those may be.
 			r.resumeAt = r.now().Add(r.longestPause())
-			return excess, unasked, nil
+			return unasked, nil
 		}
 		r.resumeAt = r.now().Add(fullPause)
-		return excess, "no more nars match --storage-nar-removal-criteria", nil
+		return "no more nars match --storage-nar-removal-criteria", nil
 	}
-	return 0, "", nil
+	return "", nil
 }
 
 const (

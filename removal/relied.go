@@ -66,7 +66,7 @@ func (r *Remover) relyOn(ctx context.Context, going []decided) error {
 	if len(news) == 0 {
 		return nil
 	}
-	err := r.index.Update(ctx, func(tx *index.Tx) error {
+	err := r.index.Reclaim(ctx, func(tx *index.Tx) error {
 		text, err := tx.Setting(reliedSetting)
 		if err != nil {
 			return err

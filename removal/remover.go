@@ -18,6 +18,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"nar-herder/internal/disk"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
 	"nar-herder/storage"
@@ -29,6 +30,9 @@ type Options struct {
 	// Limit is what the storage is kept below, in bytes on the disk; negative
 	// for none.
 	Limit int64
+	// MinimumFree is how many bytes are kept free on the file system of the storage;
+	// negative for no minimum.
+	MinimumFree int64
 	// Criteria say which nars may go: those for which any of them holds.
 	Criteria []Criterion
 	// Peer returns the instance at a URL.
@@ -122,6 +126,9 @@ type Remover struct {
 	// were there before a row claimed them.
 	counted int64
 
+	space    space // used by Round alone, but for its minimum
+	wasBelow bool  // of the minimum of free space, as the log has told
+
 	named, toldUnnamed bool // the storage has a name; that it has none was logged
 
 	toldReason string // that the log has given, and when
@@ -131,6 +138,8 @@ type Remover struct {
 	usage   int64
 	pending int64 // of usage: what goes when its grace is over
 	warning string
+	// spaceReason is why no more is removed for the minimum of free space.
+	spaceReason string
 }
 
 // New makes a remover.
@@ -149,6 +158,7 @@ func New(s *storage.Storage, x *index.Index, options Options) *Remover {
 		r.peers[u.String()] = options.Peer(u)
 	}
 	r.limit.Store(options.Limit)
+	r.space.minimum = options.MinimumFree
 	r.makeMetrics()
 	return r
 }
@@ -207,28 +217,29 @@ func (r *Remover) Round(ctx context.Context) error {
 	if err := r.keepOlder(ctx); err != nil {
 		return err
 	}
-	excess, limit, err := r.measure(ctx)
+	g, reason, err := r.measure(ctx)
 	if err != nil {
 		return err
 	}
-	if excess <= 0 {
+	if g.left() <= 0 {
 		r.resumeAt = time.Time{}
-		r.warn("")
+		r.report(g, reason)
 		return nil
 	}
-	if r.now().Before(r.resumeAt) && limit == r.passLimit {
+	if r.now().Before(r.resumeAt) && g.limit == r.passLimit {
 		return nil // it was said that nothing may go
 	}
-	// Where nothing can be deleted, no row is to say that it is gone.
-	if indexErr, bytesErr := r.storage.Healthy(ctx); indexErr != nil || bytesErr != nil {
+	// Where nothing can be deleted, no row is to say that it is gone. On a full disk,
+	// it can.
+	if indexErr, bytesErr := r.storage.Healthy(ctx); indexErr != nil || bytesErr != nil && !disk.IsFull(bytesErr) {
 		return errors.Join(indexErr, bytesErr)
 	}
 	if err := r.storage.MayDelete(ctx); err != nil {
 		return err
 	}
-	r.passLimit = limit
+	r.passLimit = g.limit
 	begun, before := r.now(), r.metrics.counts()
-	left, reason, err := r.free(ctx, excess, limit)
+	kept, err := r.free(ctx, &g)
 	if after := r.metrics.counts(); after != before {
 		r.counted -= after.bytes - before.bytes
 		r.log.Info("made room in the storage", "nars", after.removed-before.removed, "withdrawn", after.withdrawn-before.withdrawn,
@@ -237,15 +248,57 @@ func (r *Remover) Round(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if left > 0 {
-		text := fmt.Sprintf("the storage is %d bytes above its limit of %d: %s", left, r.limit.Load(), reason)
-		if r.warn(text); r.isNews(reason) {
-			r.log.Error("the storage is above its limit, and stays there for now", "limit", r.limit.Load(), "above", left, "reason", reason)
-		}
-		return nil
+	r.report(g, cmp.Or(kept, reason))
+	return r.lookAtSpace(ctx) // before others take what is free now
+}
+
+// goal is by how many bytes the storage has to shrink.
+type goal struct {
+	limit   int64 // that excess is about; negative for none
+	excess  int64 // above the limit
+	lacking int64 // of the minimum of free space
+}
+
+func (g *goal) left() int64 { return max(g.excess, g.lacking) }
+
+// freed notes bytes that were removed, or are about to be.
+func (g *goal) freed(bytes int64) { g.excess, g.lacking = g.excess-bytes, g.lacking-bytes }
+
+// setLimit changes the limit in the middle of a pass.
+func (g *goal) setLimit(limit int64) {
+	switch {
+	case limit < 0:
+		g.excess = 0
+	case g.limit >= 0: // else the next look compares the storage with it
+		g.excess += g.limit - limit
 	}
-	r.warn("")
-	return nil
+	g.limit = limit
+}
+
+// report says what is left of a goal, and why: in the log, and for the health.
+func (r *Remover) report(g goal, reason string) {
+	r.mu.Lock()
+	r.warning, r.spaceReason = "", ""
+	if g.excess > 0 {
+		r.warning = fmt.Sprintf("the storage is %d bytes above its limit of %d: %s", g.excess, r.limit.Load(), reason)
+	}
+	if g.lacking > 0 || g.excess <= 0 {
+		r.spaceReason = reason
+	}
+	r.mu.Unlock()
+	if reason == "" {
+		r.toldReason = ""
+		return
+	}
+	if !r.isNews(reason) {
+		return
+	}
+	if g.excess > 0 {
+		r.log.Error("the storage is above its limit, and stays there for now", "limit", r.limit.Load(), "above", g.excess, "reason", reason)
+	}
+	if g.lacking > 0 || g.excess <= 0 {
+		r.log.Error("less than the minimum is free on the file system of the storage, and that stays so for now", "free", r.space.last.free, "minimum", r.space.minimum, "reason", reason)
+	}
 }
 
 const (
@@ -300,7 +353,7 @@ func (r *Remover) notePromises(ctx context.Context) {
 }
 
 func (r *Remover) notePromise(ctx context.Context) error {
-	return r.index.Update(ctx, func(tx *index.Tx) error {
+	return r.index.Reclaim(ctx, func(tx *index.Tx) error {
 		return tx.SetSetting(promisedSetting, r.now().UTC().Format(time.RFC3339))
 	})
 }
@@ -310,9 +363,6 @@ func (r *Remover) warn(text string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.warning = text
-	if text == "" {
-		r.toldReason = ""
-	}
 }
 
 // remindEvery is how often the log says again that the limit is not kept.
@@ -328,26 +378,30 @@ func (r *Remover) isNews(reason string) bool {
 }
 
 // Warnings are what is not as it should be, for the health.
-func (r *Remover) Warnings() []string {
+func (r *Remover) Warnings() (warnings []string) {
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.warning == "" {
-		return nil
+	limit := r.warning
+	r.mu.Unlock()
+	for _, text := range []string{limit, r.spaceWarning()} {
+		if text != "" {
+			warnings = append(warnings, text)
+		}
 	}
-	return []string{r.warning}
+	return warnings
 }
 
-// measure returns by how many bytes the storage is above its limit, apart from
-// what is about to go, and the limit.
-func (r *Remover) measure(ctx context.Context) (excess, limit int64, err error) {
-	limit = r.limit.Load()
+// measure returns by how many bytes the storage is above its limit, and how many lack
+// of the minimum of free space, apart from what is about to go; and why no more is
+// removed for the latter.
+func (r *Remover) measure(ctx context.Context) (g goal, reason string, err error) {
+	g.limit = r.limit.Load()
 	usage, surveyed, err := r.storage.Usage(ctx)
 	if err != nil {
-		return 0, 0, err
+		return goal{}, "", err
 	}
 	// One that an earlier process has made is good for a first look.
 	due := max(surveyEvery, surveyShare*r.surveying)
-	above := limit >= 0 && usage > limit
+	above := g.limit >= 0 && usage > g.limit
 	switch {
 	case r.storage.IsDistant():
 		// Nobody else stores anything there, and nothing takes more of it than its
@@ -359,30 +413,34 @@ func (r *Remover) measure(ctx context.Context) (excess, limit int64, err error) 
 	case above:
 		due = max(r.interval(), aboveShare*r.surveying)
 	}
-	if r.surveyed.IsZero() && (surveyed.IsZero() || limit >= 0) || !r.surveyed.IsZero() && r.now().Sub(r.surveyed) >= due {
+	if r.surveyed.IsZero() && (surveyed.IsZero() || g.limit >= 0) || !r.surveyed.IsZero() && r.now().Sub(r.surveyed) >= due {
 		begun := r.now()
 		if err := r.storage.Survey(ctx); err != nil {
-			return 0, 0, err
+			return goal{}, "", err
 		}
 		r.surveyed = r.now()
 		r.surveying = r.surveyed.Sub(begun)
 		if usage, _, err = r.storage.Usage(ctx); err != nil {
-			return 0, 0, err
+			return goal{}, "", err
 		}
 		r.counted = usage
 	}
 	pending, err := r.index.WithdrawnStored(ctx)
 	if err != nil {
-		return 0, 0, err
+		return goal{}, "", err
 	}
 	r.mu.Lock()
 	r.usage, r.pending = usage, pending
 	r.mu.Unlock()
-	if limit < 0 {
-		return 0, limit, nil
+	if g.limit >= 0 {
+		// What can't be known is not removed: the next survey will tell.
+		g.excess = min(usage, r.counted) - pending - g.limit
 	}
-	// What can't be known is not removed: the next survey will tell.
-	return min(usage, r.counted) - pending - limit, limit, nil
+	if err := r.lookAtSpace(ctx); err != nil {
+		return goal{}, "", err
+	}
+	g.lacking, reason = r.space.lacking()
+	return g, reason, nil
 }
 
 func (r *Remover) interval() time.Duration { return cmp.Or(r.options.Interval, defaultInterval) }

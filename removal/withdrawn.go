@@ -49,7 +49,7 @@ func (w *Withdrawn) keepPinned(ctx context.Context, x *index.Index, until time.T
 		return err
 	}
 	for _, hash := range pinned.closure.Withdrawn() {
-		err := x.Update(ctx, func(tx *index.Tx) error {
+		err := x.Reclaim(ctx, func(tx *index.Tx) error {
 			_, err := tx.Restore(hash, time.Now())
 			return err
 		})

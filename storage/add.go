@@ -182,7 +182,7 @@ func (s *Storage) commitAllIn(ctx context.Context, tx *index.Tx, batch []*prepar
 	for _, p := range batch {
 		if p.result.Err == nil {
 			err := s.commitOne(ctx, tx, p, replaced, &late)
-			if errors.Is(err, errChanged) || errors.Is(err, errLeaving) || errors.Is(err, ErrLimit) {
+			if errors.Is(err, errChanged) || errors.Is(err, errLeaving) || errors.Is(err, ErrLimit) || errors.Is(err, ErrFreeSpace) {
 				p.fail(err)
 			} else if err != nil {
 				return fmt.Errorf("%s: %w", p.Narinfo.StorePath.BaseName(), err)

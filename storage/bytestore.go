@@ -149,6 +149,9 @@ type Info struct {
 	// Temporary says that it is left from a Stage that never came to its end,
 	// or one that is under way: List shows them, Stat and Open do not.
 	Temporary bool
+	// Linked says that the bytes have other names outside of the store, such as in
+	// an export: to remove this one frees nothing. Not all stores know.
+	Linked bool
 }
 
 var (

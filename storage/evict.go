@@ -38,8 +38,10 @@ func (s *Storage) Evict(ctx context.Context, items []*Item, since int64, guard G
 		return Freed{}, err
 	}
 	var names []string
-	err = s.index.Update(ctx, func(tx *index.Tx) error {
-		changed, last, complete, err := tx.ChangedSince(since)
+	read := since
+	err = s.index.Reclaim(ctx, func(tx *index.Tx) error {
+		names, freed = nil, Freed{}
+		changed, last, complete, err := tx.ChangedSince(read)
 		if err != nil {
 			return err
 		}
@@ -120,7 +122,8 @@ func (s *Storage) RemoveWithdrawn(ctx context.Context, until time.Time) (freed F
 		var removed int
 		var last int64
 		elsewhere := false
-		err = s.index.Update(ctx, func(tx *index.Tx) error {
+		err = s.index.Reclaim(ctx, func(tx *index.Tx) error {
+			names, removed, elsewhere = nil, 0, false
 			for _, was := range items {
 				row, err := tx.Item(was.Hash)
 				if errors.Is(err, ErrNotFound) {
@@ -220,13 +223,14 @@ const dropAtOnce = 2 * BatchSize
 // the index's lock meanwhile: without it, an import of the same item could find the
 // bytes there, and write a row for them, just before they go. Rows are read again, but
 // those that have not changed since the change of the given number, as of which they
-// claim nothing; 0 for all. The error is one of all names.
+// claim nothing; 0 for all. The error is one of all names. Where the transaction has to
+// begin anew, told is called again, and what went the first time counts as nothing.
 func (s *Storage) dropEach(ctx context.Context, names []string, since int64, told func(n int, dropped Freed, err error)) error {
 	if s.bytes == nil || len(names) == 0 {
 		return nil
 	}
 	for begin := 0; begin < len(names); begin += dropAtOnce {
-		err := s.index.Update(ctx, func(tx *index.Tx) (err error) {
+		err := s.index.Reclaim(ctx, func(tx *index.Tx) (err error) {
 			var changed map[narinfo.PathHash]index.ChangeKind
 			sure := false
 			if since > 0 {
@@ -337,6 +341,9 @@ func (s *Storage) drop(ctx context.Context, name string) (Freed, error) {
 	}
 	if err := s.bytes.Remove(ctx, name); err != nil {
 		return Freed{}, err
+	}
+	if info.Linked {
+		s.linked.Add(info.Usage)
 	}
 	return Freed{Size: info.Size, Usage: info.Usage}, nil
 }

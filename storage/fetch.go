@@ -36,6 +36,11 @@ func (r *Repairer) fetch(ctx context.Context, finding Finding) (Staged, Repair) 
 // this machine.
 func (r *Repairer) fetchFrom(ctx context.Context, finding Finding, source Source) (_ Staged, ours bool, err error) {
 	n := finding.Item.FileNamed(finding.Name)
+	room, err := r.storage.reserveFree(ctx, finding.Item.StoredSize(n))
+	if err != nil {
+		return nil, true, err
+	}
+	defer room.Release()
 	body, err := source.Fetch(ctx, finding.Item, n)
 	if err != nil {
 		return nil, ctx.Err() != nil, err

@@ -251,12 +251,17 @@ func (s *Storage) stageFrom(ctx context.Context, p *prepared, n int, name, direc
 	if err := s.mayTake(ctx, p.replaces); err != nil {
 		return 0, err
 	}
-	release, err := s.reserve(ctx, size)
+	room, err := s.reserve(ctx, size)
 	if err != nil {
 		return 0, err
 	}
-	p.releases = append(p.releases, release)
+	p.releases = append(p.releases, room.Release)
 	if sharer, ok := s.bytes.(FileStager); ok && !p.Keep {
+		// It takes no room beyond what it has, but below the minimum nothing
+		// comes in.
+		if err := room.share(ctx); err != nil {
+			return 0, err
+		}
 		p.staged[n], err = sharer.StageFile(ctx, name, source, size)
 		if err != nil && !errors.Is(err, ErrCantShare) {
 			return 0, err
@@ -268,9 +273,13 @@ func (s *Storage) stageFrom(ctx context.Context, p *prepared, n int, name, direc
 			return 0, err
 		}
 		defer file.Close()
+		if err := room.write(ctx); err != nil {
+			return 0, err
+		}
 		if p.staged[n], err = s.bytes.Stage(ctx, name, file, size); err != nil {
 			return 0, err
 		}
+		room.SetWritten(size)
 	}
 	if !p.Keep {
 		p.moved = append(p.moved, source)

@@ -37,7 +37,7 @@ func (s *Storage) Spool(fallback string) (directory string, err error) {
 // lost its name by then, also where there is an error.
 //
 // The error is [ErrNotWanted] when the item's row is no longer of that nar, and
-// [ErrLimit] when there is no room.
+// [ErrLimit] or [ErrFreeSpace] when there is no room.
 func (s *Storage) Receive(ctx context.Context, item *Item, n int, file *os.File) error {
 	info, err := file.Stat()
 	if err != nil {

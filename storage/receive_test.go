@@ -169,20 +169,20 @@ func TestReserve(t *testing.T) {
 	t.Parallel()
 	s := newPlace(t).openTest(t)
 	setHardLimit(t, s, 100)
-	release, err := s.Reserve(t.Context(), 60)
+	reserved, err := s.Reserve(t.Context(), 60)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := s.Reserve(t.Context(), 60); !errors.Is(err, storage.ErrLimit) {
 		t.Errorf("%v", err)
 	}
-	release()
-	release()
+	reserved.Release()
+	reserved.Release()
 	again, err := s.Reserve(t.Context(), 100)
 	if err != nil {
 		t.Fatal(err)
 	}
-	again()
+	again.Release()
 }
 
 // TestAdopt takes what lies in the storage into the index, if it is the nar.

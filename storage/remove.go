@@ -60,13 +60,13 @@ func (s *Storage) RemoveAll(ctx context.Context, hashes []narinfo.PathHash, guar
 	var names []string
 	var owners []int // owners[i] is whose names[i] is
 	var last int64
-	err := s.index.Update(ctx, func(tx *index.Tx) error {
+	err := s.index.Reclaim(ctx, func(tx *index.Tx) error {
 		if guard != nil {
 			if err := guard(tx); err != nil {
 				return err
 			}
 		}
-		removals = make([]Removal, 0, len(hashes))
+		removals, names, owners = make([]Removal, 0, len(hashes)), nil, nil
 		for n, hash := range hashes {
 			removal, item, err := outgoing(tx, hash)
 			if err != nil {
@@ -155,7 +155,7 @@ func (s *Storage) WithdrawAll(ctx context.Context, hashes []narinfo.PathHash, gu
 	}
 	var removals []Removal
 	var begin time.Time
-	err := s.index.Update(ctx, func(tx *index.Tx) error {
+	err := s.index.Reclaim(ctx, func(tx *index.Tx) error {
 		if guard != nil {
 			if err := guard(tx); err != nil {
 				return err
@@ -200,7 +200,7 @@ func (s *Storage) postpone(ctx context.Context, begin time.Time, withdrawn []nar
 	if len(withdrawn) == 0 || end.Sub(begin) <= slowWithdrawal {
 		return nil
 	}
-	return s.index.Update(context.WithoutCancel(ctx), func(tx *index.Tx) error {
+	return s.index.Reclaim(context.WithoutCancel(ctx), func(tx *index.Tx) error {
 		for _, hash := range withdrawn {
 			if err := tx.Postpone(hash, end); err != nil {
 				return err
@@ -220,7 +220,7 @@ func (s *Storage) NoteGrace(ctx context.Context, grace time.Duration) error {
 	if err != nil || noted == grace.String() {
 		return err
 	}
-	return s.index.Update(ctx, func(tx *index.Tx) error { return tx.SetSetting(graceSetting, grace.String()) })
+	return s.index.Reclaim(ctx, func(tx *index.Tx) error { return tx.SetSetting(graceSetting, grace.String()) })
 }
 
 // Grace is after how long the server that ran last removes what was withdrawn; 0

@@ -128,6 +128,11 @@ func (s *Storage) copyToQuarantine(ctx context.Context, finding Finding) error {
 	if err != nil {
 		return err
 	}
+	room, err := s.reserveFree(ctx, info.Size)
+	if err != nil {
+		return fmt.Errorf("set %s aside: %w", finding.Name, err)
+	}
+	defer room.Release()
 	staged, err := s.bytes.Stage(ctx, quarantineFolder+finding.Name, io.LimitReader(reader, info.Size), info.Size)
 	if err != nil {
 		return fmt.Errorf("set %s aside: %w", finding.Name, err)

@@ -41,6 +41,10 @@ type Storage struct {
 	now   func() time.Time
 	// flying is how many bytes this process is writing to the store.
 	flying atomic.Int64
+	// unwritten is how many of them the file system does not have yet.
+	unwritten atomic.Int64
+	// linked is how many bytes were deleted by this process and have other names.
+	linked atomic.Int64
 	owned  ownership
 }
 

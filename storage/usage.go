@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"sync"
 	"time"
 
 	"nar-herder/storage/index"
@@ -65,7 +64,7 @@ func (s *Storage) Survey(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return s.index.Update(ctx, func(tx *index.Tx) error { return tx.SetSetting(surveySetting, string(text)) })
+	return s.index.Reclaim(ctx, func(tx *index.Tx) error { return tx.SetSetting(surveySetting, string(text)) })
 }
 
 // Usage is what the storage takes of the disk, in bytes: what the last survey
@@ -100,15 +99,20 @@ func (s *Storage) usageSince(text string, totals index.Totals) (int64, time.Time
 // SetHardLimit has all processes that use the index refuse bytes that would
 // bring the storage above so many; negative for no limit.
 func (s *Storage) SetHardLimit(ctx context.Context, limit int64) error {
+	return s.setLimit(ctx, hardLimitSetting, limit)
+}
+
+// setLimit notes a number of bytes; negative for none.
+func (s *Storage) setLimit(ctx context.Context, setting string, limit int64) error {
 	text := ""
 	if limit >= 0 {
 		text = fmt.Sprint(limit)
 	}
 	// Not written for nothing: every start comes here.
-	if now, err := s.index.Setting(ctx, hardLimitSetting); err != nil || now == text {
+	if now, err := s.index.Setting(ctx, setting); err != nil || now == text {
 		return err
 	}
-	return s.index.Update(ctx, func(tx *index.Tx) error { return tx.SetSetting(hardLimitSetting, text) })
+	return s.index.Reclaim(ctx, func(tx *index.Tx) error { return tx.SetSetting(setting, text) })
 }
 
 // HardLimit is what was set; negative for none.
@@ -117,67 +121,78 @@ func (s *Storage) HardLimit(ctx context.Context) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	return parseLimit(text)
+	return parseLimit("hard limit", text)
 }
 
-func parseLimit(text string) (limit int64, err error) {
+// parseLimit reads what setLimit has noted.
+func parseLimit(what, text string) (limit int64, err error) {
 	if text == "" {
 		return -1, nil
 	}
 	if _, err := fmt.Sscan(text, &limit); err != nil {
-		return 0, fmt.Errorf("the hard limit %q in the database: %w", text, err)
+		return 0, fmt.Errorf("the %s %q in the database: %w", what, text, err)
 	}
 	return limit, nil
 }
 
 // Reserve is for bytes that come in bit by bit, and are about to take room before
 // [Storage.Receive] takes them in: it makes sure that so many fit below the hard
-// limit, and counts them until release is called. The error is [ErrLimit] when
-// they don't, and [ErrNotOwner] when they are not this instance's to store.
-func (s *Storage) Reserve(ctx context.Context, size int64) (release func(), err error) {
+// limit and leave the minimum of free space, and counts them until the reservation
+// is released. The error is [ErrLimit] or [ErrFreeSpace] when they don't, and
+// [ErrNotOwner] when they are not this instance's to store.
+func (s *Storage) Reserve(ctx context.Context, size int64) (*Reservation, error) {
 	// While that is not known, what comes is at least compared with its hash on its
 	// way to clients; Receive will not take it.
 	if err := s.mayAdd(ctx); err != nil && !errors.Is(err, ErrUnsettled) {
 		return nil, err
 	}
-	release, err = s.reserve(ctx, size)
+	r, err := s.reserve(ctx, size)
 	if err != nil {
 		return nil, err
 	}
-	return sync.OnceFunc(release), nil
+	if err := r.write(ctx); err != nil {
+		r.Release()
+		return nil, err
+	}
+	return r, nil
 }
 
 // reserve makes sure that there is room below the hard limit for bytes that are
-// about to be written, and counts them until release is called.
-func (s *Storage) reserve(ctx context.Context, size int64) (release func(), err error) {
+// about to come in, and counts them until the reservation is released. Whether they
+// leave the minimum of free space is for [Reservation.write], as some of them are
+// written already.
+func (s *Storage) reserve(ctx context.Context, size int64) (*Reservation, error) {
 	limit, err := s.HardLimit(ctx)
 	if err != nil {
 		return nil, err
 	}
+	r := &Reservation{s: s, size: size}
 	flying := s.flying.Add(size)
-	release = func() { s.flying.Add(-size) }
 	if limit < 0 {
-		return release, nil
+		return r, nil
 	}
 	usage, _, err := s.Usage(ctx)
 	if err == nil {
 		err = s.fits(usage+flying, limit)
 	}
 	if err != nil {
-		release()
+		r.Release()
 		return nil, err
 	}
-	return release, nil
+	return r, nil
 }
 
 // fitsWith makes sure that bytes which are about to be shown fit below the hard
-// limit, beside those of all processes.
+// limit, beside those of all processes, and that the minimum stays free beside them.
 func (s *Storage) fitsWith(tx *index.Tx, size int64) error {
+	if err := s.staysFreeWith(tx); err != nil {
+		return err
+	}
 	text, err := tx.Setting(hardLimitSetting)
 	if err != nil || text == "" {
 		return err
 	}
-	limit, err := parseLimit(text)
+	limit, err := parseLimit("hard limit", text)
 	if err != nil {
 		return err
 	}

@@ -8,7 +8,9 @@ import (
 	"log/slog"
 	"strings"
 
+	"nar-herder/httpapi"
 	"nar-herder/storage"
+	"nar-herder/storage/dbspace"
 	"nar-herder/storage/directory"
 	"nar-herder/storage/index"
 	"nar-herder/storage/s3"
@@ -95,6 +97,21 @@ func openWithCache(ctx context.Context, database, store string, cache *tiered.Op
 		return nil, errors.Join(err, o.close())
 	}
 	return o, nil
+}
+
+// watchDatabase makes what watches the file system of the database, and adds its
+// warnings to the health.
+func watchDatabase(store *opened, options *httpapi.Options, log *slog.Logger) *dbspace.Watch {
+	watch := dbspace.New(store.index, nil, log)
+	others := options.Warnings
+	options.Warnings = func() []string {
+		warnings := watch.Warnings()
+		if others != nil {
+			warnings = append(warnings, others()...)
+		}
+		return warnings
+	}
+	return watch
 }
 
 // refuseFrontEnd is an error for what needs to know which nars are stored: a front

@@ -24,7 +24,7 @@ func TestOptions(t *testing.T) {
 		for _, option := range [][2]string{
 			{"host", "127.0.0.1"}, {"port", "0"}, {"pid-file", filepath.Join(p.dir, "pid")},
 			{"database", p.database}, {"database-dump", filepath.Join(p.dir, "dump.db")}, {"database-dump-interval", "none"},
-			{"storage", p.storage}, {"storage-limit", "10GiB"},
+			{"storage", p.storage}, {"storage-limit", "10GiB"}, {"storage-minimum-free-space", "1MiB"},
 			{"storage-nar-removal-criteria", "stored-on=https://one.example"},
 			{"storage-nar-removal-criteria", "stored-on=http://two.example:8080/guix/"},
 			{"mirror", "https://mirror.example/"},
@@ -133,6 +133,9 @@ func TestBadOptions(t *testing.T) {
 		{[]string{"--new-ttl=1y"}, []string{"--new-ttl", `"1y"`, duration}},
 		{[]string{"--negative-ttl=x"}, []string{"--negative-ttl", `"x"`, duration}},
 		{[]string{"--storage-limit=much"}, []string{"--storage-limit", `"much"`, size, "none"}},
+		{[]string{"--storage-minimum-free-space=much"}, []string{"--storage-minimum-free-space", `"much"`, size, "none"}},
+		{[]string{"--storage-minimum-free-space=8000P"}, []string{"--storage-minimum-free-space", "in all", "mounted"}},
+		{[]string{"--storage-minimum-free-space=1G", "--storage=s3://nars"}, []string{"--storage-minimum-free-space", "bucket"}},
 		{[]string{"--storage-limit=-1"}, []string{"--storage-limit", "-1", size}},
 		{[]string{"--storage-limit=10X"}, []string{"--storage-limit", `"10X"`, size}},
 		{[]string{"--storage-limit=99999999T"}, []string{"--storage-limit", "99999999T", "too large"}},

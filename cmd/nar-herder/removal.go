@@ -2,12 +2,14 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net/url"
 	"slices"
 	"time"
 
 	"nar-herder/httpapi"
+	"nar-herder/internal/disk"
 	"nar-herder/peer"
 	"nar-herder/removal"
 	"nar-herder/storage/uses"
@@ -59,6 +61,19 @@ func (c *serverCommand) instances(ctx context.Context, store *opened, log *slog.
 	return peers, nil
 }
 
+// checkMinimumFree refuses a minimum of free space that can't be: it is a slip, or the
+// disk of the storage is not mounted, and all nars would go for it.
+func (c *serverCommand) checkMinimumFree() error {
+	if c.StorageMinimumFreeSpace <= 0 || c.Storage == "" {
+		return nil
+	}
+	_, size, err := disk.Room(c.Storage)
+	if err == nil && int64(c.StorageMinimumFreeSpace) >= size {
+		return fmt.Errorf("--storage-minimum-free-space=%d: the file system of --storage=%s has only %d bytes in all: name fewer, or is its disk not mounted?", c.StorageMinimumFreeSpace, c.Storage, size)
+	}
+	return nil // a storage that is not there is refused when it is opened
+}
+
 // isAmong says whether one of the URLs leads to where this one does.
 func isAmong(urls []*url.URL, u *url.URL) bool {
 	return slices.ContainsFunc(urls, func(other *url.URL) bool { return peer.SameURL(other, u) })
@@ -77,18 +92,21 @@ func (c *serverCommand) keepLimit(store *opened, peers peer.Peers, counter *uses
 		return nil
 	}
 	if store.IsFrontEnd() {
-		if c.StorageLimit != noLimit || len(criteria) > 0 {
-			log.Warn("--storage-limit and --storage-nar-removal-criteria are not used: this is a front end of a storage from which only its owner removes")
+		if c.StorageLimit != noLimit || c.StorageMinimumFreeSpace != noLimit || len(criteria) > 0 {
+			log.Warn("--storage-limit, --storage-minimum-free-space and --storage-nar-removal-criteria are not used: this is a front end of a storage from which only its owner removes")
 		}
 		return nil
 	}
 	if c.StorageLimit != noLimit && len(criteria) == 0 {
 		log.Warn("--storage-limit is given, but no --storage-nar-removal-criteria: nothing may be removed, so it can't be kept")
 	}
+	if c.StorageMinimumFreeSpace != noLimit && len(criteria) == 0 {
+		log.Warn("--storage-minimum-free-space is given, but no --storage-nar-removal-criteria: imports and mirroring are refused below it, and nothing is removed for it")
+	}
 	leaving := removal.NewLeaving(nil)
 	options.Leaving = leaving
 	remover := removal.New(store.Storage, store.index, removal.Options{
-		Limit: int64(c.StorageLimit), Criteria: criteria, Leaving: leaving, Uses: counter,
+		Limit: int64(c.StorageLimit), MinimumFree: int64(c.StorageMinimumFreeSpace), Criteria: criteria, Leaving: leaving, Uses: counter,
 		Peer: func(u *url.URL) *peer.Peer {
 			return peers[slices.IndexFunc(peers, func(p *peer.Peer) bool { return p.Is(u) })]
 		},

@@ -37,6 +37,7 @@ type serverCommand struct {
 	PidFile                   string           `placeholder:"FILE" help:"Where to write the process id, first of all."`
 	Storage                   string           `placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars."`
 	StorageLimit              sizeValue        `default:"none" placeholder:"BYTES" help:"Size that the storage is kept below (default: ${default})."`
+	StorageMinimumFreeSpace   sizeValue        `default:"none" placeholder:"BYTES" help:"Bytes that stay free on the storage's file system: removal makes room for them, and imports and mirroring are refused below (default: ${default})."`
 	StorageNarRemovalCriteria []criterionValue `sep:"none" placeholder:"CONDITION[,CONDITION]" help:"When a nar may be removed to keep the limit: when all conditions hold, of stored-on=URL, unused-for=DURATION, added-before=DAY-OR-DURATION, tag=KEY=VALUE, no-tag=KEY=VALUE, unreferenced. May be repeated; any one suffices."`
 	Mirror                    *urlValue        `placeholder:"URL" help:"The instance to mirror."`
 	TTL                       *ttlValue        `name:"ttl" placeholder:"DURATION" help:"How long clients may keep a narinfo."`
@@ -91,6 +92,12 @@ func (c *serverCommand) validate() error {
 	}
 	if c.StorageHardLimit != noLimit && c.StorageLimit != noLimit && c.StorageHardLimit < c.StorageLimit {
 		return errors.New("--storage-hard-limit is below --storage-limit, so that nothing would be taken in and nothing be removed: raise it")
+	}
+	if isBucket(c.Storage) && c.StorageMinimumFreeSpace != noLimit {
+		return errors.New("--storage-minimum-free-space: a bucket has no file system with free space: leave it out, or use --storage-limit")
+	}
+	if err := c.checkMinimumFree(); err != nil {
+		return err
 	}
 	if c.StorageCheckInterval <= 0 {
 		return errors.New("--storage-check-interval=0s: it must be a second at least")
@@ -222,6 +229,9 @@ func (c *serverCommand) Run(ctx context.Context, s *streams, settings *settings)
 	if err := store.SetHardLimit(ctx, int64(c.StorageHardLimit)); err != nil {
 		return err
 	}
+	if err := store.SetMinimumFree(ctx, int64(c.StorageMinimumFreeSpace)); err != nil {
+		return err
+	}
 	var server *httpapi.Server
 	remover := c.keepLimit(store, peers, counter, func() int64 { return server.Answered() }, &options, log)
 	fetcher, err := c.fetchNars(store, peers, &options, log)
@@ -244,6 +254,7 @@ func (c *serverCommand) Run(ctx context.Context, s *streams, settings *settings)
 	if !store.IsDistant() {
 		options.Checksums = sums
 	}
+	database := watchDatabase(store, &options, log)
 	server = httpapi.New(store, options)
 	watcher, err := store.index.Watch(ctx)
 	if err != nil {
@@ -259,6 +270,8 @@ func (c *serverCommand) Run(ctx context.Context, s *streams, settings *settings)
 	following.Go(func() { server.Follow(followCtx, watcher) })
 	following.Go(func() { counter.Run(followCtx) })
 	following.Go(func() { sums.Run(followCtx, server.Forget) })
+	server.Registry().MustRegister(database)
+	following.Go(func() { database.Run(followCtx) })
 	if remover != nil {
 		server.Registry().MustRegister(remover)
 		following.Go(func() { remover.Run(followCtx) })

@@ -357,7 +357,7 @@ func (c *Cache) reconcile(ctx context.Context, k *kind, path narinfo.StorePath) 
 
 // remove deletes a file, its row first. k.changing is held.
 func (c *Cache) remove(ctx context.Context, k *kind, path narinfo.StorePath) error {
-	err := c.index.Update(ctx, func(tx *index.Tx) error { return tx.RemoveCached(path.Hash, k.Name) })
+	err := c.index.Reclaim(ctx, func(tx *index.Tx) error { return tx.RemoveCached(path.Hash, k.Name) })
 	if err != nil && !errors.Is(err, storage.ErrNotFound) {
 		return err
 	}

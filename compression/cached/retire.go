@@ -61,7 +61,7 @@ func (c *Cache) withdraw(ctx context.Context, k *kind, files []index.CachedFile)
 		c.changed(file.Hash)
 	}
 	at := time.Now()
-	err := c.index.Update(ctx, func(tx *index.Tx) error {
+	err := c.index.Reclaim(ctx, func(tx *index.Tx) error {
 		for _, file := range files {
 			if err := tx.WithdrawCached(file.Hash, k.Name, at); err != nil && !errors.Is(err, storage.ErrNotFound) {
 				return err

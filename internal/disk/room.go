@@ -32,8 +32,9 @@ func Room(directory string) (free, size int64, err error) {
 // mostReserve is enough for a database to go on with for long.
 const mostReserve = 1 << 30
 
-// reserve is what stays free of a disk: a twentieth, up to mostReserve.
-func reserve(size int64) int64 { return min(mostReserve, size/20) }
+// Reserve is what stays free of a disk with so many bytes for the database: a
+// twentieth, up to 1 GiB.
+func Reserve(size int64) int64 { return min(mostReserve, size/20) }
 
 // Check refuses, with [ErrNoRoom], to write so many bytes where the disk would have
 // less than the reserve free then.
@@ -45,7 +46,7 @@ func (look Look) Check(directory string, need int64) error {
 	if err != nil {
 		return err
 	}
-	if keep := reserve(size); free-need < keep {
+	if keep := Reserve(size); free-need < keep {
 		const mega = 1 << 20
 		return fmt.Errorf("%w of %s: %d MiB are to be written, %d MiB are free, and %d MiB of them stay so for the database: make room there, or have the database on a larger disk",
 			ErrNoRoom, directory, need/mega, free/mega, keep/mega)

@@ -86,6 +86,7 @@ func (f *Fetcher) open(ctx context.Context, fl *flight) (io.ReadCloser, error) {
 		}
 		have = 0
 	}
+	fl.room.SetWritten(have)
 	fl.mu.Set(func() { fl.file, fl.have, fl.size, fl.resumed = file, have, size, have > 0 })
 	if have == size {
 		fl.mu.Set(func() { fl.opened = true })
@@ -191,6 +192,7 @@ func (f *Fetcher) copy(ctx context.Context, fl *flight, body io.Reader) error {
 				return localError{err}
 			}
 			have += int64(n)
+			fl.room.SetWritten(have)
 			f.line.took(n, fl.hasReaders())
 			fl.mu.Set(func() { fl.have = have })
 		}

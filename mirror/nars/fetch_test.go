@@ -278,6 +278,7 @@ func TestStale(t *testing.T) {
 	f := m.fetcher(from, Options{All: true})
 	run(t, f)
 	m.wantStored(stored, old)
+	until(t, "their flights have ended", func() bool { return f.Status().InFlight == 0 })
 	spool := filepath.Join(m.dir, ".nar-herder-spool")
 	keep := spoolKey(m.item(missing), 0)
 	for _, name := range []string{spoolKey(m.item(stored), 0), keep, spoolKey(m.item(missing), 0) + "x", "00000000000000000000000000000009-x", "stranger"} {

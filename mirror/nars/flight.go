@@ -21,8 +21,8 @@ type flight struct {
 	// asked says that it was begun for a client, and again that it is the second
 	// after what an earlier one had left was wrong.
 	asked, again bool
-	// release gives back the room that it takes.
-	release func()
+	// room is what it takes of the storage.
+	room *room
 	// done is closed when all is over, and result is how it ended.
 	done   chan struct{}
 	result error

@@ -20,7 +20,7 @@ func (f *Fetcher) begin(ctx context.Context, item *storage.Item, n int, asked bo
 	}
 	// Outside of the mutex, as it reads from the database: who comes second here
 	// finds the other's flight below.
-	release, err := f.reserve(ctx, item, n, asked)
+	room, err := f.reserve(ctx, item, n, asked)
 	if err != nil {
 		return nil, err
 	}
@@ -28,18 +28,18 @@ func (f *Fetcher) begin(ctx context.Context, item *storage.Item, n int, asked bo
 	defer f.mu.Unlock()
 	if fl := f.flights[key]; fl != nil {
 		fl.join()
-		release()
+		room.Release()
 		return fl, nil
 	}
 	switch {
 	case f.closed:
-		release()
+		room.Release()
 		return nil, errStopped
 	case asked && f.asked >= mostAsked():
-		release()
+		room.Release()
 		return nil, errTooMany
 	}
-	fl := &flight{item: item, n: n, key: key, via: via, asked: asked, release: release, size: -1, readers: 1,
+	fl := &flight{item: item, n: n, key: key, via: via, asked: asked, room: room, size: -1, readers: 1,
 		done: make(chan struct{})}
 	f.launch(fl)
 	return fl, nil
@@ -96,7 +96,7 @@ func (f *Fetcher) fly(fl *flight) {
 	}
 	if anew && !f.closed {
 		// It has the same room.
-		next = &flight{item: fl.item, n: fl.n, key: fl.key, via: fl.via, asked: fl.asked, again: true, release: fl.release, size: -1,
+		next = &flight{item: fl.item, n: fl.n, key: fl.key, via: fl.via, asked: fl.asked, again: true, room: fl.room, size: -1,
 			done: make(chan struct{})}
 		f.launch(next)
 	}
@@ -105,7 +105,7 @@ func (f *Fetcher) fly(fl *flight) {
 		f.log.Info("what had come of a nar earlier is wrong, and is fetched anew", "file", fl.item.FileName(fl.n), "error", err)
 		err = fmt.Errorf("%w: %w", errAnew, err)
 	} else {
-		fl.release()
+		fl.room.Release()
 		f.settle(fl, err)
 	}
 	fl.result = err

@@ -89,7 +89,7 @@ func TestLimit(t *testing.T) {
 		t.Errorf("%d bytes of %d", usage, limit)
 	}
 	m.wantConsistent()
-	if !strings.Contains(m.log.String(), "the storage is at its limit") {
+	if !strings.Contains(m.log.String(), "there is no room in the storage") {
 		t.Error("the log does not tell")
 	}
 	for _, reason := range reasons {

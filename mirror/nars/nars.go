@@ -157,12 +157,13 @@ type Fetcher struct {
 	// the source has failed, and fullUntil until when nothing is stored.
 	pausedUntil, fullUntil time.Time
 	sourceFailures         int // in a row
-	// unfits is how many files in a row did not fit below the limit, and
-	// unfitUsage what the storage took then; negative when all has fitted.
-	unfits     int
-	unfitUsage int64
-	status     Status
-	told       map[string]time.Time // what the log has told, and when
+	// unfits is how many files in a row did not fit, unfitUsage what the storage
+	// took then, negative when all has fitted, and unfitSpare what could be written
+	// above the minimum of free space.
+	unfits                 int
+	unfitUsage, unfitSpare int64
+	status                 Status
+	told                   map[string]time.Time // what the log has told, and when
 }
 
 // New makes a fetcher for a storage that has bytes. The caller closes it before

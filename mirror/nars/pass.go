@@ -69,7 +69,7 @@ func (p *pass) wait(ctx context.Context, now time.Time) time.Duration {
 		return 0
 	}
 	f.mu.Lock()
-	lost, overflowed, unfit, usage := f.lost, f.overflowed, f.unfitUsage >= 0, f.unfitUsage
+	lost, overflowed, unfit := f.lost, f.overflowed, f.unfitUsage >= 0
 	f.mu.Unlock()
 	switch {
 	case unfit:
@@ -77,11 +77,8 @@ func (p *pass) wait(ctx context.Context, now time.Time) time.Duration {
 		if now.Sub(p.endedAt) < f.timing.fullPause {
 			return f.timing.fullPause - now.Sub(p.endedAt)
 		}
-		// Not by a bit, as a pass over what does not fit takes its time.
-		if is, err := f.options.Usage(ctx); err != nil || is >= usage-f.options.Limit/margin {
-			if now.Sub(p.endedAt) < f.timing.passEvery {
-				return f.timing.fullPause
-			}
+		if now.Sub(p.endedAt) < f.timing.passEvery && !f.hasMoreRoom(ctx) {
+			return f.timing.fullPause
 		}
 	case overflowed:
 		// What has not failed needs no rest.
@@ -94,6 +91,21 @@ func (p *pass) wait(ctx context.Context, now time.Time) time.Duration {
 	}
 	p.due = true
 	return 0
+}
+
+// hasMoreRoom says whether there is more room than when files last did not fit. Not
+// by a bit, as a pass over what does not fit takes its time.
+func (f *Fetcher) hasMoreRoom(ctx context.Context) bool {
+	f.mu.Lock()
+	usage, spare := f.unfitUsage, f.unfitSpare
+	f.mu.Unlock()
+	if limit := f.options.Limit; limit >= 0 {
+		if is, err := f.options.Usage(ctx); err == nil && is < usage-limit/margin {
+			return true
+		}
+	}
+	is, minimum, err := f.storage.Spare(ctx)
+	return err == nil && minimum >= 0 && is > spare+minimum/margin
 }
 
 func (p *pass) begin(ctx context.Context) {
@@ -135,13 +147,14 @@ func (p *pass) end(now time.Time) {
 // unfit notes a file for which there was no room.
 func (f *Fetcher) unfit(err error) {
 	usage, usageErr := f.options.Usage(f.ctx)
+	spare, _, spareErr := f.storage.Spare(f.ctx)
 	f.mu.Lock()
 	f.unfits++
-	if usageErr == nil {
-		f.unfitUsage = max(usage, 0)
+	if usageErr == nil && spareErr == nil {
+		f.unfitUsage, f.unfitSpare = max(usage, 0), spare
 	}
 	f.mu.Unlock()
-	const text = "the storage is at its limit, and nars that don't fit are not fetched until others go"
+	const text = "there is no room in the storage: nars that don't fit are not fetched until others go"
 	if f.isNews(text) {
 		f.log.Info(text, "error", err)
 	}

@@ -149,6 +149,7 @@ func (d *Directory) describe(name string, info fs.FileInfo) (storage.Info, error
 	}
 	if stat, ok := info.Sys().(*syscall.Stat_t); ok {
 		described.Usage = stat.Blocks * blockUnit
+		described.Linked = stat.Nlink > 1
 		described.ModTime = modTime(described, time.Unix(stat.Ctim.Unix()))
 	}
 	return described, nil
@@ -156,7 +157,7 @@ func (d *Directory) describe(name string, info fs.FileInfo) (storage.Info, error
 
 // infoOf describes a regular file.
 func infoOf(name string, stat *unix.Stat_t) storage.Info {
-	info := storage.Info{Name: name, Size: stat.Size, Usage: stat.Blocks * blockUnit, ModTime: time.Unix(stat.Mtim.Unix()), Temporary: isTemporary(name)}
+	info := storage.Info{Name: name, Size: stat.Size, Usage: stat.Blocks * blockUnit, ModTime: time.Unix(stat.Mtim.Unix()), Temporary: isTemporary(name), Linked: stat.Nlink > 1}
 	info.ModTime = modTime(info, time.Unix(stat.Ctim.Unix()))
 	return info
 }

@@ -88,6 +88,7 @@ const (
 // goroutines at once.
 type Index struct {
 	path     string
+	file     string // path without symbolic links, beside which the log lies
 	source   string // of a connection for reading
 	readers  pool
 	codec    *codec
@@ -104,7 +105,16 @@ type Index struct {
 // it to the newest schema. The errors are those named in this package, or the
 // system's, and say which file they are about.
 func Open(ctx context.Context, path string, options Options) (*Index, error) {
-	return open(ctx, path, options, migrations)
+	x, err := open(ctx, path, options, migrations)
+	if errors.Is(err, ErrFull) {
+		// Removals need an open database, which needs a few pages of its own.
+		if released, releaseErr := releaseReserve(resolve(path)); released {
+			return open(ctx, path, options, migrations)
+		} else if releaseErr != nil {
+			err = errors.Join(err, releaseErr)
+		}
+	}
+	return x, err
 }
 
 func open(ctx context.Context, path string, options Options, steps []string) (_ *Index, err error) {
@@ -118,6 +128,7 @@ func open(ctx context.Context, path string, options Options, steps []string) (_ 
 	count := max(4, 2*runtime.GOMAXPROCS(0))
 	x := &Index{
 		path:   path,
+		file:   resolve(absolute),
 		source: dataSource(absolute, cmp.Or(options.ReaderCache, defaultReaderCache)/int64(count), "_query_only=on"),
 	}
 	var extra []string
@@ -273,6 +284,17 @@ func (x *Index) Instance() string { return x.instance }
 // Path is the file name the index was opened with.
 func (x *Index) Path() string { return x.path }
 
+// Directory is where the database lies, with its log.
+func (x *Index) Directory() string { return filepath.Dir(x.file) }
+
+// resolve follows symbolic links, as SQLite does.
+func resolve(path string) string {
+	if resolved, err := filepath.EvalSymlinks(path); err == nil {
+		return resolved
+	}
+	return path
+}
+
 // Close ends all connections. No other method may be in flight.
 func (x *Index) Close() error {
 	err := x.readers.close()
@@ -290,7 +312,11 @@ func (x *Index) Close() error {
 func describe(tried string, err error) error {
 	var failure *sqlite.Error
 	if errors.As(err, &failure) {
-		switch failure.Code() & 0xff {
+		code := failure.Code() & 0xff
+		if failure.Code() == sqlite3.SQLITE_IOERR_SHMSIZE {
+			code = sqlite3.SQLITE_FULL // of the log's index, which is a file as well
+		}
+		switch code {
 		case sqlite3.SQLITE_NOTADB:
 			return fmt.Errorf("%w: %s: the file is no SQLite database: name another file with --database", ErrForeign, tried)
 		case sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN:

@@ -46,6 +46,14 @@ func (x *Index) Prepare(n *narinfo.Narinfo) *Entry {
 // fails. Other writers wait meanwhile, also those of other processes, so f is
 // to take well under a second.
 func (x *Index) Update(ctx context.Context, f func(*Tx) error) error {
+	if err := x.refillReserve(); err != nil {
+		return err
+	}
+	return x.update(ctx, f)
+}
+
+// update is Update without regard for the reserve.
+func (x *Index) update(ctx context.Context, f func(*Tx) error) error {
 	x.writing.Lock()
 	defer x.writing.Unlock()
 	if err := ctx.Err(); err != nil {

@@ -366,10 +366,16 @@ func TestBehind(t *testing.T) {
 	if folder, err := cache.Spool(); err != nil || !strings.HasPrefix(folder, f.String()) {
 		t.Errorf("the spool of a directory is %s, %v", folder, err)
 	}
+	if free, size, err := cache.FreeSpace(); err != nil || free > size || size == 0 {
+		t.Errorf("%d of %d bytes are free, %v", free, size, err)
+	}
 	// One that is a ByteStore and nothing else.
 	plain := open(t, struct{ storage.ByteStore }{f}, Options{Directory: t.TempDir(), MaxSize: 1 << 20})
 	if folder, err := plain.Spool(); !errors.Is(err, errors.ErrUnsupported) {
 		t.Errorf("%s, %v", folder, err)
+	}
+	if _, _, err := plain.FreeSpace(); !errors.Is(err, errors.ErrUnsupported) {
+		t.Errorf("%v", err)
 	}
 	file := filepath.Join(t.TempDir(), "x")
 	if err := os.WriteFile(file, []byte("x"), 0o600); err != nil {

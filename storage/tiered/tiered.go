@@ -289,6 +289,14 @@ func (t *Tiered) ListUnfinished(ctx context.Context, before time.Time) iter.Seq2
 	return func(yield func(storage.Info, error) bool) { yield(storage.Info{}, errors.ErrUnsupported) }
 }
 
+// FreeSpace implements [storage.FreeSpacer]: that of the store behind.
+func (t *Tiered) FreeSpace() (free, size int64, err error) {
+	if spacer, ok := t.behind.(storage.FreeSpacer); ok {
+		return spacer.FreeSpace()
+	}
+	return 0, 0, errors.ErrUnsupported
+}
+
 // AtOnce implements [storage.Distant]: 1 where the store behind is not distant.
 func (t *Tiered) AtOnce() int {
 	if distant, ok := t.behind.(storage.Distant); ok {

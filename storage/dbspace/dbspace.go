@@ -1,0 +1,144 @@
+// Package dbspace watches the file system of the database: it warns before that is
+// full, and keeps some room there by which items can still be removed when it is.
+package dbspace
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"math"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"nar-herder/internal/disk"
+	"nar-herder/storage/index"
+)
+
+// interval is how often the watch looks.
+const interval = 10 * time.Second
+
+// Watch is a [prometheus.Collector] of its metrics.
+type Watch struct {
+	index     *index.Index
+	directory string
+	log       *slog.Logger
+	look      disk.Look
+	gauge     prometheus.GaugeFunc
+
+	// What Run has logged.
+	state   state
+	failing bool
+	unkept  bool
+}
+
+// New makes a watch of the index's file system. look finds out about that; nil for
+// [disk.Room].
+func New(x *index.Index, look disk.Look, log *slog.Logger) *Watch {
+	if look == nil {
+		look = disk.Room
+	}
+	w := &Watch{index: x, directory: x.Directory(), log: log, look: look}
+	w.gauge = prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "narherder_database_free_bytes", Help: "Free bytes on the file system of the database.",
+	}, func() float64 {
+		free, _, err := w.look(w.directory)
+		if err != nil {
+			return math.NaN()
+		}
+		return float64(free)
+	})
+	return w
+}
+
+// state is how full the file system is.
+type state int
+
+const (
+	roomy state = iota
+	// low: less than [disk.Reserve] is free. Dumps are not made then, either.
+	low
+	// full: nothing is written any more but removals, from the index's reserve.
+	full
+)
+
+// now takes a look.
+func (w *Watch) now() (is state, free int64, err error) {
+	free, size, err := w.look(w.directory)
+	if err != nil {
+		return roomy, 0, err
+	}
+	reserve, err := w.index.Reserve()
+	switch {
+	case err != nil:
+		return roomy, free, err
+	case reserve == index.ReserveUsed:
+		return full, free, nil
+	case free < disk.Reserve(size):
+		return low, free, nil
+	}
+	return roomy, free, nil
+}
+
+// Run keeps the index's reserve, and logs when the file system becomes full and when it
+// has room again, until the context ends.
+func (w *Watch) Run(ctx context.Context) {
+	ticker := time.NewTicker(interval)
+	defer ticker.Stop()
+	for {
+		w.step()
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+	}
+}
+
+func (w *Watch) step() {
+	_, err := w.index.KeepReserve()
+	if err != nil && !w.unkept {
+		w.log.Error("can't keep room for removals beside the database: they will fail when its file system is full", "error", err)
+	}
+	w.unkept = err != nil
+	is, free, err := w.now()
+	if err != nil {
+		if !w.failing {
+			w.log.Error("can't find out how much is free on the file system of the database", "error", err)
+		}
+		w.failing = true
+		return
+	}
+	w.failing = false
+	if is == w.state {
+		return
+	}
+	w.state = is
+	switch is {
+	case full:
+		w.log.Error("the file system of the database is full: items can only be removed until there is room", "directory", w.directory, "free", free)
+	case low:
+		w.log.Warn("the file system of the database is nearly full: make room there", "directory", w.directory, "free", free)
+	default:
+		w.log.Info("the file system of the database has room again", "directory", w.directory, "free", free)
+	}
+}
+
+// Warnings are for the health.
+func (w *Watch) Warnings() []string {
+	switch is, free, err := w.now(); {
+	case err != nil:
+		return []string{"can't find out how much is free on the file system of the database: see the log"}
+	case is == full:
+		return []string{"the file system of the database is full: items can only be removed until there is room"}
+	case is == low:
+		return []string{fmt.Sprintf("the file system of the database is nearly full: %d bytes are free", free)}
+	}
+	return nil
+}
+
+// Describe implements [prometheus.Collector].
+func (w *Watch) Describe(descs chan<- *prometheus.Desc) { w.gauge.Describe(descs) }
+
+// Collect implements [prometheus.Collector].
+func (w *Watch) Collect(values chan<- prometheus.Metric) { w.gauge.Collect(values) }

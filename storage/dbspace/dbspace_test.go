@@ -1,0 +1,146 @@
+package dbspace
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"nar-herder/internal/testfs"
+	"nar-herder/internal/testlog"
+	"nar-herder/storage/index"
+)
+
+func openAt(t testing.TB, path string) *index.Index {
+	t.Helper()
+	x, err := index.Open(context.Background(), path, index.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := x.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return x
+}
+
+func gaugeOf(t testing.TB, w *Watch) float64 {
+	t.Helper()
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(w)
+	families, err := registry.Gather()
+	if err != nil || len(families) != 1 || families[0].GetName() != "narherder_database_free_bytes" {
+		t.Fatalf("%v, %v", families, err)
+	}
+	return families[0].GetMetric()[0].GetGauge().GetValue()
+}
+
+// TestWatch logs each change once, and has the warnings as of now.
+func TestWatch(t *testing.T) {
+	t.Parallel()
+	x := openAt(t, filepath.Join(t.TempDir(), "db"))
+	synctest.Test(t, func(t *testing.T) {
+		const giga = 1 << 30
+		type room struct {
+			free    int64
+			failure error
+		}
+		var now atomic.Value
+		now.Store(room{50 * giga, nil})
+		log := new(testlog.Buffer)
+		w := New(x, func(string) (int64, int64, error) {
+			r := now.Load().(room)
+			return r.free, 100 * giga, r.failure
+		}, slog.New(slog.NewTextHandler(log, nil)))
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		go w.Run(ctx)
+		for _, step := range []struct {
+			room
+			log     string // one more line that has this; none if ""
+			warning string
+		}{
+			{room{50 * giga, nil}, "", ""},
+			{room{giga, nil}, "", ""},
+			{room{giga - 1, nil}, "nearly full", "1073741823 bytes are free"},
+			{room{giga / 2, nil}, "", "nearly full"},
+			{room{2 * giga, nil}, "has room again", ""},
+			{room{giga / 2, nil}, "nearly full", "nearly full"},
+			{room{0, errors.New("stale handle")}, "stale handle", "see the log"},
+			{room{giga / 2, nil}, "", "nearly full"},
+			{room{50 * giga, nil}, "has room again", ""},
+		} {
+			before := len(log.String())
+			now.Store(step.room)
+			time.Sleep(5 * interval)
+			synctest.Wait()
+			news := log.String()[before:]
+			lines := 0
+			if step.log != "" {
+				lines = 1
+			}
+			if strings.Count(news, "\n") != lines || !strings.Contains(news, step.log) {
+				t.Errorf("with %d bytes the log has %q, want %q once", step.free, news, step.log)
+			}
+			warnings := strings.Join(w.Warnings(), "\n")
+			if (warnings == "") != (step.warning == "") || !strings.Contains(warnings, step.warning) || strings.Contains(warnings, filepath.Dir(x.Path())) {
+				t.Errorf("with %d bytes the warnings are %q, want %q", step.free, warnings, step.warning)
+			}
+			if step.failure == nil && gaugeOf(t, w) != float64(step.free) {
+				t.Errorf("the gauge is %v, want %d", gaugeOf(t, w), step.free)
+			}
+		}
+	})
+}
+
+// TestFull is with a real file system: the reserve is kept, used and kept again.
+func TestFull(t *testing.T) {
+	t.Parallel()
+	disk := testfs.Small(t, 8<<20)
+	// The log lies where the link leads.
+	link := filepath.Join(t.TempDir(), "db")
+	if err := os.Symlink(filepath.Join(disk, "db"), link); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(disk, "db"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	x := openAt(t, link)
+	log := new(testlog.Buffer)
+	w := New(x, nil, slog.New(slog.NewTextHandler(log, nil)))
+	w.step()
+	if state, err := x.Reserve(); state != index.ReserveKept || err != nil || w.Warnings() != nil {
+		t.Errorf("the reserve is %d, %v; warnings %q", state, err, w.Warnings())
+	}
+	free := testfs.Fill(t, disk)
+	w.step()
+	if warnings := w.Warnings(); len(warnings) != 1 || !strings.Contains(warnings[0], "nearly full") {
+		t.Errorf("warnings %q", warnings)
+	}
+	if err := x.Reclaim(t.Context(), func(tx *index.Tx) error { return tx.SetSetting("a", strings.Repeat("a", 100_000)) }); err != nil {
+		t.Fatal(err)
+	}
+	w.step()
+	if warnings := w.Warnings(); len(warnings) != 1 || !strings.Contains(warnings[0], "only be removed") {
+		t.Errorf("warnings %q", warnings)
+	}
+	free()
+	w.step()
+	if state, err := x.Reserve(); state != index.ReserveKept || err != nil || w.Warnings() != nil {
+		t.Errorf("the reserve is %d, %v; warnings %q", state, err, w.Warnings())
+	}
+	for _, text := range []string{"nearly full", "is full", "has room again"} {
+		if n := strings.Count(log.String(), text); n != 1 {
+			t.Errorf("the log has %q %d times:\n%s", text, n, log)
+		}
+	}
+}

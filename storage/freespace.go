@@ -1,0 +1,173 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"nar-herder/storage/index"
+)
+
+// ErrFreeSpace says that bytes were refused, as less than the minimum would stay
+// free on the file system of the storage.
+var ErrFreeSpace = errors.New("too little free space on the file system of the storage")
+
+// FreeSpacer is a ByteStore on a file system of this machine.
+type FreeSpacer interface {
+	// FreeSpace returns how many bytes this process can still write to the file
+	// system, and how many that has in all. The error is [errors.ErrUnsupported]
+	// for a store that has no file system.
+	FreeSpace() (free, size int64, err error)
+}
+
+// minimumFreeSetting is where the minimum of free space is noted, in bytes.
+const minimumFreeSetting = "storage_minimum_free_space"
+
+// SetMinimumFree makes all processes that use the index refuse bytes that would
+// leave less than so many free on the file system of the storage; negative for no
+// minimum.
+func (s *Storage) SetMinimumFree(ctx context.Context, minimum int64) error {
+	return s.setLimit(ctx, minimumFreeSetting, minimum)
+}
+
+// MinimumFree is what was set; negative for none.
+func (s *Storage) MinimumFree(ctx context.Context) (int64, error) {
+	text, err := s.index.Setting(ctx, minimumFreeSetting)
+	if err != nil {
+		return 0, err
+	}
+	return parseLimit("minimum of free space", text)
+}
+
+// FreeSpace is that of the byte store; see [FreeSpacer].
+func (s *Storage) FreeSpace() (free, size int64, err error) {
+	if spacer, ok := s.bytes.(FreeSpacer); ok {
+		return spacer.FreeSpace()
+	}
+	return 0, 0, errors.ErrUnsupported
+}
+
+// LinkedRemoved is how many bytes this process has removed that did not become free, as
+// the files have other names, such as in an export.
+func (s *Storage) LinkedRemoved() int64 { return s.linked.Load() }
+
+// Spare returns how many bytes can be written before the file system of the storage
+// has less than the minimum free, apart from those that are about to be written, and
+// the minimum. That is negative where there is none, and then the spare bytes mean
+// nothing.
+func (s *Storage) Spare(ctx context.Context) (spare, minimum int64, err error) {
+	minimum, err = s.MinimumFree(ctx)
+	if err != nil || minimum < 0 {
+		return 0, minimum, err
+	}
+	free, _, err := s.FreeSpace()
+	if errors.Is(err, errors.ErrUnsupported) {
+		return 0, -1, nil
+	} else if err != nil {
+		return 0, 0, err
+	}
+	return free - s.unwritten.Load() - minimum, minimum, nil
+}
+
+// staysFree makes sure that the minimum stays free when so many more bytes have been
+// written.
+func (s *Storage) staysFree(minimum, unwritten int64) error {
+	if minimum < 0 {
+		return nil
+	}
+	free, _, err := s.FreeSpace()
+	if errors.Is(err, errors.ErrUnsupported) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	if free-unwritten >= minimum {
+		return nil
+	}
+	return fmt.Errorf("%w: that of %s has %d bytes free, %d are still to be written, and %d must stay free: make room there, remove items, or lower --storage-minimum-free-space",
+		ErrFreeSpace, s.bytes, free, unwritten, minimum)
+}
+
+// staysFreeWith is staysFree for bytes that are about to be shown, and on the file
+// system already: also those of other processes.
+func (s *Storage) staysFreeWith(tx *index.Tx) error {
+	text, err := tx.Setting(minimumFreeSetting)
+	if err != nil || text == "" {
+		return err
+	}
+	minimum, err := parseLimit("minimum of free space", text)
+	if err != nil {
+		return err
+	}
+	return s.staysFree(minimum, 0)
+}
+
+// Reservation is room in the storage for bytes that are about to be written.
+type Reservation struct {
+	s         *Storage
+	size      int64
+	mu        sync.Mutex
+	unwritten int64 // of size, as far as the file system is concerned
+	released  bool
+}
+
+// SetWritten says how many of the bytes are on the file system by now. Until then,
+// they are not counted as free.
+func (r *Reservation) SetWritten(n int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.released {
+		r.setUnwritten(max(r.size-n, 0))
+	}
+}
+
+// setUnwritten is called with the mutex held.
+func (r *Reservation) setUnwritten(n int64) {
+	r.s.unwritten.Add(n - r.unwritten)
+	r.unwritten = n
+}
+
+// Release ends the reservation. Another call does nothing.
+func (r *Reservation) Release() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.released {
+		return
+	}
+	r.setUnwritten(0)
+	r.s.flying.Add(-r.size)
+	r.released = true
+}
+
+// reserveFree is reserve for what is written in the place of other bytes, which the
+// hard limit has counted: for a while, both are there.
+func (s *Storage) reserveFree(ctx context.Context, size int64) (*Reservation, error) {
+	size = max(size, 0)
+	s.flying.Add(size)
+	r := &Reservation{s: s, size: size}
+	if err := r.write(ctx); err != nil {
+		r.Release()
+		return nil, err
+	}
+	return r, nil
+}
+
+// share makes sure that the minimum is free for a file that needs no more room.
+func (r *Reservation) share(ctx context.Context) error {
+	minimum, err := r.s.MinimumFree(ctx)
+	if err != nil {
+		return err
+	}
+	return r.s.staysFree(minimum, r.s.unwritten.Load())
+}
+
+// write makes sure that the minimum stays free when the bytes are written.
+func (r *Reservation) write(ctx context.Context) error {
+	r.SetWritten(0)
+	err := r.share(ctx)
+	if err != nil {
+		r.SetWritten(r.size)
+	}
+	return err
+}

@@ -1,0 +1,144 @@
+package index
+
+import (
+	"errors"
+	"path/filepath"
+	"testing"
+
+	"nar-herder/internal/testfs"
+)
+
+// smallDisk is an index with so many items on a file system of a few megabytes that is
+// nearly empty.
+func smallDisk(t testing.TB, count int) (x *Index, directory string) {
+	t.Helper()
+	directory = testfs.Small(t, 8<<20)
+	x = openAt(t, filepath.Join(directory, "db"))
+	fill(t, x, count)
+	return x, directory
+}
+
+// fill adds items.
+func fill(t testing.TB, x *Index, count int) {
+	t.Helper()
+	update(t, x, func(tx *Tx) error {
+		for n := range count {
+			if err := putIn(tx, x, testNarinfo(n, 1, []int{0, n}, 10), 1, nil); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func wantReserve(t testing.TB, x *Index, want Reserve) {
+	t.Helper()
+	if got, err := x.Reserve(); got != want || err != nil {
+		t.Errorf("the reserve is %d, %v; want %d", got, err, want)
+	}
+}
+
+// TestReserve removes all items with no byte left on the file system, and keeps
+// anything else from taking what the removals need.
+func TestReserve(t *testing.T) {
+	t.Parallel()
+	const count = 300
+	x, directory := smallDisk(t, count)
+	wantReserve(t, x, NoReserve)
+	for range 2 {
+		if state, err := x.KeepReserve(); state != ReserveKept || err != nil {
+			t.Fatalf("%d, %v", state, err)
+		}
+	}
+	free := testfs.Fill(t, directory)
+	add := func(n int) error {
+		return x.Update(t.Context(), func(tx *Tx) error { return putIn(tx, x, testNarinfo(n, 1, nil, 10), 1, nil) })
+	}
+	// What adds something does not get it.
+	for n := count; n < count+100; n++ {
+		if err := add(n); !errors.Is(err, ErrFull) {
+			t.Fatalf("%v, want ErrFull", err)
+		}
+	}
+	wantReserve(t, x, ReserveKept)
+	for n := range count - 10 {
+		calls := 0
+		err := x.Reclaim(t.Context(), func(tx *Tx) error {
+			calls++
+			return tx.Remove(testPath(n).Hash, testTime)
+		})
+		if err != nil {
+			t.Fatalf("removal %d: %v", n, err)
+		}
+		if n == 0 && calls != 2 {
+			t.Errorf("the first removal took %d calls: the file system was not full", calls)
+		}
+		if n%50 == 0 {
+			if err := add(count); !errors.Is(err, ErrFull) {
+				t.Fatalf("after removal %d: %v, want ErrFull", n, err)
+			}
+		}
+	}
+	wantReserve(t, x, ReserveUsed)
+	wantTotals(t, x, Totals{10, 10, 100})
+	wantSound(t, x)
+	// With room, the reserve is kept again, before anything else.
+	free()
+	if err := add(count); err != nil {
+		t.Error(err)
+	}
+	wantReserve(t, x, ReserveKept)
+}
+
+// TestOpenFull opens an index with no byte left on the file system, when no other
+// process has it open, and removes from it.
+func TestOpenFull(t *testing.T) {
+	t.Parallel()
+	directory := testfs.Small(t, 8<<20)
+	path := filepath.Join(directory, "db")
+	x, err := Open(t.Context(), path, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fill(t, x, 100)
+	_, err = x.KeepReserve()
+	if err := errors.Join(err, x.Close()); err != nil {
+		t.Fatal(err)
+	}
+	testfs.Fill(t, directory)
+	y := openAt(t, path)
+	wantTotals(t, y, Totals{100, 100, 1000})
+	for n := range 90 {
+		if err := y.Reclaim(t.Context(), func(tx *Tx) error { return tx.Remove(testPath(n).Hash, testTime) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wantReserve(t, y, ReserveUsed)
+	wantTotals(t, y, Totals{10, 10, 100})
+}
+
+// TestNoReserve is as before where no reserve was ever kept.
+func TestNoReserve(t *testing.T) {
+	t.Parallel()
+	x, directory := smallDisk(t, 100)
+	free := testfs.Fill(t, directory)
+	defer free()
+	err := x.Reclaim(t.Context(), func(tx *Tx) error {
+		for n := range 100 {
+			if err := tx.Remove(testPath(n).Hash, testTime); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if !errors.Is(err, ErrFull) {
+		t.Errorf("%v, want ErrFull", err)
+	}
+	wantReserve(t, x, NoReserve)
+	if state, err := x.KeepReserve(); state != NoReserve || err != nil {
+		t.Errorf("a reserve on a full file system: %d, %v", state, err)
+	}
+	if _, err := x.Text(t.Context(), testPath(0).Hash); errors.Is(err, ErrNotFound) {
+		t.Error("the items are gone")
+	}
+}
