@@ -96,7 +96,7 @@ func (g *guixService) environment() []string {
 func newGuixService(p place, year int) *guixService {
 	return &guixService{
 		year: year, host: ownHost(), port: "8734", controlHost: ownHost(), controlPort: "8735",
-		database: p.database, databaseDump: p.dumpFile(), storageLimit: "none",
+		database: p.database, databaseDump: p.dumpFile(), storageLimit: "none", minimumFreeSpace: "none",
 		logLevel: "DEBUG", minUses: "3", workers: "2", pidFile: filepath.Join(p.dir, "pid"),
 	}
 }
@@ -120,6 +120,7 @@ func TestGuixService(t *testing.T) {
 		}
 		g.minUses, g.workers, g.narSource = "5", "4", mirror
 		g.extraEnvironmentVariables = []string{"SSL_CERT_DIR=/etc/ssl/certs", "NAR_HERDER_NARINFO_CACHE_SIZE=16MiB", "NAR_HERDER_EXTRA="}
+		g.minimumFreeSpace = "1000000"
 		g.extraOptions = []string{"--mirror-bandwidth=50M", "--public-metrics=no"}
 	}
 	// The example of README.md.
