@@ -147,10 +147,25 @@ func (b *Beginning) try(ctx context.Context) error {
 		b.log.Info("the index that the mirrored instance publishes can't be used, so the mirror is made of its dump", "error", err)
 		return errors.Join(b.fromDump(ctx), peer.Discard(name))
 	}
+	if err := update(ctx, name); err != nil {
+		return err
+	}
 	if err := b.place(name); err != nil {
 		return err
 	}
 	return peer.Discard(name)
+}
+
+// update brings an index up to date that an older version of this program has made.
+func update(ctx context.Context, name string) error {
+	if !index.NeedsMigration(ctx, name) {
+		return nil
+	}
+	x, err := index.Open(ctx, name, index.Options{Access: index.Write, Migrate: true})
+	if err != nil {
+		return err
+	}
+	return x.Close()
 }
 
 var errSlowLine = errors.New("the line is slow")
@@ -215,7 +230,7 @@ func (b *Beginning) place(name string) error {
 func (b *Beginning) fromDump(ctx context.Context) (err error) {
 	name := Downloads(b.database) + unfinished
 	// Also where an earlier try was cut off: what it has merged is merged.
-	x, err := index.Open(ctx, name, index.Options{Bulk: true, WriterCache: 64 << 20})
+	x, err := index.Open(ctx, name, index.Options{Migrate: true, Bulk: true, WriterCache: 64 << 20})
 	if err != nil {
 		return err
 	}

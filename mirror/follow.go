@@ -83,12 +83,12 @@ func (m *Mirror) apply(ctx context.Context, b *batch) error {
 }
 
 // hurry has the index be written as it is by large imports, until slow is called.
-func (m *Mirror) hurry() (slow func()) {
-	if err := m.Index.Hurry(true); err != nil {
+func (m *Mirror) hurry(ctx context.Context) (slow func()) {
+	if err := m.Index.Hurry(ctx, true); err != nil {
 		m.log.Warn("can't hurry", "error", err)
 	}
 	return func() {
-		if err := m.Index.Hurry(false); err != nil {
+		if err := m.Index.Hurry(ctx, false); err != nil && ctx.Err() == nil {
 			m.log.Warn("can't stop to hurry", "error", err)
 		}
 	}
@@ -250,7 +250,7 @@ func (m *Mirror) followStream(ctx context.Context, at place) error {
 	m.status.heard(state, at.Position)
 	slow := func() {}
 	if state.Last-at.Position > hurryAbove {
-		slow = m.hurry()
+		slow = m.hurry(ctx)
 	}
 	defer func() { slow() }()
 	// Changes are made sense of while those before them are written.

@@ -15,8 +15,8 @@ import (
 )
 
 // Check compares the index with the bytes, both ways, and changes nothing. What
-// seems wrong is looked at again with the index locked, so that what others are
-// just adding and removing is no finding.
+// seems wrong is looked at again, with the index locked unless it is open for reading
+// only, so that what others are just adding and removing is no finding.
 //
 // An error comes with the finding [Unknown]: not knowing is neither good nor
 // bad. Those who go on get the rest, as far as there is one. looked is called
@@ -34,8 +34,15 @@ func (s *Storage) Check(ctx context.Context, looked func()) iter.Seq2[Finding, e
 			yield(Finding{}, err)
 			return
 		}
-		if s.checkItems(ctx, looked, yield) {
-			s.checkFiles(ctx, looked, yield)
+		report := func(hash narinfo.PathHash, name string) bool { return s.report(ctx, hash, name, yield) }
+		end := func() bool { return true }
+		if s.index.IsReadOnly() {
+			later := &suspects{s: s, yield: yield}
+			report = func(hash narinfo.PathHash, name string) bool { return later.report(ctx, hash, name) }
+			end = func() bool { return later.flush(ctx) }
+		}
+		if s.checkItems(ctx, looked, report, yield) && end() && s.checkFiles(ctx, looked, report, yield) {
+			end()
 		}
 	}
 }
@@ -52,8 +59,8 @@ func (s *Storage) readable(ctx context.Context) error {
 }
 
 // checkItems looks for the file of each row. It returns false when the check is
-// over.
-func (s *Storage) checkItems(ctx context.Context, looked func(), yield func(Finding, error) bool) bool {
+// over, as does report, which is called with what seems wrong.
+func (s *Storage) checkItems(ctx context.Context, looked func(), report func(narinfo.PathHash, string) bool, yield func(Finding, error) bool) bool {
 	for item, err := range s.Items(ctx) {
 		if err != nil {
 			if !yield(Finding{}, err) {
@@ -69,7 +76,7 @@ func (s *Storage) checkItems(ctx context.Context, looked func(), yield func(Find
 			if err == nil && info.Size == item.StoredSize(n) {
 				continue
 			}
-			if !s.report(ctx, item.Hash, name, yield) {
+			if !report(item.Hash, name) {
 				return false
 			}
 		}
@@ -78,8 +85,8 @@ func (s *Storage) checkItems(ctx context.Context, looked func(), yield func(Find
 	return true
 }
 
-// checkFiles looks for the row of each file.
-func (s *Storage) checkFiles(ctx context.Context, looked func(), yield func(Finding, error) bool) {
+// checkFiles looks for the row of each file. It returns false when the check is over.
+func (s *Storage) checkFiles(ctx context.Context, looked func(), report func(narinfo.PathHash, string) bool, yield func(Finding, error) bool) bool {
 	for info, err := range s.bytes.List(ctx) {
 		finding := Finding{Name: info.Name, Note: fmt.Sprintf("%d bytes", info.Size), info: info}
 		hash := hashInName(info.Name)
@@ -99,23 +106,24 @@ func (s *Storage) checkFiles(ctx context.Context, looked func(), yield func(Find
 					continue
 				}
 			}
-			if !s.report(ctx, hash, info.Name, yield) {
-				return
+			if !report(hash, info.Name) {
+				return false
 			}
 			looked()
 			continue
 		}
 		if !yield(finding, err) {
-			return
+			return false
 		}
 		looked()
 	}
+	return true
 }
 
 // report compares a file that seems wrong with its row again, and yields what is
 // wrong. It returns false when the check is over.
 func (s *Storage) report(ctx context.Context, hash narinfo.PathHash, name string, yield func(Finding, error) bool) bool {
-	var finding Finding
+	finding := Finding{Name: name}
 	var compareErr error
 	err := s.locked(ctx, 0, func(ctx context.Context, tx *index.Tx) error {
 		finding, compareErr = s.compare(ctx, tx, hash, name)
@@ -124,12 +132,17 @@ func (s *Storage) report(ctx context.Context, hash narinfo.PathHash, name string
 	if err == nil {
 		err = compareErr
 	}
+	return s.found(ctx, finding, err, yield)
+}
+
+// found yields the result of a comparison. It returns false when the check is over.
+func (s *Storage) found(ctx context.Context, finding Finding, err error, yield func(Finding, error) bool) bool {
 	switch {
 	case ctx.Err() != nil:
 		yield(Finding{}, ctx.Err())
 		return false
 	case err != nil:
-		if !yield(Finding{Name: name, Item: finding.Item}, err) {
+		if !yield(Finding{Name: finding.Name, Item: finding.Item}, err) {
 			return false
 		}
 		// Without a storage, all that follows would be the same.

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"nar-herder/internal/linger"
 	"nar-herder/narinfo"
 	"nar-herder/storage/index"
 )
@@ -159,8 +160,10 @@ func (s *Storage) RemoveWithdrawn(ctx context.Context, until time.Time) (freed F
 		if err != nil {
 			return freed, err
 		}
-		// The rows are gone: what is left now would be left for ever.
-		dropped, err := s.dropUnclaimed(context.WithoutCancel(ctx), names, last)
+		// The rows are gone: what is left now is left until the next start.
+		longer, cancel := linger.Context(ctx, linger.Second)
+		dropped, err := s.dropUnclaimed(longer, names, last)
+		cancel()
 		freed.Items += removed
 		freed.Size += dropped.Size
 		freed.Usage += dropped.Usage

@@ -7,6 +7,7 @@ import (
 	"path"
 	"time"
 
+	"nar-herder/internal/linger"
 	"nar-herder/narinfo"
 	"nar-herder/storage/index"
 )
@@ -99,8 +100,9 @@ func (s *Storage) RemoveAll(ctx context.Context, hashes []narinfo.PathHash, guar
 	if err != nil {
 		return nil, err
 	}
-	// The rows are gone: what is left now would be left for ever.
-	ctx = context.WithoutCancel(ctx)
+	// The rows are gone: what is left now is left until a server deletes it.
+	ctx, cancel := linger.Context(ctx, linger.Second)
+	defer cancel()
 	err = s.dropEach(ctx, names, last, func(n int, dropped Freed, err error) {
 		removal := &removals[owners[n]]
 		removal.Bytes += dropped.Size
@@ -200,7 +202,9 @@ func (s *Storage) postpone(ctx context.Context, begin time.Time, withdrawn []nar
 	if len(withdrawn) == 0 || end.Sub(begin) <= slowWithdrawal {
 		return nil
 	}
-	return s.index.Reclaim(context.WithoutCancel(ctx), func(tx *index.Tx) error {
+	ctx, cancel := linger.Context(ctx, linger.Second)
+	defer cancel()
+	return s.index.Reclaim(ctx, func(tx *index.Tx) error {
 		for _, hash := range withdrawn {
 			if err := tx.Postpone(hash, end); err != nil {
 				return err

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"nar-herder/internal/linger"
 	"nar-herder/narinfo"
 )
 
@@ -58,7 +59,9 @@ func (s *Storage) Verify(ctx context.Context, options VerifyOptions) iter.Seq2[F
 			v.yield(Finding{}, ctx.Err())
 		}
 		// Also when the context has ended: that is what it is for.
-		err := s.saveVerifyPlace(context.WithoutCancel(ctx), v.place, ended)
+		longer, cancel := linger.Context(ctx, linger.Second)
+		defer cancel()
+		err := s.saveVerifyPlace(longer, v.place, ended)
 		switch {
 		case err != nil && over:
 			s.log.Warn("how far the check is could not be written down: it will begin where it did", "error", err)

@@ -29,7 +29,7 @@ type checkCommand struct {
 
 // Help is shown below the options.
 func (checkCommand) Help() string {
-	return `Compares the index with the storage, both ways. Without --repair, nothing is changed.
+	return `Compares the index with the storage, both ways. Without --repair, nothing is changed, except that --verify records its progress in the index.
 
 Findings, one on a line: "missing" and "wrong size" files that the index has as stored; "corrupt" ones, with --verify; "unrecorded" ones that items name and the index does not have as stored; "incomplete" items, that refer to others without a narinfo; "unknown", what could not be found out. Mere notices are "stranger" files, which nobody names, "temporary" ones, and what is "quarantined".
 
@@ -69,7 +69,11 @@ func (c *checkCommand) Run(ctx context.Context, s *streams) (err error) {
 		return usageError{err}
 	}
 	log := slog.New(newLogHandler(s.err, slog.LevelWarn))
-	store, err := openExisting(ctx, c.Database, c.Storage, log)
+	openStore := openForReading
+	if c.Repair || c.Verify { // which writes down how far it is
+		openStore = openExisting
+	}
+	store, err := openStore(ctx, c.Database, c.Storage, log)
 	if err != nil {
 		return err
 	}

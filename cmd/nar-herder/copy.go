@@ -14,7 +14,6 @@ import (
 	"nar-herder/internal/disk"
 	"nar-herder/storage"
 	"nar-herder/storage/copying"
-	"nar-herder/storage/index"
 )
 
 type copyCommand struct {
@@ -123,13 +122,13 @@ func (c *copyCommand) openDatabase(ctx context.Context, s *streams) (*opened, er
 			fmt.Fprintf(s.err, "nar-herder: copy: note: there is no %s: nars are not verified but for their sizes; --database names one, or none\n", usualDatabase)
 			return nil, nil
 		}
-		known, err := open(ctx, usualDatabase, "", index.Options{}, nil)
+		known, err := openForReading(ctx, usualDatabase, "", nil)
 		if err != nil {
 			return nil, fmt.Errorf("%w, or copy without verifying with --database=none", err)
 		}
 		return known, nil
 	}
-	return openExisting(ctx, c.Database, "", nil)
+	return openForReading(ctx, c.Database, "", nil)
 }
 
 // mayWrite refuses a target that another instance owns than the one whose index is

@@ -67,7 +67,8 @@ func openBytes(ctx context.Context, store string, log *slog.Logger) (byteStore, 
 	return bytes, nil
 }
 
-// open opens the index, and the storage unless its name is empty.
+// open opens the index, and the storage unless its name is empty. The index is made
+// where there is none, unless the options say otherwise.
 func open(ctx context.Context, database, store string, options index.Options, log *slog.Logger) (*opened, error) {
 	return openWithCache(ctx, database, store, nil, options, log)
 }

@@ -41,7 +41,7 @@ func (c *exportCommand) Run(ctx context.Context, s *streams) (err error) {
 		return usagef("--tag and --closure-of don't go together, as part of a closure is none: use one of them")
 	}
 	log := slog.New(newLogHandler(s.err, slog.LevelWarn))
-	store, err := openExisting(ctx, c.Database, c.Storage, log)
+	store, err := openForReading(ctx, c.Database, c.Storage, log)
 	if err != nil {
 		return err
 	}

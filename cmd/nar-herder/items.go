@@ -59,7 +59,7 @@ type listedFile struct {
 }
 
 func (c *listCommand) Run(ctx context.Context, s *streams) (err error) {
-	store, err := openExisting(ctx, c.Database, "", nil)
+	store, err := openForReading(ctx, c.Database, "", nil)
 	if err != nil {
 		return err
 	}
@@ -126,10 +126,13 @@ func describe(ctx context.Context, store *opened, item *storage.Item) (*listed, 
 
 // openExisting is open for what makes no sense with a new index.
 func openExisting(ctx context.Context, database, store string, log *slog.Logger) (*opened, error) {
-	if _, err := os.Stat(database); err != nil {
-		return nil, fmt.Errorf("--database=%s: %w: name the index that the server uses", database, errors.Unwrap(err))
-	}
-	return open(ctx, database, store, index.Options{}, log)
+	return open(ctx, database, store, index.Options{Access: index.Write}, log)
+}
+
+// openForReading is openExisting for commands that change nothing in the index. They
+// need no permission to write, and don't disturb a server, whatever its version.
+func openForReading(ctx context.Context, database, store string, log *slog.Logger) (*opened, error) {
+	return open(ctx, database, store, index.Options{Access: index.Read}, log)
 }
 
 type statsCommand struct {
@@ -139,7 +142,7 @@ type statsCommand struct {
 }
 
 func (c *statsCommand) Run(ctx context.Context, s *streams) (err error) {
-	store, err := openExisting(ctx, c.Database, "", nil)
+	store, err := openForReading(ctx, c.Database, "", nil)
 	if err != nil {
 		return err
 	}

@@ -46,6 +46,7 @@ type commands struct {
 	MirrorStatus mirrorStatusCommand `cmd:"" help:"Show how far a mirror is behind the instance that it mirrors."`
 	MirrorAccept mirrorAcceptCommand `cmd:"" help:"Have a mirror follow its source although that has lost or removed much."`
 	Stats        statsCommand        `cmd:"" help:"Show how much there is in the index and the storage."`
+	Migrate      migrateCommand      `cmd:"" help:"Bring a database of an older version of this program up to date."`
 	Convert      convertCommand      `cmd:"" help:"Convert a database of the original Nar Herder to an index, or an index to one of the original."`
 	ShowConfig   configCommand       `cmd:"" name:"config" help:"Show the options of run-server that are in effect, and where each comes from."`
 	Version      versionCommand      `cmd:"" help:"Show the version."`

@@ -153,7 +153,7 @@ type pinned struct {
 }
 
 func (c *pinsCommand) Run(ctx context.Context, s *streams) (err error) {
-	store, err := openExisting(ctx, c.Database, "", nil)
+	store, err := openForReading(ctx, c.Database, "", nil)
 	if err != nil {
 		return err
 	}

@@ -71,7 +71,11 @@ func (c *removeCommand) Run(ctx context.Context, s *streams) (err error) {
 		}
 	}
 	log := slog.New(newLogHandler(s.err, slog.LevelInfo))
-	store, err := openExisting(ctx, c.Database, c.Storage, log)
+	openStore := openExisting
+	if c.DryRun {
+		openStore = openForReading
+	}
+	store, err := openStore(ctx, c.Database, c.Storage, log)
 	if err != nil {
 		return err
 	}

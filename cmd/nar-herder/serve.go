@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -117,10 +116,26 @@ func (c *serverCommand) validate() error {
 	return c.validateControl()
 }
 
-func (c *serverCommand) Run(ctx context.Context, s *streams, settings *settings) (err error) {
+func (c *serverCommand) Run(ctx context.Context, s *streams, settings *settings) error {
 	if err := c.validate(); err != nil {
 		return usageError{err}
 	}
+	log, closeLog := newLogger(s.err, slog.Level(c.LogLevel))
+	defer closeLog()
+	running := newTasks()
+	err := untilStopped(ctx, log, running, func() error { return c.run(ctx, settings, running, log) })
+	if c.PidFile != "" {
+		removePidFile(c.PidFile)
+	}
+	if err == nil {
+		log.Info("stopped")
+	}
+	return err
+}
+
+// run serves until the context ends. What it starts in the background is among what
+// is running.
+func (c *serverCommand) run(ctx context.Context, settings *settings, running *tasks, log *slog.Logger) (err error) {
 	key, err := readSigningKey(c.SigningKey)
 	if err != nil {
 		return err
@@ -133,8 +148,6 @@ func (c *serverCommand) Run(ctx context.Context, s *streams, settings *settings)
 	if err != nil {
 		return err
 	}
-	log, closeLog := newLogger(s.err, slog.Level(c.LogLevel))
-	defer closeLog()
 	for _, warning := range settings.unknown() {
 		log.Warn(warning)
 	}
@@ -163,7 +176,6 @@ func (c *serverCommand) Run(ctx context.Context, s *streams, settings *settings)
 		if err := writePidFile(c.PidFile); err != nil {
 			return err
 		}
-		defer removePidFile(c.PidFile)
 	}
 	<-listened
 	if listenErr != nil {
@@ -173,9 +185,9 @@ func (c *serverCommand) Run(ctx context.Context, s *streams, settings *settings)
 	c.serveControl(control, log)
 	defer c.closeControl()
 	c.starting = httpapi.NewStarting(log)
-	for _, prepare := range []func(context.Context, []net.Listener, *slog.Logger) error{c.convertInPlace, c.beginMirror} {
+	for _, prepare := range []func(context.Context, []net.Listener, *slog.Logger) error{c.convertInPlace, c.beginMirror, c.migrate} {
 		if err := prepare(ctx, listeners, log); ctx.Err() != nil {
-			log.Info("stopped; the next start goes on with what was begun", "database", c.Database)
+			log.Info("unfinished work resumes at the next start", "database", c.Database)
 			return nil
 		} else if err != nil {
 			return err
@@ -188,7 +200,7 @@ func (c *serverCommand) Run(ctx context.Context, s *streams, settings *settings)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, store.close()) }()
+	defer running.Do("closing the database and the storage", func() { err = errors.Join(err, store.close()) })
 	log.Info("starting", "version", version(), "database", c.Database, "storage", store.name(), "pid", os.Getpid())
 
 	counter := uses.New(store.index, log)
@@ -223,7 +235,7 @@ func (c *serverCommand) Run(ctx context.Context, s *streams, settings *settings)
 		Log:            log,
 	}
 	if cache != nil {
-		defer func() { err = errors.Join(err, cache.Close()) }()
+		defer running.Do("closing the cache", func() { err = errors.Join(err, cache.Close()) })
 		options.Cached = cache
 	}
 	if err := store.SetHardLimit(ctx, int64(c.StorageHardLimit)); err != nil {
@@ -260,41 +272,44 @@ func (c *serverCommand) Run(ctx context.Context, s *streams, settings *settings)
 	if err != nil {
 		return err
 	}
-	var following sync.WaitGroup
 	followCtx, stopFollowing := context.WithCancel(ctx)
 	defer func() {
 		stopFollowing()
-		following.Wait()
+		running.Go("writing down uses", counter.Close)
+		if fetcher != nil {
+			running.Go("fetching nars", fetcher.Close)
+		}
+		running.Wait()
 		err = errors.Join(err, watcher.Close())
 	}()
-	following.Go(func() { server.Follow(followCtx, watcher) })
-	following.Go(func() { counter.Run(followCtx) })
-	following.Go(func() { sums.Run(followCtx, server.Forget) })
+	running.Go("watching the database", func() { server.Follow(followCtx, watcher) })
+	running.Go("writing down uses", func() { counter.Run(followCtx) })
+	running.Go("computing checksums", func() { sums.Run(followCtx, server.Forget) })
 	server.Registry().MustRegister(database)
-	following.Go(func() { database.Run(followCtx) })
+	running.Go("watching the room for the database", func() { database.Run(followCtx) })
 	if remover != nil {
 		server.Registry().MustRegister(remover)
-		following.Go(func() { remover.Run(followCtx) })
+		running.Go("keeping the storage limit", func() { remover.Run(followCtx) })
 	}
 	if fetcher != nil {
 		server.Registry().MustRegister(fetcher)
-		following.Go(func() { fetcher.Run(followCtx) })
+		running.Go("fetching nars", func() { fetcher.Run(followCtx) })
 	}
-	following.Go(func() { owner(followCtx) })
-	following.Go(func() { withdrawn.Run(followCtx) })
-	following.Go(func() { store.RemoveUnfinished(followCtx) })
+	running.Go("finding the owner of the storage", func() { owner(followCtx) })
+	running.Go("removing withdrawn items", func() { withdrawn.Run(followCtx) })
+	running.Go("removing unfinished uploads", func() { store.RemoveUnfinished(followCtx) })
 	if follower != nil {
 		server.Registry().MustRegister(follower)
-		following.Go(func() { follower.Run(followCtx) })
+		running.Go("mirroring", func() { follower.Run(followCtx) })
 	}
 	server.Registry().MustRegister(dumps)
 	if store.cache != nil {
 		server.Registry().MustRegister(store.cache)
 	}
-	following.Go(func() { dumps.Run(followCtx) })
+	running.Go("making dumps", func() { dumps.Run(followCtx) })
 	if cache != nil {
 		server.Registry().MustRegister(cache)
-		following.Go(func() { cache.Run(followCtx, server.Forget) })
+		running.Go("caching nars", func() { cache.Run(followCtx, server.Forget) })
 	}
 
 	if c.control != nil {
@@ -309,10 +324,10 @@ func (c *serverCommand) Run(ctx context.Context, s *streams, settings *settings)
 		log.Info("stopping")
 		notify(log, daemon.SdNotifyStopping)
 	})
-	if err := server.Serve(ctx, listeners...); err != nil {
+	running.Do("answering requests", func() { err = server.Serve(ctx, listeners...) })
+	if err != nil {
 		return fmt.Errorf("serve: %w", err)
 	}
-	log.Info("stopped")
 	return nil
 }
 

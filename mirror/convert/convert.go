@@ -18,6 +18,7 @@ import (
 
 	"nar-herder/mirror/exchange"
 	"nar-herder/storage"
+	"nar-herder/storage/index"
 )
 
 // Options of a conversion; the zero value is good.
@@ -116,10 +117,17 @@ func Convert(ctx context.Context, from, to string, o Options) (Result, error) {
 	if _, err := os.Stat(from); err != nil {
 		return Result{}, fmt.Errorf("%w: name a database to convert", err)
 	}
+	x, indexErr := index.Open(ctx, from, index.Options{Access: index.Read})
+	switch {
+	case indexErr == nil:
+		return toOriginal(ctx, x, from, to, o)
+	case errors.Is(indexErr, index.ErrOlderVersion), errors.Is(indexErr, index.ErrNewerVersion):
+		return Result{}, indexErr
+	}
 	database, err := exchange.Open(ctx, from)
 	switch {
 	case errors.Is(err, exchange.ErrNotOriginal):
-		return toOriginal(ctx, from, to, o)
+		return Result{}, indexErr
 	case err != nil:
 		return Result{}, err
 	}

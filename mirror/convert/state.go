@@ -60,7 +60,7 @@ func fingerprint(info fs.FileInfo) string {
 // anew.
 func begin(ctx context.Context, source *exchange.Database, info fs.FileInfo, path string) (*index.Index, *state, error) {
 	fresh := func() (*index.Index, *state, error) {
-		x, err := index.Open(ctx, path, index.Options{WriterCache: writerCache, Bulk: true})
+		x, err := index.Open(ctx, path, index.Options{Migrate: true, WriterCache: writerCache, Bulk: true})
 		if err != nil {
 			return nil, nil, err
 		}
@@ -113,7 +113,7 @@ func isFinished(ctx context.Context, path string) (finished bool, err error) {
 	if _, err := os.Stat(path); err != nil {
 		return false, nil
 	}
-	x, err := index.Open(ctx, path, index.Options{})
+	x, err := index.Open(ctx, path, index.Options{Access: index.Write, Migrate: true})
 	if err != nil {
 		return false, err
 	}

@@ -10,15 +10,11 @@ import (
 	"nar-herder/storage/index"
 )
 
-// toOriginal makes the index at from a database of the original at to. It is read
-// while others may write it. What has changed meanwhile may be in it or not; the
+// toOriginal makes the index, which was opened from a file of that name, a database
+// of the original at to, and closes it. It is read while others may write it. What has changed meanwhile may be in it or not; the
 // log ends where it ended at the start, so that whoever follows from there on is
 // told again.
-func toOriginal(ctx context.Context, from, to string, o Options) (result Result, err error) {
-	x, err := index.Open(ctx, from, index.Options{})
-	if err != nil {
-		return result, err
-	}
+func toOriginal(ctx context.Context, x *index.Index, from, to string, o Options) (result Result, err error) {
 	defer func() { err = errors.Join(err, x.Close()) }()
 	made := to + written
 	// One from a run that was killed is of no use.

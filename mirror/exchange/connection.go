@@ -8,9 +8,12 @@ import (
 	"io"
 	"net/url"
 	"strings"
+	"time"
 
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
+
+	"nar-herder/internal/pace"
 )
 
 // connection is one connection to a database file. It speaks to the driver
@@ -35,11 +38,22 @@ func connect(ctx context.Context, path string, parameters ...string) (*connectio
 	if err != nil {
 		return nil, err
 	}
+	// The pragmas may have to wait for a lock, which the driver does without the
+	// context.
 	conn, err := connector.Connect(ctx)
+	for end := time.Now().Add(busyTimeout); primaryCode(err) == sqlite3.SQLITE_BUSY && time.Now().Before(end); conn, err = connector.Connect(ctx) {
+		if err := pace.Sleep(ctx, 5*time.Millisecond); err != nil {
+			return nil, err
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
-	return &connection{conn, make(map[string]*statement)}, nil
+	c := &connection{conn, make(map[string]*statement)}
+	if err := c.script(ctx, fmt.Sprintf("PRAGMA busy_timeout = %d", busyTimeout.Milliseconds())); err != nil {
+		return nil, errors.Join(err, c.close())
+	}
+	return c, nil
 }
 
 func (c *connection) close() error {

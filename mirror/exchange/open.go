@@ -7,14 +7,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
+	"time"
 
 	sqlite3 "modernc.org/sqlite/lib"
 )
 
-// busyTimeout is how long another process's transaction is waited for, in
-// milliseconds.
-const busyTimeout = 5_000
+// busyTimeout is how long another process's transaction is waited for.
+const busyTimeout = 5 * time.Second
 
 // smallestDatabase is SQLite's smallest page, of which a database has at least
 // one; see https://www.sqlite.org/fileformat.html.
@@ -23,7 +22,6 @@ const smallestDatabase = 512
 // reading are the parameters of all connections that read. The file may come
 // from a stranger: nothing that its schema names is run.
 var reading = []string{
-	"_busy_timeout=" + strconv.Itoa(busyTimeout),
 	"_pragma=trusted_schema(off)",
 	"_pragma=cell_size_check(on)",
 	"_pragma=cache_size(-8192)",

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"strings"
 
+	"nar-herder/internal/linger"
 	"nar-herder/storage"
 )
 
@@ -39,7 +40,9 @@ func (c *Copy) refuseSame(ctx context.Context) error {
 	}
 	_, seen := c.From.Stat(ctx, probe)
 	// Also when the context has ended.
-	if err := c.To.Remove(context.WithoutCancel(ctx), probe); err != nil {
+	longer, cancel := linger.Context(ctx, linger.Second)
+	defer cancel()
+	if err := c.To.Remove(longer, probe); err != nil {
 		return fmt.Errorf("%w: remove what was written to the target to try it: %w", ErrStore, err)
 	}
 	switch {

@@ -34,8 +34,8 @@ type codec struct {
 
 // openCodec reads the dictionaries of the database, and adds the built-in one
 // where it is missing: a database explains itself, even to a later version
-// whose built-in dictionary is another.
-func openCodec(conn *connection) (*codec, error) {
+// whose built-in dictionary is another. Without add, the database is left as it is.
+func openCodec(conn *connection, add bool) (*codec, error) {
 	options := []zstd.DOption{
 		// Decoding all of a text at once takes no goroutines, only a decoder
 		// for each core.
@@ -57,9 +57,11 @@ func openCodec(conn *connection) (*codec, error) {
 	if encoding == nil {
 		encoding = builtinDictionary
 		options = append(options, zstd.WithDecoderDicts(builtinDictionary))
-		err := conn.exec("INSERT INTO dictionaries VALUES (?, ?) ON CONFLICT DO NOTHING", int64(builtinID), builtinDictionary)
-		if err != nil {
-			return nil, err
+		if add {
+			err := conn.exec("INSERT INTO dictionaries VALUES (?, ?) ON CONFLICT DO NOTHING", int64(builtinID), builtinDictionary)
+			if err != nil {
+				return nil, err
+			}
 		}
 	}
 	c := new(codec)

@@ -6,10 +6,25 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"time"
 
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
+
+	"nar-herder/internal/pace"
+)
+
+const (
+	// lockTimeout is how long a connection waits for a lock that another process
+	// holds. Importers hold the write lock for a fraction of a second at a time,
+	// but many can queue up.
+	lockTimeout = 60 * time.Second
+	// firstLockPause is about how long it waits before it tries again for the first
+	// time. The pause doubles up to longestLockPause. A try takes some 20 µs. The
+	// longer the pause, the more others get the lock that came later.
+	firstLockPause   = time.Millisecond
+	longestLockPause = 10 * time.Millisecond
 )
 
 // connection is one connection with its statements, each prepared at its first
@@ -18,10 +33,19 @@ import (
 // It speaks to the driver itself: for a point look-up, which is what a server
 // of narinfos does all day, database/sql costs as much as SQLite. Statements
 // run without a context, which would cost a goroutine each; all of them are
-// short, and long passes read in steps.
+// short, and long passes read in steps. What can take long is a lock that another
+// process holds. SQLite's own wait for it (busy_timeout) can't be interrupted, so
+// it is off, and waiting is done here.
 type connection struct {
 	conn       driver.Conn
 	statements map[string]*statement
+
+	// ctx ends waits for a lock. It is that of the caller that uses the connection
+	// at present.
+	ctx context.Context
+	// changed says that the file is not as it was when it was opened, for a
+	// connection that takes no locks; nil for others.
+	changed func() error
 
 	// In a transaction, failure is the first error of a statement, and that of
 	// all that follow. SQLite may end a transaction by itself, as it does when
@@ -37,27 +61,44 @@ type statement struct {
 	row  []driver.Value
 }
 
+// connect opens a connection. The context is good for its waits until it is given
+// to another caller.
 func connect(ctx context.Context, dataSource string) (*connection, error) {
 	connector, err := sqlite.NewConnector(dataSource)
 	if err != nil {
 		return nil, err
 	}
-	for deadline := time.Now().Add(busyTimeout * time.Millisecond); ; {
-		conn, err := connector.Connect(ctx)
-		if err == nil {
-			return &connection{conn: conn, statements: make(map[string]*statement)}, nil
-		}
-		// The step to the write-ahead log does not wait for others that take
-		// it, or that are just closing the database, whatever busy_timeout is.
-		if !isBusy(err) || time.Now().After(deadline) {
-			return nil, err
-		}
-		select {
-		case <-time.After(5 * time.Millisecond):
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
+	c := &connection{statements: make(map[string]*statement), ctx: ctx}
+	// The pragmas of the data source may have to wait, and the step to the
+	// write-ahead log fails at once when another process takes it, or is just
+	// closing the database.
+	err = c.waiting(func() (err error) {
+		c.conn, err = connector.Connect(ctx)
+		return err
+	})
+	if err != nil {
+		return nil, err
 	}
+	return c, nil
+}
+
+// waiting calls f, and again as long as it fails because another process has a
+// lock.
+func (c *connection) waiting(f func() error) error {
+	err := f()
+	if err == nil || !isBusy(err) || c.transaction { // which has the locks that it needs
+		return err
+	}
+	pause := firstLockPause
+	for end := time.Now().Add(lockTimeout); isBusy(err) && time.Now().Before(end); err = f() {
+		// At random, so that processes don't get in each other's way again and
+		// again.
+		if ended := pace.Sleep(c.ctx, pause/2+rand.N(pause)); ended != nil {
+			return fmt.Errorf("%w while another process had it locked", ended)
+		}
+		pause = min(2*pause, longestLockPause)
+	}
+	return err
 }
 
 // isBusy says whether the error is that another connection has a lock.
@@ -76,8 +117,7 @@ func (c *connection) close() error {
 
 // script runs SQL text of any number of statements, none of them kept.
 func (c *connection) script(text string) error {
-	_, err := c.conn.(driver.ExecerContext).ExecContext(context.Background(), text, nil)
-	return err
+	return c.long(context.Background(), text)
 }
 
 // begin starts a transaction that writes.
@@ -98,6 +138,11 @@ func (c *connection) rollback() error {
 
 // failed notes the error of a statement.
 func (c *connection) failed(err error) error {
+	if c.changed != nil {
+		if changed := c.changed(); changed != nil {
+			err = changed // which is the reason
+		}
+	}
 	if c.transaction && c.failure == nil {
 		c.failure = err
 	}
@@ -110,9 +155,13 @@ func (c *connection) prepare(text string, args []driver.Value) (*statement, erro
 	}
 	s := c.statements[text]
 	if s == nil {
-		prepared, err := c.conn.(driver.ConnPrepareContext).PrepareContext(context.Background(), text)
+		var prepared driver.Stmt
+		err := c.waiting(func() (err error) {
+			prepared, err = c.conn.(driver.ConnPrepareContext).PrepareContext(context.Background(), text)
+			return err
+		})
 		if err != nil {
-			return nil, fmt.Errorf("prepare %q: %w", text, err)
+			return nil, fmt.Errorf("prepare %q: %w", text, c.failed(err))
 		}
 		s = &statement{Stmt: prepared, args: make([]driver.NamedValue, len(args))}
 		for i := range s.args {
@@ -142,7 +191,11 @@ func (c *connection) insert(text string, args ...driver.Value) (id int64, err er
 	if err != nil {
 		return 0, err
 	}
-	result, err := s.Stmt.(driver.StmtExecContext).ExecContext(context.Background(), s.args)
+	var result driver.Result
+	err = c.waiting(func() (err error) {
+		result, err = s.Stmt.(driver.StmtExecContext).ExecContext(context.Background(), s.args)
+		return err
+	})
 	if err != nil {
 		return 0, c.failed(err)
 	}
@@ -157,7 +210,12 @@ func (c *connection) rows(text string, args []driver.Value, f func(row []driver.
 	if err != nil {
 		return err
 	}
-	rows, err := s.Stmt.(driver.StmtQueryContext).QueryContext(context.Background(), s.args)
+	// A lock is taken by the first step, which is part of the query.
+	var rows driver.Rows
+	err = c.waiting(func() (err error) {
+		rows, err = s.Stmt.(driver.StmtQueryContext).QueryContext(context.Background(), s.args)
+		return err
+	})
 	if err != nil {
 		return c.failed(err)
 	}
@@ -250,5 +308,6 @@ func (p pool) do(ctx context.Context, f func(*connection) error) error {
 		}
 	}
 	defer func() { p <- c }()
+	c.ctx = ctx
 	return f(c)
 }

@@ -34,7 +34,7 @@ func TestPragmas(t *testing.T) {
 	for name, c := range connections {
 		want := map[string]any{
 			"journal_mode":       "wal",
-			"busy_timeout":       int64(busyTimeout),
+			"busy_timeout":       int64(0), // see connection
 			"foreign_keys":       int64(1),
 			"synchronous":        int64(2), // full
 			"query_only":         int64(1),

@@ -84,8 +84,7 @@ func (x *Index) Copy(ctx context.Context, path string, at time.Time, changes int
 }
 
 func (x *Index) copyTo(ctx context.Context, source, target string, at time.Time, changes int) (copied Copied, err error) {
-	c, err := connect(ctx, fileName(target)+"?_busy_timeout="+strconv.Itoa(busyTimeout)+
-		"&_pragma=page_size("+strconv.Itoa(pageSize)+")&_pragma=cache_size(-"+strconv.Itoa(copyCache/1024)+")"+
+	c, err := connect(ctx, fileName(target)+"?_pragma=page_size("+strconv.Itoa(pageSize)+")&_pragma=cache_size(-"+strconv.Itoa(copyCache/1024)+")"+
 		// Nobody else knows the file, and there is nothing to go back to.
 		"&_pragma=journal_mode(off)&_pragma=synchronous(off)&_pragma=temp_store(memory)")
 	if err != nil {
@@ -177,8 +176,11 @@ func (x *Index) newest(c *connection, limit int) (told []Told, err error) {
 }
 
 // long runs SQL text that may take long, and is interrupted when the context ends.
-func (c *connection) long(ctx context.Context, text string) error {
-	_, err := c.conn.(driver.ExecerContext).ExecContext(ctx, text, nil)
+func (c *connection) long(ctx context.Context, text string, args ...driver.Value) error {
+	err := c.waiting(func() error {
+		_, err := c.conn.(driver.ExecerContext).ExecContext(ctx, text, namedValues(args))
+		return err
+	})
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
@@ -237,7 +239,7 @@ func OpenSnapshot(ctx context.Context, path string) (_ *Snapshot, err error) {
 	if version != len(migrations) {
 		return nil, fmt.Errorf("%s: its schema has version %d, a copy of this program has %d", tried, version, len(migrations))
 	}
-	if s.index.codec, err = openCodec(conn); err != nil {
+	if s.index.codec, err = openCodec(conn, false); err != nil {
 		return nil, describe(tried, err)
 	}
 	return s, nil

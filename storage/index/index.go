@@ -22,7 +22,6 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
-	"sync"
 
 	"golang.org/x/sys/unix"
 	"modernc.org/sqlite"
@@ -40,6 +39,9 @@ var (
 	ErrOriginal = errors.New("database of the original Nar Herder")
 	// ErrNewerVersion says that the database was written by a newer version.
 	ErrNewerVersion = errors.New("database of a newer version")
+	// ErrOlderVersion says that [Migrate] has not brought the database up to date
+	// yet.
+	ErrOlderVersion = errors.New("database of an older version")
 	// ErrForeign says that the file is no index, and not an empty database.
 	ErrForeign = errors.New("not a Nar Herder database")
 	// ErrReadOnly says that the database file or its directory can't be written.
@@ -48,8 +50,27 @@ var (
 	ErrFull = errors.New("no space left for the database")
 )
 
+// Access is what [Open] may do to a database.
+type Access int
+
+const (
+	// Create opens a database for writing, and makes one of a file that is missing
+	// or empty.
+	Create Access = iota
+	// Write opens a database for writing. It must exist.
+	Write
+	// Read opens a database for reading. It must exist. Nothing is changed in it or
+	// beside it, and no permission to write is needed. The process must not have
+	// the database open for writing as well.
+	Read
+)
+
 // Options of [Open]; the zero value is good for a server.
 type Options struct {
+	Access Access
+	// Migrate brings a database of an older version up to date in place. It is for
+	// files that this program makes and nobody else needs; see [Migrate] for others.
+	Migrate bool
 	// WriterCache is the page cache of the writer connection, in bytes;
 	// 0 means 4 MiB. A large import is faster with more.
 	WriterCache int64
@@ -77,11 +98,6 @@ const (
 	// gets before it is folded back.
 	checkpointBytes     = 16 << 20
 	bulkCheckpointBytes = 256 << 20
-
-	// busyTimeout is how long a writer waits for another process's
-	// transaction, in milliseconds. Importers hold the lock for a fraction of
-	// a second at a time, but many can stand in line.
-	busyTimeout = 60_000
 )
 
 // Index is an open database. Its methods may be called from several
@@ -94,16 +110,20 @@ type Index struct {
 	codec    *codec
 	instance string
 
-	// writing guards what follows. It lets the transactions of this process
-	// take turns before they meet SQLite's lock, which is not fair and is
-	// waited for by polling.
-	writing sync.Mutex
-	writer  *connection
+	// writing has something in it while the writer is in use. It lets the
+	// transactions of this process take turns before they meet SQLite's lock, which
+	// is not fair and is waited for by polling.
+	writing chan struct{}
+	writer  *connection // nil with [Read]
+
+	// changed says whether what was read may be of two moments; see reading.go. It
+	// is nil where that can't be.
+	changed func() error
 }
 
-// Open opens the database at path, creates it when there is none, and brings
-// it to the newest schema. The errors are those named in this package, or the
-// system's, and say which file they are about.
+// Open opens the database at path. A database of another schema version is refused,
+// with [ErrOlderVersion] or [ErrNewerVersion]. The errors are those named in this
+// package, or the system's, and say which file they are about.
 func Open(ctx context.Context, path string, options Options) (*Index, error) {
 	x, err := open(ctx, path, options, migrations)
 	if errors.Is(err, ErrFull) {
@@ -122,38 +142,46 @@ func open(ctx context.Context, path string, options Options, steps []string) (_ 
 	if err != nil {
 		return nil, fmt.Errorf("database %s: find its absolute path: %w", path, err)
 	}
-	if err := prepareFile(absolute); err != nil {
+	if err := prepareFile(absolute, options.Access); err != nil {
 		return nil, err
 	}
 	count := max(4, 2*runtime.GOMAXPROCS(0))
-	x := &Index{
-		path:   path,
-		file:   resolve(absolute),
-		source: dataSource(absolute, cmp.Or(options.ReaderCache, defaultReaderCache)/int64(count), "_query_only=on"),
+	readerCache := cmp.Or(options.ReaderCache, defaultReaderCache) / int64(count)
+	x := &Index{path: path, file: resolve(absolute), writing: make(chan struct{}, 1)}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, x.Close())
+		}
+	}()
+	if options.Access == Read {
+		if err := x.openForReading(ctx, absolute, readerCache, count, len(steps)); err != nil {
+			return nil, err
+		}
+		return x, nil
 	}
+	x.source = dataSource(absolute, readerCache, "_query_only=on")
 	var extra []string
 	if options.Bulk {
 		extra = append(extra, fmt.Sprintf("_pragma=wal_autocheckpoint(%d)", bulkCheckpointBytes/pageSize))
 	}
-	if err := recogniseFile(ctx, absolute, path, len(steps)); err != nil {
+	version, err := recogniseFile(ctx, absolute, path, len(steps))
+	if err != nil {
+		return nil, err
+	}
+	if err := options.accepts(path, version, len(steps)); err != nil {
 		return nil, err
 	}
 	x.writer, err = connect(ctx, dataSource(absolute, cmp.Or(options.WriterCache, defaultWriterCache), extra...))
 	if err != nil {
 		return nil, describe(fmt.Sprintf("database %s: open it", path), err)
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, x.Close())
-		}
-	}()
-	if err := migrate(x.writer, path, steps); err != nil {
+	if err := migrate(ctx, x.writer, path, options, steps); err != nil {
 		return nil, err
 	}
-	if x.codec, err = openCodec(x.writer); err != nil {
+	if x.codec, err = openCodec(x.writer, true); err != nil {
 		return nil, describe(fmt.Sprintf("database %s: load its dictionaries", path), err)
 	}
-	if x.instance, err = openInstance(x.writer); err != nil {
+	if x.instance, err = openInstance(x.writer, true); err != nil {
 		return nil, describe(fmt.Sprintf("database %s: read its instance name", path), err)
 	}
 	if x.readers, err = openPool(ctx, x.source, count); err != nil {
@@ -162,48 +190,63 @@ func open(ctx context.Context, path string, options Options, steps []string) (_ 
 	return x, nil
 }
 
+// accepts refuses a schema version that Open may not use, or bring up to date.
+func (o *Options) accepts(path string, version, newest int) error {
+	switch {
+	case version == newest, version == 0 && o.Access == Create, version > 0 && o.Migrate:
+		return nil
+	case version == 0:
+		return fmt.Errorf("%w: %s has no tables: name the index that the server uses with --database", ErrForeign, path)
+	}
+	return fmt.Errorf("%w: %s has schema version %d, this program uses %d: restart the server with this version of the program, or run 'nar-herder migrate --database=%[2]s'; both keep a copy of the old database",
+		ErrOlderVersion, path, version, newest)
+}
+
 // recogniseFile is refuseForeign for a file that may be replaced meanwhile, as a
 // database of the original is when it has been converted. Then what was seen may
 // be the old file with the new one's log.
-func recogniseFile(ctx context.Context, absolute, path string, newest int) error {
+func recogniseFile(ctx context.Context, absolute, path string, newest int) (version int, err error) {
 	for {
 		before, err := os.Stat(absolute)
 		if err != nil {
-			return err
+			return 0, err
 		}
-		refused := refuseForeign(ctx, absolute, path, newest)
+		version, refused := refuseForeign(ctx, absolute, path, newest)
 		if refused == nil {
-			return nil
+			return version, nil
 		}
 		if after, err := os.Stat(absolute); err != nil || os.SameFile(before, after) {
-			return refused
+			return 0, refused
 		}
 	}
 }
 
 // refuseForeign looks at what the file is before anything is set on it: the
 // journal mode stays with a database, also with a stranger's.
-func refuseForeign(ctx context.Context, absolute, path string, newest int) error {
-	conn, err := connect(ctx, fileName(absolute)+"?_busy_timeout="+strconv.Itoa(busyTimeout)+"&_query_only=on")
+func refuseForeign(ctx context.Context, absolute, path string, newest int) (version int, err error) {
+	conn, err := connect(ctx, fileName(absolute)+"?_query_only=on")
 	if err != nil {
-		return describe(fmt.Sprintf("database %s: open it", path), err)
+		return 0, describe(fmt.Sprintf("database %s: open it", path), err)
 	}
-	_, err = recognise(conn, path, newest)
-	return errors.Join(err, conn.close())
+	version, err = recognise(conn, path, newest)
+	return version, errors.Join(err, conn.close())
 }
 
 // smallestDatabase is SQLite's smallest page, of which a database has at least
 // one; see https://www.sqlite.org/fileformat.html.
 const smallestDatabase = 512
 
-// prepareFile creates an empty file for a new database, so that SQLite, which
-// gives its log files the same mode, lets the file's group write as well:
-// imports often run as another user of the same group.
+// prepareFile refuses what can't be a database, and creates an empty file for a
+// new one, so that SQLite, which gives its log files the same mode, lets the file's
+// group write as well: imports often run as another user of the same group.
 //
 // An existing file is not opened: closing it would drop the locks that other
 // connections of this process hold on it, as POSIX has it.
-func prepareFile(path string) error {
+func prepareFile(path string, access Access) error {
 	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) && access != Create {
+		return fmt.Errorf("database %s: %w: name the index that the server uses with --database", path, fs.ErrNotExist)
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		var file *os.File
 		if file, err = os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o664); err == nil {
@@ -216,9 +259,16 @@ func prepareFile(path string) error {
 		if !info.Mode().IsRegular() {
 			return fmt.Errorf("%w: %s is no regular file: name another file with --database", ErrForeign, path)
 		}
-		if size := info.Size(); size > 0 && size < smallestDatabase {
+		size := info.Size()
+		if size == 0 && access != Create {
+			return fmt.Errorf("%w: %s is empty: name the index that the server uses with --database", ErrForeign, path)
+		}
+		if size > 0 && size < smallestDatabase {
 			// SQLite would take it for an empty database, and write over it.
 			return fmt.Errorf("%w: %s has only %d bytes, a database has %d or more: name another file with --database", ErrForeign, path, size, smallestDatabase)
+		}
+		if access == Read {
+			return nil // whether it can be read, opening it tells
 		}
 		err = unix.Access(path, unix.R_OK|unix.W_OK)
 	}
@@ -241,8 +291,6 @@ func prepareFile(path string) error {
 // it, so that every connection of a pool has them.
 func dataSource(path string, cacheBytes int64, extra ...string) string {
 	parameters := append([]string{
-		// First: the pragmas that follow may already have to wait.
-		"_busy_timeout=" + strconv.Itoa(busyTimeout),
 		"_pragma=page_size(" + strconv.Itoa(pageSize) + ")",
 		"_foreign_keys=on",
 		"_journal_mode=wal",
@@ -262,9 +310,10 @@ func fileName(path string) string { return "file:" + (&url.URL{Path: path}).Esca
 
 // openInstance returns the random name of this database, made once: it tells
 // an instance from others, and from itself behind another URL.
-func openInstance(conn *connection) (string, error) {
+// Without make, it is "" where there is none.
+func openInstance(conn *connection, make bool) (string, error) {
 	row, err := conn.first("SELECT value FROM settings WHERE key = 'instance'")
-	if err != nil {
+	if err != nil || row == nil && !make {
 		return "", err
 	}
 	if row == nil {
@@ -278,7 +327,8 @@ func openInstance(conn *connection) (string, error) {
 	return row[0].(string), nil
 }
 
-// Instance is the random name of this database.
+// Instance is the random name of this database. With [Read], it is "" for one that
+// has none yet, such as a copy.
 func (x *Index) Instance() string { return x.instance }
 
 // Path is the file name the index was opened with.
@@ -295,9 +345,13 @@ func resolve(path string) string {
 	return path
 }
 
-// Close ends all connections. No other method may be in flight.
+// Close ends all connections. No other method may be in flight. The error may be
+// [ErrChanged], with [Read].
 func (x *Index) Close() error {
 	err := x.readers.close()
+	if x.changed != nil {
+		err = errors.Join(err, x.changed())
+	}
 	if x.writer != nil {
 		err = errors.Join(err, x.writer.close())
 	}
@@ -326,7 +380,7 @@ func describe(tried string, err error) error {
 		case sqlite3.SQLITE_CORRUPT:
 			return fmt.Errorf("%s: %w: the database is damaged: restore a copy of it, or build a new one with 'nar-herder import'", tried, err)
 		case sqlite3.SQLITE_BUSY:
-			return fmt.Errorf("%s: %w: another process has held the database for over %d s", tried, err, busyTimeout/1000)
+			return fmt.Errorf("%s: %w: another process has held the database for over %d s", tried, err, int(lockTimeout.Seconds()))
 		}
 	}
 	return fmt.Errorf("%s: %w", tried, err)

@@ -1,8 +1,10 @@
 package index
 
 import (
+	"bufio"
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"strconv"
@@ -48,7 +50,75 @@ func help(path string) error {
 			return err
 		}
 	}
+	// Further items, as long as there are requests for them.
+	for requests := bufio.NewScanner(os.Stdin); requests.Scan(); fmt.Println("done") {
+		var first, count int
+		if _, err := fmt.Sscan(requests.Text(), &first, &count); err != nil {
+			return err
+		}
+		err := x.Update(context.Background(), func(tx *Tx) error {
+			for n := first; n < first+count; n++ {
+				if err := putIn(tx, x, testNarinfo(n, 1, nil, 10), 1, nil); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
 	return x.Close()
+}
+
+// writer is a helper that has a database open.
+type writer struct {
+	command *exec.Cmd
+	in      io.WriteCloser
+	out     *bufio.Scanner
+}
+
+// startWriter starts one, which has put an item then.
+func startWriter(t testing.TB, path string) *writer {
+	t.Helper()
+	w := &writer{command: helper(t, path, 0, 0)}
+	var err error
+	if w.in, err = w.command.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
+	out, err := w.command.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.out = bufio.NewScanner(out)
+	w.command.Stderr = os.Stderr
+	if err := w.command.Start(); err != nil {
+		t.Fatal(err)
+	}
+	w.put(t, 0, 1)
+	return w
+}
+
+// put has it put items in one transaction.
+func (w *writer) put(t testing.TB, first, count int) {
+	t.Helper()
+	if _, err := fmt.Fprintln(w.in, first, count); err != nil {
+		t.Fatal(err)
+	}
+	if !w.out.Scan() {
+		t.Fatal("the helper has ended")
+	}
+}
+
+// close has it close the database and end.
+func (w *writer) close(t testing.TB) {
+	t.Helper()
+	if err := w.in.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.command.Wait(); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // helper makes a process that puts items.

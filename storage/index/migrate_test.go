@@ -4,12 +4,14 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
 // nextVersion is what a later version of the program may add.
@@ -69,7 +71,7 @@ func TestMigrate(t *testing.T) {
 	t.Parallel()
 	path := oldDatabase(t)
 	for range 2 { // the second time there is nothing to do
-		x, err := open(t.Context(), path, Options{}, nextVersion)
+		x, err := open(t.Context(), path, Options{Migrate: true}, nextVersion)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -102,7 +104,7 @@ func TestMigrate(t *testing.T) {
 func TestMigrateNew(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "db")
-	x, err := open(t.Context(), path, Options{}, nextVersion)
+	x, err := open(t.Context(), path, Options{Migrate: true}, nextVersion)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -130,7 +132,7 @@ func TestMigrateFails(t *testing.T) {
 			if name == "after a few" {
 				steps = append(steps, "ALTER TABLE items ADD COLUMN flags")
 			}
-			x, err := open(t.Context(), path, Options{}, steps)
+			x, err := open(t.Context(), path, Options{Migrate: true}, steps)
 			if err == nil {
 				x.Close()
 				t.Fatal("it was taken")
@@ -161,7 +163,7 @@ func TestMigrateAtOnce(t *testing.T) {
 		var group sync.WaitGroup
 		for range 4 {
 			group.Go(func() {
-				x, err := open(context.Background(), path, Options{}, nextVersion)
+				x, err := open(context.Background(), path, Options{Migrate: true}, nextVersion)
 				if err != nil {
 					t.Error(err)
 					return
@@ -177,4 +179,138 @@ func TestMigrateAtOnce(t *testing.T) {
 		put(t, old, testNarinfo(3, 1, nil, 1))
 		wantTotals(t, old, Totals{3, 3, 31})
 	}
+}
+
+// names lists a directory.
+func names(t testing.TB, directory string) (names []string) {
+	t.Helper()
+	entries, err := os.ReadDir(directory)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, entry := range entries {
+		names = append(names, entry.Name())
+	}
+	return names
+}
+
+// wantCopy asserts that a file is a database of an old version, with what
+// versionDatabase has put there, and that the program of that time can go on with it.
+func wantCopy(t testing.TB, path string, version int) {
+	t.Helper()
+	x, err := open(t.Context(), path, Options{Access: Write}, migrations[:version])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err := x.writer.integer("SELECT CAST(value AS INTEGER) FROM tags WHERE key = 'schema'"); err != nil || n != int64(version) {
+		t.Errorf("%s: tag is %d, %v; want %d", path, n, err, version)
+	}
+	if row, err := x.writer.first("PRAGMA integrity_check"); err != nil || row[0] != "ok" {
+		t.Errorf("%s: integrity_check: %v, %v", path, row, err)
+	}
+	if err := x.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestMigrateWithCopy brings a database of each old version up to date.
+func TestMigrateWithCopy(t *testing.T) {
+	t.Parallel()
+	for version := 1; version < len(migrations); version++ {
+		t.Run(fmt.Sprint(version), func(t *testing.T) {
+			t.Parallel()
+			path := versionDatabase(t, version)
+			kept := fmt.Sprintf("%s.schema-%d", path, version)
+			// What is left of a run that was killed, and a copy of an earlier time.
+			for name, text := range map[string]string{kept + unfinishedCopy: "half a copy", kept: "of before"} {
+				if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if !NeedsMigration(t.Context(), path) {
+				t.Error("it needs no migration")
+			}
+			done, err := Migrate(t.Context(), path)
+			if want := (Migration{version, len(migrations), kept + ".2"}); err != nil || done != want {
+				t.Fatalf("%+v, %v; want %+v", done, err, want)
+			}
+			if text, err := os.ReadFile(kept); err != nil || string(text) != "of before" {
+				t.Errorf("the copy of before is %q, %v", text, err)
+			}
+			wantCopy(t, kept+".2", version)
+			if got := names(t, filepath.Dir(path)); !slices.Equal(got, []string{"db", filepath.Base(kept), filepath.Base(kept) + ".2"}) {
+				t.Errorf("files: %q", got)
+			}
+			// Again, there is nothing to do.
+			done, err = Migrate(t.Context(), path)
+			if want := (Migration{From: len(migrations), To: len(migrations)}); err != nil || done != want {
+				t.Errorf("again: %+v, %v; want %+v", done, err, want)
+			}
+			if NeedsMigration(t.Context(), path) {
+				t.Error("it still needs a migration")
+			}
+			x := openAt(t, path)
+			put(t, x, testNarinfo(1, 1, nil, 10))
+			wantTotals(t, x, Totals{1, 1, 10})
+			wantSound(t, x)
+		})
+	}
+}
+
+// TestMigrateWithCopyFails: when a step fails, or the context ends, all is as it was.
+func TestMigrateWithCopyFails(t *testing.T) {
+	t.Parallel()
+	bad := append(slices.Clone(nextVersion), "CREATE TABLE half (a); INSERT INTO absent VALUES (1)")
+	path := oldDatabase(t)
+	if _, err := migrateWithCopy(t.Context(), path, bad); err == nil || !strings.Contains(err.Error(), path) {
+		t.Errorf("%v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	endless := append(slices.Clone(migrations), "CREATE TABLE endless AS WITH RECURSIVE n (i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n) SELECT i FROM n")
+	ended := make(chan error, 1)
+	go func() {
+		_, err := migrateWithCopy(ctx, path, endless)
+		ended <- err
+	}()
+	// The copy is whole when the steps begin.
+	for {
+		if info, err := os.Stat(path + ".schema-" + fmt.Sprint(len(migrations)) + unfinishedCopy); err == nil && info.Size() > 0 {
+			break
+		}
+		select {
+		case err := <-ended:
+			t.Fatal(err)
+		case <-time.After(time.Millisecond):
+		}
+	}
+	cancel()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("%v, want context.Canceled", err)
+	}
+	if got := version(t, path); got != int64(len(migrations)) {
+		t.Errorf("version is %d, want %d as before", got, len(migrations))
+	}
+	for _, name := range names(t, filepath.Dir(path)) {
+		if name != "db" && !strings.HasSuffix(name, unfinishedCopy) {
+			t.Errorf("there is a file %s", name)
+		}
+	}
+	wantOldData(t, openAt(t, path))
+}
+
+// TestMigrateBeside: those that have an older database open go on while it is copied
+// and migrated.
+func TestMigrateBeside(t *testing.T) {
+	t.Parallel()
+	path := oldDatabase(t)
+	old := openAt(t, path)
+	put(t, old, testNarinfo(3, 1, nil, 100)) // which is in the log
+	done, err := migrateWithCopy(t.Context(), path, nextVersion)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantTotals(t, old, Totals{3, 3, 130})
+	put(t, old, testNarinfo(4, 1, nil, 1))
+	wantTotals(t, old, Totals{4, 4, 131})
+	wantTotals(t, openAt(t, done.Copy), Totals{3, 3, 130})
 }

@@ -1,6 +1,7 @@
 package index
 
 import (
+	"context"
 	"errors"
 	"fmt"
 )
@@ -161,9 +162,9 @@ var migrations = []string{
 	) STRICT, WITHOUT ROWID;`,
 }
 
-// migrate brings the database to the newest version of the schema, or says
-// why it is not one of ours.
-func migrate(conn *connection, path string, steps []string) (err error) {
+// migrate creates the tables of a new database, and brings an older one to the
+// newest version of the schema where the options allow that.
+func migrate(ctx context.Context, conn *connection, path string, options Options, steps []string) (err error) {
 	// Most opens find nothing to do, and must not wait for another
 	// process's write lock to find that out.
 	version, err := recognise(conn, path, len(steps))
@@ -182,13 +183,28 @@ func migrate(conn *connection, path string, steps []string) (err error) {
 	if version, err = recognise(conn, path, len(steps)); err != nil {
 		return err
 	}
+	if err := options.accepts(path, version, len(steps)); err != nil {
+		return err
+	}
+	if err := conn.takeSteps(ctx, path, version, steps); err != nil {
+		return err
+	}
+	if err = conn.script("COMMIT"); err != nil {
+		return describe(fmt.Sprintf("database %s: finish migrating it", path), err)
+	}
+	return nil
+}
+
+// takeSteps brings the database from a version of the schema to the newest, within
+// a transaction.
+func (c *connection) takeSteps(ctx context.Context, path string, version int, steps []string) error {
 	for ; version < len(steps); version++ {
-		if err := conn.script(steps[version]); err != nil {
+		if err := c.long(ctx, steps[version]); err != nil {
 			return describe(fmt.Sprintf("database %s: migrate it from version %d to %d", path, version, version+1), err)
 		}
 	}
 	// Pragmas take no bound parameters.
-	err = conn.script(fmt.Sprintf("PRAGMA application_id = %d; PRAGMA user_version = %d; COMMIT", applicationID, len(steps)))
+	err := c.script(fmt.Sprintf("PRAGMA application_id = %d; PRAGMA user_version = %d", applicationID, len(steps)))
 	if err != nil {
 		return describe(fmt.Sprintf("database %s: finish migrating it", path), err)
 	}

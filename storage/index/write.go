@@ -44,7 +44,8 @@ func (x *Index) Prepare(n *narinfo.Narinfo) *Entry {
 // Update runs f in a transaction of its own, which is committed, and safe on
 // the disk, when Update returns nil, and leaves no trace when f or the commit
 // fails. Other writers wait meanwhile, also those of other processes, so f is
-// to take well under a second.
+// to take well under a second. When the context ends, Update stops waiting for
+// others.
 func (x *Index) Update(ctx context.Context, f func(*Tx) error) error {
 	if err := x.refillReserve(); err != nil {
 		return err
@@ -54,11 +55,11 @@ func (x *Index) Update(ctx context.Context, f func(*Tx) error) error {
 
 // update is Update without regard for the reserve.
 func (x *Index) update(ctx context.Context, f func(*Tx) error) error {
-	x.writing.Lock()
-	defer x.writing.Unlock()
-	if err := ctx.Err(); err != nil {
+	done, err := x.write(ctx)
+	if err != nil {
 		return err
 	}
+	defer done()
 	if err := x.writer.begin(); err != nil {
 		return describe("lock "+x.path+" for writing", err)
 	}
@@ -85,18 +86,59 @@ func (x *Index) update(ctx context.Context, f func(*Tx) error) error {
 	return nil
 }
 
+// IsReadOnly says whether the index was opened with [Read].
+func (x *Index) IsReadOnly() bool { return x.writer == nil }
+
+// View runs f in a transaction that reads: all that f reads is of one moment. What
+// writes fails.
+func (x *Index) View(ctx context.Context, f func(*Tx) error) error {
+	err := x.readers.do(ctx, func(c *connection) (err error) {
+		if err := c.exec("BEGIN"); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, c.exec("COMMIT")) }()
+		return f(&Tx{x: x, conn: c})
+	})
+	if err != nil {
+		return describe("read "+x.path, err)
+	}
+	return nil
+}
+
+// write lends the writer connection until done is called.
+func (x *Index) write(ctx context.Context) (done func(), err error) {
+	if x.writer == nil {
+		return nil, fmt.Errorf("%w: %s was opened for reading only", ErrReadOnly, x.path)
+	}
+	select {
+	case x.writing <- struct{}{}:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	done = func() { <-x.writing }
+	if err := ctx.Err(); err != nil {
+		done()
+		return nil, err
+	}
+	x.writer.ctx = ctx
+	return done, nil
+}
+
 // Hurry is [Options.Bulk], for a while: until it is called with false. It costs
-// memory and disk.
-func (x *Index) Hurry(on bool) error {
-	x.writing.Lock()
-	defer x.writing.Unlock()
+// memory and disk. When the context ends, it stops folding back the log.
+func (x *Index) Hurry(ctx context.Context, on bool) error {
+	done, err := x.write(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
 	log, cache := int64(checkpointBytes), int64(defaultWriterCache)
 	if on {
 		log, cache = bulkCheckpointBytes, hurryCache
 	}
-	err := x.writer.script(fmt.Sprintf("PRAGMA wal_autocheckpoint = %d; PRAGMA cache_size = -%d", log/pageSize, cache/1024))
+	err = x.writer.script(fmt.Sprintf("PRAGMA wal_autocheckpoint = %d; PRAGMA cache_size = -%d", log/pageSize, cache/1024))
 	if err == nil && !on {
-		err = x.writer.script("PRAGMA wal_checkpoint(PASSIVE)")
+		err = x.writer.long(ctx, "PRAGMA wal_checkpoint(PASSIVE)")
 	}
 	if err != nil {
 		return describe("change how "+x.path+" is written", err)

@@ -371,9 +371,12 @@ func TestPutRefused(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), collision) {
 		t.Errorf("a twin: %v", err)
 	}
-	x.writing.Lock()
+	done, err := x.write(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
 	err = x.writer.script("CREATE TEMP TRIGGER refuse BEFORE INSERT ON main.items BEGIN SELECT RAISE(ABORT, 'the disk is on fire'); END")
-	x.writing.Unlock()
+	done()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -26,7 +26,7 @@ const (
 	// did succeed after all, and getting rid of an upload. hurriedTimeout is the
 	// same when the caller has left, as a program does that is about to end.
 	lastTimeout    = 15 * time.Second
-	hurriedTimeout = time.Second
+	hurriedTimeout = 500 * time.Millisecond
 	// mostConflicts is how often a commit is tried again that has met another one.
 	mostConflicts = 3
 	// contentType is what clients with presigned URLs are told.

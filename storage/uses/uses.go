@@ -18,7 +18,8 @@ const (
 	// flushInterval is how often uses are written down. So much is lost of the
 	// counts when the process is killed.
 	flushInterval = 5 * time.Second
-	// lastFlush is how long the writing may take when the program ends.
+	// lastFlush is how long the writing may take when the program ends. Uses are
+	// worth no more than that of the time that its supervisor gives it.
 	lastFlush = 500 * time.Millisecond
 	// flushAtOnce bounds the items of one transaction.
 	flushAtOnce = 2_000
@@ -108,7 +109,7 @@ func Since(ctx context.Context, x *index.Index) (time.Time, error) {
 	return since, nil
 }
 
-// Run writes uses down until the context ends, and a last time then.
+// Run writes uses down until the context ends.
 func (c *Counter) Run(ctx context.Context) {
 	ticker := time.NewTicker(flushInterval)
 	defer ticker.Stop()
@@ -117,16 +118,39 @@ func (c *Counter) Run(ctx context.Context) {
 		case <-ticker.C:
 			c.Flush(ctx)
 		case <-ctx.Done():
-			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastFlush)
-			defer cancel()
-			c.Flush(last)
 			return
 		}
 	}
 }
 
-// Flush writes down what was counted.
+// Close writes uses down for the last time, after Run has ended, within half a second.
+// What can't be written until then, as another process has the database locked, is
+// lost, and the log says how much.
+func (c *Counter) Close() {
+	ctx, cancel := context.WithTimeout(context.Background(), lastFlush)
+	defer cancel()
+	err := c.flush(ctx)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.pending) == 0 {
+		return
+	}
+	var lost int64
+	for _, u := range c.pending {
+		lost += u.Count
+	}
+	c.log.Warn("uses of nars could not be written down before the end, and are lost", "uses", lost, "items", len(c.pending), "error", err)
+}
+
+// Flush writes down what was counted. What can't be written is kept for the next
+// time.
 func (c *Counter) Flush(ctx context.Context) {
+	if err := c.flush(ctx); err != nil && ctx.Err() == nil {
+		c.log.Error("can't write down how often nars were asked for", "error", err)
+	}
+}
+
+func (c *Counter) flush(ctx context.Context) (failure error) {
 	c.mu.Lock()
 	pending := c.pending
 	c.pending, c.flushing = make(map[narinfo.PathHash]*index.Uses), pending
@@ -147,9 +171,7 @@ func (c *Counter) Flush(ctx context.Context) {
 			return err
 		})
 		if err != nil {
-			if ctx.Err() == nil {
-				c.log.Error("can't write down how often nars were asked for", "error", err)
-			}
+			failure = err
 			c.putBack(batch)
 			continue
 		}
@@ -157,6 +179,7 @@ func (c *Counter) Flush(ctx context.Context) {
 			c.popular(popular)
 		}
 	}
+	return failure
 }
 
 // putBack keeps uses that could not be written for the next time.

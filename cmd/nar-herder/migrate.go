@@ -1,0 +1,58 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"time"
+
+	"nar-herder/storage/index"
+)
+
+type migrateCommand struct {
+	databaseOption `embed:""`
+}
+
+// Help is shown below the options.
+func (migrateCommand) Help() string {
+	return `Only this command and run-server change the schema of a database; other commands refuse one of another version. Stop the server first if it is of the older version.
+
+Before anything is changed, the old database is copied to DATABASE.schema-N beside it, where N is its schema version. That takes about as long as copying the file, and as much room. To go back to the older version of the program, stop the server, remove DATABASE-wal and DATABASE-shm if they are there, and rename the copy to DATABASE; what was imported since is missing then. Remove the copy when it is no longer needed.`
+}
+
+func (c *migrateCommand) Run(ctx context.Context, s *streams) error {
+	done, err := index.Migrate(ctx, c.Database)
+	if err != nil {
+		return err
+	}
+	if done.From == done.To {
+		fmt.Fprintf(s.out, "%s is up to date: it has schema version %d\n", c.Database, done.To)
+		return nil
+	}
+	fmt.Fprintf(s.out, "migrated %s from schema version %d to %d; the old database is kept as %s\n", c.Database, done.From, done.To, done.Copy)
+	return nil
+}
+
+// migrate brings a database of an older version up to date, while the listeners are
+// answered.
+func (c *serverCommand) migrate(ctx context.Context, listeners []net.Listener, log *slog.Logger) error {
+	if !index.NeedsMigration(ctx, c.Database) {
+		return nil
+	}
+	start := time.Now()
+	log.Info("migrating the database to the schema of this version; the old one is copied first", "database", c.Database)
+	state := func() any {
+		return struct {
+			Status string `json:"status"`
+		}{"migrating"}
+	}
+	return c.whileStarting(ctx, listeners, state, log, func(ctx context.Context) error {
+		done, err := index.Migrate(ctx, c.Database)
+		if err == nil {
+			log.Info("migrated the database", "database", c.Database, "from", done.From, "to", done.To, "kept", done.Copy,
+				"took", time.Since(start).Round(time.Millisecond).String())
+		}
+		return err
+	})
+}

@@ -1,0 +1,147 @@
+package main
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"testing"
+)
+
+// readingCommands are all commands that change nothing in the database.
+func readingCommands(p place, out string) [][]string {
+	database := "--database=" + p.database
+	return [][]string{
+		{"list", database}, {"list", database, "--json"}, {"stats", database}, {"pins", database}, p.args("check"), p.args("check", "--no-closures"),
+		p.args("export", filepath.Join(out, "exported")), p.args("remove", "--dry-run", greeting), p.args("remove", "--dry-run", "--after-grace", greeting),
+		{"copy", database, "--from=" + p.storage, "--to=" + filepath.Join(out, "copied")}, {"convert", p.database, filepath.Join(out, "original.db")},
+	}
+}
+
+// TestReadingCommands runs them without any permission to write where the database
+// is: with no server, beside one, and after one was killed.
+func TestReadingCommands(t *testing.T) {
+	t.Parallel()
+	dir, err := os.MkdirTemp("", "nar-herder") // others can get into it
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = os.Chmod(dir, 0o755)
+		os.RemoveAll(dir)
+	})
+	p := place{dir, filepath.Join(dir, "index.db"), filepath.Join(dir, "storage")}
+	for _, err := range []error{os.Chmod(dir, 0o755), os.Mkdir(p.storage, 0o755)} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.imports(t, published(greeting))
+	programs, err := os.MkdirTemp("", "nar-herder")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(programs) })
+	program := filepath.Join(programs, "nar-herder")
+	for _, err := range []error{os.Chmod(programs, 0o755), os.Link(binary, program)} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	run := func(when string) {
+		t.Helper()
+		out, err := os.MkdirTemp("", "nar-herder")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer os.RemoveAll(out)
+		for _, err := range []error{os.Mkdir(filepath.Join(out, "copied"), 0o777), os.Chmod(filepath.Join(out, "copied"), 0o777), os.Chmod(out, 0o777), os.Chmod(dir, 0o555)} {
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		before := listFiles(t, p.database)
+		for _, args := range readingCommands(p, out) {
+			cmd := exec.Command(program, args...)
+			if os.Getuid() == 0 {
+				cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+			}
+			c := commandOf(cmd)
+			c.start(t)
+			if status := c.wait(t); status != 0 || len(c.out.String()) == 0 && args[0] != "pins" {
+				t.Errorf("%s, %q: status %d, stdout %s, stderr %s", when, args, status, c.out.String(), c.err.String())
+			}
+		}
+		if after := listFiles(t, p.database); after != before {
+			t.Errorf("%s: files before: %s, after: %s", when, before, after)
+		}
+		if err := os.Chmod(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		// Who may write leaves no file behind either.
+		for _, args := range readingCommands(p, t.TempDir())[:6] {
+			if r := runProgram(t, args...); r.status != 0 {
+				t.Errorf("%s, %q: status %d, stderr %s", when, args, r.status, r.err)
+			}
+		}
+		if after := listFiles(t, p.database); after != before {
+			t.Errorf("%s, with permissions: files before: %s, after: %s", when, before, after)
+		}
+	}
+	run("no server")
+	s := p.serve(t)
+	run("beside a server")
+	p.imports(t, published(entropy))
+	if out := succeed(t, "list", "--database="+p.database); out != "/gnu/store/"+greeting+"\n/gnu/store/"+entropy+"\n" {
+		t.Errorf("list after an import: %s", out)
+	}
+	if err := s.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	<-s.ended
+	run("after a crash")
+	p.serve(t).stop(t, syscall.SIGTERM)
+	run("after the server has stopped")
+}
+
+// listFiles has the names, sizes and inodes of a database and what is beside it.
+func listFiles(t *testing.T, name string) string {
+	t.Helper()
+	out, err := exec.Command("/bin/sh", "-c", `ls -li "$0"*`, name).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return string(out)
+}
+
+// TestNoDatabase has the database be missing or empty: nothing is created or changed.
+func TestNoDatabase(t *testing.T) {
+	t.Parallel()
+	for _, empty := range []bool{false, true} {
+		p := newPlace(t)
+		if empty {
+			if err := os.WriteFile(p.database, nil, 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		database := "--database=" + p.database
+		commands := append(readingCommands(p, t.TempDir()), p.args("remove", greeting), p.args("check", "--repair"), p.args("check", "--verify"),
+			[]string{"pin", database, greeting}, []string{"unpin", database, greeting}, []string{"mirror-accept", database}, p.args("take-storage"),
+			[]string{"dump", database, "--database-dump=" + filepath.Join(p.dir, "dump.db")}, []string{"migrate", database})
+		for _, args := range commands {
+			if args[0] == "copy" {
+				if err := os.Mkdir(args[3][len("--to="):], 0o755); err != nil {
+					t.Fatal(err)
+				}
+			}
+			fail(t, args, p.database)
+		}
+		info, err := os.Stat(p.database)
+		if empty && (err != nil || info.Size() != 0) || !empty && err == nil {
+			t.Errorf("empty %v: afterwards %v, %v", empty, info, err)
+		}
+		if left := must(filepath.Glob(p.database + "?*")); len(left) > 0 {
+			t.Errorf("empty %v: left %q", empty, left)
+		}
+	}
+}

@@ -1,0 +1,330 @@
+package main
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"nar-herder/internal/s3server"
+	"nar-herder/internal/testlog"
+)
+
+// stopLimit is how long a program may take to end once it is told to: a
+// supervisor such as the Shepherd kills it after five seconds.
+const stopLimit = 3 * time.Second
+
+// wantStopped sends the signal to a process and asserts that it ends in time.
+func wantStopped(t *testing.T, p *process, signal os.Signal, status int) {
+	t.Helper()
+	sent := time.Now()
+	if err := p.Process.Signal(signal); err != nil {
+		t.Fatal(err)
+	}
+	got := p.wait(t)
+	took := time.Since(sent)
+	if took > stopLimit {
+		t.Errorf("it took %v to end, want %v at the most", took, stopLimit)
+	}
+	if got != status {
+		t.Errorf("exit status %d, want %d", got, status)
+	}
+	t.Logf("ended within %v", took)
+}
+
+// lockDatabase takes the write lock of a database, as another process would, for
+// the rest of the test or until unlock is called. The statement begins the
+// transaction.
+func lockDatabase(t *testing.T, name, begin string) (unlock func()) {
+	t.Helper()
+	db, err := sql.Open("sqlite", name+"?_pragma=busy_timeout(60000)")
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := db.Conn(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.ExecContext(context.Background(), begin); err != nil {
+		t.Fatal(err)
+	}
+	unlock = func() {
+		conn.Close()
+		db.Close()
+	}
+	t.Cleanup(unlock)
+	return unlock
+}
+
+// TestStopWhileLocked ends a server while another process has the write lock of
+// the database, with nars on their way to clients and uses that are not written
+// down yet.
+func TestStopWhileLocked(t *testing.T) {
+	t.Parallel()
+	for _, signal := range []os.Signal{syscall.SIGTERM, os.Interrupt} {
+		p := newPlace(t)
+		p.imports(t, published(gosrc), published(entropy))
+		s := p.serve(t, "--ttl=1s", "--storage-check-interval=1s", "--storage-limit=1",
+			"--storage-nar-removal-criteria=unreferenced", "--enable-cached-compression=zstd:19",
+			"--cached-compression-min-uses=1", "--cached-compression-directory=zstd="+filepath.Join(p.dir, "cached"))
+		lockDatabase(t, p.database, "BEGIN IMMEDIATE")
+		download(t, s.addresses[0], "/nar/lzip/"+gosrc)
+		download(t, s.addresses[0], "/nar/lzip/"+entropy)
+		wantStopped(t, s.process, signal, 0)
+		if log := s.err.String(); !strings.Contains(log, "uses=2") || !strings.HasSuffix(log, "msg=stopped\n") {
+			t.Errorf("the log does not say how many uses were dropped, or is not whole: %s", tail(log))
+		}
+	}
+}
+
+// TestStopWithHangingBucket ends a server while its bucket does not answer any
+// more, the database is locked, clients download, and items are being removed.
+func TestStopWithHangingBucket(t *testing.T) {
+	t.Parallel()
+	for _, locked := range []string{"by another process", "by the removal"} {
+		t.Run(locked, func(t *testing.T) {
+			t.Parallel()
+			bucket := s3server.New(t)
+			line := newLine(t, bucket.Address)
+			p := newPlace(t)
+			p.storage = strings.Replace(bucket.URL("nars"), url.QueryEscape(bucket.Address), url.QueryEscape(line.address), 1)
+			p.imports(t, published(gosrc), published(entropy), published(greeting))
+			s := p.serve(t, "--ttl=0s", "--storage-check-interval=1s")
+			download(t, s.addresses[0], "/nar/lzip/"+gosrc)
+			if locked == "by the removal" {
+				line.hangAt("DELETE ")
+				succeed(t, p.args("remove", "--after-grace", greeting)...)
+				until(t, "the removal hangs", func() bool { return line.held() > 0 })
+				if n := count(t, p.database, "SELECT count(*) FROM leftovers"); n == 0 {
+					t.Error("nothing is noted that is to be deleted")
+				}
+			} else {
+				line.hangAt("")
+				lockDatabase(t, p.database, "BEGIN IMMEDIATE")
+			}
+			before := line.held()
+			for _, target := range []string{"/nar/lzip/" + entropy, "/health", "/nar/" + entropy} {
+				conn, err := net.Dial("tcp", s.addresses[0])
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { conn.Close() })
+				if _, err := io.WriteString(conn, "GET "+target+" HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			until(t, "the requests hang", func() bool { return line.held() >= before+3 })
+			wantStopped(t, s.process, syscall.SIGTERM, 0)
+			if log := s.err.String(); !strings.HasSuffix(log, "msg=stopped\n") || strings.Contains(log, "without waiting") {
+				t.Errorf("the log has no clean end: %s", tail(log))
+			}
+		})
+	}
+}
+
+// line passes connections on to an address until it hangs. Then they stay open, and
+// nothing comes through any more.
+type line struct {
+	address string
+	ended   chan struct{}
+
+	mu             sync.Mutex
+	armed, hanging bool
+	trigger        string
+	holds          int
+}
+
+func newLine(t *testing.T, target string) *line {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &line{address: listener.Addr().String(), ended: make(chan struct{})}
+	var passing sync.WaitGroup
+	passing.Go(func() {
+		for {
+			from, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			to, err := net.Dial("tcp", target)
+			if err != nil {
+				from.Close()
+				continue
+			}
+			passing.Go(func() { l.pass(to, from, true) })
+			passing.Go(func() { l.pass(from, to, false) })
+			context.AfterFunc(t.Context(), func() {
+				from.Close()
+				to.Close()
+			})
+		}
+	})
+	t.Cleanup(func() { // after the context has ended
+		listener.Close()
+		close(l.ended)
+		passing.Wait()
+	})
+	return l
+}
+
+// hangAt has the line hang from the next bytes of a client on that begin with the
+// text.
+func (l *line) hangAt(trigger string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.armed, l.trigger = true, trigger
+}
+
+// held is how many connections have bytes that don't come through.
+func (l *line) held() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.holds
+}
+
+func (l *line) pass(to, from net.Conn, isRequest bool) {
+	defer to.Close()
+	buffer := make([]byte, 64<<10)
+	for {
+		n, err := from.Read(buffer)
+		if err != nil {
+			return
+		}
+		l.mu.Lock()
+		if l.armed && isRequest && strings.HasPrefix(string(buffer[:n]), l.trigger) {
+			l.hanging = true
+		}
+		hangs := l.hanging
+		if hangs {
+			l.holds++
+		}
+		l.mu.Unlock()
+		if hangs {
+			<-l.ended
+			return
+		}
+		if _, err := to.Write(buffer[:n]); err != nil {
+			return
+		}
+	}
+}
+
+// TestStopAtStart ends programs that wait for the database at their start.
+func TestStopAtStart(t *testing.T) {
+	t.Parallel()
+	for name, begin := range map[string]string{
+		// In exclusive mode, nobody else can even read.
+		"exclusive": "PRAGMA locking_mode = EXCLUSIVE; BEGIN EXCLUSIVE",
+		"write":     "BEGIN IMMEDIATE",
+	} {
+		p := newPlace(t)
+		p.imports(t, published(entropy))
+		lockDatabase(t, p.database, begin)
+		item := published(greeting)
+		for _, args := range [][]string{
+			p.args("run-server", "--port=0", "--pid-file="+filepath.Join(p.dir, "pid")),
+			p.args("import", "--keep", item), p.args("remove", entropy), p.args("remove", "--after-grace", entropy),
+			{"pin", "--database=" + p.database, entropy}, p.args("check", "--repair"), p.args("take-storage"),
+			{"dump", "--database=" + p.database, "--database-dump=" + filepath.Join(p.dir, "dump.db")},
+			{"migrate", "--database=" + p.database},
+		} {
+			if name == "write" && (args[0] == "migrate" || args[0] == "dump" || args[0] == "check" || args[0] == "take-storage") {
+				continue // they have nothing to wait for
+			}
+			t.Run(name+" "+strings.Join(args[:1], " "), func(t *testing.T) {
+				t.Parallel()
+				run := command(args...)
+				run.start(t)
+				until(t, "it waits for the lock", func() bool {
+					select {
+					case <-run.ended:
+						t.Fatalf("it has ended: %s", run.err.String())
+					default:
+					}
+					return isOpen(t, run.Process.Pid, p.database)
+				})
+				want := 1
+				if args[0] == "run-server" {
+					want = 0
+				}
+				wantStopped(t, run, syscall.SIGTERM, want)
+				if stderr := run.err.String(); want == 1 && (!strings.HasPrefix(stderr, "nar-herder: ") || strings.Count(stderr, "\n") > 2) {
+					t.Errorf("stderr: %s", stderr)
+				}
+				if _, err := os.Stat(filepath.Join(p.dir, "pid")); err == nil {
+					t.Error("the pid file is left")
+				}
+			})
+		}
+	}
+}
+
+// count runs a query on a database that another process uses.
+func count(t testing.TB, name, query string) (n int) {
+	t.Helper()
+	db, err := sql.Open("sqlite", name+"?_pragma=busy_timeout(5000)")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if err := db.QueryRow(query).Scan(&n); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// isOpen says whether a process has a file open.
+func isOpen(t testing.TB, pid int, name string) bool {
+	t.Helper()
+	for _, fd := range must(filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))) {
+		if target, err := os.Readlink(fd); err == nil && target == name {
+			return true
+		}
+	}
+	return false
+}
+
+// TestUntilStopped has a server that does not end with its context.
+func TestUntilStopped(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var text testlog.Buffer
+		log := slog.New(slog.NewTextHandler(&text, nil))
+		ctx, end := context.WithTimeout(t.Context(), time.Hour)
+		defer end()
+		running, disk := newTasks(), make(chan struct{})
+		defer close(disk)
+		begun := time.Now()
+		err := untilStopped(ctx, log, running, func() error {
+			running.Go("caching nars", func() { <-ctx.Done() })
+			running.Go("making dumps", func() { <-disk })
+			running.Do("closing the cache", func() { <-disk })
+			running.Wait()
+			return nil
+		})
+		if took := time.Since(begun); err != nil || took != time.Hour+stopTimeout {
+			t.Errorf("%v after %v", err, took)
+		}
+		if !strings.Contains(text.String(), `level=WARN`) || !strings.Contains(text.String(), `running="closing the cache, making dumps"`) {
+			t.Errorf("log: %s", text.String())
+		}
+	})
+	failure := errors.New("no server")
+	if err := untilStopped(t.Context(), slog.New(slog.DiscardHandler), newTasks(), func() error { return failure }); err != failure {
+		t.Errorf("%v, want the server's own error", err)
+	}
+}

@@ -1,0 +1,62 @@
+package storage
+
+import (
+	"context"
+	"time"
+
+	"nar-herder/internal/pace"
+	"nar-herder/narinfo"
+	"nar-herder/storage/index"
+)
+
+const (
+	// suspectPause is how long a check waits before it looks again at what seems
+	// wrong, where it can't lock the index: longer than a transaction usually takes.
+	suspectPause = time.Second
+	// mostSuspects is how many files it looks at again after one pause.
+	mostSuspects = 1000
+)
+
+// suspects are files of a check that seem wrong. The index is open for reading only,
+// so what another process is just adding or removing can seem wrong as well: its row
+// and its bytes come one after the other. They are looked at twice, with a pause
+// between the two.
+type suspects struct {
+	s     *Storage
+	yield func(Finding, error) bool
+	files []suspect
+}
+
+type suspect struct {
+	hash narinfo.PathHash
+	name string
+}
+
+// report is [Storage.report] for later.
+func (l *suspects) report(ctx context.Context, hash narinfo.PathHash, name string) bool {
+	l.files = append(l.files, suspect{hash, name})
+	return len(l.files) < mostSuspects || l.flush(ctx)
+}
+
+// flush looks at all of them again. It returns false when the check is over.
+func (l *suspects) flush(ctx context.Context) bool {
+	if len(l.files) == 0 {
+		return true
+	}
+	if err := pace.Sleep(ctx, suspectPause); err != nil {
+		l.yield(Finding{}, err)
+		return false
+	}
+	for _, file := range l.files {
+		finding := Finding{Name: file.name}
+		err := l.s.index.View(ctx, func(tx *index.Tx) (err error) {
+			finding, err = l.s.compare(ctx, tx, file.hash, file.name)
+			return err
+		})
+		if !l.s.found(ctx, finding, err, l.yield) {
+			return false
+		}
+	}
+	l.files = l.files[:0]
+	return true
+}
