@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -104,14 +105,19 @@ func TestReadingCommands(t *testing.T) {
 	run("after the server has stopped")
 }
 
-// listFiles has the names, sizes and inodes of a database and what is beside it.
-func listFiles(t *testing.T, name string) string {
+// listFiles has the names, inodes, modes and owners of a database and what is beside
+// it. A server writes to them.
+func listFiles(t *testing.T, name string) (list string) {
 	t.Helper()
-	out, err := exec.Command("/bin/sh", "-c", `ls -li "$0"*`, name).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%v: %s", err, out)
+	for _, file := range must(filepath.Glob(name + "*")) {
+		info, err := os.Stat(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		system := info.Sys().(*syscall.Stat_t)
+		list += fmt.Sprintln(file, system.Ino, info.Mode(), system.Uid, system.Gid)
 	}
-	return string(out)
+	return list
 }
 
 // TestNoDatabase has the database be missing or empty: nothing is created or changed.
