@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"nar-herder/internal/linger"
 	"nar-herder/narinfo"
 	"nar-herder/storage/index"
 )
@@ -216,7 +217,9 @@ func (s *Storage) undo(ctx context.Context, r *replacements) {
 	if len(r.files) == 0 {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), restoreWait)
+	longer, end := linger.Context(ctx, linger.Second)
+	defer end()
+	ctx, cancel := context.WithTimeout(longer, restoreWait)
 	defer cancel()
 	if err := s.index.Update(ctx, func(tx *index.Tx) error { return r.restore(tx, nil) }); err != nil {
 		s.log.Warn("nars that could not be replaced are not served until the server has checked them, which it does within minutes", "nars", len(r.files), "error", err)
