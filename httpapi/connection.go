@@ -467,7 +467,7 @@ func (s *fileSender) send(socket uintptr) (done bool) {
 			case err != nil:
 				s.err = os.NewSyscallError("sendfile", err)
 			case n == 0:
-				s.left = 0 // the file has ended early; who counts will notice
+				s.left = 0 // the file is shorter than it was; the caller counts the bytes
 			}
 		}
 	})

@@ -102,7 +102,7 @@ func (s *Server) sendDump(ctx *fasthttp.RequestCtx, of route, zstd bool) (gone b
 		if err != nil {
 			return nil, storage.Info{}, err
 		}
-		return &dumpReader{opened, offset}, storage.Info{Name: file.Name, Size: file.Size, ModTime: g.CreatedAt}, nil
+		return &storage.FileReader{File: opened, Offset: offset}, storage.Info{Name: file.Name, Size: file.Size, ModTime: g.CreatedAt}, nil
 	}
 	if s.options.AccelRedirect && of == routeDump {
 		// The web server in front has no answer for the index, which the original
@@ -117,7 +117,7 @@ func (s *Server) sendDump(ctx *fasthttp.RequestCtx, of route, zstd bool) (gone b
 		ctx.Response.Header.Set("X-Accel-Redirect", escapePath("/internal/database/"+s.options.Dumps.Name()))
 		return false
 	}
-	s.sendPart(ctx, content{open: open, unopened: unopened, tag: byTime(dumpTag(file)), contentType: sqliteType, length: file.Size})
+	s.sendPart(ctx, content{source: &sourceFuncs{open, unopened, byTime(dumpTag(file))}, contentType: sqliteType, length: file.Size})
 	if gone {
 		return true
 	}
@@ -141,23 +141,3 @@ func (s *Server) sendDump(ctx *fasthttp.RequestCtx, of route, zstd bool) (gone b
 
 // dumpTag begins the entity tag of a file of a dump.
 func dumpTag(file dump.File) string { return file.SHA256.String()[:32] }
-
-// dumpReader is a [storage.LocalFile]: a file from an offset on.
-type dumpReader struct {
-	file   *os.File
-	offset int64
-}
-
-func (r *dumpReader) Read(p []byte) (int, error) {
-	n, err := r.file.ReadAt(p, r.offset)
-	r.offset += int64(n)
-	if n > 0 && err == io.EOF {
-		err = nil
-	}
-	return n, err
-}
-
-// Local implements [storage.LocalFile].
-func (r *dumpReader) Local() (*os.File, int64) { return r.file, r.offset }
-
-func (r *dumpReader) Close() error { return r.file.Close() }

@@ -76,7 +76,7 @@ func (s *Server) sendElsewhere(ctx *fasthttp.RequestCtx, item *storage.Item, n i
 	}
 	tag, size := narTag(item, item.Narinfo.Files[n].Compression), item.StoredSize(n)
 	if size >= 0 {
-		s.sendPart(ctx, content{open: open, unopened: s.unopenedItem(ctx, item), tag: byTime(tag), contentType: narType, length: size})
+		s.sendPart(ctx, content{source: &sourceFuncs{open, s.unopenedItem(ctx, item), byTime(tag)}, contentType: narType, length: size})
 		return
 	}
 	// Only who has it knows its size; no part of it can be asked for.

@@ -68,7 +68,7 @@ func (s *Server) serveFile(ctx *fasthttp.RequestCtx, name, algorithm, digest str
 	if isPlain {
 		decoder.Close()
 		s.sendPart(ctx, content{
-			open: s.open(ctx, item, n), unopened: s.unopenedItem(ctx, item), tag: byContent("sha256-" + digest),
+			source:      &sourceFuncs{s.open(ctx, item, n), s.unopenedItem(ctx, item), byContent("sha256-" + digest)},
 			contentType: narType, start: narinfo.FlatHeaderSize, length: length,
 		})
 		return

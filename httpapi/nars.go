@@ -173,12 +173,12 @@ func (s *Server) sendCached(ctx *fasthttp.RequestCtx, known *nars, file index.Ca
 		s.redirect(ctx, open, s.unopenedItem(ctx, item), "/internal/cached-nar/"+file.Type+"/"+item.Narinfo.StorePath.BaseName())
 		return
 	}
-	s.sendPart(ctx, content{
-		open: open, unopened: s.unopenedItem(ctx, item), contentType: narType, length: file.Size,
-		tag: s.tagOf(known, "cached-nar/"+file.Type, file.Type, func(ctx context.Context) (io.ReadCloser, storage.Info, error) {
+	s.sendPart(ctx, content{contentType: narType, length: file.Size, source: &sourceFuncs{
+		open, s.unopenedItem(ctx, item),
+		s.tagOf(known, "cached-nar/"+file.Type, file.Type, func(ctx context.Context) (io.ReadCloser, storage.Info, error) {
 			return s.options.Cached.Open(ctx, item, file, 0, -1)
 		}),
-	})
+	}})
 }
 
 // narTag begins the entity tag of an item's nar in a compression.
@@ -231,13 +231,29 @@ func (s *Server) sendStored(ctx *fasthttp.RequestCtx, known *nars, n int) {
 	if known.files != nil {
 		kept = &known.files[n]
 	}
-	s.sendPart(ctx, content{
-		open: s.storedOrNot(ctx, item, n), unopened: s.unopenedItem(ctx, item),
-		kept: kept, contentType: narType, length: item.StoredSize(n),
-		tag: s.tagOf(known, item.FileName(n), item.Narinfo.Files[n].Compression, func(ctx context.Context) (io.ReadCloser, storage.Info, error) {
-			return s.items.OpenFile(ctx, item, n, 0, -1)
-		}),
-	})
+	s.sendPart(ctx, content{source: &storedFile{s, ctx, known, n}, kept: kept, contentType: narType, length: item.StoredSize(n)})
+}
+
+// storedFile is the item's Nth file in the storage, or elsewhere if it turns out not to
+// be there.
+type storedFile struct {
+	s    *Server
+	ctx  *fasthttp.RequestCtx
+	item *nars
+	n    int
+}
+
+func (f *storedFile) open(offset, length int64) (io.ReadCloser, storage.Info, error) {
+	return f.s.storedOrNot(f.ctx, f.item.Item, f.n)(offset, length)
+}
+
+func (f *storedFile) unopened(err error) { f.s.unopened(f.ctx, f.item.Item, err) }
+
+func (f *storedFile) tag(length int64, info storage.Info) (etag, former []byte) {
+	s, item, n := f.s, f.item.Item, f.n
+	return s.tagOf(f.item, item.FileName(n), item.Narinfo.Files[n].Compression, func(ctx context.Context) (io.ReadCloser, storage.Info, error) {
+		return s.items.OpenFile(ctx, item, n, 0, -1)
+	})(length, info)
 }
 
 // presignedFor is how long a URL of the byte store is good: clients follow it at
@@ -265,8 +281,8 @@ func (s *Server) sendToStore(ctx *fasthttp.RequestCtx, item *storage.Item, n int
 	s.fail(ctx, fasthttp.StatusFound, "this nar is in an object store")
 }
 
-// redirect has the web server in front send the file, by the header and paths
-// of the original Nar Herder. The file must be there all the same.
+// redirect leaves the sending of the file to the web server in front, by the header and
+// paths of the original Nar Herder. The file must be there all the same.
 func (s *Server) redirect(ctx *fasthttp.RequestCtx, open opener, unopened func(error), path string) {
 	reader, _, err := open(0, 0)
 	if err != nil {
@@ -324,13 +340,35 @@ func (s *Server) hasChanged(ctx context.Context, item *storage.Item, err error) 
 // content is what [Server.sendPart] sends: length bytes of a file, from start on. They
 // are all of it, or what a flat nar contains.
 type content struct {
-	open opener
-	// unopened answers when the file can't be opened.
-	unopened      func(error)
-	tag           tagger
+	source
 	kept          *keptFile // nil for a file that isn't kept open
 	contentType   string
 	start, length int64
+}
+
+// source is a file that can be sent.
+type source interface {
+	// open opens length bytes from offset on.
+	open(offset, length int64) (io.ReadCloser, storage.Info, error)
+	// unopened answers when the file can't be opened.
+	unopened(error)
+	// tag makes the entity tag, as a tagger.
+	tag(length int64, info storage.Info) (etag, former []byte)
+}
+
+// sourceFuncs is a source made of functions.
+type sourceFuncs struct {
+	openFunc     opener
+	unopenedFunc func(error)
+	tagFunc      tagger
+}
+
+func (f *sourceFuncs) open(offset, length int64) (io.ReadCloser, storage.Info, error) {
+	return f.openFunc(offset, length)
+}
+func (f *sourceFuncs) unopened(err error) { f.unopenedFunc(err) }
+func (f *sourceFuncs) tag(length int64, info storage.Info) (etag, former []byte) {
+	return f.tagFunc(length, info)
 }
 
 // sendPart answers with the content, or the part of it that was asked for.
@@ -399,21 +437,23 @@ func (s *Server) sendPart(ctx *fasthttp.RequestCtx, c content) {
 
 // openPart opens a part of the content.
 func (s *Server) openPart(c *content, r byteRange) (io.ReadCloser, *validators, error) {
-	describe := func(info storage.Info) *validators {
-		etag, former := c.tag(c.length, info)
-		return &validators{etag, former, info.ModTime.UTC().AppendFormat(nil, httpTime), info.ModTime}
+	offset := c.start + r.start
+	if reader, v := c.kept.reader(offset); reader != nil {
+		return reader, v, nil
 	}
-	if c.kept != nil {
-		return c.kept.open(&s.keptFiles, c.start+r.start, r.length, r == byteRange{0, c.length}, c.open, describe)
-	}
-	reader, info, err := c.open(c.start+r.start, r.length)
+	reader, info, err := c.open(offset, r.length)
 	if err != nil {
 		return nil, nil, err
 	}
-	return reader, describe(info), nil
+	etag, former := c.tag(c.length, info)
+	v := &validators{etag, former, info.ModTime.UTC().AppendFormat(nil, httpTime), info.ModTime}
+	if whole := (byteRange{0, c.length}); c.kept != nil && r == whole {
+		reader = c.kept.keep(&s.keptFiles, reader, info, v, offset)
+	}
+	return reader, v, nil
 }
 
-// describe has an answer say of which file it is.
+// describe adds the validators of a file to an answer.
 func describe(response *fasthttp.Response, v *validators) {
 	response.Header.SetCanonical(etagField, v.etag)
 	response.Header.SetCanonical(lastModifiedField, v.lastModified)
@@ -460,11 +500,11 @@ func (s *Server) tagOf(item *nars, file, compression string, open checksums.Open
 	return func(length int64, info storage.Info) (etag, former []byte) {
 		byTime := timeTag(narTag(item.Item, compression), length, info.ModTime)
 		for _, sum := range item.sums {
-			if sum.File == file && sum.Size == info.Size && sum.Modified.Equal(info.ModTime) {
+			if sum.File == file && sum.Size == info.Size && sum.Changed.Equal(info.Changed) {
 				return contentTag(narinfo.EncodeBase32(sum.Sum[:])), byTime
 			}
 		}
-		if s.options.Checksums != nil {
+		if s.options.Checksums != nil && !info.Changed.IsZero() {
 			s.options.Checksums.Want(item.Hash, file, open)
 		}
 		return byTime, nil

@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"nar-herder/internal/disk"
 	"nar-herder/storage"
 )
 
@@ -30,10 +31,12 @@ type keptFile struct{ atomic.Pointer[openFile] }
 
 // openFile is an open file that answers share.
 type openFile struct {
-	*os.File
-	info       storage.Info
+	file       *os.File
+	size       int64
 	validators *validators
 	opened     io.Closer
+	// remote is whether the file system may ask another machine for each read.
+	remote bool
 	// users are the answers, and the keptFile.
 	users atomic.Int32
 	// sent is whether all of it was sent: it is in the page cache then.
@@ -48,9 +51,14 @@ func (f *openFile) reader(offset int64) *sharedReader {
 			return nil
 		}
 		if f.users.CompareAndSwap(users, users+1) {
-			return &sharedReader{openFile: f, offset: offset}
+			return f.newReader(offset)
 		}
 	}
+}
+
+// newReader returns a reader that is counted as a user already.
+func (f *openFile) newReader(offset int64) *sharedReader {
+	return &sharedReader{FileReader: storage.FileReader{File: f.file, Offset: offset}, shared: f}
 }
 
 func (f *openFile) release() error {
@@ -60,38 +68,41 @@ func (f *openFile) release() error {
 	return nil
 }
 
-// open returns a reader of the file from offset on, which is kept open if the caller asks
-// for all of its length bytes.
-func (k *keptFile) open(files *keptFiles, offset, length int64, whole bool, open opener, describe func(storage.Info) *validators) (io.ReadCloser, *validators, error) {
+// reader returns a reader from offset on and the file's validators, or nil if the file
+// isn't open. The keptFile may be nil.
+func (k *keptFile) reader(offset int64) (io.ReadCloser, *validators) {
+	if k == nil {
+		return nil, nil
+	}
 	if f := k.Load(); f != nil {
 		if reader := f.reader(offset); reader != nil {
-			return reader, f.validators, nil
+			return reader, f.validators
 		}
 	}
-	reader, info, err := open(offset, length)
-	if err != nil {
-		return nil, nil, err
-	}
-	v := describe(info)
+	return nil, nil
+}
+
+// keep keeps a file open that was just opened as a whole, if it is on this machine. It
+// returns the reader to use in the place of the given one.
+func (k *keptFile) keep(files *keptFiles, reader io.ReadCloser, info storage.Info, v *validators, offset int64) io.ReadCloser {
 	local, isLocal := reader.(storage.LocalFile)
 	_, isGrowing := reader.(storage.GrowingFile)
-	if !whole || !isLocal || isGrowing || !files.reserve() {
-		return reader, v, nil
+	if !isLocal || isGrowing || !files.reserve() {
+		return reader
 	}
 	file, _ := local.Local()
-	f := &openFile{File: file, info: info, validators: v, opened: reader}
+	f := &openFile{file: file, size: info.Size, validators: v, opened: reader, remote: !disk.IsLocal(file)}
 	f.users.Store(2)
 	if !k.CompareAndSwap(nil, f) {
 		files.count.Add(-1)
-		f.users.Store(1) // another answer keeps its own
-		return &sharedReader{openFile: f, offset: offset}, v, nil
+		return reader // another answer keeps its own
 	}
 	time.AfterFunc(keepOpen, func() {
 		k.Store(nil)
 		files.count.Add(-1)
 		_ = f.release() // it was only read from
 	})
-	return &sharedReader{openFile: f, offset: offset}, v, nil
+	return f.newReader(offset)
 }
 
 // reserve reports whether one more file may be kept open, and counts it then.
@@ -105,23 +116,10 @@ func (o *keptFiles) reserve() bool {
 
 // sharedReader is a [storage.LocalFile]: the place of one answer in an open file.
 type sharedReader struct {
-	*openFile
-	offset int64
+	storage.FileReader
+	shared *openFile
 	closed bool
 }
-
-// Read implements [io.Reader].
-func (r *sharedReader) Read(p []byte) (int, error) {
-	n, err := r.ReadAt(p, r.offset)
-	r.offset += int64(n)
-	if n > 0 && err == io.EOF {
-		err = nil
-	}
-	return n, err
-}
-
-// Local implements [storage.LocalFile].
-func (r *sharedReader) Local() (*os.File, int64) { return r.File, r.offset }
 
 // Close implements [io.Closer].
 func (r *sharedReader) Close() error {
@@ -129,17 +127,17 @@ func (r *sharedReader) Close() error {
 		return nil
 	}
 	r.closed = true
-	return r.release()
+	return r.shared.release()
 }
 
 // isCached reports whether the file is in the page cache, so that sending it does not
 // wait for a disk.
-func (r *sharedReader) isCached() bool { return r != nil && r.sent.Load() }
+func (r *sharedReader) isCached() bool { return r != nil && r.shared.sent.Load() }
 
 // wasSent notes that length bytes from the place of the reader on were sent.
 func (r *sharedReader) wasSent(length int64) {
-	if r != nil && r.offset == 0 && length == r.info.Size && length <= mostCached {
-		r.sent.Store(true)
+	if r != nil && r.Offset == 0 && length == r.shared.size && length <= mostCached && !r.shared.remote {
+		r.shared.sent.Store(true)
 	}
 }
 

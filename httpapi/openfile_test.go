@@ -44,7 +44,7 @@ func (unfinished) Skip(int64)           {}
 // opening is a file on disk that a test opens through a keptFile.
 type opening struct {
 	name   string
-	files  keptFiles
+	server Server
 	kept   keptFile
 	opened int
 	open   atomic.Int32
@@ -60,19 +60,21 @@ func newOpening(t *testing.T) *opening {
 	return o
 }
 
-// reader opens a part of the file, as [content] does.
+// reader opens a part of the file, as sendPart does.
 func (o *opening) reader(t *testing.T, r byteRange, wrap func(*localFile) io.ReadCloser) io.ReadCloser {
 	t.Helper()
-	size := int64(len(openingContent))
-	reader, v, err := o.kept.open(&o.files, r.start, r.length, r == byteRange{0, size}, func(offset, _ int64) (io.ReadCloser, storage.Info, error) {
-		file, err := os.Open(o.name)
-		if err != nil {
-			return nil, storage.Info{}, err
-		}
-		o.opened++
-		o.open.Add(1)
-		return wrap(&localFile{file, offset, &o.open}), storage.Info{Size: size, ModTime: time.Unix(1, 0)}, nil
-	}, func(info storage.Info) *validators { return &validators{etag: []byte(`"tag"`), modified: info.ModTime} })
+	reader, v, err := o.server.openPart(&content{kept: &o.kept, length: wholeFile.length, source: &sourceFuncs{
+		openFunc: func(offset, _ int64) (io.ReadCloser, storage.Info, error) {
+			file, err := os.Open(o.name)
+			if err != nil {
+				return nil, storage.Info{}, err
+			}
+			o.opened++
+			o.open.Add(1)
+			return wrap(&localFile{file, offset, &o.open}), storage.Info{Size: wholeFile.length, ModTime: time.Unix(1, 0)}, nil
+		},
+		tagFunc: byContent("tag"),
+	}}, r)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -116,7 +118,7 @@ func TestKeptFile(t *testing.T) {
 		first.Close()
 		time.Sleep(keepOpen)
 		synctest.Wait()
-		if open, kept := o.open.Load(), o.files.count.Load(); open != 1 || kept != 0 {
+		if open, kept := o.open.Load(), o.server.keptFiles.count.Load(); open != 1 || kept != 0 {
 			t.Errorf("%d files are open and %d kept, want the one that is being read", open, kept)
 		}
 		if got, err := io.ReadAll(part); err != nil || string(got) != openingContent[4:] {
@@ -154,20 +156,20 @@ func TestNotKept(t *testing.T) {
 				io.Closer
 			}{f, f}
 		}},
-		"many are kept": {func(o *opening) { o.files.count.Store(mostOpen) }, wholeFile, plainFile},
+		"many are kept": {func(o *opening) { o.server.keptFiles.count.Store(mostOpen) }, wholeFile, plainFile},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			o := newOpening(t)
 			test.change(o)
-			before := o.files.count.Load()
+			before := o.server.keptFiles.count.Load()
 			for n := range 3 {
 				reader := o.reader(t, test.part, test.wrap)
 				if got, err := io.ReadAll(reader); err != nil || !strings.HasPrefix(openingContent, string(got)) {
 					t.Errorf("read %q, %v", got, err)
 				}
 				reader.Close()
-				if open := o.open.Load(); o.opened != n+1 || open != 0 || o.files.count.Load() != before {
+				if open := o.open.Load(); o.opened != n+1 || open != 0 || o.server.keptFiles.count.Load() != before {
 					t.Errorf("opened %d times, %d are open", o.opened, open)
 				}
 			}

@@ -112,9 +112,9 @@ type Checksums interface {
 
 // Options of [New].
 type Options struct {
-	// Checksums make the entity tags of files the same on all instances that have the
-	// same bytes; nil to tell files apart by their time. Nil is for a store that other
-	// servers share, all of which give its files the same times.
+	// Checksums make the entity tags of files on this machine the same on all instances
+	// that have the same bytes; nil to tell files apart by their time. Files of a bucket
+	// are always told apart by that, which all of its front ends see alike.
 	Checksums Checksums
 
 	// Cached are further files of the items; nil for none.

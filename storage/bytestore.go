@@ -70,6 +70,33 @@ type LocalFile interface {
 	Local() (file *os.File, offset int64)
 }
 
+// FileReader is a [LocalFile]: a file from an offset on.
+type FileReader struct {
+	File   *os.File
+	Offset int64
+}
+
+// Read implements [io.Reader].
+func (r *FileReader) Read(p []byte) (int, error) {
+	n, err := r.File.ReadAt(p, r.Offset)
+	r.Offset += int64(n)
+	if n > 0 && err == io.EOF {
+		err = nil
+	}
+	return n, err
+}
+
+// Local implements [LocalFile].
+func (r *FileReader) Local() (*os.File, int64) { return r.File, r.Offset }
+
+// Close implements [io.Closer]. A second call does nothing.
+func (r *FileReader) Close() error {
+	if err := r.File.Close(); !errors.Is(err, os.ErrClosed) {
+		return err
+	}
+	return nil
+}
+
 // GrowingFile is a LocalFile that is still being written, and whose Read may have
 // other ways when that goes wrong.
 type GrowingFile interface {
@@ -143,6 +170,10 @@ type Info struct {
 	// is what a limit on the store is about.
 	Size, Usage int64
 	ModTime     time.Time
+	// Changed is when the bytes or what describes them changed last, by the clock of
+	// the file system, which nobody can set back for a file. Zero where the bytes are
+	// not in a file of this machine.
+	Changed time.Time
 	// Tag tells one content of the name from another, where the store has
 	// something that does; "" where it hasn't.
 	Tag string

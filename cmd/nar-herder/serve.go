@@ -263,9 +263,7 @@ func (c *serverCommand) run(ctx context.Context, settings *settings, running *ta
 		return err
 	}
 	sums := checksums.New(store.index, log)
-	if !store.IsDistant() {
-		options.Checksums = sums
-	}
+	options.Checksums = sums
 	database := watchDatabase(store, &options, log)
 	server = httpapi.New(store, options)
 	watcher, err := store.index.Watch(ctx)

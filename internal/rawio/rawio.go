@@ -1,9 +1,9 @@
 // Package rawio reads and writes sockets without notifying the scheduler.
 //
-// Around a call of the system, the runtime is ready for one that blocks: after 20 µs,
-// when a nar's bytes are still being copied, it has another thread go on in the place of
-// the one that calls. For a socket that never blocks, that is a tenth of the work for a
-// nar of 200 KB. What is lost is that the garbage collector waits for the copying to end.
+// The runtime expects that a system call may block: after 20 µs, when a nar's bytes are
+// still being copied, it starts another thread to run goroutines meanwhile. For a socket
+// that never blocks, that is a tenth of the work for a nar of 200 KB. What is lost is that
+// the garbage collector waits for the copying to end.
 package rawio
 
 import (

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"sync"
 	"time"
 
@@ -25,6 +26,8 @@ const (
 	// how many are written in one transaction.
 	flushInterval = time.Second
 	flushAtOnce   = 500
+	// retryAfter is how long a file that can't be read is left alone.
+	retryAfter = 10 * time.Minute
 )
 
 // Opener opens all of a file. The reader is the caller's to close.
@@ -38,8 +41,9 @@ type Keeper struct {
 
 	queue chan job
 	mu    sync.Mutex
-	// pending are the files that wait to be read, or to be written down.
-	pending map[key]bool
+	// pending are the files that wait to be read or written down, with the zero time,
+	// and those that could not be read, with the time of that.
+	pending map[key]time.Time
 }
 
 type key struct {
@@ -54,7 +58,7 @@ type job struct {
 
 // New makes a keeper. log is for operators.
 func New(x *index.Index, log *slog.Logger) *Keeper {
-	return &Keeper{index: x, log: log, queue: make(chan job, mostWanted), pending: make(map[key]bool)}
+	return &Keeper{index: x, log: log, queue: make(chan job, mostWanted), pending: make(map[key]time.Time)}
 }
 
 // Checksums returns the checksums of an item's files that are known.
@@ -67,12 +71,12 @@ func (k *Keeper) Want(hash narinfo.PathHash, file string, open Opener) {
 	wanted := job{key{hash, file}, open}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.pending[wanted.key] {
+	if failed, ok := k.pending[wanted.key]; ok && (failed.IsZero() || time.Since(failed) < retryAfter) {
 		return
 	}
 	select {
 	case k.queue <- wanted:
-		k.pending[wanted.key] = true
+		k.pending[wanted.key] = time.Time{}
 	default:
 	}
 }
@@ -91,9 +95,9 @@ func (k *Keeper) Run(ctx context.Context, changed func(narinfo.PathHash)) {
 		case wanted := <-k.queue:
 			sum, err := compute(ctx, wanted)
 			if err != nil {
-				k.done(wanted.key)
-				if ctx.Err() == nil {
-					k.log.Warn("can't compute the checksum of a file; its entity tag tells it by its time until then",
+				k.failed(wanted.key)
+				if ctx.Err() == nil && !errors.Is(err, storage.ErrNotStored) {
+					k.log.Warn("can't compute the checksum of a file: its entity tag is by its time; this is tried again after 10 min",
 						"item", wanted.hash.String(), "file", wanted.file, "error", err)
 				}
 				continue
@@ -106,6 +110,7 @@ func (k *Keeper) Run(ctx context.Context, changed func(narinfo.PathHash)) {
 			}
 		case <-flush.C:
 		}
+		flush.Stop()
 		k.write(ctx, computed, changed)
 		computed = computed[:0]
 	}
@@ -134,7 +139,7 @@ func compute(ctx context.Context, wanted job) (index.Checksum, error) {
 		return index.Checksum{}, fmt.Errorf("it has %d bytes, and had %d when it was opened", size, info.Size)
 	}
 	return index.Checksum{
-		Hash: wanted.hash, File: wanted.file, Size: size, Modified: info.ModTime,
+		Hash: wanted.hash, File: wanted.file, Size: size, Changed: info.Changed,
 		Sum: [16]byte(sum.Sum(nil)[:16]),
 	}, nil
 }
@@ -157,6 +162,15 @@ func (k *Keeper) write(ctx context.Context, computed []index.Checksum, changed f
 			changed(sum.Hash)
 		}
 	}
+}
+
+// failed notes that a file could not be read. What failed long ago is forgotten.
+func (k *Keeper) failed(of key) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	now := time.Now()
+	maps.DeleteFunc(k.pending, func(_ key, failed time.Time) bool { return !failed.IsZero() && now.Sub(failed) >= retryAfter })
+	k.pending[of] = now
 }
 
 func (k *Keeper) done(of key) {

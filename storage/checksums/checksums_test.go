@@ -81,7 +81,7 @@ func (k *keeper) wait(t *testing.T) []index.Checksum {
 func file(content string, size int64, opened *atomic.Int32) Opener {
 	return func(context.Context) (io.ReadCloser, storage.Info, error) {
 		opened.Add(1)
-		return io.NopCloser(strings.NewReader(content)), storage.Info{Size: size, ModTime: time.Unix(5, 7)}, nil
+		return io.NopCloser(strings.NewReader(content)), storage.Info{Size: size, Changed: time.Unix(5, 7)}, nil
 	}
 }
 
@@ -93,7 +93,7 @@ func TestChecksum(t *testing.T) {
 		k.Want(k.hash, "nar/a", file("content", 7, &opened))
 	}
 	sum := sha256.Sum256([]byte("content"))
-	want := index.Checksum{Hash: k.hash, File: "nar/a", Size: 7, Modified: time.Unix(5, 7), Sum: [16]byte(sum[:16])}
+	want := index.Checksum{Hash: k.hash, File: "nar/a", Size: 7, Changed: time.Unix(5, 7), Sum: [16]byte(sum[:16])}
 	if sums := k.wait(t); len(sums) != 1 || sums[0] != want || opened.Load() != 1 {
 		t.Errorf("checksums %+v, the file was read %d times", sums, opened.Load())
 	}
@@ -112,13 +112,16 @@ func TestChecksum(t *testing.T) {
 	}
 }
 
-// TestChecksumFails: what can't be read has no checksum, and is tried again when it is
-// wanted again.
+// TestChecksumFails: what can't be read has no checksum, is logged once unless it is only
+// gone, and is tried again after a while.
 func TestChecksumFails(t *testing.T) {
 	t.Parallel()
 	for name, open := range map[string]Opener{
-		"not opened": func(context.Context) (io.ReadCloser, storage.Info, error) {
+		"gone": func(context.Context) (io.ReadCloser, storage.Info, error) {
 			return nil, storage.Info{}, storage.ErrNotStored
+		},
+		"not opened": func(context.Context) (io.ReadCloser, storage.Info, error) {
+			return nil, storage.Info{}, errors.New("a bad sector")
 		},
 		"cut": func(context.Context) (io.ReadCloser, storage.Info, error) {
 			return io.NopCloser(io.MultiReader(strings.NewReader("con"), failing{})), storage.Info{Size: 7}, nil
@@ -129,18 +132,29 @@ func TestChecksumFails(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			k := start(t)
-			k.Want(k.hash, "nar/a", open)
-			// Files are read one after the other.
-			k.Want(k.hash, "nar/b", file("content", 7, new(atomic.Int32)))
-			if sums := k.wait(t); len(sums) != 1 || sums[0].File != "nar/b" {
-				t.Errorf("checksums %+v", sums)
+			var tries atomic.Int32
+			for n := range 3 {
+				k.Want(k.hash, "nar/a", func(ctx context.Context) (io.ReadCloser, storage.Info, error) {
+					tries.Add(1)
+					return open(ctx)
+				})
+				// Files are read one after the other.
+				k.Want(k.hash, "nar/"+strconv.Itoa(n), file("content", 7, new(atomic.Int32)))
+				for sums := k.wait(t); len(sums) != n+1; sums = k.wait(t) {
+				}
 			}
-			if !strings.Contains(k.log.String(), "file=nar/a") {
-				t.Errorf("the log does not name the file:\n%s", k.log)
+			if tries.Load() != 1 {
+				t.Errorf("%d tries", tries.Load())
 			}
+			if got := strings.Count(k.log.String(), "file=nar/a"); got != 1 && name != "gone" || got != 0 && name == "gone" {
+				t.Errorf("the log:\n%s", k.log)
+			}
+			// As if it had been long ago.
+			k.mu.Lock()
+			k.pending[key{k.hash, "nar/a"}] = time.Now().Add(-retryAfter)
+			k.mu.Unlock()
 			k.Want(k.hash, "nar/a", file("content", 7, new(atomic.Int32)))
-			if sums := k.wait(t); len(sums) != 2 {
-				t.Errorf("checksums %+v after another try", sums)
+			for sums := k.wait(t); len(sums) != 4; sums = k.wait(t) {
 			}
 		})
 	}

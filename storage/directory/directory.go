@@ -105,7 +105,7 @@ func (d *Directory) Open(_ context.Context, name string, offset, _ int64) (io.Re
 	if err != nil {
 		return nil, storage.Info{}, err
 	}
-	return &reader{file, offset}, infoOf(name, stat), nil
+	return &storage.FileReader{File: file, Offset: offset}, infoOf(name, stat), nil
 }
 
 // check refuses what is no name, before os.Root makes one of it that is, and
@@ -150,7 +150,8 @@ func (d *Directory) describe(name string, info fs.FileInfo) (storage.Info, error
 	if stat, ok := info.Sys().(*syscall.Stat_t); ok {
 		described.Usage = stat.Blocks * blockUnit
 		described.Linked = stat.Nlink > 1
-		described.ModTime = modTime(described, time.Unix(stat.Ctim.Unix()))
+		described.Changed = time.Unix(stat.Ctim.Unix())
+		described.ModTime = modTime(described, described.Changed)
 	}
 	return described, nil
 }
@@ -158,7 +159,8 @@ func (d *Directory) describe(name string, info fs.FileInfo) (storage.Info, error
 // infoOf describes a regular file.
 func infoOf(name string, stat *unix.Stat_t) storage.Info {
 	info := storage.Info{Name: name, Size: stat.Size, Usage: stat.Blocks * blockUnit, ModTime: time.Unix(stat.Mtim.Unix()), Temporary: isTemporary(name), Linked: stat.Nlink > 1}
-	info.ModTime = modTime(info, time.Unix(stat.Ctim.Unix()))
+	info.Changed = time.Unix(stat.Ctim.Unix())
+	info.ModTime = modTime(info, info.Changed)
 	return info
 }
 

@@ -9,14 +9,14 @@ import (
 	"nar-herder/narinfo"
 )
 
-// Checksum is the checksum of a file of an item. It holds for a file of that size and
-// modification time only: a file that was replaced has another time.
+// Checksum is the checksum of a file of an item. It holds for a file of that size only
+// that has not changed since that time of the file system.
 type Checksum struct {
 	Hash narinfo.PathHash
 	// File tells the files of the item apart. It is the caller's to choose.
-	File     string
-	Size     int64
-	Modified time.Time
+	File    string
+	Size    int64
+	Changed time.Time
 	// Sum is the first half of the SHA-256.
 	Sum [16]byte
 }
@@ -25,9 +25,9 @@ type Checksum struct {
 // known has none.
 func (x *Index) Checksums(ctx context.Context, hash narinfo.PathHash) (sums []Checksum, err error) {
 	err = x.readers.do(ctx, func(c *connection) error {
-		return c.rows("SELECT c.file, c.size, c.modified, c.sum FROM items i JOIN checksums c ON c.item = i.id WHERE i.key = ?", []driver.Value{keyOf(hash)},
+		return c.rows("SELECT c.file, c.size, c.changed, c.sum FROM items i JOIN checksums c ON c.item = i.id WHERE i.key = ?", []driver.Value{keyOf(hash)},
 			func(row []driver.Value) (bool, error) {
-				sum := Checksum{Hash: hash, File: row[0].(string), Size: row[1].(int64), Modified: time.Unix(0, row[2].(int64))}
+				sum := Checksum{Hash: hash, File: row[0].(string), Size: row[1].(int64), Changed: time.Unix(0, row[2].(int64))}
 				if n := copy(sum.Sum[:], blob(row[3])); n != len(sum.Sum) {
 					return false, fmt.Errorf("a checksum of %d bytes where %d were expected", n, len(sum.Sum))
 				}
@@ -48,7 +48,7 @@ func (tx *Tx) PutChecksum(sum Checksum) error {
 	if err != nil {
 		return err
 	}
-	return tx.conn.exec(`INSERT INTO checksums (item, file, size, modified, sum) VALUES (?, ?, ?, ?, ?)
-		ON CONFLICT DO UPDATE SET size = excluded.size, modified = excluded.modified, sum = excluded.sum`,
-		id, sum.File, sum.Size, sum.Modified.UnixNano(), sum.Sum[:])
+	return tx.conn.exec(`INSERT INTO checksums (item, file, size, changed, sum) VALUES (?, ?, ?, ?, ?)
+		ON CONFLICT DO UPDATE SET size = excluded.size, changed = excluded.changed, sum = excluded.sum`,
+		id, sum.File, sum.Size, sum.Changed.UnixNano(), sum.Sum[:])
 }

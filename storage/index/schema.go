@@ -156,7 +156,7 @@ var migrations = []string{
 		item INTEGER NOT NULL REFERENCES items (id) ON DELETE CASCADE,
 		file TEXT NOT NULL,
 		size INTEGER NOT NULL,
-		modified INTEGER NOT NULL,
+		changed INTEGER NOT NULL,
 		sum BLOB NOT NULL,
 		PRIMARY KEY (item, file)
 	) STRICT, WITHOUT ROWID;`,

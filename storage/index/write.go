@@ -193,8 +193,11 @@ func (tx *Tx) Put(entry *Entry, old *Item) error {
 		}
 		tx.count(old.Stored, oldSize, -1)
 		if before.NarHash != n.NarHash {
-			// They are of the nar that goes.
-			if err := tx.conn.exec("DELETE FROM cached_files WHERE item = ?", old.id); err != nil {
+			// They are of the nar that is replaced.
+			err := errors.Join(
+				tx.conn.exec("DELETE FROM cached_files WHERE item = ?", old.id),
+				tx.conn.exec("DELETE FROM checksums WHERE item = ?", old.id))
+			if err != nil {
 				return err
 			}
 		}
