@@ -178,12 +178,14 @@ func TestTidy(t *testing.T) {
 	must(t, os.Remove(path))
 	unlock, err := lock(path)
 	must(t, err)
-	m.Run(t.Context())
+	ended, end := context.WithCancel(t.Context())
+	end()
+	m.Run(ended)
 	if _, err := os.Stat(left); err != nil {
 		t.Errorf("another's file is gone: %v", err)
 	}
 	must(t, unlock())
-	m.Run(t.Context()) // which has nothing else to do
+	m.Run(ended)
 	if got := names(t, directory); !slices.Equal(got, before) {
 		t.Errorf("there are %q, and were %q", got, before)
 	}
