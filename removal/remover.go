@@ -189,8 +189,9 @@ func (r *Remover) Run(ctx context.Context) {
 // Round compares the storage with its limit once, and removes what has to go, as
 // far as anything may.
 func (r *Remover) Round(ctx context.Context) error {
-	if !r.named && !r.storage.IsFrontEnd() {
-		// Other instances ask for the storage's name, and to answer them writes nothing.
+	if totals, err := r.storage.Totals(ctx); !r.named && !r.storage.IsFrontEnd() && err == nil && totals.StoredNars > 0 {
+		// Other instances ask for the name of a storage that has nars, and answering them
+		// must not write anything.
 		_, err := r.storage.Identity(ctx)
 		if r.named = err == nil; err != nil && ctx.Err() == nil && !r.toldUnnamed {
 			r.toldUnnamed = true

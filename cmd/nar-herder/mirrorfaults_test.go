@@ -256,7 +256,7 @@ func TestMirrorOriginal(t *testing.T) {
 	until(t, "further items", has(paths(files[:7]...)))
 	// A pin keeps what is stored. One that has failed is tried again after a minute,
 	// or when a client asks for it.
-	pinned := "/" + must(first.Files[0].Path())
+	pinned := "/" + first.Files[0].URL
 	for database, s := range map[string]*server{a.database: middle, b.database: last} {
 		until(t, "the pinned nar", func() bool {
 			_, _ = tryGet(s.addresses[0], pinned)
