@@ -242,8 +242,12 @@ func (z *decoder) Read(p []byte) (n int, err error) {
 	if z.err == nil {
 		n, z.err = z.step(p)
 	}
-	if n == 0 && errors.Is(z.err, compression.ErrTooLarge) {
-		n, z.err = z.enlarge(p)
+	if errors.Is(z.err, compression.ErrTooLarge) {
+		if n > 0 {
+			z.err = nil // the next Read finds it again, and these bytes are good
+		} else {
+			n, z.err = z.enlarge(p)
+		}
 	}
 	z.position += int64(n)
 	if z.err == nil {
