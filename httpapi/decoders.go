@@ -41,20 +41,51 @@ type decoders struct {
 	// turns are held by the decoders that compute, and restarts by those among
 	// them that make up for a suspension: at most half of the processors do that.
 	turns, restarts chan struct{}
-	// queue is held by the caller that is the next to get memory.
-	queue  chan struct{}
-	budget int64 // in bytes
+	// requests is the queue of new decoders for memory, and restarting that of
+	// suspended ones, which wait without a deadline.
+	requests, restarting memoryQueue
+	budget               int64 // in bytes
 	// slowAfter is the constant but in tests.
 	slowAfter time.Duration
-	// retry wakes the holder of queue.
-	retry chan struct{}
 
 	mu     sync.Mutex
 	used   int64     // of the budget, by decompressors
 	pieces int64     // of the budget, by what clients have not taken yet: a copyPiece for each open decoder
 	idle   list.List // of *decoder with a decompressor, the longest idle first
+	claim  *claim    // of the first in restarting; nil for none
 
 	restarted atomic.Int64
+}
+
+// memoryQueue is a queue of callers that wait for memory.
+type memoryQueue struct {
+	first chan struct{} // held by the first in the queue
+	retry chan struct{} // wakes the first when memory may have become free
+}
+
+func newMemoryQueue() memoryQueue {
+	return memoryQueue{make(chan struct{}, 1), make(chan struct{}, 1)}
+}
+
+// wake makes the first in the queue, if any, try again to get memory.
+func (q memoryQueue) wake() {
+	if len(q.first) > 0 {
+		select {
+		case q.retry <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// claim is what a suspended decoder that restarts waits for. New decoders may overtake
+// it, as long as they and the claim fit into the budget together. So a large decoder
+// doesn't keep out small ones, and gets its memory at the latest when the decoders that
+// are older than the claim have ended or are suspended.
+type claim struct {
+	memory int64 // in bytes
+	// overtaken is how much memory the decompressors that were opened since
+	// have, in bytes.
+	overtaken int64
 }
 
 func newDecoders(processors int, budget int64) *decoders {
@@ -63,28 +94,41 @@ func newDecoders(processors int, budget int64) *decoders {
 	}
 	return &decoders{
 		turns: make(chan struct{}, processors), restarts: make(chan struct{}, max(1, processors/2)),
-		queue: make(chan struct{}, 1), retry: make(chan struct{}, 1), budget: budget, slowAfter: slowAfter,
+		requests: newMemoryQueue(), restarting: newMemoryQueue(), budget: budget, slowAfter: slowAfter,
 	}
 }
 
-// reserve takes n bytes of the budget for a decompressor, and a number of bytes for a
-// piece. It waits until they are free, or returns errTooManyDecoders when the context
-// ends. A decompressor that needs more than the budget gets it when it is the only one.
-func (d *decoders) reserve(ctx context.Context, n, piece int64) error {
+// reserve takes memory of the budget for the decompressor of a new decoder, and its piece.
+// It waits until they are free, or returns errTooManyDecoders when the context ends. A
+// decompressor that needs more than the budget gets it when it is the only one.
+func (d *decoders) reserve(ctx context.Context, z *decoder) error {
+	return d.wait(ctx, d.requests, z, copyPiece, nil)
+}
+
+// reserveAgain is reserve for a decoder that has its piece.
+func (d *decoders) reserveAgain(ctx context.Context, z *decoder) error {
+	return d.wait(ctx, d.restarting, z, 0, &claim{memory: z.memory})
+}
+
+func (d *decoders) wait(ctx context.Context, queue memoryQueue, z *decoder, piece int64, own *claim) error {
 	select {
-	case d.queue <- struct{}{}:
+	case queue.first <- struct{}{}:
 	case <-ctx.Done():
 		return errTooManyDecoders
 	}
-	defer func() { <-d.queue }()
+	defer func() { <-queue.first }()
+	if own != nil {
+		d.setClaim(own)
+		defer d.setClaim(nil)
+	}
 	for {
-		wait, ok := d.tryReserve(n, piece)
+		wait, ok := d.tryReserve(z, piece, own)
 		if ok {
 			return nil
 		}
 		timer := time.NewTimer(wait)
 		select {
-		case <-d.retry:
+		case <-queue.retry:
 		case <-timer.C:
 		case <-ctx.Done():
 			timer.Stop()
@@ -94,21 +138,35 @@ func (d *decoders) reserve(ctx context.Context, n, piece int64) error {
 	}
 }
 
-// tryReserve is reserve without waiting, suspending decoders of slow clients where that helps. Else it
-// returns how long to wait before the next one can be suspended.
-func (d *decoders) tryReserve(n, piece int64) (wait time.Duration, ok bool) {
+func (d *decoders) setClaim(c *claim) {
+	d.mu.Lock()
+	d.claim = c
+	d.mu.Unlock()
+	d.requests.wake()
+}
+
+// tryReserve reserves memory without waiting, and suspends decoders of slow clients where
+// that helps. Else it returns how long to wait before the next one can be suspended.
+func (d *decoders) tryReserve(z *decoder, piece int64, own *claim) (wait time.Duration, ok bool) {
 	var suspended []io.Closer
 	defer func() {
-		for _, decompressor := range suspended {
-			closeDecompressor(decompressor)
+		for _, closer := range suspended {
+			closeRecovered(closer)
+		}
+		if len(suspended) > 0 {
+			d.wake()
 		}
 	}()
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	overtaken := d.claim
+	if overtaken == own {
+		overtaken = nil
+	}
 	if d.pieces+piece > d.budget {
 		return time.Hour, false // until another is closed
 	}
-	for d.used > 0 && d.used+d.pieces+n+piece > d.budget {
+	for !d.fits(z.memory, piece, overtaken) {
 		first := d.idle.Front()
 		if first == nil {
 			return time.Hour, false // until another is idle or closed
@@ -120,30 +178,55 @@ func (d *decoders) tryReserve(n, piece int64) (wait time.Duration, ok bool) {
 		d.idle.Remove(first)
 		suspended = append(suspended, slow.decompressor)
 		slow.place, slow.decompressor = nil, nil
-		d.used -= slow.memory
+		d.free(slow)
 	}
-	d.used += n
+	d.used += z.memory
 	d.pieces += piece
+	if z.overtook = overtaken; overtaken != nil {
+		overtaken.overtaken += z.memory
+	}
 	return 0, true
 }
 
-// release gives back what reserve took.
-func (d *decoders) release(n, piece int64) {
+// fits reports whether a decompressor and a piece fit into the budget, beside the claim
+// that they would overtake, if any. The caller holds mu.
+func (d *decoders) fits(memory, piece int64, c *claim) bool {
+	if c != nil && c.memory+c.overtaken+d.pieces+memory+piece > d.budget {
+		return false
+	}
+	return d.used == 0 || d.used+d.pieces+memory+piece <= d.budget
+}
+
+// free gives back the memory of a decompressor. The caller holds mu, and wakes the
+// queues.
+func (d *decoders) free(z *decoder) {
+	d.used -= z.memory
+	if z.overtook != nil {
+		z.overtook.overtaken -= z.memory
+		z.overtook = nil
+	}
+}
+
+// release gives back the memory of a decompressor.
+func (d *decoders) release(z *decoder) {
 	d.mu.Lock()
-	d.used -= n
-	d.pieces -= piece
+	d.free(z)
 	d.mu.Unlock()
 	d.wake()
 }
 
-// wake has the caller that waits for memory look again.
+// releasePiece gives back the piece of a decoder.
+func (d *decoders) releasePiece() {
+	d.mu.Lock()
+	d.pieces -= copyPiece
+	d.mu.Unlock()
+	d.wake()
+}
+
+// wake makes the first of each queue try again.
 func (d *decoders) wake() {
-	if len(d.queue) > 0 {
-		select {
-		case d.retry <- struct{}{}:
-		default:
-		}
-	}
+	d.requests.wake()
+	d.restarting.wake()
 }
 
 // memory returns how many bytes of the budget are taken.
@@ -180,7 +263,10 @@ type decoder struct {
 
 	// memory is what the decoder has of the budget while it has a decompressor, apart
 	// from its piece.
-	memory       int64
+	memory int64
+	// overtook is the claim that the decoder overtook to get the memory; nil for
+	// none. decoders.mu guards it.
+	overtook     *claim
 	decompressor io.ReadCloser
 	// place is that in decoders.idle; nil while a call is under way, and once the
 	// decoder is suspended. While it is set, decoders.mu guards these.
@@ -194,12 +280,13 @@ type decoder struct {
 // is an error.
 func (d *decoders) new(ready, live context.Context, kind string, file compressedFile, memory int64, decompress func(string, io.Reader, int64) (io.ReadCloser, error)) (*decoder, error) {
 	z := &decoder{decoders: d, decompress: decompress, kind: kind, file: file, live: live, memory: memory}
-	if err := d.reserve(ready, memory, copyPiece); err != nil {
+	if err := d.reserve(ready, z); err != nil {
 		file.Close()
 		return nil, err
 	}
 	if err := z.begin(); err != nil {
-		d.release(memory, copyPiece)
+		d.release(z)
+		d.releasePiece()
 		file.Close()
 		return nil, err
 	}
@@ -321,12 +408,12 @@ func (z *decoder) restart(scratch []byte) error {
 		return fmt.Errorf("%w: %w", errNotRestarted, z.live.Err())
 	}
 	defer func() { <-d.restarts }()
-	if err := d.reserve(z.live, z.memory, 0); err != nil {
+	if err := d.reserveAgain(z.live, z); err != nil {
 		return fmt.Errorf("%w: %w", errNotRestarted, err)
 	}
 	d.restarted.Add(1)
 	if err := z.begin(); err != nil {
-		d.release(z.memory, 0)
+		d.release(z)
 		return fmt.Errorf("%w: %w", errNotRestarted, err)
 	}
 	for left := z.position; left > 0; {
@@ -349,9 +436,9 @@ func (z *decoder) restart(scratch []byte) error {
 // be idle.
 func (z *decoder) discard() {
 	if z.decompressor != nil {
-		closeDecompressor(z.decompressor)
+		closeRecovered(z.decompressor)
 		z.decompressor = nil
-		z.decoders.release(z.memory, 0)
+		z.decoders.release(z)
 	}
 }
 
@@ -359,14 +446,16 @@ func (z *decoder) discard() {
 func (z *decoder) Close() error {
 	z.take()
 	z.discard()
-	z.decoders.release(0, copyPiece)
+	z.decoders.releasePiece()
 	return z.file.Close()
 }
 
-func closeDecompressor(decompressor io.Closer) {
+// closeRecovered closes a decompressor. Its bytes were read or are not needed, so errors
+// and panics are ignored.
+func closeRecovered(c io.Closer) {
 	var err error
-	defer recovered(&err) // there is nobody to tell
-	_ = decompressor.Close()
+	defer recovered(&err)
+	_ = c.Close()
 }
 
 // recovered makes a panic of a decompressor an error. They are given what comes

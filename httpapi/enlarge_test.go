@@ -48,7 +48,7 @@ func TestDecodersLargerStream(t *testing.T) {
 		for _, length := range []int{1000, 300_000} {
 			for _, suspended := range []bool{false, true} {
 				t.Run(fmt.Sprint(how, " ", length, " ", suspended), func(t *testing.T) {
-					first, second := randomContent(length), randomContent(copyPiece + 1000)
+					first, second := randomContent(length), randomContent(copyPiece+1000)
 					packed := append(compressWith(t, how, 64<<10, first), compressWith(t, how, 8<<20, second)...)
 					memory := compression.Memory(how, packed[:compression.HeadBytes], -1)
 					if memory >= 2<<20 {
@@ -96,8 +96,9 @@ func suspendAll(t *testing.T, d *decoders) {
 	d.mu.Lock()
 	pieces := d.pieces
 	d.mu.Unlock()
-	if err := d.reserve(t.Context(), d.budget-pieces, 0); err != nil {
+	release, err := d.take(t.Context(), d.budget-pieces)
+	if err != nil {
 		t.Fatal(err)
 	}
-	d.release(d.budget-pieces, 0)
+	release()
 }
