@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"nar-herder/compression"
+	"nar-herder/storage"
 )
 
 const (
@@ -57,37 +58,6 @@ type decoders struct {
 	restarted atomic.Int64
 }
 
-// memoryQueue is a queue of callers that wait for memory.
-type memoryQueue struct {
-	first chan struct{} // held by the first in the queue
-	retry chan struct{} // wakes the first when memory may have become free
-}
-
-func newMemoryQueue() memoryQueue {
-	return memoryQueue{make(chan struct{}, 1), make(chan struct{}, 1)}
-}
-
-// wake makes the first in the queue, if any, try again to get memory.
-func (q memoryQueue) wake() {
-	if len(q.first) > 0 {
-		select {
-		case q.retry <- struct{}{}:
-		default:
-		}
-	}
-}
-
-// claim is what a suspended decoder that restarts waits for. New decoders may overtake
-// it, as long as they and the claim fit into the budget together. So a large decoder
-// doesn't keep out small ones, and gets its memory at the latest when the decoders that
-// are older than the claim have ended or are suspended.
-type claim struct {
-	memory int64 // in bytes
-	// overtaken is how much memory the decompressors that were opened since
-	// have, in bytes.
-	overtaken int64
-}
-
 func newDecoders(processors int, budget int64) *decoders {
 	if budget <= 0 {
 		budget = usualDecoderMemory
@@ -98,156 +68,14 @@ func newDecoders(processors int, budget int64) *decoders {
 	}
 }
 
-// reserve takes memory of the budget for the decompressor of a new decoder, and its piece.
-// It waits until they are free, or returns errTooManyDecoders when the context ends. A
-// decompressor that needs more than the budget gets it when it is the only one.
-func (d *decoders) reserve(ctx context.Context, z *decoder) error {
-	return d.wait(ctx, d.requests, z, copyPiece, nil)
-}
-
-// reserveAgain is reserve for a decoder that has its piece.
-func (d *decoders) reserveAgain(ctx context.Context, z *decoder) error {
-	return d.wait(ctx, d.restarting, z, 0, &claim{memory: z.memory})
-}
-
-func (d *decoders) wait(ctx context.Context, queue memoryQueue, z *decoder, piece int64, own *claim) error {
-	select {
-	case queue.first <- struct{}{}:
-	case <-ctx.Done():
-		return errTooManyDecoders
-	}
-	defer func() { <-queue.first }()
-	if own != nil {
-		d.setClaim(own)
-		defer d.setClaim(nil)
-	}
-	for {
-		wait, ok := d.tryReserve(z, piece, own)
-		if ok {
-			return nil
-		}
-		timer := time.NewTimer(wait)
-		select {
-		case <-queue.retry:
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-			return errTooManyDecoders
-		}
-		timer.Stop()
-	}
-}
-
-func (d *decoders) setClaim(c *claim) {
-	d.mu.Lock()
-	d.claim = c
-	d.mu.Unlock()
-	d.requests.wake()
-}
-
-// tryReserve reserves memory without waiting, and suspends decoders of slow clients where
-// that helps. Else it returns how long to wait before the next one can be suspended.
-func (d *decoders) tryReserve(z *decoder, piece int64, own *claim) (wait time.Duration, ok bool) {
-	var suspended []io.Closer
-	defer func() {
-		for _, closer := range suspended {
-			closeRecovered(closer)
-		}
-		if len(suspended) > 0 {
-			d.wake()
-		}
-	}()
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	overtaken := d.claim
-	if overtaken == own {
-		overtaken = nil
-	}
-	if d.pieces+piece > d.budget {
-		return time.Hour, false // until another is closed
-	}
-	for !d.fits(z.memory, piece, overtaken) {
-		first := d.idle.Front()
-		if first == nil {
-			return time.Hour, false // until another is idle or closed
-		}
-		slow := first.Value.(*decoder)
-		if wait := d.slowAfter - time.Since(slow.idleSince); wait > 0 {
-			return wait, false
-		}
-		d.idle.Remove(first)
-		suspended = append(suspended, slow.decompressor)
-		slow.place, slow.decompressor = nil, nil
-		d.free(slow)
-	}
-	d.used += z.memory
-	d.pieces += piece
-	if z.overtook = overtaken; overtaken != nil {
-		overtaken.overtaken += z.memory
-	}
-	return 0, true
-}
-
-// fits reports whether a decompressor and a piece fit into the budget, beside the claim
-// that they would overtake, if any. The caller holds mu.
-func (d *decoders) fits(memory, piece int64, c *claim) bool {
-	if c != nil && c.memory+c.overtaken+d.pieces+memory+piece > d.budget {
-		return false
-	}
-	return d.used == 0 || d.used+d.pieces+memory+piece <= d.budget
-}
-
-// free gives back the memory of a decompressor. The caller holds mu, and wakes the
-// queues.
-func (d *decoders) free(z *decoder) {
-	d.used -= z.memory
-	if z.overtook != nil {
-		z.overtook.overtaken -= z.memory
-		z.overtook = nil
-	}
-}
-
-// release gives back the memory of a decompressor.
-func (d *decoders) release(z *decoder) {
-	d.mu.Lock()
-	d.free(z)
-	d.mu.Unlock()
-	d.wake()
-}
-
-// releasePiece gives back the piece of a decoder.
-func (d *decoders) releasePiece() {
-	d.mu.Lock()
-	d.pieces -= copyPiece
-	d.mu.Unlock()
-	d.wake()
-}
-
-// wake makes the first of each queue try again.
-func (d *decoders) wake() {
-	d.requests.wake()
-	d.restarting.wake()
-}
-
-// memory returns how many bytes of the budget are taken.
-func (d *decoders) memory() int64 {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.used + d.pieces
-}
-
-// open returns how many decoders are not closed.
-func (d *decoders) open() int64 {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.pieces / copyPiece
-}
-
 // compressedFile is what a decoder reads.
 type compressedFile interface {
 	// Reader returns the file's bytes from the first on. It ends the reader of
 	// an earlier call.
 	Reader() (io.Reader, error)
+	// Suspend returns what the caller has to close while the file is not read, such as
+	// a connection, or nil. It ends the reader, and doesn't wait.
+	Suspend() io.Closer
 	io.Closer
 }
 
@@ -276,13 +104,18 @@ type decoder struct {
 
 // new opens a decoder with memory bytes of the budget, for which it waits until
 // ready ends: the error is errTooManyDecoders then. What the decoder waits for later
-// ends with live. The file is closed with the decoder, and at once when there
-// is an error.
+// ends with live. While it waits for memory, the file is suspended. It is closed with
+// the decoder, and at once when there is an error.
 func (d *decoders) new(ready, live context.Context, kind string, file compressedFile, memory int64, decompress func(string, io.Reader, int64) (io.ReadCloser, error)) (*decoder, error) {
 	z := &decoder{decoders: d, decompress: decompress, kind: kind, file: file, live: live, memory: memory}
-	if err := d.reserve(ready, z); err != nil {
-		file.Close()
-		return nil, err
+	if !d.reserveNow(z) {
+		if c := file.Suspend(); c != nil {
+			closeRecovered(c)
+		}
+		if err := d.reserve(ready, z); err != nil {
+			file.Close()
+			return nil, err
+		}
 	}
 	if err := z.begin(); err != nil {
 		d.release(z)
@@ -303,7 +136,10 @@ func (z *decoder) begin() (err error) {
 	z.decoders.turns <- struct{}{}
 	defer func() { <-z.decoders.turns }()
 	defer recovered(&err)
-	z.decompressor, err = z.decompress(z.kind, turnless{r, z.decoders}, z.memory)
+	decompressor, err := z.decompress(z.kind, turnless{r, z.decoders}, z.memory)
+	if err == nil {
+		z.decompressor = decompressor
+	}
 	return err
 }
 
@@ -412,9 +248,23 @@ func (z *decoder) restart(scratch []byte) error {
 		return fmt.Errorf("%w: %w", errNotRestarted, err)
 	}
 	d.restarted.Add(1)
-	if err := z.begin(); err != nil {
+	err := z.replay(scratch)
+	if err != nil && z.live.Err() == nil && !errors.Is(err, storage.ErrNotStored) {
+		// All of it was read before, so the fault may be one of a remote store.
+		err = z.replay(scratch)
+	}
+	if err != nil {
 		d.release(z)
 		return fmt.Errorf("%w: %w", errNotRestarted, err)
+	}
+	return nil
+}
+
+// replay decompresses again up to where the decoder was, in memory that is reserved.
+// After an error there is no decompressor.
+func (z *decoder) replay(scratch []byte) error {
+	if err := z.begin(); err != nil {
+		return err
 	}
 	for left := z.position; left > 0; {
 		n, err := z.step(scratch[:min(int64(len(scratch)), left)])
@@ -426,7 +276,9 @@ func (z *decoder) restart(scratch []byte) error {
 			err = io.ErrUnexpectedEOF
 		}
 		if err != nil && left > 0 {
-			return fmt.Errorf("%w, up to byte %d of %d: %w", errNotRestarted, z.position-left, z.position, err)
+			closeRecovered(z.decompressor)
+			z.decompressor = nil
+			return fmt.Errorf("up to byte %d of %d: %w", z.position-left, z.position, err)
 		}
 	}
 	return nil

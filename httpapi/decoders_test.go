@@ -42,6 +42,8 @@ func (f *memoryFile) Reader() (io.Reader, error) {
 	return bytes.NewReader(f.content), nil
 }
 
+func (f *memoryFile) Suspend() io.Closer { return nil }
+
 func (f *memoryFile) Close() error { f.closed = true; return nil }
 
 // plainly counts decompressors that do nothing.
@@ -271,6 +273,7 @@ func TestDecodersHangingFile(t *testing.T) {
 type readerFile struct{ io.ReadCloser }
 
 func (f readerFile) Reader() (io.Reader, error) { return f.ReadCloser, nil }
+func (f readerFile) Suspend() io.Closer         { return nil }
 
 // TestDecodersEnlarged has a second stream that needs more memory than the first.
 func TestDecodersEnlarged(t *testing.T) {
