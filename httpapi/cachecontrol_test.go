@@ -177,7 +177,7 @@ func TestCacheControlOfFailures(t *testing.T) {
 		s.decoders = newDecoders(1, 2*copyPiece)
 		s.decoderWait = time.Millisecond
 	})
-	if err := full.decoders.reserve(t.Context(), 2*copyPiece, 0); err != nil {
+	if _, err := full.decoders.take(t.Context(), 2*copyPiece); err != nil {
 		t.Fatal(err)
 	}
 	busy := dial(t, full.address)

@@ -107,7 +107,7 @@ func (b copiedBody) WriteTo(engine io.Writer) (total int64, err error) {
 
 // waitForRoom waits until the client's connection takes bytes, as poll(2) says: of TCP,
 // when a third of what it can hold is free. It fails when the client takes none for
-// too long.
+// too long, or the connection is broken: poll reports room then as well.
 func (c *connection) waitForRoom() error {
 	waiting := -1 // bytes that the client has not taken
 	_, err := c.slowly(func() (taken int64, err error) {
@@ -117,6 +117,10 @@ func (c *connection) waitForRoom() error {
 			ready, err := unix.Poll(poll, 0)
 			if err != nil && !errors.Is(err, unix.EINTR) {
 				pollErr = os.NewSyscallError("poll", err)
+				return true
+			}
+			if ready > 0 && poll[0].Revents&(unix.POLLERR|unix.POLLHUP|unix.POLLNVAL) != 0 {
+				pollErr = os.NewSyscallError("write", unix.EPIPE)
 				return true
 			}
 			if now, err := unix.IoctlGetInt(int(fd), unix.TIOCOUTQ); err == nil {

@@ -100,6 +100,17 @@ func (f *narFile) Reader() (io.Reader, error) {
 	return r, nil
 }
 
+// Suspend implements [compressedFile]. A file that is being fetched stays open: to close it
+// could cancel the fetch, which has to begin again then.
+func (f *narFile) Suspend() io.Closer {
+	if _, growing := f.file.(storage.GrowingFile); growing || f.local != nil || f.file == nil {
+		return nil
+	}
+	file := f.file
+	f.file, f.fresh = nil, nil
+	return file
+}
+
 // Close implements [io.Closer].
 func (f *narFile) Close() error {
 	if f.file == nil {

@@ -239,7 +239,8 @@ func TestTooManyDecoders(t *testing.T) {
 		s.decoders = newDecoders(1, 2*copyPiece)
 		s.decoderWait = 50 * time.Millisecond
 	})
-	if err := server.decoders.reserve(t.Context(), 2*copyPiece, 0); err != nil {
+	release, err := server.decoders.take(t.Context(), 2*copyPiece)
+	if err != nil {
 		t.Fatal(err)
 	}
 	c := dial(t, server.address)
@@ -257,8 +258,8 @@ func TestTooManyDecoders(t *testing.T) {
 	// One that waits gets the memory that becomes free.
 	server.decoderWait = patience
 	c.send(request("GET", targets[0]))
-	until(t, "the request waits", func() bool { return len(server.decoders.queue) == 1 })
-	server.decoders.release(2*copyPiece, 0)
+	until(t, "the request waits", func() bool { return len(server.decoders.requests.first) == 1 })
+	release()
 	if got := c.receive("GET"); got.StatusCode != 200 || got.body != string(m.nar) {
 		t.Errorf("after waiting: %s", got.Status)
 	}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"nar-herder/compression"
+	"nar-herder/storage"
 )
 
 const (
@@ -41,18 +42,18 @@ type decoders struct {
 	// turns are held by the decoders that compute, and restarts by those among
 	// them that make up for a suspension: at most half of the processors do that.
 	turns, restarts chan struct{}
-	// queue is held by the caller that is the next to get memory.
-	queue  chan struct{}
-	budget int64 // in bytes
+	// requests is the queue of new decoders for memory, and restarting that of
+	// suspended ones, which wait without a deadline.
+	requests, restarting memoryQueue
+	budget               int64 // in bytes
 	// slowAfter is the constant but in tests.
 	slowAfter time.Duration
-	// retry wakes the holder of queue.
-	retry chan struct{}
 
 	mu     sync.Mutex
 	used   int64     // of the budget, by decompressors
 	pieces int64     // of the budget, by what clients have not taken yet: a copyPiece for each open decoder
 	idle   list.List // of *decoder with a decompressor, the longest idle first
+	claim  *claim    // of the first in restarting; nil for none
 
 	restarted atomic.Int64
 }
@@ -63,101 +64,8 @@ func newDecoders(processors int, budget int64) *decoders {
 	}
 	return &decoders{
 		turns: make(chan struct{}, processors), restarts: make(chan struct{}, max(1, processors/2)),
-		queue: make(chan struct{}, 1), retry: make(chan struct{}, 1), budget: budget, slowAfter: slowAfter,
+		requests: newMemoryQueue(), restarting: newMemoryQueue(), budget: budget, slowAfter: slowAfter,
 	}
-}
-
-// reserve takes n bytes of the budget for a decompressor, and a number of bytes for a
-// piece. It waits until they are free, or returns errTooManyDecoders when the context
-// ends. A decompressor that needs more than the budget gets it when it is the only one.
-func (d *decoders) reserve(ctx context.Context, n, piece int64) error {
-	select {
-	case d.queue <- struct{}{}:
-	case <-ctx.Done():
-		return errTooManyDecoders
-	}
-	defer func() { <-d.queue }()
-	for {
-		wait, ok := d.tryReserve(n, piece)
-		if ok {
-			return nil
-		}
-		timer := time.NewTimer(wait)
-		select {
-		case <-d.retry:
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-			return errTooManyDecoders
-		}
-		timer.Stop()
-	}
-}
-
-// tryReserve is reserve without waiting, suspending decoders of slow clients where that helps. Else it
-// returns how long to wait before the next one can be suspended.
-func (d *decoders) tryReserve(n, piece int64) (wait time.Duration, ok bool) {
-	var suspended []io.Closer
-	defer func() {
-		for _, decompressor := range suspended {
-			closeDecompressor(decompressor)
-		}
-	}()
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.pieces+piece > d.budget {
-		return time.Hour, false // until another is closed
-	}
-	for d.used > 0 && d.used+d.pieces+n+piece > d.budget {
-		first := d.idle.Front()
-		if first == nil {
-			return time.Hour, false // until another is idle or closed
-		}
-		slow := first.Value.(*decoder)
-		if wait := d.slowAfter - time.Since(slow.idleSince); wait > 0 {
-			return wait, false
-		}
-		d.idle.Remove(first)
-		suspended = append(suspended, slow.decompressor)
-		slow.place, slow.decompressor = nil, nil
-		d.used -= slow.memory
-	}
-	d.used += n
-	d.pieces += piece
-	return 0, true
-}
-
-// release gives back what reserve took.
-func (d *decoders) release(n, piece int64) {
-	d.mu.Lock()
-	d.used -= n
-	d.pieces -= piece
-	d.mu.Unlock()
-	d.wake()
-}
-
-// wake has the caller that waits for memory look again.
-func (d *decoders) wake() {
-	if len(d.queue) > 0 {
-		select {
-		case d.retry <- struct{}{}:
-		default:
-		}
-	}
-}
-
-// memory returns how many bytes of the budget are taken.
-func (d *decoders) memory() int64 {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.used + d.pieces
-}
-
-// open returns how many decoders are not closed.
-func (d *decoders) open() int64 {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.pieces / copyPiece
 }
 
 // compressedFile is what a decoder reads.
@@ -165,6 +73,9 @@ type compressedFile interface {
 	// Reader returns the file's bytes from the first on. It ends the reader of
 	// an earlier call.
 	Reader() (io.Reader, error)
+	// Suspend returns what the caller has to close while the file is not read, such as
+	// a connection, or nil. It ends the reader, and doesn't wait.
+	Suspend() io.Closer
 	io.Closer
 }
 
@@ -180,7 +91,10 @@ type decoder struct {
 
 	// memory is what the decoder has of the budget while it has a decompressor, apart
 	// from its piece.
-	memory       int64
+	memory int64
+	// overtook is the claim that the decoder overtook to get the memory; nil for
+	// none. decoders.mu guards it.
+	overtook     *claim
 	decompressor io.ReadCloser
 	// place is that in decoders.idle; nil while a call is under way, and once the
 	// decoder is suspended. While it is set, decoders.mu guards these.
@@ -190,16 +104,22 @@ type decoder struct {
 
 // new opens a decoder with memory bytes of the budget, for which it waits until
 // ready ends: the error is errTooManyDecoders then. What the decoder waits for later
-// ends with live. The file is closed with the decoder, and at once when there
-// is an error.
+// ends with live. While it waits for memory, the file is suspended. It is closed with
+// the decoder, and at once when there is an error.
 func (d *decoders) new(ready, live context.Context, kind string, file compressedFile, memory int64, decompress func(string, io.Reader, int64) (io.ReadCloser, error)) (*decoder, error) {
 	z := &decoder{decoders: d, decompress: decompress, kind: kind, file: file, live: live, memory: memory}
-	if err := d.reserve(ready, memory, copyPiece); err != nil {
-		file.Close()
-		return nil, err
+	if !d.reserveNow(z) {
+		if c := file.Suspend(); c != nil {
+			closeRecovered(c)
+		}
+		if err := d.reserve(ready, z); err != nil {
+			file.Close()
+			return nil, err
+		}
 	}
 	if err := z.begin(); err != nil {
-		d.release(memory, copyPiece)
+		d.release(z)
+		d.releasePiece()
 		file.Close()
 		return nil, err
 	}
@@ -216,7 +136,10 @@ func (z *decoder) begin() (err error) {
 	z.decoders.turns <- struct{}{}
 	defer func() { <-z.decoders.turns }()
 	defer recovered(&err)
-	z.decompressor, err = z.decompress(z.kind, turnless{r, z.decoders}, z.memory)
+	decompressor, err := z.decompress(z.kind, turnless{r, z.decoders}, z.memory)
+	if err == nil {
+		z.decompressor = decompressor
+	}
 	return err
 }
 
@@ -242,8 +165,12 @@ func (z *decoder) Read(p []byte) (n int, err error) {
 	if z.err == nil {
 		n, z.err = z.step(p)
 	}
-	if n == 0 && errors.Is(z.err, compression.ErrTooLarge) {
-		n, z.err = z.enlarge(p)
+	if errors.Is(z.err, compression.ErrTooLarge) {
+		if n > 0 {
+			z.err = nil // the next Read finds it again, and these bytes are good
+		} else {
+			n, z.err = z.enlarge(p)
+		}
 	}
 	z.position += int64(n)
 	if z.err == nil {
@@ -317,13 +244,27 @@ func (z *decoder) restart(scratch []byte) error {
 		return fmt.Errorf("%w: %w", errNotRestarted, z.live.Err())
 	}
 	defer func() { <-d.restarts }()
-	if err := d.reserve(z.live, z.memory, 0); err != nil {
+	if err := d.reserveAgain(z.live, z); err != nil {
 		return fmt.Errorf("%w: %w", errNotRestarted, err)
 	}
 	d.restarted.Add(1)
-	if err := z.begin(); err != nil {
-		d.release(z.memory, 0)
+	err := z.replay(scratch)
+	if err != nil && z.live.Err() == nil && !errors.Is(err, storage.ErrNotStored) {
+		// All of it was read before, so the fault may be one of a remote store.
+		err = z.replay(scratch)
+	}
+	if err != nil {
+		d.release(z)
 		return fmt.Errorf("%w: %w", errNotRestarted, err)
+	}
+	return nil
+}
+
+// replay decompresses again up to where the decoder was, in memory that is reserved.
+// After an error there is no decompressor.
+func (z *decoder) replay(scratch []byte) error {
+	if err := z.begin(); err != nil {
+		return err
 	}
 	for left := z.position; left > 0; {
 		n, err := z.step(scratch[:min(int64(len(scratch)), left)])
@@ -335,7 +276,9 @@ func (z *decoder) restart(scratch []byte) error {
 			err = io.ErrUnexpectedEOF
 		}
 		if err != nil && left > 0 {
-			return fmt.Errorf("%w, up to byte %d of %d: %w", errNotRestarted, z.position-left, z.position, err)
+			closeRecovered(z.decompressor)
+			z.decompressor = nil
+			return fmt.Errorf("up to byte %d of %d: %w", z.position-left, z.position, err)
 		}
 	}
 	return nil
@@ -345,9 +288,9 @@ func (z *decoder) restart(scratch []byte) error {
 // be idle.
 func (z *decoder) discard() {
 	if z.decompressor != nil {
-		closeDecompressor(z.decompressor)
+		closeRecovered(z.decompressor)
 		z.decompressor = nil
-		z.decoders.release(z.memory, 0)
+		z.decoders.release(z)
 	}
 }
 
@@ -355,14 +298,16 @@ func (z *decoder) discard() {
 func (z *decoder) Close() error {
 	z.take()
 	z.discard()
-	z.decoders.release(0, copyPiece)
+	z.decoders.releasePiece()
 	return z.file.Close()
 }
 
-func closeDecompressor(decompressor io.Closer) {
+// closeRecovered closes a decompressor. Its bytes were read or are not needed, so errors
+// and panics are ignored.
+func closeRecovered(c io.Closer) {
 	var err error
-	defer recovered(&err) // there is nobody to tell
-	_ = decompressor.Close()
+	defer recovered(&err)
+	_ = c.Close()
 }
 
 // recovered makes a panic of a decompressor an error. They are given what comes

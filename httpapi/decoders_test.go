@@ -22,6 +22,13 @@ import (
 // left is zero once all decoders have given back what they had.
 func (d *decoders) left() int64 { return d.memory() }
 
+// take reserves n bytes as a new decoder does, without a piece.
+func (d *decoders) take(ctx context.Context, n int64) (release func(), err error) {
+	z := &decoder{decoders: d, memory: n}
+	err = d.wait(ctx, d.requests, z, 0, nil)
+	return func() { d.release(z) }, err
+}
+
 // memoryFile is a [compressedFile] in memory that is not compressed.
 type memoryFile struct {
 	content []byte
@@ -34,6 +41,8 @@ func (f *memoryFile) Reader() (io.Reader, error) {
 	}
 	return bytes.NewReader(f.content), nil
 }
+
+func (f *memoryFile) Suspend() io.Closer { return nil }
 
 func (f *memoryFile) Close() error { f.closed = true; return nil }
 
@@ -125,7 +134,7 @@ func TestDecodersSuspended(t *testing.T) {
 			})
 		}
 		all.Wait()
-		if p.most.Load() > fit || p.open.Load() != 0 || d.left() != 0 || len(d.turns)+len(d.restarts)+len(d.queue) != 0 {
+		if p.most.Load() > fit || p.open.Load() != 0 || d.left() != 0 || len(d.turns)+len(d.restarts)+len(d.requests.first)+len(d.restarting.first) != 0 {
 			t.Errorf("at most %d decompressors, %d left with %d bytes", p.most.Load(), p.open.Load(), d.left())
 		}
 		if d.restarted.Load() == 0 {
@@ -264,6 +273,7 @@ func TestDecodersHangingFile(t *testing.T) {
 type readerFile struct{ io.ReadCloser }
 
 func (f readerFile) Reader() (io.Reader, error) { return f.ReadCloser, nil }
+func (f readerFile) Suspend() io.Closer         { return nil }
 
 // TestDecodersEnlarged has a second stream that needs more memory than the first.
 func TestDecodersEnlarged(t *testing.T) {
@@ -376,10 +386,11 @@ func TestNotRestarted(t *testing.T) {
 	c := connectSmall(t, server.listener)
 	c.begin("/nar/" + m.path.BaseName())
 	until(t, "the decoder is idle", func() bool {
-		if server.decoders.reserve(t.Context(), 10*copyPiece, 0) != nil {
+		release, err := server.decoders.take(t.Context(), 10*copyPiece)
+		if err != nil {
 			return false
 		}
-		server.decoders.release(10*copyPiece, 0)
+		release()
 		return true
 	})
 	gone.Store(true)

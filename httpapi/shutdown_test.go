@@ -119,7 +119,7 @@ func TestStopWaitsForMemory(t *testing.T) {
 		return item(hash)
 	}
 	s := startWith(t, items, options(), func(s *Server) { s.decoders = newDecoders(1, 2*copyPiece) })
-	if err := s.decoders.reserve(t.Context(), 2*copyPiece, 0); err != nil {
+	if _, err := s.decoders.take(t.Context(), 2*copyPiece); err != nil {
 		t.Fatal(err)
 	}
 	c := dial(t, s.address)

@@ -1,0 +1,199 @@
+package httpapi
+
+import (
+	"context"
+	"io"
+	"time"
+)
+
+// memoryQueue is a queue of callers that wait for memory.
+type memoryQueue struct {
+	first chan struct{} // held by the first in the queue
+	retry chan struct{} // wakes the first when memory may have become free
+}
+
+func newMemoryQueue() memoryQueue {
+	return memoryQueue{make(chan struct{}, 1), make(chan struct{}, 1)}
+}
+
+// wake makes the first in the queue, if any, try again to get memory.
+func (q memoryQueue) wake() {
+	if len(q.first) > 0 {
+		select {
+		case q.retry <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// claim is what a suspended decoder that restarts waits for. New decoders may overtake
+// it, as long as they and the claim fit into the budget together. So a large decoder
+// doesn't keep out small ones, and gets its memory at the latest when the decoders that
+// are older than the claim have ended or are suspended.
+type claim struct {
+	memory int64 // in bytes
+	// overtaken is how much memory the decompressors that were opened since
+	// have, in bytes.
+	overtaken int64
+}
+
+// reserve takes memory of the budget for the decompressor of a new decoder, and its piece.
+// It waits until they are free, or returns errTooManyDecoders when the context ends. A
+// decompressor that needs more than the budget gets it when it is the only one.
+func (d *decoders) reserve(ctx context.Context, z *decoder) error {
+	return d.wait(ctx, d.requests, z, copyPiece, nil)
+}
+
+// reserveAgain is reserve for a decoder that has its piece.
+func (d *decoders) reserveAgain(ctx context.Context, z *decoder) error {
+	return d.wait(ctx, d.restarting, z, 0, &claim{memory: z.memory})
+}
+
+func (d *decoders) wait(ctx context.Context, queue memoryQueue, z *decoder, piece int64, own *claim) error {
+	select {
+	case queue.first <- struct{}{}:
+	case <-ctx.Done():
+		return errTooManyDecoders
+	}
+	defer func() { <-queue.first }()
+	if own != nil {
+		d.setClaim(own)
+		defer d.setClaim(nil)
+	}
+	for {
+		wait, ok := d.tryReserve(z, piece, own)
+		if ok {
+			return nil
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-queue.retry:
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return errTooManyDecoders
+		}
+		timer.Stop()
+	}
+}
+
+// reserveNow is reserve for a decoder that doesn't wait. It returns false where it would
+// have to.
+func (d *decoders) reserveNow(z *decoder) bool {
+	select {
+	case d.requests.first <- struct{}{}:
+	default:
+		return false
+	}
+	defer func() { <-d.requests.first }()
+	_, ok := d.tryReserve(z, copyPiece, nil)
+	return ok
+}
+
+func (d *decoders) setClaim(c *claim) {
+	d.mu.Lock()
+	d.claim = c
+	d.mu.Unlock()
+	d.requests.wake()
+}
+
+// tryReserve reserves memory without waiting, and suspends decoders of slow clients where
+// that helps. Else it returns how long to wait before the next one can be suspended.
+func (d *decoders) tryReserve(z *decoder, piece int64, own *claim) (wait time.Duration, ok bool) {
+	var suspended []io.Closer
+	defer func() {
+		for _, closer := range suspended {
+			closeRecovered(closer)
+		}
+		if len(suspended) > 0 {
+			d.wake()
+		}
+	}()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	overtaken := d.claim
+	if overtaken == own {
+		overtaken = nil
+	}
+	if d.pieces+piece > d.budget {
+		return time.Hour, false // until another is closed
+	}
+	for !d.fits(z.memory, piece, overtaken) {
+		first := d.idle.Front()
+		if first == nil {
+			return time.Hour, false // until another is idle or closed
+		}
+		slow := first.Value.(*decoder)
+		if wait := d.slowAfter - time.Since(slow.idleSince); wait > 0 {
+			return wait, false
+		}
+		d.idle.Remove(first)
+		suspended = append(suspended, slow.decompressor)
+		slow.place, slow.decompressor = nil, nil
+		if file := slow.file.Suspend(); file != nil {
+			suspended = append(suspended, file)
+		}
+		d.free(slow)
+	}
+	d.used += z.memory
+	d.pieces += piece
+	if z.overtook = overtaken; overtaken != nil {
+		overtaken.overtaken += z.memory
+	}
+	return 0, true
+}
+
+// fits reports whether a decompressor and a piece fit into the budget, beside the claim
+// that they would overtake, if any. The caller holds mu.
+func (d *decoders) fits(memory, piece int64, c *claim) bool {
+	if c != nil && c.memory+c.overtaken+d.pieces+memory+piece > d.budget {
+		return false
+	}
+	return d.used == 0 || d.used+d.pieces+memory+piece <= d.budget
+}
+
+// free gives back the memory of a decompressor. The caller holds mu, and wakes the
+// queues.
+func (d *decoders) free(z *decoder) {
+	d.used -= z.memory
+	if z.overtook != nil {
+		z.overtook.overtaken -= z.memory
+		z.overtook = nil
+	}
+}
+
+// release gives back the memory of a decompressor.
+func (d *decoders) release(z *decoder) {
+	d.mu.Lock()
+	d.free(z)
+	d.mu.Unlock()
+	d.wake()
+}
+
+// releasePiece gives back the piece of a decoder.
+func (d *decoders) releasePiece() {
+	d.mu.Lock()
+	d.pieces -= copyPiece
+	d.mu.Unlock()
+	d.wake()
+}
+
+// wake makes the first of each queue try again.
+func (d *decoders) wake() {
+	d.requests.wake()
+	d.restarting.wake()
+}
+
+// memory returns how many bytes of the budget are taken.
+func (d *decoders) memory() int64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.used + d.pieces
+}
+
+// open returns how many decoders are not closed.
+func (d *decoders) open() int64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.pieces / copyPiece
+}

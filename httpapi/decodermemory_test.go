@@ -1,0 +1,137 @@
+package httpapi
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// newWith opens a decoder with so many pieces of memory, or fails within the usual time.
+func (p *plainly) newWith(t *testing.T, d *decoders, pieces int64, content []byte) (*decoder, error) {
+	ready, cancel := context.WithTimeout(t.Context(), decoderWait)
+	defer cancel()
+	return d.new(ready, t.Context(), "none", &memoryFile{content: content}, pieces*copyPiece, p.decompress)
+}
+
+// keepReading reads a byte again and again, so that the decoder is never slow, until stop is called.
+func keepReading(t *testing.T, z *decoder) (stop func()) {
+	ctx, cancel := context.WithCancel(t.Context())
+	var reading sync.WaitGroup
+	reading.Go(func() {
+		for ctx.Err() == nil {
+			if _, err := z.Read(make([]byte, 1)); err != nil {
+				t.Error(err)
+				return
+			}
+			time.Sleep(z.decoders.slowAfter / 2)
+		}
+	})
+	return func() { cancel(); reading.Wait(); z.Close() }
+}
+
+// resumeSuspended returns a decoder with 6 of 10 pieces that was suspended and waits for memory, as another has 3 and
+// keeps up with its client until stop is called. The channel gets the first read's error.
+func resumeSuspended(t *testing.T, d *decoders, p *plainly) (resumed *decoder, read chan error, stop func()) {
+	resumed, err := p.newWith(t, d, 6, make([]byte, 1000))
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(2 * d.slowAfter)
+	busy, err := p.newWith(t, d, 3, make([]byte, 1<<20))
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop = keepReading(t, busy)
+	read = make(chan error, 1)
+	go func() {
+		_, err := resumed.Read(make([]byte, 100))
+		read <- err
+	}()
+	synctest.Wait()
+	if p.open.Load() != 1 || len(read) != 0 {
+		t.Fatalf("%d decompressors are open, so none waits", p.open.Load())
+	}
+	return resumed, read, stop
+}
+
+// TestDecodersRestartWaits: a suspended decoder that waits for more memory than is free doesn't keep out a request
+// that needs less.
+func TestDecodersRestartWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newDecoders(2, 10*copyPiece)
+		var p plainly
+		resumed, read, stop := resumeSuspended(t, d, &p)
+		time.Sleep(time.Minute)
+		small, err := p.newWith(t, d, 1, []byte("small"))
+		if err != nil {
+			t.Fatalf("with %d of 10 pieces in use: %v", d.memory()/copyPiece, err)
+		}
+		if got, err := io.ReadAll(small); string(got) != "small" || err != nil {
+			t.Errorf("%q, %v", got, err)
+		}
+		small.Close()
+		if len(read) != 0 {
+			t.Error("the other one got memory")
+		}
+		stop()
+		if err := <-read; err != nil {
+			t.Error(err)
+		}
+		resumed.Close()
+		if d.left() != 0 {
+			t.Errorf("%d bytes are left", d.left())
+		}
+	})
+}
+
+// TestDecodersRestartNotStarved: new requests without end don't keep a suspended decoder from its memory, nor does it
+// refuse one of them.
+func TestDecodersRestartNotStarved(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newDecoders(2, 10*copyPiece)
+		var p plainly
+		resumed, read, stop := resumeSuspended(t, d, &p)
+		ctx, cancel := context.WithCancel(t.Context())
+		var clients sync.WaitGroup
+		var ends sync.WaitGroup
+		clients.Go(func() {
+			for ctx.Err() == nil {
+				z, err := p.newWith(t, d, 1, make([]byte, 1<<20))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				end := keepReading(t, z)
+				ends.Go(func() { time.Sleep(9 * time.Second); end() })
+				time.Sleep(2 * time.Second)
+			}
+		})
+		time.Sleep(time.Minute)
+		stop()
+		begun := time.Now()
+		select {
+		case err := <-read:
+			if err != nil {
+				t.Error(err)
+			}
+		case <-time.After(time.Hour):
+			t.Errorf("no memory within %v", time.Since(begun))
+			cancel()
+			<-read
+		}
+		cancel()
+		clients.Wait()
+		ends.Wait()
+		if got, err := io.ReadAll(resumed); len(got) < 900 || !bytes.Equal(got, make([]byte, len(got))) || err != nil {
+			t.Errorf("%d bytes, %v", len(got), err)
+		}
+		resumed.Close()
+		if d.left() != 0 || p.open.Load() != 0 {
+			t.Errorf("%d bytes, %d decompressors are left", d.left(), p.open.Load())
+		}
+	})
+}

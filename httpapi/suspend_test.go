@@ -1,0 +1,196 @@
+package httpapi
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"sync/atomic"
+	"testing"
+	"testing/iotest"
+
+	"nar-herder/compression"
+	"nar-herder/storage"
+)
+
+// remoteFile is a compressed nar that has to be opened again to be read again.
+type remoteFile struct {
+	content []byte
+	// reader replaces the reader of the opening with that number, from 1 on; may be nil.
+	reader       func(opening int32) (io.Reader, error)
+	opened, open atomic.Int32
+}
+
+func (f *remoteFile) opener() opener {
+	return func(int64, int64) (io.ReadCloser, storage.Info, error) {
+		var r io.Reader = bytes.NewReader(f.content)
+		opening := f.opened.Add(1)
+		if f.reader != nil {
+			other, err := f.reader(opening)
+			if err != nil {
+				return nil, storage.Info{}, err
+			}
+			if other != nil {
+				r = other
+			}
+		}
+		f.open.Add(1)
+		return readCloser{r, closeFunc(func() { f.open.Add(-1) })}, storage.Info{Size: int64(len(f.content))}, nil
+	}
+}
+
+// decoder opens a decoder of the file, which is gzip.
+func (f *remoteFile) decoder(t *testing.T, d *decoders) *decoder {
+	t.Helper()
+	file := &narFile{open: f.opener()}
+	head, err := file.head()
+	if err != nil {
+		t.Fatal(err)
+	}
+	z, err := d.new(t.Context(), t.Context(), "gzip", file, compression.Memory("gzip", head, -1), compression.NewReaderWithin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return z
+}
+
+// TestSuspendClosesFile: a suspended decoder holds no connection to the bucket or instance that has its nar.
+func TestSuspendClosesFile(t *testing.T) {
+	t.Parallel()
+	content := randomContent(1 << 20)
+	file := &remoteFile{content: compress(t, "gzip", content)}
+	d := newDecoders(2, 10*copyPiece)
+	d.slowAfter = 0
+	z := file.decoder(t, d)
+	got := make([]byte, 1000)
+	if _, err := io.ReadFull(z, got); err != nil {
+		t.Fatal(err)
+	}
+	suspendAll(t, d)
+	if n := file.open.Load(); n != 0 {
+		t.Errorf("%d files are open", n)
+	}
+	rest, err := io.ReadAll(z)
+	if !bytes.Equal(append(got, rest...), content) || err != nil || file.opened.Load() != 2 {
+		t.Errorf("%d bytes, opened %d times, %v", len(got)+len(rest), file.opened.Load(), err)
+	}
+	z.Close()
+	if n := file.open.Load(); n != 0 || d.left() != 0 {
+		t.Errorf("%d files are open, %d bytes are left", n, d.left())
+	}
+}
+
+// TestSuspendKeepsGrowingFile: to close a file that is still being fetched could cancel the fetch.
+func TestSuspendKeepsGrowingFile(t *testing.T) {
+	t.Parallel()
+	file := &narFile{open: func(int64, int64) (io.ReadCloser, storage.Info, error) {
+		return growingReader{}, storage.Info{Size: 10}, nil
+	}}
+	if _, err := file.head(); err != nil {
+		t.Fatal(err)
+	}
+	if c := file.Suspend(); c != nil {
+		t.Error("it is to be closed")
+	}
+}
+
+type growingReader struct{ storage.GrowingFile }
+
+func (growingReader) Read([]byte) (int, error) { return 0, io.EOF }
+func (growingReader) Close() error             { return nil }
+
+// TestMemoryBeforeFile: a request that waits for memory holds no connection to a bucket either.
+func TestMemoryBeforeFile(t *testing.T) {
+	t.Parallel()
+	m := make1(t, "source", "content", "gzip")
+	file := &remoteFile{content: m.file}
+	items := m.items(t)
+	open := file.opener()
+	items.open = func(_ *storage.Item, _ int, offset, length int64) (io.ReadCloser, storage.Info, error) {
+		return open(offset, length)
+	}
+	server := startWith(t, items, options(), func(s *Server) {
+		s.decoders = newDecoders(1, 2*copyPiece)
+		s.decoderWait = 2 * patience
+	})
+	release, err := server.decoders.take(t.Context(), 2*copyPiece)
+	if err != nil {
+		t.Fatal(err)
+	}
+	clients := []*client{dial(t, server.address), dial(t, server.address)} // one is the first in the queue
+	for i, c := range clients {
+		c.send(request("GET", []string{"/nar/" + m.path.BaseName(), "/file/source/sha256/" + m.digest}[i]))
+	}
+	until(t, "the requests wait", func() bool { return len(server.decoders.requests.first) == 1 && file.opened.Load() == 2 })
+	until(t, "the files are closed", func() bool { return file.open.Load() == 0 })
+	release()
+	for i, c := range clients {
+		if got := c.receive("GET"); got.StatusCode != 200 || got.body != []string{string(m.nar), "content"}[i] {
+			t.Errorf("after waiting: %s, %q", got.Status, got.body)
+		}
+	}
+	until(t, "all is given back", func() bool { return file.open.Load() == 0 && server.decoders.left() == 0 })
+}
+
+// TestSuspendedRetries: a decoder that restarts reads a file once more when that fails, where it may help.
+func TestSuspendedRetries(t *testing.T) {
+	t.Parallel()
+	content := randomContent(1 << 20)
+	packed := compress(t, "gzip", content)
+	broken := func() io.Reader {
+		return io.MultiReader(bytes.NewReader(packed[:300_000]), iotest.ErrReader(errBroken))
+	}
+	for name, test := range map[string]struct {
+		reader func(opening int32) (io.Reader, error)
+		opened int32
+		err    error
+	}{
+		"broken once": {func(opening int32) (io.Reader, error) {
+			if opening == 2 {
+				return broken(), nil
+			}
+			return nil, nil
+		}, 3, nil},
+		"not opened once": {func(opening int32) (io.Reader, error) {
+			if opening == 2 {
+				return nil, errBroken
+			}
+			return nil, nil
+		}, 3, nil},
+		"broken": {func(opening int32) (io.Reader, error) {
+			if opening >= 2 {
+				return broken(), nil
+			}
+			return nil, nil
+		}, 3, errBroken},
+		"removed": {func(opening int32) (io.Reader, error) {
+			if opening >= 2 {
+				return nil, storage.ErrNotStored
+			}
+			return nil, nil
+		}, 2, storage.ErrNotStored},
+	} {
+		file := &remoteFile{content: packed, reader: test.reader}
+		d := newDecoders(2, 10*copyPiece)
+		d.slowAfter = 0
+		z := file.decoder(t, d)
+		got := make([]byte, 500_000)
+		if _, err := io.ReadFull(z, got); err != nil {
+			t.Fatal(err)
+		}
+		suspendAll(t, d)
+		rest, err := io.ReadAll(z)
+		if test.err == nil && (err != nil || !bytes.Equal(append(got, rest...), content)) {
+			t.Errorf("%s: %d bytes, %v", name, len(got)+len(rest), err)
+		}
+		if test.err != nil && (!errors.Is(err, test.err) || !errors.Is(err, errNotRestarted)) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if file.opened.Load() != test.opened {
+			t.Errorf("%s: opened %d times", name, file.opened.Load())
+		}
+		z.Close()
+		if file.open.Load() != 0 || d.left() != 0 {
+			t.Errorf("%s: %d files are open, %d bytes are left", name, file.open.Load(), d.left())
+		}
+	}
+}
