@@ -15,7 +15,7 @@ import (
 // user and password in it stay.
 func ParseURL(text string) (*url.URL, error) {
 	parsed, err := url.Parse(text)
-	text = redact.Text(text) // for messages
+	text = redact.Address(text) // for messages
 	switch {
 	case err != nil || parsed.Scheme != "http" && parsed.Scheme != "https" || parsed.Hostname() == "":
 		return nil, fmt.Errorf("%q is no URL of an instance: http://HOST or https://HOST, perhaps with port and path", text)
