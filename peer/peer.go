@@ -164,7 +164,7 @@ func New(base *url.URL, self Self) *Peer {
 		base: trimmed(base), name: Name(base), self: self, now: self.Now,
 		client: &http.Client{
 			Transport: &http.Transport{
-				Proxy:                 proxy,
+				Proxy:                 redact.Proxy,
 				DialContext:           (&net.Dialer{Timeout: self.AnswerTimeout}).DialContext,
 				TLSHandshakeTimeout:   self.AnswerTimeout,
 				ResponseHeaderTimeout: self.AnswerTimeout,

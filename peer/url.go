@@ -4,7 +4,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"net/http"
 	"net/url"
 	"strings"
 
@@ -38,17 +37,8 @@ func Name(base *url.URL) string { return strings.TrimSuffix(redact.URL(base), "/
 // SameURL says whether two URLs lead to one peer.
 func SameURL(a, b *url.URL) bool { return Name(a) == Name(b) }
 
-// proxy is [http.ProxyFromEnvironment], whose error may have a password in it.
-func proxy(request *http.Request) (*url.URL, error) {
-	through, err := http.ProxyFromEnvironment(request)
-	if err != nil {
-		return nil, errors.New("the environment variable HTTP_PROXY or HTTPS_PROXY is not a valid URL")
-	}
-	return through, nil
-}
-
 // explain takes off the URL, which is long and is named already, and says what to
-// do about certificates. The error has no password in it: [http.Client] repeats a
+// do about certificates. The error has no password in it: [net/http.Client] repeats a
 // redirection that it can't parse.
 func explain(err error) error {
 	var request *url.Error

@@ -315,3 +315,35 @@ func slips(t *testing.T, s *secrets, p place, at string) {
 	}
 	s.none("config", r.out+r.err)
 }
+
+// TestSecretsOfProxies has the environment name proxies with passwords that can't be used.
+func TestSecretsOfProxies(t *testing.T) {
+	t.Parallel()
+	s := &secrets{t: t}
+	p := newPlace(t)
+	at := "http://" + s.word("user") + ":" + s.word("begin") + "'" + s.word("end") + "@"
+	file := filepath.Join(p.dir, "file")
+	if err := os.WriteFile(file, []byte("[default]\naws_access_key_id = a\naws_secret_access_key = b\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for proxy, wanted := range map[string]string{
+		at + "127.0.0.1:1":    "127.0.0.1:1", // where nobody listens
+		at + " 127.0.0.1/%zz": "x.invalid",   // is ignored, as it is not a URL
+		"CGI":                 "HTTP_PROXY",
+	} {
+		environment := []string{"HTTP_PROXY=" + proxy}
+		if proxy == "CGI" {
+			environment = []string{"HTTP_PROXY=" + at + "127.0.0.1:1", "REQUEST_METHOD=GET"}
+		}
+		for _, args := range [][]string{
+			{"mirror-status", "http://x.invalid"},
+			{"copy", "--database=none", "--to=" + p.storage, "--from=s3://bucket/prefix?region=x&path-style=true&endpoint=http://x.invalid&credentials=" + file},
+		} {
+			r := runIn(t, environment, args...)
+			if r.status == 0 || !strings.Contains(r.err, wanted) {
+				t.Errorf("%q: status %d, stderr %q", args, r.status, r.err)
+			}
+			s.none(fmt.Sprint(args), r.out+r.err)
+		}
+	}
+}
