@@ -89,6 +89,9 @@ func (c *serverCommand) validate() error {
 	if c.Storage == "" && c.Mirror == nil {
 		return errors.New("run-server needs --storage=DIR, --mirror=URL, or both")
 	}
+	if err := validateStorage("--storage", c.Storage); err != nil {
+		return err
+	}
 	if c.StorageHardLimit != noLimit && c.StorageLimit != noLimit && c.StorageHardLimit < c.StorageLimit {
 		return errors.New("--storage-hard-limit is below --storage-limit, so that nothing would be taken in and nothing be removed: raise it")
 	}
