@@ -17,12 +17,12 @@ func ParseURL(text string) (*url.URL, error) {
 	text = redact.Address(text) // for messages
 	switch {
 	case err != nil || parsed.Scheme != "http" && parsed.Scheme != "https" || parsed.Hostname() == "":
-		return nil, fmt.Errorf("%q is no URL of an instance: http://HOST or https://HOST, perhaps with port and path", text)
+		return nil, fmt.Errorf("invalid URL of an instance %q: want http://HOST or https://HOST, with a port and path if needed", text)
 	// The paths of nars are put behind it, and would end up in these.
 	case parsed.RawQuery != "" || parsed.ForceQuery:
-		return nil, fmt.Errorf("%q is no URL of an instance: leave out the query, from the ? on", text)
+		return nil, fmt.Errorf("invalid URL of an instance %q: leave out the query, from the ? on", text)
 	case parsed.Fragment != "":
-		return nil, fmt.Errorf("%q is no URL of an instance: leave out the fragment, from the # on", text)
+		return nil, fmt.Errorf("invalid URL of an instance %q: leave out the fragment, from the # on", text)
 	}
 	return parsed, nil
 }

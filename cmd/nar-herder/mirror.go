@@ -206,7 +206,7 @@ func (c *mirrorStatusCommand) ask(ctx context.Context) (status mirrorStatus, tex
 		Mirror *mirrorStatus `json:"mirror"`
 	}
 	if err := json.Unmarshal(body, &health); err != nil {
-		return status, "", fmt.Errorf("what came, with %s, is no health of a Nar Herder: %w", response.Status, err)
+		return status, "", fmt.Errorf("the answer, %s, is not the health of a Nar Herder: %w", response.Status, err)
 	}
 	if health.Mirror == nil {
 		return status, "", errors.New("it mirrors no other instance")

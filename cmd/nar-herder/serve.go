@@ -366,7 +366,7 @@ func readSigningKey(name string) ([]byte, error) {
 		return nil, fmt.Errorf("--signing-key: %w", err)
 	}
 	if !strings.HasPrefix(strings.TrimSpace(string(key)), "(public-key") || strings.Contains(string(key), "private-key") {
-		return nil, usagef("--signing-key=%s: this is no public key: name a file that begins with \"(public-key\", such as /etc/guix/signing-key.pub", name)
+		return nil, usagef("--signing-key=%s: not a public key: name a file that begins with \"(public-key\", such as /etc/guix/signing-key.pub", name)
 	}
 	return key, nil
 }
