@@ -38,8 +38,8 @@ type attached struct {
 const controlGrace = 100 * time.Millisecond
 
 // ServeControl answers requests from the listeners until Close. Requests over the
-// loopback interface must name an IP address, localhost, or host, as others may be
-// those of a web page whose name was made to lead here.
+// loopback interface must name an IP address, localhost, or host: any other name can
+// belong to a web page that resolves it to this machine (DNS rebinding).
 func ServeControl(host string, log *slog.Logger, listeners ...net.Listener) *Control {
 	c := &Control{host: host, log: log}
 	mux := http.NewServeMux()

@@ -35,7 +35,7 @@ var durationForm = regexp.MustCompile(`^([0-9]+)([shdwm])$`)
 func ParseDuration(text string) (time.Duration, error) {
 	parts := durationForm.FindStringSubmatch(text)
 	if parts == nil {
-		return 0, fmt.Errorf("%q is no duration: a number and one of s, h, d, w, m (months of 30 days), such as 5d", text)
+		return 0, fmt.Errorf("invalid duration %q: want a number and one of s, h, d, w, m (months of 30 days), such as 5d", text)
 	}
 	unit := map[string]time.Duration{
 		"s": time.Second, "h": time.Hour, "d": 24 * time.Hour, "w": 7 * 24 * time.Hour, "m": 30 * 24 * time.Hour,

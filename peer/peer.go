@@ -86,8 +86,8 @@ var (
 	// ErrNoStorageName says that the peer's storage may be the asker's own.
 	ErrNoStorageName = errors.New("it can't tell which storage it has, which may be this one: let its server write to its storage once, " +
 		"or put a file " + storage.IdentityName + " with a random word into it")
-	// ErrAnswer says that what came is no answer to the question.
-	ErrAnswer = errors.New("that is no answer of a Nar Herder")
+	// ErrAnswer says that the response is not an answer to the question.
+	ErrAnswer = errors.New("not an answer of a Nar Herder")
 )
 
 // Self is who asks.
@@ -164,7 +164,7 @@ func New(base *url.URL, self Self) *Peer {
 		base: trimmed(base), name: Name(base), self: self, now: self.Now,
 		client: &http.Client{
 			Transport: &http.Transport{
-				Proxy:                 proxy,
+				Proxy:                 redact.Proxy,
 				DialContext:           (&net.Dialer{Timeout: self.AnswerTimeout}).DialContext,
 				TLSHandshakeTimeout:   self.AnswerTimeout,
 				ResponseHeaderTimeout: self.AnswerTimeout,

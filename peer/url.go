@@ -4,7 +4,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"net/http"
 	"net/url"
 	"strings"
 
@@ -15,15 +14,15 @@ import (
 // user and password in it stay.
 func ParseURL(text string) (*url.URL, error) {
 	parsed, err := url.Parse(text)
-	text = redact.Text(text) // for messages
+	text = redact.Address(text) // for messages
 	switch {
 	case err != nil || parsed.Scheme != "http" && parsed.Scheme != "https" || parsed.Hostname() == "":
-		return nil, fmt.Errorf("%q is no URL of an instance: http://HOST or https://HOST, perhaps with port and path", text)
+		return nil, fmt.Errorf("invalid URL of an instance %q: want http://HOST or https://HOST, with a port and path if needed", text)
 	// The paths of nars are put behind it, and would end up in these.
 	case parsed.RawQuery != "" || parsed.ForceQuery:
-		return nil, fmt.Errorf("%q is no URL of an instance: leave out the query, from the ? on", text)
+		return nil, fmt.Errorf("invalid URL of an instance %q: leave out the query, from the ? on", text)
 	case parsed.Fragment != "":
-		return nil, fmt.Errorf("%q is no URL of an instance: leave out the fragment, from the # on", text)
+		return nil, fmt.Errorf("invalid URL of an instance %q: leave out the fragment, from the # on", text)
 	}
 	return parsed, nil
 }
@@ -38,17 +37,8 @@ func Name(base *url.URL) string { return strings.TrimSuffix(redact.URL(base), "/
 // SameURL says whether two URLs lead to one peer.
 func SameURL(a, b *url.URL) bool { return Name(a) == Name(b) }
 
-// proxy is [http.ProxyFromEnvironment], whose error may have a password in it.
-func proxy(request *http.Request) (*url.URL, error) {
-	through, err := http.ProxyFromEnvironment(request)
-	if err != nil {
-		return nil, errors.New("the environment variable HTTP_PROXY or HTTPS_PROXY is not a valid URL")
-	}
-	return through, nil
-}
-
 // explain takes off the URL, which is long and is named already, and says what to
-// do about certificates. The error has no password in it: [http.Client] repeats a
+// do about certificates. The error has no password in it: [net/http.Client] repeats a
 // redirection that it can't parse.
 func explain(err error) error {
 	var request *url.Error

@@ -28,4 +28,9 @@ func TestParseURL(t *testing.T) {
 			t.Errorf("%q: %v, want something of %q", text, err, want)
 		}
 	}
+	for _, text := range []string{"user:hunter2@host", "http://user:it's-hunter2@host/?x", "http://user:a hunter2@host", "hunter2@host", `http://u:"hunter2@host`, "http://u:x/hunter2@"} {
+		if _, err := ParseURL(text); err == nil || strings.Contains(err.Error(), "hunter2") || !strings.Contains(err.Error(), "xxxxx@") {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
 }

@@ -171,7 +171,7 @@ func decodes(flag *kong.Flag, value string) error {
 func fromEnvironment(flag *kong.Flag) (given, bool) {
 	name := variable(flag.Name)
 	text := os.Getenv(name)
-	if text == "" {
+	if text == "" || isServiceLink(flag.Name, text) {
 		return given{}, false
 	}
 	set := given{values: []string{text}, origin: "the environment variable " + name}
@@ -186,16 +186,29 @@ func fromEnvironment(flag *kong.Flag) (given, bool) {
 	return set, true
 }
 
+// isServiceLink reports whether the value of an option's variable comes from Kubernetes,
+// which sets NAR_HERDER_PORT=tcp://ADDRESS:PORT for a service named nar-herder.
+func isServiceLink(option, value string) bool {
+	return (option == "port" || strings.HasSuffix(option, "-port")) && strings.HasPrefix(value, "tcp://")
+}
+
 // unknown returns a warning for each variable with the prefix that sets no option. It
-// can't be an error, as Kubernetes, for one, sets such variables.
+// can't be an error, as Kubernetes sets such variables.
 func (s *settings) unknown() (warnings []string) {
 	variables := make([]string, len(s.options))
 	for i, option := range s.options {
 		variables[i] = variable(option)
 	}
 	for _, entry := range os.Environ() {
-		name, _, _ := strings.Cut(entry, "=")
-		if strings.HasPrefix(name, environmentPrefix) && !slices.Contains(variables, name) {
+		name, value, _ := strings.Cut(entry, "=")
+		if !strings.HasPrefix(name, environmentPrefix) {
+			continue
+		}
+		if i := slices.Index(variables, name); i >= 0 {
+			if isServiceLink(s.options[i], value) {
+				warnings = append(warnings, "the environment variable "+name+" is ignored: "+value+" is a service link of Kubernetes, not a port")
+			}
+		} else {
 			warnings = append(warnings, "the environment variable "+name+" sets no option"+didYouMean(name, variables))
 		}
 	}

@@ -212,7 +212,8 @@ func TestConfigFaults(t *testing.T) {
 		environment, args []string
 		wanted            []string
 	}{
-		{[]string{"NAR_HERDER_PORT=tcp://10.0.0.1:80"}, []string{"config"}, []string{"--port", "0 to 65535", "set by the environment variable NAR_HERDER_PORT"}},
+		{[]string{"NAR_HERDER_PORT=udp"}, []string{"config"}, []string{"--port", "0 to 65535", "set by the environment variable NAR_HERDER_PORT"}},
+		{[]string{"NAR_HERDER_STORAGE=s3://bucket?checksum=foo"}, []string{"run-server"}, []string{"--storage", "checksum", "set by the environment variable NAR_HERDER_STORAGE"}},
 		{[]string{"NAR_HERDER_CONFIG=/nonexistent"}, []string{"config"}, []string{"--config=/nonexistent", "set by the environment variable NAR_HERDER_CONFIG"}},
 		{[]string{"NAR_HERDER_ENABLE_CACHED_COMPRESSION=zstd;x"}, []string{"config"}, []string{`"x"`, "NAR_HERDER_ENABLE_CACHED_COMPRESSION"}},
 		// Options that contradict each other.
@@ -265,6 +266,37 @@ func TestConfigOfCommands(t *testing.T) {
 	s.stop(t, syscall.SIGTERM)
 	if log := s.err.String(); strings.Contains(log, "level=DEBUG") || !strings.Contains(log, "NAR_HERDER_LOG_LEVL sets no option: did you mean NAR_HERDER_LOG_LEVEL?") {
 		t.Errorf("%s", log)
+	}
+}
+
+// TestServiceLinks sets the variables that Kubernetes sets for services named nar-herder
+// and nar-herder-control: those that are named as options are ignored.
+func TestServiceLinks(t *testing.T) {
+	t.Parallel()
+	links := []string{
+		"NAR_HERDER_PORT=tcp://10.0.0.1:80", "NAR_HERDER_SERVICE_HOST=10.0.0.1", "NAR_HERDER_SERVICE_PORT=80", "NAR_HERDER_PORT_80_TCP_ADDR=10.0.0.1",
+		"NAR_HERDER_CONTROL_PORT=tcp://10.0.0.2:80",
+	}
+	warnings := []string{
+		"NAR_HERDER_PORT is ignored: tcp://10.0.0.1:80 is a service link of Kubernetes, not a port",
+		"NAR_HERDER_CONTROL_PORT is ignored: tcp://10.0.0.2:80 is a service link of Kubernetes, not a port",
+		"NAR_HERDER_PORT_80_TCP_ADDR sets no option",
+	}
+	r := runIn(t, links, "config", "--config="+writeConfig(t, "port = 81\n"))
+	if r.status != 0 || strings.Count(r.err, "\n") != len(links) || !strings.Contains(r.out, `"81"`) {
+		t.Errorf("%+v", r)
+	}
+	p := newPlace(t)
+	run := command(p.args("run-server", "--host=unix:"+filepath.Join(p.dir, "socket"), "--log-level=INFO")...)
+	run.Env = links
+	s := serve(t, run)
+	s.stop(t, syscall.SIGTERM)
+	for _, warning := range warnings {
+		for where, text := range map[string]string{"config": r.err, "the log": s.err.String()} {
+			if strings.Count(text, warning) != 1 {
+				t.Errorf("%s does not have %q: %s", where, warning, text)
+			}
+		}
 	}
 }
 

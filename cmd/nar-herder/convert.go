@@ -29,6 +29,9 @@ func (c *convertCommand) Run(ctx context.Context, s *streams) (err error) {
 			progress.reach(p.Done)
 		},
 	}
+	if err := validateStorage("--storage", c.Storage); err != nil {
+		return err
+	}
 	closeStorage, err := lookIn(ctx, &options, c.Storage)
 	if err != nil {
 		return err

@@ -49,6 +49,9 @@ func (c *copyCommand) Run(ctx context.Context, s *streams) (err error) {
 	if c.Bandwidth == 0 {
 		return usagef("--bandwidth=0: nothing would ever be read: name a number of bytes, or none")
 	}
+	if err := errors.Join(validateStorage("--from", c.From), validateStorage("--to", c.To)); err != nil {
+		return err
+	}
 	log := slog.New(newLogHandler(s.err, slog.LevelWarn))
 	from, err := openBytes(ctx, c.From, log)
 	if err != nil {

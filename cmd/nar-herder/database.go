@@ -47,13 +47,22 @@ func localDirectory(store string) string {
 	return store
 }
 
-// openBytes opens a storage by its name.
+// validateStorage refuses the URL of a bucket that can't be opened, whatever the server
+// says. The option is named in the error.
+func validateStorage(option, store string) error {
+	if !isBucket(store) {
+		return nil
+	}
+	if err := s3.Validate(store); err != nil {
+		return usagef("%s: %w", option, err)
+	}
+	return nil
+}
+
+// openBytes opens a storage by its name, which is valid.
 func openBytes(ctx context.Context, store string, log *slog.Logger) (byteStore, error) {
 	// Not "return directory.Open(store)": a nil *Directory is no nil byteStore.
 	if isBucket(store) {
-		if err := s3.Validate(store); err != nil {
-			return nil, usageError{err}
-		}
 		bucket, err := s3.Open(ctx, store, s3.Options{Log: log})
 		if err != nil {
 			return nil, err
@@ -76,6 +85,9 @@ func open(ctx context.Context, database, store string, options index.Options, lo
 // openWithCache is open for the server, which alone may use the cache of the storage;
 // nil for none.
 func openWithCache(ctx context.Context, database, store string, cache *tiered.Options, options index.Options, log *slog.Logger) (_ *opened, err error) {
+	if err := validateStorage("--storage", store); err != nil {
+		return nil, err
+	}
 	o := new(opened)
 	var bytes storage.ByteStore // a nil byteStore in it would be none
 	if store != "" {

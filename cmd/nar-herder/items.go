@@ -24,7 +24,7 @@ func parseItem(name string) (narinfo.PathHash, error) {
 	}
 	path, err := narinfo.ParseBaseName(base)
 	if err != nil {
-		return narinfo.PathHash{}, fmt.Errorf("%q is no store item: name /gnu/store/HASH-NAME, HASH-NAME or HASH", name)
+		return narinfo.PathHash{}, fmt.Errorf("%q is not a store item: name /gnu/store/HASH-NAME, HASH-NAME or HASH", name)
 	}
 	return path.Hash, nil
 }

@@ -64,8 +64,8 @@ func listenOn(ctx context.Context, prefix, host string, port portValue, permissi
 }
 
 // listenAll listens on the addresses of a host. One that this machine does not
-// have, as with a name for ::1 where there is no IPv6, is passed over while there
-// are others.
+// have, as with a name for ::1 where there is no IPv6, is skipped if there are
+// others.
 func listenAll(ctx context.Context, prefix, host string, addresses []string, port portValue) (listeners []net.Listener, err error) {
 	var config net.ListenConfig
 	for _, address := range addresses {
@@ -110,8 +110,8 @@ func listenUnix(ctx context.Context, prefix, path string, permissions fs.FileMod
 	if err != nil {
 		return nil, fmt.Errorf("--%shost=unix:%s: %w", prefix, path, err)
 	}
-	// Who may connect to the public one is for the directory to say; the web server
-	// in front is usually another user.
+	// The permissions of the directory decide which users can connect to the public
+	// socket. The web server in front is usually another user.
 	if err := os.Chmod(path, permissions); err != nil {
 		listener.Close()
 		return nil, fmt.Errorf("--%shost=unix:%s: %w", prefix, path, err)

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"sync"
@@ -35,16 +36,16 @@ func newLogger(w io.Writer, level slog.Level) (log *slog.Logger, end func()) {
 	})
 }
 
-// newLogHandler writes lines, without passwords that are in URLs. What logs a URL is to
-// leave them out; this is for texts that come from libraries and other machines.
+// newLogHandler writes lines and redacts the secrets of URLs in all values: some come
+// from libraries and other machines.
 func newLogHandler(w io.Writer, level slog.Level) slog.Handler {
 	return slog.NewTextHandler(w, &slog.HandlerOptions{Level: level, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
 		switch a.Value.Kind() {
 		case slog.KindString:
 			a.Value = slog.StringValue(redact.Text(a.Value.String()))
 		case slog.KindAny:
-			if err, ok := a.Value.Any().(error); ok {
-				a.Value = slog.StringValue(redact.Text(err.Error()))
+			if _, ok := a.Value.Any().(slog.Level); !ok {
+				a.Value = slog.StringValue(redact.Text(fmt.Sprintf("%+v", a.Value.Any())))
 			}
 		}
 		return a

@@ -1,7 +1,10 @@
 package main
 
 import (
+	"errors"
 	"log/slog"
+	"net/netip"
+	"net/url"
 	"strings"
 	"sync"
 	"testing"
@@ -59,6 +62,35 @@ func TestLogLevel(t *testing.T) {
 	log.Debug("no")
 	log.Warn("yes")
 	if got := out.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, "msg=yes") {
+		t.Errorf("%q", got)
+	}
+}
+
+// shown is a fmt.Stringer.
+type shown struct{ text string }
+
+func (s shown) String() string { return s.text }
+
+// TestLogSecrets logs URLs with passwords as values of several types.
+func TestLogSecrets(t *testing.T) {
+	t.Parallel()
+	const text = "https://user:it%27s-hunter2@x.example/a"
+	u, err := url.Parse(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := new(testlog.Buffer)
+	log := slog.New(newLogHandler(out, slog.LevelDebug))
+	for _, value := range []any{text, u, shown{text}, &shown{text}, errors.New(text), []string{text}, []*url.URL{u}, struct{ URL *url.URL }{u}} {
+		before := len(out.String())
+		log.Info("asked", "of", value)
+		if line := out.String()[before:]; strings.Contains(line, "hunter2") || !strings.Contains(line, "https://xxxxx@x.example/a") || !strings.Contains(line, " level=INFO ") {
+			t.Errorf("%T: %q", value, line)
+		}
+	}
+	// Nothing else is changed.
+	log.With("a", 1).Warn("x", "address", netip.MustParseAddr("::1"), "url", (*url.URL)(nil), "nil", nil, "ok", true)
+	if got := out.String(); !strings.HasSuffix(got, "level=WARN msg=x a=1 address=::1 url=<nil> nil=<nil> ok=true\n") {
 		t.Errorf("%q", got)
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 
 	"nar-herder/httpapi"
+	"nar-herder/internal/redact"
 	"nar-herder/mirror"
 	"nar-herder/mirror/nars"
 	"nar-herder/narinfo"
@@ -187,7 +188,8 @@ func (c *mirrorStatusCommand) ask(ctx context.Context) (status mirrorStatus, tex
 	if err != nil {
 		return status, "", err
 	}
-	response, err := http.DefaultClient.Do(request)
+	client := http.Client{Transport: &http.Transport{Proxy: redact.Proxy, DisableKeepAlives: true}}
+	response, err := client.Do(request)
 	if err != nil {
 		var failure *url.Error // has the URL again, with its user
 		if errors.As(err, &failure) {
@@ -204,7 +206,7 @@ func (c *mirrorStatusCommand) ask(ctx context.Context) (status mirrorStatus, tex
 		Mirror *mirrorStatus `json:"mirror"`
 	}
 	if err := json.Unmarshal(body, &health); err != nil {
-		return status, "", fmt.Errorf("what came, with %s, is no health of a Nar Herder: %w", response.Status, err)
+		return status, "", fmt.Errorf("the answer, %s, is not the health of a Nar Herder: %w", response.Status, err)
 	}
 	if health.Mirror == nil {
 		return status, "", errors.New("it mirrors no other instance")

@@ -3,9 +3,12 @@ package main
 import (
 	"errors"
 	"io/fs"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 )
@@ -269,6 +272,35 @@ func TestBadCommands(t *testing.T) {
 		{statusUsage, []string{"help", "frobnicate"}, []string{"frobnicate"}},
 	} {
 		failWith(t, test.status, test.args, test.wanted...)
+	}
+	isEmpty(t, dir)
+}
+
+// TestBadBucketURL: a storage URL that is not valid is an error before anything is opened,
+// or downloaded from the mirrored instance.
+func TestBadBucketURL(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	var asked atomic.Int64
+	source := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked.Add(1)
+		http.NotFound(w, r)
+	}))
+	defer source.Close()
+	const url = "s3://bucket?checksum=foo"
+	database, nowhere := "--database="+dir+"/index.db", filepath.Join(dir, "nonexistent")
+	for option, args := range map[string][]string{
+		"--storage": {"run-server", database, "--port=0", "--pid-file=" + dir + "/pid", "--mirror=" + source.URL, "--storage=" + url},
+		"--to":      {"copy", "--database=none", "--from=" + nowhere, "--to=" + url},
+		"--from":    {"copy", "--database=none", "--to=" + nowhere, "--from=" + url},
+	} {
+		misuse(t, args, option, `checksum="foo"`, "crc32c, crc32 or none")
+	}
+	for _, args := range [][]string{{"export", database, nowhere}, {"check", database}, {"import", database, nowhere}, {"remove", database, "--tag=a=b"}, {"convert", nowhere, nowhere}, {"take-storage", database}} {
+		misuse(t, append(args, "--storage="+url), "--storage", `checksum="foo"`, "crc32c, crc32 or none")
+	}
+	if n := asked.Load(); n != 0 {
+		t.Errorf("the mirrored instance was asked %d times", n)
 	}
 	isEmpty(t, dir)
 }

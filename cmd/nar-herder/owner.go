@@ -118,7 +118,7 @@ func (c *serverCommand) settle(ctx context.Context, store *opened, source *peer.
 		return c.isFrontEnd(ctx, store, log)
 	}
 	if store.IsFrontEnd() {
-		log.Warn("this is no front end any more, as the storage is not that of the mirrored instance: what it has to fetch and to remove, it does after a restart", "storage", store.name())
+		log.Warn("the storage is not that of the mirrored instance, so this instance is no longer a front end: it fetches and removes nars after a restart", "storage", store.name())
 	}
 	if owner != "" {
 		log.Warn("the storage belongs to another instance, and is only read: see 'nar-herder help take-storage'", "storage", store.name(), "owner", owner)

@@ -93,7 +93,7 @@ func newGuarded(t *testing.T, target, user, password string) *guarded {
 
 // url is the instance's URL with its password.
 func (g *guarded) url(user, password string) string {
-	return "http://" + url.UserPassword(user, password).String() + "@" + g.Listener.Addr().String()
+	return "http://" + user + ":" + password + "@" + g.Listener.Addr().String()
 }
 
 // TestSecrets gives secrets in all options that take some, has everything go wrong, and
@@ -103,7 +103,8 @@ func TestSecrets(t *testing.T) {
 	s := &secrets{t: t}
 	const user = "s3cr3t-user" // many a token is a user's name
 	s.words = append(s.words, user)
-	password := s.word("password")
+	// The parts are words of their own, so that a password that is cut is noticed.
+	password := s.word("password") + "'" + s.word("quoted") + "@" + s.word("at")
 
 	dir, texts, targets := generated(t, 20)
 	origin := newPlace(t)
@@ -241,33 +242,26 @@ func TestSecrets(t *testing.T) {
 // TestSecretsOfSlips mistypes options with secrets in them.
 func TestSecretsOfSlips(t *testing.T) {
 	t.Parallel()
-	s := &secrets{t: t}
-	user, password := s.word("user"), s.word("password")
 	p := newPlace(t)
 	p.imports(t, filepath.Join(testdata, "published"))
-	at := user + ":" + password + "@"
+	// The parts of a password are words of their own, so that one that is cut is noticed.
+	for _, between := range []string{"", "'", `"`, "<", ">", `'"<>`, "@", ":"} {
+		s := &secrets{t: t}
+		at := s.word("user") + ":" + s.word("begin") + between + s.word("end") + "@"
+		slips(t, s, p, at)
+	}
+	s := &secrets{t: t}
+	user, password := s.word("user"), s.word("password")
 	for _, args := range [][]string{
-		p.args("run-server", "--mirror=ftp://"+at+"x.example"), p.args("run-server", "--mirror=http://"+at),
-		p.args("run-server", "--mirror=http://"+user+":"+password+"/x@x.example"), p.args("run-server", "--mirror=http://"+at+"x.example:y"),
-		p.args("run-server", "--mirror=http://"+at+"x.example/?"), p.args("run-server", "--mirror=http://"+at+"x.example/%zz"),
-		p.args("run-server", "--mirorr=http://"+at+"x.example"), p.args("run-server", "http://"+at+"x.example"),
-		p.args("run-server", "--storage-nar-removal-criteria=stored=http://"+at+"x.example"),
-		p.args("run-server", "--storage-nar-removal-criteria=stored-on=http://"+at),
-		p.args("run-server", "--storage-nar-removal-criteria=stored-on=http://"+at+"x.example,unused-for=x"),
-		p.args("run-server", "--storage-nar-removal-criteria=http://"+at+"x.example"),
-		p.args("run-server", "--enable-cached-compression=zstd", "--cached-compression-directory=zstd="+p.dir+"/z", "--cached-compression-nar-source=http://"+at+"x.example/?"),
-		p.args("run-server", "--enable-cached-compression=zstd", "--cached-compression-directory=zstd="+p.dir+"/z", "--cached-compression-nar-source=ftp://"+at+"x.example"),
-		p.args("run-server", "--host=http://"+at+"x.example"),
-		p.args("run-server", "--signing-key=http://"+at+"x.example"), p.args("run-server", "--pid-file=http://"+at+"x.example"),
-		{"run-server", "--database=http://" + at + "x.example", "--storage=" + p.storage, "--port=0"},
-		{"run-server", "--database=" + p.database, "--storage=S3://" + at + "x.example"}, {"run-server", "--database=" + p.database, "--storage=s3://" + at + "x.example"},
-		{"run-server", "--database=" + p.database, "--storage=s3://bucket?endpoint=http://" + at + "x.example"},
-		{"run-server", "--database=" + p.database, "--storage=s3://bucket?credentials=http://" + at + "x.example"},
-		p.args("check", "--repair", "--from=http://"+at), p.args("check", "--from=http://"+at+"x.example"), {"copy", "--from=http://" + at + "x.example", "--to=" + p.storage},
-		{"mirror-status", "http://" + at + "127.0.0.1:1"}, {"mirror-status", "http://" + at + "x.invalid"}, {"mirror-status", "http://" + at},
+		p.args("run-server", "--mirror=http://"+user+":"+password+"/x@x.example"), p.args("run-server", "--mirror=http://"+user+" "+password+"@x.example"),
+		p.args("run-server", "--mirror="+user+"@x.example"), p.args("run-server", "--mirror="+user+" "+password+"@x.example"),
+		p.args("run-server", "--mirror=//"+user+":"+password+"@x.example"), p.args("run-server", "--mirror=http:"+user+":"+password+"@x.example"),
+		p.args("run-server", "--mirror=http://x.example/?X-Amz-Credential="+user+"&X-Amz-Signature="+password), p.args("run-server", "--mirror=http://x.example/?sig="+password),
+		p.args("run-server", "--storage-nar-removal-criteria=stored-on="+user+" "+password+"@x.example"),
+		{"mirror-status", user + " " + password + "@x.example"},
 	} {
 		r := runProgram(t, args...)
-		if r.status == 0 || r.err == "" {
+		if r.status != statusUsage {
 			t.Errorf("%q: status %d, stderr %q", args, r.status, r.err)
 		}
 		s.none(fmt.Sprint(args[0], " ", args[len(args)-1]), r.out+r.err)
@@ -277,9 +271,79 @@ func TestSecretsOfSlips(t *testing.T) {
 	if err != nil || len(files) != 1 || os.Remove(files[0]) != nil {
 		t.Fatal(files, err)
 	}
-	r := runProgram(t, p.args("check", "--repair", "--from=http://"+at+"127.0.0.1:1")...)
+	r := runProgram(t, p.args("check", "--repair", "--from=http://"+user+":it's"+password+"@127.0.0.1:1")...)
 	if r.status == 0 || !strings.Contains(r.out+r.err, "127.0.0.1:1") {
 		t.Errorf("status %d: %s%s", r.status, r.out, r.err)
 	}
 	s.none("check --repair", r.out+r.err)
+}
+
+// slips gives a user and password, as they are in a URL, to options that refuse them.
+func slips(t *testing.T, s *secrets, p place, at string) {
+	t.Helper()
+	for _, args := range [][]string{
+		p.args("run-server", "--mirror=ftp://"+at+"x.example"), p.args("run-server", "--mirror=http://"+at), p.args("run-server", "--mirror="+at+"x.example"),
+		p.args("run-server", "--mirror=http://"+at+"x.example:y"),
+		p.args("run-server", "--mirror=http://"+at+"x.example/?"), p.args("run-server", "--mirror=http://"+at+"x.example/%zz"),
+		p.args("run-server", "--mirorr=http://"+at+"x.example"), p.args("run-server", "http://"+at+"x.example"), p.args("run-server", at+"x.example"),
+		p.args("run-server", "--storage-nar-removal-criteria=stored=http://"+at+"x.example"),
+		p.args("run-server", "--storage-nar-removal-criteria=stored-on=http://"+at), p.args("run-server", "--storage-nar-removal-criteria=stored-on="+at+"x.example"),
+		p.args("run-server", "--storage-nar-removal-criteria=stored-on=http://"+at+"x.example,unused-for=x"),
+		p.args("run-server", "--storage-nar-removal-criteria=http://"+at+"x.example"),
+		p.args("run-server", "--enable-cached-compression=zstd", "--cached-compression-directory=zstd="+p.dir+"/z", "--cached-compression-nar-source=http://"+at+"x.example/?"),
+		p.args("run-server", "--enable-cached-compression=zstd", "--cached-compression-directory=zstd="+p.dir+"/z", "--cached-compression-nar-source=ftp://"+at+"x.example"),
+		p.args("run-server", "--enable-cached-compression=zstd", "--cached-compression-directory=zstd="+p.dir+"/z", "--cached-compression-nar-source="+at+"x.example"),
+		p.args("run-server", "--host=http://"+at+"x.example"),
+		p.args("run-server", "--signing-key=http://"+at+"x.example"), p.args("run-server", "--pid-file=http://"+at+"x.example"),
+		{"run-server", "--database=http://" + at + "x.example", "--storage=" + p.storage, "--port=0"},
+		{"run-server", "--database=" + p.database, "--storage=S3://" + at + "x.example"}, {"run-server", "--database=" + p.database, "--storage=s3://" + at + "x.example"},
+		{"run-server", "--database=" + p.database, "--storage=s3://bucket?endpoint=http://" + at + "x.example"},
+		{"run-server", "--database=" + p.database, "--storage=s3://bucket?credentials=http://" + at + "x.example"},
+		p.args("check", "--repair", "--from=http://"+at), p.args("check", "--from=http://"+at+"x.example/?x"), {"copy", "--from=http://" + at + "x.example", "--to=" + p.storage},
+		{"mirror-status", "http://" + at + "127.0.0.1:1"}, {"mirror-status", "http://" + at + "x.invalid"}, {"mirror-status", "http://" + at}, {"mirror-status", at + "x.invalid"},
+	} {
+		r := runProgram(t, args...)
+		if r.status == 0 || r.err == "" {
+			t.Errorf("%q: status %d, stderr %q", args, r.status, r.err)
+		}
+		s.none(fmt.Sprint(args[0], " ", args[len(args)-1]), r.out+r.err)
+	}
+	// config has no use for a storage or a mirror that answers.
+	r := runProgram(t, "config", "--mirror=http://"+at+"x.example/", "--storage-nar-removal-criteria=stored-on=http://"+at+"x.example", "--cached-compression-nar-source=http://"+at+"x.example")
+	if r.status == 0 && strings.Count(r.out, "x.example") != 3 {
+		t.Errorf("config prints %s", r.out)
+	}
+	s.none("config", r.out+r.err)
+}
+
+// TestSecretsOfProxies has the environment name proxies with passwords that can't be used.
+func TestSecretsOfProxies(t *testing.T) {
+	t.Parallel()
+	s := &secrets{t: t}
+	p := newPlace(t)
+	at := "http://" + s.word("user") + ":" + s.word("begin") + "'" + s.word("end") + "@"
+	file := filepath.Join(p.dir, "file")
+	if err := os.WriteFile(file, []byte("[default]\naws_access_key_id = a\naws_secret_access_key = b\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for proxy, wanted := range map[string]string{
+		at + "127.0.0.1:1":    "127.0.0.1:1", // where nobody listens
+		at + " 127.0.0.1/%zz": "x.invalid",   // is ignored, as it is not a URL
+		"CGI":                 "HTTP_PROXY",
+	} {
+		environment := []string{"HTTP_PROXY=" + proxy}
+		if proxy == "CGI" {
+			environment = []string{"HTTP_PROXY=" + at + "127.0.0.1:1", "REQUEST_METHOD=GET"}
+		}
+		for _, args := range [][]string{
+			{"mirror-status", "http://x.invalid"},
+			{"copy", "--database=none", "--to=" + p.storage, "--from=s3://bucket/prefix?region=x&path-style=true&endpoint=http://x.invalid&credentials=" + file},
+		} {
+			r := runIn(t, environment, args...)
+			if r.status == 0 || !strings.Contains(r.err, wanted) {
+				t.Errorf("%q: status %d, stderr %q", args, r.status, r.err)
+			}
+			s.none(fmt.Sprint(args), r.out+r.err)
+		}
+	}
 }

@@ -89,6 +89,9 @@ func (c *serverCommand) validate() error {
 	if c.Storage == "" && c.Mirror == nil {
 		return errors.New("run-server needs --storage=DIR, --mirror=URL, or both")
 	}
+	if err := validateStorage("--storage", c.Storage); err != nil {
+		return err
+	}
 	if c.StorageHardLimit != noLimit && c.StorageLimit != noLimit && c.StorageHardLimit < c.StorageLimit {
 		return errors.New("--storage-hard-limit is below --storage-limit, so that nothing would be taken in and nothing be removed: raise it")
 	}
@@ -363,7 +366,7 @@ func readSigningKey(name string) ([]byte, error) {
 		return nil, fmt.Errorf("--signing-key: %w", err)
 	}
 	if !strings.HasPrefix(strings.TrimSpace(string(key)), "(public-key") || strings.Contains(string(key), "private-key") {
-		return nil, usagef("--signing-key=%s: this is no public key: name a file that begins with \"(public-key\", such as /etc/guix/signing-key.pub", name)
+		return nil, usagef("--signing-key=%s: not a public key: name a file that begins with \"(public-key\", such as /etc/guix/signing-key.pub", name)
 	}
 	return key, nil
 }

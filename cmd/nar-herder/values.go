@@ -41,7 +41,7 @@ func (i *intervalValue) UnmarshalText(text []byte) error {
 	}
 	parsed, err := narinfo.ParseDuration(string(text))
 	if err == nil && parsed <= 0 {
-		err = fmt.Errorf("%q is no interval: \"none\", or a second at least", text)
+		err = fmt.Errorf("invalid interval %q: want \"none\", or at least a second", text)
 	}
 	*i = intervalValue(parsed)
 	return err
@@ -61,7 +61,7 @@ func (s *sizeValue) UnmarshalText(text []byte) error {
 	}
 	parts := sizeForm.FindStringSubmatch(string(text))
 	if parts == nil {
-		return fmt.Errorf("%q is no size: \"none\", or a number of bytes, perhaps with K, M, G, T, KiB, MiB, GiB, TiB (powers of 1024) or KB, MB, GB, TB (powers of 1000)", text)
+		return fmt.Errorf("invalid size %q: want \"none\", or a number of bytes, perhaps with K, M, G, T, KiB, MiB, GiB, TiB (powers of 1024) or KB, MB, GB, TB (powers of 1000)", text)
 	}
 	n, err := strconv.ParseInt(parts[1], 10, 64)
 	if unit := parts[2]; err == nil && unit != "" && unit != "B" {
@@ -90,7 +90,7 @@ type portValue uint16
 func (p *portValue) UnmarshalText(text []byte) error {
 	n, err := strconv.ParseUint(string(text), 10, 16)
 	if err != nil {
-		return fmt.Errorf("%q is no port: a number from 0 to 65535", text)
+		return fmt.Errorf("invalid port %q: want 0 to 65535", text)
 	}
 	*p = portValue(n)
 	return nil
@@ -104,7 +104,7 @@ var levels = map[string]slog.Level{"DEBUG": slog.LevelDebug, "INFO": slog.LevelI
 func (l *levelValue) UnmarshalText(text []byte) error {
 	level, ok := levels[strings.ToUpper(string(text))]
 	if !ok {
-		return fmt.Errorf("%q is no log level: DEBUG, INFO, WARN or ERROR", text)
+		return fmt.Errorf("invalid log level %q: want DEBUG, INFO, WARN or ERROR", text)
 	}
 	*l = levelValue(level)
 	return nil
@@ -116,7 +116,7 @@ type positiveValue int
 func (p *positiveValue) UnmarshalText(text []byte) error {
 	n, err := strconv.Atoi(string(text))
 	if err != nil || n < 1 || n > math.MaxInt32 {
-		return fmt.Errorf("%q is no number from 1 to %d", text, math.MaxInt32)
+		return fmt.Errorf("invalid number %q: want 1 to %d", text, math.MaxInt32)
 	}
 	*p = positiveValue(n)
 	return nil
@@ -150,7 +150,7 @@ type tagValue index.Tag
 func (t *tagValue) UnmarshalText(text []byte) error {
 	key, value, ok := strings.Cut(string(text), "=")
 	if !ok || key == "" {
-		return fmt.Errorf("%q is no tag: KEY=VALUE", text)
+		return fmt.Errorf("invalid tag %q: want KEY=VALUE", text)
 	}
 	*t = tagValue{Key: key, Value: value}
 	return nil

@@ -114,11 +114,13 @@ func (c *checksums) asks() bool { return c.known() != noChecksum && !c.noMode.Lo
 // accepted content, or failed. The error is that of the SDK.
 //
 // A checksum becomes known when an upload succeeds with it after the server has refused
-// all better ones. An error that isn't such a refusal ends the attempt, and the next
-// upload tries all again.
+// all better ones, and is forgotten when the server refuses it. Another error ends the
+// attempt; if no checksum is known, the next upload tries all again.
 func (b *Bucket) protected(send func(kind checksum, trial bool) error) error {
 	if kind := b.checksums.known(); kind != unknownChecksum {
-		return send(kind, false)
+		if err := send(kind, false); !b.forgetRefused(kind, err) {
+			return err
+		}
 	}
 	var err error
 	for _, kind := range checksumKinds {
@@ -132,6 +134,29 @@ func (b *Bucket) protected(send func(kind checksum, trial bool) error) error {
 		break
 	}
 	return err
+}
+
+// forgetRefused forgets a checksum that was found to work when the server refuses it by
+// name, and reports whether the server did. One that the URL names stays.
+func (b *Bucket) forgetRefused(kind checksum, err error) bool {
+	if b.location.checksum != unknownChecksum || !isChecksumRefusal(err) {
+		return false
+	}
+	if known := b.checksums.uploads.Load(); known != nil && *known == kind && b.checksums.uploads.CompareAndSwap(known, nil) {
+		b.log.Warn("the server refuses the checksum that it accepted before: trying again which one it accepts", "storage", b.String(), "checksum", string(kind))
+	}
+	return true
+}
+
+// checksumAdvice says what to do about an error, if the server refuses a checksum.
+func (b *Bucket) checksumAdvice(err error) string {
+	switch {
+	case !isChecksumRefusal(err):
+		return ""
+	case b.location.checksum != unknownChecksum:
+		return ": take checksum= out of the storage's URL, or name another one there"
+	}
+	return ": the next upload tries again which checksum the server accepts"
 }
 
 // refuses makes a request with a checksum header, and reports whether the server refuses
@@ -150,6 +175,9 @@ func isRefusal(err error) bool {
 	return code(err) == "InvalidArgument" && status(err) == http.StatusBadRequest ||
 		code(err) == "NotImplemented" && status(err) == http.StatusNotImplemented
 }
+
+// isChecksumRefusal reports whether an answer is the refusal of a checksum that it names.
+func isChecksumRefusal(err error) bool { return isRefusal(err) && isAboutChecksum(err) }
 
 // isAboutChecksum says whether an answer names a checksum.
 func isAboutChecksum(err error) bool {

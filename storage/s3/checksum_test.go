@@ -275,6 +275,43 @@ func TestPartRefused(t *testing.T) {
 	}
 }
 
+// TestRefusedLater: a server that begins to refuse the checksum that was found is tried
+// again, by the same upload where its content is still there, or by the next one.
+func TestRefusedLater(t *testing.T) {
+	t.Parallel()
+	for _, size := range []int{small, twoParts} {
+		var way faulty
+		var log logged
+		options := quick(&way)
+		options.Log = log.logger()
+		b := open(t, place(t), options)
+		put(t, b, "nar/x", random(small, 1))
+		way.set(func(r *http.Request) (*http.Response, error) {
+			if r.Header.Get(headerCRC32C) != "" {
+				return answerWith(r, 501, "NotImplemented", "Header '"+headerCRC32C+"' not implemented"), nil
+			}
+			return nil, nil
+		})
+		if size == twoParts { // their upload has announced CRC32C
+			wantFault(t, "a part", stage(t, b, "nar/x", size), "NotImplemented", "the next upload tries again which checksum the server accepts")
+		}
+		content := random(size, 2)
+		put(t, b, "nar/x", content)
+		wantContent(t, b, "nar/x", content)
+		if kind := b.checksums.known(); kind != crc32Checksum {
+			t.Errorf("%d bytes: %q is known to work, want crc32", size, kind)
+		}
+		for word, lines := range map[string]int{"checksum=crc32c": 2, "checksum=crc32\n": 1} {
+			if got := log.lines(word); len(got) != lines {
+				t.Errorf("%d bytes: %d lines have %q: %q", size, len(got), word, got)
+			}
+		}
+		if infos := list(t, b); len(infos) != 1 {
+			t.Errorf("left: %+v", infos)
+		}
+	}
+}
+
 // answerWith is an error of S3 with a message.
 func answerWith(r *http.Request, status int, code, message string) *http.Response {
 	return answer(r, status, "application/xml", "<Error><Code>"+code+"</Code><Message>"+message+"</Message></Error>")
@@ -330,8 +367,16 @@ func TestUnrelatedFailures(t *testing.T) {
 					t.Errorf("%d bytes: later uploads are protected by %q", size, uploads)
 				}
 				// What is known to work stays so.
+				way.set(ofWrites(always(501, "NotImplemented")))
+				wantFault(t, name, stage(t, b, "nar/x", size), "NotImplemented")
+				if kind := b.checksums.known(); kind != crc32cChecksum {
+					t.Errorf("%d bytes: %q is known to work", size, kind)
+				}
+				// When every checksum is refused, the next upload tries all again.
 				way.set(ofWrites(invalid("no " + headerCRC32C)))
-				wantFault(t, name, stage(t, b, "nar/x", size), "InvalidArgument")
+				wantFault(t, name, stage(t, b, "nar/x", size), "InvalidArgument", "the next upload")
+				way.set(nil)
+				put(t, b, "nar/x", random(small, 1))
 				if kind := b.checksums.known(); kind != crc32cChecksum {
 					t.Errorf("%d bytes: %q is known to work", size, kind)
 				}

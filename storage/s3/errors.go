@@ -101,7 +101,7 @@ func (b *Bucket) fail(tried, name string, err error) error {
 	if name != "" {
 		tried += " " + name
 	}
-	return fmt.Errorf("%s in %s: %w", tried, b, hide(err))
+	return fmt.Errorf("%s in %s: %w%s", tried, b, hide(err), b.checksumAdvice(err))
 }
 
 // hide makes an error of the SDK a short one.
@@ -128,11 +128,7 @@ func describe(err error) string {
 		if status := status(err); status != 0 {
 			text += fmt.Sprintf(" (HTTP %d)", status)
 		}
-		what := advice[answer.ErrorCode()]
-		if isRefusal(err) && isAboutChecksum(err) {
-			what = "take checksum= out of the storage's URL, or name another one there"
-		}
-		if what != "" {
+		if what := advice[answer.ErrorCode()]; what != "" {
 			text += ": " + what
 		}
 		return text

@@ -206,6 +206,7 @@ func (u *upload) send(ctx context.Context, i int, part []byte) error {
 		completed.ETag = output.ETag
 		u.parts[i] = completed
 	}
+	u.b.forgetRefused(u.checksum, err)
 	return err
 }
 

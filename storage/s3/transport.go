@@ -5,6 +5,8 @@ import (
 	"net"
 	"net/http"
 	"time"
+
+	"nar-herder/internal/redact"
 )
 
 const (
@@ -40,7 +42,7 @@ func newClient() *client {
 // get sends a GET.
 func (c *client) get(request *http.Request) (*http.Response, error) {
 	if c.lanes != nil {
-		if proxy, err := http.ProxyFromEnvironment(request); err == nil && proxy == nil {
+		if proxy, err := redact.Proxy(request); err == nil && proxy == nil {
 			return c.lanes.RoundTrip(request)
 		}
 	}
@@ -70,7 +72,7 @@ func (c *client) close() {
 func newTransport(head time.Duration) *http.Transport {
 	dialer := &net.Dialer{Timeout: dialTimeout}
 	return &http.Transport{
-		Proxy: http.ProxyFromEnvironment,
+		Proxy: redact.Proxy,
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
 			conn, err := dialer.DialContext(ctx, network, address)
 			if err != nil {
