@@ -4,18 +4,14 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io"
-	"math"
 	"slices"
-	"strconv"
 	"time"
 
 	"github.com/valyala/fasthttp"
 
 	"nar-herder/narinfo"
 	"nar-herder/storage"
-	"nar-herder/storage/checksums"
 	"nar-herder/storage/index"
 )
 
@@ -181,14 +177,6 @@ func (s *Server) sendCached(ctx *fasthttp.RequestCtx, known *nars, file index.Ca
 	}})
 }
 
-// narTag begins the entity tag of an item's nar in a compression.
-func narTag(item *storage.Item, compression string) string {
-	return item.Narinfo.NarHash.String()[len("sha256:"):][:16] + "-" + compression
-}
-
-// opener opens a part of a file.
-type opener func(offset, length int64) (io.ReadCloser, storage.Info, error)
-
 // stored opens the item's Nth file.
 func (s *Server) stored(ctx *fasthttp.RequestCtx, item *storage.Item, n int) opener {
 	return func(offset, length int64) (io.ReadCloser, storage.Info, error) {
@@ -335,217 +323,6 @@ func (s *Server) hasChanged(ctx context.Context, item *storage.Item, err error) 
 		return true
 	}
 	return err == nil && (!bytes.Equal(now.Text, item.Text) || now.Stored != item.Stored || !slices.Equal(now.Sizes, item.Sizes))
-}
-
-// content is what [Server.sendPart] sends: length bytes of a file, from start on. They
-// are all of it, or what a flat nar contains.
-type content struct {
-	source
-	kept          *keptFile // nil for a file that isn't kept open
-	contentType   string
-	start, length int64
-}
-
-// source is a file that can be sent.
-type source interface {
-	// open opens length bytes from offset on.
-	open(offset, length int64) (io.ReadCloser, storage.Info, error)
-	// unopened answers when the file can't be opened.
-	unopened(error)
-	// tag makes the entity tag, as a tagger.
-	tag(length int64, info storage.Info) (etag, former []byte)
-}
-
-// sourceFuncs is a source made of functions.
-type sourceFuncs struct {
-	openFunc     opener
-	unopenedFunc func(error)
-	tagFunc      tagger
-}
-
-func (f *sourceFuncs) open(offset, length int64) (io.ReadCloser, storage.Info, error) {
-	return f.openFunc(offset, length)
-}
-func (f *sourceFuncs) unopened(err error) { f.unopenedFunc(err) }
-func (f *sourceFuncs) tag(length int64, info storage.Info) (etag, former []byte) {
-	return f.tagFunc(length, info)
-}
-
-// sendPart answers with the content, or the part of it that was asked for.
-func (s *Server) sendPart(ctx *fasthttp.RequestCtx, c content) {
-	header := &ctx.Request.Header
-	length := c.length
-	wanted := byteRange{0, length}
-	partial := false
-	var rangeErr error
-	if field := header.Peek("Range"); len(field) > 0 {
-		wanted, partial, rangeErr = parseRange(string(field), length)
-	}
-	response := &ctx.Response
-	if hasConditions(header) {
-		// A client that has it already gets no byte of it.
-		reader, v, err := s.openPart(&c, byteRange{})
-		if err != nil {
-			c.unopened(err)
-			return
-		}
-		reader.Close()
-		if s.sendUnlessConditions(ctx, string(v.etag), v.modified) {
-			describe(response, v)
-			return
-		}
-	}
-	asked := wanted
-	if ctx.IsHead() {
-		asked.length = 0 // To look is enough. Far away, all that was opened would be sent.
-	}
-	reader, v, err := s.openPart(&c, asked)
-	if err != nil {
-		c.unopened(err)
-		return
-	}
-	ifRange := header.Peek("If-Range")
-	if v.former != nil && bytes.Equal(ifRange, v.former) {
-		ifRange = v.etag
-	}
-	stale := !rangeStillGood(string(ifRange), string(v.etag), v.modified)
-	if rangeErr != nil && !stale {
-		reader.Close()
-		s.unsatisfiable(ctx, length)
-		return
-	}
-	if partial && stale {
-		// The client's part is of another file, so it gets this one whole.
-		reader.Close()
-		partial, wanted = false, byteRange{0, length}
-		if !ctx.IsHead() {
-			asked = wanted
-		}
-		if reader, v, err = s.openPart(&c, asked); err != nil {
-			c.unopened(err)
-			return
-		}
-	}
-	describe(response, v)
-	response.Header.SetContentType(c.contentType)
-	if partial {
-		response.SetStatusCode(fasthttp.StatusPartialContent)
-		response.Header.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", wanted.start, wanted.start+wanted.length-1, length))
-	}
-	s.streamFile(ctx, reader, wanted.length)
-}
-
-// openPart opens a part of the content.
-func (s *Server) openPart(c *content, r byteRange) (io.ReadCloser, *validators, error) {
-	offset := c.start + r.start
-	if reader, v := c.kept.reader(offset); reader != nil {
-		return reader, v, nil
-	}
-	reader, info, err := c.open(offset, r.length)
-	if err != nil {
-		return nil, nil, err
-	}
-	etag, former := c.tag(c.length, info)
-	v := &validators{etag, former, info.ModTime.UTC().AppendFormat(nil, httpTime), info.ModTime}
-	if whole := (byteRange{0, c.length}); c.kept != nil && r == whole {
-		reader = c.kept.keep(&s.keptFiles, reader, info, v, offset)
-	}
-	return reader, v, nil
-}
-
-// describe adds the validators of a file to an answer.
-func describe(response *fasthttp.Response, v *validators) {
-	response.Header.SetCanonical(etagField, v.etag)
-	response.Header.SetCanonical(lastModifiedField, v.lastModified)
-	response.Header.SetCanonical(acceptRangesField, bytesUnit)
-}
-
-var (
-	etagField         = []byte("Etag")
-	lastModifiedField = []byte("Last-Modified")
-	acceptRangesField = []byte("Accept-Ranges")
-	bytesUnit         = []byte("bytes")
-)
-
-// tagger makes the entity tag of length bytes of the file that the info describes. former
-// is a tag that they had before; nil for none.
-type tagger func(length int64, info storage.Info) (etag, former []byte)
-
-// byTime makes entity tags that differ between instances, see [timeTag].
-func byTime(name string) tagger {
-	return func(length int64, info storage.Info) (etag, _ []byte) {
-		return timeTag(name, length, info.ModTime), nil
-	}
-}
-
-// timeTag is the entity tag of a file of which only its time is known. That tells two
-// files apart that have the same nar and length, such as one that was compressed again.
-func timeTag(name string, length int64, modified time.Time) []byte {
-	etag := append(append(make([]byte, 0, 96), '"'), name...)
-	etag = strconv.AppendInt(append(etag, '-'), length, 16)
-	etag = strconv.AppendInt(append(etag, '-'), modified.UnixNano(), 16)
-	return append(etag, '"')
-}
-
-// byContent makes the entity tag of bytes that have the name wherever they are.
-func byContent(name string) tagger {
-	return func(int64, storage.Info) (etag, _ []byte) { return contentTag(name), nil }
-}
-
-func contentTag(name string) []byte { return []byte(`"` + name + `"`) }
-
-// tagOf makes the entity tag of a file of the item: by its checksum, which is the same on
-// all instances that serve the same bytes, or by its time until that is known.
-func (s *Server) tagOf(item *nars, file, compression string, open checksums.Opener) tagger {
-	return func(length int64, info storage.Info) (etag, former []byte) {
-		byTime := timeTag(narTag(item.Item, compression), length, info.ModTime)
-		for _, sum := range item.sums {
-			if sum.File == file && sum.Size == info.Size && sum.Changed.Equal(info.Changed) {
-				return contentTag(narinfo.EncodeBase32(sum.Sum[:])), byTime
-			}
-		}
-		if s.options.Checksums != nil && !info.Changed.IsZero() {
-			s.options.Checksums.Want(item.Hash, file, open)
-		}
-		return byTime, nil
-	}
-}
-
-// part is the part of a file that was asked for. A store's reader may give more.
-type part struct {
-	io.Reader
-	file io.ReadCloser
-}
-
-func (p part) Close() error { return p.file.Close() }
-
-// streamFile answers with the length bytes of a file that the reader gives, and closes
-// it. A store's reader may give more.
-func (s *Server) streamFile(ctx *fasthttp.RequestCtx, reader io.ReadCloser, length int64) {
-	if !ctx.IsHead() && length <= math.MaxInt {
-		if file := newFileBody(ctx, reader, length); file != nil {
-			ctx.Response.SetBodyStream(file, int(length))
-			return
-		}
-	}
-	s.stream(ctx, part{io.LimitReader(reader, length), reader}, length)
-}
-
-// stream answers with the length bytes that the body gives, and closes it. It
-// must give exactly that many: anything else cuts the connection.
-func (s *Server) stream(ctx *fasthttp.RequestCtx, body io.ReadCloser, length int64) {
-	if length > math.MaxInt || length < 0 {
-		body.Close()
-		s.fault(ctx, "send a nar", fmt.Errorf("length %d", length))
-		return
-	}
-	if ctx.IsHead() {
-		body.Close()
-		ctx.Response.SkipBody = true
-		ctx.Response.Header.SetContentLength(int(length))
-		return
-	}
-	ctx.Response.SetBodyStream(newCopiedBody(ctx, body, length), int(length))
 }
 
 // sendNar answers with the item's nar without compression: from a file that has

@@ -1,0 +1,59 @@
+package httpapi
+
+import (
+	"strconv"
+	"time"
+
+	"nar-herder/narinfo"
+	"nar-herder/storage"
+	"nar-herder/storage/checksums"
+)
+
+// tagger makes the entity tag of length bytes of the file that the info describes. former
+// is a tag that they had before; nil for none.
+type tagger func(length int64, info storage.Info) (etag, former []byte)
+
+// byTime makes entity tags that differ between instances, see [timeTag].
+func byTime(name string) tagger {
+	return func(length int64, info storage.Info) (etag, _ []byte) {
+		return timeTag(name, length, info.ModTime), nil
+	}
+}
+
+// timeTag is the entity tag of a file of which only its time is known. That tells two
+// files apart that have the same nar and length, such as one that was compressed again.
+func timeTag(name string, length int64, modified time.Time) []byte {
+	etag := append(append(make([]byte, 0, 96), '"'), name...)
+	etag = strconv.AppendInt(append(etag, '-'), length, 16)
+	etag = strconv.AppendInt(append(etag, '-'), modified.UnixNano(), 16)
+	return append(etag, '"')
+}
+
+// byContent makes the entity tag of bytes that have the name wherever they are.
+func byContent(name string) tagger {
+	return func(int64, storage.Info) (etag, _ []byte) { return contentTag(name), nil }
+}
+
+func contentTag(name string) []byte { return []byte(`"` + name + `"`) }
+
+// tagOf makes the entity tag of a file of the item: by its checksum, which is the same on
+// all instances that serve the same bytes, or by its time until that is known.
+func (s *Server) tagOf(item *nars, file, compression string, open checksums.Opener) tagger {
+	return func(length int64, info storage.Info) (etag, former []byte) {
+		byTime := timeTag(narTag(item.Item, compression), length, info.ModTime)
+		for _, sum := range item.sums {
+			if sum.File == file && sum.Size == info.Size && sum.Changed.Equal(info.Changed) {
+				return contentTag(narinfo.EncodeBase32(sum.Sum[:])), byTime
+			}
+		}
+		if s.options.Checksums != nil && !info.Changed.IsZero() {
+			s.options.Checksums.Want(item.Hash, file, open)
+		}
+		return byTime, nil
+	}
+}
+
+// narTag begins the entity tag of an item's nar in a compression.
+func narTag(item *storage.Item, compression string) string {
+	return item.Narinfo.NarHash.String()[len("sha256:"):][:16] + "-" + compression
+}
