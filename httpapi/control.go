@@ -140,7 +140,8 @@ func (c *Control) serveHealth(w http.ResponseWriter, r *http.Request) {
 		c.serveStarting(w)
 		return
 	}
-	status, body, err := a.server.healthAnswer(r.Context())
+	// A client that leaves must not make the storage look unusable.
+	status, body, err := a.server.healthAnswer(context.WithoutCancel(r.Context()))
 	if err != nil {
 		c.log.Error("can't write the health", "error", err)
 		http.Error(w, "this server has a fault; its log says more", http.StatusInternalServerError)
