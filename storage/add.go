@@ -178,6 +178,7 @@ func (s *Storage) commit(ctx context.Context, batch []*prepared) {
 // commitAllIn is the transaction of a batch. Items may fail in it one by one. With
 // errAgain, some have on which others depended, and nothing was shown.
 func (s *Storage) commitAllIn(ctx context.Context, tx *index.Tx, batch []*prepared, replaced *replacements) error {
+	replaced.beginAnew()
 	var late []func(context.Context) error
 	for _, p := range batch {
 		if p.result.Err == nil {

@@ -28,6 +28,8 @@ type faultStore struct {
 	mu    sync.Mutex
 	steps int
 	at    int // the step; none when negative
+	// before is called before each step, nil for nothing. Its error is the call's.
+	before func() error
 
 	commits atomic.Int64 // that were begun
 }
@@ -44,6 +46,11 @@ func (m faultMode) String() string { return [...]string{"once", "dead", "power"}
 
 // step is called before and after each call's work.
 func (s *faultStore) step() error {
+	if s.before != nil {
+		if err := s.before(); err != nil {
+			return err
+		}
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	step := s.steps

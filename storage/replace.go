@@ -68,6 +68,14 @@ func (r *replacements) show(name string) {
 	}
 }
 
+// beginAnew forgets what show was called with: an attempt at the transaction has left
+// no trace of it. What was begun stays so.
+func (r *replacements) beginAnew() {
+	for _, file := range r.files {
+		file.shown = false
+	}
+}
+
 // begin is called before the file is replaced.
 func (r *replacements) begin(name string) {
 	if file := r.files[name]; file != nil {

@@ -141,6 +141,44 @@ func TestInterruptedReplacement(t *testing.T) {
 	})
 }
 
+// TestDoubtStays: an addition that fails in its transaction, as its reference has just been
+// removed, does not make a file trusted that an earlier one has left in doubt.
+func TestDoubtStays(t *testing.T) {
+	t.Parallel()
+	before := fake{n: 1, content: "the nar", nar: "before"}
+	after := fake{n: 1, content: "THE NAR", nar: "after"}
+	third := fake{n: 1, content: "another", nar: "third", refs: []int{2}}
+	reference := fake{n: 2, content: "a reference"}
+	p := newPlace(t)
+	s, faulty, _ := replacedIn(t, p, before, after)
+	wantOutcomes(t, importAll(t, s, storage.ImportOptions{}, laid(t, reference)), "1 added")
+	source := laid(t, third)
+	removed := false
+	faulty.before = func() error {
+		if removed {
+			return nil
+		}
+		// References have been looked for by now, before any file.
+		removed = true
+		_, err := s.Remove(t.Context(), reference.hash())
+		return err
+	}
+	r := s.Add(t.Context(), &storage.Addition{Narinfo: third.parsed(), Directories: []string{source}, Keep: true, Replace: true, WithReferences: true})
+	faulty.before = nil
+	if r.Outcome != storage.Failed || !strings.Contains(r.Err.Error(), "no narinfo for what it refers to") || !removed {
+		t.Fatalf("%v, %v; removed: %v", r.Outcome, r.Err, removed)
+	}
+	if n := noted(t, p); n != 1 {
+		t.Errorf("%d files are noted as being replaced, want 1", n)
+	}
+	directory := t.TempDir()
+	write(t, filepath.Join(directory, before.hash().String()+".narinfo"), before.text())
+	wantOutcomes(t, importAll(t, s, storage.ImportOptions{}, directory), "1 failed")
+	if content, err := stored(s, before.hash(), 0); !errors.Is(err, storage.ErrNotStored) {
+		t.Errorf("%q is served for the old narinfo, %v", content, err)
+	}
+}
+
 // TestReplacementNotBegun: a replacement that fails before it has begun takes nothing from
 // clients, whatever fails, and leaves nothing to do.
 func TestReplacementNotBegun(t *testing.T) {
