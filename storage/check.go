@@ -125,7 +125,7 @@ func (s *Storage) checkFiles(ctx context.Context, looked func(), report func(nar
 func (s *Storage) report(ctx context.Context, hash narinfo.PathHash, name string, yield func(Finding, error) bool) bool {
 	finding := Finding{Name: name}
 	var compareErr error
-	err := s.locked(ctx, 0, func(ctx context.Context, tx *index.Tx) error {
+	err := s.locked(ctx, func(ctx context.Context, tx *index.Tx) error {
 		finding, compareErr = s.compare(ctx, tx, hash, name)
 		return nil
 	})
@@ -238,7 +238,7 @@ func sameFile(a, b Info) bool {
 // hasChanged says whether row or file of a finding are others by now.
 func (s *Storage) hasChanged(ctx context.Context, finding Finding) (bool, error) {
 	var found error
-	err := s.locked(ctx, 0, func(ctx context.Context, tx *index.Tx) error {
+	err := s.locked(ctx, func(ctx context.Context, tx *index.Tx) error {
 		_, found = s.still(ctx, tx, finding)
 		return nil
 	})

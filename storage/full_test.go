@@ -118,3 +118,19 @@ func TestFullDatabase(t *testing.T) {
 	}
 	wantFindings(t, s)
 }
+
+// useReserve fills the file system of an index, and gives the reserve up, as a removal
+// by another process does.
+func useReserve(t *testing.T, x *index.Index) {
+	t.Helper()
+	if state, err := x.KeepReserve(); state != index.ReserveKept || err != nil {
+		t.Fatalf("the reserve is %d, %v", state, err)
+	}
+	testfs.Fill(t, x.Directory())
+	if err := os.Truncate(x.Path()+".reserve", 0); err != nil {
+		t.Fatal(err)
+	}
+	if state, err := x.Reserve(); state != index.ReserveUsed || err != nil {
+		t.Fatalf("the reserve is %d, %v", state, err)
+	}
+}

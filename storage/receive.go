@@ -183,7 +183,7 @@ func (s *Storage) Adopt(ctx context.Context, item *Item, n int, decode Decoder) 
 	if err := s.bytes.Flush(ctx, name); err != nil {
 		return err
 	}
-	return s.locked(ctx, 0, func(ctx context.Context, tx *index.Tx) error {
+	return s.locked(ctx, func(ctx context.Context, tx *index.Tx) error {
 		now, n, err := wanted(tx, item, name, info.Size)
 		if err != nil || now.HasStored(n) {
 			return err

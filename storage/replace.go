@@ -220,7 +220,8 @@ func (r *replacements) finish(tx *index.Tx) error {
 	return nil
 }
 
-// undo restores what it can after the transaction of a batch has failed.
+// undo restores what it can after the transaction of a batch has failed: also when that
+// is for want of room for the database.
 func (s *Storage) undo(ctx context.Context, r *replacements) {
 	if len(r.files) == 0 {
 		return
@@ -229,7 +230,7 @@ func (s *Storage) undo(ctx context.Context, r *replacements) {
 	defer end()
 	ctx, cancel := context.WithTimeout(longer, restoreWait)
 	defer cancel()
-	if err := s.index.Update(ctx, func(tx *index.Tx) error { return r.restore(tx, nil) }); err != nil {
+	if err := s.index.Reclaim(ctx, func(tx *index.Tx) error { return r.restore(tx, nil) }); err != nil {
 		s.log.Warn("nars that could not be replaced are not served until the server has checked them, which it does within minutes", "nars", len(r.files), "error", err)
 	}
 }
@@ -271,7 +272,7 @@ func (s *Storage) ResolveReplacements(ctx context.Context, decode Decoder) error
 			failures = append(failures, fmt.Errorf("find out which nar %s is: %w", name, err))
 			continue
 		}
-		err = s.index.Update(ctx, func(tx *index.Tx) error {
+		err = s.index.Reclaim(ctx, func(tx *index.Tx) error {
 			if now, err := tx.Setting(key); err != nil || now != value {
 				return err
 			}

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"nar-herder/internal/testfs"
 	"nar-herder/storage"
 )
 
@@ -262,4 +263,65 @@ func TestMendedInPlace(t *testing.T) {
 	}
 	wantServed(t, s, item)
 	wantFindings(t, s)
+}
+
+// TestReplacementFullDatabase: a nar that could not be replaced, as the file system of the
+// database is full, is served on; and so is one that the server finds to be the old one.
+func TestReplacementFullDatabase(t *testing.T) {
+	t.Parallel()
+	before := fake{n: 1, content: "the nar", nar: "before"}
+	after := fake{n: 1, content: "THE NAR", nar: "after"}
+	decode := decodeFakes(operation{before: []fake{before}, lay: []fake{after}})
+	small := func(t *testing.T) place {
+		p := newPlace(t)
+		p.database = filepath.Join(testfs.Small(t, 8<<20), "db")
+		return p
+	}
+	t.Run("not begun", func(t *testing.T) {
+		p := small(t)
+		faulty := &faultStore{at: -1}
+		s := p.openWith(t, func(bytes storage.ByteStore) storage.ByteStore {
+			faulty.Directory = unwrap(bytes)
+			return faulty
+		})
+		_, x := p.openAt(t, nil)
+		wantOutcomes(t, importAll(t, s, storage.ImportOptions{}, laid(t, before)), "1 added")
+		full := false
+		faulty.before = func() error {
+			names, err := x.Settings(t.Context(), "storage.replacing/")
+			if err != nil || len(names) == 0 {
+				return err
+			}
+			// Between the two transactions of the addition.
+			if !full {
+				useReserve(t, x)
+				full = true
+			}
+			return errFault
+		}
+		r := s.Add(t.Context(), &storage.Addition{Narinfo: after.parsed(), Directories: []string{laid(t, after)}, Keep: true, Replace: true})
+		faulty.before = nil
+		if r.Outcome != storage.Failed || !full {
+			t.Fatalf("%v, %v; full: %v", r.Outcome, r.Err, full)
+		}
+		wantServed(t, s, before)
+		if n := noted(t, p); n != 0 {
+			t.Errorf("%d files are noted as being replaced", n)
+		}
+	})
+	t.Run("the server", func(t *testing.T) {
+		p := small(t)
+		s, _, c := replacedIn(t, p, before, after)
+		write(t, filepath.Join(p.store, before.name()), before.content)
+		_, x := p.openAt(t, nil)
+		useReserve(t, x)
+		c.set(time.Hour, 0)
+		if err := s.ResolveReplacements(t.Context(), decode); err != nil {
+			t.Error(err)
+		}
+		wantServed(t, s, before)
+		if n := noted(t, p); n != 0 {
+			t.Errorf("%d files are noted as being replaced", n)
+		}
+	})
 }

@@ -14,10 +14,17 @@ import (
 // cut off and done again, and each looks first whether row and file are still as
 // they were found.
 
-// locked is a transaction in which the byte store is asked, and changed by so many
-// bytes. Its error names no database where it is not about one.
-func (s *Storage) locked(ctx context.Context, size int64, f func(context.Context, *index.Tx) error) error {
-	err := s.index.Update(ctx, func(tx *index.Tx) error {
+// locked is a transaction that adds nothing, and in which the byte store is asked or
+// changed. It may use the reserve of the database: then f is called again. Its error
+// names no database where it is not about one.
+func (s *Storage) locked(ctx context.Context, f func(context.Context, *index.Tx) error) error {
+	return s.lockedBy(ctx, s.index.Reclaim, 0, f)
+}
+
+// lockedBy is locked with another kind of transaction, in which so many bytes are
+// shown.
+func (s *Storage) lockedBy(ctx context.Context, transact func(context.Context, func(*index.Tx) error) error, size int64, f func(context.Context, *index.Tx) error) error {
+	err := transact(ctx, func(tx *index.Tx) error {
 		hurried, cancel := s.hurried(ctx, size)
 		defer cancel()
 		return f(hurried, tx)
@@ -32,7 +39,7 @@ func (s *Storage) locked(ctx context.Context, size int64, f func(context.Context
 // found, and has the row claim them. Cut off between the two, the row claims what
 // it claimed before, or too little.
 func (s *Storage) restore(ctx context.Context, finding Finding, staged Staged, size int64) error {
-	return s.locked(ctx, size, func(ctx context.Context, tx *index.Tx) error {
+	return s.lockedBy(ctx, s.index.Update, size, func(ctx context.Context, tx *index.Tx) error {
 		item, err := s.still(ctx, tx, finding)
 		if err == nil {
 			err = s.MayDelete(ctx) // it may have been taken over since the fetch began
@@ -55,7 +62,7 @@ func (s *Storage) record(ctx context.Context, finding Finding, n int) error {
 	} else if err != nil {
 		return err
 	}
-	return s.locked(ctx, 0, func(ctx context.Context, tx *index.Tx) error {
+	return s.locked(ctx, func(ctx context.Context, tx *index.Tx) error {
 		item, err := s.still(ctx, tx, finding)
 		if err != nil {
 			return err
@@ -69,7 +76,7 @@ func (s *Storage) record(ctx context.Context, finding Finding, n int) error {
 
 // unclaim has the row no longer claim the file of a finding.
 func (s *Storage) unclaim(ctx context.Context, finding Finding) error {
-	return s.locked(ctx, 0, func(ctx context.Context, tx *index.Tx) error {
+	return s.locked(ctx, func(ctx context.Context, tx *index.Tx) error {
 		item, err := s.still(ctx, tx, finding)
 		if err != nil {
 			return err
@@ -94,7 +101,7 @@ func (s *Storage) setAside(ctx context.Context, finding Finding) error {
 	if err := s.copyToQuarantine(ctx, finding); err != nil {
 		return err
 	}
-	return s.locked(ctx, 0, func(ctx context.Context, tx *index.Tx) error {
+	return s.locked(ctx, func(ctx context.Context, tx *index.Tx) error {
 		claimed, err := isClaimed(tx, finding.Item.Hash, finding.Name)
 		if err == nil {
 			err = s.MayDelete(ctx)
