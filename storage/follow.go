@@ -53,7 +53,7 @@ type FollowOptions struct {
 	// removed it; nil for none.
 	Keeps func(narinfo.PathHash) bool
 	// Within is called in the transaction before the changes, nil for nothing;
-	// its error ends all.
+	// its error ends all. It may be called twice.
 	Within func(*index.Tx) error
 	// Unlogged leaves additions of new items out of the recent changes.
 	Unlogged bool
@@ -65,8 +65,10 @@ type FollowOptions struct {
 // its narinfo.
 func (s *Storage) Follow(ctx context.Context, changes []Followed, options FollowOptions) (sums FollowedSums, err error) {
 	entries := make([]*index.Entry, len(changes))
+	transact := s.index.Reclaim // may call again what it is given
 	for i, change := range changes {
 		if change.Narinfo != nil {
+			transact = s.index.Update
 			if entries[i] = change.entry; entries[i] == nil {
 				entries[i] = s.index.Prepare(change.Narinfo)
 			}
@@ -76,7 +78,8 @@ func (s *Storage) Follow(ctx context.Context, changes []Followed, options Follow
 	var obsolete []string
 	var withdrawn []narinfo.PathHash
 	var begin time.Time
-	err = s.index.Update(ctx, func(tx *index.Tx) error {
+	err = transact(ctx, func(tx *index.Tx) error {
+		sums, obsolete, withdrawn = FollowedSums{}, nil, nil
 		if options.Within != nil {
 			if err := options.Within(tx); err != nil {
 				return err

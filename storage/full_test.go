@@ -8,6 +8,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"nar-herder/internal/testfs"
 	"nar-herder/storage"
@@ -132,5 +133,68 @@ func useReserve(t *testing.T, x *index.Index) {
 	}
 	if state, err := x.Reserve(); state != index.ReserveUsed || err != nil {
 		t.Fatalf("the reserve is %d, %v", state, err)
+	}
+}
+
+// TestRemoveFullDatabase: what removes something finds room in the reserve, and what adds
+// something does not.
+func TestRemoveFullDatabase(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	p.database = filepath.Join(testfs.Small(t, 8<<20), "db")
+	s, x := p.openAt(t, nil)
+	lost, mirrored := fake{n: 1, content: "lost"}, fake{n: 2, content: "mirrored"}
+	wantOutcomes(t, importAll(t, s, storage.ImportOptions{}, laid(t, lost, fake{n: 4, content: "there"})), "2 added")
+	added := []storage.Followed{{At: time.Now(), Narinfo: mirrored.parsed()}}
+	if _, err := s.Follow(t.Context(), added, storage.FollowOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(p.store, lost.name())); err != nil {
+		t.Fatal(err)
+	}
+	useReserve(t, x)
+	for finding, err := range s.Check(t.Context(), nil) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r := s.Repairer(storage.RepairOptions{}).Repair(t.Context(), finding); r.Outcome != storage.Unclaimed {
+			t.Errorf("repair of %v: %v, %v", finding, r.Outcome, r.Err)
+		}
+	}
+	if now, err := s.Item(t.Context(), lost.hash()); err != nil || now.HasStored(0) {
+		t.Errorf("%v, %v: the lost file is still claimed", now, err)
+	}
+	removed := storage.Followed{At: time.Now(), Hash: mirrored.hash()}
+	sums, err := s.Follow(t.Context(), []storage.Followed{removed}, storage.FollowOptions{})
+	if err != nil || sums.Withdrawn != 1 {
+		t.Errorf("follow a removal: %+v, %v", sums, err)
+	}
+	more := storage.Followed{At: time.Now(), Narinfo: fake{n: 3, content: "more"}.parsed()}
+	if _, err := s.Follow(t.Context(), []storage.Followed{removed, more}, storage.FollowOptions{}); !errors.Is(err, index.ErrFull) {
+		t.Errorf("follow an addition: %v, want ErrFull", err)
+	}
+}
+
+// TestFollowTwice: where the room for a removal is made halfway, nothing is counted twice.
+func TestFollowTwice(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	p.database = filepath.Join(testfs.Small(t, 8<<20), "db")
+	s, x := p.openAt(t, nil)
+	mirrored := fake{n: 1, content: "mirrored"}
+	if _, err := s.Follow(t.Context(), []storage.Followed{{At: time.Now(), Narinfo: mirrored.parsed()}}, storage.FollowOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if state, err := x.KeepReserve(); state != index.ReserveKept || err != nil {
+		t.Fatalf("the reserve is %d, %v", state, err)
+	}
+	testfs.Fill(t, x.Directory())
+	removed := []storage.Followed{{At: time.Now(), Hash: mirrored.hash()}}
+	// As much as is left in the log and its page is not enough for.
+	calls, large := 0, strings.Repeat("x", 300<<10)
+	options := storage.FollowOptions{Within: func(tx *index.Tx) error { calls++; return tx.SetSetting("a test", large) }}
+	sums, err := s.Follow(t.Context(), removed, options)
+	if err != nil || sums != (storage.FollowedSums{Withdrawn: 1}) || calls != 2 {
+		t.Errorf("%+v, %v, after %d calls", sums, err, calls)
 	}
 }

@@ -91,7 +91,7 @@ func (s *Storage) showNew(ctx context.Context, name string, staged Staged) (*Inf
 // unless a row claims it by now.
 func (s *Storage) discard(ctx context.Context, name string) error {
 	names := []string{name}
-	if err := s.index.Update(ctx, func(tx *index.Tx) error { return tx.AddLeftovers(names) }); err != nil {
+	if err := s.index.Reclaim(ctx, func(tx *index.Tx) error { return tx.AddLeftovers(names) }); err != nil {
 		return err
 	}
 	_, err := s.dropUnclaimed(ctx, names, 0)

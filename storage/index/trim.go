@@ -16,7 +16,7 @@ const trimStep = 2000
 func (x *Index) TrimChanges(ctx context.Context, upTo, keep int64) (deleted int64, err error) {
 	for {
 		var some int64
-		err := x.Update(ctx, func(tx *Tx) (err error) {
+		err := x.Reclaim(ctx, func(tx *Tx) (err error) {
 			some, err = tx.trimChanges(upTo, keep)
 			return err
 		})

@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"nar-herder/internal/testfs"
 	"nar-herder/narinfo"
 )
 
@@ -88,5 +89,21 @@ func TestTrimMany(t *testing.T) {
 	page, err := x.ChangesAfter(t.Context(), count, 10)
 	if err != nil || page.First != count+1 || page.Last != count+1 || !slices.Equal(said(page.Changes), []string{testTime.Format(time.DateTime) + " +" + string(testNarinfo(1, 1, nil, 1).Text)}) {
 		t.Errorf("%+v, %v", page, err)
+	}
+}
+
+// TestTrimFull trims the log when the reserve is used.
+func TestTrimFull(t *testing.T) {
+	t.Parallel()
+	x, directory := smallDisk(t, 100)
+	if state, err := x.KeepReserve(); state != ReserveKept || err != nil {
+		t.Fatalf("%d, %v", state, err)
+	}
+	testfs.Fill(t, directory)
+	if released, err := releaseReserve(x.file); !released || err != nil {
+		t.Fatalf("%v, %v", released, err)
+	}
+	if deleted, err := x.TrimChanges(t.Context(), 1000, 10); deleted != 90 || err != nil {
+		t.Errorf("%d changes are deleted, %v; want 90", deleted, err)
 	}
 }

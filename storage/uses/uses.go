@@ -166,7 +166,8 @@ func (c *Counter) flush(ctx context.Context) (failure error) {
 	}
 	for batch := range slices.Chunk(all, flushAtOnce) {
 		var popular []index.Used
-		err := c.index.Update(ctx, func(tx *index.Tx) (err error) {
+		// What has uses that are not written down is not removed.
+		err := c.index.Reclaim(ctx, func(tx *index.Tx) (err error) {
 			popular, err = tx.CountUses(batch, c.least)
 			return err
 		})

@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"nar-herder/internal/testfs"
 	"nar-herder/internal/testlog"
 	"nar-herder/narinfo"
 	"nar-herder/storage/index"
@@ -82,5 +84,29 @@ func TestClose(t *testing.T) {
 	c.Close()
 	if !used() || text.String() != "" {
 		t.Errorf("written down: %v; log: %s", used(), text.String())
+	}
+}
+
+// TestFlushFull: uses are written down when the database has no room but for removals, as
+// items with uses that are not written down are not removed.
+func TestFlushFull(t *testing.T) {
+	t.Parallel()
+	directory := testfs.Small(t, 8<<20)
+	path := filepath.Join(directory, "db")
+	x := openIndex(t, path)
+	if state, err := x.KeepReserve(); state != index.ReserveKept || err != nil {
+		t.Fatalf("the reserve is %d, %v", state, err)
+	}
+	testfs.Fill(t, directory)
+	if err := os.Truncate(path+".reserve", 0); err != nil {
+		t.Fatal(err)
+	}
+	var text testlog.Buffer
+	c := New(x, slog.New(slog.NewTextHandler(&text, nil)))
+	hash := narinfo.PathHash{1}
+	c.Used(hash, "")
+	c.Flush(t.Context())
+	if c.IsPending(hash) || text.String() != "" {
+		t.Errorf("pending: %v; log: %s", c.IsPending(hash), text.String())
 	}
 }
