@@ -98,16 +98,22 @@ func (e errMissingReferences) Error() string {
 
 // Add adds one item: its bytes first, then its row.
 func (s *Storage) Add(ctx context.Context, addition *Addition) Result {
-	return s.addAlone(ctx, func() *prepared { return s.prepare(ctx, addition) })
+	p := s.addAlone(ctx, nil, func() *prepared { return s.prepare(ctx, addition) })
+	s.discardFresh(ctx, p)
+	return p.result
 }
 
 // addAlone commits one addition, prepared anew as often as others who add or
-// remove the same item get in between.
-func (s *Storage) addAlone(ctx context.Context, prepare func() *prepared) Result {
+// remove the same item get in between. fresh is that of an earlier try.
+func (s *Storage) addAlone(ctx context.Context, fresh []string, prepare func() *prepared) *prepared {
 	const tries = 10 // each time a nar may be copied for nothing
 	var p *prepared
 	for range tries {
+		if p != nil {
+			fresh = p.fresh
+		}
 		p = prepare()
+		p.fresh = fresh
 		if p.result.Err == nil {
 			s.commit(ctx, []*prepared{p})
 		}
@@ -115,7 +121,7 @@ func (s *Storage) addAlone(ctx context.Context, prepare func() *prepared) Result
 			break
 		}
 	}
-	return p.result
+	return p
 }
 
 // commit shows the bytes of all additions and writes their rows, in one

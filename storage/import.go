@@ -91,37 +91,45 @@ func (s *Storage) Import(ctx context.Context, names []string, options ImportOpti
 		close(ready)
 	}()
 
-	var waiting []narinfoFile
+	var waiting []importing
+	wait := func(file narinfoFile, p *prepared) importing {
+		return importing{file, &prepared{result: p.result, fresh: p.fresh}} // the rest takes memory
+	}
 	s.commitAll(ctx, ready, plan, func(i importing) {
 		if worthAnotherTry(i.prepared.result.Err) {
-			waiting = append(waiting, i.narinfoFile)
+			waiting = append(waiting, wait(i.narinfoFile, i.prepared))
 			return
 		}
+		s.discardFresh(ctx, i.prepared)
 		report(Imported{i.name, i.prepared.result})
 	})
 	// One by one, and again as long as that brings any of them in: another process
 	// may import what they refer to.
 	for progress := true; progress && len(waiting) > 0 && ctx.Err() == nil; {
 		progress = false
-		var failed []Imported
-		var left []narinfoFile
-		for _, file := range waiting {
-			result := s.addAlone(ctx, func() *prepared { return s.prepareFile(ctx, file, options, false) })
-			if worthAnotherTry(result.Err) {
-				left = append(left, file)
-				failed = append(failed, Imported{file.name, result})
+		var left []importing
+		for _, i := range waiting {
+			p := s.addAlone(ctx, i.prepared.fresh, func() *prepared { return s.prepareFile(ctx, i.narinfoFile, options, false) })
+			if worthAnotherTry(p.result.Err) {
+				left = append(left, wait(i.narinfoFile, p))
 				continue
 			}
 			progress = true
-			report(Imported{file.name, result})
+			s.discardFresh(ctx, p)
+			report(Imported{i.name, p.result})
 		}
 		if !progress {
-			for _, f := range failed {
-				report(f)
+			for _, i := range left {
+				report(Imported{i.name, i.prepared.result})
 			}
 		}
 		waiting = left
 	}
+	var fresh []string
+	for _, i := range waiting {
+		fresh = append(fresh, i.prepared.fresh...)
+	}
+	s.discard(ctx, fresh)
 	if err := ctx.Err(); err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 
+	"nar-herder/internal/linger"
 	"nar-herder/storage/index"
 )
 
@@ -64,6 +65,9 @@ func (s *Storage) showOne(ctx context.Context, p *prepared, n int, replaced *rep
 	}
 	if replaced.files[name] == nil {
 		p.early[n], err = s.showNew(ctx, name, p.staged[n])
+		if p.early[n] != nil {
+			p.fresh = append(p.fresh, name)
+		}
 		return err
 	}
 	replaced.begin(name)
@@ -87,15 +91,31 @@ func (s *Storage) showNew(ctx context.Context, name string, staged Staged) (*Inf
 	return &info, err
 }
 
-// discard deletes a file that was shown without the index locked, and that nobody wants,
-// unless a row claims it by now.
-func (s *Storage) discard(ctx context.Context, name string) error {
-	names := []string{name}
-	if err := s.index.Reclaim(ctx, func(tx *index.Tx) error { return tx.AddLeftovers(names) }); err != nil {
-		return err
+// discard deletes files that were shown without the index locked, and that nobody wants,
+// but those that a row claims by now.
+func (s *Storage) discard(ctx context.Context, names []string) {
+	if len(names) == 0 {
+		return
 	}
-	_, err := s.dropUnclaimed(ctx, names, 0)
-	return err
+	ctx, cancel := linger.Context(ctx, linger.Second)
+	defer cancel()
+	err := s.index.Reclaim(ctx, func(tx *index.Tx) error { return tx.AddLeftovers(names) })
+	if err == nil || errors.Is(err, index.ErrFull) { // to delete them takes no room
+		var dropErr error
+		if _, dropErr = s.dropUnclaimed(ctx, names, 0); dropErr == nil {
+			return
+		}
+		err = errors.Join(err, dropErr)
+	}
+	s.log.Warn("large nars were stored that are not wanted, and could not be deleted: 'nar-herder check' lists those that the server does not delete later", "files", names, "error", err)
+}
+
+// discardFresh deletes what was shown of an addition that has failed for good, or whose
+// nar was not taken. Before another try it is kept, so that it need not come again.
+func (s *Storage) discardFresh(ctx context.Context, p *prepared) {
+	if p.result.Outcome == Failed || p.result.Outcome == Kept {
+		s.discard(ctx, p.fresh)
+	}
 }
 
 // isSame looks whether a file that was shown is still there.

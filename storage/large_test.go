@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"database/sql"
+	"errors"
 	"io"
 	"io/fs"
 	"os"
@@ -13,14 +14,16 @@ import (
 	"testing"
 	"time"
 
+	"nar-herder/internal/testfs"
 	"nar-herder/storage"
+	"nar-herder/storage/index"
 )
 
 // remote is a store that is far away. Of large files it has the sizes alone, and it tells
 // when files are shown, and until when that may take.
 type remote struct {
 	storage.ByteStore
-	shows func(ctx context.Context, name string)
+	shows func(ctx context.Context, name string) error
 
 	mu    sync.Mutex
 	files map[string]storage.Info
@@ -52,7 +55,9 @@ type remoteStaged struct {
 
 func (s *remoteStaged) Commit(ctx context.Context) error {
 	if !s.done {
-		s.r.shows(ctx, s.info.Name)
+		if err := s.r.shows(ctx, s.info.Name); err != nil {
+			return err
+		}
 		s.done = true
 		s.r.mu.Lock()
 		defer s.r.mu.Unlock()
@@ -70,6 +75,27 @@ func (s *remoteStaged) CommitNew(ctx context.Context) error {
 
 func (*remoteStaged) Abort() {}
 
+func (r *remote) Remove(ctx context.Context, name string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if _, ok := r.files[name]; ok {
+		delete(r.files, name)
+		return nil
+	}
+	return r.ByteStore.Remove(ctx, name)
+}
+
+// sparse lays an item whose nar is that large, and returns it.
+func sparse(t *testing.T, directory string, f fake, size int64) fake {
+	t.Helper()
+	f.claim = size
+	lay(t, directory, f)
+	if err := os.Truncate(filepath.Join(directory, f.name()), size); err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
 // TestLargeFiles: the lock of the index is not held while a server that is far away puts
 // large files together, and many small ones are not shown under one lock for longer than
 // other processes wait.
@@ -86,7 +112,7 @@ func TestLargeFiles(t *testing.T) {
 	locked, unlocked := 0, 0
 	var longest time.Duration
 	r := &remote{files: make(map[string]storage.Info)}
-	r.shows = func(ctx context.Context, name string) {
+	r.shows = func(ctx context.Context, name string) error {
 		mu.Lock()
 		defer mu.Unlock()
 		if _, err := probe.Exec("BEGIN IMMEDIATE"); err == nil {
@@ -94,7 +120,7 @@ func TestLargeFiles(t *testing.T) {
 			if unlocked++; err != nil {
 				t.Error(err)
 			}
-			return
+			return nil
 		}
 		locked++
 		if end, ok := ctx.Deadline(); ok {
@@ -102,28 +128,21 @@ func TestLargeFiles(t *testing.T) {
 		} else {
 			t.Errorf("%s is shown without a deadline", name)
 		}
+		return nil
 	}
 	s := p.openWith(t, func(bytes storage.ByteStore) storage.ByteStore {
 		r.ByteStore = bytes
 		return r
 	})
-	// sparse lays an item whose nar is that large.
-	sparse := func(directory string, f fake, size int64) {
-		f.claim = size
-		lay(t, directory, f)
-		if err := os.Truncate(filepath.Join(directory, f.name()), size); err != nil {
-			t.Fatal(err)
-		}
-	}
 	const large = 1 << 30
 	source := t.TempDir()
-	sparse(source, fake{n: 1}, large)
+	sparse(t, source, fake{n: 1}, large)
 	wantOutcomes(t, importAll(t, s, storage.ImportOptions{Keep: true}, source), "1 added")
 	if locked != 0 || unlocked != 1 {
 		t.Errorf("new: shown %d times with the lock held, %d times without", locked, unlocked)
 	}
 	source = t.TempDir()
-	sparse(source, fake{n: 1, other: true}, large)
+	sparse(t, source, fake{n: 1, other: true}, large)
 	wantOutcomes(t, importAll(t, s, storage.ImportOptions{Keep: true, Replace: true}, source), "1 replaced")
 	if locked != 0 || unlocked != 2 {
 		t.Errorf("replaced: shown %d times with the lock held, %d times without", locked, unlocked)
@@ -133,7 +152,7 @@ func TestLargeFiles(t *testing.T) {
 	}
 	source = t.TempDir()
 	for n := 2; n < 10; n++ {
-		sparse(source, fake{n: n}, large/2-1)
+		sparse(t, source, fake{n: n}, large/2-1)
 	}
 	wantOutcomes(t, importAll(t, s, storage.ImportOptions{Keep: true}, source), "8 added")
 	// As a mirror gets it.
@@ -159,4 +178,102 @@ func TestLargeFiles(t *testing.T) {
 		t.Errorf("small ones: %d are shown with the lock held, for up to %v", locked, longest)
 	}
 	wantFindings(t, s)
+}
+
+// TestLargeFailed: a large file that is shown before its transaction does not stay when that
+// fails for good.
+func TestLargeFailed(t *testing.T) {
+	t.Parallel()
+	const large = 1 << 30
+	open := func(t *testing.T) (*storage.Storage, *index.Index, *remote) {
+		p := newPlace(t)
+		p.database = filepath.Join(testfs.Small(t, 8<<20), "db")
+		r := &remote{files: make(map[string]storage.Info), shows: func(context.Context, string) error { return nil }}
+		s := p.openWith(t, func(bytes storage.ByteStore) storage.ByteStore {
+			r.ByteStore = bytes
+			return r
+		})
+		_, x := p.openAt(t, nil)
+		return s, x, r
+	}
+	wantNone := func(t *testing.T, r *remote, shown int) {
+		t.Helper()
+		if len(r.files) != 0 || shown != 1 {
+			t.Errorf("%d large files are left, after %d were shown", len(r.files), shown)
+		}
+	}
+	t.Run("a reference goes", func(t *testing.T) {
+		s, _, r := open(t)
+		reference := fake{n: 2, content: "a reference"}
+		wantOutcomes(t, importAll(t, s, storage.ImportOptions{}, laid(t, reference)), "1 added")
+		source, shown := t.TempDir(), 0
+		f := sparse(t, source, fake{n: 1, refs: []int{2}}, large)
+		r.shows = func(ctx context.Context, _ string) error {
+			shown++
+			_, err := s.Remove(ctx, reference.hash())
+			return err
+		}
+		result := s.Add(t.Context(), &storage.Addition{Narinfo: f.parsed(), Directories: []string{source}, Keep: true, WithReferences: true})
+		if result.Outcome != storage.Failed {
+			t.Error(result.Outcome)
+		}
+		wantNone(t, r, shown)
+	})
+	t.Run("the database is full", func(t *testing.T) {
+		s, x, r := open(t)
+		source, shown := t.TempDir(), 0
+		sparse(t, source, fake{n: 1}, large)
+		r.shows = func(context.Context, string) error {
+			shown++
+			useReserve(t, x)
+			return nil
+		}
+		wantOutcomes(t, importAll(t, s, storage.ImportOptions{Keep: true}, source), "1 failed")
+		wantNone(t, r, shown)
+	})
+	t.Run("another of its batch fails", func(t *testing.T) {
+		s, _, r := open(t)
+		source, shown := t.TempDir(), 0
+		// As they refer to each other, they are written together.
+		f := sparse(t, source, fake{n: 1, refs: []int{2}}, large)
+		lay(t, source, fake{n: 2, content: "small", refs: []int{1}})
+		r.shows = func(_ context.Context, name string) error {
+			if name != f.name() {
+				return errFault
+			}
+			shown++
+			return nil
+		}
+		wantOutcomes(t, importAll(t, s, storage.ImportOptions{Keep: true, WithReferences: true}, source), "2 failed")
+		wantNone(t, r, shown)
+	})
+	t.Run("received", func(t *testing.T) {
+		s, x, r := open(t)
+		item := fake{n: 1, claim: large}
+		if _, err := s.Follow(t.Context(), []storage.Followed{{At: time.Now(), Narinfo: item.parsed()}}, storage.FollowOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		row, err := s.Item(t.Context(), item.hash())
+		if err != nil {
+			t.Fatal(err)
+		}
+		file, err := os.Create(filepath.Join(t.TempDir(), "spool"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer file.Close()
+		if err := file.Truncate(large); err != nil {
+			t.Fatal(err)
+		}
+		shown := 0
+		r.shows = func(context.Context, string) error {
+			shown++
+			useReserve(t, x)
+			return nil
+		}
+		if err := s.Receive(t.Context(), row, 0, file); !errors.Is(err, index.ErrFull) {
+			t.Errorf("%v, want ErrFull", err)
+		}
+		wantNone(t, r, shown)
+	})
 }

@@ -25,6 +25,9 @@ type prepared struct {
 	// early[N] is what is there of it, if it was committed before the transaction;
 	// see showLarge.
 	early []*Info
+	// fresh are the names of files that were committed so where there was none, by
+	// this try or earlier ones: see discardFresh.
+	fresh []string
 	// moved are the names of files outside the storage that go when all is
 	// committed.
 	moved []string

@@ -88,10 +88,9 @@ func (s *Storage) Receive(ctx context.Context, item *Item, n int, file *os.File)
 		}
 		return tx.SetStored(now.Hash, now.Stored|now.filesNamed(name), now.sizesWith(n, size))
 	})
-	if early != nil && errors.Is(err, ErrNotWanted) {
-		if err := s.discard(ctx, name); err != nil {
-			s.log.Warn("a nar was fetched that is not wanted any more, and could not be deleted yet", "file", name, "error", err)
-		}
+	// After other errors, the next fetch finds it there.
+	if early != nil && (errors.Is(err, ErrNotWanted) || errors.Is(err, ErrLimit) || errors.Is(err, ErrFreeSpace) || errors.Is(err, index.ErrFull)) {
+		s.discard(ctx, []string{name})
 	}
 	return err
 }
