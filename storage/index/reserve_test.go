@@ -1,18 +1,23 @@
 package index
 
 import (
+	"crypto/rand"
+	"encoding/hex"
 	"errors"
+	"fmt"
+	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
+	"nar-herder/internal/disk"
 	"nar-herder/internal/testfs"
 )
 
-// smallDisk is an index with so many items on a file system of a few megabytes that is
-// nearly empty.
+// smallDisk is an index with so many items on a small file system that is nearly empty.
 func smallDisk(t testing.TB, count int) (x *Index, directory string) {
 	t.Helper()
-	directory = testfs.Small(t, 8<<20)
+	directory = testfs.Small(t, 64<<20)
 	x = openAt(t, filepath.Join(directory, "db"))
 	fill(t, x, count)
 	return x, directory
@@ -45,10 +50,15 @@ func TestReserve(t *testing.T) {
 	const count = 300
 	x, directory := smallDisk(t, count)
 	wantReserve(t, x, NoReserve)
+	// As of a smaller file system.
+	write(t, filepath.Join(directory, "db.reserve"), make([]byte, 1<<20))
 	for range 2 {
 		if state, err := x.KeepReserve(); state != ReserveKept || err != nil {
 			t.Fatalf("%d, %v", state, err)
 		}
+	}
+	if info, err := os.Stat(filepath.Join(directory, "db.reserve")); err != nil || info.Size() != 4<<20 {
+		t.Errorf("%v, %v; want 4 MiB", info, err)
 	}
 	free := testfs.Fill(t, directory)
 	add := func(n int) error {
@@ -140,5 +150,132 @@ func TestNoReserve(t *testing.T) {
 	}
 	if _, err := x.Text(t.Context(), testPath(0).Hash); errors.Is(err, ErrNotFound) {
 		t.Error("the items are gone")
+	}
+}
+
+// TestReserveLongLog fills the file system when the log is as long as each kind of
+// writer lets it get: it can be folded back, and all items be removed.
+func TestReserveLongLog(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		name    string
+		size    int64
+		log     int64
+		options Options
+		hurry   bool
+	}{
+		{"normal", 64 << 20, checkpointBytes, Options{}, false},
+		{"normal on a small file system", 24 << 20, checkpointBytes, Options{}, false},
+		{"bulk", 256 << 20, bulkCheckpointBytes, Options{Bulk: true}, false},
+		{"hurry", 256 << 20, bulkCheckpointBytes, Options{}, true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			directory := testfs.Small(t, test.size)
+			path := filepath.Join(directory, "db")
+			x, err := Open(t.Context(), path, test.options)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer x.Close()
+			if state, err := x.KeepReserve(); state != ReserveKept || err != nil {
+				t.Fatalf("%d, %v", state, err)
+			}
+			if test.hurry {
+				if err := x.Hurry(t.Context(), true); err != nil {
+					t.Fatal(err)
+				}
+			}
+			// Just before the log is folded back for the first time, all is in it alone.
+			count := 0
+			for ; ; count += 20 {
+				log, err := os.Stat(path + "-wal")
+				if err != nil {
+					t.Fatal(err)
+				}
+				if log.Size() > x.longestLog(test.log)-400_000 {
+					break
+				}
+				update(t, x, func(tx *Tx) error {
+					for n := count; n < count+20; n++ {
+						if err := putIn(tx, x, testNarinfo(n, 1, []int{0, n}, 10), 1, nil); err != nil {
+							return err
+						}
+					}
+					// What can't be compressed, as signatures.
+					random := make([]byte, 60_000)
+					_, _ = rand.Read(random)
+					return tx.SetSetting(fmt.Sprint("random ", count), hex.EncodeToString(random))
+				})
+			}
+			testfs.Fill(t, directory)
+			for first := 0; first < count; first += 20 {
+				err := x.Reclaim(t.Context(), func(tx *Tx) error {
+					for n := range 20 {
+						if err := tx.Remove(testPath(first+n).Hash, testTime); err != nil {
+							return err
+						}
+					}
+					return nil
+				})
+				if err != nil {
+					t.Fatalf("removal %d of %d: %v", first, count, err)
+				}
+			}
+			wantReserve(t, x, ReserveUsed)
+			wantTotals(t, x, Totals{})
+			wantSound(t, x)
+		})
+	}
+}
+
+// TestReserveReader has a reader that keeps the log from being folded back: nothing is
+// added when there is too little room for that, without the reserve.
+func TestReserveReader(t *testing.T) {
+	t.Parallel()
+	x, directory := smallDisk(t, 100)
+	if state, err := x.KeepReserve(); state != ReserveKept || err != nil {
+		t.Fatalf("%d, %v", state, err)
+	}
+	count := 0
+	add := func() error {
+		count++
+		return x.Update(t.Context(), func(tx *Tx) error {
+			return tx.SetSetting("long", strings.Repeat(fmt.Sprintf("%08d", count), 1<<17))
+		})
+	}
+	room := func() (log, free int64) {
+		info, err := os.Stat(filepath.Join(directory, "db-wal"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		free, _, err = disk.Room(directory)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info.Size(), free
+	}
+	err := x.View(t.Context(), func(tx *Tx) error {
+		if _, err := tx.Totals(); err != nil {
+			return err
+		}
+		for range 64 {
+			if err := add(); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	log, free := room()
+	if !errors.Is(err, ErrFull) || log < 20<<20 || free < log-2<<20 {
+		t.Errorf("%v, want ErrFull; the log has %d bytes, and %d are free", err, log, free)
+	}
+	wantReserve(t, x, ReserveKept)
+	// Without the reader, it is.
+	if err := add(); err != nil {
+		t.Error(err)
+	}
+	if log, _ := room(); log > 4<<20 {
+		t.Errorf("the log has %d bytes", log)
 	}
 }
