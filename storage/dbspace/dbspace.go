@@ -82,6 +82,9 @@ func (w *Watch) now() (is state, isSmall bool, free int64, err error) {
 	return roomy, isSmall, free, nil
 }
 
+// fullText names both ways out.
+const fullText = "the file system of the database is full: items can only be removed until there is room: make room there, or remove items until enough of the database is free for others; the errors of imports say how much"
+
 // smallText says what a small file system means.
 var smallText = fmt.Sprintf("the file system of the database is smaller than %d MiB: removals may fail when nothing is free there", index.LeastDisk>>20)
 
@@ -125,7 +128,7 @@ func (w *Watch) step() {
 	w.state = is
 	switch is {
 	case full:
-		w.log.Error("the file system of the database is full: items can only be removed until there is room", "directory", w.directory, "free", free)
+		w.log.Error(fullText, "directory", w.directory, "free", free)
 	case low:
 		w.log.Warn("the file system of the database is nearly full: make room there", "directory", w.directory, "free", free)
 	default:
@@ -143,7 +146,7 @@ func (w *Watch) Warnings() (warnings []string) {
 	case err != nil:
 		return append(warnings, "can't find out how much is free on the file system of the database: see the log")
 	case is == full:
-		return append(warnings, "the file system of the database is full: items can only be removed until there is room")
+		return append(warnings, fullText)
 	case is == low:
 		return append(warnings, fmt.Sprintf("the file system of the database is nearly full: %d bytes are free", free))
 	}

@@ -144,7 +144,8 @@ func releaseReserve(path string) (bool, error) {
 	return true, nil
 }
 
-// refillReserve makes sure that the reserve is kept, or was never.
+// refillReserve makes sure that the reserve is kept, or was never, or that it is not
+// needed for what is to be written.
 func (x *Index) refillReserve(ctx context.Context) error {
 	state, err := x.Reserve()
 	if err == nil && state == ReserveKept {
@@ -153,10 +154,33 @@ func (x *Index) refillReserve(ctx context.Context) error {
 	if err == nil && state == ReserveUsed {
 		state, err = x.KeepReserve()
 	}
-	if err == nil && state == ReserveUsed {
-		err = fmt.Errorf("%w: write to %s: what is left of its file system is for removals: make room there", ErrFull, x.path)
+	if err != nil || state != ReserveUsed {
+		return err
+	}
+	// SQLite gives no room back to the file system, which may have little else than
+	// the database. What is written there, in the room of what was removed, takes
+	// nothing of what is left but the log.
+	within, err := x.freeWithin(ctx)
+	if err == nil && within < x.reserve {
+		err = fmt.Errorf("%w: write to %s: what is left of its file system is for removals: make %d MiB of room there, or remove items until the database has %d MiB free within, %d more than now",
+			ErrFull, x.path, mebi(2*x.reserve), mebi(x.reserve), mebi(x.reserve-within))
 	}
 	return err
+}
+
+// mebi rounds bytes up to MiB.
+func mebi(n int64) int64 { return (n + 1<<20 - 1) >> 20 }
+
+// freeWithin returns how many bytes of the database are free for other rows.
+func (x *Index) freeWithin(ctx context.Context) (n int64, err error) {
+	err = x.readers.do(ctx, func(c *connection) (err error) {
+		n, err = c.integer("PRAGMA freelist_count")
+		return err
+	})
+	if err != nil {
+		return 0, describe("read "+x.path, err)
+	}
+	return n * pageSize, nil
 }
 
 // boundLog refuses to let the log grow when there is too little room to fold it back
@@ -202,17 +226,22 @@ func (x *Index) Reclaim(ctx context.Context, f func(*Tx) error) error {
 		}
 	}
 	if err == nil {
-		if state, _ := x.Reserve(); state == ReserveUsed {
-			x.foldLog(ctx, "PASSIVE")
-		}
+		x.foldUsed(ctx)
 	}
 	return err
 }
 
+// foldUsed folds the log back after each transaction while the reserve is used: what the
+// log takes of that can't be given to the database any more, which may need a few pages.
+// A failure shows when the next removal finds no room.
+func (x *Index) foldUsed(ctx context.Context) {
+	if state, _ := x.Reserve(); state == ReserveUsed {
+		x.foldLog(ctx, "PASSIVE")
+	}
+}
+
 // foldLog writes what is in the write-ahead log into the database, so that the log
-// begins anew. It is done after each removal from the reserve: what the log takes of
-// that can't be given to the database any more, which may need a few pages. A failure
-// shows when the next removal finds no room.
+// begins anew.
 func (x *Index) foldLog(ctx context.Context, mode string) {
 	_ = x.readers.do(ctx, func(c *connection) error { return c.script("PRAGMA wal_checkpoint(" + mode + ")") })
 }

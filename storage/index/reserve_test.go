@@ -1,6 +1,7 @@
 package index
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
@@ -278,4 +279,65 @@ func TestReserveReader(t *testing.T) {
 	if log, _ := room(); log > 4<<20 {
 		t.Errorf("the log has %d bytes", log)
 	}
+}
+
+// TestReserveOnlyDatabase has a file system with little else than the database, which
+// keeps the room of what is removed: that is written to again without a reserve.
+func TestReserveOnlyDatabase(t *testing.T) {
+	t.Parallel()
+	x, directory := smallDisk(t, 100)
+	if state, err := x.KeepReserve(); state != ReserveKept || err != nil {
+		t.Fatalf("%d, %v", state, err)
+	}
+	set := func(write func(context.Context, func(*Tx) error) error, n, length int) error {
+		return write(t.Context(), func(tx *Tx) error {
+			return tx.SetSetting(fmt.Sprint("long ", n), strings.Repeat(fmt.Sprintf("%08d", n), length/8))
+		})
+	}
+	count := 0
+	for ; ; count++ {
+		if err := set(x.Update, count, 200_000); errors.Is(err, ErrFull) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+	testfs.Fill(t, directory)
+	for n := 0; n < 20; n++ {
+		if state, err := x.Reserve(); state != ReserveKept {
+			break
+		} else if err := errors.Join(err, set(x.Reclaim, 1_000+n, 100_000)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wantReserve(t, x, ReserveUsed)
+	if err := set(x.Update, count, 8); !errors.Is(err, ErrFull) || !strings.Contains(err.Error(), "remove items until") {
+		t.Errorf("%v, want ErrFull with the way out", err)
+	}
+	for n := range count {
+		if err := set(x.Reclaim, n, 8); err != nil {
+			t.Fatalf("removal %d of %d: %v", n, count, err)
+		}
+	}
+	wantReserve(t, x, ReserveUsed)
+	for n := range 100 {
+		if err := set(x.Update, n, 100_000); err != nil {
+			t.Fatalf("writing %d again: %v", n, err)
+		}
+	}
+	// Until what was free in the database is taken. Then items can still be removed.
+	for n := 0; ; n++ {
+		if err := set(x.Update, 10_000+n, 200_000); errors.Is(err, ErrFull) {
+			break
+		} else if err != nil || n > 1000 {
+			t.Fatal(n, err)
+		}
+	}
+	for n := range 100 {
+		if err := x.Reclaim(t.Context(), func(tx *Tx) error { return tx.Remove(testPath(n).Hash, testTime) }); err != nil {
+			t.Fatalf("removal %d: %v", n, err)
+		}
+	}
+	wantTotals(t, x, Totals{})
+	wantSound(t, x)
 }

@@ -50,7 +50,11 @@ func (x *Index) Update(ctx context.Context, f func(*Tx) error) error {
 	if err := x.refillReserve(ctx); err != nil {
 		return err
 	}
-	return x.update(ctx, f)
+	if err := x.update(ctx, f); err != nil {
+		return err
+	}
+	x.foldUsed(ctx)
+	return nil
 }
 
 // update is Update without regard for the reserve.
