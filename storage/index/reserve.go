@@ -95,7 +95,7 @@ func (x *Index) KeepReserve() (Reserve, error) {
 	if reserve <= kept || free < 2*reserve-kept {
 		return state, nil
 	}
-	err = makeReserve(x.file+reserveSuffix, kept, reserve)
+	err = makeReserve(x.file+reserveSuffix, kept, reserve, unix.Fallocate)
 	switch {
 	case err == nil:
 		return ReserveKept, nil
@@ -108,7 +108,8 @@ func (x *Index) KeepReserve() (Reserve, error) {
 }
 
 // makeReserve fills the reserve with so many bytes. On failure it has as many as before.
-func makeReserve(name string, kept, size int64) (err error) {
+// allocate is [unix.Fallocate].
+func makeReserve(name string, kept, size int64, allocate func(fd int, mode uint32, offset, length int64) error) (err error) {
 	// As the database, it may be written by the group.
 	file, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|unix.O_NOFOLLOW, 0o664)
 	if err != nil {
@@ -121,16 +122,27 @@ func makeReserve(name string, kept, size int64) (err error) {
 		err = errors.Join(err, file.Close())
 	}()
 	for {
-		err = unix.Fallocate(int(file.Fd()), 0, 0, size)
+		err = allocate(int(file.Fd()), 0, 0, size)
 		if err != unix.EINTR {
 			break
 		}
 	}
-	if err == unix.EOPNOTSUPP || err == unix.ENOSYS {
-		// Not zeros, of which some file systems keep none.
-		_, err = io.CopyN(file, rand.Reader, size)
+	if err != nil && err != unix.EOPNOTSUPP && err != unix.ENOSYS {
+		return err
 	}
-	return err
+	var stat unix.Stat_t
+	if err := unix.Fstat(int(file.Fd()), &stat); err != nil {
+		return err
+	}
+	if stat.Blocks*512 >= size {
+		return nil
+	}
+	// ZFS allocates nothing, without an error. Not zeros, of which some file systems
+	// keep none.
+	if _, err := io.CopyN(file, rand.Reader, size); err != nil {
+		return err
+	}
+	return file.Sync()
 }
 
 // releaseReserve gives the room up. It returns false when there was none.
@@ -153,6 +165,9 @@ func (x *Index) refillReserve(ctx context.Context) error {
 	}
 	if err == nil && state == ReserveUsed {
 		state, err = x.KeepReserve()
+		if errors.Is(err, fs.ErrPermission) {
+			return nil // there is room, and whose it is will see to it
+		}
 	}
 	if err != nil || state != ReserveUsed {
 		return err

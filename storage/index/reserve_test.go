@@ -6,10 +6,14 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"nar-herder/internal/disk"
 	"nar-herder/internal/testfs"
@@ -340,4 +344,71 @@ func TestReserveOnlyDatabase(t *testing.T) {
 	}
 	wantTotals(t, x, Totals{})
 	wantSound(t, x)
+}
+
+// TestReserveSparse: a file system may say that it has allocated what it has not.
+func TestReserveSparse(t *testing.T) {
+	t.Parallel()
+	const size = 1 << 20
+	name := filepath.Join(testfs.Small(t, 2*size), "reserve")
+	sparse := func(fd int, _ uint32, _, size int64) error { return unix.Ftruncate(fd, size) }
+	if err := makeReserve(name, 0, size, sparse); err != nil {
+		t.Fatal(err)
+	}
+	var stat unix.Stat_t
+	if err := unix.Stat(name, &stat); err != nil || stat.Size != size || stat.Blocks*512 < size {
+		t.Errorf("%d bytes in %d blocks, %v", stat.Size, stat.Blocks, err)
+	}
+	if err := makeReserve(name, size, 3*size, sparse); !disk.IsFull(err) {
+		t.Errorf("without room: %v", err)
+	}
+	if err := unix.Stat(name, &stat); err != nil || stat.Size != size || stat.Blocks*512 < size {
+		t.Errorf("%d bytes in %d blocks, %v", stat.Size, stat.Blocks, err)
+	}
+}
+
+// TestReserveOfAnother is with an importer that may write the database but not the
+// reserve: whose that is makes it again.
+func TestReserveOfAnother(t *testing.T) {
+	t.Parallel()
+	x, directory := smallDisk(t, 100)
+	name := filepath.Join(directory, "db.reserve")
+	write(t, name, nil)
+	err := errors.Join(os.Chmod(name, 0o644), os.Chmod(directory, 0o755), os.Chmod(filepath.Dir(directory), 0o755))
+	if err != nil {
+		t.Fatal(err)
+	}
+	asNobody(t, func() {
+		if file, err := os.OpenFile(name, os.O_WRONLY, 0); !errors.Is(err, fs.ErrPermission) {
+			t.Errorf("the reserve can be written: %v", err)
+			file.Close()
+		}
+		if err := x.Update(t.Context(), func(tx *Tx) error { return tx.SetSetting("a", "b") }); err != nil {
+			t.Error(err)
+		}
+	})
+	wantReserve(t, x, ReserveUsed)
+	testfs.Fill(t, directory)
+	asNobody(t, func() {
+		if err := x.Update(t.Context(), func(tx *Tx) error { return tx.SetSetting("a", "c") }); !errors.Is(err, ErrFull) {
+			t.Errorf("%v, want ErrFull", err)
+		}
+	})
+}
+
+// asNobody runs f as a user who has no rights.
+func asNobody(t testing.TB, f func()) {
+	t.Helper()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // to the end of it
+		const nobody = 65534
+		if _, err := unix.SetfsuidRetUid(nobody); err != nil {
+			t.Error(err)
+			return
+		}
+		f()
+	}()
+	<-done
 }
