@@ -30,6 +30,7 @@ type Watch struct {
 	state   state
 	failing bool
 	unkept  bool
+	small   bool
 }
 
 // New makes a watch of the index's file system. look finds out about that; nil for
@@ -62,23 +63,30 @@ const (
 	full
 )
 
-// now takes a look.
-func (w *Watch) now() (is state, free int64, err error) {
+// now takes a look. isSmall says that the reserve may not be enough.
+func (w *Watch) now() (is state, isSmall bool, free int64, err error) {
 	free, size, err := w.look(w.directory)
 	if err != nil {
-		return roomy, 0, err
+		return roomy, false, 0, err
 	}
+	isSmall = size < index.LeastDisk
 	reserve, err := w.index.Reserve()
 	switch {
 	case err != nil:
-		return roomy, free, err
+		return roomy, isSmall, free, err
 	case reserve == index.ReserveUsed:
-		return full, free, nil
+		return full, isSmall, free, nil
 	case free < disk.Reserve(size):
-		return low, free, nil
+		return low, isSmall, free, nil
 	}
-	return roomy, free, nil
+	return roomy, isSmall, free, nil
 }
+
+// fullText names both ways out.
+const fullText = "the file system of the database is full: items can only be removed until there is room: make room there, or remove items until enough of the database is free for others; the errors of imports say how much"
+
+// smallText says what a small file system means.
+var smallText = fmt.Sprintf("the file system of the database is smaller than %d MiB: removals may fail when nothing is free there", index.LeastDisk>>20)
 
 // Run keeps the index's reserve, and logs when the file system becomes full and when it
 // has room again, until the context ends.
@@ -101,7 +109,7 @@ func (w *Watch) step() {
 		w.log.Error("can't keep room for removals beside the database: they will fail when its file system is full", "error", err)
 	}
 	w.unkept = err != nil
-	is, free, err := w.now()
+	is, isSmall, free, err := w.now()
 	if err != nil {
 		if !w.failing {
 			w.log.Error("can't find out how much is free on the file system of the database", "error", err)
@@ -110,13 +118,17 @@ func (w *Watch) step() {
 		return
 	}
 	w.failing = false
+	if isSmall && !w.small {
+		w.log.Warn(smallText, "directory", w.directory)
+	}
+	w.small = isSmall
 	if is == w.state {
 		return
 	}
 	w.state = is
 	switch is {
 	case full:
-		w.log.Error("the file system of the database is full: items can only be removed until there is room", "directory", w.directory, "free", free)
+		w.log.Error(fullText, "directory", w.directory, "free", free)
 	case low:
 		w.log.Warn("the file system of the database is nearly full: make room there", "directory", w.directory, "free", free)
 	default:
@@ -125,16 +137,20 @@ func (w *Watch) step() {
 }
 
 // Warnings are for the health.
-func (w *Watch) Warnings() []string {
-	switch is, free, err := w.now(); {
-	case err != nil:
-		return []string{"can't find out how much is free on the file system of the database: see the log"}
-	case is == full:
-		return []string{"the file system of the database is full: items can only be removed until there is room"}
-	case is == low:
-		return []string{fmt.Sprintf("the file system of the database is nearly full: %d bytes are free", free)}
+func (w *Watch) Warnings() (warnings []string) {
+	is, isSmall, free, err := w.now()
+	if isSmall {
+		warnings = append(warnings, smallText)
 	}
-	return nil
+	switch {
+	case err != nil:
+		return append(warnings, "can't find out how much is free on the file system of the database: see the log")
+	case is == full:
+		return append(warnings, fullText)
+	case is == low:
+		return append(warnings, fmt.Sprintf("the file system of the database is nearly full: %d bytes are free", free))
+	}
+	return warnings
 }
 
 // Describe implements [prometheus.Collector].

@@ -117,30 +117,50 @@ func TestFull(t *testing.T) {
 	x := openAt(t, link)
 	log := new(testlog.Buffer)
 	w := New(x, nil, slog.New(slog.NewTextHandler(log, nil)))
+	// But that of the size, as of TestSmall.
+	warnings := func() []string { return w.Warnings()[1:] }
 	w.step()
-	if state, err := x.Reserve(); state != index.ReserveKept || err != nil || w.Warnings() != nil {
-		t.Errorf("the reserve is %d, %v; warnings %q", state, err, w.Warnings())
+	if state, err := x.Reserve(); state != index.ReserveKept || err != nil || len(warnings()) > 0 {
+		t.Errorf("the reserve is %d, %v; warnings %q", state, err, warnings())
 	}
 	free := testfs.Fill(t, disk)
 	w.step()
-	if warnings := w.Warnings(); len(warnings) != 1 || !strings.Contains(warnings[0], "nearly full") {
+	if warnings := warnings(); len(warnings) != 1 || !strings.Contains(warnings[0], "nearly full") {
 		t.Errorf("warnings %q", warnings)
 	}
 	if err := x.Reclaim(t.Context(), func(tx *index.Tx) error { return tx.SetSetting("a", strings.Repeat("a", 100_000)) }); err != nil {
 		t.Fatal(err)
 	}
 	w.step()
-	if warnings := w.Warnings(); len(warnings) != 1 || !strings.Contains(warnings[0], "only be removed") {
+	if warnings := warnings(); len(warnings) != 1 || !strings.Contains(warnings[0], "only be removed") || !strings.Contains(warnings[0], "or remove items until") {
 		t.Errorf("warnings %q", warnings)
 	}
 	free()
 	w.step()
-	if state, err := x.Reserve(); state != index.ReserveKept || err != nil || w.Warnings() != nil {
-		t.Errorf("the reserve is %d, %v; warnings %q", state, err, w.Warnings())
+	if state, err := x.Reserve(); state != index.ReserveKept || err != nil || len(warnings()) > 0 {
+		t.Errorf("the reserve is %d, %v; warnings %q", state, err, warnings())
 	}
 	for _, text := range []string{"nearly full", "is full", "has room again"} {
 		if n := strings.Count(log.String(), text); n != 1 {
 			t.Errorf("the log has %q %d times:\n%s", text, n, log)
 		}
+	}
+}
+
+// TestSmall warns that the reserve may be too small.
+func TestSmall(t *testing.T) {
+	t.Parallel()
+	x := openAt(t, filepath.Join(testfs.Small(t, index.LeastDisk-1<<20), "db"))
+	log := new(testlog.Buffer)
+	w := New(x, nil, slog.New(slog.NewTextHandler(log, nil)))
+	for range 2 {
+		w.step()
+	}
+	const want = "smaller than 512 MiB"
+	if n := strings.Count(log.String(), want); n != 1 {
+		t.Errorf("the log has %q %d times:\n%s", want, n, log)
+	}
+	if warnings := w.Warnings(); len(warnings) != 1 || !strings.Contains(warnings[0], want) {
+		t.Errorf("warnings %q", warnings)
 	}
 }

@@ -27,6 +27,7 @@ import (
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
 
+	"nar-herder/internal/disk"
 	"nar-herder/narinfo"
 )
 
@@ -95,9 +96,9 @@ const (
 	pageSize = 8 << 10
 
 	// checkpointBytes and bulkCheckpointBytes are how long the write-ahead log
-	// gets before it is folded back.
+	// gets before it is folded back, where that is not too long for the reserve.
 	checkpointBytes     = 16 << 20
-	bulkCheckpointBytes = 256 << 20
+	bulkCheckpointBytes = 64 << 20
 )
 
 // Index is an open database. Its methods may be called from several
@@ -109,6 +110,7 @@ type Index struct {
 	readers  pool
 	codec    *codec
 	instance string
+	reserve  int64 // how large it is to be, in bytes; 0 with [Read]
 
 	// writing has something in it while the writer is in use. It lets the
 	// transactions of this process take turns before they meet SQLite's lock, which
@@ -160,9 +162,14 @@ func open(ctx context.Context, path string, options Options, steps []string) (_ 
 		return x, nil
 	}
 	x.source = dataSource(absolute, readerCache, "_query_only=on")
-	var extra []string
+	_, size, err := disk.Room(x.Directory())
+	if err != nil {
+		return nil, err
+	}
+	x.reserve = reserveSize(size)
+	log := int64(checkpointBytes)
 	if options.Bulk {
-		extra = append(extra, fmt.Sprintf("_pragma=wal_autocheckpoint(%d)", bulkCheckpointBytes/pageSize))
+		log = bulkCheckpointBytes
 	}
 	version, err := recogniseFile(ctx, absolute, path, len(steps))
 	if err != nil {
@@ -171,7 +178,7 @@ func open(ctx context.Context, path string, options Options, steps []string) (_ 
 	if err := options.accepts(path, version, len(steps)); err != nil {
 		return nil, err
 	}
-	x.writer, err = connect(ctx, dataSource(absolute, cmp.Or(options.WriterCache, defaultWriterCache), extra...))
+	x.writer, err = connect(ctx, dataSource(absolute, cmp.Or(options.WriterCache, defaultWriterCache), fmt.Sprintf("_pragma=wal_autocheckpoint(%d)", x.longestLog(log)/pageSize)))
 	if err != nil {
 		return nil, describe(fmt.Sprintf("database %s: open it", path), err)
 	}

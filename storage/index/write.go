@@ -47,10 +47,14 @@ func (x *Index) Prepare(n *narinfo.Narinfo) *Entry {
 // to take well under a second. When the context ends, Update stops waiting for
 // others.
 func (x *Index) Update(ctx context.Context, f func(*Tx) error) error {
-	if err := x.refillReserve(); err != nil {
+	if err := x.refillReserve(ctx); err != nil {
 		return err
 	}
-	return x.update(ctx, f)
+	if err := x.update(ctx, f); err != nil {
+		return err
+	}
+	x.foldUsed(ctx)
+	return nil
 }
 
 // update is Update without regard for the reserve.
@@ -136,7 +140,7 @@ func (x *Index) Hurry(ctx context.Context, on bool) error {
 	if on {
 		log, cache = bulkCheckpointBytes, hurryCache
 	}
-	err = x.writer.script(fmt.Sprintf("PRAGMA wal_autocheckpoint = %d; PRAGMA cache_size = -%d", log/pageSize, cache/1024))
+	err = x.writer.script(fmt.Sprintf("PRAGMA wal_autocheckpoint = %d; PRAGMA cache_size = -%d", x.longestLog(log)/pageSize, cache/1024))
 	if err == nil && !on {
 		err = x.writer.long(ctx, "PRAGMA wal_checkpoint(PASSIVE)")
 	}
