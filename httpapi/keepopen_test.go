@@ -10,7 +10,10 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	"github.com/valyala/fasthttp"
 
 	"nar-herder/narinfo"
 )
@@ -120,11 +123,16 @@ type startingPhase struct {
 
 func startPhase(ctx context.Context, starting *Starting, status string, listener net.Listener) *startingPhase {
 	p := &startingPhase{make(chan struct{}), make(chan struct{})}
+	starting.SetState(stateOf(status))
 	go func() {
 		defer close(p.ended)
-		starting.Serve(ctx, p.done, func() any { return map[string]string{"status": status} }, listener)
+		starting.Serve(ctx, p.done, listener)
 	}()
 	return p
+}
+
+func stateOf(status string) func() any {
+	return func() any { return map[string]string{"status": status} }
 }
 
 // wait waits for the phase to end.
@@ -151,7 +159,7 @@ func TestStarting(t *testing.T) {
 	for name, listener := range map[string]net.Listener{"tcp": listenTCP(t), "unix": listenUnix(t)} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			starting := NewStarting(slog.New(slog.DiscardHandler))
+			starting := NewStarting(false, slog.New(slog.DiscardHandler))
 			phase := startPhase(t.Context(), starting, "syncing", listener)
 			fresh, c := connect(t, listener), connect(t, listener)
 			for path, want := range map[string]int{"/health": 503, "/health/live": 200, "/" + hashOf(greeting) + ".narinfo": 503, "/nar/x": 503} {
@@ -173,14 +181,26 @@ func TestStarting(t *testing.T) {
 			if err := readStatuses(c, burst, 503); err != nil {
 				t.Fatal(err)
 			}
-			phase.end(t)
-			// Between phases, requests wait.
-			c.send(request("GET", "/health"))
-			phase = startPhase(t.Context(), starting, "converting", listener)
-			if a := c.receive("GET"); a.StatusCode != 503 || a.body != `{"status":"converting"}`+"\n" {
-				t.Errorf("%s %q", a.Status, a.body)
+			// Between what takes its time, only the health does not wait.
+			starting.SetState(nil)
+			for path, want := range map[string]int{"/health": 503, "/health/live": 200} {
+				if a := c.ask("GET", path); a.StatusCode != want || want == 503 && a.body != `{"status":"starting"}`+"\n" {
+					t.Errorf("%s: %s %q", path, a.Status, a.body)
+				}
 			}
+			c.send(request("GET", "/nar/x"))
+			starting.SetState(stateOf("converting"))
+			if a := c.receive("GET"); a.StatusCode != 503 || a.Header.Get("Retry-After") != retryAfter || a.Close {
+				t.Errorf("%s, closes: %v", a.Status, a.Close)
+			}
+			if a := c.ask("GET", "/health"); a.body != `{"status":"converting"}`+"\n" {
+				t.Errorf("%q", a.body)
+			}
+			starting.SetState(nil)
 			phase.end(t)
+			if a := c.ask("GET", "/health/live"); a.StatusCode != 200 {
+				t.Errorf("before the server serves: %s", a.Status)
+			}
 			for _, c := range []*client{fresh, c} {
 				c.send(request("GET", "/"+hashOf(greeting)+".narinfo"))
 			}
@@ -205,12 +225,51 @@ func TestStarting(t *testing.T) {
 	}
 }
 
+// TestStartingPatience has requests wait for a server that does not come.
+func TestStartingPatience(t *testing.T) {
+	t.Parallel()
+	for _, hideHealth := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			starting := NewStarting(hideHealth, slog.New(slog.DiscardHandler))
+			ask := func(path string, status int, most time.Duration) {
+				t.Helper()
+				var ctx fasthttp.RequestCtx
+				ctx.Init(&fasthttp.Request{}, nil, nil)
+				ctx.Request.SetRequestURI(path)
+				begun := time.Now()
+				starting.engine.Handler(&ctx)
+				if took := time.Since(begun); ctx.Response.StatusCode() != status || took != most {
+					t.Errorf("%s: %d after %s, want %d after %s", path, ctx.Response.StatusCode(), took, status, most)
+				}
+			}
+			ask("/health/live", 200, 0)
+			if !hideHealth {
+				ask("/health", 503, 0)
+			}
+			ask("/nar/x", 503, startPatience)
+			ask("/nar/x", 503, 0) // as the next of a burst
+			ask("/health", 503, 0)
+			starting.SetState(nil)
+			if hideHealth {
+				ask("/health", 503, startPatience)
+			}
+			ask("/health/live", 200, 0)
+			time.AfterFunc(time.Second, func() {
+				starting.answerBy(func(ctx *fasthttp.RequestCtx) { ctx.SetStatusCode(204) }, answerBadRequest)
+			})
+			if !hideHealth {
+				ask("/nar/x", 204, time.Second)
+			}
+		})
+	}
+}
+
 // TestStartingBurst ends the start within a burst: the rest of it is answered by the
 // server, on the same connection.
 func TestStartingBurst(t *testing.T) {
 	t.Parallel()
 	listener := listenTCP(t)
-	starting := NewStarting(slog.New(slog.DiscardHandler))
+	starting := NewStarting(false, slog.New(slog.DiscardHandler))
 	phase := startPhase(t.Context(), starting, "syncing", listener)
 	c := connect(t, listener)
 	raw := burstRequests(burst) + burstRequests(burst)
@@ -236,7 +295,7 @@ func TestStartingStopped(t *testing.T) {
 	t.Parallel()
 	listener := listenTCP(t)
 	ctx, stop := context.WithCancel(t.Context())
-	starting := NewStarting(slog.New(slog.DiscardHandler))
+	starting := NewStarting(false, slog.New(slog.DiscardHandler))
 	starting.grace = time.Hour
 	phase := startPhase(ctx, starting, "syncing", listener)
 	c := connect(t, listener)

@@ -31,6 +31,14 @@ const (
 	// totalRate and totalBurst are those of all clients together.
 	totalRate  = 20_000
 	totalBurst = 8_000
+	// shareRate and shareBurst are what a client may ask for when others use up the
+	// total: two questions of 200 items under way at a time wait for two seconds at the
+	// most. sharesRate and sharesBurst are those of all shares together, so that many
+	// addresses can't have the storage looked at without end.
+	shareRate   = 200
+	shareBurst  = 400
+	sharesRate  = 5_000
+	sharesBurst = 5_000
 	// mostClients bounds the memory for clients that have asked lately.
 	mostClients = 10_000
 
@@ -114,15 +122,20 @@ func (s *Server) admit(ctx *fasthttp.RequestCtx, count int) bool {
 type limiter struct {
 	mu      sync.Mutex
 	total   *rate.Limiter
-	clients *simplelru.LRU[netip.Prefix, *rate.Limiter]
+	shares  *rate.Limiter
+	clients *simplelru.LRU[netip.Prefix, *clientLimits]
 }
 
+// clientLimits are those of one client: of all that it asks for, and of what it asks for
+// when others use up the total.
+type clientLimits struct{ own, share *rate.Limiter }
+
 func newLimiter() *limiter {
-	clients, err := simplelru.NewLRU[netip.Prefix, *rate.Limiter](mostClients, nil)
+	clients, err := simplelru.NewLRU[netip.Prefix, *clientLimits](mostClients, nil)
 	if err != nil {
 		panic(err) // its size is positive
 	}
-	return &limiter{total: rate.NewLimiter(totalRate, totalBurst), clients: clients}
+	return &limiter{total: rate.NewLimiter(totalRate, totalBurst), shares: rate.NewLimiter(sharesRate, sharesBurst), clients: clients}
 }
 
 // reserve returns how long a client has to wait before it may ask for count items; not
@@ -131,23 +144,33 @@ func (l *limiter) reserve(client netip.Addr, count int, now time.Time) (wait tim
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	network := networkOf(client)
-	own, known := l.clients.Get(network)
+	limits, known := l.clients.Get(network)
 	if !known {
-		own = rate.NewLimiter(clientRate, clientBurst)
-		l.clients.Add(network, own)
+		limits = &clientLimits{own: rate.NewLimiter(clientRate, clientBurst), share: rate.NewLimiter(shareRate, shareBurst)}
+		l.clients.Add(network, limits)
 	}
-	first := own.ReserveN(now, count)
-	if first.DelayFrom(now) > admitTime {
-		first.CancelAt(now)
-		return 0, false
+	if wait, ok = reserveAll(count, now, limits.own, l.total); !ok {
+		wait, ok = reserveAll(count, now, limits.own, limits.share, l.shares)
 	}
-	second := l.total.ReserveN(now, count)
-	if second.DelayFrom(now) > admitTime {
-		second.CancelAt(now)
-		first.CancelAt(now)
-		return 0, false
+	return wait, ok
+}
+
+// reserveAll reserves count items of all limiters, or of none when that would take longer
+// than admitTime.
+func reserveAll(count int, now time.Time, limiters ...*rate.Limiter) (wait time.Duration, ok bool) {
+	var reserved []*rate.Reservation
+	for _, limiter := range limiters {
+		r := limiter.ReserveN(now, count)
+		reserved = append(reserved, r)
+		wait = max(wait, r.DelayFrom(now))
 	}
-	return max(first.DelayFrom(now), second.DelayFrom(now)), true
+	if wait <= admitTime {
+		return wait, true
+	}
+	for _, r := range reserved {
+		r.CancelAt(now)
+	}
+	return 0, false
 }
 
 // networkOf returns what counts as one client: an IPv6 address is easily changed for

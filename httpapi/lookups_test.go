@@ -192,6 +192,51 @@ func TestStoredLimit(t *testing.T) {
 	})
 }
 
+// TestStoredShare has addresses that together ask for more than all may, for as long as
+// another instance removes nars: none of its questions is refused.
+func TestStoredShare(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := New(newDistantItems(t, func(context.Context) error { return nil }), options())
+		// Together, more questions are under way than are answered within admitTime.
+		const addresses, questions, passes = 4, 100, 5
+		removed := make(chan struct{})
+		var refused atomic.Int32
+		var flooding, removing sync.WaitGroup
+		for i := range addresses * questions {
+			flooding.Go(func() {
+				for ended := false; !ended; {
+					if askStored(s, "192.0.2."+strconv.Itoa(1+i%addresses), peer.MostAsked).Response.StatusCode() == 503 {
+						refused.Add(1)
+					}
+					select {
+					case <-removed:
+						ended = true
+					case <-time.After(500 * time.Millisecond):
+					}
+				}
+			})
+		}
+		synctest.Wait()
+		begun := time.Now()
+		for range 2 {
+			removing.Go(func() {
+				for range passes {
+					if code := askStored(s, "192.0.2.100", peer.MostAsked).Response.StatusCode(); code != 200 {
+						t.Errorf("after %s: %d", time.Since(begun), code)
+					}
+				}
+			})
+		}
+		removing.Wait()
+		close(removed)
+		flooding.Wait()
+		if took, most := time.Since(begun), passes*admitTime; took > most || refused.Load() == 0 {
+			t.Errorf("the removal took %s, want %s at the most; %d questions of others were refused", took, most, refused.Load())
+		}
+	})
+}
+
 // TestLimitOfAll has many clients, none of which asks for too much.
 func TestLimitOfAll(t *testing.T) {
 	t.Parallel()
@@ -204,7 +249,7 @@ func TestLimitOfAll(t *testing.T) {
 			asked += peer.MostAsked
 		}
 	}
-	if want := totalBurst + totalRate*int(admitTime/time.Second); asked != want {
+	if want := totalBurst + sharesBurst + (totalRate+sharesRate)*int(admitTime/time.Second); asked != want {
 		t.Errorf("%d items, want %d", asked, want)
 	}
 	for i := range 3 * mostClients {
@@ -212,6 +257,32 @@ func TestLimitOfAll(t *testing.T) {
 	}
 	if got := l.clients.Len(); got > mostClients {
 		t.Errorf("%d clients are kept", got)
+	}
+}
+
+// TestLimitOfShares has clients that ask for all that they may: what they get together is
+// bounded, and so is what each gets while the total is used up.
+func TestLimitOfShares(t *testing.T) {
+	t.Parallel()
+	const seconds = 60
+	for _, clients := range []int{1, 10, 1000} {
+		l := newLimiter()
+		now := time.Now()
+		l.total.SetBurst(0) // as if others used it up
+		asked := 0
+		for i := range 5 * seconds {
+			for client := range clients {
+				if _, ok := l.reserve(netip.AddrFrom4([4]byte{192, 0, byte(client >> 8), byte(client)}), peer.MostAsked, now.Add(time.Duration(i)*time.Second/5)); ok {
+					asked += peer.MostAsked
+				}
+			}
+		}
+		// The last fifth of a second is not over, and the last question may not fit.
+		waiting := seconds + int(admitTime/time.Second)
+		most := min(clients*(shareBurst+shareRate*waiting), sharesBurst+sharesRate*waiting)
+		if least := most - most/seconds - clients*peer.MostAsked; asked > most || clients <= 10 && asked < least || asked < most/2 {
+			t.Errorf("%d clients: %d items, want %d", clients, asked, most)
+		}
 	}
 }
 

@@ -335,7 +335,7 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 	}
 	s.metrics.connections(connections)
 	if s.options.Starting != nil {
-		s.options.Starting.answerBy(&answering{s.handle, s.handleBadRequest})
+		s.options.Starting.answerBy(s.handle, s.handleBadRequest)
 	}
 	ended := make(chan error, len(listeners))
 	for _, listener := range listeners {

@@ -13,77 +13,109 @@ import (
 	"github.com/valyala/fasthttp"
 )
 
-// retryAfter is what clients are told while the server starts, in seconds.
-const retryAfter = "60"
+const (
+	// retryAfter is what clients are told while the server starts, in seconds.
+	retryAfter = "60"
+	// startPatience is how long requests wait for the server before they get 503: most
+	// starts are over by then, and the client of Guix takes an item that it got 503 for
+	// as absent for ten minutes.
+	startPatience = 5 * time.Second
+)
 
 // Starting answers in the place of a [Server] that can't be made yet, as the database is
-// still being fetched or converted. The connections of its clients stay open and are
-// then the Server's: see [Options].
+// still being fetched, converted or opened. The connections of its clients stay open and
+// are then the Server's: see [Options].
 type Starting struct {
 	log         *slog.Logger
+	hideHealth  bool
 	engine      *fasthttp.Server
 	connections *connections
 	grace       time.Duration // but in tests, shutdownGrace
 
-	// answering is what answers now; nil while requests wait for it.
 	answering atomic.Pointer[answering]
-	mu        sync.Mutex
-	changed   chan struct{} // closed when answering is set
+	mu        sync.Mutex // of who sets it
+	final     bool       // SetState has no effect any more
 }
 
 // answering are handlers of requests, and of what can't be read as one.
 type answering struct {
 	handle fasthttp.RequestHandler
 	fail   func(*fasthttp.RequestCtx, error)
+	over   chan struct{} // closed when others answer
 }
 
-// NewStarting makes a Starting, which answers nothing before it is told to.
-func NewStarting(log *slog.Logger) *Starting {
-	s := &Starting{log: log, connections: newConnections(log, progressTimeout), grace: shutdownGrace, changed: make(chan struct{})}
+// NewStarting makes a Starting. With hideHealth, /health is answered as all else is.
+func NewStarting(hideHealth bool, log *slog.Logger) *Starting {
+	s := &Starting{log: log, hideHealth: hideHealth, connections: newConnections(log, progressTimeout), grace: shutdownGrace}
 	s.engine = newEngine(
-		func(ctx *fasthttp.RequestCtx) { s.await().handle(ctx) },
-		func(ctx *fasthttp.RequestCtx, err error) { s.await().fail(ctx, err) },
+		func(ctx *fasthttp.RequestCtx) { s.answering.Load().handle(ctx) },
+		func(ctx *fasthttp.RequestCtx, err error) { s.answering.Load().fail(ctx, err) },
 	)
+	s.SetState(nil)
 	return s
 }
 
-// await waits until there is something that answers.
-func (s *Starting) await() *answering {
-	for {
-		if now := s.answering.Load(); now != nil {
-			return now
-		}
-		s.mu.Lock()
-		changed := s.changed
-		s.mu.Unlock()
-		if now := s.answering.Load(); now != nil {
-			return now
-		}
-		<-changed
-	}
-}
-
-// answerBy sets what answers from now on; with nil, requests wait.
-func (s *Starting) answerBy(a *answering) {
+// SetState sets what /health says from now on, as JSON, and has all else but
+// /health/live get 503 at once. With nil, the server is about to be made: the state is
+// "starting", and requests wait for five seconds before they get 503.
+func (s *Starting) SetState(state func() any) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.answering.Store(a)
-	if a != nil {
-		close(s.changed)
-		s.changed = make(chan struct{})
+	if s.final {
+		return
+	}
+	if state != nil {
+		s.set(s.handler(state), answerBadRequest)
+		return
+	}
+	answer := s.handler(func() any { return map[string]string{"status": "starting"} })
+	patience, over := make(chan struct{}), make(chan struct{})
+	time.AfterFunc(startPatience, func() { close(patience) })
+	s.replace(&answering{func(ctx *fasthttp.RequestCtx) {
+		if path := string(ctx.Path()); path != "/health/live" && (path != "/health" || s.hideHealth) {
+			select {
+			case <-over:
+				s.answering.Load().handle(ctx)
+				return
+			case <-patience:
+			}
+		}
+		answer(ctx)
+	}, answerBadRequest, over})
+}
+
+// handler returns what answers at once.
+func (s *Starting) handler(state func() any) fasthttp.RequestHandler {
+	if s.hideHealth {
+		state = nil
+	}
+	return func(ctx *fasthttp.RequestCtx) { answerStarting(ctx, state, s.log) }
+}
+
+// answerBy sets what answers from now on.
+func (s *Starting) answerBy(handle fasthttp.RequestHandler, fail func(*fasthttp.RequestCtx, error)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.final = true
+	s.set(handle, fail)
+}
+
+// set sets what answers. The mutex is held.
+func (s *Starting) set(handle fasthttp.RequestHandler, fail func(*fasthttp.RequestCtx, error)) {
+	s.replace(&answering{handle, fail, make(chan struct{})})
+}
+
+func (s *Starting) replace(a *answering) {
+	if before := s.answering.Swap(a); before != nil {
+		close(before.over)
 	}
 }
 
-// Serve answers requests from the listeners that the server is starting, with 503, and at
-// /health how far that is; without state, /health is answered as all else is. It returns when done is closed: the listeners are still open
-// then, and requests on connections that it has accepted wait for the next Serve, or for
-// that of a Server. It also returns when the context ends, and closes the connections
-// then as a Server does.
-func (s *Starting) Serve(ctx context.Context, done <-chan struct{}, state func() any, listeners ...net.Listener) {
-	s.answerBy(&answering{
-		handle: func(ctx *fasthttp.RequestCtx) { answerStarting(ctx, state, s.log) },
-		fail:   answerBadRequest,
-	})
+// Serve answers requests from the listeners that the server is starting, until done is
+// closed. The listeners are still open then, and so are the connections that it has
+// accepted: requests on them are answered as before until a Server serves. It also
+// returns when the context ends, and closes the connections then as a Server does.
+func (s *Starting) Serve(ctx context.Context, done <-chan struct{}, listeners ...net.Listener) {
 	var serving sync.WaitGroup
 	lent := make([]*lentListener, len(listeners))
 	for i, listener := range listeners {
@@ -92,7 +124,6 @@ func (s *Starting) Serve(ctx context.Context, done <-chan struct{}, state func()
 	}
 	select {
 	case <-done:
-		s.answerBy(nil)
 	case <-ctx.Done():
 	}
 	for _, listener := range lent {
@@ -100,14 +131,13 @@ func (s *Starting) Serve(ctx context.Context, done <-chan struct{}, state func()
 	}
 	serving.Wait()
 	if ctx.Err() != nil {
+		answer := s.handler(func() any { return map[string]string{"status": "stopping"} })
+		s.answerBy(answer, answerBadRequest)
 		stopServing(s.engine, s.connections, s.grace, func() {
-			s.answerBy(&answering{
-				handle: func(ctx *fasthttp.RequestCtx) {
-					answerStarting(ctx, state, s.log)
-					ctx.SetConnectionClose()
-				},
-				fail: answerBadRequest,
-			})
+			s.answerBy(func(ctx *fasthttp.RequestCtx) {
+				answer(ctx)
+				ctx.SetConnectionClose()
+			}, answerBadRequest)
 		}, func() {}, s.log)
 	}
 	for _, listener := range lent {

@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -46,7 +47,7 @@ func (c *serverCommand) beginMirror(ctx context.Context, listeners []net.Listene
 	return c.whileStarting(ctx, listeners, state, log, beginning.Run)
 }
 
-// whileStarting answers the listeners until what takes its time is done.
+// whileStarting has the listeners answered with 503 until what takes its time is done.
 func (c *serverCommand) whileStarting(ctx context.Context, listeners []net.Listener, state func() any, log *slog.Logger, f func(context.Context) error) error {
 	for _, listener := range listeners {
 		log.Info("starting; requests get 503 until then", "address", listener.Addr().String())
@@ -55,22 +56,27 @@ func (c *serverCommand) whileStarting(ctx context.Context, listeners []net.Liste
 		c.control.Starting(state)
 		defer c.control.Starting(nil)
 	}
-	if c.PublicMetrics == "no" {
-		state = nil
-	}
+	c.starting.SetState(state)
+	defer c.starting.SetState(nil)
 	notify(log, daemon.SdNotifyReady) // what waits for this would wait for too long
+	if err := f(ctx); ctx.Err() == nil {
+		return err
+	}
+	return nil // it was stopped, and the server ends at once
+}
+
+// serveStarting answers the listeners until the end is called, which may be repeated.
+func (c *serverCommand) serveStarting(ctx context.Context, listeners []net.Listener, log *slog.Logger) (end func()) {
+	c.starting = httpapi.NewStarting(c.PublicMetrics == "no", log)
 	done, answered := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(answered)
-		c.starting.Serve(ctx, done, state, listeners...)
+		c.starting.Serve(ctx, done, listeners...)
 	}()
-	err := f(ctx)
-	close(done)
-	<-answered
-	if ctx.Err() != nil {
-		return nil // it was stopped, and the server ends at once
-	}
-	return err
+	return sync.OnceFunc(func() {
+		close(done)
+		<-answered
+	})
 }
 
 // mirrorStatus is how a mirror does, for the health.

@@ -187,7 +187,8 @@ func (c *serverCommand) run(ctx context.Context, settings *settings, running *ta
 	defer closeAll(listeners)
 	c.serveControl(control, log)
 	defer c.closeControl()
-	c.starting = httpapi.NewStarting(log)
+	endStarting := c.serveStarting(ctx, listeners, log)
+	defer endStarting()
 	for _, prepare := range []func(context.Context, []net.Listener, *slog.Logger) error{c.convertInPlace, c.beginMirror, c.migrate} {
 		if err := prepare(ctx, listeners, log); ctx.Err() != nil {
 			log.Info("unfinished work resumes at the next start", "database", c.Database)
@@ -316,6 +317,9 @@ func (c *serverCommand) run(ctx context.Context, settings *settings, running *ta
 	if c.control != nil {
 		c.control.Attach(server)
 		defer c.closeControl() // before what it shows is closed
+	}
+	if endStarting(); ctx.Err() != nil {
+		return nil
 	}
 	for _, listener := range listeners {
 		log.Info("listening", "address", listener.Addr().String())

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"database/sql"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -271,6 +273,57 @@ func TestStopAtStart(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestAnswersAtStart has a server that waits for the database at its start answer all the
+// same, on a connection that is then the server's.
+func TestAnswersAtStart(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	p.imports(t, published(greeting))
+	unlock := lockDatabase(t, p.database, "PRAGMA locking_mode = EXCLUSIVE; BEGIN EXCLUSIVE")
+	socket := filepath.Join(p.dir, "socket")
+	s := command(p.args("run-server", "--host=unix:"+socket)...)
+	s.start(t)
+	var conn net.Conn
+	until(t, "the server accepts connections", func() (ok bool) {
+		var err error
+		conn, err = net.Dial("unix", socket)
+		return err == nil
+	})
+	defer conn.Close()
+	answers := bufio.NewReader(conn)
+	get := func(path string) answer {
+		t.Helper()
+		_ = conn.SetDeadline(time.Now().Add(patience))
+		if _, err := io.WriteString(conn, "GET "+path+" HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		response, err := http.ReadResponse(answers, nil)
+		if err != nil {
+			t.Fatalf("%s: %v", path, err)
+		}
+		body, err := io.ReadAll(response.Body)
+		if err != nil || response.Close {
+			t.Fatalf("%s: %v, closes: %v", path, err, response.Close)
+		}
+		return answer{response, string(body)}
+	}
+	if got := get("/health/live"); got.StatusCode != 200 {
+		t.Errorf("/health/live: %s", got.Status)
+	}
+	if got := get("/health"); got.StatusCode != 503 || !strings.Contains(got.body, `"starting"`) {
+		t.Errorf("/health: %s %s", got.Status, got.body)
+	}
+	if got := get("/" + narinfoName(greeting)); got.StatusCode != 503 || got.Header.Get("Retry-After") == "" {
+		t.Errorf("a narinfo: %s", got.Status)
+	}
+	if strings.Contains(s.err.String(), "msg=listening") {
+		t.Error("it did not wait for the database")
+	}
+	unlock()
+	until(t, "it serves", func() bool { return get("/"+narinfoName(greeting)).StatusCode == 200 })
+	wantStopped(t, s, syscall.SIGTERM, 0)
 }
 
 // count runs a query on a database that another process uses.

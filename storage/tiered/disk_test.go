@@ -19,14 +19,14 @@ import (
 // coming, and what is counted is what there is.
 func TestBound(t *testing.T) {
 	t.Parallel()
-	f := newFar(t)
+	f, clock := newFar(t), newClock()
 	const names, most = 30, 600_000
 	size := func(i int) int { return 1 + i*i*170 } // up to 143,000
 	for i := range names {
 		put(t, f, fmt.Sprint(i), random(size(i), byte(i)))
 	}
 	dir := t.TempDir()
-	cache := open(t, f, Options{Directory: dir, MaxSize: most})
+	cache := open(t, f, Options{Directory: dir, MaxSize: most, Now: clock.now})
 	write := cache.writeAt
 	cache.writeAt = func(file *os.File, p []byte, offset int64) (int, error) {
 		n, err := write(file, p, offset)
@@ -53,11 +53,21 @@ func TestBound(t *testing.T) {
 				if err != nil || !bytes.Equal(got, random(size(i), byte(i))) {
 					t.Errorf("%d: %v", i, err)
 				}
+				clock.pass(noRoomFor / 8)
 			}
 		})
 	}
 	group.Wait()
 	settled(t, cache)
+	// Above, all copies may have been in use whenever there was no room, so that none
+	// had to go. One after the other, each name is kept, and together they don't fit.
+	clock.pass(noRoomFor)
+	for i := range names {
+		cached(t, cache, fmt.Sprint(i), random(size(i), byte(i)))
+		if copyOf(cache, fmt.Sprint(i)) == "" {
+			t.Errorf("%d is not kept", i)
+		}
+	}
 	taken, _ := onDisk(t, dir)
 	if taken != cache.taken || taken < most/4 || cache.metrics.evictions.Load() == 0 {
 		t.Errorf("%d bytes are counted, %d are there; %d evictions", cache.taken, taken, cache.metrics.evictions.Load())
