@@ -386,7 +386,7 @@ func TestCheckFails(t *testing.T) {
 	misuse(t, []string{"check", database, "--repair"}, "--storage")
 	misuse(t, p.args("check", "--restart"), "--restart", "--verify")
 	misuse(t, p.args("check", "--from=http://x.example"), "--from", "--repair")
-	misuse(t, p.args("check", "--repair", "--from=x"), "--from", "no URL")
+	misuse(t, p.args("check", "--repair", "--from=x"), "--from", "invalid URL")
 	misuse(t, p.args("check", "--verify", "--verify-rate=0"), "--verify-rate")
 	misuse(t, p.args("check", "--verify", "--verify-rate=fast"), "--verify-rate", "fast")
 	misuse(t, p.args("check", "more"), "more")
