@@ -33,7 +33,7 @@ func (checkCommand) Help() string {
 
 Findings, one on a line: "missing" and "wrong size" files that the index has as stored; "corrupt" ones, with --verify; "unrecorded" ones that items name and the index does not have as stored; "incomplete" items, that refer to others without a narinfo; "unknown", what could not be found out. Mere notices are "stranger" files, which nobody names, "temporary" ones, and what is "quarantined".
 
-With --repair, files are fetched again with --from, and compared with their NarHash before they are stored. What is wrong is set aside in the folder "quarantine" of the storage. What can't be had is no longer claimed by the index. Unrecorded files are recorded when they are the right ones. Temporary files go when they are older than a day; in a bucket, the server that owns it removes them as well. Strangers stay.
+With --repair, files are fetched again with --from, and compared with their NarHash before they are stored. Wrong files are moved to the directory "quarantine" of the storage. Files that no instance has are no longer recorded as stored. Unrecorded files are recorded when they are the right ones. Temporary files go when they are older than a day; in a bucket, the server that owns it removes them as well. Strangers stay.
 
 Exit status: 0, nothing is wrong; 1, the check could not be completed, or something could not be found out; 2, something is wrong and remains so; 3, something was wrong, and all of it was repaired.`
 }

@@ -144,7 +144,7 @@ func TestControlBesideSockets(t *testing.T) {
 	s.stop(t, syscall.SIGTERM)
 }
 
-// TestControlWhileStarting has a mirror whose source can't be reached.
+// TestControlWhileStarting starts a mirror of an instance that can't be reached.
 func TestControlWhileStarting(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)

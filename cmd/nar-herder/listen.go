@@ -63,9 +63,8 @@ func listenOn(ctx context.Context, prefix, host string, port portValue, permissi
 	return listenAll(ctx, prefix, host, addresses, port)
 }
 
-// listenAll listens on the addresses of a host. One that this machine does not
-// have, as with a name for ::1 where there is no IPv6, is skipped if there are
-// others.
+// listenAll listens on the addresses of a host. It skips an address that this machine
+// does not have, such as ::1 without IPv6, if there are others.
 func listenAll(ctx context.Context, prefix, host string, addresses []string, port portValue) (listeners []net.Listener, err error) {
 	var config net.ListenConfig
 	for _, address := range addresses {

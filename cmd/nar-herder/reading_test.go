@@ -120,7 +120,8 @@ func listFiles(t *testing.T, name string) (list string) {
 	return list
 }
 
-// TestNoDatabase has the database be missing or empty: nothing is created or changed.
+// TestNoDatabase runs commands without a database, or with an empty one: nothing is
+// created or changed.
 func TestNoDatabase(t *testing.T) {
 	t.Parallel()
 	for _, empty := range []bool{false, true} {

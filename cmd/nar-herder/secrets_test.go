@@ -54,7 +54,7 @@ func (s *secrets) noneIn(dir string) {
 	}
 }
 
-// guarded is an instance behind a password, whose front can do other things.
+// guarded is an instance behind a password. Tests can replace what answers in front of it.
 type guarded struct {
 	*httptest.Server
 	asked   atomic.Int64 // with the right password

@@ -73,7 +73,7 @@ type serverCommand struct {
 	SigningKey       string    `placeholder:"FILE" help:"The public key that signs the narinfos, to hand out at /signing-key.pub."`
 	NarinfoCacheSize sizeValue `default:"64MiB" placeholder:"BYTES" help:"Memory for narinfos that were asked for lately (default: ${default})."`
 
-	TrustedProxies []proxiesValue `sep:"none" default:"127.0.0.0/8,::1,unix" placeholder:"ADDRESS[,ADDRESS]" help:"Addresses and networks of proxies whose X-Forwarded-For is believed, for the log and for limits; unix for those that connect to a socket in the file system, none for nobody. May be repeated (default: ${default})."`
+	TrustedProxies []proxiesValue `sep:"none" default:"127.0.0.0/8,::1,unix" placeholder:"ADDRESS[,ADDRESS]" help:"Addresses and networks of proxies that are trusted to name the client in X-Forwarded-For, for the log and for limits; unix for a socket in the file system, none for no proxy. May be repeated (default: ${default})."`
 
 	controlOptions `embed:""`
 
