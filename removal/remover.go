@@ -186,17 +186,24 @@ func (r *Remover) Run(ctx context.Context) {
 	}
 }
 
+// nameStorage gives a storage that has nars its name. Other instances ask for it, and
+// answering them must not write anything.
+func (r *Remover) nameStorage(ctx context.Context) {
+	if totals, err := r.storage.Totals(ctx); err != nil || totals.StoredNars == 0 {
+		return
+	}
+	_, err := r.storage.Identity(ctx)
+	if r.named = err == nil; err != nil && ctx.Err() == nil && !r.toldUnnamed {
+		r.toldUnnamed = true
+		r.log.Warn("the storage has no name yet, so that other instances which ask for its nars are told that it is unknown; that is tried again", "error", err)
+	}
+}
+
 // Round compares the storage with its limit once, and removes what has to go, as
 // far as anything may.
 func (r *Remover) Round(ctx context.Context) error {
-	if totals, err := r.storage.Totals(ctx); !r.named && !r.storage.IsFrontEnd() && err == nil && totals.StoredNars > 0 {
-		// Other instances ask for the name of a storage that has nars, and answering them
-		// must not write anything.
-		_, err := r.storage.Identity(ctx)
-		if r.named = err == nil; err != nil && ctx.Err() == nil && !r.toldUnnamed {
-			r.toldUnnamed = true
-			r.log.Warn("the storage has no name yet, so that other instances which ask for its nars are told that it is unknown; that is tried again", "error", err)
-		}
+	if !r.named && !r.storage.IsFrontEnd() {
+		r.nameStorage(ctx)
 	}
 	if r.storage.IsUnsettled() || r.storage.IsFrontEnd() {
 		return nil // nothing is this instance's to remove, or to count
