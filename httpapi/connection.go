@@ -14,6 +14,7 @@ import (
 	"github.com/valyala/fasthttp"
 	"golang.org/x/sys/unix"
 
+	"nar-herder/internal/eventloop"
 	"nar-herder/internal/rawio"
 	"nar-herder/storage"
 )
@@ -29,6 +30,9 @@ type connections struct {
 	// draining makes connections end once their clients are quiet; see drain.
 	draining  atomic.Bool
 	quietTime time.Duration // but in tests, the constant
+
+	// ending makes each answer the last of its connection.
+	ending atomic.Bool
 
 	// sending is how many bodies are being sent from files.
 	sending atomic.Int32
@@ -58,20 +62,38 @@ func (c *connections) closeAll() {
 	}
 }
 
-func (c *connections) listen(l net.Listener) net.Listener { return &listener{l, c} }
-
-type listener struct {
-	net.Listener
-	connections *connections
+// serve has the engine answer the clients of a listener until that is closed.
+func (c *connections) serve(engine *fasthttp.Server, l net.Listener) error {
+	for {
+		accepted, err := c.accept(l)
+		if err != nil {
+			if errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) {
+				return nil
+			}
+			return err
+		}
+		connection, err := c.wrap(accepted)
+		if err != nil {
+			c.log.Error("can't serve a connection", "error", err)
+			_ = accepted.Close()
+			continue
+		}
+		serve := func() { _ = engine.ServeConn(connection) } // what goes wrong is the client's
+		if connection.loop != nil {
+			connection.loop.Serve(serve)
+		} else {
+			go serve()
+		}
+	}
 }
 
-// Accept waits out a lack of file descriptors or memory, which passes when
+// accept waits out a lack of file descriptors or memory, which passes when
 // some connections end: a server that gave up then would be gone for good.
-func (l *listener) Accept() (net.Conn, error) {
+func (c *connections) accept(l net.Listener) (net.Conn, error) {
 	for delay := 5 * time.Millisecond; ; delay = min(2*delay, time.Second) {
-		accepted, err := l.Listener.Accept()
+		accepted, err := l.Accept()
 		if err == nil {
-			return l.connections.wrap(accepted)
+			return accepted, nil
 		}
 		lacking := errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) ||
 			errors.Is(err, syscall.ENOBUFS) || errors.Is(err, syscall.ENOMEM)
@@ -79,20 +101,22 @@ func (l *listener) Accept() (net.Conn, error) {
 			return nil, err
 		}
 		if lacking {
-			l.connections.log.Error("can't accept a connection; raise the limit of open files if this goes on", "error", err, "retry", delay)
+			c.log.Error("can't accept a connection; raise the limit of open files if this goes on", "error", err, "retry", delay)
 			time.Sleep(delay)
 		}
 	}
 }
 
-func (c *connections) wrap(accepted net.Conn) (net.Conn, error) {
+// wrap takes a connection over.
+func (c *connections) wrap(accepted net.Conn) (*connection, error) {
 	connection := &connection{Conn: accepted, connections: c}
-	if accepted, ok := accepted.(syscall.Conn); ok {
-		raw, err := accepted.SyscallConn()
-		if err != nil {
-			return nil, err
-		}
-		connection.raw, connection.reader = raw, rawio.NewReader(raw)
+	loop, err := eventloop.Take(accepted)
+	switch {
+	case err == nil:
+		connection.Conn, connection.loop = loop, loop
+		connection.raw, _ = loop.SyscallConn() // it has one
+	case !errors.Is(err, errors.ErrUnsupported):
+		return nil, err
 	}
 	connection.tryWrite = connection.writeOnce
 	c.mu.Lock()
@@ -113,8 +137,8 @@ func (c *connections) wrap(accepted net.Conn) (net.Conn, error) {
 type connection struct {
 	net.Conn
 	connections *connections
-	raw         syscall.RawConn // nil of what is not the system's
-	reader      *rawio.Reader
+	loop        *eventloop.Conn // nil of what is not the system's, and
+	raw         syscall.RawConn // its descriptor
 
 	// ahead are bytes read while writing.
 	ahead []byte
@@ -171,11 +195,11 @@ func (c *connection) read(p []byte) (int, error) {
 		}
 		c.deadlineSet = c.deadline
 	}
+	if c.connections.ending.Load() {
+		return 0, net.ErrClosed
+	}
 	if c.connections.draining.Load() {
 		c.endWhenQuiet()
-	}
-	if c.reader != nil {
-		return c.reader.Read(p)
 	}
 	return c.Conn.Read(p)
 }
@@ -303,6 +327,21 @@ func (c *connection) readAhead() (some bool) {
 	return some
 }
 
+// leaveLoop is called before what may take long: other connections no longer wait for
+// this one, until it has answered.
+func (c *connection) leaveLoop() {
+	if c.loop != nil {
+		c.loop.Leave()
+	}
+}
+
+// leaveLoop is [connection.leaveLoop] of the request's.
+func leaveLoop(ctx *fasthttp.RequestCtx) {
+	if c, ok := ctx.Conn().(*connection); ok {
+		c.leaveLoop()
+	}
+}
+
 // pastEngine returns the connection, for a body that is written to it past the engine's
 // writer, which is empty then: the head is written before. It is nil for a connection
 // that is not ours.
@@ -394,10 +433,14 @@ func (b *fileBody) send(length int64) (int64, error) {
 		return 0, err
 	}
 	c := b.connection
+	cached := b.shared.isCached()
+	if !cached {
+		c.leaveLoop() // to read from a disk takes long
+	}
 	c.connections.sending.Add(1)
 	defer c.connections.sending.Add(-1)
 	s := &fileSender{source: source, sending: &c.connections.sending, offset: offset, left: length, sendfile: unixSendfile}
-	if b.shared.isCached() {
+	if cached {
 		s.sendfile = rawio.Sendfile
 	}
 	err = c.raw.Write(s.send)

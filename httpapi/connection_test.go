@@ -101,7 +101,7 @@ func TestStalledReaderIsCut(t *testing.T) {
 			if _, err := http.ReadResponse(c.r, nil); err != nil {
 				t.Fatal(err)
 			}
-			until(t, "the connection is cut", func() bool { return s.engine.GetOpenConnectionsCount() == 0 })
+			until(t, "the connection is cut", func() bool { return s.engine.GetCurrentConcurrency() == 0 })
 			if took := time.Since(begin); took < timeout {
 				t.Errorf("cut after %v", took)
 			}
@@ -192,7 +192,7 @@ func TestCrowd(t *testing.T) {
 			}
 		})
 	}
-	until(t, "all are connected", func() bool { return int(s.engine.GetOpenConnectionsCount()) == idle+slow })
+	until(t, "all are connected", func() bool { return s.engine.GetCurrentConcurrency() == uint32(idle+slow) })
 	text, nar := contents(t, published, hashOf(gtk)+".narinfo"), contents(t, published, "nar/lzip", entropy)
 	var longest time.Duration
 	for range 100 {
@@ -266,7 +266,7 @@ func TestListenerFails(t *testing.T) {
 // before must not be told again.
 func TestWriteAfterClose(t *testing.T) {
 	t.Parallel()
-	l := newConnections(slog.New(slog.DiscardHandler), patience).listen(listenTCP(t))
+	l := listenTCP(t)
 	defer l.Close()
 	go func() {
 		if conn, err := net.Dial("tcp", l.Addr().String()); err == nil {
@@ -274,7 +274,11 @@ func TestWriteAfterClose(t *testing.T) {
 			_, _ = io.Copy(io.Discard, conn)
 		}
 	}()
-	conn, err := l.Accept()
+	accepted, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := newConnections(slog.New(slog.DiscardHandler), patience).wrap(accepted)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -61,7 +61,7 @@ func (s *Server) sendPart(ctx *fasthttp.RequestCtx, c content) {
 	response := &ctx.Response
 	if hasConditions(header) {
 		// A client that has it already gets no byte of it.
-		reader, v, err := s.openPart(&c, byteRange{})
+		reader, v, err := s.openPart(ctx, &c, byteRange{})
 		if err != nil {
 			c.unopened(err)
 			return
@@ -76,7 +76,7 @@ func (s *Server) sendPart(ctx *fasthttp.RequestCtx, c content) {
 	if ctx.IsHead() {
 		asked.length = 0 // To look is enough. Far away, all that was opened would be sent.
 	}
-	reader, v, err := s.openPart(&c, asked)
+	reader, v, err := s.openPart(ctx, &c, asked)
 	if err != nil {
 		c.unopened(err)
 		return
@@ -98,7 +98,7 @@ func (s *Server) sendPart(ctx *fasthttp.RequestCtx, c content) {
 		if !ctx.IsHead() {
 			asked = wanted
 		}
-		if reader, v, err = s.openPart(&c, asked); err != nil {
+		if reader, v, err = s.openPart(ctx, &c, asked); err != nil {
 			c.unopened(err)
 			return
 		}
@@ -113,11 +113,12 @@ func (s *Server) sendPart(ctx *fasthttp.RequestCtx, c content) {
 }
 
 // openPart opens a part of the content.
-func (s *Server) openPart(c *content, r byteRange) (io.ReadCloser, *validators, error) {
+func (s *Server) openPart(ctx *fasthttp.RequestCtx, c *content, r byteRange) (io.ReadCloser, *validators, error) {
 	offset := c.start + r.start
 	if reader, v := c.kept.reader(offset); reader != nil {
 		return reader, v, nil
 	}
+	leaveLoop(ctx)
 	reader, info, err := c.open(offset, r.length)
 	if err != nil {
 		return nil, nil, err

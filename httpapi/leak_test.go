@@ -30,6 +30,7 @@ func TestNoLeaks(t *testing.T) {
 	broken := make1(t, "broken", strings.Repeat("broken", 1<<10), "gzip")
 	broken.narHash[0] ^= 1
 	s := newStore(t, plain.write(t, dir), packed.write(t, dir), broken.write(t, dir))
+	fullConnection(t) // the event loop stays
 	files, goroutines := openFiles(t), runtime.NumGoroutine()
 
 	server := newStarted(s, options())

@@ -77,6 +77,9 @@ func (s *Server) serveKnown(ctx *fasthttp.RequestCtx, path []byte) bool {
 	}
 	for n := range item.Narinfo.Files {
 		if item.FileName(n) != "" && string(path[1:]) == item.Narinfo.Files[n].URL {
+			if item.files == nil || item.files[n].Load() == nil {
+				leaveLoop(ctx)
+			}
 			s.serveNamed(ctx, item, n)
 			return true
 		}

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"nar-herder/storage"
+
+	"github.com/valyala/fasthttp"
 )
 
 // localFile is a [storage.LocalFile] that counts how many are open.
@@ -63,7 +65,7 @@ func newOpening(t *testing.T) *opening {
 // reader opens a part of the file, as sendPart does.
 func (o *opening) reader(t *testing.T, r byteRange, wrap func(*localFile) io.ReadCloser) io.ReadCloser {
 	t.Helper()
-	reader, v, err := o.server.openPart(&content{kept: &o.kept, length: wholeFile.length, source: &sourceFuncs{
+	reader, v, err := o.server.openPart(new(fasthttp.RequestCtx), &content{kept: &o.kept, length: wholeFile.length, source: &sourceFuncs{
 		openFunc: func(offset, _ int64) (io.ReadCloser, storage.Info, error) {
 			file, err := os.Open(o.name)
 			if err != nil {

@@ -21,11 +21,10 @@ func fullConnection(t *testing.T) (*connection, *client) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	accepted, err := newConnections(slog.New(slog.DiscardHandler), time.Minute).wrap(conn)
+	c, err := newConnections(slog.New(slog.DiscardHandler), time.Minute).wrap(conn)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := accepted.(*connection)
 	t.Cleanup(func() { c.Close() })
 	if err := c.Conn.SetWriteDeadline(time.Now().Add(100 * time.Millisecond)); err != nil {
 		t.Fatal(err)

@@ -105,6 +105,7 @@ func (s *Server) dispatch(ctx *fasthttp.RequestCtx) route {
 	if s.serveKnown(ctx, path) {
 		return routeNar
 	}
+	leaveLoop(ctx)
 	decoded, err := decodePath(path)
 	if err != nil {
 		s.fail(ctx, fasthttp.StatusBadRequest, err.Error())

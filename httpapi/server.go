@@ -339,7 +339,7 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 	}
 	ended := make(chan error, len(listeners))
 	for _, listener := range listeners {
-		go func() { ended <- s.engine.Serve(connections.listen(listener)) }()
+		go func() { ended <- connections.serve(s.engine, listener) }()
 	}
 	var failure error
 	select {
@@ -354,7 +354,7 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 	}
 	s.endStreams()
 	defer s.end()
-	stopServing(s.engine, connections, s.shutdownGrace, func() { s.stopping.Store(true) }, s.end, s.log)
+	stopServing(connections, s.shutdownGrace, func() { s.stopping.Store(true) }, s.end, s.log)
 	return failure
 }
 

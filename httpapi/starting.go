@@ -73,6 +73,7 @@ func (s *Starting) SetState(state func() any) {
 	time.AfterFunc(startPatience, func() { close(patience) })
 	s.replace(&answering{func(ctx *fasthttp.RequestCtx) {
 		if path := string(ctx.Path()); path != "/health/live" && (path != "/health" || s.hideHealth) {
+			leaveLoop(ctx)
 			select {
 			case <-over:
 				s.answering.Load().handle(ctx)
@@ -120,7 +121,7 @@ func (s *Starting) Serve(ctx context.Context, done <-chan struct{}, listeners ..
 	lent := make([]*lentListener, len(listeners))
 	for i, listener := range listeners {
 		lent[i] = &lentListener{Listener: listener}
-		serving.Go(func() { _ = s.engine.Serve(s.connections.listen(lent[i])) }) // until it is taken back
+		serving.Go(func() { _ = s.connections.serve(s.engine, lent[i]) }) // until it is taken back
 	}
 	select {
 	case <-done:
@@ -133,7 +134,7 @@ func (s *Starting) Serve(ctx context.Context, done <-chan struct{}, listeners ..
 	if ctx.Err() != nil {
 		answer := s.handler(func() any { return map[string]string{"status": "stopping"} })
 		s.answerBy(answer, answerBadRequest)
-		stopServing(s.engine, s.connections, s.grace, func() {
+		stopServing(s.connections, s.grace, func() {
 			s.answerBy(func(ctx *fasthttp.RequestCtx) {
 				answer(ctx)
 				ctx.SetConnectionClose()

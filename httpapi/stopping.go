@@ -1,14 +1,11 @@
 package httpapi
 
 import (
-	"context"
 	"errors"
 	"log/slog"
 	"net"
 	"os"
 	"time"
-
-	"github.com/valyala/fasthttp"
 )
 
 // quietTime is how long a client must have sent nothing before its connection is
@@ -17,19 +14,19 @@ import (
 // on a new connection where one is closed within the burst.
 const quietTime = 300 * time.Millisecond
 
-// stopServing closes the connections of an engine whose listeners are closed. At first,
+// stopServing closes connections. Their listeners are closed. At first,
 // requests are answered as always, and only connections are closed whose clients have
 // sent nothing for quietTime. In the last quarter of the grace, stopping is called, and
 // each answer is the last of its connection. Then the connections that are left are
 // closed, cut is called, and half of the grace is left for their handlers to end.
-func stopServing(engine *fasthttp.Server, connections *connections, grace time.Duration, stopping, cut func(), log *slog.Logger) {
+func stopServing(connections *connections, grace time.Duration, stopping, cut func(), log *slog.Logger) {
 	connections.drain(time.Now().Add(grace - grace/4))
 	stopping()
 	connections.wait(time.Now().Add(grace / 8))
 	// This ends a connection after any answer, also one that doesn't say so.
-	last, cancel := context.WithTimeout(context.Background(), grace/8)
-	defer cancel()
-	if engine.ShutdownWithContext(last) == nil && connections.count() == 0 {
+	connections.endAll()
+	connections.wait(time.Now().Add(grace / 8))
+	if connections.count() == 0 {
 		return
 	}
 	log.Info("cutting connections whose answers are not done", "connections", connections.count())
@@ -48,6 +45,16 @@ func (c *connections) drain(end time.Time) {
 	}
 	c.mu.Unlock()
 	c.wait(end)
+}
+
+// endAll closes connections that wait for a request, and the others when they do.
+func (c *connections) endAll() {
+	c.ending.Store(true)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for connection := range c.open {
+		_ = connection.Conn.SetReadDeadline(time.Now()) // Read fails as well, then
+	}
 }
 
 // wait waits for all connections to be closed.

@@ -1,0 +1,316 @@
+package eventloop
+
+import (
+	"io"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"nar-herder/internal/rawio"
+)
+
+// Conn is a connection that the loop has taken over. It implements [net.Conn], and is
+// for one goroutine at a time but for Close and the deadlines.
+type Conn struct {
+	loop          *loop
+	fd            int
+	local, remote net.Addr
+
+	next  func() (step, bool)
+	yield func(step) bool // nil of a connection without a coroutine
+	// onLoop is whether the coroutine runs on the loop, and turns how many reads it has
+	// done since it was resumed.
+	onLoop bool
+	turns  int
+
+	// readable and writable are false once there was nothing to read, or no room, until
+	// an event says otherwise. ending is whether the client will send no more.
+	readable, writable, ending atomic.Bool
+
+	// users counts calls that use the descriptor, and closing is added by Close: who
+	// finds closing alone closes the descriptor.
+	users  atomic.Int64
+	closer sync.Once
+
+	read, write deadline
+	woken       chan struct{} // of one element
+
+	mu             sync.Mutex
+	parked, closed bool
+}
+
+const closing = 1 << 32
+
+// mostTurns is how many reads a connection has on the loop before others have theirs.
+const mostTurns = 16
+
+// deadline is when reads or writes fail. The timer is kept, since deadlines are moved
+// often.
+type deadline struct {
+	passed atomic.Bool
+	at     time.Time
+	timer  *time.Timer
+}
+
+// begin counts a user of the descriptor, who must call end.
+func (c *Conn) begin() error {
+	if c.users.Add(1) >= closing {
+		c.end()
+		return net.ErrClosed
+	}
+	return nil
+}
+
+func (c *Conn) end() {
+	if c.users.Add(-1) == closing {
+		c.closeDescriptor()
+	}
+}
+
+func (c *Conn) closeDescriptor() {
+	c.closer.Do(func() {
+		_ = unix.EpollCtl(c.loop.epoll, unix.EPOLL_CTL_DEL, c.fd, nil) // else it ends with the descriptor
+		c.loop.remove(c)
+		unix.Close(c.fd)
+	})
+}
+
+// Close implements [net.Conn]. Calls that are waiting fail.
+func (c *Conn) Close() error {
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		return net.ErrClosed
+	}
+	c.closed = true
+	for _, d := range []*deadline{&c.read, &c.write} {
+		if d.timer != nil {
+			d.timer.Stop()
+		}
+	}
+	last := c.users.Add(closing) == closing
+	resume := c.wake()
+	c.mu.Unlock()
+	if last {
+		c.closeDescriptor()
+	}
+	if resume {
+		go c.run(false)
+	}
+	return nil
+}
+
+// Read implements [net.Conn].
+func (c *Conn) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	for {
+		if c.read.passed.Load() {
+			return 0, os.ErrDeadlineExceeded
+		}
+		if c.readable.Swap(false) {
+			if c.turns++; c.turns > mostTurns {
+				c.Leave()
+			}
+			if err := c.begin(); err != nil {
+				return 0, err
+			}
+			n, err := rawio.Read(uintptr(c.fd), p)
+			c.end()
+			switch {
+			case err == syscall.EAGAIN:
+			case err != nil:
+				c.readable.Store(true)
+				return 0, os.NewSyscallError("read", err)
+			case n == 0:
+				c.readable.Store(true)
+				return 0, io.EOF
+			default:
+				// Less than there was room for is all that there was, as epoll(7) says.
+				if n == len(p) || c.ending.Load() {
+					c.readable.Store(true)
+				}
+				return n, nil
+			}
+		} else if c.users.Load() >= closing {
+			return 0, net.ErrClosed
+		}
+		if c.yield != nil {
+			c.yield(untilReadable)
+		} else if !c.readable.Load() {
+			<-c.woken
+		}
+	}
+}
+
+// Write implements [net.Conn].
+func (c *Conn) Write(p []byte) (n int, err error) {
+	var failure error
+	err = rawConn{c}.Write(func(fd uintptr) bool {
+		for n < len(p) {
+			m, err := rawio.Write(fd, p[n:])
+			if n += m; err == syscall.EAGAIN {
+				return false
+			} else if err != nil {
+				failure = os.NewSyscallError("write", err)
+				break
+			}
+		}
+		return true
+	})
+	if err == nil {
+		err = failure
+	}
+	return n, err
+}
+
+// Leave has the connection go on in a goroutine of its own, until the next time that it
+// waits for something to read. Call it before what may take more than some 100 µs.
+func (c *Conn) Leave() {
+	if c.onLoop {
+		c.yield(leave)
+	}
+}
+
+// LocalAddr implements [net.Conn].
+func (c *Conn) LocalAddr() net.Addr { return c.local }
+
+// RemoteAddr implements [net.Conn].
+func (c *Conn) RemoteAddr() net.Addr { return c.remote }
+
+// SetDeadline implements [net.Conn].
+func (c *Conn) SetDeadline(t time.Time) error {
+	if err := c.SetReadDeadline(t); err != nil {
+		return err
+	}
+	return c.SetWriteDeadline(t)
+}
+
+// SetReadDeadline implements [net.Conn].
+func (c *Conn) SetReadDeadline(t time.Time) error { return c.setDeadline(&c.read, t) }
+
+// SetWriteDeadline implements [net.Conn].
+func (c *Conn) SetWriteDeadline(t time.Time) error { return c.setDeadline(&c.write, t) }
+
+func (c *Conn) setDeadline(d *deadline, t time.Time) error {
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		return net.ErrClosed
+	}
+	d.at = t
+	resume := c.isDue(d)
+	c.mu.Unlock()
+	if resume {
+		go c.run(false)
+	}
+	return nil
+}
+
+// isDue notes whether the deadline has passed, and sets the timer otherwise. It reports
+// whether the coroutine is to be resumed, which is the caller's then. The mutex is held.
+func (c *Conn) isDue(d *deadline) (resume bool) {
+	left := time.Until(d.at)
+	passed := !d.at.IsZero() && left <= 0
+	d.passed.Store(passed)
+	switch {
+	case passed:
+		return c.wake()
+	case d.at.IsZero():
+		if d.timer != nil {
+			d.timer.Stop()
+		}
+	case d.timer == nil:
+		d.timer = time.AfterFunc(left, func() {
+			c.mu.Lock()
+			resume := !c.closed && c.isDue(d) // it may have been moved in this moment
+			c.mu.Unlock()
+			if resume {
+				c.run(false)
+			}
+		})
+	default:
+		d.timer.Reset(left)
+	}
+	return false
+}
+
+// SetLinger is that of [net.TCPConn].
+func (c *Conn) SetLinger(seconds int) error {
+	linger := unix.Linger{Onoff: 1, Linger: int32(seconds)}
+	if seconds < 0 {
+		linger.Onoff, linger.Linger = 0, 0
+	}
+	if err := c.begin(); err != nil {
+		return err
+	}
+	defer c.end()
+	return os.NewSyscallError("setsockopt", unix.SetsockoptLinger(c.fd, unix.SOL_SOCKET, unix.SO_LINGER, &linger))
+}
+
+// SyscallConn implements [syscall.Conn].
+func (c *Conn) SyscallConn() (syscall.RawConn, error) { return rawConn{c}, nil }
+
+// rawConn gives access to the descriptor.
+type rawConn struct{ *Conn }
+
+// Control implements [syscall.RawConn].
+func (c rawConn) Control(f func(fd uintptr)) error {
+	if err := c.begin(); err != nil {
+		return err
+	}
+	defer c.end()
+	f(uintptr(c.fd))
+	return nil
+}
+
+// Read implements [syscall.RawConn].
+func (c rawConn) Read(f func(fd uintptr) (done bool)) error {
+	for {
+		if c.read.passed.Load() {
+			return os.ErrDeadlineExceeded
+		}
+		c.readable.Store(false)
+		if err := c.begin(); err != nil {
+			return err
+		}
+		done := f(uintptr(c.fd))
+		c.end()
+		if done {
+			c.readable.Store(true) // perhaps
+			return nil
+		}
+		c.Leave()
+		for !c.readable.Load() && !c.read.passed.Load() && c.users.Load() < closing {
+			<-c.woken
+		}
+	}
+}
+
+// Write implements [syscall.RawConn].
+func (c rawConn) Write(f func(fd uintptr) (done bool)) error {
+	for {
+		if c.write.passed.Load() {
+			return os.ErrDeadlineExceeded
+		}
+		c.writable.Store(false)
+		if err := c.begin(); err != nil {
+			return err
+		}
+		done := f(uintptr(c.fd))
+		c.end()
+		if done {
+			return nil
+		}
+		c.Leave()
+		for !c.writable.Load() && !c.write.passed.Load() && c.users.Load() < closing {
+			<-c.woken
+		}
+	}
+}

@@ -1,0 +1,231 @@
+// Package eventloop serves the connections of a server on one goroutine, as long as what
+// each asks for takes little time.
+//
+// With a goroutine for each connection that package net wakes, two requests that arrive
+// together have the runtime start a second thread, although the first is done with both in
+// some 20 µs. Here one goroutine waits for all connections with epoll(7), and each
+// connection is a coroutine that it resumes when there is something to read. What may take
+// long calls [Conn.Leave], and goes on in a goroutine of its own.
+package eventloop
+
+import (
+	"errors"
+	"fmt"
+	"iter"
+	"net"
+	"os"
+	"runtime"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// longest is how long connections wait for those that became ready together with
+	// them: the rest of them are resumed in goroutines of their own then.
+	longest = time.Millisecond
+	// most bounds how many events are asked for at a time.
+	most = 128
+)
+
+// loop is the one of the process, as package net has one poller. It never ends.
+type loop struct {
+	epoll int
+
+	mu    sync.Mutex
+	conns []*Conn // by descriptor
+}
+
+var theLoop = sync.OnceValues(func() (*loop, error) {
+	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("epoll_create1", err)
+	}
+	l := &loop{epoll: epoll}
+	go l.run()
+	return l, nil
+})
+
+// Take takes a connection of package net over, which is closed then: the socket itself
+// stays open, and belongs to the Conn. It fails with [errors.ErrUnsupported] for what is no
+// socket.
+func Take(conn net.Conn) (*Conn, error) {
+	socket, ok := conn.(syscall.Conn)
+	if !ok {
+		return nil, errors.ErrUnsupported
+	}
+	raw, err := socket.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	l, err := theLoop()
+	if err != nil {
+		return nil, err
+	}
+	fd, dupErr := -1, error(nil)
+	if err := raw.Control(func(of uintptr) { fd, dupErr = unix.FcntlInt(of, unix.F_DUPFD_CLOEXEC, 0) }); err != nil {
+		return nil, err
+	}
+	if dupErr != nil {
+		return nil, os.NewSyscallError("fcntl", dupErr)
+	}
+	c := &Conn{loop: l, fd: fd, local: conn.LocalAddr(), remote: conn.RemoteAddr(), woken: make(chan struct{}, 1)}
+	c.readable.Store(true)
+	c.writable.Store(true)
+	// Before it is watched here, or package net's poller would be woken for it as well.
+	if err := conn.Close(); err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	if err := l.add(c); err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	return c, nil
+}
+
+func (l *loop) add(c *Conn) error {
+	l.mu.Lock()
+	for len(l.conns) <= c.fd {
+		l.conns = append(l.conns, nil)
+	}
+	l.conns[c.fd] = c
+	l.mu.Unlock()
+	event := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET, Fd: int32(c.fd)}
+	if err := unix.EpollCtl(l.epoll, unix.EPOLL_CTL_ADD, c.fd, &event); err != nil {
+		l.remove(c)
+		return os.NewSyscallError("epoll_ctl", err)
+	}
+	return nil
+}
+
+// remove forgets a connection whose descriptor is about to be closed.
+func (l *loop) remove(c *Conn) {
+	l.mu.Lock()
+	l.conns[c.fd] = nil
+	l.mu.Unlock()
+}
+
+func (l *loop) run() {
+	var events [most]unix.EpollEvent
+	var ready [most]*Conn
+	for {
+		n, err := unix.EpollWait(l.epoll, events[:], -1)
+		if err != nil {
+			if err == unix.EINTR {
+				continue
+			}
+			panic(fmt.Sprintf("eventloop: epoll_wait: %v", err)) // nothing of ours can be wrong but the descriptor
+		}
+		begun := time.Now()
+		l.mu.Lock()
+		for i := range n {
+			// An event of a descriptor that was closed and opened again since is a
+			// hint that leads to nothing.
+			ready[i] = l.conns[events[i].Fd]
+		}
+		l.mu.Unlock()
+		started := false
+		for i := range n {
+			c := ready[i]
+			ready[i] = nil
+			if c == nil || !c.note(events[i].Events) {
+				continue
+			}
+			if i > 0 && time.Since(begun) > longest {
+				go c.run(false)
+				started = true
+			} else if !c.run(true) {
+				started = true
+			}
+		}
+		if started {
+			// With one processor, they would wait until the runtime sees that this
+			// goroutine is in a system call for long.
+			runtime.Gosched()
+		}
+	}
+}
+
+// step is what a connection's coroutine hands control back for.
+type step int
+
+const (
+	untilReadable step = iota
+	leave
+)
+
+// Serve calls f, which reads from the connection and writes to it, in a goroutine of its
+// own and on the loop by turns. f must close the connection, or leave the loop before it
+// passes the connection on to another goroutine, and must not read in that.
+func (c *Conn) Serve(f func()) {
+	c.next, _ = iter.Pull(func(yield func(step) bool) {
+		c.yield = yield
+		f()
+	})
+	go c.run(false)
+}
+
+// run resumes the coroutine until it waits, on the loop or not. It returns false if the
+// coroutine has left the loop.
+func (c *Conn) run(onLoop bool) bool {
+	c.turns = 0
+	for {
+		c.onLoop = onLoop
+		what, ok := c.next()
+		if !ok {
+			return true
+		}
+		if what == leave {
+			go c.run(false)
+			return false
+		}
+		if c.park() {
+			return true
+		}
+	}
+}
+
+// park has the next event resume the coroutine, unless there was one already.
+func (c *Conn) park() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.readable.Load() || c.closed || c.read.passed.Load() {
+		return false
+	}
+	c.parked = true
+	return true
+}
+
+// note notes an event, and reports whether the coroutine is to be resumed, which is the
+// caller's then.
+func (c *Conn) note(events uint32) bool {
+	if events&(unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
+		c.ending.Store(true)
+	}
+	if events&^unix.EPOLLOUT != 0 {
+		c.readable.Store(true)
+	}
+	if events&^(unix.EPOLLIN|unix.EPOLLRDHUP) != 0 {
+		c.writable.Store(true)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.wake()
+}
+
+// wake wakes who waits outside the loop, and reports whether the coroutine is to be
+// resumed, which is the caller's then. The mutex is held.
+func (c *Conn) wake() bool {
+	select {
+	case c.woken <- struct{}{}:
+	default:
+	}
+	if !c.parked || !c.readable.Load() && !c.closed && !c.read.passed.Load() {
+		return false
+	}
+	c.parked = false
+	return true
+}
