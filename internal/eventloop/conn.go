@@ -28,20 +28,19 @@ type Conn struct {
 	onLoop bool
 	turns  int
 
-	// readable and writable are false once there was nothing to read, or no room, until
-	// an event says otherwise. ending is whether the client will send no more.
-	readable, writable, ending atomic.Bool
+	read, write side
+	// ending is whether the peer sends no more, or the connection is broken.
+	ending atomic.Bool
 
 	// users counts calls that use the descriptor, and closing is added by Close: who
 	// finds closing alone closes the descriptor.
 	users  atomic.Int64
 	closer sync.Once
 
-	read, write deadline
-	woken       chan struct{} // of one element
-
-	mu             sync.Mutex
-	parked, closed bool
+	mu     sync.Mutex
+	woken  sync.Cond // waiting is over for those outside the loop
+	parked bool      // the coroutine waits for something to read
+	closed bool
 }
 
 const closing = 1 << 32
@@ -49,12 +48,16 @@ const closing = 1 << 32
 // mostTurns is how many reads a connection has on the loop before others have theirs.
 const mostTurns = 16
 
-// deadline is when reads or writes fail. The timer is kept, since deadlines are moved
-// often.
-type deadline struct {
-	passed atomic.Bool
-	at     time.Time
-	timer  *time.Timer
+// side is the state of reading, or of writing.
+type side struct {
+	// ready is false once there was nothing to read, or no room, until an event says
+	// otherwise.
+	ready atomic.Bool
+	// passed is whether the deadline has passed. Its timer is kept, since deadlines are
+	// moved often.
+	passed   atomic.Bool
+	deadline time.Time
+	timer    *time.Timer
 }
 
 // begin counts a user of the descriptor, who must call end.
@@ -88,9 +91,9 @@ func (c *Conn) Close() error {
 		return net.ErrClosed
 	}
 	c.closed = true
-	for _, d := range []*deadline{&c.read, &c.write} {
-		if d.timer != nil {
-			d.timer.Stop()
+	for _, s := range []*side{&c.read, &c.write} {
+		if s.timer != nil {
+			s.timer.Stop()
 		}
 	}
 	last := c.users.Add(closing) == closing
@@ -114,9 +117,11 @@ func (c *Conn) Read(p []byte) (int, error) {
 		if c.read.passed.Load() {
 			return 0, os.ErrDeadlineExceeded
 		}
-		if c.readable.Swap(false) {
-			if c.turns++; c.turns > mostTurns {
-				c.Leave()
+		if c.read.ready.Swap(false) {
+			if c.onLoop {
+				if c.turns++; c.turns > mostTurns {
+					c.Leave()
+				}
 			}
 			if err := c.begin(); err != nil {
 				return 0, err
@@ -126,15 +131,15 @@ func (c *Conn) Read(p []byte) (int, error) {
 			switch {
 			case err == syscall.EAGAIN:
 			case err != nil:
-				c.readable.Store(true)
+				c.read.ready.Store(true)
 				return 0, os.NewSyscallError("read", err)
 			case n == 0:
-				c.readable.Store(true)
+				c.read.ready.Store(true)
 				return 0, io.EOF
 			default:
 				// Less than there was room for is all that there was, as epoll(7) says.
 				if n == len(p) || c.ending.Load() {
-					c.readable.Store(true)
+					c.read.ready.Store(true)
 				}
 				return n, nil
 			}
@@ -143,8 +148,8 @@ func (c *Conn) Read(p []byte) (int, error) {
 		}
 		if c.yield != nil {
 			c.yield(untilReadable)
-		} else if !c.readable.Load() {
-			<-c.woken
+		} else {
+			c.wait(&c.read)
 		}
 	}
 }
@@ -198,14 +203,14 @@ func (c *Conn) SetReadDeadline(t time.Time) error { return c.setDeadline(&c.read
 // SetWriteDeadline implements [net.Conn].
 func (c *Conn) SetWriteDeadline(t time.Time) error { return c.setDeadline(&c.write, t) }
 
-func (c *Conn) setDeadline(d *deadline, t time.Time) error {
+func (c *Conn) setDeadline(s *side, t time.Time) error {
 	c.mu.Lock()
 	if c.closed {
 		c.mu.Unlock()
 		return net.ErrClosed
 	}
-	d.at = t
-	resume := c.isDue(d)
+	s.deadline = t
+	resume := c.isDue(s)
 	c.mu.Unlock()
 	if resume {
 		go c.run(false)
@@ -215,31 +220,45 @@ func (c *Conn) setDeadline(d *deadline, t time.Time) error {
 
 // isDue notes whether the deadline has passed, and sets the timer otherwise. It reports
 // whether the coroutine is to be resumed, which is the caller's then. The mutex is held.
-func (c *Conn) isDue(d *deadline) (resume bool) {
-	left := time.Until(d.at)
-	passed := !d.at.IsZero() && left <= 0
-	d.passed.Store(passed)
+func (c *Conn) isDue(s *side) (resume bool) {
+	left := time.Until(s.deadline)
+	passed := !s.deadline.IsZero() && left <= 0
+	s.passed.Store(passed)
 	switch {
 	case passed:
 		return c.wake()
-	case d.at.IsZero():
-		if d.timer != nil {
-			d.timer.Stop()
+	case s.deadline.IsZero():
+		if s.timer != nil {
+			s.timer.Stop()
 		}
-	case d.timer == nil:
-		d.timer = time.AfterFunc(left, func() {
+	case s.timer == nil:
+		s.timer = time.AfterFunc(left, func() {
 			c.mu.Lock()
-			resume := !c.closed && c.isDue(d) // it may have been moved in this moment
+			resume := !c.closed && c.isDue(s) // it may have been moved in this moment
 			c.mu.Unlock()
 			if resume {
 				c.run(false)
 			}
 		})
 	default:
-		d.timer.Reset(left)
+		s.timer.Reset(left)
 	}
 	return false
 }
+
+// wait waits outside the loop until the side is ready, its deadline has passed, or the
+// connection is closed.
+func (c *Conn) wait(s *side) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for !s.isOver(c) {
+		c.woken.Wait()
+	}
+}
+
+// isOver reports whether there is nothing to wait for. The mutex of the connection is
+// held.
+func (s *side) isOver(c *Conn) bool { return s.ready.Load() || s.passed.Load() || c.closed }
 
 // SetLinger is that of [net.TCPConn].
 func (c *Conn) SetLinger(seconds int) error {
@@ -276,20 +295,18 @@ func (c rawConn) Read(f func(fd uintptr) (done bool)) error {
 		if c.read.passed.Load() {
 			return os.ErrDeadlineExceeded
 		}
-		c.readable.Store(false)
+		c.read.ready.Store(false)
 		if err := c.begin(); err != nil {
 			return err
 		}
 		done := f(uintptr(c.fd))
 		c.end()
 		if done {
-			c.readable.Store(true) // perhaps
+			c.read.ready.Store(true) // perhaps
 			return nil
 		}
 		c.Leave()
-		for !c.readable.Load() && !c.read.passed.Load() && c.users.Load() < closing {
-			<-c.woken
-		}
+		c.wait(&c.read)
 	}
 }
 
@@ -299,7 +316,7 @@ func (c rawConn) Write(f func(fd uintptr) (done bool)) error {
 		if c.write.passed.Load() {
 			return os.ErrDeadlineExceeded
 		}
-		c.writable.Store(false)
+		c.write.ready.Store(false)
 		if err := c.begin(); err != nil {
 			return err
 		}
@@ -309,8 +326,6 @@ func (c rawConn) Write(f func(fd uintptr) (done bool)) error {
 			return nil
 		}
 		c.Leave()
-		for !c.writable.Load() && !c.write.passed.Load() && c.users.Load() < closing {
-			<-c.woken
-		}
+		c.wait(&c.write)
 	}
 }

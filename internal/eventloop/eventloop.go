@@ -71,9 +71,10 @@ func Take(conn net.Conn) (*Conn, error) {
 	if dupErr != nil {
 		return nil, os.NewSyscallError("fcntl", dupErr)
 	}
-	c := &Conn{loop: l, fd: fd, local: conn.LocalAddr(), remote: conn.RemoteAddr(), woken: make(chan struct{}, 1)}
-	c.readable.Store(true)
-	c.writable.Store(true)
+	c := &Conn{loop: l, fd: fd, local: conn.LocalAddr(), remote: conn.RemoteAddr()}
+	c.woken.L = &c.mu
+	c.read.ready.Store(true)
+	c.write.ready.Store(true)
 	// Before it is watched here, or package net's poller would be woken for it as well.
 	if err := conn.Close(); err != nil {
 		unix.Close(fd)
@@ -192,11 +193,8 @@ func (c *Conn) run(onLoop bool) bool {
 func (c *Conn) park() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.readable.Load() || c.closed || c.read.passed.Load() {
-		return false
-	}
-	c.parked = true
-	return true
+	c.parked = !c.read.isOver(c)
+	return c.parked
 }
 
 // note notes an event, and reports whether the coroutine is to be resumed, which is the
@@ -206,10 +204,10 @@ func (c *Conn) note(events uint32) bool {
 		c.ending.Store(true)
 	}
 	if events&^unix.EPOLLOUT != 0 {
-		c.readable.Store(true)
+		c.read.ready.Store(true)
 	}
 	if events&^(unix.EPOLLIN|unix.EPOLLRDHUP) != 0 {
-		c.writable.Store(true)
+		c.write.ready.Store(true)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -219,11 +217,8 @@ func (c *Conn) note(events uint32) bool {
 // wake wakes who waits outside the loop, and reports whether the coroutine is to be
 // resumed, which is the caller's then. The mutex is held.
 func (c *Conn) wake() bool {
-	select {
-	case c.woken <- struct{}{}:
-	default:
-	}
-	if !c.parked || !c.readable.Load() && !c.closed && !c.read.passed.Load() {
+	c.woken.Broadcast()
+	if !c.parked || !c.read.isOver(c) {
 		return false
 	}
 	c.parked = false
