@@ -24,8 +24,10 @@ import (
 
 const (
 	// longest is how long connections wait for those that became ready together with
-	// them: the rest of them are resumed in goroutines of their own then.
+	// them: the rest are resumed in goroutines of their own then.
 	longest = time.Millisecond
+	// checked is after how many connections the time is looked at.
+	checked = 8
 	// most bounds how many events are asked for at a time.
 	most = 128
 )
@@ -128,14 +130,17 @@ func (l *loop) run() {
 			ready[i] = l.conns[events[i].Fd]
 		}
 		l.mu.Unlock()
-		started := false
+		late, started := false, false
 		for i := range n {
 			c := ready[i]
 			ready[i] = nil
 			if c == nil || !c.note(events[i].Events) {
 				continue
 			}
-			if i > 0 && time.Since(begun) > longest {
+			if i%checked == checked-1 && !late {
+				late = time.Since(begun) > longest
+			}
+			if late {
 				go c.run(false)
 				started = true
 			} else if !c.run(true) {
