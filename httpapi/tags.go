@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"strconv"
+	"strings"
 	"time"
 
 	"nar-herder/narinfo"
@@ -36,14 +37,23 @@ func byContent(name string) tagger {
 
 func contentTag(name string) []byte { return []byte(`"` + name + `"`) }
 
+// sumTag is the entity tag of all files with a checksum.
+func sumTag(sum [16]byte) []byte { return contentTag(narinfo.EncodeBase32(sum[:])) }
+
 // tagOf makes the entity tag of a file of the item: by its checksum, which is the same on
-// all instances that serve the same bytes, or by its time until that is known.
+// all instances that serve the same bytes, or by its time until that is known. A bucket
+// has the checksums of what this program has uploaded; of files on this machine they are
+// computed when they are used first. To read an object once more for that would double
+// what its first download costs.
 func (s *Server) tagOf(item *nars, file, compression string, open checksums.Opener) tagger {
 	return func(length int64, info storage.Info) (etag, former []byte) {
-		byTime := timeTag(narTag(item.Item, compression), length, info.ModTime)
+		if info.Sum != [16]byte{} {
+			return sumTag(info.Sum), nil
+		}
+		byTime := timeTag(narTag(item.Item, compression)+version(info), length, info.ModTime)
 		for _, sum := range item.sums {
 			if sum.File == file && sum.Size == info.Size && sum.Changed.Equal(info.Changed) {
-				return contentTag(narinfo.EncodeBase32(sum.Sum[:])), byTime
+				return sumTag(sum.Sum), byTime
 			}
 		}
 		if s.options.Checksums != nil && !info.Changed.IsZero() {
@@ -51,6 +61,15 @@ func (s *Server) tagOf(item *nars, file, compression string, open checksums.Open
 		}
 		return byTime, nil
 	}
+}
+
+// version is for contents of one file that have the same time, as in a bucket all of one
+// second have. A store's own tag tells them apart, if an entity tag can contain it.
+func version(info storage.Info) string {
+	if info.Tag == "" || strings.ContainsFunc(info.Tag, func(r rune) bool { return r <= ' ' || r > '~' || r == '"' || r == ',' }) {
+		return ""
+	}
+	return "-" + info.Tag
 }
 
 // narTag begins the entity tag of an item's nar in a compression.
