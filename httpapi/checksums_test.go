@@ -267,4 +267,37 @@ func TestSameTagInBucket(t *testing.T) {
 	}
 }
 
+// TestSameTagElsewhere: a nar that is passed through has the tag that it has where it is
+// stored, once that is by its checksum.
+func TestSameTagElsewhere(t *testing.T) {
+	t.Parallel()
+	for _, compression := range []string{"none", "gzip"} {
+		t.Run(compression, func(t *testing.T) {
+			t.Parallel()
+			m := make1(t, "elsewhere", strings.Repeat("elsewhere", 1000), compression)
+			s := newStore(t, m.write(t, t.TempDir()))
+			there := startSummed(t, s)
+			front := without(t, m)
+			here := dial(t, start(t, front, elsewhereAt(t, front, there.address)).address)
+			target := "/" + m.url()
+			before := here.ask("GET", target).Header.Get("ETag")
+			_, tag := tags(t, dial(t, there.address), target)
+			for _, test := range []struct {
+				method, header string
+				status         int
+			}{
+				{"GET", "Accept: */*", 200}, {"HEAD", "Accept: */*", 200}, {"GET", "Range: bytes=0-3", 206},
+				{"GET", "If-None-Match: " + tag, 304}, {"GET", "If-Match: " + tag, 200}, {"GET", "If-Match: " + before, 200},
+				{"GET", `If-Match: "x"`, 412}, {"GET", "Range: bytes=5-14\r\nIf-Range: " + tag, 206}, {"GET", "Range: bytes=5-14\r\nIf-Range: " + before, 206},
+				{"GET", "Range: bytes=5-14\r\nIf-Range: \"x\"", 200},
+			} {
+				got := here.ask(test.method, target, test.header)
+				if got.StatusCode != test.status || test.status != 412 && got.Header.Get("ETag") != tag {
+					t.Errorf("%s with %q: %s, tag %s, want %d and %s", test.method, test.header, got.Status, got.Header.Get("ETag"), test.status, tag)
+				}
+			}
+		})
+	}
+}
+
 var _ Checksums = (*checksums.Keeper)(nil)

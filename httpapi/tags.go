@@ -5,7 +5,7 @@ import (
 	"strings"
 	"time"
 
-	"nar-herder/narinfo"
+	"nar-herder/peer"
 	"nar-herder/storage"
 	"nar-herder/storage/checksums"
 )
@@ -14,10 +14,15 @@ import (
 // is a tag that they had before; nil for none.
 type tagger func(length int64, info storage.Info) (etag, former []byte)
 
-// byTime makes entity tags that differ between instances, see [timeTag].
+// byTime makes entity tags that differ between instances, see [timeTag], unless the
+// info has a checksum.
 func byTime(name string) tagger {
-	return func(length int64, info storage.Info) (etag, _ []byte) {
-		return timeTag(name, length, info.ModTime), nil
+	return func(length int64, info storage.Info) (etag, former []byte) {
+		byTime := timeTag(name, length, info.ModTime)
+		if info.Sum != [16]byte{} {
+			return peer.SumTag(info.Sum), byTime
+		}
+		return byTime, nil
 	}
 }
 
@@ -37,9 +42,6 @@ func byContent(name string) tagger {
 
 func contentTag(name string) []byte { return []byte(`"` + name + `"`) }
 
-// sumTag is the entity tag of all files with a checksum.
-func sumTag(sum [16]byte) []byte { return contentTag(narinfo.EncodeBase32(sum[:])) }
-
 // tagOf makes the entity tag of a file of the item: by its checksum, which is the same on
 // all instances that serve the same bytes, or by its time until that is known. A bucket
 // has the checksums of what this program has uploaded; of files on this machine they are
@@ -48,12 +50,12 @@ func sumTag(sum [16]byte) []byte { return contentTag(narinfo.EncodeBase32(sum[:]
 func (s *Server) tagOf(item *nars, file, compression string, open checksums.Opener) tagger {
 	return func(length int64, info storage.Info) (etag, former []byte) {
 		if info.Sum != [16]byte{} {
-			return sumTag(info.Sum), nil
+			return peer.SumTag(info.Sum), nil
 		}
 		byTime := timeTag(narTag(item.Item, compression)+version(info), length, info.ModTime)
 		for _, sum := range item.sums {
 			if sum.File == file && sum.Size == info.Size && sum.Changed.Equal(info.Changed) {
-				return sumTag(sum.Sum), byTime
+				return peer.SumTag(sum.Sum), byTime
 			}
 		}
 		if s.options.Checksums != nil && !info.Changed.IsZero() {
