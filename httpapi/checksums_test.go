@@ -1,15 +1,25 @@
 package httpapi
 
 import (
+	"bytes"
 	"context"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/aws/aws-sdk-go-v2/aws"
+	awss3 "github.com/aws/aws-sdk-go-v2/service/s3"
+
+	"nar-herder/internal/s3server"
+	"nar-herder/storage"
 	"nar-herder/storage/checksums"
+	"nar-herder/storage/index"
+	"nar-herder/storage/s3"
+	"nar-herder/storage/tiered"
 )
 
 // startSummed is start for a store that knows the checksums of its files.
@@ -95,6 +105,15 @@ func TestSameTag(t *testing.T) {
 	if got := b.ask("GET", target, "If-None-Match: "+tag); got.StatusCode != 304 {
 		t.Errorf("If-None-Match with the other's tag: %s", got.Status)
 	}
+	// Clients that have the tag from before the checksum was known.
+	for header, status := range map[string]int{
+		"If-Match: " + before: 200, "If-None-Match: " + before: 304, "If-None-Match: W/" + before: 304, `If-Match: "x", ` + before: 200,
+		"If-Match: W/" + before: 412, "If-Match: ,": 412, "If-None-Match: ,": 200,
+	} {
+		if got := a.ask("GET", target, header); got.StatusCode != status {
+			t.Errorf("%s: %s, want %d", header, got.Status, status)
+		}
+	}
 	// A restart computes nothing again.
 	again := dial(t, startSummed(t, first).address)
 	if got := again.ask("GET", target).Header.Get("ETag"); got != tag {
@@ -149,6 +168,135 @@ func TestTagOfFile(t *testing.T) {
 	}
 	if tags[0] == "" || tags[0] != tags[1] {
 		t.Errorf("tags %q", tags)
+	}
+}
+
+// TestSameTagInBucket: a nar in a bucket, and in a cache of one, has the tag of the same
+// nar in a directory. One that another program has put into the bucket in its place has
+// another tag.
+func TestSameTagInBucket(t *testing.T) {
+	t.Parallel()
+	server := s3server.New(t)
+	random := make([]byte, 9<<20) // several parts
+	_, _ = rand.NewChaCha8([32]byte{1}).Read(random)
+	items := []*made{make1(t, "small", strings.Repeat("small", 1000), "gzip"), make1(t, "large", string(random), "none")}
+	sources := t.TempDir()
+	var files []string
+	for _, m := range items {
+		files = append(files, m.write(t, sources))
+	}
+	url := server.URL("tags/storage")
+	bucket, err := s3.Open(t.Context(), url, s3.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { bucket.Close() })
+	x, err := index.Open(t.Context(), filepath.Join(t.TempDir(), "index.db"), index.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { x.Close() })
+	primary := &store{Storage: storage.New(x, bucket, storage.Options{}), index: x}
+	primary.importAll(t, storage.ImportOptions{Keep: true}, files...)
+	// Found again by a start, as it was left by the one before.
+	copies := t.TempDir()
+	cached := func() (*store, *tiered.Tiered) {
+		cache, err := tiered.New(bucket, tiered.Options{Directory: copies, MaxSize: 1 << 30})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return &store{Storage: storage.New(x, cache, storage.Options{}), index: x}, cache
+	}
+	first, cache := cached()
+	c := dial(t, start(t, first, options()).address)
+	for _, m := range items {
+		until(t, "there is a copy", func() bool {
+			found, err := filepath.Glob(filepath.Join(copies, "??", "*.*"))
+			return err == nil && c.ask("GET", "/"+m.url()).body == string(m.file) && len(found) > 0
+		})
+	}
+	if err := cache.Close(); err != nil {
+		t.Fatal(err)
+	}
+	again, cache := cached()
+	t.Cleanup(func() { cache.Close() })
+	at := map[string]*client{
+		"bucket": dial(t, startSummed(t, primary).address),
+		"cache":  dial(t, startSummed(t, again).address),
+	}
+	directory := dial(t, startSummed(t, newStore(t, files...)).address)
+	for _, m := range items {
+		target := "/" + m.url()
+		_, tag := tags(t, directory, target)
+		for where, c := range at {
+			for _, method := range []string{"HEAD", "GET"} {
+				if got := c.ask(method, target); got.StatusCode != 200 || got.Header.Get("ETag") != tag {
+					t.Errorf("%s %s in the %s: %s with the tag %s, want %s", method, target, where, got.Status, got.Header.Get("ETag"), tag)
+				}
+			}
+			if got := c.ask("GET", target, "Range: bytes=5-14", "If-Range: "+tag); got.StatusCode != 206 || got.body != string(m.file[5:15]) {
+				t.Errorf("%s resumed at the %s: %s", target, where, got.Status)
+			}
+		}
+		object, err := server.Client.GetObject(t.Context(), &awss3.GetObjectInput{Bucket: aws.String("tags"), Key: aws.String("storage/" + m.url())})
+		if err != nil {
+			t.Fatal(err)
+		}
+		object.Body.Close()
+		// Twice, and perhaps within a second, which is as exact as the times in a bucket.
+		for place := 9; place < 11; place++ {
+			m.file[place] ^= 1
+			if _, err := server.Client.PutObject(t.Context(), &awss3.PutObjectInput{
+				Bucket: aws.String("tags"), Key: aws.String("storage/" + m.url()), Body: bytes.NewReader(m.file), Metadata: object.Metadata,
+			}); err != nil {
+				t.Fatal(err)
+			}
+			cache.Doubt(m.url())
+			now := ""
+			for where, c := range at {
+				got := c.ask("GET", target, "Range: bytes=5-14", "If-Range: "+tag)
+				if got.StatusCode != 200 || got.body != string(m.file) || got.Header.Get("ETag") == tag {
+					t.Errorf("%s replaced in the %s: %s, tag %s", target, where, got.Status, got.Header.Get("ETag"))
+				}
+				if now = got.Header.Get("ETag"); c.ask("GET", target, "If-Match: "+now).StatusCode != 200 {
+					t.Errorf("%s in the %s has another tag than %s at once", target, where, now)
+				}
+			}
+			tag = now
+		}
+	}
+}
+
+// TestSameTagElsewhere: a nar that is passed through has the tag that it has where it is
+// stored, once that is by its checksum.
+func TestSameTagElsewhere(t *testing.T) {
+	t.Parallel()
+	for _, compression := range []string{"none", "gzip"} {
+		t.Run(compression, func(t *testing.T) {
+			t.Parallel()
+			m := make1(t, "elsewhere", strings.Repeat("elsewhere", 1000), compression)
+			s := newStore(t, m.write(t, t.TempDir()))
+			there := startSummed(t, s)
+			front := without(t, m)
+			here := dial(t, start(t, front, elsewhereAt(t, front, there.address)).address)
+			target := "/" + m.url()
+			before := here.ask("GET", target).Header.Get("ETag")
+			_, tag := tags(t, dial(t, there.address), target)
+			for _, test := range []struct {
+				method, header string
+				status         int
+			}{
+				{"GET", "Accept: */*", 200}, {"HEAD", "Accept: */*", 200}, {"GET", "Range: bytes=0-3", 206},
+				{"GET", "If-None-Match: " + tag, 304}, {"GET", "If-Match: " + tag, 200}, {"GET", "If-Match: " + before, 200},
+				{"GET", `If-Match: "x"`, 412}, {"GET", "Range: bytes=5-14\r\nIf-Range: " + tag, 206}, {"GET", "Range: bytes=5-14\r\nIf-Range: " + before, 206},
+				{"GET", "Range: bytes=5-14\r\nIf-Range: \"x\"", 200},
+			} {
+				got := here.ask(test.method, target, test.header)
+				if got.StatusCode != test.status || test.status != 412 && got.Header.Get("ETag") != tag {
+					t.Errorf("%s with %q: %s, tag %s, want %d and %s", test.method, test.header, got.Status, got.Header.Get("ETag"), test.status, tag)
+				}
+			}
+		})
 	}
 }
 

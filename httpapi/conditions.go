@@ -3,6 +3,7 @@ package httpapi
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -89,14 +90,14 @@ func hasConditions(header *fasthttp.RequestHeader) bool {
 
 // sendUnlessConditions answers with 412 or 304 if the conditions of the request say so, in
 // the order of RFC 9110, section 13.2.2, and reports whether it did. A zero time is for
-// content without one.
-func (s *Server) sendUnlessConditions(ctx *fasthttp.RequestCtx, etag string, modified time.Time) (sent bool) {
+// content without one. The entity tags are those that the content has, or had before.
+func (s *Server) sendUnlessConditions(ctx *fasthttp.RequestCtx, modified time.Time, etags ...string) (sent bool) {
 	header := &ctx.Request.Header
 	switch {
-	case isAnother(header, etag, modified):
+	case isAnother(header, modified, etags):
 		s.fail(ctx, fasthttp.StatusPreconditionFailed, "what you have a part of has changed since")
 		return true
-	case notModified(header, etag, modified):
+	case notModified(header, modified, etags):
 		ctx.Response.SetStatusCode(fasthttp.StatusNotModified)
 		return true
 	}
@@ -104,10 +105,10 @@ func (s *Server) sendUnlessConditions(ctx *fasthttp.RequestCtx, etag string, mod
 }
 
 // isAnother reports whether the client asks for content that is not the one here.
-func isAnother(header *fasthttp.RequestHeader, etag string, modified time.Time) bool {
+func isAnother(header *fasthttp.RequestHeader, modified time.Time, etags []string) bool {
 	if tags := header.PeekAll("If-Match"); len(tags) > 0 {
 		// Strong comparison: a weak tag says nothing about bytes.
-		return !hasTag(tags, etag, false)
+		return !hasTag(tags, etags, false)
 	}
 	since := header.Peek("If-Unmodified-Since")
 	if len(since) == 0 || modified.IsZero() {
@@ -117,16 +118,16 @@ func isAnother(header *fasthttp.RequestHeader, etag string, modified time.Time) 
 	return err == nil && modified.Truncate(time.Second).After(t)
 }
 
-// hasTag reports whether an entity tag is in lists of tags, or one of these is "*". With
-// weak, a weak tag of the same name counts.
-func hasTag(lists [][]byte, etag string, weak bool) bool {
+// hasTag reports whether one of the entity tags is in lists of tags, or one of these is
+// "*". With weak, a weak tag of the same name counts.
+func hasTag(lists [][]byte, etags []string, weak bool) bool {
 	for _, list := range lists {
 		for tag := range strings.SplitSeq(string(list), ",") {
 			tag = strings.TrimSpace(tag)
 			if weak {
 				tag = strings.TrimPrefix(tag, "W/")
 			}
-			if tag == etag || tag == "*" {
+			if tag == "*" || tag != "" && slices.Contains(etags, tag) {
 				return true
 			}
 		}
@@ -136,9 +137,9 @@ func hasTag(lists [][]byte, etag string, weak bool) bool {
 
 // notModified says whether the client has what it asks for already. A zero time
 // is for content without one.
-func notModified(header *fasthttp.RequestHeader, etag string, modified time.Time) bool {
+func notModified(header *fasthttp.RequestHeader, modified time.Time, etags []string) bool {
 	if tags := header.PeekAll("If-None-Match"); len(tags) > 0 {
-		return hasTag(tags, etag, true)
+		return hasTag(tags, etags, true)
 	}
 	since := header.Peek("If-Modified-Since")
 	if len(since) == 0 || modified.IsZero() {

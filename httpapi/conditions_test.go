@@ -139,7 +139,7 @@ func TestNotModified(t *testing.T) {
 		if test.since != "" {
 			header.Set("If-Modified-Since", test.since)
 		}
-		if got := notModified(&header, etag, test.modified); got != test.want {
+		if got := notModified(&header, test.modified, []string{etag, ""}); got != test.want {
 			t.Errorf("If-None-Match %s, If-Modified-Since %s: %v, want %v", test.match, test.since, got, test.want)
 		}
 	}

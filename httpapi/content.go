@@ -67,7 +67,7 @@ func (s *Server) sendPart(ctx *fasthttp.RequestCtx, c content) {
 			return
 		}
 		reader.Close()
-		if s.sendUnlessConditions(ctx, string(v.etag), v.modified) {
+		if s.sendUnlessConditions(ctx, v.modified, string(v.etag), string(v.former)) {
 			describe(response, v)
 			return
 		}

@@ -25,12 +25,13 @@ func (s *Server) elsewhere(ctx *fasthttp.RequestCtx, item *storage.Item, n int) 
 		// When it was changed there is not ours to say; nor did it, for clients.
 		info := storage.Info{Name: item.FileName(n), Size: item.StoredSize(n), ModTime: item.AddedAt.Truncate(time.Second)}
 		if length == 0 {
-			_, err := s.options.Elsewhere.Locate(s.live, item, n, via)
+			_, sum, err := s.options.Elsewhere.Locate(s.live, item, n, via)
+			info.Sum = sum
 			s.passThrough(ctx, err)
 			return nothing{}, info, elsewhereError(err)
 		}
 		body, size, err := s.options.Elsewhere.OpenFile(s.live, item, n, offset, length, via)
-		info.Size = size
+		info.Size, info.Sum = size, peer.SumOf(body)
 		s.passThrough(ctx, err)
 		return body, info, elsewhereError(err)
 	}
@@ -108,7 +109,7 @@ func (s *Server) redirectElsewhere(ctx *fasthttp.RequestCtx, item *storage.Item,
 		s.unopened(ctx, item, storage.ErrNotStored)
 		return true
 	}
-	location, err := s.options.Elsewhere.Locate(s.live, item, n, via)
+	location, _, err := s.options.Elsewhere.Locate(s.live, item, n, via)
 	if err != nil {
 		s.unopened(ctx, item, elsewhereError(err))
 		return true

@@ -46,7 +46,7 @@ func (s *Server) serveFile(ctx *fasthttp.RequestCtx, name, algorithm, digest str
 	}
 	etag := `"sha256-` + digest + `"`
 	isPlain := item.Narinfo.Files[n].Compression == "none" // which has another tag
-	if !isPlain && s.sendUnlessConditions(ctx, etag, time.Time{}) {
+	if !isPlain && s.sendUnlessConditions(ctx, time.Time{}, etag) {
 		ctx.Response.Header.Set("ETag", etag)
 		return
 	}

@@ -50,8 +50,8 @@ func (g growing) OpenFile(_ context.Context, item *storage.Item, n int, offset, 
 	return g(offset), item.StoredSize(n), nil
 }
 
-func (growing) Locate(context.Context, *storage.Item, int, []string) (string, error) {
-	return "", storage.ErrNotStored
+func (growing) Locate(context.Context, *storage.Item, int, []string) (string, [16]byte, error) {
+	return "", [16]byte{}, storage.ErrNotStored
 }
 
 // TestGrowing sends a file while it comes, and goes over to reading when it can't

@@ -34,8 +34,8 @@ func (e unsizedElsewhere) OpenFile(_ context.Context, _ *storage.Item, _ int, _,
 	return io.NopCloser(io.MultiReader(strings.NewReader(e.content), failingReader{e.end})), -1, nil
 }
 
-func (unsizedElsewhere) Locate(context.Context, *storage.Item, int, []string) (string, error) {
-	return "http://elsewhere.example/nar", nil
+func (unsizedElsewhere) Locate(context.Context, *storage.Item, int, []string) (string, [16]byte, error) {
+	return "http://elsewhere.example/nar", [16]byte{}, nil
 }
 
 // startUnsized serves an item that is stored elsewhere, with a size that nobody

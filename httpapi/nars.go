@@ -346,7 +346,7 @@ func (s *Server) sendNar(ctx *fasthttp.RequestCtx, known *nars) {
 	etag := `"` + item.Narinfo.NarHash.String()[len("sha256:"):] + `"`
 	ctx.Response.Header.Set("ETag", etag)
 	ctx.Response.Header.Set("Accept-Ranges", "none")
-	if s.sendUnlessConditions(ctx, etag, time.Time{}) {
+	if s.sendUnlessConditions(ctx, time.Time{}, etag) {
 		return
 	}
 	decoder, err := s.decode(ctx, item, n)

@@ -79,8 +79,9 @@ type Elsewhere interface {
 	// OpenFile opens the item's Nth file, or says [storage.ErrNotStored] when
 	// nobody has it. size is that of the whole file, -1 when it is not known.
 	OpenFile(ctx context.Context, item *storage.Item, n int, offset, length int64, via []string) (body io.ReadCloser, size int64, err error)
-	// Locate returns the file's URL, "" for one that clients must not see.
-	Locate(ctx context.Context, item *storage.Item, n int, via []string) (string, error)
+	// Locate returns the file's URL, "" for one that clients must not see, and the
+	// file's checksum as of [peer.SumOf].
+	Locate(ctx context.Context, item *storage.Item, n int, via []string) (location string, sum [16]byte, err error)
 }
 
 // Identity is who answers.

@@ -2,9 +2,10 @@ package httpapi
 
 import (
 	"strconv"
+	"strings"
 	"time"
 
-	"nar-herder/narinfo"
+	"nar-herder/peer"
 	"nar-herder/storage"
 	"nar-herder/storage/checksums"
 )
@@ -13,10 +14,15 @@ import (
 // is a tag that they had before; nil for none.
 type tagger func(length int64, info storage.Info) (etag, former []byte)
 
-// byTime makes entity tags that differ between instances, see [timeTag].
+// byTime makes entity tags that differ between instances, see [timeTag], unless the
+// info has a checksum.
 func byTime(name string) tagger {
-	return func(length int64, info storage.Info) (etag, _ []byte) {
-		return timeTag(name, length, info.ModTime), nil
+	return func(length int64, info storage.Info) (etag, former []byte) {
+		byTime := timeTag(name, length, info.ModTime)
+		if info.Sum != [16]byte{} {
+			return peer.SumTag(info.Sum), byTime
+		}
+		return byTime, nil
 	}
 }
 
@@ -37,13 +43,19 @@ func byContent(name string) tagger {
 func contentTag(name string) []byte { return []byte(`"` + name + `"`) }
 
 // tagOf makes the entity tag of a file of the item: by its checksum, which is the same on
-// all instances that serve the same bytes, or by its time until that is known.
+// all instances that serve the same bytes, or by its time until that is known. A bucket
+// has the checksums of what this program has uploaded; of files on this machine they are
+// computed when they are used first. To read an object once more for that would double
+// what its first download costs.
 func (s *Server) tagOf(item *nars, file, compression string, open checksums.Opener) tagger {
 	return func(length int64, info storage.Info) (etag, former []byte) {
-		byTime := timeTag(narTag(item.Item, compression), length, info.ModTime)
+		if info.Sum != [16]byte{} {
+			return peer.SumTag(info.Sum), nil
+		}
+		byTime := timeTag(narTag(item.Item, compression)+version(info), length, info.ModTime)
 		for _, sum := range item.sums {
 			if sum.File == file && sum.Size == info.Size && sum.Changed.Equal(info.Changed) {
-				return contentTag(narinfo.EncodeBase32(sum.Sum[:])), byTime
+				return peer.SumTag(sum.Sum), byTime
 			}
 		}
 		if s.options.Checksums != nil && !info.Changed.IsZero() {
@@ -51,6 +63,15 @@ func (s *Server) tagOf(item *nars, file, compression string, open checksums.Open
 		}
 		return byTime, nil
 	}
+}
+
+// version is for contents of one file that have the same time, as in a bucket all of one
+// second have. A store's own tag tells them apart, if an entity tag can contain it.
+func version(info storage.Info) string {
+	if info.Tag == "" || strings.ContainsFunc(info.Tag, func(r rune) bool { return r <= ' ' || r > '~' || r == '"' || r == ',' }) {
+		return ""
+	}
+	return "-" + info.Tag
 }
 
 // narTag begins the entity tag of an item's nar in a compression.

@@ -133,7 +133,7 @@ func TestPassword(t *testing.T) {
 	_, failures["stream"] = p.Changes(t.Context(), Known{Instance: "x", Position: 1})
 	_, failures["stored"] = p.Stored(t.Context(), nil)
 	_, _, failures["nar"] = p.OpenFile(t.Context(), testItem(t, 1), 0, 0, -1, nil)
-	_, failures["locate"] = p.Locate(t.Context(), testItem(t, 1), 0, nil)
+	_, _, failures["locate"] = p.Locate(t.Context(), testItem(t, 1), 0, nil)
 	for name, err := range failures {
 		if err == nil || strings.Contains(err.Error(), "secret") || !strings.Contains(err.Error(), base.Hostname()) {
 			t.Errorf("%s: %v", name, err)

@@ -132,6 +132,7 @@ func (p *Peer) OpenFile(ctx context.Context, item *storage.Item, n int, offset, 
 		want = response.ContentLength
 	}
 	body := newProgressing(response.Body, want, p.self.ProgressTimeout, cancel, p.name)
+	body.fileSum = parseSumTag(response.Header.Get("ETag"))
 	if size < 0 && !partial {
 		size = response.ContentLength
 	}
@@ -140,10 +141,10 @@ func (p *Peer) OpenFile(ctx context.Context, item *storage.Item, n int, offset, 
 
 // Locate returns the URL of an item's Nth file at the peer, after a look whether
 // it is there, or "" when clients can't be sent there as the peer's URL has a user or
-// password. Errors are as in [Peer.OpenFile].
-func (p *Peer) Locate(ctx context.Context, item *storage.Item, n int, via []string) (_ string, err error) {
+// password. sum is as of [SumOf]. Errors are as in [Peer.OpenFile].
+func (p *Peer) Locate(ctx context.Context, item *storage.Item, n int, via []string) (_ string, sum [16]byte, err error) {
 	if item.FileName(n) == "" {
-		return "", storage.ErrNotStored // its URL is of some other place
+		return "", sum, storage.ErrNotStored // its URL is of some other place
 	}
 	outer, begun := ctx, p.now()
 	// Whatever fails, as in OpenFile: an answer of 500 that took its time is one
@@ -158,26 +159,27 @@ func (p *Peer) Locate(ctx context.Context, item *storage.Item, n int, via []stri
 	defer cancel()
 	request, err := p.narRequest(ctx, http.MethodHead, item, n, via)
 	if err != nil {
-		return "", err
+		return "", sum, err
 	}
 	response, err := p.client.Do(request)
 	if err != nil {
-		return "", explain(err)
+		return "", sum, explain(err)
 	}
 	response.Body.Close()
 	switch {
 	case response.StatusCode == http.StatusOK:
 		if size := item.StoredSize(n); size >= 0 && response.ContentLength >= 0 && response.ContentLength != size {
-			return "", fmt.Errorf("%w: it has %d bytes there, and not %d", ErrAnswer, response.ContentLength, size)
+			return "", sum, fmt.Errorf("%w: it has %d bytes there, and not %d", ErrAnswer, response.ContentLength, size)
 		}
+		sum = parseSumTag(response.Header.Get("ETag"))
 		if p.isPrivate() {
-			return "", nil
+			return "", sum, nil
 		}
-		return p.name + "/" + strings.TrimPrefix(item.Narinfo.Files[n].URL, "/"), nil
+		return p.name + "/" + strings.TrimPrefix(item.Narinfo.Files[n].URL, "/"), sum, nil
 	case response.StatusCode == http.StatusNotFound || response.StatusCode == http.StatusGone:
-		return "", storage.ErrNotStored
+		return "", sum, storage.ErrNotStored
 	}
-	return "", fmt.Errorf("it answers %s", response.Status)
+	return "", sum, fmt.Errorf("it answers %s", response.Status)
 }
 
 func (p *Peer) narRequest(ctx context.Context, method string, item *storage.Item, n int, via []string) (*http.Request, error) {
@@ -213,6 +215,7 @@ type progressing struct {
 	timeout time.Duration
 	timer   *time.Timer
 	left    int64 // to come; negative when that is not known
+	fileSum [16]byte
 }
 
 func newProgressing(from io.ReadCloser, want int64, timeout time.Duration, cancel context.CancelCauseFunc, name string) *progressing {

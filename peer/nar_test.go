@@ -194,7 +194,7 @@ func TestForeignURL(t *testing.T) {
 	if _, _, err := p.OpenFile(t.Context(), item, 0, 0, -1, nil); !errors.Is(err, storage.ErrNotStored) {
 		t.Error(err)
 	}
-	if _, err := p.Locate(t.Context(), item, 0, nil); !errors.Is(err, storage.ErrNotStored) {
+	if _, _, err := p.Locate(t.Context(), item, 0, nil); !errors.Is(err, storage.ErrNotStored) {
 		t.Error(err)
 	}
 	if p.nars.failures == 0 {
@@ -251,7 +251,7 @@ func TestLocate(t *testing.T) {
 				test.answer(w, r)
 			})
 			p := newPeer(t, server.URL, patient(here(), name))
-			location, err := p.Locate(t.Context(), item, 0, nil)
+			location, _, err := p.Locate(t.Context(), item, 0, nil)
 			if failed := p.nars.failures > 0; failed != (err != nil && !errors.Is(err, storage.ErrNotStored)) {
 				t.Errorf("%d failures after %v", p.nars.failures, err)
 			}
@@ -275,7 +275,7 @@ func TestLocatePrivate(t *testing.T) {
 			sends(w, r)
 		})
 		p := newPeer(t, strings.Replace(server.URL, "://", "://"+user, 1), here())
-		if location, err := p.Locate(t.Context(), item, 0, nil); location != "" || err != nil {
+		if location, _, err := p.Locate(t.Context(), item, 0, nil); location != "" || err != nil {
 			t.Errorf("%s: %q, %v", user, location, err)
 		}
 	}
@@ -339,7 +339,7 @@ func TestPeers(t *testing.T) {
 		if err == nil {
 			body.Close()
 		}
-		if _, err := peers.Locate(t.Context(), item, 0, nil); !isErr(err, want) {
+		if _, _, err := peers.Locate(t.Context(), item, 0, nil); !isErr(err, want) {
 			t.Errorf("locate in %q: %v, want %v", kinds, err, want)
 		}
 	}
@@ -349,11 +349,11 @@ func TestPeers(t *testing.T) {
 	self.Now = func() time.Time { return now }
 	resting := newPeer(t, urls['y'], self)
 	resting.settle(t.Context(), &resting.nars, now.Add(-2*time.Second), errAny)
-	if _, err := (Peers{resting}).Locate(t.Context(), item, 0, nil); !errors.Is(err, errResting) {
+	if _, _, err := (Peers{resting}).Locate(t.Context(), item, 0, nil); !errors.Is(err, errResting) {
 		t.Errorf("%v", err)
 	}
 	now = now.Add(restAfter)
-	if _, err := (Peers{resting}).Locate(t.Context(), item, 0, nil); err != nil || resting.nars.failures != 0 {
+	if _, _, err := (Peers{resting}).Locate(t.Context(), item, 0, nil); err != nil || resting.nars.failures != 0 {
 		t.Errorf("%v, %d failures", err, resting.nars.failures)
 	}
 }

@@ -562,7 +562,7 @@ func TestRecords(t *testing.T) {
 	}
 	locate := func(want error) {
 		t.Helper()
-		if _, err := p.Locate(t.Context(), item, 0, nil); !isErr(err, want) {
+		if _, _, err := p.Locate(t.Context(), item, 0, nil); !isErr(err, want) {
 			t.Errorf("%v, want %v", err, want)
 		}
 	}

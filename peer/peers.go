@@ -52,10 +52,10 @@ func (p Peers) OpenFile(ctx context.Context, item *storage.Item, n int, offset, 
 }
 
 // Locate returns the URL of an item's Nth file, as [Peer.Locate] does.
-func (p Peers) Locate(ctx context.Context, item *storage.Item, n int, via []string) (location string, err error) {
+func (p Peers) Locate(ctx context.Context, item *storage.Item, n int, via []string) (location string, sum [16]byte, err error) {
 	err = p.each(ctx, func(peer *Peer) (err error) {
-		location, err = peer.Locate(ctx, item, n, via)
+		location, sum, err = peer.Locate(ctx, item, n, via)
 		return err
 	})
-	return location, err
+	return location, sum, err
 }

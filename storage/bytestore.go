@@ -32,7 +32,9 @@ type ByteStore interface {
 
 	// Stage takes in size bytes for the name, without showing them: Stat and
 	// Open answer as before until Commit. When from gives fewer or more
-	// bytes, the error is [ErrWrongSize] and nothing is kept.
+	// bytes, the error is [ErrWrongSize] and nothing is kept. If from is an
+	// [io.ReaderAt] as well, of the same bytes from 0 on, the store may read them
+	// twice to find their [Info.Sum].
 	Stage(ctx context.Context, name string, from io.Reader, size int64) (Staged, error)
 
 	// Flush makes bytes that came into the store by another way than Stage,
@@ -177,6 +179,9 @@ type Info struct {
 	// Tag tells one content of the name from another, where the store has
 	// something that does; "" where it hasn't.
 	Tag string
+	// Sum is the first half of the SHA-256 of the bytes, where the store keeps it with
+	// them. Zero where it doesn't; List may leave it out.
+	Sum [16]byte
 	// Temporary says that it is left from a Stage that never came to its end,
 	// or one that is under way: List shows them, Stat and Open do not.
 	Temporary bool

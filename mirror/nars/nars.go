@@ -33,8 +33,8 @@ type Source interface {
 	// through. The error is [storage.ErrNotStored] when it certainly does not
 	// have it. size is that of the whole file, -1 when it is not known.
 	OpenFile(ctx context.Context, item *storage.Item, n int, offset, length int64, via []string) (body io.ReadCloser, size int64, err error)
-	// Locate returns the file's URL.
-	Locate(ctx context.Context, item *storage.Item, n int, via []string) (string, error)
+	// Locate returns the file's URL, and its checksum if the source says it.
+	Locate(ctx context.Context, item *storage.Item, n int, via []string) (string, [16]byte, error)
 }
 
 // Options of [New].

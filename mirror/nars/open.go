@@ -47,7 +47,7 @@ func (f *Fetcher) OpenFile(ctx context.Context, item *storage.Item, n int, offse
 }
 
 // Locate returns the URL of an item's Nth file at the source.
-func (f *Fetcher) Locate(ctx context.Context, item *storage.Item, n int, via []string) (string, error) {
+func (f *Fetcher) Locate(ctx context.Context, item *storage.Item, n int, via []string) (string, [16]byte, error) {
 	return f.source.Locate(ctx, item, n, via)
 }
 

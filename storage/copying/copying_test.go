@@ -1,11 +1,14 @@
 package copying_test
 
 import (
+	"context"
 	"errors"
+	"io"
 	"maps"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"nar-herder/storage"
@@ -215,5 +218,48 @@ func TestWhereDiffers(t *testing.T) {
 	got, _, err := run(t, &copying.Copy{From: from, To: to, Compare: true})
 	if err != nil || got.outcomes[name(0)] != copying.Differs || !strings.Contains(got.errs[name(0)].Error(), "from byte 777777 on") {
 		t.Errorf("%v, %v", got, err)
+	}
+}
+
+// readsTwice is a store that reads what it takes in twice, where it can.
+type readsTwice struct {
+	storage.ByteStore
+	mu    sync.Mutex
+	ahead files
+}
+
+func (r *readsTwice) Stage(ctx context.Context, name string, from io.Reader, size int64) (storage.Staged, error) {
+	if content, ok := from.(io.ReaderAt); ok && !strings.Contains(name, "nar-herder-copy") {
+		text, err := io.ReadAll(io.NewSectionReader(content, 0, size))
+		if err != nil {
+			return nil, err
+		}
+		r.mu.Lock()
+		r.ahead[name] = string(text)
+		r.mu.Unlock()
+	}
+	return r.ByteStore.Stage(ctx, name, from, size)
+}
+
+// TestReadTwice: a store can read a file of this machine ahead, also one that is verified
+// on its way, so that a bucket has the checksums of large ones.
+func TestReadTwice(t *testing.T) {
+	t.Parallel()
+	nars := some(5)
+	for _, verified := range []bool{false, true} {
+		from, _ := opened(t, nars)
+		disk, target := opened(t, nil)
+		to := &readsTwice{ByteStore: disk, ahead: make(files)}
+		job := &copying.Copy{From: from, To: to, Decode: decode}
+		if verified {
+			job.Items = itemsOf(t, nars)
+		}
+		if _, summary, err := run(t, job); err != nil || summary.Files[copying.Copied] != int64(len(nars)) {
+			t.Errorf("%+v, %v", summary, err)
+		}
+		wantFiles(t, target, nars)
+		if !maps.Equal(to.ahead, nars) {
+			t.Errorf("verified %v: read ahead: %q", verified, to.ahead)
+		}
 	}
 }

@@ -171,9 +171,9 @@ func (r *run) copy(ctx context.Context, item *storage.Item, n int, result Result
 	var staged storage.Staged
 	var stageErr, checkErr error
 	if item == nil {
-		staged, stageErr = r.To.Stage(ctx, result.Name, coming, info.Size)
+		staged, stageErr = r.To.Stage(ctx, result.Name, readTwice(coming, body), info.Size)
 	} else {
-		staged, stageErr, checkErr = r.stageVerified(ctx, item, n, coming, result.Name, info.Size)
+		staged, stageErr, checkErr = r.stageVerified(ctx, item, n, coming, body, result.Name, info.Size)
 	}
 	if stageErr == nil {
 		defer staged.Abort()
@@ -202,8 +202,8 @@ func (r *run) copy(ctx context.Context, item *storage.Item, n int, result Result
 }
 
 // stageVerified stages a file that is decompressed and compared with its NarHash
-// on its way: nothing is read twice.
-func (r *run) stageVerified(ctx context.Context, item *storage.Item, n int, from io.Reader, name string, size int64) (_ storage.Staged, stageErr, checkErr error) {
+// on its way.
+func (r *run) stageVerified(ctx context.Context, item *storage.Item, n int, from, body io.Reader, name string, size int64) (_ storage.Staged, stageErr, checkErr error) {
 	checked, checking := io.Pipe()
 	verdict := make(chan error, 1)
 	go func() {
@@ -215,7 +215,7 @@ func (r *run) stageVerified(ctx context.Context, item *storage.Item, n int, from
 		checked.CloseWithError(err) // ends the staging, too
 		verdict <- err
 	}()
-	staged, stageErr := r.To.Stage(ctx, name, io.TeeReader(from, checking), size)
+	staged, stageErr := r.To.Stage(ctx, name, readTwice(io.TeeReader(from, checking), body), size)
 	checking.CloseWithError(stageErr)
 	return staged, stageErr, <-verdict
 }

@@ -5,6 +5,7 @@ import (
 	"io"
 
 	"nar-herder/internal/pace"
+	"nar-herder/storage"
 )
 
 // reader reads a file of the source at the pace, and ends with the context. It
@@ -34,4 +35,19 @@ func (r *reader) Read(p []byte) (int, error) {
 		r.err = err
 	}
 	return n, err
+}
+
+// readTwice makes a reader of the bytes of body one that the target may read ahead, if
+// they are in a file of this machine: see [storage.ByteStore]. That is not done at the
+// pace, which is about the way from store to store.
+func readTwice(coming, body io.Reader) io.Reader {
+	local, isLocal := body.(storage.LocalFile)
+	if _, isGrowing := body.(storage.GrowingFile); !isLocal || isGrowing {
+		return coming
+	}
+	file, _ := local.Local()
+	return struct {
+		io.Reader
+		io.ReaderAt
+	}{coming, file}
 }

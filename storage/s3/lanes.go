@@ -187,7 +187,7 @@ func ask(lane *lane, request *http.Request) (*http.Response, error) {
 // readHeaders are those that something is made of, in the form of [http.Header].
 var readHeaders = []string{
 	"Content-Length", "Transfer-Encoding", "Connection",
-	"Etag", "Last-Modified", "Content-Range", tokenHeader, "X-Amz-Checksum-Crc32c", "X-Amz-Checksum-Crc32", "X-Amz-Checksum-Type",
+	"Etag", "Last-Modified", "Content-Range", tokenHeader, sumHeader, "X-Amz-Checksum-Crc32c", "X-Amz-Checksum-Crc32", "X-Amz-Checksum-Type",
 }
 
 // usualAnswer reads the head of an answer with the bytes that were asked for, if it has

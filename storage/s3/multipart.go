@@ -36,6 +36,7 @@ const (
 type upload struct {
 	b        *Bucket
 	name, id string
+	sum      string // "" where it isn't known before the bytes are sent
 	size     int64
 	checksum checksum
 	parts    []types.CompletedPart
@@ -72,6 +73,9 @@ func (b *Bucket) stageUpload(ctx context.Context, name, token string, from io.Re
 func (u *upload) sendAll(ctx context.Context, token string, from io.Reader) error {
 	partSize := u.b.partSizeFor(u.size)
 	u.parts = make([]types.CompletedPart, (u.size+partSize-1)/partSize)
+	if len(u.parts) > 1 {
+		u.sum = u.sumAhead(ctx, from)
+	}
 	slots := make(chan struct{}, partsAtOnce)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -121,6 +125,9 @@ func (u *upload) next(ctx context.Context, i int, size int64, token string, from
 		return u.b.sourceError(u.name, err)
 	}
 	if i == 0 {
+		if len(u.parts) == 1 {
+			u.sum = u.sumAhead(ctx, bytes.NewReader(part))
+		}
 		// Only now, as much that goes wrong does so at once.
 		sent, err := u.begin(ctx, token, part)
 		if err != nil {
@@ -178,7 +185,7 @@ func (u *upload) create(ctx context.Context, token string) error {
 	defer cancel()
 	output, err := u.b.client.CreateMultipartUpload(ctx, &s3.CreateMultipartUploadInput{
 		Bucket: &u.b.bucket, Key: aws.String(u.b.key(u.name)), ChecksumAlgorithm: u.checksum.algorithm(),
-		ContentType: aws.String(contentType), Metadata: map[string]string{tokenKey: token},
+		ContentType: aws.String(contentType), Metadata: metadata(token, u.sum),
 	})
 	if err == nil && aws.ToString(output.UploadId) == "" {
 		err = errNotS3

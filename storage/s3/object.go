@@ -50,11 +50,12 @@ type object struct {
 }
 
 func (b *Bucket) describe(name string, size int64, modified *time.Time, etag *string, metadata map[string]string) object {
+	tag := strings.Trim(aws.ToString(etag), `"`)
 	return object{
 		// To the second, as that is what all answers have.
 		Info: storage.Info{
 			Name: name, Size: size, Usage: size, ModTime: aws.ToTime(modified).UTC().Truncate(time.Second),
-			Tag: strings.Trim(aws.ToString(etag), `"`),
+			Tag: tag, Sum: parseSum(metadata[sumKey], tag),
 		},
 		etag:  aws.ToString(etag),
 		token: metadata[tokenKey],

@@ -136,7 +136,7 @@ func outputOf(response *http.Response) (*s3.GetObjectOutput, error) {
 	}
 	output := &s3.GetObjectOutput{
 		Body: response.Body, ContentLength: &response.ContentLength, LastModified: &modified,
-		Metadata: map[string]string{tokenKey: header.Get(tokenHeader)},
+		Metadata: metadata(header.Get(tokenHeader), header.Get(sumHeader)),
 	}
 	if tag := header.Get("ETag"); tag != "" {
 		output.ETag = &tag

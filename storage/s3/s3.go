@@ -51,8 +51,11 @@ const (
 	tokenKey = "nar-herder-token"
 )
 
-// tokenHeader is that of an answer which has it.
-var tokenHeader = http.CanonicalHeaderKey("X-Amz-Meta-" + tokenKey)
+// tokenHeader and sumHeader are those of an answer which has them.
+var (
+	tokenHeader = http.CanonicalHeaderKey("X-Amz-Meta-" + tokenKey)
+	sumHeader   = http.CanonicalHeaderKey("X-Amz-Meta-" + sumKey)
+)
 
 // Options are what Open needs besides the URL. The zero value is good.
 type Options struct {

@@ -60,6 +60,7 @@ func (b *Bucket) Stage(ctx context.Context, name string, from io.Reader, size in
 			s.free()
 			return nil, b.sourceError(name, err)
 		}
+		s.sum = sumOfWhole(s.content)
 		return s, nil
 	}
 	var err error
@@ -115,6 +116,7 @@ func atEnd(from io.Reader) error {
 type staged struct {
 	b           *Bucket
 	name, token string
+	sum         string // of content
 	content     []byte
 	free        func() // gives the room of content back
 	upload      *upload
@@ -167,7 +169,7 @@ func (s *staged) show(ctx context.Context, ifNoneMatch *string) error {
 	return s.b.protected(func(kind checksum, _ bool) error {
 		input := &s3.PutObjectInput{
 			Bucket: &s.b.bucket, Key: aws.String(s.b.key(s.name)), Body: bytes.NewReader(s.content), ContentLength: aws.Int64(int64(len(s.content))),
-			ContentType: aws.String(contentType), Metadata: map[string]string{tokenKey: s.token}, IfNoneMatch: ifNoneMatch,
+			ContentType: aws.String(contentType), Metadata: metadata(s.token, s.sum), IfNoneMatch: ifNoneMatch,
 		}
 		kind.protectPut(input, s.content)
 		output, err := s.b.client.PutObject(ctx, input, s.b.unsigned)

@@ -328,8 +328,8 @@ func TestLock(t *testing.T) {
 func TestNames(t *testing.T) {
 	t.Parallel()
 	for _, c := range []content{
-		{}, {size: 1, modTime: -5, usage: 4096, tag: "a-b_c/\"\x00"},
-		{size: 1<<63 - 1, modTime: 1<<63 - 1, usage: 1<<63 - 1, tag: strings.Repeat("\xff", longestTag)},
+		{}, {size: 5, tag: "tag", sum: [16]byte{1, 15: 2}}, {size: 1, modTime: -5, usage: 4096, tag: "a-b_c/\"\x00"},
+		{size: 1<<63 - 1, modTime: 1<<63 - 1, usage: 1<<63 - 1, tag: strings.Repeat("\xff", longestTag), sum: [16]byte{255}},
 	} {
 		k := keyOf(c.tag)
 		name := string(appendFileName(nil, k, &c))

@@ -34,6 +34,7 @@ type content struct {
 	modTime int64 // nanoseconds since 1970
 	usage   int64
 	tag     string
+	sum     [16]byte
 }
 
 // longestTag is how long a tag may be to stand in the name of a file.
@@ -42,18 +43,18 @@ const longestTag = 100
 // contentOf returns what the info describes; false where a file's name can't keep
 // it.
 func contentOf(info storage.Info) (content, bool) {
-	c := content{size: info.Size, modTime: info.ModTime.UnixNano(), usage: info.Usage, tag: info.Tag}
+	c := content{size: info.Size, modTime: info.ModTime.UnixNano(), usage: info.Usage, tag: info.Tag, sum: info.Sum}
 	return c, info.Size >= 0 && info.Usage >= 0 && len(info.Tag) <= longestTag && time.Unix(0, c.modTime).Equal(info.ModTime)
 }
 
 func (c *content) info(name string) storage.Info {
-	return storage.Info{Name: name, Size: c.size, Usage: c.usage, ModTime: time.Unix(0, c.modTime), Tag: c.tag}
+	return storage.Info{Name: name, Size: c.size, Usage: c.usage, ModTime: time.Unix(0, c.modTime), Tag: c.tag, Sum: c.sum}
 }
 
 // sameContent says whether the infos are of one content. What it takes of the store
 // may still change.
 func sameContent(a, b storage.Info) bool {
-	return a.Size == b.Size && a.ModTime.Equal(b.ModTime) && a.Tag == b.Tag
+	return a.Size == b.Size && a.ModTime.Equal(b.ModTime) && a.Tag == b.Tag && a.Sum == b.Sum
 }
 
 // entry is a copy, or one that is being fetched. The mutex of Tiered guards what
@@ -124,13 +125,18 @@ func (t *Tiered) path(e *entry) string {
 
 func (t *Tiered) filling() string { return filepath.Join(t.directory, "filling") }
 
-// appendFileName makes the name of a copy's file: KEY-SIZE-MODTIME-USAGE-TAG.
+// appendFileName makes the name of a copy's file: KEY-SIZE-MODTIME-USAGE-TAG, and .SUM
+// where that is known.
 func appendFileName(name []byte, k key, c *content) []byte {
 	name = narinfo.AppendBase32(name, k[:])
 	for _, number := range [...]uint64{uint64(c.size), uint64(c.modTime), uint64(c.usage)} {
 		name = strconv.AppendUint(append(name, '-'), number, 16)
 	}
-	return base64.RawURLEncoding.AppendEncode(append(name, '-'), []byte(c.tag))
+	name = base64.RawURLEncoding.AppendEncode(append(name, '-'), []byte(c.tag))
+	if c.sum != [16]byte{} {
+		name = narinfo.AppendBase32(append(name, '.'), c.sum[:])
+	}
+	return name
 }
 
 // parseFileName is false for what fileName has not made.
@@ -149,8 +155,12 @@ func parseFileName(name string) (k key, c content, ok bool) {
 			return k, c, false
 		}
 	}
-	tag, err := base64.RawURLEncoding.DecodeString(parts[4])
+	encoded, sum, summed := strings.Cut(parts[4], ".")
+	tag, err := base64.RawURLEncoding.DecodeString(encoded)
 	c = content{size: int64(numbers[0]), modTime: int64(numbers[1]), usage: int64(numbers[2]), tag: string(tag)}
+	if err == nil && summed {
+		err = narinfo.DecodeBase32(c.sum[:], sum)
+	}
 	return k, c, err == nil && c.size >= 0 && c.usage >= 0 && string(appendFileName(nil, k, &c)) == name
 }
 

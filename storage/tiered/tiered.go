@@ -2,11 +2,11 @@
 // away, as a cache of what is read: run-server's --storage-cache.
 //
 // Only Open is answered out of the directory; all else goes to the store behind.
-// A copy belongs to one content of a name, which size, time and [storage.Info.Tag]
-// tell from others. It is served without asking for a minute after it was compared
+// A copy belongs to one content of a name, which size, time, [storage.Info.Tag] and
+// [storage.Info.Sum] tell from others. It is served without asking for a minute after it was compared
 // with the store behind, and when that can't be asked.
 //
-// An entry takes about 250 bytes of memory, with a tag of S3. The directory has
+// An entry takes about 270 bytes of memory, with a tag of S3. The directory has
 //
 //	lock               held by the one process that uses it
 //	filling/RANDOM     copies that are being fetched

@@ -1,0 +1,31 @@
+package peer
+
+import (
+	"strings"
+
+	"nar-herder/narinfo"
+)
+
+// SumTag is the entity tag of a file with that [storage.Info.Sum], at all instances.
+func SumTag(sum [16]byte) []byte {
+	return append(narinfo.AppendBase32(append(make([]byte, 0, 28), '"'), sum[:]), '"')
+}
+
+// parseSumTag returns the sum of such a tag, or zero for any other tag.
+func parseSumTag(tag string) (sum [16]byte) {
+	text, opened := strings.CutPrefix(tag, `"`)
+	text, closed := strings.CutSuffix(text, `"`)
+	if !opened || !closed || narinfo.DecodeBase32(sum[:], text) != nil {
+		return [16]byte{}
+	}
+	return sum
+}
+
+// SumOf returns the [storage.Info.Sum] that a peer's tag says a file has which
+// [Peer.OpenFile] has opened, or zero. Nobody here has compared it with the bytes.
+func SumOf(body any) [16]byte {
+	if b, ok := body.(*progressing); ok {
+		return b.fileSum
+	}
+	return [16]byte{}
+}
