@@ -218,9 +218,6 @@ const (
 	readBuffer = 8 << 10
 	// writeBuffer gathers pipelined answers into one write.
 	writeBuffer = 16 << 10
-	// maxBody is how much of a request's body is read and thrown away; none
-	// of our requests has one.
-	maxBody = 64 << 10
 
 	// shutdownGrace is for answers in flight once the server is told to stop.
 	// A supervisor kills after about five seconds; a cut download is resumed
@@ -307,7 +304,7 @@ func newEngine(handle fasthttp.RequestHandler, fail func(*fasthttp.RequestCtx, e
 		IdleTimeout:           idleTimeout,
 		ReadBufferSize:        readBuffer,
 		WriteBufferSize:       writeBuffer,
-		MaxRequestBodySize:    maxBody,
+		HeaderReceived:        dropBody,
 		LazyRequestTime:       true,
 		// It logs what clients do wrong, which is theirs to know.
 		Logger:                        discardLogger{},
