@@ -24,8 +24,8 @@ var ErrTooLarge = errors.New("compression: dictionary too large")
 // The structure is that of the xz file format 1.2, chapters 2 to 4, and of LZMA2's chunks.
 type xzGuard struct {
 	r *bufio.Reader
-	// maxDict is the largest dictionary to allow, in bytes.
-	maxDict int64
+	// allow is asked before a dictionary of so many bytes is allocated.
+	allow func(dict int64) bool
 
 	skip int64                // bytes to pass without looking at them
 	want int                  // bytes that step needs; 0 stands for 1
@@ -139,8 +139,8 @@ func (g *xzGuard) blockHeader() error {
 	if !ok {
 		return errors.New("xz: filters other than LZMA2 are not supported")
 	}
-	if size > g.maxDict {
-		return fmt.Errorf("%w: the xz block asks for %d bytes, %d are allowed", ErrTooLarge, size, g.maxDict)
+	if !g.allow(max(size, minXzDict)) {
+		return fmt.Errorf("%w: the xz block asks for %d bytes", ErrTooLarge, size)
 	}
 	g.blockBytes = 0
 	return g.expect(0, 1, (*xzGuard).chunkControl)

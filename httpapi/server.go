@@ -18,6 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/valyala/fasthttp"
 
+	"nar-herder/compression"
 	"nar-herder/narinfo"
 	"nar-herder/storage"
 	"nar-herder/storage/checksums"
@@ -165,9 +166,8 @@ type Options struct {
 	// with a [compression.ErrTooLarge] when it needs more; see
 	// [compression.NewReaderWithin].
 	Decompress func(name string, r io.Reader, memory int64) (io.ReadCloser, error)
-	// DecoderMemory is what all nars together may take that are decompressed for
-	// clients, in bytes; 0 for 512 MiB.
-	DecoderMemory int64
+	// Decoders is the memory for that, which background work may share; nil for 512 MiB.
+	Decoders *compression.Budget
 
 	// TTL is what narinfos advertise, and NewTTL where it is set instead;
 	// NegativeTTL is for items that are not known. Nil advertises nothing.
@@ -275,7 +275,7 @@ func New(items Items, options Options) *Server {
 		answers: newCache(options.AnswerCache, func(a madeAnswer) int64 { return int64(cap(a.body)) }),
 		// A parsed narinfo takes about as much again as its text.
 		nars:        newCache(options.AnswerCache/8, func(n *nars) int64 { return 2*int64(cap(n.Text)) + 1000 }),
-		decoders:    newDecoders(runtime.GOMAXPROCS(0), options.DecoderMemory),
+		decoders:    newDecoders(runtime.GOMAXPROCS(0), options.Decoders),
 		decoderWait: decoderWait, progressTimeout: progressTimeout, shutdownGrace: shutdownGrace, quietTime: quietTime,
 	}
 	if s.log == nil {
