@@ -11,6 +11,13 @@ import (
 // minXzDict is the smallest dictionary that the xz package takes; a stream that asks for more gets it.
 const minXzDict = 1 << 12
 
+// The dictionaries of all blocks of a file may have xzMostIdle bytes, and xzIdleShare times as many as the data. Programs
+// make blocks of a third of a dictionary or more, but for the last.
+const (
+	xzMostIdle  = 1 << 30
+	xzIdleShare = 64
+)
+
 var errXz = errors.New("xz: not a well-formed file")
 
 // ErrTooLarge is a stream whose dictionary is larger than we give it.
@@ -37,6 +44,8 @@ type xzGuard struct {
 	numbers    uint64
 	indexBytes int64
 	data       int64 // bytes of data that the decoder has not given of the chunk yet
+	allocated  int64 // for dictionaries: the decoder makes one for each block
+	decoded    int64 // bytes of data in all
 	err        error
 }
 
@@ -142,6 +151,10 @@ func (g *xzGuard) blockHeader() error {
 	if !g.allow(max(size, minXzDict)) {
 		return fmt.Errorf("%w: the xz block asks for %d bytes", ErrTooLarge, size)
 	}
+	// Else a file of nothing but tiny blocks keeps a processor busy for minutes a megabyte, clearing memory.
+	if g.allocated += size; g.allocated > xzMostIdle && g.allocated/xzIdleShare > g.decoded {
+		return fmt.Errorf("%w: the xz file has dictionaries of %d bytes for %d bytes of data", ErrTooLarge, g.allocated, g.decoded)
+	}
 	g.blockBytes = 0
 	return g.expect(0, 1, (*xzGuard).chunkControl)
 }
@@ -241,6 +254,7 @@ func (x *guarded) Read(p []byte) (int, error) {
 	}
 	n, err := x.Reader.Read(p)
 	x.guard.data -= int64(n)
+	x.guard.decoded += int64(n)
 	if g := x.guard.err; err != nil && g != nil && g != io.EOF {
 		err = g
 	}
