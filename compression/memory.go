@@ -72,6 +72,11 @@ func zstdWindow(head []byte) int64 {
 	if err := h.Decode(head); err != nil || h.Skippable {
 		return maxWindow
 	}
+	return zstdWindowOf(&h)
+}
+
+// zstdWindowOf is the window of a frame. One that is a single segment has no window size: the data are the window.
+func zstdWindowOf(h *zstd.Header) int64 {
 	window := h.WindowSize
 	if h.SingleSegment {
 		window = h.FrameContentSize

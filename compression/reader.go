@@ -56,6 +56,11 @@ func NewReader(name string, r io.Reader) (io.ReadCloser, error) {
 // more, as with a stream of a larger window behind the first, give an [ErrTooLarge] before it is allocated; up to
 // [MaxMemory], another reader can read them with more.
 func NewReaderWithin(name string, r io.Reader, memory int64) (io.ReadCloser, error) {
+	return newReader(name, r, func(needed int64) bool { return needed <= memory })
+}
+
+// newReader is NewReaderWithin for a caller that allows a reader to hold so many bytes, or not, when it comes to need them.
+func newReader(name string, r io.Reader, allow func(needed int64) bool) (io.ReadCloser, error) {
 	if !Known(name) {
 		return nil, ErrUnknown{Name: name, Allowed: slices.Clone(readable)}
 	}
@@ -79,17 +84,17 @@ func NewReaderWithin(name string, r io.Reader, memory int64) (io.ReadCloser, err
 		z = &reader{src: bzip2.NewReader(in)}
 	case Xz:
 		var x *xz.Reader
-		guard := &xzGuard{r: in, maxDict: min(memory-xzMemory, maxDict)}
+		guard := &xzGuard{r: in, allow: func(dict int64) bool { return dict <= maxDict && allow(xzMemory+dict) }}
 		if x, err = (xz.ReaderConfig{DictCap: minXzDict}).NewReader(guard); err == nil {
 			z = &reader{src: &guarded{x, guard}}
 		}
 	case Lzip:
 		l := lzip.NewReader(in)
 		l.LimitDict(maxDict)
-		l.LimitWindow(int(memory - lzipMemory))
+		l.LimitWindow(func(window int) bool { return allow(lzipMemory + int64(window)) })
 		z = &reader{src: l}
 	case Zstd:
-		z, err = newZstdReader(in, min(memory-zstdMemory, maxWindow))
+		z, err = newZstdReader(&zstdGuard{r: in, allow: func(window int64) bool { return window <= maxWindow && allow(zstdMemory+window) }})
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, tooLarge(unexpected(err)))

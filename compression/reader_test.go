@@ -11,9 +11,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strings"
 	"testing"
 	"testing/iotest"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/ulikunitz/xz"
 )
 
 // The programs whose formats these are, by what a narinfo calls the compression.
@@ -303,21 +307,98 @@ func FuzzReader(f *testing.F) {
 			}
 		}
 	}
+	f.Add(uint8(2), new(xzFile).stream().block(hugeDict, 1, plainChunk("x")).end(nil).Bytes())
+	f.Add(uint8(4), []byte("\x50\x2a\x4d\x18\x01\x00\x00\x00\x00(\xb5/\xfd\x00\xa0\x01\x00\x00"))
 	f.Fuzz(func(t *testing.T, which uint8, data []byte) {
 		name := readable[1+int(which)%(len(readable)-1)]
-		z, err := NewReader(name, bytes.NewReader(data))
-		if err != nil {
+		memory := Memory(name, data[:min(len(data), HeadBytes)], -1)
+		if memory < 0 || memory > MaxMemory(name) {
+			t.Errorf("Memory says %d", memory)
+		}
+		checkReader(t, name, data)
+	})
+}
+
+// checkReader reads data, which may be anything, and compares the result with that of others.
+func checkReader(t *testing.T, name string, data []byte) {
+	const limit = 1 << 20
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	got, err := readSome(NewReader(name, bytes.NewReader(data)))
+	runtime.ReadMemStats(&after)
+	// The dictionaries of all blocks of xz, or one window of the others and the output.
+	if took := after.TotalAlloc - before.TotalAlloc; took > 2<<30 || name != Xz && took > 400<<20 {
+		t.Errorf("%d MiB were allocated", took>>20)
+	}
+	if err != nil || len(got) == limit {
+		return
+	}
+	// The decoders themselves, without what bounds and checks them here.
+	var plain io.Reader
+	switch name {
+	case Bzip2:
+		plain = bzip2.NewReader(bytes.NewReader(data))
+	case Xz:
+		plain, err = xz.NewReader(bytes.NewReader(data))
+	case Zstd:
+		var d *zstd.Decoder
+		if d, err = zstd.NewReader(bytes.NewReader(data), zstd.WithDecoderConcurrency(1)); err == nil {
+			defer d.Close()
+		}
+		plain = d
+	default:
+		return
+	}
+	if err != nil {
+		t.Fatalf("a plain decoder: %v", err)
+	}
+	if want, err := io.ReadAll(plain); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("%d bytes, a plain decoder gives %d: %v", len(got), len(want), err)
+	}
+}
+
+// readSome reads up to a mebibyte.
+func readSome(z io.ReadCloser, err error) ([]byte, error) {
+	if err != nil {
+		return nil, err
+	}
+	defer z.Close()
+	return io.ReadAll(io.LimitReader(z, 1<<20))
+}
+
+// FuzzXzFile makes xz files whose checksums are right, of blocks that are anything. Each byte of plan is one: the lower six
+// bits are the code of its dictionary, the next says that its chunk is made of what is next in chunks, not of plain data,
+// and the last ends the stream after it.
+func FuzzXzFile(f *testing.F) {
+	f.Add([]byte{smallDict, 1, 0x80 | 2}, []byte(nil), []byte(nil))
+	f.Add([]byte{0x80 | smallDict, hugeDict}, []byte(nil), []byte(nil))
+	f.Add([]byte{0x80 | smallDict, hugeDict}, []byte(nil), []byte{0x81, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0})
+	f.Add([]byte{0x40 | smallDict, hugeDict}, []byte{0xe0, 0, 3, 0, 20, 93, 0, 48, 0, 0, 0, 0, 0, 0}, []byte(nil))
+	f.Add([]byte{0x40, 0x40}, []byte{0xe0, 0, 0, 0, 4, 134, 0, 0, 0, 0, 0, 0}, []byte(nil))
+	f.Fuzz(func(t *testing.T, plan, chunks, count []byte) {
+		if len(plan) > 100 || len(chunks) > 1<<16 {
 			return
 		}
-		defer z.Close()
-		const limit = 1 << 20
-		got, err := io.ReadAll(io.LimitReader(z, limit))
-		if name == Bzip2 && err == nil && len(got) < limit {
-			// The one decoder from elsewhere that is here twice, with our wrapping and without.
-			want, err := io.ReadAll(bzip2.NewReader(bytes.NewReader(data)))
-			if err != nil || !bytes.Equal(got, want) {
-				t.Errorf("differs: %v", err)
+		file := new(xzFile).stream()
+		for i, p := range plan {
+			if i > 0 && plan[i-1]&0x80 != 0 {
+				file.stream()
+			}
+			if p&0x40 != 0 {
+				n := min(len(chunks), 64)
+				file.block(p&0x3f, 0, chunks[:n])
+				chunks = chunks[n:]
+			} else {
+				file.block(p&0x3f, 9, plainChunk("some data"))
+			}
+			if p&0x80 != 0 {
+				if len(count) == 0 || i == len(plan)-1 {
+					file.end(nil)
+				} else {
+					file.end(count)
+				}
 			}
 		}
+		checkReader(t, Xz, file.Bytes())
 	})
 }

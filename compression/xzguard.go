@@ -2,6 +2,7 @@ package compression
 
 import (
 	"bufio"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -10,18 +11,28 @@ import (
 // minXzDict is the smallest dictionary that the xz package takes; a stream that asks for more gets it.
 const minXzDict = 1 << 12
 
+// The dictionaries of all blocks of a file may have xzMostIdle bytes, and xzIdleShare times as many as the data. Programs
+// make blocks of a third of a dictionary or more, but for the last.
+const (
+	xzMostIdle  = 1 << 30
+	xzIdleShare = 64
+)
+
+var errXz = errors.New("xz: not a well-formed file")
+
 // ErrTooLarge is a stream whose dictionary is larger than we give it.
 var ErrTooLarge = errors.New("compression: dictionary too large")
 
-// xzGuard passes an xz file through to the decoder and follows its structure, for two things the decoder does not do:
-// refuse a dictionary above a limit before it is allocated, and tell an end in mid-stream, which at the start of a
-// block would look like a good one. What it does not understand it leaves to the decoder, which refuses it.
+// xzGuard passes an xz file through to the decoder and follows its structure, for what the decoder does not do: refuse a
+// dictionary above a limit before it is allocated, and tables that xz doesn't allow; and report an end in mid-stream, which
+// at the start of a block would look like a good one. It refuses what it does not understand, as the decoder might
+// understand it, and then nothing would bound what follows.
 //
 // The structure is that of the xz file format 1.2, chapters 2 to 4, and of LZMA2's chunks.
 type xzGuard struct {
 	r *bufio.Reader
-	// maxDict is the largest dictionary to allow, in bytes.
-	maxDict int64
+	// allow is asked before a dictionary of so many bytes is allocated.
+	allow func(dict int64) bool
 
 	skip int64                // bytes to pass without looking at them
 	want int                  // bytes that step needs; 0 stands for 1
@@ -32,7 +43,9 @@ type xzGuard struct {
 	checkBytes int64 // of the check after each block
 	numbers    uint64
 	indexBytes int64
-	lost       bool // the structure is not understood any more
+	data       int64 // bytes of data that the decoder has not given of the chunk yet
+	allocated  int64 // for dictionaries: the decoder makes one for each block
+	decoded    int64 // bytes of data in all
 	err        error
 }
 
@@ -73,7 +86,7 @@ func (g *xzGuard) ReadByte() (byte, error) {
 }
 
 func (g *xzGuard) note(err error) error {
-	if err == io.EOF && !g.lost && (g.step != nil || len(g.buf) > 0) {
+	if err == io.EOF && (g.step != nil || len(g.buf) > 0) {
 		err = io.ErrUnexpectedEOF
 	}
 	if g.err == nil {
@@ -83,9 +96,6 @@ func (g *xzGuard) note(err error) error {
 }
 
 func (g *xzGuard) see(c byte) {
-	if g.lost {
-		return
-	}
 	g.buf = append(g.buf, c)
 	if len(g.buf) < g.want {
 		return
@@ -136,11 +146,14 @@ func (g *xzGuard) blockSize() error {
 func (g *xzGuard) blockHeader() error {
 	size, ok := xzBlockDict(g.buf)
 	if !ok {
-		g.lost = true
 		return errors.New("xz: filters other than LZMA2 are not supported")
 	}
-	if size > g.maxDict {
-		return fmt.Errorf("%w: the xz block asks for %d bytes, %d are allowed", ErrTooLarge, size, g.maxDict)
+	if !g.allow(max(size, minXzDict)) {
+		return fmt.Errorf("%w: the xz block asks for %d bytes", ErrTooLarge, size)
+	}
+	// Else a file of nothing but tiny blocks keeps a processor busy for minutes a megabyte, clearing memory.
+	if g.allocated += size; g.allocated > xzMostIdle && g.allocated/xzIdleShare > g.decoded {
+		return fmt.Errorf("%w: the xz file has dictionaries of %d bytes for %d bytes of data", ErrTooLarge, g.allocated, g.decoded)
 	}
 	g.blockBytes = 0
 	return g.expect(0, 1, (*xzGuard).chunkControl)
@@ -148,7 +161,13 @@ func (g *xzGuard) blockHeader() error {
 
 // chunkControl sees the first byte of an LZMA2 chunk.
 func (g *xzGuard) chunkControl() error {
-	switch c := g.buf[0]; {
+	c := g.buf[0]
+	if c >= 0x80 {
+		g.data = int64(c&0x1f) << 16
+	} else {
+		g.data = 0
+	}
+	switch {
 	case c == 0:
 		g.blockBytes++
 		padding := -g.blockBytes & 3
@@ -156,25 +175,30 @@ func (g *xzGuard) chunkControl() error {
 	case c <= 2:
 		return g.expect(0, 2, (*xzGuard).chunkUncompressed)
 	case c < 0x80:
-		g.lost = true
-		return nil
+		return errXz
 	case c < 0xC0:
-		return g.expect(2, 2, (*xzGuard).chunkCompressed)
+		return g.expect(0, 4, (*xzGuard).chunkCompressed)
 	default:
-		return g.expect(2, 3, (*xzGuard).chunkCompressed)
+		return g.expect(0, 5, (*xzGuard).chunkCompressed)
 	}
 }
 
 func (g *xzGuard) chunkUncompressed() error {
-	n := int64(g.buf[0])<<8 + int64(g.buf[1]) + 1
-	g.blockBytes += 3 + n
-	return g.expect(n, 1, (*xzGuard).chunkControl)
+	g.data = int64(binary.BigEndian.Uint16(g.buf)) + 1
+	g.blockBytes += 3 + g.data
+	return g.expect(g.data, 1, (*xzGuard).chunkControl)
 }
 
-// chunkCompressed sees the compressed size of a chunk, and its new properties if it has any.
+// chunkCompressed sees the sizes of a chunk, and its new properties if it has any.
 func (g *xzGuard) chunkCompressed() error {
-	n := int64(g.buf[0])<<8 + int64(g.buf[1]) + 1
-	g.blockBytes += 3 + int64(len(g.buf)) + n
+	g.data += int64(binary.BigEndian.Uint16(g.buf)) + 1
+	n := int64(binary.BigEndian.Uint16(g.buf[2:])) + 1
+	if len(g.buf) > 4 {
+		if lc, lp := g.buf[4]%9, g.buf[4]/9%5; lc+lp > 4 {
+			return errXz
+		}
+	}
+	g.blockBytes += 1 + int64(len(g.buf)) + n
 	return g.expect(n, 1, (*xzGuard).chunkControl)
 }
 
@@ -184,7 +208,7 @@ func (g *xzGuard) indexCount() error {
 	g.indexBytes++
 	if g.buf[0]&0x80 != 0 {
 		if g.indexBytes > 9 {
-			g.lost = true
+			return errXz
 		}
 		return nil
 	}
@@ -216,8 +240,21 @@ type guarded struct {
 	guard *xzGuard
 }
 
+// Read has the decoder read no further than to the end of a chunk's data. By then it must have read all of the chunk, or it
+// would take what is left for the next chunk, of which the guard knows nothing.
 func (x *guarded) Read(p []byte) (int, error) {
+	if g := x.guard; len(p) > 0 && g.data <= 0 {
+		if g.skip > 0 && g.err == nil {
+			g.err = errXz
+			return 0, g.err
+		}
+		p = p[:1] // of the next chunk
+	} else {
+		p = p[:min(int64(len(p)), max(g.data, 0))]
+	}
 	n, err := x.Reader.Read(p)
+	x.guard.data -= int64(n)
+	x.guard.decoded += int64(n)
 	if g := x.guard.err; err != nil && g != nil && g != io.EOF {
 		err = g
 	}

@@ -1,7 +1,6 @@
 package compression
 
 import (
-	"bufio"
 	"runtime"
 
 	"github.com/klauspost/compress/zstd"
@@ -10,8 +9,6 @@ import (
 const (
 	// maxPooledWindow is the largest window, in bytes, that an idle decoder may keep: that of zstd -19.
 	maxPooledWindow = 8 << 20
-	// headerBytes is the longest header of a zstd frame with its magic number (RFC 8878, 3.1.1.1).
-	headerBytes = 18
 )
 
 // poolSize is how many idle zstd decoders are kept. One for each core serves all that can make progress at once.
@@ -20,36 +17,27 @@ var poolSize = min(runtime.GOMAXPROCS(0), 16)
 // zstdPool holds idle decoders, which are costly to make: tables of some hundred KiB, and the window.
 var zstdPool = make(chan *zstd.Decoder, poolSize)
 
-// newZstdReader returns a reader that refuses windows above maxWindow bytes.
-func newZstdReader(in *bufio.Reader, maxWindow int64) (*reader, error) {
-	limit := zstd.WithDecoderMaxWindow(uint64(max(maxWindow, zstd.MinWindowSize)))
-	// A frame that is a single segment has no window, but is held as a whole.
-	limitFrame := zstd.WithDecoderMaxMemory(uint64(max(maxWindow, zstd.MinWindowSize)))
-	// Only the first frame is looked at: programs write files of one.
-	keep := true
-	var h zstd.Header
-	if b, _ := in.Peek(headerBytes); h.Decode(b) == nil {
-		// A frame that is a single segment has no window size: the data are the window.
-		keep = !h.SingleSegment && h.WindowSize <= maxPooledWindow ||
-			h.SingleSegment && h.FrameContentSize <= maxPooledWindow
-	}
+// newZstdReader returns a reader of what the guard passes on.
+func newZstdReader(in *zstdGuard) (*reader, error) {
 	var d *zstd.Decoder
 	select {
 	case d = <-zstdPool:
-		if err := d.ResetWithOptions(in, limit, limitFrame); err != nil {
+		if err := d.Reset(in); err != nil {
 			d.Close()
-			return nil, err
+			return nil, in.because(err)
 		}
 	default:
 		var err error
-		d, err = zstd.NewReader(in, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), limit, limitFrame)
+		// A frame that is a single segment has no window, but is held as a whole.
+		d, err = zstd.NewReader(in, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
+			zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderMaxMemory(maxWindow))
 		if err != nil {
-			return nil, err
+			return nil, in.because(err)
 		}
 	}
-	z := &reader{src: d}
+	z := &reader{src: &zstdGuarded{d, in}}
 	z.release = func() {
-		if keep && d.Reset(nil) == nil {
+		if in.largest <= maxPooledWindow && d.Reset(nil) == nil {
 			select {
 			case zstdPool <- d:
 				return

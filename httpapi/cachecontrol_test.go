@@ -174,7 +174,7 @@ func TestCacheControlOfFailures(t *testing.T) {
 	unopened.open = failingOpen(errBroken)
 	d := dial(t, start(t, unopened, opts).address)
 	full := startWith(t, m.items(t), opts, func(s *Server) {
-		s.decoders = newDecoders(1, 2*copyPiece)
+		s.decoders = decodersWithin(1, 2*copyPiece)
 		s.decoderWait = time.Millisecond
 	})
 	if _, err := full.decoders.take(t.Context(), 2*copyPiece); err != nil {

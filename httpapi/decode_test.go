@@ -236,7 +236,7 @@ func TestTooManyDecoders(t *testing.T) {
 	t.Parallel()
 	m := make1(t, "source", "content", "gzip")
 	server := startWith(t, m.items(t), options(), func(s *Server) {
-		s.decoders = newDecoders(1, 2*copyPiece)
+		s.decoders = decodersWithin(1, 2*copyPiece)
 		s.decoderWait = 50 * time.Millisecond
 	})
 	release, err := server.decoders.take(t.Context(), 2*copyPiece)

@@ -115,10 +115,10 @@ func (d *decoders) tryReserve(z *decoder, piece int64, own *claim) (wait time.Du
 	if overtaken == own {
 		overtaken = nil
 	}
-	if d.pieces+piece > d.budget {
+	if d.pieces+piece > d.forClients() {
 		return time.Hour, false // until another is closed
 	}
-	for !d.fits(z.memory, piece, overtaken) {
+	for !d.tryTake(z.memory, piece, overtaken) {
 		first := d.idle.Front()
 		if first == nil {
 			return time.Hour, false // until another is idle or closed
@@ -143,19 +143,23 @@ func (d *decoders) tryReserve(z *decoder, piece int64, own *claim) (wait time.Du
 	return 0, true
 }
 
-// fits reports whether a decompressor and a piece fit into the budget, beside the claim
-// that they would overtake, if any. The caller holds mu.
-func (d *decoders) fits(memory, piece int64, c *claim) bool {
-	if c != nil && c.memory+c.overtaken+d.pieces+memory+piece > d.budget {
+// tryTake reserves memory for a decompressor and a piece if they fit into the budget, beside
+// the claim that they would overtake, if any. The caller holds mu.
+func (d *decoders) tryTake(memory, piece int64, c *claim) bool {
+	if c != nil && c.memory+c.overtaken+d.pieces+memory+piece > d.forClients() {
 		return false
 	}
-	return d.used == 0 || d.used+d.pieces+memory+piece <= d.budget
+	return d.budget.Reserve(memory+piece, d.used == 0)
 }
+
+// forClients is what background work leaves of the budget.
+func (d *decoders) forClients() int64 { return d.budget.Total() - d.budget.Background() }
 
 // free gives back the memory of a decompressor. The caller holds mu, and wakes the
 // queues.
 func (d *decoders) free(z *decoder) {
 	d.used -= z.memory
+	d.budget.Release(z.memory)
 	if z.overtook != nil {
 		z.overtook.overtaken -= z.memory
 		z.overtook = nil
@@ -174,6 +178,7 @@ func (d *decoders) release(z *decoder) {
 func (d *decoders) releasePiece() {
 	d.mu.Lock()
 	d.pieces -= copyPiece
+	d.budget.Release(copyPiece)
 	d.mu.Unlock()
 	d.wake()
 }

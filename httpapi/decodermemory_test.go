@@ -3,11 +3,14 @@ package httpapi
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"nar-herder/compression"
 )
 
 // newWith opens a decoder with so many pieces of memory, or fails within the usual time.
@@ -62,7 +65,7 @@ func resumeSuspended(t *testing.T, d *decoders, p *plainly) (resumed *decoder, r
 // that needs less.
 func TestDecodersRestartWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d := newDecoders(2, 10*copyPiece)
+		d := decodersWithin(2, 10*copyPiece)
 		var p plainly
 		resumed, read, stop := resumeSuspended(t, d, &p)
 		time.Sleep(time.Minute)
@@ -92,7 +95,7 @@ func TestDecodersRestartWaits(t *testing.T) {
 // refuse one of them.
 func TestDecodersRestartNotStarved(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d := newDecoders(2, 10*copyPiece)
+		d := decodersWithin(2, 10*copyPiece)
 		var p plainly
 		resumed, read, stop := resumeSuspended(t, d, &p)
 		ctx, cancel := context.WithCancel(t.Context())
@@ -132,6 +135,51 @@ func TestDecodersRestartNotStarved(t *testing.T) {
 		resumed.Close()
 		if d.left() != 0 || p.open.Load() != 0 {
 			t.Errorf("%d bytes, %d decompressors are left", d.left(), p.open.Load())
+		}
+	})
+}
+
+// TestDecodersShareBudget: a client waits for memory that background work has, and gets it when that is done, or is refused
+// after a while.
+func TestDecodersShareBudget(t *testing.T) {
+	var packed bytes.Buffer
+	w, err := compression.NewWriter("lzip", 0, &packed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		budget := compression.NewBudget(10 * copyPiece)
+		d := newDecoders(2, budget)
+		var p plainly
+		first, err := p.newWith(t, d, 1, make([]byte, 1<<20))
+		if err != nil {
+			t.Fatal(err)
+		}
+		stop := keepReading(t, first)
+		background, err := budget.NewReader(t.Context(), "lzip", bytes.NewReader(packed.Bytes()), -1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		left := budget.Total() - budget.Background() - d.memory()
+		if left >= 10*copyPiece {
+			t.Fatal("nothing is reserved")
+		}
+		fitting := left/copyPiece + 1 // with a piece, it fits without the background work alone
+		if _, err := p.newWith(t, d, fitting, nil); !errors.Is(err, errTooManyDecoders) {
+			t.Errorf("beside background work: %v", err)
+		}
+		time.AfterFunc(decoderWait/2, func() { background.Close() })
+		if z, err := p.newWith(t, d, fitting, nil); err != nil {
+			t.Errorf("after background work: %v", err)
+		} else {
+			z.Close()
+		}
+		stop()
+		if d.left() != 0 || budget.Background() != 0 {
+			t.Errorf("%d and %d bytes are left", d.left(), budget.Background())
 		}
 	})
 }

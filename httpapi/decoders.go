@@ -21,7 +21,7 @@ const (
 	// slowAfter is how long a client leaves its decoder idle before the
 	// decoder's memory may be given to another.
 	slowAfter = time.Second
-	// usualDecoderMemory is the budget without [Options.DecoderMemory].
+	// usualDecoderMemory is the budget without [Options.Decoders].
 	usualDecoderMemory = 512 << 20
 )
 
@@ -45,7 +45,7 @@ type decoders struct {
 	// requests is the queue of new decoders for memory, and restarting that of
 	// suspended ones, which wait without a deadline.
 	requests, restarting memoryQueue
-	budget               int64 // in bytes
+	budget               *compression.Budget
 	// slowAfter is the constant but in tests.
 	slowAfter time.Duration
 
@@ -58,14 +58,16 @@ type decoders struct {
 	restarted atomic.Int64
 }
 
-func newDecoders(processors int, budget int64) *decoders {
-	if budget <= 0 {
-		budget = usualDecoderMemory
+func newDecoders(processors int, budget *compression.Budget) *decoders {
+	if budget == nil {
+		budget = compression.NewBudget(usualDecoderMemory)
 	}
-	return &decoders{
+	d := &decoders{
 		turns: make(chan struct{}, processors), restarts: make(chan struct{}, max(1, processors/2)),
 		requests: newMemoryQueue(), restarting: newMemoryQueue(), budget: budget, slowAfter: slowAfter,
 	}
+	budget.Notify(d.wake)
+	return d
 }
 
 // compressedFile is what a decoder reads.

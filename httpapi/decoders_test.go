@@ -19,6 +19,11 @@ import (
 	"nar-herder/storage"
 )
 
+// decodersWithin makes decoders that have a budget for themselves.
+func decodersWithin(processors int, bytes int64) *decoders {
+	return newDecoders(processors, compression.NewBudget(bytes))
+}
+
 // left is zero once all decoders have given back what they had.
 func (d *decoders) left() int64 { return d.memory() }
 
@@ -101,7 +106,7 @@ func randomContent(n int) []byte {
 func TestDecodersSuspended(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const clients, fit = 30, 4 // all are open before the first has waited for decoderWait
-		d := newDecoders(2, fit*decompressorMemory+clients*copyPiece)
+		d := decodersWithin(2, fit*decompressorMemory+clients*copyPiece)
 		var p plainly
 		content := randomContent(100_000)
 		var all sync.WaitGroup
@@ -117,8 +122,8 @@ func TestDecodersSuspended(t *testing.T) {
 				for piece := make([]byte, 10_000); ; {
 					k, err := io.ReadFull(z, piece)
 					got = append(got, piece[:k]...)
-					if d.memory() > d.budget {
-						t.Errorf("%d bytes are taken of %d", d.memory(), d.budget)
+					if d.memory() > d.budget.Total() {
+						t.Errorf("%d bytes are taken of %d", d.memory(), d.budget.Total())
 					}
 					if err == io.EOF {
 						break
@@ -150,7 +155,7 @@ func TestDecodersSuspended(t *testing.T) {
 // until one of them is slow or done.
 func TestDecodersBusy(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d := newDecoders(2, 2*decompressorMemory+10*copyPiece)
+		d := decodersWithin(2, 2*decompressorMemory+10*copyPiece)
 		var p plainly
 		var busy [2]*decoder
 		for i := range busy {
@@ -210,7 +215,7 @@ func TestDecodersBusy(t *testing.T) {
 // decoders.
 func TestDecodersPieces(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d := newDecoders(2, 3*copyPiece)
+		d := decodersWithin(2, 3*copyPiece)
 		var p plainly
 		var open []*decoder
 		for range 3 {
@@ -240,7 +245,7 @@ func TestDecodersPieces(t *testing.T) {
 // TestDecodersHangingFile: a decoder that waits for compressed bytes has no turn.
 func TestDecodersHangingFile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d := newDecoders(1, 1<<30)
+		d := decodersWithin(1, 1<<30)
 		var p plainly
 		hanging, write := io.Pipe()
 		slow, err := d.new(t.Context(), t.Context(), "none", readerFile{hanging}, decompressorMemory, p.decompress)
@@ -279,7 +284,7 @@ func (f readerFile) Suspend() io.Closer         { return nil }
 func TestDecodersEnlarged(t *testing.T) {
 	first, second := randomContent(1000), randomContent(1<<20)
 	packed := append([]byte(compress(t, "zstd", first)), compress(t, "zstd", second)...)
-	d := newDecoders(1, 256<<20)
+	d := decodersWithin(1, 256<<20)
 	memory := compression.Memory("zstd", packed, -1)
 	if memory >= compression.MaxMemory("zstd") {
 		t.Fatalf("%d bytes for the first", memory)
@@ -336,7 +341,7 @@ func TestSuspendedClients(t *testing.T) {
 			t.Run(how+" "+name, func(t *testing.T) {
 				t.Parallel()
 				server := startOn(t, items, options(), smallSockets{listenTCP(t)}, func(s *Server) {
-					s.decoders = newDecoders(2, clientCount*copyPiece+2*compression.Memory(how, m.file[:compression.HeadBytes], m.narSize))
+					s.decoders = decodersWithin(2, clientCount*copyPiece+2*compression.Memory(how, m.file[:compression.HeadBytes], m.narSize))
 					s.decoders.slowAfter = 0
 				})
 				clients, answers := make([]*client, clientCount), make([]*http.Response, clientCount)
@@ -380,7 +385,7 @@ func TestNotRestarted(t *testing.T) {
 		return open(item, n, offset, length)
 	}
 	server := startOn(t, items, options(), smallSockets{listenTCP(t)}, func(s *Server) {
-		s.decoders = newDecoders(2, 10*copyPiece)
+		s.decoders = decodersWithin(2, 10*copyPiece)
 		s.decoders.slowAfter = 0
 	})
 	c := connectSmall(t, server.listener)

@@ -54,7 +54,7 @@ func TestDecodersLargerStream(t *testing.T) {
 					if memory >= 2<<20 {
 						t.Fatalf("%d bytes for the first stream", memory)
 					}
-					d := newDecoders(1, 256<<20)
+					d := decodersWithin(1, 256<<20)
 					d.slowAfter = 0
 					z, err := d.new(t.Context(), t.Context(), how, &memoryFile{content: packed}, memory, compression.NewReaderWithin)
 					if err != nil {
@@ -96,7 +96,7 @@ func suspendAll(t *testing.T, d *decoders) {
 	d.mu.Lock()
 	pieces := d.pieces
 	d.mu.Unlock()
-	release, err := d.take(t.Context(), d.budget-pieces)
+	release, err := d.take(t.Context(), d.budget.Total()-pieces)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -79,7 +79,8 @@ func FuzzRequest(f *testing.F) {
 	}
 	for _, raw := range []string{
 		"", "\r\n", "GET / HTTP/1.1\r\n", "GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", "\x16\x03\x01", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-		request("GET", "/", "Accept: text/html"), request("GET", "/metrics"), request("GET", "/health"), request("GET", "http://x/../%2e"),
+		request("POST", "/", "Content-Length: 60000"), request("GET", "/", "Expect: 100-continue", "Transfer-Encoding: chunked"), request("GET", "/stored-nars/"+nobody+","+packed.path.Hash.String()),
+		request("GET", "/", "X-Forwarded-For: 192.0.2.1, [::1]:80"), request("GET", "/", "Accept: text/html"), request("GET", "/metrics"), request("GET", "/health"), request("GET", "http://x/../%2e"),
 		request("POST", "/", "Expect: 100-continue", "Content-Length: 3") + "abc", request("PUT", "*", "Transfer-Encoding: chunked") + "3\r\nabc\r\n0\r\n\r\n",
 		request("GET", "/nix-cache-info", "Content-Length: 5") + "hello" + request("GET", "/%zz"), request("HEAD", "/nar/x", "Content-Length: x"),
 		strings.Repeat(request("GET", "/"+nobody+".narinfo"), 20), request("GET", "/"+strings.Repeat("a", 9000)), request("CONNECT", "x:1"),

@@ -56,7 +56,8 @@ func newMetrics(s *Server) *metrics {
 	gauge("narherder_change_streams", "Instances that follow the changes here.", func() float64 { return float64(s.streams.Load()) })
 	gauge("narherder_decoders", "Nars that are being decompressed for clients.", func() float64 { return float64(s.decoders.open()) })
 	gauge("narherder_decoder_memory_bytes", "Memory reserved for them.", func() float64 { return float64(s.decoders.memory()) })
-	gauge("narherder_decoder_memory_limit_bytes", "Memory that may be reserved for them.", func() float64 { return float64(s.decoders.budget) })
+	gauge("narherder_decoder_memory_limit_bytes", "Memory that may be reserved for them and background work together.", func() float64 { return float64(s.decoders.budget.Total()) })
+	gauge("narherder_decoder_background_memory_bytes", "Memory of the same limit that is reserved for decompressing by mirroring, cached compressions and removal.", func() float64 { return float64(s.decoders.budget.Background()) })
 	m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
 		Name: "narherder_decoder_restarts_total", Help: "Nars of slow clients that were decompressed again from the start, as others needed the memory meanwhile.",
 	}, func() float64 { return float64(s.decoders.restarted.Load()) }))

@@ -95,6 +95,10 @@ func (s *Server) dispatch(ctx *fasthttp.RequestCtx) route {
 		s.fail(ctx, fasthttp.StatusMethodNotAllowed, "only GET and HEAD are answered here")
 		return routeOther
 	}
+	if hasBody(ctx) {
+		s.fail(ctx, fasthttp.StatusRequestEntityTooLarge, "requests have no body here")
+		return routeOther
+	}
 	// What a farm's server is asked nearly all of the time.
 	if len(path) == narinfoPathLen && string(path[len(path)-len(narinfoSuffix):]) == narinfoSuffix {
 		if hash, err := narinfo.ParsePathHash(path[1 : 1+narinfo.PathHashLen]); err == nil {
@@ -267,8 +271,6 @@ func answerBadRequest(ctx *fasthttp.RequestCtx, err error) {
 		message = "the request has no Host header, or an empty one"
 	case errors.Is(err, errBareLines):
 		message = errBareLines.Error()
-	case errors.Is(err, fasthttp.ErrBodyTooLarge):
-		status, message = fasthttp.StatusRequestEntityTooLarge, "requests have no body here"
 	case errors.As(err, &netErr) && netErr.Timeout():
 		status, message = fasthttp.StatusRequestTimeout, "the request took too long to arrive"
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/valyala/fasthttp"
 
+	"nar-herder/compression"
 	"nar-herder/narinfo"
 	"nar-herder/storage"
 	"nar-herder/storage/checksums"
@@ -166,9 +167,8 @@ type Options struct {
 	// with a [compression.ErrTooLarge] when it needs more; see
 	// [compression.NewReaderWithin].
 	Decompress func(name string, r io.Reader, memory int64) (io.ReadCloser, error)
-	// DecoderMemory is what all nars together may take that are decompressed for
-	// clients, in bytes; 0 for 512 MiB.
-	DecoderMemory int64
+	// Decoders is the memory for that, which background work may share; nil for 512 MiB.
+	Decoders *compression.Budget
 
 	// TTL is what narinfos advertise, and NewTTL where it is set instead;
 	// NegativeTTL is for items that are not known. Nil advertises nothing.
@@ -219,9 +219,6 @@ const (
 	readBuffer = 8 << 10
 	// writeBuffer gathers pipelined answers into one write.
 	writeBuffer = 16 << 10
-	// maxBody is how much of a request's body is read and thrown away; none
-	// of our requests has one.
-	maxBody = 64 << 10
 
 	// shutdownGrace is for answers in flight once the server is told to stop.
 	// A supervisor kills after about five seconds; a cut download is resumed
@@ -279,7 +276,7 @@ func New(items Items, options Options) *Server {
 		answers: newCache(options.AnswerCache, func(a madeAnswer) int64 { return int64(cap(a.body)) }),
 		// A parsed narinfo takes about as much again as its text.
 		nars:        newCache(options.AnswerCache/8, func(n *nars) int64 { return 2*int64(cap(n.Text)) + 1000 }),
-		decoders:    newDecoders(runtime.GOMAXPROCS(0), options.DecoderMemory),
+		decoders:    newDecoders(runtime.GOMAXPROCS(0), options.Decoders),
 		decoderWait: decoderWait, progressTimeout: progressTimeout, shutdownGrace: shutdownGrace, quietTime: quietTime,
 	}
 	if s.log == nil {
@@ -308,7 +305,7 @@ func newEngine(handle fasthttp.RequestHandler, fail func(*fasthttp.RequestCtx, e
 		IdleTimeout:           idleTimeout,
 		ReadBufferSize:        readBuffer,
 		WriteBufferSize:       writeBuffer,
-		MaxRequestBodySize:    maxBody,
+		HeaderReceived:        dropBody,
 		LazyRequestTime:       true,
 		// It logs what clients do wrong, which is theirs to know.
 		Logger:                        discardLogger{},

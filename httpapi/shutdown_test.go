@@ -118,7 +118,7 @@ func TestStopWaitsForMemory(t *testing.T) {
 		inUse.Add(1)
 		return item(hash)
 	}
-	s := startWith(t, items, options(), func(s *Server) { s.decoders = newDecoders(1, 2*copyPiece) })
+	s := startWith(t, items, options(), func(s *Server) { s.decoders = decodersWithin(1, 2*copyPiece) })
 	if _, err := s.decoders.take(t.Context(), 2*copyPiece); err != nil {
 		t.Fatal(err)
 	}

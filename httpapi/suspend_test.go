@@ -58,7 +58,7 @@ func TestSuspendClosesFile(t *testing.T) {
 	t.Parallel()
 	content := randomContent(1 << 20)
 	file := &remoteFile{content: compress(t, "gzip", content)}
-	d := newDecoders(2, 10*copyPiece)
+	d := decodersWithin(2, 10*copyPiece)
 	d.slowAfter = 0
 	z := file.decoder(t, d)
 	got := make([]byte, 1000)
@@ -109,7 +109,7 @@ func TestMemoryBeforeFile(t *testing.T) {
 		return open(offset, length)
 	}
 	server := startWith(t, items, options(), func(s *Server) {
-		s.decoders = newDecoders(1, 2*copyPiece)
+		s.decoders = decodersWithin(1, 2*copyPiece)
 		s.decoderWait = 2 * patience
 	})
 	release, err := server.decoders.take(t.Context(), 2*copyPiece)
@@ -170,7 +170,7 @@ func TestSuspendedRetries(t *testing.T) {
 		}, 2, storage.ErrNotStored},
 	} {
 		file := &remoteFile{content: packed, reader: test.reader}
-		d := newDecoders(2, 10*copyPiece)
+		d := decodersWithin(2, 10*copyPiece)
 		d.slowAfter = 0
 		z := file.decoder(t, d)
 		got := make([]byte, 500_000)

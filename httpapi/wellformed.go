@@ -25,6 +25,30 @@ func (s *Server) refuse(ctx *fasthttp.RequestCtx) bool {
 	return true
 }
 
+// hadBody is a field that is added to the head of a request with a body. The engine
+// refuses fields of clients with such a name.
+var hadBody = []byte("\x00body")
+
+// dropBody is called with the head of each request. It hides the body from the engine,
+// which would reserve as much memory as the head announces and then wait for the body.
+// None of our requests has one. The connection is closed after the answer, as what
+// follows on it can't be read as requests.
+func dropBody(header *fasthttp.RequestHeader) (config fasthttp.RequestConfig) {
+	if n := header.ContentLength(); n > 0 || n == -1 { // which stands for chunks
+		header.SetContentLength(0)
+		header.Del(fasthttp.HeaderExpect)
+		header.SetConnectionClose()
+		header.SetCanonical(hadBody, []byte("1"))
+	}
+	return config
+}
+
+// hasBody reports whether dropBody has hidden a body.
+func hasBody(ctx *fasthttp.RequestCtx) bool {
+	header := &ctx.Request.Header
+	return header.ConnectionClose() && header.PeekCanonical(hadBody) != nil
+}
+
 // hasAuthority reports whether a target that is a whole URL names a host, as RFC 9110,
 // section 4.2.1, demands. Targets of other forms are not for GET.
 func hasAuthority(target []byte) bool {

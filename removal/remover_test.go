@@ -727,7 +727,7 @@ func TestResolvesReplacements(t *testing.T) {
 		return errors.Join(tx.SetStored(hashNumber(1), 0, nil), tx.SetSetting(name, c.now().Add(-time.Hour).Format(time.RFC3339)+" x"))
 	})
 	r := i.remover(-1, nil)
-	r.options.Decode = func(string, io.Reader) (io.ReadCloser, error) {
+	r.options.Decode = func(context.Context, string, io.Reader, int64) (io.ReadCloser, error) {
 		return io.NopCloser(strings.NewReader("another nar")), nil
 	}
 	round(t, r)

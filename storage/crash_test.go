@@ -358,7 +358,7 @@ func decodeFakes(op operation) storage.Decoder {
 			nars[file.content] = f.nar
 		}
 	}
-	return func(_ string, from io.Reader) (io.ReadCloser, error) {
+	return func(_ context.Context, _ string, from io.Reader, _ int64) (io.ReadCloser, error) {
 		content, err := io.ReadAll(from)
 		if err != nil {
 			return nil, err

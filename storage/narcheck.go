@@ -11,10 +11,12 @@ import (
 	"nar-herder/narinfo"
 )
 
-// Decoder returns the decompressed bytes of what a narinfo calls a compression.
+// Decoder returns the decompressed bytes of what a narinfo calls a compression. size
+// is how many there should be, -1 when that is not known. It may wait for memory until
+// the context ends; its readers hold that until they are closed.
 // Its readers check what the format has checksums of, and that nothing follows.
 // An error that is [ErrUnreadable] says nothing about the bytes.
-type Decoder func(compression string, compressed io.Reader) (io.ReadCloser, error)
+type Decoder func(ctx context.Context, compression string, compressed io.Reader, size int64) (io.ReadCloser, error)
 
 var (
 	// ErrUnreadable says that this program can't read a file that may be good,
@@ -34,7 +36,7 @@ const copyBuffer = 256 << 10
 func CheckNar(ctx context.Context, n *narinfo.Narinfo, file int, from io.Reader, decode Decoder) error {
 	source := &remembering{r: from}
 	sum := NewNarSum(ctx, n)
-	reader, err := decode(n.Files[file].Compression, source)
+	reader, err := decode(ctx, n.Files[file].Compression, source, n.NarSize)
 	if err == nil {
 		defer reader.Close()
 		// The struct hides methods with which a copy would go past the sum.

@@ -15,7 +15,9 @@ import (
 )
 
 // plainly reads nars without compression, whatever they say.
-func plainly(_ string, r io.Reader) (io.ReadCloser, error) { return io.NopCloser(r), nil }
+func plainly(_ context.Context, _ string, r io.Reader, _ int64) (io.ReadCloser, error) {
+	return io.NopCloser(r), nil
+}
 
 // addRows adds the narinfos of items, without their nars.
 func addRows(t testing.TB, p place, items ...fake) {

@@ -22,7 +22,7 @@ import (
 )
 
 // decode is a storage.Decoder.
-func decode(kind string, compressed io.Reader) (io.ReadCloser, error) {
+func decode(_ context.Context, kind string, compressed io.Reader, _ int64) (io.ReadCloser, error) {
 	reader, err := compression.NewReader(kind, compressed)
 	if err != nil && compression.Refused(err) {
 		err = fmt.Errorf("%w: %w", storage.ErrUnreadable, err)
@@ -180,8 +180,8 @@ func TestVerify(t *testing.T) {
 					want = []string{"corrupt " + f.name()}
 				}
 				var decoded counter
-				counting := func(kind string, from io.Reader) (io.ReadCloser, error) {
-					reader, err := decode(kind, from)
+				counting := func(ctx context.Context, kind string, from io.Reader, size int64) (io.ReadCloser, error) {
+					reader, err := decode(ctx, kind, from, size)
 					if err != nil {
 						return nil, err
 					}
@@ -357,12 +357,12 @@ func TestVerifyMeanwhile(t *testing.T) {
 			f.content = good[:len(good)-1] + "x" // wrong, so that the row is looked at again
 			importAll(t, s, storage.ImportOptions{}, laid(t, f))
 			changed := false
-			decode := func(kind string, from io.Reader) (io.ReadCloser, error) {
+			decode := func(ctx context.Context, kind string, from io.Reader, size int64) (io.ReadCloser, error) {
 				if !changed {
 					changed = true
 					change(t, s, f)
 				}
-				return decode(kind, from)
+				return decode(ctx, kind, from, size)
 			}
 			if got := verified(t, s, storage.VerifyOptions{Decode: decode}); len(got) > 0 {
 				t.Errorf("found %q", got)

@@ -310,7 +310,7 @@ func codec(work []string) error {
 			return err
 		}
 		defer written.Close()
-		return cached.Transcode(context.Background(), n, in, "lzip", compression.Spec{Name: work[1], Level: level}, os.Stdout, written)
+		return cached.Transcode(context.Background(), n, in, "lzip", compression.Spec{Name: work[1], Level: level}, os.Stdout, written, nil)
 	}
 	var source io.Reader = in
 	if work[0] == "transcode" {

@@ -185,8 +185,8 @@ func (p peerSource) Fetch(ctx context.Context, item *storage.Item, n int) (io.Re
 }
 
 // decodeNar is a [storage.Decoder].
-func decodeNar(kind string, compressed io.Reader) (io.ReadCloser, error) {
-	reader, err := compression.NewReader(kind, compressed)
+func decodeNar(ctx context.Context, kind string, compressed io.Reader, size int64) (io.ReadCloser, error) {
+	reader, err := decoderBudget().NewReader(ctx, kind, compressed, size)
 	if err != nil {
 		return nil, unreadable(err)
 	}

@@ -1,21 +1,39 @@
 package main
 
-import "github.com/KimMachineGun/automemlimit/memlimit"
+import (
+	"math"
+	"runtime/debug"
+	"sync"
 
-// decoderShare is the part of the memory that nars may take which are decompressed for
-// clients. Garbage may be as much again before it is collected.
-const decoderShare = 8
+	"github.com/KimMachineGun/automemlimit/memlimit"
 
-// decoderMemory is how much that is here, in bytes: of the memory of the control group,
-// or of the machine. 0, which stands for a default, is for an unknown one.
-func decoderMemory() int64 {
-	memory, err := memlimit.ApplyFallback(memlimit.FromCgroup, memlimit.FromSystem)()
-	if err != nil {
-		return 0
+	"nar-herder/compression"
+)
+
+const (
+	// decoderShare is the part of the memory that all decoders together may take.
+	// Garbage may be as much again before it is collected.
+	decoderShare = 8
+	// unknownMemory is the budget where the memory is not known.
+	unknownMemory = 512 << 20
+)
+
+// decoderBudget is the memory of all decoders of this process.
+var decoderBudget = sync.OnceValue(func() *compression.Budget {
+	return compression.NewBudget(decoderMemory(debug.SetMemoryLimit(-1), memlimit.FromCgroup, memlimit.FromSystem))
+})
+
+// decoderMemory is the share of the least of GOMEMLIMIT, the limit of the control group
+// and the memory of the machine, in bytes. A control group may allow more than there is.
+func decoderMemory(goLimit int64, providers ...memlimit.Provider) int64 {
+	memory := uint64(goLimit)
+	for _, provider := range providers {
+		if limit, err := provider(); err == nil && limit > 0 {
+			memory = min(memory, limit)
+		}
 	}
-	// A control group may allow more than there is.
-	if system, err := memlimit.FromSystem(); err == nil {
-		memory = min(memory, system)
+	if memory >= math.MaxInt64 {
+		return unknownMemory
 	}
 	return int64(memory / decoderShare)
 }

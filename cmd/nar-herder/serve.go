@@ -151,6 +151,7 @@ func (c *serverCommand) run(ctx context.Context, settings *settings, running *ta
 	if err != nil {
 		return err
 	}
+	cacheOptions.Decoders = decoderBudget()
 	for _, warning := range settings.unknown() {
 		log.Warn(warning)
 	}
@@ -225,7 +226,7 @@ func (c *serverCommand) run(ctx context.Context, settings *settings, running *ta
 		return err
 	}
 	options := httpapi.Options{
-		Decompress: compression.NewReaderWithin, DecoderMemory: decoderMemory(),
+		Decompress: compression.NewReaderWithin, Decoders: decoderBudget(),
 		TTL: (*time.Duration)(c.TTL), NewTTL: (*time.Duration)(c.NewTTL), NegativeTTL: (*time.Duration)(c.NegativeTTL),
 		AccelRedirect: c.XAccelRedirect,
 		HideMetrics:   c.PublicMetrics == "no",

@@ -63,6 +63,8 @@ type Options struct {
 	Source Source
 	// Elsewhere has nars that are not in the storage; nil for nobody.
 	Elsewhere Elsewhere
+	// Decoders is the memory for decoders; nil for no limit.
+	Decoders *compression.Budget
 	// Log is for operators; nil drops it.
 	Log *slog.Logger
 }

@@ -110,7 +110,7 @@ func (c *Cache) make(ctx context.Context, t task) (size int64, err error) {
 	room := &reservation{space: &t.kind.space}
 	defer room.drop()
 	out := &bounded{ctx: ctx, w: temporary, room: room}
-	if err := Transcode(ctx, item.Narinfo, source, how, t.kind.Spec, out, temporary); err != nil {
+	if err := Transcode(ctx, item.Narinfo, source, how, t.kind.Spec, out, temporary, c.options.Decoders); err != nil {
 		return out.size, err
 	}
 	// The server may run as another user than who looks at its files.
@@ -211,20 +211,21 @@ func (c *Cache) show(ctx context.Context, t task, item *storage.Item, temporary 
 
 // Transcode reads a nar in the compression named by how, and writes it in that
 // of spec. written reads what out has taken: it is decompressed again. Both
-// times the nar must be the one that the narinfo describes.
-func Transcode(ctx context.Context, n *narinfo.Narinfo, source io.Reader, how string, spec compression.Spec, out io.Writer, written io.ReadSeeker) error {
-	if err := compress(ctx, n, source, how, spec, out); err != nil {
+// times the nar must be the one that the narinfo describes. Decoders have their memory
+// of the budget.
+func Transcode(ctx context.Context, n *narinfo.Narinfo, source io.Reader, how string, spec compression.Spec, out io.Writer, written io.ReadSeeker, decoders *compression.Budget) error {
+	if err := compress(ctx, n, source, how, spec, out, decoders); err != nil {
 		return err
 	}
-	if err := verify(ctx, n, written, spec.Name); err != nil {
+	if err := verify(ctx, n, written, spec.Name, decoders); err != nil {
 		return fmt.Errorf("what was made is not the nar; please report it: %w", err)
 	}
 	return nil
 }
 
 // compress reads the nar, checks it, and writes it compressed.
-func compress(ctx context.Context, n *narinfo.Narinfo, source io.Reader, how string, spec compression.Spec, out io.Writer) error {
-	reader, err := compression.NewReader(how, source)
+func compress(ctx context.Context, n *narinfo.Narinfo, source io.Reader, how string, spec compression.Spec, out io.Writer, decoders *compression.Budget) error {
+	reader, err := decoders.NewReader(ctx, how, source, n.NarSize)
 	if err != nil {
 		return fmt.Errorf("read the nar as %s: %w", how, err)
 	}
@@ -245,11 +246,11 @@ func compress(ctx context.Context, n *narinfo.Narinfo, source io.Reader, how str
 }
 
 // verify decompresses what was written, and checks it.
-func verify(ctx context.Context, n *narinfo.Narinfo, file io.ReadSeeker, kind string) error {
+func verify(ctx context.Context, n *narinfo.Narinfo, file io.ReadSeeker, kind string, decoders *compression.Budget) error {
 	if _, err := file.Seek(0, io.SeekStart); err != nil {
 		return err
 	}
-	reader, err := compression.NewReader(kind, bufio.NewReaderSize(file, copyBuffer))
+	reader, err := decoders.NewReader(ctx, kind, bufio.NewReaderSize(file, copyBuffer), n.NarSize)
 	if err != nil {
 		return err
 	}

@@ -80,14 +80,14 @@ func (d *decoder) setWindow(n int) {
 }
 
 // makeRoom moves on where the window is full: it grows, or goes back to its beginning. All output must have been taken.
-// It returns false where the window would have to grow beyond limit bytes; 0 sets no limit.
-func (d *decoder) makeRoom(limit int) bool {
+// It returns false where the window would have to grow and allow refuses its size in bytes; a nil allow sets no limit.
+func (d *decoder) makeRoom(allow func(window int) bool) bool {
 	if d.pos < d.end {
 		return true
 	}
 	if n := d.end - windowLead; n < d.size {
 		n = min(4*n, d.size)
-		if limit > 0 && windowLead+n+windowSlack > limit {
+		if allow != nil && !allow(windowLead+n+windowSlack) {
 			return false
 		}
 		d.setWindow(n)

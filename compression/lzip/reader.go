@@ -31,8 +31,8 @@ type Reader struct {
 	crc         uint32
 	dataSize    uint64
 	maxDict     uint32
-	maxWindow   int   // 0 is what maxDict allows
-	err         error // what Read returns once the output is taken
+	allow       func(window int) bool // nil is what maxDict allows
+	err         error                 // what Read returns once the output is taken
 }
 
 // NewReader returns a Reader of the lzip file that r holds. It reads r to its end, and does not close it.
@@ -65,9 +65,9 @@ func (z *Reader) Reset(r io.Reader) {
 // holds after Reset as well.
 func (z *Reader) LimitDict(n uint32) { z.maxDict = n }
 
-// LimitWindow makes z fail with ErrWindow where its window, which grows with the data, would need more than n bytes; 0 sets
-// no limit but that of the dictionary. It holds after Reset as well.
-func (z *Reader) LimitWindow(n int) { z.maxWindow = n }
+// LimitWindow makes z call allow before its window, which grows with the data, grows to so many bytes, and fail with
+// ErrWindow where the result is false. It holds after Reset as well.
+func (z *Reader) LimitWindow(allow func(window int) bool) { z.allow = allow }
 
 // WindowFor returns the size in bytes of the window, at the most, for size bytes of data in members with dictionaries of
 // dict bytes at the most; a negative size is not known.
@@ -139,7 +139,7 @@ func (z *Reader) advance() error {
 		}
 	}
 	d := &z.dec
-	if !d.makeRoom(z.maxWindow) {
+	if !d.makeRoom(z.allow) {
 		return z.fail(ErrWindow)
 	}
 	z.taken = d.pos

@@ -287,7 +287,7 @@ func run(t *testing.T, f *Fetcher) (stop func()) {
 	return stop
 }
 
-func decode(kind string, compressed io.Reader) (io.ReadCloser, error) {
+func decode(_ context.Context, kind string, compressed io.Reader, _ int64) (io.ReadCloser, error) {
 	return compression.NewReader(kind, compressed)
 }
 

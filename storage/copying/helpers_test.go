@@ -162,7 +162,7 @@ func itemOf(t testing.TB, name, compression, nar string, size int64) *storage.It
 }
 
 // decode knows nothing but files that are not compressed.
-func decode(kind string, from io.Reader) (io.ReadCloser, error) {
+func decode(_ context.Context, kind string, from io.Reader, _ int64) (io.ReadCloser, error) {
 	if kind != "none" {
 		return nil, fmt.Errorf("%w: %s", storage.ErrUnreadable, kind)
 	}

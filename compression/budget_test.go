@@ -1,0 +1,202 @@
+package compression
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/iotest"
+	"testing/synctest"
+	"time"
+)
+
+// gzipFile is a small one, whose decoder takes gzipMemory.
+func gzipFile(t *testing.T) []byte { return encode(t, Gzip, 1, []byte("data")) }
+
+// open opens a reader in the background, and says whether it got one yet.
+func open(t *testing.T, b *Budget, file []byte) (reader func() io.ReadCloser) {
+	got := make(chan io.ReadCloser, 1)
+	go func() {
+		r, err := b.NewReader(t.Context(), Gzip, bytes.NewReader(file), -1)
+		if err != nil && t.Context().Err() == nil {
+			t.Error(err)
+		}
+		got <- r
+	}()
+	return func() io.ReadCloser {
+		synctest.Wait()
+		select {
+		case r := <-got:
+			return r
+		default:
+			return nil
+		}
+	}
+}
+
+// TestBudget: background work gets half, waits for more, and leaves room for clients; the first of it never waits.
+func TestBudget(t *testing.T) {
+	file := gzipFile(t)
+	synctest.Test(t, func(t *testing.T) {
+		b := NewBudget(4 * gzipMemory)
+		told := 0
+		b.Notify(func() { told++ })
+		first, second, third := open(t, b, file)(), open(t, b, file)(), open(t, b, file)
+		if first == nil || second == nil || third() != nil {
+			t.Fatal("not half of the budget is for background work")
+		}
+		if !b.Reserve(2*gzipMemory, false) || b.Reserve(1, false) {
+			t.Fatal("clients don't get the other half")
+		}
+		first.Close()
+		if third() != nil && b.Background() != 2*gzipMemory || told != 1 {
+			t.Error("the third got no memory of the first")
+		}
+		if got, err := io.ReadAll(second); string(got) != "data" || err != nil {
+			t.Errorf("%q, %v", got, err)
+		}
+		second.Close()
+	})
+	synctest.Test(t, func(t *testing.T) {
+		b := NewBudget(4 * gzipMemory)
+		if !b.Reserve(4*gzipMemory, false) {
+			t.Fatal("clients don't get all")
+		}
+		first, second := open(t, b, file)(), open(t, b, file)
+		if first == nil || second() != nil {
+			t.Fatal("not just one has memory, although clients have all")
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := b.NewReader(ctx, Gzip, bytes.NewReader(file), -1); !errors.Is(err, context.DeadlineExceeded) {
+			t.Error(err)
+		}
+		b.Release(gzipMemory)
+		if second() != nil {
+			t.Error("the second exceeds the budget")
+		}
+		b.Release(gzipMemory)
+		if r := second(); r == nil {
+			t.Error("the second waits although there is memory")
+		} else {
+			r.Close()
+		}
+		first.Close()
+		if b.Background() != 0 {
+			t.Errorf("%d bytes are left", b.Background())
+		}
+	})
+}
+
+// TestBudgetGrows: a second stream with a larger window gets its memory where there is some.
+func TestBudgetGrows(t *testing.T) {
+	data := sample(3 << 20)
+	compressed(t, data, func(name string, args []string, large []byte) {
+		if name == Gzip || name == Bzip2 {
+			return
+		}
+		first := encodeTiny(t, name)
+		file := append(bytes.Clone(first), large...)
+		small := Memory(name, first[:min(len(first), HeadBytes)], 10)
+		needed := Memory(name, large[:HeadBytes], int64(len(data)))
+		for _, free := range []bool{true, false} {
+			b := NewBudget(2*needed + 2*gzipMemory + 2*small)
+			other, err := b.NewReader(t.Context(), Gzip, bytes.NewReader(gzipFile(t)), -1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !free {
+				b.Reserve(b.Total()-small-gzipMemory, false)
+			}
+			r, err := b.NewReader(t.Context(), name, bytes.NewReader(file), 10)
+			var got []byte
+			if err == nil {
+				got, err = io.ReadAll(r)
+				r.Close()
+			}
+			if free && (err != nil || len(got) != len(data)+10) {
+				t.Errorf("%s %s: %d bytes, %v", name, args, len(got), err)
+			}
+			if !free && needed > small && !errors.Is(err, ErrTooLarge) {
+				t.Errorf("%s %s: without memory: %d bytes, %v", name, args, len(got), err)
+			}
+			other.Close()
+			if b.Background() != 0 {
+				t.Errorf("%s %s: %d bytes are left", name, args, b.Background())
+			}
+		}
+	})
+}
+
+// TestBudgetFails: readers that fail leave nothing reserved.
+func TestBudgetFails(t *testing.T) {
+	b := NewBudget(1 << 20)
+	broken := errors.New("broken")
+	for _, name := range readable {
+		for what, r := range map[string]io.Reader{"nothing": bytes.NewReader(nil), "garbage": bytes.NewReader(make([]byte, 1000)), "an error": iotest.ErrReader(broken)} {
+			z, err := b.NewReader(t.Context(), name, r, -1)
+			if err == nil {
+				_, err = io.ReadAll(z)
+				z.Close()
+			}
+			if what == "an error" && !errors.Is(err, broken) || name != None && err == nil {
+				t.Errorf("%s, %s: %v", name, what, err)
+			}
+			if b.Background() != 0 {
+				t.Errorf("%s, %s: %d bytes are left", name, what, b.Background())
+			}
+		}
+	}
+}
+
+// TestBudgetTogether: as many decoders of large windows as one likes, in the background and for clients that reserve what
+// Memory says, hold little more than the budget: 64 MiB, where all of them would take 3.4 GiB.
+func TestBudgetTogether(t *testing.T) {
+	data := bytes.Repeat(sample(1<<20), 20)
+	file := filter(t, data, "zstd", "-1", "-c", "--long=24")
+	memory := Memory(Zstd, file[:HeadBytes], int64(len(data)))
+	drainPool()
+	before := held()
+	b := NewBudget(64 << 20)
+	var most, opened atomic.Int64
+	var all sync.WaitGroup
+	for i := range 200 {
+		all.Go(func() {
+			var r io.ReadCloser
+			var err error
+			if i%2 == 0 {
+				r, err = b.NewReader(t.Context(), Zstd, bytes.NewReader(file), int64(len(data)))
+			} else if b.Reserve(memory, false) {
+				defer b.Release(memory)
+				r, err = NewReaderWithin(Zstd, bytes.NewReader(file), memory)
+			} else {
+				return // which gets 503
+			}
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer r.Close()
+			opened.Add(1)
+			if n, err := io.CopyN(io.Discard, struct{ io.Reader }{r}, 18<<20); err != nil {
+				t.Errorf("%d bytes: %v", n, err)
+			}
+			if i%20 < 2 {
+				now := held() - before
+				for old := most.Load(); now > old && !most.CompareAndSwap(old, now); old = most.Load() {
+				}
+			}
+		})
+	}
+	all.Wait()
+	if opened.Load() < 100 {
+		t.Errorf("only %d were opened", opened.Load())
+	}
+	if most.Load() > 128<<20 {
+		t.Errorf("%d MiB were held", most.Load()>>20)
+	}
+	t.Logf("%d of 200 opened, %d MiB held at the most", opened.Load(), most.Load()>>20)
+}
