@@ -127,8 +127,11 @@ func TestManyChanges(t *testing.T) {
 	at := time.Date(2040, 1, 1, 0, 0, 0, 0, time.UTC)
 	err := s.index.Update(t.Context(), func(tx *index.Tx) error {
 		for n := range 5*changesAtOnce + 3 {
-			path := fmt.Sprintf("/gnu/store/%032d-x", n)
-			if err := tx.PutChange(index.Change{At: at, Kind: index.Removed, StorePath: path}); err != nil {
+			path, err := narinfo.ParseBaseName(fmt.Sprintf("%032d-x", n))
+			if err != nil {
+				return err
+			}
+			if err := tx.PutChange(index.Change{At: at, Kind: index.Removed, Hash: path.Hash, StorePath: path.String()}); err != nil {
 				return err
 			}
 		}
@@ -183,7 +186,11 @@ func TestStream(t *testing.T) {
 	defer other.Close()
 	begun := time.Now()
 	err = other.Update(t.Context(), func(tx *index.Tx) error {
-		return tx.PutChange(index.Change{At: time.Now(), Kind: index.Removed, StorePath: "/gnu/store/" + hello})
+		path, err := narinfo.ParseBaseName(hello)
+		if err != nil {
+			return err
+		}
+		return tx.PutChange(index.Change{At: time.Now(), Kind: index.Removed, Hash: path.Hash, StorePath: path.String()})
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -13,6 +13,7 @@ import (
 	"nar-herder/narinfo"
 	"nar-herder/peer"
 	"nar-herder/storage"
+	"nar-herder/storage/index"
 )
 
 const (
@@ -268,6 +269,9 @@ func (m *Mirror) unknown(ctx context.Context, items []storage.Followed, there bi
 		hashes[i] = item.Hash
 	}
 	rows, err := m.Index.ItemsAt(ctx, hashes)
+	if errors.Is(err, index.ErrDamaged) {
+		rows, err = m.undamaged(ctx, hashes, there)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -283,6 +287,23 @@ func (m *Mirror) unknown(ctx context.Context, items []storage.Followed, there bi
 		}
 	}
 	return news, nil
+}
+
+// undamaged returns items one by one, with nil for those that are damaged: as they are
+// there, they are to be written again.
+func (m *Mirror) undamaged(ctx context.Context, hashes []narinfo.PathHash, there bits) ([]*index.Item, error) {
+	rows := make([]*index.Item, len(hashes))
+	for i, hash := range hashes {
+		row, err := m.Index.Item(ctx, hash)
+		var damage *index.Damage
+		if errors.As(err, &damage) && damage.Place() != 0 {
+			there.set(damage.Place())
+		} else if err != nil && !errors.Is(err, index.ErrNotFound) {
+			return nil, err
+		}
+		rows[i] = row
+	}
+	return rows, nil
 }
 
 // withdrawOthers withdraws what came from the source, up to the last place, and

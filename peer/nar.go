@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"nar-herder/narinfo"
 	"nar-herder/storage"
 )
 
@@ -245,4 +246,14 @@ func (b *progressing) Close() error {
 	b.timer.Stop()
 	b.cancel(nil)
 	return b.body.Close()
+}
+
+// Narinfo returns the narinfo that the instance has, with the lines that it adds at the
+// end, or [storage.ErrNotFound].
+func (p *Peer) Narinfo(ctx context.Context, hash narinfo.PathHash) ([]byte, error) {
+	text, _, err := p.get(ctx, "/"+hash.String()+".narinfo", narinfo.MaxSize)
+	if errors.Is(err, errNotKnown) {
+		return nil, storage.ErrNotFound
+	}
+	return text, err
 }

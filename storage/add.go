@@ -311,6 +311,11 @@ func (s *Storage) unstore(ctx context.Context, batch []*prepared, replaced *repl
 func (s *Storage) commitOne(ctx context.Context, tx *index.Tx, p *prepared, replaced *replacements, late *[]func(context.Context) error) error {
 	n := p.Narinfo
 	row, err := tx.Item(n.StorePath.Hash)
+	var damage *index.Damage
+	if errors.As(err, &damage) {
+		p.result.Note = "its narinfo in the database was damaged"
+		row, err = tx.Renew(damage, p.entry)
+	}
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		return err
 	}

@@ -47,6 +47,28 @@ func (s *Storage) Check(ctx context.Context, looked func()) iter.Seq2[Finding, e
 	}
 }
 
+// CheckIndex looks for what is damaged in the index: dictionaries, texts, and ways to
+// find them. Errors are as in [Storage.Check]; looked is called after each item.
+func (s *Storage) CheckIndex(ctx context.Context, looked func()) iter.Seq2[Finding, error] {
+	return func(yield func(Finding, error) bool) {
+		for damage, err := range s.index.FindDamage(ctx, looked) {
+			finding := Finding{Damage: damage}
+			switch {
+			case err != nil:
+			case damage.Dictionary != 0:
+				finding.Kind, finding.Note = Damaged, fmt.Sprintf("dictionary %d: %s", damage.Dictionary, damage.Reason)
+			case damage.Change != 0:
+				finding.Kind, finding.Note = Damaged, fmt.Sprintf("change %d: %s", damage.Change, damage.Reason)
+			default:
+				finding.Kind, finding.Note = Damaged, fmt.Sprintf("the narinfo of %s: %s", damage.Hash, damage.Reason)
+			}
+			if !yield(finding, err) {
+				return
+			}
+		}
+	}
+}
+
 // readable says whether the byte store as a whole can be read.
 func (s *Storage) readable(ctx context.Context) error {
 	for info, err := range s.bytes.List(ctx) {
@@ -62,6 +84,10 @@ func (s *Storage) readable(ctx context.Context) error {
 // over, as does report, which is called with what seems wrong.
 func (s *Storage) checkItems(ctx context.Context, looked func(), report func(narinfo.PathHash, string) bool, yield func(Finding, error) bool) bool {
 	for item, err := range s.Items(ctx) {
+		if errors.Is(err, index.ErrDamaged) {
+			looked()
+			continue // CheckIndex reports it
+		}
 		if err != nil {
 			if !yield(Finding{}, err) {
 				return false
@@ -162,6 +188,9 @@ func (s *Storage) found(ctx context.Context, finding Finding, err error, yield f
 func (s *Storage) compare(ctx context.Context, tx *index.Tx, hash narinfo.PathHash, name string) (Finding, error) {
 	finding := Finding{Name: name}
 	row, err := tx.Item(hash)
+	if errors.Is(err, index.ErrDamaged) {
+		return finding, nil // what it should be can't be known
+	}
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		return finding, err
 	}

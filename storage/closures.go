@@ -9,6 +9,7 @@ import (
 	lru "github.com/hashicorp/golang-lru/v2/simplelru"
 
 	"nar-herder/narinfo"
+	"nar-herder/storage/index"
 )
 
 // knownAtMost bounds how many references a check remembers to be there, of some
@@ -29,7 +30,10 @@ func (s *Storage) CheckClosures(ctx context.Context, looked func()) iter.Seq2[Fi
 			panic(err) // only of a size that is not positive
 		}
 		for item, err := range s.Items(ctx) {
-			if err == nil {
+			switch {
+			case errors.Is(err, index.ErrDamaged):
+				err = nil // CheckIndex reports it
+			case err == nil:
 				err = s.checkClosure(ctx, known, item, yield)
 			}
 			switch {

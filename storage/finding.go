@@ -2,6 +2,7 @@ package storage
 
 import (
 	"nar-herder/narinfo"
+	"nar-herder/storage/index"
 )
 
 // Finding is where index and bytes are not true to each other, or one of them
@@ -14,6 +15,8 @@ type Finding struct {
 	Item *Item
 	// Note says more.
 	Note string
+	// Damage is what is damaged in the index.
+	Damage *index.Damage
 	// References are those that an incomplete item lacks.
 	References []narinfo.StorePath
 
@@ -37,6 +40,8 @@ const (
 	// Unrecorded: a file that an item names is there, and the index does not
 	// have it as stored.
 	Unrecorded
+	// Damaged: the index has something else than what was written to it.
+	Damaged
 	// Incomplete: the item refers to others that have no narinfo, or that are
 	// about to go.
 	Incomplete
@@ -49,7 +54,7 @@ const (
 )
 
 func (k FindingKind) String() string {
-	return [...]string{"unknown", "missing", "wrong size", "corrupt", "unrecorded", "incomplete", "stranger", "temporary", "quarantined"}[k]
+	return [...]string{"unknown", "missing", "wrong size", "corrupt", "unrecorded", "damaged", "incomplete", "stranger", "temporary", "quarantined"}[k]
 }
 
 // IsNotice says that nothing is wrong: what is there does no harm.

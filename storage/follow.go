@@ -128,6 +128,9 @@ func (s *Storage) followRemoval(tx *index.Tx, change Followed, now time.Time, ke
 	switch {
 	case errors.Is(err, ErrNotFound):
 		return FollowedSums{Known: 1}, nil
+	case errors.Is(err, index.ErrDamaged):
+		s.log.Error("the mirrored instance has removed an item that is damaged here, and stays", "error", err)
+		return FollowedSums{Kept: 1}, nil
 	case err != nil:
 		return FollowedSums{}, err
 	case !row.WithdrawnAt.IsZero():
@@ -150,6 +153,10 @@ func (s *Storage) followRemoval(tx *index.Tx, change Followed, now time.Time, ke
 func (s *Storage) followAddition(tx *index.Tx, change Followed, entry *index.Entry) (sums FollowedSums, obsolete []string, err error) {
 	n := change.Narinfo
 	row, err := tx.Item(n.StorePath.Hash)
+	var damage *index.Damage
+	if errors.As(err, &damage) {
+		row, err = tx.Renew(damage, entry)
+	}
 	if errors.Is(err, ErrNotFound) {
 		return FollowedSums{Added: 1}, nil, tx.Put(entry, nil)
 	} else if err != nil {

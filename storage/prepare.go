@@ -9,6 +9,7 @@ import (
 	"path"
 	"strings"
 
+	"nar-herder/narinfo"
 	"nar-herder/storage/index"
 )
 
@@ -64,6 +65,10 @@ func (s *Storage) prepare(ctx context.Context, addition *Addition) *prepared {
 	// A hint only, the transaction looks again: it saves copying a nar that
 	// is not going to be taken.
 	old, err := s.Item(ctx, n.StorePath.Hash)
+	var damage *index.Damage
+	if errors.As(err, &damage) {
+		old, err = s.mended(ctx, damage, n)
+	}
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		p.fail(err)
 		return p
@@ -98,6 +103,20 @@ func (s *Storage) prepare(ctx context.Context, addition *Addition) *prepared {
 		p.fail(fmt.Errorf("it names no file that could be in a storage: %s", p.result.Note))
 	}
 	return p
+}
+
+// mended makes a damaged item right with a narinfo, and returns it; nil without an error
+// if that is not the one that was written.
+func (s *Storage) mended(ctx context.Context, damage *index.Damage, n *narinfo.Narinfo) (*Item, error) {
+	mended := false
+	err := s.index.Update(ctx, func(tx *index.Tx) (err error) {
+		mended, err = tx.Mend(damage, n.Text)
+		return err
+	})
+	if err != nil || !mended {
+		return nil, err
+	}
+	return s.Item(ctx, n.StorePath.Hash)
 }
 
 // isNarName says whether requests can be for the name.

@@ -128,8 +128,8 @@ func (s *Storage) RemoveAll(ctx context.Context, hashes []narinfo.PathHash, guar
 func outgoing(tx *index.Tx, hash narinfo.PathHash) (removal Removal, item *Item, err error) {
 	removal.Hash = hash
 	row, err := tx.Item(hash)
-	if errors.Is(err, ErrNotFound) {
-		removal.Err = ErrNotFound
+	if errors.Is(err, ErrNotFound) || errors.Is(err, index.ErrDamaged) {
+		removal.Err = err
 		return removal, nil, nil
 	} else if err != nil {
 		return removal, nil, err

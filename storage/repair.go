@@ -7,6 +7,9 @@ import (
 	"io"
 	"io/fs"
 	"time"
+
+	"nar-herder/narinfo"
+	"nar-herder/storage/index"
 )
 
 // Source is where files can be fetched from again, such as another instance.
@@ -15,6 +18,9 @@ type Source interface {
 	// checked before it is stored. [ErrNotStored] says that it certainly does
 	// not have it.
 	Fetch(ctx context.Context, item *Item, n int) (io.ReadCloser, error)
+	// Narinfo returns the item's narinfo there, which may have further lines at its
+	// end, or [ErrNotFound].
+	Narinfo(ctx context.Context, hash narinfo.PathHash) ([]byte, error)
 	// String names the source to operators.
 	String() string
 }
@@ -63,10 +69,12 @@ const (
 	Unclaimed
 	// Deleted: the file is gone.
 	Deleted
+	// Rewritten: the index has again what was written to it.
+	Rewritten
 )
 
 func (o RepairOutcome) String() string {
-	return [...]string{"untouched", "fetched", "recorded", "set aside", "unclaimed", "deleted"}[o]
+	return [...]string{"untouched", "fetched", "recorded", "set aside", "unclaimed", "deleted", "rewritten"}[o]
 }
 
 // settledAfter is how long nobody has written to a file that is taken for a
@@ -92,6 +100,9 @@ func (s *Storage) Repairer(options RepairOptions) *Repairer {
 // Repair does what can be done about a finding. Row and file must be as they were
 // found, or it does nothing.
 func (r *Repairer) Repair(ctx context.Context, finding Finding) (repair Repair) {
+	if finding.Kind == Damaged { // which is not about files
+		return r.damaged(ctx, finding.Damage)
+	}
 	// What lies there and is right only has to be written down, also in a storage
 	// that is nobody's yet.
 	if err := r.storage.mayChange(ctx, finding.Kind != Unrecorded); err != nil {
@@ -114,6 +125,39 @@ func (r *Repairer) Repair(ctx context.Context, finding Finding) (repair Repair) 
 			repair = Repair{Outcome: Deleted, Mended: true}
 		}
 	}
+	return repair
+}
+
+// damaged writes again what is damaged in the index, from what is left of it or from
+// what a source has.
+func (r *Repairer) damaged(ctx context.Context, damage *index.Damage) (repair Repair) {
+	mend := func(text []byte) {
+		repair.Err = errors.Join(repair.Err, r.storage.index.Update(ctx, func(tx *index.Tx) (err error) {
+			repair.Mended, err = tx.Mend(damage, text)
+			return err
+		}))
+		if repair.Mended {
+			repair.Outcome = Rewritten
+		}
+	}
+	if mend(nil); repair.Mended || damage.Dictionary != 0 || damage.Change != 0 || damage.Cached != "" {
+		return repair
+	}
+	for _, source := range r.options.Sources {
+		text, err := source.Narinfo(ctx, damage.Hash)
+		if errors.Is(err, ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			repair.Err = errors.Join(repair.Err, fmt.Errorf("%s: %w", source, err))
+			continue
+		}
+		if mend(text); repair.Mended {
+			repair.Note, repair.Err = "from "+source.String(), nil
+			return repair
+		}
+	}
+	repair.Note = "no source has the text that was written: import it again"
 	return repair
 }
 

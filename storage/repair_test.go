@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"nar-herder/narinfo"
 	"nar-herder/storage"
 	"nar-herder/storage/directory"
 	"nar-herder/storage/index"
@@ -27,6 +28,15 @@ type source struct {
 }
 
 func (s source) String() string { return s.name }
+
+func (s source) Narinfo(_ context.Context, hash narinfo.PathHash) ([]byte, error) {
+	for _, f := range s.items {
+		if f.hash() == hash {
+			return []byte(f.text()), nil
+		}
+	}
+	return nil, storage.ErrNotFound
+}
 
 func (s source) Fetch(_ context.Context, item *storage.Item, n int) (io.ReadCloser, error) {
 	for _, f := range s.items {

@@ -153,6 +153,9 @@ func (s *Storage) hasAny(ctx context.Context) (bool, error) {
 	// One of the first, which takes no listing where all is well.
 	looked := 0
 	for item, err := range s.Items(ctx) {
+		if errors.Is(err, index.ErrDamaged) {
+			continue // others tell as well
+		}
 		if err != nil {
 			return false, err
 		}
@@ -177,7 +180,7 @@ func (s *Storage) hasAny(ctx context.Context) (bool, error) {
 			continue
 		}
 		item, err := s.Item(ctx, hashInName(info.Name))
-		if errors.Is(err, ErrNotFound) {
+		if errors.Is(err, ErrNotFound) || errors.Is(err, index.ErrDamaged) {
 			continue
 		} else if err != nil {
 			return false, err

@@ -185,7 +185,8 @@ func (i *Item) EasiestFile(there func(n int) bool) int {
 	return best
 }
 
-// Items returns all items that have every given tag.
+// Items returns all items that have every given tag. An error that is [index.ErrDamaged] is
+// about one item, and others follow.
 func (s *Storage) Items(ctx context.Context, tags ...index.Tag) iter.Seq2[*Item, error] {
 	return func(yield func(*Item, error) bool) {
 		for row, err := range s.index.Items(ctx, tags...) {

@@ -11,6 +11,7 @@ import (
 
 	"nar-herder/internal/linger"
 	"nar-herder/narinfo"
+	"nar-herder/storage/index"
 )
 
 // VerifyOptions are for [Storage.Verify].
@@ -102,6 +103,9 @@ func (v *verifying) all(ctx context.Context) bool {
 		v.place.Bytes += size
 	}
 	for row, err := range v.index.ItemsAfter(ctx, v.place.after) {
+		if errors.Is(err, index.ErrDamaged) {
+			continue // CheckIndex reports it
+		}
 		if err != nil {
 			if ctx.Err() == nil {
 				v.yield(Finding{}, err)
@@ -132,7 +136,7 @@ func (v *verifying) all(ctx context.Context) bool {
 // goes on from here, more is false when the pass is over.
 func (v *verifying) one(ctx context.Context, hash narinfo.PathHash, count func(size int64)) (wrong, more bool) {
 	item, err := v.Item(ctx, hash)
-	if errors.Is(err, ErrNotFound) {
+	if errors.Is(err, ErrNotFound) || errors.Is(err, index.ErrDamaged) {
 		return false, true
 	} else if err != nil {
 		return true, ctx.Err() == nil && v.yield(Finding{}, err)

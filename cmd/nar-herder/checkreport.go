@@ -46,6 +46,7 @@ type foundLine struct {
 	Kind       string      `json:"kind"`
 	StorePath  string      `json:"store_path,omitempty"`
 	File       string      `json:"file,omitempty"`
+	Hash       string      `json:"hash,omitempty"` // where the store path isn't known
 	Note       string      `json:"note,omitempty"`
 	References []string    `json:"missing_references,omitempty"`
 	Error      string      `json:"error,omitempty"`
@@ -65,6 +66,9 @@ func (r *checkReport) add(finding storage.Finding, err error, repair *storage.Re
 	line := foundLine{Kind: finding.Kind.String(), File: finding.Name, Note: finding.Note}
 	if finding.Item != nil {
 		line.StorePath = finding.Item.Narinfo.StorePath.String()
+	}
+	if finding.Damage != nil && finding.Damage.Dictionary == 0 && finding.Damage.Change == 0 {
+		line.Hash = finding.Damage.Hash.String()
 	}
 	for _, reference := range finding.References {
 		line.References = append(line.References, reference.String())

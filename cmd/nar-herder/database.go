@@ -7,6 +7,9 @@ import (
 	"io"
 	"log/slog"
 	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"nar-herder/httpapi"
 	"nar-herder/storage"
@@ -112,13 +115,35 @@ func openWithCache(ctx context.Context, database, store string, cache *tiered.Op
 	return o, nil
 }
 
+// damageShown is for how long the health warns of damage in the index after it was met.
+const damageShown = time.Hour
+
+// damageWarnings are about damage in the index.
+func damageWarnings(x *index.Index) []string {
+	count, last := x.Damages()
+	if count == 0 || time.Since(last) > damageShown {
+		return nil
+	}
+	return []string{fmt.Sprintf("the database is damaged: requests for some narinfos fail, the last at %s: run 'nar-herder check'", last.UTC().Format(time.RFC3339))}
+}
+
+// damageMetric counts damage in the index.
+func damageMetric(x *index.Index) prometheus.Collector {
+	return prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "narherder_index_damaged_texts_total", Help: "Times that a narinfo was not in the index as it was written, and was not given.",
+	}, func() float64 {
+		count, _ := x.Damages()
+		return float64(count)
+	})
+}
+
 // watchDatabase makes what watches the file system of the database, and adds its
-// warnings to the health.
+// warnings, and those of damage, to the health.
 func watchDatabase(store *opened, options *httpapi.Options, log *slog.Logger) *dbspace.Watch {
 	watch := dbspace.New(store.index, nil, log)
 	others := options.Warnings
 	options.Warnings = func() []string {
-		warnings := watch.Warnings()
+		warnings := append(watch.Warnings(), damageWarnings(store.index)...)
 		if others != nil {
 			warnings = append(warnings, others()...)
 		}

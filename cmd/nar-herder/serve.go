@@ -288,7 +288,7 @@ func (c *serverCommand) run(ctx context.Context, settings *settings, running *ta
 	running.Go("watching the database", func() { server.Follow(followCtx, watcher) })
 	running.Go("writing down uses", func() { counter.Run(followCtx) })
 	running.Go("computing checksums", func() { sums.Run(followCtx, server.Forget) })
-	server.Registry().MustRegister(database)
+	server.Registry().MustRegister(database, damageMetric(store.index))
 	running.Go("watching the room for the database", func() { database.Run(followCtx) })
 	if remover != nil {
 		server.Registry().MustRegister(remover)

@@ -33,8 +33,9 @@ func cachedFile(row []driver.Value) (file CachedFile, err error) {
 	if file.Hash, err = hashOf(row[0]); err != nil {
 		return file, err
 	}
-	file.Type, file.Size = row[1].(string), row[2].(int64)
-	file.LastUsed = time.UnixMilli(row[3].(int64)).UTC()
+	file.Type, _ = row[1].(string)
+	file.Size = number(row[2])
+	file.LastUsed = time.UnixMilli(number(row[3])).UTC()
 	if at, ok := row[4].(int64); ok {
 		file.WithdrawnAt = time.UnixMilli(at).UTC()
 	}
@@ -125,8 +126,8 @@ func (x *Index) AllCached(ctx context.Context, kind string) iter.Seq2[CachedFile
 func (x *Index) TextAndCached(ctx context.Context, hash narinfo.PathHash) (text []byte, files []CachedFile, err error) {
 	err = x.readers.do(ctx, func(c *connection) error {
 		// One statement, so that no file of another text gets below this one.
-		row, err := c.first(`SELECT n.hash, n.dictionary, n.text, n.withdrawn_at,
-			(SELECT group_concat(type || ' ' || size, ' ') FROM cached_files c WHERE c.item = i.id AND c.withdrawn_at IS NULL)
+		row, err := c.first(`SELECT `+textColumns+`,
+			(SELECT group_concat(type || ' ' || size || ' ' || coalesce(checksum, 'none'), ' ') FROM cached_files c WHERE c.item = i.id AND c.withdrawn_at IS NULL)
 			FROM items i LEFT JOIN narinfos n ON n.id = i.id WHERE i.key = ?`, keyOf(hash))
 		if err != nil {
 			return err
@@ -134,12 +135,13 @@ func (x *Index) TextAndCached(ctx context.Context, hash narinfo.PathHash) (text 
 		if text, err = x.textFrom(row, hash); err != nil {
 			return err
 		}
-		if list, ok := row[4].(string); ok {
+		if list, ok := row[5].(string); ok {
 			words := strings.Fields(list)
-			for ; len(words) >= 2; words = words[2:] {
+			for ; len(words) >= 3; words = words[3:] {
 				size, err := strconv.ParseInt(words[1], 10, 64)
-				if err != nil {
-					return err
+				if err != nil || words[2] != "none" && words[2] != strconv.FormatInt(checksumOfCached(hash, words[0], size), 10) {
+					x.damages.add()
+					continue // the narinfo is right without it
 				}
 				files = append(files, CachedFile{Hash: hash, Type: words[0], Size: size})
 			}
@@ -160,9 +162,9 @@ func (tx *Tx) PutCached(file CachedFile) error {
 	if err != nil {
 		return err
 	}
-	return tx.conn.exec(`INSERT INTO cached_files (item, type, size, last_used) VALUES (?, ?, ?, ?)
-		ON CONFLICT DO UPDATE SET size = excluded.size, last_used = excluded.last_used, withdrawn_at = NULL`,
-		id, file.Type, file.Size, file.LastUsed.UnixMilli())
+	return tx.conn.exec(`INSERT INTO cached_files (item, type, size, last_used, checksum) VALUES (?, ?, ?, ?, ?)
+		ON CONFLICT DO UPDATE SET size = excluded.size, checksum = excluded.checksum, last_used = excluded.last_used, withdrawn_at = NULL`,
+		id, file.Type, file.Size, file.LastUsed.UnixMilli(), checksumOfCached(file.Hash, file.Type, file.Size))
 }
 
 // WithdrawCached records that narinfos have stopped to name the file. What was

@@ -3,6 +3,7 @@ package index
 import (
 	"context"
 	"database/sql/driver"
+	"errors"
 	"fmt"
 	"math"
 	"time"
@@ -22,11 +23,11 @@ type Candidate struct {
 const scanStep = 20_000
 
 // Candidates returns items that have files in the storage, that clients are
-// told of, and that were last used, or added if that was later, at the time from
+// told of and that are not damaged, and that were last used, or added if that was later, at the time from
 // or after, and before until. They come in the order in which they were added. cursor is zero to begin with; each
 // call moves it on. more is false when there are none left.
 func (x *Index) Candidates(ctx context.Context, from, until time.Time, cursor *int64, limit int) (found []Candidate, more bool, err error) {
-	const query = `SELECT i.id, n.hash, i.added_at, i.stored_files, i.file_sizes, n.dictionary, n.text, n.withdrawn_at, i.mirrored, u.last_used
+	const query = `SELECT i.id, n.hash, i.added_at, i.stored_files, i.file_sizes, n.dictionary, n.text, n.checksum, n.withdrawn_at, i.mirrored, i.key, u.last_used
 		FROM items i JOIN narinfos n ON n.id = i.id LEFT JOIN uses u ON u.item = i.id
 		WHERE i.id > ? AND i.id <= ? AND i.stored_files != 0 AND max(i.added_at, coalesce(u.last_used, 0)) BETWEEN ? AND ? AND n.withdrawn_at IS NULL
 		ORDER BY i.id LIMIT ?`
@@ -35,11 +36,15 @@ func (x *Index) Candidates(ctx context.Context, from, until time.Time, cursor *i
 		if err != nil {
 			return err
 		}
-		end := *cursor + scanStep
+		end, read, seen := *cursor+scanStep, 0, int64(0)
 		err = c.rows(query, []driver.Value{*cursor, end, earliest(from), until.UnixMilli() - 1, int64(limit)}, func(row []driver.Value) (bool, error) {
+			read, seen = read+1, row[0].(int64)
 			item, err := x.item(row)
+			if errors.Is(err, ErrDamaged) {
+				return true, nil // it stays, and is no reason for others to
+			}
 			candidate := Candidate{Item: item}
-			if used, ok := row[9].(int64); ok {
+			if used, ok := row[11].(int64); ok {
 				candidate.LastUsed = time.UnixMilli(used).UTC()
 			}
 			found = append(found, candidate)
@@ -48,8 +53,8 @@ func (x *Index) Candidates(ctx context.Context, from, until time.Time, cursor *i
 		if err != nil {
 			return err
 		}
-		if len(found) == limit {
-			end = found[len(found)-1].id
+		if read == limit {
+			end = seen
 		}
 		*cursor, more = end, end < last
 		return nil

@@ -56,9 +56,25 @@ func (c *connection) changes(after, limit int64) (changes []Change, err error) {
 
 func changeOf(row []driver.Value) (Change, error) {
 	hash, err := hashOf(row[3])
-	change := Change{ID: row[0].(int64), At: time.UnixMilli(row[1].(int64)).UTC(), Kind: ChangeKind(row[2].(int64)), Hash: hash}
+	change := Change{ID: row[0].(int64), Hash: hash}
+	at, ok1 := row[1].(int64)
+	kind, ok2 := row[2].(int64)
+	change.At, change.Kind = time.UnixMilli(at).UTC(), ChangeKind(kind)
 	change.StorePath, _ = row[4].(string)
+	if err == nil && (!ok1 || !ok2 || kind < int64(Added) || kind > int64(StorageChanged) || !change.isConsistent()) {
+		err = &Damage{Change: change.ID, Reason: differs}
+	}
 	return change, err
+}
+
+// isConsistent says whether the path of a removal has its hash. With another, a mirror
+// would remove another item.
+func (c *Change) isConsistent() bool {
+	if c.Kind != Removed {
+		return true
+	}
+	path, err := narinfo.ParseStorePath(c.StorePath)
+	return err != nil || path.Hash == c.Hash
 }
 
 // lastChange is the id of the newest change there has been, also when its row

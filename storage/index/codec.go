@@ -1,6 +1,7 @@
 package index
 
 import (
+	"bytes"
 	"database/sql/driver"
 	_ "embed"
 	"fmt"
@@ -30,46 +31,66 @@ const uncompressed = 0
 type codec struct {
 	encoder *zstd.Encoder
 	decoder *zstd.Decoder
+	// damaged are the ids of dictionaries that are not in the database as they were
+	// written.
+	damaged []int64
 }
 
 // openCodec reads the dictionaries of the database, and adds the built-in one
 // where it is missing: a database explains itself, even to a later version
 // whose built-in dictionary is another. Without add, the database is left as it is.
 func openCodec(conn *connection, add bool) (*codec, error) {
-	options := []zstd.DOption{
+	decoding := []zstd.DOption{
 		// Decoding all of a text at once takes no goroutines, only a decoder
 		// for each core.
 		zstd.WithDecoderConcurrency(0),
 		zstd.WithDecoderMaxMemory(narinfo.MaxSize),
 	}
-	// Of a dictionary with the built-in one's id, the database's counts.
-	var encoding []byte
-	err := conn.rows("SELECT id, content FROM dictionaries ORDER BY id", nil, func(row []driver.Value) (bool, error) {
-		if row[0].(int64) == builtinID {
-			encoding = blob(row[1])
+	c := new(codec)
+	// Of a dictionary with the built-in one's id, the database's counts, unless it is
+	// damaged.
+	found := false
+	var trained []byte
+	err := conn.rows("SELECT id, content, checksum FROM dictionaries ORDER BY id", nil, func(row []driver.Value) (bool, error) {
+		id, content := row[0].(int64), blob(row[1])
+		found = found || id == builtinID
+		sum, ok := row[2].(int64)
+		if !ok || checksumOfDictionary(content) != sum {
+			c.damaged = append(c.damaged, id)
+			if id != builtinID || !(sum == checksumOfDictionary(builtinDictionary) || bytes.Equal(content, builtinDictionary)) {
+				return true, nil // texts that were written with it can't be read
+			}
+			content = builtinDictionary
 		}
-		options = append(options, zstd.WithDecoderDicts(blob(row[1])))
+		if id == builtinID {
+			trained = content
+		}
+		decoding = append(decoding, zstd.WithDecoderDicts(content))
 		return true, nil
 	})
 	if err != nil {
 		return nil, err
 	}
-	if encoding == nil {
-		encoding = builtinDictionary
-		options = append(options, zstd.WithDecoderDicts(builtinDictionary))
+	if !found {
+		trained = builtinDictionary
+		decoding = append(decoding, zstd.WithDecoderDicts(builtinDictionary))
 		if add {
-			err := conn.exec("INSERT INTO dictionaries VALUES (?, ?) ON CONFLICT DO NOTHING", int64(builtinID), builtinDictionary)
-			if err != nil {
+			if err := conn.exec("INSERT INTO dictionaries VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+				int64(builtinID), builtinDictionary, checksumOfDictionary(builtinDictionary)); err != nil {
 				return nil, err
 			}
 		}
 	}
-	c := new(codec)
-	if c.decoder, err = zstd.NewReader(nil, options...); err != nil {
+	if c.decoder, err = zstd.NewReader(nil, decoding...); err != nil {
 		return nil, err
 	}
-	c.encoder, err = zstd.NewWriter(nil, zstd.WithEncoderDict(encoding),
-		zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderCRC(false))
+	// zstd's own checksum would cover neither the hash nor texts that are stored as they
+	// are; see checksumOf.
+	encoderOptions := []zstd.EOption{zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderCRC(false)}
+	if trained != nil {
+		encoderOptions = append(encoderOptions, zstd.WithEncoderDict(trained))
+	}
+	c.encoder, err = zstd.NewWriter(nil, encoderOptions...)
 	if err != nil {
 		c.decoder.Close()
 		return nil, err

@@ -133,7 +133,7 @@ func TestOtherDictionaries(t *testing.T) {
 		put(t, x, parsed[0])
 		update(t, x, func(tx *Tx) error {
 			// As another version would have written it.
-			if err := tx.conn.exec("INSERT OR REPLACE INTO dictionaries VALUES (?, ?)", id, other); err != nil {
+			if err := tx.conn.exec("INSERT OR REPLACE INTO dictionaries VALUES (?, ?, ?)", id, other, checksumOfDictionary(other)); err != nil {
 				return err
 			}
 			return tx.conn.exec("UPDATE narinfos SET dictionary = ?, text = ?", id, encoder.EncodeAll(samples[0], nil))

@@ -111,6 +111,7 @@ type Index struct {
 	codec    *codec
 	instance string
 	reserve  int64 // how large it is to be, in bytes; 0 with [Read]
+	damages  damages
 
 	// writing has something in it while the writer is in use. It lets the
 	// transactions of this process take turns before they meet SQLite's lock, which
@@ -187,6 +188,9 @@ func open(ctx context.Context, path string, options Options, steps []string) (_ 
 	}
 	if x.codec, err = openCodec(x.writer, true); err != nil {
 		return nil, describe(fmt.Sprintf("database %s: load its dictionaries", path), err)
+	}
+	for range x.codec.damaged {
+		x.damages.add()
 	}
 	if x.instance, err = openInstance(x.writer, true); err != nil {
 		return nil, describe(fmt.Sprintf("database %s: read its instance name", path), err)
@@ -410,7 +414,7 @@ func keyOf(hash narinfo.PathHash) int64 {
 // narinfo is gone, which only damage can do.
 func hashOf(column driver.Value) (hash narinfo.PathHash, err error) {
 	if n := copy(hash[:], blob(column)); n != len(hash) {
-		return hash, fmt.Errorf("path hash of %d bytes in the database, want %d: the database is damaged", n, len(hash))
+		return hash, fmt.Errorf("%w: a path hash has %d bytes, want %d", ErrDamaged, n, len(hash))
 	}
 	return hash, nil
 }

@@ -3,6 +3,7 @@ package index
 import (
 	"context"
 	"database/sql/driver"
+	"errors"
 )
 
 // lacks is the condition that files of an item are not stored: none is, or one
@@ -29,16 +30,21 @@ func (x *Index) Lacking(ctx context.Context, before *int64, limit int) (found []
 		// In steps: a transaction over all rows would keep the log from being
 		// folded back.
 		begin := max(0, end-scanStep)
+		read, seen := 0, int64(0)
 		err := c.rows(query, []driver.Value{end, begin, int64(limit)}, func(row []driver.Value) (bool, error) {
+			read, seen = read+1, row[0].(int64)
 			item, err := x.item(row)
+			if errors.Is(err, ErrDamaged) {
+				return true, nil // which files it lacks can't be known
+			}
 			found = append(found, item)
 			return true, err
 		})
 		if err != nil {
 			return err
 		}
-		if len(found) == limit {
-			begin = found[len(found)-1].id
+		if read == limit {
+			begin = seen
 		}
 		*before, more = begin, begin > 0
 		return nil

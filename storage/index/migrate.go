@@ -135,7 +135,7 @@ func keepOld(ctx context.Context, absolute, copied string, version int) (err err
 	var need int64
 	for _, suffix := range []string{"", "-wal"} {
 		if info, err := os.Stat(absolute + suffix); err == nil {
-			need += info.Size()
+			need += 2 * info.Size() // for the log, a migration may write all pages
 		}
 	}
 	if err := disk.Look(nil).Check(filepath.Dir(absolute), need); err != nil {

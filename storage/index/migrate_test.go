@@ -198,17 +198,20 @@ func names(t testing.TB, directory string) (names []string) {
 // versionDatabase has put there, and that the program of that time can go on with it.
 func wantCopy(t testing.TB, path string, version int) {
 	t.Helper()
-	x, err := open(t.Context(), path, Options{Access: Write}, migrations[:version])
+	c, err := connect(t.Context(), dataSource(path, defaultWriterCache))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n, err := x.writer.integer("SELECT CAST(value AS INTEGER) FROM tags WHERE key = 'schema'"); err != nil || n != int64(version) {
+	if found, err := recognise(c, path, version); err != nil || found != version {
+		t.Errorf("%s: version %d, %v; want %d", path, found, err, version)
+	}
+	if n, err := c.integer("SELECT CAST(value AS INTEGER) FROM tags WHERE key = 'schema'"); err != nil || n != int64(version) {
 		t.Errorf("%s: tag is %d, %v; want %d", path, n, err, version)
 	}
-	if row, err := x.writer.first("PRAGMA integrity_check"); err != nil || row[0] != "ok" {
+	if row, err := c.first("PRAGMA integrity_check"); err != nil || row[0] != "ok" {
 		t.Errorf("%s: integrity_check: %v, %v", path, row, err)
 	}
-	if err := x.Close(); err != nil {
+	if err := c.close(); err != nil {
 		t.Error(err)
 	}
 }

@@ -49,7 +49,7 @@ func (x *Index) MirroredAfter(ctx context.Context, after, until int64, span int)
 			WHERE i.id > ? AND i.id <= ? AND i.mirrored = 1 AND n.withdrawn_at IS NULL ORDER BY i.id`, []driver.Value{after, end},
 			func(row []driver.Value) (bool, error) {
 				hash, err := hashOf(row[1])
-				items = append(items, Placed{row[0].(int64), hash, time.UnixMilli(row[2].(int64)).UTC()})
+				items = append(items, Placed{row[0].(int64), hash, time.UnixMilli(number(row[2])).UTC()})
 				return true, err
 			})
 	})

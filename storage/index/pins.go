@@ -58,7 +58,7 @@ func (tx *Tx) Pins() ([]Pin, error) { return tx.conn.pins() }
 func (c *connection) pins() (pins []Pin, err error) {
 	err = c.rows("SELECT hash, at FROM pins ORDER BY at, hash", nil, func(row []driver.Value) (bool, error) {
 		hash, err := hashOf(row[0])
-		pins = append(pins, Pin{hash, time.UnixMilli(row[1].(int64)).UTC()})
+		pins = append(pins, Pin{hash, time.UnixMilli(number(row[1])).UTC()})
 		return true, err
 	})
 	return pins, err
@@ -109,7 +109,7 @@ func (x *Index) Closure(ctx context.Context, roots []narinfo.PathHash) (*Closure
 					}
 					closure.withdrawn = append(closure.withdrawn, hash)
 				}
-				closure.size += row[3].(int64)
+				closure.size += number(row[3])
 				for refs := blob(row[0]); len(refs) >= 8; refs = refs[8:] {
 					reference := int64(binary.BigEndian.Uint64(refs))
 					if _, known := closure.rootOf[reference]; !known {
@@ -164,11 +164,16 @@ func (c *Closure) Withdrawn() []narinfo.PathHash { return c.withdrawn }
 
 // ItemsOf returns the items of a closure that have a narinfo, each once, in an
 // order that is the same each time. Items removed since the closure was made are
-// not among them. It takes 8 bytes for each.
+// not among them. It takes 8 bytes for each. An error that is a [Damage] is about one item,
+// and others follow.
 func (x *Index) ItemsOf(ctx context.Context, closure *Closure) iter.Seq2[*Item, error] {
 	return func(yield func(*Item, error) bool) {
 		for step := range slices.Chunk(slices.Sorted(maps.Keys(closure.rootOf)), listStep) {
-			page := make([]*Item, 0, len(step))
+			type result struct {
+				item *Item
+				err  error
+			}
+			page := make([]result, 0, len(step))
 			err := x.readers.do(ctx, func(c *connection) error {
 				for _, key := range step {
 					row, err := c.first(itemByKey, key)
@@ -179,10 +184,7 @@ func (x *Index) ItemsOf(ctx context.Context, closure *Closure) iter.Seq2[*Item, 
 						continue
 					}
 					item, err := x.item(row)
-					if err != nil {
-						return err
-					}
-					page = append(page, item)
+					page = append(page, result{item, err})
 				}
 				return nil
 			})
@@ -190,8 +192,11 @@ func (x *Index) ItemsOf(ctx context.Context, closure *Closure) iter.Seq2[*Item, 
 				yield(nil, describe("list the items of a closure in "+x.path, err))
 				return
 			}
-			for _, item := range page {
-				if !yield(item, nil) {
+			for _, r := range page {
+				if r.err != nil {
+					r.err = describe("list the items of a closure in "+x.path, r.err)
+				}
+				if !yield(r.item, r.err) {
 					return
 				}
 			}

@@ -60,33 +60,71 @@ func (x *Index) Text(ctx context.Context, hash narinfo.PathHash) (text []byte, e
 // textOf is Text on a connection.
 func (x *Index) textOf(c *connection, hash narinfo.PathHash) ([]byte, error) {
 	// Of items, this reads the index alone.
-	row, err := c.first("SELECT n.hash, n.dictionary, n.text, n.withdrawn_at FROM items i LEFT JOIN narinfos n ON n.id = i.id WHERE i.key = ?", keyOf(hash))
+	row, err := c.first("SELECT "+textColumns+" FROM items i LEFT JOIN narinfos n ON n.id = i.id WHERE i.key = ?", keyOf(hash))
 	if err != nil {
 		return nil, err
 	}
 	return x.textFrom(row, hash)
 }
 
-// textFrom returns the text in a row that begins with hash, dictionary, text and
-// withdrawn_at, and was found by the hash's key. The error is [ErrNotFound] when
-// there is no row, only one of another hash with that key, or one that was
-// withdrawn.
+// textColumns are what textFrom takes.
+const textColumns = "n.hash, n.dictionary, n.text, n.checksum, n.withdrawn_at"
+
+// textFrom returns the text in a row that begins with textColumns and was found by the
+// hash's key. The error is [ErrNotFound] when there is no row, only one of another hash
+// with that key, or one that was withdrawn.
 func (x *Index) textFrom(row []driver.Value, hash narinfo.PathHash) ([]byte, error) {
 	if row == nil {
 		return nil, ErrNotFound
 	}
-	found, err := hashOf(row[0])
+	found, err := x.isRight(row[:4], 0, hash)
 	if err != nil {
 		return nil, err
 	}
-	if found != hash || row[3] != nil {
+	if at := row[4]; at != nil && found == hash {
+		if _, err := withdrawnAt(at); err != nil {
+			return nil, x.damaged(hash, 0, err.Error())
+		}
 		return nil, ErrNotFound
 	}
-	return x.codec.decompress(row[1].(int64), blob(row[2]))
+	text, reason := x.codec.verified(found, row[1], row[2], row[3])
+	switch {
+	case reason != "":
+		return nil, x.damaged(hash, 0, reason)
+	case found != hash:
+		return nil, ErrNotFound // the key is that of two hashes
+	}
+	return text, nil
+}
+
+// isRight looks at the hash in a row that was found by the key of another, and returns
+// it. Another hash with the same key may be right. The row has hash, dictionary, text
+// and checksum.
+func (x *Index) isRight(row []driver.Value, id int64, hash narinfo.PathHash) (found narinfo.PathHash, err error) {
+	if found, err = hashOf(row[0]); err != nil {
+		return found, x.damaged(hash, id, err.Error())
+	}
+	if keyOf(found) == keyOf(hash) {
+		return found, nil
+	}
+	if _, reason := x.codec.verified(found, row[1], row[2], row[3]); reason == "" {
+		id = 0 // the row is sound, and of another item: it must not be changed
+	}
+	return found, x.damaged(hash, id, fmt.Sprintf("its row is that of %s", found))
+}
+
+// withdrawnAt is the time in a column that is not NULL. A flipped bit in the header of the
+// row can turn NULL into 0, and would hide the item.
+func withdrawnAt(column driver.Value) (time.Time, error) {
+	at, ok := column.(int64)
+	if !ok || at <= 0 {
+		return time.Time{}, errors.New("the time of its withdrawal makes no sense")
+	}
+	return time.UnixMilli(at).UTC(), nil
 }
 
 const (
-	itemColumns = "SELECT i.id, n.hash, i.added_at, i.stored_files, i.file_sizes, n.dictionary, n.text, n.withdrawn_at, i.mirrored FROM items i LEFT JOIN narinfos n ON n.id = i.id"
+	itemColumns = "SELECT i.id, n.hash, i.added_at, i.stored_files, i.file_sizes, n.dictionary, n.text, n.checksum, n.withdrawn_at, i.mirrored, i.key FROM items i LEFT JOIN narinfos n ON n.id = i.id"
 	itemByKey   = itemColumns + " WHERE i.key = ?"
 )
 
@@ -131,6 +169,9 @@ func (x *Index) itemFrom(c *connection, hash narinfo.PathHash) (*Item, error) {
 	if row == nil {
 		return nil, ErrNotFound
 	}
+	if _, err := x.isRight([]driver.Value{row[1], row[5], row[6], row[7]}, row[0].(int64), hash); err != nil {
+		return nil, err
+	}
 	item, err := x.item(row)
 	if err != nil {
 		return nil, err
@@ -141,28 +182,42 @@ func (x *Index) itemFrom(c *connection, hash narinfo.PathHash) (*Item, error) {
 	return item, nil
 }
 
-// item makes a row of itemColumns an Item.
+// item makes a row of itemColumns an Item. The error is a [Damage].
 func (x *Index) item(row []driver.Value) (*Item, error) {
+	id := row[0].(int64)
 	hash, err := hashOf(row[1])
 	if err != nil {
-		return nil, err
+		return nil, x.damaged(hash, id, err.Error())
+	}
+	added, ok1 := row[2].(int64)
+	stored, ok2 := row[3].(int64)
+	key, ok3 := row[10].(int64)
+	switch {
+	case !ok1 || !ok2 || !ok3:
+		return nil, x.damaged(hash, id, noInteger)
+	case key != keyOf(hash):
+		return nil, x.damaged(hash, id, "it has the key of another")
 	}
 	item := &Item{
-		Hash:    hash,
-		AddedAt: time.UnixMilli(row[2].(int64)).UTC(),
-		Stored:  uint64(row[3].(int64)),
-		id:      row[0].(int64),
-
-		Mirrored: row[8] == int64(1),
+		Hash:     hash,
+		AddedAt:  time.UnixMilli(added).UTC(),
+		Stored:   uint64(stored),
+		Mirrored: row[9] == int64(1),
+		id:       id,
 	}
 	if sizes := blob(row[4]); sizes != nil {
 		item.Sizes = decodeInts(sizes)
 	}
-	if at, ok := row[7].(int64); ok {
-		item.WithdrawnAt = time.UnixMilli(at).UTC()
+	if at := row[8]; at != nil {
+		if item.WithdrawnAt, err = withdrawnAt(at); err != nil {
+			return nil, x.damaged(hash, id, err.Error())
+		}
 	}
-	item.Text, err = x.codec.decompress(row[5].(int64), blob(row[6]))
-	return item, err
+	var reason string
+	if item.Text, reason = x.codec.verified(hash, row[5], row[6], row[7]); reason != "" {
+		return nil, x.damaged(hash, id, reason)
+	}
+	return item, nil
 }
 
 // listStep is how many rows a pass over all items reads at a time. Between
@@ -171,7 +226,8 @@ func (x *Index) item(row []driver.Value) (*Item, error) {
 const listStep = 500
 
 // Items returns all items that have every given tag, in the order they
-// came. Items added or removed meanwhile may or may not be among them.
+// came. Items added or removed meanwhile may or may not be among them. An error that is
+// a [Damage] is about one item, and others follow.
 func (x *Index) Items(ctx context.Context, tags ...Tag) iter.Seq2[*Item, error] {
 	return x.ItemsAfter(ctx, -1, tags...)
 }
@@ -179,31 +235,38 @@ func (x *Index) Items(ctx context.Context, tags ...Tag) iter.Seq2[*Item, error] 
 // ItemsAfter is [Index.Items] from behind a place on, as [Item.Place] gives it.
 func (x *Index) ItemsAfter(ctx context.Context, place int64, tags ...Tag) iter.Seq2[*Item, error] {
 	return func(yield func(*Item, error) bool) {
+		type result struct {
+			item *Item
+			err  error
+		}
 		filter, args := tagFilter(tags)
 		query := itemColumns + " WHERE i.id > ?" + filter + " ORDER BY i.id LIMIT ?"
 		for last := place; ; {
-			page := make([]*Item, 0, listStep)
+			page := make([]result, 0, listStep)
 			err := x.readers.do(ctx, func(c *connection) error {
 				values := append(append([]driver.Value{last}, args...), int64(listStep))
 				return c.rows(query, values, func(row []driver.Value) (bool, error) {
+					last = row[0].(int64)
 					item, err := x.item(row)
-					page = append(page, item)
-					return true, err
+					page = append(page, result{item, err})
+					return true, nil
 				})
 			})
 			if err != nil {
 				yield(nil, describe("list the items of "+x.path, err))
 				return
 			}
-			for _, item := range page {
-				if !yield(item, nil) {
+			for _, r := range page {
+				if r.err != nil {
+					r.err = describe("list the items of "+x.path, r.err)
+				}
+				if !yield(r.item, r.err) {
 					return
 				}
 			}
 			if len(page) < listStep {
 				return
 			}
-			last = page[len(page)-1].id
 		}
 	}
 }
@@ -249,7 +312,7 @@ func (tx *Tx) LastUsed(hash narinfo.PathHash) (time.Time, error) {
 	if err != nil || row == nil {
 		return time.Time{}, err
 	}
-	return time.UnixMilli(row[0].(int64)).UTC(), nil
+	return time.UnixMilli(number(row[0])).UTC(), nil
 }
 
 // Totals are the sums that the index keeps of itself.
@@ -282,7 +345,14 @@ func (c *connection) totals() (Totals, error) {
 	if row == nil {
 		return Totals{}, errors.New("the row of totals is missing")
 	}
-	return Totals{row[0].(int64), row[1].(int64), row[2].(int64)}, nil
+	return Totals{number(row[0]), number(row[1]), number(row[2])}, nil
+}
+
+// number is the value of an INTEGER column that no text depends on. Damage can make it
+// one of another type.
+func number(value driver.Value) int64 {
+	n, _ := value.(int64)
+	return n
 }
 
 // encodeInts packs numbers as zig-zag varints.

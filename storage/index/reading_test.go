@@ -210,14 +210,16 @@ func TestReadWhileOthersClose(t *testing.T) {
 func versionDatabase(t testing.TB, version int) (path string) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "db")
-	x, err := open(t.Context(), path, Options{}, migrations[:version])
+	c, err := connect(t.Context(), dataSource(path, defaultWriterCache))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := x.writer.exec("INSERT INTO tags (key, value) VALUES ('schema', ?)", int64(version)); err != nil {
-		t.Fatal(err)
-	}
-	if err := x.Close(); err != nil {
+	err = errors.Join(
+		c.takeSteps(t.Context(), path, 0, migrations[:version]),
+		c.exec("INSERT INTO tags (key, value) VALUES ('schema', ?)", int64(version)),
+		c.exec("INSERT INTO dictionaries (id, content) VALUES (?, ?)", int64(builtinID), builtinDictionary),
+		c.close())
+	if err != nil {
 		t.Fatal(err)
 	}
 	return path

@@ -46,6 +46,8 @@ func SchemaVersion() uint32 { return uint32(len(migrations)) }
 //   - cached_files are nars in compressions that were made here, and concern
 //     this instance alone; see [CachedFile].
 //   - checksums are those of files in the storage and of cached files; see [Checksum].
+//   - the columns checksum are of texts, dictionaries and lines about cached files, as
+//     they were written; see [checksumOf]. Migration fills them.
 //   - totals is one row, kept true by each transaction.
 var migrations = []string{
 	`CREATE TABLE settings (
@@ -160,7 +162,14 @@ var migrations = []string{
 		sum BLOB NOT NULL,
 		PRIMARY KEY (item, file)
 	) STRICT, WITHOUT ROWID;`,
+
+	`ALTER TABLE narinfos ADD COLUMN checksum INTEGER;
+	ALTER TABLE dictionaries ADD COLUMN checksum INTEGER;
+	ALTER TABLE cached_files ADD COLUMN checksum INTEGER;`,
 }
+
+// checksumVersion is the first version of the schema with checksums of texts.
+const checksumVersion = 6
 
 // migrate creates the tables of a new database, and brings an older one to the
 // newest version of the schema where the options allow that.
@@ -201,6 +210,11 @@ func (c *connection) takeSteps(ctx context.Context, path string, version int, st
 	for ; version < len(steps); version++ {
 		if err := c.long(ctx, steps[version]); err != nil {
 			return describe(fmt.Sprintf("database %s: migrate it from version %d to %d", path, version, version+1), err)
+		}
+		if version+1 == checksumVersion {
+			if err := c.addChecksums(ctx); err != nil {
+				return describe(fmt.Sprintf("database %s: add checksums to the narinfos", path), err)
+			}
 		}
 	}
 	// Pragmas take no bound parameters.

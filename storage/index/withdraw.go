@@ -3,6 +3,7 @@ package index
 import (
 	"context"
 	"database/sql/driver"
+	"errors"
 	"time"
 
 	"nar-herder/narinfo"
@@ -61,13 +62,16 @@ func (tx *Tx) Postpone(hash narinfo.PathHash, at time.Time) error {
 		at.UnixMilli(), at.UnixMilli(), keyOf(hash), hash[:])
 }
 
-// WithdrawnItems returns items that were withdrawn at the given time or before,
+// WithdrawnItems returns items that are not damaged and were withdrawn at the given time or before,
 // the earliest first.
 func (x *Index) WithdrawnItems(ctx context.Context, until time.Time, limit int) (items []*Item, err error) {
 	err = x.readers.do(ctx, func(c *connection) error {
 		return c.rows(itemColumns+" WHERE n.withdrawn_at <= ? ORDER BY n.withdrawn_at LIMIT ?",
 			[]driver.Value{until.UnixMilli(), int64(limit)}, func(row []driver.Value) (bool, error) {
 				item, err := x.item(row)
+				if errors.Is(err, ErrDamaged) {
+					return true, nil // its files can't be told
+				}
 				items = append(items, item)
 				return true, err
 			})

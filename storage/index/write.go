@@ -31,12 +31,13 @@ type Entry struct {
 
 	dictionary int64
 	compressed []byte
+	checksum   int64
 }
 
 // Prepare does the part of writing an item that needs no database, so that it
 // can be done beside a transaction.
 func (x *Index) Prepare(n *narinfo.Narinfo) *Entry {
-	entry := &Entry{Narinfo: n}
+	entry := &Entry{Narinfo: n, checksum: checksumOf(n.StorePath.Hash, n.Text)}
 	entry.dictionary, entry.compressed = x.codec.compress(n.Text)
 	return entry
 }
@@ -185,10 +186,7 @@ func (tx *Tx) Put(entry *Entry, old *Item) error {
 	if err != nil {
 		return err
 	}
-	references := make([]byte, 0, 8*len(n.References))
-	for _, reference := range n.References {
-		references = binary.BigEndian.AppendUint64(references, uint64(keyOf(reference.Hash)))
-	}
+	references := keysOf(n.References)
 	tx.count(entry.Stored, size, 1)
 	if old != nil {
 		before, oldSize, err := old.parsed()
@@ -208,8 +206,8 @@ func (tx *Tx) Put(entry *Entry, old *Item) error {
 		err = errors.Join(
 			tx.conn.exec("UPDATE items SET stored_files = ?, stored_size = ?, file_sizes = ?, mirrored = ? WHERE id = ?",
 				int64(entry.Stored), size, sizesColumn(entry.Sizes), truth(entry.Mirrored || old.Mirrored), old.id),
-			tx.conn.exec("UPDATE narinfos SET refs = ?, dictionary = ?, text = ?, withdrawn_at = NULL WHERE id = ?",
-				references, entry.dictionary, entry.compressed, old.id))
+			tx.conn.exec("UPDATE narinfos SET refs = ?, dictionary = ?, text = ?, checksum = ?, withdrawn_at = NULL WHERE id = ?",
+				references, entry.dictionary, entry.compressed, entry.checksum, old.id))
 		if err != nil {
 			return err
 		}
@@ -224,14 +222,23 @@ func (tx *Tx) Put(entry *Entry, old *Item) error {
 	} else if err != nil {
 		return fmt.Errorf("insert %s: %w", n.StorePath.Hash, err)
 	}
-	err = tx.conn.exec("INSERT INTO narinfos (id, hash, refs, dictionary, text) VALUES (?, ?, ?, ?, ?)",
-		id, n.StorePath.Hash[:], references, entry.dictionary, entry.compressed)
+	err = tx.conn.exec("INSERT INTO narinfos (id, hash, refs, dictionary, text, checksum) VALUES (?, ?, ?, ?, ?, ?)",
+		id, n.StorePath.Hash[:], references, entry.dictionary, entry.compressed, entry.checksum)
 	if err != nil {
 		return err
 	}
 	tx.change.Items++
 	tx.refer(id, n)
 	return tx.logAddition(entry)
+}
+
+// keysOf packs the keys of paths, for the column refs.
+func keysOf(paths []narinfo.StorePath) []byte {
+	keys := make([]byte, 0, 8*len(paths))
+	for _, path := range paths {
+		keys = binary.BigEndian.AppendUint64(keys, uint64(keyOf(path.Hash)))
+	}
+	return keys
 }
 
 // isDuplicate says that a row was refused for a value that another row has.

@@ -1,0 +1,358 @@
+package index
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"nar-herder/narinfo"
+)
+
+// damaged returns what is found to be damaged.
+func damaged(t testing.TB, x *Index) (all []*Damage) {
+	t.Helper()
+	for damage, err := range x.FindDamage(t.Context(), func() {}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, damage)
+	}
+	return all
+}
+
+// mend tries to mend all that is damaged, and returns how much that was.
+func mend(t testing.TB, x *Index, text []byte) (mended int) {
+	t.Helper()
+	for _, damage := range damaged(t, x) {
+		update(t, x, func(tx *Tx) error {
+			ok, err := tx.Mend(damage, text)
+			if ok {
+				mended++
+			}
+			return err
+		})
+	}
+	return mended
+}
+
+// TestMend: each kind of damage is an error, is found, and is mended with the text from
+// elsewhere, or without it where the database has enough left.
+func TestMend(t *testing.T) {
+	t.Parallel()
+	samples := sampleNarinfos(t, 2)
+	n, err := narinfo.Parse(samples[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := narinfo.Parse(samples[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	hash := n.StorePath.Hash
+	var swapped [8]byte
+	binary.BigEndian.PutUint64(swapped[:], uint64(keyOf(hash))^1)
+	for name, test := range map[string]struct {
+		damage string
+		alone  bool // it is mended without the text
+		served bool // the text is right all the same
+	}{
+		"text":             {damage: "UPDATE narinfos SET text = CAST(substr(text, 1, 99) || x'00' || substr(text, 101) AS BLOB) WHERE id = 1"},
+		"no text":          {damage: "UPDATE narinfos SET text = x'' WHERE id = 1"},
+		"other text":       {damage: "UPDATE narinfos SET text = (SELECT text FROM narinfos WHERE id = 2) WHERE id = 1"},
+		"as it is":         {damage: "UPDATE narinfos SET dictionary = 0 WHERE id = 1"},
+		"checksum":         {damage: "UPDATE narinfos SET checksum = checksum + 1 WHERE id = 1"},
+		"withdrawn":        {damage: "UPDATE narinfos SET withdrawn_at = 0 WHERE id = 1", alone: true},
+		"end of hash":      {damage: "UPDATE narinfos SET hash = CAST(substr(hash, 1, 19) || x'55' AS BLOB) WHERE id = 1", alone: true},
+		"beginning of it":  {damage: "UPDATE narinfos SET hash = CAST(x'55' || substr(hash, 2) AS BLOB) WHERE id = 1", alone: true},
+		"length of it":     {damage: "UPDATE narinfos SET hash = x'55' WHERE id = 1", alone: true},
+		"references":       {damage: "UPDATE narinfos SET refs = x'' WHERE id = 1", alone: true, served: true},
+		"dictionary":       {damage: "UPDATE dictionaries SET content = CAST(substr(content, 1, 999) || x'77' || substr(content, 1001) AS BLOB)", alone: true, served: true},
+		"its checksum":     {damage: "UPDATE dictionaries SET checksum = checksum + 1", alone: true, served: true},
+		"older, different": {damage: "UPDATE narinfos SET checksum = NULL, text = (SELECT text FROM narinfos WHERE id = 2) WHERE id = 1"},
+		"older":            {damage: "UPDATE narinfos SET checksum = NULL WHERE id = 1", served: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			path := filepath.Join(t.TempDir(), "db")
+			x := openAt(t, path)
+			put(t, x, n)
+			put(t, x, other)
+			update(t, x, func(tx *Tx) error { return tx.conn.exec(test.damage) })
+			x = openAt(t, path) // which reads the dictionaries
+			text, err := x.Text(t.Context(), hash)
+			_, itemErr := x.Item(t.Context(), hash)
+			if test.served {
+				if err != nil || itemErr != nil || !bytes.Equal(text, n.Text) {
+					t.Errorf("%q, %v, %v", text, err, itemErr)
+				}
+			} else if !errors.Is(err, ErrDamaged) || !errors.Is(itemErr, ErrDamaged) {
+				t.Errorf("text: %v, item: %v, want ErrDamaged", err, itemErr)
+			}
+			if got, err := x.Text(t.Context(), other.StorePath.Hash); err != nil || !bytes.Equal(got, other.Text) {
+				t.Errorf("the other item: %q, %v", got, err)
+			}
+			if name == "older" {
+				return
+			}
+			found := damaged(t, x)
+			if len(found) != 1 || found[0].Dictionary == 0 && name != "length of it" && found[0].Hash != hash {
+				t.Fatalf("found %v", found)
+			}
+			if count, _ := x.Damages(); count == 0 {
+				t.Error("it is not counted")
+			}
+			// A text that is another is of no use.
+			if mended := mend(t, x, other.Text); (mended == 1) != test.alone {
+				t.Fatalf("mended %d without the text", mended)
+			}
+			if !test.alone {
+				further := append(bytes.Clone(n.Text), "URL: nar/zstd/x\nCompression: zstd\nFileSize: 7\n"...)
+				if mended := mend(t, x, further); mended != 1 {
+					if name == "older, different" {
+						return // what was written is not known any more
+					}
+					t.Fatalf("mended %d with the text", mended)
+				}
+			}
+			x = openAt(t, path)
+			if found := damaged(t, x); len(found) > 0 {
+				t.Errorf("then there is still %v", found)
+			}
+			item, err := x.Item(t.Context(), hash)
+			if err != nil || !bytes.Equal(item.Text, n.Text) || !item.WithdrawnAt.IsZero() || item.Stored != 1 {
+				t.Errorf("then it is %+v, %v", item, err)
+			}
+			wantSound(t, x)
+		})
+	}
+}
+
+// TestLost: an item that has another number can't be found, or is not served, and comes
+// back with an import.
+func TestLost(t *testing.T) {
+	t.Parallel()
+	x := openTest(t)
+	n := testNarinfo(1, 1, nil, 10)
+	put(t, x, n)
+	put(t, x, testNarinfo(2, 1, nil, 10))
+	update(t, x, func(tx *Tx) error { return tx.conn.exec("DELETE FROM items WHERE id = 1") })
+	if found := damaged(t, x); len(found) != 1 || found[0].Hash != n.StorePath.Hash {
+		t.Fatalf("found %v", found)
+	}
+	if mended := mend(t, x, nil); mended != 0 {
+		t.Error("it was mended without an item")
+	}
+	put(t, x, n)
+	if mended := mend(t, x, nil); mended != 1 {
+		t.Error("the row that is of no more use stays")
+	}
+	if found := damaged(t, x); len(found) > 0 {
+		t.Errorf("found %v", found)
+	}
+}
+
+// TestDamagedChange: a removal whose path is another's is an error until it is mended.
+func TestDamagedChange(t *testing.T) {
+	t.Parallel()
+	x := openTest(t)
+	for n := range 3 {
+		put(t, x, testNarinfo(n, 1, nil, 10))
+	}
+	update(t, x, func(tx *Tx) error { return tx.Remove(testPath(1).Hash, testTime) })
+	update(t, x, func(tx *Tx) error {
+		return tx.conn.exec("UPDATE recent_changes SET store_path = ? WHERE kind = ?", testPath(2).String(), int64(Removed))
+	})
+	if _, err := x.ChangesAfter(t.Context(), 0, 10); !errors.Is(err, ErrDamaged) {
+		t.Errorf("%v, want ErrDamaged", err)
+	}
+	if mended := mend(t, x, nil); mended != 1 {
+		t.Errorf("mended %d", mended)
+	}
+	if page, err := x.ChangesAfter(t.Context(), 0, 10); err != nil || len(page.Changes) != 2 {
+		t.Errorf("%+v, %v", page, err)
+	}
+}
+
+// TestDamagedCached: a cached file whose size is another is not named below a narinfo.
+func TestDamagedCached(t *testing.T) {
+	t.Parallel()
+	x := openTest(t)
+	n := testNarinfo(1, 1, nil, 10)
+	hash := n.StorePath.Hash
+	put(t, x, n)
+	update(t, x, func(tx *Tx) error {
+		return errors.Join(
+			tx.PutCached(CachedFile{Hash: hash, Type: "gzip", Size: 7, LastUsed: testTime}),
+			tx.PutCached(CachedFile{Hash: hash, Type: "zstd", Size: 9, LastUsed: testTime}),
+			tx.conn.exec("UPDATE cached_files SET size = size + 64 WHERE type = 'zstd'"))
+	})
+	want := func(count int) {
+		t.Helper()
+		text, files, err := x.TextAndCached(t.Context(), hash)
+		if err != nil || !bytes.Equal(text, n.Text) || len(files) != 1 || files[0].Type != "gzip" || files[0].Size != 7 {
+			t.Errorf("%q, %+v, %v", text, files, err)
+		}
+		if found := damaged(t, x); len(found) != count {
+			t.Errorf("found %v, want %d", found, count)
+		}
+	}
+	want(1)
+	if mended := mend(t, x, nil); mended != 1 {
+		t.Errorf("mended %d", mended)
+	}
+	want(0)
+}
+
+// TestRenew: a text that is not the one that was written takes the place of a damaged
+// one, and nothing is known of its files.
+func TestRenew(t *testing.T) {
+	t.Parallel()
+	x := openTest(t)
+	old, now := testNarinfo(1, 1, []int{2}, 10), testNarinfo(1, 2, []int{3}, 20, 30)
+	put(t, x, old)
+	put(t, x, testNarinfo(2, 1, nil, 5))
+	update(t, x, func(tx *Tx) error {
+		return errors.Join(tx.AddTags(old.StorePath.Hash, []Tag{{"a", "b"}}), tx.conn.exec("UPDATE narinfos SET text = x'00', dictionary = 0 WHERE id = 1"))
+	})
+	update(t, x, func(tx *Tx) error {
+		_, err := tx.Item(old.StorePath.Hash)
+		var damage *Damage
+		if !errors.As(err, &damage) {
+			return fmt.Errorf("it is not damaged: %w", err)
+		}
+		entry := x.Prepare(now)
+		entry.AddedAt = testTime
+		item, err := tx.Renew(damage, entry)
+		if err == nil && (!bytes.Equal(item.Text, now.Text) || item.Stored != 0) {
+			err = fmt.Errorf("it is %+v", item)
+		}
+		return err
+	})
+	wantTotals(t, x, Totals{2, 1, 5})
+	if tags, err := x.Tags(t.Context(), old.StorePath.Hash); err != nil || len(tags) != 1 {
+		t.Errorf("tags are %v, %v", tags, err)
+	}
+	if got := referrers(t, x, 3, 10); !slices.Equal(got, []int{1}) {
+		t.Errorf("referrers are %v", got)
+	}
+	wantSound(t, x)
+}
+
+// TestSharedKey: a row of another hash with the same key is no damage.
+func TestSharedKey(t *testing.T) {
+	t.Parallel()
+	x := openTest(t)
+	n := testNarinfo(1, 1, nil, 10)
+	put(t, x, n)
+	similar := n.StorePath.Hash
+	similar[19]++
+	if _, err := x.Text(t.Context(), similar); err != ErrNotFound {
+		t.Errorf("text: %v, want ErrNotFound", err)
+	}
+	if _, err := x.Item(t.Context(), similar); err != ErrNotFound {
+		t.Errorf("item: %v, want ErrNotFound", err)
+	}
+}
+
+// TestListDamaged: what is damaged is an error in a list, in its place, and the rest is
+// there.
+func TestListDamaged(t *testing.T) {
+	t.Parallel()
+	x := openTest(t)
+	for n := range 4 {
+		put(t, x, testNarinfo(n, 1, nil, 10))
+	}
+	update(t, x, func(tx *Tx) error { return tx.conn.exec("UPDATE narinfos SET checksum = checksum + 1 WHERE id = 2") })
+	listed := ""
+	for item, err := range x.Items(t.Context()) {
+		switch {
+		case err == nil:
+			listed += fmt.Sprint(item.Place(), " ")
+		case errors.Is(err, ErrDamaged):
+			listed += "damaged "
+		default:
+			t.Fatal(err)
+		}
+	}
+	if listed != "1 damaged 3 4 " {
+		t.Errorf("listed %q", listed)
+	}
+	var cursor int64
+	found, _, err := x.Candidates(t.Context(), time.Time{}, testTime.AddDate(1, 0, 0), &cursor, 2)
+	if err != nil || len(found) != 1 || cursor != 2 {
+		t.Errorf("%d candidates, up to %d, %v", len(found), cursor, err)
+	}
+	if _, err := x.Copy(t.Context(), filepath.Join(t.TempDir(), "copy"), testTime, 100); !errors.Is(err, ErrDamaged) {
+		t.Errorf("copy: %v, want ErrDamaged", err)
+	}
+	if _, err := x.ChangesAfter(t.Context(), 0, 100); !errors.Is(err, ErrDamaged) {
+		t.Errorf("changes: %v, want ErrDamaged", err)
+	}
+}
+
+// TestMigrateChecksums: a database of the version before has all of them afterwards, and
+// what was damaged before is not served either.
+func TestMigrateChecksums(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "db")
+	x, err := Open(t.Context(), path, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []*narinfo.Narinfo
+	for _, text := range sampleNarinfos(t, 2500) {
+		n, err := narinfo.Parse(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, n)
+	}
+	update(t, x, func(tx *Tx) error {
+		for _, n := range all {
+			if err := putIn(tx, x, n, 1, nil); err != nil {
+				return err
+			}
+		}
+		for _, old := range []string{
+			"ALTER TABLE narinfos DROP COLUMN checksum", "ALTER TABLE dictionaries DROP COLUMN checksum",
+			"INSERT INTO cached_files (item, type, size, last_used) VALUES (5, 'zstd', 9, 1)", "ALTER TABLE cached_files DROP COLUMN checksum", "PRAGMA user_version = 5",
+			"UPDATE narinfos SET text = x'00' WHERE id = 1",
+			"UPDATE narinfos SET text = (SELECT text FROM narinfos WHERE id = 3) WHERE id = 2",
+			"UPDATE dictionaries SET content = CAST(substr(content, 1, 5000) || x'00' || substr(content, 5002) AS BLOB)",
+		} {
+			if err := tx.conn.script(old); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err := x.Close(); err != nil {
+		t.Fatal(err)
+	}
+	done, err := Migrate(t.Context(), path)
+	if err != nil || done.From != 5 {
+		t.Fatalf("%+v, %v", done, err)
+	}
+	x = openAt(t, path)
+	if n, err := x.writer.integer("SELECT (SELECT count(*) FROM narinfos WHERE checksum IS NULL) + (SELECT count(*) FROM cached_files WHERE checksum IS NULL)"); err != nil || n != 0 {
+		t.Errorf("%d have none, %v", n, err)
+	}
+	for i, n := range all {
+		text, err := x.Text(t.Context(), n.StorePath.Hash)
+		if i < 2 {
+			if !errors.Is(err, ErrDamaged) {
+				t.Errorf("item %d: %v, want ErrDamaged", i, err)
+			}
+		} else if err != nil || !bytes.Equal(text, n.Text) {
+			t.Errorf("item %d: %q, %v", i, text, err)
+		}
+	}
+	if found := damaged(t, x); len(found) != 2 {
+		t.Errorf("found %v", found)
+	}
+}
