@@ -22,8 +22,8 @@ type place struct {
 	Instance string `json:"instance,omitempty"`
 	Position int64  `json:"position,omitempty"`
 	Mark     string `json:"mark,omitempty"`
-	// Removals are those of the last while, by the times of the changes, in
-	// minutes since 1970.
+	// Removals counts what the source has removed in the last hour, by the minutes
+	// since 1970 in which it was removed here.
 	Removals map[int64]int `json:"removals,omitempty"`
 	// Since is the time of the newest change, and Seen has those of the last
 	// while before it: of what comes again, and may have been written late,

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 	"nar-herder/narinfo"
 	"nar-herder/peer"
 	"nar-herder/storage"
+	"nar-herder/storage/index"
 )
 
 const (
@@ -101,7 +103,8 @@ func (m *Mirror) merge(ctx context.Context, at place, db *dump) (place, error) {
 	if err := m.mergeItems(ctx, db, there, count); err != nil {
 		return next, err
 	}
-	return next, m.withdrawOthers(ctx, there, last, mirrored, newest)
+	next.Removals, err = m.withdrawOthers(ctx, at, there, last, mirrored, newest)
+	return next, err
 }
 
 func later(a, b time.Time) time.Time {
@@ -285,10 +288,12 @@ func (m *Mirror) unknown(ctx context.Context, items []storage.Followed, there bi
 	return news, nil
 }
 
-// withdrawOthers withdraws what came from the source, up to the last place, and
-// whose bit is not set: the source does not have it any more. What is newer than
-// the dump may be there all the same.
-func (m *Mirror) withdrawOthers(ctx context.Context, there bits, last, mirrored int64, newest time.Time) error {
+// withdrawOthers withdraws the items of the source, up to the last place, that have no
+// bit set: the source does not have them any more. What is newer than the dump may be
+// there all the same. It returns the removals of the last hour, with these, and keeps
+// them in the place as it removes: neither a restart nor another dump may hide them
+// from [Mirror.allow].
+func (m *Mirror) withdrawOthers(ctx context.Context, at place, there bits, last, mirrored int64, newest time.Time) (map[int64]int, error) {
 	each := func(f func(hashes []narinfo.PathHash) error) error {
 		for after := int64(0); after < last; {
 			items, end, err := m.Index.MirroredAfter(ctx, after, last, 20*batchSize)
@@ -314,24 +319,29 @@ func (m *Mirror) withdrawOthers(ctx context.Context, there bits, last, mirrored 
 		return nil
 	})
 	if err != nil || gone == 0 {
-		return err
+		return at.Removals, err
 	}
 	if gone > max(int64(m.negligible), mirrored/shrinkShare) {
-		if err := m.unlessAccepted(ctx, fmt.Sprintf("its dump lacks %d items of %d", gone, mirrored)); err != nil {
-			return err
-		}
+		err = m.unlessAccepted(ctx, fmt.Sprintf("its dump lacks %d items of %d", gone, mirrored))
+	} else {
+		err = m.allow(ctx, withRemovals(at.Removals, int(gone), m.now()))
 	}
-	options := storage.FollowOptions{}
+	if err != nil {
+		return nil, err
+	}
+	options := storage.FollowOptions{Within: func(tx *index.Tx) error { return at.write(tx) }}
 	if m.Pinned != nil {
-		if options.Keeps, options.Within, err = m.Pinned(ctx); err != nil {
-			return err
+		keeps, guard, err := m.Pinned(ctx)
+		if err != nil {
+			return nil, err
 		}
+		options.Keeps = keeps
+		options.Within = func(tx *index.Tx) error { return errors.Join(guard(tx), at.write(tx)) }
 	}
-	now := m.now().UTC().Truncate(time.Second)
-	return each(func(hashes []narinfo.PathHash) error {
-		for len(hashes) > 0 {
-			some := hashes[:min(len(hashes), batchSize)]
-			hashes = hashes[len(some):]
+	err = each(func(hashes []narinfo.PathHash) error {
+		for some := range slices.Chunk(hashes, batchSize) {
+			now := m.now().UTC().Truncate(time.Second)
+			at.Removals = withRemovals(at.Removals, len(some), now)
 			changes := make([]storage.Followed, len(some))
 			for i, hash := range some {
 				changes[i] = storage.Followed{At: now, Hash: hash}
@@ -344,4 +354,5 @@ func (m *Mirror) withdrawOthers(ctx context.Context, there bits, last, mirrored 
 		}
 		return nil
 	})
+	return at.Removals, err
 }
