@@ -153,13 +153,13 @@ var errUnreadable = errors.New("makes no sense")
 // mostAhead is how far the source's clock may be ahead of ours.
 const mostAhead = 24 * time.Hour
 
+// isAhead says whether a time is so far ahead that one of the clocks is, or was, wrong.
+func (m *Mirror) isAhead(t time.Time) bool { return t.After(m.now().Add(mostAhead)) }
+
 // read makes sense of a change. sure says that it has come as the source has it.
-func read(c peer.Change, sure bool, now time.Time) (change storage.Followed, err error) {
+func read(c peer.Change, sure bool) (change storage.Followed, err error) {
 	if change.At, err = parseTime(c.Datetime); err != nil {
 		return change, fmt.Errorf("%w: %w", errUnreadable, err)
-	}
-	if !sure && change.At.After(now.Add(mostAhead)) {
-		return change, fmt.Errorf("%w: it is of %s, which is yet to come", errUnreadable, c.Datetime)
 	}
 	switch c.Change {
 	case peer.Addition:
@@ -313,7 +313,7 @@ func (m *Mirror) gather(ctx context.Context, stream *peer.Stream, at place, to c
 // take adds a change, which has come as the source has it, to a batch. One that
 // makes no sense would make none the next time either.
 func (m *Mirror) take(b *batch, c peer.Change) {
-	change, err := read(c, true, m.now())
+	change, err := read(c, true)
 	if err != nil {
 		m.unreadableChange(c, err)
 		return

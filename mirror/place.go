@@ -129,11 +129,12 @@ const overlap = time.Minute
 // from is since when changes are asked for.
 func (p place) from() time.Time { return p.Since.Add(-overlap) }
 
-// with returns the place behind further changes.
-func (p place) with(changes seen) place {
+// with returns the place behind further changes. Those that are dated ahead are
+// remembered, and don't move it: what is right would come behind it no more.
+func (p place) with(changes seen, now time.Time) place {
 	next := place{Since: p.Since, Removals: p.Removals, Seen: make(seen, len(p.Seen)+len(changes))}
 	for _, at := range changes {
-		if at.After(next.Since) {
+		if at.After(next.Since) && !at.After(now.Add(mostAhead)) {
 			next.Since = at
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"time"
 
+	"nar-herder/internal/clock"
 	"nar-herder/mirror/exchange"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
@@ -142,11 +143,15 @@ func (m *Mirror) behind(ctx context.Context, db *dump) (next place, newest time.
 	if since.IsZero() {
 		since = db.modified
 	}
-	if since.IsZero() {
-		return next, newest, fmt.Errorf("%w: nothing in it says when it was made", errBadDump)
-	}
-	if next, err = placeBehind(ctx, db.Database, since); err != nil {
+	newest = clock.Past(newest, m.now())
+	if next, err = placeBehind(ctx, db.Database, since, m.now()); err != nil {
 		return next, newest, badDump(err)
+	}
+	if next.Since.IsZero() && !m.isAhead(db.modified) {
+		next.Since = db.modified
+	}
+	if next.Since.IsZero() {
+		return next, newest, fmt.Errorf("%w: nothing in it says when it was made, by this machine's clock", errBadDump)
 	}
 	next.Dump = db.tag
 	return next, newest, nil
@@ -167,27 +172,48 @@ func (m *Mirror) isSources(ctx context.Context, at place) (bool, error) {
 }
 
 // placeBehind returns the place behind what a database of the original has, by the
-// times of changes.
-func placeBehind(ctx context.Context, db *exchange.Database, since time.Time) (place, error) {
+// times of changes. since is that of the newest; what is ahead does not count.
+func placeBehind(ctx context.Context, db *exchange.Database, since, now time.Time) (place, error) {
+	isAhead := func(t time.Time) bool { return t.After(now.Add(mostAhead)) }
+	each := func(f func(exchange.Change)) error {
+		for change, err := range db.Changes(ctx) {
+			var row *exchange.RowError
+			if errors.As(err, &row) {
+				continue
+			} else if err != nil {
+				return err
+			}
+			f(change)
+		}
+		return nil
+	}
 	next := place{Since: since}
-	changes := make(seen)
-	for change, err := range db.Changes(ctx) {
-		var row *exchange.RowError
-		if errors.As(err, &row) {
-			continue
-		} else if err != nil {
+	if isAhead(since) {
+		next.Since = time.Time{}
+		err := each(func(change exchange.Change) {
+			if !isAhead(change.At) {
+				next.Since = later(next.Since, change.At)
+			}
+		})
+		if err != nil {
 			return next, err
 		}
-		if change.At.Before(next.from()) {
-			continue
+	}
+	changes := make(seen)
+	err := each(func(change exchange.Change) {
+		if change.At.Before(next.from()) || len(changes) > mostSeen {
+			return
 		}
 		c := peer.Change{Datetime: change.At.Format(time.DateTime), Change: peer.Addition, Data: change.Data}
 		if change.Removal {
 			c.Change = peer.Removal
 		}
 		changes[fingerprintOf(c)] = change.At
+	})
+	if err == nil && len(changes) > mostSeen {
+		err = errManySeen
 	}
-	return next.with(changes), nil
+	return next.with(changes, now), err
 }
 
 // mergeItems adds the dump's items, and sets the bits of those that are there
