@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"nar-herder/internal/stamp"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
 	"nar-herder/storage"
@@ -150,11 +151,7 @@ func (m *Mirror) allow(ctx context.Context, removals map[int64]int) error {
 // errUnreadable says that a change makes no sense.
 var errUnreadable = errors.New("makes no sense")
 
-// mostAhead is how far the source's clock may be ahead of ours.
-const mostAhead = 24 * time.Hour
-
-// isAhead says whether a time is so far ahead that one of the clocks is, or was, wrong.
-func (m *Mirror) isAhead(t time.Time) bool { return t.After(m.now().Add(mostAhead)) }
+func (m *Mirror) isAhead(t time.Time) bool { return stamp.IsAhead(t, m.now()) }
 
 // read makes sense of a change. sure says that it has come as the source has it.
 func read(c peer.Change, sure bool) (change storage.Followed, err error) {

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"time"
 
+	"nar-herder/internal/stamp"
 	"nar-herder/peer"
 	"nar-herder/storage/index"
 )
@@ -134,7 +135,7 @@ func (p place) from() time.Time { return p.Since.Add(-overlap) }
 func (p place) with(changes seen, now time.Time) place {
 	next := place{Since: p.Since, Removals: p.Removals, Seen: make(seen, len(p.Seen)+len(changes))}
 	for _, at := range changes {
-		if at.After(next.Since) && !at.After(now.Add(mostAhead)) {
+		if at.After(next.Since) && !stamp.IsAhead(at, now) {
 			next.Since = at
 		}
 	}

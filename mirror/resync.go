@@ -10,7 +10,7 @@ import (
 	"strconv"
 	"time"
 
-	"nar-herder/internal/clock"
+	"nar-herder/internal/stamp"
 	"nar-herder/mirror/exchange"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
@@ -143,7 +143,7 @@ func (m *Mirror) behind(ctx context.Context, db *dump) (next place, newest time.
 	if since.IsZero() {
 		since = db.modified
 	}
-	newest = clock.Past(newest, m.now())
+	newest = stamp.Past(newest, m.now())
 	if next, err = placeBehind(ctx, db.Database, since, m.now()); err != nil {
 		return next, newest, badDump(err)
 	}
@@ -174,7 +174,6 @@ func (m *Mirror) isSources(ctx context.Context, at place) (bool, error) {
 // placeBehind returns the place behind what a database of the original has, by the
 // times of changes. since is that of the newest; what is ahead does not count.
 func placeBehind(ctx context.Context, db *exchange.Database, since, now time.Time) (place, error) {
-	isAhead := func(t time.Time) bool { return t.After(now.Add(mostAhead)) }
 	each := func(f func(exchange.Change)) error {
 		for change, err := range db.Changes(ctx) {
 			var row *exchange.RowError
@@ -188,10 +187,10 @@ func placeBehind(ctx context.Context, db *exchange.Database, since, now time.Tim
 		return nil
 	}
 	next := place{Since: since}
-	if isAhead(since) {
+	if stamp.IsAhead(since, now) {
 		next.Since = time.Time{}
 		err := each(func(change exchange.Change) {
-			if !isAhead(change.At) {
+			if !stamp.IsAhead(change.At, now) {
 				next.Since = later(next.Since, change.At)
 			}
 		})
