@@ -2,6 +2,7 @@ package mirror
 
 import (
 	"errors"
+	"net/http"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -192,4 +193,35 @@ func TestFollowedAhead(t *testing.T) {
 		t.Error(err)
 	}
 	s.same(o.instance)
+}
+
+// TestBeginClockBehind: a mirror that begins while its clock is behind waits, with what it
+// has downloaded.
+func TestBeginClockBehind(t *testing.T) {
+	t.Parallel()
+	o := newOriginal(t)
+	o.added(at(1), 1, 1)
+	o.dump(false)
+	gets := atomic.Int64{}
+	o.instance.mu.Lock()
+	before := o.intercept
+	o.instance.made = at(2)
+	o.instance.mu.Unlock()
+	o.through(func(w http.ResponseWriter, r *http.Request) bool {
+		if r.URL.Path == peer.DumpPath && r.Method == http.MethodGet && r.Header.Get("Range") == "" {
+			gets.Add(1)
+		}
+		return before(w, r)
+	})
+	s := newStepped(t, o.instance, time.Unix(0, 0))
+	for range 3 {
+		if err := s.steps(1); err == nil || errors.Is(err, errBadDump) || !strings.Contains(err.Error(), "clock") {
+			t.Errorf("by a clock that is behind: %v", err)
+		}
+	}
+	s.set(at(10))
+	s.same(o.instance)
+	if n := gets.Load(); n != 1 {
+		t.Errorf("the dump was downloaded %d times", n)
+	}
 }

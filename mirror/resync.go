@@ -150,8 +150,12 @@ func (m *Mirror) behind(ctx context.Context, db *dump) (next place, newest time.
 	if next.Since.IsZero() && !m.isAhead(db.modified) {
 		next.Since = db.modified
 	}
-	if next.Since.IsZero() {
-		return next, newest, fmt.Errorf("%w: nothing in it says when it was made, by this machine's clock", errBadDump)
+	switch {
+	case !next.Since.IsZero():
+	case since.IsZero():
+		return next, newest, fmt.Errorf("%w: nothing in it says when it was made", errBadDump)
+	default: // the dump may be good, so that it stays
+		return next, newest, fmt.Errorf("its dump is of %s, which is ahead of this machine's clock: check the clocks of both", since.Format(time.DateTime))
 	}
 	next.Dump = db.tag
 	return next, newest, nil
