@@ -11,6 +11,7 @@ import (
 
 	"github.com/valyala/fasthttp"
 
+	"nar-herder/internal/stamp"
 	"nar-herder/peer"
 	"nar-herder/storage/index"
 )
@@ -63,9 +64,10 @@ func parseSince(text string) (time.Time, bool) {
 	return time.Time{}, false
 }
 
-// toldAs is a change as others are told of it.
+// toldAs is a change as others are told of it. A follower that goes by time would get
+// nothing more behind one that is dated ahead.
 func toldAs(change index.Told) peer.Change {
-	c := peer.Change{ID: change.ID, Datetime: change.At.Format(time.DateTime), Change: peer.Addition, Data: string(change.Text)}
+	c := peer.Change{ID: change.ID, Datetime: stamp.Past(change.At, time.Now().UTC()).Format(time.DateTime), Change: peer.Addition, Data: string(change.Text)}
 	if change.Kind == index.Removed {
 		c.Change, c.Data = peer.Removal, change.StorePath
 	}

@@ -217,3 +217,24 @@ func TestStream(t *testing.T) {
 	}
 	until(t, "the stream to be counted as ended", func() bool { return server.streams.Load() == 0 })
 }
+
+// TestChangesAhead: a change that is dated ahead, as after the clock was, is told as of
+// now, so that nobody who goes by time waits for what comes behind it.
+func TestChangesAhead(t *testing.T) {
+	t.Parallel()
+	server, s := startTelling(t)
+	s.change(t, hello, index.Removed, time.Now().AddDate(1, 0, 0))
+	c := dial(t, server.address)
+	for _, query := range []string{"?after=1", "?since=" + url.QueryEscape(time.Now().UTC().Format(time.DateTime))} {
+		a := c.ask("GET", "/recent-changes"+query)
+		var reply peer.ChangesReply
+		if err := json.Unmarshal([]byte(a.body), &reply); err != nil || len(reply.Changes) == 0 || reply.Changes[len(reply.Changes)-1].Change != peer.Removal {
+			t.Fatalf("%s: %s %q, %v", query, a.Status, a.body, err)
+		}
+		for _, change := range reply.Changes {
+			if told, err := time.Parse(time.DateTime, change.Datetime); err != nil || told.After(time.Now().Add(time.Hour)) {
+				t.Errorf("%s: a change of %s, %v", query, told, err)
+			}
+		}
+	}
+}

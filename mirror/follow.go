@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"nar-herder/internal/stamp"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
 	"nar-herder/storage"
@@ -57,7 +58,7 @@ func (m *Mirror) apply(ctx context.Context, b *batch) error {
 		}
 	}
 	if removals > 0 {
-		b.next.Removals = withRemovals(b.next.Removals, b.changes)
+		b.next.Removals = withRemovals(b.next.Removals, removals, m.now())
 	}
 	options := storage.FollowOptions{Within: b.next.write}
 	if removals > 0 {
@@ -114,31 +115,18 @@ const (
 	suddenTime  = time.Hour
 )
 
-// withRemovals adds the removals among changes to those that were done, of the
-// time that counts. It goes by the times of the changes: so it is the same whenever
-// they are followed, and however often that is tried.
-func withRemovals(done map[int64]int, changes []storage.Followed) map[int64]int {
-	minutes := func(t time.Time) int64 { return t.Unix() / 60 }
-	all := make(map[int64]int, len(done)+1)
-	var newest int64
-	add := func(at int64, count int) {
-		all[at] += count
-		newest = max(newest, at)
-	}
-	for at, count := range done {
-		add(at, count)
-	}
-	for _, change := range changes {
-		if change.Narinfo == nil {
-			add(minutes(change.At), 1)
+// withRemovals adds a number of removals to those of the last hour. It counts by the
+// mirror's own clock, since a source can give its changes any time. A minute that is
+// yet to come, as after the clock was ahead, counts as the current one.
+func withRemovals(done map[int64]int, count int, now time.Time) map[int64]int {
+	minute := now.Unix() / 60
+	recent := map[int64]int{minute: count}
+	for at, n := range done {
+		if at = min(at, minute); at > minute-int64(suddenTime/time.Minute) {
+			recent[at] += n
 		}
 	}
-	for at := range all {
-		if at < newest-int64(suddenTime/time.Minute) {
-			delete(all, at)
-		}
-	}
-	return all
+	return recent
 }
 
 // allow refuses a source that removes very much at once.
@@ -163,16 +151,12 @@ func (m *Mirror) allow(ctx context.Context, removals map[int64]int) error {
 // errUnreadable says that a change makes no sense.
 var errUnreadable = errors.New("makes no sense")
 
-// mostAhead is how far the source's clock may be ahead of ours.
-const mostAhead = 24 * time.Hour
+func (m *Mirror) isAhead(t time.Time) bool { return stamp.IsAhead(t, m.now()) }
 
 // read makes sense of a change. sure says that it has come as the source has it.
-func read(c peer.Change, sure bool, now time.Time) (change storage.Followed, err error) {
+func read(c peer.Change, sure bool) (change storage.Followed, err error) {
 	if change.At, err = parseTime(c.Datetime); err != nil {
 		return change, fmt.Errorf("%w: %w", errUnreadable, err)
-	}
-	if !sure && change.At.After(now.Add(mostAhead)) {
-		return change, fmt.Errorf("%w: it is of %s, which is yet to come", errUnreadable, c.Datetime)
 	}
 	switch c.Change {
 	case peer.Addition:
@@ -326,7 +310,7 @@ func (m *Mirror) gather(ctx context.Context, stream *peer.Stream, at place, to c
 // take adds a change, which has come as the source has it, to a batch. One that
 // makes no sense would make none the next time either.
 func (m *Mirror) take(b *batch, c peer.Change) {
-	change, err := read(c, true, m.now())
+	change, err := read(c, true)
 	if err != nil {
 		m.unreadableChange(c, err)
 		return

@@ -14,7 +14,6 @@ import (
 
 	"nar-herder/narinfo"
 	"nar-herder/peer"
-	"nar-herder/storage"
 	"nar-herder/storage/index"
 )
 
@@ -419,24 +418,6 @@ func TestCycle(t *testing.T) {
 	fb := follow(t, b, a, nil)
 	b.tellsChain(fb.Mirror)
 	until(t, "one of them to be refused", func() bool { return fa.Status().State == Refusing || fb.Status().State == Refusing })
-}
-
-// TestSuddenRemovalsLast: removals that were refused are refused however late they
-// are tried again.
-func TestSuddenRemovalsLast(t *testing.T) {
-	t.Parallel()
-	done := map[int64]int{at(0).Unix() / 60: 1001}
-	removal := []storage.Followed{{At: at(30), Hash: testPath(1).Hash}}
-	if got := withRemovals(done, removal)[at(0).Unix()/60]; got != 1002 {
-		t.Errorf("%d within a minute", got)
-	}
-	later := []storage.Followed{{At: at(0).Add(2 * time.Hour), Hash: testPath(1).Hash}}
-	if got := withRemovals(done, later); len(got) != 1 {
-		t.Errorf("two hours later: %v", got)
-	}
-	if done[at(0).Unix()/60] != 1001 {
-		t.Error("what was done has changed")
-	}
 }
 
 // blockingHandler blocks, once, what logs a change that can't be followed.

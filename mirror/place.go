@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"time"
 
+	"nar-herder/internal/stamp"
 	"nar-herder/peer"
 	"nar-herder/storage/index"
 )
@@ -22,8 +23,8 @@ type place struct {
 	Instance string `json:"instance,omitempty"`
 	Position int64  `json:"position,omitempty"`
 	Mark     string `json:"mark,omitempty"`
-	// Removals are those of the last while, by the times of the changes, in
-	// minutes since 1970.
+	// Removals counts what the source has removed in the last hour, by the minutes
+	// since 1970 in which it was removed here.
 	Removals map[int64]int `json:"removals,omitempty"`
 	// Since is the time of the newest change, and Seen has those of the last
 	// while before it: of what comes again, and may have been written late,
@@ -129,11 +130,12 @@ const overlap = time.Minute
 // from is since when changes are asked for.
 func (p place) from() time.Time { return p.Since.Add(-overlap) }
 
-// with returns the place behind further changes.
-func (p place) with(changes seen) place {
+// with returns the place behind further changes. Those that are dated ahead are
+// remembered, and don't move it: what is right would come behind it no more.
+func (p place) with(changes seen, now time.Time) place {
 	next := place{Since: p.Since, Removals: p.Removals, Seen: make(seen, len(p.Seen)+len(changes))}
 	for _, at := range changes {
-		if at.After(next.Since) {
+		if at.After(next.Since) && !stamp.IsAhead(at, now) {
 			next.Since = at
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"nar-herder/peer"
 )
@@ -20,6 +21,13 @@ const unreadableTries = 3
 func (m *Mirror) followPlain(ctx context.Context, at place) error {
 	if ok, err := m.hasNumbers(ctx, at); ok || err != nil {
 		return err
+	}
+	if m.isAhead(at.Since) {
+		why := fmt.Sprintf("its changes were followed up to %s, which is ahead of this machine's clock", at.Since.Format(time.DateTime))
+		if err := m.unlessAccepted(ctx, why); err != nil {
+			return err
+		}
+		return m.resync(ctx, at, why)
 	}
 	asked := m.now()
 	for again := false; ; again = true {
@@ -39,6 +47,9 @@ func (m *Mirror) followPlain(ctx context.Context, at place) error {
 		case !p.unsure, again && p.done >= told && !p.more:
 			// What is unsure yet is newer than the first answer.
 			clear(m.unreadable)
+			if p.waiting != nil {
+				return p.waiting
+			}
 			m.status.polled(asked)
 			return nil
 		case again && (p.done == 0 || !p.more):
@@ -65,6 +76,7 @@ func (m *Mirror) pollPlain(ctx context.Context, at place) (*plainPoll, error) {
 	// Nothing is done before it is known that all are there which came after
 	// those that were seen.
 	var early []peer.Change
+	held := 0
 	err := m.Source.ChangesSince(ctx, at.from(), func(c peer.Change) error {
 		if found {
 			return p.take(c)
@@ -81,8 +93,9 @@ func (m *Mirror) pollPlain(ctx context.Context, at place) (*plainPoll, error) {
 		}
 		if _, done := at.Seen[f]; !done {
 			early = append(early, c)
+			held += c.Size()
 		}
-		if when, err := parseTime(c.Datetime); err == nil && when.After(at.Since) || len(early) > mostEarly {
+		if when, err := parseTime(c.Datetime); err == nil && when.After(at.Since) && !m.isAhead(when) || len(early) > mostEarly || held > mostEarlyBytes {
 			return errNoAnchor
 		}
 		return nil
@@ -101,13 +114,20 @@ func (m *Mirror) pollPlain(ctx context.Context, at place) (*plainPoll, error) {
 var (
 	// errNoAnchor says that the newest changes that were seen are no longer told.
 	errNoAnchor = errors.New("the changes that were seen are not there")
+	// errManySeen says that more comes again than can be remembered.
+	errManySeen = fmt.Errorf("it has over %d changes within a minute", mostSeen)
 	// errEnough ends an answer of which as much was told as is remembered.
 	errEnough = errors.New("enough was told")
 )
 
 const (
-	// mostEarly bounds the changes that were written late at the source.
-	mostEarly = 10_000
+	// mostEarly and mostEarlyBytes bound the changes that were written late at the
+	// source.
+	mostEarly      = 10_000
+	mostEarlyBytes = 16 << 20
+	// mostSeen bounds the changes that are remembered since they come again: those of
+	// [overlap].
+	mostSeen = 250_000
 	// mostToldOnce bounds the changes that are remembered until they are told again.
 	mostToldOnce = 100_000
 )
@@ -124,6 +144,10 @@ type plainPoll struct {
 	// unsure says that this one has told others, which are not done, nor what
 	// comes behind them; more, that there are too many to be remembered at once.
 	unsure, more bool
+	// waiting says why there are changes that wait until they are no longer ahead of
+	// this machine's clock; accepted, that they don't.
+	waiting  error
+	accepted bool
 	// done is how many changes were done or passed over.
 	done int
 }
@@ -146,6 +170,14 @@ func (p *plainPoll) take(c peer.Change) error {
 	if _, twice := p.fresh[f]; twice {
 		return nil
 	}
+	if p.m.isAhead(when) {
+		if err := p.ahead(when); err != nil {
+			return err
+		}
+		if p.waiting != nil {
+			return nil
+		}
+	}
 	if _, sure := p.told[f]; !sure || p.unsure {
 		p.unsure = true
 		if p.m.toldOnce[f] = struct{}{}; len(p.m.toldOnce) >= mostToldOnce {
@@ -154,18 +186,18 @@ func (p *plainPoll) take(c peer.Change) error {
 		return nil
 	}
 	p.done++
-	change, err := read(c, false, p.m.now())
+	change, err := read(c, false)
 	if err != nil {
 		// It may have been damaged on its way.
 		if p.m.unreadable[f]++; p.m.unreadable[f] < unreadableTries {
 			return err
 		}
 		p.m.unreadableChange(c, err)
-		if when.After(p.m.now().Add(mostAhead)) {
-			when = p.at.Since // else all that come would be behind it
-		}
 		p.fresh[f] = when
 		return nil
+	}
+	if p.m.isAhead(change.At) { // and accepted
+		change.At = p.m.now().UTC().Truncate(time.Second)
 	}
 	p.fresh[f] = when
 	p.b.add(change)
@@ -175,12 +207,35 @@ func (p *plainPoll) take(c peer.Change) error {
 	return nil
 }
 
+// ahead decides about a change that is dated ahead of this machine's clock. It waits, as
+// that clock may be behind, unless the source was accepted.
+func (p *plainPoll) ahead(when time.Time) error {
+	if p.waiting != nil || p.accepted {
+		return nil
+	}
+	err := p.m.unlessAccepted(p.ctx, fmt.Sprintf("it has changes that are dated ahead of this machine's clock, such as of %s, and that wait until then: check the clocks of both",
+		when.Format(time.DateTime)))
+	var refused *RefusedError
+	switch {
+	case err == nil:
+		p.accepted = true
+	case errors.As(err, &refused):
+		p.waiting = err
+	default:
+		return err
+	}
+	return nil
+}
+
 // flush writes what was taken.
 func (p *plainPoll) flush() error {
 	if len(p.fresh) == 0 {
 		return nil
 	}
-	p.b.next = p.at.with(p.fresh)
+	p.b.next = p.at.with(p.fresh, p.m.now())
+	if len(p.b.next.Seen) > mostSeen {
+		return errManySeen
+	}
 	if err := p.m.apply(p.ctx, p.b); err != nil {
 		return err
 	}

@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
 	"time"
 
+	"nar-herder/internal/stamp"
 	"nar-herder/mirror/exchange"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
@@ -102,7 +104,8 @@ func (m *Mirror) merge(ctx context.Context, at place, db *dump) (place, error) {
 	if err := m.mergeItems(ctx, db, there, count); err != nil {
 		return next, err
 	}
-	return next, m.withdrawOthers(ctx, there, last, mirrored, newest)
+	next.Removals, err = m.withdrawOthers(ctx, at, there, last, mirrored, newest)
+	return next, err
 }
 
 func later(a, b time.Time) time.Time {
@@ -140,11 +143,19 @@ func (m *Mirror) behind(ctx context.Context, db *dump) (next place, newest time.
 	if since.IsZero() {
 		since = db.modified
 	}
-	if since.IsZero() {
-		return next, newest, fmt.Errorf("%w: nothing in it says when it was made", errBadDump)
-	}
-	if next, err = placeBehind(ctx, db.Database, since); err != nil {
+	newest = stamp.Past(newest, m.now())
+	if next, err = placeBehind(ctx, db.Database, since, m.now()); err != nil {
 		return next, newest, badDump(err)
+	}
+	if next.Since.IsZero() && !m.isAhead(db.modified) {
+		next.Since = db.modified
+	}
+	switch {
+	case !next.Since.IsZero():
+	case since.IsZero():
+		return next, newest, fmt.Errorf("%w: nothing in it says when it was made", errBadDump)
+	default: // the dump may be good, so that it stays
+		return next, newest, fmt.Errorf("its dump is of %s, which is ahead of this machine's clock: check the clocks of both", since.Format(time.DateTime))
 	}
 	next.Dump = db.tag
 	return next, newest, nil
@@ -165,27 +176,47 @@ func (m *Mirror) isSources(ctx context.Context, at place) (bool, error) {
 }
 
 // placeBehind returns the place behind what a database of the original has, by the
-// times of changes.
-func placeBehind(ctx context.Context, db *exchange.Database, since time.Time) (place, error) {
+// times of changes. since is that of the newest; what is ahead does not count.
+func placeBehind(ctx context.Context, db *exchange.Database, since, now time.Time) (place, error) {
+	each := func(f func(exchange.Change)) error {
+		for change, err := range db.Changes(ctx) {
+			var row *exchange.RowError
+			if errors.As(err, &row) {
+				continue
+			} else if err != nil {
+				return err
+			}
+			f(change)
+		}
+		return nil
+	}
 	next := place{Since: since}
-	changes := make(seen)
-	for change, err := range db.Changes(ctx) {
-		var row *exchange.RowError
-		if errors.As(err, &row) {
-			continue
-		} else if err != nil {
+	if stamp.IsAhead(since, now) {
+		next.Since = time.Time{}
+		err := each(func(change exchange.Change) {
+			if !stamp.IsAhead(change.At, now) {
+				next.Since = later(next.Since, change.At)
+			}
+		})
+		if err != nil {
 			return next, err
 		}
-		if change.At.Before(next.from()) {
-			continue
+	}
+	changes := make(seen)
+	err := each(func(change exchange.Change) {
+		if change.At.Before(next.from()) || len(changes) > mostSeen {
+			return
 		}
 		c := peer.Change{Datetime: change.At.Format(time.DateTime), Change: peer.Addition, Data: change.Data}
 		if change.Removal {
 			c.Change = peer.Removal
 		}
 		changes[fingerprintOf(c)] = change.At
+	})
+	if err == nil && len(changes) > mostSeen {
+		err = errManySeen
 	}
-	return next.with(changes), nil
+	return next.with(changes, now), err
 }
 
 // mergeItems adds the dump's items, and sets the bits of those that are there
@@ -306,10 +337,12 @@ func (m *Mirror) undamaged(ctx context.Context, hashes []narinfo.PathHash, there
 	return rows, nil
 }
 
-// withdrawOthers withdraws what came from the source, up to the last place, and
-// whose bit is not set: the source does not have it any more. What is newer than
-// the dump may be there all the same.
-func (m *Mirror) withdrawOthers(ctx context.Context, there bits, last, mirrored int64, newest time.Time) error {
+// withdrawOthers withdraws the items of the source, up to the last place, that have no
+// bit set: the source does not have them any more. What is newer than the dump may be
+// there all the same. It returns the removals of the last hour, with these, and keeps
+// them in the place as it removes: neither a restart nor another dump may hide them
+// from [Mirror.allow].
+func (m *Mirror) withdrawOthers(ctx context.Context, at place, there bits, last, mirrored int64, newest time.Time) (map[int64]int, error) {
 	each := func(f func(hashes []narinfo.PathHash) error) error {
 		for after := int64(0); after < last; {
 			items, end, err := m.Index.MirroredAfter(ctx, after, last, 20*batchSize)
@@ -335,24 +368,29 @@ func (m *Mirror) withdrawOthers(ctx context.Context, there bits, last, mirrored 
 		return nil
 	})
 	if err != nil || gone == 0 {
-		return err
+		return at.Removals, err
 	}
 	if gone > max(int64(m.negligible), mirrored/shrinkShare) {
-		if err := m.unlessAccepted(ctx, fmt.Sprintf("its dump lacks %d items of %d", gone, mirrored)); err != nil {
-			return err
-		}
+		err = m.unlessAccepted(ctx, fmt.Sprintf("its dump lacks %d items of %d", gone, mirrored))
+	} else {
+		err = m.allow(ctx, withRemovals(at.Removals, int(gone), m.now()))
 	}
-	options := storage.FollowOptions{}
+	if err != nil {
+		return nil, err
+	}
+	options := storage.FollowOptions{Within: func(tx *index.Tx) error { return at.write(tx) }}
 	if m.Pinned != nil {
-		if options.Keeps, options.Within, err = m.Pinned(ctx); err != nil {
-			return err
+		keeps, guard, err := m.Pinned(ctx)
+		if err != nil {
+			return nil, err
 		}
+		options.Keeps = keeps
+		options.Within = func(tx *index.Tx) error { return errors.Join(guard(tx), at.write(tx)) }
 	}
-	now := m.now().UTC().Truncate(time.Second)
-	return each(func(hashes []narinfo.PathHash) error {
-		for len(hashes) > 0 {
-			some := hashes[:min(len(hashes), batchSize)]
-			hashes = hashes[len(some):]
+	err = each(func(hashes []narinfo.PathHash) error {
+		for some := range slices.Chunk(hashes, batchSize) {
+			now := m.now().UTC().Truncate(time.Second)
+			at.Removals = withRemovals(at.Removals, len(some), now)
 			changes := make([]storage.Followed, len(some))
 			for i, hash := range some {
 				changes[i] = storage.Followed{At: now, Hash: hash}
@@ -365,4 +403,5 @@ func (m *Mirror) withdrawOthers(ctx context.Context, there bits, last, mirrored 
 		}
 		return nil
 	})
+	return at.Removals, err
 }

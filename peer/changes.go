@@ -72,6 +72,11 @@ type Change struct {
 	Sum string `json:"sum,omitempty"`
 }
 
+// Size is about what the change takes in memory, in bytes.
+func (c *Change) Size() int {
+	return len(c.Datetime) + len(c.Change) + len(c.Data) + len(c.Mark) + len(c.Sum)
+}
+
 // Seal sets the sum of a change that the instance tells.
 func (c *Change) Seal(instance string) { c.Sum = c.sum(instance) }
 
@@ -257,80 +262,6 @@ func (s *Stream) begin(response *http.Response) error {
 	return err
 }
 
-// readLost reads what comes instead of changes.
-func readLost(body io.Reader) error {
-	text, err := io.ReadAll(io.LimitReader(body, 4096))
-	if err != nil {
-		return err
-	}
-	lost := new(LostError)
-	if err := json.Unmarshal(text, &lost.LogState); err != nil {
-		return fmt.Errorf("%w: %w", ErrAnswer, err)
-	}
-	if lost.Sum != lost.sum() {
-		return ErrDamaged
-	}
-	return lost
-}
-
-// mostReply bounds a page of changes.
-const mostReply = 64 << 20
-
-// ChangesAfter asks for a page of the changes that [Peer.Changes] has a stream of.
-// The errors are the same.
-func (p *Peer) ChangesAfter(ctx context.Context, known Known) (reply *ChangesReply, err error) {
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("ask %s for its changes: %w", p, err)
-		}
-	}()
-	ctx, cancel := context.WithTimeout(ctx, 4*p.self.ProgressTimeout)
-	defer cancel()
-	response, err := p.send(ctx, ChangesPath+"?"+known.query())
-	if err != nil {
-		return nil, err
-	}
-	defer response.Body.Close()
-	switch response.StatusCode {
-	case http.StatusOK:
-	case http.StatusNotFound:
-		return nil, ErrNoLog
-	case http.StatusGone:
-		return nil, readLost(response.Body)
-	default:
-		return nil, fmt.Errorf("it answers %s", response.Status)
-	}
-	body, err := io.ReadAll(io.LimitReader(response.Body, mostReply))
-	if err != nil {
-		return nil, err
-	}
-	reply = new(ChangesReply)
-	if err := json.Unmarshal(body, reply); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrAnswer, err)
-	}
-	if reply.Instance == "" {
-		return nil, ErrNoLog
-	}
-	if reply.Sum != reply.sum() {
-		return nil, ErrDamaged
-	}
-	told := known.Position
-	for i := range reply.Changes {
-		change := &reply.Changes[i]
-		if change.Sum != change.sum(reply.Instance) {
-			return nil, fmt.Errorf("change %d: %w", change.ID, ErrDamaged)
-		}
-		if change.Previous != told || change.ID <= told {
-			return nil, fmt.Errorf("%w: change %d comes behind %d, where %d had been told", ErrAnswer, change.ID, change.Previous, told)
-		}
-		told = change.ID
-	}
-	if reply.Previous != told || reply.Position < told || reply.More && reply.Position == known.Position {
-		return nil, fmt.Errorf("%w: it is up to %d, behind %d, where %d had been told", ErrAnswer, reply.Position, reply.Previous, told)
-	}
-	return reply, nil
-}
-
 // State is what the instance has told last of its log.
 func (s *Stream) State() LogState { return s.state }
 
@@ -368,6 +299,9 @@ func (s *Stream) next() (*Change, error) {
 		switch kind {
 		case StateEvent:
 			var state LogState
+			if len(data) > maxHead {
+				return nil, fmt.Errorf("%w: its state has over %d bytes", ErrAnswer, maxHead)
+			}
 			if err := json.Unmarshal(data, &state); err != nil {
 				return nil, fmt.Errorf("%w: %w", ErrAnswer, err)
 			}
@@ -427,116 +361,3 @@ func (s *Stream) line() ([]byte, error) {
 
 // Close ends the stream.
 func (s *Stream) Close() error { return s.body.Close() }
-
-// ChangesSince asks in the original's way for the changes of the given time, to the
-// second, and later, and calls tell for each, the oldest first. An error of tell
-// ends it and is returned. That all have come is only sure when there is no
-// error.
-func (p *Peer) ChangesSince(ctx context.Context, since time.Time, tell func(Change) error) (err error) {
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("ask %s for its changes: %w", p, err)
-		}
-	}()
-	query := url.Values{SinceKey: {since.UTC().Format(time.DateTime)}}
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	response, err := p.send(ctx, ChangesPath+"?"+query.Encode())
-	if err != nil {
-		return err
-	}
-	body := newProgressing(response.Body, response.ContentLength, p.self.ProgressTimeout, cancel, p.name)
-	defer body.Close()
-	if response.StatusCode != http.StatusOK {
-		return fmt.Errorf("it answers %s", response.Status)
-	}
-	return readChanges(body, tell)
-}
-
-// readChanges reads the original's answer as it comes: it can be long.
-func readChanges(from io.Reader, tell func(Change) error) error {
-	// A value can't be longer than what the decoder may read for it.
-	allowed := &allowance{r: from}
-	decoder := json.NewDecoder(allowed)
-	token := func(want json.Delim) error {
-		allowed.left = maxChange
-		got, err := decoder.Token()
-		if err == nil && got != want {
-			err = fmt.Errorf("%w: %v where %v belongs", ErrAnswer, got, want)
-		}
-		return asAnswer(err)
-	}
-	if err := token('{'); err != nil {
-		return err
-	}
-	found := false
-	for decoder.More() {
-		allowed.left = maxChange
-		key, err := decoder.Token()
-		if err != nil {
-			return asAnswer(err)
-		}
-		if key != "recent_changes" {
-			var other json.RawMessage
-			if err := decoder.Decode(&other); err != nil {
-				return asAnswer(err)
-			}
-			continue
-		}
-		if found {
-			return fmt.Errorf("%w: it has two lists", ErrAnswer)
-		}
-		found = true
-		if err := token('['); err != nil {
-			return err
-		}
-		for decoder.More() {
-			allowed.left = maxChange
-			var change Change
-			if err := decoder.Decode(&change); err != nil {
-				return asAnswer(err)
-			}
-			if err := tell(change); err != nil {
-				return err
-			}
-		}
-		if err := token(']'); err != nil {
-			return err
-		}
-	}
-	if err := token('}'); err != nil {
-		return err
-	}
-	if !found {
-		return fmt.Errorf("%w: it has no recent_changes", ErrAnswer)
-	}
-	return nil
-}
-
-// asAnswer makes an error of the decoder one of the answer.
-func asAnswer(err error) error {
-	var syntax *json.SyntaxError
-	var kind *json.UnmarshalTypeError
-	switch {
-	case err == io.EOF:
-		return io.ErrUnexpectedEOF
-	case errors.As(err, &syntax), errors.As(err, &kind):
-		return fmt.Errorf("%w: %w", ErrAnswer, err)
-	}
-	return err
-}
-
-// allowance ends a reading that takes too much before it is granted more.
-type allowance struct {
-	r    io.Reader
-	left int
-}
-
-func (a *allowance) Read(p []byte) (int, error) {
-	if a.left <= 0 {
-		return 0, fmt.Errorf("%w: it has a value of over %d bytes", ErrAnswer, maxChange)
-	}
-	n, err := a.r.Read(p[:min(len(p), a.left)])
-	a.left -= n
-	return n, err
-}

@@ -170,6 +170,8 @@ func New(base *url.URL, self Self) *Peer {
 				ResponseHeaderTimeout: self.AnswerTimeout,
 				MaxIdleConnsPerHost:   2 * plainAtOnce,
 				IdleConnTimeout:       time.Minute,
+				// What is in them is kept, such as entity tags.
+				MaxResponseHeaderBytes: maxHead,
 				// Bytes are to come as they lie there.
 				DisableCompression: true,
 			},
@@ -304,9 +306,10 @@ func (p *Peer) Names(ctx context.Context) (instance, storageName string, err err
 	}
 	var reply StoredReply
 	if err == nil {
-		if jsonErr := json.Unmarshal(body, &reply); jsonErr != nil {
-			err = fmt.Errorf("%w: %w", ErrAnswer, jsonErr)
-		} else if reply.Nonce != nonce || reply.Instance == "" {
+		reply, err = readStored(body, 1)
+	}
+	if err == nil {
+		if reply.Nonce != nonce || reply.Instance == "" {
 			err = fmt.Errorf("%w: it is not to this question", ErrAnswer)
 		} else if reply.StorageUnknown {
 			err = ErrStorageUnknown
@@ -322,7 +325,7 @@ func (p *Peer) Names(ctx context.Context) (instance, storageName string, err err
 var errNotKnown = errors.New("it answers 404")
 
 // mostAnswer bounds the answer to a question.
-const mostAnswer = 4 << 20
+const mostAnswer = 2 << 20
 
 // ask asks our question.
 func (p *Peer) ask(ctx context.Context, items []*storage.Item, storageName string) ([]Verdict, error) {
@@ -340,9 +343,9 @@ func (p *Peer) ask(ctx context.Context, items []*storage.Item, storageName strin
 
 // judgeReply reads the answer to our question.
 func (p *Peer) judgeReply(body []byte, nonce string, items []*storage.Item, storageName string) ([]Verdict, error) {
-	var reply StoredReply
-	if err := json.Unmarshal(body, &reply); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrAnswer, err)
+	reply, err := readStored(body, len(items))
+	if err != nil {
+		return nil, err
 	}
 	if reply.Nonce != nonce || reply.Instance == "" || len(reply.Nars) != len(items) {
 		return nil, fmt.Errorf("%w: it is not to this question", ErrAnswer)

@@ -158,6 +158,8 @@ type facts struct {
 	// countedSince is since when uses are counted: before, nobody knows.
 	countedSince time.Time
 	tags         []index.Tag // only when any criterion asks for them
+	// aheadSince is when times were first found to be ahead; zero for not before.
+	aheadSince time.Time
 }
 
 // holds says whether the conditions hold that need nobody to be asked and no
@@ -181,15 +183,15 @@ func (c *Criterion) holds(f facts, now time.Time) bool {
 			return false
 		}
 	}
-	used := f.lastUsed
-	for _, since := range []time.Time{f.added, f.countedSince} {
+	added, used := f.past(f.added, now), f.past(f.lastUsed, now)
+	for _, since := range []time.Time{added, f.past(f.countedSince, now)} {
 		if used.Before(since) {
 			used = since
 		}
 	}
 	return (c.unusedFor == 0 || now.Sub(used) >= c.unusedFor) &&
-		(c.olderThan == 0 || now.Sub(f.added) >= c.olderThan) &&
-		(c.addedBefore.IsZero() || f.added.Before(c.addedBefore))
+		(c.olderThan == 0 || now.Sub(added) >= c.olderThan) &&
+		(c.addedBefore.IsZero() || added.Before(c.addedBefore))
 }
 
 // asksTags says whether the item's tags must be known.

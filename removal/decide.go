@@ -116,6 +116,9 @@ func (r *Remover) match(ctx context.Context, page []candidate, usable []Criterio
 			continue
 		}
 		f := facts{added: c.item.AddedAt, lastUsed: c.lastUsed, countedSince: r.countedSince}
+		if err = r.noteAhead(ctx, &f); err != nil {
+			return nil, err
+		}
 		if asksTags {
 			if f.tags, err = r.index.Tags(ctx, c.item.Hash); err != nil {
 				return nil, err
@@ -239,7 +242,7 @@ func (r *Remover) guard(going []decided) storage.Guard {
 			if !d.by.asksTags() && d.by.unusedFor == 0 {
 				continue
 			}
-			f := facts{added: d.item.AddedAt, countedSince: r.countedSince}
+			f := facts{added: d.item.AddedAt, countedSince: r.countedSince, aheadSince: r.aheadSince}
 			var err error
 			if f.tags, err = tx.Tags(d.item.Hash); err != nil {
 				return err

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"nar-herder/internal/disk"
+	"nar-herder/internal/stamp"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
 	"nar-herder/storage"
@@ -116,6 +117,8 @@ type Remover struct {
 
 	pinned       *Pinned // nil when it is to be read
 	countedSince time.Time
+	aheadSince   time.Time
+	sawAhead     bool // any time, in this pass
 
 	reliedOn  map[string]bool // URLs that are noted; guarded by relying
 	relying   sync.Mutex
@@ -416,7 +419,7 @@ func (r *Remover) measure(ctx context.Context) (g goal, reason string, err error
 		// length: what came and went since is known as well as by a count, for
 		// which each thousand of names is a request.
 		if due, r.counted = max(distantSurveyEvery, due), usage; r.surveyed.IsZero() {
-			r.surveyed = surveyed
+			r.surveyed = stamp.Past(surveyed, r.now())
 		}
 	case above:
 		due = max(r.interval(), aboveShare*r.surveying)

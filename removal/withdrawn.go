@@ -16,6 +16,10 @@ const (
 	withdrawnInterval = time.Second
 	// withdrawnBackOff is how long it waits at the most while that fails.
 	withdrawnBackOff = time.Minute
+	// boundEvery is how often it looks for withdrawals that are dated ahead, and how
+	// long after the start at first: a clock that is behind when the machine starts is
+	// set right until then.
+	boundEvery = time.Hour
 )
 
 // Withdrawn removes the items that were withdrawn, when the grace period of each
@@ -27,12 +31,15 @@ type Withdrawn struct {
 	remove func(ctx context.Context, until time.Time) (storage.Freed, error)
 	note   func(ctx context.Context, grace time.Duration) error
 	keep   func(ctx context.Context, until time.Time) error
+	bound  func(ctx context.Context, now time.Time) (int64, error)
+	// boundAt is when bound was called last, or Run began.
+	boundAt time.Time
 }
 
 // NewWithdrawn removes items from the storage. grace is the longest that a client
 // may use a narinfo after the item was withdrawn.
 func NewWithdrawn(s *storage.Storage, x *index.Index, grace time.Duration, log *slog.Logger) *Withdrawn {
-	w := &Withdrawn{grace: grace, log: log, remove: s.RemoveWithdrawn, note: s.NoteGrace}
+	w := &Withdrawn{grace: grace, log: log, remove: s.RemoveWithdrawn, note: s.NoteGrace, bound: x.BoundTimes}
 	w.keep = func(ctx context.Context, until time.Time) error { return w.keepPinned(ctx, x, until) }
 	return w
 }
@@ -65,6 +72,7 @@ func (w *Withdrawn) keepPinned(ctx context.Context, x *index.Index, until time.T
 // time that it begins to fail, and tried again.
 func (w *Withdrawn) Run(ctx context.Context) {
 	noted, failing := false, false
+	w.boundAt = time.Now()
 	wait := withdrawnInterval
 	timer := time.NewTimer(0) // something may be due since long ago
 	defer timer.Stop()
@@ -101,6 +109,16 @@ func (w *Withdrawn) step(ctx context.Context, noted *bool) error {
 			return err
 		}
 		*noted = true
+	}
+	if now := time.Now(); now.Sub(w.boundAt) >= boundEvery {
+		w.boundAt = now
+		bounded, err := w.bound(ctx, now)
+		if err != nil {
+			return err
+		}
+		if bounded > 0 {
+			w.log.Warn("withdrawals were dated ahead, as if the clock had been wrong: their grace period begins now", "rows", bounded)
+		}
 	}
 	until := time.Now().Add(-w.grace)
 	if err := w.keep(ctx, until); err != nil {

@@ -226,7 +226,7 @@ type mirrorAcceptCommand struct {
 
 // Help is what else there is to say.
 func (mirrorAcceptCommand) Help() string {
-	return "A mirror does not follow a source that has shrunk by more than a tenth, removes more than that within an hour, or has gone back in time, as after a backup was put back: it says so in its log, at /health and in its metrics. This has it follow the source for the next hour all the same. --database is that of the mirror, whose server runs on."
+	return "A mirror does not follow a source that has shrunk by more than a tenth, removes more than that within an hour, has gone back in time, as after a backup was put back, or dates changes ahead of the mirror's clock: it says so in its log, at /health and in its metrics. This has it follow the source for the next hour all the same. --database is that of the mirror, whose server runs on."
 }
 
 func (c *mirrorAcceptCommand) Run(ctx context.Context, s *streams) (err error) {

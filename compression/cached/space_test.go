@@ -9,6 +9,7 @@ import (
 
 	"nar-herder/compression"
 	"nar-herder/internal/testfs"
+	"nar-herder/storage/index"
 	"nar-herder/storage/uses"
 )
 
@@ -124,4 +125,27 @@ func TestMakesRoom(t *testing.T) {
 		t.Fatalf("not made: %s", b.log.String())
 	}
 	b.checkFile(gofmt)
+}
+
+// TestMakesRoomOfAhead: a file whose last use is dated ahead, as after the clock was,
+// makes room as others do.
+func TestMakesRoomOfAhead(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, t.TempDir(), func(o *Options) { o.Types[0].MaxSize = 3_600_000 })
+	k := b.kinds["zstd"]
+	if err := b.survey(t.Context(), k, true); err != nil {
+		t.Fatal(err)
+	}
+	b.do(t.Context(), task{hashOf(t, entropy), k})
+	err := b.index.Update(t.Context(), func(tx *index.Tx) error {
+		_, err := tx.CountUses([]index.Uses{{Hash: hashOf(t, entropy), Count: 1, Last: time.Now().AddDate(1, 0, 0), Types: []string{"zstd"}}}, 1)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.do(t.Context(), task{hashOf(t, gofmt), k})
+	if b.names(entropy, "zstd") {
+		t.Error("no room was made")
+	}
 }

@@ -25,6 +25,7 @@ import (
 	sqlite3 "modernc.org/sqlite/lib"
 
 	"nar-herder/internal/disk"
+	"nar-herder/internal/stamp"
 	"nar-herder/storage/index"
 )
 
@@ -138,7 +139,7 @@ func (m *Maker) makeLocked(ctx context.Context, at time.Time) (_ Generation, err
 		}
 	}()
 	created := at.UTC().Truncate(time.Second)
-	if len(old.Generations) > 0 && !created.After(old.Generations[0].CreatedAt) {
+	if len(old.Generations) > 0 && !created.After(old.Generations[0].CreatedAt) && !stamp.IsAhead(old.Generations[0].CreatedAt, created) {
 		// Clients tell files apart by it, too.
 		created = old.Generations[0].CreatedAt.Add(time.Second)
 	}

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"nar-herder/mirror/exchange"
 	"nar-herder/storage/index"
 )
 
@@ -252,4 +253,48 @@ func TestTrimming(t *testing.T) {
 	}
 	now = now.Add(-1000 * day) // the clock was wrong
 	make(0, 2251, "a clock that was ahead")
+}
+
+// TestClockWasAhead: nothing in a dump is dated ahead of it, nor is the dump itself, once
+// the clock is right again.
+func TestClockWasAhead(t *testing.T) {
+	t.Parallel()
+	x := newIndex(t, 3)
+	m := newMaker(t, x, filepath.Join(t.TempDir(), "dump.db"))
+	now := testTime.AddDate(1, 0, 0)
+	m.now = func() time.Time { return now }
+	must(t, x.Update(t.Context(), func(tx *index.Tx) error {
+		entry := x.Prepare(narinfoOf(5))
+		entry.AddedAt = now
+		return tx.Put(entry, nil)
+	}))
+	mustMake(t, m)
+	now = testTime.Add(time.Hour)
+	g := mustMake(t, m)
+	if g.CreatedAt.After(now) {
+		t.Errorf("it is of %s", g.CreatedAt)
+	}
+	database, err := exchange.Open(t.Context(), m.options.Path)
+	must(t, err)
+	defer database.Close()
+	count := 0
+	for item, err := range database.Items(t.Context(), exchange.FromStart) {
+		must(t, err)
+		if count++; item.AddedAt.After(now) {
+			t.Errorf("an item is of %s", item.AddedAt)
+		}
+	}
+	for change, err := range database.Changes(t.Context()) {
+		must(t, err)
+		if count++; change.At.After(now) {
+			t.Errorf("a change is of %s", change.At)
+		}
+	}
+	if count != 8 {
+		t.Errorf("%d items and changes, want 8", count)
+	}
+	// A dump from before counts again, as long as the clock is right.
+	if _, made, err := m.changed(t.Context()); err != nil || made.After(now) {
+		t.Errorf("the newest dump is of %s, %v", made, err)
+	}
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
+	"nar-herder/internal/stamp"
 	"nar-herder/mirror/exchange"
 	"nar-herder/storage/index"
 )
@@ -45,10 +46,10 @@ func writeDatabase(ctx context.Context, path, copied string, g Generation, chang
 			}
 		}()
 	}
-	if err := addItems(ctx, w, snapshot); err != nil {
+	if err := addItems(ctx, w, snapshot, g.CreatedAt); err != nil {
 		return err
 	}
-	if err := addChanges(w, snapshot, changes); err != nil {
+	if err := addChanges(w, snapshot, changes, g.CreatedAt); err != nil {
 		return err
 	}
 	for _, info := range []struct{ key, value string }{
@@ -68,13 +69,13 @@ func writeDatabase(ctx context.Context, path, copied string, g Generation, chang
 // each of two lots.
 const itemsAhead = 256
 
-// addItems writes all items.
-func addItems(ctx context.Context, w *exchange.Writer, snapshot *index.Snapshot) error {
+// addItems writes all items, as of the time of the dump.
+func addItems(ctx context.Context, w *exchange.Writer, snapshot *index.Snapshot, now time.Time) error {
 	ctx, stop := context.WithCancel(ctx)
 	lots := make(chan []exchange.Item, 1)
 	read := make(chan error, 1)
 	go func() {
-		read <- readItems(ctx, snapshot, lots)
+		read <- readItems(ctx, snapshot, lots, now)
 		close(lots)
 	}()
 	var err error
@@ -96,7 +97,7 @@ func addItems(ctx context.Context, w *exchange.Writer, snapshot *index.Snapshot)
 	return readErr
 }
 
-func readItems(ctx context.Context, snapshot *index.Snapshot, lots chan<- []exchange.Item) error {
+func readItems(ctx context.Context, snapshot *index.Snapshot, lots chan<- []exchange.Item, now time.Time) error {
 	var lot []exchange.Item
 	pass := func() error {
 		select {
@@ -114,7 +115,7 @@ func readItems(ctx context.Context, snapshot *index.Snapshot, lots chan<- []exch
 		if lot == nil {
 			lot = make([]exchange.Item, 0, itemsAhead)
 		}
-		if lot = append(lot, exchange.Item{Text: item.Text, AddedAt: item.AddedAt}); len(lot) == itemsAhead {
+		if lot = append(lot, exchange.Item{Text: item.Text, AddedAt: stamp.Past(item.AddedAt, now)}); len(lot) == itemsAhead {
 			if err := pass(); err != nil {
 				return err
 			}
@@ -124,10 +125,11 @@ func readItems(ctx context.Context, snapshot *index.Snapshot, lots chan<- []exch
 }
 
 // addChanges writes the newest changes, of which a mirror takes the newest time to
-// go on from. Without any, the item that came last stands for them.
-func addChanges(w *exchange.Writer, snapshot *index.Snapshot, changes []index.Told) error {
+// go on from: none is ahead of that of the dump. Without any, the item that came last
+// stands for them.
+func addChanges(w *exchange.Writer, snapshot *index.Snapshot, changes []index.Told, now time.Time) error {
 	for _, change := range changes {
-		written := exchange.Change{At: change.At.Truncate(time.Second), Removal: change.Kind == index.Removed, Data: string(change.Text)}
+		written := exchange.Change{At: stamp.Past(change.At, now).Truncate(time.Second), Removal: change.Kind == index.Removed, Data: string(change.Text)}
 		if written.Removal {
 			written.Data = change.StorePath
 		}
@@ -142,7 +144,7 @@ func addChanges(w *exchange.Writer, snapshot *index.Snapshot, changes []index.To
 	if err != nil || item == nil {
 		return err
 	}
-	return w.AddChange(exchange.Change{At: item.AddedAt, Data: string(item.Text)})
+	return w.AddChange(exchange.Change{At: stamp.Past(item.AddedAt, now), Data: string(item.Text)})
 }
 
 // checkDatabase looks through what was written: mirrors are to trust its digest.

@@ -269,3 +269,19 @@ func TestContextEnds(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// FuzzParseTime: a time that makes sense can be written down and read again.
+func FuzzParseTime(f *testing.F) {
+	for _, text := range []string{"2026-01-01 00:00:00", "2026-01-01T00:00:00.5+02:00", "1700000000", "1.7e12", "-1", "NaN", "1e300", "9999-12-31 23:59:59 -0700", "0001-01-01", ""} {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		at, ok := parseTime(text)
+		if !ok {
+			return
+		}
+		if again, ok := parseTime(at.Format(timeLayout)); !ok || !again.Equal(at) || at.Location() != time.UTC {
+			t.Fatalf("%q is %s, which is %s", text, at, again)
+		}
+	})
+}

@@ -19,8 +19,10 @@ const (
 	maxContents = 2 * narinfo.MaxSize
 	// maxTag is the most bytes of a tag's key or value.
 	maxTag = 4 << 10
-	// maxTags is the most tags, and cached files, of one item.
-	maxTags = 1000
+	// maxTags is the most tags, and cached files, of one item, and maxTagBytes the
+	// most bytes of them.
+	maxTags     = 1000
+	maxTagBytes = 64 << 10
 
 	// pageRows and pageBytes end a page.
 	pageRows  = 500
@@ -161,16 +163,22 @@ func (d *Database) page(ctx context.Context, c *connection, after int64) (page [
 		if query == "" {
 			return nil
 		}
+		sizes := make(map[int64]int)
 		return c.rows(ctx, query, []driver.Value{after, last}, func(row []driver.Value) (bool, error) {
 			id, _ := row[0].(int64)
 			i, ok := at[id]
 			if !ok {
 				return true, nil // of a row that could not be read
 			}
+			for _, value := range row {
+				if text, ok := value.(string); ok {
+					sizes[id] += len(text)
+				}
+			}
 			var problem error
 			switch item := &page[i].value; {
-			case count(item) == maxTags:
-				problem = fmt.Errorf("narinfo %d has more than %d rows there: the rest is left out", id, maxTags)
+			case count(item) == maxTags || sizes[id] > maxTagBytes:
+				problem = fmt.Errorf("narinfo %d has more than %d rows, or %d bytes, there: the rest is left out", id, maxTags, maxTagBytes)
 				delete(at, id)
 			case !add(item, row):
 				problem = fmt.Errorf("a row of narinfo %d has no usable values", id)

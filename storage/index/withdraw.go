@@ -6,6 +6,7 @@ import (
 	"errors"
 	"time"
 
+	"nar-herder/internal/stamp"
 	"nar-herder/narinfo"
 )
 
@@ -105,4 +106,45 @@ func (x *Index) WithdrawnCount(ctx context.Context) (count int64, err error) {
 		return 0, describe("count what was withdrawn in "+x.path, err)
 	}
 	return count, nil
+}
+
+// BoundTimes sets the times of withdrawals, of items and of cached files, to now where
+// they are ahead, as after the clock was: they would not be due for as long. So are the
+// times of cached files' last uses. It returns how many there were.
+func (x *Index) BoundTimes(ctx context.Context, now time.Time) (bounded int64, err error) {
+	statements := []struct{ table, column string }{{"narinfos", "withdrawn_at"}, {"cached_files", "withdrawn_at"}, {"cached_files", "last_used"}}
+	ahead := now.Add(stamp.Slack).UnixMilli()
+	// Most times there are none, which needs no lock.
+	var some int64
+	err = x.readers.do(ctx, func(c *connection) error {
+		for _, s := range statements {
+			n, err := c.integer("SELECT EXISTS (SELECT 1 FROM "+s.table+" WHERE "+s.column+" > ?)", ahead)
+			if err != nil {
+				return err
+			}
+			some += n
+		}
+		return nil
+	})
+	if err != nil {
+		return 0, describe("look for times that are ahead in "+x.path, err)
+	}
+	if some == 0 {
+		return 0, nil
+	}
+	err = x.Reclaim(ctx, func(tx *Tx) error {
+		bounded = 0
+		for _, s := range statements {
+			n, err := tx.conn.integer("SELECT count(*) FROM "+s.table+" WHERE "+s.column+" > ?", ahead)
+			if err == nil && n > 0 {
+				err = tx.conn.exec("UPDATE "+s.table+" SET "+s.column+" = ? WHERE "+s.column+" > ?", now.UnixMilli(), ahead)
+			}
+			if err != nil {
+				return err
+			}
+			bounded += n
+		}
+		return nil
+	})
+	return bounded, err
 }

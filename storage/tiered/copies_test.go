@@ -397,3 +397,26 @@ func (able) AtOnce() int { return 64 }
 func (able) Presign(_ context.Context, name string, _ time.Duration) (string, error) {
 	return "far:" + name, nil
 }
+
+// TestCopyAhead: a copy that was used by a clock that was ahead has its uses noted again.
+func TestCopyAhead(t *testing.T) {
+	t.Parallel()
+	f, clock := newFar(t), newClock()
+	dir := t.TempDir()
+	put(t, f, "1", random(100_000, 1))
+	cache := open(t, f, Options{Directory: dir, MaxSize: 1 << 20, Now: clock.now})
+	cached(t, cache, "1", random(100_000, 1))
+	path, ahead := copyOf(cache, "1"), clock.now().AddDate(1, 0, 0)
+	closeNow(t, cache)
+	if err := os.Chtimes(path, ahead, ahead); err != nil {
+		t.Fatal(err)
+	}
+	cache = open(t, f, Options{Directory: dir, MaxSize: 1 << 20, Now: clock.now})
+	<-cache.scanned
+	clock.pass(2 * touchEvery)
+	cached(t, cache, "1", random(100_000, 1))
+	closeNow(t, cache)
+	if info, err := os.Stat(path); err != nil || info.ModTime().After(clock.now()) {
+		t.Errorf("last used at %v, %v", info.ModTime(), err)
+	}
+}

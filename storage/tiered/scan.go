@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"nar-herder/internal/stamp"
 )
 
 // scanStep is how many entries of a folder are read at a time.
@@ -123,7 +125,7 @@ func (t *Tiered) scanFile(copies map[key]found, handle *os.File, folder, name st
 	if stat.Mode&unix.S_IFMT != unix.S_IFREG {
 		return nil
 	}
-	now := found{&entry{key: k, content: c, kept: true, checked: never, taken: blocksOf(&stat)}, time.Unix(stat.Mtim.Unix())}
+	now := found{&entry{key: k, content: c, kept: true, checked: never, taken: blocksOf(&stat)}, stamp.Past(time.Unix(stat.Mtim.Unix()), t.began)}
 	now.touched = t.seconds(now.used)
 	if stat.Size != c.size {
 		return os.Remove(t.path(now.entry))

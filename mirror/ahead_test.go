@@ -1,0 +1,227 @@
+package mirror
+
+import (
+	"errors"
+	"net/http"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"nar-herder/internal/testlog"
+	"nar-herder/peer"
+)
+
+// stepped is a mirror that does a step when the test says so, by a clock that the test
+// sets.
+type stepped struct {
+	*Mirror
+	*instance
+	t     *testing.T
+	clock atomic.Int64
+}
+
+func newStepped(t *testing.T, source *instance, now time.Time) *stepped {
+	s := &stepped{instance: newInstance(t), t: t}
+	s.set(now)
+	s.Mirror = mirrorOf(t, s.instance, source, new(testlog.Buffer), func() time.Time { return time.Unix(s.clock.Load(), 0) })
+	return s
+}
+
+func (s *stepped) set(now time.Time) { s.clock.Store(now.Unix()) }
+
+// steps does some, and returns the error of the last.
+func (s *stepped) steps(n int) (err error) {
+	for range n {
+		_, err = s.step(s.t.Context())
+	}
+	return err
+}
+
+func (s *stepped) same(source *instance) {
+	s.t.Helper()
+	if err := s.steps(1); err != nil {
+		s.t.Error(err)
+	}
+	if got, want := s.list(), source.list(); !slices.Equal(got, want) {
+		s.t.Errorf("the mirror has %d items, the source %d, or others", len(got), len(want))
+	}
+}
+
+// TestClockBehind: while the clock of a mirror is behind, changes wait, and none is
+// lost.
+func TestClockBehind(t *testing.T) {
+	t.Parallel()
+	o := newOriginal(t)
+	for n := range 20 {
+		o.added(at(n), n, 1)
+	}
+	o.dump(false)
+	s := newStepped(t, o.instance, at(100))
+	if err := s.steps(1); err != nil {
+		t.Fatal(err)
+	}
+	s.same(o.instance)
+	days := func(n int) time.Time { return at(0).AddDate(0, 0, n) }
+	o.added(days(10), 20, 1)
+	o.removed(days(10), 3)
+	s.set(days(1))
+	var refused *RefusedError
+	if err := s.steps(5); !errors.As(err, &refused) || !strings.Contains(err.Error(), "ahead of this machine's clock") {
+		t.Errorf("by a clock that is behind: %v", err)
+	}
+	s.set(days(10))
+	s.same(o.instance)
+	if n := s.Status().PassedOver; n != 0 {
+		t.Errorf("%d changes were passed over", n)
+	}
+	// The clock is behind what was followed already.
+	s.set(days(1))
+	if err := s.steps(2); !errors.As(err, &refused) {
+		t.Errorf("by a clock that is behind: %v", err)
+	}
+	o.added(days(10), 21, 1)
+	s.set(days(10))
+	s.same(o.instance)
+}
+
+// TestSourceOnceAhead: a source that had its clock ahead for a while is followed, and
+// what it has done then waits, or is done when the source is accepted.
+func TestSourceOnceAhead(t *testing.T) {
+	t.Parallel()
+	year := func(n int) time.Time { return at(n).AddDate(1, 0, 0) }
+	for name, ordered := range map[string]bool{"as written": false, "by time": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			o := newOriginal(t)
+			for n := range 20 {
+				o.added(at(n), n, 1)
+			}
+			o.dump(false)
+			s := newStepped(t, o.instance, at(100))
+			if err := s.steps(1); err != nil {
+				t.Fatal(err)
+			}
+			s.same(o.instance)
+			before := len(s.list())
+			o.added(year(0), 30, 1)
+			o.added(at(100), 31, 1)
+			if ordered {
+				o.mu.Lock()
+				last := len(o.changes) - 1
+				o.changes[last], o.changes[last-1] = o.changes[last-1], o.changes[last]
+				o.mu.Unlock()
+			}
+			var refused *RefusedError
+			if err := s.steps(3); !errors.As(err, &refused) {
+				t.Errorf("with a change that is ahead: %v", err)
+			}
+			if got := len(s.list()); got != before+1 {
+				t.Errorf("%d items, want one more than %d", got, before)
+			}
+			if err := Accept(t.Context(), s.index, s.now()); err != nil {
+				t.Fatal(err)
+			}
+			if err := s.steps(2); err != nil {
+				t.Errorf("accepted: %v", err)
+			}
+			if got := len(s.list()); got != before+2 {
+				t.Errorf("%d items, want two more than %d", got, before)
+			}
+			s.set(at(100).Add(2 * acceptedFor))
+			o.added(at(200), 32, 1)
+			o.added(at(4000), 33, 1)
+			if err := s.steps(2); err != nil {
+				t.Errorf("when the acceptance is over: %v", err)
+			}
+			if got := len(s.list()); got != before+4 {
+				t.Errorf("%d items, want four more than %d", got, before)
+			}
+		})
+	}
+}
+
+// TestDumpOnceAhead: times in a dump that are ahead don't keep a mirror from what
+// comes behind it.
+func TestDumpOnceAhead(t *testing.T) {
+	t.Parallel()
+	o := newOriginal(t)
+	o.added(at(1), 1, 1)
+	o.added(at(2).AddDate(1, 0, 0), 2, 1)
+	o.added(at(3), 3, 1)
+	o.dump(false)
+	s := newStepped(t, o.instance, at(100))
+	if err := s.steps(1); err != nil {
+		t.Fatal(err)
+	}
+	o.added(at(4), 4, 1)
+	if err := s.steps(2); err != nil {
+		t.Error(err)
+	}
+	if got := len(s.list()); got != 4 {
+		t.Errorf("%d items, want 4", got)
+	}
+}
+
+// TestFollowedAhead: a mirror that an older version led ahead in time says so, and starts
+// from the dump when that is accepted.
+func TestFollowedAhead(t *testing.T) {
+	t.Parallel()
+	o := newOriginal(t)
+	o.added(at(1), 1, 1)
+	o.dump(false)
+	s := newStepped(t, o.instance, at(100))
+	if err := s.steps(1); err != nil {
+		t.Fatal(err)
+	}
+	c := peer.Change{Datetime: "2027-01-01 00:00:00"}
+	ahead := place{Since: at(0).AddDate(1, 0, 0), Seen: seen{fingerprintOf(c): at(0).AddDate(1, 0, 0)}}
+	if err := s.index.Update(t.Context(), ahead.write); err != nil {
+		t.Fatal(err)
+	}
+	o.added(at(4), 4, 1)
+	o.dump(false)
+	var refused *RefusedError
+	if err := s.steps(1); !errors.As(err, &refused) {
+		t.Errorf("with a place that is ahead: %v", err)
+	}
+	if err := Accept(t.Context(), s.index, s.now()); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.steps(1); err != nil {
+		t.Error(err)
+	}
+	s.same(o.instance)
+}
+
+// TestBeginClockBehind: a mirror that begins while its clock is behind waits, with what it
+// has downloaded.
+func TestBeginClockBehind(t *testing.T) {
+	t.Parallel()
+	o := newOriginal(t)
+	o.added(at(1), 1, 1)
+	o.dump(false)
+	gets := atomic.Int64{}
+	o.instance.mu.Lock()
+	before := o.intercept
+	o.instance.made = at(2)
+	o.instance.mu.Unlock()
+	o.through(func(w http.ResponseWriter, r *http.Request) bool {
+		if r.URL.Path == peer.DumpPath && r.Method == http.MethodGet && r.Header.Get("Range") == "" {
+			gets.Add(1)
+		}
+		return before(w, r)
+	})
+	s := newStepped(t, o.instance, time.Unix(0, 0))
+	for range 3 {
+		if err := s.steps(1); err == nil || errors.Is(err, errBadDump) || !strings.Contains(err.Error(), "clock") {
+			t.Errorf("by a clock that is behind: %v", err)
+		}
+	}
+	s.set(at(10))
+	s.same(o.instance)
+	if n := gets.Load(); n != 1 {
+		t.Errorf("the dump was downloaded %d times", n)
+	}
+}

@@ -1,0 +1,131 @@
+package mirror
+
+import (
+	"errors"
+	"maps"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"nar-herder/narinfo"
+)
+
+// many is a source with 300 items and a dump.
+func many(t *testing.T) *instance {
+	source := newInstance(t)
+	infos := make([]*narinfo.Narinfo, 300)
+	for n := range infos {
+		infos[n] = testInfo(n, 1, n)
+	}
+	source.add(at(1), infos...)
+	source.dump(true)
+	return source
+}
+
+// numbers are those from one up to another.
+func numbers(from, to int) (all []int) {
+	for n := from; n < to; n++ {
+		all = append(all, n)
+	}
+	return all
+}
+
+// TestRemovalsAtOddTimes: a source can't hide a mass removal behind the times that it
+// gives its changes, nor does a restart of the mirror.
+func TestRemovalsAtOddTimes(t *testing.T) {
+	t.Parallel()
+	for name, when := range map[string]func(n int) time.Time{
+		"an hour apart":     func(n int) time.Time { return at(0).Add(time.Duration(n) * 61 * time.Minute) },
+		"ever earlier":      func(n int) time.Time { return at(0).Add(-time.Duration(n) * 61 * time.Minute) },
+		"yet to come":       func(n int) time.Time { return at(0).AddDate(n, 0, 0) },
+		"before everything": func(n int) time.Time { return time.Date(1, 1, 1, n, 0, 0, 0, time.UTC) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			source, own := many(t), newInstance(t)
+			f := follow(t, own, source, nil)
+			f.same(source)
+			for n := 0; n < 80; n += 20 {
+				source.remove(when(n), numbers(n, n+20)...)
+				f.same(source)
+			}
+			f.stop()
+			f = follow(t, own, source, nil)
+			for n := 80; n < 160; n += 20 {
+				source.remove(when(n), numbers(n, n+20)...)
+			}
+			if why := f.refused(); !strings.Contains(why, "within an hour") {
+				t.Errorf("it was refused because %s", why)
+			}
+			if left := len(f.list()); left < 200 {
+				t.Errorf("%d items are left", left)
+			}
+		})
+	}
+}
+
+// TestRemovalsByDumps: what several dumps lack, one after the other, adds up, also
+// with what the changes between them remove.
+func TestRemovalsByDumps(t *testing.T) {
+	t.Parallel()
+	source, own := many(t), newInstance(t)
+	downloads := filepath.Join(t.TempDir(), "download")
+	// step is a restart of the mirror.
+	step := func() error {
+		_, err := mirrorOf2(t, own, source, downloads).step(t.Context())
+		return err
+	}
+	lose := func(from, to int) {
+		source.remove(at(from), numbers(from, to)...)
+		source.add(at(to), testInfo(1000+to, 1, 1))
+		source.dump(true)
+		source.trim(1 << 60)
+	}
+	if err := step(); err != nil {
+		t.Fatal(err)
+	}
+	lose(0, 60)
+	if err := step(); err != nil {
+		t.Fatal(err)
+	}
+	if left := len(own.list()); left != 241 {
+		t.Fatalf("%d items are left", left)
+	}
+	lose(60, 120)
+	var refused *RefusedError
+	if err := step(); !errors.As(err, &refused) {
+		t.Errorf("a second dump that lacks as much: %v", err)
+	}
+	if left := len(own.list()); left < 241 {
+		t.Errorf("%d items are left", left)
+	}
+	// The place was written while items were removed, or it is that behind the dump.
+	from, err := readPlace(t.Context(), own.index)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := 0
+	for _, n := range from.Removals {
+		sum += n
+	}
+	if sum != 60 {
+		t.Errorf("%d removals are remembered, want 60", sum)
+	}
+}
+
+// TestWithRemovals: removals count for an hour of the mirror's own time, and those of
+// a clock that was ahead count as of now.
+func TestWithRemovals(t *testing.T) {
+	t.Parallel()
+	now := at(0)
+	minute := now.Unix() / 60
+	done := map[int64]int{minute - 60: 1, minute - 59: 2, minute: 4, minute + 1: 8, minute + 600_000: 16}
+	got := withRemovals(done, 32, now)
+	if want := map[int64]int{minute - 59: 2, minute: 60}; !maps.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+	if len(done) != 5 {
+		t.Error("what was done has changed")
+	}
+}

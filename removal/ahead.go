@@ -1,0 +1,64 @@
+package removal
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"nar-herder/internal/stamp"
+	"nar-herder/storage/index"
+)
+
+// The times of items and of their last uses may be ahead: they were written while the
+// clock was, or it is behind now. Nobody knows which, so that they stay as they are.
+// They count as of when a pass first found any, which is noted, so that nars that are
+// not used grow old all the same.
+const aheadSetting = "removal.ahead_since"
+
+// past is a time as it counts now.
+func (f *facts) past(t, now time.Time) time.Time {
+	if stamp.IsAhead(t, now) && !f.aheadSince.IsZero() {
+		t = f.aheadSince
+	}
+	return stamp.Past(t, now)
+}
+
+func (r *Remover) readAhead(ctx context.Context) error {
+	text, err := r.index.Setting(ctx, aheadSetting)
+	if err != nil || text == "" {
+		r.aheadSince = time.Time{}
+		return err
+	}
+	if r.aheadSince, err = time.Parse(time.RFC3339, text); err != nil {
+		return fmt.Errorf("since when times are ahead, in the database: %w", err)
+	}
+	return nil
+}
+
+// noteAhead notes that there are times ahead, if there are.
+func (r *Remover) noteAhead(ctx context.Context, f *facts) error {
+	now := r.now()
+	for _, t := range []time.Time{f.added, f.lastUsed, f.countedSince} {
+		r.sawAhead = r.sawAhead || stamp.IsAhead(t, now)
+	}
+	if f.aheadSince = r.aheadSince; !r.sawAhead || !f.aheadSince.IsZero() && !stamp.IsAhead(f.aheadSince, now) {
+		return nil
+	}
+	r.aheadSince, f.aheadSince = now, now
+	r.log.Warn("times in the database are ahead of this machine's clock, which is behind, or was ahead: they count as now")
+	return r.setAhead(ctx, now.UTC().Format(time.RFC3339))
+}
+
+// forgetAhead ends a pass: where none was ahead, the clock has been set right.
+func (r *Remover) forgetAhead(ctx context.Context) error {
+	saw := r.sawAhead
+	if r.sawAhead = false; saw || r.aheadSince.IsZero() {
+		return nil
+	}
+	r.aheadSince = time.Time{}
+	return r.setAhead(ctx, "")
+}
+
+func (r *Remover) setAhead(ctx context.Context, text string) error {
+	return r.index.Reclaim(ctx, func(tx *index.Tx) error { return tx.SetSetting(aheadSetting, text) })
+}

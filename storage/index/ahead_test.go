@@ -1,0 +1,55 @@
+package index
+
+import (
+	"testing"
+	"time"
+)
+
+// TestBoundTimes: what was withdrawn, or used, by a clock that was ahead counts as of
+// now, and nothing else changes.
+func TestBoundTimes(t *testing.T) {
+	t.Parallel()
+	x := openAt(t, t.TempDir()+"/index.db")
+	for n := 1; n <= 3; n++ {
+		put(t, x, testNarinfo(n, 1, nil, 10))
+	}
+	now := time.Now().UTC().Truncate(time.Millisecond)
+	before, soon, ahead := now.Add(-time.Hour), now.Add(time.Hour), now.AddDate(1, 0, 0)
+	times := map[int]time.Time{1: before, 2: soon, 3: ahead}
+	err := x.Update(t.Context(), func(tx *Tx) error {
+		for n, at := range times {
+			hash := testPath(n).Hash
+			if _, err := tx.Withdraw(hash, at); err != nil {
+				return err
+			}
+			for _, kind := range []string{"zstd", "gzip"} {
+				if err := tx.PutCached(CachedFile{Hash: hash, Type: kind, Size: 1, LastUsed: at}); err != nil {
+					return err
+				}
+			}
+			if err := tx.WithdrawCached(hash, "gzip", at); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []int64{4, 0} {
+		if got, err := x.BoundTimes(t.Context(), now); err != nil || got != want {
+			t.Errorf("%d times were bounded, want %d, %v", got, want, err)
+		}
+	}
+	times[3] = now
+	for n, want := range times {
+		item, err := x.Item(t.Context(), testPath(n).Hash)
+		if err != nil || !item.WithdrawnAt.Equal(want) {
+			t.Errorf("item %d: withdrawn at %v, want %v, %v", n, item.WithdrawnAt, want, err)
+		}
+		files, err := x.CachedFiles(t.Context(), testPath(n).Hash)
+		if err != nil || len(files) != 2 || !files[0].WithdrawnAt.Equal(want) || !files[0].LastUsed.Equal(want) || !files[1].LastUsed.Equal(want) {
+			t.Errorf("item %d: %+v, want %v, %v", n, files, want, err)
+		}
+	}
+}
