@@ -176,7 +176,7 @@ func (s *Storage) commit(ctx context.Context, batch []*prepared) {
 			s.log.Warn("nars were stored, but the storage is not this instance's now", "error", err)
 		}
 	}
-	if _, err := s.dropUnclaimed(ctx, obsolete, 0); err != nil {
+	if _, _, err := s.dropUnclaimed(ctx, obsolete, 0); err != nil {
 		s.log.Warn("files that no narinfo names any more could not be removed from the storage", "error", err)
 	}
 }

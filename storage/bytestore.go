@@ -144,6 +144,13 @@ type Spooler interface {
 	Spool() (directory string, err error)
 }
 
+// RemovalChecker is a ByteStore that can tell beforehand that bytes can't be removed.
+type RemovalChecker interface {
+	// MayRemove returns an error where this process may not remove the bytes under
+	// the name.
+	MayRemove(name string) error
+}
+
 // Distant is a ByteStore whose calls each take their time, as over a network, and
 // that is good at many at once.
 type Distant interface {

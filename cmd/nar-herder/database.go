@@ -116,15 +116,20 @@ func openWithCache(ctx context.Context, database, store string, cache *tiered.Op
 // warnings to the health.
 func watchDatabase(store *opened, options *httpapi.Options, log *slog.Logger) *dbspace.Watch {
 	watch := dbspace.New(store.index, nil, log)
+	addWarnings(options, watch.Warnings)
+	return watch
+}
+
+// addWarnings has the health say more, before what it says so far.
+func addWarnings(options *httpapi.Options, more func() []string) {
 	others := options.Warnings
 	options.Warnings = func() []string {
-		warnings := watch.Warnings()
+		warnings := more()
 		if others != nil {
 			warnings = append(warnings, others()...)
 		}
 		return warnings
 	}
-	return watch
 }
 
 // refuseFrontEnd is an error for what needs to know which nars are stored: a front

@@ -250,6 +250,7 @@ func (c *serverCommand) run(ctx context.Context, settings *settings, running *ta
 	}
 	var server *httpapi.Server
 	remover := c.keepLimit(store, peers, counter, func() int64 { return server.Answered() }, &options, log)
+	addWarnings(&options, withdrawn.Warnings)
 	fetcher, err := c.fetchNars(store, peers, &options, log)
 	if err != nil {
 		return err

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -51,6 +52,23 @@ func isBeingWritten(file *os.File) bool {
 		_, _ = unix.FcntlInt(file.Fd(), unix.F_SETLEASE, unix.F_UNLCK)
 	}
 	return errors.Is(err, unix.EAGAIN)
+}
+
+// MayRemove implements [storage.RemovalChecker]: a file is removed from its directory,
+// which this user must be able to write.
+func (d *Directory) MayRemove(name string) error {
+	parent := path.Dir(name)
+	file, err := d.root.Open(parent)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // and so there is no file
+	} else if err != nil {
+		return d.explain("look for", parent, err)
+	}
+	defer file.Close()
+	if err := unix.Faccessat(int(file.Fd()), ".", unix.W_OK|unix.X_OK, unix.AT_EACCESS); err != nil {
+		return fmt.Errorf("remove %s in storage %s: %w: let this user (%d) or its group write to its directory", name, d.name, err, os.Geteuid())
+	}
+	return nil
 }
 
 // protect flushes a file that came into the store by another way than Stage, and makes

@@ -241,6 +241,15 @@ func (t *Tiered) StageFile(ctx context.Context, name string, file *os.File, size
 	return t.stage(name)(stager.StageFile(ctx, name, file, size))
 }
 
+// MayRemove implements [storage.RemovalChecker], where the store behind does.
+func (t *Tiered) MayRemove(name string) error {
+	checker, ok := t.behind.(storage.RemovalChecker)
+	if !ok {
+		return nil
+	}
+	return checker.MayRemove(name)
+}
+
 // stage has the copy go when another content is shown.
 func (t *Tiered) stage(name string) func(storage.Staged, error) (storage.Staged, error) {
 	return func(inner storage.Staged, err error) (storage.Staged, error) {
