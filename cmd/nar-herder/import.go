@@ -10,7 +10,8 @@ import (
 )
 
 type importCommand struct {
-	databaseOption `embed:""`
+	databaseOption    `embed:""`
+	newDatabaseOption `embed:""`
 
 	Storage               string     `placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars. Without it, only narinfos are imported."`
 	Tag                   []tagValue `sep:"none" placeholder:"KEY=VALUE" help:"Tag for the items. May be repeated."`
@@ -27,7 +28,7 @@ const importCache = 128 << 20
 
 func (c *importCommand) Run(ctx context.Context, s *streams) (err error) {
 	log := slog.New(newLogHandler(s.err, slog.LevelWarn))
-	store, err := open(ctx, c.Database, c.Storage, index.Options{WriterCache: importCache, Bulk: true}, log)
+	store, err := openOrBegin(ctx, c.Database, c.Storage, &c.newDatabaseOption, index.Options{WriterCache: importCache, Bulk: true}, nil, log)
 	if err != nil {
 		return err
 	}

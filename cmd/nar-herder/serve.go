@@ -28,8 +28,9 @@ import (
 // serverCommand has the options of the original, by their names and defaults,
 // and at the end our own.
 type serverCommand struct {
-	databaseOption `embed:""`
-	dumpOption     `embed:""`
+	databaseOption    `embed:""`
+	newDatabaseOption `embed:""`
+	dumpOption        `embed:""`
 
 	Host                      string           `default:"127.0.0.1" placeholder:"HOST" help:"Name or address to listen on, or unix:PATH (default: ${default})."`
 	Port                      portValue        `default:"8734" placeholder:"PORT" help:"Port to listen on (default: ${default})."`
@@ -200,7 +201,10 @@ func (c *serverCommand) run(ctx context.Context, settings *settings, running *ta
 	if storageCache != nil {
 		storageCache.Log = log
 	}
-	store, err := openWithCache(ctx, c.Database, c.Storage, storageCache, index.Options{}, log)
+	begin := c.newDatabaseOption
+	// What a mirror serves comes from its source, and a front end's storage is another's.
+	begin.NewDatabase = begin.NewDatabase || c.Mirror != nil
+	store, err := openOrBegin(ctx, c.Database, c.Storage, &begin, index.Options{}, storageCache, log)
 	if err != nil {
 		return err
 	}

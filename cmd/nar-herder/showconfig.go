@@ -30,6 +30,9 @@ func (*configCommand) Run(parsed *kong.Context, settings *settings, s *streams) 
 		width = max(width, len(flag.Name))
 	}
 	for _, flag := range parsed.Selected().Flags {
+		if flag.Tag.Has(argumentsOnly) {
+			continue
+		}
 		set, ok := all[flag.Name]
 		if !ok && !flag.HasDefault {
 			fmt.Fprintf(s.out, "# %-*s is not set\n", width, flag.Name)
