@@ -49,18 +49,18 @@ func (c *importCommand) Run(ctx context.Context, s *streams) (err error) {
 		progress.add(imported.Bytes)
 		if imported.Outcome == storage.Failed {
 			progress.clear()
-			fmt.Fprintf(s.err, "nar-herder: import %s: %v\n", imported.File, imported.Err)
+			printf(s.err, "nar-herder: import %s: %v\n", imported.File, imported.Err)
 		} else if imported.Outcome != storage.Added && imported.Outcome != storage.Known {
 			progress.clear()
-			fmt.Fprintf(s.out, "%s: %s", imported.File, imported.Outcome)
+			printf(s.out, "%s: %s", imported.File, imported.Outcome)
 			if imported.Note != "" {
-				fmt.Fprintf(s.out, ": %s", imported.Note)
+				printf(s.out, ": %s", imported.Note)
 			}
 			fmt.Fprintln(s.out)
 		}
 	})
 	progress.end()
-	fmt.Fprintf(s.out, "%s; %s of nars came into the storage\n", &summary, byteCount(summary.Bytes))
+	printf(s.out, "%s; %s of nars came into the storage\n", &summary, byteCount(summary.Bytes))
 	if err != nil {
 		return fmt.Errorf("import: %w", err)
 	}
