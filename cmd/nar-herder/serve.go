@@ -204,7 +204,7 @@ func (c *serverCommand) run(ctx context.Context, settings *settings, running *ta
 	begin := c.newDatabaseOption
 	// What a mirror serves comes from its source, and a front end's storage is another's.
 	begin.NewDatabase = begin.NewDatabase || c.Mirror != nil
-	store, err := openOrBegin(ctx, c.Database, c.Storage, &begin, index.Options{}, storageCache, log)
+	store, err := openOrBegin(ctx, c.Database, c.Storage, &begin, index.Options{ReadWhenFull: true}, storageCache, log)
 	if err != nil {
 		return err
 	}
@@ -212,7 +212,7 @@ func (c *serverCommand) run(ctx context.Context, settings *settings, running *ta
 	log.Info("starting", "version", version(), "database", c.Database, "storage", store.name(), "pid", os.Getpid())
 
 	counter := uses.New(store.index, log)
-	if err := counter.Begin(ctx); err != nil {
+	if err := unlessFull(counter.Begin(ctx), log); err != nil {
 		return err
 	}
 	peers, err := c.instances(ctx, store, log)
@@ -246,10 +246,10 @@ func (c *serverCommand) run(ctx context.Context, settings *settings, running *ta
 		defer running.Do("closing the cache", func() { err = errors.Join(err, cache.Close()) })
 		options.Cached = cache
 	}
-	if err := store.SetHardLimit(ctx, int64(c.StorageHardLimit)); err != nil {
+	if err := unlessFull(store.SetHardLimit(ctx, int64(c.StorageHardLimit)), log); err != nil {
 		return err
 	}
-	if err := store.SetMinimumFree(ctx, int64(c.StorageMinimumFreeSpace)); err != nil {
+	if err := unlessFull(store.SetMinimumFree(ctx, int64(c.StorageMinimumFreeSpace)), log); err != nil {
 		return err
 	}
 	var server *httpapi.Server
@@ -339,6 +339,16 @@ func (c *serverCommand) run(ctx context.Context, settings *settings, running *ta
 		return fmt.Errorf("serve: %w", err)
 	}
 	return nil
+}
+
+// unlessFull is the error of what is noted at a start, but nil where there was no room for
+// it: the server answers requests without.
+func unlessFull(err error, log *slog.Logger) error {
+	if errors.Is(err, index.ErrFull) {
+		log.Error("an option could not be noted in the database for other commands: restart when there is room", "error", err)
+		return nil
+	}
+	return err
 }
 
 // answersKept is how long a narinfo may still be given out after its item was

@@ -31,10 +31,10 @@ func TestControlCharacters(t *testing.T) {
 	text := read(t, testdata, "published", narinfoName(greeting))
 	odd := strings.Replace(text, "\nReferences:", "\nOdd: \x1b[2J\u009b\nURL: s3://\x1b[2J\u009b/x\nCompression: none\nFileSize: 7\nReferences:", 1)
 	for name, content := range map[string]string{
-		filepath.Join(source, evil+".narinfo"):            "StorePath: \x1b[2J\u009b2J\n",
+		filepath.Join(source, evil+".narinfo"):             "StorePath: \x1b[2J\u009b2J\n",
 		filepath.Join(source, evil, narinfoName(greeting)): odd,
-		filepath.Join(p.storage, "nar", evil):             "what nobody names",
-		filepath.Join(p.storage, "nar/lzip", greeting):    read(t, testdata, "published/nar/lzip", greeting),
+		filepath.Join(p.storage, "nar", evil):              "what nobody names",
+		filepath.Join(p.storage, "nar/lzip", greeting):     read(t, testdata, "published/nar/lzip", greeting),
 	} {
 		if err := errors.Join(os.MkdirAll(filepath.Dir(name), 0o755), os.WriteFile(name, []byte(content), 0o644)); err != nil {
 			t.Fatal(err)
