@@ -42,6 +42,9 @@ func (r *Remover) makeMetrics() {
 	counter("narherder_removal_bytes_total", "What removed nars took of the disk.", &m.bytes)
 	counter("narherder_removal_decisions_total", "Nars of which it was decided whether they may go.", &m.decided)
 	counter("narherder_removal_failed_questions_total", "Questions to other instances that got no sure answer.", &m.failed)
+	m.collectors = append(m.collectors, prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "narherder_removal_failed_deletions_total", Help: "Files that could not be deleted from the storage, each time that this was tried.",
+	}, func() float64 { return float64(r.storage.NotDeleted()) }))
 	gauge("narherder_storage_usage_bytes", "What the storage takes of the disk.", func() float64 {
 		r.mu.Lock()
 		defer r.mu.Unlock()

@@ -143,6 +143,7 @@ type Remover struct {
 	warning string
 	// spaceReason is why no more is removed for the minimum of free space.
 	spaceReason string
+	stuck       bool // files can't be deleted
 }
 
 // New makes a remover.
@@ -216,9 +217,12 @@ func (r *Remover) Round(ctx context.Context) error {
 	if dropped.Size > 0 {
 		r.log.Info("deleted what a process had left that was ended while it removed nars", "bytes", dropped.Usage)
 	}
-	if err != nil && ctx.Err() == nil {
-		// One file that can't be deleted is no reason to keep all others.
-		r.log.Error("files that no item has any more can't be deleted; that is tried again", "error", err)
+	var left error // of files whose items are gone
+	if errors.Is(err, storage.ErrNotDeleted) && ctx.Err() == nil {
+		left = err
+		r.setStuck(left)
+	} else if err != nil && ctx.Err() == nil {
+		r.log.Error("files that no item has any more can't be looked for; that is tried again", "error", err)
 	}
 	if r.options.Decode != nil {
 		if err := r.storage.ResolveReplacements(ctx, r.options.Decode); err != nil && ctx.Err() == nil {
@@ -232,8 +236,12 @@ func (r *Remover) Round(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if g.left() <= 0 {
+	if g.left() <= 0 || left != nil {
 		r.resumeAt = time.Time{}
+		r.setStuck(left)
+		if left != nil && g.left() > 0 {
+			reason = notDeleted
+		}
 		r.report(g, reason)
 		return nil
 	}
@@ -256,11 +264,36 @@ func (r *Remover) Round(ctx context.Context) error {
 		r.log.Info("made room in the storage", "nars", after.removed-before.removed, "withdrawn", after.withdrawn-before.withdrawn,
 			"bytes", after.bytes-before.bytes, "took", r.now().Sub(begun).Round(time.Millisecond).String())
 	}
+	if errors.Is(err, storage.ErrNotDeleted) && ctx.Err() == nil {
+		// What the index says to be gone has to be counted again.
+		r.surveyed = time.Time{}
+		r.setStuck(err)
+		r.report(g, notDeleted)
+		return nil
+	}
 	if err != nil {
 		return err
 	}
+	r.setStuck(nil)
 	r.report(g, cmp.Or(kept, reason))
 	return r.lookAtSpace(ctx) // before others take what is free now
+}
+
+// notDeleted is why nothing more is removed: without their files, items would be gone for
+// no room.
+const notDeleted = "files can't be deleted: see the log, and let the server write to their directories"
+
+// setStuck notes that files can't be deleted, nil for none. The log gives it once.
+func (r *Remover) setStuck(err error) {
+	r.mu.Lock()
+	was := r.stuck
+	r.stuck = err != nil
+	r.mu.Unlock()
+	if err != nil && !was {
+		r.log.Error("files can't be deleted, so nothing is removed to make room; that is tried again", "error", err)
+	} else if err == nil && was {
+		r.log.Info("files can be deleted again")
+	}
 }
 
 // goal is by how many bytes the storage has to shrink.
@@ -391,9 +424,12 @@ func (r *Remover) isNews(reason string) bool {
 // Warnings are what is not as it should be, for the health.
 func (r *Remover) Warnings() (warnings []string) {
 	r.mu.Lock()
-	limit := r.warning
+	limit, stuck := r.warning, ""
+	if r.stuck {
+		stuck = notDeleted
+	}
 	r.mu.Unlock()
-	for _, text := range []string{limit, r.spaceWarning()} {
+	for _, text := range []string{limit, r.spaceWarning(), stuck} {
 		if text != "" {
 			warnings = append(warnings, text)
 		}

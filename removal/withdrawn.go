@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"nar-herder/storage"
@@ -27,6 +28,8 @@ const (
 type Withdrawn struct {
 	grace time.Duration
 	log   *slog.Logger
+	// failing says that the last try failed.
+	failing atomic.Bool
 	// Of the storage, but in tests.
 	remove func(ctx context.Context, until time.Time) (storage.Freed, error)
 	note   func(ctx context.Context, grace time.Duration) error
@@ -71,7 +74,7 @@ func (w *Withdrawn) keepPinned(ctx context.Context, x *index.Index, until time.T
 // Run removes what is due until the context ends. Errors are logged, once each
 // time that it begins to fail, and tried again.
 func (w *Withdrawn) Run(ctx context.Context) {
-	noted, failing := false, false
+	noted := false
 	w.boundAt = time.Now()
 	wait := withdrawnInterval
 	timer := time.NewTimer(0) // something may be due since long ago
@@ -87,20 +90,26 @@ func (w *Withdrawn) Run(ctx context.Context) {
 		case ctx.Err() != nil:
 			return
 		case err != nil:
-			if !failing {
+			if !w.failing.Swap(true) {
 				w.log.Error("items that were withdrawn can't be removed; they stay until it works, and so do bytes without an item", "error", err)
 			}
-			failing = true
 			wait = min(2*wait, withdrawnBackOff)
 		default:
-			if failing {
+			if w.failing.Swap(false) {
 				w.log.Info("items that were withdrawn are removed again")
 			}
-			failing = false
 			wait = withdrawnInterval
 		}
 		timer.Reset(wait)
 	}
+}
+
+// Warnings are for the health.
+func (w *Withdrawn) Warnings() []string {
+	if w.failing.Load() {
+		return []string{"items that were withdrawn can't be removed, and take room: see the log"}
+	}
+	return nil
 }
 
 func (w *Withdrawn) step(ctx context.Context, noted *bool) error {

@@ -6,7 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
+	"path"
 	"slices"
 	"strings"
 
@@ -164,9 +164,9 @@ func (s *Storage) commit(ctx context.Context, batch []*prepared) {
 		if p.result.Err != nil || p.result.Outcome == Kept {
 			continue
 		}
-		for _, name := range p.moved {
-			if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				s.log.Warn("a nar was imported, but its old name could not be removed", "file", name, "error", err)
+		for _, file := range p.moved {
+			if err := file.remove(); err != nil {
+				s.log.Warn("a nar was imported, but its old name could not be removed", "file", path.Join(file.directory, file.name), "error", err)
 			}
 		}
 	}
@@ -176,7 +176,7 @@ func (s *Storage) commit(ctx context.Context, batch []*prepared) {
 			s.log.Warn("nars were stored, but the storage is not this instance's now", "error", err)
 		}
 	}
-	if _, err := s.dropUnclaimed(ctx, obsolete, 0); err != nil {
+	if _, _, err := s.dropUnclaimed(ctx, obsolete, 0); err != nil {
 		s.log.Warn("files that no narinfo names any more could not be removed from the storage", "error", err)
 	}
 }

@@ -39,7 +39,8 @@ type ByteStore interface {
 
 	// Flush makes bytes that came into the store by another way than Stage,
 	// such as an administrator's copy, survive a loss of power after the next
-	// Sync.
+	// Sync. It is an error when users could write to them who may not write to
+	// the store.
 	Flush(ctx context.Context, name string) error
 
 	// Sync makes all that this store has committed or removed survive a loss
@@ -127,12 +128,13 @@ type Staged interface {
 // FileStager is a ByteStore that can take in a file of the machine without
 // copying it, where both lie on one file system.
 type FileStager interface {
-	// StageFile is Stage for a file that nobody writes to any more. The store
+	// StageFile is Stage for a file that nobody writes to any more. It must be open
+	// for reading alone, unless it is in the store's spool. The store
 	// may share it: the caller then removes its name, and nothing else, once
 	// the bytes are committed. One of its own spool it may move, and the name
 	// is gone then. The error is [ErrCantShare] when the file must be copied
-	// with Stage.
-	StageFile(ctx context.Context, name, file string, size int64) (Staged, error)
+	// with Stage, such as one that another user may write to.
+	StageFile(ctx context.Context, name string, file *os.File, size int64) (Staged, error)
 }
 
 // Spooler is a ByteStore with room for files that come bit by bit, from where
@@ -142,6 +144,13 @@ type Spooler interface {
 	// lies in it is the caller's to name, write and remove; List shows it as
 	// temporary. The error is [errors.ErrUnsupported] where there is none.
 	Spool() (directory string, err error)
+}
+
+// RemovalChecker is a ByteStore that can tell beforehand that bytes can't be removed.
+type RemovalChecker interface {
+	// MayRemove returns an error where this process may not remove the bytes under
+	// the name.
+	MayRemove(name string) error
 }
 
 // Distant is a ByteStore whose calls each take their time, as over a network, and

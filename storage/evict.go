@@ -22,8 +22,13 @@ type Guard func(tx *index.Tx, changed map[narinfo.PathHash]index.ChangeKind) err
 // ErrOutdated says that what was decided on may no longer be so.
 var ErrOutdated = errors.New("the index has changed since it was read")
 
+// ErrNotDeleted says that files could not be deleted: nothing more should be removed to
+// make room, as that would not make any.
+var ErrNotDeleted = errors.New("files can't be deleted")
+
 // Freed is what a removal gave back.
 type Freed struct {
+	// Items are those of which no file is left.
 	Items int
 	// Size is the length of the files, in bytes, and Usage what they took of
 	// the store.
@@ -32,10 +37,14 @@ type Freed struct {
 
 // Evict deletes the bytes of items whose rows stay, since others have the nars.
 // Items that have changed since the change of the given number, when they were
-// read, are passed over. Rows come first: when bytes can't be deleted, no row
-// claims them any more, and the error says what is left.
+// read, are passed over. Where it is known beforehand that a file can't be deleted, all
+// stay as they are. Otherwise rows come first: when bytes can't be deleted, no row claims
+// them any more, and the error says what is left. Of files, it is [ErrNotDeleted].
 func (s *Storage) Evict(ctx context.Context, items []*Item, since int64, guard Guard) (freed Freed, err error) {
 	if err := s.MayDelete(ctx); err != nil {
+		return Freed{}, err
+	}
+	if err := s.mayDrop(items); err != nil {
 		return Freed{}, err
 	}
 	var names []string
@@ -71,15 +80,44 @@ func (s *Storage) Evict(ctx context.Context, items []*Item, since int64, guard G
 	if err != nil {
 		return Freed{}, err
 	}
-	dropped, err := s.dropUnclaimed(ctx, names, since)
+	dropped, left, err := s.dropUnclaimed(ctx, names, since)
+	freed.Items -= left
 	freed.Size, freed.Usage = dropped.Size, dropped.Usage
 	return freed, err
 }
 
+// mayDrop makes sure, as far as that can be known beforehand, that the files which items
+// have stored can be deleted.
+func (s *Storage) mayDrop(items []*Item) error {
+	checker, ok := s.bytes.(RemovalChecker)
+	if !ok {
+		return nil
+	}
+	for _, item := range items {
+		for n, name := range item.names {
+			if name == "" || !item.HasStored(n) {
+				continue
+			}
+			if err := checker.MayRemove(name); err != nil {
+				s.notDeleted.Add(1)
+				return fmt.Errorf("%w: %w", ErrNotDeleted, err)
+			}
+		}
+	}
+	return nil
+}
+
+// NotDeleted is how often this process could not delete a file.
+func (s *Storage) NotDeleted() int64 { return s.notDeleted.Load() }
+
 // Withdraw is [Storage.WithdrawAll] for items that must not have changed since the
 // change of the given number, when they were read; else the error is
-// [ErrOutdated]. It returns those that were not withdrawn before.
+// [ErrOutdated], or [ErrNotDeleted] where it is known that a file of theirs could not be
+// deleted later. It returns those that were not withdrawn before.
 func (s *Storage) Withdraw(ctx context.Context, items []*Item, since int64, guard Guard) (withdrawn []*Item, err error) {
+	if err := s.mayDrop(items); err != nil {
+		return nil, err
+	}
 	hashes := make([]narinfo.PathHash, len(items))
 	for i, item := range items {
 		hashes[i] = item.Hash
@@ -108,7 +146,8 @@ func (s *Storage) Withdraw(ctx context.Context, items []*Item, since int64, guar
 }
 
 // RemoveWithdrawn removes the items that were withdrawn at the given time or
-// before, rows and bytes.
+// before, rows and bytes. An item whose files can't be deleted, as far as that is known
+// beforehand, keeps its row, and ends it with [ErrNotDeleted].
 func (s *Storage) RemoveWithdrawn(ctx context.Context, until time.Time) (freed Freed, err error) {
 	for {
 		items, err := s.index.WithdrawnItems(ctx, until, BatchSize)
@@ -122,9 +161,10 @@ func (s *Storage) RemoveWithdrawn(ctx context.Context, until time.Time) (freed F
 		var names []string
 		var removed int
 		var last int64
+		var stuck error
 		elsewhere := false
 		err = s.index.Reclaim(ctx, func(tx *index.Tx) error {
-			names, removed, elsewhere = nil, 0, false
+			names, removed, elsewhere, stuck = nil, 0, false, nil
 			for _, was := range items {
 				row, err := tx.Item(was.Hash)
 				if errors.Is(err, ErrNotFound) {
@@ -142,6 +182,9 @@ func (s *Storage) RemoveWithdrawn(ctx context.Context, until time.Time) (freed F
 				item, err := NewItem(row)
 				if err != nil {
 					return err
+				}
+				if stuck = s.mayDrop([]*Item{item}); stuck != nil {
+					break
 				}
 				if err := tx.Remove(item.Hash, s.now()); err != nil {
 					return err
@@ -162,11 +205,14 @@ func (s *Storage) RemoveWithdrawn(ctx context.Context, until time.Time) (freed F
 		}
 		// The rows are gone: what is left now is left until the next start.
 		longer, cancel := linger.Context(ctx, linger.Second)
-		dropped, err := s.dropUnclaimed(longer, names, last)
+		dropped, left, err := s.dropUnclaimed(longer, names, last)
 		cancel()
-		freed.Items += removed
+		freed.Items += removed - left
 		freed.Size += dropped.Size
 		freed.Usage += dropped.Usage
+		if err == nil {
+			err = stuck
+		}
 		if err == nil && elsewhere {
 			err = fmt.Errorf("remove what was withdrawn: %w: name it with --storage", ErrElsewhere)
 		}
@@ -197,7 +243,7 @@ func (s *Storage) DropLeftovers(ctx context.Context) (dropped Freed, err error) 
 			dropped.Usage += one.Usage
 			// One is enough for a log.
 			if len(failures) == 0 && err != nil {
-				failures = append(failures, err)
+				failures = append(failures, fmt.Errorf("%w: %w", ErrNotDeleted, err))
 			}
 		})
 		if err != nil {
@@ -206,16 +252,28 @@ func (s *Storage) DropLeftovers(ctx context.Context) (dropped Freed, err error) 
 	}
 }
 
-// dropUnclaimed deletes bytes that no row claims, all that it can. The error says
-// what is left. They were noted as leftovers before.
-func (s *Storage) dropUnclaimed(ctx context.Context, names []string, since int64) (dropped Freed, err error) {
+// dropUnclaimed deletes bytes that no row claims, all that it can. With an error,
+// files of so many items are left. They were noted as leftovers before.
+func (s *Storage) dropUnclaimed(ctx context.Context, names []string, since int64) (dropped Freed, left int, err error) {
+	stuck := make(map[narinfo.PathHash]bool)
 	var failures []error
-	err = s.dropEach(ctx, names, since, func(_ int, one Freed, err error) {
+	err = s.dropEach(ctx, names, since, func(n int, one Freed, err error) {
 		dropped.Size += one.Size
 		dropped.Usage += one.Usage
-		failures = append(failures, err)
+		if err != nil {
+			stuck[hashInName(names[n])] = true
+			failures = append(failures, err)
+		}
 	})
-	return dropped, errors.Join(append(failures, err)...)
+	if err != nil { // which is the same for all
+		for _, name := range names {
+			stuck[hashInName(name)] = true
+		}
+	}
+	if len(failures) > 0 {
+		err = errors.Join(fmt.Errorf("%w: %w", ErrNotDeleted, errors.Join(failures...)), err)
+	}
+	return dropped, len(stuck), err
 }
 
 // dropAtOnce is how many files are deleted in one transaction; see [BatchSize].
@@ -273,6 +331,8 @@ func (s *Storage) dropEach(ctx context.Context, names []string, since int64, tol
 			for i, n := range going {
 				if failures[i] == nil {
 					done = append(done, chunk[n])
+				} else {
+					s.notDeleted.Add(1)
 				}
 				told(begin+n, dropped[i], failures[i])
 			}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"iter"
+	"os"
 	"sync"
 	"sync/atomic"
 
@@ -89,7 +90,7 @@ func (s *faultStore) Stage(ctx context.Context, name string, from io.Reader, siz
 	return s.stage(func() (storage.Staged, error) { return s.Directory.Stage(ctx, name, from, size) })
 }
 
-func (s *faultStore) StageFile(ctx context.Context, name, file string, size int64) (storage.Staged, error) {
+func (s *faultStore) StageFile(ctx context.Context, name string, file *os.File, size int64) (storage.Staged, error) {
 	return s.stage(func() (storage.Staged, error) { return s.Directory.StageFile(ctx, name, file, size) })
 }
 

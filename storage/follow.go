@@ -116,7 +116,7 @@ func (s *Storage) Follow(ctx context.Context, changes []Followed, options Follow
 	if err := s.postpone(ctx, begin, withdrawn); err != nil {
 		return sums, err
 	}
-	if _, err := s.dropUnclaimed(ctx, obsolete, 0); err != nil {
+	if _, _, err := s.dropUnclaimed(ctx, obsolete, 0); err != nil {
 		s.log.Warn("files that no narinfo names any more could not be removed from the storage", "error", err)
 	}
 	return sums, nil

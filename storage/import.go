@@ -196,7 +196,7 @@ func walk(ctx context.Context, names []string, found chan<- narinfoFile) error {
 
 // prepareFile reads a narinfo file and stages its nars.
 func (s *Storage) prepareFile(ctx context.Context, file narinfoFile, options ImportOptions, planned bool) *prepared {
-	n, err := readNarinfo(file.name)
+	n, err := readNarinfo(file)
 	if err == nil {
 		err = ctx.Err()
 	}
@@ -217,11 +217,24 @@ func (s *Storage) prepareFile(ctx context.Context, file narinfoFile, options Imp
 // narinfoBuffers are for reading narinfos, whose size is not known before.
 var narinfoBuffers = sync.Pool{New: func() any { return bytes.NewBuffer(make([]byte, 0, 16<<10)) }}
 
-// readNarinfo reads and parses a narinfo file.
-func readNarinfo(name string) (*narinfo.Narinfo, error) {
-	// Without O_NONBLOCK, a pipe of that name would hold the import for ever.
-	file, err := os.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+// readNarinfo reads and parses a narinfo file. A symbolic link that leads out of the
+// directory is not followed: errors may cite what is in the file.
+func readNarinfo(found narinfoFile) (*narinfo.Narinfo, error) {
+	root, err := os.OpenRoot(found.root)
 	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	name, err := filepath.Rel(found.root, found.name)
+	if err != nil {
+		return nil, err
+	}
+	// Without O_NONBLOCK, a pipe of that name would hold the import for ever.
+	file, err := root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		if info, linkErr := root.Lstat(name); linkErr == nil && info.Mode()&fs.ModeSymlink != 0 {
+			err = fmt.Errorf("it is a symbolic link that can't be followed within %s: name the file itself, or copy it in: %w", found.root, err)
+		}
 		return nil, err
 	}
 	defer file.Close()

@@ -35,7 +35,7 @@ func (s *intrudedStore) Stage(ctx context.Context, name string, from io.Reader, 
 	return staged, err
 }
 
-func (s *intrudedStore) StageFile(ctx context.Context, name, file string, size int64) (storage.Staged, error) {
+func (s *intrudedStore) StageFile(ctx context.Context, name string, file *os.File, size int64) (storage.Staged, error) {
 	s.call(&s.before)
 	staged, err := s.faultStore.StageFile(ctx, name, file, size)
 	s.call(&s.after)

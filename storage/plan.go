@@ -41,7 +41,7 @@ func (s *Storage) planImport(ctx context.Context, names []string, report func(Im
 	for file := range found {
 		p := &planned{narinfoFile: file}
 		files = append(files, p)
-		n, err := readNarinfo(file.name)
+		n, err := readNarinfo(file)
 		if err == nil {
 			p.hash = n.StorePath.Hash
 			p.missing, err = s.missingReferences(ctx, n)

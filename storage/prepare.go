@@ -8,6 +8,7 @@ import (
 	"os"
 	"path"
 	"strings"
+	"syscall"
 
 	"nar-herder/narinfo"
 	"nar-herder/storage/index"
@@ -31,7 +32,7 @@ type prepared struct {
 	fresh []string
 	// moved are the names of files outside the storage that go when all is
 	// committed.
-	moved []string
+	moved []movedFile
 	// obsolete are names in the storage that may go then.
 	obsolete []string
 	bytes    int64
@@ -40,6 +41,22 @@ type prepared struct {
 	// releases give back the room that is kept for staged bytes.
 	releases []func()
 	result   Result
+}
+
+// movedFile is a file of a directory that an item was imported from.
+type movedFile struct{ directory, name string }
+
+// remove removes the file, wherever links lead, from nowhere else than below its
+// directory.
+func (f movedFile) remove() error {
+	root, err := os.OpenRoot(f.directory)
+	if err == nil {
+		err = errors.Join(root.Remove(f.name), root.Close())
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 // prepare does what needs no transaction: it looks for the item's files and
@@ -278,23 +295,30 @@ func (s *Storage) stageFrom(ctx context.Context, p *prepared, n int, name, direc
 		return 0, err
 	}
 	p.releases = append(p.releases, room.Release)
-	if sharer, ok := s.bytes.(FileStager); ok && !p.Keep {
+	file, err := root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer file.Close()
+	opened, err := file.Stat()
+	if err != nil {
+		return 0, err
+	}
+	// What a symbolic link leads to would keep its own name.
+	named, err := root.Lstat(name)
+	isItself := err == nil && os.SameFile(named, opened)
+	if sharer, ok := s.bytes.(FileStager); ok && !p.Keep && isItself {
 		// It takes no room beyond what it has, but below the minimum nothing
 		// comes in.
 		if err := room.share(ctx); err != nil {
 			return 0, err
 		}
-		p.staged[n], err = sharer.StageFile(ctx, name, source, size)
+		p.staged[n], err = sharer.StageFile(ctx, name, file, size)
 		if err != nil && !errors.Is(err, ErrCantShare) {
 			return 0, err
 		}
 	}
 	if p.staged[n] == nil {
-		file, err := root.Open(name)
-		if err != nil {
-			return 0, err
-		}
-		defer file.Close()
 		if err := room.write(ctx); err != nil {
 			return 0, err
 		}
@@ -304,7 +328,7 @@ func (s *Storage) stageFrom(ctx context.Context, p *prepared, n int, name, direc
 		room.SetWritten(size)
 	}
 	if !p.Keep {
-		p.moved = append(p.moved, source)
+		p.moved = append(p.moved, movedFile{directory, name})
 	}
 	return size, nil
 }

@@ -98,7 +98,7 @@ func (s *Storage) Receive(ctx context.Context, item *Item, n int, file *os.File)
 // stageOwn stages a file of the caller's.
 func (s *Storage) stageOwn(ctx context.Context, name string, file *os.File, size int64) (Staged, error) {
 	if sharer, ok := s.bytes.(FileStager); ok {
-		staged, err := sharer.StageFile(ctx, name, file.Name(), size)
+		staged, err := sharer.StageFile(ctx, name, file, size)
 		if !errors.Is(err, ErrCantShare) {
 			return staged, err
 		}
@@ -171,15 +171,16 @@ func (s *Storage) Adopt(ctx context.Context, item *Item, n int, decode Decoder) 
 	if err := s.mayAdd(ctx); err != nil {
 		return fmt.Errorf("take %s into the index: %w", name, err)
 	}
+	// Before it is read, so that nobody changes what was found right.
+	if err := s.bytes.Flush(ctx, name); err != nil {
+		return err
+	}
 	reader, info, err := s.bytes.Open(ctx, name, 0, -1)
 	if err != nil {
 		return err
 	}
 	defer reader.Close()
 	if err := CheckNar(ctx, item.Narinfo, n, io.LimitReader(reader, info.Size), decode); err != nil {
-		return err
-	}
-	if err := s.bytes.Flush(ctx, name); err != nil {
 		return err
 	}
 	return s.locked(ctx, func(ctx context.Context, tx *index.Tx) error {

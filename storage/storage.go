@@ -45,7 +45,9 @@ type Storage struct {
 	unwritten atomic.Int64
 	// linked is how many bytes were deleted by this process and have other names.
 	linked atomic.Int64
-	owned  ownership
+	// notDeleted is how often a file could not be deleted.
+	notDeleted atomic.Int64
+	owned      ownership
 }
 
 // Options of [New]. The zero value is good.

@@ -163,7 +163,7 @@ func (c *checkCommand) verifyPlace(ctx context.Context, s *streams, store *opene
 		return place, fmt.Errorf("%w with --restart", err)
 	}
 	if !place.Begun.IsZero() {
-		fmt.Fprintf(s.err, "verifying: goes on after %d files, %s, of what was begun at %s; --restart would begin anew\n",
+		printf(s.err, "verifying: goes on after %d files, %s, of what was begun at %s; --restart would begin anew\n",
 			place.Files, byteCount(place.Bytes), place.Begun.Local().Format(time.DateTime))
 	}
 	return place, nil

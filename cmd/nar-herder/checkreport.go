@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"nar-herder/internal/redact"
 	"nar-herder/storage"
 )
 
@@ -97,10 +98,10 @@ func (r *checkReport) add(finding storage.Finding, err error, repair *storage.Re
 		r.totals.Remaining++
 	}
 	if r.json {
-		_ = json.NewEncoder(r.out).Encode(line) // of nobody who reads any more
+		_ = json.NewEncoder(redact.JSON{W: r.out}).Encode(line) // of nobody who reads any more
 		return
 	}
-	fmt.Fprintln(r.out, line)
+	printf(r.out, "%s\n", line.String())
 }
 
 // String is the line for people.
@@ -142,7 +143,7 @@ func (r *checkReport) end() statusError {
 	}
 	t.Status = int(status)
 	if r.json {
-		_ = json.NewEncoder(r.out).Encode(map[string]*checkTotals{"totals": t})
+		_ = json.NewEncoder(redact.JSON{W: r.out}).Encode(map[string]*checkTotals{"totals": t})
 		return status
 	}
 	parts := []string{fmt.Sprintf("%d rows and files compared", t.Looked)}
@@ -160,6 +161,6 @@ func (r *checkReport) end() statusError {
 		statusWrong:    fmt.Sprintf("%d remain wrong", t.Remaining),
 		statusRepaired: "all that was wrong is repaired",
 	}[status]
-	fmt.Fprintf(r.out, "%s: %s\n", strings.Join(parts, ", "), verdict)
+	printf(r.out, "%s: %s\n", strings.Join(parts, ", "), verdict)
 	return status
 }

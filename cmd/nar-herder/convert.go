@@ -50,7 +50,7 @@ func (c *convertCommand) Run(ctx context.Context, s *streams) (err error) {
 	if result.Resumed {
 		resumed = " (gone on from where an earlier run had stopped)"
 	}
-	_, err = fmt.Fprintf(s.out, "%s is %s%s: %s\n", c.To, what, resumed, result)
+	_, err = printf(s.out, "%s is %s%s: %s\n", c.To, what, resumed, result)
 	return err
 }
 

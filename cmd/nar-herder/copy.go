@@ -107,7 +107,7 @@ func (c *copyCommand) Run(ctx context.Context, s *streams) (err error) {
 	}
 	report.summary(c, &summary, summary.Complete())
 	if shared, err := job.SharedIdentity(ctx); err == nil && shared != "" {
-		fmt.Fprintf(s.err, "nar-herder: copy: note: %s and %s have the same name, %s, in their file nar-herder-storage, so that other instances take them for one: remove that file from the one that is the copy, if both go on\n", c.From, c.To, shared)
+		printf(s.err, "nar-herder: copy: note: %s and %s have the same name, %s, in their file nar-herder-storage, so that other instances take them for one: remove that file from the one that is the copy, if both go on\n", c.From, c.To, shared)
 	}
 	if !summary.Complete() {
 		return errReported
@@ -122,7 +122,7 @@ func (c *copyCommand) openDatabase(ctx context.Context, s *streams) (*opened, er
 		return nil, nil
 	case "":
 		if _, err := os.Stat(usualDatabase); errors.Is(err, fs.ErrNotExist) {
-			fmt.Fprintf(s.err, "nar-herder: copy: note: there is no %s: nars are not verified but for their sizes; --database names one, or none\n", usualDatabase)
+			printf(s.err, "nar-herder: copy: note: there is no %s: nars are not verified but for their sizes; --database names one, or none\n", usualDatabase)
 			return nil, nil
 		}
 		known, err := openForReading(ctx, usualDatabase, "", nil)

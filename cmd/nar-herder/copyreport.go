@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/term"
 
+	"nar-herder/internal/redact"
 	"nar-herder/storage/copying"
 )
 
@@ -28,16 +29,16 @@ func (r *copyReport) file(result copying.Result) {
 	}
 	r.progress.clear()
 	if r.json {
-		encodeLine(json.NewEncoder(r.out), copied{result.Name, result.Outcome.String(), result.Size, result.Err.Error()})
+		encodeLine(json.NewEncoder(redact.JSON{W: r.out}), copied{result.Name, result.Outcome.String(), result.Size, result.Err.Error()})
 		return
 	}
-	fmt.Fprintf(r.err, "nar-herder: copy %s: %s: %s\n", result.Name, result.Outcome, oneLine(result.Err))
+	printf(r.err, "nar-herder: copy %s: %s: %s\n", result.Name, result.Outcome, oneLine(result.Err))
 }
 
 // summary says what it came to, and what to do next.
 func (r *copyReport) summary(c *copyCommand, s *copying.Summary, complete bool) {
 	if r.json {
-		encodeLine(json.NewEncoder(r.out), copyTotals{
+		encodeLine(json.NewEncoder(redact.JSON{W: r.out}), copyTotals{
 			Copied: s.Files[copying.Copied], CopiedBytes: s.Bytes[copying.Copied], Verified: s.Verified, Replaced: s.Replaced,
 			There: s.Files[copying.There], ThereBytes: s.Bytes[copying.There], Gone: s.Files[copying.Gone],
 			Wrong: s.Files[copying.Wrong], Differ: s.Files[copying.Differs], Failed: s.Files[copying.Failed], Complete: complete,
@@ -51,27 +52,27 @@ func (r *copyReport) summary(c *copyCommand, s *copying.Summary, complete bool) 
 	if c.Compare {
 		compared = "byte for byte"
 	}
-	fmt.Fprintf(r.out, "%s: %d files, %s", copied, s.Files[copying.Copied], byteCount(s.Bytes[copying.Copied]))
+	printf(r.out, "%s: %d files, %s", copied, s.Files[copying.Copied], byteCount(s.Bytes[copying.Copied]))
 	if s.Verified > 0 {
-		fmt.Fprintf(r.out, "; %d of them verified by their NarHash", s.Verified)
+		printf(r.out, "; %d of them verified by their NarHash", s.Verified)
 	}
 	if s.Replaced > 0 {
-		fmt.Fprintf(r.out, "; %d of them in the place of another", s.Replaced)
+		printf(r.out, "; %d of them in the place of another", s.Replaced)
 	}
-	fmt.Fprintf(r.out, "\nalready there, %s: %d files, %s\n", compared, s.Files[copying.There], byteCount(s.Bytes[copying.There]))
+	printf(r.out, "\nalready there, %s: %d files, %s\n", compared, s.Files[copying.There], byteCount(s.Bytes[copying.There]))
 	if gone := s.Files[copying.Gone]; gone > 0 {
-		fmt.Fprintf(r.out, "removed from the source meanwhile: %d files\n", gone)
+		printf(r.out, "removed from the source meanwhile: %d files\n", gone)
 	}
 	if !s.Complete() {
-		fmt.Fprintf(r.out, "not copied: %d files are wrong in the source, %d differ, %d failed\n",
+		printf(r.out, "not copied: %d files are wrong in the source, %d differ, %d failed\n",
 			s.Files[copying.Wrong], s.Files[copying.Differs], s.Files[copying.Failed])
 	}
 	switch {
 	case c.DryRun:
 	case complete:
-		fmt.Fprintf(r.out, "next: stop the server that adds to %s, run this once more for what came meanwhile, and start the server with --storage=%s\n", c.From, c.To)
+		printf(r.out, "next: stop the server that adds to %s, run this once more for what came meanwhile, and start the server with --storage=%s\n", c.From, c.To)
 	case s.Files[copying.Wrong] > 0:
-		fmt.Fprintf(r.out, "next: have the wrong ones again with 'nar-herder check --storage=%s --verify --repair --from=URL', and run this again: what is there is passed over\n", c.From)
+		printf(r.out, "next: have the wrong ones again with 'nar-herder check --storage=%s --verify --repair --from=URL', and run this again: what is there is passed over\n", c.From)
 	default:
 		fmt.Fprintln(r.out, "next: run this again: what is there is passed over")
 	}

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
+	"os"
 	"strings"
 	"time"
 
@@ -79,15 +81,44 @@ func openBytes(ctx context.Context, store string, log *slog.Logger) (byteStore, 
 	return bytes, nil
 }
 
-// open opens the index, and the storage unless its name is empty. The index is made
-// where there is none, unless the options say otherwise.
-func open(ctx context.Context, database, store string, options index.Options, log *slog.Logger) (*opened, error) {
-	return openWithCache(ctx, database, store, nil, options, log)
+// newDatabaseOption is for commands that make the index where there is none.
+type newDatabaseOption struct {
+	NewDatabase bool `argumentsonly:"" help:"Begin a new index where there is none, although the storage belongs to an instance that had another."`
 }
 
-// openWithCache is open for the server, which alone may use the cache of the storage;
-// nil for none.
-func openWithCache(ctx context.Context, database, store string, cache *tiered.Options, options index.Options, log *slog.Logger) (_ *opened, err error) {
+// beginWait is how long the storage may take to say which instance it belongs to.
+const beginWait = 10 * time.Second
+
+// mayBegin refuses to make an index where there is none, when an instance had another
+// with this storage: usually its file system isn't mounted, and clients would be told
+// that there are no items. It is nil where there is an index.
+func (c *newDatabaseOption) mayBegin(ctx context.Context, database string, bytes storage.ByteStore) error {
+	if c.NewDatabase || bytes == nil {
+		return nil
+	}
+	if info, err := os.Stat(database); err == nil && info.Size() > 0 || err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil // what may be wrong with it, opening it will tell
+	}
+	ctx, cancel := context.WithTimeout(ctx, beginWait)
+	defer cancel()
+	owner, err := storage.ReadNote(ctx, bytes, storage.OwnerName)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return fmt.Errorf("database %s is missing or empty, and whether another belongs to storage %s can't be found out: %w: try again, or begin a new index with --new-database", database, bytes, err)
+	}
+	return fmt.Errorf("database %s is missing or empty, but storage %s belongs to instance %s, which had another: is the file system of the database mounted? Name that database with --database, or restore it; if it is gone for good, begin a new index with --new-database, and see 'nar-herder take-storage --help'", database, bytes, owner)
+}
+
+// open opens the index, and the storage unless its name is empty. The index must exist.
+func open(ctx context.Context, database, store string, options index.Options, log *slog.Logger) (*opened, error) {
+	return openOrBegin(ctx, database, store, nil, options, nil, log)
+}
+
+// openOrBegin is open. With [index.Create], the index is made where there is none, as far
+// as begin lets it be. The server alone may use the cache of the storage; nil for none.
+func openOrBegin(ctx context.Context, database, store string, begin *newDatabaseOption, options index.Options, cache *tiered.Options, log *slog.Logger) (_ *opened, err error) {
 	if err := validateStorage("--storage", store); err != nil {
 		return nil, err
 	}
@@ -104,6 +135,11 @@ func openWithCache(ctx context.Context, database, store string, cache *tiered.Op
 			return nil, errors.Join(fmt.Errorf("--storage-cache: %w", err), o.closeBytes())
 		}
 		bytes = o.cache
+	}
+	if options.Access == index.Create {
+		if err := begin.mayBegin(ctx, database, bytes); err != nil {
+			return nil, errors.Join(err, o.closeBytes())
+		}
 	}
 	if o.index, err = index.Open(ctx, database, options); err != nil {
 		return nil, errors.Join(err, o.closeBytes())
@@ -141,15 +177,21 @@ func damageMetric(x *index.Index) prometheus.Collector {
 // warnings, and those of damage, to the health.
 func watchDatabase(store *opened, options *httpapi.Options, log *slog.Logger) *dbspace.Watch {
 	watch := dbspace.New(store.index, nil, log)
+	addWarnings(options, watch.Warnings)
+	addWarnings(options, func() []string { return damageWarnings(store.index) })
+	return watch
+}
+
+// addWarnings has the health say more, before what it says so far.
+func addWarnings(options *httpapi.Options, more func() []string) {
 	others := options.Warnings
 	options.Warnings = func() []string {
-		warnings := append(watch.Warnings(), damageWarnings(store.index)...)
+		warnings := more()
 		if others != nil {
 			warnings = append(warnings, others()...)
 		}
 		return warnings
 	}
-	return watch
 }
 
 // refuseFrontEnd is an error for what needs to know which nars are stored: a front

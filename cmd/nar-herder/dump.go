@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"time"
 
@@ -58,7 +57,7 @@ func (c *dumpCommand) Run(ctx context.Context, s *streams) (err error) {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(s.out, "%s, up to change %d: %s in %s, compressed %s, as an index %s\n", countOf(int(made.Items), "item"), made.LastChange,
+	printf(s.out, "%s, up to change %d: %s in %s, compressed %s, as an index %s\n", countOf(int(made.Items), "item"), made.LastChange,
 		byteCount(made.Database.Size), c.DatabaseDump, byteCount(made.Zstd.Size), byteCount(made.Index.Size))
 	return nil
 }

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 
@@ -73,7 +72,7 @@ func (c *exportCommand) Run(ctx context.Context, s *streams) (err error) {
 			}
 			if listed++; listed <= listedFailures {
 				bar.clear()
-				fmt.Fprintf(s.err, "nar-herder: export %s: %s\n", r.Name, oneLine(r.Err))
+				printf(s.err, "nar-herder: export %s: %s\n", r.Name, oneLine(r.Err))
 			}
 		},
 	}
@@ -91,7 +90,7 @@ func (c *exportCommand) Run(ctx context.Context, s *streams) (err error) {
 	summary, err := e.To(ctx, c.Directory)
 	bar.end()
 	if more := listed - listedFailures; more > 0 {
-		fmt.Fprintf(s.err, "nar-herder: export: and %d more\n", more)
+		printf(s.err, "nar-herder: export: and %d more\n", more)
 	}
 	if err == nil || summary != (export.Summary{}) {
 		c.report(s.out, &summary)
@@ -111,20 +110,20 @@ func (c *exportCommand) report(out io.Writer, s *export.Summary) {
 	if c.DryRun {
 		would = "would be: "
 	}
-	fmt.Fprintf(out, "%s%d items exported: %d new, %d changed, %d as before\n", would, s.Added+s.Updated+s.Unchanged, s.Added, s.Updated, s.Unchanged)
+	printf(out, "%s%d items exported: %d new, %d changed, %d as before\n", would, s.Added+s.Updated+s.Unchanged, s.Added, s.Updated, s.Unchanged)
 	if c.DryRun {
-		fmt.Fprintf(out, "%s%d nars linked or copied, %s\n", would, s.Linked+s.Copied, byteCount(s.LinkedBytes+s.CopiedBytes))
+		printf(out, "%s%d nars linked or copied, %s\n", would, s.Linked+s.Copied, byteCount(s.LinkedBytes+s.CopiedBytes))
 	} else {
-		fmt.Fprintf(out, "%d nars linked, %s; %d copied, %s\n", s.Linked, byteCount(s.LinkedBytes), s.Copied, byteCount(s.CopiedBytes))
+		printf(out, "%d nars linked, %s; %d copied, %s\n", s.Linked, byteCount(s.LinkedBytes), s.Copied, byteCount(s.CopiedBytes))
 	}
 	if s.Skipped+s.Withdrawn+s.Failed > 0 {
-		fmt.Fprintf(out, "not exported: %d without their nars or narinfos, %d withdrawn, %d failed\n", s.Skipped, s.Withdrawn, s.Failed)
+		printf(out, "not exported: %d without their nars or narinfos, %d withdrawn, %d failed\n", s.Skipped, s.Withdrawn, s.Failed)
 	}
 	switch {
 	case s.StaleNarinfos+s.StaleNars == 0:
 	case c.Delete:
-		fmt.Fprintf(out, "%s%d narinfos and %d files of nars, %s, removed, which are no longer exported\n", would, s.StaleNarinfos, s.StaleNars, byteCount(s.StaleBytes))
+		printf(out, "%s%d narinfos and %d files of nars, %s, removed, which are no longer exported\n", would, s.StaleNarinfos, s.StaleNars, byteCount(s.StaleBytes))
 	default:
-		fmt.Fprintf(out, "%d narinfos and %d files of nars, %s, are no longer exported, and were left: --delete removes them\n", s.StaleNarinfos, s.StaleNars, byteCount(s.StaleBytes))
+		printf(out, "%d narinfos and %d files of nars, %s, are no longer exported, and were left: --delete removes them\n", s.StaleNarinfos, s.StaleNars, byteCount(s.StaleBytes))
 	}
 }

@@ -10,7 +10,8 @@ import (
 )
 
 type importCommand struct {
-	databaseOption `embed:""`
+	databaseOption    `embed:""`
+	newDatabaseOption `embed:""`
 
 	Storage               string     `placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars. Without it, only narinfos are imported."`
 	Tag                   []tagValue `sep:"none" placeholder:"KEY=VALUE" help:"Tag for the items. May be repeated."`
@@ -27,7 +28,7 @@ const importCache = 128 << 20
 
 func (c *importCommand) Run(ctx context.Context, s *streams) (err error) {
 	log := slog.New(newLogHandler(s.err, slog.LevelWarn))
-	store, err := open(ctx, c.Database, c.Storage, index.Options{WriterCache: importCache, Bulk: true}, log)
+	store, err := openOrBegin(ctx, c.Database, c.Storage, &c.newDatabaseOption, index.Options{WriterCache: importCache, Bulk: true}, nil, log)
 	if err != nil {
 		return err
 	}
@@ -48,18 +49,18 @@ func (c *importCommand) Run(ctx context.Context, s *streams) (err error) {
 		progress.add(imported.Bytes)
 		if imported.Outcome == storage.Failed {
 			progress.clear()
-			fmt.Fprintf(s.err, "nar-herder: import %s: %v\n", imported.File, imported.Err)
+			printf(s.err, "nar-herder: import %s: %v\n", imported.File, imported.Err)
 		} else if imported.Outcome != storage.Added && imported.Outcome != storage.Known {
 			progress.clear()
-			fmt.Fprintf(s.out, "%s: %s", imported.File, imported.Outcome)
+			printf(s.out, "%s: %s", imported.File, imported.Outcome)
 			if imported.Note != "" {
-				fmt.Fprintf(s.out, ": %s", imported.Note)
+				printf(s.out, ": %s", imported.Note)
 			}
 			fmt.Fprintln(s.out)
 		}
 	})
 	progress.end()
-	fmt.Fprintf(s.out, "%s; %s of nars came into the storage\n", &summary, byteCount(summary.Bytes))
+	printf(s.out, "%s; %s of nars came into the storage\n", &summary, byteCount(summary.Bytes))
 	if err != nil {
 		return fmt.Errorf("import: %w", err)
 	}

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"nar-herder/internal/redact"
 	"nar-herder/narinfo"
 	"nar-herder/storage"
 	"nar-herder/storage/index"
@@ -73,7 +74,7 @@ func (c *listCommand) Run(ctx context.Context, s *streams) (err error) {
 		pinned[pin.Hash] = true
 	}
 	out := bufio.NewWriter(s.out)
-	encoder := json.NewEncoder(out)
+	encoder := json.NewEncoder(redact.JSON{W: out})
 	for item, err := range store.Items(ctx, tags(c.Tag)...) {
 		if err != nil {
 			return errors.Join(err, out.Flush())
@@ -164,12 +165,12 @@ func (c *statsCommand) Run(ctx context.Context, s *streams) (err error) {
 		}
 	}
 	if c.JSON {
-		return json.NewEncoder(s.out).Encode(map[string]int64{
+		return json.NewEncoder(redact.JSON{W: s.out}).Encode(map[string]int64{
 			"items": totals.Items, "stored_nars": totals.StoredNars, "stored_bytes": totals.StoredSize, "database_bytes": size,
 			"withdrawn_items": withdrawn, "withdrawn_bytes": withdrawnSize, "pins": int64(len(pins)),
 		})
 	}
-	fmt.Fprintf(s.out, "store items      %d\n  withdrawn      %d, %s\n  pinned         %d\nnars in storage  %d, %s\ndatabase         %s\n",
+	printf(s.out, "store items      %d\n  withdrawn      %d, %s\n  pinned         %d\nnars in storage  %d, %s\ndatabase         %s\n",
 		totals.Items, withdrawn, byteCount(withdrawnSize), len(pins), totals.StoredNars, byteCount(totals.StoredSize), byteCount(size))
 	return nil
 }

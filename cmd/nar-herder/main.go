@@ -91,7 +91,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		kong.Bind(settings),
 	)
 	if err != nil {
-		fmt.Fprintln(stderr, "nar-herder:", err)
+		printf(stderr, "nar-herder: %v\n", err)
 		return 1
 	}
 	if len(args) == 0 {
@@ -121,7 +121,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	message := redact.Text(settings.explain(oneLine(err)))
 	switch {
 	case errors.As(err, &parse):
-		fmt.Fprintf(stderr, "nar-herder: %s (see '%s')\n", message, helpFor(parse))
+		printf(stderr, "nar-herder: %s (see '%s')\n", message, helpFor(parse))
 		return statusUsage
 	case errors.As(err, &usage):
 		fmt.Fprintln(stderr, "nar-herder:", message)
@@ -142,9 +142,9 @@ func helpFor(err *kong.ParseError) string {
 }
 
 // oneLine is an error's text without line breaks, of joined errors or of what
-// the user gave, and without passwords in URLs.
+// the user gave, without other control characters, and without passwords in URLs.
 func oneLine(err error) string {
-	return redact.Text(strings.ReplaceAll(err.Error(), "\n", "; "))
+	return redact.Visible(redact.Text(strings.ReplaceAll(err.Error(), "\n", "; ")))
 }
 
 type versionCommand struct{}

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"net"
 	"time"
@@ -27,10 +26,10 @@ func (c *migrateCommand) Run(ctx context.Context, s *streams) error {
 		return err
 	}
 	if done.From == done.To {
-		fmt.Fprintf(s.out, "%s is up to date: it has schema version %d\n", c.Database, done.To)
+		printf(s.out, "%s is up to date: it has schema version %d\n", c.Database, done.To)
 		return nil
 	}
-	fmt.Fprintf(s.out, "migrated %s from schema version %d to %d; the old database is kept as %s\n", c.Database, done.From, done.To, done.Copy)
+	printf(s.out, "migrated %s from schema version %d to %d; the old database is kept as %s\n", c.Database, done.From, done.To, done.Copy)
 	return nil
 }
 

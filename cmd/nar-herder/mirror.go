@@ -151,7 +151,7 @@ const statusTimeout = 30 * time.Second
 func (c *mirrorStatusCommand) Run(ctx context.Context, s *streams) error {
 	status, text, err := c.ask(ctx)
 	if err != nil {
-		fmt.Fprintf(s.err, "nar-herder: ask %s: %s\n", peer.Name(c.URL.url.URL), oneLine(err))
+		printf(s.err, "nar-herder: ask %s: %s\n", peer.Name(c.URL.url.URL), oneLine(err))
 		return mirrorUnknown
 	}
 	lag := "unknown"
@@ -159,25 +159,25 @@ func (c *mirrorStatusCommand) Run(ctx context.Context, s *streams) error {
 		lag = time.Duration(status.LagSeconds * float64(time.Second)).Round(100 * time.Millisecond).String()
 	}
 	if c.JSON {
-		fmt.Fprintln(s.out, strings.TrimSpace(text))
+		_, _ = io.WriteString(redact.JSON{W: s.out}, strings.TrimSpace(text)+"\n")
 	} else {
-		fmt.Fprintf(s.out, "source       %s\nstate        %s\n", status.Source, status.State)
+		printf(s.out, "source       %s\nstate        %s\n", status.Source, status.State)
 		if status.Doing != "" {
-			fmt.Fprintf(s.out, "doing        %s\n", status.Doing)
+			printf(s.out, "doing        %s\n", status.Doing)
 		}
 		last := "none since the start"
 		if !status.LastSuccess.IsZero() {
 			last = status.LastSuccess.Format(time.RFC3339)
 		}
-		fmt.Fprintf(s.out, "lag          %s\nlast success %s\nbacklog      %d changes\nfailures     %d in a row\n", lag, last, status.Backlog, status.Failures)
+		printf(s.out, "lag          %s\nlast success %s\nbacklog      %d changes\nfailures     %d in a row\n", lag, last, status.Backlog, status.Failures)
 		if status.Nars != nil {
-			fmt.Fprintf(s.out, "nars         about %d missing, %d coming\n", status.Nars.Missing, status.Nars.InFlight)
+			printf(s.out, "nars         about %d missing, %d coming\n", status.Nars.Missing, status.Nars.InFlight)
 		}
 		if status.PassedOver > 0 {
-			fmt.Fprintf(s.out, "passed over  %d changes that make no sense\n", status.PassedOver)
+			printf(s.out, "passed over  %d changes that make no sense\n", status.PassedOver)
 		}
 		if status.Error != "" {
-			fmt.Fprintf(s.out, "last error   %s\n", status.Error)
+			printf(s.out, "last error   %s\n", status.Error)
 		}
 	}
 	if status.State == mirror.Syncing || status.State == mirror.Refusing || status.LagSeconds < 0 || status.LagSeconds > time.Duration(c.MaxLag).Seconds() {

@@ -172,11 +172,11 @@ func (c *takeStorageCommand) Run(ctx context.Context, s *streams) (err error) {
 	case "":
 		fmt.Fprintln(s.out, "the storage is this instance's now; it was nobody's")
 	default:
-		fmt.Fprintf(s.out, "the storage is this instance's now; it was that of instance %s\n", taken.Before)
+		printf(s.out, "the storage is this instance's now; it was that of instance %s\n", taken.Before)
 	}
-	fmt.Fprintf(s.out, "%d files are recorded as stored that were not; %d are of no item, or of another size\n", taken.Recorded, taken.Strangers)
+	printf(s.out, "%d files are recorded as stored that were not; %d are of no item, or of another size\n", taken.Recorded, taken.Strangers)
 	if taken.Missing > 0 {
-		fmt.Fprintf(s.out, "%d files were recorded that are not there, and are not any more\n", taken.Missing)
+		printf(s.out, "%d files were recorded that are not there, and are not any more\n", taken.Missing)
 	}
 	return nil
 }

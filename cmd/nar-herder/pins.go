@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"nar-herder/internal/redact"
 	"nar-herder/narinfo"
 	"nar-herder/storage"
 	"nar-herder/storage/index"
@@ -42,12 +43,12 @@ func (c *pinCommand) Run(ctx context.Context, s *streams) error {
 			return fmt.Errorf("it is pinned, but what it needs may be about to be removed: %w", err)
 		}
 		if first {
-			fmt.Fprintf(s.out, "pinned %s\n", name)
+			printf(s.out, "pinned %s\n", name)
 		} else {
-			fmt.Fprintf(s.out, "%s was pinned before\n", name)
+			printf(s.out, "%s was pinned before\n", name)
 		}
 		if stay > 0 {
-			fmt.Fprintf(s.out, "%s that it needs, and that had been withdrawn, will not be removed\n", countOf(stay, "item"))
+			printf(s.out, "%s that it needs, and that had been withdrawn, will not be removed\n", countOf(stay, "item"))
 		}
 		return nil
 	})
@@ -98,9 +99,9 @@ func (c *unpinCommand) Run(ctx context.Context, s *streams) error {
 			return err
 		}
 		if was {
-			fmt.Fprintf(s.out, "unpinned %s\n", name)
+			printf(s.out, "unpinned %s\n", name)
 		} else {
-			fmt.Fprintf(s.out, "%s was not pinned\n", name)
+			printf(s.out, "%s was not pinned\n", name)
 		}
 		return nil
 	})
@@ -124,7 +125,7 @@ func eachItem(ctx context.Context, s *streams, command, database string, names [
 			}
 		}
 		if err != nil {
-			fmt.Fprintf(s.err, "nar-herder: %s %s: %s\n", command, name, oneLine(err))
+			printf(s.err, "nar-herder: %s %s: %s\n", command, name, oneLine(err))
 			failed = true
 		}
 	}
@@ -162,7 +163,7 @@ func (c *pinsCommand) Run(ctx context.Context, s *streams) (err error) {
 	if err != nil {
 		return err
 	}
-	encoder := json.NewEncoder(s.out)
+	encoder := json.NewEncoder(redact.JSON{W: s.out})
 	for _, pin := range pins {
 		closure, err := store.index.Closure(ctx, []narinfo.PathHash{pin.Hash})
 		if err != nil {
@@ -181,9 +182,9 @@ func (c *pinsCommand) Run(ctx context.Context, s *streams) (err error) {
 		if c.JSON {
 			err = encoder.Encode(p)
 		} else {
-			_, err = fmt.Fprintf(s.out, "%s\tsince %s, %s, %s", name, p.PinnedAt.Format(time.RFC3339), countOf(p.Items, "item"), byteCount(p.Bytes))
+			_, err = printf(s.out, "%s\tsince %s, %s, %s", name, p.PinnedAt.Format(time.RFC3339), countOf(p.Items, "item"), byteCount(p.Bytes))
 			if p.Missing > 0 {
-				fmt.Fprintf(s.out, ", %d without a narinfo", p.Missing)
+				printf(s.out, ", %d without a narinfo", p.Missing)
 			}
 			fmt.Fprintln(s.out)
 		}

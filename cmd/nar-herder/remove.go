@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"nar-herder/internal/redact"
 	"nar-herder/narinfo"
 	"nar-herder/removal"
 	"nar-herder/storage"
@@ -56,7 +57,7 @@ func (c *removeCommand) Run(ctx context.Context, s *streams) (err error) {
 	summary := &removed{DryRun: c.DryRun, AfterGrace: c.AfterGrace, BrokenItems: []string{}}
 	failed := func(what string, err error) {
 		summary.Failed++
-		fmt.Fprintf(s.err, "nar-herder: remove %s: %s\n", what, oneLine(err))
+		printf(s.err, "nar-herder: remove %s: %s\n", what, oneLine(err))
 	}
 	list := newItemList()
 	for _, name := range c.Items {
@@ -136,15 +137,15 @@ func (c *removeCommand) report(out io.Writer, summary *removed, r storage.Remova
 	switch {
 	case c.JSON:
 	case before:
-		fmt.Fprintf(out, "%s was withdrawn before, at %s\n", r.StorePath, r.WithdrawnAt.Format(time.RFC3339))
+		printf(out, "%s was withdrawn before, at %s\n", r.StorePath, r.WithdrawnAt.Format(time.RFC3339))
 	case c.DryRun && c.AfterGrace:
-		fmt.Fprintf(out, "would withdraw %s, %s of nars\n", r.StorePath, byteCount(r.Bytes))
+		printf(out, "would withdraw %s, %s of nars\n", r.StorePath, byteCount(r.Bytes))
 	case c.DryRun:
-		fmt.Fprintf(out, "would remove %s, %s of nars\n", r.StorePath, byteCount(r.Bytes))
+		printf(out, "would remove %s, %s of nars\n", r.StorePath, byteCount(r.Bytes))
 	case c.AfterGrace:
-		fmt.Fprintf(out, "withdrew %s, %s of nars\n", r.StorePath, byteCount(r.Bytes))
+		printf(out, "withdrew %s, %s of nars\n", r.StorePath, byteCount(r.Bytes))
 	default:
-		fmt.Fprintf(out, "removed %s, %s of nars\n", r.StorePath, byteCount(r.Bytes))
+		printf(out, "removed %s, %s of nars\n", r.StorePath, byteCount(r.Bytes))
 	}
 }
 
@@ -173,32 +174,32 @@ func (c *removeCommand) finish(ctx context.Context, out io.Writer, store *opened
 		summary.BrokenItems = append(summary.BrokenItems, path)
 	}
 	if c.JSON {
-		return json.NewEncoder(out).Encode(summary)
+		return json.NewEncoder(redact.JSON{W: out}).Encode(summary)
 	}
 	would, will, is := "", "are", "is"
 	if c.DryRun {
 		would, will, is = "would be ", "would be", "would be"
 	}
-	fmt.Fprintf(out, "%s %s%s, %s", countOf(summary.Items, "item"), would, c.verb(), byteCount(summary.Bytes))
+	printf(out, "%s %s%s, %s", countOf(summary.Items, "item"), would, c.verb(), byteCount(summary.Bytes))
 	switch {
 	case !c.AfterGrace:
 		fmt.Fprintln(out, " freed")
 	case summary.Due != nil:
-		fmt.Fprintf(out, " of nars, which %s freed by the running server about %s\n", will, summary.Due.Format(time.RFC3339))
+		printf(out, " of nars, which %s freed by the running server about %s\n", will, summary.Due.Format(time.RFC3339))
 	default:
-		fmt.Fprintf(out, " of nars, which %s freed by a running server once no client can hold the narinfos\n", will)
+		printf(out, " of nars, which %s freed by a running server once no client can hold the narinfos\n", will)
 	}
 	if count > 0 {
 		if count == 1 {
-			fmt.Fprintf(out, "1 item that stays refers to what %s gone:\n", is)
+			printf(out, "1 item that stays refers to what %s gone:\n", is)
 		} else {
-			fmt.Fprintf(out, "%d items that stay refer to what %s gone:\n", count, is)
+			printf(out, "%d items that stay refer to what %s gone:\n", count, is)
 		}
 		for _, path := range summary.BrokenItems {
-			fmt.Fprintln(out, " ", path)
+			printf(out, "  %s\n", path)
 		}
 		if more := count - len(summary.BrokenItems); more > 0 {
-			fmt.Fprintf(out, "  and %d more\n", more)
+			printf(out, "  and %d more\n", more)
 		}
 	}
 	return nil

@@ -28,8 +28,9 @@ import (
 // serverCommand has the options of the original, by their names and defaults,
 // and at the end our own.
 type serverCommand struct {
-	databaseOption `embed:""`
-	dumpOption     `embed:""`
+	databaseOption    `embed:""`
+	newDatabaseOption `embed:""`
+	dumpOption        `embed:""`
 
 	Host                      string           `default:"127.0.0.1" placeholder:"HOST" help:"Name or address to listen on, or unix:PATH (default: ${default})."`
 	Port                      portValue        `default:"8734" placeholder:"PORT" help:"Port to listen on (default: ${default})."`
@@ -201,7 +202,10 @@ func (c *serverCommand) run(ctx context.Context, settings *settings, running *ta
 	if storageCache != nil {
 		storageCache.Log = log
 	}
-	store, err := openWithCache(ctx, c.Database, c.Storage, storageCache, index.Options{}, log)
+	begin := c.newDatabaseOption
+	// What a mirror serves comes from its source, and a front end's storage is another's.
+	begin.NewDatabase = begin.NewDatabase || c.Mirror != nil
+	store, err := openOrBegin(ctx, c.Database, c.Storage, &begin, index.Options{ReadWhenFull: true}, storageCache, log)
 	if err != nil {
 		return err
 	}
@@ -209,7 +213,7 @@ func (c *serverCommand) run(ctx context.Context, settings *settings, running *ta
 	log.Info("starting", "version", version(), "database", c.Database, "storage", store.name(), "pid", os.Getpid())
 
 	counter := uses.New(store.index, log)
-	if err := counter.Begin(ctx); err != nil {
+	if err := unlessFull(counter.Begin(ctx), log); err != nil {
 		return err
 	}
 	peers, err := c.instances(ctx, store, log)
@@ -243,14 +247,15 @@ func (c *serverCommand) run(ctx context.Context, settings *settings, running *ta
 		defer running.Do("closing the cache", func() { err = errors.Join(err, cache.Close()) })
 		options.Cached = cache
 	}
-	if err := store.SetHardLimit(ctx, int64(c.StorageHardLimit)); err != nil {
+	if err := unlessFull(store.SetHardLimit(ctx, int64(c.StorageHardLimit)), log); err != nil {
 		return err
 	}
-	if err := store.SetMinimumFree(ctx, int64(c.StorageMinimumFreeSpace)); err != nil {
+	if err := unlessFull(store.SetMinimumFree(ctx, int64(c.StorageMinimumFreeSpace)), log); err != nil {
 		return err
 	}
 	var server *httpapi.Server
 	remover := c.keepLimit(store, peers, counter, func() int64 { return server.Answered() }, &options, log)
+	addWarnings(&options, withdrawn.Warnings)
 	fetcher, err := c.fetchNars(store, peers, &options, log)
 	if err != nil {
 		return err
@@ -335,6 +340,16 @@ func (c *serverCommand) run(ctx context.Context, settings *settings, running *ta
 		return fmt.Errorf("serve: %w", err)
 	}
 	return nil
+}
+
+// unlessFull is the error of what is noted at a start, but nil where there was no room for
+// it: the server answers requests without.
+func unlessFull(err error, log *slog.Logger) error {
+	if errors.Is(err, index.ErrFull) {
+		log.Error("an option could not be noted in the database for other commands: restart when there is room", "error", err)
+		return nil
+	}
+	return err
 }
 
 // answersKept is how long a narinfo may still be given out after its item was

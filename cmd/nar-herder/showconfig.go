@@ -30,9 +30,12 @@ func (*configCommand) Run(parsed *kong.Context, settings *settings, s *streams) 
 		width = max(width, len(flag.Name))
 	}
 	for _, flag := range parsed.Selected().Flags {
+		if flag.Tag.Has(argumentsOnly) {
+			continue
+		}
 		set, ok := all[flag.Name]
 		if !ok && !flag.HasDefault {
-			fmt.Fprintf(s.out, "# %-*s is not set\n", width, flag.Name)
+			printf(s.out, "# %-*s is not set\n", width, flag.Name)
 			continue
 		}
 		if !ok {
@@ -42,10 +45,10 @@ func (*configCommand) Run(parsed *kong.Context, settings *settings, s *streams) 
 		if err != nil {
 			return fmt.Errorf("show --%s: %w", flag.Name, err)
 		}
-		fmt.Fprintf(s.out, "%-*s = %s # %s\n", width, flag.Name, text, set.origin)
+		printf(s.out, "%-*s = %s # %s\n", width, flag.Name, text, set.origin)
 	}
 	for _, warning := range settings.unknown() {
-		fmt.Fprintln(s.err, "nar-herder: config:", warning)
+		printf(s.err, "nar-herder: config: %s\n", warning)
 	}
 	return nil
 }

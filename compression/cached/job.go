@@ -174,14 +174,15 @@ func (c *Cache) show(ctx context.Context, t task, item *storage.Item, temporary 
 	k, path := t.kind, item.Narinfo.StorePath
 	k.changing.Lock()
 	defer k.changing.Unlock()
-	staged, err := k.bytes.StageFile(ctx, path.BaseName(), temporary, size)
+	file, err := os.Open(temporary)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	staged, err := k.bytes.StageFile(ctx, path.BaseName(), file, size)
 	if errors.Is(err, storage.ErrCantShare) {
 		// A file system without links.
-		var file *os.File
-		if file, err = os.Open(temporary); err == nil {
-			defer file.Close()
-			staged, err = k.bytes.Stage(ctx, path.BaseName(), file, size)
-		}
+		staged, err = k.bytes.Stage(ctx, path.BaseName(), file, size)
 	}
 	if err != nil {
 		return err

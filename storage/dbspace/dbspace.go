@@ -61,6 +61,8 @@ const (
 	low
 	// full: nothing is written any more but removals, from the index's reserve.
 	full
+	// readOnly: nothing is written at all. There was no room to open the database.
+	readOnly
 )
 
 // now takes a look. isSmall says that the reserve may not be enough.
@@ -72,6 +74,8 @@ func (w *Watch) now() (is state, isSmall bool, free int64, err error) {
 	isSmall = size < index.LeastDisk
 	reserve, err := w.index.Reserve()
 	switch {
+	case w.index.IsFull():
+		return readOnly, isSmall, free, nil
 	case err != nil:
 		return roomy, isSmall, free, err
 	case reserve == index.ReserveUsed:
@@ -85,6 +89,9 @@ func (w *Watch) now() (is state, isSmall bool, free int64, err error) {
 // fullText names both ways out.
 const fullText = "the file system of the database is full: items can only be removed until there is room: make room there, or remove items until enough of the database is free for others; the errors of imports say how much"
 
+// readOnlyText says that writes fail.
+const readOnlyText = "the file system of the database is full, and was at the start: nothing can be written, items can neither be added nor removed, and the server only answers requests: make room there; it goes back to normal by itself then"
+
 // smallText says what a small file system means.
 var smallText = fmt.Sprintf("the file system of the database is smaller than %d MiB: removals may fail when nothing is free there", index.LeastDisk>>20)
 
@@ -94,7 +101,7 @@ func (w *Watch) Run(ctx context.Context) {
 	ticker := time.NewTicker(interval)
 	defer ticker.Stop()
 	for {
-		w.step()
+		w.step(ctx)
 		select {
 		case <-ctx.Done():
 			return
@@ -103,8 +110,14 @@ func (w *Watch) Run(ctx context.Context) {
 	}
 }
 
-func (w *Watch) step() {
-	_, err := w.index.KeepReserve()
+func (w *Watch) step(ctx context.Context) {
+	if err := w.index.Resume(ctx); err != nil && ctx.Err() == nil {
+		w.log.Warn("the database can't be opened for writing yet; that is tried again", "error", err)
+	}
+	var err error
+	if !w.index.IsFull() {
+		_, err = w.index.KeepReserve()
+	}
 	if err != nil && !w.unkept {
 		w.log.Error("can't keep room for removals beside the database: they will fail when its file system is full", "error", err)
 	}
@@ -127,6 +140,8 @@ func (w *Watch) step() {
 	}
 	w.state = is
 	switch is {
+	case readOnly:
+		w.log.Error(readOnlyText, "directory", w.directory, "free", free)
 	case full:
 		w.log.Error(fullText, "directory", w.directory, "free", free)
 	case low:
@@ -145,6 +160,8 @@ func (w *Watch) Warnings() (warnings []string) {
 	switch {
 	case err != nil:
 		return append(warnings, "can't find out how much is free on the file system of the database: see the log")
+	case is == readOnly:
+		return append(warnings, readOnlyText)
 	case is == full:
 		return append(warnings, fullText)
 	case is == low:

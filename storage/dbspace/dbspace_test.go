@@ -119,24 +119,24 @@ func TestFull(t *testing.T) {
 	w := New(x, nil, slog.New(slog.NewTextHandler(log, nil)))
 	// But that of the size, as of TestSmall.
 	warnings := func() []string { return w.Warnings()[1:] }
-	w.step()
+	w.step(t.Context())
 	if state, err := x.Reserve(); state != index.ReserveKept || err != nil || len(warnings()) > 0 {
 		t.Errorf("the reserve is %d, %v; warnings %q", state, err, warnings())
 	}
 	free := testfs.Fill(t, disk)
-	w.step()
+	w.step(t.Context())
 	if warnings := warnings(); len(warnings) != 1 || !strings.Contains(warnings[0], "nearly full") {
 		t.Errorf("warnings %q", warnings)
 	}
 	if err := x.Reclaim(t.Context(), func(tx *index.Tx) error { return tx.SetSetting("a", strings.Repeat("a", 100_000)) }); err != nil {
 		t.Fatal(err)
 	}
-	w.step()
+	w.step(t.Context())
 	if warnings := warnings(); len(warnings) != 1 || !strings.Contains(warnings[0], "only be removed") || !strings.Contains(warnings[0], "or remove items until") {
 		t.Errorf("warnings %q", warnings)
 	}
 	free()
-	w.step()
+	w.step(t.Context())
 	if state, err := x.Reserve(); state != index.ReserveKept || err != nil || len(warnings()) > 0 {
 		t.Errorf("the reserve is %d, %v; warnings %q", state, err, warnings())
 	}
@@ -154,7 +154,7 @@ func TestSmall(t *testing.T) {
 	log := new(testlog.Buffer)
 	w := New(x, nil, slog.New(slog.NewTextHandler(log, nil)))
 	for range 2 {
-		w.step()
+		w.step(t.Context())
 	}
 	const want = "smaller than 512 MiB"
 	if n := strings.Count(log.String(), want); n != 1 {

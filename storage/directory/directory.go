@@ -248,12 +248,8 @@ func (d *Directory) Stage(ctx context.Context, name string, from io.Reader, size
 // StageFile implements [storage.FileStager] with a hard link, and with a file of the
 // spool by moving it: should the process end before Commit, nothing is left but that,
 // to be gone on with.
-func (d *Directory) StageFile(_ context.Context, name, source string, size int64) (storage.Staged, error) {
-	file, err := os.OpenFile(source, os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOFOLLOW, 0)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w: %w", source, storage.ErrCantShare, disk.Cause(err))
-	}
-	defer file.Close()
+func (d *Directory) StageFile(_ context.Context, name string, file *os.File, size int64) (storage.Staged, error) {
+	source := file.Name()
 	info, err := file.Stat()
 	if err != nil || !info.Mode().IsRegular() {
 		return nil, fmt.Errorf("%s: %w: not a regular file", source, storage.ErrCantShare)
@@ -261,13 +257,9 @@ func (d *Directory) StageFile(_ context.Context, name, source string, size int64
 	if info.Size() != size {
 		return nil, fmt.Errorf("%s: %w: it has %d bytes where %d were expected", source, storage.ErrWrongSize, info.Size(), size)
 	}
-	if stat, ok := info.Sys().(*syscall.Stat_t); !ok || stat.Nlink != 1 {
-		// Another name may be somebody's who still writes to it.
-		return nil, fmt.Errorf("%s: %w: it has other names", source, storage.ErrCantShare)
-	}
-	if info.Mode()&0o044 == 0 {
-		// The server may run as another user than an import.
-		return nil, fmt.Errorf("%s: %w: only its owner may read it", source, storage.ErrCantShare)
+	inSpool := filepath.Dir(source) == filepath.Join(d.name, spoolFolder)
+	if err := takeOver(file, info, inSpool); err != nil {
+		return nil, fmt.Errorf("%s: %w: %w", source, storage.ErrCantShare, err)
 	}
 	if err := file.Sync(); err != nil {
 		return nil, fmt.Errorf("flush %s: %w", source, disk.Cause(err))
@@ -276,7 +268,7 @@ func (d *Directory) StageFile(_ context.Context, name, source string, size int64
 	if err != nil {
 		return nil, err
 	}
-	if d.canMove(source, path.Dir(name)) {
+	if inSpool && d.canMove(path.Dir(name)) {
 		return &staged{d: d, temporary: path.Join(spoolFolder, filepath.Base(source)), name: name, borrowed: info}, nil
 	}
 	parent, err := d.root.Open(path.Dir(temporary))
@@ -311,10 +303,10 @@ func (d *Directory) Spool() (string, error) {
 	return filepath.Join(d.name, spoolFolder), nil
 }
 
-// canMove says whether the file lies in the spool, and can perhaps be moved to a
-// directory of the store.
-func (d *Directory) canMove(file, to string) bool {
-	if filepath.Dir(file) != filepath.Join(d.name, spoolFolder) || d.cantMove.Load() {
+// canMove says whether a file of the spool can perhaps be moved to a directory of the
+// store.
+func (d *Directory) canMove(to string) bool {
+	if d.cantMove.Load() {
 		return false
 	}
 	from, err := d.root.Stat(spoolFolder)
@@ -366,8 +358,8 @@ func (d *Directory) Flush(_ context.Context, name string) error {
 	if err := d.check("flush", name); err != nil {
 		return err
 	}
-	if err := d.syncOne(name); err != nil {
-		return d.explain("flush", name, err)
+	if err := d.protect(name); err != nil {
+		return err
 	}
 	// The directories that it lies in may be as new as the file.
 	for parent := path.Dir(name); ; parent = path.Dir(parent) {

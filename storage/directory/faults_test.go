@@ -140,7 +140,7 @@ func TestReadOnly(t *testing.T) {
 	refusal(t, "Stage below a new directory", put(d, "new/nar", "new"))
 	refusal(t, "Remove", d.Remove(t.Context(), nar))
 	refusal(t, "Probe", d.Probe(t.Context()))
-	if _, err := d.StageFile(t.Context(), nar, source, 7); err == nil || errors.Is(err, fs.ErrNotExist) {
+	if _, err := stageFile(t, d, source, 7); err == nil || errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("StageFile: %v", err)
 	}
 	if content, err := os.ReadFile(filepath.Join(store, nar)); err != nil || string(content) != "content" {
@@ -215,7 +215,7 @@ func TestFullDisk(t *testing.T) {
 	defer source.Close()
 	_, err = d.Stage(t.Context(), nar, source, 2*size)
 	full("Stage of a file", err)
-	if _, err := d.StageFile(t.Context(), nar, file, 2*size); !errors.Is(err, storage.ErrCantShare) {
+	if _, err := stageFile(t, d, file, 2*size); !errors.Is(err, storage.ErrCantShare) {
 		t.Errorf("StageFile from another file system: %v, want ErrCantShare", err)
 	}
 	if err := put(d, "nar/half", large[:size/2]); err != nil {

@@ -102,7 +102,7 @@ func TestSymlinksThatLeadOut(t *testing.T) {
 			refused("Flush", d.Flush(t.Context(), nar))
 			if strings.HasPrefix(name, "directory") {
 				refused("Stage", put(d, nar, "overwritten"))
-				_, err := d.StageFile(t.Context(), nar, top+"/source", 7)
+				_, err := stageFile(t, d, top+"/source", 7)
 				refused("StageFile", err)
 				refused("Remove", d.Remove(t.Context(), nar))
 			} else {

@@ -24,6 +24,17 @@ func beside(t *testing.T) (d *Directory, source string) {
 	return open(t, filepath.Join(top, "store")), source
 }
 
+// stageFile opens the source, and stages it for the nar.
+func stageFile(t *testing.T, d *Directory, source string, size int64) (storage.Staged, error) {
+	t.Helper()
+	file, err := os.Open(source)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	return d.StageFile(t.Context(), nar, file, size)
+}
+
 func stat(t *testing.T, name string) os.FileInfo {
 	t.Helper()
 	info, err := os.Stat(name)
@@ -36,7 +47,7 @@ func stat(t *testing.T, name string) os.FileInfo {
 // wantLinked stores the source, and makes sure that both names are of one file.
 func wantLinked(t *testing.T, d *Directory, source string) {
 	t.Helper()
-	staged, err := d.StageFile(t.Context(), nar, source, 7)
+	staged, err := stageFile(t, d, source, 7)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -67,7 +78,7 @@ func TestStageFileShares(t *testing.T) {
 	wantLinked(t, d, source)
 	// A file that is in the storage already, as after a crash just before its
 	// old name was removed.
-	if _, err := d.StageFile(t.Context(), nar, source, 7); !errors.Is(err, storage.ErrCantShare) {
+	if _, err := stageFile(t, d, source, 7); !errors.Is(err, storage.ErrCantShare) {
 		t.Errorf("a second time: %v, want ErrCantShare", err)
 	}
 	if err := os.Remove(source); err != nil {
@@ -85,7 +96,7 @@ func TestStageFileItself(t *testing.T) {
 	if err := put(d, nar, "content"); err != nil {
 		t.Fatal(err)
 	}
-	staged, err := d.StageFile(t.Context(), nar, filepath.Join(d.String(), nar), 7)
+	staged, err := stageFile(t, d, filepath.Join(d.String(), nar), 7)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -101,7 +112,7 @@ func TestStageFileItself(t *testing.T) {
 func TestStageFileSourceGoes(t *testing.T) {
 	t.Parallel()
 	d, source := beside(t)
-	staged, err := d.StageFile(t.Context(), nar, source, 7)
+	staged, err := stageFile(t, d, source, 7)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -147,7 +158,7 @@ func TestStageFileRefuses(t *testing.T) {
 			t.Parallel()
 			d, source := beside(t)
 			file := make(t, source)
-			if _, err := d.StageFile(t.Context(), nar, file, 7); !errors.Is(err, storage.ErrCantShare) {
+			if _, err := stageFile(t, d, file, 7); !errors.Is(err, storage.ErrCantShare) {
 				t.Errorf("%v, want ErrCantShare", err)
 			}
 			// It can be copied then.
@@ -190,7 +201,7 @@ func TestStageFileOfSpool(t *testing.T) {
 	}
 	stage := func() storage.Staged {
 		t.Helper()
-		staged, err := d.StageFile(t.Context(), nar, source, 7)
+		staged, err := stageFile(t, d, source, 7)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -234,7 +245,7 @@ func TestStageFileOfSpoolMeanwhile(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer kept.Close()
-			staged, err := d.StageFile(t.Context(), nar, source, 7)
+			staged, err := stageFile(t, d, source, 7)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -273,7 +284,7 @@ func TestStageFileOfSpoolMounted(t *testing.T) {
 		t.Fatal(err)
 	}
 	testfs.Bind(t, t.TempDir(), folder)
-	staged, err := d.StageFile(t.Context(), nar, source, 7)
+	staged, err := stageFile(t, d, source, 7)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -281,7 +292,7 @@ func TestStageFileOfSpoolMounted(t *testing.T) {
 		t.Errorf("moved to another mount: %v, want EXDEV", err)
 	}
 	staged.Abort()
-	if _, err := d.StageFile(t.Context(), nar, source, 7); !errors.Is(err, storage.ErrCantShare) {
+	if _, err := stageFile(t, d, source, 7); !errors.Is(err, storage.ErrCantShare) {
 		t.Errorf("again: %v, want ErrCantShare", err)
 	}
 	if content, err := os.ReadFile(source); err != nil || string(content) != "content" {

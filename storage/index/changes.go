@@ -84,28 +84,39 @@ const lastChange = "SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name 
 // Watcher tells what any process has changed in the database since it was last
 // asked. It has a connection of its own and is used by one goroutine at a time.
 type Watcher struct {
-	conn    *connection
-	version int64 // SQLite's count of others' commits, as this connection saw it
-	last    int64 // the newest row of the log that was told
-	most    int64 // tellAtMost, but in tests
+	index   *Index
+	conn    *connection // nil while the index is full: see Resume
+	version int64       // SQLite's count of others' commits, as this connection saw it
+	last    int64       // the newest row of the log that was told
+	most    int64       // tellAtMost, but in tests
 }
 
 // Watch starts with the database as it is now.
 func (x *Index) Watch(ctx context.Context) (*Watcher, error) {
+	w := &Watcher{index: x, most: tellAtMost}
+	if x.IsFull() {
+		return w, nil
+	}
+	return w, w.begin(ctx)
+}
+
+// begin opens the connection.
+func (w *Watcher) begin(ctx context.Context) error {
+	x := w.index
 	conn, err := connect(ctx, x.source)
 	if err != nil {
-		return nil, describe("watch "+x.path, err)
+		return describe("watch "+x.path, err)
 	}
-	w := &Watcher{conn: conn, most: tellAtMost}
 	// In this order: a commit between the two is told twice rather than never.
 	if w.version, err = conn.integer("PRAGMA data_version"); err == nil {
 		w.last, err = conn.integer(lastChange)
 	}
 	if err != nil {
 		conn.close()
-		return nil, describe("watch "+x.path, err)
+		return describe("watch "+x.path, err)
 	}
-	return w, nil
+	w.conn = conn
+	return nil
 }
 
 // tellAtMost is how many changes a Poll lists before it gives up on naming
@@ -116,6 +127,12 @@ const tellAtMost = 100_000
 // the log does not reach back that far, or the changes are too many: then
 // anything may have changed. When nothing has, it takes a few microseconds.
 func (w *Watcher) Poll() (changes []Change, complete bool, err error) {
+	if w.conn == nil {
+		if w.index.IsFull() {
+			return nil, false, nil
+		}
+		return nil, false, w.begin(context.Background())
+	}
 	version, err := w.conn.integer("PRAGMA data_version")
 	if err != nil {
 		return nil, false, fmt.Errorf("watch the database: %w", err)
@@ -144,7 +161,12 @@ func (w *Watcher) Poll() (changes []Change, complete bool, err error) {
 }
 
 // Close ends the watcher's connection.
-func (w *Watcher) Close() error { return w.conn.close() }
+func (w *Watcher) Close() error {
+	if w.conn == nil {
+		return nil
+	}
+	return w.conn.close()
+}
 
 // Told is a change as it is told to those who mirror this instance.
 type Told struct {

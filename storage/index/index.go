@@ -22,6 +22,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 	"modernc.org/sqlite"
@@ -79,6 +80,9 @@ type Options struct {
 	// it is folded back, so that a page that many transactions touch is
 	// written once.
 	Bulk bool
+	// ReadWhenFull opens an existing database for reading, where it can't be opened for
+	// writing as its file system is full; see [Index.Resume].
+	ReadWhenFull bool
 	// ReaderCache is the page cache of all readers together, in bytes;
 	// 0 means 32 MiB.
 	ReaderCache int64
@@ -119,6 +123,8 @@ type Index struct {
 	writing chan struct{}
 	writer  *connection // nil with [Read]
 
+	full atomic.Bool // see IsFull
+
 	// changed says whether what was read may be of two moments; see reading.go. It
 	// is nil where that can't be.
 	changed func() error
@@ -132,9 +138,14 @@ func Open(ctx context.Context, path string, options Options) (*Index, error) {
 	if errors.Is(err, ErrFull) {
 		// Removals need an open database, which needs a few pages of its own.
 		if released, releaseErr := releaseReserve(resolve(path)); released {
-			return open(ctx, path, options, migrations)
+			x, err = open(ctx, path, options, migrations)
 		} else if releaseErr != nil {
 			err = errors.Join(err, releaseErr)
+		}
+	}
+	if errors.Is(err, ErrFull) && options.ReadWhenFull {
+		if full, fullErr := openFull(ctx, path, options); fullErr == nil {
+			return full, nil
 		}
 	}
 	return x, err

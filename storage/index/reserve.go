@@ -159,6 +159,9 @@ func releaseReserve(path string) (bool, error) {
 // refillReserve makes sure that the reserve is kept, or was never, or that it is not
 // needed for what is to be written.
 func (x *Index) refillReserve(ctx context.Context) error {
+	if x.IsFull() {
+		return nil // writing fails
+	}
 	state, err := x.Reserve()
 	if err == nil && state == ReserveKept {
 		return x.boundLog(ctx)

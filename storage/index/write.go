@@ -92,7 +92,7 @@ func (x *Index) update(ctx context.Context, f func(*Tx) error) error {
 }
 
 // IsReadOnly says whether the index was opened with [Read].
-func (x *Index) IsReadOnly() bool { return x.writer == nil }
+func (x *Index) IsReadOnly() bool { return !x.IsFull() && x.writer == nil }
 
 // View runs f in a transaction that reads: all that f reads is of one moment. What
 // writes fails.
@@ -112,6 +112,9 @@ func (x *Index) View(ctx context.Context, f func(*Tx) error) error {
 
 // write lends the writer connection until done is called.
 func (x *Index) write(ctx context.Context) (done func(), err error) {
+	if x.IsFull() {
+		return nil, fmt.Errorf("%w: write to %s: it was opened for reading alone, as there was no room for more: make room on its file system", ErrFull, x.path)
+	}
 	if x.writer == nil {
 		return nil, fmt.Errorf("%w: %s was opened for reading only", ErrReadOnly, x.path)
 	}

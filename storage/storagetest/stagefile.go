@@ -31,10 +31,21 @@ func source(t *testing.T, content []byte) string {
 	return file
 }
 
+// tryStageFile opens the file, and stages it.
+func tryStageFile(t *testing.T, s storage.ByteStore, name, file string, size int64) (storage.Staged, error) {
+	t.Helper()
+	opened, err := os.OpenFile(file, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer opened.Close()
+	return stager(t, s).StageFile(t.Context(), name, opened, size)
+}
+
 // stageFile stages the file, or ends the test where it can't be shared.
 func stageFile(t *testing.T, s storage.ByteStore, name, file string, size int64) storage.Staged {
 	t.Helper()
-	staged, err := stager(t, s).StageFile(t.Context(), name, file, size)
+	staged, err := tryStageFile(t, s, name, file, size)
 	if errors.Is(err, storage.ErrCantShare) {
 		t.Skipf("nothing of this machine can be shared: %v", err)
 	}
@@ -67,7 +78,7 @@ func testStageFile(t *testing.T, s storage.ByteStore) {
 func testStageFileWrongSize(t *testing.T, s storage.ByteStore) {
 	file := source(t, []byte("eight by"))
 	for _, size := range []int64{0, 7, 9, 1 << 40} {
-		staged, err := stager(t, s).StageFile(t.Context(), name, file, size)
+		staged, err := tryStageFile(t, s, name, file, size)
 		if err == nil {
 			staged.Abort()
 		}
@@ -114,13 +125,12 @@ func testStageFileReplace(t *testing.T, s storage.ByteStore) {
 func testStageFileUnusable(t *testing.T, s storage.ByteStore) {
 	directory := t.TempDir()
 	file := source(t, []byte("content"))
-	link := filepath.Join(directory, "link")
 	pipe := filepath.Join(directory, "pipe")
-	if err := errors.Join(os.Symlink(file, link), unix.Mkfifo(pipe, 0o644)); err != nil {
+	if err := unix.Mkfifo(pipe, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	for _, unusable := range []string{directory, link, pipe, filepath.Join(directory, "absent")} {
-		staged, err := stager(t, s).StageFile(t.Context(), name, unusable, 7)
+	for _, unusable := range []string{directory, pipe} {
+		staged, err := tryStageFile(t, s, name, unusable, 7)
 		if err == nil {
 			staged.Abort()
 		}
@@ -129,7 +139,7 @@ func testStageFileUnusable(t *testing.T, s storage.ByteStore) {
 		}
 	}
 	for _, invalid := range []string{"", ".", "../x", "/x", "a/../b"} {
-		if staged, err := stager(t, s).StageFile(t.Context(), invalid, file, 7); err == nil {
+		if staged, err := tryStageFile(t, s, invalid, file, 7); err == nil {
 			t.Errorf("StageFile took the name %q", invalid)
 			staged.Abort()
 		}

@@ -381,7 +381,12 @@ func TestBehind(t *testing.T) {
 	if err := os.WriteFile(file, []byte("x"), 0o600); err != nil {
 		t.Error(err)
 	}
-	if _, err := plain.StageFile(t.Context(), name, file, 1); !errors.Is(err, storage.ErrCantShare) {
+	opened, err := os.Open(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer opened.Close()
+	if _, err := plain.StageFile(t.Context(), name, opened, 1); !errors.Is(err, storage.ErrCantShare) {
 		t.Errorf("%v", err)
 	}
 	can := open(t, able{f}, Options{Directory: t.TempDir(), MaxSize: 1 << 20})

@@ -233,12 +233,21 @@ func (t *Tiered) Stage(ctx context.Context, name string, from io.Reader, size in
 }
 
 // StageFile implements [storage.FileStager], where the store behind does.
-func (t *Tiered) StageFile(ctx context.Context, name, file string, size int64) (storage.Staged, error) {
+func (t *Tiered) StageFile(ctx context.Context, name string, file *os.File, size int64) (storage.Staged, error) {
 	stager, ok := t.behind.(storage.FileStager)
 	if !ok {
-		return nil, fmt.Errorf("%s: %w", file, storage.ErrCantShare)
+		return nil, fmt.Errorf("%s: %w", file.Name(), storage.ErrCantShare)
 	}
 	return t.stage(name)(stager.StageFile(ctx, name, file, size))
+}
+
+// MayRemove implements [storage.RemovalChecker], where the store behind does.
+func (t *Tiered) MayRemove(name string) error {
+	checker, ok := t.behind.(storage.RemovalChecker)
+	if !ok {
+		return nil
+	}
+	return checker.MayRemove(name)
 }
 
 // stage has the copy go when another content is shown.

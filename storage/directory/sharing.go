@@ -1,0 +1,96 @@
+package directory
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// A stored file must not change any more, so no other user may be able to write to it:
+// neither by its mode, nor as its owner, nor through a descriptor that was open before.
+
+// writableByOthers are the permissions that a shared file must not have. Access control
+// lists can't grant more than those of the group.
+const writableByOthers fs.FileMode = 0o022
+
+// takeOver makes sure that nobody but this user can write to a file that the store is
+// about to share. The error says why that can't be: then the file is to be copied. A
+// file of the spool may be open for writing, by this process.
+func takeOver(file *os.File, info fs.FileInfo, inSpool bool) error {
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	switch {
+	case !ok || stat.Nlink != 1:
+		return errors.New("it has other names, under which it may be written")
+	case int(stat.Uid) != os.Geteuid():
+		return fmt.Errorf("it belongs to user %d, who may write to it", stat.Uid)
+	case info.Mode()&0o044 == 0:
+		// The server may run as another user than an import.
+		return errors.New("only its owner may read it")
+	}
+	if info.Mode()&writableByOthers != 0 {
+		if err := file.Chmod(info.Mode() &^ writableByOthers); err != nil {
+			return err
+		}
+	}
+	if !inSpool && isBeingWritten(file) {
+		return errors.New("a process has it open for writing")
+	}
+	return nil
+}
+
+// isBeingWritten says whether any process has the file open for writing, or mapped. It is
+// false where the file system can't tell. The file must be open for reading alone.
+func isBeingWritten(file *os.File) bool {
+	// A lease for reading is only given while there are no writers.
+	_, err := unix.FcntlInt(file.Fd(), unix.F_SETLEASE, unix.F_RDLCK)
+	if err == nil {
+		_, _ = unix.FcntlInt(file.Fd(), unix.F_SETLEASE, unix.F_UNLCK)
+	}
+	return errors.Is(err, unix.EAGAIN)
+}
+
+// MayRemove implements [storage.RemovalChecker]: a file is removed from its directory,
+// which this user must be able to write.
+func (d *Directory) MayRemove(name string) error {
+	parent := path.Dir(name)
+	file, err := d.root.Open(parent)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // and so there is no file
+	} else if err != nil {
+		return d.explain("look for", parent, err)
+	}
+	defer file.Close()
+	if err := unix.Faccessat(int(file.Fd()), ".", unix.W_OK|unix.X_OK, unix.AT_EACCESS); err != nil {
+		return fmt.Errorf("remove %s in storage %s: %w: let this user (%d) or its group write to its directory", name, d.name, err, os.Geteuid())
+	}
+	return nil
+}
+
+// protect flushes a file that came into the store by another way than Stage, and makes
+// sure that no stranger can write to it: who is to put files there can write to the
+// directories, and is trusted.
+func (d *Directory) protect(name string) error {
+	file, stat, err := d.open(name)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	isOwn := int(stat.Uid) == os.Geteuid()
+	if isOwn && stat.Mode&uint32(writableByOthers) != 0 {
+		if err := file.Chmod(fs.FileMode(stat.Mode) & fs.ModePerm &^ writableByOthers); err != nil {
+			return d.explain("take the right to write from others from", name, err)
+		}
+	} else if !isOwn && (stat.Mode&0o002 != 0 || stat.Nlink > 1) {
+		return fmt.Errorf("%s in storage %s could be written by others than the storage's users: it belongs to user %d, with mode %#o and %d names: copy it there, or make this user (%d) its owner",
+			name, d.name, stat.Uid, stat.Mode&0o777, stat.Nlink, os.Geteuid())
+	}
+	if err := file.Sync(); err != nil {
+		return d.explain("flush", name, err)
+	}
+	return nil
+}
