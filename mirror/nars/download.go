@@ -16,9 +16,10 @@ import (
 const (
 	// piece is how much is read from the source at a time.
 	piece = 256 << 10
-	// mostCuts is how often in a row a flight goes on after it was cut without
-	// having got anything since.
-	mostCuts = 5
+	// mostCuts is how often in a row a flight resumes after it was cut with less than
+	// leastGain since: a source that sends crumbs would hold it for days.
+	mostCuts  = 5
+	leastGain = 64 << 10
 )
 
 // attempt brings the whole file into the spool, and makes sure that it is the
@@ -149,7 +150,7 @@ func (f *Fetcher) download(ctx context.Context, fl *flight, body io.ReadCloser) 
 		}
 		have, _ := fl.position()
 		pause := time.Duration(0)
-		if have > before {
+		if have-before >= leastGain {
 			cuts = 0
 		} else if cuts > 0 {
 			pause = f.timing.resumePause << (cuts - 1)
