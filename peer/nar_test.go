@@ -120,7 +120,9 @@ func TestOpenFile(t *testing.T) {
 				}
 				test.answer(w, r)
 			})
-			p := newPeer(t, server.URL+"/sub", patient(here(), name))
+			self := patient(here(), name)
+			self.AllowPrivateRedirects = true // all addresses of tests are
+			p := newPeer(t, server.URL+"/sub", self)
 			body, size, err := p.OpenFile(t.Context(), item, 0, test.offset, test.length, []string{"1.0 proxy"})
 			if !isErr(err, test.openErr) {
 				t.Fatalf("open: %v, want %v", err, test.openErr)

@@ -20,6 +20,11 @@ type elsewhereValue string
 
 const redirect elsewhereValue = "redirect"
 
+// redirectsOption is for what asks other instances.
+type redirectsOption struct {
+	AllowPrivateRedirects bool `help:"Follow redirects of other instances to any server, not only to their own and over https to public addresses: for laboratories."`
+}
+
 // criteria are the values of the option.
 func (c *serverCommand) criteria() []removal.Criterion {
 	criteria := make([]removal.Criterion, len(c.StorageNarRemovalCriteria))
@@ -33,7 +38,7 @@ func (c *serverCommand) criteria() []removal.Criterion {
 // name, and of those that nars were removed for before. They are asked for nars in
 // that order.
 func (c *serverCommand) instances(ctx context.Context, store *opened, log *slog.Logger) (peers peer.Peers, err error) {
-	self := peer.Self{Instance: store.Instance(), Storage: store.Identity}
+	self := peer.Self{Instance: store.Instance(), Storage: store.Identity, AllowPrivateRedirects: c.AllowPrivateRedirects}
 	var urls []*url.URL
 	if c.Mirror != nil {
 		urls = append(urls, c.Mirror.URL)
