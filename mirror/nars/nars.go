@@ -143,7 +143,9 @@ type Fetcher struct {
 	mu      sync.Mutex
 	closed  bool
 	flights map[string]*flight
-	asked   int // flights that were begun for clients
+	// retained is the room for what is left in the spool, by the keys of flights.
+	retained map[string]*room
+	asked    int // flights that were begun for clients
 	// wanted are announced and asked for, the latest at the end.
 	wanted   []narinfo.PathHash
 	isWanted map[narinfo.PathHash]struct{}
@@ -174,7 +176,7 @@ func New(s *storage.Storage, x *index.Index, source Source, options Options) (*F
 	}
 	f := &Fetcher{
 		storage: s, index: x, source: source, options: options, log: options.Log, now: options.Now, timing: usualTiming,
-		wake: make(chan struct{}, 1), flights: make(map[string]*flight), isWanted: make(map[narinfo.PathHash]struct{}),
+		wake: make(chan struct{}, 1), flights: make(map[string]*flight), retained: make(map[string]*room), isWanted: make(map[narinfo.PathHash]struct{}),
 		told: make(map[string]time.Time), unfitUsage: -1,
 	}
 	if f.log == nil {

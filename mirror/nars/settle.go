@@ -53,6 +53,8 @@ func (f *Fetcher) settle(fl *flight, err error) {
 	switch {
 	case err == nil:
 		f.succeeded(fl)
+	case errors.Is(err, errNoRoom):
+		f.unfit(err)
 	case errors.Is(err, storage.ErrNotWanted), errors.Is(err, errStopped):
 		// Nobody's failure.
 	default:
