@@ -22,6 +22,7 @@ import (
 	lru "github.com/hashicorp/golang-lru/v2/simplelru"
 
 	"nar-herder/narinfo"
+	"nar-herder/peer/passing"
 	"nar-herder/storage"
 	"nar-herder/storage/index"
 )
@@ -54,6 +55,8 @@ type Options struct {
 	// Usage is what the storage takes now, in bytes; nil for
 	// [storage.Storage.Usage].
 	Usage func(ctx context.Context) (int64, error)
+	// Passing is the source for what clients get without its being stored; nil makes one.
+	Passing *passing.Source
 	// Decode reads compressed nars.
 	Decode storage.Decoder
 	// Spool is a directory for what is not whole yet, where the byte store has
@@ -190,6 +193,9 @@ func New(s *storage.Storage, x *index.Index, source Source, options Options) (*F
 			usage, _, err := s.Usage(ctx)
 			return usage, err
 		}
+	}
+	if options.Passing == nil {
+		f.options.Passing = passing.New(source, 0)
 	}
 	f.options.AtOnce = cmp.Or(options.AtOnce, defaultAtOnce)
 	f.line.Rate = options.Bandwidth
