@@ -11,6 +11,7 @@ import (
 	"nar-herder/httpapi"
 	"nar-herder/internal/disk"
 	"nar-herder/peer"
+	"nar-herder/peer/passing"
 	"nar-herder/removal"
 	"nar-herder/storage/uses"
 )
@@ -91,7 +92,8 @@ func (c *serverCommand) keepLimit(store *opened, peers peer.Peers, counter *uses
 	criteria := c.criteria()
 	options.Identity = store
 	if len(peers) > 0 {
-		options.Elsewhere, options.RedirectElsewhere = peers, c.NarsElsewhere == redirect
+		// As much memory as half of what decoders have, which nars need that come compressed.
+		options.Elsewhere, options.RedirectElsewhere = passing.New(peers, decoderMemory()/2), c.NarsElsewhere == redirect
 	}
 	if c.Storage == "" {
 		return nil
