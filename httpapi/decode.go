@@ -158,9 +158,61 @@ func (s *Server) verify(r io.ReadCloser, size int64, want [sha256.Size]byte, ite
 			return
 		}
 		s.metrics.corrupt.Inc()
-		s.log.Error("a stored nar is damaged; the client's connection was cut. Remove the item and import it again",
+		s.log.Error("a stored nar is damaged; the client got an error, or its connection was cut. Remove the item and import it again",
 			"item", item.Narinfo.StorePath.String(), "error", err)
 	}}
+}
+
+// checkedFirst is the longest body that is read and compared before the status line. A
+// longer one is compared on its way, and cut before its last bytes when it is wrong.
+const checkedFirst = copyPiece
+
+// verified returns a reader of size bytes of the item that have the hash, in the place of
+// one that may not. The error is errDamaged where they are few and don't have it: to a
+// client, that is better than an answer that is cut, as it tries elsewhere then.
+func (s *Server) verified(r io.ReadCloser, size int64, want [sha256.Size]byte, item *storage.Item) (io.ReadCloser, error) {
+	v := s.verify(r, size, want, item)
+	if size < 0 || size > checkedFirst {
+		return v, nil
+	}
+	body := make([]byte, size+1) // one more, to see the end
+	n, _ := io.ReadFull(v, body)
+	v.Close()
+	if v.err != io.EOF {
+		return nil, errDamaged
+	}
+	return io.NopCloser(bytes.NewReader(body[:n])), nil
+}
+
+// errDamaged says that bytes are not what they should be, which operators were told.
+var errDamaged = errors.New("a nar is damaged")
+
+// sendVerified answers with size bytes of the item that have the hash, or as many as
+// come when size is negative, and closes the reader.
+func (s *Server) sendVerified(ctx *fasthttp.RequestCtx, r io.ReadCloser, size int64, want [sha256.Size]byte, item *storage.Item) {
+	if ctx.IsHead() && size >= 0 {
+		s.stream(ctx, r, size)
+		return
+	}
+	body, err := s.verified(r, size, want, item)
+	switch {
+	case err != nil:
+		s.damaged(ctx, item)
+	case size < 0:
+		ctx.Response.SetBodyStream(body, -1) // in chunks, the last only if all was well
+	default:
+		s.stream(ctx, body, size)
+	}
+}
+
+// damaged answers in the place of a nar that is damaged.
+func (s *Server) damaged(ctx *fasthttp.RequestCtx, item *storage.Item) {
+	ctx.Response.Header.Reset()
+	if item.EasiestFile(item.HasStored) < 0 {
+		s.fail(ctx, fasthttp.StatusBadGateway, "this nar is stored elsewhere, where it is damaged or can't be fetched now")
+		return
+	}
+	s.fail(ctx, fasthttp.StatusInternalServerError, "this nar is damaged here")
 }
 
 var errWrongHash = errors.New("the bytes do not have the hash that the narinfo says")

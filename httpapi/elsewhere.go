@@ -37,8 +37,24 @@ func (s *Server) elsewhere(ctx *fasthttp.RequestCtx, item *storage.Item, n int) 
 	}
 }
 
-// passThrough notes that an answer comes from another instance: nobody here has
-// compared its bytes with the NarHash, so caches must not rely on them for long.
+// remoteBody notes when an answer is cut, as its body fails.
+type remoteBody struct {
+	io.ReadCloser
+	s    *Server
+	item *storage.Item
+}
+
+func (b *remoteBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err != nil && err != io.EOF && b.s != nil {
+		b.s.cutElsewhere(b.item, err)
+		b.s = nil // once
+	}
+	return n, err
+}
+
+// passThrough notes that an answer comes from another instance: parts of it may not have
+// been compared with the NarHash, so caches must not rely on them for long.
 func (s *Server) passThrough(ctx *fasthttp.RequestCtx, err error) {
 	if err == nil {
 		ctx.Response.Header.Set(fasthttp.HeaderCacheControl, revalidate)
@@ -71,13 +87,20 @@ func (nothing) Close() error             { return nil }
 
 // sendElsewhere answers with the item's Nth file, which is not stored here.
 func (s *Server) sendElsewhere(ctx *fasthttp.RequestCtx, item *storage.Item, n int) {
-	open := s.elsewhere(ctx, item, n)
+	remote := s.elsewhere(ctx, item, n)
+	open := func(offset, length int64) (io.ReadCloser, storage.Info, error) {
+		body, info, err := remote(offset, length)
+		if _, local := body.(storage.LocalFile); err == nil && !local {
+			body = &remoteBody{body, s, item}
+		}
+		return body, info, err
+	}
 	if s.options.RedirectElsewhere && s.options.Elsewhere != nil && s.redirectElsewhere(ctx, item, n) {
 		return
 	}
 	tag, size := narTag(item, item.Narinfo.Files[n].Compression), item.StoredSize(n)
 	if size >= 0 {
-		s.sendPart(ctx, content{source: &sourceFuncs{open, s.unopenedItem(ctx, item), byTime(tag)}, contentType: narType, length: size})
+		s.sendPart(ctx, content{source: &sourceFuncs{open, func(err error) { s.unopenedPart(ctx, item, n, err) }, byTime(tag)}, contentType: narType, length: size})
 		return
 	}
 	// Only who has it knows its size; no part of it can be asked for.
@@ -99,6 +122,18 @@ func (s *Server) sendElsewhere(ctx *fasthttp.RequestCtx, item *storage.Item, n i
 	default:
 		ctx.Response.SetBodyStream(body, -1)
 	}
+}
+
+// unopenedPart answers when the item's Nth file, or a part of it, could not be opened
+// elsewhere: with the whole where no part can be had, as one that has the end of the file
+// can't be compared with the NarHash alone.
+func (s *Server) unopenedPart(ctx *fasthttp.RequestCtx, item *storage.Item, n int, err error) {
+	if errors.Is(err, peer.ErrNoRange) && len(ctx.Request.Header.Peek(fasthttp.HeaderRange)) > 0 {
+		ctx.Request.Header.Del(fasthttp.HeaderRange)
+		s.sendElsewhere(ctx, item, n)
+		return
+	}
+	s.unopened(ctx, item, err)
 }
 
 // redirectElsewhere redirects a client to the item's Nth file, or answers why not. It

@@ -19,6 +19,7 @@ import (
 
 	"nar-herder/narinfo"
 	"nar-herder/peer"
+	"nar-herder/peer/passing"
 	"nar-herder/storage"
 	"nar-herder/storage/index"
 )
@@ -66,7 +67,7 @@ func elsewhereAt(t *testing.T, s *store, addresses ...string) Options {
 			Instance: s.Instance(), Storage: s.Identity, AnswerTimeout: patience, ProgressTimeout: 200 * time.Millisecond,
 		}))
 	}
-	opts.Elsewhere = peers
+	opts.Elsewhere = passing.New(peers, 0)
 	return opts
 }
 

@@ -10,6 +10,7 @@ import (
 	"github.com/valyala/fasthttp"
 
 	"nar-herder/narinfo"
+	"nar-herder/peer"
 	"nar-herder/storage"
 )
 
@@ -45,7 +46,8 @@ func (s *Server) serveFile(ctx *fasthttp.RequestCtx, name, algorithm, digest str
 		return
 	}
 	etag := `"sha256-` + digest + `"`
-	isPlain := item.Narinfo.Files[n].Compression == "none" // which has another tag
+	// Of a nar without compression in the storage, parts can be sent.
+	isPlain := item.Narinfo.Files[n].Compression == "none" && item.HasStored(n) // which has another tag
 	if !isPlain && s.sendUnlessConditions(ctx, time.Time{}, etag) {
 		ctx.Response.Header.Set("ETag", etag)
 		return
@@ -67,8 +69,31 @@ func (s *Server) serveFile(ctx *fasthttp.RequestCtx, name, algorithm, digest str
 	}
 	if isPlain {
 		decoder.Close()
+		open := s.open(ctx, item, n)
+		whole := func(offset, size int64) (io.ReadCloser, storage.Info, error) {
+			reader, info, err := open(offset, size)
+			if errors.Is(err, peer.ErrNoRange) && size == length {
+				// It turned out to be elsewhere, where its end can't be had alone.
+				if reader, info, err = open(0, -1); err == nil {
+					if _, err = io.CopyN(io.Discard, reader, offset); err != nil {
+						reader.Close()
+					}
+				}
+			}
+			if err == nil && size == length && size > 0 {
+				reader, err = s.verified(part{io.LimitReader(reader, length), reader}, length, want, item)
+			}
+			return reader, info, err
+		}
+		unopened := func(err error) {
+			if errors.Is(err, errDamaged) {
+				s.damaged(ctx, item)
+			} else {
+				s.unopened(ctx, item, err)
+			}
+		}
 		s.sendPart(ctx, content{
-			source:      &sourceFuncs{s.open(ctx, item, n), s.unopenedItem(ctx, item), byContent("sha256-" + digest)},
+			source:      &sourceFuncs{whole, unopened, byContent("sha256-" + digest)},
 			contentType: narType, start: narinfo.FlatHeaderSize, length: length,
 		})
 		return
@@ -76,8 +101,7 @@ func (s *Server) serveFile(ctx *fasthttp.RequestCtx, name, algorithm, digest str
 	ctx.Response.Header.SetContentType(narType)
 	ctx.Response.Header.Set("ETag", etag)
 	ctx.Response.Header.Set("Accept-Ranges", "none")
-	content := part{io.LimitReader(decoder, length), decoder}
-	s.stream(ctx, s.verify(content, length, want, item), length)
+	s.sendVerified(ctx, part{io.LimitReader(decoder, length), decoder}, length, want, item)
 }
 
 // flatLength reads the head of a nar, and returns the length of the content

@@ -7,12 +7,14 @@ import (
 	"log/slog"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
 
 	"nar-herder/internal/disk"
+	"nar-herder/peer"
 	"nar-herder/storage/index"
 )
 
@@ -39,20 +41,34 @@ func isLocal(err error) bool {
 // faults.
 const localFault = "a fault of this machine: see its log"
 
-// publicError is an error as the health tells it, without names of files here: those
-// of downloads begin with the database's.
+// publicError is an error as the health tells it: without text of the source, which may
+// be of another server that it redirects to, and without names of files here. Those of
+// downloads begin with the database's.
 func publicError(err error, downloads string) string {
 	database := strings.TrimSuffix(downloads, downloadsSuffix)
 	names := func(text string) bool { return strings.Contains(database, "/") && strings.Contains(text, database) }
-	switch text := err.Error(); {
+	var refused *RefusedError
+	switch {
+	case errors.As(err, &refused):
+		return refused.Why
 	case errors.Is(err, errBadDump):
 		return errBadDump.Error() + ": see the log of this machine"
-	case isLocal(err), names(text):
+	case isLocal(err), names(err.Error()):
 		return localFault
-	default:
-		return text
 	}
+	for _, known := range []error{
+		errOldDump, peer.ErrNotReady, peer.ErrNoDump, peer.ErrDamaged, peer.ErrSilent, peer.ErrSlow, peer.ErrAnswer, syscall.ECONNREFUSED, context.DeadlineExceeded,
+	} {
+		if errors.Is(err, known) {
+			return "the mirrored instance: " + known.Error()
+		}
+	}
+	return sourceFault
 }
+
+// sourceFault is what others than the operators are told of other faults of the source:
+// the errors have text of it.
+const sourceFault = "the mirrored instance can't be asked, or its answer makes no sense: see the log of this machine"
 
 // reminder keeps the log from telling the same again and again.
 type reminder struct {

@@ -209,6 +209,7 @@ func (p *Peer) Changes(ctx context.Context, known Known) (*Stream, error) {
 		return nil, fmt.Errorf("follow the changes of %s: %w", p, err)
 	}
 	body := newProgressing(response.Body, -1, p.silence(), cancel, p.name)
+	body.least = 1 // between changes, only the pulse comes
 	stream := &Stream{body: body, lines: bufio.NewReaderSize(body, 64<<10), told: known.Position}
 	if err := stream.begin(response); err != nil {
 		if cause := context.Cause(ctx); cause != nil {

@@ -208,7 +208,15 @@ func isRangeOf(header string, offset, size int64) bool {
 	return total == "*" || err == nil && (size < 0 || n == size)
 }
 
-// progressing ends a body that stops to come while it is read. One that ends
+// minimumRate is how many bytes a second a body must bring, on the average over each
+// timeout in which it is waited for: a seventh of a modem's 56 kbit/s. A slower one
+// would keep its connection for days. A nar that is given up resumes with the next try.
+const minimumRate = 1 << 10
+
+// ErrSlow says that a body came more slowly than [minimumRate].
+var ErrSlow = errors.New("it comes too slowly")
+
+// progressing ends a body that comes too slowly while it is read. One that ends
 // before all that is to come has come was cut, also where HTTP can't tell.
 type progressing struct {
 	body    io.ReadCloser
@@ -217,12 +225,21 @@ type progressing struct {
 	timer   *time.Timer
 	left    int64 // to come; negative when that is not known
 	fileSum [16]byte
+	// least is how many bytes must come in each timeout. Of those, so many have come, and
+	// so long was waited for them.
+	least, come int64
+	waited      time.Duration
 }
 
 func newProgressing(from io.ReadCloser, want int64, timeout time.Duration, cancel context.CancelCauseFunc, name string) *progressing {
 	b := &progressing{body: from, cancel: cancel, timeout: timeout, left: want}
+	b.least = max(1, int64(minimumRate*timeout.Seconds()))
 	b.timer = time.AfterFunc(timeout, func() {
-		cancel(fmt.Errorf("%w from %s for %s", ErrSilent, name, timeout))
+		err := ErrSlow
+		if b.least == 1 {
+			err = ErrSilent
+		}
+		cancel(fmt.Errorf("%w from %s: not %d bytes in %s", err, name, b.least, timeout))
 	})
 	b.timer.Stop()
 	return b
@@ -230,9 +247,14 @@ func newProgressing(from io.ReadCloser, want int64, timeout time.Duration, cance
 
 func (b *progressing) Read(p []byte) (int, error) {
 	// Not from one Read to the next: a client may take its time for each.
-	b.timer.Reset(b.timeout)
+	b.timer.Reset(b.timeout - b.waited)
+	begun := time.Now()
 	n, err := b.body.Read(p)
 	b.timer.Stop()
+	b.waited += time.Since(begun)
+	if b.come += int64(n); b.come >= b.least {
+		b.come, b.waited = 0, 0
+	}
 	if b.left >= 0 {
 		if b.left -= int64(n); err == io.EOF && b.left > 0 {
 			err = io.ErrUnexpectedEOF

@@ -120,7 +120,9 @@ func TestOpenFile(t *testing.T) {
 				}
 				test.answer(w, r)
 			})
-			p := newPeer(t, server.URL+"/sub", patient(here(), name))
+			self := patient(here(), name)
+			self.AllowPrivateRedirects = true // all addresses of tests are
+			p := newPeer(t, server.URL+"/sub", self)
 			body, size, err := p.OpenFile(t.Context(), item, 0, test.offset, test.length, []string{"1.0 proxy"})
 			if !isErr(err, test.openErr) {
 				t.Fatalf("open: %v, want %v", err, test.openErr)
@@ -224,6 +226,76 @@ func TestSlowReader(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// dripping sends some bytes each time after a pause.
+type dripping struct {
+	left, piece int
+	pause       time.Duration
+	ctx         context.Context
+}
+
+func (d *dripping) Read(p []byte) (int, error) {
+	if d.left == 0 {
+		return 0, io.EOF
+	}
+	select {
+	case <-time.After(d.pause):
+	case <-d.ctx.Done():
+		return 0, context.Cause(d.ctx)
+	}
+	n := min(d.piece, d.left, len(p))
+	d.left -= n
+	return n, nil
+}
+
+func (*dripping) Close() error { return nil }
+
+// TestMinimumRate has bodies that come slowly: those that are slower than any line are
+// given up, others come whole.
+func TestMinimumRate(t *testing.T) {
+	t.Parallel()
+	const size = 1 << 20
+	for name, test := range map[string]struct {
+		size, piece int
+		pause       time.Duration
+		given       error
+	}{
+		"a byte a second":                       {size, 1, time.Second, ErrSlow},
+		"a kilobyte and a pause, again":         {size, 1000, 55 * time.Second, ErrSlow},
+		"nothing for long":                      {size, size, 61 * time.Second, ErrSlow},
+		"56 kbit/s":                             {size, 700, 100 * time.Millisecond, nil},
+		"56 kbit/s, shared by six":              {size, 1167, time.Second, nil},
+		"a packet a second, as the line is bad": {size, 1460, time.Second, nil},
+		"pauses of 50 seconds, and bursts":      {size, 128 << 10, 50 * time.Second, nil},
+		"a byte a second, of a small nar":       {50, 1, time.Second, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithCancelCause(t.Context())
+				begun := time.Now()
+				body := newProgressing(&dripping{test.size, test.piece, test.pause, ctx}, int64(test.size), progressTimeout, cancel, "peer.example")
+				defer body.Close()
+				var n int
+				var err error
+				for buffer := make([]byte, 256<<10); err == nil; {
+					var more int
+					more, err = body.Read(buffer)
+					n += more
+				}
+				if err == io.EOF {
+					err = nil
+				}
+				if !errors.Is(err, test.given) || err == nil && n != test.size {
+					t.Errorf("%d bytes, %v; want %v", n, err, test.given)
+				}
+				if test.given != nil && time.Since(begun) > 3*progressTimeout {
+					t.Errorf("given up only after %v", time.Since(begun))
+				}
+			})
+		})
+	}
 }
 
 func TestLocate(t *testing.T) {

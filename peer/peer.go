@@ -98,6 +98,9 @@ type Self struct {
 	Storage func(ctx context.Context) (string, error)
 	// AnswerTimeout and ProgressTimeout are how long it waits; 0 for the usual.
 	AnswerTimeout, ProgressTimeout time.Duration
+	// AllowPrivateRedirects makes it follow redirects to any server, not only to the
+	// peer's own and to public addresses over https.
+	AllowPrivateRedirects bool
 	// Now is its clock; nil is the system's.
 	Now func() time.Time
 	// Room looks at the disk that is downloaded to; nil has the system do so.
@@ -109,11 +112,12 @@ type Self struct {
 type Peer struct {
 	// base is the URL, and name the same without user and password, for logs, errors
 	// and everything else that people read.
-	base   string
-	name   string
-	self   Self
-	client *http.Client
-	now    func() time.Time
+	base    string
+	name    string
+	self    Self
+	servers *servers
+	client  *http.Client
+	now     func() time.Time
 
 	mu sync.Mutex
 	// questions and nars have nothing to do with each other: clients who ask for
@@ -160,29 +164,22 @@ func New(base *url.URL, self Self) *Peer {
 	if self.Now == nil {
 		self.Now = time.Now
 	}
-	return &Peer{
-		base: trimmed(base), name: Name(base), self: self, now: self.Now,
-		client: &http.Client{
-			Transport: &http.Transport{
-				Proxy:                 redact.Proxy,
-				DialContext:           (&net.Dialer{Timeout: self.AnswerTimeout}).DialContext,
-				TLSHandshakeTimeout:   self.AnswerTimeout,
-				ResponseHeaderTimeout: self.AnswerTimeout,
-				MaxIdleConnsPerHost:   2 * plainAtOnce,
-				IdleConnTimeout:       time.Minute,
-				// What is in them is kept, such as entity tags.
-				MaxResponseHeaderBytes: maxHead,
-				// Bytes are to come as they lie there.
-				DisableCompression: true,
-			},
-			CheckRedirect: func(next *http.Request, before []*http.Request) error {
-				if next.Context().Value(noRedirects{}) != nil || len(before) > 3 {
-					return fmt.Errorf("it redirects to %s", redact.URL(next.URL))
-				}
-				return nil
-			},
-		},
-	}
+	dialer := net.Dialer{Timeout: self.AnswerTimeout}
+	p := &Peer{base: trimmed(base), name: Name(base), self: self, now: self.Now}
+	p.servers = newServers(base, &http.Transport{
+		Proxy:                 redact.Proxy,
+		DialContext:           dialer.DialContext,
+		TLSHandshakeTimeout:   self.AnswerTimeout,
+		ResponseHeaderTimeout: self.AnswerTimeout,
+		MaxIdleConnsPerHost:   2 * plainAtOnce,
+		IdleConnTimeout:       time.Minute,
+		// What is in them is kept, such as entity tags.
+		MaxResponseHeaderBytes: maxHead,
+		// Bytes are to come as they lie there.
+		DisableCompression: true,
+	}, dialer, self.AllowPrivateRedirects)
+	p.client = &http.Client{Transport: p.servers, CheckRedirect: p.checkRedirect}
+	return p
 }
 
 // Is says whether the peer is the one at that URL.

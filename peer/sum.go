@@ -24,8 +24,11 @@ func parseSumTag(tag string) (sum [16]byte) {
 // SumOf returns the [storage.Info.Sum] that a peer's tag says a file has which
 // [Peer.OpenFile] has opened, or zero. Nobody here has compared it with the bytes.
 func SumOf(body any) [16]byte {
-	if b, ok := body.(*progressing); ok {
-		return b.fileSum
+	if b, ok := body.(interface{ Sum() [16]byte }); ok {
+		return b.Sum()
 	}
 	return [16]byte{}
 }
+
+// Sum is what [SumOf] returns.
+func (p *progressing) Sum() [16]byte { return p.fileSum }

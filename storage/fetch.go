@@ -36,7 +36,11 @@ func (r *Repairer) fetch(ctx context.Context, finding Finding) (Staged, Repair) 
 // this machine.
 func (r *Repairer) fetchFrom(ctx context.Context, finding Finding, source Source) (_ Staged, ours bool, err error) {
 	n := finding.Item.FileNamed(finding.Name)
-	room, err := r.storage.reserveFree(ctx, finding.Item.StoredSize(n))
+	most := finding.Item.StoredSize(n)
+	if most < 0 {
+		most = MaxFileSize(finding.Item.Narinfo)
+	}
+	room, err := r.storage.reserveFree(ctx, most)
 	if err != nil {
 		return nil, true, err
 	}
@@ -46,7 +50,7 @@ func (r *Repairer) fetchFrom(ctx context.Context, finding Finding, source Source
 		return nil, ctx.Err() != nil, err
 	}
 	defer body.Close()
-	coming := &remembering{r: body}
+	coming := &remembering{r: &bounded{body, most}}
 	// What comes is decompressed on its way, and nothing is read twice.
 	checked, checking := io.Pipe()
 	verdict := make(chan error, 1)
@@ -77,4 +81,24 @@ func (r *Repairer) fetchFrom(ctx context.Context, finding Finding, source Source
 		return nil, true, stageErr
 	}
 	return nil, true, checkErr
+}
+
+// bounded reads no more bytes than a file can have.
+type bounded struct {
+	r    io.Reader
+	left int64
+}
+
+func (b *bounded) Read(p []byte) (int, error) {
+	if b.left == 0 {
+		switch n, err := b.r.Read(make([]byte, 1)); {
+		case n > 0:
+			return 0, fmt.Errorf("%w: more bytes came than the nar can have in any compression", ErrWrongSize)
+		default:
+			return 0, err
+		}
+	}
+	n, err := b.r.Read(p[:min(int64(len(p)), b.left)])
+	b.left -= int64(n)
+	return n, err
 }

@@ -27,6 +27,20 @@ var (
 	ErrWrongNar = errors.New("not the nar that the narinfo describes")
 )
 
+// MaxUnsized is the largest nar, in bytes, that is accepted from another machine when
+// its narinfo does not say its size.
+const MaxUnsized = 4 << 30
+
+// MaxFileSize returns the most bytes that a file with the nar can have: no compression
+// makes more of what it can't compress.
+func MaxFileSize(n *narinfo.Narinfo) int64 {
+	size := n.NarSize
+	if size < 0 {
+		size = MaxUnsized
+	}
+	return size + size/8 + 64<<10
+}
+
 // copyBuffer is how much is decompressed at a time.
 const copyBuffer = 256 << 10
 
@@ -91,8 +105,11 @@ func (s *NarSum) Write(p []byte) (int, error) {
 		return 0, err
 	}
 	s.size += int64(len(p))
-	if s.want.NarSize >= 0 && s.size > s.want.NarSize {
+	switch {
+	case s.want.NarSize >= 0 && s.size > s.want.NarSize:
 		return 0, fmt.Errorf("%w: it has more than %d bytes", ErrWrongNar, s.want.NarSize)
+	case s.want.NarSize < 0 && s.size > MaxUnsized:
+		return 0, fmt.Errorf("%w: its narinfo has no NarSize, and it has more than %d bytes", ErrUnreadable, int64(MaxUnsized))
 	}
 	return s.sha256.Write(p)
 }

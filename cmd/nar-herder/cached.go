@@ -64,7 +64,7 @@ func (c *serverCommand) cacheOptions() (cached.Options, error) {
 		source = c.Mirror.String()
 	}
 	if source != "" {
-		if options.Source, err = cached.NewSource(source); err != nil {
+		if options.Source, err = cached.NewSource(source, peer.Self{AllowPrivateRedirects: c.AllowPrivateRedirects}); err != nil {
 			err = fmt.Errorf("--cached-compression-nar-source=%s: %w", redact.Text(source), err)
 			if strings.Contains(source, "://") { // not opened yet, so its form is wrong
 				err = usageError{err}

@@ -24,7 +24,10 @@ type checkCommand struct {
 	Closures   bool        `default:"true" negatable:"" help:"Look for items whose references have no narinfo (default: on)."`
 	Repair     bool        `argumentsonly:"" help:"Fetch again what is missing or wrong, set aside what is wrong, and make the index true."`
 	From       []fromValue `sep:"none" placeholder:"URL" help:"With --repair: another instance to fetch nars from. May be repeated."`
-	JSON       bool        `name:"json" help:"Each finding as a JSON object on a line, and the totals as the last one."`
+
+	redirectsOption `embed:""`
+
+	JSON bool `name:"json" help:"Each finding as a JSON object on a line, and the totals as the last one."`
 }
 
 // Help is shown below the options.
@@ -172,7 +175,7 @@ func (c *checkCommand) verifyPlace(ctx context.Context, s *streams, store *opene
 func (c *checkCommand) repairOptions(store *opened) storage.RepairOptions {
 	options := storage.RepairOptions{Decode: decodeNar, Rate: int64(c.VerifyRate)}
 	for _, from := range c.From {
-		options.Sources = append(options.Sources, peerSource{peer.New(from.url.URL, peer.Self{Instance: store.index.Instance()})})
+		options.Sources = append(options.Sources, peerSource{peer.New(from.url.URL, peer.Self{Instance: store.index.Instance(), AllowPrivateRedirects: c.AllowPrivateRedirects})})
 	}
 	return options
 }

@@ -123,7 +123,7 @@ func TestConfigOfEachOption(t *testing.T) {
 		"port": "80", "control-port": "0", "storage-nar-removal-criteria": "unpinned", "mirror": "https://x.example", "log-level": "WARN",
 		"enable-cached-compression": "gzip:1", "cached-compression-directory": "zstd=/x", "cached-compression-directory-max-size": "zstd=5",
 		"cached-compression-unused-removal-duration": "zstd=5d", "cached-compression-ttl": "zstd=5d", "cached-compression-new-ttl": "zstd=5d",
-		"nars-elsewhere": "redirect", "stored-nars": "redirect", "mirror-nars": "none", "public-metrics": "no", "x-accel-redirect": "true", "tag": "a=b",
+		"nars-elsewhere": "redirect", "stored-nars": "redirect", "mirror-nars": "none", "public-metrics": "no", "x-accel-redirect": "true", "allow-private-redirects": "true", "tag": "a=b",
 		"trusted-proxies": "10.0.0.0/8,unix",
 	}
 	environment, file, args := []string{}, "", []string{"config"}

@@ -18,7 +18,8 @@ const (
 	unknownMemory = 512 << 20
 )
 
-// decoderBudget is the memory of all decoders of this process.
+// decoderBudget is the memory of all decoders of this process, but for those that compare
+// nars that pass through: these have a quarter of as much, see [passing.New].
 var decoderBudget = sync.OnceValue(func() *compression.Budget {
 	return compression.NewBudget(decoderMemory(debug.SetMemoryLimit(-1), memlimit.FromCgroup, memlimit.FromSystem))
 })

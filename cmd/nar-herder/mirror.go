@@ -37,7 +37,7 @@ func (c *serverCommand) beginMirror(ctx context.Context, listeners []net.Listene
 	if _, err := os.Stat(c.Database); !errors.Is(err, fs.ErrNotExist) {
 		return nil // what else may be wrong with it, opening it will tell
 	}
-	beginning := mirror.NewBeginning(c.Database, peer.New(c.Mirror.URL, peer.Self{}), log)
+	beginning := mirror.NewBeginning(c.Database, peer.New(c.Mirror.URL, peer.Self{AllowPrivateRedirects: c.AllowPrivateRedirects}), log)
 	state := func() any {
 		return struct {
 			Status string       `json:"status"`

@@ -6,6 +6,7 @@ import (
 	"nar-herder/httpapi"
 	"nar-herder/mirror/nars"
 	"nar-herder/peer"
+	"nar-herder/peer/passing"
 )
 
 // fetchNars makes what fetches the nars of the instance that is mirrored, and has
@@ -18,6 +19,7 @@ func (c *serverCommand) fetchNars(store *opened, peers peer.Peers, options *http
 	fetcher, err := nars.New(store.Storage, store.index, peers, nars.Options{
 		All: c.MirrorNars == "all", AtOnce: int(c.MirrorFetchers), Bandwidth: max(int64(c.MirrorBandwidth), 0),
 		Limit: int64(c.StorageLimit), Decode: decodeNar, Log: log,
+		Passing: options.Elsewhere.(*passing.Source),
 		// Of a bucket, where nothing comes bit by bit.
 		Spool: c.Database + ".spool",
 	})

@@ -11,6 +11,7 @@ import (
 	"nar-herder/httpapi"
 	"nar-herder/internal/disk"
 	"nar-herder/peer"
+	"nar-herder/peer/passing"
 	"nar-herder/removal"
 	"nar-herder/storage/uses"
 )
@@ -19,6 +20,11 @@ import (
 type elsewhereValue string
 
 const redirect elsewhereValue = "redirect"
+
+// redirectsOption is for what asks other instances.
+type redirectsOption struct {
+	AllowPrivateRedirects bool `help:"Follow redirects of other instances to any server, not only to their own and over https to public addresses: for laboratories."`
+}
 
 // criteria are the values of the option.
 func (c *serverCommand) criteria() []removal.Criterion {
@@ -33,7 +39,7 @@ func (c *serverCommand) criteria() []removal.Criterion {
 // name, and of those that nars were removed for before. They are asked for nars in
 // that order.
 func (c *serverCommand) instances(ctx context.Context, store *opened, log *slog.Logger) (peers peer.Peers, err error) {
-	self := peer.Self{Instance: store.Instance(), Storage: store.Identity}
+	self := peer.Self{Instance: store.Instance(), Storage: store.Identity, AllowPrivateRedirects: c.AllowPrivateRedirects}
 	var urls []*url.URL
 	if c.Mirror != nil {
 		urls = append(urls, c.Mirror.URL)
@@ -86,7 +92,8 @@ func (c *serverCommand) keepLimit(store *opened, peers peer.Peers, counter *uses
 	criteria := c.criteria()
 	options.Identity = store
 	if len(peers) > 0 {
-		options.Elsewhere, options.RedirectElsewhere = peers, c.NarsElsewhere == redirect
+		// As much memory as half of what decoders have, which nars need that come compressed.
+		options.Elsewhere, options.RedirectElsewhere = passing.New(peers, decoderBudget().Total()/4), c.NarsElsewhere == redirect
 	}
 	if c.Storage == "" {
 		return nil

@@ -67,6 +67,8 @@ type serverCommand struct {
 	MirrorFetchers  positiveValue `default:"4" placeholder:"N" help:"How many nars are fetched from --mirror at a time, apart from those that clients ask for (default: ${default})."`
 	MirrorBandwidth sizeValue     `default:"none" placeholder:"BYTES" help:"How much is fetched from --mirror a second at the most, apart from what clients ask for (default: ${default})."`
 
+	redirectsOption `embed:""`
+
 	StorageCache     string    `placeholder:"DIR" help:"Directory on a disk of this machine for nars that were read from the storage lately, where that is far away."`
 	StorageCacheSize sizeValue `default:"10GiB" placeholder:"BYTES" help:"What the files in it take of the disk at the most (default: ${default})."`
 

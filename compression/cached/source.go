@@ -62,14 +62,14 @@ type limited struct {
 }
 
 // NewSource makes the source that an administrator names: a directory with nars
-// under the paths of their URLs, or the URL of an instance.
-func NewSource(name string) (Source, error) {
+// under the paths of their URLs, or the URL of an instance, which self asks.
+func NewSource(name string, self peer.Self) (Source, error) {
 	if strings.HasPrefix(name, "http://") || strings.HasPrefix(name, "https://") {
 		base, err := peer.ParseURL(name)
 		if err != nil {
 			return nil, err
 		}
-		return peerSource{peer.Peers{peer.New(base, peer.Self{})}}, nil
+		return peerSource{peer.Peers{peer.New(base, self)}}, nil
 	}
 	bytes, err := directory.Open(name)
 	if err != nil {

@@ -16,9 +16,10 @@ import (
 const (
 	// piece is how much is read from the source at a time.
 	piece = 256 << 10
-	// mostCuts is how often in a row a flight goes on after it was cut without
-	// having got anything since.
-	mostCuts = 5
+	// mostCuts is how often in a row a flight resumes after it was cut with less than
+	// leastGain since: a source that sends crumbs would hold it for days.
+	mostCuts  = 5
+	leastGain = 64 << 10
 )
 
 // attempt brings the whole file into the spool, and makes sure that it is the
@@ -73,11 +74,14 @@ func (f *Fetcher) open(ctx context.Context, fl *flight) (io.ReadCloser, error) {
 	if _, err := f.storage.Identity(ctx); err != nil {
 		return nil, localError{err}
 	}
+	size := sizeOf(fl.item, fl.n)
+	if err := fitsNar(fl.item, size); err != nil {
+		return nil, err
+	}
 	file, have, err := f.openSpool(fl.key)
 	if err != nil {
 		return nil, localError{fmt.Errorf("open the spool: %w", err)}
 	}
-	size := sizeOf(fl.item, fl.n)
 	if size < 0 && have > 0 || have > size {
 		// How much belongs there is not known, or it is too much.
 		if err := file.Truncate(0); err != nil {
@@ -130,11 +134,27 @@ func (f *Fetcher) openAt(ctx context.Context, fl *flight, offset int64) (io.Read
 	if known >= 0 {
 		size = known
 	}
-	if size < 0 {
+	switch {
+	case size < 0:
+		err = localError{errUnsized}
+	case known < 0:
+		if err = fitsNar(fl.item, size); err == nil {
+			err = f.grow(ctx, fl, size)
+		}
+	}
+	if err != nil {
 		body.Close()
-		return nil, 0, localError{errUnsized}
+		return nil, 0, err
 	}
 	return body, size, nil
+}
+
+// fitsNar returns an error for a file that is too long for the item's nar.
+func fitsNar(item *storage.Item, size int64) error {
+	if most := storage.MaxFileSize(item.Narinfo); size > most {
+		return fmt.Errorf("%w: a file of %d bytes, where no compression makes more than %d of it", storage.ErrWrongNar, size, most)
+	}
+	return nil
 }
 
 // download writes what comes into the spool, and goes on where it is cut.
@@ -149,7 +169,7 @@ func (f *Fetcher) download(ctx context.Context, fl *flight, body io.ReadCloser) 
 		}
 		have, _ := fl.position()
 		pause := time.Duration(0)
-		if have > before {
+		if have-before >= leastGain {
 			cuts = 0
 		} else if cuts > 0 {
 			pause = f.timing.resumePause << (cuts - 1)

@@ -20,7 +20,14 @@ func (f *Fetcher) begin(ctx context.Context, item *storage.Item, n int, asked bo
 	}
 	// Outside of the mutex, as it reads from the database: who comes second here
 	// finds the other's flight below.
-	room, err := f.reserve(ctx, item, n, asked)
+	left := f.unretain(key)
+	launched := false
+	defer func() {
+		if !launched && left > 0 {
+			f.retain(ctx, key, left) // or else the next dropStale removes it
+		}
+	}()
+	room, err := f.reserve(ctx, max(sizeOf(item, n), 0), asked)
 	if err != nil {
 		return nil, err
 	}
@@ -42,6 +49,7 @@ func (f *Fetcher) begin(ctx context.Context, item *storage.Item, n int, asked bo
 	fl := &flight{item: item, n: n, key: key, via: via, asked: asked, room: room, size: -1, readers: 1,
 		done: make(chan struct{})}
 	f.launch(fl)
+	launched = true
 	return fl, nil
 }
 
@@ -82,7 +90,8 @@ func (f *Fetcher) fly(fl *flight) {
 	resumed := fl.resumed
 	fl.mu.Unlock()
 	anew := errors.Is(err, storage.ErrWrongNar) && resumed && !fl.again
-	if !isGoneOnWith(err) {
+	f.unretain(fl.key) // if it was counted by a caller that joined meanwhile
+	if !isGoneOnWith(err) || !f.leaveSpool(fl) {
 		if removeErr := f.dropSpool(fl); removeErr != nil {
 			f.log.Warn("a file in the spool can't be removed", "file", fl.key, "error", removeErr)
 		}
@@ -117,10 +126,21 @@ func (f *Fetcher) fly(fl *flight) {
 	close(fl.done)
 }
 
+// leaveSpool counts what the flight leaves in the spool. It returns false when nothing is
+// to be left.
+func (f *Fetcher) leaveSpool(fl *flight) bool {
+	have, _ := fl.position()
+	if f.ctx.Err() != nil {
+		return true // the next start counts it
+	}
+	fl.room.Release()
+	return have > 0 && f.retain(f.ctx, fl.key, have)
+}
+
 // isGoneOnWith says whether what has come is of use to the next flight.
 func isGoneOnWith(err error) bool {
 	switch {
-	case err == nil, errors.Is(err, storage.ErrWrongNar), errors.Is(err, storage.ErrNotWanted), errors.Is(err, storage.ErrUnreadable):
+	case err == nil, errors.Is(err, storage.ErrWrongNar), errors.Is(err, storage.ErrNotWanted), errors.Is(err, storage.ErrUnreadable), errors.Is(err, errNoRoom):
 		return false
 	}
 	return !isFull(err) // then the room is needed

@@ -22,6 +22,7 @@ import (
 	lru "github.com/hashicorp/golang-lru/v2/simplelru"
 
 	"nar-herder/narinfo"
+	"nar-herder/peer/passing"
 	"nar-herder/storage"
 	"nar-herder/storage/index"
 )
@@ -54,6 +55,8 @@ type Options struct {
 	// Usage is what the storage takes now, in bytes; nil for
 	// [storage.Storage.Usage].
 	Usage func(ctx context.Context) (int64, error)
+	// Passing is the source for what clients get without its being stored; nil makes one.
+	Passing *passing.Source
 	// Decode reads compressed nars.
 	Decode storage.Decoder
 	// Spool is a directory for what is not whole yet, where the byte store has
@@ -143,7 +146,9 @@ type Fetcher struct {
 	mu      sync.Mutex
 	closed  bool
 	flights map[string]*flight
-	asked   int // flights that were begun for clients
+	// retained is the room for what is left in the spool, by the keys of flights.
+	retained map[string]*room
+	asked    int // flights that were begun for clients
 	// wanted are announced and asked for, the latest at the end.
 	wanted   []narinfo.PathHash
 	isWanted map[narinfo.PathHash]struct{}
@@ -174,7 +179,7 @@ func New(s *storage.Storage, x *index.Index, source Source, options Options) (*F
 	}
 	f := &Fetcher{
 		storage: s, index: x, source: source, options: options, log: options.Log, now: options.Now, timing: usualTiming,
-		wake: make(chan struct{}, 1), flights: make(map[string]*flight), isWanted: make(map[narinfo.PathHash]struct{}),
+		wake: make(chan struct{}, 1), flights: make(map[string]*flight), retained: make(map[string]*room), isWanted: make(map[narinfo.PathHash]struct{}),
 		told: make(map[string]time.Time), unfitUsage: -1,
 	}
 	if f.log == nil {
@@ -188,6 +193,9 @@ func New(s *storage.Storage, x *index.Index, source Source, options Options) (*F
 			usage, _, err := s.Usage(ctx)
 			return usage, err
 		}
+	}
+	if options.Passing == nil {
+		f.options.Passing = passing.New(source, 0)
 	}
 	f.options.AtOnce = cmp.Or(options.AtOnce, defaultAtOnce)
 	f.line.Rate = options.Bandwidth

@@ -10,11 +10,12 @@ import (
 )
 
 // OpenFile opens an item's Nth file for a client, as [Source] does: in a flight,
-// which is begun unless the file can't be stored now, or at the source itself.
+// which is begun unless the file can't be stored now, or at the source itself, where it is
+// compared on its way, see [passing.Source.OpenFile].
 // Nothing is written to the database on the way of the request.
 func (f *Fetcher) OpenFile(ctx context.Context, item *storage.Item, n int, offset, length int64, via []string) (io.ReadCloser, int64, error) {
 	if item.FileName(n) == "" || n >= 64 {
-		return f.source.OpenFile(ctx, item, n, offset, length, via)
+		return f.options.Passing.OpenFile(ctx, item, n, offset, length, via)
 	}
 	for range 2 { // the second for a flight that was begun anew
 		fl, stored, size, err := f.board(ctx, item, n, offset, via)
@@ -43,7 +44,7 @@ func (f *Fetcher) OpenFile(ctx context.Context, item *storage.Item, n int, offse
 			return nil, 0, err
 		}
 	}
-	return f.source.OpenFile(ctx, item, n, offset, length, via)
+	return f.options.Passing.OpenFile(ctx, item, n, offset, length, via)
 }
 
 // Locate returns the URL of an item's Nth file at the source.

@@ -132,6 +132,11 @@ func (p *pass) count(ctx context.Context, now time.Time) error {
 	if err != nil {
 		return err
 	}
+	if !p.f.options.All { // else each pass does
+		if err := p.f.dropStale(ctx); err != nil {
+			p.f.log.Warn("can't tidy the spool of what is being fetched", "error", err)
+		}
+	}
 	p.f.missing.Store(missing)
 	p.countedAt = now
 	return nil

@@ -31,8 +31,9 @@ func (r *reader) Read(p []byte) (int, error) {
 		if err == nil || !errors.Is(err, errLocal) {
 			return n, err
 		}
-		r.direct, _, err = r.f.source.OpenFile(r.ctx, r.flight.item, r.flight.n, r.off, r.end-r.off, r.via)
-		if err != nil {
+		// What was read so far is in the file of the flight, and compared with the rest.
+		before := io.NewSectionReader(r.flight.file, 0, r.off)
+		if r.direct, err = r.f.options.Passing.Resume(r.ctx, r.flight.item, r.flight.n, before, r.off, r.via); err != nil {
 			return 0, err
 		}
 	}

@@ -22,13 +22,12 @@ const block = 4 << 10
 // fit again.
 const margin = 50
 
-// reserve makes sure that there is room for the item's Nth file, beside all that
-// is under way, and counts it until the room is released. The error is errNoRoom when
+// reserve makes sure that there is room for so many bytes of a file, beside all that
+// is under way, and counts them until the room is released. The error is errNoRoom when
 // there is none below the limit, or above the minimum of free space with its margin,
 // and [storage.ErrLimit] or [storage.ErrFreeSpace] when there is none below the hard
 // limit or above the minimum.
-func (f *Fetcher) reserve(ctx context.Context, item *storage.Item, n int, asked bool) (_ *room, err error) {
-	size := max(sizeOf(item, n), 0)
+func (f *Fetcher) reserve(ctx context.Context, size int64, asked bool) (_ *room, err error) {
 	r := &room{uncount: sync.OnceFunc(func() { f.coming.Add(-size - block) })}
 	// Before the usage is looked at: what comes to its end meanwhile is counted
 	// here or there, or twice.
@@ -65,10 +64,55 @@ func (f *Fetcher) reserve(ctx context.Context, item *storage.Item, n int, asked 
 	return r, nil
 }
 
+// grow makes the room of a flight larger, once the source says how long the file is.
+func (f *Fetcher) grow(ctx context.Context, fl *flight, size int64) error {
+	room, err := f.reserve(ctx, size, fl.asked)
+	if err != nil {
+		if errors.Is(err, errNoRoom) {
+			err = localError{err}
+		}
+		return err
+	}
+	fl.room.Release()
+	fl.room = room
+	return nil
+}
+
+// retain counts what a flight leaves in the spool, or what an earlier process has left,
+// until a flight resumes it or it is removed. It returns false when there is no room.
+func (f *Fetcher) retain(ctx context.Context, key string, size int64) bool {
+	room, err := f.reserve(ctx, size, true)
+	if err != nil {
+		return false
+	}
+	room.size = size
+	room.SetWritten(size)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if old := f.retained[key]; old != nil {
+		old.Release()
+	}
+	f.retained[key] = room
+	return true
+}
+
+// unretain ends that, and returns how many bytes were counted.
+func (f *Fetcher) unretain(key string) (size int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if room := f.retained[key]; room != nil {
+		size = room.size
+		room.Release()
+		delete(f.retained, key)
+	}
+	return size
+}
+
 // room is what a flight takes of the storage.
 type room struct {
 	*storage.Reservation
 	uncount func()
+	size    int64 // of what is retained
 }
 
 // Release gives it back. Another call does nothing.

@@ -2,7 +2,6 @@ package nars
 
 import (
 	"errors"
-	"io/fs"
 	"math/rand/v2"
 	"time"
 
@@ -53,6 +52,8 @@ func (f *Fetcher) settle(fl *flight, err error) {
 	switch {
 	case err == nil:
 		f.succeeded(fl)
+	case errors.Is(err, errNoRoom):
+		f.unfit(err)
 	case errors.Is(err, storage.ErrNotWanted), errors.Is(err, errStopped):
 		// Nobody's failure.
 	default:
@@ -104,7 +105,7 @@ func (f *Fetcher) failed(item *storage.Item, name string, err error) {
 	case why == reasonAbsent:
 		f.sourceFailures, f.pausedUntil = 0, time.Time{} // it answers
 	}
-	f.status.LastError, f.status.LastErrorAt = publicError(err), now
+	f.status.LastError, f.status.LastErrorAt = publicErrors[why], now
 	f.mu.Unlock()
 	text := map[reason]string{
 		reasonAbsent: "a nar is not stored where it should come from; it is looked for again each hour",
@@ -124,14 +125,14 @@ func (f *Fetcher) failed(item *storage.Item, name string, err error) {
 	}
 }
 
-// publicError is an error as the health tells it: those of this machine may name its
-// files.
-func publicError(err error) string {
-	var path *fs.PathError
-	if errors.Is(err, errLocal) || errors.As(err, &path) {
-		return "a fault of this machine: see its log"
-	}
-	return err.Error()
+// publicErrors are failures as the health reports them, by their reasons. Errors
+// themselves have text of the source, sizes of what it has sent, and names of files here.
+var publicErrors = [...]string{
+	reasonAbsent: "a nar is not stored at its source",
+	reasonSource: "a source can't be asked, or stops to send",
+	reasonWrong:  "what came is not the nar that its narinfo describes",
+	reasonFull:   "there is no room on this machine",
+	reasonLocal:  "a fault of this machine: see its log",
 }
 
 // isNews says whether the log has not told of a trouble for long.

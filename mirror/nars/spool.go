@@ -125,14 +125,35 @@ func (f *Fetcher) dropStale(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if !stale {
+		if !stale && f.isCounted(ctx, directory, name) {
 			continue
 		}
+		f.unretain(name)
 		if err := os.Remove(filepath.Join(directory, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}
 	return nil
+}
+
+// isCounted makes sure that a spool file counts for the limits. It returns false when
+// there is no room for it.
+func (f *Fetcher) isCounted(ctx context.Context, directory, name string) bool {
+	f.mu.Lock()
+	counted := f.flights[name] != nil || f.retained[name] != nil
+	f.mu.Unlock()
+	info, err := os.Lstat(filepath.Join(directory, name))
+	if counted || err != nil || info.Size() == 0 || !isSpoolName(name) {
+		return true
+	}
+	return f.retain(ctx, name, info.Size())
+}
+
+// isSpoolName says whether a file in the spool has a name that this program gives.
+func isSpoolName(name string) bool {
+	base, _, _ := strings.Cut(name, "-")
+	_, err := narinfo.ParsePathHash(base)
+	return err == nil
 }
 
 func (f *Fetcher) isStale(ctx context.Context, directory, name string) (bool, error) {

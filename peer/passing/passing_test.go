@@ -1,0 +1,275 @@
+package passing
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	"nar-herder/compression"
+	"nar-herder/narinfo"
+	"nar-herder/peer"
+	"nar-herder/storage"
+	"nar-herder/storage/index"
+)
+
+// nar is an item of a test, with its one file.
+type nar struct {
+	*storage.Item
+	file []byte
+}
+
+// newNar makes one of random bytes, without sizes if so wanted.
+func newNar(t *testing.T, size int, kind string, sized bool) *nar {
+	t.Helper()
+	content := make([]byte, size)
+	random := rand.NewChaCha8([32]byte{byte(size)})
+	_, _ = random.Read(content)
+	var file bytes.Buffer
+	if kind == "none" || kind == "brotli" {
+		file.Write(content)
+	} else {
+		w, err := compression.NewWriter(kind, 1, &file)
+		if err == nil {
+			_, err = w.Write(content)
+		}
+		if err = errors.Join(err, w.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	base := fmt.Sprintf("%032d-item", size)
+	text := fmt.Sprintf("StorePath: /gnu/store/%s\nNarHash: %s\nReferences:\nURL: nar/%s/%s\nCompression: %s\n", base, narinfo.NarHash(sha256.Sum256(content)), kind, base, kind)
+	if sized {
+		text += fmt.Sprintf("FileSize: %d\nNarSize: %d\n", file.Len(), size)
+	}
+	path, err := narinfo.ParseBaseName(base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	item, err := storage.NewItem(&index.Item{Hash: path.Hash, Text: []byte(text)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &nar{item, file.Bytes()}
+}
+
+// opener sends a file.
+type opener struct {
+	file    []byte
+	ranges  bool
+	unsized bool
+	closed  int
+}
+
+func (o *opener) OpenFile(_ context.Context, _ *storage.Item, _ int, offset, length int64, _ []string) (io.ReadCloser, int64, error) {
+	if offset > 0 && !o.ranges {
+		return nil, 0, peer.ErrNoRange
+	}
+	part := o.file[offset:]
+	if length >= 0 {
+		part = part[:min(length, int64(len(part)))]
+	}
+	size := int64(len(o.file))
+	if o.unsized {
+		size = -1
+	}
+	return closing{bytes.NewReader(part), o}, size, nil
+}
+
+func (*opener) Locate(context.Context, *storage.Item, int, []string) (string, [16]byte, error) {
+	return "somewhere", [16]byte{}, nil
+}
+
+type closing struct {
+	io.Reader
+	o *opener
+}
+
+func (c closing) Close() error { c.o.closed++; return nil }
+
+// free waits until all memory is given back.
+func (s *Source) free(t *testing.T) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := s.memory.Acquire(ctx, s.budget); err != nil {
+		t.Error("memory is not given back")
+	}
+}
+
+var sizes = []int{0, 1, 1000, tail - 1000, tail, tail + 1, 3 * tail}
+
+func TestGood(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []string{"none", "gzip", "zstd", "lzip"} {
+		for _, size := range sizes {
+			if kind == "lzip" && size < tail {
+				continue // slow, with the race detector
+			}
+			for _, sized := range []bool{true, false} {
+				of := newNar(t, size, kind, sized)
+				o := &opener{file: of.file, unsized: !sized}
+				s := New(o, 0)
+				body, told, err := s.OpenFile(t.Context(), of.Item, 0, 0, -1, nil)
+				if err != nil {
+					t.Errorf("%s %d: %v", kind, size, err)
+					continue
+				}
+				got, err := io.ReadAll(body)
+				if err != nil || !bytes.Equal(got, of.file) || sized && told != int64(len(of.file)) {
+					t.Errorf("%s %d: %d bytes, %v, size %d", kind, size, len(got), err, told)
+				}
+				if body.Close(); o.closed != 1 {
+					t.Errorf("closed %d times", o.closed)
+				}
+				s.free(t)
+			}
+		}
+	}
+}
+
+// TestWrong has files that are not the nar: the last bytes of them are never given out,
+// and of small files none.
+func TestWrong(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []string{"none", "gzip", "zstd", "lzip"} {
+		for _, size := range sizes[2:] {
+			if kind == "lzip" && size != 3*tail {
+				continue
+			}
+			for _, sized := range []bool{true, false} {
+				of := newNar(t, size, kind, sized)
+				flipped := func(at int) []byte {
+					file := bytes.Clone(of.file)
+					file[at] ^= 1
+					return file
+				}
+				for what, file := range map[string][]byte{
+					"flipped at the end": flipped(len(of.file) - 1), "flipped in the middle": flipped(len(of.file) / 2), "flipped at first": flipped(0),
+					"cut": of.file[:len(of.file)-1], "longer": append(bytes.Clone(of.file), 0), "twice": slices.Concat(of.file, of.file), "empty": nil,
+					"a secret": []byte("<html>secret</html>"),
+				} {
+					o := &opener{file: file, unsized: !sized}
+					s := New(o, 0)
+					body, _, err := s.OpenFile(t.Context(), of.Item, 0, 0, -1, nil)
+					var got []byte
+					if err == nil {
+						got, err = io.ReadAll(body)
+						body.Close()
+					}
+					if err == nil || len(got) > max(0, len(file)-tail) {
+						t.Errorf("%s %d, sized %v, %s: %d of %d bytes, %v", kind, size, sized, what, len(got), len(file), err)
+					}
+					if o.closed != 1 {
+						t.Errorf("closed %d times", o.closed)
+					}
+					s.free(t)
+				}
+			}
+		}
+	}
+}
+
+// TestParts has parts: those that reach into what is held back are given out of small
+// files only, after these were compared.
+func TestParts(t *testing.T) {
+	t.Parallel()
+	small, large := newNar(t, 1000, "none", true), newNar(t, 4*tail, "none", true)
+	for _, test := range []struct {
+		of             *nar
+		offset, length int64
+		ok             bool
+	}{
+		{small, 0, 10, true}, {small, 990, -1, true}, {small, 990, 100, true}, {small, 1000, -1, true},
+		{large, 0, 10, true}, {large, tail, tail, true}, {large, 0, 3 * tail, true}, {large, 0, 4 * tail, true},
+		{large, 0, 3*tail + 1, false}, {large, 1, -1, false}, {large, 4*tail - 1, 1, false},
+	} {
+		s := New(&opener{file: test.of.file, ranges: true}, 0)
+		body, size, err := s.OpenFile(t.Context(), test.of.Item, 0, test.offset, test.length, nil)
+		if !test.ok {
+			if !errors.Is(err, peer.ErrNoRange) {
+				t.Errorf("%d, %d: %v", test.offset, test.length, err)
+			}
+			continue
+		}
+		if err != nil {
+			t.Errorf("%d, %d: %v", test.offset, test.length, err)
+			continue
+		}
+		want := test.of.file[test.offset:]
+		if test.length >= 0 {
+			want = want[:min(test.length, int64(len(want)))]
+		}
+		got, err := io.ReadAll(body)
+		if err != nil || !bytes.Equal(got, want) || size != int64(len(test.of.file)) {
+			t.Errorf("%d, %d: %d bytes, %v, size %d", test.offset, test.length, len(got), err, size)
+		}
+		body.Close()
+		s.free(t)
+	}
+	wrong := bytes.Clone(small.file)
+	wrong[999] ^= 1
+	if _, _, err := New(&opener{file: wrong, ranges: true}, 0).OpenFile(t.Context(), small.Item, 0, 0, 10, nil); !errors.Is(err, storage.ErrWrongNar) {
+		t.Errorf("a part of a wrong file: %v", err)
+	}
+}
+
+// TestResume has the beginning of a file come from elsewhere.
+func TestResume(t *testing.T) {
+	t.Parallel()
+	of := newNar(t, 4*tail, "gzip", true)
+	half := int64(len(of.file) / 2)
+	wrong := bytes.Clone(of.file)
+	wrong[5000] ^= 1
+	for _, ranges := range []bool{true, false} {
+		for name, before := range map[string][]byte{"right": of.file, "wrong": wrong} {
+			s := New(&opener{file: of.file, ranges: ranges}, 0)
+			body, err := s.Resume(t.Context(), of.Item, 0, bytes.NewReader(before), half, nil)
+			var got []byte
+			if err == nil {
+				got, err = io.ReadAll(body)
+				body.Close()
+			}
+			if name == "right" && (err != nil || !bytes.Equal(got, of.file[half:])) || name == "wrong" && (err == nil || len(got) > len(of.file)-int(half)-tail) {
+				t.Errorf("%s, ranges %v: %d bytes, %v", name, ranges, len(got), err)
+			}
+			s.free(t)
+		}
+	}
+}
+
+// TestUnknownCompression has one that can't be compared: it is not passed on.
+func TestUnknownCompression(t *testing.T) {
+	t.Parallel()
+	of := newNar(t, 1000, "brotli", true)
+	if _, _, err := New(&opener{file: of.file}, 0).OpenFile(t.Context(), of.Item, 0, 0, -1, nil); !errors.Is(err, storage.ErrUnreadable) {
+		t.Error(err)
+	}
+}
+
+// TestLeaves has a client that leaves, and one that comes while the memory is taken.
+func TestLeaves(t *testing.T) {
+	t.Parallel()
+	of := newNar(t, 4*tail, "zstd", true)
+	s := New(&opener{file: of.file}, 1<<20)
+	first, _, err := s.OpenFile(t.Context(), of.Item, 0, 0, -1, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, _, err := s.OpenFile(ctx, of.Item, 0, 0, -1, nil); !errors.Is(err, errBusy) {
+		t.Error(err)
+	}
+	if _, err := first.Read(make([]byte, 10)); err != nil {
+		t.Error(err)
+	}
+	first.Close()
+	s.free(t)
+}
