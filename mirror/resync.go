@@ -242,7 +242,7 @@ func (m *Mirror) mergeItems(ctx context.Context, db *dump, there bits, count int
 
 // itemOf makes sense of an item of a dump.
 func (m *Mirror) itemOf(item exchange.Item, db *dump) (change storage.Followed, err error) {
-	n, err := narinfo.Parse(item.Text)
+	n, err := storage.Admit(item.Text)
 	if err != nil {
 		return change, err
 	}

@@ -252,6 +252,10 @@ func (s *Storage) dropEach(ctx context.Context, names []string, since int64, tol
 			done := make([]string, 0, len(chunk))
 			going := make([]int, 0, len(chunk))
 			for n, name := range chunk {
+				if !isNarName(name) {
+					done = append(done, name) // not a file of an item: forgotten, and left alone
+					continue
+				}
 				hash := hashInName(name)
 				if _, hasChanged := changed[hash]; hasChanged || !sure {
 					claimed, err := isClaimed(tx, hash, name)
@@ -302,7 +306,7 @@ func (s *Storage) each(n int, f func(i int) error) []error {
 	var next atomic.Int64
 	var failure atomic.Pointer[error]
 	var calls sync.WaitGroup
-	for range min(s.bytes.(Distant).AtOnce(), n) {
+	for range min(s.store().(Distant).AtOnce(), n) {
 		calls.Go(func() {
 			for i := next.Add(1) - 1; i < int64(n); i = next.Add(1) - 1 {
 				if failed := failure.Load(); failed != nil {

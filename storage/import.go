@@ -236,7 +236,7 @@ func readNarinfo(name string) (*narinfo.Narinfo, error) {
 	if _, err := buffer.ReadFrom(io.LimitReader(file, narinfo.MaxSize+1)); err != nil {
 		return nil, err
 	}
-	n, err := narinfo.Parse(bytes.Clone(buffer.Bytes()))
+	n, err := Admit(bytes.Clone(buffer.Bytes()))
 	if err != nil {
 		return nil, err
 	}
