@@ -17,6 +17,9 @@ import (
 	"nar-herder/peer"
 )
 
+// Instance is the name of a source whose changes have numbers.
+const Instance = "HOSTILE"
+
 // Source is such a server on loopback. Its methods may be called while it serves.
 type Source struct {
 	// URL is where it listens, without a slash at the end.
@@ -36,7 +39,7 @@ type Source struct {
 
 // New starts a source whose changes have numbers, and which has none yet.
 func New() *Source {
-	s := &Source{instance: "hostile", answers: make(map[string]http.HandlerFunc), asked: make(map[string]int), closed: make(chan struct{}), changed: make(chan struct{})}
+	s := &Source{instance: Instance, answers: make(map[string]http.HandlerFunc), asked: make(map[string]int), closed: make(chan struct{}), changed: make(chan struct{})}
 	s.server = httptest.NewServer(http.HandlerFunc(s.serve))
 	s.URL = s.server.URL
 	return s
