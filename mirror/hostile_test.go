@@ -173,7 +173,9 @@ func TestHostileTexts(t *testing.T) {
 			source.Add(at(100+n), text)
 		}
 	}
-	empty := func(instance string) []byte { return dumpWith(t, instance, evilInfo(good, "nar/none/"+testPath(good).BaseName())) }
+	empty := func(instance string) []byte {
+		return dumpWith(t, instance, evilInfo(good, "nar/none/"+testPath(good).BaseName()))
+	}
 	for name, run := range map[string]func(t *testing.T, source *hostile.Source, v *victim) error{
 		"dump": func(t *testing.T, source *hostile.Source, v *victim) error {
 			source.Publish(peer.DumpPath, dumpWith(t, hostile.Instance, texts...))

@@ -15,6 +15,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
+	"nar-herder/internal/rowsum"
 	"nar-herder/mirror/exchange"
 	"nar-herder/storage/index"
 )
@@ -45,7 +46,8 @@ func writeDatabase(ctx context.Context, path, copied string, g Generation, chang
 			}
 		}()
 	}
-	if err := addItems(ctx, w, snapshot); err != nil {
+	sum, err := addItems(ctx, w, snapshot)
+	if err != nil {
 		return err
 	}
 	if err := addChanges(w, snapshot, changes); err != nil {
@@ -56,6 +58,7 @@ func writeDatabase(ctx context.Context, path, copied string, g Generation, chang
 		{"last_change", strconv.FormatInt(g.LastChange, 10)},
 		{"created_at", g.CreatedAt.Format(time.RFC3339)},
 		{"items", strconv.FormatInt(g.Items, 10)},
+		{exchange.SumKey, sum},
 	} {
 		if err := w.SetInfo(info.key, info.value); err != nil {
 			return err
@@ -68,8 +71,8 @@ func writeDatabase(ctx context.Context, path, copied string, g Generation, chang
 // each of two lots.
 const itemsAhead = 256
 
-// addItems writes all items.
-func addItems(ctx context.Context, w *exchange.Writer, snapshot *index.Snapshot) error {
+// addItems writes all items, and returns their sum.
+func addItems(ctx context.Context, w *exchange.Writer, snapshot *index.Snapshot) (string, error) {
 	ctx, stop := context.WithCancel(ctx)
 	lots := make(chan []exchange.Item, 1)
 	read := make(chan error, 1)
@@ -78,9 +81,11 @@ func addItems(ctx context.Context, w *exchange.Writer, snapshot *index.Snapshot)
 		close(lots)
 	}()
 	var err error
+	var sum rowsum.Sum
 	for lot := range lots {
 		for _, item := range lot {
 			if err == nil {
+				exchange.AddTo(&sum, item)
 				err = w.Add(item)
 			}
 		}
@@ -91,9 +96,9 @@ func addItems(ctx context.Context, w *exchange.Writer, snapshot *index.Snapshot)
 	readErr := <-read
 	stop()
 	if err != nil {
-		return err
+		return "", err
 	}
-	return readErr
+	return sum.String(), readErr
 }
 
 func readItems(ctx context.Context, snapshot *index.Snapshot, lots chan<- []exchange.Item) error {
