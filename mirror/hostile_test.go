@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"nar-herder/internal/hostile"
+	"nar-herder/internal/rowsum"
 	"nar-herder/internal/testlog"
 	"nar-herder/mirror/exchange"
 	"nar-herder/mirror/nars"
@@ -151,7 +152,11 @@ func dumpWith(t testing.TB, instance string, texts ...string) []byte {
 		err = errors.Join(err, w.Add(exchange.Item{Text: []byte(text), AddedAt: at(n)}), w.AddChange(exchange.Change{At: at(n), Data: text}))
 	}
 	if instance != "" {
-		err = errors.Join(err, w.SetInfo("instance", instance), w.SetInfo("last_change", "0"))
+		var sum rowsum.Sum
+		for n, text := range texts {
+			exchange.AddTo(&sum, exchange.Item{Text: []byte(text), AddedAt: at(n)})
+		}
+		err = errors.Join(err, w.SetInfo("instance", instance), w.SetInfo("last_change", "0"), w.SetInfo(exchange.SumKey, sum.String()))
 	}
 	if err := errors.Join(err, w.Finish(t.Context())); err != nil {
 		t.Fatal(err)

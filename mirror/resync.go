@@ -206,7 +206,7 @@ func (m *Mirror) mergeItems(ctx context.Context, db *dump, there bits, count int
 		if len(news) == 0 {
 			return nil
 		}
-		sums, err := m.Storage.Follow(ctx, news, storage.FollowOptions{Unlogged: m.unlogged})
+		sums, err := m.Storage.Follow(ctx, news, storage.FollowOptions{})
 		if err != nil {
 			return err
 		}
