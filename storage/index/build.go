@@ -2,12 +2,14 @@ package index
 
 import (
 	"context"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
@@ -26,10 +28,17 @@ type Builder struct {
 	tx    *Tx
 	edges *edgeSorter
 	wrote func() // ends the writing out
+
+	last            int64          // id that was given
+	items, narinfos []driver.Value // rows that are written together
 }
 
 // buildCache is the page cache of a Builder, in bytes: tables only grow at their ends.
 const buildCache = 16 << 20
+
+// rowsTogether is how many rows one statement writes. What a statement costs beside its
+// rows is as much as the rows themselves.
+const rowsTogether = 32
 
 // Build begins a new index. What was at the path is removed: an index that an earlier
 // Builder has not finished.
@@ -98,16 +107,44 @@ func (b *Builder) PrepareRow(n *narinfo.Narinfo, f *Foreign, row ForeignRow) *En
 // Add writes an item behind those before, without an addition in the recent changes. Of
 // items with the same hash, the last one counts.
 func (b *Builder) Add(entry *Entry) error {
-	entry.Unlogged = true
-	if err := b.tx.Put(entry, nil); err != nil {
-		return describe("build the index "+b.path, err)
+	size, err := storedSize(entry.Narinfo, entry.Stored, entry.Sizes)
+	if err != nil {
+		return err
 	}
-	for _, e := range b.tx.edges {
-		if err := b.edges.add(e); err != nil {
+	b.tx.count(entry.Stored, size, 1)
+	b.tx.change.Items++
+	b.last++
+	b.items = appendItemRow(b.items, b.last, entry, size)
+	b.narinfos = appendNarinfoRow(b.narinfos, b.last, entry)
+	for _, reference := range entry.Narinfo.References {
+		if err := b.edges.add(edge{keyOf(reference.Hash), b.last}); err != nil {
 			return err
 		}
 	}
-	b.tx.edges = b.tx.edges[:0]
+	if b.last%rowsTogether == 0 {
+		return b.flush()
+	}
+	return nil
+}
+
+// flush writes the rows that wait.
+func (b *Builder) flush() error {
+	const itemWidth, narinfoWidth = 7, 5
+	count := len(b.items) / itemWidth
+	if count == 0 {
+		return nil
+	}
+	values := func(width int) string {
+		row := ", (?" + strings.Repeat(", ?", width-1) + ")"
+		return " VALUES " + strings.Repeat(row, count)[2:]
+	}
+	err := errors.Join(b.conn.exec(insertItem+values(itemWidth), b.items...), b.conn.exec(insertNarinfo+values(narinfoWidth), b.narinfos...))
+	clear(b.items) // they are not to be kept
+	clear(b.narinfos)
+	b.items, b.narinfos = b.items[:0], b.narinfos[:0]
+	if err != nil {
+		return describe("build the index "+b.path, err)
+	}
 	return nil
 }
 
@@ -119,6 +156,9 @@ func (b *Builder) Finish(ctx context.Context, settings map[string]string) (items
 			err = errors.Join(describe("finish the index "+b.path, err), b.Abort())
 		}
 	}()
+	if err := b.flush(); err != nil {
+		return 0, err
+	}
 	// The edges are sorted beside the making of the index.
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()

@@ -103,8 +103,36 @@ func (s *edgeSorter) sorted(n int) ([]edge, error) {
 	}
 	unpack(part.buffer)
 	part.buffer = nil
-	slices.SortFunc(edges, edge.compare)
-	return slices.Compact(edges), nil
+	return slices.Compact(sortEdges(edges)), nil
+}
+
+// sortEdges sorts edges whose targets have their first byte in common, and whose
+// referrers come in order. First they are divided by the next two bytes: targets are
+// random, so that there are few different ones in each division, or just one that very
+// many refer to.
+func sortEdges(edges []edge) []edge {
+	division := func(e edge) uint16 { return uint16(uint64(e.target) >> 40) }
+	ends := make([]int, 1<<16+1)
+	for _, e := range edges {
+		ends[int(division(e))+1]++
+	}
+	for i := range 1 << 16 {
+		ends[i+1] += ends[i]
+	}
+	sorted := make([]edge, len(edges))
+	for _, e := range edges {
+		d := division(e)
+		sorted[ends[d]] = e
+		ends[d]++ // and so becomes the end
+	}
+	begin := 0
+	for _, end := range ends[:1<<16] {
+		if some := sorted[begin:end]; !slices.IsSortedFunc(some, edge.compare) {
+			slices.SortFunc(some, edge.compare)
+		}
+		begin = end
+	}
+	return sorted
 }
 
 func (s *edgeSorter) close() error { return s.file.Close() }
