@@ -15,8 +15,6 @@ import (
 	"nar-herder/internal/disk"
 	"nar-herder/internal/pace"
 	"nar-herder/peer"
-	"nar-herder/storage"
-	"nar-herder/storage/index"
 )
 
 // Beginning makes the database of a mirror that has none yet. It is made by
@@ -143,29 +141,24 @@ func (b *Beginning) try(ctx context.Context) error {
 		// Then it can be checked better in the other form.
 		return errors.Join(b.fromDump(ctx), peer.Discard(name))
 	}
-	if err := index.CheckCopy(ctx, name); err != nil {
+	b.doing("making the index")
+	if err := b.build().ofIndex(ctx, Downloads(b.database)+unfinished, name); err != nil {
+		if ctx.Err() != nil || !errors.Is(err, errBadIndex) {
+			return err
+		}
 		b.log.Info("the index that the mirrored instance publishes can't be used, so the mirror is made of its dump", "error", err)
 		return errors.Join(b.fromDump(ctx), peer.Discard(name))
 	}
-	if err := update(ctx, name); err != nil {
+	if err := b.place(Downloads(b.database) + unfinished); err != nil {
 		return err
 	}
-	if err := b.place(name); err != nil {
-		return err
-	}
-	return peer.Discard(name)
+	return removeBeginnings(Downloads(b.database))
 }
 
-// update brings an index up to date that an older version of this program has made.
-func update(ctx context.Context, name string) error {
-	if !index.NeedsMigration(ctx, name) {
-		return nil
-	}
-	x, err := index.Open(ctx, name, index.Options{Access: index.Write, Migrate: true})
-	if err != nil {
-		return err
-	}
-	return x.Close()
+// build begins to make the index.
+func (b *Beginning) build() *building {
+	now := time.Now()
+	return &building{log: b.log, source: b.source.String(), doing: b.doing, now: now, fallback: now}
 }
 
 var errSlowLine = errors.New("the line is slow")
@@ -228,25 +221,23 @@ func (b *Beginning) place(name string) error {
 
 // fromDump makes the database of the source's dump in the original's schema.
 func (b *Beginning) fromDump(ctx context.Context) (err error) {
-	name := Downloads(b.database) + unfinished
-	// Also where an earlier try was cut off: what it has merged is merged.
-	x, err := index.Open(ctx, name, index.Options{Migrate: true, Bulk: true, WriterCache: 64 << 20})
+	m := New(Options{Source: b.source, Downloads: Downloads(b.database), Log: b.log})
+	m.status.told = func(s Status) { b.doing(cmp.Or(s.Doing, "finishing")) }
+	m.dumps.held = b.held
+	defer func() { b.held = m.dumps.held }()
+	// Nothing of what is here could be lost, so that no dump is refused for that.
+	if err := m.stillHeld(ctx); err != nil {
+		return err
+	}
+	b.merging.log(b.log, slog.LevelInfo, time.Now(), "making the index of the dump of the mirrored instance", "source", b.source.String())
+	db, err := m.fetchDump(ctx)
 	if err != nil {
 		return err
 	}
-	m := New(Options{Storage: storage.New(x, nil, storage.Options{Log: b.log}), Index: x, Source: b.source, Downloads: Downloads(b.database), Log: b.log})
-	m.status.told = func(s Status) { b.doing(cmp.Or(s.Doing, "finishing")) }
-	m.unlogged = true // nobody follows this instance yet
-	m.dumps.held, m.dumps.told = b.held, b.merging
-	defer func() { b.held, b.merging = m.dumps.held, m.dumps.told }()
-	err = m.resync(ctx, place{}, "nothing of it is here yet")
-	if err = errors.Join(err, x.Close()); err != nil {
-		return err
+	if err := m.closeDump(ctx, db, m.build(ctx, Downloads(b.database)+unfinished, db)); err != nil {
+		return fmt.Errorf("start from the dump of %s: %w", b.source, err)
 	}
-	if info, err := os.Stat(name + "-wal"); err == nil && info.Size() > 0 {
-		return fmt.Errorf("finish %s: its log was not folded back: another process has it open, it seems", name)
-	}
-	if err := b.place(name); err != nil {
+	if err := b.place(Downloads(b.database) + unfinished); err != nil {
 		return err
 	}
 	return removeBeginnings(Downloads(b.database))

@@ -12,6 +12,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"nar-herder/internal/disk"
+	"nar-herder/internal/rowsum"
 	"nar-herder/mirror/exchange"
 	"nar-herder/peer"
 )
@@ -26,6 +27,39 @@ type dump struct {
 	verified bool
 	modified time.Time
 	tag      string
+	// sum is what the dump says of all its items; "" for nothing.
+	sum string
+}
+
+// isWhole says that what is read of the dump is compared as a whole with what was
+// written.
+func (d *dump) isWhole() bool { return d.verified && d.sum != "" }
+
+// compare makes sure that the items are those that were written, as far as the dump
+// tells.
+func (d *dump) compare(sum *rowsum.Sum) error {
+	if d.isWhole() && sum.String() != d.sum {
+		return fmt.Errorf("%w: the sum of its items is %s, and not %.80q", errBadDump, sum, d.sum)
+	}
+	return nil
+}
+
+// checkSum reads all items before any of them is merged.
+func (d *dump) checkSum(ctx context.Context) error {
+	if !d.isWhole() {
+		return nil
+	}
+	var sum rowsum.Sum
+	for item, err := range d.Items(ctx, exchange.FromStart) {
+		var row *exchange.RowError
+		if err != nil && !errors.As(err, &row) {
+			return badDump(err)
+		}
+		if err == nil {
+			exchange.AddTo(&sum, item)
+		}
+	}
+	return d.compare(&sum)
 }
 
 // dumps is what is kept of the source's dumps from one try to the next.
@@ -128,6 +162,11 @@ func (m *Mirror) fetchDump(ctx context.Context) (*dump, error) {
 	if err == nil && !file.Verified {
 		m.status.doing(Syncing, "checking the dump")
 		err = db.Check(ctx)
+	}
+	if err == nil {
+		var info map[string]string
+		info, err = db.Info(ctx)
+		db.sum = info[exchange.SumKey]
 	}
 	if err = badDump(err); err != nil {
 		return nil, m.closeDump(ctx, db, fmt.Errorf("open the dump of %s: %w", m.Source, err))

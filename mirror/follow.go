@@ -160,7 +160,7 @@ func read(c peer.Change, sure bool) (change storage.Followed, err error) {
 	}
 	switch c.Change {
 	case peer.Addition:
-		n, err := narinfo.Parse([]byte(c.Data))
+		n, err := storage.Admit([]byte(c.Data))
 		if err != nil {
 			return change, fmt.Errorf("%w: %w", errUnreadable, err)
 		}
@@ -195,16 +195,6 @@ func parseTime(text string) (time.Time, error) {
 func plausible(n *narinfo.Narinfo) error {
 	if err := n.CheckSignature(); err != nil && !errors.Is(err, narinfo.ErrUnknownAlgorithm) {
 		return err
-	}
-	// These aren't signed.
-	for _, file := range n.Files {
-		name, err := file.Path()
-		if err != nil {
-			continue // of some other place
-		}
-		if base := name[strings.LastIndexByte(name, '/')+1:]; base != n.StorePath.BaseName() {
-			return fmt.Errorf("%s has a nar named %s", n.StorePath.BaseName(), base)
-		}
 	}
 	return nil
 }

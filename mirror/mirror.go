@@ -88,9 +88,6 @@ type Mirror struct {
 
 	// negligible is the constant but in tests.
 	negligible int
-	// unlogged: nobody has followed this instance, so that what it starts with
-	// needs not be told.
-	unlogged bool
 	// toldOnce are changes that a source without numbers has told once.
 	toldOnce map[fingerprint]struct{}
 	// unreadable counts how often in a row a change could not be made sense of.

@@ -100,6 +100,9 @@ func (m *Mirror) merge(ctx context.Context, at place, db *dump) (place, error) {
 			return next, err
 		}
 	}
+	if err := db.checkSum(ctx); err != nil {
+		return next, err
+	}
 	there := make(bits, last/64+1)
 	if err := m.mergeItems(ctx, db, there, count); err != nil {
 		return next, err
@@ -235,7 +238,7 @@ func (m *Mirror) mergeItems(ctx context.Context, db *dump, there bits, count int
 		if len(news) == 0 {
 			return nil
 		}
-		sums, err := m.Storage.Follow(ctx, news, storage.FollowOptions{Unlogged: m.unlogged})
+		sums, err := m.Storage.Follow(ctx, news, storage.FollowOptions{})
 		if err != nil {
 			return err
 		}
@@ -274,14 +277,9 @@ func (m *Mirror) mergeItems(ctx context.Context, db *dump, there bits, count int
 
 // itemOf makes sense of an item of a dump.
 func (m *Mirror) itemOf(item exchange.Item, db *dump) (change storage.Followed, err error) {
-	n, err := narinfo.Parse(item.Text)
+	n, err := admitItem(item, db)
 	if err != nil {
 		return change, err
-	}
-	if !db.verified {
-		if err := plausible(n); err != nil {
-			return change, err
-		}
 	}
 	added := item.AddedAt
 	if added.IsZero() {

@@ -13,6 +13,10 @@ import (
 // path may pass 255 on a usual file system anyway.
 const MaxURLLen = 1024
 
+// ErrScheme says that a URL leads to some other place than the server whose narinfo has
+// it.
+var ErrScheme = errors.New("has a scheme, must be relative")
+
 // File is one nar of an item, as a narinfo names it in a block of URL,
 // Compression and FileSize.
 type File struct {
@@ -47,7 +51,7 @@ func decodePath(url string) (string, error) {
 	url = strings.TrimPrefix(url, "/")
 	first, _, _ := strings.Cut(url, "/")
 	if strings.Contains(first, ":") {
-		return "", errors.New("has a scheme, must be relative")
+		return "", ErrScheme
 	}
 	path, err := unescape(url)
 	if err != nil {

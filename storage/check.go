@@ -95,7 +95,7 @@ func (s *Storage) checkItems(ctx context.Context, looked func(), report func(nar
 			continue // with the next, when it is this row that can't be read
 		}
 		for n, name := range item.names {
-			if !item.HasStored(n) {
+			if name == "" || !item.HasStored(n) {
 				continue
 			}
 			info, err := s.bytes.Stat(ctx, name)

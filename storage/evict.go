@@ -89,7 +89,7 @@ func (s *Storage) Evict(ctx context.Context, items []*Item, since int64, guard G
 // mayDrop makes sure, as far as that can be known beforehand, that the files which items
 // have stored can be deleted.
 func (s *Storage) mayDrop(items []*Item) error {
-	checker, ok := s.bytes.(RemovalChecker)
+	checker, ok := s.store().(RemovalChecker)
 	if !ok {
 		return nil
 	}
@@ -310,6 +310,10 @@ func (s *Storage) dropEach(ctx context.Context, names []string, since int64, tol
 			done := make([]string, 0, len(chunk))
 			going := make([]int, 0, len(chunk))
 			for n, name := range chunk {
+				if !isNarName(name) {
+					done = append(done, name) // not a file of an item: forgotten, and left alone
+					continue
+				}
 				hash := hashInName(name)
 				if _, hasChanged := changed[hash]; hasChanged || !sure {
 					claimed, err := isClaimed(tx, hash, name)
@@ -362,7 +366,7 @@ func (s *Storage) each(n int, f func(i int) error) []error {
 	var next atomic.Int64
 	var failure atomic.Pointer[error]
 	var calls sync.WaitGroup
-	for range min(s.bytes.(Distant).AtOnce(), n) {
+	for range min(s.store().(Distant).AtOnce(), n) {
 		calls.Go(func() {
 			for i := next.Add(1) - 1; i < int64(n); i = next.Add(1) - 1 {
 				if failed := failure.Load(); failed != nil {

@@ -55,8 +55,6 @@ type FollowOptions struct {
 	// Within is called in the transaction before the changes, nil for nothing;
 	// its error ends all. It may be called twice.
 	Within func(*index.Tx) error
-	// Unlogged leaves additions of new items out of the recent changes.
-	Unlogged bool
 }
 
 // Follow does what the mirrored instance has done, in one transaction: rows only,
@@ -72,7 +70,7 @@ func (s *Storage) Follow(ctx context.Context, changes []Followed, options Follow
 			if entries[i] = change.entry; entries[i] == nil {
 				entries[i] = s.index.Prepare(change.Narinfo)
 			}
-			entries[i].AddedAt, entries[i].Mirrored, entries[i].Unlogged = change.At, true, options.Unlogged
+			entries[i].AddedAt, entries[i].Mirrored = change.At, true
 		}
 	}
 	var obsolete []string
@@ -189,7 +187,6 @@ func (s *Storage) followAddition(tx *index.Tx, change Followed, entry *index.Ent
 	// others can be fetched in their place.
 	p := &prepared{Addition: &Addition{Narinfo: n}, entry: entry}
 	p.carry(old)
-	entry.Unlogged = false
 	if s.bytes != nil {
 		obsolete = old.ownNames()
 	}

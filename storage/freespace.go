@@ -42,7 +42,7 @@ func (s *Storage) MinimumFree(ctx context.Context) (int64, error) {
 
 // FreeSpace is that of the byte store; see [FreeSpacer].
 func (s *Storage) FreeSpace() (free, size int64, err error) {
-	if spacer, ok := s.bytes.(FreeSpacer); ok {
+	if spacer, ok := s.store().(FreeSpacer); ok {
 		return spacer.FreeSpace()
 	}
 	return 0, 0, errors.ErrUnsupported

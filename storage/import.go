@@ -249,7 +249,7 @@ func readNarinfo(found narinfoFile) (*narinfo.Narinfo, error) {
 	if _, err := buffer.ReadFrom(io.LimitReader(file, narinfo.MaxSize+1)); err != nil {
 		return nil, err
 	}
-	n, err := narinfo.Parse(bytes.Clone(buffer.Bytes()))
+	n, err := Admit(bytes.Clone(buffer.Bytes()))
 	if err != nil {
 		return nil, err
 	}

@@ -144,7 +144,7 @@ func (s *Storage) isEmpty(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if !info.Temporary && isNarName(info.Name) && hashInName(info.Name) != (narinfo.PathHash{}) {
+		if !info.Temporary && isNarName(info.Name) {
 			return fmt.Errorf("%w: it has nars, such as %s, of which this index knows none: run 'nar-herder take-storage' if they are nobody's", ErrNotOwner, info.Name)
 		}
 	}
@@ -436,7 +436,7 @@ func (s *Storage) claim(ctx context.Context, files []Info, taken *Taken) error {
 
 // note reads one of the short texts that the byte store has beside the nars.
 func (s *Storage) note(ctx context.Context, name string) (string, error) {
-	return ReadNote(ctx, s.bytes, name)
+	return ReadNote(ctx, s.bytes.ByteStore, name)
 }
 
 // ReadNote reads what a byte store has under [IdentityName] or [OwnerName]. Where
@@ -472,7 +472,7 @@ func (s *Storage) writeFirstNote(ctx context.Context, name, word string) error {
 // writeNote writes one of them, shown by the given method.
 func (s *Storage) writeNote(ctx context.Context, name, word string, commit func(Staged, context.Context) error) error {
 	text := word + "\n"
-	staged, err := s.bytes.Stage(ctx, name, strings.NewReader(text), int64(len(text)))
+	staged, err := s.bytes.ByteStore.Stage(ctx, name, strings.NewReader(text), int64(len(text)))
 	if err == nil {
 		defer staged.Abort()
 		if err = commit(staged, ctx); err == nil {

@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path"
-	"strings"
 	"syscall"
 
 	"nar-herder/narinfo"
@@ -65,6 +64,10 @@ func (s *Storage) prepare(ctx context.Context, addition *Addition) *prepared {
 	n := addition.Narinfo
 	p := &prepared{Addition: addition, entry: s.index.Prepare(n), staged: make([]Staged, len(n.Files)), early: make([]*Info, len(n.Files))}
 	p.entry.AddedAt = s.now()
+	if err := fit(n); err != nil {
+		p.fail(err)
+		return p
+	}
 	if addition.WithReferences && !addition.planned {
 		// Before any nar is stored for nothing; the transaction looks again.
 		missing, err := s.missingReferences(ctx, n)
@@ -95,29 +98,16 @@ func (s *Storage) prepare(ctx context.Context, addition *Addition) *prepared {
 		p.passed = true
 		return p
 	}
-	local := 0
-	for i := range n.Files {
-		name, err := n.Files[i].Path()
-		if err == nil && !isNarName(name) {
-			err = fmt.Errorf("URL %q: a server of nars has none there: it must be nar/COMPRESSION/HASH-NAME or nar/HASH-NAME", n.Files[i].URL)
-		}
-		if err != nil {
-			p.result.Note = err.Error() // a file of some other place
+	for i, file := range n.Files {
+		name := nameOf(file, n.StorePath.Hash)
+		if name == "" {
+			p.result.Note = fmt.Sprintf("URL %.200q has a scheme: nothing is stored for it", file.URL)
 			continue
-		}
-		local++
-		if hashInName(name) != n.StorePath.Hash {
-			// By the hash in its name it is known whose a file is.
-			p.fail(fmt.Errorf("its nar %s is named after another item: it must be HASH-NAME", name))
-			return p
 		}
 		if err := s.find(ctx, p, i, name); err != nil {
 			p.fail(err)
 			return p
 		}
-	}
-	if local == 0 {
-		p.fail(fmt.Errorf("it names no file that could be in a storage: %s", p.result.Note))
 	}
 	return p
 }
@@ -134,12 +124,6 @@ func (s *Storage) mended(ctx context.Context, damage *index.Damage, n *narinfo.N
 		return nil, err
 	}
 	return s.Item(ctx, n.StorePath.Hash)
-}
-
-// isNarName says whether requests can be for the name.
-func isNarName(name string) bool {
-	segments := strings.Count(name, "/")
-	return strings.HasPrefix(name, "nar/") && (segments == 1 || segments == 2)
 }
 
 // fail drops what was staged.
@@ -307,13 +291,13 @@ func (s *Storage) stageFrom(ctx context.Context, p *prepared, n int, name, direc
 	// What a symbolic link leads to would keep its own name.
 	named, err := root.Lstat(name)
 	isItself := err == nil && os.SameFile(named, opened)
-	if sharer, ok := s.bytes.(FileStager); ok && !p.Keep && isItself {
+	if _, ok := s.store().(FileStager); ok && !p.Keep && isItself {
 		// It takes no room beyond what it has, but below the minimum nothing
 		// comes in.
 		if err := room.share(ctx); err != nil {
 			return 0, err
 		}
-		p.staged[n], err = sharer.StageFile(ctx, name, file, size)
+		p.staged[n], err = s.bytes.StageFile(ctx, name, file, size)
 		if err != nil && !errors.Is(err, ErrCantShare) {
 			return 0, err
 		}

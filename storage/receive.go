@@ -19,7 +19,7 @@ var ErrNotWanted = errors.New("the item was removed, withdrawn or replaced meanw
 // Spool returns a directory for files that are to be given to [Storage.Receive]:
 // the byte store's own, or else the fallback, which is made.
 func (s *Storage) Spool(fallback string) (directory string, err error) {
-	if spooler, ok := s.bytes.(Spooler); ok {
+	if spooler, ok := s.store().(Spooler); ok {
 		if directory, err = spooler.Spool(); !errors.Is(err, errors.ErrUnsupported) {
 			return directory, err
 		}
@@ -97,11 +97,8 @@ func (s *Storage) Receive(ctx context.Context, item *Item, n int, file *os.File)
 
 // stageOwn stages a file of the caller's.
 func (s *Storage) stageOwn(ctx context.Context, name string, file *os.File, size int64) (Staged, error) {
-	if sharer, ok := s.bytes.(FileStager); ok {
-		staged, err := sharer.StageFile(ctx, name, file, size)
-		if !errors.Is(err, ErrCantShare) {
-			return staged, err
-		}
+	if staged, err := s.bytes.StageFile(ctx, name, file, size); !errors.Is(err, ErrCantShare) {
+		return staged, err
 	}
 	return s.bytes.Stage(ctx, name, io.NewSectionReader(file, 0, size), size)
 }

@@ -244,13 +244,16 @@ func (s *Storage) Grace(ctx context.Context) (time.Duration, error) {
 // hashInName returns the path hash that a nar's name begins with; the zero
 // hash, which no item has, when it begins with none.
 func hashInName(name string) narinfo.PathHash {
+	hash, _ := findHash(name)
+	return hash
+}
+
+// findHash returns the path hash that a nar's name begins with, if it begins with one.
+func findHash(name string) (hash narinfo.PathHash, found bool) {
 	base := path.Base(name)
 	if len(base) < narinfo.PathHashLen {
-		return narinfo.PathHash{}
+		return hash, false
 	}
 	hash, err := narinfo.ParsePathHash(base[:narinfo.PathHashLen])
-	if err != nil {
-		return narinfo.PathHash{}
-	}
-	return hash
+	return hash, err == nil
 }

@@ -140,7 +140,7 @@ func (s *Storage) copyToQuarantine(ctx context.Context, finding Finding) error {
 		return fmt.Errorf("set %s aside: %w", finding.Name, err)
 	}
 	defer room.Release()
-	staged, err := s.bytes.Stage(ctx, quarantineFolder+finding.Name, io.LimitReader(reader, info.Size), info.Size)
+	staged, err := s.bytes.ByteStore.Stage(ctx, quarantineFolder+finding.Name, io.LimitReader(reader, info.Size), info.Size)
 	if err != nil {
 		return fmt.Errorf("set %s aside: %w", finding.Name, err)
 	}

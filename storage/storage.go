@@ -36,7 +36,7 @@ var ErrDisagree = errors.New("index and storage disagree")
 // Storage is an index and the bytes that belong to it.
 type Storage struct {
 	index *index.Index
-	bytes ByteStore // nil: nars are kept elsewhere
+	bytes *itemBytes // nil: nars are kept elsewhere
 	log   *slog.Logger
 	now   func() time.Time
 	// flying is how many bytes this process is writing to the store.
@@ -61,7 +61,10 @@ type Options struct {
 // New joins an index and a byte store, both of which stay the caller's to
 // close. A nil byte store makes a Storage that knows items but keeps no bytes.
 func New(x *index.Index, bytes ByteStore, options Options) *Storage {
-	s := &Storage{index: x, bytes: bytes, log: options.Log, now: options.Now}
+	s := &Storage{index: x, log: options.Log, now: options.Now}
+	if bytes != nil {
+		s.bytes = &itemBytes{bytes}
+	}
 	s.owned.claiming = semaphore.NewWeighted(1)
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
@@ -72,19 +75,28 @@ func New(x *index.Index, bytes ByteStore, options Options) *Storage {
 	return s
 }
 
+// store is the byte store itself, for what it can do besides, and for what isn't the
+// bytes of an item; nil for none.
+func (s *Storage) store() ByteStore {
+	if s.bytes == nil {
+		return nil
+	}
+	return s.bytes.ByteStore
+}
+
 // HasBytes says whether there is a byte store, and not an index alone.
 func (s *Storage) HasBytes() bool { return s.bytes != nil }
 
 // IsDistant says whether the byte store is far away; see [Distant].
 func (s *Storage) IsDistant() bool {
-	distant, is := s.bytes.(Distant)
+	distant, is := s.store().(Distant)
 	return is && distant.AtOnce() > 1 // a cache in front of a directory is not
 }
 
 // Concurrency is how many calls of LookFor at a time suit the byte store.
 func (s *Storage) Concurrency() int {
 	if s.IsDistant() {
-		return s.bytes.(Distant).AtOnce()
+		return s.store().(Distant).AtOnce()
 	}
 	return localLookups
 }
@@ -147,8 +159,7 @@ func NewItem(row *index.Item) (*Item, error) {
 	}
 	item := &Item{Item: row, Narinfo: n, names: make([]string, len(n.Files))}
 	for i, file := range n.Files {
-		// A URL of some other place is no fault of the item.
-		item.names[i], _ = file.Path()
+		item.names[i] = nameOf(file, row.Hash)
 	}
 	return item, nil
 }
@@ -166,9 +177,9 @@ func (i *Item) FileNamed(name string) int {
 // does not.
 func (i *Item) FileName(n int) string { return i.names[n] }
 
-// ownNames are the names in a storage that no other item can have files under.
+// ownNames are the names in a storage that the item can have files under.
 func (i *Item) ownNames() []string {
-	return slices.DeleteFunc(slices.Clone(i.names), func(name string) bool { return hashInName(name) != i.Hash })
+	return slices.DeleteFunc(slices.Clone(i.names), func(name string) bool { return name == "" })
 }
 
 // byEffort lists compressions by how little work it is to undo them.
@@ -234,7 +245,7 @@ func (s *Storage) OpenFile(ctx context.Context, item *Item, n int, offset, lengt
 		return nil, Info{}, ErrNotStored
 	}
 	reader, info, err := s.openWhole(ctx, item, n, offset, length)
-	if doubter, ok := s.bytes.(Doubter); ok && reader == nil && info.Name != "" {
+	if doubter, ok := s.store().(Doubter); ok && reader == nil && info.Name != "" {
 		doubter.Doubt(name) // the row may be newer than what it gave
 		reader, info, err = s.openWhole(ctx, item, n, offset, length)
 	}

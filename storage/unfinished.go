@@ -31,14 +31,14 @@ func (s *Storage) removeTemporary(ctx context.Context, info Info) (removed bool,
 	if s.now().Sub(info.ModTime) < settledAfter {
 		return false, nil
 	}
-	return true, s.bytes.Remove(ctx, info.Name)
+	return true, s.bytes.ByteStore.Remove(ctx, info.Name)
 }
 
 // RemoveUnfinished removes what killed processes have left of uploads, until the context
 // ends, if the byte store is an [UnfinishedLister]. It touches only uploads that are a day
 // old, in a byte store that this instance owns, and a few of them a minute.
 func (s *Storage) RemoveUnfinished(ctx context.Context) {
-	lister, ok := s.bytes.(UnfinishedLister)
+	lister, ok := s.store().(UnfinishedLister)
 	if !ok {
 		return
 	}

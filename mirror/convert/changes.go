@@ -7,6 +7,7 @@ import (
 
 	"nar-herder/mirror/exchange"
 	"nar-herder/narinfo"
+	"nar-herder/storage"
 	"nar-herder/storage/index"
 )
 
@@ -78,7 +79,7 @@ func changeOf(change exchange.Change) (index.Change, error) {
 		converted.Kind, converted.StorePath = index.Removed, change.Data
 	} else {
 		var n *narinfo.Narinfo
-		if n, err = narinfo.Parse([]byte(change.Data)); err == nil {
+		if n, err = storage.Admit([]byte(change.Data)); err == nil {
 			path = n.StorePath
 		}
 	}

@@ -12,8 +12,6 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
-	"path/filepath"
-	"strings"
 	"time"
 
 	"nar-herder/mirror/exchange"
@@ -202,11 +200,4 @@ func remove(path string) error {
 		}
 	}
 	return failure
-}
-
-// isNarOf says whether the file of a URL's path is one of the item's, by the hash
-// in its name, in a place where a server has nars.
-func isNarOf(name, hash string) bool {
-	segments := strings.Count(name, "/")
-	return strings.HasPrefix(name, "nar/") && segments <= 2 && strings.HasPrefix(filepath.Base(name), hash+"-")
 }

@@ -262,21 +262,24 @@ func TestStored(t *testing.T) {
 	to := filepath.Join(dir, "to.db")
 	result, err := Convert(t.Context(), from, to, Options{Storage: look, Log: slog.New(slog.NewTextHandler(&log, nil))})
 	must(t, err)
-	if result.Stored != 4 || result.Unknown != 1 || result.Items != 6 {
+	if result.Stored != 4 || result.Unknown != 1 || result.Items != 5 || result.LeftOut != 1 {
 		t.Errorf("%+v", result)
 	}
-	if text := log.String(); strings.Count(text, "\n") != 1 || !strings.Contains(text, "nar/lzip/"+base(3)) || !strings.Contains(text, "disk on fire") {
+	if text := log.String(); strings.Count(text, "\n") != 2 || !strings.Contains(text, "nar/lzip/"+base(3)) || !strings.Contains(text, "disk on fire") || !strings.Contains(text, "named after another item") {
 		t.Errorf("log: %s", text)
 	}
 	x, err := index.Open(t.Context(), to, index.Options{})
 	must(t, err)
 	defer x.Close()
-	for n, want := range map[int]uint64{0: 0, 1: 3, 2: 1, 3: 0, 4: 2, 6: 0} {
+	for n, want := range map[int]uint64{0: 0, 1: 3, 2: 1, 3: 0, 4: 2} {
 		item, err := x.Item(t.Context(), hashOf(n))
 		must(t, err)
 		if item.Stored != want || (n == 4) != slices.Equal(item.Sizes, []int64{-1, 7}) || !item.AddedAt.IsZero() {
 			t.Errorf("item %d: %b, want %b; sizes %v, at %v", n, item.Stored, want, item.Sizes, item.AddedAt)
 		}
+	}
+	if _, err := x.Item(t.Context(), hashOf(6)); !errors.Is(err, index.ErrNotFound) {
+		t.Errorf("an item that names another's nar: %v", err)
 	}
 	if totals, err := x.Totals(t.Context()); err != nil || totals.StoredNars != 4 || totals.StoredSize != 408 {
 		t.Errorf("%+v, %v", totals, err)

@@ -11,7 +11,6 @@ import (
 	"sync"
 
 	"nar-herder/mirror/exchange"
-	"nar-herder/narinfo"
 	"nar-herder/storage"
 	"nar-herder/storage/index"
 )
@@ -197,7 +196,7 @@ func (c *conversion) prepare(ctx context.Context, b *batch) {
 }
 
 func (c *conversion) prepareRow(ctx context.Context, r *row) {
-	n, err := narinfo.Parse(r.item.Text)
+	n, err := storage.Admit(r.item.Text)
 	if err != nil {
 		r.err = &exchange.RowError{Table: "narinfos", ID: r.item.ID, Err: err}
 		return
@@ -209,7 +208,7 @@ func (c *conversion) prepareRow(ctx context.Context, r *row) {
 	}
 	for i, file := range n.Files {
 		name, err := file.Path()
-		if err != nil || !isNarOf(name, n.StorePath.Hash.String()) {
+		if err != nil {
 			continue // of some other place
 		}
 		info, err := c.Storage.Stat(ctx, name)

@@ -15,6 +15,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
+	"nar-herder/internal/rowsum"
 	"nar-herder/internal/stamp"
 	"nar-herder/mirror/exchange"
 	"nar-herder/storage/index"
@@ -46,7 +47,8 @@ func writeDatabase(ctx context.Context, path, copied string, g Generation, chang
 			}
 		}()
 	}
-	if err := addItems(ctx, w, snapshot, g.CreatedAt); err != nil {
+	sum, err := addItems(ctx, w, snapshot, g.CreatedAt)
+	if err != nil {
 		return err
 	}
 	if err := addChanges(w, snapshot, changes, g.CreatedAt); err != nil {
@@ -57,6 +59,7 @@ func writeDatabase(ctx context.Context, path, copied string, g Generation, chang
 		{"last_change", strconv.FormatInt(g.LastChange, 10)},
 		{"created_at", g.CreatedAt.Format(time.RFC3339)},
 		{"items", strconv.FormatInt(g.Items, 10)},
+		{exchange.SumKey, sum},
 	} {
 		if err := w.SetInfo(info.key, info.value); err != nil {
 			return err
@@ -69,8 +72,8 @@ func writeDatabase(ctx context.Context, path, copied string, g Generation, chang
 // each of two lots.
 const itemsAhead = 256
 
-// addItems writes all items, as of the time of the dump.
-func addItems(ctx context.Context, w *exchange.Writer, snapshot *index.Snapshot, now time.Time) error {
+// addItems writes all items, as of the time of the dump, and returns their sum.
+func addItems(ctx context.Context, w *exchange.Writer, snapshot *index.Snapshot, now time.Time) (string, error) {
 	ctx, stop := context.WithCancel(ctx)
 	lots := make(chan []exchange.Item, 1)
 	read := make(chan error, 1)
@@ -79,9 +82,11 @@ func addItems(ctx context.Context, w *exchange.Writer, snapshot *index.Snapshot,
 		close(lots)
 	}()
 	var err error
+	var sum rowsum.Sum
 	for lot := range lots {
 		for _, item := range lot {
 			if err == nil {
+				exchange.AddTo(&sum, item)
 				err = w.Add(item)
 			}
 		}
@@ -92,9 +97,9 @@ func addItems(ctx context.Context, w *exchange.Writer, snapshot *index.Snapshot,
 	readErr := <-read
 	stop()
 	if err != nil {
-		return err
+		return "", err
 	}
-	return readErr
+	return sum.String(), readErr
 }
 
 func readItems(ctx context.Context, snapshot *index.Snapshot, lots chan<- []exchange.Item, now time.Time) error {

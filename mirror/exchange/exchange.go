@@ -12,6 +12,8 @@ import (
 	"fmt"
 	"math"
 	"time"
+
+	"nar-herder/internal/rowsum"
 )
 
 // Tag is a key and a value that an administrator gave to an item.
@@ -43,6 +45,18 @@ type Change struct {
 	Data string
 	// ID is the row's, when it was read. A Writer gives ids of its own.
 	ID int64
+}
+
+// SumKey is what the sum of all items is called in what is said of a dump.
+const SumKey = "sum"
+
+// AddTo adds an item to the sum of all, which tells whether a dump is as it was written.
+func AddTo(sum *rowsum.Sum, item Item) {
+	var at int64
+	if !item.AddedAt.IsZero() {
+		at = item.AddedAt.Unix()
+	}
+	sum.Add(at, 0, item.Text)
 }
 
 // FromStart is the id that comes before all others.

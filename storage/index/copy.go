@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strconv"
 	"time"
+
+	"nar-herder/internal/rowsum"
 )
 
 // Settings of a copy that say of what it is one: of the index of which instance,
@@ -122,8 +124,12 @@ func (x *Index) copyTo(ctx context.Context, source, target string, at time.Time,
 	if copied.Changes, err = x.newest(c, changes); err != nil {
 		return Copied{}, err
 	}
+	sum, err := c.sumOfTexts(ctx)
+	if err != nil {
+		return Copied{}, err
+	}
 	err = errors.Join(
-		c.exec("INSERT INTO settings VALUES (?, ?), (?, ?), (?, ?)", CopyInstance, x.instance,
+		c.exec("INSERT INTO settings VALUES (?, ?), (?, ?), (?, ?), (?, ?)", CopySum, sum, CopyInstance, x.instance,
 			CopyLastChange, strconv.FormatInt(copied.LastChange, 10), CopyCreatedAt, at.UTC().Format(time.RFC3339)),
 		c.long(ctx, fmt.Sprintf("PRAGMA main.application_id = %d; PRAGMA main.user_version = %d; COMMIT; DETACH live", ApplicationID, len(migrations))))
 	if err != nil {
@@ -133,6 +139,23 @@ func (x *Index) copyTo(ctx context.Context, source, target string, at time.Time,
 		return Copied{}, err
 	}
 	return copied, c.sound(ctx)
+}
+
+// sumOfTexts is the sum of the rows that [Foreign.Rows] reads.
+func (c *connection) sumOfTexts(ctx context.Context) (string, error) {
+	var sum rowsum.Sum
+	err := c.rows("SELECT id, content FROM main.dictionaries", nil, func(row []driver.Value) (bool, error) {
+		sum.Add(row[0].(int64), dictionarySum, blob(row[1]))
+		return true, nil
+	})
+	if err != nil {
+		return "", err
+	}
+	err = c.rows("SELECT i.added_at, n.dictionary, n.text FROM main.narinfos n CROSS JOIN main.items i ON i.id = n.id ORDER BY n.id", nil, func(row []driver.Value) (bool, error) {
+		sum.Add(row[0].(int64), row[1].(int64), blob(row[2]))
+		return true, ctx.Err()
+	})
+	return sum.String(), err
 }
 
 // copySteps fill the tables of a copy. Where a statement takes all of a table that

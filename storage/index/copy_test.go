@@ -107,7 +107,13 @@ func TestCopyContent(t *testing.T) {
 			SELECT count(*) FROM tags; SELECT count(*) FROM item_tags; SELECT count(*) FROM uses; SELECT count(*) FROM cached_files;
 			SELECT count(*) FROM pins; SELECT count(*) FROM leftovers; SELECT count(*) FROM recent_changes;
 			SELECT name, seq FROM sqlite_sequence ORDER BY name;`).CombinedOutput()
-		want := fmt.Sprintf("ok\ndelete\n8192\n0\ndump.created_at|2026-01-02T02:04:05Z\ndump.instance|%s\ndump.last_change|%d\n0\n0\n0\n0\n0\n0\n0\nitems|40\n", x.Instance(), last)
+		foreign, openErr := OpenForeign(t.Context(), path)
+		if openErr != nil {
+			t.Fatal(openErr)
+		}
+		sum := foreign.sum
+		foreign.Close()
+		want := fmt.Sprintf("ok\ndelete\n8192\n0\ndump.created_at|2026-01-02T02:04:05Z\ndump.instance|%s\ndump.last_change|%d\ndump.sum|%s\n0\n0\n0\n0\n0\n0\n0\nitems|40\n", x.Instance(), last, sum)
 		if err != nil || !strings.HasPrefix(string(out), want) || strings.Contains(string(out), "recent_changes") {
 			t.Errorf("%v: %s\nwant %s", err, out, want)
 		}

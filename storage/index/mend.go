@@ -122,7 +122,7 @@ func (x *Index) fits(c *connection, item *Item) error {
 		return x.damaged(item.Hash, item.id, err.Error())
 	case row == nil || row[0] != item.id:
 		return x.damaged(item.Hash, item.id, "it can't be found by its hash")
-	case !bytes.Equal(blob(row[2]), keysOf(n.References)):
+	case !bytes.Equal(blob(row[2]), referencesColumn(n)):
 		return x.damaged(item.Hash, item.id, "its references are not those of its text")
 	}
 	return nil
@@ -264,7 +264,7 @@ func (tx *Tx) rewrite(id int64, entry *Entry) error {
 	}
 	tx.refer(id, n)
 	return errors.Join(err, tx.conn.exec("INSERT OR REPLACE INTO narinfos (id, hash, refs, dictionary, text, checksum, withdrawn_at) VALUES (?, ?, ?, ?, ?, ?, ?)",
-		id, n.StorePath.Hash[:], keysOf(n.References), entry.dictionary, entry.compressed, entry.checksum, withdrawn))
+		id, n.StorePath.Hash[:], referencesColumn(n), entry.dictionary, entry.compressed, entry.checksum, withdrawn))
 }
 
 // mendDictionary writes the built-in dictionary again, if it is that.

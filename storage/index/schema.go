@@ -19,6 +19,9 @@ const ApplicationID = 0x4e617248
 // an index has as its user_version.
 func SchemaVersion() uint32 { return uint32(len(migrations)) }
 
+// keyIndex is made last by a [Builder].
+const keyIndex = "CREATE UNIQUE INDEX items_by_key ON items (key)"
+
 // migrations holds one step for each version of the schema; the version of a
 // database, its user_version, is the number of steps it has seen. Steps only
 // ever add: a step that has been released is never edited.
@@ -68,7 +71,7 @@ var migrations = []string{
 		stored_size INTEGER NOT NULL,
 		file_sizes BLOB
 	) STRICT;
-	CREATE UNIQUE INDEX items_by_key ON items (key);
+	` + keyIndex + `;
 
 	CREATE TABLE narinfos (
 		id INTEGER PRIMARY KEY,

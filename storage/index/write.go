@@ -189,7 +189,6 @@ func (tx *Tx) Put(entry *Entry, old *Item) error {
 	if err != nil {
 		return err
 	}
-	references := keysOf(n.References)
 	tx.count(entry.Stored, size, 1)
 	if old != nil {
 		before, oldSize, err := old.parsed()
@@ -210,7 +209,7 @@ func (tx *Tx) Put(entry *Entry, old *Item) error {
 			tx.conn.exec("UPDATE items SET stored_files = ?, stored_size = ?, file_sizes = ?, mirrored = ? WHERE id = ?",
 				int64(entry.Stored), size, sizesColumn(entry.Sizes), truth(entry.Mirrored || old.Mirrored), old.id),
 			tx.conn.exec("UPDATE narinfos SET refs = ?, dictionary = ?, text = ?, checksum = ?, withdrawn_at = NULL WHERE id = ?",
-				references, entry.dictionary, entry.compressed, entry.checksum, old.id))
+				referencesColumn(n), entry.dictionary, entry.compressed, entry.checksum, old.id))
 		if err != nil {
 			return err
 		}
@@ -218,16 +217,13 @@ func (tx *Tx) Put(entry *Entry, old *Item) error {
 		// Not at the item's own time: who follows the log by time has passed it.
 		return tx.logAddition(entry)
 	}
-	id, err := tx.conn.insert("INSERT INTO items (key, added_at, stored_files, stored_size, file_sizes, mirrored) VALUES (?, ?, ?, ?, ?, ?)",
-		keyOf(n.StorePath.Hash), entry.AddedAt.Truncate(time.Second).UnixMilli(), int64(entry.Stored), size, sizesColumn(entry.Sizes), truth(entry.Mirrored))
+	id, err := tx.conn.insert(insertItem+" VALUES (?, ?, ?, ?, ?, ?, ?)", appendItemRow(nil, nil, entry, size)...)
 	if isDuplicate(err) {
 		return fmt.Errorf("insert %s, whose first 64 bits no other item may have: %w", n.StorePath.Hash, err)
 	} else if err != nil {
 		return fmt.Errorf("insert %s: %w", n.StorePath.Hash, err)
 	}
-	err = tx.conn.exec("INSERT INTO narinfos (id, hash, refs, dictionary, text, checksum) VALUES (?, ?, ?, ?, ?, ?)",
-		id, n.StorePath.Hash[:], references, entry.dictionary, entry.compressed, entry.checksum)
-	if err != nil {
+	if err := tx.conn.exec(insertNarinfo+" VALUES (?, ?, ?, ?, ?, ?)", appendNarinfoRow(nil, id, entry)...); err != nil {
 		return err
 	}
 	tx.change.Items++
@@ -235,13 +231,28 @@ func (tx *Tx) Put(entry *Entry, old *Item) error {
 	return tx.logAddition(entry)
 }
 
-// keysOf packs the keys of paths, for the column refs.
-func keysOf(paths []narinfo.StorePath) []byte {
-	keys := make([]byte, 0, 8*len(paths))
-	for _, path := range paths {
-		keys = binary.BigEndian.AppendUint64(keys, uint64(keyOf(path.Hash)))
+// What a new item is written with, and the values of a row.
+const (
+	insertItem    = "INSERT INTO items (id, key, added_at, stored_files, stored_size, file_sizes, mirrored)"
+	insertNarinfo = "INSERT INTO narinfos (id, hash, refs, dictionary, text, checksum)"
+)
+
+// appendItemRow appends the row of an item; a nil id is for the next one.
+func appendItemRow(row []driver.Value, id driver.Value, entry *Entry, storedSize int64) []driver.Value {
+	return append(row, id, keyOf(entry.Narinfo.StorePath.Hash), entry.AddedAt.Truncate(time.Second).UnixMilli(),
+		int64(entry.Stored), storedSize, sizesColumn(entry.Sizes), truth(entry.Mirrored))
+}
+
+func appendNarinfoRow(row []driver.Value, id int64, entry *Entry) []driver.Value {
+	return append(row, id, entry.Narinfo.StorePath.Hash[:], referencesColumn(entry.Narinfo), entry.dictionary, entry.compressed, entry.checksum)
+}
+
+func referencesColumn(n *narinfo.Narinfo) []byte {
+	references := make([]byte, 0, 8*len(n.References))
+	for _, reference := range n.References {
+		references = binary.BigEndian.AppendUint64(references, uint64(keyOf(reference.Hash)))
 	}
-	return keys
+	return references
 }
 
 // isDuplicate says that a row was refused for a value that another row has.

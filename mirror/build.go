@@ -1,0 +1,303 @@
+package mirror
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"iter"
+	"log/slog"
+	"runtime"
+	"sync"
+	"time"
+
+	"nar-herder/internal/rowsum"
+	"nar-herder/internal/stamp"
+	"nar-herder/mirror/exchange"
+	"nar-herder/narinfo"
+	"nar-herder/storage"
+	"nar-herder/storage/index"
+)
+
+const (
+	// lotItems is how many rows are made ready together, and lotsAhead how many lots are
+	// in memory besides those that are just being worked at.
+	lotItems  = 128
+	lotsAhead = 8
+	// mostToldBad is how many rows are logged one by one, and may be wrong whatever the
+	// share is.
+	mostToldBad = 20
+)
+
+// errManyBad says that so many rows of a dump are wrong that the others can't be
+// believed either.
+var errManyBad = errors.New("too many of its narinfos are wrong")
+
+// errBadIndex says that a copy of an index is of no use to anybody.
+var errBadIndex = errors.New("its index makes no sense")
+
+// badIndex makes an error one of what was downloaded. Whatever SQLite says of that file,
+// such as that it has no memory for it, it says because of the file.
+func badIndex(err error) error {
+	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", errBadIndex, err)
+}
+
+// building makes a new index of what a source publishes: of the texts of its items and
+// their times, each of which passes the gate, and of nothing else.
+type building struct {
+	log    *slog.Logger
+	source string
+	// doing tells how far it is.
+	doing func(string)
+	// count is how many items there should be, and fallback the time of those without one
+	// that makes sense.
+	count    int64
+	fallback time.Time
+	now      time.Time
+
+	bad int64
+}
+
+// admitted is a row that has passed the gate, or why it has not.
+type admitted struct {
+	entry *index.Entry
+	err   error
+}
+
+// lot is some rows, in their order.
+type lot[T any] struct {
+	rows  []T
+	done  chan struct{} // closed when made is there
+	made  []admitted
+	ended error // why there are no more
+}
+
+// run reads rows, makes them ready on all cores, and writes them in their order.
+func run[T any](ctx context.Context, b *building, builder *index.Builder, rows iter.Seq2[T, error], prepare func(T) (*index.Entry, error)) error {
+	ctx, stop := context.WithCancel(ctx)
+	ordered, work := make(chan *lot[T], lotsAhead), make(chan *lot[T])
+	var running sync.WaitGroup
+	defer running.Wait() // what they use is about to be closed
+	defer stop()
+	running.Go(func() {
+		defer close(ordered)
+		defer close(work)
+		l := &lot[T]{done: make(chan struct{})}
+		pass := func() bool {
+			for _, to := range []chan<- *lot[T]{ordered, work} {
+				select {
+				case to <- l:
+				case <-ctx.Done():
+					return false
+				}
+			}
+			l = &lot[T]{done: make(chan struct{}), rows: make([]T, 0, lotItems)}
+			return true
+		}
+		for row, err := range rows {
+			if err != nil {
+				l.ended = err
+				break
+			}
+			if l.rows = append(l.rows, row); len(l.rows) == lotItems && !pass() {
+				return
+			}
+		}
+		pass()
+	})
+	for range runtime.GOMAXPROCS(0) {
+		running.Go(func() {
+			for l := range work {
+				l.made = make([]admitted, len(l.rows))
+				for i, row := range l.rows {
+					l.made[i].entry, l.made[i].err = prepare(row)
+				}
+				l.rows = nil
+				close(l.done)
+			}
+		})
+	}
+	var done int64
+	for l := range ordered {
+		select {
+		case <-l.done:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		for _, made := range l.made {
+			if err := b.take(builder, made); err != nil {
+				return err
+			}
+		}
+		if l.ended != nil {
+			return l.ended
+		}
+		before := done
+		if done += int64(len(l.made)); before/10_000 != done/10_000 {
+			b.doing(fmt.Sprintf("making the index: %d of %d items", done, b.count))
+		}
+	}
+	return ctx.Err()
+}
+
+// take writes a row that has passed the gate.
+func (b *building) take(builder *index.Builder, made admitted) error {
+	if made.err == nil {
+		return builder.Add(made.entry)
+	}
+	if b.bad++; b.bad <= mostToldBad {
+		b.log.Error("a narinfo that the source publishes is refused, and is passed over", "source", b.source, "error", made.err)
+	}
+	if b.bad > max(mostToldBad, b.count/badShare) {
+		return fmt.Errorf("%w: over %d of %d, the last: %w", errManyBad, b.bad-1, b.count, made.err)
+	}
+	return nil
+}
+
+// entry makes a narinfo one of the mirrored instance, added at a time that may make no
+// sense.
+func (b *building) entry(entry *index.Entry, at time.Time) *index.Entry {
+	if at.Before(time.Unix(0, 0)) || at.IsZero() || stamp.IsAhead(at, b.now) {
+		at = b.fallback
+	}
+	entry.AddedAt, entry.Mirrored = at.UTC().Truncate(time.Second), true
+	return entry
+}
+
+// finish ends the building with the place from where on the source is followed.
+func finish(ctx context.Context, builder *index.Builder, at place) error {
+	text, err := json.Marshal(at)
+	if err != nil {
+		return errors.Join(err, builder.Abort())
+	}
+	_, err = builder.Finish(ctx, map[string]string{placeSetting: string(text)})
+	return err
+}
+
+// ofIndex makes the index at a name of another instance's index.
+func (b *building) ofIndex(ctx context.Context, name, downloaded string) (err error) {
+	foreign, err := index.OpenForeign(ctx, downloaded)
+	if err != nil {
+		return badIndex(err)
+	}
+	defer func() { err = errors.Join(err, foreign.Close()) }()
+	b.count = foreign.Items
+	builder, err := index.Build(ctx, name)
+	if err != nil {
+		return err
+	}
+	rows := func(yield func(index.ForeignRow, error) bool) {
+		for row, err := range foreign.Rows(ctx) {
+			if !yield(row, badIndex(err)) {
+				return
+			}
+		}
+	}
+	err = run(ctx, b, builder, rows, func(row index.ForeignRow) (*index.Entry, error) {
+		text, err := foreign.Text(row)
+		if err != nil {
+			return nil, err
+		}
+		n, err := storage.Admit(text)
+		if err != nil {
+			return nil, err
+		}
+		return b.entry(builder.PrepareRow(n, foreign, row), row.AddedAt), nil
+	})
+	if errors.Is(err, errManyBad) {
+		err = badIndex(err)
+	}
+	if err != nil {
+		return errors.Join(err, builder.Abort())
+	}
+	return finish(ctx, builder, place{Instance: foreign.Instance, Position: foreign.LastChange})
+}
+
+// ofDump makes the index at a name of a dump.
+func (b *building) ofDump(ctx context.Context, name string, db *dump, at place) error {
+	builder, err := index.Build(ctx, name)
+	if err != nil {
+		return err
+	}
+	err = run(ctx, b, builder, b.itemsOf(ctx, db), func(r itemOrOdd) (*index.Entry, error) {
+		if r.odd != nil {
+			return nil, r.odd
+		}
+		n, err := admitItem(r.item, db)
+		if err != nil {
+			return nil, err
+		}
+		return b.entry(builder.Prepare(n), r.item.AddedAt), nil
+	})
+	if err != nil {
+		return errors.Join(err, builder.Abort())
+	}
+	return finish(ctx, builder, at)
+}
+
+// itemOrOdd is an item of a dump, or why it can't be read.
+type itemOrOdd struct {
+	item exchange.Item
+	odd  error
+}
+
+// itemsOf goes through a dump. It ends with an error where the rows are not those that
+// were written, as far as the dump tells.
+func (b *building) itemsOf(ctx context.Context, db *dump) iter.Seq2[itemOrOdd, error] {
+	return func(yield func(itemOrOdd, error) bool) {
+		var sum rowsum.Sum
+		for item, err := range db.Items(ctx, exchange.FromStart) {
+			var row *exchange.RowError
+			if err != nil && !errors.As(err, &row) {
+				yield(itemOrOdd{}, badDump(err))
+				return
+			}
+			if err == nil {
+				exchange.AddTo(&sum, item)
+			}
+			if !yield(itemOrOdd{item, err}, nil) {
+				return
+			}
+		}
+		if err := db.compare(&sum); err != nil {
+			yield(itemOrOdd{}, err)
+		}
+	}
+}
+
+// admitItem reads the text of a dump's item. One that may have been damaged must be as it
+// was signed.
+func admitItem(item exchange.Item, db *dump) (*narinfo.Narinfo, error) {
+	n, err := storage.Admit(item.Text)
+	if err == nil && !db.isWhole() {
+		err = plausible(n)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return n, nil
+}
+
+// build makes a new index of the source's dump.
+func (m *Mirror) build(ctx context.Context, name string, db *dump) error {
+	at, _, err := m.behind(ctx, db)
+	if err != nil {
+		return err
+	}
+	now := m.now()
+	b := &building{log: m.log, source: m.Source.String(), doing: func(what string) { m.status.doing(Syncing, what) }, now: now, fallback: now}
+	if !db.modified.IsZero() && db.modified.Before(now) {
+		b.fallback = db.modified
+	}
+	if b.count, err = db.Count(ctx); err != nil {
+		return badDump(err)
+	}
+	err = b.ofDump(ctx, name, db, at)
+	if errors.Is(err, errManyBad) {
+		err = badDump(err)
+	}
+	return err
+}

@@ -1,0 +1,248 @@
+package mirror
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"nar-herder/internal/hostile"
+	"nar-herder/internal/rowsum"
+	"nar-herder/internal/testlog"
+	"nar-herder/mirror/exchange"
+	"nar-herder/mirror/nars"
+	"nar-herder/narinfo"
+	"nar-herder/peer"
+	"nar-herder/storage"
+	"nar-herder/storage/directory"
+	"nar-herder/storage/index"
+)
+
+// evil is what a hostile source has for nars.
+const evil = "evil"
+
+// evilInfo is a narinfo with right hashes, whose nar has that URL.
+func evilInfo(n int, url string) string {
+	signed := fmt.Sprintf("StorePath: %s\nNarHash: %s\nNarSize: %d\nReferences: \n", testPath(n), narinfo.NarHash(sha256.Sum256([]byte(evil))), len(evil))
+	signature := fmt.Sprintf("(signature (data (flags test) (hash sha256 #%X#)) (sig-val (test (s #00#))) (public-key (test (q #00#))))", sha256.Sum256([]byte(signed)))
+	return fmt.Sprintf("%sSignature: 1;farm.example;%s\nURL: %s\nCompression: none\nFileSize: %d\n",
+		signed, base64.StdEncoding.EncodeToString([]byte(signature)), url, len(evil))
+}
+
+// good is the number of the one item that is as it should be.
+const good = 1
+
+// hostileTexts are narinfos that name what is not theirs: the good one comes last.
+func hostileTexts() (texts []string) {
+	for i, url := range []string{
+		"docs/precious.txt", "secret.key", storage.OwnerName, storage.IdentityName, "nar/none/notes",
+		"nar/" + testPath(good).BaseName() + "/" + testPath(905).BaseName(), // a directory in another's place
+		"nar/none/" + testPath(good).BaseName(),
+		"nar/../secret.key", "%2e%2e/secret.key", "//127.0.0.1/secret.key", "http://127.0.0.1/secret.key", "nar/none/..%2f..%2fsecret.key",
+	} {
+		texts = append(texts, evilInfo(900+i, url))
+	}
+	return append(texts, evilInfo(good, "nar/none/"+testPath(good).BaseName()))
+}
+
+// victim is a mirror with a storage in which there are other files, too.
+type victim struct {
+	*Mirror
+	index     *index.Index
+	directory string
+	files     map[string]string
+	log       *testlog.Buffer
+}
+
+func newVictim(t *testing.T, source string) *victim {
+	t.Helper()
+	x, err := index.Open(t.Context(), filepath.Join(t.TempDir(), "index.db"), index.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { x.Close() })
+	return victimWith(t, x, source)
+}
+
+// victimWith has a mirror with that index, which follows nothing yet.
+func victimWith(t *testing.T, x *index.Index, source string) *victim {
+	t.Helper()
+	v := &victim{index: x, directory: t.TempDir(), log: new(testlog.Buffer),
+		files: map[string]string{"docs/precious.txt": "precious", "secret.key": "secret", "nar/none/notes": "notes"}}
+	for name, content := range v.files {
+		file := filepath.Join(v.directory, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, []byte(content), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	store, err := directory.Open(v.directory)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { store.Close() })
+	base, err := url.Parse(source)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.Mirror = New(Options{
+		Storage: storage.New(x, store, storage.Options{}), Index: x,
+		Source:    peer.New(base, peer.Self{Instance: x.Instance(), ProgressTimeout: 20 * time.Second}),
+		Downloads: filepath.Join(t.TempDir(), "download"), Interval: time.Millisecond, Log: slog.New(slog.NewTextHandler(v.log, nil)),
+	})
+	return v
+}
+
+// wantUnharmed fetches the nars that are missing, and makes sure that the good one has
+// come, and that all other files are as they were.
+func (v *victim) wantUnharmed(t *testing.T) {
+	t.Helper()
+	fetcher, err := nars.New(v.Storage, v.index, v.Source, nars.Options{All: true, Limit: -1, Decode: plain, Log: slog.New(slog.NewTextHandler(v.log, nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() { fetcher.Run(ctx) })
+	until(t, "the good nar", func() bool {
+		text, err := os.ReadFile(filepath.Join(v.directory, "nar/none", testPath(good).BaseName()))
+		return err == nil && string(text) == evil
+	})
+	until(t, "all nars to be fetched", func() bool { return fetcher.Status().Missing == 0 })
+	stop()
+	running.Wait()
+	fetcher.Close()
+	if _, err := v.Storage.DropLeftovers(t.Context()); err != nil {
+		t.Error(err)
+	}
+	for name, content := range v.files {
+		if text, err := os.ReadFile(filepath.Join(v.directory, name)); err != nil || string(text) != content {
+			t.Errorf("%s: %q, %v", name, text, err)
+		}
+	}
+	if owner, err := os.ReadFile(filepath.Join(v.directory, storage.OwnerName)); err != nil || strings.TrimSpace(string(owner)) != v.index.Instance() {
+		t.Errorf("the owner is %q, %v", owner, err)
+	}
+	for item, err := range v.index.Items(t.Context()) {
+		if err != nil || item.Hash != testPath(good).Hash {
+			t.Errorf("there is %s, %v", item.Text, err)
+		}
+	}
+}
+
+// dumpWith makes a dump in the original's schema of texts; numbered as a source's with the
+// name, unless that is empty.
+func dumpWith(t testing.TB, instance string, texts ...string) []byte {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "dump.db")
+	w, err := exchange.Create(t.Context(), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n, text := range texts {
+		err = errors.Join(err, w.Add(exchange.Item{Text: []byte(text), AddedAt: at(n)}), w.AddChange(exchange.Change{At: at(n), Data: text}))
+	}
+	if instance != "" {
+		var sum rowsum.Sum
+		for n, text := range texts {
+			exchange.AddTo(&sum, exchange.Item{Text: []byte(text), AddedAt: at(n)})
+		}
+		err = errors.Join(err, w.SetInfo("instance", instance), w.SetInfo("last_change", "0"), w.SetInfo(exchange.SumKey, sum.String()))
+	}
+	if err := errors.Join(err, w.Finish(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	content, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return content
+}
+
+// TestHostileTexts: what a source says of other files in the storage is not believed,
+// whichever way it says it.
+func TestHostileTexts(t *testing.T) {
+	t.Parallel()
+	texts := hostileTexts()
+	tell := func(source *hostile.Source) {
+		for n, text := range texts {
+			source.Add(at(100+n), text)
+		}
+	}
+	empty := func(instance string) []byte {
+		return dumpWith(t, instance, evilInfo(good, "nar/none/"+testPath(good).BaseName()))
+	}
+	for name, run := range map[string]func(t *testing.T, source *hostile.Source, v *victim) error{
+		"dump": func(t *testing.T, source *hostile.Source, v *victim) error {
+			source.Publish(peer.DumpPath, dumpWith(t, hostile.Instance, texts...))
+			return v.resync(t.Context(), place{}, "test")
+		},
+		"stream": func(t *testing.T, source *hostile.Source, v *victim) error {
+			tell(source)
+			ctx, stop := context.WithCancel(t.Context())
+			defer stop()
+			ended := make(chan error, 1)
+			go func() { ended <- v.followStream(ctx, place{Instance: hostile.Instance}) }()
+			until(t, "all changes to be read", func() bool {
+				at, err := readPlace(t.Context(), v.index)
+				return err == nil && at.Position == int64(len(texts))
+			})
+			stop()
+			<-ended
+			return nil
+		},
+		"pages": func(t *testing.T, source *hostile.Source, v *victim) error {
+			tell(source)
+			return v.followPages(t.Context(), place{Instance: hostile.Instance})
+		},
+		"polling": func(t *testing.T, source *hostile.Source, v *victim) error {
+			source.Plain()
+			tell(source)
+			v.askedNumbers = time.Now()
+			next := place{Since: at(99)}
+			for range 2 * unreadableTries * len(texts) { // each is asked for again
+				if err := v.followPlain(t.Context(), next); err != nil && !errors.Is(err, errUnreadable) {
+					return err
+				}
+				var err error
+				if next, err = readPlace(t.Context(), v.index); err != nil {
+					return err
+				}
+				if next.isZero() {
+					next = place{Since: at(99)}
+				}
+			}
+			return nil
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			source := hostile.New()
+			t.Cleanup(source.Close)
+			source.Nar([]byte(evil))
+			source.Publish(peer.DumpPath, empty(""))
+			v := newVictim(t, source.URL)
+			t.Cleanup(func() {
+				if t.Failed() {
+					t.Log(v.log)
+				}
+			})
+			if err := run(t, source, v); err != nil {
+				t.Fatal(err)
+			}
+			v.wantUnharmed(t)
+		})
+	}
+}
+
+// plain reads what isn't compressed.
+func plain(_ context.Context, _ string, r io.Reader, _ int64) (io.ReadCloser, error) { return io.NopCloser(r), nil }

@@ -1,0 +1,186 @@
+package index
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"nar-herder/narinfo"
+)
+
+// copyOf makes an index with items and returns a copy of it, and its texts.
+func copyOf(t testing.TB, count int) (content []byte, texts []string) {
+	t.Helper()
+	x := openTest(t)
+	for n := range count {
+		info := testNarinfo(n, 1, []int{n, n / 2}, 10)
+		put(t, x, info)
+		texts = append(texts, string(info.Text))
+	}
+	name := filepath.Join(t.TempDir(), "copy")
+	if _, err := x.Copy(t.Context(), name, testTime, 10); err != nil {
+		t.Fatal(err)
+	}
+	content, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return content, texts
+}
+
+// readForeign reads all of a file's texts.
+func readForeign(ctx context.Context, path string) (texts []string, err error) {
+	f, err := OpenForeign(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	for row, err := range f.Rows(ctx) {
+		if err != nil {
+			return nil, err
+		}
+		text, err := f.Text(row)
+		if err != nil {
+			return nil, err
+		}
+		texts = append(texts, string(text))
+	}
+	return texts, nil
+}
+
+// TestForeign: of a copy that came from elsewhere, the texts are read, and what else is
+// in it is neither run nor looked at.
+func TestForeign(t *testing.T) {
+	t.Parallel()
+	content, texts := copyOf(t, 20)
+	const endless = "WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r) SELECT n FROM r"
+	for name, test := range map[string]struct {
+		script string
+		want   error // nil for the texts
+	}{
+		"as it is":              {"", nil},
+		"a trigger":             {"CREATE TRIGGER t AFTER INSERT ON items BEGIN DELETE FROM settings; END", nil},
+		"pins and leftovers":    {"INSERT INTO leftovers VALUES ('docs/precious.txt'); INSERT INTO pins VALUES (x'00', 1)", nil},
+		"another table":         {"CREATE TABLE other (x); INSERT INTO other VALUES (1)", nil},
+		"a view of that name":   {"DROP TABLE narinfos; CREATE VIEW narinfos (id, dictionary, text) AS SELECT n, 0, 'x' FROM (" + endless + ")", ErrForeign},
+		"a computed column":     {"ALTER TABLE items RENAME COLUMN added_at TO x; ALTER TABLE items ADD COLUMN added_at INTEGER AS (x + 1)", ErrForeign},
+		"a table is missing":    {"DROP TABLE dictionaries", ErrForeign},
+		"of an unknown index":   {"DELETE FROM settings", ErrForeign},
+		"without a sum":         {"DELETE FROM settings WHERE key = '" + CopySum + "'", ErrNoSum},
+		"an odd number":         {"UPDATE settings SET value = '1e9' WHERE key = '" + CopyLastChange + "'", ErrForeign},
+		"a row more":            {"INSERT INTO narinfos (id, hash, refs, dictionary, text) VALUES (1000, x'', x'', 0, x'00'); INSERT INTO items VALUES (1000, 1, 1, 0, 0, NULL, 1)", ErrUnsound},
+		"a row less":            {"DELETE FROM narinfos WHERE id = 3", ErrUnsound},
+		"another time":          {"UPDATE items SET added_at = added_at + 1000 WHERE id = 3", ErrUnsound},
+		"too long a text":       {fmt.Sprintf("UPDATE narinfos SET text = zeroblob(%d) WHERE id = 3", narinfo.MaxSize+1), ErrUnsound},
+		"texts of other bytes":  {"UPDATE narinfos SET text = x'00' WHERE id = 3", errAnyError},
+		"many dictionaries":     {"WITH RECURSIVE r(n) AS (SELECT 100 UNION ALL SELECT n + 1 FROM r WHERE n < 200) INSERT INTO dictionaries SELECT n, x'00' FROM r", errAnyError},
+		"no version":            {"PRAGMA user_version = 0", ErrForeign},
+		"a newer version":       {"PRAGMA user_version = 999", ErrNewerVersion},
+		"of another program":    {"PRAGMA application_id = 1", ErrForeign},
+		"a table without rowid": {"ALTER TABLE narinfos RENAME TO old; CREATE TABLE narinfos (id INTEGER PRIMARY KEY, dictionary, text) WITHOUT ROWID; INSERT INTO narinfos SELECT id, dictionary, text FROM old", errAnyError},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			path := filepath.Join(t.TempDir(), "copy")
+			if err := os.WriteFile(path, content, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if test.script != "" {
+				c, err := connect(t.Context(), fileName(path))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := errors.Join(c.script(test.script), c.close()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			got, err := readForeign(t.Context(), path)
+			switch {
+			case test.want == nil && (err != nil || !slices.Equal(got, texts)):
+				t.Errorf("%v, %d texts", err, len(got))
+			case test.want == errAnyError && err == nil, test.want != nil && test.want != errAnyError && !errors.Is(err, test.want):
+				t.Errorf("%v, want %v", err, test.want)
+			}
+			if left, err := filepath.Glob(path + "*"); err != nil || len(left) != 1 {
+				t.Errorf("beside it are %q, %v", left, err)
+			}
+		})
+	}
+}
+
+var errAnyError = errors.New("any")
+
+// TestForeignMutations: a damaged copy is refused, or was damaged where nothing is read.
+func TestForeignMutations(t *testing.T) {
+	t.Parallel()
+	content, texts := copyOf(t, 300)
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 1))
+	path := filepath.Join(t.TempDir(), "copy")
+	right := 0
+	for n := range 300 {
+		damaged := mutate(random, content)
+		if err := os.WriteFile(path, damaged, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		got, err := readForeign(t.Context(), path)
+		if err == nil && !slices.Equal(got, texts) {
+			t.Errorf("mutation %d: %d texts came, which are not those that were written", n, len(got))
+		}
+		if err == nil {
+			right++
+		}
+	}
+	t.Logf("%d of 300 can be read", right)
+}
+
+// FuzzForeign reads any bytes as a copy.
+func FuzzForeign(f *testing.F) {
+	content, _ := copyOf(f, 5)
+	f.Add(content)
+	random := rand.New(rand.NewPCG(1, 1))
+	for range 10 {
+		f.Add(mutate(random, content))
+	}
+	f.Fuzz(func(t *testing.T, content []byte) {
+		path := filepath.Join(t.TempDir(), "copy")
+		if err := os.WriteFile(path, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, _ = readForeign(t.Context(), path)
+	})
+}
+
+// mutate is what disks, memory and people do to a file.
+func mutate(random *rand.Rand, content []byte) []byte {
+	damaged := bytes.Clone(content)
+	at := func() int { return random.IntN(len(damaged)) }
+	switch random.IntN(6) {
+	case 0:
+		damaged[at()] ^= 1 << random.IntN(8)
+	case 1:
+		for range 1 + random.IntN(20) {
+			damaged[at()] = byte(random.Uint32())
+		}
+	case 2:
+		damaged = damaged[:at()]
+	case 3: // a page in the place of another
+		page := pageSize
+		from, to := at()/page*page, at()/page*page
+		copy(damaged[to:min(to+page, len(damaged))], damaged[from:])
+	case 4:
+		from := at()
+		clear(damaged[from:min(from+1+random.IntN(4096), len(damaged))])
+	case 5: // the head of a page
+		from := at() / pageSize * pageSize
+		damaged[from+random.IntN(12)] = byte(random.Uint32())
+	}
+	return damaged
+}
