@@ -2,6 +2,7 @@ package s3
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -183,6 +184,39 @@ func TestListUnfinished(t *testing.T) {
 	}
 	if infos := list(t, neighbour); len(infos) != 1 {
 		t.Errorf("the neighbour has %+v", infos)
+	}
+}
+
+// TestListUnfinishedStopped ends a listing while an upload is measured: that is the end
+// of the listing, and no fault of the upload.
+func TestListUnfinishedStopped(t *testing.T) {
+	t.Parallel()
+	var way faulty
+	b := open(t, place(t), quick(&way))
+	for _, name := range []string{"nar/a", "nar/b"} {
+		upload, err := b.stageUpload(t.Context(), name, "token", strings.NewReader("x"), 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(upload.abort)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	way.set(func(r *http.Request) (*http.Response, error) {
+		if r.URL.Query().Has("uploadId") {
+			cancel()
+			return nil, r.Context().Err()
+		}
+		return nil, nil
+	})
+	defer way.set(nil)
+	listed := 0
+	for info, err := range b.List(ctx) {
+		if listed++; info.Name != "" || !errors.Is(err, context.Canceled) {
+			t.Errorf("%+v, %v", info, err)
+		}
+	}
+	if listed != 1 {
+		t.Errorf("listed %d times", listed)
 	}
 }
 
