@@ -214,7 +214,7 @@ func TestReadBesideProcesses(t *testing.T) {
 	path := oldDatabase(t)
 	ended := make(chan struct{})
 	var readers, writers sync.WaitGroup
-	for _, reads := range []string{"60 20", "2 20000"} {
+	for _, reads := range []string{"30 20", "1 10000"} {
 		command := helper(t, path, 0, 0)
 		command.Env = append(command.Env, helperReads+"="+reads)
 		readers.Go(func() {
