@@ -259,6 +259,41 @@ func TestRealParts(t *testing.T) {
 	}
 }
 
+// TestPartsOutlastFailure refuses a part while another is under way, which is not cut
+// off: the server would store it after the upload was dropped.
+func TestPartsOutlastFailure(t *testing.T) {
+	t.Parallel()
+	var way faulty
+	b := open(t, place(t), quick(&way))
+	put(t, b, "nar/x", random(3*(5<<20), 1)) // so that the checksum is known
+	begun, refused := make(chan struct{}), make(chan struct{})
+	var first error
+	way.set(func(r *http.Request) (*http.Response, error) {
+		switch r.URL.Query().Get("partNumber") {
+		case "1":
+			close(begun)
+			<-refused
+			var response *http.Response
+			response, first = straight.RoundTrip(r)
+			return response, first
+		case "2":
+			<-begun
+			defer close(refused)
+			return always(403, "AccessDenied")(r)
+		}
+		return nil, nil
+	})
+	content := random(2*(5<<20), 2)
+	_, err := b.Stage(t.Context(), "nar/y", bytes.NewReader(content), int64(len(content)))
+	wantFault(t, "a part that is refused", err, "part 2", "AccessDenied")
+	if first != nil {
+		t.Errorf("the other part: %v", first)
+	}
+	if infos := list(t, b); len(infos) != 1 {
+		t.Errorf("left: %+v", infos)
+	}
+}
+
 func TestPartSizes(t *testing.T) {
 	t.Parallel()
 	b := open(t, "s3://bucket?endpoint=http://127.0.0.1:1", Options{})
