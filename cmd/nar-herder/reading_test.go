@@ -91,6 +91,7 @@ func TestReadingCommands(t *testing.T) {
 	}
 	run("no server")
 	s := p.serve(t)
+	until(t, "the server has made its reserve", func() bool { _, err := os.Stat(p.database + ".reserve"); return err == nil })
 	run("beside a server")
 	p.imports(t, published(entropy))
 	if out := succeed(t, "list", "--database="+p.database); out != "/gnu/store/"+greeting+"\n/gnu/store/"+entropy+"\n" {

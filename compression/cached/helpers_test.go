@@ -138,6 +138,14 @@ func (b *bench) fails(hash string) {
 	b.t.Helper()
 	b.use(hash, b.options.MinUses)
 	until(b.t, "it fails", func() bool { return b.total("narherder_cached_nars_failed_total") == 1 })
+	b.rests()
+}
+
+// rests waits until jobs have logged how they ended, and removed the files that they
+// wrote to: they count a failure, and show what was made, before.
+func (b *bench) rests() {
+	b.t.Helper()
+	until(b.t, "no job runs", func() bool { return b.total("narherder_cached_nars_running") == 0 })
 }
 
 // names says whether the item's narinfo names a file of the type.

@@ -38,6 +38,7 @@ func TestDiskFull(t *testing.T) {
 	}
 	b.makes(greeting)
 	b.checkFile(greeting)
+	b.rests()
 	left, err := os.ReadDir(disk)
 	if err != nil || len(left) != 1 || b.names(entropy, "zstd") {
 		t.Errorf("%v, %v", left, err)

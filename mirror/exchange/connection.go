@@ -40,12 +40,11 @@ func connect(ctx context.Context, path string, parameters ...string) (*connectio
 	}
 	// The pragmas may have to wait for a lock, which the driver does without the
 	// context.
-	conn, err := connector.Connect(ctx)
-	for end := time.Now().Add(busyTimeout); primaryCode(err) == sqlite3.SQLITE_BUSY && time.Now().Before(end); conn, err = connector.Connect(ctx) {
-		if err := pace.Sleep(ctx, 5*time.Millisecond); err != nil {
-			return nil, err
-		}
-	}
+	var conn driver.Conn
+	err = waiting(ctx, func() (err error) {
+		conn, err = connector.Connect(ctx)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -99,7 +98,11 @@ func (c *connection) rows(ctx context.Context, text string, args []driver.Value,
 	for i, value := range args {
 		named[i] = driver.NamedValue{Ordinal: i + 1, Value: value}
 	}
-	rows, err := c.Conn.(driver.QueryerContext).QueryContext(ctx, text, named)
+	var rows driver.Rows
+	err = waiting(ctx, func() (err error) {
+		rows, err = c.Conn.(driver.QueryerContext).QueryContext(ctx, text, named)
+		return err
+	})
 	if err != nil {
 		return interrupted(ctx, err)
 	}
@@ -136,6 +139,27 @@ func interrupted(ctx context.Context, err error) error {
 		return ctx.Err()
 	}
 	return err
+}
+
+// waiting calls f, and again as long as it fails because another process has a lock, or
+// is changing the log of changes: a connection that can't write to the index of the log
+// has to look at it again, which SQLite leaves to the caller.
+func waiting(ctx context.Context, f func() error) error {
+	end := time.Now().Add(busyTimeout)
+	err := f()
+	for ; (primaryCode(err) == sqlite3.SQLITE_BUSY || isLogChanging(err)) && time.Now().Before(end); err = f() {
+		if err := pace.Sleep(ctx, 5*time.Millisecond); err != nil {
+			return err
+		}
+	}
+	return err
+}
+
+// isLogChanging says whether a connection that can't write to the index of the log has
+// met a header that was half written, or a transaction of which it had not seen all.
+func isLogChanging(err error) bool {
+	var failure *sqlite.Error
+	return errors.As(err, &failure) && (failure.Code() == sqlite3.SQLITE_READONLY_RECOVERY || failure.Code() == sqlite3.SQLITE_READONLY_CANTINIT)
 }
 
 // primaryCode is SQLite's code of an error, without its details; 0 for others.

@@ -1,12 +1,16 @@
 package exchange
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"syscall"
 	"testing"
@@ -145,6 +149,72 @@ func TestReadOnlyDirectory(t *testing.T) {
 			t.Errorf("%s: %s, %v, want %s", path, out, err, want)
 		}
 	}
+}
+
+// onPause is a context that calls paused when a wait for another process begins.
+type onPause struct {
+	context.Context
+	paused func()
+}
+
+func (c onPause) Done() <-chan struct{} {
+	if strings.Contains(string(debug.Stack()), "pace.Sleep") {
+		c.paused()
+	}
+	return c.Context.Done()
+}
+
+// TestLogChanging reads, without permission to write, what another process is writing.
+func TestLogChanging(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "original.db")
+	execute(t, path, "PRAGMA journal_mode = wal", "CREATE TABLE narinfos (contents)", "INSERT INTO narinfos VALUES ('a')")
+	ask(t, path, "SELECT 1") // or skip the test
+	writer := exec.CommandContext(t.Context(), "sqlite3", path)
+	in, err := writer.StdinPipe()
+	must(t, err)
+	out, err := writer.StdoutPipe()
+	must(t, err)
+	must(t, writer.Start())
+	if _, err := io.WriteString(in, "INSERT INTO narinfos VALUES ('b'); SELECT count(*) FROM narinfos;\n"); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(out).ReadString('\n'); line != "2\n" {
+		t.Fatalf("%q, %v", line, err)
+	}
+	index, err := os.OpenFile(path+"-shm", os.O_RDWR, 0)
+	must(t, err)
+	// Last, as it drops the locks that this process has on it.
+	defer index.Close()
+	conn, err := tryReading(t.Context(), path, "mode=ro", "readonly_shm=1")
+	must(t, err)
+	defer conn.close()
+	// See https://www.sqlite.org/walformat.html#the_wal_index_file_format.
+	for name, change := range map[string]struct {
+		at   int64
+		with []byte
+	}{
+		"read marks beyond what it has seen": {104, bytes.Repeat([]byte{0xff}, 16)},
+		"header half written":                {48, make([]byte, 48)},
+	} {
+		before := make([]byte, len(change.with))
+		_, err1 := index.ReadAt(before, change.at)
+		_, err2 := index.WriteAt(change.with, change.at)
+		must(t, errors.Join(err1, err2))
+		undone := false
+		undo := func() {
+			undone = true
+			if _, err := index.WriteAt(before, change.at); err != nil {
+				t.Error(err)
+			}
+		}
+		if n, err := conn.first(onPause{t.Context(), undo}, "SELECT count(*) FROM narinfos"); err != nil || n != int64(2) || !undone {
+			t.Errorf("%s: %v, %v, waited: %v", name, n, err, undone)
+		}
+		undo()
+	}
+	must(t, in.Close())
+	must(t, writer.Wait())
 }
 
 // FuzzDatabase reads files that may be anything: that ends, soon, and without a

@@ -113,7 +113,10 @@ func OpenLocked(ctx context.Context, path string) (*Database, error) {
 	switch primaryCode(err) {
 	case sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN:
 		if conn, err = openReadOnly(ctx, absolute); err == nil {
-			if err = conn.script(ctx, "BEGIN; SELECT count(*) FROM sqlite_schema"); err != nil {
+			if err = conn.script(ctx, "BEGIN"); err == nil {
+				_, err = conn.first(ctx, "SELECT count(*) FROM sqlite_schema")
+			}
+			if err != nil {
 				err = errors.Join(err, conn.close())
 			}
 		}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"strings"
 	"time"
 
 	"modernc.org/sqlite"
@@ -43,6 +44,9 @@ type connection struct {
 	// ctx ends waits for a lock. It is that of the caller that uses the connection
 	// at present.
 	ctx context.Context
+	// sharesLog says that it uses the index of the log without writing to it; see
+	// reading.go.
+	sharesLog bool
 	// changed says that the file is not as it was when it was opened, for a
 	// connection that takes no locks; nil for others.
 	changed func() error
@@ -68,7 +72,7 @@ func connect(ctx context.Context, dataSource string) (*connection, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &connection{statements: make(map[string]*statement), ctx: ctx}
+	c := &connection{statements: make(map[string]*statement), ctx: ctx, sharesLog: strings.Contains(dataSource, sharedLog)}
 	// The pragmas of the data source may have to wait, and the step to the
 	// write-ahead log fails at once when another process takes it, or is just
 	// closing the database.
@@ -83,14 +87,14 @@ func connect(ctx context.Context, dataSource string) (*connection, error) {
 }
 
 // waiting calls f, and again as long as it fails because another process has a
-// lock.
+// lock, or is changing the log.
 func (c *connection) waiting(f func() error) error {
 	err := f()
-	if err == nil || !isBusy(err) || c.transaction { // which has the locks that it needs
+	if err == nil || !c.isBusy(err) || c.transaction { // which has the locks that it needs
 		return err
 	}
 	pause := firstLockPause
-	for end := time.Now().Add(lockTimeout); isBusy(err) && time.Now().Before(end); err = f() {
+	for end := time.Now().Add(lockTimeout); c.isBusy(err) && time.Now().Before(end); err = f() {
 		// At random, so that processes don't get in each other's way again and
 		// again.
 		if ended := pace.Sleep(c.ctx, pause/2+rand.N(pause)); ended != nil {
@@ -101,10 +105,11 @@ func (c *connection) waiting(f func() error) error {
 	return err
 }
 
-// isBusy says whether the error is that another connection has a lock.
-func isBusy(err error) bool {
+// isBusy says whether the error is that another connection has a lock, or is changing
+// the log.
+func (c *connection) isBusy(err error) bool {
 	var failure *sqlite.Error
-	return errors.As(err, &failure) && failure.Code()&0xff == sqlite3.SQLITE_BUSY
+	return errors.As(err, &failure) && (failure.Code()&0xff == sqlite3.SQLITE_BUSY || c.sharesLog && isLogChanging(failure.Code()))
 }
 
 func (c *connection) close() error {

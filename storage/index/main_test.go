@@ -3,6 +3,7 @@ package index
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -17,6 +18,7 @@ const (
 	helperPath  = "INDEX_TEST_PATH"  // of the database; makes it a helper
 	helperFirst = "INDEX_TEST_FIRST" // the first item to be put
 	helperCount = "INDEX_TEST_COUNT" // how many, in a transaction each
+	helperReads = "INDEX_TEST_READS" // how many times to open it for reading, and to read each time; nothing is put
 )
 
 func TestMain(m *testing.M) {
@@ -40,15 +42,20 @@ func help(path string) error {
 	if err != nil {
 		return err
 	}
+	if reads := os.Getenv(helperReads); reads != "" {
+		var opens, each int
+		_, err := fmt.Sscan(reads, &opens, &each)
+		for ; opens > 0 && err == nil; opens-- {
+			err = readTimes(path, each)
+		}
+		return err
+	}
 	x, err := Open(context.Background(), path, Options{})
 	if err != nil {
 		return err
 	}
-	for n := first; n < first+count; n++ {
-		item := testNarinfo(n, 1, []int{0, n}, 10)
-		if err := x.Update(context.Background(), func(tx *Tx) error { return putIn(tx, x, item, 1, nil) }); err != nil {
-			return err
-		}
+	if err := putEach(x, first, count); err != nil {
+		return err
 	}
 	// Further items, as long as there are requests for them.
 	for requests := bufio.NewScanner(os.Stdin); requests.Scan(); fmt.Println("done") {
@@ -69,6 +76,54 @@ func help(path string) error {
 		}
 	}
 	return x.Close()
+}
+
+// putEach puts items in a transaction each, and reads meanwhile, as a server does.
+func putEach(x *Index, first, count int) (err error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	read := make(chan error)
+	go func() {
+		var err error
+		for ctx.Err() == nil && err == nil {
+			_, err = x.Totals(context.Background())
+		}
+		read <- err
+	}()
+	defer func() {
+		cancel()
+		err = errors.Join(err, <-read)
+	}()
+	for n := first; n < first+count; n++ {
+		item := testNarinfo(n, 1, []int{0, n}, 10)
+		if err := x.Update(context.Background(), func(tx *Tx) error { return putIn(tx, x, item, 1, nil) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// readTimes opens a copy of oldDatabase to which others add items of ten bytes, and reads
+// from it so many times.
+func readTimes(path string, times int) error {
+	x, err := Open(context.Background(), path, Options{Access: Read})
+	if err != nil {
+		return fmt.Errorf("Open: %w", err)
+	}
+	before := int64(0)
+	for range times {
+		var totals Totals
+		if totals, err = x.Totals(context.Background()); err == nil && (totals.Items < max(before, 2) || totals.StoredSize != 10*(totals.Items-2)+30) {
+			err = fmt.Errorf("%+v after %d items", totals, before)
+		}
+		if err != nil {
+			break
+		}
+		before = totals.Items
+	}
+	if err = errors.Join(err, x.Close()); errors.Is(err, ErrChanged) {
+		return nil
+	}
+	return err
 }
 
 // writer is a helper that has a database open.

@@ -32,6 +32,22 @@ import (
 //     to the log first. Only when that is folded back into the file, what was read
 //     may be of two moments, and that shows in the file's time.
 
+// sharedLog is the parameter of connections that use the index of the log as it is.
+const sharedLog = "readonly_shm=1"
+
+// isLogChanging says whether the failure of such a connection is that it has looked at
+// the index of the log while another process was changing it. Others repair there what
+// is half done, or make an entry of what they have seen of the log. One that can't write
+// has to look again, which SQLite leaves to the caller:
+//
+//   - SQLITE_READONLY_RECOVERY: the header was being written, or a process that opens
+//     the database has not built the index yet.
+//   - SQLITE_READONLY_CANTINIT: after the connection has read the header, a transaction
+//     was committed, and another reader has moved the entry to that.
+func isLogChanging(code int) bool {
+	return code == sqlite3.SQLITE_READONLY_RECOVERY || code == sqlite3.SQLITE_READONLY_CANTINIT
+}
+
 // ErrChanged says that a database that nobody had open was written while it was
 // being read.
 var ErrChanged = errors.New("another process has changed the database meanwhile")
@@ -46,11 +62,11 @@ func (x *Index) openForReading(ctx context.Context, absolute string, cacheBytes 
 		err := x.tryReading(ctx, absolute, cacheBytes, count, newest)
 		var failure *sqlite.Error
 		isFailure := errors.As(err, &failure) && slices.Contains([]int{sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}, failure.Code()&0xff)
-		if !isFailure && !errors.Is(err, errNoLogIndex) {
+		if !isFailure && !errors.Is(err, errNoLogIndex) && !errors.Is(err, ErrChanged) {
 			return err
 		}
-		// Another process has opened or closed it at this moment, or it can't be
-		// read at all.
+		// Another process has opened or closed it at this moment, or has written to
+		// it, or it can't be read at all.
 		if time.Now().After(end) {
 			if isFailure {
 				err = fmt.Errorf("%w: let the user or group of this process read %s, and %[2]s-wal and %[2]s-shm where they exist", failure, x.path)
@@ -73,7 +89,7 @@ func (x *Index) tryReading(ctx context.Context, absolute string, cacheBytes int6
 		return err
 	}
 	if live {
-		parameters += "&readonly_shm=1"
+		parameters += "&" + sharedLog
 	} else {
 		parameters += "&immutable=1"
 	}
@@ -87,13 +103,11 @@ func (x *Index) tryReading(ctx context.Context, absolute string, cacheBytes int6
 			err = errors.Join(err, x.readers.close())
 		}
 	}()
-	if !live {
-		x.changed = changed
-		for range count {
-			c := <-x.readers
-			c.changed = changed
-			x.readers <- c
-		}
+	x.changed = changed
+	for range count {
+		c := <-x.readers
+		c.changed = changed
+		x.readers <- c
 	}
 	return x.readers.do(ctx, func(c *connection) error {
 		version, err := recognise(c, x.path, newest)
@@ -114,7 +128,7 @@ func (x *Index) tryReading(ctx context.Context, absolute string, cacheBytes int6
 }
 
 // look finds out whether a process may have the database open. If none has, changed
-// says whether one has written to the file since.
+// says whether one has written to the file since; otherwise it is nil.
 func look(absolute string) (changed func() error, live bool, err error) {
 	before, err := os.Stat(absolute)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -203,6 +204,42 @@ func TestReadWhileOthersClose(t *testing.T) {
 			t.Error(err)
 		}
 	}
+}
+
+// TestReadBesideProcesses reads in two processes what two others write, which open and
+// close the database again and again: one opens it as often, the other reads very often,
+// as it is about short moments.
+func TestReadBesideProcesses(t *testing.T) {
+	t.Parallel()
+	path := oldDatabase(t)
+	ended := make(chan struct{})
+	var readers, writers sync.WaitGroup
+	for _, reads := range []string{"30 20", "1 10000"} {
+		command := helper(t, path, 0, 0)
+		command.Env = append(command.Env, helperReads+"="+reads)
+		readers.Go(func() {
+			if out, err := command.CombinedOutput(); err != nil {
+				t.Errorf("%s reads: %v: %s", reads, err, out)
+			}
+		})
+	}
+	for w := range 2 {
+		writers.Go(func() {
+			for n := range 1000 {
+				if out, err := helper(t, path, (2*n+w+1)*1000, 1+(n%5)*50).CombinedOutput(); err != nil {
+					t.Errorf("%v: %s", err, out)
+				}
+				select {
+				case <-ended:
+					return
+				default:
+				}
+			}
+		})
+	}
+	readers.Wait()
+	close(ended)
+	writers.Wait()
 }
 
 // versionDatabase makes a database of an old version of the schema, by the steps that

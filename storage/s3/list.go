@@ -120,6 +120,10 @@ func (b *Bucket) listUploads(ctx context.Context, before time.Time, yield func(s
 			}
 			info := storage.Info{Name: temporaryName(aws.ToString(found.UploadId), name), ModTime: aws.ToTime(found.Initiated).UTC(), Temporary: true}
 			gone, err := b.measure(ctx, name, aws.ToString(found.UploadId), &info)
+			if err != nil && ctx.Err() != nil {
+				yield(storage.Info{Temporary: true}, err) // about all that are left
+				return
+			}
 			if !gone && (err != nil || !isRecent(info.ModTime)) && !yield(info, err) {
 				return
 			}

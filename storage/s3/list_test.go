@@ -2,6 +2,7 @@ package s3
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -186,6 +187,39 @@ func TestListUnfinished(t *testing.T) {
 	}
 }
 
+// TestListUnfinishedStopped ends a listing while an upload is measured: that is the end
+// of the listing, and no fault of the upload.
+func TestListUnfinishedStopped(t *testing.T) {
+	t.Parallel()
+	var way faulty
+	b := open(t, place(t), quick(&way))
+	for _, name := range []string{"nar/a", "nar/b"} {
+		upload, err := b.stageUpload(t.Context(), name, "token", strings.NewReader("x"), 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(upload.abort)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	way.set(func(r *http.Request) (*http.Response, error) {
+		if r.URL.Query().Has("uploadId") {
+			cancel()
+			return nil, r.Context().Err()
+		}
+		return nil, nil
+	})
+	defer way.set(nil)
+	listed := 0
+	for info, err := range b.List(ctx) {
+		if listed++; info.Name != "" || !errors.Is(err, context.Canceled) {
+			t.Errorf("%+v, %v", info, err)
+		}
+	}
+	if listed != 1 {
+		t.Errorf("listed %d times", listed)
+	}
+}
+
 // TestRealParts stores a nar of three parts as large as they are.
 func TestRealParts(t *testing.T) {
 	t.Parallel()
@@ -220,6 +254,41 @@ func TestRealParts(t *testing.T) {
 	_, err = b.Stage(t.Context(), "nar/y", bytes.NewReader(content), int64(len(content)))
 	wantFault(t, "a damaged part", err)
 	way.set(nil)
+	if infos := list(t, b); len(infos) != 1 {
+		t.Errorf("left: %+v", infos)
+	}
+}
+
+// TestPartsOutlastFailure refuses a part while another is under way, which is not cut
+// off: the server would store it after the upload was dropped.
+func TestPartsOutlastFailure(t *testing.T) {
+	t.Parallel()
+	var way faulty
+	b := open(t, place(t), quick(&way))
+	put(t, b, "nar/x", random(3*(5<<20), 1)) // so that the checksum is known
+	begun, refused := make(chan struct{}), make(chan struct{})
+	var first error
+	way.set(func(r *http.Request) (*http.Response, error) {
+		switch r.URL.Query().Get("partNumber") {
+		case "1":
+			close(begun)
+			<-refused
+			var response *http.Response
+			response, first = straight.RoundTrip(r)
+			return response, first
+		case "2":
+			<-begun
+			defer close(refused)
+			return always(403, "AccessDenied")(r)
+		}
+		return nil, nil
+	})
+	content := random(2*(5<<20), 2)
+	_, err := b.Stage(t.Context(), "nar/y", bytes.NewReader(content), int64(len(content)))
+	wantFault(t, "a part that is refused", err, "part 2", "AccessDenied")
+	if first != nil {
+		t.Errorf("the other part: %v", first)
+	}
 	if infos := list(t, b); len(infos) != 1 {
 		t.Errorf("left: %+v", infos)
 	}

@@ -69,7 +69,8 @@ func (b *Bucket) stageUpload(ctx context.Context, name, token string, from io.Re
 }
 
 // sendAll sends the parts, several at a time, while the next is read. None is
-// under way when it returns.
+// under way when it returns: where one fails, those that have begun are sent to their
+// end, as a server may store a part that was cut off after the upload was dropped.
 func (u *upload) sendAll(ctx context.Context, token string, from io.Reader) error {
 	partSize := u.b.partSizeFor(u.size)
 	u.parts = make([]types.CompletedPart, (u.size+partSize-1)/partSize)
@@ -77,6 +78,7 @@ func (u *upload) sendAll(ctx context.Context, token string, from io.Reader) erro
 		u.sum = u.sumAhead(ctx, from)
 	}
 	slots := make(chan struct{}, partsAtOnce)
+	callers := ctx
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var group sync.WaitGroup
@@ -88,7 +90,7 @@ func (u *upload) sendAll(ctx context.Context, token string, from io.Reader) erro
 		err := u.next(ctx, i, min(partSize, u.size-int64(i)*partSize), token, from, func(part []byte, free func()) {
 			group.Go(func() {
 				defer func() { free(); <-slots }()
-				if err := u.send(ctx, i, part); err != nil {
+				if err := u.send(callers, i, part); err != nil {
 					cancel(u.b.fail(fmt.Sprintf("store part %d of", i+1), u.name, err))
 				}
 			})
