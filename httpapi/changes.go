@@ -153,7 +153,7 @@ func (s *Server) pageAfter(ctx *fasthttp.RequestCtx) (page index.Page, after int
 		s.fail(ctx, fasthttp.StatusBadRequest, "?after=NUMBER must be that of a change, or 0")
 		return page, 0, false
 	}
-	page, err = s.options.Changes.ChangesAfter(ctx, after, changesAtOnce)
+	page, err = s.options.Changes.ChangesAfter(s.live, after, changesAtOnce)
 	if err != nil {
 		s.fault(ctx, "read the recent changes", err)
 		return page, 0, false

@@ -72,7 +72,11 @@ func (c *connections) serve(engine *fasthttp.Server, l net.Listener) error {
 			}
 			return err
 		}
-		connection, err := c.wrap(accepted)
+		var connection *connection
+		err = c.waitOut(func() (err error) {
+			connection, err = c.wrap(accepted)
+			return err
+		})
 		if err != nil {
 			c.log.Error("can't serve a connection", "error", err)
 			_ = accepted.Close()
@@ -87,18 +91,24 @@ func (c *connections) serve(engine *fasthttp.Server, l net.Listener) error {
 	}
 }
 
-// accept waits out a lack of file descriptors or memory, which passes when
+// accept accepts a connection.
+func (c *connections) accept(l net.Listener) (accepted net.Conn, err error) {
+	err = c.waitOut(func() (err error) {
+		accepted, err = l.Accept()
+		return err
+	})
+	return accepted, err
+}
+
+// waitOut waits out a lack of file descriptors or memory, which passes when
 // some connections end: a server that gave up then would be gone for good.
-func (c *connections) accept(l net.Listener) (net.Conn, error) {
+func (c *connections) waitOut(try func() error) error {
 	for delay := 5 * time.Millisecond; ; delay = min(2*delay, time.Second) {
-		accepted, err := l.Accept()
-		if err == nil {
-			return accepted, nil
-		}
+		err := try()
 		lacking := errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) ||
 			errors.Is(err, syscall.ENOBUFS) || errors.Is(err, syscall.ENOMEM)
 		if !lacking && !errors.Is(err, syscall.ECONNABORTED) {
-			return nil, err
+			return err
 		}
 		if lacking {
 			c.log.Error("can't accept a connection; raise the limit of open files if this goes on", "error", err, "retry", delay)
@@ -195,11 +205,11 @@ func (c *connection) read(p []byte) (int, error) {
 		}
 		c.deadlineSet = c.deadline
 	}
-	if c.connections.ending.Load() {
-		return 0, net.ErrClosed
-	}
 	if c.connections.draining.Load() {
 		c.endWhenQuiet()
+	}
+	if c.connections.ending.Load() { // looked at last, as endAll sets another deadline
+		return 0, net.ErrClosed
 	}
 	return c.Conn.Read(p)
 }

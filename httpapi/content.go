@@ -162,6 +162,9 @@ func (s *Server) streamFile(ctx *fasthttp.RequestCtx, reader io.ReadCloser, leng
 			return
 		}
 	}
+	if shared, ok := reader.(*sharedReader); !ok || !shared.isCached() {
+		leaveLoop(ctx) // to read from a disk takes long
+	}
 	s.stream(ctx, part{io.LimitReader(reader, length), reader}, length)
 }
 

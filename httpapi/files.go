@@ -29,7 +29,7 @@ func (s *Server) serveFile(ctx *fasthttp.RequestCtx, name, algorithm, digest str
 		s.notFound(ctx, nothing)
 		return
 	}
-	known, err := s.item(ctx, path.Hash)
+	known, err := s.item(s.live, path.Hash)
 	if errors.Is(err, storage.ErrNotFound) {
 		s.notFound(ctx, nothing)
 		return

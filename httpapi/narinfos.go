@@ -18,7 +18,7 @@ func (s *Server) serveNarinfo(ctx *fasthttp.RequestCtx, hash narinfo.PathHash) {
 	if !ok {
 		leaveLoop(ctx)
 		var err error
-		found, err = s.answer(ctx, hash)
+		found, err = s.answer(s.live, hash)
 		if errors.Is(err, storage.ErrNotFound) {
 			s.unknown(ctx)
 			return

@@ -25,7 +25,7 @@ func (s *Server) serveNar(ctx *fasthttp.RequestCtx, name, base string) {
 		s.notFound(ctx, "that is not the name of a nar")
 		return
 	}
-	item, err := s.item(ctx, path.Hash)
+	item, err := s.item(s.live, path.Hash)
 	if errors.Is(err, storage.ErrNotFound) {
 		s.notFound(ctx, "there is no such nar")
 		return
@@ -162,7 +162,7 @@ func (s *Server) item(ctx context.Context, hash narinfo.PathHash) (*nars, error)
 func (s *Server) sendCached(ctx *fasthttp.RequestCtx, known *nars, file index.CachedFile) {
 	item := known.Item
 	open := func(offset, length int64) (io.ReadCloser, storage.Info, error) {
-		reader, info, err := s.options.Cached.Open(ctx, item, file, offset, length)
+		reader, info, err := s.options.Cached.Open(s.live, item, file, offset, length)
 		if errors.Is(err, storage.ErrNotStored) {
 			s.nars.forget(item.Hash)
 		}
@@ -254,14 +254,14 @@ const presignedFor = 10 * time.Minute
 // sendToStore redirects a client to the byte store for the item's Nth file, which
 // must be there.
 func (s *Server) sendToStore(ctx *fasthttp.RequestCtx, item *storage.Item, n int) {
-	err := s.items.LookFor(ctx, item, n)
+	err := s.items.LookFor(s.live, item, n)
 	if errors.Is(err, storage.ErrNotStored) {
 		s.sendElsewhere(ctx, item, n)
 		return
 	}
 	var location string
 	if err == nil {
-		location, err = s.options.Presigned.Presign(ctx, item.FileName(n), presignedFor)
+		location, err = s.options.Presigned.Presign(s.live, item.FileName(n), presignedFor)
 	}
 	if err != nil {
 		s.unopened(ctx, item, err)
@@ -300,7 +300,7 @@ func (s *Server) unopened(ctx *fasthttp.RequestCtx, item *storage.Item, err erro
 		s.unreached(ctx, item, err)
 		return
 	}
-	if !s.hasChanged(ctx, item, err) {
+	if !s.hasChanged(s.live, item, err) {
 		s.fault(ctx, "open a nar", err)
 		return
 	}

@@ -52,7 +52,7 @@ func (s *Server) serveHealth(ctx *fasthttp.RequestCtx, live bool) {
 		s.text(ctx, "application/json", liveBody)
 		return
 	}
-	status, body, err := s.healthAnswer(ctx)
+	status, body, err := s.healthAnswer(s.live)
 	if err != nil {
 		s.fault(ctx, "write the health", err)
 		return

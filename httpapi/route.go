@@ -75,6 +75,7 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 	}
 	s.metrics.count(route, ctx)
 	if s.log.Enabled(ctx, slog.LevelDebug) {
+		leaveLoop(ctx)
 		s.log.LogAttrs(ctx, slog.LevelDebug, "request",
 			slog.String("method", string(ctx.Method())),
 			slog.String("path", string(ctx.RequestURI())),

@@ -23,7 +23,6 @@ func stopServing(connections *connections, grace time.Duration, stopping, cut fu
 	connections.drain(time.Now().Add(grace - grace/4))
 	stopping()
 	connections.wait(time.Now().Add(grace / 8))
-	// This ends a connection after any answer, also one that doesn't say so.
 	connections.endAll()
 	connections.wait(time.Now().Add(grace / 8))
 	if connections.count() == 0 {

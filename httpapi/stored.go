@@ -72,7 +72,7 @@ func (s *Server) filesThere(ctx context.Context, hash narinfo.PathHash) (*storag
 		return nil, nil, storage.ErrNotFound
 	}
 	files, err := s.filesOf(ctx, item)
-	if err != nil && s.hasChanged(ctx, item, err) {
+	if err != nil && s.hasChanged(s.live, item, err) {
 		return s.filesThere(ctx, hash)
 	}
 	return item, files, err

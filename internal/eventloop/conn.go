@@ -14,8 +14,9 @@ import (
 	"nar-herder/internal/rawio"
 )
 
-// Conn is a connection that the loop has taken over. It implements [net.Conn], and is
-// for one goroutine at a time but for Close and the deadlines.
+// Conn is a connection that the loop has taken over. It implements [net.Conn]. Where
+// [Conn.Serve] was called, Read, Write and Leave are for the function that it has called,
+// or once that has left the loop, for another goroutine in its place.
 type Conn struct {
 	loop          *loop
 	fd            int
@@ -37,16 +38,18 @@ type Conn struct {
 	users  atomic.Int64
 	closer sync.Once
 
-	mu     sync.Mutex
-	woken  sync.Cond // waiting is over for those outside the loop
-	parked bool      // the coroutine waits for something to read
-	closed bool
+	mu      sync.Mutex
+	woken   sync.Cond // waiting is over for those outside the loop
+	waiting int       // of them, how many there are
+	parked  bool      // the coroutine waits for something to read
+	closed  bool
 }
 
 const closing = 1 << 32
 
-// mostTurns is how many reads a connection has on the loop before others have theirs.
-const mostTurns = 16
+// mostTurns is how many reads a connection has on the loop before others have theirs: one
+// that has more to say after it is a burst of requests.
+const mostTurns = 2
 
 // side is the state of reading, or of writing.
 type side struct {
@@ -137,7 +140,8 @@ func (c *Conn) Read(p []byte) (int, error) {
 				c.read.ready.Store(true)
 				return 0, io.EOF
 			default:
-				// Less than there was room for is all that there was, as epoll(7) says.
+				// Less than there was room for is all that there was, as epoll(7) says:
+				// of TCP's urgent bytes that is not true, which HTTP has no use for.
 				if n == len(p) || c.ending.Load() {
 					c.read.ready.Store(true)
 				}
@@ -176,7 +180,7 @@ func (c *Conn) Write(p []byte) (n int, err error) {
 }
 
 // Leave has the connection go on in a goroutine of its own, until the next time that it
-// waits for something to read. Call it before what may take more than some 100 µs.
+// waits for something to read. Call it before what may wait, or take a millisecond.
 func (c *Conn) Leave() {
 	if c.onLoop {
 		c.yield(leave)
@@ -251,9 +255,11 @@ func (c *Conn) isDue(s *side) (resume bool) {
 func (c *Conn) wait(s *side) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.waiting++
 	for !s.isOver(c) {
 		c.woken.Wait()
 	}
+	c.waiting--
 }
 
 // isOver reports whether there is nothing to wait for. The mutex of the connection is

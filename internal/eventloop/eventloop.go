@@ -15,6 +15,7 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"runtime/debug"
 	"sync"
 	"syscall"
 	"time"
@@ -26,8 +27,6 @@ const (
 	// longest is how long connections wait for those that became ready together with
 	// them: the rest are resumed in goroutines of their own then.
 	longest = time.Millisecond
-	// checked is after how many connections the time is looked at.
-	checked = 8
 	// most bounds how many events are asked for at a time.
 	most = 128
 )
@@ -40,15 +39,25 @@ type loop struct {
 	conns []*Conn // by descriptor
 }
 
-var theLoop = sync.OnceValues(func() (*loop, error) {
+var theLoop struct {
+	sync.Mutex
+	*loop // nil until it is needed
+}
+
+func getLoop() (*loop, error) {
+	theLoop.Lock()
+	defer theLoop.Unlock()
+	if theLoop.loop != nil {
+		return theLoop.loop, nil
+	}
 	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
 		return nil, os.NewSyscallError("epoll_create1", err)
 	}
-	l := &loop{epoll: epoll}
-	go l.run()
-	return l, nil
-})
+	theLoop.loop = &loop{epoll: epoll}
+	go theLoop.run()
+	return theLoop.loop, nil
+}
 
 // Take takes a connection of package net over, which is closed then: the socket itself
 // stays open, and belongs to the Conn. It fails with [errors.ErrUnsupported] for what is no
@@ -62,7 +71,7 @@ func Take(conn net.Conn) (*Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	l, err := theLoop()
+	l, err := getLoop()
 	if err != nil {
 		return nil, err
 	}
@@ -125,26 +134,27 @@ func (l *loop) run() {
 		begun := time.Now()
 		l.mu.Lock()
 		for i := range n {
-			// An event of a descriptor that was closed and opened again since is a
-			// hint that leads to nothing.
+			// An event of a descriptor that was closed and opened again since costs
+			// the new connection a read too many.
 			ready[i] = l.conns[events[i].Fd]
 		}
 		l.mu.Unlock()
-		late, started := false, false
+		started := false
 		for i := range n {
 			c := ready[i]
 			ready[i] = nil
-			if c == nil || !c.note(events[i].Events) {
+			if c == nil {
 				continue
 			}
-			if i%checked == checked-1 && !late {
-				late = time.Since(begun) > longest
-			}
-			if late {
-				go c.run(false)
-				started = true
-			} else if !c.run(true) {
-				started = true
+			resume, woken := c.note(events[i].Events)
+			started = started || woken
+			if resume {
+				if i > 0 && time.Since(begun) > longest {
+					go c.run(false)
+					started = true
+				} else if !c.run(true) {
+					started = true
+				}
 			}
 		}
 		if started {
@@ -169,6 +179,12 @@ const (
 func (c *Conn) Serve(f func()) {
 	c.next, _ = iter.Pull(func(yield func(step) bool) {
 		c.yield = yield
+		defer func() {
+			// The coroutine's stack would be lost.
+			if fault := recover(); fault != nil {
+				panic(fmt.Sprintf("%v\n\n%s", fault, debug.Stack()))
+			}
+		}()
 		f()
 	})
 	go c.run(false)
@@ -202,9 +218,9 @@ func (c *Conn) park() bool {
 	return c.parked
 }
 
-// note notes an event, and reports whether the coroutine is to be resumed, which is the
-// caller's then.
-func (c *Conn) note(events uint32) bool {
+// note notes an event. It reports whether the coroutine is to be resumed, which is the
+// caller's then, and whether somebody outside the loop was woken.
+func (c *Conn) note(events uint32) (resume, woken bool) {
 	if events&(unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
 		c.ending.Store(true)
 	}
@@ -216,7 +232,7 @@ func (c *Conn) note(events uint32) bool {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.wake()
+	return c.wake(), c.waiting > 0
 }
 
 // wake wakes who waits outside the loop, and reports whether the coroutine is to be

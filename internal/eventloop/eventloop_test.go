@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"golang.org/x/net/nettest"
+	"golang.org/x/sys/unix"
 )
 
 // patience bounds what would wait for ever.
@@ -250,4 +251,43 @@ func TestServeEnds(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestTakeLacking: a connection that can't be taken over for lack of descriptors stays as
+// it is, and can be taken over later.
+func TestTakeLacking(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	peer, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer peer.Close()
+	accepted, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var before unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &before); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 1, Max: before.Max}); err != nil {
+		t.Fatal(err)
+	}
+	_, err = Take(accepted)
+	if restore := unix.Setrlimit(unix.RLIMIT_NOFILE, &before); restore != nil {
+		t.Fatal(restore)
+	}
+	if !errors.Is(err, unix.EMFILE) {
+		t.Fatalf("without descriptors: %v", err)
+	}
+	c, err := Take(accepted)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Serve(func() { echo(c, func(string) {}) })
+	ask(t, peer, "later\n")
 }
