@@ -93,7 +93,7 @@ const beginWait = 10 * time.Second
 // with this storage: usually its file system isn't mounted, and clients would be told
 // that there are no items. It is nil where there is an index.
 func (c *newDatabaseOption) mayBegin(ctx context.Context, database string, bytes storage.ByteStore) error {
-	if c.NewDatabase || bytes == nil {
+	if c == nil || c.NewDatabase || bytes == nil {
 		return nil
 	}
 	if info, err := os.Stat(database); err == nil && info.Size() > 0 || err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -147,7 +147,7 @@ func TestSecrets(t *testing.T) {
 	p.imports(t, dir)
 	proxy := s.word("proxy")
 	run := command(p.args("run-server", "--log-level=DEBUG", "--port=0", "--nars-elsewhere=redirect", "--database-dump-interval=1s", "--mirror-nars=none",
-		"--mirror="+mirrored.url(user, password), "--storage-nar-removal-criteria=stored-on="+copied.url(user, password),
+		"--mirror="+mirrored.url(user, password), "--allow-private-redirects", "--storage-nar-removal-criteria=stored-on="+copied.url(user, password),
 		"--storage-limit=1", "--storage-check-interval=1s",
 		"--enable-cached-compression=zstd", "--cached-compression-directory=zstd="+filepath.Join(p.dir, "zstd"), "--cached-compression-min-uses=1",
 		"--cached-compression-nar-source="+mirrored.url(user, password))...)
