@@ -83,7 +83,7 @@ const crossings = `
 	INSERT INTO tags VALUES (1, 'key', 'value');
 	INSERT INTO item_tags SELECT id, 1 FROM items;
 	INSERT INTO uses SELECT id, 9, 9 FROM items;
-	INSERT INTO cached_files SELECT id, 'zstd', 9, 9, NULL FROM items;
+	INSERT INTO cached_files (item, type, size, last_used, withdrawn_at) SELECT id, 'zstd', 9, 9, NULL FROM items;
 	INSERT INTO checksums SELECT id, 'x', 9, 9, x'00' FROM items;
 	INSERT INTO recent_changes (at, kind, hash, store_path) SELECT 1, 2, hash, '/gnu/store/x' FROM narinfos;
 	CREATE TRIGGER t AFTER INSERT ON settings BEGIN INSERT INTO leftovers VALUES ('docs/precious.txt'); END;`
