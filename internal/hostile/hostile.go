@@ -137,6 +137,7 @@ func (s *Source) behind(after string) (changes []peer.Change, state peer.LogStat
 	var position int64
 	_, _ = fmt.Sscan(after, &position) // else from the beginning
 	last := int64(len(s.changes))
+	changes = []peer.Change{}
 	position = min(max(position, 0), last)
 	for _, change := range s.changes[position:] {
 		change.Seal(s.instance)
