@@ -29,6 +29,7 @@ func TestOneFetchForMany(t *testing.T) {
 	cache := open(t, f, Options{Directory: t.TempDir(), MaxSize: 1 << 30})
 	var all, read sync.WaitGroup
 	firstCtx, leave := context.WithCancel(t.Context())
+	left := make(chan struct{}) // by the first
 	for i := range 100 {
 		all.Add(1)
 		read.Go(func() {
@@ -53,6 +54,9 @@ func TestOneFetchForMany(t *testing.T) {
 				return
 			}
 			got, err := io.ReadAll(r)
+			if i == 0 {
+				close(left)
+			}
 			switch {
 			case i == 0 && !errors.Is(err, context.Canceled):
 				t.Errorf("who has left reads on: %v", err)
@@ -67,6 +71,7 @@ func TestOneFetchForMany(t *testing.T) {
 	all.Wait()
 	let <- 100_000
 	leave()
+	<-left // it would read what comes now without a wait
 	close(let)
 	read.Wait()
 	settled(t, cache)
