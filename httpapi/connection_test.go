@@ -278,7 +278,7 @@ func TestWriteAfterClose(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	conn, err := newConnections(slog.New(slog.DiscardHandler), patience).wrap(accepted)
+	conn, err := newConnections(Limits{}, Proxies{}, slog.New(slog.DiscardHandler), patience).wrap(accepted)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -53,7 +53,7 @@ func newMetrics(s *Server) *metrics {
 	gauge := func(name, help string, value func() float64) {
 		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
 	}
-	gauge("narherder_change_streams", "Instances that follow the changes here.", func() float64 { return float64(s.streams.Load()) })
+	gauge("narherder_change_streams", "Instances that follow the changes here.", func() float64 { return float64(s.streams.count()) })
 	gauge("narherder_decoders", "Nars that are being decompressed for clients.", func() float64 { return float64(s.decoders.open()) })
 	gauge("narherder_decoder_memory_bytes", "Memory reserved for them.", func() float64 { return float64(s.decoders.memory()) })
 	gauge("narherder_decoder_memory_limit_bytes", "Memory that may be reserved for them and background work together.", func() float64 { return float64(s.decoders.budget.Total()) })
@@ -84,12 +84,24 @@ func newMetrics(s *Server) *metrics {
 
 // connections shows those that are open.
 func (m *metrics) connections(c *connections) {
-	// A server that serves a second time counts the newest.
-	gauge := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "narherder_http_connections", Help: "Open connections.",
-	}, func() float64 { return float64(c.count()) })
-	m.registry.Unregister(gauge)
-	m.registry.MustRegister(gauge)
+	register := func(collector prometheus.Collector) {
+		m.registry.Unregister(collector) // a server that serves a second time counts the newest
+		m.registry.MustRegister(collector)
+	}
+	gauge := func(name, help string, value func() float64) {
+		register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
+	}
+	gauge("narherder_http_connections", "Open connections.", func() float64 { return float64(c.count()) })
+	gauge("narherder_http_connections_limit", "Connections that may be open.", func() float64 { return float64(c.limits.Connections) })
+	gauge("narherder_http_unread_bytes", "Memory for requests of clients that don't read the answers to those before.", func() float64 { return float64(c.unread.Load()) })
+	gauge("narherder_http_unread_limit_bytes", "What that may be at the most.", func() float64 { return float64(c.limits.Unread) })
+	for reason, name := range closeReasonNames {
+		register(prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name:        "narherder_http_connections_closed_total",
+			Help:        "Connections closed to stay within the limits: idle or stalled ones for others, those with unread answers, and new ones of an address that has too many.",
+			ConstLabels: prometheus.Labels{"reason": name},
+		}, func() float64 { return float64(c.closed[reason].Load()) }))
+	}
 }
 
 // count notes an answer.

@@ -192,6 +192,9 @@ type Options struct {
 	// TrustedProxies may say for whom they ask.
 	TrustedProxies Proxies
 
+	// Limits are those of its connections, unless Starting has them.
+	Limits Limits
+
 	// Starting has answered until now, and its connections are taken over; nil for
 	// none.
 	Starting *Starting
@@ -256,7 +259,7 @@ type Server struct {
 
 	// news wakes those who follow the changes, and streams counts them.
 	news    news
-	streams atomic.Int64
+	streams streams
 
 	engine *fasthttp.Server
 	// stopping is set when each answer is to be the last of its connection.
@@ -284,6 +287,7 @@ func New(items Items, options Options) *Server {
 	}
 	s.cacheControls = newCacheControls(&options)
 	s.lookups, s.limiter = make(chan struct{}, max(1, items.Concurrency())), newLimiter()
+	s.keptFiles.most = options.Limits.orDefaults().keptFiles
 	s.metrics = newMetrics(s)
 	s.live, s.end = context.WithCancel(context.Background())
 	s.streaming, s.endStreams = context.WithCancel(s.live)
@@ -297,7 +301,12 @@ func New(items Items, options Options) *Server {
 
 func newEngine(handle fasthttp.RequestHandler, fail func(*fasthttp.RequestCtx, error)) *fasthttp.Server {
 	return &fasthttp.Server{
-		Handler:               handle,
+		Handler: func(ctx *fasthttp.RequestCtx) {
+			if hasBody(ctx) {
+				closeAfter(ctx)
+			}
+			handle(ctx)
+		},
 		ErrorHandler:          fail,
 		NoDefaultServerHeader: true,
 		NoDefaultContentType:  true,
@@ -328,7 +337,7 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 	if s.options.Starting != nil {
 		connections = s.options.Starting.connections
 	} else {
-		connections = newConnections(s.log, s.progressTimeout)
+		connections = newConnections(s.options.Limits, s.options.TrustedProxies, s.log, s.progressTimeout)
 		connections.quietTime = s.quietTime
 	}
 	s.metrics.connections(connections)

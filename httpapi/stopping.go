@@ -40,7 +40,7 @@ func stopServing(connections *connections, grace time.Duration, stopping, cut fu
 func (c *connections) drain(end time.Time) {
 	c.draining.Store(true)
 	c.mu.Lock()
-	for connection := range c.open {
+	for connection := range c.open.members {
 		connection.endWhenQuiet()
 	}
 	c.mu.Unlock()
@@ -52,7 +52,7 @@ func (c *connections) endAll() {
 	c.ending.Store(true)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for connection := range c.open {
+	for connection := range c.open.members {
 		_ = connection.Conn.SetReadDeadline(time.Now()) // Read fails as well, then
 	}
 }

@@ -35,6 +35,7 @@ const (
 // loop is the one of the process, as package net has one poller. It never ends.
 type loop struct {
 	epoll int
+	begun time.Time // when the last events came; only for what runs on the loop
 
 	mu    sync.Mutex
 	conns []*Conn // by descriptor
@@ -122,7 +123,7 @@ func (l *loop) run() {
 			}
 			panic(fmt.Sprintf("eventloop: epoll_wait: %v", err)) // nothing of ours can be wrong but the descriptor
 		}
-		begun := time.Now()
+		l.begun = time.Now()
 		l.mu.Lock()
 		for i := range n {
 			// An event of a descriptor that was closed and opened again since is a
@@ -138,7 +139,7 @@ func (l *loop) run() {
 				continue
 			}
 			if i%checked == checked-1 && !late {
-				late = time.Since(begun) > longest
+				late = time.Since(l.begun) > longest
 			}
 			if late {
 				go c.run(false)
@@ -199,6 +200,11 @@ func (c *Conn) park() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.parked = !c.read.isOver(c)
+	if c.onLoop {
+		c.since = c.loop.begun
+	} else {
+		c.since = time.Now()
+	}
 	return c.parked
 }
 
