@@ -53,10 +53,18 @@ func newConnections(limits Limits, proxies Proxies, log *slog.Logger, progressTi
 	}
 }
 
+// count is how many have not ended.
 func (c *connections) count() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return len(c.open.members)
+}
+
+// size is how many are open and were not closed to make room.
+func (c *connections) size() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.open.size()
 }
 
 // closeAll cuts them, whatever they are doing. Each is counted until its coroutine has

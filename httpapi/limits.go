@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"math"
+	"math/bits"
 	"net"
 	"net/netip"
 	"slices"
@@ -38,9 +39,12 @@ const (
 	// takes more than others: twice of what the client of Guix sends before it reads.
 	fairAhead = maxAhead / 2
 
-	// stalledTime is how long a client must have taken nothing before its connection is
-	// closed to make room, and roomPatience how long a new connection waits for one.
-	stalledTime  = time.Second
+	// idleTime is how long a connection has waited for a request when it is taken to be
+	// idle, and stalledTime how long a client must have taken nothing before it is cut off to
+	// make room. A new connection that waits for room longer than roomPatience gets that of
+	// any whose client takes nothing.
+	idleTime     = time.Second
+	stalledTime  = 5 * time.Second
 	roomPatience = time.Second
 	// roomLogged is how often it is logged that connections are closed.
 	roomLogged = time.Minute
@@ -101,16 +105,19 @@ type victim struct {
 	connection *connection
 	since      time.Time
 	stalled    bool
+	// rank orders those of addresses with about the same share of connections.
+	rank, share int
 }
 
 func newGroup() group { return group{members: make(map[*connection]struct{})} }
 
 func (g *group) size() int { return len(g.members) - g.leaving }
 
-// longest removes and returns the member to close next: that which has waited for a
-// request for the longest time, or else that whose client has taken nothing for the
-// longest time, of at least atLeast. It returns nil if there is none.
-func (g *group) longest(atLeast time.Duration) *victim {
+// next removes and returns the member to close next, or nil: one of the addresses with the
+// most connections, and there the one that has waited for a request for the longest time.
+// If none has for idleTime, it is one whose client has taken nothing for the longest time,
+// of at least atLeast.
+func (g *group) next(atLeast time.Duration) *victim {
 	for again := false; ; again = true {
 		for len(g.victims) > 0 {
 			v := g.victims[0]
@@ -118,7 +125,7 @@ func (g *group) longest(atLeast time.Duration) *victim {
 			if _, open := g.members[v.connection]; !open || v.connection.leaving {
 				continue
 			}
-			if now, waits := v.connection.waits(); waits && now.since.Equal(v.since) {
+			if now, waits := v.connection.waits(); waits && now.since.Equal(v.since) && (v.stalled || !v.connection.hasInput()) {
 				return &v
 			}
 		}
@@ -133,31 +140,49 @@ func (g *group) look(atLeast time.Duration) {
 	now := time.Now()
 	var all []victim
 	for c := range g.members {
-		if v, ok := c.waits(); ok && !c.leaving && (!v.stalled || now.Sub(v.since) >= atLeast) {
-			all = append(all, v)
+		v, ok := c.waits()
+		waited := now.Sub(v.since)
+		if !ok || c.leaving || v.stalled && waited < atLeast {
+			continue
 		}
+		switch {
+		case v.stalled:
+			v.rank = 1
+		case waited < idleTime:
+			v.rank = 2
+		}
+		if client := c.connections.clients[c.client]; client != nil {
+			v.share = bits.Len(uint(client.size()))
+		}
+		all = append(all, v)
 	}
 	slices.SortFunc(all, func(a, b victim) int {
-		if a.stalled != b.stalled {
-			if a.stalled {
-				return 1
-			}
-			return -1
-		}
-		return a.since.Compare(b.since)
+		return cmp.Or(cmp.Compare(b.share, a.share), cmp.Compare(a.rank, b.rank), a.since.Compare(b.since))
 	})
 	g.victims = slices.Clone(all[:min(len(all), len(all)/16+1)])
+}
+
+// hasInput reports whether there are bytes that were not read yet.
+func (c *connection) hasInput() (has bool) {
+	if c.raw == nil {
+		return false
+	}
+	_ = c.raw.Control(func(fd uintptr) {
+		n, err := unix.IoctlGetInt(int(fd), unix.TIOCINQ)
+		has = err == nil && n > 0
+	})
+	return has
 }
 
 // waits reports whether the connection waits for its client, and since when.
 func (c *connection) waits() (victim, bool) {
 	if c.loop != nil {
 		if since, ok := c.loop.Waiting(); ok {
-			return victim{c, since, false}, true
+			return victim{connection: c, since: since}, true
 		}
 	}
 	at := c.stalled.Load()
-	return victim{c, time.Unix(0, at), true}, at != 0
+	return victim{connection: c, since: time.Unix(0, at), stalled: true}, at != 0
 }
 
 // limitedClient returns the client whose connections are counted; not valid for those
@@ -209,7 +234,7 @@ func (c *connections) makeRoom() bool {
 
 // closeOne closes one connection of the group. The mutex is held.
 func (c *connections) closeOne(g *group, atLeast time.Duration) bool {
-	v := g.longest(atLeast)
+	v := g.next(atLeast)
 	if v == nil {
 		return false
 	}
@@ -277,12 +302,22 @@ func (c *connections) remove(connection *connection) {
 }
 
 // reserveAhead reserves memory for a connection that is to have size bytes read ahead. It
-// returns false if the connection had to be closed.
+// returns false if the connection had to be closed: one that takes more than its fair share
+// when half of the memory is reserved, or the first of closeUnread when all of it is.
 func (c *connection) reserveAhead(size int64) bool {
+	all := c.connections
 	more := size - c.unread.Load()
+	if size > fairAhead && all.unread.Load()+more > all.limits.Unread/2 {
+		all.mu.Lock()
+		defer all.mu.Unlock()
+		if !c.leaving {
+			all.closeFor(c, closedUnread)
+		}
+		return false
+	}
 	c.unread.Add(more)
-	if c.connections.unread.Add(more) > c.connections.limits.Unread {
-		c.connections.closeUnread()
+	if all.unread.Add(more) > all.limits.Unread {
+		all.closeUnread()
 	}
 	return c.unread.Load() > 0
 }

@@ -1,7 +1,6 @@
 package httpapi
 
 import (
-	"net"
 	"time"
 
 	"github.com/valyala/fasthttp"
@@ -41,5 +40,3 @@ func (c *connection) linger() {
 		_, err = c.Conn.Read(dropped)
 	}
 }
-
-var _ interface{ CloseWrite() error } = (*net.TCPConn)(nil)

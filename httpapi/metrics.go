@@ -69,6 +69,7 @@ func newMetrics(s *Server) *metrics {
 		count, _ := s.answers.usage()
 		return float64(count)
 	})
+	m.connections(s.conns)
 	m.registry.MustRegister(
 		&totalsCollector{s},
 		collectors.NewGoCollector(),
@@ -82,21 +83,17 @@ func newMetrics(s *Server) *metrics {
 	return m
 }
 
-// connections shows those that are open.
+// connections shows those that are open, and why others were closed.
 func (m *metrics) connections(c *connections) {
-	register := func(collector prometheus.Collector) {
-		m.registry.Unregister(collector) // a server that serves a second time counts the newest
-		m.registry.MustRegister(collector)
-	}
 	gauge := func(name, help string, value func() float64) {
-		register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
+		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
 	}
-	gauge("narherder_http_connections", "Open connections.", func() float64 { return float64(c.count()) })
+	gauge("narherder_http_connections", "Open connections.", func() float64 { return float64(c.size()) })
 	gauge("narherder_http_connections_limit", "Connections that may be open.", func() float64 { return float64(c.limits.Connections) })
 	gauge("narherder_http_unread_bytes", "Memory for requests of clients that don't read the answers to those before.", func() float64 { return float64(c.unread.Load()) })
 	gauge("narherder_http_unread_limit_bytes", "What that may be at the most.", func() float64 { return float64(c.limits.Unread) })
 	for reason, name := range closeReasonNames {
-		register(prometheus.NewCounterFunc(prometheus.CounterOpts{
+		m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
 			Name:        "narherder_http_connections_closed_total",
 			Help:        "Connections closed to stay within the limits: idle or stalled ones for others, those with unread answers, and new ones of an address that has too many.",
 			ConstLabels: prometheus.Labels{"reason": name},
