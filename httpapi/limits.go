@@ -46,6 +46,8 @@ const (
 	idleTime     = time.Second
 	stalledTime  = 5 * time.Second
 	roomPatience = time.Second
+	// manyShare is the part of all connections of an address that has many.
+	manyShare = 8
 	// roomLogged is how often it is logged that connections are closed.
 	roomLogged = time.Minute
 )
@@ -82,12 +84,13 @@ type closeReason int
 const (
 	closedIdle    closeReason = iota // it waited for a request, and another needed the room
 	closedStalled                    // its client took nothing, and another needed the room
+	closedBusy                       // its address has many, and another needed the room
 	closedUnread                     // its client sent requests and didn't read the answers
 	closedRefused                    // its address has too many
 	closeReasons
 )
 
-var closeReasonNames = [closeReasons]string{"idle", "stalled", "unread", "refused"}
+var closeReasonNames = [closeReasons]string{"idle", "stalled", "busy", "unread", "refused"}
 
 var errRefused = errors.New("there are too many connections")
 
@@ -116,7 +119,7 @@ func (g *group) size() int { return len(g.members) - g.leaving }
 // next removes and returns the member to close next, or nil: one of the addresses with the
 // most connections, and there the one that has waited for a request for the longest time.
 // If none has for idleTime, it is one whose client has taken nothing for the longest time,
-// of at least atLeast.
+// of at least atLeast unless its address has many.
 func (g *group) next(atLeast time.Duration) *victim {
 	for again := false; ; again = true {
 		for len(g.victims) > 0 {
@@ -142,7 +145,8 @@ func (g *group) look(atLeast time.Duration) {
 	for c := range g.members {
 		v, ok := c.waits()
 		waited := now.Sub(v.since)
-		if !ok || c.leaving || v.stalled && waited < atLeast {
+		client := c.connections.clients[c.client]
+		if !ok || c.leaving || v.stalled && waited < atLeast && !c.connections.hasMany(client) {
 			continue
 		}
 		switch {
@@ -151,7 +155,7 @@ func (g *group) look(atLeast time.Duration) {
 		case waited < idleTime:
 			v.rank = 2
 		}
-		if client := c.connections.clients[c.client]; client != nil {
+		if client != nil {
 			v.share = bits.Len(uint(client.size()))
 		}
 		all = append(all, v)
@@ -215,6 +219,13 @@ func (c *connections) admit(client netip.Prefix) bool {
 		if c.draining.Load() {
 			return false
 		}
+		if c.hasMany(c.clients[client]) {
+			c.wasClosed(closedRefused)
+			return false
+		}
+		if c.closeBusy() {
+			continue
+		}
 		if time.Since(begun) > roomPatience {
 			atLeast = 0
 		}
@@ -244,6 +255,33 @@ func (c *connections) closeOne(g *group, atLeast time.Duration) bool {
 	}
 	c.closeFor(v.connection, reason)
 	return true
+}
+
+// hasMany reports whether an address has so many connections that they are closed for those
+// of others, whatever they do. The mutex is held.
+func (c *connections) hasMany(client *group) bool {
+	return client != nil && client.size() > 1 && client.size() >= c.limits.Connections/manyShare
+}
+
+// closeBusy closes a connection of the address with the most connections, if it has many.
+// The mutex is held.
+func (c *connections) closeBusy() bool {
+	var largest *group
+	for _, client := range c.clients {
+		if c.hasMany(client) && (largest == nil || client.size() > largest.size()) {
+			largest = client
+		}
+	}
+	if largest == nil {
+		return false
+	}
+	for member := range largest.members {
+		if !member.leaving {
+			c.closeFor(member, closedBusy)
+			return true
+		}
+	}
+	return false
 }
 
 // closeFor closes a connection, which is counted no more. The mutex is held.

@@ -95,7 +95,7 @@ func (m *metrics) connections(c *connections) {
 	for reason, name := range closeReasonNames {
 		m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
 			Name:        "narherder_http_connections_closed_total",
-			Help:        "Connections closed to stay within the limits: idle or stalled ones for others, those with unread answers, and new ones of an address that has too many.",
+			Help:        "Connections closed to stay within the limits: idle, stalled, or busy ones of an address with many for others, those with unread answers, and new ones of an address that has too many.",
 			ConstLabels: prometheus.Labels{"reason": name},
 		}, func() float64 { return float64(c.closed[reason].Load()) }))
 	}
