@@ -47,8 +47,12 @@ type connections struct {
 }
 
 func newConnections(limits Limits, proxies Proxies, log *slog.Logger, progressTimeout time.Duration) *connections {
+	within := limits.orDefaults()
+	if within.Connections < limits.Connections {
+		log.Warn("--max-connections is more than half of the limit of open files, and is lowered to that: raise the limit", "connections", within.Connections)
+	}
 	return &connections{
-		log: log, progressTimeout: progressTimeout, limits: limits.orDefaults(), proxies: proxies, quietTime: quietTime,
+		log: log, progressTimeout: progressTimeout, limits: within, proxies: proxies, quietTime: quietTime,
 		open: newGroup(), clients: make(map[netip.Prefix]*group),
 	}
 }
