@@ -118,8 +118,9 @@ func (g *group) size() int { return len(g.members) - g.leaving }
 
 // next removes and returns the member to close next, or nil: one of the addresses with the
 // most connections, and there the one that has waited for a request for the longest time.
-// If none has for idleTime, it is one whose client has taken nothing for the longest time,
-// of at least atLeast unless its address has many.
+// If none has for idleTime, it is one whose client has taken nothing for stalledTime, then
+// any that waits for a request, and then one whose client has taken nothing for atLeast, or
+// for any time if its address has many.
 func (g *group) next(atLeast time.Duration) *victim {
 	for again := false; ; again = true {
 		for len(g.victims) > 0 {
@@ -150,8 +151,10 @@ func (g *group) look(atLeast time.Duration) {
 			continue
 		}
 		switch {
-		case v.stalled:
+		case v.stalled && waited >= stalledTime:
 			v.rank = 1
+		case v.stalled:
+			v.rank = 3
 		case waited < idleTime:
 			v.rank = 2
 		}

@@ -144,10 +144,10 @@ func TestMaxConnectionsStalled(t *testing.T) {
 func TestMaxConnectionsPerAddress(t *testing.T) {
 	t.Parallel()
 	opts := options()
-	opts.Limits = Limits{Connections: 20, PerAddress: 2}
+	opts.Limits = Limits{Connections: 40, PerAddress: 2}
 	opts.TrustedProxies = Proxies{Networks: []netip.Prefix{netip.MustParsePrefix("127.0.0.3/32")}}
 	m := make1(t, "large", strings.Repeat("0123456789abcdef", 1<<19), "none")
-	s := start(t, m.items(t), opts)
+	s := startOn(t, m.items(t), opts, smallSockets{listenTCP(t)}, nil)
 	var proxies []*client
 	for range 5 {
 		proxies = append(proxies, dialFrom(t, "127.0.0.3", s.address))
@@ -159,7 +159,7 @@ func TestMaxConnectionsPerAddress(t *testing.T) {
 	first.stillOpen()
 	s.waitIdle(t, 7)
 	for range 2 { // these are not idle
-		c := dial(t, s.address)
+		c := connectSmall(t, s.listener)
 		c.send(request("GET", "/"+m.url()))
 		if _, err := http.ReadResponse(c.r, nil); err != nil {
 			t.Fatal(err)
