@@ -283,6 +283,11 @@ func TestStartingBurst(t *testing.T) {
 	opts.Starting = starting
 	s := newStarted(everySecond(), opts)
 	s.serve(t, listener)
+	until(t, "the server answers", func() bool {
+		starting.mu.Lock()
+		defer starting.mu.Unlock()
+		return starting.final
+	})
 	c.send(raw[half:])
 	if err := readBurst(c, burst); err != nil {
 		t.Fatal(err)
