@@ -4,7 +4,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -25,7 +24,7 @@ type Conn struct {
 	next  func() (step, bool)
 	yield func(step) bool // nil of a connection without a coroutine
 	// onLoop is whether the coroutine runs on the loop, and turns how many reads it has
-	// done since it waited last.
+	// done since it was resumed.
 	onLoop bool
 	turns  int
 
@@ -120,13 +119,9 @@ func (c *Conn) Read(p []byte) (int, error) {
 			return 0, os.ErrDeadlineExceeded
 		}
 		if c.read.ready.Swap(false) {
-			if c.turns++; c.turns > mostTurns {
-				if c.onLoop {
+			if c.onLoop {
+				if c.turns++; c.turns > mostTurns {
 					c.Leave()
-				} else {
-					// It has more to do than others, for which the loop would wait for
-					// 10 ms until the runtime preempts this goroutine.
-					runtime.Gosched()
 				}
 			}
 			if err := c.begin(); err != nil {
