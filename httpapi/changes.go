@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"net/netip"
 	"strconv"
 	"sync"
 	"time"
@@ -28,8 +29,12 @@ const (
 	// changesAtOnce is how many changes are read at a time, which bounds the
 	// memory for each who follows.
 	changesAtOnce = 200
-	// mostStreams bounds those who follow at the same time.
-	mostStreams = 1000
+	// mostStreams bounds those who follow at the same time, and clientStreams those of
+	// one client: several mirrors may share an address.
+	mostStreams   = 1000
+	clientStreams = 16
+	// streamRetry is when a client may try again that is refused, in seconds.
+	streamRetry = "60"
 )
 
 // serveChanges tells what has changed: in the original's way since a time, or
@@ -218,12 +223,17 @@ func (s *Server) serveStream(ctx *fasthttp.RequestCtx) {
 		s.fail(ctx, fasthttp.StatusBadRequest, "say after which change: ?after=NUMBER")
 		return
 	}
-	if s.streams.Add(1) > mostStreams {
-		s.streams.Add(-1)
-		s.fail(ctx, fasthttp.StatusServiceUnavailable, "too many follow the changes here already")
+	client := s.clientAddress(ctx)
+	if s.options.TrustedProxies.trusts(client.WithZone("")) {
+		client = netip.Addr{} // it asks for others, and doesn't say for whom
+	}
+	network := networkOf(client)
+	if !s.streams.add(network) {
+		ctx.Response.Header.Set("Retry-After", streamRetry)
+		s.fail(ctx, fasthttp.StatusServiceUnavailable, "too many follow the changes here already: ask for pages of them")
 		return
 	}
-	stream := &changeStream{s: s, ctx: s.streaming, news: s.news.wait()}
+	stream := &changeStream{s: s, client: network, ctx: s.streaming, news: s.news.wait()}
 	page, after, ok := s.pageAfter(ctx)
 	stream.position, stream.told = after, after
 	if !ok || ctx.IsHead() {
@@ -245,6 +255,7 @@ func (s *Server) serveStream(ctx *fasthttp.RequestCtx) {
 // changeStream is the body of an answer that doesn't end.
 type changeStream struct {
 	s        *Server
+	client   netip.Prefix
 	ctx      context.Context
 	news     <-chan struct{}
 	position int64 // up to where the log was read
@@ -333,8 +344,46 @@ func (b *changeStream) event(kind string, data any) error {
 
 // Close ends it.
 func (b *changeStream) Close() error {
-	b.closed.Do(func() { b.s.streams.Add(-1) })
+	b.closed.Do(func() { b.s.streams.remove(b.client) })
 	return nil
+}
+
+// streams counts those of each client, and all.
+type streams struct {
+	mu      sync.Mutex
+	total   int
+	clients map[netip.Prefix]int
+}
+
+// add counts a stream of the client, and reports whether there may be one more. A client
+// that is not valid is not known, and may be many.
+func (s *streams) add(client netip.Prefix) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.total >= mostStreams || client.IsValid() && s.clients[client] >= clientStreams {
+		return false
+	}
+	if s.clients == nil {
+		s.clients = make(map[netip.Prefix]int)
+	}
+	s.total++
+	s.clients[client]++
+	return true
+}
+
+func (s *streams) remove(client netip.Prefix) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.total--
+	if s.clients[client]--; s.clients[client] == 0 {
+		delete(s.clients, client)
+	}
+}
+
+func (s *streams) count() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.total
 }
 
 // news wakes those who wait for changes.

@@ -115,7 +115,7 @@ func TestRecentChanges(t *testing.T) {
 	if a := c.ask("HEAD", "/recent-changes/stream?after=1"); a.StatusCode != http.StatusOK || a.body != "" {
 		t.Errorf("HEAD of a stream: %s %q", a.Status, a.body)
 	}
-	if n := server.streams.Load(); n != 0 {
+	if n := server.streams.count(); n != 0 {
 		t.Errorf("%d streams are counted", n)
 	}
 }
@@ -202,7 +202,7 @@ func TestStream(t *testing.T) {
 	if c, err := stream.Next(); err != nil || c != nil || stream.State().Position != 2 || stream.State().Last != 2 {
 		t.Errorf("then %+v, %v, %+v; want the state", c, err, stream.State())
 	}
-	if n := server.streams.Load(); n != 1 {
+	if n := server.streams.count(); n != 1 {
 		t.Errorf("%d streams are counted", n)
 	}
 	server.stop()
@@ -215,7 +215,7 @@ func TestStream(t *testing.T) {
 	if c, err := stream.Next(); err == nil {
 		t.Errorf("after the end came %+v", c)
 	}
-	until(t, "the stream to be counted as ended", func() bool { return server.streams.Load() == 0 })
+	until(t, "the stream to be counted as ended", func() bool { return server.streams.count() == 0 })
 }
 
 // TestChangesAhead: a change that is dated ahead, as after the clock was, is told as of

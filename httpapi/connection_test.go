@@ -166,7 +166,9 @@ func TestCrowd(t *testing.T) {
 	if testing.Short() {
 		idle = 200
 	}
-	s := start(t, corpus(), options())
+	opts := options()
+	opts.Limits = Limits{Connections: 3000, PerAddress: 3000}
+	s := start(t, corpus(), opts)
 	for n := range idle {
 		c := dial(t, s.address)
 		if n%2 == 0 { // the others have never asked for anything
@@ -278,7 +280,7 @@ func TestWriteAfterClose(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	conn, err := newConnections(slog.New(slog.DiscardHandler), patience).wrap(accepted)
+	conn, err := newConnections(Limits{}, Proxies{}, slog.New(slog.DiscardHandler), patience).wrap(accepted)
 	if err != nil {
 		t.Fatal(err)
 	}

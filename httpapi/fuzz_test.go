@@ -101,7 +101,7 @@ func FuzzRequest(f *testing.F) {
 			badRequest(ctx, err)
 		}
 		conn := &scriptedConn{in: bytes.NewReader(raw)}
-		wrapped, err := newConnections(s.log, time.Second).wrap(conn)
+		wrapped, err := newConnections(Limits{}, Proxies{}, s.log, time.Second).wrap(conn)
 		if err != nil {
 			t.Fatal(err)
 		}

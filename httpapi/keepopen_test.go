@@ -159,7 +159,7 @@ func TestStarting(t *testing.T) {
 	for name, listener := range map[string]net.Listener{"tcp": listenTCP(t), "unix": listenUnix(t)} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			starting := NewStarting(false, slog.New(slog.DiscardHandler))
+			starting := NewStarting(false, Limits{}, Proxies{}, slog.New(slog.DiscardHandler))
 			phase := startPhase(t.Context(), starting, "syncing", listener)
 			fresh, c := connect(t, listener), connect(t, listener)
 			for path, want := range map[string]int{"/health": 503, "/health/live": 200, "/" + hashOf(greeting) + ".narinfo": 503, "/nar/x": 503} {
@@ -230,7 +230,7 @@ func TestStartingPatience(t *testing.T) {
 	t.Parallel()
 	for _, hideHealth := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
-			starting := NewStarting(hideHealth, slog.New(slog.DiscardHandler))
+			starting := NewStarting(hideHealth, Limits{}, Proxies{}, slog.New(slog.DiscardHandler))
 			ask := func(path string, status int, most time.Duration) {
 				t.Helper()
 				var ctx fasthttp.RequestCtx
@@ -269,7 +269,7 @@ func TestStartingPatience(t *testing.T) {
 func TestStartingBurst(t *testing.T) {
 	t.Parallel()
 	listener := listenTCP(t)
-	starting := NewStarting(false, slog.New(slog.DiscardHandler))
+	starting := NewStarting(false, Limits{}, Proxies{}, slog.New(slog.DiscardHandler))
 	phase := startPhase(t.Context(), starting, "syncing", listener)
 	c := connect(t, listener)
 	raw := burstRequests(burst) + burstRequests(burst)
@@ -300,7 +300,7 @@ func TestStartingStopped(t *testing.T) {
 	t.Parallel()
 	listener := listenTCP(t)
 	ctx, stop := context.WithCancel(t.Context())
-	starting := NewStarting(false, slog.New(slog.DiscardHandler))
+	starting := NewStarting(false, Limits{}, Proxies{}, slog.New(slog.DiscardHandler))
 	starting.grace = time.Hour
 	phase := startPhase(ctx, starting, "syncing", listener)
 	c := connect(t, listener)

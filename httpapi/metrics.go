@@ -53,7 +53,7 @@ func newMetrics(s *Server) *metrics {
 	gauge := func(name, help string, value func() float64) {
 		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
 	}
-	gauge("narherder_change_streams", "Instances that follow the changes here.", func() float64 { return float64(s.streams.Load()) })
+	gauge("narherder_change_streams", "Instances that follow the changes here.", func() float64 { return float64(s.streams.count()) })
 	gauge("narherder_decoders", "Nars that are being decompressed for clients.", func() float64 { return float64(s.decoders.open()) })
 	gauge("narherder_decoder_memory_bytes", "Memory reserved for them.", func() float64 { return float64(s.decoders.memory()) })
 	gauge("narherder_decoder_memory_limit_bytes", "Memory that may be reserved for them and background work together.", func() float64 { return float64(s.decoders.budget.Total()) })
@@ -69,6 +69,7 @@ func newMetrics(s *Server) *metrics {
 		count, _ := s.answers.usage()
 		return float64(count)
 	})
+	m.connections(s.conns)
 	m.registry.MustRegister(
 		&totalsCollector{s},
 		collectors.NewGoCollector(),
@@ -82,14 +83,22 @@ func newMetrics(s *Server) *metrics {
 	return m
 }
 
-// connections shows those that are open.
+// connections shows those that are open, and why others were closed.
 func (m *metrics) connections(c *connections) {
-	// A server that serves a second time counts the newest.
-	gauge := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "narherder_http_connections", Help: "Open connections.",
-	}, func() float64 { return float64(c.count()) })
-	m.registry.Unregister(gauge)
-	m.registry.MustRegister(gauge)
+	gauge := func(name, help string, value func() float64) {
+		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
+	}
+	gauge("narherder_http_connections", "Open connections.", func() float64 { return float64(c.size()) })
+	gauge("narherder_http_connections_limit", "Connections that may be open.", func() float64 { return float64(c.limits.Connections) })
+	gauge("narherder_http_unread_bytes", "Memory for requests of clients that don't read the answers to those before.", func() float64 { return float64(c.unread.Load()) })
+	gauge("narherder_http_unread_limit_bytes", "What that may be at the most.", func() float64 { return float64(c.limits.Unread) })
+	for reason, name := range closeReasonNames {
+		m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name:        "narherder_http_connections_closed_total",
+			Help:        "Connections closed to stay within the limits: idle, stalled, or busy ones of an address with many for others, those with unread answers, and new ones of an address that has too many.",
+			ConstLabels: prometheus.Labels{"reason": name},
+		}, func() float64 { return float64(c.closed[reason].Load()) }))
+	}
 }
 
 // count notes an answer.

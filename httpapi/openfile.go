@@ -16,7 +16,7 @@ const (
 	// how long a file is sent that was removed behind the server's back; a change of
 	// the item is noticed by its row, see followInterval.
 	keepOpen = 250 * time.Millisecond
-	// mostOpen bounds the files that are kept open.
+	// mostOpen bounds the files that are kept open, where there are file descriptors enough.
 	mostOpen = 512
 	// mostCached bounds the files that are taken to be in the page cache once they were
 	// sent: of a larger one, parts may have been evicted.
@@ -24,7 +24,10 @@ const (
 )
 
 // keptFiles counts the files that a server keeps open.
-type keptFiles struct{ count atomic.Int32 }
+type keptFiles struct {
+	count atomic.Int32
+	most  int32
+}
 
 // keptFile is a file of an item that may be open. The zero value is one that isn't.
 type keptFile struct{ atomic.Pointer[openFile] }
@@ -107,7 +110,7 @@ func (k *keptFile) keep(files *keptFiles, reader io.ReadCloser, info storage.Inf
 
 // reserve reports whether one more file may be kept open, and counts it then.
 func (o *keptFiles) reserve() bool {
-	if o.count.Add(1) > mostOpen {
+	if o.count.Add(1) > o.most {
 		o.count.Add(-1)
 		return false
 	}

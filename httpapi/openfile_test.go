@@ -56,6 +56,7 @@ const openingContent = "0123456789"
 
 func newOpening(t *testing.T) *opening {
 	o := &opening{name: filepath.Join(t.TempDir(), "nar")}
+	o.server.keptFiles.most = mostOpen
 	if err := os.WriteFile(o.name, []byte(openingContent), 0o644); err != nil {
 		t.Fatal(err)
 	}

@@ -21,7 +21,7 @@ func fullConnection(t *testing.T) (*connection, *client) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := newConnections(slog.New(slog.DiscardHandler), time.Minute).wrap(conn)
+	c, err := newConnections(Limits{}, Proxies{}, slog.New(slog.DiscardHandler), time.Minute).wrap(conn)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -70,8 +70,8 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 		sendUntilClose(ctx)
 	}
 	s.answered.Add(1)
-	if s.stopping.Load() {
-		ctx.SetConnectionClose()
+	if s.stopping.Load() && !ctx.Hijacked() {
+		closeAfter(ctx)
 	}
 	s.metrics.count(route, ctx)
 	if s.log.Enabled(ctx, slog.LevelDebug) {
@@ -279,7 +279,7 @@ func answerBadRequest(ctx *fasthttp.RequestCtx, err error) {
 	ctx.Response.SetStatusCode(status)
 	ctx.Response.Header.SetContentType("text/plain; charset=utf-8")
 	ctx.Response.SetBodyString(message + "\n")
-	ctx.SetConnectionClose()
+	closeAfter(ctx)
 }
 
 // maxAge is the Cache-Control header for a time to live.

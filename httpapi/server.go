@@ -192,6 +192,9 @@ type Options struct {
 	// TrustedProxies may say for whom they ask.
 	TrustedProxies Proxies
 
+	// Limits are those of its connections, unless Starting has them.
+	Limits Limits
+
 	// Starting has answered until now, and its connections are taken over; nil for
 	// none.
 	Starting *Starting
@@ -256,9 +259,10 @@ type Server struct {
 
 	// news wakes those who follow the changes, and streams counts them.
 	news    news
-	streams atomic.Int64
+	streams streams
 
 	engine *fasthttp.Server
+	conns  *connections
 	// stopping is set when each answer is to be the last of its connection.
 	stopping atomic.Bool
 	// live is the context of what is read for answers: it ends when the server
@@ -284,20 +288,27 @@ func New(items Items, options Options) *Server {
 	}
 	s.cacheControls = newCacheControls(&options)
 	s.lookups, s.limiter = make(chan struct{}, max(1, items.Concurrency())), newLimiter()
+	if options.Starting != nil {
+		s.engine, s.conns = options.Starting.engine, options.Starting.connections
+	} else {
+		s.engine = newEngine(s.handle, s.handleBadRequest)
+		s.conns = newConnections(options.Limits, options.TrustedProxies, s.log, progressTimeout)
+	}
+	s.keptFiles.most = s.conns.limits.keptFiles
 	s.metrics = newMetrics(s)
 	s.live, s.end = context.WithCancel(context.Background())
 	s.streaming, s.endStreams = context.WithCancel(s.live)
-	if options.Starting != nil {
-		s.engine = options.Starting.engine
-	} else {
-		s.engine = newEngine(s.handle, s.handleBadRequest)
-	}
 	return s
 }
 
 func newEngine(handle fasthttp.RequestHandler, fail func(*fasthttp.RequestCtx, error)) *fasthttp.Server {
 	return &fasthttp.Server{
-		Handler:               handle,
+		Handler: func(ctx *fasthttp.RequestCtx) {
+			if hasBody(ctx) {
+				closeAfter(ctx)
+			}
+			handle(ctx)
+		},
 		ErrorHandler:          fail,
 		NoDefaultServerHeader: true,
 		NoDefaultContentType:  true,
@@ -324,20 +335,14 @@ func (s *Server) Registry() *prometheus.Registry { return s.metrics.registry }
 // them. Then it gives answers in flight a moment, cuts the rest, and returns
 // nil, at most two seconds later. An error is a listener's.
 func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
-	var connections *connections
-	if s.options.Starting != nil {
-		connections = s.options.Starting.connections
+	if s.options.Starting == nil {
+		s.conns.progressTimeout, s.conns.quietTime = s.progressTimeout, s.quietTime
 	} else {
-		connections = newConnections(s.log, s.progressTimeout)
-		connections.quietTime = s.quietTime
-	}
-	s.metrics.connections(connections)
-	if s.options.Starting != nil {
 		s.options.Starting.answerBy(s.handle, s.handleBadRequest)
 	}
 	ended := make(chan error, len(listeners))
 	for _, listener := range listeners {
-		go func() { ended <- connections.serve(s.engine, listener) }()
+		go func() { ended <- s.conns.serve(s.engine, listener) }()
 	}
 	var failure error
 	select {
@@ -352,7 +357,7 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 	}
 	s.endStreams()
 	defer s.end()
-	stopServing(connections, s.shutdownGrace, func() { s.stopping.Store(true) }, s.end, s.log)
+	stopServing(s.conns, s.shutdownGrace, func() { s.stopping.Store(true) }, s.end, s.log)
 	return failure
 }
 

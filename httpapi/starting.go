@@ -44,9 +44,10 @@ type answering struct {
 	over   chan struct{} // closed when others answer
 }
 
-// NewStarting makes a Starting. With hideHealth, /health is answered as all else is.
-func NewStarting(hideHealth bool, log *slog.Logger) *Starting {
-	s := &Starting{log: log, hideHealth: hideHealth, connections: newConnections(log, progressTimeout), grace: shutdownGrace}
+// NewStarting makes a Starting with the limits of its connections, from which trusted
+// proxies are exempt. With hideHealth, /health is answered as all else is.
+func NewStarting(hideHealth bool, limits Limits, proxies Proxies, log *slog.Logger) *Starting {
+	s := &Starting{log: log, hideHealth: hideHealth, connections: newConnections(limits, proxies, log, progressTimeout), grace: shutdownGrace}
 	s.engine = newEngine(
 		func(ctx *fasthttp.RequestCtx) { s.answering.Load().handle(ctx) },
 		func(ctx *fasthttp.RequestCtx, err error) { s.answering.Load().fail(ctx, err) },
@@ -137,7 +138,7 @@ func (s *Starting) Serve(ctx context.Context, done <-chan struct{}, listeners ..
 		stopServing(s.connections, s.grace, func() {
 			s.answerBy(func(ctx *fasthttp.RequestCtx) {
 				answer(ctx)
-				ctx.SetConnectionClose()
+				closeAfter(ctx)
 			}, answerBadRequest)
 		}, func() {}, s.log)
 	}

@@ -39,7 +39,7 @@ func stopServing(connections *connections, grace time.Duration, stopping, cut fu
 func (c *connections) drain(end time.Time) {
 	c.draining.Store(true)
 	c.mu.Lock()
-	for connection := range c.open {
+	for connection := range c.open.members {
 		connection.endWhenQuiet()
 	}
 	c.mu.Unlock()
@@ -51,7 +51,7 @@ func (c *connections) endAll() {
 	c.ending.Store(true)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for connection := range c.open {
+	for connection := range c.open.members {
 		_ = connection.Conn.SetReadDeadline(time.Now()) // Read fails as well, then
 	}
 }

@@ -21,7 +21,7 @@ func (s *Server) refuse(ctx *fasthttp.RequestCtx) bool {
 	default:
 		return false
 	}
-	ctx.SetConnectionClose()
+	closeAfter(ctx)
 	return true
 }
 

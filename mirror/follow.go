@@ -27,6 +27,9 @@ const (
 	pageInterval = 5 * time.Second
 	// noStreamFor is for how long a stream is not tried again then.
 	noStreamFor = 10 * time.Minute
+	// busyStreamFor is for how long a stream is not tried again that the source had no
+	// room for.
+	busyStreamFor = time.Minute
 	// placeEvery is how often the place is written where nothing has to be done.
 	placeEvery = time.Minute
 )

@@ -187,6 +187,14 @@ func (m *Mirror) step(ctx context.Context) (time.Duration, error) {
 		return 0, m.resync(ctx, at, "it is another program now, which does not tell changes by numbers")
 	}
 	m.noLogSince = time.Time{}
+	if errors.Is(err, peer.ErrBusy) {
+		if pagesErr := m.followPages(ctx, at); pagesErr != nil {
+			return 0, errors.Join(err, pagesErr) // it is perhaps just starting
+		}
+		m.noStreamUntil = m.now().Add(busyStreamFor)
+		m.log.Info("the source has no room for a stream of its changes, so pages of them are asked for", "source", m.Source.String(), "interval", pageInterval, "for", busyStreamFor)
+		return pageInterval, nil
+	}
 	return 0, err
 }
 

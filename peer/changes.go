@@ -152,6 +152,10 @@ var ErrNoLog = errors.New("it tells no changes by their numbers")
 // ErrSilent says that nothing came, where something should all the time.
 var ErrSilent = errors.New("nothing comes")
 
+// ErrBusy says that the instance has no room for one more stream of its changes. It may
+// answer with pages of them.
+var ErrBusy = errors.New("too many follow its changes already")
+
 // ErrDamaged says that an answer has not come as it was sent.
 var ErrDamaged = errors.New("it was damaged on its way")
 
@@ -193,8 +197,8 @@ func (k Known) query() string {
 	return query.Encode()
 }
 
-// Changes opens the stream of changes behind those that are known. The error is [ErrNoLog], a
-// [*LostError], or another when none of that is known. The stream is the caller's
+// Changes opens the stream of changes behind those that are known. The error is [ErrNoLog],
+// [ErrBusy], a [*LostError], or another when none of that is known. The stream is the caller's
 // to close.
 func (p *Peer) Changes(ctx context.Context, known Known) (*Stream, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -250,6 +254,8 @@ func (s *Stream) begin(response *http.Response) error {
 		return ErrNoLog
 	case http.StatusGone:
 		return readLost(response.Body)
+	case http.StatusServiceUnavailable:
+		return fmt.Errorf("%w: it answers %s", ErrBusy, response.Status)
 	default:
 		return fmt.Errorf("it answers %s", response.Status)
 	}

@@ -14,27 +14,34 @@ const (
 	// decoderShare is the part of the memory that all decoders together may take.
 	// Garbage may be as much again before it is collected.
 	decoderShare = 8
-	// unknownMemory is the budget where the memory is not known.
-	unknownMemory = 512 << 20
+	// unreadShare is the part that requests may take that clients send before they read
+	// the answers to others.
+	unreadShare = 32
+	// unknownMemory is taken for the memory where that is not known.
+	unknownMemory = 4 << 30
 )
 
 // decoderBudget is the memory of all decoders of this process, but for those that compare
 // nars that pass through: these have a quarter of as much, see [passing.New].
 var decoderBudget = sync.OnceValue(func() *compression.Budget {
-	return compression.NewBudget(decoderMemory(debug.SetMemoryLimit(-1), memlimit.FromCgroup, memlimit.FromSystem))
+	return compression.NewBudget(ownMemory() / decoderShare)
 })
 
-// decoderMemory is the share of the least of GOMEMLIMIT, the limit of the control group
+func ownMemory() int64 {
+	return memory(debug.SetMemoryLimit(-1), memlimit.FromCgroup, memlimit.FromSystem)
+}
+
+// memory is the least of GOMEMLIMIT, the limit of the control group
 // and the memory of the machine, in bytes. A control group may allow more than there is.
-func decoderMemory(goLimit int64, providers ...memlimit.Provider) int64 {
-	memory := uint64(goLimit)
+func memory(goLimit int64, providers ...memlimit.Provider) int64 {
+	least := uint64(goLimit)
 	for _, provider := range providers {
 		if limit, err := provider(); err == nil && limit > 0 {
-			memory = min(memory, limit)
+			least = min(least, limit)
 		}
 	}
-	if memory >= math.MaxInt64 {
+	if least >= math.MaxInt64 {
 		return unknownMemory
 	}
-	return int64(memory / decoderShare)
+	return int64(least)
 }

@@ -7,22 +7,22 @@ import (
 	"github.com/KimMachineGun/automemlimit/memlimit"
 )
 
-// TestDecoderMemory: the least limit counts.
-func TestDecoderMemory(t *testing.T) {
+// TestMemory: the least limit counts.
+func TestMemory(t *testing.T) {
 	unknown := func() (uint64, error) { return 0, memlimit.ErrNoLimit }
 	for _, test := range []struct {
 		goLimit       int64
 		group, system memlimit.Provider
 		want          int64
 	}{
-		{math.MaxInt64, unknown, memlimit.Limit(8 << 30), 1 << 30},
-		{math.MaxInt64, memlimit.Limit(2 << 30), memlimit.Limit(8 << 30), 256 << 20},
-		{math.MaxInt64, memlimit.Limit(16 << 30), memlimit.Limit(8 << 30), 1 << 30},
-		{1 << 30, memlimit.Limit(2 << 30), memlimit.Limit(8 << 30), 128 << 20},
-		{1 << 30, unknown, unknown, 128 << 20},
+		{math.MaxInt64, unknown, memlimit.Limit(8 << 30), 8 << 30},
+		{math.MaxInt64, memlimit.Limit(2 << 30), memlimit.Limit(8 << 30), 2 << 30},
+		{math.MaxInt64, memlimit.Limit(16 << 30), memlimit.Limit(8 << 30), 8 << 30},
+		{1 << 30, memlimit.Limit(2 << 30), memlimit.Limit(8 << 30), 1 << 30},
+		{1 << 30, unknown, unknown, 1 << 30},
 		{math.MaxInt64, unknown, unknown, unknownMemory},
 	} {
-		if got := decoderMemory(test.goLimit, test.group, test.system); got != test.want {
+		if got := memory(test.goLimit, test.group, test.system); got != test.want {
 			t.Errorf("%d: %d, want %d", test.goLimit, got, test.want)
 		}
 	}

@@ -182,6 +182,8 @@ func TestBadOptions(t *testing.T) {
 		{[]string{"--control-host=127.0.0.2"}, []string{"--control-host=127.0.0.2", "add --control-port"}},
 		{[]string{"--public-metrics=perhaps"}, []string{"--public-metrics", "perhaps", "yes", "no"}},
 		{[]string{"--x-accel-redirect=perhaps"}, []string{"--x-accel-redirect", "perhaps"}},
+		{[]string{"--max-connections=0"}, []string{"--max-connections", `"0"`, "1 to"}},
+		{[]string{"--max-connections-per-address=none"}, []string{"--max-connections-per-address", `"none"`, "1 to"}},
 		{[]string{"--trusted-proxies=10.0.0.0/33"}, []string{"--trusted-proxies", `"10.0.0.0/33"`, "IP address"}},
 		{[]string{"--trusted-proxies=::1,10.0.0.1/8"}, []string{"--trusted-proxies", `"10.0.0.1/8"`, "10.0.0.0/8"}},
 		{[]string{"--trusted-proxies=proxy.example"}, []string{"--trusted-proxies", `"proxy.example"`, "IP address"}},

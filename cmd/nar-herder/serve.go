@@ -78,6 +78,9 @@ type serverCommand struct {
 
 	TrustedProxies []proxiesValue `sep:"none" default:"127.0.0.0/8,::1,unix" placeholder:"ADDRESS[,ADDRESS]" help:"Addresses and networks of proxies that are trusted to name the client in X-Forwarded-For, for the log and for limits; unix for a socket in the file system, none for no proxy. May be repeated (default: ${default})."`
 
+	MaxConnections           *positiveValue `placeholder:"N" help:"Connections that may be open. The longest idle one is closed for a new one (default: a third of the limit of open files, at most 16384)."`
+	MaxConnectionsPerAddress *positiveValue `placeholder:"N" help:"How many of them one client address, or IPv6 network of 64 bits, may have; trusted proxies and unix sockets are exempt (default: a quarter of --max-connections)."`
+
 	controlOptions `embed:""`
 
 	starting *httpapi.Starting // answers until there is a server
@@ -241,6 +244,7 @@ func (c *serverCommand) run(ctx context.Context, settings *settings, running *ta
 		Starting:      c.starting,
 
 		TrustedProxies: proxies(c.TrustedProxies),
+		Limits:         c.limits(),
 		Version:        version(),
 		Uses:           counter,
 		Log:            log,
@@ -352,6 +356,18 @@ func unlessFull(err error, log *slog.Logger) error {
 		return nil
 	}
 	return err
+}
+
+// limits are those of connections.
+func (c *serverCommand) limits() httpapi.Limits {
+	limits := httpapi.Limits{Unread: ownMemory() / unreadShare}
+	if c.MaxConnections != nil {
+		limits.Connections = int(*c.MaxConnections)
+	}
+	if c.MaxConnectionsPerAddress != nil {
+		limits.PerAddress = int(*c.MaxConnectionsPerAddress)
+	}
+	return limits
 }
 
 // answersKept is how long a narinfo may still be given out after its item was

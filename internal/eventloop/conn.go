@@ -41,7 +41,8 @@ type Conn struct {
 	mu      sync.Mutex
 	woken   sync.Cond // waiting is over for those outside the loop
 	waiting int       // of them, how many there are
-	parked  bool      // the coroutine waits for something to read
+	parked  bool      // the coroutine waits for something to read,
+	since   time.Time // from then on
 	closed  bool
 }
 
@@ -185,6 +186,23 @@ func (c *Conn) Leave() {
 	if c.onLoop {
 		c.yield(leave)
 	}
+}
+
+// Waiting reports whether the connection waits for its peer to send something, and since
+// when it does.
+func (c *Conn) Waiting() (since time.Time, ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.since, c.parked && !c.closed
+}
+
+// CloseWrite is that of [net.TCPConn].
+func (c *Conn) CloseWrite() error {
+	if err := c.begin(); err != nil {
+		return err
+	}
+	defer c.end()
+	return os.NewSyscallError("shutdown", unix.Shutdown(c.fd, unix.SHUT_WR))
 }
 
 // LocalAddr implements [net.Conn].

@@ -34,6 +34,7 @@ const (
 // loop is the one of the process, as package net has one poller. It never ends.
 type loop struct {
 	epoll int
+	begun time.Time // when the last events came; only for what runs on the loop
 
 	mu    sync.Mutex
 	conns []*Conn // by descriptor
@@ -131,7 +132,7 @@ func (l *loop) run() {
 			}
 			panic(fmt.Sprintf("eventloop: epoll_wait: %v", err)) // nothing of ours can be wrong but the descriptor
 		}
-		begun := time.Now()
+		l.begun = time.Now()
 		l.mu.Lock()
 		for i := range n {
 			// An event of a descriptor that was closed and opened again since costs
@@ -149,7 +150,7 @@ func (l *loop) run() {
 			resume, woken := c.note(events[i].Events)
 			started = started || woken
 			if resume {
-				if i > 0 && time.Since(begun) > longest {
+				if i > 0 && time.Since(l.begun) > longest {
 					go c.run(false)
 					started = true
 				} else if !c.run(true) {
@@ -215,6 +216,11 @@ func (c *Conn) park() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.parked = !c.read.isOver(c)
+	if c.onLoop {
+		c.since = c.loop.begun
+	} else {
+		c.since = time.Now()
+	}
 	return c.parked
 }
 

@@ -291,3 +291,55 @@ func TestTakeLacking(t *testing.T) {
 	c.Serve(func() { echo(c, func(string) {}) })
 	ask(t, peer, "later\n")
 }
+
+// TestCloseWrite: the peer reads the end, and can still send. Meanwhile the connection
+// waits.
+func TestCloseWrite(t *testing.T) {
+	t.Parallel()
+	for _, network := range []string{"tcp", "unix"} {
+		c, peer := pair(t, network)
+		if _, ok := c.Waiting(); ok {
+			t.Error("it waits before it is served")
+		}
+		begun := time.Now()
+		got := make(chan string, 1)
+		c.Serve(func() {
+			defer c.Close()
+			if err := c.CloseWrite(); err != nil {
+				t.Error(err)
+			}
+			text, err := io.ReadAll(c)
+			if err != nil {
+				t.Error(err)
+			}
+			got <- string(text)
+		})
+		if n, err := peer.Read(make([]byte, 1)); err != io.EOF {
+			t.Errorf("%s: %d bytes, %v", network, n, err)
+		}
+		var since time.Time
+		for ok := false; !ok; {
+			since, ok = c.Waiting()
+			if time.Since(begun) > patience {
+				t.Fatal("it doesn't wait")
+			}
+		}
+		if since.Before(begun) || since.After(time.Now()) {
+			t.Errorf("%s: it waits since %v", network, since)
+		}
+		if _, err := io.WriteString(peer, "more"); err != nil {
+			t.Error(err)
+		}
+		peer.Close()
+		if text := <-got; text != "more" {
+			t.Errorf("%s: %q", network, text)
+		}
+		if _, ok := c.Waiting(); ok {
+			t.Error("it waits after the end")
+		}
+		c.Close()
+		if err := c.CloseWrite(); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("%s: after the end: %v", network, err)
+		}
+	}
+}
