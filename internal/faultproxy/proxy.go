@@ -98,7 +98,8 @@ func (p *Proxy) Release() {
 	p.released = make(chan struct{})
 }
 
-// Counts returns what has happened so far.
+// Counts returns what has happened so far. A client may have the end of an answer
+// before that is counted: Await waits for it.
 func (p *Proxy) Counts() Counts {
 	p.mu.Lock()
 	defer p.mu.Unlock()

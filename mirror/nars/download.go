@@ -70,6 +70,13 @@ func (f *Fetcher) check(ctx context.Context, fl *flight) (err error) {
 // open opens the spool file, and the source where that stops. The body is nil
 // when all is there already.
 func (f *Fetcher) open(ctx context.Context, fl *flight) (io.ReadCloser, error) {
+	// The caller may have read the row before the last flight stored the file. From
+	// here on no other flight of this process stores it.
+	if stored, err := f.isStored(ctx, fl.item, fl.n); err != nil {
+		return nil, localError{err}
+	} else if stored {
+		return nil, errStored
+	}
 	// Where the storage isn't mounted, nothing is put into its place.
 	if _, err := f.storage.Identity(ctx); err != nil {
 		return nil, localError{err}

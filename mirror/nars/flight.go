@@ -49,6 +49,8 @@ var (
 	// errAnew says that what an earlier flight had left was wrong, and another
 	// has begun from the first byte.
 	errAnew = errors.New("what had come before was wrong, and is fetched anew")
+	// errStored says that the file was stored before the flight began.
+	errStored = errors.New("it is stored already")
 	// errLocal says that the trouble is here: clients can be served all the
 	// same.
 	errLocal = errors.New("it can't be stored")

@@ -140,7 +140,7 @@ func (f *Fetcher) leaveSpool(fl *flight) bool {
 // isGoneOnWith says whether what has come is of use to the next flight.
 func isGoneOnWith(err error) bool {
 	switch {
-	case err == nil, errors.Is(err, storage.ErrWrongNar), errors.Is(err, storage.ErrNotWanted), errors.Is(err, storage.ErrUnreadable), errors.Is(err, errNoRoom):
+	case err == nil, errors.Is(err, errStored), errors.Is(err, storage.ErrWrongNar), errors.Is(err, storage.ErrNotWanted), errors.Is(err, storage.ErrUnreadable), errors.Is(err, errNoRoom):
 		return false
 	}
 	return !isFull(err) // then the room is needed

@@ -17,7 +17,7 @@ func (f *Fetcher) OpenFile(ctx context.Context, item *storage.Item, n int, offse
 	if item.FileName(n) == "" || n >= 64 {
 		return f.options.Passing.OpenFile(ctx, item, n, offset, length, via)
 	}
-	for range 2 { // the second for a flight that was begun anew
+	for range 3 { // after a flight that was begun anew, and one of a file that is stored
 		fl, stored, size, err := f.board(ctx, item, n, offset, via)
 		if stored != nil || err != nil {
 			return stored, size, err
@@ -40,7 +40,7 @@ func (f *Fetcher) OpenFile(ctx context.Context, item *storage.Item, n int, offse
 		if errors.Is(err, errLocal) {
 			break
 		}
-		if !errors.Is(err, errAnew) {
+		if !errors.Is(err, errAnew) && !errors.Is(err, errStored) {
 			return nil, 0, err
 		}
 	}
@@ -80,7 +80,7 @@ func (f *Fetcher) board(ctx context.Context, item *storage.Item, n int, offset i
 		if !now.WithdrawnAt.IsZero() || f.isFull() {
 			return direct()
 		}
-		lies, err := f.storage.LiesThere(ctx, now, i)
+		lies, err := f.liesThere(ctx, now, i)
 		if err != nil || lies || offset > farAhead {
 			// Not in the client's time, but it has asked for it.
 			f.ask(item.Hash)

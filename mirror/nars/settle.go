@@ -54,7 +54,7 @@ func (f *Fetcher) settle(fl *flight, err error) {
 		f.succeeded(fl)
 	case errors.Is(err, errNoRoom):
 		f.unfit(err)
-	case errors.Is(err, storage.ErrNotWanted), errors.Is(err, errStopped):
+	case errors.Is(err, errStored), errors.Is(err, storage.ErrNotWanted), errors.Is(err, errStopped):
 		// Nobody's failure.
 	default:
 		f.failed(fl.item, fl.item.FileName(fl.n), err)

@@ -217,15 +217,41 @@ func (f *Fetcher) fetchFile(ctx context.Context, item *storage.Item, n int) erro
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		if !errors.Is(fl.result, errAnew) {
+		switch {
+		case errors.Is(fl.result, errStored):
+			return nil
+		case !errors.Is(fl.result, errAnew):
 			return fl.result
 		}
 	}
 }
 
+// liesThere is [storage.Storage.LiesThere], but for a file that was stored after the
+// caller had read the row.
+func (f *Fetcher) liesThere(ctx context.Context, item *storage.Item, n int) (bool, error) {
+	lies, err := f.storage.LiesThere(ctx, item, n)
+	if err != nil || !lies {
+		return false, err
+	}
+	stored, err := f.isStored(ctx, item, n)
+	return !stored, err
+}
+
+// isStored reads the row again, and says whether the item's Nth file is stored.
+func (f *Fetcher) isStored(ctx context.Context, item *storage.Item, n int) (bool, error) {
+	now, err := f.storage.Item(ctx, item.Hash)
+	if errors.Is(err, storage.ErrNotFound) || err == nil && now.Narinfo.NarHash != item.Narinfo.NarHash {
+		return false, nil
+	} else if err != nil {
+		return false, err
+	}
+	i := now.FileNamed(item.FileName(n))
+	return i >= 0 && now.HasStored(i), nil
+}
+
 // adopt has the row claim what lies there already, if it is the nar.
 func (f *Fetcher) adopt(ctx context.Context, item *storage.Item, n int) (bool, error) {
-	lies, err := f.storage.LiesThere(ctx, item, n)
+	lies, err := f.liesThere(ctx, item, n)
 	if err == nil && lies {
 		err = f.storage.Adopt(ctx, item, n, f.options.Decode)
 		if errors.Is(err, storage.ErrWrongNar) {
