@@ -76,7 +76,8 @@ func (b *Budget) change() {
 // of which background work gets no more than half. size is that of the data when decompressed, -1 when it is not known.
 // Streams that ask for more later get it if it is free, else the error is an [ErrTooLarge].
 //
-// A caller must not wait for another such reader between the call and Close.
+// Between the call and Close, a caller must not wait for another such reader, nor for anything that is held by a caller of
+// NewReader while it waits, such as room for the parts of an upload.
 func (b *Budget) NewReader(ctx context.Context, name string, r io.Reader, size int64) (io.ReadCloser, error) {
 	if b == nil || name == None || !Known(name) {
 		return NewReader(name, r)
