@@ -14,12 +14,15 @@ const (
 	// decoderShare is the part of the memory that all decoders together may take.
 	// Garbage may be as much again before it is collected.
 	decoderShare = 8
+	// passingShare is the part of that budget that decoders have in addition which compare
+	// nars that pass through, see [passing.New].
+	passingShare = 2
 	// unknownMemory is the budget where the memory is not known.
 	unknownMemory = 512 << 20
 )
 
 // decoderBudget is the memory of all decoders of this process, but for those that compare
-// nars that pass through: these have a quarter of as much, see [passing.New].
+// nars that pass through, and those of copy.
 var decoderBudget = sync.OnceValue(func() *compression.Budget {
 	return compression.NewBudget(decoderMemory(debug.SetMemoryLimit(-1), memlimit.FromCgroup, memlimit.FromSystem))
 })

@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"nar-herder/compression"
@@ -253,23 +254,57 @@ func TestUnknownCompression(t *testing.T) {
 	}
 }
 
-// TestLeaves has a client that leaves, and one that comes while the memory is taken.
+// TestLeaves has a client that leaves, and others that come while the memory is taken: nars
+// of those are not compared.
 func TestLeaves(t *testing.T) {
 	t.Parallel()
 	of := newNar(t, 4*tail, "zstd", true)
-	s := New(&opener{file: of.file}, 1<<20)
-	first, _, err := s.OpenFile(t.Context(), of.Item, 0, 0, -1, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if _, _, err := s.OpenFile(ctx, of.Item, 0, 0, -1, nil); !errors.Is(err, errBusy) {
-		t.Error(err)
-	}
-	if _, err := first.Read(make([]byte, 10)); err != nil {
-		t.Error(err)
-	}
-	first.Close()
-	s.free(t)
+	wrong := bytes.Clone(of.file)
+	wrong[len(wrong)-1] ^= 1
+	synctest.Test(t, func(t *testing.T) {
+		o := &opener{file: of.file}
+		s := New(o, 1<<20)
+		first, _, err := s.OpenFile(t.Context(), of.Item, 0, 0, -1, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if _, _, err := s.OpenFile(ctx, of.Item, 0, 0, -1, nil); !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+		for _, file := range [][]byte{of.file, wrong} {
+			o.file = file
+			body, size, err := s.OpenFile(t.Context(), of.Item, 0, 0, -1, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, err := io.ReadAll(body); err != nil || !bytes.Equal(got, file) || size != int64(len(file)) {
+				t.Errorf("%d bytes of %d, %v", len(got), size, err)
+			}
+			body.Close()
+			body, err = s.Resume(t.Context(), of.Item, 0, bytes.NewReader(file), tail, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, err := io.ReadAll(body); err != nil || !bytes.Equal(got, file[tail:]) {
+				t.Errorf("resumed: %d bytes, %v", len(got), err)
+			}
+			body.Close()
+		}
+		o.file = append(make([]byte, storage.MaxFileSize(of.Item.Narinfo)), 0)
+		if body, _, err := s.OpenFile(t.Context(), of.Item, 0, 0, -1, nil); err != nil {
+			t.Error(err)
+		} else if got, err := io.ReadAll(body); !errors.Is(err, storage.ErrWrongNar) {
+			t.Errorf("more than the nar can have: %d bytes, %v", len(got), err)
+		}
+		if got := s.unchecked.Load(); got != 5 {
+			t.Errorf("%d were not compared", got)
+		}
+		if _, err := first.Read(make([]byte, 10)); err != nil {
+			t.Error(err)
+		}
+		first.Close()
+		s.free(t)
+	})
 }
