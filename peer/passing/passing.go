@@ -76,21 +76,17 @@ func New(opener Opener, memory int64) *Source {
 
 // OpenFile is [peer.Peer.OpenFile] with these differences: the error is
 // [storage.ErrWrongNar] when the beginning shows that the file is another, and reading
-// fails before the last bytes of such a file. A part that has some of what is held back
-// can't be opened alone, as only the whole can be compared: the error is
-// [peer.ErrNoRange] then, unless the file is small.
+// fails before the last bytes of such a file. As only the whole can be compared, it is
+// fetched for a part that has some of what is held back, and where no part can be had.
 func (s *Source) OpenFile(ctx context.Context, item *storage.Item, n int, offset, length int64, via []string) (io.ReadCloser, int64, error) {
 	if item.FileName(n) == "" {
 		return nil, 0, storage.ErrNotStored
 	}
-	size := item.StoredSize(n)
-	isSmall := size >= 0 && size <= tail
-	isWhole := offset == 0 && (length < 0 || size >= 0 && length >= size)
-	switch {
-	case size >= 0 && length >= 0 && offset+length <= size-tail:
-		return s.Opener.OpenFile(ctx, item, n, offset, length, via)
-	case !isWhole && !isSmall:
-		return nil, 0, fmt.Errorf("%w: its end can't be compared with the NarHash alone", peer.ErrNoRange)
+	if IsAlone(item, n, offset, length) {
+		body, size, err := s.Opener.OpenFile(ctx, item, n, offset, length, via)
+		if !errors.Is(err, peer.ErrNoRange) {
+			return body, size, err
+		}
 	}
 	body, size, err := s.Opener.OpenFile(ctx, item, n, 0, -1, via)
 	if err != nil {
@@ -102,13 +98,30 @@ func (s *Source) OpenFile(ctx context.Context, item *storage.Item, n int, offset
 	}
 	if c.ended { // all of it is here
 		size = int64(c.held.Len())
-		c.held.Next(int(min(offset, size)))
-		if length >= 0 {
-			c.held.Truncate(int(min(length, int64(c.held.Len()))))
-		}
 	}
-	return c, size, nil
+	if _, err := io.CopyN(io.Discard, c, offset); err != nil && err != io.EOF {
+		c.Close()
+		return nil, 0, err
+	}
+	if length < 0 {
+		return c, size, nil
+	}
+	return &part{c, io.LimitReader(c, length)}, size, nil
 }
+
+// IsAlone reports whether a part of an item's Nth file is opened without the rest.
+func IsAlone(item *storage.Item, n int, offset, length int64) bool {
+	size := item.StoredSize(n)
+	return size >= 0 && length >= 0 && offset+length <= size-tail
+}
+
+// part is the beginning of a body.
+type part struct {
+	*compared
+	limited io.Reader
+}
+
+func (p *part) Read(b []byte) (int, error) { return p.limited.Read(b) }
 
 // Resume opens the rest of an item's Nth file, from the offset on: before has the bytes
 // that precede it, which are compared first.
