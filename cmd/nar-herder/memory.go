@@ -14,8 +14,8 @@ const (
 	// decoderShare is the part of the memory that all decoders together may take.
 	// Garbage may be as much again before it is collected.
 	decoderShare = 8
-	// passingShare is the part of that budget that decoders have in addition which compare
-	// nars that pass through, see [passing.New].
+	// passingShare is how much less than decoderBudget the decoders have, in addition, that
+	// compare nars which pass through: half. See [passing.New].
 	passingShare = 2
 	// unknownMemory is the budget where the memory is not known.
 	unknownMemory = 512 << 20
