@@ -2,6 +2,7 @@ package compression
 
 import (
 	"bufio"
+	"container/list"
 	"context"
 	"fmt"
 	"io"
@@ -17,9 +18,9 @@ import (
 // A nil Budget is without a limit for background work.
 type Budget struct {
 	total int64
-	first chan struct{} // held by the first in the queue of background work
 
 	mu         sync.Mutex
+	queue      list.List     // of the *share values of background work that waits
 	clients    int64         // reserved for clients
 	background int64         // reserved for background work
 	changed    chan struct{} // closed, and made anew, when something was released
@@ -28,7 +29,7 @@ type Budget struct {
 
 // NewBudget makes a budget of so many bytes.
 func NewBudget(bytes int64) *Budget {
-	return &Budget{total: bytes, first: make(chan struct{}, 1), changed: make(chan struct{}), notify: func() {}}
+	return &Budget{total: bytes, changed: make(chan struct{}), notify: func() {}}
 }
 
 // Total returns the size of the budget.
@@ -73,10 +74,11 @@ func (b *Budget) change() {
 }
 
 // NewReader is [NewReader] for background work. It waits until there is memory for what the beginning of the data asks for,
-// of which background work gets no more than half. size is that of the data when decompressed, -1 when it is not known.
+// of which background work gets no more than half. Callers that need little may overtake one that needs much. size is that of the data when decompressed, -1 when it is not known.
 // Streams that ask for more later get it if it is free, else the error is an [ErrTooLarge].
 //
-// A caller must not wait for another such reader between the call and Close.
+// Between the call and Close, a caller must not wait for another such reader, nor for anything that is held by a caller of
+// NewReader while it waits, such as room for the parts of an upload.
 func (b *Budget) NewReader(ctx context.Context, name string, r io.Reader, size int64) (io.ReadCloser, error) {
 	if b == nil || name == None || !Known(name) {
 		return NewReader(name, r)
@@ -107,38 +109,52 @@ func (b *Budget) NewReader(ctx context.Context, name string, r io.Reader, size i
 type share struct {
 	budget *Budget
 	bytes  int64
+	// wanted is what it waits for, and overtaken what those have that overtook it.
+	wanted, overtaken int64
+	overtook          *share
 }
 
 // wait waits for the first memory of the share.
 func (s *share) wait(ctx context.Context, bytes int64) error {
 	b := s.budget
-	select {
-	case b.first <- struct{}{}:
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	defer func() { <-b.first }()
-	for {
-		b.mu.Lock()
-		changed, ok := b.changed, s.grow(bytes)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s.wanted = bytes
+	place := b.queue.PushBack(s)
+	defer func() {
+		b.queue.Remove(place)
+		b.change() // which may be the turn of others
+	}()
+	for !s.grow(bytes) {
+		changed := b.changed
 		b.mu.Unlock()
-		if ok {
-			return nil
-		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return ctx.Err()
+		}
+		b.mu.Lock()
+		if err := ctx.Err(); err != nil {
+			return err
 		}
 	}
+	return nil
 }
 
-// grow makes the share one of so many bytes where they are free. The mutex is held.
+// grow makes the share one of so many bytes where they are free. The first in the queue may be overtaken by those that fit
+// beside it: so it waits only for those that were there before it. The mutex is held.
 func (s *share) grow(bytes int64) bool {
 	b, more := s.budget, bytes-s.bytes
-	alone := b.background == s.bytes
-	if !alone && (b.background+more > b.total/2 || b.clients+b.background+more > b.total) {
+	fits := func(background int64) bool { return background <= b.total/2 && b.clients+background <= b.total }
+	if b.background != s.bytes && !fits(b.background+more) { // else it is alone
 		return false
+	}
+	if front := b.queue.Front(); s.bytes == 0 && front != nil && front.Value != s {
+		first := front.Value.(*share)
+		if !fits(first.wanted + first.overtaken + more) {
+			return false
+		}
+		first.overtaken += more
+		s.overtook = first
 	}
 	b.background += more
 	s.bytes = bytes
@@ -157,6 +173,9 @@ func (s *share) release() {
 	b := s.budget
 	b.mu.Lock()
 	b.background -= s.bytes
+	if s.overtook != nil {
+		s.overtook.overtaken -= s.wanted
+	}
 	s.bytes = 0
 	b.change()
 	notify := b.notify

@@ -91,6 +91,68 @@ func TestBudget(t *testing.T) {
 	})
 }
 
+// TestBudgetOvertaken: while a large one waits for memory, those get theirs that fit beside it, and no others.
+func TestBudgetOvertaken(t *testing.T) {
+	small := gzipFile(t)
+	synctest.Test(t, func(t *testing.T) {
+		b := NewBudget(12 * gzipMemory)
+		slow := share{budget: b}
+		if err := slow.wait(t.Context(), 4*gzipMemory); err != nil {
+			t.Fatal(err)
+		}
+		large, done := share{budget: b}, make(chan error, 1)
+		go func() { done <- large.wait(t.Context(), 5*gzipMemory) }()
+		synctest.Wait()
+		for range 3 { // one after the other
+			r := open(t, b, small)()
+			if r == nil {
+				t.Fatal("a small one waits behind the large one")
+			}
+			r.Close()
+		}
+		first, second := open(t, b, small)(), open(t, b, small)
+		if first == nil || second() != nil {
+			t.Error("not just one overtakes the large one")
+		}
+		slow.release()
+		synctest.Wait()
+		if len(done) != 1 || second() != nil {
+			t.Error("the large one has no memory yet")
+		}
+		large.release()
+		r := second()
+		if r == nil {
+			t.Fatal("the second waits although there is memory")
+		}
+		r.Close()
+		first.Close()
+		if b.Background() != 0 || large.overtaken != 0 {
+			t.Errorf("%d and %d bytes are left", b.Background(), large.overtaken)
+		}
+	})
+	synctest.Test(t, func(t *testing.T) { // the first leaves
+		b := NewBudget(4 * gzipMemory)
+		slow, large := share{budget: b}, share{budget: b}
+		if err := slow.wait(t.Context(), gzipMemory); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		go func() { _ = large.wait(ctx, 4*gzipMemory) }()
+		synctest.Wait()
+		next := open(t, b, small)
+		if next() != nil {
+			t.Error("one overtakes that would not fit")
+		}
+		cancel()
+		if r := next(); r == nil {
+			t.Error("it waits for one that has left")
+		} else {
+			r.Close()
+		}
+		slow.release()
+	})
+}
+
 // TestBudgetGrows: a second stream with a larger window gets its memory where there is some.
 func TestBudgetGrows(t *testing.T) {
 	data := sample(3 << 20)

@@ -115,7 +115,9 @@ func (d *decoders) tryReserve(z *decoder, piece int64, own *claim) (wait time.Du
 	if overtaken == own {
 		overtaken = nil
 	}
-	if d.pieces+piece > d.forClients() {
+	// One is always admitted when no other has a decompressor, even if background work has all.
+	alone := d.used == 0 && (piece == 0 || d.pieces+piece <= max(piece, d.budget.Total()/2))
+	if !alone && d.pieces+piece > d.forClients() {
 		return time.Hour, false // until another is closed
 	}
 	for !d.tryTake(z.memory, piece, overtaken) {

@@ -183,3 +183,56 @@ func TestDecodersShareBudget(t *testing.T) {
 		}
 	})
 }
+
+// TestDecodersBesideLargeBackground: while a decoder of background work takes more than the budget, one for clients is
+// admitted, whether it is new or restarts.
+func TestDecodersBesideLargeBackground(t *testing.T) {
+	var packed bytes.Buffer
+	w, err := compression.NewWriter("lzip", 0, &packed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	packed.Bytes()[5] = 20 // a dictionary of 1 MiB
+	synctest.Test(t, func(t *testing.T) {
+		budget := compression.NewBudget(4 * copyPiece)
+		inBackground := func() io.Closer {
+			r, err := budget.NewReader(t.Context(), "lzip", bytes.NewReader(packed.Bytes()), -1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if budget.Background() < budget.Total() {
+				t.Fatalf("it takes only %d bytes", budget.Background())
+			}
+			return r
+		}
+		d := newDecoders(2, budget)
+		var p plainly
+		background := inBackground()
+		first, err := p.newWith(t, d, 1, make([]byte, 1000))
+		if err != nil {
+			t.Fatalf("a new one: %v", err)
+		}
+		if _, err := p.newWith(t, d, 1, nil); !errors.Is(err, errTooManyDecoders) {
+			t.Errorf("a second: %v", err)
+		}
+		background.Close()
+		time.Sleep(2 * d.slowAfter)
+		second, err := p.newWith(t, d, 2, nil) // which suspends the first
+		if err != nil {
+			t.Fatal(err)
+		}
+		second.Close()
+		background = inBackground()
+		if _, err := first.Read(make([]byte, 100)); err != nil {
+			t.Errorf("one that restarts: %v", err)
+		}
+		first.Close()
+		background.Close()
+		if d.restarted.Load() != 1 || d.left() != 0 || budget.Background() != 0 {
+			t.Errorf("%d restarts; %d and %d bytes are left", d.restarted.Load(), d.left(), budget.Background())
+		}
+	})
+}

@@ -100,7 +100,7 @@ func (s *Server) sendElsewhere(ctx *fasthttp.RequestCtx, item *storage.Item, n i
 	}
 	tag, size := narTag(item, item.Narinfo.Files[n].Compression), item.StoredSize(n)
 	if size >= 0 {
-		s.sendPart(ctx, content{source: &sourceFuncs{open, func(err error) { s.unopenedPart(ctx, item, n, err) }, byTime(tag)}, contentType: narType, length: size})
+		s.sendPart(ctx, content{source: &sourceFuncs{open, func(err error) { s.unopened(ctx, item, err) }, byTime(tag)}, contentType: narType, length: size})
 		return
 	}
 	// Only who has it knows its size; no part of it can be asked for.
@@ -122,18 +122,6 @@ func (s *Server) sendElsewhere(ctx *fasthttp.RequestCtx, item *storage.Item, n i
 	default:
 		ctx.Response.SetBodyStream(body, -1)
 	}
-}
-
-// unopenedPart answers when the item's Nth file, or a part of it, could not be opened
-// elsewhere: with the whole where no part can be had, as one that has the end of the file
-// can't be compared with the NarHash alone.
-func (s *Server) unopenedPart(ctx *fasthttp.RequestCtx, item *storage.Item, n int, err error) {
-	if errors.Is(err, peer.ErrNoRange) && len(ctx.Request.Header.Peek(fasthttp.HeaderRange)) > 0 {
-		ctx.Request.Header.Del(fasthttp.HeaderRange)
-		s.sendElsewhere(ctx, item, n)
-		return
-	}
-	s.unopened(ctx, item, err)
 }
 
 // redirectElsewhere redirects a client to the item's Nth file, or answers why not. It

@@ -74,7 +74,7 @@ func elsewhereAt(t *testing.T, s *store, addresses ...string) Options {
 // TestElsewhere has nars that only another instance has.
 func TestElsewhere(t *testing.T) {
 	t.Parallel()
-	content := strings.Repeat("0123456789", 1000)
+	content := strings.Repeat("0123456789", 20_000)
 	plain, packed := make1(t, "plain.tar", content, "none"), make1(t, "packed.tar", content+"!", "gzip")
 	dir := t.TempDir()
 	b := newStore(t, plain.write(t, dir), packed.write(t, dir))

@@ -10,7 +10,6 @@ import (
 	"github.com/valyala/fasthttp"
 
 	"nar-herder/narinfo"
-	"nar-herder/peer"
 	"nar-herder/storage"
 )
 
@@ -72,14 +71,6 @@ func (s *Server) serveFile(ctx *fasthttp.RequestCtx, name, algorithm, digest str
 		open := s.open(ctx, item, n)
 		whole := func(offset, size int64) (io.ReadCloser, storage.Info, error) {
 			reader, info, err := open(offset, size)
-			if errors.Is(err, peer.ErrNoRange) && size == length {
-				// It turned out to be elsewhere, where its end can't be had alone.
-				if reader, info, err = open(0, -1); err == nil {
-					if _, err = io.CopyN(io.Discard, reader, offset); err != nil {
-						reader.Close()
-					}
-				}
-			}
 			if err == nil && size == length && size > 0 {
 				reader, err = s.verified(part{io.LimitReader(reader, length), reader}, length, want, item)
 			}

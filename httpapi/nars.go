@@ -238,7 +238,7 @@ func (f *storedFile) open(offset, length int64) (io.ReadCloser, storage.Info, er
 	return f.s.storedOrNot(f.ctx, f.item.Item, f.n)(offset, length)
 }
 
-func (f *storedFile) unopened(err error) { f.s.unopenedPart(f.ctx, f.item.Item, f.n, err) }
+func (f *storedFile) unopened(err error) { f.s.unopened(f.ctx, f.item.Item, err) }
 
 func (f *storedFile) tag(length int64, info storage.Info) (etag, former []byte) {
 	s, item, n := f.s, f.item.Item, f.n

@@ -87,11 +87,11 @@ func TestWrongElsewhere(t *testing.T) {
 				c.Close()
 			}
 		}
-		// The right one, also in parts: that with its end comes as the whole, or is compared.
+		// The right one, also in parts.
 		wrong = m.file
 		c := dial(t, server.address)
 		got := c.ask("GET", "/"+m.url(), "Range: bytes=-10")
-		if want := map[bool]int{true: 206, false: 200}[isShort]; got.StatusCode != want || !strings.HasSuffix(string(m.file), got.body) || got.err != nil {
+		if got.StatusCode != 206 || got.body != string(m.file[len(m.file)-10:]) || got.err != nil {
 			t.Errorf("the end: %s, %d bytes, %v", got.Status, len(got.body), got.err)
 		}
 		got = c.ask("GET", "/"+m.url(), "Range: bytes=5-14")

@@ -245,4 +245,6 @@ func TestHostileTexts(t *testing.T) {
 }
 
 // plain reads what isn't compressed.
-func plain(_ context.Context, _ string, r io.Reader, _ int64) (io.ReadCloser, error) { return io.NopCloser(r), nil }
+func plain(_ context.Context, _ string, r io.Reader, _ int64) (io.ReadCloser, error) {
+	return io.NopCloser(r), nil
+}

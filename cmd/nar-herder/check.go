@@ -191,7 +191,17 @@ func (p peerSource) Fetch(ctx context.Context, item *storage.Item, n int) (io.Re
 
 // decodeNar is a [storage.Decoder].
 func decodeNar(ctx context.Context, kind string, compressed io.Reader, size int64) (io.ReadCloser, error) {
-	reader, err := decoderBudget().NewReader(ctx, kind, compressed, size)
+	return decodeWithin(ctx, decoderBudget(), kind, compressed, size)
+}
+
+// decodeCopied is a [storage.Decoder] for files that are stored while they are decompressed. An upload to a bucket holds
+// memory for its parts: if it waited for memory of the budget meanwhile, others that have some could wait for its parts.
+func decodeCopied(ctx context.Context, kind string, compressed io.Reader, size int64) (io.ReadCloser, error) {
+	return decodeWithin(ctx, nil, kind, compressed, size)
+}
+
+func decodeWithin(ctx context.Context, budget *compression.Budget, kind string, compressed io.Reader, size int64) (io.ReadCloser, error) {
+	reader, err := budget.NewReader(ctx, kind, compressed, size)
 	if err != nil {
 		return nil, unreadable(err)
 	}

@@ -84,7 +84,7 @@ func (c *copyCommand) Run(ctx context.Context, s *streams) (err error) {
 			return err
 		}
 		progress.expect(totals.StoredNars, totals.StoredSize)
-		job.Items, job.Decode = known, decodeNar
+		job.Items, job.Decode = known, decodeCopied
 	}
 	if !c.DryRun {
 		if err := c.mayWrite(ctx, to, known); err != nil {

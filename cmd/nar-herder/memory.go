@@ -14,6 +14,9 @@ const (
 	// decoderShare is the part of the memory that all decoders together may take.
 	// Garbage may be as much again before it is collected.
 	decoderShare = 8
+	// passingShare is how much less than decoderBudget the decoders have, in addition, that
+	// compare nars which pass through: half. See [passing.New].
+	passingShare = 2
 	// unreadShare is the part that requests may take that clients send before they read
 	// the answers to others.
 	unreadShare = 32
@@ -22,7 +25,7 @@ const (
 )
 
 // decoderBudget is the memory of all decoders of this process, but for those that compare
-// nars that pass through: these have a quarter of as much, see [passing.New].
+// nars that pass through, and those of copy.
 var decoderBudget = sync.OnceValue(func() *compression.Budget {
 	return compression.NewBudget(ownMemory() / decoderShare)
 })

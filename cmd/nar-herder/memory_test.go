@@ -1,6 +1,10 @@
 package main
 
 import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"errors"
 	"math"
 	"testing"
 
@@ -26,4 +30,31 @@ func TestMemory(t *testing.T) {
 			t.Errorf("%d: %d, want %d", test.goLimit, got, test.want)
 		}
 	}
+}
+
+// TestCopyDoesNotWait: an upload that waited for memory of decoders, while it holds some for its parts, could wait for ever.
+func TestCopyDoesNotWait(t *testing.T) {
+	var file bytes.Buffer
+	w := gzip.NewWriter(&file)
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	budget := decoderBudget()
+	budget.Reserve(budget.Total(), true)
+	defer budget.Release(budget.Total())
+	other, err := decodeNar(t.Context(), "gzip", bytes.NewReader(file.Bytes()), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := decodeNar(ctx, "gzip", bytes.NewReader(file.Bytes()), 0); !errors.Is(err, context.Canceled) {
+		t.Errorf("the budget is not taken: %v", err)
+	}
+	reader, err := decodeCopied(ctx, "gzip", bytes.NewReader(file.Bytes()), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reader.Close()
 }

@@ -92,8 +92,9 @@ func (c *serverCommand) keepLimit(store *opened, peers peer.Peers, counter *uses
 	criteria := c.criteria()
 	options.Identity = store
 	if len(peers) > 0 {
-		// As much memory as half of what decoders have, which nars need that come compressed.
-		options.Elsewhere, options.RedirectElsewhere = passing.New(peers, decoderBudget().Total()/4), c.NarsElsewhere == redirect
+		source := passing.New(peers, decoderBudget().Total()/passingShare)
+		source.Log = log
+		options.Elsewhere, options.RedirectElsewhere = source, c.NarsElsewhere == redirect
 	}
 	if c.Storage == "" {
 		return nil

@@ -18,6 +18,7 @@ import (
 	"nar-herder/compression/cached"
 	"nar-herder/httpapi"
 	"nar-herder/narinfo"
+	"nar-herder/peer/passing"
 	"nar-herder/removal"
 	"nar-herder/storage"
 	"nar-herder/storage/checksums"
@@ -262,6 +263,7 @@ func (c *serverCommand) run(ctx context.Context, settings *settings, running *ta
 	var server *httpapi.Server
 	remover := c.keepLimit(store, peers, counter, func() int64 { return server.Answered() }, &options, log)
 	addWarnings(&options, withdrawn.Warnings)
+	passed, _ := options.Elsewhere.(*passing.Source)
 	fetcher, err := c.fetchNars(store, peers, &options, log)
 	if err != nil {
 		return err
@@ -301,6 +303,9 @@ func (c *serverCommand) run(ctx context.Context, settings *settings, running *ta
 	running.Go("computing checksums", func() { sums.Run(followCtx, server.Forget) })
 	server.Registry().MustRegister(database, damageMetric(store.index))
 	running.Go("watching the room for the database", func() { database.Run(followCtx) })
+	if passed != nil {
+		server.Registry().MustRegister(passed.Unchecked)
+	}
 	if remover != nil {
 		server.Registry().MustRegister(remover)
 		running.Go("keeping the storage limit", func() { remover.Run(followCtx) })

@@ -6,6 +6,7 @@ import (
 	"io"
 
 	"nar-herder/peer"
+	"nar-herder/peer/passing"
 	"nar-herder/storage"
 )
 
@@ -18,7 +19,7 @@ func (f *Fetcher) OpenFile(ctx context.Context, item *storage.Item, n int, offse
 		return f.options.Passing.OpenFile(ctx, item, n, offset, length, via)
 	}
 	for range 3 { // after a flight that was begun anew, and one of a file that is stored
-		fl, stored, size, err := f.board(ctx, item, n, offset, via)
+		fl, stored, size, err := f.board(ctx, item, n, offset, length, via)
 		if stored != nil || err != nil {
 			return stored, size, err
 		}
@@ -54,8 +55,12 @@ func (f *Fetcher) Locate(ctx context.Context, item *storage.Item, n int, via []s
 
 // board joins the flight for a client, or begins it. The flight is nil when the
 // client is to go to the source itself; stored is the file when it is here by now.
-func (f *Fetcher) board(ctx context.Context, item *storage.Item, n int, offset int64, via []string) (_ *flight, stored io.ReadCloser, size int64, err error) {
+func (f *Fetcher) board(ctx context.Context, item *storage.Item, n int, offset, length int64, via []string) (_ *flight, stored io.ReadCloser, size int64, err error) {
 	direct := func() (*flight, io.ReadCloser, int64, error) { return nil, nil, 0, nil }
+	ahead := offset // of what is here
+	if !passing.IsAlone(item, n, offset, length) {
+		ahead = 0 // The source would be asked for the whole.
+	}
 	fl := f.flying(spoolKey(item, n))
 	if fl == nil {
 		// The caller's item may be as it was a moment ago, when the nar had not
@@ -81,7 +86,7 @@ func (f *Fetcher) board(ctx context.Context, item *storage.Item, n int, offset i
 			return direct()
 		}
 		lies, err := f.liesThere(ctx, now, i)
-		if err != nil || lies || offset > farAhead {
+		if err != nil || lies || ahead > farAhead {
 			// Not in the client's time, but it has asked for it.
 			f.ask(item.Hash)
 			return direct()
@@ -96,7 +101,7 @@ func (f *Fetcher) board(ctx context.Context, item *storage.Item, n int, offset i
 	}
 	have, flowing := fl.position()
 	switch {
-	case offset > have+farAhead:
+	case ahead > have+farAhead:
 	case !flowing && peer.HasPassed(via) && !fl.isFor(via):
 		// The one that it came through may be who this flight waits for, or
 		// the one after it: two flights would wait for each other.

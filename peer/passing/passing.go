@@ -4,6 +4,9 @@
 // The end of a nar is held back until all of it was compared, so that a client never
 // takes a wrong one for whole. A nar that is no longer than what is held back is
 // compared before the first byte of it is given out.
+//
+// When there is no memory left for a decompressor, a nar passes through without being
+// compared: Guix compares every nar that it downloads itself.
 package passing
 
 import (
@@ -12,9 +15,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"runtime/debug"
+	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/semaphore"
 
 	"nar-herder/compression"
@@ -29,15 +35,11 @@ const (
 	// usualMemory is the budget of decompressors when none is given.
 	usualMemory = 256 << 20
 	// memoryWait is how long a request waits for a part of it.
-	memoryWait = 10 * time.Second
+	memoryWait = time.Second
 )
 
-var (
-	// errBusy says that the budget is taken.
-	errBusy = errors.New("too many nars are passing through, and can't be compared with their hashes")
-	// errClosed ends the comparison of a body that nobody reads any more.
-	errClosed = errors.New("the client has left")
-)
+// errClosed ends the comparison of a body that nobody reads any more.
+var errClosed = errors.New("the client has left")
 
 // Opener opens files of other instances, such as [peer.Peers].
 type Opener interface {
@@ -49,8 +51,13 @@ type Opener interface {
 // may be called from several goroutines at once.
 type Source struct {
 	Opener
-	memory *semaphore.Weighted
-	budget int64
+	// Log may be nil.
+	Log *slog.Logger
+	// Unchecked counts the nars that were not compared.
+	Unchecked prometheus.CounterFunc
+	unchecked atomic.Int64
+	memory    *semaphore.Weighted
+	budget    int64
 }
 
 // New makes a source of nars that the opener opens. Decompressors have memory bytes
@@ -59,26 +66,27 @@ func New(opener Opener, memory int64) *Source {
 	if memory <= 0 {
 		memory = usualMemory
 	}
-	return &Source{opener, semaphore.NewWeighted(memory), memory}
+	s := &Source{Opener: opener, memory: semaphore.NewWeighted(memory), budget: memory}
+	s.Unchecked = prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "narherder_nars_passed_unchecked_total",
+		Help: "Nars of other instances that were passed on without comparing them with their hashes, as there was no memory for it.",
+	}, func() float64 { return float64(s.unchecked.Load()) })
+	return s
 }
 
 // OpenFile is [peer.Peer.OpenFile] with these differences: the error is
 // [storage.ErrWrongNar] when the beginning shows that the file is another, and reading
-// fails before the last bytes of such a file. A part that has some of what is held back
-// can't be opened alone, as only the whole can be compared: the error is
-// [peer.ErrNoRange] then, unless the file is small.
+// fails before the last bytes of such a file. As only the whole can be compared, it is
+// fetched for a part that has some of what is held back, and where no part can be had.
 func (s *Source) OpenFile(ctx context.Context, item *storage.Item, n int, offset, length int64, via []string) (io.ReadCloser, int64, error) {
 	if item.FileName(n) == "" {
 		return nil, 0, storage.ErrNotStored
 	}
-	size := item.StoredSize(n)
-	isSmall := size >= 0 && size <= tail
-	isWhole := offset == 0 && (length < 0 || size >= 0 && length >= size)
-	switch {
-	case size >= 0 && length >= 0 && offset+length <= size-tail:
-		return s.Opener.OpenFile(ctx, item, n, offset, length, via)
-	case !isWhole && !isSmall:
-		return nil, 0, fmt.Errorf("%w: its end can't be compared with the NarHash alone", peer.ErrNoRange)
+	if IsAlone(item, n, offset, length) {
+		body, size, err := s.Opener.OpenFile(ctx, item, n, offset, length, via)
+		if !errors.Is(err, peer.ErrNoRange) {
+			return body, size, err
+		}
 	}
 	body, size, err := s.Opener.OpenFile(ctx, item, n, 0, -1, via)
 	if err != nil {
@@ -88,15 +96,32 @@ func (s *Source) OpenFile(ctx context.Context, item *storage.Item, n int, offset
 	if err != nil {
 		return nil, 0, err
 	}
-	if c.verified { // all of it is here
+	if c.ended { // all of it is here
 		size = int64(c.held.Len())
-		c.held.Next(int(min(offset, size)))
-		if length >= 0 {
-			c.held.Truncate(int(min(length, int64(c.held.Len()))))
-		}
 	}
-	return c, size, nil
+	if _, err := io.CopyN(io.Discard, c, offset); err != nil && err != io.EOF {
+		c.Close()
+		return nil, 0, err
+	}
+	if length < 0 {
+		return c, size, nil
+	}
+	return &part{c, io.LimitReader(c, length)}, size, nil
 }
+
+// IsAlone reports whether a part of an item's Nth file is opened without the rest.
+func IsAlone(item *storage.Item, n int, offset, length int64) bool {
+	size := item.StoredSize(n)
+	return size >= 0 && length >= 0 && offset+length <= size-tail
+}
+
+// part is the beginning of a body.
+type part struct {
+	*compared
+	limited io.Reader
+}
+
+func (p *part) Read(b []byte) (int, error) { return p.limited.Read(b) }
 
 // Resume opens the rest of an item's Nth file, from the offset on: before has the bytes
 // that precede it, which are compared first.
@@ -124,11 +149,11 @@ type compared struct {
 	body io.ReadCloser
 	// come counts its bytes, of which there must not be more than most.
 	come, most int64
-	checker    *io.PipeWriter // to the comparison
+	checker    *io.PipeWriter // to the comparison; nil without one
 	verdict    chan error     // of it
 	buffer     []byte
 	held       bytes.Buffer // has come, and was not read yet
-	verified   bool
+	ended      bool         // and was the nar, if it is compared
 	err        error
 }
 
@@ -159,23 +184,31 @@ func (s *Source) compare(ctx context.Context, item *storage.Item, n int, body io
 	reserved := min(memory, s.budget) // more than the budget is for one that is alone
 	waiting, cancel := context.WithTimeout(ctx, memoryWait)
 	defer cancel()
-	if err := s.memory.Acquire(waiting, reserved); err != nil {
-		return nil, errBusy
+	if err := s.memory.Acquire(waiting, reserved); err == nil {
+		checked, checker := io.Pipe()
+		c.checker = checker
+		go func() {
+			defer s.memory.Release(reserved)
+			err := checkNar(ctx, item, n, checked, memory)
+			_ = checked.CloseWithError(err) // writes fail with it
+			c.verdict <- err
+		}()
+	} else if ctx.Err() != nil {
+		return nil, ctx.Err()
+	} else {
+		s.unchecked.Add(1)
+		if s.Log != nil {
+			s.Log.Debug("no memory to compare a nar that passes through with its hash", "item", item.Narinfo.StorePath.String())
+		}
 	}
-	checked, checker := io.Pipe()
-	c.checker = checker
-	go func() {
-		defer s.memory.Release(reserved)
-		err := checkNar(ctx, item, n, checked, memory)
-		_ = checked.CloseWithError(err) // writes fail with it
-		c.verdict <- err
-	}()
 	if before == nil {
 		if err := c.take(head); err != nil {
 			return nil, err
 		}
-	} else if _, err := io.Copy(checker, io.MultiReader(bytes.NewReader(head), before)); err != nil {
-		return nil, err
+	} else if c.checker != nil {
+		if _, err := io.Copy(c.checker, io.MultiReader(bytes.NewReader(head), before)); err != nil {
+			return nil, err
+		}
 	}
 	if err := c.fill(); err != nil {
 		return nil, err
@@ -222,8 +255,10 @@ func (c *compared) take(p []byte) error {
 	if c.come += int64(len(p)); c.come > c.most {
 		return fmt.Errorf("%w: more than %d bytes are coming", storage.ErrWrongNar, c.most)
 	}
-	if _, err := c.checker.Write(p); err != nil {
-		return err
+	if c.checker != nil {
+		if _, err := c.checker.Write(p); err != nil {
+			return err
+		}
 	}
 	c.held.Write(p)
 	return nil
@@ -231,17 +266,19 @@ func (c *compared) take(p []byte) error {
 
 // fill reads until there is something to be given out, or all was compared.
 func (c *compared) fill() error {
-	for !c.verified && c.held.Len() <= tail {
+	for !c.ended && c.held.Len() <= tail {
 		n, err := c.body.Read(c.buffer)
 		if takeErr := c.take(c.buffer[:n]); takeErr != nil {
 			return takeErr
 		}
 		if err == io.EOF {
-			c.checker.Close()
-			if err := <-c.verdict; err != nil {
-				return err
+			if c.checker != nil {
+				c.checker.Close()
+				if err := <-c.verdict; err != nil {
+					return err
+				}
 			}
-			c.verified = true
+			c.ended = true
 		} else if err != nil {
 			return err
 		}
@@ -257,7 +294,7 @@ func (c *compared) Read(p []byte) (int, error) {
 	if c.err != nil {
 		return 0, c.err
 	}
-	if c.verified {
+	if c.ended {
 		return c.held.Read(p)
 	}
 	return c.held.Read(p[:min(len(p), c.held.Len()-tail)])

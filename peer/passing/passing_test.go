@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"nar-herder/compression"
@@ -176,47 +177,51 @@ func TestWrong(t *testing.T) {
 	}
 }
 
-// TestParts has parts: those that reach into what is held back are given out of small
-// files only, after these were compared.
+// TestParts has parts: those that reach into what is held back are given out after the
+// whole was compared, and so are others where the peer sends no parts.
 func TestParts(t *testing.T) {
 	t.Parallel()
 	small, large := newNar(t, 1000, "none", true), newNar(t, 4*tail, "none", true)
 	for _, test := range []struct {
 		of             *nar
 		offset, length int64
-		ok             bool
+		isCompared     bool
 	}{
 		{small, 0, 10, true}, {small, 990, -1, true}, {small, 990, 100, true}, {small, 1000, -1, true},
-		{large, 0, 10, true}, {large, tail, tail, true}, {large, 0, 3 * tail, true}, {large, 0, 4 * tail, true},
-		{large, 0, 3*tail + 1, false}, {large, 1, -1, false}, {large, 4*tail - 1, 1, false},
+		{large, 0, 10, false}, {large, tail, tail, false}, {large, 0, 3 * tail, false}, {large, 0, 4 * tail, true},
+		{large, 0, 3*tail + 1, true}, {large, 1, -1, true}, {large, 4*tail - 1, 1, true}, {large, 4*tail - 10, 9, true},
+		{large, 4 * tail, -1, true}, {large, tail, 9 * tail, true},
 	} {
-		s := New(&opener{file: test.of.file, ranges: true}, 0)
-		body, size, err := s.OpenFile(t.Context(), test.of.Item, 0, test.offset, test.length, nil)
-		if !test.ok {
-			if !errors.Is(err, peer.ErrNoRange) {
-				t.Errorf("%d, %d: %v", test.offset, test.length, err)
-			}
-			continue
-		}
-		if err != nil {
-			t.Errorf("%d, %d: %v", test.offset, test.length, err)
-			continue
-		}
 		want := test.of.file[test.offset:]
 		if test.length >= 0 {
 			want = want[:min(test.length, int64(len(want)))]
 		}
-		got, err := io.ReadAll(body)
-		if err != nil || !bytes.Equal(got, want) || size != int64(len(test.of.file)) {
-			t.Errorf("%d, %d: %d bytes, %v, size %d", test.offset, test.length, len(got), err, size)
+		wrong := bytes.Clone(test.of.file)
+		wrong[len(wrong)-1] ^= 1
+		for _, ranges := range []bool{true, false} {
+			for _, file := range [][]byte{test.of.file, wrong} {
+				o := &opener{file: file, ranges: ranges}
+				s := New(o, 0)
+				body, size, err := s.OpenFile(t.Context(), test.of.Item, 0, test.offset, test.length, nil)
+				var got []byte
+				if err == nil {
+					got, err = io.ReadAll(body)
+					body.Close()
+				}
+				switch {
+				case &file[0] == &wrong[0] && (test.isCompared || !ranges && test.offset > 0):
+					if end := test.offset + int64(len(got)); len(got) > 0 && end > int64(len(file)-tail) || test.isCompared && !errors.Is(err, storage.ErrWrongNar) {
+						t.Errorf("%d, %d of a wrong file: %d bytes, %v", test.offset, test.length, len(got), err)
+					}
+				case err != nil || !bytes.Equal(got, want) || size != int64(len(file)):
+					t.Errorf("%d, %d: %d bytes, %v, size %d", test.offset, test.length, len(got), err, size)
+				}
+				if o.closed != 1 {
+					t.Errorf("%d, %d: closed %d times", test.offset, test.length, o.closed)
+				}
+				s.free(t)
+			}
 		}
-		body.Close()
-		s.free(t)
-	}
-	wrong := bytes.Clone(small.file)
-	wrong[999] ^= 1
-	if _, _, err := New(&opener{file: wrong, ranges: true}, 0).OpenFile(t.Context(), small.Item, 0, 0, 10, nil); !errors.Is(err, storage.ErrWrongNar) {
-		t.Errorf("a part of a wrong file: %v", err)
 	}
 }
 
@@ -253,23 +258,57 @@ func TestUnknownCompression(t *testing.T) {
 	}
 }
 
-// TestLeaves has a client that leaves, and one that comes while the memory is taken.
+// TestLeaves has a client that leaves, and others that come while the memory is taken: nars
+// of those are not compared.
 func TestLeaves(t *testing.T) {
 	t.Parallel()
 	of := newNar(t, 4*tail, "zstd", true)
-	s := New(&opener{file: of.file}, 1<<20)
-	first, _, err := s.OpenFile(t.Context(), of.Item, 0, 0, -1, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if _, _, err := s.OpenFile(ctx, of.Item, 0, 0, -1, nil); !errors.Is(err, errBusy) {
-		t.Error(err)
-	}
-	if _, err := first.Read(make([]byte, 10)); err != nil {
-		t.Error(err)
-	}
-	first.Close()
-	s.free(t)
+	wrong := bytes.Clone(of.file)
+	wrong[len(wrong)-1] ^= 1
+	synctest.Test(t, func(t *testing.T) {
+		o := &opener{file: of.file}
+		s := New(o, 1<<20)
+		first, _, err := s.OpenFile(t.Context(), of.Item, 0, 0, -1, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if _, _, err := s.OpenFile(ctx, of.Item, 0, 0, -1, nil); !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+		for _, file := range [][]byte{of.file, wrong} {
+			o.file = file
+			body, size, err := s.OpenFile(t.Context(), of.Item, 0, 0, -1, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, err := io.ReadAll(body); err != nil || !bytes.Equal(got, file) || size != int64(len(file)) {
+				t.Errorf("%d bytes of %d, %v", len(got), size, err)
+			}
+			body.Close()
+			body, err = s.Resume(t.Context(), of.Item, 0, bytes.NewReader(file), tail, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, err := io.ReadAll(body); err != nil || !bytes.Equal(got, file[tail:]) {
+				t.Errorf("resumed: %d bytes, %v", len(got), err)
+			}
+			body.Close()
+		}
+		o.file = append(make([]byte, storage.MaxFileSize(of.Item.Narinfo)), 0)
+		if body, _, err := s.OpenFile(t.Context(), of.Item, 0, 0, -1, nil); err != nil {
+			t.Error(err)
+		} else if got, err := io.ReadAll(body); !errors.Is(err, storage.ErrWrongNar) {
+			t.Errorf("more than the nar can have: %d bytes, %v", len(got), err)
+		}
+		if got := s.unchecked.Load(); got != 5 {
+			t.Errorf("%d were not compared", got)
+		}
+		if _, err := first.Read(make([]byte, 10)); err != nil {
+			t.Error(err)
+		}
+		first.Close()
+		s.free(t)
+	})
 }
