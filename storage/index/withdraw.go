@@ -67,14 +67,15 @@ func (tx *Tx) Postpone(hash narinfo.PathHash, at time.Time) error {
 // the earliest first.
 func (x *Index) WithdrawnItems(ctx context.Context, until time.Time, limit int) (items []*Item, err error) {
 	err = x.readers.do(ctx, func(c *connection) error {
-		return c.rows(itemColumns+" WHERE n.withdrawn_at <= ? ORDER BY n.withdrawn_at LIMIT ?",
-			[]driver.Value{until.UnixMilli(), int64(limit)}, func(row []driver.Value) (bool, error) {
+		// Without a limit of the rows, among which there may be any number of damaged ones.
+		return c.rows(itemColumns+" WHERE n.withdrawn_at <= ? ORDER BY n.withdrawn_at",
+			[]driver.Value{until.UnixMilli()}, func(row []driver.Value) (bool, error) {
 				item, err := x.item(row)
 				if errors.Is(err, ErrDamaged) {
-					return true, nil // its files can't be told
+					return true, ctx.Err() // its files can't be told
 				}
 				items = append(items, item)
-				return true, err
+				return len(items) < limit, err
 			})
 	})
 	if err != nil {
