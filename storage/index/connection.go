@@ -276,6 +276,26 @@ func blob(value driver.Value) []byte {
 	return b
 }
 
+// words is a column of text. STRICT tables only bind what is written: a damaged page may
+// have any type but for a rowid.
+func words(value driver.Value) (string, error) {
+	s, ok := value.(string)
+	if !ok {
+		return "", fmt.Errorf("%w: %s", ErrDamaged, noInteger)
+	}
+	return s, nil
+}
+
+// edgeOf is a column with a target and one with who refers to it.
+func edgeOf(target, referrer driver.Value) (edge, error) {
+	t, ok1 := target.(int64)
+	r, ok2 := referrer.(int64)
+	if !ok1 || !ok2 {
+		return edge{}, fmt.Errorf("%w: a reference: %s", ErrDamaged, noInteger)
+	}
+	return edge{t, r}, nil
+}
+
 // pool lends connections for reading.
 type pool chan *connection
 
