@@ -227,13 +227,15 @@ func placeBehind(ctx context.Context, db *exchange.Database, since, now time.Tim
 func (m *Mirror) mergeItems(ctx context.Context, db *dump, there bits, count int64) error {
 	var done, bad int64
 	var fetched []storage.Followed
+	size := 0 // of their texts, in bytes
 	flush := func() error {
 		news, err := m.unknown(ctx, fetched, there)
 		if err != nil {
 			return err
 		}
 		done += int64(len(fetched))
-		fetched = fetched[:0]
+		clear(fetched) // they are not to be kept
+		fetched, size = fetched[:0], 0
 		m.status.doing(Syncing, fmt.Sprintf("merging the dump: %d of %d items", done, count))
 		if len(news) == 0 {
 			return nil
@@ -266,7 +268,8 @@ func (m *Mirror) mergeItems(ctx context.Context, db *dump, there bits, count int
 			}
 			continue
 		}
-		if fetched = append(fetched, change); len(fetched) >= batchSize {
+		fetched = append(fetched, change)
+		if size += len(change.Narinfo.Text); len(fetched) >= batchSize || size >= batchBytes {
 			if err := flush(); err != nil {
 				return err
 			}

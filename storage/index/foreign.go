@@ -201,12 +201,27 @@ func (f *Foreign) Rows(ctx context.Context) iter.Seq2[ForeignRow, error] {
 	}
 }
 
+// Size is how many bytes the text has at the most.
+func (row ForeignRow) Size() int {
+	if row.dictionary == uncompressed {
+		return len(row.stored)
+	}
+	var header zstd.Header
+	if header.Decode(row.stored) != nil || !header.HasFCS || header.FrameContentSize > narinfo.MaxSize {
+		return narinfo.MaxSize
+	}
+	return int(header.FrameContentSize)
+}
+
 // Text returns the text of a row. It may be called by several goroutines at once.
 func (f *Foreign) Text(row ForeignRow) ([]byte, error) {
 	if row.dictionary == uncompressed {
 		return row.stored, nil
 	}
 	text, err := f.decoder.DecodeAll(row.stored, nil)
+	if most := row.Size(); err == nil && len(text) > most { // of several frames, say
+		err = fmt.Errorf("it has %d bytes, and says that it has %d", len(text), most)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("decompress a narinfo with dictionary %d: %w", row.dictionary, err)
 	}
