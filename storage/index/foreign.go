@@ -44,8 +44,8 @@ type Foreign struct {
 	conn         *connection
 	sum          string // "" where it has none
 	dictionaries rowsum.Sum
-	// own says that the built-in dictionary is the same there, so that texts which were
-	// compressed with it can be kept as they are.
+	// own says that the built-in dictionary is the only one there, so that texts which were
+	// compressed with it can be kept as they are: with others, they could be read there alone.
 	own     bool
 	decoder *zstd.Decoder
 }
@@ -150,6 +150,7 @@ func (f *Foreign) openDictionaries() error {
 			options = append(options, zstd.WithDecoderDicts(content))
 			return true, nil
 		})
+	f.own = f.own && count == 1
 	if err == nil {
 		f.decoder, err = zstd.NewReader(nil, options...)
 	}
