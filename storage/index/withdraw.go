@@ -111,7 +111,8 @@ func (x *Index) WithdrawnCount(ctx context.Context) (count int64, err error) {
 
 // BoundTimes sets the times of withdrawals, of items and of cached files, to now where
 // they are ahead, as after the clock was: they would not be due for as long. So are the
-// times of cached files' last uses. It returns how many there were.
+// times of cached files' last uses. It returns how many there were. Where the first or the
+// last item that came is ahead too, it may be this clock that is behind, and all stay.
 func (x *Index) BoundTimes(ctx context.Context, now time.Time) (bounded int64, err error) {
 	statements := []struct{ table, column string }{{"narinfos", "withdrawn_at"}, {"cached_files", "withdrawn_at"}, {"cached_files", "last_used"}}
 	ahead := now.Add(stamp.Slack).UnixMilli()
@@ -125,7 +126,16 @@ func (x *Index) BoundTimes(ctx context.Context, now time.Time) (bounded int64, e
 			}
 			some += n
 		}
-		return nil
+		if some == 0 {
+			return nil
+		}
+		// By arrival, as some between them may have come while the clock was ahead; and the
+		// first as well, as the last may have come while it was behind.
+		latest, err := c.integer("SELECT coalesce(max(added_at), 0) FROM items WHERE id IN ((SELECT min(id) FROM items), (SELECT max(id) FROM items))")
+		if latest > ahead {
+			some = 0
+		}
+		return err
 	})
 	if err != nil {
 		return 0, describe("look for times that are ahead in "+x.path, err)
