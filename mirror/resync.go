@@ -371,13 +371,18 @@ func (m *Mirror) withdrawOthers(ctx context.Context, at place, there bits, last,
 	if err != nil || gone == 0 {
 		return at.Removals, err
 	}
+	var counted map[int64]int
 	if gone > max(int64(m.negligible), mirrored/shrinkShare) {
 		err = m.unlessAccepted(ctx, fmt.Sprintf("its dump lacks %d items of %d", gone, mirrored))
 	} else {
-		err = m.allow(ctx, withRemovals(at.Removals, int(gone), m.now()))
+		counted, err = m.allow(ctx, withRemovals(at.Removals, int(gone), m.now()))
 	}
 	if err != nil {
 		return nil, err
+	}
+	accepted := counted == nil
+	if accepted {
+		at.Removals = nil
 	}
 	options := storage.FollowOptions{Within: func(tx *index.Tx) error { return at.write(tx) }}
 	if m.Pinned != nil {
@@ -391,7 +396,9 @@ func (m *Mirror) withdrawOthers(ctx context.Context, at place, there bits, last,
 	err = each(func(hashes []narinfo.PathHash) error {
 		for some := range slices.Chunk(hashes, batchSize) {
 			now := m.now().UTC().Truncate(time.Second)
-			at.Removals = withRemovals(at.Removals, len(some), now)
+			if !accepted {
+				at.Removals = withRemovals(at.Removals, len(some), now)
+			}
 			changes := make([]storage.Followed, len(some))
 			for i, hash := range some {
 				changes[i] = storage.Followed{At: now, Hash: hash}
