@@ -319,6 +319,9 @@ func (m *Mirror) take(b *batch, c peer.Change) {
 		m.unreadableChange(c, err)
 		return
 	}
+	if m.isAhead(change.At) {
+		change.At = m.now().UTC().Truncate(time.Second)
+	}
 	m.Storage.Prepare(&change)
 	b.add(change)
 }

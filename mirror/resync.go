@@ -285,8 +285,8 @@ func (m *Mirror) itemOf(item exchange.Item, db *dump) (change storage.Followed, 
 		return change, err
 	}
 	added := item.AddedAt
-	if added.IsZero() {
-		if added = db.modified; added.IsZero() {
+	if added.IsZero() || m.isAhead(added) {
+		if added = db.modified; added.IsZero() || m.isAhead(added) {
 			added = m.now()
 		}
 	}
