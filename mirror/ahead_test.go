@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"nar-herder/internal/testlog"
+	"nar-herder/mirror/exchange"
 	"nar-herder/peer"
 )
 
@@ -223,5 +224,20 @@ func TestBeginClockBehind(t *testing.T) {
 	s.same(o.instance)
 	if n := gets.Load(); n != 1 {
 		t.Errorf("the dump was downloaded %d times", n)
+	}
+}
+
+// TestTakeAhead: what the stream dates ahead has come now.
+func TestTakeAhead(t *testing.T) {
+	t.Parallel()
+	m := mirrorOf(t, newInstance(t), newInstance(t), new(testlog.Buffer), func() time.Time { return at(5) })
+	b := new(batch)
+	m.take(b, peer.Change{Datetime: "2036-01-01 00:00:00", Change: peer.Addition, Data: string(testInfo(1, 1, 1).Text)})
+	if len(b.changes) != 1 || !b.changes[0].At.Equal(at(5)) {
+		t.Errorf("%+v", b.changes)
+	}
+	change, err := m.itemOf(exchange.Item{Text: testInfo(1, 1, 1).Text, AddedAt: at(5).AddDate(1, 0, 0)}, &dump{verified: true, sum: "1"})
+	if err != nil || !change.At.Equal(at(5)) {
+		t.Errorf("%+v, %v", change, err)
 	}
 }

@@ -117,6 +117,12 @@ func (b *Beginning) try(ctx context.Context) error {
 	if peer.IsBegun(peer.DumpPath, Downloads(b.database)+".dump") {
 		return b.fromDump(ctx) // an earlier try has found that better
 	}
+	if b.held.err != nil {
+		// The index was of no use. This asks for no bytes as long as there is the same dump.
+		if err := b.fromDump(ctx); !errors.Is(err, peer.ErrNoDump) {
+			return err
+		}
+	}
 	b.doing("downloading the index")
 	slow, stop := context.WithCancelCause(ctx)
 	defer stop(nil)

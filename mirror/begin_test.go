@@ -227,6 +227,41 @@ func TestBeginFromDump(t *testing.T) {
 	}
 }
 
+// TestBeginHeldDump: while the dump is one that was refused, an index that is of no use is
+// not downloaded again either.
+func TestBeginHeldDump(t *testing.T) {
+	t.Parallel()
+	source := filled(t)
+	asked := 0
+	source.publishIndex(func(w http.ResponseWriter, r *http.Request, _ []byte) bool {
+		asked++
+		w.Header().Del(peer.DigestHeader)
+		return false
+	})
+	source.publish([]byte("no database"))
+	sum := sha256.Sum256([]byte("no database"))
+	source.digest = "sha-256=:" + base64.StdEncoding.EncodeToString(sum[:]) + ":"
+	base, err := url.Parse(source.front.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	database := filepath.Join(t.TempDir(), "index.db")
+	b := NewBeginning(database, peer.New(base, peer.Self{}), slog.New(slog.DiscardHandler))
+	for range 3 {
+		if err := b.try(t.Context()); !errors.Is(err, errBadDump) {
+			t.Errorf("%v, want errBadDump", err)
+		}
+	}
+	if asked != 1 {
+		t.Errorf("the index was downloaded %d times", asked)
+	}
+	source.digest = ""
+	source.dump(true)
+	if err := b.try(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestBeginBesideImport: a database that another process makes meanwhile is not
 // replaced.
 func TestBeginBesideImport(t *testing.T) {

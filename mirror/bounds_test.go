@@ -4,14 +4,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"nar-herder/peer"
+	"nar-herder/storage/index"
 )
 
 // TestEarlyMemory: changes that are held back until it is known that none is missing
@@ -46,6 +49,38 @@ func TestEarlyMemory(t *testing.T) {
 	if during := <-during; during > before+most {
 		t.Errorf("%d MiB are held", (during-before)>>20)
 	}
+}
+
+// TestLongRows: rows that are made ready ahead are bounded in bytes.
+func TestLongRows(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		read := 0
+		rows := func(yield func(int, error) bool) {
+			for read = range 2000 {
+				if !yield(read, nil) {
+					return
+				}
+			}
+		}
+		hold, odd := make(chan struct{}), errors.New("odd")
+		done := make(chan error)
+		go func() {
+			b := &building{log: slog.New(slog.DiscardHandler), doing: func(string) {}, count: 1 << 30}
+			done <- run(t.Context(), b, nil, rows, func(int) int { return 1 << 20 }, func(int) (*index.Entry, error) {
+				<-hold
+				return nil, odd
+			})
+		}()
+		synctest.Wait()
+		if most := (lotsAhead + runtime.GOMAXPROCS(0) + 3) * batchBytes >> 20; read > most {
+			t.Errorf("%d MiB of rows were read ahead, want %d at the most", read, most)
+		}
+		close(hold)
+		if err := <-done; err != nil || read != 1999 {
+			t.Errorf("%d rows, %v", read+1, err)
+		}
+	})
 }
 
 // TestMostSeen: the changes that are remembered, since they come again, are bounded.

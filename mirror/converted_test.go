@@ -3,9 +3,11 @@ package mirror
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"nar-herder/mirror/convert"
+	"nar-herder/mirror/exchange"
 )
 
 // TestConverted: the database of an original that was a mirror is converted, and
@@ -60,5 +62,30 @@ func TestConvertedWithoutLog(t *testing.T) {
 	own := openInstance(t, database)
 	if place, err := readPlace(t.Context(), own.index); err != nil || !place.isZero() {
 		t.Errorf("%+v, %v", place, err)
+	}
+}
+
+// TestAdmitItem: items must be as they were signed where a dump as a whole tells nothing,
+// and have a signature where it may have been damaged on its way.
+func TestAdmitItem(t *testing.T) {
+	t.Parallel()
+	signed := string(testInfo(1, 1, 1).Text)
+	before, rest, _ := strings.Cut(signed, "Signature: ")
+	_, after, _ := strings.Cut(rest, "\n")
+	unsigned, bad := before+after, strings.Replace(signed, "Version: 1", "Version: 2", 1)
+	for _, test := range []struct {
+		dump                  dump
+		signed, unsigned, bad bool
+	}{
+		{dump{}, true, false, false},
+		{dump{sum: "1"}, true, false, false},
+		{dump{verified: true}, true, true, false},
+		{dump{verified: true, sum: "1"}, true, true, true},
+	} {
+		for text, want := range map[string]bool{signed: test.signed, unsigned: test.unsigned, bad: test.bad} {
+			if _, err := admitItem(exchange.Item{Text: []byte(text)}, &test.dump); (err == nil) != want {
+				t.Errorf("verified %v, sum %q: %v of\n%s", test.dump.verified, test.dump.sum, err, text)
+			}
+		}
 	}
 }

@@ -54,18 +54,13 @@ func (b *batch) isFull() bool { return len(b.changes) >= batchSize || b.size >= 
 
 // apply does what the source has done.
 func (m *Mirror) apply(ctx context.Context, b *batch) error {
-	removals := 0
-	for _, change := range b.changes {
-		if change.Narinfo == nil {
-			removals++
-		}
-	}
-	if removals > 0 {
-		b.next.Removals = withRemovals(b.next.Removals, removals, m.now())
+	removals, err := m.removals(ctx, b.changes)
+	if err != nil {
+		return err
 	}
 	options := storage.FollowOptions{Within: b.next.write}
 	if removals > 0 {
-		if err := m.allow(ctx, b.next.Removals); err != nil {
+		if b.next.Removals, err = m.allow(ctx, withRemovals(b.next.Removals, removals, m.now())); err != nil {
 			return err
 		}
 		if m.Pinned != nil {
@@ -84,6 +79,24 @@ func (m *Mirror) apply(ctx context.Context, b *batch) error {
 	m.status.applied(sums)
 	m.announce(b.changes)
 	return nil
+}
+
+// removals is how many of the changes remove what is here and came from the source.
+func (m *Mirror) removals(ctx context.Context, changes []storage.Followed) (count int, err error) {
+	for _, change := range changes {
+		if change.Narinfo != nil {
+			continue
+		}
+		item, err := m.Index.Item(ctx, change.Hash)
+		switch {
+		case errors.Is(err, index.ErrNotFound), errors.Is(err, index.ErrDamaged): // which stays
+		case err != nil:
+			return 0, err
+		case item.Mirrored && item.WithdrawnAt.IsZero():
+			count++
+		}
+	}
+	return count, nil
 }
 
 // hurry has the index be written as it is by large imports, until slow is called.
@@ -132,23 +145,24 @@ func withRemovals(done map[int64]int, count int, now time.Time) map[int64]int {
 	return recent
 }
 
-// allow refuses a source that removes very much at once.
-func (m *Mirror) allow(ctx context.Context, removals map[int64]int) error {
+// allow refuses a source that removes very much at once. It returns the removals that are
+// to be remembered: none of those that an administrator has accepted.
+func (m *Mirror) allow(ctx context.Context, removals map[int64]int) (map[int64]int, error) {
 	recent := 0
 	for _, count := range removals {
 		recent += count
 	}
 	if recent <= m.negligible {
-		return nil
+		return removals, nil
 	}
 	totals, err := m.Index.Totals(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if int64(recent) <= (totals.Items+int64(recent))/suddenShare {
-		return nil
+		return removals, nil
 	}
-	return m.unlessAccepted(ctx, fmt.Sprintf("it removes %d items of %d within an hour", recent, totals.Items))
+	return nil, m.unlessAccepted(ctx, fmt.Sprintf("it removes %d items of %d within an hour", recent, totals.Items))
 }
 
 // errUnreadable says that a change makes no sense.
@@ -307,6 +321,9 @@ func (m *Mirror) take(b *batch, c peer.Change) {
 	if err != nil {
 		m.unreadableChange(c, err)
 		return
+	}
+	if m.isAhead(change.At) {
+		change.At = m.now().UTC().Truncate(time.Second)
 	}
 	m.Storage.Prepare(&change)
 	b.add(change)

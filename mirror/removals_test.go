@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"nar-herder/narinfo"
+	"nar-herder/storage"
 )
 
 // many is a source with 300 items and a dump.
@@ -111,6 +112,41 @@ func TestRemovalsByDumps(t *testing.T) {
 	}
 	if sum != 60 {
 		t.Errorf("%d removals are remembered, want 60", sum)
+	}
+}
+
+// TestRemovalsOfOthers: removals of what is not here, and those that were accepted, are no
+// reason to refuse others.
+func TestRemovalsOfOthers(t *testing.T) {
+	t.Parallel()
+	source, own := many(t), newInstance(t)
+	m := mirrorOf2(t, own, source, filepath.Join(t.TempDir(), "download"))
+	if _, err := m.step(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	apply := func(from, to int) (map[int64]int, error) {
+		b := &batch{}
+		for _, n := range numbers(from, to) {
+			b.add(storage.Followed{At: at(n), Hash: testPath(n).Hash})
+		}
+		err := m.apply(t.Context(), b)
+		return b.next.Removals, err
+	}
+	if removals, err := apply(1000, 1400); err != nil || len(removals) != 0 {
+		t.Errorf("removals of what is not here: %v, %v are counted", err, removals)
+	}
+	var refused *RefusedError
+	if _, err := apply(0, 200); !errors.As(err, &refused) {
+		t.Errorf("of what is here: %v", err)
+	}
+	if err := Accept(t.Context(), own.index, m.now()); err != nil {
+		t.Fatal(err)
+	}
+	if removals, err := apply(0, 200); err != nil || len(removals) != 0 {
+		t.Errorf("accepted: %v, %v are counted", err, removals)
+	}
+	if left := len(own.list()); left != 100 {
+		t.Errorf("%d items are left", left)
 	}
 }
 

@@ -227,13 +227,15 @@ func placeBehind(ctx context.Context, db *exchange.Database, since, now time.Tim
 func (m *Mirror) mergeItems(ctx context.Context, db *dump, there bits, count int64) error {
 	var done, bad int64
 	var fetched []storage.Followed
+	size := 0 // of their texts, in bytes
 	flush := func() error {
 		news, err := m.unknown(ctx, fetched, there)
 		if err != nil {
 			return err
 		}
 		done += int64(len(fetched))
-		fetched = fetched[:0]
+		clear(fetched) // they are not to be kept
+		fetched, size = fetched[:0], 0
 		m.status.doing(Syncing, fmt.Sprintf("merging the dump: %d of %d items", done, count))
 		if len(news) == 0 {
 			return nil
@@ -266,7 +268,8 @@ func (m *Mirror) mergeItems(ctx context.Context, db *dump, there bits, count int
 			}
 			continue
 		}
-		if fetched = append(fetched, change); len(fetched) >= batchSize {
+		fetched = append(fetched, change)
+		if size += len(change.Narinfo.Text); len(fetched) >= batchSize || size >= batchBytes {
 			if err := flush(); err != nil {
 				return err
 			}
@@ -282,8 +285,8 @@ func (m *Mirror) itemOf(item exchange.Item, db *dump) (change storage.Followed, 
 		return change, err
 	}
 	added := item.AddedAt
-	if added.IsZero() {
-		if added = db.modified; added.IsZero() {
+	if added.IsZero() || m.isAhead(added) {
+		if added = db.modified; added.IsZero() || m.isAhead(added) {
 			added = m.now()
 		}
 	}
@@ -368,13 +371,18 @@ func (m *Mirror) withdrawOthers(ctx context.Context, at place, there bits, last,
 	if err != nil || gone == 0 {
 		return at.Removals, err
 	}
+	var counted map[int64]int
 	if gone > max(int64(m.negligible), mirrored/shrinkShare) {
 		err = m.unlessAccepted(ctx, fmt.Sprintf("its dump lacks %d items of %d", gone, mirrored))
 	} else {
-		err = m.allow(ctx, withRemovals(at.Removals, int(gone), m.now()))
+		counted, err = m.allow(ctx, withRemovals(at.Removals, int(gone), m.now()))
 	}
 	if err != nil {
 		return nil, err
+	}
+	accepted := counted == nil
+	if accepted {
+		at.Removals = nil
 	}
 	options := storage.FollowOptions{Within: func(tx *index.Tx) error { return at.write(tx) }}
 	if m.Pinned != nil {
@@ -388,7 +396,9 @@ func (m *Mirror) withdrawOthers(ctx context.Context, at place, there bits, last,
 	err = each(func(hashes []narinfo.PathHash) error {
 		for some := range slices.Chunk(hashes, batchSize) {
 			now := m.now().UTC().Truncate(time.Second)
-			at.Removals = withRemovals(at.Removals, len(some), now)
+			if !accepted {
+				at.Removals = withRemovals(at.Removals, len(some), now)
+			}
 			changes := make([]storage.Followed, len(some))
 			for i, hash := range some {
 				changes[i] = storage.Followed{At: now, Hash: hash}

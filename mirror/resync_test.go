@@ -62,6 +62,7 @@ func TestRefusedOnce(t *testing.T) {
 	own, source := shrunk(t)
 	gets := source.gets()
 	clock := new(atomic.Int64)
+	clock.Store(at(0).Unix())
 	f := &following{instance: own, logged: new(testlog.Buffer)}
 	f.Mirror = mirrorOf(t, own, source, f.logged, func() time.Time { return time.Unix(clock.Add(1), 0) })
 	var refused *RefusedError
@@ -128,6 +129,7 @@ func TestDumpTooOld(t *testing.T) {
 	source.add(at(1), testInfo(1, 1, 1))
 	source.dump(true)
 	clock := new(atomic.Int64)
+	clock.Store(at(0).Unix())
 	f := &following{instance: own, logged: new(testlog.Buffer)}
 	f.Mirror = mirrorOf(t, own, source, f.logged, func() time.Time { return time.Unix(clock.Add(1), 0) })
 	if _, err := f.step(t.Context()); err != nil {

@@ -36,6 +36,10 @@ func TestBoundTimes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// As of a machine that has begun without a clock.
+	if got, err := x.BoundTimes(t.Context(), time.Unix(60, 0)); err != nil || got != 0 {
+		t.Errorf("%d times were bounded by a clock that is behind, %v", got, err)
+	}
 	for _, want := range []int64{4, 0} {
 		if got, err := x.BoundTimes(t.Context(), now); err != nil || got != want {
 			t.Errorf("%d times were bounded, want %d, %v", got, want, err)

@@ -31,14 +31,18 @@ type Builder struct {
 
 	last            int64          // id that was given
 	items, narinfos []driver.Value // rows that are written together
+	waiting         int            // bytes of texts in them
 }
 
 // buildCache is the page cache of a Builder, in bytes: tables only grow at their ends.
 const buildCache = 16 << 20
 
-// rowsTogether is how many rows one statement writes. What a statement costs beside its
-// rows is as much as the rows themselves.
-const rowsTogether = 32
+// rowsTogether is how many rows one statement writes, unless their texts come to
+// bytesTogether. What a statement costs beside its rows is as much as the rows themselves.
+const (
+	rowsTogether  = 32
+	bytesTogether = 4 << 20
+)
 
 // Build begins a new index. What was at the path is removed: an index that an earlier
 // Builder has not finished.
@@ -121,15 +125,18 @@ func (b *Builder) Add(entry *Entry) error {
 			return err
 		}
 	}
-	if b.last%rowsTogether == 0 {
+	b.waiting += len(entry.compressed)
+	if len(b.items)/itemWidth == rowsTogether || b.waiting >= bytesTogether {
 		return b.flush()
 	}
 	return nil
 }
 
+// How many columns a row has that waits.
+const itemWidth, narinfoWidth = 7, 6
+
 // flush writes the rows that wait.
 func (b *Builder) flush() error {
-	const itemWidth, narinfoWidth = 7, 6
 	count := len(b.items) / itemWidth
 	if count == 0 {
 		return nil
@@ -141,7 +148,7 @@ func (b *Builder) flush() error {
 	err := errors.Join(b.conn.exec(insertItem+values(itemWidth), b.items...), b.conn.exec(insertNarinfo+values(narinfoWidth), b.narinfos...))
 	clear(b.items) // they are not to be kept
 	clear(b.narinfos)
-	b.items, b.narinfos = b.items[:0], b.narinfos[:0]
+	b.items, b.narinfos, b.waiting = b.items[:0], b.narinfos[:0], 0
 	if err != nil {
 		return describe("build the index "+b.path, err)
 	}

@@ -96,7 +96,7 @@ func (x *Index) AllCached(ctx context.Context, kind string) iter.Seq2[CachedFile
 		for last := int64(-1); ; {
 			var page []CachedFile
 			err := x.readers.do(ctx, func(c *connection) error {
-				const query = `SELECT n.hash, c.type, c.size, c.last_used, c.withdrawn_at, c.item FROM cached_files c JOIN narinfos n ON n.id = c.item
+				const query = `SELECT n.hash, c.type, c.size, c.last_used, c.withdrawn_at, n.id FROM cached_files c JOIN narinfos n ON n.id = c.item
 					WHERE c.item > ? AND c.type = ? ORDER BY c.item LIMIT ?`
 				return c.rows(query, []driver.Value{last, kind, int64(listStep)}, func(row []driver.Value) (bool, error) {
 					file, err := cachedFile(row)
@@ -243,7 +243,9 @@ func (tx *Tx) CountUses(uses []Uses, least int64) (popular []Used, err error) {
 		}
 		used := Used{Hash: u.Hash}
 		err = tx.conn.rows("SELECT type FROM cached_files WHERE item = ? AND withdrawn_at IS NULL", []driver.Value{id}, func(row []driver.Value) (bool, error) {
-			used.Cached = append(used.Cached, row[0].(string))
+			if kind, err := words(row[0]); err == nil {
+				used.Cached = append(used.Cached, kind)
+			}
 			return true, nil
 		})
 		if err != nil {

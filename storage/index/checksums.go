@@ -27,7 +27,11 @@ func (x *Index) Checksums(ctx context.Context, hash narinfo.PathHash) (sums []Ch
 	err = x.readers.do(ctx, func(c *connection) error {
 		return c.rows("SELECT c.file, c.size, c.changed, c.sum FROM items i JOIN checksums c ON c.item = i.id WHERE i.key = ?", []driver.Value{keyOf(hash)},
 			func(row []driver.Value) (bool, error) {
-				sum := Checksum{Hash: hash, File: row[0].(string), Size: number(row[1]), Changed: time.Unix(0, number(row[2]))}
+				file, err := words(row[0])
+				if err != nil {
+					return false, err
+				}
+				sum := Checksum{Hash: hash, File: file, Size: number(row[1]), Changed: time.Unix(0, number(row[2]))}
 				if n := copy(sum.Sum[:], blob(row[3])); n != len(sum.Sum) {
 					return false, fmt.Errorf("a checksum of %d bytes where %d were expected", n, len(sum.Sum))
 				}

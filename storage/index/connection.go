@@ -38,7 +38,9 @@ const (
 // process holds. SQLite's own wait for it (busy_timeout) can't be interrupted, so
 // it is off, and waiting is done here.
 type connection struct {
+	// conn is nil for one that is to be opened, of reopen, when it is lent next.
 	conn       driver.Conn
+	reopen     string
 	statements map[string]*statement
 
 	// ctx ends waits for a lock. It is that of the caller that uses the connection
@@ -113,6 +115,9 @@ func (c *connection) isBusy(err error) bool {
 }
 
 func (c *connection) close() error {
+	if c.conn == nil {
+		return nil
+	}
 	var err error
 	for _, s := range c.statements {
 		err = errors.Join(err, s.Close())
@@ -276,6 +281,26 @@ func blob(value driver.Value) []byte {
 	return b
 }
 
+// words is a column of text. STRICT tables only bind what is written: a damaged page may
+// have any type but for a rowid.
+func words(value driver.Value) (string, error) {
+	s, ok := value.(string)
+	if !ok {
+		return "", fmt.Errorf("%w: %s", ErrDamaged, noInteger)
+	}
+	return s, nil
+}
+
+// edgeOf is a column with a target and one with who refers to it.
+func edgeOf(target, referrer driver.Value) (edge, error) {
+	t, ok1 := target.(int64)
+	r, ok2 := referrer.(int64)
+	if !ok1 || !ok2 {
+		return edge{}, fmt.Errorf("%w: a reference: %s", ErrDamaged, noInteger)
+	}
+	return edge{t, r}, nil
+}
+
 // pool lends connections for reading.
 type pool chan *connection
 
@@ -313,6 +338,13 @@ func (p pool) do(ctx context.Context, f func(*connection) error) error {
 		}
 	}
 	defer func() { p <- c }()
+	if c.conn == nil {
+		opened, err := connect(ctx, c.reopen)
+		if err != nil {
+			return err
+		}
+		c = opened
+	}
 	c.ctx = ctx
 	return f(c)
 }

@@ -152,7 +152,12 @@ func (c *connection) sumOfTexts(ctx context.Context) (string, error) {
 		return "", err
 	}
 	err = c.rows("SELECT i.added_at, n.dictionary, n.text FROM main.narinfos n CROSS JOIN main.items i ON i.id = n.id ORDER BY n.id", nil, func(row []driver.Value) (bool, error) {
-		sum.Add(row[0].(int64), row[1].(int64), blob(row[2]))
+		at, ok1 := row[0].(int64)
+		dictionary, ok2 := row[1].(int64)
+		if !ok1 || !ok2 {
+			return false, fmt.Errorf("%w: %s", ErrUnsound, noInteger)
+		}
+		sum.Add(at, dictionary, blob(row[2]))
 		return true, ctx.Err()
 	})
 	return sum.String(), err

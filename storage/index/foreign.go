@@ -44,8 +44,8 @@ type Foreign struct {
 	conn         *connection
 	sum          string // "" where it has none
 	dictionaries rowsum.Sum
-	// own says that the built-in dictionary is the same there, so that texts which were
-	// compressed with it can be kept as they are.
+	// own says that the built-in dictionary is the only one there, so that texts which were
+	// compressed with it can be kept as they are: with others, they could be read there alone.
 	own     bool
 	decoder *zstd.Decoder
 }
@@ -150,6 +150,7 @@ func (f *Foreign) openDictionaries() error {
 			options = append(options, zstd.WithDecoderDicts(content))
 			return true, nil
 		})
+	f.own = f.own && count == 1
 	if err == nil {
 		f.decoder, err = zstd.NewReader(nil, options...)
 	}
@@ -201,12 +202,27 @@ func (f *Foreign) Rows(ctx context.Context) iter.Seq2[ForeignRow, error] {
 	}
 }
 
+// Size is how many bytes the text has at the most.
+func (row ForeignRow) Size() int {
+	if row.dictionary == uncompressed {
+		return len(row.stored)
+	}
+	var header zstd.Header
+	if header.Decode(row.stored) != nil || !header.HasFCS || header.FrameContentSize > narinfo.MaxSize {
+		return narinfo.MaxSize
+	}
+	return int(header.FrameContentSize)
+}
+
 // Text returns the text of a row. It may be called by several goroutines at once.
 func (f *Foreign) Text(row ForeignRow) ([]byte, error) {
 	if row.dictionary == uncompressed {
 		return row.stored, nil
 	}
 	text, err := f.decoder.DecodeAll(row.stored, nil)
+	if most := row.Size(); err == nil && len(text) > most { // of several frames, say
+		err = fmt.Errorf("it has %d bytes, and says that it has %d", len(text), most)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("decompress a narinfo with dictionary %d: %w", row.dictionary, err)
 	}

@@ -114,6 +114,29 @@ func TestForeign(t *testing.T) {
 	}
 }
 
+// TestForeignDictionaries: texts are kept as they are compressed only where no dictionary
+// but the built-in one can have been used.
+func TestForeignDictionaries(t *testing.T) {
+	t.Parallel()
+	content, _ := copyOf(t, 3)
+	other := fmt.Sprintf("INSERT INTO dictionaries (id, content) VALUES (2, x'%x')", append(bytes.Clone(builtinDictionary), "StorePath"...))
+	for script, want := range map[string]bool{"": true, other: false} {
+		path := filepath.Join(t.TempDir(), "copy")
+		write(t, path, content)
+		makeDatabase(t, path, script)
+		f, err := OpenForeign(t.Context(), path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if f.own != want {
+			t.Errorf("with another dictionary: %v, texts are kept: %v", script != "", f.own)
+		}
+		if err := f.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 var errAnyError = errors.New("any")
 
 // TestForeignMutations: a damaged copy is refused, or was damaged where nothing is read.

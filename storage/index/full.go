@@ -90,12 +90,9 @@ func (x *Index) Resume(ctx context.Context) error {
 		err = errors.Join(fmt.Errorf("%s is another database than at the start: restart the server", x.path), opened.Close())
 	}
 	if err != nil {
-		readers, readErr := openPool(ctx, x.source, cap(x.readers))
-		if readErr != nil {
-			return errors.Join(err, readErr)
-		}
+		// The old ones may fail to open now, but maybe not later.
 		for range cap(x.readers) {
-			lent = append(lent, <-readers)
+			lent = append(lent, &connection{reopen: x.source})
 		}
 		return err
 	}

@@ -94,6 +94,46 @@ func testPageLimit(t *testing.T, pages int64) {
 	wantSound(t, x)
 }
 
+// TestResumeFails: when an index that was opened for reading can't be opened for writing,
+// nor for reading any more, both go on when that is over.
+func TestResumeFails(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "db")
+	x, err := Open(t.Context(), path, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	put(t, x, testNarinfo(1, 1, nil, 1))
+	if err := x.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if x, err = openFull(t.Context(), path, Options{}); err != nil {
+		t.Fatal(err)
+	}
+	defer x.Close()
+	for _, suffix := range []string{"", "-wal", "-shm"} {
+		if err := os.Rename(path+suffix, path+"-away"+suffix); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := x.Resume(t.Context()); err == nil || len(x.readers) != cap(x.readers) {
+		t.Fatalf("%v, and %d connections of %d", err, len(x.readers), cap(x.readers))
+	}
+	if _, err := x.Totals(t.Context()); err == nil {
+		t.Error("what is not there was read")
+	}
+	for _, suffix := range []string{"", "-wal", "-shm"} {
+		if err := os.Rename(path+"-away"+suffix, path+suffix); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wantTotals(t, x, Totals{1, 1, 1})
+	if err := x.Resume(t.Context()); err != nil || x.IsFull() {
+		t.Errorf("it is not resumed: %v", err)
+	}
+	put(t, x, testNarinfo(2, 1, nil, 1))
+}
+
 // TestFullDisk is the same with a real file system.
 func TestFullDisk(t *testing.T) {
 	t.Parallel()

@@ -346,7 +346,7 @@ func openInstance(conn *connection, make bool) (string, error) {
 			return "", err
 		}
 	}
-	return row[0].(string), nil
+	return words(row[0])
 }
 
 // Instance is the random name of this database. With [Read], it is "" for one that

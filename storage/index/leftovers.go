@@ -31,7 +31,9 @@ func (tx *Tx) RemoveLeftovers(names []string) error {
 func (x *Index) Leftovers(ctx context.Context, after string, limit int) (names []string, err error) {
 	err = x.readers.do(ctx, func(c *connection) error {
 		return c.rows("SELECT name FROM leftovers WHERE name > ? ORDER BY name LIMIT ?", []driver.Value{after, int64(limit)}, func(row []driver.Value) (bool, error) {
-			names = append(names, row[0].(string))
+			if name, err := words(row[0]); err == nil {
+				names = append(names, name)
+			}
 			return true, nil
 		})
 	})

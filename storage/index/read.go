@@ -299,8 +299,10 @@ func (c *connection) tags(hash narinfo.PathHash) (tags []Tag, err error) {
 	err = c.rows(`SELECT t.key, t.value FROM items i JOIN narinfos n ON n.id = i.id JOIN item_tags it ON it.item = i.id
 		JOIN tags t ON t.id = it.tag WHERE i.key = ? AND n.hash = ? ORDER BY t.key, t.value`, []driver.Value{keyOf(hash), hash[:]},
 		func(row []driver.Value) (bool, error) {
-			tags = append(tags, Tag{row[0].(string), row[1].(string)})
-			return true, nil
+			key, err1 := words(row[0])
+			value, err2 := words(row[1])
+			tags = append(tags, Tag{key, value})
+			return true, errors.Join(err1, err2)
 		})
 	return tags, err
 }

@@ -261,7 +261,9 @@ func (r *runReader) next() error {
 		args = []driver.Value{r.run, r.chunk.target, r.chunk.referrer, int64(chunksAtOnce)}
 	}
 	err := r.conn.rows(query, args, func(row []driver.Value) (_ bool, err error) {
-		r.chunk = edge{row[0].(int64), row[1].(int64)}
+		if r.chunk, err = edgeOf(row[0], row[1]); err != nil {
+			return false, err
+		}
 		r.edges, err = unpackEdges(r.edges, r.chunk, blob(row[2]))
 		return true, err
 	})
@@ -323,7 +325,11 @@ func (c *connection) referrersOf(target int64) (found []int64, err error) {
 		return nil, err
 	}
 	gather := func(row []driver.Value) (bool, error) {
-		edges, err := unpackEdges(nil, edge{row[0].(int64), row[1].(int64)}, blob(row[2]))
+		first, err := edgeOf(row[0], row[1])
+		if err != nil {
+			return false, err
+		}
+		edges, err := unpackEdges(nil, first, blob(row[2]))
 		for _, e := range edges {
 			if e.target == target {
 				found = append(found, e.referrer)

@@ -67,14 +67,15 @@ func (tx *Tx) Postpone(hash narinfo.PathHash, at time.Time) error {
 // the earliest first.
 func (x *Index) WithdrawnItems(ctx context.Context, until time.Time, limit int) (items []*Item, err error) {
 	err = x.readers.do(ctx, func(c *connection) error {
-		return c.rows(itemColumns+" WHERE n.withdrawn_at <= ? ORDER BY n.withdrawn_at LIMIT ?",
-			[]driver.Value{until.UnixMilli(), int64(limit)}, func(row []driver.Value) (bool, error) {
+		// Without a limit of the rows, among which there may be any number of damaged ones.
+		return c.rows(itemColumns+" WHERE n.withdrawn_at <= ? ORDER BY n.withdrawn_at",
+			[]driver.Value{until.UnixMilli()}, func(row []driver.Value) (bool, error) {
 				item, err := x.item(row)
 				if errors.Is(err, ErrDamaged) {
-					return true, nil // its files can't be told
+					return true, ctx.Err() // its files can't be told
 				}
 				items = append(items, item)
-				return true, err
+				return len(items) < limit, err
 			})
 	})
 	if err != nil {
@@ -110,7 +111,8 @@ func (x *Index) WithdrawnCount(ctx context.Context) (count int64, err error) {
 
 // BoundTimes sets the times of withdrawals, of items and of cached files, to now where
 // they are ahead, as after the clock was: they would not be due for as long. So are the
-// times of cached files' last uses. It returns how many there were.
+// times of cached files' last uses. It returns how many there were. Where the first or the
+// last item that came is ahead too, it may be this clock that is behind, and all stay.
 func (x *Index) BoundTimes(ctx context.Context, now time.Time) (bounded int64, err error) {
 	statements := []struct{ table, column string }{{"narinfos", "withdrawn_at"}, {"cached_files", "withdrawn_at"}, {"cached_files", "last_used"}}
 	ahead := now.Add(stamp.Slack).UnixMilli()
@@ -124,7 +126,16 @@ func (x *Index) BoundTimes(ctx context.Context, now time.Time) (bounded int64, e
 			}
 			some += n
 		}
-		return nil
+		if some == 0 {
+			return nil
+		}
+		// By arrival, as some between them may have come while the clock was ahead; and the
+		// first as well, as the last may have come while it was behind.
+		latest, err := c.integer("SELECT coalesce(max(added_at), 0) FROM items WHERE id IN ((SELECT min(id) FROM items), (SELECT max(id) FROM items))")
+		if latest > ahead {
+			some = 0
+		}
+		return err
 	})
 	if err != nil {
 		return 0, describe("look for times that are ahead in "+x.path, err)

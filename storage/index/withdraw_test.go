@@ -73,6 +73,27 @@ func TestWithdraw(t *testing.T) {
 	wantSound(t, x)
 }
 
+// TestWithdrawnBehindDamaged: damaged items take no place among those that are asked for.
+func TestWithdrawnBehindDamaged(t *testing.T) {
+	t.Parallel()
+	x := openTest(t)
+	update(t, x, func(tx *Tx) error {
+		for n := 1; n <= 3; n++ {
+			if err := putIn(tx, x, testNarinfo(n, 1, nil, 10), 1, nil); err != nil {
+				return err
+			}
+			if _, err := tx.Withdraw(testPath(n).Hash, time.UnixMilli(int64(n))); err != nil {
+				return err
+			}
+		}
+		return tx.conn.exec("UPDATE narinfos SET text = x'00' WHERE withdrawn_at < 3")
+	})
+	items, err := x.WithdrawnItems(t.Context(), time.UnixMilli(10), 1)
+	if err != nil || len(items) != 1 || items[0].Hash != testPath(3).Hash {
+		t.Errorf("%v, %v, want the one that is not damaged", items, err)
+	}
+}
+
 func TestPins(t *testing.T) {
 	t.Parallel()
 	x := openTest(t)
