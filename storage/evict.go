@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -147,12 +148,17 @@ func (s *Storage) Withdraw(ctx context.Context, items []*Item, since int64, guar
 
 // RemoveWithdrawn removes the items that were withdrawn at the given time or
 // before, rows and bytes. An item whose files can't be deleted, as far as that is known
-// beforehand, keeps its row, and ends it with [ErrNotDeleted].
+// beforehand, keeps its row: the others are removed, and the error is [ErrNotDeleted].
 func (s *Storage) RemoveWithdrawn(ctx context.Context, until time.Time) (freed Freed, err error) {
-	for {
-		items, err := s.index.WithdrawnItems(ctx, until, BatchSize)
-		if err != nil || len(items) == 0 {
+	var stuck error // the first of an item that stays
+	var cursor index.WithdrawnCursor
+	for more := true; more; {
+		var items []*index.Item
+		if items, more, err = s.index.WithdrawnPage(ctx, until, &cursor, BatchSize); err != nil {
 			return freed, err
+		}
+		if len(items) == 0 {
+			continue
 		}
 		// Where the storage isn't mounted, the bytes would seem to be gone.
 		if _, err := s.Identity(ctx); err != nil {
@@ -161,10 +167,9 @@ func (s *Storage) RemoveWithdrawn(ctx context.Context, until time.Time) (freed F
 		var names []string
 		var removed int
 		var last int64
-		var stuck error
-		elsewhere := false
+		var kept error
 		err = s.index.Reclaim(ctx, func(tx *index.Tx) error {
-			names, removed, elsewhere, stuck = nil, 0, false, nil
+			names, removed, kept = nil, 0, nil
 			for _, was := range items {
 				row, err := tx.Item(was.Hash)
 				if errors.Is(err, ErrNotFound) {
@@ -176,15 +181,16 @@ func (s *Storage) RemoveWithdrawn(ctx context.Context, until time.Time) (freed F
 					continue // it was added again meanwhile
 				}
 				if s.bytes == nil && row.Stored != 0 {
-					elsewhere = true
+					kept = cmp.Or(kept, fmt.Errorf("remove what was withdrawn: %w: name it with --storage", ErrElsewhere))
 					continue
 				}
 				item, err := NewItem(row)
 				if err != nil {
 					return err
 				}
-				if stuck = s.mayDrop([]*Item{item}); stuck != nil {
-					break
+				if err := s.mayDrop([]*Item{item}); err != nil {
+					kept = cmp.Or(kept, err)
+					continue
 				}
 				if err := tx.Remove(item.Hash, s.now()); err != nil {
 					return err
@@ -210,16 +216,12 @@ func (s *Storage) RemoveWithdrawn(ctx context.Context, until time.Time) (freed F
 		freed.Items += removed - left
 		freed.Size += dropped.Size
 		freed.Usage += dropped.Usage
-		if err == nil {
-			err = stuck
-		}
-		if err == nil && elsewhere {
-			err = fmt.Errorf("remove what was withdrawn: %w: name it with --storage", ErrElsewhere)
-		}
 		if err != nil {
 			return freed, err
 		}
+		stuck = cmp.Or(stuck, kept)
 	}
+	return freed, stuck
 }
 
 // DropLeftovers deletes files that a process was about to delete when it ended, all
