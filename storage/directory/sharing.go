@@ -44,7 +44,9 @@ func takeOver(file *os.File, info fs.FileInfo, inSpool bool) error {
 }
 
 // isBeingWritten says whether any process has the file open for writing, or mapped. It is
-// false where the file system can't tell. The file must be open for reading alone.
+// false where the file system can't tell. On NFSv4 and SMB it is mostly true, as a lease
+// is only given with a delegation from the server: the file is copied then. The file must
+// be open for reading alone.
 func isBeingWritten(file *os.File) bool {
 	// A lease for reading is only given while there are no writers.
 	_, err := unix.FcntlInt(file.Fd(), unix.F_SETLEASE, unix.F_RDLCK)
