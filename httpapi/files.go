@@ -81,7 +81,7 @@ func (s *Server) serveFile(ctx *fasthttp.RequestCtx, name, algorithm, digest str
 				}
 			}
 			if err == nil && size == length && size > 0 {
-				reader, err = s.verified(part{io.LimitReader(reader, length), reader}, length, want, item)
+				reader, err = s.verified(part{io.LimitReader(stored{reader}, length), reader}, length, want, item)
 			}
 			return reader, info, err
 		}
