@@ -69,7 +69,7 @@ func parseSince(text string) (time.Time, bool) {
 	return time.Time{}, false
 }
 
-// toldAs is a change as others are told of it. A follower that goes by time would get
+// toldAs is a change in the form in which it is published. A follower that goes by time would get
 // nothing more behind one that is dated ahead.
 func toldAs(change index.Told) peer.Change {
 	c := peer.Change{ID: change.ID, Datetime: stamp.Past(change.At, time.Now().UTC()).Format(time.DateTime), Change: peer.Addition, Data: string(change.Text)}

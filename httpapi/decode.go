@@ -157,6 +157,11 @@ func (s *Server) verify(r io.ReadCloser, size int64, want [sha256.Size]byte, ite
 			}
 			return
 		}
+		if errors.As(err, new(readError)) {
+			s.log.Error("a stored nar can't be read; the client got an error, or its connection was cut",
+				"item", item.Narinfo.StorePath.String(), "error", err)
+			return
+		}
 		s.metrics.corrupt.Inc()
 		s.log.Error("a stored nar is damaged; the client got an error, or its connection was cut. Remove the item and import it again",
 			"item", item.Narinfo.StorePath.String(), "error", err)
@@ -168,8 +173,8 @@ func (s *Server) verify(r io.ReadCloser, size int64, want [sha256.Size]byte, ite
 const checkedFirst = copyPiece
 
 // verified returns a reader of size bytes of the item that have the hash, in the place of
-// one that may not. The error is errDamaged where they are few and don't have it: to a
-// client, that is better than an answer that is cut, as it tries elsewhere then.
+// one that may not. The error is errDamaged where they are few and don't have it, or
+// a readError: to a client, that is better than an answer that is cut, as it tries elsewhere then.
 func (s *Server) verified(r io.ReadCloser, size int64, want [sha256.Size]byte, item *storage.Item) (io.ReadCloser, error) {
 	v := s.verify(r, size, want, item)
 	if size < 0 || size > checkedFirst {
@@ -178,10 +183,28 @@ func (s *Server) verified(r io.ReadCloser, size int64, want [sha256.Size]byte, i
 	body := make([]byte, size+1) // one more, to see the end
 	n, _ := io.ReadFull(v, body)
 	v.Close()
-	if v.err != io.EOF {
+	if errors.As(v.err, new(readError)) && item.EasiestFile(item.HasStored) >= 0 {
+		return nil, v.err
+	} else if v.err != io.EOF {
 		return nil, errDamaged
 	}
 	return io.NopCloser(bytes.NewReader(body[:n])), nil
+}
+
+// readError is a failure of the storage to read bytes, which says nothing about them.
+type readError struct{ error }
+
+func (e readError) Unwrap() error { return e.error }
+
+// stored is a reader of bytes as they are in the storage, whose failures are readErrors.
+type stored struct{ io.Reader }
+
+func (s stored) Read(p []byte) (int, error) {
+	n, err := s.Reader.Read(p)
+	if err != nil && err != io.EOF {
+		err = readError{err}
+	}
+	return n, err
 }
 
 // errDamaged says that bytes are not what they should be, which operators were told.

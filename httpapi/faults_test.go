@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/iotest"
 
 	"nar-herder/narinfo"
 	"nar-herder/storage"
@@ -291,5 +292,27 @@ func TestPanic(t *testing.T) {
 	}
 	if metrics := c.ask("GET", "/metrics").body; !strings.Contains(metrics, "narherder_faults_total 4\n") {
 		t.Error("not counted")
+	}
+}
+
+// TestUnreadable has a storage that fails while a nar is read: that is no damage, and no
+// reason to import the item again.
+func TestUnreadable(t *testing.T) {
+	t.Parallel()
+	m := make1(t, "source", "content", "none")
+	items := m.items(t)
+	open := items.open
+	items.open = func(item *storage.Item, n int, offset, length int64) (io.ReadCloser, storage.Info, error) {
+		r, info, err := open(item, n, offset, length)
+		if offset > 0 {
+			return io.NopCloser(iotest.ErrReader(errBroken)), info, err
+		}
+		return r, info, err
+	}
+	server := start(t, items, options())
+	got := dial(t, server.address).ask("GET", "/file/source/sha256/"+m.digest)
+	isFault(t, got, 500)
+	if log := server.log.String(); strings.Contains(got.body, "damaged") || strings.Contains(log, "import it again") || !strings.Contains(log, "can't be read") {
+		t.Errorf("%s\n%s", got.body, log)
 	}
 }

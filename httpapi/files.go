@@ -72,7 +72,7 @@ func (s *Server) serveFile(ctx *fasthttp.RequestCtx, name, algorithm, digest str
 		whole := func(offset, size int64) (io.ReadCloser, storage.Info, error) {
 			reader, info, err := open(offset, size)
 			if err == nil && size == length && size > 0 {
-				reader, err = s.verified(part{io.LimitReader(reader, length), reader}, length, want, item)
+				reader, err = s.verified(part{io.LimitReader(stored{reader}, length), reader}, length, want, item)
 			}
 			return reader, info, err
 		}

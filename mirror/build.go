@@ -34,7 +34,7 @@ const (
 // believed either.
 var errManyBad = errors.New("too many of its narinfos are wrong")
 
-// errBadIndex says that a copy of an index is of no use to anybody.
+// errBadIndex says that a copy of an index can't be used.
 var errBadIndex = errors.New("its index makes no sense")
 
 // badIndex makes an error one of what was downloaded. Whatever SQLite says of that file,
@@ -51,7 +51,7 @@ func badIndex(err error) error {
 type building struct {
 	log    *slog.Logger
 	source string
-	// doing tells how far it is.
+	// doing is called with a line of progress.
 	doing func(string)
 	// count is how many items there should be, and fallback the time of those without one
 	// that makes sense.
@@ -153,7 +153,7 @@ func (b *building) take(builder *index.Builder, made admitted) error {
 		return builder.Add(made.entry)
 	}
 	if b.bad++; b.bad <= mostToldBad {
-		b.log.Error("a narinfo that the source publishes is refused, and is passed over", "source", b.source, "error", made.err)
+		b.log.Error("skipped a narinfo that the source publishes, as it is refused", "source", b.source, "error", made.err)
 	}
 	if b.bad > max(mostToldBad, b.count/badShare) {
 		return fmt.Errorf("%w: over %d of %d, the last: %w", errManyBad, b.bad-1, b.count, made.err)

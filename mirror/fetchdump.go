@@ -128,7 +128,7 @@ func (m *Mirror) hold(db *dump, err error) {
 	}
 }
 
-// errBadDump says that a dump is of no use to anybody.
+// errBadDump says that a dump can't be used.
 var errBadDump = errors.New("its dump makes no sense")
 
 // errOldDump says that changes behind a dump have left the source's log.

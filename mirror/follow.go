@@ -333,7 +333,7 @@ func (m *Mirror) take(b *batch, c peer.Change) {
 func (m *Mirror) unreadableChange(c peer.Change, err error) {
 	m.status.passedOver()
 	if m.unreadableTold++; m.unreadableTold <= mostTold {
-		m.log.Error("a change of the source can't be followed, and is passed over", "source", m.Source.String(), "change", c.ID, "datetime", c.Datetime, "error", err)
+		m.log.Error("skipped a change of the source that can't be followed", "source", m.Source.String(), "change", c.ID, "datetime", c.Datetime, "error", err)
 	}
 }
 

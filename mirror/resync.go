@@ -260,7 +260,7 @@ func (m *Mirror) mergeItems(ctx context.Context, db *dump, there bits, count int
 		if err != nil {
 			bad++
 			if bad <= 20 {
-				m.log.Error("a narinfo in the source's dump makes no sense, and is passed over", "source", m.Source.String(), "error", err)
+				m.log.Error("skipped a narinfo in the source's dump that makes no sense", "source", m.Source.String(), "error", err)
 			}
 			m.status.passedOver()
 			if bad > max(20, count/badShare) {

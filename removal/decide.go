@@ -1,6 +1,7 @@
 package removal
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
@@ -107,7 +108,7 @@ func (r *Remover) makeWay(ctx context.Context, worked time.Duration, answered in
 }
 
 // match returns those of a page for which the local conditions of a criterion
-// hold, with these criteria.
+// hold, with these criteria. Items whose files are known to be undeletable stay.
 func (r *Remover) match(ctx context.Context, page []candidate, usable []Criterion) (matching []candidate, err error) {
 	asksTags := slices.ContainsFunc(usable, func(c Criterion) bool { return c.asksTags() })
 	asksUses := slices.ContainsFunc(usable, func(c Criterion) bool { return c.unusedFor > 0 })
@@ -144,9 +145,14 @@ func (r *Remover) match(ctx context.Context, page []candidate, usable []Criterio
 			}
 			c.criteria = append(c.criteria, criterion)
 		}
-		if len(c.criteria) > 0 {
-			matching = append(matching, c)
+		if len(c.criteria) == 0 {
+			continue
 		}
+		if err := r.storage.MayDrop(c.item); err != nil {
+			r.undeletable = cmp.Or(r.undeletable, err)
+			continue
+		}
+		matching = append(matching, c)
 	}
 	return matching, nil
 }

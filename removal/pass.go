@@ -21,6 +21,7 @@ func (r *Remover) free(ctx context.Context, g *goal) (reason string, err error) 
 	if len(r.options.Criteria) == 0 {
 		return "no --storage-nar-removal-criteria are given, so nothing may go", nil
 	}
+	r.undeletable = nil
 	if r.pinned != nil {
 		// Some may have been taken off; others, the guard notices.
 		if current, err := r.pinned.isCurrent(ctx, r.index); err != nil {

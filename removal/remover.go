@@ -111,6 +111,7 @@ type Remover struct {
 	resumeAt    time.Time
 	passLimit   int64 // that resumeAt is about
 	removed     bool  // anything, in this pass
+	undeletable error // the first file that can't be deleted, as the last look at the items found
 	skipped     bool  // criteria, in this pass, as their instances could not be asked
 
 	knowsOlder bool // whether an earlier process has promised nars
@@ -236,10 +237,11 @@ func (r *Remover) Round(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if g.left() <= 0 || left != nil {
+	fails := errors.Is(left, storage.ErrDeletionFails)
+	if g.left() <= 0 || fails {
 		r.resumeAt = time.Time{}
 		r.setStuck(left)
-		if left != nil && g.left() > 0 {
+		if fails && g.left() > 0 {
 			reason = notDeleted
 		}
 		r.report(g, reason)
@@ -274,14 +276,14 @@ func (r *Remover) Round(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r.setStuck(nil)
+	r.setStuck(cmp.Or(left, r.undeletable))
 	r.report(g, cmp.Or(kept, reason))
 	return r.lookAtSpace(ctx) // before others take what is free now
 }
 
-// notDeleted is why nothing more is removed: without their files, items would be gone for
-// no room.
-const notDeleted = "files can't be deleted: see the log, and let the server write to their directories"
+// notDeleted is why nothing more is removed: items would lose their nars, and that would
+// make no room.
+const notDeleted = "files can't be deleted: see the log for which, and why"
 
 // setStuck notes that files can't be deleted, nil for none. The log gives it once.
 func (r *Remover) setStuck(err error) {
@@ -290,7 +292,7 @@ func (r *Remover) setStuck(err error) {
 	r.stuck = err != nil
 	r.mu.Unlock()
 	if err != nil && !was {
-		r.log.Error("files can't be deleted, so nothing is removed to make room; that is tried again", "error", err)
+		r.log.Error("files can't be deleted; that is tried again, and others are removed as long as that makes room", "error", err)
 	} else if err == nil && was {
 		r.log.Info("files can be deleted again")
 	}

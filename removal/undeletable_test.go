@@ -75,3 +75,62 @@ func TestUndeletable(t *testing.T) {
 		t.Errorf("%s, %v", state, r.Warnings())
 	}
 }
+
+// oneStuck is a directory that can't delete one file, and may tell so beforehand.
+type oneStuck struct {
+	*directory.Directory
+	name     string
+	foresees bool
+}
+
+func (d *oneStuck) Remove(ctx context.Context, name string) error {
+	if name == d.name {
+		return errors.New("it is stuck")
+	}
+	return d.Directory.Remove(ctx, name)
+}
+
+func (d *oneStuck) MayRemove(name string) error {
+	if name == d.name && d.foresees {
+		return errors.New("it is stuck")
+	}
+	return nil
+}
+
+// TestUndeletableOne: around one file that can't be deleted, others are removed.
+func TestUndeletableOne(t *testing.T) {
+	t.Parallel()
+	for _, foresees := range []bool{true, false} {
+		c := newClock()
+		a, b := newInstance(t, c), newInstance(t, c)
+		a.imports(many(20, narBytes)...)
+		b.imports(many(20, narBytes)...)
+		store, err := directory.Open(a.directory)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer store.Close()
+		first := many(20, narBytes)[0]
+		stuck := &oneStuck{Directory: store, name: "nar/lzip/" + first.base(), foresees: foresees}
+		a.Storage = storage.New(a.index, stuck, storage.Options{Now: c.now})
+		r := a.remover(15*narBytes, b, "stored-on=B")
+		for range 5 {
+			round(t, r)
+			c.advance(time.Hour)
+		}
+		if n := gone(a.state(20)); n < 5 || n > 8 {
+			t.Errorf("foresees %v: %d items have lost their nars", foresees, n)
+		}
+		r.SetLimit(0)
+		for range 3 {
+			round(t, r)
+			c.advance(time.Hour)
+		}
+		if n := gone(a.state(20)); n < 19 || foresees && n > 19 {
+			t.Errorf("foresees %v: at last, %d items have lost their nars", foresees, n)
+		}
+		if warnings := strings.Join(r.Warnings(), "; "); !strings.Contains(warnings, "can't be deleted") {
+			t.Errorf("foresees %v: warnings: %s", foresees, warnings)
+		}
+	}
+}

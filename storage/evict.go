@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,9 +23,16 @@ type Guard func(tx *index.Tx, changed map[narinfo.PathHash]index.ChangeKind) err
 // ErrOutdated says that what was decided on may no longer be so.
 var ErrOutdated = errors.New("the index has changed since it was read")
 
-// ErrNotDeleted says that files could not be deleted: nothing more should be removed to
-// make room, as that would not make any.
+// ErrNotDeleted says that files could not be deleted.
 var ErrNotDeleted = errors.New("files can't be deleted")
+
+// ErrDeletionFails says that several files could not be deleted, without a reason known
+// beforehand: more would fail. It comes with [ErrNotDeleted].
+var ErrDeletionFails = errors.New("deletion fails")
+
+// fewLeft is how many files may be left without that: a request to a bucket can fail, or
+// an object be locked.
+const fewLeft = 4
 
 // Freed is what a removal gave back.
 type Freed struct {
@@ -44,7 +52,7 @@ func (s *Storage) Evict(ctx context.Context, items []*Item, since int64, guard G
 	if err := s.MayDelete(ctx); err != nil {
 		return Freed{}, err
 	}
-	if err := s.mayDrop(items); err != nil {
+	if err := s.MayDrop(items...); err != nil {
 		return Freed{}, err
 	}
 	var names []string
@@ -86,9 +94,9 @@ func (s *Storage) Evict(ctx context.Context, items []*Item, since int64, guard G
 	return freed, err
 }
 
-// mayDrop makes sure, as far as that can be known beforehand, that the files which items
-// have stored can be deleted.
-func (s *Storage) mayDrop(items []*Item) error {
+// MayDrop makes sure, as far as that can be known beforehand, that the files which items
+// have stored can be deleted. Otherwise the error is [ErrNotDeleted].
+func (s *Storage) MayDrop(items ...*Item) error {
 	checker, ok := s.store().(RemovalChecker)
 	if !ok {
 		return nil
@@ -115,7 +123,7 @@ func (s *Storage) NotDeleted() int64 { return s.notDeleted.Load() }
 // [ErrOutdated], or [ErrNotDeleted] where it is known that a file of theirs could not be
 // deleted later. It returns those that were not withdrawn before.
 func (s *Storage) Withdraw(ctx context.Context, items []*Item, since int64, guard Guard) (withdrawn []*Item, err error) {
-	if err := s.mayDrop(items); err != nil {
+	if err := s.MayDrop(items...); err != nil {
 		return nil, err
 	}
 	hashes := make([]narinfo.PathHash, len(items))
@@ -147,12 +155,17 @@ func (s *Storage) Withdraw(ctx context.Context, items []*Item, since int64, guar
 
 // RemoveWithdrawn removes the items that were withdrawn at the given time or
 // before, rows and bytes. An item whose files can't be deleted, as far as that is known
-// beforehand, keeps its row, and ends it with [ErrNotDeleted].
+// beforehand, keeps its row: the others are removed, and the error is [ErrNotDeleted].
 func (s *Storage) RemoveWithdrawn(ctx context.Context, until time.Time) (freed Freed, err error) {
-	for {
-		items, err := s.index.WithdrawnItems(ctx, until, BatchSize)
-		if err != nil || len(items) == 0 {
+	var stuck error // the first of an item that stays
+	var cursor index.WithdrawnCursor
+	for more := true; more; {
+		var items []*index.Item
+		if items, more, err = s.index.WithdrawnPage(ctx, until, &cursor, BatchSize); err != nil {
 			return freed, err
+		}
+		if len(items) == 0 {
+			continue
 		}
 		// Where the storage isn't mounted, the bytes would seem to be gone.
 		if _, err := s.Identity(ctx); err != nil {
@@ -161,10 +174,9 @@ func (s *Storage) RemoveWithdrawn(ctx context.Context, until time.Time) (freed F
 		var names []string
 		var removed int
 		var last int64
-		var stuck error
-		elsewhere := false
+		var kept error
 		err = s.index.Reclaim(ctx, func(tx *index.Tx) error {
-			names, removed, elsewhere, stuck = nil, 0, false, nil
+			names, removed, kept = nil, 0, nil
 			for _, was := range items {
 				row, err := tx.Item(was.Hash)
 				if errors.Is(err, ErrNotFound) {
@@ -176,15 +188,16 @@ func (s *Storage) RemoveWithdrawn(ctx context.Context, until time.Time) (freed F
 					continue // it was added again meanwhile
 				}
 				if s.bytes == nil && row.Stored != 0 {
-					elsewhere = true
+					kept = cmp.Or(kept, fmt.Errorf("remove what was withdrawn: %w: name it with --storage", ErrElsewhere))
 					continue
 				}
 				item, err := NewItem(row)
 				if err != nil {
 					return err
 				}
-				if stuck = s.mayDrop([]*Item{item}); stuck != nil {
-					break
+				if err := s.MayDrop(item); err != nil {
+					kept = cmp.Or(kept, err)
+					continue
 				}
 				if err := tx.Remove(item.Hash, s.now()); err != nil {
 					return err
@@ -210,26 +223,31 @@ func (s *Storage) RemoveWithdrawn(ctx context.Context, until time.Time) (freed F
 		freed.Items += removed - left
 		freed.Size += dropped.Size
 		freed.Usage += dropped.Usage
-		if err == nil {
-			err = stuck
-		}
-		if err == nil && elsewhere {
-			err = fmt.Errorf("remove what was withdrawn: %w: name it with --storage", ErrElsewhere)
-		}
 		if err != nil {
 			return freed, err
 		}
+		stuck = cmp.Or(stuck, kept)
 	}
+	return freed, stuck
 }
 
 // DropLeftovers deletes files that a process was about to delete when it ended, all
-// that it can. The error says what is left.
+// that it can. The error says what is left: it is [ErrDeletionFails] where that is a reason
+// to remove nothing more.
 func (s *Storage) DropLeftovers(ctx context.Context) (dropped Freed, err error) {
-	var failures []error
+	var failure error // one is enough for a log
+	unforeseen := 0
+	checker, _ := s.store().(RemovalChecker)
+	left := func(err error) error {
+		if unforeseen > fewLeft {
+			failure = fmt.Errorf("%w: %w", ErrDeletionFails, failure)
+		}
+		return errors.Join(failure, err)
+	}
 	for after := ""; ; {
 		names, err := s.index.Leftovers(ctx, after, dropAtOnce)
 		if err != nil || len(names) == 0 || s.bytes == nil {
-			return dropped, errors.Join(append(failures, err)...)
+			return dropped, left(err)
 		}
 		if after == "" {
 			// Where the storage isn't mounted, they seem to be gone.
@@ -238,16 +256,21 @@ func (s *Storage) DropLeftovers(ctx context.Context) (dropped Freed, err error) 
 			}
 		}
 		after = names[len(names)-1]
-		err = s.dropEach(ctx, names, 0, func(_ int, one Freed, err error) {
+		err = s.dropEach(ctx, names, 0, func(n int, one Freed, err error) {
 			dropped.Size += one.Size
 			dropped.Usage += one.Usage
-			// One is enough for a log.
-			if len(failures) == 0 && err != nil {
-				failures = append(failures, fmt.Errorf("%w: %w", ErrNotDeleted, err))
+			if err == nil {
+				return
+			}
+			if checker == nil || checker.MayRemove(names[n]) == nil {
+				unforeseen++
+			}
+			if failure == nil {
+				failure = fmt.Errorf("%w: %w", ErrNotDeleted, err)
 			}
 		})
 		if err != nil {
-			return dropped, errors.Join(append(failures, err)...) // it is the same for all
+			return dropped, left(err) // it is the same for all
 		}
 	}
 }
@@ -353,8 +376,9 @@ func (s *Storage) dropEach(ctx context.Context, names []string, since int64, tol
 }
 
 // each calls f for the numbers below n, and returns the errors: for as many at a time
-// as the byte store is good at. One that is far away is not called again after it has
-// failed, as all others would wait for the same: they have its error.
+// as the byte store is good at. One that is far away is not called again after as many
+// calls have failed as it takes at a time, since all others would wait for the same: they
+// have the last error.
 func (s *Storage) each(n int, f func(i int) error) []error {
 	failures := make([]error, n)
 	if !s.IsDistant() {
@@ -363,16 +387,18 @@ func (s *Storage) each(n int, f func(i int) error) []error {
 		}
 		return failures
 	}
-	var next atomic.Int64
+	var next, failed atomic.Int64
 	var failure atomic.Pointer[error]
 	var calls sync.WaitGroup
-	for range min(s.store().(Distant).AtOnce(), n) {
+	atOnce := s.store().(Distant).AtOnce()
+	for range min(atOnce, n) {
 		calls.Go(func() {
 			for i := next.Add(1) - 1; i < int64(n); i = next.Add(1) - 1 {
-				if failed := failure.Load(); failed != nil {
-					failures[i] = *failed
+				if failed.Load() >= int64(atOnce) {
+					failures[i] = *failure.Load()
 				} else if failures[i] = f(int(i)); failures[i] != nil && !errors.Is(failures[i], errChanged) {
-					failure.CompareAndSwap(nil, &failures[i])
+					failure.Store(&failures[i])
+					failed.Add(1)
 				}
 			}
 		})

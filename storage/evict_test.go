@@ -260,3 +260,47 @@ func (s noRemoveOf) Remove(ctx context.Context, name string) error {
 	}
 	return s.ByteStore.Remove(ctx, name)
 }
+
+// foresees is a store that can't delete one file, and tells so beforehand.
+type foresees struct {
+	storage.ByteStore
+	stuck string
+}
+
+func (f foresees) MayRemove(name string) error {
+	if name == f.stuck {
+		return errors.New("it is stuck")
+	}
+	return nil
+}
+
+// TestRemoveWithdrawnAround: an item whose file can't be deleted stays, and all that were
+// withdrawn later go.
+func TestRemoveWithdrawnAround(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	s := p.openTest(t)
+	var items []fake
+	var hashes []narinfo.PathHash
+	for n := range storage.BatchSize + 5 {
+		items = append(items, fake{n: n + 1, content: "nar"})
+		hashes = append(hashes, items[n].hash())
+	}
+	importAll(t, s, storage.ImportOptions{}, laid(t, items...))
+	for _, some := range [][]narinfo.PathHash{hashes[:1], hashes[1:]} {
+		if _, err := s.WithdrawAll(t.Context(), some, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	broken := p.openWith(t, func(b storage.ByteStore) storage.ByteStore { return foresees{b, items[0].name()} })
+	freed, err := broken.RemoveWithdrawn(t.Context(), time.Now().Add(time.Second))
+	if !errors.Is(err, storage.ErrNotDeleted) || freed.Items != len(items)-1 {
+		t.Errorf("%+v, %v", freed, err)
+	}
+	if gone(filepath.Join(p.store, items[0].name())) {
+		t.Error("the item whose file can't be deleted has lost it")
+	}
+	if freed, err := s.RemoveWithdrawn(t.Context(), time.Now().Add(time.Second)); err != nil || freed.Items != 1 {
+		t.Errorf("%+v, %v", freed, err)
+	}
+}

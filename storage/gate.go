@@ -42,7 +42,7 @@ func fit(n *narinfo.Narinfo) error {
 		case err != nil:
 			return err
 		case !isNarName(name):
-			return fmt.Errorf("URL %.200q: a server of nars has none there: it must be nar/COMPRESSION/HASH-NAME or nar/HASH-NAME", file.URL)
+			return fmt.Errorf("URL %.200q: not the URL of a nar: want nar/[TYPE/]HASH-NAME", file.URL)
 		case path.Base(name) != n.StorePath.BaseName():
 			return fmt.Errorf("its nar %.200q is named after another item: it must be %s", name, n.StorePath.BaseName())
 		}

@@ -34,7 +34,7 @@ type checkCommand struct {
 func (checkCommand) Help() string {
 	return `Compares the index with the storage, both ways. Without --repair, nothing is changed, except that --verify records its progress in the index.
 
-Findings, one on a line: "damaged" narinfos, which are not in the index as they were written, so that requests for them fail; "missing" and "wrong size" files that the index has as stored; "corrupt" ones, with --verify; "unrecorded" ones that items name and the index does not have as stored; "incomplete" items, that refer to others without a narinfo; "unknown", what could not be found out. Mere notices are "stranger" files, which nobody names, "temporary" ones, and what is "quarantined".
+Findings, one on a line: "damaged" narinfos, whose text in the index is not the one that was written, so that requests for them fail; "missing" and "wrong size" files that the index has as stored; "corrupt" ones, with --verify; "unrecorded" ones that items name and the index does not have as stored; "incomplete" items, that refer to others without a narinfo; "unknown", what could not be found out. Mere notices are "stranger" files, which nobody names, "temporary" ones, and what is "quarantined".
 
 With --repair, damaged narinfos are written again, with what is left of them or with what --from has, if that is what was written; else import them again. Files are fetched again with --from, and compared with their NarHash before they are stored. Wrong files are moved to the directory "quarantine" of the storage. Files that no instance has are no longer recorded as stored. Unrecorded files are recorded when they are the right ones. Temporary files go when they are older than a day; in a bucket, the server that owns it removes them as well. Strangers stay.
 

@@ -83,14 +83,14 @@ func openBytes(ctx context.Context, store string, log *slog.Logger) (byteStore, 
 
 // newDatabaseOption is for commands that make the index where there is none.
 type newDatabaseOption struct {
-	NewDatabase bool `argumentsonly:"" help:"Begin a new index where there is none, although the storage belongs to an instance that had another."`
+	NewDatabase bool `argumentsonly:"" help:"Begin a new index where there is none, although the storage was claimed by another database."`
 }
 
 // beginWait is how long the storage may take to say which instance it belongs to.
 const beginWait = 10 * time.Second
 
-// mayBegin refuses to make an index where there is none, when an instance had another
-// with this storage: usually its file system isn't mounted, and clients would be told
+// mayBegin refuses to make an index where there is none, when another database
+// has claimed this storage: usually its file system isn't mounted, and clients would be told
 // that there are no items. It is nil where there is an index.
 func (c *newDatabaseOption) mayBegin(ctx context.Context, database string, bytes storage.ByteStore) error {
 	if c == nil || c.NewDatabase || bytes == nil {
@@ -108,7 +108,7 @@ func (c *newDatabaseOption) mayBegin(ctx context.Context, database string, bytes
 	case err != nil:
 		return fmt.Errorf("database %s is missing or empty, and whether another belongs to storage %s can't be found out: %w: try again, or begin a new index with --new-database", database, bytes, err)
 	}
-	return fmt.Errorf("database %s is missing or empty, but storage %s belongs to instance %s, which had another: is the file system of the database mounted? Name that database with --database, or restore it; if it is gone for good, begin a new index with --new-database, and see 'nar-herder take-storage --help'", database, bytes, owner)
+	return fmt.Errorf("database %s is missing or empty, but storage %s was claimed by another database, that of instance %s: is the file system of the database mounted? Name that database with --database, or restore it; if it is gone for good, begin a new index with --new-database, and see 'nar-herder take-storage --help'", database, bytes, owner)
 }
 
 // open opens the index, and the storage unless its name is empty. The index must exist.
@@ -182,7 +182,7 @@ func watchDatabase(store *opened, options *httpapi.Options, log *slog.Logger) *d
 	return watch
 }
 
-// addWarnings has the health say more, before what it says so far.
+// addWarnings puts more warnings into the health, before those it has.
 func addWarnings(options *httpapi.Options, more func() []string) {
 	others := options.Warnings
 	options.Warnings = func() []string {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -219,8 +220,19 @@ func (c *serverCommand) run(ctx context.Context, settings *settings, running *ta
 	log.Info("starting", "version", version(), "database", c.Database, "storage", store.name(), "pid", os.Getpid())
 
 	counter := uses.New(store.index, log)
-	if err := unlessFull(counter.Begin(ctx), log); err != nil {
-		return err
+	note := func(ctx context.Context) error {
+		return cmp.Or(
+			counter.Begin(ctx),
+			store.SetHardLimit(ctx, int64(c.StorageHardLimit)),
+			store.SetMinimumFree(ctx, int64(c.StorageMinimumFreeSpace)),
+		)
+	}
+	noteErr := note(ctx)
+	if errors.Is(noteErr, index.ErrFull) {
+		// The server answers requests without.
+		log.Error("the limits of the storage, and since when uses are counted, could not be noted in the database for other commands: that is tried again until there is room", "error", noteErr)
+	} else if noteErr != nil {
+		return noteErr
 	}
 	peers, err := c.instances(ctx, store, log)
 	if err != nil {
@@ -254,12 +266,6 @@ func (c *serverCommand) run(ctx context.Context, settings *settings, running *ta
 		defer running.Do("closing the cache", func() { err = errors.Join(err, cache.Close()) })
 		options.Cached = cache
 	}
-	if err := unlessFull(store.SetHardLimit(ctx, int64(c.StorageHardLimit)), log); err != nil {
-		return err
-	}
-	if err := unlessFull(store.SetMinimumFree(ctx, int64(c.StorageMinimumFreeSpace)), log); err != nil {
-		return err
-	}
 	var server *httpapi.Server
 	remover := c.keepLimit(store, peers, counter, func() int64 { return server.Answered() }, &options, log)
 	addWarnings(&options, withdrawn.Warnings)
@@ -283,6 +289,9 @@ func (c *serverCommand) run(ctx context.Context, settings *settings, running *ta
 	sums := checksums.New(store.index, log)
 	options.Checksums = sums
 	database := watchDatabase(store, &options, log)
+	if noteErr != nil {
+		database.Note = note
+	}
 	server = httpapi.New(store, options)
 	watcher, err := store.index.Watch(ctx)
 	if err != nil {
@@ -351,16 +360,6 @@ func (c *serverCommand) run(ctx context.Context, settings *settings, running *ta
 		return fmt.Errorf("serve: %w", err)
 	}
 	return nil
-}
-
-// unlessFull is the error of what is noted at a start, but nil where there was no room for
-// it: the server answers requests without.
-func unlessFull(err error, log *slog.Logger) error {
-	if errors.Is(err, index.ErrFull) {
-		log.Error("an option could not be noted in the database for other commands: restart when there is room", "error", err)
-		return nil
-	}
-	return err
 }
 
 // limits are those of connections.

@@ -22,6 +22,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"nar-herder/compression"
+	"nar-herder/internal/disk"
 	"nar-herder/narinfo"
 	"nar-herder/storage"
 	"nar-herder/storage/directory"
@@ -158,12 +159,25 @@ func New(x *index.Index, s *storage.Storage, options Options) (_ *Cache, err err
 			Type: t, bytes: bytes, grace: options.grace(t), surveyed: make(chan struct{}),
 			space: space{max: t.MaxSize}, hidden: make(map[narinfo.PathHash]struct{}), lost: make(map[narinfo.PathHash]narinfo.StorePath),
 		}
-		if err := bytes.Probe(context.Background()); err != nil {
-			return nil, fmt.Errorf("directory for cached %s nars: %w: let the user of this process write it, or name another with --cached-compression-directory=%s=DIR", t.Name, err, t.Name)
+		if err := c.judgeProbe(t, bytes.Probe(context.Background())); err != nil {
+			return nil, err
 		}
 	}
 	c.makeMetrics()
 	return c, nil
+}
+
+// judgeProbe is the error of a directory that can't be written, but nil on a full disk:
+// nars are served without cached files, and later there may be room.
+func (c *Cache) judgeProbe(t Type, err error) error {
+	if disk.IsFull(err) {
+		c.log.Warn("no cached nars are made now, as the disk of their directory is full; that is tried again", "type", t.Name, "directory", t.Directory, "error", err)
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("directory for cached %s nars: %w: let the user of this process write it, or name another with --cached-compression-directory=%s=DIR", t.Name, err, t.Name)
+	}
+	return nil
 }
 
 // overlap says whether one directory is the other, or lies in it.

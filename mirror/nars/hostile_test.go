@@ -1,6 +1,7 @@
 package nars
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"strconv"
@@ -182,5 +183,22 @@ func TestLeftoversWithinLimits(t *testing.T) {
 			t.Errorf("%d bytes in the spool where %d are allowed", total, limit)
 		}
 		f.Close()
+	}
+}
+
+// TestRetainCancelled: what has come of a nar stays in the spool when the room for it can't
+// be found out, as when the process stops.
+func TestRetainCancelled(t *testing.T) {
+	t.Parallel()
+	m := newMirror(t)
+	f := m.fetcher(newSource(t), Options{All: true, Limit: 1000, Usage: func(ctx context.Context) (int64, error) { return 0, ctx.Err() }})
+	defer f.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if !f.retain(ctx, "key", 1) {
+		t.Error("it is dropped after another failure than that of room")
+	}
+	if f.retain(t.Context(), "key", 2000) {
+		t.Error("it is kept without room")
 	}
 }

@@ -79,11 +79,12 @@ func (f *Fetcher) grow(ctx context.Context, fl *flight, size int64) error {
 }
 
 // retain counts what a flight leaves in the spool, or what an earlier process has left,
-// until a flight resumes it or it is removed. It returns false when there is no room.
+// until a flight resumes it or it is removed. It returns false when there is no room. After
+// another failure, it is counted later.
 func (f *Fetcher) retain(ctx context.Context, key string, size int64) bool {
 	room, err := f.reserve(ctx, size, true)
 	if err != nil {
-		return false
+		return !errors.Is(err, errNoRoom) && !errors.Is(err, storage.ErrLimit) && !errors.Is(err, storage.ErrFreeSpace)
 	}
 	room.size = size
 	room.SetWritten(size)

@@ -4,6 +4,7 @@ package dbspace
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math"
@@ -25,6 +26,10 @@ type Watch struct {
 	log       *slog.Logger
 	look      disk.Look
 	gauge     prometheus.GaugeFunc
+
+	// Note writes what the server could not at its start, as there was no room: Run
+	// calls it until it succeeds. nil for nothing.
+	Note func(ctx context.Context) error
 
 	// What Run has logged.
 	state   state
@@ -117,6 +122,15 @@ func (w *Watch) step(ctx context.Context) {
 	var err error
 	if !w.index.IsFull() {
 		_, err = w.index.KeepReserve()
+	}
+	if w.Note != nil && !w.index.IsFull() {
+		switch err := w.Note(ctx); {
+		case err == nil:
+			w.Note = nil
+			w.log.Info("the options that could not be noted in the database are noted now")
+		case !errors.Is(err, index.ErrFull) && ctx.Err() == nil:
+			w.log.Warn("options can't be noted in the database yet; that is tried again", "error", err)
+		}
 	}
 	if err != nil && !w.unkept {
 		w.log.Error("can't keep room for removals beside the database: they will fail when its file system is full", "error", err)

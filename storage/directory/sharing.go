@@ -44,7 +44,9 @@ func takeOver(file *os.File, info fs.FileInfo, inSpool bool) error {
 }
 
 // isBeingWritten says whether any process has the file open for writing, or mapped. It is
-// false where the file system can't tell. The file must be open for reading alone.
+// false where the file system can't tell. On NFSv4 and SMB it is mostly true, as a lease
+// is only given with a delegation from the server: the file is copied then. The file must
+// be open for reading alone.
 func isBeingWritten(file *os.File) bool {
 	// A lease for reading is only given while there are no writers.
 	_, err := unix.FcntlInt(file.Fd(), unix.F_SETLEASE, unix.F_RDLCK)
@@ -72,8 +74,9 @@ func (d *Directory) MayRemove(name string) error {
 }
 
 // protect flushes a file that came into the store by another way than Stage, and makes
-// sure that no stranger can write to it: who is to put files there can write to the
-// directories, and is trusted.
+// sure that no stranger can write to it. Users that may add files can write to the
+// directories, and are trusted. A second name may be elsewhere, with an owner who is not
+// one of them: then the file must belong to the owner of its directory, or of the storage.
 func (d *Directory) protect(name string) error {
 	file, stat, err := d.open(name)
 	if err != nil {
@@ -85,7 +88,7 @@ func (d *Directory) protect(name string) error {
 		if err := file.Chmod(fs.FileMode(stat.Mode) & fs.ModePerm &^ writableByOthers); err != nil {
 			return d.explain("take the right to write from others from", name, err)
 		}
-	} else if !isOwn && (stat.Mode&0o002 != 0 || stat.Nlink > 1) {
+	} else if !isOwn && (stat.Mode&0o002 != 0 || stat.Nlink > 1 && !d.ownsDirectory(stat.Uid, path.Dir(name))) {
 		return fmt.Errorf("%s in storage %s could be written by others than the storage's users: it belongs to user %d, with mode %#o and %d names: copy it there, or make this user (%d) its owner",
 			name, d.name, stat.Uid, stat.Mode&0o777, stat.Nlink, os.Geteuid())
 	}
@@ -93,4 +96,18 @@ func (d *Directory) protect(name string) error {
 		return d.explain("flush", name, err)
 	}
 	return nil
+}
+
+// ownsDirectory says whether a user owns the directory of a file, or, for root, that of
+// the storage.
+func (d *Directory) ownsDirectory(uid uint32, parent string) bool {
+	owns := func(name string) bool {
+		info, err := d.root.Stat(name)
+		if err != nil {
+			return false
+		}
+		stat, ok := info.Sys().(*syscall.Stat_t)
+		return ok && stat.Uid == uid
+	}
+	return owns(parent) || os.Geteuid() == 0 && owns(".")
 }

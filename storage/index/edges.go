@@ -72,7 +72,7 @@ func (s *edgeSorter) add(e edge) error {
 // spill writes a part's buffer.
 func (s *edgeSorter) spill(part *edgePart) error {
 	if _, err := s.file.WriteAt(part.buffer, s.size); err != nil {
-		return fmt.Errorf("write who refers to whom: %w", err)
+		return fmt.Errorf("write the references: %w", err)
 	}
 	part.extents = append(part.extents, extent{s.size, len(part.buffer)})
 	s.size += int64(len(part.buffer))
@@ -97,7 +97,7 @@ func (s *edgeSorter) sorted(n int) ([]edge, error) {
 	buffer := make([]byte, edgeBuffer)
 	for _, e := range part.extents {
 		if _, err := s.file.ReadAt(buffer[:e.length], e.offset); err != nil {
-			return nil, fmt.Errorf("read who refers to whom: %w", err)
+			return nil, fmt.Errorf("read the references: %w", err)
 		}
 		unpack(buffer[:e.length])
 	}

@@ -1,0 +1,56 @@
+package directory
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+// TestFlushOfSecondName: root may import a file of the storage's user that has another
+// name, as a backup with hard links gives it, but not that of a stranger.
+func TestFlushOfSecondName(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Skip("run the tests as root for this one")
+	}
+	const user, stranger = 65533, 65534
+	for _, test := range []struct {
+		name              string
+		top, parent, file int
+		isTrusted         bool
+	}{
+		{"the storage's user", user, user, user, true},
+		{"the owner of the directory", 0, user, user, true},
+		{"the owner of the storage", user, 0, user, true},
+		{"a stranger", user, user, stranger, false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			top := t.TempDir()
+			parent := filepath.Join(top, "nar")
+			file := filepath.Join(parent, "a")
+			if err := os.Mkdir(parent, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(file, []byte("content"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Link(file, filepath.Join(top, "backup")); err != nil {
+				t.Fatal(err)
+			}
+			for name, uid := range map[string]int{top: test.top, parent: test.parent, file: test.file} {
+				if err := os.Chown(name, uid, uid); err != nil {
+					t.Fatal(err)
+				}
+			}
+			d, err := Open(top)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer d.Close()
+			if err := d.Flush(t.Context(), "nar/a"); (err == nil) != test.isTrusted {
+				t.Errorf("flush: %v", err)
+			}
+		})
+	}
+}
