@@ -31,4 +31,4 @@ func SumOf(body any) [16]byte {
 }
 
 // Sum is what [SumOf] returns.
-func (p *progressing) Sum() [16]byte { return p.fileSum }
+func (b *progressing) Sum() [16]byte { return b.fileSum }
