@@ -191,7 +191,7 @@ func (m *mirroring) fromNothing() error {
 			ours, theirs, peaks = append(ours, took), append(theirs, curl), append(peaks, peak)
 		}
 	}
-	b.add(fmt.Sprintf("a mirror of %d items, from nothing, against curl of the dump", b.items), "s ", ours, theirs, 1.5, true)
+	b.add(fmt.Sprintf("a mirror of %d items, from nothing, against curl of the dump", b.items), "s ", ours, theirs, 1, true)
 	b.addFigure("mirror from nothing: resident memory, at most", "MB", slices.Max(peaks), mirrorMemory, true)
 	return nil
 }
