@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -210,6 +211,20 @@ func mutate(random *rand.Rand, content []byte) []byte {
 	return damaged
 }
 
+// mutations is how many TestMutations makes: some, or as many as NAR_HERDER_MUTATIONS
+// says.
+func mutations(t *testing.T) int {
+	text := os.Getenv("NAR_HERDER_MUTATIONS")
+	if text == "" {
+		return 60
+	}
+	count, err := strconv.Atoi(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return count
+}
+
 // TestMutations: a damaged index or dump with the right digest is refused, or what is made
 // of it is as it should be.
 func TestMutations(t *testing.T) {
@@ -255,7 +270,8 @@ func TestMutations(t *testing.T) {
 			directory := t.TempDir()
 			downloaded, made := filepath.Join(directory, "downloaded"), filepath.Join(directory, "made")
 			refused, sum := 0, sumIn(t, test.content, downloaded)
-			for n := range 301 {
+			count := mutations(t)
+			for n := range count + 1 {
 				content := test.content
 				if n > 0 {
 					content = mutate(random, content)
@@ -286,7 +302,7 @@ func TestMutations(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			t.Logf("%d of 300 were refused", refused)
+			t.Logf("%d of %d were refused", refused, count)
 		})
 	}
 }

@@ -24,6 +24,8 @@ const (
 	edgeParts = 256
 	// edgeBuffer is how many bytes of a part are written together.
 	edgeBuffer = 32 << 10
+	// fewEdges are sorted without being divided, which costs half a MiB.
+	fewEdges = 1 << 10
 )
 
 type edgePart struct {
@@ -111,6 +113,10 @@ func (s *edgeSorter) sorted(n int) ([]edge, error) {
 // random, so that there are few different ones in each division, or just one that very
 // many refer to.
 func sortEdges(edges []edge) []edge {
+	if len(edges) < fewEdges {
+		slices.SortFunc(edges, edge.compare)
+		return edges
+	}
 	division := func(e edge) uint16 { return uint16(uint64(e.target) >> 40) }
 	ends := make([]int, 1<<16+1)
 	for _, e := range edges {
