@@ -58,7 +58,7 @@ func (m *Mirror) apply(ctx context.Context, b *batch) error {
 	if err != nil {
 		return err
 	}
-	options := storage.FollowOptions{Within: b.next.write}
+	options := storage.FollowOptions{Within: func(tx *index.Tx) error { return b.next.write(tx) }}
 	if removals > 0 {
 		if b.next.Removals, err = m.allow(ctx, withRemovals(b.next.Removals, removals, m.now())); err != nil {
 			return err
