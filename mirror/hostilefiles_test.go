@@ -216,7 +216,7 @@ func mutate(random *rand.Rand, content []byte) []byte {
 func mutations(t *testing.T) int {
 	text := os.Getenv("NAR_HERDER_MUTATIONS")
 	if text == "" {
-		return 60
+		return 20
 	}
 	count, err := strconv.Atoi(text)
 	if err != nil {

@@ -13,7 +13,7 @@ import (
 	"nar-herder/narinfo"
 )
 
-var flipCount = flag.Int("flips", 2000, "how many bits TestFlippedBits flips")
+var flipCount = flag.Int("flips", 500, "how many bits TestFlippedBits flips")
 
 // flipTime bounds TestFlippedBits on a slow machine.
 const flipTime = 5 * time.Minute
