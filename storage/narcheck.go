@@ -18,6 +18,33 @@ import (
 // An error that is [ErrUnreadable] says nothing about the bytes.
 type Decoder func(ctx context.Context, compression string, compressed io.Reader, size int64) (io.ReadCloser, error)
 
+// MarkUnreadable takes what opening a decompressor has returned, and makes errors that
+// refused reports an [ErrUnreadable]: those of opening it, and of its reads.
+func MarkUnreadable(r io.ReadCloser, err error, refused func(error) bool) (io.ReadCloser, error) {
+	m := marked{r, refused}
+	if err != nil {
+		return nil, m.mark(err)
+	}
+	return m, nil
+}
+
+type marked struct {
+	io.ReadCloser
+	refused func(error) bool
+}
+
+func (m marked) Read(p []byte) (int, error) {
+	n, err := m.ReadCloser.Read(p)
+	return n, m.mark(err)
+}
+
+func (m marked) mark(err error) error {
+	if err != nil && err != io.EOF && m.refused(err) {
+		return fmt.Errorf("%w: %w", ErrUnreadable, err)
+	}
+	return err
+}
+
 var (
 	// ErrUnreadable says that this program can't read a file that may be good,
 	// since the compression is not known to it, or asks for too much memory.

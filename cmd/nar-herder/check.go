@@ -202,26 +202,5 @@ func decodeCopied(ctx context.Context, kind string, compressed io.Reader, size i
 
 func decodeWithin(ctx context.Context, budget *compression.Budget, kind string, compressed io.Reader, size int64) (io.ReadCloser, error) {
 	reader, err := budget.NewReader(ctx, kind, compressed, size)
-	if err != nil {
-		return nil, unreadable(err)
-	}
-	return narReader{reader}, nil
-}
-
-type narReader struct{ io.ReadCloser }
-
-func (r narReader) Read(p []byte) (int, error) {
-	n, err := r.ReadCloser.Read(p)
-	if err != nil && err != io.EOF {
-		err = unreadable(err)
-	}
-	return n, err
-}
-
-// unreadable marks an error that says nothing about the bytes.
-func unreadable(err error) error {
-	if compression.Refused(err) {
-		return fmt.Errorf("%w: %w", storage.ErrUnreadable, err)
-	}
-	return err
+	return storage.MarkUnreadable(reader, err, compression.Refused)
 }

@@ -225,29 +225,8 @@ func checkNar(ctx context.Context, item *storage.Item, n int, from io.Reader, me
 	}()
 	return storage.CheckNar(ctx, item.Narinfo, n, from, func(_ context.Context, kind string, r io.Reader, _ int64) (io.ReadCloser, error) {
 		decompressor, err := compression.NewReaderWithin(kind, r, memory)
-		if err != nil {
-			return nil, unreadable(err)
-		}
-		return reader{decompressor}, nil
+		return storage.MarkUnreadable(decompressor, err, compression.Refused)
 	})
-}
-
-// reader marks errors as [storage.ErrUnreadable] that say nothing about the bytes.
-type reader struct{ io.ReadCloser }
-
-func (r reader) Read(p []byte) (int, error) {
-	n, err := r.ReadCloser.Read(p)
-	if err != nil && err != io.EOF {
-		err = unreadable(err)
-	}
-	return n, err
-}
-
-func unreadable(err error) error {
-	if compression.Refused(err) {
-		return fmt.Errorf("%w: %w", storage.ErrUnreadable, err)
-	}
-	return err
 }
 
 // take compares bytes that have come, and holds them.
