@@ -13,7 +13,7 @@ import (
 // background work has NewReader do so, and wait for it.
 //
 // What is reserved exceeds the budget only by a decoder for clients and one of background work, each of which gets its
-// memory when there is no other of its kind: so none waits for ever, even if it needs more than the budget.
+// memory when there is no other of its kind. So even one that needs more than the budget gets its turn.
 //
 // A nil Budget is without a limit for background work.
 type Budget struct {

@@ -25,7 +25,7 @@ type connections struct {
 
 	mu   sync.Mutex
 	open group
-	// clients are the groups of the addresses that MaxPerAddress is for.
+	// clients are the groups of the addresses that Limits.PerAddress is for.
 	clients map[netip.Prefix]*group
 	// logged is when it was last logged that connections are closed to make room.
 	logged time.Time

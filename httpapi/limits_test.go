@@ -109,7 +109,7 @@ func TestMaxConnections(t *testing.T) {
 	}
 }
 
-// TestMaxConnectionsStalled: where none is idle, one goes whose client takes nothing.
+// TestMaxConnectionsStalled: where none is idle, one that is stalled is closed.
 func TestMaxConnectionsStalled(t *testing.T) {
 	t.Parallel()
 	opts := options()

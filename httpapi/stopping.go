@@ -14,9 +14,8 @@ import (
 // on a new connection where one is closed within the burst.
 const quietTime = 300 * time.Millisecond
 
-// stopServing closes connections. Their listeners are closed. At first,
-// requests are answered as always, and only connections are closed whose clients have
-// sent nothing for quietTime. In the last quarter of the grace, stopping is called, and
+// stopServing closes connections after their listeners. At first, requests are answered
+// as always, and a connection is closed only after quietTime without a request. In the last quarter of the grace, stopping is called, and
 // each answer is the last of its connection. Then the connections that are left are
 // closed, cut is called, and half of the grace is left for their handlers to end.
 func stopServing(connections *connections, grace time.Duration, stopping, cut func(), log *slog.Logger) {

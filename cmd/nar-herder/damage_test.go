@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-// alter changes a database behind the back of whoever has it open.
+// alter changes a database while other processes may have it open.
 func alter(t testing.TB, name string, statements ...string) {
 	t.Helper()
 	db, err := sql.Open("sqlite", name+"?_pragma=busy_timeout(60000)")

@@ -13,8 +13,8 @@ import (
 )
 
 // TestLostDatabase starts with a database that is missing or empty, as where a file
-// system isn't mounted, although the storage belongs to an instance that had one: nobody
-// is told that there are no items, unless the administrator wants it.
+// system isn't mounted, although the storage was claimed by another database: the
+// server doesn't start, and so gives no 404, unless --new-database is given.
 func TestLostDatabase(t *testing.T) {
 	t.Parallel()
 	for name, bucket := range map[string]*s3server.Server{"directory": nil, "bucket": s3server.New(t)} {
@@ -59,7 +59,7 @@ func TestLostDatabase(t *testing.T) {
 			}
 			s.stop(t, syscall.SIGTERM)
 			lost.serve(t).stop(t, syscall.SIGTERM)
-			// The one that is not lost goes on.
+			// The server with the original database still works.
 			s = p.serve(t)
 			if got := get(t, s.addresses[0], item); got.StatusCode != 200 {
 				t.Errorf("%s", got.Status)
@@ -68,8 +68,8 @@ func TestLostDatabase(t *testing.T) {
 	}
 }
 
-// TestFirstDatabase: a storage that belongs to no instance needs no consent, and neither
-// does one whose nars are served out of the index of the source.
+// TestFirstDatabase: a storage without an owner needs no --new-database, and neither does
+// the storage of a mirror, which gets its items from the source.
 func TestFirstDatabase(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)

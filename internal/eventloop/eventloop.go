@@ -5,7 +5,7 @@
 // together have the runtime start a second thread, although the first is done with both in
 // some 20 µs. Here one goroutine waits for all connections with epoll(7), and each
 // connection is a coroutine that it resumes when there is something to read. What may take
-// long calls [Conn.Leave], and goes on in a goroutine of its own.
+// long calls [Conn.Leave], and continues in a goroutine of its own.
 package eventloop
 
 import (
