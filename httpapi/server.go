@@ -280,7 +280,7 @@ func New(items Items, options Options) *Server {
 		answers: newCache(options.AnswerCache, func(a madeAnswer) int64 { return int64(cap(a.body)) }),
 		// A parsed narinfo takes about as much again as its text.
 		nars:        newCache(options.AnswerCache/8, func(n *nars) int64 { return 2*int64(cap(n.Text)) + 1000 }),
-		decoders:    newDecoders(runtime.GOMAXPROCS(0), options.Decoders),
+		decoders:    newDecoders(max(1, runtime.GOMAXPROCS(0)-1), options.Decoders),
 		decoderWait: decoderWait, progressTimeout: progressTimeout, shutdownGrace: shutdownGrace, quietTime: quietTime,
 	}
 	if s.log == nil {

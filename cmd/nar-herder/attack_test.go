@@ -14,12 +14,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
-	"syscall"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // attackDescriptors is the limit of open files in tests of attacks, where there are more.
@@ -82,7 +78,8 @@ func narURLs(t testing.TB) (urls []string) {
 type goodClient struct {
 	address string
 	want    map[string]string
-	targets []string
+	targets []string // of narinfos
+	nars    []string
 	took    []time.Duration
 }
 
@@ -95,20 +92,19 @@ func newGoodClient(t *testing.T, address string) *goodClient {
 	}
 	for _, file := range files {
 		g.want["/"+filepath.Base(file)] = read(t, file)
+		g.targets = append(g.targets, "/"+filepath.Base(file))
 	}
 	for _, url := range narURLs(t) {
 		if body := get(t, address, url).body; len(body) < 1<<20 {
 			g.want[url] = body
+			g.nars = append(g.nars, url)
 		}
 	}
-	for target := range g.want {
-		g.targets = append(g.targets, target)
-	}
-	slices.Sort(g.targets)
 	return g
 }
 
-// run asks for narinfos and nars until the time is over, and returns the rate.
+// run asks for narinfos until the time is over, and returns the rate. After each
+// thousand it asks for a nar.
 func (g *goodClient) run(while time.Duration) (float64, error) {
 	transport := &http.Transport{DialContext: (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)}, Timeout: patience}).DialContext, DisableCompression: true}
 	defer transport.CloseIdleConnections()
@@ -117,6 +113,9 @@ func (g *goodClient) run(while time.Duration) (float64, error) {
 	begun := time.Now()
 	for n := 0; time.Since(begun) < while; n++ {
 		target := g.targets[n%len(g.targets)]
+		if n%1000 == 999 {
+			target = g.nars[n/1000%len(g.nars)]
+		}
 		asked := time.Now()
 		response, err := client.Get("http://" + g.address + target)
 		if err != nil {
@@ -149,12 +148,10 @@ func (g *goodClient) burst() error {
 	}
 	var raw strings.Builder
 	var wanted []string
-	for n := 0; len(wanted) < 1000; n++ {
+	for n := range 1000 {
 		target := g.targets[n%len(g.targets)]
-		if strings.HasSuffix(target, ".narinfo") {
-			fmt.Fprintf(&raw, "GET %s HTTP/1.1\r\nHost: herder.example\r\nX-Padding: %s\r\n\r\n", target, strings.Repeat("x", 150))
-			wanted = append(wanted, g.want[target])
-		}
+		fmt.Fprintf(&raw, "GET %s HTTP/1.1\r\nHost: herder.example\r\nX-Padding: %s\r\n\r\n", target, strings.Repeat("x", 150))
+		wanted = append(wanted, g.want[target])
 	}
 	if _, err := io.WriteString(c, raw.String()); err != nil {
 		return err
@@ -187,79 +184,9 @@ func resident(t *testing.T, pid int) int64 {
 	return n << 10
 }
 
-// attacks are what clients may do that wish the server ill. Each is done by one of the
-// connections until it is closed, again and again.
-var attacks = map[string]func(c net.Conn, stop <-chan struct{}){
-	"idle": func(c net.Conn, stop <-chan struct{}) { hold(c, stop) },
-	"unread": func(c net.Conn, stop <-chan struct{}) {
-		raw := strings.Repeat("GET /nix-cache-info HTTP/1.1\r\nHost: herder.example\r\n\r\n", 5000)
-		for err := error(nil); err == nil; {
-			_, err = io.WriteString(c, raw)
-		}
-	},
-	"stream": func(c net.Conn, stop <-chan struct{}) {
-		_, _ = io.WriteString(c, "GET /recent-changes/stream?after=0 HTTP/1.1\r\nHost: herder.example\r\n\r\n")
-		hold(c, stop)
-	},
-	"announced body": func(c net.Conn, stop <-chan struct{}) {
-		_, _ = io.WriteString(c, "POST / HTTP/1.1\r\nHost: herder.example\r\nContent-Length: 60000\r\n\r\n")
-		hold(c, stop)
-	},
-	"drip": func(c net.Conn, stop <-chan struct{}) {
-		for _, b := range []byte("GET / HTTP/1.1\r\nX: " + strings.Repeat("x", 4000)) {
-			if _, err := c.Write([]byte{b}); err != nil {
-				return
-			}
-			select {
-			case <-stop:
-				return
-			case <-time.After(20 * time.Millisecond):
-			}
-		}
-	},
-	"decoder": func(c net.Conn, stop <-chan struct{}) {
-		_, _ = io.WriteString(c, "GET /nar/vwq3caqzrjacp658wz5wanfjk9z7q548-gofmt-bin-1.26 HTTP/1.1\r\nHost: herder.example\r\n\r\n")
-		hold(c, stop)
-	},
-	"slow nar": func(c net.Conn, stop <-chan struct{}) {
-		_, _ = io.WriteString(c, "GET /nar/lzip/vwq3caqzrjacp658wz5wanfjk9z7q548-gofmt-bin-1.26 HTTP/1.1\r\nHost: herder.example\r\n\r\n")
-		hold(c, stop)
-	},
-}
-
-// hold reads nothing, until the time is over or the connection is closed.
-func hold(c net.Conn, stop <-chan struct{}) {
-	raw, err := c.(*net.TCPConn).SyscallConn()
-	if err != nil {
-		return
-	}
-	for {
-		select {
-		case <-stop:
-			return
-		case <-time.After(50 * time.Millisecond):
-		}
-		closed := false
-		_ = raw.Control(func(fd uintptr) {
-			poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
-			n, err := unix.Poll(poll, 0)
-			closed = n > 0 && err == nil
-		})
-		if closed {
-			return
-		}
-	}
-}
-
-// attackConnections is how many connections do each of the attacks, from attackAddresses.
-const (
-	attackConnections = 100
-	attackAddresses   = 4
-	// attackMemory bounds the server's memory: a quarter of the memory of the control
-	// group or machine is for decoders and their garbage, and the rest is some 30 KB a
-	// connection.
-	attackMemory = 400 << 20
-)
+// attackMemory bounds the server's memory: a quarter of the memory of the control group or
+// machine is for decoders and their garbage, and the rest is some 30 KB a connection.
+const attackMemory = 400 << 20
 
 // TestAttacks has all attacks at once beside a good client. NAR_HERDER_ATTACK is for how
 // long.
@@ -275,7 +202,9 @@ func TestAttacks(t *testing.T) {
 		}
 	}
 	p := newPlace(t)
-	p.imports(t, filepath.Join(testdata, "published"))
+	hostile := t.TempDir()
+	hostileNars(t, hostile)
+	p.imports(t, filepath.Join(testdata, "published"), hostile)
 	s := p.serveWithin(t, attackDescriptors, "--trusted-proxies=none", "--log-level=INFO")
 	address := s.addresses[0]
 	good := newGoodClient(t, address)
@@ -285,47 +214,8 @@ func TestAttacks(t *testing.T) {
 	}
 	p99Before := good.p99()
 
-	stop := make(chan struct{})
-	var attackers sync.WaitGroup
-	end := sync.OnceFunc(func() {
-		close(stop)
-		attackers.Wait()
-	})
+	end := attack(t, address)
 	defer end()
-	for name, attack := range attacks {
-		for n := range attackConnections {
-			from := fmt.Sprintf("127.0.1.%d", 1+n%attackAddresses)
-			attackers.Go(func() {
-				for {
-					// To connect without a pause takes more of the processors from the good
-					// client than from the server.
-					select {
-					case <-stop:
-						return
-					case <-time.After(50 * time.Millisecond):
-					}
-					c, err := dialFrom(from, address)
-					if err != nil {
-						if !errors.Is(err, syscall.ECONNRESET) {
-							t.Errorf("%s: %v", name, err)
-						}
-						continue
-					}
-					ended := make(chan struct{})
-					go func() {
-						select {
-						case <-stop:
-							c.Close()
-						case <-ended:
-						}
-					}()
-					attack(c, stop)
-					close(ended)
-					c.Close()
-				}
-			})
-		}
-	}
 	mirrors := make(chan error, 1)
 	go func() {
 		// A mirror follows from an address of its own.

@@ -48,10 +48,6 @@ type Conn struct {
 
 const closing = 1 << 32
 
-// mostTurns is how many reads a connection has on the loop before others have theirs: one
-// that has more to say after it is a burst of requests.
-const mostTurns = 2
-
 // side is the state of reading, or of writing.
 type side struct {
 	// ready is false once there was nothing to read, or no room, until an event says
@@ -122,9 +118,9 @@ func (c *Conn) Read(p []byte) (int, error) {
 			return 0, os.ErrDeadlineExceeded
 		}
 		if c.read.ready.Swap(false) {
-			if c.onLoop {
+			if c.yield != nil {
 				if c.turns++; c.turns > mostTurns {
-					c.Leave()
+					c.yield(nextTurn)
 				}
 			}
 			if err := c.begin(); err != nil {

@@ -9,6 +9,7 @@
 package eventloop
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"iter"
@@ -27,6 +28,9 @@ const (
 	// longest is how long connections wait for those that became ready together with
 	// them: the rest are resumed in goroutines of their own then.
 	longest = time.Millisecond
+	// mostTurns is how many reads a connection may do before the others are resumed: a
+	// client that has sent more pipelines its requests.
+	mostTurns = 2
 	// most bounds how many events are asked for at a time.
 	most = 128
 )
@@ -34,10 +38,14 @@ const (
 // loop is the one of the process, as package net has one poller. It never ends.
 type loop struct {
 	epoll int
+	wake  int       // an eventfd, readable when connections were queued outside the loop
 	begun time.Time // when the last events came; only for what runs on the loop
 
 	mu    sync.Mutex
 	conns []*Conn // by descriptor
+	// queue are connections that have more to read and have had their turn. Clients that
+	// pipeline wait here for each other, and never keep others waiting for more than one turn.
+	queue []*Conn
 }
 
 var theLoop struct {
@@ -55,7 +63,18 @@ func getLoop() (*loop, error) {
 	if err != nil {
 		return nil, os.NewSyscallError("epoll_create1", err)
 	}
-	theLoop.loop = &loop{epoll: epoll}
+	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		unix.Close(epoll)
+		return nil, os.NewSyscallError("eventfd", err)
+	}
+	event := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLET, Fd: int32(wake)}
+	if err := unix.EpollCtl(epoll, unix.EPOLL_CTL_ADD, wake, &event); err != nil {
+		unix.Close(wake)
+		unix.Close(epoll)
+		return nil, os.NewSyscallError("epoll_ctl", err)
+	}
+	theLoop.loop = &loop{epoll: epoll, wake: wake}
 	go theLoop.run()
 	return theLoop.loop, nil
 }
@@ -124,8 +143,9 @@ func (l *loop) remove(c *Conn) {
 func (l *loop) run() {
 	var events [most]unix.EpollEvent
 	var ready [most]*Conn
+	timeout := -1
 	for {
-		n, err := unix.EpollWait(l.epoll, events[:], -1)
+		n, err := unix.EpollWait(l.epoll, events[:], timeout)
 		if err != nil {
 			if err == unix.EINTR {
 				continue
@@ -137,7 +157,11 @@ func (l *loop) run() {
 		for i := range n {
 			// An event of a descriptor that was closed and opened again since costs
 			// the new connection a read too many.
-			ready[i] = l.conns[events[i].Fd]
+			// The eventfd has none: there is nothing to read from it, as it is edge-triggered.
+			ready[i] = nil
+			if fd := int(events[i].Fd); fd < len(l.conns) {
+				ready[i] = l.conns[fd]
+			}
 		}
 		l.mu.Unlock()
 		started := false
@@ -158,12 +182,50 @@ func (l *loop) run() {
 				}
 			}
 		}
-		if started {
+		// One at a time: those that became ready meanwhile come first.
+		if c := l.dequeue(); c != nil && !c.run(true) {
+			started = true
+		}
+		timeout = -1
+		if l.hasQueued() {
+			timeout = 0
+		}
+		if started && runtime.GOMAXPROCS(0) == 1 {
 			// With one processor, they would wait until the runtime sees that this
 			// goroutine is in a system call for long.
 			runtime.Gosched()
 		}
 	}
+}
+
+// enqueue adds a connection whose turn is over to the queue. It is the loop's then.
+func (l *loop) enqueue(c *Conn, onLoop bool) {
+	l.mu.Lock()
+	l.queue = append(l.queue, c)
+	first := len(l.queue) == 1
+	l.mu.Unlock()
+	if first && !onLoop {
+		_, _ = unix.Write(l.wake, binary.NativeEndian.AppendUint64(nil, 1)) // its counter takes 2^64-2
+	}
+}
+
+// dequeue removes and returns the first connection of the queue, or nil.
+func (l *loop) dequeue() *Conn {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.queue) == 0 {
+		return nil
+	}
+	c := l.queue[0]
+	l.queue[0] = nil
+	l.queue = l.queue[1:]
+	return c
+}
+
+func (l *loop) hasQueued() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.queue) > 0
 }
 
 // step is what a connection's coroutine hands control back for.
@@ -172,6 +234,7 @@ type step int
 const (
 	untilReadable step = iota
 	leave
+	nextTurn
 )
 
 // Serve calls f, which reads from the connection and writes to it, in a goroutine of its
@@ -201,9 +264,13 @@ func (c *Conn) run(onLoop bool) bool {
 		if !ok {
 			return true
 		}
-		if what == leave {
+		switch what {
+		case leave:
 			go c.run(false)
 			return false
+		case nextTurn:
+			c.loop.enqueue(c, onLoop)
+			return true
 		}
 		if c.park() {
 			return true
