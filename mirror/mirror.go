@@ -277,5 +277,5 @@ func (m *Mirror) unlessAccepted(ctx context.Context, why string) error {
 			return nil
 		}
 	}
-	return &RefusedError{why + "; if that is meant to be so, say 'nar-herder mirror-accept', else put the source right"}
+	return &RefusedError{why + "; if that is meant to be so, say 'nar-herder mirror-accept-loss', else put the source right"}
 }

@@ -145,14 +145,14 @@ func (s *Storage) isEmpty(ctx context.Context) error {
 			return err
 		}
 		if !info.Temporary && isNarName(info.Name) {
-			return fmt.Errorf("%w: it has nars, such as %s, of which this index knows none: run 'nar-herder take-storage' if they are nobody's", ErrNotOwner, info.Name)
+			return fmt.Errorf("%w: it has nars, such as %s, of which this index knows none: run 'nar-herder claim-storage' if they are nobody's", ErrNotOwner, info.Name)
 		}
 	}
 	return nil
 }
 
 func (s *Storage) notOwner(whose string) error {
-	return fmt.Errorf("%w: %s is that of %s, which alone writes to it and deletes from it: do this there, or, if that is gone for good, run 'nar-herder take-storage' here", ErrNotOwner, s.bytes, whose)
+	return fmt.Errorf("%w: %s is that of %s, which alone writes to it and deletes from it: do this there, or, if that is gone for good, run 'nar-herder claim-storage' here", ErrNotOwner, s.bytes, whose)
 }
 
 // mayTake is MayDelete for what is imported, which can be before anybody owns the byte
@@ -275,7 +275,7 @@ func (s *Storage) SharesWith(ctx context.Context, name string) (bool, error) {
 	own, err := s.note(ctx, IdentityName)
 	if errors.Is(err, fs.ErrNotExist) {
 		if s.IsFrontEnd() {
-			return false, fmt.Errorf("storage %s has lost the name that it had when this became a front end: is it mounted? If it is meant to be another one, run 'nar-herder take-storage'", s.bytes)
+			return false, fmt.Errorf("storage %s has lost the name that it had when this became a front end: is it mounted? If it is meant to be another one, run 'nar-herder claim-storage'", s.bytes)
 		}
 		return false, nil
 	}

@@ -49,7 +49,7 @@ func TestOwner(t *testing.T) {
 	for what, item := range map[string]fake{"another": {n: 3, content: "three"}, "a replacement": {n: 1, content: "other", other: true}} {
 		results := importAll(t, second, storage.ImportOptions{Replace: true}, laid(t, item))
 		for _, result := range results {
-			if !errors.Is(result.Err, storage.ErrNotOwner) || !strings.Contains(result.Err.Error(), "take-storage") {
+			if !errors.Is(result.Err, storage.ErrNotOwner) || !strings.Contains(result.Err.Error(), "claim-storage") {
 				t.Errorf("%s: %v, want ErrNotOwner with what to do", what, result.Err)
 			}
 		}
@@ -399,7 +399,7 @@ func TestOwnerOfNobodys(t *testing.T) {
 	q := p.beside(t)
 	addRows(t, q, items...)
 	second := q.openTest(t)
-	if err := second.MayDelete(t.Context()); !errors.Is(err, storage.ErrNotOwner) || !strings.Contains(err.Error(), "take-storage") {
+	if err := second.MayDelete(t.Context()); !errors.Is(err, storage.ErrNotOwner) || !strings.Contains(err.Error(), "claim-storage") {
 		t.Errorf("an index without nars there: %v, want ErrNotOwner with what to do", err)
 	}
 	if _, err := second.Remove(t.Context(), items[0].hash()); !errors.Is(err, storage.ErrNotOwner) {

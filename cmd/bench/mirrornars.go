@@ -213,7 +213,7 @@ func (m *mirroring) askForCold() error {
 	if err != nil {
 		return err
 	}
-	s, err := m.startMirror(storage, "--mirror-nars=asked")
+	s, err := m.startMirror(storage, "--mirror-nars=on-demand")
 	if err != nil {
 		return err
 	}

@@ -38,20 +38,8 @@ Findings, one on a line: "damaged" narinfos, whose text in the index is not the 
 
 With --repair, damaged narinfos are written again, with what is left of them or with what --from has, if that is what was written; else import them again. Files are fetched again with --from, and compared with their NarHash before they are stored. Wrong files are moved to the directory "quarantine" of the storage. Files that no instance has are no longer recorded as stored. Unrecorded files are recorded when they are the right ones. Temporary files go when they are older than a day; in a bucket, the server that owns it removes them as well. Strangers stay.
 
-Exit status: 0, nothing is wrong; 1, the check could not be completed, or something could not be found out; 2, something is wrong and remains so; 3, something was wrong, and all of it was repaired.`
+Exit status: 0, nothing is wrong, or all that was wrong has been repaired; 1, something is wrong and was not repaired; 2, the check could not be completed, or something could not be found out.`
 }
-
-// statusError ends the program with that status; all has been said.
-type statusError int
-
-func (e statusError) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
-
-// The exit statuses of a check, apart from 0.
-const (
-	statusIncomplete statusError = 1
-	statusWrong      statusError = 2
-	statusRepaired   statusError = 3
-)
 
 func (c *checkCommand) validate() error {
 	switch {
@@ -67,10 +55,17 @@ func (c *checkCommand) validate() error {
 	return nil
 }
 
-func (c *checkCommand) Run(ctx context.Context, s *streams) (err error) {
+func (c *checkCommand) Run(ctx context.Context, s *streams) error {
 	if err := c.validate(); err != nil {
 		return usageError{err}
 	}
+	if err := c.check(ctx, s); err != nil {
+		return unknownError{err} // unless it has a status of its own
+	}
+	return nil
+}
+
+func (c *checkCommand) check(ctx context.Context, s *streams) (err error) {
 	log := slog.New(newLogHandler(s.err, slog.LevelWarn))
 	openStore := openForReading
 	if c.Repair || c.Verify { // which writes down how far it is

@@ -147,10 +147,10 @@ func TestCheckCommand(t *testing.T) {
 	p.damage(t)
 	before := tree(t, p.storage)
 	found := []string{"missing " + greeting, "wrong size " + libgreet, "wrong size " + emptyFile, "stranger README"}
-	p.check(t).want(t, 2, found...)
-	p.check(t, "--verify").want(t, 2, append(found, "corrupt "+greet)...)
+	p.check(t).want(t, 1, found...)
+	p.check(t, "--verify").want(t, 1, append(found, "corrupt "+greet)...)
 	r := runProgram(t, p.args("check", "--verify")...)
-	if r.status != 2 || r.err != "" || len(lines(r.out)) != 6 || !strings.Contains(r.out, "missing: nar/lzip/"+greeting+" of /gnu/store/"+greeting+": should have 107 bytes\n") ||
+	if r.status != 1 || r.err != "" || len(lines(r.out)) != 6 || !strings.Contains(r.out, "missing: nar/lzip/"+greeting+" of /gnu/store/"+greeting+": should have 107 bytes\n") ||
 		!strings.HasSuffix(r.out, "4 remain wrong\n") {
 		t.Errorf("status %d: %s%s", r.status, r.out, r.err)
 	}
@@ -166,7 +166,7 @@ func TestCheckCommand(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if c.status != 3 || c.totals.Repaired != 4 || c.totals.Repairs["fetched"] != 4 || c.totals.Remaining != 0 || c.totals.FetchedBytes < 800 {
+	if c.status != 0 || c.totals.Repaired != 4 || c.totals.Repairs["fetched"] != 4 || c.totals.Remaining != 0 || c.totals.FetchedBytes < 800 {
 		t.Errorf("status %d, %+v: %s", c.status, c.totals, c.err)
 	}
 	notices := []string{"stranger README", "quarantined " + libgreet, "quarantined " + emptyFile, "quarantined " + greet}
@@ -227,7 +227,7 @@ func TestCheckRepairsFromBad(t *testing.T) {
 			if slices.Contains(unsure, name) {
 				unclaimed, missing = 0, 500
 			}
-			if c.status != 2 || c.totals.Remaining != 4 || c.totals.Repaired != 0 || c.totals.FetchedBytes != 0 ||
+			if c.status != 1 || c.totals.Remaining != 4 || c.totals.Repaired != 0 || c.totals.FetchedBytes != 0 ||
 				c.totals.Repairs["set aside"] != 3 || c.totals.Repairs["unclaimed"] != unclaimed {
 				t.Errorf("status %d, %+v: %s", c.status, c.totals, c.out)
 			}
@@ -247,7 +247,7 @@ func TestCheckRepairsFromBad(t *testing.T) {
 			}
 			c = p.check(t, "--verify")
 			left := func(f foundLine) bool { return f.Kind != "stranger" && f.Kind != "quarantined" }
-			if unclaimed == 0 && c.status == 2 && slices.IndexFunc(c.findings, left) >= 0 {
+			if unclaimed == 0 && c.status == 1 && slices.IndexFunc(c.findings, left) >= 0 {
 				return // the one that is still missed
 			}
 			if c.status != 0 || slices.ContainsFunc(c.findings, left) {
@@ -271,10 +271,10 @@ func TestCheckUnrecorded(t *testing.T) {
 		}
 	}
 	c := p.check(t)
-	if c.status != 2 || c.totals.Findings["unrecorded"] != 2 || c.totals.Findings["stranger"] != 11 {
+	if c.status != 1 || c.totals.Findings["unrecorded"] != 2 || c.totals.Findings["stranger"] != 11 {
 		t.Errorf("status %d, %+v", c.status, c.totals)
 	}
-	if c := p.check(t, "--repair"); c.status != 3 || c.totals.Repairs["recorded"] != 2 {
+	if c := p.check(t, "--repair"); c.status != 0 || c.totals.Repairs["recorded"] != 2 {
 		t.Errorf("status %d, %+v", c.status, c.totals)
 	}
 	s := p.serve(t)
@@ -298,7 +298,7 @@ func TestCheckIncomplete(t *testing.T) {
 	p := newPlace(t)
 	p.imports(t, published(greet), published(greeting))
 	c := p.check(t)
-	if len(c.findings) != 1 || c.status != 2 {
+	if len(c.findings) != 1 || c.status != 1 {
 		t.Fatalf("status %d, %+v", c.status, c.findings)
 	}
 	if f := c.findings[0]; f.Kind != "incomplete" || f.StorePath != "/gnu/store/"+greet || !slices.Equal(f.References, []string{"/gnu/store/" + libgreet}) {
@@ -353,7 +353,7 @@ func TestCheckUnknown(t *testing.T) {
 	}
 	c := check("--verify")
 	// Nine nars, and the directory; verified, the nine again.
-	if c.status != 1 || c.totals.Complete || c.totals.Findings["unknown"] != 19 || c.totals.Findings["missing"] != 1 || len(c.totals.Findings) != 2 || c.totals.VerifiedFiles != 17 {
+	if c.status != 2 || c.totals.Complete || c.totals.Findings["unknown"] != 19 || c.totals.Findings["missing"] != 1 || len(c.totals.Findings) != 2 || c.totals.VerifiedFiles != 17 {
 		t.Errorf("status %d, %+v: %s", c.status, c.totals, c.err)
 	}
 	for _, finding := range c.findings {
@@ -361,7 +361,7 @@ func TestCheckUnknown(t *testing.T) {
 			t.Errorf("%+v", finding)
 		}
 	}
-	if c := check("--repair"); c.status != 1 || c.totals.Findings["unknown"] != 10 || c.totals.Repairs["unclaimed"] != 1 || len(c.totals.Repairs) != 1 {
+	if c := check("--repair"); c.status != 2 || c.totals.Findings["unknown"] != 10 || c.totals.Repairs["unclaimed"] != 1 || len(c.totals.Repairs) != 1 {
 		t.Errorf("with --repair: status %d, %+v", c.status, c.totals)
 	}
 	if err := os.Chmod(filepath.Join(p.storage, "nar/lzip"), 0o755); err != nil {
@@ -390,8 +390,8 @@ func TestCheckFails(t *testing.T) {
 	misuse(t, p.args("check", "--verify", "--verify-rate=0"), "--verify-rate")
 	misuse(t, p.args("check", "--verify", "--verify-rate=fast"), "--verify-rate", "fast")
 	misuse(t, p.args("check", "more"), "more")
-	fail(t, []string{"check", "--database=" + p.dir + "/absent", "--storage=" + p.storage}, "absent")
-	fail(t, []string{"check", database, "--storage=" + p.dir + "/absent"}, "absent")
+	failWith(t, int(statusUnknown), []string{"check", "--database=" + p.dir + "/absent", "--storage=" + p.storage}, "absent")
+	failWith(t, int(statusUnknown), []string{"check", database, "--storage=" + p.dir + "/absent"}, "absent")
 	// An index without nars needs no storage.
 	succeed(t, "import", "--database="+p.dir+"/bare.db", published(greeting))
 	succeed(t, "check", "--database="+p.dir+"/bare.db")

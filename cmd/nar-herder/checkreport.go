@@ -135,11 +135,9 @@ func (r *checkReport) end() statusError {
 	status := statusError(0)
 	switch {
 	case !t.Complete:
-		status = statusIncomplete
+		status = statusUnknown
 	case t.Remaining > 0:
-		status = statusWrong
-	case t.Repaired > 0:
-		status = statusRepaired
+		status = statusFailed
 	}
 	t.Status = int(status)
 	if r.json {
@@ -156,11 +154,15 @@ func (r *checkReport) end() statusError {
 	for _, outcome := range slices.Sorted(maps.Keys(t.Repairs)) {
 		parts = append(parts, fmt.Sprintf("%d %s", t.Repairs[outcome], outcome))
 	}
-	verdict := map[statusError]string{
-		0: "nothing is wrong", statusIncomplete: "the check is not complete",
-		statusWrong:    fmt.Sprintf("%d remain wrong", t.Remaining),
-		statusRepaired: "all that was wrong is repaired",
-	}[status]
+	verdict := "nothing is wrong"
+	switch {
+	case status == statusUnknown:
+		verdict = "the check is not complete"
+	case status == statusFailed:
+		verdict = fmt.Sprintf("%d remain wrong", t.Remaining)
+	case t.Repaired > 0:
+		verdict = "all that was wrong is repaired"
+	}
 	printf(r.out, "%s: %s\n", strings.Join(parts, ", "), verdict)
 	return status
 }

@@ -25,10 +25,10 @@ func TestCheckGoesOn(t *testing.T) {
 		if err := slow.Process.Signal(signal); err != nil {
 			t.Fatal(err)
 		}
-		if status := slow.wait(t); status != 1 || !strings.Contains(slow.err.String(), "nar-herder: check: interrupted: the next --verify goes on from here\n") {
+		if status := slow.wait(t); status != 2 || !strings.Contains(slow.err.String(), "nar-herder: check: interrupted: the next --verify goes on from here\n") {
 			t.Errorf("status %d: %s", status, slow.err.String())
 		}
-		c := readChecked(t, result{slow.out.String(), "", 1})
+		c := readChecked(t, result{slow.out.String(), "", 2})
 		if c.totals.Complete || len(c.findings) > 0 {
 			t.Errorf("%+v, %+v", c.totals, c.findings)
 		}

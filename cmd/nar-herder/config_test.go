@@ -123,7 +123,7 @@ func TestConfigOfEachOption(t *testing.T) {
 		"port": "80", "control-port": "0", "storage-nar-removal-criteria": "unpinned", "mirror": "https://x.example", "log-level": "WARN",
 		"enable-cached-compression": "gzip:1", "cached-compression-directory": "zstd=/x", "cached-compression-directory-max-size": "zstd=5",
 		"cached-compression-unused-removal-duration": "zstd=5d", "cached-compression-ttl": "zstd=5d", "cached-compression-new-ttl": "zstd=5d",
-		"nars-elsewhere": "redirect", "stored-nars": "redirect", "mirror-nars": "none", "public-metrics": "no", "x-accel-redirect": "true", "allow-private-redirects": "true", "tag": "a=b",
+		"serve-remote-nars": "redirect", "serve-bucket-nars": "redirect", "mirror-nars": "none", "public-metrics": "no", "x-accel-redirect": "true", "allow-private-redirects": "true", "tag": "a=b",
 		"trusted-proxies": "10.0.0.0/8,unix",
 	}
 	environment, file, args := []string{}, "", []string{"config"}
@@ -198,7 +198,7 @@ func TestConfigFaults(t *testing.T) {
 		"port = [80]":                       {"--port", "not a list"},
 		"port = 70000":                      {"--port", `"70000"`, "0 to 65535", "--port is set by the file"},
 		"ttl = 5":                           {"--ttl", `"5"`, "--ttl is set by the file"},
-		"nars-elsewhere = 'x'":              {"--nars-elsewhere", `"x"`, "--nars-elsewhere is set by the file"},
+		"serve-remote-nars = 'x'":           {"--serve-remote-nars", `"x"`, "--serve-remote-nars is set by the file"},
 		"x-accel-redirect = 'perhaps'":      {"--x-accel-redirect", `"perhaps"`, "--x-accel-redirect is set by the file"},
 		"enable-cached-compression = ['x']": {"--enable-cached-compression", `"x"`, "zstd, lzip, gzip", "--enable-cached-compression is set by the file"},
 		"port = ":                           {"not TOML", "line 1"},

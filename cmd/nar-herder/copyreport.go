@@ -32,11 +32,11 @@ func (r *copyReport) file(result copying.Result) {
 		encodeLine(json.NewEncoder(redact.JSON{W: r.out}), copied{result.Name, result.Outcome.String(), result.Size, result.Err.Error()})
 		return
 	}
-	printf(r.err, "nar-herder: copy %s: %s: %s\n", result.Name, result.Outcome, oneLine(result.Err))
+	printf(r.err, "nar-herder: copy-storage %s: %s: %s\n", result.Name, result.Outcome, oneLine(result.Err))
 }
 
 // summary says what it came to, and what to do next.
-func (r *copyReport) summary(c *copyCommand, s *copying.Summary, complete bool) {
+func (r *copyReport) summary(c *copyStorageCommand, s *copying.Summary, complete bool) {
 	if r.json {
 		encodeLine(json.NewEncoder(redact.JSON{W: r.out}), copyTotals{
 			Copied: s.Files[copying.Copied], CopiedBytes: s.Bytes[copying.Copied], Verified: s.Verified, Replaced: s.Replaced,

@@ -108,7 +108,7 @@ func (c *newDatabaseOption) mayBegin(ctx context.Context, database string, bytes
 	case err != nil:
 		return fmt.Errorf("database %s is missing or empty, and whether another belongs to storage %s can't be found out: %w: try again, or begin a new index with --new-database", database, bytes, err)
 	}
-	return fmt.Errorf("database %s is missing or empty, but storage %s was claimed by another database, that of instance %s: is the file system of the database mounted? Name that database with --database, or restore it; if it is gone for good, begin a new index with --new-database, and see 'nar-herder take-storage --help'", database, bytes, owner)
+	return fmt.Errorf("database %s is missing or empty, but storage %s was claimed by another database, that of instance %s: is the file system of the database mounted? Name that database with --database, or restore it; if it is gone for good, begin a new index with --new-database, and see 'nar-herder claim-storage --help'", database, bytes, owner)
 }
 
 // open opens the index, and the storage unless its name is empty. The index must exist.

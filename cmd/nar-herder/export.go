@@ -13,14 +13,14 @@ import (
 type exportCommand struct {
 	databaseOption `embed:""`
 
-	Storage   string      `required:"" placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars."`
-	Tag       []tagValue  `argumentsonly:"" sep:"none" placeholder:"KEY=VALUE" help:"Only items that have the tag. May be repeated: then items that have all of them."`
-	ClosureOf []itemValue `argumentsonly:"" sep:"none" placeholder:"ITEM" help:"Only this item and all that it refers to. May be repeated."`
-	Delete    bool        `argumentsonly:"" help:"Remove what is no longer exported from the directory."`
-	DryRun    bool        `help:"Change nothing, and tell what would be."`
-	Copy      bool        `help:"Copy nars, also where hard links of those in the storage would do."`
-	MissingOK bool        `name:"missing-ok" help:"That nars are not stored is no failure, and not worth a line each."`
-	Directory string      `arg:"" name:"directory" help:"Where to. It is created if it is missing."`
+	Storage      string      `required:"" placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars."`
+	Tag          []tagValue  `argumentsonly:"" sep:"none" placeholder:"KEY=VALUE" help:"Only items that have the tag. May be repeated: then items that have all of them."`
+	ClosureOf    []itemValue `argumentsonly:"" sep:"none" placeholder:"ITEM" help:"Only this item and all that it refers to. May be repeated."`
+	Delete       bool        `argumentsonly:"" help:"Remove what is no longer exported from the directory."`
+	DryRun       bool        `help:"Change nothing, and tell what would be."`
+	Copy         bool        `help:"Copy nars, also where hard links of those in the storage would do."`
+	AllowMissing bool        `help:"That nars are not stored is no failure, and not worth a line each."`
+	Directory    string      `arg:"" name:"directory" help:"Where to. It is created if it is missing."`
 }
 
 // itemValue is a store item as people have it at hand.
@@ -67,7 +67,7 @@ func (c *exportCommand) Run(ctx context.Context, s *streams) (err error) {
 		Tags: tags(c.Tag), ClosureOf: roots, Delete: c.Delete, DryRun: c.DryRun, Copy: c.Copy,
 		Report: func(r export.Result) {
 			bar.add(r.Bytes)
-			if r.Err == nil || r.Outcome == export.Skipped && c.MissingOK {
+			if r.Err == nil || r.Outcome == export.Skipped && c.AllowMissing {
 				return
 			}
 			if listed++; listed <= listedFailures {
@@ -98,8 +98,8 @@ func (c *exportCommand) Run(ctx context.Context, s *streams) (err error) {
 	if err != nil {
 		return err
 	}
-	if summary.Failed > 0 || summary.Skipped > 0 && !c.MissingOK {
-		return errReported
+	if summary.Failed > 0 || summary.Skipped > 0 && !c.AllowMissing {
+		return statusFailed
 	}
 	return nil
 }

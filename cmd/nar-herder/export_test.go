@@ -178,7 +178,7 @@ func TestExportMissing(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The index has it: that is a fault.
-	r := runProgram(t, p.args("export", "--missing-ok", out)...)
+	r := runProgram(t, p.args("export", "--allow-missing", out)...)
 	if r.status != 1 || strings.Count(r.err, "\n") != 1 || !strings.Contains(r.err, greet) || !strings.Contains(r.out, "1 failed") {
 		t.Errorf("a nar that is gone: %+v", r)
 	}
@@ -207,7 +207,7 @@ func TestExportMissing(t *testing.T) {
 		!strings.Contains(r.out, "not exported: 23 without") {
 		t.Errorf("narinfos alone: %+v", r)
 	}
-	succeed(t, q.args("export", "--missing-ok", out)...)
+	succeed(t, q.args("export", "--allow-missing", out)...)
 
 	fail(t, q.args("export", q.storage+"/out"), q.storage, "lies in the storage")
 	misuse(t, q.args("export", "--tag=a=b", "--closure-of="+greet, out), "--tag", "--closure-of")

@@ -65,7 +65,7 @@ func (c *importCommand) Run(ctx context.Context, s *streams) (err error) {
 		return fmt.Errorf("import: %w", err)
 	}
 	if summary.Outcomes[storage.Failed] > 0 {
-		return errReported
+		return statusFailed
 	}
 	return nil
 }

@@ -31,26 +31,26 @@ type commands struct {
 	Config      string           `placeholder:"FILE" help:"File of options, in TOML, for those that are neither on the command line nor in the environment. See 'nar-herder help config'."`
 	ShowVersion kong.VersionFlag `name:"version" help:"Show the version."`
 
-	RunServer    serverCommand       `cmd:"" help:"Serve narinfos and nars over HTTP."`
-	Import       importCommand       `cmd:"" help:"Add narinfos, and the nars beside them, to the index and the storage."`
-	Remove       removeCommand       `cmd:"" help:"Remove items: their narinfos and their nars."`
-	Pin          pinCommand          `cmd:"" help:"Keep items and all that they need from being removed."`
-	Unpin        unpinCommand        `cmd:"" help:"Let items be removed again."`
-	Pins         pinsCommand         `cmd:"" help:"List what is pinned."`
-	List         listCommand         `cmd:"" help:"List the items of the index."`
-	Export       exportCommand       `cmd:"" help:"Make a directory of narinfos and nars for any server of files, or bring it up to date."`
-	Copy         copyCommand         `cmd:"" help:"Bring all nars of a storage into another, such as a new disk."`
-	Check        checkCommand        `cmd:"" help:"Compare the index with the storage, and repair what is wrong."`
-	TakeStorage  takeStorageCommand  `cmd:"" help:"Make this instance the one that writes to a storage and removes from it."`
-	Dump         dumpCommand         `cmd:"" help:"Make the copy of the index that other instances begin with."`
-	MirrorStatus mirrorStatusCommand `cmd:"" help:"Show how far a mirror is behind the instance that it mirrors."`
-	MirrorAccept mirrorAcceptCommand `cmd:"" help:"Have a mirror follow its source although that has lost or removed much."`
-	Stats        statsCommand        `cmd:"" help:"Show how much there is in the index and the storage."`
-	Migrate      migrateCommand      `cmd:"" help:"Bring a database of an older version of this program up to date."`
-	Convert      convertCommand      `cmd:"" help:"Convert a database of the original Nar Herder to an index, or an index to one of the original."`
-	ShowConfig   configCommand       `cmd:"" name:"config" help:"Show the options of run-server that are in effect, and where each comes from."`
-	Version      versionCommand      `cmd:"" help:"Show the version."`
-	Help         helpCommand         `cmd:"" help:"Show help on a command."`
+	RunServer        serverCommand           `cmd:"" help:"Serve narinfos and nars over HTTP."`
+	Import           importCommand           `cmd:"" help:"Add narinfos, and the nars beside them, to the index and the storage."`
+	Remove           removeCommand           `cmd:"" help:"Remove items: their narinfos and their nars."`
+	Pin              pinCommand              `cmd:"" help:"Keep items and all that they need from being removed."`
+	Unpin            unpinCommand            `cmd:"" help:"Let items be removed again."`
+	Pins             pinsCommand             `cmd:"" help:"List what is pinned."`
+	List             listCommand             `cmd:"" help:"List the items of the index."`
+	Export           exportCommand           `cmd:"" help:"Make a directory of narinfos and nars for any server of files, or bring it up to date."`
+	CopyStorage      copyStorageCommand      `cmd:"" help:"Bring all nars of a storage into another, such as a new disk."`
+	Check            checkCommand            `cmd:"" help:"Compare the index with the storage, and repair what is wrong."`
+	ClaimStorage     claimStorageCommand     `cmd:"" help:"Make this instance the one that writes to a storage and removes from it."`
+	Dump             dumpCommand             `cmd:"" help:"Make the copy of the index that other instances begin with."`
+	MirrorStatus     mirrorStatusCommand     `cmd:"" help:"Show how far a mirror is behind the instance that it mirrors."`
+	MirrorAcceptLoss mirrorAcceptLossCommand `cmd:"" help:"Have a mirror follow its source although that has lost or removed much."`
+	Stats            statsCommand            `cmd:"" help:"Show how much there is in the index and the storage."`
+	Migrate          migrateCommand          `cmd:"" help:"Bring a database of an older version of this program up to date."`
+	Convert          convertCommand          `cmd:"" help:"Convert a database of the original Nar Herder to an index, or an index to one of the original."`
+	ShowConfig       configCommand           `cmd:"" name:"config" help:"Show the options of run-server that are in effect, and where each comes from."`
+	Version          versionCommand          `cmd:"" help:"Show the version."`
+	Help             helpCommand             `cmd:"" help:"Show help on a command."`
 }
 
 // streams is where commands read from and write to.
@@ -60,9 +60,26 @@ type streams struct {
 	parser   *kong.Kong
 }
 
-// statusUsage is the exit status for arguments that are wrong whatever the state of
-// the machine: EX_USAGE of sysexits.h. A supervisor need not try again.
-const statusUsage = 64
+// Exit statuses, which mean the same in every command.
+const (
+	// statusFailed says that something is wrong, or that all or some of the work failed.
+	statusFailed statusError = 1
+	// statusUnknown says that what the command is about could not be determined.
+	statusUnknown statusError = 2
+	// statusUsage is for arguments that are wrong whatever the state of the machine:
+	// EX_USAGE of sysexits.h. A supervisor need not try again.
+	statusUsage = 64
+)
+
+// statusError ends the program with that status; all has been said.
+type statusError int
+
+func (e statusError) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
+
+// unknownError is an error that ends the program with statusUnknown.
+type unknownError struct{ error }
+
+func (e unknownError) Unwrap() error { return e.error }
 
 // usageError is an error of the arguments.
 type usageError struct{ error }
@@ -71,9 +88,6 @@ func (e usageError) Unwrap() error { return e.error }
 
 // usagef makes a usageError.
 func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
-
-// errReported is for a command that has said itself what went wrong.
-var errReported = errors.New("some of it failed")
 
 // run does what the arguments say, and returns the exit status.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
@@ -92,7 +106,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	)
 	if err != nil {
 		printf(stderr, "nar-herder: %v\n", err)
-		return 1
+		return int(statusFailed)
 	}
 	if len(args) == 0 {
 		args = []string{"--help"}
@@ -109,14 +123,13 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	}
 	var parse *kong.ParseError
 	var usage usageError
+	var unknown unknownError
 	var status statusError
 	switch {
 	case err == nil:
 		return 0
 	case errors.As(err, &status):
 		return int(status)
-	case errors.Is(err, errReported):
-		return 1
 	}
 	message := redact.Text(settings.explain(oneLine(err)))
 	switch {
@@ -128,7 +141,10 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		return statusUsage
 	}
 	fmt.Fprintln(stderr, "nar-herder:", message)
-	return 1
+	if errors.As(err, &unknown) {
+		return int(statusUnknown)
+	}
+	return int(statusFailed)
 }
 
 // helpFor is the command that explains what was given in a wrong way.

@@ -25,7 +25,7 @@ const (
 )
 
 // decoderBudget is the memory of all decoders of this process, but for those that compare
-// nars that pass through, and those of copy.
+// nars that pass through, and those of copy-storage.
 var decoderBudget = sync.OnceValue(func() *compression.Budget {
 	return compression.NewBudget(ownMemory() / decoderShare)
 })

@@ -135,15 +135,9 @@ type mirrorStatusCommand struct {
 	JSON   bool      `name:"json" help:"The answer as the mirror gives it."`
 }
 
-// Exit statuses of mirror-status.
-const (
-	mirrorBehind  statusError = 1
-	mirrorUnknown statusError = 2
-)
-
 // Help is what else there is to say.
 func (mirrorStatusCommand) Help() string {
-	return "The exit status is 0 when the mirror is up to date, 1 when it is behind, syncing or does not follow its source, and 2 when that can't be found out, or it mirrors nothing."
+	return "The exit status is 0 when the mirror is up to date, 1 when it is behind, syncing or does not follow its source, and 2 when that could not be determined, or it mirrors nothing."
 }
 
 const statusTimeout = 30 * time.Second
@@ -152,7 +146,7 @@ func (c *mirrorStatusCommand) Run(ctx context.Context, s *streams) error {
 	status, text, err := c.ask(ctx)
 	if err != nil {
 		printf(s.err, "nar-herder: ask %s: %s\n", peer.Name(c.URL.url.URL), oneLine(err))
-		return mirrorUnknown
+		return statusUnknown
 	}
 	lag := "unknown"
 	if status.LagSeconds >= 0 {
@@ -181,7 +175,7 @@ func (c *mirrorStatusCommand) Run(ctx context.Context, s *streams) error {
 		}
 	}
 	if status.State == mirror.Syncing || status.State == mirror.Refusing || status.LagSeconds < 0 || status.LagSeconds > time.Duration(c.MaxLag).Seconds() {
-		return mirrorBehind
+		return statusFailed
 	}
 	return nil
 }
@@ -220,16 +214,16 @@ func (c *mirrorStatusCommand) ask(ctx context.Context) (status mirrorStatus, tex
 	return *health.Mirror, string(body), nil
 }
 
-type mirrorAcceptCommand struct {
+type mirrorAcceptLossCommand struct {
 	databaseOption `embed:""`
 }
 
 // Help is what else there is to say.
-func (mirrorAcceptCommand) Help() string {
+func (mirrorAcceptLossCommand) Help() string {
 	return "A mirror does not follow a source that has shrunk by more than a tenth, removes more than that within an hour, has gone back in time, as after a backup was put back, or dates changes ahead of the mirror's clock: it says so in its log, at /health and in its metrics. This has it follow the source for the next hour all the same. --database is that of the mirror, whose server runs on."
 }
 
-func (c *mirrorAcceptCommand) Run(ctx context.Context, s *streams) (err error) {
+func (c *mirrorAcceptLossCommand) Run(ctx context.Context, s *streams) (err error) {
 	store, err := openExisting(ctx, c.Database, "", nil)
 	if err != nil {
 		return err

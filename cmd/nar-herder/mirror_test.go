@@ -108,7 +108,7 @@ func TestColdNar(t *testing.T) {
 	from := p.serve(t, "--log-level=INFO")
 	q := newPlace(t)
 	succeed(t, "import", "--database="+q.database, directory)
-	mirror := q.serve(t, "--log-level=INFO", "--mirror=http://"+from.addresses[0], "--mirror-nars=asked")
+	mirror := q.serve(t, "--log-level=INFO", "--mirror=http://"+from.addresses[0], "--mirror-nars=on-demand")
 	begun := time.Now()
 	var asking sync.WaitGroup
 	for range clients {

@@ -40,7 +40,7 @@ func TestOptions(t *testing.T) {
 			{"cached-compression-min-uses", "7"}, {"cached-compression-workers", "4"}, {"cached-compression-nar-source", "https://nars.example"},
 			{"signing-key", key}, {"narinfo-cache-size", "16MiB"},
 			{"storage-cache", filepath.Join(p.dir, "cache")}, {"storage-cache-size", "100MiB"},
-			{"mirror-nars", "asked"}, {"mirror-fetchers", "8"}, {"mirror-bandwidth", "2MB"},
+			{"mirror-nars", "on-demand"}, {"mirror-fetchers", "8"}, {"mirror-bandwidth", "2MB"},
 		} {
 			if form == "=" {
 				args = append(args, "--"+option[0]+"="+option[1])
@@ -149,7 +149,7 @@ func TestBadOptions(t *testing.T) {
 		{[]string{"--mirror=ftp://mirror.example"}, []string{"--mirror", "ftp://mirror.example", "http://HOST"}},
 		{[]string{"--mirror=https://"}, []string{"--mirror", "https://", "http://HOST"}},
 		{[]string{"--mirror="}, []string{"--mirror", `""`, "http://HOST"}},
-		{[]string{"--mirror-nars=some"}, []string{"--mirror-nars", `"some"`, "all", "asked", "none"}},
+		{[]string{"--mirror-nars=some"}, []string{"--mirror-nars", `"some"`, "all", "on-demand", "none"}},
 		{[]string{"--mirror-fetchers=0"}, []string{"--mirror-fetchers", `"0"`, "1 to"}},
 		{[]string{"--mirror-bandwidth=0"}, []string{"--mirror-bandwidth=0", "none"}},
 		{[]string{"--mirror-bandwidth=fast"}, []string{"--mirror-bandwidth", `"fast"`, "a number of bytes"}},
@@ -293,12 +293,12 @@ func TestBadBucketURL(t *testing.T) {
 	database, nowhere := "--database="+dir+"/index.db", filepath.Join(dir, "nonexistent")
 	for option, args := range map[string][]string{
 		"--storage": {"run-server", database, "--port=0", "--pid-file=" + dir + "/pid", "--mirror=" + source.URL, "--storage=" + url},
-		"--to":      {"copy", "--database=none", "--from=" + nowhere, "--to=" + url},
-		"--from":    {"copy", "--database=none", "--to=" + nowhere, "--from=" + url},
+		"--to":      {"copy-storage", "--database=none", "--from=" + nowhere, "--to=" + url},
+		"--from":    {"copy-storage", "--database=none", "--to=" + nowhere, "--from=" + url},
 	} {
 		misuse(t, args, option, `checksum="foo"`, "crc32c, crc32 or none")
 	}
-	for _, args := range [][]string{{"export", database, nowhere}, {"check", database}, {"import", database, nowhere}, {"remove", database, "--tag=a=b"}, {"convert", nowhere, nowhere}, {"take-storage", database}} {
+	for _, args := range [][]string{{"export", database, nowhere}, {"check", database}, {"import", database, nowhere}, {"remove", database, "--tag=a=b"}, {"convert", nowhere, nowhere}, {"claim-storage", database}} {
 		misuse(t, append(args, "--storage="+url), "--storage", `checksum="foo"`, "crc32c, crc32 or none")
 	}
 	if n := asked.Load(); n != 0 {

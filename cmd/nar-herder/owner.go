@@ -63,7 +63,7 @@ func (c *serverCommand) settleOwner(ctx context.Context, store *opened, peers pe
 // is nobody's and has this index's nars.
 func (c *serverCommand) settleAlone(ctx context.Context, store *opened, log *slog.Logger) {
 	if store.IsFrontEnd() {
-		log.Warn("this was a front end, and goes on as one without an instance to mirror: give --mirror, or see 'nar-herder help take-storage'", "storage", store.name())
+		log.Warn("this was a front end, and goes on as one without an instance to mirror: give --mirror, or see 'nar-herder help claim-storage'", "storage", store.name())
 		return
 	}
 	owner, err := store.Owner(ctx)
@@ -78,7 +78,7 @@ func (c *serverCommand) settleAlone(ctx context.Context, store *opened, log *slo
 	case err != nil:
 		log.Warn("the storage can't be made this instance's yet; that is tried again before anything is removed", "storage", store.name(), "error", err)
 	case owner != "" && owner != store.Instance():
-		log.Warn("the storage belongs to another instance, and is only read: see 'nar-herder help take-storage'", "storage", store.name(), "owner", owner)
+		log.Warn("the storage belongs to another instance, and is only read: see 'nar-herder help claim-storage'", "storage", store.name(), "owner", owner)
 	}
 }
 
@@ -121,7 +121,7 @@ func (c *serverCommand) settle(ctx context.Context, store *opened, source *peer.
 		log.Warn("the storage is not that of the mirrored instance, so this instance is no longer a front end: it fetches and removes nars after a restart", "storage", store.name())
 	}
 	if owner != "" {
-		log.Warn("the storage belongs to another instance, and is only read: see 'nar-herder help take-storage'", "storage", store.name(), "owner", owner)
+		log.Warn("the storage belongs to another instance, and is only read: see 'nar-herder help claim-storage'", "storage", store.name(), "owner", owner)
 	}
 	if err := store.SetFrontEnd(ctx, false); err != nil {
 		return err
@@ -140,20 +140,20 @@ func (c *serverCommand) isFrontEnd(ctx context.Context, store *opened, log *slog
 	return store.SetFrontEnd(ctx, true)
 }
 
-type takeStorageCommand struct {
+type claimStorageCommand struct {
 	databaseOption `embed:""`
 
 	Storage string `required:"" placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars."`
 }
 
 // Help is what else there is to say.
-func (takeStorageCommand) Help() string {
+func (claimStorageCommand) Help() string {
 	return `One instance writes to a storage and removes from it: the first that did. Others with the same storage, such as front ends, only read. This makes the instance with --database that one: when the database of the one before is lost, or to put a front end in its place. Its server must be stopped for good before, or be about to become a front end. Restart this instance's server after it, without --mirror if that named the one before.
 
 The index then has all files as stored that are there under the names and with the sizes that its narinfos give; 'nar-herder check --verify' compares their content.`
 }
 
-func (c *takeStorageCommand) Run(ctx context.Context, s *streams) (err error) {
+func (c *claimStorageCommand) Run(ctx context.Context, s *streams) (err error) {
 	log := slog.New(newLogHandler(s.err, slog.LevelWarn))
 	store, err := openExisting(ctx, c.Database, c.Storage, log)
 	if err != nil {
@@ -164,7 +164,7 @@ func (c *takeStorageCommand) Run(ctx context.Context, s *streams) (err error) {
 	taken, err := store.TakeOver(ctx, func() { shown.add(0) })
 	shown.end()
 	if err != nil {
-		return fmt.Errorf("take storage %s: %w: run this again", store.name(), err)
+		return fmt.Errorf("claim storage %s: %w: run this again", store.name(), err)
 	}
 	switch taken.Before {
 	case store.Instance():

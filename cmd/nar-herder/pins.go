@@ -17,15 +17,15 @@ import (
 type pinCommand struct {
 	databaseOption `embed:""`
 
-	Unknown bool     `help:"Pin also items that are not here yet."`
-	Items   []string `arg:"" name:"store-path" help:"Store paths, or their base names, or their hashes."`
+	AllowMissing bool     `help:"Pin also items that are not here yet."`
+	Items        []string `arg:"" name:"store-path" help:"Store paths, or their base names, or their hashes."`
 }
 
 func (c *pinCommand) Run(ctx context.Context, s *streams) error {
 	return eachItem(ctx, s, "pin", c.Database, c.Items, func(store *opened, hash narinfo.PathHash, name string) error {
 		if _, err := store.Item(ctx, hash); errors.Is(err, storage.ErrNotFound) {
-			if !c.Unknown {
-				return fmt.Errorf("%w: import it first, or use --unknown", err)
+			if !c.AllowMissing {
+				return fmt.Errorf("%w: import it first, or use --allow-missing", err)
 			}
 		} else if err != nil {
 			return err
@@ -130,7 +130,7 @@ func eachItem(ctx context.Context, s *streams, command, database string, names [
 		}
 	}
 	if failed {
-		return errReported
+		return statusFailed
 	}
 	return nil
 }

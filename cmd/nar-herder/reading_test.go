@@ -15,7 +15,7 @@ func readingCommands(p place, out string) [][]string {
 	return [][]string{
 		{"list", database}, {"list", database, "--json"}, {"stats", database}, {"pins", database}, p.args("check"), p.args("check", "--no-closures"),
 		p.args("export", filepath.Join(out, "exported")), p.args("remove", "--dry-run", greeting), p.args("remove", "--dry-run", "--after-grace", greeting),
-		{"copy", database, "--from=" + p.storage, "--to=" + filepath.Join(out, "copied")}, {"convert", p.database, filepath.Join(out, "original.db")},
+		{"copy-storage", database, "--from=" + p.storage, "--to=" + filepath.Join(out, "copied")}, {"convert", p.database, filepath.Join(out, "original.db")},
 	}
 }
 
@@ -134,10 +134,10 @@ func TestNoDatabase(t *testing.T) {
 		}
 		database := "--database=" + p.database
 		commands := append(readingCommands(p, t.TempDir()), p.args("remove", greeting), p.args("check", "--repair"), p.args("check", "--verify"),
-			[]string{"pin", database, greeting}, []string{"unpin", database, greeting}, []string{"mirror-accept", database}, p.args("take-storage"),
+			[]string{"pin", database, greeting}, []string{"unpin", database, greeting}, []string{"mirror-accept-loss", database}, p.args("claim-storage"),
 			[]string{"dump", database, "--database-dump=" + filepath.Join(p.dir, "dump.db")}, []string{"migrate", database})
 		for _, args := range commands {
-			if args[0] == "copy" {
+			if args[0] == "copy-storage" {
 				if err := os.Mkdir(args[3][len("--to="):], 0o755); err != nil {
 					t.Fatal(err)
 				}

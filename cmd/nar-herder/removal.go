@@ -94,7 +94,7 @@ func (c *serverCommand) keepLimit(store *opened, peers peer.Peers, counter *uses
 	if len(peers) > 0 {
 		source := passing.New(peers, decoderBudget().Total()/passingShare)
 		source.Log = log
-		options.Elsewhere, options.RedirectElsewhere = source, c.NarsElsewhere == redirect
+		options.Elsewhere, options.RedirectElsewhere = source, c.ServeRemoteNars == redirect
 	}
 	if c.Storage == "" {
 		return nil

@@ -283,7 +283,7 @@ func TestRemoval(t *testing.T) {
 	until(t, "it is back", func() bool { return get(t, in.address(0), "/"+removed.Files[0].URL).body == whole })
 	// By option, clients are sent there.
 	in.servers[0].stop(t, syscall.SIGTERM)
-	in.options[0] = append(in.options[0], "--nars-elsewhere=redirect")
+	in.options[0] = append(in.options[0], "--serve-remote-nars=redirect")
 	in.start(0)
 	got := request(t, in.address(0), "GET", "/"+removed.Files[0].URL)
 	if got.StatusCode != 302 || got.Header.Get("Location") != "http://"+in.address(1)+"/"+removed.Files[0].URL {

@@ -115,7 +115,7 @@ func (c *removeCommand) Run(ctx context.Context, s *streams) (err error) {
 		return err
 	}
 	if summary.Failed > 0 {
-		return errReported
+		return statusFailed
 	}
 	return nil
 }

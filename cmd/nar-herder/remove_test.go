@@ -257,13 +257,13 @@ func TestPinCommands(t *testing.T) {
 	p.imports(t, filepath.Join(testdata, "published"))
 	const unknown = "00000000000000000000000000000001"
 	r := runProgram(t, "pin", database, "nonsense", greet, unknown)
-	if r.status != 1 || r.out != "pinned /gnu/store/"+greet+"\n" || strings.Count(r.err, "\n") != 2 || !strings.Contains(r.err, "pin nonsense: ") || !strings.Contains(r.err, "pin "+unknown+": not in the index") || !strings.Contains(r.err, "--unknown") {
+	if r.status != 1 || r.out != "pinned /gnu/store/"+greet+"\n" || strings.Count(r.err, "\n") != 2 || !strings.Contains(r.err, "pin nonsense: ") || !strings.Contains(r.err, "pin "+unknown+": not in the index") || !strings.Contains(r.err, "--allow-missing") {
 		t.Errorf("pin: %+v", r)
 	}
 	if out := succeed(t, "pin", database, greet); out != "/gnu/store/"+greet+" was pinned before\n" {
 		t.Errorf("pin again: %s", out)
 	}
-	if out := succeed(t, "pin", database, "--unknown", unknown); out != "pinned "+unknown+"\n" {
+	if out := succeed(t, "pin", database, "--allow-missing", unknown); out != "pinned "+unknown+"\n" {
 		t.Errorf("pin an unknown one: %s", out)
 	}
 	listed := lines(succeed(t, "pins", database))

@@ -146,7 +146,7 @@ func TestSecrets(t *testing.T) {
 	}
 	p.imports(t, dir)
 	proxy := s.word("proxy")
-	run := command(p.args("run-server", "--log-level=DEBUG", "--port=0", "--nars-elsewhere=redirect", "--database-dump-interval=1s", "--mirror-nars=none",
+	run := command(p.args("run-server", "--log-level=DEBUG", "--port=0", "--serve-remote-nars=redirect", "--database-dump-interval=1s", "--mirror-nars=none",
 		"--mirror="+mirrored.url(user, password), "--allow-private-redirects", "--storage-nar-removal-criteria=stored-on="+copied.url(user, password),
 		"--storage-limit=1", "--storage-check-interval=1s",
 		"--enable-cached-compression=zstd", "--cached-compression-directory=zstd="+filepath.Join(p.dir, "zstd"), "--cached-compression-min-uses=1",
@@ -299,7 +299,7 @@ func slips(t *testing.T, s *secrets, p place, at string) {
 		{"run-server", "--database=" + p.database, "--storage=S3://" + at + "x.example"}, {"run-server", "--database=" + p.database, "--storage=s3://" + at + "x.example"},
 		{"run-server", "--database=" + p.database, "--storage=s3://bucket?endpoint=http://" + at + "x.example"},
 		{"run-server", "--database=" + p.database, "--storage=s3://bucket?credentials=http://" + at + "x.example"},
-		p.args("check", "--repair", "--from=http://"+at), p.args("check", "--from=http://"+at+"x.example/?x"), {"copy", "--from=http://" + at + "x.example", "--to=" + p.storage},
+		p.args("check", "--repair", "--from=http://"+at), p.args("check", "--from=http://"+at+"x.example/?x"), {"copy-storage", "--from=http://" + at + "x.example", "--to=" + p.storage},
 		{"mirror-status", "http://" + at + "127.0.0.1:1"}, {"mirror-status", "http://" + at + "x.invalid"}, {"mirror-status", "http://" + at}, {"mirror-status", at + "x.invalid"},
 	} {
 		r := runProgram(t, args...)
@@ -337,7 +337,7 @@ func TestSecretsOfProxies(t *testing.T) {
 		}
 		for _, args := range [][]string{
 			{"mirror-status", "http://x.invalid"},
-			{"copy", "--database=none", "--to=" + p.storage, "--from=s3://bucket/prefix?region=x&path-style=true&endpoint=http://x.invalid&credentials=" + file},
+			{"copy-storage", "--database=none", "--to=" + p.storage, "--from=s3://bucket/prefix?region=x&path-style=true&endpoint=http://x.invalid&credentials=" + file},
 		} {
 			r := runIn(t, environment, args...)
 			if r.status == 0 || !strings.Contains(r.err, wanted) {

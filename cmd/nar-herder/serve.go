@@ -61,11 +61,11 @@ type serverCommand struct {
 	MirrorInterval       ttlValue       `default:"60s" placeholder:"DURATION" help:"How often an original Nar Herder is asked for its changes; others tell theirs at once (default: ${default})."`
 	DatabaseDumpInterval intervalValue  `default:"1d" placeholder:"DURATION" help:"How often the copy that others download is made anew, where something has changed; none for by 'nar-herder dump' alone (default: ${default})."`
 	StorageCheckInterval ttlValue       `default:"60s" placeholder:"DURATION" help:"How often the storage is compared with its limit (default: ${default})."`
-	NarsElsewhere        elsewhereValue `default:"stream" enum:"stream,redirect" placeholder:"stream|redirect" help:"How to answer with nars that were removed and are stored on another instance: stream them through, or redirect there (default: ${default})."`
+	ServeRemoteNars      elsewhereValue `default:"stream" enum:"stream,redirect" placeholder:"stream|redirect" help:"How to answer with nars that were removed and are stored on another instance: stream them through, or redirect there (default: ${default})."`
 
-	StoredNars elsewhereValue `default:"stream" enum:"stream,redirect" placeholder:"stream|redirect" help:"How to answer with nars that are in a bucket: stream them through, or redirect to the bucket with a URL that is good for ten minutes (default: ${default})."`
+	ServeBucketNars elsewhereValue `default:"stream" enum:"stream,redirect" placeholder:"stream|redirect" help:"How to answer with nars that are in a bucket: stream them through, or redirect to the bucket with a URL that is good for ten minutes (default: ${default})."`
 
-	MirrorNars      string        `default:"all" enum:"all,asked,none" placeholder:"all|asked|none" help:"Which nars of --mirror are put into the storage: all, those that clients ask for, or none (default: ${default})."`
+	MirrorNars      string        `default:"all" enum:"all,on-demand,none" placeholder:"all|on-demand|none" help:"Which nars of --mirror are put into the storage: all, on-demand those that clients ask for, or none (default: ${default})."`
 	MirrorFetchers  positiveValue `default:"4" placeholder:"N" help:"How many nars are fetched from --mirror at a time, apart from those that clients ask for (default: ${default})."`
 	MirrorBandwidth sizeValue     `default:"none" placeholder:"BYTES" help:"How much is fetched from --mirror a second at the most, apart from what clients ask for (default: ${default})."`
 
@@ -116,13 +116,13 @@ func (c *serverCommand) validate() error {
 		return errors.New("--mirror-bandwidth=0: nothing would ever come: name a number of bytes, or none")
 	}
 	if isBucket(c.Storage) && c.XAccelRedirect {
-		return errors.New("--x-accel-redirect: the web server in front can't send what is in a bucket: leave it out, or see --stored-nars")
+		return errors.New("--x-accel-redirect: the web server in front can't send what is in a bucket: leave it out, or see --serve-bucket-nars")
 	}
-	if c.StoredNars == redirect && !isBucket(c.Storage) {
-		return errors.New("--stored-nars=redirect is for a storage in a bucket, s3://BUCKET/PREFIX")
+	if c.ServeBucketNars == redirect && !isBucket(c.Storage) {
+		return errors.New("--serve-bucket-nars=redirect is for a storage in a bucket, s3://BUCKET/PREFIX")
 	}
-	if c.StorageCache != "" && (c.StoredNars == redirect || c.XAccelRedirect) {
-		return errors.New("--storage-cache: with --stored-nars=redirect or --x-accel-redirect, nars don't come through here: leave one of them out")
+	if c.StorageCache != "" && (c.ServeBucketNars == redirect || c.XAccelRedirect) {
+		return errors.New("--storage-cache: with --serve-bucket-nars=redirect or --x-accel-redirect, nars don't come through here: leave one of them out")
 	}
 	return c.validateControl()
 }
@@ -277,7 +277,7 @@ func (c *serverCommand) run(ctx context.Context, settings *settings, running *ta
 	if fetcher != nil {
 		defer fetcher.Close()
 	}
-	if c.StoredNars == redirect {
+	if c.ServeBucketNars == redirect {
 		options.Presigned = store.bytes.(storage.Presigner)
 	}
 	options.Changes = store.index

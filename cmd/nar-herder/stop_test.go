@@ -240,11 +240,11 @@ func TestStopAtStart(t *testing.T) {
 		for _, args := range [][]string{
 			p.args("run-server", "--port=0", "--pid-file="+filepath.Join(p.dir, "pid")),
 			p.args("import", "--keep", item), p.args("remove", entropy), p.args("remove", "--after-grace", entropy),
-			{"pin", "--database=" + p.database, entropy}, p.args("check", "--repair"), p.args("take-storage"),
+			{"pin", "--database=" + p.database, entropy}, p.args("check", "--repair"), p.args("claim-storage"),
 			{"dump", "--database=" + p.database, "--database-dump=" + filepath.Join(p.dir, "dump.db")},
 			{"migrate", "--database=" + p.database},
 		} {
-			if name == "write" && (args[0] == "migrate" || args[0] == "dump" || args[0] == "check" || args[0] == "take-storage") {
+			if name == "write" && (args[0] == "migrate" || args[0] == "dump" || args[0] == "check" || args[0] == "claim-storage") {
 				continue // they have nothing to wait for
 			}
 			t.Run(name+" "+strings.Join(args[:1], " "), func(t *testing.T) {
@@ -260,11 +260,14 @@ func TestStopAtStart(t *testing.T) {
 					return isOpen(t, run.Process.Pid, p.database)
 				})
 				want := 1
-				if args[0] == "run-server" {
+				switch args[0] {
+				case "run-server":
 					want = 0
+				case "check":
+					want = 2
 				}
 				wantStopped(t, run, syscall.SIGTERM, want)
-				if stderr := run.err.String(); want == 1 && (!strings.HasPrefix(stderr, "nar-herder: ") || strings.Count(stderr, "\n") > 2) {
+				if stderr := run.err.String(); want != 0 && (!strings.HasPrefix(stderr, "nar-herder: ") || strings.Count(stderr, "\n") > 2) {
 					t.Errorf("stderr: %s", stderr)
 				}
 				if _, err := os.Stat(filepath.Join(p.dir, "pid")); err == nil && args[0] == "run-server" {

@@ -16,7 +16,7 @@ import (
 	"nar-herder/storage/copying"
 )
 
-type copyCommand struct {
+type copyStorageCommand struct {
 	From      string        `required:"" placeholder:"STORAGE" help:"The storage to copy, as --storage of run-server names it."`
 	To        string        `required:"" placeholder:"STORAGE" help:"The storage to copy to. A directory must be there: it could be one that is not mounted."`
 	Database  string        `placeholder:"FILE" help:"The SQLite index by whose narinfos nars are verified; none to compare sizes alone (default: /var/lib/nar-herder/nar_herder.db where there is one)."`
@@ -29,23 +29,20 @@ type copyCommand struct {
 }
 
 // Help is shown below the options.
-func (copyCommand) Help() string {
+func (copyStorageCommand) Help() string {
 	return `Copies what the target lacks, beside a running server if need be. What the target has already, by its size, is passed over: a run that was interrupted or killed is gone on with by running it again. Nothing is removed from either storage.
 
 A nar that a narinfo of the database names is decompressed on its way and compared with its NarHash, and is not copied when it is another. Of others, the size is all that is compared. With --database=none that holds for all, and it goes as fast as the disks.
 
 Not copied are temporary files, symbolic links, the folder "quarantine", and what tells one storage from another.
 
-Exit status: 0, the target has all that the source has; 1, it lacks some of it, or was interrupted; 2, a storage does not work, and it was given up.`
+Exit status: 0, the target has all that the source has; 1, it lacks some of it, or the copy was refused or interrupted; 2, a storage or the database does not work, so that what the target lacks is not known.`
 }
-
-// statusStore is the exit status of a copy that was given up.
-const statusStore statusError = 2
 
 // usualDatabase is what --database is where it isn't given, in other commands.
 const usualDatabase = "/var/lib/nar-herder/nar_herder.db"
 
-func (c *copyCommand) Run(ctx context.Context, s *streams) (err error) {
+func (c *copyStorageCommand) Run(ctx context.Context, s *streams) (err error) {
 	if c.Bandwidth == 0 {
 		return usagef("--bandwidth=0: nothing would ever be read: name a number of bytes, or none")
 	}
@@ -55,12 +52,12 @@ func (c *copyCommand) Run(ctx context.Context, s *streams) (err error) {
 	log := slog.New(newLogHandler(s.err, slog.LevelWarn))
 	from, err := openBytes(ctx, c.From, log)
 	if err != nil {
-		return fmt.Errorf("--from: %w", err)
+		return unknownError{fmt.Errorf("--from: %w", err)}
 	}
 	defer func() { err = errors.Join(err, from.Close()) }()
 	to, err := openBytes(ctx, c.To, log)
 	if err != nil {
-		return fmt.Errorf("--to: %w", err)
+		return unknownError{fmt.Errorf("--to: %w", err)}
 	}
 	defer func() { err = errors.Join(err, to.Close()) }()
 	if err := refuseOverlap(c.From, c.To); err != nil {
@@ -75,7 +72,7 @@ func (c *copyCommand) Run(ctx context.Context, s *streams) (err error) {
 	}
 	known, err := c.openDatabase(ctx, s)
 	if err != nil {
-		return err
+		return unknownError{err}
 	}
 	if known != nil {
 		defer func() { err = errors.Join(err, known.close()) }()
@@ -99,30 +96,30 @@ func (c *copyCommand) Run(ctx context.Context, s *streams) (err error) {
 	switch {
 	case ctx.Err() != nil:
 		report.summary(c, &summary, false)
-		return errors.New("copy: interrupted: another run goes on where this one stopped")
+		return errors.New("copy-storage: interrupted: another run goes on where this one stopped")
 	case err != nil:
 		report.summary(c, &summary, false)
-		fmt.Fprintln(s.err, "nar-herder: copy:", oneLine(err))
-		return statusStore
+		fmt.Fprintln(s.err, "nar-herder: copy-storage:", oneLine(err))
+		return statusUnknown
 	}
 	report.summary(c, &summary, summary.Complete())
 	if shared, err := job.SharedIdentity(ctx); err == nil && shared != "" {
-		printf(s.err, "nar-herder: copy: note: %s and %s have the same name, %s, in their file nar-herder-storage, so that other instances take them for one: remove that file from the one that is the copy, if both go on\n", c.From, c.To, shared)
+		printf(s.err, "nar-herder: copy-storage: note: %s and %s have the same name, %s, in their file nar-herder-storage, so that other instances take them for one: remove that file from the one that is the copy, if both go on\n", c.From, c.To, shared)
 	}
 	if !summary.Complete() {
-		return errReported
+		return statusFailed
 	}
 	return nil
 }
 
 // openDatabase opens the index that nars are verified with; nil for none.
-func (c *copyCommand) openDatabase(ctx context.Context, s *streams) (*opened, error) {
+func (c *copyStorageCommand) openDatabase(ctx context.Context, s *streams) (*opened, error) {
 	switch c.Database {
 	case "none":
 		return nil, nil
 	case "":
 		if _, err := os.Stat(usualDatabase); errors.Is(err, fs.ErrNotExist) {
-			printf(s.err, "nar-herder: copy: note: there is no %s: nars are not verified but for their sizes; --database names one, or none\n", usualDatabase)
+			printf(s.err, "nar-herder: copy-storage: note: there is no %s: nars are not verified but for their sizes; --database names one, or none\n", usualDatabase)
 			return nil, nil
 		}
 		known, err := openForReading(ctx, usualDatabase, "", nil)
@@ -136,7 +133,7 @@ func (c *copyCommand) openDatabase(ctx context.Context, s *streams) (*opened, er
 
 // mayWrite refuses a target that another instance owns than the one whose index is
 // used: it alone writes there, and would have strangers' files in it.
-func (c *copyCommand) mayWrite(ctx context.Context, to storage.ByteStore, known *opened) error {
+func (c *copyStorageCommand) mayWrite(ctx context.Context, to storage.ByteStore, known *opened) error {
 	owner, err := storage.ReadNote(ctx, to, storage.OwnerName)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -144,7 +141,7 @@ func (c *copyCommand) mayWrite(ctx context.Context, to storage.ByteStore, known 
 	case err != nil:
 		return fmt.Errorf("find out whose storage %s is: %w", to, err)
 	case known == nil || known.Instance() != owner:
-		return fmt.Errorf("%w: %s is that of instance %s: name its index with --database, or, if that instance is gone for good, see 'nar-herder help take-storage'", storage.ErrNotOwner, to, owner)
+		return fmt.Errorf("%w: %s is that of instance %s: name its index with --database, or, if that instance is gone for good, see 'nar-herder help claim-storage'", storage.ErrNotOwner, to, owner)
 	}
 	return nil
 }

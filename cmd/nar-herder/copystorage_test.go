@@ -39,7 +39,7 @@ func wantCopied(t testing.TB, from, to string) {
 
 // copyArgs copies the place's storage to another.
 func (p place) copyArgs(to string, more ...string) []string {
-	return append([]string{"copy", "--database=" + p.database, "--from=" + p.storage, "--to=" + to}, more...)
+	return append([]string{"copy-storage", "--database=" + p.database, "--from=" + p.storage, "--to=" + to}, more...)
 }
 
 func (p place) newStorage(t testing.TB, name string) string {
@@ -70,7 +70,7 @@ func TestCopy(t *testing.T) {
 	said := succeed(t, p.copyArgs(to)...)
 	if !strings.HasPrefix(said, fmt.Sprintf("copied: %d files, ", count)) || !strings.Contains(said, fmt.Sprintf("; %d of them verified by their NarHash\nalready there, by their sizes: 0 files, 0 B\nnext: stop", count)) ||
 		!strings.HasSuffix(said, "--storage="+to+"\n") {
-		t.Errorf("copy says %q", said)
+		t.Errorf("copy-storage says %q", said)
 	}
 	wantCopied(t, p.storage, to)
 	for _, own := range []string{storage.IdentityName, storage.OwnerName} {
@@ -84,7 +84,7 @@ func TestCopy(t *testing.T) {
 		said = succeed(t, p.copyArgs(to, "--compare")...)
 	}
 	if want := fmt.Sprintf("copied: 0 files, 0 B\nalready there, byte for byte: %d files, ", len(stored(t, p.storage))); !strings.HasPrefix(said, want) {
-		t.Errorf("copy says %q, want %q", said, want)
+		t.Errorf("copy-storage says %q, want %q", said, want)
 	}
 	wantCopied(t, p.storage, to)
 	if err := os.Rename(p.storage, p.storage+"-old"); err != nil {
@@ -104,7 +104,7 @@ func TestCopy(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(to, storage.IdentityName), []byte(read(t, p.storage+"-old", storage.IdentityName)), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	r := runProgram(t, "copy", "--database="+p.database, "--from="+p.storage+"-old", "--to="+to)
+	r := runProgram(t, "copy-storage", "--database="+p.database, "--from="+p.storage+"-old", "--to="+to)
 	if r.status != 0 || !strings.Contains(r.err, "have the same name, ours") {
 		t.Errorf("%+v", r)
 	}
@@ -125,8 +125,8 @@ func TestCopyWrong(t *testing.T) {
 	}
 	to := p.newStorage(t, "new")
 	r := runProgram(t, p.copyArgs(to)...)
-	if r.status != 1 || strings.Count(r.err, "\n") != 2 || !strings.Contains(r.err, "nar-herder: copy nar/lzip/"+greeting+": wrong: ") ||
-		!strings.Contains(r.err, "nar-herder: copy nar/lzip/"+greet+": wrong: the source has 50 bytes of it") ||
+	if r.status != 1 || strings.Count(r.err, "\n") != 2 || !strings.Contains(r.err, "nar-herder: copy-storage nar/lzip/"+greeting+": wrong: ") ||
+		!strings.Contains(r.err, "nar-herder: copy-storage nar/lzip/"+greet+": wrong: the source has 50 bytes of it") ||
 		!strings.Contains(r.out, "not copied: 2 files are wrong in the source, 0 differ, 0 failed\nnext: have the wrong ones again") {
 		t.Errorf("%+v", r)
 	}
@@ -145,18 +145,18 @@ func TestCopyWrong(t *testing.T) {
 	}
 	// Without the index, nobody knows.
 	to = p.newStorage(t, "unknown")
-	if said := succeed(t, "copy", "--database=none", "--from="+p.storage, "--to="+to); !strings.HasPrefix(said, "copied: 5 files") || strings.Contains(said, "verified") {
-		t.Errorf("copy says %q", said)
+	if said := succeed(t, "copy-storage", "--database=none", "--from="+p.storage, "--to="+to); !strings.HasPrefix(said, "copied: 5 files") || strings.Contains(said, "verified") {
+		t.Errorf("copy-storage says %q", said)
 	}
 	wantCopied(t, p.storage, to)
 	if err := os.Truncate(filepath.Join(to, "nar/lzip", libgreet), 3); err != nil {
 		t.Fatal(err)
 	}
-	r = runProgram(t, "copy", "--database=none", "--from="+p.storage, "--to="+to)
+	r = runProgram(t, "copy-storage", "--database=none", "--from="+p.storage, "--to="+to)
 	if r.status != 1 || !strings.Contains(r.err, "differs: ") || !strings.Contains(r.err, "--replace") {
 		t.Errorf("%+v", r)
 	}
-	succeed(t, "copy", "--database=none", "--replace", "--from="+p.storage, "--to="+to)
+	succeed(t, "copy-storage", "--database=none", "--replace", "--from="+p.storage, "--to="+to)
 	wantCopied(t, p.storage, to)
 }
 
@@ -179,7 +179,7 @@ func TestCopyStopped(t *testing.T) {
 			t.Fatal(err)
 		}
 		status := slow.wait(t)
-		if signal != os.Kill && (status != 1 || !strings.Contains(slow.err.String(), "nar-herder: copy: interrupted: another run goes on where this one stopped\n") ||
+		if signal != os.Kill && (status != 1 || !strings.Contains(slow.err.String(), "nar-herder: copy-storage: interrupted: another run goes on where this one stopped\n") ||
 			!strings.HasPrefix(slow.out.String(), "copied: 5 files")) {
 			t.Errorf("%v: status %d: %s%s", signal, status, slow.err.String(), slow.out.String())
 		}
@@ -214,7 +214,7 @@ func TestCopyFull(t *testing.T) {
 	}
 	to := testfs.Small(t, 1<<20)
 	r := runProgram(t, p.copyArgs(to)...)
-	if r.status != 2 || !strings.Contains(r.err, "nar-herder: copy: can't go on: ") || !strings.Contains(r.err, "no space left on device") || !strings.Contains(r.out, "next: run this again") {
+	if r.status != 2 || !strings.Contains(r.err, "nar-herder: copy-storage: can't go on: ") || !strings.Contains(r.err, "no space left on device") || !strings.Contains(r.out, "next: run this again") {
 		t.Errorf("%+v", r)
 	}
 	for name, text := range stored(t, to) {
@@ -235,10 +235,10 @@ func TestCopyReadOnly(t *testing.T) {
 	p.imports(t, small()...)
 	to := p.newStorage(t, "new")
 	from := testfs.ReadOnly(t, p.storage)
-	succeed(t, "copy", "--database="+p.database, "--from="+from, "--to="+to)
+	succeed(t, "copy-storage", "--database="+p.database, "--from="+from, "--to="+to)
 	wantCopied(t, p.storage, to)
 	// The same by another name is refused, though neither name says so.
-	misuse(t, []string{"copy", "--database=none", "--from=" + from, "--to=" + p.storage}, p.storage, from, "the same")
+	misuse(t, []string{"copy-storage", "--database=none", "--from=" + from, "--to=" + p.storage}, p.storage, from, "the same")
 }
 
 // TestCopyOwned refuses a target that another instance owns.
@@ -248,12 +248,12 @@ func TestCopyOwned(t *testing.T) {
 	p.imports(t, small()...)
 	q.imports(t, published(greeting))
 	before := stored(t, q.storage)
-	fail(t, p.copyArgs(q.storage), q.storage, "another instance", "take-storage")
-	fail(t, []string{"copy", "--database=none", "--from=" + p.storage, "--to=" + q.storage}, q.storage, "another instance")
+	fail(t, p.copyArgs(q.storage), q.storage, "another instance", "claim-storage")
+	fail(t, []string{"copy-storage", "--database=none", "--from=" + p.storage, "--to=" + q.storage}, q.storage, "another instance")
 	if left := stored(t, q.storage); !maps.Equal(left, before) {
 		t.Errorf("%d files", len(left))
 	}
-	succeed(t, "copy", "--database="+q.database, "--from="+p.storage, "--to="+q.storage)
+	succeed(t, "copy-storage", "--database="+q.database, "--from="+p.storage, "--to="+q.storage)
 	wantCopied(t, p.storage, q.storage)
 }
 
@@ -265,10 +265,10 @@ func TestCopyBucket(t *testing.T) {
 	p.imports(t, filepath.Join(testdata, "published"))
 	to := bucket.URL("nars/of/gnu")
 	if said := succeed(t, p.copyArgs(to)...); !strings.HasPrefix(said, "copied: 13 files, 7.9 MiB; 13 of them verified") {
-		t.Errorf("copy says %q", said)
+		t.Errorf("copy-storage says %q", said)
 	}
 	if said := succeed(t, p.copyArgs(to, "--compare")...); !strings.HasPrefix(said, "copied: 0 files, 0 B\nalready there, byte for byte: 13 files, 7.9 MiB\n") {
-		t.Errorf("copy says %q", said)
+		t.Errorf("copy-storage says %q", said)
 	}
 	moved := place{p.dir, p.database, to}
 	moved.check(t, "--verify").want(t, 0)
@@ -278,9 +278,9 @@ func TestCopyBucket(t *testing.T) {
 	}
 	s.stop(t, syscall.SIGTERM)
 	back := p.newStorage(t, "back")
-	succeed(t, "copy", "--database="+p.database, "--from="+to, "--to="+back)
+	succeed(t, "copy-storage", "--database="+p.database, "--from="+to, "--to="+back)
 	wantCopied(t, p.storage, back)
-	misuse(t, []string{"copy", "--database=none", "--from=" + to, "--to=" + bucket.URL("nars/of")}, "--from and --to", "apart")
+	misuse(t, []string{"copy-storage", "--database=none", "--from=" + to, "--to=" + bucket.URL("nars/of")}, "--from and --to", "apart")
 }
 
 // TestCopyOptions has what makes no sense.
@@ -299,18 +299,18 @@ func TestCopyOptions(t *testing.T) {
 		args   []string
 		wants  []string
 	}{
-		{statusUsage, []string{"copy", "--to=" + to}, []string{"--from"}},
-		{statusUsage, []string{"copy", "--from=" + p.storage}, []string{"--to"}},
-		{1, p.copyArgs(to + "x"), []string{"--to", to + "x", "create the directory"}},
-		{1, []string{"copy", "--from=" + to + "x", "--to=" + to}, []string{"--from", to + "x"}},
+		{statusUsage, []string{"copy-storage", "--to=" + to}, []string{"--from"}},
+		{statusUsage, []string{"copy-storage", "--from=" + p.storage}, []string{"--to"}},
+		{2, p.copyArgs(to + "x"), []string{"--to", to + "x", "create the directory"}},
+		{2, []string{"copy-storage", "--from=" + to + "x", "--to=" + to}, []string{"--from", to + "x"}},
 		{statusUsage, p.copyArgs("s3://"), []string{"--to", "S3", "no bucket"}},
 		{statusUsage, p.copyArgs(p.storage), []string{"--from=" + p.storage, "--to=" + p.storage, "apart"}},
 		{statusUsage, p.copyArgs(link), []string{"--to=" + link, "apart"}},
 		{statusUsage, p.copyArgs(below), []string{"--to=" + below, "apart"}},
-		{statusUsage, []string{"copy", "--from=" + below, "--to=" + p.storage}, []string{"--from=" + below, "apart"}},
+		{statusUsage, []string{"copy-storage", "--from=" + below, "--to=" + p.storage}, []string{"--from=" + below, "apart"}},
 		{statusUsage, p.copyArgs(to, "--bandwidth=0"), []string{"--bandwidth=0"}},
 		{statusUsage, p.copyArgs(to, "--at-once=0"), []string{"--at-once", `"0"`}},
-		{1, []string{"copy", "--database=" + p.database + "x", "--from=" + p.storage, "--to=" + to}, []string{"--database", p.database + "x"}},
+		{2, []string{"copy-storage", "--database=" + p.database + "x", "--from=" + p.storage, "--to=" + to}, []string{"--database", p.database + "x"}},
 	} {
 		failWith(t, test.status, test.args, test.wants...)
 	}
