@@ -251,6 +251,14 @@ func leaveLoop(ctx *fasthttp.RequestCtx) {
 	}
 }
 
+// enterLane is called before the index is asked for the request's item. Such answers wait
+// for each other, and not for those that leave the loop.
+func (s *Server) enterLane(ctx *fasthttp.RequestCtx) {
+	if c, ok := ctx.Conn().(*connection); ok && c.loop != nil {
+		c.loop.Enter(s.lane)
+	}
+}
+
 // pastEngine returns the connection, for a body that is written to it past the engine's
 // writer, which is empty then: the head is written before. It is nil for a connection
 // that is not ours.

@@ -28,7 +28,7 @@ func (s *Server) serveFile(ctx *fasthttp.RequestCtx, name, algorithm, digest str
 		s.notFound(ctx, nothing)
 		return
 	}
-	known, err := s.item(s.live, path.Hash)
+	known, err := s.lookUp(ctx, path.Hash)
 	if errors.Is(err, storage.ErrNotFound) {
 		s.notFound(ctx, nothing)
 		return

@@ -216,18 +216,21 @@ func (c *connections) admit(client netip.Prefix) bool {
 	}
 	begun, atLeast := time.Now(), stalledTime
 	for delay := time.Millisecond; c.open.size() >= c.limits.Connections; delay = min(2*delay, 50*time.Millisecond) {
-		if c.closeOne(&c.open, atLeast) {
+		switch crowd := c.crowd(client); {
+		case crowd == nil:
+			if c.closeOne(&c.open, atLeast) {
+				continue
+			}
+		case c.closeOne(crowd, stalledTime):
+			continue
+		case crowd == c.clients[client]:
+			c.wasClosed(closedRefused)
+			return false
+		case c.closeBusy(crowd):
 			continue
 		}
 		if c.draining.Load() {
 			return false
-		}
-		if c.hasMany(c.clients[client]) {
-			c.wasClosed(closedRefused)
-			return false
-		}
-		if c.closeBusy() {
-			continue
 		}
 		if time.Since(begun) > roomPatience {
 			atLeast = 0
@@ -266,19 +269,26 @@ func (c *connections) hasMany(client *group) bool {
 	return client != nil && client.size() > 1 && client.size() >= c.limits.Connections/manyShare
 }
 
-// closeBusy closes a connection of the address with the most connections, if it has many.
-// The mutex is held.
-func (c *connections) closeBusy() bool {
-	var largest *group
+// crowd returns the connections among which room is made: those of the address with the
+// most if it has many, and of the newcomer's own if that has; else nil, for all. The mutex is
+// held.
+func (c *connections) crowd(newcomer netip.Prefix) *group {
+	largest := c.clients[newcomer]
+	if c.hasMany(largest) {
+		return largest
+	}
+	largest = nil
 	for _, client := range c.clients {
 		if c.hasMany(client) && (largest == nil || client.size() > largest.size()) {
 			largest = client
 		}
 	}
-	if largest == nil {
-		return false
-	}
-	for member := range largest.members {
+	return largest
+}
+
+// closeBusy closes a connection of the group, whatever it does. The mutex is held.
+func (c *connections) closeBusy(g *group) bool {
+	for member := range g.members {
 		if !member.leaving {
 			c.closeFor(member, closedBusy)
 			return true

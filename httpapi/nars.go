@@ -25,7 +25,7 @@ func (s *Server) serveNar(ctx *fasthttp.RequestCtx, name, base string) {
 		s.notFound(ctx, "that is not the name of a nar")
 		return
 	}
-	item, err := s.item(s.live, path.Hash)
+	item, err := s.lookUp(ctx, path.Hash)
 	if errors.Is(err, storage.ErrNotFound) {
 		s.notFound(ctx, "there is no such nar")
 		return
@@ -129,6 +129,16 @@ type nars struct {
 	cached []index.CachedFile
 	files  []keptFile // of the Item; nil if this is for one answer alone
 	sums   []index.Checksum
+}
+
+// lookUp returns an item for an answer, outside the loop.
+func (s *Server) lookUp(ctx *fasthttp.RequestCtx, hash narinfo.PathHash) (*nars, error) {
+	s.enterLane(ctx)
+	item, err := s.item(s.live, hash)
+	if err == nil {
+		leaveLoop(ctx)
+	}
+	return item, err
 }
 
 // item returns the item, perhaps as it was a moment ago.

@@ -110,7 +110,6 @@ func (s *Server) dispatch(ctx *fasthttp.RequestCtx) route {
 	if s.serveKnown(ctx, path) {
 		return routeNar
 	}
-	leaveLoop(ctx)
 	decoded, err := decodePath(path)
 	if err != nil {
 		s.fail(ctx, fasthttp.StatusBadRequest, err.Error())
@@ -119,17 +118,20 @@ func (s *Server) dispatch(ctx *fasthttp.RequestCtx) route {
 	segments := strings.Split(decoded[1:], "/")
 	switch first := segments[0]; {
 	case len(segments) == 1 && first == "":
+		leaveLoop(ctx)
 		return s.serveHome(ctx)
 	case len(segments) == 1 && first == "nix-cache-info":
 		s.text(ctx, "text/plain; charset=utf-8", narinfo.CacheInfo)
 		return routeCacheInfo
 	case len(segments) == 1 && first == "metrics" && !s.options.HideMetrics:
+		leaveLoop(ctx)
 		s.serveMetrics(ctx)
 		return routeMetrics
 	case len(segments) == 1 && first == "signing-key.pub" && s.options.SigningKey != nil:
 		s.text(ctx, "text/plain; charset=utf-8", string(s.options.SigningKey))
 		return routeSigningKey
 	case first == "health" && (len(segments) == 1 && !s.options.HideMetrics || len(segments) == 2 && segments[1] == "live"):
+		leaveLoop(ctx)
 		s.serveHealth(ctx, len(segments) == 2)
 		return routeHealth
 	case first == "nar" && (len(segments) == 2 || len(segments) == 3):
@@ -141,18 +143,23 @@ func (s *Server) dispatch(ctx *fasthttp.RequestCtx) route {
 		s.setMissingCacheControl(ctx)
 		return routeFile
 	case decoded == peer.ChangesPath && s.options.Changes != nil:
+		leaveLoop(ctx)
 		s.serveChanges(ctx)
 		return routeChanges
 	case decoded == peer.StreamPath && s.options.Changes != nil:
+		leaveLoop(ctx)
 		s.serveStream(ctx)
 		return routeStream
 	case len(segments) == 1 && first == peer.DumpPath[1:]:
+		leaveLoop(ctx)
 		s.serveDump(ctx, routeDump)
 		return routeDump
 	case len(segments) == 1 && first == peer.IndexPath[1:]:
+		leaveLoop(ctx)
 		s.serveDump(ctx, routeIndexDump)
 		return routeIndexDump
 	case first == storedSegment && len(segments) == 2:
+		leaveLoop(ctx)
 		s.serveStored(ctx, segments[1])
 		return routeStored
 	case strings.HasSuffix(first, narinfoSuffix):
@@ -162,6 +169,7 @@ func (s *Server) dispatch(ctx *fasthttp.RequestCtx) route {
 			return routeNarinfo
 		}
 		if err == nil && len(segments) == 2 && segments[1] == "info" {
+			leaveLoop(ctx)
 			s.serveInfo(ctx, hash)
 			return routeInfo
 		}

@@ -19,6 +19,7 @@ import (
 	"github.com/valyala/fasthttp"
 
 	"nar-herder/compression"
+	"nar-herder/internal/eventloop"
 	"nar-herder/narinfo"
 	"nar-herder/storage"
 	"nar-herder/storage/checksums"
@@ -263,6 +264,8 @@ type Server struct {
 
 	engine *fasthttp.Server
 	conns  *connections
+	// lane is that of requests to the index.
+	lane *eventloop.Lane
 	// stopping is set when each answer is to be the last of its connection.
 	stopping atomic.Bool
 	// live is the context of what is read for answers: it ends when the server
@@ -280,7 +283,8 @@ func New(items Items, options Options) *Server {
 		answers: newCache(options.AnswerCache, func(a madeAnswer) int64 { return int64(cap(a.body)) }),
 		// A parsed narinfo takes about as much again as its text.
 		nars:        newCache(options.AnswerCache/8, func(n *nars) int64 { return 2*int64(cap(n.Text)) + 1000 }),
-		decoders:    newDecoders(max(1, runtime.GOMAXPROCS(0)-1), options.Decoders),
+		decoders:    newDecoders(max(1, runtime.NumCPU()-1), options.Decoders),
+		lane:        eventloop.NewLane(runtime.NumCPU()), // as many as the index has connections
 		decoderWait: decoderWait, progressTimeout: progressTimeout, shutdownGrace: shutdownGrace, quietTime: quietTime,
 	}
 	if s.log == nil {

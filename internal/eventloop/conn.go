@@ -28,6 +28,7 @@ type Conn struct {
 	// done since it was resumed.
 	onLoop bool
 	turns  int
+	lane   *Lane // that it is to enter
 
 	read, write side
 	// ending is whether the peer sends no more, or the connection is broken.
@@ -120,6 +121,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 		if c.read.ready.Swap(false) {
 			if c.yield != nil {
 				if c.turns++; c.turns > mostTurns {
+					p = p[:min(len(p), queuedRead)]
 					c.yield(nextTurn)
 				}
 			}
@@ -179,7 +181,8 @@ func (c *Conn) Write(p []byte) (n int, err error) {
 // Leave has the connection go on in a goroutine of its own, until the next time that it
 // waits for something to read. Call it before what may wait, or take a millisecond.
 func (c *Conn) Leave() {
-	if c.onLoop {
+	if c.onLoop || c.lane != nil {
+		c.lane = nil
 		c.yield(leave)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"nar-herder/internal/rawio"
 	"net"
 	"os"
 	"runtime"
@@ -28,9 +29,11 @@ const (
 	// longest is how long connections wait for those that became ready together with
 	// them: the rest are resumed in goroutines of their own then.
 	longest = time.Millisecond
-	// mostTurns is how many reads a connection may do before the others are resumed: a
-	// client that has sent more pipelines its requests.
+	// mostTurns is how many reads a connection may do before the others are resumed.
 	mostTurns = 2
+	// queuedRead is how many bytes a connection may read in each turn but the first: a
+	// client that has sent more than one read takes pipelines its requests.
+	queuedRead = 4 << 10
 	// most bounds how many events are asked for at a time.
 	most = 128
 )
@@ -143,9 +146,9 @@ func (l *loop) remove(c *Conn) {
 func (l *loop) run() {
 	var events [most]unix.EpollEvent
 	var ready [most]*Conn
-	timeout := -1
+	queued := false
 	for {
-		n, err := unix.EpollWait(l.epoll, events[:], timeout)
+		n, err := l.poll(events[:], queued)
 		if err != nil {
 			if err == unix.EINTR {
 				continue
@@ -186,16 +189,22 @@ func (l *loop) run() {
 		if c := l.dequeue(); c != nil && !c.run(true) {
 			started = true
 		}
-		timeout = -1
-		if l.hasQueued() {
-			timeout = 0
-		}
+		queued = l.hasQueued()
 		if started && runtime.GOMAXPROCS(0) == 1 {
 			// With one processor, they would wait until the runtime sees that this
-			// goroutine is in a system call for long.
+			// goroutine is in a system call for long. With more, another thread takes them.
 			runtime.Gosched()
 		}
 	}
+}
+
+// poll asks for events, and waits for them unless others are queued. Without waiting it
+// does not notify the runtime, which would give the processor to another goroutine.
+func (l *loop) poll(events []unix.EpollEvent, queued bool) (int, error) {
+	if !queued {
+		return unix.EpollWait(l.epoll, events, -1)
+	}
+	return rawio.Poll(l.epoll, events)
 }
 
 // enqueue adds a connection whose turn is over to the queue. It is the loop's then.
@@ -235,6 +244,7 @@ const (
 	untilReadable step = iota
 	leave
 	nextTurn
+	enterLane
 )
 
 // Serve calls f, which reads from the connection and writes to it, in a goroutine of its
@@ -251,7 +261,7 @@ func (c *Conn) Serve(f func()) {
 		}()
 		f()
 	})
-	go c.run(false)
+	c.loop.enqueue(c, false)
 }
 
 // run resumes the coroutine until it waits, on the loop or not. It returns false if the
@@ -268,7 +278,11 @@ func (c *Conn) run(onLoop bool) bool {
 		case leave:
 			go c.run(false)
 			return false
+		case enterLane:
+			c.lane.enter(c)
+			return false
 		case nextTurn:
+			c.lane = nil
 			c.loop.enqueue(c, onLoop)
 			return true
 		}
@@ -282,7 +296,9 @@ func (c *Conn) run(onLoop bool) bool {
 func (c *Conn) park() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.parked = !c.read.isOver(c)
+	if c.parked = !c.read.isOver(c); c.parked {
+		c.lane = nil
+	}
 	if c.onLoop {
 		c.since = c.loop.begun
 	} else {

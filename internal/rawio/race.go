@@ -21,3 +21,5 @@ func sendfile(to, from uintptr, offset *int64, n int) (int, error) {
 func writeMore(fd uintptr, p []byte) (int, error) {
 	return unix.SendmsgN(int(fd), p, nil, nil, moreFlags)
 }
+
+func poll(epoll int, events []unix.EpollEvent) (int, error) { return unix.EpollWait(epoll, events, 0) }

@@ -39,6 +39,9 @@ func Sendfile(to, from uintptr, offset *int64, n int) (sent int, err error) {
 	}
 }
 
+// Poll is epoll_wait(2) without waiting.
+func Poll(epoll int, events []unix.EpollEvent) (n int, err error) { return poll(epoll, events) }
+
 // again calls f until no signal comes between.
 func again(f func(fd uintptr, p []byte) (int, error), fd uintptr, p []byte) (int, error) {
 	for {

@@ -1,0 +1,61 @@
+package eventloop
+
+import (
+	"runtime"
+	"sync"
+)
+
+// Lane bounds how many connections do work of one kind at a time outside the loop. The
+// others wait in its queue and not in that of the runtime, where the loop would wait behind
+// all of them for a processor.
+type Lane struct {
+	mu    sync.Mutex
+	free  int // how many more connections may run
+	queue []*Conn
+}
+
+// NewLane makes a lane for that many connections at a time.
+func NewLane(width int) *Lane { return &Lane{free: width} }
+
+// Enter waits until it is the connection's turn in the lane, where it stays until it waits
+// to read, is queued for the loop, enters a lane again, or leaves. Call it before what takes
+// a short time of a processor or a disk, once for each such task.
+func (c *Conn) Enter(l *Lane) {
+	if c.yield != nil {
+		c.lane = l
+		c.yield(enterLane)
+	}
+}
+
+func (l *Lane) enter(c *Conn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.free == 0 {
+		l.queue = append(l.queue, c)
+		return
+	}
+	l.free--
+	go l.run(c)
+}
+
+// run resumes a connection, and then those of the queue.
+func (l *Lane) run(c *Conn) {
+	for ; c != nil; c = l.next() {
+		c.run(false)
+		runtime.Gosched() // the loop may be waiting for a processor, where it waits for this goroutine's 10 ms
+	}
+}
+
+// next returns the next connection of the queue, or nil after giving up its place.
+func (l *Lane) next() *Conn {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.queue) == 0 {
+		l.free++
+		return nil
+	}
+	c := l.queue[0]
+	l.queue[0] = nil
+	l.queue = l.queue[1:]
+	return c
+}
