@@ -30,6 +30,9 @@ var binary string
 // buildFlags has -race where the tests have it.
 var buildFlags []string
 
+// raceEnvironment is what every run has in its environment besides its own.
+var raceEnvironment []string
+
 // waiting is how many tests run at a time for each processor: most of their time they
 // wait for other programs.
 const waiting = 2
@@ -91,7 +94,7 @@ func command(args ...string) *process {
 
 func commandOf(cmd *exec.Cmd) *process {
 	p := &process{Cmd: cmd, ended: make(chan struct{})}
-	p.Env = []string{}
+	p.Env = append([]string{}, raceEnvironment...) // nil would be ours
 	p.Stdout, p.Stderr = &p.out, &p.err
 	return p
 }
@@ -264,13 +267,19 @@ func (s *server) stop(t testing.TB, signal os.Signal) {
 	}
 }
 
-// until waits for what another process brings about.
+// until waits for what another process brings about. Asking takes at most half of
+// the time, so that a condition that runs the program leaves room for the others.
 func until(t testing.TB, what string, condition func() bool) {
 	t.Helper()
-	for end := time.Now().Add(patience); !condition(); time.Sleep(2 * time.Millisecond) {
+	for end := time.Now().Add(patience); ; {
+		asked := time.Now()
+		if condition() {
+			return
+		}
 		if time.Now().After(end) {
 			t.Fatalf("waited in vain for: %s", what)
 		}
+		time.Sleep(min(max(time.Since(asked), 2*time.Millisecond), 200*time.Millisecond))
 	}
 }
 
