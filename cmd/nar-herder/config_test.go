@@ -13,7 +13,7 @@ import (
 func runIn(t testing.TB, environment []string, args ...string) result {
 	t.Helper()
 	p := command(args...)
-	p.Env = environment
+	p.Env = append(p.Env, environment...)
 	p.start(t)
 	status := p.wait(t)
 	return result{p.out.String(), p.err.String(), status}

@@ -16,7 +16,7 @@ import (
 func withSockets(files []*os.File, environment []string, args ...string) *process {
 	p := commandOf(exec.Command("/bin/sh", append([]string{"-c", `export LISTEN_PID=$$; exec "$@"`, "sh", binary}, args...)...))
 	p.ExtraFiles = files
-	p.Env = environment
+	p.Env = append(p.Env, environment...)
 	return p
 }
 
