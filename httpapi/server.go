@@ -244,6 +244,7 @@ type Server struct {
 	health    health
 	// decoders decompress nars for clients.
 	decoders    *decoders
+	compares    *compares
 	decoderWait time.Duration
 	// These and decoderWait are the constants but in tests.
 	progressTimeout, shutdownGrace, quietTime time.Duration
@@ -281,6 +282,7 @@ func New(items Items, options Options) *Server {
 		// A parsed narinfo takes about as much again as its text.
 		nars:        newCache(options.AnswerCache/8, func(n *nars) int64 { return 2*int64(cap(n.Text)) + 1000 }),
 		decoders:    newDecoders(runtime.GOMAXPROCS(0), options.Decoders),
+		compares:    newCompares(),
 		decoderWait: decoderWait, progressTimeout: progressTimeout, shutdownGrace: shutdownGrace, quietTime: quietTime,
 	}
 	if s.log == nil {
