@@ -78,7 +78,8 @@ type Leaving interface {
 // the request has come through.
 type Elsewhere interface {
 	// OpenFile opens the item's Nth file, or says [storage.ErrNotStored] when
-	// nobody has it. size is that of the whole file, -1 when it is not known.
+	// nobody has it. size is that of the whole file, -1 when it is not known. The bytes
+	// may be other than the nar's with a context of [peer.Uncompared].
 	OpenFile(ctx context.Context, item *storage.Item, n int, offset, length int64, via []string) (body io.ReadCloser, size int64, err error)
 	// Locate returns the file's URL, "" for one that clients must not see, and the
 	// file's checksum as of [peer.SumOf].
