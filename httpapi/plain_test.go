@@ -15,7 +15,7 @@ import (
 
 // plainContents are of nars that are compared before anything is sent, and of those that are
 // not.
-var plainContents = []string{strings.Repeat("0123456789", 1000), strings.Repeat("0123456789", 100_000)}
+var plainContents = []string{strings.Repeat("0123456789", 1000), strings.Repeat("0123456789", 30_000)}
 
 // inBucket makes items of which one is in a bucket: its file has a tag, and is read from the network.
 func (m *made) inBucket(t testing.TB) *fakeItems {
@@ -37,7 +37,8 @@ func TestPlainDamage(t *testing.T) {
 	for _, content := range plainContents {
 		good := make1(t, "source", content, "none")
 		isShort := len(content) < checkedFirst
-		for where, at := range map[string]int{"begin": 100, "middle": len(good.nar) / 2, "end": 95 + len(content)} {
+		undamaged := start(t, good.items(t), options()).address
+		for where, at := range map[string]int{"begin": 100, "end": 95 + len(content)} {
 			m := *good
 			m.file = bytes.Clone(good.file)
 			m.file[at] ^= 1
@@ -48,8 +49,7 @@ func TestPlainDamage(t *testing.T) {
 			for store, items := range map[string]Items{"directory": stored, "bucket": m.inBucket(t)} {
 				server := start(t, items, options())
 				for _, target := range []string{"/nar/" + m.path.BaseName(), "/file/source/sha256/" + m.digest} {
-					c := dial(t, start(t, good.items(t), options()).address)
-					etag := c.ask("HEAD", target).Header.Get("ETag")
+					etag := dial(t, undamaged).ask("HEAD", target).Header.Get("ETag")
 					for _, test := range []struct {
 						method string
 						header []string
