@@ -179,7 +179,7 @@ func TestSameTagInBucket(t *testing.T) {
 	server := s3server.New(t)
 	random := make([]byte, 9<<20) // several parts
 	_, _ = rand.NewChaCha8([32]byte{1}).Read(random)
-	items := []*made{make1(t, "small", strings.Repeat("small", 1000), "gzip"), make1(t, "large", string(random), "none")}
+	items := []*made{make1(t, "small", strings.Repeat("small", 1000), "gzip"), make1(t, "large", string(random), "gzip")}
 	sources := t.TempDir()
 	var files []string
 	for _, m := range items {

@@ -140,12 +140,14 @@ type verifier struct {
 	// failure comes in the place of the end.
 	left   int64
 	failed func(error)
+	passed func()        // nil for nothing to do once the hash is right
+	turns  chan struct{} // of the processor
 	err    error
 }
 
 // verify makes a verifier that tells operators what is wrong with the item.
 func (s *Server) verify(r io.ReadCloser, size int64, want [sha256.Size]byte, item *storage.Item) *verifier {
-	return &verifier{ReadCloser: r, sum: sha256.New(), want: want, left: size, failed: func(err error) {
+	return &verifier{ReadCloser: r, sum: sha256.New(), want: want, left: size, turns: s.decoders.turns, failed: func(err error) {
 		if item.EasiestFile(item.HasStored) < 0 {
 			s.cutElsewhere(item, err)
 			return
@@ -180,9 +182,9 @@ func (s *Server) verified(r io.ReadCloser, size int64, want [sha256.Size]byte, i
 	if size < 0 || size > checkedFirst {
 		return v, nil
 	}
+	defer v.Close()
 	body := make([]byte, size+1) // one more, to see the end
 	n, _ := io.ReadFull(v, body)
-	v.Close()
 	if errors.As(v.err, new(readError)) && item.EasiestFile(item.HasStored) >= 0 {
 		return nil, v.err
 	} else if v.err != io.EOF {
@@ -201,7 +203,7 @@ type stored struct{ io.Reader }
 
 func (s stored) Read(p []byte) (int, error) {
 	n, err := s.Reader.Read(p)
-	if err != nil && err != io.EOF {
+	if err != nil && err != io.EOF && !errors.Is(err, storage.ErrDamaged) {
 		err = readError{err}
 	}
 	return n, err
@@ -251,7 +253,9 @@ func (v *verifier) Read(p []byte) (int, error) {
 	var err error
 	if v.left != 0 {
 		n, err = v.ReadCloser.Read(p)
+		v.turns <- struct{}{}
 		v.sum.Write(p[:n])
+		<-v.turns
 	}
 	if v.left > 0 {
 		v.left -= int64(n)
@@ -295,6 +299,9 @@ func (v *verifier) atEnd() error {
 func (v *verifier) check() error {
 	if [sha256.Size]byte(v.sum.Sum(nil)) != v.want {
 		return errWrongHash
+	}
+	if v.passed != nil {
+		v.passed()
 	}
 	return io.EOF
 }

@@ -15,8 +15,8 @@ import (
 // errElsewhere says that instances which may have a nar can't be asked.
 var errElsewhere = errors.New("a nar that is not stored here could not be fetched")
 
-// elsewhere opens the item's Nth file at another instance.
-func (s *Server) elsewhere(ctx *fasthttp.RequestCtx, item *storage.Item, n int) opener {
+// elsewhere opens the item's Nth file at another instance. What is read ends with live.
+func (s *Server) elsewhere(ctx *fasthttp.RequestCtx, live context.Context, item *storage.Item, n int) opener {
 	via, ok := s.via(ctx) // now, as a decoder may open the file again later
 	return func(offset, length int64) (io.ReadCloser, storage.Info, error) {
 		if s.options.Elsewhere == nil || !ok || item.FileName(n) == "" {
@@ -25,12 +25,12 @@ func (s *Server) elsewhere(ctx *fasthttp.RequestCtx, item *storage.Item, n int) 
 		// When it was changed there is not ours to say; nor did it, for clients.
 		info := storage.Info{Name: item.FileName(n), Size: item.StoredSize(n), ModTime: item.AddedAt.Truncate(time.Second)}
 		if length == 0 {
-			_, sum, err := s.options.Elsewhere.Locate(s.live, item, n, via)
+			_, sum, err := s.options.Elsewhere.Locate(live, item, n, via)
 			info.Sum = sum
 			s.passThrough(ctx, err)
 			return nothing{}, info, elsewhereError(err)
 		}
-		body, size, err := s.options.Elsewhere.OpenFile(s.live, item, n, offset, length, via)
+		body, size, err := s.options.Elsewhere.OpenFile(live, item, n, offset, length, via)
 		info.Size, info.Sum = size, peer.SumOf(body)
 		s.passThrough(ctx, err)
 		return body, info, elsewhereError(err)
@@ -87,7 +87,7 @@ func (nothing) Close() error             { return nil }
 
 // sendElsewhere answers with the item's Nth file, which is not stored here.
 func (s *Server) sendElsewhere(ctx *fasthttp.RequestCtx, item *storage.Item, n int) {
-	remote := s.elsewhere(ctx, item, n)
+	remote := s.elsewhere(ctx, s.live, item, n)
 	open := func(offset, length int64) (io.ReadCloser, storage.Info, error) {
 		body, info, err := remote(offset, length)
 		if _, local := body.(storage.LocalFile); err == nil && !local {
@@ -147,12 +147,14 @@ func (s *Server) redirectElsewhere(ctx *fasthttp.RequestCtx, item *storage.Item,
 	return true
 }
 
-// open returns the opener of the item's Nth file, where it is.
+// open returns the opener of the item's Nth file, where it is. The caller compares what it
+// decompresses with its hash, so other instances' bytes are not compared before.
 func (s *Server) open(ctx *fasthttp.RequestCtx, item *storage.Item, n int) opener {
+	live := peer.Uncompared(s.live)
 	if item.HasStored(n) {
-		return s.storedOrNot(ctx, item, n)
+		return s.storedOrNot(ctx, live, item, n)
 	}
-	return s.elsewhere(ctx, item, n)
+	return s.elsewhere(ctx, live, item, n)
 }
 
 // easiest returns which of the item's files takes the least work to get the nar

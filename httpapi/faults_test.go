@@ -216,7 +216,7 @@ func TestGrowsWhileSending(t *testing.T) {
 // TestReaderFails has byte stores whose readers are no files.
 func TestReaderFails(t *testing.T) {
 	t.Parallel()
-	m := make1(t, "x", strings.Repeat("content", 20_000), "none")
+	m := make1(t, "x", strings.Repeat("content", 60_000), "none") // more than is read before the status line
 	for name, reader := range map[string]io.Reader{
 		"an error":            io.MultiReader(strings.NewReader(string(m.nar[:100_000])), iotestErr{errBroken}),
 		"error at once":       iotestErr{errBroken},

@@ -68,23 +68,9 @@ func (s *Server) serveFile(ctx *fasthttp.RequestCtx, name, algorithm, digest str
 	}
 	if isPlain {
 		decoder.Close()
-		open := s.open(ctx, item, n)
-		whole := func(offset, size int64) (io.ReadCloser, storage.Info, error) {
-			reader, info, err := open(offset, size)
-			if err == nil && size == length && size > 0 {
-				reader, err = s.verified(part{io.LimitReader(stored{reader}, length), reader}, length, want, item)
-			}
-			return reader, info, err
-		}
-		unopened := func(err error) {
-			if errors.Is(err, errDamaged) {
-				s.damaged(ctx, item)
-			} else {
-				s.unopened(ctx, item, err)
-			}
-		}
+		open := s.compared(plainPart{item, narinfo.FlatHeaderSize, length, want}, s.open(ctx, item, n))
 		s.sendPart(ctx, content{
-			source:      &sourceFuncs{whole, unopened, byContent("sha256-" + digest)},
+			source:      &sourceFuncs{open, s.unopenedItem(ctx, item), byContent("sha256-" + digest)},
 			contentType: narType, start: narinfo.FlatHeaderSize, length: length,
 		})
 		return

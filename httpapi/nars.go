@@ -199,8 +199,8 @@ func (s *Server) stored(ctx *fasthttp.RequestCtx, item *storage.Item, n int) ope
 
 // storedOrNot opens the item's Nth file, elsewhere if it turns out not to be here: a
 // front end can't know before, and the owner of its storage may.
-func (s *Server) storedOrNot(ctx *fasthttp.RequestCtx, item *storage.Item, n int) opener {
-	open, elsewhere := s.stored(ctx, item, n), s.elsewhere(ctx, item, n)
+func (s *Server) storedOrNot(ctx *fasthttp.RequestCtx, live context.Context, item *storage.Item, n int) opener {
+	open, elsewhere := s.stored(ctx, item, n), s.elsewhere(ctx, live, item, n)
 	return func(offset, length int64) (io.ReadCloser, storage.Info, error) {
 		reader, info, err := open(offset, length)
 		if errors.Is(err, storage.ErrNotStored) {
@@ -245,7 +245,12 @@ type storedFile struct {
 }
 
 func (f *storedFile) open(offset, length int64) (io.ReadCloser, storage.Info, error) {
-	return f.s.storedOrNot(f.ctx, f.item.Item, f.n)(offset, length)
+	item := f.item.Item
+	open := f.s.storedOrNot(f.ctx, f.s.live, item, f.n)
+	if item.Narinfo.Files[f.n].Compression == "none" {
+		open = f.s.compared(plainPart{item, 0, item.StoredSize(f.n), item.Narinfo.NarHash}, open)
+	}
+	return open(offset, length)
 }
 
 func (f *storedFile) unopened(err error) { f.s.unopened(f.ctx, f.item.Item, err) }
@@ -308,6 +313,15 @@ func (s *Server) unopened(ctx *fasthttp.RequestCtx, item *storage.Item, err erro
 	}
 	if errors.Is(err, errElsewhere) {
 		s.unreached(ctx, item, err)
+		return
+	}
+	if errors.Is(err, errDamaged) {
+		s.damaged(ctx, item)
+		return
+	}
+	if errors.Is(err, errComparing) {
+		ctx.Response.Header.Set("Retry-After", "30")
+		s.fail(ctx, fasthttp.StatusServiceUnavailable, errComparing.Error()+", try again later")
 		return
 	}
 	if !s.hasChanged(s.live, item, err) {

@@ -79,7 +79,8 @@ type Leaving interface {
 // the request has come through.
 type Elsewhere interface {
 	// OpenFile opens the item's Nth file, or says [storage.ErrNotStored] when
-	// nobody has it. size is that of the whole file, -1 when it is not known.
+	// nobody has it. size is that of the whole file, -1 when it is not known. The bytes
+	// may be other than the nar's with a context of [peer.Uncompared].
 	OpenFile(ctx context.Context, item *storage.Item, n int, offset, length int64, via []string) (body io.ReadCloser, size int64, err error)
 	// Locate returns the file's URL, "" for one that clients must not see, and the
 	// file's checksum as of [peer.SumOf].
@@ -245,6 +246,7 @@ type Server struct {
 	health    health
 	// decoders decompress nars for clients.
 	decoders    *decoders
+	compares    *compares
 	decoderWait time.Duration
 	// These and decoderWait are the constants but in tests.
 	progressTimeout, shutdownGrace, quietTime time.Duration
@@ -282,9 +284,11 @@ func New(items Items, options Options) *Server {
 		items: items, options: options, log: options.Log,
 		answers: newCache(options.AnswerCache, func(a madeAnswer) int64 { return int64(cap(a.body)) }),
 		// A parsed narinfo takes about as much again as its text.
-		nars:        newCache(options.AnswerCache/8, func(n *nars) int64 { return 2*int64(cap(n.Text)) + 1000 }),
-		decoders:    newDecoders(max(1, runtime.NumCPU()-1), options.Decoders),
-		lane:        eventloop.NewLane(runtime.NumCPU()), // as many as the index has connections
+		nars: newCache(options.AnswerCache/8, func(n *nars) int64 { return 2*int64(cap(n.Text)) + 1000 }),
+		// One processor is left for what answers at once.
+		decoders:    newDecoders(max(1, runtime.GOMAXPROCS(0)-1), options.Decoders),
+		lane:        eventloop.NewLane(runtime.GOMAXPROCS(0)),
+		compares:    newCompares(),
 		decoderWait: decoderWait, progressTimeout: progressTimeout, shutdownGrace: shutdownGrace, quietTime: quietTime,
 	}
 	if s.log == nil {

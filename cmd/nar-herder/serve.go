@@ -313,6 +313,7 @@ func (c *serverCommand) run(ctx context.Context, settings *settings, running *ta
 	server.Registry().MustRegister(database, damageMetric(store.index))
 	running.Go("watching the room for the database", func() { database.Run(followCtx) })
 	if passed != nil {
+		passed.Turns = server.Turns()
 		server.Registry().MustRegister(passed.Unchecked)
 	}
 	if remover != nil {

@@ -17,6 +17,7 @@ import (
 	"io"
 	"log/slog"
 	"runtime/debug"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -53,6 +54,9 @@ type Source struct {
 	Opener
 	// Log may be nil.
 	Log *slog.Logger
+	// Turns is locked by a comparison while it computes; nil for no bound on the
+	// processor time of all of them together.
+	Turns sync.Locker
 	// Unchecked counts the nars that were not compared.
 	Unchecked prometheus.CounterFunc
 	unchecked atomic.Int64
@@ -78,9 +82,13 @@ func New(opener Opener, memory int64) *Source {
 // [storage.ErrWrongNar] when the beginning shows that the file is another, and reading
 // fails before the last bytes of such a file. As only the whole can be compared, it is
 // fetched for a part that has some of what is held back, and where no part can be had.
+// With a context of [peer.Uncompared], it is [peer.Peer.OpenFile].
 func (s *Source) OpenFile(ctx context.Context, item *storage.Item, n int, offset, length int64, via []string) (io.ReadCloser, int64, error) {
 	if item.FileName(n) == "" {
 		return nil, 0, storage.ErrNotStored
+	}
+	if peer.IsUncompared(ctx) {
+		return s.Opener.OpenFile(ctx, item, n, offset, length, via)
 	}
 	if IsAlone(item, n, offset, length) {
 		body, size, err := s.Opener.OpenFile(ctx, item, n, offset, length, via)
@@ -137,6 +145,9 @@ func (s *Source) Resume(ctx context.Context, item *storage.Item, n int, before i
 	if err != nil {
 		return nil, err
 	}
+	if peer.IsUncompared(ctx) {
+		return body, nil
+	}
 	c, err := s.compare(ctx, item, n, body, io.LimitReader(before, offset))
 	if err != nil {
 		return nil, err // not a nil *compared
@@ -189,7 +200,7 @@ func (s *Source) compare(ctx context.Context, item *storage.Item, n int, body io
 		c.checker = checker
 		go func() {
 			defer s.memory.Release(reserved)
-			err := checkNar(ctx, item, n, checked, memory)
+			err := s.checkNar(ctx, item, n, checked, memory)
 			_ = checked.CloseWithError(err) // writes fail with it
 			c.verdict <- err
 		}()
@@ -217,16 +228,49 @@ func (s *Source) compare(ctx context.Context, item *storage.Item, n int, body io
 }
 
 // checkNar is [storage.CheckNar] for a decompressor with so much memory.
-func checkNar(ctx context.Context, item *storage.Item, n int, from io.Reader, memory int64) (err error) {
+func (s *Source) checkNar(ctx context.Context, item *storage.Item, n int, from io.Reader, memory int64) (err error) {
+	turns := s.Turns
+	if turns == nil {
+		turns = new(sync.Mutex) // of this one alone
+	}
+	turns.Lock()
+	defer turns.Unlock()
 	defer func() {
 		if fault := recover(); fault != nil {
 			err = fmt.Errorf("a fault of the decompressor, please report it: %v\n%s", fault, debug.Stack())
 		}
 	}()
-	return storage.CheckNar(ctx, item.Narinfo, n, from, func(_ context.Context, kind string, r io.Reader, _ int64) (io.ReadCloser, error) {
+	return storage.CheckNar(ctx, item.Narinfo, n, turnless{from, turns}, func(_ context.Context, kind string, r io.Reader, _ int64) (io.ReadCloser, error) {
 		decompressor, err := compression.NewReaderWithin(kind, r, memory)
+		if err == nil {
+			decompressor = yielding{decompressor, turns}
+		}
 		return storage.MarkUnreadable(decompressor, err, compression.Refused)
 	})
+}
+
+// turnless gives up the turn while it waits for bytes.
+type turnless struct {
+	io.Reader
+	turns sync.Locker
+}
+
+func (t turnless) Read(p []byte) (int, error) {
+	t.turns.Unlock()
+	defer t.turns.Lock()
+	return t.Reader.Read(p)
+}
+
+// yielding is a decompressor that gives others a turn before each piece.
+type yielding struct {
+	io.ReadCloser
+	turns sync.Locker
+}
+
+func (y yielding) Read(p []byte) (int, error) {
+	y.turns.Unlock()
+	y.turns.Lock()
+	return y.ReadCloser.Read(p)
 }
 
 // take compares bytes that have come, and holds them.

@@ -9,6 +9,8 @@ import (
 	"io"
 	"math/rand/v2"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -311,4 +313,82 @@ func TestLeaves(t *testing.T) {
 		first.Close()
 		s.free(t)
 	})
+}
+
+// turns count those who have one.
+type turns struct {
+	free      chan struct{}
+	now, most atomic.Int32
+	taken     atomic.Int32
+}
+
+func (t *turns) Lock() {
+	t.free <- struct{}{}
+	t.taken.Add(1)
+	t.most.Store(max(t.most.Load(), t.now.Add(1)))
+}
+
+func (t *turns) Unlock() {
+	t.now.Add(-1)
+	<-t.free
+}
+
+// TestTurns has more nars at once than there are turns: each is compared, takes a turn only
+// while it computes, and gives it back, also when its client leaves.
+func TestTurns(t *testing.T) {
+	t.Parallel()
+	turns := &turns{free: make(chan struct{}, 1)}
+	var all sync.WaitGroup
+	for i, kind := range []string{"gzip", "zstd", "none", "gzip"} {
+		of := newNar(t, 4*tail+i, kind, true)
+		wrong := bytes.Clone(of.file)
+		wrong[len(wrong)/2] ^= 1
+		for _, file := range [][]byte{of.file, wrong} {
+			s := New(&opener{file: file}, 0)
+			s.Turns = turns
+			left, _, err := s.OpenFile(t.Context(), of.Item, 0, 0, -1, nil) // which takes no bytes meanwhile
+			if err != nil && !errors.Is(err, storage.ErrWrongNar) {
+				t.Fatal(err)
+			}
+			all.Go(func() {
+				body, _, err := s.OpenFile(t.Context(), of.Item, 0, 0, -1, nil)
+				if err == nil {
+					_, err = io.Copy(io.Discard, body)
+					body.Close()
+				}
+				if isRight := &file[0] == &of.file[0]; (err == nil) != isRight {
+					t.Errorf("%s, right %v: %v", kind, isRight, err)
+				}
+				if left != nil {
+					left.Close()
+				}
+				s.free(t)
+			})
+		}
+	}
+	all.Wait()
+	if turns.taken.Load() == 0 || turns.most.Load() != 1 || turns.now.Load() != 0 {
+		t.Errorf("%d turns were taken, %d at a time, %d are left", turns.taken.Load(), turns.most.Load(), turns.now.Load())
+	}
+}
+
+// TestUncompared: callers that compare what they decompress get the file as it comes.
+func TestUncompared(t *testing.T) {
+	t.Parallel()
+	of := newNar(t, 1000, "gzip", true)
+	s := New(&opener{file: []byte("anything"), ranges: true}, 0)
+	body, _, err := s.OpenFile(peer.Uncompared(t.Context()), of.Item, 0, 0, -1, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := io.ReadAll(body); string(got) != "anything" || err != nil {
+		t.Errorf("%q, %v", got, err)
+	}
+	body, err = s.Resume(peer.Uncompared(t.Context()), of.Item, 0, nil, 3, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := io.ReadAll(body); string(got) != "thing" || err != nil {
+		t.Errorf("resumed: %q, %v", got, err)
+	}
 }

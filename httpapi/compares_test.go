@@ -1,0 +1,127 @@
+package httpapi
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"nar-herder/storage"
+)
+
+// plainServer is a server with one nar without compression, and an opener that compares it.
+func plainServer(t *testing.T, content string) (*started, *store, *made, opener) {
+	m := make1(t, "source", content, "none")
+	s := newStore(t, m.write(t, t.TempDir()))
+	server := newStarted(s, options())
+	item, err := s.Item(t.Context(), m.path.Hash)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return server, s, m, server.compared(plainPart{item, 0, m.fileSize, item.Narinfo.NarHash}, func(offset, length int64) (io.ReadCloser, storage.Info, error) {
+		return s.OpenFile(context.Background(), item, 0, offset, length)
+	})
+}
+
+// TestCompared: a file that was compared is sent as it is from then on, in parts as well,
+// until it changes or a day has passed.
+func TestCompared(t *testing.T) {
+	t.Parallel()
+	for _, content := range plainContents {
+		server, s, m, open := plainServer(t, content)
+		// read reports whether the file itself was opened, for the kernel to send.
+		read := func(offset, length int64) (bool, error) {
+			reader, _, err := open(offset, length)
+			if err != nil {
+				return false, err
+			}
+			defer reader.Close()
+			got, err := io.ReadAll(io.LimitReader(reader, length))
+			if err == nil && !bytes.Equal(got, m.file[offset:offset+length]) {
+				t.Errorf("%d bytes, not those at %d", len(got), offset)
+			}
+			return storedLocally(reader) != nil, err
+		}
+		if isFile, err := read(0, m.fileSize); isFile != (len(content) < checkedFirst) || err != nil {
+			t.Errorf("%d bytes: first: file %v, %v", len(content), isFile, err)
+		}
+		for range 2 {
+			for _, length := range []int64{m.fileSize, 0, 5} {
+				if isFile, err := read(0, length); !isFile || err != nil {
+					t.Errorf("%d bytes: again: file %v, %v", len(content), isFile, err)
+				}
+			}
+		}
+		if server.compares.good.Len() != 1 {
+			t.Errorf("%d files are remembered", server.compares.good.Len())
+		}
+		var later atomic.Int64
+		server.compares.now = func() time.Time { return time.Now().Add(time.Duration(later.Load())) }
+		later.Store(int64(comparedFor))
+		if isFile, err := read(0, m.fileSize); isFile != (len(content) < checkedFirst) || err != nil {
+			t.Errorf("%d bytes: a day later: file %v, %v", len(content), isFile, err)
+		}
+		// A part has the whole compared.
+		later.Add(int64(comparedFor))
+		if isFile, err := read(10, 20); !isFile || err != nil {
+			t.Errorf("%d bytes: part: file %v, %v", len(content), isFile, err)
+		}
+		if isFile, err := read(0, m.fileSize); !isFile || err != nil {
+			t.Errorf("%d bytes: after the part: file %v, %v", len(content), isFile, err)
+		}
+		// Another file of the same size and time.
+		name := filepath.Join(s.directory, m.url())
+		before, err := os.Stat(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		wrong := bytes.Clone(m.file)
+		wrong[200] ^= 1
+		if err := errors.Join(os.WriteFile(name+".new", wrong, 0o644), os.Chtimes(name+".new", time.Time{}, before.ModTime()), os.Rename(name+".new", name)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := read(10, 20); !errors.Is(err, errDamaged) {
+			t.Errorf("%d bytes: replaced: %v", len(content), err)
+		}
+		if _, err := read(0, m.fileSize); err == nil {
+			t.Errorf("%d bytes: replaced, whole: no error", len(content))
+		}
+	}
+}
+
+// TestComparedOnce: many clients that ask for parts of a large file cause one comparison, and are
+// asked to come again when they would wait for too long.
+func TestComparedOnce(t *testing.T) {
+	t.Parallel()
+	m := make1(t, "source", plainContents[1], "none")
+	server := startWith(t, newStore(t, m.write(t, t.TempDir())), options(), func(s *Server) {
+		s.decoderWait = time.Millisecond
+		for range comparesAtOnce {
+			s.compares.slots <- struct{}{}
+		}
+	})
+	running := func() int {
+		server.compares.mu.Lock()
+		defer server.compares.mu.Unlock()
+		return len(server.compares.running)
+	}
+	for range 8 {
+		got := dial(t, server.address).ask("GET", "/"+m.url(), "Range: bytes=5-14")
+		if got.StatusCode != 503 || got.Header.Get("Retry-After") == "" || !strings.Contains(got.body, "compared") || running() != 1 {
+			t.Errorf("%s, %v, %q, %d comparisons", got.Status, got.Header, got.body, running())
+		}
+	}
+	for range comparesAtOnce {
+		<-server.compares.slots
+	}
+	until(t, "it is compared", func() bool { return running() == 0 })
+	if got := dial(t, server.address).ask("GET", "/"+m.url(), "Range: bytes=5-14"); got.StatusCode != 206 || got.body != string(m.file[5:15]) {
+		t.Errorf("%s, %q", got.Status, got.body)
+	}
+}
