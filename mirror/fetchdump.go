@@ -29,6 +29,8 @@ type dump struct {
 	tag      string
 	// sum is what the dump says of all its items; "" for nothing.
 	sum string
+	// damaged is what it says of items that it lacks, see [exchange.DamagedKey].
+	damaged string
 }
 
 // isWhole says that what is read of the dump is compared as a whole with what was
@@ -166,7 +168,7 @@ func (m *Mirror) fetchDump(ctx context.Context) (*dump, error) {
 	if err == nil {
 		var info map[string]string
 		info, err = db.Info(ctx)
-		db.sum = info[exchange.SumKey]
+		db.sum, db.damaged = info[exchange.SumKey], info[exchange.DamagedKey]
 	}
 	if err = badDump(err); err != nil {
 		return nil, m.closeDump(ctx, db, fmt.Errorf("open the dump of %s: %w", m.Source, err))

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"nar-herder/internal/stamp"
@@ -105,6 +106,10 @@ func (m *Mirror) merge(ctx context.Context, at place, db *dump) (place, error) {
 	}
 	there := make(bits, last/64+1)
 	if err := m.mergeItems(ctx, db, there, count); err != nil {
+		return next, err
+	}
+	if keepAll, err := m.keepDamaged(ctx, db, there); keepAll || err != nil {
+		next.Removals = at.Removals
 		return next, err
 	}
 	next.Removals, err = m.withdrawOthers(ctx, at, there, last, mirrored, newest)
@@ -336,6 +341,26 @@ func (m *Mirror) undamaged(ctx context.Context, hashes []narinfo.PathHash, there
 		rows[i] = row
 	}
 	return rows, nil
+}
+
+// keepDamaged sets the bits of items that the dump lacks since they are damaged at the
+// source. It returns true if those can't be told from removed ones.
+func (m *Mirror) keepDamaged(ctx context.Context, db *dump, there bits) (keepAll bool, err error) {
+	for name := range strings.FieldsSeq(db.damaged) {
+		hash, err := narinfo.ParsePathHash(name)
+		if err != nil {
+			m.log.Warn("the dump of the mirrored instance lacks damaged items and doesn't name them all, so nothing is removed that it lacks", "source", m.Source.String())
+			return true, nil
+		}
+		rows, err := m.undamaged(ctx, []narinfo.PathHash{hash}, there)
+		if err != nil {
+			return false, err
+		}
+		if rows[0] != nil {
+			there.set(rows[0].Place())
+		}
+	}
+	return false, nil
 }
 
 // withdrawOthers withdraws the items of the source, up to the last place, that have no

@@ -287,11 +287,49 @@ func TestListDamaged(t *testing.T) {
 	if err != nil || len(found) != 1 || cursor != 2 {
 		t.Errorf("%d candidates, up to %d, %v", len(found), cursor, err)
 	}
-	if _, err := x.Copy(t.Context(), filepath.Join(t.TempDir(), "copy"), testTime, 100); !errors.Is(err, ErrDamaged) {
-		t.Errorf("copy: %v, want ErrDamaged", err)
+	// A bit that hides an item is no withdrawal.
+	update(t, x, func(tx *Tx) error { return tx.conn.exec("UPDATE narinfos SET withdrawn_at = 0 WHERE id = 4") })
+	path := filepath.Join(t.TempDir(), "copy")
+	got, err := x.Copy(t.Context(), path, testTime, 100)
+	if err != nil || got.Items != 2 || len(got.Changes) != 2 || len(copied(t, path)) != 2 {
+		t.Errorf("copy: %d items, %d changes, %v", got.Items, len(got.Changes), err)
 	}
-	if _, err := x.ChangesAfter(t.Context(), 0, 100); !errors.Is(err, ErrDamaged) {
-		t.Errorf("changes: %v, want ErrDamaged", err)
+	if len(got.Damaged) != 2 || got.Damaged[0].Hash != testPath(1).Hash || got.Damaged[1].Hash != testPath(3).Hash {
+		t.Errorf("copy: damaged are %v", got.Damaged)
+	}
+	foreign, err := OpenForeign(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer foreign.Close()
+	for _, err := range foreign.Rows(t.Context()) {
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	page, err := x.ChangesAfter(t.Context(), 0, 100)
+	if err != nil || len(page.Changes) != 2 || page.Position != 4 {
+		t.Errorf("%d changes up to %d, %v", len(page.Changes), page.Position, err)
+	}
+	// Once it is repaired, those who have skipped it get it.
+	if mended := mend(t, x, testNarinfo(1, 1, nil, 10).Text); mended != 2 {
+		t.Errorf("mended %d", mended)
+	}
+	if page, err = x.ChangesAfter(t.Context(), page.Position, 100); err != nil || len(page.Changes) != 2 {
+		t.Errorf("%d changes, %v", len(page.Changes), err)
+	}
+}
+
+// TestCopyWrecked: an index of which much is damaged is not copied.
+func TestCopyWrecked(t *testing.T) {
+	t.Parallel()
+	x := openTest(t)
+	for n := range mostDamaged + 1 {
+		put(t, x, testNarinfo(n, 1, nil, 10))
+	}
+	update(t, x, func(tx *Tx) error { return tx.conn.exec("UPDATE narinfos SET checksum = checksum + 1") })
+	if _, err := x.Copy(t.Context(), filepath.Join(t.TempDir(), "copy"), testTime, 100); !errors.Is(err, ErrDamaged) {
+		t.Errorf("%v, want ErrDamaged", err)
 	}
 }
 
