@@ -242,8 +242,9 @@ func describeProgress(what string, done, total int64) string {
 }
 
 const (
-	// maxWindow is the memory that a frame may ask for.
-	maxWindow = 128 << 20
+	// maxWindow is the memory that a frame may ask for: the most that RFC 9659 allows as
+	// a Content-Encoding, and what [mirror/dump] uses.
+	maxWindow = 8 << 20
 	// maxRatio is how many bytes of a database may come out of one, several times
 	// as many as of any that has narinfos in it, and ratioFree how many of any.
 	maxRatio  = 100
