@@ -4,7 +4,9 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+	"time"
 
 	maker "nar-herder/mirror/dump"
 	"nar-herder/storage/index"
@@ -74,4 +76,34 @@ func TestDamagedAtSource(t *testing.T) {
 		t.Fatal(err)
 	}
 	until(t, "the repaired item", func() bool { return len(f.list()) == 5 })
+}
+
+// TestDamagedRemoval: an item that the source removes while it is damaged here is removed
+// when it is repaired.
+func TestDamagedRemoval(t *testing.T) {
+	t.Parallel()
+	source, own := newInstance(t), newInstance(t)
+	for n := range 3 {
+		source.add(at(n), testInfo(n, 1, n))
+	}
+	source.dumpNow()
+	f := follow(t, own, source, nil)
+	f.same(source)
+	own.rewrite("UPDATE narinfos SET checksum = checksum + 1 WHERE id = 2")
+	source.remove(at(4), 1)
+	source.add(at(5), testInfo(5, 1, 5))
+	until(t, "what follows", func() bool {
+		_, err := own.index.Item(t.Context(), testPath(5).Hash)
+		return err == nil
+	})
+	if _, err := own.index.Text(t.Context(), testPath(1).Hash); err != index.ErrNotFound {
+		t.Errorf("it is still shown: %v", err)
+	}
+	if told := own.told(); !strings.HasSuffix(told[len(told)-2], " - "+testPath(1).String()) {
+		t.Errorf("others are told %q", told)
+	}
+	own.rewrite("UPDATE narinfos SET checksum = checksum - 1 WHERE id = 2")
+	if items, err := own.index.WithdrawnItems(t.Context(), time.Now(), 10); err != nil || len(items) != 1 || items[0].Mirrored {
+		t.Errorf("withdrawn are %v, %v", items, err)
+	}
 }

@@ -112,7 +112,8 @@ func (x *Index) copyTo(ctx context.Context, source, target string, at time.Time,
 			return Copied{}, err
 		}
 	}
-	if err := c.script("BEGIN"); err != nil {
+	// SQLite copies rows as they are only into tables without triggers.
+	if err := c.script("DROP TRIGGER main.narinfos_stale; DROP TRIGGER main.cached_files_stale; BEGIN"); err != nil {
 		return Copied{}, err
 	}
 	// The first look at the live tables settles which moment all others see.
@@ -129,7 +130,7 @@ func (x *Index) copyTo(ctx context.Context, source, target string, at time.Time,
 		return Copied{}, err
 	}
 	// The rest concerns the copy alone.
-	if err := c.script("COMMIT; DETACH live; BEGIN"); err != nil {
+	if err := c.script("COMMIT; DETACH live; BEGIN;" + staleTriggers); err != nil {
 		return Copied{}, err
 	}
 	if copied.Damaged, err = x.dropDamaged(ctx, c); err != nil {

@@ -357,7 +357,7 @@ func TestMigrateChecksums(t *testing.T) {
 			}
 		}
 		for _, old := range []string{
-			"ALTER TABLE narinfos DROP COLUMN checksum", "ALTER TABLE dictionaries DROP COLUMN checksum",
+			"DROP TRIGGER narinfos_stale", "DROP TRIGGER cached_files_stale", "ALTER TABLE narinfos DROP COLUMN checksum", "ALTER TABLE dictionaries DROP COLUMN checksum",
 			"INSERT INTO cached_files (item, type, size, last_used) VALUES (5, 'zstd', 9, 1)", "ALTER TABLE cached_files DROP COLUMN checksum", "PRAGMA user_version = 5",
 			"UPDATE narinfos SET text = x'00' WHERE id = 1",
 			"UPDATE narinfos SET text = (SELECT text FROM narinfos WHERE id = 3) WHERE id = 2",
@@ -392,5 +392,34 @@ func TestMigrateChecksums(t *testing.T) {
 	}
 	if found := damaged(t, x); len(found) != 2 {
 		t.Errorf("found %v", found)
+	}
+}
+
+// TestOlderWriter: what a process of the version before checksums writes beside this one
+// is served.
+func TestOlderWriter(t *testing.T) {
+	t.Parallel()
+	x := openTest(t)
+	old, now := testNarinfo(1, 1, nil, 10), testNarinfo(1, 2, []int{3}, 10)
+	put(t, x, old)
+	hash := old.StorePath.Hash
+	update(t, x, func(tx *Tx) error {
+		return tx.PutCached(CachedFile{Hash: hash, Type: "zstd", Size: 5, LastUsed: testTime})
+	})
+	entry := x.Prepare(now)
+	update(t, x, func(tx *Tx) error {
+		return errors.Join(
+			tx.conn.exec("UPDATE narinfos SET refs = ?, dictionary = ?, text = ?, withdrawn_at = NULL WHERE id = ?",
+				referencesColumn(now), entry.dictionary, entry.compressed, int64(1)),
+			tx.conn.exec(`INSERT INTO cached_files (item, type, size, last_used) VALUES (?, ?, ?, ?)
+				ON CONFLICT DO UPDATE SET size = excluded.size, last_used = excluded.last_used, withdrawn_at = NULL`, int64(1), "zstd", int64(6), int64(7)))
+	})
+	text, files, err := x.TextAndCached(t.Context(), hash)
+	if err != nil || !bytes.Equal(text, now.Text) || len(files) != 1 || files[0].Size != 6 {
+		t.Errorf("%q, %v, %v", text, files, err)
+	}
+	put(t, x, old)
+	if n, err := x.writer.integer("SELECT count(*) FROM narinfos WHERE checksum IS NULL"); err != nil || n != 0 {
+		t.Errorf("%d have no checksum, %v", n, err)
 	}
 }

@@ -16,7 +16,7 @@ func TestEachAt(t *testing.T) {
 	x := openTest(t)
 	var hashes []narinfo.PathHash
 	for n := range count {
-		text := string(testNarinfo(n, 1, nil, 10).Text) + "X-Long: " + strings.Repeat("x", each) + "\n"
+		text := string(testNarinfo(n, 1, nil, 10).Text) + strings.Repeat("# "+strings.Repeat("x", 1021)+"\n", each/1024)
 		info, err := narinfo.Parse([]byte(text))
 		if err != nil {
 			t.Fatal(err)
