@@ -51,12 +51,16 @@ func (s *Server) serveChanges(ctx *fasthttp.RequestCtx) {
 		s.fail(ctx, fasthttp.StatusBadRequest, "say from when on: ?since=YYYY-MM-DD HH:MM:SS, in UTC, or ?after=NUMBER")
 		return
 	}
-	ctx.Response.Header.SetContentType("application/json")
 	if ctx.IsHead() {
+		ctx.Response.Header.SetContentType("application/json")
 		ctx.Response.SkipBody = true
 		return
 	}
-	ctx.Response.SetBodyStream(&changesSince{s: s, ctx: s.streaming, place: index.TimePlace{At: since}}, -1)
+	if !s.admit(ctx, changesAtOnce) {
+		return
+	}
+	ctx.Response.Header.SetContentType("application/json")
+	ctx.Response.SetBodyStream(&changesSince{s: s, client: s.clientAddress(ctx), ctx: s.streaming, place: index.TimePlace{At: since}}, -1)
 }
 
 // parseSince reads a time as the original writes it, or as others do.
@@ -82,9 +86,11 @@ func toldAs(change index.Told) peer.Change {
 // changesSince is the body of an answer in the original's way.
 type changesSince struct {
 	s       *Server
+	client  netip.Addr
 	ctx     context.Context
 	place   index.TimePlace
 	pending bytes.Buffer
+	paged   bool // a page was read
 	begun   bool
 	ended   bool
 }
@@ -96,6 +102,12 @@ func (b *changesSince) Read(p []byte) (int, error) {
 		if b.ended {
 			return 0, io.EOF
 		}
+		if b.paged { // the first was admitted with the request
+			if err := b.s.awaitTurn(b.ctx, b.client, changesAtOnce); err != nil {
+				return 0, err
+			}
+		}
+		b.paged = true
 		changes, more, err := b.s.options.Changes.ChangesFrom(b.ctx, &b.place, changesAtOnce)
 		if err != nil {
 			b.s.log.Error("can't tell another instance what has changed", "error", err)
@@ -156,6 +168,9 @@ func (s *Server) pageAfter(ctx *fasthttp.RequestCtx) (page index.Page, after int
 	after, err := strconv.ParseInt(string(query.Peek(peer.AfterKey)), 10, 64)
 	if err != nil || after < 0 {
 		s.fail(ctx, fasthttp.StatusBadRequest, "?after=NUMBER must be that of a change, or 0")
+		return page, 0, false
+	}
+	if !s.admit(ctx, changesAtOnce) {
 		return page, 0, false
 	}
 	page, err = s.options.Changes.ChangesAfter(s.live, after, changesAtOnce)

@@ -23,8 +23,8 @@ const (
 	// admitTime is how long a question may wait for its turn.
 	admitTime = 3 * time.Second
 
-	// clientRate is how many items a second a client may ask for, and clientBurst how
-	// many at once. A removal of another instance has two questions of 200 items under
+	// clientRate is how many items or changes a second a client may ask for, and
+	// clientBurst how many at once. A removal of another instance has two questions of 200 items under
 	// way at a time, and at that rate takes 17 minutes for 10 million.
 	clientRate  = 10_000
 	clientBurst = 4_000
@@ -116,6 +116,29 @@ func (s *Server) admit(ctx *fasthttp.RequestCtx, count int) bool {
 		}
 	}
 	return true
+}
+
+// awaitTurn is admit for what was begun, and so waits as long as it takes.
+func (s *Server) awaitTurn(ctx context.Context, client netip.Addr, count int) error {
+	for {
+		wait, ok := s.limiter.reserve(client, count, time.Now())
+		if ok && wait == 0 {
+			return nil
+		}
+		if !ok {
+			wait = admitTime
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return ctx.Err()
+		}
+		if ok {
+			return nil
+		}
+	}
 }
 
 // limiter bounds how many items clients may ask for, each of them and all together.

@@ -18,6 +18,7 @@ import (
 	"nar-herder/narinfo"
 	"nar-herder/peer"
 	"nar-herder/storage"
+	"nar-herder/storage/index"
 )
 
 // distantItems are as many as there are hashes, each with one file in a byte store whose
@@ -298,4 +299,74 @@ func TestNetworkOf(t *testing.T) {
 	if got := networkOf(netip.Addr{}); got != (netip.Prefix{}) {
 		t.Errorf("of nobody: %s", got)
 	}
+}
+
+// manyChanges has more changes than any client reads.
+type manyChanges struct{ pages atomic.Int32 }
+
+func (c *manyChanges) ChangesAfter(context.Context, int64, int) (index.Page, error) {
+	c.pages.Add(1)
+	return index.Page{First: 1}, nil
+}
+
+func (c *manyChanges) ChangesFrom(_ context.Context, _ *index.TimePlace, limit int) ([]index.Told, bool, error) {
+	c.pages.Add(1)
+	return make([]index.Told, limit), true, nil
+}
+
+// TestChangesLimit has a client ask for pages of changes for ever beside a mirror that asks
+// now and then, and then for all changes in one answer.
+func TestChangesLimit(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		changes := new(manyChanges)
+		o := options()
+		o.Changes, o.Identity = changes, newStore(t, published+"/"+hashOf(greeting)+".narinfo")
+		s := New(newDistantItems(t, nil), o)
+		ask := func(query, address string) *fasthttp.RequestCtx {
+			var ctx fasthttp.RequestCtx
+			ctx.Init(&fasthttp.Request{}, &net.TCPAddr{IP: net.ParseIP(address), Port: 1}, nil)
+			ctx.Request.SetRequestURI(peer.ChangesPath + query)
+			s.handle(&ctx)
+			return &ctx
+		}
+		const since = "?since=2026-01-01%2000:00:00"
+		var answered, refused atomic.Int32
+		var asking sync.WaitGroup
+		for n := range 400 {
+			asking.Go(func() {
+				query := since
+				if n%2 > 0 {
+					query = "?after=0"
+				}
+				switch ctx := ask(query, "192.0.2.1"); {
+				case ctx.Response.StatusCode() == 200:
+					answered.Add(1)
+				case ctx.Response.StatusCode() != 503 || string(ctx.Response.Header.Peek("Retry-After")) != admitRetry:
+					t.Errorf("%d %s", ctx.Response.StatusCode(), &ctx.Response.Header)
+				default:
+					refused.Add(1)
+				}
+			})
+		}
+		if ctx := ask(since, "192.0.2.2"); ctx.Response.StatusCode() != 200 {
+			t.Errorf("another client gets %d", ctx.Response.StatusCode())
+		}
+		asking.Wait()
+		if answered.Load() == 0 || refused.Load() < 100 {
+			t.Errorf("%d questions answered, %d refused", answered.Load(), refused.Load())
+		}
+		time.Sleep(time.Minute)
+		changes.pages.Store(0)
+		body := ask(since, "192.0.2.1").Response.BodyStream()
+		begun, buffer := time.Now(), make([]byte, 64<<10)
+		for time.Since(begun) < 10*time.Second {
+			if _, err := body.Read(buffer); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if pages := changes.pages.Load(); pages > (clientBurst+11*clientRate)/changesAtOnce {
+			t.Errorf("%d pages in ten seconds", pages)
+		}
+	})
 }

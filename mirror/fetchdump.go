@@ -29,6 +29,8 @@ type dump struct {
 	tag      string
 	// sum is what the dump says of all its items; "" for nothing.
 	sum string
+	// damaged is what it says of items that it lacks, see [exchange.DamagedKey].
+	damaged string
 }
 
 // isWhole says that what is read of the dump is compared as a whole with what was
@@ -166,7 +168,7 @@ func (m *Mirror) fetchDump(ctx context.Context) (*dump, error) {
 	if err == nil {
 		var info map[string]string
 		info, err = db.Info(ctx)
-		db.sum = info[exchange.SumKey]
+		db.sum, db.damaged = info[exchange.SumKey], info[exchange.DamagedKey]
 	}
 	if err = badDump(err); err != nil {
 		return nil, m.closeDump(ctx, db, fmt.Errorf("open the dump of %s: %w", m.Source, err))
@@ -240,8 +242,9 @@ func describeProgress(what string, done, total int64) string {
 }
 
 const (
-	// maxWindow is the memory that a frame may ask for.
-	maxWindow = 128 << 20
+	// maxWindow is the memory that a frame may ask for: the most that RFC 9659 allows as
+	// a Content-Encoding, and what [mirror/dump] uses.
+	maxWindow = 8 << 20
 	// maxRatio is how many bytes of a database may come out of one, several times
 	// as many as of any that has narinfos in it, and ratioFree how many of any.
 	maxRatio  = 100

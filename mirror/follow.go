@@ -89,7 +89,9 @@ func (m *Mirror) removals(ctx context.Context, changes []storage.Followed) (coun
 		}
 		item, err := m.Index.Item(ctx, change.Hash)
 		switch {
-		case errors.Is(err, index.ErrNotFound), errors.Is(err, index.ErrDamaged): // which stays
+		case errors.Is(err, index.ErrNotFound):
+		case errors.Is(err, index.ErrDamaged):
+			count++
 		case err != nil:
 			return 0, err
 		case item.Mirrored && item.WithdrawnAt.IsZero():
@@ -193,7 +195,7 @@ func read(c peer.Change, sure bool) (change storage.Followed, err error) {
 		if err != nil {
 			return change, fmt.Errorf("%w: %w", errUnreadable, err)
 		}
-		change.Hash = path.Hash
+		change.Hash, change.StorePath = path.Hash, path.String()
 		return change, nil
 	}
 	return change, fmt.Errorf("%w: a change %q", errUnreadable, c.Change)

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"nar-herder/internal/stamp"
@@ -105,6 +106,10 @@ func (m *Mirror) merge(ctx context.Context, at place, db *dump) (place, error) {
 	}
 	there := make(bits, last/64+1)
 	if err := m.mergeItems(ctx, db, there, count); err != nil {
+		return next, err
+	}
+	if keepAll, err := m.keepDamaged(ctx, db, there); keepAll || err != nil {
+		next.Removals = at.Removals
 		return next, err
 	}
 	next.Removals, err = m.withdrawOthers(ctx, at, there, last, mirrored, newest)
@@ -300,42 +305,48 @@ func (m *Mirror) unknown(ctx context.Context, items []storage.Followed, there bi
 	for i, item := range items {
 		hashes[i] = item.Hash
 	}
-	rows, err := m.Index.ItemsAt(ctx, hashes)
-	if errors.Is(err, index.ErrDamaged) {
-		rows, err = m.undamaged(ctx, hashes, there)
-	}
-	if err != nil {
-		return nil, err
-	}
-	for i, row := range rows {
+	err = m.Index.EachAt(ctx, hashes, func(i int, row *index.Item, err error) error {
+		setPlace(there, row, err)
 		if row != nil {
-			there.set(row.Place())
 			// A known item keeps its time. Those who follow this instance by time
 			// have passed that, and are told now.
 			items[i].At = m.now().UTC().Truncate(time.Second)
 		}
+		// A damaged one is written again.
 		if row == nil || !row.Mirrored || !row.WithdrawnAt.IsZero() || !bytes.Equal(row.Text, items[i].Narinfo.Text) {
 			news = append(news, items[i])
 		}
-	}
-	return news, nil
+		return nil
+	})
+	return news, err
 }
 
-// undamaged returns items one by one, with nil for those that are damaged: as they are
-// there, they are to be written again.
-func (m *Mirror) undamaged(ctx context.Context, hashes []narinfo.PathHash, there bits) ([]*index.Item, error) {
-	rows := make([]*index.Item, len(hashes))
-	for i, hash := range hashes {
-		row, err := m.Index.Item(ctx, hash)
-		var damage *index.Damage
-		if errors.As(err, &damage) && damage.Place() != 0 {
-			there.set(damage.Place())
-		} else if err != nil && !errors.Is(err, index.ErrNotFound) {
-			return nil, err
-		}
-		rows[i] = row
+// setPlace sets the bit of an item as [index.Index.EachAt] has it.
+func setPlace(there bits, row *index.Item, err error) {
+	var damage *index.Damage
+	if row != nil {
+		there.set(row.Place())
+	} else if errors.As(err, &damage) && damage.Place() != 0 {
+		there.set(damage.Place())
 	}
-	return rows, nil
+}
+
+// keepDamaged sets the bits of items that the dump lacks since they are damaged at the
+// source. It returns true if those can't be told from removed ones.
+func (m *Mirror) keepDamaged(ctx context.Context, db *dump, there bits) (keepAll bool, err error) {
+	var hashes []narinfo.PathHash
+	for name := range strings.FieldsSeq(db.damaged) {
+		hash, err := narinfo.ParsePathHash(name)
+		if err != nil {
+			m.log.Warn("the dump of the mirrored instance lacks damaged items and doesn't name them all, so nothing is removed that it lacks", "source", m.Source.String())
+			return true, nil
+		}
+		hashes = append(hashes, hash)
+	}
+	return false, m.Index.EachAt(ctx, hashes, func(_ int, row *index.Item, err error) error {
+		setPlace(there, row, err)
+		return nil
+	})
 }
 
 // withdrawOthers withdraws the items of the source, up to the last place, that have no

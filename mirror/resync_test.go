@@ -322,6 +322,22 @@ func TestDecompressRoom(t *testing.T) {
 	if info, err := os.Stat(to); err != nil || info.Size() > 100<<20 {
 		t.Errorf("it was written as %d bytes, %v", info.Size(), err)
 	}
+	packed.Reset()
+	wide, err := zstd.NewWriter(&packed, zstd.WithWindowSize(16<<20), zstd.WithEncoderConcurrency(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 20 {
+		if _, err := wide.Write(zeros); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(wide.Close(), os.WriteFile(bomb+"2", packed.Bytes(), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if err := decompress(t.Context(), bomb+"2", to, nil); !errors.Is(err, zstd.ErrWindowSizeExceeded) {
+		t.Errorf("a window of 16 MiB: %v", err)
+	}
 	full := func(string) (int64, int64, error) { return 1 << 30, 100 << 30, nil }
 	err = decompress(t.Context(), bomb, to, full)
 	if !errors.Is(err, disk.ErrNoRoom) || !isLocal(err) || badDump(err) != err {

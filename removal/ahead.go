@@ -12,16 +12,18 @@ import (
 // The times of items and of their last uses may be ahead: they were written while the
 // clock was, or it is behind now. Nobody knows which, so that they stay as they are.
 // They count as of when a pass first found any, which is noted, so that nars that are
-// not used grow old all the same.
+// not used grow old all the same. So do times that were written before the clock was set.
 const aheadSetting = "removal.ahead_since"
 
 // past is a time as it counts now.
 func (f *facts) past(t, now time.Time) time.Time {
-	if stamp.IsAhead(t, now) && !f.aheadSince.IsZero() {
+	if isWrong(t, now) && !f.aheadSince.IsZero() {
 		t = f.aheadSince
 	}
 	return stamp.Past(t, now)
 }
+
+func isWrong(t, now time.Time) bool { return stamp.IsAhead(t, now) || stamp.IsEarly(t, now) }
 
 func (r *Remover) readAhead(ctx context.Context) error {
 	text, err := r.index.Setting(ctx, aheadSetting)
@@ -39,13 +41,13 @@ func (r *Remover) readAhead(ctx context.Context) error {
 func (r *Remover) noteAhead(ctx context.Context, f *facts) error {
 	now := r.now()
 	for _, t := range []time.Time{f.added, f.lastUsed, f.countedSince} {
-		r.sawAhead = r.sawAhead || stamp.IsAhead(t, now)
+		r.sawAhead = r.sawAhead || isWrong(t, now)
 	}
-	if f.aheadSince = r.aheadSince; !r.sawAhead || !f.aheadSince.IsZero() && !stamp.IsAhead(f.aheadSince, now) {
+	if f.aheadSince = r.aheadSince; !r.sawAhead || !f.aheadSince.IsZero() && !isWrong(f.aheadSince, now) {
 		return nil
 	}
 	r.aheadSince, f.aheadSince = now, now
-	r.log.Warn("times in the database are ahead of this machine's clock, which is behind, or was ahead: they count as now")
+	r.log.Warn("times in the database are ahead of this machine's clock, which is behind, or was ahead, or they were written before it was set: they count as now")
 	return r.setAhead(ctx, now.UTC().Format(time.RFC3339))
 }
 

@@ -98,3 +98,25 @@ func TestWithdrawnAhead(t *testing.T) {
 		<-ended
 	})
 }
+
+// TestBeforeClock: nars that came before the machine's clock was set are unused since then,
+// and not since 1970.
+func TestBeforeClock(t *testing.T) {
+	t.Parallel()
+	c := newClock()
+	set := c.back(c.now().Sub(time.Unix(0, 0)))
+	a := newInstance(t, c)
+	a.imports(many(3, 1)...)
+	set()
+	r := a.remover(0, nil, "unused-for=10d")
+	round(t, r)
+	a.wantState("sss")
+	c.advance(9 * day)
+	r = a.remover(0, nil, "unused-for=10d")
+	round(t, r)
+	a.wantState("sss")
+	c.advance(day)
+	r = a.remover(0, nil, "unused-for=10d")
+	round(t, r)
+	a.wantState("www")
+}

@@ -126,7 +126,7 @@ func (w *Withdrawn) step(ctx context.Context, noted *bool) error {
 			return err
 		}
 		if bounded > 0 {
-			w.log.Warn("withdrawals were dated ahead, as if the clock had been wrong: their grace period begins now", "rows", bounded)
+			w.log.Warn("the clock was wrong when items were withdrawn: their grace period begins now", "rows", bounded)
 		}
 	}
 	until := time.Now().Add(-w.grace)

@@ -18,6 +18,8 @@ type Followed struct {
 	// Narinfo is what was added; nil for a removal, of the item with that Hash.
 	Narinfo *narinfo.Narinfo
 	Hash    narinfo.PathHash
+	// StorePath is that of a removal, if it is known.
+	StorePath string
 
 	entry *index.Entry
 }
@@ -123,12 +125,21 @@ func (s *Storage) Follow(ctx context.Context, changes []Followed, options Follow
 // followRemoval withdraws an item.
 func (s *Storage) followRemoval(tx *index.Tx, change Followed, now time.Time, keeps func(narinfo.PathHash) bool) (FollowedSums, error) {
 	row, err := tx.Item(change.Hash)
+	var damage *index.Damage
 	switch {
 	case errors.Is(err, ErrNotFound):
 		return FollowedSums{Known: 1}, nil
-	case errors.Is(err, index.ErrDamaged):
-		s.log.Error("the mirrored instance has removed an item that is damaged here, and stays", "error", err)
-		return FollowedSums{Kept: 1}, nil
+	case errors.As(err, &damage):
+		if keeps != nil && keeps(change.Hash) {
+			return FollowedSums{Kept: 1}, nil
+		}
+		// Its files can't be told before it is repaired; then the removal is completed.
+		withdrawn, err := tx.WithdrawDamaged(damage, change.StorePath, now, change.At)
+		if err != nil || !withdrawn {
+			return FollowedSums{Kept: 1}, err
+		}
+		s.log.Warn("the mirrored instance has removed an item that is damaged here: it is hidden, and removed when it is repaired", "error", damage)
+		return FollowedSums{Withdrawn: 1}, nil
 	case err != nil:
 		return FollowedSums{}, err
 	case !row.WithdrawnAt.IsZero():

@@ -371,6 +371,9 @@ func (s *Storage) TakeOver(ctx context.Context, looked func()) (taken Taken, err
 // there.
 func (s *Storage) unclaimMissing(ctx context.Context, taken *Taken, listed func(name string) bool) error {
 	for item, err := range s.Items(ctx) {
+		if errors.Is(err, index.ErrDamaged) {
+			continue // its files can't be told, and check finds it
+		}
 		if err != nil {
 			return err
 		}

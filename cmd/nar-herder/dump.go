@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"time"
 
@@ -26,6 +27,7 @@ func (c *serverCommand) dumps(store *opened, follower *mirror.Mirror, options *h
 	if err != nil {
 		return nil, err
 	}
+	addWarnings(options, maker.Warnings)
 	options.Dumps, options.DumpsExpected = maker.Published(), c.DatabaseDumpInterval > 0
 	return maker, nil
 }
@@ -59,5 +61,8 @@ func (c *dumpCommand) Run(ctx context.Context, s *streams) (err error) {
 	}
 	printf(s.out, "%s, up to change %d: %s in %s, compressed %s, as an index %s\n", countOf(int(made.Items), "item"), made.LastChange,
 		byteCount(made.Database.Size), c.DatabaseDump, byteCount(made.Zstd.Size), byteCount(made.Index.Size))
+	if made.Damaged > 0 {
+		return fmt.Errorf("the dump lacks %s: run 'nar-herder check'", countOf(int(made.Damaged), "damaged item"))
+	}
 	return nil
 }

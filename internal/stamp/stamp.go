@@ -20,3 +20,21 @@ func Past(stored, now time.Time) time.Time {
 	}
 	return stored
 }
+
+// earliest is when Guix began: the clock of a machine without a battery says 1970 until it
+// is set.
+var earliest = time.Date(2012, 4, 18, 0, 0, 0, 0, time.UTC)
+
+// IsEarly says whether a time was stored while the clock had not been set yet. None is as
+// long as that of now hasn't been set either.
+func IsEarly(stored, now time.Time) bool {
+	return stored.Before(earliest) && !stored.IsZero() && !now.Before(earliest)
+}
+
+// Earliest returns the time before which IsEarly is true.
+func Earliest(now time.Time) time.Time {
+	if now.Before(earliest) {
+		return time.Time{}
+	}
+	return earliest
+}

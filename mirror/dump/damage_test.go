@@ -3,29 +3,62 @@ package dump
 import (
 	"database/sql"
 	"errors"
+	"log/slog"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	_ "modernc.org/sqlite"
 
+	"nar-herder/internal/testlog"
+	"nar-herder/mirror/exchange"
+	"nar-herder/narinfo"
 	"nar-herder/storage/index"
 )
 
-// TestDamagedText: no dump has a text that is not the one that was written, and the last
-// one stays.
+// TestDamagedText: a dump lacks a damaged item, and names it; the others are published.
 func TestDamagedText(t *testing.T) {
 	t.Parallel()
 	x := newIndex(t, 30)
 	m := newMaker(t, x, filepath.Join(t.TempDir(), "dump.db"))
-	g := mustMake(t, m)
+	log := new(testlog.Buffer)
+	m.log = slog.New(slog.NewTextHandler(log, nil))
 	db, err := sql.Open("sqlite", x.Path()+"?_pragma=busy_timeout(60000)")
 	must(t, err)
 	defer db.Close()
-	// The changes no longer have it.
-	_, err = db.Exec("DELETE FROM recent_changes WHERE id = 8; UPDATE narinfos SET text = (SELECT text FROM narinfos WHERE id = 9) WHERE id = 8")
-	must(t, err)
-	if _, err := m.Make(t.Context()); !errors.Is(err, index.ErrDamaged) {
-		t.Errorf("%v, want ErrDamaged", err)
+	var hash narinfo.PathHash
+	for item, err := range x.ItemsAfter(t.Context(), 7) {
+		must(t, err)
+		hash = item.Hash
+		break
 	}
-	wantSame(t, m.Published(), g)
+	_, err = db.Exec("UPDATE narinfos SET text = (SELECT text FROM narinfos WHERE id = 9) WHERE id = 8")
+	must(t, err)
+	state := wantSame(t, m.Published(), mustMake(t, m))
+	if len(state.texts) != 29 || state.info[exchange.DamagedKey] != hash.String() {
+		t.Errorf("%d items, %v", len(state.texts), state.info)
+	}
+	if !strings.Contains(log.String(), hash.String()) || len(m.Warnings()) != 1 {
+		t.Errorf("%q, %s", m.Warnings(), log)
+	}
+	if changed, _, err := m.changed(t.Context()); changed || err != nil {
+		t.Errorf("nothing has changed: %v, %v", changed, err)
+	}
+	must(t, x.Update(t.Context(), func(tx *index.Tx) error {
+		_, err := tx.Item(hash)
+		var damage *index.Damage
+		if !errors.As(err, &damage) {
+			return errors.New("it is not damaged")
+		}
+		for n := range 30 {
+			if text := narinfoOf(n).Text; narinfoOf(n).StorePath.Hash == hash {
+				_, err = tx.Mend(damage, text)
+			}
+		}
+		return err
+	}))
+	state = wantSame(t, m.Published(), mustMake(t, m))
+	if len(state.texts) != 30 || len(m.Warnings()) != 0 {
+		t.Errorf("%d items, %q", len(state.texts), m.Warnings())
+	}
 }

@@ -17,6 +17,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -43,6 +44,8 @@ const (
 	// made, or all fail.
 	mostChanges    = 1_000_000
 	changesPerItem = 2
+	// mostLogged is how many damaged items are logged for each dump.
+	mostLogged = 20
 )
 
 // Options of [New].
@@ -69,6 +72,7 @@ type Maker struct {
 	make      func(context.Context) (Generation, error) // Make, but in tests
 	now       func() time.Time                          // time.Now, but in tests
 	most      int64                                     // mostChanges, but in tests
+	failing   atomic.Bool                               // in Run
 }
 
 // New makes dumps of the index. It fails where the path is that of something else,
@@ -203,10 +207,13 @@ func (m *Maker) write(ctx context.Context, temporary string, created time.Time) 
 	if err != nil {
 		return Generation{}, err
 	}
-	g := Generation{Instance: m.index.Instance(), LastChange: copied.LastChange, CreatedAt: created, Items: copied.Items}
+	g := Generation{Instance: m.index.Instance(), LastChange: copied.LastChange, CreatedAt: created, Items: copied.Items, Damaged: int64(len(copied.Damaged))}
+	for _, damage := range copied.Damaged[:min(len(copied.Damaged), mostLogged)] {
+		m.log.Warn("the dump lacks a damaged item: run 'nar-herder check'", "item", damage.Hash.String(), "reason", damage.Reason)
+	}
 	// All else is made of the copy, so the files can't differ, and the index is left
 	// in peace.
-	if err := writeDatabase(ctx, temporary, temporary+indexSuffix, g, copied.Changes); err != nil {
+	if err := writeDatabase(ctx, temporary, temporary+indexSuffix, g, copied); err != nil {
 		return Generation{}, err
 	}
 	items := g.Items
@@ -366,5 +373,5 @@ func (m *Maker) changed(ctx context.Context) (changed bool, made time.Time, err 
 		m.log.Error("the dump is damaged, so another is made", "error", err)
 		return true, time.Time{}, nil
 	}
-	return last != newest.LastChange || items != newest.Items, newest.CreatedAt, nil
+	return last != newest.LastChange || items != newest.Items+newest.Damaged, newest.CreatedAt, nil
 }

@@ -23,6 +23,8 @@ type Generation struct {
 	// CreatedAt is the time of that state, UTC and in whole seconds.
 	CreatedAt time.Time `json:"created_at"`
 	Items     int64     `json:"items"`
+	// Damaged is how many items the index has beside them, which are damaged.
+	Damaged int64 `json:"damaged,omitempty"`
 	// Database has the original's schema, and Zstd is the same, compressed. Index
 	// is an index of this program.
 	Database File `json:"database"`

@@ -3,6 +3,7 @@ package dump
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"time"
 )
@@ -55,6 +56,7 @@ func (m *Maker) Run(ctx context.Context) {
 			wait = min(lookEvery, m.options.Interval)
 		case err != nil:
 			m.metrics.failures.Inc()
+			m.failing.Store(true)
 			if !failing {
 				m.log.Error("no dump can be made; the one before stays served, and it is tried again", "error", err)
 			}
@@ -65,9 +67,21 @@ func (m *Maker) Run(ctx context.Context) {
 				m.log.Info("dumps are made again")
 			}
 			failing, pause = false, backOff
+			m.failing.Store(false)
 		}
 		timer.Reset(wait)
 	}
+}
+
+// Warnings are for the health.
+func (m *Maker) Warnings() (warnings []string) {
+	if m.failing.Load() {
+		warnings = append(warnings, "no dump can be made for others to start from: see the log")
+	}
+	if generations, err := m.published.Generations(); err == nil && len(generations) > 0 && generations[0].Damaged > 0 {
+		warnings = append(warnings, fmt.Sprintf("the dump lacks damaged items (%d): run 'nar-herder check'", generations[0].Damaged))
+	}
+	return warnings
 }
 
 // boundLog bounds the log of changes until the context ends.

@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -18,11 +19,12 @@ import (
 	"nar-herder/internal/rowsum"
 	"nar-herder/internal/stamp"
 	"nar-herder/mirror/exchange"
+	"nar-herder/narinfo"
 	"nar-herder/storage/index"
 )
 
 // writeDatabase makes the database with the original's schema out of the copy.
-func writeDatabase(ctx context.Context, path, copied string, g Generation, changes []index.Told) (err error) {
+func writeDatabase(ctx context.Context, path, copied string, g Generation, content index.Copied) (err error) {
 	snapshot, err := index.OpenSnapshot(ctx, copied)
 	if err != nil {
 		return err
@@ -51,7 +53,7 @@ func writeDatabase(ctx context.Context, path, copied string, g Generation, chang
 	if err != nil {
 		return err
 	}
-	if err := addChanges(w, snapshot, changes, g.CreatedAt); err != nil {
+	if err := addChanges(w, snapshot, content.Changes, g.CreatedAt); err != nil {
 		return err
 	}
 	for _, info := range []struct{ key, value string }{
@@ -60,12 +62,31 @@ func writeDatabase(ctx context.Context, path, copied string, g Generation, chang
 		{"created_at", g.CreatedAt.Format(time.RFC3339)},
 		{"items", strconv.FormatInt(g.Items, 10)},
 		{exchange.SumKey, sum},
+		{exchange.DamagedKey, damagedHashes(content.Damaged)},
 	} {
+		if info.value == "" {
+			continue
+		}
 		if err := w.SetInfo(info.key, info.value); err != nil {
 			return err
 		}
 	}
 	return w.Finish(ctx)
+}
+
+// mostNamed is how many damaged items a dump names.
+const mostNamed = 100
+
+// damagedHashes is the value of [exchange.DamagedKey].
+func damagedHashes(all []*index.Damage) string {
+	var hashes []string
+	for _, damage := range all {
+		if damage.Hash == (narinfo.PathHash{}) || len(all) > mostNamed {
+			return exchange.ManyDamaged
+		}
+		hashes = append(hashes, damage.Hash.String())
+	}
+	return strings.Join(hashes, " ")
 }
 
 // itemsAhead is how many items are read ahead of the writing, on another core, in

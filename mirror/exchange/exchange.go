@@ -50,6 +50,13 @@ type Change struct {
 // SumKey is what the sum of all items is called in what is said of a dump.
 const SumKey = "sum"
 
+// DamagedKey is what the path hashes of items are called that a dump lacks since they are
+// damaged, separated by spaces, or [ManyDamaged]. They were not removed.
+const (
+	DamagedKey  = "damaged"
+	ManyDamaged = "many"
+)
+
 // AddTo adds an item to the sum of all, which tells whether a dump is as it was written.
 func AddTo(sum *rowsum.Sum, item Item) {
 	var at int64

@@ -1,6 +1,7 @@
 package index
 
 import (
+	"errors"
 	"testing"
 	"time"
 )
@@ -55,5 +56,44 @@ func TestBoundTimes(t *testing.T) {
 		if err != nil || len(files) != 2 || !files[0].WithdrawnAt.Equal(want) || !files[0].LastUsed.Equal(want) || !files[1].LastUsed.Equal(want) {
 			t.Errorf("item %d: %+v, want %v, %v", n, files, want, err)
 		}
+	}
+}
+
+// TestBeforeClock: what was withdrawn before the machine's clock was set is not due when it
+// jumps, but a grace period later.
+func TestBeforeClock(t *testing.T) {
+	t.Parallel()
+	x := openAt(t, t.TempDir()+"/index.db")
+	put(t, x, testNarinfo(1, 1, nil, 10))
+	hash, booted, now := testPath(1).Hash, time.Unix(60, 0), time.Now()
+	update(t, x, func(tx *Tx) error {
+		_, err := tx.Withdraw(hash, booted)
+		return errors.Join(err, tx.PutCached(CachedFile{Hash: hash, Type: "gzip", Size: 1, LastUsed: booted}), tx.WithdrawCached(hash, "gzip", booted))
+	})
+	due := func(until time.Time) int {
+		t.Helper()
+		items, err1 := x.WithdrawnItems(t.Context(), until, 10)
+		files, err2 := x.Withdrawn(t.Context(), "gzip", until, 10)
+		if err := errors.Join(err1, err2); err != nil {
+			t.Fatal(err)
+		}
+		return len(items) + len(files)
+	}
+	if n := due(booted.Add(time.Hour)); n != 2 {
+		t.Errorf("%d are due before the clock is set", n)
+	}
+	if n := due(now); n != 0 {
+		t.Errorf("%d are due at once", n)
+	}
+	for _, want := range []int64{3, 0} {
+		if got, err := x.BoundTimes(t.Context(), now); err != nil || got != want {
+			t.Errorf("%d times were bounded, want %d, %v", got, want, err)
+		}
+	}
+	if n := due(now.Add(-time.Minute)); n != 0 {
+		t.Errorf("%d are due too early", n)
+	}
+	if n := due(now); n != 2 {
+		t.Errorf("%d are due", n)
 	}
 }

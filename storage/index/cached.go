@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"nar-herder/internal/stamp"
 	"nar-herder/narinfo"
 )
 
@@ -72,8 +73,8 @@ func (x *Index) LeastUsed(ctx context.Context, kind string, before time.Time, li
 // Withdrawn returns those of a type that were withdrawn at the given time or
 // before, the earliest first.
 func (x *Index) Withdrawn(ctx context.Context, kind string, until time.Time, limit int) ([]CachedFile, error) {
-	return x.cachedFiles(ctx, " WHERE c.type = ? AND c.withdrawn_at <= ? ORDER BY c.withdrawn_at LIMIT ?",
-		kind, until.UnixMilli(), int64(limit))
+	return x.cachedFiles(ctx, " WHERE c.type = ? AND c.withdrawn_at BETWEEN ? AND ? ORDER BY c.withdrawn_at LIMIT ?",
+		kind, stamp.Earliest(until).UnixMilli(), until.UnixMilli(), int64(limit))
 }
 
 // WithdrawnSize is the length of all files of a type that were withdrawn, in

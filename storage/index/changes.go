@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"database/sql/driver"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"time"
 
@@ -195,7 +196,8 @@ const pageBytes = 4 << 20
 
 // ChangesAfter returns changes that concern mirrors, after the one with the given
 // id, out of limit rows of the log, or fewer when they are long. An addition of an
-// item that is gone is left out: its removal comes later.
+// item that is gone is left out: its removal comes later. So is one of a damaged item:
+// another addition follows when that is repaired.
 func (x *Index) ChangesAfter(ctx context.Context, after int64, limit int) (page Page, err error) {
 	page.Position = after
 	err = x.readers.do(ctx, func(c *connection) error {
@@ -302,6 +304,9 @@ func (x *Index) tell(c *connection, told []Told, change Change) ([]Told, error) 
 		text, err := x.textOf(c, change.Hash)
 		if err == ErrNotFound { // or withdrawn
 			return told, nil
+		}
+		if errors.Is(err, ErrDamaged) {
+			return told, nil // Mend appends another addition
 		}
 		if err != nil {
 			return nil, err

@@ -38,12 +38,16 @@ type Copied struct {
 	Items int64
 	// Changes are the newest ones that concern mirrors, the oldest first.
 	Changes []Told
+	// Damaged are the items that are left out since they are damaged. The absence of
+	// the others means that they were removed.
+	Damaged []*Damage
 }
 
 // Copy writes the index as it is at one moment to a new file, for another
 // instance to begin with: an index of its own, with the items that clients are
 // told of, all of them mirrored and none stored, without the log and without what
-// concerns this instance alone. It returns with at most so many changes of that
+// concerns this instance alone. Damaged items are left out, but too many of them are an
+// error. It returns with at most so many changes of that
 // moment. The copy was looked through when Copy returns, is safe on the disk, and
 // can be read without anything beside it.
 //
@@ -108,7 +112,8 @@ func (x *Index) copyTo(ctx context.Context, source, target string, at time.Time,
 			return Copied{}, err
 		}
 	}
-	if err := c.script("BEGIN"); err != nil {
+	// SQLite copies rows as they are only into tables without triggers.
+	if err := c.script("DROP TRIGGER main.narinfos_stale; DROP TRIGGER main.cached_files_stale; BEGIN"); err != nil {
 		return Copied{}, err
 	}
 	// The first look at the live tables settles which moment all others see.
@@ -124,6 +129,13 @@ func (x *Index) copyTo(ctx context.Context, source, target string, at time.Time,
 	if copied.Changes, err = x.newest(c, changes); err != nil {
 		return Copied{}, err
 	}
+	// The rest concerns the copy alone.
+	if err := c.script("COMMIT; DETACH live; BEGIN;" + staleTriggers); err != nil {
+		return Copied{}, err
+	}
+	if copied.Damaged, err = x.dropDamaged(ctx, c); err != nil {
+		return Copied{}, err
+	}
 	sum, err := c.sumOfTexts(ctx)
 	if err != nil {
 		return Copied{}, err
@@ -131,7 +143,7 @@ func (x *Index) copyTo(ctx context.Context, source, target string, at time.Time,
 	err = errors.Join(
 		c.exec("INSERT INTO settings VALUES (?, ?), (?, ?), (?, ?), (?, ?)", CopySum, sum, CopyInstance, x.instance,
 			CopyLastChange, strconv.FormatInt(copied.LastChange, 10), CopyCreatedAt, at.UTC().Format(time.RFC3339)),
-		c.long(ctx, fmt.Sprintf("PRAGMA main.application_id = %d; PRAGMA main.user_version = %d; COMMIT; DETACH live", ApplicationID, len(migrations))))
+		c.long(ctx, fmt.Sprintf("PRAGMA main.application_id = %d; PRAGMA main.user_version = %d; COMMIT", ApplicationID, len(migrations))))
 	if err != nil {
 		return Copied{}, err
 	}
@@ -176,10 +188,44 @@ var copySteps = []string{
 	// No id is given a second time, as edges name them.
 	`UPDATE main.sqlite_sequence SET seq = (SELECT s.seq FROM live.sqlite_sequence s WHERE s.name = main.sqlite_sequence.name)
 		WHERE name IN (SELECT name FROM live.sqlite_sequence)`,
-	"DELETE FROM main.items WHERE id IN (SELECT id FROM main.narinfos WHERE withdrawn_at IS NOT NULL)",
-	"DELETE FROM main.narinfos WHERE withdrawn_at IS NOT NULL",
+	// Other times are damage, see withdrawnAt.
+	"DELETE FROM main.items WHERE id IN (SELECT id FROM main.narinfos WHERE withdrawn_at > 0)",
+	"DELETE FROM main.narinfos WHERE withdrawn_at > 0",
 	"UPDATE main.items SET stored_files = 0, stored_size = 0, file_sizes = NULL, mirrored = 1",
-	"UPDATE main.totals SET items = (SELECT count(*) FROM main.items)",
+}
+
+// A copy is refused that would lack more than mostDamaged items and more than one in
+// damagedShare.
+const (
+	mostDamaged  = 100
+	damagedShare = 100
+)
+
+// dropDamaged deletes the damaged items from a copy, and counts the others.
+func (x *Index) dropDamaged(ctx context.Context, c *connection) (all []*Damage, err error) {
+	var count int
+	err = c.rows(itemColumns, nil, func(row []driver.Value) (bool, error) {
+		count++
+		_, err := x.item(row)
+		var damage *Damage
+		if errors.As(err, &damage) {
+			if hash, ok := x.writtenHash(row); ok {
+				damage.Hash = hash
+			}
+			all, err = append(all, damage), nil
+		}
+		return true, errors.Join(err, ctx.Err())
+	})
+	if err != nil {
+		return nil, err
+	}
+	if len(all) > max(mostDamaged, count/damagedShare) {
+		return nil, fmt.Errorf("%d of %d items are damaged, the first: %w", len(all), count, all[0])
+	}
+	for _, damage := range all {
+		err = errors.Join(err, c.exec("DELETE FROM items WHERE id = ?", damage.id), c.exec("DELETE FROM narinfos WHERE id = ?", damage.id))
+	}
+	return all, errors.Join(err, c.exec("UPDATE totals SET items = ?", int64(count-len(all))))
 }
 
 // newest returns the newest changes that concern mirrors, the oldest first: they
@@ -189,6 +235,9 @@ func (x *Index) newest(c *connection, limit int) (told []Told, err error) {
 	err = c.rows("SELECT id, at, kind, hash, store_path FROM live.recent_changes WHERE kind IN (1, 2) ORDER BY id DESC LIMIT ?", []driver.Value{int64(limit)},
 		func(row []driver.Value) (bool, error) {
 			change, err := changeOf(row)
+			if errors.Is(err, ErrDamaged) {
+				return true, nil // the items of the copy are right without it
+			}
 			changes = append(changes, change)
 			return true, err
 		})

@@ -287,11 +287,49 @@ func TestListDamaged(t *testing.T) {
 	if err != nil || len(found) != 1 || cursor != 2 {
 		t.Errorf("%d candidates, up to %d, %v", len(found), cursor, err)
 	}
-	if _, err := x.Copy(t.Context(), filepath.Join(t.TempDir(), "copy"), testTime, 100); !errors.Is(err, ErrDamaged) {
-		t.Errorf("copy: %v, want ErrDamaged", err)
+	// A bit that hides an item is no withdrawal.
+	update(t, x, func(tx *Tx) error { return tx.conn.exec("UPDATE narinfos SET withdrawn_at = 0 WHERE id = 4") })
+	path := filepath.Join(t.TempDir(), "copy")
+	got, err := x.Copy(t.Context(), path, testTime, 100)
+	if err != nil || got.Items != 2 || len(got.Changes) != 2 || len(copied(t, path)) != 2 {
+		t.Errorf("copy: %d items, %d changes, %v", got.Items, len(got.Changes), err)
 	}
-	if _, err := x.ChangesAfter(t.Context(), 0, 100); !errors.Is(err, ErrDamaged) {
-		t.Errorf("changes: %v, want ErrDamaged", err)
+	if len(got.Damaged) != 2 || got.Damaged[0].Hash != testPath(1).Hash || got.Damaged[1].Hash != testPath(3).Hash {
+		t.Errorf("copy: damaged are %v", got.Damaged)
+	}
+	foreign, err := OpenForeign(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer foreign.Close()
+	for _, err := range foreign.Rows(t.Context()) {
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	page, err := x.ChangesAfter(t.Context(), 0, 100)
+	if err != nil || len(page.Changes) != 2 || page.Position != 4 {
+		t.Errorf("%d changes up to %d, %v", len(page.Changes), page.Position, err)
+	}
+	// Once it is repaired, those who have skipped it get it.
+	if mended := mend(t, x, testNarinfo(1, 1, nil, 10).Text); mended != 2 {
+		t.Errorf("mended %d", mended)
+	}
+	if page, err = x.ChangesAfter(t.Context(), page.Position, 100); err != nil || len(page.Changes) != 2 {
+		t.Errorf("%d changes, %v", len(page.Changes), err)
+	}
+}
+
+// TestCopyWrecked: an index of which much is damaged is not copied.
+func TestCopyWrecked(t *testing.T) {
+	t.Parallel()
+	x := openTest(t)
+	for n := range mostDamaged + 1 {
+		put(t, x, testNarinfo(n, 1, nil, 10))
+	}
+	update(t, x, func(tx *Tx) error { return tx.conn.exec("UPDATE narinfos SET checksum = checksum + 1") })
+	if _, err := x.Copy(t.Context(), filepath.Join(t.TempDir(), "copy"), testTime, 100); !errors.Is(err, ErrDamaged) {
+		t.Errorf("%v, want ErrDamaged", err)
 	}
 }
 
@@ -319,7 +357,7 @@ func TestMigrateChecksums(t *testing.T) {
 			}
 		}
 		for _, old := range []string{
-			"ALTER TABLE narinfos DROP COLUMN checksum", "ALTER TABLE dictionaries DROP COLUMN checksum",
+			"DROP TRIGGER narinfos_stale", "DROP TRIGGER cached_files_stale", "ALTER TABLE narinfos DROP COLUMN checksum", "ALTER TABLE dictionaries DROP COLUMN checksum",
 			"INSERT INTO cached_files (item, type, size, last_used) VALUES (5, 'zstd', 9, 1)", "ALTER TABLE cached_files DROP COLUMN checksum", "PRAGMA user_version = 5",
 			"UPDATE narinfos SET text = x'00' WHERE id = 1",
 			"UPDATE narinfos SET text = (SELECT text FROM narinfos WHERE id = 3) WHERE id = 2",
@@ -354,5 +392,34 @@ func TestMigrateChecksums(t *testing.T) {
 	}
 	if found := damaged(t, x); len(found) != 2 {
 		t.Errorf("found %v", found)
+	}
+}
+
+// TestOlderWriter: what a process of the version before checksums writes beside this one
+// is served.
+func TestOlderWriter(t *testing.T) {
+	t.Parallel()
+	x := openTest(t)
+	old, now := testNarinfo(1, 1, nil, 10), testNarinfo(1, 2, []int{3}, 10)
+	put(t, x, old)
+	hash := old.StorePath.Hash
+	update(t, x, func(tx *Tx) error {
+		return tx.PutCached(CachedFile{Hash: hash, Type: "zstd", Size: 5, LastUsed: testTime})
+	})
+	entry := x.Prepare(now)
+	update(t, x, func(tx *Tx) error {
+		return errors.Join(
+			tx.conn.exec("UPDATE narinfos SET refs = ?, dictionary = ?, text = ?, withdrawn_at = NULL WHERE id = ?",
+				referencesColumn(now), entry.dictionary, entry.compressed, int64(1)),
+			tx.conn.exec(`INSERT INTO cached_files (item, type, size, last_used) VALUES (?, ?, ?, ?)
+				ON CONFLICT DO UPDATE SET size = excluded.size, last_used = excluded.last_used, withdrawn_at = NULL`, int64(1), "zstd", int64(6), int64(7)))
+	})
+	text, files, err := x.TextAndCached(t.Context(), hash)
+	if err != nil || !bytes.Equal(text, now.Text) || len(files) != 1 || files[0].Size != 6 {
+		t.Errorf("%q, %v, %v", text, files, err)
+	}
+	put(t, x, old)
+	if n, err := x.writer.integer("SELECT count(*) FROM narinfos WHERE checksum IS NULL"); err != nil || n != 0 {
+		t.Errorf("%d have no checksum, %v", n, err)
 	}
 }

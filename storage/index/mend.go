@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"iter"
 	"math/bits"
+	"time"
 
 	"nar-herder/narinfo"
 )
@@ -229,9 +230,18 @@ func (tx *Tx) Mend(damage *Damage, text []byte) (mended bool, err error) {
 		if !isWritten && !isOwn {
 			continue
 		}
-		return true, tx.rewrite(id, tx.x.Prepare(n))
+		return true, errors.Join(tx.rewrite(id, tx.x.Prepare(n)), tx.logMended(id, n.StorePath.Hash))
 	}
 	return false, nil
+}
+
+// logMended appends an addition for mirrors that have skipped the damaged item.
+func (tx *Tx) logMended(id int64, hash narinfo.PathHash) error {
+	withdrawn, err := tx.conn.integer("SELECT withdrawn_at IS NOT NULL FROM narinfos WHERE id = ?", id)
+	if err != nil || withdrawn != 0 {
+		return err
+	}
+	return tx.log(Added, time.Now(), hash, nil)
 }
 
 // prefixes are the parts of a text that end with a line, the longest first.

@@ -145,20 +145,42 @@ func (x *Index) Item(ctx context.Context, hash narinfo.PathHash) (item *Item, er
 // index certainly has none.
 func (x *Index) ItemsAt(ctx context.Context, hashes []narinfo.PathHash) ([]*Item, error) {
 	items := make([]*Item, len(hashes))
+	err := x.EachAt(ctx, hashes, func(i int, item *Item, err error) error {
+		items[i] = item
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+// EachAt calls f with the item of each hash, in their order, so that not all have to be in
+// memory. The item is nil where the index certainly has none; err is then nil too, or says
+// that the item is damaged. EachAt ends with the first error of f.
+func (x *Index) EachAt(ctx context.Context, hashes []narinfo.PathHash, f func(i int, item *Item, err error) error) error {
 	err := x.readers.do(ctx, func(c *connection) error {
 		for i, hash := range hashes {
 			item, err := x.itemFrom(c, hash)
-			if err != nil && err != ErrNotFound {
-				return fmt.Errorf("%s: %w", hash, err)
+			switch {
+			case err == ErrNotFound:
+				err = nil
+			case err != nil:
+				err = fmt.Errorf("%s: %w", hash, err)
 			}
-			items[i] = item
+			if err == nil || errors.Is(err, ErrDamaged) {
+				err = f(i, item, err)
+			}
+			if err != nil {
+				return err
+			}
 		}
 		return nil
 	})
 	if err != nil {
-		return nil, describe("look up items in "+x.path, err)
+		return describe("look up items in "+x.path, err)
 	}
-	return items, nil
+	return nil
 }
 
 func (x *Index) itemFrom(c *connection, hash narinfo.PathHash) (*Item, error) {

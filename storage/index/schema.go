@@ -169,7 +169,24 @@ var migrations = []string{
 	`ALTER TABLE narinfos ADD COLUMN checksum INTEGER;
 	ALTER TABLE dictionaries ADD COLUMN checksum INTEGER;
 	ALTER TABLE cached_files ADD COLUMN checksum INTEGER;`,
+
+	staleTriggers,
 }
+
+// staleTriggers clear checksums that are left from another text or size, as when a process
+// of version 5 writes, which had the database open while it was migrated. Its statements
+// name these columns.
+const staleTriggers = `
+	CREATE TRIGGER narinfos_stale AFTER UPDATE OF refs ON narinfos
+	WHEN new.text IS NOT old.text AND new.checksum IS old.checksum
+	BEGIN
+		UPDATE narinfos SET checksum = NULL WHERE id = new.id;
+	END;
+	CREATE TRIGGER cached_files_stale AFTER UPDATE OF last_used ON cached_files
+	WHEN new.size IS NOT old.size AND new.checksum IS old.checksum
+	BEGIN
+		UPDATE cached_files SET checksum = NULL WHERE item = new.item AND type = new.type;
+	END;`
 
 // checksumVersion is the first version of the schema with checksums of texts.
 const checksumVersion = 6

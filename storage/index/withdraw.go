@@ -4,6 +4,8 @@ import (
 	"context"
 	"database/sql/driver"
 	"errors"
+	"fmt"
+	"math"
 	"time"
 
 	"nar-herder/internal/stamp"
@@ -39,6 +41,23 @@ func (tx *Tx) WithdrawAs(hash narinfo.PathHash, at, logged time.Time) (bool, err
 	return true, tx.log(Removed, logged, hash, n.StorePath.String())
 }
 
+// WithdrawDamaged is [Tx.WithdrawAs] for a mirrored item that is damaged: it stays hidden
+// when it is repaired. The removal is logged if storePath isn't empty. It returns false if
+// there is nothing to withdraw.
+func (tx *Tx) WithdrawDamaged(damage *Damage, storePath string, at, logged time.Time) (bool, error) {
+	count, err := tx.conn.integer("SELECT count(*) FROM items i JOIN narinfos n ON n.id = i.id WHERE i.id = ? AND i.mirrored = 1 AND coalesce(n.withdrawn_at, 0) <= 0", damage.id)
+	if err != nil || count == 0 {
+		return false, err
+	}
+	err = errors.Join(
+		tx.conn.exec("UPDATE narinfos SET withdrawn_at = ? WHERE id = ?", at.UnixMilli(), damage.id),
+		tx.conn.exec("UPDATE items SET mirrored = 0 WHERE id = ?", damage.id))
+	if err == nil && storePath != "" {
+		err = tx.log(Removed, logged, damage.Hash, storePath)
+	}
+	return true, err
+}
+
 // Restore takes the withdrawal of an item back: clients are told of it again,
 // and it goes to the recent changes as an addition. It returns false for an item
 // that was not withdrawn.
@@ -64,12 +83,13 @@ func (tx *Tx) Postpone(hash narinfo.PathHash, at time.Time) error {
 }
 
 // WithdrawnItems returns items that are not damaged and were withdrawn at the given time or before,
-// the earliest first.
+// the earliest first. Those that were withdrawn before the clock was set are not due before
+// [Index.BoundTimes] has set their times.
 func (x *Index) WithdrawnItems(ctx context.Context, until time.Time, limit int) (items []*Item, err error) {
 	err = x.readers.do(ctx, func(c *connection) error {
 		// Without a limit of the rows, among which there may be any number of damaged ones.
-		return c.rows(itemColumns+" WHERE n.withdrawn_at <= ? ORDER BY n.withdrawn_at",
-			[]driver.Value{until.UnixMilli()}, func(row []driver.Value) (bool, error) {
+		return c.rows(itemColumns+" WHERE n.withdrawn_at BETWEEN ? AND ? ORDER BY n.withdrawn_at",
+			[]driver.Value{stamp.Earliest(until).UnixMilli(), until.UnixMilli()}, func(row []driver.Value) (bool, error) {
 				item, err := x.item(row)
 				if errors.Is(err, ErrDamaged) {
 					return true, ctx.Err() // its files can't be told
@@ -111,20 +131,23 @@ func (x *Index) WithdrawnCount(ctx context.Context) (count int64, err error) {
 
 // BoundTimes sets the times of withdrawals, of items and of cached files, to now where
 // they are ahead, as after the clock was: they would not be due for as long. So are the
-// times of cached files' last uses. It returns how many there were. Where the first or the
-// last item that came is ahead too, it may be this clock that is behind, and all stay.
+// times of cached files' last uses. Where the first or the last item that came is ahead too,
+// it may be this clock that is behind, and all stay. Times from before the clock was set
+// are set to now as well. It returns how many there were.
 func (x *Index) BoundTimes(ctx context.Context, now time.Time) (bounded int64, err error) {
 	statements := []struct{ table, column string }{{"narinfos", "withdrawn_at"}, {"cached_files", "withdrawn_at"}, {"cached_files", "last_used"}}
-	ahead := now.Add(stamp.Slack).UnixMilli()
+	ahead, early := now.Add(stamp.Slack).UnixMilli(), stamp.Earliest(now).UnixMilli()
+	// Zero is damage in one column, and never used in the other.
+	const isWrong = " (%[1]s > ? OR %[1]s > 0 AND %[1]s < ?)"
 	// Most times there are none, which needs no lock.
 	var some int64
 	err = x.readers.do(ctx, func(c *connection) error {
 		for _, s := range statements {
-			n, err := c.integer("SELECT EXISTS (SELECT 1 FROM "+s.table+" WHERE "+s.column+" > ?)", ahead)
+			row, err := c.first("SELECT EXISTS (SELECT 1 FROM "+s.table+" WHERE"+fmt.Sprintf(isWrong, s.column)+")", ahead, early)
 			if err != nil {
 				return err
 			}
-			some += n
+			some += number(row[0])
 		}
 		if some == 0 {
 			return nil
@@ -133,7 +156,7 @@ func (x *Index) BoundTimes(ctx context.Context, now time.Time) (bounded int64, e
 		// first as well, as the last may have come while it was behind.
 		latest, err := c.integer("SELECT coalesce(max(added_at), 0) FROM items WHERE id IN ((SELECT min(id) FROM items), (SELECT max(id) FROM items))")
 		if latest > ahead {
-			some = 0
+			ahead = math.MaxInt64
 		}
 		return err
 	})
@@ -146,9 +169,10 @@ func (x *Index) BoundTimes(ctx context.Context, now time.Time) (bounded int64, e
 	err = x.Reclaim(ctx, func(tx *Tx) error {
 		bounded = 0
 		for _, s := range statements {
-			n, err := tx.conn.integer("SELECT count(*) FROM "+s.table+" WHERE "+s.column+" > ?", ahead)
+			where := " WHERE" + fmt.Sprintf(isWrong, s.column)
+			n, err := tx.conn.integer("SELECT count(*) FROM "+s.table+where, ahead, early)
 			if err == nil && n > 0 {
-				err = tx.conn.exec("UPDATE "+s.table+" SET "+s.column+" = ? WHERE "+s.column+" > ?", now.UnixMilli(), ahead)
+				err = tx.conn.exec("UPDATE "+s.table+" SET "+s.column+" = ?"+where, now.UnixMilli(), ahead, early)
 			}
 			if err != nil {
 				return err
