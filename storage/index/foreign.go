@@ -214,12 +214,13 @@ func (row ForeignRow) Size() int {
 	return int(header.FrameContentSize)
 }
 
-// Text returns the text of a row. It may be called by several goroutines at once.
-func (f *Foreign) Text(row ForeignRow) ([]byte, error) {
+// Text returns the text of a row, in the memory of buffer if it fits. It may be called by
+// several goroutines at once.
+func (f *Foreign) Text(row ForeignRow, buffer []byte) ([]byte, error) {
 	if row.dictionary == uncompressed {
-		return row.stored, nil
+		return append(buffer[:0], row.stored...), nil
 	}
-	text, err := f.decoder.DecodeAll(row.stored, nil)
+	text, err := f.decoder.DecodeAll(row.stored, buffer[:0])
 	if most := row.Size(); err == nil && len(text) > most { // of several frames, say
 		err = fmt.Errorf("it has %d bytes, and says that it has %d", len(text), most)
 	}
