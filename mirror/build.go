@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"iter"
 	"log/slog"
 	"runtime"
@@ -185,9 +186,10 @@ func finish(ctx context.Context, builder *index.Builder, at place) error {
 	return err
 }
 
-// ofIndex makes the index at a name of another instance's index.
-func (b *building) ofIndex(ctx context.Context, name, downloaded string) (err error) {
-	foreign, err := index.OpenForeign(ctx, downloaded)
+// ofIndex makes the index at a name of another instance's index, which is a file of a file
+// system.
+func (b *building) ofIndex(ctx context.Context, name string, fsys fs.FS, file string) (err error) {
+	foreign, err := index.OpenForeignIn(ctx, fsys, file)
 	if err != nil {
 		return badIndex(err)
 	}

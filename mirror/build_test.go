@@ -1,11 +1,11 @@
 package mirror
 
 import (
-"os"
 	"encoding/base64"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -46,21 +46,6 @@ func farmText(random *rand.Rand, before []string) (base string, text []byte) {
 func BenchmarkOfIndex(b *testing.B) {
 	const items = 100_000
 	directory := b.TempDir()
-	if c := os.Getenv("A2COPY"); c != "" {
-		if _, err := os.Stat(c); err != nil {
-			makeCopy(b, directory, c, items)
-		}
-		n := items
-		if f, err := index.OpenForeign(b.Context(), c); err == nil { n = int(f.Items); f.Close() }
-		benchOf(b, directory, c, n)
-		return
-	}
-	copied := filepath.Join(directory, "copy.db")
-	makeCopy(b, directory, copied, items)
-	benchOf(b, directory, copied, items)
-}
-
-func makeCopy(b *testing.B, directory, copied string, items int) {
 	x, err := index.Open(b.Context(), filepath.Join(directory, "source.db"), index.Options{Bulk: true})
 	if err != nil {
 		b.Fatal(err)
@@ -88,21 +73,19 @@ func makeCopy(b *testing.B, directory, copied string, items int) {
 			b.Fatal(err)
 		}
 	}
+	copied := filepath.Join(directory, "copy.db")
 	if _, err := x.Copy(b.Context(), copied, time.Now(), 0); err != nil {
 		b.Fatal(err)
 	}
 	if err := x.Close(); err != nil {
 		b.Fatal(err)
 	}
-}
-
-func benchOf(b *testing.B, directory, copied string, items int) {
 	var before, after syscall.Rusage
 	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &before)
 	builds := 0
 	for b.Loop() {
 		building := &building{log: slog.New(slog.DiscardHandler), doing: func(string) {}, now: time.Now(), fallback: time.Now()}
-		if err := building.ofIndex(b.Context(), filepath.Join(directory, "built.db"), copied); err != nil {
+		if err := building.ofIndex(b.Context(), filepath.Join(directory, "built.db"), os.DirFS(directory), filepath.Base(copied)); err != nil {
 			b.Fatal(err)
 		}
 		builds++
