@@ -28,8 +28,8 @@ const (
 	lotItems  = 128
 	lotsAhead = 8
 	// buildGCPercent is how much the heap may grow between two collections meanwhile, in
-	// percent: it is small, and with Go's 100 they take a fifth of the time.
-	buildGCPercent = 400
+	// percent: it is small, and with 100 they take much of the time.
+	buildGCPercent = 200
 	// mostToldBad is how many rows are logged one by one, and may be wrong whatever the
 	// share is.
 	mostToldBad = 20
@@ -166,13 +166,12 @@ func (b *building) take(builder *index.Builder, made *admitted) error {
 	return nil
 }
 
-// entry makes a narinfo one of the mirrored instance, added at a time that may make no
-// sense.
+// entry sets the time at which an item was added, which may make no sense.
 func (b *building) entry(entry *index.Entry, at time.Time) *index.Entry {
 	if at.Before(time.Unix(0, 0)) || at.IsZero() || stamp.IsAhead(at, b.now) {
 		at = b.fallback
 	}
-	entry.AddedAt, entry.Mirrored = at.UTC().Truncate(time.Second), true
+	entry.AddedAt = at.UTC().Truncate(time.Second)
 	return entry
 }
 
@@ -221,7 +220,7 @@ func (b *building) ofIndex(ctx context.Context, name string, fsys fs.FS, file st
 			return index.Row{}, err
 		}
 		*buffer = text
-		return builder.Row(b.entry(builder.PrepareForeign(n, foreign, row), row.AddedAt))
+		return builder.Row(b.entry(builder.PrepareForeign(n, foreign, row), row.AddedAt)), nil
 	})
 	if errors.Is(err, errManyBad) {
 		err = badIndex(err)
@@ -246,7 +245,7 @@ func (b *building) ofDump(ctx context.Context, name string, db *dump, at place) 
 		if err != nil {
 			return index.Row{}, err
 		}
-		return builder.Row(b.entry(builder.Prepare(n), r.item.AddedAt))
+		return builder.Row(b.entry(builder.Prepare(n), r.item.AddedAt)), nil
 	})
 	if err != nil {
 		return errors.Join(err, builder.Abort())

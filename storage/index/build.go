@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
@@ -106,8 +107,6 @@ type Row struct {
 	// references is the column of narinfos, and bytes the length of the text's.
 	references []byte
 	bytes      int
-	stored     uint64
-	size       int64
 }
 
 // Prepare is [Index.Prepare]. It may be called by several goroutines at once.
@@ -122,25 +121,21 @@ func (b *Builder) PrepareForeign(n *narinfo.Narinfo, f *Foreign, row ForeignRow)
 	return b.Prepare(n)
 }
 
-// Row makes the row of an entry. It may be called by several goroutines at once.
-func (b *Builder) Row(entry *Entry) (Row, error) {
-	size, err := storedSize(entry.Narinfo, entry.Stored, entry.Sizes)
-	if err != nil {
-		return Row{}, err
-	}
+// Row makes the row of an entry, as of an item that the mirrored instance has, and none of
+// whose files is stored. It may be called by several goroutines at once.
+func (b *Builder) Row(entry *Entry) Row {
 	if entry.dictionary == uncompressed {
 		entry.compressed = bytes.Clone(entry.compressed)
 	}
-	r := Row{references: referencesColumn(entry.Narinfo), bytes: len(entry.compressed), stored: entry.Stored, size: size}
-	appendItemRow(r.item[:0], nil, entry, size)
+	r := Row{references: referencesColumn(entry.Narinfo), bytes: len(entry.compressed)}
+	r.item = [itemWidth]driver.Value{nil, keyOf(entry.Narinfo.StorePath.Hash), entry.AddedAt.Truncate(time.Second).UnixMilli()}
 	appendNarinfoRow(r.narinfo[:0], 0, entry, r.references)
-	return r, nil
+	return r
 }
 
 // Add writes an item after the earlier ones, without an addition in the recent changes. If
 // items have the same hash, the last one counts.
 func (b *Builder) Add(row *Row) error {
-	b.tx.count(row.stored, row.size, 1)
 	b.tx.change.Items++
 	b.last++
 	var id driver.Value = b.last
@@ -159,8 +154,11 @@ func (b *Builder) Add(row *Row) error {
 	return nil
 }
 
-// How many columns a row has that waits.
-const itemWidth, narinfoWidth = 7, 6
+// How many values a row has that waits, and the columns of an item that are all the same.
+const (
+	itemWidth, narinfoWidth = 3, 6
+	sameColumns             = ", 0, 0, NULL, 1"
+)
 
 // flush writes the rows that wait.
 func (b *Builder) flush() error {
@@ -168,11 +166,11 @@ func (b *Builder) flush() error {
 	if count == 0 {
 		return nil
 	}
-	values := func(width int) string {
-		row := ", (?" + strings.Repeat(", ?", width-1) + ")"
+	values := func(width int, same string) string {
+		row := ", (?" + strings.Repeat(", ?", width-1) + same + ")"
 		return " VALUES " + strings.Repeat(row, count)[2:]
 	}
-	err := errors.Join(b.conn.exec(insertItem+values(itemWidth), b.items...), b.conn.exec(insertNarinfo+values(narinfoWidth), b.narinfos...))
+	err := errors.Join(b.conn.exec(insertItem+values(itemWidth, sameColumns), b.items...), b.conn.exec(insertNarinfo+values(narinfoWidth, ""), b.narinfos...))
 	clear(b.items) // they are not to be kept
 	clear(b.narinfos)
 	b.items, b.narinfos, b.waiting = b.items[:0], b.narinfos[:0], 0
