@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"nar-herder/internal/disk"
@@ -123,17 +124,7 @@ func (b *Beginning) try(ctx context.Context) error {
 			return err
 		}
 	}
-	b.doing("downloading the index")
-	slow, stop := context.WithCancelCause(ctx)
-	defer stop(nil)
-	meter := progressOf("downloading the index", time.Now, b.doing)
-	pace := b.pace(ctx)
-	file, err := b.source.Download(slow, peer.IndexPath, name, false, func(done, total int64) {
-		meter(done, total)
-		if pace(done, total) {
-			stop(errSlowLine)
-		}
-	})
+	file, builtErr, err := b.downloadIndex(ctx, name)
 	if errors.Is(err, errSlowLine) {
 		b.log.Info("the line is slow, so the dump is downloaded, which is smaller, and the index made of it")
 		return errors.Join(b.fromDump(ctx), peer.Discard(name))
@@ -147,18 +138,65 @@ func (b *Beginning) try(ctx context.Context) error {
 		// Then it can be checked better in the other form.
 		return errors.Join(b.fromDump(ctx), peer.Discard(name))
 	}
-	b.doing("making the index")
-	if err := b.build().ofIndex(ctx, Downloads(b.database)+unfinished, name); err != nil {
-		if ctx.Err() != nil || !errors.Is(err, errBadIndex) {
-			return err
+	if builtErr != nil {
+		if ctx.Err() != nil || !errors.Is(builtErr, errBadIndex) {
+			return builtErr
 		}
-		b.log.Info("the index that the mirrored instance publishes can't be used, so the mirror is made of its dump", "error", err)
+		b.log.Info("the index that the mirrored instance publishes can't be used, so the mirror is made of its dump", "error", builtErr)
 		return errors.Join(b.fromDump(ctx), peer.Discard(name))
 	}
 	if err := b.place(Downloads(b.database) + unfinished); err != nil {
 		return err
 	}
 	return removeBeginnings(Downloads(b.database))
+}
+
+// downloadIndex downloads the source's index to a name, and makes an index of it meanwhile,
+// which is to be used only if the file has come whole, and is verified. builtErr is of that
+// index.
+func (b *Beginning) downloadIndex(ctx context.Context, name string) (file *peer.Downloaded, builtErr, err error) {
+	b.doing("downloading the index")
+	slow, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	meter := progressOf("downloading the index", time.Now, b.doing)
+	pace := b.pace(ctx)
+	coming := newGrowing(name)
+	built := make(chan error, 1)
+	var downloaded atomic.Bool
+	go func() {
+		building := b.build()
+		building.doing = func(what string) {
+			if downloaded.Load() {
+				b.doing(what)
+			}
+		}
+		err := building.ofIndex(slow, Downloads(b.database)+unfinished, coming, growingFile)
+		if err != nil && !errors.Is(err, errBadIndex) {
+			stop(err) // more bytes are of no use
+		}
+		built <- err
+	}()
+	file, err = b.source.Download(slow, peer.IndexPath, name, false, func(done, total int64) {
+		meter(done, total)
+		coming.grow(done, total)
+		if pace(done, total) {
+			stop(errSlowLine)
+		}
+	})
+	if err != nil {
+		coming.end(0, err)
+		stop(err)
+	} else {
+		downloaded.Store(true)
+		b.doing("making the index")
+		coming.end(file.Size, nil)
+	}
+	builtErr = <-built
+	if builtErr == nil && (err != nil || !file.Verified) {
+		// What was made isn't used. The room may be needed for the dump.
+		err = errors.Join(err, os.Remove(Downloads(b.database)+unfinished))
+	}
+	return file, builtErr, err
 }
 
 // build begins to make the index.

@@ -67,9 +67,9 @@ func TestLongRows(t *testing.T) {
 		done := make(chan error)
 		go func() {
 			b := &building{log: slog.New(slog.DiscardHandler), doing: func(string) {}, count: 1 << 30}
-			done <- run(t.Context(), b, nil, rows, func(int) int { return 1 << 20 }, func(int) (*index.Entry, error) {
+			done <- run(t.Context(), b, nil, rows, func(int) int { return 1 << 20 }, func(int) (index.Row, error) {
 				<-hold
-				return nil, odd
+				return index.Row{}, odd
 			})
 		}()
 		synctest.Wait()

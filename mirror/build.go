@@ -5,9 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"iter"
 	"log/slog"
 	"runtime"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -25,6 +27,9 @@ const (
 	// being worked at.
 	lotItems  = 128
 	lotsAhead = 8
+	// buildGCPercent is how much the heap may grow between two collections meanwhile, in
+	// percent: it is small, and with 100 they take much of the time.
+	buildGCPercent = 200
 	// mostToldBad is how many rows are logged one by one, and may be wrong whatever the
 	// share is.
 	mostToldBad = 20
@@ -64,8 +69,8 @@ type building struct {
 
 // admitted is a row that has passed the gate, or why it has not.
 type admitted struct {
-	entry *index.Entry
-	err   error
+	row index.Row
+	err error
 }
 
 // lot is some rows, in their order.
@@ -78,7 +83,7 @@ type lot[T any] struct {
 
 // run reads rows, makes them ready on all cores, and writes them in their order. size is
 // how many bytes the text of a row has at the most.
-func run[T any](ctx context.Context, b *building, builder *index.Builder, rows iter.Seq2[T, error], size func(T) int, prepare func(T) (*index.Entry, error)) error {
+func run[T any](ctx context.Context, b *building, builder *index.Builder, rows iter.Seq2[T, error], size func(T) int, prepare func(T) (index.Row, error)) error {
 	ctx, stop := context.WithCancel(ctx)
 	ordered, work := make(chan *lot[T], lotsAhead), make(chan *lot[T])
 	var running sync.WaitGroup
@@ -117,7 +122,7 @@ func run[T any](ctx context.Context, b *building, builder *index.Builder, rows i
 			for l := range work {
 				l.made = make([]admitted, len(l.rows))
 				for i, row := range l.rows {
-					l.made[i].entry, l.made[i].err = prepare(row)
+					l.made[i].row, l.made[i].err = prepare(row)
 				}
 				l.rows = nil
 				close(l.done)
@@ -131,8 +136,8 @@ func run[T any](ctx context.Context, b *building, builder *index.Builder, rows i
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		for _, made := range l.made {
-			if err := b.take(builder, made); err != nil {
+		for i := range l.made {
+			if err := b.take(builder, &l.made[i]); err != nil {
 				return err
 			}
 		}
@@ -148,9 +153,9 @@ func run[T any](ctx context.Context, b *building, builder *index.Builder, rows i
 }
 
 // take writes a row that has passed the gate.
-func (b *building) take(builder *index.Builder, made admitted) error {
+func (b *building) take(builder *index.Builder, made *admitted) error {
 	if made.err == nil {
-		return builder.Add(made.entry)
+		return builder.Add(&made.row)
 	}
 	if b.bad++; b.bad <= mostToldBad {
 		b.log.Error("skipped a narinfo that the source publishes, as it is refused", "source", b.source, "error", made.err)
@@ -161,13 +166,12 @@ func (b *building) take(builder *index.Builder, made admitted) error {
 	return nil
 }
 
-// entry makes a narinfo one of the mirrored instance, added at a time that may make no
-// sense.
+// entry sets the time at which an item was added, which may make no sense.
 func (b *building) entry(entry *index.Entry, at time.Time) *index.Entry {
 	if at.Before(time.Unix(0, 0)) || at.IsZero() || stamp.IsAhead(at, b.now) {
 		at = b.fallback
 	}
-	entry.AddedAt, entry.Mirrored = at.UTC().Truncate(time.Second), true
+	entry.AddedAt = at.UTC().Truncate(time.Second)
 	return entry
 }
 
@@ -181,14 +185,16 @@ func finish(ctx context.Context, builder *index.Builder, at place) error {
 	return err
 }
 
-// ofIndex makes the index at a name of another instance's index.
-func (b *building) ofIndex(ctx context.Context, name, downloaded string) (err error) {
-	foreign, err := index.OpenForeign(ctx, downloaded)
+// ofIndex makes the index at a name of another instance's index, which is a file of a file
+// system.
+func (b *building) ofIndex(ctx context.Context, name string, fsys fs.FS, file string) (err error) {
+	foreign, err := index.OpenForeignIn(ctx, fsys, file)
 	if err != nil {
 		return badIndex(err)
 	}
 	defer func() { err = errors.Join(err, foreign.Close()) }()
 	b.count = foreign.Items
+	defer debug.SetGCPercent(debug.SetGCPercent(buildGCPercent))
 	builder, err := index.Build(ctx, name)
 	if err != nil {
 		return err
@@ -200,16 +206,21 @@ func (b *building) ofIndex(ctx context.Context, name, downloaded string) (err er
 			}
 		}
 	}
-	err = run(ctx, b, builder, rows, index.ForeignRow.Size, func(row index.ForeignRow) (*index.Entry, error) {
-		text, err := foreign.Text(row)
+	buffers := sync.Pool{New: func() any { return new([]byte) }}
+	err = run(ctx, b, builder, rows, index.ForeignRow.Size, func(row index.ForeignRow) (index.Row, error) {
+		buffer := buffers.Get().(*[]byte)
+		defer buffers.Put(buffer)
+		text, err := foreign.Text(row, *buffer)
 		if err != nil {
-			return nil, err
+			return index.Row{}, err
 		}
 		n, err := storage.Admit(text)
 		if err != nil {
-			return nil, err
+			*buffer = nil // parts of it are in the error
+			return index.Row{}, err
 		}
-		return b.entry(builder.PrepareRow(n, foreign, row), row.AddedAt), nil
+		*buffer = text
+		return builder.Row(b.entry(builder.PrepareForeign(n, foreign, row), row.AddedAt)), nil
 	})
 	if errors.Is(err, errManyBad) {
 		err = badIndex(err)
@@ -226,15 +237,15 @@ func (b *building) ofDump(ctx context.Context, name string, db *dump, at place) 
 	if err != nil {
 		return err
 	}
-	err = run(ctx, b, builder, b.itemsOf(ctx, db), func(r itemOrOdd) int { return len(r.item.Text) }, func(r itemOrOdd) (*index.Entry, error) {
+	err = run(ctx, b, builder, b.itemsOf(ctx, db), func(r itemOrOdd) int { return len(r.item.Text) }, func(r itemOrOdd) (index.Row, error) {
 		if r.odd != nil {
-			return nil, r.odd
+			return index.Row{}, r.odd
 		}
 		n, err := admitItem(r.item, db)
 		if err != nil {
-			return nil, err
+			return index.Row{}, err
 		}
-		return b.entry(builder.Prepare(n), r.item.AddedAt), nil
+		return builder.Row(b.entry(builder.Prepare(n), r.item.AddedAt)), nil
 	})
 	if err != nil {
 		return errors.Join(err, builder.Abort())

@@ -243,7 +243,7 @@ func TestMutations(t *testing.T) {
 		build   func(ctx context.Context, name, downloaded string) error
 	}{
 		"index": {copyWith(t, "", texts...), func(ctx context.Context, name, downloaded string) error {
-			return newBuilding().ofIndex(ctx, name, downloaded)
+			return newBuilding().ofIndex(ctx, name, os.DirFS(filepath.Dir(downloaded)), filepath.Base(downloaded))
 		}},
 		"dump": {dumpWith(t, hostile.Instance, texts...), func(ctx context.Context, name, downloaded string) error {
 			database, err := exchange.Open(ctx, downloaded)

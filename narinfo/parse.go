@@ -295,7 +295,13 @@ func parseReferences(s string) ([]StorePath, error) {
 	}
 	// One more than there are spaces, since there is one between two.
 	references := make([]StorePath, 0, min(strings.Count(s, " ")+1, MaxReferences))
-	for name := range strings.SplitSeq(s, " ") {
+	for s != "" {
+		name := s
+		if end := strings.IndexByte(s, ' '); end >= 0 {
+			name, s = s[:end], s[end+1:]
+		} else {
+			s = ""
+		}
 		if name == "" {
 			continue
 		}

@@ -1,8 +1,10 @@
 package index
 
 import (
+	"bytes"
 	"context"
 	"database/sql/driver"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -10,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
@@ -96,44 +99,66 @@ func removeBuilt(path string) (failure error) {
 	return failure
 }
 
+// Row is an item in the form in which a Builder writes it. It uses no memory of the
+// narinfo, whose text may be overwritten.
+type Row struct {
+	item    [itemWidth]driver.Value    // the first one is the id
+	narinfo [narinfoWidth]driver.Value // also here
+	// references is the column of narinfos, and bytes the length of the text's.
+	references []byte
+	bytes      int
+}
+
 // Prepare is [Index.Prepare]. It may be called by several goroutines at once.
 func (b *Builder) Prepare(n *narinfo.Narinfo) *Entry { return b.tx.x.Prepare(n) }
 
-// PrepareRow is Prepare for a narinfo that is the text of a row: where it is compressed
-// there as it would be here, it stays so.
-func (b *Builder) PrepareRow(n *narinfo.Narinfo, f *Foreign, row ForeignRow) *Entry {
+// PrepareForeign is Prepare for a narinfo that is the text of a row of a foreign file: where
+// it is compressed there as it would be here, it isn't compressed again.
+func (b *Builder) PrepareForeign(n *narinfo.Narinfo, f *Foreign, row ForeignRow) *Entry {
 	if f.own && row.dictionary == builtinID && len(row.stored) < len(n.Text) {
 		return &Entry{Narinfo: n, checksum: checksumOf(n.StorePath.Hash, n.Text), dictionary: builtinID, compressed: row.stored}
 	}
 	return b.Prepare(n)
 }
 
-// Add writes an item behind those before, without an addition in the recent changes. Of
-// items with the same hash, the last one counts.
-func (b *Builder) Add(entry *Entry) error {
-	size, err := storedSize(entry.Narinfo, entry.Stored, entry.Sizes)
-	if err != nil {
-		return err
+// Row makes the row of an entry, as of an item that the mirrored instance has, and none of
+// whose files is stored. It may be called by several goroutines at once.
+func (b *Builder) Row(entry *Entry) Row {
+	if entry.dictionary == uncompressed {
+		entry.compressed = bytes.Clone(entry.compressed)
 	}
-	b.tx.count(entry.Stored, size, 1)
+	r := Row{references: referencesColumn(entry.Narinfo), bytes: len(entry.compressed)}
+	r.item = [itemWidth]driver.Value{nil, keyOf(entry.Narinfo.StorePath.Hash), entry.AddedAt.Truncate(time.Second).UnixMilli()}
+	appendNarinfoRow(r.narinfo[:0], 0, entry, r.references)
+	return r
+}
+
+// Add writes an item after the earlier ones, without an addition in the recent changes. If
+// items have the same hash, the last one counts.
+func (b *Builder) Add(row *Row) error {
 	b.tx.change.Items++
 	b.last++
-	b.items = appendItemRow(b.items, b.last, entry, size)
-	b.narinfos = appendNarinfoRow(b.narinfos, b.last, entry)
-	for _, reference := range entry.Narinfo.References {
-		if err := b.edges.add(edge{keyOf(reference.Hash), b.last}); err != nil {
+	var id driver.Value = b.last
+	row.item[0], row.narinfo[0] = id, id
+	b.items = append(b.items, row.item[:]...)
+	b.narinfos = append(b.narinfos, row.narinfo[:]...)
+	for packed := row.references; len(packed) >= 8; packed = packed[8:] {
+		if err := b.edges.add(edge{int64(binary.BigEndian.Uint64(packed)), b.last}); err != nil {
 			return err
 		}
 	}
-	b.waiting += len(entry.compressed)
+	b.waiting += row.bytes
 	if len(b.items)/itemWidth == rowsTogether || b.waiting >= bytesTogether {
 		return b.flush()
 	}
 	return nil
 }
 
-// How many columns a row has that waits.
-const itemWidth, narinfoWidth = 7, 6
+// How many values a row has that waits, and the columns of an item that are all the same.
+const (
+	itemWidth, narinfoWidth = 3, 6
+	sameColumns             = ", 0, 0, NULL, 1"
+)
 
 // flush writes the rows that wait.
 func (b *Builder) flush() error {
@@ -141,11 +166,11 @@ func (b *Builder) flush() error {
 	if count == 0 {
 		return nil
 	}
-	values := func(width int) string {
-		row := ", (?" + strings.Repeat(", ?", width-1) + ")"
+	values := func(width int, same string) string {
+		row := ", (?" + strings.Repeat(", ?", width-1) + same + ")"
 		return " VALUES " + strings.Repeat(row, count)[2:]
 	}
-	err := errors.Join(b.conn.exec(insertItem+values(itemWidth), b.items...), b.conn.exec(insertNarinfo+values(narinfoWidth), b.narinfos...))
+	err := errors.Join(b.conn.exec(insertItem+values(itemWidth, sameColumns), b.items...), b.conn.exec(insertNarinfo+values(narinfoWidth, ""), b.narinfos...))
 	clear(b.items) // they are not to be kept
 	clear(b.narinfos)
 	b.items, b.narinfos, b.waiting = b.items[:0], b.narinfos[:0], 0

@@ -181,8 +181,9 @@ func (c *connection) sumOfTexts(ctx context.Context) (string, error) {
 // not wanted goes afterwards.
 var copySteps = []string{
 	"INSERT INTO main.dictionaries SELECT * FROM live.dictionaries",
-	"INSERT INTO main.narinfos SELECT * FROM live.narinfos",
+	// First the short one: mirrors read both together, while the file is downloaded.
 	"INSERT INTO main.items SELECT * FROM live.items",
+	"INSERT INTO main.narinfos SELECT * FROM live.narinfos",
 	"INSERT INTO main.runs SELECT * FROM live.runs",
 	"INSERT INTO main.referrers SELECT * FROM live.referrers",
 	// No id is given a second time, as edges name them.

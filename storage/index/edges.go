@@ -1,47 +1,65 @@
 package index
 
 import (
+	"bufio"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"slices"
 )
 
-// edgeSorter puts the edges of a whole new index in order, for one run of all of them,
-// in memory that doesn't grow with their number: they are divided by the beginnings of
-// their targets, which are random, and each part is sorted by itself. Until then they
-// are in a file without a name.
+// edgeSorter sorts the edges of a whole new index, for one run of all of them, in memory
+// that doesn't grow with their number: so many at a time are sorted and written to a file
+// without a name, and these pieces are merged in the end.
 type edgeSorter struct {
-	file  *os.File
-	size  int64
-	parts [edgeParts]edgePart
+	directory string
+	file      *os.File
+	size      int64
+	pieces    []edgePiece
+	edges     []edge          // that were added since the last piece
+	spilling  chan spillState // what the goroutine that writes a piece returns; nil without one
+
+	// These are the constants but in tests.
+	pieceEdges, maxPieces int
 }
 
 const (
-	// edgeParts divides edges by the first byte of their targets.
-	edgeParts = 256
-	// edgeBuffer is how many bytes of a part are written together.
-	edgeBuffer = 32 << 10
+	// pieceEdges is how many edges a piece has, of 16 bytes in memory. Three times as many
+	// are in memory: those that are added meanwhile, and twice those that are sorted.
+	pieceEdges = 256 << 10
+	// maxPieces bounds the buffers of a merge, of mergeBuffer bytes each: the pieces are
+	// merged into one as soon as there are so many.
+	maxPieces   = 1024
+	mergeBuffer = 16 << 10
+	// mergedEdges is how many edges are passed on together.
+	mergedEdges = 8 << 10
 	// fewEdges are sorted without being divided, which costs half a MiB.
 	fewEdges = 1 << 10
 )
 
-type edgePart struct {
-	buffer  []byte
-	last    int64 // referrer; they only grow
-	extents []extent
-	edges   int
-}
+// edgePiece is where in the file sorted edges are.
+type edgePiece struct{ offset, length int64 }
 
-// extent is where in the file some edges of a part are.
-type extent struct {
-	offset int64
-	length int
+// spillState is a piece that was written, and memory to be used again.
+type spillState struct {
+	piece edgePiece
+	edges []edge
+	err   error
 }
 
 func newEdgeSorter(directory string) (*edgeSorter, error) {
+	file, err := unnamedFile(directory)
+	if err != nil {
+		return nil, err
+	}
+	return &edgeSorter{directory: directory, file: file, pieceEdges: pieceEdges, maxPieces: maxPieces}, nil
+}
+
+// unnamedFile makes a file that is gone when it is closed.
+func unnamedFile(directory string) (*os.File, error) {
 	file, err := os.CreateTemp(directory, ".nar-herder-edges-")
 	if err != nil {
 		return nil, err
@@ -49,75 +67,189 @@ func newEdgeSorter(directory string) (*edgeSorter, error) {
 	if err := os.Remove(file.Name()); err != nil {
 		return nil, errors.Join(err, file.Close())
 	}
-	return &edgeSorter{file: file}, nil
+	return file, nil
 }
 
-// add takes an edge whose referrer is not before that of the last one.
+// add adds an edge.
 func (s *edgeSorter) add(e edge) error {
-	// Targets are compared as signed numbers.
-	part := &s.parts[byte(uint64(e.target)>>56)^0x80]
-	if part.buffer == nil {
-		part.buffer = make([]byte, 0, edgeBuffer)
+	s.edges = append(s.edges, e)
+	if len(s.edges) < s.pieceEdges {
+		return nil
 	}
-	if len(part.buffer)+8+binary.MaxVarintLen64 > edgeBuffer {
-		if err := s.spill(part); err != nil {
+	free, err := s.wait()
+	if err == nil && len(s.pieces) >= s.maxPieces {
+		err = s.compact()
+	}
+	if err != nil {
+		return err
+	}
+	full, offset := s.edges, s.size
+	spilling := make(chan spillState, 1)
+	s.edges, s.spilling = free[:0], spilling
+	go func() {
+		length, err := writePiece(io.NewOffsetWriter(s.file, offset), slices.Values(sortEdges(full)))
+		spilling <- spillState{edgePiece{offset, length}, full, err}
+	}()
+	return nil
+}
+
+// wait ends the writing of a piece, and returns memory that is free since.
+func (s *edgeSorter) wait() (free []edge, err error) {
+	if s.spilling == nil {
+		return nil, nil
+	}
+	done := <-s.spilling
+	s.spilling = nil
+	if done.err != nil {
+		return nil, fmt.Errorf("write the references: %w", done.err)
+	}
+	s.pieces = append(s.pieces, done.piece)
+	s.size = done.piece.offset + done.piece.length
+	return done.edges, nil
+}
+
+// compact merges the pieces into one in another file.
+func (s *edgeSorter) compact() error {
+	file, err := unnamedFile(s.directory)
+	if err != nil {
+		return err
+	}
+	var failure error
+	length, err := writePiece(file, func(yield func(edge) bool) {
+		failure = s.merge(nil, yield)
+	})
+	if err = errors.Join(failure, err); err != nil {
+		return errors.Join(fmt.Errorf("merge the references: %w", err), file.Close())
+	}
+	err = s.file.Close()
+	s.file, s.size, s.pieces = file, length, []edgePiece{{0, length}}
+	return err
+}
+
+// writePiece writes edges that are in order, and returns how many bytes that takes.
+func writePiece(w io.Writer, edges func(yield func(edge) bool)) (length int64, err error) {
+	buffer := bufio.NewWriterSize(w, 256<<10)
+	var last edge
+	for e := range edges {
+		packed := appendEdge(buffer.AvailableBuffer(), last, e)
+		last = e
+		length += int64(len(packed))
+		if _, err := buffer.Write(packed); err != nil {
+			return length, err
+		}
+	}
+	return length, buffer.Flush()
+}
+
+// edgeSource goes through edges that are in order.
+type edgeSource struct {
+	edge   edge // the present one
+	packed *bufio.Reader
+	rest   []edge // without packed
+}
+
+// next goes to the next edge, and says whether there is one.
+func (s *edgeSource) next() (bool, error) {
+	if s.packed == nil {
+		if len(s.rest) == 0 {
+			return false, nil
+		}
+		s.edge, s.rest = s.rest[0], s.rest[1:]
+		return true, nil
+	}
+	const most = 2 * binary.MaxVarintLen64
+	packed, err := s.packed.Peek(most)
+	if err != nil && err != io.EOF {
+		return false, fmt.Errorf("read the references: %w", err)
+	}
+	if len(packed) == 0 {
+		return false, nil
+	}
+	e, length := nextEdge(packed, s.edge)
+	if length == 0 {
+		return false, errors.New("read the references: they are not those that were written")
+	}
+	s.edge = e
+	_, err = s.packed.Discard(length)
+	return true, err
+}
+
+// merge calls yield with the edges of all pieces, and with those in memory, which are in
+// order too, each edge once, until it returns false.
+func (s *edgeSorter) merge(inMemory []edge, yield func(edge) bool) error {
+	var heap edgeHeap
+	sources := []*edgeSource{{rest: inMemory}}
+	for _, piece := range s.pieces {
+		sources = append(sources, &edgeSource{packed: bufio.NewReaderSize(io.NewSectionReader(s.file, piece.offset, piece.length), mergeBuffer)})
+	}
+	for _, source := range sources {
+		more, err := source.next()
+		if err != nil {
 			return err
 		}
+		if more {
+			heap = append(heap, source)
+		}
 	}
-	part.buffer = binary.BigEndian.AppendUint64(part.buffer, uint64(e.target))
-	part.buffer = binary.AppendUvarint(part.buffer, uint64(e.referrer-part.last))
-	part.last = e.referrer
-	part.edges++
+	for i := len(heap)/2 - 1; i >= 0; i-- {
+		heap.down(i)
+	}
+	var last edge
+	for first := true; len(heap) > 0; first = false {
+		if e := heap[0].edge; first || e != last {
+			if last = e; !yield(e) {
+				return nil
+			}
+		}
+		more, err := heap[0].next()
+		if err != nil {
+			return err
+		}
+		if !more {
+			heap[0] = heap[len(heap)-1]
+			heap = heap[:len(heap)-1]
+		}
+		heap.down(0)
+	}
 	return nil
 }
 
-// spill writes a part's buffer.
-func (s *edgeSorter) spill(part *edgePart) error {
-	if _, err := s.file.WriteAt(part.buffer, s.size); err != nil {
-		return fmt.Errorf("write the references: %w", err)
+// edgeHeap has the source with the least edge first. Unlike container/heap, it calls
+// nothing through an interface for each of some hundred million edges.
+type edgeHeap []*edgeSource
+
+// down moves a source to where it belongs among those below it.
+func (h edgeHeap) down(i int) {
+	for {
+		least := 2*i + 1
+		if least >= len(h) {
+			return
+		}
+		if other := least + 1; other < len(h) && h[other].edge.before(h[least].edge) {
+			least = other
+		}
+		if !h[least].edge.before(h[i].edge) {
+			return
+		}
+		h[i], h[least] = h[least], h[i]
+		i = least
 	}
-	part.extents = append(part.extents, extent{s.size, len(part.buffer)})
-	s.size += int64(len(part.buffer))
-	part.buffer = part.buffer[:0]
-	return nil
 }
 
-// sorted returns the edges of a part in order, each once.
-func (s *edgeSorter) sorted(n int) ([]edge, error) {
-	part := &s.parts[n]
-	edges := make([]edge, 0, part.edges)
-	var referrer int64
-	unpack := func(packed []byte) {
-		for len(packed) > 8 {
-			target := int64(binary.BigEndian.Uint64(packed))
-			distance, length := binary.Uvarint(packed[8:])
-			packed = packed[8+length:]
-			referrer += int64(distance)
-			edges = append(edges, edge{target, referrer})
-		}
-	}
-	buffer := make([]byte, edgeBuffer)
-	for _, e := range part.extents {
-		if _, err := s.file.ReadAt(buffer[:e.length], e.offset); err != nil {
-			return nil, fmt.Errorf("read the references: %w", err)
-		}
-		unpack(buffer[:e.length])
-	}
-	unpack(part.buffer)
-	part.buffer = nil
-	return slices.Compact(sortEdges(edges)), nil
+func (e edge) before(o edge) bool {
+	return e.target < o.target || e.target == o.target && e.referrer < o.referrer
 }
 
-// sortEdges sorts edges whose targets have their first byte in common, and whose
-// referrers come in order. First they are divided by the next two bytes: targets are
-// random, so that there are few different ones in each division, or just one that very
-// many refer to.
+// sortEdges sorts edges. First they are divided by the first two bytes of their targets,
+// which are random, so that there are few different ones in each division, or just one that
+// very many refer to: its referrers come in order.
 func sortEdges(edges []edge) []edge {
 	if len(edges) < fewEdges {
 		slices.SortFunc(edges, edge.compare)
 		return edges
 	}
-	division := func(e edge) uint16 { return uint16(uint64(e.target) >> 40) }
+	// Targets are compared as signed numbers.
+	division := func(e edge) uint16 { return uint16(uint64(e.target)>>48) ^ 0x8000 }
 	ends := make([]int, 1<<16+1)
 	for _, e := range edges {
 		ends[int(division(e))+1]++
@@ -141,30 +273,45 @@ func sortEdges(edges []edge) []edge {
 	return sorted
 }
 
-func (s *edgeSorter) close() error { return s.file.Close() }
+// close ends the sorter.
+func (s *edgeSorter) close() error {
+	_, err := s.wait()
+	return errors.Join(err, s.file.Close())
+}
 
-// sortedPart is the edges of a part, in order.
+// sortedPart is some edges, in order.
 type sortedPart struct {
 	edges []edge
 	err   error
 }
 
-// all sorts the parts ahead of the one that reads them, on another core.
+// all sorts the edges ahead of the caller that reads them, on another core. The caller reads
+// the channel to its end, or ends the context first.
 func (s *edgeSorter) all(ctx context.Context) <-chan sortedPart {
-	parts := make(chan sortedPart, 1)
+	parts := make(chan sortedPart, 4)
+	_, err := s.wait()
 	go func() {
 		defer close(parts)
-		for n := range edgeParts {
-			edges, err := s.sorted(n)
+		pass := func(part sortedPart) bool {
 			select {
-			case parts <- sortedPart{edges, err}:
+			case parts <- part:
+				return true
 			case <-ctx.Done():
-				return
-			}
-			if err != nil {
-				return
+				return false
 			}
 		}
+		part := make([]edge, 0, mergedEdges)
+		if err == nil {
+			err = s.merge(sortEdges(s.edges), func(e edge) bool {
+				if part = append(part, e); len(part) < mergedEdges {
+					return true
+				}
+				full := part
+				part = make([]edge, 0, mergedEdges)
+				return pass(sortedPart{edges: full})
+			})
+		}
+		pass(sortedPart{part, err})
 	}()
 	return parts
 }

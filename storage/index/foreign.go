@@ -5,6 +5,7 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"io/fs"
 	"iter"
 	"path/filepath"
 	"strconv"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/klauspost/compress/zstd"
+	"modernc.org/sqlite/vfs"
 
 	"nar-herder/internal/rowsum"
 	"nar-herder/narinfo"
@@ -41,6 +43,7 @@ type Foreign struct {
 	Items int64
 
 	path         string
+	files        *vfs.FS // nil for a file of the machine
 	conn         *connection
 	sum          string // "" where it has none
 	dictionaries rowsum.Sum
@@ -56,19 +59,33 @@ var ErrNoSum = errors.New("it has no sum of its rows")
 
 // OpenForeign opens such a file for reading. Nothing is changed in it or beside it. The
 // error is [ErrForeign], [ErrNewerVersion], [ErrNoSum], or says what else is wrong.
-func OpenForeign(ctx context.Context, path string) (_ *Foreign, err error) {
-	tried := "look at the copy " + path
+func OpenForeign(ctx context.Context, path string) (*Foreign, error) {
 	absolute, err := filepath.Abs(path)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", tried, err)
+		return nil, fmt.Errorf("look at the copy %s: %w", path, err)
 	}
-	conn, err := connect(ctx, fileName(absolute)+"?mode=ro&immutable=1&_query_only=on"+
-		"&_pragma=trusted_schema(off)&_pragma=cell_size_check(on)&_pragma=cache_size(-"+strconv.Itoa(copyCache/1024)+")")
+	return openForeign(ctx, path, fileName(absolute)+"?", nil)
+}
+
+// OpenForeignIn is OpenForeign for a file of another file system than the machine's. The
+// file is read in the order in which [Index.Copy] writes it, for the most part.
+func OpenForeignIn(ctx context.Context, fsys fs.FS, name string) (*Foreign, error) {
+	registered, files, err := vfs.New(fsys)
 	if err != nil {
-		return nil, describe(tried, err)
+		return nil, fmt.Errorf("look at the copy %s: %w", name, err)
 	}
-	f := &Foreign{path: path, conn: conn}
-	if err := f.look(path); err != nil {
+	return openForeign(ctx, name, fileName(name)+"?vfs="+registered+"&", files)
+}
+
+func openForeign(ctx context.Context, path, dataSource string, files *vfs.FS) (_ *Foreign, err error) {
+	tried := "look at the copy " + path
+	f := &Foreign{path: path, files: files}
+	f.conn, err = connect(ctx, dataSource+"mode=ro&immutable=1&_query_only=on"+
+		"&_pragma=trusted_schema(off)&_pragma=cell_size_check(on)&_pragma=cache_size(-"+strconv.Itoa(copyCache/1024)+")")
+	if err == nil {
+		err = f.look(path)
+	}
+	if err != nil {
 		return nil, errors.Join(describe(tried, err), f.Close())
 	}
 	return f, nil
@@ -214,12 +231,13 @@ func (row ForeignRow) Size() int {
 	return int(header.FrameContentSize)
 }
 
-// Text returns the text of a row. It may be called by several goroutines at once.
-func (f *Foreign) Text(row ForeignRow) ([]byte, error) {
+// Text returns the text of a row, in the memory of buffer if it fits. It may be called by
+// several goroutines at once.
+func (f *Foreign) Text(row ForeignRow, buffer []byte) ([]byte, error) {
 	if row.dictionary == uncompressed {
-		return row.stored, nil
+		return append(buffer[:0], row.stored...), nil
 	}
-	text, err := f.decoder.DecodeAll(row.stored, nil)
+	text, err := f.decoder.DecodeAll(row.stored, buffer[:0])
 	if most := row.Size(); err == nil && len(text) > most { // of several frames, say
 		err = fmt.Errorf("it has %d bytes, and says that it has %d", len(text), most)
 	}
@@ -230,9 +248,15 @@ func (f *Foreign) Text(row ForeignRow) ([]byte, error) {
 }
 
 // Close ends the reading.
-func (f *Foreign) Close() error {
+func (f *Foreign) Close() (err error) {
 	if f.decoder != nil {
 		f.decoder.Close()
 	}
-	return f.conn.close()
+	if f.conn != nil {
+		err = f.conn.close()
+	}
+	if f.files != nil {
+		err = errors.Join(err, f.files.Close())
+	}
+	return err
 }

@@ -45,7 +45,7 @@ func readForeign(ctx context.Context, path string) (texts []string, err error) {
 		if err != nil {
 			return nil, err
 		}
-		text, err := f.Text(row)
+		text, err := f.Text(row, nil)
 		if err != nil {
 			return nil, err
 		}

@@ -214,22 +214,30 @@ func appendEdge(packed []byte, last, e edge) []byte {
 func unpackEdges(edges []edge, first edge, packed []byte) ([]edge, error) {
 	edges = append(edges, first)
 	for last := first; len(packed) > 0; {
-		distance, n := binary.Uvarint(packed)
-		if n <= 0 {
+		e, length := nextEdge(packed, last)
+		if length == 0 {
 			return nil, errors.New("a chunk of referrers in the database is damaged")
 		}
-		referrer, m := binary.Uvarint(packed[n:])
-		if m <= 0 {
-			return nil, errors.New("a chunk of referrers in the database is damaged")
-		}
-		packed = packed[n+m:]
-		if distance == 0 {
-			referrer += uint64(last.referrer)
-		}
-		last = edge{int64(uint64(last.target) + distance), int64(referrer)}
-		edges = append(edges, last)
+		packed, last = packed[length:], e
+		edges = append(edges, e)
 	}
 	return edges, nil
+}
+
+// nextEdge unpacks what appendEdge has appended, and returns its length, 0 if it is damaged.
+func nextEdge(packed []byte, last edge) (e edge, length int) {
+	distance, n := binary.Uvarint(packed)
+	if n <= 0 {
+		return edge{}, 0
+	}
+	referrer, m := binary.Uvarint(packed[n:])
+	if m <= 0 {
+		return edge{}, 0
+	}
+	if distance == 0 {
+		referrer += uint64(last.referrer)
+	}
+	return edge{int64(uint64(last.target) + distance), int64(referrer)}, n + m
 }
 
 // runReader goes through the edges of a run.

@@ -1,6 +1,7 @@
 package index
 
 import (
+	"bytes"
 	"context"
 	"database/sql/driver"
 	"encoding/binary"
@@ -223,7 +224,7 @@ func (tx *Tx) Put(entry *Entry, old *Item) error {
 	} else if err != nil {
 		return fmt.Errorf("insert %s: %w", n.StorePath.Hash, err)
 	}
-	if err := tx.conn.exec(insertNarinfo+" VALUES (?, ?, ?, ?, ?, ?)", appendNarinfoRow(nil, id, entry)...); err != nil {
+	if err := tx.conn.exec(insertNarinfo+" VALUES (?, ?, ?, ?, ?, ?)", appendNarinfoRow(nil, id, entry, referencesColumn(n))...); err != nil {
 		return err
 	}
 	tx.change.Items++
@@ -243,8 +244,8 @@ func appendItemRow(row []driver.Value, id driver.Value, entry *Entry, storedSize
 		int64(entry.Stored), storedSize, sizesColumn(entry.Sizes), truth(entry.Mirrored))
 }
 
-func appendNarinfoRow(row []driver.Value, id int64, entry *Entry) []driver.Value {
-	return append(row, id, entry.Narinfo.StorePath.Hash[:], referencesColumn(entry.Narinfo), entry.dictionary, entry.compressed, entry.checksum)
+func appendNarinfoRow(row []driver.Value, id int64, entry *Entry, references []byte) []driver.Value {
+	return append(row, id, bytes.Clone(entry.Narinfo.StorePath.Hash[:]), references, entry.dictionary, entry.compressed, entry.checksum)
 }
 
 func referencesColumn(n *narinfo.Narinfo) []byte {
