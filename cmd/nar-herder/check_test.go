@@ -261,7 +261,7 @@ func TestCheckRepairsFromBad(t *testing.T) {
 func TestCheckUnrecorded(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
-	succeed(t, "import", "--database="+p.database, published(greeting), published(entropy))
+	succeed(t, "import", "--narinfos-only", "--database="+p.database, published(greeting), published(entropy))
 	if err := os.CopyFS(p.storage, os.DirFS(copyCorpus(t, "published"))); err != nil {
 		t.Fatal(err)
 	}
@@ -393,7 +393,7 @@ func TestCheckFails(t *testing.T) {
 	failWith(t, int(statusUnknown), []string{"check", "--database=" + p.dir + "/absent", "--storage=" + p.storage}, "absent")
 	failWith(t, int(statusUnknown), []string{"check", database, "--storage=" + p.dir + "/absent"}, "absent")
 	// An index without nars needs no storage.
-	succeed(t, "import", "--database="+p.dir+"/bare.db", published(greeting))
+	succeed(t, "import", "--narinfos-only", "--database="+p.dir+"/bare.db", published(greeting))
 	succeed(t, "check", "--database="+p.dir+"/bare.db")
 	for _, text := range []string{"Exit status", "quarantine", "--verify-rate"} {
 		if out := succeed(t, "check", "--help"); !strings.Contains(out, text) {

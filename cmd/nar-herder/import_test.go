@@ -89,7 +89,7 @@ func TestEndToEnd(t *testing.T) {
 	// Items go by path, base name and hash; the rest of what is named goes
 	// also when one is not known.
 	names := []string{"/gnu/store/" + greeting, entropy, gosrc[:32], narinfoName("mjwaskpdj87sw34j24x3fy7bmg45jckp")}
-	r := runProgram(t, p.args("remove", append(names, "00000000000000000000000000000000")...)...)
+	r := runProgram(t, p.args("remove", append(append([]string{"--now"}, names...), "00000000000000000000000000000000")...)...)
 	if r.status != 1 || strings.Count(r.out, "removed /gnu/store/") != len(names) || strings.Count(r.err, "\n") != 1 || !strings.Contains(r.err, "00000000000000000000000000000000") {
 		t.Errorf("remove: status %d, %q, %q", r.status, r.out, r.err)
 	}
@@ -109,7 +109,7 @@ func TestEndToEnd(t *testing.T) {
 	if left := lines(succeed(t, "list", database)); len(left) != items-len(names) {
 		t.Errorf("left: %q", left)
 	}
-	fail(t, []string{"remove", database, "whkpn6a94flfghyx6i6fzbvrgc3wjkk7-empty-file"}, "--storage")
+	fail(t, []string{"remove", "--now", database, "whkpn6a94flfghyx6i6fzbvrgc3wjkk7-empty-file"}, "--storage")
 }
 
 // TestImportFailures has some of the files bad: the others come in.
