@@ -286,3 +286,33 @@ func TestInterruptedImport(t *testing.T) {
 		}
 	}
 }
+
+// TestImportWithoutStorage has an import without a storage, as when the variable with its
+// name is not set: the nars would be 404.
+func TestImportWithoutStorage(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	database, source := "--database="+p.database, filepath.Join(testdata, "published")
+	for _, more := range [][]string{{}, {"--storage="}} {
+		misuse(t, append([]string{"import", database, source}, more...), "--storage", "--narinfos-only")
+	}
+	misuse(t, p.args("import", "--narinfos-only", source), "--narinfos-only", "--storage")
+	isEmpty(t, p.storage)
+	succeed(t, "import", database, "--narinfos-only", source)
+	s := p.serve(t)
+	until(t, "the server warns", func() bool {
+		return strings.Contains(get(t, s.addresses[0], "/health").body, "13 items without a nar in the storage")
+	})
+	if body := get(t, s.addresses[0], "/metrics").body; !strings.Contains(body, "\nnarherder_items_without_nars 13\n") {
+		t.Error("the metric is not 13")
+	}
+	// With an instance that has the nars, nothing is wrong.
+	other := p.serve(t, "--mirror=http://"+s.addresses[0], "--database="+filepath.Join(p.dir, "mirror.db"), "--storage="+t.TempDir(), "--mirror-nars=none", "--database-dump="+filepath.Join(p.dir, "mirror-dump.db"))
+	until(t, "the mirror counts", func() bool {
+		return strings.Contains(get(t, other.addresses[0], "/metrics").body, "\nnarherder_items_without_nars 13\n")
+	})
+	if body := get(t, other.addresses[0], "/health").body; strings.Contains(body, "without a nar") {
+		t.Errorf("the mirror warns: %s", body)
+	}
+	succeed(t, "check", "--database="+filepath.Join(p.dir, "mirror.db"))
+}
