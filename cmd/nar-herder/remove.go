@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"strings"
 	"time"
 
 	"nar-herder/internal/redact"
@@ -66,17 +65,9 @@ func (c *removeCommand) Run(ctx context.Context, s *streams) (err error) {
 		summary.Failed++
 		printf(s.err, "nar-herder: remove %s: %s\n", what, oneLine(err))
 	}
-	list := newItemList()
-	for _, name := range c.Items {
-		if name == "-" {
-			if err := list.read(ctx, s.in, failed); err != nil {
-				return fmt.Errorf("remove: read the list of items: %w: nothing was removed", err)
-			}
-			continue
-		}
-		if err := list.add(name); err != nil {
-			return usagef("remove: %w", err)
-		}
+	list, err := readItems(ctx, s, c.Items, failed)
+	if err != nil {
+		return fmt.Errorf("remove: %w: nothing was removed", err)
 	}
 	log := slog.New(newLogHandler(s.err, slog.LevelInfo))
 	openStore := openExisting
@@ -252,91 +243,4 @@ func pathOf(ctx context.Context, store *opened, hash narinfo.PathHash) (string, 
 		return "", err
 	}
 	return item.Narinfo.StorePath.String(), nil
-}
-
-// itemList is a list of items, each once.
-type itemList struct {
-	hashes []narinfo.PathHash
-	known  map[narinfo.PathHash]struct{}
-}
-
-func newItemList() *itemList { return &itemList{known: make(map[narinfo.PathHash]struct{})} }
-
-func (l *itemList) add(name string) error {
-	hash, err := parseItem(name)
-	if err == nil {
-		l.addHash(hash)
-	}
-	return err
-}
-
-func (l *itemList) addHash(hash narinfo.PathHash) {
-	if _, known := l.known[hash]; !known {
-		l.known[hash] = struct{}{}
-		l.hashes = append(l.hashes, hash)
-	}
-}
-
-// longestLine bounds a line of a list, in bytes: store paths have fewer than 300.
-const longestLine = 4096
-
-// read adds the items of a list, one a line. Empty lines and those that begin
-// with # are passed over. Lines that name no item are told to failed. The context
-// ends it, also while it waits for a terminal.
-func (l *itemList) read(ctx context.Context, from io.Reader, failed func(what string, err error)) error {
-	done := make(chan error, 1)
-	type fault struct {
-		number int
-		err    error
-	}
-	// What it has read is looked at once it is done: it may go on reading when
-	// nobody waits for it any more.
-	read := newItemList()
-	var faults []fault
-	go func() {
-		reader := bufio.NewReaderSize(from, longestLine)
-		for number := 1; ; number++ {
-			text, cut, err := reader.ReadLine()
-			line := strings.TrimSpace(string(text))
-			for rest := cut; rest && err == nil; {
-				_, rest, err = reader.ReadLine()
-			}
-			if err != nil && !errors.Is(err, io.EOF) {
-				done <- err
-				return
-			}
-			switch {
-			case cut:
-				faults = append(faults, fault{number, fmt.Errorf("it is longer than %d bytes", longestLine)})
-			case line == "" || line[0] == '#':
-			default:
-				if err := read.add(line); err != nil {
-					faults = append(faults, fault{number, err})
-				}
-			}
-			if err != nil {
-				done <- nil
-				return
-			}
-		}
-	}()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case err := <-done:
-		if err != nil {
-			return err
-		}
-	}
-	for _, fault := range faults {
-		failed(fmt.Sprintf("line %d of the list", fault.number), fault.err)
-	}
-	if len(l.hashes) == 0 { // a long one is not copied
-		*l = *read
-		return nil
-	}
-	for _, hash := range read.hashes {
-		l.addHash(hash)
-	}
-	return nil
 }
