@@ -94,7 +94,7 @@ func TestReadingCommands(t *testing.T) {
 	until(t, "the server has made its reserve", func() bool { _, err := os.Stat(p.database + ".reserve"); return err == nil })
 	run("beside a server")
 	p.imports(t, published(entropy))
-	if out := succeed(t, "list", "--database="+p.database); out != "/gnu/store/"+greeting+"\n/gnu/store/"+entropy+"\n" {
+	if out := succeed(t, "list", "--database="+p.database); out != "/gnu/store/"+entropy+"\n/gnu/store/"+greeting+"\n" {
 		t.Errorf("list after an import: %s", out)
 	}
 	if err := s.Process.Kill(); err != nil {

@@ -55,7 +55,7 @@ func (u *unstoredCount) Run(ctx context.Context) {
 // metric shows the count.
 func (u *unstoredCount) metric() prometheus.Collector {
 	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "narherder_items_without_nars", Help: "Items of which no nar is in the storage.",
+		Name: "narherder_items_without_nars", Help: "Items of which no nar is in the storage, by the index.",
 	}, func() float64 { return float64(u.count.Load()) })
 }
 
