@@ -17,8 +17,9 @@ import (
 type Named struct {
 	Storage *storage.Storage
 	Index   *index.Index
-	// AfterGrace withdraws the items, for [Withdrawn] to remove them.
-	AfterGrace bool
+	// Now deletes rows and bytes at once. Otherwise the items are withdrawn, for
+	// [Withdrawn] to remove them.
+	Now bool
 	// Force removes also what pins keep.
 	Force bool
 	// DryRun changes nothing, and tells what would be.
@@ -53,8 +54,12 @@ const (
 )
 
 // Do removes the items, in batches, and reports what became of each, in their
-// order. The error is one that kept it from going on.
+// order. The error is one that kept it from going on. It does nothing if the storage may
+// not be this instance's, or may not be mounted.
 func (r *Named) Do(ctx context.Context, hashes []narinfo.PathHash, report func(storage.Removal)) error {
+	if err := r.Storage.MayRemove(ctx, r.DryRun); err != nil {
+		return err
+	}
 	var pinned *Pinned
 	if !r.Force {
 		var err error
@@ -173,10 +178,10 @@ func (r *Named) remove(ctx context.Context, hashes []narinfo.PathHash, pinned *P
 		return nil, nil
 	case r.DryRun:
 		return r.look(ctx, hashes)
-	case r.AfterGrace:
-		return r.Storage.WithdrawAll(ctx, hashes, guard)
+	case r.Now:
+		return r.Storage.RemoveAll(ctx, hashes, guard)
 	}
-	return r.Storage.RemoveAll(ctx, hashes, guard)
+	return r.Storage.WithdrawAll(ctx, hashes, guard)
 }
 
 // look tells what would become of items.
@@ -190,7 +195,7 @@ func (r *Named) look(ctx context.Context, hashes []narinfo.PathHash) ([]storage.
 			removal.Err = storage.ErrNotFound
 		case err != nil:
 			return nil, err
-		case !r.AfterGrace && item.Stored != 0 && !r.Storage.HasBytes():
+		case r.Now && item.Stored != 0 && !r.Storage.HasBytes():
 			removal.Err = storage.ErrElsewhere
 		default:
 			removal.StorePath, removal.WithdrawnAt, removal.Bytes = item.Narinfo.StorePath, item.WithdrawnAt, item.StoredBytes()

@@ -133,7 +133,7 @@ func (p *place) do(t testing.TB, named Named, numbers ...int) map[int]error {
 
 func TestNamed(t *testing.T) {
 	t.Parallel()
-	for _, named := range []Named{{}, {AfterGrace: true}, {DryRun: true}, {DryRun: true, AfterGrace: true}, {Force: true}} {
+	for _, named := range []Named{{Now: true}, {}, {DryRun: true, Now: true}, {DryRun: true}, {Now: true, Force: true}} {
 		p := open(t, t.TempDir())
 		// 1 needs 2, which needs 3; 4 needs 3 as well; 5 is alone.
 		p.add(t, 3)
@@ -155,7 +155,7 @@ func TestNamed(t *testing.T) {
 			if kept && (pinned.Pin != path(1).BaseName() || pinned.Itself != (n == 1)) {
 				t.Errorf("%+v: item %d: %+v", named, n, pinned)
 			}
-			if has := p.has(t, n); has != (kept || named.DryRun || named.AfterGrace) {
+			if has := p.has(t, n); has != (kept || named.DryRun || !named.Now) {
 				t.Errorf("%+v: item %d is there: %v", named, n, has)
 			}
 			_, err := p.Text(t.Context(), path(n).Hash)
@@ -181,7 +181,7 @@ func TestManyNamed(t *testing.T) {
 	for n := 0; n < len(numbers); n += 50 {
 		p.pin(t, n)
 	}
-	results := p.do(t, Named{}, numbers...)
+	results := p.do(t, Named{Now: true}, numbers...)
 	for _, n := range numbers {
 		if kept := n%50 == 0; p.has(t, n) != kept || (results[n] != nil) != kept {
 			t.Errorf("item %d: %v", n, results[n])
@@ -201,7 +201,7 @@ func TestPinRace(t *testing.T) {
 		"text":        func(p *place) { p.add(t, 6, 1) },
 		"unrelated":   func(p *place) { p.pin(t, 50); p.add(t, 51, 2) },
 	} {
-		for _, afterGrace := range []bool{false, true} {
+		for _, now := range []bool{false, true} {
 			p := open(t, t.TempDir())
 			other := open(t, p.dir)
 			p.add(t, 2)
@@ -215,17 +215,17 @@ func TestPinRace(t *testing.T) {
 				t.Fatal(err)
 			}
 			change(other)
-			named := Named{Storage: p.Storage, Index: p.index, AfterGrace: afterGrace}
+			named := Named{Storage: p.Storage, Index: p.index, Now: now}
 			removals, err := named.batch(t.Context(), hashes(2), &pinned)
 			if err != nil {
 				t.Fatal(err)
 			}
 			var refused *PinnedError
 			if kept := errors.As(removals[0].Err, &refused); kept != (name != "unrelated") || removals[0].Err != nil && !kept {
-				t.Errorf("%s, after grace %v: %+v", name, afterGrace, removals[0])
+				t.Errorf("%s, now %v: %+v", name, now, removals[0])
 			}
 			if _, err := p.Text(t.Context(), path(2).Hash); (err == nil) != (name != "unrelated") {
-				t.Errorf("%s, after grace %v: %v", name, afterGrace, err)
+				t.Errorf("%s, now %v: %v", name, now, err)
 			}
 		}
 	}
@@ -240,7 +240,7 @@ func TestBatchFails(t *testing.T) {
 	for _, n := range numbers {
 		p.add(t, n)
 	}
-	named := Named{Storage: p.Storage, Index: p.index}
+	named := Named{Storage: p.Storage, Index: p.index, Now: true}
 	broken := errors.New("broken")
 	one := func(bad ...int) map[int]error {
 		results := make(map[int]error)

@@ -20,6 +20,10 @@ type Finding struct {
 	// References are those that an incomplete item lacks.
 	References []narinfo.StorePath
 
+	// Partial says that the item has other nars in the storage, so that nothing is wrong:
+	// of an [Unstored] finding.
+	Partial bool
+
 	// info describes the file as it was when it was found to be wrong.
 	info Info
 }
@@ -42,6 +46,8 @@ const (
 	Unrecorded
 	// Damaged: the index has something else than what was written to it.
 	Damaged
+	// Unstored: no nar of the item is in the storage, nor provided by another instance.
+	Unstored
 	// Incomplete: the item refers to others that have no narinfo, or that are
 	// about to go.
 	Incomplete
@@ -54,8 +60,10 @@ const (
 )
 
 func (k FindingKind) String() string {
-	return [...]string{"unknown", "missing", "wrong size", "corrupt", "unrecorded", "damaged", "incomplete", "stranger", "temporary", "quarantined"}[k]
+	return [...]string{"unknown", "missing", "wrong size", "corrupt", "unrecorded", "damaged", "unstored", "incomplete", "stranger", "temporary", "quarantined"}[k]
 }
 
 // IsNotice says that nothing is wrong: what is there does no harm.
-func (k FindingKind) IsNotice() bool { return k == Stranger || k == Temporary || k == Quarantined }
+func (f *Finding) IsNotice() bool {
+	return f.Kind == Stranger || f.Kind == Temporary || f.Kind == Quarantined || f.Kind == Unstored && f.Partial
+}

@@ -45,6 +45,8 @@ type Repair struct {
 	Err error
 	// Bytes that were fetched.
 	Bytes int64
+	// Quarantined is the name of the file in quarantine that was written; "" for none.
+	Quarantined string
 
 	// unsure says that a source which could not be asked may have the file.
 	unsure bool
@@ -115,6 +117,8 @@ func (r *Repairer) Repair(ctx context.Context, finding Finding) (repair Repair) 
 		repair = r.wrong(ctx, finding)
 	case Unrecorded:
 		repair = r.unrecorded(ctx, finding)
+	case Unstored:
+		repair = r.unstored(ctx, finding)
 	case Temporary:
 		switch removed, err := r.storage.removeTemporary(ctx, finding.info); {
 		case err != nil:
@@ -161,6 +165,9 @@ func (r *Repairer) damaged(ctx context.Context, damage *index.Damage) (repair Re
 	return repair
 }
 
+// errUnsure says that a source could not be asked, and may have what is needed.
+var errUnsure = errors.New("it stays as it is until all sources have answered: try again then, or without those that are gone")
+
 // missing fetches a file, or takes the claim off that it is there.
 func (r *Repairer) missing(ctx context.Context, finding Finding) Repair {
 	fetched, repair := r.fetch(ctx, finding)
@@ -171,8 +178,7 @@ func (r *Repairer) missing(ctx context.Context, finding Finding) Repair {
 		return r.restore(ctx, finding, fetched, repair)
 	}
 	if repair.unsure {
-		// Without its claim, no later run would try to fetch it.
-		repair.Err = errors.New("it stays as it is until all sources have answered: try again then, or without those that are gone")
+		repair.Err = errUnsure
 		return repair
 	}
 	// A storage that isn't mounted looks like one whose files are all missing.
@@ -197,6 +203,10 @@ func (r *Repairer) wrong(ctx context.Context, finding Finding) Repair {
 	if repair.Err != nil {
 		return repair
 	}
+	if fetched == nil && repair.unsure {
+		repair.Err = errUnsure
+		return repair
+	}
 	if fetched == nil {
 		// The claim first: from then on, no client is sent the wrong bytes.
 		if repair.Err = r.storage.unclaim(ctx, finding); repair.Err != nil {
@@ -204,7 +214,7 @@ func (r *Repairer) wrong(ctx context.Context, finding Finding) Repair {
 		}
 		repair.Outcome = Unclaimed
 		if repair.Err = r.storage.setAside(ctx, finding); repair.Err == nil {
-			repair.Outcome = SetAside
+			repair.Outcome, repair.Quarantined = SetAside, quarantineFolder+finding.Name
 		}
 		return repair
 	}
@@ -215,6 +225,7 @@ func (r *Repairer) wrong(ctx context.Context, finding Finding) Repair {
 		repair.Err = err
 		return repair
 	}
+	repair.Quarantined = quarantineFolder + finding.Name
 	return r.restore(ctx, finding, fetched, repair)
 }
 
@@ -233,7 +244,7 @@ func (r *Repairer) unrecorded(ctx context.Context, finding Finding) Repair {
 		if setErr := s.setAside(ctx, finding); setErr != nil {
 			return Repair{Err: setErr}
 		}
-		return Repair{Outcome: SetAside, Mended: true, Note: err.Error()}
+		return Repair{Outcome: SetAside, Mended: true, Note: err.Error(), Quarantined: quarantineFolder + finding.Name}
 	}
 	if err == nil {
 		err = s.record(ctx, finding, n)

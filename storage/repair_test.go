@@ -158,12 +158,11 @@ func TestRepair(t *testing.T) {
 					t.Fatalf("found %+v", found)
 				}
 				repair := repairer.Repair(t.Context(), found[0])
-				if damage == "missing" && unsureSources[name] {
-					// Without the claim, no later run would try again.
-					if repair.Outcome != storage.Untouched || repair.Err == nil || !strings.Contains(repair.Note, "source 0: ") {
+				if unsureSources[name] {
+					if repair.Outcome != storage.Untouched || repair.Err == nil || repair.Quarantined != "" || !strings.Contains(repair.Note, "source 0: ") {
 						t.Errorf("%+v", repair)
 					}
-					wantAllFindings(t, s, "missing "+f.name())
+					wantAllFindings(t, s, found[0].Kind.String()+" "+f.name())
 					wantServed(t, s, other)
 					return
 				}
@@ -174,6 +173,9 @@ func TestRepair(t *testing.T) {
 				var left []string
 				if damage != "missing" {
 					left = []string{"quarantined " + quarantine}
+					if repair.Quarantined != quarantine {
+						t.Errorf("%+v", repair)
+					}
 					if !has(filepath.Join(p.store, quarantine), string(wrong)) {
 						t.Error("what was wrong is not in quarantine")
 					}
@@ -298,7 +300,7 @@ func TestRepairLeaves(t *testing.T) {
 		t.Helper()
 		got := map[string]storage.RepairOutcome{}
 		for _, finding := range allFindings(t, s) {
-			if !finding.Kind.IsNotice() {
+			if !finding.IsNotice() {
 				t.Errorf("%v %s", finding.Kind, finding.Name)
 			}
 			repair := s.Repairer(storage.RepairOptions{Decode: decode}).Repair(t.Context(), finding)
@@ -401,5 +403,78 @@ func TestRepairUnmounted(t *testing.T) {
 	s = p.openTest(t)
 	for _, f := range items {
 		wantServed(t, s, f)
+	}
+}
+
+// TestRepairUnstored fetches the nars of items that the index does not have as stored,
+// such as those that an earlier repair has taken the claim off.
+func TestRepairUnstored(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	s := p.openTest(t)
+	f, other, partial := genuine(t, 1, "zstd"), genuine(t, 2, "gzip"), genuine(t, 3, "zstd")
+	partial.extra = []fake{{kind: "lzip", content: compressed(t, "lzip", partial.nar)}}
+	importAll(t, s, storage.ImportOptions{}, laid(t, f, other, partial))
+	for _, name := range []string{f.name(), partial.name()} {
+		if err := os.Remove(filepath.Join(p.store, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	repair := func(found []storage.Finding, gives ...func(string) (io.Reader, error)) (repairs []storage.Repair) {
+		t.Helper()
+		options := storage.RepairOptions{Decode: decode}
+		for _, give := range gives {
+			options.Sources = append(options.Sources, source{"source", give, []fake{f, other, partial}})
+		}
+		for _, finding := range found {
+			repairs = append(repairs, s.Repairer(options).Repair(t.Context(), finding))
+		}
+		return repairs
+	}
+	unstored := func(options storage.UnstoredOptions) (found []storage.Finding) {
+		t.Helper()
+		for finding, err := range s.CheckUnstored(t.Context(), options, nil) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			found = append(found, finding)
+		}
+		slices.SortFunc(found, func(a, b storage.Finding) int { return strings.Compare(a.Note, b.Note) })
+		return found
+	}
+	if found := unstored(storage.UnstoredOptions{}); len(found) > 0 {
+		t.Errorf("before: %+v", found)
+	}
+	repair(allFindings(t, s), badSources["not there"])
+	found := unstored(storage.UnstoredOptions{})
+	if len(found) != 1 || found[0].Kind != storage.Unstored || found[0].Item.Hash != f.hash() || found[0].IsNotice() {
+		t.Fatalf("found %+v", found)
+	}
+	if all := unstored(storage.UnstoredOptions{Elsewhere: true}); len(all) > 0 {
+		t.Errorf("with a peer: %+v", all)
+	}
+	if done := repair(found, badSources["down"]); done[0].Outcome != storage.Untouched || done[0].Err == nil || done[0].Mended {
+		t.Errorf("%+v", done)
+	}
+	if found = unstored(storage.UnstoredOptions{Partial: true}); len(found) != 2 || !found[1].IsNotice() {
+		t.Fatalf("found %+v", found)
+	}
+	for n, done := range repair(found, badSources["not there"], giving) {
+		want := int64(len(f.content))
+		if n == 1 {
+			want = int64(len(partial.content))
+		}
+		if done.Outcome != storage.Fetched || !done.Mended || done.Err != nil || done.Bytes != want {
+			t.Errorf("%+v", done)
+		}
+	}
+	wantServed(t, s, f)
+	wantServed(t, s, partial)
+	if found := unstored(storage.UnstoredOptions{Partial: true}); len(found) > 0 {
+		t.Errorf("then: %+v", found)
+	}
+	// The row has changed since it was found.
+	if done := repair(found, giving); done[0].Outcome != storage.Untouched {
+		t.Errorf("again: %+v", done)
 	}
 }

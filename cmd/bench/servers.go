@@ -228,6 +228,8 @@ func (b *bench) importTree(database, storage, from string) (time.Duration, error
 	args := []string{"import", "--database=" + database}
 	if storage != "" {
 		args = append(args, "--storage="+storage)
+	} else {
+		args = append(args, "--narinfos-only")
 	}
 	ctx, cancel := context.WithTimeout(b.ctx, importWait)
 	defer cancel()

@@ -91,7 +91,7 @@ func TestMirrorChainKilled(t *testing.T) {
 				_, hash, _ := strings.Cut(strings.TrimSuffix(targets[random.IntN(nars)], ".narinfo"), "/")
 				args := c.places[0].args("remove", hash)
 				if n%2 == 0 {
-					args = append(args, "--after-grace")
+					args = append(args, "--now")
 				}
 				p = command(args...)
 			}

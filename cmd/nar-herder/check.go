@@ -10,7 +10,9 @@ import (
 	"time"
 
 	"nar-herder/compression"
+	"nar-herder/narinfo"
 	"nar-herder/peer"
+	"nar-herder/removal"
 	"nar-herder/storage"
 )
 
@@ -34,9 +36,9 @@ type checkCommand struct {
 func (checkCommand) Help() string {
 	return `Compares the index with the storage, both ways. Without --repair, nothing is changed, except that --verify records its progress in the index.
 
-Findings, one on a line: "damaged" narinfos, whose text in the index is not the one that was written, so that requests for them fail; "missing" and "wrong size" files that the index has as stored; "corrupt" ones, with --verify; "unrecorded" ones that items name and the index does not have as stored; "incomplete" items, that refer to others without a narinfo; "unknown", what could not be found out. Mere notices are "stranger" files, which nobody names, "temporary" ones, and what is "quarantined".
+Findings, one on a line: "damaged" narinfos, whose text in the index is not the one that was written, so that requests for them fail; "missing" and "wrong size" files that the index has as stored; "corrupt" ones, with --verify; "unrecorded" ones that items name and the index does not have as stored; "unstored" items, no nar of which is in the storage, unless a mirrored instance or one of stored-on has it; "incomplete" items, that refer to others without a narinfo; "unknown", what could not be found out. Mere notices are "stranger" files, which nobody names, "temporary" ones, and what is "quarantined".
 
-With --repair, damaged narinfos are written again, with what is left of them or with what --from has, if that is what was written; else import them again. Files are fetched again with --from, and compared with their NarHash before they are stored. Wrong files are moved to the directory "quarantine" of the storage. Files that no instance has are no longer recorded as stored. Unrecorded files are recorded when they are the right ones. Temporary files go when they are older than a day; in a bucket, the server that owns it removes them as well. Strangers stay.
+With --repair, damaged narinfos are written again, with what is left of them or with what --from has, if that is what was written; else import them again. Files are fetched again with --from, and compared with their NarHash before they are stored. Wrong files are moved to the directory "quarantine" of the storage. So are nars that items name and that are not in the storage. Files that no instance has are no longer recorded as stored; while an instance can't be asked, they are left as they are. Unrecorded files are recorded when they are the right ones. Temporary files go when they are older than a day; in a bucket, the server that owns it removes them as well. Strangers stay.
 
 Exit status: 0, nothing is wrong, or all that was wrong has been repaired; 1, something is wrong and was not repaired; 2, the check could not be completed, or something could not be found out.`
 }
@@ -90,7 +92,12 @@ func (c *checkCommand) check(ctx context.Context, s *streams) (err error) {
 	if c.Storage == "" && totals.StoredNars > 0 {
 		return usagef("the index has %d nars in a storage: name it with --storage", totals.StoredNars)
 	}
-	report := &checkReport{out: s.out, json: c.JSON, totals: newCheckTotals()}
+	report := newCheckReport(s.out, c.JSON)
+	relied, err := removal.ReliedOn(ctx, store.index)
+	if err != nil {
+		return err
+	}
+	filesOf := make(map[narinfo.PathHash]struct{}) // items with files that were found to be wrong
 	var repairer *storage.Repairer
 	if c.Repair {
 		repairer = store.Repairer(c.repairOptions(store))
@@ -100,6 +107,14 @@ func (c *checkCommand) check(ctx context.Context, s *streams) (err error) {
 		for finding, err := range findings {
 			if ctx.Err() != nil {
 				break
+			}
+			if finding.Item != nil && (finding.Kind == storage.Missing || finding.Kind == storage.WrongSize) {
+				filesOf[finding.Item.Hash] = struct{}{}
+			}
+			if finding.Kind == storage.Unstored {
+				if _, done := filesOf[finding.Item.Hash]; done {
+					continue // all has been said, and tried
+				}
 			}
 			shown.clear()
 			var repair *storage.Repair
@@ -116,6 +131,11 @@ func (c *checkCommand) check(ctx context.Context, s *streams) (err error) {
 	if c.Storage != "" && ctx.Err() == nil {
 		shown := newProgress(s.err, "checking", "items and files", totals.Items+totals.StoredNars)
 		pass(shown, store.Check(ctx, func() { shown.add(0); report.totals.Looked++ }))
+	}
+	if ctx.Err() == nil {
+		shown := newProgress(s.err, "looking for items without nars", "items", totals.Items)
+		options := storage.UnstoredOptions{Elsewhere: len(relied) > 0, Partial: c.Repair && len(c.From) > 0}
+		pass(shown, store.CheckUnstored(ctx, options, func() { shown.add(0) }))
 	}
 	if c.Closures && ctx.Err() == nil {
 		shown := newProgress(s.err, "checking closures", "items", totals.Items)

@@ -17,6 +17,13 @@ type checkReport struct {
 	out    io.Writer
 	json   bool
 	totals checkTotals
+	// quarantined are the files in quarantine, those that this check has put there
+	// included.
+	quarantined map[string]struct{}
+}
+
+func newCheckReport(out io.Writer, json bool) *checkReport {
+	return &checkReport{out: out, json: json, totals: newCheckTotals(), quarantined: make(map[string]struct{})}
 }
 
 // checkTotals are the last line of --json.
@@ -26,7 +33,8 @@ type checkTotals struct {
 	VerifiedFiles int64 `json:"verified_files"`
 	VerifiedBytes int64 `json:"verified_bytes"`
 	FetchedBytes  int64 `json:"fetched_bytes"`
-	// Findings and Repairs are numbers by kind and by outcome.
+	// Findings and Repairs are numbers by kind and by outcome. Of quarantined files, it is
+	// how many there are at the end.
 	Findings map[string]int64 `json:"findings"`
 	Repairs  map[string]int64 `json:"repairs"`
 	Repaired int64            `json:"repaired"`
@@ -64,6 +72,18 @@ type repairLine struct {
 // add takes a finding, or the error that there is instead, and what was done
 // about it; nil where nothing was to be done.
 func (r *checkReport) add(finding storage.Finding, err error, repair *storage.Repair) {
+	if finding.Kind == storage.Quarantined && err == nil {
+		if _, known := r.quarantined[finding.Name]; known {
+			return // it was reported when it was set aside
+		}
+		r.quarantined[finding.Name] = struct{}{}
+	}
+	if repair != nil && repair.Quarantined != "" {
+		r.quarantined[repair.Quarantined] = struct{}{}
+	}
+	if finding.Partial && err == nil && (repair == nil || repair.Outcome == storage.Untouched && repair.Err == nil) {
+		return // the sources don't have it either, and nothing is wrong
+	}
 	line := foundLine{Kind: finding.Kind.String(), File: finding.Name, Note: finding.Note}
 	if finding.Item != nil {
 		line.StorePath = finding.Item.Narinfo.StorePath.String()
@@ -91,7 +111,7 @@ func (r *checkReport) add(finding storage.Finding, err error, repair *storage.Re
 	case err != nil:
 		line.Error = oneLine(err)
 		r.totals.Unknown++
-	case finding.Kind.IsNotice():
+	case finding.IsNotice():
 	case repair != nil && repair.Mended:
 		r.totals.Repaired++
 	default:
@@ -132,6 +152,9 @@ func (l foundLine) String() string {
 // end writes the totals, and returns the exit status.
 func (r *checkReport) end() statusError {
 	t := &r.totals
+	if len(r.quarantined) > 0 {
+		t.Findings[storage.Quarantined.String()] = int64(len(r.quarantined))
+	}
 	status := statusError(0)
 	switch {
 	case !t.Complete:

@@ -43,7 +43,7 @@ func TestBadDatabases(t *testing.T) {
 				"CREATE TABLE recent_changes (id INTEGER PRIMARY KEY, datetime TEXT NOT NULL, change TEXT NOT NULL, data TEXT NOT NULL)")
 		}, []string{"original Nar Herder"}},
 		"newer": {func(t *testing.T, name string) {
-			succeed(t, "import", "--database="+name, filepath.Join(testdata, "published-none", "g699dxrv55xnrdq6z90qwfmsgz16p3xg.narinfo"))
+			succeed(t, "import", "--narinfos-only", "--database="+name, filepath.Join(testdata, "published-none", "g699dxrv55xnrdq6z90qwfmsgz16p3xg.narinfo"))
 			execute(t, name, "PRAGMA user_version = 9999", "PRAGMA journal_mode = DELETE")
 		}, []string{"newer version"}},
 		"foreign": {func(t *testing.T, name string) {
@@ -68,7 +68,7 @@ func TestBadDatabases(t *testing.T) {
 			item := filepath.Join(testdata, "published-none", "g699dxrv55xnrdq6z90qwfmsgz16p3xg.narinfo")
 			for _, args := range [][]string{
 				p.args("run-server", "--port=0"), p.args("import", "--keep", item), {"list", "--database=" + p.database},
-				{"stats", "--database=" + p.database}, p.args("check"), p.args("remove", "g699dxrv55xnrdq6z90qwfmsgz16p3xg"),
+				{"stats", "--database=" + p.database}, p.args("check"), p.args("remove", "--now", "g699dxrv55xnrdq6z90qwfmsgz16p3xg"),
 			} {
 				if name == "original" && args[0] == "run-server" {
 					continue // that converts it
@@ -116,7 +116,7 @@ func TestReadOnlyDatabase(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	succeed(t, "import", "--database="+database, filepath.Join(testdata, "published-none", "g699dxrv55xnrdq6z90qwfmsgz16p3xg.narinfo"))
+	succeed(t, "import", "--narinfos-only", "--database="+database, filepath.Join(testdata, "published-none", "g699dxrv55xnrdq6z90qwfmsgz16p3xg.narinfo"))
 	if err := os.Chmod(database, 0o444); err != nil {
 		t.Fatal(err)
 	}

@@ -85,7 +85,7 @@ func TestDumpCommand(t *testing.T) {
 
 	// The next one, and the rest of the one before.
 	tag := whole.Header.Get("ETag")
-	succeed(t, p.args("remove", strings.Fields(succeed(t, "list", "--database="+p.database))[0])...)
+	succeed(t, p.args("remove", "--now", strings.Fields(succeed(t, "list", "--database="+p.database))[0])...)
 	make()
 	now := get(t, address, "/latest-database-dump")
 	if now.StatusCode != 200 || now.body == whole.body || now.Header.Get("ETag") == tag {
@@ -136,7 +136,7 @@ func TestDumpSchedule(t *testing.T) {
 	p.imports(t, filepath.Join(testdata, "published"))
 	until(t, "the first dump", func() bool { return get(t, s.addresses[0], "/latest-index-dump").StatusCode == 200 })
 	first := get(t, s.addresses[0], "/latest-index-dump").Header.Get("Nar-Herder-Change")
-	succeed(t, p.args("remove", strings.Fields(succeed(t, "list", "--database="+p.database))[0])...)
+	succeed(t, p.args("remove", "--now", strings.Fields(succeed(t, "list", "--database="+p.database))[0])...)
 	until(t, "the next dump", func() bool {
 		return get(t, s.addresses[0], "/latest-index-dump").Header.Get("Nar-Herder-Change") != first
 	})

@@ -17,6 +17,8 @@ type exportCommand struct {
 	Tag          []tagValue  `argumentsonly:"" sep:"none" placeholder:"KEY=VALUE" help:"Only items that have the tag. May be repeated: then items that have all of them."`
 	ClosureOf    []itemValue `argumentsonly:"" sep:"none" placeholder:"ITEM" help:"Only this item and all that it refers to. May be repeated."`
 	Delete       bool        `argumentsonly:"" help:"Remove what is no longer exported from the directory."`
+	AcceptLoss   bool        `argumentsonly:"" help:"Let --delete empty the directory, or remove more than a tenth of it."`
+	Adopt        bool        `argumentsonly:"" help:"Use a directory that has files and was not made by an export: narinfos and nars in it may be replaced and removed."`
 	DryRun       bool        `help:"Change nothing, and tell what would be."`
 	Copy         bool        `help:"Copy nars, also where hard links of those in the storage would do."`
 	AllowMissing bool        `help:"That nars are not stored is no failure, and not worth a line each."`
@@ -38,6 +40,9 @@ const listedFailures = 20
 func (c *exportCommand) Run(ctx context.Context, s *streams) (err error) {
 	if len(c.Tag) > 0 && len(c.ClosureOf) > 0 {
 		return usagef("--tag and --closure-of don't go together, as part of a closure is none: use one of them")
+	}
+	if c.AcceptLoss && !c.Delete {
+		return usagef("--accept-loss: nothing is removed without --delete")
 	}
 	log := slog.New(newLogHandler(s.err, slog.LevelWarn))
 	store, err := openForReading(ctx, c.Database, c.Storage, log)
@@ -64,7 +69,7 @@ func (c *exportCommand) Run(ctx context.Context, s *streams) (err error) {
 	listed := 0
 	e := &export.Export{
 		Storage: store.Storage, Index: store.index, StorageDirectory: localDirectory(c.Storage),
-		Tags: tags(c.Tag), ClosureOf: roots, Delete: c.Delete, DryRun: c.DryRun, Copy: c.Copy,
+		Tags: tags(c.Tag), ClosureOf: roots, Delete: c.Delete, AcceptLoss: c.AcceptLoss, Adopt: c.Adopt, DryRun: c.DryRun, Copy: c.Copy,
 		Report: func(r export.Result) {
 			bar.add(r.Bytes)
 			if r.Err == nil || r.Outcome == export.Skipped && c.AllowMissing {

@@ -135,7 +135,7 @@ func TestExportRemoved(t *testing.T) {
 	out := filepath.Join(p.dir, "out")
 	succeed(t, p.args("export", out)...)
 	for _, base := range []string{plus, entropy} {
-		succeed(t, p.args("remove", base)...)
+		succeed(t, p.args("remove", "--now", base)...)
 	}
 	left := succeed(t, p.args("export", out)...)
 	if !strings.Contains(left, "2 narinfos and 3 files of nars") || !strings.Contains(left, "were left: --delete removes them") {
@@ -144,11 +144,11 @@ func TestExportRemoved(t *testing.T) {
 	if got := read(t, out, narinfoName(plus)); got != read(t, published(plus)) {
 		t.Error("the narinfo did not stay")
 	}
-	would := succeed(t, p.args("export", "--delete", "--dry-run", out)...)
+	would := succeed(t, p.args("export", "--delete", "--accept-loss", "--dry-run", out)...)
 	if !strings.Contains(would, "would be: 2 narinfos and 3 files of nars") || read(t, out, narinfoName(plus)) == "" {
 		t.Errorf("a dry run says %q", would)
 	}
-	succeed(t, p.args("export", "--delete", out)...)
+	succeed(t, p.args("export", "--delete", "--accept-loss", out)...)
 	for name := range times(t, out) {
 		for _, base := range []string{plus, entropy} {
 			if strings.Contains(name, base[:narinfo.PathHashLen]) {
@@ -162,7 +162,7 @@ func TestExportRemoved(t *testing.T) {
 		t.Errorf("diff: %v: %s", err, said)
 	}
 	for name, modified := range times(t, fresh) {
-		if name != "/nix-cache-info" && !times(t, out)[name].Equal(modified) {
+		if name != "/nix-cache-info" && name != "/nar-herder-export" && !times(t, out)[name].Equal(modified) {
 			t.Errorf("%s: times differ, and rsync would send it again", name)
 		}
 	}
@@ -188,7 +188,7 @@ func TestExportMissing(t *testing.T) {
 
 	// Narinfos alone, as a mirror has them.
 	q := newPlace(t)
-	succeed(t, "import", "--database="+q.database, filepath.Join(testdata, "published"))
+	succeed(t, "import", "--narinfos-only", "--database="+q.database, filepath.Join(testdata, "published"))
 	many := filepath.Join(q.dir, "narinfos")
 	if err := os.Mkdir(many, 0o755); err != nil {
 		t.Fatal(err)
@@ -200,7 +200,7 @@ func TestExportMissing(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	succeed(t, "import", "--database="+q.database, many)
+	succeed(t, "import", "--narinfos-only", "--database="+q.database, many)
 	out = filepath.Join(q.dir, "out")
 	r = runProgram(t, q.args("export", out)...)
 	if r.status != 1 || strings.Count(r.err, "\n") != 21 || !strings.Contains(r.err, "the nar is not in this storage") || !strings.Contains(r.err, "and 3 more") ||
@@ -217,6 +217,39 @@ func TestExportMissing(t *testing.T) {
 	fail(t, []string{"export", "--database=" + q.database + "x", "--storage=" + q.storage, out}, "--database")
 }
 
+// TestExportSlips has slips that have emptied copies and other directories.
+func TestExportSlips(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	p.imports(t, "--tag=kind=good", filepath.Join(testdata, "published"))
+	out := filepath.Join(p.dir, "out")
+	succeed(t, p.args("export", "--delete", "--tag=kind=good", out)...)
+	before := tree(t, out)
+	fail(t, p.args("export", "--delete", "--tag=kind=typo", out), "no item", "--accept-loss")
+	r := runProgram(t, p.args("export", "--delete", "--closure-of="+greet, out)...)
+	if r.status != 1 || r.out != "" || !strings.Contains(r.err, "10 of 13 narinfos") || !strings.Contains(r.err, "--accept-loss") {
+		t.Errorf("a closure of three: %+v", r)
+	}
+	r = runProgram(t, p.args("export", "--delete", "--dry-run", "--closure-of="+greet, out)...)
+	if r.status != 1 || !strings.Contains(r.out, "would be: 10 narinfos") || !strings.Contains(r.err, "10 of 13 narinfos") {
+		t.Errorf("a dry run: %+v", r)
+	}
+	misuse(t, p.args("export", "--accept-loss", out), "--accept-loss", "--delete")
+	if tree(t, out) != before {
+		t.Error("the copy has changed")
+	}
+
+	// The directory of another program, with the same narinfos or others.
+	other := copyCorpus(t, "published-multi")
+	before = tree(t, other)
+	for _, more := range [][]string{{}, {"--delete"}, {"--delete", "--dry-run"}} {
+		fail(t, p.args("export", append(more, other)...), other, "--adopt")
+	}
+	if tree(t, other) != before {
+		t.Error("another directory has changed")
+	}
+}
+
 // TestExportClosure has a closure, and then what has a tag.
 func TestExportClosure(t *testing.T) {
 	t.Parallel()
@@ -228,7 +261,7 @@ func TestExportClosure(t *testing.T) {
 		"--closure-of=/gnu/store/" + greet: {greet, libgreet, greeting},
 		"--tag=kind=odd":                   {plus},
 	} {
-		succeed(t, p.args("export", "--delete", args, out)...)
+		succeed(t, p.args("export", "--delete", "--accept-loss", args, out)...)
 		names, err := filepath.Glob(filepath.Join(out, "*.narinfo"))
 		if err != nil || len(names) != len(want) {
 			t.Errorf("%s: %q, %v", args, names, err)
@@ -281,7 +314,7 @@ func TestExportKilled(t *testing.T) {
 		}
 	}
 	succeed(t, p.args("export", "--copy", out)...)
-	if names, err := os.ReadDir(out); err != nil || len(names) != 9+2 {
+	if names, err := os.ReadDir(out); err != nil || len(names) != 9+3 {
 		t.Errorf("at the end: %v, %v", names, err)
 	}
 }

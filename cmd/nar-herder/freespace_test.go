@@ -119,7 +119,7 @@ func TestFullDatabase(t *testing.T) {
 	item := func(n int) string { return fmt.Sprintf("/gnu/store/%032d-item", n) }
 	// More than the log has room for.
 	for n := range 15 {
-		if out := succeed(t, p.args("remove", item(n))...); !strings.Contains(out, "1 item removed") {
+		if out := succeed(t, p.args("remove", "--now", item(n))...); !strings.Contains(out, "1 item removed") {
 			t.Errorf("%s", out)
 		}
 	}
@@ -159,11 +159,11 @@ func TestFullDatabase(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-s.ended
-	succeed(t, p.args("remove", "--after-grace", item(40))...)
+	succeed(t, p.args("remove", item(40))...)
 	s = p.serve(t, options...)
 	removes()
 	s.stop(t, syscall.SIGTERM)
-	succeed(t, p.args("remove", item(count-2))...)
+	succeed(t, p.args("remove", "--now", item(count-2))...)
 }
 
 // usageOf is what a file takes of the disk; 0 for none.

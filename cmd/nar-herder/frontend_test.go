@@ -56,7 +56,7 @@ func TestFrontEnd(t *testing.T) {
 		}
 	}
 	fail(t, q.args("import", file(3)), "index of a front end")
-	fail(t, q.args("remove", targets[1][1:33]), "another instance", "claim-storage")
+	fail(t, q.args("remove", "--now", targets[1][1:33]), "another instance", "claim-storage")
 	if _, name := narOf(t, texts[targets[1]]); read(t, p.storage, name) == "" {
 		t.Error("the front end has removed a nar")
 	}
@@ -66,7 +66,7 @@ func TestFrontEnd(t *testing.T) {
 	succeed(t, "check", "--database="+q.database, "--no-closures")
 
 	// What the primary removes is gone there, too.
-	succeed(t, p.args("remove", targets[0][1:33])...)
+	succeed(t, p.args("remove", "--now", targets[0][1:33])...)
 	until(t, "the removal has come", func() bool { return get(t, address, targets[0]).StatusCode == http.StatusNotFound })
 	_, name := narOf(t, texts[targets[0]])
 	if got := get(t, address, "/"+name); got.StatusCode != http.StatusNotFound {
@@ -117,10 +117,10 @@ func TestFrontEndUnsettled(t *testing.T) {
 	primaryOptions := []string{"--host=" + host, "--port=" + instancePort, "--log-level=INFO"}
 	q := newPlace(t)
 	q.storage = p.storage
-	succeed(t, "import", "--database="+q.database, source) // rows alone
+	succeed(t, "import", "--narinfos-only", "--database="+q.database, source) // rows alone
 	front := q.serve(t, "--log-level=INFO", "--mirror=http://"+host+":"+instancePort)
 	until(t, "it says that it does not know", func() bool { return strings.Contains(front.err.String(), "it is not known yet") })
-	fail(t, q.args("remove", targets[0][1:33]), "another instance")
+	fail(t, q.args("remove", "--now", targets[0][1:33]), "another instance")
 	if n := metric(t, front.addresses[0], "narherder_stored_nars"); n != "0" {
 		t.Errorf("it has taken %s nars into its index", n)
 	}

@@ -13,7 +13,8 @@ type importCommand struct {
 	databaseOption    `embed:""`
 	newDatabaseOption `embed:""`
 
-	Storage               string     `placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars. Without it, only narinfos are imported."`
+	Storage               string     `placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars."`
+	NarinfosOnly          bool       `argumentsonly:"" help:"Import narinfos without their nars, for an index whose nars are served from elsewhere, in the place of --storage."`
 	Tag                   []tagValue `sep:"none" placeholder:"KEY=VALUE" help:"Tag for the items. May be repeated."`
 	EnsureReferencesExist bool       `help:"Refuse items that refer to others without a narinfo."`
 	Keep                  bool       `help:"Copy nars into the storage, where they are moved otherwise."`
@@ -27,6 +28,12 @@ type importCommand struct {
 const importCache = 128 << 20
 
 func (c *importCommand) Run(ctx context.Context, s *streams) (err error) {
+	if c.Storage == "" && !c.NarinfosOnly {
+		return usagef("import: no --storage is given, so no nar could be served: name the storage, or use --narinfos-only if the nars are served from elsewhere")
+	}
+	if c.Storage != "" && c.NarinfosOnly {
+		return usagef("--narinfos-only: with --storage=%s, nars are imported as well: use one of the two, or --storage= if the storage is named in the environment or a file", c.Storage)
+	}
 	log := slog.New(newLogHandler(s.err, slog.LevelWarn))
 	store, err := openOrBegin(ctx, c.Database, c.Storage, &c.newDatabaseOption, index.Options{WriterCache: importCache, Bulk: true}, nil, log)
 	if err != nil {

@@ -89,7 +89,7 @@ func TestEndToEnd(t *testing.T) {
 	// Items go by path, base name and hash; the rest of what is named goes
 	// also when one is not known.
 	names := []string{"/gnu/store/" + greeting, entropy, gosrc[:32], narinfoName("mjwaskpdj87sw34j24x3fy7bmg45jckp")}
-	r := runProgram(t, p.args("remove", append(names, "00000000000000000000000000000000")...)...)
+	r := runProgram(t, p.args("remove", append(append([]string{"--now"}, names...), "00000000000000000000000000000000")...)...)
 	if r.status != 1 || strings.Count(r.out, "removed /gnu/store/") != len(names) || strings.Count(r.err, "\n") != 1 || !strings.Contains(r.err, "00000000000000000000000000000000") {
 		t.Errorf("remove: status %d, %q, %q", r.status, r.out, r.err)
 	}
@@ -109,7 +109,7 @@ func TestEndToEnd(t *testing.T) {
 	if left := lines(succeed(t, "list", database)); len(left) != items-len(names) {
 		t.Errorf("left: %q", left)
 	}
-	fail(t, []string{"remove", database, "whkpn6a94flfghyx6i6fzbvrgc3wjkk7-empty-file"}, "--storage")
+	fail(t, []string{"remove", "--now", database, "whkpn6a94flfghyx6i6fzbvrgc3wjkk7-empty-file"}, "--storage")
 }
 
 // TestImportFailures has some of the files bad: the others come in.
@@ -285,4 +285,34 @@ func TestInterruptedImport(t *testing.T) {
 			t.Errorf("%s: %s, %d bytes", base, got.Status, len(got.body))
 		}
 	}
+}
+
+// TestImportWithoutStorage has an import without a storage, as when the variable with its
+// name is not set: the nars would be 404.
+func TestImportWithoutStorage(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	database, source := "--database="+p.database, filepath.Join(testdata, "published")
+	for _, more := range [][]string{{}, {"--storage="}} {
+		misuse(t, append([]string{"import", database, source}, more...), "--storage", "--narinfos-only")
+	}
+	misuse(t, p.args("import", "--narinfos-only", source), "--narinfos-only", "--storage")
+	isEmpty(t, p.storage)
+	succeed(t, "import", database, "--narinfos-only", source)
+	s := p.serve(t)
+	until(t, "the server warns", func() bool {
+		return strings.Contains(get(t, s.addresses[0], "/health").body, "13 items without a nar in the storage")
+	})
+	if body := get(t, s.addresses[0], "/metrics").body; !strings.Contains(body, "\nnarherder_items_without_nars 13\n") {
+		t.Error("the metric is not 13")
+	}
+	// With an instance that has the nars, nothing is wrong.
+	other := p.serve(t, "--mirror=http://"+s.addresses[0], "--database="+filepath.Join(p.dir, "mirror.db"), "--storage="+t.TempDir(), "--mirror-nars=none", "--database-dump="+filepath.Join(p.dir, "mirror-dump.db"))
+	until(t, "the mirror counts", func() bool {
+		return strings.Contains(get(t, other.addresses[0], "/metrics").body, "\nnarherder_items_without_nars 13\n")
+	})
+	if body := get(t, other.addresses[0], "/health").body; strings.Contains(body, "without a nar") {
+		t.Errorf("the mirror warns: %s", body)
+	}
+	succeed(t, "check", "--database="+filepath.Join(p.dir, "mirror.db"))
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,7 +8,6 @@ import (
 	"log/slog"
 	"os"
 	"strings"
-	"time"
 
 	"nar-herder/internal/redact"
 	"nar-herder/narinfo"
@@ -28,82 +26,6 @@ func parseItem(name string) (narinfo.PathHash, error) {
 		return narinfo.PathHash{}, fmt.Errorf("%q is not a store item: name /gnu/store/HASH-NAME, HASH-NAME or HASH", name)
 	}
 	return path.Hash, nil
-}
-
-type listCommand struct {
-	databaseOption `embed:""`
-
-	Tag       []tagValue `sep:"none" placeholder:"KEY=VALUE" help:"Only items that have the tag. May be repeated."`
-	Withdrawn bool       `help:"Only items that are about to be removed, and since when."`
-	JSON      bool       `name:"json" help:"All that is known of each item, as a JSON object on a line."`
-}
-
-// listed is an item for programs.
-type listed struct {
-	StorePath  string       `json:"store_path"`
-	NarHash    string       `json:"nar_hash"`
-	NarSize    int64        `json:"nar_size"`
-	AddedAt    time.Time    `json:"added_at"`
-	References []string     `json:"references"`
-	Files      []listedFile `json:"files"`
-	Tags       []string     `json:"tags"` // KEY=VALUE each
-	// WithdrawnAt is since when clients are no longer told of the item.
-	WithdrawnAt *time.Time `json:"withdrawn_at,omitempty"`
-	Pinned      bool       `json:"pinned,omitempty"` // itself
-}
-
-type listedFile struct {
-	URL         string `json:"url"`
-	Compression string `json:"compression"`
-	Size        int64  `json:"size"`
-	Stored      bool   `json:"stored"`
-}
-
-func (c *listCommand) Run(ctx context.Context, s *streams) (err error) {
-	store, err := openForReading(ctx, c.Database, "", nil)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, store.close()) }()
-	pins, err := store.index.Pins(ctx)
-	if err != nil {
-		return err
-	}
-	pinned := make(map[narinfo.PathHash]bool, len(pins))
-	for _, pin := range pins {
-		pinned[pin.Hash] = true
-	}
-	out := bufio.NewWriter(s.out)
-	encoder := json.NewEncoder(redact.JSON{W: out})
-	for item, err := range store.Items(ctx, tags(c.Tag)...) {
-		if err != nil {
-			return errors.Join(err, out.Flush())
-		}
-		withdrawn := !item.WithdrawnAt.IsZero()
-		if withdrawn != c.Withdrawn {
-			continue
-		}
-		if !c.JSON {
-			fmt.Fprint(out, item.Narinfo.StorePath)
-			if withdrawn {
-				fmt.Fprint(out, "\twithdrawn ", item.WithdrawnAt.Format(time.RFC3339))
-			}
-			fmt.Fprintln(out)
-			continue
-		}
-		object, err := describe(ctx, store, item)
-		if err != nil {
-			return errors.Join(err, out.Flush())
-		}
-		object.Pinned = pinned[item.Hash]
-		if withdrawn {
-			object.WithdrawnAt = &item.WithdrawnAt
-		}
-		if err := encoder.Encode(object); err != nil {
-			return err
-		}
-	}
-	return out.Flush()
 }
 
 func describe(ctx context.Context, store *opened, item *storage.Item) (*listed, error) {

@@ -37,6 +37,8 @@ type commands struct {
 	Pin              pinCommand              `cmd:"" help:"Keep items and all that they need from being removed."`
 	Unpin            unpinCommand            `cmd:"" help:"Let items be removed again."`
 	Pins             pinsCommand             `cmd:"" help:"List what is pinned."`
+	Tag              tagCommand              `cmd:"" help:"Give items a tag."`
+	Untag            untagCommand            `cmd:"" help:"Take a tag from items."`
 	List             listCommand             `cmd:"" help:"List the items of the index."`
 	Export           exportCommand           `cmd:"" help:"Make a directory of narinfos and nars for any server of files, or bring it up to date."`
 	CopyStorage      copyStorageCommand      `cmd:"" help:"Bring all nars of a storage into another, such as a new disk."`

@@ -37,8 +37,8 @@ func TestOlderDatabase(t *testing.T) {
 	database := "--database=" + p.database
 	for _, args := range [][]string{
 		{"list", database}, {"stats", database}, {"pins", database}, p.args("check"), p.args("check", "--repair"),
-		p.args("export", filepath.Join(p.dir, "exported")), p.args("import", published(entropy)), p.args("remove", "--dry-run", greeting),
-		p.args("remove", greeting), {"pin", database, greeting}, {"unpin", database, greeting}, {"mirror-accept-loss", database}, p.args("claim-storage"),
+		p.args("export", filepath.Join(p.dir, "exported")), p.args("import", published(entropy)), p.args("remove", "--now", "--dry-run", greeting),
+		p.args("remove", "--now", greeting), {"pin", database, greeting}, {"unpin", database, greeting}, {"mirror-accept-loss", database}, p.args("claim-storage"),
 		{"dump", database, "--database-dump=" + filepath.Join(p.dir, "dump.db")}, {"convert", p.database, filepath.Join(p.dir, "original.db")},
 		{"copy-storage", database, "--from=" + p.storage, "--to=" + t.TempDir()},
 	} {

@@ -107,7 +107,7 @@ func TestColdNar(t *testing.T) {
 	p.imports(t, directory)
 	from := p.serve(t, "--log-level=INFO")
 	q := newPlace(t)
-	succeed(t, "import", "--database="+q.database, directory)
+	succeed(t, "import", "--narinfos-only", "--database="+q.database, directory)
 	mirror := q.serve(t, "--log-level=INFO", "--mirror=http://"+from.addresses[0], "--mirror-nars=on-demand")
 	begun := time.Now()
 	var asking sync.WaitGroup
@@ -196,7 +196,7 @@ func TestMirrorNars(t *testing.T) {
 	source := filepath.Join(p.dir, "source")
 	texts := generate(t, source, 150)
 	p.imports(t, source)
-	succeed(t, "import", "--database="+q.database, source)
+	succeed(t, "import", "--narinfos-only", "--database="+q.database, source)
 	host := ownHost()
 	serveSource := func() *server {
 		return serve(t, command(p.args("run-server", "--host="+host, "--port="+instancePort, "--log-level=INFO")...))
@@ -246,7 +246,7 @@ func TestMirrorStops(t *testing.T) {
 	p.imports(t, directory)
 	from := p.serve(t, "--log-level=INFO")
 	q := newPlace(t)
-	succeed(t, "import", "--database="+q.database, directory)
+	succeed(t, "import", "--narinfos-only", "--database="+q.database, directory)
 	mirror := q.serve(t, "--log-level=INFO", "--mirror=http://"+from.addresses[0], "--mirror-bandwidth=100K")
 	until(t, "it comes", func() bool { return metricWith(t, mirror.addresses[0], "narherder_mirror_nars_in_flight") == 1 })
 	mirror.stop(t, os.Interrupt)
@@ -270,7 +270,7 @@ func TestMirrorStreams(t *testing.T) {
 	from := p.serve(t, "--log-level=INFO")
 	for _, stores := range []bool{false, true} {
 		q := newPlace(t)
-		succeed(t, "import", "--database="+q.database, directory)
+		succeed(t, "import", "--narinfos-only", "--database="+q.database, directory)
 		args := []string{"run-server", "--port=0", "--database=" + q.database, "--database-dump=" + q.dumpFile(), "--log-level=INFO", "--mirror=http://" + from.addresses[0]}
 		if stores {
 			args = append(args, "--storage="+q.storage, "--mirror-nars=none")

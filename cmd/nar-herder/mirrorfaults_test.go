@@ -151,7 +151,7 @@ func TestMirrorFaults(t *testing.T) {
 					gone := rand.IntN(n)
 					asker.removed.Store(targets[gone], true)
 					hash := strings.TrimSuffix(strings.TrimPrefix(targets[gone], "/"), ".narinfo")
-					_ = command(source.args("remove", hash)...).Run() // also of one that is gone already
+					_ = command(source.args("remove", "--now", hash)...).Run() // also of one that is gone already
 				}
 			}
 			until(t, "enough to go wrong", func() bool { return proxy.Counts().Faulty() > 12 })

@@ -152,7 +152,7 @@ func (p *process) wait(t testing.TB) int {
 	return p.ProcessState.ExitCode()
 }
 
-var progressLine = regexp.MustCompile(`^(importing|converting|exporting|sweeping|checking|checking closures|verifying|copying|listing): [0-9]+ `)
+var progressLine = regexp.MustCompile(`^(importing|converting|exporting|sweeping|checking|checking closures|looking for items without nars|verifying|copying|listing): [0-9]+ `)
 
 // result is what a run that has ended leaves.
 type result struct {

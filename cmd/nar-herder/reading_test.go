@@ -14,7 +14,7 @@ func readingCommands(p place, out string) [][]string {
 	database := "--database=" + p.database
 	return [][]string{
 		{"list", database}, {"list", database, "--json"}, {"stats", database}, {"pins", database}, p.args("check"), p.args("check", "--no-closures"),
-		p.args("export", filepath.Join(out, "exported")), p.args("remove", "--dry-run", greeting), p.args("remove", "--dry-run", "--after-grace", greeting),
+		p.args("export", filepath.Join(out, "exported")), p.args("remove", "--now", "--dry-run", greeting), p.args("remove", "--dry-run", greeting),
 		{"copy-storage", database, "--from=" + p.storage, "--to=" + filepath.Join(out, "copied")}, {"convert", p.database, filepath.Join(out, "original.db")},
 	}
 }
@@ -94,7 +94,7 @@ func TestReadingCommands(t *testing.T) {
 	until(t, "the server has made its reserve", func() bool { _, err := os.Stat(p.database + ".reserve"); return err == nil })
 	run("beside a server")
 	p.imports(t, published(entropy))
-	if out := succeed(t, "list", "--database="+p.database); out != "/gnu/store/"+greeting+"\n/gnu/store/"+entropy+"\n" {
+	if out := succeed(t, "list", "--database="+p.database); out != "/gnu/store/"+entropy+"\n/gnu/store/"+greeting+"\n" {
 		t.Errorf("list after an import: %s", out)
 	}
 	if err := s.Process.Kill(); err != nil {
@@ -133,7 +133,7 @@ func TestNoDatabase(t *testing.T) {
 			}
 		}
 		database := "--database=" + p.database
-		commands := append(readingCommands(p, t.TempDir()), p.args("remove", greeting), p.args("check", "--repair"), p.args("check", "--verify"),
+		commands := append(readingCommands(p, t.TempDir()), p.args("remove", "--now", greeting), p.args("check", "--repair"), p.args("check", "--verify"),
 			[]string{"pin", database, greeting}, []string{"unpin", database, greeting}, []string{"mirror-accept-loss", database}, p.args("claim-storage"),
 			[]string{"dump", database, "--database-dump=" + filepath.Join(p.dir, "dump.db")}, []string{"migrate", database})
 		for _, args := range commands {

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"strings"
 	"time"
 
 	"nar-herder/internal/redact"
@@ -20,13 +19,20 @@ import (
 type removeCommand struct {
 	databaseOption `embed:""`
 
-	Storage    string     `placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars."`
-	Tag        []tagValue `argumentsonly:"" sep:"none" placeholder:"KEY=VALUE" help:"Items that have the tag, beside those that are named. May be repeated: then items that have all of them."`
-	AfterGrace bool       `help:"Have clients no longer be told of the items, and the running server remove them once none can hold their narinfos."`
-	DryRun     bool       `help:"Change nothing, and tell what would be."`
-	Force      bool       `argumentsonly:"" help:"Remove also what is pinned, or needed by what is."`
-	JSON       bool       `name:"json" help:"The summary as a JSON object, and no line for each item."`
-	Items      []string   `arg:"" optional:"" name:"store-path" help:"Store paths, or their base names, or their hashes; - to read them from the standard input, one a line."`
+	Storage string     `placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars."`
+	Tag     []tagValue `argumentsonly:"" sep:"none" placeholder:"KEY=VALUE" help:"Items that have the tag, beside those that are named. May be repeated: then items that have all of them."`
+	Now     bool       `argumentsonly:"" help:"Delete narinfos and nars at once. A client that has the narinfo gets a 404 for its nar."`
+	DryRun  bool       `help:"Change nothing, and tell what would be."`
+	Force   bool       `argumentsonly:"" help:"With --now: remove also what is pinned, or needed by what is."`
+	JSON    bool       `name:"json" help:"The summary as a JSON object, and no line for each item."`
+	Items   []string   `arg:"" optional:"" name:"store-path" help:"Store paths, or their base names, or their hashes; - to read them from the standard input, one a line."`
+}
+
+// Help is shown below the options.
+func (removeCommand) Help() string {
+	return `Items are withdrawn: their narinfos are not served any more, and the running server deletes the nars when no client can have such a narinfo any more. Until then, an import or a pin brings an item back. With --now, they are deleted at once.
+
+With --storage, nothing is changed if the storage belongs to another instance, or may not be mounted. --now needs it where nars are stored.`
 }
 
 // listedBroken is how many items that refer to removed ones are named.
@@ -34,11 +40,11 @@ const listedBroken = 10
 
 // removed is what a removal came to, for programs.
 type removed struct {
-	DryRun     bool  `json:"dry_run"`
-	AfterGrace bool  `json:"after_grace"`
-	Items      int   `json:"items"`
-	Bytes      int64 `json:"bytes"`
-	Failed     int   `json:"failed"`
+	DryRun bool  `json:"dry_run"`
+	Now    bool  `json:"now"`
+	Items  int   `json:"items"`
+	Bytes  int64 `json:"bytes"`
+	Failed int   `json:"failed"`
 	// Due is when the last of the items goes, as far as that is known.
 	Due *time.Time `json:"due,omitempty"`
 	// Broken counts items that stay and refer to one that goes; BrokenItems are
@@ -48,28 +54,20 @@ type removed struct {
 }
 
 func (c *removeCommand) Run(ctx context.Context, s *streams) (err error) {
-	if c.Force && c.AfterGrace {
-		return usagef("--force and --after-grace don't go together: what a pin keeps would be taken back: unpin it")
+	if c.Force && !c.Now {
+		return usagef("--force: what a pin keeps can't be withdrawn: unpin it, or use --now")
 	}
 	if len(c.Items) == 0 && len(c.Tag) == 0 {
 		return usagef("remove: no <store-path> is named: give some, --tag=KEY=VALUE, or - to read a list from the standard input")
 	}
-	summary := &removed{DryRun: c.DryRun, AfterGrace: c.AfterGrace, BrokenItems: []string{}}
+	summary := &removed{DryRun: c.DryRun, Now: c.Now, BrokenItems: []string{}}
 	failed := func(what string, err error) {
 		summary.Failed++
 		printf(s.err, "nar-herder: remove %s: %s\n", what, oneLine(err))
 	}
-	list := newItemList()
-	for _, name := range c.Items {
-		if name == "-" {
-			if err := list.read(ctx, s.in, failed); err != nil {
-				return fmt.Errorf("remove: read the list of items: %w: nothing was removed", err)
-			}
-			continue
-		}
-		if err := list.add(name); err != nil {
-			return usagef("remove: %w", err)
-		}
+	list, err := readItems(ctx, s, c.Items, failed)
+	if err != nil {
+		return fmt.Errorf("remove: %w: nothing was removed", err)
 	}
 	log := slog.New(newLogHandler(s.err, slog.LevelInfo))
 	openStore := openExisting
@@ -93,7 +91,7 @@ func (c *removeCommand) Run(ctx context.Context, s *streams) (err error) {
 	// A line for each of a million items is not worth a write each.
 	out := bufio.NewWriter(s.out)
 	gone := make(map[narinfo.PathHash]struct{}, len(list.hashes))
-	named := &removal.Named{Storage: store.Storage, Index: store.index, AfterGrace: c.AfterGrace, Force: c.Force, DryRun: c.DryRun}
+	named := &removal.Named{Storage: store.Storage, Index: store.index, Now: c.Now, Force: c.Force, DryRun: c.DryRun}
 	doErr := named.Do(ctx, list.hashes, func(r storage.Removal) {
 		if r.Err != nil {
 			failed(itemName(r), explainRemoval(r.Err))
@@ -103,6 +101,9 @@ func (c *removeCommand) Run(ctx context.Context, s *streams) (err error) {
 			gone[r.Hash] = struct{}{}
 		}
 	})
+	if doErr != nil && len(gone) == 0 && summary.Failed == 0 {
+		return fmt.Errorf("remove: nothing was %s: %w", c.verb(), doErr)
+	}
 	if doErr != nil {
 		return errors.Join(fmt.Errorf("remove: %d items were %s, then: %w", summary.Items, c.verb(), doErr), out.Flush())
 	}
@@ -121,15 +122,15 @@ func (c *removeCommand) Run(ctx context.Context, s *streams) (err error) {
 }
 
 func (c *removeCommand) verb() string {
-	if c.AfterGrace {
-		return "withdrawn"
+	if c.Now {
+		return "removed"
 	}
-	return "removed"
+	return "withdrawn"
 }
 
 // report counts an item that goes, and says so.
 func (c *removeCommand) report(out io.Writer, summary *removed, r storage.Removal) {
-	before := c.AfterGrace && !r.WithdrawnAt.IsZero()
+	before := !c.Now && !r.WithdrawnAt.IsZero()
 	if !before {
 		summary.Items++
 		summary.Bytes += r.Bytes
@@ -138,20 +139,20 @@ func (c *removeCommand) report(out io.Writer, summary *removed, r storage.Remova
 	case c.JSON:
 	case before:
 		printf(out, "%s was withdrawn before, at %s\n", r.StorePath, r.WithdrawnAt.Format(time.RFC3339))
-	case c.DryRun && c.AfterGrace:
-		printf(out, "would withdraw %s, %s of nars\n", r.StorePath, byteCount(r.Bytes))
-	case c.DryRun:
+	case c.DryRun && c.Now:
 		printf(out, "would remove %s, %s of nars\n", r.StorePath, byteCount(r.Bytes))
-	case c.AfterGrace:
-		printf(out, "withdrew %s, %s of nars\n", r.StorePath, byteCount(r.Bytes))
-	default:
+	case c.DryRun:
+		printf(out, "would withdraw %s, %s of nars\n", r.StorePath, byteCount(r.Bytes))
+	case c.Now:
 		printf(out, "removed %s, %s of nars\n", r.StorePath, byteCount(r.Bytes))
+	default:
+		printf(out, "withdrew %s, %s of nars\n", r.StorePath, byteCount(r.Bytes))
 	}
 }
 
 // finish says what it all came to.
 func (c *removeCommand) finish(ctx context.Context, out io.Writer, store *opened, summary *removed, gone map[narinfo.PathHash]struct{}) error {
-	if c.AfterGrace && summary.Items > 0 {
+	if !c.Now && summary.Items > 0 {
 		grace, err := store.Grace(ctx)
 		if err != nil {
 			return err
@@ -182,7 +183,7 @@ func (c *removeCommand) finish(ctx context.Context, out io.Writer, store *opened
 	}
 	printf(out, "%s %s%s, %s", countOf(summary.Items, "item"), would, c.verb(), byteCount(summary.Bytes))
 	switch {
-	case !c.AfterGrace:
+	case c.Now:
 		fmt.Fprintln(out, " freed")
 	case summary.Due != nil:
 		printf(out, " of nars, which %s freed by the running server about %s\n", will, summary.Due.Format(time.RFC3339))
@@ -242,91 +243,4 @@ func pathOf(ctx context.Context, store *opened, hash narinfo.PathHash) (string, 
 		return "", err
 	}
 	return item.Narinfo.StorePath.String(), nil
-}
-
-// itemList is a list of items, each once.
-type itemList struct {
-	hashes []narinfo.PathHash
-	known  map[narinfo.PathHash]struct{}
-}
-
-func newItemList() *itemList { return &itemList{known: make(map[narinfo.PathHash]struct{})} }
-
-func (l *itemList) add(name string) error {
-	hash, err := parseItem(name)
-	if err == nil {
-		l.addHash(hash)
-	}
-	return err
-}
-
-func (l *itemList) addHash(hash narinfo.PathHash) {
-	if _, known := l.known[hash]; !known {
-		l.known[hash] = struct{}{}
-		l.hashes = append(l.hashes, hash)
-	}
-}
-
-// longestLine bounds a line of a list, in bytes: store paths have fewer than 300.
-const longestLine = 4096
-
-// read adds the items of a list, one a line. Empty lines and those that begin
-// with # are passed over. Lines that name no item are told to failed. The context
-// ends it, also while it waits for a terminal.
-func (l *itemList) read(ctx context.Context, from io.Reader, failed func(what string, err error)) error {
-	done := make(chan error, 1)
-	type fault struct {
-		number int
-		err    error
-	}
-	// What it has read is looked at once it is done: it may go on reading when
-	// nobody waits for it any more.
-	read := newItemList()
-	var faults []fault
-	go func() {
-		reader := bufio.NewReaderSize(from, longestLine)
-		for number := 1; ; number++ {
-			text, cut, err := reader.ReadLine()
-			line := strings.TrimSpace(string(text))
-			for rest := cut; rest && err == nil; {
-				_, rest, err = reader.ReadLine()
-			}
-			if err != nil && !errors.Is(err, io.EOF) {
-				done <- err
-				return
-			}
-			switch {
-			case cut:
-				faults = append(faults, fault{number, fmt.Errorf("it is longer than %d bytes", longestLine)})
-			case line == "" || line[0] == '#':
-			default:
-				if err := read.add(line); err != nil {
-					faults = append(faults, fault{number, err})
-				}
-			}
-			if err != nil {
-				done <- nil
-				return
-			}
-		}
-	}()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case err := <-done:
-		if err != nil {
-			return err
-		}
-	}
-	for _, fault := range faults {
-		failed(fmt.Sprintf("line %d of the list", fault.number), fault.err)
-	}
-	if len(l.hashes) == 0 { // a long one is not copied
-		*l = *read
-		return nil
-	}
-	for _, hash := range read.hashes {
-		l.addHash(hash)
-	}
-	return nil
 }

@@ -138,12 +138,12 @@ func (p place) dump(t testing.TB) string {
 func TestRemoveDryRun(t *testing.T) {
 	t.Parallel()
 	for name, args := range map[string][]string{
-		"items":          {greeting, libgreet},
-		"tag":            {"--tag=set=one"},
-		"force":          {"--force", empty},
-		"after grace":    {"--after-grace", greeting, libgreet},
-		"json":           {"--json", greeting},
-		"json and grace": {"--json", "--after-grace", greeting},
+		"items":        {greeting, libgreet},
+		"tag":          {"--tag=set=one"},
+		"now":          {"--now", greeting, libgreet},
+		"force":        {"--now", "--force", empty},
+		"json":         {"--json", greeting},
+		"json and now": {"--json", "--now", greeting},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -180,18 +180,18 @@ func TestRemoveWays(t *testing.T) {
 	p.imports(t, "--tag=set=one", "--tag=also=this", published(deepTree))
 	p.imports(t, "--tag=set=one", published(empty))
 	p.imports(t, filepath.Join(testdata, "published"))
-	out := succeed(t, p.args("remove", "--tag=set=one", "--tag=also=this", entropy)...)
+	out := succeed(t, p.args("remove", "--now", "--tag=set=one", "--tag=also=this", entropy)...)
 	if lines := lines(out); len(lines) != 3 || !strings.HasPrefix(lines[2], "2 items removed, 2.9 MiB freed") {
 		t.Errorf("by path and tag: %s", out)
 	}
 	p.wantListed(t, deepTree, entropy)
-	if out := succeed(t, p.args("remove", "--tag=set=two")...); out != "0 items removed, 0 B freed\n" {
+	if out := succeed(t, p.args("remove", "--now", "--tag=set=two")...); out != "0 items removed, 0 B freed\n" {
 		t.Errorf("by a tag that no item has: %s", out)
 	}
 
 	const unknown = "00000000000000000000000000000000"
 	list := "# a list\n\n/gnu/store/" + gofmtBin + "\n  " + gosrc[:32] + "  \r\n" + gosrc + "\n#" + greet + "\n" + strings.Repeat("x", 100_000) + "\nnonsense\n" + unknown + "\n" + libgreet
-	r := runWith(t, list, p.args("remove", empty, "-")...)
+	r := runWith(t, list, p.args("remove", "--now", empty, "-")...)
 	reported := lines(r.err)
 	if r.status != 1 || len(reported) != 3 || !strings.Contains(reported[0], "line 7 of the list: it is longer") ||
 		!strings.Contains(reported[1], `line 8 of the list: "nonsense"`) || !strings.Contains(reported[2], "remove "+unknown+": not in the index") {
@@ -207,7 +207,7 @@ func TestRemoveWays(t *testing.T) {
 	p.wantListed(t, deepTree, entropy, gofmtBin, gosrc, libgreet, empty)
 
 	// None of it is done when what is named is no item at all, or nothing is.
-	misuse(t, p.args("remove", greeting, "nonsense"), `"nonsense"`, "/gnu/store/HASH-NAME")
+	misuse(t, p.args("remove", "--now", greeting, "nonsense"), `"nonsense"`, "/gnu/store/HASH-NAME")
 	misuse(t, p.args("remove"), "--tag", "standard input")
 	p.wantListed(t, deepTree, entropy, gofmtBin, gosrc, libgreet, empty)
 }
@@ -232,7 +232,7 @@ func TestRemoveMany(t *testing.T) {
 		}
 	}
 	p.imports(t, source)
-	out := succeed(t, p.args("remove", "--dry-run", base(0))...)
+	out := succeed(t, p.args("remove", "--now", "--dry-run", base(0))...)
 	if !strings.Contains(out, "\n174 items that stay refer to what would be gone:\n") || !strings.HasSuffix(out, "\n  and 164 more\n") || strings.Count(out, "\n  /gnu/store/") != 10 {
 		t.Errorf("%s", out)
 	}
@@ -240,7 +240,7 @@ func TestRemoveMany(t *testing.T) {
 	for n := range items - 1 {
 		fmt.Fprintln(&list, base(n))
 	}
-	r := runWith(t, list.String(), p.args("remove", "--json", "-")...)
+	r := runWith(t, list.String(), p.args("remove", "--now", "--json", "-")...)
 	var summary removed
 	if err := json.Unmarshal([]byte(r.out), &summary); err != nil || r.status != 0 || summary.Items != items-1 || summary.Bytes != 5*(items-1) || summary.Broken != 1 || summary.BrokenItems[0] != "/gnu/store/"+base(items-1) {
 		t.Errorf("%+v, %v, %+v", r, err, summary)
@@ -284,13 +284,13 @@ func TestPinCommands(t *testing.T) {
 	}
 
 	// The closure stays, the rest goes.
-	r = runProgram(t, p.args("remove", greet, libgreet, greeting, profile)...)
+	r = runProgram(t, p.args("remove", "--now", greet, libgreet, greeting, profile)...)
 	if r.status != 1 || strings.Count(r.err, "\n") != 3 || !strings.Contains(r.err, "remove "+greet[:32]+": it is pinned: unpin that, or use --force\n") ||
 		!strings.Contains(r.err, "remove "+libgreet[:32]+": it is needed by "+greet+", which is pinned: unpin that") || !strings.Contains(r.out, "\n1 item removed, ") {
 		t.Errorf("remove: %+v", r)
 	}
 	p.wantListed(t, profile)
-	if out := succeed(t, p.args("remove", "--force", libgreet)...); !strings.Contains(out, "1 item that stays refers to what is gone:\n  /gnu/store/"+greet+"\n") {
+	if out := succeed(t, p.args("remove", "--now", "--force", libgreet)...); !strings.Contains(out, "1 item that stays refers to what is gone:\n  /gnu/store/"+greet+"\n") {
 		t.Errorf("remove --force: %s", out)
 	}
 	if out := succeed(t, "pins", database); !strings.Contains(out, ", 2 items, ") || !strings.Contains(out, "1 without a narinfo") {
@@ -304,7 +304,7 @@ func TestPinCommands(t *testing.T) {
 	if out := succeed(t, "unpin", database, unknown); out != "unpinned "+unknown+"\n" {
 		t.Errorf("unpin: %s", out)
 	}
-	succeed(t, p.args("remove", greet, greeting)...)
+	succeed(t, p.args("remove", "--now", greet, greeting)...)
 	p.wantListed(t, profile, libgreet, greet, greeting)
 }
 
@@ -325,10 +325,10 @@ func TestWithdrawn(t *testing.T) {
 		}
 	}
 	until(t, "the server has noted its grace period", func() bool {
-		out := succeed(t, p.args("remove", "--dry-run", "--after-grace", "--json", greeting)...)
+		out := succeed(t, p.args("remove", "--dry-run", "--json", greeting)...)
 		return strings.Contains(out, `"due"`)
 	})
-	out := succeed(t, "remove", database, "--after-grace", greeting, empty, deepTree) // the storage is the server's
+	out := succeed(t, "remove", database, greeting, empty, deepTree) // the storage is the server's
 	due := time.Now().Add(24 * time.Hour).UTC().Format("2006-01-02T15:")
 	if !strings.Contains(out, "withdrew /gnu/store/"+greeting+", 107 B of nars\n") || !strings.Contains(out, "3 items withdrawn, ") || !strings.Contains(out, "about "+due) && time.Now().Minute() != 0 {
 		t.Errorf("remove: %s", out)
@@ -366,7 +366,7 @@ func TestWithdrawn(t *testing.T) {
 	if out := succeed(t, "stats", database); !strings.Contains(out, "  withdrawn      3, ") {
 		t.Errorf("stats: %s", out)
 	}
-	if out := succeed(t, "remove", database, "--after-grace", greeting); !strings.Contains(out, "was withdrawn before, at 20") || !strings.Contains(out, "0 items withdrawn") {
+	if out := succeed(t, "remove", database, greeting); !strings.Contains(out, "was withdrawn before, at 20") || !strings.Contains(out, "0 items withdrawn") {
 		t.Errorf("once more: %s", out)
 	}
 
@@ -379,7 +379,7 @@ func TestWithdrawn(t *testing.T) {
 	until(t, "clients are told of it again", func() bool {
 		return ask("/"+narinfoName(greeting)).StatusCode == 200 && ask("/"+narinfoName(deepTree)).StatusCode == 200
 	})
-	succeed(t, p.args("remove", empty)...)
+	succeed(t, p.args("remove", "--now", empty)...)
 	until(t, "it is gone", func() bool { return ask("/nar/lzip/"+empty).StatusCode == 404 })
 	if p.hasNar(t, empty) || !p.hasNar(t, greeting) || !p.hasNar(t, deepTree) {
 		t.Error("not what was named is gone")
@@ -388,7 +388,7 @@ func TestWithdrawn(t *testing.T) {
 
 	// Each was told as it happened: withdrawn and removed at once is one removal.
 	// What the server can still give out is not taken away by its restart.
-	succeed(t, "remove", database, "--after-grace", entropy)
+	succeed(t, "remove", database, entropy)
 	s.stop(t, syscall.SIGTERM)
 	s = p.serve(t, "--ttl=1d")
 	if got := ask("/nar/lzip/" + entropy); got.StatusCode != 200 {
@@ -436,17 +436,43 @@ func TestRemoveUnderAFault(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
 	p.imports(t, filepath.Join(testdata, "published"))
+	succeed(t, p.args("remove", "--now", entropy)...) // makes it this instance's
 	stuck := testfs.ReadOnly(t, p.storage)
-	r := runProgram(t, "remove", "--database="+p.database, "--storage="+stuck, greeting, empty, "00000000000000000000000000000000")
+	r := runProgram(t, "remove", "--now", "--database="+p.database, "--storage="+stuck, greeting, empty, "00000000000000000000000000000000")
 	if r.status != 1 || strings.Count(r.err, "\n") != 3 || strings.Count(r.err, "the item is gone, but bytes of it are left in storage "+stuck) != 2 ||
 		!strings.Contains(r.err, "remove /gnu/store/"+greeting+": ") || !strings.Contains(r.err, "nar/lzip/"+greeting) || !strings.Contains(r.out, "2 items removed, 0 B freed") {
 		t.Errorf("%+v", r)
 	}
-	p.wantListed(t, greeting, empty)
+	p.wantListed(t, greeting, empty, entropy)
 	if !p.hasNar(t, greeting) || !p.hasNar(t, empty) {
 		t.Error("the nars are gone")
 	}
 	// The rest is as it was.
-	succeed(t, p.args("remove", entropy)...)
-	p.wantListed(t, greeting, empty, entropy)
+	succeed(t, p.args("remove", "--now", deepTree)...)
+	p.wantListed(t, greeting, empty, entropy, deepTree)
+}
+
+// TestRemoveInDoubt names an empty directory as the storage, as one whose file system is
+// not mounted, and one that is another instance's: nothing is changed.
+func TestRemoveInDoubt(t *testing.T) {
+	t.Parallel()
+	p, other := newPlace(t), newPlace(t)
+	p.imports(t, filepath.Join(testdata, "published"))
+	other.imports(t, published(greeting))
+	succeed(t, other.args("remove", "--now", greeting)...) // makes it the other's
+	before := p.dump(t)
+	unmounted := t.TempDir()
+	for storage, wanted := range map[string]string{unmounted: "is it mounted?", other.storage: "another instance"} {
+		for _, more := range [][]string{{}, {"--now"}, {"--dry-run"}, {"--dry-run", "--now"}, {"--now", "--force"}} {
+			args := append([]string{"remove", "--database=" + p.database, "--storage=" + storage, greeting}, more...)
+			fail(t, args, wanted, storage, "nothing was ")
+		}
+	}
+	if p.dump(t) != before {
+		t.Error("something has changed")
+	}
+	if left := must(os.ReadDir(unmounted)); len(left) > 0 {
+		t.Errorf("the empty directory has %v", left)
+	}
+	misuse(t, p.args("remove", "--force", greeting), "--force", "--now")
 }

@@ -57,7 +57,7 @@ func TestBucket(t *testing.T) {
 	}
 	until(t, "nars are back", func() bool { return get(t, address, "/nar/lzip/"+entropy).StatusCode == 200 })
 
-	succeed(t, p.args("remove", entropy)...)
+	succeed(t, p.args("remove", "--now", entropy)...)
 	until(t, "it is gone", func() bool { return get(t, address, "/nar/lzip/"+entropy).StatusCode == 404 })
 	s.stop(t, syscall.SIGTERM)
 	for _, secret := range []string{s3server.SecretKey, s3server.AccessKey} {
@@ -130,6 +130,6 @@ func TestBucketOfProviders(t *testing.T) {
 			t.Errorf("%s: nar: %s, %d bytes", provider, got.Status, len(got.body))
 		}
 		s.stop(t, syscall.SIGTERM)
-		succeed(t, p.args("remove", entropy)...)
+		succeed(t, p.args("remove", "--now", entropy)...)
 	}
 }

@@ -292,6 +292,8 @@ func (c *serverCommand) run(ctx context.Context, settings *settings, running *ta
 	if noteErr != nil {
 		database.Note = note
 	}
+	unstored := &unstoredCount{index: store.index, log: log}
+	addWarnings(&options, unstored.warnings(peers))
 	server = httpapi.New(store, options)
 	watcher, err := store.index.Watch(ctx)
 	if err != nil {
@@ -310,7 +312,8 @@ func (c *serverCommand) run(ctx context.Context, settings *settings, running *ta
 	running.Go("watching the database", func() { server.Follow(followCtx, watcher) })
 	running.Go("writing down uses", func() { counter.Run(followCtx) })
 	running.Go("computing checksums", func() { sums.Run(followCtx, server.Forget) })
-	server.Registry().MustRegister(database, damageMetric(store.index))
+	server.Registry().MustRegister(database, damageMetric(store.index), unstored.metric())
+	running.Go("counting items without nars", func() { unstored.Run(followCtx) })
 	running.Go("watching the room for the database", func() { database.Run(followCtx) })
 	if passed != nil {
 		passed.Turns = server.Turns()

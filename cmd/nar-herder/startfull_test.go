@@ -75,7 +75,7 @@ func TestStartFull(t *testing.T) {
 				return get(t, s.addresses[0], "/00000000000000000000000000000001.narinfo").StatusCode == 200
 			})
 			s.stop(t, syscall.SIGTERM)
-			succeed(t, "remove", "--database="+p.database, "--storage="+p.storage, greeting)
+			succeed(t, "remove", "--now", "--database="+p.database, "--storage="+p.storage, greeting)
 		})
 	}
 }

@@ -44,7 +44,7 @@ func TestExitStatuses(t *testing.T) {
 		{1, p.args("check", "--repair", "--from="+mirror("{}"))},
 		{1, []string{"mirror-status", mirror(`{"mirror": {"state": "syncing"}}`)}},
 		{1, []string{"pin", database, strings.Replace(absent, "0", "1", 1)}},
-		{1, p.args("remove", absent)},
+		{1, p.args("remove", "--now", absent)},
 		{1, p.args("import", "--keep", published(greet), nowhere)},
 		{1, p.args("export", filepath.Join(p.dir, "export"))},
 		{1, []string{"list", database + "x"}},

@@ -107,7 +107,7 @@ func TestStopWithHangingBucket(t *testing.T) {
 			download(t, s.addresses[0], "/nar/lzip/"+gosrc)
 			if locked == "by the removal" {
 				line.hangAt("DELETE ")
-				succeed(t, p.args("remove", "--after-grace", greeting)...)
+				succeed(t, p.args("remove", greeting)...)
 				until(t, "the removal hangs", func() bool { return line.held() > 0 })
 				if n := count(t, p.database, "SELECT count(*) FROM leftovers"); n == 0 {
 					t.Error("nothing is noted that is to be deleted")
@@ -239,7 +239,7 @@ func TestStopAtStart(t *testing.T) {
 		item := published(greeting)
 		for _, args := range [][]string{
 			p.args("run-server", "--port=0", "--pid-file="+filepath.Join(p.dir, "pid")),
-			p.args("import", "--keep", item), p.args("remove", entropy), p.args("remove", "--after-grace", entropy),
+			p.args("import", "--keep", item), p.args("remove", "--now", entropy), p.args("remove", entropy),
 			{"pin", "--database=" + p.database, entropy}, p.args("check", "--repair"), p.args("claim-storage"),
 			{"dump", "--database=" + p.database, "--database-dump=" + filepath.Join(p.dir, "dump.db")},
 			{"migrate", "--database=" + p.database},

@@ -91,7 +91,7 @@ func TestUndeletable(t *testing.T) {
 	}
 	// What was withdrawn before stays as well, and is said to.
 	item := fmt.Sprintf("/gnu/store/%032d-item", 1)
-	succeed(t, p.args("remove", "--after-grace", item)...)
+	succeed(t, p.args("remove", item)...)
 	s := serve(t, asNobody(program, args...))
 	until(t, "the health warns of the withdrawn item", func() bool {
 		return strings.Contains(get(t, s.addresses[0], "/health").body, "withdrawn can't be removed")

@@ -56,7 +56,7 @@ func TestControlCharacters(t *testing.T) {
 		p.args("check"),
 		p.args("check", "--json"),
 		p.args("check", "--verify"),
-		p.args("remove", "--dry-run", evil),
+		p.args("remove", "--now", "--dry-run", evil),
 		{"copy-storage", database, p.storage, target},
 		{"copy-storage", "--json", database, p.storage, filepath.Join(p.dir, evil)},
 		p.args("export", filepath.Join(p.dir, evil, "export")),

@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"os"
 	"path/filepath"
 	"slices"
@@ -37,6 +38,10 @@ type Export struct {
 
 	// Delete removes what is in the copy and is not exported, or no longer.
 	Delete bool
+	// AcceptLoss lets Delete empty the copy, or remove more than a tenth of it.
+	AcceptLoss bool
+	// Adopt allows a directory that has files and was not made by an export.
+	Adopt bool
 	// DryRun changes nothing, and tells what would be done.
 	DryRun bool
 	// Copy never makes a hard link of a file of the storage.
@@ -82,10 +87,6 @@ const (
 	Failed
 )
 
-// ErrNothing says that a copy would be emptied, since none of the items has its nars
-// in the storage.
-var ErrNothing = errors.New("export: none of the items has its nars in the storage, so nothing is removed from the copy: is it the storage of this index? Remove by hand what is no longer wanted")
-
 // Summary is what an export came to.
 type Summary struct {
 	Unchanged, Added, Updated, Skipped, Failed int64
@@ -129,18 +130,25 @@ func (e *Export) To(ctx context.Context, name string) (summary Summary, err erro
 			}
 		}
 	}
-	if r.tree, err = openTree(name, e.DryRun); err != nil {
+	if r.tree, err = openTree(name, e.DryRun, e.Adopt); err != nil {
 		return summary, err
 	}
 	r.tree.fault = e.fault
 	defer func() { err = errors.Join(err, r.tree.close()) }()
+	var refused error
+	if e.Delete && !e.AcceptLoss {
+		refused = r.refuseLoss(ctx)
+		if refused != nil && (!e.DryRun || !errors.Is(refused, ErrLoss)) {
+			return summary, refused
+		}
+	}
+	if err := r.tree.mark(); err != nil {
+		return summary, err
+	}
 	if err := r.items(ctx); err != nil {
 		return summary, err
 	}
-	if e.Delete && summary.Skipped > 0 && summary.Unchanged+summary.Added+summary.Updated+summary.Failed == 0 {
-		return summary, ErrNothing
-	}
-	return summary, r.sweep(ctx)
+	return summary, errors.Join(r.sweep(ctx), refused)
 }
 
 // run is an export under way.
@@ -152,6 +160,8 @@ type run struct {
 	absent  map[narinfo.PathHash]struct{} // of the closure, and told of
 	pending []pending
 	noLinks bool // to the file system of the copy
+	// narinfos and nars count the files that a sweep looks at.
+	narinfos, nars int64
 }
 
 // pending is an item whose nars are there, and whose narinfo is written, but not
@@ -172,11 +182,7 @@ func (r *run) items(ctx context.Context) (err error) {
 			err = showErr
 		}
 	}()
-	rows := r.Index.Items(ctx, r.Tags...)
-	if r.closure != nil {
-		rows = r.Index.ItemsOf(ctx, r.closure)
-	}
-	for row, err := range rows {
+	for row, err := range r.rowsWanted(ctx) {
 		if err == nil {
 			err = ctx.Err()
 		}
@@ -191,6 +197,14 @@ func (r *run) items(ctx context.Context) (err error) {
 		}
 	}
 	return nil
+}
+
+// rowsWanted are the items that the tags or the closure select.
+func (r *run) rowsWanted(ctx context.Context) iter.Seq2[*index.Item, error] {
+	if r.closure != nil {
+		return r.Index.ItemsOf(ctx, r.closure)
+	}
+	return r.Index.Items(ctx, r.Tags...)
 }
 
 // cacheInfo writes nix-cache-info, unless it is there.

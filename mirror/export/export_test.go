@@ -261,8 +261,8 @@ func TestNothingStored(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := p.export(func(e *Export) { e.Delete = true }); !errors.Is(err, ErrNothing) {
-		t.Errorf("%v, want ErrNothing", err)
+	if _, _, err := p.export(func(e *Export) { e.Delete, e.AcceptLoss = true, false }); !errors.Is(err, ErrLoss) {
+		t.Errorf("%v, want ErrLoss", err)
 	}
 	if after := files(t, p.out); !maps.Equal(before, after) {
 		t.Errorf("the copy has %d files, had %d", len(after), len(before))

@@ -165,6 +165,7 @@ func (p *place) export(change func(*Export)) (Summary, []Result, error) {
 	e := &Export{
 		Storage: p.storage, Index: p.index, StorageDirectory: p.store,
 		Report: func(r Result) { results = append(results, r) },
+		Adopt:  true, AcceptLoss: true, // most tests are about something else
 	}
 	if change != nil {
 		change(e)
@@ -193,12 +194,13 @@ func (p *place) exports(t testing.TB, want Summary, change func(*Export)) []Resu
 	return results
 }
 
-// files are all names below the directory, with the content of regular files.
+// files are all names below the directory but the marker, with the content of regular
+// files.
 func files(t testing.TB, directory string) map[string]string {
 	t.Helper()
 	found := make(map[string]string)
 	err := filepath.WalkDir(directory, func(name string, entry fs.DirEntry, err error) error {
-		if err != nil || entry.IsDir() {
+		if err != nil || entry.IsDir() || entry.Name() == markerName {
 			return err
 		}
 		relative, _ := filepath.Rel(directory, name)

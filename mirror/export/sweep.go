@@ -158,6 +158,7 @@ func (r *run) exportable(ctx context.Context, row *index.Item) (names [][]string
 }
 
 func (r *run) sweepNarinfos(ctx context.Context, files []found) error {
+	r.narinfos += int64(len(files))
 	rows, err := r.rows(ctx, files)
 	if err != nil {
 		return err
@@ -176,6 +177,7 @@ func (r *run) sweepNarinfos(ctx context.Context, files []found) error {
 }
 
 func (r *run) sweepNars(ctx context.Context, files []found) error {
+	r.nars += int64(len(files))
 	rows, err := r.rows(ctx, files)
 	if err != nil {
 		return err

@@ -23,6 +23,11 @@ const (
 	// next one removes what a run has left that was killed.
 	temporaryDirectory = ".nar-herder-export"
 
+	// markerName is a file that each copy has. A directory with files and without it
+	// is not a copy, so that what it has is not for an export to replace or remove.
+	markerName = "nar-herder-export"
+	markerText = "This directory is made by 'nar-herder export', which replaces and removes narinfos and nars here.\n"
+
 	// narDirectory is where all nars of the copy lie.
 	narDirectory = "nar"
 )
@@ -42,8 +47,9 @@ type tree struct {
 }
 
 // openTree opens the directory for one run, which no other may have at the same
-// time. A dry run changes nothing.
-func openTree(name string, dry bool) (_ *tree, err error) {
+// time. A dry run changes nothing. Without adopt, a directory with files that is not a
+// copy is refused.
+func openTree(name string, dry, adopt bool) (_ *tree, err error) {
 	t := &tree{name: name, dry: dry}
 	if !dry {
 		if err := os.MkdirAll(name, 0o755); err != nil {
@@ -65,6 +71,11 @@ func openTree(name string, dry bool) (_ *tree, err error) {
 	if t.handle, err = t.root.Open("."); err != nil {
 		return nil, fmt.Errorf("open the directory %s: %w", name, disk.Cause(err))
 	}
+	if !adopt {
+		if err := t.refuseOther(); err != nil {
+			return nil, err
+		}
+	}
 	if dry {
 		return t, nil
 	}
@@ -83,6 +94,50 @@ func openTree(name string, dry bool) (_ *tree, err error) {
 		return nil, fmt.Errorf("make %s in %s: %w", temporaryDirectory, name, disk.Cause(err))
 	}
 	return t, nil
+}
+
+// refuseOther refuses a directory with files that is not a copy.
+func (t *tree) refuseOther() error {
+	if _, err := t.stat(markerName); err == nil {
+		return nil
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return t.explain(err)
+	}
+	directory, err := t.root.Open(".")
+	if err != nil {
+		return t.explain(err)
+	}
+	defer directory.Close()
+	for {
+		names, err := directory.Readdirnames(4)
+		for _, name := range names {
+			// The last is of a new file system.
+			if name != temporaryDirectory && name != "lost+found" {
+				return fmt.Errorf("%s has files, such as %s, and no %s, so no export has made it: name another directory, or, if narinfos and nars in it may be replaced and removed, use --adopt", t.name, name, markerName)
+			}
+		}
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return t.explain(err)
+		}
+	}
+}
+
+// mark makes the directory known as a copy.
+func (t *tree) mark() error {
+	if _, err := t.stat(markerName); err == nil {
+		return nil
+	}
+	temporary, err := t.write([]byte(markerText))
+	if err == nil {
+		err = t.rename(temporary, markerName)
+	}
+	if err != nil {
+		return fmt.Errorf("write %s: %w", markerName, t.explain(err))
+	}
+	return nil
 }
 
 // close removes what is temporary, and lets another run begin.

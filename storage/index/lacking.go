@@ -67,3 +67,16 @@ func (x *Index) CountLacking(ctx context.Context) (count int64, err error) {
 	}
 	return count, nil
 }
+
+// CountUnstored is how many items that clients are told of have no nar in the storage. It
+// reads a few bytes of every item.
+func (x *Index) CountUnstored(ctx context.Context) (count int64, err error) {
+	err = x.readers.do(ctx, func(c *connection) error {
+		count, err = c.integer("SELECT (SELECT count(*) FROM items WHERE stored_files = 0) - (SELECT count(*) FROM narinfos n JOIN items i ON i.id = n.id WHERE n.withdrawn_at IS NOT NULL AND i.stored_files = 0)")
+		return err
+	})
+	if err != nil {
+		return 0, describe("count the items without nars in "+x.path, err)
+	}
+	return count, nil
+}

@@ -354,6 +354,21 @@ func (tx *Tx) AddTags(hash narinfo.PathHash, tags []Tag) error {
 	return nil
 }
 
+// RemoveTags takes tags from a known item; those it doesn't have are no error.
+func (tx *Tx) RemoveTags(hash narinfo.PathHash, tags []Tag) error {
+	item, err := tx.id(hash)
+	if err != nil {
+		return err
+	}
+	for _, tag := range tags {
+		err := tx.conn.exec("DELETE FROM item_tags WHERE item = ? AND tag = (SELECT id FROM tags WHERE key = ? AND value = ?)", item, tag.Key, tag.Value)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Missing returns those of the paths that have no narinfo in the index.
 func (tx *Tx) Missing(paths []narinfo.StorePath) ([]narinfo.StorePath, error) {
 	return tx.conn.missing(paths)

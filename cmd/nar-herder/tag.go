@@ -1,0 +1,115 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"nar-herder/narinfo"
+	"nar-herder/storage"
+	"nar-herder/storage/index"
+)
+
+// taggingOptions are those of tag and untag.
+type taggingOptions struct {
+	databaseOption `embed:""`
+
+	Closure bool `argumentsonly:"" help:"Also all items that these refer to."`
+
+	Tag   tagValue `arg:"" name:"key=value" help:"The tag."`
+	Items []string `arg:"" name:"store-path" help:"Store paths, or their base names, or their hashes; - to read them from the standard input, one a line."`
+}
+
+type tagCommand struct {
+	taggingOptions `embed:""`
+}
+
+func (c *tagCommand) Run(ctx context.Context, s *streams) error {
+	return c.each(ctx, s, "tag", "tagged", func(tx *index.Tx, hash narinfo.PathHash) error {
+		return tx.AddTags(hash, tags([]tagValue{c.Tag}))
+	})
+}
+
+type untagCommand struct {
+	taggingOptions `embed:""`
+}
+
+func (c *untagCommand) Run(ctx context.Context, s *streams) error {
+	return c.each(ctx, s, "untag", "untagged", func(tx *index.Tx, hash narinfo.PathHash) error {
+		return tx.RemoveTags(hash, tags([]tagValue{c.Tag}))
+	})
+}
+
+// each changes each item that is named, and says how many there were. Each failure is a
+// line, and the rest is done.
+func (c *taggingOptions) each(ctx context.Context, s *streams, command, done string, change func(*index.Tx, narinfo.PathHash) error) (err error) {
+	failed := 0
+	fail := func(what string, err error) {
+		failed++
+		printf(s.err, "nar-herder: %s %s: %s\n", command, what, oneLine(err))
+	}
+	list, err := readItems(ctx, s, c.Items, fail)
+	if err != nil {
+		return fmt.Errorf("%s: %w: nothing was changed", command, err)
+	}
+	store, err := openExisting(ctx, c.Database, "", nil)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, store.close()) }()
+	hashes := list.hashes
+	if c.Closure {
+		if hashes, err = closureOf(ctx, store, hashes, fail); err != nil {
+			return err
+		}
+	}
+	changed := 0
+	for batch := range slices.Chunk(hashes, storage.BatchSize) {
+		var unknown []narinfo.PathHash
+		err := store.index.Update(ctx, func(tx *index.Tx) error {
+			unknown = nil
+			for _, hash := range batch {
+				if err := change(tx, hash); errors.Is(err, storage.ErrNotFound) {
+					unknown = append(unknown, hash)
+				} else if err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return fmt.Errorf("%s: %s were %s, then: %w", command, countOf(changed, "item"), done, err)
+		}
+		for _, hash := range unknown {
+			fail(hash.String(), storage.ErrNotFound)
+		}
+		changed += len(batch) - len(unknown)
+	}
+	printf(s.out, "%s %s\n", done, countOf(changed, "item"))
+	if failed > 0 {
+		return statusFailed
+	}
+	return nil
+}
+
+// closureOf returns the items and all that they refer to. Those without a narinfo are
+// reported.
+func closureOf(ctx context.Context, store *opened, roots []narinfo.PathHash, fail func(what string, err error)) (all []narinfo.PathHash, err error) {
+	closure, err := store.index.Closure(ctx, roots)
+	if err != nil {
+		return nil, err
+	}
+	for row, err := range store.index.ItemsOf(ctx, closure) {
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, row.Hash)
+	}
+	for _, root := range roots {
+		if closure.Missing(root) {
+			fail(root.String(), storage.ErrNotFound)
+		}
+	}
+	return all, nil
+}
