@@ -47,8 +47,10 @@ type listed struct {
 	References []string     `json:"references"`
 	Files      []listedFile `json:"files"`
 	Tags       []string     `json:"tags"` // KEY=VALUE each
-	// WithdrawnAt is since when clients are no longer told of the item.
+	// WithdrawnAt is since when the item is hidden from clients, and DeleteAfter from
+	// when on it may be deleted.
 	WithdrawnAt *time.Time `json:"withdrawn_at,omitempty"`
+	DeleteAfter *time.Time `json:"delete_after,omitempty"`
 	Pinned      bool       `json:"pinned,omitempty"` // itself
 }
 
@@ -86,7 +88,7 @@ func (c *listCommand) Run(ctx context.Context, s *streams) (err error) {
 		if !c.JSON {
 			fmt.Fprint(out, item.Narinfo.StorePath)
 			if withdrawn {
-				fmt.Fprint(out, "\twithdrawn ", item.WithdrawnAt.Format(time.RFC3339))
+				fmt.Fprint(out, "\twithdrawn ", item.WithdrawnAt.Format(time.RFC3339), ", kept until ", item.DeleteAfter.Format(time.RFC3339))
 			}
 			fmt.Fprintln(out)
 			continue
@@ -97,7 +99,7 @@ func (c *listCommand) Run(ctx context.Context, s *streams) (err error) {
 		}
 		object.Pinned = pinned[item.Hash]
 		if withdrawn {
-			object.WithdrawnAt = &item.WithdrawnAt
+			object.WithdrawnAt, object.DeleteAfter = &item.WithdrawnAt, &item.DeleteAfter
 		}
 		if err := encoder.Encode(object); err != nil {
 			return err
@@ -153,7 +155,7 @@ func (c *statsCommand) Run(ctx context.Context, s *streams) (err error) {
 		return err
 	}
 	withdrawn, err1 := store.index.WithdrawnCount(ctx)
-	withdrawnSize, err2 := store.index.WithdrawnStored(ctx)
+	withdrawnUsage, err2 := store.index.WithdrawnStored(ctx)
 	pins, err3 := store.index.Pins(ctx)
 	if err := errors.Join(err1, err2, err3); err != nil {
 		return err
@@ -167,10 +169,10 @@ func (c *statsCommand) Run(ctx context.Context, s *streams) (err error) {
 	if c.JSON {
 		return json.NewEncoder(redact.JSON{W: s.out}).Encode(map[string]int64{
 			"items": totals.Items, "stored_nars": totals.StoredNars, "stored_bytes": totals.StoredSize, "database_bytes": size,
-			"withdrawn_items": withdrawn, "withdrawn_bytes": withdrawnSize, "pins": int64(len(pins)),
+			"withdrawn_items": withdrawn, "withdrawn_bytes": withdrawnUsage.Size, "pins": int64(len(pins)),
 		})
 	}
 	printf(s.out, "store items      %d\n  withdrawn      %d, %s\n  pinned         %d\nnars in storage  %d, %s\ndatabase         %s\n",
-		totals.Items, withdrawn, byteCount(withdrawnSize), len(pins), totals.StoredNars, byteCount(totals.StoredSize), byteCount(size))
+		totals.Items, withdrawn, byteCount(withdrawnUsage.Size), len(pins), totals.StoredNars, byteCount(totals.StoredSize), byteCount(size))
 	return nil
 }

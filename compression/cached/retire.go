@@ -13,8 +13,8 @@ import (
 // retireAtOnce bounds the files of one step.
 const retireAtOnce = 500
 
-// retire withdraws what was not used for long, and deletes what was withdrawn
-// so long ago that no client can hold a narinfo naming it.
+// retire withdraws what was not used for long, and deletes withdrawn files once no
+// client can hold a narinfo that names them.
 func (c *Cache) retire(ctx context.Context, k *kind, now time.Time) error {
 	for k.Unused != nil {
 		files, err := c.index.LeastUsed(ctx, k.Name, now.Add(-*k.Unused), retireAtOnce)
@@ -30,7 +30,7 @@ func (c *Cache) retire(ctx context.Context, k *kind, now time.Time) error {
 		}
 	}
 	for {
-		files, err := c.index.Withdrawn(ctx, k.Name, now.Add(-k.grace), retireAtOnce)
+		files, err := c.index.Deletable(ctx, k.Name, now, retireAtOnce)
 		if err != nil || len(files) == 0 {
 			return err
 		}
@@ -91,7 +91,7 @@ func (c *Cache) delete(ctx context.Context, k *kind, file index.CachedFile, now 
 		return err
 	}
 	current, recorded, err := c.file(ctx, k, file.Hash)
-	if err != nil || !recorded || current.WithdrawnAt.IsZero() || current.WithdrawnAt.After(now.Add(-k.grace)) {
+	if err != nil || !recorded || current.WithdrawnAt.IsZero() || current.DeleteAfter.After(now) {
 		return err
 	}
 	k.metrics.deleted.Inc()

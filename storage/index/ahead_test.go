@@ -3,6 +3,8 @@ package index
 import (
 	"testing"
 	"time"
+
+	"nar-herder/narinfo"
 )
 
 // TestBoundTimes: what was withdrawn, or used, by a clock that was ahead counts as of
@@ -40,7 +42,7 @@ func TestBoundTimes(t *testing.T) {
 	if got, err := x.BoundTimes(t.Context(), time.Unix(60, 0)); err != nil || got != 0 {
 		t.Errorf("%d times were bounded by a clock that is behind, %v", got, err)
 	}
-	for _, want := range []int64{4, 0} {
+	for _, want := range []int64{6, 0} {
 		if got, err := x.BoundTimes(t.Context(), now); err != nil || got != want {
 			t.Errorf("%d times were bounded, want %d, %v", got, want, err)
 		}
@@ -48,11 +50,12 @@ func TestBoundTimes(t *testing.T) {
 	times[3] = now
 	for n, want := range times {
 		item, err := x.Item(t.Context(), testPath(n).Hash)
-		if err != nil || !item.WithdrawnAt.Equal(want) {
-			t.Errorf("item %d: withdrawn at %v, want %v, %v", n, item.WithdrawnAt, want, err)
+		due := want.Add(narinfo.UnadvertisedTTL + answersKept)
+		if err != nil || !item.WithdrawnAt.Equal(want) || !item.DeleteAfter.Equal(due) {
+			t.Errorf("item %d: withdrawn at %v, want %v; to be deleted after %v, want %v; %v", n, item.WithdrawnAt, want, item.DeleteAfter, due, err)
 		}
 		files, err := x.CachedFiles(t.Context(), testPath(n).Hash)
-		if err != nil || len(files) != 2 || !files[0].WithdrawnAt.Equal(want) || !files[0].LastUsed.Equal(want) || !files[1].LastUsed.Equal(want) {
+		if err != nil || len(files) != 2 || !files[0].WithdrawnAt.Equal(want) || files[0].DeleteAfter.After(due) || files[0].DeleteAfter.Before(due.Add(-answersKept)) || !files[0].LastUsed.Equal(want) || !files[1].LastUsed.Equal(want) {
 			t.Errorf("item %d: %+v, want %v, %v", n, files, want, err)
 		}
 	}
