@@ -403,14 +403,14 @@ func TestWithdrawn(t *testing.T) {
 	}
 	s.wait(t)
 	s = p.serve(t, "--ttl=1s", "--log-level=INFO")
-	succeed(t, "remove", database, "--after-grace", libgreet)
-	const kept = "SELECT cast((delete_after - withdrawn_at) / 3600000.0 + 0.5 AS INTEGER) FROM narinfos WHERE withdrawn_at IS NOT NULL ORDER BY id LIMIT 1 OFFSET "
+	succeed(t, "remove", database, "--after-grace", gosrc)
+	const kept = "SELECT cast((delete_after - withdrawn_at) / 3600000.0 + 0.5 AS INTEGER) FROM narinfos WHERE withdrawn_at IS NOT NULL ORDER BY delete_after LIMIT 1 OFFSET "
 	for n, want := range []int{24, 30 * 24} {
 		if hours := count(t, p.database, kept+strconv.Itoa(n)); hours != want {
 			t.Errorf("withdrawal %d is kept for %d hours, want %d", n, hours, want)
 		}
 	}
-	for _, item := range []string{entropy, libgreet} {
+	for _, item := range []string{entropy, gosrc} {
 		if got := ask("/nar/lzip/" + item); got.StatusCode != 200 {
 			t.Errorf("%s after a restart with a short time to live: %s", item, got.Status)
 		}
@@ -422,12 +422,12 @@ func TestWithdrawn(t *testing.T) {
 	if log := s.err.String(); !strings.Contains(log, `level=INFO msg="removed items that were withdrawn" items=1 bytes=3041079`) || strings.Contains(log, "level=ERROR") {
 		t.Errorf("log: %s", log)
 	}
-	p.wantListed(t, empty, entropy, libgreet)
+	p.wantListed(t, empty, entropy, gosrc)
 	changes := make(map[string]int)
 	for line := range strings.Lines(recentRemovals(t, p.database)) {
 		changes[strings.TrimSpace(line)]++
 	}
-	for base, want := range map[string]int{empty: 1, entropy: 1, greeting: 1, deepTree: 1, gosrc: 0} {
+	for base, want := range map[string]int{empty: 1, entropy: 1, greeting: 1, deepTree: 1, gosrc: 1, libgreet: 0} {
 		if got := changes["/gnu/store/"+base]; got != want {
 			t.Errorf("%s has %d removals among the changes, want %d", base, got, want)
 		}
