@@ -52,8 +52,8 @@ func (c *Cache) notPending(files []index.CachedFile) (idle []index.CachedFile) {
 	return idle
 }
 
-// withdraw has narinfos no longer name the files. The time that is written down
-// is later than the last answer that does.
+// withdraw removes the files from narinfos. The time that is recorded is later than the
+// last answer that names them.
 func (c *Cache) withdraw(ctx context.Context, k *kind, files []index.CachedFile) error {
 	k.hide(files)
 	defer k.unhide(files)
@@ -61,13 +61,15 @@ func (c *Cache) withdraw(ctx context.Context, k *kind, files []index.CachedFile)
 		c.changed(file.Hash)
 	}
 	at := time.Now()
-	err := c.index.Reclaim(ctx, func(tx *index.Tx) error {
+	var due time.Time
+	err := c.index.Reclaim(ctx, func(tx *index.Tx) (err error) {
 		for _, file := range files {
 			if err := tx.WithdrawCached(file.Hash, k.Name, at); err != nil && !errors.Is(err, storage.ErrNotFound) {
 				return err
 			}
 		}
-		return nil
+		due, err = tx.Expiry(k.Name, at)
+		return err
 	})
 	if err != nil {
 		// They are named again, as they are still there.
@@ -77,6 +79,7 @@ func (c *Cache) withdraw(ctx context.Context, k *kind, files []index.CachedFile)
 		return err
 	}
 	k.metrics.withdrawn.Add(float64(len(files)))
+	c.log.Info("withdrew cached nars; they take room until no client can hold a narinfo that names them", "type", k.Name, "nars", len(files), "freed_from", due.UTC().Format(time.RFC3339))
 	return nil
 }
 

@@ -3,6 +3,7 @@ package cached
 import (
 	"context"
 	"os"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -43,6 +44,10 @@ func TestLoweredTTL(t *testing.T) {
 			if err != nil || (len(files) == 1) != (after < 9*day) || b.names(hello, "gzip") {
 				t.Errorf("after %v there are %d files, %v", after, len(files), err)
 			}
+		}
+		freed := "nars=1 freed_from=" + restarted.Add(9*day).UTC().Format(time.RFC3339)
+		if log := b.log.String(); strings.Count(log, "withdrew cached nars") != 1 || !strings.Contains(log, freed) {
+			t.Errorf("the log lacks %s: %s", freed, log)
 		}
 	})
 }
