@@ -103,7 +103,7 @@ func TestDamagedRemoval(t *testing.T) {
 		t.Errorf("others are told %q", told)
 	}
 	own.rewrite("UPDATE narinfos SET checksum = checksum - 1 WHERE id = 2")
-	if items, err := own.index.WithdrawnItems(t.Context(), time.Now(), 10); err != nil || len(items) != 1 || items[0].Mirrored {
+	if items, err := own.index.DeletableItems(t.Context(), time.Now().Add(100*24*time.Hour), 10); err != nil || len(items) != 1 || items[0].Mirrored {
 		t.Errorf("withdrawn are %v, %v", items, err)
 	}
 }

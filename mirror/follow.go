@@ -52,6 +52,15 @@ func (b *batch) add(change storage.Followed) {
 
 func (b *batch) isFull() bool { return len(b.changes) >= batchSize || b.size >= batchBytes }
 
+// noteWithdrawn logs that items were withdrawn, and from when on they may be deleted.
+func (m *Mirror) noteWithdrawn(ctx context.Context, items int) {
+	due, err := m.Storage.DeleteAfter(ctx)
+	if err != nil {
+		return // the database fails, which others log
+	}
+	m.log.Info("withdrew items that the source has removed", "items", items, "freed_from", due.UTC().Format(time.RFC3339))
+}
+
 // apply does what the source has done.
 func (m *Mirror) apply(ctx context.Context, b *batch) error {
 	removals, err := m.removals(ctx, b.changes)
@@ -77,6 +86,9 @@ func (m *Mirror) apply(ctx context.Context, b *batch) error {
 		return err
 	}
 	m.status.applied(sums)
+	if sums.Withdrawn > 0 {
+		m.noteWithdrawn(ctx, sums.Withdrawn)
+	}
 	m.announce(b.changes)
 	return nil
 }

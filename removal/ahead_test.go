@@ -81,10 +81,10 @@ func TestWithdrawnAhead(t *testing.T) {
 		ctx, stop := context.WithCancel(t.Context())
 		ended := make(chan struct{})
 		go func() {
-			NewWithdrawn(p.Storage, p.index, 2*time.Hour, slog.New(slog.DiscardHandler)).Run(ctx)
+			NewWithdrawn(p.Storage, p.index, slog.New(slog.DiscardHandler)).Run(ctx)
 			close(ended)
 		}()
-		time.Sleep(2 * time.Hour)
+		time.Sleep(36 * time.Hour)
 		synctest.Wait()
 		if !p.has(t, 1) {
 			t.Error("removed early")

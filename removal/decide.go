@@ -209,6 +209,7 @@ func (r *Remover) removeChunk(ctx context.Context, chunk []candidate, since int6
 		for _, item := range gone {
 			c := candidate{item: item}
 			freed += c.size()
+			r.metrics.withdrawnBytes.Add(c.size())
 		}
 		r.metrics.withdrawn.Add(int64(len(gone)))
 		if err != nil {

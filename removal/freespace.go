@@ -145,7 +145,7 @@ func (r *Remover) lookAtSpace(ctx context.Context) error {
 		return err
 	}
 	r.space.observe(r.now(), look{
-		free: free, stored: totals.StoredSize + perNar*totals.StoredNars, pending: pending,
+		free: free, stored: totals.StoredSize + perNar*totals.StoredNars, pending: pending.Size,
 		evicted: r.metrics.bytes.Load(), linked: r.storage.LinkedRemoved(),
 	})
 	r.noteSpace(free < r.space.minimum)
@@ -186,7 +186,7 @@ func (r *Remover) spaceWarning() string {
 	if r.spaceReason != "" {
 		text += "; " + r.spaceReason
 	}
-	return text
+	return text + r.withdrawnNote()
 }
 
 // freeBytes is for the metrics.

@@ -182,10 +182,18 @@ func TestMinimumFreeWithdraws(t *testing.T) {
 	if state := a.state(20); strings.Count(state, "w") != 5 || strings.Count(state, "s") != 15 {
 		t.Errorf("%s", state)
 	}
-	if warnings := r.Warnings(); len(warnings) != 1 {
-		t.Errorf("too little is free until the grace is over, and the warnings are %q", warnings)
+	// The date is that of the first withdrawal, which was before the first of 30 hours.
+	freed := c.now().Add(6*time.Hour + time.Second).UTC().Format(time.RFC3339)
+	if warnings := r.Warnings(); len(warnings) != 1 || !strings.Contains(warnings[0], "bytes are withdrawn nars, which are freed from "+freed) {
+		t.Errorf("too little is free until %s, and the warnings are %q", freed, warnings)
 	}
-	if _, err := a.RemoveWithdrawn(t.Context(), c.now()); err != nil {
+	if bytes := counted(t, r, "narherder_storage_withdrawn_bytes"); bytes < 5*narBytes || bytes > 6*narBytes {
+		t.Errorf("%v bytes are withdrawn", bytes)
+	}
+	if log := a.log.String(); strings.Count(log, "withdrew items") != 1 || !strings.Contains(log, "items=5 ") || !strings.Contains(log, "freed_from="+freed) || strings.Contains(log, "made room") {
+		t.Errorf("the log: %s", log)
+	}
+	if _, err := a.RemoveWithdrawn(t.Context(), c.now().Add(48*time.Hour)); err != nil {
 		t.Fatal(err)
 	}
 	for range 30 {

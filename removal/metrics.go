@@ -11,16 +11,16 @@ import (
 
 // metrics counts what a remover does.
 type metrics struct {
-	removed, withdrawn, bytes, decided, failed atomic.Int64
+	removed, bytes, withdrawn, withdrawnBytes, decided, failed atomic.Int64
 
 	collectors []prometheus.Collector
 }
 
 // counts are what the counters stand at.
-type counts struct{ removed, withdrawn, bytes int64 }
+type counts struct{ removed, bytes, withdrawn, withdrawnBytes int64 }
 
 func (m *metrics) counts() counts {
-	return counts{m.removed.Load(), m.withdrawn.Load(), m.bytes.Load()}
+	return counts{m.removed.Load(), m.bytes.Load(), m.withdrawn.Load(), m.withdrawnBytes.Load()}
 }
 
 // count adds what was freed.
@@ -50,6 +50,11 @@ func (r *Remover) makeMetrics() {
 		defer r.mu.Unlock()
 		return float64(r.usage)
 	})
+	gauge("narherder_storage_withdrawn_bytes", "What withdrawn nars take of the storage until they may be deleted.", func() float64 {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return float64(r.pending.Size)
+	})
 	gauge("narherder_storage_limit_bytes", "What the storage is kept below; -1 for no limit.", func() float64 { return float64(r.limit.Load()) })
 	if _, _, err := r.storage.FreeSpace(); !errors.Is(err, errors.ErrUnsupported) {
 		gauge("narherder_storage_free_bytes", "Free bytes on the file system of the storage.", r.freeBytes)
@@ -59,7 +64,7 @@ func (r *Remover) makeMetrics() {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		if limit := r.limit.Load(); limit >= 0 {
-			return float64(max(0, r.usage-r.pending-limit))
+			return float64(max(0, r.usage-r.pending.Size-limit))
 		}
 		return 0
 	})

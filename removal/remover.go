@@ -140,7 +140,8 @@ type Remover struct {
 
 	mu      sync.Mutex
 	usage   int64
-	pending int64 // of usage: what goes when its grace is over
+	pending index.WithdrawnUsage // of usage
+	hard    int64                // the hard limit; negative for none
 	warning string
 	// spaceReason is why no more is removed for the minimum of free space.
 	spaceReason string
@@ -163,6 +164,7 @@ func New(s *storage.Storage, x *index.Index, options Options) *Remover {
 		r.peers[u.String()] = options.Peer(u)
 	}
 	r.limit.Store(options.Limit)
+	r.hard = -1
 	r.space.minimum = options.MinimumFree
 	r.makeMetrics()
 	return r
@@ -261,10 +263,14 @@ func (r *Remover) Round(ctx context.Context) error {
 	r.passLimit = g.limit
 	begun, before := r.now(), r.metrics.counts()
 	kept, err := r.free(ctx, &g)
-	if after := r.metrics.counts(); after != before {
-		r.counted -= after.bytes - before.bytes
-		r.log.Info("made room in the storage", "nars", after.removed-before.removed, "withdrawn", after.withdrawn-before.withdrawn,
+	after := r.metrics.counts()
+	r.counted -= after.bytes - before.bytes
+	if after.removed > before.removed {
+		r.log.Info("made room in the storage", "nars", after.removed-before.removed,
 			"bytes", after.bytes-before.bytes, "took", r.now().Sub(begun).Round(time.Millisecond).String())
+	}
+	if after.withdrawn > before.withdrawn {
+		r.noteWithdrawn(ctx, after.withdrawn-before.withdrawn, after.withdrawnBytes-before.withdrawnBytes)
 	}
 	if errors.Is(err, storage.ErrNotDeleted) && ctx.Err() == nil {
 		// What the index says to be gone has to be counted again.
@@ -423,22 +429,6 @@ func (r *Remover) isNews(reason string) bool {
 	return true
 }
 
-// Warnings are what is not as it should be, for the health.
-func (r *Remover) Warnings() (warnings []string) {
-	r.mu.Lock()
-	limit, stuck := r.warning, ""
-	if r.stuck {
-		stuck = notDeleted
-	}
-	r.mu.Unlock()
-	for _, text := range []string{limit, r.spaceWarning(), stuck} {
-		if text != "" {
-			warnings = append(warnings, text)
-		}
-	}
-	return warnings
-}
-
 // measure returns by how many bytes the storage is above its limit, and how many lack
 // of the minimum of free space, apart from what is about to go; and why no more is
 // removed for the latter.
@@ -478,12 +468,16 @@ func (r *Remover) measure(ctx context.Context) (g goal, reason string, err error
 	if err != nil {
 		return goal{}, "", err
 	}
+	hard, err := r.storage.HardLimit(ctx)
+	if err != nil {
+		return goal{}, "", err
+	}
 	r.mu.Lock()
-	r.usage, r.pending = usage, pending
+	r.usage, r.pending, r.hard = usage, pending, hard
 	r.mu.Unlock()
 	if g.limit >= 0 {
 		// What can't be known is not removed: the next survey will tell.
-		g.excess = min(usage, r.counted) - pending - g.limit
+		g.excess = min(usage, r.counted) - pending.Size - g.limit
 	}
 	if err := r.lookAtSpace(ctx); err != nil {
 		return goal{}, "", err

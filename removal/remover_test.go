@@ -193,8 +193,20 @@ func TestWithdrawNoMore(t *testing.T) {
 	if strings.Count(state, "w") != 5 || strings.Count(state, "s") != 15 {
 		t.Errorf("%s", state)
 	}
-	if r.Warnings() != nil || counted(t, r, "narherder_storage_excess_bytes") != 0 {
-		t.Errorf("%v", r.Warnings())
+	warnings := strings.Join(r.Warnings(), "\n")
+	if strings.Count(warnings, "\n") > 0 || !strings.Contains(warnings, "above its limit of") || !strings.Contains(warnings, "20480 bytes are withdrawn nars, which are freed from 20") {
+		t.Errorf("warnings: %s", warnings)
+	}
+	if excess, withdrawn := counted(t, r, "narherder_storage_excess_bytes"), counted(t, r, "narherder_storage_withdrawn_bytes"); excess != 0 || withdrawn != 5*4096 {
+		t.Errorf("%v bytes above the limit, %v withdrawn", excess, withdrawn)
+	}
+	// A hard limit that is lowered below what is there.
+	if err := a.SetHardLimit(t.Context(), usage/2); err != nil {
+		t.Fatal(err)
+	}
+	round(t, r)
+	if warnings := r.Warnings(); len(warnings) != 2 || !strings.Contains(warnings[1], "above its hard limit of") || !strings.Contains(warnings[1], "are refused; 20480 bytes are withdrawn") {
+		t.Errorf("warnings: %q", warnings)
 	}
 	for n := range state {
 		if _, err := a.Text(t.Context(), hashNumber(n)); (err == nil) != (state[n] == 's') {
@@ -674,9 +686,12 @@ func TestPinKeepsWithdrawn(t *testing.T) {
 		t.Fatal(err)
 	}
 	a.imports(spec{n: 2, bytes: 10, refs: []int{0}})
-	w := NewWithdrawn(a.Storage, a.index, -24*time.Hour*36500, slog.New(slog.DiscardHandler))
-	noted := true
-	if err := w.step(t.Context(), &noted); err != nil {
+	w := NewWithdrawn(a.Storage, a.index, slog.New(slog.DiscardHandler))
+	due := c.now().AddDate(100, 0, 0)
+	if err := w.keep(t.Context(), due); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.remove(t.Context(), due); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := a.Text(t.Context(), needed); err != nil {

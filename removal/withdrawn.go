@@ -23,34 +23,31 @@ const (
 	boundEvery = time.Hour
 )
 
-// Withdrawn removes the items that were withdrawn, when the grace period of each
-// is over.
+// Withdrawn removes the items that were withdrawn, each when no client can hold its
+// narinfo.
 type Withdrawn struct {
-	grace time.Duration
-	log   *slog.Logger
+	log *slog.Logger
 	// failing says that the last try failed.
 	failing atomic.Bool
 	// Of the storage, but in tests.
-	remove func(ctx context.Context, until time.Time) (storage.Freed, error)
-	note   func(ctx context.Context, grace time.Duration) error
-	keep   func(ctx context.Context, until time.Time) error
+	remove func(ctx context.Context, now time.Time) (storage.Freed, error)
+	keep   func(ctx context.Context, now time.Time) error
 	bound  func(ctx context.Context, now time.Time) (int64, error)
 	// boundAt is when bound was called last, or Run began.
 	boundAt time.Time
 }
 
-// NewWithdrawn removes items from the storage. grace is the longest that a client
-// may use a narinfo after the item was withdrawn.
-func NewWithdrawn(s *storage.Storage, x *index.Index, grace time.Duration, log *slog.Logger) *Withdrawn {
-	w := &Withdrawn{grace: grace, log: log, remove: s.RemoveWithdrawn, note: s.NoteGrace, bound: x.BoundTimes}
-	w.keep = func(ctx context.Context, until time.Time) error { return w.keepPinned(ctx, x, until) }
+// NewWithdrawn removes items from the storage.
+func NewWithdrawn(s *storage.Storage, x *index.Index, log *slog.Logger) *Withdrawn {
+	w := &Withdrawn{log: log, remove: s.RemoveWithdrawn, bound: x.BoundTimes}
+	w.keep = func(ctx context.Context, now time.Time) error { return w.keepPinned(ctx, x, now) }
 	return w
 }
 
 // keepPinned takes back withdrawals, when any is due, of what pins have come to
 // keep since: a pinned item may have come, or refer to others now.
-func (w *Withdrawn) keepPinned(ctx context.Context, x *index.Index, until time.Time) error {
-	due, err := x.WithdrawnItems(ctx, until, 1)
+func (w *Withdrawn) keepPinned(ctx context.Context, x *index.Index, now time.Time) error {
+	due, err := x.DeletableItems(ctx, now, 1)
 	if err != nil || len(due) == 0 {
 		return err
 	}
@@ -74,7 +71,6 @@ func (w *Withdrawn) keepPinned(ctx context.Context, x *index.Index, until time.T
 // Run removes what is due until the context ends. Errors are logged, once each
 // time that it begins to fail, and tried again.
 func (w *Withdrawn) Run(ctx context.Context) {
-	noted := false
 	w.boundAt = time.Now()
 	wait := withdrawnInterval
 	timer := time.NewTimer(0) // something may be due since long ago
@@ -85,7 +81,7 @@ func (w *Withdrawn) Run(ctx context.Context) {
 			return
 		case <-timer.C:
 		}
-		err := w.step(ctx, &noted)
+		err := w.step(ctx)
 		switch {
 		case ctx.Err() != nil:
 			return
@@ -112,13 +108,7 @@ func (w *Withdrawn) Warnings() []string {
 	return nil
 }
 
-func (w *Withdrawn) step(ctx context.Context, noted *bool) error {
-	if !*noted {
-		if err := w.note(ctx, w.grace); err != nil {
-			return err
-		}
-		*noted = true
-	}
+func (w *Withdrawn) step(ctx context.Context) error {
 	if now := time.Now(); now.Sub(w.boundAt) >= boundEvery {
 		w.boundAt = now
 		bounded, err := w.bound(ctx, now)
@@ -129,13 +119,13 @@ func (w *Withdrawn) step(ctx context.Context, noted *bool) error {
 			w.log.Warn("the clock was wrong when items were withdrawn: their grace period begins now", "rows", bounded)
 		}
 	}
-	until := time.Now().Add(-w.grace)
-	if err := w.keep(ctx, until); err != nil {
+	now := time.Now()
+	if err := w.keep(ctx, now); err != nil {
 		return err
 	}
-	freed, err := w.remove(ctx, until)
+	freed, err := w.remove(ctx, now)
 	if freed.Items > 0 {
-		w.log.Info("removed items that were withdrawn", "items", freed.Items, "bytes", freed.Size, "grace", w.grace)
+		w.log.Info("removed items that were withdrawn", "items", freed.Items, "bytes", freed.Size)
 	}
 	return err
 }

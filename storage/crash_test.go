@@ -87,7 +87,7 @@ func withdrawing(items ...fake) func(*storage.Storage, string) error {
 		if _, err := s.WithdrawAll(context.Background(), hashesOf(items), nil); err != nil {
 			return err
 		}
-		_, err := s.RemoveWithdrawn(context.Background(), time.Now().Add(time.Hour))
+		_, err := s.RemoveWithdrawn(context.Background(), time.Now().Add(48*time.Hour))
 		return err
 	}
 }

@@ -153,15 +153,15 @@ func (s *Storage) Withdraw(ctx context.Context, items []*Item, since int64, guar
 	return withdrawn, nil
 }
 
-// RemoveWithdrawn removes the items that were withdrawn at the given time or
-// before, rows and bytes. An item whose files can't be deleted, as far as that is known
+// RemoveWithdrawn removes the withdrawn items that may be deleted at the given time,
+// rows and bytes. An item whose files can't be deleted, as far as that is known
 // beforehand, keeps its row: the others are removed, and the error is [ErrNotDeleted].
-func (s *Storage) RemoveWithdrawn(ctx context.Context, until time.Time) (freed Freed, err error) {
+func (s *Storage) RemoveWithdrawn(ctx context.Context, now time.Time) (freed Freed, err error) {
 	var stuck error // the first of an item that stays
 	var cursor index.WithdrawnCursor
 	for more := true; more; {
 		var items []*index.Item
-		if items, more, err = s.index.WithdrawnPage(ctx, until, &cursor, BatchSize); err != nil {
+		if items, more, err = s.index.WithdrawnPage(ctx, now, &cursor, BatchSize); err != nil {
 			return freed, err
 		}
 		if len(items) == 0 {
@@ -184,7 +184,7 @@ func (s *Storage) RemoveWithdrawn(ctx context.Context, until time.Time) (freed F
 				} else if err != nil {
 					return err
 				}
-				if row.WithdrawnAt.IsZero() || row.WithdrawnAt.After(until) {
+				if row.WithdrawnAt.IsZero() || row.DeleteAfter.After(now) {
 					continue // it was added again meanwhile
 				}
 				if s.bytes == nil && row.Stored != 0 {

@@ -148,10 +148,10 @@ func TestWithdrawAndRemove(t *testing.T) {
 	if results := importAll(t, s, storage.ImportOptions{}, laid(t, another)); outcomes(results) != "1 failed" {
 		t.Errorf("another nar of an item that goes: %s", outcomes(results))
 	}
-	if freed, err := s.RemoveWithdrawn(t.Context(), before.Add(-time.Second)); err != nil || freed.Items != 0 {
+	if freed, err := s.RemoveWithdrawn(t.Context(), before.Add(narinfo.UnadvertisedTTL)); err != nil || freed.Items != 0 {
 		t.Errorf("too early: %+v, %v", freed, err)
 	}
-	freed, err := s.RemoveWithdrawn(t.Context(), time.Now())
+	freed, err := s.RemoveWithdrawn(t.Context(), time.Now().Add(48*time.Hour))
 	if err != nil || freed.Items != 1 || freed.Size != 4 {
 		t.Errorf("%+v, %v", freed, err)
 	}
@@ -293,14 +293,14 @@ func TestRemoveWithdrawnAround(t *testing.T) {
 		}
 	}
 	broken := p.openWith(t, func(b storage.ByteStore) storage.ByteStore { return foresees{b, items[0].name()} })
-	freed, err := broken.RemoveWithdrawn(t.Context(), time.Now().Add(time.Second))
+	freed, err := broken.RemoveWithdrawn(t.Context(), time.Now().Add(48*time.Hour))
 	if !errors.Is(err, storage.ErrNotDeleted) || freed.Items != len(items)-1 {
 		t.Errorf("%+v, %v", freed, err)
 	}
 	if gone(filepath.Join(p.store, items[0].name())) {
 		t.Error("the item whose file can't be deleted has lost it")
 	}
-	if freed, err := s.RemoveWithdrawn(t.Context(), time.Now().Add(time.Second)); err != nil || freed.Items != 1 {
+	if freed, err := s.RemoveWithdrawn(t.Context(), time.Now().Add(48*time.Hour)); err != nil || freed.Items != 1 {
 		t.Errorf("%+v, %v", freed, err)
 	}
 }

@@ -147,7 +147,7 @@ func removeBatches(s *storage.Storage, every int) error {
 		}
 	}
 	_, err2 := s.WithdrawAll(context.Background(), batches[1], nil)
-	_, err3 := s.RemoveWithdrawn(context.Background(), time.Now())
+	_, err3 := s.RemoveWithdrawn(context.Background(), time.Now().Add(48*time.Hour))
 	return errors.Join(err, err2, err3)
 }
 

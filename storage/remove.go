@@ -147,10 +147,9 @@ func outgoing(tx *index.Tx, hash narinfo.PathHash) (removal Removal, item *Item,
 // put off: less than what a grace period has to spare for that.
 const slowWithdrawal = 300 * time.Millisecond
 
-// WithdrawAll has clients no longer be told of the items, which
-// [Storage.RemoveWithdrawn] removes later, in one transaction. Results and guard
-// are as those of [Storage.RemoveAll]. An item that was withdrawn before keeps
-// that time.
+// WithdrawAll hides the items from clients, in one transaction;
+// [Storage.RemoveWithdrawn] removes them later. Results and guard are as those of
+// [Storage.RemoveAll]. An item that was withdrawn before keeps its times.
 func (s *Storage) WithdrawAll(ctx context.Context, hashes []narinfo.PathHash, guard func(*index.Tx) error) ([]Removal, error) {
 	if err := s.MayDelete(ctx); errors.Is(err, ErrNotOwner) {
 		return nil, err
@@ -214,31 +213,9 @@ func (s *Storage) postpone(ctx context.Context, begin time.Time, withdrawn []nar
 	})
 }
 
-// graceSetting is where the server's grace period is noted.
-const graceSetting = "removal.grace"
-
-// NoteGrace notes after how long the server removes what was withdrawn, for
-// [Storage.Grace].
-func (s *Storage) NoteGrace(ctx context.Context, grace time.Duration) error {
-	noted, err := s.index.Setting(ctx, graceSetting)
-	if err != nil || noted == grace.String() {
-		return err
-	}
-	return s.index.Reclaim(ctx, func(tx *index.Tx) error { return tx.SetSetting(graceSetting, grace.String()) })
-}
-
-// Grace is after how long the server that ran last removes what was withdrawn; 0
-// when that is not known.
-func (s *Storage) Grace(ctx context.Context) (time.Duration, error) {
-	noted, err := s.index.Setting(ctx, graceSetting)
-	if err != nil || noted == "" {
-		return 0, err
-	}
-	grace, err := time.ParseDuration(noted)
-	if err != nil {
-		return 0, fmt.Errorf("the grace period %q in the database: %w", noted, err)
-	}
-	return grace, nil
+// DeleteAfter is from when on items may be deleted that are withdrawn now.
+func (s *Storage) DeleteAfter(ctx context.Context) (time.Time, error) {
+	return s.index.DeleteAfter(ctx, s.now())
 }
 
 // hashInName returns the path hash that a nar's name begins with; the zero

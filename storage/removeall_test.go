@@ -141,7 +141,7 @@ func TestRemoveAllElsewhere(t *testing.T) {
 	if _, err := s.WithdrawAll(t.Context(), []narinfo.PathHash{f.hash()}, nil); err != nil {
 		t.Fatal(err)
 	}
-	if freed, err := p.openIndexOnly(t).RemoveWithdrawn(t.Context(), time.Now()); freed.Items != 0 || !errors.Is(err, storage.ErrElsewhere) {
+	if freed, err := p.openIndexOnly(t).RemoveWithdrawn(t.Context(), time.Now().Add(48*time.Hour)); freed.Items != 0 || !errors.Is(err, storage.ErrElsewhere) {
 		t.Errorf("%+v, %v", freed, err)
 	}
 	if content, err := stored(s, f.hash(), 0); err != nil || content != f.content {
@@ -239,7 +239,7 @@ func TestRemoveAllWhileImporting(t *testing.T) {
 		} else {
 			removals, err = s.WithdrawAll(t.Context(), hashesOf(items[:30]), nil)
 			if err == nil {
-				_, err = s.RemoveWithdrawn(t.Context(), time.Now())
+				_, err = s.RemoveWithdrawn(t.Context(), time.Now().Add(48*time.Hour))
 			}
 		}
 		for _, r := range removals {
@@ -298,11 +298,12 @@ func TestWithdrawAll(t *testing.T) {
 			t.Errorf("the nar of item %d: %q, %v", n, content, err)
 		}
 	}
+	const grace = narinfo.UnadvertisedTTL + time.Second
 	for _, step := range []struct {
 		until time.Time
 		items int
 	}{{first.Add(-time.Millisecond), 0}, {first, 1}, {now.Add(-time.Millisecond), 0}, {now, 1}, {now.Add(time.Hour), 0}} {
-		freed, err := s.RemoveWithdrawn(t.Context(), step.until)
+		freed, err := s.RemoveWithdrawn(t.Context(), step.until.Add(grace))
 		if err != nil || freed.Items != step.items || (freed.Size > 0) != (step.items > 0) {
 			t.Errorf("until %v: %+v, %v", step.until, freed, err)
 		}
@@ -329,8 +330,8 @@ func TestSlowWithdrawal(t *testing.T) {
 	}
 	for n, want := range []time.Time{early, clock.set(0, 20*time.Second)} {
 		item, err := s.Item(t.Context(), items[n].hash())
-		if err != nil || !item.WithdrawnAt.Equal(want) {
-			t.Errorf("item %d: withdrawn at %v, want %v, %v", n, item.WithdrawnAt, want, err)
+		if err != nil || !item.WithdrawnAt.Equal(want) || !item.DeleteAfter.Equal(want.Add(narinfo.UnadvertisedTTL+time.Second)) {
+			t.Errorf("item %d: withdrawn at %v, to be deleted after %v, want %v, %v", n, item.WithdrawnAt, item.DeleteAfter, want, err)
 		}
 	}
 
@@ -351,22 +352,5 @@ func TestSlowWithdrawal(t *testing.T) {
 	}
 	if item, err = s.Item(t.Context(), f.hash()); err != nil || !item.WithdrawnAt.Equal(clock.set(0, 0)) {
 		t.Errorf("withdrawn at %v, want %v, %v", item.WithdrawnAt, clock.set(0, 0), err)
-	}
-}
-
-func TestGraceNote(t *testing.T) {
-	t.Parallel()
-	p := newPlace(t)
-	s := p.openTest(t)
-	if grace, err := s.Grace(t.Context()); grace != 0 || err != nil {
-		t.Errorf("%v, %v", grace, err)
-	}
-	for _, grace := range []time.Duration{time.Hour, time.Hour, 30*24*time.Hour + time.Second} {
-		if err := s.NoteGrace(t.Context(), grace); err != nil {
-			t.Fatal(err)
-		}
-		if noted, err := s.Grace(t.Context()); noted != grace || err != nil {
-			t.Errorf("%v, %v; want %v", noted, err, grace)
-		}
 	}
 }

@@ -1,9 +1,11 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -13,6 +15,7 @@ import (
 	"nar-herder/compression/cached"
 	"nar-herder/internal/redact"
 	"nar-herder/peer"
+	"nar-herder/storage/index"
 	"nar-herder/storage/uses"
 )
 
@@ -29,6 +32,25 @@ func openCache(store *opened, options cached.Options, peers peer.Peers, counter 
 		options.Elsewhere = peers
 	}
 	return cached.New(store.index, store.Storage, options)
+}
+
+// advertise records what narinfos will advertise, before any is served. On a full disk
+// that is not possible; then narinfos advertise no more than what is recorded, which is
+// what withdrawn items are kept for.
+func advertise(ctx context.Context, x *index.Index, options *cached.Options, log *slog.Logger) error {
+	now := time.Now()
+	advertised := options.Advertised()
+	err := x.Advertise(ctx, now, advertised)
+	if !errors.Is(err, index.ErrFull) {
+		return err
+	}
+	most, mostErr := x.ShortestPromise(ctx, now, maps.Keys(advertised))
+	if mostErr != nil {
+		return mostErr
+	}
+	options.LimitTTLs(most)
+	log.Error("the times to live of narinfos can't be recorded in the database: until the next start with room for it, they are limited to what was recorded before", "limit", most, "error", err)
+	return nil
 }
 
 // cacheOptions gathers what the options say of each type.

@@ -60,15 +60,19 @@ func TestGrace(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			grace := line.RunServer.grace(cacheOptions.Types)
-			if want := test.keeps + answersKept; grace != want {
-				t.Fatalf("grace %v, want %v", grace, want)
+			all := cacheOptions.Advertised()
+			if grace := all[index.Narinfos].Grace; grace != test.keeps {
+				t.Fatalf("grace %v, want %v", grace, test.keeps)
 			}
+			const answersKept = time.Second // after the withdrawal
 			place := newPlace(t)
 			file := filepath.Join(place.storage, "nar/lzip", greeting)
 			synctest.Test(t, func(t *testing.T) {
 				store, err := open(t.Context(), place.database, place.storage, index.Options{}, slog.New(slog.DiscardHandler))
 				if err != nil {
+					t.Fatal(err)
+				}
+				if err := store.index.Advertise(t.Context(), time.Now(), all); err != nil {
 					t.Fatal(err)
 				}
 				err = store.Import(t.Context(), []string{published(greeting)}, storage.ImportOptions{Keep: true}, func(storage.Imported) {})
@@ -85,7 +89,7 @@ func TestGrace(t *testing.T) {
 					ctx, stop := context.WithCancel(t.Context())
 					ended := make(chan struct{})
 					go func() {
-						removal.NewWithdrawn(store.Storage, store.index, grace, slog.New(slog.DiscardHandler)).Run(ctx)
+						removal.NewWithdrawn(store.Storage, store.index, slog.New(slog.DiscardHandler)).Run(ctx)
 						close(ended)
 					}()
 					synctest.Wait()

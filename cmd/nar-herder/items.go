@@ -75,7 +75,7 @@ func (c *statsCommand) Run(ctx context.Context, s *streams) (err error) {
 		return err
 	}
 	withdrawn, err1 := store.index.WithdrawnCount(ctx)
-	withdrawnSize, err2 := store.index.WithdrawnStored(ctx)
+	withdrawnUsage, err2 := store.index.WithdrawnStored(ctx)
 	pins, err3 := store.index.Pins(ctx)
 	if err := errors.Join(err1, err2, err3); err != nil {
 		return err
@@ -89,10 +89,10 @@ func (c *statsCommand) Run(ctx context.Context, s *streams) (err error) {
 	if c.JSON {
 		return json.NewEncoder(redact.JSON{W: s.out}).Encode(map[string]int64{
 			"items": totals.Items, "stored_nars": totals.StoredNars, "stored_bytes": totals.StoredSize, "database_bytes": size,
-			"withdrawn_items": withdrawn, "withdrawn_bytes": withdrawnSize, "pins": int64(len(pins)),
+			"withdrawn_items": withdrawn, "withdrawn_bytes": withdrawnUsage.Size, "pins": int64(len(pins)),
 		})
 	}
 	printf(s.out, "store items      %d\n  withdrawn      %d, %s\n  pinned         %d\nnars in storage  %d, %s\ndatabase         %s\n",
-		totals.Items, withdrawn, byteCount(withdrawnSize), len(pins), totals.StoredNars, byteCount(totals.StoredSize), byteCount(size))
+		totals.Items, withdrawn, byteCount(withdrawnUsage.Size), len(pins), totals.StoredNars, byteCount(totals.StoredSize), byteCount(size))
 	return nil
 }

@@ -58,8 +58,10 @@ type listed struct {
 	References []string     `json:"references"`
 	Files      []listedFile `json:"files"`
 	Tags       []string     `json:"tags"` // KEY=VALUE each
-	// WithdrawnAt is since when clients are no longer told of the item.
+	// WithdrawnAt is since when the item is hidden from clients, and DeleteAfter from
+	// when on it may be deleted.
 	WithdrawnAt *time.Time `json:"withdrawn_at,omitempty"`
+	DeleteAfter *time.Time `json:"delete_after,omitempty"`
 	Pinned      bool       `json:"pinned,omitempty"` // itself
 }
 
@@ -75,6 +77,7 @@ type listEntry struct {
 	name      string
 	hash      narinfo.PathHash
 	withdrawn int64 // in seconds; 0 if it is not
+	kept      int64 // until then, in seconds
 }
 
 func (c *listCommand) Run(ctx context.Context, s *streams) (err error) {
@@ -99,7 +102,7 @@ func (c *listCommand) Run(ctx context.Context, s *streams) (err error) {
 		if c.wants(item, pinned) {
 			entry := listEntry{name: strings.Clone(item.Narinfo.StorePath.Name), hash: item.Hash}
 			if !item.WithdrawnAt.IsZero() {
-				entry.withdrawn = item.WithdrawnAt.Unix()
+				entry.withdrawn, entry.kept = item.WithdrawnAt.Unix(), item.DeleteAfter.Unix()
 			}
 			entries = append(entries, entry)
 		}
@@ -115,7 +118,7 @@ func (c *listCommand) Run(ctx context.Context, s *streams) (err error) {
 	for _, entry := range entries {
 		fmt.Fprint(out, narinfo.StorePath{Hash: entry.hash, Name: entry.name})
 		if entry.withdrawn != 0 {
-			fmt.Fprint(out, "\twithdrawn ", time.Unix(entry.withdrawn, 0).UTC().Format(time.RFC3339))
+			fmt.Fprint(out, "\twithdrawn ", time.Unix(entry.withdrawn, 0).UTC().Format(time.RFC3339), ", kept until ", time.Unix(entry.kept, 0).UTC().Format(time.RFC3339))
 		}
 		fmt.Fprintln(out)
 	}
@@ -161,7 +164,7 @@ func (c *listCommand) describeAll(ctx context.Context, store *opened, out *bufio
 			}
 			object.Pinned = pinned[item.Hash]
 			if !item.WithdrawnAt.IsZero() {
-				object.WithdrawnAt = &item.WithdrawnAt
+				object.WithdrawnAt, object.DeleteAfter = &item.WithdrawnAt, &item.DeleteAfter
 			}
 			if err := encoder.Encode(object); err != nil {
 				return err

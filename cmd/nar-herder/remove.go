@@ -153,14 +153,12 @@ func (c *removeCommand) report(out io.Writer, summary *removed, r storage.Remova
 // finish says what it all came to.
 func (c *removeCommand) finish(ctx context.Context, out io.Writer, store *opened, summary *removed, gone map[narinfo.PathHash]struct{}) error {
 	if !c.Now && summary.Items > 0 {
-		grace, err := store.Grace(ctx)
+		due, err := store.DeleteAfter(ctx)
 		if err != nil {
 			return err
 		}
-		if grace > 0 {
-			due := time.Now().Add(grace).UTC().Truncate(time.Second)
-			summary.Due = &due
-		}
+		due = due.UTC().Truncate(time.Second)
+		summary.Due = &due
 	}
 	broken, count, err := removal.Broken(ctx, store.index, gone, listedBroken)
 	if err != nil {
@@ -186,9 +184,9 @@ func (c *removeCommand) finish(ctx context.Context, out io.Writer, store *opened
 	case c.Now:
 		fmt.Fprintln(out, " freed")
 	case summary.Due != nil:
-		printf(out, " of nars, which %s freed by the running server about %s\n", will, summary.Due.Format(time.RFC3339))
+		printf(out, " of nars, which %s freed by a running server from about %s on\n", will, summary.Due.Format(time.RFC3339))
 	default:
-		printf(out, " of nars, which %s freed by a running server once no client can hold the narinfos\n", will)
+		fmt.Fprintln(out, " of nars")
 	}
 	if count > 0 {
 		if count == 1 {

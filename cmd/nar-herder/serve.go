@@ -16,9 +16,7 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 
 	"nar-herder/compression"
-	"nar-herder/compression/cached"
 	"nar-herder/httpapi"
-	"nar-herder/narinfo"
 	"nar-herder/peer/passing"
 	"nar-herder/removal"
 	"nar-herder/storage"
@@ -242,14 +240,17 @@ func (c *serverCommand) run(ctx context.Context, settings *settings, running *ta
 	if err != nil {
 		return err
 	}
-	withdrawn := removal.NewWithdrawn(store.Storage, store.index, c.grace(cacheOptions.Types), log)
+	if err := advertise(ctx, store.index, &cacheOptions, log); err != nil {
+		return err
+	}
+	withdrawn := removal.NewWithdrawn(store.Storage, store.index, log)
 	cache, err := openCache(store, cacheOptions, peers, counter, log)
 	if err != nil {
 		return err
 	}
 	options := httpapi.Options{
 		Decompress: compression.NewReaderWithin, Decoders: decoderBudget(),
-		TTL: (*time.Duration)(c.TTL), NewTTL: (*time.Duration)(c.NewTTL), NegativeTTL: (*time.Duration)(c.NegativeTTL),
+		TTL: cacheOptions.TTL, NewTTL: cacheOptions.NewTTL, NegativeTTL: (*time.Duration)(c.NegativeTTL),
 		AccelRedirect: c.XAccelRedirect,
 		HideMetrics:   c.PublicMetrics == "no",
 		AnswerCache:   max(int64(c.NarinfoCacheSize), 0),
@@ -376,22 +377,6 @@ func (c *serverCommand) limits() httpapi.Limits {
 		limits.PerAddress = int(*c.MaxConnectionsPerAddress)
 	}
 	return limits
-}
-
-// answersKept is how long a narinfo may still be given out after its item was
-// withdrawn: until that is committed and [httpapi.Server.Follow] has noticed.
-const answersKept = time.Second
-
-// grace is how long a client may use a narinfo after its item was withdrawn: one
-// that names a cached file, where the type has a time to live of its own, may be
-// kept for longer, or another may.
-func (c *serverCommand) grace(types []cached.Type) time.Duration {
-	general := narinfo.LongestTTL((*time.Duration)(c.TTL), (*time.Duration)(c.NewTTL), narinfo.UnadvertisedTTL)
-	longest := general
-	for _, t := range types {
-		longest = max(longest, narinfo.LongestTTL(t.TTL, t.NewTTL, general))
-	}
-	return longest + answersKept
 }
 
 // notify tells systemd, where it started the program and wants to know.

@@ -42,7 +42,7 @@ type Type struct {
 	// never.
 	Unused *time.Duration
 	// TTL and NewTTL are what narinfos that name such a file advertise, nil
-	// for what others do. See [Options.grace].
+	// for what others do. See [Options.Advertised].
 	TTL, NewTTL *time.Duration
 }
 
@@ -91,7 +91,6 @@ type Cache struct {
 type kind struct {
 	Type
 	bytes *directory.Directory
-	grace time.Duration
 	space space
 	// changing is held while a file and its row are shown or removed, so that
 	// the look for strangers sees both or neither.
@@ -156,7 +155,7 @@ func New(x *index.Index, s *storage.Storage, options Options) (_ *Cache, err err
 			return nil, fmt.Errorf("directory for cached %s nars: %w", t.Name, err)
 		}
 		c.kinds[t.Name] = &kind{
-			Type: t, bytes: bytes, grace: options.grace(t), surveyed: make(chan struct{}),
+			Type: t, bytes: bytes, surveyed: make(chan struct{}),
 			space: space{max: t.MaxSize}, hidden: make(map[narinfo.PathHash]struct{}), lost: make(map[narinfo.PathHash]narinfo.StorePath),
 		}
 		if err := c.judgeProbe(t, bytes.Probe(context.Background())); err != nil {
@@ -229,28 +228,6 @@ func (c *Cache) Close() error {
 		err = errors.Join(err, k.bytes.Close())
 	}
 	return err
-}
-
-// grace is how long a client may hold a narinfo that names a file of the type.
-// A new TTL is what is advertised now, and TTL what was before: the longer of
-// the two counts.
-func (o *Options) grace(t Type) time.Duration {
-	general := narinfo.LongestTTL(o.TTL, o.NewTTL, narinfo.UnadvertisedTTL)
-	return narinfo.LongestTTL(t.TTL, t.NewTTL, general)
-}
-
-// TTL returns what a narinfo that names files of the types advertises: the
-// smallest of the types' own, or the general one; nil for nothing.
-func (c *Cache) TTL(types []string) *time.Duration {
-	var least *time.Duration
-	for _, name := range types {
-		if k := c.kinds[name]; k != nil {
-			if own := cmp.Or(k.NewTTL, k.TTL); own != nil && (least == nil || *own < *least) {
-				least = own
-			}
-		}
-	}
-	return cmp.Or(least, c.options.NewTTL, c.options.TTL)
 }
 
 // Text returns the narinfo with a block below it for each file that is ready,

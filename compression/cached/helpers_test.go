@@ -76,6 +76,9 @@ func newBench(t testing.TB, dir string, change func(*Options)) *bench {
 	if change != nil {
 		change(&options)
 	}
+	if err := b.index.Advertise(context.Background(), time.Now(), options.Advertised()); err != nil {
+		t.Fatal(err)
+	}
 	if b.Cache, err = New(b.index, b.storage, options); err != nil {
 		t.Fatal(err)
 	}

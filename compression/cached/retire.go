@@ -13,8 +13,8 @@ import (
 // retireAtOnce bounds the files of one step.
 const retireAtOnce = 500
 
-// retire withdraws what was not used for long, and deletes what was withdrawn
-// so long ago that no client can hold a narinfo naming it.
+// retire withdraws what was not used for long, and deletes withdrawn files once no
+// client can hold a narinfo that names them.
 func (c *Cache) retire(ctx context.Context, k *kind, now time.Time) error {
 	for k.Unused != nil {
 		files, err := c.index.LeastUsed(ctx, k.Name, now.Add(-*k.Unused), retireAtOnce)
@@ -30,7 +30,7 @@ func (c *Cache) retire(ctx context.Context, k *kind, now time.Time) error {
 		}
 	}
 	for {
-		files, err := c.index.Withdrawn(ctx, k.Name, now.Add(-k.grace), retireAtOnce)
+		files, err := c.index.Deletable(ctx, k.Name, now, retireAtOnce)
 		if err != nil || len(files) == 0 {
 			return err
 		}
@@ -52,8 +52,8 @@ func (c *Cache) notPending(files []index.CachedFile) (idle []index.CachedFile) {
 	return idle
 }
 
-// withdraw has narinfos no longer name the files. The time that is written down
-// is later than the last answer that does.
+// withdraw removes the files from narinfos. The time that is recorded is later than the
+// last answer that names them.
 func (c *Cache) withdraw(ctx context.Context, k *kind, files []index.CachedFile) error {
 	k.hide(files)
 	defer k.unhide(files)
@@ -61,13 +61,15 @@ func (c *Cache) withdraw(ctx context.Context, k *kind, files []index.CachedFile)
 		c.changed(file.Hash)
 	}
 	at := time.Now()
-	err := c.index.Reclaim(ctx, func(tx *index.Tx) error {
+	var due time.Time
+	err := c.index.Reclaim(ctx, func(tx *index.Tx) (err error) {
 		for _, file := range files {
 			if err := tx.WithdrawCached(file.Hash, k.Name, at); err != nil && !errors.Is(err, storage.ErrNotFound) {
 				return err
 			}
 		}
-		return nil
+		due, err = tx.Expiry(k.Name, at)
+		return err
 	})
 	if err != nil {
 		// They are named again, as they are still there.
@@ -77,6 +79,7 @@ func (c *Cache) withdraw(ctx context.Context, k *kind, files []index.CachedFile)
 		return err
 	}
 	k.metrics.withdrawn.Add(float64(len(files)))
+	c.log.Info("withdrew cached nars; they take room until no client can hold a narinfo that names them", "type", k.Name, "nars", len(files), "freed_from", due.UTC().Format(time.RFC3339))
 	return nil
 }
 
@@ -91,7 +94,7 @@ func (c *Cache) delete(ctx context.Context, k *kind, file index.CachedFile, now 
 		return err
 	}
 	current, recorded, err := c.file(ctx, k, file.Hash)
-	if err != nil || !recorded || current.WithdrawnAt.IsZero() || current.WithdrawnAt.After(now.Add(-k.grace)) {
+	if err != nil || !recorded || current.WithdrawnAt.IsZero() || current.DeleteAfter.After(now) {
 		return err
 	}
 	k.metrics.deleted.Inc()

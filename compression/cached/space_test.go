@@ -9,6 +9,7 @@ import (
 
 	"nar-herder/compression"
 	"nar-herder/internal/testfs"
+	"nar-herder/narinfo"
 	"nar-herder/storage/index"
 	"nar-herder/storage/uses"
 )
@@ -110,7 +111,7 @@ func TestMakesRoom(t *testing.T) {
 	if b.names(entropy, "zstd") || b.names(gofmt, "zstd") {
 		t.Fatal("no room was made, or too much")
 	}
-	if err := b.retire(t.Context(), k, made.Add(k.grace)); err != nil {
+	if err := b.retire(t.Context(), k, made.Add(narinfo.UnadvertisedTTL)); err != nil {
 		t.Fatal(err)
 	}
 	b.checkFile(entropy)
@@ -118,7 +119,7 @@ func TestMakesRoom(t *testing.T) {
 	if b.names(gofmt, "zstd") {
 		t.Fatal("it found room where there is none")
 	}
-	if err := b.retire(t.Context(), k, time.Now().Add(k.grace)); err != nil {
+	if err := b.retire(t.Context(), k, time.Now().Add(narinfo.UnadvertisedTTL+time.Millisecond)); err != nil {
 		t.Fatal(err)
 	}
 	make1(gofmt)

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"testing"
 	"time"
+
+	"nar-herder/narinfo"
 )
 
 // TestBoundTimes: what was withdrawn, or used, by a clock that was ahead counts as of
@@ -41,7 +43,7 @@ func TestBoundTimes(t *testing.T) {
 	if got, err := x.BoundTimes(t.Context(), time.Unix(60, 0)); err != nil || got != 0 {
 		t.Errorf("%d times were bounded by a clock that is behind, %v", got, err)
 	}
-	for _, want := range []int64{4, 0} {
+	for _, want := range []int64{6, 0} {
 		if got, err := x.BoundTimes(t.Context(), now); err != nil || got != want {
 			t.Errorf("%d times were bounded, want %d, %v", got, want, err)
 		}
@@ -49,11 +51,12 @@ func TestBoundTimes(t *testing.T) {
 	times[3] = now
 	for n, want := range times {
 		item, err := x.Item(t.Context(), testPath(n).Hash)
-		if err != nil || !item.WithdrawnAt.Equal(want) {
-			t.Errorf("item %d: withdrawn at %v, want %v, %v", n, item.WithdrawnAt, want, err)
+		due := want.Add(narinfo.UnadvertisedTTL + answersKept)
+		if err != nil || !item.WithdrawnAt.Equal(want) || !item.DeleteAfter.Equal(due) {
+			t.Errorf("item %d: withdrawn at %v, want %v; to be deleted after %v, want %v; %v", n, item.WithdrawnAt, want, item.DeleteAfter, due, err)
 		}
 		files, err := x.CachedFiles(t.Context(), testPath(n).Hash)
-		if err != nil || len(files) != 2 || !files[0].WithdrawnAt.Equal(want) || !files[0].LastUsed.Equal(want) || !files[1].LastUsed.Equal(want) {
+		if err != nil || len(files) != 2 || !files[0].WithdrawnAt.Equal(want) || files[0].DeleteAfter.After(due) || files[0].DeleteAfter.Before(due.Add(-answersKept)) || !files[0].LastUsed.Equal(want) || !files[1].LastUsed.Equal(want) {
 			t.Errorf("item %d: %+v, want %v, %v", n, files, want, err)
 		}
 	}
@@ -72,28 +75,28 @@ func TestBeforeClock(t *testing.T) {
 	})
 	due := func(until time.Time) int {
 		t.Helper()
-		items, err1 := x.WithdrawnItems(t.Context(), until, 10)
-		files, err2 := x.Withdrawn(t.Context(), "gzip", until, 10)
+		items, err1 := x.DeletableItems(t.Context(), until, 10)
+		files, err2 := x.Deletable(t.Context(), "gzip", until, 10)
 		if err := errors.Join(err1, err2); err != nil {
 			t.Fatal(err)
 		}
 		return len(items) + len(files)
 	}
-	if n := due(booted.Add(time.Hour)); n != 2 {
+	if n := due(booted.Add(72 * time.Hour)); n != 2 {
 		t.Errorf("%d are due before the clock is set", n)
 	}
 	if n := due(now); n != 0 {
 		t.Errorf("%d are due at once", n)
 	}
-	for _, want := range []int64{3, 0} {
+	for _, want := range []int64{5, 0} {
 		if got, err := x.BoundTimes(t.Context(), now); err != nil || got != want {
 			t.Errorf("%d times were bounded, want %d, %v", got, want, err)
 		}
 	}
-	if n := due(now.Add(-time.Minute)); n != 0 {
+	if n := due(now.Add(narinfo.UnadvertisedTTL - time.Minute)); n != 0 {
 		t.Errorf("%d are due too early", n)
 	}
-	if n := due(now); n != 2 {
+	if n := due(now.Add(narinfo.UnadvertisedTTL + time.Hour)); n != 2 {
 		t.Errorf("%d are due", n)
 	}
 }

@@ -24,11 +24,12 @@ type CachedFile struct {
 	// LastUsed is when it was made or asked for last, as far as that has been
 	// written down.
 	LastUsed time.Time
-	// WithdrawnAt is since when narinfos no longer name it; zero while they do.
-	WithdrawnAt time.Time
+	// WithdrawnAt is since when narinfos no longer name it, and DeleteAfter from when
+	// on it may be deleted; zero while they do.
+	WithdrawnAt, DeleteAfter time.Time
 }
 
-const cachedColumns = "SELECT n.hash, c.type, c.size, c.last_used, c.withdrawn_at FROM cached_files c JOIN narinfos n ON n.id = c.item"
+const cachedColumns = "SELECT n.hash, c.type, c.size, c.last_used, c.withdrawn_at, c.delete_after FROM cached_files c JOIN narinfos n ON n.id = c.item"
 
 func cachedFile(row []driver.Value) (file CachedFile, err error) {
 	if file.Hash, err = hashOf(row[0]); err != nil {
@@ -38,7 +39,7 @@ func cachedFile(row []driver.Value) (file CachedFile, err error) {
 	file.Size = number(row[2])
 	file.LastUsed = time.UnixMilli(number(row[3])).UTC()
 	if at, ok := row[4].(int64); ok {
-		file.WithdrawnAt = time.UnixMilli(at).UTC()
+		file.WithdrawnAt, file.DeleteAfter = time.UnixMilli(at).UTC(), time.UnixMilli(number(row[5])).UTC()
 	}
 	return file, nil
 }
@@ -70,11 +71,11 @@ func (x *Index) LeastUsed(ctx context.Context, kind string, before time.Time, li
 		kind, before.UnixMilli(), int64(limit))
 }
 
-// Withdrawn returns those of a type that were withdrawn at the given time or
-// before, the earliest first.
-func (x *Index) Withdrawn(ctx context.Context, kind string, until time.Time, limit int) ([]CachedFile, error) {
-	return x.cachedFiles(ctx, " WHERE c.type = ? AND c.withdrawn_at BETWEEN ? AND ? ORDER BY c.withdrawn_at LIMIT ?",
-		kind, stamp.Earliest(until).UnixMilli(), until.UnixMilli(), int64(limit))
+// Deletable returns those of a type that were withdrawn and may be deleted at the given
+// time, the earliest first.
+func (x *Index) Deletable(ctx context.Context, kind string, now time.Time, limit int) ([]CachedFile, error) {
+	return x.cachedFiles(ctx, " WHERE c.type = ? AND c.delete_after BETWEEN ? AND ? ORDER BY c.delete_after LIMIT ?",
+		kind, stamp.Earliest(now).UnixMilli(), now.UnixMilli(), int64(limit))
 }
 
 // WithdrawnSize is the length of all files of a type that were withdrawn, in
@@ -97,12 +98,12 @@ func (x *Index) AllCached(ctx context.Context, kind string) iter.Seq2[CachedFile
 		for last := int64(-1); ; {
 			var page []CachedFile
 			err := x.readers.do(ctx, func(c *connection) error {
-				const query = `SELECT n.hash, c.type, c.size, c.last_used, c.withdrawn_at, n.id FROM cached_files c JOIN narinfos n ON n.id = c.item
+				const query = `SELECT n.hash, c.type, c.size, c.last_used, c.withdrawn_at, c.delete_after, n.id FROM cached_files c JOIN narinfos n ON n.id = c.item
 					WHERE c.item > ? AND c.type = ? ORDER BY c.item LIMIT ?`
 				return c.rows(query, []driver.Value{last, kind, int64(listStep)}, func(row []driver.Value) (bool, error) {
 					file, err := cachedFile(row)
 					page = append(page, file)
-					last = row[5].(int64)
+					last = row[6].(int64)
 					return true, err
 				})
 			})
@@ -164,19 +165,25 @@ func (tx *Tx) PutCached(file CachedFile) error {
 		return err
 	}
 	return tx.conn.exec(`INSERT INTO cached_files (item, type, size, last_used, checksum) VALUES (?, ?, ?, ?, ?)
-		ON CONFLICT DO UPDATE SET size = excluded.size, checksum = excluded.checksum, last_used = excluded.last_used, withdrawn_at = NULL`,
+		ON CONFLICT DO UPDATE SET size = excluded.size, checksum = excluded.checksum, last_used = excluded.last_used, withdrawn_at = NULL, delete_after = NULL`,
 		id, file.Type, file.Size, file.LastUsed.UnixMilli(), checksumOfCached(file.Hash, file.Type, file.Size))
 }
 
-// WithdrawCached records that narinfos have stopped to name the file. What was
-// counted of the item's uses is forgotten, so that it isn't made again at once.
+// WithdrawCached records that narinfos no longer name the file, and from when on it may
+// be deleted. The count of the item's uses is reset, so that the file isn't made again
+// at once.
 func (tx *Tx) WithdrawCached(hash narinfo.PathHash, kind string, at time.Time) error {
 	id, err := tx.id(hash)
 	if err != nil {
 		return err
 	}
+	due, err := tx.Expiry(kind, at)
+	if err != nil {
+		return err
+	}
 	return errors.Join(
-		tx.conn.exec("UPDATE cached_files SET withdrawn_at = ? WHERE item = ? AND type = ? AND withdrawn_at IS NULL", at.UnixMilli(), id, kind),
+		tx.conn.exec("UPDATE cached_files SET withdrawn_at = ?, delete_after = ? WHERE item = ? AND type = ? AND withdrawn_at IS NULL",
+			at.UnixMilli(), milliseconds(due), id, kind),
 		tx.conn.exec("UPDATE uses SET count = 0 WHERE item = ?", id))
 }
 

@@ -27,7 +27,7 @@ const scanStep = 20_000
 // or after, and before until. They come in the order in which they were added. cursor is zero to begin with; each
 // call moves it on. more is false when there are none left.
 func (x *Index) Candidates(ctx context.Context, from, until time.Time, cursor *int64, limit int) (found []Candidate, more bool, err error) {
-	const query = `SELECT i.id, n.hash, i.added_at, i.stored_files, i.file_sizes, n.dictionary, n.text, n.checksum, n.withdrawn_at, i.mirrored, i.key, u.last_used
+	const query = `SELECT i.id, n.hash, i.added_at, i.stored_files, i.file_sizes, n.dictionary, n.text, n.checksum, n.withdrawn_at, i.mirrored, i.key, n.delete_after, u.last_used
 		FROM items i JOIN narinfos n ON n.id = i.id LEFT JOIN uses u ON u.item = i.id
 		WHERE i.id > ? AND i.id <= ? AND i.stored_files != 0 AND max(i.added_at, coalesce(u.last_used, 0)) BETWEEN ? AND ? AND n.withdrawn_at IS NULL
 		ORDER BY i.id LIMIT ?`
@@ -44,7 +44,7 @@ func (x *Index) Candidates(ctx context.Context, from, until time.Time, cursor *i
 				return true, nil // it stays, and is no reason for others to
 			}
 			candidate := Candidate{Item: item}
-			if used, ok := row[11].(int64); ok {
+			if used, ok := row[12].(int64); ok {
 				candidate.LastUsed = time.UnixMilli(used).UTC()
 			}
 			found = append(found, candidate)

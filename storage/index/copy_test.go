@@ -69,7 +69,7 @@ func TestCopyContent(t *testing.T) {
 			tx.AddLeftovers([]string{"nar/left"}),
 			tx.SetSetting("uses_since", "2024"),
 			tx.conn.exec("INSERT INTO uses SELECT id, 3, 4 FROM items WHERE key = ?", keyOf(hash)),
-			tx.conn.exec("INSERT INTO cached_files SELECT id, 'zstd', 3, 4, NULL, NULL FROM items WHERE key = ?", keyOf(hash)))
+			tx.conn.exec("INSERT INTO cached_files SELECT id, 'zstd', 3, 4, NULL, NULL, NULL FROM items WHERE key = ?", keyOf(hash)))
 	})
 	update(t, x, func(tx *Tx) error {
 		_, err := tx.Withdraw(testPath(count-1).Hash, testTime)

@@ -258,23 +258,30 @@ func (tx *Tx) rewrite(id int64, entry *Entry) error {
 	n := entry.Narinfo
 	key := keyOf(n.StorePath.Hash)
 	row, err := tx.conn.first(`SELECT key, (SELECT id FROM items INDEXED BY items_by_key WHERE key = ?),
-		(SELECT withdrawn_at FROM narinfos WHERE id = ?) FROM items WHERE id = ?`, key, id, id)
+		(SELECT withdrawn_at FROM narinfos WHERE id = ?), (SELECT delete_after FROM narinfos WHERE id = ?) FROM items WHERE id = ?`, key, id, id, id)
 	if err != nil {
 		return err
 	}
 	if row == nil {
 		return fmt.Errorf("%w: the item has no row", ErrDamaged)
 	}
-	withdrawn := row[2]
-	if _, err := withdrawnAt(withdrawn); err != nil {
-		withdrawn = nil
+	withdrawn, due := row[2], row[3]
+	if at, err := withdrawnAt(withdrawn); err != nil {
+		withdrawn, due = nil, nil
+	} else {
+		// The recorded time may be what is damaged: a later one is safe.
+		expiry, err := tx.Expiry(Narinfos, at.Add(answersKept))
+		if err != nil {
+			return err
+		}
+		due = max(number(due), milliseconds(expiry))
 	}
 	if row[1] != id || row[0] != key {
 		err = errors.Join(tx.conn.exec("REINDEX items_by_key"), tx.conn.exec("UPDATE items SET key = ? WHERE id = ?", key, id))
 	}
 	tx.refer(id, n)
-	return errors.Join(err, tx.conn.exec("INSERT OR REPLACE INTO narinfos (id, hash, refs, dictionary, text, checksum, withdrawn_at) VALUES (?, ?, ?, ?, ?, ?, ?)",
-		id, n.StorePath.Hash[:], referencesColumn(n), entry.dictionary, entry.compressed, entry.checksum, withdrawn))
+	return errors.Join(err, tx.conn.exec("INSERT OR REPLACE INTO narinfos (id, hash, refs, dictionary, text, checksum, withdrawn_at, delete_after) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+		id, n.StorePath.Hash[:], referencesColumn(n), entry.dictionary, entry.compressed, entry.checksum, withdrawn, due))
 }
 
 // mendDictionary writes the built-in dictionary again, if it is that.

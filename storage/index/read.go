@@ -27,10 +27,10 @@ type Item struct {
 	// a narinfo that gives no FileSize; -1 where it is not known. It is nil
 	// for others.
 	Sizes []int64
-	// WithdrawnAt is since when clients are no longer told of the item, which
-	// is to be removed once none of them can hold its narinfo; zero while they
-	// are.
-	WithdrawnAt time.Time
+	// WithdrawnAt is since when the item is hidden from clients, and DeleteAfter from
+	// when on none of them can hold its narinfo, so that it may be deleted; zero for
+	// an item that is not withdrawn.
+	WithdrawnAt, DeleteAfter time.Time
 	// Mirrored says that the instance that this one mirrors has the item.
 	Mirrored bool
 
@@ -124,7 +124,7 @@ func withdrawnAt(column driver.Value) (time.Time, error) {
 }
 
 const (
-	itemColumns = "SELECT i.id, n.hash, i.added_at, i.stored_files, i.file_sizes, n.dictionary, n.text, n.checksum, n.withdrawn_at, i.mirrored, i.key FROM items i LEFT JOIN narinfos n ON n.id = i.id"
+	itemColumns = "SELECT i.id, n.hash, i.added_at, i.stored_files, i.file_sizes, n.dictionary, n.text, n.checksum, n.withdrawn_at, i.mirrored, i.key, n.delete_after FROM items i LEFT JOIN narinfos n ON n.id = i.id"
 	itemByKey   = itemColumns + " WHERE i.key = ?"
 )
 
@@ -233,6 +233,10 @@ func (x *Index) item(row []driver.Value) (*Item, error) {
 	if at := row[8]; at != nil {
 		if item.WithdrawnAt, err = withdrawnAt(at); err != nil {
 			return nil, x.damaged(hash, id, err.Error())
+		}
+		due, ok := row[11].(int64)
+		if item.DeleteAfter = time.UnixMilli(due).UTC(); !ok || item.DeleteAfter.Before(item.WithdrawnAt) {
+			return nil, x.damaged(hash, id, "the time of its deletion makes no sense")
 		}
 	}
 	var reason string

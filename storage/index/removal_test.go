@@ -37,8 +37,8 @@ func TestRestore(t *testing.T) {
 	// Its time can be put off, and never be put earlier.
 	for n, later := range []time.Duration{time.Hour, -time.Hour} {
 		update(t, x, func(tx *Tx) error { return tx.Postpone(hash, at.Add(later)) })
-		if item, err := x.Item(t.Context(), hash); err != nil || !item.WithdrawnAt.Equal(at.Add(time.Hour)) {
-			t.Errorf("step %d: %v, %v", n, item.WithdrawnAt, err)
+		if item, err := x.Item(t.Context(), hash); err != nil || !item.WithdrawnAt.Equal(at.Add(time.Hour)) || item.DeleteAfter.Sub(item.WithdrawnAt) != narinfo.UnadvertisedTTL+answersKept {
+			t.Errorf("step %d: %v, %v, %v", n, item.WithdrawnAt, item.DeleteAfter, err)
 		}
 	}
 	w := watch(t, x)
@@ -64,13 +64,13 @@ func TestWithdrawnPlan(t *testing.T) {
 	x := openTest(t)
 	var plan []string
 	err := x.readers.do(t.Context(), func(c *connection) error {
-		return c.rows("EXPLAIN QUERY PLAN "+itemColumns+" WHERE n.withdrawn_at <= ? ORDER BY n.withdrawn_at LIMIT ?", []driver.Value{int64(0), int64(1)},
+		return c.rows("EXPLAIN QUERY PLAN "+itemColumns+" WHERE n.delete_after <= ? ORDER BY n.delete_after LIMIT ?", []driver.Value{int64(0), int64(1)},
 			func(row []driver.Value) (bool, error) {
 				plan = append(plan, fmt.Sprint(row[3]))
 				return true, nil
 			})
 	})
-	if text := strings.Join(plan, "; "); err != nil || !strings.Contains(text, "narinfos_withdrawn") || strings.Contains(text, "SCAN") || strings.Contains(text, "TEMP B-TREE") {
+	if text := strings.Join(plan, "; "); err != nil || !strings.Contains(text, "narinfos_deletable") || strings.Contains(text, "SCAN") || strings.Contains(text, "TEMP B-TREE") {
 		t.Errorf("%s, %v", text, err)
 	}
 }

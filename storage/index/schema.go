@@ -37,8 +37,8 @@ const keyIndex = "CREATE UNIQUE INDEX items_by_key ON items (key)"
 //     the instance that this one mirrors has the item, and 0 where it came from
 //     here alone.
 //   - narinfos has the texts, compressed, by the ids of items, and the keys of
-//     what they refer to. One with a time in withdrawn_at is told to no client
-//     any more, and its item goes when none can hold it.
+//     what they refer to. One with a time in withdrawn_at is not served any more, and
+//     its item is removed after the time in delete_after, when no client can hold it.
 //   - leftovers are the names of files that no row claims any more, until they are
 //     deleted: rows go first, and who does it may be killed in between.
 //   - pins are the hashes of items whose closures are to stay.
@@ -170,7 +170,11 @@ var migrations = []string{
 	ALTER TABLE dictionaries ADD COLUMN checksum INTEGER;
 	ALTER TABLE cached_files ADD COLUMN checksum INTEGER;`,
 
-	staleTriggers,
+	staleTriggers + `
+	ALTER TABLE narinfos ADD COLUMN delete_after INTEGER;
+	CREATE INDEX narinfos_deletable ON narinfos (delete_after) WHERE delete_after IS NOT NULL;
+	ALTER TABLE cached_files ADD COLUMN delete_after INTEGER;
+	CREATE INDEX cached_files_deletable ON cached_files (type, delete_after) WHERE delete_after IS NOT NULL;`,
 }
 
 // staleTriggers clear checksums that are left from another text or size, as when a process
@@ -234,6 +238,11 @@ func (c *connection) takeSteps(ctx context.Context, path string, version int, st
 		if version+1 == checksumVersion {
 			if err := c.addChecksums(ctx); err != nil {
 				return describe(fmt.Sprintf("database %s: add checksums to the narinfos", path), err)
+			}
+		}
+		if version+1 == promiseVersion {
+			if err := c.addPromises(); err != nil {
+				return describe(fmt.Sprintf("database %s: add the times after which withdrawn items may be deleted", path), err)
 			}
 		}
 	}

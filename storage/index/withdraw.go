@@ -4,19 +4,17 @@ import (
 	"context"
 	"database/sql/driver"
 	"errors"
-	"fmt"
-	"math"
 	"time"
 
 	"nar-herder/internal/stamp"
 	"nar-herder/narinfo"
 )
 
-// Withdraw has clients no longer be told of the item, which goes to the recent
-// changes as a removal. Its row and its files stay for those who hold its
-// narinfo; [Tx.Remove] is to follow when nobody can any more. Putting the item
-// again takes it back. It returns false for an item that was withdrawn before;
-// then that time stays.
+// Withdraw hides the item from clients, and adds a removal to the recent changes. Its
+// row and its files stay for clients that hold its narinfo, until the time from which on
+// it may be deleted, which is recorded: see [Tx.Expiry]. Putting the item again takes
+// the withdrawal back. It returns false for an item that was withdrawn before; then its
+// times stay.
 func (tx *Tx) Withdraw(hash narinfo.PathHash, at time.Time) (bool, error) {
 	return tx.WithdrawAs(hash, at, at)
 }
@@ -35,7 +33,11 @@ func (tx *Tx) WithdrawAs(hash narinfo.PathHash, at, logged time.Time) (bool, err
 	if err != nil {
 		return false, err
 	}
-	if err := tx.conn.exec("UPDATE narinfos SET withdrawn_at = ? WHERE id = ?", at.UnixMilli(), item.id); err != nil {
+	due, err := tx.Expiry(Narinfos, at.Add(answersKept))
+	if err != nil {
+		return false, err
+	}
+	if err := tx.conn.exec("UPDATE narinfos SET withdrawn_at = ?, delete_after = ? WHERE id = ?", at.UnixMilli(), milliseconds(due), item.id); err != nil {
 		return false, err
 	}
 	return true, tx.log(Removed, logged, hash, n.StorePath.String())
@@ -69,27 +71,35 @@ func (tx *Tx) Restore(hash narinfo.PathHash, at time.Time) (bool, error) {
 	if item.WithdrawnAt.IsZero() {
 		return false, nil
 	}
-	if err := tx.conn.exec("UPDATE narinfos SET withdrawn_at = NULL WHERE id = ?", item.id); err != nil {
+	if err := tx.conn.exec("UPDATE narinfos SET withdrawn_at = NULL, delete_after = NULL WHERE id = ?", item.id); err != nil {
 		return false, err
 	}
 	return true, tx.log(Added, at, hash, nil)
 }
 
-// Postpone has the time of a withdrawn item be a later one. It is for one whose
-// withdrawal took its time to be seen.
+// milliseconds rounds a time up to those of the database.
+func milliseconds(t time.Time) int64 { return t.Add(time.Millisecond - 1).UnixMilli() }
+
+// Postpone sets the time of a withdrawal to a later one, when the withdrawal was slow to
+// take effect.
 func (tx *Tx) Postpone(hash narinfo.PathHash, at time.Time) error {
-	return tx.conn.exec("UPDATE narinfos SET withdrawn_at = ? WHERE withdrawn_at < ? AND id = (SELECT id FROM items WHERE key = ?) AND hash = ?",
-		at.UnixMilli(), at.UnixMilli(), keyOf(hash), hash[:])
+	due, err := tx.Expiry(Narinfos, at.Add(answersKept))
+	if err != nil {
+		return err
+	}
+	return tx.conn.exec(`UPDATE narinfos SET withdrawn_at = ?, delete_after = max(delete_after, ?)
+		WHERE withdrawn_at < ? AND id = (SELECT id FROM items WHERE key = ?) AND hash = ?`,
+		at.UnixMilli(), milliseconds(due), at.UnixMilli(), keyOf(hash), hash[:])
 }
 
-// WithdrawnItems returns items that are not damaged and were withdrawn at the given time or before,
-// the earliest first. Those that were withdrawn before the clock was set are not due before
+// DeletableItems returns items that are not damaged, were withdrawn, and may be deleted at the
+// given time, the earliest first. Those of before the clock was set are not due until
 // [Index.BoundTimes] has set their times.
-func (x *Index) WithdrawnItems(ctx context.Context, until time.Time, limit int) (items []*Item, err error) {
+func (x *Index) DeletableItems(ctx context.Context, now time.Time, limit int) (items []*Item, err error) {
 	err = x.readers.do(ctx, func(c *connection) error {
 		// Without a limit of the rows, among which there may be any number of damaged ones.
-		return c.rows(itemColumns+" WHERE n.withdrawn_at BETWEEN ? AND ? ORDER BY n.withdrawn_at",
-			[]driver.Value{stamp.Earliest(until).UnixMilli(), until.UnixMilli()}, func(row []driver.Value) (bool, error) {
+		return c.rows(itemColumns+" WHERE n.delete_after BETWEEN ? AND ? ORDER BY n.delete_after",
+			[]driver.Value{stamp.Earliest(now).UnixMilli(), now.UnixMilli()}, func(row []driver.Value) (bool, error) {
 				item, err := x.item(row)
 				if errors.Is(err, ErrDamaged) {
 					return true, ctx.Err() // its files can't be told
@@ -104,17 +114,30 @@ func (x *Index) WithdrawnItems(ctx context.Context, until time.Time, limit int) 
 	return items, nil
 }
 
-// WithdrawnStored is about what the stored files of items that were withdrawn
-// take of a disk, in bytes: their lengths, in blocks of 4 KiB for each item.
-func (x *Index) WithdrawnStored(ctx context.Context) (size int64, err error) {
+// WithdrawnUsage is what the stored files of withdrawn items take of a disk.
+type WithdrawnUsage struct {
+	// Size is about that, in bytes: their lengths, in blocks of 4 KiB for each item.
+	Size int64
+	// First and Last are from when on the first and the last of the items that have
+	// files may be deleted; zero where there are none.
+	First, Last time.Time
+}
+
+// WithdrawnStored sums up the stored files of items that were withdrawn.
+func (x *Index) WithdrawnStored(ctx context.Context) (usage WithdrawnUsage, err error) {
 	err = x.readers.do(ctx, func(c *connection) error {
-		size, err = c.integer("SELECT coalesce(sum((i.stored_size + 4095) / 4096 * 4096), 0) FROM narinfos n JOIN items i ON i.id = n.id WHERE n.withdrawn_at IS NOT NULL")
-		return err
+		row, err := c.first(`SELECT sum((i.stored_size + 4095) / 4096 * 4096), min(n.delete_after), max(n.delete_after)
+			FROM narinfos n JOIN items i ON i.id = n.id WHERE n.withdrawn_at IS NOT NULL AND i.stored_size > 0`)
+		if err != nil || row == nil || row[0] == nil {
+			return err
+		}
+		usage = WithdrawnUsage{number(row[0]), time.UnixMilli(number(row[1])).UTC(), time.UnixMilli(number(row[2])).UTC()}
+		return nil
 	})
 	if err != nil {
-		return 0, describe("sum what was withdrawn in "+x.path, err)
+		return WithdrawnUsage{}, describe("sum what was withdrawn in "+x.path, err)
 	}
-	return size, nil
+	return usage, nil
 }
 
 // WithdrawnCount is the number of items that were withdrawn.
@@ -127,59 +150,4 @@ func (x *Index) WithdrawnCount(ctx context.Context) (count int64, err error) {
 		return 0, describe("count what was withdrawn in "+x.path, err)
 	}
 	return count, nil
-}
-
-// BoundTimes sets the times of withdrawals, of items and of cached files, to now where
-// they are ahead, as after the clock was: they would not be due for as long. So are the
-// times of cached files' last uses. Where the first or the last item that came is ahead too,
-// it may be this clock that is behind, and all stay. Times from before the clock was set
-// are set to now as well. It returns how many there were.
-func (x *Index) BoundTimes(ctx context.Context, now time.Time) (bounded int64, err error) {
-	statements := []struct{ table, column string }{{"narinfos", "withdrawn_at"}, {"cached_files", "withdrawn_at"}, {"cached_files", "last_used"}}
-	ahead, early := now.Add(stamp.Slack).UnixMilli(), stamp.Earliest(now).UnixMilli()
-	// Zero is damage in one column, and never used in the other.
-	const isWrong = " (%[1]s > ? OR %[1]s > 0 AND %[1]s < ?)"
-	// Most times there are none, which needs no lock.
-	var some int64
-	err = x.readers.do(ctx, func(c *connection) error {
-		for _, s := range statements {
-			row, err := c.first("SELECT EXISTS (SELECT 1 FROM "+s.table+" WHERE"+fmt.Sprintf(isWrong, s.column)+")", ahead, early)
-			if err != nil {
-				return err
-			}
-			some += number(row[0])
-		}
-		if some == 0 {
-			return nil
-		}
-		// By arrival, as some between them may have come while the clock was ahead; and the
-		// first as well, as the last may have come while it was behind.
-		latest, err := c.integer("SELECT coalesce(max(added_at), 0) FROM items WHERE id IN ((SELECT min(id) FROM items), (SELECT max(id) FROM items))")
-		if latest > ahead {
-			ahead = math.MaxInt64
-		}
-		return err
-	})
-	if err != nil {
-		return 0, describe("look for times that are ahead in "+x.path, err)
-	}
-	if some == 0 {
-		return 0, nil
-	}
-	err = x.Reclaim(ctx, func(tx *Tx) error {
-		bounded = 0
-		for _, s := range statements {
-			where := " WHERE" + fmt.Sprintf(isWrong, s.column)
-			n, err := tx.conn.integer("SELECT count(*) FROM "+s.table+where, ahead, early)
-			if err == nil && n > 0 {
-				err = tx.conn.exec("UPDATE "+s.table+" SET "+s.column+" = ?"+where, now.UnixMilli(), ahead, early)
-			}
-			if err != nil {
-				return err
-			}
-			bounded += n
-		}
-		return nil
-	})
-	return bounded, err
 }

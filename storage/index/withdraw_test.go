@@ -46,14 +46,18 @@ func TestWithdraw(t *testing.T) {
 	if missing, err := x.MissingReferences(t.Context(), testNarinfo(3, 1, []int{1, 2}, 10)); err != nil || len(missing) != 1 {
 		t.Errorf("an item that goes counts as there: %v, %v", missing, err)
 	}
-	for until, want := range map[time.Duration]int{-1: 0, 0: 1, time.Hour: 1} {
-		items, err := x.WithdrawnItems(t.Context(), at.Add(until), 10)
+	due := at.Add(narinfo.UnadvertisedTTL + answersKept)
+	if !item.DeleteAfter.Equal(due) {
+		t.Errorf("it may be deleted from %v on, want %v", item.DeleteAfter, due)
+	}
+	for later, want := range map[time.Duration]int{-1: 0, 0: 1, time.Hour: 1} {
+		items, err := x.DeletableItems(t.Context(), due.Add(later), 10)
 		if err != nil || len(items) != want {
-			t.Errorf("until %v: %d items, %v", until, len(items), err)
+			t.Errorf("after %v: %d items, %v", later, len(items), err)
 		}
 	}
-	if size, err := x.WithdrawnStored(t.Context()); err != nil || size != 4096 {
-		t.Errorf("%d bytes, %v", size, err)
+	if usage, err := x.WithdrawnStored(t.Context()); err != nil || usage != (WithdrawnUsage{4096, due, due}) {
+		t.Errorf("%+v, %v", usage, err)
 	}
 	// Put again, it stays.
 	put(t, x, testNarinfo(1, 1, []int{2}, 10))
@@ -88,7 +92,7 @@ func TestWithdrawnBehindDamaged(t *testing.T) {
 		}
 		return tx.conn.exec("UPDATE narinfos SET text = x'00' WHERE withdrawn_at < 3")
 	})
-	items, err := x.WithdrawnItems(t.Context(), time.UnixMilli(10), 1)
+	items, err := x.DeletableItems(t.Context(), time.Now(), 1)
 	if err != nil || len(items) != 1 || items[0].Hash != testPath(3).Hash {
 		t.Errorf("%v, %v, want the one that is not damaged", items, err)
 	}

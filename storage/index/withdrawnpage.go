@@ -8,27 +8,27 @@ import (
 	"time"
 )
 
-// WithdrawnCursor is a position in the items that were withdrawn, the earliest first. The
-// zero value is before all.
+// WithdrawnCursor is a position in the items that were withdrawn, by the times from which
+// on they may be deleted. The zero value is before all.
 type WithdrawnCursor struct {
 	at, id int64
 	isSet  bool
 }
 
-// WithdrawnPage returns items that are not damaged and were withdrawn at the given time
-// or before, the earliest first, from a position on, which it moves behind them. more says
-// that others may follow.
-func (x *Index) WithdrawnPage(ctx context.Context, until time.Time, cursor *WithdrawnCursor, limit int) (items []*Item, more bool, err error) {
+// WithdrawnPage returns items that are not damaged, were withdrawn, and may be deleted at
+// the given time, the earliest first, from a position on, which it moves behind them. more
+// says that others may follow.
+func (x *Index) WithdrawnPage(ctx context.Context, now time.Time, cursor *WithdrawnCursor, limit int) (items []*Item, more bool, err error) {
 	err = x.readers.do(ctx, func(c *connection) error {
 		read := 0
 		if !cursor.isSet {
 			*cursor = WithdrawnCursor{at: math.MinInt64, isSet: true}
 		}
-		err := c.rows(itemColumns+" WHERE n.withdrawn_at <= ? AND (n.withdrawn_at, n.id) > (?, ?) ORDER BY n.withdrawn_at, n.id LIMIT ?",
-			[]driver.Value{until.UnixMilli(), cursor.at, cursor.id, int64(limit)}, func(row []driver.Value) (bool, error) {
+		err := c.rows(itemColumns+" WHERE n.delete_after <= ? AND (n.delete_after, n.id) > (?, ?) ORDER BY n.delete_after, n.id LIMIT ?",
+			[]driver.Value{now.UnixMilli(), cursor.at, cursor.id, int64(limit)}, func(row []driver.Value) (bool, error) {
 				read++
 				cursor.id, _ = row[0].(int64)
-				cursor.at, _ = row[8].(int64)
+				cursor.at, _ = row[11].(int64)
 				item, err := x.item(row)
 				if errors.Is(err, ErrDamaged) {
 					return true, nil // its files can't be told

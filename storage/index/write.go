@@ -209,7 +209,7 @@ func (tx *Tx) Put(entry *Entry, old *Item) error {
 		err = errors.Join(
 			tx.conn.exec("UPDATE items SET stored_files = ?, stored_size = ?, file_sizes = ?, mirrored = ? WHERE id = ?",
 				int64(entry.Stored), size, sizesColumn(entry.Sizes), truth(entry.Mirrored || old.Mirrored), old.id),
-			tx.conn.exec("UPDATE narinfos SET refs = ?, dictionary = ?, text = ?, checksum = ?, withdrawn_at = NULL WHERE id = ?",
+			tx.conn.exec("UPDATE narinfos SET refs = ?, dictionary = ?, text = ?, checksum = ?, withdrawn_at = NULL, delete_after = NULL WHERE id = ?",
 				referencesColumn(n), entry.dictionary, entry.compressed, entry.checksum, old.id))
 		if err != nil {
 			return err

@@ -1,0 +1,119 @@
+package index
+
+import (
+	"context"
+	"database/sql/driver"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"strings"
+	"time"
+
+	"nar-herder/internal/stamp"
+)
+
+// bound is a column of times that may not be later than latest, nor from before the clock
+// was set: those become value.
+type bound struct {
+	table, column string
+	latest        int64 // in milliseconds
+	value         time.Time
+}
+
+// where selects the rows with wrong times. Zero is damage in one column, and never used in
+// another.
+func (b bound) where() string {
+	return fmt.Sprintf(" FROM %s WHERE %s > ? OR %[2]s > 0 AND %[2]s < ?", b.table, b.column)
+}
+
+// BoundTimes sets the times of withdrawals, of items and of cached files, to now where
+// they are ahead, as after the clock was: they would not be due for as long. So are the
+// times of cached files' last uses. Nothing waits for its deletion for longer than a client
+// may hold a narinfo from now on. Times from before the clock was set are bounded alike. It
+// returns how many there were. Where the first or the last item that came is ahead too, it may
+// be this clock that is behind, and all that are ahead stay.
+func (x *Index) BoundTimes(ctx context.Context, now time.Time) (bounded int64, err error) {
+	ahead, early := now.Add(stamp.Slack), stamp.Earliest(now).UnixMilli()
+	var bounds []bound
+	var promises map[string]promise // those to be shortened
+	// find looks for times that are ahead.
+	find := func(c *connection) (some int64, err error) {
+		longest := unadvertised.longest()
+		promises = make(map[string]promise)
+		err = c.rows("SELECT key, value FROM settings WHERE key >= ? AND key < ?", []driver.Value{promiseSetting, promiseSetting + "\U0010ffff"}, func(row []driver.Value) (bool, error) {
+			var p promise
+			name, _ := row[0].(string)
+			text, _ := row[1].(string)
+			if err := json.Unmarshal([]byte(text), &p); err != nil {
+				return false, err
+			}
+			longest = max(longest, p.longest())
+			if until := now.Add(time.Duration(p.Former)); p.Until.After(until.Add(stamp.Slack)) {
+				p.Until = until.UTC()
+				promises[name] = p
+			}
+			return true, nil
+		})
+		last := now.Add(longest)
+		latest, lastLatest := ahead.UnixMilli(), last.Add(stamp.Slack).UnixMilli()
+		// By arrival, as some between them may have come while the clock was ahead; and the
+		// first as well, as the last may have come while it was behind.
+		added, addedErr := c.integer("SELECT coalesce(max(added_at), 0) FROM items WHERE id IN ((SELECT min(id) FROM items), (SELECT max(id) FROM items))")
+		if err = errors.Join(err, addedErr); added > latest {
+			latest, lastLatest = math.MaxInt64, math.MaxInt64
+			clear(promises)
+		}
+		bounds = []bound{
+			{"narinfos", "withdrawn_at", latest, now}, {"cached_files", "withdrawn_at", latest, now}, {"cached_files", "last_used", latest, now},
+			{"narinfos", "delete_after", lastLatest, last}, {"cached_files", "delete_after", lastLatest, last},
+		}
+		for _, b := range bounds {
+			n, existsErr := c.integer("SELECT EXISTS (SELECT 1"+b.where()+")", b.latest, early)
+			err = errors.Join(err, existsErr)
+			some += n
+		}
+		return some + int64(len(promises)), err
+	}
+	// Most times there are none, which needs no lock.
+	var some int64
+	err = x.readers.do(ctx, func(c *connection) (err error) {
+		some, err = find(c)
+		return err
+	})
+	if err != nil {
+		return 0, describe("look for times that are ahead in "+x.path, err)
+	}
+	if some == 0 {
+		return 0, nil
+	}
+	err = x.Reclaim(ctx, func(tx *Tx) error {
+		bounded = 0
+		if _, err := find(tx.conn); err != nil {
+			return err
+		}
+		for name, p := range promises {
+			text, err := json.Marshal(p)
+			if err == nil {
+				err = tx.SetSetting(name, string(text))
+			}
+			if err != nil {
+				return err
+			}
+			bounded++
+		}
+		for _, b := range bounds {
+			n, err := tx.conn.integer("SELECT count(*)"+b.where(), b.latest, early)
+			if err == nil && n > 0 {
+				set, _ := strings.CutPrefix(b.where(), " FROM "+b.table)
+				err = tx.conn.exec("UPDATE "+b.table+" SET "+b.column+" = ?"+set, b.value.UnixMilli(), b.latest, early)
+			}
+			if err != nil {
+				return err
+			}
+			bounded += n
+		}
+		return nil
+	})
+	return bounded, err
+}

@@ -1,0 +1,241 @@
+package index
+
+import (
+	"context"
+	"database/sql/driver"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"iter"
+	"math"
+	"time"
+
+	"nar-herder/narinfo"
+)
+
+// Narinfos is the name under which [Index.Advertise] records the times to live of all
+// narinfos. Those of narinfos that name a cached file have the name of its type.
+const Narinfos = "narinfos"
+
+// Advertised is for how long clients may keep narinfos, by the options of a server.
+type Advertised struct {
+	// TTL is the longest that answers advertise.
+	TTL time.Duration
+	// Grace is at least TTL, and longer where the options say that answers have
+	// advertised more before: while a TTL is being lowered.
+	Grace time.Duration
+}
+
+// answersKept is how long after its withdrawal an item's narinfo may still be served:
+// until the server has noticed the change.
+const answersKept = time.Second
+
+// promise is what was advertised, as a setting keeps it.
+type promise struct {
+	// TTL and Grace are those of the server that runs, or ran last.
+	TTL   duration `json:"ttl"`
+	Grace duration `json:"grace"`
+	// Until is when the last narinfo expires that was served by an earlier server with
+	// other options, and Former the longest TTL of those, for a clock that was ahead.
+	Until  time.Time `json:"until,omitzero"`
+	Former duration  `json:"former,omitzero"`
+}
+
+// duration is written as text, such as 36h0m0s.
+type duration time.Duration
+
+func (d duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+
+func (d *duration) UnmarshalText(text []byte) error {
+	parsed, err := time.ParseDuration(string(text))
+	*d = duration(parsed)
+	return err
+}
+
+// unadvertised is for databases that no server has used yet.
+var unadvertised = promise{TTL: duration(narinfo.UnadvertisedTTL), Grace: duration(narinfo.UnadvertisedTTL)}
+
+// expiry is when no client can hold a narinfo any more that was served until the given
+// time.
+func (p *promise) expiry(at time.Time) time.Time {
+	expiry := at.Add(time.Duration(max(p.TTL, p.Grace)))
+	if p.Until.After(expiry) {
+		expiry = p.Until
+	}
+	return expiry
+}
+
+// succeed returns the promise of a server that starts now.
+func (p promise) succeed(next Advertised, now time.Time) promise {
+	if p.TTL == duration(next.TTL) && p.Grace == duration(next.Grace) {
+		return p
+	}
+	// The earlier server may have served narinfos until it was killed a moment ago.
+	until := now.Add(time.Duration(p.TTL))
+	p.Former = max(p.Former, p.TTL)
+	if until.After(p.Until) {
+		p.Until = until.UTC()
+	}
+	p.TTL, p.Grace = duration(next.TTL), duration(next.Grace)
+	return p
+}
+
+// longest is the longest that a client may still hold a narinfo.
+func (p *promise) longest() time.Duration {
+	return max(time.Duration(max(p.TTL, p.Grace, p.Former)), narinfo.UnadvertisedTTL) + answersKept
+}
+
+// promiseSetting and a kind are the name of a setting.
+const promiseSetting = "promise."
+
+// promised returns what was advertised. found is false where nothing is recorded; then a
+// type of cached files has the promise of all narinfos.
+func (c *connection) promised(kind string) (p promise, found bool, err error) {
+	text, err := c.setting(promiseSetting + kind)
+	switch {
+	case err != nil:
+		return p, false, err
+	case text != "":
+		if err := json.Unmarshal([]byte(text), &p); err != nil {
+			return p, false, fmt.Errorf("the times to live %q in the database: %w", text, err)
+		}
+		return p, true, nil
+	case kind == Narinfos:
+		return unadvertised, false, nil
+	}
+	p, _, err = c.promised(Narinfos)
+	return p, false, err
+}
+
+func (tx *Tx) setPromise(kind string, p promise) error {
+	text, err := json.Marshal(p)
+	if err != nil {
+		return err
+	}
+	return tx.SetSetting(promiseSetting+kind, string(text))
+}
+
+// Advertise records for how long clients may keep narinfos from now on, by name. A server
+// calls it before it serves any. What was advertised before stays in force until it has
+// expired: see [Tx.Expiry].
+func (x *Index) Advertise(ctx context.Context, now time.Time, all map[string]Advertised) error {
+	changed := make(map[string]promise)
+	compare := func(tx *Tx) error {
+		clear(changed)
+		// A machine may start with a clock that is behind.
+		latest, err := tx.conn.integer("SELECT coalesce(max(at), 0) FROM recent_changes")
+		if err != nil {
+			return err
+		}
+		start := now
+		if last := time.UnixMilli(latest); last.After(now) {
+			start = last
+		}
+		for kind, advertised := range all {
+			old, found, err := tx.conn.promised(kind)
+			if err != nil {
+				return err
+			}
+			next := promise{TTL: duration(advertised.TTL), Grace: duration(advertised.Grace)}
+			if found {
+				next = old.succeed(advertised, start)
+			}
+			if !found || next != old {
+				changed[kind] = next
+			}
+		}
+		return nil
+	}
+	// Most starts change nothing.
+	if err := x.View(ctx, compare); err != nil || len(changed) == 0 {
+		return err
+	}
+	return x.Reclaim(ctx, func(tx *Tx) error {
+		if err := compare(tx); err != nil {
+			return err
+		}
+		for kind, next := range changed {
+			if err := tx.setPromise(kind, next); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// Expiry is when no client can hold a narinfo any more that was served until the given
+// time, by what all servers with this database have advertised. kind is [Narinfos], or a
+// type for narinfos that name a cached file of that.
+func (tx *Tx) Expiry(kind string, at time.Time) (time.Time, error) {
+	p, _, err := tx.conn.promised(kind)
+	return p.expiry(at), err
+}
+
+// DeleteAfter is from when on an item may be deleted that is withdrawn at the given time.
+func (x *Index) DeleteAfter(ctx context.Context, at time.Time) (due time.Time, err error) {
+	err = x.View(ctx, func(tx *Tx) error {
+		due, err = tx.Expiry(Narinfos, at.Add(answersKept))
+		return err
+	})
+	return due, err
+}
+
+// ShortestPromise is for how long items and cached files of the kinds are kept at least, if
+// they are withdrawn now.
+func (x *Index) ShortestPromise(ctx context.Context, now time.Time, kinds iter.Seq[string]) (shortest time.Duration, err error) {
+	err = x.View(ctx, func(tx *Tx) error {
+		shortest = math.MaxInt64
+		for kind := range kinds {
+			expiry, err := tx.Expiry(kind, now)
+			if err != nil {
+				return err
+			}
+			shortest = min(shortest, expiry.Sub(now))
+		}
+		return nil
+	})
+	return shortest, err
+}
+
+// promiseVersion is the first version of the schema that has the times from which on
+// withdrawn items may be deleted.
+const promiseVersion = 7
+
+// addPromises is the part of a migration to that version which SQL can't do. The last
+// server noted after how long it deleted items; where none has, clients that received a
+// narinfo keep it for [narinfo.UnadvertisedTTL].
+func (c *connection) addPromises() error {
+	const graceSetting = "removal.grace"
+	noted, err := c.setting(graceSetting)
+	if err != nil {
+		return err
+	}
+	grace := narinfo.UnadvertisedTTL + answersKept
+	tx := &Tx{conn: c}
+	if noted != "" {
+		// If it can't be read, the database is damaged: the longest usual time is safe.
+		last, err := time.ParseDuration(noted)
+		if err != nil {
+			last = 365 * 24 * time.Hour
+		}
+		kinds := []string{Narinfos}
+		err = c.rows("SELECT DISTINCT type FROM cached_files", nil, func(row []driver.Value) (bool, error) {
+			kind, err := words(row[0])
+			kinds = append(kinds, kind)
+			return true, err
+		})
+		for _, kind := range kinds {
+			err = errors.Join(err, tx.setPromise(kind, promise{TTL: duration(last), Grace: duration(last)}))
+		}
+		if err = errors.Join(err, tx.SetSetting(graceSetting, "")); err != nil {
+			return err
+		}
+		grace = max(grace, last)
+	}
+	for _, table := range []string{"narinfos", "cached_files"} {
+		if err := c.exec("UPDATE "+table+" SET delete_after = withdrawn_at + ? WHERE withdrawn_at IS NOT NULL", grace.Milliseconds()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
