@@ -27,6 +27,9 @@ const testdata = "../../testdata"
 // binary is the program, built once.
 var binary string
 
+// settle is for how long a server removes nothing by stored-on, instead of ten minutes.
+const settle = 800 * time.Millisecond
+
 // buildFlags has -race where the tests have it.
 var buildFlags []string
 
@@ -55,7 +58,7 @@ func testMain(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir)
 	binary = filepath.Join(dir, "nar-herder")
-	build := exec.Command("go", append(append([]string{"build", "-o", binary}, buildFlags...), ".")...)
+	build := exec.Command("go", append(append([]string{"build", "-ldflags=-X=main.settleTime=" + settle.String(), "-o", binary}, buildFlags...), ".")...)
 	build.Stderr = os.Stderr
 	if err := build.Run(); err != nil {
 		os.Stderr.WriteString("build the program: " + err.Error() + "\n")

@@ -154,8 +154,7 @@ func metric(t *testing.T, address, name string) string {
 }
 
 // kills is how often TestRemovalKilled kills an instance: some times, or as often
-// as NAR_HERDER_KILLS says. Each takes a fifth of the time between two looks at
-// the limit, so that 300 are for an hour of one look a minute.
+// as NAR_HERDER_KILLS says. All waiting times are scaled with [settle].
 func kills(t *testing.T) int {
 	if text := os.Getenv("NAR_HERDER_KILLS"); text != "" {
 		n, err := strconv.Atoi(text)
@@ -186,7 +185,7 @@ func TestRemovalKilled(t *testing.T) {
 			// A third of what they have would have to do.
 			in := newInstances(t, test.count, nars, 1<<20, test.next)
 			for range kills(t) {
-				time.Sleep(time.Duration(rand.IntN(400)) * time.Millisecond)
+				time.Sleep(time.Duration(rand.Int64N(int64(2 * settle)))) // it may remove after the half
 				i := rand.IntN(test.count)
 				in.kill(i)
 				in.copies()
