@@ -315,7 +315,7 @@ func (p *Peer) Introduce(ctx context.Context) (who Introduction, err error) {
 	if err == nil {
 		reply, err = readStored(body, 1)
 	}
-	if err == nil && (reply.Nonce != nonce || reply.Instance == "") {
+	if err == nil && (reply.Nonce != nonce || !isName(reply.Instance)) {
 		err = fmt.Errorf("%w: it is not to this question", ErrAnswer)
 	}
 	who = Introduction{reply.Instance, reply.Storage, reply.ReliesOn}
@@ -354,7 +354,7 @@ func (p *Peer) judgeReply(body []byte, nonce string, items []*storage.Item, stor
 	if err != nil {
 		return nil, who, err
 	}
-	if reply.Nonce != nonce || reply.Instance == "" || len(reply.Nars) != len(items) {
+	if reply.Nonce != nonce || !isName(reply.Instance) || len(reply.Nars) != len(items) {
 		return nil, who, fmt.Errorf("%w: it is not to this question", ErrAnswer)
 	}
 	if err := p.isOther(reply.Instance, reply.Storage, storageName); err != nil {

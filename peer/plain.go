@@ -105,6 +105,9 @@ func (p *Peer) askOne(ctx context.Context, item *storage.Item, storageName strin
 	}
 	// The original has no names, and can't have this program's storage.
 	if instance := header.Get(InstanceHeader); instance != "" {
+		if !isName(instance) {
+			return Verdict{}, who, fmt.Errorf("%w: %.99q is not the name of an instance", ErrAnswer, instance)
+		}
 		if err := p.isOther(instance, header.Get(StorageHeader), storageName); err != nil {
 			return Verdict{}, who, err
 		}

@@ -28,6 +28,9 @@ func (c *planRemovalCommand) Run(ctx context.Context, s *streams) (err error) {
 	if c.Storage == "" {
 		return usagef("plan-removal: no --storage is given")
 	}
+	if c.StorageLimit == noLimit && c.StorageMinimumFreeSpace == noLimit {
+		return usagef("plan-removal: neither --storage-limit nor --storage-minimum-free-space is given: a server removes nothing then")
+	}
 	log := slog.New(newLogHandler(s.err, slog.LevelWarn))
 	store, err := openForReading(ctx, c.Database, c.Storage, log)
 	if err != nil {
