@@ -110,12 +110,15 @@ func TestGreatestKeeps(t *testing.T) {
 		removers = append(removers, i.remover(0, ring[(n+1)%3], "stored-on=B"))
 	}
 	removers = append(removers, outside.remover(0, ring[0], "stored-on=B"))
-	for range 4 {
-		for _, r := range removers {
-			r.reliance.refresh(t.Context(), r.introduce)
-			r.reliance.settled()
+	settle := func() {
+		for range 2 * len(ring) { // what one says reaches the others
+			for _, r := range removers {
+				r.reliance.refresh(t.Context(), r.introduce)
+				r.reliance.settled()
+			}
 		}
 	}
+	settle()
 	greatest := slices.MaxFunc(ring, func(a, b *instance) int { return strings.Compare(a.Instance(), b.Instance()) })
 	// Whoever comes first.
 	for _, r := range []*Remover{greatest.running, removers[3], removers[0], removers[1], removers[2]} {
@@ -123,9 +126,8 @@ func TestGreatestKeeps(t *testing.T) {
 	}
 	for range 4 {
 		c.advance(fullPause)
+		settle()
 		for _, r := range removers {
-			r.reliance.refresh(t.Context(), r.introduce)
-			r.reliance.settled()
 			round(t, r)
 		}
 	}
