@@ -11,7 +11,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"slices"
+	"reflect"
 	"strings"
 	"sync"
 	"testing"
@@ -50,7 +50,7 @@ func (s *store) evict(t *testing.T, items ...*made) {
 		}
 		rows = append(rows, item)
 	}
-	gone, err := s.Evict(t.Context(), rows, since, func(*index.Tx, map[narinfo.PathHash]index.ChangeKind) error { return nil })
+	_, gone, err := s.Evict(t.Context(), rows, since, func(*index.Tx, map[narinfo.PathHash]index.ChangeKind) error { return nil })
 	if err != nil || gone.Items != len(items) {
 		t.Fatalf("%+v, %v", gone, err)
 	}
@@ -281,27 +281,11 @@ func TestElsewhereAround(t *testing.T) {
 	}
 }
 
-// marks are nars that are leaving, and who was promised to.
-type marks struct {
-	leaving  narinfo.PathHash
-	mu       sync.Mutex
-	promised []narinfo.PathHash
-}
-
-func (m *marks) IsLeaving(hash narinfo.PathHash) bool { return hash == m.leaving }
-
-func (m *marks) Promise(hash narinfo.PathHash) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.promised = append(m.promised, hash)
-	return hash == m.leaving
-}
-
 // TestStoredNars asks which of many nars are stored, of which each is in another
 // state.
 func TestStoredNars(t *testing.T) {
 	t.Parallel()
-	names := []string{"stored", "withdrawn", "leaving", "evicted", "missing", "short"}
+	names := []string{"stored", "withdrawn", "evicted", "missing", "short"}
 	made := make(map[string]*made)
 	s := newStore(t)
 	for _, name := range names {
@@ -317,9 +301,9 @@ func TestStoredNars(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	leaving := &marks{leaving: made["leaving"].path.Hash}
+	states := peer.Statement{s.Instance(): {On: []string{"B"}}, "B": {On: []string{}, Age: 7}}
 	opts := options()
-	opts.Identity, opts.Leaving = s.Storage, leaving
+	opts.Identity, opts.ReliesOn = s.Storage, func() peer.Statement { return states }
 	server := start(t, s, opts)
 	c := dial(t, server.address)
 	asked := []string{nobody}
@@ -331,6 +315,9 @@ func TestStoredNars(t *testing.T) {
 	var reply peer.StoredReply
 	if err := json.Unmarshal([]byte(got.body), &reply); err != nil || got.StatusCode != 200 || got.Header.Get("Cache-Control") != "no-store" {
 		t.Fatalf("%s %v %s: %v", got.Status, got.Header, got.body, err)
+	}
+	if !reflect.DeepEqual(reply.ReliesOn, states) {
+		t.Errorf("the statement: %+v", reply.ReliesOn)
 	}
 	if reply.Nonce != "N N" || reply.Instance != s.Instance() || reply.Storage != storageName || len(reply.Nars) != len(asked) {
 		t.Fatalf("%+v", reply)
@@ -348,9 +335,9 @@ func TestStoredNars(t *testing.T) {
 		t.Error("what could not be told is not counted")
 	}
 	// The original's question about the same.
-	for name, want := range map[string]string{"stored": `{"stored": true}`, "leaving": `{"stored": false}`, "evicted": `{"stored": false}`} {
+	for name, want := range map[string]string{"stored": `{"stored": true}`, "evicted": `{"stored": false}`} {
 		if got := c.ask("GET", "/"+made[name].path.Hash.String()+".narinfo/info"); got.StatusCode != 200 || got.body != want ||
-			got.Header.Get(peer.InstanceHeader) != s.Instance() || got.Header.Get(peer.StorageHeader) != storageName || got.Header.Get("Cache-Control") != "no-store" {
+			got.Header.Get(peer.InstanceHeader) != s.Instance() || got.Header.Get(peer.StorageHeader) != storageName || got.Header.Get(peer.ReliesOnHeader) != states.Header() || got.Header.Get("Cache-Control") != "no-store" {
 			t.Errorf("%s: %s %s", name, got.Status, got.body)
 		}
 	}
@@ -360,17 +347,6 @@ func TestStoredNars(t *testing.T) {
 			t.Errorf("%s: %s", hash, got.Status)
 		}
 	}
-	// Promises are few: a stranger who asks for anything must not use them up.
-	leaving.mu.Lock()
-	for _, hash := range leaving.promised {
-		if hash.String() == nobody || hash == made["withdrawn"].path.Hash || hash == made["evicted"].path.Hash {
-			t.Errorf("it was promised that %s stays", hash)
-		}
-	}
-	if !slices.Contains(leaving.promised, made["stored"].path.Hash) {
-		t.Errorf("promised: %v", leaving.promised)
-	}
-	leaving.mu.Unlock()
 	for target, status := range map[string]int{
 		peer.StoredPath:                         400,
 		peer.StoredPath + "x":                   400,

@@ -21,6 +21,7 @@ import (
 	"nar-herder/compression"
 	"nar-herder/internal/eventloop"
 	"nar-herder/narinfo"
+	"nar-herder/peer"
 	"nar-herder/storage"
 	"nar-herder/storage/checksums"
 	"nar-herder/storage/index"
@@ -63,16 +64,6 @@ type CachedNars interface {
 	// Open opens a file, whose size is then sure, or says
 	// [storage.ErrNotStored].
 	Open(ctx context.Context, item *storage.Item, file index.CachedFile, offset, length int64) (io.ReadCloser, storage.Info, error)
-}
-
-// Leaving knows which nars this instance is about to remove because others have
-// them.
-type Leaving interface {
-	// IsLeaving says whether the item's nar is about to be removed.
-	IsLeaving(hash narinfo.PathHash) bool
-	// Promise is IsLeaving for one who does not tell before it removes its own:
-	// when the answer is false, the nar stays for a while.
-	Promise(hash narinfo.PathHash) (leaving bool)
 }
 
 // Elsewhere are instances that have nars which are not stored here. via is what
@@ -131,8 +122,9 @@ type Options struct {
 	// of what this one says.
 	Identity Identity
 
-	// Leaving knows what is about to be removed; nil for nothing.
-	Leaving Leaving
+	// ReliesOn is what other instances receive with the answer whether nars are stored
+	// here: on whom this one relies. Nil makes no statement.
+	ReliesOn func() peer.Statement
 
 	// Elsewhere has nars that are not stored here; nil for nobody. They are
 	// streamed through, or clients are redirected there with RedirectElsewhere.

@@ -24,14 +24,6 @@ func (s *Server) serveInfo(request *fasthttp.RequestCtx, hash narinfo.PathHash) 
 	defer cancel()
 	item, files, err := s.filesThere(ctx, hash)
 	stored := err == nil && len(files) == len(item.Narinfo.Files) && s.vouches(ctx)
-	if stored && s.options.Leaving != nil {
-		// Only what is there is promised to stay: anybody may ask for anything.
-		// It may have gone before the promise, hence the second look.
-		if stored = !s.options.Leaving.Promise(hash); stored {
-			item, files, err = s.filesThere(ctx, hash)
-			stored = err == nil && len(files) == len(item.Narinfo.Files)
-		}
-	}
 	if errors.Is(err, storage.ErrNotFound) {
 		s.unknown(request)
 		return
@@ -47,12 +39,23 @@ func (s *Server) serveInfo(request *fasthttp.RequestCtx, hash narinfo.PathHash) 
 		if name, err := s.options.Identity.StorageName(ctx); err == nil && name != "" {
 			header.Set(peer.StorageHeader, name)
 		}
+		if text := s.statement().Header(); text != "" {
+			header.Set(peer.ReliesOnHeader, text)
+		}
 	}
 	if stored {
 		s.text(request, "application/json", `{"stored": true}`)
 	} else {
 		s.text(request, "application/json", `{"stored": false}`)
 	}
+}
+
+// statement says on whom this instance relies.
+func (s *Server) statement() peer.Statement {
+	if s.options.ReliesOn == nil {
+		return nil
+	}
+	return s.options.ReliesOn()
 }
 
 // vouches says whether other instances may go by what is in the storage.
@@ -95,8 +98,7 @@ func (s *Server) filesOf(ctx context.Context, item *storage.Item) ([]peer.Stored
 }
 
 // serveStored answers the question of other instances which of many nars are
-// stored here, and not about to go. Who asks has said so before: it does not
-// vouch for the same nars meanwhile.
+// stored here.
 func (s *Server) serveStored(request *fasthttp.RequestCtx, list string) {
 	asked := strings.Split(list, ",")
 	if len(asked) > peer.MostAsked {
@@ -115,9 +117,9 @@ func (s *Server) serveStored(request *fasthttp.RequestCtx, list string) {
 		var err error
 		reply.Storage, err = s.options.Identity.StorageName(ctx)
 		reply.StorageUnknown = err != nil
+		reply.ReliesOn = s.statement()
 	}
 	hashes := make([]narinfo.PathHash, len(asked))
-	leaving := make([]bool, len(asked))
 	for i, text := range asked {
 		hash, err := narinfo.ParsePathHash(text)
 		if err != nil {
@@ -125,21 +127,14 @@ func (s *Server) serveStored(request *fasthttp.RequestCtx, list string) {
 			return
 		}
 		hashes[i] = hash
-		// Before the look at the bytes: a nar that is not about to go now, and
-		// is there then, was there now.
-		leaving[i] = s.options.Leaving != nil && s.options.Leaving.IsLeaving(hash)
 	}
-	if !s.vouches(ctx) {
-		for i := range leaving {
-			leaving[i] = true // for all that is known here
-		}
-	}
+	vouches := s.vouches(ctx)
 	items, itemsErr := s.items.ItemsAt(ctx, hashes)
 	var faults faults
 	s.each(len(asked), func(i int) {
 		nar := &reply.Nars[i]
 		nar.Hash = asked[i]
-		if leaving[i] || itemsErr == nil && (items[i] == nil || !items[i].WithdrawnAt.IsZero()) {
+		if !vouches || itemsErr == nil && (items[i] == nil || !items[i].WithdrawnAt.IsZero()) {
 			return
 		}
 		var item *storage.Item

@@ -111,7 +111,7 @@ func TestAnswerMemory(t *testing.T) {
 			repeated(&body, `{"nonce":"N","instance":"x","storage":"y","nars":[`, text, mostAnswer-1<<20, "]}")
 			p := newPeer(t, "http://peer.example", Self{})
 			var err error
-			took := allocated(func() { _, err = p.judgeReply(body.Bytes(), "N", []*storage.Item{item}, "own") })
+			took := allocated(func() { _, _, err = p.judgeReply(body.Bytes(), "N", []*storage.Item{item}, "own") })
 			if !errors.Is(err, ErrAnswer) {
 				t.Error(err)
 			}

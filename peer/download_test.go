@@ -131,7 +131,7 @@ func TestPassword(t *testing.T) {
 	_, failures["changes after"] = p.ChangesAfter(t.Context(), Known{Instance: "x", Position: 1})
 	failures["changes since"] = p.ChangesSince(t.Context(), time.Now(), nil)
 	_, failures["stream"] = p.Changes(t.Context(), Known{Instance: "x", Position: 1})
-	_, failures["stored"] = p.Stored(t.Context(), nil)
+	_, _, failures["stored"] = p.Stored(t.Context(), nil)
 	_, _, failures["nar"] = p.OpenFile(t.Context(), testItem(t, 1), 0, 0, -1, nil)
 	_, _, failures["locate"] = p.Locate(t.Context(), testItem(t, 1), 0, nil)
 	for name, err := range failures {

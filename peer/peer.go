@@ -9,7 +9,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -42,6 +41,8 @@ const (
 	// Storage.
 	InstanceHeader = "Nar-Herder-Instance"
 	StorageHeader  = "Nar-Herder-Storage"
+	// ReliesOnHeader is there as well, with [StoredReply.ReliesOn] as JSON.
+	ReliesOnHeader = "Nar-Herder-Relies-On"
 )
 
 // StoredReply answers which nars are stored.
@@ -54,6 +55,8 @@ type StoredReply struct {
 	// StorageUnknown says that it has one, and can't tell which.
 	StorageUnknown bool   `json:"storage_unknown,omitempty"`
 	Nonce          string `json:"nonce"`
+	// ReliesOn says for which instances this one removes nars, and those, and so on.
+	ReliesOn Statement `json:"relies_on,omitempty"`
 	// Nars are in the order of the question.
 	Nars []StoredNar `json:"nars"`
 }
@@ -61,8 +64,7 @@ type StoredReply struct {
 // StoredNar is the answer for one item.
 type StoredNar struct {
 	Hash string `json:"hash"`
-	// Stored says that all files are in the storage, now, and that the
-	// instance is not about to remove them.
+	// Stored says that the files are in the storage now.
 	Stored bool `json:"stored"`
 	// Fault says that the instance can't tell.
 	Fault   bool         `json:"fault,omitempty"`
@@ -251,16 +253,17 @@ type Verdict struct {
 	Reason string
 }
 
-// Stored asks for items, [MostAsked] at most, and returns a verdict for each.
-// The error says that nothing is known about any of them.
-func (p *Peer) Stored(ctx context.Context, items []*storage.Item) (verdicts []Verdict, err error) {
+// Stored asks for items, [MostAsked] at most, and returns a verdict for each, with what
+// the peer says about itself in the same answer. The error says that nothing is known
+// about any of them.
+func (p *Peer) Stored(ctx context.Context, items []*storage.Item) (verdicts []Verdict, who Introduction, err error) {
 	if len(items) > MostAsked {
-		return nil, fmt.Errorf("%d items in one question, %d are allowed", len(items), MostAsked)
+		return nil, who, fmt.Errorf("%d items in one question, %d are allowed", len(items), MostAsked)
 	}
 	var storageName string
 	if p.self.Storage != nil {
 		if storageName, err = p.self.Storage(ctx); err != nil {
-			return nil, err // which says nothing about the peer
+			return nil, who, err // which says nothing about the peer
 		}
 	}
 	outer, begun := ctx, p.now()
@@ -276,9 +279,9 @@ func (p *Peer) Stored(ctx context.Context, items []*storage.Item) (verdicts []Ve
 	plain := p.now().Sub(p.plain) < plainFor
 	p.mu.Unlock()
 	if !plain {
-		verdicts, err = p.ask(ctx, items, storageName)
+		verdicts, who, err = p.ask(ctx, items, storageName)
 		if !errors.Is(err, errNotKnown) {
-			return verdicts, err
+			return verdicts, who, err
 		}
 		p.mu.Lock()
 		p.plain = p.now()
@@ -293,29 +296,36 @@ var ErrStorageUnknown = errors.New("it can't tell now which storage it has")
 // Names returns the random names of the peer and of its storage: both "" for an
 // original, which has none, and the second where it has no storage.
 func (p *Peer) Names(ctx context.Context) (instance, storageName string, err error) {
+	who, err := p.Introduce(ctx)
+	return who.Instance, who.Storage, err
+}
+
+// Introduce returns what the peer says about itself. With [ErrStorageUnknown], only the
+// storage is missing.
+func (p *Peer) Introduce(ctx context.Context) (who Introduction, err error) {
 	ctx, cancel := context.WithTimeout(context.WithValue(ctx, noRedirects{}, true), p.self.AnswerTimeout)
 	defer cancel()
 	nonce := rand.Text()
 	var nobody narinfo.PathHash
 	body, _, err := p.get(ctx, StoredPath+nobody.String()+"?"+NonceKey+"="+nonce, mostAnswer)
 	if errors.Is(err, errNotKnown) {
-		return "", "", nil
+		return Introduction{}, nil
 	}
 	var reply StoredReply
 	if err == nil {
 		reply, err = readStored(body, 1)
 	}
-	if err == nil {
-		if reply.Nonce != nonce || reply.Instance == "" {
-			err = fmt.Errorf("%w: it is not to this question", ErrAnswer)
-		} else if reply.StorageUnknown {
-			err = ErrStorageUnknown
-		}
+	if err == nil && (reply.Nonce != nonce || !isName(reply.Instance)) {
+		err = fmt.Errorf("%w: it is not to this question", ErrAnswer)
+	}
+	who = Introduction{reply.Instance, reply.Storage, reply.ReliesOn}
+	if err == nil && reply.StorageUnknown {
+		who.Storage, err = "", ErrStorageUnknown
 	}
 	if err != nil {
-		return reply.Instance, "", fmt.Errorf("ask %s which instance it is: %w", p, err)
+		return who, fmt.Errorf("ask %s which instance it is: %w", p, err)
 	}
-	return reply.Instance, reply.Storage, nil
+	return who, nil
 }
 
 // errNotKnown says that a peer does not know what was asked for.
@@ -325,7 +335,7 @@ var errNotKnown = errors.New("it answers 404")
 const mostAnswer = 2 << 20
 
 // ask asks our question.
-func (p *Peer) ask(ctx context.Context, items []*storage.Item, storageName string) ([]Verdict, error) {
+func (p *Peer) ask(ctx context.Context, items []*storage.Item, storageName string) ([]Verdict, Introduction, error) {
 	hashes := make([]string, len(items))
 	for i, item := range items {
 		hashes[i] = item.Hash.String()
@@ -333,31 +343,31 @@ func (p *Peer) ask(ctx context.Context, items []*storage.Item, storageName strin
 	nonce := rand.Text()
 	body, _, err := p.get(ctx, StoredPath+strings.Join(hashes, ",")+"?"+NonceKey+"="+nonce, mostAnswer)
 	if err != nil {
-		return nil, err
+		return nil, Introduction{}, err
 	}
 	return p.judgeReply(body, nonce, items, storageName)
 }
 
 // judgeReply reads the answer to our question.
-func (p *Peer) judgeReply(body []byte, nonce string, items []*storage.Item, storageName string) ([]Verdict, error) {
+func (p *Peer) judgeReply(body []byte, nonce string, items []*storage.Item, storageName string) (verdicts []Verdict, who Introduction, err error) {
 	reply, err := readStored(body, len(items))
 	if err != nil {
-		return nil, err
+		return nil, who, err
 	}
-	if reply.Nonce != nonce || reply.Instance == "" || len(reply.Nars) != len(items) {
-		return nil, fmt.Errorf("%w: it is not to this question", ErrAnswer)
+	if reply.Nonce != nonce || !isName(reply.Instance) || len(reply.Nars) != len(items) {
+		return nil, who, fmt.Errorf("%w: it is not to this question", ErrAnswer)
 	}
 	if err := p.isOther(reply.Instance, reply.Storage, storageName); err != nil {
-		return nil, err
+		return nil, who, err
 	}
-	verdicts := make([]Verdict, len(items))
+	verdicts = make([]Verdict, len(items))
 	for i, nar := range reply.Nars {
 		if hash := items[i].Hash.String(); nar.Hash != hash {
-			return nil, fmt.Errorf("%w: it is about %q where %s was asked for", ErrAnswer, nar.Hash, hash)
+			return nil, who, fmt.Errorf("%w: it is about %q where %s was asked for", ErrAnswer, nar.Hash, hash)
 		}
 		verdicts[i] = judge(items[i], nar, false)
 	}
-	return verdicts, nil
+	return verdicts, Introduction{reply.Instance, reply.Storage, reply.ReliesOn}, nil
 }
 
 // isOther makes sure that the peer's nars are others than the ones here.
@@ -404,97 +414,6 @@ func judge(item *storage.Item, nar StoredNar, unsized bool) Verdict {
 		}
 	}
 	return Verdict{Stored: true}
-}
-
-// askPlainly asks the original's question for each item, and for the narinfo,
-// to know which nar the answer is about.
-func (p *Peer) askPlainly(ctx context.Context, items []*storage.Item, storageName string) ([]Verdict, error) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	verdicts := make([]Verdict, len(items))
-	work := make(chan int)
-	var asking sync.WaitGroup
-	for range plainAtOnce {
-		asking.Go(func() {
-			for i := range work {
-				verdict, err := p.askOne(ctx, items[i], storageName)
-				if err != nil {
-					cancel(err)
-					return
-				}
-				verdicts[i] = verdict
-			}
-		})
-	}
-feed:
-	for i := range items {
-		select {
-		case work <- i:
-		case <-ctx.Done():
-			break feed
-		}
-	}
-	close(work)
-	asking.Wait()
-	if err := context.Cause(ctx); err != nil {
-		return nil, err
-	}
-	return verdicts, nil
-}
-
-func (p *Peer) askOne(ctx context.Context, item *storage.Item, storageName string) (Verdict, error) {
-	path := "/" + item.Hash.String() + ".narinfo"
-	body, _, err := p.get(ctx, path, narinfo.MaxSize)
-	if errors.Is(err, errNotKnown) {
-		return Verdict{Reason: "not known there"}, nil
-	} else if err != nil {
-		return Verdict{}, err
-	}
-	n, err := narinfo.Parse(body)
-	if err != nil {
-		return Verdict{}, fmt.Errorf("%w: %w", ErrAnswer, err)
-	}
-	if n.StorePath.Hash != item.Hash {
-		return Verdict{}, fmt.Errorf("%w: it is about %s where %s was asked for", ErrAnswer, n.StorePath.Hash, item.Hash)
-	}
-	// Last, as it is the answer that counts. What is random in the question is
-	// for proxies, not all of which heed Cache-Control or own up to an answer of
-	// before: nginx does neither. The original looks at the path alone; where
-	// something does not, a 404 is a no.
-	asked := p.now()
-	body, header, err := p.get(ctx, path+"/info?now="+rand.Text(), mostAnswer)
-	if errors.Is(err, errNotKnown) {
-		return Verdict{Reason: "not known there"}, nil
-	} else if err != nil {
-		return Verdict{}, err
-	}
-	var reply struct {
-		Stored *bool `json:"stored"`
-	}
-	if err := json.Unmarshal(body, &reply); err != nil {
-		return Verdict{}, fmt.Errorf("%w: %w", ErrAnswer, err)
-	}
-	if reply.Stored == nil {
-		return Verdict{}, fmt.Errorf("%w: it does not say whether %s is stored", ErrAnswer, item.Hash)
-	}
-	// It has no nonce: what was true once is not surely so now.
-	if age := header.Get("Age"); age != "" && age != "0" {
-		return Verdict{}, fmt.Errorf("%w: it comes from a cache, which has had it for %s seconds", ErrAnswer, age)
-	}
-	if date, err := http.ParseTime(header.Get("Date")); err == nil && asked.Sub(date) > mostSkew {
-		return Verdict{}, fmt.Errorf("%w: it is of %s, from before the question at %s: it comes from a cache, which must not keep this, or one of the clocks is wrong", ErrAnswer, date.Format(time.RFC3339), asked.UTC().Format(time.RFC3339))
-	}
-	// The original has no names, and can't have this program's storage.
-	if instance := header.Get(InstanceHeader); instance != "" {
-		if err := p.isOther(instance, header.Get(StorageHeader), storageName); err != nil {
-			return Verdict{}, err
-		}
-	}
-	nar := StoredNar{Stored: *reply.Stored, NarHash: n.NarHash.String()}
-	for _, file := range n.Files {
-		nar.Files = append(nar.Files, StoredFile{file.URL, file.Size})
-	}
-	return judge(item, nar, true), nil
 }
 
 // get fetches a small answer.

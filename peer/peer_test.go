@@ -243,7 +243,7 @@ func TestStored(t *testing.T) {
 	})
 	t.Run("too many items", func(t *testing.T) {
 		t.Parallel()
-		if _, err := newPeer(t, elsewhere.URL, here()).Stored(t.Context(), make([]*storage.Item, MostAsked+1)); err == nil {
+		if _, _, err := newPeer(t, elsewhere.URL, here()).Stored(t.Context(), make([]*storage.Item, MostAsked+1)); err == nil {
 			t.Error("no error")
 		}
 	})
@@ -256,7 +256,7 @@ func TestStored(t *testing.T) {
 // wantVerdicts asserts what a peer's answer comes to.
 func wantVerdicts(t *testing.T, p *Peer, items []*storage.Item, want string, is error) {
 	t.Helper()
-	verdicts, err := p.Stored(t.Context(), items)
+	verdicts, _, err := p.Stored(t.Context(), items)
 	if (err == nil) != (want != "") || is != nil && !errors.Is(err, is) {
 		t.Errorf("error %v; want %v", err, is)
 	}
@@ -466,7 +466,7 @@ func TestOwnFault(t *testing.T) {
 	server := serve(t, func(_ http.ResponseWriter, r *http.Request) { t.Errorf("%s was asked for", r.URL) })
 	own := errors.New("the disk is gone")
 	p := newPeer(t, server.URL, Self{Instance: "own", Storage: func(context.Context) (string, error) { return "", own }})
-	if _, err := p.Stored(t.Context(), []*storage.Item{testItem(t, 1)}); !errors.Is(err, own) {
+	if _, _, err := p.Stored(t.Context(), []*storage.Item{testItem(t, 1)}); !errors.Is(err, own) {
 		t.Errorf("%v", err)
 	}
 	if pause := p.Pause(); pause != 0 {
@@ -475,7 +475,7 @@ func TestOwnFault(t *testing.T) {
 	ended, end := context.WithCancel(t.Context())
 	end()
 	p = newPeer(t, server.URL, here())
-	if _, err := p.Stored(ended, []*storage.Item{testItem(t, 1)}); !errors.Is(err, context.Canceled) || p.Pause() != 0 {
+	if _, _, err := p.Stored(ended, []*storage.Item{testItem(t, 1)}); !errors.Is(err, context.Canceled) || p.Pause() != 0 {
 		t.Errorf("%v, pause %s", err, p.Pause())
 	}
 }
@@ -629,7 +629,7 @@ func FuzzStored(f *testing.F) {
 	f.Add([]byte("<html>"))
 	p := New(&url.URL{Scheme: "http", Host: "peer.example"}, here())
 	f.Fuzz(func(t *testing.T, body []byte) {
-		verdicts, err := p.judgeReply(body, "N", []*storage.Item{item}, "own storage")
+		verdicts, _, err := p.judgeReply(body, "N", []*storage.Item{item}, "own storage")
 		if err != nil {
 			return
 		}

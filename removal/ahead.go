@@ -47,6 +47,9 @@ func (r *Remover) noteAhead(ctx context.Context, f *facts) error {
 		return nil
 	}
 	r.aheadSince, f.aheadSince = now, now
+	if r.plan != nil {
+		return nil
+	}
 	r.log.Warn("times in the database are ahead of this machine's clock, which is behind, or was ahead, or they were written before it was set: they count as now")
 	return r.setAhead(ctx, now.UTC().Format(time.RFC3339))
 }
@@ -54,7 +57,7 @@ func (r *Remover) noteAhead(ctx context.Context, f *facts) error {
 // forgetAhead ends a pass: where none was ahead, the clock has been set right.
 func (r *Remover) forgetAhead(ctx context.Context) error {
 	saw := r.sawAhead
-	if r.sawAhead = false; saw || r.aheadSince.IsZero() {
+	if r.sawAhead = false; saw || r.aheadSince.IsZero() || r.plan != nil {
 		return nil
 	}
 	r.aheadSince = time.Time{}

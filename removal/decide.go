@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"nar-herder/narinfo"
+	"nar-herder/peer"
 	"nar-herder/storage"
 	"nar-herder/storage/index"
 )
@@ -157,24 +158,13 @@ func (r *Remover) match(ctx context.Context, page []candidate, usable []Criterio
 	return matching, nil
 }
 
-// removeChunk marks a few nars as leaving, asks the instances that must have
-// them, and removes those that may go, but not more than are needed: so many
-// bytes, which it takes them off of.
+// removeChunk asks the instances that must have a few nars, and removes those that may go,
+// but not more than are needed: so many bytes, which it takes them off of.
 func (r *Remover) removeChunk(ctx context.Context, chunk []candidate, since int64, needed *atomic.Int64) (freed int64, sure bool, err error) {
-	marked := make([]candidate, 0, len(chunk))
-	for _, c := range chunk {
-		if r.options.Leaving.mark(c.item.Hash) {
-			marked = append(marked, c)
-		}
-	}
-	defer func() {
-		for _, c := range marked {
-			r.options.Leaving.unmark(c.item.Hash)
-		}
-	}()
-	stored, sure := r.ask(ctx, marked)
+	asked := r.now()
+	stored, sure := r.ask(ctx, chunk)
 	var evict, withdraw []decided
-	for _, c := range marked {
+	for _, c := range chunk {
 		if needed.Load() <= 0 {
 			break
 		}
@@ -189,29 +179,37 @@ func (r *Remover) removeChunk(ctx context.Context, chunk []candidate, since int6
 			needed.Add(-c.size())
 		}
 	}
-	r.metrics.decided.Add(int64(len(marked)))
+	r.metrics.decided.Add(int64(len(chunk)))
 	if ctx.Err() != nil {
 		return 0, false, ctx.Err()
+	}
+	if r.plan != nil {
+		return r.planned(evict, withdraw), sure, nil
 	}
 	if len(evict) > 0 {
 		if err := r.relyOn(ctx, evict); err != nil {
 			return 0, false, err
 		}
-		gone, err := r.storage.Evict(ctx, items(evict), since, r.guard(evict))
+		evicted, gone, err := r.storage.Evict(ctx, items(evict), since, r.guard(evict, asked))
 		freed += gone.Usage
 		r.metrics.count(gone)
-		if err != nil {
+		r.logRemovals("removed a nar that another instance has", evict, evicted)
+		if errors.Is(err, errLate) {
+			r.log.Warn("nars stay for now: so much time has passed since another instance said that it has them that this may no longer be so")
+			return freed, false, nil
+		} else if err != nil {
 			return freed, false, err
 		}
 	}
 	if len(withdraw) > 0 {
-		gone, err := r.storage.Withdraw(ctx, items(withdraw), since, r.guard(withdraw))
+		gone, err := r.storage.Withdraw(ctx, items(withdraw), since, r.guard(withdraw, asked))
 		for _, item := range gone {
 			c := candidate{item: item}
 			freed += c.size()
 			r.metrics.withdrawnBytes.Add(c.size())
 		}
 		r.metrics.withdrawn.Add(int64(len(gone)))
+		r.logRemovals("withdrew an item", withdraw, gone)
 		if err != nil {
 			return freed, false, err
 		}
@@ -233,10 +231,25 @@ func items(going []decided) []*storage.Item {
 	return items
 }
 
+// logRemovals logs each of the items that are gone, with the criterion that was the reason.
+func (r *Remover) logRemovals(message string, decided []decided, gone []*storage.Item) {
+	for _, d := range decided {
+		if slices.Contains(gone, d.item) {
+			r.log.Info(message, "item", d.item.Narinfo.StorePath.BaseName(), "bytes", d.item.StoredBytes(), "criterion", d.by.String())
+		}
+	}
+}
+
+// errLate says that answers are too old to go by.
+var errLate = errors.New("the answers of other instances are too old")
+
 // guard is a [storage.Guard] that looks for what could have made decisions wrong
-// since the items were read.
-func (r *Remover) guard(going []decided) storage.Guard {
+// since the items were read, and other instances asked.
+func (r *Remover) guard(going []decided, asked time.Time) storage.Guard {
 	return func(tx *index.Tx, changed map[narinfo.PathHash]index.ChangeKind) error {
+		if len(going[0].by.storedOn) > 0 && r.reliance.isLate(asked) {
+			return errLate
+		}
 		if err := r.pinned.Guard(tx); err != nil {
 			return err
 		}
@@ -318,13 +331,21 @@ func (r *Remover) ask(ctx context.Context, asking []candidate) (stored map[strin
 	stored = make(map[string]map[narinfo.PathHash]bool, len(wanted))
 	sure = true
 	for name, items := range wanted {
-		verdicts, err := r.peers[name].Stored(ctx, items)
+		at := r.now()
+		verdicts, who, err := r.peers[name].Stored(ctx, items)
 		if err != nil {
 			sure = false
 			r.metrics.failed.Add(1)
 			if ctx.Err() == nil {
 				r.log.Error("can't tell whether nars may be removed, so they stay", "error", err, "again", r.peers[name].Pause().Round(time.Second).String())
 			}
+			continue
+		}
+		r.reliance.hear(name, at, who)
+		if reason := r.reliance.refusal(r.peers[name].String(), who); reason != "" && slices.ContainsFunc(verdicts, func(v peer.Verdict) bool { return v.Stored }) {
+			// It was expected to be otherwise, and is not asked about the next items.
+			sure = false
+			r.log.Debug("nars stay", "reason", reason)
 			continue
 		}
 		there := make(map[narinfo.PathHash]bool, len(items))

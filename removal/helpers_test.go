@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -44,15 +45,17 @@ func (c *clock) now() time.Time               { return time.Unix(0, c.at.Load())
 func (c *clock) advance(by time.Duration)     { c.at.Add(int64(by)) }
 func (c *clock) back(by time.Duration) func() { c.advance(-by); return func() { c.advance(by) } }
 
-// instance is a storage with its index, server, and marks.
+// instance is a storage with its index and server.
 type instance struct {
 	*storage.Storage
 	t         *testing.T
 	clock     *clock
 	index     *index.Index
 	directory string
-	leaving   *Leaving
+	mu        sync.Mutex
+	running   *Remover // the latest
 	log       *testlog.Buffer
+	address   string // of the server itself
 
 	// front is what others come to: it passes on to the server, unless the test
 	// has put something in between.
@@ -84,7 +87,7 @@ func memoryDir(t *testing.T) string {
 
 func newInstanceIn(t *testing.T, c *clock, dir string) *instance {
 	t.Helper()
-	i := &instance{t: t, clock: c, directory: dir, leaving: NewLeaving(c.now), log: new(testlog.Buffer)}
+	i := &instance{t: t, clock: c, directory: dir, log: new(testlog.Buffer)}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -104,7 +107,8 @@ func newInstanceIn(t *testing.T, c *clock, dir string) *instance {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := httpapi.New(i.Storage, httpapi.Options{Identity: i.Storage, Leaving: i.leaving})
+	i.address = listener.Addr().String()
+	server := httpapi.New(i.Storage, httpapi.Options{Identity: i.Storage, ReliesOn: i.reliesOn})
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- server.Serve(ctx, listener) }()
@@ -143,6 +147,14 @@ func pass(w http.ResponseWriter) { w.Header().Set("Pass", "yes") }
 
 // asked is how many questions there were since it was called last.
 func (i *instance) asked() int { return int(i.questions.Swap(0)) }
+
+func hashNumber(n int) narinfo.PathHash {
+	hash, err := narinfo.ParsePathHash(fmt.Sprintf("%032d", n))
+	if err != nil {
+		panic(err)
+	}
+	return hash
+}
 
 // spec is an item of a test.
 type spec struct {
@@ -232,7 +244,7 @@ func (i *instance) evict(n int) {
 	if err != nil {
 		i.t.Fatal(err)
 	}
-	if _, err := i.Evict(i.t.Context(), []*storage.Item{item}, since, func(*index.Tx, map[narinfo.PathHash]index.ChangeKind) error { return nil }); err != nil {
+	if _, _, err := i.Evict(i.t.Context(), []*storage.Item{item}, since, func(*index.Tx, map[narinfo.PathHash]index.ChangeKind) error { return nil }); err != nil {
 		i.t.Fatal(err)
 	}
 }
@@ -287,7 +299,7 @@ func (i *instance) onDisk() int64 {
 func (i *instance) remover(limit int64, other *instance, criteria ...string) *Remover {
 	i.t.Helper()
 	options := Options{
-		Limit: limit, Leaving: i.leaving, Now: i.clock.now, Log: slog.New(slog.NewTextHandler(i.log, nil)),
+		Limit: limit, Now: i.clock.now, Log: slog.New(slog.NewTextHandler(i.log, nil)),
 		Peer: func(u *url.URL) *peer.Peer {
 			return peer.New(u, peer.Self{Instance: i.Instance(), Storage: i.Identity, Now: i.clock.now, AnswerTimeout: i.patience()})
 		},
@@ -302,7 +314,27 @@ func (i *instance) remover(limit int64, other *instance, criteria ...string) *Re
 		}
 		options.Criteria = append(options.Criteria, criterion)
 	}
-	return New(i.Storage, i.index, options)
+	r := New(i.Storage, i.index, options)
+	// As if it had run for long.
+	r.reliance.since[""] = time.Time{}
+	if other != nil {
+		r.reliance.since[other.Instance()] = time.Time{}
+	}
+	r.reliance.settled()
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.running = r
+	return r
+}
+
+// reliesOn is what others receive.
+func (i *instance) reliesOn() peer.Statement {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.running != nil {
+		return i.running.ReliesOn()
+	}
+	return peer.Statement{i.Instance(): {On: []string{}}}
 }
 
 // patience is short in a test of what never comes.

@@ -1,9 +1,9 @@
 package removal
 
 import (
+	"cmp"
 	"context"
 	"errors"
-	"net/url"
 	"slices"
 	"time"
 
@@ -44,14 +44,11 @@ func (r *Remover) free(ctx context.Context, g *goal) (reason string, err error) 
 			g.setLimit(now)
 			continue
 		}
-		if r.options.Leaving.isAllPromised() {
-			return promisedAll, nil
-		}
-		usable := r.usable()
+		usable, why := r.usable()
 		if len(usable) == 0 {
-			return unasked, nil
+			return why, nil
 		}
-		r.skipped = r.skipped || len(usable) < len(r.options.Criteria)
+		r.skipped = cmp.Or(r.skipped, why)
 		page, since, more, cursor, err := r.page(ctx)
 		if err != nil {
 			return "", err
@@ -75,7 +72,8 @@ func (r *Remover) free(ctx context.Context, g *goal) (reason string, err error) 
 		case g.left() <= 0:
 			return "", nil // what is left of the page comes next time
 		case !complete:
-			return unasked, nil
+			_, why := r.usable()
+			return cmp.Or(why, Unasked), nil
 		}
 		tries = 0
 		if r.cursor = cursor; more {
@@ -89,14 +87,14 @@ func (r *Remover) free(ctx context.Context, g *goal) (reason string, err error) 
 			return "", err
 		}
 		removed, skipped := r.removed, r.skipped
-		r.age, r.removed, r.skipped = 0, false, false
-		if removed && slices.ContainsFunc(r.options.Criteria, func(c Criterion) bool { return c.unreferenced }) {
+		r.age, r.removed, r.skipped = 0, false, ""
+		if removed && r.plan == nil && slices.ContainsFunc(r.options.Criteria, func(c Criterion) bool { return c.unreferenced }) {
 			continue // what was referred to may go now
 		}
-		if skipped {
+		if skipped != "" {
 			// The others are not looked at again before those may be.
-			r.resumeAt = r.now().Add(r.longestPause())
-			return unasked, nil
+			r.resumeAt = r.now().Add(cmp.Or(r.longestPause(), fullPause))
+			return skipped, nil
 		}
 		r.resumeAt = r.now().Add(fullPause)
 		return "no more nars match --storage-nar-removal-criteria", nil
@@ -108,20 +106,28 @@ const (
 	// mostTries is how often a page is looked at again because the index has
 	// changed meanwhile.
 	mostTries = 20
-	// promisedAll is why none goes for some minutes.
-	promisedAll = "instances that remove nars because they are here were told so, and any may be on its way out there"
-	// unasked is why nars stay that may have to.
-	unasked = "an instance that must have the nars could not be asked: see the log"
+	// Unasked is why nars stay that may have to, when that is so.
+	Unasked = "an instance that must have the nars could not be asked: see the log"
 )
 
-// usable are the criteria whose instances may be asked now.
-func (r *Remover) usable() (usable []Criterion) {
+// usable are the criteria whose instances may be asked now, and relied on as far as is
+// known. why says why another is not among them.
+func (r *Remover) usable() (usable []Criterion, why string) {
 	for _, criterion := range r.options.Criteria {
-		if !slices.ContainsFunc(criterion.storedOn, func(u *url.URL) bool { return r.peers[u.String()].Pause() > 0 }) {
+		reason := ""
+		for _, u := range criterion.storedOn {
+			if p := r.peers[u.String()]; p.Pause() > 0 {
+				reason = cmp.Or(reason, Unasked)
+			} else {
+				reason = cmp.Or(reason, r.reliance.expect(u.String()))
+			}
+		}
+		if reason == "" {
 			usable = append(usable, criterion)
 		}
+		why = cmp.Or(why, reason)
 	}
-	return usable
+	return usable, why
 }
 
 // longestPause is how long it takes until all instances may be asked.

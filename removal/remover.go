@@ -38,8 +38,9 @@ type Options struct {
 	Criteria []Criterion
 	// Peer returns the instance at a URL.
 	Peer func(*url.URL) *peer.Peer
-	// Leaving is what others are told; nil for one that nobody asks.
-	Leaving *Leaving
+	// Settle is for how long this instance must have stated that it relies on another
+	// before it removes nars because that one has them; 0 for ten minutes.
+	Settle time.Duration
 	// Uses knows what was asked for and is not written down yet; nil for
 	// nothing.
 	Uses interface {
@@ -109,12 +110,14 @@ type Remover struct {
 	from, until time.Time
 	cursor      int64
 	resumeAt    time.Time
-	passLimit   int64 // that resumeAt is about
-	removed     bool  // anything, in this pass
-	undeletable error // the first file that can't be deleted, as the last look at the items found
-	skipped     bool  // criteria, in this pass, as their instances could not be asked
+	passLimit   int64         // that resumeAt is about
+	removed     bool          // anything, in this pass
+	undeletable error         // the first file that can't be deleted, as the last look at the items found
+	skipped     string        // why criteria were skipped in this pass; "" where none was
+	plan        func(Planned) // is given what would be removed; nil to remove it
 
-	knowsOlder bool // whether an earlier process has promised nars
+	reliance *reliance
+	planning sync.Mutex // held while plan is called
 
 	pinned       *Pinned // nil when it is to be read
 	countedSince time.Time
@@ -157,12 +160,12 @@ func New(s *storage.Storage, x *index.Index, options Options) *Remover {
 	if r.now == nil {
 		r.now = time.Now
 	}
-	if r.options.Leaving == nil {
-		r.options.Leaving = NewLeaving(r.now)
-	}
+	var urls []string
 	for _, u := range Instances(options.Criteria) {
 		r.peers[u.String()] = options.Peer(u)
+		urls = append(urls, u.String())
 	}
+	r.reliance = newReliance(s.Instance(), urls, options.Settle, r.now)
 	r.limit.Store(options.Limit)
 	r.hard = -1
 	r.space.minimum = options.MinimumFree
@@ -175,9 +178,9 @@ func (r *Remover) SetLimit(limit int64) { r.limit.Store(limit) }
 
 // Run keeps the limit until the context ends.
 func (r *Remover) Run(ctx context.Context) {
-	var noting sync.WaitGroup
-	noting.Go(func() { r.notePromises(ctx) })
-	defer noting.Wait()
+	var asking sync.WaitGroup
+	asking.Go(func() { r.reliance.run(ctx, r.introduce) })
+	defer asking.Wait()
 	ticker := time.NewTicker(cmp.Or(r.options.Interval, defaultInterval))
 	defer ticker.Stop()
 	for {
@@ -191,6 +194,18 @@ func (r *Remover) Run(ctx context.Context) {
 		case <-ticker.C:
 		}
 	}
+}
+
+// ReliesOn is what other instances receive: on whom this one relies.
+func (r *Remover) ReliesOn() peer.Statement { return r.reliance.statement() }
+
+// introduce asks a peer what it says about itself.
+func (r *Remover) introduce(ctx context.Context, url string) (peer.Introduction, error) {
+	who, err := r.peers[url].Introduce(ctx)
+	if errors.Is(err, peer.ErrStorageUnknown) {
+		err = nil
+	}
+	return who, err
 }
 
 // nameStorage gives a storage that has nars its name. Other instances ask for it, and
@@ -231,9 +246,6 @@ func (r *Remover) Round(ctx context.Context) error {
 		if err := r.storage.ResolveReplacements(ctx, r.options.Decode); err != nil && ctx.Err() == nil {
 			r.log.Error("nars that an import failed to replace can't be checked, and are not served; that is tried again", "error", err)
 		}
-	}
-	if err := r.keepOlder(ctx); err != nil {
-		return err
 	}
 	g, reason, err := r.measure(ctx)
 	if err != nil {
@@ -345,69 +357,16 @@ func (r *Remover) report(g goal, reason string) {
 	if !r.isNews(reason) {
 		return
 	}
+	level := slog.LevelError
+	if reason == unsettled { // as after each start
+		level = slog.LevelInfo
+	}
 	if g.excess > 0 {
-		r.log.Error("the storage is above its limit, and stays there for now", "limit", r.limit.Load(), "above", g.excess, "reason", reason)
+		r.log.Log(context.Background(), level, "the storage is above its limit, and stays there for now", "limit", r.limit.Load(), "above", g.excess, "reason", reason)
 	}
 	if g.lacking > 0 || g.excess <= 0 {
-		r.log.Error("less than the minimum is free on the file system of the storage, and that stays so for now", "free", r.space.last.free, "minimum", r.space.minimum, "reason", reason)
+		r.log.Log(context.Background(), level, "less than the minimum is free on the file system of the storage, and that stays so for now", "free", r.space.last.free, "minimum", r.space.minimum, "reason", reason)
 	}
-}
-
-const (
-	// promisedSetting is when something was promised last, to the day.
-	promisedSetting = "removal_promised"
-	// promisedFor is for how long after that an instance counts as one that is
-	// asked in the original's way.
-	promisedFor = 30 * 24 * time.Hour
-	// noteEvery is how often that is noted at the most.
-	noteEvery = 24 * time.Hour
-)
-
-// keepOlder has this process keep what an earlier one may have promised.
-func (r *Remover) keepOlder(ctx context.Context) error {
-	if r.knowsOlder {
-		return nil
-	}
-	text, err := r.index.Setting(ctx, promisedSetting)
-	if err != nil {
-		return err
-	}
-	if text != "" {
-		at, err := time.Parse(time.RFC3339, text)
-		if err != nil {
-			return fmt.Errorf("when nars were promised to stay, in the database: %w", err)
-		}
-		if r.now().Sub(at) < promisedFor {
-			r.options.Leaving.keepOlder()
-		}
-	}
-	r.knowsOlder = true
-	return nil
-}
-
-// notePromises notes for the next process that this one has promised nars, as
-// soon as it has, and again each day, until the context ends.
-func (r *Remover) notePromises(ctx context.Context) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-r.options.Leaving.gave:
-		}
-		if err := r.notePromise(ctx); err != nil && ctx.Err() == nil {
-			r.log.Error("can't note that nars were promised to stay; after a restart, one may go here while who was told of it removes its own", "error", err)
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(noteEvery):
-		}
-	}
-}
-
-func (r *Remover) notePromise(ctx context.Context) error {
-	return r.index.Reclaim(ctx, func(tx *index.Tx) error {
-		return tx.SetSetting(promisedSetting, r.now().UTC().Format(time.RFC3339))
-	})
 }
 
 // warn sets what the health says.

@@ -558,53 +558,6 @@ func TestStrangerDeletes(t *testing.T) {
 	a.wantState(strings.Repeat("r", stays) + "s" + strings.Repeat("r", 9-stays))
 }
 
-// TestPromisesOfBefore has a process end that has promised to keep nars: the next
-// one keeps all of them for as long.
-func TestPromisesOfBefore(t *testing.T) {
-	t.Parallel()
-	c := newClock()
-	a, b := newInstance(t, c), newInstance(t, c)
-	a.imports(many(5, 1)...)
-	b.imports(many(5, 1)...)
-	round(t, a.remover(-1, b, "stored-on=B"))
-	a.leaving.Promise(hashNumber(3))
-	ctx, stop := context.WithCancel(t.Context())
-	noted := make(chan struct{})
-	go func() {
-		a.remover(-1, b, "stored-on=B").notePromises(ctx)
-		close(noted)
-	}()
-	for text := ""; text == ""; {
-		var err error
-		if text, err = a.index.Setting(t.Context(), promisedSetting); err != nil {
-			t.Fatal(err)
-		}
-	}
-	stop()
-	<-noted
-	c.advance(29 * day)
-	a.leaving = NewLeaving(c.now)
-	r := a.remover(0, b, "stored-on=B")
-	for begun := c.now(); c.now().Sub(begun) < promiseFor; c.advance(time.Minute) {
-		round(t, r)
-		a.wantState("sssss")
-		if warnings := r.Warnings(); len(warnings) != 1 || !strings.Contains(warnings[0], "were told so") {
-			t.Errorf("%v", warnings)
-		}
-	}
-	if asked := b.asked(); asked > 0 {
-		t.Errorf("%d questions about nars that can't go", asked)
-	}
-	round(t, r)
-	a.wantState("rrrrr")
-	// Once nobody has asked for long, there is nothing to wait for.
-	c.advance(31 * day)
-	a.imports(many(5, 1)...)
-	a.leaving = NewLeaving(c.now)
-	round(t, a.remover(0, b, "stored-on=B"))
-	a.wantState("rrrrr")
-}
-
 // TestCountedTwice has bytes that lie in the storage before rows claim them: what
 // they take is there once, and no more goes than that.
 func TestCountedTwice(t *testing.T) {

@@ -48,17 +48,18 @@ type Freed struct {
 // read, are passed over. Where it is known beforehand that a file can't be deleted, all
 // stay as they are. Otherwise rows come first: when bytes can't be deleted, no row claims
 // them any more, and the error says what is left. Of files, it is [ErrNotDeleted].
-func (s *Storage) Evict(ctx context.Context, items []*Item, since int64, guard Guard) (freed Freed, err error) {
+// evicted are the items whose rows have no files any more, also with an error.
+func (s *Storage) Evict(ctx context.Context, items []*Item, since int64, guard Guard) (evicted []*Item, freed Freed, err error) {
 	if err := s.MayDelete(ctx); err != nil {
-		return Freed{}, err
+		return nil, Freed{}, err
 	}
 	if err := s.MayDrop(items...); err != nil {
-		return Freed{}, err
+		return nil, Freed{}, err
 	}
 	var names []string
 	read := since
 	err = s.index.Reclaim(ctx, func(tx *index.Tx) error {
-		names, freed = nil, Freed{}
+		names, evicted = nil, nil
 		changed, last, complete, err := tx.ChangedSince(read)
 		if err != nil {
 			return err
@@ -77,21 +78,19 @@ func (s *Storage) Evict(ctx context.Context, items []*Item, since int64, guard G
 				return err
 			}
 			names = append(names, item.ownNames()...)
-			freed.Items++
+			evicted = append(evicted, item)
 		}
 		if err := tx.AddLeftovers(names); err != nil {
 			return err
 		}
-		since = last + int64(freed.Items) // with its own changes
+		since = last + int64(len(evicted)) // with its own changes
 		return nil
 	})
 	if err != nil {
-		return Freed{}, err
+		return nil, Freed{}, err
 	}
 	dropped, left, err := s.dropUnclaimed(ctx, names, since)
-	freed.Items -= left
-	freed.Size, freed.Usage = dropped.Size, dropped.Usage
-	return freed, err
+	return evicted, Freed{Items: len(evicted) - left, Size: dropped.Size, Usage: dropped.Usage}, err
 }
 
 // MayDrop makes sure, as far as that can be known beforehand, that the files which items

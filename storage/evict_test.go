@@ -39,7 +39,7 @@ func TestEvict(t *testing.T) {
 	again.note = "signed again"
 	wantOutcomes(t, importAll(t, s, storage.ImportOptions{}, laid(t, again)), "1 updated")
 	told := false
-	freed, err := s.Evict(t.Context(), items, since, func(_ *index.Tx, changed map[narinfo.PathHash]index.ChangeKind) error {
+	_, freed, err := s.Evict(t.Context(), items, since, func(_ *index.Tx, changed map[narinfo.PathHash]index.ChangeKind) error {
 		told = changed[changing.hash()] == index.Added && len(changed) == 1
 		return nil
 	})
@@ -57,7 +57,7 @@ func TestEvict(t *testing.T) {
 	wantFindings(t, s)
 	// Nothing goes when the guard says so.
 	refused := errors.New("refused")
-	if _, err := s.Evict(t.Context(), []*storage.Item{itemOf(t, s, staying)}, lastChange(t, p), func(*index.Tx, map[narinfo.PathHash]index.ChangeKind) error { return refused }); !errors.Is(err, refused) {
+	if _, _, err := s.Evict(t.Context(), []*storage.Item{itemOf(t, s, staying)}, lastChange(t, p), func(*index.Tx, map[narinfo.PathHash]index.ChangeKind) error { return refused }); !errors.Is(err, refused) {
 		t.Errorf("%v", err)
 	}
 	wantServed(t, s, staying)
@@ -92,7 +92,7 @@ func TestEvictFails(t *testing.T) {
 	// A directory in its place can't be removed as a file.
 	file := filepath.Join(p.store, item.name())
 	broken := p.openWith(t, func(b storage.ByteStore) storage.ByteStore { return noRemove{b} })
-	if _, err := broken.Evict(t.Context(), []*storage.Item{itemOf(t, s, item)}, lastChange(t, p), holds); err == nil || !strings.Contains(err.Error(), "it is stuck") {
+	if _, _, err := broken.Evict(t.Context(), []*storage.Item{itemOf(t, s, item)}, lastChange(t, p), holds); err == nil || !strings.Contains(err.Error(), "it is stuck") {
 		t.Errorf("%v", err)
 	}
 	if itemOf(t, s, item).Stored != 0 {
@@ -109,7 +109,7 @@ func TestEvictFails(t *testing.T) {
 	}
 	// What is claimed again by then stays.
 	importAll(t, s, storage.ImportOptions{}, laid(t, item))
-	if _, err := broken.Evict(t.Context(), []*storage.Item{itemOf(t, s, item)}, lastChange(t, p), holds); err == nil {
+	if _, _, err := broken.Evict(t.Context(), []*storage.Item{itemOf(t, s, item)}, lastChange(t, p), holds); err == nil {
 		t.Error("no error")
 	}
 	importAll(t, s, storage.ImportOptions{}, laid(t, item))

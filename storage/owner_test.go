@@ -59,7 +59,7 @@ func TestOwner(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := second.Evict(t.Context(), []*storage.Item{item}, since, func(*index.Tx, map[narinfo.PathHash]index.ChangeKind) error { return nil }); !errors.Is(err, storage.ErrNotOwner) {
+	if _, _, err := second.Evict(t.Context(), []*storage.Item{item}, since, func(*index.Tx, map[narinfo.PathHash]index.ChangeKind) error { return nil }); !errors.Is(err, storage.ErrNotOwner) {
 		t.Errorf("Evict: %v, want ErrNotOwner", err)
 	}
 	if _, err := second.Reserve(t.Context(), 1); !errors.Is(err, storage.ErrNotOwner) {

@@ -34,6 +34,7 @@ type commands struct {
 	RunServer        serverCommand           `cmd:"" help:"Serve narinfos and nars over HTTP."`
 	Import           importCommand           `cmd:"" help:"Add narinfos, and the nars beside them, to the index and the storage."`
 	Remove           removeCommand           `cmd:"" help:"Remove items: their narinfos and their nars."`
+	PlanRemoval      planRemovalCommand      `cmd:"" help:"Show what run-server would remove to keep the limit of the storage, and why."`
 	Pin              pinCommand              `cmd:"" help:"Keep items and all that they need from being removed."`
 	Unpin            unpinCommand            `cmd:"" help:"Let items be removed again."`
 	Pins             pinsCommand             `cmd:"" help:"List what is pinned."`

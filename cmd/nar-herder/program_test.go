@@ -31,7 +31,10 @@ var binary, plain string
 
 // sequential are the commands that do one thing after the other, and read or change
 // little: plain is enough for them.
-var sequential = []string{"config", "help", "list", "mirror-accept", "mirror-status", "pin", "pins", "stats", "unpin", "version"}
+var sequential = []string{"config", "help", "list", "mirror-accept-loss", "mirror-status", "pin", "pins", "stats", "unpin", "version"}
+
+// settle is for how long a server removes nothing by stored-on, instead of ten minutes.
+const settle = 800 * time.Millisecond
 
 // buildFlags has -race where the tests have it.
 var buildFlags []string
@@ -65,10 +68,11 @@ func testMain(m *testing.M) int {
 	defer os.RemoveAll(dir)
 	binary = filepath.Join(dir, "nar-herder")
 	plain = binary
-	builds := []*exec.Cmd{exec.Command("go", append(append([]string{"build", "-o", binary}, buildFlags...), ".")...)}
+	settled := "-ldflags=-X=main.settleTime=" + settle.String()
+	builds := []*exec.Cmd{exec.Command("go", append(append([]string{"build", settled, "-o", binary}, buildFlags...), ".")...)}
 	if len(buildFlags) > 0 {
 		plain = filepath.Join(dir, "plain", "nar-herder")
-		build := exec.Command("go", "build", "-o", plain, ".")
+		build := exec.Command("go", "build", settled, "-o", plain, ".")
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
 		builds = append(builds, build)
 	}

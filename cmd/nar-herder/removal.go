@@ -26,8 +26,16 @@ type redirectsOption struct {
 	AllowPrivateRedirects bool `help:"Follow redirects of other instances to any server, not only to their own and over https to public addresses: for laboratories."`
 }
 
+// removalOptions say what is removed from the storage, and when.
+type removalOptions struct {
+	Storage                   string           `placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars."`
+	StorageLimit              sizeValue        `default:"none" placeholder:"BYTES" help:"Size that the storage is kept below (default: ${default})."`
+	StorageMinimumFreeSpace   sizeValue        `default:"none" placeholder:"BYTES" help:"Bytes that stay free on the storage's file system: removal makes room for them, and imports and mirroring are refused below (default: ${default})."`
+	StorageNarRemovalCriteria []criterionValue `sep:"none" placeholder:"CONDITION[,CONDITION]" help:"When a nar may be removed to keep the limit: when all conditions hold, of stored-on=URL, unused-for=DURATION, added-before=DAY-OR-DURATION, tag=KEY=VALUE, no-tag=KEY=VALUE, unreferenced. May be repeated; any one suffices."`
+}
+
 // criteria are the values of the option.
-func (c *serverCommand) criteria() []removal.Criterion {
+func (c *removalOptions) criteria() []removal.Criterion {
 	criteria := make([]removal.Criterion, len(c.StorageNarRemovalCriteria))
 	for i, value := range c.StorageNarRemovalCriteria {
 		criteria[i] = value.Criterion
@@ -111,16 +119,28 @@ func (c *serverCommand) keepLimit(store *opened, peers peer.Peers, counter *uses
 	if c.StorageMinimumFreeSpace != noLimit && len(criteria) == 0 {
 		log.Warn("--storage-minimum-free-space is given, but no --storage-nar-removal-criteria: imports and mirroring are refused below it, and nothing is removed for it")
 	}
-	leaving := removal.NewLeaving(nil)
-	options.Leaving = leaving
-	remover := removal.New(store.Storage, store.index, removal.Options{
-		Limit: int64(c.StorageLimit), MinimumFree: int64(c.StorageMinimumFreeSpace), Criteria: criteria, Leaving: leaving, Uses: counter,
+	if c.StorageLimit == noLimit && c.StorageMinimumFreeSpace == noLimit && len(criteria) > 0 {
+		log.Warn("--storage-nar-removal-criteria are given, but neither --storage-limit nor --storage-minimum-free-space: nothing is removed")
+	}
+	removing := c.removal(criteria, peers)
+	removing.Uses, removing.Answered, removing.Decode = counter, answered, decodeNar
+	removing.Interval, removing.Log = time.Duration(c.StorageCheckInterval), log
+	remover := removal.New(store.Storage, store.index, removing)
+	options.Warnings, options.ReliesOn = remover.Warnings, remover.ReliesOn
+	return remover
+}
+
+// settleTime replaces how long a server removes nothing by stored-on, in tests of this
+// program: it is set when the program is built.
+var settleTime string
+
+// removal are the options of a remover as they were given.
+func (o *removalOptions) removal(criteria []removal.Criterion, peers peer.Peers) removal.Options {
+	settle, _ := time.ParseDuration(settleTime)
+	return removal.Options{
+		Limit: int64(o.StorageLimit), MinimumFree: int64(o.StorageMinimumFreeSpace), Criteria: criteria, Settle: settle,
 		Peer: func(u *url.URL) *peer.Peer {
 			return peers[slices.IndexFunc(peers, func(p *peer.Peer) bool { return p.Is(u) })]
 		},
-		Answered: answered, Decode: decodeNar,
-		Interval: time.Duration(c.StorageCheckInterval), Log: log,
-	})
-	options.Warnings = remover.Warnings
-	return remover
+	}
 }

@@ -154,8 +154,7 @@ func metric(t *testing.T, address, name string) string {
 }
 
 // kills is how often TestRemovalKilled kills an instance: some times, or as often
-// as NAR_HERDER_KILLS says. Each takes a fifth of the time between two looks at
-// the limit, so that 300 are for an hour of one look a minute.
+// as NAR_HERDER_KILLS says. All waiting times are scaled with [settle].
 func kills(t *testing.T) int {
 	if text := os.Getenv("NAR_HERDER_KILLS"); text != "" {
 		n, err := strconv.Atoi(text)
@@ -186,7 +185,7 @@ func TestRemovalKilled(t *testing.T) {
 			// A third of what they have would have to do.
 			in := newInstances(t, test.count, nars, 1<<20, test.next)
 			for range kills(t) {
-				time.Sleep(time.Duration(rand.IntN(400)) * time.Millisecond)
+				time.Sleep(time.Duration(rand.Int64N(int64(2 * settle)))) // it may remove after the half
 				i := rand.IntN(test.count)
 				in.kill(i)
 				in.copies()
@@ -258,6 +257,25 @@ func TestRemoval(t *testing.T) {
 	if log := in.servers[1].err.String(); !strings.Contains(log, "no --storage-nar-removal-criteria") || strings.Count(log, "level=ERROR") != 1 {
 		t.Errorf("log: %s", log)
 	}
+	// With a lower limit, more would go.
+	plan := func(status int, limit string, wants ...string) {
+		t.Helper()
+		before := in.copies()
+		got := runProgram(t, in.places[0].args("plan-removal", "--storage-limit="+limit, "--storage-nar-removal-criteria=stored-on=http://"+in.address(1))...)
+		for _, want := range wants {
+			if got.status != status || !strings.Contains(got.out, want) {
+				t.Errorf("status %d, %s%s; want %d, %q", got.status, got.out, got.err, status, want)
+			}
+		}
+		if after := in.copies(); after != before {
+			t.Errorf("%d copies became %d by a plan", before, after)
+		}
+	}
+	plan(0, "10K", "would remove /gnu/store/", ": stored-on=http://"+in.address(1)+"\n", "nars would be removed and 0 items withdrawn")
+	plan(0, "1G", "0 nars would be removed")
+	if log := in.servers[0].err.String(); !strings.Contains(log, `msg="removed a nar that another instance has" item=`) {
+		t.Errorf("no line about an item: %s", log)
+	}
 	// Only part of a nar, and its head.
 	var removed *narinfo.Narinfo
 	for _, text := range in.texts {
@@ -276,6 +294,7 @@ func TestRemoval(t *testing.T) {
 	}
 	// With the other down: not "not found".
 	in.kill(1)
+	plan(2, "10K", "could not be asked", "0 nars would be removed")
 	if got := get(t, in.address(0), "/"+removed.Files[0].URL); got.StatusCode != 502 {
 		t.Errorf("with the other down: %s", got.Status)
 	}

@@ -32,18 +32,15 @@ type serverCommand struct {
 	newDatabaseOption `embed:""`
 	dumpOption        `embed:""`
 
-	Host                      string           `default:"127.0.0.1" placeholder:"HOST" help:"Name or address to listen on, or unix:PATH (default: ${default})."`
-	Port                      portValue        `default:"8734" placeholder:"PORT" help:"Port to listen on (default: ${default})."`
-	PidFile                   string           `placeholder:"FILE" help:"Where to write the process id, first of all."`
-	Storage                   string           `placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars."`
-	StorageLimit              sizeValue        `default:"none" placeholder:"BYTES" help:"Size that the storage is kept below (default: ${default})."`
-	StorageMinimumFreeSpace   sizeValue        `default:"none" placeholder:"BYTES" help:"Bytes that stay free on the storage's file system: removal makes room for them, and imports and mirroring are refused below (default: ${default})."`
-	StorageNarRemovalCriteria []criterionValue `sep:"none" placeholder:"CONDITION[,CONDITION]" help:"When a nar may be removed to keep the limit: when all conditions hold, of stored-on=URL, unused-for=DURATION, added-before=DAY-OR-DURATION, tag=KEY=VALUE, no-tag=KEY=VALUE, unreferenced. May be repeated; any one suffices."`
-	Mirror                    *urlValue        `placeholder:"URL" help:"The instance to mirror."`
-	TTL                       *ttlValue        `name:"ttl" placeholder:"DURATION" help:"How long clients may keep a narinfo."`
-	NewTTL                    *ttlValue        `name:"new-ttl" placeholder:"DURATION" help:"What to advertise instead of --ttl while that is being changed."`
-	NegativeTTL               *ttlValue        `name:"negative-ttl" placeholder:"DURATION" help:"How long clients may believe that an item is not here."`
-	LogLevel                  levelValue       `default:"DEBUG" placeholder:"LEVEL" help:"DEBUG, which logs requests, INFO, WARN or ERROR (default: ${default})."`
+	Host           string    `default:"127.0.0.1" placeholder:"HOST" help:"Name or address to listen on, or unix:PATH (default: ${default})."`
+	Port           portValue `default:"8734" placeholder:"PORT" help:"Port to listen on (default: ${default})."`
+	PidFile        string    `placeholder:"FILE" help:"Where to write the process id, first of all."`
+	removalOptions `embed:""`
+	Mirror         *urlValue  `placeholder:"URL" help:"The instance to mirror."`
+	TTL            *ttlValue  `name:"ttl" placeholder:"DURATION" help:"How long clients may keep a narinfo."`
+	NewTTL         *ttlValue  `name:"new-ttl" placeholder:"DURATION" help:"What to advertise instead of --ttl while that is being changed."`
+	NegativeTTL    *ttlValue  `name:"negative-ttl" placeholder:"DURATION" help:"How long clients may believe that an item is not here."`
+	LogLevel       levelValue `default:"DEBUG" placeholder:"LEVEL" help:"DEBUG, which logs requests, INFO, WARN or ERROR (default: ${default})."`
 
 	EnableCachedCompression                []compressionValue             `sep:"none" placeholder:"TYPE[:LEVEL]" help:"Compression to make of nars that are asked for often: zstd, lzip or gzip. May be repeated."`
 	CachedCompressionDirectory             []typed[textValue, *textValue] `sep:"none" placeholder:"TYPE=DIR" help:"Where to keep them (default: /var/cache/nar-herder/nar/TYPE)."`

@@ -53,7 +53,7 @@ func (m *mirror) evict(items ...*made) {
 	for _, of := range items {
 		known = append(known, m.item(of))
 	}
-	freed, err := m.Evict(m.t.Context(), known, since, func(*index.Tx, map[narinfo.PathHash]index.ChangeKind) error { return nil })
+	_, freed, err := m.Evict(m.t.Context(), known, since, func(*index.Tx, map[narinfo.PathHash]index.ChangeKind) error { return nil })
 	if err != nil || freed.Items != len(items) {
 		m.t.Fatal(freed, err)
 	}

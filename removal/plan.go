@@ -1,0 +1,80 @@
+package removal
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"time"
+
+	"nar-herder/narinfo"
+)
+
+// Planned is an item that a server would remove.
+type Planned struct {
+	StorePath narinfo.StorePath
+	// Bytes are what its stored nars have.
+	Bytes int64
+	// Withdraw says that the item is withdrawn: no other instance has its nar. Else its
+	// bytes are removed, and its narinfo is served as before.
+	Withdraw bool
+	// Criterion is the reason.
+	Criterion string
+}
+
+// Plan decides as [Remover.Round] does, and reports what that would remove, without
+// changing anything. reason says why it would not remove more, where it should. The
+// remover must not be used for anything else.
+//
+// It counts as if the server had run for long. It doesn't know which nars clients have
+// just asked for, or of items that only go once others are gone.
+func (r *Remover) Plan(ctx context.Context, report func(Planned)) (reason string, err error) {
+	usage, surveyed, err := r.storage.Usage(ctx)
+	if err != nil {
+		return "", err
+	}
+	pending, err := r.index.WithdrawnStored(ctx)
+	if err != nil {
+		return "", err
+	}
+	g := goal{limit: r.limit.Load()}
+	if g.limit >= 0 {
+		if surveyed.IsZero() {
+			return "", fmt.Errorf("no server has measured this storage yet: run 'nar-herder run-server' with --storage-limit first")
+		}
+		g.excess = usage - pending.Size - g.limit
+	}
+	if err := r.lookAtSpace(ctx); err != nil {
+		return "", err
+	}
+	g.lacking, reason = r.space.lacking()
+	if g.left() <= 0 {
+		return reason, nil
+	}
+	r.plan = report
+	r.reliance.settle = settleTime
+	r.reliance.refresh(ctx, r.introduce)
+	r.reliance.settled()
+	kept, err := r.free(ctx, &g)
+	return cmp.Or(kept, reason), err
+}
+
+// settled makes it as if this instance had run for long.
+func (r *reliance) settled() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.started = time.Time{}
+	for id := range r.since {
+		r.since[id] = time.Time{}
+	}
+}
+
+// planned reports what would be removed, and returns how many bytes that would free.
+func (r *Remover) planned(evict, withdraw []decided) (freed int64) {
+	r.planning.Lock()
+	defer r.planning.Unlock()
+	for i, d := range append(evict, withdraw...) {
+		r.plan(Planned{d.item.Narinfo.StorePath, d.item.StoredBytes(), i >= len(evict), d.by.String()})
+		freed += d.size()
+	}
+	return freed
+}
