@@ -7,11 +7,11 @@ import (
 
 	"nar-herder/storage"
 	"nar-herder/storage/index"
+	"nar-herder/storage/owner"
 )
 
 type importCommand struct {
-	databaseOption    `embed:""`
-	newDatabaseOption `embed:""`
+	databaseOption `embed:""`
 
 	Storage               string     `placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars. Without it, only narinfos are imported."`
 	Tag                   []tagValue `sep:"none" placeholder:"KEY=VALUE" help:"Tag for the items. May be repeated."`
@@ -28,7 +28,7 @@ const importCache = 128 << 20
 
 func (c *importCommand) Run(ctx context.Context, s *streams) (err error) {
 	log := slog.New(newLogHandler(s.err, slog.LevelWarn))
-	store, err := openOrBegin(ctx, c.Database, c.Storage, &c.newDatabaseOption, index.Options{WriterCache: importCache, Bulk: true}, nil, log)
+	store, err := open(ctx, c.Database, c.Storage, opening{Options: index.Options{WriterCache: importCache, Bulk: true}, policy: owner.Always}, log)
 	if err != nil {
 		return err
 	}
@@ -37,7 +37,7 @@ func (c *importCommand) Run(ctx context.Context, s *streams) (err error) {
 			err = closeErr
 		}
 	}()
-	if err := store.refuseFrontEnd("what is imported there comes here by itself"); err != nil {
+	if err := store.mayWrite(ctx); err != nil {
 		return err
 	}
 	progress := newProgress(s.err, "importing", "narinfos", 0)
