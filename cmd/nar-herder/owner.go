@@ -111,17 +111,16 @@ func (c *serverCommand) own(ctx context.Context, store *opened, log *slog.Logger
 	}
 	wait, cancel := context.WithTimeout(ctx, acquireWait)
 	defer cancel()
-	if o.look(wait); o.failure.Load() != nil && errors.Is(*o.failure.Load(), storage.ErrNotOwner) {
-		return nil, fmt.Errorf("--storage: %w", *o.failure.Load())
+	err := o.claim.Acquire(wait)
+	if errors.Is(err, storage.ErrNotOwner) {
+		return nil, fmt.Errorf("--storage: %w", err)
 	}
+	o.note(err)
 	return o, nil
 }
 
-func (o *ownership) look(ctx context.Context) {
-	err := o.claim.Acquire(ctx)
-	if ctx.Err() != nil && errors.Is(context.Cause(ctx), context.Canceled) {
-		return // the server stops
-	}
+// note records whether the storage is this instance's.
+func (o *ownership) note(err error) {
 	before := o.failure.Load()
 	if err == nil {
 		if o.failure.Store(nil); before != nil {
@@ -137,7 +136,9 @@ func (o *ownership) look(ctx context.Context) {
 // Run watches the owner until the context ends.
 func (o *ownership) Run(ctx context.Context) {
 	for o.claim != nil && pace.Sleep(ctx, ownerInterval) == nil {
-		o.look(ctx)
+		if err := o.claim.Acquire(ctx); ctx.Err() == nil {
+			o.note(err)
+		}
 	}
 }
 
@@ -203,8 +204,7 @@ func (c *claimStorageCommand) Run(ctx context.Context, s *streams) (err error) {
 	}
 	defer func() { err = errors.Join(err, store.close()) }()
 	if !confirmed && (found.Instance != store.self.Instance || !found.IsAt(store.self)) {
-		printf(s.out, "storage %s belongs to %s\n", store.name(), found)
-		return fmt.Errorf("claim-storage: nothing was changed: stop that instance's server, then run this again with --yes=%s", found.Instance)
+		return fmt.Errorf("claim-storage: nothing was changed: storage %s belongs to %s: stop that instance's server, then run this again with --yes=%s", store.name(), found, found.Instance)
 	}
 	if err := store.IsMounted(ctx); err != nil {
 		return err

@@ -233,12 +233,12 @@ func (c *serverCommand) run(ctx context.Context, settings *settings, running *ta
 		return err
 	}
 	defer running.Do("closing the database and the storage", func() { err = errors.Join(err, store.close()) })
-	log.Info("starting", "version", version(), "database", c.Database, "storage", store.name(), "pid", os.Getpid())
-
 	ownership, err := c.own(ctx, store, log)
 	if err != nil {
 		return err
 	}
+	log.Info("starting", "version", version(), "database", c.Database, "storage", store.name(), "pid", os.Getpid())
+
 	counter := uses.New(store.index, log)
 	note := func(ctx context.Context) error {
 		return cmp.Or(

@@ -92,7 +92,9 @@ func (l *Lock) take(path string) error {
 			return fmt.Errorf("%s is not a lock file of this program: remove it, or name another one", path)
 		}
 	}
-	if err != 0 || l.user.Instance != "" && user.Instance != "" && user.Instance != l.user.Instance {
+	// A database that was moved keeps its id, and a new one may be in its place.
+	isOther := l.user.Instance != "" && user.Instance != "" && user.Instance != l.user.Instance && (user.Database == "" || !user.IsAt(l.user.Owner))
+	if err != 0 || isOther {
 		return &InUseError{path, user, err != 0}
 	}
 	return l.write()

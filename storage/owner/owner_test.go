@@ -211,6 +211,11 @@ func TestLock(t *testing.T) {
 		t.Fatal(used)
 	}
 	again.Close()
+	renamed, err := NewLock(path, Self("c", "/a.db"))
+	if err != nil {
+		t.Fatalf("a new id in the same database: %v", err)
+	}
+	renamed.Close()
 	// As in a storage of an earlier version.
 	for text, want := range map[string]bool{"a\n": true, "b\n": false, "not a lock file": false} {
 		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
