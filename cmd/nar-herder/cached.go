@@ -39,7 +39,7 @@ func openCache(store *opened, options cached.Options, peers peer.Peers, counter 
 		return nil, err
 	}
 	for _, t := range options.Types {
-		if err := store.lock("--cached-compression-directory="+t.Name+"="+t.Directory, t.Directory, true); err != nil {
+		if err := store.lockDirectory("--cached-compression-directory="+t.Name+"=", t.Directory); err != nil {
 			return nil, errors.Join(err, cache.Close())
 		}
 	}

@@ -116,7 +116,8 @@ type opening struct {
 }
 
 // open opens the index, and the storage unless its name is empty. With [index.Create], the
-// index is made where there is none, unless the storage belongs to another.
+// index is made where there is none, unless the storage belongs to another and the policy
+// is to claim it.
 func open(ctx context.Context, database, store string, how opening, log *slog.Logger) (_ *opened, err error) {
 	if err := validateStorage("--storage", store); err != nil {
 		return nil, err
@@ -133,7 +134,7 @@ func open(ctx context.Context, database, store string, how opening, log *slog.Lo
 			return nil, err
 		}
 		bytes = o.bytes
-		if how.Access == index.Create && !how.readOnly {
+		if how.Access == index.Create && how.policy != owner.Never && !how.readOnly {
 			if err := mayBegin(ctx, database, bytes); err != nil {
 				return nil, err
 			}
@@ -149,7 +150,7 @@ func open(ctx context.Context, database, store string, how opening, log *slog.Lo
 		options.MayWrite = o.claim.Check
 	}
 	if how.cache != nil {
-		if err := o.lock("--storage-cache="+how.cache.Directory, how.cache.Directory, true); err != nil {
+		if err := o.lockDirectory("--storage-cache=", how.cache.Directory); err != nil {
 			return nil, err
 		}
 		if o.cache, err = tiered.New(bytes, *how.cache); err != nil {

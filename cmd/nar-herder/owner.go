@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -25,16 +24,9 @@ const (
 	ownerInterval = 10 * time.Second
 )
 
-// lock reserves a file or directory of this machine for this process and instance. option
-// names it in the error.
-func (o *opened) lock(option, name string, isDirectory bool) error {
-	path := name + ".owner"
-	if isDirectory {
-		if err := os.MkdirAll(name, 0o775); err != nil {
-			return fmt.Errorf("%s: %w", option, err)
-		}
-		path = filepath.Join(name, storage.OwnerName)
-	}
+// lock reserves a file or directory of this machine for this process and instance, by a
+// lock file. option names it in the error.
+func (o *opened) lock(option, path string) error {
 	lock, err := owner.NewLock(path, o.self)
 	if err != nil {
 		return fmt.Errorf("%s: %w", option, err)
@@ -43,24 +35,28 @@ func (o *opened) lock(option, name string, isDirectory bool) error {
 	return nil
 }
 
+// lockDirectory is lock for a directory.
+func (o *opened) lockDirectory(option, name string) error {
+	return o.lock(option+name, filepath.Join(name, storage.OwnerName))
+}
+
 // lockServer makes sure that there is one server, or command that needs none, per
 // database.
 func lockServer(database string) (*owner.Lock, error) {
 	lock, err := owner.NewLock(database+".lock", owner.Self("", database))
-	if err != nil {
+	var used *owner.InUseError
+	if errors.As(err, &used) {
 		return nil, fmt.Errorf("--database=%s: %w", database, err)
+	} else if err != nil {
+		return nil, fmt.Errorf("--database=%s can't be written: %w: let the user or group of this process write its directory", database, err)
 	}
 	return lock, nil
 }
 
-// lockDump reserves the path of dumps. It may have no directory, as where none are made.
+// lockDump reserves the path of dumps.
 func (o *opened) lockDump(path string) error {
-	err := o.lock("--database-dump="+path, path, false)
-	var used *owner.InUseError
-	switch {
-	case errors.As(err, &used):
-		return err
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, fs.ErrPermission):
+	err := o.lock("--database-dump="+path, path+".owner")
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
 		return nil // no dump can be made there either
 	}
 	return err
@@ -129,7 +125,7 @@ func (o *ownership) note(err error) {
 		return
 	}
 	if o.failure.Store(&err); before == nil {
-		o.log.Error("nothing is written to the storage and nothing is removed from it", "error", err)
+		o.log.Error("nothing is written to the storage or removed from it; --storage-read-only is for servers that only read it", "error", err)
 	}
 }
 
@@ -170,7 +166,6 @@ All files that are stored under the names and with the sizes of this index's nar
 
 func (c *claimStorageCommand) Run(ctx context.Context, s *streams) (err error) {
 	log := slog.New(newLogHandler(s.err, slog.LevelWarn))
-	how := opening{Options: index.Options{Access: index.Write}}
 	if err := validateStorage("--storage", c.Storage); err != nil {
 		return err
 	}
@@ -182,23 +177,18 @@ func (c *claimStorageCommand) Run(ctx context.Context, s *streams) (err error) {
 	if err := bytes.Close(); err != nil {
 		return err
 	}
-	if errors.Is(err, fs.ErrNotExist) {
-		found, err = owner.Owner{}, nil
-	}
-	if err != nil {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	confirmed := found.Instance == c.Yes
 	if c.Yes != "" && !confirmed {
-		return fmt.Errorf("claim-storage: --yes=%s: storage %s does not belong to that instance, but to %s", c.Yes, bytes, ownerName(found))
+		return fmt.Errorf("claim-storage: --yes=%s: storage %s does not belong to that instance, but to %s", c.Yes, bytes, found)
+	}
+	how := opening{Options: index.Options{Access: index.Write}}
+	if c.Yes != "" {
+		how.Access = index.Create
 	}
 	store, err := open(ctx, c.Database, c.Storage, how, log)
-	if errors.Is(err, fs.ErrNotExist) && c.Yes != "" {
-		if err := newIndex(ctx, c.Database); err != nil {
-			return err
-		}
-		store, err = open(ctx, c.Database, c.Storage, how, log)
-	}
 	if err != nil {
 		return err
 	}
@@ -212,7 +202,7 @@ func (c *claimStorageCommand) Run(ctx context.Context, s *streams) (err error) {
 	if err := owner.Take(ctx, store.bytes, store.self); err != nil {
 		return err
 	}
-	printf(s.out, "storage %s belongs to this instance now; before, it belonged to %s\n", store.name(), ownerName(found))
+	printf(s.out, "storage %s belongs to this instance now; before, it belonged to %s\n", store.name(), found)
 	shown := newProgress(s.err, "counting", "files", 0)
 	counted, err := store.Recount(ctx, func() { shown.add(0) })
 	shown.end()
@@ -221,22 +211,6 @@ func (c *claimStorageCommand) Run(ctx context.Context, s *streams) (err error) {
 	}
 	printf(s.out, "%s newly recorded as stored, %s no longer recorded, because missing\n", countOf(int(counted.Recorded), "file"), countOf(int(counted.Missing), "file"))
 	return nil
-}
-
-// newIndex makes an index where there is none.
-func newIndex(ctx context.Context, database string) error {
-	x, err := index.Open(ctx, database, index.Options{})
-	if err != nil {
-		return err
-	}
-	return x.Close()
-}
-
-func ownerName(o owner.Owner) string {
-	if o.Instance == "" {
-		return "no instance"
-	}
-	return o.String()
 }
 
 type newIdentityCommand struct {

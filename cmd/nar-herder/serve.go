@@ -168,13 +168,8 @@ func (c *serverCommand) run(ctx context.Context, settings *settings, running *ta
 		log.Warn(warning)
 	}
 	c.DatabaseDump = cmp.Or(c.DatabaseDump, following(c.Database, dumpSuffix))
-	lock, err := lockServer(c.Database)
-	if err != nil {
-		return err
-	}
-	defer lock.Close()
-	// First of all, so that a second server by mistake touches nothing of the
-	// one that runs. The supervisor that waits for the process id does not wait
+	// The sockets and the lock come first, so that a second server by mistake changes
+	// nothing of the one that runs. The supervisor that waits for the process id does not wait
 	// for a slow name server, though.
 	var listeners, control []net.Listener
 	var listenErr error
@@ -194,6 +189,14 @@ func (c *serverCommand) run(ctx context.Context, settings *settings, running *ta
 		}
 	case <-time.After(pidFileWait):
 	}
+	lock, err := lockServer(c.Database)
+	if err != nil {
+		<-listened
+		closeAll(listeners)
+		closeAll(control)
+		return err
+	}
+	defer lock.Close()
 	if c.PidFile != "" {
 		if err := writePidFile(c.PidFile); err != nil {
 			return err

@@ -58,8 +58,11 @@ type Lock struct {
 // that is not possible.
 func NewLock(path string, self Owner) (*Lock, error) {
 	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o664)
-	if errors.Is(err, os.ErrPermission) || errors.Is(err, unix.EROFS) {
-		file, err = os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW, 0) // it may be another user's
+	if errors.Is(err, os.ErrPermission) {
+		// It may be another user's.
+		if readable, readErr := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW, 0); readErr == nil {
+			file, err = readable, nil
+		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("lock it: %w", err)

@@ -59,6 +59,9 @@ func machine() string {
 
 // String describes an owner in messages.
 func (o Owner) String() string {
+	if o.Instance == "" {
+		return "no instance"
+	}
 	s := "instance " + o.Instance
 	if o.Database != "" {
 		s += " (database " + o.Database + " on host " + o.Host + ", since " + o.Since.Format(time.RFC3339) + ")"
