@@ -1,13 +1,12 @@
 package storage
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"hash/maphash"
 	"io/fs"
-	"slices"
 
+	"nar-herder/narinfo"
 	"nar-herder/storage/index"
 )
 
@@ -28,97 +27,81 @@ func (s *Storage) Recount(ctx context.Context, looked func()) (found Recounted, 
 	if err := s.MayDelete(ctx); err != nil {
 		return found, err
 	}
-	type file struct {
-		sum  uint64 // of the name: millions of names would not fit into memory
-		size int64
-	}
-	var files []file
 	seed := maphash.MakeSeed()
+	sizes := make(map[uint64]int64) // by a hash of the name: names would take too much memory
 	for info, err := range s.bytes.List(ctx) {
 		if err != nil {
 			return found, err
 		}
 		if looked(); !info.Temporary && IsNarName(info.Name) {
-			files = append(files, file{maphash.String(seed, info.Name), info.Size})
+			sizes[maphash.String(seed, info.Name)] = info.Size
 		}
 	}
-	slices.SortFunc(files, func(a, b file) int { return cmp.Compare(a.sum, b.sum) })
-	// size returns that of the item's Nth file, -1 where it is not there.
-	size := func(item *Item, n int) (int64, error) {
-		i, ok := slices.BinarySearchFunc(files, maphash.String(seed, item.names[n]), func(f file, sum uint64) int { return cmp.Compare(f.sum, sum) })
-		if ok {
-			return files[i].size, nil
-		}
-		if !item.HasStored(n) {
-			return -1, nil
-		}
-		info, err := s.bytes.Stat(ctx, item.names[n]) // it may be newer than the list
-		if errors.Is(err, fs.ErrNotExist) {
-			return -1, nil
-		}
-		return info.Size, err
+	size := func(name string) (int64, bool) {
+		size, ok := sizes[maphash.String(seed, name)]
+		return size, ok
 	}
-	recount := func(items []*Item) error {
+	batch := make([]narinfo.PathHash, 0, recountBatch)
+	recount := func() error {
 		var counted Recounted
 		err := s.index.Update(ctx, func(tx *index.Tx) error {
 			counted = Recounted{}
-			for _, item := range items {
-				row, err := tx.Item(item.Hash)
-				if errors.Is(err, ErrNotFound) {
-					continue
-				} else if err != nil {
-					return err
-				}
-				if item, err = NewItem(row); err != nil {
-					return err
-				}
-				if err := recountItem(tx, item, size, &counted); err != nil {
+			for _, hash := range batch {
+				if err := s.recountItem(ctx, tx, hash, size, &counted); err != nil {
 					return err
 				}
 			}
 			return nil
 		})
-		found.Recorded += counted.Recorded
-		found.Missing += counted.Missing
+		found = Recounted{found.Recorded + counted.Recorded, found.Missing + counted.Missing}
+		batch = batch[:0]
 		return err
 	}
-	var batch []*Item
-	for item, err := range s.Items(ctx) {
+	for item, err := range s.index.Items(ctx) {
 		if err != nil {
 			return found, err
 		}
-		if batch = append(batch, item); len(batch) == recountBatch {
-			if err := recount(batch); err != nil {
+		if batch = append(batch, item.Hash); len(batch) == recountBatch {
+			if err := recount(); err != nil {
 				return found, err
 			}
-			batch = batch[:0]
 		}
 	}
-	return found, recount(batch)
+	return found, recount()
 }
 
-// recountItem makes the row of one item true.
-func recountItem(tx *index.Tx, item *Item, size func(*Item, int) (int64, error), counted *Recounted) error {
-	stored, sizes := item.Stored, item.Sizes
-	for n := range min(len(item.names), 64) {
-		if item.names[n] == "" || item.FileNamed(item.names[n]) != n {
-			continue
-		}
-		is, err := size(item, n)
-		switch want := item.StoredSize(n); {
-		case err != nil:
-			return err
-		case is < 0 && item.HasStored(n):
-			stored &^= item.filesNamed(item.names[n])
+// recountItem makes the row of one item true, given the sizes of the files in the byte
+// store by their names.
+func (s *Storage) recountItem(ctx context.Context, tx *index.Tx, hash narinfo.PathHash, sizeOf func(string) (int64, bool), counted *Recounted) error {
+	row, err := tx.Item(hash)
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	item, err := NewItem(row)
+	if err != nil {
+		return err
+	}
+	before := item.Stored
+	for n, name := range item.names {
+		size, isThere := sizeOf(name)
+		switch has := item.HasStored(n); {
+		case name == "" || n >= 64 || has == isThere:
+		case has:
+			if _, err := s.bytes.Stat(ctx, name); !errors.Is(err, fs.ErrNotExist) {
+				continue // it may be newer than the list
+			}
+			row.Stored &^= item.filesNamed(name)
 			counted.Missing++
-		case is >= 0 && !item.HasStored(n) && (want < 0 || want == is):
-			stored |= item.filesNamed(item.names[n])
-			sizes = (&Item{Item: &index.Item{Sizes: sizes}, Narinfo: item.Narinfo}).sizesWith(n, is)
+		case item.StoredSize(n) < 0 || item.StoredSize(n) == size:
+			row.Stored |= item.filesNamed(name)
+			row.Sizes = item.sizesWith(n, size)
 			counted.Recorded++
 		}
 	}
-	if stored == item.Stored {
+	if row.Stored == before {
 		return nil
 	}
-	return tx.SetStored(item.Hash, stored, sizes)
+	return tx.SetStored(hash, row.Stored, row.Sizes)
 }

@@ -43,6 +43,7 @@ func (c *Cache) survey(ctx context.Context, k *kind, first bool) error {
 			return err
 		}
 		if info.Name == storage.OwnerName {
+			used += info.Usage
 			continue
 		}
 		if info.Temporary {

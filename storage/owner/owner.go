@@ -128,7 +128,7 @@ func write(ctx context.Context, store storage.ByteStore, self Owner, commit func
 type Policy int
 
 const (
-	// Never is for commands that change what is stored.
+	// Never is for other commands: with it, the owner file is only read.
 	Never Policy = iota
 	// IfEmpty is for mirrors: nars that are there are not theirs.
 	IfEmpty
@@ -157,8 +157,8 @@ func (c *Claim) Acquire(ctx context.Context) error {
 		if err := write(ctx, c.Store, c.Self, storage.Staged.CommitNew); err != nil && !errors.Is(err, fs.ErrExist) {
 			return err
 		}
-	} else if err == nil && found.Instance == c.Self.Instance && found.Database == "" {
-		// An earlier version wrote it, or it was written by hand.
+	} else if err == nil && found.Instance == c.Self.Instance && found.Database == "" && c.Policy != Never {
+		// An earlier version wrote it.
 		if err := Take(ctx, c.Store, c.Self); err != nil {
 			return err
 		}

@@ -118,7 +118,7 @@ func TestOldFile(t *testing.T) {
 			t.Fatal(err)
 		}
 		for instance, owns := range map[string]bool{"OTHER": false, "OLD": true} {
-			c := Claim{Store: store, Self: Self(instance, "/new.db"), IsMounted: mounted}
+			c := Claim{Store: store, Self: Self(instance, "/new.db"), Policy: IfEmpty, IsMounted: mounted}
 			if err := c.Acquire(t.Context()); (err == nil) != owns {
 				t.Errorf("%s: %v", instance, err)
 			}
