@@ -90,8 +90,8 @@ const beginWait = 10 * time.Second
 
 // mayBegin refuses to make an index where there is none, when the storage belongs to
 // another instance: usually the file system of the database isn't mounted, and clients
-// would get 404 for all items.
-func mayBegin(ctx context.Context, database string, bytes storage.ByteStore) error {
+// would get 404 for all items. The policy says whether it could claim one without an owner.
+func mayBegin(ctx context.Context, database string, bytes storage.ByteStore, policy owner.Policy) error {
 	if info, err := os.Stat(database); err == nil && info.Size() > 0 || err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil // if it is damaged or unreadable, opening it will tell
 	}
@@ -100,7 +100,7 @@ func mayBegin(ctx context.Context, database string, bytes storage.ByteStore) err
 	found, err := owner.Read(ctx, bytes)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil
+		return (&owner.Claim{Store: bytes, Policy: policy}).MayClaim(ctx)
 	case err != nil:
 		return fmt.Errorf("database %s is missing or empty, and the owner of storage %s can't be read: %w: try again", database, bytes, err)
 	}
@@ -135,7 +135,7 @@ func open(ctx context.Context, database, store string, how opening, log *slog.Lo
 		}
 		bytes = o.bytes
 		if how.Access == index.Create && how.policy != owner.Never && !how.readOnly {
-			if err := mayBegin(ctx, database, bytes); err != nil {
+			if err := mayBegin(ctx, database, bytes, how.policy); err != nil {
 				return nil, err
 			}
 		}

@@ -26,6 +26,7 @@ import (
 	"nar-herder/peer"
 	"nar-herder/removal"
 	"nar-herder/storage/index"
+	"nar-herder/storage/owner"
 )
 
 // beginMirror makes the database of a mirror that has none yet, while the
@@ -42,7 +43,7 @@ func (c *serverCommand) beginMirror(ctx context.Context, listeners []net.Listene
 		if err != nil {
 			return err
 		}
-		if err := errors.Join(mayBegin(ctx, c.Database, bytes), bytes.Close()); err != nil {
+		if err := errors.Join(mayBegin(ctx, c.Database, bytes, owner.IfEmpty), bytes.Close()); err != nil {
 			return err
 		}
 	}

@@ -97,6 +97,9 @@ func TestUnowned(t *testing.T) {
 	}
 	succeed(t, "import", "--database="+p.database, filepath.Join(testdata, "published")) // narinfos alone
 	fail(t, p.args("run-server", "--port=0", "--mirror=http://127.0.0.1:1"), "--storage-read-only", "claim-storage")
+	mirror := newPlace(t) // has no database yet
+	mirror.storage = p.storage
+	fail(t, mirror.args("run-server", "--port=0", "--mirror=http://127.0.0.1:1"), "--storage-read-only", "claim-storage")
 	for _, args := range [][]string{p.args("remove", greeting), p.args("check", "--repair")} {
 		if r := runProgram(t, args...); r.status == 0 || !strings.Contains(r.err, "no owner") {
 			t.Errorf("%v: %+v", args, r)

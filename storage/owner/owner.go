@@ -141,7 +141,8 @@ type Claim struct {
 	Store  storage.ByteStore
 	Self   Owner
 	Policy Policy
-	// IsMounted returns an error where the store is not the one that the index is about.
+	// IsMounted returns an error where the store is not the one that the index is about;
+	// nil for a new index.
 	IsMounted func(context.Context) error
 }
 
@@ -150,7 +151,7 @@ type Claim struct {
 func (c *Claim) Acquire(ctx context.Context) error {
 	found, err := Read(ctx, c.Store)
 	if errors.Is(err, fs.ErrNotExist) && c.Policy != Never {
-		if err := c.mayClaim(ctx); err != nil {
+		if err := c.MayClaim(ctx); err != nil {
 			return err
 		}
 		// Several instances may do this at once: one succeeds, and Check tells which.
@@ -166,10 +167,15 @@ func (c *Claim) Acquire(ctx context.Context) error {
 	return c.Check(ctx)
 }
 
-// mayClaim returns an error where the policy forbids to claim a store without an owner.
-func (c *Claim) mayClaim(ctx context.Context) error {
-	if err := c.IsMounted(ctx); err != nil || c.Policy == Always {
-		return err
+// MayClaim returns an error where the policy forbids to claim a store without an owner.
+func (c *Claim) MayClaim(ctx context.Context) error {
+	if c.IsMounted != nil {
+		if err := c.IsMounted(ctx); err != nil {
+			return err
+		}
+	}
+	if c.Policy == Always {
+		return nil
 	}
 	for info, err := range c.Store.List(ctx) {
 		if err != nil {
