@@ -21,6 +21,7 @@ import (
 	"nar-herder/peer"
 	"nar-herder/peer/passing"
 	"nar-herder/storage"
+	"nar-herder/storage/directory"
 	"nar-herder/storage/index"
 )
 
@@ -386,9 +387,11 @@ func TestFrontEndAsks(t *testing.T) {
 	if _, err := a.Identity(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if err := a.SetFrontEnd(t.Context(), true); err != nil {
+	bytes, err := directory.Open(a.directory)
+	if err != nil {
 		t.Fatal(err)
 	}
+	a.Storage = storage.New(a.index, bytes, storage.Options{ReadOnly: true})
 	c := dial(t, start(t, a, elsewhereAt(t, a, there.address)).address)
 	for _, m := range []*made{plain, packed} {
 		for target, want := range map[string]string{"/" + m.url(): string(m.file), "/nar/" + m.path.BaseName(): string(m.nar)} {

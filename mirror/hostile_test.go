@@ -11,7 +11,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -128,9 +127,6 @@ func (v *victim) wantUnharmed(t *testing.T) {
 		if text, err := os.ReadFile(filepath.Join(v.directory, name)); err != nil || string(text) != content {
 			t.Errorf("%s: %q, %v", name, text, err)
 		}
-	}
-	if owner, err := os.ReadFile(filepath.Join(v.directory, storage.OwnerName)); err != nil || strings.TrimSpace(string(owner)) != v.index.Instance() {
-		t.Errorf("the owner is %q, %v", owner, err)
 	}
 	for item, err := range v.index.Items(t.Context()) {
 		if err != nil || item.Hash != testPath(good).Hash {

@@ -34,9 +34,6 @@ type Options struct {
 	Pinned func(ctx context.Context) (keeps func(narinfo.PathHash) bool, guard func(*index.Tx) error, err error)
 	// Wanted is told of items whose nars may be missing; nil for nobody.
 	Wanted func(hashes []narinfo.PathHash)
-	// Self is told whether what answers has the name of this instance, whose database
-	// is a copy then; nil for nobody.
-	Self func(is bool)
 	// Interval is the time between two questions to a source that has no stream
 	// of changes; 0 means [DefaultInterval].
 	Interval time.Duration
@@ -202,11 +199,8 @@ func (m *Mirror) step(ctx context.Context) (time.Duration, error) {
 // round for ever.
 func (m *Mirror) notSelf(state peer.LogState) error {
 	own := m.Index.Instance()
-	if m.Self != nil {
-		m.Self(state.Instance == own)
-	}
 	if state.Instance == own {
-		return &RefusedError{"it is this very instance: name another with --mirror"}
+		return &RefusedError{"it is this very instance: name another with --mirror, or, if this database is a copy of that instance's, stop this server and run 'nar-herder new-identity'"}
 	}
 	if slices.Contains(state.Chain, own) {
 		return &RefusedError{"it mirrors this instance, itself or through others: name one with --mirror that does not"}

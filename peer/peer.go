@@ -81,7 +81,7 @@ type StoredFile struct {
 var (
 	// ErrSelf says that the URL leads back to the instance that asks.
 	ErrSelf = errors.New("it is this very instance, whose nars can't vouch for themselves: name another instance, " +
-		"or, if its database was copied from this one's, remove the row 'instance' of table settings in the copy while its server is stopped")
+		"or, if its database was copied from this one's, stop the server with the copy and run 'nar-herder new-identity'")
 	// ErrSharedStorage says that the peer's storage is the asker's own.
 	ErrSharedStorage = errors.New("it has this very storage, so that its nars are the ones here: name an instance with a storage of its own, " +
 		"or, if its storage is a copy of this one, delete the file " + storage.IdentityName + " in the copy and restart its server")

@@ -57,7 +57,11 @@ const (
 // order. The error is one that kept it from going on. It does nothing if the storage may
 // not be this instance's, or may not be mounted.
 func (r *Named) Do(ctx context.Context, hashes []narinfo.PathHash, report func(storage.Removal)) error {
-	if err := r.Storage.MayRemove(ctx, r.DryRun); err != nil {
+	err := r.Storage.MayDelete(ctx)
+	if err == nil && r.Storage.HasBytes() {
+		err = r.Storage.IsMounted(ctx)
+	}
+	if err != nil {
 		return err
 	}
 	var pinned *Pinned

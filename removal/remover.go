@@ -224,11 +224,8 @@ func (r *Remover) nameStorage(ctx context.Context) {
 // Round compares the storage with its limit once, and removes what has to go, as
 // far as anything may.
 func (r *Remover) Round(ctx context.Context) error {
-	if !r.named && !r.storage.IsFrontEnd() {
+	if !r.named {
 		r.nameStorage(ctx)
-	}
-	if r.storage.IsUnsettled() || r.storage.IsFrontEnd() {
-		return nil // nothing is this instance's to remove, or to count
 	}
 	// First, as it takes nothing from anybody.
 	dropped, err := r.storage.DropLeftovers(ctx)

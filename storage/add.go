@@ -156,10 +156,8 @@ func (s *Storage) commit(ctx context.Context, batch []*prepared) {
 		return
 	}
 	var obsolete []string
-	came := false
 	for _, p := range batch {
 		p.abort() // of what was not used
-		came = came || p.result.Err == nil && p.bytes > 0
 		obsolete = append(obsolete, p.obsolete...)
 		if p.result.Err != nil || p.result.Outcome == Kept {
 			continue
@@ -168,12 +166,6 @@ func (s *Storage) commit(ctx context.Context, batch []*prepared) {
 			if err := file.remove(); err != nil {
 				s.log.Warn("a nar was imported, but its old name could not be removed", "file", path.Join(file.directory, file.name), "error", err)
 			}
-		}
-	}
-	if came {
-		// Now that it has nars of this instance, the storage is its own.
-		if err := s.mayTake(ctx, false); err != nil {
-			s.log.Warn("nars were stored, but the storage is not this instance's now", "error", err)
 		}
 	}
 	if _, _, err := s.dropUnclaimed(ctx, obsolete, 0); err != nil {
@@ -222,7 +214,7 @@ func (s *Storage) commitAllIn(ctx context.Context, tx *index.Tx, batch []*prepar
 	defer cancel()
 	if size > 0 {
 		// It may have been taken over while they came.
-		if err := s.mayTake(hurried, replacesAny(batch)); err != nil {
+		if err := s.mayStore(hurried, replacesAny(batch)); err != nil {
 			return err
 		}
 	}

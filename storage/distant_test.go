@@ -49,7 +49,7 @@ func (s *distantStore) AtOnce() int { return 8 }
 
 func (s *distantStore) Stage(ctx context.Context, name string, from io.Reader, size int64) (storage.Staged, error) {
 	staged, err := s.ByteStore.Stage(ctx, name, from, size)
-	if err != nil || name == storage.OwnerName {
+	if err != nil {
 		return staged, err
 	}
 	return distantStaged{staged, s}, nil

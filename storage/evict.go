@@ -332,7 +332,7 @@ func (s *Storage) dropEach(ctx context.Context, names []string, since int64, tol
 			done := make([]string, 0, len(chunk))
 			going := make([]int, 0, len(chunk))
 			for n, name := range chunk {
-				if !isNarName(name) {
+				if !IsNarName(name) {
 					done = append(done, name) // not a file of an item: forgotten, and left alone
 					continue
 				}

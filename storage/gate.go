@@ -41,7 +41,7 @@ func fit(n *narinfo.Narinfo) error {
 			continue
 		case err != nil:
 			return err
-		case !isNarName(name):
+		case !IsNarName(name):
 			return fmt.Errorf("URL %.200q: not the URL of a nar: want nar/[TYPE/]HASH-NAME", file.URL)
 		case path.Base(name) != n.StorePath.BaseName():
 			return fmt.Errorf("its nar %.200q is named after another item: it must be %s", name, n.StorePath.BaseName())
@@ -54,9 +54,9 @@ func fit(n *narinfo.Narinfo) error {
 	return nil
 }
 
-// isNarName says whether the name is one that a nar of an item can have: nar/HASH-NAME or
+// IsNarName says whether the name is one that a nar of an item can have: nar/HASH-NAME or
 // nar/COMPRESSION/HASH-NAME.
-func isNarName(name string) bool {
+func IsNarName(name string) bool {
 	below, ok := strings.CutPrefix(name, "nar/")
 	if _, named := findHash(below); !ok || !named || !fs.ValidPath(name) {
 		return false
@@ -74,7 +74,7 @@ func isNarName(name string) bool {
 // this storage, or not for this item to say.
 func nameOf(file narinfo.File, hash narinfo.PathHash) string {
 	name, err := file.Path()
-	if err != nil || !isNarName(name) || hashInName(name) != hash {
+	if err != nil || !IsNarName(name) || hashInName(name) != hash {
 		return ""
 	}
 	return name
@@ -89,7 +89,7 @@ type itemBytes struct{ ByteStore }
 var errNoNarName = errors.New("not a name for a nar")
 
 func checkName(tried, name string) error {
-	if isNarName(name) {
+	if IsNarName(name) {
 		return nil
 	}
 	return fmt.Errorf("%s %.200q: %w: %w", tried, name, errNoNarName, fs.ErrInvalid)

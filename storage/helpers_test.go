@@ -61,6 +61,11 @@ func (p place) open(wrap func(storage.ByteStore) storage.ByteStore) (s *storage.
 
 // openWhen is open with a clock.
 func (p place) openWhen(wrap func(storage.ByteStore) storage.ByteStore, now func() time.Time) (s *storage.Storage, closeAll func() error, err error) {
+	return p.openAs(wrap, storage.Options{Now: now})
+}
+
+// openAs is open with options.
+func (p place) openAs(wrap func(storage.ByteStore) storage.ByteStore, options storage.Options) (s *storage.Storage, closeAll func() error, err error) {
 	bytes, err := directory.Open(p.store)
 	if err != nil {
 		return nil, nil, err
@@ -73,7 +78,7 @@ func (p place) openWhen(wrap func(storage.ByteStore) storage.ByteStore, now func
 	if wrap != nil {
 		store = wrap(bytes)
 	}
-	return storage.New(x, store, storage.Options{Now: now}), func() error { return errors.Join(x.Close(), bytes.Close()) }, nil
+	return storage.New(x, store, options), func() error { return errors.Join(x.Close(), bytes.Close()) }, nil
 }
 
 // openTest opens the storage of a place until the test's end.
@@ -85,7 +90,13 @@ func (p place) openTest(t testing.TB) *storage.Storage {
 // openWith is openTest with something around the bytes.
 func (p place) openWith(t testing.TB, wrap func(storage.ByteStore) storage.ByteStore) *storage.Storage {
 	t.Helper()
-	s, closeAll, err := p.open(wrap)
+	return p.openTestAs(t, wrap, storage.Options{})
+}
+
+// openTestAs is openWith with options.
+func (p place) openTestAs(t testing.TB, wrap func(storage.ByteStore) storage.ByteStore, options storage.Options) *storage.Storage {
+	t.Helper()
+	s, closeAll, err := p.openAs(wrap, options)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,7 +5,9 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"strings"
 )
 
 // IdentityName is where a byte store keeps its random name. Instances that share
@@ -19,14 +21,15 @@ func (s *Storage) Identity(ctx context.Context) (string, error) {
 		return "", nil
 	}
 	name, err := s.note(ctx, IdentityName)
-	if !errors.Is(err, fs.ErrNotExist) {
+	if !errors.Is(err, fs.ErrNotExist) || s.readOnly {
 		return name, err
 	}
 	// Not where a storage should be mounted and isn't.
-	if err := s.isThere(ctx); err != nil {
+	if err := s.IsMounted(ctx); err != nil {
 		return "", err
 	}
-	if err := s.writeFirstNote(ctx, IdentityName, rand.Text()); err != nil {
+	err = WriteNote(ctx, s.bytes.ByteStore, IdentityName, rand.Text(), Staged.CommitNew)
+	if err != nil && !errors.Is(err, fs.ErrExist) {
 		return "", err
 	}
 	// Read, as another instance may just have done the same.
@@ -43,10 +46,10 @@ func (s *Storage) StorageName(ctx context.Context) (string, error) {
 	return s.note(ctx, IdentityName)
 }
 
-// isThere makes sure that the byte store is the one that the index is about, by
+// IsMounted makes sure that the byte store is the one that the index is about, by
 // any of the files that it should have. A storage that isn't mounted looks like
 // one whose files are all missing.
-func (s *Storage) isThere(ctx context.Context) error {
+func (s *Storage) IsMounted(ctx context.Context) error {
 	totals, err := s.index.Totals(ctx)
 	if err != nil || totals.StoredNars == 0 {
 		return err
@@ -56,4 +59,45 @@ func (s *Storage) isThere(ctx context.Context) error {
 		err = fmt.Errorf("storage %s has none of the files that the index has there: is it mounted?", s.bytes)
 	}
 	return err
+}
+
+// note reads one of the short texts that the byte store has beside the nars.
+func (s *Storage) note(ctx context.Context, name string) (string, error) {
+	return ReadNote(ctx, s.bytes.ByteStore, name)
+}
+
+// ReadNote reads what a byte store has under [IdentityName] or [OwnerName]. Where
+// that is nothing, the error is [fs.ErrNotExist].
+func ReadNote(ctx context.Context, store ByteStore, name string) (string, error) {
+	const most = 16 << 10
+	reader, _, err := store.Open(ctx, name, 0, -1)
+	if err != nil {
+		return "", err
+	}
+	defer reader.Close()
+	text, err := io.ReadAll(io.LimitReader(reader, most))
+	if err != nil {
+		return "", err
+	}
+	note := strings.TrimSpace(string(text))
+	if note == "" || len(text) == most {
+		return "", fmt.Errorf("%s in storage %s is not what this program writes there: remove it", name, store)
+	}
+	return note, nil
+}
+
+// WriteNote writes one of them, shown by [Staged.Commit] or [Staged.CommitNew].
+func WriteNote(ctx context.Context, store ByteStore, name, note string, commit func(Staged, context.Context) error) error {
+	text := note + "\n"
+	staged, err := store.Stage(ctx, name, strings.NewReader(text), int64(len(text)))
+	if err == nil {
+		defer staged.Abort()
+		if err = commit(staged, ctx); err == nil {
+			err = store.Sync(ctx)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("write %s in storage %s: %w", name, store, err)
+	}
+	return nil
 }

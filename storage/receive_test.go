@@ -194,9 +194,6 @@ func TestAdopt(t *testing.T) {
 	right, wrong, short := fake{n: 1, content: "right", nar: "right"}, fake{n: 2, content: "wrong", nar: "right"}, fake{n: 3, content: "short", nar: "short", claim: 6}
 	addRows(t, p, right, wrong, short)
 	s := p.openTest(t)
-	if err := s.MayDelete(t.Context()); err != nil { // and it is its own
-		t.Fatal(err)
-	}
 	layNars(t, p.store, right, wrong, short)
 	for _, test := range []struct {
 		fake
@@ -217,26 +214,6 @@ func TestAdopt(t *testing.T) {
 	}
 	wantServed(t, s, right)
 	wantFindings(t, s, "unrecorded "+wrong.name(), "unrecorded "+short.name())
-}
-
-// TestAdoptNobodys: what lies in a storage that is nobody's, as that of an instance
-// which knows nothing of owners, is left alone.
-func TestAdoptNobodys(t *testing.T) {
-	t.Parallel()
-	p := newPlace(t)
-	there, more := fake{n: 1, content: "right", nar: "right"}, fake{n: 2, content: "more", nar: "more"}
-	addRows(t, p, there, more)
-	layNars(t, p.store, there)
-	s := p.openTest(t)
-	if err := s.Adopt(t.Context(), itemOf(t, s, there), 0, plainly); !errors.Is(err, storage.ErrNotOwner) {
-		t.Errorf("adopted: %v, want ErrNotOwner", err)
-	}
-	if _, err := s.Reserve(t.Context(), 1); !errors.Is(err, storage.ErrNotOwner) {
-		t.Errorf("room for another: %v, want ErrNotOwner", err)
-	}
-	if owner, err := s.Owner(t.Context()); err != nil || owner != "" {
-		t.Errorf("it belongs to %q, %v", owner, err)
-	}
 }
 
 // TestSpool has what lies in the spool counted and known for what it is.

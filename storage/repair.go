@@ -105,9 +105,7 @@ func (r *Repairer) Repair(ctx context.Context, finding Finding) (repair Repair) 
 	if finding.Kind == Damaged { // which is not about files
 		return r.damaged(ctx, finding.Damage)
 	}
-	// What lies there and is right only has to be written down, also in a storage
-	// that is nobody's yet.
-	if err := r.storage.mayChange(ctx, finding.Kind != Unrecorded); err != nil {
+	if err := r.storage.MayDelete(ctx); err != nil {
 		return Repair{Err: err}
 	}
 	switch finding.Kind {

@@ -236,10 +236,6 @@ func TestRepairUnrecorded(t *testing.T) {
 			}
 			importAll(t, p.openIndexOnly(t), storage.ImportOptions{}, laid(t, f))
 			s := p.openTest(t)
-			// While it is empty: later, its nars could be another's.
-			if err := s.MayDelete(t.Context()); err != nil {
-				t.Fatal(err)
-			}
 			file, content := filepath.Join(p.store, f.name()), test.content(f.content)
 			write(t, file, content)
 			if !test.young {

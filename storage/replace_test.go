@@ -1,8 +1,10 @@
 package storage_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -180,6 +182,19 @@ func TestDoubtStays(t *testing.T) {
 	}
 }
 
+// readsOwner looks for the owner file, as the owner of a store does before it writes.
+func readsOwner(store storage.ByteStore) func(context.Context) error {
+	return func(ctx context.Context) error {
+		reader, _, err := store.Open(ctx, storage.OwnerName, 0, -1)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		return reader.Close()
+	}
+}
+
 // TestReplacementNotBegun: a replacement that fails before it has begun takes nothing from
 // clients, whatever fails, and leaves nothing to do.
 func TestReplacementNotBegun(t *testing.T) {
@@ -188,10 +203,10 @@ func TestReplacementNotBegun(t *testing.T) {
 	after := fake{n: 1, content: "THE NAR", other: true}
 	p := newPlace(t)
 	faulty := &faultStore{at: -1}
-	s := p.openWith(t, func(bytes storage.ByteStore) storage.ByteStore {
+	s := p.openTestAs(t, func(bytes storage.ByteStore) storage.ByteStore {
 		faulty.Directory = unwrap(bytes)
 		return faulty
-	})
+	}, storage.Options{MayWrite: readsOwner(faulty)})
 	wantOutcomes(t, importAll(t, s, storage.ImportOptions{}, laid(t, before)), "1 added")
 	add := func(options storage.ImportOptions) storage.Result {
 		f := after
@@ -280,10 +295,10 @@ func TestReplacementFullDatabase(t *testing.T) {
 	t.Run("not begun", func(t *testing.T) {
 		p := small(t)
 		faulty := &faultStore{at: -1}
-		s := p.openWith(t, func(bytes storage.ByteStore) storage.ByteStore {
+		s := p.openTestAs(t, func(bytes storage.ByteStore) storage.ByteStore {
 			faulty.Directory = unwrap(bytes)
 			return faulty
-		})
+		}, storage.Options{MayWrite: readsOwner(faulty)})
 		_, x := p.openAt(t, nil)
 		wantOutcomes(t, importAll(t, s, storage.ImportOptions{}, laid(t, before)), "1 added")
 		full := false

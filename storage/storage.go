@@ -16,8 +16,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sync/semaphore"
-
 	"nar-herder/narinfo"
 	"nar-herder/storage/index"
 )
@@ -47,7 +45,10 @@ type Storage struct {
 	linked atomic.Int64
 	// notDeleted is how often a file could not be deleted.
 	notDeleted atomic.Int64
-	owned      ownership
+	readOnly   bool
+	mayWrite   func(context.Context) error // nil: always
+	// checked is when mayWrite allowed it last; nil for never, or no longer.
+	checked atomic.Pointer[time.Time]
 }
 
 // Options of [New]. The zero value is good.
@@ -56,16 +57,21 @@ type Options struct {
 	Log *slog.Logger
 	// Now is the clock that gives items their time; nil is the system's.
 	Now func() time.Time
+	// MayWrite returns an error where this instance may not write to the byte store;
+	// nil allows it always.
+	MayWrite func(context.Context) error
+	// ReadOnly makes the storage never write to the byte store; see
+	// [Storage.IsReadOnly].
+	ReadOnly bool
 }
 
 // New joins an index and a byte store, both of which stay the caller's to
 // close. A nil byte store makes a Storage that knows items but keeps no bytes.
 func New(x *index.Index, bytes ByteStore, options Options) *Storage {
-	s := &Storage{index: x, log: options.Log, now: options.Now}
+	s := &Storage{index: x, log: options.Log, now: options.Now, mayWrite: options.MayWrite, readOnly: options.ReadOnly}
 	if bytes != nil {
 		s.bytes = &itemBytes{bytes}
 	}
-	s.owned.claiming = semaphore.NewWeighted(1)
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -127,7 +133,7 @@ func (s *Storage) Item(ctx context.Context, hash narinfo.PathHash) (*Item, error
 	if err != nil {
 		return nil, err
 	}
-	return s.asFrontEnd(item), nil
+	return s.asReadOnly(item), nil
 }
 
 // ItemsAt returns many items, in the order of hashes; nil where there certainly
@@ -146,7 +152,7 @@ func (s *Storage) ItemsAt(ctx context.Context, hashes []narinfo.PathHash) ([]*It
 		if err != nil {
 			return nil, err
 		}
-		items[i] = s.asFrontEnd(item)
+		items[i] = s.asReadOnly(item)
 	}
 	return items, nil
 }
@@ -320,11 +326,10 @@ func (s *Storage) Healthy(ctx context.Context) (indexErr, bytesErr error) {
 	_, indexErr = s.index.Totals(ctx)
 	switch {
 	case s.bytes == nil:
-	case s.IsFrontEnd() || s.IsUnsettled():
-		// It may be another's, in which nothing is written, and this one might not.
-		_, bytesErr = s.note(ctx, IdentityName)
-		if errors.Is(bytesErr, fs.ErrNotExist) && !s.IsFrontEnd() {
-			bytesErr = nil // it is new
+	case s.MayDelete(ctx) != nil:
+		// Nothing is written to it.
+		if _, bytesErr = s.note(ctx, IdentityName); errors.Is(bytesErr, fs.ErrNotExist) {
+			bytesErr = fmt.Errorf("storage %s has no file %s, which its owner writes: is it mounted?", s.bytes, IdentityName)
 		}
 		if bytesErr == nil {
 			bytesErr = s.bytes.Sync(ctx) // which sees whether it is still in its place

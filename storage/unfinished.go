@@ -65,7 +65,9 @@ func (s *Storage) removeUnfinished(ctx context.Context, lister UnfinishedLister)
 			failure = err
 		}
 	}
-	if owns, err := s.owns(ctx); err != nil || !owns {
+	if err := s.MayDelete(ctx); errors.Is(err, ErrNotOwner) {
+		return nil
+	} else if err != nil {
 		return err
 	}
 	// First all, as a listing may not go on after an entry that is removed.
@@ -83,7 +85,9 @@ func (s *Storage) removeUnfinished(ctx context.Context, lister UnfinishedLister)
 		if i > 0 && pace.Sleep(ctx, unfinishedPause) != nil {
 			return ctx.Err()
 		}
-		if owns, err := s.owns(ctx); err != nil || !owns {
+		if err := s.MayDelete(ctx); errors.Is(err, ErrNotOwner) {
+			return failure
+		} else if err != nil {
 			return errors.Join(failure, err)
 		}
 		removed, err := s.removeTemporary(ctx, info)

@@ -4,11 +4,8 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"io"
-	"io/fs"
 	"iter"
 	"log/slog"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -20,14 +17,13 @@ import (
 	"nar-herder/storage/index"
 )
 
-// unfinishedStore is a directory beside which unfinished uploads are kept. Its owner's
-// name is in memory, as a directory has timers of its own.
+// unfinishedStore is a directory beside which unfinished uploads are kept.
 type unfinishedStore struct {
 	storage.ByteStore
 	folder string // of the directory
 
 	mu       sync.Mutex
-	owner    string
+	refusal  error                // of writes
 	left     map[string]time.Time // when the last part came
 	listings int
 	listErr  error
@@ -57,16 +53,10 @@ func (s *unfinishedStore) ListUnfinished(_ context.Context, before time.Time) it
 	}
 }
 
-func (s *unfinishedStore) Open(ctx context.Context, name string, offset, length int64) (io.ReadCloser, storage.Info, error) {
-	if name != storage.OwnerName {
-		return s.ByteStore.Open(ctx, name, offset, length)
-	}
+func (s *unfinishedStore) mayWrite(context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.owner == "" {
-		return nil, storage.Info{}, fs.ErrNotExist
-	}
-	return io.NopCloser(strings.NewReader(s.owner + "\n")), storage.Info{Name: name}, nil
+	return s.refusal
 }
 
 func (s *unfinishedStore) Remove(ctx context.Context, name string) error {
@@ -113,8 +103,7 @@ func openUnfinished(t *testing.T) (*storage.Storage, *unfinishedStore, *bytes.Bu
 	t.Cleanup(func() { x.Close() })
 	store := &unfinishedStore{ByteStore: behind, folder: p.store, left: map[string]time.Time{}, errs: map[string]error{}}
 	log := new(bytes.Buffer)
-	s := storage.New(x, store, storage.Options{Log: slog.New(slog.NewTextHandler(log, nil))})
-	store.owner = s.Instance()
+	s := storage.New(x, store, storage.Options{Log: slog.New(slog.NewTextHandler(log, nil)), MayWrite: store.mayWrite})
 	return s, store, log
 }
 
@@ -211,20 +200,9 @@ func TestRemoveUnfinishedFails(t *testing.T) {
 // even lists it.
 func TestRemoveUnfinishedOfOthers(t *testing.T) {
 	t.Parallel()
-	for what, change := range map[string]func(*storage.Storage, *unfinishedStore){
-		"nobody's":  func(_ *storage.Storage, store *unfinishedStore) { store.owner = "" },
-		"another's": func(_ *storage.Storage, store *unfinishedStore) { store.owner = "another" },
-		"a copy":    func(s *storage.Storage, _ *unfinishedStore) { s.SetCopied(true) },
-		"not known": func(s *storage.Storage, _ *unfinishedStore) { s.Unsettle() },
-		"a front end": func(s *storage.Storage, store *unfinishedStore) {
-			write(t, filepath.Join(store.folder, storage.IdentityName), "owner\n")
-			if err := s.SetFrontEnd(t.Context(), true); err != nil {
-				t.Fatal(err)
-			}
-		},
-	} {
+	for what, refusal := range map[string]error{"another's": storage.ErrNotOwner, "unknown": errFault} {
 		s, store, _ := openUnfinished(t)
-		change(s, store)
+		store.refusal = refusal
 		synctest.Test(t, func(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			done := make(chan struct{})
@@ -252,7 +230,7 @@ func TestRemoveUnfinishedTaken(t *testing.T) {
 		go func() { s.RemoveUnfinished(ctx); close(done) }()
 		synctest.Wait()
 		store.mu.Lock()
-		store.owner = "another"
+		store.refusal = storage.ErrNotOwner
 		store.mu.Unlock()
 		time.Sleep(10 * time.Hour)
 		synctest.Wait()

@@ -141,9 +141,7 @@ func parseLimit(what, text string) (limit int64, err error) {
 // is released. The error is [ErrLimit] or [ErrFreeSpace] when they don't, and
 // [ErrNotOwner] when they are not this instance's to store.
 func (s *Storage) Reserve(ctx context.Context, size int64) (*Reservation, error) {
-	// While that is not known, what comes is at least compared with its hash on its
-	// way to clients; Receive will not take it.
-	if err := s.mayAdd(ctx); err != nil && !errors.Is(err, ErrUnsettled) {
+	if err := s.mayAdd(ctx); err != nil {
 		return nil, err
 	}
 	r, err := s.reserve(ctx, size)

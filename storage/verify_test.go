@@ -90,9 +90,7 @@ func (s *readStore) Stat(ctx context.Context, name string) (storage.Info, error)
 
 func (s *readStore) Open(ctx context.Context, name string, offset, length int64) (io.ReadCloser, storage.Info, error) {
 	s.mu.Lock()
-	if name != storage.OwnerName {
-		s.opened[name]++
-	}
+	s.opened[name]++
 	s.mu.Unlock()
 	if s.open != nil {
 		s.open(name)

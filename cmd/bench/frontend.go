@@ -78,7 +78,7 @@ func (b *bench) frontEnd() (err error) {
 		return err
 	}
 	defer primary.stop()
-	front, err := b.narHerder(frontDatabase, storage, "--mirror=http://"+primary.address)
+	front, err := b.narHerder(frontDatabase, storage, "--storage-read-only", "--mirror=http://"+primary.address)
 	if err != nil {
 		return err
 	}
@@ -88,7 +88,7 @@ func (b *bench) frontEnd() (err error) {
 	if _, err := b.importTree(cacheDatabase, "", source); err != nil {
 		return err
 	}
-	cached, err := b.narHerder(cacheDatabase, storage, "--mirror=http://"+primary.address,
+	cached, err := b.narHerder(cacheDatabase, storage, "--storage-read-only", "--mirror=http://"+primary.address,
 		"--storage-cache="+filepath.Join(work, "cache"), fmt.Sprintf("--storage-cache-size=%d", 5*total))
 	if err != nil {
 		return err

@@ -19,8 +19,14 @@ import (
 	"nar-herder/storage/uses"
 )
 
-// defaultCacheDirectory holds a directory for each type whose own is not named.
-const defaultCacheDirectory = "/var/cache/nar-herder/nar"
+// cacheDirectory holds a directory for each type whose own is not named: for the default
+// database, that of the original.
+func cacheDirectory(database string) string {
+	if database == usualDatabase {
+		return "/var/cache/nar-herder/nar"
+	}
+	return following(database, "_cached")
+}
 
 // openCache opens the cache of other compressions; nil when none is enabled.
 func openCache(store *opened, options cached.Options, peers peer.Peers, counter *uses.Counter, log *slog.Logger) (*cached.Cache, error) {
@@ -31,7 +37,16 @@ func openCache(store *opened, options cached.Options, peers peer.Peers, counter 
 	if len(peers) > 0 {
 		options.Elsewhere = peers
 	}
-	return cached.New(store.index, store.Storage, options)
+	cache, err := cached.New(store.index, store.Storage, options)
+	if err != nil {
+		return nil, err
+	}
+	for _, t := range options.Types {
+		if err := store.lockDirectory("--cached-compression-directory="+t.Name+"=", t.Directory); err != nil {
+			return nil, errors.Join(err, cache.Close())
+		}
+	}
+	return cache, nil
 }
 
 // advertise records what narinfos will advertise, before any is served. On a full disk
@@ -61,7 +76,7 @@ func (c *serverCommand) cacheOptions() (cached.Options, error) {
 	}
 	for _, enabled := range c.EnableCachedCompression {
 		options.Types = append(options.Types, cached.Type{
-			Spec: compression.Spec(enabled), Directory: filepath.Join(defaultCacheDirectory, enabled.Name), MaxSize: int64(noLimit),
+			Spec: compression.Spec(enabled), Directory: filepath.Join(cacheDirectory(c.Database), enabled.Name), MaxSize: int64(noLimit),
 		})
 	}
 	err := errors.Join(

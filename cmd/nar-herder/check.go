@@ -82,8 +82,13 @@ func (c *checkCommand) check(ctx context.Context, s *streams) (err error) {
 			err = closeErr
 		}
 	}()
-	if err := store.refuseFrontEnd("without --storage, it compares the index with itself"); err != nil {
+	if err := store.refuseOthers(ctx); err != nil {
 		return err
+	}
+	if c.Repair {
+		if err := store.mayWrite(ctx); err != nil {
+			return err
+		}
 	}
 	totals, err := store.Totals(ctx)
 	if err != nil {

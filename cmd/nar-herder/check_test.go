@@ -280,6 +280,7 @@ func TestCheckUnrecorded(t *testing.T) {
 	if c.status != 1 || c.totals.Findings["unrecorded"] != 2 || c.totals.Findings["stranger"] != 11 {
 		t.Errorf("status %d, %+v", c.status, c.totals)
 	}
+	p.serve(t).stop(t, syscall.SIGTERM) // which claims the storage
 	if c := p.check(t, "--repair"); c.status != 0 || c.totals.Repairs["recorded"] != 2 {
 		t.Errorf("status %d, %+v", c.status, c.totals)
 	}

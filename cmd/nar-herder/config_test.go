@@ -123,14 +123,11 @@ func TestConfigOfEachOption(t *testing.T) {
 		"port": "80", "control-port": "0", "storage-nar-removal-criteria": "unpinned", "mirror": "https://x.example", "log-level": "WARN",
 		"enable-cached-compression": "gzip:1", "cached-compression-directory": "zstd=/x", "cached-compression-directory-max-size": "zstd=5",
 		"cached-compression-unused-removal-duration": "zstd=5d", "cached-compression-ttl": "zstd=5d", "cached-compression-new-ttl": "zstd=5d",
-		"serve-remote-nars": "redirect", "serve-bucket-nars": "redirect", "mirror-nars": "none", "public-metrics": "no", "x-accel-redirect": "true", "allow-private-redirects": "true", "tag": "a=b",
+		"serve-remote-nars": "redirect", "serve-bucket-nars": "redirect", "mirror-nars": "none", "public-metrics": "no", "x-accel-redirect": "true", "storage-read-only": "true", "allow-private-redirects": "true", "tag": "a=b",
 		"trusted-proxies": "10.0.0.0/8,unix",
 	}
 	environment, file, args := []string{}, "", []string{"config"}
 	for name := range optionsOf(reflect.TypeFor[serverCommand]()) {
-		if name == "new-database" {
-			continue // for the command line alone
-		}
 		value, ok := values[name]
 		if !ok {
 			value = "7" // a size, a number, a file

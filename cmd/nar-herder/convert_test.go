@@ -297,7 +297,7 @@ func TestServerConverts(t *testing.T) {
 			t.Errorf("start %d: %s", start, s.err.String())
 		}
 	}
-	if left, err := filepath.Glob(p.database + "?*"); err != nil || !slices.Equal(left, []string{p.database + ".original", p.database + ".reserve"}) {
+	if left, err := filepath.Glob(p.database + "?*"); err != nil || !slices.Equal(left, []string{p.database + ".lock", p.database + ".original", p.database + ".reserve"}) {
 		t.Errorf("beside it: %q, %v", left, err)
 	}
 	if after := originalDump(t, p.database+".original"); after != before {

@@ -14,6 +14,7 @@ import (
 	"nar-herder/internal/disk"
 	"nar-herder/storage"
 	"nar-herder/storage/copying"
+	"nar-herder/storage/owner"
 )
 
 type copyStorageCommand struct {
@@ -134,14 +135,14 @@ func (c *copyStorageCommand) openDatabase(ctx context.Context, s *streams) (*ope
 // mayWrite refuses a target that another instance owns than the one whose index is
 // used: it alone writes there, and would have strangers' files in it.
 func (c *copyStorageCommand) mayWrite(ctx context.Context, to storage.ByteStore, known *opened) error {
-	owner, err := storage.ReadNote(ctx, to, storage.OwnerName)
+	found, err := owner.Read(ctx, to)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil
 	case err != nil:
-		return fmt.Errorf("find out whose storage %s is: %w", to, err)
-	case known == nil || known.Instance() != owner:
-		return fmt.Errorf("%w: %s is that of instance %s: name its index with --database, or, if that instance is gone for good, see 'nar-herder help claim-storage'", storage.ErrNotOwner, to, owner)
+		return fmt.Errorf("read the owner of storage %s: %w", to, err)
+	case known == nil || known.Instance() != found.Instance:
+		return fmt.Errorf("%w: %s belongs to %s: name its index with --database, or, if that instance is gone for good, see 'nar-herder help claim-storage'", storage.ErrNotOwner, to, found)
 	}
 	return nil
 }

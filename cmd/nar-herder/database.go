@@ -18,6 +18,7 @@ import (
 	"nar-herder/storage/dbspace"
 	"nar-herder/storage/directory"
 	"nar-herder/storage/index"
+	"nar-herder/storage/owner"
 	"nar-herder/storage/s3"
 	"nar-herder/storage/tiered"
 )
@@ -33,6 +34,9 @@ type opened struct {
 	index *index.Index
 	bytes byteStore      // nil without a storage
 	cache *tiered.Tiered // in front of bytes; nil without one
+	self  owner.Owner
+	claim *owner.Claim  // nil without a storage
+	locks []*owner.Lock // on what only one instance may use
 }
 
 // byteStore is a store that is to be closed.
@@ -81,72 +85,82 @@ func openBytes(ctx context.Context, store string, log *slog.Logger) (byteStore, 
 	return bytes, nil
 }
 
-// newDatabaseOption is for commands that make the index where there is none.
-type newDatabaseOption struct {
-	NewDatabase bool `argumentsonly:"" help:"Begin a new index where there is none, although the storage was claimed by another database."`
-}
-
 // beginWait is how long the storage may take to say which instance it belongs to.
 const beginWait = 10 * time.Second
 
-// mayBegin refuses to make an index where there is none, when another database
-// has claimed this storage: usually its file system isn't mounted, and clients would be told
-// that there are no items. It is nil where there is an index.
-func (c *newDatabaseOption) mayBegin(ctx context.Context, database string, bytes storage.ByteStore) error {
-	if c == nil || c.NewDatabase || bytes == nil {
-		return nil
-	}
+// mayBegin refuses to make an index where there is none, when the storage belongs to
+// another instance: usually the file system of the database isn't mounted, and clients
+// would get 404 for all items. The policy says whether it could claim one without an owner.
+func mayBegin(ctx context.Context, database string, bytes storage.ByteStore, policy owner.Policy) error {
 	if info, err := os.Stat(database); err == nil && info.Size() > 0 || err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil // what may be wrong with it, opening it will tell
+		return nil // if it is damaged or unreadable, opening it will tell
 	}
 	ctx, cancel := context.WithTimeout(ctx, beginWait)
 	defer cancel()
-	owner, err := storage.ReadNote(ctx, bytes, storage.OwnerName)
+	found, err := owner.Read(ctx, bytes)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil
+		return (&owner.Claim{Store: bytes, Policy: policy}).MayClaim(ctx)
 	case err != nil:
-		return fmt.Errorf("database %s is missing or empty, and whether another belongs to storage %s can't be found out: %w: try again, or begin a new index with --new-database", database, bytes, err)
+		return fmt.Errorf("database %s is missing or empty, and the owner of storage %s can't be read: %w: try again", database, bytes, err)
 	}
-	return fmt.Errorf("database %s is missing or empty, but storage %s was claimed by another database, that of instance %s: is the file system of the database mounted? Name that database with --database, or restore it; if it is gone for good, begin a new index with --new-database, and see 'nar-herder claim-storage --help'", database, bytes, owner)
+	return fmt.Errorf("database %s is missing or empty, but storage %s belongs to %s: is the file system of the database mounted? Name that database with --database, or restore it; if it is gone for good, 'nar-herder claim-storage --yes=%s' begins a new index", database, bytes, found, found.Instance)
 }
 
-// open opens the index, and the storage unless its name is empty. The index must exist.
-func open(ctx context.Context, database, store string, options index.Options, log *slog.Logger) (*opened, error) {
-	return openOrBegin(ctx, database, store, nil, options, nil, log)
+// opening says how an index and its storage are opened.
+type opening struct {
+	index.Options
+	policy   owner.Policy
+	readOnly bool            // never write to the storage
+	cache    *tiered.Options // for the server alone; nil for none
 }
 
-// openOrBegin is open. With [index.Create], the index is made where there is none, as far
-// as begin lets it be. The server alone may use the cache of the storage; nil for none.
-func openOrBegin(ctx context.Context, database, store string, begin *newDatabaseOption, options index.Options, cache *tiered.Options, log *slog.Logger) (_ *opened, err error) {
+// open opens the index, and the storage unless its name is empty. With [index.Create], the
+// index is made where there is none, unless the storage belongs to another and the policy
+// is to claim it.
+func open(ctx context.Context, database, store string, how opening, log *slog.Logger) (_ *opened, err error) {
 	if err := validateStorage("--storage", store); err != nil {
 		return nil, err
 	}
 	o := new(opened)
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, o.close())
+		}
+	}()
 	var bytes storage.ByteStore // a nil byteStore in it would be none
 	if store != "" {
 		if o.bytes, err = openBytes(ctx, store, log); err != nil {
 			return nil, err
 		}
 		bytes = o.bytes
+		if how.Access == index.Create && how.policy != owner.Never && !how.readOnly {
+			if err := mayBegin(ctx, database, bytes, how.policy); err != nil {
+				return nil, err
+			}
+		}
 	}
-	if cache != nil {
-		if o.cache, err = tiered.New(bytes, *cache); err != nil {
-			return nil, errors.Join(fmt.Errorf("--storage-cache: %w", err), o.closeBytes())
+	if o.index, err = index.Open(ctx, database, how.Options); err != nil {
+		return nil, err
+	}
+	o.self = owner.Self(o.index.Instance(), database)
+	options := storage.Options{Log: log, ReadOnly: how.readOnly}
+	if store != "" {
+		o.claim = &owner.Claim{Store: bytes, Self: o.self, Policy: how.policy}
+		options.MayWrite = o.claim.Check
+	}
+	if how.cache != nil {
+		if err := o.lockDirectory("--storage-cache=", how.cache.Directory); err != nil {
+			return nil, err
+		}
+		if o.cache, err = tiered.New(bytes, *how.cache); err != nil {
+			return nil, fmt.Errorf("--storage-cache: %w", err)
 		}
 		bytes = o.cache
 	}
-	if options.Access == index.Create {
-		if err := begin.mayBegin(ctx, database, bytes); err != nil {
-			return nil, errors.Join(err, o.closeBytes())
-		}
-	}
-	if o.index, err = index.Open(ctx, database, options); err != nil {
-		return nil, errors.Join(err, o.closeBytes())
-	}
-	o.Storage = storage.New(o.index, bytes, storage.Options{Log: log})
-	if err := o.Remember(ctx); err != nil {
-		return nil, errors.Join(err, o.close())
+	o.Storage = storage.New(o.index, bytes, options)
+	if o.claim != nil {
+		o.claim.IsMounted = o.IsMounted
 	}
 	return o, nil
 }
@@ -194,15 +208,6 @@ func addWarnings(options *httpapi.Options, more func() []string) {
 	}
 }
 
-// refuseFrontEnd is an error for what needs to know which nars are stored: a front
-// end's index does not say.
-func (o *opened) refuseFrontEnd(instead string) error {
-	if !o.IsFrontEnd() {
-		return nil
-	}
-	return fmt.Errorf("this is the index of a front end, and storage %s that of the instance it mirrors: run this with that one's database; %s", o.name(), instead)
-}
-
 // name is the storage's name in messages, without what only opens it; "" for none.
 func (o *opened) name() string {
 	if o.bytes == nil {
@@ -211,16 +216,18 @@ func (o *opened) name() string {
 	return o.bytes.String()
 }
 
-func (o *opened) close() error {
-	return errors.Join(o.index.Close(), o.closeBytes())
-}
-
-func (o *opened) closeBytes() (err error) {
+func (o *opened) close() (err error) {
 	if o.cache != nil {
 		err = o.cache.Close()
 	}
+	if o.index != nil {
+		err = errors.Join(err, o.index.Close())
+	}
 	if o.bytes != nil {
 		err = errors.Join(err, o.bytes.Close())
+	}
+	for _, lock := range o.locks {
+		err = errors.Join(err, lock.Close())
 	}
 	return err
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,11 +11,12 @@ import (
 	"nar-herder/httpapi"
 	"nar-herder/mirror"
 	"nar-herder/mirror/dump"
+	"nar-herder/storage/owner"
 )
 
 // dumpOption is what the server and the command that makes dumps have.
 type dumpOption struct {
-	DatabaseDump string `default:"/var/lib/nar-herder/nar_herder_dump.db" placeholder:"FILE" help:"The copy of the index that others download; files beside it have its name as their beginning (default: ${default})."`
+	DatabaseDump string `placeholder:"FILE" help:"The copy of the index that others download; files beside it have its name as their beginning (default: NAME_dump.db beside a --database NAME.db)."`
 }
 
 // dumps makes what makes the dumps, and has the server answer with them. follower is
@@ -27,10 +29,16 @@ func (c *serverCommand) dumps(store *opened, follower *mirror.Mirror, options *h
 	if err != nil {
 		return nil, err
 	}
+	if err := store.lockDump(c.DatabaseDump); err != nil {
+		return nil, err
+	}
 	addWarnings(options, maker.Warnings)
 	options.Dumps, options.DumpsExpected = maker.Published(), c.DatabaseDumpInterval > 0
 	return maker, nil
 }
+
+// dumpSuffix is at the end of the default name of dumps.
+const dumpSuffix = "_dump.db"
 
 type dumpCommand struct {
 	databaseOption `embed:""`
@@ -43,6 +51,7 @@ func (dumpCommand) Help() string {
 }
 
 func (c *dumpCommand) Run(ctx context.Context, s *streams) (err error) {
+	c.DatabaseDump = cmp.Or(c.DatabaseDump, following(c.Database, dumpSuffix))
 	store, err := openExisting(ctx, c.Database, "", nil)
 	if err != nil {
 		return err
@@ -51,6 +60,10 @@ func (c *dumpCommand) Run(ctx context.Context, s *streams) (err error) {
 	maker, err := dump.New(store.index, dump.Options{Path: c.DatabaseDump})
 	if err != nil {
 		return err
+	}
+	var used *owner.InUseError
+	if err := store.lockDump(c.DatabaseDump); err != nil && !(errors.As(err, &used) && used.Instance == store.Instance()) {
+		return err // the server of this instance may have the lock
 	}
 	made, err := maker.Make(ctx)
 	if ctx.Err() != nil {

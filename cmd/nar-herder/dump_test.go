@@ -151,6 +151,9 @@ func TestDumpSchedule(t *testing.T) {
 	}
 	s.stop(t, syscall.SIGTERM)
 	other := newPlace(t)
+	if err := os.Remove(p.dumpFile() + ".owner"); err != nil {
+		t.Fatal(err)
+	}
 	s = other.serve(t, "--database-dump="+p.dumpFile())
 	if got := get(t, s.addresses[0], "/latest-database-dump"); got.StatusCode != 503 {
 		t.Errorf("from another database: %s", got.Status)

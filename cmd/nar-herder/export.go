@@ -50,7 +50,7 @@ func (c *exportCommand) Run(ctx context.Context, s *streams) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, store.close()) }()
-	if err := store.refuseFrontEnd("or have another mirror fetch the nars into a storage of its own"); err != nil {
+	if err := store.refuseOthers(ctx); err != nil {
 		return err
 	}
 	var roots []narinfo.PathHash

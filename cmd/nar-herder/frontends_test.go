@@ -42,7 +42,7 @@ func newFarm(t *testing.T, frontEnds, count, first int) *farm {
 		f.places, f.hosts = append(f.places, p), append(f.hosts, ownHost())
 		f.options[i] = []string{"--host=" + f.hosts[i], "--port=" + instancePort, "--log-level=INFO", "--database-dump-interval=1s"}
 		if i > 0 {
-			f.options[i] = append(f.options[i], "--mirror=http://"+f.address(0))
+			f.options[i] = append(f.options[i], "--mirror=http://"+f.address(0), "--storage-read-only")
 		}
 	}
 	f.places[0].imports(t, f.files(0, first)...)

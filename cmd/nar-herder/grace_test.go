@@ -18,6 +18,7 @@ import (
 	"nar-herder/removal"
 	"nar-herder/storage"
 	"nar-herder/storage/index"
+	"nar-herder/storage/owner"
 )
 
 // TestGrace has an item withdrawn just after a client got its narinfo, which it
@@ -68,7 +69,10 @@ func TestGrace(t *testing.T) {
 			place := newPlace(t)
 			file := filepath.Join(place.storage, "nar/lzip", greeting)
 			synctest.Test(t, func(t *testing.T) {
-				store, err := open(t.Context(), place.database, place.storage, index.Options{}, slog.New(slog.DiscardHandler))
+				store, err := open(t.Context(), place.database, place.storage, opening{policy: owner.Always}, slog.New(slog.DiscardHandler))
+				if err == nil {
+					err = store.mayWrite(t.Context())
+				}
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -7,11 +7,11 @@ import (
 
 	"nar-herder/storage"
 	"nar-herder/storage/index"
+	"nar-herder/storage/owner"
 )
 
 type importCommand struct {
-	databaseOption    `embed:""`
-	newDatabaseOption `embed:""`
+	databaseOption `embed:""`
 
 	Storage               string     `placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars."`
 	NarinfosOnly          bool       `argumentsonly:"" help:"Import narinfos without their nars, for an index whose nars are served from elsewhere, in the place of --storage."`
@@ -35,7 +35,7 @@ func (c *importCommand) Run(ctx context.Context, s *streams) (err error) {
 		return usagef("--narinfos-only: with --storage=%s, nars are imported as well: use one of the two, or --storage= if the storage is named in the environment or a file", c.Storage)
 	}
 	log := slog.New(newLogHandler(s.err, slog.LevelWarn))
-	store, err := openOrBegin(ctx, c.Database, c.Storage, &c.newDatabaseOption, index.Options{WriterCache: importCache, Bulk: true}, nil, log)
+	store, err := open(ctx, c.Database, c.Storage, opening{Options: index.Options{WriterCache: importCache, Bulk: true}, policy: owner.Always}, log)
 	if err != nil {
 		return err
 	}
@@ -44,7 +44,7 @@ func (c *importCommand) Run(ctx context.Context, s *streams) (err error) {
 			err = closeErr
 		}
 	}()
-	if err := store.refuseFrontEnd("what is imported there comes here by itself"); err != nil {
+	if err := store.mayWrite(ctx); err != nil {
 		return err
 	}
 	progress := newProgress(s.err, "importing", "narinfos", 0)

@@ -49,13 +49,13 @@ func describe(ctx context.Context, store *opened, item *storage.Item) (*listed, 
 
 // openExisting is open for what makes no sense with a new index.
 func openExisting(ctx context.Context, database, store string, log *slog.Logger) (*opened, error) {
-	return open(ctx, database, store, index.Options{Access: index.Write}, log)
+	return open(ctx, database, store, opening{Options: index.Options{Access: index.Write}}, log)
 }
 
 // openForReading is openExisting for commands that change nothing in the index. They
 // need no permission to write, and don't disturb a server, whatever its version.
 func openForReading(ctx context.Context, database, store string, log *slog.Logger) (*opened, error) {
-	return open(ctx, database, store, index.Options{Access: index.Read}, log)
+	return open(ctx, database, store, opening{Options: index.Options{Access: index.Read}}, log)
 }
 
 type statsCommand struct {

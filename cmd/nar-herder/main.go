@@ -44,7 +44,8 @@ type commands struct {
 	Export           exportCommand           `cmd:"" help:"Make a directory of narinfos and nars for any server of files, or bring it up to date."`
 	CopyStorage      copyStorageCommand      `cmd:"" help:"Bring all nars of a storage into another, such as a new disk."`
 	Check            checkCommand            `cmd:"" help:"Compare the index with the storage, and repair what is wrong."`
-	ClaimStorage     claimStorageCommand     `cmd:"" help:"Make this instance the one that writes to a storage and removes from it."`
+	ClaimStorage     claimStorageCommand     `cmd:"" help:"Show the owner of a storage, or make this instance the owner."`
+	NewIdentity      newIdentityCommand      `cmd:"" help:"Give a copied database an id of its own."`
 	Dump             dumpCommand             `cmd:"" help:"Make the copy of the index that other instances begin with."`
 	MirrorStatus     mirrorStatusCommand     `cmd:"" help:"Show how far a mirror is behind the instance that it mirrors."`
 	MirrorAcceptLoss mirrorAcceptLossCommand `cmd:"" help:"Have a mirror follow its source although that has lost or removed much."`

@@ -26,6 +26,7 @@ import (
 	"nar-herder/peer"
 	"nar-herder/removal"
 	"nar-herder/storage/index"
+	"nar-herder/storage/owner"
 )
 
 // beginMirror makes the database of a mirror that has none yet, while the
@@ -36,6 +37,15 @@ func (c *serverCommand) beginMirror(ctx context.Context, listeners []net.Listene
 	}
 	if _, err := os.Stat(c.Database); !errors.Is(err, fs.ErrNotExist) {
 		return nil // what else may be wrong with it, opening it will tell
+	}
+	if c.Storage != "" && !c.StorageReadOnly {
+		bytes, err := openBytes(ctx, c.Storage, log)
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(mayBegin(ctx, c.Database, bytes, owner.IfEmpty), bytes.Close()); err != nil {
+			return err
+		}
 	}
 	beginning := mirror.NewBeginning(c.Database, peer.New(c.Mirror.URL, peer.Self{AllowPrivateRedirects: c.AllowPrivateRedirects}), log)
 	state := func() any {
@@ -98,7 +108,7 @@ func (c *serverCommand) follower(store *opened, peers peer.Peers, fetcher *nars.
 	}
 	follower := mirror.New(mirror.Options{
 		Storage: store.Storage, Index: store.index,
-		Source: peers[0], Wanted: wanted, Self: store.SetCopied,
+		Source: peers[0], Wanted: wanted,
 		Downloads: mirror.Downloads(c.Database),
 		Pinned: func(ctx context.Context) (func(narinfo.PathHash) bool, func(*index.Tx) error, error) {
 			pinned, err := removal.ReadPinned(ctx, store.index)

@@ -13,7 +13,7 @@ import (
 // the server answer with them while they come. It returns nil where none are to
 // be stored: then they are streamed through.
 func (c *serverCommand) fetchNars(store *opened, peers peer.Peers, options *httpapi.Options, log *slog.Logger) (*nars.Fetcher, error) {
-	if c.Mirror == nil || c.Storage == "" || c.MirrorNars == "none" || store.IsFrontEnd() {
+	if c.Mirror == nil || c.Storage == "" || c.MirrorNars == "none" || c.StorageReadOnly {
 		return nil, nil
 	}
 	fetcher, err := nars.New(store.Storage, store.index, peers, nars.Options{

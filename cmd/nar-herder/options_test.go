@@ -275,6 +275,9 @@ func TestBadCommands(t *testing.T) {
 	} {
 		failWith(t, test.status, test.args, test.wanted...)
 	}
+	if err := os.Remove(filepath.Join(dir, "index.db.lock")); err != nil {
+		t.Error(err)
+	}
 	isEmpty(t, dir)
 }
 

@@ -4,179 +4,239 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
 	"time"
 
-	"nar-herder/peer"
+	"nar-herder/internal/pace"
 	"nar-herder/storage"
+	"nar-herder/storage/index"
+	"nar-herder/storage/owner"
 )
 
 const (
-	// settleWait is how long the start waits until it is known whose the storage is,
-	// askWait how long for the instance that is mirrored to say which it has, and
-	// settleEvery how often it is asked after that.
-	settleWait  = 3 * time.Second
-	askWait     = 2 * time.Second
-	settleEvery = 5 * time.Second
+	// acquireWait is how long the start of the server waits for its storage to say who
+	// owns it, and ownerInterval how often it is asked after that.
+	acquireWait   = 3 * time.Second
+	ownerInterval = 10 * time.Second
 )
 
-// settleOwner finds out whether the storage is that of the instance that is
-// mirrored, the first of the peers, which this one is a front end of then. What it
-// returns goes on trying where that could not be found out yet.
-func (c *serverCommand) settleOwner(ctx context.Context, store *opened, peers peer.Peers, log *slog.Logger) (goOn func(context.Context), err error) {
-	done := func(context.Context) {}
-	if c.Storage == "" {
-		return done, nil
+// lock reserves a file or directory of this machine for this process and instance, by a
+// lock file. option names it in the error.
+func (o *opened) lock(option, path string) error {
+	lock, err := owner.NewLock(path, o.self)
+	if err != nil {
+		return fmt.Errorf("%s: %w", option, err)
 	}
-	wait, cancel := context.WithTimeout(ctx, settleWait)
-	defer cancel()
-	if c.Mirror == nil {
-		c.settleAlone(wait, store, log)
-		return done, nil
-	}
-	if err = c.settle(wait, store, peers[0], log); err == nil || ctx.Err() != nil {
-		return done, nil
-	}
-	if store.IsFrontEnd() {
-		log.Warn("this is a front end, as before; whether its storage is still that of the mirrored instance can't be found out yet", "error", err)
-	} else {
-		log.Warn("it is not known yet whether the storage is that of the mirrored instance; until that answers, nothing is stored or removed", "error", err)
-		store.Unsettle()
-	}
-	return func(ctx context.Context) {
-		ticker := time.NewTicker(settleEvery)
-		defer ticker.Stop()
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-ticker.C:
-			}
-			if c.settle(ctx, store, peers[0], log) == nil {
-				return
-			}
-		}
-	}, nil
+	o.locks = append(o.locks, lock)
+	return nil
 }
 
-// settleAlone says whose the storage is where no instance is mirrored, and claims what
-// is nobody's and has this index's nars.
-func (c *serverCommand) settleAlone(ctx context.Context, store *opened, log *slog.Logger) {
-	if store.IsFrontEnd() {
-		log.Warn("this was a front end, and goes on as one without an instance to mirror: give --mirror, or see 'nar-herder help claim-storage'", "storage", store.name())
-		return
-	}
-	owner, err := store.Owner(ctx)
-	if err == nil && owner == "" {
-		totals, totalsErr := store.Totals(ctx)
-		if totalsErr == nil && totals.StoredNars == 0 {
-			return // whoever stores the first nar has it
-		}
-		err = store.MayDelete(ctx)
-	}
-	switch {
-	case err != nil:
-		log.Warn("the storage can't be made this instance's yet; that is tried again before anything is removed", "storage", store.name(), "error", err)
-	case owner != "" && owner != store.Instance():
-		log.Warn("the storage belongs to another instance, and is only read: see 'nar-herder help claim-storage'", "storage", store.name(), "owner", owner)
-	}
+// lockDirectory is lock for a directory.
+func (o *opened) lockDirectory(option, name string) error {
+	return o.lock(option+name, filepath.Join(name, storage.OwnerName))
 }
 
-// settle finds out whether the storage is that of the source, and notes it. It returns
-// an error where that is not sure.
-func (c *serverCommand) settle(ctx context.Context, store *opened, source *peer.Peer, log *slog.Logger) error {
-	owner, err := store.Owner(ctx)
-	if err != nil {
+// lockServer makes sure that there is one server, or command that needs none, per
+// database.
+func lockServer(database string) (*owner.Lock, error) {
+	lock, err := owner.NewLock(database+".lock", owner.Self("", database))
+	var used *owner.InUseError
+	if errors.As(err, &used) {
+		return nil, fmt.Errorf("--database=%s: %w", database, err)
+	} else if err != nil {
+		return nil, fmt.Errorf("--database=%s can't be written: %w: let the user or group of this process write its directory", database, err)
+	}
+	return lock, nil
+}
+
+// lockDump reserves the path of dumps.
+func (o *opened) lockDump(path string) error {
+	err := o.lock("--database-dump="+path, path+".owner")
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
+		return nil // no dump can be made there either
+	}
+	return err
+}
+
+// following is the default of a path: beside the database, as in the defaults of the
+// original.
+func following(database, suffix string) string {
+	return strings.TrimSuffix(database, filepath.Ext(database)) + suffix
+}
+
+// mayWrite returns an error unless the storage is this instance's to write to, for
+// commands that are about to. It claims one without an owner as the policy says.
+func (o *opened) mayWrite(ctx context.Context) error {
+	if o.claim == nil {
+		return nil
+	}
+	return o.claim.Acquire(ctx)
+}
+
+// refuseOthers returns an error where the storage belongs to another instance: this index
+// does not say which nars are there.
+func (o *opened) refuseOthers(ctx context.Context) error {
+	if o.claim == nil {
+		return nil
+	}
+	if err := o.claim.Check(ctx); errors.Is(err, storage.ErrNotOwner) {
 		return err
-	}
-	asking, cancel := context.WithTimeout(ctx, askWait)
-	defer cancel()
-	instance, name, err := source.Names(asking)
-	if err == nil {
-		if store.SetCopied(instance == store.Instance()); instance == store.Instance() {
-			return storage.ErrCopied
-		}
-	}
-	if owner == store.Instance() {
-		return store.SetFrontEnd(ctx, false)
-	}
-	if owner != "" && owner == instance {
-		return c.isFrontEnd(ctx, store, log) // whatever it can't tell
-	}
-	if err != nil {
-		return err
-	}
-	if instance == "" && store.IsFrontEnd() {
-		// What has answered is not the instance of before, or not all of it.
-		return errors.New("the mirrored instance does not say which it is")
-	}
-	shares, err := store.SharesWith(ctx, name)
-	if err != nil {
-		return err
-	}
-	if shares {
-		return c.isFrontEnd(ctx, store, log)
-	}
-	if store.IsFrontEnd() {
-		log.Warn("the storage is not that of the mirrored instance, so this instance is no longer a front end: it fetches and removes nars after a restart", "storage", store.name())
-	}
-	if owner != "" {
-		log.Warn("the storage belongs to another instance, and is only read: see 'nar-herder help claim-storage'", "storage", store.name(), "owner", owner)
-	}
-	if err := store.SetFrontEnd(ctx, false); err != nil {
-		return err
-	}
-	if owner == "" && c.MirrorNars != "none" {
-		// Best known before a nar comes.
-		if err := store.MayDelete(ctx); errors.Is(err, storage.ErrNotOwner) {
-			log.Warn("nothing is stored or removed: the storage may be that of another instance", "storage", store.name(), "error", err)
-		}
 	}
 	return nil
 }
 
-func (c *serverCommand) isFrontEnd(ctx context.Context, store *opened, log *slog.Logger) error {
-	log.Info("this is a front end: its storage is that of the mirrored instance, which alone writes and removes there", "storage", store.name())
-	return store.SetFrontEnd(ctx, true)
+// ownership keeps watching who owns the server's storage.
+type ownership struct {
+	claim *owner.Claim
+	log   *slog.Logger
+	// failure is why nothing is written to the storage; nil where it is.
+	failure atomic.Pointer[error]
+}
+
+// own makes this instance the owner of the storage, or refuses to start where it is
+// another's. Where that can't be found out now, Run tries again.
+func (c *serverCommand) own(ctx context.Context, store *opened, log *slog.Logger) (*ownership, error) {
+	o := &ownership{claim: store.claim, log: log}
+	if store.claim == nil || c.StorageReadOnly {
+		o.claim = nil
+		return o, nil
+	}
+	wait, cancel := context.WithTimeout(ctx, acquireWait)
+	defer cancel()
+	err := o.claim.Acquire(wait)
+	if errors.Is(err, storage.ErrNotOwner) {
+		return nil, fmt.Errorf("--storage: %w", err)
+	}
+	o.note(err)
+	return o, nil
+}
+
+// note records whether the storage is this instance's.
+func (o *ownership) note(err error) {
+	before := o.failure.Load()
+	if err == nil {
+		if o.failure.Store(nil); before != nil {
+			o.log.Info("the storage belongs to this instance: it writes there again")
+		}
+		return
+	}
+	if o.failure.Store(&err); before == nil {
+		o.log.Error("nothing is written to the storage or removed from it; --storage-read-only is for servers that only read it", "error", err)
+	}
+}
+
+// Run watches the owner until the context ends.
+func (o *ownership) Run(ctx context.Context) {
+	for o.claim != nil && pace.Sleep(ctx, ownerInterval) == nil {
+		if err := o.claim.Acquire(ctx); ctx.Err() == nil {
+			o.note(err)
+		}
+	}
+}
+
+// Warnings are for the health.
+func (o *ownership) Warnings() []string {
+	failure := o.failure.Load()
+	switch {
+	case failure == nil:
+		return nil
+	case errors.Is(*failure, storage.ErrNotOwner):
+		return []string{"the storage belongs to another instance now: this server no longer writes to it, and removes nothing"}
+	}
+	return []string{"the owner of the storage can't be confirmed: this server does not write to it, and removes nothing, until it is"}
 }
 
 type claimStorageCommand struct {
 	databaseOption `embed:""`
 
 	Storage string `required:"" placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars."`
+	Yes     string `argumentsonly:"" placeholder:"OWNER-ID" help:"The id of the instance that loses the storage."`
 }
 
-// Help is what else there is to say.
+// Help is shown below the options.
 func (claimStorageCommand) Help() string {
-	return `One instance writes to a storage and removes from it: the first that did. Others with the same storage, such as front ends, only read. This makes the instance with --database that one: when the database of the one before is lost, or to put a front end in its place. Its server must be stopped for good before, or be about to become a front end. Restart this instance's server after it, without --mirror if that named the one before.
+	return `One instance writes to a storage and removes from it: its owner. This makes the instance with --database the owner: when the owner's database is lost, to put a front end in its place, or after the database was moved to another path or machine. If another instance is the owner, it is only shown, unless --yes names its id. Its server must be stopped for good, or be restarted with --storage-read-only; it stops writing within half a minute. With --yes, the index is made if there is none.
 
-The index then has all files as stored that are there under the names and with the sizes that its narinfos give; 'nar-herder check --verify' compares their content.`
+All files that are stored under the names and with the sizes of this index's narinfos are then recorded as stored, and no others; 'nar-herder check --verify' compares their content.`
 }
 
 func (c *claimStorageCommand) Run(ctx context.Context, s *streams) (err error) {
 	log := slog.New(newLogHandler(s.err, slog.LevelWarn))
-	store, err := openExisting(ctx, c.Database, c.Storage, log)
+	if err := validateStorage("--storage", c.Storage); err != nil {
+		return err
+	}
+	bytes, err := openBytes(ctx, c.Storage, log)
+	if err != nil {
+		return err
+	}
+	found, err := owner.Read(ctx, bytes)
+	if err := bytes.Close(); err != nil {
+		return err
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	confirmed := found.Instance == c.Yes
+	if c.Yes != "" && !confirmed {
+		return fmt.Errorf("claim-storage: --yes=%s: storage %s does not belong to that instance, but to %s", c.Yes, bytes, found)
+	}
+	how := opening{Options: index.Options{Access: index.Write}}
+	if c.Yes != "" {
+		how.Access = index.Create
+	}
+	store, err := open(ctx, c.Database, c.Storage, how, log)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, store.close()) }()
-	shown := newProgress(s.err, "looking", "files", 0)
-	taken, err := store.TakeOver(ctx, func() { shown.add(0) })
+	if !confirmed && (found.Instance != store.self.Instance || !found.IsAt(store.self)) {
+		return fmt.Errorf("claim-storage: nothing was changed: storage %s belongs to %s: stop that instance's server, then run this again with --yes=%s", store.name(), found, found.Instance)
+	}
+	if err := store.IsMounted(ctx); err != nil {
+		return err
+	}
+	if err := owner.Take(ctx, store.bytes, store.self); err != nil {
+		return err
+	}
+	printf(s.out, "storage %s belongs to this instance now; before, it belonged to %s\n", store.name(), found)
+	shown := newProgress(s.err, "counting", "files", 0)
+	counted, err := store.Recount(ctx, func() { shown.add(0) })
 	shown.end()
 	if err != nil {
 		return fmt.Errorf("claim storage %s: %w: run this again", store.name(), err)
 	}
-	switch taken.Before {
-	case store.Instance():
-		fmt.Fprintln(s.out, "the storage was this instance's already")
-	case "":
-		fmt.Fprintln(s.out, "the storage is this instance's now; it was nobody's")
-	default:
-		printf(s.out, "the storage is this instance's now; it was that of instance %s\n", taken.Before)
+	printf(s.out, "%s newly recorded as stored, %s no longer recorded, because missing\n", countOf(int(counted.Recorded), "file"), countOf(int(counted.Missing), "file"))
+	return nil
+}
+
+type newIdentityCommand struct {
+	databaseOption `embed:""`
+}
+
+// Help is shown below the options.
+func (newIdentityCommand) Help() string {
+	return "Each database has a random id, which tells its instance from others. A copy of a database has the same id as its original: run this on the copy, while its server is stopped, to use both. The copy then owns no storage. If the database was only moved, run 'nar-herder claim-storage' instead."
+}
+
+func (c *newIdentityCommand) Run(ctx context.Context, s *streams) (err error) {
+	store, err := openExisting(ctx, c.Database, "", nil)
+	if err != nil {
+		return err
 	}
-	printf(s.out, "%d files are recorded as stored that were not; %d are of no item, or of another size\n", taken.Recorded, taken.Strangers)
-	if taken.Missing > 0 {
-		printf(s.out, "%d files were recorded that are not there, and are not any more\n", taken.Missing)
+	defer func() { err = errors.Join(err, store.close()) }()
+	lock, err := lockServer(c.Database)
+	if err != nil {
+		return err
 	}
+	defer lock.Close()
+	before := store.Instance()
+	if err := store.index.NewInstance(ctx); err != nil {
+		return err
+	}
+	printf(s.out, "database %s is that of instance %s now; before, it was %s\n", c.Database, store.Instance(), before)
 	return nil
 }

@@ -37,11 +37,8 @@ func (c *planRemovalCommand) Run(ctx context.Context, s *streams) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, store.close()) }()
-	if err := store.refuseFrontEnd("only its server removes nars"); err != nil {
-		return err
-	}
-	if !store.IsOurs(ctx) {
-		return fmt.Errorf("storage %s can't be read, or belongs to another instance: this one removes nothing there: see 'nar-herder help claim-storage'", store.name())
+	if err := store.MayDelete(ctx); err != nil {
+		return fmt.Errorf("plan-removal: a server with this database removes nothing: %w", err)
 	}
 	self := peer.Self{Instance: store.Instance(), Storage: store.StorageName, AllowPrivateRedirects: c.AllowPrivateRedirects}
 	criteria := c.criteria()

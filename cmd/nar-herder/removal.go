@@ -107,9 +107,9 @@ func (c *serverCommand) keepLimit(store *opened, peers peer.Peers, counter *uses
 	if c.Storage == "" {
 		return nil
 	}
-	if store.IsFrontEnd() {
+	if c.StorageReadOnly {
 		if c.StorageLimit != noLimit || c.StorageMinimumFreeSpace != noLimit || len(criteria) > 0 {
-			log.Warn("--storage-limit, --storage-minimum-free-space and --storage-nar-removal-criteria are not used: this is a front end of a storage from which only its owner removes")
+			log.Warn("--storage-limit, --storage-minimum-free-space and --storage-nar-removal-criteria are not used with --storage-read-only: only the owner of the storage removes from it")
 		}
 		return nil
 	}

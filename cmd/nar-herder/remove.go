@@ -79,6 +79,9 @@ func (c *removeCommand) Run(ctx context.Context, s *streams) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, store.close()) }()
+	if err := store.mayWrite(ctx); err != nil {
+		return err
+	}
 	if len(c.Tag) > 0 {
 		for item, err := range store.index.Items(ctx, tags(c.Tag)...) {
 			if err != nil {

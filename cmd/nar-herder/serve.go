@@ -22,15 +22,15 @@ import (
 	"nar-herder/storage"
 	"nar-herder/storage/checksums"
 	"nar-herder/storage/index"
+	"nar-herder/storage/owner"
 	"nar-herder/storage/uses"
 )
 
 // serverCommand has the options of the original, by their names and defaults,
 // and at the end our own.
 type serverCommand struct {
-	databaseOption    `embed:""`
-	newDatabaseOption `embed:""`
-	dumpOption        `embed:""`
+	databaseOption `embed:""`
+	dumpOption     `embed:""`
 
 	Host           string    `default:"127.0.0.1" placeholder:"HOST" help:"Name or address to listen on, or unix:PATH (default: ${default})."`
 	Port           portValue `default:"8734" placeholder:"PORT" help:"Port to listen on (default: ${default})."`
@@ -43,7 +43,7 @@ type serverCommand struct {
 	LogLevel       levelValue `default:"DEBUG" placeholder:"LEVEL" help:"DEBUG, which logs requests, INFO, WARN or ERROR (default: ${default})."`
 
 	EnableCachedCompression                []compressionValue             `sep:"none" placeholder:"TYPE[:LEVEL]" help:"Compression to make of nars that are asked for often: zstd, lzip or gzip. May be repeated."`
-	CachedCompressionDirectory             []typed[textValue, *textValue] `sep:"none" placeholder:"TYPE=DIR" help:"Where to keep them (default: /var/cache/nar-herder/nar/TYPE)."`
+	CachedCompressionDirectory             []typed[textValue, *textValue] `sep:"none" placeholder:"TYPE=DIR" help:"Where to keep them (default: /var/cache/nar-herder/nar/TYPE, or NAME_cached/TYPE beside another --database NAME.db than the default)."`
 	CachedCompressionDirectoryMaxSize      []typed[sizeValue, *sizeValue] `sep:"none" placeholder:"TYPE=BYTES" help:"Size of the directory at the most."`
 	CachedCompressionUnusedRemovalDuration []typed[ttlValue, *ttlValue]   `sep:"none" placeholder:"TYPE=DURATION" help:"When to remove one that nobody asks for."`
 	CachedCompressionTTL                   []typed[ttlValue, *ttlValue]   `name:"cached-compression-ttl" sep:"none" placeholder:"TYPE=DURATION" help:"--ttl of narinfos that show one."`
@@ -52,6 +52,7 @@ type serverCommand struct {
 	CachedCompressionWorkers               positiveValue                  `default:"2" placeholder:"N" help:"How many are made at a time (default: ${default})."`
 	CachedCompressionNarSource             string                         `placeholder:"DIR-OR-URL" help:"Where to read nars from (default: the storage)."`
 
+	StorageReadOnly      bool           `help:"Never write to the storage, nor remove from it, as a front end of the instance that owns it; with --mirror, that is usually its owner."`
 	StorageHardLimit     sizeValue      `default:"none" placeholder:"BYTES" help:"Size of the storage above which nothing more is taken in, by imports neither (default: ${default})."`
 	MirrorInterval       ttlValue       `default:"60s" placeholder:"DURATION" help:"How often an original Nar Herder is asked for its changes; others tell theirs at once (default: ${default})."`
 	DatabaseDumpInterval intervalValue  `default:"1d" placeholder:"DURATION" help:"How often the copy that others download is made anew, where something has changed; none for by 'nar-herder dump' alone (default: ${default})."`
@@ -94,6 +95,9 @@ func (c *serverCommand) validate() error {
 	}
 	if err := validateStorage("--storage", c.Storage); err != nil {
 		return err
+	}
+	if c.StorageReadOnly && c.Storage == "" {
+		return errors.New("--storage-read-only: there is no storage to read: add --storage")
 	}
 	if c.StorageHardLimit != noLimit && c.StorageLimit != noLimit && c.StorageHardLimit < c.StorageLimit {
 		return errors.New("--storage-hard-limit is below --storage-limit, so that nothing would be taken in and nothing be removed: raise it")
@@ -158,8 +162,9 @@ func (c *serverCommand) run(ctx context.Context, settings *settings, running *ta
 	for _, warning := range settings.unknown() {
 		log.Warn(warning)
 	}
-	// First of all, so that a second server by mistake touches nothing of the
-	// one that runs. The supervisor that waits for the process id does not wait
+	c.DatabaseDump = cmp.Or(c.DatabaseDump, following(c.Database, dumpSuffix))
+	// The sockets and the lock come first, so that a second server by mistake changes
+	// nothing of the one that runs. The supervisor that waits for the process id does not wait
 	// for a slow name server, though.
 	var listeners, control []net.Listener
 	var listenErr error
@@ -179,6 +184,14 @@ func (c *serverCommand) run(ctx context.Context, settings *settings, running *ta
 		}
 	case <-time.After(pidFileWait):
 	}
+	lock, err := lockServer(c.Database)
+	if err != nil {
+		<-listened
+		closeAll(listeners)
+		closeAll(control)
+		return err
+	}
+	defer lock.Close()
 	if c.PidFile != "" {
 		if err := writePidFile(c.PidFile); err != nil {
 			return err
@@ -189,6 +202,11 @@ func (c *serverCommand) run(ctx context.Context, settings *settings, running *ta
 		return listenErr
 	}
 	defer closeAll(listeners)
+	if len(listeners) > 0 {
+		if err := lock.SetAddress(listeners[0].Addr().String()); err != nil {
+			return err
+		}
+	}
 	c.serveControl(control, log)
 	defer c.closeControl()
 	endStarting := c.serveStarting(ctx, listeners, log)
@@ -204,14 +222,19 @@ func (c *serverCommand) run(ctx context.Context, settings *settings, running *ta
 	if storageCache != nil {
 		storageCache.Log = log
 	}
-	begin := c.newDatabaseOption
-	// What a mirror serves comes from its source, and a front end's storage is another's.
-	begin.NewDatabase = begin.NewDatabase || c.Mirror != nil
-	store, err := openOrBegin(ctx, c.Database, c.Storage, &begin, index.Options{ReadWhenFull: true}, storageCache, log)
+	policy := owner.Always
+	if c.Mirror != nil {
+		policy = owner.IfEmpty
+	}
+	store, err := open(ctx, c.Database, c.Storage, opening{index.Options{ReadWhenFull: true}, policy, c.StorageReadOnly, storageCache}, log)
 	if err != nil {
 		return err
 	}
 	defer running.Do("closing the database and the storage", func() { err = errors.Join(err, store.close()) })
+	ownership, err := c.own(ctx, store, log)
+	if err != nil {
+		return err
+	}
 	log.Info("starting", "version", version(), "database", c.Database, "storage", store.name(), "pid", os.Getpid())
 
 	counter := uses.New(store.index, log)
@@ -230,10 +253,6 @@ func (c *serverCommand) run(ctx context.Context, settings *settings, running *ta
 		return noteErr
 	}
 	peers, err := c.instances(ctx, store, log)
-	if err != nil {
-		return err
-	}
-	owner, err := c.settleOwner(ctx, store, peers, log)
 	if err != nil {
 		return err
 	}
@@ -267,6 +286,7 @@ func (c *serverCommand) run(ctx context.Context, settings *settings, running *ta
 	var server *httpapi.Server
 	remover := c.keepLimit(store, peers, counter, func() int64 { return server.Answered() }, &options, log)
 	addWarnings(&options, withdrawn.Warnings)
+	addWarnings(&options, ownership.Warnings)
 	passed, _ := options.Elsewhere.(*passing.Source)
 	fetcher, err := c.fetchNars(store, peers, &options, log)
 	if err != nil {
@@ -325,7 +345,7 @@ func (c *serverCommand) run(ctx context.Context, settings *settings, running *ta
 		server.Registry().MustRegister(fetcher)
 		running.Go("fetching nars", func() { fetcher.Run(followCtx) })
 	}
-	running.Go("finding the owner of the storage", func() { owner(followCtx) })
+	running.Go("watching the owner of the storage", func() { ownership.Run(followCtx) })
 	running.Go("removing withdrawn items", func() { withdrawn.Run(followCtx) })
 	running.Go("removing unfinished uploads", func() { store.RemoveUnfinished(followCtx) })
 	if follower != nil {

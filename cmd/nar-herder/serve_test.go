@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"nar-herder/storage"
 )
 
 const (
@@ -57,7 +59,6 @@ func TestPidFile(t *testing.T) {
 	for _, bad := range []string{filepath.Join(p.dir, "nonexistent", "pid"), p.storage, "/proc/pid"} {
 		fail(t, p.args("run-server", "--port=0", "--pid-file="+bad), "--pid-file="+bad)
 	}
-	isEmpty(t, p.storage)
 
 	// A file that somebody else has written meanwhile is not ours to remove.
 	s = p.serve(t, "--pid-file="+file)
@@ -260,8 +261,14 @@ func TestSystemTest(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	if err := os.WriteFile(filepath.Join(p.storage, storage.OwnerName), []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	before, err := os.ReadDir(p.storage)
 	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(p.storage, storage.OwnerName)); err != nil {
 		t.Fatal(err)
 	}
 	s := p.serve(t)

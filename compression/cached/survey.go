@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"nar-herder/narinfo"
+	"nar-herder/storage"
 	"nar-herder/storage/index"
 )
 
@@ -40,6 +41,10 @@ func (c *Cache) survey(ctx context.Context, k *kind, first bool) error {
 	for info, err := range k.bytes.List(ctx) {
 		if err != nil {
 			return err
+		}
+		if info.Name == storage.OwnerName {
+			used += info.Usage
+			continue
 		}
 		if info.Temporary {
 			// Later ones may be a job's that is running.

@@ -77,9 +77,6 @@ func TestStoredMeanwhile(t *testing.T) {
 			return f
 		}, []string{name}},
 		"fetched anew": {func(t *testing.T, m *mirror, from *source) *Fetcher {
-			if err := m.MayDelete(t.Context()); err != nil {
-				t.Fatal(err)
-			}
 			wrong := bytes.Clone(content[:len(content)/2])
 			wrong[1000] ^= 1
 			key := spoolKey(m.item(item), 0)

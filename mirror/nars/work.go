@@ -96,12 +96,6 @@ const longest = time.Hour
 
 // next returns an item to be fetched, or for how long there is nothing to do.
 func (f *Fetcher) next(ctx context.Context, p *pass) (hash narinfo.PathHash, pause time.Duration, err error) {
-	switch {
-	case f.storage.IsFrontEnd():
-		return hash, longest, nil // the owner stores what is to be stored
-	case f.storage.IsUnsettled():
-		return hash, f.timing.firstPause, nil
-	}
 	now := f.now()
 	f.mu.Lock()
 	if paused := later(f.pausedUntil, f.fullUntil).Sub(now); paused > 0 {

@@ -353,6 +353,17 @@ func openInstance(conn *connection, make bool) (string, error) {
 // has none yet, such as a copy.
 func (x *Index) Instance() string { return x.instance }
 
+// NewInstance gives this database another random name, as it is a copy of the database of
+// an instance that keeps its own. No other process may use it meanwhile.
+func (x *Index) NewInstance(ctx context.Context) error {
+	name := rand.Text()
+	err := x.Update(ctx, func(tx *Tx) error { return tx.SetSetting("instance", name) })
+	if err == nil {
+		x.instance = name
+	}
+	return err
+}
+
 // Path is the file name the index was opened with.
 func (x *Index) Path() string { return x.path }
 

@@ -1,0 +1,129 @@
+package owner
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"nar-herder/internal/disk"
+)
+
+// User is the process that has a [Lock].
+type User struct {
+	Owner
+	PID     int    `json:"pid"`
+	Address string `json:"address,omitempty"`
+}
+
+// InUseError says that another process, or another instance, uses what a lock protects.
+type InUseError struct {
+	// Path is the lock file.
+	Path string
+	User
+	// IsRunning is false where the process has ended, and the instance is another.
+	IsRunning bool
+}
+
+func (e *InUseError) Error() string {
+	if !e.IsRunning {
+		return fmt.Sprintf("it belongs to %s: name another one, or, if that instance no longer uses it, remove %s", e.Owner, e.Path)
+	}
+	s := fmt.Sprintf("it is in use by process %d", e.PID)
+	if e.Address != "" {
+		s += " at " + e.Address
+	}
+	if e.Host != "" {
+		s += " on host " + e.Host
+	}
+	if e.Instance != "" {
+		s += ", of " + e.Owner.String()
+	}
+	return s + ": stop that process, or name another one"
+}
+
+// Lock protects something on this machine from other processes, until it is closed or
+// the process ends, and from other instances for good.
+type Lock struct {
+	file *os.File
+	user User
+}
+
+// NewLock locks a file, and writes this process and instance into it. Where the id of the
+// instance is "", any other may have had the lock. The error is an [*InUseError] where
+// that is not possible.
+func NewLock(path string, self Owner) (*Lock, error) {
+	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o664)
+	if errors.Is(err, os.ErrPermission) {
+		// It may be another user's.
+		if readable, readErr := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW, 0); readErr == nil {
+			file, err = readable, nil
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("lock it: %w", err)
+	}
+	l := &Lock{file, User{Owner: self, PID: os.Getpid()}}
+	if err := l.take(path); err != nil {
+		file.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+func (l *Lock) take(path string) error {
+	err := unix.EINTR
+	for err == unix.EINTR {
+		err, _ = unix.Flock(int(l.file.Fd()), unix.LOCK_EX|unix.LOCK_NB).(unix.Errno)
+	}
+	if err != 0 && err != unix.EWOULDBLOCK {
+		return fmt.Errorf("lock %s: %w", path, err)
+	}
+	var user User
+	text, readErr := io.ReadAll(io.NewSectionReader(l.file, 0, 1<<16))
+	if readErr != nil {
+		return fmt.Errorf("read %s: %w", path, readErr)
+	}
+	// The other process may be writing it.
+	if jsonErr := json.Unmarshal(text, &user); jsonErr != nil && len(text) > 0 && err == 0 {
+		// A storage has this file, too, maybe of an earlier version.
+		if user.Owner, jsonErr = parse(strings.TrimSpace(string(text))); jsonErr != nil {
+			return fmt.Errorf("%s is not a lock file of this program: remove it, or name another one", path)
+		}
+	}
+	// A database that was moved keeps its id, and a new one may be in its place.
+	isOther := l.user.Instance != "" && user.Instance != "" && user.Instance != l.user.Instance && (user.Database == "" || !user.IsAt(l.user.Owner))
+	if err != 0 || isOther {
+		return &InUseError{path, user, err != 0}
+	}
+	return l.write()
+}
+
+// SetAddress records where the process listens, for messages.
+func (l *Lock) SetAddress(address string) error {
+	l.user.Address = address
+	return l.write()
+}
+
+// write does without what is only for messages on a full disk or a file of another user.
+func (l *Lock) write() error {
+	text, err := json.Marshal(l.user)
+	if err != nil {
+		return err
+	}
+	_, err = l.file.WriteAt(append(text, '\n'), 0)
+	if err == nil {
+		err = l.file.Truncate(int64(len(text) + 1))
+	}
+	if disk.IsFull(err) || errors.Is(err, os.ErrPermission) || errors.Is(err, unix.EBADF) {
+		return nil
+	}
+	return err
+}
+
+// Close unlocks the file, which stays.
+func (l *Lock) Close() error { return l.file.Close() }

@@ -1,0 +1,209 @@
+// Package owner decides which instance may write to a storage: the one that the
+// storage's owner file names. All others may only read it.
+package owner
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"nar-herder/storage"
+)
+
+// Owner is an instance, and where its database is. Two databases with one instance id
+// are copies of each other, of which one may write.
+type Owner struct {
+	// Instance is the random id in the database.
+	Instance string `json:"instance"`
+	// Host is the name of the machine, for people, and Machine identifies it. Both are
+	// "" where they are unknown, and Machine is in most containers.
+	Host    string `json:"host,omitempty"`
+	Machine string `json:"machine,omitempty"`
+	// Database is the absolute path of the database; "" in files of earlier versions.
+	Database string    `json:"database,omitempty"`
+	Since    time.Time `json:"since,omitzero"`
+}
+
+// Self describes the instance with this id and database.
+func Self(instance, database string) Owner {
+	if absolute, err := filepath.Abs(database); err == nil {
+		database = absolute
+	}
+	if real, err := filepath.EvalSymlinks(database); err == nil {
+		database = real
+	}
+	host, _ := os.Hostname()
+	return Owner{Instance: instance, Host: host, Machine: machine(), Database: database, Since: time.Now().UTC().Truncate(time.Second)}
+}
+
+// machine returns an id that is derived from the one in /etc/machine-id, which must not
+// be published itself; see machine-id(5).
+func machine() string {
+	id, err := os.ReadFile("/etc/machine-id")
+	if id := strings.TrimSpace(string(id)); err == nil && len(id) == 32 {
+		mac := hmac.New(sha256.New, []byte(id))
+		mac.Write([]byte("nar-herder"))
+		return hex.EncodeToString(mac.Sum(nil)[:16])
+	}
+	return ""
+}
+
+// String describes an owner in messages.
+func (o Owner) String() string {
+	if o.Instance == "" {
+		return "no instance"
+	}
+	s := "instance " + o.Instance
+	if o.Database != "" {
+		s += " (database " + o.Database + " on host " + o.Host + ", since " + o.Since.Format(time.RFC3339) + ")"
+	}
+	return s
+}
+
+// IsAt reports whether both have their database in the same place, as far as is known.
+func (o Owner) IsAt(other Owner) bool {
+	if o.Machine != "" && other.Machine != "" && o.Machine != other.Machine {
+		return false
+	}
+	return o.Database == "" || other.Database == "" || o.Database == other.Database || isSameFile(o.Database, other.Database)
+}
+
+// isSameFile compares two names of files on this machine: a container may see the
+// database under another one.
+func isSameFile(a, b string) bool {
+	infoA, errA := os.Stat(a)
+	infoB, errB := os.Stat(b)
+	return errA == nil && errB == nil && os.SameFile(infoA, infoB)
+}
+
+// parse reads an owner file. Earlier versions wrote the instance id alone.
+func parse(text string) (o Owner, err error) {
+	if !strings.HasPrefix(text, "{") {
+		if o.Instance = text; strings.ContainsAny(text, " \t\n") {
+			err = errors.New("it is not one word")
+		}
+	} else if err = json.Unmarshal([]byte(text), &o); err == nil && o.Instance == "" {
+		err = errors.New("it names no instance")
+	}
+	return o, err
+}
+
+// Read returns the owner of a byte store. The error is [fs.ErrNotExist] where there is
+// none.
+func Read(ctx context.Context, store storage.ByteStore) (Owner, error) {
+	text, err := storage.ReadNote(ctx, store, storage.OwnerName)
+	if err != nil {
+		return Owner{}, err
+	}
+	o, err := parse(text)
+	if err != nil {
+		return Owner{}, fmt.Errorf("%s in storage %s is not an owner file: %w: remove it, then run 'nar-herder claim-storage'", storage.OwnerName, store, err)
+	}
+	return o, nil
+}
+
+// Take makes an instance the owner of a byte store, whoever owned it before.
+func Take(ctx context.Context, store storage.ByteStore, self Owner) error {
+	return write(ctx, store, self, storage.Staged.Commit)
+}
+
+func write(ctx context.Context, store storage.ByteStore, self Owner, commit func(storage.Staged, context.Context) error) error {
+	text, err := json.MarshalIndent(self, "", "  ")
+	if err != nil {
+		return err
+	}
+	return storage.WriteNote(ctx, store, storage.OwnerName, string(text), commit)
+}
+
+// Policy says which storages without an owner an instance may claim.
+type Policy int
+
+const (
+	// Never is for other commands: with it, the owner file is only read.
+	Never Policy = iota
+	// IfEmpty is for mirrors: nars that are there are not theirs.
+	IfEmpty
+	// Always is for imports, and for servers that mirror nothing.
+	Always
+)
+
+// Claim is an instance's right to write to a byte store.
+type Claim struct {
+	Store  storage.ByteStore
+	Self   Owner
+	Policy Policy
+	// IsMounted returns an error where the store is not the one that the index is about;
+	// nil for a new index.
+	IsMounted func(context.Context) error
+}
+
+// Acquire makes the instance the owner of a byte store without one, as far as the policy
+// allows, and is Check otherwise.
+func (c *Claim) Acquire(ctx context.Context) error {
+	found, err := Read(ctx, c.Store)
+	if errors.Is(err, fs.ErrNotExist) && c.Policy != Never {
+		if err := c.MayClaim(ctx); err != nil {
+			return err
+		}
+		// Several instances may do this at once: one succeeds, and Check tells which.
+		if err := write(ctx, c.Store, c.Self, storage.Staged.CommitNew); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+	} else if err == nil && found.Instance == c.Self.Instance && found.Database == "" && c.Policy != Never {
+		// An earlier version wrote it.
+		if err := Take(ctx, c.Store, c.Self); err != nil {
+			return err
+		}
+	}
+	return c.Check(ctx)
+}
+
+// MayClaim returns an error where the policy forbids to claim a store without an owner.
+func (c *Claim) MayClaim(ctx context.Context) error {
+	if c.IsMounted != nil {
+		if err := c.IsMounted(ctx); err != nil {
+			return err
+		}
+	}
+	if c.Policy == Always {
+		return nil
+	}
+	for info, err := range c.Store.List(ctx) {
+		if err != nil {
+			return fmt.Errorf("find out whether storage %s is empty: %w", c.Store, err)
+		}
+		if !info.Temporary && storage.IsNarName(info.Name) {
+			return fmt.Errorf("%w: storage %s has no owner, but contains nars such as %s: to make them this mirror's own, run 'nar-herder claim-storage'; to only read them, start the server with --storage-read-only",
+				storage.ErrNotOwner, c.Store, info.Name)
+		}
+	}
+	return nil
+}
+
+// Check returns nil if the instance owns the byte store. The error is
+// [storage.ErrNotOwner] if it certainly does not; others mean that this is not known.
+func (c *Claim) Check(ctx context.Context) error {
+	found, err := Read(ctx, c.Store)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("storage %s has no owner: is it mounted? An import claims it, and so does 'nar-herder claim-storage'", c.Store)
+	case err != nil:
+		return fmt.Errorf("read the owner of storage %s: %w", c.Store, err)
+	case found.Instance != c.Self.Instance:
+		return fmt.Errorf("%w: %s belongs to %s: use that database; to only read the storage, start the server with --storage-read-only; if that instance is gone for good, run 'nar-herder claim-storage --yes=%s'",
+			storage.ErrNotOwner, c.Store, found, found.Instance)
+	case !found.IsAt(c.Self):
+		return fmt.Errorf("%w: %s belongs to %s, and database %s on host %s has the same id: if this is a copy, run 'nar-herder new-identity' on it; if the database was moved here, run 'nar-herder claim-storage --yes=%s'",
+			storage.ErrNotOwner, c.Store, found, c.Self.Database, c.Self.Host, found.Instance)
+	}
+	return nil
+}

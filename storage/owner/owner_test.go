@@ -1,0 +1,232 @@
+package owner
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"nar-herder/internal/s3server"
+	"nar-herder/storage"
+	"nar-herder/storage/directory"
+	"nar-herder/storage/s3"
+)
+
+func mounted(context.Context) error { return nil }
+
+// eachStore runs a test with a directory and with a bucket, both empty.
+func eachStore(t *testing.T, test func(*testing.T, storage.ByteStore)) {
+	t.Run("directory", func(t *testing.T) {
+		t.Parallel()
+		store, err := directory.Open(t.TempDir())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { store.Close() })
+		test(t, store)
+	})
+	t.Run("bucket", func(t *testing.T) {
+		t.Parallel()
+		store, err := s3.Open(t.Context(), s3server.New(t).URL("nars/farm"), s3.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { store.Close() })
+		test(t, store)
+	})
+}
+
+// TestClaim: a storage without an owner is claimed as the policy says, and by one of
+// several instances at once. Others are refused.
+func TestClaim(t *testing.T) {
+	t.Parallel()
+	eachStore(t, func(t *testing.T, store storage.ByteStore) {
+		ctx := t.Context()
+		claim := func(instance string, policy Policy) error {
+			c := Claim{Store: store, Self: Self(instance, "/"+instance+".db"), Policy: policy, IsMounted: mounted}
+			return c.Acquire(ctx)
+		}
+		if err := claim("a", Never); err == nil || errors.Is(err, storage.ErrNotOwner) || !strings.Contains(err.Error(), "claim-storage") {
+			t.Errorf("a command claims: %v", err)
+		}
+		unmounted := errors.New("not mounted")
+		c := Claim{Store: store, Self: Self("a", "/a.db"), Policy: Always, IsMounted: func(context.Context) error { return unmounted }}
+		if err := c.Acquire(ctx); !errors.Is(err, unmounted) {
+			t.Errorf("a storage that is not mounted: %v", err)
+		}
+		if _, err := Read(ctx, store); !errors.Is(err, fs.ErrNotExist) {
+			t.Fatalf("there is an owner: %v", err)
+		}
+
+		nar := "nar/lzip/" + strings.Repeat("0", 32) + "-a"
+		if err := storage.WriteNote(ctx, store, nar, "a nar", storage.Staged.Commit); err != nil {
+			t.Fatal(err)
+		}
+		err := claim("mirror", IfEmpty)
+		if !errors.Is(err, storage.ErrNotOwner) || !strings.Contains(err.Error(), "claim-storage") || !strings.Contains(err.Error(), "--storage-read-only") {
+			t.Errorf("a mirror claims a storage with nars: %v", err)
+		}
+		if err := store.Remove(ctx, nar); err != nil {
+			t.Fatal(err)
+		}
+		var won atomic.Int64
+		var claiming sync.WaitGroup
+		for _, instance := range strings.Fields("a b c d e f g h") {
+			claiming.Go(func() {
+				switch err := claim(instance, IfEmpty); {
+				case err == nil:
+					won.Add(1)
+				case !errors.Is(err, storage.ErrNotOwner):
+					t.Error(err)
+				}
+			})
+		}
+		claiming.Wait()
+		if won.Load() != 1 {
+			t.Errorf("%d of 8 have claimed the storage", won.Load())
+		}
+		found, err := Read(ctx, store)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := claim(found.Instance, Never); err != nil {
+			t.Errorf("the owner: %v", err)
+		}
+		other := Claim{Store: store, Self: Self("z", "/z.db"), Policy: Always, IsMounted: mounted}
+		if err := other.Acquire(ctx); !errors.Is(err, storage.ErrNotOwner) || !strings.Contains(err.Error(), "--yes="+found.Instance) {
+			t.Errorf("another: %v", err)
+		}
+		if err := errors.Join(Take(ctx, store, other.Self), other.Check(ctx)); err != nil {
+			t.Errorf("taken: %v", err)
+		}
+		if err := claim(found.Instance, Always); !errors.Is(err, storage.ErrNotOwner) {
+			t.Errorf("the one that lost it: %v", err)
+		}
+	})
+}
+
+// TestOldFile: the owner file of an earlier version is read, and completed by its owner.
+func TestOldFile(t *testing.T) {
+	t.Parallel()
+	eachStore(t, func(t *testing.T, store storage.ByteStore) {
+		if err := storage.WriteNote(t.Context(), store, storage.OwnerName, "OLD", storage.Staged.Commit); err != nil {
+			t.Fatal(err)
+		}
+		for instance, owns := range map[string]bool{"OTHER": false, "OLD": true} {
+			c := Claim{Store: store, Self: Self(instance, "/new.db"), Policy: IfEmpty, IsMounted: mounted}
+			if err := c.Acquire(t.Context()); (err == nil) != owns {
+				t.Errorf("%s: %v", instance, err)
+			}
+		}
+		if found, err := Read(t.Context(), store); err != nil || found.Instance != "OLD" || found.Database != "/new.db" || found.Since.IsZero() {
+			t.Errorf("it is now %+v, %v", found, err)
+		}
+		for _, text := range []string{"two words", "{}", "{"} {
+			err := storage.WriteNote(t.Context(), store, storage.OwnerName, text, storage.Staged.Commit)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if found, err := Read(t.Context(), store); err == nil || errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("%q: %+v, %v", text, found, err)
+			}
+		}
+	})
+}
+
+// TestCopies: of two databases with one id, the one that the owner file names may write.
+// The other is told the two cures.
+func TestCopies(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	store, err := directory.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	database, link := filepath.Join(dir, "a.db"), filepath.Join(dir, "link.db")
+	if err := errors.Join(os.WriteFile(database, nil, 0o644), os.Symlink(database, link)); err != nil {
+		t.Fatal(err)
+	}
+	first := Self("a", database)
+	first.Machine, first.Host = "m1", "old-name"
+	if err := Take(t.Context(), store, first); err != nil {
+		t.Fatal(err)
+	}
+	for what, test := range map[string]struct {
+		machine, database string
+		owns              bool
+	}{
+		"itself":          {"m1", database, true},
+		"by another name": {"m1", link, true},
+		"in a container":  {"", database, true},
+		"another path":    {"m1", filepath.Join(dir, "b.db"), false},
+		"another machine": {"m2", database, false},
+	} {
+		c := Claim{Store: store, Self: Self("a", test.database), IsMounted: mounted}
+		c.Self.Machine = test.machine
+		err := c.Acquire(t.Context())
+		if test.owns && err != nil {
+			t.Errorf("%s: %v", what, err)
+		} else if !test.owns && (!errors.Is(err, storage.ErrNotOwner) || !strings.Contains(err.Error(), "new-identity") || !strings.Contains(err.Error(), "claim-storage --yes=a")) {
+			t.Errorf("%s: %v, want ErrNotOwner with both cures", what, err)
+		}
+	}
+}
+
+// TestLock: one process, and one instance, at a time.
+func TestLock(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "lock")
+	lock := func(instance string) (*Lock, *InUseError) {
+		t.Helper()
+		l, err := NewLock(path, Self(instance, "/"+instance+".db"))
+		var used *InUseError
+		if err != nil && !errors.As(err, &used) {
+			t.Fatal(err)
+		}
+		return l, used
+	}
+	first, _ := lock("a")
+	if err := first.SetAddress("127.0.0.1:8734"); err != nil {
+		t.Fatal(err)
+	}
+	for _, instance := range []string{"a", "b", ""} {
+		if _, used := lock(instance); used == nil || !used.IsRunning || used.PID != os.Getpid() || used.Address != "127.0.0.1:8734" || used.Instance != "a" {
+			t.Errorf("%s: %+v", instance, used)
+		}
+	}
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, used := lock("b"); used == nil || used.IsRunning || !strings.Contains(used.Error(), path) {
+		t.Errorf("another instance: %+v", used)
+	}
+	again, used := lock("a")
+	if used != nil {
+		t.Fatal(used)
+	}
+	again.Close()
+	renamed, err := NewLock(path, Self("c", "/a.db"))
+	if err != nil {
+		t.Fatalf("a new id in the same database: %v", err)
+	}
+	renamed.Close()
+	// As in a storage of an earlier version.
+	for text, want := range map[string]bool{"a\n": true, "b\n": false, "not a lock file": false} {
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		l, err := NewLock(path, Self("a", "/a.db"))
+		if (err == nil) != want {
+			t.Errorf("%q: %v", text, err)
+		}
+		if err == nil {
+			l.Close()
+		}
+	}
+}

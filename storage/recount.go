@@ -1,0 +1,110 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"hash/maphash"
+	"io/fs"
+
+	"nar-herder/narinfo"
+	"nar-herder/storage/index"
+)
+
+// Recounted is what [Storage.Recount] has found.
+type Recounted struct {
+	// Recorded is how many files are recorded as stored that were not before, and
+	// Missing how many no longer are, because they are not there.
+	Recorded, Missing int64
+}
+
+// recountBatch is how many items are changed in one transaction.
+const recountBatch = 1000
+
+// Recount makes the rows claim the files that are in the byte store under their names
+// and have the right size, and no others. It does not read the files. Only the owner of
+// the byte store may call it. looked is called for each file.
+func (s *Storage) Recount(ctx context.Context, looked func()) (found Recounted, err error) {
+	if err := s.MayDelete(ctx); err != nil {
+		return found, err
+	}
+	seed := maphash.MakeSeed()
+	sizes := make(map[uint64]int64) // by a hash of the name: names would take too much memory
+	for info, err := range s.bytes.List(ctx) {
+		if err != nil {
+			return found, err
+		}
+		if looked(); !info.Temporary && IsNarName(info.Name) {
+			sizes[maphash.String(seed, info.Name)] = info.Size
+		}
+	}
+	size := func(name string) (int64, bool) {
+		size, ok := sizes[maphash.String(seed, name)]
+		return size, ok
+	}
+	batch := make([]narinfo.PathHash, 0, recountBatch)
+	recount := func() error {
+		var counted Recounted
+		err := s.index.Update(ctx, func(tx *index.Tx) error {
+			counted = Recounted{}
+			for _, hash := range batch {
+				if err := s.recountItem(ctx, tx, hash, size, &counted); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		found = Recounted{found.Recorded + counted.Recorded, found.Missing + counted.Missing}
+		batch = batch[:0]
+		return err
+	}
+	for item, err := range s.index.Items(ctx) {
+		if errors.Is(err, index.ErrDamaged) {
+			continue // its files can't be told, and check finds it
+		}
+		if err != nil {
+			return found, err
+		}
+		if batch = append(batch, item.Hash); len(batch) == recountBatch {
+			if err := recount(); err != nil {
+				return found, err
+			}
+		}
+	}
+	return found, recount()
+}
+
+// recountItem makes the row of one item true, given the sizes of the files in the byte
+// store by their names.
+func (s *Storage) recountItem(ctx context.Context, tx *index.Tx, hash narinfo.PathHash, sizeOf func(string) (int64, bool), counted *Recounted) error {
+	row, err := tx.Item(hash)
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	item, err := NewItem(row)
+	if err != nil {
+		return err
+	}
+	before := item.Stored
+	for n, name := range item.names {
+		size, isThere := sizeOf(name)
+		switch has := item.HasStored(n); {
+		case name == "" || n >= 64 || has == isThere:
+		case has:
+			if _, err := s.bytes.Stat(ctx, name); !errors.Is(err, fs.ErrNotExist) {
+				continue // it may be newer than the list
+			}
+			row.Stored &^= item.filesNamed(name)
+			counted.Missing++
+		case item.StoredSize(n) < 0 || item.StoredSize(n) == size:
+			row.Stored |= item.filesNamed(name)
+			row.Sizes = item.sizesWith(n, size)
+			counted.Recorded++
+		}
+	}
+	if row.Stored == before {
+		return nil
+	}
+	return tx.SetStored(hash, row.Stored, row.Sizes)
+}
