@@ -135,10 +135,10 @@ func (c *serverCommand) keepLimit(store *opened, peers peer.Peers, counter *uses
 var settleTime string
 
 // removal are the options of a remover as they were given.
-func (o *removalOptions) removal(criteria []removal.Criterion, peers peer.Peers) removal.Options {
+func (c *removalOptions) removal(criteria []removal.Criterion, peers peer.Peers) removal.Options {
 	settle, _ := time.ParseDuration(settleTime)
 	return removal.Options{
-		Limit: int64(o.StorageLimit), MinimumFree: int64(o.StorageMinimumFreeSpace), Criteria: criteria, Settle: settle,
+		Limit: int64(c.StorageLimit), MinimumFree: int64(c.StorageMinimumFreeSpace), Criteria: criteria, Settle: settle,
 		Peer: func(u *url.URL) *peer.Peer {
 			return peers[slices.IndexFunc(peers, func(p *peer.Peer) bool { return p.Is(u) })]
 		},
