@@ -27,6 +27,8 @@ type connections struct {
 	open group
 	// clients are the groups of the addresses that Limits.PerAddress is for.
 	clients map[netip.Prefix]*group
+	// noneIdle is when idle connections were last looked for in vain.
+	noneIdle time.Time
 	// logged is when it was last logged that connections are closed to make room.
 	logged time.Time
 

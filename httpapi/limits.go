@@ -44,6 +44,7 @@ const (
 	// make room. A new connection that waits for room longer than roomPatience gets that of
 	// any whose client takes nothing.
 	idleTime     = time.Second
+	noneIdleTime = 100 * time.Millisecond // until idle ones are looked for again
 	stalledTime  = 5 * time.Second
 	roomPatience = time.Second
 	// manyShare is the part of all connections of an address that has many.
@@ -108,9 +109,12 @@ type victim struct {
 	connection *connection
 	since      time.Time
 	stalled    bool
-	// rank orders those of addresses with about the same share of connections.
+	// rank orders those of addresses with about the same share of connections: up to
+	// stalledRank, they would hardly be missed.
 	rank, share int
 }
+
+const stalledRank = 1
 
 func newGroup() group { return group{members: make(map[*connection]struct{})} }
 
@@ -152,7 +156,7 @@ func (g *group) look(atLeast time.Duration) {
 		}
 		switch {
 		case v.stalled && waited >= stalledTime:
-			v.rank = 1
+			v.rank = stalledRank
 		case v.stalled:
 			v.rank = 3
 		case waited < idleTime:
@@ -221,7 +225,7 @@ func (c *connections) admit(client netip.Prefix) bool {
 			if c.closeOne(&c.open, atLeast) {
 				continue
 			}
-		case c.closeOne(crowd, stalledTime):
+		case c.closeIdle(), c.closeOne(crowd, stalledTime):
 			continue
 		case crowd == c.clients[client]:
 			c.wasClosed(closedRefused)
@@ -249,18 +253,37 @@ func (c *connections) makeRoom() bool {
 	return c.closeOne(&c.open, stalledTime)
 }
 
+// closeIdle closes a connection that is idle or has stalled, of any address. The mutex is
+// held.
+func (c *connections) closeIdle() bool {
+	now := time.Now()
+	if now.Sub(c.noneIdle) < noneIdleTime {
+		return false
+	}
+	if v := c.open.next(stalledTime); v != nil && v.rank <= stalledRank {
+		c.closeVictim(v)
+		return true
+	}
+	c.noneIdle = now
+	return false
+}
+
 // closeOne closes one connection of the group. The mutex is held.
 func (c *connections) closeOne(g *group, atLeast time.Duration) bool {
 	v := g.next(atLeast)
 	if v == nil {
 		return false
 	}
+	c.closeVictim(v)
+	return true
+}
+
+func (c *connections) closeVictim(v *victim) {
 	reason := closedIdle
 	if v.stalled {
 		reason = closedStalled
 	}
 	c.closeFor(v.connection, reason)
-	return true
 }
 
 // hasMany reports whether an address has so many connections that they are closed for those
@@ -269,9 +292,9 @@ func (c *connections) hasMany(client *group) bool {
 	return client != nil && client.size() > 1 && client.size() >= c.limits.Connections/manyShare
 }
 
-// crowd returns the connections among which room is made: those of the address with the
-// most if it has many, and of the newcomer's own if that has; else nil, for all. The mutex is
-// held.
+// crowd returns the connections among which room is made when none is idle: those of the
+// address with the most if it has many, and of the newcomer's own if that has; else nil, for
+// all. The mutex is held.
 func (c *connections) crowd(newcomer netip.Prefix) *group {
 	largest := c.clients[newcomer]
 	if c.hasMany(largest) {

@@ -65,9 +65,16 @@ func TestDamagedIndex(t *testing.T) {
 	if len(damaged) != 2 {
 		t.Fatalf("%d narinfos are damaged", len(damaged))
 	}
-	for _, path := range []string{"/recent-changes", "/recent-changes?after=0"} {
-		if got := get(t, s.addresses[0], path); got.StatusCode == http.StatusOK && !strings.Contains(got.body, "error") {
+	for _, path := range []string{"/recent-changes?since=2000-01-01+00:00:00", "/recent-changes?after=0"} {
+		// The others are there.
+		got := get(t, s.addresses[0], path)
+		if got.StatusCode != http.StatusOK || !strings.Contains(got.body, `"addition"`) {
 			t.Errorf("%s: %s, %q", path, got.Status, got.body)
+		}
+		for _, hash := range damaged {
+			if strings.Contains(got.body, "StorePath: /gnu/store/"+hash) {
+				t.Errorf("%s has the damaged item %s", path, hash)
+			}
 		}
 	}
 	if got := get(t, s.addresses[0], "/health"); !strings.Contains(got.body, "the database is damaged") {

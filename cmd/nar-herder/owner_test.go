@@ -95,7 +95,7 @@ func TestUnowned(t *testing.T) {
 	if err := os.CopyFS(filepath.Join(p.storage, "nar"), os.DirFS(filepath.Join(testdata, "published/nar"))); err != nil {
 		t.Fatal(err)
 	}
-	succeed(t, "import", "--database="+p.database, filepath.Join(testdata, "published")) // narinfos alone
+	succeed(t, "import", "--narinfos-only", "--database="+p.database, filepath.Join(testdata, "published")) // narinfos alone
 	fail(t, p.args("run-server", "--port=0", "--mirror=http://127.0.0.1:1"), "--storage-read-only", "claim-storage")
 	mirror := newPlace(t) // has no database yet
 	mirror.storage = p.storage
@@ -130,7 +130,7 @@ func TestLoses(t *testing.T) {
 	s := p.serve(t, "--log-level=INFO")
 	q := newPlace(t)
 	q.storage = p.storage
-	succeed(t, "import", "--database="+q.database, filepath.Join(testdata, "published"))
+	succeed(t, "import", "--narinfos-only", "--database="+q.database, filepath.Join(testdata, "published"))
 	q.claims(t, ownerOf(t, p))
 	fail(t, p.args("remove", greeting), "another instance")
 	until(t, "the health says so", func() bool {

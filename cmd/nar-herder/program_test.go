@@ -206,6 +206,17 @@ func fail(t testing.TB, args []string, wanted ...string) {
 	failWith(t, 1, args, wanted...)
 }
 
+// unusable is fail for a database that can't be used: these commands can't tell then
+// whether anything is wrong.
+func unusable(t testing.TB, args []string, wanted ...string) {
+	t.Helper()
+	status := int(statusFailed)
+	if args[0] == "check" || args[0] == "copy-storage" {
+		status = int(statusUnknown)
+	}
+	failWith(t, status, args, wanted...)
+}
+
 // misuse is fail for arguments that are wrong by themselves.
 func misuse(t testing.TB, args []string, wanted ...string) {
 	t.Helper()

@@ -142,7 +142,7 @@ func TestNoDatabase(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			fail(t, args, p.database)
+			unusable(t, args, p.database)
 		}
 		info, err := os.Stat(p.database)
 		if empty && (err != nil || info.Size() != 0) || !empty && err == nil {

@@ -331,7 +331,7 @@ func TestRemovalSharedStorage(t *testing.T) {
 	p.imports(t, source)
 	other := newPlace(t)
 	other.storage = p.storage
-	succeed(t, "import", "--database="+other.database, source) // narinfos alone
+	succeed(t, "import", "--narinfos-only", "--database="+other.database, source) // narinfos alone
 	b := other.serve(t, "--log-level=INFO", "--storage-read-only")
 	a := p.serve(t, "--log-level=INFO", "--storage-check-interval=1s", "--storage-limit=1", "--storage-nar-removal-criteria=stored-on=http://"+b.addresses[0])
 	until(t, "it is noticed", func() bool { return strings.Contains(a.err.String(), "this very storage") })

@@ -80,7 +80,7 @@ func (c *removeCommand) Run(ctx context.Context, s *streams) (err error) {
 	}
 	defer func() { err = errors.Join(err, store.close()) }()
 	if err := store.mayWrite(ctx); err != nil {
-		return err
+		return fmt.Errorf("remove: nothing was %s: %w", c.verb(), err)
 	}
 	if len(c.Tag) > 0 {
 		for item, err := range store.index.Items(ctx, tags(c.Tag)...) {

@@ -403,7 +403,7 @@ func TestWithdrawn(t *testing.T) {
 	}
 	s.wait(t)
 	s = p.serve(t, "--ttl=1s", "--log-level=INFO")
-	succeed(t, "remove", database, "--after-grace", gosrc)
+	succeed(t, "remove", database, gosrc)
 	const kept = "SELECT cast((delete_after - withdrawn_at) / 3600000.0 + 0.5 AS INTEGER) FROM narinfos WHERE withdrawn_at IS NOT NULL ORDER BY delete_after LIMIT 1 OFFSET "
 	for n, want := range []int{24, 30 * 24} {
 		if hours := count(t, p.database, kept+strconv.Itoa(n)); hours != want {

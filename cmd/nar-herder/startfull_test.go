@@ -69,7 +69,6 @@ func TestStartFull(t *testing.T) {
 			}
 			free()
 			until(t, "the server writes again", func() bool { return !warns() })
-			until(t, "the options are noted", func() bool { return strings.Contains(s.err.String(), "are noted now") })
 			p.imports(t, source)
 			until(t, "what was imported is served", func() bool {
 				return get(t, s.addresses[0], "/00000000000000000000000000000001.narinfo").StatusCode == 200

@@ -235,7 +235,7 @@ func TestOverlap(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if got := files(t, p.store); len(got) != 2+1 { // with the owner's name
+	if got := files(t, p.store); len(got) != 2 {
 		t.Errorf("the storage has %q", got)
 	}
 	p.out = p.store + "-2" // is apart
