@@ -114,7 +114,10 @@ type victim struct {
 	rank, share int
 }
 
-const stalledRank = 1
+const (
+	stalledRank = 1
+	anyRank     = 3
+)
 
 func newGroup() group { return group{members: make(map[*connection]struct{})} }
 
@@ -124,13 +127,13 @@ func (g *group) size() int { return len(g.members) - g.leaving }
 // most connections, and there the one that has waited for a request for the longest time.
 // If none has for idleTime, it is one whose client has taken nothing for stalledTime, then
 // any that waits for a request, and then one whose client has taken nothing for atLeast, or
-// for any time if its address has many.
-func (g *group) next(atLeast time.Duration) *victim {
+// for any time if its address has many. Its rank is maxRank or less.
+func (g *group) next(atLeast time.Duration, maxRank int) *victim {
 	for again := false; ; again = true {
 		for len(g.victims) > 0 {
 			v := g.victims[0]
 			g.victims = g.victims[1:]
-			if _, open := g.members[v.connection]; !open || v.connection.leaving {
+			if _, open := g.members[v.connection]; !open || v.connection.leaving || v.rank > maxRank {
 				continue
 			}
 			if now, waits := v.connection.waits(); waits && now.since.Equal(v.since) && (v.stalled || !v.connection.hasInput()) {
@@ -140,11 +143,11 @@ func (g *group) next(atLeast time.Duration) *victim {
 		if again {
 			return nil
 		}
-		g.look(atLeast)
+		g.look(atLeast, maxRank)
 	}
 }
 
-func (g *group) look(atLeast time.Duration) {
+func (g *group) look(atLeast time.Duration, maxRank int) {
 	now := time.Now()
 	var all []victim
 	for c := range g.members {
@@ -158,14 +161,16 @@ func (g *group) look(atLeast time.Duration) {
 		case v.stalled && waited >= stalledTime:
 			v.rank = stalledRank
 		case v.stalled:
-			v.rank = 3
+			v.rank = anyRank
 		case waited < idleTime:
 			v.rank = 2
 		}
 		if client != nil {
 			v.share = bits.Len(uint(client.size()))
 		}
-		all = append(all, v)
+		if v.rank <= maxRank {
+			all = append(all, v)
+		}
 	}
 	slices.SortFunc(all, func(a, b victim) int {
 		return cmp.Or(cmp.Compare(b.share, a.share), cmp.Compare(a.rank, b.rank), a.since.Compare(b.since))
@@ -260,7 +265,7 @@ func (c *connections) closeIdle() bool {
 	if now.Sub(c.noneIdle) < noneIdleTime {
 		return false
 	}
-	if v := c.open.next(stalledTime); v != nil && v.rank <= stalledRank {
+	if v := c.open.next(stalledTime, stalledRank); v != nil {
 		c.closeVictim(v)
 		return true
 	}
@@ -270,7 +275,7 @@ func (c *connections) closeIdle() bool {
 
 // closeOne closes one connection of the group. The mutex is held.
 func (c *connections) closeOne(g *group, atLeast time.Duration) bool {
-	v := g.next(atLeast)
+	v := g.next(atLeast, anyRank)
 	if v == nil {
 		return false
 	}

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 )
 
 func TestLimits(t *testing.T) {
@@ -136,6 +137,44 @@ func TestMaxConnectionsStalled(t *testing.T) {
 	}
 	if got := s.conns.closed[closedStalled].Load(); got != 1 {
 		t.Errorf("%d were closed", got) // the second time, the one that is idle
+	}
+}
+
+// TestIdleBeforeCrowd: an address with many connections that are all in use keeps them while
+// others' are idle.
+func TestIdleBeforeCrowd(t *testing.T) {
+	t.Parallel()
+	opts := options()
+	opts.Limits = Limits{Connections: 5, PerAddress: 5}
+	opts.TrustedProxies = Proxies{Networks: []netip.Prefix{netip.MustParsePrefix("127.0.0.77/32")}}
+	m := make1(t, "large", strings.Repeat("0123456789abcdef", 1<<19), "none")
+	s := startOn(t, m.items(t), opts, smallSockets{listenTCP(t)}, nil)
+	for _, from := range []string{"127.0.0.2", "127.0.0.3"} {
+		dialFrom(t, from, s.address).stillOpen()
+	}
+	s.waitIdle(t, 2)
+	until(t, "both to be idle for long", func() bool {
+		s.conns.mu.Lock()
+		defer s.conns.mu.Unlock()
+		for c := range s.conns.open.members {
+			if v, ok := c.waits(); !ok || time.Since(v.since) < idleTime {
+				return false
+			}
+		}
+		return true
+	})
+	for range 3 {
+		c := connectSmall(t, s.listener)
+		c.send(request("GET", "/"+m.url()))
+		if _, err := http.ReadResponse(c.r, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, from := range []string{"127.0.0.4", "127.0.0.5"} {
+		dialFrom(t, from, s.address).stillOpen()
+	}
+	if idle, all := s.conns.closed[closedIdle].Load(), s.conns.size(); idle != 2 || all != 5 {
+		t.Errorf("%d idle ones were closed, and %d are open", idle, all)
 	}
 }
 

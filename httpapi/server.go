@@ -279,7 +279,7 @@ func New(items Items, options Options) *Server {
 		nars: newCache(options.AnswerCache/8, func(n *nars) int64 { return 2*int64(cap(n.Text)) + 1000 }),
 		// One processor is left for what answers at once.
 		decoders:    newDecoders(max(1, runtime.GOMAXPROCS(0)-1), options.Decoders),
-		lane:        eventloop.NewLane(runtime.GOMAXPROCS(0)),
+		lane:        eventloop.NewLane(max(4, 2*runtime.GOMAXPROCS(0))), // as many as the index has readers
 		compares:    newCompares(),
 		decoderWait: decoderWait, progressTimeout: progressTimeout, shutdownGrace: shutdownGrace, quietTime: quietTime,
 	}
