@@ -4,8 +4,10 @@
 // With a goroutine for each connection that package net wakes, two requests that arrive
 // together have the runtime start a second thread, although the first is done with both in
 // some 20 µs. Here one goroutine waits for all connections with epoll(7), and each
-// connection is a coroutine that it resumes when there is something to read. What may take
-// long calls [Conn.Leave], and continues in a goroutine of its own.
+// connection is a coroutine that it resumes when there is something to read. What takes some
+// microseconds of a processor or disk enters a [Lane], and what may take long calls
+// [Conn.Leave] and continues in a goroutine of its own. Clients that pipeline wait in a queue
+// after their first reads, so that the others never wait for more than one turn of them.
 package eventloop
 
 import (

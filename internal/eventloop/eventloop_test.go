@@ -206,6 +206,73 @@ func TestGreedy(t *testing.T) {
 	}
 }
 
+// TestLane has more connections enter a lane than it has places: the others wait, the loop
+// serves who doesn't enter it, and a connection that leaves the lane gives up its place.
+func TestLane(t *testing.T) {
+	t.Parallel()
+	const width, count = 2, 10
+	lane := NewLane(width)
+	inside, entered, release := make(chan struct{}, width), make(chan struct{}, count), make(chan struct{})
+	var peers []net.Conn
+	for range count {
+		c, peer := pair(t, "tcp")
+		peers = append(peers, peer)
+		c.Serve(func() {
+			echo(c, func(line string) {
+				c.Enter(lane)
+				select {
+				case inside <- struct{}{}:
+				default:
+					t.Error("there are more in the lane than it has places")
+				}
+				entered <- struct{}{}
+				if line == "wait\n" {
+					<-release
+				}
+				<-inside
+				c.Leave()
+				if line == "leave\n" {
+					<-release
+				}
+			})
+		})
+	}
+	for _, peer := range peers {
+		if _, err := io.WriteString(peer, "wait\n"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range width {
+		<-entered
+	}
+	other, otherPeer := pair(t, "tcp")
+	other.Serve(func() { echo(other, func(string) {}) })
+	ask(t, otherPeer, "other\n")
+	if n := len(entered); n != 0 {
+		t.Errorf("%d more have entered", n)
+	}
+	close(release)
+	for _, peer := range peers {
+		if got, err := bufio.NewReader(peer).ReadString('\n'); got != "wait\n" || err != nil {
+			t.Errorf("%q, %v", got, err)
+		}
+	}
+	for range count - width {
+		<-entered
+	}
+	// What waits after it has left keeps nobody out.
+	release = make(chan struct{})
+	for _, peer := range peers {
+		if _, err := io.WriteString(peer, "leave\n"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range count {
+		<-entered
+	}
+	close(release)
+}
+
 // TestServeEnds has a connection that waits for a request end in each way.
 func TestServeEnds(t *testing.T) {
 	t.Parallel()

@@ -42,7 +42,9 @@ func (l *Lane) enter(c *Conn) {
 func (l *Lane) run(c *Conn) {
 	for ; c != nil; c = l.next() {
 		c.run(false)
-		runtime.Gosched() // the loop may be waiting for a processor, where it waits for this goroutine's 10 ms
+		// The loop may be waiting for a processor, which the runtime leaves to a goroutine for
+		// up to 10 ms otherwise.
+		runtime.Gosched()
 	}
 }
 
