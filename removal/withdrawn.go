@@ -116,7 +116,7 @@ func (w *Withdrawn) step(ctx context.Context) error {
 			return err
 		}
 		if bounded > 0 {
-			w.log.Warn("the clock was wrong when items were withdrawn: their grace period begins now", "rows", bounded)
+			w.log.Warn("times of withdrawals were wrong or missing, as after the clock was wrong or an older version ran: their grace period begins now", "rows", bounded)
 		}
 	}
 	now := time.Now()

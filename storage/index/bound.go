@@ -19,19 +19,25 @@ type bound struct {
 	table, column string
 	latest        int64 // in milliseconds
 	value         time.Time
+	// missing selects the rows that have no time in the column, and were withdrawn between
+	// the two times: a program with an older schema does not set it.
+	missing bool
 }
 
 // where selects the rows with wrong times. Zero is damage in one column, and never used in
 // another.
 func (b bound) where() string {
+	if b.missing {
+		return fmt.Sprintf(" FROM %s WHERE withdrawn_at <= ? AND withdrawn_at >= ? AND %s IS NULL", b.table, b.column)
+	}
 	return fmt.Sprintf(" FROM %s WHERE %s > ? OR %[2]s > 0 AND %[2]s < ?", b.table, b.column)
 }
 
 // BoundTimes sets the times of withdrawals, of items and of cached files, to now where
 // they are ahead, as after the clock was: they would not be due for as long. So are the
 // times of cached files' last uses. Nothing waits for its deletion for longer than a client
-// may hold a narinfo from now on. Times from before the clock was set are bounded alike. It
-// returns how many there were. Where the first or the last item that came is ahead too, it may
+// may hold a narinfo from now on. Times from before the clock was set are bounded alike. A
+// time of deletion that is missing is set. It returns how many there were. Where the first or the last item that came is ahead too, it may
 // be this clock that is behind, and all that are ahead stay.
 func (x *Index) BoundTimes(ctx context.Context, now time.Time) (bounded int64, err error) {
 	ahead, early := now.Add(stamp.Slack), stamp.Earliest(now).UnixMilli()
@@ -65,8 +71,10 @@ func (x *Index) BoundTimes(ctx context.Context, now time.Time) (bounded int64, e
 			clear(promises)
 		}
 		bounds = []bound{
-			{"narinfos", "withdrawn_at", latest, now}, {"cached_files", "withdrawn_at", latest, now}, {"cached_files", "last_used", latest, now},
-			{"narinfos", "delete_after", lastLatest, last}, {"cached_files", "delete_after", lastLatest, last},
+			{"narinfos", "withdrawn_at", latest, now, false}, {"cached_files", "withdrawn_at", latest, now, false}, {"cached_files", "last_used", latest, now, false},
+			{"narinfos", "delete_after", lastLatest, last, false}, {"cached_files", "delete_after", lastLatest, last, false},
+			// Last, when the times of the withdrawals are right. Nothing withdrawn until now is held longer.
+			{"narinfos", "delete_after", now.UnixMilli(), last, true}, {"cached_files", "delete_after", now.UnixMilli(), last, true},
 		}
 		for _, b := range bounds {
 			n, existsErr := c.integer("SELECT EXISTS (SELECT 1"+b.where()+")", b.latest, early)

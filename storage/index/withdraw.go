@@ -51,8 +51,12 @@ func (tx *Tx) WithdrawDamaged(damage *Damage, storePath string, at, logged time.
 	if err != nil || count == 0 {
 		return false, err
 	}
+	due, err := tx.Expiry(Narinfos, at.Add(answersKept))
+	if err != nil {
+		return false, err
+	}
 	err = errors.Join(
-		tx.conn.exec("UPDATE narinfos SET withdrawn_at = ? WHERE id = ?", at.UnixMilli(), damage.id),
+		tx.conn.exec("UPDATE narinfos SET withdrawn_at = ?, delete_after = ? WHERE id = ?", at.UnixMilli(), milliseconds(due), damage.id),
 		tx.conn.exec("UPDATE items SET mirrored = 0 WHERE id = ?", damage.id))
 	if err == nil && storePath != "" {
 		err = tx.log(Removed, logged, damage.Hash, storePath)
