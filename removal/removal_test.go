@@ -283,6 +283,56 @@ func TestBatchFails(t *testing.T) {
 	}
 }
 
+// TestLastBroken: the last items, whose files are missing, can be removed from a storage
+// whose owner file is there.
+func TestLastBroken(t *testing.T) {
+	t.Parallel()
+	for _, owned := range []bool{true, false} {
+		p := open(t, t.TempDir())
+		p.add(t, 1)
+		files, err := directory.Open(filepath.Join(p.dir, "store"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer files.Close()
+		var options storage.Options
+		if owned {
+			options.MayWrite = func(context.Context) error { return nil }
+		}
+		if err := os.Remove(p.file(1)); err != nil {
+			t.Fatal(err)
+		}
+		named := Named{Storage: storage.New(p.index, files, options), Index: p.index, Now: true}
+		removed := false
+		err = named.Do(t.Context(), hashes(1), func(r storage.Removal) { removed = r.Err == nil })
+		if removed != owned || (err == nil) != owned {
+			t.Errorf("owned: %v, removed: %v, %v", owned, removed, err)
+		}
+	}
+}
+
+// TestNamesStorage: an empty storage gets its name from its owner, and from nobody else.
+func TestNamesStorage(t *testing.T) {
+	t.Parallel()
+	p := open(t, t.TempDir())
+	files, err := directory.Open(filepath.Join(p.dir, "store"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer files.Close()
+	refused := storage.ErrNotOwner
+	s := storage.New(p.index, files, storage.Options{MayWrite: func(context.Context) error { return refused }})
+	r := New(s, p.index, Options{Limit: -1, MinimumFree: -1})
+	for _, refused = range []error{storage.ErrNotOwner, nil} {
+		if err := r.Round(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if name, err := s.StorageName(t.Context()); (err == nil) != (refused == nil) {
+			t.Errorf("%v: the name is %q, %v", refused, name, err)
+		}
+	}
+}
+
 func TestBroken(t *testing.T) {
 	t.Parallel()
 	p := open(t, t.TempDir())

@@ -208,11 +208,11 @@ func (r *Remover) introduce(ctx context.Context, url string) (peer.Introduction,
 	return who, err
 }
 
-// nameStorage gives a storage that has nars its name. Other instances ask for it, and
-// answering them must not write anything.
+// nameStorage gives a storage that this instance owns its name. Other instances ask for
+// it, and answering them must not write anything.
 func (r *Remover) nameStorage(ctx context.Context) {
-	if totals, err := r.storage.Totals(ctx); err != nil || totals.StoredNars == 0 {
-		return
+	if r.storage.MayDelete(ctx) != nil {
+		return // an unmounted one must get no name; the health tells who owns it
 	}
 	_, err := r.storage.Identity(ctx)
 	if r.named = err == nil; err != nil && ctx.Err() == nil && !r.toldUnnamed {

@@ -329,7 +329,10 @@ func (s *Storage) Healthy(ctx context.Context) (indexErr, bytesErr error) {
 	case s.MayDelete(ctx) != nil:
 		// Nothing is written to it.
 		if _, bytesErr = s.note(ctx, IdentityName); errors.Is(bytesErr, fs.ErrNotExist) {
-			bytesErr = fmt.Errorf("storage %s has no file %s, which its owner writes: is it mounted?", s.bytes, IdentityName)
+			_, bytesErr = s.note(ctx, OwnerName) // its owner has written nothing else yet
+		}
+		if errors.Is(bytesErr, fs.ErrNotExist) {
+			bytesErr = fmt.Errorf("storage %s has neither %s nor %s, which its owner writes: is it mounted?", s.bytes, IdentityName, OwnerName)
 		}
 		if bytesErr == nil {
 			bytesErr = s.bytes.Sync(ctx) // which sees whether it is still in its place

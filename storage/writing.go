@@ -39,6 +39,16 @@ func (s *Storage) MayDelete(ctx context.Context) error {
 	return nil
 }
 
+// MayRemove is MayDelete, and makes sure that the byte store is mounted. One whose owner
+// file names this instance is, even if no other file of the index is there.
+func (s *Storage) MayRemove(ctx context.Context) error {
+	err := s.MayDelete(ctx)
+	if err == nil && s.bytes != nil && s.mayWrite == nil {
+		err = s.IsMounted(ctx)
+	}
+	return err
+}
+
 // mayAdd is MayDelete for what replaces nothing.
 func (s *Storage) mayAdd(ctx context.Context) error {
 	if checked := s.checked.Load(); checked != nil {

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"nar-herder/narinfo"
 	"nar-herder/storage"
@@ -248,6 +249,23 @@ func TestReadOnly(t *testing.T) {
 	if name, err := front.Identity(t.Context()); err == nil {
 		t.Errorf("it has named the storage: %q", name)
 	}
+	// What is withdrawn goes, though the storage has no name yet.
+	withdrawn := fake{n: 4, content: "four"}
+	addRows(t, q, withdrawn)
+	_, x := q.openAt(t, nil)
+	err := x.Update(t.Context(), func(tx *index.Tx) error {
+		_, err := tx.Withdraw(withdrawn.hash(), time.Now())
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if freed, err := front.RemoveWithdrawn(t.Context(), time.Now().AddDate(1, 0, 0)); err != nil || freed.Size != 0 {
+		t.Errorf("what was withdrawn: %+v, %v", freed, err)
+	}
+	if _, err := front.Item(t.Context(), withdrawn.hash()); !errors.Is(err, storage.ErrNotFound) {
+		t.Errorf("what was withdrawn is still there: %v", err)
+	}
 	wantServed(t, front, items[0])
 	wantServed(t, front, items[1])
 	if _, err := stored(front, items[2].hash(), 0); !errors.Is(err, storage.ErrNotStored) {
@@ -294,6 +312,13 @@ func TestReadOnlyHealth(t *testing.T) {
 	}
 	wantHealth("its own", own, false)
 	wantHealth("a front end's, not mounted", front, false)
+	note := filepath.Join(p.store, storage.OwnerName)
+	write(t, note, "somebody\n")
+	wantHealth("a front end's, without a name yet", front, true)
+	if err := os.Remove(note); err != nil {
+		t.Fatal(err)
+	}
+	wantHealth("a front end's, not mounted again", front, false)
 	if _, err := own.Identity(t.Context()); err != nil {
 		t.Fatal(err)
 	}
