@@ -44,6 +44,14 @@ func TestDamagedText(t *testing.T) {
 	if changed, _, err := m.changed(t.Context()); changed || err != nil {
 		t.Errorf("nothing has changed: %v, %v", changed, err)
 	}
+	_, err = db.Exec("UPDATE narinfos SET withdrawn_at = 0 WHERE id = 20")
+	must(t, err)
+	mustMake(t, m)
+	if changed, _, err := m.changed(t.Context()); changed || err != nil {
+		t.Errorf("nothing has changed since one has a wrong time: %v, %v", changed, err)
+	}
+	_, err = db.Exec("UPDATE narinfos SET withdrawn_at = NULL WHERE id = 20")
+	must(t, err)
 	must(t, x.Update(t.Context(), func(tx *index.Tx) error {
 		_, err := tx.Item(hash)
 		var damage *index.Damage

@@ -77,8 +77,13 @@ func TestBeforeClock(t *testing.T) {
 		t.Helper()
 		items, err1 := x.DeletableItems(t.Context(), until, 10)
 		files, err2 := x.Deletable(t.Context(), "gzip", until, 10)
-		if err := errors.Join(err1, err2); err != nil {
+		var cursor WithdrawnCursor
+		page, _, err3 := x.WithdrawnPage(t.Context(), until, &cursor, 10)
+		if err := errors.Join(err1, err2, err3); err != nil {
 			t.Fatal(err)
+		}
+		if len(page) != len(items) {
+			t.Errorf("%d items are due for one removal, and %d for the other", len(page), len(items))
 		}
 		return len(items) + len(files)
 	}

@@ -74,7 +74,7 @@ func (x *Index) LeastUsed(ctx context.Context, kind string, before time.Time, li
 // Deletable returns those of a type that were withdrawn and may be deleted at the given
 // time, the earliest first.
 func (x *Index) Deletable(ctx context.Context, kind string, now time.Time, limit int) ([]CachedFile, error) {
-	return x.cachedFiles(ctx, " WHERE c.type = ? AND c.delete_after BETWEEN ? AND ? ORDER BY c.delete_after LIMIT ?",
+	return x.cachedFiles(ctx, " WHERE c.type = ? AND c.delete_after BETWEEN ? AND ? AND c.withdrawn_at IS NOT NULL ORDER BY c.delete_after LIMIT ?",
 		kind, stamp.Earliest(now).UnixMilli(), now.UnixMilli(), int64(limit))
 }
 

@@ -113,7 +113,7 @@ func (x *Index) copyTo(ctx context.Context, source, target string, at time.Time,
 		}
 	}
 	// SQLite copies rows as they are only into tables without triggers.
-	if err := c.script("DROP TRIGGER main.narinfos_stale; DROP TRIGGER main.cached_files_stale; BEGIN"); err != nil {
+	if err := c.script(dropTriggers + "BEGIN"); err != nil {
 		return Copied{}, err
 	}
 	// The first look at the live tables settles which moment all others see.

@@ -423,3 +423,61 @@ func TestOlderWriter(t *testing.T) {
 		t.Errorf("%d have no checksum, %v", n, err)
 	}
 }
+
+// TestOlderRemoval: what a process of version 6 withdraws beside this one is deleted at
+// last, and what it puts again is not due.
+func TestOlderRemoval(t *testing.T) {
+	t.Parallel()
+	x := openTest(t)
+	put(t, x, testNarinfo(1, 1, nil, 10))
+	hash, at := testPath(1).Hash, time.Now().Add(-time.Hour).UTC().Truncate(time.Millisecond)
+	update(t, x, func(tx *Tx) error { return tx.PutCached(CachedFile{Hash: hash, Type: "zstd", Size: 5, LastUsed: at}) })
+	withdraw := func(to any) {
+		t.Helper()
+		update(t, x, func(tx *Tx) error {
+			return errors.Join(tx.conn.exec("UPDATE narinfos SET withdrawn_at = ?", to), tx.conn.exec("UPDATE cached_files SET withdrawn_at = ?", to))
+		})
+	}
+	withdraw(at.UnixMilli())
+	if n, err := x.BoundTimes(t.Context(), time.Now()); n != 2 || err != nil {
+		t.Errorf("%d times were bounded, %v", n, err)
+	}
+	due := func() int {
+		t.Helper()
+		now := time.Now().Add(narinfo.UnadvertisedTTL + time.Hour)
+		var cursor WithdrawnCursor
+		items, _, err1 := x.WithdrawnPage(t.Context(), now, &cursor, 10)
+		files, err2 := x.Deletable(t.Context(), "zstd", now, 10)
+		if err := errors.Join(err1, err2); err != nil {
+			t.Fatal(err)
+		}
+		return len(items) + len(files)
+	}
+	if n := due(); n != 2 {
+		t.Errorf("%d are due", n)
+	}
+	withdraw(nil)
+	count, err := x.writer.integer("SELECT (SELECT count(delete_after) FROM narinfos) + (SELECT count(delete_after) FROM cached_files)")
+	if n := due(); n != 0 || count != 0 || err != nil {
+		t.Errorf("%d are due that were put again, %d have a time, %v", n, count, err)
+	}
+}
+
+// TestBoundEarlyWithdrawal: one that was withdrawn before the clock was set may have been
+// promised until a real time, which is over.
+func TestBoundEarlyWithdrawal(t *testing.T) {
+	t.Parallel()
+	x := openTest(t)
+	put(t, x, testNarinfo(1, 1, nil, 10))
+	now := time.Now().UTC().Truncate(time.Millisecond)
+	update(t, x, func(tx *Tx) error {
+		return tx.conn.exec("UPDATE narinfos SET withdrawn_at = 60000, delete_after = ?", now.Add(-time.Hour).UnixMilli())
+	})
+	if _, err := x.BoundTimes(t.Context(), now); err != nil {
+		t.Fatal(err)
+	}
+	item, err := x.Item(t.Context(), testPath(1).Hash)
+	if err != nil || !item.WithdrawnAt.Equal(now) || !item.DeleteAfter.Equal(now.Add(narinfo.UnadvertisedTTL+answersKept)) {
+		t.Errorf("%+v, %v", item, err)
+	}
+}

@@ -9,7 +9,7 @@ import (
 )
 
 // withoutPromises makes a database one of schema version 6.
-const withoutPromises = `DROP TRIGGER narinfos_stale; DROP TRIGGER cached_files_stale; DROP INDEX narinfos_deletable; ALTER TABLE narinfos DROP COLUMN delete_after;
+const withoutPromises = dropTriggers + `DROP INDEX narinfos_deletable; ALTER TABLE narinfos DROP COLUMN delete_after;
 	DROP INDEX cached_files_deletable; ALTER TABLE cached_files DROP COLUMN delete_after; PRAGMA user_version = 6`
 
 // TestAdvertise starts servers with several options one after the other: what is withdrawn

@@ -170,16 +170,19 @@ var migrations = []string{
 	ALTER TABLE dictionaries ADD COLUMN checksum INTEGER;
 	ALTER TABLE cached_files ADD COLUMN checksum INTEGER;`,
 
-	staleTriggers + `
-	ALTER TABLE narinfos ADD COLUMN delete_after INTEGER;
+	`ALTER TABLE narinfos ADD COLUMN delete_after INTEGER;
 	CREATE INDEX narinfos_deletable ON narinfos (delete_after) WHERE delete_after IS NOT NULL;
 	ALTER TABLE cached_files ADD COLUMN delete_after INTEGER;
-	CREATE INDEX cached_files_deletable ON cached_files (type, delete_after) WHERE delete_after IS NOT NULL;`,
+	CREATE INDEX cached_files_deletable ON cached_files (type, delete_after) WHERE delete_after IS NOT NULL;` + staleTriggers,
 }
 
-// staleTriggers clear checksums that are left from another text or size, as when a process
-// of version 5 writes, which had the database open while it was migrated. Its statements
-// name these columns.
+// staleTriggers correct what an older process leaves when it writes, which had the database
+// open while it was migrated. The columns are those that its statements name.
+//
+// One of version 5 leaves checksums of another text or size: they are cleared. One of
+// version 6 sets the time of a withdrawal and not that of the deletion: it becomes a year
+// later, which is safe, and which [Index.BoundTimes] shortens; or it clears the first and
+// leaves the second, which is cleared as well.
 const staleTriggers = `
 	CREATE TRIGGER narinfos_stale AFTER UPDATE OF refs ON narinfos
 	WHEN new.text IS NOT old.text AND new.checksum IS old.checksum
@@ -190,7 +193,22 @@ const staleTriggers = `
 	WHEN new.size IS NOT old.size AND new.checksum IS old.checksum
 	BEGIN
 		UPDATE cached_files SET checksum = NULL WHERE item = new.item AND type = new.type;
+	END;
+	CREATE TRIGGER narinfos_due AFTER UPDATE OF withdrawn_at ON narinfos
+	WHEN (new.withdrawn_at IS NULL) != (new.delete_after IS NULL) OR new.delete_after < new.withdrawn_at
+	BEGIN
+		UPDATE narinfos SET delete_after = withdrawn_at + 31536000000 WHERE id = new.id;
+	END;
+	CREATE TRIGGER cached_files_due AFTER UPDATE OF withdrawn_at ON cached_files
+	WHEN (new.withdrawn_at IS NULL) != (new.delete_after IS NULL) OR new.delete_after < new.withdrawn_at
+	BEGIN
+		UPDATE cached_files SET delete_after = withdrawn_at + 31536000000 WHERE item = new.item AND type = new.type;
 	END;`
+
+// dropTriggers drops them from the main database.
+const dropTriggers = `
+	DROP TRIGGER main.narinfos_stale; DROP TRIGGER main.cached_files_stale;
+	DROP TRIGGER main.narinfos_due; DROP TRIGGER main.cached_files_due;`
 
 // checksumVersion is the first version of the schema with checksums of texts.
 const checksumVersion = 6

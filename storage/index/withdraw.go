@@ -91,7 +91,7 @@ func (tx *Tx) Postpone(hash narinfo.PathHash, at time.Time) error {
 	if err != nil {
 		return err
 	}
-	return tx.conn.exec(`UPDATE narinfos SET withdrawn_at = ?, delete_after = max(delete_after, ?)
+	return tx.conn.exec(`UPDATE narinfos SET withdrawn_at = ?, delete_after = max(coalesce(delete_after, 0), ?)
 		WHERE withdrawn_at < ? AND id = (SELECT id FROM items WHERE key = ?) AND hash = ?`,
 		at.UnixMilli(), milliseconds(due), at.UnixMilli(), keyOf(hash), hash[:])
 }
@@ -102,7 +102,7 @@ func (tx *Tx) Postpone(hash narinfo.PathHash, at time.Time) error {
 func (x *Index) DeletableItems(ctx context.Context, now time.Time, limit int) (items []*Item, err error) {
 	err = x.readers.do(ctx, func(c *connection) error {
 		// Without a limit of the rows, among which there may be any number of damaged ones.
-		return c.rows(itemColumns+" WHERE n.delete_after BETWEEN ? AND ? ORDER BY n.delete_after",
+		return c.rows(itemColumns+" WHERE n.delete_after BETWEEN ? AND ? AND n.withdrawn_at IS NOT NULL ORDER BY n.delete_after",
 			[]driver.Value{stamp.Earliest(now).UnixMilli(), now.UnixMilli()}, func(row []driver.Value) (bool, error) {
 				item, err := x.item(row)
 				if errors.Is(err, ErrDamaged) {
@@ -144,10 +144,11 @@ func (x *Index) WithdrawnStored(ctx context.Context) (usage WithdrawnUsage, err 
 	return usage, nil
 }
 
-// WithdrawnCount is the number of items that were withdrawn.
+// WithdrawnCount is the number of items that were withdrawn. A time of 0 is damage, see
+// withdrawnAt.
 func (x *Index) WithdrawnCount(ctx context.Context) (count int64, err error) {
 	err = x.readers.do(ctx, func(c *connection) error {
-		count, err = c.integer("SELECT count(*) FROM narinfos WHERE withdrawn_at IS NOT NULL")
+		count, err = c.integer("SELECT count(*) FROM narinfos WHERE withdrawn_at > 0")
 		return err
 	})
 	if err != nil {

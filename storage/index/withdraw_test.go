@@ -81,16 +81,17 @@ func TestWithdraw(t *testing.T) {
 func TestWithdrawnBehindDamaged(t *testing.T) {
 	t.Parallel()
 	x := openTest(t)
+	begin := time.Now().AddDate(-1, 0, 0)
 	update(t, x, func(tx *Tx) error {
 		for n := 1; n <= 3; n++ {
 			if err := putIn(tx, x, testNarinfo(n, 1, nil, 10), 1, nil); err != nil {
 				return err
 			}
-			if _, err := tx.Withdraw(testPath(n).Hash, time.UnixMilli(int64(n))); err != nil {
+			if _, err := tx.Withdraw(testPath(n).Hash, begin.Add(time.Duration(n)*time.Second)); err != nil {
 				return err
 			}
 		}
-		return tx.conn.exec("UPDATE narinfos SET text = x'00' WHERE withdrawn_at < 3")
+		return tx.conn.exec("UPDATE narinfos SET text = x'00' WHERE id < 3")
 	})
 	items, err := x.DeletableItems(t.Context(), time.Now(), 1)
 	if err != nil || len(items) != 1 || items[0].Hash != testPath(3).Hash {

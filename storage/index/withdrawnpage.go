@@ -6,6 +6,8 @@ import (
 	"errors"
 	"math"
 	"time"
+
+	"nar-herder/internal/stamp"
 )
 
 // WithdrawnCursor is a position in the items that were withdrawn, by the times from which
@@ -17,14 +19,15 @@ type WithdrawnCursor struct {
 
 // WithdrawnPage returns items that are not damaged, were withdrawn, and may be deleted at
 // the given time, the earliest first, from a position on, which it moves behind them. more
-// says that others may follow.
+// says that others may follow. Times from before the clock was set are as in
+// [Index.DeletableItems].
 func (x *Index) WithdrawnPage(ctx context.Context, now time.Time, cursor *WithdrawnCursor, limit int) (items []*Item, more bool, err error) {
 	err = x.readers.do(ctx, func(c *connection) error {
 		read := 0
 		if !cursor.isSet {
-			*cursor = WithdrawnCursor{at: math.MinInt64, isSet: true}
+			*cursor = WithdrawnCursor{at: stamp.Earliest(now).UnixMilli(), id: math.MinInt64, isSet: true}
 		}
-		err := c.rows(itemColumns+" WHERE n.delete_after <= ? AND (n.delete_after, n.id) > (?, ?) ORDER BY n.delete_after, n.id LIMIT ?",
+		err := c.rows(itemColumns+" WHERE n.delete_after <= ? AND n.withdrawn_at IS NOT NULL AND (n.delete_after, n.id) > (?, ?) ORDER BY n.delete_after, n.id LIMIT ?",
 			[]driver.Value{now.UnixMilli(), cursor.at, cursor.id, int64(limit)}, func(row []driver.Value) (bool, error) {
 				read++
 				cursor.id, _ = row[0].(int64)
