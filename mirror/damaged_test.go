@@ -1,6 +1,7 @@
 package mirror
 
 import (
+	"database/sql"
 	"errors"
 	"os"
 	"path/filepath"
@@ -12,8 +13,8 @@ import (
 	"nar-herder/storage/index"
 )
 
-// dumpNow publishes the dump that the program makes.
-func (i *instance) dumpNow() {
+// dumpNow publishes the dump that the program makes, changed by statements.
+func (i *instance) dumpNow(statements ...string) {
 	i.t.Helper()
 	path := filepath.Join(i.t.TempDir(), "dump.db")
 	m, err := maker.New(i.index, maker.Options{Path: path})
@@ -21,6 +22,18 @@ func (i *instance) dumpNow() {
 		_, err = m.Make(i.t.Context())
 	}
 	if err != nil {
+		i.t.Fatal(err)
+	}
+	db, err := sql.Open("sqlite", path)
+	if err != nil {
+		i.t.Fatal(err)
+	}
+	for _, statement := range statements {
+		if _, err := db.Exec(statement); err != nil {
+			i.t.Fatal(err)
+		}
+	}
+	if err := db.Close(); err != nil {
 		i.t.Fatal(err)
 	}
 	text, err := os.ReadFile(path)
@@ -105,5 +118,89 @@ func TestDamagedRemoval(t *testing.T) {
 	own.rewrite("UPDATE narinfos SET checksum = checksum - 1 WHERE id = 2")
 	if items, err := own.index.DeletableItems(t.Context(), time.Now().Add(100*24*time.Hour), 10); err != nil || len(items) != 1 || items[0].Mirrored {
 		t.Errorf("withdrawn are %v, %v", items, err)
+	}
+}
+
+// TestOwedRemovals: what the source removed before a dump that doesn't name all damaged items
+// is removed here by the first dump that does, while the changes are followed.
+func TestOwedRemovals(t *testing.T) {
+	t.Parallel()
+	source, own := newInstance(t), newInstance(t)
+	for n := range 5 {
+		source.add(at(n), testInfo(n, 1, n))
+	}
+	source.dumpNow()
+	downloads := filepath.Join(t.TempDir(), "download")
+	m := mirrorOf2(t, own, source, downloads)
+	if _, err := m.step(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	source.remove(at(6), 3)
+	source.add(at(7), testInfo(7, 1, 7))
+	source.dumpNow("INSERT INTO nar_herder_dump (key, value) VALUES ('damaged', 'many')")
+	if err := m.resync(t.Context(), place{}, "for the test"); err != nil {
+		t.Fatal(err)
+	}
+	isGone := func() bool {
+		t.Helper()
+		item, err := own.index.Item(t.Context(), testPath(3).Hash)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return !item.WithdrawnAt.IsZero()
+	}
+	now := time.Now()
+	m = mirrorOf2(t, own, source, downloads)
+	m.now = func() time.Time { return now }
+	pay := func(want bool) {
+		t.Helper()
+		from, err := readPlace(t.Context(), own.index)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if paid := m.payOwed(t.Context(), from); paid != want || isGone() != want {
+			t.Errorf("from %+v: %v, want %v", from, paid, want)
+		}
+	}
+	pay(false) // the dump is the same
+	source.dumpNow()
+	pay(false) // too early
+	now = now.Add(owedEvery)
+	pay(true)
+	if from, err := readPlace(t.Context(), own.index); err != nil || from.Owed != "" {
+		t.Errorf("%+v, %v", from, err)
+	}
+}
+
+// TestManyNamed: however many items are damaged at the source, a dump names them.
+func TestManyNamed(t *testing.T) {
+	t.Parallel()
+	source, own := newInstance(t), newInstance(t)
+	var named []string
+	for n := range 2000 {
+		if n == 0 || n >= 1000 {
+			named = append(named, testPath(n).Hash.String())
+		}
+		if n < 10 {
+			source.add(at(n), testInfo(n, 1, n))
+		}
+	}
+	source.dumpNow()
+	downloads := filepath.Join(t.TempDir(), "download")
+	m := mirrorOf2(t, own, source, downloads)
+	if _, err := m.step(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	source.remove(at(20), 0)
+	source.remove(at(20), 3)
+	source.add(at(21), testInfo(11, 1, 11))
+	source.dumpNow("INSERT INTO nar_herder_dump (key, value) VALUES ('damaged', '" + strings.Join(named, " ") + "')")
+	if err := m.resync(t.Context(), place{}, "for the test"); err != nil {
+		t.Fatal(err)
+	}
+	for n, want := range map[int]bool{0: false, 3: true, 5: false} {
+		if item, err := own.index.Item(t.Context(), testPath(n).Hash); err != nil || !item.WithdrawnAt.IsZero() != want {
+			t.Errorf("item %d: %+v, %v", n, item, err)
+		}
 	}
 }

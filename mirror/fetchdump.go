@@ -168,7 +168,10 @@ func (m *Mirror) fetchDump(ctx context.Context) (*dump, error) {
 	if err == nil {
 		var info map[string]string
 		info, err = db.Info(ctx)
-		db.sum, db.damaged = info[exchange.SumKey], info[exchange.DamagedKey]
+		db.sum = info[exchange.SumKey]
+	}
+	if err == nil {
+		db.damaged, err = db.Damaged(ctx)
 	}
 	if err = badDump(err); err != nil {
 		return nil, m.closeDump(ctx, db, fmt.Errorf("open the dump of %s: %w", m.Source, err))

@@ -234,6 +234,10 @@ func plausible(n *narinfo.Narinfo) error {
 func (m *Mirror) followStream(ctx context.Context, at place) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	if at.Owed != "" {
+		ctx, cancel = context.WithTimeout(ctx, owedEvery) // see payOwed
+		defer cancel()
+	}
 	stream, err := m.Source.Changes(ctx, at.known())
 	if errors.Is(err, peer.ErrSilent) {
 		m.noStreamUntil = m.now().Add(noStreamFor)

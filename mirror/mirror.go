@@ -96,6 +96,8 @@ type Mirror struct {
 	logFirst int64
 	// resyncedAt is when this has started from the source's dump last.
 	resyncedAt time.Time
+	// owedLooked is when a dump was looked for last that names all damaged items.
+	owedLooked time.Time
 	// askedNumbers is when a source without numbers was asked for some last.
 	askedNumbers time.Time
 	// noLogSince is since when a source that had numbers has none.
@@ -161,6 +163,9 @@ func (m *Mirror) step(ctx context.Context) (time.Duration, error) {
 	}
 	if at.isZero() {
 		return 0, m.resync(ctx, at, "nothing of it is here yet")
+	}
+	if m.payOwed(ctx, at) {
+		return 0, nil
 	}
 	if at.Instance == "" {
 		return m.Interval, m.followPlain(ctx, at)

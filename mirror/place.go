@@ -34,6 +34,9 @@ type place struct {
 	// Dump is the entity tag of the dump that this began with, as long as nothing
 	// was followed since: the source's log may begin behind it.
 	Dump string `json:"dump,omitempty"`
+	// Owed is the entity tag of a dump after which nothing was withdrawn, as it didn't name
+	// all items that are damaged at the source: see [Mirror.payOwed].
+	Owed string `json:"owed,omitempty"`
 }
 
 func (p place) isZero() bool { return p.Instance == "" && p.Since.IsZero() }
@@ -133,7 +136,7 @@ func (p place) from() time.Time { return p.Since.Add(-overlap) }
 // with returns the place behind further changes. Those that are dated ahead are
 // remembered, and don't move it: what is right would come behind it no more.
 func (p place) with(changes seen, now time.Time) place {
-	next := place{Since: p.Since, Removals: p.Removals, Seen: make(seen, len(p.Seen)+len(changes))}
+	next := place{Since: p.Since, Removals: p.Removals, Owed: p.Owed, Seen: make(seen, len(p.Seen)+len(changes))}
 	for _, at := range changes {
 		if at.After(next.Since) && !stamp.IsAhead(at, now) {
 			next.Since = at

@@ -2,6 +2,7 @@ package mirror
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -109,7 +110,7 @@ func (m *Mirror) merge(ctx context.Context, at place, db *dump) (place, error) {
 		return next, err
 	}
 	if keepAll, err := m.keepDamaged(ctx, db, there); keepAll || err != nil {
-		next.Removals = at.Removals
+		next.Removals, next.Owed = at.Removals, cmp.Or(db.tag, "unknown")
 		return next, err
 	}
 	next.Removals, err = m.withdrawOthers(ctx, at, there, last, mirrored, newest)
@@ -343,10 +344,40 @@ func (m *Mirror) keepDamaged(ctx context.Context, db *dump, there bits) (keepAll
 		}
 		hashes = append(hashes, hash)
 	}
-	return false, m.Index.EachAt(ctx, hashes, func(_ int, row *index.Item, err error) error {
-		setPlace(there, row, err)
-		return nil
-	})
+	for some := range slices.Chunk(hashes, batchSize) {
+		err := m.Index.EachAt(ctx, some, func(_ int, row *index.Item, err error) error {
+			setPlace(there, row, err)
+			return nil
+		})
+		if err != nil {
+			return false, err
+		}
+	}
+	return false, nil
+}
+
+// owedEvery is how often a mirror looks for a dump that names all items that are damaged.
+const owedEvery = 24 * time.Hour
+
+// payOwed starts anew from the dump of the source if the last one did not say what was
+// removed, and there is another. It returns true if the place has changed. A failure keeps
+// nobody from following.
+func (m *Mirror) payOwed(ctx context.Context, at place) bool {
+	if at.Owed == "" || m.now().Sub(m.owedLooked) < owedEvery {
+		return false
+	}
+	m.owedLooked = m.now()
+	tag, _, err := m.Source.Look(ctx, peer.DumpPath, true)
+	if err == nil && tag == at.Owed {
+		return false
+	}
+	if err == nil {
+		err = m.resync(ctx, at, "the last dump lacked damaged items and did not name them all")
+	}
+	if err != nil && ctx.Err() == nil {
+		m.log.Warn("can't look for what the mirrored instance has removed, which is tried again later", "source", m.Source.String(), "after", owedEvery, "error", err)
+	}
+	return err == nil
 }
 
 // withdrawOthers withdraws the items of the source, up to the last place, that have no

@@ -74,14 +74,11 @@ func writeDatabase(ctx context.Context, path, copied string, g Generation, conte
 	return w.Finish(ctx)
 }
 
-// mostNamed is how many damaged items a dump names.
-const mostNamed = 100
-
 // damagedHashes is the value of [exchange.DamagedKey].
 func damagedHashes(all []*index.Damage) string {
 	var hashes []string
 	for _, damage := range all {
-		if damage.Hash == (narinfo.PathHash{}) || len(all) > mostNamed {
+		if damage.Hash == (narinfo.PathHash{}) {
 			return exchange.ManyDamaged
 		}
 		hashes = append(hashes, damage.Hash.String())

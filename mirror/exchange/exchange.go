@@ -51,7 +51,8 @@ type Change struct {
 const SumKey = "sum"
 
 // DamagedKey is what the path hashes of items are called that a dump lacks since they are
-// damaged, separated by spaces, or [ManyDamaged]. They were not removed.
+// damaged, separated by spaces, or [ManyDamaged] where some hashes aren't known. They were
+// not removed.
 const (
 	DamagedKey  = "damaged"
 	ManyDamaged = "many"

@@ -23,6 +23,8 @@ const (
 	// most bytes of them.
 	maxTags     = 1000
 	maxTagBytes = 64 << 10
+	// maxDamaged is the most bytes of the value of [DamagedKey].
+	maxDamaged = 16 << 20
 
 	// pageRows and pageBytes end a page.
 	pageRows  = 500
@@ -382,4 +384,23 @@ func (d *Database) Info(ctx context.Context) (map[string]string, error) {
 		})
 	})
 	return info, err
+}
+
+// Damaged is the value of [DamagedKey], which may be longer than those of [Database.Info];
+// empty where nothing is damaged.
+func (d *Database) Damaged(ctx context.Context) (damaged string, err error) {
+	if !d.layout.info {
+		return "", nil
+	}
+	query := "SELECT " + limited("CAST(value AS TEXT)", maxDamaged) + " FROM nar_herder_dump WHERE CAST(key AS TEXT) = ? LIMIT 1"
+	err = d.do(ctx, "read what is damaged in it", func(c *connection) error {
+		return c.rows(ctx, query, []driver.Value{DamagedKey}, func(row []driver.Value) (bool, error) {
+			var ok bool
+			if damaged, ok = row[0].(string); !ok {
+				damaged = ManyDamaged
+			}
+			return true, nil
+		})
+	})
+	return damaged, err
 }
