@@ -125,3 +125,105 @@ func TestComparedOnce(t *testing.T) {
 		t.Errorf("%s, %q", got.Status, got.body)
 	}
 }
+
+// TestDamageRemembered: many requests for parts of a large file that is damaged cause one comparison a
+// minute.
+func TestDamageRemembered(t *testing.T) {
+	t.Parallel()
+	m := make1(t, "source", plainContents[1], "none")
+	items := newStore(t, m.write(t, t.TempDir()))
+	wrong := bytes.Clone(m.file)
+	wrong[len(wrong)/2] ^= 1
+	if err := os.WriteFile(filepath.Join(items.directory, m.url()), wrong, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	var later atomic.Int64
+	server := startWith(t, items, options(), func(s *Server) {
+		s.compares.now = func() time.Time { return time.Unix(later.Load(), 0) }
+	})
+	for minute := range int64(3) {
+		later.Store(minute * int64(damagedFor/time.Second))
+		for _, header := range []string{"Range: bytes=5-14", "Range: bytes=-10", "Range: bytes=0-"} {
+			if got := dial(t, server.address).ask("GET", "/"+m.url(), header); got.StatusCode != 500 {
+				t.Errorf("minute %d, %s: %s", minute, header, got.Status)
+			}
+		}
+		if n := damagedCount(t, server); n != int(minute)+1 {
+			t.Errorf("minute %d: compared %d times", minute, n)
+		}
+	}
+	// Another version of the file is compared at once.
+	if err := os.WriteFile(filepath.Join(items.directory, m.url()), m.file, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if got := dial(t, server.address).ask("GET", "/"+m.url(), "Range: bytes=5-14"); got.StatusCode != 206 || got.body != string(m.file[5:15]) {
+		t.Errorf("mended: %s, %q", got.Status, got.body)
+	}
+}
+
+// TestComparedMemory: a short nar from a bucket takes a piece of the budget until its client has
+// taken it.
+func TestComparedMemory(t *testing.T) {
+	t.Parallel()
+	m := make1(t, "source", plainContents[0], "none")
+	items := m.inBucket(t)
+	server := newStarted(items, options())
+	server.decoders = decodersWithin(1, 2*copyPiece)
+	item := m.item(t)
+	open := func(offset, length int64) (io.ReadCloser, storage.Info, error) {
+		server.compares.good.Purge()
+		return server.compared(plainPart{item, 0, m.fileSize, item.Narinfo.NarHash}, func(offset, length int64) (io.ReadCloser, storage.Info, error) {
+			return items.OpenFile(t.Context(), item, 0, offset, length)
+		})(offset, length)
+	}
+	for _, r := range []byteRange{{0, m.fileSize}, {5, 10}} {
+		reader, _, err := open(r.start, r.length)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := server.decoders.memory(); n != copyPiece {
+			t.Errorf("%v: %d bytes of the budget", r, n)
+		}
+		if got, err := io.ReadAll(io.LimitReader(reader, r.length)); err != nil || !bytes.Equal(got, m.file[r.start:r.start+r.length]) {
+			t.Errorf("%v: %d bytes, %v", r, len(got), err)
+		}
+		reader.Close()
+		reader.Close()
+		if n := server.decoders.memory(); n != 0 {
+			t.Errorf("%v: %d bytes of the budget when closed", r, n)
+		}
+	}
+	release, err := server.decoders.take(t.Context(), 2*copyPiece)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release()
+	server.decoderWait = time.Millisecond
+	if _, _, err := open(0, m.fileSize); !errors.Is(err, errComparing) {
+		t.Errorf("without memory: %v", err)
+	}
+	m.file[200] ^= 1
+	server.decoders = decodersWithin(1, 2*copyPiece)
+	if _, _, err := open(0, m.fileSize); !errors.Is(err, errDamaged) || server.decoders.memory() != 0 {
+		t.Errorf("damaged: %v, %d bytes of the budget", err, server.decoders.memory())
+	}
+}
+
+// TestDecodedMemory: a short nar that was decompressed takes a piece of the budget until its client
+// has taken it.
+func TestDecodedMemory(t *testing.T) {
+	t.Parallel()
+	m := make1(t, "source", strings.Repeat("0123456789", 20_000), "gzip")
+	server := startOn(t, m.items(t), options(), smallSockets{listenTCP(t)}, nil)
+	for _, target := range []string{"/nar/" + m.path.BaseName(), "/file/source/sha256/" + m.digest} {
+		c := connectSmall(t, server.listener)
+		answer := c.begin(target)
+		if n := server.decoders.memory(); n != copyPiece {
+			t.Errorf("%s: %d bytes of the budget", target, n)
+		}
+		if _, err := io.Copy(io.Discard, answer.Body); err != nil {
+			t.Error(err)
+		}
+		until(t, "it is given back", func() bool { return server.decoders.memory() == 0 })
+	}
+}

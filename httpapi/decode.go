@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"sync"
 
 	"github.com/valyala/fasthttp"
 
@@ -174,15 +175,11 @@ func (s *Server) verify(r io.ReadCloser, size int64, want [sha256.Size]byte, ite
 // longer one is compared on its way, and cut before its last bytes when it is wrong.
 const checkedFirst = copyPiece
 
-// verified returns a reader of size bytes of the item that have the hash, in the place of
-// one that may not. The error is errDamaged where they are few and don't have it, or
-// a readError: to a client, that is better than an answer that is cut, as it tries elsewhere then.
-func (s *Server) verified(r io.ReadCloser, size int64, want [sha256.Size]byte, item *storage.Item) (io.ReadCloser, error) {
-	v := s.verify(r, size, want, item)
-	if size < 0 || size > checkedFirst {
-		return v, nil
-	}
-	defer v.Close()
+// verified reads size bytes of the item, which are at most checkedFirst and have the hash.
+// The error is errDamaged where they don't have it, or a readError: to a client, that is
+// better than an answer that is cut, as it tries elsewhere then.
+func (s *Server) verified(r io.Reader, size int64, want [sha256.Size]byte, item *storage.Item) ([]byte, error) {
+	v := s.verify(io.NopCloser(r), size, want, item)
 	body := make([]byte, size+1) // one more, to see the end
 	n, _ := io.ReadFull(v, body)
 	if errors.As(v.err, new(readError)) && item.EasiestFile(item.HasStored) >= 0 {
@@ -190,8 +187,20 @@ func (s *Server) verified(r io.ReadCloser, size int64, want [sha256.Size]byte, i
 	} else if v.err != io.EOF {
 		return nil, errDamaged
 	}
-	return io.NopCloser(bytes.NewReader(body[:n])), nil
+	return body[:n], nil
 }
+
+// bodyInPiece is a body in memory, whose piece of the budget is released when it is closed.
+type bodyInPiece struct {
+	io.Reader
+	release func()
+}
+
+func (d *decoders) newBodyInPiece(body []byte) bodyInPiece {
+	return bodyInPiece{bytes.NewReader(body), sync.OnceFunc(d.releasePiece)}
+}
+
+func (b bodyInPiece) Close() error { b.release(); return nil }
 
 // readError is a failure of the storage to read bytes, which says nothing about them.
 type readError struct{ error }
@@ -213,20 +222,25 @@ func (s stored) Read(p []byte) (int, error) {
 var errDamaged = errors.New("a nar is damaged")
 
 // sendVerified answers with size bytes of the item that have the hash, or as many as
-// come when size is negative, and closes the reader.
-func (s *Server) sendVerified(ctx *fasthttp.RequestCtx, r io.ReadCloser, size int64, want [sha256.Size]byte, item *storage.Item) {
-	if ctx.IsHead() && size >= 0 {
-		s.stream(ctx, r, size)
-		return
-	}
-	body, err := s.verified(r, size, want, item)
+// come when size is negative. r reads from the decoder, which is closed.
+func (s *Server) sendVerified(ctx *fasthttp.RequestCtx, r io.Reader, decoder *decoder, size int64, want [sha256.Size]byte, item *storage.Item) {
+	body := part{r, decoder}
 	switch {
-	case err != nil:
-		s.damaged(ctx, item)
-	case size < 0:
-		ctx.Response.SetBodyStream(body, -1) // in chunks, the last only if all was well
-	default:
+	case ctx.IsHead() && size >= 0:
 		s.stream(ctx, body, size)
+	case size < 0:
+		ctx.Response.SetBodyStream(s.verify(body, -1, want, item), -1) // in chunks, the last only if all was well
+	case size > checkedFirst:
+		s.stream(ctx, s.verify(body, size, want, item), size)
+	default:
+		verified, err := s.verified(r, size, want, item)
+		_ = decoder.closeButPiece() // it was only read from
+		if err != nil {
+			s.decoders.releasePiece()
+			s.damaged(ctx, item)
+			return
+		}
+		s.stream(ctx, s.decoders.newBodyInPiece(verified), size)
 	}
 }
 

@@ -176,7 +176,18 @@ func (d *decoders) release(z *decoder) {
 	d.wake()
 }
 
-// releasePiece gives back the piece of a decoder.
+// reservePiece takes memory of the budget for a body that no decoder makes. It needs little,
+// so it doesn't queue behind new decoders while it fits. The error is errTooManyDecoders when
+// the context ends.
+func (d *decoders) reservePiece(ctx context.Context) error {
+	z := &decoder{decoders: d}
+	if _, ok := d.tryReserve(z, copyPiece, nil); ok {
+		return nil
+	}
+	return d.reserve(ctx, z)
+}
+
+// releasePiece gives back the piece of a decoder or a body.
 func (d *decoders) releasePiece() {
 	d.mu.Lock()
 	d.pieces -= copyPiece
@@ -198,7 +209,7 @@ func (d *decoders) memory() int64 {
 	return d.used + d.pieces
 }
 
-// open returns how many decoders are not closed.
+// open returns how many decoders and bodies in memory are not closed.
 func (d *decoders) open() int64 {
 	d.mu.Lock()
 	defer d.mu.Unlock()

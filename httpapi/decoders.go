@@ -51,7 +51,7 @@ type decoders struct {
 
 	mu     sync.Mutex
 	used   int64     // of the budget, by decompressors
-	pieces int64     // of the budget, by what clients have not taken yet: a copyPiece for each open decoder
+	pieces int64     // of the budget, by what clients have not taken yet: a copyPiece for each open decoder and body in memory
 	idle   list.List // of *decoder with a decompressor, the longest idle first
 	claim  *claim    // of the first in restarting; nil for none
 
@@ -298,9 +298,14 @@ func (z *decoder) discard() {
 
 // Close implements [io.Closer].
 func (z *decoder) Close() error {
+	defer z.decoders.releasePiece()
+	return z.closeButPiece()
+}
+
+// closeButPiece is Close for a caller that still needs the decoder's piece, and releases it.
+func (z *decoder) closeButPiece() error {
 	z.take()
 	z.discard()
-	z.decoders.releasePiece()
 	return z.file.Close()
 }
 

@@ -78,7 +78,7 @@ func (s *Server) serveFile(ctx *fasthttp.RequestCtx, name, algorithm, digest str
 	ctx.Response.Header.SetContentType(narType)
 	ctx.Response.Header.Set("ETag", etag)
 	ctx.Response.Header.Set("Accept-Ranges", "none")
-	s.sendVerified(ctx, part{io.LimitReader(decoder, length), decoder}, length, want, item)
+	s.sendVerified(ctx, io.LimitReader(decoder, length), decoder, length, want, item)
 }
 
 // flatLength reads the head of a nar, and returns the length of the content

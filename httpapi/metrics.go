@@ -54,7 +54,7 @@ func newMetrics(s *Server) *metrics {
 		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
 	}
 	gauge("narherder_change_streams", "Instances that follow the changes here.", func() float64 { return float64(s.streams.count()) })
-	gauge("narherder_decoders", "Nars that are being decompressed for clients.", func() float64 { return float64(s.decoders.open()) })
+	gauge("narherder_decoders", "Nars that are being decompressed for clients, or are in memory until their clients take them.", func() float64 { return float64(s.decoders.open()) })
 	gauge("narherder_decoder_memory_bytes", "Memory reserved for them.", func() float64 { return float64(s.decoders.memory()) })
 	gauge("narherder_decoder_memory_limit_bytes", "Memory that may be reserved for them and background work together.", func() float64 { return float64(s.decoders.budget.Total()) })
 	gauge("narherder_decoder_background_memory_bytes", "Memory of the same limit that is reserved for decompressing by mirroring, cached compressions and removal.", func() float64 { return float64(s.decoders.budget.Background()) })

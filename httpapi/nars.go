@@ -380,5 +380,5 @@ func (s *Server) sendNar(ctx *fasthttp.RequestCtx, known *nars) {
 		return
 	}
 	ctx.Response.Header.SetContentType(narType)
-	s.sendVerified(ctx, decoder, size, item.Narinfo.NarHash, item)
+	s.sendVerified(ctx, decoder, decoder, size, item.Narinfo.NarHash, item)
 }

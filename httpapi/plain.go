@@ -20,8 +20,10 @@ const (
 	// comparedFor is how long a file that was compared with its hash is sent without
 	// comparing it again. Damage that comes in between is for check --verify to find.
 	comparedFor = 24 * time.Hour
-	// mostCompared bounds the files of which that is remembered.
+	// mostCompared bounds the good files that are remembered, and the damaged ones.
 	mostCompared = 1 << 16
+	// damagedFor is how long requests for a damaged file are refused without reading it again.
+	damagedFor = time.Minute
 	// comparesAtOnce is how many large files are read at a time to compare them.
 	comparesAtOnce = 2
 )
@@ -30,10 +32,11 @@ const (
 var errComparing = errors.New("this nar is being compared with its hash")
 
 // compares remembers which files without compression have the bytes that they should
-// have, and reads those of which that is not known.
+// have and which large ones don't, and reads those of which that is not known.
 type compares struct {
 	now   func() time.Time // the clock, but in tests
 	good  *lru.Cache[comparedPart, time.Time]
+	bad   *lru.Cache[comparedPart, time.Time]
 	slots chan struct{}
 
 	mu      sync.Mutex
@@ -62,11 +65,12 @@ type fileVersion struct {
 }
 
 func newCompares() *compares {
-	good, err := lru.New[comparedPart, time.Time](mostCompared)
-	if err != nil {
+	good, goodErr := lru.New[comparedPart, time.Time](mostCompared)
+	bad, badErr := lru.New[comparedPart, time.Time](mostCompared)
+	if err := errors.Join(goodErr, badErr); err != nil {
 		panic(err) // only the size can be wrong
 	}
-	return &compares{now: time.Now, good: good, slots: make(chan struct{}, comparesAtOnce), running: make(map[comparedPart]*comparison)}
+	return &compares{now: time.Now, good: good, bad: bad, slots: make(chan struct{}, comparesAtOnce), running: make(map[comparedPart]*comparison)}
 }
 
 // isGood reports whether the part was compared lately.
@@ -75,10 +79,23 @@ func (c *compares) isGood(p comparedPart) bool {
 	return ok && c.now().Sub(at) < comparedFor
 }
 
+// isBad reports whether the part was found damaged a short time ago.
+func (c *compares) isBad(p comparedPart) bool {
+	at, ok := c.bad.Get(p)
+	return ok && c.now().Sub(at) < damagedFor
+}
+
 // remember notes that the part is as it should be, if its version is known.
 func (c *compares) remember(p comparedPart) {
 	if p.file != (fileVersion{}) {
 		c.good.Add(p, c.now())
+	}
+}
+
+// rememberBad notes that the part is damaged, if its version is known.
+func (c *compares) rememberBad(p comparedPart) {
+	if p.file != (fileVersion{}) {
+		c.bad.Add(p, c.now())
 	}
 }
 
@@ -108,6 +125,9 @@ func (s *Server) compared(p plainPart, open opener) opener {
 			switch {
 			case s.compares.isGood(key):
 				return reader, info, nil
+			case s.compares.isBad(key):
+				reader.Close()
+				return nil, info, errDamaged
 			case p.length <= checkedFirst:
 				reader, err = s.comparedFirst(p, key, reader, file, offset, isWhole, open)
 				return reader, info, err
@@ -126,36 +146,42 @@ func (s *Server) compared(p plainPart, open opener) opener {
 	}
 }
 
-// comparedFirst returns the reader, or one of the same bytes, when the part is good. file
-// is the reader's, or nil. It closes the reader if there is an error.
+// comparedFirst returns the reader, or one of the same bytes in memory of the decoders'
+// budget, when the part is good. file is the reader's, or nil. It closes the reader if there
+// is an error, which is errComparing when there is no memory.
 func (s *Server) comparedFirst(p plainPart, key comparedPart, reader io.ReadCloser, file *os.File, offset int64, isWhole bool, open opener) (io.ReadCloser, error) {
+	if file != nil {
+		if _, err := s.verified(stored{io.NewSectionReader(file, p.start, p.length)}, p.length, p.want, p.item); err != nil {
+			reader.Close()
+			return nil, err
+		}
+		s.compares.remember(key)
+		return reader, nil
+	}
+	wait, cancel := context.WithTimeout(s.streaming, s.decoderWait)
+	defer cancel()
+	if s.decoders.reservePiece(wait) != nil {
+		reader.Close()
+		return nil, errComparing
+	}
 	all := reader
-	switch {
-	case file != nil:
-		all = io.NopCloser(io.NewSectionReader(file, p.start, p.length))
-	case !isWhole:
+	if !isWhole {
 		var err error
 		all, _, err = open(p.start, p.length)
 		reader.Close() // only now, as a file that is being fetched might be dropped
 		if err != nil {
+			s.decoders.releasePiece()
 			return nil, err
 		}
 	}
-	good, err := s.verified(part{io.LimitReader(stored{all}, p.length), all}, p.length, p.want, p.item)
-	if err == nil && file == nil {
-		_, err = io.CopyN(io.Discard, good, offset-p.start)
-	}
+	body, err := s.verified(io.LimitReader(stored{all}, p.length), p.length, p.want, p.item)
+	all.Close()
 	if err != nil {
-		if file != nil {
-			reader.Close()
-		}
+		s.decoders.releasePiece()
 		return nil, err
 	}
 	s.compares.remember(key)
-	if file != nil {
-		return reader, nil
-	}
-	return good, nil
+	return s.decoders.newBodyInPiece(body[offset-p.start:]), nil
 }
 
 // waitCompared waits until the part was read as a whole, and returns nil if it is good. It
@@ -208,6 +234,7 @@ func (s *Server) compare(p plainPart, key comparedPart, file *os.File) error {
 		case errors.As(err, new(readError)):
 			return err
 		case err != nil:
+			s.compares.rememberBad(key)
 			return errDamaged
 		case s.live.Err() != nil:
 			return s.live.Err()
