@@ -68,7 +68,7 @@ func (s *Server) serveFile(ctx *fasthttp.RequestCtx, name, algorithm, digest str
 	}
 	if isPlain {
 		decoder.Close()
-		open := s.compared(plainPart{item, narinfo.FlatHeaderSize, length, want}, s.open(ctx, item, n))
+		open := s.compared(plainPart{item, narinfo.FlatHeaderSize, length, want}, s.storedOrNot(ctx, s.live, item, n))
 		s.sendPart(ctx, content{
 			source:      &sourceFuncs{open, s.unopenedItem(ctx, item), byContent("sha256-" + digest)},
 			contentType: narType, start: narinfo.FlatHeaderSize, length: length,

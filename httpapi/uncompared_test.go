@@ -69,3 +69,35 @@ func TestDecodedOnce(t *testing.T) {
 		}
 	}
 }
+
+// TestPartComparedElsewhere: the end of a file that turns out not to be stored here is not given out when
+// the file is wrong there.
+func TestPartComparedElsewhere(t *testing.T) {
+	t.Parallel()
+	for _, content := range plainContents {
+		m := make1(t, "source", content, "none")
+		wrong := bytes.Clone(m.file)
+		wrong[110] ^= 1
+		there := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(wrong))
+		}))
+		t.Cleanup(there.Close)
+		opts := elsewhereAt(t, without(t, m), there.Listener.Addr().String())
+		watched := &watchedElsewhere{Elsewhere: opts.Elsewhere}
+		opts.Elsewhere = watched
+		items := m.items(t)
+		items.open = func(*storage.Item, int, int64, int64) (io.ReadCloser, storage.Info, error) {
+			return nil, storage.Info{}, storage.ErrNotStored
+		}
+		c := dial(t, start(t, items, opts).address)
+		c.send(request("GET", "/file/source/sha256/"+m.digest, "Range: bytes=-10"))
+		if response, err := http.ReadResponse(c.r, nil); err == nil {
+			if body, err := io.ReadAll(response.Body); err == nil && response.StatusCode < 500 {
+				t.Errorf("%d bytes: %s, %q", len(content), response.Status, body)
+			}
+		}
+		if watched.compared == 0 {
+			t.Errorf("%d bytes: none was compared", len(content))
+		}
+	}
+}
