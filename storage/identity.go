@@ -46,6 +46,9 @@ func (s *Storage) StorageName(ctx context.Context) (string, error) {
 	return s.note(ctx, IdentityName)
 }
 
+// ErrAllMissing is in the error of [Storage.IsMounted] for a byte store that can be read.
+var ErrAllMissing = errors.New("none of the stored nars are there")
+
 // IsMounted makes sure that the byte store is the one that the index is about, by
 // any of the files that it should have. A storage that isn't mounted looks like
 // one whose files are all missing.
@@ -56,7 +59,7 @@ func (s *Storage) IsMounted(ctx context.Context) error {
 	}
 	there, err := s.hasAny(ctx)
 	if err == nil && !there {
-		err = fmt.Errorf("storage %s has none of the files that the index has there: is it mounted?", s.bytes)
+		err = fmt.Errorf("storage %s: %w: the index has %d: is it mounted? If the nars are lost, as with their disk, run 'nar-herder claim-storage --accept-loss'", s.bytes, ErrAllMissing, totals.StoredNars)
 	}
 	return err
 }

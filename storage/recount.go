@@ -30,6 +30,9 @@ func (s *Storage) Recount(ctx context.Context, looked func()) (found Recounted, 
 	seed := maphash.MakeSeed()
 	sizes := make(map[uint64]int64) // by a hash of the name: names would take too much memory
 	for info, err := range s.bytes.List(ctx) {
+		if err != nil && info.Name != "" {
+			continue // such as lost+found: no row is changed by what can't be read
+		}
 		if err != nil {
 			return found, err
 		}

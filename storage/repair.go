@@ -184,7 +184,7 @@ func (r *Repairer) missing(ctx context.Context, finding Finding) Repair {
 		repair.Err = err
 		return repair
 	} else if !there {
-		repair.Err = fmt.Errorf("storage %s has none of the files that the index has there: is it mounted? Nothing is taken out of the index", r.storage.bytes)
+		repair.Err = fmt.Errorf("storage %s has none of the files that the index has there: is it mounted? Nothing is taken out of the index; if the nars are lost, as with their disk, run 'nar-herder claim-storage --accept-loss'", r.storage.bytes)
 		return repair
 	}
 	if err := r.storage.unclaim(ctx, finding); err != nil {

@@ -173,6 +173,9 @@ func (s *Storage) hasAny(ctx context.Context) (bool, error) {
 		}
 	}
 	for info, err := range s.bytes.List(ctx) {
+		if err != nil && info.Name != "" {
+			continue // others tell as well
+		}
 		if err != nil {
 			return false, err
 		}

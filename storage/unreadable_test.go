@@ -1,0 +1,67 @@
+package storage_test
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"iter"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"nar-herder/storage"
+)
+
+// unreadable is a store with a directory that can't be read, as root can with any.
+type unreadable struct {
+	storage.ByteStore
+	directory string
+}
+
+func (u unreadable) Stat(ctx context.Context, name string) (storage.Info, error) {
+	if strings.HasPrefix(name, u.directory+"/") {
+		return storage.Info{}, fs.ErrPermission
+	}
+	return u.ByteStore.Stat(ctx, name)
+}
+
+func (u unreadable) List(ctx context.Context) iter.Seq2[storage.Info, error] {
+	return func(yield func(storage.Info, error) bool) {
+		if !yield(storage.Info{Name: u.directory}, fs.ErrPermission) {
+			return
+		}
+		for info, err := range u.ByteStore.List(ctx) {
+			if !strings.HasPrefix(info.Name, u.directory+"/") && !yield(info, err) {
+				return
+			}
+		}
+	}
+}
+
+// TestUnreadableDirectory: a directory that can't be read does not keep Recount and
+// IsMounted from the rest, and nothing in it counts as missing.
+func TestUnreadableDirectory(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	items := []fake{{n: 1, content: "one"}, {n: 2, content: "two", kind: "zstd"}, {n: 3, content: "three", kind: "zstd"}}
+	s := p.openWith(t, func(bytes storage.ByteStore) storage.ByteStore { return unreadable{bytes, "nar/lzip"} })
+	importAll(t, p.openTest(t), storage.ImportOptions{}, laid(t, items...))
+	if err := os.Remove(filepath.Join(p.store, items[2].name())); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.IsMounted(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if counted, err := s.Recount(t.Context(), func() {}); err != nil || counted != (storage.Recounted{Missing: 1}) {
+		t.Errorf("%+v, %v; want 1 missing", counted, err)
+	}
+	if err := os.Remove(filepath.Join(p.store, items[1].name())); err != nil {
+		t.Fatal(err)
+	}
+	// All that can be read is missing: that is for the administrator to judge.
+	if err := s.IsMounted(t.Context()); !errors.Is(err, storage.ErrAllMissing) {
+		t.Errorf("%v, want ErrAllMissing", err)
+	}
+	wantServed(t, p.openTest(t), items[0])
+}
