@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -34,6 +35,9 @@ func (e *InUseError) Error() string {
 		return fmt.Sprintf("it belongs to %s: name another one, or, if that instance no longer uses it, remove %s", e.Owner, e.Path)
 	}
 	s := fmt.Sprintf("it is in use by process %d", e.PID)
+	if e.PID == 0 {
+		s = "another process has locked " + e.Path
+	}
 	if e.Address != "" {
 		s += " at " + e.Address
 	}
@@ -49,7 +53,11 @@ func (e *InUseError) Error() string {
 // Lock protects something on this machine from other processes, until it is closed or
 // the process ends, and from other instances for good.
 type Lock struct {
-	file *os.File
+	// Unlocked is why other processes are not kept away: the file system is full or
+	// read-only, or knows no locks. It is nil where they are.
+	Unlocked error
+
+	file *os.File // nil where it could not be made
 	user User
 }
 
@@ -57,17 +65,22 @@ type Lock struct {
 // instance is "", any other may have had the lock. The error is an [*InUseError] where
 // that is not possible.
 func NewLock(path string, self Owner) (*Lock, error) {
+	l := &Lock{user: User{Owner: self, PID: os.Getpid()}}
 	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o664)
-	if errors.Is(err, os.ErrPermission) {
+	if errors.Is(err, os.ErrPermission) || isUnwritable(err) {
 		// It may be another user's.
 		if readable, readErr := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW, 0); readErr == nil {
 			file, err = readable, nil
 		}
 	}
+	if isUnwritable(err) {
+		l.Unlocked = fmt.Errorf("lock it: %w", err)
+		return l, nil
+	}
 	if err != nil {
 		return nil, fmt.Errorf("lock it: %w", err)
 	}
-	l := &Lock{file, User{Owner: self, PID: os.Getpid()}}
+	l.file = file
 	if err := l.take(path); err != nil {
 		file.Close()
 		return nil, err
@@ -75,12 +88,60 @@ func NewLock(path string, self Owner) (*Lock, error) {
 	return l, nil
 }
 
-func (l *Lock) take(path string) error {
+// NewDatabaseLock is NewLock for the file DATABASE.lock, where DATABASE is what the name
+// of the database leads to. Where the file can't be made, the directory is locked, so
+// that two servers of one database can't start on a full disk.
+func NewDatabaseLock(database string) (*Lock, error) {
+	self := Self("", database)
+	l, err := NewLock(self.Database+".lock", self)
+	if err != nil {
+		return nil, err
+	}
+	directory, err := os.Open(filepath.Dir(self.Database))
+	if err != nil {
+		return l, nil
+	}
+	if l.file != nil {
+		// Another process may have had to lock the directory.
+		if flock(directory, unix.LOCK_SH) == unix.EWOULDBLOCK {
+			err = &InUseError{Path: directory.Name(), IsRunning: true}
+			return nil, errors.Join(err, directory.Close(), l.Close())
+		}
+		return l, directory.Close()
+	}
+	switch flock(directory, unix.LOCK_EX) {
+	case 0:
+		l.Unlocked, l.file = nil, directory
+		return l, nil
+	case unix.EWOULDBLOCK:
+		err = &InUseError{Path: directory.Name(), IsRunning: true}
+		return nil, errors.Join(err, directory.Close())
+	default:
+		return l, directory.Close()
+	}
+}
+
+// isUnwritable reports whether an error is that of a full or read-only file system.
+func isUnwritable(err error) bool { return disk.IsFull(err) || errors.Is(err, unix.EROFS) }
+
+// flock returns 0 for success, and EWOULDBLOCK where another process has the lock.
+func flock(file *os.File, how int) unix.Errno {
 	err := unix.EINTR
 	for err == unix.EINTR {
-		err, _ = unix.Flock(int(l.file.Fd()), unix.LOCK_EX|unix.LOCK_NB).(unix.Errno)
+		err, _ = unix.Flock(int(file.Fd()), how|unix.LOCK_NB).(unix.Errno)
 	}
-	if err != 0 && err != unix.EWOULDBLOCK {
+	return err
+}
+
+func (l *Lock) take(path string) error {
+	err := flock(l.file, unix.LOCK_EX)
+	switch err {
+	case 0, unix.EWOULDBLOCK:
+	case unix.ENOSYS, unix.EOPNOTSUPP, unix.ENOLCK, unix.EBADF:
+		// NFS without a lock daemon, or with a file that is open for reading alone.
+		l.Unlocked = fmt.Errorf("lock %s: %w", path, err)
+		err = 0
+	default:
 		return fmt.Errorf("lock %s: %w", path, err)
 	}
 	var user User
@@ -111,6 +172,9 @@ func (l *Lock) SetAddress(address string) error {
 
 // write does without what is only for messages on a full disk or a file of another user.
 func (l *Lock) write() error {
+	if l.file == nil {
+		return nil
+	}
 	text, err := json.Marshal(l.user)
 	if err != nil {
 		return err
@@ -119,11 +183,16 @@ func (l *Lock) write() error {
 	if err == nil {
 		err = l.file.Truncate(int64(len(text) + 1))
 	}
-	if disk.IsFull(err) || errors.Is(err, os.ErrPermission) || errors.Is(err, unix.EBADF) {
+	if isUnwritable(err) || errors.Is(err, os.ErrPermission) || errors.Is(err, unix.EBADF) {
 		return nil
 	}
 	return err
 }
 
 // Close unlocks the file, which stays.
-func (l *Lock) Close() error { return l.file.Close() }
+func (l *Lock) Close() error {
+	if l.file == nil {
+		return nil
+	}
+	return l.file.Close()
+}

@@ -35,14 +35,31 @@ type Owner struct {
 
 // Self describes the instance with this id and database.
 func Self(instance, database string) Owner {
-	if absolute, err := filepath.Abs(database); err == nil {
-		database = absolute
-	}
-	if real, err := filepath.EvalSymlinks(database); err == nil {
-		database = real
-	}
+	database = resolve(database)
 	host, _ := os.Hostname()
 	return Owner{Instance: instance, Host: host, Machine: machine(), Database: database, Since: time.Now().UTC().Truncate(time.Second)}
+}
+
+// resolve returns the absolute path of a file, which need not exist, without symbolic
+// links: what SQLite opens or makes.
+func resolve(path string) string {
+	if absolute, err := filepath.Abs(path); err == nil {
+		path = absolute
+	}
+	for range 40 { // links, as many as Linux follows
+		if directory, err := filepath.EvalSymlinks(filepath.Dir(path)); err == nil {
+			path = filepath.Join(directory, filepath.Base(path))
+		}
+		target, err := os.Readlink(path)
+		if err != nil {
+			break
+		}
+		if !filepath.IsAbs(target) {
+			target = filepath.Join(filepath.Dir(path), target)
+		}
+		path = target
+	}
+	return path
 }
 
 // machine returns an id that is derived from the one in /etc/machine-id, which must not
@@ -178,6 +195,9 @@ func (c *Claim) MayClaim(ctx context.Context) error {
 		return nil
 	}
 	for info, err := range c.Store.List(ctx) {
+		if err != nil && info.Name != "" && info.Name != "nar" && !strings.HasPrefix(info.Name, "nar/") {
+			continue // such as lost+found
+		}
 		if err != nil {
 			return fmt.Errorf("find out whether storage %s is empty: %w", c.Store, err)
 		}
@@ -202,7 +222,7 @@ func (c *Claim) Check(ctx context.Context) error {
 		return fmt.Errorf("%w: %s belongs to %s: use that database; to only read the storage, start the server with --storage-read-only; if that instance is gone for good, run 'nar-herder claim-storage --yes=%s'",
 			storage.ErrNotOwner, c.Store, found, found.Instance)
 	case !found.IsAt(c.Self):
-		return fmt.Errorf("%w: %s belongs to %s, and database %s on host %s has the same id: if this is a copy, run 'nar-herder new-identity' on it; if the database was moved here, run 'nar-herder claim-storage --yes=%s'",
+		return fmt.Errorf("%w: %s belongs to %s, and database %s on host %s has the same id: if the database was moved here, run 'nar-herder claim-storage --yes=%s'; if this is a copy, run 'nar-herder new-identity' on it",
 			storage.ErrNotOwner, c.Store, found, c.Self.Database, c.Self.Host, found.Instance)
 	}
 	return nil
