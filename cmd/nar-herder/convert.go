@@ -11,6 +11,7 @@ import (
 
 	"nar-herder/mirror"
 	"nar-herder/mirror/convert"
+	"nar-herder/mirror/exchange"
 )
 
 type convertCommand struct {
@@ -57,6 +58,10 @@ func (c *convertCommand) Run(ctx context.Context, s *streams) (err error) {
 // convertProgress is how often the log tells how far a conversion is.
 const convertProgress = 10 * time.Second
 
+// convertedSetting is the storage that an index had from the start, when it was made of
+// a database of the original: even a mirror claims it, with the nars that are there.
+const convertedSetting = "converted-storage"
+
 // convertInPlace makes a database of the original an index, while the listeners
 // are answered.
 func (c *serverCommand) convertInPlace(ctx context.Context, listeners []net.Listener, log *slog.Logger) (err error) {
@@ -74,15 +79,25 @@ func (c *serverCommand) convertInPlace(ctx context.Context, listeners []net.List
 			log.Info("converting the database of the original", "narinfos", p.Done, "of", p.All)
 		}
 	}}
-	if c.Mirror != nil {
-		// The original has followed it until now.
-		options.Mirrored, options.Settings = true, mirror.ConvertedSettings
-	}
 	closeStorage, err := lookIn(ctx, &options, c.Storage)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, closeStorage()) }()
+	if c.Mirror != nil {
+		// The original has followed it until now, and stored its nars.
+		options.Mirrored = true
+		options.Settings = func(ctx context.Context, from *exchange.Database) (map[string]string, error) {
+			settings, err := mirror.ConvertedSettings(ctx, from)
+			if bytes, ok := options.Storage.(byteStore); err == nil && ok {
+				if settings == nil {
+					settings = make(map[string]string)
+				}
+				settings[convertedSetting] = bytes.String()
+			}
+			return settings, err
+		}
+	}
 	state := func() any {
 		return struct {
 			Status string `json:"status"`

@@ -35,6 +35,7 @@ type opened struct {
 	bytes byteStore      // nil without a storage
 	cache *tiered.Tiered // in front of bytes; nil without one
 	self  owner.Owner
+	log   *slog.Logger
 	claim *owner.Claim  // nil without a storage
 	locks []*owner.Lock // on what only one instance may use
 }
@@ -92,7 +93,11 @@ const beginWait = 10 * time.Second
 // another instance: usually the file system of the database isn't mounted, and clients
 // would get 404 for all items. The policy says whether it could claim one without an owner.
 func mayBegin(ctx context.Context, database string, bytes storage.ByteStore, policy owner.Policy) error {
-	if info, err := os.Stat(database); err == nil && info.Size() > 0 || err != nil && !errors.Is(err, fs.ErrNotExist) {
+	isThere := func() bool {
+		info, err := os.Stat(database)
+		return err == nil && info.Size() > 0 || err != nil && !errors.Is(err, fs.ErrNotExist)
+	}
+	if isThere() {
 		return nil // if it is damaged or unreadable, opening it will tell
 	}
 	ctx, cancel := context.WithTimeout(ctx, beginWait)
@@ -103,6 +108,8 @@ func mayBegin(ctx context.Context, database string, bytes storage.ByteStore, pol
 		return (&owner.Claim{Store: bytes, Policy: policy}).MayClaim(ctx)
 	case err != nil:
 		return fmt.Errorf("database %s is missing or empty, and the owner of storage %s can't be read: %w: try again", database, bytes, err)
+	case isThere():
+		return nil // another process has made it, and claimed the storage
 	}
 	return fmt.Errorf("database %s is missing or empty, but storage %s belongs to %s: is the file system of the database mounted? Name that database with --database, or restore it; if it is gone for good, 'nar-herder claim-storage --yes=%s' begins a new index", database, bytes, found, found.Instance)
 }
@@ -122,7 +129,10 @@ func open(ctx context.Context, database, store string, how opening, log *slog.Lo
 	if err := validateStorage("--storage", store); err != nil {
 		return nil, err
 	}
-	o := new(opened)
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	o := &opened{log: log}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, o.close())

@@ -11,7 +11,6 @@ import (
 	"nar-herder/httpapi"
 	"nar-herder/mirror"
 	"nar-herder/mirror/dump"
-	"nar-herder/storage/owner"
 )
 
 // dumpOption is what the server and the command that makes dumps have.
@@ -61,9 +60,8 @@ func (c *dumpCommand) Run(ctx context.Context, s *streams) (err error) {
 	if err != nil {
 		return err
 	}
-	var used *owner.InUseError
-	if err := store.lockDump(c.DatabaseDump); err != nil && !(errors.As(err, &used) && used.Instance == store.Instance()) {
-		return err // the server of this instance may have the lock
+	if err := store.lockDump(c.DatabaseDump); err != nil {
+		return err
 	}
 	made, err := maker.Make(ctx)
 	if ctx.Err() != nil {

@@ -32,7 +32,15 @@ func (o *opened) lock(option, path string) error {
 		return fmt.Errorf("%s: %w", option, err)
 	}
 	o.locks = append(o.locks, lock)
+	warnUnlocked(lock, option, o.log)
 	return nil
+}
+
+// warnUnlocked logs why a lock does not protect what the option names.
+func warnUnlocked(lock *owner.Lock, option string, log *slog.Logger) {
+	if lock.Unlocked != nil {
+		log.Warn("can't lock what the option names: make sure that no other instance uses it", "option", option, "error", lock.Unlocked)
+	}
 }
 
 // lockDirectory is lock for a directory.
@@ -42,20 +50,26 @@ func (o *opened) lockDirectory(option, name string) error {
 
 // lockServer makes sure that there is one server, or command that needs none, per
 // database.
-func lockServer(database string) (*owner.Lock, error) {
-	lock, err := owner.NewLock(database+".lock", owner.Self("", database))
+func lockServer(database string, log *slog.Logger) (*owner.Lock, error) {
+	lock, err := owner.NewDatabaseLock(database)
 	var used *owner.InUseError
 	if errors.As(err, &used) {
 		return nil, fmt.Errorf("--database=%s: %w", database, err)
 	} else if err != nil {
 		return nil, fmt.Errorf("--database=%s can't be written: %w: let the user or group of this process write its directory", database, err)
 	}
+	warnUnlocked(lock, "--database="+database, log)
 	return lock, nil
 }
 
-// lockDump reserves the path of dumps.
+// lockDump reserves the path of dumps, unless another process of this instance has done
+// so: dumps are made beside the server.
 func (o *opened) lockDump(path string) error {
 	err := o.lock("--database-dump="+path, path+".owner")
+	var used *owner.InUseError
+	if errors.As(err, &used) && used.IsRunning && used.Instance == o.self.Instance && used.IsAt(o.self) {
+		return nil
+	}
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
 		return nil // no dump can be made there either
 	}
@@ -107,6 +121,11 @@ func (c *serverCommand) own(ctx context.Context, store *opened, log *slog.Logger
 	}
 	wait, cancel := context.WithTimeout(ctx, acquireWait)
 	defer cancel()
+	if converted, err := store.index.Setting(ctx, convertedSetting); err != nil {
+		return nil, err
+	} else if c.Mirror != nil && converted == store.name() {
+		o.claim.Policy = owner.Always
+	}
 	err := o.claim.Acquire(wait)
 	if errors.Is(err, storage.ErrNotOwner) {
 		return nil, fmt.Errorf("--storage: %w", err)
@@ -155,11 +174,13 @@ type claimStorageCommand struct {
 
 	Storage string `required:"" placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars."`
 	Yes     string `argumentsonly:"" placeholder:"OWNER-ID" help:"The id of the instance that loses the storage."`
+
+	AcceptLoss bool `argumentsonly:"" help:"Claim a storage that has none of the nars that the index has there."`
 }
 
 // Help is shown below the options.
 func (claimStorageCommand) Help() string {
-	return `One instance writes to a storage and removes from it: its owner. This makes the instance with --database the owner: when the owner's database is lost, to put a front end in its place, or after the database was moved to another path or machine. If another instance is the owner, it is only shown, unless --yes names its id. Its server must be stopped for good, or be restarted with --storage-read-only; it stops writing within half a minute. With --yes, the index is made if there is none.
+	return `One instance writes to a storage and removes from it: its owner. This makes the instance with --database the owner: when the owner's database is lost, to put a front end in its place, or after the database was moved to another path or machine. If another instance is the owner, it is only shown, unless --yes names its id. Its server must be stopped for good, or be restarted with --storage-read-only; it stops writing within half a minute. With --yes, the index is made if there is none. After the loss of all nars, as with their disk, --accept-loss claims the empty storage.
 
 All files that are stored under the names and with the sizes of this index's narinfos are then recorded as stored, and no others; 'nar-herder check --verify' compares their content.`
 }
@@ -196,7 +217,13 @@ func (c *claimStorageCommand) Run(ctx context.Context, s *streams) (err error) {
 	if !confirmed && (found.Instance != store.self.Instance || !found.IsAt(store.self)) {
 		return fmt.Errorf("claim-storage: nothing was changed: storage %s belongs to %s: stop that instance's server, then run this again with --yes=%s", store.name(), found, found.Instance)
 	}
-	if err := store.IsMounted(ctx); err != nil {
+	if err := store.IsMounted(ctx); errors.Is(err, storage.ErrAllMissing) && c.AcceptLoss {
+		totals, err := store.index.Totals(ctx)
+		if err != nil {
+			return err
+		}
+		printf(s.out, "none of the %s that the index has in storage %s are there\n", countOf(int(totals.StoredNars), "nar"), store.name())
+	} else if err != nil {
 		return err
 	}
 	if err := owner.Take(ctx, store.bytes, store.self); err != nil {
@@ -228,7 +255,7 @@ func (c *newIdentityCommand) Run(ctx context.Context, s *streams) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, store.close()) }()
-	lock, err := lockServer(c.Database)
+	lock, err := lockServer(c.Database, slog.New(newLogHandler(s.err, slog.LevelWarn)))
 	if err != nil {
 		return err
 	}

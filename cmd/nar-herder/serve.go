@@ -184,7 +184,7 @@ func (c *serverCommand) run(ctx context.Context, settings *settings, running *ta
 		}
 	case <-time.After(pidFileWait):
 	}
-	lock, err := lockServer(c.Database)
+	lock, err := lockServer(c.Database, log)
 	if err != nil {
 		<-listened
 		closeAll(listeners)
