@@ -159,9 +159,11 @@ func TestFullDatabase(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-s.ended
-	succeed(t, p.args("remove", item(40))...)
+	// At once: what is freed while the ballast is written would be taken for free for minutes.
+	succeed(t, p.args("remove", "--now", item(40))...)
 	s = p.serve(t, options...)
 	removes()
+	succeed(t, p.args("remove", item(count-1))...)
 	s.stop(t, syscall.SIGTERM)
 	succeed(t, p.args("remove", "--now", item(count-2))...)
 }
