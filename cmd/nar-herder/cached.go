@@ -19,8 +19,8 @@ import (
 	"nar-herder/storage/uses"
 )
 
-// cacheDirectory holds a directory for each type whose own is not named: for the default
-// database, that of the original.
+// cacheDirectory returns the parent of the cached directories that no option names: for the
+// default database, that of the original.
 func cacheDirectory(database string) string {
 	if database == usualDatabase {
 		return "/var/cache/nar-herder/nar"

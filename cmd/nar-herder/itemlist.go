@@ -56,7 +56,7 @@ func (l *itemList) addHash(hash narinfo.PathHash) {
 const longestLine = 4096
 
 // read adds the items of a list, one a line. Empty lines and those that begin
-// with # are passed over. Lines that name no item are told to failed. The context
+// with # are skipped. Lines that don't name an item are reported to failed. The context
 // ends it, also while it waits for a terminal.
 func (l *itemList) read(ctx context.Context, from io.Reader, failed func(what string, err error)) error {
 	done := make(chan error, 1)

@@ -28,7 +28,7 @@ type Conn struct {
 	// done since it was resumed.
 	onLoop bool
 	turns  int
-	lane   *Lane // that it is to enter
+	lane   *Lane // the one that it enters or is in; nil for none
 
 	read, write side
 	// ending is whether the peer sends no more, or the connection is broken.
