@@ -41,8 +41,6 @@ const (
 	// Storage.
 	InstanceHeader = "Nar-Herder-Instance"
 	StorageHeader  = "Nar-Herder-Storage"
-	// ReliesOnHeader is there as well, with [StoredReply.ReliesOn] as JSON.
-	ReliesOnHeader = "Nar-Herder-Relies-On"
 )
 
 // StoredReply answers which nars are stored.
@@ -55,8 +53,8 @@ type StoredReply struct {
 	// StorageUnknown says that it has one, and can't tell which.
 	StorageUnknown bool   `json:"storage_unknown,omitempty"`
 	Nonce          string `json:"nonce"`
-	// ReliesOn says for which instances this one removes nars, and those, and so on.
-	ReliesOn Statement `json:"relies_on,omitempty"`
+	// ReliesOn says on which instances this one relies; nil where it can't tell.
+	ReliesOn Statement `json:"relies_on,omitzero"`
 	// Nars are in the order of the question.
 	Nars []StoredNar `json:"nars"`
 }

@@ -112,11 +112,6 @@ func (p *Peer) askOne(ctx context.Context, item *storage.Item, storageName strin
 			return Verdict{}, who, err
 		}
 		who.Instance, who.Storage = instance, header.Get(StorageHeader)
-		if text := header.Get(ReliesOnHeader); text != "" {
-			if err := json.Unmarshal([]byte(text), &who.ReliesOn); err != nil {
-				return Verdict{}, who, fmt.Errorf("%w: %w", ErrAnswer, err)
-			}
-		}
 	}
 	nar := StoredNar{Stored: *reply.Stored, NarHash: n.NarHash.String()}
 	for _, file := range n.Files {

@@ -112,6 +112,14 @@ func TestUnowned(t *testing.T) {
 	if o := ownerOf(t, p); o.Database != p.database || o.Host == "" || o.Since.IsZero() {
 		t.Errorf("the owner is %+v", o)
 	}
+	// The owner file of an earlier version.
+	if err := os.WriteFile(filepath.Join(p.storage, storage.OwnerName), []byte(ownerOf(t, p).Instance+"\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	p.imports(t, filepath.Join(testdata, "published"))
+	if o := ownerOf(t, p); o.Database != p.database {
+		t.Errorf("the owner is %+v", o)
+	}
 }
 
 // TestLoses: a server that loses its storage stops writing, and says so in its health.

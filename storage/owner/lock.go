@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -140,11 +141,14 @@ func (l *Lock) take(path string) error {
 		return fmt.Errorf("read %s: %w", path, readErr)
 	}
 	// The other process may be writing it.
-	if json.Unmarshal(text, &user) != nil && len(text) > 0 && err == 0 {
-		return fmt.Errorf("%s is not a lock file of this program: remove it, or name another one", path)
+	if jsonErr := json.Unmarshal(text, &user); jsonErr != nil && len(text) > 0 && err == 0 {
+		// A storage has this file, too, maybe of an earlier version.
+		if user.Owner, jsonErr = parse(strings.TrimSpace(string(text))); jsonErr != nil {
+			return fmt.Errorf("%s is not a lock file of this program: remove it, or name another one", path)
+		}
 	}
 	// A database that was moved keeps its id, and a new one may be in its place.
-	isOther := l.user.Instance != "" && user.Instance != "" && user.Instance != l.user.Instance && !user.IsAt(l.user.Owner)
+	isOther := l.user.Instance != "" && user.Instance != "" && user.Instance != l.user.Instance && (user.Database == "" || !user.IsAt(l.user.Owner))
 	if err != 0 || isOther {
 		return &InUseError{path, user, err != 0}
 	}

@@ -27,7 +27,7 @@ type Owner struct {
 	// where that is unknown, as in most containers.
 	Host    string `json:"host,omitempty"`
 	Machine string `json:"machine,omitempty"`
-	// Database is the absolute path of the database.
+	// Database is the absolute path of the database; "" in files of earlier versions.
 	Database string    `json:"database,omitempty"`
 	Since    time.Time `json:"since,omitzero"`
 }
@@ -77,6 +77,9 @@ func (o Owner) String() string {
 	if o.Instance == "" {
 		return "no instance"
 	}
+	if o.Database == "" {
+		return "instance " + o.Instance
+	}
 	return fmt.Sprintf("instance %s (database %s on host %s, since %s)", o.Instance, o.Database, o.Host, o.Since.Format(time.RFC3339))
 }
 
@@ -88,19 +91,28 @@ func (o Owner) IsAt(other Owner) bool {
 	}
 	a, errA := os.Stat(o.Database)
 	b, errB := os.Stat(other.Database)
-	return o.Database == other.Database || errA == nil && errB == nil && os.SameFile(a, b)
+	return o.Database == "" || o.Database == other.Database || errA == nil && errB == nil && os.SameFile(a, b)
 }
 
-// Read returns the owner of a byte store. The error is [fs.ErrNotExist] where there is
-// none.
-func Read(ctx context.Context, store storage.ByteStore) (o Owner, err error) {
-	text, err := storage.ReadNote(ctx, store, storage.OwnerName)
-	if err != nil {
-		return Owner{}, err
+// parse reads an owner file. Earlier versions wrote the instance id alone.
+func parse(text string) (o Owner, err error) {
+	if !strings.ContainsAny(text, "{ \t\n") {
+		return Owner{Instance: text}, nil
 	}
 	if err = json.Unmarshal([]byte(text), &o); err == nil && o.Instance == "" {
 		err = errors.New("it names no instance")
 	}
+	return o, err
+}
+
+// Read returns the owner of a byte store. The error is [fs.ErrNotExist] where there is
+// none.
+func Read(ctx context.Context, store storage.ByteStore) (Owner, error) {
+	text, err := storage.ReadNote(ctx, store, storage.OwnerName)
+	if err != nil {
+		return Owner{}, err
+	}
+	o, err := parse(text)
 	if err != nil {
 		return Owner{}, fmt.Errorf("%s in storage %s is not an owner file: %w: remove it, then run 'nar-herder claim-storage'", storage.OwnerName, store, err)
 	}
@@ -145,12 +157,19 @@ type Claim struct {
 // Acquire makes the instance the owner of a byte store without one, as far as the policy
 // allows, and is Check otherwise.
 func (c *Claim) Acquire(ctx context.Context) error {
-	if _, err := Read(ctx, c.Store); errors.Is(err, fs.ErrNotExist) && c.Policy != Never {
+	found, err := Read(ctx, c.Store)
+	switch {
+	case c.Policy == Never:
+	case errors.Is(err, fs.ErrNotExist):
 		if err := c.MayClaim(ctx); err != nil {
 			return err
 		}
 		// Several instances may do this at once: one succeeds, and Check tells which.
 		if err := write(ctx, c.Store, c.Self, storage.Staged.CommitNew); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+	case found.Instance == c.Self.Instance && found.Database == "": // of an earlier version
+		if err := Take(ctx, c.Store, c.Self); err != nil {
 			return err
 		}
 	}

@@ -110,18 +110,29 @@ func TestClaim(t *testing.T) {
 	})
 }
 
-// TestBadFile: a file of another form names nobody, and is not replaced.
-func TestBadFile(t *testing.T) {
+// TestOldFile: the owner file of an earlier version is read, and completed by its owner.
+func TestOldFile(t *testing.T) {
 	t.Parallel()
 	eachStore(t, func(t *testing.T, store storage.ByteStore) {
-		for _, text := range []string{"WORD", "two words", "{}", "{"} {
+		if err := storage.WriteNote(t.Context(), store, storage.OwnerName, "OLD", storage.Staged.Commit); err != nil {
+			t.Fatal(err)
+		}
+		for instance, owns := range map[string]bool{"OTHER": false, "OLD": true} {
+			c := Claim{Store: store, Self: Self(instance, "/new.db"), Policy: IfEmpty, IsMounted: mounted}
+			if err := c.Acquire(t.Context()); (err == nil) != owns {
+				t.Errorf("%s: %v", instance, err)
+			}
+		}
+		if found, err := Read(t.Context(), store); err != nil || found.Instance != "OLD" || found.Database != "/new.db" || found.Since.IsZero() {
+			t.Errorf("it is now %+v, %v", found, err)
+		}
+		for _, text := range []string{"two words", "{}", "{"} {
 			err := storage.WriteNote(t.Context(), store, storage.OwnerName, text, storage.Staged.Commit)
 			if err != nil {
 				t.Fatal(err)
 			}
-			c := Claim{Store: store, Self: Self("WORD", "/new.db"), Policy: Always, IsMounted: mounted}
-			if err := c.Acquire(t.Context()); err == nil || errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "remove it") {
-				t.Errorf("%q: %v", text, err)
+			if found, err := Read(t.Context(), store); err == nil || errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("%q: %+v, %v", text, found, err)
 			}
 		}
 	})
@@ -205,7 +216,8 @@ func TestLock(t *testing.T) {
 		t.Fatalf("a new id in the same database: %v", err)
 	}
 	renamed.Close()
-	for text, want := range map[string]bool{"": true, "a\n": false, "not a lock file": false} {
+	// As in a storage of an earlier version.
+	for text, want := range map[string]bool{"a\n": true, "b\n": false, "not a lock file": false} {
 		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}
