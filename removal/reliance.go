@@ -170,7 +170,7 @@ func (r *reliance) refusal(url string, who peer.Introduction) string {
 	case cycle:
 		return fmt.Sprintf("%s relies on this instance as well, and has the smaller id: the one with the greatest id keeps the nars", url)
 	case unknown || who.ReliesOn == nil:
-		return fmt.Sprintf("whether %s relies on this instance is not known: it doesn't say for ten minutes after a start, or one that it relies on doesn't", url)
+		return fmt.Sprintf("whether %s relies on this instance is not known: it doesn't say for ten minutes after a start, or one that it relies on doesn't, or its proxy does not pass %s", url, peer.StoredPath)
 	}
 	return ""
 }
