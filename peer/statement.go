@@ -50,8 +50,6 @@ func isName(name string) bool {
 type Introduction struct {
 	// Instance is its name; "" for an original, which has none.
 	Instance string
-	// Storage is the name of its storage; "" without one.
-	Storage string
 	// ReliesOn is its statement; nil where it makes none.
 	ReliesOn Statement
 }
