@@ -131,7 +131,7 @@ func (r *reliance) statement() peer.Statement {
 	}
 	for id := range r.since {
 		if id == "" {
-			continue // what an original relies on, an administrator has to know
+			continue // an original
 		}
 		if add(id, 1); heard[id] == nil {
 			add(peer.Unknown, 1)
@@ -159,7 +159,7 @@ func (r *reliance) refusal(url string, who peer.Introduction) string {
 	case !known || r.now().Sub(since) < r.settle:
 		return unsettled
 	case who.Instance == "", who.Instance > r.self:
-		return ""
+		return "" // what an original relies on, an administrator has to know
 	}
 	_, cycle := who.ReliesOn[r.self]
 	_, unknown := who.ReliesOn[peer.Unknown]
