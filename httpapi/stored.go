@@ -39,23 +39,12 @@ func (s *Server) serveInfo(request *fasthttp.RequestCtx, hash narinfo.PathHash) 
 		if name, err := s.options.Identity.StorageName(ctx); err == nil && name != "" {
 			header.Set(peer.StorageHeader, name)
 		}
-		if text := s.statement().Header(); text != "" {
-			header.Set(peer.ReliesOnHeader, text)
-		}
 	}
 	if stored {
 		s.text(request, "application/json", `{"stored": true}`)
 	} else {
 		s.text(request, "application/json", `{"stored": false}`)
 	}
-}
-
-// statement says on whom this instance relies.
-func (s *Server) statement() peer.Statement {
-	if s.options.ReliesOn == nil {
-		return nil
-	}
-	return s.options.ReliesOn()
 }
 
 // vouches says whether other instances may go by what is in the storage.
@@ -117,7 +106,9 @@ func (s *Server) serveStored(request *fasthttp.RequestCtx, list string) {
 		var err error
 		reply.Storage, err = s.options.Identity.StorageName(ctx)
 		reply.StorageUnknown = err != nil
-		reply.ReliesOn = s.statement()
+	}
+	if s.options.ReliesOn != nil {
+		reply.ReliesOn = s.options.ReliesOn()
 	}
 	hashes := make([]narinfo.PathHash, len(asked))
 	for i, text := range asked {

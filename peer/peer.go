@@ -41,8 +41,6 @@ const (
 	// Storage.
 	InstanceHeader = "Nar-Herder-Instance"
 	StorageHeader  = "Nar-Herder-Storage"
-	// ReliesOnHeader is there as well, with [StoredReply.ReliesOn] as JSON.
-	ReliesOnHeader = "Nar-Herder-Relies-On"
 )
 
 // StoredReply answers which nars are stored.
@@ -55,8 +53,8 @@ type StoredReply struct {
 	// StorageUnknown says that it has one, and can't tell which.
 	StorageUnknown bool   `json:"storage_unknown,omitempty"`
 	Nonce          string `json:"nonce"`
-	// ReliesOn says for which instances this one removes nars, and those, and so on.
-	ReliesOn Statement `json:"relies_on,omitempty"`
+	// ReliesOn says on which instances this one relies; nil where it can't tell.
+	ReliesOn Statement `json:"relies_on,omitzero"`
 	// Nars are in the order of the question.
 	Nars []StoredNar `json:"nars"`
 }
@@ -290,18 +288,7 @@ func (p *Peer) Stored(ctx context.Context, items []*storage.Item) (verdicts []Ve
 	return p.askPlainly(ctx, items, storageName)
 }
 
-// ErrStorageUnknown says that the peer can't tell now which storage it has.
-var ErrStorageUnknown = errors.New("it can't tell now which storage it has")
-
-// Names returns the random names of the peer and of its storage: both "" for an
-// original, which has none, and the second where it has no storage.
-func (p *Peer) Names(ctx context.Context) (instance, storageName string, err error) {
-	who, err := p.Introduce(ctx)
-	return who.Instance, who.Storage, err
-}
-
-// Introduce returns what the peer says about itself. With [ErrStorageUnknown], only the
-// storage is missing.
+// Introduce returns what the peer says about itself.
 func (p *Peer) Introduce(ctx context.Context) (who Introduction, err error) {
 	ctx, cancel := context.WithTimeout(context.WithValue(ctx, noRedirects{}, true), p.self.AnswerTimeout)
 	defer cancel()
@@ -318,14 +305,10 @@ func (p *Peer) Introduce(ctx context.Context) (who Introduction, err error) {
 	if err == nil && (reply.Nonce != nonce || !isName(reply.Instance)) {
 		err = fmt.Errorf("%w: it is not to this question", ErrAnswer)
 	}
-	who = Introduction{reply.Instance, reply.Storage, reply.ReliesOn}
-	if err == nil && reply.StorageUnknown {
-		who.Storage, err = "", ErrStorageUnknown
-	}
 	if err != nil {
 		return who, fmt.Errorf("ask %s which instance it is: %w", p, err)
 	}
-	return who, nil
+	return Introduction{reply.Instance, reply.ReliesOn}, nil
 }
 
 // errNotKnown says that a peer does not know what was asked for.
@@ -367,7 +350,7 @@ func (p *Peer) judgeReply(body []byte, nonce string, items []*storage.Item, stor
 		}
 		verdicts[i] = judge(items[i], nar, false)
 	}
-	return verdicts, Introduction{reply.Instance, reply.Storage, reply.ReliesOn}, nil
+	return verdicts, Introduction{reply.Instance, reply.ReliesOn}, nil
 }
 
 // isOther makes sure that the peer's nars are others than the ones here.

@@ -334,7 +334,7 @@ func (i *instance) reliesOn() peer.Statement {
 	if i.running != nil {
 		return i.running.ReliesOn()
 	}
-	return peer.Statement{i.Instance(): {On: []string{}}}
+	return peer.Statement{}
 }
 
 // patience is short in a test of what never comes.

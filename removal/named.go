@@ -57,7 +57,7 @@ const (
 // order. The error is one that kept it from going on. It does nothing if the storage may
 // not be this instance's, or may not be mounted.
 func (r *Named) Do(ctx context.Context, hashes []narinfo.PathHash, report func(storage.Removal)) error {
-	if err := r.Storage.MayRemove(ctx); err != nil {
+	if err := r.Storage.MayDelete(ctx); err != nil {
 		return err
 	}
 	var pinned *Pinned

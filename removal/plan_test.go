@@ -9,6 +9,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+
+	"nar-herder/peer"
 )
 
 // TestPlan compares what is planned with what a round then removes, and with its log.
@@ -180,7 +182,7 @@ func TestSettles(t *testing.T) {
 	if warnings := r.Warnings(); len(warnings) != 1 || !strings.Contains(warnings[0], "is not known") {
 		t.Errorf("%v", warnings)
 	}
-	if own := r.ReliesOn()[a.Instance()]; len(own.On) != 1 || own.On[0] != b.Instance() {
+	if own := r.ReliesOn(); len(own) != 2 || own[b.Instance()] != 1 || own[peer.Unknown] != 1 {
 		t.Errorf("%v", r.ReliesOn())
 	}
 	c.advance(settleTime)

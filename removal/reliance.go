@@ -4,8 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"maps"
-	"slices"
 	"sync"
 	"time"
 
@@ -18,35 +16,39 @@ import (
 //	An instance may rely on another only if that one does not rely on it, directly or
 //	through others; in a cycle, an instance may rely only on instances with a greater id.
 //
-// So the greatest id of a cycle keeps its nars. To apply it, each instance states on whom
-// it relies, and on whom those do, with the answer whether it has nars.
+// So the greatest id of a cycle keeps its nars. To apply it, each instance states on whom it
+// relies, with the answer whether it has nars: its own peers, one step away, and whom those
+// state, a step further away than they say. Where a peer's statement is missing or too old,
+// [peer.Unknown] takes its place.
 //
 // What if configurations change? Suppose that a nar is lost: each of X1 → X2 → … → Xk → X1
-// removed it last, at t1, t2, …, since the next one had it. One of them, X, relied on an
-// instance Y with a smaller id, so the statements that X knew had no path from Y back to X.
-// Yet each of the others relied on the next one, too. Let H be [settleTime], and count the
-// rest in shares of it.
+// removed it last, at t1, t2, …, since the next one had it. One of them, X1, relied on X2
+// although that has a smaller id, so X1 was not in the statement of X2. Yet each of the
+// others relied on the next one, too. Let H be [settleTime], and count the rest in shares
+// of it.
 //
 //   - The answers that a removal is based on are at most H/10 old. Xi+1 had the nar when Xi
 //     asked, so it removed it later than H/10 before Xi: all that happened within k·H/10.
-//   - An instance relies on another only when it has stated that for H. Therefore X knew an
-//     older statement only if it was made more than H before the instance even asked. But
-//     what X knew was at most H/10 + 3·H/10 old.
-//   - After a start, an instance makes no statement for H. Therefore X knew no newer one:
-//     that would be H younger than the removal.
+//   - A statement is made of statements that are at most 2·H/10 old. Therefore X1 knew of Xj
+//     what that stated at most H/10 + (j-2)·2·H/10 before t1.
+//   - An instance relies on another only when it has stated that for H. Since tj is earlier
+//     than t1 + (k-j+1)·H/10, Xj had begun to state Xj+1 by then, if k is at most 6.
+//   - After a start, an instance makes no statement for H. Therefore Xj had not restarted
+//     with another configuration by then: X1 would have found that Xj is unknown.
 //
-// This holds for cycles of up to 9 instances, whatever their delays; for longer ones, most
-// of the instances would have to take H/10 over the same nar, one after the other. Where
-// over 8 instances behind Y rely on others, X doesn't rely on Y. Durations are
-// measured by the monotonic clock, which an administrator can't set; it stands still while
-// the machine is suspended, so that an age is the larger of what that and the wall clock say.
+// This holds for cycles of up to 6 instances, whatever their delays; for longer ones, most
+// of the instances would have to take H/10 over the same nar, one after the other. What is
+// more than 5 steps away is not stated, so X1 does not rely on an instance that states any
+// as far away as that. Durations are measured by the monotonic clock, which an administrator
+// can't set; it stands still while the machine is suspended, so that an age is the larger of
+// what that and the wall clock say.
 const (
 	settleTime = 10 * time.Minute
 	// Shares of the settle time: see above.
 	validShare   = 10 // how old the answers may be that a removal is based on
-	stateShare   = 3  // tenths: how old a statement may be
+	stateShare   = 5  // how old the peers' statements may be
 	refreshShare = 30 // how often the peers are asked for theirs
-	mostRelying  = 8
+	mostSteps    = 5
 	// mostReliedOn bounds the instances that this one states.
 	mostReliedOn = 32
 )
@@ -90,8 +92,8 @@ func (r *reliance) elapsed(at time.Time) time.Duration {
 // isLate reports whether answers to what was asked at that time are too old to remove nars.
 func (r *reliance) isLate(at time.Time) bool { return r.elapsed(at) > r.settle/validShare }
 
-// oldest is the age from which statements count as none.
-func (r *reliance) oldest() time.Duration { return r.settle * stateShare / 10 }
+// isStale reports whether what a peer said counts as nothing.
+func (r *reliance) isStale(s said) bool { return r.elapsed(s.at) > r.settle/stateShare }
 
 // hear notes what a peer says about itself, and from when on this instance relies on it.
 func (r *reliance) hear(url string, at time.Time, who peer.Introduction) {
@@ -115,26 +117,31 @@ func (r *reliance) statement() peer.Statement {
 	if r.overflow || r.now().Sub(r.started) < r.settle || len(r.said) < len(r.peers) {
 		return nil
 	}
-	on := slices.Sorted(maps.Keys(r.since))
-	if len(on) > 0 && on[0] == "" {
-		on = on[1:]
-	}
-	if on == nil {
-		on = []string{}
-	}
-	all := make(peer.Statement)
+	heard := make(map[string]peer.Statement)
 	for _, said := range r.said {
-		age := r.elapsed(said.at)
-		for id, entry := range said.ReliesOn {
-			entry.Age += int64((age + time.Millisecond - 1) / time.Millisecond)
-			if other, known := all[id]; id != r.self && entry.Age <= r.oldest().Milliseconds() && (!known || entry.Age < other.Age) {
-				all[id] = entry
-			}
+		if !r.isStale(said) {
+			heard[said.Instance] = said.ReliesOn
 		}
 	}
-	own := peer.Reliance{On: on}
-	if all[r.self] = own; all.Names() > peer.MaxStatement {
-		return peer.Statement{r.self: own}
+	all := make(peer.Statement)
+	add := func(id string, steps int) {
+		if known, ok := all[id]; id != r.self && steps <= mostSteps && (!ok || steps < known) {
+			all[id] = steps
+		}
+	}
+	for id := range r.since {
+		if id == "" {
+			continue // an original
+		}
+		if add(id, 1); heard[id] == nil {
+			add(peer.Unknown, 1)
+		}
+		for other, steps := range heard[id] {
+			add(other, steps+1)
+		}
+	}
+	if len(all) > peer.MaxStatement {
+		return nil
 	}
 	return all
 }
@@ -154,39 +161,18 @@ func (r *reliance) refusal(url string, who peer.Introduction) string {
 	case who.Instance == "", who.Instance > r.self:
 		return "" // what an original relies on, an administrator has to know
 	}
-	cycle, unknown := r.follow(who)
+	_, cycle := who.ReliesOn[r.self]
+	_, unknown := who.ReliesOn[peer.Unknown]
+	for _, steps := range who.ReliesOn {
+		unknown = unknown || steps >= mostSteps
+	}
 	switch {
 	case cycle:
 		return fmt.Sprintf("%s relies on this instance as well, and has the smaller id: the one with the greatest id keeps the nars", url)
-	case unknown:
-		return fmt.Sprintf("whether %s relies on this instance is not known: it doesn't say for ten minutes after a start, or one that it relies on doesn't", url)
+	case unknown || who.ReliesOn == nil:
+		return fmt.Sprintf("whether %s relies on this instance is not known: it doesn't say for ten minutes after a start, or one that it relies on doesn't, or its proxy does not pass %s", url, peer.StoredPath)
 	}
 	return ""
-}
-
-// follow looks for this instance behind one that has introduced itself.
-func (r *reliance) follow(who peer.Introduction) (cycle, unknown bool) {
-	seen, relying := map[string]bool{who.Instance: true}, 0
-	for next := []string{who.Instance}; len(next) > 0; {
-		entry, known := who.ReliesOn[next[0]]
-		next = next[1:]
-		if unknown = unknown || !known || entry.Age > r.oldest().Milliseconds(); !known {
-			continue
-		}
-		if len(entry.On) > 0 {
-			relying++
-		}
-		for _, id := range entry.On {
-			if id == r.self {
-				return true, unknown
-			}
-			if !seen[id] {
-				seen[id] = true
-				next = append(next, id)
-			}
-		}
-	}
-	return false, unknown || relying > mostRelying
 }
 
 // expect returns why asking a peer for nars is of no use now; "" when it is, or when only
@@ -198,7 +184,7 @@ func (r *reliance) expect(url string) string {
 	switch {
 	case known && last.Instance == r.self:
 		return "" // the answer is an error that says so
-	case known && r.elapsed(last.at) <= r.oldest():
+	case known && !r.isStale(last):
 		return r.refusal(url, last.Introduction)
 	case r.now().Sub(r.started) < r.settle:
 		return unsettled

@@ -50,7 +50,7 @@ type model struct {
 func newModel(seed uint64, hasty bool) *model {
 	m := &model{random: rand.New(rand.NewPCG(seed, 2)), now: time.Date(2024, 1, 1, 0, 0, 0, 0, time.UTC), instances: make(map[string]*modelInstance), hasty: hasty}
 	m.restarts = 15 + m.random.IntN(150)
-	for n := range 2 + m.random.IntN(4)*m.random.IntN(2) {
+	for n := range 2 + m.random.IntN(5)*m.random.IntN(2) {
 		m.ids = append(m.ids, string(rune('A'+n)))
 	}
 	for _, id := range m.ids {
@@ -229,4 +229,55 @@ func TestModel(t *testing.T) {
 		}
 	}
 	t.Error("nothing is lost without the waiting times: the model tests nothing")
+}
+
+// TestSteps has instances that rely on the next, in a chain and in a ring, after they have
+// run for long. The first has the smallest id, and another with the greatest relies on it:
+// it must not where that relies on it, and where that may be too far away.
+func TestSteps(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2024, 1, 1, 0, 0, 0, 0, time.UTC)
+	for count := 1; count <= mostSteps+3; count++ {
+		for _, ring := range []bool{false, true} {
+			var all []*reliance
+			for n := range count {
+				all = append(all, newReliance(string(rune('A'+n)), nil, 0, func() time.Time { return now }))
+			}
+			last := newReliance("Z", []string{"first"}, 0, func() time.Time { return now })
+			introduce := func(r *reliance) peer.Introduction {
+				return peer.Introduction{Instance: r.self, ReliesOn: r.statement()}
+			}
+			for range count + 1 {
+				for n, r := range all {
+					if n+1 < count {
+						r.hear("next", now, introduce(all[n+1]))
+					} else if ring {
+						r.hear("next", now, introduce(last))
+					}
+					r.settled()
+				}
+				last.hear("first", now, introduce(all[0]))
+				last.settled()
+			}
+			want := ""
+			switch {
+			case ring && count <= mostSteps:
+				want = "keeps the nars"
+			case ring || count > mostSteps:
+				want = "is not known"
+			}
+			got := last.refusal("first", introduce(all[0]))
+			if (got == "") != (want == "") || !strings.Contains(got, want) {
+				t.Errorf("%d instances, in a ring: %v: %q, want %q", count, ring, got, want)
+			}
+			if got := all[count-1].refusal("next", introduce(last)); ring && got != "" {
+				t.Errorf("%d instances: the greatest is not relied on: %s", count, got)
+			}
+			// The first has not heard from its peer for some time.
+			now = now.Add(settleTime/stateShare + 1)
+			if got := last.refusal("first", introduce(all[0])); count > 1 && got == "" {
+				t.Errorf("%d instances: an old statement counts", count)
+			}
+		}
+	}
 }

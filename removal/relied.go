@@ -16,17 +16,25 @@ import (
 // makes them. They go on being asked for those when no criterion names them any more.
 const reliedSetting = "removal_relied_on"
 
-// ReliedOn returns the instances that nars were removed for, without users and
-// passwords: those must be given again where they are needed. Earlier versions have
-// stored them; ReliedOn erases them.
-func ReliedOn(ctx context.Context, x *index.Index) (urls []*url.URL, err error) {
+// relied reads the setting.
+func relied(ctx context.Context, x *index.Index) (names []string, err error) {
 	text, err := x.Setting(ctx, reliedSetting)
 	if err != nil || text == "" {
 		return nil, err
 	}
-	var names []string
 	if err := json.Unmarshal([]byte(text), &names); err != nil {
 		return nil, fmt.Errorf("the instances that nars were removed for, in the database: %w", err)
+	}
+	return names, nil
+}
+
+// ReliedOn returns the instances that nars were removed for, without users and
+// passwords: those must be given again where they are needed. Earlier versions have
+// stored them; ReliedOn erases them.
+func ReliedOn(ctx context.Context, x *index.Index) (urls []*url.URL, err error) {
+	names, err := relied(ctx, x)
+	if err != nil {
+		return nil, err
 	}
 	var public []string
 	for _, name := range names {
@@ -55,44 +63,24 @@ func ReliedOn(ctx context.Context, x *index.Index) (urls []*url.URL, err error) 
 func (r *Remover) relyOn(ctx context.Context, going []decided) error {
 	r.relying.Lock()
 	defer r.relying.Unlock()
-	var news []string
-	for _, d := range going {
-		for _, u := range d.by.storedOn {
-			if name := peer.Name(u); !r.reliedOn[name] && !slices.Contains(news, name) {
-				news = append(news, name)
-			}
-		}
-	}
-	if len(news) == 0 {
-		return nil
-	}
-	err := r.index.Reclaim(ctx, func(tx *index.Tx) error {
-		text, err := tx.Setting(reliedSetting)
-		if err != nil {
-			return err
-		}
-		var names []string
-		if text != "" {
-			if err := json.Unmarshal([]byte(text), &names); err != nil {
-				return fmt.Errorf("the instances that nars were removed for, in the database: %w", err)
-			}
-		}
-		for _, name := range news {
-			if !slices.Contains(names, name) {
-				names = append(names, name)
-			}
-		}
-		all, err := json.Marshal(names)
-		if err != nil {
-			return err
-		}
-		return tx.SetSetting(reliedSetting, string(all))
-	})
+	names, err := relied(ctx, r.index)
 	if err != nil {
 		return err
 	}
-	for _, name := range news {
-		r.reliedOn[name] = true
+	before := len(names)
+	for _, d := range going {
+		for _, u := range d.by.storedOn {
+			if name := peer.Name(u); !slices.Contains(names, name) {
+				names = append(names, name)
+			}
+		}
 	}
-	return nil
+	if len(names) == before {
+		return nil
+	}
+	text, err := json.Marshal(names)
+	if err != nil {
+		return err
+	}
+	return r.index.Reclaim(ctx, func(tx *index.Tx) error { return tx.SetSetting(reliedSetting, string(text)) })
 }

@@ -295,10 +295,12 @@ func TestLastBroken(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer files.Close()
-		var options storage.Options
-		if owned {
-			options.MayWrite = func(context.Context) error { return nil }
-		}
+		options := storage.Options{MayWrite: func(context.Context) error {
+			if owned {
+				return nil
+			}
+			return errors.New("no owner file")
+		}}
 		if err := os.Remove(p.file(1)); err != nil {
 			t.Fatal(err)
 		}

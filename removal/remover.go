@@ -124,8 +124,7 @@ type Remover struct {
 	aheadSince   time.Time
 	sawAhead     bool // any time, in this pass
 
-	reliedOn  map[string]bool // URLs that are noted; guarded by relying
-	relying   sync.Mutex
+	relying   sync.Mutex // held while instances that are relied on are noted
 	surveyed  time.Time
 	surveying time.Duration // what the last survey took
 	// counted is what the last survey found, less what was removed since: what
@@ -153,7 +152,7 @@ type Remover struct {
 
 // New makes a remover.
 func New(s *storage.Storage, x *index.Index, options Options) *Remover {
-	r := &Remover{storage: s, index: x, options: options, log: options.Log, now: options.Now, reliedOn: make(map[string]bool), peers: make(map[string]*peer.Peer)}
+	r := &Remover{storage: s, index: x, options: options, log: options.Log, now: options.Now, peers: make(map[string]*peer.Peer)}
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
 	}
@@ -201,11 +200,7 @@ func (r *Remover) ReliesOn() peer.Statement { return r.reliance.statement() }
 
 // introduce asks a peer what it says about itself.
 func (r *Remover) introduce(ctx context.Context, url string) (peer.Introduction, error) {
-	who, err := r.peers[url].Introduce(ctx)
-	if errors.Is(err, peer.ErrStorageUnknown) {
-		err = nil
-	}
-	return who, err
+	return r.peers[url].Introduce(ctx)
 }
 
 // nameStorage gives a storage that this instance owns its name. Other instances ask for

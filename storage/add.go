@@ -214,7 +214,7 @@ func (s *Storage) commitAllIn(ctx context.Context, tx *index.Tx, batch []*prepar
 	defer cancel()
 	if size > 0 {
 		// It may have been taken over while they came.
-		if err := s.mayStore(hurried, replacesAny(batch)); err != nil {
+		if err := s.mayAdd(hurried, replacesAny(batch)); err != nil {
 			return err
 		}
 	}

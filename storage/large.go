@@ -60,7 +60,7 @@ func (s *Storage) showOne(ctx context.Context, p *prepared, n int, replaced *rep
 	if err != nil {
 		return err
 	}
-	if err := s.mayStore(ctx, p.replaces); err != nil {
+	if err := s.mayAdd(ctx, p.replaces); err != nil {
 		return err
 	}
 	if replaced.files[name] == nil {

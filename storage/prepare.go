@@ -271,7 +271,7 @@ func (s *Storage) stageFrom(ctx context.Context, p *prepared, n int, name, direc
 	if want := p.Narinfo.Files[n].Size; want >= 0 && size != want {
 		return 0, fmt.Errorf("%w: %s has %d bytes, the narinfo says %d", ErrWrongSize, source, size, want)
 	}
-	if err := s.mayStore(ctx, p.replaces); err != nil {
+	if err := s.mayAdd(ctx, p.replaces); err != nil {
 		return 0, err
 	}
 	room, err := s.reserve(ctx, size)

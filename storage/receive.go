@@ -47,7 +47,7 @@ func (s *Storage) Receive(ctx context.Context, item *Item, n int, file *os.File)
 	if want := item.StoredSize(n); want >= 0 && size != want {
 		return fmt.Errorf("store %s: %w: %d bytes came where %d were expected", name, ErrWrongSize, size, want)
 	}
-	if err := s.mayAdd(ctx); err != nil {
+	if err := s.mayAdd(ctx, false); err != nil {
 		return fmt.Errorf("store %s: %w", name, err)
 	}
 	staged, err := s.stageOwn(ctx, name, file, size)
@@ -165,7 +165,7 @@ func (s *Storage) Adopt(ctx context.Context, item *Item, n int, decode Decoder) 
 	name := item.FileName(n)
 	// Not of a storage that another looks after, and may be large: what is there,
 	// that one knows.
-	if err := s.mayAdd(ctx); err != nil {
+	if err := s.mayAdd(ctx, false); err != nil {
 		return fmt.Errorf("take %s into the index: %w", name, err)
 	}
 	// Before it is read, so that nobody changes what was found right.

@@ -307,7 +307,7 @@ func (s *Storage) agrees(ctx context.Context, item *Item, n int, info Info) erro
 // disagree is the error of a file that is not as its row has it: the given one, unless
 // another instance owns the byte store. That has removed or replaced it, and knows.
 func (s *Storage) disagree(ctx context.Context, err error) error {
-	if s.isAnothers(ctx) {
+	if errors.Is(s.MayDelete(ctx), ErrNotOwner) {
 		return ErrNotStored
 	}
 	if ctx.Err() != nil {

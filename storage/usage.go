@@ -141,7 +141,7 @@ func parseLimit(what, text string) (limit int64, err error) {
 // is released. The error is [ErrLimit] or [ErrFreeSpace] when they don't, and
 // [ErrNotOwner] when they are not this instance's to store.
 func (s *Storage) Reserve(ctx context.Context, size int64) (*Reservation, error) {
-	if err := s.mayAdd(ctx); err != nil {
+	if err := s.mayAdd(ctx, false); err != nil {
 		return nil, err
 	}
 	r, err := s.reserve(ctx, size)

@@ -39,32 +39,14 @@ func (s *Storage) MayDelete(ctx context.Context) error {
 	return nil
 }
 
-// MayRemove is MayDelete, and makes sure that the byte store is mounted. One whose owner
-// file names this instance is, even if no other file of the index is there.
-func (s *Storage) MayRemove(ctx context.Context) error {
-	err := s.MayDelete(ctx)
-	if err == nil && s.bytes != nil && s.mayWrite == nil {
-		err = s.IsMounted(ctx)
-	}
-	return err
-}
-
-// mayAdd is MayDelete for what replaces nothing.
-func (s *Storage) mayAdd(ctx context.Context) error {
-	if checked := s.checked.Load(); checked != nil {
+// mayAdd is MayDelete for what may replace something, or surely replaces nothing.
+func (s *Storage) mayAdd(ctx context.Context, replaces bool) error {
+	if checked := s.checked.Load(); checked != nil && !replaces {
 		if since := s.now().Sub(*checked); since >= 0 && since < ownerTrust {
 			return nil
 		}
 	}
 	return s.MayDelete(ctx)
-}
-
-// mayStore is MayDelete for what may replace something.
-func (s *Storage) mayStore(ctx context.Context, replaces bool) error {
-	if replaces {
-		return s.MayDelete(ctx)
-	}
-	return s.mayAdd(ctx)
 }
 
 // IsReadOnly says whether the byte store is only read, as by a front end. Then each
@@ -75,12 +57,6 @@ func (s *Storage) IsReadOnly() bool { return s.readOnly }
 // IsOurs says whether this instance decides what is removed from the byte store.
 func (s *Storage) IsOurs(ctx context.Context) bool {
 	return s.bytes != nil && s.MayDelete(ctx) == nil
-}
-
-// isAnothers says whether the byte store is surely another instance's, which may remove
-// and replace what this one's rows have as stored.
-func (s *Storage) isAnothers(ctx context.Context) bool {
-	return errors.Is(s.MayDelete(ctx), ErrNotOwner)
 }
 
 // asReadOnly makes an item's files count as stored where this instance can only find

@@ -82,13 +82,8 @@ func (c *checkCommand) check(ctx context.Context, s *streams) (err error) {
 			err = closeErr
 		}
 	}()
-	if err := store.refuseOthers(ctx); err != nil {
+	if err := store.MayDelete(ctx); errors.Is(err, storage.ErrNotOwner) || err != nil && c.Repair {
 		return err
-	}
-	if c.Repair {
-		if err := store.mayWrite(ctx); err != nil {
-			return err
-		}
 	}
 	totals, err := store.Totals(ctx)
 	if err != nil {

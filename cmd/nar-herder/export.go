@@ -8,6 +8,7 @@ import (
 
 	"nar-herder/mirror/export"
 	"nar-herder/narinfo"
+	"nar-herder/storage"
 )
 
 type exportCommand struct {
@@ -50,7 +51,7 @@ func (c *exportCommand) Run(ctx context.Context, s *streams) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, store.close()) }()
-	if err := store.refuseOthers(ctx); err != nil {
+	if err := store.MayDelete(ctx); errors.Is(err, storage.ErrNotOwner) {
 		return err
 	}
 	var roots []narinfo.PathHash

@@ -71,7 +71,7 @@ func TestGrace(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				store, err := open(t.Context(), place.database, place.storage, opening{policy: owner.Always}, slog.New(slog.DiscardHandler))
 				if err == nil {
-					err = store.mayWrite(t.Context())
+					err = store.claim.Acquire(t.Context())
 				}
 				if err != nil {
 					t.Fatal(err)

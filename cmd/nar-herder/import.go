@@ -44,8 +44,10 @@ func (c *importCommand) Run(ctx context.Context, s *streams) (err error) {
 			err = closeErr
 		}
 	}()
-	if err := store.mayWrite(ctx); err != nil {
-		return err
+	if store.claim != nil {
+		if err := store.claim.Acquire(ctx); err != nil {
+			return err
+		}
 	}
 	progress := newProgress(s.err, "importing", "narinfos", 0)
 	var summary storage.Summary

@@ -82,30 +82,11 @@ func following(database, suffix string) string {
 	return strings.TrimSuffix(database, filepath.Ext(database)) + suffix
 }
 
-// mayWrite returns an error unless the storage is this instance's to write to, for
-// commands that are about to. It claims one without an owner as the policy says.
-func (o *opened) mayWrite(ctx context.Context) error {
-	if o.claim == nil {
-		return nil
-	}
-	return o.claim.Acquire(ctx)
-}
-
-// refuseOthers returns an error where the storage belongs to another instance: this index
-// does not say which nars are there.
-func (o *opened) refuseOthers(ctx context.Context) error {
-	if o.claim == nil {
-		return nil
-	}
-	if err := o.claim.Check(ctx); errors.Is(err, storage.ErrNotOwner) {
-		return err
-	}
-	return nil
-}
-
-// ownership keeps watching who owns the server's storage.
+// ownership watches who owns the server's storage, for its log and its health, and claims
+// a storage that could not be read when the server started. Before anything is written or
+// removed, the storage itself checks its owner.
 type ownership struct {
-	claim *owner.Claim
+	claim *owner.Claim // nil for a storage that is only read
 	log   *slog.Logger
 	// failure is why nothing is written to the storage; nil where it is.
 	failure atomic.Pointer[error]
@@ -114,11 +95,11 @@ type ownership struct {
 // own makes this instance the owner of the storage, or refuses to start where it is
 // another's. Where that can't be found out now, Run tries again.
 func (c *serverCommand) own(ctx context.Context, store *opened, log *slog.Logger) (*ownership, error) {
-	o := &ownership{claim: store.claim, log: log}
+	o := &ownership{log: log}
 	if store.claim == nil || c.StorageReadOnly {
-		o.claim = nil
 		return o, nil
 	}
+	o.claim = store.claim
 	wait, cancel := context.WithTimeout(ctx, acquireWait)
 	defer cancel()
 	if converted, err := store.index.Setting(ctx, convertedSetting); err != nil {
@@ -136,14 +117,14 @@ func (c *serverCommand) own(ctx context.Context, store *opened, log *slog.Logger
 
 // note records whether the storage is this instance's.
 func (o *ownership) note(err error) {
-	before := o.failure.Load()
+	failure := &err
 	if err == nil {
-		if o.failure.Store(nil); before != nil {
-			o.log.Info("the storage belongs to this instance: it writes there again")
-		}
-		return
+		failure = nil
 	}
-	if o.failure.Store(&err); before == nil {
+	switch before := o.failure.Swap(failure); {
+	case err == nil && before != nil:
+		o.log.Info("the storage belongs to this instance: it writes there again")
+	case err != nil && before == nil:
 		o.log.Error("nothing is written to the storage or removed from it; --storage-read-only is for servers that only read it", "error", err)
 	}
 }

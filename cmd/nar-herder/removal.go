@@ -111,7 +111,7 @@ func (c *serverCommand) keepLimit(store *opened, peers peer.Peers, counter *uses
 		if c.StorageLimit != noLimit || c.StorageMinimumFreeSpace != noLimit || len(criteria) > 0 {
 			log.Warn("--storage-limit, --storage-minimum-free-space and --storage-nar-removal-criteria are not used with --storage-read-only: only the owner of the storage removes from it")
 		}
-		options.ReliesOn = func() peer.Statement { return peer.Statement{store.Instance(): {On: []string{}}} }
+		options.ReliesOn = func() peer.Statement { return peer.Statement{} }
 		return nil
 	}
 	if c.StorageLimit != noLimit && len(criteria) == 0 {

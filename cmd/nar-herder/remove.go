@@ -79,7 +79,7 @@ func (c *removeCommand) Run(ctx context.Context, s *streams) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, store.close()) }()
-	if err := store.mayWrite(ctx); err != nil {
+	if err := store.MayDelete(ctx); err != nil {
 		return fmt.Errorf("remove: nothing was %s: %w", c.verb(), err)
 	}
 	if len(c.Tag) > 0 {

@@ -34,15 +34,12 @@ func (e *InUseError) Error() string {
 	if !e.IsRunning {
 		return fmt.Sprintf("it belongs to %s: name another one, or, if that instance no longer uses it, remove %s", e.Owner, e.Path)
 	}
-	s := fmt.Sprintf("it is in use by process %d", e.PID)
-	if e.PID == 0 {
-		s = "another process has locked " + e.Path
+	s := "another process has locked " + e.Path
+	if e.PID != 0 {
+		s = fmt.Sprintf("it is in use by process %d on host %s", e.PID, e.Host)
 	}
 	if e.Address != "" {
 		s += " at " + e.Address
-	}
-	if e.Host != "" {
-		s += " on host " + e.Host
 	}
 	if e.Instance != "" {
 		s += ", of " + e.Owner.String()
@@ -101,24 +98,18 @@ func NewDatabaseLock(database string) (*Lock, error) {
 	if err != nil {
 		return l, nil
 	}
-	if l.file != nil {
-		// Another process may have had to lock the directory.
-		if flock(directory, unix.LOCK_SH) == unix.EWOULDBLOCK {
-			err = &InUseError{Path: directory.Name(), IsRunning: true}
-			return nil, errors.Join(err, directory.Close(), l.Close())
-		}
-		return l, directory.Close()
+	how := unix.LOCK_SH // another process may have had to lock the directory
+	if l.file == nil {
+		how = unix.LOCK_EX
 	}
-	switch flock(directory, unix.LOCK_EX) {
-	case 0:
+	switch err := flock(directory, how); {
+	case err == unix.EWOULDBLOCK:
+		return nil, errors.Join(&InUseError{Path: directory.Name(), IsRunning: true}, directory.Close(), l.Close())
+	case err == 0 && l.file == nil:
 		l.Unlocked, l.file = nil, directory
 		return l, nil
-	case unix.EWOULDBLOCK:
-		err = &InUseError{Path: directory.Name(), IsRunning: true}
-		return nil, errors.Join(err, directory.Close())
-	default:
-		return l, directory.Close()
 	}
+	return l, directory.Close()
 }
 
 // isUnwritable reports whether an error is that of a full or read-only file system.

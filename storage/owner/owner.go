@@ -4,7 +4,6 @@ package owner
 
 import (
 	"context"
-	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -24,8 +23,8 @@ import (
 type Owner struct {
 	// Instance is the random id in the database.
 	Instance string `json:"instance"`
-	// Host is the name of the machine, for people, and Machine identifies it. Both are
-	// "" where they are unknown, and Machine is in most containers.
+	// Host is the name of the machine, for people, and Machine identifies it. It is ""
+	// where that is unknown, as in most containers.
 	Host    string `json:"host,omitempty"`
 	Machine string `json:"machine,omitempty"`
 	// Database is the absolute path of the database; "" in files of earlier versions.
@@ -66,12 +65,11 @@ func resolve(path string) string {
 // be published itself; see machine-id(5).
 func machine() string {
 	id, err := os.ReadFile("/etc/machine-id")
-	if id := strings.TrimSpace(string(id)); err == nil && len(id) == 32 {
-		mac := hmac.New(sha256.New, []byte(id))
-		mac.Write([]byte("nar-herder"))
-		return hex.EncodeToString(mac.Sum(nil)[:16])
+	if err != nil || len(strings.TrimSpace(string(id))) != 32 {
+		return ""
 	}
-	return ""
+	sum := sha256.Sum256(append([]byte("nar-herder "), id...))
+	return hex.EncodeToString(sum[:16])
 }
 
 // String describes an owner in messages.
@@ -79,36 +77,29 @@ func (o Owner) String() string {
 	if o.Instance == "" {
 		return "no instance"
 	}
-	s := "instance " + o.Instance
-	if o.Database != "" {
-		s += " (database " + o.Database + " on host " + o.Host + ", since " + o.Since.Format(time.RFC3339) + ")"
+	if o.Database == "" {
+		return "instance " + o.Instance
 	}
-	return s
+	return fmt.Sprintf("instance %s (database %s on host %s, since %s)", o.Instance, o.Database, o.Host, o.Since.Format(time.RFC3339))
 }
 
 // IsAt reports whether both have their database in the same place, as far as is known.
+// One file may have two names, as where a directory is mounted twice.
 func (o Owner) IsAt(other Owner) bool {
 	if o.Machine != "" && other.Machine != "" && o.Machine != other.Machine {
 		return false
 	}
-	return o.Database == "" || other.Database == "" || o.Database == other.Database || isSameFile(o.Database, other.Database)
-}
-
-// isSameFile compares two names of files on this machine: a container may see the
-// database under another one.
-func isSameFile(a, b string) bool {
-	infoA, errA := os.Stat(a)
-	infoB, errB := os.Stat(b)
-	return errA == nil && errB == nil && os.SameFile(infoA, infoB)
+	a, errA := os.Stat(o.Database)
+	b, errB := os.Stat(other.Database)
+	return o.Database == "" || o.Database == other.Database || errA == nil && errB == nil && os.SameFile(a, b)
 }
 
 // parse reads an owner file. Earlier versions wrote the instance id alone.
 func parse(text string) (o Owner, err error) {
-	if !strings.HasPrefix(text, "{") {
-		if o.Instance = text; strings.ContainsAny(text, " \t\n") {
-			err = errors.New("it is not one word")
-		}
-	} else if err = json.Unmarshal([]byte(text), &o); err == nil && o.Instance == "" {
+	if !strings.ContainsAny(text, "{ \t\n") {
+		return Owner{Instance: text}, nil
+	}
+	if err = json.Unmarshal([]byte(text), &o); err == nil && o.Instance == "" {
 		err = errors.New("it names no instance")
 	}
 	return o, err
@@ -167,7 +158,9 @@ type Claim struct {
 // allows, and is Check otherwise.
 func (c *Claim) Acquire(ctx context.Context) error {
 	found, err := Read(ctx, c.Store)
-	if errors.Is(err, fs.ErrNotExist) && c.Policy != Never {
+	switch {
+	case c.Policy == Never:
+	case errors.Is(err, fs.ErrNotExist):
 		if err := c.MayClaim(ctx); err != nil {
 			return err
 		}
@@ -175,8 +168,7 @@ func (c *Claim) Acquire(ctx context.Context) error {
 		if err := write(ctx, c.Store, c.Self, storage.Staged.CommitNew); err != nil && !errors.Is(err, fs.ErrExist) {
 			return err
 		}
-	} else if err == nil && found.Instance == c.Self.Instance && found.Database == "" && c.Policy != Never {
-		// An earlier version wrote it.
+	case found.Instance == c.Self.Instance && found.Database == "": // of an earlier version
 		if err := Take(ctx, c.Store, c.Self); err != nil {
 			return err
 		}
@@ -222,7 +214,7 @@ func (c *Claim) Check(ctx context.Context) error {
 		return fmt.Errorf("%w: %s belongs to %s: use that database; to only read the storage, start the server with --storage-read-only; if that instance is gone for good, run 'nar-herder claim-storage --yes=%s'",
 			storage.ErrNotOwner, c.Store, found, found.Instance)
 	case !found.IsAt(c.Self):
-		return fmt.Errorf("%w: %s belongs to %s, and database %s on host %s has the same id: if the database was moved here, run 'nar-herder claim-storage --yes=%s'; if this is a copy, run 'nar-herder new-identity' on it",
+		return fmt.Errorf("%w: %s belongs to %s, and database %s on host %s has the same id: if the database was moved here, or its container was recreated, run 'nar-herder claim-storage --yes=%s'; if this is a copy, run 'nar-herder new-identity' on it",
 			storage.ErrNotOwner, c.Store, found, c.Self.Database, c.Self.Host, found.Instance)
 	}
 	return nil

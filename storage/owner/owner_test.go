@@ -172,7 +172,7 @@ func TestCopies(t *testing.T) {
 		err := c.Acquire(t.Context())
 		if test.owns && err != nil {
 			t.Errorf("%s: %v", what, err)
-		} else if !test.owns && (!errors.Is(err, storage.ErrNotOwner) || !strings.Contains(err.Error(), "new-identity") || !strings.Contains(err.Error(), "claim-storage --yes=a")) {
+		} else if !test.owns && (!errors.Is(err, storage.ErrNotOwner) || !strings.Contains(err.Error(), "container") || !strings.Contains(err.Error(), "new-identity") || !strings.Contains(err.Error(), "claim-storage --yes=a")) {
 			t.Errorf("%s: %v, want ErrNotOwner with both cures", what, err)
 		}
 	}
