@@ -41,7 +41,7 @@ func (v *sinceValue) UnmarshalText(text []byte) error {
 	if err != nil {
 		ago, err := narinfo.ParseDuration(string(text))
 		if err != nil {
-			return fmt.Errorf("invalid time %q: want a day, YYYY-MM-DD, or a duration, such as 7d", text)
+			return fmt.Errorf("want a day, YYYY-MM-DD, or a duration, such as 7d: %w", err)
 		}
 		day = time.Now().Add(-ago)
 	}
