@@ -22,7 +22,7 @@ type Listed struct {
 }
 
 // Sorter sorts items by name in memory that doesn't grow with their number. What exceeds
-// it is in temporary files of SQLite, in SQLITE_TMPDIR, TMPDIR or /var/tmp.
+// it is in temporary files, where SQLite puts them.
 type Sorter struct{ conn *connection }
 
 // sorterCache is how much of a [Sorter] is in memory, in bytes. SQLite's sorter takes as
