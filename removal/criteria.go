@@ -108,7 +108,7 @@ func (c *Criterion) add(part string) error {
 		switch {
 		case err != nil:
 			if _, err := narinfo.ParseDuration(value); err != nil {
-				return fmt.Errorf("%q is neither a day, YYYY-MM-DD, nor a duration, such as 90d", value)
+				return fmt.Errorf("want a day, YYYY-MM-DD, or a duration, such as 90d: %w", err)
 			}
 			return addDuration(&c.olderThan, part, value)
 		case day.IsZero():

@@ -59,7 +59,7 @@ func TestConfigPrecedence(t *testing.T) {
 host = "10.0.0.1"
 port = 81
 storage-limit = "3TiB"
-storage-nar-removal-criteria = ["unused-for=12m,unreferenced,no-tag=a=b;c", "stored-on=https://one.example"]
+storage-nar-removal-criteria = ["unused-for=12mo,unreferenced,no-tag=a=b;c", "stored-on=https://one.example"]
 enable-cached-compression = "zstd:19"
 x-accel-redirect = true
 ttl = "1d"
@@ -84,7 +84,7 @@ verify-rate = "50M"
 		"storage-limit":                {`"none"`, "command line"},
 		"storage-hard-limit":           {`"none"`, "default"},
 		"x-accel-redirect":             {"true", "the file " + file},
-		"storage-nar-removal-criteria": {`["unused-for=12m,unreferenced,no-tag=a=b;c", "stored-on=https://one.example"]`, "the file " + file},
+		"storage-nar-removal-criteria": {`["unused-for=12mo,unreferenced,no-tag=a=b;c", "stored-on=https://one.example"]`, "the file " + file},
 		"enable-cached-compression":    {`["zstd:3", "lzip"]`, variable("ENABLE_CACHED_COMPRESSION")},
 		"cached-compression-directory": {`["zstd=/a b;c", "lzip=/d,e"]`, variable("CACHED_COMPRESSION_DIRECTORY")},
 	} {
@@ -121,7 +121,7 @@ func TestConfigOfEachOption(t *testing.T) {
 	t.Parallel()
 	values := map[string]string{
 		"port": "80", "control-port": "0", "storage-nar-removal-criteria": "unpinned", "mirror": "https://x.example", "log-level": "WARN",
-		"enable-cached-compression": "gzip:1", "cached-compression-directory": "zstd=/x", "cached-compression-directory-max-size": "zstd=5",
+		"enable-cached-compression": "zstd:1", "cached-compression-directory": "zstd=/x", "cached-compression-directory-max-size": "zstd=5",
 		"cached-compression-unused-removal-duration": "zstd=5d", "cached-compression-ttl": "zstd=5d", "cached-compression-new-ttl": "zstd=5d",
 		"serve-remote-nars": "redirect", "serve-bucket-nars": "redirect", "mirror-nars": "none", "public-metrics": "no", "x-accel-redirect": "true", "storage-read-only": "true", "allow-private-redirects": "true", "tag": "a=b",
 		"trusted-proxies": "10.0.0.0/8,unix",

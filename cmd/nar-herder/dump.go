@@ -18,6 +18,11 @@ type dumpOption struct {
 	DatabaseDump string `placeholder:"FILE" help:"The copy of the index that others download; files beside it have its name as their beginning (default: NAME_dump.db beside a --database NAME.db)."`
 }
 
+// path is where the copy is, which follows the database unless an option names it.
+func (o dumpOption) path(database string) string {
+	return cmp.Or(o.DatabaseDump, following(database, dumpSuffix))
+}
+
 // dumps makes what makes the dumps, and has the server answer with them. follower is
 // nil where no instance is mirrored.
 func (c *serverCommand) dumps(store *opened, follower *mirror.Mirror, options *httpapi.Options, log *slog.Logger) (*dump.Maker, error) {
@@ -50,7 +55,7 @@ func (dumpCommand) Help() string {
 }
 
 func (c *dumpCommand) Run(ctx context.Context, s *streams) (err error) {
-	c.DatabaseDump = cmp.Or(c.DatabaseDump, following(c.Database, dumpSuffix))
+	c.DatabaseDump = c.path(c.Database)
 	store, err := openExisting(ctx, c.Database, "", nil)
 	if err != nil {
 		return err

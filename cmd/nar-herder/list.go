@@ -2,18 +2,17 @@ package main
 
 import (
 	"bufio"
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
-	"strings"
+	"iter"
 	"time"
 
 	"nar-herder/internal/redact"
 	"nar-herder/narinfo"
 	"nar-herder/storage"
+	"nar-herder/storage/index"
 )
 
 type listCommand struct {
@@ -41,7 +40,7 @@ func (v *sinceValue) UnmarshalText(text []byte) error {
 	if err != nil {
 		ago, err := narinfo.ParseDuration(string(text))
 		if err != nil {
-			return fmt.Errorf("invalid time %q: want a day, YYYY-MM-DD, or a duration, such as 7d", text)
+			return fmt.Errorf("want a day, YYYY-MM-DD, or a duration, such as 7d: %w", err)
 		}
 		day = time.Now().Add(-ago)
 	}
@@ -72,14 +71,6 @@ type listedFile struct {
 	Stored      bool   `json:"stored"`
 }
 
-// listEntry is what is kept of each item to sort them.
-type listEntry struct {
-	name      string
-	hash      narinfo.PathHash
-	withdrawn int64 // in seconds; 0 if it is not
-	kept      int64 // until then, in seconds
-}
-
 func (c *listCommand) Run(ctx context.Context, s *streams) (err error) {
 	store, err := openForReading(ctx, c.Database, "", nil)
 	if err != nil {
@@ -94,31 +85,33 @@ func (c *listCommand) Run(ctx context.Context, s *streams) (err error) {
 	for _, pin := range pins {
 		pinned[pin.Hash] = true
 	}
-	var entries []listEntry
+	sorter, err := index.NewSorter(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, sorter.Close()) }()
 	for item, err := range store.Items(ctx, tags(c.Tag)...) {
 		if err != nil {
 			return err
 		}
 		if c.wants(item, pinned) {
-			entry := listEntry{name: strings.Clone(item.Narinfo.StorePath.Name), hash: item.Hash}
-			if !item.WithdrawnAt.IsZero() {
-				entry.withdrawn, entry.kept = item.WithdrawnAt.Unix(), item.DeleteAfter.Unix()
+			if err := sorter.Add(index.Listed{StorePath: narinfo.StorePath{Hash: item.Hash, Name: item.Narinfo.StorePath.Name}, WithdrawnAt: item.WithdrawnAt, DeleteAfter: item.DeleteAfter}); err != nil {
+				return err
 			}
-			entries = append(entries, entry)
 		}
 	}
-	slices.SortFunc(entries, func(a, b listEntry) int {
-		return cmp.Or(cmp.Compare(a.name, b.name), slices.Compare(a.hash[:], b.hash[:]))
-	})
 	out := bufio.NewWriter(s.out)
 	if c.JSON {
-		err = c.describeAll(ctx, store, out, entries, pinned)
+		err = c.describeAll(ctx, store, out, sorter.Sorted(ctx), pinned)
 		return errors.Join(err, out.Flush())
 	}
-	for _, entry := range entries {
-		fmt.Fprint(out, narinfo.StorePath{Hash: entry.hash, Name: entry.name})
-		if entry.withdrawn != 0 {
-			fmt.Fprint(out, "\twithdrawn ", time.Unix(entry.withdrawn, 0).UTC().Format(time.RFC3339), ", kept until ", time.Unix(entry.kept, 0).UTC().Format(time.RFC3339))
+	for item, err := range sorter.Sorted(ctx) {
+		if err != nil {
+			return errors.Join(err, out.Flush())
+		}
+		fmt.Fprint(out, item.StorePath)
+		if !item.WithdrawnAt.IsZero() {
+			fmt.Fprint(out, "\twithdrawn ", item.WithdrawnAt.Format(time.RFC3339), ", kept until ", item.DeleteAfter.Format(time.RFC3339))
 		}
 		fmt.Fprintln(out)
 	}
@@ -139,14 +132,11 @@ const listBatch = 500
 
 // describeAll writes an object for each item. Those that were removed meanwhile are
 // skipped.
-func (c *listCommand) describeAll(ctx context.Context, store *opened, out *bufio.Writer, entries []listEntry, pinned map[narinfo.PathHash]bool) error {
+func (c *listCommand) describeAll(ctx context.Context, store *opened, out *bufio.Writer, sorted iter.Seq2[index.Listed, error], pinned map[narinfo.PathHash]bool) error {
 	encoder := json.NewEncoder(redact.JSON{W: out})
-	for batch := range slices.Chunk(entries, listBatch) {
-		hashes := make([]narinfo.PathHash, len(batch))
-		for i, entry := range batch {
-			hashes[i] = entry.hash
-		}
-		rows, err := store.index.ItemsAt(ctx, hashes)
+	batch := make([]narinfo.PathHash, 0, listBatch)
+	write := func() error {
+		rows, err := store.index.ItemsAt(ctx, batch)
 		if err != nil {
 			return err
 		}
@@ -170,6 +160,18 @@ func (c *listCommand) describeAll(ctx context.Context, store *opened, out *bufio
 				return err
 			}
 		}
+		batch = batch[:0]
+		return nil
 	}
-	return nil
+	for item, err := range sorted {
+		if err != nil {
+			return err
+		}
+		if batch = append(batch, item.Hash); len(batch) == listBatch {
+			if err := write(); err != nil {
+				return err
+			}
+		}
+	}
+	return write()
 }

@@ -104,6 +104,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		kong.Exit(func(code int) { exited = code }),
 		kong.Vars{"version": "nar-herder " + version()},
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
+		kong.Help(printHelp),
 		kong.Bind(&streams{in: stdin, out: stdout, err: stderr}),
 		kong.BindTo(ctx, (*context.Context)(nil)),
 		kong.Bind(settings),

@@ -140,9 +140,9 @@ func (c *serverCommand) follower(store *opened, peers peer.Peers, fetcher *nars.
 }
 
 type mirrorStatusCommand struct {
-	URL    fromValue `arg:"" placeholder:"URL" help:"The mirror, such as http://127.0.0.1:8734."`
-	MaxLag ttlValue  `default:"300s" placeholder:"DURATION" help:"The lag that is no failure (default: ${default})."`
-	JSON   bool      `name:"json" help:"The answer as the mirror gives it."`
+	URL    fromValue     `arg:"" placeholder:"URL" help:"The mirror, such as http://127.0.0.1:8734."`
+	MaxLag durationValue `default:"5min" placeholder:"DURATION" help:"The lag that is no failure (default: ${default})."`
+	JSON   bool          `name:"json" help:"The answer as the mirror gives it."`
 }
 
 // Help is what else there is to say.

@@ -111,7 +111,7 @@ func TestMirrorWithoutStorage(t *testing.T) {
 // happen.
 func TestBadOptions(t *testing.T) {
 	t.Parallel()
-	const duration, size = "a number and one of s, h, d, w, m", "a number of bytes"
+	const duration, size = "a number and one of s, min, h, d, w, mo", "a number of bytes"
 	for _, test := range []struct {
 		args   []string
 		wanted []string
@@ -125,7 +125,11 @@ func TestBadOptions(t *testing.T) {
 		{[]string{"--port"}, []string{"--port"}},
 		{[]string{"--ttl=5"}, []string{"--ttl", `"5"`, duration}},
 		{[]string{"--ttl=5M"}, []string{"--ttl", `"5M"`, duration}},
-		{[]string{"--ttl=5min"}, []string{"--ttl", `"5min"`, duration}},
+		{[]string{"--ttl=5minutes"}, []string{"--ttl", `"5minutes"`, duration}},
+		{[]string{"--mirror-interval=5m"}, []string{"--mirror-interval", `"5m"`, "5min", "5mo"}},
+		{[]string{"--database-dump-interval=5m"}, []string{"--database-dump-interval", `"5m"`, "5min", "5mo"}},
+		{[]string{"--storage-check-interval=5m"}, []string{"--storage-check-interval", `"5m"`, "5min", "5mo"}},
+		{[]string{"--storage-nar-removal-criteria=unused-for=5m"}, []string{"--storage-nar-removal-criteria", `"5m"`, "5min", "5mo"}},
 		{[]string{"--ttl=-5d"}, []string{"--ttl", "-5d", duration}},
 		{[]string{"--ttl="}, []string{"--ttl", `""`, duration}},
 		{[]string{"--ttl=1.5d"}, []string{"--ttl", `"1.5d"`, duration}},

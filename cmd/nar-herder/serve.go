@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/alecthomas/kong"
 	"github.com/coreos/go-systemd/v22/daemon"
 
 	"nar-herder/compression"
@@ -54,9 +55,9 @@ type serverCommand struct {
 
 	StorageReadOnly      bool           `help:"Never write to the storage, nor remove from it, as a front end of the instance that owns it; with --mirror, that is usually its owner."`
 	StorageHardLimit     sizeValue      `default:"none" placeholder:"BYTES" help:"Size of the storage above which nothing more is taken in, by imports neither (default: ${default})."`
-	MirrorInterval       ttlValue       `default:"60s" placeholder:"DURATION" help:"How often an original Nar Herder is asked for its changes; others tell theirs at once (default: ${default})."`
+	MirrorInterval       durationValue  `default:"60s" placeholder:"DURATION" help:"How often an original Nar Herder is asked for its changes; others tell theirs at once (default: ${default})."`
 	DatabaseDumpInterval intervalValue  `default:"1d" placeholder:"DURATION" help:"How often the copy that others download is made anew, where something has changed; none for by 'nar-herder dump' alone (default: ${default})."`
-	StorageCheckInterval ttlValue       `default:"60s" placeholder:"DURATION" help:"How often the storage is compared with its limit (default: ${default})."`
+	StorageCheckInterval durationValue  `default:"60s" placeholder:"DURATION" help:"How often the storage is compared with its limit (default: ${default})."`
 	ServeRemoteNars      elsewhereValue `default:"stream" enum:"stream,redirect" placeholder:"stream|redirect" help:"How to answer with nars that were removed and are stored on another instance: stream them through, or redirect there (default: ${default})."`
 
 	ServeBucketNars elsewhereValue `default:"stream" enum:"stream,redirect" placeholder:"stream|redirect" help:"How to answer with nars that are in a bucket: stream them through, or redirect to the bucket with a URL that is good for ten minutes (default: ${default})."`
@@ -126,14 +127,15 @@ func (c *serverCommand) validate() error {
 	return c.validateControl()
 }
 
-func (c *serverCommand) Run(ctx context.Context, s *streams, settings *settings) error {
+func (c *serverCommand) Run(ctx context.Context, s *streams, parsed *kong.Context, settings *settings) error {
 	if err := c.validate(); err != nil {
 		return usageError{err}
 	}
 	log, closeLog := newLogger(s.err, slog.Level(c.LogLevel))
 	defer closeLog()
+	effect := settings.inEffect(parsed, c)
 	running := newTasks()
-	err := untilStopped(ctx, log, running, func() error { return c.run(ctx, settings, running, log) })
+	err := untilStopped(ctx, log, running, func() error { return c.run(ctx, effect, running, log) })
 	if c.PidFile != "" {
 		removePidFile(c.PidFile)
 	}
@@ -145,7 +147,7 @@ func (c *serverCommand) Run(ctx context.Context, s *streams, settings *settings)
 
 // run serves until the context ends. What it starts in the background is among what
 // is running.
-func (c *serverCommand) run(ctx context.Context, settings *settings, running *tasks, log *slog.Logger) (err error) {
+func (c *serverCommand) run(ctx context.Context, effect inEffect, running *tasks, log *slog.Logger) (err error) {
 	key, err := readSigningKey(c.SigningKey)
 	if err != nil {
 		return err
@@ -159,10 +161,10 @@ func (c *serverCommand) run(ctx context.Context, settings *settings, running *ta
 		return err
 	}
 	cacheOptions.Decoders = decoderBudget()
-	for _, warning := range settings.unknown() {
+	for _, warning := range effect.warnings {
 		log.Warn(warning)
 	}
-	c.DatabaseDump = cmp.Or(c.DatabaseDump, following(c.Database, dumpSuffix))
+	c.DatabaseDump = c.path(c.Database)
 	// The sockets and the lock come first, so that a second server by mistake changes
 	// nothing of the one that runs. The supervisor that waits for the process id does not wait
 	// for a slow name server, though.
@@ -236,6 +238,7 @@ func (c *serverCommand) run(ctx context.Context, settings *settings, running *ta
 		return err
 	}
 	log.Info("starting", "version", version(), "database", c.Database, "storage", store.name(), "pid", os.Getpid())
+	effect.log(log)
 
 	counter := uses.New(store.index, log)
 	note := func(ctx context.Context) error {

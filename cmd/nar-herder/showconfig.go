@@ -2,13 +2,9 @@ package main
 
 import (
 	"fmt"
-	"maps"
 	"strings"
 
-	"github.com/BurntSushi/toml"
 	"github.com/alecthomas/kong"
-
-	"nar-herder/internal/redact"
 )
 
 type configCommand struct {
@@ -22,52 +18,28 @@ func (configCommand) Help() string {
 This prints them in the form of that file, with passwords as xxxxx.`
 }
 
-func (*configCommand) Run(parsed *kong.Context, settings *settings, s *streams) error {
-	all := argumentsOf(parsed)
-	maps.Copy(all, settings.found)
+func (c *configCommand) Run(parsed *kong.Context, settings *settings, s *streams) error {
+	effect := settings.inEffect(parsed, &c.Server)
 	width := 0
-	for _, flag := range parsed.Selected().Flags {
-		width = max(width, len(flag.Name))
+	for _, option := range effect.options {
+		width = max(width, len(option.flag.Name))
 	}
-	for _, flag := range parsed.Selected().Flags {
-		if flag.Tag.Has(argumentsOnly) {
+	for _, option := range effect.options {
+		name := option.flag.Name
+		if option.origin == "" {
+			printf(s.out, "# %-*s is not set\n", width, name)
 			continue
 		}
-		set, ok := all[flag.Name]
-		if !ok && !flag.HasDefault {
-			printf(s.out, "# %-*s is not set\n", width, flag.Name)
-			continue
-		}
-		if !ok {
-			set = given{values: []string{flag.Default}, origin: "default"}
-		}
-		text, err := tomlOf(flag, set)
+		text, err := option.toml()
 		if err != nil {
-			return fmt.Errorf("show --%s: %w", flag.Name, err)
+			return fmt.Errorf("show --%s: %w", name, err)
 		}
-		printf(s.out, "%-*s = %s # %s\n", width, flag.Name, text, set.origin)
+		printf(s.out, "%-*s = %s # %s\n", width, name, text, option.origin)
 	}
-	for _, warning := range settings.unknown() {
+	for _, warning := range effect.warnings {
 		printf(s.err, "nar-herder: config: %s\n", warning)
 	}
 	return nil
-}
-
-// tomlOf is what an option is set to in TOML, without secrets.
-func tomlOf(flag *kong.Flag, set given) (string, error) {
-	values := make([]string, len(set.values))
-	for i, value := range set.values {
-		values[i] = redact.Text(value)
-	}
-	var value any = values
-	switch {
-	case flag.IsBool():
-		value = flag.Target.Bool()
-	case !flag.IsSlice():
-		value = values[0]
-	}
-	encoded, err := toml.Marshal(map[string]any{"x": value})
-	return strings.TrimSpace(strings.TrimPrefix(string(encoded), "x = ")), err
 }
 
 // argumentsOf finds the options on the command line, as they are written there.

@@ -22,12 +22,21 @@ import (
 // The types of options. Each says what it got and what is allowed; the parser
 // puts the option's name before it.
 
-// ttlValue is a duration as Guix writes it. There are no minutes: m is a month.
+// ttlValue is a duration of an option of the original, as Guix writes it: m is a month.
 type ttlValue time.Duration
 
 func (d *ttlValue) UnmarshalText(text []byte) error {
-	parsed, err := narinfo.ParseDuration(string(text))
+	parsed, err := narinfo.ParseGuixDuration(string(text))
 	*d = ttlValue(parsed)
+	return err
+}
+
+// durationValue is a duration of a new option, which refuses m.
+type durationValue time.Duration
+
+func (d *durationValue) UnmarshalText(text []byte) error {
+	parsed, err := narinfo.ParseDuration(string(text))
+	*d = durationValue(parsed)
 	return err
 }
 
@@ -61,7 +70,7 @@ func (s *sizeValue) UnmarshalText(text []byte) error {
 	}
 	parts := sizeForm.FindStringSubmatch(string(text))
 	if parts == nil {
-		return fmt.Errorf("invalid size %q: want \"none\", or a number of bytes, perhaps with K, M, G, T, KiB, MiB, GiB, TiB (powers of 1024) or KB, MB, GB, TB (powers of 1000)", text)
+		return fmt.Errorf("invalid size %q: want \"none\", or a number of bytes, perhaps with K, M, G, T, P, KiB, MiB, GiB, TiB, PiB (powers of 1024) or KB, MB, GB, TB, PB (powers of 1000)", text)
 	}
 	n, err := strconv.ParseInt(parts[1], 10, 64)
 	if unit := parts[2]; err == nil && unit != "" && unit != "B" {

@@ -1,0 +1,113 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/BurntSushi/toml"
+	"github.com/alecthomas/kong"
+
+	"nar-herder/internal/redact"
+	"nar-herder/narinfo"
+)
+
+// option is an option with the value that is in effect, without secrets.
+type option struct {
+	flag  *kong.Flag
+	given // no origin if it is not set
+}
+
+// inEffect are the options of a server, and what an administrator should know of them.
+type inEffect struct {
+	options  []option
+	warnings []string
+}
+
+// inEffect gathers the options of a server, wherever they come from.
+func (s *settings) inEffect(parsed *kong.Context, server *serverCommand) (effect inEffect) {
+	all := argumentsOf(parsed)
+	maps.Copy(all, s.found)
+	effect.warnings = s.unknown()
+	for _, flag := range parsed.Selected().Flags {
+		if flag.Tag.Has(argumentsOnly) {
+			continue
+		}
+		set, ok := all[flag.Name]
+		switch {
+		case ok && flag.IsBool():
+			set.values = []string{strconv.FormatBool(flag.Target.Bool())}
+		case flag.Name == "database-dump" && server.DatabaseDump == "":
+			set = given{values: []string{server.path(server.Database)}, origin: "default"}
+		case !ok && flag.HasDefault:
+			set = given{values: []string{flag.Default}, origin: "default"}
+		}
+		if flag.Name == "cached-compression-directory" {
+			if others := server.usualCacheDirectories(); others != nil {
+				set.values = append(slices.Clip(set.values), others...)
+				set.origin = strings.TrimPrefix(set.origin+", default", ", ")
+			}
+		}
+		set.values = slices.Clone(set.values)
+		for i, value := range set.values {
+			if unitsOf(flag.Target.Type())&months != 0 && strings.HasSuffix(value, "m") {
+				effect.warnings = append(effect.warnings, s.explain(monthWarning(flag.Name, value)))
+				value += "o"
+			}
+			set.values[i] = redact.Text(value)
+		}
+		effect.options = append(effect.options, option{flag, set})
+	}
+	return effect
+}
+
+// monthWarning is about a duration with m, DURATION or TYPE=DURATION.
+func monthWarning(name, value string) string {
+	duration := value[strings.LastIndex(value, "=")+1:]
+	length, err := narinfo.ParseGuixDuration(duration)
+	if err != nil {
+		return fmt.Sprintf("--%s=%s: %v", name, value, err)
+	}
+	number := strings.TrimSuffix(duration, "m")
+	return fmt.Sprintf("--%s=%s is %s: write %smo for months, or %smin for minutes", name, value, countOf(int(length/(24*time.Hour)), "day"), number, number)
+}
+
+// log writes one line with all options that are set.
+func (e inEffect) log(log *slog.Logger) {
+	var all []slog.Attr
+	for _, option := range e.options {
+		if option.origin != "" {
+			all = append(all, slog.String(option.flag.Name, strings.Join(option.values, "; ")))
+		}
+	}
+	log.LogAttrs(context.Background(), slog.LevelInfo, "options", all...)
+}
+
+// toml is the value in TOML.
+func (o option) toml() (string, error) {
+	var value any = append([]string{}, o.values...) // nil can't be encoded
+	switch {
+	case o.flag.IsBool():
+		value = o.flag.Target.Bool()
+	case !o.flag.IsSlice():
+		value = o.values[0]
+	}
+	encoded, err := toml.Marshal(map[string]any{"x": value})
+	return strings.TrimSpace(strings.TrimPrefix(string(encoded), "x = ")), err
+}
+
+// usualCacheDirectories are those of the types that no option names one for, TYPE=DIR each.
+func (c *serverCommand) usualCacheDirectories() (directories []string) {
+	for _, enabled := range c.EnableCachedCompression {
+		if !slices.ContainsFunc(c.CachedCompressionDirectory, func(named typed[textValue, *textValue]) bool { return named.kind == enabled.Name }) {
+			directories = append(directories, enabled.Name+"="+filepath.Join(cacheDirectory(c.Database), enabled.Name))
+		}
+	}
+	return directories
+}

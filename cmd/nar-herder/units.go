@@ -1,0 +1,75 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"reflect"
+
+	"github.com/alecthomas/kong"
+)
+
+// units are what the values of an option are measured in.
+type units int
+
+const (
+	durations units = 1 << iota
+	months          // m is a month
+	sizes
+)
+
+// measured is the value of an option that has units.
+type measured interface{ units() units }
+
+func (ttlValue) units() units       { return durations | months }
+func (durationValue) units() units  { return durations }
+func (intervalValue) units() units  { return durations }
+func (sinceValue) units() units     { return durations }
+func (criterionValue) units() units { return durations }
+func (sizeValue) units() units      { return sizes }
+
+func (t typed[V, P]) units() units { return unitsOf(reflect.TypeFor[V]()) }
+
+// unitsOf returns the units of an option by its type; none for most.
+func unitsOf(option reflect.Type) units {
+	for option.Kind() == reflect.Pointer || option.Kind() == reflect.Slice {
+		option = option.Elem()
+	}
+	if value, ok := reflect.Zero(option).Interface().(measured); ok {
+		return value.units()
+	}
+	return 0
+}
+
+// printHelp shows the help, and at its end the units of the command's options.
+func printHelp(options kong.HelpOptions, parsed *kong.Context) error {
+	if err := kong.DefaultHelpPrinter(options, parsed); err != nil {
+		return err
+	}
+	command := parsed.Selected()
+	if command == nil {
+		return nil
+	}
+	var all units
+	for _, flag := range command.Flags {
+		all |= unitsOf(flag.Target.Type())
+	}
+	return printUnits(parsed.Stdout, all)
+}
+
+func printUnits(w io.Writer, all units) error {
+	text := ""
+	if all != 0 {
+		text += "\nUnits:\n"
+	}
+	if all&durations != 0 {
+		text += "  durations    s, min, h, d, w, mo (30 days), such as 36h\n"
+	}
+	if all&months != 0 {
+		text += "               m is a month in --ttl, --new-ttl, --negative-ttl and\n               --cached-compression-..., and refused elsewhere\n"
+	}
+	if all&sizes != 0 {
+		text += "  sizes        bytes without one; K, M, G, T, P or KiB, MiB, GiB, TiB, PiB\n               (powers of 1024); KB, MB, GB, TB, PB (powers of 1000); or none\n"
+	}
+	_, err := fmt.Fprint(w, text)
+	return err
+}
