@@ -97,3 +97,21 @@ func MkdirAll(name string, permissions fs.FileMode) error {
 	}
 	return err
 }
+
+// MkdirAllIn is MkdirAll for a name below a root.
+func MkdirAllIn(root *os.Root, name string, permissions fs.FileMode) error {
+	if _, err := root.Stat(name); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := MkdirAllIn(root, path.Dir(name), permissions); err != nil {
+		return err
+	}
+	err := root.Mkdir(name, permissions)
+	if errors.Is(err, fs.ErrExist) {
+		return nil // another process was first
+	}
+	if err == nil {
+		InheritIn(root, name, GroupEnters)
+	}
+	return err
+}

@@ -9,6 +9,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"nar-herder/internal/disk"
 )
 
 // A stored file must not change any more, so no other user may be able to write to it:
@@ -92,6 +94,7 @@ func (d *Directory) protect(name string) error {
 		return fmt.Errorf("%s in storage %s could be written by others than the storage's users: it belongs to user %d, with mode %#o and %d names: copy it there, or make this user (%d) its owner",
 			name, d.name, stat.Uid, stat.Mode&0o777, stat.Nlink, os.Geteuid())
 	}
+	disk.InheritIn(d.root, name, disk.GroupReads)
 	if err := file.Sync(); err != nil {
 		return d.explain("flush", name, err)
 	}
