@@ -56,6 +56,9 @@ func lockServer(database string, log *slog.Logger) (*owner.Lock, error) {
 	if errors.As(err, &used) {
 		return nil, fmt.Errorf("--database=%s: %w", database, err)
 	} else if err != nil {
+		if denied := index.MayWrite(database); denied != nil {
+			return nil, fmt.Errorf("--database=%s can't be written: %w", database, denied)
+		}
 		return nil, fmt.Errorf("--database=%s can't be written: %w: let the user or group of this process write its directory", database, err)
 	}
 	warnUnlocked(lock, "--database="+database, log)

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -161,5 +162,57 @@ func wantShared(t *testing.T, directory string) {
 	})
 	if err != nil {
 		t.Error(err)
+	}
+}
+
+// TestSetUpByRoot runs the server as another user than root, who has made the database,
+// all of it or a part: it refuses to start, with the command by which it starts.
+func TestSetUpByRoot(t *testing.T) {
+	t.Parallel()
+	asRoot(t)
+	for _, test := range []struct {
+		name   string
+		killed bool     // the server of root, which then has left its log
+		chown  []string // done before
+	}{
+		{"all", true, nil},
+		{"all but the directory", false, []string{""}},
+		{"the log", true, []string{"", "index.db"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			public, program := publicPlace(t)
+			dir := filepath.Join(public.dir, "database")
+			if err := os.Mkdir(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			p := place{dir, filepath.Join(dir, "index.db"), public.storage}
+			p.imports(t, published(greeting))
+			if test.killed {
+				s := p.serve(t)
+				p.imports(t, published(entropy))
+				until(t, "the server has made its reserve", func() bool { _, err := os.Stat(p.database + ".reserve"); return err == nil })
+				_ = s.Process.Kill()
+				<-s.ended
+			}
+			for _, name := range test.chown {
+				if err := os.Chown(filepath.Join(dir, name), 60001, 60001); err != nil {
+					t.Fatal(err)
+				}
+			}
+			args := p.args("run-server", "--port=0", "--log-level=INFO")
+			refused := asUser(60001, "022", program, args...).run(t)
+			command := regexp.MustCompile(`: run '(chown 60001 [^']+)'`).FindStringSubmatch(refused.err)
+			if refused.status != 1 || strings.Count(refused.err, "\n") != 1 || !strings.Contains(refused.err, "belongs to root") || command == nil {
+				t.Fatalf("status %d: %s", refused.status, refused.err)
+			}
+			if out, err := exec.Command("sh", "-c", command[1]).CombinedOutput(); err != nil {
+				t.Fatalf("%s: %v: %s", command[1], err, out)
+			}
+			serve(t, asUser(60001, "022", program, args...)).stop(t, syscall.SIGTERM)
+			if info, err := os.Stat(p.database + ".reserve"); err != nil || info.Sys().(*syscall.Stat_t).Uid != 60001 {
+				t.Errorf("the reserve: %v, %v", info, err)
+			}
+		})
 	}
 }

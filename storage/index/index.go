@@ -294,7 +294,7 @@ func prepareFile(path string, access Access) error {
 		if access == Read {
 			return nil // whether it can be read, opening it tells
 		}
-		err = unix.Access(path, unix.R_OK|unix.W_OK)
+		err = MayWrite(path)
 	}
 	var pathError *fs.PathError
 	if errors.As(err, &pathError) {
@@ -305,10 +305,30 @@ func prepareFile(path string, access Access) error {
 		return nil
 	case errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("database %s: its directory %s does not exist: create it, or name another file with --database", path, filepath.Dir(path))
-	case errors.Is(err, fs.ErrPermission), errors.Is(err, unix.EROFS):
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("%w: %s: %w", ErrReadOnly, path, cmp.Or(MayWrite(path), err))
+	case errors.Is(err, unix.EROFS):
 		return fmt.Errorf("%w: %s: %w: let the user or group of this process write the file and its directory", ErrReadOnly, path, err)
 	}
 	return fmt.Errorf("database %s: %w", path, err)
+}
+
+// MayWrite returns an error, with advice, if this user may not write a database, or what
+// SQLite has beside it. Its directory must be writable unless the log is there.
+func MayWrite(path string) error {
+	path = resolve(path)
+	names := []string{path, path + "-wal", path + "-shm"}
+	for _, name := range names {
+		if _, err := os.Stat(name); errors.Is(err, fs.ErrNotExist) {
+			names = append([]string{filepath.Dir(path)}, names...)
+			break
+		}
+	}
+	if err := disk.Unwritable(names...); err == nil {
+		return nil
+	}
+	// A server needs these as well, and may start without.
+	return disk.Unwritable(append(names, path+reserveSuffix, path+".lock")...)
 }
 
 // shareLog gives the files of the log the group of their directory. SQLite gives them the
