@@ -100,6 +100,9 @@ func TestTwoUsers(t *testing.T) {
 					if strings.Contains(get(t, s.addresses[0], "/health").body, "warnings") {
 						t.Error("the health warns")
 					}
+					if strings.Contains(s.err.String(), "level=ERROR") || strings.Contains(s.err.String(), "permission denied") {
+						t.Errorf("the server of phase %d: %s", phase, s.err.String())
+					}
 					if phase == 1 {
 						s.stop(t, syscall.SIGTERM)
 						break
@@ -209,7 +212,11 @@ func TestSetUpByRoot(t *testing.T) {
 			if out, err := exec.Command("sh", "-c", command[1]).CombinedOutput(); err != nil {
 				t.Fatalf("%s: %v: %s", command[1], err, out)
 			}
-			serve(t, asUser(60001, "022", program, args...)).stop(t, syscall.SIGTERM)
+			s := serve(t, asUser(60001, "022", program, args...))
+			s.stop(t, syscall.SIGTERM)
+			if nars := filepath.Join(p.storage, "nar"); !strings.Contains(s.err.String(), "run 'chown 60001 "+nars+" "+nars+"/lzip'") {
+				t.Errorf("the log doesn't say that the storage can't be written: %s", s.err.String())
+			}
 			if info, err := os.Stat(p.database + ".reserve"); err != nil || info.Sys().(*syscall.Stat_t).Uid != 60001 {
 				t.Errorf("the reserve: %v, %v", info, err)
 			}

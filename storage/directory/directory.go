@@ -194,6 +194,11 @@ func (d *Directory) explain(tried, name string, err error) error {
 		// os.Root has no exported error for this.
 		return fmt.Errorf("%s %s in storage %s: %w by a symbolic link: copy the target in, or make it the storage itself", tried, name, d.name, storage.ErrOutside)
 	}
+	if errors.Is(err, fs.ErrPermission) && (strings.HasPrefix(tried, "create") || tried == "remove") {
+		if denied := disk.Unwritable(filepath.Join(d.name, path.Dir(name))); denied != nil {
+			err = denied
+		}
+	}
 	return fmt.Errorf("%s %s in storage %s: %w", tried, name, d.name, err)
 }
 

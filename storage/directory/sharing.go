@@ -1,11 +1,13 @@
 package directory
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path"
+	"path/filepath"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -70,7 +72,7 @@ func (d *Directory) MayRemove(name string) error {
 	}
 	defer file.Close()
 	if err := unix.Faccessat(int(file.Fd()), ".", unix.W_OK|unix.X_OK, unix.AT_EACCESS); err != nil {
-		return fmt.Errorf("remove %s in storage %s: %w: let this user (%d) or its group write to its directory", name, d.name, err, os.Geteuid())
+		return fmt.Errorf("remove %s in storage %s: %w", name, d.name, cmp.Or(disk.Unwritable(filepath.Join(d.name, parent)), err))
 	}
 	return nil
 }
