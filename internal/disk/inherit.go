@@ -46,26 +46,38 @@ func InheritIn(root *os.Root, name string, group fs.FileMode) {
 }
 
 func inheritAt(parent int, base string, group fs.FileMode) {
+	above, shares := sharing(parent)
+	if !shares {
+		return
+	}
 	made, err := unix.Openat(parent, base, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return
 	}
 	defer unix.Close(made)
-	inherit(parent, made, group)
+	inherit(above, made, group)
 }
 
 // InheritFrom is Inherit for an open file that is about to get a name in a directory.
 func InheritFrom(parent, made *os.File, group fs.FileMode) {
-	inherit(int(parent.Fd()), int(made.Fd()), group)
+	if above, shares := sharing(int(parent.Fd())); shares {
+		inherit(above, int(made.Fd()), group)
+	}
 }
 
-func inherit(parent, made int, group fs.FileMode) {
-	var above, now unix.Stat_t
-	if unix.Fstat(parent, &above) != nil || above.Mode&0o022 != 0o020 || unix.Fstat(made, &now) != nil || int(now.Uid) != os.Geteuid() {
+// sharing describes a directory, and reports whether it is shared with a group.
+func sharing(directory int) (stat unix.Stat_t, shares bool) {
+	err := unix.Fstat(directory, &stat)
+	return stat, err == nil && stat.Mode&0o022 == 0o020
+}
+
+func inherit(above unix.Stat_t, made int, group fs.FileMode) {
+	var now unix.Stat_t
+	if unix.Fstat(made, &now) != nil || int(now.Uid) != os.Geteuid() {
 		return
 	}
-	isDirectory := now.Mode&unix.S_IFMT == unix.S_IFDIR
-	if !isDirectory && (now.Mode&unix.S_IFMT != unix.S_IFREG || now.Nlink != 1) {
+	kind := now.Mode & unix.S_IFMT
+	if kind != unix.S_IFDIR && (kind != unix.S_IFREG || now.Nlink != 1) {
 		return
 	}
 	if now.Gid != above.Gid && unix.Fchownat(made, "", -1, int(above.Gid), unix.AT_EMPTY_PATH) != nil {
@@ -100,7 +112,7 @@ func MkdirAll(name string, permissions fs.FileMode) error {
 
 // MkdirAllIn is MkdirAll for a name below a root.
 func MkdirAllIn(root *os.Root, name string, permissions fs.FileMode) error {
-	if _, err := root.Stat(name); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := root.Stat(name); !errors.Is(err, fs.ErrNotExist) || name == "." {
 		return err
 	}
 	if err := MkdirAllIn(root, path.Dir(name), permissions); err != nil {
