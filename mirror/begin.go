@@ -245,8 +245,8 @@ func isSlow(rate float64, left, dump int64) bool {
 // place gives a finished file the database's name, unless another process, such as
 // an import, has made one meanwhile: then the source is merged into that.
 func (b *Beginning) place(name string) error {
-	// Imports run as other users of the group.
-	if err := os.Chmod(name, 0o664); err != nil {
+	// Imports run as other users of the group, one of whom may have made it.
+	if err := os.Chmod(name, 0o664); err != nil && !errors.Is(err, fs.ErrPermission) {
 		return err
 	}
 	err := os.Link(name, b.database)

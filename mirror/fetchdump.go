@@ -275,6 +275,7 @@ func decompress(ctx context.Context, from, to string, room disk.Look) (err error
 		return err
 	}
 	defer func() { err = errors.Join(err, out.Close()) }()
+	disk.Inherit(to, disk.GroupWrites)
 	most := maxRatio*info.Size() + ratioFree
 	bounded := &disk.Writer{W: out, Directory: filepath.Dir(to), Look: room}
 	n, err := io.CopyBuffer(struct{ io.Writer }{bounded}, io.LimitReader(&cancelled{ctx, reader}, most+1), make([]byte, 1<<20))

@@ -177,6 +177,7 @@ func (p *Peer) Download(ctx context.Context, path, name string, zstd bool, progr
 	if err != nil {
 		return nil, err
 	}
+	disk.Inherit(name, disk.GroupWrites)
 	defer file.Close()
 	digest, err := digestOf(ctx, file, have)
 	if err != nil {
@@ -243,6 +244,7 @@ func begin(name, path string, response *http.Response) (partial, error) {
 	}
 	// In this order: what lies there is never taken for a part of what comes.
 	err = errors.Join(Discard(name), os.WriteFile(name+partialSuffix, text, 0o644), disk.SyncDirectory(name))
+	disk.Inherit(name+partialSuffix, disk.GroupWrites)
 	return known, err
 }
 

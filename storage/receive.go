@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 
+	"nar-herder/internal/disk"
 	"nar-herder/storage/index"
 )
 
@@ -27,7 +28,7 @@ func (s *Storage) Spool(fallback string) (directory string, err error) {
 	if fallback == "" {
 		return "", fmt.Errorf("storage %s has no room for files that come bit by bit: name a directory for them", s.bytes)
 	}
-	return fallback, os.MkdirAll(fallback, 0o755)
+	return fallback, disk.MkdirAll(fallback, 0o755)
 }
 
 // Receive takes a file of this machine in as the item's Nth, without copying it

@@ -137,9 +137,8 @@ func TestReadOnlyDatabase(t *testing.T) {
 	}
 }
 
-// TestUmask has the files of a new database and of imported nars be writable by
-// the group as far as the administrator's mask lets them: imports often run as
-// another user of the same group.
+// TestUmask: in a directory that its group may not write to, the mask decides who may
+// write to the files of a new database; see TestTwoUsers for others.
 func TestUmask(t *testing.T) {
 	t.Parallel()
 	for mask, want := range map[int]os.FileMode{0o022: 0o644, 0o002: 0o664, 0o007: 0o660, 0o077: 0o600} {

@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"nar-herder/internal/disk"
 	"nar-herder/internal/pace"
 	"nar-herder/storage"
 	"nar-herder/storage/index"
@@ -56,6 +57,9 @@ func lockServer(database string, log *slog.Logger) (*owner.Lock, error) {
 	if errors.As(err, &used) {
 		return nil, fmt.Errorf("--database=%s: %w", database, err)
 	} else if err != nil {
+		if denied := index.MayWrite(database); denied != nil {
+			return nil, fmt.Errorf("--database=%s can't be written: %w", database, denied)
+		}
 		return nil, fmt.Errorf("--database=%s can't be written: %w: let the user or group of this process write its directory", database, err)
 	}
 	warnUnlocked(lock, "--database="+database, log)
@@ -112,6 +116,14 @@ func (c *serverCommand) own(ctx context.Context, store *opened, log *slog.Logger
 		return nil, fmt.Errorf("--storage: %w", err)
 	}
 	o.note(err)
+	if lies := localDirectory(c.Storage); err == nil && lies != "" {
+		// Serving needs no permission to write.
+		nars := filepath.Join(lies, "nar")
+		err := disk.Unwritable(lies, nars, filepath.Join(nars, "lzip"), filepath.Join(nars, "zstd"), filepath.Join(nars, "gzip"))
+		if err != nil {
+			log.Error("the storage can't be written; --storage-read-only is for servers that only read it", "error", err)
+		}
+	}
 	return o, nil
 }
 

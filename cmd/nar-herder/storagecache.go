@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"os"
 
 	"nar-herder/internal/disk"
 	"nar-herder/storage/tiered"
@@ -29,7 +28,7 @@ func (c *serverCommand) storageCache() (*tiered.Options, error) {
 			return nil, usagef("--storage-cache=%s and the storage %s lie within each other, but files are deleted here that narinfos name there: name another directory", c.StorageCache, c.Storage)
 		}
 	}
-	if err := os.MkdirAll(c.StorageCache, 0o755); err != nil {
+	if err := disk.MkdirAll(c.StorageCache, 0o755); err != nil {
 		return nil, fmt.Errorf("--storage-cache: %w", err)
 	}
 	return &tiered.Options{Directory: c.StorageCache, MaxSize: int64(c.StorageCacheSize)}, nil

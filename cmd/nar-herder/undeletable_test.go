@@ -82,7 +82,7 @@ func TestUndeletable(t *testing.T) {
 			t.Errorf("%s bytes were removed", value)
 		}
 		s.stop(t, syscall.SIGTERM)
-		if !strings.Contains(s.err.String(), "let this user (65534)") {
+		if !strings.Contains(s.err.String(), "belongs to root: run 'chown ") || !strings.Contains(s.err.String(), " "+folder+"'") {
 			t.Errorf("the log doesn't say what to do: %s", s.err.String())
 		}
 	}

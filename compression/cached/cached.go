@@ -129,7 +129,7 @@ func New(x *index.Index, s *storage.Storage, options Options) (_ *Cache, err err
 		if c.kinds[t.Name] != nil {
 			return nil, fmt.Errorf("cached compression %s is enabled twice", t.Name)
 		}
-		if err := os.MkdirAll(t.Directory, 0o775); err != nil {
+		if err := disk.MkdirAll(t.Directory, 0o775); err != nil {
 			return nil, fmt.Errorf("directory for cached %s nars: %w: create it, or name another with --cached-compression-directory=%s=DIR", t.Name, err, t.Name)
 		}
 		others := []string{options.StorageDirectory}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"nar-herder/compression"
+	"nar-herder/internal/disk"
 	"nar-herder/narinfo"
 	"nar-herder/storage"
 	"nar-herder/storage/index"
@@ -117,6 +118,7 @@ func (c *Cache) make(ctx context.Context, t task) (size int64, err error) {
 	if err := errors.Join(temporary.Chmod(0o644), temporary.Close()); err != nil {
 		return out.size, err
 	}
+	disk.Inherit(temporary.Name(), disk.GroupReads)
 	return out.size, c.show(ctx, t, item, temporary.Name(), out.size, room)
 }
 

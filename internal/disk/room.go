@@ -1,6 +1,6 @@
 // Package disk has what those who write large files beside a database share: to
-// leave room on its disk, to have bytes written out as they come, and to give a
-// finished file a name that no other has.
+// leave room on its disk, to have bytes written out as they come, to give a finished
+// file a name that no other has, and to share files with a group.
 package disk
 
 import (

@@ -114,5 +114,7 @@ func likeness(of, path string) error {
 		_ = os.Chown(path, int(owner.Uid), int(owner.Gid)) // as far as this process may
 	}
 	// One that could only be read is to be written from now on.
-	return os.Chmod(path, info.Mode().Perm()|0o600)
+	err = os.Chmod(path, info.Mode().Perm()|0o600)
+	disk.Inherit(path, disk.GroupWrites)
+	return err
 }

@@ -159,6 +159,7 @@ func writeManifest(path, temporary string, m manifest) error {
 	if err != nil {
 		return err
 	}
+	disk.Inherit(temporary, disk.GroupWrites)
 	_, err = file.Write(append(text, '\n'))
 	if err == nil {
 		err = file.Sync()

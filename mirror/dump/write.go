@@ -16,6 +16,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
+	"nar-herder/internal/disk"
 	"nar-herder/internal/rowsum"
 	"nar-herder/internal/stamp"
 	"nar-herder/mirror/exchange"
@@ -211,6 +212,7 @@ func compress(ctx context.Context, path, compressed string) (plain, packed File,
 		return File{}, File{}, err
 	}
 	defer func() { err = errors.Join(err, out.Close()) }()
+	disk.Inherit(compressed, disk.GroupWrites)
 	packedSum := newSummed(out)
 	buffered := bufio.NewWriterSize(packedSum, readStep)
 	encoder, err := zstd.NewWriter(buffered, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithWindowSize(zstdWindow), zstd.WithEncoderConcurrency(1))

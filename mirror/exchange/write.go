@@ -14,6 +14,7 @@ import (
 	lru "github.com/hashicorp/golang-lru/v2"
 	sqlite3 "modernc.org/sqlite/lib"
 
+	"nar-herder/internal/disk"
 	"nar-herder/narinfo"
 )
 
@@ -59,6 +60,7 @@ func Create(ctx context.Context, path string) (*Writer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("create database %s: %w", path, cmp.Or(errors.Unwrap(err), err))
 	}
+	disk.Inherit(absolute, disk.GroupWrites)
 	w := &Writer{
 		path:       path,
 		references: rows{table: "narinfo_references (narinfo_id, store_path)", width: 2},

@@ -164,14 +164,16 @@ func (r *run) export(ctx context.Context, item *storage.Item, names [][]string) 
 			return fmt.Errorf("write %s: %w", nar.name, r.tree.explain(err))
 		}
 	}
+	if same && !sameTime(info.ModTime(), item.AddedAt) {
+		// Only its owner may do that: the file of another user is written anew.
+		err := r.tree.setTime(file, item.AddedAt)
+		if same = !errors.Is(err, fs.ErrPermission); same && err != nil {
+			return fmt.Errorf("set the time of %s: %w", file, r.tree.explain(err))
+		}
+	}
 	if same {
 		if len(staged) > 0 {
 			result.Outcome = Updated
-		}
-		if !sameTime(info.ModTime(), item.AddedAt) {
-			if err := r.tree.setTime(file, item.AddedAt); err != nil {
-				return fmt.Errorf("set the time of %s: %w", file, r.tree.explain(err))
-			}
 		}
 		r.done(result)
 		return nil

@@ -52,7 +52,7 @@ type tree struct {
 func openTree(name string, dry, adopt bool) (_ *tree, err error) {
 	t := &tree{name: name, dry: dry}
 	if !dry {
-		if err := os.MkdirAll(name, 0o755); err != nil {
+		if err := disk.MkdirAll(name, 0o755); err != nil {
 			return nil, fmt.Errorf("create the directory %s: %w", name, disk.Cause(err))
 		}
 	}
@@ -88,6 +88,7 @@ func openTree(name string, dry, adopt bool) (_ *tree, err error) {
 		err = t.root.Mkdir(temporaryDirectory, 0o700)
 	}
 	if err == nil {
+		disk.InheritIn(t.root, temporaryDirectory, disk.GroupEnters)
 		t.temporary, err = t.root.Open(temporaryDirectory)
 	}
 	if err != nil {
@@ -215,7 +216,9 @@ func (t *tree) write(text []byte) (temporary string, err error) {
 		return "", err
 	}
 	temporary = t.newName()
-	return temporary, t.root.WriteFile(temporary, text, 0o644)
+	err = t.root.WriteFile(temporary, text, 0o644)
+	disk.InheritIn(t.root, temporary, disk.GroupReads)
+	return temporary, err
 }
 
 // copy writes what the reader gives under a temporary name, flushed, and with
@@ -229,6 +232,7 @@ func (t *tree) copy(from io.Reader, size int64, modified time.Time) (temporary s
 	if err != nil {
 		return "", err
 	}
+	disk.InheritIn(t.root, temporary, disk.GroupReads)
 	n, err := io.Copy(file, io.LimitReader(from, size+1))
 	if err == nil && n != size {
 		err = fmt.Errorf("%d bytes or more came where %d were expected", n, size)
@@ -282,7 +286,7 @@ func (t *tree) rename(temporary, name string) error {
 	}
 	err := t.root.Rename(temporary, name)
 	if errors.Is(err, fs.ErrNotExist) {
-		if err := t.root.MkdirAll(path.Dir(name), 0o755); err != nil {
+		if err := disk.MkdirAllIn(t.root, path.Dir(name), 0o755); err != nil {
 			return err
 		}
 		err = t.root.Rename(temporary, name)

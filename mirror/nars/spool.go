@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"nar-herder/internal/disk"
 	"nar-herder/narinfo"
 	"nar-herder/storage"
 )
@@ -37,6 +38,10 @@ func (f *Fetcher) openSpool(key string) (file *os.File, have int64, err error) {
 	name := filepath.Join(directory, key)
 	for range 10 {
 		file, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o644)
+		if errors.Is(err, fs.ErrPermission) {
+			// Of another user: it is removed, unless it is in use.
+			file, err = os.OpenFile(name, os.O_RDONLY|syscall.O_NOFOLLOW, 0)
+		}
 		if err != nil {
 			return nil, 0, err
 		}
@@ -90,12 +95,16 @@ func lockSpool(file *os.File) (have int64, again bool, err error) {
 	if !info.Mode().IsRegular() {
 		return 0, false, fmt.Errorf("%s is no regular file: remove it", file.Name())
 	}
-	if stat, ok := info.Sys().(*syscall.Stat_t); ok && stat.Nlink > 1 {
-		// Another name of it may be a nar's, to which nothing is written.
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	if ok && (stat.Nlink > 1 || os.Geteuid() != 0 && int(stat.Uid) != os.Geteuid()) {
+		// Another name of it may be a nar's, to which nothing is written. The file of
+		// another user would have to be copied into the storage.
 		return 0, true, os.Remove(file.Name())
 	}
 	// The server may run as another user than who looks after the storage.
-	return info.Size(), false, file.Chmod(0o644)
+	err = file.Chmod(0o644)
+	disk.Inherit(file.Name(), disk.GroupReads)
+	return info.Size(), false, err
 }
 
 // dropStale removes spool files that nobody will go on with: of items that have

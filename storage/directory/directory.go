@@ -194,6 +194,11 @@ func (d *Directory) explain(tried, name string, err error) error {
 		// os.Root has no exported error for this.
 		return fmt.Errorf("%s %s in storage %s: %w by a symbolic link: copy the target in, or make it the storage itself", tried, name, d.name, storage.ErrOutside)
 	}
+	if errors.Is(err, fs.ErrPermission) && (strings.HasPrefix(tried, "create") || tried == "remove") {
+		if denied := disk.Unwritable(filepath.Join(d.name, path.Dir(name))); denied != nil {
+			err = denied
+		}
+	}
 	return fmt.Errorf("%s %s in storage %s: %w", tried, name, d.name, err)
 }
 
@@ -203,10 +208,12 @@ func (d *Directory) Stage(ctx context.Context, name string, from io.Reader, size
 	if err != nil {
 		return nil, err
 	}
-	file, err := d.root.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o664)
+	// Only the directory must be writable for a file to be replaced or removed.
+	file, err := d.root.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 	if err != nil {
 		return nil, d.explain("create", temporary, err)
 	}
+	disk.InheritIn(d.root, temporary, disk.GroupReads)
 	defer func() {
 		if err != nil {
 			file.Close()
@@ -276,6 +283,7 @@ func (d *Directory) StageFile(_ context.Context, name string, file *os.File, siz
 		return nil, d.explain("open", path.Dir(temporary), err)
 	}
 	defer parent.Close()
+	disk.InheritFrom(parent, file, disk.GroupReads)
 	// By descriptor, so that it is the very file that was looked at.
 	err = unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", file.Fd()), int(parent.Fd()), path.Base(temporary), unix.AT_SYMLINK_FOLLOW)
 	if err != nil {
@@ -289,7 +297,9 @@ func (d *Directory) Spool() (string, error) {
 	if err := d.inPlace(); err != nil {
 		return "", err
 	}
-	if err := d.root.Mkdir(spoolFolder, 0o775); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := d.root.Mkdir(spoolFolder, 0o775); err == nil {
+		disk.InheritIn(d.root, spoolFolder, disk.GroupEnters)
+	} else if !errors.Is(err, fs.ErrExist) {
 		return "", d.explain("create directory", spoolFolder, err)
 	}
 	// A link would lead to where StageFile can't take files from.
@@ -346,6 +356,7 @@ func (d *Directory) makeAll(name string) error {
 	}
 	err := d.root.Mkdir(name, 0o775)
 	if err == nil {
+		disk.InheritIn(d.root, name, disk.GroupEnters)
 		d.touch(path.Dir(name))
 	} else if errors.Is(err, fs.ErrExist) {
 		err = nil // another was first

@@ -1,14 +1,18 @@
 package directory
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path"
+	"path/filepath"
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"nar-herder/internal/disk"
 )
 
 // A stored file must not change any more, so no other user may be able to write to it:
@@ -68,7 +72,7 @@ func (d *Directory) MayRemove(name string) error {
 	}
 	defer file.Close()
 	if err := unix.Faccessat(int(file.Fd()), ".", unix.W_OK|unix.X_OK, unix.AT_EACCESS); err != nil {
-		return fmt.Errorf("remove %s in storage %s: %w: let this user (%d) or its group write to its directory", name, d.name, err, os.Geteuid())
+		return fmt.Errorf("remove %s in storage %s: %w", name, d.name, cmp.Or(disk.Unwritable(filepath.Join(d.name, parent)), err))
 	}
 	return nil
 }
@@ -92,6 +96,7 @@ func (d *Directory) protect(name string) error {
 		return fmt.Errorf("%s in storage %s could be written by others than the storage's users: it belongs to user %d, with mode %#o and %d names: copy it there, or make this user (%d) its owner",
 			name, d.name, stat.Uid, stat.Mode&0o777, stat.Nlink, os.Geteuid())
 	}
+	disk.InheritIn(d.root, name, disk.GroupReads)
 	if err := file.Sync(); err != nil {
 		return d.explain("flush", name, err)
 	}

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"time"
 
+	"nar-herder/internal/disk"
 	"nar-herder/internal/rowsum"
 )
 
@@ -66,6 +67,7 @@ func (x *Index) Copy(ctx context.Context, path string, at time.Time, changes int
 	if err != nil {
 		return Copied{}, fmt.Errorf("%s: %w", tried, err)
 	}
+	disk.Inherit(target, disk.GroupWrites)
 	defer func() {
 		// To free gigabytes takes longer than who stops the program waits for.
 		if err != nil && ctx.Err() == nil {

@@ -28,6 +28,7 @@ func openFull(ctx context.Context, path string, options Options) (*Index, error)
 	for _, suffix := range []string{"-wal", "-shm"} {
 		file, err := os.OpenFile(resolve(path)+suffix, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o664)
 		if err == nil {
+			disk.Inherit(file.Name(), disk.GroupWrites)
 			err = file.Close()
 		}
 		if err != nil && !errors.Is(err, fs.ErrExist) && !disk.IsFull(err) {

@@ -194,6 +194,7 @@ func open(ctx context.Context, path string, options Options, steps []string) (_ 
 	if err != nil {
 		return nil, describe(fmt.Sprintf("database %s: open it", path), err)
 	}
+	shareLog(x.file)
 	if err := migrate(ctx, x.writer, path, options, steps); err != nil {
 		return nil, err
 	}
@@ -259,8 +260,8 @@ func refuseForeign(ctx context.Context, absolute, path string, newest int) (vers
 const smallestDatabase = 512
 
 // prepareFile refuses what can't be a database, and creates an empty file for a
-// new one, so that SQLite, which gives its log files the same mode, lets the file's
-// group write as well: imports often run as another user of the same group.
+// new one. Where the group may write to its directory, it may write to the database as
+// well: imports often run as another user.
 //
 // An existing file is not opened: closing it would drop the locks that other
 // connections of this process hold on it, as POSIX has it.
@@ -272,6 +273,7 @@ func prepareFile(path string, access Access) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		var file *os.File
 		if file, err = os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o664); err == nil {
+			disk.Inherit(path, disk.GroupWrites)
 			return file.Close()
 		}
 		if errors.Is(err, fs.ErrExist) {
@@ -292,7 +294,7 @@ func prepareFile(path string, access Access) error {
 		if access == Read {
 			return nil // whether it can be read, opening it tells
 		}
-		err = unix.Access(path, unix.R_OK|unix.W_OK)
+		err = MayWrite(path)
 	}
 	var pathError *fs.PathError
 	if errors.As(err, &pathError) {
@@ -303,10 +305,38 @@ func prepareFile(path string, access Access) error {
 		return nil
 	case errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("database %s: its directory %s does not exist: create it, or name another file with --database", path, filepath.Dir(path))
-	case errors.Is(err, fs.ErrPermission), errors.Is(err, unix.EROFS):
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("%w: %s: %w", ErrReadOnly, path, cmp.Or(MayWrite(path), err))
+	case errors.Is(err, unix.EROFS):
 		return fmt.Errorf("%w: %s: %w: let the user or group of this process write the file and its directory", ErrReadOnly, path, err)
 	}
 	return fmt.Errorf("database %s: %w", path, err)
+}
+
+// MayWrite returns an error, with advice, if this user may not write a database, or what
+// SQLite has beside it. Its directory must be writable unless the log is there.
+func MayWrite(path string) error {
+	path = resolve(path)
+	names := []string{path, path + "-wal", path + "-shm"}
+	for _, name := range names {
+		if _, err := os.Stat(name); errors.Is(err, fs.ErrNotExist) {
+			names = append([]string{filepath.Dir(path)}, names...)
+			break
+		}
+	}
+	if err := disk.Unwritable(names...); err == nil {
+		return nil
+	}
+	// A server needs these as well, and may start without.
+	return disk.Unwritable(append(names, path+reserveSuffix, path+".lock")...)
+}
+
+// shareLog gives the files of the log the group of their directory. SQLite gives them the
+// mode of the database, but its owner and group only when root makes them.
+func shareLog(path string) {
+	for _, suffix := range []string{"-wal", "-shm"} {
+		disk.Inherit(path+suffix, disk.GroupWrites)
+	}
 }
 
 // dataSource is the name of the database for the driver. All pragmas are in

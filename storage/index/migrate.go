@@ -81,6 +81,7 @@ func migrateWithCopy(ctx context.Context, path string, steps []string) (done Mig
 		return done, describe(tried, err)
 	}
 	defer func() { err = errors.Join(err, conn.close()) }()
+	shareLog(resolve(absolute))
 	if version == len(steps) {
 		// Opening and closing it has folded back a log that a crash had left.
 		return Migration{From: version, To: version}, nil
@@ -162,6 +163,7 @@ func keepOld(ctx context.Context, absolute, copied string, version int) (err err
 	if found != int64(version) {
 		return fmt.Errorf("%w: it has schema version %d, and not %d", ErrUnsound, found, version)
 	}
+	disk.Inherit(copied, disk.GroupWrites)
 	// SQLite has closed it.
 	file, err := os.Open(copied)
 	if err != nil {

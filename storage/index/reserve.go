@@ -115,6 +115,7 @@ func makeReserve(name string, kept, size int64, allocate func(fd int, mode uint3
 	if err != nil {
 		return err
 	}
+	disk.Inherit(name, disk.GroupWrites)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, file.Truncate(kept))

@@ -77,6 +77,7 @@ func NewLock(path string, self Owner) (*Lock, error) {
 	if err != nil {
 		return nil, fmt.Errorf("lock it: %w", err)
 	}
+	disk.Inherit(path, disk.GroupWrites)
 	l.file = file
 	if err := l.take(path); err != nil {
 		file.Close()

@@ -54,8 +54,12 @@ func (t *Tiered) keep(e *entry, f *fill, source io.Reader) (err error) {
 // that. When the disk is full although the cache isn't, copies go for it.
 func (t *Tiered) create(size int64) (*os.File, error) {
 	file, err := os.OpenFile(filepath.Join(t.filling(), rand.Text()), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644)
-	if err != nil || size == 0 {
-		return file, err
+	if err != nil {
+		return nil, err
+	}
+	disk.Inherit(file.Name(), disk.GroupReads)
+	if size == 0 {
+		return file, nil
 	}
 	for freed := int64(0); ; {
 		err = unix.Fallocate(int(file.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, size)
@@ -130,7 +134,7 @@ func (t *Tiered) show(e *entry, file *os.File) error {
 	path := t.path(e)
 	err := os.Rename(file.Name(), path)
 	if errors.Is(err, os.ErrNotExist) {
-		if err = os.Mkdir(filepath.Dir(path), 0o755); err == nil || errors.Is(err, os.ErrExist) {
+		if err = disk.MkdirAll(filepath.Dir(path), 0o755); err == nil {
 			err = os.Rename(file.Name(), path)
 		}
 	}

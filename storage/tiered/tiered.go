@@ -31,6 +31,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"nar-herder/internal/disk"
 	"nar-herder/storage"
 )
 
@@ -136,7 +137,7 @@ func New(behind storage.ByteStore, options Options) (*Tiered, error) {
 	t.began = t.now()
 	t.idle.init()
 	t.makeMetrics()
-	if err := os.MkdirAll(t.filling(), 0o755); err != nil {
+	if err := disk.MkdirAll(t.filling(), 0o755); err != nil {
 		return nil, fmt.Errorf("cache %s: create it: %w", directory, err)
 	}
 	if err := t.takeLock(); err != nil {
@@ -158,6 +159,7 @@ func (t *Tiered) takeLock() error {
 	if err != nil {
 		return fmt.Errorf("cache %s: lock it: %w", t.directory, err)
 	}
+	disk.Inherit(file.Name(), disk.GroupWrites)
 	switch err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB); err {
 	case nil:
 	case unix.ENOSYS, unix.ENOLCK, unix.EOPNOTSUPP, unix.EINVAL:

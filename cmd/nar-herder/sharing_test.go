@@ -1,0 +1,225 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+
+	"nar-herder/storage"
+)
+
+// asRoot skips a test that runs the program as several users, unless in CI.
+func asRoot(t *testing.T) {
+	t.Helper()
+	if os.Getuid() == 0 {
+		return
+	}
+	if os.Getenv("CI") == "true" {
+		t.Fatal("run the tests as root: this one uses several users")
+	}
+	t.Skip("run the tests as root for this one")
+}
+
+// sharedGroup is the group of which the users of TestTwoUsers are members.
+const sharedGroup = 60010
+
+// asUser is a run of the program as one of them, who has a group of the own as well.
+func asUser(uid uint32, umask, program string, args ...string) *process {
+	cmd := exec.Command("/bin/sh", append([]string{"-c", `umask "$0"; exec "$@"`, umask, program}, args...)...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid, Groups: []uint32{sharedGroup}}}
+	return commandOf(cmd)
+}
+
+// TestTwoUsers has one user import and another one serve, remove, dump, compress and
+// export, in directories that their group may write to; then the other way round, after
+// the server was killed.
+func TestTwoUsers(t *testing.T) {
+	t.Parallel()
+	asRoot(t)
+	for umask, mode := range map[string][]uint32{"022": {0o775}, "077": {0o775, 0o2775}, "002": {0o775}} {
+		for _, mode := range mode {
+			t.Run(fmt.Sprintf("%#o, umask %s", mode, umask), func(t *testing.T) {
+				t.Parallel()
+				public, program := publicPlace(t)
+				share := func(name string) string {
+					t.Helper()
+					name = filepath.Join(public.dir, name)
+					if err := errors.Join(os.MkdirAll(name, 0o755), os.Chown(name, -1, sharedGroup), syscall.Chmod(name, mode)); err != nil {
+						t.Fatal(err)
+					}
+					return name
+				}
+				dir := share("shared")
+				p := place{dir, filepath.Join(dir, "index.db"), share("shared/storage")}
+				source := filepath.Join(public.dir, "source")
+				generate(t, source, 6)
+				cached, cache, exported := filepath.Join(dir, "cached/zstd"), filepath.Join(dir, "cache"), filepath.Join(dir, "exported")
+				base := func(n int) string { return fmt.Sprintf("%032d-item", n) }
+				isStored := func(n int) bool { _, err := os.Stat(filepath.Join(p.storage, "nar", base(n))); return err == nil }
+				for phase, users := range [][2]uint32{{60001, 60002}, {60002, 60001}} {
+					importer, server := users[0], users[1]
+					succeeds := func(uid uint32, args ...string) {
+						t.Helper()
+						if r := asUser(uid, umask, program, args...).run(t); r.status != 0 {
+							t.Fatalf("user %d, %s: status %d, stderr %s", uid, args, r.status, r.err)
+						}
+					}
+					own(t, source, importer)
+					imports := func(n int) {
+						t.Helper()
+						succeeds(importer, p.args("import", filepath.Join(source, base(n)[:32]+".narinfo"))...)
+					}
+					first := 3 * phase
+					imports(first)
+					imports(first + 1)
+					s := serve(t, asUser(server, umask, program, p.args("run-server", "--port=0", "--log-level=INFO", "--ttl=1s", "--storage-check-interval=1s",
+						"--enable-cached-compression=zstd", "--cached-compression-directory=zstd="+cached, "--cached-compression-min-uses=1", "--storage-cache="+cache)...))
+					imports(first + 2)
+					if got := get(t, s.addresses[0], "/nar/"+base(first+2)); got.StatusCode != 200 {
+						t.Errorf("the nar: %s", got.Status)
+					}
+					until(t, "the nar is compressed", func() bool {
+						return strings.Contains(get(t, s.addresses[0], "/"+base(first + 2)[:32]+".narinfo").body, "Compression: zstd\n")
+					})
+					succeeds(server, p.args("remove", "--now", "/gnu/store/"+base(first))...)
+					succeeds(importer, p.args("remove", "/gnu/store/"+base(first+1))...)
+					until(t, "the withdrawn nar is deleted", func() bool { return !isStored(first) && !isStored(first+1) })
+					for _, uid := range users {
+						succeeds(uid, "dump", "--database="+p.database, "--database-dump="+filepath.Join(dir, "dump.db"))
+						succeeds(uid, p.args("export", exported)...)
+						succeeds(uid, p.args("check", "--repair", "--verify")...)
+						succeeds(uid, "tag", "--database="+p.database, fmt.Sprintf("user=%d", uid), "/gnu/store/"+base(first+2))
+					}
+					if strings.Contains(get(t, s.addresses[0], "/health").body, "warnings") {
+						t.Error("the health warns")
+					}
+					if strings.Contains(s.err.String(), "level=ERROR") || strings.Contains(s.err.String(), "permission denied") {
+						t.Errorf("the server of phase %d: %s", phase, s.err.String())
+					}
+					if phase == 1 {
+						s.stop(t, syscall.SIGTERM)
+						break
+					}
+					wantShared(t, dir) // with the files that only exist while a server runs
+					if err := s.Process.Kill(); err != nil {
+						t.Fatal(err)
+					}
+					<-s.ended
+				}
+				// What the other server has made can be removed as well.
+				for uid := range uint32(2) {
+					if r := asUser(60001+uid, umask, program, p.args("remove", "--now", "/gnu/store/"+base(2+3*int(1-uid)))...).run(t); r.status != 0 {
+						t.Errorf("remove an imported nar: %s", r.err)
+					}
+				}
+				wantShared(t, dir)
+			})
+		}
+	}
+}
+
+// own gives all below a directory to a user.
+func own(t *testing.T, directory string, uid uint32) {
+	t.Helper()
+	err := filepath.WalkDir(directory, func(name string, _ fs.DirEntry, err error) error {
+		return errors.Join(err, os.Chown(name, int(uid), int(uid)))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// wantShared looks at the group and its permissions of all below a directory: no nar may
+// be written by others than its owner.
+func wantShared(t *testing.T, directory string) {
+	t.Helper()
+	err := filepath.WalkDir(directory, func(name string, entry fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		info, err := entry.Info()
+		if errors.Is(err, fs.ErrNotExist) || err == nil && info.Mode().Type() == fs.ModeSymlink {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		mode, want := info.Mode().Perm()&0o070, fs.FileMode(0o040)
+		if entry.IsDir() {
+			want = 0o070
+		} else if filepath.Dir(name) == directory || strings.HasPrefix(name, filepath.Join(directory, "cache")) && (entry.Name() == "lock" || entry.Name() == storage.OwnerName) {
+			want = 0o060 // of the database, dumps and locks
+		}
+		if gid := info.Sys().(*syscall.Stat_t).Gid; gid != sharedGroup || mode != want {
+			t.Errorf("%s has mode %v and group %d, want %#o for group %d", name, info.Mode(), gid, want, sharedGroup)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// TestSetUpByRoot runs the server as another user than root, who has made the database,
+// all of it or a part: it refuses to start, with the command by which it starts.
+func TestSetUpByRoot(t *testing.T) {
+	t.Parallel()
+	asRoot(t)
+	for _, test := range []struct {
+		name   string
+		killed bool     // the server of root, which then has left its log
+		chown  []string // done before
+	}{
+		{"all", true, nil},
+		{"all but the directory", false, []string{""}},
+		{"the log", true, []string{"", "index.db"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			public, program := publicPlace(t)
+			dir := filepath.Join(public.dir, "database")
+			if err := os.Mkdir(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			p := place{dir, filepath.Join(dir, "index.db"), public.storage}
+			p.imports(t, published(greeting))
+			if test.killed {
+				s := p.serve(t)
+				p.imports(t, published(entropy))
+				until(t, "the server has made its reserve", func() bool { _, err := os.Stat(p.database + ".reserve"); return err == nil })
+				_ = s.Process.Kill()
+				<-s.ended
+			}
+			for _, name := range test.chown {
+				if err := os.Chown(filepath.Join(dir, name), 60001, 60001); err != nil {
+					t.Fatal(err)
+				}
+			}
+			args := p.args("run-server", "--port=0", "--log-level=INFO")
+			refused := asUser(60001, "022", program, args...).run(t)
+			command := regexp.MustCompile(`: run '(chown 60001 [^']+)'`).FindStringSubmatch(refused.err)
+			if refused.status != 1 || strings.Count(refused.err, "\n") != 1 || !strings.Contains(refused.err, "belongs to root") || command == nil {
+				t.Fatalf("status %d: %s", refused.status, refused.err)
+			}
+			if out, err := exec.Command("sh", "-c", command[1]).CombinedOutput(); err != nil {
+				t.Fatalf("%s: %v: %s", command[1], err, out)
+			}
+			s := serve(t, asUser(60001, "022", program, args...))
+			s.stop(t, syscall.SIGTERM)
+			if nars := filepath.Join(p.storage, "nar"); !strings.Contains(s.err.String(), "run 'chown 60001 "+nars+" "+nars+"/lzip'") {
+				t.Errorf("the log doesn't say that the storage can't be written: %s", s.err.String())
+			}
+			if info, err := os.Stat(p.database + ".reserve"); err != nil || info.Sys().(*syscall.Stat_t).Uid != 60001 {
+				t.Errorf("the reserve: %v, %v", info, err)
+			}
+		})
+	}
+}
