@@ -17,6 +17,7 @@ import (
 
 	"nar-herder/compression"
 	"nar-herder/httpapi"
+	"nar-herder/mirror/dump"
 	"nar-herder/peer/passing"
 	"nar-herder/removal"
 	"nar-herder/storage"
@@ -84,6 +85,9 @@ type serverCommand struct {
 	starting *httpapi.Starting // answers until there is a server
 }
 
+// leastLimit is below all limits but those that lack their unit.
+const leastLimit = 1 << 20
+
 // pidFileWait is how long the process id waits for the sockets: a supervisor
 // waits a second for it at the least.
 const pidFileWait = 500 * time.Millisecond
@@ -101,6 +105,9 @@ func (c *serverCommand) validate() error {
 	}
 	if c.StorageHardLimit != noLimit && c.StorageLimit != noLimit && c.StorageHardLimit < c.StorageLimit {
 		return errors.New("--storage-hard-limit is below --storage-limit, so that nothing would be taken in and nothing be removed: raise it")
+	}
+	if 0 < c.StorageLimit && c.StorageLimit < leastLimit {
+		return fmt.Errorf("--storage-limit=%d is that many bytes, so that nearly everything would be removed: add a unit, such as %[1]dT", c.StorageLimit)
 	}
 	if isBucket(c.Storage) && c.StorageMinimumFreeSpace != noLimit {
 		return errors.New("--storage-minimum-free-space: a bucket has no file system with free space: leave it out, or use --storage-limit")
@@ -163,6 +170,10 @@ func (c *serverCommand) run(ctx context.Context, settings *settings, running *ta
 		log.Warn(warning)
 	}
 	c.DatabaseDump = cmp.Or(c.DatabaseDump, following(c.Database, dumpSuffix))
+	// Before a dump that is named as the database by mistake is converted.
+	if err := dump.CheckPath(ctx, c.DatabaseDump, c.Database); err != nil {
+		return fmt.Errorf("--database-dump: %w", err)
+	}
 	// The sockets and the lock come first, so that a second server by mistake changes
 	// nothing of the one that runs. The supervisor that waits for the process id does not wait
 	// for a slow name server, though.
@@ -422,6 +433,9 @@ func readSigningKey(name string) ([]byte, error) {
 // writePidFile writes it beside and renames it: a supervisor that waits for the
 // file must not find it empty.
 func writePidFile(name string) error {
+	if err := isPidFile(name); err != nil {
+		return fmt.Errorf("--pid-file=%s: %w: name another file", name, err)
+	}
 	temporary, err := os.CreateTemp(filepath.Dir(name), filepath.Base(name)+".")
 	if err != nil {
 		return fmt.Errorf("--pid-file=%s: %w", name, err)
@@ -434,6 +448,26 @@ func writePidFile(name string) error {
 	if err != nil {
 		_ = os.Remove(temporary.Name())
 		return fmt.Errorf("--pid-file=%s: %w", name, err)
+	}
+	return nil
+}
+
+// isPidFile returns an error where another file would be replaced than that of an
+// earlier run.
+func isPidFile(name string) error {
+	info, err := os.Stat(name)
+	if err != nil {
+		return nil // there is none, or writing it will fail as well
+	}
+	if !info.Mode().IsRegular() {
+		return errors.New("not a regular file")
+	}
+	if text, err := os.ReadFile(name); err != nil {
+		return err
+	} else if text := strings.TrimSpace(string(text)); text != "" {
+		if _, err := strconv.Atoi(text); err != nil {
+			return errors.New("the file is there, and does not hold a process id")
+		}
 	}
 	return nil
 }
