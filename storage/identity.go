@@ -84,7 +84,7 @@ func (s *Storage) MayBeClaimed(ctx context.Context) error {
 		return err
 	}
 	looked, missing := 0, 0
-	for place, step := int64(-1), max(1, last/claimSamples); place < last; place += step {
+	for place, step := int64(0), max(1, last/claimSamples); place < last; place += step {
 		for row, err := range s.index.ItemsAfter(ctx, place) {
 			var item *Item
 			if err == nil {

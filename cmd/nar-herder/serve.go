@@ -474,6 +474,9 @@ func isPidFile(name string) error {
 
 // removePidFile removes the file while it is this process's.
 func removePidFile(name string) {
+	if isPidFile(name) != nil {
+		return // reading a pipe would wait
+	}
 	if text, err := os.ReadFile(name); err == nil && strings.TrimSpace(string(text)) == strconv.Itoa(os.Getpid()) {
 		_ = os.Remove(name)
 	}

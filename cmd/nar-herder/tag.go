@@ -71,13 +71,12 @@ func (c *taggingOptions) each(ctx context.Context, s *streams, command, done str
 		err := store.index.Update(ctx, func(tx *index.Tx) error {
 			unknown, count = nil, 0
 			for _, hash := range batch {
-				has, err := change(tx, hash)
+				isChanged, err := change(tx, hash)
 				if errors.Is(err, storage.ErrNotFound) {
 					unknown = append(unknown, hash)
 				} else if err != nil {
 					return err
-				}
-				if has {
+				} else if isChanged {
 					count++
 				}
 			}
