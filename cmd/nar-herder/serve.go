@@ -86,7 +86,7 @@ type serverCommand struct {
 }
 
 // leastLimit is below all limits but those that lack their unit.
-const leastLimit = 1 << 20
+const leastLimit = 64 << 10
 
 // pidFileWait is how long the process id waits for the sockets: a supervisor
 // waits a second for it at the least.
