@@ -70,7 +70,7 @@ func (s *Storage) IsMounted(ctx context.Context) error {
 }
 
 // claimSamples is how many items [Storage.MayBeClaimed] looks at.
-const claimSamples = 50
+const claimSamples = 25
 
 // MayBeClaimed is IsMounted for a byte store without an owner, which may be another than
 // before: it also returns an error where more than a few of the nars are missing, as in

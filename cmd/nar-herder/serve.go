@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -462,12 +463,16 @@ func isPidFile(name string) error {
 	if !info.Mode().IsRegular() {
 		return errors.New("not a regular file")
 	}
-	if text, err := os.ReadFile(name); err != nil {
-		return err
-	} else if text := strings.TrimSpace(string(text)); text != "" {
-		if _, err := strconv.Atoi(text); err != nil {
-			return errors.New("the file is there, and does not hold a process id")
+	const longest = 32
+	var text []byte
+	if info.Size() <= longest {
+		if text, err = os.ReadFile(name); err != nil {
+			return err
 		}
+	}
+	// After a loss of power, a file may be empty or have zero bytes.
+	if info.Size() > longest || len(bytes.Trim(text, "0123456789 \n\x00")) > 0 {
+		return errors.New("the file is there, and does not hold a process id")
 	}
 	return nil
 }

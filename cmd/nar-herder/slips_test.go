@@ -229,7 +229,7 @@ var commandSlips = []slip{
 			}
 			return []string{"import", "--database=" + links + "/i.db", "--storage=" + links + "/nars", d.source(t)}
 		}},
-	{name: "import from the parent of nothing", status: 1, says: []string{"no such file or directory"},
+	{name: "import of a directory that is not there", status: 1, says: []string{"no such file or directory"},
 		args: func(t *testing.T, d *desk) []string { return d.args("import", d.root+"/absent") }},
 	{name: "import from a directory without narinfos", says: []string{"no narinfos found"},
 		args: func(t *testing.T, d *desk) []string { return d.args("import", d.source(t)+"/nar") }},
