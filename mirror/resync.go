@@ -97,7 +97,12 @@ func (m *Mirror) merge(ctx context.Context, at place, db *dump) (place, error) {
 	if err != nil {
 		return next, err
 	}
-	if lost := mirrored - count; lost > max(int64(m.negligible), mirrored/shrinkShare) {
+	negligible := int64(m.negligible)
+	if next.Instance != at.Instance { // it may be the wrong source
+		negligible = min(negligible, mirrored/2)
+	}
+	most := max(negligible, mirrored/shrinkShare)
+	if lost := mirrored - count; lost > most {
 		if err := m.unlessAccepted(ctx, fmt.Sprintf("it has shrunk from %d items to %d", mirrored, count)); err != nil {
 			return next, err
 		}
@@ -113,7 +118,7 @@ func (m *Mirror) merge(ctx context.Context, at place, db *dump) (place, error) {
 		next.Removals, next.Owed = at.Removals, cmp.Or(db.tag, "unknown")
 		return next, err
 	}
-	next.Removals, err = m.withdrawOthers(ctx, at, there, last, mirrored, newest)
+	next.Removals, err = m.withdrawOthers(ctx, at, there, last, mirrored, most, newest)
 	return next, err
 }
 
@@ -382,10 +387,10 @@ func (m *Mirror) payOwed(ctx context.Context, at place) bool {
 
 // withdrawOthers withdraws the items of the source, up to the last place, that have no
 // bit set: the source does not have them any more. What is newer than the dump may be
-// there all the same. It returns the removals of the last hour, with these, and keeps
-// them in the place as it removes: neither a restart nor another dump may hide them
-// from [Mirror.allow].
-func (m *Mirror) withdrawOthers(ctx context.Context, at place, there bits, last, mirrored int64, newest time.Time) (map[int64]int, error) {
+// there all the same. A source that lacks more than most is refused. It returns the
+// removals of the last hour, with these, and keeps them in the place as it removes:
+// neither a restart nor another dump may hide them from [Mirror.allow].
+func (m *Mirror) withdrawOthers(ctx context.Context, at place, there bits, last, mirrored, most int64, newest time.Time) (map[int64]int, error) {
 	each := func(f func(hashes []narinfo.PathHash) error) error {
 		for after := int64(0); after < last; {
 			items, end, err := m.Index.MirroredAfter(ctx, after, last, 20*batchSize)
@@ -414,7 +419,7 @@ func (m *Mirror) withdrawOthers(ctx context.Context, at place, there bits, last,
 		return at.Removals, err
 	}
 	var counted map[int64]int
-	if gone > max(int64(m.negligible), mirrored/shrinkShare) {
+	if gone > most {
 		err = m.unlessAccepted(ctx, fmt.Sprintf("its dump lacks %d items of %d", gone, mirrored))
 	} else {
 		counted, err = m.allow(ctx, withRemovals(at.Removals, int(gone), m.now()))

@@ -8,11 +8,16 @@ import (
 	"io"
 	"io/fs"
 	"strings"
+
+	"nar-herder/storage/index"
 )
 
 // IdentityName is where a byte store keeps its random name. Instances that share
 // a storage find the same one there.
 const IdentityName = "nar-herder-storage"
+
+// ExportName is the file that marks the directory of an export.
+const ExportName = "nar-herder-export"
 
 // Identity returns the random name of the byte store, and gives it one when it
 // has none. It is "" where nars are kept elsewhere.
@@ -62,6 +67,52 @@ func (s *Storage) IsMounted(ctx context.Context) error {
 		err = fmt.Errorf("storage %s: %w: the index has %d: is it mounted? If the nars are lost, as with their disk, run 'nar-herder claim-storage --accept-loss'", s.bytes, ErrAllMissing, totals.StoredNars)
 	}
 	return err
+}
+
+// claimSamples is how many items [Storage.MayBeClaimed] looks at.
+const claimSamples = 25
+
+// MayBeClaimed is IsMounted for a byte store without an owner, which may be another than
+// before: it also returns an error where more than a few of the nars are missing, as in
+// an unfinished or an old copy. It looks at some of them.
+func (s *Storage) MayBeClaimed(ctx context.Context) error {
+	if err := s.IsMounted(ctx); err != nil {
+		return err
+	}
+	last, err := s.index.LastPlace(ctx)
+	if err != nil {
+		return err
+	}
+	looked, missing := 0, 0
+	for place, step := int64(0), max(1, last/claimSamples); place < last; place += step {
+		for row, err := range s.index.ItemsAfter(ctx, place) {
+			var item *Item
+			if err == nil {
+				item, err = NewItem(row)
+			}
+			if errors.Is(err, index.ErrDamaged) {
+				continue
+			} else if err != nil {
+				return err
+			}
+			for n, name := range item.names {
+				if name == "" || !item.HasStored(n) {
+					continue
+				}
+				looked++
+				if _, err := s.bytes.Stat(ctx, name); errors.Is(err, fs.ErrNotExist) {
+					missing++
+				} else if err != nil {
+					return err
+				}
+			}
+			break
+		}
+	}
+	if missing > 1 && missing > looked/10 {
+		return fmt.Errorf("storage %s lacks %d of %d nars that were looked for: is it the right one, and was it copied to its end? If it is all that there is, 'nar-herder claim-storage' makes it this instance's, and records which nars are there", s.bytes, missing, looked)
+	}
+	return nil
 }
 
 // note reads one of the short texts that the byte store has beside the nars.

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"slices"
 	"syscall"
 
 	"nar-herder/narinfo"
@@ -251,6 +252,15 @@ func (p *prepared) found(n int, size int64) {
 	p.entry.Sizes[n] = size
 }
 
+// isInUse reports whether a directory is a storage or an export. Its nars are copied:
+// moving them would take them from those who serve them.
+func isInUse(directory *os.Root) bool {
+	return slices.ContainsFunc([]string{OwnerName, IdentityName, ExportName}, func(name string) bool {
+		_, err := directory.Lstat(name)
+		return err == nil
+	})
+}
+
 // stageFrom stages the Nth file from a directory. The error is
 // [fs.ErrNotExist] when the directory has no such file.
 func (s *Storage) stageFrom(ctx context.Context, p *prepared, n int, name, directory string) (size int64, err error) {
@@ -291,7 +301,8 @@ func (s *Storage) stageFrom(ctx context.Context, p *prepared, n int, name, direc
 	// What a symbolic link leads to would keep its own name.
 	named, err := root.Lstat(name)
 	isItself := err == nil && os.SameFile(named, opened)
-	if _, ok := s.store().(FileStager); ok && !p.Keep && isItself {
+	keep := p.Keep || isInUse(root)
+	if _, ok := s.store().(FileStager); ok && !keep && isItself {
 		// It takes no room beyond what it has, but below the minimum nothing
 		// comes in.
 		if err := room.share(ctx); err != nil {
@@ -311,7 +322,7 @@ func (s *Storage) stageFrom(ctx context.Context, p *prepared, n int, name, direc
 		}
 		room.SetWritten(size)
 	}
-	if !p.Keep {
+	if !keep {
 		p.moved = append(p.moved, movedFile{directory, name})
 	}
 	return size, nil

@@ -103,6 +103,9 @@ func (c *copyStorageCommand) Run(ctx context.Context, s *streams) (err error) {
 		fmt.Fprintln(s.err, "nar-herder: copy-storage:", oneLine(err))
 		return statusUnknown
 	}
+	if summary.Files == [len(summary.Files)]int64{} {
+		return unknownError{fmt.Errorf("--from: storage %s has no files to copy: is it mounted?", from)}
+	}
 	report.summary(c, &summary, summary.Complete())
 	if shared, err := job.SharedIdentity(ctx); err == nil && shared != "" {
 		printf(s.err, "nar-herder: copy-storage: note: %s and %s have the same name, %s, in their file nar-herder-storage, so that other instances take them for one: remove that file from the one that is the copy, if both go on\n", c.From, c.To, shared)

@@ -170,7 +170,7 @@ func open(ctx context.Context, database, store string, how opening, log *slog.Lo
 	}
 	o.Storage = storage.New(o.index, bytes, options)
 	if o.claim != nil {
-		o.claim.IsMounted = o.IsMounted
+		o.claim.IsMounted = o.MayBeClaimed
 	}
 	return o, nil
 }

@@ -25,7 +25,7 @@ func TestFrontEnd(t *testing.T) {
 	q := newPlace(t)
 	q.storage = p.storage
 	front := q.serve(t, "--log-level=INFO", "--ttl=1s", "--mirror=http://"+primary.addresses[0], "--storage-read-only",
-		"--storage-limit=1", "--storage-nar-removal-criteria=unreferenced")
+		"--storage-limit=0", "--storage-nar-removal-criteria=unreferenced")
 	address := front.addresses[0]
 	served := func(n int) bool {
 		got, err := tryGet(address, targets[n])

@@ -46,6 +46,9 @@ func listenOn(ctx context.Context, prefix, host string, port portValue, permissi
 			closeAll(listeners)
 		}
 	}()
+	if host == "" {
+		return nil, usagef("--%shost is empty, as from a variable that is not set: name an address, such as 127.0.0.1, or 0.0.0.0 or :: for all", prefix)
+	}
 	if path, ok := strings.CutPrefix(host, "unix:"); ok {
 		listener, err := listenUnix(ctx, prefix, path, permissions)
 		if err != nil {
@@ -55,7 +58,7 @@ func listenOn(ctx context.Context, prefix, host string, port portValue, permissi
 	}
 	host = strings.TrimSuffix(strings.TrimPrefix(host, "["), "]")
 	addresses := []string{host}
-	if host != "" && net.ParseIP(host) == nil {
+	if net.ParseIP(host) == nil {
 		if addresses, err = net.DefaultResolver.LookupHost(ctx, host); err != nil {
 			return nil, fmt.Errorf("--%shost=%s: %w: name an address, a host name that has one, or unix:PATH", prefix, host, err)
 		}

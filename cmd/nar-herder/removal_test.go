@@ -313,7 +313,7 @@ func TestRemoval(t *testing.T) {
 // TestRemovalOnSelf has an instance with itself as the criterion.
 func TestRemovalOnSelf(t *testing.T) {
 	t.Parallel()
-	in := newInstances(t, 1, 20, 1, func(int) []int { return []int{0} })
+	in := newInstances(t, 1, 20, 0, func(int) []int { return []int{0} })
 	until(t, "it is noticed", func() bool { return strings.Contains(in.servers[0].err.String(), "this very instance") })
 	if copies := in.copies(); copies != 20 {
 		t.Errorf("%d of 20 are left", copies)
@@ -333,7 +333,7 @@ func TestRemovalSharedStorage(t *testing.T) {
 	other.storage = p.storage
 	succeed(t, "import", "--narinfos-only", "--database="+other.database, source) // narinfos alone
 	b := other.serve(t, "--log-level=INFO", "--storage-read-only")
-	a := p.serve(t, "--log-level=INFO", "--storage-check-interval=1s", "--storage-limit=1", "--storage-nar-removal-criteria=stored-on=http://"+b.addresses[0])
+	a := p.serve(t, "--log-level=INFO", "--storage-check-interval=1s", "--storage-limit=0", "--storage-nar-removal-criteria=stored-on=http://"+b.addresses[0])
 	until(t, "it is noticed", func() bool { return strings.Contains(a.err.String(), "this very storage") })
 	for _, text := range texts {
 		_, name := narOf(t, text)

@@ -148,7 +148,7 @@ func TestSecrets(t *testing.T) {
 	proxy := s.word("proxy")
 	run := command(p.args("run-server", "--log-level=DEBUG", "--port=0", "--serve-remote-nars=redirect", "--database-dump-interval=1s", "--mirror-nars=none",
 		"--mirror="+mirrored.url(user, password), "--allow-private-redirects", "--storage-nar-removal-criteria=stored-on="+copied.url(user, password),
-		"--storage-limit=1", "--storage-check-interval=1s",
+		"--storage-limit=0", "--storage-check-interval=1s",
 		"--enable-cached-compression=zstd", "--cached-compression-directory=zstd="+filepath.Join(p.dir, "zstd"), "--cached-compression-min-uses=1",
 		"--cached-compression-nar-source="+mirrored.url(user, password))...)
 	run.Env = append(run.Env, "HTTPS_PROXY=http://u:"+proxy+"@127.0.0.1:bad", "AWS_ACCESS_KEY_ID=x", "AWS_SECRET_ACCESS_KEY="+s.word("aws"))

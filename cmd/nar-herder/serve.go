@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -18,6 +19,7 @@ import (
 
 	"nar-herder/compression"
 	"nar-herder/httpapi"
+	"nar-herder/mirror/dump"
 	"nar-herder/peer/passing"
 	"nar-herder/removal"
 	"nar-herder/storage"
@@ -85,6 +87,9 @@ type serverCommand struct {
 	starting *httpapi.Starting // answers until there is a server
 }
 
+// leastLimit is below all limits but those that lack their unit.
+const leastLimit = 64 << 10
+
 // pidFileWait is how long the process id waits for the sockets: a supervisor
 // waits a second for it at the least.
 const pidFileWait = 500 * time.Millisecond
@@ -102,6 +107,9 @@ func (c *serverCommand) validate() error {
 	}
 	if c.StorageHardLimit != noLimit && c.StorageLimit != noLimit && c.StorageHardLimit < c.StorageLimit {
 		return errors.New("--storage-hard-limit is below --storage-limit, so that nothing would be taken in and nothing be removed: raise it")
+	}
+	if 0 < c.StorageLimit && c.StorageLimit < leastLimit {
+		return fmt.Errorf("--storage-limit=%d is that many bytes, so that nearly everything would be removed: add a unit, such as %[1]dT", c.StorageLimit)
 	}
 	if isBucket(c.Storage) && c.StorageMinimumFreeSpace != noLimit {
 		return errors.New("--storage-minimum-free-space: a bucket has no file system with free space: leave it out, or use --storage-limit")
@@ -165,6 +173,10 @@ func (c *serverCommand) run(ctx context.Context, effect inEffect, running *tasks
 		log.Warn(warning)
 	}
 	c.DatabaseDump = c.path(c.Database)
+	// Before a dump that is named as the database by mistake is converted.
+	if err := dump.CheckPath(ctx, c.DatabaseDump, c.Database); err != nil {
+		return fmt.Errorf("--database-dump: %w", err)
+	}
 	// The sockets and the lock come first, so that a second server by mistake changes
 	// nothing of the one that runs. The supervisor that waits for the process id does not wait
 	// for a slow name server, though.
@@ -425,6 +437,9 @@ func readSigningKey(name string) ([]byte, error) {
 // writePidFile writes it beside and renames it: a supervisor that waits for the
 // file must not find it empty.
 func writePidFile(name string) error {
+	if err := isPidFile(name); err != nil {
+		return fmt.Errorf("--pid-file=%s: %w: name another file", name, err)
+	}
 	temporary, err := os.CreateTemp(filepath.Dir(name), filepath.Base(name)+".")
 	if err != nil {
 		return fmt.Errorf("--pid-file=%s: %w", name, err)
@@ -441,8 +456,35 @@ func writePidFile(name string) error {
 	return nil
 }
 
+// isPidFile returns an error where another file would be replaced than that of an
+// earlier run.
+func isPidFile(name string) error {
+	info, err := os.Stat(name)
+	if err != nil {
+		return nil // there is none, or writing it will fail as well
+	}
+	if !info.Mode().IsRegular() {
+		return errors.New("not a regular file")
+	}
+	const longest = 32
+	var text []byte
+	if info.Size() <= longest {
+		if text, err = os.ReadFile(name); err != nil {
+			return err
+		}
+	}
+	// After a loss of power, a file may be empty or have zero bytes.
+	if info.Size() > longest || len(bytes.Trim(text, "0123456789 \n\x00")) > 0 {
+		return errors.New("the file is there, and does not hold a process id")
+	}
+	return nil
+}
+
 // removePidFile removes the file while it is this process's.
 func removePidFile(name string) {
+	if isPidFile(name) != nil {
+		return // reading a pipe would wait
+	}
 	if text, err := os.ReadFile(name); err == nil && strings.TrimSpace(string(text)) == strconv.Itoa(os.Getpid()) {
 		_ = os.Remove(name)
 	}

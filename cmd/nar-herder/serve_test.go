@@ -63,6 +63,9 @@ func TestPidFile(t *testing.T) {
 	}
 
 	// A file that somebody else has written meanwhile is not ours to remove.
+	if err := os.WriteFile(file, make([]byte, 5), 0o600); err != nil { // after a loss of power
+		t.Fatal(err)
+	}
 	s = p.serve(t, "--pid-file="+file)
 	if err := os.WriteFile(file, []byte("1\n"), 0o600); err != nil {
 		t.Fatal(err)

@@ -78,7 +78,7 @@ func TestStopWhileLocked(t *testing.T) {
 	for _, signal := range []os.Signal{syscall.SIGTERM, os.Interrupt} {
 		p := newPlace(t)
 		p.imports(t, published(gosrc), published(entropy))
-		s := p.serve(t, "--ttl=1s", "--storage-check-interval=1s", "--storage-limit=1",
+		s := p.serve(t, "--ttl=1s", "--storage-check-interval=1s", "--storage-limit=0",
 			"--storage-nar-removal-criteria=unreferenced", "--enable-cached-compression=zstd:19",
 			"--cached-compression-min-uses=1", "--cached-compression-directory=zstd="+filepath.Join(p.dir, "cached"))
 		lockDatabase(t, p.database, "BEGIN IMMEDIATE")

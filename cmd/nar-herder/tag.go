@@ -26,8 +26,8 @@ type tagCommand struct {
 }
 
 func (c *tagCommand) Run(ctx context.Context, s *streams) error {
-	return c.each(ctx, s, "tag", "tagged", func(tx *index.Tx, hash narinfo.PathHash) error {
-		return tx.AddTags(hash, tags([]tagValue{c.Tag}))
+	return c.each(ctx, s, "tag", "tagged", func(tx *index.Tx, hash narinfo.PathHash) (bool, error) {
+		return true, tx.AddTags(hash, []index.Tag{index.Tag(c.Tag)})
 	})
 }
 
@@ -36,14 +36,14 @@ type untagCommand struct {
 }
 
 func (c *untagCommand) Run(ctx context.Context, s *streams) error {
-	return c.each(ctx, s, "untag", "untagged", func(tx *index.Tx, hash narinfo.PathHash) error {
-		return tx.RemoveTags(hash, tags([]tagValue{c.Tag}))
+	return c.each(ctx, s, "untag", "untagged", func(tx *index.Tx, hash narinfo.PathHash) (bool, error) {
+		return tx.RemoveTag(hash, index.Tag(c.Tag))
 	})
 }
 
-// each changes each item that is named, and says how many there were. Each failure is a
-// line, and the rest is done.
-func (c *taggingOptions) each(ctx context.Context, s *streams, command, done string, change func(*index.Tx, narinfo.PathHash) error) (err error) {
+// each changes each item that is named, and prints for how many change returned true. Each
+// failure is a line, and the rest is done.
+func (c *taggingOptions) each(ctx context.Context, s *streams, command, done string, change func(*index.Tx, narinfo.PathHash) (bool, error)) (err error) {
 	failed := 0
 	fail := func(what string, err error) {
 		failed++
@@ -67,13 +67,17 @@ func (c *taggingOptions) each(ctx context.Context, s *streams, command, done str
 	changed := 0
 	for batch := range slices.Chunk(hashes, storage.BatchSize) {
 		var unknown []narinfo.PathHash
+		var count int
 		err := store.index.Update(ctx, func(tx *index.Tx) error {
-			unknown = nil
+			unknown, count = nil, 0
 			for _, hash := range batch {
-				if err := change(tx, hash); errors.Is(err, storage.ErrNotFound) {
+				isChanged, err := change(tx, hash)
+				if errors.Is(err, storage.ErrNotFound) {
 					unknown = append(unknown, hash)
 				} else if err != nil {
 					return err
+				} else if isChanged {
+					count++
 				}
 			}
 			return nil
@@ -84,7 +88,7 @@ func (c *taggingOptions) each(ctx context.Context, s *streams, command, done str
 		for _, hash := range unknown {
 			fail(hash.String(), storage.ErrNotFound)
 		}
-		changed += len(batch) - len(unknown)
+		changed += count
 	}
 	printf(s.out, "%s %s\n", done, countOf(changed, "item"))
 	if failed > 0 {

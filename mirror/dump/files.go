@@ -2,6 +2,7 @@ package dump
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"nar-herder/internal/disk"
+	"nar-herder/mirror/exchange"
 	"nar-herder/storage/index"
 )
 
@@ -131,8 +133,8 @@ func linkPlain(path string, g Generation) error {
 	return nil
 }
 
-// checkPlace refuses a path where a file would be overwritten that is no dump.
-func checkPlace(path, database string) error {
+// CheckPath refuses a path where a file would be overwritten that is not a dump.
+func CheckPath(ctx context.Context, path, database string) error {
 	plain, err := os.Stat(path)
 	if err != nil {
 		return nil // either there is none, or none can be made
@@ -164,5 +166,9 @@ func checkPlace(path, database string) error {
 	if !bytes.HasPrefix(head, []byte("SQLite format 3\x00")) || binary.BigEndian.Uint32(head[68:]) == index.ApplicationID {
 		return fmt.Errorf(refusal, path)
 	}
-	return nil
+	// Other programs have databases as well. A damaged dump may be replaced.
+	if err := exchange.Look(ctx, path); errors.Is(err, exchange.ErrNotOriginal) {
+		return fmt.Errorf(refusal, path)
+	}
+	return ctx.Err()
 }

@@ -78,7 +78,7 @@ type Maker struct {
 // New makes dumps of the index. It fails where the path is that of something else,
 // which must not be overwritten.
 func New(x *index.Index, options Options) (*Maker, error) {
-	if err := checkPlace(options.Path, x.Path()); err != nil {
+	if err := CheckPath(context.Background(), options.Path, x.Path()); err != nil {
 		return nil, fmt.Errorf("--database-dump: %w", err)
 	}
 	m := &Maker{index: x, options: options, log: options.Log, published: NewPublished(options.Path, x)}
@@ -116,7 +116,7 @@ func (m *Maker) Make(ctx context.Context) (Generation, error) {
 }
 
 func (m *Maker) makeLocked(ctx context.Context, at time.Time) (_ Generation, err error) {
-	if err := checkPlace(m.options.Path, m.index.Path()); err != nil {
+	if err := CheckPath(ctx, m.options.Path, m.index.Path()); err != nil {
 		return Generation{}, err
 	}
 	unlock, err := lock(m.options.Path)

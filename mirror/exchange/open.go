@@ -43,6 +43,21 @@ func Open(ctx context.Context, path string) (*Database, error) {
 	return newDatabase(ctx, path, conn)
 }
 
+// Look returns nil if a file is a database of the original that nobody writes, or the
+// error of [Open]. It leaves no file beside it.
+func Look(ctx context.Context, path string) error {
+	absolute, err := checkFile(path)
+	if err != nil {
+		return err
+	}
+	conn, err := tryReading(ctx, absolute, "mode=ro", "immutable=1")
+	if err != nil {
+		return describe("database "+path+": open it", err)
+	}
+	_, err = look(ctx, conn)
+	return errors.Join(err, conn.close())
+}
+
 func newDatabase(ctx context.Context, path string, conn *connection) (*Database, error) {
 	layout, err := look(ctx, conn)
 	if err != nil {

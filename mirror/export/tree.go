@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"nar-herder/internal/disk"
+	"nar-herder/storage"
 )
 
 const (
@@ -25,7 +26,7 @@ const (
 
 	// markerName is a file that each copy has. A directory with files and without it
 	// is not a copy, so that what it has is not for an export to replace or remove.
-	markerName = "nar-herder-export"
+	markerName = storage.ExportName
 	markerText = "This directory is made by 'nar-herder export', which replaces and removes narinfos and nars here.\n"
 
 	// narDirectory is where all nars of the copy lie.

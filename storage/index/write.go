@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"modernc.org/sqlite"
@@ -354,19 +355,17 @@ func (tx *Tx) AddTags(hash narinfo.PathHash, tags []Tag) error {
 	return nil
 }
 
-// RemoveTags takes tags from a known item; those it doesn't have are no error.
-func (tx *Tx) RemoveTags(hash narinfo.PathHash, tags []Tag) error {
+// RemoveTag takes a tag from a known item, and reports whether it had it.
+func (tx *Tx) RemoveTag(hash narinfo.PathHash, tag Tag) (bool, error) {
 	item, err := tx.id(hash)
 	if err != nil {
-		return err
+		return false, err
 	}
-	for _, tag := range tags {
-		err := tx.conn.exec("DELETE FROM item_tags WHERE item = ? AND tag = (SELECT id FROM tags WHERE key = ? AND value = ?)", item, tag.Key, tag.Value)
-		if err != nil {
-			return err
-		}
+	had, err := tx.Tags(hash)
+	if err != nil || !slices.Contains(had, tag) {
+		return false, err
 	}
-	return nil
+	return true, tx.conn.exec("DELETE FROM item_tags WHERE item = ? AND tag = (SELECT id FROM tags WHERE key = ? AND value = ?)", item, tag.Key, tag.Value)
 }
 
 // Missing returns those of the paths that have no narinfo in the index.
