@@ -15,7 +15,7 @@ import (
 )
 
 // Control answers what only the administrator should be able to ask: /metrics,
-// /health, /health/live and /debug/pprof/. It has listeners of its own, apart from
+// what is below /health, and /debug/pprof/. It has listeners of its own, apart from
 // those of a [Server], and answers before there is one. Its requests are not
 // counted in the metrics.
 type Control struct {
@@ -44,8 +44,9 @@ func ServeControl(host string, log *slog.Logger, listeners ...net.Listener) *Con
 	c := &Control{host: host, log: log}
 	mux := http.NewServeMux()
 	mux.HandleFunc("/metrics", c.serveMetrics)
-	mux.HandleFunc("/health", c.serveHealth)
-	mux.HandleFunc("/health/live", func(w http.ResponseWriter, _ *http.Request) { c.json(w, http.StatusOK, []byte(liveBody)) })
+	mux.HandleFunc(healthPath, func(w http.ResponseWriter, r *http.Request) { c.serveHealth(w, r, false) })
+	mux.HandleFunc(readyPath, func(w http.ResponseWriter, r *http.Request) { c.serveHealth(w, r, true) })
+	mux.HandleFunc(livePath, func(w http.ResponseWriter, _ *http.Request) { c.json(w, http.StatusOK, []byte(liveBody)) })
 	// Not cmdline: there may be passwords among the arguments.
 	mux.HandleFunc("/debug/pprof/", pprof.Index)
 	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
@@ -134,14 +135,13 @@ func (c *Control) serveMetrics(w http.ResponseWriter, r *http.Request) {
 	a.metrics.ServeHTTP(w, r)
 }
 
-func (c *Control) serveHealth(w http.ResponseWriter, r *http.Request) {
+func (c *Control) serveHealth(w http.ResponseWriter, r *http.Request, ready bool) {
 	a := c.attached.Load()
 	if a == nil {
-		c.serveStarting(w)
+		c.serveStarting(w, ready)
 		return
 	}
-	// A client that leaves must not make the storage look unusable.
-	status, body, err := a.server.healthAnswer(context.WithoutCancel(r.Context()))
+	status, body, err := a.server.healthAnswer(r.Context(), ready)
 	if err != nil {
 		c.log.Error("can't write the health", "error", err)
 		http.Error(w, "this server has a fault; its log says more", http.StatusInternalServerError)
@@ -150,9 +150,9 @@ func (c *Control) serveHealth(w http.ResponseWriter, r *http.Request) {
 	c.json(w, status, body)
 }
 
-func (c *Control) serveStarting(w http.ResponseWriter) {
+func (c *Control) serveStarting(w http.ResponseWriter, ready bool) {
 	var state any = map[string]string{"status": "starting"}
-	if f := c.starting.Load(); f != nil {
+	if f := c.starting.Load(); f != nil && !ready {
 		state = (*f)()
 	}
 	var body bytes.Buffer

@@ -1,12 +1,10 @@
 package httpapi
 
 import (
-	"context"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -68,8 +66,10 @@ func TestControl(t *testing.T) {
 			{nil, `{"status":"starting"}` + "\n"},
 		} {
 			control.Starting(test.state)
-			if got := ask("GET", "/health"); got.StatusCode != 503 || got.body != test.body || got.Header.Get("Retry-After") == "" {
-				t.Errorf("%s %q", got.Status, got.body)
+			for target, body := range map[string]string{"/health": test.body, "/health/ready": `{"status":"starting"}` + "\n"} {
+				if got := ask("GET", target); got.StatusCode != 503 || got.body != body || got.Header.Get("Retry-After") == "" {
+					t.Errorf("%s %q", got.Status, got.body)
+				}
 			}
 		}
 		if got := ask("GET", "/metrics"); got.StatusCode != 503 || got.Header.Get("Retry-After") == "" {
@@ -86,7 +86,7 @@ func TestControl(t *testing.T) {
 				t.Errorf("%s", got.Status)
 			}
 		}
-		if got := ask("GET", "/health"); got.StatusCode != 200 || !strings.HasSuffix(got.body, `,"database":"ok","status":"ok","storage":"ok"}`+"\n") ||
+		if got := ask("GET", "/health"); got.StatusCode != 200 || got.body != `{"status":"ok"}`+"\n" ||
 			got.Header.Get("Content-Type") != "application/json" || got.Header.Get("Cache-Control") != "no-store" {
 			t.Errorf("%s %v %q", got.Status, got.Header, got.body)
 		}
@@ -185,32 +185,6 @@ func TestControlCloses(t *testing.T) {
 	}
 }
 
-// TestControlHealthLeft has a client that leaves while the storage is being tried.
-func TestControlHealthLeft(t *testing.T) {
-	t.Parallel()
-	control := &Control{log: slog.New(slog.DiscardHandler)}
-	gone, leave := context.WithCancel(t.Context())
-	control.Attach(New(&leftItems{leave: leave}, options()))
-	for _, ctx := range []context.Context{gone, t.Context()} {
-		w := httptest.NewRecorder()
-		control.serveHealth(w, httptest.NewRequestWithContext(ctx, http.MethodGet, "/health", nil))
-		if w.Code != 200 {
-			t.Errorf("%d %s", w.Code, w.Body)
-		}
-	}
-}
-
-// leftItems are items of which the client leaves.
-type leftItems struct {
-	fakeItems
-	leave func()
-}
-
-func (i *leftItems) Healthy(ctx context.Context) (indexErr, bytesErr error) {
-	i.leave()
-	return ctx.Err(), ctx.Err()
-}
-
 // TestHideMetrics has a server whose metrics and health are on the control listener
 // alone.
 func TestHideMetrics(t *testing.T) {
@@ -218,14 +192,14 @@ func TestHideMetrics(t *testing.T) {
 	o := options()
 	o.HideMetrics = true
 	s := start(t, corpus(), o)
-	for target, status := range map[string]int{"/metrics": 404, "/health": 404, "/health/live": 200, "/nix-cache-info": 200} {
+	for target, status := range map[string]int{"/metrics": 404, "/health": 404, "/health/ready": 200, "/health/live": 200, "/nix-cache-info": 200} {
 		if got := dial(t, s.address).ask("GET", target); got.StatusCode != status {
 			t.Errorf("%s: %s", target, got.Status)
 		}
 	}
 	control, address := newControl(t, "tcp", "127.0.0.1:0")
 	control.Attach(s.Server)
-	for _, target := range []string{"/metrics", "/health"} {
+	for _, target := range []string{"/metrics", "/health", "/health/ready"} {
 		if got := askControl(t, dialOn(t, "tcp", address), http.MethodGet, "localhost", target, ""); got.StatusCode != 200 {
 			t.Errorf("%s: %s", target, got.Status)
 		}

@@ -3,142 +3,215 @@ package httpapi
 import (
 	"context"
 	"errors"
+	"log/slog"
+	"strings"
 	"sync"
+	"syscall"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
+	"nar-herder/internal/pace"
+	"nar-herder/storage"
 	"nar-herder/storage/index"
 )
 
 const (
-	// healthEvery bounds how often the storage is written to for health's sake,
-	// however often it is asked for.
-	healthEvery = time.Second
-	// healthDeadline is how long database and storage may take for it, and the totals
-	// of the metrics.
+	// healthInterval is how often the server looks at its parts, whether anybody asks or
+	// not.
+	healthInterval = 2 * time.Second
+	// healthDeadline is how long a look may take, and the totals of the metrics.
 	healthDeadline = 3 * time.Second
-	// healthStale is the age from which a result is too old to be given without a look
-	// at the present, which may take healthDeadline.
-	healthStale = 10 * time.Second
 )
 
-var errNoAnswer = errors.New("no answer within " + healthDeadline.String())
-
-// health is the last result of a probe.
-type health struct {
-	mu      sync.Mutex
-	running *probe // nil when none is under way
-	result  healthResult
-}
-
-// healthResult is what a probe has found.
-type healthResult struct {
-	at time.Time // zero for none
-	// database and storage are words for an administrator: ok, failing, or unknown.
-	database, storage string
-}
-
+// The paths of the health: whether requests are answered, with what is wrong; only
+// whether; and whether the program runs.
 const (
-	healthy   = "ok"
-	failing   = "failing"
-	notProbed = "unknown"
+	healthPath = "/health"
+	readyPath  = "/health/ready"
+	livePath   = "/health/live"
 )
 
-// probe is a look at database and storage. There is one at a time, even if it hangs.
-type probe struct {
-	done chan struct{} // closed when there is a result
+// Part is a part of the server that its health is about.
+type Part struct {
+	// Name is the part's in the answer and in the metric.
+	Name string
+	// Needed says that requests fail without the part, so that the server is not ready.
+	// What is wrong with others is a warning.
+	Needed bool
+	// Look returns what is wrong; nil for nothing. It writes nothing. Errors are logged,
+	// and clients get no text of them, except for [Warnings].
+	Look func(ctx context.Context) error
 }
 
-// probeHealth returns the last result, and how old it is. It waits for a new one only if
-// there is none of the last healthStale, and for healthDeadline at the most.
-func (s *Server) probeHealth(ctx context.Context) (result healthResult, age time.Duration) {
-	h := &s.health
-	h.mu.Lock()
-	if h.running == nil && time.Since(h.result.at) > healthEvery {
-		h.running = &probe{make(chan struct{})}
-		go s.probe(h.running)
-	}
-	running, result := h.running, h.result
-	h.mu.Unlock()
-	if running != nil && time.Since(result.at) > healthStale {
-		select {
-		case <-running.done:
-		case <-ctx.Done():
-		}
-		h.mu.Lock()
-		result = h.result
-		h.mu.Unlock()
-	}
-	if result.at.IsZero() { // the server ends
-		return healthResult{database: notProbed, storage: notProbed}, 0
-	}
-	return result, time.Since(result.at)
+// Warnings is the error of a part that logs by itself what is wrong. Clients get the
+// texts.
+type Warnings []string
+
+// Error implements error.
+func (w Warnings) Error() string { return strings.Join(w, "; ") }
+
+var (
+	errNoAnswer  = errors.New("no answer within " + healthDeadline.String())
+	errNotLooked = Warnings{"the server is starting"}
+)
+
+// health is what is known of the parts. It is a [prometheus.Collector].
+type health struct {
+	log    *slog.Logger
+	parts  []*watchedPart
+	looked chan struct{} // closed when each part was looked at
 }
 
-// probe looks at database and storage, and notes what it finds when its time is over, or
-// earlier. It returns when both have answered.
-func (s *Server) probe(p *probe) {
-	ctx, cancel := context.WithTimeout(s.live, healthDeadline)
+// watchedPart is a part with what the last look at it has found.
+type watchedPart struct {
+	Part
+	looking chan error // the result of a look that is under way; nil for none
+	mu      sync.Mutex
+	err     error
+}
+
+func newHealth(parts []Part, log *slog.Logger) *health {
+	h := &health{log: log, looked: make(chan struct{})}
+	for _, p := range parts {
+		h.parts = append(h.parts, &watchedPart{Part: p, err: errNotLooked})
+	}
+	return h
+}
+
+// run looks at the parts until the context ends.
+func (h *health) run(ctx context.Context) {
+	h.look(ctx)
+	close(h.looked)
+	for pace.Sleep(ctx, healthInterval) == nil {
+		h.look(ctx)
+	}
+}
+
+// look looks at all parts at once, for healthDeadline at the most.
+func (h *health) look(ctx context.Context) {
+	deadline, cancel := context.WithTimeout(ctx, healthDeadline)
 	defer cancel()
-	type errs struct{ database, storage error }
-	looked, totalled := make(chan errs, 1), make(chan error, 1)
-	go func() {
-		database, storage := s.items.Healthy(ctx)
-		looked <- errs{database, storage}
-	}()
-	// Healthy looks at the database first: this tells which of the two hangs.
-	go func() {
-		_, err := s.items.Totals(ctx)
-		totalled <- err
-	}()
-	var ended sync.WaitGroup
-	defer func() {
-		ended.Wait()
-		s.health.mu.Lock()
-		s.health.running = nil
-		s.health.mu.Unlock()
-	}()
-	defer close(p.done)
-	// Without an answer, the database's is that of Totals.
-	both, answered := within(ctx, looked, errs{nil, errNoAnswer})
-	if !answered {
-		ended.Go(func() { <-looked })
+	var looking sync.WaitGroup
+	for _, p := range h.parts {
+		looking.Go(func() {
+			err := p.look(deadline)
+			if ctx.Err() == nil { // or the server ends
+				p.note(err, h.log)
+			}
+		})
 	}
-	totalsErr, answered := within(ctx, totalled, errNoAnswer)
-	if !answered {
-		ended.Go(func() { <-totalled })
-	}
-	if s.live.Err() != nil {
-		return
-	}
-	result := healthResult{time.Now(), healthy, healthy}
-	if err := errors.Join(both.database, totalsErr); err != nil {
-		s.log.Error("the database is not usable", "error", err)
-		result.database = failing
-	}
-	switch {
-	case both.storage == errNoAnswer && result.database == failing:
-		result.storage = notProbed
-	case both.storage != nil:
-		s.log.Error("the storage is not usable", "error", both.storage)
-		result.storage = failing
-	}
-	s.health.mu.Lock()
-	s.health.result = result
-	s.health.mu.Unlock()
+	looking.Wait()
 }
 
-// within returns what comes from a channel before the context ends, or else otherwise.
-func within[T any](ctx context.Context, from <-chan T, otherwise T) (_ T, came bool) {
+// look returns the result of a look, of which there is one at a time even if it hangs.
+func (p *watchedPart) look(ctx context.Context) error {
+	if p.looking == nil {
+		looking := make(chan error, 1)
+		p.looking = looking
+		go func() { looking <- p.Look(ctx) }()
+	}
 	select {
-	case value := <-from:
-		return value, true
+	case err := <-p.looking:
+		p.looking = nil
+		return err
+	case <-ctx.Done():
+		return errNoAnswer
+	}
+}
+
+// note records the result of a look, and logs a change.
+func (p *watchedPart) note(err error, log *slog.Logger) {
+	p.mu.Lock()
+	before := p.err
+	p.err = err
+	p.mu.Unlock()
+	was, is := isLogged(before), isLogged(err)
+	switch {
+	case is && !was && p.Needed:
+		log.Error("requests fail: this server is not ready", "part", p.Name, "error", err)
+	case is && !was:
+		log.Warn("something is wrong, but requests are answered", "part", p.Name, "error", err)
+	case was && !is:
+		log.Info("works again", "part", p.Name)
+	}
+}
+
+// isLogged says whether the health logs an error, rather than the part itself.
+func isLogged(err error) bool {
+	var warnings Warnings
+	return err != nil && !errors.As(err, &warnings)
+}
+
+// wrong is what is wrong with the part, for clients; nil for nothing.
+func (p *watchedPart) wrong() []string {
+	p.mu.Lock()
+	err := p.err
+	p.mu.Unlock()
+	var warnings Warnings
+	var errno syscall.Errno
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &warnings):
+		return warnings
+	case errors.Is(err, errNoAnswer), errors.Is(err, context.DeadlineExceeded):
+		return []string{errNoAnswer.Error()}
+	case errors.Is(err, storage.ErrAllMissing):
+		return []string{storage.ErrAllMissing.Error() + ": is it mounted?"}
+	case errors.Is(err, storage.ErrNotInPlace):
+		return []string{"the storage " + storage.ErrNotInPlace.Error() + ": is it mounted?"}
+	case errors.As(err, &errno):
+		return []string{errno.Error() + ": see the log"}
+	}
+	return []string{"see the log"}
+}
+
+// healthState is the answer at /health.
+type healthState struct {
+	Status   string              `json:"status"`
+	Failing  map[string][]string `json:"failing,omitempty"`
+	Warnings map[string][]string `json:"warnings,omitempty"`
+	Mirror   any                 `json:"mirror,omitempty"`
+}
+
+// state returns what is wrong. It waits for the first look, while the context lasts.
+func (h *health) state(ctx context.Context) healthState {
+	select {
+	case <-h.looked:
 	case <-ctx.Done():
 	}
+	state := healthState{"ok", make(map[string][]string), make(map[string][]string), nil}
+	for _, p := range h.parts {
+		switch wrong := p.wrong(); {
+		case wrong == nil:
+		case p.Needed:
+			state.Status, state.Failing[p.Name] = "failing", wrong
+		default:
+			state.Warnings[p.Name] = wrong
+		}
+	}
+	return state
+}
+
+var healthyDesc = prometheus.NewDesc("narherder_healthy", "Whether nothing is wrong with a part of the server, by the last look.", []string{"part"}, nil)
+
+// Describe implements [prometheus.Collector].
+func (h *health) Describe(descs chan<- *prometheus.Desc) { descs <- healthyDesc }
+
+// Collect implements [prometheus.Collector].
+func (h *health) Collect(values chan<- prometheus.Metric) {
 	select {
-	case value := <-from:
-		return value, true
+	case <-h.looked:
 	default:
-		return otherwise, false
+		return
+	}
+	for _, p := range h.parts {
+		value := 1.0
+		if p.wrong() != nil {
+			value = 0
+		}
+		values <- prometheus.MustNewConstMetric(healthyDesc, prometheus.GaugeValue, value, p.Name)
 	}
 }
 

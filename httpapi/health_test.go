@@ -12,50 +12,44 @@ import (
 	"nar-herder/storage/index"
 )
 
-// slowItems are items whose health a test decides on.
+// slowItems are items whose totals a test decides on.
 type slowItems struct {
 	fakeItems
-	healthyCtx func(context.Context) (indexErr, bytesErr error)
-	totalsCtx  func(context.Context) (index.Totals, error)
+	totalsCtx func(context.Context) (index.Totals, error)
 }
 
-func (s *slowItems) Healthy(ctx context.Context) (indexErr, bytesErr error) { return s.healthyCtx(ctx) }
+func (s *slowItems) Totals(ctx context.Context) (index.Totals, error) { return s.totalsCtx(ctx) }
 
-func (s *slowItems) Totals(ctx context.Context) (index.Totals, error) {
-	if s.totalsCtx == nil {
-		return index.Totals{}, nil
-	}
-	return s.totalsCtx(ctx)
+// watch makes a server that looks at one needed part.
+func watch(look func(context.Context) error) *started {
+	opts := options()
+	opts.Health = []Part{{"part", true, look}, {"good", true, func(context.Context) error { return nil }}}
+	s := newStarted(&fakeItems{}, opts)
+	go s.health.run(s.live)
+	return s
 }
 
-// askHealth returns the answer, and how long it took.
-func askHealth(t *testing.T, s *Server) (status int, body string, took time.Duration) {
+// wantHealth compares the answer, and how long it took.
+func wantHealth(t *testing.T, s *started, status int, text string, took time.Duration) {
 	t.Helper()
 	begun := time.Now()
-	status, text, err := s.healthAnswer(t.Context())
-	if err != nil {
-		t.Fatal(err)
+	gotStatus, body, err := s.healthAnswer(t.Context(), false)
+	if err != nil || gotStatus != status || !strings.Contains(string(body), text) || time.Since(begun) != took {
+		t.Errorf("%d %s after %s, %v; want %d with %s after %s", gotStatus, body, time.Since(begun), err, status, text, took)
 	}
-	return status, string(text), time.Since(begun)
 }
 
-const (
-	healthOK      = `"database":"ok","status":"ok","storage":"ok"`
-	storageFails  = `"database":"ok","status":"failing","storage":"failing"`
-	databaseFails = `"database":"failing","status":"failing","storage":"unknown"`
-)
-
-// TestHealthHanging has a storage that doesn't answer: the first request waits for the
-// deadline, and no other waits at all, whether the storage heeds its context or not.
+// TestHealthHanging has a part that doesn't answer: only requests before the first result
+// wait, for the deadline, and the part isn't asked again meanwhile.
 func TestHealthHanging(t *testing.T) {
 	t.Parallel()
 	for name, heeds := range map[string]bool{"heeds its context": true, "hangs": false} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				release := make(chan struct{})
-				var probes, atOnce, most atomic.Int32
-				items := &slowItems{healthyCtx: func(ctx context.Context) (error, error) {
-					probes.Add(1)
+				var looks, atOnce, most atomic.Int32
+				s := watch(func(ctx context.Context) error {
+					looks.Add(1)
 					most.Store(max(most.Load(), atOnce.Add(1)))
 					defer atOnce.Add(-1)
 					done := ctx.Done()
@@ -64,93 +58,57 @@ func TestHealthHanging(t *testing.T) {
 					}
 					select {
 					case <-release:
-						return nil, nil
+						return nil
 					case <-done:
-						return nil, ctx.Err()
+						return ctx.Err()
 					}
-				}}
-				s := New(items, options())
-				status, body, took := askHealth(t, s)
-				if status != 503 || !strings.Contains(body, storageFails) || took > healthDeadline {
-					t.Errorf("first: %d %s after %s", status, body, took)
-				}
+				})
+				defer synctest.Wait()
+				defer s.end()
+				wantHealth(t, s, 503, `"failing":{"part":["no answer within 3s"]}`, healthDeadline)
 				for range 100 {
 					time.Sleep(100 * time.Millisecond)
-					status, body, took := askHealth(t, s)
-					if status != 503 || !strings.Contains(body, storageFails) || took != 0 {
-						t.Fatalf("%d %s after %s", status, body, took)
-					}
+					wantHealth(t, s, 503, `"failing":{"part":["no answer within 3s"]}`, 0)
 				}
-				if most.Load() != 1 || !heeds && probes.Load() != 1 || probes.Load() > 5 {
-					t.Errorf("%d probes, %d at once", probes.Load(), most.Load())
+				if most.Load() != 1 || !heeds && looks.Load() != 1 || looks.Load() > 5 {
+					t.Errorf("%d looks, %d at once", looks.Load(), most.Load())
 				}
 				close(release)
-				synctest.Wait()
-				askHealth(t, s)
-				synctest.Wait()
-				if status, body, took := askHealth(t, s); status != 200 || !strings.Contains(body, healthOK) || took != 0 {
-					t.Errorf("after the end of it: %d %s after %s", status, body, took)
+				time.Sleep(healthInterval + healthDeadline)
+				wantHealth(t, s, 200, `{"status":"ok"}`, 0)
+				if log := s.log.String(); strings.Count(log, "level=ERROR") != 1 || strings.Count(log, "works again") != 1 {
+					t.Errorf("the log: %s", log)
 				}
 			})
 		})
 	}
 }
 
-// TestHealthOfDatabase has an index that hangs, before which the storage isn't looked at.
-func TestHealthOfDatabase(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		release := make(chan struct{})
-		defer synctest.Wait()
-		defer close(release)
-		hang := func(ctx context.Context) error {
-			<-ctx.Done()
-			return ctx.Err()
-		}
-		s := New(&slowItems{
-			healthyCtx: func(ctx context.Context) (error, error) { <-release; return hang(ctx), nil },
-			totalsCtx:  func(ctx context.Context) (index.Totals, error) { return index.Totals{}, hang(ctx) },
-		}, options())
-		if status, body, took := askHealth(t, s); status != 503 || !strings.Contains(body, databaseFails) || took > healthDeadline {
-			t.Errorf("%d %s after %s", status, body, took)
-		}
-	})
-}
-
-// TestHealthAge has results that get old while nobody asks.
-func TestHealthAge(t *testing.T) {
+// TestHealthChanges has a part that fails and works again while nobody asks.
+func TestHealthChanges(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var fails atomic.Bool
-		s := New(&slowItems{healthyCtx: func(ctx context.Context) (error, error) {
+		s := watch(func(ctx context.Context) error {
 			time.Sleep(100 * time.Millisecond)
 			if fails.Load() {
-				return nil, errBroken
+				return errBroken
 			}
-			return nil, nil
-		}}, options())
-		for _, test := range []struct {
-			after  time.Duration
-			fails  bool
-			status int
-			age    string
-			took   time.Duration
-		}{
-			{0, false, 200, "0", 100 * time.Millisecond},
-			{500 * time.Millisecond, false, 200, "0", 0},
-			{5 * time.Second, true, 200, "5", 0},        // at once, and looked at anew
-			{200 * time.Millisecond, true, 503, "0", 0}, // which was found
-			{2 * time.Second, false, 503, "2", 0},
-			{time.Hour, false, 200, "0", 100 * time.Millisecond}, // too old to be of use
-			{time.Hour, true, 503, "0", 100 * time.Millisecond},
-		} {
-			time.Sleep(test.after)
-			fails.Store(test.fails)
-			status, body, took := askHealth(t, s)
-			if status != test.status || !strings.Contains(body, `"age_seconds":`+test.age+`,`) || took != test.took {
-				t.Errorf("after %s: %d %s after %s, want %d, age %s, after %s", test.after, status, body, took, test.status, test.age, test.took)
-			}
-			synctest.Wait()
+			return nil
+		})
+		defer synctest.Wait()
+		defer s.end()
+		wantHealth(t, s, 200, `"ok"`, 100*time.Millisecond)
+		for range 3 {
+			fails.Store(true)
+			time.Sleep(healthInterval + time.Second)
+			wantHealth(t, s, 503, `"part"`, 0)
+			fails.Store(false)
+			time.Sleep(healthInterval + time.Second)
+			wantHealth(t, s, 200, `"ok"`, 0)
+		}
+		if n := strings.Count(s.log.String(), "level=ERROR"); n != 3 {
+			t.Errorf("%d errors are logged, want 3: %s", n, s.log)
 		}
 	})
 }
@@ -159,19 +117,14 @@ func TestHealthAge(t *testing.T) {
 func TestHealthOfStopping(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s := newStarted(&slowItems{healthyCtx: func(ctx context.Context) (error, error) {
+		s := watch(func(ctx context.Context) error {
 			<-ctx.Done()
-			return ctx.Err(), ctx.Err()
-		}}, options())
-		go func() {
-			time.Sleep(time.Second)
-			s.end()
-		}()
-		if _, _, took := askHealth(t, s.Server); took > time.Second {
-			t.Errorf("after %s", took)
-		}
+			return ctx.Err()
+		})
+		time.AfterFunc(time.Second, s.end)
+		wantHealth(t, s, 503, "starting", time.Second)
 		synctest.Wait()
-		if log := s.log.String(); strings.Contains(log, "not usable") {
+		if log := s.log.String(); log != "" {
 			t.Errorf("%s", log)
 		}
 	})

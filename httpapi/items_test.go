@@ -24,11 +24,10 @@ import (
 
 // fakeItems are items whose faults a test chooses. What is nil is not found.
 type fakeItems struct {
-	text    func(narinfo.PathHash) ([]byte, error)
-	item    func(narinfo.PathHash) (*storage.Item, error)
-	open    func(item *storage.Item, n int, offset, length int64) (io.ReadCloser, storage.Info, error)
-	healthy func() (indexErr, bytesErr error)
-	totals  func() (index.Totals, error)
+	text   func(narinfo.PathHash) ([]byte, error)
+	item   func(narinfo.PathHash) (*storage.Item, error)
+	open   func(item *storage.Item, n int, offset, length int64) (io.ReadCloser, storage.Info, error)
+	totals func() (index.Totals, error)
 }
 
 func (f *fakeItems) Text(_ context.Context, hash narinfo.PathHash) ([]byte, error) {
@@ -73,13 +72,6 @@ func (f *fakeItems) LookFor(ctx context.Context, item *storage.Item, n int) erro
 }
 
 func (f *fakeItems) Concurrency() int { return 8 }
-
-func (f *fakeItems) Healthy(context.Context) (indexErr, bytesErr error) {
-	if f.healthy == nil {
-		return nil, nil
-	}
-	return f.healthy()
-}
 
 func (f *fakeItems) Totals(context.Context) (index.Totals, error) {
 	if f.totals == nil {

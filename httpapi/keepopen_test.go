@@ -162,7 +162,7 @@ func TestStarting(t *testing.T) {
 			starting := NewStarting(false, Limits{}, Proxies{}, slog.New(slog.DiscardHandler))
 			phase := startPhase(t.Context(), starting, "syncing", listener)
 			fresh, c := connect(t, listener), connect(t, listener)
-			for path, want := range map[string]int{"/health": 503, "/health/live": 200, "/" + hashOf(greeting) + ".narinfo": 503, "/nar/x": 503} {
+			for path, want := range map[string]int{"/health": 503, "/health/ready": 503, "/health/live": 200, "/" + hashOf(greeting) + ".narinfo": 503, "/nar/x": 503} {
 				a := c.ask("GET", path)
 				if a.StatusCode != want || a.err != nil || a.Close || a.Header.Get("Cache-Control") != "no-store" {
 					t.Errorf("%s: %s, %v, closes: %v", path, a.Status, a.err, a.Close)
@@ -183,7 +183,7 @@ func TestStarting(t *testing.T) {
 			}
 			// Between what takes its time, only the health does not wait.
 			starting.SetState(nil)
-			for path, want := range map[string]int{"/health": 503, "/health/live": 200} {
+			for path, want := range map[string]int{"/health": 503, "/health/ready": 503, "/health/live": 200} {
 				if a := c.ask("GET", path); a.StatusCode != want || want == 503 && a.body != `{"status":"starting"}`+"\n" {
 					t.Errorf("%s: %s %q", path, a.Status, a.body)
 				}
@@ -243,6 +243,7 @@ func TestStartingPatience(t *testing.T) {
 				}
 			}
 			ask("/health/live", 200, 0)
+			ask("/health/ready", 503, 0)
 			if !hideHealth {
 				ask("/health", 503, 0)
 			}

@@ -72,6 +72,7 @@ func newMetrics(s *Server) *metrics {
 	m.connections(s.conns)
 	m.registry.MustRegister(
 		&totalsCollector{s},
+		s.health,
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)

@@ -44,15 +44,14 @@ func (s *Server) serveHome(ctx *fasthttp.RequestCtx) route {
 	return routeHome
 }
 
-// serveHealth says whether requests can be answered: 200, or 503 with what is
-// broken. live only says that the program runs.
-func (s *Server) serveHealth(ctx *fasthttp.RequestCtx, live bool) {
+// serveHealth answers at one of the paths of the health.
+func (s *Server) serveHealth(ctx *fasthttp.RequestCtx, path string) {
 	ctx.Response.Header.Set("Cache-Control", "no-store")
-	if live {
+	if path == livePath {
 		s.text(ctx, "application/json", liveBody)
 		return
 	}
-	status, body, err := s.healthAnswer(s.live)
+	status, body, err := s.healthAnswer(s.live, path == readyPath)
 	if err != nil {
 		s.fault(ctx, "write the health", err)
 		return
@@ -61,29 +60,21 @@ func (s *Server) serveHealth(ctx *fasthttp.RequestCtx, live bool) {
 	ctx.Response.SetStatusCode(status)
 }
 
-// liveBody is the answer at /health/live.
+// liveBody is the answer at livePath.
 const liveBody = `{"status": "ok"}` + "\n"
 
 // healthAnswer returns the status and the body, JSON with a line break, of the answer at
-// /health, here and on the control listener. It takes healthDeadline at the most.
-func (s *Server) healthAnswer(ctx context.Context) (status int, body []byte, err error) {
-	result, age := s.probeHealth(ctx)
-	state := struct {
-		Age      int64    `json:"age_seconds"`
-		Database string   `json:"database"`
-		Status   string   `json:"status"`
-		Storage  string   `json:"storage"`
-		Warnings []string `json:"warnings,omitempty"`
-		Mirror   any      `json:"mirror,omitempty"`
-	}{Age: int64(age.Seconds()), Status: failing, Database: result.database, Storage: result.storage}
-	status = fasthttp.StatusServiceUnavailable
-	if result.database == healthy && result.storage == healthy {
-		status, state.Status = fasthttp.StatusOK, healthy
+// healthPath or readyPath, here and on the control listener. It takes healthDeadline at
+// the most, once the server serves.
+func (s *Server) healthAnswer(ctx context.Context, ready bool) (status int, body []byte, err error) {
+	state := s.health.state(ctx)
+	status = fasthttp.StatusOK
+	if len(state.Failing) > 0 {
+		status = fasthttp.StatusServiceUnavailable
 	}
-	if s.options.Warnings != nil {
-		state.Warnings = s.options.Warnings()
-	}
-	if s.options.Mirror != nil {
+	if ready {
+		state = healthState{Status: state.Status}
+	} else if s.options.Mirror != nil {
 		state.Mirror = s.options.Mirror()
 	}
 	if body, err = json.Marshal(state); err != nil {

@@ -130,9 +130,9 @@ func (s *Server) dispatch(ctx *fasthttp.RequestCtx) route {
 	case len(segments) == 1 && first == "signing-key.pub" && s.options.SigningKey != nil:
 		s.text(ctx, "text/plain; charset=utf-8", string(s.options.SigningKey))
 		return routeSigningKey
-	case first == "health" && (len(segments) == 1 && !s.options.HideMetrics || len(segments) == 2 && segments[1] == "live"):
+	case decoded == healthPath && !s.options.HideMetrics, decoded == readyPath, decoded == livePath:
 		leaveLoop(ctx)
-		s.serveHealth(ctx, len(segments) == 2)
+		s.serveHealth(ctx, decoded)
 		return routeHealth
 	case first == "nar" && (len(segments) == 2 || len(segments) == 3):
 		s.serveNar(ctx, decoded[1:], segments[len(segments)-1])

@@ -1,10 +1,13 @@
 package httpapi
 
 import (
+	"context"
 	"fmt"
+	"io/fs"
 	"net/http"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -113,7 +116,8 @@ func TestRoutes(t *testing.T) {
 		{target: "/nix-cache-info/", status: 404, kind: textType, body: none},
 		{target: "/signing-key.pub", status: 200, kind: textType, body: "(public-key (ecc))\n"},
 		{target: "/health/live", status: 200, kind: "application/json", cache: "no-store", body: "{\"status\": \"ok\"}\n"},
-		{target: "/health", status: 200, kind: "application/json", cache: "no-store", body: `{"age_seconds":0,"database":"ok","status":"ok","storage":"ok"}` + "\n"},
+		{target: "/health", status: 200, kind: "application/json", cache: "no-store", body: `{"status":"ok"}` + "\n"},
+		{target: "/health/ready", status: 200, kind: "application/json", cache: "no-store", body: `{"status":"ok"}` + "\n"},
 		{target: "/health/dead", status: 404, kind: textType, body: none},
 
 		{target: "/", status: 404, kind: textType, body: "this is a substitute server: ask for /HASH.narinfo\n"},
@@ -293,28 +297,57 @@ func TestMetricsWithoutIndex(t *testing.T) {
 
 func TestHealth(t *testing.T) {
 	t.Parallel()
+	full := &fs.PathError{Op: "write", Path: "/srv/nars/x", Err: syscall.ENOSPC}
+	missing := fmt.Errorf("storage /srv/nars: %w: is it mounted?", storage.ErrAllMissing)
 	for _, test := range []struct {
-		index, bytes error
-		status       int
-		body         string
+		needed, other error
+		status        int
+		body, log     string
 	}{
-		{nil, nil, 200, `{"age_seconds":0,"database":"ok","status":"ok","storage":"ok"}`},
-		{errBroken, nil, 503, `{"age_seconds":0,"database":"failing","status":"failing","storage":"ok"}`},
-		{nil, errBroken, 503, `{"age_seconds":0,"database":"ok","status":"failing","storage":"failing"}`},
-		{errBroken, errBroken, 503, `{"age_seconds":0,"database":"failing","status":"failing","storage":"failing"}`},
+		{nil, nil, 200, `{"status":"ok"}`, ""},
+		{errBroken, nil, 503, `{"status":"failing","failing":{"needed":["see the log"]}}`, "level=ERROR"},
+		{missing, nil, 503, `{"status":"failing","failing":{"needed":["none of the stored nars are there: is it mounted?"]}}`, "/srv/nars"},
+		{nil, full, 200, `{"status":"ok","warnings":{"other":["no space left on device: see the log"]}}`, "level=WARN"},
+		{nil, Warnings{"a", "b"}, 200, `{"status":"ok","warnings":{"other":["a","b"]}}`, ""},
+		{context.DeadlineExceeded, errBroken, 503, `{"status":"failing","failing":{"needed":["no answer within 3s"]},"warnings":{"other":["see the log"]}}`, "level=ERROR"},
 	} {
 		looks := 0
-		items := &fakeItems{healthy: func() (error, error) { looks++; return test.index, test.bytes }}
-		c := dial(t, start(t, items, options()).address)
-		for range 10 { // of which but one looks
+		opts := options()
+		opts.Health = []Part{
+			{"needed", true, func(context.Context) error { looks++; return test.needed }},
+			{"other", false, func(context.Context) error { return test.other }},
+		}
+		s := start(t, &fakeItems{}, opts)
+		c := dial(t, s.address)
+		for range 10 { // of which none looks
 			if got := c.ask("GET", "/health"); got.StatusCode != test.status || got.body != test.body+"\n" {
 				t.Errorf("%s %s", got.Status, got.body)
 			}
 		}
+		status, _, _ := strings.Cut(test.body, ",")
+		if got := c.ask("GET", "/health/ready"); got.StatusCode != test.status || got.body != strings.TrimSuffix(status, "}")+"}\n" {
+			t.Errorf("ready: %s %s", got.Status, got.body)
+		}
 		if got := c.ask("GET", "/health/live"); got.StatusCode != 200 {
 			t.Errorf("live: %s", got.Status)
 		}
-		if looks > 3 {
+		if log := s.log.String(); !strings.Contains(log, test.log) || test.log == "" && log != "" {
+			t.Errorf("the log: %s", log)
+		}
+		metrics := c.ask("GET", "/metrics").body
+		for name, err := range map[string]error{"needed": test.needed, "other": test.other} {
+			value := "1"
+			if err != nil {
+				value = "0"
+			}
+			if !strings.Contains(metrics, "\nnarherder_healthy{part=\""+name+"\"} "+value+"\n") {
+				t.Errorf("the metric of %s is not %s", name, value)
+			}
+		}
+		s.stop()
+		<-s.ended
+		s.ended <- nil
+		if looks > 5 {
 			t.Errorf("10 requests looked %d times", looks)
 		}
 	}

@@ -44,8 +44,6 @@ type Items interface {
 	LookFor(ctx context.Context, item *storage.Item, n int) error
 	// Concurrency is how many calls of LookFor at a time suit the storage.
 	Concurrency() int
-	// Healthy tries index and bytes.
-	Healthy(ctx context.Context) (indexErr, bytesErr error)
 	// Totals are sums for the metrics.
 	Totals(ctx context.Context) (index.Totals, error)
 }
@@ -140,9 +138,8 @@ type Options struct {
 	Dumps         Dumps
 	DumpsExpected bool
 
-	// Warnings are for the health: what is not as an administrator wants it,
-	// while requests are answered all the same. Nil for none.
-	Warnings func() []string
+	// Health are the parts that /health and the metric narherder_healthy are about.
+	Health []Part
 
 	// Changes are told to those who mirror this instance, with Identity; nil for
 	// nobody. For a stream of them, Follow must run.
@@ -180,7 +177,8 @@ type Options struct {
 	// SigningKey is the public key to hand out, as text; nil for none.
 	SigningKey []byte
 
-	// HideMetrics answers 404 at /metrics and /health. [Control] serves both.
+	// HideMetrics answers 404 at /metrics and /health, but not at /health/ready and
+	// /health/live. [Control] serves all of them.
 	HideMetrics bool
 
 	// TrustedProxies may say for whom they ask.
@@ -235,7 +233,7 @@ type Server struct {
 	// keptFiles are files of nars that many ask for.
 	keptFiles keptFiles
 	metrics   *metrics
-	health    health
+	health    *health
 	// decoders decompress nars for clients.
 	decoders    *decoders
 	compares    *compares
@@ -286,6 +284,7 @@ func New(items Items, options Options) *Server {
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
+	s.health = newHealth(options.Health, s.log)
 	s.cacheControls = newCacheControls(&options)
 	s.lookups, s.limiter = make(chan struct{}, max(1, items.Concurrency())), newLimiter()
 	if options.Starting != nil {
@@ -340,6 +339,7 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 	} else {
 		s.options.Starting.answerBy(s.handle, s.handleBadRequest)
 	}
+	go s.health.run(s.live)
 	ended := make(chan error, len(listeners))
 	for _, listener := range listeners {
 		go func() { ended <- s.conns.serve(s.engine, listener) }()

@@ -27,7 +27,7 @@ const (
 // are then the Server's: see [Options].
 type Starting struct {
 	log         *slog.Logger
-	hideHealth  bool
+	hideHealth  bool // at healthPath
 	engine      *fasthttp.Server
 	connections *connections
 	grace       time.Duration // but in tests, shutdownGrace
@@ -73,7 +73,7 @@ func (s *Starting) SetState(state func() any) {
 	patience, over := make(chan struct{}), make(chan struct{})
 	time.AfterFunc(startPatience, func() { close(patience) })
 	s.replace(&answering{func(ctx *fasthttp.RequestCtx) {
-		if path := string(ctx.Path()); path != "/health/live" && (path != "/health" || s.hideHealth) {
+		if path := string(ctx.Path()); path != livePath && path != readyPath && (path != healthPath || s.hideHealth) {
 			leaveLoop(ctx)
 			select {
 			case <-over:
@@ -153,11 +153,14 @@ func answerStarting(ctx *fasthttp.RequestCtx, state func() any, log *slog.Logger
 	ctx.Response.Header.Set("Retry-After", retryAfter)
 	ctx.Response.SetStatusCode(fasthttp.StatusServiceUnavailable)
 	switch path := string(ctx.Path()); {
-	case path == "/health/live":
+	case path == livePath:
 		ctx.Response.SetStatusCode(fasthttp.StatusOK)
 		ctx.Response.Header.SetContentType("application/json")
 		ctx.Response.SetBodyString(liveBody)
-	case path == "/health" && state != nil:
+	case path == readyPath:
+		ctx.Response.Header.SetContentType("application/json")
+		ctx.Response.SetBodyString(`{"status":"starting"}` + "\n")
+	case path == healthPath && state != nil:
 		var body bytes.Buffer
 		if err := writeJSON(&body, state()); err != nil {
 			log.Error("can't write the health", "error", err)

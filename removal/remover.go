@@ -258,8 +258,8 @@ func (r *Remover) Round(ctx context.Context) error {
 	}
 	// Where nothing can be deleted, no row is to say that it is gone. On a full disk,
 	// it can.
-	if indexErr, bytesErr := r.storage.Healthy(ctx); indexErr != nil || bytesErr != nil && !disk.IsFull(bytesErr) {
-		return errors.Join(indexErr, bytesErr)
+	if err := r.storage.TryWriting(ctx); err != nil && !disk.IsFull(err) {
+		return err
 	}
 	if err := r.storage.MayDelete(ctx); err != nil {
 		return err

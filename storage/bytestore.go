@@ -56,8 +56,8 @@ type ByteStore interface {
 	// those who go on get the rest. One without a name ends it.
 	List(ctx context.Context) iter.Seq2[Info, error]
 
-	// Probe tries whether the store can be read at all, and written, where that
-	// can be tried without cost. It is called often.
+	// Probe tries, without writing anything, whether the store can be read at all, and
+	// written as far as that can be told beforehand. It is called often.
 	Probe(ctx context.Context) error
 
 	// String names the store in messages to operators.
@@ -207,6 +207,8 @@ var (
 	ErrDamaged = errors.New("damaged in the storage")
 	// ErrCantShare says that a file must be copied.
 	ErrCantShare = errors.New("can't be shared with the storage")
+	// ErrNotInPlace says that a store's directory was moved or unmounted.
+	ErrNotInPlace = errors.New("is no longer the directory it was at start")
 	// ErrOutside says that a name leads out of the store by a symbolic link.
 	ErrOutside = errors.New("leads out of the storage")
 )

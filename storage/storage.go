@@ -320,28 +320,5 @@ func (s *Storage) disagree(ctx context.Context, err error) error {
 // others.
 func (s *Storage) Instance() string { return s.index.Instance() }
 
-// Healthy tries whether index and bytes can be used at all. The errors say
-// which of the two can't.
-func (s *Storage) Healthy(ctx context.Context) (indexErr, bytesErr error) {
-	_, indexErr = s.index.Totals(ctx)
-	switch {
-	case s.bytes == nil:
-	case s.MayDelete(ctx) != nil:
-		// Nothing is written to it.
-		if _, bytesErr = s.note(ctx, IdentityName); errors.Is(bytesErr, fs.ErrNotExist) {
-			_, bytesErr = s.note(ctx, OwnerName) // its owner has written nothing else yet
-		}
-		if errors.Is(bytesErr, fs.ErrNotExist) {
-			bytesErr = fmt.Errorf("storage %s has neither %s nor %s, which its owner writes: is it mounted?", s.bytes, IdentityName, OwnerName)
-		}
-		if bytesErr == nil {
-			bytesErr = s.bytes.Sync(ctx) // which sees whether it is still in its place
-		}
-	default:
-		bytesErr = s.bytes.Probe(ctx)
-	}
-	return indexErr, bytesErr
-}
-
 // Totals are the sums that the index keeps.
 func (s *Storage) Totals(ctx context.Context) (index.Totals, error) { return s.index.Totals(ctx) }

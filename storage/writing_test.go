@@ -289,39 +289,3 @@ func TestReadOnly(t *testing.T) {
 		t.Errorf("items: %v, %v", found, err)
 	}
 }
-
-// unwritable is a store that nothing can be written to.
-type unwritable struct{ storage.ByteStore }
-
-func (unwritable) Probe(context.Context) error { return errors.New("it can't be written to") }
-
-// TestReadOnlyHealth: for a storage that another writes to, it is enough that it can
-// be read.
-func TestReadOnlyHealth(t *testing.T) {
-	t.Parallel()
-	p := newPlace(t)
-	wrap := func(b storage.ByteStore) storage.ByteStore { return unwritable{b} }
-	own := p.openWith(t, wrap)
-	front := p.openTestAs(t, wrap, storage.Options{ReadOnly: true})
-	lost := p.openTestAs(t, wrap, storage.Options{MayWrite: notOwner})
-	wantHealth := func(what string, s *storage.Storage, healthy bool) {
-		t.Helper()
-		if indexErr, bytesErr := s.Healthy(t.Context()); indexErr != nil || (bytesErr == nil) != healthy {
-			t.Errorf("%s: %v, %v", what, indexErr, bytesErr)
-		}
-	}
-	wantHealth("its own", own, false)
-	wantHealth("a front end's, not mounted", front, false)
-	note := filepath.Join(p.store, storage.OwnerName)
-	write(t, note, "somebody\n")
-	wantHealth("a front end's, without a name yet", front, true)
-	if err := os.Remove(note); err != nil {
-		t.Fatal(err)
-	}
-	wantHealth("a front end's, not mounted again", front, false)
-	if _, err := own.Identity(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	wantHealth("a front end's", front, true)
-	wantHealth("one that was lost", lost, true)
-}

@@ -43,7 +43,7 @@ func TestControlListener(t *testing.T) {
 	} {
 		s := p.serve(t, test.args...)
 		control := controlAddress(t, s.process)
-		for _, path := range []string{"/metrics", "/health", "/health/live", "/debug/pprof/heap"} {
+		for _, path := range []string{"/metrics", "/health", "/health/ready", "/health/live", "/debug/pprof/heap"} {
 			// The host in requests of the tests is herder.example.
 			if got, err := ask(control, "GET", path, nil); err != nil || got.StatusCode != 200 && control[0] == '/' || got.StatusCode != 403 && control[0] != '/' {
 				t.Errorf("%v: %s: %s, %v", test.args, path, got.Status, err)
@@ -54,7 +54,7 @@ func TestControlListener(t *testing.T) {
 				}
 			}
 		}
-		for path, status := range map[string]int{"/metrics": test.public, "/health": test.public, "/health/live": 200, "/debug/pprof/heap": 404, "/" + narinfoName(greeting): 200} {
+		for path, status := range map[string]int{"/metrics": test.public, "/health": test.public, "/health/ready": 200, "/health/live": 200, "/debug/pprof/heap": 404, "/" + narinfoName(greeting): 200} {
 			if got := get(t, s.addresses[0], path); got.StatusCode != status {
 				t.Errorf("%v: public %s: %s", test.args, path, got.Status)
 			}

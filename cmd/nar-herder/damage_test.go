@@ -77,9 +77,9 @@ func TestDamagedIndex(t *testing.T) {
 			}
 		}
 	}
-	if got := get(t, s.addresses[0], "/health"); !strings.Contains(got.body, "the database is damaged") {
-		t.Errorf("health: %s", got.body)
-	}
+	until(t, "the health warns", func() bool {
+		return strings.Contains(get(t, s.addresses[0], "/health").body, "the database is damaged")
+	})
 	if got := get(t, s.addresses[0], "/metrics"); !strings.Contains(got.body, "\nnarherder_index_damaged_texts_total ") || strings.Contains(got.body, "\nnarherder_index_damaged_texts_total 0\n") {
 		t.Error("the metric is missing or 0")
 	}

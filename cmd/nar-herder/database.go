@@ -13,9 +13,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"nar-herder/httpapi"
 	"nar-herder/storage"
-	"nar-herder/storage/dbspace"
 	"nar-herder/storage/directory"
 	"nar-herder/storage/index"
 	"nar-herder/storage/owner"
@@ -175,18 +173,6 @@ func open(ctx context.Context, database, store string, how opening, log *slog.Lo
 	return o, nil
 }
 
-// damageShown is for how long the health warns of damage in the index after it was met.
-const damageShown = time.Hour
-
-// damageWarnings are about damage in the index.
-func damageWarnings(x *index.Index) []string {
-	count, last := x.Damages()
-	if count == 0 || time.Since(last) > damageShown {
-		return nil
-	}
-	return []string{fmt.Sprintf("the database is damaged: requests for some narinfos fail, the last at %s: run 'nar-herder check'", last.UTC().Format(time.RFC3339))}
-}
-
 // damageMetric counts damage in the index.
 func damageMetric(x *index.Index) prometheus.Collector {
 	return prometheus.NewCounterFunc(prometheus.CounterOpts{
@@ -195,27 +181,6 @@ func damageMetric(x *index.Index) prometheus.Collector {
 		count, _ := x.Damages()
 		return float64(count)
 	})
-}
-
-// watchDatabase makes what watches the file system of the database, and adds its
-// warnings, and those of damage, to the health.
-func watchDatabase(store *opened, options *httpapi.Options, log *slog.Logger) *dbspace.Watch {
-	watch := dbspace.New(store.index, nil, log)
-	addWarnings(options, watch.Warnings)
-	addWarnings(options, func() []string { return damageWarnings(store.index) })
-	return watch
-}
-
-// addWarnings puts more warnings into the health, before those it has.
-func addWarnings(options *httpapi.Options, more func() []string) {
-	others := options.Warnings
-	options.Warnings = func() []string {
-		warnings := more()
-		if others != nil {
-			warnings = append(warnings, others()...)
-		}
-		return warnings
-	}
 }
 
 // name is the storage's name in messages, without what only opens it; "" for none.

@@ -36,7 +36,6 @@ func (c *serverCommand) dumps(store *opened, follower *mirror.Mirror, options *h
 	if err := store.lockDump(c.DatabaseDump); err != nil {
 		return nil, err
 	}
-	addWarnings(options, maker.Warnings)
 	options.Dumps, options.DumpsExpected = maker.Published(), c.DatabaseDumpInterval > 0
 	return maker, nil
 }

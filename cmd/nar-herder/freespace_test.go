@@ -63,9 +63,6 @@ func TestMinimumFreeSpace(t *testing.T) {
 	if err := os.WriteFile(ballast, make([]byte, 400<<10), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if got := get(t, s.addresses[0], "/health"); got.StatusCode != 200 || !strings.Contains(got.body, "file system of the storage") || strings.Contains(got.body, p.storage) {
-		t.Errorf("%s %s", got.Status, got.body)
-	}
 	if value := metric(t, s.addresses[0], "narherder_storage_minimum_free_bytes"); value != "6.291456e+06" {
 		t.Errorf("the minimum is %s", value)
 	}
@@ -108,9 +105,13 @@ func TestFullDatabase(t *testing.T) {
 	testfs.Fill(t, disk)
 	health := func(want string) {
 		t.Helper()
-		if got := get(t, s.addresses[0], "/health"); got.StatusCode != 200 || !strings.Contains(got.body, want) || strings.Contains(got.body, disk) {
-			t.Errorf("%s %s", got.Status, got.body)
-		}
+		until(t, "the health says "+want, func() bool {
+			got := get(t, s.addresses[0], "/health")
+			if got.StatusCode != 200 || strings.Contains(got.body, disk) {
+				t.Errorf("%s %s", got.Status, got.body)
+			}
+			return strings.Contains(got.body, want)
+		})
 	}
 	health("nearly full")
 	if free := metric(t, s.addresses[0], "narherder_database_free_bytes"); free != "0" {

@@ -128,14 +128,6 @@ func (c *serverCommand) follower(store *opened, peers peer.Peers, fetcher *nars.
 		}
 		return status
 	}
-	others := options.Warnings
-	options.Warnings = func() []string {
-		warnings := follower.Warnings()
-		if others != nil {
-			warnings = append(warnings, others()...)
-		}
-		return warnings
-	}
 	return follower
 }
 

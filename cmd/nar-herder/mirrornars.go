@@ -27,7 +27,5 @@ func (c *serverCommand) fetchNars(store *opened, peers peer.Peers, options *http
 		return nil, err
 	}
 	options.Elsewhere = fetcher
-	others := options.Warnings
-	options.Warnings = func() []string { return append(fetcher.Warnings(), others()...) }
 	return fetcher, nil
 }

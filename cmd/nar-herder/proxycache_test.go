@@ -34,6 +34,7 @@ func TestProxyCache(t *testing.T) {
 		"/nar/lzip/00000000000000000000000000000000-x": {404, "HIT"},
 		"/00000000000000000000000000000000.narinfo":    {404, "HIT"},
 		"/health":                 {200, "MISS"},
+		"/health/ready":           {200, "MISS"},
 		"/recent-changes?after=0": {200, "MISS"},
 		"/stored-nars/" + narinfoName(greeting)[:32]:       {200, "MISS"},
 		"/" + narinfoName(greeting)[:32] + ".narinfo/info": {200, "MISS"},

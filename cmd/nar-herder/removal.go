@@ -127,7 +127,7 @@ func (c *serverCommand) keepLimit(store *opened, peers peer.Peers, counter *uses
 	removing.Uses, removing.Answered, removing.Decode = counter, answered, decodeNar
 	removing.Interval, removing.Log = time.Duration(c.StorageCheckInterval), log
 	remover := removal.New(store.Storage, store.index, removing)
-	options.Warnings, options.ReliesOn = remover.Warnings, remover.ReliesOn
+	options.ReliesOn = remover.ReliesOn
 	return remover
 }
 

@@ -158,7 +158,7 @@ func TestSecrets(t *testing.T) {
 	// visit asks for everything, and looks at every answer.
 	visit := func(when string) {
 		t.Helper()
-		all := []string{"/", "/health", "/health/live", "/metrics", "/nix-cache-info", "/recent-changes", "/recent-changes?since=2000-01-01", "/latest-database-dump", "/latest-index-dump", "/nonsense"}
+		all := []string{"/", "/health", "/health/ready", "/health/live", "/metrics", "/nix-cache-info", "/recent-changes", "/recent-changes?since=2000-01-01", "/latest-database-dump", "/latest-index-dump", "/nonsense"}
 		for _, target := range targets[:min(len(targets), 10)] {
 			n, name := narOf(t, texts[target])
 			all = append(all, target, target+"/info", "/stored-nars/"+n.StorePath.Hash.String()+"?nonce=1", "/"+name, "/nar/"+n.StorePath.BaseName(), "/nar/zstd/"+n.StorePath.BaseName())

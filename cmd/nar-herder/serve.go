@@ -24,6 +24,7 @@ import (
 	"nar-herder/removal"
 	"nar-herder/storage"
 	"nar-herder/storage/checksums"
+	"nar-herder/storage/dbspace"
 	"nar-herder/storage/index"
 	"nar-herder/storage/owner"
 	"nar-herder/storage/uses"
@@ -300,8 +301,6 @@ func (c *serverCommand) run(ctx context.Context, effect inEffect, running *tasks
 	}
 	var server *httpapi.Server
 	remover := c.keepLimit(store, peers, counter, func() int64 { return server.Answered() }, &options, log)
-	addWarnings(&options, withdrawn.Warnings)
-	addWarnings(&options, ownership.Warnings)
 	passed, _ := options.Elsewhere.(*passing.Source)
 	fetcher, err := c.fetchNars(store, peers, &options, log)
 	if err != nil {
@@ -321,12 +320,12 @@ func (c *serverCommand) run(ctx context.Context, effect inEffect, running *tasks
 	}
 	sums := checksums.New(store.index, log)
 	options.Checksums = sums
-	database := watchDatabase(store, &options, log)
+	database := dbspace.New(store.index, nil, log)
 	if noteErr != nil {
 		database.Note = note
 	}
 	unstored := &unstoredCount{index: store.index, log: log}
-	addWarnings(&options, unstored.warnings(peers))
+	options.Health = healthParts{store, database, dumps, unstored, peers, withdrawn, ownership, remover, follower, fetcher}.list()
 	server = httpapi.New(store, options)
 	watcher, err := store.index.Watch(ctx)
 	if err != nil {

@@ -91,7 +91,7 @@ func (r *run) hopeless(ctx context.Context, last Result, failures int) error {
 		}
 		return nil
 	case source:
-		// Bad files are no reason; it must not be written to, as Probe might.
+		// Bad files are no reason; it need not be possible to write there, as for Probe.
 		if err = readable(ctx, r.From); err == nil {
 			return nil
 		}

@@ -126,11 +126,11 @@ func (d *Directory) check(tried, name string) error {
 func (d *Directory) inPlace() error {
 	now, err := os.Stat(d.name)
 	if err != nil {
-		// Not wrapped: it does not say that any nar is certainly not there.
-		return fmt.Errorf("storage %s is no longer there: %v: mount it again, or restart", d.name, disk.Cause(err))
+		// The cause is not wrapped: it does not say that any nar is certainly not there.
+		return fmt.Errorf("storage %s %w: %v: mount it again, or restart", d.name, storage.ErrNotInPlace, disk.Cause(err))
 	}
 	if !os.SameFile(now, d.info) {
-		return fmt.Errorf("storage %s is no longer the directory it was at start: mount it again, or restart", d.name)
+		return fmt.Errorf("storage %s %w: mount it again, or restart", d.name, storage.ErrNotInPlace)
 	}
 	return nil
 }
@@ -440,20 +440,21 @@ func (d *Directory) Remove(_ context.Context, name string) error {
 	return nil
 }
 
-// Probe implements [storage.ByteStore]: it writes a file and removes it.
+// Probe implements [storage.ByteStore]. Quotas, it does not see.
 func (d *Directory) Probe(context.Context) error {
 	if err := d.inPlace(); err != nil {
 		return err
 	}
-	probe := temporaryPrefix + rand.Text()
-	file, err := d.root.OpenFile(probe, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o664)
-	if err != nil {
-		return d.explain("create", probe, err)
+	err := unix.Access(d.name, unix.W_OK|unix.X_OK)
+	var system unix.Statfs_t
+	if err == nil {
+		err = unix.Statfs(d.name, &system)
 	}
-	_, err = file.WriteString("probe\n")
-	err = errors.Join(err, file.Close(), d.root.Remove(probe))
+	if err == nil && (system.Bavail == 0 || system.Files > 0 && system.Ffree == 0) {
+		err = unix.ENOSPC
+	}
 	if err != nil {
-		return d.explain("write", probe, err)
+		return fmt.Errorf("write to storage %s: %w", d.name, err)
 	}
 	return nil
 }

@@ -1,0 +1,81 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"nar-herder/httpapi"
+	"nar-herder/mirror"
+	"nar-herder/mirror/dump"
+	"nar-herder/mirror/nars"
+	"nar-herder/peer"
+	"nar-herder/removal"
+	"nar-herder/storage/dbspace"
+	"nar-herder/storage/index"
+)
+
+// healthParts are what the health of a server is about. The last three may be nil.
+type healthParts struct {
+	store     *opened
+	database  *dbspace.Watch
+	dumps     *dump.Maker
+	unstored  *unstoredCount
+	peers     peer.Peers
+	withdrawn *removal.Withdrawn
+	ownership *ownership
+	remover   *removal.Remover
+	follower  *mirror.Mirror
+	fetcher   *nars.Fetcher
+}
+
+// list returns the parts that this server has. The README describes them.
+func (h healthParts) list() (parts []httpapi.Part) {
+	stores, owns := h.store.HasBytes(), h.ownership.claim != nil
+	for _, part := range []struct {
+		name   string
+		exists bool
+		needed bool
+		look   func(context.Context) error
+	}{
+		{"database", true, true, h.store.TryIndex},
+		{"database_damage", true, false, warns(func() []string { return damageWarnings(h.store.index) })},
+		{"database_space", true, false, warns(h.database.Warnings)},
+		{"storage", stores, true, h.store.TryReading},
+		{"storage_owner", owns, false, warns(h.ownership.Warnings)},
+		{"storage_writes", owns, false, h.store.TryWriting},
+		{"storage_space", h.remover != nil, false, warns(h.remover.Warnings)},
+		{"withdrawn_items", true, false, warns(h.withdrawn.Warnings)},
+		{"items_without_nars", true, false, warns(h.unstored.warnings(h.peers))},
+		{"dumps", true, false, warns(h.dumps.Warnings)},
+		{"mirror", h.follower != nil, false, warns(h.follower.Warnings)},
+		{"mirror_nars", h.fetcher != nil, false, warns(h.fetcher.Warnings)},
+	} {
+		if part.exists {
+			parts = append(parts, httpapi.Part{Name: part.name, Needed: part.needed, Look: part.look})
+		}
+	}
+	return parts
+}
+
+// warns makes the function of a part of one that returns warnings.
+func warns(warnings func() []string) func(context.Context) error {
+	return func(context.Context) error {
+		if texts := warnings(); len(texts) > 0 {
+			return httpapi.Warnings(texts)
+		}
+		return nil
+	}
+}
+
+// damageShown is for how long the health warns of damage in the index after it was met.
+const damageShown = time.Hour
+
+// damageWarnings are about damage in the index.
+func damageWarnings(x *index.Index) []string {
+	count, last := x.Damages()
+	if count == 0 || time.Since(last) > damageShown {
+		return nil
+	}
+	return []string{fmt.Sprintf("the database is damaged: requests for some narinfos fail, the last at %s: run 'nar-herder check'", last.UTC().Format(time.RFC3339))}
+}

@@ -1,0 +1,65 @@
+package index
+
+import (
+	"errors"
+	"testing"
+	"time"
+)
+
+// TestSample: each item is in a sample sooner or later, and those that are withdrawn, not
+// stored or damaged are in none.
+func TestSample(t *testing.T) {
+	t.Parallel()
+	x := openTest(t)
+	if items, err := x.Sample(t.Context(), 3, false); err != nil || len(items) != 0 {
+		t.Errorf("of nothing: %d, %v", len(items), err)
+	}
+	const count, withdrawn = 10, 4
+	update(t, x, func(tx *Tx) error {
+		for n := range count {
+			if err := putIn(tx, x, testNarinfo(n, 1, nil, 10), uint64(n%2), nil); err != nil {
+				return err
+			}
+		}
+		_, err := tx.Withdraw(testPath(withdrawn).Hash, time.Now())
+		return err
+	})
+	for _, stored := range []bool{false, true} {
+		want, seen := make(map[string]bool), make(map[string]bool)
+		for n := range count {
+			if n != withdrawn && (!stored || n%2 == 1) {
+				want[testPath(n).Hash.String()] = true
+			}
+		}
+		for range 1000 {
+			items, err := x.Sample(t.Context(), 3, stored)
+			if err != nil || len(items) == 0 || len(items) > 3 {
+				t.Fatal(len(items), err)
+			}
+			for _, item := range items {
+				if seen[item.Hash.String()] = true; !want[item.Hash.String()] {
+					t.Fatalf("stored %v: %s is in a sample", stored, item.Hash)
+				}
+			}
+		}
+		if len(seen) != len(want) {
+			t.Errorf("stored %v: %d items were in samples, want %d", stored, len(seen), len(want))
+		}
+	}
+	damage := func(condition string) {
+		t.Helper()
+		update(t, x, func(tx *Tx) error {
+			return tx.conn.exec("UPDATE narinfos SET text = x'00' WHERE " + condition)
+		})
+	}
+	damage("id > 3")
+	for range 100 {
+		if items, err := x.Sample(t.Context(), 3, false); err != nil || len(items) == 0 {
+			t.Fatal(len(items), err)
+		}
+	}
+	damage("true")
+	if _, err := x.Sample(t.Context(), 3, false); !errors.Is(err, ErrDamaged) {
+		t.Errorf("all damaged: %v", err)
+	}
+}

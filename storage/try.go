@@ -1,0 +1,114 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+)
+
+// sampleSize is how many items are tried before all of them count as unreadable.
+const sampleSize = 8
+
+// TryIndex returns an error if narinfos can't be read.
+func (s *Storage) TryIndex(ctx context.Context) error {
+	_, err := s.index.Sample(ctx, sampleSize, false)
+	return err
+}
+
+// TryReading returns an error if nars can't be read from the byte store: none of a
+// random sample. The error is [ErrAllMissing] if they are missing, as in a store that
+// isn't mounted.
+func (s *Storage) TryReading(ctx context.Context) error {
+	if s.bytes == nil {
+		return nil
+	}
+	rows, err := s.index.Sample(ctx, sampleSize, !s.readOnly)
+	if err != nil {
+		return err
+	}
+	var failure error
+	for _, row := range rows {
+		item, err := NewItem(row)
+		if err != nil {
+			continue // damage of the index
+		}
+		err = s.tryItem(ctx, s.asReadOnly(item))
+		switch {
+		case err == nil:
+			return nil
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case !errors.Is(err, ErrNotStored):
+			failure = err
+		}
+	}
+	switch {
+	case errors.Is(failure, fs.ErrNotExist):
+		return fmt.Errorf("storage %s: %w, or none of those that were looked for: is it mounted? The last: %w", s.bytes, ErrAllMissing, failure)
+	case failure != nil:
+		return fmt.Errorf("no nar can be read from storage %s, or none of those that were tried: the last: %w", s.bytes, failure)
+	}
+	return s.hasNote(ctx)
+}
+
+// tryItem tries to read one of the item's files. The error is [ErrNotStored] if there
+// need not be any.
+func (s *Storage) tryItem(ctx context.Context, item *Item) error {
+	try := s.readByte
+	if s.IsDistant() {
+		try = s.LookFor // it asks the server, where reading could use a cache in between
+	}
+	failure := ErrNotStored
+	for n := range item.Narinfo.Files {
+		switch err := try(ctx, item, n); {
+		case err == nil:
+			return nil
+		case !errors.Is(err, ErrNotStored):
+			failure = err
+		}
+	}
+	if now, err := s.Item(ctx, item.Hash); errors.Is(err, ErrNotFound) || err == nil && now.Stored != item.Stored {
+		return ErrNotStored // removed meanwhile
+	}
+	return failure
+}
+
+// readByte reads the first byte of the item's Nth file.
+func (s *Storage) readByte(ctx context.Context, item *Item, n int) error {
+	reader, _, err := s.OpenFile(ctx, item, n, 0, 0)
+	if err != nil {
+		return err
+	}
+	defer reader.Close()
+	if _, err = reader.Read(make([]byte, 1)); err == io.EOF {
+		return nil
+	}
+	return err
+}
+
+// hasNote makes sure that the byte store is mounted where no nar tells, as all of them may
+// be missing.
+func (s *Storage) hasNote(ctx context.Context) error {
+	if totals, err := s.index.Totals(ctx); err != nil || !s.readOnly && totals.StoredNars == 0 {
+		return err
+	}
+	_, err := s.note(ctx, OwnerName)
+	if errors.Is(err, fs.ErrNotExist) {
+		_, err = s.note(ctx, IdentityName)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("storage %s: %w, and it has neither %s nor %s, which its owner writes: is it mounted?", s.bytes, ErrAllMissing, OwnerName, IdentityName)
+	}
+	return err
+}
+
+// TryWriting returns an error if nothing can be written to the byte store, as far as that
+// can be told without writing; nil where this instance does not write to it anyway.
+func (s *Storage) TryWriting(ctx context.Context) error {
+	if s.bytes == nil || s.MayDelete(ctx) != nil {
+		return nil
+	}
+	return s.bytes.Probe(ctx)
+}
