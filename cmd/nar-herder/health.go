@@ -2,10 +2,14 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"path/filepath"
 	"time"
 
 	"nar-herder/httpapi"
+	"nar-herder/internal/disk"
 	"nar-herder/mirror"
 	"nar-herder/mirror/dump"
 	"nar-herder/mirror/nars"
@@ -18,6 +22,7 @@ import (
 // healthParts are what the health of a server is about. The last three may be nil.
 type healthParts struct {
 	store     *opened
+	directory string // of the nars; "" for none
 	database  *dbspace.Watch
 	dumps     *dump.Maker
 	unstored  *unstoredCount
@@ -43,7 +48,7 @@ func (h healthParts) list() (parts []httpapi.Part) {
 		{"database_space", true, false, warns(h.database.Warnings)},
 		{"storage", stores, true, h.store.TryReading},
 		{"storage_owner", owns, false, warns(h.ownership.Warnings)},
-		{"storage_writes", owns, false, h.store.TryWriting},
+		{"storage_writes", owns, false, h.tryWriting},
 		{"storage_space", h.remover != nil, false, warns(h.remover.Warnings)},
 		{"withdrawn_items", true, false, warns(h.withdrawn.Warnings)},
 		{"items_without_nars", true, false, warns(h.unstored.warnings(h.peers))},
@@ -56,6 +61,17 @@ func (h healthParts) list() (parts []httpapi.Part) {
 		}
 	}
 	return parts
+}
+
+// tryWriting returns an error if nars can't be added to the storage or removed, with the
+// command that helps. Serving needs no permission to write.
+func (h healthParts) tryWriting(ctx context.Context) error {
+	err := h.store.TryWriting(ctx)
+	if h.directory == "" || err != nil && !errors.Is(err, fs.ErrPermission) {
+		return err
+	}
+	nars := filepath.Join(h.directory, "nar")
+	return disk.Unwritable(h.directory, nars, filepath.Join(nars, "lzip"), filepath.Join(nars, "zstd"), filepath.Join(nars, "gzip"))
 }
 
 // warns makes the function of a part of one that returns warnings.

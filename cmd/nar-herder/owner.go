@@ -11,7 +11,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"nar-herder/internal/disk"
 	"nar-herder/internal/pace"
 	"nar-herder/storage"
 	"nar-herder/storage/index"
@@ -116,14 +115,6 @@ func (c *serverCommand) own(ctx context.Context, store *opened, log *slog.Logger
 		return nil, fmt.Errorf("--storage: %w", err)
 	}
 	o.note(err)
-	if lies := localDirectory(c.Storage); err == nil && lies != "" {
-		// Serving needs no permission to write.
-		nars := filepath.Join(lies, "nar")
-		err := disk.Unwritable(lies, nars, filepath.Join(nars, "lzip"), filepath.Join(nars, "zstd"), filepath.Join(nars, "gzip"))
-		if err != nil {
-			log.Error("the storage can't be written; --storage-read-only is for servers that only read it", "error", err)
-		}
-	}
 	return o, nil
 }
 

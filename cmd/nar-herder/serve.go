@@ -325,7 +325,7 @@ func (c *serverCommand) run(ctx context.Context, effect inEffect, running *tasks
 		database.Note = note
 	}
 	unstored := &unstoredCount{index: store.index, log: log}
-	options.Health = healthParts{store, database, dumps, unstored, peers, withdrawn, ownership, remover, follower, fetcher}.list()
+	options.Health = healthParts{store, localDirectory(c.Storage), database, dumps, unstored, peers, withdrawn, ownership, remover, follower, fetcher}.list()
 	server = httpapi.New(store, options)
 	watcher, err := store.index.Watch(ctx)
 	if err != nil {

@@ -213,6 +213,9 @@ func TestSetUpByRoot(t *testing.T) {
 				t.Fatalf("%s: %v: %s", command[1], err, out)
 			}
 			s := serve(t, asUser(60001, "022", program, args...))
+			if got := get(t, s.addresses[0], "/health"); got.StatusCode != 200 || !strings.Contains(got.body, `"storage_writes":["permission denied: see the log"]`) {
+				t.Errorf("the health: %s %s", got.Status, got.body)
+			}
 			s.stop(t, syscall.SIGTERM)
 			if nars := filepath.Join(p.storage, "nar"); !strings.Contains(s.err.String(), "run 'chown 60001 "+nars+" "+nars+"/lzip'") {
 				t.Errorf("the log doesn't say that the storage can't be written: %s", s.err.String())

@@ -159,7 +159,9 @@ var slipsElsewhere = map[string]string{
 	"E: the disk is full":                                               "TestFullDisk",
 	"E: the file system of the database is full at the start":           "TestStartFull",
 	"E: a storage that can't be written":                                "TestRemoveUnderAFault",
-	"F: commands as another user of the group":                          "TestReadOnlyDatabase",
+	"F: commands as another user of the group":                          "TestTwoUsers",
+	"F: all was set up by root, and the server is another user":         "TestSetUpByRoot",
+	"F: minutes as m, in other options":                                 "TestAmbiguousMonths",
 
 	"the file system of the database is not mounted":          "TestLostDatabase",
 	"the disk with all nars is lost, and an empty one put in": "TestLostStorage",
@@ -346,6 +348,10 @@ var commandSlips = []slip{
 	{name: "two indexes exchanged by a copied command line", status: 1, says: []string{"another instance"},
 		args: func(t *testing.T, d *desk) []string {
 			return []string{"remove", "--now", "--database=" + d.other.database, "--storage=" + d.storage, greeting}
+		}},
+	{name: "minutes as m", status: statusUsage, says: []string{`"10m"`, "10min", "10mo"},
+		args: func(*testing.T, *desk) []string {
+			return []string{"mirror-status", "--max-lag=10m", "http://127.0.0.1:1"}
 		}},
 	{name: "criteria with a typo in a plan", status: statusUsage, says: []string{"no-tag=KEY=VALUE"},
 		args: func(t *testing.T, d *desk) []string {

@@ -133,6 +133,9 @@ var servedSlips = []slip{
 		if got := get(t, s.addresses[0], "/nar/lzip/"+greeting); got.StatusCode < 500 {
 			t.Errorf("nar: %s", got.Status)
 		}
+		if got := get(t, s.addresses[0], "/health"); got.StatusCode != 503 || !strings.Contains(got.body, "is it mounted?") {
+			t.Errorf("the health: %s %s", got.Status, got.body)
+		}
 		if !strings.Contains(s.err.String(), "is it mounted?") {
 			t.Error("the log does not say it")
 		}

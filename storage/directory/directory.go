@@ -445,7 +445,7 @@ func (d *Directory) Probe(context.Context) error {
 	if err := d.inPlace(); err != nil {
 		return err
 	}
-	err := unix.Access(d.name, unix.W_OK|unix.X_OK)
+	err := disk.Unwritable(d.name)
 	var system unix.Statfs_t
 	if err == nil {
 		err = unix.Statfs(d.name, &system)
