@@ -1,9 +1,7 @@
 package index
 
 import (
-	"bytes"
 	"context"
-	"database/sql/driver"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -11,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"time"
 
 	"modernc.org/sqlite"
@@ -32,20 +29,13 @@ type Builder struct {
 	edges *edgeSorter
 	wrote func() // ends the writing out
 
-	last            int64          // id that was given
-	items, narinfos []driver.Value // rows that are written together
-	waiting         int            // bytes of texts in them
+	last            int64     // id that was given
+	pages           *pageFile // nil when they are written
+	items, narinfos *tableWriter
 }
 
 // buildCache is the page cache of a Builder, in bytes: tables only grow at their ends.
 const buildCache = 16 << 20
-
-// rowsTogether is how many rows one statement writes, unless their texts come to
-// bytesTogether. What a statement costs beside its rows is as much as the rows themselves.
-const (
-	rowsTogether  = 32
-	bytesTogether = 4 << 20
-)
 
 // Build begins a new index. What was at the path is removed: an index that an earlier
 // Builder has not finished.
@@ -67,9 +57,8 @@ func Build(ctx context.Context, path string) (_ *Builder, err error) {
 			err = errors.Join(describe(tried, err), b.Abort())
 		}
 	}()
-	b.conn, err = connect(ctx, fileName(absolute)+"?_pragma=page_size("+strconv.Itoa(pageSize)+")&_pragma=cache_size(-"+strconv.Itoa(buildCache/1024)+")"+
-		"&_pragma=journal_mode(off)&_pragma=synchronous(off)&_pragma=locking_mode(exclusive)&_pragma=temp_store(memory)&_pragma=foreign_keys(off)")
-	if err != nil {
+	b.tx = &Tx{x: &Index{path: path}}
+	if err := b.connect(ctx); err != nil {
 		return nil, err
 	}
 	for _, step := range migrations {
@@ -77,16 +66,33 @@ func Build(ctx context.Context, path string) (_ *Builder, err error) {
 			return nil, err
 		}
 	}
-	if err := b.conn.script("DROP INDEX items_by_key; BEGIN EXCLUSIVE"); err != nil {
+	if err := b.conn.script("DROP INDEX items_by_key"); err != nil {
 		return nil, err
 	}
-	x := &Index{path: path}
-	b.tx = &Tx{x: x, conn: b.conn}
-	if x.codec, err = openCodec(b.conn, true); err != nil {
+	if b.tx.x.codec, err = openCodec(b.conn, true); err != nil {
 		return nil, err
 	}
+	const root = "SELECT rootpage FROM sqlite_schema WHERE name = ?"
+	items, err1 := b.conn.integer(root, "items")
+	narinfos, err2 := b.conn.integer(root, "narinfos")
+	if err := errors.Join(err1, err2, b.conn.close()); err != nil {
+		return nil, err
+	}
+	b.conn = nil
+	if b.pages, err = openPages(absolute); err != nil {
+		return nil, err
+	}
+	b.items, b.narinfos = newTableWriter(b.pages, items), newTableWriter(b.pages, narinfos)
 	b.edges, err = newEdgeSorter(filepath.Dir(absolute))
 	return b, err
+}
+
+// connect opens the file with SQLite.
+func (b *Builder) connect(ctx context.Context) (err error) {
+	b.conn, err = connect(ctx, fileName(b.path)+"?_pragma=page_size("+strconv.Itoa(pageSize)+")&_pragma=cache_size(-"+strconv.Itoa(buildCache/1024)+")"+
+		"&_pragma=journal_mode(off)&_pragma=synchronous(off)&_pragma=locking_mode(exclusive)&_pragma=temp_store(memory)&_pragma=foreign_keys(off)")
+	b.tx.conn = b.conn
+	return err
 }
 
 // removeBuilt removes a database that is of no use.
@@ -102,11 +108,8 @@ func removeBuilt(path string) (failure error) {
 // Row is an item in the form in which a Builder writes it. It uses no memory of the
 // narinfo, whose text may be overwritten.
 type Row struct {
-	item    [itemWidth]driver.Value    // the first one is the id
-	narinfo [narinfoWidth]driver.Value // also here
-	// references is the column of narinfos, and bytes the length of the text's.
-	references []byte
-	bytes      int
+	item, narinfo []byte // the records
+	references    []byte // is the column of narinfos
 }
 
 // Prepare is [Index.Prepare]. It may be called by several goroutines at once.
@@ -124,13 +127,15 @@ func (b *Builder) PrepareForeign(n *narinfo.Narinfo, f *Foreign, row ForeignRow)
 // Row makes the row of an entry, as of an item that the mirrored instance has, and none of
 // whose files is stored. It may be called by several goroutines at once.
 func (b *Builder) Row(entry *Entry) Row {
-	if entry.dictionary == uncompressed {
-		entry.compressed = bytes.Clone(entry.compressed)
-	}
-	r := Row{references: referencesColumn(entry.Narinfo), bytes: len(entry.compressed)}
-	r.item = [itemWidth]driver.Value{nil, keyOf(entry.Narinfo.StorePath.Hash), entry.AddedAt.Truncate(time.Second).UnixMilli()}
-	appendNarinfoRow(r.narinfo[:0], 0, entry, r.references)
-	return r
+	n := entry.Narinfo
+	// The columns as the tables have them.
+	const columns = 100 // more than all but refs and text have
+	record := make([]byte, 0, columns+8*len(n.References)+len(entry.compressed))
+	record = appendRecord(record, nil, keyOf(n.StorePath.Hash), entry.AddedAt.Truncate(time.Second).UnixMilli(), int64(0), int64(0), nil, int64(1))
+	size := len(record)
+	references := referencesColumn(n)
+	record = appendRecord(record, nil, n.StorePath.Hash[:], references, entry.dictionary, entry.compressed, nil, entry.checksum, nil)
+	return Row{record[:size], record[size:], references}
 }
 
 // Add writes an item after the earlier ones, without an addition in the recent changes. If
@@ -138,43 +143,12 @@ func (b *Builder) Row(entry *Entry) Row {
 func (b *Builder) Add(row *Row) error {
 	b.tx.change.Items++
 	b.last++
-	var id driver.Value = b.last
-	row.item[0], row.narinfo[0] = id, id
-	b.items = append(b.items, row.item[:]...)
-	b.narinfos = append(b.narinfos, row.narinfo[:]...)
 	for packed := row.references; len(packed) >= 8; packed = packed[8:] {
 		if err := b.edges.add(edge{int64(binary.BigEndian.Uint64(packed)), b.last}); err != nil {
 			return err
 		}
 	}
-	b.waiting += row.bytes
-	if len(b.items)/itemWidth == rowsTogether || b.waiting >= bytesTogether {
-		return b.flush()
-	}
-	return nil
-}
-
-// How many values a row has that waits, and the columns of an item that are all the same.
-const (
-	itemWidth, narinfoWidth = 3, 6
-	sameColumns             = ", 0, 0, NULL, 1"
-)
-
-// flush writes the rows that wait.
-func (b *Builder) flush() error {
-	count := len(b.items) / itemWidth
-	if count == 0 {
-		return nil
-	}
-	values := func(width int, same string) string {
-		row := ", (?" + strings.Repeat(", ?", width-1) + same + ")"
-		return " VALUES " + strings.Repeat(row, count)[2:]
-	}
-	err := errors.Join(b.conn.exec(insertItem+values(itemWidth, sameColumns), b.items...), b.conn.exec(insertNarinfo+values(narinfoWidth, ""), b.narinfos...))
-	clear(b.items) // they are not to be kept
-	clear(b.narinfos)
-	b.items, b.narinfos, b.waiting = b.items[:0], b.narinfos[:0], 0
-	if err != nil {
+	if err := errors.Join(b.items.add(b.last, row.item), b.narinfos.add(b.last, row.narinfo)); err != nil {
 		return describe("build the index "+b.path, err)
 	}
 	return nil
@@ -188,7 +162,15 @@ func (b *Builder) Finish(ctx context.Context, settings map[string]string) (items
 			err = errors.Join(describe("finish the index "+b.path, err), b.Abort())
 		}
 	}()
-	if err := b.flush(); err != nil {
+	err = errors.Join(b.items.finish(), b.narinfos.finish(), b.pages.finish())
+	b.pages = nil
+	if err == nil {
+		err = b.connect(ctx)
+	}
+	if err == nil {
+		err = b.conn.script("BEGIN EXCLUSIVE")
+	}
+	if err != nil {
 		return 0, err
 	}
 	// The edges are sorted beside the making of the index.
@@ -200,7 +182,8 @@ func (b *Builder) Finish(ctx context.Context, settings map[string]string) (items
 			return 0, err
 		}
 	}
-	if err := errors.Join(b.tx.flushTotals(), b.conn.exec("COMMIT")); err != nil {
+	err = errors.Join(b.tx.flushTotals(), b.conn.exec("INSERT INTO sqlite_sequence VALUES ('items', ?)", b.last), b.conn.exec("COMMIT"))
+	if err != nil {
 		return 0, err
 	}
 	if err := b.indexKeys(ctx); err != nil {
@@ -280,6 +263,10 @@ func (b *Builder) close() (err error) {
 	if b.edges != nil {
 		err = b.edges.close()
 		b.edges = nil
+	}
+	if b.pages != nil {
+		err = errors.Join(err, b.pages.file.Close())
+		b.pages = nil
 	}
 	if b.conn != nil {
 		err = errors.Join(err, b.conn.close())
