@@ -11,9 +11,6 @@ import (
 	"strconv"
 	"time"
 
-	"modernc.org/sqlite"
-	sqlite3 "modernc.org/sqlite/lib"
-
 	"nar-herder/internal/disk"
 	"nar-herder/narinfo"
 )
@@ -26,15 +23,16 @@ type Builder struct {
 	path  string
 	conn  *connection
 	tx    *Tx
-	edges *edgeSorter
 	wrote func() // ends the writing out
 
-	last            int64     // id that was given
-	pages           *pageFile // nil when they are written
-	items, narinfos *tableWriter
+	last                  int64     // id that was given
+	pages                 *pageFile // nil when they are written
+	items, narinfos, keys *treeWriter
+	// edges has the references, and order the keys with their ids.
+	edges, order *edgeSorter
 }
 
-// buildCache is the page cache of a Builder, in bytes: tables only grow at their ends.
+// buildCache is the page cache of a Builder's connection, in bytes.
 const buildCache = 16 << 20
 
 // Build begins a new index. What was at the path is removed: an index that an earlier
@@ -66,24 +64,26 @@ func Build(ctx context.Context, path string) (_ *Builder, err error) {
 			return nil, err
 		}
 	}
-	if err := b.conn.script("DROP INDEX items_by_key"); err != nil {
-		return nil, err
-	}
 	if b.tx.x.codec, err = openCodec(b.conn, true); err != nil {
 		return nil, err
 	}
-	const root = "SELECT rootpage FROM sqlite_schema WHERE name = ?"
-	items, err1 := b.conn.integer(root, "items")
-	narinfos, err2 := b.conn.integer(root, "narinfos")
-	if err := errors.Join(err1, err2, b.conn.close()); err != nil {
+	root := func(name string) int64 {
+		number, rootErr := b.conn.integer("SELECT rootpage FROM sqlite_schema WHERE name = ?", name)
+		err = errors.Join(err, rootErr)
+		return number
+	}
+	items, narinfos, keys := root("items"), root("narinfos"), root("items_by_key")
+	if err = errors.Join(err, b.conn.close()); err != nil {
 		return nil, err
 	}
 	b.conn = nil
 	if b.pages, err = openPages(absolute); err != nil {
 		return nil, err
 	}
-	b.items, b.narinfos = newTableWriter(b.pages, items), newTableWriter(b.pages, narinfos)
-	b.edges, err = newEdgeSorter(filepath.Dir(absolute))
+	b.items, b.narinfos, b.keys = newTreeWriter(b.pages, items, false), newTreeWriter(b.pages, narinfos, false), newTreeWriter(b.pages, keys, true)
+	if b.edges, err = newEdgeSorter(filepath.Dir(absolute)); err == nil {
+		b.order, err = newEdgeSorter(filepath.Dir(absolute))
+	}
 	return b, err
 }
 
@@ -108,6 +108,7 @@ func removeBuilt(path string) (failure error) {
 // Row is an item in the form in which a Builder writes it. It uses no memory of the
 // narinfo, whose text may be overwritten.
 type Row struct {
+	key           int64
 	item, narinfo []byte // the records
 	references    []byte // is the column of narinfos
 }
@@ -128,27 +129,27 @@ func (b *Builder) PrepareForeign(n *narinfo.Narinfo, f *Foreign, row ForeignRow)
 // whose files is stored. It may be called by several goroutines at once.
 func (b *Builder) Row(entry *Entry) Row {
 	n := entry.Narinfo
+	key := keyOf(n.StorePath.Hash)
 	// The columns as the tables have them.
 	const columns = 100 // more than all but refs and text have
 	record := make([]byte, 0, columns+8*len(n.References)+len(entry.compressed))
-	record = appendRecord(record, nil, keyOf(n.StorePath.Hash), entry.AddedAt.Truncate(time.Second).UnixMilli(), int64(0), int64(0), nil, int64(1))
+	record = appendRecord(record, nil, key, entry.AddedAt.Truncate(time.Second).UnixMilli(), int64(0), int64(0), nil, int64(1))
 	size := len(record)
 	references := referencesColumn(n)
 	record = appendRecord(record, nil, n.StorePath.Hash[:], references, entry.dictionary, entry.compressed, nil, entry.checksum, nil)
-	return Row{record[:size], record[size:], references}
+	return Row{key, record[:size], record[size:], references}
 }
 
 // Add writes an item after the earlier ones, without an addition in the recent changes. If
 // items have the same hash, the last one counts.
 func (b *Builder) Add(row *Row) error {
-	b.tx.change.Items++
 	b.last++
 	for packed := row.references; len(packed) >= 8; packed = packed[8:] {
 		if err := b.edges.add(edge{int64(binary.BigEndian.Uint64(packed)), b.last}); err != nil {
 			return err
 		}
 	}
-	if err := errors.Join(b.items.add(b.last, row.item), b.narinfos.add(b.last, row.narinfo)); err != nil {
+	if err := errors.Join(b.order.add(edge{row.key, b.last}), b.items.addRow(b.last, row.item), b.narinfos.addRow(b.last, row.narinfo)); err != nil {
 		return describe("build the index "+b.path, err)
 	}
 	return nil
@@ -162,34 +163,35 @@ func (b *Builder) Finish(ctx context.Context, settings map[string]string) (items
 			err = errors.Join(describe("finish the index "+b.path, err), b.Abort())
 		}
 	}()
-	err = errors.Join(b.items.finish(), b.narinfos.finish(), b.pages.finish())
-	b.pages = nil
-	if err == nil {
-		err = b.connect(ctx)
-	}
-	if err == nil {
-		err = b.conn.script("BEGIN EXCLUSIVE")
-	}
-	if err != nil {
-		return 0, err
-	}
 	// The edges are sorted beside the making of the index.
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	sorted := b.edges.all(ctx)
+	repeated, err := b.writeKeys()
+	err = errors.Join(err, b.items.finish(), b.narinfos.finish(), b.keys.finish(), b.pages.finish())
+	b.pages = nil
+	if err == nil {
+		err = b.connect(ctx)
+	}
+	if err != nil {
+		return 0, err
+	}
+	if err := b.conn.script("BEGIN EXCLUSIVE"); err != nil {
+		return 0, err
+	}
 	for name, value := range settings {
 		if err := b.tx.SetSetting(name, value); err != nil {
 			return 0, err
 		}
 	}
-	err = errors.Join(b.tx.flushTotals(), b.conn.exec("INSERT INTO sqlite_sequence VALUES ('items', ?)", b.last), b.conn.exec("COMMIT"))
-	if err != nil {
-		return 0, err
+	for _, id := range repeated {
+		if err := errors.Join(b.conn.exec("DELETE FROM items WHERE id = ?", id), b.conn.exec("DELETE FROM narinfos WHERE id = ?", id)); err != nil {
+			return 0, err
+		}
 	}
-	if err := b.indexKeys(ctx); err != nil {
-		return 0, err
-	}
-	if err := b.conn.script("BEGIN EXCLUSIVE"); err != nil {
+	items = b.last - int64(len(repeated))
+	b.tx.change.Items = items
+	if err := errors.Join(b.tx.flushTotals(), b.conn.exec("INSERT INTO sqlite_sequence VALUES ('items', ?)", b.last)); err != nil {
 		return 0, err
 	}
 	w := newRun(b.conn)
@@ -210,9 +212,6 @@ func (b *Builder) Finish(ctx context.Context, settings map[string]string) (items
 	if err != nil {
 		return 0, err
 	}
-	if items, err = b.conn.integer("SELECT items FROM totals"); err != nil {
-		return 0, err
-	}
 	err = b.close()
 	b.wrote()
 	b.wrote = func() {}
@@ -226,26 +225,24 @@ func (b *Builder) Finish(ctx context.Context, settings map[string]string) (items
 	return items, errors.Join(file.Sync(), file.Close())
 }
 
-// indexKeys makes the index by keys, without those items that came again.
-func (b *Builder) indexKeys(ctx context.Context) error {
-	// Without a journal, a statement that fails could not be undone.
-	if err := b.conn.script("PRAGMA journal_mode = memory"); err != nil {
-		return err
+// writeKeys writes the index by keys, and returns the ids of the items that came again later.
+func (b *Builder) writeKeys() (repeated []int64, err error) {
+	var last edge
+	var record []byte
+	write := func(e edge) bool {
+		if e.target == last.target && last.referrer > 0 {
+			repeated = append(repeated, last.referrer)
+		}
+		last = e
+		record = appendRecord(record[:0], e.target, e.referrer)
+		err = b.keys.addEntry(record)
+		return err == nil
 	}
-	err := b.conn.long(ctx, keyIndex)
-	var failure *sqlite.Error
-	if errors.As(err, &failure) && failure.Code()&0xff == sqlite3.SQLITE_CONSTRAINT {
-		err = b.conn.long(ctx, `CREATE TEMP TABLE repeated AS SELECT id FROM (SELECT id, max(id) OVER (PARTITION BY key) AS newest FROM items) WHERE id < newest;
-			DELETE FROM items WHERE id IN (SELECT id FROM repeated);
-			DELETE FROM narinfos WHERE id IN (SELECT id FROM repeated);
-			UPDATE totals SET items = (SELECT count(*) FROM items);
-			DROP TABLE repeated;
-			`+keyIndex)
+	if _, err := b.order.wait(); err != nil {
+		return nil, err
 	}
-	if err != nil {
-		return err
-	}
-	return b.conn.script("PRAGMA journal_mode = off")
+	mergeErr := b.order.merge(sortEdges(b.order.edges), write)
+	return repeated, errors.Join(mergeErr, err)
 }
 
 // Abort ends a Builder that was not finished, and removes the file.
@@ -260,9 +257,11 @@ func (b *Builder) close() (err error) {
 		b.tx.x.codec.close()
 		b.tx.x.codec = nil
 	}
-	if b.edges != nil {
-		err = b.edges.close()
-		b.edges = nil
+	for _, sorter := range []**edgeSorter{&b.edges, &b.order} {
+		if *sorter != nil {
+			err = errors.Join(err, (*sorter).close())
+			*sorter = nil
+		}
 	}
 	if b.pages != nil {
 		err = errors.Join(err, b.pages.file.Close())

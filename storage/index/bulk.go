@@ -1,6 +1,7 @@
 package index
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -8,10 +9,11 @@ import (
 	"os"
 )
 
-// A Builder writes the rows of the two large tables itself, in the file format of SQLite
-// (https://www.sqlite.org/fileformat2.html), while no connection has the file open. Ids
-// only grow, so that pages are written once, one after the other. SQLite takes several times
-// as long, to bind each value, run a statement, and look for the row's place.
+// A Builder writes the rows of the two large tables, and the index of their keys, itself, in
+// the file format of SQLite (https://www.sqlite.org/fileformat2.html), while no connection
+// has the file open. All come in order, so that pages are written once, one after the other.
+// SQLite takes several times as long, to bind each value, run a statement, and look for the
+// row's place.
 
 const (
 	// lockPage is the number of the page that SQLite never uses, as locks are taken on its bytes.
@@ -87,61 +89,64 @@ func (f *pageFile) finish() error {
 	return errors.Join(f.flush(), err, f.file.Close())
 }
 
-// tableWriter writes the rows of a table, which was empty, in the order of their ids.
-type tableWriter struct {
+// treeWriter writes the rows of a table, or the entries of an index, in their order. It was
+// empty before.
+type treeWriter struct {
 	pages *pageFile
-	root  uint32 // the number of the table's first page
+	root  uint32 // the number of the tree's first page
+	index bool   // and not a table
 
 	leaf  [pageSize]byte // that is being filled: cells at its end, the first one last
 	count int            // of cells
 	start int            // where they begin
-	last  int64          // id of the last row
-	above [][]child      // the pages that have no page above them yet, of each level, from the leaves up
+	last  int64          // id of the last row of a table
+	above []level        // from the leaves up
 
-	maxChildren int // the constant but in tests
+	maxChildren int // that a page has, if so many fit; fewer in tests
 }
 
-// child is a page of a tree, and the greatest id in it.
+// level has the pages of a level that have no page above them yet.
+type level struct {
+	pages []child
+	size  int // what they take in the page above them
+}
+
+// child is a page of a tree, and what comes between it and the next one: the last id in it,
+// or an entry of an index, in the form in which the page above has it.
 type child struct {
-	page uint32
-	id   int64
+	page    uint32
+	divider []byte
 }
 
 const (
 	leafHeader, interiorHeader = 8, 12
-	// maxChildren is how many pages are below one: so many fit, whatever their ids are.
-	maxChildren = (pageSize - interiorHeader) / (2 + 4 + 9)
-	// mostInLeaf is the longest record that a leaf has the whole of, and leastInLeaf what it
-	// has at least of a longer one.
+	cellPointer, pagePointer   = 2, 4
+	// mostInLeaf is the longest record that a leaf of a table has the whole of, and
+	// leastInLeaf what it has at least of a longer one. mostInIndex is for an index.
 	mostInLeaf  = pageSize - 35
 	leastInLeaf = (pageSize-12)*32/255 - 23
+	mostInIndex = (pageSize-12)*64/255 - 23
 )
 
-func newTableWriter(pages *pageFile, root int64) *tableWriter {
-	return &tableWriter{pages: pages, root: uint32(root), start: pageSize, maxChildren: maxChildren}
+func newTreeWriter(pages *pageFile, root int64, index bool) *treeWriter {
+	return &treeWriter{pages: pages, root: uint32(root), index: index, start: pageSize, maxChildren: pageSize}
 }
 
-// add writes a row, whose record was made with appendRecord.
-func (w *tableWriter) add(id int64, record []byte) error {
+// addRow adds a row of a table, whose record was made with appendRecord.
+func (w *treeWriter) addRow(id int64, record []byte) error {
 	inLeaf, link := len(record), 0
 	if len(record) > mostInLeaf {
-		link = 4
+		link = pagePointer
 		if inLeaf = leastInLeaf + (len(record)-leastInLeaf)%(pageSize-link); inLeaf > mostInLeaf {
 			inLeaf = leastInLeaf
 		}
 	}
-	size := varintSize(uint64(len(record))) + varintSize(uint64(id)) + inLeaf + link
-	if leafHeader+2*(w.count+1)+size > w.start {
-		if err := w.endLeaf(); err != nil {
-			return err
-		}
+	cell, err := w.newCell(varintSize(uint64(len(record))) + varintSize(uint64(id)) + inLeaf + link)
+	if err != nil {
+		return err
 	}
-	w.start -= size
-	binary.BigEndian.PutUint16(w.leaf[leafHeader+2*w.count:], uint16(w.start))
-	w.count++
 	w.last = id
-	cell := appendVarint(appendVarint(w.leaf[w.start:w.start], uint64(len(record))), uint64(id))
-	cell = append(cell, record[:inLeaf]...)
+	cell = append(appendVarint(appendVarint(cell, uint64(len(record))), uint64(id)), record[:inLeaf]...)
 	if link == 0 {
 		return nil
 	}
@@ -163,81 +168,129 @@ func (w *tableWriter) add(id int64, record []byte) error {
 	return nil
 }
 
+// addEntry adds an entry of an index, whose record was made with appendRecord.
+func (w *treeWriter) addEntry(record []byte) error {
+	if len(record) > mostInIndex {
+		return fmt.Errorf("an entry of %d bytes in an index", len(record))
+	}
+	cell, err := w.newCell(varintSize(uint64(len(record))) + len(record))
+	if err != nil {
+		return err
+	}
+	_ = append(appendVarint(cell, uint64(len(record))), record...)
+	return nil
+}
+
+// newCell makes room for a cell in a leaf, to be appended to.
+func (w *treeWriter) newCell(size int) ([]byte, error) {
+	if leafHeader+cellPointer*(w.count+1)+size > w.start {
+		if err := w.endLeaf(); err != nil {
+			return nil, err
+		}
+	}
+	w.start -= size
+	binary.BigEndian.PutUint16(w.leaf[leafHeader+cellPointer*w.count:], uint16(w.start))
+	w.count++
+	return w.leaf[w.start:w.start], nil
+}
+
+// lastCell is the last cell of the leaf.
+func (w *treeWriter) lastCell() []byte {
+	end := pageSize
+	if w.count > 1 {
+		end = int(binary.BigEndian.Uint16(w.leaf[leafHeader+cellPointer*(w.count-2):]))
+	}
+	return w.leaf[w.start:end]
+}
+
+// endLeaf writes the full leaf, and begins another.
+func (w *treeWriter) endLeaf() error {
+	divider := appendVarint(nil, uint64(w.last))
+	if w.index { // an entry between two pages is in neither of them
+		divider = bytes.Clone(w.lastCell())
+		w.start += len(divider)
+		w.count--
+	}
+	err := w.addPage(0, w.finishLeaf(), divider)
+	clear(w.leaf[:])
+	w.count, w.start = 0, pageSize
+	return err
+}
+
 // finishLeaf makes the leaf a page.
-func (w *tableWriter) finishLeaf() []byte {
-	w.leaf[0] = 13
-	binary.BigEndian.PutUint16(w.leaf[3:], uint16(w.count))
-	binary.BigEndian.PutUint16(w.leaf[5:], uint16(w.start))
+func (w *treeWriter) finishLeaf() []byte {
+	kind := byte(13)
+	if w.index {
+		kind = 10
+	}
+	finishPage(w.leaf[:], kind, w.count, w.start)
 	return w.leaf[:]
 }
 
-// endLeaf writes the leaf, and begins another.
-func (w *tableWriter) endLeaf() error {
-	if err := w.addPage(0, w.finishLeaf(), w.last); err != nil {
-		return err
-	}
-	clear(w.leaf[:])
-	w.count, w.start = 0, pageSize
-	return nil
+func finishPage(page []byte, kind byte, count, start int) {
+	page[0] = kind
+	binary.BigEndian.PutUint16(page[3:], uint16(count))
+	binary.BigEndian.PutUint16(page[5:], uint16(start))
 }
 
 // addPage writes a page, whose number goes into a page of the level above it.
-func (w *tableWriter) addPage(level int, page []byte, id int64) error {
-	if level == len(w.above) {
-		w.above = append(w.above, nil)
+func (w *treeWriter) addPage(n int, page, divider []byte) error {
+	if n == len(w.above) {
+		w.above = append(w.above, level{})
 	}
-	children := append(w.above[level], child{w.pages.next(), id})
-	if err := w.pages.add(page); err != nil {
-		return err
-	}
-	// Two are left, as there must not be a page with only one below it.
-	if len(children) == w.maxChildren+2 {
-		full := children[:w.maxChildren]
-		if err := w.addPage(level+1, interiorPage(full), full[len(full)-1].id); err != nil {
+	l := w.above[n]
+	if size := l.size + cellPointer + pagePointer + len(divider); size > pageSize-interiorHeader || len(l.pages) == w.maxChildren {
+		// Two are left for the next page, as there must not be one with only one below it.
+		full := l.pages[:len(l.pages)-2]
+		if err := w.addPage(n+1, w.interiorPage(full), full[len(full)-1].divider); err != nil {
 			return err
 		}
-		children = children[:copy(children, children[len(full):])]
+		left := l.pages[len(full):]
+		l = level{}
+		for _, c := range left {
+			l.add(c)
+		}
 	}
-	w.above[level] = children
-	return nil
+	l.add(child{w.pages.next(), divider})
+	w.above[n] = l
+	return w.pages.add(page)
+}
+
+func (l *level) add(c child) {
+	l.pages = append(l.pages, c)
+	l.size += cellPointer + pagePointer + len(c.divider)
 }
 
 // interiorPage makes the page above others.
-func interiorPage(children []child) []byte {
+func (w *treeWriter) interiorPage(children []child) []byte {
 	page := make([]byte, pageSize)
 	last := len(children) - 1
 	start := pageSize
 	for i, c := range children[:last] {
-		start -= 4 + varintSize(uint64(c.id))
-		appendVarint(binary.BigEndian.AppendUint32(page[start:start], c.page), uint64(c.id))
-		binary.BigEndian.PutUint16(page[interiorHeader+2*i:], uint16(start))
+		start -= pagePointer + len(c.divider)
+		_ = append(binary.BigEndian.AppendUint32(page[start:start], c.page), c.divider...)
+		binary.BigEndian.PutUint16(page[interiorHeader+cellPointer*i:], uint16(start))
 	}
-	page[0] = 5
-	binary.BigEndian.PutUint16(page[3:], uint16(last))
-	binary.BigEndian.PutUint16(page[5:], uint16(start))
+	kind := byte(5)
+	if w.index {
+		kind = 2
+	}
+	finishPage(page, kind, last, start)
 	binary.BigEndian.PutUint32(page[8:], children[last].page)
 	return page
 }
 
-// finish writes the last page of each level, the topmost one in the place of the table's
+// finish writes the last page of each level, the topmost one in the place of the tree's
 // first page.
-func (w *tableWriter) finish() error {
-	if len(w.above) == 0 {
-		return w.pages.replace(w.root, w.finishLeaf())
-	}
-	if err := w.endLeaf(); err != nil {
-		return err
-	}
-	for level := 0; ; level++ {
-		children := w.above[level]
-		page := interiorPage(children)
-		if level == len(w.above)-1 {
-			return w.pages.replace(w.root, page)
-		}
-		if err := w.addPage(level+1, page, children[len(children)-1].id); err != nil {
+func (w *treeWriter) finish() error {
+	page := w.finishLeaf()
+	for n := 0; n < len(w.above); n++ {
+		if err := w.addPage(n, page, nil); err != nil { // what would come after it does not
 			return err
 		}
+		page = w.interiorPage(w.above[n].pages)
 	}
+	return w.pages.replace(w.root, page)
 }
 
 // appendRecord appends a row in the form in which a table has it. Its values are nil, which

@@ -2,6 +2,7 @@ package index
 
 import (
 	"bytes"
+	"cmp"
 	"database/sql/driver"
 	"errors"
 	"fmt"
@@ -13,22 +14,24 @@ import (
 	"testing"
 )
 
-// bulkRow is a row of a table that a tableWriter has written.
+// bulkRow is a row of a table that a treeWriter has written.
 type bulkRow struct {
 	id   int64
 	n    int64
 	blob []byte
 }
 
-// newBulk makes a database with two tables, and begins to write behind pages of it.
-func newBulk(t *testing.T, pages int64) (path string, file *pageFile, writers []*tableWriter) {
+// newBulk makes a database with two tables and an index, and begins to write behind pages of it.
+func newBulk(t *testing.T, pages int64) (path string, file *pageFile, writers []*treeWriter) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "bulk.db")
 	c, err := connect(t.Context(), fileName(path)+fmt.Sprintf("?_pragma=page_size(%d)", pageSize))
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = c.script("CREATE TABLE t0 (id INTEGER PRIMARY KEY, n, blob, none); CREATE TABLE t1 (id INTEGER PRIMARY KEY, n, blob, none)")
+	err = c.script(`CREATE TABLE t0 (id INTEGER PRIMARY KEY, n, blob, none);
+		CREATE TABLE t1 (id INTEGER PRIMARY KEY, n, blob, none);
+		CREATE INDEX t0_by_n ON t0 (n, substr(blob, 1, 1000))`)
 	if err = errors.Join(err, c.close()); err != nil {
 		t.Fatal(err)
 	}
@@ -40,19 +43,20 @@ func newBulk(t *testing.T, pages int64) (path string, file *pageFile, writers []
 	if file, err = openPages(path); err != nil {
 		t.Fatal(err)
 	}
-	for table := range 2 { // their pages come after that of the schema
-		writers = append(writers, newTableWriter(file, int64(2+table)))
+	for tree := range 3 { // their pages come after that of the schema
+		writers = append(writers, newTreeWriter(file, int64(2+tree), tree == 2))
 	}
 	return path, file, writers
 }
 
-// fillBulk writes random rows to both tables, and returns them.
-func fillBulk(t *testing.T, random *rand.Rand, writers []*tableWriter, count int) [2][]bulkRow {
+// fillBulk writes random rows to both tables, and to the index, and returns them.
+func fillBulk(t *testing.T, random *rand.Rand, writers []*treeWriter, count int) [2][]bulkRow {
 	t.Helper()
 	lengths := []int{0, 1, 19, 20, 57, 58, 1000, leastInLeaf, mostInLeaf - 20, mostInLeaf, mostInLeaf + 1, pageSize, 2*pageSize + leastInLeaf, 5 * pageSize}
 	numbers := []int64{0, 1, 2, -1, 127, 128, -128, -129, 1<<15 - 1, 1 << 15, -1 << 23, 1 << 23, 1 << 31, -1 << 31, 1<<47 - 1, 1 << 47, math.MaxInt64, math.MinInt64}
 	var rows [2][]bulkRow
 	var ids [2]int64
+	var entries []bulkRow
 	for range count {
 		table := random.IntN(2)
 		ids[table] += 1 + int64(random.IntN(2)*random.IntN(1<<20))
@@ -61,7 +65,18 @@ func fillBulk(t *testing.T, random *rand.Rand, writers []*tableWriter, count int
 			row.blob[i] = byte(random.Uint32())
 		}
 		rows[table] = append(rows[table], row)
-		if err := writers[table].add(row.id, appendRecord(nil, nil, row.n, row.blob, nil)); err != nil {
+		if table == 0 {
+			entries = append(entries, bulkRow{row.id, row.n, row.blob[:min(len(row.blob), 1000)]})
+		}
+		if err := writers[table].addRow(row.id, appendRecord(nil, nil, row.n, row.blob, nil)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	slices.SortFunc(entries, func(a, b bulkRow) int {
+		return cmp.Or(cmp.Compare(a.n, b.n), bytes.Compare(a.blob, b.blob), cmp.Compare(a.id, b.id))
+	})
+	for _, entry := range entries {
+		if err := writers[2].addEntry(appendRecord(nil, entry.n, entry.blob, entry.id)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -98,13 +113,13 @@ func wantBulk(t *testing.T, c *connection, rows [2][]bulkRow) {
 	}
 }
 
-// TestTableWriter: SQLite finds all rows, and nothing that is wrong, in trees of any height.
-func TestTableWriter(t *testing.T) {
+// TestTreeWriter: SQLite finds all rows, and nothing that is wrong, in trees of any height.
+func TestTreeWriter(t *testing.T) {
 	t.Parallel()
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	for _, count := range []int{0, 1, 2, 5, 30, 1000} {
-		for _, children := range []int{2, 3, maxChildren} {
+		for _, children := range []int{4, 5, pageSize} {
 			path, _, writers := newBulk(t, 0)
 			for _, w := range writers {
 				w.maxChildren = children
@@ -119,7 +134,7 @@ func TestTableWriter(t *testing.T) {
 			}
 			wantBulk(t, c, rows)
 			// It can be written to as any other.
-			err = c.script("DELETE FROM t0 WHERE id % 2; INSERT INTO t1 (n) SELECT n FROM t0")
+			err = c.script("DELETE FROM t0 WHERE id % 2; UPDATE t0 SET n = n / 2; INSERT INTO t1 (n) SELECT n FROM t0")
 			if err := errors.Join(err, c.sound(t.Context()), c.close()); err != nil {
 				t.Error(err)
 			}
@@ -127,8 +142,8 @@ func TestTableWriter(t *testing.T) {
 	}
 }
 
-// TestTableWriterLockPage: the page with the bytes that SQLite locks is left out.
-func TestTableWriterLockPage(t *testing.T) {
+// TestTreeWriterLockPage: the page with the bytes that SQLite locks is left out.
+func TestTreeWriterLockPage(t *testing.T) {
 	t.Parallel()
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
