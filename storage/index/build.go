@@ -184,10 +184,8 @@ func (b *Builder) Finish(ctx context.Context, settings map[string]string) (items
 			return 0, err
 		}
 	}
-	for _, id := range repeated {
-		if err := errors.Join(b.conn.exec("DELETE FROM items WHERE id = ?", id), b.conn.exec("DELETE FROM narinfos WHERE id = ?", id)); err != nil {
-			return 0, err
-		}
+	if err := b.drop(ctx, repeated); err != nil {
+		return 0, err
 	}
 	items = b.last - int64(len(repeated))
 	b.tx.change.Items = items
@@ -243,6 +241,22 @@ func (b *Builder) writeKeys() (repeated []int64, err error) {
 	}
 	mergeErr := b.order.merge(sortEdges(b.order.edges), write)
 	return repeated, errors.Join(mergeErr, err)
+}
+
+// drop deletes items that came again later, after which the index by keys is made anew.
+func (b *Builder) drop(ctx context.Context, repeated []int64) error {
+	if len(repeated) == 0 {
+		return nil
+	}
+	if err := b.conn.script("DROP INDEX items_by_key"); err != nil {
+		return err
+	}
+	for _, id := range repeated {
+		if err := errors.Join(ctx.Err(), b.conn.exec("DELETE FROM items WHERE id = ?", id), b.conn.exec("DELETE FROM narinfos WHERE id = ?", id)); err != nil {
+			return err
+		}
+	}
+	return b.conn.long(ctx, keyIndex)
 }
 
 // Abort ends a Builder that was not finished, and removes the file.

@@ -29,9 +29,9 @@ func newBulk(t *testing.T, pages int64) (path string, file *pageFile, writers []
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = c.script(`CREATE TABLE t0 (id INTEGER PRIMARY KEY, n, blob, none);
-		CREATE TABLE t1 (id INTEGER PRIMARY KEY, n, blob, none);
-		CREATE INDEX t0_by_n ON t0 (n, substr(blob, 1, 1000))`)
+	err = c.script(`CREATE TABLE t0 (id INTEGER PRIMARY KEY, n, blob, none, head);
+		CREATE TABLE t1 (id INTEGER PRIMARY KEY, n, blob, none, head);
+		CREATE INDEX t0_by_n ON t0 (n, head)`)
 	if err = errors.Join(err, c.close()); err != nil {
 		t.Fatal(err)
 	}
@@ -65,10 +65,11 @@ func fillBulk(t *testing.T, random *rand.Rand, writers []*treeWriter, count int)
 			row.blob[i] = byte(random.Uint32())
 		}
 		rows[table] = append(rows[table], row)
+		head := row.blob[:min(len(row.blob), 1000)]
 		if table == 0 {
-			entries = append(entries, bulkRow{row.id, row.n, row.blob[:min(len(row.blob), 1000)]})
+			entries = append(entries, bulkRow{row.id, row.n, head})
 		}
-		if err := writers[table].addRow(row.id, appendRecord(nil, nil, row.n, row.blob, nil)); err != nil {
+		if err := writers[table].addRow(row.id, appendRecord(nil, nil, row.n, row.blob, nil, head)); err != nil {
 			t.Fatal(err)
 		}
 	}
