@@ -28,7 +28,7 @@ type Builder struct {
 	last                  int64     // id that was given
 	pages                 *pageFile // nil when they are written
 	items, narinfos, keys *treeWriter
-	// edges has the references, and order the keys with their ids.
+	// edges sorts the references, and order the keys, with the ids of their items.
 	edges, order *edgeSorter
 }
 
@@ -110,7 +110,7 @@ func removeBuilt(path string) (failure error) {
 type Row struct {
 	key           int64
 	item, narinfo []byte // the records
-	references    []byte // is the column of narinfos
+	references    []byte // the column refs
 }
 
 // Prepare is [Index.Prepare]. It may be called by several goroutines at once.
@@ -167,7 +167,7 @@ func (b *Builder) Finish(ctx context.Context, settings map[string]string) (items
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	sorted := b.edges.all(ctx)
-	repeated, err := b.writeKeys()
+	repeated, err := b.writeKeys(ctx)
 	err = errors.Join(err, b.items.finish(), b.narinfos.finish(), b.keys.finish(), b.pages.finish())
 	b.pages = nil
 	if err == nil {
@@ -224,7 +224,7 @@ func (b *Builder) Finish(ctx context.Context, settings map[string]string) (items
 }
 
 // writeKeys writes the index by keys, and returns the ids of the items that came again later.
-func (b *Builder) writeKeys() (repeated []int64, err error) {
+func (b *Builder) writeKeys(ctx context.Context) (repeated []int64, err error) {
 	var last edge
 	var record []byte
 	write := func(e edge) bool {
@@ -233,7 +233,7 @@ func (b *Builder) writeKeys() (repeated []int64, err error) {
 		}
 		last = e
 		record = appendRecord(record[:0], e.target, e.referrer)
-		err = b.keys.addEntry(record)
+		err = errors.Join(ctx.Err(), b.keys.addEntry(record))
 		return err == nil
 	}
 	if _, err := b.order.wait(); err != nil {

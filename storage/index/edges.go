@@ -278,12 +278,28 @@ func sortEdges(edges []edge) []edge {
 	}
 	begin := 0
 	for _, end := range ends[:1<<16] {
-		if some := sorted[begin:end]; !slices.IsSortedFunc(some, edge.compare) {
+		switch some := sorted[begin:end]; {
+		case len(some) <= mostInserted:
+			insertionSort(some)
+		case !slices.IsSortedFunc(some, edge.compare):
 			slices.SortFunc(some, edge.compare)
 		}
 		begin = end
 	}
 	return sorted
+}
+
+// mostInserted is how many edges are sorted by insertion: most divisions have fewer.
+const mostInserted = 16
+
+func insertionSort(edges []edge) {
+	for i := 1; i < len(edges); i++ {
+		e, to := edges[i], i
+		for ; to > 0 && e.before(edges[to-1]); to-- {
+			edges[to] = edges[to-1]
+		}
+		edges[to] = e
+	}
 }
 
 // close ends the sorter.
