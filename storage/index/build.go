@@ -1,7 +1,9 @@
 package index
 
 import (
+	"bytes"
 	"context"
+	"database/sql/driver"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -9,7 +11,11 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
+
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
 
 	"nar-herder/internal/disk"
 	"nar-herder/narinfo"
@@ -23,17 +29,23 @@ type Builder struct {
 	path  string
 	conn  *connection
 	tx    *Tx
+	edges *edgeSorter
 	wrote func() // ends the writing out
 
-	last                  int64     // id that was given
-	pages                 *pageFile // nil when they are written
-	items, narinfos, keys *treeWriter
-	// edges sorts the references, and order the keys, with the ids of their items.
-	edges, order *edgeSorter
+	last            int64          // id that was given
+	items, narinfos []driver.Value // rows that are written together
+	waiting         int            // bytes of texts in them
 }
 
-// buildCache is the page cache of a Builder's connection, in bytes.
+// buildCache is the page cache of a Builder, in bytes: tables only grow at their ends.
 const buildCache = 16 << 20
+
+// rowsTogether is how many rows one statement writes, unless their texts come to
+// bytesTogether. What a statement costs beside its rows is as much as the rows themselves.
+const (
+	rowsTogether  = 32
+	bytesTogether = 4 << 20
+)
 
 // Build begins a new index. What was at the path is removed: an index that an earlier
 // Builder has not finished.
@@ -55,8 +67,9 @@ func Build(ctx context.Context, path string) (_ *Builder, err error) {
 			err = errors.Join(describe(tried, err), b.Abort())
 		}
 	}()
-	b.tx = &Tx{x: &Index{path: path}}
-	if err := b.connect(ctx); err != nil {
+	b.conn, err = connect(ctx, fileName(absolute)+"?_pragma=page_size("+strconv.Itoa(pageSize)+")&_pragma=cache_size(-"+strconv.Itoa(buildCache/1024)+")"+
+		"&_pragma=journal_mode(off)&_pragma=synchronous(off)&_pragma=locking_mode(exclusive)&_pragma=temp_store(memory)&_pragma=foreign_keys(off)")
+	if err != nil {
 		return nil, err
 	}
 	for _, step := range migrations {
@@ -64,35 +77,16 @@ func Build(ctx context.Context, path string) (_ *Builder, err error) {
 			return nil, err
 		}
 	}
-	if b.tx.x.codec, err = openCodec(b.conn, true); err != nil {
+	if err := b.conn.script("DROP INDEX items_by_key; BEGIN EXCLUSIVE"); err != nil {
 		return nil, err
 	}
-	root := func(name string) int64 {
-		number, rootErr := b.conn.integer("SELECT rootpage FROM sqlite_schema WHERE name = ?", name)
-		err = errors.Join(err, rootErr)
-		return number
-	}
-	items, narinfos, keys := root("items"), root("narinfos"), root("items_by_key")
-	if err = errors.Join(err, b.conn.close()); err != nil {
+	x := &Index{path: path}
+	b.tx = &Tx{x: x, conn: b.conn}
+	if x.codec, err = openCodec(b.conn, true); err != nil {
 		return nil, err
 	}
-	b.conn = nil
-	if b.pages, err = openPages(absolute); err != nil {
-		return nil, err
-	}
-	b.items, b.narinfos, b.keys = newTreeWriter(b.pages, items, false), newTreeWriter(b.pages, narinfos, false), newTreeWriter(b.pages, keys, true)
-	if b.edges, err = newEdgeSorter(filepath.Dir(absolute)); err == nil {
-		b.order, err = newEdgeSorter(filepath.Dir(absolute))
-	}
+	b.edges, err = newEdgeSorter(filepath.Dir(absolute))
 	return b, err
-}
-
-// connect opens the file with SQLite.
-func (b *Builder) connect(ctx context.Context) (err error) {
-	b.conn, err = connect(ctx, fileName(b.path)+"?_pragma=page_size("+strconv.Itoa(pageSize)+")&_pragma=cache_size(-"+strconv.Itoa(buildCache/1024)+")"+
-		"&_pragma=journal_mode(off)&_pragma=synchronous(off)&_pragma=locking_mode(exclusive)&_pragma=temp_store(memory)&_pragma=foreign_keys(off)")
-	b.tx.conn = b.conn
-	return err
 }
 
 // removeBuilt removes a database that is of no use.
@@ -108,9 +102,11 @@ func removeBuilt(path string) (failure error) {
 // Row is an item in the form in which a Builder writes it. It uses no memory of the
 // narinfo, whose text may be overwritten.
 type Row struct {
-	key           int64
-	item, narinfo []byte // the records
-	references    []byte // the column refs
+	item    [itemWidth]driver.Value    // the first one is the id
+	narinfo [narinfoWidth]driver.Value // also here
+	// references is the column of narinfos, and bytes the length of the text's.
+	references []byte
+	bytes      int
 }
 
 // Prepare is [Index.Prepare]. It may be called by several goroutines at once.
@@ -128,28 +124,57 @@ func (b *Builder) PrepareForeign(n *narinfo.Narinfo, f *Foreign, row ForeignRow)
 // Row makes the row of an entry, as of an item that the mirrored instance has, and none of
 // whose files is stored. It may be called by several goroutines at once.
 func (b *Builder) Row(entry *Entry) Row {
-	n := entry.Narinfo
-	key := keyOf(n.StorePath.Hash)
-	// The columns as the tables have them.
-	const columns = 100 // more than all but refs and text have
-	record := make([]byte, 0, columns+8*len(n.References)+len(entry.compressed))
-	record = appendRecord(record, nil, key, entry.AddedAt.Truncate(time.Second).UnixMilli(), int64(0), int64(0), nil, int64(1))
-	size := len(record)
-	references := referencesColumn(n)
-	record = appendRecord(record, nil, n.StorePath.Hash[:], references, entry.dictionary, entry.compressed, nil, entry.checksum, nil)
-	return Row{key, record[:size], record[size:], references}
+	if entry.dictionary == uncompressed {
+		entry.compressed = bytes.Clone(entry.compressed)
+	}
+	r := Row{references: referencesColumn(entry.Narinfo), bytes: len(entry.compressed)}
+	r.item = [itemWidth]driver.Value{nil, keyOf(entry.Narinfo.StorePath.Hash), entry.AddedAt.Truncate(time.Second).UnixMilli()}
+	appendNarinfoRow(r.narinfo[:0], 0, entry, r.references)
+	return r
 }
 
 // Add writes an item after the earlier ones, without an addition in the recent changes. If
 // items have the same hash, the last one counts.
 func (b *Builder) Add(row *Row) error {
+	b.tx.change.Items++
 	b.last++
+	var id driver.Value = b.last
+	row.item[0], row.narinfo[0] = id, id
+	b.items = append(b.items, row.item[:]...)
+	b.narinfos = append(b.narinfos, row.narinfo[:]...)
 	for packed := row.references; len(packed) >= 8; packed = packed[8:] {
 		if err := b.edges.add(edge{int64(binary.BigEndian.Uint64(packed)), b.last}); err != nil {
 			return err
 		}
 	}
-	if err := errors.Join(b.order.add(edge{row.key, b.last}), b.items.addRow(b.last, row.item), b.narinfos.addRow(b.last, row.narinfo)); err != nil {
+	b.waiting += row.bytes
+	if len(b.items)/itemWidth == rowsTogether || b.waiting >= bytesTogether {
+		return b.flush()
+	}
+	return nil
+}
+
+// How many values a row has that waits, and the columns of an item that are all the same.
+const (
+	itemWidth, narinfoWidth = 3, 6
+	sameColumns             = ", 0, 0, NULL, 1"
+)
+
+// flush writes the rows that wait.
+func (b *Builder) flush() error {
+	count := len(b.items) / itemWidth
+	if count == 0 {
+		return nil
+	}
+	values := func(width int, same string) string {
+		row := ", (?" + strings.Repeat(", ?", width-1) + same + ")"
+		return " VALUES " + strings.Repeat(row, count)[2:]
+	}
+	err := errors.Join(b.conn.exec(insertItem+values(itemWidth, sameColumns), b.items...), b.conn.exec(insertNarinfo+values(narinfoWidth, ""), b.narinfos...))
+	clear(b.items) // they are not to be kept
+	clear(b.narinfos)
+	b.items, b.narinfos, b.waiting = b.items[:0], b.narinfos[:0], 0
+	if err != nil {
 		return describe("build the index "+b.path, err)
 	}
 	return nil
@@ -163,33 +188,25 @@ func (b *Builder) Finish(ctx context.Context, settings map[string]string) (items
 			err = errors.Join(describe("finish the index "+b.path, err), b.Abort())
 		}
 	}()
+	if err := b.flush(); err != nil {
+		return 0, err
+	}
 	// The edges are sorted beside the making of the index.
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	sorted := b.edges.all(ctx)
-	repeated, err := b.writeKeys(ctx)
-	err = errors.Join(err, b.items.finish(), b.narinfos.finish(), b.keys.finish(), b.pages.finish())
-	b.pages = nil
-	if err == nil {
-		err = b.connect(ctx)
-	}
-	if err != nil {
-		return 0, err
-	}
-	if err := b.conn.script("BEGIN EXCLUSIVE"); err != nil {
-		return 0, err
-	}
 	for name, value := range settings {
 		if err := b.tx.SetSetting(name, value); err != nil {
 			return 0, err
 		}
 	}
-	if err := b.drop(ctx, repeated); err != nil {
+	if err := errors.Join(b.tx.flushTotals(), b.conn.exec("COMMIT")); err != nil {
 		return 0, err
 	}
-	items = b.last - int64(len(repeated))
-	b.tx.change.Items = items
-	if err := errors.Join(b.tx.flushTotals(), b.conn.exec("INSERT INTO sqlite_sequence VALUES ('items', ?)", b.last)); err != nil {
+	if err := b.indexKeys(ctx); err != nil {
+		return 0, err
+	}
+	if err := b.conn.script("BEGIN EXCLUSIVE"); err != nil {
 		return 0, err
 	}
 	w := newRun(b.conn)
@@ -210,6 +227,9 @@ func (b *Builder) Finish(ctx context.Context, settings map[string]string) (items
 	if err != nil {
 		return 0, err
 	}
+	if items, err = b.conn.integer("SELECT items FROM totals"); err != nil {
+		return 0, err
+	}
 	err = b.close()
 	b.wrote()
 	b.wrote = func() {}
@@ -223,40 +243,26 @@ func (b *Builder) Finish(ctx context.Context, settings map[string]string) (items
 	return items, errors.Join(file.Sync(), file.Close())
 }
 
-// writeKeys writes the index by keys, and returns the ids of the items that came again later.
-func (b *Builder) writeKeys(ctx context.Context) (repeated []int64, err error) {
-	var last edge
-	var record []byte
-	write := func(e edge) bool {
-		if e.target == last.target && last.referrer > 0 {
-			repeated = append(repeated, last.referrer)
-		}
-		last = e
-		record = appendRecord(record[:0], e.target, e.referrer)
-		err = errors.Join(ctx.Err(), b.keys.addEntry(record))
-		return err == nil
-	}
-	if _, err := b.order.wait(); err != nil {
-		return nil, err
-	}
-	mergeErr := b.order.merge(sortEdges(b.order.edges), write)
-	return repeated, errors.Join(mergeErr, err)
-}
-
-// drop deletes items that came again later, after which the index by keys is made anew.
-func (b *Builder) drop(ctx context.Context, repeated []int64) error {
-	if len(repeated) == 0 {
-		return nil
-	}
-	if err := b.conn.script("DROP INDEX items_by_key"); err != nil {
+// indexKeys makes the index by keys, without those items that came again.
+func (b *Builder) indexKeys(ctx context.Context) error {
+	// Without a journal, a statement that fails could not be undone.
+	if err := b.conn.script("PRAGMA journal_mode = memory"); err != nil {
 		return err
 	}
-	for _, id := range repeated {
-		if err := errors.Join(ctx.Err(), b.conn.exec("DELETE FROM items WHERE id = ?", id), b.conn.exec("DELETE FROM narinfos WHERE id = ?", id)); err != nil {
-			return err
-		}
+	err := b.conn.long(ctx, keyIndex)
+	var failure *sqlite.Error
+	if errors.As(err, &failure) && failure.Code()&0xff == sqlite3.SQLITE_CONSTRAINT {
+		err = b.conn.long(ctx, `CREATE TEMP TABLE repeated AS SELECT id FROM (SELECT id, max(id) OVER (PARTITION BY key) AS newest FROM items) WHERE id < newest;
+			DELETE FROM items WHERE id IN (SELECT id FROM repeated);
+			DELETE FROM narinfos WHERE id IN (SELECT id FROM repeated);
+			UPDATE totals SET items = (SELECT count(*) FROM items);
+			DROP TABLE repeated;
+			`+keyIndex)
 	}
-	return b.conn.long(ctx, keyIndex)
+	if err != nil {
+		return err
+	}
+	return b.conn.script("PRAGMA journal_mode = off")
 }
 
 // Abort ends a Builder that was not finished, and removes the file.
@@ -271,15 +277,9 @@ func (b *Builder) close() (err error) {
 		b.tx.x.codec.close()
 		b.tx.x.codec = nil
 	}
-	for _, sorter := range []**edgeSorter{&b.edges, &b.order} {
-		if *sorter != nil {
-			err = errors.Join(err, (*sorter).close())
-			*sorter = nil
-		}
-	}
-	if b.pages != nil {
-		err = errors.Join(err, b.pages.file.Close())
-		b.pages = nil
+	if b.edges != nil {
+		err = b.edges.close()
+		b.edges = nil
 	}
 	if b.conn != nil {
 		err = errors.Join(err, b.conn.close())
