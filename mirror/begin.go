@@ -69,6 +69,10 @@ const (
 // removeBeginnings removes what is left of ways to begin that were not gone to the
 // end.
 func removeBeginnings(downloads string) error {
+	// To free a gigabyte takes a while. That is done when the file is closed.
+	if file, err := os.Open(downloads + indexDownload); err == nil {
+		defer func() { go file.Close() }()
+	}
 	err := peer.Discard(downloads + indexDownload)
 	for _, suffix := range []string{"", "-wal", "-shm"} {
 		if removeErr := os.Remove(downloads + unfinished + suffix); !errors.Is(removeErr, fs.ErrNotExist) {

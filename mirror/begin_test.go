@@ -2,6 +2,7 @@ package mirror
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/base64"
 	"errors"
@@ -13,9 +14,11 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"nar-herder/internal/hostile"
 	"nar-herder/internal/testlog"
 	"nar-herder/peer"
 	"nar-herder/storage/index"
@@ -141,6 +144,60 @@ func TestBegin(t *testing.T) {
 	f.same(source)
 	if f.status.resyncs != 0 {
 		t.Error("it started anew")
+	}
+}
+
+// signal closes a channel as soon as a text is written.
+type signal struct {
+	text string
+	seen chan struct{}
+	once sync.Once
+}
+
+func (s *signal) Write(p []byte) (int, error) {
+	if bytes.Contains(p, []byte(s.text)) {
+		s.once.Do(func() { close(s.seen) })
+	}
+	return len(p), nil
+}
+
+// TestBeginWhileDownloading: rows are made of an index while its rest is still to come.
+func TestBeginWhileDownloading(t *testing.T) {
+	t.Parallel()
+	refused := &signal{text: "skipped a narinfo", seen: make(chan struct{})}
+	texts := []string{evilInfo(5000, "docs/precious.txt")} // which is logged when it is read
+	for n := range 1000 {
+		texts = append(texts, string(testInfo(n, 1, n).Text))
+	}
+	copied := copyWith(t, "", texts...)
+	sum := sha256.Sum256(copied)
+	source := hostile.New()
+	t.Cleanup(source.Close)
+	source.Answer(peer.IndexPath, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set(peer.DigestHeader, "sha-256=:"+base64.StdEncoding.EncodeToString(sum[:])+":")
+		w.Header().Set("Content-Length", fmt.Sprint(len(copied)))
+		some := len(copied) * 3 / 4
+		_, _ = w.Write(copied[:some])
+		_ = http.NewResponseController(w).Flush()
+		select {
+		case <-refused.seen:
+			_, _ = w.Write(copied[some:])
+		case <-r.Context().Done():
+		}
+	})
+	base, err := url.Parse(source.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	database := filepath.Join(t.TempDir(), "index.db")
+	ctx, stop := context.WithTimeout(t.Context(), patience)
+	defer stop()
+	b := NewBeginning(database, peer.New(base, peer.Self{}), slog.New(slog.NewTextHandler(refused, nil)))
+	if err := b.Run(ctx); err != nil {
+		t.Fatalf("no row was made before the end: %v", err)
+	}
+	if got := listOf(t, database); len(got) != 1000 {
+		t.Errorf("it has %d items", len(got))
 	}
 }
 

@@ -206,21 +206,24 @@ func (b *building) ofIndex(ctx context.Context, name string, fsys fs.FS, file st
 			}
 		}
 	}
-	buffers := sync.Pool{New: func() any { return new([]byte) }}
+	type memory struct {
+		text []byte
+		n    narinfo.Narinfo
+	}
+	pool := sync.Pool{New: func() any { return new(memory) }}
 	err = run(ctx, b, builder, rows, index.ForeignRow.Size, func(row index.ForeignRow) (index.Row, error) {
-		buffer := buffers.Get().(*[]byte)
-		defer buffers.Put(buffer)
-		text, err := foreign.Text(row, *buffer)
-		if err != nil {
-			return index.Row{}, err
+		m := pool.Get().(*memory)
+		text, err := foreign.Text(row, m.text)
+		if err == nil {
+			err = storage.AdmitInto(&m.n, text)
 		}
-		n, err := storage.Admit(text)
 		if err != nil {
-			*buffer = nil // parts of it are in the error
-			return index.Row{}, err
+			return index.Row{}, err // which has parts of the text, so that the memory isn't used again
 		}
-		*buffer = text
-		return builder.Row(b.entry(builder.PrepareForeign(n, foreign, row), row.AddedAt)), nil
+		made := builder.Row(b.entry(builder.PrepareForeign(&m.n, foreign, row), row.AddedAt))
+		m.text = text
+		pool.Put(m)
+		return made, nil
 	})
 	if errors.Is(err, errManyBad) {
 		err = badIndex(err)

@@ -71,6 +71,9 @@ func decodePath(url string) (string, error) {
 // unescape decodes percent escapes and refuses bytes that have no place in a
 // path, escaped or not.
 func unescape(url string) (string, error) {
+	if isPlain(url) {
+		return strings.Clone(url), nil // which is part of a longer text
+	}
 	decoded := make([]byte, 0, len(url))
 	for i := 0; i < len(url); i++ {
 		c := url[i]
@@ -99,6 +102,16 @@ func unescape(url string) (string, error) {
 		return "", errors.New("isn't UTF-8 after decoding")
 	}
 	return string(decoded), nil
+}
+
+// isPlain says whether there is nothing to decode or refuse, as in nearly all URLs.
+func isPlain(url string) bool {
+	for i := range len(url) {
+		if !isUnescaped[url[i]] || url[i] == '%' {
+			return false
+		}
+	}
+	return true
 }
 
 // AppendFiles appends to dst the text of a narinfo, byte for byte, and a block

@@ -458,6 +458,30 @@ func benchmarkText(n int) []byte {
 		strings.Repeat("KHNpZ25hdHVyZSAK", 48) + "\n" + block + strings.ReplaceAll(block, "lzip", "zstd"))
 }
 
+// TestParseInto: nothing is left of what was read into the same memory before.
+func TestParseInto(t *testing.T) {
+	t.Parallel()
+	var again Narinfo
+	for _, pattern := range []string{"../testdata/production/*.narinfo", "../testdata/cases/*.narinfo", "../testdata/published*/*.narinfo"} {
+		forEachNarinfo(t, pattern, func(t *testing.T, text []byte) {
+			want, err := Parse(text)
+			if againErr := ParseInto(&again, text); fmt.Sprint(againErr) != fmt.Sprint(err) {
+				t.Fatalf("%v, want %v", againErr, err)
+			}
+			if err != nil {
+				return
+			}
+			got := again
+			if len(got.References) == 0 {
+				got.References = want.References // nil or not
+			}
+			if !reflect.DeepEqual(&got, want) {
+				t.Errorf("%+v, want %+v", got, want)
+			}
+		})
+	}
+}
+
 func BenchmarkParse(b *testing.B) {
 	for _, n := range []int{0, 3, 20, 3000} {
 		b.Run(fmt.Sprintf("references=%d", n), func(b *testing.B) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -35,24 +36,33 @@ import (
 //
 // The error is a [*SyntaxError], or wraps [ErrTooLarge].
 func Parse(text []byte) (*Narinfo, error) {
-	if err := checkText(text); err != nil {
+	n := new(Narinfo)
+	if err := ParseInto(n, text); err != nil {
 		return nil, err
 	}
-	n := &Narinfo{
-		Text:      text,
-		NarSize:   -1,
-		signedLen: bytes.Index(text, []byte(signatureMark)),
+	return n, nil
+}
+
+// ParseInto is [Parse] into a narinfo that was read before and isn't used any more, so that
+// its memory serves again. After an error it holds nothing of use.
+func ParseInto(n *Narinfo, text []byte) error {
+	if err := checkText(text); err != nil {
+		return err
+	}
+	*n = Narinfo{
+		Text:       text,
+		NarSize:    -1,
+		References: n.References[:0],
+		Files:      n.Files[:0],
+		signedLen:  bytes.Index(text, []byte(signatureMark)),
 	}
 	p := parser{Narinfo: n}
 	// The text is given away for good, so that its bytes can serve as the string
 	// they are; a copy would be most of the cost of reading.
 	if err := p.record(unsafe.String(unsafe.SliceData(text), len(text))); err != nil {
-		return nil, err
+		return err
 	}
-	if err := p.check(); err != nil {
-		return nil, err
-	}
-	return n, nil
+	return p.check()
 }
 
 // parser collects a narinfo from its lines.
@@ -173,7 +183,7 @@ func (p *parser) flush() error {
 		}
 	case "References":
 		if err = p.once(seenReferences); err == nil {
-			p.References, err = parseReferences(f.value)
+			p.References, err = appendReferences(p.References, f.value)
 		}
 	case "Deriver":
 		p.Deriver, err = f.value, p.once(seenDeriver)
@@ -285,16 +295,16 @@ func parseSize(s string) (int64, error) {
 	return n, nil
 }
 
-// parseReferences reads names of store items with space between them.
-func parseReferences(s string) ([]StorePath, error) {
+// appendReferences reads names of store items with space between them.
+func appendReferences(references []StorePath, s string) ([]StorePath, error) {
 	if strings.IndexByte(s, '\n') >= 0 || strings.IndexByte(s, '\t') >= 0 {
 		s = otherSpace.Replace(s)
 	}
 	if s == "" {
-		return nil, nil
+		return references, nil
 	}
 	// One more than there are spaces, since there is one between two.
-	references := make([]StorePath, 0, min(strings.Count(s, " ")+1, MaxReferences))
+	references = slices.Grow(references, min(strings.Count(s, " ")+1, MaxReferences))
 	for s != "" {
 		name := s
 		if end := strings.IndexByte(s, ' '); end >= 0 {

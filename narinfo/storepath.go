@@ -103,6 +103,12 @@ func (p StorePath) BaseName() string {
 	return string(p.appendBaseName(make([]byte, 0, PathHashLen+1+len(p.Name))))
 }
 
+// IsBaseName says whether the name is what BaseName returns.
+func (p StorePath) IsBaseName(name string) bool {
+	parsed, err := ParseBaseName(name)
+	return err == nil && parsed == p
+}
+
 func (p StorePath) appendBaseName(dst []byte) []byte {
 	dst = AppendBase32(dst, p.Hash[:])
 	dst = append(dst, '-')

@@ -18,14 +18,19 @@ import (
 // done with it. It returns a narinfo that is fit to be added, or the reason why the
 // text isn't one. Like [narinfo.Parse], it keeps the text.
 func Admit(text []byte) (*narinfo.Narinfo, error) {
-	n, err := narinfo.Parse(text)
-	if err == nil {
-		err = fit(n)
-	}
-	if err != nil {
+	n := new(narinfo.Narinfo)
+	if err := AdmitInto(n, text); err != nil {
 		return nil, err
 	}
 	return n, nil
+}
+
+// AdmitInto is Admit in the way of [narinfo.ParseInto].
+func AdmitInto(n *narinfo.Narinfo, text []byte) error {
+	if err := narinfo.ParseInto(n, text); err != nil {
+		return err
+	}
+	return fit(n)
 }
 
 // fit is nil for a narinfo that may be added. Each of its URLs must be that of a nar of
@@ -43,7 +48,7 @@ func fit(n *narinfo.Narinfo) error {
 			return err
 		case !IsNarName(name):
 			return fmt.Errorf("URL %.200q: not the URL of a nar: want nar/[TYPE/]HASH-NAME", file.URL)
-		case path.Base(name) != n.StorePath.BaseName():
+		case !n.StorePath.IsBaseName(path.Base(name)):
 			return fmt.Errorf("its nar %.200q is named after another item: it must be %s", name, n.StorePath.BaseName())
 		}
 		own = true

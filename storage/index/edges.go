@@ -34,6 +34,8 @@ const (
 	// merged into one as soon as there are so many.
 	maxPieces   = 1024
 	mergeBuffer = 16 << 10
+	// unpackedEdges is how many edges of a piece are unpacked together.
+	unpackedEdges = 256
 	// mergedEdges is how many edges are passed on together.
 	mergedEdges = 8 << 10
 	// fewEdges are sorted without being divided, which costs half a MiB.
@@ -143,35 +145,46 @@ func writePiece(w io.Writer, edges func(yield func(edge) bool)) (length int64, e
 
 // edgeSource goes through edges that are in order.
 type edgeSource struct {
-	edge   edge // the present one
-	packed *bufio.Reader
-	rest   []edge // without packed
+	edge   edge          // the present one
+	rest   []edge        // those after it, as far as they were read
+	packed *bufio.Reader // what comes after those; nil for nothing
+	block  []edge        // memory of rest
 }
 
 // next goes to the next edge, and says whether there is one.
 func (s *edgeSource) next() (bool, error) {
-	if s.packed == nil {
-		if len(s.rest) == 0 {
-			return false, nil
+	if len(s.rest) == 0 && s.packed != nil {
+		if err := s.read(); err != nil {
+			return false, fmt.Errorf("read the references: %w", err)
 		}
-		s.edge, s.rest = s.rest[0], s.rest[1:]
-		return true, nil
 	}
-	const most = 2 * binary.MaxVarintLen64
-	packed, err := s.packed.Peek(most)
-	if err != nil && err != io.EOF {
-		return false, fmt.Errorf("read the references: %w", err)
-	}
-	if len(packed) == 0 {
+	if len(s.rest) == 0 {
 		return false, nil
 	}
-	e, length := nextEdge(packed, s.edge)
-	if length == 0 {
-		return false, errors.New("read the references: they are not those that were written")
+	s.edge, s.rest = s.rest[0], s.rest[1:]
+	return true, nil
+}
+
+// read unpacks some edges.
+func (s *edgeSource) read() error {
+	const most = 2 * binary.MaxVarintLen64
+	packed, err := s.packed.Peek(mergeBuffer)
+	if err != nil && err != io.EOF {
+		return err
 	}
-	s.edge = e
-	_, err = s.packed.Discard(length)
-	return true, err
+	s.block = s.block[:0]
+	used := 0
+	for last := s.edge; len(s.block) < unpackedEdges && (len(packed)-used >= most || err == io.EOF && used < len(packed)); {
+		e, length := nextEdge(packed[used:], last)
+		if length == 0 {
+			return errors.New("they are not those that were written")
+		}
+		used += length
+		s.block, last = append(s.block, e), e
+	}
+	s.rest = s.block
+	_, err = s.packed.Discard(used)
+	return err
 }
 
 // merge calls yield with the edges of all pieces, and with those in memory, which are in
@@ -265,12 +278,28 @@ func sortEdges(edges []edge) []edge {
 	}
 	begin := 0
 	for _, end := range ends[:1<<16] {
-		if some := sorted[begin:end]; !slices.IsSortedFunc(some, edge.compare) {
+		switch some := sorted[begin:end]; {
+		case len(some) <= mostInserted:
+			insertionSort(some)
+		case !slices.IsSortedFunc(some, edge.compare):
 			slices.SortFunc(some, edge.compare)
 		}
 		begin = end
 	}
 	return sorted
+}
+
+// mostInserted is how many edges are sorted by insertion: most divisions have fewer.
+const mostInserted = 16
+
+func insertionSort(edges []edge) {
+	for i := 1; i < len(edges); i++ {
+		e, to := edges[i], i
+		for ; to > 0 && e.before(edges[to-1]); to-- {
+			edges[to] = edges[to-1]
+		}
+		edges[to] = e
+	}
 }
 
 // close ends the sorter.

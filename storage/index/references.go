@@ -58,8 +58,7 @@ func (tx *Tx) flushEdges() error {
 	if len(tx.edges) == 0 {
 		return nil
 	}
-	slices.SortFunc(tx.edges, edge.compare)
-	edges := slices.Compact(tx.edges)
+	edges := slices.Compact(sortEdges(tx.edges))
 	tx.edges = nil
 	w := newRun(tx.conn)
 	for _, e := range edges {
