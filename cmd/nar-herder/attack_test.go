@@ -11,7 +11,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -73,103 +72,6 @@ func narURLs(t testing.TB) (urls []string) {
 	return urls
 }
 
-// goodClient asks for narinfos and nars from an address of its own, and connects anew where
-// its connection was closed between two requests.
-type goodClient struct {
-	address string
-	want    map[string]string
-	targets []string // of narinfos
-	nars    []string
-	took    []time.Duration
-}
-
-func newGoodClient(t *testing.T, address string) *goodClient {
-	t.Helper()
-	g := &goodClient{address: address, want: make(map[string]string)}
-	files, err := filepath.Glob(filepath.Join(testdata, "published", "*.narinfo"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, file := range files {
-		g.want["/"+filepath.Base(file)] = read(t, file)
-		g.targets = append(g.targets, "/"+filepath.Base(file))
-	}
-	for _, url := range narURLs(t) {
-		if body := get(t, address, url).body; len(body) < 1<<20 {
-			g.want[url] = body
-			g.nars = append(g.nars, url)
-		}
-	}
-	return g
-}
-
-// run asks for narinfos until the time is over, and returns the rate. After each
-// thousand it asks for a nar.
-func (g *goodClient) run(while time.Duration) (float64, error) {
-	transport := &http.Transport{DialContext: (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)}, Timeout: patience}).DialContext, DisableCompression: true}
-	defer transport.CloseIdleConnections()
-	client := http.Client{Transport: transport, Timeout: patience}
-	g.took = nil
-	begun := time.Now()
-	for n := 0; time.Since(begun) < while; n++ {
-		target := g.targets[n%len(g.targets)]
-		if n%1000 == 999 {
-			target = g.nars[n/1000%len(g.nars)]
-		}
-		asked := time.Now()
-		response, err := client.Get("http://" + g.address + target)
-		if err != nil {
-			return 0, fmt.Errorf("request %d: %w", n, err)
-		}
-		body, err := io.ReadAll(response.Body)
-		response.Body.Close()
-		if err != nil || response.StatusCode != http.StatusOK || string(body) != g.want[target] {
-			return 0, fmt.Errorf("request %d, %s: %s, %d bytes, %w", n, target, response.Status, len(body), err)
-		}
-		g.took = append(g.took, time.Since(asked))
-	}
-	return float64(len(g.took)) / time.Since(begun).Seconds(), nil
-}
-
-func (g *goodClient) p99() time.Duration {
-	slices.Sort(g.took)
-	return g.took[len(g.took)*99/100]
-}
-
-// burst writes a thousand requests before it reads, as the client of Guix does.
-func (g *goodClient) burst() error {
-	c, err := dialFrom("127.0.0.1", g.address)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
-		return err
-	}
-	var raw strings.Builder
-	var wanted []string
-	for n := range 1000 {
-		target := g.targets[n%len(g.targets)]
-		fmt.Fprintf(&raw, "GET %s HTTP/1.1\r\nHost: herder.example\r\nX-Padding: %s\r\n\r\n", target, strings.Repeat("x", 150))
-		wanted = append(wanted, g.want[target])
-	}
-	if _, err := io.WriteString(c, raw.String()); err != nil {
-		return err
-	}
-	r := bufio.NewReader(c)
-	for n, want := range wanted {
-		response, err := http.ReadResponse(r, nil)
-		if err != nil {
-			return fmt.Errorf("answer %d of a burst: %w", n, err)
-		}
-		body, err := io.ReadAll(response.Body)
-		if err != nil || response.StatusCode != http.StatusOK || string(body) != want {
-			return fmt.Errorf("answer %d of a burst: %s, %w", n, response.Status, err)
-		}
-	}
-	return nil
-}
-
 // resident is the memory of a process in bytes, at its highest.
 func resident(t *testing.T, pid int) int64 {
 	t.Helper()
@@ -207,12 +109,7 @@ func TestAttacks(t *testing.T) {
 	p.imports(t, filepath.Join(testdata, "published"), hostile)
 	s := p.serveWithin(t, attackDescriptors, "--trusted-proxies=none", "--log-level=INFO")
 	address := s.addresses[0]
-	good := newGoodClient(t, address)
-	before, err := good.run(min(while, 3*time.Second))
-	if err != nil {
-		t.Fatal(err)
-	}
-	p99Before := good.p99()
+	before := runGoodClient(t, address, min(while, 3*time.Second))
 
 	end := attack(t, address)
 	defer end()
@@ -232,23 +129,7 @@ func TestAttacks(t *testing.T) {
 		}
 		mirrors <- err
 	}()
-	bursts := make(chan error, 1)
-	go func() {
-		for begun := time.Now(); time.Since(begun) < while/2; {
-			if err := good.burst(); err != nil {
-				bursts <- err
-				return
-			}
-		}
-		bursts <- nil
-	}()
-	during, err := good.run(while)
-	if err != nil {
-		t.Error(err)
-	}
-	if err := <-bursts; err != nil {
-		t.Error(err)
-	}
+	during := runGoodClient(t, address, while)
 	if err := <-mirrors; err != nil {
 		t.Errorf("a mirror: %v", err)
 	}
@@ -263,10 +144,8 @@ func TestAttacks(t *testing.T) {
 	if memory > attackMemory+ownMemory()/(decoderShare/2) {
 		t.Errorf("%d MiB were resident", memory>>20)
 	}
-	if len(good.took) > 0 {
-		t.Logf("%.0f requests/s before, %.2f of that during the attacks; p99 %v before, %v during; %d MiB resident at the most, %d descriptors open",
-			before, during/before, p99Before, good.p99(), memory>>20, len(open))
-	}
+	t.Logf("%.0f requests/s before, %.2f of that during the attacks; p99 %v before, %v during; %d MiB resident at the most, %d descriptors open",
+		before.Rate, during.Rate/before.Rate, before.P99, during.P99, memory>>20, len(open))
 	for line := range strings.Lines(get(t, address, "/metrics").body) {
 		if strings.HasPrefix(line, "narherder_http_connections") || strings.HasPrefix(line, "narherder_http_unread") {
 			t.Log(strings.TrimSpace(line))

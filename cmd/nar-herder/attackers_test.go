@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -148,11 +147,8 @@ func hostileNars(t *testing.T, dir string) {
 func attackers(address string) {
 	// They stand for other machines: what they compute is not to be taken from the server,
 	// nor from the good client.
-	for tasks, _ := os.ReadDir("/proc/self/task"); len(tasks) > 0; tasks = tasks[1:] {
-		thread, _ := strconv.Atoi(tasks[0].Name())
-		if err := unix.SchedSetAttr(thread, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_IDLE}, 0); err != nil {
-			fmt.Println(err)
-		}
+	if err := eachThread(unix.SchedAttr{Policy: unix.SCHED_IDLE}); err != nil {
+		fmt.Println(err)
 	}
 	stop := make(chan struct{})
 	var all sync.WaitGroup

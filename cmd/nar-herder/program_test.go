@@ -51,6 +51,15 @@ func TestMain(m *testing.M) {
 		attackers(address)
 		return
 	}
+	if spec := os.Getenv(goodClientVariable); spec != "" {
+		address, text, _ := strings.Cut(spec, " ")
+		while, err := time.ParseDuration(text)
+		if err != nil {
+			panic(err)
+		}
+		beGoodClient(address, while)
+		return
+	}
 	flag.Parse()
 	if most := flag.Lookup("test.parallel"); most.Value.String() == most.DefValue {
 		if err := most.Value.Set(strconv.Itoa(waiting * runtime.GOMAXPROCS(0))); err != nil {
