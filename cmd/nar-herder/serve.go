@@ -209,6 +209,9 @@ func (c *serverCommand) run(ctx context.Context, settings *settings, running *ta
 	}
 	c.serveControl(control, log)
 	defer c.closeControl()
+	if err := index.CheckLog(c.Database); err != nil {
+		return err
+	}
 	endStarting := c.serveStarting(ctx, listeners, log)
 	defer endStarting()
 	for _, prepare := range []func(context.Context, []net.Listener, *slog.Logger) error{c.convertInPlace, c.beginMirror, c.migrate} {
@@ -257,6 +260,9 @@ func (c *serverCommand) run(ctx context.Context, settings *settings, running *ta
 		return err
 	}
 	if err := advertise(ctx, store.index, &cacheOptions, log); err != nil {
+		return err
+	}
+	if err := noteRestored(ctx, store.index, log); err != nil {
 		return err
 	}
 	withdrawn := removal.NewWithdrawn(store.Storage, store.index, log)
