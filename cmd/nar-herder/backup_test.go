@@ -9,19 +9,19 @@ import (
 	"testing"
 )
 
-// backedUp is a primary with a backup from before its last changes, and a mirror with
-// nars of its own that has followed them.
-func backedUp(t *testing.T) (in *instances, targets []string, backup string) {
+// backedUp is a primary with a backup from before its last changes, which include the
+// removal of an item, and a mirror with nars of its own that has followed them.
+func backedUp(t *testing.T) (in *instances, targets []string, backup, removed string) {
 	t.Helper()
 	in = &instances{t: t, options: make([][]string, 2), servers: make([]*server, 2)}
-	in.source, in.texts, targets = generated(t, 4)
+	in.source, in.texts, targets = generated(t, 5)
 	for i := range in.servers {
 		in.places, in.hosts = append(in.places, newPlace(t)), append(in.hosts, ownHost())
 		in.options[i] = []string{"--host=" + in.hosts[i], "--port=" + instancePort, "--log-level=INFO", "--ttl=1h", "--database-dump-interval=1s"}
 	}
 	in.options[1] = append(in.options[1], "--mirror=http://"+in.address(0))
 	p := in.places[0]
-	p.imports(t, in.source+targets[0], in.source+targets[1])
+	p.imports(t, in.source+targets[0], in.source+targets[1], in.source+targets[4])
 	succeed(t, "tag", "--database="+p.database, "kept=yes", targets[0][1:33])
 	succeed(t, "pin", "--database="+p.database, targets[0][1:33])
 	in.start(0)
@@ -35,10 +35,11 @@ func backedUp(t *testing.T) (in *instances, targets []string, backup string) {
 	succeed(t, "backup", "--database="+p.database, "--replace", backup)
 	// The first takes the withdrawal back.
 	p.imports(t, in.source+targets[1], in.source+targets[2], in.source+targets[3])
-	for _, target := range targets {
+	succeed(t, p.args("remove", "--now", targets[4][1:33])...)
+	for _, target := range targets[:4] {
 		until(t, "the mirror has "+target, func() bool { return in.serves(1, target) })
 	}
-	return in, targets, backup
+	return in, targets[:4], backup, targets[4][1:33]
 }
 
 // serves says whether an instance has an item, with its nar in its storage.
@@ -57,7 +58,7 @@ func (in *instances) serves(i int, target string) bool {
 // missing, and mirrors refuse to follow it, keep what it lacks, and can give it back.
 func TestRestoredBackup(t *testing.T) {
 	t.Parallel()
-	in, targets, backup := backedUp(t)
+	in, targets, backup, removed := backedUp(t)
 	p, mirror := in.places[0], in.places[1]
 	in.kill(0) // which leaves its log
 	if err := os.WriteFile(p.database, []byte(read(t, backup)), 0o664); err != nil {
@@ -85,10 +86,14 @@ func TestRestoredBackup(t *testing.T) {
 	}
 	r := runProgram(t, p.args("check")...)
 	for _, target := range targets[2:] {
-		if _, name := narOf(t, in.texts[target]); r.status != 0 || !strings.Contains(r.out, "stranger: "+name) {
-			t.Errorf("check: %+v", r)
+		if _, name := narOf(t, in.texts[target]); !strings.Contains(r.out, "stranger: "+name) {
+			t.Errorf("check does not report %s: %+v", name, r)
 		}
 	}
+	if r.status != 1 || !strings.Contains(r.out, "missing: nar/"+removed) {
+		t.Errorf("check: %+v", r)
+	}
+	succeed(t, p.args("remove", "--now", removed)...)
 	until(t, "the mirror refuses its source", func() bool {
 		return strings.Contains(get(t, in.address(1), "/health").body, "gone back in time")
 	})
