@@ -39,6 +39,7 @@ func backedUp(t *testing.T) (in *instances, targets []string, backup, removed st
 	for _, target := range targets[:4] {
 		until(t, "the mirror has "+target, func() bool { return in.serves(1, target) })
 	}
+	until(t, "the mirror has followed the removal", func() bool { return get(t, in.address(1), targets[4]).StatusCode == http.StatusNotFound })
 	return in, targets[:4], backup, targets[4][1:33]
 }
 
