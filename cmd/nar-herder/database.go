@@ -148,6 +148,9 @@ func open(ctx context.Context, database, store string, how opening, log *slog.Lo
 			}
 		}
 	}
+	if err := index.CheckLog(database); err != nil {
+		return nil, err
+	}
 	if o.index, err = index.Open(ctx, database, how.Options); err != nil {
 		return nil, err
 	}

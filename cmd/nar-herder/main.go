@@ -43,6 +43,7 @@ type commands struct {
 	List             listCommand             `cmd:"" help:"List the items of the index."`
 	Export           exportCommand           `cmd:"" help:"Make a directory of narinfos and nars for any server of files, or bring it up to date."`
 	CopyStorage      copyStorageCommand      `cmd:"" help:"Bring all nars of a storage into another, such as a new disk."`
+	Backup           backupCommand           `cmd:"" help:"Write a consistent copy of the database, to be put back when that is lost."`
 	Check            checkCommand            `cmd:"" help:"Compare the index with the storage, and repair what is wrong."`
 	ClaimStorage     claimStorageCommand     `cmd:"" help:"Show the owner of a storage, or make this instance the owner."`
 	NewIdentity      newIdentityCommand      `cmd:"" help:"Give a copied database an id of its own."`

@@ -21,6 +21,9 @@ Before anything is changed, the old database is copied to DATABASE.schema-N besi
 }
 
 func (c *migrateCommand) Run(ctx context.Context, s *streams) error {
+	if err := index.CheckLog(c.Database); err != nil {
+		return err
+	}
 	done, err := index.Migrate(ctx, c.Database)
 	if err != nil {
 		return err

@@ -16,6 +16,7 @@ func readingCommands(p place, out string) [][]string {
 		{"list", database}, {"list", database, "--json"}, {"stats", database}, {"pins", database}, p.args("check"), p.args("check", "--no-closures"),
 		p.args("export", filepath.Join(out, "exported")), p.args("remove", "--now", "--dry-run", greeting), p.args("remove", "--dry-run", greeting),
 		{"copy-storage", database, "--from=" + p.storage, "--to=" + filepath.Join(out, "copied")}, {"convert", p.database, filepath.Join(out, "original.db")},
+		{"backup", database, filepath.Join(out, "backup.db")},
 	}
 }
 

@@ -224,6 +224,9 @@ func (c *serverCommand) run(ctx context.Context, effect inEffect, running *tasks
 	}
 	c.serveControl(control, log)
 	defer c.closeControl()
+	if err := index.CheckLog(c.Database); err != nil {
+		return err
+	}
 	endStarting := c.serveStarting(ctx, listeners, log)
 	defer endStarting()
 	for _, prepare := range []func(context.Context, []net.Listener, *slog.Logger) error{c.convertInPlace, c.beginMirror, c.migrate} {
@@ -273,6 +276,9 @@ func (c *serverCommand) run(ctx context.Context, effect inEffect, running *tasks
 		return err
 	}
 	if err := advertise(ctx, store.index, &cacheOptions, log); err != nil {
+		return err
+	}
+	if err := noteRestored(ctx, store.index, log); err != nil {
 		return err
 	}
 	withdrawn := removal.NewWithdrawn(store.Storage, store.index, log)

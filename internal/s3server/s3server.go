@@ -69,15 +69,21 @@ func Program() (string, error) {
 		}
 		return program, err
 	}
-	if program, err := exec.LookPath("versitygw"); err == nil {
+	return GoProgram("versitygw", "github.com/versity/versitygw/cmd/versitygw@v1.8.0")
+}
+
+// GoProgram returns a program that "go install" has made of a package. The error is
+// [exec.ErrNotFound], and says how to get it, where it is missing.
+func GoProgram(name, pkg string) (string, error) {
+	if program, err := exec.LookPath(name); err == nil {
 		return program, nil
 	}
 	for _, folder := range goFolders() {
-		if program, err := exec.LookPath(filepath.Join(folder, "versitygw")); err == nil {
+		if program, err := exec.LookPath(filepath.Join(folder, name)); err == nil {
 			return program, nil
 		}
 	}
-	return "", fmt.Errorf("%w: versitygw: go install github.com/versity/versitygw/cmd/versitygw@v1.8.0", exec.ErrNotFound)
+	return "", fmt.Errorf("%w: %s: go install %s", exec.ErrNotFound, name, pkg)
 }
 
 // goFolders are where "go install" puts programs.

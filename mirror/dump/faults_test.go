@@ -355,6 +355,14 @@ func TestBackup(t *testing.T) {
 	if generations, err = m.Published().Generations(); err != nil || len(generations) != 2 || generations[0].LastChange != 4 || generations[1].LastChange != 3 {
 		t.Errorf("served are %+v, %v", generations, err)
 	}
+	// Nor is one served later, when the log has come as far again by other changes.
+	must(t, os.WriteFile(backup+"1", text, 0o644))
+	x = openIndex(t, backup+"1")
+	must(t, add(t.Context(), x, 5, 6))
+	if generations, err = NewPublished(path, x).Generations(); err != nil || len(generations) != 1 || generations[0].LastChange != 3 {
+		t.Errorf("after other changes: served are %+v, %v", generations, err)
+	}
+	x = m.index
 	// With newer ones alone, none is served until the next is made.
 	must(t, add(t.Context(), x, 8, 9))
 	mustMake(t, m)

@@ -207,7 +207,7 @@ func (m *Maker) write(ctx context.Context, temporary string, created time.Time) 
 	if err != nil {
 		return Generation{}, err
 	}
-	g := Generation{Instance: m.index.Instance(), LastChange: copied.LastChange, CreatedAt: created, Items: copied.Items, Damaged: int64(len(copied.Damaged))}
+	g := Generation{Instance: m.index.Instance(), LastChange: copied.LastChange, Mark: copied.Mark, CreatedAt: created, Items: copied.Items, Damaged: int64(len(copied.Damaged))}
 	for _, damage := range copied.Damaged[:min(len(copied.Damaged), mostLogged)] {
 		m.log.Warn("the dump lacks a damaged item: run 'nar-herder check'", "item", damage.Hash.String(), "reason", damage.Reason)
 	}

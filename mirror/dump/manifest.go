@@ -20,6 +20,9 @@ type Generation struct {
 	// its changes that the dump has.
 	Instance   string `json:"instance"`
 	LastChange int64  `json:"last_change"`
+	// Mark tells that change from another with its id, as after a backup of the index was
+	// restored; "" in manifests of earlier versions.
+	Mark string `json:"mark,omitempty"`
 	// CreatedAt is the time of that state, UTC and in whole seconds.
 	CreatedAt time.Time `json:"created_at"`
 	Items     int64     `json:"items"`

@@ -29,6 +29,8 @@ type Source interface {
 	Instance() string
 	// LastChange is the id of the newest of its changes.
 	LastChange(ctx context.Context) (int64, error)
+	// ChangeMark tells a change from another with its id; "" where that is not known.
+	ChangeMark(ctx context.Context, id int64) (string, error)
 }
 
 // NewPublished looks for dumps of the index at the path.
@@ -77,7 +79,15 @@ func (p *Published) ours(all []Generation) (ours []Generation, err error) {
 				return nil, fmt.Errorf("look for a dump: %w", err)
 			}
 		}
-		if g.LastChange <= p.last {
+		if g.LastChange > p.last {
+			continue
+		}
+		// Other changes may have got the same ids since.
+		mark, err := p.index.ChangeMark(context.Background(), g.LastChange)
+		if err != nil {
+			return nil, fmt.Errorf("look for a dump: %w", err)
+		}
+		if g.Mark == "" || mark == "" || g.Mark == mark {
 			ours = append(ours, g)
 		}
 	}

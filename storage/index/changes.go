@@ -43,6 +43,32 @@ func (c *Change) Mark() string {
 	return hex.EncodeToString(sum[:8])
 }
 
+// markOf returns the mark of a change in a table of them; "" where it is not there, or
+// damaged.
+func (c *connection) markOf(table string, id int64) (mark string, err error) {
+	row, err := c.first("SELECT id, at, kind, hash, store_path FROM "+table+" WHERE id = ?", id)
+	if err != nil || row == nil {
+		return "", err
+	}
+	change, err := changeOf(row)
+	if errors.Is(err, ErrDamaged) {
+		return "", nil
+	}
+	return change.Mark(), err
+}
+
+// ChangeMark returns the [Change.Mark] of a change; "" where it is not in the log.
+func (x *Index) ChangeMark(ctx context.Context, id int64) (mark string, err error) {
+	err = x.readers.do(ctx, func(c *connection) error {
+		mark, err = c.markOf("recent_changes", id)
+		return err
+	})
+	if err != nil {
+		return "", describe("read the changes of "+x.path, err)
+	}
+	return mark, nil
+}
+
 // changes returns rows of the log after the one with the given id.
 func (c *connection) changes(after, limit int64) (changes []Change, err error) {
 	err = c.rows(`SELECT id, at, kind, hash, store_path FROM recent_changes

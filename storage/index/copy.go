@@ -33,8 +33,10 @@ const copyCache = 8 << 20
 
 // Copied is what [Index.Copy] has written.
 type Copied struct {
-	// LastChange is the id of the newest change that the copy has.
+	// LastChange is the id of the newest change that the copy has, and Mark that change's
+	// [Change.Mark]; "" where it has left the log.
 	LastChange int64
+	Mark       string
 	// Items is the number of items in the copy.
 	Items int64
 	// Changes are the newest ones that concern mirrors, the oldest first.
@@ -120,6 +122,9 @@ func (x *Index) copyTo(ctx context.Context, source, target string, at time.Time,
 	}
 	// The first look at the live tables settles which moment all others see.
 	if copied.LastChange, err = c.integer("SELECT coalesce((SELECT seq FROM live.sqlite_sequence WHERE name = 'recent_changes'), 0)"); err != nil {
+		return Copied{}, err
+	}
+	if copied.Mark, err = c.markOf("live.recent_changes", copied.LastChange); err != nil {
 		return Copied{}, err
 	}
 	for _, step := range copySteps {

@@ -214,7 +214,7 @@ func (c *Claim) Check(ctx context.Context) error {
 		return fmt.Errorf("%w: %s belongs to %s: use that database; to only read the storage, start the server with --storage-read-only; if that instance is gone for good, run 'nar-herder claim-storage --yes=%s'",
 			storage.ErrNotOwner, c.Store, found, found.Instance)
 	case !found.IsAt(c.Self):
-		return fmt.Errorf("%w: %s belongs to %s, and database %s on host %s has the same id: if the database was moved here, or its container was recreated, run 'nar-herder claim-storage --yes=%s'; if this is a copy, run 'nar-herder new-identity' on it",
+		return fmt.Errorf("%w: %s belongs to %s, and database %s on host %s has the same id: if the database was moved or restored here, and the other is gone for good, or if its container was recreated, run 'nar-herder claim-storage --yes=%s'; if this is a copy, run 'nar-herder new-identity' on it",
 			storage.ErrNotOwner, c.Store, found, c.Self.Database, c.Self.Host, found.Instance)
 	}
 	return nil

@@ -1,0 +1,53 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"time"
+
+	"nar-herder/storage/index"
+)
+
+type backupCommand struct {
+	databaseOption `embed:""`
+
+	Replace bool `argumentsonly:"" help:"Replace the file if it exists, once the new backup is complete. A database that a server uses is never replaced."`
+
+	File string `arg:"" name:"file" help:"The file to write."`
+}
+
+// Help is shown below the options.
+func (backupCommand) Help() string {
+	return `The backup is the whole database as it is at one moment, with tags, pins and withdrawals, but without the nars. It may be made beside the server. The file appears once it is complete, checked by SQLite and flushed to the disk; after a failure, an older one is still there.
+
+To restore it, stop the server, remove DATABASE-wal and DATABASE-shm, and copy the backup to DATABASE.`
+}
+
+func (c *backupCommand) Run(ctx context.Context, s *streams) (err error) {
+	store, err := openForReading(ctx, c.Database, "", nil)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, store.close()) }()
+	if err := store.index.Backup(ctx, c.File, c.Replace, time.Now()); err != nil {
+		return err
+	}
+	info, err := os.Stat(c.File)
+	if err != nil {
+		return err
+	}
+	printf(s.out, "backed up database %s to %s: %s\n", c.Database, c.File, byteCount(info.Size()))
+	return nil
+}
+
+// noteRestored logs that a backup was restored.
+func noteRestored(ctx context.Context, x *index.Index, log *slog.Logger) error {
+	taken, err := x.Restored(ctx, time.Now())
+	if err == nil && !taken.IsZero() {
+		log.Warn("the database was restored from a backup: what was changed since is missing, and the grace period of withdrawn items begins anew; run 'nar-herder check', and see docs/backup.md",
+			"taken", taken.Format(time.RFC3339))
+	}
+	return err
+}
