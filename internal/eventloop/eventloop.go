@@ -35,7 +35,7 @@ const (
 	mostTurns = 2
 	// queuedRead is how many bytes a connection may read in each turn but the first: a
 	// client that has sent more than one read takes pipelines its requests.
-	queuedRead = 4 << 10
+	queuedRead = 1 << 10
 	// most bounds how many events are asked for at a time.
 	most = 128
 )
