@@ -57,8 +57,9 @@ func (s *Storage) TryReading(ctx context.Context) error {
 // need not be any.
 func (s *Storage) tryItem(ctx context.Context, item *Item) error {
 	try := s.readByte
-	if s.IsDistant() {
-		try = s.LookFor // it asks the server, where reading could use a cache in between
+	if _, ok := s.store().(Distant); ok {
+		// It asks the store itself. Reading could use a cache in front of it, or fill that.
+		try = s.LookFor
 	}
 	failure := ErrNotStored
 	for n := range item.Narinfo.Files {

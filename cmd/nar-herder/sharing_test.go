@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"nar-herder/storage"
 )
@@ -48,16 +49,8 @@ func TestTwoUsers(t *testing.T) {
 			t.Run(fmt.Sprintf("%#o, umask %s", mode, umask), func(t *testing.T) {
 				t.Parallel()
 				public, program := publicPlace(t)
-				share := func(name string) string {
-					t.Helper()
-					name = filepath.Join(public.dir, name)
-					if err := errors.Join(os.MkdirAll(name, 0o755), os.Chown(name, -1, sharedGroup), syscall.Chmod(name, mode)); err != nil {
-						t.Fatal(err)
-					}
-					return name
-				}
-				dir := share("shared")
-				p := place{dir, filepath.Join(dir, "index.db"), share("shared/storage")}
+				dir := share(t, filepath.Join(public.dir, "shared"), mode)
+				p := place{dir, filepath.Join(dir, "index.db"), share(t, filepath.Join(dir, "storage"), mode)}
 				source := filepath.Join(public.dir, "source")
 				generate(t, source, 6)
 				cached, cache, exported := filepath.Join(dir, "cached/zstd"), filepath.Join(dir, "cache"), filepath.Join(dir, "exported")
@@ -94,6 +87,14 @@ func TestTwoUsers(t *testing.T) {
 					for _, uid := range users {
 						succeeds(uid, "dump", "--database="+p.database, "--database-dump="+filepath.Join(dir, "dump.db"))
 						succeeds(uid, p.args("export", exported)...)
+						// The other one restores its time as well.
+						name := filepath.Join(exported, base(first + 2)[:32]+".narinfo")
+						if info, err := os.Stat(name); err != nil || info.ModTime().Year() < 2000 {
+							t.Errorf("an exported narinfo: %v, %v", info, err)
+						}
+						if err := os.Chtimes(name, time.Unix(0, 0), time.Unix(0, 0)); err != nil {
+							t.Fatal(err)
+						}
 						succeeds(uid, p.args("check", "--repair", "--verify")...)
 						succeeds(uid, "tag", "--database="+p.database, fmt.Sprintf("user=%d", uid), "/gnu/store/"+base(first+2))
 					}
@@ -123,6 +124,47 @@ func TestTwoUsers(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestSpoolOfAnother has a mirror end in the middle of a nar, and another user start it
+// again.
+func TestSpoolOfAnother(t *testing.T) {
+	t.Parallel()
+	asRoot(t)
+	p, directory, _ := coldNar(t, 4<<20)
+	p.imports(t, directory)
+	source := p.serve(t)
+	public, program := publicPlace(t)
+	dir := filepath.Join(public.dir, "shared")
+	q := place{dir, filepath.Join(dir, "index.db"), filepath.Join(dir, "storage")}
+	if err := os.MkdirAll(q.storage, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	succeed(t, "import", "--narinfos-only", "--database="+q.database, directory)
+	own(t, dir, 60001)
+	share(t, dir, 0o775)
+	share(t, q.storage, 0o775)
+	if err := errors.Join(os.Chown(q.database, -1, sharedGroup), os.Chmod(q.database, 0o664)); err != nil {
+		t.Fatal(err)
+	}
+	args := q.args("run-server", "--port=0", "--log-level=INFO", "--mirror=http://"+source.addresses[0])
+	mirror := serve(t, asUser(60001, "022", program, append(args, "--mirror-bandwidth=100K")...))
+	until(t, "it comes", func() bool { return metricWith(t, mirror.addresses[0], "narherder_mirror_nars_in_flight") == 1 })
+	mirror.stop(t, os.Interrupt)
+	if spool, err := os.ReadDir(filepath.Join(q.storage, ".nar-herder-spool")); err != nil || len(spool) != 1 {
+		t.Errorf("the spool: %v, %v", spool, err)
+	}
+	mirror = serve(t, asUser(60002, "022", program, args...))
+	until(t, "it is stored", func() bool { return metricWith(t, mirror.addresses[0], "narherder_stored_nars") == 1 })
+}
+
+// share makes a directory to which the shared group may write.
+func share(t *testing.T, name string, mode uint32) string {
+	t.Helper()
+	if err := errors.Join(os.MkdirAll(name, 0o755), os.Chown(name, -1, sharedGroup), syscall.Chmod(name, mode)); err != nil {
+		t.Fatal(err)
+	}
+	return name
 }
 
 // own gives all below a directory to a user.

@@ -22,13 +22,16 @@ func (x *Index) Sample(ctx context.Context, n int, stored bool) (items []*Item, 
 	err = x.readers.do(ctx, func(c *connection) error {
 		items = nil
 		var damage error
-		last, err := c.first("SELECT max(id) FROM items")
+		row, err := c.first("SELECT max(id) FROM items")
 		if err != nil {
 			return err
 		}
-		// From the beginning, if there are none behind the random place.
-		for _, after := range []int64{rand.Int64N(max(number(last[0]), 1)), 0} {
-			err := c.rows(sampleItems, []driver.Value{after, after + sampleSpan, unstored, int64(n)}, func(row []driver.Value) (bool, error) {
+		last := max(number(row[0]), 1)
+		place := rand.Int64N(last)
+		// From the beginning, if there are none or the end came first: otherwise, one item
+		// at the end would often stand for all.
+		for _, span := range [][2]int64{{place, place + sampleSpan}, {0, min(place, sampleSpan)}} {
+			err := c.rows(sampleItems, []driver.Value{span[0], span[1], unstored, int64(n - len(items))}, func(row []driver.Value) (bool, error) {
 				item, err := x.item(row)
 				if err != nil {
 					damage = err
@@ -37,11 +40,14 @@ func (x *Index) Sample(ctx context.Context, n int, stored bool) (items []*Item, 
 				items = append(items, item)
 				return true, nil
 			})
-			if err != nil || len(items) > 0 {
+			if err != nil || len(items) == n || len(items) > 0 && span[1] < last {
 				return err
 			}
 		}
-		return damage
+		if len(items) == 0 {
+			return damage
+		}
+		return nil
 	})
 	if err != nil {
 		return nil, describe("read some items of "+x.path, err)
