@@ -65,6 +65,7 @@ func FuzzRequest(f *testing.F) {
 	opts := options()
 	opts.TTL, opts.NegativeTTL, opts.SigningKey = seconds(1), seconds(1), []byte("(public-key)")
 	s := New(items, opts)
+	go s.health.run(f.Context()) // as Serve does
 
 	for _, m := range []*made{packed, plain} {
 		for _, target := range []string{
