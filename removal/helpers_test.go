@@ -337,10 +337,10 @@ func (i *instance) reliesOn() peer.Statement {
 	return peer.Statement{}
 }
 
-// patience is short in a test of what never comes.
+// patience is short in a test of what never comes, and long enough for what comes after it.
 func (i *instance) patience() time.Duration {
 	if strings.Contains(i.t.Name(), "slow") {
-		return 50 * time.Millisecond
+		return 500 * time.Millisecond
 	}
 	return 0
 }
