@@ -120,6 +120,28 @@ func TestBackup(t *testing.T) {
 	}
 }
 
+// TestCopied: a database that was copied to its place, as when a backup is restored, is
+// shared with the group of its directory when its owner opens it, also by a link.
+func TestCopied(t *testing.T) {
+	t.Parallel()
+	directory := t.TempDir()
+	path, link := filepath.Join(directory, "index.db"), filepath.Join(t.TempDir(), "link.db")
+	if err := openTest(t).Backup(t.Context(), path, false, testTime); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.Chmod(path, 0o644), os.Chmod(directory, 0o775), os.Symlink(path, link)); err != nil {
+		t.Fatal(err)
+	}
+	x, err := Open(t.Context(), link, Options{Access: Write})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer x.Close()
+	if info, err := os.Stat(path); err != nil || info.Mode() != 0o664 {
+		t.Errorf("it has mode %v, want 0664: %v", info.Mode(), err)
+	}
+}
+
 // TestBackupReading: the index need not be open for writing, while others write and after.
 func TestBackupReading(t *testing.T) {
 	t.Parallel()
