@@ -303,3 +303,28 @@ func TestRemoveWithdrawnAround(t *testing.T) {
 		t.Errorf("%+v, %v", freed, err)
 	}
 }
+
+// TestRestoredLeftovers: an item that is imported again after a backup keeps its nar when
+// the backup is restored, also if the nar was about to be deleted at the backup.
+func TestRestoredLeftovers(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	s, x := p.openAt(t, nil)
+	item := fake{n: 1, content: "good"}
+	importAll(t, s, storage.ImportOptions{}, laid(t, item))
+	if _, err := s.Remove(t.Context(), item.hash()); err != nil {
+		t.Fatal(err)
+	}
+	if err := x.Update(t.Context(), func(tx *index.Tx) error { return tx.AddLeftovers([]string{item.name()}) }); err != nil {
+		t.Fatal(err)
+	}
+	restored := p
+	restored.database = filepath.Join(t.TempDir(), "index.db")
+	if err := x.Backup(t.Context(), restored.database, false, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	importAll(t, s, storage.ImportOptions{}, laid(t, item))
+	if dropped, err := restored.openTest(t).DropLeftovers(t.Context()); err != nil || dropped.Size != 0 || gone(filepath.Join(p.store, item.name())) {
+		t.Errorf("dropped: %+v, %v; want the nar kept", dropped, err)
+	}
+}

@@ -22,7 +22,7 @@ type backupCommand struct {
 func (backupCommand) Help() string {
 	return `The backup is the whole database as it is at one moment, with tags, pins and withdrawals, but without the nars. It may be made beside the server. The file appears once it is complete, checked by SQLite and flushed to the disk; after a failure, an older one is still there.
 
-To restore it, stop the server, remove DATABASE-wal and DATABASE-shm, and copy the backup to DATABASE.`
+To restore it, stop the server, remove DATABASE-wal and DATABASE-shm, and copy the backup to DATABASE as the server's user. Files that were about to be deleted are kept then.`
 }
 
 func (c *backupCommand) Run(ctx context.Context, s *streams) (err error) {

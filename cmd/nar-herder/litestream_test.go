@@ -141,11 +141,16 @@ func TestLitestream(t *testing.T) {
 		t.Fatal(err)
 	}
 	fail(t, primary.args("run-server", "--port=0"), "is missing or empty", "restore it")
-	if r := l.command("restore", primary.database).run(t); r.status != 0 {
+	restored := filepath.Join(t.TempDir(), "restored.db")
+	if r := l.command("restore", "-o", restored, primary.database).run(t); r.status != 0 {
 		t.Fatalf("restore: %+v", r)
 	}
+	succeed(t, "backup", "--database="+restored, primary.database)
 
 	in.start(0)
+	if log := in.servers[0].err.String(); !strings.Contains(log, "was restored from a backup") {
+		t.Errorf("the log does not say that the database was restored: %s", log)
+	}
 	in.start(1)
 	wanted := func(i, count int) {
 		t.Helper()

@@ -20,8 +20,8 @@ import (
 // it, until [Index.Restored] removes it.
 const takenSetting = "backup.taken"
 
-// Backup writes all of the database, as it is at one moment, to a file that can take the
-// place of the database later. It may be called with [Read], and does not hold up
+// Backup writes all of the database but pending deletes, as it is at one moment, to a
+// file that can take the place of the database later. It may be called with [Read], and does not hold up
 // writers. SQLite has checked the file when Backup returns, and it is flushed to the disk.
 // An existing file is [fs.ErrExist] unless it is to be replaced; a database in use is
 // never replaced. On failure nothing has changed.
@@ -149,7 +149,12 @@ func (x *Index) backUpTo(ctx context.Context, target string, at time.Time) (err 
 		return err
 	}
 	defer func() { err = errors.Join(err, c.close()) }()
-	if err := c.exec("INSERT OR REPLACE INTO settings VALUES (?, ?)", takenSetting, at.UTC().Format(time.RFC3339)); err != nil {
+	// A backup of a backup is as old as that one. Files that were about to be deleted may
+	// have been imported again by the time when the backup is restored.
+	err = errors.Join(
+		c.exec("INSERT OR IGNORE INTO settings VALUES (?, ?)", takenSetting, at.UTC().Format(time.RFC3339)),
+		c.exec("DELETE FROM leftovers"))
+	if err != nil {
 		return err
 	}
 	return c.sound(ctx)
@@ -177,8 +182,9 @@ func (x *Index) Restored(ctx context.Context, now time.Time) (taken time.Time, e
 	})
 }
 
-// CheckLog refuses a database with the write-ahead log of another one, as after a backup
-// was put in its place and the log was left behind: SQLite would write that log into it.
+// CheckLog refuses a backup with the write-ahead log of another database, in whose place
+// it was put: SQLite would write that log into it. Only a file that [Index.Backup] has made
+// can be recognised, until it is opened for writing.
 // The process must not have the database open, as this would drop its locks.
 func CheckLog(path string) error {
 	log, err := os.Stat(resolve(path) + "-wal")

@@ -40,8 +40,8 @@ func tables(t testing.TB, path string) map[string][]string {
 	return all
 }
 
-// TestBackup: a backup has everything, can take the place of the database, and then keeps
-// what is withdrawn for another grace period.
+// TestBackup: a backup has everything but pending deletes, can take the place of the
+// database, and then keeps what is withdrawn for another grace period.
 func TestBackup(t *testing.T) {
 	t.Parallel()
 	x := openTest(t)
@@ -65,6 +65,10 @@ func TestBackup(t *testing.T) {
 	want := tables(t, x.path)
 	want["settings"] = append(want["settings"], fmt.Sprintf("[%s %s]", takenSetting, taken.UTC().Format(time.RFC3339)))
 	got := tables(t, path)
+	if len(want["leftovers"]) == 0 {
+		t.Error("the test has no pending deletes")
+	}
+	want["leftovers"] = nil
 	if !maps.EqualFunc(got, want, func(a, b []string) bool {
 		slices.Sort(a)
 		slices.Sort(b)
@@ -72,7 +76,7 @@ func TestBackup(t *testing.T) {
 	}) {
 		t.Errorf("the backup has\n%v\nwant\n%v", got, want)
 	}
-	for _, table := range []string{"pins", "item_tags", "uses", "cached_files", "leftovers", "recent_changes"} {
+	for _, table := range []string{"pins", "item_tags", "uses", "cached_files", "recent_changes"} {
 		if len(got[table]) == 0 {
 			t.Errorf("the test has nothing in table %s", table)
 		}
@@ -83,6 +87,14 @@ func TestBackup(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer restored.Close()
+	// A backup of a backup is as old as that one.
+	again := filepath.Join(t.TempDir(), "again")
+	if err := restored.Backup(t.Context(), again, false, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if got := tables(t, again)["settings"]; !slices.Contains(got, fmt.Sprintf("[%s %s]", takenSetting, taken.UTC().Format(time.RFC3339))) {
+		t.Errorf("a backup of the backup has the settings %v", got)
+	}
 	if restored.Instance() != x.Instance() {
 		t.Errorf("it is instance %s, want %s", restored.Instance(), x.Instance())
 	}
@@ -105,6 +117,28 @@ func TestBackup(t *testing.T) {
 	}
 	if at, err := x.Restored(t.Context(), now); err != nil || !at.IsZero() {
 		t.Errorf("the original: %v, %v", at, err)
+	}
+}
+
+// TestCopied: a database that was copied to its place, as when a backup is restored, is
+// shared with the group of its directory when its owner opens it, also by a link.
+func TestCopied(t *testing.T) {
+	t.Parallel()
+	directory := t.TempDir()
+	path, link := filepath.Join(directory, "index.db"), filepath.Join(t.TempDir(), "link.db")
+	if err := openTest(t).Backup(t.Context(), path, false, testTime); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.Chmod(path, 0o644), os.Chmod(directory, 0o775), os.Symlink(path, link)); err != nil {
+		t.Fatal(err)
+	}
+	x, err := Open(t.Context(), link, Options{Access: Write})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer x.Close()
+	if info, err := os.Stat(path); err != nil || info.Mode() != 0o664 {
+		t.Errorf("it has mode %v, want 0664: %v", info.Mode(), err)
 	}
 }
 

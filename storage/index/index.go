@@ -261,7 +261,7 @@ const smallestDatabase = 512
 
 // prepareFile refuses what can't be a database, and creates an empty file for a
 // new one. Where the group may write to its directory, it may write to the database as
-// well: imports often run as another user.
+// well, also to one that was copied there: imports often run as another user.
 //
 // An existing file is not opened: closing it would drop the locks that other
 // connections of this process hold on it, as POSIX has it.
@@ -294,6 +294,7 @@ func prepareFile(path string, access Access) error {
 		if access == Read {
 			return nil // whether it can be read, opening it tells
 		}
+		disk.Inherit(resolve(path), disk.GroupWrites)
 		err = MayWrite(path)
 	}
 	var pathError *fs.PathError
