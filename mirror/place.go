@@ -17,7 +17,7 @@ import (
 // place is up to where the source is followed. It is written in the transaction
 // that does what it says, so that nothing is done twice or not at all.
 type place struct {
-	// Source is the URL of the source whose dump this began with, without user and
+	// Source is the URL from which the dump came that this began with, without user and
 	// password; "" where that is unknown.
 	Source string `json:"source,omitempty"`
 	// Instance is whose changes are followed by number, up to Position; "" where
