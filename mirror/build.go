@@ -231,7 +231,7 @@ func (b *building) ofIndex(ctx context.Context, name string, fsys fs.FS, file st
 	if err != nil {
 		return errors.Join(err, builder.Abort())
 	}
-	return finish(ctx, builder, place{Instance: foreign.Instance, Position: foreign.LastChange})
+	return finish(ctx, builder, place{Source: b.source, Instance: foreign.Instance, Position: foreign.LastChange})
 }
 
 // ofDump makes the index at a name of a dump.

@@ -17,6 +17,9 @@ import (
 // place is up to where the source is followed. It is written in the transaction
 // that does what it says, so that nothing is done twice or not at all.
 type place struct {
+	// Source is the URL from which the dump came that this began with, without user and
+	// password; "" where that is unknown.
+	Source string `json:"source,omitempty"`
 	// Instance is whose changes are followed by number, up to Position; "" where
 	// they have none.
 	// Mark tells whether the change there is still the one that was followed.
@@ -136,7 +139,7 @@ func (p place) from() time.Time { return p.Since.Add(-overlap) }
 // with returns the place behind further changes. Those that are dated ahead are
 // remembered, and don't move it: what is right would come behind it no more.
 func (p place) with(changes seen, now time.Time) place {
-	next := place{Since: p.Since, Removals: p.Removals, Owed: p.Owed, Seen: make(seen, len(p.Seen)+len(changes))}
+	next := place{Source: p.Source, Since: p.Since, Removals: p.Removals, Owed: p.Owed, Seen: make(seen, len(p.Seen)+len(changes))}
 	for _, at := range changes {
 		if at.After(next.Since) && !stamp.IsAhead(at, now) {
 			next.Since = at

@@ -98,7 +98,7 @@ func (m *Mirror) merge(ctx context.Context, at place, db *dump) (place, error) {
 		return next, err
 	}
 	negligible := int64(m.negligible)
-	if next.Instance != at.Instance { // it may be the wrong source
+	if next.Source != at.Source || next.Instance != at.Instance { // it may be the wrong source
 		negligible = min(negligible, mirrored/2)
 	}
 	most := max(negligible, mirrored/shrinkShare)
@@ -145,7 +145,7 @@ func (m *Mirror) behind(ctx context.Context, db *dump) (next place, newest time.
 	}
 	newest = later(added, changed)
 	if info["instance"] != "" {
-		next.Instance = info["instance"]
+		next.Source, next.Instance = m.Source.String(), info["instance"]
 		if next.Position, err = strconv.ParseInt(info["last_change"], 10, 64); err != nil {
 			return next, newest, fmt.Errorf("%w: the number of the last change: %w", errBadDump, err)
 		}
@@ -171,7 +171,7 @@ func (m *Mirror) behind(ctx context.Context, db *dump) (next place, newest time.
 	default: // the dump may be good, so that it stays
 		return next, newest, fmt.Errorf("its dump is of %s, which is ahead of this machine's clock: check the clocks of both", since.Format(time.DateTime))
 	}
-	next.Dump = db.tag
+	next.Source, next.Dump = m.Source.String(), db.tag
 	return next, newest, nil
 }
 

@@ -8,6 +8,9 @@ import (
 	"io"
 	"io/fs"
 	"strings"
+	"sync/atomic"
+
+	"golang.org/x/sync/errgroup"
 
 	"nar-herder/storage/index"
 )
@@ -69,48 +72,67 @@ func (s *Storage) IsMounted(ctx context.Context) error {
 	return err
 }
 
-// claimSamples is how many items [Storage.MayBeClaimed] looks at.
+// claimSamples is how many items [Storage.MayBeClaimed] looks at, at the most.
 const claimSamples = 25
 
 // MayBeClaimed is IsMounted for a byte store without an owner, which may be another than
-// before: it also returns an error where more than a few of the nars are missing, as in
-// an unfinished or an old copy. It looks at some of them.
+// before: it also returns an error where many of the nars are missing, as in an unfinished
+// or an old copy. It looks at some of them, spread over those that the index has as stored,
+// and allows a quarter to be missing: of so few, that may be chance.
 func (s *Storage) MayBeClaimed(ctx context.Context) error {
 	if err := s.IsMounted(ctx); err != nil {
 		return err
 	}
-	last, err := s.index.LastPlace(ctx)
+	totals, err := s.index.Totals(ctx)
 	if err != nil {
 		return err
 	}
-	looked, missing := 0, 0
-	for place, step := int64(0), max(1, last/claimSamples); place < last; place += step {
-		for row, err := range s.index.ItemsAfter(ctx, place) {
-			var item *Item
-			if err == nil {
-				item, err = NewItem(row)
-			}
-			if errors.Is(err, index.ErrDamaged) {
-				continue
-			} else if err != nil {
-				return err
-			}
-			for n, name := range item.names {
-				if name == "" || !item.HasStored(n) {
-					continue
-				}
-				looked++
-				if _, err := s.bytes.Stat(ctx, name); errors.Is(err, fs.ErrNotExist) {
-					missing++
-				} else if err != nil {
-					return err
-				}
-			}
+	step := max(1, (totals.StoredNars+claimSamples-1)/claimSamples)
+	var names []string
+	for place := int64(0); ; {
+		row, err := s.index.StoredAfter(ctx, place, step-1)
+		var damage *index.Damage
+		if errors.As(err, &damage) && damage.Place() > place {
+			place = damage.Place()
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if row == nil {
 			break
 		}
+		place = row.Place()
+		item, err := NewItem(row)
+		if errors.Is(err, index.ErrDamaged) {
+			continue
+		} else if err != nil {
+			return err
+		}
+		for n, name := range item.names {
+			if name != "" && item.HasStored(n) {
+				names = append(names, name)
+			}
+		}
 	}
-	if missing > 1 && missing > looked/10 {
-		return fmt.Errorf("storage %s lacks %d of %d nars that were looked for: is it the right one, and was it copied to its end? If it is all that there is, 'nar-herder claim-storage' makes it this instance's, and records which nars are there", s.bytes, missing, looked)
+	var missing atomic.Int64
+	looking, ctx := errgroup.WithContext(ctx)
+	looking.SetLimit(s.Concurrency())
+	for _, name := range names {
+		looking.Go(func() error {
+			_, err := s.bytes.Stat(ctx, name)
+			if errors.Is(err, fs.ErrNotExist) {
+				missing.Add(1)
+				return nil
+			}
+			return err
+		})
+	}
+	if err := looking.Wait(); err != nil {
+		return err
+	}
+	if n := missing.Load(); n > 1 && n > int64(len(names))/4 {
+		return fmt.Errorf("storage %s lacks %d of %d nars that were looked for: is it the right one, and was it copied to its end? If it is all that there is, 'nar-herder claim-storage' makes it this instance's, and records which nars are there", s.bytes, n, len(names))
 	}
 	return nil
 }

@@ -301,7 +301,13 @@ func (s *Storage) stageFrom(ctx context.Context, p *prepared, n int, name, direc
 	// What a symbolic link leads to would keep its own name.
 	named, err := root.Lstat(name)
 	isItself := err == nil && os.SameFile(named, opened)
-	keep := p.Keep || isInUse(root)
+	keep := p.Keep
+	if !keep && isInUse(root) {
+		keep = true
+		if _, logged := s.copiedFrom.LoadOrStore(directory, true); !logged {
+			s.log.Warn(directory + " is a storage or an export: its nars are copied, not moved")
+		}
+	}
 	if _, ok := s.store().(FileStager); ok && !keep && isItself {
 		// It takes no room beyond what it has, but below the minimum nothing
 		// comes in.

@@ -13,6 +13,7 @@ import (
 	"iter"
 	"log/slog"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -45,6 +46,8 @@ type Storage struct {
 	linked atomic.Int64
 	// notDeleted is how often a file could not be deleted.
 	notDeleted atomic.Int64
+	// copiedFrom has the directories of which the log says that they are storages or exports.
+	copiedFrom sync.Map
 	readOnly   bool
 	mayWrite   func(context.Context) error // nil: always
 	// checked is when mayWrite allowed it last; nil for never, or no longer.

@@ -89,7 +89,7 @@ func (b *bench) frontEnd() (err error) {
 		return err
 	}
 	cached, err := b.narHerder(cacheDatabase, storage, "--storage-read-only", "--mirror=http://"+primary.address,
-		"--storage-cache="+filepath.Join(work, "cache"), fmt.Sprintf("--storage-cache-size=%d", 5*total))
+		"--storage-cache="+filepath.Join(work, "cache"), fmt.Sprintf("--storage-cache-size=%dB", 5*total))
 	if err != nil {
 		return err
 	}

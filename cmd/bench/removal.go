@@ -52,7 +52,7 @@ func (b *bench) removal() error {
 	limits := func(share int) []string {
 		return []string{
 			"--storage-check-interval=1s", "--storage-nar-removal-criteria=stored-on=http://" + other.address,
-			fmt.Sprintf("--storage-limit=%d", int64(b.index-share*b.index/removalShare)*block),
+			fmt.Sprintf("--storage-limit=%dB", int64(b.index-share*b.index/removalShare)*block),
 		}
 	}
 

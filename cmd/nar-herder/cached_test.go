@@ -230,7 +230,7 @@ func TestCachedKilled(t *testing.T) {
 	p.imports(t, filepath.Join(p.dir, "source"))
 	dir := filepath.Join(p.dir, "zstd")
 	args := []string{"--log-level=INFO", "--enable-cached-compression=zstd:9", "--cached-compression-directory=zstd=" + dir,
-		"--cached-compression-min-uses=1", fmt.Sprintf("--cached-compression-directory-max-size=zstd=%d", limit)}
+		"--cached-compression-min-uses=1", fmt.Sprintf("--cached-compression-directory-max-size=zstd=%dB", limit)}
 	// A part of them after each kill, in the order of a map, and all in the end.
 	check := func(s *server, most int) (named int) {
 		for target, original := range texts {

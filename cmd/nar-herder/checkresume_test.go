@@ -48,7 +48,7 @@ func TestCheckKilled(t *testing.T) {
 	p := newPlace(t)
 	p.imports(t, small()...)
 	p.imports(t, published(gosrc))
-	slow := command(p.args("check", "--verify", "--verify-rate=200")...)
+	slow := command(p.args("check", "--verify", "--verify-rate=200B")...)
 	slow.start(t)
 	until(t, "it has written down how far it is", func() bool { return setting(t, p.database, "verify-place") != "" })
 	if err := slow.Process.Kill(); err != nil {

@@ -121,16 +121,17 @@ func TestConfigOfEachOption(t *testing.T) {
 	t.Parallel()
 	values := map[string]string{
 		"port": "80", "control-port": "0", "storage-nar-removal-criteria": "unpinned", "mirror": "https://x.example", "log-level": "WARN",
-		"enable-cached-compression": "zstd:1", "cached-compression-directory": "zstd=/x", "cached-compression-directory-max-size": "zstd=5",
+		"enable-cached-compression": "zstd:1", "cached-compression-directory": "zstd=/x", "cached-compression-directory-max-size": "zstd=5M",
 		"cached-compression-unused-removal-duration": "zstd=5d", "cached-compression-ttl": "zstd=5d", "cached-compression-new-ttl": "zstd=5d",
 		"serve-remote-nars": "redirect", "serve-bucket-nars": "redirect", "mirror-nars": "none", "public-metrics": "no", "x-accel-redirect": "true", "storage-read-only": "true", "allow-private-redirects": "true", "tag": "a=b",
 		"trusted-proxies": "10.0.0.0/8,unix",
+		"storage-limit":   "7M", "storage-hard-limit": "7M", "storage-minimum-free-space": "7M", "storage-cache-size": "7M", "narinfo-cache-size": "7M", "mirror-bandwidth": "7M",
 	}
 	environment, file, args := []string{}, "", []string{"config"}
 	for name := range optionsOf(reflect.TypeFor[serverCommand]()) {
 		value, ok := values[name]
 		if !ok {
-			value = "7" // a size, a number, a file
+			value = "7" // a number, a file
 			if strings.Contains(name, "ttl") || strings.Contains(name, "interval") {
 				value = "7d"
 			}
@@ -217,7 +218,7 @@ func TestConfigFaults(t *testing.T) {
 		{[]string{"NAR_HERDER_CONFIG=/nonexistent"}, []string{"config"}, []string{"--config=/nonexistent", "set by the environment variable NAR_HERDER_CONFIG"}},
 		{[]string{"NAR_HERDER_ENABLE_CACHED_COMPRESSION=zstd;x"}, []string{"config"}, []string{`"x"`, "NAR_HERDER_ENABLE_CACHED_COMPRESSION"}},
 		// Options that contradict each other.
-		{[]string{"NAR_HERDER_STORAGE_LIMIT=10"}, []string{"run-server", "--storage=/nonexistent", "--storage-hard-limit=5"}, []string{"--storage-hard-limit is below", "--storage-limit is set by the environment variable NAR_HERDER_STORAGE_LIMIT"}},
+		{[]string{"NAR_HERDER_STORAGE_LIMIT=10K"}, []string{"run-server", "--storage=/nonexistent", "--storage-hard-limit=5K"}, []string{"--storage-hard-limit is below", "--storage-limit is set by the environment variable NAR_HERDER_STORAGE_LIMIT"}},
 		{[]string{"NAR_HERDER_VERIFY_RATE=0"}, []string{"check", "--storage=/nonexistent", "--verify"}, []string{"--verify-rate=0", "NAR_HERDER_VERIFY_RATE"}},
 		// No variable names what a run removes.
 		{[]string{"NAR_HERDER_TAG=a=b"}, []string{"remove"}, []string{"no <store-path> is named"}},

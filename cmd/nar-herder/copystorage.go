@@ -103,7 +103,7 @@ func (c *copyStorageCommand) Run(ctx context.Context, s *streams) (err error) {
 		fmt.Fprintln(s.err, "nar-herder: copy-storage:", oneLine(err))
 		return statusUnknown
 	}
-	if summary.Files == [len(summary.Files)]int64{} {
+	if summary.Files == [len(summary.Files)]int64{} && !isMarked(ctx, from) {
 		return unknownError{fmt.Errorf("--from: storage %s has no files to copy: is it mounted?", from)}
 	}
 	report.summary(c, &summary, summary.Complete())
@@ -114,6 +114,16 @@ func (c *copyStorageCommand) Run(ctx context.Context, s *streams) (err error) {
 		return statusFailed
 	}
 	return nil
+}
+
+// isMarked reports whether an instance has used a byte store, which may be empty then.
+func isMarked(ctx context.Context, store storage.ByteStore) bool {
+	for _, name := range []string{storage.OwnerName, storage.IdentityName} {
+		if _, err := storage.ReadNote(ctx, store, name); err == nil {
+			return true
+		}
+	}
+	return false
 }
 
 // openDatabase opens the index that nars are verified with; nil for none.

@@ -322,6 +322,24 @@ func TestCopyOptions(t *testing.T) {
 	}
 }
 
+// TestCopyEmpty: an empty source may be one that is not mounted, unless an instance has
+// marked it.
+func TestCopyEmpty(t *testing.T) {
+	t.Parallel()
+	for marker, status := range map[string]int{"": 2, storage.OwnerName: 0, storage.IdentityName: 0} {
+		from, to := t.TempDir(), t.TempDir()
+		if marker != "" {
+			if err := os.WriteFile(filepath.Join(from, marker), []byte("x\n"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r := runProgram(t, "copy-storage", "--database=none", "--from="+from, "--to="+to)
+		if r.status != status || strings.Contains(r.err, "is it mounted?") != (status == 2) {
+			t.Errorf("marked by %q: %+v", marker, r)
+		}
+	}
+}
+
 // TestCopyOverlap compares names of storages that are far away.
 func TestCopyOverlap(t *testing.T) {
 	t.Parallel()

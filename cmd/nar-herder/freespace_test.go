@@ -33,7 +33,7 @@ func TestMinimumFreeSpace(t *testing.T) {
 	source := filepath.Join(p.dir, "source")
 	texts := generate(t, source, 60) // some 4 MB
 	const minimum = 6 << 20
-	s := p.serve(t, "--log-level=INFO", fmt.Sprintf("--storage-minimum-free-space=%d", minimum), "--ttl=1s", "--storage-check-interval=1s",
+	s := p.serve(t, "--log-level=INFO", fmt.Sprintf("--storage-minimum-free-space=%dB", minimum), "--ttl=1s", "--storage-check-interval=1s",
 		"--storage-nar-removal-criteria=unpinned")
 	got := runProgram(t, p.args("import", "--keep", source)...)
 	for _, text := range []string{p.storage, strconv.Itoa(minimum), "--storage-minimum-free-space"} {
@@ -98,7 +98,7 @@ func TestFullDatabase(t *testing.T) {
 	texts := generate(t, source, count)
 	p.imports(t, source)
 	minimum := freeBytes(t, p.storage) - 100<<10
-	options := []string{"--log-level=INFO", fmt.Sprintf("--storage-minimum-free-space=%d", minimum), "--ttl=1s", "--storage-check-interval=1s",
+	options := []string{"--log-level=INFO", fmt.Sprintf("--storage-minimum-free-space=%dB", minimum), "--ttl=1s", "--storage-check-interval=1s",
 		"--storage-nar-removal-criteria=unpinned"}
 	s := p.serve(t, options...)
 	until(t, "the reserve is kept", func() bool { return usageOf(t, p.database+".reserve") > 0 })
@@ -195,7 +195,7 @@ func TestFullDisk(t *testing.T) {
 	texts := generate(t, source, 60)
 	p.imports(t, source)
 	const minimum = 1 << 20
-	s := p.serve(t, "--log-level=INFO", fmt.Sprintf("--storage-minimum-free-space=%d", minimum), "--ttl=1s", "--storage-check-interval=1s",
+	s := p.serve(t, "--log-level=INFO", fmt.Sprintf("--storage-minimum-free-space=%dB", minimum), "--ttl=1s", "--storage-check-interval=1s",
 		"--storage-nar-removal-criteria=unpinned")
 	until(t, "the reserve is kept", func() bool { return usageOf(t, p.database+".reserve") > 0 })
 	testfs.Fill(t, disk)

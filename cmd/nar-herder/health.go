@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -71,7 +72,7 @@ func (h healthParts) tryWriting(ctx context.Context) error {
 		return err
 	}
 	nars := filepath.Join(h.directory, "nar")
-	return disk.Unwritable(h.directory, nars, filepath.Join(nars, "lzip"), filepath.Join(nars, "zstd"), filepath.Join(nars, "gzip"))
+	return cmp.Or(disk.Unwritable(h.directory, nars, filepath.Join(nars, "lzip"), filepath.Join(nars, "zstd"), filepath.Join(nars, "gzip")), err)
 }
 
 // warns makes the function of a part of one that returns warnings.

@@ -1,7 +1,10 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,6 +13,7 @@ import (
 
 	"nar-herder/internal/testfs"
 	"nar-herder/storage"
+	"nar-herder/storage/directory"
 )
 
 // TestHealthReads: whether nars can be read decides, at the start as well, and what only
@@ -131,5 +135,24 @@ func TestHealthReads(t *testing.T) {
 			}
 			s.stop(t, syscall.SIGTERM)
 		})
+	}
+}
+
+// denied is a byte store that can't be written, as on a file system that maps users.
+type denied struct{ storage.ByteStore }
+
+func (denied) Probe(context.Context) error { return fs.ErrPermission }
+
+// TestHealthDenied: an error of the storage is reported if its directories don't show why.
+func TestHealthDenied(t *testing.T) {
+	t.Parallel()
+	bytes, err := directory.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer bytes.Close()
+	health := healthParts{store: &opened{Storage: storage.New(nil, denied{bytes}, storage.Options{})}, directory: t.TempDir()}
+	if err := health.tryWriting(t.Context()); !errors.Is(err, fs.ErrPermission) {
+		t.Errorf("%v, want %v", err, fs.ErrPermission)
 	}
 }

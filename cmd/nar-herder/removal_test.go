@@ -41,7 +41,7 @@ func newInstances(t *testing.T, count, nars int, limit int64, next func(i int) [
 		in.hosts = append(in.hosts, ownHost())
 	}
 	for i := range count {
-		in.options[i] = []string{"--host=" + in.hosts[i], "--port=" + instancePort, "--log-level=INFO", "--storage-check-interval=1s", fmt.Sprintf("--storage-limit=%d", limit)}
+		in.options[i] = []string{"--host=" + in.hosts[i], "--port=" + instancePort, "--log-level=INFO", "--storage-check-interval=1s", fmt.Sprintf("--storage-limit=%dB", limit)}
 		for _, n := range next(i) {
 			in.options[i] = append(in.options[i], "--storage-nar-removal-criteria=stored-on=http://"+in.address(n))
 		}

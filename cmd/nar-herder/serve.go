@@ -88,9 +88,6 @@ type serverCommand struct {
 	starting *httpapi.Starting // answers until there is a server
 }
 
-// leastLimit is below all limits but those that lack their unit.
-const leastLimit = 64 << 10
-
 // pidFileWait is how long the process id waits for the sockets: a supervisor
 // waits a second for it at the least.
 const pidFileWait = 500 * time.Millisecond
@@ -108,9 +105,6 @@ func (c *serverCommand) validate() error {
 	}
 	if c.StorageHardLimit != noLimit && c.StorageLimit != noLimit && c.StorageHardLimit < c.StorageLimit {
 		return errors.New("--storage-hard-limit is below --storage-limit, so that nothing would be taken in and nothing be removed: raise it")
-	}
-	if 0 < c.StorageLimit && c.StorageLimit < leastLimit {
-		return fmt.Errorf("--storage-limit=%d is that many bytes, so that nearly everything would be removed: add a unit, such as %[1]dT", c.StorageLimit)
 	}
 	if isBucket(c.Storage) && c.StorageMinimumFreeSpace != noLimit {
 		return errors.New("--storage-minimum-free-space: a bucket has no file system with free space: leave it out, or use --storage-limit")

@@ -50,7 +50,7 @@ var servedSlips = []slip{
 	refusesToServe("an empty host", statusUsage, []string{"--host is empty"}, options("--host=")),
 	refusesToServe("an empty host of the control listener", statusUsage, []string{"--control-host is empty"}, options("--control-port=0", "--control-host=")),
 	refusesToServe("an empty storage and no mirror", statusUsage, []string{"--storage=DIR"}, options("--storage=")),
-	refusesToServe("a limit without its unit", statusUsage, []string{"--storage-limit=9 ", "9T"},
+	refusesToServe("a limit without its unit", statusUsage, []string{"--storage-limit", "9 lacks a unit", "9T"},
 		options("--storage-limit=9", "--storage-nar-removal-criteria=unpinned")),
 	refusesToServe("criteria that match everything at once", statusUsage, []string{"unused-for=0s"},
 		options("--storage-limit=9G", "--storage-nar-removal-criteria=unused-for=0s")),
@@ -254,8 +254,8 @@ func importsFrom(t *testing.T, d *desk, from string) {
 	}
 	before := tree(t, from)
 	third := place{d.root, d.root + "/third.db", d.make(t, "third")}
-	if out := succeed(t, third.args("import", from)...); !strings.Contains(out, "5 added") {
-		t.Errorf("import: %s", out)
+	if r := runPlain(t, third.args("import", from)...); r.status != 0 || !strings.Contains(r.out, "5 added") || !strings.Contains(r.err, from+" is a storage or an export: its nars are copied, not moved") {
+		t.Errorf("import: %+v", r)
 	}
 	if tree(t, from) != before {
 		t.Error("what is served there has changed")

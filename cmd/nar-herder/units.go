@@ -68,7 +68,7 @@ func printUnits(w io.Writer, all units) error {
 		text += "               m is a month in --ttl, --new-ttl, --negative-ttl and\n               --cached-compression-..., and refused elsewhere\n"
 	}
 	if all&sizes != 0 {
-		text += "  sizes        bytes without one; K, M, G, T, P or KiB, MiB, GiB, TiB, PiB\n               (powers of 1024); KB, MB, GB, TB, PB (powers of 1000); or none\n"
+		text += "  sizes        bytes without one, but B below 65536; K, M, G, T, P or KiB, MiB,\n               GiB, TiB, PiB (powers of 1024); KB, MB, GB, TB, PB (powers of\n               1000); or none\n"
 	}
 	_, err := fmt.Fprint(w, text)
 	return err

@@ -56,8 +56,12 @@ func (i *intervalValue) UnmarshalText(text []byte) error {
 	return err
 }
 
-// sizeValue is a number of bytes; noLimit for none.
+// sizeValue is a number of bytes; noLimit for none. A small number without a unit is
+// refused: as a limit, it would have nearly everything removed or refused.
 type sizeValue int64
+
+// leastPlainSize is the least size, but for 0, that needs no unit.
+const leastPlainSize = 64 << 10
 
 const noLimit sizeValue = -1
 
@@ -85,6 +89,9 @@ func (s *sizeValue) UnmarshalText(text []byte) error {
 			}
 			n *= base
 		}
+	}
+	if err == nil && parts[2] == "" && 0 < n && n < leastPlainSize {
+		return fmt.Errorf("%s lacks a unit: did you mean %[1]sG or %[1]sT, or %[1]sB for bytes?", text)
 	}
 	if err != nil {
 		return fmt.Errorf("%q is too large: at most %d bytes", text, int64(math.MaxInt64))

@@ -21,7 +21,7 @@ func TestValues(t *testing.T) {
 		}
 	}
 	for text, want := range map[string]int64{
-		"none": -1, "0": 0, "123": 123, "1B": 1, "1K": 1024, "1KiB": 1024, "1KB": 1000, "2M": 2 << 20, "3GiB": 3 << 30, "4T": 4 << 40, "5TB": 5e12,
+		"none": -1, "0": 0, "123B": 123, "65536": 65536, "8K": 8192, "1B": 1, "1K": 1024, "1KiB": 1024, "1KB": 1000, "2M": 2 << 20, "3GiB": 3 << 30, "4T": 4 << 40, "5TB": 5e12,
 		"1PiB": 1 << 50, "9223372036854775807": math.MaxInt64, "8191P": 8191 << 50,
 	} {
 		var got sizeValue
@@ -55,7 +55,7 @@ func TestValues(t *testing.T) {
 		{new(durationValue), []string{"", "5", "5m", "none"}},
 		{new(intervalValue), []string{"", "5", "5m", "0s"}},
 		{new(sinceValue), []string{"", "5", "5m", "2024-02-30"}},
-		{new(sizeValue), []string{"", "K", "1k", "1 K", "-1", "+1", "1.5G", "1E", "1Ki", "None", "9223372036854775808", "8192P", "9999999999999T"}},
+		{new(sizeValue), []string{"", "1", "9", "65535", "K", "1k", "1 K", "-1", "+1", "1.5G", "1E", "1Ki", "None", "9223372036854775808", "8192P", "9999999999999T"}},
 		{new(portValue), []string{"", "x", "-1", "65536", "1.0", "0x1", " 1"}},
 		{new(positiveValue), []string{"", "0", "-1", "2147483648", "x", "1.5"}},
 		{new(levelValue), []string{"", "TRACE", "INFO ", "1"}},

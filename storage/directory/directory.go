@@ -450,7 +450,7 @@ func (d *Directory) Probe(context.Context) error {
 	if err == nil {
 		err = unix.Statfs(d.name, &system)
 	}
-	if err == nil && (system.Bavail == 0 || system.Files > 0 && system.Ffree == 0) {
+	if err == nil && isFull(&system) {
 		err = unix.ENOSPC
 	}
 	if err != nil {

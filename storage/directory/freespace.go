@@ -1,12 +1,29 @@
 package directory
 
-import "nar-herder/internal/disk"
+import (
+	"errors"
 
-// FreeSpace implements [storage.FreeSpacer].
+	"golang.org/x/sys/unix"
+
+	"nar-herder/internal/disk"
+)
+
+// FreeSpace implements [storage.FreeSpacer]. The error is [errors.ErrUnsupported] if the
+// file system reports nothing but zeros, as some do that use FUSE.
 func (d *Directory) FreeSpace() (free, size int64, err error) {
 	// What its name leads to may be another file system, when it was unmounted.
 	if err := d.inPlace(); err != nil {
 		return 0, 0, err
 	}
-	return disk.Room(d.name)
+	free, size, err = disk.Room(d.name)
+	if err == nil && size == 0 {
+		err = errors.ErrUnsupported
+	}
+	return free, size, err
+}
+
+// isFull reports whether a file system has no room. Where it reports nothing but zeros,
+// that is unknown.
+func isFull(system *unix.Statfs_t) bool {
+	return system.Blocks > 0 && system.Bavail == 0 || system.Files > 0 && system.Ffree == 0
 }

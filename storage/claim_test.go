@@ -1,0 +1,91 @@
+package storage_test
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"nar-herder/internal/testlog"
+	"nar-herder/storage"
+)
+
+// lookedFor is a store that is far away, and lets nobody look for a file before some others
+// do, but for the first.
+type lookedFor struct {
+	storage.ByteStore
+	looks  atomic.Int64
+	others meeting
+}
+
+func (s *lookedFor) AtOnce() int { return 8 }
+
+func (s *lookedFor) Stat(ctx context.Context, name string) (storage.Info, error) {
+	if s.looks.Add(1) > 1 {
+		if err := s.others.wait(ctx); err != nil {
+			return storage.Info{}, err
+		}
+	}
+	return s.ByteStore.Stat(ctx, name)
+}
+
+// TestClaimSamples: of nars that few items have, a quarter may be missing.
+func TestClaimSamples(t *testing.T) {
+	t.Parallel()
+	p := placeIn(t, memoryDir(t))
+	var items []fake
+	for n := range 110 {
+		items = append(items, fake{n: n, content: "content"})
+	}
+	unstored := p.openWith(t, func(storage.ByteStore) storage.ByteStore { return nil })
+	importAll(t, unstored, storage.ImportOptions{}, laid(t, items[:100]...))
+	stored := items[100:]
+	for _, item := range stored { // in this order
+		importAll(t, p.openTest(t), storage.ImportOptions{}, laid(t, item))
+	}
+	s := p.openWith(t, func(bytes storage.ByteStore) storage.ByteStore {
+		return &lookedFor{ByteStore: bytes, others: newMeeting(8)}
+	})
+	if err := s.MayBeClaimed(t.Context()); err != nil {
+		t.Errorf("nothing is missing: %v", err)
+	}
+	for i, remove := range []int{0, 4, 8} {
+		if err := os.Remove(filepath.Join(p.store, stored[remove].name())); err != nil {
+			t.Fatal(err)
+		}
+		err := s.MayBeClaimed(t.Context())
+		if refused := err != nil && strings.Contains(err.Error(), "lacks 3 of 10 nars"); refused != (i == 2) || err != nil && !refused {
+			t.Errorf("%d nars of 10 are missing: %v", i+1, err)
+		}
+	}
+}
+
+// TestImportInUse: the log says once why nars of a storage or an export are copied.
+func TestImportInUse(t *testing.T) {
+	t.Parallel()
+	for _, marker := range []string{storage.OwnerName, storage.IdentityName, storage.ExportName, "else"} {
+		var logged testlog.Buffer
+		s := newPlace(t).openTestAs(t, nil, storage.Options{Log: slog.New(slog.NewTextHandler(&logged, nil))})
+		items := []fake{{n: 1, content: "one"}, {n: 2, content: "two"}, {n: 3, content: "three"}}
+		from := laid(t, items...)
+		if err := os.WriteFile(filepath.Join(from, marker), []byte("x\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		importAll(t, s, storage.ImportOptions{}, from)
+		want := 1
+		if marker == "else" {
+			want = 0
+		}
+		if n := strings.Count(logged.String(), from+" is a storage or an export: its nars are copied, not moved"); n != want {
+			t.Errorf("%s: it is said %d times, want %d: %s", marker, n, want, logged.String())
+		}
+		for _, item := range items {
+			if _, err := os.Stat(filepath.Join(from, item.name())); (err == nil) != (want == 1) {
+				t.Errorf("%s: a nar of it: %v", marker, err)
+			}
+		}
+	}
+}
