@@ -128,7 +128,8 @@ func TestStorageIsGone(t *testing.T) {
 		t.Fatal(err)
 	}
 	// What is open can still be read.
-	if err := errors.Join(s.TryIndex(t.Context()), s.TryReading(t.Context())); err != nil || s.TryWriting(t.Context()) == nil {
+	_, err := s.TryReading(t.Context())
+	if err := errors.Join(s.TryIndex(t.Context()), err); err != nil || s.TryWriting(t.Context()) == nil {
 		t.Errorf("reading: %v; or it can be written", err)
 	}
 	if err := os.Mkdir(s.directory, 0o755); err != nil { // an empty mount point
@@ -137,7 +138,7 @@ func TestStorageIsGone(t *testing.T) {
 	if err := os.RemoveAll(s.directory + ".away"); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.TryReading(t.Context()); !errors.Is(err, storage.ErrNotInPlace) {
+	if _, err := s.TryReading(t.Context()); !errors.Is(err, storage.ErrNotInPlace) {
 		t.Errorf("reading: %v, want ErrNotInPlace", err)
 	}
 	isFault(t, c.ask("GET", "/nar/lzip/"+gtk), 500)

@@ -36,16 +36,19 @@ const (
 type Part struct {
 	// Name is the part's in the answer and in the metric.
 	Name string
-	// Needed says that requests fail without the part, so that the server is not ready.
-	// What is wrong with others is a warning.
+	// Needed says that requests fail without the part, so that the server is not ready
+	// after two failed looks in a row, or a failed first one. What is wrong with others is
+	// a warning.
 	Needed bool
 	// Look returns what is wrong; nil for nothing. It writes nothing. Errors are logged,
 	// and clients get no text of them, except for [Warnings].
 	Look func(ctx context.Context) error
+	// Interval is the least time from one look to the next, unless that failed.
+	Interval time.Duration
 }
 
-// Warnings is the error of a part that logs by itself what is wrong. Clients get the
-// texts.
+// Warnings is an error that is not logged, and whose texts clients get: the part logs by
+// itself what is wrong. It is a warning for needed parts as well.
 type Warnings []string
 
 // Error implements error.
@@ -53,7 +56,7 @@ func (w Warnings) Error() string { return strings.Join(w, "; ") }
 
 var (
 	errNoAnswer  = errors.New("no answer within " + healthDeadline.String())
-	errNotLooked = Warnings{"the server is starting"}
+	errNotLooked = errors.New("the server is starting")
 )
 
 // health is what is known of the parts. It is a [prometheus.Collector].
@@ -67,8 +70,10 @@ type health struct {
 type watchedPart struct {
 	Part
 	looking chan error // the result of a look that is under way; nil for none
+	last    error      // the result of the last look
+	lookAt  time.Time  // when the next look is due
 	mu      sync.Mutex
-	err     error
+	err     error // what clients get: that of the last look, or of the one before
 }
 
 func newHealth(parts []Part, log *slog.Logger) *health {
@@ -93,7 +98,12 @@ func (h *health) look(ctx context.Context) {
 	deadline, cancel := context.WithTimeout(ctx, healthDeadline)
 	defer cancel()
 	var looking sync.WaitGroup
+	now := time.Now()
 	for _, p := range h.parts {
+		if !isFailure(p.last) && now.Before(p.lookAt) {
+			continue
+		}
+		p.lookAt = now.Add(p.Interval)
 		looking.Go(func() {
 			err := p.look(deadline)
 			if ctx.Err() == nil { // or the server ends
@@ -120,13 +130,19 @@ func (p *watchedPart) look(ctx context.Context) error {
 	}
 }
 
-// note records the result of a look, and logs a change.
+// note records the result of a look, and logs a change. One failed look at a needed part
+// may be chance, as when a bucket is slow for a moment.
 func (p *watchedPart) note(err error, log *slog.Logger) {
+	last := p.last
+	p.last = err
+	before := p.err // only written here
+	if p.Needed && isFailure(err) && !isFailure(last) && before != errNotLooked {
+		return
+	}
 	p.mu.Lock()
-	before := p.err
 	p.err = err
 	p.mu.Unlock()
-	was, is := isLogged(before), isLogged(err)
+	was, is := isFailure(before) && before != errNotLooked, isFailure(err)
 	switch {
 	case is && !was && p.Needed:
 		log.Error("requests fail: this server is not ready", "part", p.Name, "error", err)
@@ -137,17 +153,23 @@ func (p *watchedPart) note(err error, log *slog.Logger) {
 	}
 }
 
-// isLogged says whether the health logs an error, rather than the part itself.
-func isLogged(err error) bool {
+// isFailure says whether an error is logged, and makes a needed part fail.
+func isFailure(err error) bool {
 	var warnings Warnings
 	return err != nil && !errors.As(err, &warnings)
 }
 
-// wrong is what is wrong with the part, for clients; nil for nothing.
-func (p *watchedPart) wrong() []string {
+// wrong is what is wrong with the part, for clients, and whether requests fail; nil for
+// nothing.
+func (p *watchedPart) wrong() (texts []string, fails bool) {
 	p.mu.Lock()
 	err := p.err
 	p.mu.Unlock()
+	return textsOf(err), p.Needed && isFailure(err)
+}
+
+// textsOf returns what clients get of an error.
+func textsOf(err error) []string {
 	var warnings Warnings
 	var errno syscall.Errno
 	switch {
@@ -155,6 +177,8 @@ func (p *watchedPart) wrong() []string {
 		return nil
 	case errors.As(err, &warnings):
 		return warnings
+	case err == errNotLooked:
+		return []string{err.Error()}
 	case errors.Is(err, errNoAnswer), errors.Is(err, context.DeadlineExceeded):
 		return []string{errNoAnswer.Error()}
 	case errors.Is(err, storage.ErrAllMissing):
@@ -183,12 +207,11 @@ func (h *health) state(ctx context.Context) healthState {
 	}
 	state := healthState{"ok", make(map[string][]string), make(map[string][]string), nil}
 	for _, p := range h.parts {
-		switch wrong := p.wrong(); {
-		case wrong == nil:
-		case p.Needed:
-			state.Status, state.Failing[p.Name] = "failing", wrong
-		default:
-			state.Warnings[p.Name] = wrong
+		switch texts, fails := p.wrong(); {
+		case fails:
+			state.Status, state.Failing[p.Name] = "failing", texts
+		case texts != nil:
+			state.Warnings[p.Name] = texts
 		}
 	}
 	return state
@@ -208,7 +231,7 @@ func (h *health) Collect(values chan<- prometheus.Metric) {
 	}
 	for _, p := range h.parts {
 		value := 1.0
-		if p.wrong() != nil {
+		if texts, _ := p.wrong(); texts != nil {
 			value = 0
 		}
 		values <- prometheus.MustNewConstMetric(healthyDesc, prometheus.GaugeValue, value, p.Name)

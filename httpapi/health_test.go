@@ -23,7 +23,7 @@ func (s *slowItems) Totals(ctx context.Context) (index.Totals, error) { return s
 // watch makes a server that looks at one needed part.
 func watch(look func(context.Context) error) *started {
 	opts := options()
-	opts.Health = []Part{{"part", true, look}, {"good", true, func(context.Context) error { return nil }}}
+	opts.Health = []Part{{Name: "part", Needed: true, Look: look}, {Name: "good", Needed: true, Look: func(context.Context) error { return nil }}}
 	s := newStarted(&fakeItems{}, opts)
 	go s.health.run(s.live)
 	return s
@@ -101,14 +101,59 @@ func TestHealthChanges(t *testing.T) {
 		wantHealth(t, s, 200, `"ok"`, 100*time.Millisecond)
 		for range 3 {
 			fails.Store(true)
-			time.Sleep(healthInterval + time.Second)
+			time.Sleep(healthInterval + 500*time.Millisecond)
+			wantHealth(t, s, 200, `"ok"`, 0) // one look has failed
+			time.Sleep(healthInterval)
 			wantHealth(t, s, 503, `"part"`, 0)
 			fails.Store(false)
-			time.Sleep(healthInterval + time.Second)
+			time.Sleep(healthInterval)
 			wantHealth(t, s, 200, `"ok"`, 0)
 		}
 		if n := strings.Count(s.log.String(), "level=ERROR"); n != 3 {
 			t.Errorf("%d errors are logged, want 3: %s", n, s.log)
+		}
+	})
+}
+
+// TestHealthInterval has a part that is looked at less often than others, until it fails.
+func TestHealthInterval(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var looks atomic.Int32
+		var result atomic.Pointer[error]
+		opts := options()
+		opts.Health = []Part{{Name: "part", Needed: true, Interval: 30 * time.Second, Look: func(context.Context) error {
+			looks.Add(1)
+			if err := result.Load(); err != nil {
+				return *err
+			}
+			return nil
+		}}}
+		s := newStarted(&fakeItems{}, opts)
+		go s.health.run(s.live)
+		defer synctest.Wait()
+		defer s.end()
+		for _, test := range []struct {
+			result error
+			after  time.Duration
+			least  int32
+			most   int32
+			status int
+		}{
+			{nil, 5 * time.Minute, 9, 11, 200},
+			{Warnings{"some"}, 5 * time.Minute, 9, 11, 200},
+			{errBroken, 30*time.Second + 2*healthInterval, 2, 18, 503}, // the second as soon as others
+			{errBroken, time.Minute, 29, 31, 503},
+			{nil, healthInterval, 1, 1, 200},
+		} {
+			looks.Store(0)
+			result.Store(&test.result)
+			time.Sleep(test.after)
+			synctest.Wait()
+			if got := looks.Load(); got < test.least || got > test.most {
+				t.Errorf("%v: %d looks in %s, want %d to %d", test.result, got, test.after, test.least, test.most)
+			}
+			wantHealth(t, s, test.status, "", 0)
 		}
 	})
 }

@@ -309,13 +309,14 @@ func TestHealth(t *testing.T) {
 		{missing, nil, 503, `{"status":"failing","failing":{"needed":["none of the stored nars are there: is it mounted?"]}}`, "/srv/nars"},
 		{nil, full, 200, `{"status":"ok","warnings":{"other":["no space left on device: see the log"]}}`, "level=WARN"},
 		{nil, Warnings{"a", "b"}, 200, `{"status":"ok","warnings":{"other":["a","b"]}}`, ""},
+		{Warnings{"a", "b"}, nil, 200, `{"status":"ok","warnings":{"needed":["a","b"]}}`, ""},
 		{context.DeadlineExceeded, errBroken, 503, `{"status":"failing","failing":{"needed":["no answer within 3s"]},"warnings":{"other":["see the log"]}}`, "level=ERROR"},
 	} {
 		looks := 0
 		opts := options()
 		opts.Health = []Part{
-			{"needed", true, func(context.Context) error { looks++; return test.needed }},
-			{"other", false, func(context.Context) error { return test.other }},
+			{Name: "needed", Needed: true, Look: func(context.Context) error { looks++; return test.needed }},
+			{Name: "other", Look: func(context.Context) error { return test.other }},
 		}
 		s := start(t, &fakeItems{}, opts)
 		c := dial(t, s.address)

@@ -8,8 +8,13 @@ import (
 	"io/fs"
 )
 
-// sampleSize is how many items are tried before all of them count as unreadable.
-const sampleSize = 8
+const (
+	// sampleSize is how many items are tried at a time.
+	sampleSize = 8
+	// mostSamples is how many samples are tried before all nars count as missing: a
+	// storage that lacks most of its nars can serve the others.
+	mostSamples = 4
+)
 
 // TryIndex returns an error if narinfos can't be read.
 func (s *Storage) TryIndex(ctx context.Context) error {
@@ -17,40 +22,58 @@ func (s *Storage) TryIndex(ctx context.Context) error {
 	return err
 }
 
-// TryReading returns an error if nars can't be read from the byte store: none of a
-// random sample. The error is [ErrAllMissing] if they are missing, as in a store that
-// isn't mounted.
-func (s *Storage) TryReading(ctx context.Context) error {
+// TryReading tries to read a random sample of nars. It returns an error if none of them
+// can be read, which is [ErrAllMissing] if they are missing, as in a store that isn't
+// mounted, and otherwise a warning if some are missing; "" for none.
+func (s *Storage) TryReading(ctx context.Context) (warning string, err error) {
 	if s.bytes == nil {
-		return nil
-	}
-	rows, err := s.index.Sample(ctx, sampleSize, !s.readOnly)
-	if err != nil {
-		return err
+		return "", nil
 	}
 	var failure error
-	for _, row := range rows {
-		item, err := NewItem(row)
+	var read, wrong, removed int
+	for sample := 0; sample < mostSamples && read == 0; sample++ {
+		rows, err := s.index.Sample(ctx, sampleSize, !s.readOnly)
 		if err != nil {
-			continue // damage of the index
+			return "", err
 		}
-		err = s.tryItem(ctx, s.asReadOnly(item))
-		switch {
-		case err == nil:
-			return nil
-		case ctx.Err() != nil:
-			return ctx.Err()
-		case !errors.Is(err, ErrNotStored):
-			failure = err
+		for _, row := range rows {
+			item, err := NewItem(row)
+			if err != nil {
+				continue // damage of the index
+			}
+			switch err = s.tryItem(ctx, s.asReadOnly(item)); {
+			case err == nil:
+				read++
+			case ctx.Err() != nil && read > 0:
+				return "", nil // slow, but it can be read
+			case ctx.Err() != nil:
+				return "", ctx.Err()
+			case errors.Is(err, ErrNotStored):
+				removed++
+			case errors.Is(err, ErrDisagree):
+				wrong++
+				failure = err
+			default:
+				failure = err
+				sample = mostSamples // more samples don't help
+			}
 		}
 	}
 	switch {
+	case read > 0 && wrong > 0:
+		return fmt.Sprintf("%d of %d sampled nars are missing or have another size: run 'nar-herder check'", wrong, wrong+read), nil
+	case read > 0:
+		return "", nil
 	case errors.Is(failure, fs.ErrNotExist):
-		return fmt.Errorf("storage %s: %w, or none of those that were looked for: is it mounted? The last: %w", s.bytes, ErrAllMissing, failure)
+		return "", fmt.Errorf("storage %s: %w, or none of those that were looked for: is it mounted? The last: %w", s.bytes, ErrAllMissing, failure)
 	case failure != nil:
-		return fmt.Errorf("no nar can be read from storage %s, or none of those that were tried: the last: %w", s.bytes, failure)
+		return "", fmt.Errorf("no nar can be read from storage %s, or none of those that were tried: the last: %w", s.bytes, failure)
 	}
-	return s.hasNote(ctx)
+	if err := s.hasNote(ctx); err != nil || removed == 0 || !errors.Is(s.MayDelete(ctx), ErrNotOwner) {
+		return "", err
+	}
+	// The owner may have removed them, or not have stored them yet.
+	return "none of the sampled nars are there: is the whole storage mounted?", nil
 }
 
 // tryItem tries to read one of the item's files. The error is [ErrNotStored] if there

@@ -20,6 +20,16 @@ import (
 	"nar-herder/storage/index"
 )
 
+const (
+	// bucketInterval is how often nars are looked at in a bucket, where requests cost
+	// money.
+	bucketInterval = 30 * time.Second
+	// missingShown is for how long the health warns of missing nars after it met some.
+	missingShown = 2 * time.Minute
+	// damageShown is for how long it warns of damage in the index after it was met.
+	damageShown = time.Hour
+)
+
 // healthParts are what the health of a server is about. The last three may be nil.
 type healthParts struct {
 	store     *opened
@@ -38,6 +48,11 @@ type healthParts struct {
 // list returns the parts that this server has. The README describes them.
 func (h healthParts) list() (parts []httpapi.Part) {
 	stores, owns := h.store.HasBytes(), h.ownership.claim != nil
+	var interval time.Duration
+	if h.store.IsDistant() {
+		interval = bucketInterval
+	}
+	sample := &narSample{store: h.store}
 	for _, part := range []struct {
 		name   string
 		exists bool
@@ -47,7 +62,7 @@ func (h healthParts) list() (parts []httpapi.Part) {
 		{"database", true, true, h.store.TryIndex},
 		{"database_damage", true, false, warns(func() []string { return damageWarnings(h.store.index) })},
 		{"database_space", true, false, warns(h.database.Warnings)},
-		{"storage", stores, true, h.store.TryReading},
+		{"storage", stores, true, sample.try},
 		{"storage_owner", owns, false, warns(h.ownership.Warnings)},
 		{"storage_writes", owns, false, h.tryWriting},
 		{"storage_space", h.remover != nil, false, warns(h.remover.Warnings)},
@@ -59,14 +74,42 @@ func (h healthParts) list() (parts []httpapi.Part) {
 	} {
 		if part.exists {
 			parts = append(parts, httpapi.Part{Name: part.name, Needed: part.needed, Look: part.look})
+			if part.name == "storage" || part.name == "storage_writes" {
+				parts[len(parts)-1].Interval = interval
+			}
 		}
 	}
 	return parts
 }
 
+// narSample tries to read some nars.
+type narSample struct {
+	store   *opened
+	warning string
+	at      time.Time // when the warning was found
+}
+
+// try returns an error if no nars can be read. A warning stays for a while: the next
+// sample need not have any of the nars that are missing.
+func (n *narSample) try(ctx context.Context) error {
+	warning, err := n.store.TryReading(ctx)
+	if err != nil {
+		return err
+	}
+	if now := time.Now(); warning != "" {
+		n.warning, n.at = warning, now
+	} else if now.Sub(n.at) > missingShown {
+		return nil
+	}
+	return httpapi.Warnings{n.warning}
+}
+
 // tryWriting returns an error if nars can't be added to the storage or removed, with the
 // command that helps. Serving needs no permission to write.
 func (h healthParts) tryWriting(ctx context.Context) error {
+	if len(h.ownership.Warnings()) > 0 {
+		return httpapi.Warnings{"this server does not write to the storage: see storage_owner"}
+	}
 	err := h.store.TryWriting(ctx)
 	if h.directory == "" || err != nil && !errors.Is(err, fs.ErrPermission) {
 		return err
@@ -84,9 +127,6 @@ func warns(warnings func() []string) func(context.Context) error {
 		return nil
 	}
 }
-
-// damageShown is for how long the health warns of damage in the index after it was met.
-const damageShown = time.Hour
 
 // damageWarnings are about damage in the index.
 func damageWarnings(x *index.Index) []string {

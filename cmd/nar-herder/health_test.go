@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -20,14 +21,23 @@ import (
 // keeps the server from writing is a warning.
 func TestHealthReads(t *testing.T) {
 	t.Parallel()
+	unmountNars := func(t *testing.T, p *place) {
+		if err := os.Rename(filepath.Join(p.storage, "nar"), filepath.Join(p.dir, "nar")); err != nil {
+			t.Fatal(err)
+		}
+	}
 	for name, test := range map[string]struct {
 		small bool // the file system of the storage
 		spoil func(t *testing.T, p *place)
 		args  []string
 		// part is what the health is to say something of, and reason what; no part for nothing.
 		part, reason string
-		// broken: no nar can be read.
+		// broken: no nar can be read, so that the server is not ready.
 		broken bool
+		// noNar: nars are 404.
+		noNar bool
+		// quiet: the health itself logs nothing.
+		quiet bool
 	}{
 		"good": {},
 		"storage not mounted": {
@@ -42,19 +52,32 @@ func TestHealthReads(t *testing.T) {
 			reason: "is it mounted?", broken: true,
 		},
 		"nars not mounted in the storage": {
+			spoil:  unmountNars,
+			part:   "storage",
+			reason: "is it mounted?", broken: true,
+		},
+		"nars not mounted in a front end's storage": {
+			spoil:  unmountNars,
+			args:   []string{"--storage-read-only"},
+			part:   "storage",
+			reason: "none of the sampled nars are there", noNar: true, quiet: true,
+		},
+		"most nars are missing": {
 			spoil: func(t *testing.T, p *place) {
-				if err := os.Rename(filepath.Join(p.storage, "nar"), filepath.Join(p.dir, "nar")); err != nil {
+				unmountNars(t, p)
+				nars := filepath.Join(p.storage, "nar/lzip")
+				if err := errors.Join(os.MkdirAll(nars, 0o755), os.Rename(filepath.Join(p.dir, "nar/lzip", greeting), filepath.Join(nars, greeting))); err != nil {
 					t.Fatal(err)
 				}
 			},
 			part:   "storage",
-			reason: "is it mounted?", broken: true,
+			reason: "sampled nars are missing", quiet: true,
 		},
 		"below the minimum of free space": {
 			small:  true,
 			args:   []string{"--storage-minimum-free-space=15M"},
 			part:   "storage_space",
-			reason: "are free on the file system of the storage",
+			reason: "are free on the file system of the storage", quiet: true,
 		},
 		"full": {
 			small:  true,
@@ -104,33 +127,43 @@ func TestHealthReads(t *testing.T) {
 			if got := get(t, s.addresses[0], "/health/live"); got.StatusCode != 200 {
 				t.Errorf("/health/live: %s %s", got.Status, got.body)
 			}
-			if got := get(t, s.addresses[0], "/nar/lzip/"+greeting); (got.StatusCode == 200) == test.broken {
+			if got := get(t, s.addresses[0], "/nar/lzip/"+greeting); (got.StatusCode == 200) == (test.broken || test.noNar) {
 				t.Errorf("a nar: %s", got.Status)
 			}
-			var health struct{ Failing, Warnings map[string][]string }
-			body := askByAddress(t, control, "/health").body
-			if err := json.Unmarshal([]byte(body), &health); err != nil {
-				t.Errorf("%v in %s", err, body)
-			}
-			parts, level := health.Warnings, "WARN"
+			until(t, "the health says "+test.reason, func() bool {
+				var health struct{ Failing, Warnings map[string][]string }
+				body := askByAddress(t, control, "/health").body
+				if err := json.Unmarshal([]byte(body), &health); err != nil || strings.Contains(body, p.dir) || strings.Contains(body, p.storage) {
+					t.Errorf("%v in %s", err, body)
+				}
+				parts := health.Warnings
+				if test.broken {
+					parts = health.Failing
+				}
+				return strings.Contains(strings.Join(parts[test.part], "\n"), test.reason)
+			})
+			level := " level=WARN "
 			if test.broken {
-				parts, level = health.Failing, "ERROR"
+				level = " level=ERROR "
 			}
-			text := strings.Join(parts[test.part], "\n")
-			if !strings.Contains(text, test.reason) || strings.Contains(body, p.dir) || strings.Contains(body, p.storage) {
-				t.Errorf("/health: %s", body)
+			if test.part != "" && !test.quiet {
+				until(t, "the log has it", func() bool {
+					return slices.ContainsFunc(strings.Split(s.err.String(), "\n"), func(line string) bool {
+						return strings.Contains(line, level) && strings.Contains(line, " part="+test.part+" ")
+					})
+				})
+			} else if log := s.err.String(); strings.Contains(log, " part=") {
+				t.Errorf("the log: %s", log)
 			}
-			if logged := strings.Contains(s.err.String(), "level="+level); logged != (test.part != "") {
-				t.Errorf("the log: %s", s.err.String())
-			}
-			metrics := askByAddress(t, control, "/metrics").body
 			for _, part := range []string{"database", "storage", test.part} {
 				value := "1"
 				if part == test.part {
 					value = "0"
 				}
-				if part != "" && !strings.Contains(metrics, "\nnarherder_healthy{part=\""+part+"\"} "+value+"\n") {
-					t.Errorf("the metric of %s is not %s", part, value)
+				if part != "" {
+					until(t, "the metric of "+part+" is "+value, func() bool {
+						return strings.Contains(askByAddress(t, control, "/metrics").body, "\nnarherder_healthy{part=\""+part+"\"} "+value+"\n")
+					})
 				}
 			}
 			s.stop(t, syscall.SIGTERM)
@@ -155,4 +188,37 @@ func TestHealthDenied(t *testing.T) {
 	if err := health.tryWriting(t.Context()); !errors.Is(err, fs.ErrPermission) {
 		t.Errorf("%v, want %v", err, fs.ErrPermission)
 	}
+}
+
+// TestHealthOfUnfinishedCopy has a storage without an owner that has a quarter of the nars:
+// those are served.
+func TestHealthOfUnfinishedCopy(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	source, _, targets := generated(t, 60)
+	files := func(targets []string) (names []string) {
+		for _, target := range targets {
+			names = append(names, filepath.Join(source, target))
+		}
+		return names
+	}
+	p.imports(t, files(targets[:45])...)
+	p.imports(t, files(targets[45:])...)
+	for _, target := range targets[:45] {
+		base, _, _ := strings.Cut(filepath.Base(target), ".")
+		if err := os.Remove(filepath.Join(p.storage, "nar", base+"-item")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Remove(filepath.Join(p.storage, storage.OwnerName)); err != nil {
+		t.Fatal(err)
+	}
+	s := p.serve(t)
+	if got := get(t, s.addresses[0], "/health/ready"); got.StatusCode != 200 {
+		t.Errorf("/health/ready: %s %s", got.Status, got.body)
+	}
+	for _, text := range []string{"the storage has no owner, and lacks nars", "sampled nars are missing", "see storage_owner"} {
+		healthSays(t, s, text)
+	}
+	s.stop(t, syscall.SIGTERM)
 }

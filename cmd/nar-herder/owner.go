@@ -95,6 +95,10 @@ type ownership struct {
 	failure atomic.Pointer[error]
 }
 
+// errUnclaimed is in the error for a storage that this instance may own, but that seems to
+// be another than the one that the index is about.
+var errUnclaimed = errors.New("the storage has no owner, and is not claimed")
+
 // own makes this instance the owner of the storage, or refuses to start where it is
 // another's. Where that can't be found out now, Run tries again.
 func (c *serverCommand) own(ctx context.Context, store *opened, log *slog.Logger) (*ownership, error) {
@@ -103,6 +107,13 @@ func (c *serverCommand) own(ctx context.Context, store *opened, log *slog.Logger
 		return o, nil
 	}
 	o.claim = store.claim
+	isMounted := o.claim.IsMounted
+	o.claim.IsMounted = func(ctx context.Context) error {
+		if err := isMounted(ctx); err != nil {
+			return fmt.Errorf("%w: %w", errUnclaimed, err)
+		}
+		return nil
+	}
 	wait, cancel := context.WithTimeout(ctx, acquireWait)
 	defer cancel()
 	if converted, err := store.index.Setting(ctx, convertedSetting); err != nil {
@@ -149,6 +160,8 @@ func (o *ownership) Warnings() []string {
 		return nil
 	case errors.Is(*failure, storage.ErrNotOwner):
 		return []string{"the storage belongs to another instance now: this server no longer writes to it, and removes nothing"}
+	case errors.Is(*failure, errUnclaimed) && !errors.Is(*failure, storage.ErrAllMissing):
+		return []string{"the storage has no owner, and lacks nars that the index has, or can't be read: this server does not write to it, and removes nothing, until the storage is complete (see 'nar-herder copy-storage'), or 'nar-herder claim-storage' records which nars are there"}
 	}
 	return []string{"the owner of the storage can't be confirmed: this server does not write to it, and removes nothing, until it is"}
 }

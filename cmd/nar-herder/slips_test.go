@@ -185,6 +185,7 @@ var slipsElsewhere = map[string]string{
 	"stored-on names an instance with the same storage":       "TestRemovalSharedStorage",
 	"a storage that is read through a second name":            "TestCopyReadOnly",
 	"the storage is not writable for the server alone":        "TestUndeletable",
+	"a front end's storage is not mounted as a whole":         "TestHealthReads",
 }
 
 // asDatabase makes a database of another program.

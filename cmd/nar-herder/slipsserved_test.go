@@ -112,7 +112,14 @@ var servedSlips = []slip{
 	{name: "a server with an unfinished copy of the storage", run: func(t *testing.T, d *desk) {
 		copied := unfinishedCopy(t, d)
 		s := place{d.dir, d.database, copied}.serve(t, "--log-level=INFO")
-		healthSays(t, s, "does not write")
+		healthSays(t, s, "the storage has no owner, and lacks nars")
+		healthSays(t, s, "4 of 5 sampled nars are missing")
+		if got := get(t, s.addresses[0], "/health/ready"); got.StatusCode != 200 {
+			t.Errorf("/health/ready: %s", got.Status)
+		}
+		if got := get(t, s.addresses[0], "/nar/lzip/"+greeting); got.StatusCode != 200 {
+			t.Errorf("a nar: %s", got.Status)
+		}
 		if !strings.Contains(s.err.String(), "lacks 4 of 5 nars") {
 			t.Error("the log does not say it")
 		}

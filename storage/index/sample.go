@@ -6,14 +6,14 @@ import (
 	"math/rand/v2"
 )
 
-// sampleSpan bounds how many rows Sample reads to find items with stored files.
-const sampleSpan = 100_000
+// sampleSpan bounds how many rows Sample reads to find an item with stored files.
+const sampleSpan = 12_500
 
-const sampleItems = itemColumns + " WHERE i.id > ? AND i.id <= ? AND (i.stored_files != 0 OR ?) AND n.withdrawn_at IS NULL ORDER BY i.id LIMIT ?"
+const sampleItems = itemColumns + " WHERE i.id > ? AND i.id <= ? AND (i.stored_files != 0 OR ?) AND n.withdrawn_at IS NULL ORDER BY i.id"
 
-// Sample returns up to n neighbouring items at random, without withdrawn ones; with
-// stored, only items that have files in the storage, and none where these are very rare.
-// The error is a [Damage] if all items that were read are damaged.
+// Sample returns up to n items at random, each from a place of its own, without withdrawn
+// ones; with stored, only items that have files in the storage, and fewer or none where
+// these are very rare. The error is a [Damage] if all items that were read are damaged.
 func (x *Index) Sample(ctx context.Context, n int, stored bool) (items []*Item, err error) {
 	unstored := int64(1)
 	if stored {
@@ -21,27 +21,41 @@ func (x *Index) Sample(ctx context.Context, n int, stored bool) (items []*Item, 
 	}
 	err = x.readers.do(ctx, func(c *connection) error {
 		items = nil
-		var damage error
-		row, err := c.first("SELECT max(id) FROM items")
-		if err != nil {
+		row, err := c.first("SELECT (SELECT min(id) FROM items), (SELECT max(id) FROM items)")
+		if err != nil || row[0] == nil {
 			return err
 		}
-		last := max(number(row[0]), 1)
-		place := rand.Int64N(last)
-		// From the beginning, if there are none or the end came first: otherwise, one item
-		// at the end would often stand for all.
-		for _, span := range [][2]int64{{place, place + sampleSpan}, {0, min(place, sampleSpan)}} {
-			err := c.rows(sampleItems, []driver.Value{span[0], span[1], unstored, int64(n - len(items))}, func(row []driver.Value) (bool, error) {
-				item, err := x.item(row)
-				if err != nil {
-					damage = err
-					return true, nil
-				}
-				items = append(items, item)
-				return true, nil
-			})
-			if err != nil || len(items) == n || len(items) > 0 && span[1] < last {
+		first, last := number(row[0]), number(row[1])
+		var damage error
+		taken := make(map[int64]bool, n)
+		for range n {
+			// The first item from a random place, which may be before a gap of removed rows;
+			// from the beginning, if the end comes first.
+			place := first + rand.Int64N(last-first+1)
+			if place, err = c.integer("SELECT coalesce(min(id), 0) FROM items WHERE id >= ?", place); err != nil {
 				return err
+			}
+			for _, begin := range []int64{place, first} {
+				found := false
+				err := c.rows(sampleItems, []driver.Value{begin - 1, begin - 1 + sampleSpan, unstored}, func(row []driver.Value) (bool, error) {
+					if taken[number(row[0])] {
+						return true, nil
+					}
+					item, err := x.item(row)
+					if err != nil {
+						damage = err
+						return true, nil
+					}
+					taken[item.id], found = true, true
+					items = append(items, item)
+					return false, nil
+				})
+				if err != nil {
+					return err
+				}
+				if found {
+					break
+				}
 			}
 		}
 		if len(items) == 0 {

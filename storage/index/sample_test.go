@@ -2,9 +2,47 @@ package index
 
 import (
 	"errors"
+	"slices"
 	"testing"
 	"time"
 )
+
+// TestSampleIsSpread: items that were added together are seldom sampled together, and
+// rows that were removed make none of the others likelier than the rest.
+func TestSampleIsSpread(t *testing.T) {
+	t.Parallel()
+	x := openTest(t)
+	const count, removed = 60, 40
+	update(t, x, func(tx *Tx) error {
+		for n := range count {
+			if err := putIn(tx, x, testNarinfo(n, 1, nil, 10), 1, nil); err != nil {
+				return err
+			}
+		}
+		return tx.conn.exec("DELETE FROM items WHERE id <= ?", int64(removed))
+	})
+	together := 0
+	for range 100 {
+		items, err := x.Sample(t.Context(), 4, true)
+		if err != nil || len(items) != 4 {
+			t.Fatal(len(items), err)
+		}
+		var ids []int64
+		for _, item := range items {
+			ids = append(ids, item.id)
+		}
+		slices.Sort(ids)
+		if ids[0] == ids[1] {
+			t.Fatalf("one item twice: %v", ids)
+		}
+		if ids[3]-ids[0] == 3 {
+			together++
+		}
+	}
+	if together > 20 {
+		t.Errorf("%d of 100 samples are of neighbours", together)
+	}
+}
 
 // TestSample: each item is in a sample sooner or later, and those that are withdrawn, not
 // stored or damaged are in none.
