@@ -178,6 +178,18 @@ func TestCopies(t *testing.T) {
 	}
 }
 
+// TestMachine: the id is that in earlier owner files, with or without a newline at the end
+// of /etc/machine-id.
+func TestMachine(t *testing.T) {
+	t.Parallel()
+	const id, want = "0123456789abcdef0123456789abcdef", "054509b6f0bdef4e922eaa00179f1a18"
+	for text, want := range map[string]string{id: want, id + "\n": want, "": "", "uninitialized\n": "", id + "0": ""} {
+		if got := derive(text); got != want {
+			t.Errorf("%q: %q, want %q", text, got, want)
+		}
+	}
+}
+
 // TestLock: one process, and one instance, at a time.
 func TestLock(t *testing.T) {
 	t.Parallel()
