@@ -68,6 +68,7 @@ func migrateWithCopy(ctx context.Context, path string, steps []string) (done Mig
 		return done, err
 	}
 	options := Options{Access: Write, Migrate: true}
+	missing := missingLog(resolve(absolute))
 	version, err := recogniseFile(ctx, absolute, path, len(steps))
 	if err == nil {
 		err = options.accepts(path, version, len(steps))
@@ -81,7 +82,7 @@ func migrateWithCopy(ctx context.Context, path string, steps []string) (done Mig
 		return done, describe(tried, err)
 	}
 	defer func() { err = errors.Join(err, conn.close()) }()
-	shareLog(resolve(absolute))
+	shareLog(missing)
 	if version == len(steps) {
 		// Opening and closing it has folded back a log that a crash had left.
 		return Migration{From: version, To: version}, nil
