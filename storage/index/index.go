@@ -183,7 +183,6 @@ func open(ctx context.Context, path string, options Options, steps []string) (_ 
 	if options.Bulk {
 		log = bulkCheckpointBytes
 	}
-	missing := missingLog(x.file)
 	version, err := recogniseFile(ctx, absolute, path, len(steps))
 	if err != nil {
 		return nil, err
@@ -191,6 +190,7 @@ func open(ctx context.Context, path string, options Options, steps []string) (_ 
 	if err := options.accepts(path, version, len(steps)); err != nil {
 		return nil, err
 	}
+	missing := missingLog(x.file) // after the connection of recogniseFile, which removes a log as the last one
 	x.writer, err = connect(ctx, dataSource(absolute, cmp.Or(options.WriterCache, defaultWriterCache), fmt.Sprintf("_pragma=wal_autocheckpoint(%d)", x.longestLog(log)/pageSize)))
 	if err != nil {
 		return nil, describe(fmt.Sprintf("database %s: open it", path), err)

@@ -68,7 +68,6 @@ func migrateWithCopy(ctx context.Context, path string, steps []string) (done Mig
 		return done, err
 	}
 	options := Options{Access: Write, Migrate: true}
-	missing := missingLog(resolve(absolute))
 	version, err := recogniseFile(ctx, absolute, path, len(steps))
 	if err == nil {
 		err = options.accepts(path, version, len(steps))
@@ -77,6 +76,7 @@ func migrateWithCopy(ctx context.Context, path string, steps []string) (done Mig
 		return done, err
 	}
 	tried := fmt.Sprintf("database %s: migrate it", path)
+	missing := missingLog(resolve(absolute))
 	conn, err := connect(ctx, dataSource(absolute, defaultWriterCache))
 	if err != nil {
 		return done, describe(tried, err)
