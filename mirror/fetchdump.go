@@ -270,7 +270,7 @@ func decompress(ctx context.Context, from, to string, room disk.Look) (err error
 		return err
 	}
 	defer reader.Close()
-	out, err := disk.OpenFile(to, os.O_RDWR|os.O_TRUNC, 0o644, disk.GroupWrites)
+	out, err := disk.OpenFile(to, os.O_RDWR|os.O_TRUNC, 0o664, disk.GroupWrites)
 	if err != nil {
 		return err
 	}
