@@ -44,8 +44,8 @@ var ErrClosed = errors.New("compression: read after Close")
 //   - bzip2: 5 MiB.
 //   - xz: the dictionary that the stream asks for, refused above 64 MiB.
 //   - lzip: the dictionary, but no more than four times the data; refused above 64 MiB.
-//   - zstd: the window, but no more than the data, and 1 MiB; refused above 128 MiB. It is kept for the
-//     next reader, until the second garbage collection.
+//   - zstd: the window, but no more than the data, and 1 MiB; refused above 128 MiB. The next
+//     reader uses it unless it was collected before.
 //
 // [Memory] has the same per file. No reader starts goroutines or uses more than one core.
 func NewReader(name string, r io.Reader) (io.ReadCloser, error) {

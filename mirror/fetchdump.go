@@ -270,12 +270,11 @@ func decompress(ctx context.Context, from, to string, room disk.Look) (err error
 		return err
 	}
 	defer reader.Close()
-	out, err := os.Create(to)
+	out, err := disk.OpenFile(to, os.O_RDWR|os.O_TRUNC, 0o664, disk.GroupWrites)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, out.Close()) }()
-	disk.Inherit(to, disk.GroupWrites)
 	most := maxRatio*info.Size() + ratioFree
 	bounded := &disk.Writer{W: out, Directory: filepath.Dir(to), Look: room}
 	n, err := io.CopyBuffer(struct{ io.Writer }{bounded}, io.LimitReader(&cancelled{ctx, reader}, most+1), make([]byte, 1<<20))

@@ -173,11 +173,10 @@ func (p *Peer) Download(ctx context.Context, path, name string, zstd bool, progr
 	if err := p.self.Room.Check(filepath.Dir(name), max(known.Size-have, 0)); err != nil {
 		return nil, errors.Join(err, Discard(name))
 	}
-	file, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o644)
+	file, err := disk.OpenFile(name, os.O_RDWR, 0o644, disk.GroupWrites)
 	if err != nil {
 		return nil, err
 	}
-	disk.Inherit(name, disk.GroupWrites)
 	defer file.Close()
 	digest, err := digestOf(ctx, file, have)
 	if err != nil {
@@ -243,9 +242,15 @@ func begin(name, path string, response *http.Response) (partial, error) {
 		return known, err
 	}
 	// In this order: what lies there is never taken for a part of what comes.
-	err = errors.Join(Discard(name), os.WriteFile(name+partialSuffix, text, 0o644), disk.SyncDirectory(name))
-	disk.Inherit(name+partialSuffix, disk.GroupWrites)
-	return known, err
+	if err := Discard(name); err != nil {
+		return known, err
+	}
+	file, err := disk.OpenFile(name+partialSuffix, os.O_WRONLY|os.O_TRUNC, 0o644, disk.GroupWrites)
+	if err != nil {
+		return known, err
+	}
+	_, err = file.Write(text)
+	return known, errors.Join(err, file.Close(), disk.SyncDirectory(name))
 }
 
 // digestOf reads what is there of a file, whose end it then is at.

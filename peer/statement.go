@@ -14,7 +14,8 @@ type Statement map[string]int
 const Unknown = "?"
 
 const (
-	// MaxStatement bounds the names in a statement, and maxName their length.
+	// MaxStatement bounds the names in a statement, and with them the steps. maxName bounds
+	// their length.
 	MaxStatement = 256
 	maxName      = 64
 )
@@ -29,7 +30,7 @@ func (s *Statement) UnmarshalJSON(text []byte) error {
 		return fmt.Errorf("%w: %d names in a statement, at most %d are allowed", ErrAnswer, len(read), MaxStatement)
 	}
 	for name, steps := range read {
-		if name != Unknown && !isName(name) || steps < 1 {
+		if name != Unknown && !isName(name) || steps < 1 || steps > MaxStatement {
 			return fmt.Errorf("%w: a statement has %.99q, %d steps away", ErrAnswer, name, steps)
 		}
 	}

@@ -50,7 +50,11 @@ type model struct {
 func newModel(seed uint64, hasty bool) *model {
 	m := &model{random: rand.New(rand.NewPCG(seed, 2)), now: time.Date(2024, 1, 1, 0, 0, 0, 0, time.UTC), instances: make(map[string]*modelInstance), hasty: hasty}
 	m.restarts = 15 + m.random.IntN(150)
-	for n := range 2 + m.random.IntN(5)*m.random.IntN(2) {
+	count := 2 + m.random.IntN(5)*m.random.IntN(2)
+	if m.random.IntN(30) == 0 {
+		count = 7 + m.random.IntN(2) // longer cycles than the proof is about
+	}
+	for n := range count {
 		m.ids = append(m.ids, string(rune('A'+n)))
 	}
 	for _, id := range m.ids {

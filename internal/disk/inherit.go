@@ -21,13 +21,14 @@ const (
 // Inherit shares a file or directory that this process has made with the users of its
 // parent directory, whatever the umask: where the group may write to the parent, it gets
 // the parent's group, and those of the permissions that the parent gives the group. A
-// directory that all users may write to, such as /tmp, shares nothing.
+// directory that all users may write to, such as /tmp, shares nothing, and neither does one
+// with an access control list: its group permissions are what the list allows at most.
 //
 // What this process may not change stays as it is: the group of a user who is not one of
 // its members, and files of other users or with several names, which others may have put
 // there. No file is opened, which would drop the locks that this process has on it.
 func Inherit(name string, group fs.FileMode) {
-	parent, err := unix.Open(filepath.Dir(name), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	parent, err := openParent(name)
 	if err != nil {
 		return
 	}
@@ -55,29 +56,67 @@ func inheritAt(parent int, base string, group fs.FileMode) {
 		return
 	}
 	defer unix.Close(made)
-	inherit(above, made, group)
+	inherit(above, made, group, 1)
 }
 
-// InheritFrom is Inherit for an open file that is about to get a name in a directory.
+// InheritFrom is Inherit for an open file of the caller in a directory. It may have another
+// name elsewhere, which the caller knows.
 func InheritFrom(parent, made *os.File, group fs.FileMode) {
-	if above, shares := sharing(int(parent.Fd())); shares {
-		inherit(above, int(made.Fd()), group)
+	inheritFrom(int(parent.Fd()), made, group)
+}
+
+func inheritFrom(parent int, made *os.File, group fs.FileMode) {
+	if above, shares := sharing(parent); shares {
+		inherit(above, int(made.Fd()), group, 2)
 	}
+}
+
+// OpenFile is [os.OpenFile] with O_CREATE, and with Inherit for a file that it creates.
+// An existing file stays as it is: other users may have moved it there.
+func OpenFile(name string, flag int, permissions, group fs.FileMode) (*os.File, error) {
+	file, err := os.OpenFile(name, flag|os.O_CREATE|os.O_EXCL, permissions)
+	if errors.Is(err, fs.ErrExist) {
+		return os.OpenFile(name, flag|os.O_CREATE, permissions)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if parent, err := openParent(name); err == nil {
+		inheritFrom(parent, file, group)
+		unix.Close(parent)
+	}
+	return file, nil
+}
+
+// openParent opens a directory that may be one without permission to list it.
+func openParent(name string) (int, error) {
+	return unix.Open(filepath.Dir(name), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 }
 
 // sharing describes a directory, and reports whether it is shared with a group.
 func sharing(directory int) (stat unix.Stat_t, shares bool) {
-	err := unix.Fstat(directory, &stat)
-	return stat, err == nil && stat.Mode&0o022 == 0o020
+	if unix.Fstat(directory, &stat) != nil || stat.Mode&0o022 != 0o020 {
+		return stat, false
+	}
+	// By its name, as the descriptor may be one of O_PATH.
+	_, err := unix.Getxattr(descriptorName(directory), aclAttribute, nil)
+	return stat, err == unix.ENODATA || err == unix.ENOTSUP
 }
 
-func inherit(above unix.Stat_t, made int, group fs.FileMode) {
+// aclAttribute is set where a directory has more permissions than those of its mode; see
+// acl(5).
+const aclAttribute = "system.posix_acl_access"
+
+func descriptorName(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
+
+// inherit does nothing for a file with more names than most.
+func inherit(above unix.Stat_t, made int, group fs.FileMode, most uint64) {
 	var now unix.Stat_t
 	if unix.Fstat(made, &now) != nil || int(now.Uid) != os.Geteuid() {
 		return
 	}
 	kind := now.Mode & unix.S_IFMT
-	if kind != unix.S_IFDIR && (kind != unix.S_IFREG || now.Nlink != 1) {
+	if kind != unix.S_IFDIR && (kind != unix.S_IFREG || uint64(now.Nlink) > most) {
 		return
 	}
 	if now.Gid != above.Gid && unix.Fchownat(made, "", -1, int(above.Gid), unix.AT_EMPTY_PATH) != nil {
@@ -85,7 +124,7 @@ func inherit(above unix.Stat_t, made int, group fs.FileMode) {
 	}
 	if want := now.Mode&0o7777 | above.Mode&uint32(group); want != now.Mode&0o7777 {
 		// A descriptor of O_PATH has no other way; see open(2).
-		_ = unix.Chmod("/proc/self/fd/"+strconv.Itoa(made), want)
+		_ = unix.Chmod(descriptorName(made), want)
 	}
 }
 

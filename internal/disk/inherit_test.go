@@ -1,12 +1,16 @@
 package disk
 
 import (
+	"encoding/binary"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestInherit: a file takes the group and its permissions from a directory that the
@@ -69,6 +73,67 @@ func TestInherit(t *testing.T) {
 				t.Error("a directory was made in a file")
 			}
 		})
+	}
+}
+
+// TestInheritACL: the group permissions of a directory with an access control list are its
+// mask, and not those of the group.
+func TestInheritACL(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	must(t, os.Chmod(dir, 0o755))
+	file := filepath.Join(dir, "file")
+	must(t, os.WriteFile(file, nil, 0o600))
+	acl := binary.LittleEndian.AppendUint32(nil, 2) // the version
+	for _, entry := range []struct {
+		tag, permissions uint16
+		id               uint32
+	}{
+		{0x01, 7, 0xffffffff}, {0x02, 7, 1}, {0x04, 5, 0xffffffff}, {0x10, 7, 0xffffffff}, {0x20, 5, 0xffffffff}, // owner, user 1, group, mask, others
+	} {
+		acl = binary.LittleEndian.AppendUint16(acl, entry.tag)
+		acl = binary.LittleEndian.AppendUint16(acl, entry.permissions)
+		acl = binary.LittleEndian.AppendUint32(acl, entry.id)
+	}
+	if err := unix.Setxattr(dir, aclAttribute, acl, 0); err != nil {
+		t.Skip("no access control list can be set:", err)
+	}
+	info, err := os.Stat(dir)
+	must(t, err)
+	if info.Mode().Perm() != 0o775 {
+		t.Fatalf("the mode is %#o: the list is not one of the kind", info.Mode().Perm())
+	}
+	Inherit(file, GroupWrites)
+	if info, err = os.Stat(file); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the file has mode %#o, %v", info.Mode().Perm(), err)
+	}
+}
+
+// TestOpenFile: only a file that is new inherits.
+func TestOpenFile(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	must(t, os.Chmod(dir, 0o770))
+	created, existing, link := filepath.Join(dir, "new"), filepath.Join(dir, "existing"), filepath.Join(dir, "link")
+	must(t, os.WriteFile(existing, []byte("text"), 0o600))
+	must(t, os.Symlink("target", link))
+	for name, want := range map[string]fs.FileMode{created: 0o660, existing: 0o600, link: 0o600} {
+		file, err := OpenFile(name, os.O_RDWR, 0o600, GroupWrites)
+		must(t, err)
+		info, err := file.Stat()
+		must(t, errors.Join(err, file.Close()))
+		if info.Mode().Perm() != want {
+			t.Errorf("%s has mode %#o, want %#o", name, info.Mode().Perm(), want)
+		}
+	}
+	if text, err := os.ReadFile(existing); string(text) != "text" {
+		t.Errorf("%q, %v", text, err)
+	}
+	if _, err := OpenFile(link, os.O_RDWR|unix.O_NOFOLLOW, 0o600, GroupWrites); err == nil {
+		t.Error("a link was followed")
+	}
+	if _, err := OpenFile(filepath.Join(dir, "missing/file"), os.O_RDWR, 0o600, GroupWrites); !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
 	}
 }
 

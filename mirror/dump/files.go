@@ -50,11 +50,10 @@ var ErrBusy = errors.New("another process is making the dump")
 // process ends.
 func lock(path string) (unlock func() error, err error) {
 	// Only read: it may be that of another user.
-	file, err := os.OpenFile(path+lockSuffix, os.O_RDONLY|os.O_CREATE, 0o664)
+	file, err := disk.OpenFile(path+lockSuffix, os.O_RDONLY, 0o664, disk.GroupWrites)
 	if err != nil {
 		return nil, err
 	}
-	disk.Inherit(file.Name(), disk.GroupWrites)
 	for {
 		err = unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if err != unix.EINTR {

@@ -158,11 +158,10 @@ func writeManifest(path, temporary string, m manifest) error {
 	if err != nil {
 		return err
 	}
-	file, err := os.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
+	file, err := disk.OpenFile(temporary, os.O_WRONLY|os.O_TRUNC, 0o644, disk.GroupWrites)
 	if err != nil {
 		return err
 	}
-	disk.Inherit(temporary, disk.GroupWrites)
 	_, err = file.Write(append(text, '\n'))
 	if err == nil {
 		err = file.Sync()

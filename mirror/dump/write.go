@@ -207,12 +207,11 @@ func compress(ctx context.Context, path, compressed string) (plain, packed File,
 		return File{}, File{}, err
 	}
 	defer in.Close()
-	out, err := os.OpenFile(compressed, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	out, err := disk.OpenFile(compressed, os.O_WRONLY|os.O_EXCL, 0o644, disk.GroupWrites)
 	if err != nil {
 		return File{}, File{}, err
 	}
 	defer func() { err = errors.Join(err, out.Close()) }()
-	disk.Inherit(compressed, disk.GroupWrites)
 	packedSum := newSummed(out)
 	buffered := bufio.NewWriterSize(packedSum, readStep)
 	encoder, err := zstd.NewWriter(buffered, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithWindowSize(zstdWindow), zstd.WithEncoderConcurrency(1))

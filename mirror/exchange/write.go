@@ -56,11 +56,10 @@ func Create(ctx context.Context, path string) (*Writer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("database %s: find its absolute path: %w", path, err)
 	}
-	file, err := os.OpenFile(absolute, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o664)
+	file, err := disk.OpenFile(absolute, os.O_RDWR|os.O_EXCL, 0o664, disk.GroupWrites)
 	if err != nil {
 		return nil, fmt.Errorf("create database %s: %w", path, cmp.Or(errors.Unwrap(err), err))
 	}
-	disk.Inherit(absolute, disk.GroupWrites)
 	w := &Writer{
 		path:       path,
 		references: rows{table: "narinfo_references (narinfo_id, store_path)", width: 2},

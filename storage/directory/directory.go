@@ -283,12 +283,12 @@ func (d *Directory) StageFile(_ context.Context, name string, file *os.File, siz
 		return nil, d.explain("open", path.Dir(temporary), err)
 	}
 	defer parent.Close()
-	disk.InheritFrom(parent, file, disk.GroupReads)
 	// By descriptor, so that it is the very file that was looked at.
 	err = unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", file.Fd()), int(parent.Fd()), path.Base(temporary), unix.AT_SYMLINK_FOLLOW)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w: %w", source, storage.ErrCantShare, err)
 	}
+	disk.InheritFrom(parent, file, disk.GroupReads)
 	return &staged{d: d, temporary: temporary, name: name}, nil
 }
 

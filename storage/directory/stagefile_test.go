@@ -146,6 +146,9 @@ func TestStageFileRefuses(t *testing.T) {
 		"other file system": func(t *testing.T, source string) string {
 			other := filepath.Join(testfs.Small(t, 1<<20), "nar")
 			lay(t, other, "content")
+			if err := os.Chmod(other, 0o604); err != nil {
+				t.Fatal(err)
+			}
 			return other
 		},
 		// One file system, but another mount of it.
@@ -158,8 +161,15 @@ func TestStageFileRefuses(t *testing.T) {
 			t.Parallel()
 			d, source := beside(t)
 			file := make(t, source)
+			if err := os.Chmod(d.String(), 0o775); err != nil { // which is shared with the group
+				t.Fatal(err)
+			}
+			before := stat(t, file).Mode()
 			if _, err := stageFile(t, d, file, 7); !errors.Is(err, storage.ErrCantShare) {
 				t.Errorf("%v, want ErrCantShare", err)
+			}
+			if after := stat(t, file).Mode(); after != before {
+				t.Errorf("the source had mode %v, and has %v", before, after)
 			}
 			// It can be copied then.
 			from, err := os.Open(file)

@@ -99,7 +99,7 @@ func (x *Index) mayReplace(target string, replace bool) error {
 // lockUnfinished creates an unfinished file, or empties the one that a killed process has
 // left, and locks it.
 func lockUnfinished(name string) (_ *os.File, err error) {
-	file, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o644)
+	file, err := disk.OpenFile(name, os.O_RDWR|unix.O_NOFOLLOW, 0o644, disk.GroupWrites)
 	if err != nil {
 		return nil, err
 	}
@@ -119,7 +119,6 @@ func lockUnfinished(name string) (_ *os.File, err error) {
 	if err := errors.Join(err1, err2); err != nil || !os.SameFile(opened, named) {
 		return nil, busy // it has just finished
 	}
-	disk.Inherit(name, disk.GroupWrites)
 	return file, file.Truncate(0)
 }
 

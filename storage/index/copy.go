@@ -65,11 +65,10 @@ func (x *Index) Copy(ctx context.Context, path string, at time.Time, changes int
 	if err := errors.Join(err1, err2); err != nil {
 		return Copied{}, fmt.Errorf("%s: %w", tried, err)
 	}
-	file, err := os.OpenFile(target, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644)
+	file, err := disk.OpenFile(target, os.O_RDWR|os.O_EXCL, 0o644, disk.GroupWrites)
 	if err != nil {
 		return Copied{}, fmt.Errorf("%s: %w", tried, err)
 	}
-	disk.Inherit(target, disk.GroupWrites)
 	defer func() {
 		// To free gigabytes takes longer than who stops the program waits for.
 		if err != nil && ctx.Err() == nil {

@@ -26,9 +26,8 @@ func openFull(ctx context.Context, path string, options Options) (*Index, error)
 	// While these exist, readers take locks, and see what others write. An empty file
 	// takes no room. Without them, the database is read as it is.
 	for _, suffix := range []string{"-wal", "-shm"} {
-		file, err := os.OpenFile(resolve(path)+suffix, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o664)
+		file, err := disk.OpenFile(resolve(path)+suffix, os.O_WRONLY|os.O_EXCL, 0o664, disk.GroupWrites)
 		if err == nil {
-			disk.Inherit(file.Name(), disk.GroupWrites)
 			err = file.Close()
 		}
 		if err != nil && !errors.Is(err, fs.ErrExist) && !disk.IsFull(err) {

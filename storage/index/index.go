@@ -190,11 +190,12 @@ func open(ctx context.Context, path string, options Options, steps []string) (_ 
 	if err := options.accepts(path, version, len(steps)); err != nil {
 		return nil, err
 	}
+	missing := missingLog(x.file) // after the connection of recogniseFile, which removes a log as the last one
 	x.writer, err = connect(ctx, dataSource(absolute, cmp.Or(options.WriterCache, defaultWriterCache), fmt.Sprintf("_pragma=wal_autocheckpoint(%d)", x.longestLog(log)/pageSize)))
 	if err != nil {
 		return nil, describe(fmt.Sprintf("database %s: open it", path), err)
 	}
-	shareLog(x.file)
+	shareLog(missing)
 	if err := migrate(ctx, x.writer, path, options, steps); err != nil {
 		return nil, err
 	}
@@ -272,8 +273,7 @@ func prepareFile(path string, access Access) error {
 	}
 	if errors.Is(err, fs.ErrNotExist) {
 		var file *os.File
-		if file, err = os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o664); err == nil {
-			disk.Inherit(path, disk.GroupWrites)
+		if file, err = disk.OpenFile(path, os.O_RDWR|os.O_EXCL, 0o664, disk.GroupWrites); err == nil {
 			return file.Close()
 		}
 		if errors.Is(err, fs.ErrExist) {
@@ -332,11 +332,22 @@ func MayWrite(path string) error {
 	return disk.Unwritable(append(names, path+reserveSuffix, path+".lock")...)
 }
 
-// shareLog gives the files of the log the group of their directory. SQLite gives them the
-// mode of the database, but its owner and group only when root makes them.
-func shareLog(path string) {
-	for _, suffix := range []string{"-wal", "-shm"} {
-		disk.Inherit(path+suffix, disk.GroupWrites)
+// missingLog returns the files of the log that do not exist yet, for shareLog.
+func missingLog(path string) (missing []string) {
+	for _, name := range []string{path + "-wal", path + "-shm"} {
+		if _, err := os.Lstat(name); errors.Is(err, fs.ErrNotExist) {
+			missing = append(missing, name)
+		}
+	}
+	return missing
+}
+
+// shareLog gives files of the log that SQLite has just made the group of their directory.
+// SQLite gives them the mode of the database, but its owner and group only when root makes
+// them.
+func shareLog(names []string) {
+	for _, name := range names {
+		disk.Inherit(name, disk.GroupWrites)
 	}
 }
 

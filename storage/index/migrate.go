@@ -76,12 +76,13 @@ func migrateWithCopy(ctx context.Context, path string, steps []string) (done Mig
 		return done, err
 	}
 	tried := fmt.Sprintf("database %s: migrate it", path)
+	missing := missingLog(resolve(absolute))
 	conn, err := connect(ctx, dataSource(absolute, defaultWriterCache))
 	if err != nil {
 		return done, describe(tried, err)
 	}
 	defer func() { err = errors.Join(err, conn.close()) }()
-	shareLog(resolve(absolute))
+	shareLog(missing)
 	if version == len(steps) {
 		// Opening and closing it has folded back a log that a crash had left.
 		return Migration{From: version, To: version}, nil

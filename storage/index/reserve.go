@@ -111,11 +111,10 @@ func (x *Index) KeepReserve() (Reserve, error) {
 // allocate is [unix.Fallocate].
 func makeReserve(name string, kept, size int64, allocate func(fd int, mode uint32, offset, length int64) error) (err error) {
 	// As the database, it may be written by the group.
-	file, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|unix.O_NOFOLLOW, 0o664)
+	file, err := disk.OpenFile(name, os.O_WRONLY|unix.O_NOFOLLOW, 0o664, disk.GroupWrites)
 	if err != nil {
 		return err
 	}
-	disk.Inherit(name, disk.GroupWrites)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, file.Truncate(kept))

@@ -63,7 +63,7 @@ type Lock struct {
 // that is not possible.
 func NewLock(path string, self Owner) (*Lock, error) {
 	l := &Lock{user: User{Owner: self, PID: os.Getpid()}}
-	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o664)
+	file, err := disk.OpenFile(path, os.O_RDWR|unix.O_NOFOLLOW, 0o664, disk.GroupWrites)
 	if errors.Is(err, os.ErrPermission) || isUnwritable(err) {
 		// It may be another user's.
 		if readable, readErr := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW, 0); readErr == nil {
@@ -77,7 +77,6 @@ func NewLock(path string, self Owner) (*Lock, error) {
 	if err != nil {
 		return nil, fmt.Errorf("lock it: %w", err)
 	}
-	disk.Inherit(path, disk.GroupWrites)
 	l.file = file
 	if err := l.take(path); err != nil {
 		file.Close()

@@ -4,6 +4,7 @@ package owner
 
 import (
 	"context"
+	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -64,12 +65,18 @@ func resolve(path string) string {
 // machine returns an id that is derived from the one in /etc/machine-id, which must not
 // be published itself; see machine-id(5).
 func machine() string {
-	id, err := os.ReadFile("/etc/machine-id")
-	if err != nil || len(strings.TrimSpace(string(id))) != 32 {
+	id, _ := os.ReadFile("/etc/machine-id") // empty where there is none
+	return derive(string(id))
+}
+
+func derive(id string) string {
+	id = strings.TrimSpace(id)
+	if len(id) != 32 {
 		return ""
 	}
-	sum := sha256.Sum256(append([]byte("nar-herder "), id...))
-	return hex.EncodeToString(sum[:16])
+	mac := hmac.New(sha256.New, []byte(id))
+	mac.Write([]byte("nar-herder"))
+	return hex.EncodeToString(mac.Sum(nil)[:16])
 }
 
 // String describes an owner in messages.

@@ -178,6 +178,42 @@ func TestCopies(t *testing.T) {
 	}
 }
 
+// TestMachine: the id is that in earlier owner files, with or without a newline at the end
+// of /etc/machine-id.
+func TestMachine(t *testing.T) {
+	t.Parallel()
+	const id, want = "0123456789abcdef0123456789abcdef", "054509b6f0bdef4e922eaa00179f1a18"
+	for text, want := range map[string]string{id: want, id + "\n": want, "": "", "uninitialized\n": "", id + "0": ""} {
+		if got := derive(text); got != want {
+			t.Errorf("%q: %q, want %q", text, got, want)
+		}
+	}
+}
+
+// TestLockShared: a new lock file may be written by the group of its directory, and one
+// that exists stays as it is: it may be a nar that another user has given this name.
+func TestLockShared(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	existing := filepath.Join(dir, "existing")
+	if err := errors.Join(os.Chmod(dir, 0o770), os.WriteFile(existing, nil, 0o604)); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]os.FileMode{filepath.Join(dir, "new"): 0o060, existing: 0} {
+		l, err := NewLock(name, Self("a", "/a.db"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		info, err := os.Stat(name)
+		if err := errors.Join(err, l.Close()); err != nil {
+			t.Fatal(err)
+		}
+		if got := info.Mode() & 0o060; got != want {
+			t.Errorf("%s has mode %v", name, info.Mode())
+		}
+	}
+}
+
 // TestLock: one process, and one instance, at a time.
 func TestLock(t *testing.T) {
 	t.Parallel()

@@ -155,11 +155,10 @@ func New(behind storage.ByteStore, options Options) (*Tiered, error) {
 // takeLock makes sure that no other process uses the directory: each would count
 // and remove files without the other's knowing.
 func (t *Tiered) takeLock() error {
-	file, err := os.OpenFile(filepath.Join(t.directory, "lock"), os.O_RDONLY|os.O_CREATE|unix.O_NOFOLLOW, 0o644)
+	file, err := disk.OpenFile(filepath.Join(t.directory, "lock"), os.O_RDONLY|unix.O_NOFOLLOW, 0o644, disk.GroupWrites)
 	if err != nil {
 		return fmt.Errorf("cache %s: lock it: %w", t.directory, err)
 	}
-	disk.Inherit(file.Name(), disk.GroupWrites)
 	switch err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB); err {
 	case nil:
 	case unix.ENOSYS, unix.ENOLCK, unix.EOPNOTSUPP, unix.EINVAL:
