@@ -168,7 +168,7 @@ func TestLitestream(t *testing.T) {
 		t.Errorf("check: %+v", r)
 	}
 	// Only the front end that was ahead waits for an administrator.
-	replicating = l.replicate()
+	l.replicate()
 	primary.imports(t, files(replicated, count)...)
 	has := func(i int) func() bool {
 		return func() bool { return get(t, in.address(i), targets[count-1]).StatusCode == http.StatusOK }
