@@ -84,12 +84,17 @@ func newHealth(parts []Part, log *slog.Logger) *health {
 	return h
 }
 
-// run looks at the parts until the context ends.
+// run looks at the parts until the context ends, and returns when no look is under way.
 func (h *health) run(ctx context.Context) {
 	h.look(ctx)
 	close(h.looked)
 	for pace.Sleep(ctx, healthInterval) == nil {
 		h.look(ctx)
+	}
+	for _, p := range h.parts {
+		if p.looking != nil {
+			<-p.looking
+		}
 	}
 }
 

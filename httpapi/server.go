@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net"
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -332,14 +333,17 @@ func (s *Server) Registry() *prometheus.Registry { return s.metrics.registry }
 
 // Serve answers requests from all listeners until the context ends, and closes
 // them. Then it gives answers in flight a moment, cuts the rest, and returns
-// nil, at most two seconds later. An error is a listener's.
+// nil, at most two seconds later, or when a look at a part of the health that hangs has
+// ended. An error is a listener's.
 func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 	if s.options.Starting == nil {
 		s.conns.progressTimeout, s.conns.quietTime = s.progressTimeout, s.quietTime
 	} else {
 		s.options.Starting.answerBy(s.handle, s.handleBadRequest)
 	}
-	go s.health.run(s.live)
+	var health sync.WaitGroup
+	health.Go(func() { s.health.run(s.live) })
+	defer health.Wait() // what it looks at is closed afterwards
 	ended := make(chan error, len(listeners))
 	for _, listener := range listeners {
 		go func() { ended <- s.conns.serve(s.engine, listener) }()
