@@ -28,6 +28,7 @@ type Conn struct {
 	// done since it was resumed.
 	onLoop bool
 	turns  int
+	turn   int   // how many bytes it may read when it comes from the queue
 	lane   *Lane // the one that it enters or is in; nil for none
 
 	read, write side
@@ -121,8 +122,8 @@ func (c *Conn) Read(p []byte) (int, error) {
 		if c.read.ready.Swap(false) {
 			if c.yield != nil {
 				if c.turns++; c.turns > mostTurns {
-					p = p[:min(len(p), queuedRead)]
 					c.yield(nextTurn)
+					p = p[:min(len(p), c.turn)]
 				}
 			}
 			if err := c.begin(); err != nil {

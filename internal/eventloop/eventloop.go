@@ -33,9 +33,11 @@ const (
 	longest = time.Millisecond
 	// mostTurns is how many reads a connection may do before the others are resumed.
 	mostTurns = 2
-	// queuedRead is how many bytes a connection may read in each turn but the first: a
-	// client that has sent more than one read takes pipelines its requests.
-	queuedRead = 1 << 10
+	// queuedReads is how many bytes those in the queue may read in one turn of each, and
+	// leastQueuedRead and mostQueuedRead bound the turn of one: the more clients pipeline, the
+	// less of each one's requests others wait for.
+	queuedReads                     = 64 << 10
+	leastQueuedRead, mostQueuedRead = 1 << 10, 4 << 10
 	// most bounds how many events are asked for at a time.
 	most = 128
 )
@@ -228,6 +230,7 @@ func (l *loop) dequeue() *Conn {
 		return nil
 	}
 	c := l.queue[0]
+	c.turn = max(leastQueuedRead, min(queuedReads/len(l.queue), mostQueuedRead))
 	l.queue[0] = nil
 	l.queue = l.queue[1:]
 	return c
