@@ -36,6 +36,9 @@ func (s *Storage) TryReading(ctx context.Context) (warning string, err error) {
 		if err != nil {
 			return "", err
 		}
+		if len(rows) == 0 {
+			break
+		}
 		for _, row := range rows {
 			item, err := NewItem(row)
 			if err != nil {

@@ -28,35 +28,40 @@ func (x *Index) Sample(ctx context.Context, n int, stored bool) (items []*Item, 
 		first, last := number(row[0]), number(row[1])
 		var damage error
 		taken := make(map[int64]bool, n)
+		from := func(place int64) (found *Item, err error) {
+			err = c.rows(sampleItems, []driver.Value{place - 1, place - 1 + sampleSpan, unstored}, func(row []driver.Value) (bool, error) {
+				if taken[number(row[0])] {
+					return true, nil
+				}
+				item, itemErr := x.item(row)
+				if itemErr != nil {
+					damage = itemErr
+					return true, nil
+				}
+				found = item
+				return false, nil
+			})
+			return found, err
+		}
 		for range n {
 			// The first item from a random place, which may be before a gap of removed rows;
 			// from the beginning, if the end comes first.
-			place := first + rand.Int64N(last-first+1)
-			if place, err = c.integer("SELECT coalesce(min(id), 0) FROM items WHERE id >= ?", place); err != nil {
+			place, err := c.integer("SELECT coalesce(min(id), 0) FROM items WHERE id >= ?", first+rand.Int64N(last-first+1))
+			if err != nil {
 				return err
 			}
-			for _, begin := range []int64{place, first} {
-				found := false
-				err := c.rows(sampleItems, []driver.Value{begin - 1, begin - 1 + sampleSpan, unstored}, func(row []driver.Value) (bool, error) {
-					if taken[number(row[0])] {
-						return true, nil
-					}
-					item, err := x.item(row)
-					if err != nil {
-						damage = err
-						return true, nil
-					}
-					taken[item.id], found = true, true
-					items = append(items, item)
-					return false, nil
-				})
-				if err != nil {
-					return err
-				}
-				if found {
-					break
-				}
+			item, err := from(place)
+			if item == nil && err == nil {
+				item, err = from(first)
 			}
+			if err != nil {
+				return err
+			}
+			if item == nil {
+				break // other places would hardly have one
+			}
+			taken[item.id] = true
+			items = append(items, item)
 		}
 		if len(items) == 0 {
 			return damage
