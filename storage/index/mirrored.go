@@ -8,18 +8,6 @@ import (
 	"nar-herder/narinfo"
 )
 
-// LastPlace is the place of the last item of all; 0 for none.
-func (x *Index) LastPlace(ctx context.Context) (last int64, err error) {
-	err = x.readers.do(ctx, func(c *connection) error {
-		last, err = c.integer("SELECT coalesce(max(id), 0) FROM items")
-		return err
-	})
-	if err != nil {
-		return 0, describe("find the last item of "+x.path, err)
-	}
-	return last, nil
-}
-
 // MirroredCount is the number of items that clients are told of and that the
 // mirrored instance has, and the place of the last item of all.
 func (x *Index) MirroredCount(ctx context.Context) (count, last int64, err error) {
