@@ -67,7 +67,7 @@ func narURLs(t testing.TB) (urls []string) {
 		t.Fatalf("no nars: %v", err)
 	}
 	for _, file := range files {
-		urls = append(urls, "/nar/lzip/"+strings.NewReplacer("+", "%2B", "=", "%3D", "?", "%3F").Replace(filepath.Base(file)))
+		urls = append(urls, "/nar/lzip/"+narEscapes.Replace(filepath.Base(file)))
 	}
 	return urls
 }
