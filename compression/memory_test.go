@@ -34,7 +34,7 @@ func compressed(t *testing.T, data []byte, yield func(name string, args []string
 
 // TestMemory compares what Memory says with what is allocated, at several places in the data.
 func TestMemory(t *testing.T) {
-	defer drainPool() // what is in there is no reader's
+	defer drainPool() // idle decoders don't count
 	for _, size := range []int{1000, 300 << 10, 17 << 20} {
 		data := sample(min(size, 1<<20))
 		for len(data) < size {

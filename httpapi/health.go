@@ -47,8 +47,8 @@ type Part struct {
 	Interval time.Duration
 }
 
-// Warnings is an error that is not logged, and whose texts clients get: the part logs by
-// itself what is wrong. It is a warning for needed parts as well.
+// Warnings is an error that is not logged, as the part itself logs what is wrong. Clients
+// get its texts. Needed parts don't fail because of it.
 type Warnings []string
 
 // Error implements error.

@@ -12,7 +12,7 @@ import (
 	"nar-herder/storage/index"
 )
 
-// slowItems are items whose totals a test decides on.
+// slowItems lets a test answer for the totals.
 type slowItems struct {
 	fakeItems
 	totalsCtx func(context.Context) (index.Totals, error)

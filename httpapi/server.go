@@ -333,8 +333,8 @@ func (s *Server) Registry() *prometheus.Registry { return s.metrics.registry }
 
 // Serve answers requests from all listeners until the context ends, and closes
 // them. Then it gives answers in flight a moment, cuts the rest, and returns
-// nil, at most two seconds later, or when a look at a part of the health that hangs has
-// ended. An error is a listener's.
+// nil, at most two seconds later unless a look at the health hangs. An error is a
+// listener's.
 func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 	if s.options.Starting == nil {
 		s.conns.progressTimeout, s.conns.quietTime = s.progressTimeout, s.quietTime

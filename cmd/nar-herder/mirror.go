@@ -133,7 +133,7 @@ func (c *serverCommand) follower(store *opened, peers peer.Peers, fetcher *nars.
 
 type mirrorStatusCommand struct {
 	URL    fromValue     `arg:"" placeholder:"URL" help:"The mirror, such as http://127.0.0.1:8734."`
-	MaxLag durationValue `default:"5min" placeholder:"DURATION" help:"The lag that is no failure (default: ${default})."`
+	MaxLag durationValue `default:"5min" placeholder:"DURATION" help:"The largest lag that still counts as up to date (default: ${default})."`
 	JSON   bool          `name:"json" help:"The answer as the mirror gives it."`
 }
 

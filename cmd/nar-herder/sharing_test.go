@@ -114,7 +114,7 @@ func TestTwoUsers(t *testing.T) {
 					}
 					<-s.ended
 				}
-				// What the other server has made can be removed as well.
+				// Files of the other server can also be removed.
 				for uid := range uint32(2) {
 					if r := asUser(60001+uid, umask, program, p.args("remove", "--now", "/gnu/store/"+base(2+3*int(1-uid)))...).run(t); r.status != 0 {
 						t.Errorf("remove an imported nar: %s", r.err)

@@ -134,7 +134,7 @@ var servedSlips = []slip{
 			t.Errorf("check: %v", c.totals.Findings)
 		}
 	}},
-	{name: "a server whose storage is not mounted", run: func(t *testing.T, d *desk) {
+	{name: "a server with its storage not mounted", run: func(t *testing.T, d *desk) {
 		unmounted := d.make(t, "unmounted")
 		s := place{d.dir, d.database, unmounted}.serve(t, "--log-level=INFO")
 		if got := get(t, s.addresses[0], "/nar/lzip/"+greeting); got.StatusCode < 500 {
@@ -148,7 +148,7 @@ var servedSlips = []slip{
 		}
 		isEmpty(t, unmounted)
 	}},
-	{name: "import beside a server whose owner file was deleted", run: func(t *testing.T, d *desk) {
+	{name: "import beside a server after its owner file was deleted", run: func(t *testing.T, d *desk) {
 		s := d.serve(t)
 		if err := os.Remove(filepath.Join(d.storage, storage.OwnerName)); err != nil {
 			t.Fatal(err)

@@ -109,7 +109,7 @@ const aclAttribute = "system.posix_acl_access"
 
 func descriptorName(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
 
-// inherit does nothing for a file with more names than most.
+// inherit is for a file with at most so many names.
 func inherit(above unix.Stat_t, made int, group fs.FileMode, most uint64) {
 	var now unix.Stat_t
 	if unix.Fstat(made, &now) != nil || int(now.Uid) != os.Geteuid() {
@@ -141,7 +141,7 @@ func MkdirAll(name string, permissions fs.FileMode) error {
 	}
 	err := os.Mkdir(name, permissions)
 	if errors.Is(err, fs.ErrExist) {
-		return os.MkdirAll(name, permissions) // another process was first, or it is no directory
+		return os.MkdirAll(name, permissions) // another process was first, or it is not a directory
 	}
 	if err == nil {
 		Inherit(name, GroupEnters)
