@@ -32,14 +32,13 @@ type Source struct {
 	changes  []peer.Change
 	answers  map[string]http.HandlerFunc
 	nar      []byte
-	asked    map[string]int
 	closed   chan struct{}
 	changed  chan struct{} // closed when there are more changes
 }
 
 // New starts a source whose changes have numbers, and which has none yet.
 func New() *Source {
-	s := &Source{instance: Instance, answers: make(map[string]http.HandlerFunc), asked: make(map[string]int), closed: make(chan struct{}), changed: make(chan struct{})}
+	s := &Source{instance: Instance, answers: make(map[string]http.HandlerFunc), closed: make(chan struct{}), changed: make(chan struct{})}
 	s.server = httptest.NewServer(http.HandlerFunc(s.serve))
 	s.URL = s.server.URL
 	return s
@@ -88,9 +87,6 @@ func (s *Source) Publish(path string, content []byte) {
 // Add tells an addition of a text.
 func (s *Source) Add(at time.Time, text string) { s.Tell(at, peer.Addition, text) }
 
-// Remove tells a removal of a store path.
-func (s *Source) Remove(at time.Time, path string) { s.Tell(at, peer.Removal, path) }
-
 // Tell tells a change of any kind.
 func (s *Source) Tell(at time.Time, kind, data string) {
 	s.mu.Lock()
@@ -101,16 +97,8 @@ func (s *Source) Tell(at time.Time, kind, data string) {
 	s.changed = make(chan struct{})
 }
 
-// Asked is how often a path was asked for.
-func (s *Source) Asked(path string) int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.asked[path]
-}
-
 func (s *Source) serve(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
-	s.asked[r.URL.Path]++
 	answer, instance, nar := s.answers[r.URL.Path], s.instance, s.nar
 	s.mu.Unlock()
 	query := r.URL.Query()

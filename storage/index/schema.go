@@ -15,10 +15,6 @@ const applicationID = ApplicationID
 // field that SQLite keeps for that.
 const ApplicationID = 0x4e617248
 
-// SchemaVersion is the newest version of the schema that this program knows, which
-// an index has as its user_version.
-func SchemaVersion() uint32 { return uint32(len(migrations)) }
-
 // keyIndex is made last by a [Builder].
 const keyIndex = "CREATE UNIQUE INDEX items_by_key ON items (key)"
 
