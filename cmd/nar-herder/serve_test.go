@@ -277,6 +277,10 @@ func TestSystemTest(t *testing.T) {
 	if got := get(t, s.addresses[0], "/health"); got.StatusCode != 200 {
 		t.Errorf("/health: %s %s", got.Status, got.body)
 	}
+	until(t, "the storage to have its name", func() bool {
+		_, err := os.Stat(filepath.Join(p.storage, storage.IdentityName))
+		return err == nil
+	})
 	after, err := os.ReadDir(p.storage)
 	// But for what it writes about itself.
 	after = slices.DeleteFunc(after, func(e fs.DirEntry) bool { return e.Name() == storage.OwnerName || e.Name() == storage.IdentityName })
