@@ -11,6 +11,7 @@ import (
 	"nar-herder/narinfo"
 	"nar-herder/peer"
 	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
 )
 
@@ -34,8 +35,8 @@ func (c cachedFake) Files(_ context.Context, hash narinfo.PathHash) ([]index.Cac
 	return []index.CachedFile{{Type: "zstd", Size: int64(len(c.content))}}, nil
 }
 
-func (c cachedFake) Open(_ context.Context, _ *storage.Item, _ index.CachedFile, offset, _ int64) (io.ReadCloser, storage.Info, error) {
-	return io.NopCloser(strings.NewReader(c.content[offset:])), storage.Info{Size: int64(len(c.content)), ModTime: time.Unix(1e9, 0)}, nil
+func (c cachedFake) Open(_ context.Context, _ *storage.Item, _ index.CachedFile, offset, _ int64) (io.ReadCloser, bytestore.Info, error) {
+	return io.NopCloser(strings.NewReader(c.content[offset:])), bytestore.Info{Size: int64(len(c.content)), ModTime: time.Unix(1e9, 0)}, nil
 }
 
 // TestCacheControlOfNars has what shared caches may keep, and for how long.

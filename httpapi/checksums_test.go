@@ -251,7 +251,7 @@ func TestSameTagInBucket(t *testing.T) {
 			}); err != nil {
 				t.Fatal(err)
 			}
-			cache.Doubt(m.url())
+			cache.Invalidate(m.url())
 			now := ""
 			for where, c := range at {
 				got := c.ask("GET", target, "Range: bytes=5-14", "If-Range: "+tag)

@@ -5,14 +5,13 @@ import (
 	"context"
 	"errors"
 	"io"
+	"nar-herder/storage/bytestore"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
-
-	"nar-herder/storage"
 )
 
 // plainServer is a server with one nar without compression, and an opener that compares it.
@@ -24,7 +23,7 @@ func plainServer(t *testing.T, content string) (*started, *store, *made, opener)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return server, s, m, server.compared(plainPart{item, 0, m.fileSize, item.Narinfo.NarHash}, func(offset, length int64) (io.ReadCloser, storage.Info, error) {
+	return server, s, m, server.compared(plainPart{item, 0, m.fileSize, item.Narinfo.NarHash}, func(offset, length int64) (io.ReadCloser, bytestore.Info, error) {
 		return s.OpenFile(context.Background(), item, 0, offset, length)
 	})
 }
@@ -170,9 +169,9 @@ func TestComparedMemory(t *testing.T) {
 	server := newStarted(items, options())
 	server.decoders = decodersWithin(1, 2*copyPiece)
 	item := m.item(t)
-	open := func(offset, length int64) (io.ReadCloser, storage.Info, error) {
+	open := func(offset, length int64) (io.ReadCloser, bytestore.Info, error) {
 		server.compares.good.Purge()
-		return server.compared(plainPart{item, 0, m.fileSize, item.Narinfo.NarHash}, func(offset, length int64) (io.ReadCloser, storage.Info, error) {
+		return server.compared(plainPart{item, 0, m.fileSize, item.Narinfo.NarHash}, func(offset, length int64) (io.ReadCloser, bytestore.Info, error) {
 			return items.OpenFile(t.Context(), item, 0, offset, length)
 		})(offset, length)
 	}

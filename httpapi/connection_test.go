@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 )
 
 // slowAnswers are those that a slow client may ask for: sent by sendfile,
@@ -30,9 +31,9 @@ func slowAnswers(t *testing.T) map[string]func() (listener net.Listener, items I
 		t.Fatal(err)
 	}
 	asFile := plain.items(t)
-	asFile.open = func(*storage.Item, int, int64, int64) (io.ReadCloser, storage.Info, error) {
+	asFile.open = func(*storage.Item, int, int64, int64) (io.ReadCloser, bytestore.Info, error) {
 		opened, err := os.Open(file)
-		return opened, storage.Info{Size: plain.fileSize}, err
+		return opened, bytestore.Info{Size: plain.fileSize}, err
 	}
 	type answer = func() (net.Listener, Items, string, int64)
 	return map[string]answer{

@@ -5,14 +5,13 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"nar-herder/storage/bytestore"
 
 	"github.com/valyala/fasthttp"
-
-	"nar-herder/storage"
 )
 
 // opener opens a part of a file.
-type opener func(offset, length int64) (io.ReadCloser, storage.Info, error)
+type opener func(offset, length int64) (io.ReadCloser, bytestore.Info, error)
 
 // content is what [Server.sendPart] sends: length bytes of a file, from start on. They
 // are all of it, or what a flat nar contains.
@@ -26,11 +25,11 @@ type content struct {
 // source is a file that can be sent.
 type source interface {
 	// open opens length bytes from offset on.
-	open(offset, length int64) (io.ReadCloser, storage.Info, error)
+	open(offset, length int64) (io.ReadCloser, bytestore.Info, error)
 	// unopened answers when the file can't be opened.
 	unopened(error)
 	// tag makes the entity tag, as a tagger.
-	tag(length int64, info storage.Info) (etag, former []byte)
+	tag(length int64, info bytestore.Info) (etag, former []byte)
 }
 
 // sourceFuncs is a source made of functions.
@@ -40,11 +39,11 @@ type sourceFuncs struct {
 	tagFunc      tagger
 }
 
-func (f *sourceFuncs) open(offset, length int64) (io.ReadCloser, storage.Info, error) {
+func (f *sourceFuncs) open(offset, length int64) (io.ReadCloser, bytestore.Info, error) {
 	return f.openFunc(offset, length)
 }
 func (f *sourceFuncs) unopened(err error) { f.unopenedFunc(err) }
-func (f *sourceFuncs) tag(length int64, info storage.Info) (etag, former []byte) {
+func (f *sourceFuncs) tag(length int64, info bytestore.Info) (etag, former []byte) {
 	return f.tagFunc(length, info)
 }
 

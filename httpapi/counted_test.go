@@ -11,6 +11,7 @@ import (
 	"nar-herder/narinfo"
 	"nar-herder/peer"
 	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 )
 
 // countedUses counts.
@@ -35,9 +36,9 @@ func TestCountedOnce(t *testing.T) {
 		}
 		return now, err
 	}
-	items.open = func(item *storage.Item, n int, offset, length int64) (io.ReadCloser, storage.Info, error) {
+	items.open = func(item *storage.Item, n int, offset, length int64) (io.ReadCloser, bytestore.Info, error) {
 		if changed.CompareAndSwap(false, true) {
-			return nil, storage.Info{}, storage.ErrDisagree
+			return nil, bytestore.Info{}, storage.ErrDisagree
 		}
 		return open(item, n, offset, length)
 	}
@@ -78,7 +79,7 @@ func TestNameIsRead(t *testing.T) {
 			t.Errorf("%s: %+v, %v", got.Status, reply, err)
 		}
 	}
-	note := filepath.Join(s.directory, storage.IdentityName)
+	note := filepath.Join(s.directory, bytestore.IdentityName)
 	if err := os.Remove(note); err != nil && !os.IsNotExist(err) {
 		t.Fatal(err)
 	}

@@ -14,6 +14,7 @@ import (
 
 	"nar-herder/compression"
 	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 )
 
 // decode opens the nar in the item's Nth file.
@@ -54,8 +55,8 @@ func (f *narFile) head() ([]byte, error) {
 		return nil, err
 	}
 	// One that is still being written can only be read by its own reader.
-	if local, ok := f.file.(storage.LocalFile); ok && f.size >= 0 {
-		if _, growing := f.file.(storage.GrowingFile); !growing {
+	if local, ok := f.file.(bytestore.LocalFile); ok && f.size >= 0 {
+		if _, growing := f.file.(bytestore.GrowingFile); !growing {
 			file, offset := local.Local()
 			f.local = io.NewSectionReader(file, offset, f.size)
 		}
@@ -104,7 +105,7 @@ func (f *narFile) Reader() (io.Reader, error) {
 // Suspend implements [compressedFile]. A file that is being fetched stays open: to close it
 // could cancel the fetch, which has to begin again then.
 func (f *narFile) Suspend() io.Closer {
-	if _, growing := f.file.(storage.GrowingFile); growing || f.local != nil || f.file == nil {
+	if _, growing := f.file.(bytestore.GrowingFile); growing || f.local != nil || f.file == nil {
 		return nil
 	}
 	file := f.file
@@ -212,7 +213,7 @@ type stored struct{ io.Reader }
 
 func (s stored) Read(p []byte) (int, error) {
 	n, err := s.Reader.Read(p)
-	if err != nil && err != io.EOF && !errors.Is(err, storage.ErrDamaged) {
+	if err != nil && err != io.EOF && !errors.Is(err, bytestore.ErrDamaged) {
 		err = readError{err}
 	}
 	return n, err

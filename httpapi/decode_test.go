@@ -14,6 +14,7 @@ import (
 
 	"nar-herder/compression"
 	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
 )
 
@@ -272,9 +273,9 @@ func TestClientsLeave(t *testing.T) {
 	m := make1(t, "zeros", strings.Repeat("\x00", 16<<20), "gzip")
 	var open atomic.Int32
 	items := m.items(t)
-	items.open = func(*storage.Item, int, int64, int64) (io.ReadCloser, storage.Info, error) {
+	items.open = func(*storage.Item, int, int64, int64) (io.ReadCloser, bytestore.Info, error) {
 		open.Add(1)
-		return readCloser{bytes.NewReader(m.file), closeFunc(func() { open.Add(-1) })}, storage.Info{Size: m.fileSize}, nil
+		return readCloser{bytes.NewReader(m.file), closeFunc(func() { open.Add(-1) })}, bytestore.Info{Size: m.fileSize}, nil
 	}
 	var decompressors atomic.Int32
 	opts := options()
@@ -312,8 +313,8 @@ func TestDecompressorFails(t *testing.T) {
 	} {
 		closed := make(chan bool, 8)
 		items := m.items(t)
-		items.open = func(*storage.Item, int, int64, int64) (io.ReadCloser, storage.Info, error) {
-			return closer{bytes.NewReader(m.file), closed}, storage.Info{Size: m.fileSize}, nil
+		items.open = func(*storage.Item, int, int64, int64) (io.ReadCloser, bytestore.Info, error) {
+			return closer{bytes.NewReader(m.file), closed}, bytestore.Info{Size: m.fileSize}, nil
 		}
 		opts := options()
 		opts.Decompress = decompress

@@ -17,6 +17,7 @@ import (
 
 	"nar-herder/compression"
 	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 )
 
 // decodersWithin makes decoders that have a budget for themselves.
@@ -378,9 +379,9 @@ func TestNotRestarted(t *testing.T) {
 	items := m.items(t)
 	open := items.open
 	var gone atomic.Bool
-	items.open = func(item *storage.Item, n int, offset, length int64) (io.ReadCloser, storage.Info, error) {
+	items.open = func(item *storage.Item, n int, offset, length int64) (io.ReadCloser, bytestore.Info, error) {
 		if gone.Load() {
-			return nil, storage.Info{}, fmt.Errorf("gone: %w", storage.ErrNotStored)
+			return nil, bytestore.Info{}, fmt.Errorf("gone: %w", storage.ErrNotStored)
 		}
 		return open(item, n, offset, length)
 	}

@@ -12,7 +12,7 @@ import (
 
 	"nar-herder/mirror/dump"
 	"nar-herder/peer"
-	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 )
 
 // Dumps are copies of the index that other instances begin with.
@@ -97,12 +97,12 @@ func (s *Server) sendDump(ctx *fasthttp.RequestCtx, of route, zstd bool) (gone b
 			s.fault(ctx, "open a dump", err)
 		}
 	}
-	open := func(offset, _ int64) (io.ReadCloser, storage.Info, error) {
+	open := func(offset, _ int64) (io.ReadCloser, bytestore.Info, error) {
 		opened, err := s.options.Dumps.Open(file)
 		if err != nil {
-			return nil, storage.Info{}, err
+			return nil, bytestore.Info{}, err
 		}
-		return &storage.FileReader{File: opened, Offset: offset}, storage.Info{Name: file.Name, Size: file.Size, ModTime: g.CreatedAt}, nil
+		return &bytestore.FileReader{File: opened, Offset: offset}, bytestore.Info{Name: file.Name, Size: file.Size, ModTime: g.CreatedAt}, nil
 	}
 	if s.options.AccelRedirect && of == routeDump {
 		// The web server in front has no answer for the index, which the original

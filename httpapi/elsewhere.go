@@ -10,6 +10,7 @@ import (
 
 	"nar-herder/peer"
 	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 )
 
 // errElsewhere says that instances which may have a nar can't be asked.
@@ -18,12 +19,12 @@ var errElsewhere = errors.New("a nar that is not stored here could not be fetche
 // elsewhere opens the item's Nth file at another instance. What is read ends with live.
 func (s *Server) elsewhere(ctx *fasthttp.RequestCtx, live context.Context, item *storage.Item, n int) opener {
 	via, ok := s.via(ctx) // now, as a decoder may open the file again later
-	return func(offset, length int64) (io.ReadCloser, storage.Info, error) {
+	return func(offset, length int64) (io.ReadCloser, bytestore.Info, error) {
 		if s.options.Elsewhere == nil || !ok || item.FileName(n) == "" {
-			return nil, storage.Info{}, storage.ErrNotStored
+			return nil, bytestore.Info{}, storage.ErrNotStored
 		}
 		// When it was changed there is not ours to say; nor did it, for clients.
-		info := storage.Info{Name: item.FileName(n), Size: item.StoredSize(n), ModTime: item.AddedAt.Truncate(time.Second)}
+		info := bytestore.Info{Name: item.FileName(n), Size: item.StoredSize(n), ModTime: item.AddedAt.Truncate(time.Second)}
 		if length == 0 {
 			_, sum, err := s.options.Elsewhere.Locate(live, item, n, via)
 			info.Sum = sum
@@ -88,9 +89,9 @@ func (nothing) Close() error             { return nil }
 // sendElsewhere answers with the item's Nth file, which is not stored here.
 func (s *Server) sendElsewhere(ctx *fasthttp.RequestCtx, item *storage.Item, n int) {
 	remote := s.elsewhere(ctx, s.live, item, n)
-	open := func(offset, length int64) (io.ReadCloser, storage.Info, error) {
+	open := func(offset, length int64) (io.ReadCloser, bytestore.Info, error) {
 		body, info, err := remote(offset, length)
-		if _, local := body.(storage.LocalFile); err == nil && !local {
+		if _, local := body.(bytestore.LocalFile); err == nil && !local {
 			body = &remoteBody{body, s, item}
 		}
 		return body, info, err

@@ -14,14 +14,15 @@ import (
 
 	"nar-herder/narinfo"
 	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
 )
 
 var errBroken = errors.New("broken at /secret/path")
 
-func failingOpen(err error) func(*storage.Item, int, int64, int64) (io.ReadCloser, storage.Info, error) {
-	return func(*storage.Item, int, int64, int64) (io.ReadCloser, storage.Info, error) {
-		return nil, storage.Info{}, err
+func failingOpen(err error) func(*storage.Item, int, int64, int64) (io.ReadCloser, bytestore.Info, error) {
+	return func(*storage.Item, int, int64, int64) (io.ReadCloser, bytestore.Info, error) {
+		return nil, bytestore.Info{}, err
 	}
 }
 
@@ -138,7 +139,7 @@ func TestStorageIsGone(t *testing.T) {
 	if err := os.RemoveAll(s.directory + ".away"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.TryReading(t.Context()); !errors.Is(err, storage.ErrNotInPlace) {
+	if _, err := s.TryReading(t.Context()); !errors.Is(err, bytestore.ErrNotInPlace) {
 		t.Errorf("reading: %v, want ErrNotInPlace", err)
 	}
 	isFault(t, c.ask("GET", "/nar/lzip/"+gtk), 500)
@@ -232,8 +233,8 @@ func TestReaderFails(t *testing.T) {
 	} {
 		closed := make(chan bool, 1)
 		items := m.items(t)
-		items.open = func(*storage.Item, int, int64, int64) (io.ReadCloser, storage.Info, error) {
-			return closer{reader, closed}, storage.Info{Size: m.fileSize}, nil
+		items.open = func(*storage.Item, int, int64, int64) (io.ReadCloser, bytestore.Info, error) {
+			return closer{reader, closed}, bytestore.Info{Size: m.fileSize}, nil
 		}
 		server := start(t, items, options())
 		c := dial(t, server.address)
@@ -307,7 +308,7 @@ func TestUnreadable(t *testing.T) {
 	m := make1(t, "source", "content", "none")
 	items := m.items(t)
 	open := items.open
-	items.open = func(item *storage.Item, n int, offset, length int64) (io.ReadCloser, storage.Info, error) {
+	items.open = func(item *storage.Item, n int, offset, length int64) (io.ReadCloser, bytestore.Info, error) {
 		r, info, err := open(item, n, offset, length)
 		if offset > 0 {
 			return io.NopCloser(iotest.ErrReader(errBroken)), info, err

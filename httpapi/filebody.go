@@ -11,12 +11,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"nar-herder/internal/rawio"
-	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 )
 
 // fileBody is the body of an answer that is stored in a file.
 type fileBody struct {
-	storage.LocalFile
+	bytestore.LocalFile
 	connection *connection
 	length     int64
 	// shared is the file if other answers share it, or nil.
@@ -26,7 +26,7 @@ type fileBody struct {
 // newFileBody makes a body of length bytes of a file. It returns nil if they must be
 // copied. The head is written at once, in one segment with the body's first bytes.
 func newFileBody(ctx *fasthttp.RequestCtx, reader io.Reader, length int64) *fileBody {
-	file, isLocal := reader.(storage.LocalFile)
+	file, isLocal := reader.(bytestore.LocalFile)
 	if !isLocal || length <= smallFile {
 		return nil
 	}
@@ -47,7 +47,7 @@ const smallFile = 4 << 10
 // the engine's writer, which is empty once the head is flushed. What is still
 // being written is sent as it comes.
 func (b *fileBody) WriteTo(engine io.Writer) (total int64, err error) {
-	growing, _ := b.LocalFile.(storage.GrowingFile)
+	growing, _ := b.LocalFile.(bytestore.GrowingFile)
 	for total < b.length {
 		next := b.length - total
 		if growing != nil {

@@ -14,6 +14,7 @@ import (
 
 	"nar-herder/narinfo"
 	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
 )
 
@@ -312,7 +313,7 @@ func TestFollowNars(t *testing.T) {
 		item.Stored = stored
 		return item, nil
 	}
-	items.open = func(item *storage.Item, n int, offset, length int64) (_ io.ReadCloser, info storage.Info, err error) {
+	items.open = func(item *storage.Item, n int, offset, length int64) (_ io.ReadCloser, info bytestore.Info, err error) {
 		if !item.HasStored(n) {
 			return nil, info, storage.ErrNotStored
 		}

@@ -14,6 +14,7 @@ import (
 
 	"nar-herder/narinfo"
 	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 )
 
 // scriptedConn is a connection whose client has sent all it will ever send.
@@ -55,12 +56,12 @@ func FuzzRequest(f *testing.F) {
 		}
 		return nil, storage.ErrNotFound
 	}
-	items.open = func(item *storage.Item, _ int, offset, _ int64) (io.ReadCloser, storage.Info, error) {
+	items.open = func(item *storage.Item, _ int, offset, _ int64) (io.ReadCloser, bytestore.Info, error) {
 		file := plain.file
 		if item == packedItem {
 			file = packed.file
 		}
-		return io.NopCloser(bytes.NewReader(file[offset:])), storage.Info{Size: int64(len(file)), ModTime: time.Unix(1e9, 0)}, nil
+		return io.NopCloser(bytes.NewReader(file[offset:])), bytestore.Info{Size: int64(len(file)), ModTime: time.Unix(1e9, 0)}, nil
 	}
 	opts := options()
 	opts.TTL, opts.NegativeTTL, opts.SigningKey = seconds(1), seconds(1), []byte("(public-key)")

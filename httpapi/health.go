@@ -13,6 +13,7 @@ import (
 
 	"nar-herder/internal/pace"
 	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
 )
 
@@ -188,8 +189,8 @@ func textsOf(err error) []string {
 		return []string{errNoAnswer.Error()}
 	case errors.Is(err, storage.ErrAllMissing):
 		return []string{storage.ErrAllMissing.Error() + ": is it mounted?"}
-	case errors.Is(err, storage.ErrNotInPlace):
-		return []string{"the storage " + storage.ErrNotInPlace.Error() + ": is it mounted?"}
+	case errors.Is(err, bytestore.ErrNotInPlace):
+		return []string{"the storage " + bytestore.ErrNotInPlace.Error() + ": is it mounted?"}
 	case errors.As(err, &errno):
 		return []string{errno.Error() + ": see the log"}
 	}

@@ -19,6 +19,7 @@ import (
 	"nar-herder/compression"
 	"nar-herder/narinfo"
 	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
 )
 
@@ -26,7 +27,7 @@ import (
 type fakeItems struct {
 	text   func(narinfo.PathHash) ([]byte, error)
 	item   func(narinfo.PathHash) (*storage.Item, error)
-	open   func(item *storage.Item, n int, offset, length int64) (io.ReadCloser, storage.Info, error)
+	open   func(item *storage.Item, n int, offset, length int64) (io.ReadCloser, bytestore.Info, error)
 	totals func() (index.Totals, error)
 }
 
@@ -56,9 +57,9 @@ func (f *fakeItems) ItemsAt(ctx context.Context, hashes []narinfo.PathHash) ([]*
 	return items, nil
 }
 
-func (f *fakeItems) OpenFile(_ context.Context, item *storage.Item, n int, offset, length int64) (io.ReadCloser, storage.Info, error) {
+func (f *fakeItems) OpenFile(_ context.Context, item *storage.Item, n int, offset, length int64) (io.ReadCloser, bytestore.Info, error) {
 	if f.open == nil {
-		return nil, storage.Info{}, storage.ErrNotStored
+		return nil, bytestore.Info{}, storage.ErrNotStored
 	}
 	return f.open(item, n, offset, length)
 }
@@ -183,8 +184,8 @@ func (m *made) items(t testing.TB) *fakeItems {
 			}
 			return item, nil
 		},
-		open: func(_ *storage.Item, _ int, offset, _ int64) (io.ReadCloser, storage.Info, error) {
-			return io.NopCloser(bytes.NewReader(m.file[offset:])), storage.Info{Size: m.fileSize, ModTime: time.Unix(1e9, 0)}, nil
+		open: func(_ *storage.Item, _ int, offset, _ int64) (io.ReadCloser, bytestore.Info, error) {
+			return io.NopCloser(bytes.NewReader(m.file[offset:])), bytestore.Info{Size: m.fileSize, ModTime: time.Unix(1e9, 0)}, nil
 		},
 	}
 }

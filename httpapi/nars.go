@@ -12,6 +12,7 @@ import (
 
 	"nar-herder/narinfo"
 	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
 )
 
@@ -171,7 +172,7 @@ func (s *Server) item(ctx context.Context, hash narinfo.PathHash) (*nars, error)
 // sendCached answers with a file that was made of the item's nar.
 func (s *Server) sendCached(ctx *fasthttp.RequestCtx, known *nars, file index.CachedFile) {
 	item := known.Item
-	open := func(offset, length int64) (io.ReadCloser, storage.Info, error) {
+	open := func(offset, length int64) (io.ReadCloser, bytestore.Info, error) {
 		reader, info, err := s.options.Cached.Open(s.live, item, file, offset, length)
 		if errors.Is(err, storage.ErrNotStored) {
 			s.nars.forget(item.Hash)
@@ -184,7 +185,7 @@ func (s *Server) sendCached(ctx *fasthttp.RequestCtx, known *nars, file index.Ca
 	}
 	s.sendPart(ctx, content{contentType: narType, length: file.Size, source: &sourceFuncs{
 		open, s.unopenedItem(ctx, item),
-		s.tagOf(known, "cached-nar/"+file.Type, file.Type, func(ctx context.Context) (io.ReadCloser, storage.Info, error) {
+		s.tagOf(known, "cached-nar/"+file.Type, file.Type, func(ctx context.Context) (io.ReadCloser, bytestore.Info, error) {
 			return s.options.Cached.Open(ctx, item, file, 0, -1)
 		}),
 	}})
@@ -192,7 +193,7 @@ func (s *Server) sendCached(ctx *fasthttp.RequestCtx, known *nars, file index.Ca
 
 // stored opens the item's Nth file.
 func (s *Server) stored(ctx *fasthttp.RequestCtx, item *storage.Item, n int) opener {
-	return func(offset, length int64) (io.ReadCloser, storage.Info, error) {
+	return func(offset, length int64) (io.ReadCloser, bytestore.Info, error) {
 		return s.items.OpenFile(s.live, item, n, offset, length)
 	}
 }
@@ -201,7 +202,7 @@ func (s *Server) stored(ctx *fasthttp.RequestCtx, item *storage.Item, n int) ope
 // front end can't know before, and the owner of its storage may.
 func (s *Server) storedOrNot(ctx *fasthttp.RequestCtx, live context.Context, item *storage.Item, n int) opener {
 	open, elsewhere := s.stored(ctx, item, n), s.elsewhere(ctx, live, item, n)
-	return func(offset, length int64) (io.ReadCloser, storage.Info, error) {
+	return func(offset, length int64) (io.ReadCloser, bytestore.Info, error) {
 		reader, info, err := open(offset, length)
 		if errors.Is(err, storage.ErrNotStored) {
 			return elsewhere(offset, length)
@@ -244,7 +245,7 @@ type storedFile struct {
 	n    int
 }
 
-func (f *storedFile) open(offset, length int64) (io.ReadCloser, storage.Info, error) {
+func (f *storedFile) open(offset, length int64) (io.ReadCloser, bytestore.Info, error) {
 	item := f.item.Item
 	open := f.s.storedOrNot(f.ctx, f.s.live, item, f.n)
 	if item.Narinfo.Files[f.n].Compression == "none" {
@@ -255,9 +256,9 @@ func (f *storedFile) open(offset, length int64) (io.ReadCloser, storage.Info, er
 
 func (f *storedFile) unopened(err error) { f.s.unopened(f.ctx, f.item.Item, err) }
 
-func (f *storedFile) tag(length int64, info storage.Info) (etag, former []byte) {
+func (f *storedFile) tag(length int64, info bytestore.Info) (etag, former []byte) {
 	s, item, n := f.s, f.item.Item, f.n
-	return s.tagOf(f.item, item.FileName(n), item.Narinfo.Files[n].Compression, func(ctx context.Context) (io.ReadCloser, storage.Info, error) {
+	return s.tagOf(f.item, item.FileName(n), item.Narinfo.Files[n].Compression, func(ctx context.Context) (io.ReadCloser, bytestore.Info, error) {
 		return s.items.OpenFile(ctx, item, n, 0, -1)
 	})(length, info)
 }

@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"nar-herder/internal/disk"
-	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 )
 
 const (
@@ -61,7 +61,7 @@ func (f *openFile) reader(offset int64) *sharedReader {
 
 // newReader returns a reader that is counted as a user already.
 func (f *openFile) newReader(offset int64) *sharedReader {
-	return &sharedReader{FileReader: storage.FileReader{File: f.file, Offset: offset}, shared: f}
+	return &sharedReader{FileReader: bytestore.FileReader{File: f.file, Offset: offset}, shared: f}
 }
 
 func (f *openFile) release() error {
@@ -87,9 +87,9 @@ func (k *keptFile) reader(offset int64) (io.ReadCloser, *validators) {
 
 // keep keeps a file open that was just opened as a whole, if it is on this machine. It
 // returns the reader to use in the place of the given one.
-func (k *keptFile) keep(files *keptFiles, reader io.ReadCloser, info storage.Info, v *validators, offset int64) io.ReadCloser {
-	local, isLocal := reader.(storage.LocalFile)
-	_, isGrowing := reader.(storage.GrowingFile)
+func (k *keptFile) keep(files *keptFiles, reader io.ReadCloser, info bytestore.Info, v *validators, offset int64) io.ReadCloser {
+	local, isLocal := reader.(bytestore.LocalFile)
+	_, isGrowing := reader.(bytestore.GrowingFile)
 	if !isLocal || isGrowing || !files.reserve() {
 		return reader
 	}
@@ -117,9 +117,9 @@ func (o *keptFiles) reserve() bool {
 	return true
 }
 
-// sharedReader is a [storage.LocalFile]: the place of one answer in an open file.
+// sharedReader is a [bytestore.LocalFile]: the place of one answer in an open file.
 type sharedReader struct {
-	storage.FileReader
+	bytestore.FileReader
 	shared *openFile
 	closed bool
 }

@@ -3,6 +3,7 @@ package httpapi
 import (
 	"errors"
 	"io"
+	"nar-herder/storage/bytestore"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,12 +13,10 @@ import (
 	"testing/synctest"
 	"time"
 
-	"nar-herder/storage"
-
 	"github.com/valyala/fasthttp"
 )
 
-// localFile is a [storage.LocalFile] that counts how many are open.
+// localFile is a [bytestore.LocalFile] that counts how many are open.
 type localFile struct {
 	*os.File
 	offset int64
@@ -67,14 +66,14 @@ func newOpening(t *testing.T) *opening {
 func (o *opening) reader(t *testing.T, r byteRange, wrap func(*localFile) io.ReadCloser) io.ReadCloser {
 	t.Helper()
 	reader, v, err := o.server.openPart(new(fasthttp.RequestCtx), &content{kept: &o.kept, length: wholeFile.length, source: &sourceFuncs{
-		openFunc: func(offset, _ int64) (io.ReadCloser, storage.Info, error) {
+		openFunc: func(offset, _ int64) (io.ReadCloser, bytestore.Info, error) {
 			file, err := os.Open(o.name)
 			if err != nil {
-				return nil, storage.Info{}, err
+				return nil, bytestore.Info{}, err
 			}
 			o.opened++
 			o.open.Add(1)
-			return wrap(&localFile{file, offset, &o.open}), storage.Info{Size: wholeFile.length, ModTime: time.Unix(1, 0)}, nil
+			return wrap(&localFile{file, offset, &o.open}), bytestore.Info{Size: wholeFile.length, ModTime: time.Unix(1, 0)}, nil
 		},
 		tagFunc: byContent("tag"),
 	}}, r)
@@ -99,7 +98,7 @@ func TestKeptFile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		first := o.reader(t, wholeFile, plainFile)
 		part := o.reader(t, byteRange{4, 2}, plainFile)
-		if _, offset := part.(storage.LocalFile).Local(); offset != 4 {
+		if _, offset := part.(bytestore.LocalFile).Local(); offset != 4 {
 			t.Errorf("the part starts at %d", offset)
 		}
 		var readers sync.WaitGroup

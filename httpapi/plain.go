@@ -14,6 +14,7 @@ import (
 	lru "github.com/hashicorp/golang-lru/v2"
 
 	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 )
 
 const (
@@ -113,7 +114,7 @@ type plainPart struct {
 // of this machine is read as a whole first, once for all who ask. Of a large object in a
 // bucket, less is given as it comes: a request for a byte must not cost reading all of it.
 func (s *Server) compared(p plainPart, open opener) opener {
-	return func(offset, length int64) (io.ReadCloser, storage.Info, error) {
+	return func(offset, length int64) (io.ReadCloser, bytestore.Info, error) {
 		for range 2 {
 			reader, info, err := open(offset, length)
 			if err != nil || p.length == 0 {
@@ -142,7 +143,7 @@ func (s *Server) compared(p plainPart, open opener) opener {
 				return nil, info, err
 			}
 		}
-		return nil, storage.Info{}, fmt.Errorf("%s changes while it is read", p.item.Narinfo.StorePath)
+		return nil, bytestore.Info{}, fmt.Errorf("%s changes while it is read", p.item.Narinfo.StorePath)
 	}
 }
 
@@ -245,8 +246,8 @@ func (s *Server) compare(p plainPart, key comparedPart, file *os.File) error {
 // storedLocally returns the file of this machine that the reader reads, whose bytes are all
 // there, or nil.
 func storedLocally(reader io.Reader) *os.File {
-	if local, ok := reader.(storage.LocalFile); ok {
-		if _, growing := reader.(storage.GrowingFile); !growing {
+	if local, ok := reader.(bytestore.LocalFile); ok {
+		if _, growing := reader.(bytestore.GrowingFile); !growing {
 			file, _ := local.Local()
 			return file
 		}
@@ -256,7 +257,7 @@ func storedLocally(reader io.Reader) *os.File {
 
 // versionOf returns the version of a file, which is that of this machine, or zero where
 // nothing tells one from another.
-func versionOf(file *os.File, info storage.Info) fileVersion {
+func versionOf(file *os.File, info bytestore.Info) fileVersion {
 	if file == nil {
 		if info.Tag == "" {
 			return fileVersion{}

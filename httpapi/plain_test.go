@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 )
 
 // plainContents are of nars that are compared before anything is sent, and of those that are
@@ -20,12 +21,12 @@ var plainContents = []string{strings.Repeat("0123456789", 1000), strings.Repeat(
 // inBucket makes items of which one is in a bucket: its file has a tag, and is read from the network.
 func (m *made) inBucket(t testing.TB) *fakeItems {
 	items := m.items(t)
-	items.open = func(_ *storage.Item, _ int, offset, length int64) (io.ReadCloser, storage.Info, error) {
+	items.open = func(_ *storage.Item, _ int, offset, length int64) (io.ReadCloser, bytestore.Info, error) {
 		end := int64(len(m.file))
 		if length >= 0 {
 			end = min(end, offset+length)
 		}
-		return io.NopCloser(bytes.NewReader(m.file[offset:end])), storage.Info{Name: m.url(), Size: m.fileSize, ModTime: time.Unix(1, 0), Tag: "tag"}, nil
+		return io.NopCloser(bytes.NewReader(m.file[offset:end])), bytestore.Info{Name: m.url(), Size: m.fileSize, ModTime: time.Unix(1, 0), Tag: "tag"}, nil
 	}
 	return items
 }

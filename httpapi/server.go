@@ -24,6 +24,7 @@ import (
 	"nar-herder/narinfo"
 	"nar-herder/peer"
 	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 	"nar-herder/storage/checksums"
 	"nar-herder/storage/index"
 )
@@ -39,7 +40,7 @@ type Items interface {
 	ItemsAt(ctx context.Context, hashes []narinfo.PathHash) ([]*storage.Item, error)
 	// OpenFile opens the item's Nth file, whose size is then sure, or says
 	// [storage.ErrNotStored].
-	OpenFile(ctx context.Context, item *storage.Item, n int, offset, length int64) (io.ReadCloser, storage.Info, error)
+	OpenFile(ctx context.Context, item *storage.Item, n int, offset, length int64) (io.ReadCloser, bytestore.Info, error)
 	// LookFor looks for the item's Nth file: nil when it is there and whole,
 	// [storage.ErrNotStored] when it certainly is not.
 	LookFor(ctx context.Context, item *storage.Item, n int) error
@@ -62,7 +63,7 @@ type CachedNars interface {
 	Files(ctx context.Context, hash narinfo.PathHash) ([]index.CachedFile, error)
 	// Open opens a file, whose size is then sure, or says
 	// [storage.ErrNotStored].
-	Open(ctx context.Context, item *storage.Item, file index.CachedFile, offset, length int64) (io.ReadCloser, storage.Info, error)
+	Open(ctx context.Context, item *storage.Item, file index.CachedFile, offset, length int64) (io.ReadCloser, bytestore.Info, error)
 }
 
 // Elsewhere are instances that have nars which are not stored here. via is what
@@ -132,7 +133,9 @@ type Options struct {
 
 	// Presigned makes URLs to which clients are redirected for stored nars; nil to
 	// send those from here.
-	Presigned storage.Presigner
+	Presigned interface {
+		Presign(ctx context.Context, name string, lifetime time.Duration) (string, error)
+	}
 
 	// Dumps are what other instances begin with; nil for none. While there are none
 	// and DumpsExpected is set, this server is about to make the first.

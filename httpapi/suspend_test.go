@@ -10,6 +10,7 @@ import (
 
 	"nar-herder/compression"
 	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 )
 
 // remoteFile is a compressed nar that has to be opened again to be read again.
@@ -21,20 +22,20 @@ type remoteFile struct {
 }
 
 func (f *remoteFile) opener() opener {
-	return func(int64, int64) (io.ReadCloser, storage.Info, error) {
+	return func(int64, int64) (io.ReadCloser, bytestore.Info, error) {
 		var r io.Reader = bytes.NewReader(f.content)
 		opening := f.opened.Add(1)
 		if f.reader != nil {
 			other, err := f.reader(opening)
 			if err != nil {
-				return nil, storage.Info{}, err
+				return nil, bytestore.Info{}, err
 			}
 			if other != nil {
 				r = other
 			}
 		}
 		f.open.Add(1)
-		return readCloser{r, closeFunc(func() { f.open.Add(-1) })}, storage.Info{Size: int64(len(f.content))}, nil
+		return readCloser{r, closeFunc(func() { f.open.Add(-1) })}, bytestore.Info{Size: int64(len(f.content))}, nil
 	}
 }
 
@@ -82,8 +83,8 @@ func TestSuspendClosesFile(t *testing.T) {
 // TestSuspendKeepsGrowingFile: to close a file that is still being fetched could cancel the fetch.
 func TestSuspendKeepsGrowingFile(t *testing.T) {
 	t.Parallel()
-	file := &narFile{open: func(int64, int64) (io.ReadCloser, storage.Info, error) {
-		return growingReader{}, storage.Info{Size: 10}, nil
+	file := &narFile{open: func(int64, int64) (io.ReadCloser, bytestore.Info, error) {
+		return growingReader{}, bytestore.Info{Size: 10}, nil
 	}}
 	if _, err := file.head(); err != nil {
 		t.Fatal(err)
@@ -93,7 +94,7 @@ func TestSuspendKeepsGrowingFile(t *testing.T) {
 	}
 }
 
-type growingReader struct{ storage.GrowingFile }
+type growingReader struct{ bytestore.GrowingFile }
 
 func (growingReader) Read([]byte) (int, error) { return 0, io.EOF }
 func (growingReader) Close() error             { return nil }
@@ -105,7 +106,7 @@ func TestMemoryBeforeFile(t *testing.T) {
 	file := &remoteFile{content: m.file}
 	items := m.items(t)
 	open := file.opener()
-	items.open = func(_ *storage.Item, _ int, offset, length int64) (io.ReadCloser, storage.Info, error) {
+	items.open = func(_ *storage.Item, _ int, offset, length int64) (io.ReadCloser, bytestore.Info, error) {
 		return open(offset, length)
 	}
 	server := startWith(t, items, options(), func(s *Server) {

@@ -7,17 +7,18 @@ import (
 
 	"nar-herder/peer"
 	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 	"nar-herder/storage/checksums"
 )
 
 // tagger makes the entity tag of length bytes of the file that the info describes. former
 // is a tag that they had before; nil for none.
-type tagger func(length int64, info storage.Info) (etag, former []byte)
+type tagger func(length int64, info bytestore.Info) (etag, former []byte)
 
 // byTime makes entity tags that differ between instances, see [timeTag], unless the
 // info has a checksum.
 func byTime(name string) tagger {
-	return func(length int64, info storage.Info) (etag, former []byte) {
+	return func(length int64, info bytestore.Info) (etag, former []byte) {
 		byTime := timeTag(name, length, info.ModTime)
 		if info.Sum != [16]byte{} {
 			return peer.SumTag(info.Sum), byTime
@@ -37,7 +38,7 @@ func timeTag(name string, length int64, modified time.Time) []byte {
 
 // byContent makes the entity tag of bytes that have the name wherever they are.
 func byContent(name string) tagger {
-	return func(int64, storage.Info) (etag, _ []byte) { return contentTag(name), nil }
+	return func(int64, bytestore.Info) (etag, _ []byte) { return contentTag(name), nil }
 }
 
 func contentTag(name string) []byte { return []byte(`"` + name + `"`) }
@@ -48,7 +49,7 @@ func contentTag(name string) []byte { return []byte(`"` + name + `"`) }
 // computed when they are used first. To read an object once more for that would double
 // what its first download costs.
 func (s *Server) tagOf(item *nars, file, compression string, open checksums.Opener) tagger {
-	return func(length int64, info storage.Info) (etag, former []byte) {
+	return func(length int64, info bytestore.Info) (etag, former []byte) {
 		if info.Sum != [16]byte{} {
 			return peer.SumTag(info.Sum), nil
 		}
@@ -67,7 +68,7 @@ func (s *Server) tagOf(item *nars, file, compression string, open checksums.Open
 
 // version is for contents of one file that have the same time, as in a bucket all of one
 // second have. A store's own tag tells them apart, if an entity tag can contain it.
-func version(info storage.Info) string {
+func version(info bytestore.Info) string {
 	if info.Tag == "" || strings.ContainsFunc(info.Tag, func(r rune) bool { return r <= ' ' || r > '~' || r == '"' || r == ',' }) {
 		return ""
 	}

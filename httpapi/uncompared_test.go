@@ -12,6 +12,7 @@ import (
 
 	"nar-herder/peer"
 	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 )
 
 // watchedElsewhere counts the files that were opened for each kind of context.
@@ -86,8 +87,8 @@ func TestPartComparedElsewhere(t *testing.T) {
 		watched := &watchedElsewhere{Elsewhere: opts.Elsewhere}
 		opts.Elsewhere = watched
 		items := m.items(t)
-		items.open = func(*storage.Item, int, int64, int64) (io.ReadCloser, storage.Info, error) {
-			return nil, storage.Info{}, storage.ErrNotStored
+		items.open = func(*storage.Item, int, int64, int64) (io.ReadCloser, bytestore.Info, error) {
+			return nil, bytestore.Info{}, storage.ErrNotStored
 		}
 		c := dial(t, start(t, items, opts).address)
 		c.send(request("GET", "/file/source/sha256/"+m.digest, "Range: bytes=-10"))

@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"nar-herder/internal/testlog"
-	"nar-herder/mirror/exchange"
+	"nar-herder/mirror/original"
 	"nar-herder/peer"
 )
 
@@ -236,7 +236,7 @@ func TestTakeAhead(t *testing.T) {
 	if len(b.changes) != 1 || !b.changes[0].At.Equal(at(5)) {
 		t.Errorf("%+v", b.changes)
 	}
-	change, err := m.itemOf(exchange.Item{Text: testInfo(1, 1, 1).Text, AddedAt: at(5).AddDate(1, 0, 0)}, &dump{verified: true, sum: "1"})
+	change, err := m.itemOf(original.Item{Text: testInfo(1, 1, 1).Text, AddedAt: at(5).AddDate(1, 0, 0)}, &dump{verified: true, sum: "1"})
 	if err != nil || !change.At.Equal(at(5)) {
 		t.Errorf("%+v, %v", change, err)
 	}

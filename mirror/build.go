@@ -15,7 +15,7 @@ import (
 
 	"nar-herder/internal/rowsum"
 	"nar-herder/internal/stamp"
-	"nar-herder/mirror/exchange"
+	"nar-herder/mirror/original"
 	"nar-herder/narinfo"
 	"nar-herder/storage"
 	"nar-herder/storage/index"
@@ -258,7 +258,7 @@ func (b *building) ofDump(ctx context.Context, name string, db *dump, at place) 
 
 // itemOrOdd is an item of a dump, or why it can't be read.
 type itemOrOdd struct {
-	item exchange.Item
+	item original.Item
 	odd  error
 }
 
@@ -267,14 +267,14 @@ type itemOrOdd struct {
 func (b *building) itemsOf(ctx context.Context, db *dump) iter.Seq2[itemOrOdd, error] {
 	return func(yield func(itemOrOdd, error) bool) {
 		var sum rowsum.Sum
-		for item, err := range db.Items(ctx, exchange.FromStart) {
-			var row *exchange.RowError
+		for item, err := range db.Items(ctx, original.FromStart) {
+			var row *original.RowError
 			if err != nil && !errors.As(err, &row) {
 				yield(itemOrOdd{}, badDump(err))
 				return
 			}
 			if err == nil {
-				exchange.AddTo(&sum, item)
+				original.AddTo(&sum, item)
 			}
 			if !yield(itemOrOdd{item, err}, nil) {
 				return
@@ -288,7 +288,7 @@ func (b *building) itemsOf(ctx context.Context, db *dump) iter.Seq2[itemOrOdd, e
 
 // admitItem reads the text of a dump's item. One that may have been damaged must be as it
 // was signed. What the source has made without a sum may have items without a signature.
-func admitItem(item exchange.Item, db *dump) (*narinfo.Narinfo, error) {
+func admitItem(item original.Item, db *dump) (*narinfo.Narinfo, error) {
 	n, err := storage.Admit(item.Text)
 	if err == nil && !db.isWhole() {
 		if err = plausible(n); db.verified && errors.Is(err, narinfo.ErrUnsigned) {

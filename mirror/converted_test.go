@@ -6,8 +6,8 @@ import (
 	"strings"
 	"testing"
 
-	"nar-herder/mirror/convert"
-	"nar-herder/mirror/exchange"
+	"nar-herder/mirror/original"
+	"nar-herder/mirror/original/convert"
 )
 
 // TestConverted: the database of an original that was a mirror is converted, and
@@ -83,7 +83,7 @@ func TestAdmitItem(t *testing.T) {
 		{dump{verified: true, sum: "1"}, true, true, true},
 	} {
 		for text, want := range map[string]bool{signed: test.signed, unsigned: test.unsigned, bad: test.bad} {
-			if _, err := admitItem(exchange.Item{Text: []byte(text)}, &test.dump); (err == nil) != want {
+			if _, err := admitItem(original.Item{Text: []byte(text)}, &test.dump); (err == nil) != want {
 				t.Errorf("verified %v, sum %q: %v of\n%s", test.dump.verified, test.dump.sum, err, text)
 			}
 		}

@@ -13,13 +13,13 @@ import (
 
 	"nar-herder/internal/disk"
 	"nar-herder/internal/rowsum"
-	"nar-herder/mirror/exchange"
+	"nar-herder/mirror/original"
 	"nar-herder/peer"
 )
 
 // dump is what was downloaded.
 type dump struct {
-	*exchange.Database
+	*original.Database
 	// name is that of the download, and database that of the file that is read,
 	// another where the download is compressed.
 	name, database string
@@ -29,7 +29,7 @@ type dump struct {
 	tag      string
 	// sum is what the dump says of all its items; "" for nothing.
 	sum string
-	// damaged is what it says of items that it lacks, see [exchange.DamagedKey].
+	// damaged is what it says of items that it lacks, see [original.DamagedKey].
 	damaged string
 }
 
@@ -52,13 +52,13 @@ func (d *dump) checkSum(ctx context.Context) error {
 		return nil
 	}
 	var sum rowsum.Sum
-	for item, err := range d.Items(ctx, exchange.FromStart) {
-		var row *exchange.RowError
+	for item, err := range d.Items(ctx, original.FromStart) {
+		var row *original.RowError
 		if err != nil && !errors.As(err, &row) {
 			return badDump(err)
 		}
 		if err == nil {
-			exchange.AddTo(&sum, item)
+			original.AddTo(&sum, item)
 		}
 	}
 	return d.compare(&sum)
@@ -160,7 +160,7 @@ func (m *Mirror) fetchDump(ctx context.Context) (*dump, error) {
 			return nil, m.closeDump(ctx, db, fmt.Errorf("decompress the dump of %s: %w", m.Source, err))
 		}
 	}
-	db.Database, err = exchange.Open(ctx, db.database)
+	db.Database, err = original.Open(ctx, db.database)
 	if err == nil && !file.Verified {
 		m.status.doing(Syncing, "checking the dump")
 		err = db.Check(ctx)
@@ -168,7 +168,7 @@ func (m *Mirror) fetchDump(ctx context.Context) (*dump, error) {
 	if err == nil {
 		var info map[string]string
 		info, err = db.Info(ctx)
-		db.sum = info[exchange.SumKey]
+		db.sum = info[original.SumKey]
 	}
 	if err == nil {
 		db.damaged, err = db.Damaged(ctx)

@@ -23,7 +23,7 @@ import (
 
 	"nar-herder/httpapi"
 	"nar-herder/internal/testlog"
-	"nar-herder/mirror/exchange"
+	"nar-herder/mirror/original"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
 	"nar-herder/storage"
@@ -249,7 +249,7 @@ func (i *instance) dump(numbered bool) {
 func (i *instance) dumpAs(instance string) {
 	i.t.Helper()
 	name := filepath.Join(i.t.TempDir(), "dump.db")
-	w, err := exchange.Create(i.t.Context(), name)
+	w, err := original.Create(i.t.Context(), name)
 	if err != nil {
 		i.t.Fatal(err)
 	}
@@ -264,7 +264,7 @@ func (i *instance) dumpAs(instance string) {
 		if !item.WithdrawnAt.IsZero() {
 			continue
 		}
-		if err := w.Add(exchange.Item{Text: item.Text, AddedAt: item.AddedAt}); err != nil {
+		if err := w.Add(original.Item{Text: item.Text, AddedAt: item.AddedAt}); err != nil {
 			i.t.Fatal(err)
 		}
 	}
@@ -274,7 +274,7 @@ func (i *instance) dumpAs(instance string) {
 		i.t.Fatal(err)
 	}
 	for _, change := range told {
-		c := exchange.Change{At: change.At, Data: string(change.Text)}
+		c := original.Change{At: change.At, Data: string(change.Text)}
 		if change.Kind == index.Removed {
 			c.Removal, c.Data = true, change.StorePath
 		}

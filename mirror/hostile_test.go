@@ -18,11 +18,12 @@ import (
 	"nar-herder/internal/hostile"
 	"nar-herder/internal/rowsum"
 	"nar-herder/internal/testlog"
-	"nar-herder/mirror/exchange"
 	"nar-herder/mirror/nars"
+	"nar-herder/mirror/original"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
 	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 	"nar-herder/storage/directory"
 	"nar-herder/storage/index"
 )
@@ -44,7 +45,7 @@ const good = 1
 // hostileTexts are narinfos that name what is not theirs: the good one comes last.
 func hostileTexts() (texts []string) {
 	for i, url := range []string{
-		"docs/precious.txt", "secret.key", storage.OwnerName, storage.IdentityName, "nar/none/notes",
+		"docs/precious.txt", "secret.key", bytestore.OwnerName, bytestore.IdentityName, "nar/none/notes",
 		"nar/" + testPath(good).BaseName() + "/" + testPath(905).BaseName(), // a directory in another's place
 		"nar/none/" + testPath(good).BaseName(),
 		"nar/../secret.key", "%2e%2e/secret.key", "//127.0.0.1/secret.key", "http://127.0.0.1/secret.key", "nar/none/..%2f..%2fsecret.key",
@@ -140,19 +141,19 @@ func (v *victim) wantUnharmed(t *testing.T) {
 func dumpWith(t testing.TB, instance string, texts ...string) []byte {
 	t.Helper()
 	name := filepath.Join(t.TempDir(), "dump.db")
-	w, err := exchange.Create(t.Context(), name)
+	w, err := original.Create(t.Context(), name)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for n, text := range texts {
-		err = errors.Join(err, w.Add(exchange.Item{Text: []byte(text), AddedAt: at(n)}), w.AddChange(exchange.Change{At: at(n), Data: text}))
+		err = errors.Join(err, w.Add(original.Item{Text: []byte(text), AddedAt: at(n)}), w.AddChange(original.Change{At: at(n), Data: text}))
 	}
 	if instance != "" {
 		var sum rowsum.Sum
 		for n, text := range texts {
-			exchange.AddTo(&sum, exchange.Item{Text: []byte(text), AddedAt: at(n)})
+			original.AddTo(&sum, original.Item{Text: []byte(text), AddedAt: at(n)})
 		}
-		err = errors.Join(err, w.SetInfo("instance", instance), w.SetInfo("last_change", "0"), w.SetInfo(exchange.SumKey, sum.String()))
+		err = errors.Join(err, w.SetInfo("instance", instance), w.SetInfo("last_change", "0"), w.SetInfo(original.SumKey, sum.String()))
 	}
 	if err := errors.Join(err, w.Finish(t.Context())); err != nil {
 		t.Fatal(err)

@@ -18,7 +18,7 @@ import (
 
 	"nar-herder/internal/hostile"
 	"nar-herder/internal/testlog"
-	"nar-herder/mirror/exchange"
+	"nar-herder/mirror/original"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
 	"nar-herder/storage/index"
@@ -246,7 +246,7 @@ func TestMutations(t *testing.T) {
 			return newBuilding().ofIndex(ctx, name, os.DirFS(filepath.Dir(downloaded)), filepath.Base(downloaded))
 		}},
 		"dump": {dumpWith(t, hostile.Instance, texts...), func(ctx context.Context, name, downloaded string) error {
-			database, err := exchange.Open(ctx, downloaded)
+			database, err := original.Open(ctx, downloaded)
 			if err != nil {
 				return err
 			}
@@ -259,7 +259,7 @@ func TestMutations(t *testing.T) {
 			if b.count, err = database.Count(ctx); err != nil {
 				return err
 			}
-			return b.ofDump(ctx, name, &dump{Database: database, verified: true, sum: info[exchange.SumKey]}, place{Since: at(1)})
+			return b.ofDump(ctx, name, &dump{Database: database, verified: true, sum: info[original.SumKey]}, place{Since: at(1)})
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -331,7 +331,7 @@ func sumIn(t testing.TB, content []byte, name string) []byte {
 	if err := os.WriteFile(name, content, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	database, err := exchange.Open(t.Context(), name)
+	database, err := original.Open(t.Context(), name)
 	if err != nil {
 		return nil
 	}
@@ -340,7 +340,7 @@ func sumIn(t testing.TB, content []byte, name string) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return []byte(exchange.SumKey + info[exchange.SumKey])
+	return []byte(original.SumKey + info[original.SumKey])
 }
 
 // isPart says whether what is signed in the lines is in some of the texts.

@@ -13,9 +13,9 @@ import (
 	"nar-herder/peer"
 )
 
-// original is a source that knows no more than the original: the changes since a
+// originalSource is a source that knows no more than the original: the changes since a
 // time, as they were written.
-type original struct {
+type originalSource struct {
 	*instance
 	mu      sync.Mutex
 	changes []peer.Change
@@ -26,8 +26,8 @@ type original struct {
 	asked  []string
 }
 
-func newOriginal(t testing.TB) *original {
-	o := &original{instance: newInstance(t)}
+func newOriginal(t testing.TB) *originalSource {
+	o := &originalSource{instance: newInstance(t)}
 	o.through(func(w http.ResponseWriter, r *http.Request) bool {
 		if r.URL.Path == peer.DumpPath {
 			return false
@@ -70,7 +70,7 @@ func newOriginal(t testing.TB) *original {
 }
 
 // added has the original have an item, and tell of it.
-func (o *original) added(when time.Time, n, version int) {
+func (o *originalSource) added(when time.Time, n, version int) {
 	info := testInfo(n, version, n)
 	o.add(when, info)
 	o.mu.Lock()
@@ -78,21 +78,21 @@ func (o *original) added(when time.Time, n, version int) {
 	o.changes = append(o.changes, peer.Change{Datetime: when.Format(time.DateTime), Change: peer.Addition, Data: string(info.Text)})
 }
 
-func (o *original) removed(when time.Time, n int) {
+func (o *originalSource) removed(when time.Time, n int) {
 	o.remove(when, n)
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.changes = append(o.changes, peer.Change{Datetime: when.Format(time.DateTime), Change: peer.Removal, Data: testPath(n).String()})
 }
 
-func (o *original) answer(texts ...string) {
+func (o *originalSource) answer(texts ...string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.answers = append(o.answers, texts...)
 }
 
 // rounds waits until it was asked n more times.
-func (o *original) rounds(n int) {
+func (o *originalSource) rounds(n int) {
 	o.t.Helper()
 	count := func() int {
 		o.mu.Lock()
@@ -218,17 +218,17 @@ func TestPlainDamaged(t *testing.T) {
 		}
 	}
 	for name, test := range map[string]struct {
-		change func(o *original)
+		change func(o *originalSource)
 		damage func(string) string
 	}{
-		"length":      {func(o *original) { o.added(at(50), 50, 1) }, replace("FileSize: 120", "FileSize: 130")},
-		"compression": {func(o *original) { o.added(at(50), 50, 1) }, replace("Compression: none", "Compression: nond")},
+		"length":      {func(o *originalSource) { o.added(at(50), 50, 1) }, replace("FileSize: 120", "FileSize: 130")},
+		"compression": {func(o *originalSource) { o.added(at(50), 50, 1) }, replace("Compression: none", "Compression: nond")},
 		// Were it believed, what comes would not be asked for any more.
-		"time": {func(o *original) { o.added(at(50), 50, 1) }, replace("2026-01-01 00:00:50", "2026-01-01 10:00:50")},
+		"time": {func(o *originalSource) { o.added(at(50), 50, 1) }, replace("2026-01-01 00:00:50", "2026-01-01 10:00:50")},
 		// Were it believed, another item would go.
-		"removal": {func(o *original) { o.removed(at(50), 3) }, replace(testPath(3).String(), testPath(7).String())},
+		"removal": {func(o *originalSource) { o.removed(at(50), 3) }, replace(testPath(3).String(), testPath(7).String())},
 		// What tells that nothing has left the log.
-		"anchor": {func(o *original) {}, replace("2026-01-01 00:00:20", "2026-01-01 00:00:10")},
+		"anchor": {func(o *originalSource) {}, replace("2026-01-01 00:00:20", "2026-01-01 00:00:10")},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"nar-herder/internal/stamp"
-	"nar-herder/mirror/exchange"
+	"nar-herder/mirror/original"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
 	"nar-herder/storage"
@@ -191,10 +191,10 @@ func (m *Mirror) isSources(ctx context.Context, at place) (bool, error) {
 
 // placeBehind returns the place behind what a database of the original has, by the
 // times of changes. since is that of the newest; what is ahead does not count.
-func placeBehind(ctx context.Context, db *exchange.Database, since, now time.Time) (place, error) {
-	each := func(f func(exchange.Change)) error {
+func placeBehind(ctx context.Context, db *original.Database, since, now time.Time) (place, error) {
+	each := func(f func(original.Change)) error {
 		for change, err := range db.Changes(ctx) {
-			var row *exchange.RowError
+			var row *original.RowError
 			if errors.As(err, &row) {
 				continue
 			} else if err != nil {
@@ -207,7 +207,7 @@ func placeBehind(ctx context.Context, db *exchange.Database, since, now time.Tim
 	next := place{Since: since}
 	if stamp.IsAhead(since, now) {
 		next.Since = time.Time{}
-		err := each(func(change exchange.Change) {
+		err := each(func(change original.Change) {
 			if !stamp.IsAhead(change.At, now) {
 				next.Since = later(next.Since, change.At)
 			}
@@ -217,7 +217,7 @@ func placeBehind(ctx context.Context, db *exchange.Database, since, now time.Tim
 		}
 	}
 	changes := make(seen)
-	err := each(func(change exchange.Change) {
+	err := each(func(change original.Change) {
 		if change.At.Before(next.from()) || len(changes) > mostSeen {
 			return
 		}
@@ -259,8 +259,8 @@ func (m *Mirror) mergeItems(ctx context.Context, db *dump, there bits, count int
 		m.announce(news)
 		return nil
 	}
-	for item, err := range db.Items(ctx, exchange.FromStart) {
-		var row *exchange.RowError
+	for item, err := range db.Items(ctx, original.FromStart) {
+		var row *original.RowError
 		if err != nil && !errors.As(err, &row) {
 			return badDump(err)
 		}
@@ -290,7 +290,7 @@ func (m *Mirror) mergeItems(ctx context.Context, db *dump, there bits, count int
 }
 
 // itemOf makes sense of an item of a dump.
-func (m *Mirror) itemOf(item exchange.Item, db *dump) (change storage.Followed, err error) {
+func (m *Mirror) itemOf(item original.Item, db *dump) (change storage.Followed, err error) {
 	n, err := admitItem(item, db)
 	if err != nil {
 		return change, err

@@ -24,6 +24,7 @@ import (
 	"nar-herder/internal/redact"
 	"nar-herder/narinfo"
 	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 )
 
 const (
@@ -82,10 +83,10 @@ var (
 		"or, if its database was copied from this one's, stop the server with the copy and run 'nar-herder new-identity'")
 	// ErrSharedStorage says that the peer's storage is the asker's own.
 	ErrSharedStorage = errors.New("it has this very storage, so that its nars are the ones here: name an instance with a storage of its own, " +
-		"or, if its storage is a copy of this one, delete the file " + storage.IdentityName + " in the copy and restart its server")
+		"or, if its storage is a copy of this one, delete the file " + bytestore.IdentityName + " in the copy and restart its server")
 	// ErrNoStorageName says that the peer's storage may be the asker's own.
 	ErrNoStorageName = errors.New("it can't tell which storage it has, which may be this one: let its server write to its storage once, " +
-		"or put a file " + storage.IdentityName + " with a random word into it")
+		"or put a file " + bytestore.IdentityName + " with a random word into it")
 	// ErrAnswer says that the response is not an answer to the question.
 	ErrAnswer = errors.New("not an answer of a Nar Herder")
 )

@@ -6,7 +6,7 @@ import (
 	"nar-herder/narinfo"
 )
 
-// SumTag is the entity tag of a file with that [storage.Info.Sum], at all instances.
+// SumTag is the entity tag of a file with that [bytestore.Info.Sum], at all instances.
 func SumTag(sum [16]byte) []byte {
 	return append(narinfo.AppendBase32(append(make([]byte, 0, 28), '"'), sum[:]), '"')
 }
@@ -21,7 +21,7 @@ func parseSumTag(tag string) (sum [16]byte) {
 	return sum
 }
 
-// SumOf returns the [storage.Info.Sum] that a peer's tag says a file has which
+// SumOf returns the [bytestore.Info.Sum] that a peer's tag says a file has which
 // [Peer.OpenFile] has opened, or zero. Nobody here has compared it with the bytes.
 func SumOf(body any) [16]byte {
 	if b, ok := body.(interface{ Sum() [16]byte }); ok {

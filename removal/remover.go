@@ -393,7 +393,7 @@ func (r *Remover) measure(ctx context.Context) (g goal, reason string, err error
 	due := max(surveyEvery, surveyShare*r.surveying)
 	above := g.limit >= 0 && usage > g.limit
 	switch {
-	case r.storage.IsDistant():
+	case r.storage.IsRemote():
 		// Nobody else stores anything there, and nothing takes more of it than its
 		// length: what came and went since is known as well as by a count, for
 		// which each thousand of names is a request.

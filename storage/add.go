@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"nar-herder/narinfo"
+	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
 )
 
@@ -280,7 +281,7 @@ func failAll(batch []*prepared, err error) {
 func (s *Storage) unstore(ctx context.Context, batch []*prepared, replaced *replacements) error {
 	var replacing []*prepared
 	for _, p := range batch {
-		if p.result.Err == nil && p.old != nil && slices.ContainsFunc(p.staged, func(staged Staged) bool { return staged != nil }) {
+		if p.result.Err == nil && p.old != nil && slices.ContainsFunc(p.staged, func(staged bytestore.Staged) bool { return staged != nil }) {
 			replacing = append(replacing, p)
 		}
 	}

@@ -8,9 +8,9 @@ import (
 	"io/fs"
 	"iter"
 	"slices"
-	"strings"
 
 	"nar-herder/narinfo"
+	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
 )
 
@@ -119,11 +119,11 @@ func (s *Storage) checkFiles(ctx context.Context, looked func(), report func(nar
 		switch {
 		case err != nil:
 			finding.Note = ""
-		case info.Name == IdentityName, info.Name == OwnerName:
+		case info.Name == bytestore.IdentityName, info.Name == bytestore.OwnerName:
 			continue
 		case info.Temporary:
 			finding.Kind = Temporary
-		case isQuarantined(info.Name):
+		case bytestore.IsQuarantined(info.Name):
 			finding.Kind = Quarantined
 		default:
 			if item, err := s.Item(ctx, hash); err == nil {
@@ -260,7 +260,7 @@ var errMeanwhile = errors.New("it has changed meanwhile: run the check again")
 
 // sameFile says whether two descriptions are of the same bytes, as far as they
 // can tell.
-func sameFile(a, b Info) bool {
+func sameFile(a, b bytestore.Info) bool {
 	return a.Size == b.Size && a.ModTime.Equal(b.ModTime) && a.Tag == b.Tag
 }
 
@@ -279,9 +279,3 @@ func (s *Storage) hasChanged(ctx context.Context, finding Finding) (bool, error)
 	}
 	return false, err
 }
-
-// quarantineFolder is where files that are wrong are set aside, each under its
-// own name. No narinfo names files there.
-const quarantineFolder = "quarantine/"
-
-func isQuarantined(name string) bool { return strings.HasPrefix(name, quarantineFolder) }

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 	"nar-herder/storage/directory"
 	"nar-herder/storage/index"
 )
@@ -278,4 +279,4 @@ func TestCheckGoesOn(t *testing.T) {
 	}
 }
 
-var _ storage.ByteStore = (*directory.Directory)(nil)
+var _ bytestore.Store = (*directory.Directory)(nil)

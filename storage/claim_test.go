@@ -11,25 +11,28 @@ import (
 
 	"nar-herder/internal/testlog"
 	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 )
 
 // lookedFor is a store that is far away, and lets nobody look for a file before some others
 // do, but for the first.
 type lookedFor struct {
-	storage.ByteStore
+	bytestore.Store
 	looks  atomic.Int64
 	others meeting
 }
 
-func (s *lookedFor) AtOnce() int { return 8 }
+func (s *lookedFor) IsRemote() bool { return true }
 
-func (s *lookedFor) Stat(ctx context.Context, name string) (storage.Info, error) {
+func (s *lookedFor) Concurrency() int { return 8 }
+
+func (s *lookedFor) Stat(ctx context.Context, name string) (bytestore.Info, error) {
 	if s.looks.Add(1) > 1 {
 		if err := s.others.wait(ctx); err != nil {
-			return storage.Info{}, err
+			return bytestore.Info{}, err
 		}
 	}
-	return s.ByteStore.Stat(ctx, name)
+	return s.Store.Stat(ctx, name)
 }
 
 // TestClaimSamples: of nars that few items have, a quarter may be missing.
@@ -40,14 +43,14 @@ func TestClaimSamples(t *testing.T) {
 	for n := range 110 {
 		items = append(items, fake{n: n, content: "content"})
 	}
-	unstored := p.openWith(t, func(storage.ByteStore) storage.ByteStore { return nil })
+	unstored := p.openWith(t, func(bytestore.Store) bytestore.Store { return nil })
 	importAll(t, unstored, storage.ImportOptions{}, laid(t, items[:100]...))
 	stored := items[100:]
 	for _, item := range stored { // in this order
 		importAll(t, p.openTest(t), storage.ImportOptions{}, laid(t, item))
 	}
-	s := p.openWith(t, func(bytes storage.ByteStore) storage.ByteStore {
-		return &lookedFor{ByteStore: bytes, others: newMeeting(8)}
+	s := p.openWith(t, func(bytes bytestore.Store) bytestore.Store {
+		return &lookedFor{Store: bytes, others: newMeeting(8)}
 	})
 	if err := s.MayBeClaimed(t.Context()); err != nil {
 		t.Errorf("nothing is missing: %v", err)
@@ -66,7 +69,7 @@ func TestClaimSamples(t *testing.T) {
 // TestImportInUse: the log says once why nars of a storage or an export are copied.
 func TestImportInUse(t *testing.T) {
 	t.Parallel()
-	for _, marker := range []string{storage.OwnerName, storage.IdentityName, storage.ExportName, "else"} {
+	for _, marker := range []string{bytestore.OwnerName, bytestore.IdentityName, bytestore.ExportName, "else"} {
 		var logged testlog.Buffer
 		s := newPlace(t).openTestAs(t, nil, storage.Options{Log: slog.New(slog.NewTextHandler(&logged, nil))})
 		items := []fake{{n: 1, content: "one"}, {n: 2, content: "two"}, {n: 3, content: "three"}}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 )
 
 // operation is something that may be cut off at any step.
@@ -176,7 +177,7 @@ func TestOneFault(t *testing.T) {
 	for at, reached := 0, true; reached; at += stride {
 		p := placeIn(t, memoryDir(t))
 		faulty := &faultStore{mode: once, at: at}
-		s, closeAll, err := p.open(func(bytes storage.ByteStore) storage.ByteStore {
+		s, closeAll, err := p.open(func(bytes bytestore.Store) bytestore.Store {
 			faulty.Directory = unwrap(bytes)
 			return faulty
 		})
@@ -214,7 +215,7 @@ func crashAt(t *testing.T, op operation, mode faultMode, at int) (reached bool) 
 	lay(t, source, op.lay...)
 	layNars(t, p.store, op.strays...)
 	faulty := &faultStore{mode: mode, at: -1}
-	s, closeAll, err := p.open(func(bytes storage.ByteStore) storage.ByteStore {
+	s, closeAll, err := p.open(func(bytes bytestore.Store) bytestore.Store {
 		faulty.Directory = unwrap(bytes)
 		return faulty
 	})

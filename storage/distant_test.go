@@ -9,12 +9,13 @@ import (
 	"time"
 
 	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 )
 
 // distantStore is a store that is far away: calls which change it wait for others, as
 // many as together are meet's size.
 type distantStore struct {
-	storage.ByteStore
+	bytestore.Store
 	commits, removals meeting
 	listed            int
 }
@@ -45,10 +46,12 @@ func (m *meeting) wait(ctx context.Context) error {
 	}
 }
 
-func (s *distantStore) AtOnce() int { return 8 }
+func (s *distantStore) IsRemote() bool { return true }
 
-func (s *distantStore) Stage(ctx context.Context, name string, from io.Reader, size int64) (storage.Staged, error) {
-	staged, err := s.ByteStore.Stage(ctx, name, from, size)
+func (s *distantStore) Concurrency() int { return 8 }
+
+func (s *distantStore) Stage(ctx context.Context, name string, from io.Reader, size int64) (bytestore.Staged, error) {
+	staged, err := s.Store.Stage(ctx, name, from, size)
 	if err != nil {
 		return staged, err
 	}
@@ -56,7 +59,7 @@ func (s *distantStore) Stage(ctx context.Context, name string, from io.Reader, s
 }
 
 type distantStaged struct {
-	storage.Staged
+	bytestore.Staged
 	store *distantStore
 }
 
@@ -71,12 +74,12 @@ func (s *distantStore) Remove(ctx context.Context, name string) error {
 	if err := s.removals.wait(ctx); err != nil {
 		return err
 	}
-	return s.ByteStore.Remove(ctx, name)
+	return s.Store.Remove(ctx, name)
 }
 
-func (s *distantStore) List(ctx context.Context) iter.Seq2[storage.Info, error] {
+func (s *distantStore) List(ctx context.Context) iter.Seq2[bytestore.Info, error] {
 	s.listed++
-	return s.ByteStore.List(ctx)
+	return s.Store.List(ctx)
 }
 
 // TestDistant: where calls take their time, many are under way at once, and what is
@@ -85,8 +88,8 @@ func TestDistant(t *testing.T) {
 	t.Parallel()
 	const count = 20
 	distant := &distantStore{commits: newMeeting(4), removals: newMeeting(4)}
-	s := newPlace(t).openWith(t, func(bytes storage.ByteStore) storage.ByteStore {
-		distant.ByteStore = bytes
+	s := newPlace(t).openWith(t, func(bytes bytestore.Store) bytestore.Store {
+		distant.Store = bytes
 		return distant
 	})
 	var items []fake

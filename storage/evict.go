@@ -96,8 +96,7 @@ func (s *Storage) Evict(ctx context.Context, items []*Item, since int64, guard G
 // MayDrop makes sure, as far as that can be known beforehand, that the files which items
 // have stored can be deleted. Otherwise the error is [ErrNotDeleted].
 func (s *Storage) MayDrop(items ...*Item) error {
-	checker, ok := s.store().(RemovalChecker)
-	if !ok {
+	if s.bytes == nil {
 		return nil
 	}
 	for _, item := range items {
@@ -105,7 +104,7 @@ func (s *Storage) MayDrop(items ...*Item) error {
 			if name == "" || !item.HasStored(n) {
 				continue
 			}
-			if err := checker.MayRemove(name); err != nil {
+			if err := s.bytes.MayRemove(name); err != nil {
 				s.notDeleted.Add(1)
 				return fmt.Errorf("%w: %w", ErrNotDeleted, err)
 			}
@@ -239,7 +238,6 @@ func (s *Storage) RemoveWithdrawn(ctx context.Context, now time.Time) (freed Fre
 func (s *Storage) DropLeftovers(ctx context.Context) (dropped Freed, err error) {
 	var failure error // one is enough for a log
 	unforeseen := 0
-	checker, _ := s.store().(RemovalChecker)
 	left := func(err error) error {
 		if unforeseen > fewLeft {
 			failure = fmt.Errorf("%w: %w", ErrDeletionFails, failure)
@@ -264,7 +262,7 @@ func (s *Storage) DropLeftovers(ctx context.Context) (dropped Freed, err error) 
 			if err == nil {
 				return
 			}
-			if checker == nil || checker.MayRemove(names[n]) == nil {
+			if s.bytes.MayRemove(names[n]) == nil {
 				unforeseen++
 			}
 			if failure == nil {
@@ -383,7 +381,7 @@ func (s *Storage) dropEach(ctx context.Context, names []string, since int64, tol
 // have the last error.
 func (s *Storage) each(n int, f func(i int) error) []error {
 	failures := make([]error, n)
-	if !s.IsDistant() {
+	if !s.IsRemote() {
 		for i := range n {
 			failures[i] = f(i)
 		}
@@ -392,7 +390,7 @@ func (s *Storage) each(n int, f func(i int) error) []error {
 	var next, failed atomic.Int64
 	var failure atomic.Pointer[error]
 	var calls sync.WaitGroup
-	atOnce := s.store().(Distant).AtOnce()
+	atOnce := s.bytes.Concurrency()
 	for range min(atOnce, n) {
 		calls.Go(func() {
 			for i := next.Add(1) - 1; i < int64(n); i = next.Add(1) - 1 {
@@ -420,7 +418,7 @@ const (
 
 // hurried bounds what is done with the index locked.
 func (s *Storage) hurried(ctx context.Context, size int64) (context.Context, context.CancelFunc) {
-	if !s.IsDistant() {
+	if !s.IsRemote() {
 		return ctx, func() {}
 	}
 	return context.WithTimeout(ctx, lockedWait+time.Duration(size/lockedRate)*time.Second)

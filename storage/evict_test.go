@@ -11,6 +11,7 @@ import (
 
 	"nar-herder/narinfo"
 	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
 )
 
@@ -91,7 +92,7 @@ func TestEvictFails(t *testing.T) {
 	importAll(t, s, storage.ImportOptions{}, laid(t, item))
 	// A directory in its place can't be removed as a file.
 	file := filepath.Join(p.store, item.name())
-	broken := p.openWith(t, func(b storage.ByteStore) storage.ByteStore { return noRemove{b} })
+	broken := p.openWith(t, func(b bytestore.Store) bytestore.Store { return noRemove{b} })
 	if _, _, err := broken.Evict(t.Context(), []*storage.Item{itemOf(t, s, item)}, lastChange(t, p), holds); err == nil || !strings.Contains(err.Error(), "it is stuck") {
 		t.Errorf("%v", err)
 	}
@@ -120,7 +121,7 @@ func TestEvictFails(t *testing.T) {
 }
 
 // noRemove is a store that can't delete.
-type noRemove struct{ storage.ByteStore }
+type noRemove struct{ bytestore.Store }
 
 func (noRemove) Remove(context.Context, string) error { return errors.New("it is stuck") }
 
@@ -237,7 +238,7 @@ func TestLeftoversBehindOne(t *testing.T) {
 	if err := x.Update(t.Context(), func(tx *index.Tx) error { return tx.AddLeftovers(names) }); err != nil {
 		t.Fatal(err)
 	}
-	stuck := p.openWith(t, func(b storage.ByteStore) storage.ByteStore { return noRemoveOf{b, names[3]} })
+	stuck := p.openWith(t, func(b bytestore.Store) bytestore.Store { return noRemoveOf{b, names[3]} })
 	dropped, err := stuck.DropLeftovers(t.Context())
 	if err == nil || !strings.Contains(err.Error(), "it is stuck") || dropped.Size != 4*449 {
 		t.Errorf("%+v, %v", dropped, err)
@@ -249,7 +250,7 @@ func TestLeftoversBehindOne(t *testing.T) {
 
 // noRemoveOf can't delete one file.
 type noRemoveOf struct {
-	storage.ByteStore
+	bytestore.Store
 	name string
 }
 
@@ -257,12 +258,12 @@ func (s noRemoveOf) Remove(ctx context.Context, name string) error {
 	if name == s.name {
 		return errors.New("it is stuck")
 	}
-	return s.ByteStore.Remove(ctx, name)
+	return s.Store.Remove(ctx, name)
 }
 
 // foresees is a store that can't delete one file, and tells so beforehand.
 type foresees struct {
-	storage.ByteStore
+	bytestore.Store
 	stuck string
 }
 
@@ -291,7 +292,7 @@ func TestRemoveWithdrawnAround(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	broken := p.openWith(t, func(b storage.ByteStore) storage.ByteStore { return foresees{b, items[0].name()} })
+	broken := p.openWith(t, func(b bytestore.Store) bytestore.Store { return foresees{b, items[0].name()} })
 	freed, err := broken.RemoveWithdrawn(t.Context(), time.Now().Add(48*time.Hour))
 	if !errors.Is(err, storage.ErrNotDeleted) || freed.Items != len(items)-1 {
 		t.Errorf("%+v, %v", freed, err)

@@ -9,7 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 	"nar-herder/storage/directory"
 )
 
@@ -76,26 +76,26 @@ func (s *faultStore) around(work func() error) error {
 	return s.step()
 }
 
-func (s *faultStore) Stat(ctx context.Context, name string) (info storage.Info, err error) {
+func (s *faultStore) Stat(ctx context.Context, name string) (info bytestore.Info, err error) {
 	err = s.around(func() error { info, err = s.Directory.Stat(ctx, name); return err })
 	return info, err
 }
 
-func (s *faultStore) Open(ctx context.Context, name string, offset, length int64) (r io.ReadCloser, info storage.Info, err error) {
+func (s *faultStore) Open(ctx context.Context, name string, offset, length int64) (r io.ReadCloser, info bytestore.Info, err error) {
 	err = s.around(func() error { r, info, err = s.Directory.Open(ctx, name, offset, length); return err })
 	return r, info, err
 }
 
-func (s *faultStore) Stage(ctx context.Context, name string, from io.Reader, size int64) (storage.Staged, error) {
-	return s.stage(func() (storage.Staged, error) { return s.Directory.Stage(ctx, name, from, size) })
+func (s *faultStore) Stage(ctx context.Context, name string, from io.Reader, size int64) (bytestore.Staged, error) {
+	return s.stage(func() (bytestore.Staged, error) { return s.Directory.Stage(ctx, name, from, size) })
 }
 
-func (s *faultStore) StageFile(ctx context.Context, name string, file *os.File, size int64) (storage.Staged, error) {
-	return s.stage(func() (storage.Staged, error) { return s.Directory.StageFile(ctx, name, file, size) })
+func (s *faultStore) StageFile(ctx context.Context, name string, file *os.File, size int64) (bytestore.Staged, error) {
+	return s.stage(func() (bytestore.Staged, error) { return s.Directory.StageFile(ctx, name, file, size) })
 }
 
-func (s *faultStore) stage(work func() (storage.Staged, error)) (storage.Staged, error) {
-	var staged storage.Staged
+func (s *faultStore) stage(work func() (bytestore.Staged, error)) (bytestore.Staged, error) {
+	var staged bytestore.Staged
 	err := s.around(func() (err error) { staged, err = work(); return err })
 	if err != nil {
 		if staged != nil {
@@ -118,12 +118,12 @@ func (s *faultStore) Remove(ctx context.Context, name string) error {
 	return s.around(func() error { return s.Directory.Remove(ctx, name) })
 }
 
-func (s *faultStore) List(ctx context.Context) iter.Seq2[storage.Info, error] {
+func (s *faultStore) List(ctx context.Context) iter.Seq2[bytestore.Info, error] {
 	return s.Directory.List(ctx)
 }
 
 type faultStaged struct {
-	storage.Staged
+	bytestore.Staged
 	store *faultStore
 }
 
@@ -144,4 +144,4 @@ func (s *faultStaged) Abort() {
 }
 
 // unwrap returns the directory that a storage of these tests has.
-func unwrap(bytes storage.ByteStore) *directory.Directory { return bytes.(*directory.Directory) }
+func unwrap(bytes bytestore.Store) *directory.Directory { return bytes.(*directory.Directory) }

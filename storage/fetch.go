@@ -5,13 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"nar-herder/storage/bytestore"
 	"strings"
 )
 
 // fetch stages the file of a finding out of the first source that has it. The
 // Staged is nil when none has, and the note then says why. The error is about
 // this machine, and says nothing about the sources.
-func (r *Repairer) fetch(ctx context.Context, finding Finding) (Staged, Repair) {
+func (r *Repairer) fetch(ctx context.Context, finding Finding) (bytestore.Staged, Repair) {
 	var failures []string
 	unsure := false
 	for _, source := range r.options.Sources {
@@ -24,7 +25,7 @@ func (r *Repairer) fetch(ctx context.Context, finding Finding) (Staged, Repair) 
 			return nil, Repair{Err: err}
 		}
 		failures = append(failures, fmt.Sprintf("%s: %v", source, err))
-		unsure = unsure || !errors.Is(err, ErrNotStored) && !errors.Is(err, ErrWrongNar) && !errors.Is(err, ErrWrongSize)
+		unsure = unsure || !errors.Is(err, ErrNotStored) && !errors.Is(err, ErrWrongNar) && !errors.Is(err, bytestore.ErrWrongSize)
 	}
 	if len(failures) == 0 {
 		return nil, Repair{Note: "no other instance to fetch it from was named"}
@@ -34,7 +35,7 @@ func (r *Repairer) fetch(ctx context.Context, finding Finding) (Staged, Repair) 
 
 // fetchFrom stages the file out of one source. ours says that an error is about
 // this machine.
-func (r *Repairer) fetchFrom(ctx context.Context, finding Finding, source Source) (_ Staged, ours bool, err error) {
+func (r *Repairer) fetchFrom(ctx context.Context, finding Finding, source Source) (_ bytestore.Staged, ours bool, err error) {
 	n := finding.Item.FileNamed(finding.Name)
 	most := finding.Item.StoredSize(n)
 	if most < 0 {
@@ -75,7 +76,7 @@ func (r *Repairer) fetchFrom(ctx context.Context, finding Finding, source Source
 		return nil, false, checkErr
 	case coming.err != nil:
 		return nil, false, coming.err
-	case errors.Is(stageErr, ErrWrongSize):
+	case errors.Is(stageErr, bytestore.ErrWrongSize):
 		return nil, false, stageErr
 	case stageErr != nil:
 		return nil, true, stageErr
@@ -93,7 +94,7 @@ func (b *bounded) Read(p []byte) (int, error) {
 	if b.left == 0 {
 		switch n, err := b.r.Read(make([]byte, 1)); {
 		case n > 0:
-			return 0, fmt.Errorf("%w: more bytes came than the nar can have in any compression", ErrWrongSize)
+			return 0, fmt.Errorf("%w: more bytes came than the nar can have in any compression", bytestore.ErrWrongSize)
 		default:
 			return 0, err
 		}

@@ -2,6 +2,7 @@ package storage
 
 import (
 	"nar-herder/narinfo"
+	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
 )
 
@@ -25,7 +26,7 @@ type Finding struct {
 	Partial bool
 
 	// info describes the file as it was when it was found to be wrong.
-	info Info
+	info bytestore.Info
 }
 
 // FindingKind says what is wrong.

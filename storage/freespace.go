@@ -13,14 +13,6 @@ import (
 // free on the file system of the storage.
 var ErrFreeSpace = errors.New("too little free space on the file system of the storage")
 
-// FreeSpacer is a ByteStore on a file system of this machine.
-type FreeSpacer interface {
-	// FreeSpace returns how many bytes this process can still write to the file
-	// system, and how many that has in all. The error is [errors.ErrUnsupported]
-	// for a store that has no file system.
-	FreeSpace() (free, size int64, err error)
-}
-
 // minimumFreeSetting is where the minimum of free space is noted, in bytes.
 const minimumFreeSetting = "storage_minimum_free_space"
 
@@ -40,12 +32,12 @@ func (s *Storage) MinimumFree(ctx context.Context) (int64, error) {
 	return parseLimit("minimum of free space", text)
 }
 
-// FreeSpace is that of the byte store; see [FreeSpacer].
+// FreeSpace is that of the byte store; see [bytestore.Store].
 func (s *Storage) FreeSpace() (free, size int64, err error) {
-	if spacer, ok := s.store().(FreeSpacer); ok {
-		return spacer.FreeSpace()
+	if s.bytes == nil {
+		return 0, 0, errors.ErrUnsupported
 	}
-	return 0, 0, errors.ErrUnsupported
+	return s.bytes.FreeSpace()
 }
 
 // LinkedRemoved is how many bytes this process has removed that did not become free, as

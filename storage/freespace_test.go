@@ -12,6 +12,7 @@ import (
 
 	"nar-herder/internal/testfs"
 	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 	"nar-herder/storage/directory"
 )
 
@@ -28,7 +29,7 @@ func (p place) openSpacious(t testing.TB, free int64) (*storage.Storage, *atomic
 	t.Helper()
 	is := new(atomic.Int64)
 	is.Store(free)
-	return p.openWith(t, func(b storage.ByteStore) storage.ByteStore { return spacious{b.(*directory.Directory), is} }), is
+	return p.openWith(t, func(b bytestore.Store) bytestore.Store { return spacious{b.(*directory.Directory), is} }), is
 }
 
 func setMinimumFree(t testing.TB, s *storage.Storage, minimum int64) {
@@ -230,7 +231,7 @@ func TestMinimumFreeRepair(t *testing.T) {
 // TestNoFileSystem has a store without one: there is no minimum to keep.
 func TestNoFileSystem(t *testing.T) {
 	t.Parallel()
-	s := newPlace(t).openWith(t, func(b storage.ByteStore) storage.ByteStore { return bare{b} })
+	s := newPlace(t).openWith(t, func(b bytestore.Store) bytestore.Store { return bare{hidden: hidden{b}} })
 	setMinimumFree(t, s, 1<<60)
 	if _, _, err := s.FreeSpace(); !errors.Is(err, errors.ErrUnsupported) {
 		t.Errorf("%v", err)

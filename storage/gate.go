@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"nar-herder/narinfo"
+	"nar-herder/storage/bytestore"
 )
 
 // Admit is the gate for narinfos: every text that comes from outside, be it from a
@@ -88,7 +89,7 @@ func nameOf(file narinfo.File, hash narinfo.PathHash) string {
 // itemBytes is the byte store for the bytes of items: it refuses all names but those of
 // nars, wherever they come from. The notes and the quarantine of the storage are written
 // to the ByteStore itself.
-type itemBytes struct{ ByteStore }
+type itemBytes struct{ bytestore.Store }
 
 // errNoNarName says that a name isn't one that a nar can have.
 var errNoNarName = errors.New("not a name for a nar")
@@ -100,39 +101,34 @@ func checkName(tried, name string) error {
 	return fmt.Errorf("%s %.200q: %w: %w", tried, name, errNoNarName, fs.ErrInvalid)
 }
 
-// Open implements [ByteStore].
-func (b *itemBytes) Open(ctx context.Context, name string, offset, length int64) (io.ReadCloser, Info, error) {
+// Open implements [bytestore.Store].
+func (b *itemBytes) Open(ctx context.Context, name string, offset, length int64) (io.ReadCloser, bytestore.Info, error) {
 	if err := checkName("open", name); err != nil {
-		return nil, Info{}, err
+		return nil, bytestore.Info{}, err
 	}
-	return b.ByteStore.Open(ctx, name, offset, length)
+	return b.Store.Open(ctx, name, offset, length)
 }
 
-// Stage implements [ByteStore].
-func (b *itemBytes) Stage(ctx context.Context, name string, from io.Reader, size int64) (Staged, error) {
+// Stage implements [bytestore.Store].
+func (b *itemBytes) Stage(ctx context.Context, name string, from io.Reader, size int64) (bytestore.Staged, error) {
 	if err := checkName("store", name); err != nil {
 		return nil, err
 	}
-	return b.ByteStore.Stage(ctx, name, from, size)
+	return b.Store.Stage(ctx, name, from, size)
 }
 
-// StageFile implements [FileStager]. The error is [ErrCantShare] where the byte store
-// doesn't.
-func (b *itemBytes) StageFile(ctx context.Context, name string, file *os.File, size int64) (Staged, error) {
+// StageFile implements [bytestore.Store].
+func (b *itemBytes) StageFile(ctx context.Context, name string, file *os.File, size int64) (bytestore.Staged, error) {
 	if err := checkName("store", name); err != nil {
 		return nil, err
 	}
-	stager, ok := b.ByteStore.(FileStager)
-	if !ok {
-		return nil, ErrCantShare
-	}
-	return stager.StageFile(ctx, name, file, size)
+	return b.Store.StageFile(ctx, name, file, size)
 }
 
-// Remove implements [ByteStore].
+// Remove implements [bytestore.Store].
 func (b *itemBytes) Remove(ctx context.Context, name string) error {
 	if err := checkName("remove", name); err != nil {
 		return err
 	}
-	return b.ByteStore.Remove(ctx, name)
+	return b.Store.Remove(ctx, name)
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"nar-herder/storage/bytestore"
 	"os"
 	"path"
 	"strings"
@@ -45,8 +46,8 @@ func TestAdmit(t *testing.T) {
 		{[]string{"docs/precious.txt"}, "not the URL of a nar"},
 		{[]string{own, "docs/precious.txt"}, "not the URL of a nar"},
 		{[]string{"docs/" + ownBase}, "not the URL of a nar"},
-		{[]string{OwnerName}, "not the URL of a nar"},
-		{[]string{own, IdentityName}, "not the URL of a nar"},
+		{[]string{bytestore.OwnerName}, "not the URL of a nar"},
+		{[]string{own, bytestore.IdentityName}, "not the URL of a nar"},
 		{[]string{ownBase}, "not the URL of a nar"},
 		{[]string{"quarantine/nar/lzip/" + ownBase}, "not the URL of a nar"},
 		{[]string{"nar/lzip/.nar-herder-spool"}, "not the URL of a nar"},
@@ -56,7 +57,7 @@ func TestAdmit(t *testing.T) {
 		{[]string{own, "nar/lzip/" + otherBase}, "another item"},
 		{[]string{"nar/lzip/00000000000000000000000000000001-other"}, "another item"},
 		{[]string{"../" + own}, ".."},
-		{[]string{"nar/%2e%2e/" + OwnerName}, ".."},
+		{[]string{"nar/%2e%2e/" + bytestore.OwnerName}, ".."},
 		{[]string{"//host/" + own}, "host"},
 	} {
 		n, err := Admit(named(test.urls...))
@@ -71,21 +72,21 @@ func TestAdmit(t *testing.T) {
 
 // nothing is a byte store in which nothing may be looked for, read or written.
 type nothing struct {
-	ByteStore
+	bytestore.Store
 	t *testing.T
 }
 
-func (s nothing) Open(_ context.Context, name string, _, _ int64) (io.ReadCloser, Info, error) {
+func (s nothing) Open(_ context.Context, name string, _, _ int64) (io.ReadCloser, bytestore.Info, error) {
 	s.t.Errorf("%q is opened", name)
-	return nil, Info{}, fs.ErrNotExist
+	return nil, bytestore.Info{}, fs.ErrNotExist
 }
 
-func (s nothing) Stage(_ context.Context, name string, _ io.Reader, _ int64) (Staged, error) {
+func (s nothing) Stage(_ context.Context, name string, _ io.Reader, _ int64) (bytestore.Staged, error) {
 	s.t.Errorf("%q is written", name)
 	return nil, fs.ErrInvalid
 }
 
-func (s nothing) StageFile(_ context.Context, name, _ string, _ int64) (Staged, error) {
+func (s nothing) StageFile(_ context.Context, name string, _ *os.File, _ int64) (bytestore.Staged, error) {
 	s.t.Errorf("%q is written", name)
 	return nil, fs.ErrInvalid
 }
@@ -99,7 +100,7 @@ func (s nothing) Remove(_ context.Context, name string) error {
 func TestItemBytes(t *testing.T) {
 	t.Parallel()
 	b := &itemBytes{nothing{t: t}}
-	for _, name := range []string{"", ".", "docs/precious.txt", OwnerName, IdentityName, ownBase, "docs/" + ownBase, "nar", "nar/", "nar/lzip/", "nar/lzip/x", "nar/a/b/" + ownBase,
+	for _, name := range []string{"", ".", "docs/precious.txt", bytestore.OwnerName, bytestore.IdentityName, ownBase, "docs/" + ownBase, "nar", "nar/", "nar/lzip/", "nar/lzip/x", "nar/a/b/" + ownBase,
 		"nar/../" + ownBase, "nar/" + otherBase + "/" + ownBase, "quarantine/nar/" + ownBase} {
 		_, _, err1 := b.Open(t.Context(), name, 0, -1)
 		_, err2 := b.Stage(t.Context(), name, strings.NewReader("x"), 1)
@@ -116,7 +117,7 @@ func TestItemBytes(t *testing.T) {
 // FuzzAdmit: whatever the text, all names of what is admitted are of its own item.
 func FuzzAdmit(f *testing.F) {
 	own := "nar/lzip/" + ownBase
-	for _, urls := range [][]string{{own}, {own, "nar/" + ownBase}, {"docs/precious.txt"}, {OwnerName}, {"nar/lzip/" + otherBase}, {"nar/" + otherBase + "/" + ownBase},
+	for _, urls := range [][]string{{own}, {own, "nar/" + ownBase}, {"docs/precious.txt"}, {bytestore.OwnerName}, {"nar/lzip/" + otherBase}, {"nar/" + otherBase + "/" + ownBase},
 		{own, "https://elsewhere.example/x"}, {"../" + own}, {"nar/%2e%2e/x"}, {"/" + own}} {
 		f.Add(named(urls...))
 	}

@@ -17,6 +17,7 @@ import (
 
 	"nar-herder/narinfo"
 	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 	"nar-herder/storage/directory"
 	"nar-herder/storage/index"
 )
@@ -55,17 +56,17 @@ func memoryDir(t testing.TB) string {
 }
 
 // open opens the storage of a place. wrap may put something around its bytes.
-func (p place) open(wrap func(storage.ByteStore) storage.ByteStore) (s *storage.Storage, closeAll func() error, err error) {
+func (p place) open(wrap func(bytestore.Store) bytestore.Store) (s *storage.Storage, closeAll func() error, err error) {
 	return p.openWhen(wrap, nil)
 }
 
 // openWhen is open with a clock.
-func (p place) openWhen(wrap func(storage.ByteStore) storage.ByteStore, now func() time.Time) (s *storage.Storage, closeAll func() error, err error) {
+func (p place) openWhen(wrap func(bytestore.Store) bytestore.Store, now func() time.Time) (s *storage.Storage, closeAll func() error, err error) {
 	return p.openAs(wrap, storage.Options{Now: now})
 }
 
 // openAs is open with options.
-func (p place) openAs(wrap func(storage.ByteStore) storage.ByteStore, options storage.Options) (s *storage.Storage, closeAll func() error, err error) {
+func (p place) openAs(wrap func(bytestore.Store) bytestore.Store, options storage.Options) (s *storage.Storage, closeAll func() error, err error) {
 	bytes, err := directory.Open(p.store)
 	if err != nil {
 		return nil, nil, err
@@ -74,7 +75,7 @@ func (p place) openAs(wrap func(storage.ByteStore) storage.ByteStore, options st
 	if err != nil {
 		return nil, nil, errors.Join(err, bytes.Close())
 	}
-	var store storage.ByteStore = bytes
+	var store bytestore.Store = bytes
 	if wrap != nil {
 		store = wrap(bytes)
 	}
@@ -88,13 +89,13 @@ func (p place) openTest(t testing.TB) *storage.Storage {
 }
 
 // openWith is openTest with something around the bytes.
-func (p place) openWith(t testing.TB, wrap func(storage.ByteStore) storage.ByteStore) *storage.Storage {
+func (p place) openWith(t testing.TB, wrap func(bytestore.Store) bytestore.Store) *storage.Storage {
 	t.Helper()
 	return p.openTestAs(t, wrap, storage.Options{})
 }
 
 // openTestAs is openWith with options.
-func (p place) openTestAs(t testing.TB, wrap func(storage.ByteStore) storage.ByteStore, options storage.Options) *storage.Storage {
+func (p place) openTestAs(t testing.TB, wrap func(bytestore.Store) bytestore.Store, options storage.Options) *storage.Storage {
 	t.Helper()
 	s, closeAll, err := p.openAs(wrap, options)
 	if err != nil {

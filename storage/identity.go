@@ -5,22 +5,14 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"strings"
 	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 
+	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
 )
-
-// IdentityName is where a byte store keeps its random name. Instances that share
-// a storage find the same one there.
-const IdentityName = "nar-herder-storage"
-
-// ExportName is the file that marks the directory of an export.
-const ExportName = "nar-herder-export"
 
 // Identity returns the random name of the byte store, and gives it one when it
 // has none. It is "" where nars are kept elsewhere.
@@ -28,7 +20,7 @@ func (s *Storage) Identity(ctx context.Context) (string, error) {
 	if s.bytes == nil {
 		return "", nil
 	}
-	name, err := s.note(ctx, IdentityName)
+	name, err := s.note(ctx, bytestore.IdentityName)
 	if !errors.Is(err, fs.ErrNotExist) || s.readOnly {
 		return name, err
 	}
@@ -36,12 +28,12 @@ func (s *Storage) Identity(ctx context.Context) (string, error) {
 	if err := s.IsMounted(ctx); err != nil {
 		return "", err
 	}
-	err = WriteNote(ctx, s.bytes.ByteStore, IdentityName, rand.Text(), Staged.CommitNew)
+	err = bytestore.WriteNote(ctx, s.bytes.Store, bytestore.IdentityName, rand.Text(), bytestore.Staged.CommitNew)
 	if err != nil && !errors.Is(err, fs.ErrExist) {
 		return "", err
 	}
 	// Read, as another instance may just have done the same.
-	return s.note(ctx, IdentityName)
+	return s.note(ctx, bytestore.IdentityName)
 }
 
 // StorageName returns the random name of the byte store, "" where nars are kept
@@ -51,7 +43,7 @@ func (s *Storage) StorageName(ctx context.Context) (string, error) {
 	if s.bytes == nil {
 		return "", nil
 	}
-	return s.note(ctx, IdentityName)
+	return s.note(ctx, bytestore.IdentityName)
 }
 
 // ErrAllMissing is in the error of [Storage.IsMounted] for a byte store that can be read.
@@ -139,41 +131,5 @@ func (s *Storage) MayBeClaimed(ctx context.Context) error {
 
 // note reads one of the short texts that the byte store has beside the nars.
 func (s *Storage) note(ctx context.Context, name string) (string, error) {
-	return ReadNote(ctx, s.bytes.ByteStore, name)
-}
-
-// ReadNote reads what a byte store has under [IdentityName] or [OwnerName]. Where
-// that is nothing, the error is [fs.ErrNotExist].
-func ReadNote(ctx context.Context, store ByteStore, name string) (string, error) {
-	const most = 16 << 10
-	reader, _, err := store.Open(ctx, name, 0, -1)
-	if err != nil {
-		return "", err
-	}
-	defer reader.Close()
-	text, err := io.ReadAll(io.LimitReader(reader, most))
-	if err != nil {
-		return "", err
-	}
-	note := strings.TrimSpace(string(text))
-	if note == "" || len(text) == most {
-		return "", fmt.Errorf("%s in storage %s is not what this program writes there: remove it", name, store)
-	}
-	return note, nil
-}
-
-// WriteNote writes one of them, shown by [Staged.Commit] or [Staged.CommitNew].
-func WriteNote(ctx context.Context, store ByteStore, name, note string, commit func(Staged, context.Context) error) error {
-	text := note + "\n"
-	staged, err := store.Stage(ctx, name, strings.NewReader(text), int64(len(text)))
-	if err == nil {
-		defer staged.Abort()
-		if err = commit(staged, ctx); err == nil {
-			err = store.Sync(ctx)
-		}
-	}
-	if err != nil {
-		return fmt.Errorf("write %s in storage %s: %w", name, store, err)
-	}
-	return nil
+	return bytestore.ReadNote(ctx, s.bytes.Store, name)
 }

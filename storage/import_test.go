@@ -13,6 +13,7 @@ import (
 
 	"nar-herder/narinfo"
 	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
 )
 
@@ -313,7 +314,7 @@ func TestReferencesWithinImport(t *testing.T) {
 	for _, keep := range []bool{true, false} {
 		p := newPlace(t)
 		counting := &faultStore{at: -1}
-		s := p.openWith(t, func(bytes storage.ByteStore) storage.ByteStore {
+		s := p.openWith(t, func(bytes bytestore.Store) bytestore.Store {
 			counting.Directory = unwrap(bytes)
 			return counting
 		})

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 	"nar-herder/storage/directory"
 )
 
@@ -28,14 +29,14 @@ func (s *intrudedStore) call(f *func()) {
 	}
 }
 
-func (s *intrudedStore) Stage(ctx context.Context, name string, from io.Reader, size int64) (storage.Staged, error) {
+func (s *intrudedStore) Stage(ctx context.Context, name string, from io.Reader, size int64) (bytestore.Staged, error) {
 	s.call(&s.before)
 	staged, err := s.faultStore.Stage(ctx, name, from, size)
 	s.call(&s.after)
 	return staged, err
 }
 
-func (s *intrudedStore) StageFile(ctx context.Context, name string, file *os.File, size int64) (storage.Staged, error) {
+func (s *intrudedStore) StageFile(ctx context.Context, name string, file *os.File, size int64) (bytestore.Staged, error) {
 	s.call(&s.before)
 	staged, err := s.faultStore.StageFile(ctx, name, file, size)
 	s.call(&s.after)
@@ -117,7 +118,7 @@ func intrudeAt(t *testing.T, before []fake, intruder operation, added fake, opti
 	} else {
 		store.before = intrude
 	}
-	s, closeAll, err := p.open(func(bytes storage.ByteStore) storage.ByteStore {
+	s, closeAll, err := p.open(func(bytes bytestore.Store) bytestore.Store {
 		store.Directory = bytes.(*directory.Directory)
 		return store
 	})

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 
 	"nar-herder/internal/linger"
+	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
 )
 
@@ -16,7 +17,7 @@ import (
 const lockedBytes = 1 << 30
 
 // isMuch says whether so many bytes are enough for one transaction.
-func (s *Storage) isMuch(size int64) bool { return size >= lockedBytes && s.IsDistant() }
+func (s *Storage) isMuch(size int64) bool { return size >= lockedBytes && s.IsRemote() }
 
 // lockedBytes is how much of an addition is shown within the transaction.
 func (p *prepared) lockedBytes() (size int64) {
@@ -40,7 +41,7 @@ func (p *prepared) stagedSize(n int) int64 {
 // shown is still there. Other files that no row claims may just be claimed by another
 // process, and are replaced with the index locked.
 func (s *Storage) showLarge(ctx context.Context, batch []*prepared, replaced *replacements) {
-	if s.bytes == nil || !s.IsDistant() {
+	if s.bytes == nil || !s.IsRemote() {
 		return
 	}
 	for _, p := range batch {
@@ -81,7 +82,7 @@ func (s *Storage) showOne(ctx context.Context, p *prepared, n int, replaced *rep
 
 // showNew shows a file without the index locked, and returns what is there then; nil
 // where something has its name.
-func (s *Storage) showNew(ctx context.Context, name string, staged Staged) (*Info, error) {
+func (s *Storage) showNew(ctx context.Context, name string, staged bytestore.Staged) (*bytestore.Info, error) {
 	if err := staged.CommitNew(ctx); errors.Is(err, fs.ErrExist) {
 		return nil, nil
 	} else if err != nil {
@@ -119,7 +120,7 @@ func (s *Storage) discardFresh(ctx context.Context, p *prepared) {
 }
 
 // isSame looks whether a file that was shown is still there.
-func (s *Storage) isSame(ctx context.Context, name string, shown Info) error {
+func (s *Storage) isSame(ctx context.Context, name string, shown bytestore.Info) error {
 	info, err := s.bytes.Stat(ctx, name)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && !sameFile(info, shown) {
 		err = errChanged

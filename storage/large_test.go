@@ -16,40 +16,43 @@ import (
 
 	"nar-herder/internal/testfs"
 	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
 )
 
 // remote is a store that is far away. Of large files it has the sizes alone, and it tells
 // when files are shown, and until when that may take.
 type remote struct {
-	storage.ByteStore
+	bytestore.Store
 	shows func(ctx context.Context, name string) error
 
 	mu    sync.Mutex
-	files map[string]storage.Info
+	files map[string]bytestore.Info
 }
 
-func (r *remote) AtOnce() int { return 4 }
+func (r *remote) IsRemote() bool { return true }
 
-func (r *remote) Stat(ctx context.Context, name string) (storage.Info, error) {
+func (r *remote) Concurrency() int { return 4 }
+
+func (r *remote) Stat(ctx context.Context, name string) (bytestore.Info, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if info, ok := r.files[name]; ok {
 		return info, nil
 	}
-	return r.ByteStore.Stat(ctx, name)
+	return r.Store.Stat(ctx, name)
 }
 
-func (r *remote) Stage(ctx context.Context, name string, from io.Reader, size int64) (storage.Staged, error) {
+func (r *remote) Stage(ctx context.Context, name string, from io.Reader, size int64) (bytestore.Staged, error) {
 	if !strings.HasPrefix(name, "nar/") {
-		return r.ByteStore.Stage(ctx, name, from, size)
+		return r.Store.Stage(ctx, name, from, size)
 	}
-	return &remoteStaged{r: r, info: storage.Info{Name: name, Size: size, Usage: size, Tag: rand.Text()}}, nil
+	return &remoteStaged{r: r, info: bytestore.Info{Name: name, Size: size, Usage: size, Tag: rand.Text()}}, nil
 }
 
 type remoteStaged struct {
 	r    *remote
-	info storage.Info
+	info bytestore.Info
 	done bool
 }
 
@@ -82,7 +85,7 @@ func (r *remote) Remove(ctx context.Context, name string) error {
 		delete(r.files, name)
 		return nil
 	}
-	return r.ByteStore.Remove(ctx, name)
+	return r.Store.Remove(ctx, name)
 }
 
 // sparse lays an item whose nar is that large, and returns it.
@@ -111,7 +114,7 @@ func TestLargeFiles(t *testing.T) {
 	var mu sync.Mutex
 	locked, unlocked := 0, 0
 	var longest time.Duration
-	r := &remote{files: make(map[string]storage.Info)}
+	r := &remote{files: make(map[string]bytestore.Info)}
 	r.shows = func(ctx context.Context, name string) error {
 		mu.Lock()
 		defer mu.Unlock()
@@ -130,8 +133,8 @@ func TestLargeFiles(t *testing.T) {
 		}
 		return nil
 	}
-	s := p.openWith(t, func(bytes storage.ByteStore) storage.ByteStore {
-		r.ByteStore = bytes
+	s := p.openWith(t, func(bytes bytestore.Store) bytestore.Store {
+		r.Store = bytes
 		return r
 	})
 	const large = 1 << 30
@@ -188,9 +191,9 @@ func TestLargeFailed(t *testing.T) {
 	open := func(t *testing.T) (*storage.Storage, *index.Index, *remote) {
 		p := newPlace(t)
 		p.database = filepath.Join(testfs.Small(t, 8<<20), "db")
-		r := &remote{files: make(map[string]storage.Info), shows: func(context.Context, string) error { return nil }}
-		s := p.openWith(t, func(bytes storage.ByteStore) storage.ByteStore {
-			r.ByteStore = bytes
+		r := &remote{files: make(map[string]bytestore.Info), shows: func(context.Context, string) error { return nil }}
+		s := p.openWith(t, func(bytes bytestore.Store) bytestore.Store {
+			r.Store = bytes
 			return r
 		})
 		_, x := p.openAt(t, nil)

@@ -11,6 +11,7 @@ import (
 	"syscall"
 
 	"nar-herder/narinfo"
+	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
 )
 
@@ -23,10 +24,10 @@ type prepared struct {
 	// passed: the files were not looked for, as another nar is being served.
 	passed bool
 	// staged[N] holds the Nth file's bytes when they are to come in.
-	staged []Staged
+	staged []bytestore.Staged
 	// early[N] is what is there of it, if it was committed before the transaction;
 	// see showLarge.
-	early []*Info
+	early []*bytestore.Info
 	// fresh are the names of files that were committed so where there was none, by
 	// this try or earlier ones: see discardFresh.
 	fresh []string
@@ -63,7 +64,7 @@ func (f movedFile) remove() error {
 // stages those that are to come in. p.result is set when it fails.
 func (s *Storage) prepare(ctx context.Context, addition *Addition) *prepared {
 	n := addition.Narinfo
-	p := &prepared{Addition: addition, entry: s.index.Prepare(n), staged: make([]Staged, len(n.Files)), early: make([]*Info, len(n.Files))}
+	p := &prepared{Addition: addition, entry: s.index.Prepare(n), staged: make([]bytestore.Staged, len(n.Files)), early: make([]*bytestore.Info, len(n.Files))}
 	p.entry.AddedAt = s.now()
 	if err := fit(n); err != nil {
 		p.fail(err)
@@ -172,7 +173,7 @@ func (s *Storage) find(ctx context.Context, p *prepared, n int, name string) err
 	}
 	var wrong error
 	if inStorage && !fits {
-		wrong = fmt.Errorf("%w: %s in storage %s has %d bytes, the narinfo says %d: remove it, or put the whole file there", ErrWrongSize, name, s.bytes, info.Size, want)
+		wrong = fmt.Errorf("%w: %s in storage %s has %d bytes, the narinfo says %d: remove it, or put the whole file there", bytestore.ErrWrongSize, name, s.bytes, info.Size, want)
 	}
 	for _, directory := range p.Directories {
 		if fits && s.isStored(ctx, directory, name) {
@@ -228,7 +229,7 @@ func (s *Storage) isStored(ctx context.Context, directory, name string) bool {
 		return false
 	}
 	defer reader.Close()
-	local, ok := reader.(LocalFile)
+	local, ok := reader.(bytestore.LocalFile)
 	if !ok {
 		return false
 	}
@@ -255,7 +256,7 @@ func (p *prepared) found(n int, size int64) {
 // isInUse reports whether a directory is a storage or an export. Its nars are copied:
 // moving them would take them from those who serve them.
 func isInUse(directory *os.Root) bool {
-	return slices.ContainsFunc([]string{OwnerName, IdentityName, ExportName}, func(name string) bool {
+	return slices.ContainsFunc([]string{bytestore.OwnerName, bytestore.IdentityName, bytestore.ExportName}, func(name string) bool {
 		_, err := directory.Lstat(name)
 		return err == nil
 	})
@@ -279,7 +280,7 @@ func (s *Storage) stageFrom(ctx context.Context, p *prepared, n int, name, direc
 	}
 	size = info.Size()
 	if want := p.Narinfo.Files[n].Size; want >= 0 && size != want {
-		return 0, fmt.Errorf("%w: %s has %d bytes, the narinfo says %d", ErrWrongSize, source, size, want)
+		return 0, fmt.Errorf("%w: %s has %d bytes, the narinfo says %d", bytestore.ErrWrongSize, source, size, want)
 	}
 	if err := s.mayAdd(ctx, p.replaces); err != nil {
 		return 0, err
@@ -308,14 +309,14 @@ func (s *Storage) stageFrom(ctx context.Context, p *prepared, n int, name, direc
 			s.log.Warn(directory + " is a storage or an export: its nars are copied, not moved")
 		}
 	}
-	if _, ok := s.store().(FileStager); ok && !keep && isItself {
+	if !keep && isItself {
 		// It takes no room beyond what it has, but below the minimum nothing
 		// comes in.
 		if err := room.share(ctx); err != nil {
 			return 0, err
 		}
 		p.staged[n], err = s.bytes.StageFile(ctx, name, file, size)
-		if err != nil && !errors.Is(err, ErrCantShare) {
+		if err != nil && !errors.Is(err, bytestore.ErrCantShare) {
 			return 0, err
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"slices"
 
 	"nar-herder/internal/disk"
+	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
 )
 
@@ -20,8 +21,8 @@ var ErrNotWanted = errors.New("the item was removed, withdrawn or replaced meanw
 // Spool returns a directory for files that are to be given to [Storage.Receive]:
 // the byte store's own, or else the fallback, which is made.
 func (s *Storage) Spool(fallback string) (directory string, err error) {
-	if spooler, ok := s.store().(Spooler); ok {
-		if directory, err = spooler.Spool(); !errors.Is(err, errors.ErrUnsupported) {
+	if s.bytes != nil {
+		if directory, err = s.bytes.Spool(); !errors.Is(err, errors.ErrUnsupported) {
 			return directory, err
 		}
 	}
@@ -46,7 +47,7 @@ func (s *Storage) Receive(ctx context.Context, item *Item, n int, file *os.File)
 	}
 	name, size := item.FileName(n), info.Size()
 	if want := item.StoredSize(n); want >= 0 && size != want {
-		return fmt.Errorf("store %s: %w: %d bytes came where %d were expected", name, ErrWrongSize, size, want)
+		return fmt.Errorf("store %s: %w: %d bytes came where %d were expected", name, bytestore.ErrWrongSize, size, want)
 	}
 	if err := s.mayAdd(ctx, false); err != nil {
 		return fmt.Errorf("store %s: %w", name, err)
@@ -56,7 +57,7 @@ func (s *Storage) Receive(ctx context.Context, item *Item, n int, file *os.File)
 		return err
 	}
 	defer staged.Abort()
-	var early *Info
+	var early *bytestore.Info
 	if s.isMuch(size) {
 		if early, err = s.showNew(ctx, name, staged); err != nil {
 			return err
@@ -97,8 +98,8 @@ func (s *Storage) Receive(ctx context.Context, item *Item, n int, file *os.File)
 }
 
 // stageOwn stages a file of the caller's.
-func (s *Storage) stageOwn(ctx context.Context, name string, file *os.File, size int64) (Staged, error) {
-	if staged, err := s.bytes.StageFile(ctx, name, file, size); !errors.Is(err, ErrCantShare) {
+func (s *Storage) stageOwn(ctx context.Context, name string, file *os.File, size int64) (bytestore.Staged, error) {
+	if staged, err := s.bytes.StageFile(ctx, name, file, size); !errors.Is(err, bytestore.ErrCantShare) {
 		return staged, err
 	}
 	return s.bytes.Stage(ctx, name, io.NewSectionReader(file, 0, size), size)

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
 )
 
@@ -61,14 +62,19 @@ func spooled(t testing.TB, s *storage.Storage, content string) *os.File {
 	return file
 }
 
-// bare is a byte store without any of the optional methods.
-type bare struct{ storage.ByteStore }
+// bare is a byte store without any of the capabilities.
+type bare struct {
+	hidden
+	bytestore.Defaults
+}
+
+type hidden struct{ bytestore.Store }
 
 // TestReceive takes files in, by a link and by a copy.
 func TestReceive(t *testing.T) {
 	t.Parallel()
-	for name, wrap := range map[string]func(storage.ByteStore) storage.ByteStore{
-		"shared": nil, "copied": func(b storage.ByteStore) storage.ByteStore { return bare{b} },
+	for name, wrap := range map[string]func(bytestore.Store) bytestore.Store{
+		"shared": nil, "copied": func(b bytestore.Store) bytestore.Store { return bare{hidden: hidden{b}} },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -128,7 +134,7 @@ func TestReceiveRefused(t *testing.T) {
 		"replaced": {func(t *testing.T, s *storage.Storage, p place) {
 			wantOutcomes(t, importAll(t, s, storage.ImportOptions{Replace: true}, laid(t, other)), "1 replaced")
 		}, f.content, storage.ErrNotWanted},
-		"wrong size":   {func(*testing.T, *storage.Storage, place) {}, "other content", storage.ErrWrongSize},
+		"wrong size":   {func(*testing.T, *storage.Storage, place) {}, "other content", bytestore.ErrWrongSize},
 		"at the limit": {func(t *testing.T, s *storage.Storage, p place) { setHardLimit(t, s, 3) }, f.content, storage.ErrLimit},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -231,7 +237,7 @@ func TestSpool(t *testing.T) {
 	}
 	// Not where nobody looks for it.
 	q := newPlace(t)
-	if _, err := q.openWith(t, func(b storage.ByteStore) storage.ByteStore { return bare{b} }).Spool(""); err == nil {
+	if _, err := q.openWith(t, func(b bytestore.Store) bytestore.Store { return bare{hidden: hidden{b}} }).Spool(""); err == nil {
 		t.Error("a store without a spool has one")
 	}
 	// Nor outside of the storage.

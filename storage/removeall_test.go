@@ -13,6 +13,7 @@ import (
 
 	"nar-herder/narinfo"
 	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 	"nar-herder/storage/directory"
 	"nar-herder/storage/index"
 )
@@ -157,7 +158,7 @@ func TestRemoveFaults(t *testing.T) {
 		for at := int(mode); ; at += stride {
 			p := placeIn(t, memoryDir(t))
 			faulty := &faultStore{mode: mode, at: -1}
-			s, closeAll, err := p.open(func(bytes storage.ByteStore) storage.ByteStore {
+			s, closeAll, err := p.open(func(bytes bytestore.Store) bytestore.Store {
 				faulty.Directory = unwrap(bytes)
 				return faulty
 			})

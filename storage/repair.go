@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"nar-herder/narinfo"
+	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
 )
 
@@ -212,7 +213,7 @@ func (r *Repairer) wrong(ctx context.Context, finding Finding) Repair {
 		}
 		repair.Outcome = Unclaimed
 		if repair.Err = r.storage.setAside(ctx, finding); repair.Err == nil {
-			repair.Outcome, repair.Quarantined = SetAside, quarantineFolder+finding.Name
+			repair.Outcome, repair.Quarantined = SetAside, bytestore.QuarantineFolder+finding.Name
 		}
 		return repair
 	}
@@ -223,7 +224,7 @@ func (r *Repairer) wrong(ctx context.Context, finding Finding) Repair {
 		repair.Err = err
 		return repair
 	}
-	repair.Quarantined = quarantineFolder + finding.Name
+	repair.Quarantined = bytestore.QuarantineFolder + finding.Name
 	return r.restore(ctx, finding, fetched, repair)
 }
 
@@ -232,7 +233,7 @@ func (r *Repairer) unrecorded(ctx context.Context, finding Finding) Repair {
 	s, item := r.storage, finding.Item
 	n := item.FileNamed(finding.Name)
 	err := r.verify(ctx, finding)
-	if errors.Is(err, ErrWrongNar) || errors.Is(err, ErrWrongSize) {
+	if errors.Is(err, ErrWrongNar) || errors.Is(err, bytestore.ErrWrongSize) {
 		if s.now().Sub(finding.info.ModTime) < settledAfter {
 			return Repair{Err: fmt.Errorf("%w; it may be just being written", err)}
 		}
@@ -242,7 +243,7 @@ func (r *Repairer) unrecorded(ctx context.Context, finding Finding) Repair {
 		if setErr := s.setAside(ctx, finding); setErr != nil {
 			return Repair{Err: setErr}
 		}
-		return Repair{Outcome: SetAside, Mended: true, Note: err.Error(), Quarantined: quarantineFolder + finding.Name}
+		return Repair{Outcome: SetAside, Mended: true, Note: err.Error(), Quarantined: bytestore.QuarantineFolder + finding.Name}
 	}
 	if err == nil {
 		err = s.record(ctx, finding, n)
@@ -257,7 +258,7 @@ func (r *Repairer) unrecorded(ctx context.Context, finding Finding) Repair {
 func (r *Repairer) verify(ctx context.Context, finding Finding) error {
 	n := finding.Item.FileNamed(finding.Name)
 	if want := finding.Item.Narinfo.Files[n].Size; want >= 0 && finding.info.Size != want {
-		return fmt.Errorf("%w: %d bytes, should be %d", ErrWrongSize, finding.info.Size, want)
+		return fmt.Errorf("%w: %d bytes, should be %d", bytestore.ErrWrongSize, finding.info.Size, want)
 	}
 	reader, info, err := r.storage.bytes.Open(ctx, finding.Name, 0, -1)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -273,7 +274,7 @@ func (r *Repairer) verify(ctx context.Context, finding Finding) error {
 }
 
 // restore shows what was fetched.
-func (r *Repairer) restore(ctx context.Context, finding Finding, fetched Staged, repair Repair) Repair {
+func (r *Repairer) restore(ctx context.Context, finding Finding, fetched bytestore.Staged, repair Repair) Repair {
 	defer fetched.Abort()
 	if err := r.storage.restore(ctx, finding, fetched, repair.Bytes); err != nil {
 		repair.Err = err

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 	"nar-herder/storage/directory"
 	"nar-herder/storage/index"
 )
@@ -36,7 +37,7 @@ func repairFault(t *testing.T, damage string, harm func(t testing.TB, file, cont
 	t.Helper()
 	p := placeIn(t, memoryDir(t))
 	faulty := &faultStore{mode: mode, at: -1}
-	s, closeAll, err := p.open(func(bytes storage.ByteStore) storage.ByteStore {
+	s, closeAll, err := p.open(func(bytes bytestore.Store) bytestore.Store {
 		faulty.Directory = unwrap(bytes)
 		return faulty
 	})

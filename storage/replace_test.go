@@ -13,6 +13,7 @@ import (
 
 	"nar-herder/internal/testfs"
 	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 )
 
 // replacedIn crashes a replacement of before by after, of as many bytes, once the file is
@@ -20,7 +21,7 @@ import (
 func replacedIn(t *testing.T, p place, before, after fake) (s *storage.Storage, faulty *faultStore, c *clock) {
 	t.Helper()
 	faulty = &faultStore{mode: power, at: -1}
-	crashed, closeAll, err := p.open(func(bytes storage.ByteStore) storage.ByteStore {
+	crashed, closeAll, err := p.open(func(bytes bytestore.Store) bytestore.Store {
 		faulty.Directory = unwrap(bytes)
 		return faulty
 	})
@@ -41,7 +42,7 @@ func replacedIn(t *testing.T, p place, before, after fake) (s *storage.Storage, 
 	}
 	c = &clock{now: time.Now()}
 	faulty = &faultStore{mode: dead, at: -1}
-	s, closeAll, err = p.openWhen(func(bytes storage.ByteStore) storage.ByteStore {
+	s, closeAll, err = p.openWhen(func(bytes bytestore.Store) bytestore.Store {
 		faulty.Directory = unwrap(bytes)
 		return faulty
 	}, c.read)
@@ -183,9 +184,9 @@ func TestDoubtStays(t *testing.T) {
 }
 
 // readsOwner looks for the owner file, as the owner of a store does before it writes.
-func readsOwner(store storage.ByteStore) func(context.Context) error {
+func readsOwner(store bytestore.Store) func(context.Context) error {
 	return func(ctx context.Context) error {
-		reader, _, err := store.Open(ctx, storage.OwnerName, 0, -1)
+		reader, _, err := store.Open(ctx, bytestore.OwnerName, 0, -1)
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
 		} else if err != nil {
@@ -203,7 +204,7 @@ func TestReplacementNotBegun(t *testing.T) {
 	after := fake{n: 1, content: "THE NAR", other: true}
 	p := newPlace(t)
 	faulty := &faultStore{at: -1}
-	s := p.openTestAs(t, func(bytes storage.ByteStore) storage.ByteStore {
+	s := p.openTestAs(t, func(bytes bytestore.Store) bytestore.Store {
 		faulty.Directory = unwrap(bytes)
 		return faulty
 	}, storage.Options{MayWrite: readsOwner(faulty)})
@@ -248,7 +249,7 @@ func TestMendedInPlace(t *testing.T) {
 	item := fake{n: 1, content: "the nar"}
 	p := newPlace(t)
 	faulty := &faultStore{at: -1}
-	s := p.openWith(t, func(bytes storage.ByteStore) storage.ByteStore {
+	s := p.openWith(t, func(bytes bytestore.Store) bytestore.Store {
 		faulty.Directory = unwrap(bytes)
 		return faulty
 	})
@@ -295,7 +296,7 @@ func TestReplacementFullDatabase(t *testing.T) {
 	t.Run("not begun", func(t *testing.T) {
 		p := small(t)
 		faulty := &faultStore{at: -1}
-		s := p.openTestAs(t, func(bytes storage.ByteStore) storage.ByteStore {
+		s := p.openTestAs(t, func(bytes bytestore.Store) bytestore.Store {
 			faulty.Directory = unwrap(bytes)
 			return faulty
 		}, storage.Options{MayWrite: readsOwner(faulty)})

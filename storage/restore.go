@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 
+	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
 )
 
@@ -38,7 +39,7 @@ func (s *Storage) lockedBy(ctx context.Context, transact func(context.Context, f
 // restore shows bytes that are the item's nar, in the place of those that were
 // found, and has the row claim them. Cut off between the two, the row claims what
 // it claimed before, or too little.
-func (s *Storage) restore(ctx context.Context, finding Finding, staged Staged, size int64) error {
+func (s *Storage) restore(ctx context.Context, finding Finding, staged bytestore.Staged, size int64) error {
 	return s.lockedBy(ctx, s.index.Update, size, func(ctx context.Context, tx *index.Tx) error {
 		item, err := s.still(ctx, tx, finding)
 		if err == nil {
@@ -140,7 +141,7 @@ func (s *Storage) copyToQuarantine(ctx context.Context, finding Finding) error {
 		return fmt.Errorf("set %s aside: %w", finding.Name, err)
 	}
 	defer room.Release()
-	staged, err := s.bytes.ByteStore.Stage(ctx, quarantineFolder+finding.Name, io.LimitReader(reader, info.Size), info.Size)
+	staged, err := s.bytes.Store.Stage(ctx, bytestore.QuarantineFolder+finding.Name, io.LimitReader(reader, info.Size), info.Size)
 	if err != nil {
 		return fmt.Errorf("set %s aside: %w", finding.Name, err)
 	}

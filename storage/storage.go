@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"nar-herder/narinfo"
+	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
 )
 
@@ -70,7 +71,7 @@ type Options struct {
 
 // New joins an index and a byte store, both of which stay the caller's to
 // close. A nil byte store makes a Storage that knows items but keeps no bytes.
-func New(x *index.Index, bytes ByteStore, options Options) *Storage {
+func New(x *index.Index, bytes bytestore.Store, options Options) *Storage {
 	s := &Storage{index: x, log: options.Log, now: options.Now, mayWrite: options.MayWrite, readOnly: options.ReadOnly}
 	if bytes != nil {
 		s.bytes = &itemBytes{bytes}
@@ -86,32 +87,26 @@ func New(x *index.Index, bytes ByteStore, options Options) *Storage {
 
 // store is the byte store itself, for what it can do besides, and for what isn't the
 // bytes of an item; nil for none.
-func (s *Storage) store() ByteStore {
+func (s *Storage) store() bytestore.Store {
 	if s.bytes == nil {
 		return nil
 	}
-	return s.bytes.ByteStore
+	return s.bytes.Store
 }
 
 // HasBytes says whether there is a byte store, and not an index alone.
 func (s *Storage) HasBytes() bool { return s.bytes != nil }
 
-// IsDistant says whether the byte store is far away; see [Distant].
-func (s *Storage) IsDistant() bool {
-	distant, is := s.store().(Distant)
-	return is && distant.AtOnce() > 1 // a cache in front of a directory is not
-}
+// IsRemote reports whether the byte store is reached over a network.
+func (s *Storage) IsRemote() bool { return s.bytes != nil && s.bytes.IsRemote() }
 
-// Concurrency is how many calls of LookFor at a time suit the byte store.
+// Concurrency returns how many calls of LookFor at a time suit the byte store.
 func (s *Storage) Concurrency() int {
-	if s.IsDistant() {
-		return s.store().(Distant).AtOnce()
+	if s.bytes == nil {
+		return 1
 	}
-	return localLookups
+	return s.bytes.Concurrency()
 }
-
-// localLookups lets a disk work on several requests.
-const localLookups = 4
 
 // Item is an item with its narinfo read.
 type Item struct {
@@ -244,18 +239,18 @@ func (i *Item) StoredBytes() (total int64) {
 // follow when length is negative. The size is right when there is no error.
 // [ErrNotStored] says that the bytes are certainly not here; any other error is
 // a fault. The reader is the caller's to close, and may be a
-// [LocalFile].
-func (s *Storage) OpenFile(ctx context.Context, item *Item, n int, offset, length int64) (io.ReadCloser, Info, error) {
+// [bytestore.LocalFile].
+func (s *Storage) OpenFile(ctx context.Context, item *Item, n int, offset, length int64) (io.ReadCloser, bytestore.Info, error) {
 	if s.bytes == nil || !item.HasStored(n) {
-		return nil, Info{}, ErrNotStored
+		return nil, bytestore.Info{}, ErrNotStored
 	}
 	name := item.names[n]
 	if name == "" {
-		return nil, Info{}, ErrNotStored
+		return nil, bytestore.Info{}, ErrNotStored
 	}
 	reader, info, err := s.openWhole(ctx, item, n, offset, length)
-	if doubter, ok := s.store().(Doubter); ok && reader == nil && info.Name != "" {
-		doubter.Doubt(name) // the row may be newer than what it gave
+	// The row may be newer than what a cache gave.
+	if reader == nil && info.Name != "" && s.bytes.Invalidate(name) {
 		reader, info, err = s.openWhole(ctx, item, n, offset, length)
 	}
 	return reader, info, err
@@ -263,13 +258,13 @@ func (s *Storage) OpenFile(ctx context.Context, item *Item, n int, offset, lengt
 
 // openWhole opens a file that should be there, with the size that its row says. The
 // info says what else is there, if the error is that it has another.
-func (s *Storage) openWhole(ctx context.Context, item *Item, n int, offset, length int64) (io.ReadCloser, Info, error) {
+func (s *Storage) openWhole(ctx context.Context, item *Item, n int, offset, length int64) (io.ReadCloser, bytestore.Info, error) {
 	reader, info, err := s.bytes.Open(ctx, item.names[n], offset, length)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, Info{}, s.absent(ctx, err)
+		return nil, bytestore.Info{}, s.absent(ctx, err)
 	}
 	if err != nil {
-		return nil, Info{}, err
+		return nil, bytestore.Info{}, err
 	}
 	if err := s.agrees(ctx, item, n, info); err != nil {
 		reader.Close()
@@ -300,7 +295,7 @@ func (s *Storage) absent(ctx context.Context, err error) error {
 }
 
 // agrees compares a file with its row.
-func (s *Storage) agrees(ctx context.Context, item *Item, n int, info Info) error {
+func (s *Storage) agrees(ctx context.Context, item *Item, n int, info bytestore.Info) error {
 	if want := item.StoredSize(n); info.Size != want {
 		return s.disagree(ctx, fmt.Errorf("%w: %s in storage %s has %d bytes where the index has %d", ErrDisagree, item.names[n], s.bytes, info.Size, want))
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"nar-herder/storage/bytestore"
 )
 
 const (
@@ -83,12 +84,12 @@ func (s *Storage) TryReading(ctx context.Context) (warning string, err error) {
 // need not be any.
 func (s *Storage) tryItem(ctx context.Context, item *Item) error {
 	try := s.readByte
-	if _, ok := s.store().(Distant); ok {
-		// It asks the store itself. Reading could use a cache in front of it, or fill that.
-		try = s.LookFor
-	}
 	failure := ErrNotStored
 	for n := range item.Narinfo.Files {
+		if s.IsRemote() || s.bytes.Invalidate(item.names[n]) {
+			// It asks the store itself. Reading could use a cache in front of it, or fill that.
+			try = s.LookFor
+		}
 		switch err := try(ctx, item, n); {
 		case err == nil:
 			return nil
@@ -121,12 +122,12 @@ func (s *Storage) hasNote(ctx context.Context) error {
 	if totals, err := s.index.Totals(ctx); err != nil || !s.readOnly && totals.StoredNars == 0 {
 		return err
 	}
-	_, err := s.note(ctx, OwnerName)
+	_, err := s.note(ctx, bytestore.OwnerName)
 	if errors.Is(err, fs.ErrNotExist) {
-		_, err = s.note(ctx, IdentityName)
+		_, err = s.note(ctx, bytestore.IdentityName)
 	}
 	if errors.Is(err, fs.ErrNotExist) {
-		err = fmt.Errorf("storage %s: %w, and it has neither %s nor %s, which its owner writes: is it mounted?", s.bytes, ErrAllMissing, OwnerName, IdentityName)
+		err = fmt.Errorf("storage %s: %w, and it has neither %s nor %s, which its owner writes: is it mounted?", s.bytes, ErrAllMissing, bytestore.OwnerName, bytestore.IdentityName)
 	}
 	return err
 }

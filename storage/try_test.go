@@ -9,10 +9,11 @@ import (
 	"testing"
 
 	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 )
 
 // probed is a store whose Probe fails, as one that can't be written.
-type probed struct{ storage.ByteStore }
+type probed struct{ bytestore.Store }
 
 func (probed) Probe(context.Context) error { return errFault }
 
@@ -42,7 +43,7 @@ func wantWarning(t *testing.T, s *storage.Storage, want string) {
 func TestTry(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
-	wrap := func(b storage.ByteStore) storage.ByteStore { return probed{b} }
+	wrap := func(b bytestore.Store) bytestore.Store { return probed{b} }
 	own := p.openWith(t, wrap)
 	front := p.openTestAs(t, wrap, storage.Options{ReadOnly: true})
 	lost := p.openTestAs(t, wrap, storage.Options{MayWrite: notOwner})
@@ -51,7 +52,7 @@ func TestTry(t *testing.T) {
 	tries(t, "its own, empty", own, nil, errFault)
 	tries(t, "another's, empty", lost, nil, nil)
 	tries(t, "a front end's, not mounted", front, missing, nil)
-	note := filepath.Join(p.store, storage.OwnerName)
+	note := filepath.Join(p.store, bytestore.OwnerName)
 	write(t, note, "somebody\n")
 	tries(t, "a front end's, without a name yet", front, nil, nil)
 	items := []fake{{n: 1, content: "1"}, {n: 2, content: "2"}, {n: 3, content: "3"}}
@@ -62,7 +63,7 @@ func TestTry(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	remove(storage.OwnerName)
+	remove(bytestore.OwnerName)
 	tries(t, "its own", own, nil, errFault)
 	tries(t, "a front end's, without notes", front, nil, nil)
 	for _, item := range items[1:] {
@@ -80,8 +81,8 @@ func TestTry(t *testing.T) {
 	tries(t, "another's, without nars", lost, nil, nil)
 	wantWarning(t, front, "none of the sampled nars are there")
 	wantWarning(t, lost, "none of the sampled nars are there")
-	remove(storage.OwnerName)
-	if err := os.Remove(filepath.Join(p.store, storage.IdentityName)); err != nil && !os.IsNotExist(err) {
+	remove(bytestore.OwnerName)
+	if err := os.Remove(filepath.Join(p.store, bytestore.IdentityName)); err != nil && !os.IsNotExist(err) {
 		t.Fatal(err)
 	}
 	tries(t, "a front end's, not mounted again", front, missing, nil)
@@ -100,7 +101,7 @@ func TestTryUnreadable(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
 	faults := &faultStore{at: -1}
-	s := p.openWith(t, func(b storage.ByteStore) storage.ByteStore {
+	s := p.openWith(t, func(b bytestore.Store) bytestore.Store {
 		faults.Directory = unwrap(b)
 		return probed{faults}
 	})

@@ -3,19 +3,11 @@ package storage
 import (
 	"context"
 	"errors"
-	"iter"
 	"time"
 
 	"nar-herder/internal/pace"
+	"nar-herder/storage/bytestore"
 )
-
-// UnfinishedLister is a ByteStore that can list what unfinished stages have left
-// without listing everything else.
-type UnfinishedLister interface {
-	// ListUnfinished lists temporary bytes as List does, if none were added to them
-	// after the given time. A store that can't returns [errors.ErrUnsupported].
-	ListUnfinished(ctx context.Context, before time.Time) iter.Seq2[Info, error]
-}
 
 const (
 	// unfinishedEvery is how often they are listed, and unfinishedMost how many of
@@ -27,23 +19,22 @@ const (
 
 // removeTemporary removes temporary bytes that List gave, unless they may be just being
 // written.
-func (s *Storage) removeTemporary(ctx context.Context, info Info) (removed bool, err error) {
+func (s *Storage) removeTemporary(ctx context.Context, info bytestore.Info) (removed bool, err error) {
 	if s.now().Sub(info.ModTime) < settledAfter {
 		return false, nil
 	}
-	return true, s.bytes.ByteStore.Remove(ctx, info.Name)
+	return true, s.bytes.Store.Remove(ctx, info.Name)
 }
 
 // RemoveUnfinished removes what killed processes have left of uploads, until the context
-// ends, if the byte store is an [UnfinishedLister]. It touches only uploads that are a day
+// ends, if the byte store can list it. It touches only uploads that are a day
 // old, in a byte store that this instance owns, and a few of them a minute.
 func (s *Storage) RemoveUnfinished(ctx context.Context) {
-	lister, ok := s.store().(UnfinishedLister)
-	if !ok {
+	if s.bytes == nil {
 		return
 	}
 	for logged := false; ; {
-		failure := s.removeUnfinished(ctx, lister)
+		failure := s.removeUnfinished(ctx)
 		switch {
 		case ctx.Err() != nil || errors.Is(failure, errors.ErrUnsupported):
 			return
@@ -59,7 +50,7 @@ func (s *Storage) RemoveUnfinished(ctx context.Context) {
 
 // removeUnfinished lists them once, and removes them. It returns the first error, and
 // does all that can be done in spite of it.
-func (s *Storage) removeUnfinished(ctx context.Context, lister UnfinishedLister) (failure error) {
+func (s *Storage) removeUnfinished(ctx context.Context) (failure error) {
 	failed := func(err error) {
 		if failure == nil {
 			failure = err
@@ -71,8 +62,8 @@ func (s *Storage) removeUnfinished(ctx context.Context, lister UnfinishedLister)
 		return err
 	}
 	// First all, as a listing may not go on after an entry that is removed.
-	var found []Info
-	for info, err := range lister.ListUnfinished(ctx, s.now().Add(-settledAfter)) {
+	var found []bytestore.Info
+	for info, err := range s.bytes.ListUnfinished(ctx, s.now().Add(-settledAfter)) {
 		if err != nil {
 			failed(err)
 			continue

@@ -13,13 +13,14 @@ import (
 	"time"
 
 	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 	"nar-herder/storage/directory"
 	"nar-herder/storage/index"
 )
 
 // unfinishedStore is a directory beside which unfinished uploads are kept.
 type unfinishedStore struct {
-	storage.ByteStore
+	bytestore.Store
 	folder string // of the directory
 
 	mu       sync.Mutex
@@ -30,25 +31,25 @@ type unfinishedStore struct {
 	errs     map[string]error // of removals
 }
 
-func (s *unfinishedStore) ListUnfinished(_ context.Context, before time.Time) iter.Seq2[storage.Info, error] {
+func (s *unfinishedStore) ListUnfinished(_ context.Context, before time.Time) iter.Seq2[bytestore.Info, error] {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.listings++
-	var infos []storage.Info
+	var infos []bytestore.Info
 	for name, at := range s.left {
 		if at.Before(before) {
-			infos = append(infos, storage.Info{Name: name, ModTime: at, Temporary: true})
+			infos = append(infos, bytestore.Info{Name: name, ModTime: at, Temporary: true})
 		}
 	}
 	err := s.listErr
-	return func(yield func(storage.Info, error) bool) {
+	return func(yield func(bytestore.Info, error) bool) {
 		for _, info := range infos {
 			if !yield(info, nil) {
 				return
 			}
 		}
 		if err != nil {
-			yield(storage.Info{}, err)
+			yield(bytestore.Info{}, err)
 		}
 	}
 }
@@ -63,7 +64,7 @@ func (s *unfinishedStore) Remove(ctx context.Context, name string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if _, ok := s.left[name]; !ok {
-		return s.ByteStore.Remove(ctx, name)
+		return s.Store.Remove(ctx, name)
 	}
 	if err := s.errs[name]; err != nil {
 		return err
@@ -101,7 +102,7 @@ func openUnfinished(t *testing.T) (*storage.Storage, *unfinishedStore, *bytes.Bu
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { x.Close() })
-	store := &unfinishedStore{ByteStore: behind, folder: p.store, left: map[string]time.Time{}, errs: map[string]error{}}
+	store := &unfinishedStore{Store: behind, folder: p.store, left: map[string]time.Time{}, errs: map[string]error{}}
 	log := new(bytes.Buffer)
 	s := storage.New(x, store, storage.Options{Log: slog.New(slog.NewTextHandler(log, nil)), MayWrite: store.mayWrite})
 	return s, store, log

@@ -11,27 +11,28 @@ import (
 	"testing"
 
 	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 )
 
 // unreadable is a store with a directory that can't be read, as root can with any.
 type unreadable struct {
-	storage.ByteStore
+	bytestore.Store
 	directory string
 }
 
-func (u unreadable) Stat(ctx context.Context, name string) (storage.Info, error) {
+func (u unreadable) Stat(ctx context.Context, name string) (bytestore.Info, error) {
 	if strings.HasPrefix(name, u.directory+"/") {
-		return storage.Info{}, fs.ErrPermission
+		return bytestore.Info{}, fs.ErrPermission
 	}
-	return u.ByteStore.Stat(ctx, name)
+	return u.Store.Stat(ctx, name)
 }
 
-func (u unreadable) List(ctx context.Context) iter.Seq2[storage.Info, error] {
-	return func(yield func(storage.Info, error) bool) {
-		if !yield(storage.Info{Name: u.directory}, fs.ErrPermission) {
+func (u unreadable) List(ctx context.Context) iter.Seq2[bytestore.Info, error] {
+	return func(yield func(bytestore.Info, error) bool) {
+		if !yield(bytestore.Info{Name: u.directory}, fs.ErrPermission) {
 			return
 		}
-		for info, err := range u.ByteStore.List(ctx) {
+		for info, err := range u.Store.List(ctx) {
 			if !strings.HasPrefix(info.Name, u.directory+"/") && !yield(info, err) {
 				return
 			}
@@ -45,7 +46,7 @@ func TestUnreadableDirectory(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
 	items := []fake{{n: 1, content: "one"}, {n: 2, content: "two", kind: "zstd"}, {n: 3, content: "three", kind: "zstd"}}
-	s := p.openWith(t, func(bytes storage.ByteStore) storage.ByteStore { return unreadable{bytes, "nar/lzip"} })
+	s := p.openWith(t, func(bytes bytestore.Store) bytestore.Store { return unreadable{bytes, "nar/lzip"} })
 	importAll(t, p.openTest(t), storage.ImportOptions{}, laid(t, items...))
 	if err := os.Remove(filepath.Join(p.store, items[2].name())); err != nil {
 		t.Fatal(err)

@@ -90,7 +90,7 @@ func (s *Storage) usageSince(text string, totals index.Totals) (int64, time.Time
 		}
 	}
 	usage := last.Usage + totals.StoredSize - last.Size
-	if !s.IsDistant() {
+	if !s.IsRemote() {
 		usage += perNar * (totals.StoredNars - last.Nars)
 	}
 	return max(usage, 0), last.At, nil

@@ -17,6 +17,7 @@ import (
 
 	"nar-herder/compression"
 	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 	"nar-herder/storage/directory"
 	"nar-herder/storage/index"
 )
@@ -81,14 +82,14 @@ type readStore struct {
 	open         func(name string)
 }
 
-func (s *readStore) Stat(ctx context.Context, name string) (storage.Info, error) {
+func (s *readStore) Stat(ctx context.Context, name string) (bytestore.Info, error) {
 	if s.broken[name] {
-		return storage.Info{}, syscall.EIO
+		return bytestore.Info{}, syscall.EIO
 	}
 	return s.Directory.Stat(ctx, name)
 }
 
-func (s *readStore) Open(ctx context.Context, name string, offset, length int64) (io.ReadCloser, storage.Info, error) {
+func (s *readStore) Open(ctx context.Context, name string, offset, length int64) (io.ReadCloser, bytestore.Info, error) {
 	s.mu.Lock()
 	s.opened[name]++
 	s.mu.Unlock()
@@ -96,7 +97,7 @@ func (s *readStore) Open(ctx context.Context, name string, offset, length int64)
 		s.open(name)
 	}
 	if s.broken[name] {
-		return nil, storage.Info{}, syscall.EIO
+		return nil, bytestore.Info{}, syscall.EIO
 	}
 	reader, info, err := s.Directory.Open(ctx, name, offset, length)
 	if err == nil && s.torn[name] {

@@ -7,12 +7,6 @@ import (
 	"time"
 )
 
-// OwnerName is where a byte store keeps which instance may write to it and delete from
-// it; see package owner. What an instance knows of its own uses and withdrawals is in its
-// index and its memory, so two that delete from one storage would take nars from each
-// other's clients.
-const OwnerName = "nar-herder-owner"
-
 // ErrNotOwner says that only another instance may change the byte store.
 var ErrNotOwner = errors.New("the storage belongs to another instance")
 

@@ -10,8 +10,8 @@ import (
 	"time"
 
 	"nar-herder/mirror"
-	"nar-herder/mirror/convert"
-	"nar-herder/mirror/exchange"
+	"nar-herder/mirror/original"
+	"nar-herder/mirror/original/convert"
 )
 
 type convertCommand struct {
@@ -87,7 +87,7 @@ func (c *serverCommand) convertInPlace(ctx context.Context, listeners []net.List
 	if c.Mirror != nil {
 		// The original has followed it until now, and stored its nars.
 		options.Mirrored = true
-		options.Settings = func(ctx context.Context, from *exchange.Database) (map[string]string, error) {
+		options.Settings = func(ctx context.Context, from *original.Database) (map[string]string, error) {
 			settings, err := mirror.ConvertedSettings(ctx, from)
 			if bytes, ok := options.Storage.(byteStore); err == nil && ok {
 				if settings == nil {

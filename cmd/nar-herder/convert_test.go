@@ -27,9 +27,9 @@ var originalTables = []string{
 	"CREATE TABLE cached_narinfo_files (id INTEGER PRIMARY KEY ASC, narinfo_id INTEGER NOT NULL REFERENCES narinfos (id), size INTEGER NOT NULL, compression TEXT)",
 }
 
-// original makes a database as the original has it of the narinfos below a
+// makeOriginal makes a database as the original has it of the narinfos below a
 // directory of the corpus.
-func original(t *testing.T, name, directory string) {
+func makeOriginal(t *testing.T, name, directory string) {
 	t.Helper()
 	db, err := sql.Open("sqlite", name)
 	if err != nil {
@@ -110,7 +110,7 @@ func TestConvert(t *testing.T) {
 			t.Parallel()
 			p := newPlace(t)
 			first, back := filepath.Join(p.dir, "original.db"), filepath.Join(p.dir, "back.db")
-			original(t, first, directory)
+			makeOriginal(t, first, directory)
 			before := originalDump(t, first)
 			out := succeed(t, "convert", first, p.database)
 			if !strings.HasPrefix(out, fmt.Sprintf("%s is an index: %d narinfos, ", p.database, narinfos)) || strings.Count(out, "\n") != 1 {
@@ -273,7 +273,7 @@ func TestConvertKilled(t *testing.T) {
 func TestServerConverts(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
-	original(t, p.database, "published")
+	makeOriginal(t, p.database, "published")
 	if out, err := exec.Command("cp", "-r", filepath.Join(testdata, "published", "nar"), p.storage).CombinedOutput(); err != nil {
 		t.Fatalf("%s: %v", out, err)
 	}

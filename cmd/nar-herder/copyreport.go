@@ -11,7 +11,7 @@ import (
 	"golang.org/x/term"
 
 	"nar-herder/internal/redact"
-	"nar-herder/storage/copying"
+	"nar-herder/storage/transfer"
 )
 
 // copyReport tells of a copy.
@@ -22,7 +22,7 @@ type copyReport struct {
 }
 
 // file tells of a file that is not as it should be; others are only counted.
-func (r *copyReport) file(result copying.Result) {
+func (r *copyReport) file(result transfer.Result) {
 	r.progress.done(result)
 	if result.Err == nil {
 		return
@@ -36,12 +36,12 @@ func (r *copyReport) file(result copying.Result) {
 }
 
 // summary says what it came to, and what to do next.
-func (r *copyReport) summary(c *copyStorageCommand, s *copying.Summary, complete bool) {
+func (r *copyReport) summary(c *copyStorageCommand, s *transfer.Summary, complete bool) {
 	if r.json {
 		encodeLine(json.NewEncoder(redact.JSON{W: r.out}), copyTotals{
-			Copied: s.Files[copying.Copied], CopiedBytes: s.Bytes[copying.Copied], Verified: s.Verified, Replaced: s.Replaced,
-			There: s.Files[copying.There], ThereBytes: s.Bytes[copying.There], Gone: s.Files[copying.Gone],
-			Wrong: s.Files[copying.Wrong], Differ: s.Files[copying.Differs], Failed: s.Files[copying.Failed], Complete: complete,
+			Copied: s.Files[transfer.Copied], CopiedBytes: s.Bytes[transfer.Copied], Verified: s.Verified, Replaced: s.Replaced,
+			There: s.Files[transfer.There], ThereBytes: s.Bytes[transfer.There], Gone: s.Files[transfer.Gone],
+			Wrong: s.Files[transfer.Wrong], Differ: s.Files[transfer.Differs], Failed: s.Files[transfer.Failed], Complete: complete,
 		})
 		return
 	}
@@ -52,26 +52,26 @@ func (r *copyReport) summary(c *copyStorageCommand, s *copying.Summary, complete
 	if c.Compare {
 		compared = "byte for byte"
 	}
-	printf(r.out, "%s: %d files, %s", copied, s.Files[copying.Copied], byteCount(s.Bytes[copying.Copied]))
+	printf(r.out, "%s: %d files, %s", copied, s.Files[transfer.Copied], byteCount(s.Bytes[transfer.Copied]))
 	if s.Verified > 0 {
 		printf(r.out, "; %d of them verified by their NarHash", s.Verified)
 	}
 	if s.Replaced > 0 {
 		printf(r.out, "; %d of them in the place of another", s.Replaced)
 	}
-	printf(r.out, "\nalready there, %s: %d files, %s\n", compared, s.Files[copying.There], byteCount(s.Bytes[copying.There]))
-	if gone := s.Files[copying.Gone]; gone > 0 {
+	printf(r.out, "\nalready there, %s: %d files, %s\n", compared, s.Files[transfer.There], byteCount(s.Bytes[transfer.There]))
+	if gone := s.Files[transfer.Gone]; gone > 0 {
 		printf(r.out, "removed from the source meanwhile: %d files\n", gone)
 	}
 	if !s.Complete() {
 		printf(r.out, "not copied: %d files are wrong in the source, %d differ, %d failed\n",
-			s.Files[copying.Wrong], s.Files[copying.Differs], s.Files[copying.Failed])
+			s.Files[transfer.Wrong], s.Files[transfer.Differs], s.Files[transfer.Failed])
 	}
 	switch {
 	case c.DryRun:
 	case complete:
 		printf(r.out, "next: stop the server that adds to %s, run this once more for what came meanwhile, and start the server with --storage=%s\n", c.From, c.To)
-	case s.Files[copying.Wrong] > 0:
+	case s.Files[transfer.Wrong] > 0:
 		printf(r.out, "next: have the wrong ones again with 'nar-herder check --storage=%s --verify --repair --from=URL', and run this again: what is there is passed over\n", c.From)
 	default:
 		fmt.Fprintln(r.out, "next: run this again: what is there is passed over")
@@ -117,11 +117,11 @@ func (p *copyProgress) moved(bytes int64) {
 }
 
 // done notes a file.
-func (p *copyProgress) done(result copying.Result) {
+func (p *copyProgress) done(result transfer.Result) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.files++
-	if result.Outcome == copying.There && !p.compare {
+	if result.Outcome == transfer.There && !p.compare {
 		p.passed += result.Size
 	}
 	p.show(time.Now())

@@ -6,7 +6,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"nar-herder/storage/copying"
+	"nar-herder/storage/transfer"
 )
 
 // TestCopyProgress tells how far a copy is, now and then.
@@ -16,12 +16,12 @@ func TestCopyProgress(t *testing.T) {
 		var out strings.Builder
 		p := newCopyProgress(&out, false)
 		p.expect(20, 10<<20)
-		p.done(copying.Result{Outcome: copying.There, Size: 6 << 20})
+		p.done(transfer.Result{Outcome: transfer.There, Size: 6 << 20})
 		for range 100 {
 			time.Sleep(200 * time.Millisecond)
 			p.moved(20 << 10)
 		}
-		p.done(copying.Result{Outcome: copying.Copied, Size: 2000 << 10})
+		p.done(transfer.Result{Outcome: transfer.Copied, Size: 2000 << 10})
 		p.listed(3000)
 		p.end()
 		want := "copying: 1 of 20 files, 6.2 MiB of 10.0 MiB, 100.0 KiB/s, 39s left\n" +

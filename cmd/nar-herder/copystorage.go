@@ -13,8 +13,9 @@ import (
 
 	"nar-herder/internal/disk"
 	"nar-herder/storage"
-	"nar-herder/storage/copying"
+	"nar-herder/storage/bytestore"
 	"nar-herder/storage/owner"
+	"nar-herder/storage/transfer"
 )
 
 type copyStorageCommand struct {
@@ -66,7 +67,7 @@ func (c *copyStorageCommand) Run(ctx context.Context, s *streams) (err error) {
 	}
 	progress := newCopyProgress(s.err, c.Compare)
 	report := &copyReport{out: s.out, err: s.err, json: c.JSON, progress: progress}
-	job := &copying.Copy{
+	job := &transfer.Copy{
 		From: from, To: to, AtOnce: int(c.AtOnce), Rate: int64(c.Bandwidth),
 		Compare: c.Compare, Replace: c.Replace, DryRun: c.DryRun,
 		Report: report.file, Moved: progress.moved, Listed: progress.listed,
@@ -91,7 +92,7 @@ func (c *copyStorageCommand) Run(ctx context.Context, s *streams) (err error) {
 	}
 	summary, err := job.Run(ctx)
 	progress.end()
-	if errors.Is(err, copying.ErrSame) {
+	if errors.Is(err, transfer.ErrSame) {
 		return err
 	}
 	switch {
@@ -117,9 +118,9 @@ func (c *copyStorageCommand) Run(ctx context.Context, s *streams) (err error) {
 }
 
 // isMarked reports whether an instance has used a byte store, which may be empty then.
-func isMarked(ctx context.Context, store storage.ByteStore) bool {
-	for _, name := range []string{storage.OwnerName, storage.IdentityName} {
-		if _, err := storage.ReadNote(ctx, store, name); err == nil {
+func isMarked(ctx context.Context, store bytestore.Store) bool {
+	for _, name := range []string{bytestore.OwnerName, bytestore.IdentityName} {
+		if _, err := bytestore.ReadNote(ctx, store, name); err == nil {
 			return true
 		}
 	}
@@ -147,7 +148,7 @@ func (c *copyStorageCommand) openDatabase(ctx context.Context, s *streams) (*ope
 
 // mayWrite refuses a target that another instance owns than the one whose index is
 // used: it alone writes there, and would have strangers' files in it.
-func (c *copyStorageCommand) mayWrite(ctx context.Context, to storage.ByteStore, known *opened) error {
+func (c *copyStorageCommand) mayWrite(ctx context.Context, to bytestore.Store, known *opened) error {
 	found, err := owner.Read(ctx, to)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):

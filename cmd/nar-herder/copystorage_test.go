@@ -13,7 +13,7 @@ import (
 
 	"nar-herder/internal/s3server"
 	"nar-herder/internal/testfs"
-	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 )
 
 // stored are the contents of all files in a storage that are no temporary ones,
@@ -22,7 +22,7 @@ func stored(t testing.TB, dir string) map[string]string {
 	t.Helper()
 	found := make(map[string]string)
 	for name := range times(t, dir) {
-		if base := filepath.Base(name); !strings.HasPrefix(base, ".") && base != storage.IdentityName && base != storage.OwnerName {
+		if base := filepath.Base(name); !strings.HasPrefix(base, ".") && base != bytestore.IdentityName && base != bytestore.OwnerName {
 			found[name] = read(t, dir, name)
 		}
 	}
@@ -57,7 +57,7 @@ func TestCopy(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
 	p.imports(t, small()...)
-	if err := os.WriteFile(filepath.Join(p.storage, storage.IdentityName), []byte("ours\n"), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(p.storage, bytestore.IdentityName), []byte("ours\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	to := p.newStorage(t, "new")
@@ -73,7 +73,7 @@ func TestCopy(t *testing.T) {
 		t.Errorf("copy-storage says %q", said)
 	}
 	wantCopied(t, p.storage, to)
-	for _, own := range []string{storage.IdentityName, storage.OwnerName} {
+	for _, own := range []string{bytestore.IdentityName, bytestore.OwnerName} {
 		if _, err := os.Stat(filepath.Join(to, own)); !os.IsNotExist(err) {
 			t.Errorf("the copy has the %s of its original: %v", own, err)
 		}
@@ -101,7 +101,7 @@ func TestCopy(t *testing.T) {
 	s.stop(t, syscall.SIGTERM)
 
 	// A copy made by other means has the name as well.
-	if err := os.WriteFile(filepath.Join(to, storage.IdentityName), []byte(read(t, p.storage+"-old", storage.IdentityName)), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(to, bytestore.IdentityName), []byte(read(t, p.storage+"-old", bytestore.IdentityName)), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	r := runProgram(t, "copy-storage", "--database="+p.database, "--from="+p.storage+"-old", "--to="+to)
@@ -326,7 +326,7 @@ func TestCopyOptions(t *testing.T) {
 // marked it.
 func TestCopyEmpty(t *testing.T) {
 	t.Parallel()
-	for marker, status := range map[string]int{"": 2, storage.OwnerName: 0, storage.IdentityName: 0} {
+	for marker, status := range map[string]int{"": 2, bytestore.OwnerName: 0, bytestore.IdentityName: 0} {
 		from, to := t.TempDir(), t.TempDir()
 		if marker != "" {
 			if err := os.WriteFile(filepath.Join(from, marker), []byte("x\n"), 0o644); err != nil {

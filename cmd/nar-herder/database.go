@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 	"nar-herder/storage/directory"
 	"nar-herder/storage/index"
 	"nar-herder/storage/owner"
@@ -40,7 +41,7 @@ type opened struct {
 
 // byteStore is a store that is to be closed.
 type byteStore interface {
-	storage.ByteStore
+	bytestore.Store
 	io.Closer
 }
 
@@ -90,7 +91,7 @@ const beginWait = 10 * time.Second
 // mayBegin refuses to make an index where there is none, when the storage belongs to
 // another instance: usually the file system of the database isn't mounted, and clients
 // would get 404 for all items. The policy says whether it could claim one without an owner.
-func mayBegin(ctx context.Context, database string, bytes storage.ByteStore, policy owner.Policy) error {
+func mayBegin(ctx context.Context, database string, bytes bytestore.Store, policy owner.Policy) error {
 	isThere := func() bool {
 		info, err := os.Stat(database)
 		return err == nil && info.Size() > 0 || err != nil && !errors.Is(err, fs.ErrNotExist)
@@ -136,7 +137,7 @@ func open(ctx context.Context, database, store string, how opening, log *slog.Lo
 			err = errors.Join(err, o.close())
 		}
 	}()
-	var bytes storage.ByteStore // a nil byteStore in it would be none
+	var bytes bytestore.Store // a nil byteStore in it would be none
 	if store != "" {
 		if o.bytes, err = openBytes(ctx, store, log); err != nil {
 			return nil, err

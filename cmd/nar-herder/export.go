@@ -6,9 +6,9 @@ import (
 	"io"
 	"log/slog"
 
-	"nar-herder/mirror/export"
 	"nar-herder/narinfo"
 	"nar-herder/storage"
+	"nar-herder/storage/export"
 )
 
 type exportCommand struct {

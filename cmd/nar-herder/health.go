@@ -49,7 +49,7 @@ type healthParts struct {
 func (h healthParts) list() (parts []httpapi.Part) {
 	stores, owns := h.store.HasBytes(), h.ownership.claim != nil
 	var interval time.Duration
-	if h.store.IsDistant() {
+	if h.store.IsRemote() {
 		interval = bucketInterval
 	}
 	sample := &narSample{store: h.store}

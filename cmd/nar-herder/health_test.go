@@ -14,6 +14,7 @@ import (
 
 	"nar-herder/internal/testfs"
 	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 	"nar-herder/storage/directory"
 )
 
@@ -92,7 +93,7 @@ func TestHealthReads(t *testing.T) {
 		},
 		"front end of nars without notes": {
 			spoil: func(t *testing.T, p *place) {
-				for _, name := range []string{storage.OwnerName, storage.IdentityName} {
+				for _, name := range []string{bytestore.OwnerName, bytestore.IdentityName} {
 					if err := os.Remove(filepath.Join(p.storage, name)); err != nil && !os.IsNotExist(err) {
 						t.Fatal(err)
 					}
@@ -172,7 +173,7 @@ func TestHealthReads(t *testing.T) {
 }
 
 // denied is a byte store that can't be written, as on a file system that maps users.
-type denied struct{ storage.ByteStore }
+type denied struct{ bytestore.Store }
 
 func (denied) Probe(context.Context) error { return fs.ErrPermission }
 
@@ -210,7 +211,7 @@ func TestHealthOfUnfinishedCopy(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := os.Remove(filepath.Join(p.storage, storage.OwnerName)); err != nil {
+	if err := os.Remove(filepath.Join(p.storage, bytestore.OwnerName)); err != nil {
 		t.Fatal(err)
 	}
 	s := p.serve(t)

@@ -13,6 +13,7 @@ import (
 
 	"nar-herder/internal/pace"
 	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
 	"nar-herder/storage/owner"
 )
@@ -45,7 +46,7 @@ func warnUnlocked(lock *owner.Lock, option string, log *slog.Logger) {
 
 // lockDirectory is lock for a directory.
 func (o *opened) lockDirectory(option, name string) error {
-	return o.lock(option+name, filepath.Join(name, storage.OwnerName))
+	return o.lock(option+name, filepath.Join(name, bytestore.OwnerName))
 }
 
 // lockServer makes sure that there is one server, or command that needs none, per

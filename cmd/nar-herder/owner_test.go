@@ -12,14 +12,14 @@ import (
 	"testing"
 
 	"nar-herder/internal/s3server"
-	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 	"nar-herder/storage/owner"
 )
 
 // ownerOf reads the owner file of a directory.
 func ownerOf(t *testing.T, p place) (o owner.Owner) {
 	t.Helper()
-	if err := json.Unmarshal([]byte(read(t, p.storage, storage.OwnerName)), &o); err != nil {
+	if err := json.Unmarshal([]byte(read(t, p.storage, bytestore.OwnerName)), &o); err != nil {
 		t.Fatal(err)
 	}
 	return o
@@ -105,7 +105,7 @@ func TestUnowned(t *testing.T) {
 			t.Errorf("%v: %+v", args, r)
 		}
 	}
-	if _, err := os.Stat(filepath.Join(p.storage, storage.OwnerName)); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Stat(filepath.Join(p.storage, bytestore.OwnerName)); !errors.Is(err, fs.ErrNotExist) {
 		t.Fatalf("there is an owner: %v", err)
 	}
 	p.serve(t).stop(t, syscall.SIGTERM)
@@ -113,7 +113,7 @@ func TestUnowned(t *testing.T) {
 		t.Errorf("the owner is %+v", o)
 	}
 	// The owner file of an earlier version.
-	if err := os.WriteFile(filepath.Join(p.storage, storage.OwnerName), []byte(ownerOf(t, p).Instance+"\n"), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(p.storage, bytestore.OwnerName), []byte(ownerOf(t, p).Instance+"\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	p.imports(t, filepath.Join(testdata, "published"))

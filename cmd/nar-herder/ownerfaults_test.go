@@ -11,7 +11,7 @@ import (
 	"testing"
 
 	"nar-herder/internal/testfs"
-	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 	"nar-herder/storage/directory"
 	"nar-herder/storage/owner"
 )
@@ -43,7 +43,7 @@ func TestLostStorage(t *testing.T) {
 func TestMirrorReplacesOriginal(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
-	original(t, p.database, "published")
+	makeOriginal(t, p.database, "published")
 	if out, err := exec.Command("cp", "-r", filepath.Join(testdata, "published", "nar"), p.storage).CombinedOutput(); err != nil {
 		t.Fatalf("%s: %v", out, err)
 	}
@@ -88,17 +88,17 @@ func TestStartBesideDump(t *testing.T) {
 
 // begunMeanwhile is a store whose database is made when its owner is read.
 type begunMeanwhile struct {
-	storage.ByteStore
+	bytestore.Store
 	database string
 }
 
-func (b begunMeanwhile) Open(ctx context.Context, name string, offset, length int64) (io.ReadCloser, storage.Info, error) {
+func (b begunMeanwhile) Open(ctx context.Context, name string, offset, length int64) (io.ReadCloser, bytestore.Info, error) {
 	if b.database != "" {
 		if err := os.WriteFile(b.database, []byte("SQLite"), 0o644); err != nil {
-			return nil, storage.Info{}, err
+			return nil, bytestore.Info{}, err
 		}
 	}
-	return b.ByteStore.Open(ctx, name, offset, length)
+	return b.Store.Open(ctx, name, offset, length)
 }
 
 // TestBeginTogether: the second of two imports into a new database is not refused.

@@ -22,7 +22,6 @@ import (
 	"nar-herder/mirror/dump"
 	"nar-herder/peer/passing"
 	"nar-herder/removal"
-	"nar-herder/storage"
 	"nar-herder/storage/checksums"
 	"nar-herder/storage/dbspace"
 	"nar-herder/storage/index"
@@ -310,7 +309,7 @@ func (c *serverCommand) run(ctx context.Context, effect inEffect, running *tasks
 		defer fetcher.Close()
 	}
 	if c.ServeBucketNars == redirect {
-		options.Presigned = store.bytes.(storage.Presigner)
+		options.Presigned = store.bytes
 	}
 	options.Changes = store.index
 	follower := c.follower(store, peers, fetcher, &options, log)

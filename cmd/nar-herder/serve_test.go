@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"nar-herder/storage/bytestore"
 	"net"
 	"net/http"
 	"os"
@@ -15,8 +16,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"nar-herder/storage"
 )
 
 const (
@@ -278,12 +277,12 @@ func TestSystemTest(t *testing.T) {
 		t.Errorf("/health: %s %s", got.Status, got.body)
 	}
 	until(t, "the storage to have its name", func() bool {
-		_, err := os.Stat(filepath.Join(p.storage, storage.IdentityName))
+		_, err := os.Stat(filepath.Join(p.storage, bytestore.IdentityName))
 		return err == nil
 	})
 	after, err := os.ReadDir(p.storage)
 	// But for what it writes about itself.
-	after = slices.DeleteFunc(after, func(e fs.DirEntry) bool { return e.Name() == storage.OwnerName || e.Name() == storage.IdentityName })
+	after = slices.DeleteFunc(after, func(e fs.DirEntry) bool { return e.Name() == bytestore.OwnerName || e.Name() == bytestore.IdentityName })
 	if err != nil || fmt.Sprint(before) != fmt.Sprint(after) {
 		t.Errorf("before %v, after %v, %v", before, after, err)
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"nar-herder/storage/bytestore"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,8 +13,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"nar-herder/storage"
 )
 
 // asRoot skips a test that runs the program as several users, unless in CI.
@@ -197,7 +196,7 @@ func wantShared(t *testing.T, directory string) {
 		mode, want := info.Mode().Perm()&0o070, fs.FileMode(0o040)
 		if entry.IsDir() {
 			want = 0o070
-		} else if filepath.Dir(name) == directory || strings.HasPrefix(name, filepath.Join(directory, "cache")) && (entry.Name() == "lock" || entry.Name() == storage.OwnerName) {
+		} else if filepath.Dir(name) == directory || strings.HasPrefix(name, filepath.Join(directory, "cache")) && (entry.Name() == "lock" || entry.Name() == bytestore.OwnerName) {
 			want = 0o060 // of the database, dumps and locks
 		}
 		if gid := info.Sys().(*syscall.Stat_t).Gid; gid != sharedGroup || mode != want {

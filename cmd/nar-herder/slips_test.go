@@ -2,13 +2,12 @@ package main
 
 import (
 	"errors"
+	"nar-herder/storage/bytestore"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
-
-	"nar-herder/storage"
 )
 
 // desk is where an operator makes a slip: an instance, and another one beside it that
@@ -42,7 +41,7 @@ func newDesk(t *testing.T, farm, other place) *desk {
 		if err := os.CopyFS(dir, os.DirFS(from.dir)); err != nil {
 			t.Fatal(err)
 		}
-		owner := filepath.Join(to.storage, storage.OwnerName)
+		owner := filepath.Join(to.storage, bytestore.OwnerName)
 		if err := os.WriteFile(owner, []byte(strings.ReplaceAll(read(t, owner), from.dir, dir)), 0o644); err != nil {
 			t.Fatal(err)
 		}
@@ -280,14 +279,14 @@ var commandSlips = []slip{
 		args: func(t *testing.T, d *desk) []string { return d.at(d.other.storage, "claim-storage") }},
 	{name: "an owner file that was edited by hand", status: 1, says: []string{"not an owner file", "claim-storage"},
 		args: func(t *testing.T, d *desk) []string {
-			if err := os.WriteFile(filepath.Join(d.storage, storage.OwnerName), []byte("this is mine\n"), 0o644); err != nil {
+			if err := os.WriteFile(filepath.Join(d.storage, bytestore.OwnerName), []byte("this is mine\n"), 0o644); err != nil {
 				t.Fatal(err)
 			}
 			return d.args("remove", "--now", greeting)
 		}},
 	{name: "remove after the owner file was deleted", status: 1, says: []string{"no owner", "claim-storage"},
 		args: func(t *testing.T, d *desk) []string {
-			if err := os.Remove(filepath.Join(d.storage, storage.OwnerName)); err != nil {
+			if err := os.Remove(filepath.Join(d.storage, bytestore.OwnerName)); err != nil {
 				t.Fatal(err)
 			}
 			return d.args("remove", "--now", greeting)

@@ -13,7 +13,7 @@ import (
 
 	"nar-herder/internal/s3server"
 	"nar-herder/internal/testfs"
-	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 )
 
 // refusesToServe is a row where the server must not start.
@@ -123,7 +123,7 @@ var servedSlips = []slip{
 		if !strings.Contains(s.err.String(), "lacks 4 of 5 nars") {
 			t.Error("the log does not say it")
 		}
-		if _, err := os.Stat(filepath.Join(copied, storage.OwnerName)); !errors.Is(err, os.ErrNotExist) {
+		if _, err := os.Stat(filepath.Join(copied, bytestore.OwnerName)); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("it was claimed: %v", err)
 		}
 		s.stop(t, syscall.SIGTERM)
@@ -150,7 +150,7 @@ var servedSlips = []slip{
 	}},
 	{name: "import beside a server after its owner file was deleted", run: func(t *testing.T, d *desk) {
 		s := d.serve(t)
-		if err := os.Remove(filepath.Join(d.storage, storage.OwnerName)); err != nil {
+		if err := os.Remove(filepath.Join(d.storage, bytestore.OwnerName)); err != nil {
 			t.Fatal(err)
 		}
 		d.imports(t, small()...)

@@ -25,6 +25,7 @@ import (
 	"nar-herder/internal/disk"
 	"nar-herder/narinfo"
 	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 	"nar-herder/storage/directory"
 	"nar-herder/storage/index"
 	"nar-herder/storage/uses"
@@ -278,10 +279,10 @@ func (c *Cache) Files(ctx context.Context, hash narinfo.PathHash) ([]index.Cache
 // Open opens the item's file. The size is right when there is no error. A file
 // that is certainly not there, or not whole, is named by narinfos no more, and
 // Run removes its row: the error is [storage.ErrNotStored].
-func (c *Cache) Open(ctx context.Context, item *storage.Item, file index.CachedFile, offset, length int64) (io.ReadCloser, storage.Info, error) {
+func (c *Cache) Open(ctx context.Context, item *storage.Item, file index.CachedFile, offset, length int64) (io.ReadCloser, bytestore.Info, error) {
 	k := c.kinds[file.Type]
 	if k == nil {
-		return nil, storage.Info{}, storage.ErrNotStored
+		return nil, bytestore.Info{}, storage.ErrNotStored
 	}
 	reader, info, err := k.bytes.Open(ctx, item.Narinfo.StorePath.BaseName(), offset, length)
 	if err == nil && info.Size == file.Size {
@@ -290,12 +291,12 @@ func (c *Cache) Open(ctx context.Context, item *storage.Item, file index.CachedF
 	if err == nil {
 		reader.Close()
 	} else if !errors.Is(err, fs.ErrNotExist) {
-		return nil, storage.Info{}, err
+		return nil, bytestore.Info{}, err
 	}
 	if k.lose(item.Narinfo.StorePath) {
 		c.log.Warn("a cached nar is gone or not whole, and will be made again when it is asked for", "type", k.Name, "item", item.Narinfo.StorePath.BaseName())
 	}
-	return nil, storage.Info{}, storage.ErrNotStored
+	return nil, bytestore.Info{}, storage.ErrNotStored
 }
 
 // file returns the row of an item's file of the type, and whether there is one.

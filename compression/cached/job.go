@@ -15,6 +15,7 @@ import (
 	"nar-herder/internal/disk"
 	"nar-herder/narinfo"
 	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
 )
 
@@ -182,7 +183,7 @@ func (c *Cache) show(ctx context.Context, t task, item *storage.Item, temporary 
 	}
 	defer file.Close()
 	staged, err := k.bytes.StageFile(ctx, path.BaseName(), file, size)
-	if errors.Is(err, storage.ErrCantShare) {
+	if errors.Is(err, bytestore.ErrCantShare) {
 		// A file system without links.
 		staged, err = k.bytes.Stage(ctx, path.BaseName(), file, size)
 	}

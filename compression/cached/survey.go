@@ -6,7 +6,7 @@ import (
 	"time"
 
 	"nar-herder/narinfo"
-	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
 )
 
@@ -42,7 +42,7 @@ func (c *Cache) survey(ctx context.Context, k *kind, first bool) error {
 		if err != nil {
 			return err
 		}
-		if info.Name == storage.OwnerName {
+		if info.Name == bytestore.OwnerName {
 			used += info.Usage
 			continue
 		}

@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"nar-herder/mirror/exchange"
+	"nar-herder/mirror/original"
 	"nar-herder/narinfo"
 )
 
@@ -211,7 +211,7 @@ func TestDump(t *testing.T) {
 	if err := os.WriteFile(name, []byte(body), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	dump, err := exchange.Open(t.Context(), name)
+	dump, err := original.Open(t.Context(), name)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -220,7 +220,7 @@ func TestDump(t *testing.T) {
 		t.Error(err)
 	}
 	var texts []string
-	for item, err := range dump.Items(t.Context(), exchange.FromStart) {
+	for item, err := range dump.Items(t.Context(), original.FromStart) {
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -228,7 +228,7 @@ func TestDump(t *testing.T) {
 		if !item.AddedAt.Equal(time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)) {
 			t.Errorf("added at %v", item.AddedAt)
 		}
-		if strings.Contains(string(item.Text), greet) && !slices.Equal(item.Tags, []exchange.Tag{{Key: "release", Value: "yes"}}) {
+		if strings.Contains(string(item.Text), greet) && !slices.Equal(item.Tags, []original.Tag{{Key: "release", Value: "yes"}}) {
 			t.Errorf("tags: %v", item.Tags)
 		}
 	}

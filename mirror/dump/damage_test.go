@@ -11,7 +11,7 @@ import (
 	_ "modernc.org/sqlite"
 
 	"nar-herder/internal/testlog"
-	"nar-herder/mirror/exchange"
+	"nar-herder/mirror/original"
 	"nar-herder/narinfo"
 	"nar-herder/storage/index"
 )
@@ -35,7 +35,7 @@ func TestDamagedText(t *testing.T) {
 	_, err = db.Exec("UPDATE narinfos SET text = (SELECT text FROM narinfos WHERE id = 9) WHERE id = 8")
 	must(t, err)
 	state := wantSame(t, m.Published(), mustMake(t, m))
-	if len(state.texts) != 29 || state.info[exchange.DamagedKey] != hash.String() {
+	if len(state.texts) != 29 || state.info[original.DamagedKey] != hash.String() {
 		t.Errorf("%d items, %v", len(state.texts), state.info)
 	}
 	if !strings.Contains(log.String(), hash.String()) || len(m.Warnings()) != 1 {

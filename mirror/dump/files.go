@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"nar-herder/internal/disk"
-	"nar-herder/mirror/exchange"
+	"nar-herder/mirror/original"
 	"nar-herder/storage/index"
 )
 
@@ -166,7 +166,7 @@ func CheckPath(ctx context.Context, path, database string) error {
 		return fmt.Errorf(refusal, path)
 	}
 	// Other programs have databases as well. A damaged dump may be replaced.
-	if err := exchange.Look(ctx, path); errors.Is(err, exchange.ErrNotOriginal) {
+	if err := original.Look(ctx, path); errors.Is(err, original.ErrNotOriginal) {
 		return fmt.Errorf(refusal, path)
 	}
 	return ctx.Err()

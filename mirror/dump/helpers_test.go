@@ -18,7 +18,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
-	"nar-herder/mirror/exchange"
+	"nar-herder/mirror/original"
 	"nar-herder/narinfo"
 	"nar-herder/storage/index"
 )
@@ -199,11 +199,11 @@ func wantSame(t testing.TB, p *Published, g Generation) stateOf {
 	must(t, os.WriteFile(filepath.Join(directory, "index"), content(t, p, g.Index), 0o644))
 
 	var state stateOf
-	db, err := exchange.Open(t.Context(), filepath.Join(directory, "database"))
+	db, err := original.Open(t.Context(), filepath.Join(directory, "database"))
 	must(t, err)
 	defer db.Close()
 	times := make(map[string]time.Time)
-	for item, err := range db.Items(t.Context(), exchange.FromStart) {
+	for item, err := range db.Items(t.Context(), original.FromStart) {
 		must(t, err)
 		if len(item.Tags) > 0 || len(item.Cached) > 0 {
 			t.Errorf("an item has %v and %v", item.Tags, item.Cached)

@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"nar-herder/mirror/exchange"
+	"nar-herder/mirror/original"
 	"nar-herder/storage/index"
 )
 
@@ -274,11 +274,11 @@ func TestClockWasAhead(t *testing.T) {
 	if g.CreatedAt.After(now) {
 		t.Errorf("it is of %s", g.CreatedAt)
 	}
-	database, err := exchange.Open(t.Context(), m.options.Path)
+	database, err := original.Open(t.Context(), m.options.Path)
 	must(t, err)
 	defer database.Close()
 	count := 0
-	for item, err := range database.Items(t.Context(), exchange.FromStart) {
+	for item, err := range database.Items(t.Context(), original.FromStart) {
 		must(t, err)
 		if count++; item.AddedAt.After(now) {
 			t.Errorf("an item is of %s", item.AddedAt)

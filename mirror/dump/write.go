@@ -19,7 +19,7 @@ import (
 	"nar-herder/internal/disk"
 	"nar-herder/internal/rowsum"
 	"nar-herder/internal/stamp"
-	"nar-herder/mirror/exchange"
+	"nar-herder/mirror/original"
 	"nar-herder/narinfo"
 	"nar-herder/storage/index"
 )
@@ -31,7 +31,7 @@ func writeDatabase(ctx context.Context, path, copied string, g Generation, conte
 		return err
 	}
 	defer func() { err = errors.Join(err, snapshot.Close()) }()
-	w, err := exchange.Create(ctx, path)
+	w, err := original.Create(ctx, path)
 	if err != nil {
 		return err
 	}
@@ -62,8 +62,8 @@ func writeDatabase(ctx context.Context, path, copied string, g Generation, conte
 		{"last_change", strconv.FormatInt(g.LastChange, 10)},
 		{"created_at", g.CreatedAt.Format(time.RFC3339)},
 		{"items", strconv.FormatInt(g.Items, 10)},
-		{exchange.SumKey, sum},
-		{exchange.DamagedKey, damagedHashes(content.Damaged)},
+		{original.SumKey, sum},
+		{original.DamagedKey, damagedHashes(content.Damaged)},
 	} {
 		if info.value == "" {
 			continue
@@ -75,12 +75,12 @@ func writeDatabase(ctx context.Context, path, copied string, g Generation, conte
 	return w.Finish(ctx)
 }
 
-// damagedHashes is the value of [exchange.DamagedKey].
+// damagedHashes is the value of [original.DamagedKey].
 func damagedHashes(all []*index.Damage) string {
 	var hashes []string
 	for _, damage := range all {
 		if damage.Hash == (narinfo.PathHash{}) {
-			return exchange.ManyDamaged
+			return original.ManyDamaged
 		}
 		hashes = append(hashes, damage.Hash.String())
 	}
@@ -92,9 +92,9 @@ func damagedHashes(all []*index.Damage) string {
 const itemsAhead = 256
 
 // addItems writes all items, as of the time of the dump, and returns their sum.
-func addItems(ctx context.Context, w *exchange.Writer, snapshot *index.Snapshot, now time.Time) (string, error) {
+func addItems(ctx context.Context, w *original.Writer, snapshot *index.Snapshot, now time.Time) (string, error) {
 	ctx, stop := context.WithCancel(ctx)
-	lots := make(chan []exchange.Item, 1)
+	lots := make(chan []original.Item, 1)
 	read := make(chan error, 1)
 	go func() {
 		read <- readItems(ctx, snapshot, lots, now)
@@ -105,7 +105,7 @@ func addItems(ctx context.Context, w *exchange.Writer, snapshot *index.Snapshot,
 	for lot := range lots {
 		for _, item := range lot {
 			if err == nil {
-				exchange.AddTo(&sum, item)
+				original.AddTo(&sum, item)
 				err = w.Add(item)
 			}
 		}
@@ -121,8 +121,8 @@ func addItems(ctx context.Context, w *exchange.Writer, snapshot *index.Snapshot,
 	return sum.String(), readErr
 }
 
-func readItems(ctx context.Context, snapshot *index.Snapshot, lots chan<- []exchange.Item, now time.Time) error {
-	var lot []exchange.Item
+func readItems(ctx context.Context, snapshot *index.Snapshot, lots chan<- []original.Item, now time.Time) error {
+	var lot []original.Item
 	pass := func() error {
 		select {
 		case lots <- lot:
@@ -137,9 +137,9 @@ func readItems(ctx context.Context, snapshot *index.Snapshot, lots chan<- []exch
 			return err
 		}
 		if lot == nil {
-			lot = make([]exchange.Item, 0, itemsAhead)
+			lot = make([]original.Item, 0, itemsAhead)
 		}
-		if lot = append(lot, exchange.Item{Text: item.Text, AddedAt: stamp.Past(item.AddedAt, now)}); len(lot) == itemsAhead {
+		if lot = append(lot, original.Item{Text: item.Text, AddedAt: stamp.Past(item.AddedAt, now)}); len(lot) == itemsAhead {
 			if err := pass(); err != nil {
 				return err
 			}
@@ -151,9 +151,9 @@ func readItems(ctx context.Context, snapshot *index.Snapshot, lots chan<- []exch
 // addChanges writes the newest changes, of which a mirror takes the newest time to
 // go on from: none is ahead of that of the dump. Without any, the item that came last
 // stands for them.
-func addChanges(w *exchange.Writer, snapshot *index.Snapshot, changes []index.Told, now time.Time) error {
+func addChanges(w *original.Writer, snapshot *index.Snapshot, changes []index.Told, now time.Time) error {
 	for _, change := range changes {
-		written := exchange.Change{At: stamp.Past(change.At, now).Truncate(time.Second), Removal: change.Kind == index.Removed, Data: string(change.Text)}
+		written := original.Change{At: stamp.Past(change.At, now).Truncate(time.Second), Removal: change.Kind == index.Removed, Data: string(change.Text)}
 		if written.Removal {
 			written.Data = change.StorePath
 		}
@@ -168,7 +168,7 @@ func addChanges(w *exchange.Writer, snapshot *index.Snapshot, changes []index.To
 	if err != nil || item == nil {
 		return err
 	}
-	return w.AddChange(exchange.Change{At: stamp.Past(item.AddedAt, now), Data: string(item.Text)})
+	return w.AddChange(original.Change{At: stamp.Past(item.AddedAt, now), Data: string(item.Text)})
 }
 
 // checkDatabase looks through what was written: mirrors are to trust its digest.
@@ -176,7 +176,7 @@ func checkDatabase(ctx context.Context, path string, items int64) (err error) {
 	if items == 0 {
 		return nil // which counts as wrong, and there is nothing to go wrong
 	}
-	database, err := exchange.Open(ctx, path)
+	database, err := original.Open(ctx, path)
 	if err != nil {
 		return err
 	}

@@ -21,6 +21,7 @@ import (
 	"nar-herder/peer"
 	"nar-herder/peer/passing"
 	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
 )
 
@@ -122,7 +123,7 @@ func TestClients(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer body.Close()
-	if _, local := body.(storage.LocalFile); !local || len(from.asked()) != 1 {
+	if _, local := body.(bytestore.LocalFile); !local || len(from.asked()) != 1 {
 		t.Errorf("it is %T, requests %q", body, from.asked())
 	}
 }

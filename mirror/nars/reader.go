@@ -9,7 +9,7 @@ import (
 )
 
 // reader is one client's view of a flight: a part of the file. It is a
-// [storage.GrowingFile]. Where the flight
+// [bytestore.GrowingFile]. Where the flight
 // can't go on because of this machine, it goes on with the source itself.
 type reader struct {
 	ctx    context.Context
@@ -62,7 +62,7 @@ func (r *reader) fromFlight(p []byte) (int, error) {
 	return 0, localError{err}
 }
 
-// Next implements [storage.GrowingFile].
+// Next implements [bytestore.GrowingFile].
 func (r *reader) Next() (int64, error) {
 	if r.off >= r.end {
 		return 0, io.EOF
@@ -86,10 +86,10 @@ func (r *reader) Next() (int64, error) {
 	return min(visible, r.end) - r.off, nil
 }
 
-// Local implements [storage.LocalFile].
+// Local implements [bytestore.LocalFile].
 func (r *reader) Local() (*os.File, int64) { return r.flight.file, r.off }
 
-// Skip implements [storage.GrowingFile].
+// Skip implements [bytestore.GrowingFile].
 func (r *reader) Skip(n int64) { r.off += n }
 
 // Close lets the flight go, which goes on without this reader.

@@ -15,6 +15,7 @@ import (
 
 	"nar-herder/narinfo"
 	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
 )
 
@@ -31,7 +32,7 @@ const (
 )
 
 // Opener opens all of a file. The reader is the caller's to close.
-type Opener func(context.Context) (io.ReadCloser, storage.Info, error)
+type Opener func(context.Context) (io.ReadCloser, bytestore.Info, error)
 
 // Keeper computes checksums in the background and keeps them in an index. Its methods may
 // be called from several goroutines at once.

@@ -16,6 +16,7 @@ import (
 	"nar-herder/internal/testlog"
 	"nar-herder/narinfo"
 	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
 )
 
@@ -79,9 +80,9 @@ func (k *keeper) wait(t *testing.T) []index.Checksum {
 
 // file opens a file with the content.
 func file(content string, size int64, opened *atomic.Int32) Opener {
-	return func(context.Context) (io.ReadCloser, storage.Info, error) {
+	return func(context.Context) (io.ReadCloser, bytestore.Info, error) {
 		opened.Add(1)
-		return io.NopCloser(strings.NewReader(content)), storage.Info{Size: size, Changed: time.Unix(5, 7)}, nil
+		return io.NopCloser(strings.NewReader(content)), bytestore.Info{Size: size, Changed: time.Unix(5, 7)}, nil
 	}
 }
 
@@ -117,14 +118,14 @@ func TestChecksum(t *testing.T) {
 func TestChecksumFails(t *testing.T) {
 	t.Parallel()
 	for name, open := range map[string]Opener{
-		"gone": func(context.Context) (io.ReadCloser, storage.Info, error) {
-			return nil, storage.Info{}, storage.ErrNotStored
+		"gone": func(context.Context) (io.ReadCloser, bytestore.Info, error) {
+			return nil, bytestore.Info{}, storage.ErrNotStored
 		},
-		"not opened": func(context.Context) (io.ReadCloser, storage.Info, error) {
-			return nil, storage.Info{}, errors.New("a bad sector")
+		"not opened": func(context.Context) (io.ReadCloser, bytestore.Info, error) {
+			return nil, bytestore.Info{}, errors.New("a bad sector")
 		},
-		"cut": func(context.Context) (io.ReadCloser, storage.Info, error) {
-			return io.NopCloser(io.MultiReader(strings.NewReader("con"), failing{})), storage.Info{Size: 7}, nil
+		"cut": func(context.Context) (io.ReadCloser, bytestore.Info, error) {
+			return io.NopCloser(io.MultiReader(strings.NewReader("con"), failing{})), bytestore.Info{Size: 7}, nil
 		},
 		"short": file("con", 7, new(atomic.Int32)),
 		"long":  file("content and more", 7, new(atomic.Int32)),
@@ -134,7 +135,7 @@ func TestChecksumFails(t *testing.T) {
 			k := start(t)
 			var tries atomic.Int32
 			for n := range 3 {
-				k.Want(k.hash, "nar/a", func(ctx context.Context) (io.ReadCloser, storage.Info, error) {
+				k.Want(k.hash, "nar/a", func(ctx context.Context) (io.ReadCloser, bytestore.Info, error) {
 					tries.Add(1)
 					return open(ctx)
 				})

@@ -3,13 +3,12 @@ package directory
 import (
 	"errors"
 	"io/fs"
+	"nar-herder/storage/bytestore"
 	"os"
 	"path"
 	"syscall"
 
 	"golang.org/x/sys/unix"
-
-	"nar-herder/storage"
 )
 
 // openForReading opens a file below the directory.
@@ -82,7 +81,7 @@ func (d *Directory) openBeneath(name string, flags int) (fd int, err error) {
 		case unix.EINTR, unix.EAGAIN:
 			// A directory was renamed meanwhile, so the kernel can't be sure.
 		case unix.EXDEV:
-			return -1, storage.ErrOutside
+			return -1, bytestore.ErrOutside
 		case unix.ENOSYS, unix.EPERM:
 			d.noOpenat2.Store(true)
 		default:

@@ -21,7 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"nar-herder/internal/disk"
-	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 )
 
 // temporaryPrefix begins the names of files that are being written. They lie
@@ -37,8 +37,10 @@ const spoolFolder = temporaryPrefix + "spool"
 // still wants them.
 const copyStep = 64 << 20
 
-// Directory is a [storage.ByteStore].
+// Directory is a [bytestore.Store].
 type Directory struct {
+	bytestore.Defaults
+
 	name string
 	root *os.Root
 	info fs.FileInfo
@@ -84,28 +86,28 @@ func (d *Directory) Close() error {
 
 func (d *Directory) String() string { return d.name }
 
-// Stat implements [storage.ByteStore].
-func (d *Directory) Stat(_ context.Context, name string) (storage.Info, error) {
+// Stat implements [bytestore.Store].
+func (d *Directory) Stat(_ context.Context, name string) (bytestore.Info, error) {
 	if err := d.check("look for", name); err != nil {
-		return storage.Info{}, err
+		return bytestore.Info{}, err
 	}
 	info, err := d.stat(name)
 	if err != nil {
-		return storage.Info{}, d.explain("look for", name, err)
+		return bytestore.Info{}, d.explain("look for", name, err)
 	}
 	return d.describe(name, info)
 }
 
-// Open implements [storage.ByteStore]. The reader is a [storage.LocalFile].
-func (d *Directory) Open(_ context.Context, name string, offset, _ int64) (io.ReadCloser, storage.Info, error) {
+// Open implements [bytestore.Store]. The reader is a [bytestore.LocalFile].
+func (d *Directory) Open(_ context.Context, name string, offset, _ int64) (io.ReadCloser, bytestore.Info, error) {
 	if err := d.check("open", name); err != nil {
-		return nil, storage.Info{}, err
+		return nil, bytestore.Info{}, err
 	}
 	file, stat, err := d.open(name)
 	if err != nil {
-		return nil, storage.Info{}, err
+		return nil, bytestore.Info{}, err
 	}
-	return &storage.FileReader{File: file, Offset: offset}, infoOf(name, stat), nil
+	return &bytestore.FileReader{File: file, Offset: offset}, infoOf(name, stat), nil
 }
 
 // check refuses what is no name, before os.Root makes one of it that is, and
@@ -127,10 +129,10 @@ func (d *Directory) inPlace() error {
 	now, err := os.Stat(d.name)
 	if err != nil {
 		// The cause is not wrapped: it does not say that any nar is certainly not there.
-		return fmt.Errorf("storage %s %w: %v: mount it again, or restart", d.name, storage.ErrNotInPlace, disk.Cause(err))
+		return fmt.Errorf("storage %s %w: %v: mount it again, or restart", d.name, bytestore.ErrNotInPlace, disk.Cause(err))
 	}
 	if !os.SameFile(now, d.info) {
-		return fmt.Errorf("storage %s %w: mount it again, or restart", d.name, storage.ErrNotInPlace)
+		return fmt.Errorf("storage %s %w: mount it again, or restart", d.name, bytestore.ErrNotInPlace)
 	}
 	return nil
 }
@@ -140,11 +142,11 @@ func (d *Directory) irregular(name string) error {
 }
 
 // describe refuses what is no regular file: to a store, that is not there.
-func (d *Directory) describe(name string, info fs.FileInfo) (storage.Info, error) {
+func (d *Directory) describe(name string, info fs.FileInfo) (bytestore.Info, error) {
 	if !info.Mode().IsRegular() {
-		return storage.Info{}, d.irregular(name)
+		return bytestore.Info{}, d.irregular(name)
 	}
-	described := storage.Info{
+	described := bytestore.Info{
 		Name: name, Size: info.Size(), Usage: info.Size(), ModTime: info.ModTime(), Temporary: isTemporary(name),
 	}
 	if stat, ok := info.Sys().(*syscall.Stat_t); ok {
@@ -157,8 +159,8 @@ func (d *Directory) describe(name string, info fs.FileInfo) (storage.Info, error
 }
 
 // infoOf describes a regular file.
-func infoOf(name string, stat *unix.Stat_t) storage.Info {
-	info := storage.Info{Name: name, Size: stat.Size, Usage: stat.Blocks * blockUnit, ModTime: time.Unix(stat.Mtim.Unix()), Temporary: isTemporary(name), Linked: stat.Nlink > 1}
+func infoOf(name string, stat *unix.Stat_t) bytestore.Info {
+	info := bytestore.Info{Name: name, Size: stat.Size, Usage: stat.Blocks * blockUnit, ModTime: time.Unix(stat.Mtim.Unix()), Temporary: isTemporary(name), Linked: stat.Nlink > 1}
 	info.Changed = time.Unix(stat.Ctim.Unix())
 	info.ModTime = modTime(info, info.Changed)
 	return info
@@ -174,7 +176,7 @@ func isTemporary(name string) bool {
 // modTime is the time of a file that was changed last at the given one. A link
 // that StageFile made has the age of its source by its modification, and its own
 // by the change of the count of links.
-func modTime(info storage.Info, changed time.Time) time.Time {
+func modTime(info bytestore.Info, changed time.Time) time.Time {
 	if info.Temporary && changed.After(info.ModTime) {
 		return changed
 	}
@@ -190,9 +192,9 @@ func (d *Directory) explain(tried, name string, err error) error {
 			return fmt.Errorf("%s %s: %w", tried, name, err)
 		}
 		return fmt.Errorf("%s %s in storage %s: %w", tried, name, d.name, fs.ErrNotExist)
-	case errors.Is(err, storage.ErrOutside) || strings.Contains(err.Error(), "escapes from parent"):
+	case errors.Is(err, bytestore.ErrOutside) || strings.Contains(err.Error(), "escapes from parent"):
 		// os.Root has no exported error for this.
-		return fmt.Errorf("%s %s in storage %s: %w by a symbolic link: copy the target in, or make it the storage itself", tried, name, d.name, storage.ErrOutside)
+		return fmt.Errorf("%s %s in storage %s: %w by a symbolic link: copy the target in, or make it the storage itself", tried, name, d.name, bytestore.ErrOutside)
 	}
 	if errors.Is(err, fs.ErrPermission) && (strings.HasPrefix(tried, "create") || tried == "remove") {
 		if denied := disk.Unwritable(filepath.Join(d.name, path.Dir(name))); denied != nil {
@@ -202,8 +204,8 @@ func (d *Directory) explain(tried, name string, err error) error {
 	return fmt.Errorf("%s %s in storage %s: %w", tried, name, d.name, err)
 }
 
-// Stage implements [storage.ByteStore].
-func (d *Directory) Stage(ctx context.Context, name string, from io.Reader, size int64) (_ storage.Staged, err error) {
+// Stage implements [bytestore.Store].
+func (d *Directory) Stage(ctx context.Context, name string, from io.Reader, size int64) (_ bytestore.Staged, err error) {
 	temporary, err := d.temporary(name)
 	if err != nil {
 		return nil, err
@@ -236,10 +238,10 @@ func (d *Directory) Stage(ctx context.Context, name string, from io.Reader, size
 		}
 	}
 	if written < size {
-		return nil, fmt.Errorf("store %s: %w: %d bytes came where %d were expected", name, storage.ErrWrongSize, written, size)
+		return nil, fmt.Errorf("store %s: %w: %d bytes came where %d were expected", name, bytestore.ErrWrongSize, written, size)
 	}
 	if n, err := io.ReadFull(from, make([]byte, 1)); n > 0 {
-		return nil, fmt.Errorf("store %s: %w: more than the expected %d bytes came", name, storage.ErrWrongSize, size)
+		return nil, fmt.Errorf("store %s: %w: more than the expected %d bytes came", name, bytestore.ErrWrongSize, size)
 	} else if err != nil && err != io.EOF {
 		return nil, fmt.Errorf("store %s: read what follows its %d bytes: %w", name, size, err)
 	}
@@ -252,21 +254,21 @@ func (d *Directory) Stage(ctx context.Context, name string, from io.Reader, size
 	return &staged{d: d, temporary: temporary, name: name}, nil
 }
 
-// StageFile implements [storage.FileStager] with a hard link, and with a file of the
+// StageFile implements [bytestore.Store] with a hard link, and with a file of the
 // spool by moving it: should the process end before Commit, nothing is left but that,
 // to be gone on with.
-func (d *Directory) StageFile(_ context.Context, name string, file *os.File, size int64) (storage.Staged, error) {
+func (d *Directory) StageFile(_ context.Context, name string, file *os.File, size int64) (bytestore.Staged, error) {
 	source := file.Name()
 	info, err := file.Stat()
 	if err != nil || !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s: %w: not a regular file", source, storage.ErrCantShare)
+		return nil, fmt.Errorf("%s: %w: not a regular file", source, bytestore.ErrCantShare)
 	}
 	if info.Size() != size {
-		return nil, fmt.Errorf("%s: %w: it has %d bytes where %d were expected", source, storage.ErrWrongSize, info.Size(), size)
+		return nil, fmt.Errorf("%s: %w: it has %d bytes where %d were expected", source, bytestore.ErrWrongSize, info.Size(), size)
 	}
 	inSpool := filepath.Dir(source) == filepath.Join(d.name, spoolFolder)
 	if err := takeOver(file, info, inSpool); err != nil {
-		return nil, fmt.Errorf("%s: %w: %w", source, storage.ErrCantShare, err)
+		return nil, fmt.Errorf("%s: %w: %w", source, bytestore.ErrCantShare, err)
 	}
 	if err := file.Sync(); err != nil {
 		return nil, fmt.Errorf("flush %s: %w", source, disk.Cause(err))
@@ -286,13 +288,13 @@ func (d *Directory) StageFile(_ context.Context, name string, file *os.File, siz
 	// By descriptor, so that it is the very file that was looked at.
 	err = unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", file.Fd()), int(parent.Fd()), path.Base(temporary), unix.AT_SYMLINK_FOLLOW)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w: %w", source, storage.ErrCantShare, err)
+		return nil, fmt.Errorf("%s: %w: %w", source, bytestore.ErrCantShare, err)
 	}
 	disk.InheritFrom(parent, file, disk.GroupReads)
 	return &staged{d: d, temporary: temporary, name: name}, nil
 }
 
-// Spool implements [storage.Spooler].
+// Spool implements [bytestore.Store].
 func (d *Directory) Spool() (string, error) {
 	if err := d.inPlace(); err != nil {
 		return "", err
@@ -364,7 +366,7 @@ func (d *Directory) makeAll(name string) error {
 	return err
 }
 
-// Flush implements [storage.ByteStore].
+// Flush implements [bytestore.Store].
 func (d *Directory) Flush(_ context.Context, name string) error {
 	if err := d.check("flush", name); err != nil {
 		return err
@@ -388,7 +390,7 @@ func (d *Directory) touch(parent string) {
 	d.mu.Unlock()
 }
 
-// Sync implements [storage.ByteStore].
+// Sync implements [bytestore.Store].
 func (d *Directory) Sync(context.Context) error {
 	d.syncing.Lock()
 	defer d.syncing.Unlock()
@@ -424,7 +426,7 @@ func (d *Directory) syncOne(name string) error {
 	return handle.Sync()
 }
 
-// Remove implements [storage.ByteStore].
+// Remove implements [bytestore.Store].
 func (d *Directory) Remove(_ context.Context, name string) error {
 	if !fs.ValidPath(name) {
 		return fmt.Errorf("remove %q in storage %s: not a name for a nar: %w", name, d.name, fs.ErrInvalid)
@@ -440,7 +442,7 @@ func (d *Directory) Remove(_ context.Context, name string) error {
 	return nil
 }
 
-// Probe implements [storage.ByteStore]. Quotas, it does not see.
+// Probe implements [bytestore.Store]. Quotas, it does not see.
 func (d *Directory) Probe(context.Context) error {
 	if err := d.inPlace(); err != nil {
 		return err

@@ -3,7 +3,7 @@ package directory
 import (
 	"testing"
 
-	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 	"nar-herder/storage/storagetest"
 )
 
@@ -24,5 +24,5 @@ func open(t *testing.T, name string) *Directory {
 
 func TestConformance(t *testing.T) {
 	t.Parallel()
-	storagetest.Run(t, func(t *testing.T) storage.ByteStore { return open(t, t.TempDir()) })
+	storagetest.Run(t, func(t *testing.T) bytestore.Store { return open(t, t.TempDir()) })
 }

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"nar-herder/internal/testfs"
-	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 )
 
 func TestOpenFails(t *testing.T) {
@@ -215,7 +215,7 @@ func TestFullDisk(t *testing.T) {
 	defer source.Close()
 	_, err = d.Stage(t.Context(), nar, source, 2*size)
 	full("Stage of a file", err)
-	if _, err := stageFile(t, d, file, 2*size); !errors.Is(err, storage.ErrCantShare) {
+	if _, err := stageFile(t, d, file, 2*size); !errors.Is(err, bytestore.ErrCantShare) {
 		t.Errorf("StageFile from another file system: %v, want ErrCantShare", err)
 	}
 	if err := put(d, "nar/half", large[:size/2]); err != nil {

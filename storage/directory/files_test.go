@@ -5,13 +5,12 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"nar-herder/storage/bytestore"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
-
-	"nar-herder/storage"
 )
 
 // readAll opens the name and reads all of it.
@@ -110,7 +109,7 @@ func TestOpenMany(t *testing.T) {
 				return
 			}
 			defer reader.Close()
-			if _, offset := reader.(storage.LocalFile).Local(); offset != int64(i*1000) {
+			if _, offset := reader.(bytestore.LocalFile).Local(); offset != int64(i*1000) {
 				t.Errorf("reader %d begins at %d", i, offset)
 			}
 			var got strings.Builder

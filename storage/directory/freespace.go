@@ -8,7 +8,7 @@ import (
 	"nar-herder/internal/disk"
 )
 
-// FreeSpace implements [storage.FreeSpacer]. The error is [errors.ErrUnsupported] if the
+// FreeSpace implements [bytestore.Store]. The error is [errors.ErrUnsupported] if the
 // file system reports nothing but zeros, as some do that use FUSE.
 func (d *Directory) FreeSpace() (free, size int64, err error) {
 	// What its name leads to may be another file system, when it was unmounted.

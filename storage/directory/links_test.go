@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"nar-herder/storage/bytestore"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,8 +13,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"nar-herder/storage"
 )
 
 const nar = "nar/lzip/nxrz38jzshzw0q3fqi3fqimjg1zr62r9-greet-1.0"
@@ -47,9 +46,9 @@ func put(d *Directory, name, content string) error {
 }
 
 // listed returns what List gives.
-func listed(t testing.TB, d *Directory) map[string]storage.Info {
+func listed(t testing.TB, d *Directory) map[string]bytestore.Info {
 	t.Helper()
-	found := map[string]storage.Info{}
+	found := map[string]bytestore.Info{}
 	for info, err := range d.List(context.Background()) {
 		if err != nil {
 			t.Fatal(err)
@@ -88,7 +87,7 @@ func TestSymlinksThatLeadOut(t *testing.T) {
 
 			refused := func(what string, err error) {
 				t.Helper()
-				if !errors.Is(err, storage.ErrOutside) || errors.Is(err, fs.ErrNotExist) {
+				if !errors.Is(err, bytestore.ErrOutside) || errors.Is(err, fs.ErrNotExist) {
 					t.Errorf("%s: %v, want ErrOutside", what, err)
 				}
 			}

@@ -13,19 +13,19 @@ import (
 	"golang.org/x/sys/unix"
 
 	"nar-herder/internal/disk"
-	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 )
 
 // listStep is how many entries of a directory are read at a time. One with
 // millions of nars is never in memory as a whole.
 const listStep = 1000
 
-// List implements [storage.ByteStore]. Symbolic links are passed over, so that
+// List implements [bytestore.Store]. Symbolic links are passed over, so that
 // nothing is counted twice and no walk is without end.
-func (d *Directory) List(ctx context.Context) iter.Seq2[storage.Info, error] {
-	return func(yield func(storage.Info, error) bool) {
+func (d *Directory) List(ctx context.Context) iter.Seq2[bytestore.Info, error] {
+	return func(yield func(bytestore.Info, error) bool) {
 		if err := d.inPlace(); err != nil {
-			yield(storage.Info{}, fmt.Errorf("list: %w", err))
+			yield(bytestore.Info{}, fmt.Errorf("list: %w", err))
 			return
 		}
 		w := &walk{d: d, ctx: ctx, yield: yield, below: []string{"."}}
@@ -41,7 +41,7 @@ func (d *Directory) List(ctx context.Context) iter.Seq2[storage.Info, error] {
 type walk struct {
 	d     *Directory
 	ctx   context.Context
-	yield func(storage.Info, error) bool
+	yield func(bytestore.Info, error) bool
 	below []string // directories that are still to be read
 	ended bool
 }
@@ -50,7 +50,7 @@ type walk struct {
 func (w *walk) more() bool {
 	if err := w.ctx.Err(); err != nil && !w.ended {
 		w.ended = true
-		w.yield(storage.Info{}, fmt.Errorf("list storage %s: %w", w.d.name, err))
+		w.yield(bytestore.Info{}, fmt.Errorf("list storage %s: %w", w.d.name, err))
 	}
 	return !w.ended
 }
@@ -62,13 +62,13 @@ func (w *walk) failed(name string, err error) {
 	case name != "." && errors.Is(err, fs.ErrNotExist):
 		// removed meanwhile
 	case name != ".":
-		w.ended = !w.yield(storage.Info{Name: name}, fmt.Errorf("list %s in storage %s: %w", name, w.d.name, disk.Cause(err)))
+		w.ended = !w.yield(bytestore.Info{Name: name}, fmt.Errorf("list %s in storage %s: %w", name, w.d.name, disk.Cause(err)))
 	case errors.Is(err, fs.ErrNotExist):
 		w.ended = true
-		w.yield(storage.Info{}, fmt.Errorf("list storage %s: it went away meanwhile", w.d.name))
+		w.yield(bytestore.Info{}, fmt.Errorf("list storage %s: it went away meanwhile", w.d.name))
 	default:
 		w.ended = true
-		w.yield(storage.Info{}, fmt.Errorf("list storage %s: %w", w.d.name, disk.Cause(err)))
+		w.yield(bytestore.Info{}, fmt.Errorf("list storage %s: %w", w.d.name, disk.Cause(err)))
 	}
 }
 

@@ -60,7 +60,7 @@ func isBeingWritten(file *os.File) bool {
 	return errors.Is(err, unix.EAGAIN)
 }
 
-// MayRemove implements [storage.RemovalChecker]: a file is removed from its directory,
+// MayRemove implements [bytestore.Store]: a file is removed from its directory,
 // which this user must be able to write.
 func (d *Directory) MayRemove(name string) error {
 	parent := path.Dir(name)

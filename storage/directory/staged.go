@@ -18,7 +18,7 @@ type staged struct {
 	done, aborted   bool
 }
 
-// Commit implements [storage.Staged].
+// Commit implements [bytestore.Staged].
 func (s *staged) Commit(context.Context) error {
 	return s.commit(func() error {
 		err := s.d.root.Rename(s.temporary, s.name)
@@ -33,7 +33,7 @@ func (s *staged) Commit(context.Context) error {
 	})
 }
 
-// CommitNew implements [storage.Staged].
+// CommitNew implements [bytestore.Staged].
 func (s *staged) CommitNew(context.Context) error {
 	return s.commit(func() error {
 		// Unlike a rename, a link is refused where the name has a file.
@@ -83,7 +83,7 @@ func (s *staged) commit(call func() error) error {
 	return nil
 }
 
-// Abort implements [storage.Staged].
+// Abort implements [bytestore.Staged].
 func (s *staged) Abort() {
 	if !s.done {
 		s.done, s.aborted = true, true

@@ -11,7 +11,7 @@ import (
 	"testing"
 
 	"nar-herder/internal/testfs"
-	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 )
 
 // beside makes a storage and a directory of sources on one file system.
@@ -25,7 +25,7 @@ func beside(t *testing.T) (d *Directory, source string) {
 }
 
 // stageFile opens the source, and stages it for the nar.
-func stageFile(t *testing.T, d *Directory, source string, size int64) (storage.Staged, error) {
+func stageFile(t *testing.T, d *Directory, source string, size int64) (bytestore.Staged, error) {
 	t.Helper()
 	file, err := os.Open(source)
 	if err != nil {
@@ -78,7 +78,7 @@ func TestStageFileShares(t *testing.T) {
 	wantLinked(t, d, source)
 	// A file that is in the storage already, as after a crash just before its
 	// old name was removed.
-	if _, err := stageFile(t, d, source, 7); !errors.Is(err, storage.ErrCantShare) {
+	if _, err := stageFile(t, d, source, 7); !errors.Is(err, bytestore.ErrCantShare) {
 		t.Errorf("a second time: %v, want ErrCantShare", err)
 	}
 	if err := os.Remove(source); err != nil {
@@ -165,7 +165,7 @@ func TestStageFileRefuses(t *testing.T) {
 				t.Fatal(err)
 			}
 			before := stat(t, file).Mode()
-			if _, err := stageFile(t, d, file, 7); !errors.Is(err, storage.ErrCantShare) {
+			if _, err := stageFile(t, d, file, 7); !errors.Is(err, bytestore.ErrCantShare) {
 				t.Errorf("%v, want ErrCantShare", err)
 			}
 			if after := stat(t, file).Mode(); after != before {
@@ -209,7 +209,7 @@ func TestStageFileOfSpool(t *testing.T) {
 		slices.Sort(found)
 		return strings.Join(found, " ")
 	}
-	stage := func() storage.Staged {
+	stage := func() bytestore.Staged {
 		t.Helper()
 		staged, err := stageFile(t, d, source, 7)
 		if err != nil {
@@ -302,7 +302,7 @@ func TestStageFileOfSpoolMounted(t *testing.T) {
 		t.Errorf("moved to another mount: %v, want EXDEV", err)
 	}
 	staged.Abort()
-	if _, err := stageFile(t, d, source, 7); !errors.Is(err, storage.ErrCantShare) {
+	if _, err := stageFile(t, d, source, 7); !errors.Is(err, bytestore.ErrCantShare) {
 		t.Errorf("again: %v, want ErrCantShare", err)
 	}
 	if content, err := os.ReadFile(source); err != nil || string(content) != "content" {

@@ -10,22 +10,22 @@ import (
 	"testing"
 
 	"nar-herder/internal/testfs"
-	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 	"nar-herder/storage/directory"
 )
 
 // unreadable is a store with a directory that can't be read, also by root.
 type unreadable struct {
-	storage.ByteStore
+	bytestore.Store
 	name string
 }
 
-func (u unreadable) List(ctx context.Context) iter.Seq2[storage.Info, error] {
-	return func(yield func(storage.Info, error) bool) {
-		if !yield(storage.Info{Name: u.name}, fs.ErrPermission) {
+func (u unreadable) List(ctx context.Context) iter.Seq2[bytestore.Info, error] {
+	return func(yield func(bytestore.Info, error) bool) {
+		if !yield(bytestore.Info{Name: u.name}, fs.ErrPermission) {
 			return
 		}
-		for info, err := range u.ByteStore.List(ctx) {
+		for info, err := range u.Store.List(ctx) {
 			if !yield(info, err) {
 				return
 			}

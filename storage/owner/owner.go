@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 )
 
 // Owner is an instance, and where its database is. Two databases with one instance id
@@ -114,29 +115,29 @@ func parse(text string) (o Owner, err error) {
 
 // Read returns the owner of a byte store. The error is [fs.ErrNotExist] where there is
 // none.
-func Read(ctx context.Context, store storage.ByteStore) (Owner, error) {
-	text, err := storage.ReadNote(ctx, store, storage.OwnerName)
+func Read(ctx context.Context, store bytestore.Store) (Owner, error) {
+	text, err := bytestore.ReadNote(ctx, store, bytestore.OwnerName)
 	if err != nil {
 		return Owner{}, err
 	}
 	o, err := parse(text)
 	if err != nil {
-		return Owner{}, fmt.Errorf("%s in storage %s is not an owner file: %w: remove it, then run 'nar-herder claim-storage'", storage.OwnerName, store, err)
+		return Owner{}, fmt.Errorf("%s in storage %s is not an owner file: %w: remove it, then run 'nar-herder claim-storage'", bytestore.OwnerName, store, err)
 	}
 	return o, nil
 }
 
 // Take makes an instance the owner of a byte store, whoever owned it before.
-func Take(ctx context.Context, store storage.ByteStore, self Owner) error {
-	return write(ctx, store, self, storage.Staged.Commit)
+func Take(ctx context.Context, store bytestore.Store, self Owner) error {
+	return write(ctx, store, self, bytestore.Staged.Commit)
 }
 
-func write(ctx context.Context, store storage.ByteStore, self Owner, commit func(storage.Staged, context.Context) error) error {
+func write(ctx context.Context, store bytestore.Store, self Owner, commit func(bytestore.Staged, context.Context) error) error {
 	text, err := json.MarshalIndent(self, "", "  ")
 	if err != nil {
 		return err
 	}
-	return storage.WriteNote(ctx, store, storage.OwnerName, string(text), commit)
+	return bytestore.WriteNote(ctx, store, bytestore.OwnerName, string(text), commit)
 }
 
 // Policy says which storages without an owner an instance may claim.
@@ -153,7 +154,7 @@ const (
 
 // Claim is an instance's right to write to a byte store.
 type Claim struct {
-	Store  storage.ByteStore
+	Store  bytestore.Store
 	Self   Owner
 	Policy Policy
 	// IsMounted returns an error where the store is not the one that the index is about;
@@ -172,7 +173,7 @@ func (c *Claim) Acquire(ctx context.Context) error {
 			return err
 		}
 		// Several instances may do this at once: one succeeds, and Check tells which.
-		if err := write(ctx, c.Store, c.Self, storage.Staged.CommitNew); err != nil && !errors.Is(err, fs.ErrExist) {
+		if err := write(ctx, c.Store, c.Self, bytestore.Staged.CommitNew); err != nil && !errors.Is(err, fs.ErrExist) {
 			return err
 		}
 	case found.Instance == c.Self.Instance && found.Database == "": // of an earlier version

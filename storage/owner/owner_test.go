@@ -13,6 +13,7 @@ import (
 
 	"nar-herder/internal/s3server"
 	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 	"nar-herder/storage/directory"
 	"nar-herder/storage/s3"
 )
@@ -20,7 +21,7 @@ import (
 func mounted(context.Context) error { return nil }
 
 // eachStore runs a test with a directory and with a bucket, both empty.
-func eachStore(t *testing.T, test func(*testing.T, storage.ByteStore)) {
+func eachStore(t *testing.T, test func(*testing.T, bytestore.Store)) {
 	t.Run("directory", func(t *testing.T) {
 		t.Parallel()
 		store, err := directory.Open(t.TempDir())
@@ -45,7 +46,7 @@ func eachStore(t *testing.T, test func(*testing.T, storage.ByteStore)) {
 // several instances at once. Others are refused.
 func TestClaim(t *testing.T) {
 	t.Parallel()
-	eachStore(t, func(t *testing.T, store storage.ByteStore) {
+	eachStore(t, func(t *testing.T, store bytestore.Store) {
 		ctx := t.Context()
 		claim := func(instance string, policy Policy) error {
 			c := Claim{Store: store, Self: Self(instance, "/"+instance+".db"), Policy: policy, IsMounted: mounted}
@@ -64,7 +65,7 @@ func TestClaim(t *testing.T) {
 		}
 
 		nar := "nar/lzip/" + strings.Repeat("0", 32) + "-a"
-		if err := storage.WriteNote(ctx, store, nar, "a nar", storage.Staged.Commit); err != nil {
+		if err := bytestore.WriteNote(ctx, store, nar, "a nar", bytestore.Staged.Commit); err != nil {
 			t.Fatal(err)
 		}
 		err := claim("mirror", IfEmpty)
@@ -113,8 +114,8 @@ func TestClaim(t *testing.T) {
 // TestOldFile: the owner file of an earlier version is read, and completed by its owner.
 func TestOldFile(t *testing.T) {
 	t.Parallel()
-	eachStore(t, func(t *testing.T, store storage.ByteStore) {
-		if err := storage.WriteNote(t.Context(), store, storage.OwnerName, "OLD", storage.Staged.Commit); err != nil {
+	eachStore(t, func(t *testing.T, store bytestore.Store) {
+		if err := bytestore.WriteNote(t.Context(), store, bytestore.OwnerName, "OLD", bytestore.Staged.Commit); err != nil {
 			t.Fatal(err)
 		}
 		for instance, owns := range map[string]bool{"OTHER": false, "OLD": true} {
@@ -127,7 +128,7 @@ func TestOldFile(t *testing.T) {
 			t.Errorf("it is now %+v, %v", found, err)
 		}
 		for _, text := range []string{"two words", "{}", "{"} {
-			err := storage.WriteNote(t.Context(), store, storage.OwnerName, text, storage.Staged.Commit)
+			err := bytestore.WriteNote(t.Context(), store, bytestore.OwnerName, text, bytestore.Staged.Commit)
 			if err != nil {
 				t.Fatal(err)
 			}

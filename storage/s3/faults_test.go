@@ -15,7 +15,7 @@ import (
 	"time"
 
 	"nar-herder/internal/s3server"
-	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 )
 
 // faulty makes requests go wrong on their way to a real server.
@@ -178,7 +178,7 @@ func wantContent(t *testing.T, b *Bucket, name string, want []byte) {
 }
 
 // list returns all entries, in the order they come.
-func list(t *testing.T, b *Bucket) (infos []storage.Info) {
+func list(t *testing.T, b *Bucket) (infos []bytestore.Info) {
 	t.Helper()
 	for info, err := range b.List(t.Context()) {
 		if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io/fs"
 	"iter"
+	"nar-herder/storage/bytestore"
 	"net/http"
 	"net/url"
 	"strings"
@@ -12,18 +13,16 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
-
-	"nar-herder/storage"
 )
 
 // mostPartPages bounds the requests that find out how much of one unfinished upload
 // there is, of a thousand parts each.
 const mostPartPages = 10
 
-// List implements [storage.ByteStore]. Keys that end in a slash, with which some
+// List implements [bytestore.Store]. Keys that end in a slash, with which some
 // programs mark directories, are passed over, and what is no name.
-func (b *Bucket) List(ctx context.Context) iter.Seq2[storage.Info, error] {
-	return func(yield func(storage.Info, error) bool) {
+func (b *Bucket) List(ctx context.Context) iter.Seq2[bytestore.Info, error] {
+	return func(yield func(bytestore.Info, error) bool) {
 		if !b.listObjects(ctx, yield) {
 			return
 		}
@@ -31,13 +30,13 @@ func (b *Bucket) List(ctx context.Context) iter.Seq2[storage.Info, error] {
 	}
 }
 
-// ListUnfinished implements [storage.UnfinishedLister].
-func (b *Bucket) ListUnfinished(ctx context.Context, before time.Time) iter.Seq2[storage.Info, error] {
-	return func(yield func(storage.Info, error) bool) { b.listUploads(ctx, before, yield) }
+// ListUnfinished implements [bytestore.Store].
+func (b *Bucket) ListUnfinished(ctx context.Context, before time.Time) iter.Seq2[bytestore.Info, error] {
+	return func(yield func(bytestore.Info, error) bool) { b.listUploads(ctx, before, yield) }
 }
 
 // listObjects says whether to go on.
-func (b *Bucket) listObjects(ctx context.Context, yield func(storage.Info, error) bool) bool {
+func (b *Bucket) listObjects(ctx context.Context, yield func(bytestore.Info, error) bool) bool {
 	var next *string
 	for {
 		page, err := b.listPage(ctx, next)
@@ -45,7 +44,7 @@ func (b *Bucket) listObjects(ctx context.Context, yield func(storage.Info, error
 			err = errNotS3 // and not a bucket without objects
 		}
 		if err != nil {
-			yield(storage.Info{}, b.fail("list the objects", "", err))
+			yield(bytestore.Info{}, b.fail("list the objects", "", err))
 			return false
 		}
 		for _, found := range page.Contents {
@@ -62,7 +61,7 @@ func (b *Bucket) listObjects(ctx context.Context, yield func(storage.Info, error
 			return true
 		}
 		if next = page.NextContinuationToken; aws.ToString(next) == "" {
-			yield(storage.Info{}, b.fail("list the objects", "", &fault{text: "the server says that there are more, and not how to get them"}))
+			yield(bytestore.Info{}, b.fail("list the objects", "", &fault{text: "the server says that there are more, and not how to get them"}))
 			return false
 		}
 	}
@@ -92,7 +91,7 @@ func (b *Bucket) name(key string, encoding types.EncodingType) (string, bool) {
 
 // listUploads lists unfinished uploads; unless before is zero, those alone that have got
 // no part since.
-func (b *Bucket) listUploads(ctx context.Context, before time.Time, yield func(storage.Info, error) bool) {
+func (b *Bucket) listUploads(ctx context.Context, before time.Time, yield func(bytestore.Info, error) bool) {
 	isRecent := func(at time.Time) bool { return !before.IsZero() && !at.Before(before) }
 	var key, id *string
 	for {
@@ -106,7 +105,7 @@ func (b *Bucket) listUploads(ctx context.Context, before time.Time, yield func(s
 			return // then there are none either
 		default:
 			// All objects have been listed.
-			info := storage.Info{Temporary: true}
+			info := bytestore.Info{Temporary: true}
 			if ctx.Err() == nil {
 				info.Name = strings.TrimSuffix(uploadFolder, "/")
 			}
@@ -118,10 +117,10 @@ func (b *Bucket) listUploads(ctx context.Context, before time.Time, yield func(s
 			if !ok || isRecent(aws.ToTime(found.Initiated)) {
 				continue
 			}
-			info := storage.Info{Name: temporaryName(aws.ToString(found.UploadId), name), ModTime: aws.ToTime(found.Initiated).UTC(), Temporary: true}
+			info := bytestore.Info{Name: temporaryName(aws.ToString(found.UploadId), name), ModTime: aws.ToTime(found.Initiated).UTC(), Temporary: true}
 			gone, err := b.measure(ctx, name, aws.ToString(found.UploadId), &info)
 			if err != nil && ctx.Err() != nil {
-				yield(storage.Info{Temporary: true}, err) // about all that are left
+				yield(bytestore.Info{Temporary: true}, err) // about all that are left
 				return
 			}
 			if !gone && (err != nil || !isRecent(info.ModTime)) && !yield(info, err) {
@@ -150,7 +149,7 @@ func (b *Bucket) uploadsPage(ctx context.Context, key, id *string) (*s3.ListMult
 
 // measure finds the size of an unfinished upload, and when the last part came. It
 // may be over meanwhile.
-func (b *Bucket) measure(ctx context.Context, name, id string, info *storage.Info) (gone bool, err error) {
+func (b *Bucket) measure(ctx context.Context, name, id string, info *bytestore.Info) (gone bool, err error) {
 	ctx, cancel := b.within(ctx)
 	defer cancel()
 	var next *string

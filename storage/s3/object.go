@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"nar-herder/storage/bytestore"
 	"net/http"
 	"strconv"
 	"strings"
@@ -12,8 +13,6 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
-
-	"nar-herder/storage"
 )
 
 // look asks for an object's first byte: unlike the answer to a HEAD, that to a GET
@@ -44,7 +43,7 @@ func (b *Bucket) look(ctx context.Context, name string, options ...func(*s3.Opti
 
 // object is what is known of one.
 type object struct {
-	storage.Info
+	bytestore.Info
 	etag  string // as the server writes it
 	token string
 }
@@ -53,7 +52,7 @@ func (b *Bucket) describe(name string, size int64, modified *time.Time, etag *st
 	tag := strings.Trim(aws.ToString(etag), `"`)
 	return object{
 		// To the second, as that is what all answers have.
-		Info: storage.Info{
+		Info: bytestore.Info{
 			Name: name, Size: size, Usage: size, ModTime: aws.ToTime(modified).UTC().Truncate(time.Second),
 			Tag: tag, Sum: parseSum(metadata[sumKey], tag),
 		},

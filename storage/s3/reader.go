@@ -6,12 +6,11 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"nar-herder/storage/bytestore"
 	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"nar-herder/storage"
 )
 
 const (
@@ -23,13 +22,13 @@ const (
 
 var errStopped = errors.New("no byte has come for too long")
 
-// Open implements [storage.ByteStore].
-func (b *Bucket) Open(ctx context.Context, name string, offset, length int64) (io.ReadCloser, storage.Info, error) {
+// Open implements [bytestore.Store].
+func (b *Bucket) Open(ctx context.Context, name string, offset, length int64) (io.ReadCloser, bytestore.Info, error) {
 	if err := b.check("open", name); err != nil {
-		return nil, storage.Info{}, err
+		return nil, bytestore.Info{}, err
 	}
 	if offset < 0 {
-		return nil, storage.Info{}, fmt.Errorf("open %s in %s at %d: there is nothing before its begin", name, b, offset)
+		return nil, bytestore.Info{}, fmt.Errorf("open %s in %s at %d: there is nothing before its begin", name, b, offset)
 	}
 	if length > math.MaxInt64-offset {
 		length = -1
@@ -47,12 +46,12 @@ func (b *Bucket) Open(ctx context.Context, name string, offset, length int64) (i
 			err = &fault{text: fmt.Sprintf("the server has no bytes from %d on, of %d", offset, found.Size)}
 		}
 		if err != nil {
-			return nil, storage.Info{}, b.explain("open", name, err)
+			return nil, bytestore.Info{}, b.explain("open", name, err)
 		}
 		return http.NoBody, found.Info, nil
 	}
 	if err != nil {
-		return nil, storage.Info{}, b.explain("open", name, err)
+		return nil, bytestore.Info{}, b.explain("open", name, err)
 	}
 	r.object = found
 	r.end = found.Size
@@ -164,7 +163,7 @@ func (r *reader) readOnce(p []byte) (int, error) {
 		if err != nil && err != io.EOF {
 			// All have come, so it is their checksum. The last again, alone, would
 			// pass for good.
-			r.err = fmt.Errorf("%w: %w", storage.ErrDamaged, r.b.fail("read", r.name, err))
+			r.err = fmt.Errorf("%w: %w", bytestore.ErrDamaged, r.b.fail("read", r.name, err))
 			return 0, nil
 		}
 	}

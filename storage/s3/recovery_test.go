@@ -23,7 +23,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 
 	"nar-herder/internal/s3server"
-	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 )
 
 // cut ends bodies of answers with many bytes after so many.
@@ -412,7 +412,7 @@ func TestSpoiled(t *testing.T) {
 				t.Fatal(err)
 			}
 			got, err := readAll(t, b, "nar/x", 0)
-			if !errors.Is(err, storage.ErrDamaged) || len(got) == len(content) {
+			if !errors.Is(err, bytestore.ErrDamaged) || len(got) == len(content) {
 				t.Errorf("%d bytes of %d, %v; want fewer, and ErrDamaged", len(got), len(content), err)
 			}
 		})

@@ -27,7 +27,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"nar-herder/internal/pace"
-	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 )
 
 const (
@@ -38,8 +38,8 @@ const (
 	// callTimeout bounds a call with all its attempts, up to the head of the
 	// answer.
 	callTimeout = 90 * time.Second
-	// atOnce is how many calls at a time a server takes well.
-	atOnce = 32
+	// concurrency is how many calls at a time a server takes well.
+	concurrency = 32
 	// longestKey is S3's limit to the bytes of a key.
 	longestKey = 1024
 	// longestPresigned is S3's limit to the life of a URL.
@@ -74,8 +74,10 @@ type Options struct {
 	progress    time.Duration
 }
 
-// Bucket is a [storage.ByteStore].
+// Bucket is a [bytestore.Store].
 type Bucket struct {
+	bytestore.Defaults
+
 	location
 	log     *slog.Logger
 	client  *s3.Client
@@ -95,12 +97,7 @@ type Bucket struct {
 	buffers       sync.Pool // of *[]byte, as long as partSize
 }
 
-var (
-	_ storage.ByteStore        = (*Bucket)(nil)
-	_ storage.Distant          = (*Bucket)(nil)
-	_ storage.Presigner        = (*Bucket)(nil)
-	_ storage.UnfinishedLister = (*Bucket)(nil)
-)
+var _ bytestore.Store = (*Bucket)(nil)
 
 // Open takes a bucket as a store. It makes no request: whether the bucket is
 // there, and may be read, Probe says.
@@ -187,8 +184,11 @@ func (b *Bucket) Close() error {
 	return nil
 }
 
-// AtOnce implements [storage.Distant].
-func (b *Bucket) AtOnce() int { return atOnce }
+// IsRemote implements [bytestore.Store].
+func (b *Bucket) IsRemote() bool { return true }
+
+// Concurrency implements [bytestore.Store].
+func (b *Bucket) Concurrency() int { return concurrency }
 
 // check refuses what is no name, and hides unfinished uploads.
 func (b *Bucket) check(tried, name string) error {
@@ -220,28 +220,28 @@ func (b *Bucket) within(ctx context.Context) (context.Context, context.CancelFun
 	return context.WithTimeoutCause(ctx, b.callTimeout, errNoAnswer)
 }
 
-// Stat implements [storage.ByteStore].
-func (b *Bucket) Stat(ctx context.Context, name string) (storage.Info, error) {
+// Stat implements [bytestore.Store].
+func (b *Bucket) Stat(ctx context.Context, name string) (bytestore.Info, error) {
 	if err := b.check("look for", name); err != nil {
-		return storage.Info{}, err
+		return bytestore.Info{}, err
 	}
 	found, err := b.look(ctx, name)
 	if err != nil {
-		return storage.Info{}, b.explain("look for", name, err)
+		return bytestore.Info{}, b.explain("look for", name, err)
 	}
 	return found.Info, nil
 }
 
-// Flush implements [storage.ByteStore]: what is there is safe.
+// Flush implements [bytestore.Store]: what is there is safe.
 func (b *Bucket) Flush(ctx context.Context, name string) error {
 	_, err := b.Stat(ctx, name)
 	return err
 }
 
-// Sync implements [storage.ByteStore]. What S3 has answered is safe already.
+// Sync implements [bytestore.Store]. What S3 has answered is safe already.
 func (b *Bucket) Sync(context.Context) error { return nil }
 
-// Probe implements [storage.ByteStore]: it asks for what is not there. The answer
+// Probe implements [bytestore.Store]: it asks for what is not there. The answer
 // needs the bucket and good credentials.
 func (b *Bucket) Probe(ctx context.Context) error {
 	ctx, cancel := b.within(ctx)
@@ -257,7 +257,7 @@ func (b *Bucket) Probe(ctx context.Context) error {
 	return b.fail("probe", "", err)
 }
 
-// Remove implements [storage.ByteStore].
+// Remove implements [bytestore.Store].
 func (b *Bucket) Remove(ctx context.Context, name string) error {
 	if !fs.ValidPath(name) || name == "." {
 		return fmt.Errorf("remove %q in %s: not a name for a nar: %w", name, b, fs.ErrInvalid)
@@ -292,7 +292,7 @@ func hasBody(metadata middleware.Metadata) bool {
 	return ok && raw.StatusCode != http.StatusNoContent && raw.ContentLength != 0
 }
 
-// Presign implements [storage.Presigner]. The URL ends with the credentials it was
+// Presign implements [bytestore.Store]. The URL ends with the credentials it was
 // made with, if that is earlier.
 func (b *Bucket) Presign(ctx context.Context, name string, lifetime time.Duration) (string, error) {
 	if err := b.check("make a URL of", name); err != nil {

@@ -11,7 +11,7 @@ import (
 	"testing"
 
 	"nar-herder/internal/s3server"
-	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 	"nar-herder/storage/storagetest"
 )
 
@@ -83,7 +83,7 @@ func open(t testing.TB, url string, options Options) *Bucket {
 
 func TestConformance(t *testing.T) {
 	t.Parallel()
-	storagetest.Run(t, func(t *testing.T) storage.ByteStore { return open(t, place(t), Options{}) })
+	storagetest.Run(t, func(t *testing.T) bytestore.Store { return open(t, place(t), Options{}) })
 }
 
 // TestConformanceOfProviders: the promises of a store hold with each provider.
@@ -100,7 +100,7 @@ func TestConformanceOfProviders(t *testing.T) {
 			if provider == s3server.Backblaze {
 				except = append(except, storagetest.CommitNewAtOnce)
 			}
-			storagetest.Run(t, func(t *testing.T) storage.ByteStore { return open(t, placeAt(front.URL), Options{}) }, except...)
+			storagetest.Run(t, func(t *testing.T) bytestore.Store { return open(t, placeAt(front.URL), Options{}) }, except...)
 		})
 	}
 }

@@ -8,13 +8,12 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"nar-herder/storage/bytestore"
 	"net/http"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
-
-	"nar-herder/storage"
 )
 
 const (
@@ -33,8 +32,8 @@ const (
 	contentType = "application/octet-stream"
 )
 
-// Stage implements [storage.ByteStore].
-func (b *Bucket) Stage(ctx context.Context, name string, from io.Reader, size int64) (storage.Staged, error) {
+// Stage implements [bytestore.Store].
+func (b *Bucket) Stage(ctx context.Context, name string, from io.Reader, size int64) (bytestore.Staged, error) {
 	if !fs.ValidPath(name) || name == "." || isTemporary(name) {
 		return nil, fmt.Errorf("store %q in %s: not a name for a nar: %w", name, b, fs.ErrInvalid)
 	}
@@ -42,7 +41,7 @@ func (b *Bucket) Stage(ctx context.Context, name string, from io.Reader, size in
 		return nil, fmt.Errorf("store %s in %s: the name is too long for S3: use a shorter prefix", name, b)
 	}
 	if size < 0 {
-		return nil, fmt.Errorf("store %s in %s: %w: %d bytes", name, b, storage.ErrWrongSize, size)
+		return nil, fmt.Errorf("store %s in %s: %w: %d bytes", name, b, bytestore.ErrWrongSize, size)
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, b.fail("store", name, err)
@@ -86,7 +85,7 @@ func fill(ctx context.Context, from io.Reader, buffer []byte) error {
 			return nil
 		}
 		if err == io.EOF {
-			return fmt.Errorf("%w: the content ends before the size that was said", storage.ErrWrongSize)
+			return fmt.Errorf("%w: the content ends before the size that was said", bytestore.ErrWrongSize)
 		}
 		if err != nil {
 			return err
@@ -104,7 +103,7 @@ func fill(ctx context.Context, from io.Reader, buffer []byte) error {
 func atEnd(from io.Reader) error {
 	n, err := io.ReadFull(from, make([]byte, 1))
 	if n > 0 {
-		return fmt.Errorf("%w: there is more content than was said", storage.ErrWrongSize)
+		return fmt.Errorf("%w: there is more content than was said", bytestore.ErrWrongSize)
 	}
 	if err != io.EOF {
 		return err
@@ -124,12 +123,12 @@ type staged struct {
 	done, aborted bool
 }
 
-// Commit implements [storage.Staged].
+// Commit implements [bytestore.Staged].
 func (s *staged) Commit(ctx context.Context) error {
 	return s.commit(ctx, func() error { return s.show(ctx, nil) })
 }
 
-// CommitNew implements [storage.Staged].
+// CommitNew implements [bytestore.Staged].
 func (s *staged) CommitNew(ctx context.Context) error {
 	return s.commit(ctx, func() error { return s.showNew(ctx) })
 }
@@ -230,7 +229,7 @@ func last(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.WithoutCancel(ctx), timeout)
 }
 
-// Abort implements [storage.Staged].
+// Abort implements [bytestore.Staged].
 func (s *staged) Abort() {
 	if s.done || s.aborted {
 		return

@@ -27,7 +27,7 @@ func metadata(token, sum string) map[string]string {
 	return map[string]string{tokenKey: token, sumKey: sum}
 }
 
-// parseSum returns the [storage.Info.Sum] of an object with the ETag.
+// parseSum returns the [bytestore.Info.Sum] of an object with the ETag.
 func parseSum(text, etag string) (sum [16]byte) {
 	digest, of, _ := strings.Cut(text, "-")
 	if len(digest) != 2*sha256.Size || of != etag {

@@ -7,12 +7,11 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"nar-herder/storage/bytestore"
 	"testing"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
-
-	"nar-herder/storage"
 )
 
 // TestSum: an object has the checksum of its bytes, until another program writes others
@@ -81,9 +80,9 @@ func putObject(b *Bucket, name string, content []byte, metadata map[string]strin
 }
 
 // infos are what the ways to look at an object say of it.
-func infos(t *testing.T, b *Bucket, name string, size int64) map[string]storage.Info {
+func infos(t *testing.T, b *Bucket, name string, size int64) map[string]bytestore.Info {
 	t.Helper()
-	infos := make(map[string]storage.Info)
+	infos := make(map[string]bytestore.Info)
 	var err error
 	if infos["Stat"], err = b.Stat(t.Context(), name); err != nil {
 		t.Fatal(err)

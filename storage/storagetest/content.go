@@ -6,14 +6,13 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"nar-herder/storage/bytestore"
 	"slices"
 	"strings"
 	"testing"
-
-	"nar-herder/storage"
 )
 
-func testAbsent(t *testing.T, s storage.ByteStore) {
+func testAbsent(t *testing.T, s bytestore.Store) {
 	for _, name := range names {
 		wantAbsent(t, s, name)
 	}
@@ -25,7 +24,7 @@ func testAbsent(t *testing.T, s storage.ByteStore) {
 	wantNothingLeft(t, s, name)
 }
 
-func testRoundTrip(t *testing.T, s storage.ByteStore) {
+func testRoundTrip(t *testing.T, s bytestore.Store) {
 	sizes := []int{0, 1, 7, 4095, 4096, 4097, 64<<10 + 1, 3<<20 + 11}
 	for i, size := range sizes {
 		content := random(size, byte(i))
@@ -38,7 +37,7 @@ func testRoundTrip(t *testing.T, s storage.ByteStore) {
 	wantNothingLeft(t, s, names[:len(sizes)]...)
 }
 
-func testNames(t *testing.T, s storage.ByteStore) {
+func testNames(t *testing.T, s bytestore.Store) {
 	for i, name := range names {
 		put(t, s, name, random(100+i, byte(i)))
 	}
@@ -62,7 +61,7 @@ func testNames(t *testing.T, s storage.ByteStore) {
 }
 
 // testInvalidNames: what is no name can't be stored, and finds nothing.
-func testInvalidNames(t *testing.T, s storage.ByteStore) {
+func testInvalidNames(t *testing.T, s bytestore.Store) {
 	put(t, s, "a/b", []byte("b"))
 	put(t, s, "b", []byte("b"))
 	for _, invalid := range []string{"", ".", "..", "/", "/b", "../b", "../x", "a/../b", "a/./b", "a//b", "./b", "b/", "a/..", "a/../../b"} {
@@ -87,7 +86,7 @@ func testInvalidNames(t *testing.T, s storage.ByteStore) {
 	wantNothingLeft(t, s, "a/b", "b")
 }
 
-func testRanges(t *testing.T, s storage.ByteStore) {
+func testRanges(t *testing.T, s bytestore.Store) {
 	content := random(10_000, 1)
 	size := int64(len(content))
 	put(t, s, name, content)
@@ -118,7 +117,7 @@ func testRanges(t *testing.T, s storage.ByteStore) {
 	}
 }
 
-func testReplace(t *testing.T, s storage.ByteStore) {
+func testReplace(t *testing.T, s bytestore.Store) {
 	// Longer, shorter, as long, empty.
 	for i, size := range []int{100, 5000, 10, 10, 0, 300} {
 		content := random(size, byte(i))
@@ -129,7 +128,7 @@ func testReplace(t *testing.T, s storage.ByteStore) {
 }
 
 // testReplaceWhileOpen: a reader gets the one content or the other to its end.
-func testReplaceWhileOpen(t *testing.T, s storage.ByteStore) {
+func testReplaceWhileOpen(t *testing.T, s bytestore.Store) {
 	before, after := random(2<<20, 1), random(1<<20, 2)
 	put(t, s, name, before)
 	reader, _, err := s.Open(t.Context(), name, 0, -1)
@@ -149,7 +148,7 @@ func testReplaceWhileOpen(t *testing.T, s storage.ByteStore) {
 	wantContent(t, s, name, after)
 }
 
-func testRemove(t *testing.T, s storage.ByteStore) {
+func testRemove(t *testing.T, s bytestore.Store) {
 	for _, name := range names {
 		if err := s.Remove(t.Context(), name); err != nil {
 			t.Errorf("remove %s, which is absent: %v", name, err)
@@ -171,7 +170,7 @@ func testRemove(t *testing.T, s storage.ByteStore) {
 	wantContent(t, s, name, []byte("again"))
 }
 
-func testRemoveWhileOpen(t *testing.T, s storage.ByteStore) {
+func testRemoveWhileOpen(t *testing.T, s bytestore.Store) {
 	content := random(1<<20, 3)
 	put(t, s, name, content)
 	reader, _, err := s.Open(t.Context(), name, 0, -1)
@@ -189,7 +188,7 @@ func testRemoveWhileOpen(t *testing.T, s storage.ByteStore) {
 	}
 }
 
-func testList(t *testing.T, s storage.ByteStore) {
+func testList(t *testing.T, s bytestore.Store) {
 	if got := list(t, s); len(got) != 0 {
 		t.Errorf("an empty store lists %q", got)
 	}
@@ -217,7 +216,7 @@ func testList(t *testing.T, s storage.ByteStore) {
 		t.Errorf("List gives %d names, want %d", len(seen), len(names))
 	}
 	// What is under way is a temporary one, or not there at all.
-	stage(t, s, names[0]+"-new", []byte("staged"), func(staged storage.Staged) {
+	stage(t, s, names[0]+"-new", []byte("staged"), func(staged bytestore.Staged) {
 		for info, err := range s.List(t.Context()) {
 			if err != nil {
 				t.Fatal(err)
@@ -231,7 +230,7 @@ func testList(t *testing.T, s storage.ByteStore) {
 	wantNothingLeft(t, s, names...)
 }
 
-func testListStopped(t *testing.T, s storage.ByteStore) {
+func testListStopped(t *testing.T, s bytestore.Store) {
 	for _, name := range names {
 		put(t, s, name, nil)
 	}
@@ -252,7 +251,7 @@ func testListStopped(t *testing.T, s storage.ByteStore) {
 }
 
 // testListWhileRemoving: what goes meanwhile is no error.
-func testListWhileRemoving(t *testing.T, s storage.ByteStore) {
+func testListWhileRemoving(t *testing.T, s bytestore.Store) {
 	for _, name := range names {
 		put(t, s, name, nil)
 	}
@@ -270,7 +269,7 @@ func testListWhileRemoving(t *testing.T, s storage.ByteStore) {
 	wantNothingLeft(t, s)
 }
 
-func testFlushSyncProbe(t *testing.T, s storage.ByteStore) {
+func testFlushSyncProbe(t *testing.T, s bytestore.Store) {
 	ctx := t.Context()
 	if s.String() == "" {
 		t.Error("String is empty, operators need a name")
@@ -294,7 +293,7 @@ func testFlushSyncProbe(t *testing.T, s storage.ByteStore) {
 
 // testCancelled: with a context that has ended, a call does all of its work or
 // says that it didn't, and never claims that something is absent.
-func testCancelled(t *testing.T, s storage.ByteStore) {
+func testCancelled(t *testing.T, s bytestore.Store) {
 	put(t, s, name, []byte("content"))
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -337,7 +336,7 @@ func testCancelled(t *testing.T, s storage.ByteStore) {
 		}
 	}
 	// Abort has no context: it works in any case.
-	stage(t, s, names[2], []byte("content"), func(staged storage.Staged) {
+	stage(t, s, names[2], []byte("content"), func(staged bytestore.Staged) {
 		err := staged.Commit(ctx)
 		check("Commit", err)
 		staged.Abort()

@@ -2,23 +2,31 @@ package storagetest
 
 import (
 	"errors"
+	"nar-herder/storage/bytestore"
 	"os"
 	"path/filepath"
 	"testing"
 
 	"golang.org/x/sys/unix"
-
-	"nar-herder/storage"
 )
 
-// stager returns the store as a FileStager; the test is over when it is none.
-func stager(t *testing.T, s storage.ByteStore) storage.FileStager {
+// stager returns the store if it shares files; the test is skipped if it doesn't.
+func stager(t *testing.T, s bytestore.Store) bytestore.Store {
 	t.Helper()
-	stager, ok := s.(storage.FileStager)
-	if !ok {
-		t.Skip("not a FileStager")
+	file, err := os.Open(source(t, []byte("x")))
+	if err != nil {
+		t.Fatal(err)
 	}
-	return stager
+	defer file.Close()
+	staged, err := s.StageFile(t.Context(), "nar/shared", file, 1)
+	if errors.Is(err, bytestore.ErrCantShare) {
+		t.Skip("the store shares no files")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	staged.Abort()
+	return s
 }
 
 // source writes a file outside of the store.
@@ -32,7 +40,7 @@ func source(t *testing.T, content []byte) string {
 }
 
 // tryStageFile opens the file, and stages it.
-func tryStageFile(t *testing.T, s storage.ByteStore, name, file string, size int64) (storage.Staged, error) {
+func tryStageFile(t *testing.T, s bytestore.Store, name, file string, size int64) (bytestore.Staged, error) {
 	t.Helper()
 	opened, err := os.OpenFile(file, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -43,10 +51,10 @@ func tryStageFile(t *testing.T, s storage.ByteStore, name, file string, size int
 }
 
 // stageFile stages the file, or ends the test where it can't be shared.
-func stageFile(t *testing.T, s storage.ByteStore, name, file string, size int64) storage.Staged {
+func stageFile(t *testing.T, s bytestore.Store, name, file string, size int64) bytestore.Staged {
 	t.Helper()
 	staged, err := tryStageFile(t, s, name, file, size)
-	if errors.Is(err, storage.ErrCantShare) {
+	if errors.Is(err, bytestore.ErrCantShare) {
 		t.Skipf("nothing of this machine can be shared: %v", err)
 	}
 	if err != nil {
@@ -55,7 +63,7 @@ func stageFile(t *testing.T, s storage.ByteStore, name, file string, size int64)
 	return staged
 }
 
-func testStageFile(t *testing.T, s storage.ByteStore) {
+func testStageFile(t *testing.T, s bytestore.Store) {
 	content := random(300_000, 1)
 	file := source(t, content)
 	staged := stageFile(t, s, name, file, int64(len(content)))
@@ -75,14 +83,14 @@ func testStageFile(t *testing.T, s storage.ByteStore) {
 	wantNothingLeft(t, s, name)
 }
 
-func testStageFileWrongSize(t *testing.T, s storage.ByteStore) {
+func testStageFileWrongSize(t *testing.T, s bytestore.Store) {
 	file := source(t, []byte("eight by"))
 	for _, size := range []int64{0, 7, 9, 1 << 40} {
 		staged, err := tryStageFile(t, s, name, file, size)
 		if err == nil {
 			staged.Abort()
 		}
-		if !errors.Is(err, storage.ErrWrongSize) && !errors.Is(err, storage.ErrCantShare) {
+		if !errors.Is(err, bytestore.ErrWrongSize) && !errors.Is(err, bytestore.ErrCantShare) {
 			t.Errorf("8 bytes staged as %d: %v, want ErrWrongSize", size, err)
 		}
 	}
@@ -90,7 +98,7 @@ func testStageFileWrongSize(t *testing.T, s storage.ByteStore) {
 	wantNothingLeft(t, s)
 }
 
-func testStageFileAbort(t *testing.T, s storage.ByteStore) {
+func testStageFileAbort(t *testing.T, s bytestore.Store) {
 	file := source(t, []byte("content"))
 	staged := stageFile(t, s, name, file, 7)
 	staged.Abort()
@@ -104,7 +112,7 @@ func testStageFileAbort(t *testing.T, s storage.ByteStore) {
 	}
 }
 
-func testStageFileReplace(t *testing.T, s storage.ByteStore) {
+func testStageFileReplace(t *testing.T, s bytestore.Store) {
 	put(t, s, name, []byte("before"))
 	file := source(t, []byte("the new content"))
 	staged := stageFile(t, s, name, file, 15)
@@ -122,7 +130,7 @@ func testStageFileReplace(t *testing.T, s storage.ByteStore) {
 
 // testStageFileUnusable: what is no plain file is not taken, and nothing waits
 // for it.
-func testStageFileUnusable(t *testing.T, s storage.ByteStore) {
+func testStageFileUnusable(t *testing.T, s bytestore.Store) {
 	directory := t.TempDir()
 	file := source(t, []byte("content"))
 	pipe := filepath.Join(directory, "pipe")
@@ -134,7 +142,7 @@ func testStageFileUnusable(t *testing.T, s storage.ByteStore) {
 		if err == nil {
 			staged.Abort()
 		}
-		if !errors.Is(err, storage.ErrCantShare) {
+		if !errors.Is(err, bytestore.ErrCantShare) {
 			t.Errorf("StageFile of %s: %v, want ErrCantShare", unusable, err)
 		}
 	}

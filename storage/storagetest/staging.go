@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"nar-herder/storage/bytestore"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -13,19 +14,17 @@ import (
 	"sync"
 	"testing"
 	"testing/iotest"
-
-	"nar-herder/storage"
 )
 
-func testStagedIsInvisible(t *testing.T, s storage.ByteStore) {
-	stage(t, s, name, []byte("first"), func(staged storage.Staged) {
+func testStagedIsInvisible(t *testing.T, s bytestore.Store) {
+	stage(t, s, name, []byte("first"), func(staged bytestore.Staged) {
 		wantAbsent(t, s, name)
 		if err := staged.Commit(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		wantContent(t, s, name, []byte("first"))
 	})
-	stage(t, s, name, []byte("the second"), func(staged storage.Staged) {
+	stage(t, s, name, []byte("the second"), func(staged bytestore.Staged) {
 		wantContent(t, s, name, []byte("first"))
 		// What is staged does not go with what is shown.
 		if err := s.Remove(t.Context(), name); err != nil {
@@ -55,7 +54,7 @@ func (r *nothingFirst) Read(p []byte) (int, error) {
 }
 
 // testWrongSize tries sources of every temper with too few and too many bytes.
-func testWrongSize(t *testing.T, s storage.ByteStore) {
+func testWrongSize(t *testing.T, s bytestore.Store) {
 	content := random(70_000, 1)
 	length := int64(len(content))
 	sources := map[string]func(io.Reader) io.Reader{
@@ -86,7 +85,7 @@ func testWrongSize(t *testing.T, s storage.ByteStore) {
 				if err == nil {
 					staged.Abort()
 				}
-				if !errors.Is(err, storage.ErrWrongSize) {
+				if !errors.Is(err, bytestore.ErrWrongSize) {
 					t.Errorf("%s: %d bytes staged as %d: %v, want ErrWrongSize", kind, length, size, err)
 				}
 			}
@@ -102,7 +101,7 @@ func testWrongSize(t *testing.T, s storage.ByteStore) {
 		wantContent(t, s, names[1], content)
 	}
 	// Empty content has a size as well.
-	if _, err := s.Stage(t.Context(), name, strings.NewReader(""), 1); !errors.Is(err, storage.ErrWrongSize) {
+	if _, err := s.Stage(t.Context(), name, strings.NewReader(""), 1); !errors.Is(err, bytestore.ErrWrongSize) {
 		t.Errorf("nothing staged as one byte: %v, want ErrWrongSize", err)
 	}
 	wantContent(t, s, name, []byte("as before"))
@@ -110,7 +109,7 @@ func testWrongSize(t *testing.T, s storage.ByteStore) {
 	wantNothingLeft(t, s, name, names[1])
 }
 
-func testFailingSource(t *testing.T, s storage.ByteStore) {
+func testFailingSource(t *testing.T, s bytestore.Store) {
 	broken := errors.New("the line is broken")
 	for _, good := range []int{0, 1, 10, 100_000} {
 		source := io.MultiReader(bytes.NewReader(random(good, 1)), iotest.ErrReader(broken))
@@ -127,8 +126,8 @@ func testFailingSource(t *testing.T, s storage.ByteStore) {
 	wantNothingLeft(t, s)
 }
 
-func testCommitTwice(t *testing.T, s storage.ByteStore) {
-	stage(t, s, name, []byte("one"), func(staged storage.Staged) {
+func testCommitTwice(t *testing.T, s bytestore.Store) {
+	stage(t, s, name, []byte("one"), func(staged bytestore.Staged) {
 		for range 3 {
 			if err := staged.Commit(t.Context()); err != nil {
 				t.Errorf("commit: %v", err)
@@ -152,8 +151,8 @@ func testCommitTwice(t *testing.T, s storage.ByteStore) {
 	wantNothingLeft(t, s)
 }
 
-func testAbort(t *testing.T, s storage.ByteStore) {
-	stage(t, s, name, []byte("never"), func(staged storage.Staged) {
+func testAbort(t *testing.T, s bytestore.Store) {
+	stage(t, s, name, []byte("never"), func(staged bytestore.Staged) {
 		staged.Abort()
 		wantAbsent(t, s, name)
 		staged.Abort()
@@ -163,13 +162,13 @@ func testAbort(t *testing.T, s storage.ByteStore) {
 	})
 	wantAbsent(t, s, name)
 	put(t, s, name, []byte("before"))
-	stage(t, s, name, []byte("never"), func(staged storage.Staged) { staged.Abort() })
+	stage(t, s, name, []byte("never"), func(staged bytestore.Staged) { staged.Abort() })
 	wantContent(t, s, name, []byte("before"))
 	wantNothingLeft(t, s, name)
 }
 
-func testAbortAfterCommit(t *testing.T, s storage.ByteStore) {
-	stage(t, s, name, []byte("stays"), func(staged storage.Staged) {
+func testAbortAfterCommit(t *testing.T, s bytestore.Store) {
+	stage(t, s, name, []byte("stays"), func(staged bytestore.Staged) {
 		if err := staged.Commit(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -180,10 +179,10 @@ func testAbortAfterCommit(t *testing.T, s storage.ByteStore) {
 }
 
 // testStageTwice: the last to be committed counts, not the last to be staged.
-func testStageTwice(t *testing.T, s storage.ByteStore) {
-	stage(t, s, name, []byte("first staged"), func(first storage.Staged) {
-		stage(t, s, name, []byte("second"), func(second storage.Staged) {
-			for _, staged := range []storage.Staged{second, first} {
+func testStageTwice(t *testing.T, s bytestore.Store) {
+	stage(t, s, name, []byte("first staged"), func(first bytestore.Staged) {
+		stage(t, s, name, []byte("second"), func(second bytestore.Staged) {
+			for _, staged := range []bytestore.Staged{second, first} {
 				if err := staged.Commit(t.Context()); err != nil {
 					t.Error(err)
 				}
@@ -191,8 +190,8 @@ func testStageTwice(t *testing.T, s storage.ByteStore) {
 		})
 	})
 	wantContent(t, s, name, []byte("first staged"))
-	stage(t, s, name, []byte("aborted"), func(first storage.Staged) {
-		stage(t, s, name, []byte("committed"), func(second storage.Staged) {
+	stage(t, s, name, []byte("aborted"), func(first bytestore.Staged) {
+		stage(t, s, name, []byte("committed"), func(second bytestore.Staged) {
 			first.Abort()
 			if err := second.Commit(t.Context()); err != nil {
 				t.Error(err)
@@ -203,7 +202,7 @@ func testStageTwice(t *testing.T, s storage.ByteStore) {
 	wantNothingLeft(t, s, name)
 }
 
-func testConcurrentStages(t *testing.T, s storage.ByteStore) {
+func testConcurrentStages(t *testing.T, s bytestore.Store) {
 	const writers, rounds = 8, 10
 	contents := map[string]bool{}
 	for w := range writers {
@@ -246,7 +245,7 @@ func testConcurrentStages(t *testing.T, s storage.ByteStore) {
 
 // testConcurrentReadersAndWriters: a reader sees a content whole, with its
 // size, or that it is absent.
-func testConcurrentReadersAndWriters(t *testing.T, s storage.ByteStore) {
+func testConcurrentReadersAndWriters(t *testing.T, s bytestore.Store) {
 	contents := [][]byte{random(50_000, 1), random(90_000, 2), {}}
 	stop := make(chan struct{})
 	var writers, readers sync.WaitGroup
@@ -297,10 +296,10 @@ func testConcurrentReadersAndWriters(t *testing.T, s storage.ByteStore) {
 }
 
 // testCommitNew: only where there is nothing.
-func testCommitNew(t *testing.T, s storage.ByteStore) {
+func testCommitNew(t *testing.T, s bytestore.Store) {
 	put(t, s, name, []byte("first"))
 	for _, content := range []string{"other", "", "first", "a longer one"} {
-		stage(t, s, name, []byte(content), func(staged storage.Staged) {
+		stage(t, s, name, []byte(content), func(staged bytestore.Staged) {
 			for range 2 {
 				if err := staged.CommitNew(t.Context()); !errors.Is(err, fs.ErrExist) {
 					t.Errorf("CommitNew where there is something: %v, want fs.ErrExist", err)
@@ -314,13 +313,13 @@ func testCommitNew(t *testing.T, s storage.ByteStore) {
 }
 
 // testCommitNewAtOnce: of several at once one alone.
-func testCommitNewAtOnce(t *testing.T, s storage.ByteStore) {
+func testCommitNewAtOnce(t *testing.T, s bytestore.Store) {
 	for round := range 5 {
 		other := names[1] + strconv.Itoa(round)
 		const writers = 8
 		contents := make([]string, writers)
 		errs := make([]error, writers)
-		staged := make([]storage.Staged, writers)
+		staged := make([]bytestore.Staged, writers)
 		for i := range writers {
 			contents[i] = fmt.Sprint("of writer ", i)
 			var err error

@@ -1,4 +1,4 @@
-// Package storagetest has the tests that every [storage.ByteStore] must pass:
+// Package storagetest has the tests that every [bytestore.Store] must pass:
 // one for each promise that the interface makes. It assumes nothing about how
 // a store keeps its bytes.
 package storagetest
@@ -10,11 +10,10 @@ import (
 	"io"
 	"io/fs"
 	"math/rand/v2"
+	"nar-herder/storage/bytestore"
 	"slices"
 	"strings"
 	"testing"
-
-	"nar-herder/storage"
 )
 
 // CommitNewAtOnce is the test that of several CommitNew at once one alone succeeds,
@@ -24,10 +23,10 @@ const CommitNewAtOnce = "CommitNewAtOnce"
 // Run tests stores that open makes: each time an empty one of its own, which
 // open closes at the test's end. The tests named in except are left out, for stores
 // that don't promise as much, such as [CommitNewAtOnce].
-func Run(t *testing.T, open func(t *testing.T) storage.ByteStore, except ...string) {
+func Run(t *testing.T, open func(t *testing.T) bytestore.Store, except ...string) {
 	tests := []struct {
 		name string
-		test func(*testing.T, storage.ByteStore)
+		test func(*testing.T, bytestore.Store)
 	}{
 		{"Absent", testAbsent},
 		{"RoundTrip", testRoundTrip},
@@ -90,9 +89,9 @@ var names = []string{
 }
 
 // put stages and commits.
-func put(t testing.TB, s storage.ByteStore, name string, content []byte) {
+func put(t testing.TB, s bytestore.Store, name string, content []byte) {
 	t.Helper()
-	stage(t, s, name, content, func(staged storage.Staged) {
+	stage(t, s, name, content, func(staged bytestore.Staged) {
 		if err := staged.Commit(t.Context()); err != nil {
 			t.Fatalf("commit %s: %v", name, err)
 		}
@@ -100,7 +99,7 @@ func put(t testing.TB, s storage.ByteStore, name string, content []byte) {
 }
 
 // stage stages and hands on to then.
-func stage(t testing.TB, s storage.ByteStore, name string, content []byte, then func(storage.Staged)) {
+func stage(t testing.TB, s bytestore.Store, name string, content []byte, then func(bytestore.Staged)) {
 	t.Helper()
 	staged, err := s.Stage(t.Context(), name, bytes.NewReader(content), int64(len(content)))
 	if err != nil {
@@ -110,7 +109,7 @@ func stage(t testing.TB, s storage.ByteStore, name string, content []byte, then 
 }
 
 // read returns length bytes from offset on, as a caller should read them.
-func read(t testing.TB, s storage.ByteStore, name string, offset, length int64) ([]byte, storage.Info) {
+func read(t testing.TB, s bytestore.Store, name string, offset, length int64) ([]byte, bytestore.Info) {
 	t.Helper()
 	reader, info, err := s.Open(t.Context(), name, offset, length)
 	if err != nil {
@@ -133,7 +132,7 @@ func read(t testing.TB, s storage.ByteStore, name string, offset, length int64) 
 }
 
 // wantContent asserts that Stat, Open and List agree on the content.
-func wantContent(t testing.TB, s storage.ByteStore, name string, want []byte) {
+func wantContent(t testing.TB, s bytestore.Store, name string, want []byte) {
 	t.Helper()
 	content, opened := read(t, s, name, 0, -1)
 	if !bytes.Equal(content, want) {
@@ -143,7 +142,7 @@ func wantContent(t testing.TB, s storage.ByteStore, name string, want []byte) {
 	if err != nil {
 		t.Fatalf("stat %s: %v", name, err)
 	}
-	for from, info := range map[string]storage.Info{"Stat": info, "Open": opened} {
+	for from, info := range map[string]bytestore.Info{"Stat": info, "Open": opened} {
 		if info.Name != name || info.Size != int64(len(want)) || info.Temporary {
 			t.Errorf("%s of %s: %+v, want its name and size %d", from, name, info, len(want))
 		}
@@ -157,7 +156,7 @@ func wantContent(t testing.TB, s storage.ByteStore, name string, want []byte) {
 }
 
 // wantAbsent asserts that all agree there is nothing of that name.
-func wantAbsent(t testing.TB, s storage.ByteStore, name string) {
+func wantAbsent(t testing.TB, s bytestore.Store, name string) {
 	t.Helper()
 	if info, err := s.Stat(t.Context(), name); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("Stat of %s, which is absent: %+v, %v; want fs.ErrNotExist", name, info, err)
@@ -177,7 +176,7 @@ func wantAbsent(t testing.TB, s storage.ByteStore, name string) {
 }
 
 // list returns the names that are no temporary ones, sorted.
-func list(t testing.TB, s storage.ByteStore) []string {
+func list(t testing.TB, s bytestore.Store) []string {
 	t.Helper()
 	found := []string{}
 	for info, err := range s.List(t.Context()) {
@@ -194,7 +193,7 @@ func list(t testing.TB, s storage.ByteStore) []string {
 
 // wantNothingLeft asserts that the store has those names and no others, not
 // even temporary ones.
-func wantNothingLeft(t testing.TB, s storage.ByteStore, but ...string) {
+func wantNothingLeft(t testing.TB, s bytestore.Store, but ...string) {
 	t.Helper()
 	for info, err := range s.List(t.Context()) {
 		if err != nil {

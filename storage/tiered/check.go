@@ -66,7 +66,7 @@ func (t *Tiered) ask(e *entry, c *check, name string) {
 	t.mu.Lock()
 	asked := t.seconds(t.now())
 	t.mu.Unlock()
-	info, err := t.behind.Stat(c.ctx, name)
+	info, err := t.Store.Stat(c.ctx, name)
 	t.metrics.checks.Add(1)
 	switch {
 	case err == nil:
@@ -98,7 +98,7 @@ func (t *Tiered) unanswered(err error) {
 	t.down = true
 	t.mu.Unlock()
 	if news {
-		t.log.Warn("the storage can't be asked; what the cache has is served all the same, as it was", "storage", t.behind.String(), "error", err)
+		t.log.Warn("the storage can't be asked; what the cache has is served all the same, as it was", "storage", t.Store.String(), "error", err)
 	}
 }
 
@@ -109,6 +109,6 @@ func (t *Tiered) answered() {
 	t.down = false
 	t.mu.Unlock()
 	if news {
-		t.log.Info("the storage answers again", "storage", t.behind.String())
+		t.log.Info("the storage answers again", "storage", t.Store.String())
 	}
 }

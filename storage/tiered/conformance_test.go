@@ -5,7 +5,7 @@ import (
 	"testing"
 	"time"
 
-	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 	"nar-herder/storage/directory"
 	"nar-herder/storage/storagetest"
 )
@@ -19,7 +19,7 @@ func TestConformance(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			storagetest.Run(t, func(t *testing.T) storage.ByteStore {
+			storagetest.Run(t, func(t *testing.T) bytestore.Store {
 				behind, err := directory.Open(t.TempDir())
 				if err != nil {
 					t.Fatal(err)
@@ -30,7 +30,7 @@ func TestConformance(t *testing.T) {
 		})
 		t.Run(name+"Far", func(t *testing.T) {
 			t.Parallel()
-			storagetest.Run(t, func(t *testing.T) storage.ByteStore {
+			storagetest.Run(t, func(t *testing.T) bytestore.Store {
 				return open(t, newFar(t), Options{Directory: t.TempDir(), MaxSize: size})
 			})
 		})

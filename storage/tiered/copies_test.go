@@ -7,14 +7,13 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"nar-herder/storage/bytestore"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
-
-	"nar-herder/storage"
 )
 
 // TestReplacedElsewhere: what another process has replaced by as many bytes in the
@@ -132,9 +131,9 @@ type deaf struct {
 	until chan struct{}
 }
 
-func (d *deaf) Stat(context.Context, string) (storage.Info, error) {
+func (d *deaf) Stat(context.Context, string) (bytestore.Info, error) {
 	<-d.until
-	return storage.Info{}, errDown
+	return bytestore.Info{}, errDown
 }
 
 // TestHanging: a store that does not answer holds up nobody who could be served.
@@ -343,7 +342,7 @@ func TestNames(t *testing.T) {
 			}
 		}
 	}
-	for _, info := range []storage.Info{
+	for _, info := range []bytestore.Info{
 		{Size: 1, Tag: strings.Repeat("x", longestTag+1), ModTime: time.Now()}, {Size: -1, ModTime: time.Now()}, {Size: 1},
 	} {
 		if _, ok := contentOf(info); ok {
@@ -357,10 +356,10 @@ func TestBehind(t *testing.T) {
 	t.Parallel()
 	f := newFar(t)
 	cache := open(t, f, Options{Directory: t.TempDir(), MaxSize: 1 << 20})
-	if n := cache.AtOnce(); n != 1 {
-		t.Errorf("a directory takes %d at once", n)
+	if cache.IsRemote() {
+		t.Errorf("a directory counts as remote")
 	}
-	if _, err := cache.Presign(t.Context(), name, time.Hour); !errors.Is(err, ErrCantPresign) {
+	if _, err := cache.Presign(t.Context(), name, time.Hour); !errors.Is(err, errors.ErrUnsupported) {
 		t.Errorf("%v", err)
 	}
 	if folder, err := cache.Spool(); err != nil || !strings.HasPrefix(folder, f.String()) {
@@ -370,7 +369,10 @@ func TestBehind(t *testing.T) {
 		t.Errorf("%d of %d bytes are free, %v", free, size, err)
 	}
 	// One that is a ByteStore and nothing else.
-	plain := open(t, struct{ storage.ByteStore }{f}, Options{Directory: t.TempDir(), MaxSize: 1 << 20})
+	plain := open(t, struct {
+		*far
+		bytestore.Defaults
+	}{far: f}, Options{Directory: t.TempDir(), MaxSize: 1 << 20})
 	if folder, err := plain.Spool(); !errors.Is(err, errors.ErrUnsupported) {
 		t.Errorf("%s, %v", folder, err)
 	}
@@ -386,19 +388,19 @@ func TestBehind(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer opened.Close()
-	if _, err := plain.StageFile(t.Context(), name, opened, 1); !errors.Is(err, storage.ErrCantShare) {
+	if _, err := plain.StageFile(t.Context(), name, opened, 1); !errors.Is(err, bytestore.ErrCantShare) {
 		t.Errorf("%v", err)
 	}
 	can := open(t, able{f}, Options{Directory: t.TempDir(), MaxSize: 1 << 20})
-	if url, err := can.Presign(t.Context(), name, time.Hour); err != nil || url != "far:"+name || can.AtOnce() != 64 {
-		t.Errorf("%s, %v, %d", url, err, can.AtOnce())
+	if url, err := can.Presign(t.Context(), name, time.Hour); err != nil || url != "far:"+name || can.Concurrency() != 64 {
+		t.Errorf("%s, %v, %d", url, err, can.Concurrency())
 	}
 }
 
 // able is all that a store may be.
 type able struct{ *far }
 
-func (able) AtOnce() int { return 64 }
+func (able) Concurrency() int { return 64 }
 func (able) Presign(_ context.Context, name string, _ time.Duration) (string, error) {
 	return "far:" + name, nil
 }

@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"nar-herder/narinfo"
-	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 )
 
 // key stands for a name, which may be longer than a file's.
@@ -28,7 +28,7 @@ func keyOf(name string) (k key) {
 }
 
 // content is what tells one content of a name from another, and what its
-// [storage.Info] has.
+// [bytestore.Info] has.
 type content struct {
 	size    int64
 	modTime int64 // nanoseconds since 1970
@@ -42,18 +42,18 @@ const longestTag = 100
 
 // contentOf returns what the info describes; false where a file's name can't keep
 // it.
-func contentOf(info storage.Info) (content, bool) {
+func contentOf(info bytestore.Info) (content, bool) {
 	c := content{size: info.Size, modTime: info.ModTime.UnixNano(), usage: info.Usage, tag: info.Tag, sum: info.Sum}
 	return c, info.Size >= 0 && info.Usage >= 0 && len(info.Tag) <= longestTag && time.Unix(0, c.modTime).Equal(info.ModTime)
 }
 
-func (c *content) info(name string) storage.Info {
-	return storage.Info{Name: name, Size: c.size, Usage: c.usage, ModTime: time.Unix(0, c.modTime), Tag: c.tag, Sum: c.sum}
+func (c *content) info(name string) bytestore.Info {
+	return bytestore.Info{Name: name, Size: c.size, Usage: c.usage, ModTime: time.Unix(0, c.modTime), Tag: c.tag, Sum: c.sum}
 }
 
 // sameContent says whether the infos are of one content. What it takes of the store
 // may still change.
-func sameContent(a, b storage.Info) bool {
+func sameContent(a, b bytestore.Info) bool {
 	return a.Size == b.Size && a.ModTime.Equal(b.ModTime) && a.Tag == b.Tag && a.Sum == b.Sum
 }
 
@@ -252,14 +252,15 @@ func (t *Tiered) drop(e *entry) {
 	}
 }
 
-// Doubt implements [storage.Doubter]: the copy of the name is compared with the store
+// Invalidate implements [bytestore.Store]: the copy of the name is compared with the store
 // behind before it is served again, however fresh it is.
-func (t *Tiered) Doubt(name string) {
+func (t *Tiered) Invalidate(name string) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if e := t.entries[keyOf(name)]; e != nil {
 		e.checked = never
 	}
+	return true
 }
 
 // makeRoom counts bytes that are about to be written, after it has removed what was

@@ -6,11 +6,10 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"nar-herder/storage/bytestore"
 	"sync"
 	"syscall"
 	"testing"
-
-	"nar-herder/storage"
 )
 
 const name = "nar/lzip/nxrz38jzshzw0q3fqi3fqimjg1zr62r9-greet-1.0"
@@ -94,8 +93,8 @@ func TestNotFetched(t *testing.T) {
 	f := newFar(t)
 	content := random(400_000, 2)
 	put(t, f, name, content)
-	put(t, f, storage.IdentityName, []byte("me\n"))
-	put(t, f, storage.OwnerName, []byte("them\n"))
+	put(t, f, bytestore.IdentityName, []byte("me\n"))
+	put(t, f, bytestore.OwnerName, []byte("them\n"))
 	put(t, f, "empty", nil)
 	dir := t.TempDir()
 	cache := open(t, f, Options{Directory: dir, MaxSize: 4*400_000 - 1})
@@ -123,8 +122,8 @@ func TestNotFetched(t *testing.T) {
 	check("the end", name, 100_000, -1, content)
 	check("behind the end", name, 400_000, -1, content)
 	check("nothing", name, 0, 0, content)
-	check("the storage's name", storage.IdentityName, 0, -1, []byte("me\n"))
-	check("its owner's", storage.OwnerName, 0, -1, []byte("them\n"))
+	check("the storage's name", bytestore.IdentityName, 0, -1, []byte("me\n"))
+	check("its owner's", bytestore.OwnerName, 0, -1, []byte("them\n"))
 	check("an empty file", "empty", 0, -1, nil)
 	for range 2 { // as for HEAD
 		r, info, err := cache.Open(t.Context(), name, 0, 400_000)
@@ -272,7 +271,7 @@ func TestCut(t *testing.T) {
 		}, true, false, 3},
 		// Of which the last bytes by themselves would look right.
 		{"damaged in the end", func(_, offset int64, r io.ReadCloser) io.ReadCloser {
-			return &breaking{r, 1<<20 - 1000 - int(offset), storage.ErrDamaged}
+			return &breaking{r, 1<<20 - 1000 - int(offset), bytestore.ErrDamaged}
 		}, true, false, 1},
 		{"more than there is", func(n, _ int64, r io.ReadCloser) io.ReadCloser {
 			return struct {

@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"nar-herder/internal/watched"
-	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 )
 
 const (
@@ -62,7 +62,7 @@ type fill struct {
 	err error
 	// passed is what was opened, and is not kept, for who began.
 	passed     *passedReader
-	passedInfo storage.Info
+	passedInfo bytestore.Info
 }
 
 func newFill(ctx context.Context, name string, wanted int64) *fill {
@@ -125,7 +125,7 @@ func (f *fill) start() {
 }
 
 // takePassed returns what was opened and is not kept, once.
-func (f *fill) takePassed() (*passedReader, storage.Info) {
+func (f *fill) takePassed() (*passedReader, bytestore.Info) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	passed := f.passed
@@ -165,7 +165,7 @@ func (t *Tiered) fetch(e *entry, f *fill) {
 			t.quietUntil = t.now().Add(noRoomFor)
 			t.mu.Unlock()
 		}
-		if errors.Is(err, storage.ErrDamaged) {
+		if errors.Is(err, bytestore.ErrDamaged) {
 			t.log.Error("a nar has changed since it was stored, and is cut off before its end: see 'nar-herder help check' for its --verify and --repair", "file", f.name, "error", err)
 		}
 		var local localError
@@ -178,7 +178,7 @@ func (t *Tiered) fetch(e *entry, f *fill) {
 func (t *Tiered) fetchInto(e *entry, f *fill) error {
 	expired := time.AfterFunc(t.stalled, f.expire)
 	// All of it, whatever is wanted: a store may have a checksum of the whole.
-	source, info, err := t.behind.Open(f.ctx, f.name, 0, -1)
+	source, info, err := t.Store.Open(f.ctx, f.name, 0, -1)
 	if !expired.Stop() && err == nil {
 		source.Close()
 		err = errStalled
@@ -216,7 +216,7 @@ func (t *Tiered) fetchInto(e *entry, f *fill) error {
 // pass leaves what was opened, and its context, to the reader that began the fill.
 // If that has left already, the last user of the entry closes it. The error is
 // errDirect, or that the cache was closed.
-func (t *Tiered) pass(e *entry, f *fill, source io.ReadCloser, info storage.Info) error {
+func (t *Tiered) pass(e *entry, f *fill, source io.ReadCloser, info bytestore.Info) error {
 	if !f.detach() {
 		source.Close()
 		return context.Cause(t.ctx)
@@ -232,14 +232,14 @@ func (t *Tiered) pass(e *entry, f *fill, source io.ReadCloser, info storage.Info
 }
 
 // openAgain opens the rest of a content, if it is still that.
-func (t *Tiered) openAgain(f *fill, info storage.Info, offset int64) (io.ReadCloser, error) {
-	source, now, err := t.behind.Open(f.ctx, f.name, offset, -1)
+func (t *Tiered) openAgain(f *fill, info bytestore.Info, offset int64) (io.ReadCloser, error) {
+	source, now, err := t.Store.Open(f.ctx, f.name, offset, -1)
 	if err == nil && !sameContent(now, info) {
 		source.Close()
 		err = errReplaced
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read %s in storage %s from byte %d on: %w", f.name, t.behind, offset, err)
+		return nil, fmt.Errorf("read %s in storage %s from byte %d on: %w", f.name, t.Store, offset, err)
 	}
 	return source, nil
 }
@@ -249,7 +249,7 @@ type fillSource struct {
 	io.ReadCloser
 	t       *Tiered
 	f       *fill
-	info    storage.Info
+	info    bytestore.Info
 	off     int64
 	cutAt   int64
 	cuts    int
@@ -275,11 +275,11 @@ func (s *fillSource) Read(p []byte) (int, error) {
 		if s.f.ctx.Err() != nil {
 			return 0, context.Cause(s.f.ctx)
 		}
-		if errors.Is(err, storage.ErrDamaged) {
+		if errors.Is(err, bytestore.ErrDamaged) {
 			return 0, err
 		}
 		if s.cuts++; s.cuts > mostCuts || s.cuts > 1 && s.off == s.cutAt {
-			return 0, fmt.Errorf("read %s in storage %s at byte %d: %w", s.f.name, s.t.behind, s.off, err)
+			return 0, fmt.Errorf("read %s in storage %s at byte %d: %w", s.f.name, s.t.Store, s.off, err)
 		}
 		s.cutAt = s.off
 		again, openErr := s.t.openAgain(s.f, s.info, s.off)

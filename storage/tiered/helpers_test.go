@@ -21,7 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"nar-herder/internal/testlog"
-	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 	"nar-herder/storage/directory"
 )
 
@@ -73,7 +73,7 @@ func (f *far) fault() error {
 }
 
 // bucket makes an info as a bucket would.
-func bucket(info storage.Info, content []byte) storage.Info {
+func bucket(info bytestore.Info, content []byte) bytestore.Info {
 	sum := sha256.Sum256(content)
 	info.Tag = `"` + hex.EncodeToString(sum[:16]) + `"`
 	info.ModTime = info.ModTime.Truncate(time.Second).UTC()
@@ -81,10 +81,10 @@ func bucket(info storage.Info, content []byte) storage.Info {
 	return info
 }
 
-func (f *far) Stat(ctx context.Context, name string) (storage.Info, error) {
+func (f *far) Stat(ctx context.Context, name string) (bytestore.Info, error) {
 	f.stats.Add(1)
 	if err := f.fault(); err != nil {
-		return storage.Info{}, err
+		return bytestore.Info{}, err
 	}
 	r, info, err := f.Directory.Open(ctx, name, 0, -1)
 	if err != nil {
@@ -95,17 +95,17 @@ func (f *far) Stat(ctx context.Context, name string) (storage.Info, error) {
 	return bucket(info, content), err
 }
 
-func (f *far) Open(ctx context.Context, name string, offset, length int64) (io.ReadCloser, storage.Info, error) {
+func (f *far) Open(ctx context.Context, name string, offset, length int64) (io.ReadCloser, bytestore.Info, error) {
 	f.opens.Add(1)
 	f.mu.Lock()
 	before, after, body := f.before, f.after, f.body
 	f.mu.Unlock()
 	if err := f.fault(); err != nil {
-		return nil, storage.Info{}, err
+		return nil, bytestore.Info{}, err
 	}
 	if before != nil {
 		if err := before(ctx, name); err != nil {
-			return nil, storage.Info{}, err
+			return nil, bytestore.Info{}, err
 		}
 	}
 	r, info, err := f.Directory.Open(ctx, name, 0, -1)
@@ -119,7 +119,7 @@ func (f *far) Open(ctx context.Context, name string, offset, length int64) (io.R
 	}
 	if after != nil {
 		if err := after(ctx, name); err != nil {
-			return nil, storage.Info{}, err
+			return nil, bytestore.Info{}, err
 		}
 	}
 	part := content[min(offset, int64(len(content))):]
@@ -208,7 +208,7 @@ func (l *logs) count(text string) int { return strings.Count(l.String(), text) }
 func (l *logs) logger() *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
 
 // open opens a cache that is ready.
-func open(t testing.TB, behind storage.ByteStore, options Options) *Tiered {
+func open(t testing.TB, behind bytestore.Store, options Options) *Tiered {
 	t.Helper()
 	cache, err := New(behind, options)
 	if err != nil {
@@ -270,7 +270,7 @@ func put(t testing.TB, f *far, name string, content []byte) {
 }
 
 // read reads a part of what the store has.
-func read(ctx context.Context, s storage.ByteStore, name string, offset, length int64) ([]byte, storage.Info, error) {
+func read(ctx context.Context, s bytestore.Store, name string, offset, length int64) ([]byte, bytestore.Info, error) {
 	r, info, err := s.Open(ctx, name, offset, length)
 	if err != nil {
 		return nil, info, err
@@ -291,7 +291,7 @@ func want(t testing.TB, cache *Tiered, name string, content []byte) {
 	if err != nil || !bytes.Equal(got, content) {
 		t.Fatalf("%s: %d bytes, %v; want %d others", name, len(got), err, len(content))
 	}
-	if f, ok := cache.behind.(*far); ok && f.fault() == nil {
+	if f, ok := cache.Store.(*far); ok && f.fault() == nil {
 		there, err := f.Stat(t.Context(), name)
 		f.stats.Add(-1)
 		if err != nil || info.Name != there.Name || !sameContent(info, there) || info.Usage != there.Usage || info.Temporary {

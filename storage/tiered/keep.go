@@ -88,7 +88,7 @@ func (t *Tiered) copy(f *fill, file *os.File, source io.Reader, size int64) erro
 	for have := int64(0); ; {
 		n, err := source.Read(buffer)
 		if have+int64(n) > size {
-			return fmt.Errorf("read %s in storage %s: more has come than its %d bytes", f.name, t.behind, size)
+			return fmt.Errorf("read %s in storage %s: more has come than its %d bytes", f.name, t.Store, size)
 		}
 		if n > 0 {
 			if _, err := t.writeAt(file, buffer[:n], have); err != nil {

@@ -6,13 +6,12 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"nar-herder/storage/bytestore"
 	"os"
 	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
-
-	"nar-herder/storage"
 )
 
 const (
@@ -21,7 +20,7 @@ const (
 	nearStart = 64 << 10
 	// farAhead is from where on a reader does not wait for a fetch to get there.
 	farAhead = 16 << 20
-	// notes begins [storage.IdentityName] and [storage.OwnerName].
+	// notes begins [bytestore.IdentityName] and [bytestore.OwnerName].
 	notes = "nar-herder-"
 )
 
@@ -33,10 +32,10 @@ var (
 	errAnew = errors.New("the copy was dropped")
 )
 
-// Open implements [storage.ByteStore]. What is opened whole, or for the most part,
+// Open implements [bytestore.Store]. What is opened whole, or for the most part,
 // is fetched into the directory when it is read, and others read on from there. The
-// reader is a [storage.GrowingFile] then.
-func (t *Tiered) Open(ctx context.Context, name string, offset, length int64) (io.ReadCloser, storage.Info, error) {
+// reader is a [bytestore.GrowingFile] then.
+func (t *Tiered) Open(ctx context.Context, name string, offset, length int64) (io.ReadCloser, bytestore.Info, error) {
 	// What notes of this program say of the store must be so now, and from there.
 	if !strings.HasPrefix(name, notes) && offset >= 0 {
 		for range 2 { // the second for a copy that was dropped
@@ -54,7 +53,7 @@ func (t *Tiered) Open(ctx context.Context, name string, offset, length int64) (i
 				return reader, reader.info, nil
 			}
 			var passed *passedReader
-			var info storage.Info
+			var info bytestore.Info
 			if began {
 				passed, info = f.takePassed()
 			}
@@ -67,12 +66,12 @@ func (t *Tiered) Open(ctx context.Context, name string, offset, length int64) (i
 				break
 			}
 			if err != errAnew {
-				return nil, storage.Info{}, err
+				return nil, bytestore.Info{}, err
 			}
 		}
 		t.metrics.misses.Add(1)
 	}
-	return t.behind.Open(ctx, name, offset, length)
+	return t.Store.Open(ctx, name, offset, length)
 }
 
 // board makes the caller a user of the name's entry, and returns its fill, if it is
@@ -113,7 +112,7 @@ func (t *Tiered) openCopy(ctx context.Context, e *entry, f *fill, began bool, na
 	}
 	switch {
 	case ctx.Err() != nil:
-		return nil, fmt.Errorf("open %s in storage %s: %w", name, t.behind, context.Cause(ctx))
+		return nil, fmt.Errorf("open %s in storage %s: %w", name, t.Store, context.Cause(ctx))
 	case err != nil && t.ctx.Err() != nil:
 		return nil, errDirect
 	case err != nil:
@@ -199,7 +198,7 @@ func (t *Tiered) damaged(e *entry, err error) {
 }
 
 // handOver gives the caller what was opened for a fill and is not to be kept.
-func (t *Tiered) handOver(ctx context.Context, passed *passedReader, info storage.Info, offset int64) (io.ReadCloser, storage.Info, error) {
+func (t *Tiered) handOver(ctx context.Context, passed *passedReader, info bytestore.Info, offset int64) (io.ReadCloser, bytestore.Info, error) {
 	passed.stop = context.AfterFunc(ctx, func() { passed.cancel(context.Cause(ctx)) })
 	if _, err := io.CopyN(io.Discard, passed.ReadCloser, min(offset, info.Size)); err != nil {
 		passed.Close()
@@ -208,9 +207,9 @@ func (t *Tiered) handOver(ctx context.Context, passed *passedReader, info storag
 		} else if err == io.EOF {
 			err = io.ErrUnexpectedEOF
 		}
-		return nil, storage.Info{}, fmt.Errorf("open %s in storage %s: %w", info.Name, t.behind, err)
+		return nil, bytestore.Info{}, fmt.Errorf("open %s in storage %s: %w", info.Name, t.Store, err)
 	}
-	if _, ok := passed.ReadCloser.(storage.LocalFile); ok {
+	if _, ok := passed.ReadCloser.(bytestore.LocalFile); ok {
 		return passedFile{passed}, info, nil
 	}
 	return passed, info, nil
@@ -233,5 +232,5 @@ func (p *passedReader) Close() error {
 // passedFile is one of a file.
 type passedFile struct{ *passedReader }
 
-// Local implements [storage.LocalFile].
-func (p passedFile) Local() (*os.File, int64) { return p.ReadCloser.(storage.LocalFile).Local() }
+// Local implements [bytestore.LocalFile].
+func (p passedFile) Local() (*os.File, int64) { return p.ReadCloser.(bytestore.LocalFile).Local() }

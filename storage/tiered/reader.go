@@ -5,24 +5,23 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"nar-herder/storage/bytestore"
 	"os"
 	"sync"
-
-	"nar-herder/storage"
 )
 
 // errBehind says that a reader goes on with the store behind.
 var errBehind = errors.New("it is read from the storage itself")
 
 // reader is one reader's part of a copy, or of one that is being fetched: a
-// [storage.GrowingFile]. Where the copy fails, it goes on with the store behind, if
+// [bytestore.GrowingFile]. Where the copy fails, it goes on with the store behind, if
 // that still has the same content.
 type reader struct {
 	ctx    context.Context
 	t      *Tiered
 	e      *entry
 	fill   *fill // nil of what was there as a whole
-	info   storage.Info
+	info   bytestore.Info
 	off    int64
 	end    int64
 	file   *os.File      // from the first byte on
@@ -39,7 +38,7 @@ func (r *reader) Read(p []byte) (int, error) {
 	}
 	if r.direct == nil {
 		n, err := r.fromCopy(p)
-		if n > 0 || r.ctx.Err() != nil || errors.Is(err, storage.ErrDamaged) {
+		if n > 0 || r.ctx.Err() != nil || errors.Is(err, bytestore.ErrDamaged) {
 			return n, err
 		}
 		if r.direct, err = r.openBehind(err); err != nil {
@@ -72,18 +71,18 @@ func (r *reader) fromCopy(p []byte) (int, error) {
 // openBehind opens the rest in the store behind. Why the copy can't be read on is
 // only of interest when that fails as well.
 func (r *reader) openBehind(why error) (io.ReadCloser, error) {
-	direct, now, err := r.t.behind.Open(r.ctx, r.info.Name, r.off, r.end-r.off)
+	direct, now, err := r.t.Store.Open(r.ctx, r.info.Name, r.off, r.end-r.off)
 	if err == nil && !sameContent(now, r.info) {
 		direct.Close()
 		err = errReplaced
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read %s in storage %s from byte %d on, as the cache can't give more (%v): %w", r.info.Name, r.t.behind, r.off, why, err)
+		return nil, fmt.Errorf("read %s in storage %s from byte %d on, as the cache can't give more (%v): %w", r.info.Name, r.t.Store, r.off, why, err)
 	}
 	return direct, nil
 }
 
-// Next implements [storage.GrowingFile].
+// Next implements [bytestore.GrowingFile].
 func (r *reader) Next() (int64, error) {
 	if r.off >= r.end {
 		return 0, io.EOF
@@ -114,10 +113,10 @@ func (r *reader) Next() (int64, error) {
 	return there - r.off, nil
 }
 
-// Local implements [storage.LocalFile].
+// Local implements [bytestore.LocalFile].
 func (r *reader) Local() (*os.File, int64) { return r.file, r.off }
 
-// Skip implements [storage.GrowingFile].
+// Skip implements [bytestore.GrowingFile].
 func (r *reader) Skip(n int64) { r.off += n }
 
 // Close lets the copy go. A fetch goes on without this reader.

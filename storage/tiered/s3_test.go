@@ -7,7 +7,7 @@ import (
 	"testing"
 
 	"nar-herder/internal/s3server"
-	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 	"nar-herder/storage/s3"
 	"nar-herder/storage/storagetest"
 )
@@ -28,7 +28,7 @@ func TestBucket(t *testing.T) {
 		return b
 	}
 	t.Run("Conformance", func(t *testing.T) {
-		storagetest.Run(t, func(t *testing.T) storage.ByteStore {
+		storagetest.Run(t, func(t *testing.T) bytestore.Store {
 			return open(t, bucket(t), Options{Directory: t.TempDir(), MaxSize: 4 << 20})
 		})
 	})

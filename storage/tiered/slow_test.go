@@ -4,13 +4,12 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"nar-herder/storage/bytestore"
 	"os"
 	"path/filepath"
 	"sync"
 	"testing"
 	"time"
-
-	"nar-herder/storage"
 )
 
 // TestStalled: a store that gives nothing any more holds nobody for ever, nor those
@@ -121,7 +120,7 @@ func TestGrowing(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		growing := r.(storage.GrowingFile)
+		growing := r.(bytestore.GrowingFile)
 		var got []byte
 		for len(got) < 1<<19 {
 			n, err := growing.Next()

@@ -2,8 +2,8 @@
 // away, as a cache of what is read: run-server's --storage-cache.
 //
 // Only Open is answered out of the directory; all else goes to the store behind.
-// A copy belongs to one content of a name, which size, time, [storage.Info.Tag] and
-// [storage.Info.Sum] tell from others. It is served without asking for a minute after it was compared
+// A copy belongs to one content of a name, which size, time, [bytestore.Info.Tag] and
+// [bytestore.Info.Sum] tell from others. It is served without asking for a minute after it was compared
 // with the store behind, and when that can't be asked.
 //
 // An entry takes about 270 bytes of memory, with a tag of S3. The directory has
@@ -18,10 +18,8 @@ package tiered
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"iter"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -32,7 +30,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"nar-herder/internal/disk"
-	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 )
 
 const (
@@ -74,17 +72,16 @@ type Options struct {
 	Now func() time.Time
 }
 
-// Tiered is a [storage.ByteStore], and all else that the one behind may be: where
-// that isn't, the methods say so.
+// Tiered is the store behind, with Open answered out of the directory.
 type Tiered struct {
-	behind    storage.ByteStore
-	directory string
-	max       int64
-	log       *slog.Logger
-	now       func() time.Time
-	began     time.Time
-	lock      *os.File
-	mostFills int
+	bytestore.Store // behind
+	directory       string
+	max             int64
+	log             *slog.Logger
+	now             func() time.Time
+	began           time.Time
+	lock            *os.File
+	mostFills       int
 	// stalled and checkTimeout are the constants, and writeAt that of files, but in
 	// tests.
 	stalled, checkTimeout time.Duration
@@ -115,7 +112,7 @@ type Tiered struct {
 // New puts a cache in front of a store, which stays the caller's to close, after
 // this. It returns at once: until it has found out what is in the directory, all
 // is read from the store.
-func New(behind storage.ByteStore, options Options) (*Tiered, error) {
+func New(behind bytestore.Store, options Options) (*Tiered, error) {
 	if options.MaxSize <= 0 {
 		return nil, fmt.Errorf("cache %s: a size of %d bytes holds nothing: name a larger one", options.Directory, options.MaxSize)
 	}
@@ -124,7 +121,7 @@ func New(behind storage.ByteStore, options Options) (*Tiered, error) {
 		return nil, fmt.Errorf("cache %s: %w", options.Directory, err)
 	}
 	t := &Tiered{
-		behind: behind, directory: directory, max: options.MaxSize, log: options.Log, now: options.Now,
+		Store: behind, directory: directory, max: options.MaxSize, log: options.Log, now: options.Now,
 		mostFills: 16 * runtime.GOMAXPROCS(0), stalled: stalled, checkTimeout: checkTimeout, writeAt: (*os.File).WriteAt,
 		scanned: make(chan struct{}), entries: make(map[key]*entry),
 	}
@@ -191,69 +188,39 @@ func (t *Tiered) Close() error {
 	select {
 	case <-done:
 	case <-timer.C:
-		t.log.Warn("a store does not let go of what was being fetched from it", "storage", t.behind.String())
+		t.log.Warn("a store does not let go of what was being fetched from it", "storage", t.Store.String())
 	}
 	return t.lock.Close()
 }
 
-// String implements [storage.ByteStore]: the name of the store behind.
-func (t *Tiered) String() string { return t.behind.String() }
-
-// Stat implements [storage.ByteStore], by the store behind.
-func (t *Tiered) Stat(ctx context.Context, name string) (storage.Info, error) {
-	return t.behind.Stat(ctx, name)
-}
-
-// List implements [storage.ByteStore], by the store behind.
-func (t *Tiered) List(ctx context.Context) iter.Seq2[storage.Info, error] { return t.behind.List(ctx) }
-
-// Sync implements [storage.ByteStore], by the store behind.
-func (t *Tiered) Sync(ctx context.Context) error { return t.behind.Sync(ctx) }
-
-// Probe implements [storage.ByteStore], by the store behind.
-func (t *Tiered) Probe(ctx context.Context) error { return t.behind.Probe(ctx) }
-
-// Flush implements [storage.ByteStore], by the store behind. As the bytes have come
+// Flush implements [bytestore.Store], by the store behind. As the bytes have come
 // by another way, a copy here is compared before it is served again.
 func (t *Tiered) Flush(ctx context.Context, name string) error {
-	defer t.Doubt(name)
-	return t.behind.Flush(ctx, name)
+	defer t.Invalidate(name)
+	return t.Store.Flush(ctx, name)
 }
 
-// Remove implements [storage.ByteStore]. The copy goes first, and again what was
+// Remove implements [bytestore.Store]. The copy goes first, and again what was
 // begun to be fetched meanwhile.
 func (t *Tiered) Remove(ctx context.Context, name string) error {
 	t.dropName(name)
 	defer t.dropName(name)
-	return t.behind.Remove(ctx, name)
+	return t.Store.Remove(ctx, name)
 }
 
-// Stage implements [storage.ByteStore], by the store behind.
-func (t *Tiered) Stage(ctx context.Context, name string, from io.Reader, size int64) (storage.Staged, error) {
-	return t.stage(name)(t.behind.Stage(ctx, name, from, size))
+// Stage implements [bytestore.Store], by the store behind.
+func (t *Tiered) Stage(ctx context.Context, name string, from io.Reader, size int64) (bytestore.Staged, error) {
+	return t.stage(name)(t.Store.Stage(ctx, name, from, size))
 }
 
-// StageFile implements [storage.FileStager], where the store behind does.
-func (t *Tiered) StageFile(ctx context.Context, name string, file *os.File, size int64) (storage.Staged, error) {
-	stager, ok := t.behind.(storage.FileStager)
-	if !ok {
-		return nil, fmt.Errorf("%s: %w", file.Name(), storage.ErrCantShare)
-	}
-	return t.stage(name)(stager.StageFile(ctx, name, file, size))
-}
-
-// MayRemove implements [storage.RemovalChecker], where the store behind does.
-func (t *Tiered) MayRemove(name string) error {
-	checker, ok := t.behind.(storage.RemovalChecker)
-	if !ok {
-		return nil
-	}
-	return checker.MayRemove(name)
+// StageFile implements [bytestore.Store], where the store behind does.
+func (t *Tiered) StageFile(ctx context.Context, name string, file *os.File, size int64) (bytestore.Staged, error) {
+	return t.stage(name)(t.Store.StageFile(ctx, name, file, size))
 }
 
 // stage has the copy go when another content is shown.
-func (t *Tiered) stage(name string) func(storage.Staged, error) (storage.Staged, error) {
-	return func(inner storage.Staged, err error) (storage.Staged, error) {
+func (t *Tiered) stage(name string) func(bytestore.Staged, error) (bytestore.Staged, error) {
+	return func(inner bytestore.Staged, err error) (bytestore.Staged, error) {
 		if err != nil {
 			return nil, err
 		}
@@ -262,69 +229,23 @@ func (t *Tiered) stage(name string) func(storage.Staged, error) (storage.Staged,
 }
 
 type staged struct {
-	storage.Staged
+	bytestore.Staged
 	t    *Tiered
 	name string
 }
 
-// Commit implements [storage.Staged].
+// Commit implements [bytestore.Staged].
 func (s *staged) Commit(ctx context.Context) error {
 	s.t.dropName(s.name)
 	defer s.t.dropName(s.name) // what was begun to be fetched meanwhile
 	return s.Staged.Commit(ctx)
 }
 
-// CommitNew implements [storage.Staged].
+// CommitNew implements [bytestore.Staged].
 func (s *staged) CommitNew(ctx context.Context) error {
 	s.t.dropName(s.name)
 	defer s.t.dropName(s.name)
 	return s.Staged.CommitNew(ctx)
-}
-
-// Spool implements [storage.Spooler]: the folder of the store behind. Where it has
-// none, the error is [errors.ErrUnsupported]: with and without a cache, files lie in
-// the same place then.
-func (t *Tiered) Spool() (string, error) {
-	if spooler, ok := t.behind.(storage.Spooler); ok {
-		return spooler.Spool()
-	}
-	return "", errors.ErrUnsupported
-}
-
-// ListUnfinished implements [storage.UnfinishedLister], where the store behind does.
-func (t *Tiered) ListUnfinished(ctx context.Context, before time.Time) iter.Seq2[storage.Info, error] {
-	if lister, ok := t.behind.(storage.UnfinishedLister); ok {
-		return lister.ListUnfinished(ctx, before)
-	}
-	return func(yield func(storage.Info, error) bool) { yield(storage.Info{}, errors.ErrUnsupported) }
-}
-
-// FreeSpace implements [storage.FreeSpacer]: that of the store behind.
-func (t *Tiered) FreeSpace() (free, size int64, err error) {
-	if spacer, ok := t.behind.(storage.FreeSpacer); ok {
-		return spacer.FreeSpace()
-	}
-	return 0, 0, errors.ErrUnsupported
-}
-
-// AtOnce implements [storage.Distant]: 1 where the store behind is not distant.
-func (t *Tiered) AtOnce() int {
-	if distant, ok := t.behind.(storage.Distant); ok {
-		return distant.AtOnce()
-	}
-	return 1
-}
-
-// ErrCantPresign says that the store behind has no URLs to hand out.
-var ErrCantPresign = errors.New("it has no URLs to hand out")
-
-// Presign implements [storage.Presigner], where the store behind does.
-func (t *Tiered) Presign(ctx context.Context, name string, lifetime time.Duration) (string, error) {
-	presigner, ok := t.behind.(storage.Presigner)
-	if !ok {
-		return "", fmt.Errorf("make a URL of %s in storage %s: %w", name, t.behind, ErrCantPresign)
-	}
-	return presigner.Presign(ctx, name, lifetime)
 }
 
 // trouble is told of what fails on this disk. Nothing is fetched for a while then.

@@ -1,0 +1,88 @@
+package convert
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"nar-herder/mirror/original"
+)
+
+// Needed says whether [InPlace] has something to do, which may take long.
+func Needed(ctx context.Context, database string) bool {
+	if _, err := os.Stat(database); errors.Is(err, fs.ErrNotExist) {
+		_, err := os.Stat(database + unfinished)
+		return err == nil
+	}
+	source, err := original.Open(ctx, database)
+	if err != nil {
+		return false
+	}
+	_ = source.Close() // InPlace opens it again, and says what is wrong
+	return true
+}
+
+// InPlace makes a database of the original an index of this program, under the
+// same name; the old file is kept as DATABASE.original. It goes on where an
+// earlier run was interrupted. Anything else at database, also nothing, is left
+// for [index.Open] to judge: converted is false then.
+func InPlace(ctx context.Context, database string, o Options) (converted bool, err error) {
+	log := o.Log
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	// The file itself, and not a link to it, is what is renamed.
+	path, err := filepath.EvalSymlinks(database)
+	if errors.Is(err, fs.ErrNotExist) {
+		return restore(ctx, database, log)
+	}
+	if err != nil {
+		return false, nil
+	}
+	source, err := original.Open(ctx, path)
+	if err != nil {
+		return false, ctx.Err()
+	}
+	count, err := source.Count(ctx)
+	if err := errors.Join(err, source.Close()); err != nil {
+		return false, err
+	}
+	before, err := os.Stat(path)
+	if err != nil {
+		return false, err
+	}
+	log.Info("this is a database of the original Nar Herder: converting it. The old file is kept; if this is interrupted, the next start goes on", "database", database, "narinfos", count)
+	start := time.Now()
+	result, err := toIndex(ctx, path, path+unfinished, o)
+	if err != nil {
+		return false, err
+	}
+	if now, err := os.Stat(path); err != nil || !os.SameFile(before, now) {
+		return false, errors.Join(fmt.Errorf("database %s: %w", database, errMoved), err)
+	}
+	kept, err := replace(path+unfinished, path)
+	if err != nil {
+		return false, err
+	}
+	log.Info("converted the database of the original", "database", database, "kept", kept, "result", result.String(), "seconds", int(time.Since(start).Seconds()))
+	return true, nil
+}
+
+// restore finishes a replacement that was interrupted between its two renames, so
+// that there is no database.
+func restore(ctx context.Context, database string, log *slog.Logger) (bool, error) {
+	finished, err := isFinished(ctx, database+unfinished)
+	if err != nil || !finished {
+		return false, err
+	}
+	if err := putInPlace(database+unfinished, database); err != nil {
+		return false, err
+	}
+	log.Info("there was no database, but a finished conversion of one of the original: it is in its place now", "database", database)
+	return true, nil
+}

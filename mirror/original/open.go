@@ -1,0 +1,167 @@
+package original
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	sqlite3 "modernc.org/sqlite/lib"
+)
+
+// busyTimeout is how long another process's transaction is waited for.
+const busyTimeout = 5 * time.Second
+
+// smallestDatabase is SQLite's smallest page, of which a database has at least
+// one; see https://www.sqlite.org/fileformat.html.
+const smallestDatabase = 512
+
+// reading are the parameters of all connections that read. The file may come
+// from a stranger: nothing that its schema names is run.
+var reading = []string{
+	"_pragma=trusted_schema(off)",
+	"_pragma=cell_size_check(on)",
+	"_pragma=cache_size(-8192)",
+}
+
+// Open opens a database of the original for reading. Nothing is changed in it,
+// whoever writes it meanwhile goes on, and what a crash has left in its log
+// counts. Beside a database that keeps a log of changes, SQLite may leave an empty
+// one and its index, FILE-wal and FILE-shm. The error is [ErrNotDatabase], [ErrNotOriginal], or the system's.
+func Open(ctx context.Context, path string) (*Database, error) {
+	absolute, err := checkFile(path)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := openReadOnly(ctx, absolute)
+	if err != nil {
+		return nil, describe("database "+path+": open it", err)
+	}
+	return newDatabase(ctx, path, conn)
+}
+
+// Look returns nil if a file is a database of the original that nobody writes, or the
+// error of [Open]. It leaves no file beside it.
+func Look(ctx context.Context, path string) error {
+	absolute, err := checkFile(path)
+	if err != nil {
+		return err
+	}
+	conn, err := tryReading(ctx, absolute, "mode=ro", "immutable=1")
+	if err != nil {
+		return describe("database "+path+": open it", err)
+	}
+	_, err = look(ctx, conn)
+	return errors.Join(err, conn.close())
+}
+
+func newDatabase(ctx context.Context, path string, conn *connection) (*Database, error) {
+	layout, err := look(ctx, conn)
+	if err != nil {
+		return nil, errors.Join(describe("database "+path, err), conn.close())
+	}
+	return &Database{path: path, layout: layout, conn: conn}, nil
+}
+
+// checkFile refuses what is no database at first sight. The error is the
+// system's or ErrNotDatabase.
+func checkFile(path string) (absolute string, err error) {
+	if absolute, err = filepath.Abs(path); err != nil {
+		return "", fmt.Errorf("database %s: find its absolute path: %w", path, err)
+	}
+	info, err := os.Stat(absolute)
+	if err != nil {
+		return "", fmt.Errorf("database %s: %w", path, errors.Unwrap(err))
+	}
+	if !info.Mode().IsRegular() {
+		return "", fmt.Errorf("%w: %s is no regular file: name another", ErrNotDatabase, path)
+	}
+	if info.Size() < smallestDatabase {
+		return "", fmt.Errorf("%w: %s has only %d bytes, a database has %d or more: name another", ErrNotDatabase, path, info.Size(), smallestDatabase)
+	}
+	return absolute, nil
+}
+
+func openReadOnly(ctx context.Context, path string) (*connection, error) {
+	conn, err := tryReading(ctx, path, "mode=ro")
+	if code := primaryCode(err); code != sqlite3.SQLITE_CANTOPEN && code != sqlite3.SQLITE_READONLY && code != sqlite3.SQLITE_IOERR {
+		return conn, err
+	}
+	// A database whose changes go to a log needs files beside it, which can't be
+	// made in a directory that can't be written. Where there is no log, nobody
+	// has it open, and it is all there.
+	if info, statErr := os.Stat(path + "-wal"); statErr == nil && info.Size() > 0 {
+		return nil, fmt.Errorf("%w: its directory can't be written, and there is a log of changes %s-wal: copy both to a directory that can be written", err, path)
+	} else if statErr != nil && !errors.Is(statErr, fs.ErrNotExist) {
+		return nil, errors.Join(err, statErr)
+	}
+	return tryReading(ctx, path, "mode=ro", "immutable=1")
+}
+
+// tryReading opens a connection and reads something.
+func tryReading(ctx context.Context, path string, parameters ...string) (*connection, error) {
+	conn, err := connect(ctx, path, append(parameters, reading...)...)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := conn.first(ctx, "SELECT count(*) FROM sqlite_schema"); err != nil {
+		return nil, errors.Join(err, conn.close())
+	}
+	return conn, nil
+}
+
+// OpenLocked is [Open] for a database that nobody else may write until it is
+// closed. Another process has it open when the error is [ErrInUse], as far as
+// that can be known: one that does nothing at the moment shows only if the
+// database keeps a log of changes. What a crash has left in that is folded back
+// into the file first. A file that can't be written can't be locked either; then
+// what is read is as of one moment.
+func OpenLocked(ctx context.Context, path string) (*Database, error) {
+	absolute, err := checkFile(path)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := openForWriting(ctx, absolute)
+	switch primaryCode(err) {
+	case sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN:
+		if conn, err = openReadOnly(ctx, absolute); err == nil {
+			if err = conn.script(ctx, "BEGIN"); err == nil {
+				_, err = conn.first(ctx, "SELECT count(*) FROM sqlite_schema")
+			}
+			if err != nil {
+				err = errors.Join(err, conn.close())
+			}
+		}
+	}
+	if err != nil {
+		return nil, describe("database "+path+": lock it", err)
+	}
+	return newDatabase(ctx, path, conn)
+}
+
+// openForWriting takes the lock of those who write.
+func openForWriting(ctx context.Context, path string) (*connection, error) {
+	// In exclusive mode, a transaction begins only when nobody else has the log
+	// open. That is not kept, as others may look at what the file is: they would
+	// wait.
+	conn, err := tryReading(ctx, path, "mode=rw", "_pragma=locking_mode(exclusive)")
+	if err != nil {
+		return nil, err
+	}
+	if _, err = conn.first(ctx, "PRAGMA wal_checkpoint(truncate)"); err == nil {
+		err = conn.script(ctx, "BEGIN EXCLUSIVE; ROLLBACK")
+	}
+	if err := errors.Join(err, conn.close()); err != nil {
+		return nil, err
+	}
+	if conn, err = tryReading(ctx, path, "mode=rw"); err != nil {
+		return nil, err
+	}
+	if err := conn.script(ctx, "BEGIN IMMEDIATE"); err != nil {
+		return nil, errors.Join(err, conn.close())
+	}
+	return conn, nil
+}

@@ -1,0 +1,250 @@
+// Package bytestore is what a storage needs of the place where it keeps bytes: the
+// interface [Store], which directories, buckets and caches in front of them implement.
+package bytestore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"os"
+	"time"
+)
+
+// Store keeps the bytes of nars, each under its name: the path that a narinfo's
+// URL gives, such as "nar/lzip/HASH-NAME". Names are relative, with forward
+// slashes, cleaned and free of "..": [narinfo.File.Path] makes them.
+//
+// A store distinguishes three answers: present, absent, which is an error that is
+// [fs.ErrNotExist], and unknown, which is any other error. On the third, callers
+// delete nothing and tell no client "not found".
+//
+// Methods may be called from several goroutines and processes at once. Every
+// store passes the suite of package storagetest. A store that lacks some of the
+// capabilities at the end embeds [Defaults]; a store in front of another embeds that.
+type Store interface {
+	// Stat describes the bytes under the name.
+	Stat(ctx context.Context, name string) (Info, error)
+
+	// Open reads length bytes from offset on, or all that follow if length is
+	// negative. The reader may give more than length; the caller closes it. It
+	// may be a [LocalFile]. A store that keeps checksums compares them if offset
+	// is 0 and length is negative: the error is [ErrDamaged] then, in the place
+	// of the last bytes.
+	Open(ctx context.Context, name string, offset, length int64) (io.ReadCloser, Info, error)
+
+	// Stage writes size bytes for the name without making them visible: Stat and
+	// Open answer as before until Commit. If from gives fewer or more bytes, the
+	// error is [ErrWrongSize] and nothing is kept. If from is also an
+	// [io.ReaderAt] of the same bytes from 0 on, the store may read them twice to
+	// compute their [Info.Sum].
+	Stage(ctx context.Context, name string, from io.Reader, size int64) (Staged, error)
+
+	// Flush makes bytes that came into the store by another way than Stage, such
+	// as an administrator's copy, survive a loss of power after the next Sync. It
+	// fails if users can write to them who may not write to the store.
+	Flush(ctx context.Context, name string) error
+
+	// Sync makes everything that this store has committed or removed survive a
+	// loss of power.
+	Sync(ctx context.Context) error
+
+	// Remove deletes the bytes, also temporary ones under the name that List
+	// gave. It is not an error if they don't exist.
+	Remove(ctx context.Context, name string) error
+
+	// List iterates over all names, in no particular order. An error that comes
+	// with a name is about that name, such as a directory that can't be read, and
+	// the iteration continues. An error without a name ends it.
+	List(ctx context.Context) iter.Seq2[Info, error]
+
+	// Probe checks, without writing anything, that the store can be read and, as
+	// far as that can be told beforehand, written. It is called often.
+	Probe(ctx context.Context) error
+
+	// String names the store in messages to operators.
+	String() string
+
+	// IsRemote reports whether calls go over a network.
+	IsRemote() bool
+
+	// Concurrency returns how many calls at a time suit the store.
+	Concurrency() int
+
+	// StageFile is Stage for a local file that nobody writes to any more, without
+	// copying it. The file must be open for reading only, unless it is in the
+	// store's spool. The store may share it: the caller then removes its name, and
+	// nothing else, once the bytes are committed. A file of its own spool it may
+	// move, and the name is gone then. The error is [ErrCantShare] if the file must
+	// be copied with Stage, such as one that another user may write to.
+	StageFile(ctx context.Context, name string, file *os.File, size int64) (Staged, error)
+
+	// Spool returns a local directory for files that arrive piece by piece, from
+	// which StageFile can take them; it is made if need be. The caller names,
+	// writes and removes the files in it; List shows them as temporary. The error
+	// is [errors.ErrUnsupported] for a store that has none.
+	Spool() (directory string, err error)
+
+	// MayRemove returns an error if this process can't remove the bytes under the
+	// name; nil if that can't be told beforehand.
+	MayRemove(name string) error
+
+	// ListUnfinished lists temporary bytes as List does, if none were added to
+	// them after the given time, without listing everything else. The error is
+	// [errors.ErrUnsupported] for a store that can't.
+	ListUnfinished(ctx context.Context, before time.Time) iter.Seq2[Info, error]
+
+	// FreeSpace returns how many bytes this process can still write to the file
+	// system of the store, and the size of that. The error is
+	// [errors.ErrUnsupported] for a store that has no file system.
+	FreeSpace() (free, size int64, err error)
+
+	// Presign returns a URL that serves the bytes under the name to anybody for
+	// that long. It doesn't say whether they exist. The error is
+	// [errors.ErrUnsupported] for a store without such URLs.
+	Presign(ctx context.Context, name string, lifetime time.Duration) (string, error)
+
+	// Invalidate forces the next Open of the name to revalidate what the store has
+	// cached of it. It returns false for a store that caches nothing.
+	Invalidate(name string) bool
+}
+
+// localConcurrency lets a disk work on several requests.
+const localConcurrency = 4
+
+// Defaults has the capabilities of a plain local store: none.
+type Defaults struct{}
+
+// IsRemote implements [Store].
+func (Defaults) IsRemote() bool { return false }
+
+// Concurrency implements [Store].
+func (Defaults) Concurrency() int { return localConcurrency }
+
+// StageFile implements [Store].
+func (Defaults) StageFile(_ context.Context, name string, _ *os.File, _ int64) (Staged, error) {
+	return nil, fmt.Errorf("%s: %w", name, ErrCantShare)
+}
+
+// Spool implements [Store].
+func (Defaults) Spool() (string, error) { return "", errors.ErrUnsupported }
+
+// MayRemove implements [Store].
+func (Defaults) MayRemove(string) error { return nil }
+
+// ListUnfinished implements [Store].
+func (Defaults) ListUnfinished(context.Context, time.Time) iter.Seq2[Info, error] {
+	return func(yield func(Info, error) bool) { yield(Info{}, errors.ErrUnsupported) }
+}
+
+// FreeSpace implements [Store].
+func (Defaults) FreeSpace() (free, size int64, err error) { return 0, 0, errors.ErrUnsupported }
+
+// Presign implements [Store].
+func (Defaults) Presign(context.Context, string, time.Duration) (string, error) {
+	return "", errors.ErrUnsupported
+}
+
+// Invalidate implements [Store].
+func (Defaults) Invalidate(string) bool { return false }
+
+// LocalFile is a reader of bytes in a file of this machine, from where the
+// kernel can send them.
+type LocalFile interface {
+	io.ReadCloser
+	// Local returns the file, and where in it the next Read begins. Others may
+	// be reading it: its own position means nothing. It is good until Close.
+	Local() (file *os.File, offset int64)
+}
+
+// FileReader is a [LocalFile]: a file from an offset on.
+type FileReader struct {
+	File   *os.File
+	Offset int64
+}
+
+// Read implements [io.Reader].
+func (r *FileReader) Read(p []byte) (int, error) {
+	n, err := r.File.ReadAt(p, r.Offset)
+	r.Offset += int64(n)
+	if n > 0 && err == io.EOF {
+		err = nil
+	}
+	return n, err
+}
+
+// Local implements [LocalFile].
+func (r *FileReader) Local() (*os.File, int64) { return r.File, r.Offset }
+
+// Close implements [io.Closer]. A second call does nothing.
+func (r *FileReader) Close() error {
+	if err := r.File.Close(); !errors.Is(err, os.ErrClosed) {
+		return err
+	}
+	return nil
+}
+
+// GrowingFile is a LocalFile that is still being written, and whose Read may have
+// other ways when that goes wrong.
+type GrowingFile interface {
+	LocalFile
+	// Next waits until there is something to read, and returns how many bytes
+	// follow from where Local says. With an error, Read is to be tried.
+	Next() (int64, error)
+	// Skip moves on by bytes that were taken out of the file.
+	Skip(n int64)
+}
+
+// Staged is content that waits to be shown. Each method ends it, unless it fails.
+type Staged interface {
+	// Commit shows the bytes under their name, in the place of any that were
+	// there, all at once. They survive a loss of power after the store's Sync.
+	// Once it has succeeded, another call does nothing.
+	Commit(ctx context.Context) error
+	// CommitNew is Commit for a name that has no bytes: of several at once, one
+	// succeeds. The error is [fs.ErrExist] where there are some. On a server or file
+	// system without such a call, all of several at once may succeed.
+	CommitNew(ctx context.Context) error
+	// Abort drops the bytes. After Commit it does nothing.
+	Abort()
+}
+
+// Info describes bytes in a store.
+type Info struct {
+	Name string
+	// Size is the length in bytes; Usage is what it takes of the store, which
+	// is what a limit on the store is about.
+	Size, Usage int64
+	ModTime     time.Time
+	// Changed is when the bytes or what describes them changed last, by the clock of
+	// the file system, which nobody can set back for a file. Zero where the bytes are
+	// not in a file of this machine.
+	Changed time.Time
+	// Tag tells one content of the name from another, where the store has
+	// something that does; "" where it hasn't.
+	Tag string
+	// Sum is the first half of the SHA-256 of the bytes, where the store keeps it with
+	// them. Zero where it doesn't; List may leave it out.
+	Sum [16]byte
+	// Temporary says that it is left from a Stage that never came to its end,
+	// or one that is under way: List shows them, Stat and Open do not.
+	Temporary bool
+	// Linked says that the bytes have other names outside of the store, such as in
+	// an export: to remove this one frees nothing. Not all stores know.
+	Linked bool
+}
+
+var (
+	// ErrWrongSize says that bytes are fewer or more than was said.
+	ErrWrongSize = errors.New("wrong size")
+	// ErrDamaged says that bytes which were read are not those that were stored.
+	// To read the last of them again is no cure.
+	ErrDamaged = errors.New("damaged in the storage")
+	// ErrCantShare says that a file must be copied.
+	ErrCantShare = errors.New("can't be shared with the storage")
+	// ErrNotInPlace says that a store's directory was moved or unmounted.
+	ErrNotInPlace = errors.New("is no longer the directory it was at start")
+	// ErrOutside says that a name leads out of the store by a symbolic link.
+	ErrOutside = errors.New("leads out of the storage")
+)
