@@ -46,7 +46,7 @@ func TestUsualAnswer(t *testing.T) {
 		}
 	}
 	// What is longer than the buffer is none of its business.
-	long := "HTTP/1.1 200 OK\r\nX-Long: " + strings.Repeat("x", laneBuffer) + "\r\nContent-Length: 5\r\n\r\nbytes"
+	long := "HTTP/1.1 200 OK\r\nX-Long: " + strings.Repeat("x", headBuffer) + "\r\nContent-Length: 5\r\n\r\nbytes"
 	if sameAnswer(t, long) {
 		t.Error("a head that does not fit is taken for the usual")
 	}
@@ -56,8 +56,8 @@ func TestUsualAnswer(t *testing.T) {
 // does then, and left alone otherwise.
 func sameAnswer(t *testing.T, text string) (usual bool) {
 	t.Helper()
-	reader := bufio.NewReaderSize(strings.NewReader(text), laneBuffer)
-	got := usualAnswer(reader)
+	reader := bufio.NewReaderSize(strings.NewReader(text), headBuffer)
+	got := parseHead(reader)
 	rest, err := io.ReadAll(reader)
 	if err != nil {
 		t.Fatal(err)

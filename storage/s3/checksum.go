@@ -189,7 +189,7 @@ func isAboutChecksum(err error) bool {
 // refused x-amz-checksum-mode, no later request has it.
 func (b *Bucket) getObject(ctx context.Context, input *s3.GetObjectInput, options ...func(*s3.Options)) (output *s3.GetObjectOutput, err error) {
 	get := func() error {
-		if output, err = b.quickly.getObject(ctx, input); errors.Is(err, errUnusual) {
+		if output, err = b.fastGet.getObject(ctx, input); errors.Is(err, errUnusual) {
 			output, err = b.client.GetObject(ctx, input, options...)
 		}
 		return err
@@ -206,7 +206,7 @@ func (b *Bucket) getObject(ctx context.Context, input *s3.GetObjectInput, option
 		return nil, err
 	}
 	if b.checksums.noMode.CompareAndSwap(false, true) {
-		b.quickly.rest.Store(0) // the fast path works now
+		b.fastGet.pausedUntil.Store(0) // the fast path works now
 		b.log.Debug("the server refuses to be asked for checksums: nars are read without", "storage", b.String())
 	}
 	return output, err

@@ -114,7 +114,7 @@ func TestSignedHeaders(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
-	b.quickly.rest.Store(math.MaxInt64) // all GETs by the SDK
+	b.fastGet.pausedUntil.Store(math.MaxInt64) // all GETs by the SDK
 	wantContent(t, b, "nar/small", random(small, 1))
 	if err := b.Remove(t.Context(), "nar/small"); err != nil {
 		t.Error(err)
@@ -477,7 +477,7 @@ func TestReadWithoutChecksums(t *testing.T) {
 		always(400, "InvalidArgument"), always(501, "NotImplemented"), always(503, "SlowDown"), always(404, "NoSuchBucket"),
 		times(1, always(400, "InvalidArgument")),
 	} {
-		b.quickly.rest.Store(math.MaxInt64) // all GETs by the SDK
+		b.fastGet.pausedUntil.Store(math.MaxInt64) // all GETs by the SDK
 		way.set(hook)
 		_, _ = readAll(t, b, "nar/x", 0)
 		if b.checksums.noMode.Load() {

@@ -390,7 +390,7 @@ func TestTLS(t *testing.T) {
 // whichever way it is asked for.
 func TestSpoiled(t *testing.T) {
 	t.Parallel()
-	for _, way := range []string{"quickly", "by the SDK", "quickly, crc32", "by the SDK, crc32"} {
+	for _, way := range []string{"fast path", "by the SDK", "fast path, crc32", "by the SDK, crc32"} {
 		t.Run(way, func(t *testing.T) {
 			t.Parallel()
 			url := place(t)
@@ -398,8 +398,8 @@ func TestSpoiled(t *testing.T) {
 				url += "&checksum=crc32"
 			}
 			b := open(t, url, Options{})
-			if !strings.HasPrefix(way, "quickly") {
-				b.quickly.rest.Store(math.MaxInt64)
+			if !strings.HasPrefix(way, "fast path") {
+				b.fastGet.pausedUntil.Store(math.MaxInt64)
 			}
 			content := random(300<<10, 1)
 			put(t, b, "nar/x", content)

@@ -83,7 +83,7 @@ type Bucket struct {
 	client  *s3.Client
 	http    *client
 	presign *s3.PresignClient
-	quickly *quickly
+	fastGet *fastGet
 	// checksums is what the server accepts.
 	checksums checksums
 	partSize  int64  // of the usual upload
@@ -166,7 +166,7 @@ func Open(ctx context.Context, url string, options Options) (*Bucket, error) {
 		o.DisableS3ExpressSessionAuth = aws.Bool(true)
 	})
 	b.presign = s3.NewPresignClient(b.client, func(o *s3.PresignOptions) { o.Presigner = sign })
-	b.quickly = &quickly{b: b, keys: keys, region: b.client.Options().Region, signer: sign}
+	b.fastGet = &fastGet{b: b, keys: keys, region: b.client.Options().Region, signer: sign}
 	b.buffers.New = func() any { buffer := make([]byte, b.partSize); return &buffer }
 	return b, nil
 }

@@ -28,22 +28,22 @@ const (
 // long they may not.
 type client struct {
 	quick, patient http.RoundTripper
-	// lanes is quick for what quickly asks for; nil for quick itself.
-	lanes *lanes
+	// pool is for the requests of fastGet; nil if they use quick as well.
+	pool *pool
 }
 
 func newClient() *client {
 	return &client{
 		quick: newTransport(headTimeout), patient: newTransport(completeTimeout),
-		lanes: &lanes{dialer: net.Dialer{Timeout: dialTimeout}, head: headTimeout},
+		pool: &pool{dialer: net.Dialer{Timeout: dialTimeout}, head: headTimeout},
 	}
 }
 
 // get sends a GET.
 func (c *client) get(request *http.Request) (*http.Response, error) {
-	if c.lanes != nil {
+	if c.pool != nil {
 		if proxy, err := redact.Proxy(request); err == nil && proxy == nil {
-			return c.lanes.RoundTrip(request)
+			return c.pool.RoundTrip(request)
 		}
 	}
 	return c.quick.RoundTrip(request)
@@ -64,8 +64,8 @@ func (c *client) close() {
 			transport.CloseIdleConnections()
 		}
 	}
-	if c.lanes != nil {
-		c.lanes.close()
+	if c.pool != nil {
+		c.pool.close()
 	}
 }
 

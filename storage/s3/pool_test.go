@@ -17,8 +17,8 @@ import (
 	"time"
 )
 
-// laneServer counts connections, and answers by the path.
-func laneServer(t *testing.T, secure bool) (s *httptest.Server, l *lanes, connections *atomic.Int64) {
+// poolServer counts connections, and answers by the path.
+func poolServer(t *testing.T, secure bool) (s *httptest.Server, l *pool, connections *atomic.Int64) {
 	t.Helper()
 	connections = new(atomic.Int64)
 	s = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -50,7 +50,7 @@ func laneServer(t *testing.T, secure bool) (s *httptest.Server, l *lanes, connec
 			fmt.Fprintf(w, "%s %s %s %s", r.Method, r.URL.EscapedPath(), r.Host, r.Header.Get("Range"))
 		}
 	}))
-	l = &lanes{head: 30 * time.Second}
+	l = &pool{head: 30 * time.Second}
 	// Here, as the server may only see one when the client has given it up.
 	l.dialer.Control = func(string, string, syscall.RawConn) error {
 		connections.Add(1)
@@ -68,7 +68,7 @@ func laneServer(t *testing.T, secure bool) (s *httptest.Server, l *lanes, connec
 	return s, l, connections
 }
 
-func laneGet(ctx context.Context, l *lanes, url string) (string, error) {
+func poolGet(ctx context.Context, l *pool, url string) (string, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return "", err
@@ -83,18 +83,18 @@ func laneGet(ctx context.Context, l *lanes, url string) (string, error) {
 	return string(body), err
 }
 
-// TestLanes: one connection does for all that come one after the other, and nothing
+// TestPool: one connection does for all that come one after the other, and nothing
 // of one answer is left for the next.
-func TestLanes(t *testing.T) {
+func TestPool(t *testing.T) {
 	t.Parallel()
 	for _, secure := range []bool{false, true} {
-		s, l, connections := laneServer(t, secure)
+		s, l, connections := poolServer(t, secure)
 		host := strings.SplitN(s.URL, "://", 2)[1]
 		for range 3 {
 			for path, want := range map[string]string{
 				"/a%20b/c+d": "GET /a%20b/c+d " + host + " bytes=1-2", "/hints": "after hints", "/chunks": "in chunks", "/empty": "",
 			} {
-				if got, err := laneGet(t.Context(), l, s.URL+path); err != nil || got != want {
+				if got, err := poolGet(t.Context(), l, s.URL+path); err != nil || got != want {
 					t.Errorf("%s: %q, %v; want %q", path, got, err, want)
 				}
 			}
@@ -103,16 +103,16 @@ func TestLanes(t *testing.T) {
 			t.Errorf("secure %v: %d connections, want one", secure, n)
 		}
 		// The server ends it, and says so or not.
-		if got, err := laneGet(t.Context(), l, s.URL+"/close"); err != nil || got != "the last" {
+		if got, err := poolGet(t.Context(), l, s.URL+"/close"); err != nil || got != "the last" {
 			t.Errorf("the last: %q, %v", got, err)
 		}
 		for range 2 {
-			if _, err := laneGet(t.Context(), l, s.URL+"/x"); err != nil {
+			if _, err := poolGet(t.Context(), l, s.URL+"/x"); err != nil {
 				t.Errorf("after the last: %v", err)
 			}
 		}
 		s.CloseClientConnections()
-		if _, err := laneGet(t.Context(), l, s.URL+"/x"); err != nil {
+		if _, err := poolGet(t.Context(), l, s.URL+"/x"); err != nil {
 			t.Errorf("after the server has ended idle connections: %v", err)
 		}
 		if n := connections.Load(); n != 3 {
@@ -121,33 +121,33 @@ func TestLanes(t *testing.T) {
 	}
 }
 
-// TestLanesFail: what goes wrong is an error, soon, and no connection is used again
+// TestPoolFail: what goes wrong is an error, soon, and no connection is used again
 // after it.
-func TestLanesFail(t *testing.T) {
+func TestPoolFail(t *testing.T) {
 	t.Parallel()
-	s, l, connections := laneServer(t, false)
-	if got, err := laneGet(t.Context(), l, s.URL+"/cut"); !errors.Is(err, io.ErrUnexpectedEOF) {
+	s, l, connections := poolServer(t, false)
+	if got, err := poolGet(t.Context(), l, s.URL+"/cut"); !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Errorf("cut: %q, %v", got, err)
 	}
 	for _, path := range []string{"/stalls", "/silent"} {
 		ctx, cancel := context.WithCancel(t.Context())
 		time.AfterFunc(10*time.Millisecond, cancel)
-		if got, err := laneGet(ctx, l, s.URL+path); err == nil {
+		if got, err := poolGet(ctx, l, s.URL+path); err == nil {
 			t.Errorf("%s: %q", path, got)
 		}
 	}
 	cancelled, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := laneGet(cancelled, l, s.URL+"/x"); !errors.Is(err, context.Canceled) {
+	if _, err := poolGet(cancelled, l, s.URL+"/x"); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled before: %v", err)
 	}
 	l.head = time.Millisecond
-	if _, err := laneGet(t.Context(), l, s.URL+"/silent"); err == nil {
+	if _, err := poolGet(t.Context(), l, s.URL+"/silent"); err == nil {
 		t.Error("without a head: no error")
 	}
 	l.head = 30 * time.Second
 	before := connections.Load()
-	if _, err := laneGet(t.Context(), l, s.URL+"/x"); err != nil || connections.Load() != before+1 {
+	if _, err := poolGet(t.Context(), l, s.URL+"/x"); err != nil || connections.Load() != before+1 {
 		t.Errorf("afterwards: %v, %d connections more, want a new one", err, connections.Load()-before)
 	}
 	// One that is not read to its end.
@@ -162,26 +162,26 @@ func TestLanesFail(t *testing.T) {
 	if err := errors.Join(response.Body.Close(), response.Body.Close()); err != nil {
 		t.Error(err)
 	}
-	if got, err := laneGet(t.Context(), l, s.URL+"/y"); err != nil || !strings.HasPrefix(got, "GET /y ") {
+	if got, err := poolGet(t.Context(), l, s.URL+"/y"); err != nil || !strings.HasPrefix(got, "GET /y ") {
 		t.Errorf("after one that was not read: %q, %v", got, err)
 	}
 	s.CloseClientConnections()
 	s.Close()
-	if _, err := laneGet(t.Context(), l, s.URL+"/x"); err == nil {
+	if _, err := poolGet(t.Context(), l, s.URL+"/x"); err == nil {
 		t.Error("without a server: no error")
 	}
 }
 
-// TestLanesAtOnce: many at a time, each its own answer; those kept are bounded.
-func TestLanesAtOnce(t *testing.T) {
+// TestPoolAtOnce: many at a time, each its own answer; those kept are bounded.
+func TestPoolAtOnce(t *testing.T) {
 	t.Parallel()
-	s, l, _ := laneServer(t, false)
+	s, l, _ := poolServer(t, false)
 	var asking sync.WaitGroup
 	for i := range 2 * idleConnections {
 		asking.Go(func() {
 			for n := range 5 {
 				path := fmt.Sprintf("/%d/%d", i, n)
-				if got, err := laneGet(t.Context(), l, s.URL+path); err != nil || !strings.HasPrefix(got, "GET "+path+" ") {
+				if got, err := poolGet(t.Context(), l, s.URL+path); err != nil || !strings.HasPrefix(got, "GET "+path+" ") {
 					t.Errorf("%s: %q, %v", path, got, err)
 				}
 			}
@@ -189,14 +189,14 @@ func TestLanesAtOnce(t *testing.T) {
 	}
 	asking.Wait()
 	kept := 0
-	for _, lanes := range l.idle {
-		kept += len(lanes)
+	for _, pool := range l.idle {
+		kept += len(pool)
 	}
 	if kept == 0 || kept > idleConnections {
 		t.Errorf("%d connections are kept, want %d at the most", kept, idleConnections)
 	}
 	l.close()
-	if got, err := laneGet(t.Context(), l, s.URL+"/x"); err != nil || got == "" || len(l.idle) > 0 {
+	if got, err := poolGet(t.Context(), l, s.URL+"/x"); err != nil || got == "" || len(l.idle) > 0 {
 		t.Errorf("after it was closed: %q, %v, %d kept", got, err, len(l.idle))
 	}
 }

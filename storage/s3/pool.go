@@ -17,84 +17,84 @@ import (
 	"nar-herder/internal/rawio"
 )
 
-// lanes sends GETs as [http.Transport] does, on kept connections, but in the caller's
-// goroutine: the two that Transport has for each connection, and what it takes to hand
-// on to them and back, are a third of the work for a nar of 200 KB.
+// pool sends GETs on kept connections as [http.Transport] does, but in the caller's
+// goroutine. Transport has two goroutines for each connection; passing data through
+// them is a third of the work for a nar of 200 KB.
 //
-// The caller closes each answer's body. Its context ends the request until then.
-type lanes struct {
+// The caller closes each response's body. The request's context ends it until then.
+type pool struct {
 	dialer net.Dialer
-	// head is how long the head of an answer may take.
+	// head is how long the head of a response may take.
 	head time.Duration
-	// tls is for https; nil for the usual.
+	// tls is for https; nil for the default.
 	tls *tls.Config
 
 	mu     sync.Mutex
-	idle   map[string][]*lane // by scheme and host; the last one used is the last
+	idle   map[string][]*pooledConn // by scheme and host, least recently used first
 	closed bool
 }
 
 const (
-	// laneIdle is how long a connection is kept unused; servers end them, too.
-	laneIdle = 60 * time.Second
-	// laneBuffer holds the head of an answer.
-	laneBuffer = 4 << 10
+	// poolIdle is how long an unused connection is kept; servers close them, too.
+	poolIdle = 60 * time.Second
+	// headBuffer holds the head of a response.
+	headBuffer = 4 << 10
 )
 
-// lane is a connection.
-type lane struct {
+// pooledConn is a connection of a pool.
+type pooledConn struct {
 	net.Conn
 	key    string
 	reader *bufio.Reader
-	since  time.Time // that it is idle
+	since  time.Time // when it became idle
 	used   bool      // before
 }
 
 // RoundTrip implements [http.RoundTripper].
-func (l *lanes) RoundTrip(request *http.Request) (*http.Response, error) {
+func (p *pool) RoundTrip(request *http.Request) (*http.Response, error) {
 	for {
-		lane, err := l.get(request)
+		conn, err := p.get(request)
 		if err != nil {
 			return nil, err
 		}
-		response, err := l.send(lane, request)
+		response, err := p.send(conn, request)
 		if err == nil {
 			return response, nil
 		}
-		lane.Close()
-		// The server may have ended it just before; with a new one, it is told.
-		if !lane.used || request.Context().Err() != nil {
+		conn.Close()
+		// The server may have closed an idle connection just now: try a new one.
+		if !conn.used || request.Context().Err() != nil {
 			return nil, err
 		}
 	}
 }
 
 // get returns an idle connection or a new one.
-func (l *lanes) get(request *http.Request) (*lane, error) {
+func (p *pool) get(request *http.Request) (*pooledConn, error) {
 	key := request.URL.Scheme + "://" + request.URL.Host
-	l.mu.Lock()
-	for kept := l.idle[key]; len(kept) > 0; kept = l.idle[key] {
+	p.mu.Lock()
+	for kept := p.idle[key]; len(kept) > 0; kept = p.idle[key] {
 		last := kept[len(kept)-1]
 		kept[len(kept)-1] = nil
-		l.idle[key] = kept[:len(kept)-1]
-		if time.Since(last.since) < laneIdle {
-			l.mu.Unlock()
+		p.idle[key] = kept[:len(kept)-1]
+		if time.Since(last.since) < poolIdle {
+			p.mu.Unlock()
 			last.used = true
 			return last, nil
 		}
 		last.Close()
 	}
-	l.mu.Unlock()
+	p.mu.Unlock()
 	ctx, cancel := context.WithTimeout(request.Context(), dialTimeout)
 	defer cancel()
 	host, port := request.URL.Hostname(), request.URL.Port()
 	var conn net.Conn
 	var err error
 	if request.URL.Scheme == "https" {
-		dialer := tls.Dialer{NetDialer: &l.dialer, Config: l.tls} // which is HTTP/1.1, as no other is named
+		dialer := tls.Dialer{NetDialer: &p.dialer, Config: p.tls} // HTTP/1.1, as it offers nothing else
 		conn, err = dialer.DialContext(ctx, "tcp", net.JoinHostPort(host, orPort(port, "443")))
 	} else {
-		conn, err = l.dialer.DialContext(ctx, "tcp", net.JoinHostPort(host, orPort(port, "80")))
+		conn, err = p.dialer.DialContext(ctx, "tcp", net.JoinHostPort(host, orPort(port, "80")))
 	}
 	if err != nil {
 		return nil, err
@@ -107,7 +107,7 @@ func (l *lanes) get(request *http.Request) (*lane, error) {
 		}
 		conn = plainConn{tcp, rawio.NewReader(raw), rawio.NewWriter(raw)}
 	}
-	return &lane{Conn: conn, key: key, reader: bufio.NewReaderSize(conn, laneBuffer)}, nil
+	return &pooledConn{Conn: conn, key: key, reader: bufio.NewReaderSize(conn, headBuffer)}, nil
 }
 
 // plainConn is a connection without TLS.
@@ -120,9 +120,9 @@ type plainConn struct {
 func (c plainConn) Read(p []byte) (int, error)  { return c.reader.Read(p) }
 func (c plainConn) Write(p []byte) (int, error) { return c.writer.Write(p) }
 
-func orPort(port, usual string) string {
+func orPort(port, standard string) string {
 	if port == "" {
-		return usual
+		return standard
 	}
 	return port
 }
@@ -130,31 +130,31 @@ func orPort(port, usual string) string {
 // aLongTimeAgo is a deadline that has passed.
 var aLongTimeAgo = time.Unix(1, 0)
 
-// send writes the request, and reads the head of its answer.
-func (l *lanes) send(lane *lane, request *http.Request) (*http.Response, error) {
+// send writes the request and reads the head of its response.
+func (p *pool) send(conn *pooledConn, request *http.Request) (*http.Response, error) {
 	ctx := request.Context()
-	if err := lane.SetDeadline(time.Now().Add(l.head)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(p.head)); err != nil {
 		return nil, err
 	}
-	stop := context.AfterFunc(ctx, func() { _ = lane.SetDeadline(aLongTimeAgo) })
-	response, err := ask(lane, request)
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(aLongTimeAgo) })
+	response, err := ask(conn, request)
 	if err != nil {
 		stop()
 		return nil, errors.Join(ctx.Err(), err)
 	}
-	if err := lane.SetDeadline(time.Time{}); err != nil || ctx.Err() != nil {
+	if err := conn.SetDeadline(time.Time{}); err != nil || ctx.Err() != nil {
 		stop()
 		return nil, errors.Join(ctx.Err(), err)
 	}
-	body := &laneBody{Reader: response.Body, lanes: l, lane: lane, stop: stop, keep: !response.Close}
+	body := &pooledBody{Reader: response.Body, pool: p, conn: conn, stop: stop, keep: !response.Close}
 	if response.Body == nil || response.ContentLength >= 0 && (response.StatusCode == http.StatusOK || response.StatusCode == http.StatusPartialContent) {
-		body.Reader = &knownBody{lane.reader, response.ContentLength}
+		body.Reader = &knownBody{conn.reader, response.ContentLength}
 	}
 	response.Body = body
 	return response, nil
 }
 
-func ask(lane *lane, request *http.Request) (*http.Response, error) {
+func ask(conn *pooledConn, request *http.Request) (*http.Response, error) {
 	head := make([]byte, 0, 1024)
 	head = append(head, "GET "...)
 	head = append(head, request.URL.RequestURI()...)
@@ -166,43 +166,43 @@ func ask(lane *lane, request *http.Request) (*http.Response, error) {
 			head = append(append(append(append(head, key...), ": "...), value...), "\r\n"...)
 		}
 	}
-	if _, err := lane.Write(append(head, "\r\n"...)); err != nil {
+	if _, err := conn.Write(append(head, "\r\n"...)); err != nil {
 		return nil, err
 	}
-	if response := usualAnswer(lane.reader); response != nil {
+	if response := parseHead(conn.reader); response != nil {
 		return response, nil
 	}
 	for {
-		response, err := http.ReadResponse(lane.reader, request)
+		response, err := http.ReadResponse(conn.reader, request)
 		if err != nil {
 			return nil, err
 		}
 		if response.StatusCode >= 200 || response.StatusCode == http.StatusSwitchingProtocols {
 			return response, nil
 		}
-		response.Body.Close() // it says that more is to come
+		response.Body.Close() // 1xx: the final response follows
 	}
 }
 
-// readHeaders are those that something is made of, in the form of [http.Header].
+// readHeaders are the headers that are used, in canonical form.
 var readHeaders = []string{
 	"Content-Length", "Transfer-Encoding", "Connection",
 	"Etag", "Last-Modified", "Content-Range", tokenHeader, sumHeader, "X-Amz-Checksum-Crc32c", "X-Amz-Checksum-Crc32", "X-Amz-Checksum-Type",
 }
 
-// usualAnswer reads the head of an answer with the bytes that were asked for, if it has
-// come as a whole. Of any other it reads nothing and returns nil: it is one for
-// [http.ReadResponse], which takes several times as long. It has readHeaders alone.
-func usualAnswer(reader *bufio.Reader) *http.Response {
+// parseHead parses the head of a plain 200 or 206 that has arrived whole. For any other
+// it consumes nothing and returns nil: [http.ReadResponse] parses that, which takes
+// several times as long. The response has readHeaders only.
+func parseHead(reader *bufio.Reader) *http.Response {
 	if _, err := reader.Peek(1); err != nil {
-		return nil // it comes again
+		return nil // the caller gets the error when it reads
 	}
-	come, _ := reader.Peek(reader.Buffered())
-	head, _, whole := bytes.Cut(come, []byte("\r\n\r\n"))
+	buffered, _ := reader.Peek(reader.Buffered())
+	head, _, whole := bytes.Cut(buffered, []byte("\r\n\r\n"))
 	first, lines, _ := bytes.Cut(head, []byte("\r\n"))
 	response := &http.Response{Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, ContentLength: -1, Header: make(http.Header, 8)}
 	switch {
-	case !whole || bytes.ContainsFunc(first, notOfValue):
+	case !whole || bytes.ContainsFunc(first, notInValue):
 		return nil
 	case bytes.HasPrefix(first, []byte("HTTP/1.1 200 ")):
 		response.StatusCode = http.StatusOK
@@ -213,7 +213,7 @@ func usualAnswer(reader *bufio.Reader) *http.Response {
 	}
 	for line := range bytes.SplitSeq(lines, []byte("\r\n")) {
 		name, value, ok := bytes.Cut(line, []byte(":"))
-		if !ok || len(name) == 0 || bytes.ContainsFunc(name, notOfName) || bytes.ContainsFunc(value, notOfValue) {
+		if !ok || len(name) == 0 || bytes.ContainsFunc(name, notInName) || bytes.ContainsFunc(value, notInValue) {
 			return nil
 		}
 		for _, known := range readHeaders {
@@ -238,23 +238,23 @@ func usualAnswer(reader *bufio.Reader) *http.Response {
 	return response
 }
 
-func notOfName(r rune) bool {
+func notInName(r rune) bool {
 	return r != '-' && (r < '0' || r > '9') && (r < 'A' || r > 'Z') && (r < 'a' || r > 'z')
 }
 
-func notOfValue(r rune) bool { return r < ' ' && r != '\t' || r > '~' }
+func notInValue(r rune) bool { return r < ' ' && r != '\t' || r > '~' }
 
-// laneBody is a body whose end gives the connection back.
-type laneBody struct {
+// pooledBody returns the connection to the pool when it was read to its end.
+type pooledBody struct {
 	io.Reader
-	lanes *lanes
-	lane  *lane
+	pool  *pool
+	conn  *pooledConn
 	stop  func() bool
 	keep  bool
 	ended bool // cleanly
 }
 
-func (b *laneBody) Read(p []byte) (int, error) {
+func (b *pooledBody) Read(p []byte) (int, error) {
 	n, err := b.Reader.Read(p)
 	if err == io.EOF {
 		b.ended = true
@@ -262,30 +262,30 @@ func (b *laneBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Close implements [io.Closer]. Of an answer that was not read to its end, what is left
-// would take longer than a new connection.
-func (b *laneBody) Close() error {
-	if b.lane == nil {
+// Close implements [io.Closer]. It closes the connection if the response wasn't read to
+// its end: reading the rest would take longer than a new connection.
+func (b *pooledBody) Close() error {
+	if b.conn == nil {
 		return nil
 	}
-	lane := b.lane
-	b.lane = nil
-	// A context that has ended has a deadline set, now or soon.
-	if alive := b.stop(); !alive || !b.ended || !b.keep || lane.reader.Buffered() > 0 {
-		return lane.Close()
+	conn := b.conn
+	b.conn = nil
+	// A context that has ended sets a deadline, now or soon.
+	if alive := b.stop(); !alive || !b.ended || !b.keep || conn.reader.Buffered() > 0 {
+		return conn.Close()
 	}
-	b.lanes.put(lane)
+	b.pool.put(conn)
 	return nil
 }
 
-// knownBody is a body of which so many bytes are left.
+// knownBody is a body of known length.
 type knownBody struct {
 	reader *bufio.Reader
 	left   int64
 }
 
-// Read implements [io.Reader]. The few bytes that came with the head go with those that
-// follow: by themselves, they would be passed on by themselves.
+// Read implements [io.Reader]. It returns the few bytes that came with the head together
+// with those that follow: alone, they would become a packet of their own.
 func (b *knownBody) Read(p []byte) (n int, err error) {
 	p = p[:min(int64(len(p)), b.left)]
 	if b.reader.Buffered() > 0 {
@@ -300,7 +300,7 @@ func (b *knownBody) Read(p []byte) (n int, err error) {
 		return n, io.EOF
 	}
 	if n > 0 {
-		return n, nil // a failure comes again
+		return n, nil // an error is returned by the next Read
 	}
 	if err == io.EOF {
 		err = io.ErrUnexpectedEOF
@@ -308,35 +308,35 @@ func (b *knownBody) Read(p []byte) (n int, err error) {
 	return 0, err
 }
 
-// put keeps a connection.
-func (l *lanes) put(free *lane) {
+// put returns a connection to the pool.
+func (p *pool) put(free *pooledConn) {
 	free.since = time.Now()
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	kept := l.idle[free.key]
-	if l.closed || len(kept) >= idleConnections {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	kept := p.idle[free.key]
+	if p.closed || len(kept) >= idleConnections {
 		free.Close()
 		return
 	}
-	if len(kept) > 0 && time.Since(kept[0].since) >= laneIdle {
-		// One at a time goes of those that nobody has come to.
+	if len(kept) > 0 && time.Since(kept[0].since) >= poolIdle {
+		// Close connections that were unused for too long, one at a time.
 		kept[0].Close()
 		kept = append(kept[:0], kept[1:]...)
 	}
-	if l.idle == nil {
-		l.idle = make(map[string][]*lane, 1)
+	if p.idle == nil {
+		p.idle = make(map[string][]*pooledConn, 1)
 	}
-	l.idle[free.key] = append(kept, free)
+	p.idle[free.key] = append(kept, free)
 }
 
-func (l *lanes) close() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.closed = true
-	for _, kept := range l.idle {
-		for _, lane := range kept {
-			lane.Close()
+func (p *pool) close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.closed = true
+	for _, kept := range p.idle {
+		for _, conn := range kept {
+			conn.Close()
 		}
 	}
-	l.idle = nil
+	p.idle = nil
 }
