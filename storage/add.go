@@ -211,7 +211,7 @@ func (s *Storage) commitAllIn(ctx context.Context, tx *index.Tx, batch []*prepar
 		size += p.bytes
 		locked += p.lockedBytes()
 	}
-	hurried, cancel := s.hurried(ctx, locked)
+	hurried, cancel := s.withLockDeadline(ctx, locked)
 	defer cancel()
 	if size > 0 {
 		// It may have been taken over while they came.
@@ -234,7 +234,7 @@ func checkReferences(tx *index.Tx, batch []*prepared) error {
 		if p.result.Err != nil || !p.WithReferences {
 			continue
 		}
-		missing, err := tx.Missing(othersOf(p.Narinfo))
+		missing, err := tx.Missing(OtherReferences(p.Narinfo))
 		if err != nil {
 			return err
 		}
@@ -477,8 +477,8 @@ func (s *Storage) isStill(ctx context.Context, p *prepared, n int) error {
 	return nil
 }
 
-// othersOf returns the references to other items.
-func othersOf(n *narinfo.Narinfo) []narinfo.StorePath {
+// OtherReferences returns the references to other items.
+func OtherReferences(n *narinfo.Narinfo) []narinfo.StorePath {
 	others := make([]narinfo.StorePath, 0, len(n.References))
 	for _, reference := range n.References {
 		if reference != n.StorePath {

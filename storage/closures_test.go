@@ -8,6 +8,7 @@ import (
 
 	"nar-herder/narinfo"
 	"nar-herder/storage"
+	"nar-herder/storage/check"
 	"nar-herder/storage/index"
 )
 
@@ -23,8 +24,8 @@ func TestCheckClosures(t *testing.T) {
 		t.Helper()
 		looked := 0
 		found := map[int][]int{}
-		for finding, err := range s.CheckClosures(t.Context(), func() { looked++ }) {
-			if err != nil || finding.Kind != storage.Incomplete || finding.Name != "" {
+		for finding, err := range check.New(s).CheckClosures(t.Context(), func() { looked++ }) {
+			if err != nil || finding.Kind != check.Incomplete || finding.Name != "" {
 				t.Fatalf("%+v, %v", finding, err)
 			}
 			n := slices.IndexFunc(items, func(f fake) bool { return f.hash() == finding.Item.Hash })

@@ -284,13 +284,13 @@ func (s *Storage) dropUnclaimed(ctx context.Context, names []string, since int64
 		dropped.Size += one.Size
 		dropped.Usage += one.Usage
 		if err != nil {
-			stuck[hashInName(names[n])] = true
+			stuck[HashInName(names[n])] = true
 			failures = append(failures, err)
 		}
 	})
 	if err != nil { // which is the same for all
 		for _, name := range names {
-			stuck[hashInName(name)] = true
+			stuck[HashInName(name)] = true
 		}
 	}
 	if len(failures) > 0 {
@@ -323,7 +323,7 @@ func (s *Storage) dropEach(ctx context.Context, names []string, since int64, tol
 				}
 			}
 			chunk := names[begin:min(begin+dropAtOnce, len(names))]
-			hurried, cancel := s.hurried(ctx, 0)
+			hurried, cancel := s.withLockDeadline(ctx, 0)
 			defer cancel()
 			if err := s.MayDelete(hurried); errors.Is(err, ErrNotOwner) {
 				return tx.RemoveLeftovers(chunk) // they are the owner's to delete
@@ -337,9 +337,9 @@ func (s *Storage) dropEach(ctx context.Context, names []string, since int64, tol
 					done = append(done, name) // not a file of an item: forgotten, and left alone
 					continue
 				}
-				hash := hashInName(name)
+				hash := HashInName(name)
 				if _, hasChanged := changed[hash]; hasChanged || !sure {
-					claimed, err := isClaimed(tx, hash, name)
+					claimed, err := IsClaimed(tx, hash, name)
 					if err != nil {
 						return err
 					}
@@ -407,23 +407,6 @@ func (s *Storage) each(n int, f func(i int) error) []error {
 	return failures
 }
 
-const (
-	// lockedWait is how long a byte store that is far away may take while the index
-	// is locked for it, and others wait with their writing: less than they wait.
-	lockedWait = 20 * time.Second
-	// lockedRate is how much longer where nars are to be shown, in bytes a second:
-	// some servers put the parts of one together then.
-	lockedRate = 64 << 20
-)
-
-// hurried bounds what is done with the index locked.
-func (s *Storage) hurried(ctx context.Context, size int64) (context.Context, context.CancelFunc) {
-	if !s.IsRemote() {
-		return ctx, func() {}
-	}
-	return context.WithTimeout(ctx, lockedWait+time.Duration(size/lockedRate)*time.Second)
-}
-
 // drop deletes the bytes under a name.
 func (s *Storage) drop(ctx context.Context, name string) (Freed, error) {
 	info, err := s.bytes.Stat(ctx, name)
@@ -441,8 +424,8 @@ func (s *Storage) drop(ctx context.Context, name string) (Freed, error) {
 	return Freed{Size: info.Size, Usage: info.Usage}, nil
 }
 
-// isClaimed says whether the item's row has the file of that name as stored.
-func isClaimed(tx *index.Tx, hash narinfo.PathHash, name string) (bool, error) {
+// IsClaimed says whether the item's row has the file of that name as stored.
+func IsClaimed(tx *index.Tx, hash narinfo.PathHash, name string) (bool, error) {
 	row, err := tx.Item(hash)
 	if errors.Is(err, ErrNotFound) {
 		return false, nil

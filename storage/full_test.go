@@ -13,6 +13,7 @@ import (
 
 	"nar-herder/internal/testfs"
 	"nar-herder/storage"
+	"nar-herder/storage/check"
 	"nar-herder/storage/index"
 )
 
@@ -159,11 +160,11 @@ func TestRemoveFullDatabase(t *testing.T) {
 		t.Fatal(err)
 	}
 	useReserve(t, x)
-	for finding, err := range s.Check(t.Context(), nil) {
+	for finding, err := range check.New(s).Compare(t.Context(), nil) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if r := s.Repairer(storage.RepairOptions{}).Repair(t.Context(), finding); r.Outcome != storage.Unclaimed {
+		if r := check.New(s).Repairer(check.RepairOptions{}).Repair(t.Context(), finding); r.Outcome != check.Unclaimed {
 			t.Errorf("repair of %v: %v, %v", finding, r.Outcome, r.Err)
 		}
 	}

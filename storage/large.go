@@ -122,7 +122,7 @@ func (s *Storage) discardFresh(ctx context.Context, p *prepared) {
 // isSame looks whether a file that was shown is still there.
 func (s *Storage) isSame(ctx context.Context, name string, shown bytestore.Info) error {
 	info, err := s.bytes.Stat(ctx, name)
-	if errors.Is(err, fs.ErrNotExist) || err == nil && !sameFile(info, shown) {
+	if errors.Is(err, fs.ErrNotExist) || err == nil && !info.IsSame(shown) {
 		err = errChanged
 	}
 	if err != nil {

@@ -218,9 +218,9 @@ func (s *Storage) DeleteAfter(ctx context.Context) (time.Time, error) {
 	return s.index.DeleteAfter(ctx, s.now())
 }
 
-// hashInName returns the path hash that a nar's name begins with; the zero
+// HashInName returns the path hash that a nar's name begins with; the zero
 // hash, which no item has, when it begins with none.
-func hashInName(name string) narinfo.PathHash {
+func HashInName(name string) narinfo.PathHash {
 	hash, _ := findHash(name)
 	return hash
 }

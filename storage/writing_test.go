@@ -12,6 +12,7 @@ import (
 
 	"nar-herder/narinfo"
 	"nar-herder/storage"
+	"nar-herder/storage/check"
 	"nar-herder/storage/index"
 )
 
@@ -63,7 +64,7 @@ func TestNotOwner(t *testing.T) {
 			return err
 		},
 		"Repair": func() error {
-			return second.Repairer(storage.RepairOptions{Decode: decode}).Repair(t.Context(), storage.Finding{Kind: storage.Temporary, Name: items[1].name()}).Err
+			return check.New(second).Repairer(check.RepairOptions{Decode: decode}).Repair(t.Context(), check.Finding{Kind: check.Temporary, Name: items[1].name()}).Err
 		},
 		"Remove": func() error {
 			_, err := second.Remove(t.Context(), items[0].hash())
@@ -75,7 +76,7 @@ func TestNotOwner(t *testing.T) {
 		},
 		"Adopt": func() error { return second.Adopt(t.Context(), item, 0, decode) },
 		"Recount": func() error {
-			_, err := second.Recount(t.Context(), func() {})
+			_, err := check.New(second).Recount(t.Context(), func() {})
 			return err
 		},
 	} {
@@ -158,7 +159,7 @@ func TestTakenMeanwhile(t *testing.T) {
 			return importAll(t, s, storage.ImportOptions{Replace: true}, laid(t, other))[item.hash().String()+".narinfo"].Err
 		}, item, storage.ErrNotOwner},
 		"repair": {1, func(t *testing.T, s *storage.Storage) error {
-			return s.Repairer(storage.RepairOptions{Decode: decode}).Repair(t.Context(), allFindings(t, s)[0]).Err
+			return check.New(s).Repairer(check.RepairOptions{Decode: decode}).Repair(t.Context(), allFindings(t, s)[0]).Err
 		}, fake{n: 1, content: "wrong"}, storage.ErrNotOwner},
 		"receive": {0, func(t *testing.T, s *storage.Storage) error { // just after it was found the owner
 			return s.Receive(t.Context(), itemOf(t, s, lacking), 0, spooled(t, s, lacking.content))
@@ -211,7 +212,7 @@ func TestRecount(t *testing.T) {
 	want := func(recorded, missing int64) {
 		t.Helper()
 		files := 0
-		counted, err := s.Recount(t.Context(), func() { files++ })
+		counted, err := check.New(s).Recount(t.Context(), func() { files++ })
 		if err != nil || counted.Recorded != recorded || counted.Missing != missing || files == 0 {
 			t.Errorf("%+v of %d files, %v; want %d recorded, %d missing", counted, files, err, recorded, missing)
 		}
