@@ -169,7 +169,7 @@ func (s *Storage) commit(ctx context.Context, batch []*prepared) {
 			}
 		}
 	}
-	if _, _, err := s.dropUnclaimed(ctx, obsolete, 0); err != nil {
+	if _, _, err := s.DeleteUnclaimed(ctx, obsolete, 0); err != nil {
 		s.log.Warn("files that no narinfo names any more could not be removed from the storage", "error", err)
 	}
 }
@@ -374,9 +374,9 @@ func (s *Storage) put(ctx context.Context, tx *index.Tx, p *prepared, old *Item,
 		row = old.Item
 		// Files that only the old narinfo names are of no more use.
 		if s.bytes == nil {
-			p.carry(old)
+			CarryStored(p.entry, old)
 		} else {
-			p.obsolete = old.ownNames()
+			p.obsolete = old.NarNames()
 			if err := tx.AddLeftovers(p.obsolete); err != nil {
 				return err
 			}
@@ -386,23 +386,6 @@ func (s *Storage) put(ctx context.Context, tx *index.Tx, p *prepared, old *Item,
 		return err
 	}
 	return tx.AddTags(p.Narinfo.StorePath.Hash, p.Tags)
-}
-
-// carry takes over what the old row has as stored of the same nar, where this
-// process can't look for itself.
-func (p *prepared) carry(old *Item) {
-	if old.Narinfo.NarHash != p.Narinfo.NarHash {
-		return
-	}
-	for n, file := range p.Narinfo.Files {
-		name, err := file.Path()
-		if err != nil {
-			continue
-		}
-		if i := old.FileNamed(name); i >= 0 && old.HasStored(i) && (file.Size < 0 || file.Size == old.StoredSize(i)) {
-			p.found(n, old.StoredSize(i))
-		}
-	}
 }
 
 // show has the staged bytes of an addition be committed, late. Those that lay in the

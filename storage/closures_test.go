@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"nar-herder/narinfo"
+	"nar-herder/removal/deletion"
 	"nar-herder/storage"
 	"nar-herder/storage/check"
 	"nar-herder/storage/index"
@@ -54,7 +55,7 @@ func TestCheckClosures(t *testing.T) {
 		}
 		going = append(going, item)
 	}
-	if withdrawn, err := s.Withdraw(t.Context(), going, int64(len(items)), allowed); err != nil || len(withdrawn) != 2 {
+	if withdrawn, err := deletion.Withdraw(t.Context(), s, going, int64(len(items)), allowed); err != nil || len(withdrawn) != 2 {
 		t.Fatal(withdrawn, err)
 	}
 	check(map[int][]int{3: {8, 9}, 4: {9}, 6: {5}})

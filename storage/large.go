@@ -103,7 +103,7 @@ func (s *Storage) discard(ctx context.Context, names []string) {
 	err := s.index.Reclaim(ctx, func(tx *index.Tx) error { return tx.AddLeftovers(names) })
 	if err == nil || errors.Is(err, index.ErrFull) { // to delete them takes no room
 		var dropErr error
-		if _, _, dropErr = s.dropUnclaimed(ctx, names, 0); dropErr == nil {
+		if _, _, dropErr = s.DeleteUnclaimed(ctx, names, 0); dropErr == nil {
 			return
 		}
 		err = errors.Join(err, dropErr)

@@ -201,8 +201,8 @@ func (i *Item) FileName(n int) string { return i.names[n] }
 // FileNames returns FileName of all files.
 func (i *Item) FileNames() []string { return i.names }
 
-// ownNames are the names in a storage that the item can have files under.
-func (i *Item) ownNames() []string {
+// NarNames are the names in a storage that the item can have files under.
+func (i *Item) NarNames() []string {
 	return slices.DeleteFunc(slices.Clone(i.names), func(name string) bool { return name == "" })
 }
 
@@ -349,4 +349,36 @@ func (i *Item) FilesNamed(name string) (files uint64) {
 		}
 	}
 	return files
+}
+
+// MarkStored records in a new row that the Nth file is stored, with its size.
+func MarkStored(entry *index.Entry, n int, size int64) {
+	entry.Stored |= 1 << n
+	if entry.Narinfo.Files[n].Size >= 0 {
+		return
+	}
+	if entry.Sizes == nil {
+		entry.Sizes = make([]int64, len(entry.Narinfo.Files))
+		for i := range entry.Sizes {
+			entry.Sizes[i] = -1
+		}
+	}
+	entry.Sizes[n] = size
+}
+
+// CarryStored marks those files of a new row as stored that the old row of the same nar
+// has as stored. It is for callers that can't look at the byte store.
+func CarryStored(entry *index.Entry, old *Item) {
+	if old.Narinfo.NarHash != entry.Narinfo.NarHash {
+		return
+	}
+	for n, file := range entry.Narinfo.Files {
+		name, err := file.Path()
+		if err != nil {
+			continue
+		}
+		if i := old.FileNamed(name); i >= 0 && old.HasStored(i) && (file.Size < 0 || file.Size == old.StoredSize(i)) {
+			MarkStored(entry, n, old.StoredSize(i))
+		}
+	}
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"nar-herder/narinfo"
+	"nar-herder/removal/deletion"
 	"nar-herder/storage"
 	"nar-herder/storage/check"
 	"nar-herder/storage/index"
@@ -56,7 +57,7 @@ func TestNotOwner(t *testing.T) {
 	}
 	for what, change := range map[string]func() error{
 		"Evict": func() error {
-			_, _, err := second.Evict(t.Context(), []*storage.Item{item}, 0, func(*index.Tx, map[narinfo.PathHash]index.ChangeKind) error { return nil })
+			_, _, err := deletion.Evict(t.Context(), second, []*storage.Item{item}, 0, func(*index.Tx, map[narinfo.PathHash]index.ChangeKind) error { return nil })
 			return err
 		},
 		"Reserve": func() error {
@@ -104,7 +105,7 @@ func TestNotOwner(t *testing.T) {
 		t.Error(err)
 	}
 	wantNotStored()
-	if dropped, err := second.DropLeftovers(t.Context()); err != nil || dropped != (storage.Freed{}) {
+	if dropped, err := deletion.DeletePending(t.Context(), second); err != nil || dropped != (storage.Freed{}) {
 		t.Errorf("leftovers of the second: %+v, %v; want none", dropped, err)
 	}
 }
@@ -129,7 +130,7 @@ func TestOwnerUnknown(t *testing.T) {
 		t.Errorf("removed: %+v, %v; want the bytes left", removal, err)
 	}
 	failure.Store(nil)
-	if dropped, err := s.DropLeftovers(t.Context()); err != nil || dropped.Size != 3 {
+	if dropped, err := deletion.DeletePending(t.Context(), s); err != nil || dropped.Size != 3 {
 		t.Errorf("when it can be read again: %+v, %v; want what was left dropped", dropped, err)
 	}
 }
@@ -261,7 +262,7 @@ func TestReadOnly(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if freed, err := front.RemoveWithdrawn(t.Context(), time.Now().AddDate(1, 0, 0)); err != nil || freed.Size != 0 {
+	if freed, err := deletion.RemoveWithdrawn(t.Context(), front, time.Now().AddDate(1, 0, 0)); err != nil || freed.Size != 0 {
 		t.Errorf("what was withdrawn: %+v, %v", freed, err)
 	}
 	if _, err := front.Item(t.Context(), withdrawn.hash()); !errors.Is(err, storage.ErrNotFound) {
