@@ -20,6 +20,7 @@ import (
 	"nar-herder/narinfo"
 	"nar-herder/peer"
 	"nar-herder/peer/passing"
+	"nar-herder/removal/deletion"
 	"nar-herder/storage"
 	"nar-herder/storage/directory"
 	"nar-herder/storage/index"
@@ -51,7 +52,7 @@ func (s *store) evict(t *testing.T, items ...*made) {
 		}
 		rows = append(rows, item)
 	}
-	_, gone, err := s.Evict(t.Context(), rows, since, func(*index.Tx, map[narinfo.PathHash]index.ChangeKind) error { return nil })
+	_, gone, err := deletion.Evict(t.Context(), s.Storage, rows, since, func(*index.Tx, map[narinfo.PathHash]index.ChangeKind) error { return nil })
 	if err != nil || gone.Items != len(items) {
 		t.Fatalf("%+v, %v", gone, err)
 	}

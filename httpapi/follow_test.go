@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"nar-herder/narinfo"
+	"nar-herder/removal/deletion"
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
@@ -128,7 +129,7 @@ func TestOtherProcesses(t *testing.T) {
 		now("withdrawn: plain nar", "/nar/"+second.path.BaseName(), 200, nil)
 		now("withdrawn: again", narinfoOf(second), 404, nil)
 	}
-	if freed, err := other.RemoveWithdrawn(t.Context(), time.Now().Add(48*time.Hour)); err != nil || freed.Items != 1 {
+	if freed, err := deletion.RemoveWithdrawn(t.Context(), other.Storage, time.Now().Add(48*time.Hour)); err != nil || freed.Items != 1 {
 		t.Fatal(freed, err)
 	}
 	soon("removed after it was withdrawn: nar", "/"+second.url(), 404, nil)

@@ -36,14 +36,14 @@ const (
 
 // batch is what is done in one transaction.
 type batch struct {
-	changes []storage.Followed
+	changes []Followed
 	size    int   // of narinfos, in bytes
 	next    place // behind it
 	// state is the source's, as it was told before the changes.
 	state peer.LogState
 }
 
-func (b *batch) add(change storage.Followed) {
+func (b *batch) add(change Followed) {
 	b.changes = append(b.changes, change)
 	if change.Narinfo != nil {
 		b.size += len(change.Narinfo.Text)
@@ -67,7 +67,7 @@ func (m *Mirror) apply(ctx context.Context, b *batch) error {
 	if err != nil {
 		return err
 	}
-	options := storage.FollowOptions{Within: func(tx *index.Tx) error { return b.next.write(tx) }}
+	options := ApplyOptions{Within: func(tx *index.Tx) error { return b.next.write(tx) }}
 	if removals > 0 {
 		if b.next.Removals, err = m.allow(ctx, withRemovals(b.next.Removals, removals, m.now())); err != nil {
 			return err
@@ -81,7 +81,7 @@ func (m *Mirror) apply(ctx context.Context, b *batch) error {
 			options.Within = func(tx *index.Tx) error { return errors.Join(guard(tx), b.next.write(tx)) }
 		}
 	}
-	sums, err := m.Storage.Follow(ctx, b.changes, options)
+	sums, err := Apply(ctx, m.Storage, b.changes, options)
 	if err != nil {
 		return err
 	}
@@ -94,7 +94,7 @@ func (m *Mirror) apply(ctx context.Context, b *batch) error {
 }
 
 // removals is how many of the changes remove what is here and came from the source.
-func (m *Mirror) removals(ctx context.Context, changes []storage.Followed) (count int, err error) {
+func (m *Mirror) removals(ctx context.Context, changes []Followed) (count int, err error) {
 	for _, change := range changes {
 		if change.Narinfo != nil {
 			continue
@@ -125,7 +125,7 @@ func (m *Mirror) hurry(ctx context.Context) (slow func()) {
 	}
 }
 
-func (m *Mirror) announce(changes []storage.Followed) {
+func (m *Mirror) announce(changes []Followed) {
 	if m.Wanted == nil {
 		return
 	}
@@ -185,7 +185,7 @@ var errUnreadable = errors.New("makes no sense")
 func (m *Mirror) isAhead(t time.Time) bool { return stamp.IsAhead(t, m.now()) }
 
 // read makes sense of a change. sure says that it has come as the source has it.
-func read(c peer.Change, sure bool) (change storage.Followed, err error) {
+func read(c peer.Change, sure bool) (change Followed, err error) {
 	if change.At, err = parseTime(c.Datetime); err != nil {
 		return change, fmt.Errorf("%w: %w", errUnreadable, err)
 	}
@@ -343,7 +343,7 @@ func (m *Mirror) take(b *batch, c peer.Change) {
 	if m.isAhead(change.At) {
 		change.At = m.now().UTC().Truncate(time.Second)
 	}
-	m.Storage.Prepare(&change)
+	change.Prepare(m.Storage.Index())
 	b.add(change)
 }
 

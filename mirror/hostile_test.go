@@ -22,6 +22,7 @@ import (
 	"nar-herder/mirror/original"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
+	"nar-herder/removal/deletion"
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/directory"
@@ -121,7 +122,7 @@ func (v *victim) wantUnharmed(t *testing.T) {
 	stop()
 	running.Wait()
 	fetcher.Close()
-	if _, err := v.Storage.DropLeftovers(t.Context()); err != nil {
+	if _, err := deletion.DeletePending(t.Context(), v.Storage); err != nil {
 		t.Error(err)
 	}
 	for name, content := range v.files {

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"nar-herder/narinfo"
-	"nar-herder/storage"
 )
 
 // many is a source with 300 items and a dump.
@@ -127,7 +126,7 @@ func TestRemovalsOfOthers(t *testing.T) {
 	apply := func(from, to int) (map[int64]int, error) {
 		b := &batch{}
 		for _, n := range numbers(from, to) {
-			b.add(storage.Followed{At: at(n), Hash: testPath(n).Hash})
+			b.add(Followed{At: at(n), Hash: testPath(n).Hash})
 		}
 		err := m.apply(t.Context(), b)
 		return b.next.Removals, err

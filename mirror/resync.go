@@ -16,7 +16,6 @@ import (
 	"nar-herder/mirror/original"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
-	"nar-herder/storage"
 	"nar-herder/storage/index"
 )
 
@@ -237,7 +236,7 @@ func placeBehind(ctx context.Context, db *original.Database, since, now time.Tim
 // already.
 func (m *Mirror) mergeItems(ctx context.Context, db *dump, there bits, count int64) error {
 	var done, bad int64
-	var fetched []storage.Followed
+	var fetched []Followed
 	size := 0 // of their texts, in bytes
 	flush := func() error {
 		news, err := m.unknown(ctx, fetched, there)
@@ -251,7 +250,7 @@ func (m *Mirror) mergeItems(ctx context.Context, db *dump, there bits, count int
 		if len(news) == 0 {
 			return nil
 		}
-		sums, err := m.Storage.Follow(ctx, news, storage.FollowOptions{})
+		sums, err := Apply(ctx, m.Storage, news, ApplyOptions{})
 		if err != nil {
 			return err
 		}
@@ -264,7 +263,7 @@ func (m *Mirror) mergeItems(ctx context.Context, db *dump, there bits, count int
 		if err != nil && !errors.As(err, &row) {
 			return badDump(err)
 		}
-		var change storage.Followed
+		var change Followed
 		if err == nil {
 			change, err = m.itemOf(item, db)
 		}
@@ -290,7 +289,7 @@ func (m *Mirror) mergeItems(ctx context.Context, db *dump, there bits, count int
 }
 
 // itemOf makes sense of an item of a dump.
-func (m *Mirror) itemOf(item original.Item, db *dump) (change storage.Followed, err error) {
+func (m *Mirror) itemOf(item original.Item, db *dump) (change Followed, err error) {
 	n, err := admitItem(item, db)
 	if err != nil {
 		return change, err
@@ -301,12 +300,12 @@ func (m *Mirror) itemOf(item original.Item, db *dump) (change storage.Followed, 
 			added = m.now()
 		}
 	}
-	return storage.Followed{At: added.UTC().Truncate(time.Second), Narinfo: n, Hash: n.StorePath.Hash}, nil
+	return Followed{At: added.UTC().Truncate(time.Second), Narinfo: n, Hash: n.StorePath.Hash}, nil
 }
 
 // unknown returns those items that are not here as they are there, and sets the
 // bits of all that are here.
-func (m *Mirror) unknown(ctx context.Context, items []storage.Followed, there bits) (news []storage.Followed, err error) {
+func (m *Mirror) unknown(ctx context.Context, items []Followed, there bits) (news []Followed, err error) {
 	hashes := make([]narinfo.PathHash, len(items))
 	for i, item := range items {
 		hashes[i] = item.Hash
@@ -431,7 +430,7 @@ func (m *Mirror) withdrawOthers(ctx context.Context, at place, there bits, last,
 	if accepted {
 		at.Removals = nil
 	}
-	options := storage.FollowOptions{Within: func(tx *index.Tx) error { return at.write(tx) }}
+	options := ApplyOptions{Within: func(tx *index.Tx) error { return at.write(tx) }}
 	if m.Pinned != nil {
 		keeps, guard, err := m.Pinned(ctx)
 		if err != nil {
@@ -446,11 +445,11 @@ func (m *Mirror) withdrawOthers(ctx context.Context, at place, there bits, last,
 			if !accepted {
 				at.Removals = withRemovals(at.Removals, len(some), now)
 			}
-			changes := make([]storage.Followed, len(some))
+			changes := make([]Followed, len(some))
 			for i, hash := range some {
-				changes[i] = storage.Followed{At: now, Hash: hash}
+				changes[i] = Followed{At: now, Hash: hash}
 			}
-			sums, err := m.Storage.Follow(ctx, changes, options)
+			sums, err := Apply(ctx, m.Storage, changes, options)
 			if err != nil {
 				return err
 			}

@@ -12,7 +12,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"nar-herder/peer"
-	"nar-herder/storage"
 )
 
 // States of a mirror.
@@ -52,7 +51,7 @@ type status struct {
 	asOf    time.Time
 
 	instances     []string
-	sums          storage.FollowedSums
+	sums          FollowedSums
 	totalFailures int64
 	resyncs       int64
 	logged        reminder
@@ -157,7 +156,7 @@ func (s *status) polled(at time.Time) {
 	s.asOf = at
 }
 
-func (s *status) applied(sums storage.FollowedSums) {
+func (s *status) applied(sums FollowedSums) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.sums.Add(sums)

@@ -11,6 +11,7 @@ import (
 
 	"nar-herder/narinfo"
 	"nar-herder/peer"
+	"nar-herder/removal/deletion"
 	"nar-herder/storage"
 	"nar-herder/storage/index"
 )
@@ -190,7 +191,7 @@ func (r *Remover) removeChunk(ctx context.Context, chunk []candidate, since int6
 		if err := r.relyOn(ctx, evict); err != nil {
 			return 0, false, err
 		}
-		evicted, gone, err := r.storage.Evict(ctx, items(evict), since, r.guard(evict, asked))
+		evicted, gone, err := deletion.Evict(ctx, r.storage, items(evict), since, r.guard(evict, asked))
 		freed += gone.Usage
 		r.metrics.count(gone)
 		r.logRemovals("removed a nar that another instance has", evict, evicted)
@@ -202,7 +203,7 @@ func (r *Remover) removeChunk(ctx context.Context, chunk []candidate, since int6
 		}
 	}
 	if len(withdraw) > 0 {
-		gone, err := r.storage.Withdraw(ctx, items(withdraw), since, r.guard(withdraw, asked))
+		gone, err := deletion.Withdraw(ctx, r.storage, items(withdraw), since, r.guard(withdraw, asked))
 		for _, item := range gone {
 			c := candidate{item: item}
 			freed += c.size()
@@ -243,9 +244,9 @@ func (r *Remover) logRemovals(message string, decided []decided, gone []*storage
 // errLate says that answers are too old to go by.
 var errLate = errors.New("the answers of other instances are too old")
 
-// guard is a [storage.Guard] that looks for what could have made decisions wrong
+// guard is a [deletion.Guard] that looks for what could have made decisions wrong
 // since the items were read, and other instances asked.
-func (r *Remover) guard(going []decided, asked time.Time) storage.Guard {
+func (r *Remover) guard(going []decided, asked time.Time) deletion.Guard {
 	return func(tx *index.Tx, changed map[narinfo.PathHash]index.ChangeKind) error {
 		if len(going[0].by.storedOn) > 0 && r.reliance.isLate(asked) {
 			return errLate
@@ -271,7 +272,7 @@ func (r *Remover) guard(going []decided, asked time.Time) storage.Guard {
 				return err
 			}
 			if !d.by.holds(f, r.now()) || d.by.unusedFor > 0 && r.isPending(d.item.Hash) {
-				return storage.ErrOutdated
+				return deletion.ErrOutdated
 			}
 		}
 		if len(targets) == 0 {
@@ -299,7 +300,7 @@ func refersToNone(tx *index.Tx, changed map[narinfo.PathHash]index.ChangeKind, t
 			return err
 		}
 		if slices.ContainsFunc(item.Narinfo.References, func(path narinfo.StorePath) bool { return path.Hash != hash && targets[path.Hash] }) {
-			return storage.ErrOutdated
+			return deletion.ErrOutdated
 		}
 	}
 	return nil

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"nar-herder/internal/testfs"
+	"nar-herder/removal/deletion"
 	"nar-herder/storage"
 	"nar-herder/storage/directory"
 )
@@ -193,7 +194,7 @@ func TestMinimumFreeWithdraws(t *testing.T) {
 	if log := a.log.String(); strings.Count(log, "withdrew items") != 1 || !strings.Contains(log, "items=5 ") || !strings.Contains(log, "freed_from="+freed) || strings.Contains(log, "made room") {
 		t.Errorf("the log: %s", log)
 	}
-	if _, err := a.RemoveWithdrawn(t.Context(), c.now().Add(48*time.Hour)); err != nil {
+	if _, err := deletion.RemoveWithdrawn(t.Context(), a.Storage, c.now().Add(48*time.Hour)); err != nil {
 		t.Fatal(err)
 	}
 	for range 30 {

@@ -27,6 +27,7 @@ import (
 	"nar-herder/internal/testlog"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
+	"nar-herder/removal/deletion"
 	"nar-herder/storage"
 	"nar-herder/storage/directory"
 	"nar-herder/storage/index"
@@ -244,7 +245,7 @@ func (i *instance) evict(n int) {
 	if err != nil {
 		i.t.Fatal(err)
 	}
-	if _, _, err := i.Evict(i.t.Context(), []*storage.Item{item}, since, func(*index.Tx, map[narinfo.PathHash]index.ChangeKind) error { return nil }); err != nil {
+	if _, _, err := deletion.Evict(i.t.Context(), i.Storage, []*storage.Item{item}, since, func(*index.Tx, map[narinfo.PathHash]index.ChangeKind) error { return nil }); err != nil {
 		i.t.Fatal(err)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"nar-herder/removal/deletion"
 	"nar-herder/storage"
 	"nar-herder/storage/uses"
 )
@@ -57,14 +58,14 @@ func (r *Remover) free(ctx context.Context, g *goal) (reason string, err error) 
 		g.freed(freed)
 		r.removed = r.removed || freed > 0
 		if errors.Is(err, errPinsChanged) {
-			r.pinned, err = nil, storage.ErrOutdated
+			r.pinned, err = nil, deletion.ErrOutdated
 		}
-		if tries++; errors.Is(err, storage.ErrOutdated) && tries < mostTries {
+		if tries++; errors.Is(err, deletion.ErrOutdated) && tries < mostTries {
 			continue // with the same page
 		}
 		switch {
 		case err != nil:
-			if !errors.Is(err, storage.ErrOutdated) {
+			if !errors.Is(err, deletion.ErrOutdated) {
 				// Not again and again, should it be that nothing can be deleted.
 				r.resumeAt = r.now().Add(fullPause)
 			}

@@ -22,6 +22,7 @@ import (
 	"nar-herder/internal/stamp"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
+	"nar-herder/removal/deletion"
 	"nar-herder/storage"
 	"nar-herder/storage/index"
 )
@@ -223,7 +224,7 @@ func (r *Remover) Round(ctx context.Context) error {
 		r.nameStorage(ctx)
 	}
 	// First, as it takes nothing from anybody.
-	dropped, err := r.storage.DropLeftovers(ctx)
+	dropped, err := deletion.DeletePending(ctx, r.storage)
 	if dropped.Size > 0 {
 		r.log.Info("deleted what a process had left that was ended while it removed nars", "bytes", dropped.Usage)
 	}
@@ -243,7 +244,7 @@ func (r *Remover) Round(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	fails := errors.Is(left, storage.ErrDeletionFails)
+	fails := errors.Is(left, deletion.ErrDeletionFails)
 	if g.left() <= 0 || fails {
 		r.resumeAt = time.Time{}
 		r.setStuck(left)

@@ -18,6 +18,7 @@ import (
 	"nar-herder/internal/testfs"
 	"nar-herder/narinfo"
 	"nar-herder/storage"
+	storagecheck "nar-herder/storage/check"
 	"nar-herder/storage/index"
 )
 
@@ -276,7 +277,7 @@ func TestBetweenDecisionAndDeed(t *testing.T) {
 // check is what the storage's check finds, apart from the storage's name.
 func check(t *testing.T, i *instance) (found []string) {
 	t.Helper()
-	for finding, err := range i.Check(context.Background(), nil) {
+	for finding, err := range storagecheck.New(i.Storage).Compare(context.Background(), nil) {
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"nar-herder/removal/deletion"
 	"nar-herder/storage"
 	"nar-herder/storage/index"
 )
@@ -39,7 +40,10 @@ type Withdrawn struct {
 
 // NewWithdrawn removes items from the storage.
 func NewWithdrawn(s *storage.Storage, x *index.Index, log *slog.Logger) *Withdrawn {
-	w := &Withdrawn{log: log, remove: s.RemoveWithdrawn, bound: x.BoundTimes}
+	w := &Withdrawn{log: log, bound: x.BoundTimes}
+	w.remove = func(ctx context.Context, now time.Time) (storage.Freed, error) {
+		return deletion.RemoveWithdrawn(ctx, s, now)
+	}
 	w.keep = func(ctx context.Context, now time.Time) error { return w.keepPinned(ctx, x, now) }
 	return w
 }

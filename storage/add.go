@@ -169,7 +169,7 @@ func (s *Storage) commit(ctx context.Context, batch []*prepared) {
 			}
 		}
 	}
-	if _, _, err := s.dropUnclaimed(ctx, obsolete, 0); err != nil {
+	if _, _, err := s.DeleteUnclaimed(ctx, obsolete, 0); err != nil {
 		s.log.Warn("files that no narinfo names any more could not be removed from the storage", "error", err)
 	}
 }
@@ -211,7 +211,7 @@ func (s *Storage) commitAllIn(ctx context.Context, tx *index.Tx, batch []*prepar
 		size += p.bytes
 		locked += p.lockedBytes()
 	}
-	hurried, cancel := s.hurried(ctx, locked)
+	hurried, cancel := s.withLockDeadline(ctx, locked)
 	defer cancel()
 	if size > 0 {
 		// It may have been taken over while they came.
@@ -234,7 +234,7 @@ func checkReferences(tx *index.Tx, batch []*prepared) error {
 		if p.result.Err != nil || !p.WithReferences {
 			continue
 		}
-		missing, err := tx.Missing(othersOf(p.Narinfo))
+		missing, err := tx.Missing(OtherReferences(p.Narinfo))
 		if err != nil {
 			return err
 		}
@@ -374,9 +374,9 @@ func (s *Storage) put(ctx context.Context, tx *index.Tx, p *prepared, old *Item,
 		row = old.Item
 		// Files that only the old narinfo names are of no more use.
 		if s.bytes == nil {
-			p.carry(old)
+			CarryStored(p.entry, old)
 		} else {
-			p.obsolete = old.ownNames()
+			p.obsolete = old.NarNames()
 			if err := tx.AddLeftovers(p.obsolete); err != nil {
 				return err
 			}
@@ -386,23 +386,6 @@ func (s *Storage) put(ctx context.Context, tx *index.Tx, p *prepared, old *Item,
 		return err
 	}
 	return tx.AddTags(p.Narinfo.StorePath.Hash, p.Tags)
-}
-
-// carry takes over what the old row has as stored of the same nar, where this
-// process can't look for itself.
-func (p *prepared) carry(old *Item) {
-	if old.Narinfo.NarHash != p.Narinfo.NarHash {
-		return
-	}
-	for n, file := range p.Narinfo.Files {
-		name, err := file.Path()
-		if err != nil {
-			continue
-		}
-		if i := old.FileNamed(name); i >= 0 && old.HasStored(i) && (file.Size < 0 || file.Size == old.StoredSize(i)) {
-			p.found(n, old.StoredSize(i))
-		}
-	}
 }
 
 // show has the staged bytes of an addition be committed, late. Those that lay in the
@@ -477,8 +460,8 @@ func (s *Storage) isStill(ctx context.Context, p *prepared, n int) error {
 	return nil
 }
 
-// othersOf returns the references to other items.
-func othersOf(n *narinfo.Narinfo) []narinfo.StorePath {
+// OtherReferences returns the references to other items.
+func OtherReferences(n *narinfo.Narinfo) []narinfo.StorePath {
 	others := make([]narinfo.StorePath, 0, len(n.References))
 	for _, reference := range n.References {
 		if reference != n.StorePath {

@@ -10,6 +10,7 @@ import (
 
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
+	"nar-herder/storage/check"
 	"nar-herder/storage/directory"
 	"nar-herder/storage/index"
 )
@@ -52,21 +53,21 @@ func TestCheck(t *testing.T) {
 	wantFindings(t, s, want...)
 
 	// Each finding says what one needs to know.
-	for finding, err := range s.Check(t.Context(), nil) {
+	for finding, err := range check.New(s).Compare(t.Context(), nil) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		ofItem := finding.Kind == storage.Missing || finding.Kind == storage.WrongSize
+		ofItem := finding.Kind == check.Missing || finding.Kind == check.WrongSize
 		if ofItem != (finding.Item != nil) {
 			t.Errorf("%v %s has the item %v", finding.Kind, finding.Name, finding.Item)
 		}
-		if finding.Kind == storage.WrongSize && !strings.Contains(finding.Note, "should be") {
+		if finding.Kind == check.WrongSize && !strings.Contains(finding.Note, "should be") {
 			t.Errorf("%v %s has the note %q", finding.Kind, finding.Name, finding.Note)
 		}
 	}
 	// It changes nothing, and can be stopped.
 	wantFindings(t, s, want...)
-	for range s.Check(t.Context(), nil) {
+	for range check.New(s).Compare(t.Context(), nil) {
 		break
 	}
 
@@ -110,7 +111,7 @@ func TestCheckUnknown(t *testing.T) {
 		t.Fatal(err)
 	}
 	var last error
-	for finding, err := range s.Check(t.Context(), nil) {
+	for finding, err := range check.New(s).Compare(t.Context(), nil) {
 		if err == nil {
 			t.Errorf("found %+v", finding)
 		}
@@ -252,15 +253,15 @@ func TestCheckGoesOn(t *testing.T) {
 		}
 	}
 	reads.broken[items[0].name()], reads.broken[items[1].name()] = true, true
-	repairer := s.Repairer(storage.RepairOptions{Decode: decode})
+	repairer := check.New(s).Repairer(check.RepairOptions{Decode: decode})
 	check := func() (found []string) {
-		for finding, err := range s.Check(t.Context(), nil) {
-			if (err != nil) != (finding.Kind == storage.Unknown) {
+		for finding, err := range check.New(s).Compare(t.Context(), nil) {
+			if (err != nil) != (finding.Kind == check.Unknown) {
 				t.Errorf("%+v, %v", finding, err)
 			}
 			found = append(found, finding.Kind.String()+" "+finding.Name)
 			if err != nil {
-				if repair := repairer.Repair(t.Context(), finding); repair.Outcome != storage.Untouched {
+				if repair := repairer.Repair(t.Context(), finding); repair.Outcome != check.Untouched {
 					t.Errorf("%+v", repair)
 				}
 			}

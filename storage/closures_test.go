@@ -7,7 +7,9 @@ import (
 	"testing"
 
 	"nar-herder/narinfo"
+	"nar-herder/removal/deletion"
 	"nar-herder/storage"
+	"nar-herder/storage/check"
 	"nar-herder/storage/index"
 )
 
@@ -23,8 +25,8 @@ func TestCheckClosures(t *testing.T) {
 		t.Helper()
 		looked := 0
 		found := map[int][]int{}
-		for finding, err := range s.CheckClosures(t.Context(), func() { looked++ }) {
-			if err != nil || finding.Kind != storage.Incomplete || finding.Name != "" {
+		for finding, err := range check.New(s).CheckClosures(t.Context(), func() { looked++ }) {
+			if err != nil || finding.Kind != check.Incomplete || finding.Name != "" {
 				t.Fatalf("%+v, %v", finding, err)
 			}
 			n := slices.IndexFunc(items, func(f fake) bool { return f.hash() == finding.Item.Hash })
@@ -53,7 +55,7 @@ func TestCheckClosures(t *testing.T) {
 		}
 		going = append(going, item)
 	}
-	if withdrawn, err := s.Withdraw(t.Context(), going, int64(len(items)), allowed); err != nil || len(withdrawn) != 2 {
+	if withdrawn, err := deletion.Withdraw(t.Context(), s, going, int64(len(items)), allowed); err != nil || len(withdrawn) != 2 {
 		t.Fatal(withdrawn, err)
 	}
 	check(map[int][]int{3: {8, 9}, 4: {9}, 6: {5}})

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"nar-herder/removal/deletion"
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
 )
@@ -88,7 +89,7 @@ func withdrawing(items ...fake) func(*storage.Storage, string) error {
 		if _, err := s.WithdrawAll(context.Background(), hashesOf(items), nil); err != nil {
 			return err
 		}
-		_, err := s.RemoveWithdrawn(context.Background(), time.Now().Add(48*time.Hour))
+		_, err := deletion.RemoveWithdrawn(context.Background(), s, time.Now().Add(48*time.Hour))
 		return err
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"nar-herder/narinfo"
+	"nar-herder/removal/deletion"
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
@@ -40,7 +41,7 @@ func TestEvict(t *testing.T) {
 	again.note = "signed again"
 	wantOutcomes(t, importAll(t, s, storage.ImportOptions{}, laid(t, again)), "1 updated")
 	told := false
-	_, freed, err := s.Evict(t.Context(), items, since, func(_ *index.Tx, changed map[narinfo.PathHash]index.ChangeKind) error {
+	_, freed, err := deletion.Evict(t.Context(), s, items, since, func(_ *index.Tx, changed map[narinfo.PathHash]index.ChangeKind) error {
 		told = changed[changing.hash()] == index.Added && len(changed) == 1
 		return nil
 	})
@@ -58,7 +59,7 @@ func TestEvict(t *testing.T) {
 	wantFindings(t, s)
 	// Nothing goes when the guard says so.
 	refused := errors.New("refused")
-	if _, _, err := s.Evict(t.Context(), []*storage.Item{itemOf(t, s, staying)}, lastChange(t, p), func(*index.Tx, map[narinfo.PathHash]index.ChangeKind) error { return refused }); !errors.Is(err, refused) {
+	if _, _, err := deletion.Evict(t.Context(), s, []*storage.Item{itemOf(t, s, staying)}, lastChange(t, p), func(*index.Tx, map[narinfo.PathHash]index.ChangeKind) error { return refused }); !errors.Is(err, refused) {
 		t.Errorf("%v", err)
 	}
 	wantServed(t, s, staying)
@@ -93,7 +94,7 @@ func TestEvictFails(t *testing.T) {
 	// A directory in its place can't be removed as a file.
 	file := filepath.Join(p.store, item.name())
 	broken := p.openWith(t, func(b bytestore.Store) bytestore.Store { return noRemove{b} })
-	if _, _, err := broken.Evict(t.Context(), []*storage.Item{itemOf(t, s, item)}, lastChange(t, p), holds); err == nil || !strings.Contains(err.Error(), "it is stuck") {
+	if _, _, err := deletion.Evict(t.Context(), broken, []*storage.Item{itemOf(t, s, item)}, lastChange(t, p), holds); err == nil || !strings.Contains(err.Error(), "it is stuck") {
 		t.Errorf("%v", err)
 	}
 	if itemOf(t, s, item).Stored != 0 {
@@ -102,19 +103,19 @@ func TestEvictFails(t *testing.T) {
 	if gone(file) {
 		t.Fatal("it could be removed after all")
 	}
-	if dropped, err := s.DropLeftovers(t.Context()); err != nil || dropped.Size != 4 || !gone(file) {
+	if dropped, err := deletion.DeletePending(t.Context(), s); err != nil || dropped.Size != 4 || !gone(file) {
 		t.Errorf("%+v, %v", dropped, err)
 	}
-	if dropped, err := s.DropLeftovers(t.Context()); err != nil || dropped.Size != 0 {
+	if dropped, err := deletion.DeletePending(t.Context(), s); err != nil || dropped.Size != 0 {
 		t.Errorf("again: %+v, %v", dropped, err)
 	}
 	// What is claimed again by then stays.
 	importAll(t, s, storage.ImportOptions{}, laid(t, item))
-	if _, _, err := broken.Evict(t.Context(), []*storage.Item{itemOf(t, s, item)}, lastChange(t, p), holds); err == nil {
+	if _, _, err := deletion.Evict(t.Context(), broken, []*storage.Item{itemOf(t, s, item)}, lastChange(t, p), holds); err == nil {
 		t.Error("no error")
 	}
 	importAll(t, s, storage.ImportOptions{}, laid(t, item))
-	if dropped, err := s.DropLeftovers(t.Context()); err != nil || dropped.Size != 0 {
+	if dropped, err := deletion.DeletePending(t.Context(), s); err != nil || dropped.Size != 0 {
 		t.Errorf("%+v, %v", dropped, err)
 	}
 	wantServed(t, s, item)
@@ -133,7 +134,7 @@ func TestWithdrawAndRemove(t *testing.T) {
 	importAll(t, s, storage.ImportOptions{}, laid(t, going, returning))
 	before := time.Now()
 	items := []*storage.Item{itemOf(t, s, going), itemOf(t, s, returning)}
-	withdrawn, err := s.Withdraw(t.Context(), items, lastChange(t, p), holds)
+	withdrawn, err := deletion.Withdraw(t.Context(), s, items, lastChange(t, p), holds)
 	if err != nil || len(withdrawn) != 2 {
 		t.Fatalf("%d, %v", len(withdrawn), err)
 	}
@@ -149,10 +150,10 @@ func TestWithdrawAndRemove(t *testing.T) {
 	if results := importAll(t, s, storage.ImportOptions{}, laid(t, another)); outcomes(results) != "1 failed" {
 		t.Errorf("another nar of an item that goes: %s", outcomes(results))
 	}
-	if freed, err := s.RemoveWithdrawn(t.Context(), before.Add(narinfo.UnadvertisedTTL)); err != nil || freed.Items != 0 {
+	if freed, err := deletion.RemoveWithdrawn(t.Context(), s, before.Add(narinfo.UnadvertisedTTL)); err != nil || freed.Items != 0 {
 		t.Errorf("too early: %+v, %v", freed, err)
 	}
-	freed, err := s.RemoveWithdrawn(t.Context(), time.Now().Add(48*time.Hour))
+	freed, err := deletion.RemoveWithdrawn(t.Context(), s, time.Now().Add(48*time.Hour))
 	if err != nil || freed.Items != 1 || freed.Size != 4 {
 		t.Errorf("%+v, %v", freed, err)
 	}
@@ -239,7 +240,7 @@ func TestLeftoversBehindOne(t *testing.T) {
 		t.Fatal(err)
 	}
 	stuck := p.openWith(t, func(b bytestore.Store) bytestore.Store { return noRemoveOf{b, names[3]} })
-	dropped, err := stuck.DropLeftovers(t.Context())
+	dropped, err := deletion.DeletePending(t.Context(), stuck)
 	if err == nil || !strings.Contains(err.Error(), "it is stuck") || dropped.Size != 4*449 {
 		t.Errorf("%+v, %v", dropped, err)
 	}
@@ -293,14 +294,14 @@ func TestRemoveWithdrawnAround(t *testing.T) {
 		}
 	}
 	broken := p.openWith(t, func(b bytestore.Store) bytestore.Store { return foresees{b, items[0].name()} })
-	freed, err := broken.RemoveWithdrawn(t.Context(), time.Now().Add(48*time.Hour))
+	freed, err := deletion.RemoveWithdrawn(t.Context(), broken, time.Now().Add(48*time.Hour))
 	if !errors.Is(err, storage.ErrNotDeleted) || freed.Items != len(items)-1 {
 		t.Errorf("%+v, %v", freed, err)
 	}
 	if gone(filepath.Join(p.store, items[0].name())) {
 		t.Error("the item whose file can't be deleted has lost it")
 	}
-	if freed, err := s.RemoveWithdrawn(t.Context(), time.Now().Add(48*time.Hour)); err != nil || freed.Items != 1 {
+	if freed, err := deletion.RemoveWithdrawn(t.Context(), s, time.Now().Add(48*time.Hour)); err != nil || freed.Items != 1 {
 		t.Errorf("%+v, %v", freed, err)
 	}
 }
@@ -325,7 +326,7 @@ func TestRestoredLeftovers(t *testing.T) {
 		t.Fatal(err)
 	}
 	importAll(t, s, storage.ImportOptions{}, laid(t, item))
-	if dropped, err := restored.openTest(t).DropLeftovers(t.Context()); err != nil || dropped.Size != 0 || gone(filepath.Join(p.store, item.name())) {
+	if dropped, err := deletion.DeletePending(t.Context(), restored.openTest(t)); err != nil || dropped.Size != 0 || gone(filepath.Join(p.store, item.name())) {
 		t.Errorf("dropped: %+v, %v; want the nar kept", dropped, err)
 	}
 }

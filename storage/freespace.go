@@ -132,9 +132,9 @@ func (r *Reservation) Release() {
 	r.released = true
 }
 
-// reserveFree is reserve for what is written in the place of other bytes, which the
+// ReserveReplacement is reserve for what is written in the place of other bytes, which the
 // hard limit has counted: for a while, both are there.
-func (s *Storage) reserveFree(ctx context.Context, size int64) (*Reservation, error) {
+func (s *Storage) ReserveReplacement(ctx context.Context, size int64) (*Reservation, error) {
 	size = max(size, 0)
 	s.flying.Add(size)
 	r := &Reservation{s: s, size: size}

@@ -13,6 +13,7 @@ import (
 	"nar-herder/internal/testfs"
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
+	"nar-herder/storage/check"
 	"nar-herder/storage/directory"
 )
 
@@ -211,9 +212,9 @@ func TestMinimumFreeRepair(t *testing.T) {
 				t.Fatalf("found %v", found)
 			}
 			setMinimumFree(t, s, 999)
-			repairer := s.Repairer(storage.RepairOptions{Decode: plainly, Sources: []storage.Source{source{"good", func(content string) (io.Reader, error) { return giving(content) }, []fake{f}}}})
+			repairer := check.New(s).Repairer(check.RepairOptions{Decode: plainly, Sources: []check.Source{source{"good", func(content string) (io.Reader, error) { return giving(content) }, []fake{f}}}})
 			repair := repairer.Repair(t.Context(), found[0])
-			if repair.Outcome != storage.Untouched || repair.Mended || !errors.Is(repair.Err, storage.ErrFreeSpace) {
+			if repair.Outcome != check.Untouched || repair.Mended || !errors.Is(repair.Err, storage.ErrFreeSpace) {
 				t.Errorf("%+v", repair)
 			}
 			if after, err := os.ReadFile(file); string(after) != string(before) || (err == nil) != (beforeErr == nil) {

@@ -12,7 +12,9 @@ import (
 	"time"
 
 	"nar-herder/internal/testfs"
+	"nar-herder/mirror"
 	"nar-herder/storage"
+	"nar-herder/storage/check"
 	"nar-herder/storage/index"
 )
 
@@ -151,32 +153,32 @@ func TestRemoveFullDatabase(t *testing.T) {
 	s, x := p.openAt(t, nil)
 	lost, mirrored := fake{n: 1, content: "lost"}, fake{n: 2, content: "mirrored"}
 	wantOutcomes(t, importAll(t, s, storage.ImportOptions{}, laid(t, lost, fake{n: 4, content: "there"})), "2 added")
-	added := []storage.Followed{{At: time.Now(), Narinfo: mirrored.parsed()}}
-	if _, err := s.Follow(t.Context(), added, storage.FollowOptions{}); err != nil {
+	added := []mirror.Followed{{At: time.Now(), Narinfo: mirrored.parsed()}}
+	if _, err := mirror.Apply(t.Context(), s, added, mirror.ApplyOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Remove(filepath.Join(p.store, lost.name())); err != nil {
 		t.Fatal(err)
 	}
 	useReserve(t, x)
-	for finding, err := range s.Check(t.Context(), nil) {
+	for finding, err := range check.New(s).Compare(t.Context(), nil) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if r := s.Repairer(storage.RepairOptions{}).Repair(t.Context(), finding); r.Outcome != storage.Unclaimed {
+		if r := check.New(s).Repairer(check.RepairOptions{}).Repair(t.Context(), finding); r.Outcome != check.Unclaimed {
 			t.Errorf("repair of %v: %v, %v", finding, r.Outcome, r.Err)
 		}
 	}
 	if now, err := s.Item(t.Context(), lost.hash()); err != nil || now.HasStored(0) {
 		t.Errorf("%v, %v: the lost file is still claimed", now, err)
 	}
-	removed := storage.Followed{At: time.Now(), Hash: mirrored.hash()}
-	sums, err := s.Follow(t.Context(), []storage.Followed{removed}, storage.FollowOptions{})
+	removed := mirror.Followed{At: time.Now(), Hash: mirrored.hash()}
+	sums, err := mirror.Apply(t.Context(), s, []mirror.Followed{removed}, mirror.ApplyOptions{})
 	if err != nil || sums.Withdrawn != 1 {
 		t.Errorf("follow a removal: %+v, %v", sums, err)
 	}
-	more := storage.Followed{At: time.Now(), Narinfo: fake{n: 3, content: "more"}.parsed()}
-	if _, err := s.Follow(t.Context(), []storage.Followed{removed, more}, storage.FollowOptions{}); !errors.Is(err, index.ErrFull) {
+	more := mirror.Followed{At: time.Now(), Narinfo: fake{n: 3, content: "more"}.parsed()}
+	if _, err := mirror.Apply(t.Context(), s, []mirror.Followed{removed, more}, mirror.ApplyOptions{}); !errors.Is(err, index.ErrFull) {
 		t.Errorf("follow an addition: %v, want ErrFull", err)
 	}
 }
@@ -188,19 +190,19 @@ func TestFollowTwice(t *testing.T) {
 	p.database = filepath.Join(testfs.Small(t, 8<<20), "db")
 	s, x := p.openAt(t, nil)
 	mirrored := fake{n: 1, content: "mirrored"}
-	if _, err := s.Follow(t.Context(), []storage.Followed{{At: time.Now(), Narinfo: mirrored.parsed()}}, storage.FollowOptions{}); err != nil {
+	if _, err := mirror.Apply(t.Context(), s, []mirror.Followed{{At: time.Now(), Narinfo: mirrored.parsed()}}, mirror.ApplyOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	if state, err := x.KeepReserve(); state != index.ReserveKept || err != nil {
 		t.Fatalf("the reserve is %d, %v", state, err)
 	}
 	testfs.Fill(t, x.Directory())
-	removed := []storage.Followed{{At: time.Now(), Hash: mirrored.hash()}}
+	removed := []mirror.Followed{{At: time.Now(), Hash: mirrored.hash()}}
 	// As much as is left in the log and its page is not enough for.
 	calls, large := 0, strings.Repeat("x", 300<<10)
-	options := storage.FollowOptions{Within: func(tx *index.Tx) error { calls++; return tx.SetSetting("a test", large) }}
-	sums, err := s.Follow(t.Context(), removed, options)
-	if err != nil || sums != (storage.FollowedSums{Withdrawn: 1}) || calls != 2 {
+	options := mirror.ApplyOptions{Within: func(tx *index.Tx) error { calls++; return tx.SetSetting("a test", large) }}
+	sums, err := mirror.Apply(t.Context(), s, removed, options)
+	if err != nil || sums != (mirror.FollowedSums{Withdrawn: 1}) || calls != 2 {
 		t.Errorf("%+v, %v, after %d calls", sums, err, calls)
 	}
 }

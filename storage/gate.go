@@ -80,7 +80,7 @@ func IsNarName(name string) bool {
 // this storage, or not for this item to say.
 func nameOf(file narinfo.File, hash narinfo.PathHash) string {
 	name, err := file.Path()
-	if err != nil || !IsNarName(name) || hashInName(name) != hash {
+	if err != nil || !IsNarName(name) || HashInName(name) != hash {
 		return ""
 	}
 	return name

@@ -18,6 +18,7 @@ import (
 	"nar-herder/narinfo"
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
+	"nar-herder/storage/check"
 	"nar-herder/storage/directory"
 	"nar-herder/storage/index"
 )
@@ -269,12 +270,12 @@ func wantOutcomes(t testing.TB, results map[string]storage.Result, want string) 
 func findings(t testing.TB, s *storage.Storage) []string {
 	t.Helper()
 	found := []string{}
-	for finding, err := range s.Check(context.Background(), nil) {
+	for finding, err := range check.New(s).Compare(context.Background(), nil) {
 		if err != nil {
 			t.Fatalf("check: %v", err)
 		}
 		name := finding.Name
-		if finding.Kind == storage.Temporary {
+		if finding.Kind == check.Temporary {
 			name = ""
 		}
 		found = append(found, strings.TrimSpace(finding.Kind.String()+" "+name))

@@ -57,7 +57,7 @@ func (s *Storage) IsMounted(ctx context.Context) error {
 	if err != nil || totals.StoredNars == 0 {
 		return err
 	}
-	there, err := s.hasAny(ctx)
+	there, err := s.HasAny(ctx)
 	if err == nil && !there {
 		err = fmt.Errorf("storage %s: %w: the index has %d: is it mounted? If the nars are lost, as with their disk, run 'nar-herder claim-storage --accept-loss'", s.bytes, ErrAllMissing, totals.StoredNars)
 	}
@@ -132,4 +132,51 @@ func (s *Storage) MayBeClaimed(ctx context.Context) error {
 // note reads one of the short texts that the byte store has beside the nars.
 func (s *Storage) note(ctx context.Context, name string) (string, error) {
 	return bytestore.ReadNote(ctx, s.bytes.Store, name)
+}
+
+// HasAny says whether any file is there that the index has as stored.
+func (s *Storage) HasAny(ctx context.Context) (bool, error) {
+	// One of the first, which takes no listing where all is well.
+	looked := 0
+	for item, err := range s.Items(ctx) {
+		if errors.Is(err, index.ErrDamaged) {
+			continue // others tell as well
+		}
+		if err != nil {
+			return false, err
+		}
+		for n, name := range item.names {
+			if name == "" || !item.HasStored(n) {
+				continue
+			}
+			if _, err := s.bytes.Stat(ctx, name); err == nil {
+				return true, nil
+			}
+			looked++
+		}
+		if looked >= 100 {
+			break
+		}
+	}
+	for info, err := range s.bytes.List(ctx) {
+		if err != nil && info.Name != "" {
+			continue // others tell as well
+		}
+		if err != nil {
+			return false, err
+		}
+		if info.Temporary {
+			continue
+		}
+		item, err := s.Item(ctx, HashInName(info.Name))
+		if errors.Is(err, ErrNotFound) || errors.Is(err, index.ErrDamaged) {
+			continue
+		} else if err != nil {
+			return false, err
+		}
+		if n := item.FileNamed(info.Name); n >= 0 && item.HasStored(n) {
+			return true, nil
+		}
+	}
+	return false, nil
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"nar-herder/storage"
+	"nar-herder/storage/check"
 )
 
 // many makes items with nars of some length.
@@ -114,7 +115,7 @@ func TestKillChurn(t *testing.T) {
 		}
 	}
 	// The leftovers can be removed by what Check says.
-	for finding, err := range s.Check(t.Context(), nil) {
+	for finding, err := range check.New(s).Compare(t.Context(), nil) {
 		if err != nil {
 			t.Fatal(err)
 		}

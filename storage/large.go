@@ -103,7 +103,7 @@ func (s *Storage) discard(ctx context.Context, names []string) {
 	err := s.index.Reclaim(ctx, func(tx *index.Tx) error { return tx.AddLeftovers(names) })
 	if err == nil || errors.Is(err, index.ErrFull) { // to delete them takes no room
 		var dropErr error
-		if _, _, dropErr = s.dropUnclaimed(ctx, names, 0); dropErr == nil {
+		if _, _, dropErr = s.DeleteUnclaimed(ctx, names, 0); dropErr == nil {
 			return
 		}
 		err = errors.Join(err, dropErr)
@@ -122,7 +122,7 @@ func (s *Storage) discardFresh(ctx context.Context, p *prepared) {
 // isSame looks whether a file that was shown is still there.
 func (s *Storage) isSame(ctx context.Context, name string, shown bytestore.Info) error {
 	info, err := s.bytes.Stat(ctx, name)
-	if errors.Is(err, fs.ErrNotExist) || err == nil && !sameFile(info, shown) {
+	if errors.Is(err, fs.ErrNotExist) || err == nil && !info.IsSame(shown) {
 		err = errChanged
 	}
 	if err != nil {

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"nar-herder/internal/testfs"
+	"nar-herder/mirror"
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
@@ -253,7 +254,7 @@ func TestLargeFailed(t *testing.T) {
 	t.Run("received", func(t *testing.T) {
 		s, x, r := open(t)
 		item := fake{n: 1, claim: large}
-		if _, err := s.Follow(t.Context(), []storage.Followed{{At: time.Now(), Narinfo: item.parsed()}}, storage.FollowOptions{}); err != nil {
+		if _, err := mirror.Apply(t.Context(), s, []mirror.Followed{{At: time.Now(), Narinfo: item.parsed()}}, mirror.ApplyOptions{}); err != nil {
 			t.Fatal(err)
 		}
 		row, err := s.Item(t.Context(), item.hash())

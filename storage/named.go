@@ -6,7 +6,7 @@ import "context"
 // files that is; [ErrNotFound] when there certainly is none. Whether the file is
 // recorded as stored, the item says.
 func (s *Storage) FileUnder(ctx context.Context, name string) (*Item, int, error) {
-	hash := hashInName(name)
+	hash := HashInName(name)
 	item, err := s.Item(ctx, hash)
 	if err != nil {
 		return nil, -1, err

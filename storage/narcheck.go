@@ -75,7 +75,7 @@ const copyBuffer = 256 << 10
 // it certainly isn't the nar, nil when it is, and any other when that could not
 // be found out. No more is decompressed than the nar should have.
 func CheckNar(ctx context.Context, n *narinfo.Narinfo, file int, from io.Reader, decode Decoder) error {
-	source := &remembering{r: from}
+	source := &ErrReader{R: from}
 	sum := NewNarSum(ctx, n)
 	reader, err := decode(ctx, n.Files[file].Compression, source, n.NarSize)
 	if err == nil {
@@ -87,8 +87,8 @@ func CheckNar(ctx context.Context, n *narinfo.Narinfo, file int, from io.Reader,
 		err = sum.Result()
 	}
 	switch {
-	case source.err != nil:
-		return source.err // whatever the decoder made of it
+	case source.Err != nil:
+		return source.Err // whatever the decoder made of it
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case err == nil, errors.Is(err, ErrUnreadable), errors.Is(err, ErrWrongNar):
@@ -97,17 +97,17 @@ func CheckNar(ctx context.Context, n *narinfo.Narinfo, file int, from io.Reader,
 	return fmt.Errorf("%w: %w", ErrWrongNar, err)
 }
 
-// remembering keeps the error that reading has failed with: it is about the disk
-// or the network, where others that a decoder gives are about the bytes.
-type remembering struct {
-	r   io.Reader
-	err error
+// ErrReader keeps the error that reading has failed with: it is about the disk or the
+// network, where others that a decoder gives are about the bytes.
+type ErrReader struct {
+	R   io.Reader
+	Err error
 }
 
-func (r *remembering) Read(p []byte) (int, error) {
-	n, err := r.r.Read(p)
+func (r *ErrReader) Read(p []byte) (int, error) {
+	n, err := r.R.Read(p)
 	if err != nil && err != io.EOF {
-		r.err = err
+		r.Err = err
 	}
 	return n, err
 }

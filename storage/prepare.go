@@ -182,7 +182,7 @@ func (s *Storage) find(ctx context.Context, p *prepared, n int, name string) err
 		p.replaces = p.replaces || inStorage
 		size, err := s.stageFrom(ctx, p, n, name, directory)
 		if err == nil {
-			p.found(n, size)
+			MarkStored(p.entry, n, size)
 			p.bytes += size
 			return nil
 		}
@@ -209,7 +209,7 @@ func (s *Storage) find(ctx context.Context, p *prepared, n int, name string) err
 
 // take makes sure of the Nth file where it lies in the storage.
 func (s *Storage) take(ctx context.Context, p *prepared, n int, name string, size int64) error {
-	p.found(n, size)
+	MarkStored(p.entry, n, size)
 	err := s.bytes.Flush(ctx, name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return errChanged // it has just been removed
@@ -236,21 +236,6 @@ func (s *Storage) isStored(ctx context.Context, directory, name string) bool {
 	file, _ := local.Local()
 	here, err := file.Stat()
 	return err == nil && os.SameFile(here, there)
-}
-
-// found records the Nth file as one that will be stored.
-func (p *prepared) found(n int, size int64) {
-	p.entry.Stored |= 1 << n
-	if p.Narinfo.Files[n].Size >= 0 {
-		return
-	}
-	if p.entry.Sizes == nil {
-		p.entry.Sizes = make([]int64, len(p.Narinfo.Files))
-		for i := range p.entry.Sizes {
-			p.entry.Sizes[i] = -1
-		}
-	}
-	p.entry.Sizes[n] = size
 }
 
 // isInUse reports whether a directory is a storage or an export. Its nars are copied:

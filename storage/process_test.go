@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"nar-herder/narinfo"
+	"nar-herder/removal/deletion"
 	"nar-herder/storage"
 )
 
@@ -147,7 +148,7 @@ func removeBatches(s *storage.Storage, every int) error {
 		}
 	}
 	_, err2 := s.WithdrawAll(context.Background(), batches[1], nil)
-	_, err3 := s.RemoveWithdrawn(context.Background(), time.Now().Add(48*time.Hour))
+	_, err3 := deletion.RemoveWithdrawn(context.Background(), s, time.Now().Add(48*time.Hour))
 	return errors.Join(err, err2, err3)
 }
 

@@ -74,7 +74,7 @@ func (s *Storage) Receive(ctx context.Context, item *Item, n int, file *os.File)
 		if err := s.fitsWith(tx, size); err != nil {
 			return err
 		}
-		hurried, cancel := s.hurried(ctx, size)
+		hurried, cancel := s.withLockDeadline(ctx, size)
 		defer cancel()
 		// It may have been taken over while the bytes came.
 		if err := s.MayDelete(hurried); err != nil {
@@ -88,7 +88,7 @@ func (s *Storage) Receive(ctx context.Context, item *Item, n int, file *os.File)
 		if err := errors.Join(err, s.bytes.Sync(ctx)); err != nil {
 			return err
 		}
-		return tx.SetStored(now.Hash, now.Stored|now.filesNamed(name), now.sizesWith(n, size))
+		return tx.SetStored(now.Hash, now.Stored|now.FilesNamed(name), now.SizesWith(n, size))
 	})
 	// After other errors, the next fetch finds it there.
 	if early != nil && (errors.Is(err, ErrNotWanted) || errors.Is(err, ErrLimit) || errors.Is(err, ErrFreeSpace) || errors.Is(err, index.ErrFull)) {
@@ -128,9 +128,9 @@ func wanted(tx *index.Tx, item *Item, name string, size int64) (*Item, int, erro
 	return now, n, nil
 }
 
-// sizesWith returns the item's sizes with that of the Nth file, where the narinfo
+// SizesWith returns the item's sizes with that of the Nth file, where the narinfo
 // does not say it.
-func (i *Item) sizesWith(n int, size int64) []int64 {
+func (i *Item) SizesWith(n int, size int64) []int64 {
 	sizes := slices.Clone(i.Sizes)
 	if i.Narinfo.Files[n].Size >= 0 {
 		return sizes
@@ -182,13 +182,13 @@ func (s *Storage) Adopt(ctx context.Context, item *Item, n int, decode Decoder) 
 	if err := CheckNar(ctx, item.Narinfo, n, io.LimitReader(reader, info.Size), decode); err != nil {
 		return err
 	}
-	return s.locked(ctx, func(ctx context.Context, tx *index.Tx) error {
+	return s.Reclaim(ctx, func(ctx context.Context, tx *index.Tx) error {
 		now, n, err := wanted(tx, item, name, info.Size)
 		if err != nil || now.HasStored(n) {
 			return err
 		}
 		there, err := s.bytes.Stat(ctx, name)
-		if err == nil && !sameFile(there, info) {
+		if err == nil && !there.IsSame(info) {
 			err = ErrNotWanted
 		}
 		if err != nil {
@@ -197,6 +197,6 @@ func (s *Storage) Adopt(ctx context.Context, item *Item, n int, decode Decoder) 
 		if err := s.bytes.Sync(ctx); err != nil {
 			return err
 		}
-		return tx.SetStored(now.Hash, now.Stored|now.filesNamed(name), now.sizesWith(n, info.Size))
+		return tx.SetStored(now.Hash, now.Stored|now.FilesNamed(name), now.SizesWith(n, info.Size))
 	})
 }

@@ -81,7 +81,7 @@ func (s *Storage) RemoveAll(ctx context.Context, hashes []narinfo.PathHash, guar
 					return err
 				}
 				// Also what is there without being recorded, as after a crash.
-				for _, name := range item.ownNames() {
+				for _, name := range item.NarNames() {
 					names, owners = append(names, name), append(owners, n)
 				}
 				removal.Bytes = 0 // until they are deleted
@@ -103,7 +103,7 @@ func (s *Storage) RemoveAll(ctx context.Context, hashes []narinfo.PathHash, guar
 	// The rows are gone: what is left now is left until a server deletes it.
 	ctx, cancel := linger.Context(ctx, linger.Second)
 	defer cancel()
-	err = s.dropEach(ctx, names, last, func(n int, dropped Freed, err error) {
+	err = s.DeleteEach(ctx, names, last, func(n int, dropped Freed, err error) {
 		removal := &removals[owners[n]]
 		removal.Bytes += dropped.Size
 		if err != nil {
@@ -187,16 +187,16 @@ func (s *Storage) WithdrawAll(ctx context.Context, hashes []narinfo.PathHash, gu
 			withdrawn = append(withdrawn, removal.Hash)
 		}
 	}
-	if err := s.postpone(ctx, begin, withdrawn); err != nil {
+	if err := s.Postpone(ctx, begin, withdrawn); err != nil {
 		return nil, err
 	}
 	return removals, nil
 }
 
-// postpone puts off the time of items that have just been withdrawn, where that
+// Postpone puts off the time of items that have just been withdrawn, where that
 // took long: until it was committed, which a slow disk can put off, clients were
 // still given the narinfos.
-func (s *Storage) postpone(ctx context.Context, begin time.Time, withdrawn []narinfo.PathHash) error {
+func (s *Storage) Postpone(ctx context.Context, begin time.Time, withdrawn []narinfo.PathHash) error {
 	end := s.now()
 	if len(withdrawn) == 0 || end.Sub(begin) <= slowWithdrawal {
 		return nil
@@ -218,9 +218,9 @@ func (s *Storage) DeleteAfter(ctx context.Context) (time.Time, error) {
 	return s.index.DeleteAfter(ctx, s.now())
 }
 
-// hashInName returns the path hash that a nar's name begins with; the zero
+// HashInName returns the path hash that a nar's name begins with; the zero
 // hash, which no item has, when it begins with none.
-func hashInName(name string) narinfo.PathHash {
+func HashInName(name string) narinfo.PathHash {
 	hash, _ := findHash(name)
 	return hash
 }

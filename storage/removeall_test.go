@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"nar-herder/narinfo"
+	"nar-herder/removal/deletion"
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/directory"
@@ -142,7 +143,7 @@ func TestRemoveAllElsewhere(t *testing.T) {
 	if _, err := s.WithdrawAll(t.Context(), []narinfo.PathHash{f.hash()}, nil); err != nil {
 		t.Fatal(err)
 	}
-	if freed, err := p.openIndexOnly(t).RemoveWithdrawn(t.Context(), time.Now().Add(48*time.Hour)); freed.Items != 0 || !errors.Is(err, storage.ErrElsewhere) {
+	if freed, err := deletion.RemoveWithdrawn(t.Context(), p.openIndexOnly(t), time.Now().Add(48*time.Hour)); freed.Items != 0 || !errors.Is(err, storage.ErrElsewhere) {
 		t.Errorf("%+v, %v", freed, err)
 	}
 	if content, err := stored(s, f.hash(), 0); err != nil || content != f.content {
@@ -240,7 +241,7 @@ func TestRemoveAllWhileImporting(t *testing.T) {
 		} else {
 			removals, err = s.WithdrawAll(t.Context(), hashesOf(items[:30]), nil)
 			if err == nil {
-				_, err = s.RemoveWithdrawn(t.Context(), time.Now().Add(48*time.Hour))
+				_, err = deletion.RemoveWithdrawn(t.Context(), s, time.Now().Add(48*time.Hour))
 			}
 		}
 		for _, r := range removals {
@@ -304,7 +305,7 @@ func TestWithdrawAll(t *testing.T) {
 		until time.Time
 		items int
 	}{{first.Add(-time.Millisecond), 0}, {first, 1}, {now.Add(-time.Millisecond), 0}, {now, 1}, {now.Add(time.Hour), 0}} {
-		freed, err := s.RemoveWithdrawn(t.Context(), step.until.Add(grace))
+		freed, err := deletion.RemoveWithdrawn(t.Context(), s, step.until.Add(grace))
 		if err != nil || freed.Items != step.items || (freed.Size > 0) != (step.items > 0) {
 			t.Errorf("until %v: %+v, %v", step.until, freed, err)
 		}
@@ -348,7 +349,7 @@ func TestSlowWithdrawal(t *testing.T) {
 		t.Fatal(err)
 	}
 	yes := func(*index.Tx, map[narinfo.PathHash]index.ChangeKind) error { return nil }
-	if withdrawn, err := s.Withdraw(t.Context(), []*storage.Item{item}, since, yes); err != nil || len(withdrawn) != 1 {
+	if withdrawn, err := deletion.Withdraw(t.Context(), s, []*storage.Item{item}, since, yes); err != nil || len(withdrawn) != 1 {
 		t.Fatal(withdrawn, err)
 	}
 	if item, err = s.Item(t.Context(), f.hash()); err != nil || !item.WithdrawnAt.Equal(clock.set(0, 0)) {

@@ -15,11 +15,12 @@ import (
 
 	"nar-herder/narinfo"
 	"nar-herder/storage"
+	"nar-herder/storage/check"
 	"nar-herder/storage/directory"
 	"nar-herder/storage/index"
 )
 
-// source is a storage.Source that gives what a test wants.
+// source is a check.Source that gives what a test wants.
 type source struct {
 	name string
 	// give returns the reader for a file whose right content it gets.
@@ -74,18 +75,18 @@ var badSources = map[string]func(content string) (io.Reader, error){
 var unsureSources = map[string]bool{"down": true, "cut": true, "cut at the end": true}
 
 // allFindings are those of all passes, as "kind name".
-func allFindings(t testing.TB, s *storage.Storage) (found []storage.Finding) {
+func allFindings(t testing.TB, s *storage.Storage) (found []check.Finding) {
 	t.Helper()
-	gather := func(finding storage.Finding, err error) {
+	gather := func(finding check.Finding, err error) {
 		if err != nil {
 			t.Fatal(err)
 		}
 		found = append(found, finding)
 	}
-	for finding, err := range s.Check(t.Context(), nil) {
+	for finding, err := range check.New(s).Compare(t.Context(), nil) {
 		gather(finding, err)
 	}
-	for finding, err := range s.Verify(t.Context(), storage.VerifyOptions{Decode: decode}) {
+	for finding, err := range check.New(s).Verify(t.Context(), check.VerifyOptions{Decode: decode}) {
 		gather(finding, err)
 	}
 	return found
@@ -148,18 +149,18 @@ func TestRepair(t *testing.T) {
 				harm(t, file, f.content)
 				wrong, _ := os.ReadFile(file)
 
-				var from []storage.Source
+				var from []check.Source
 				for i, give := range gives {
 					from = append(from, source{fmt.Sprint("source ", i), give, []fake{f, other}})
 				}
-				repairer := s.Repairer(storage.RepairOptions{Decode: decode, Sources: from})
+				repairer := check.New(s).Repairer(check.RepairOptions{Decode: decode, Sources: from})
 				found := allFindings(t, s)
 				if len(found) != 1 || found[0].Name != f.name() {
 					t.Fatalf("found %+v", found)
 				}
 				repair := repairer.Repair(t.Context(), found[0])
 				if unsureSources[name] {
-					if repair.Outcome != storage.Untouched || repair.Err == nil || repair.Quarantined != "" || !strings.Contains(repair.Note, "source 0: ") {
+					if repair.Outcome != check.Untouched || repair.Err == nil || repair.Quarantined != "" || !strings.Contains(repair.Note, "source 0: ") {
 						t.Errorf("%+v", repair)
 					}
 					wantAllFindings(t, s, found[0].Kind.String()+" "+f.name())
@@ -184,7 +185,7 @@ func TestRepair(t *testing.T) {
 				wantServed(t, s, other)
 				if name == "good" || strings.HasSuffix(name, ", good") {
 					wantServed(t, s, f)
-					if repair.Outcome != storage.Fetched || !repair.Mended || repair.Bytes != int64(len(f.content)) ||
+					if repair.Outcome != check.Fetched || !repair.Mended || repair.Bytes != int64(len(f.content)) ||
 						repair.Note != fmt.Sprint("from source ", len(gives)-1) {
 						t.Errorf("%+v", repair)
 					}
@@ -196,9 +197,9 @@ func TestRepair(t *testing.T) {
 				if content, err := stored(s, f.hash(), 1); err != nil || content != lzip.content {
 					t.Errorf("the other file: %v", err)
 				}
-				want := storage.SetAside
+				want := check.SetAside
 				if damage == "missing" {
-					want = storage.Unclaimed
+					want = check.Unclaimed
 				}
 				if repair.Outcome != want || repair.Mended || name != "none" && !strings.Contains(repair.Note, "source 0: ") {
 					t.Errorf("%+v", repair)
@@ -218,14 +219,14 @@ func TestRepairUnrecorded(t *testing.T) {
 		content func(good string) string
 		young   bool
 		sized   bool
-		outcome storage.RepairOutcome
+		outcome check.RepairOutcome
 	}{
-		"good":            {func(good string) string { return good }, true, true, storage.Recorded},
-		"good, no size":   {func(good string) string { return good }, true, false, storage.Recorded},
-		"short":           {func(good string) string { return good[1:] }, false, true, storage.SetAside},
-		"short, no size":  {func(good string) string { return good[:9] }, false, false, storage.SetAside},
-		"corrupt":         {func(good string) string { return good[:len(good)-1] + "\xff" }, false, true, storage.SetAside},
-		"young and short": {func(good string) string { return good[:9] }, true, true, storage.Untouched},
+		"good":            {func(good string) string { return good }, true, true, check.Recorded},
+		"good, no size":   {func(good string) string { return good }, true, false, check.Recorded},
+		"short":           {func(good string) string { return good[1:] }, false, true, check.SetAside},
+		"short, no size":  {func(good string) string { return good[:9] }, false, false, check.SetAside},
+		"corrupt":         {func(good string) string { return good[:len(good)-1] + "\xff" }, false, true, check.SetAside},
+		"young and short": {func(good string) string { return good[:9] }, true, true, check.Untouched},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -242,18 +243,18 @@ func TestRepairUnrecorded(t *testing.T) {
 				old(t, file)
 			}
 			found := allFindings(t, s)
-			if len(found) != 1 || found[0].Kind != storage.Unrecorded {
+			if len(found) != 1 || found[0].Kind != check.Unrecorded {
 				t.Fatalf("found %+v", found)
 			}
-			repair := s.Repairer(storage.RepairOptions{Decode: decode}).Repair(t.Context(), found[0])
-			if repair.Outcome != test.outcome || repair.Mended != (test.outcome != storage.Untouched) || (repair.Err != nil) != (test.outcome == storage.Untouched) {
+			repair := check.New(s).Repairer(check.RepairOptions{Decode: decode}).Repair(t.Context(), found[0])
+			if repair.Outcome != test.outcome || repair.Mended != (test.outcome != check.Untouched) || (repair.Err != nil) != (test.outcome == check.Untouched) {
 				t.Errorf("%+v", repair)
 			}
 			switch test.outcome {
-			case storage.Recorded:
+			case check.Recorded:
 				wantServed(t, s, f)
 				wantAllFindings(t, s)
-			case storage.SetAside:
+			case check.SetAside:
 				wantAllFindings(t, s, "quarantined quarantine/"+f.name())
 				if !has(filepath.Join(p.store, "quarantine", f.name()), content) || !gone(file) {
 					t.Error("it is not in quarantine")
@@ -292,14 +293,14 @@ func TestRepairLeaves(t *testing.T) {
 	}
 	write(t, left, "left")
 	old(t, left) // as of a link to an old file, made just now
-	repairAll := func(want map[string]storage.RepairOutcome) {
+	repairAll := func(want map[string]check.RepairOutcome) {
 		t.Helper()
-		got := map[string]storage.RepairOutcome{}
+		got := map[string]check.RepairOutcome{}
 		for _, finding := range allFindings(t, s) {
 			if !finding.IsNotice() {
 				t.Errorf("%v %s", finding.Kind, finding.Name)
 			}
-			repair := s.Repairer(storage.RepairOptions{Decode: decode}).Repair(t.Context(), finding)
+			repair := check.New(s).Repairer(check.RepairOptions{Decode: decode}).Repair(t.Context(), finding)
 			if repair.Err != nil {
 				t.Error(repair.Err)
 			}
@@ -309,16 +310,16 @@ func TestRepairLeaves(t *testing.T) {
 			t.Errorf("%v, want %v", got, want)
 		}
 	}
-	want := map[string]storage.RepairOutcome{
-		"stranger README": storage.Untouched, "quarantined old": storage.Untouched,
-		"stranger " + fake{n: 9}.path().BaseName(): storage.Untouched, "temporary .nar-herder-LEFT": storage.Untouched,
+	want := map[string]check.RepairOutcome{
+		"stranger README": check.Untouched, "quarantined old": check.Untouched,
+		"stranger " + fake{n: 9}.path().BaseName(): check.Untouched, "temporary .nar-herder-LEFT": check.Untouched,
 	}
 	repairAll(want)
 	if !has(left, "left") {
 		t.Error("a new temporary file is gone")
 	}
 	now = now.Add(25 * time.Hour)
-	want["temporary .nar-herder-LEFT"] = storage.Deleted
+	want["temporary .nar-herder-LEFT"] = check.Deleted
 	repairAll(want)
 	if !gone(left) {
 		t.Error("an old temporary file is left")
@@ -338,14 +339,14 @@ func TestRepairMeanwhile(t *testing.T) {
 			importAll(t, s, storage.ImportOptions{}, laid(t, f, genuine(t, 2, "gzip")))
 			file := filepath.Join(p.store, f.name())
 			harm(t, file, f.content)
-			options := storage.RepairOptions{Decode: decode}
+			options := check.RepairOptions{Decode: decode}
 			if from == "good" {
-				options.Sources = []storage.Source{source{"good", giving, []fake{f}}}
+				options.Sources = []check.Source{source{"good", giving, []fake{f}}}
 			}
 			found := allFindings(t, s)
 			// An administrator puts the file back.
 			write(t, file, f.content)
-			if repair := s.Repairer(options).Repair(t.Context(), found[0]); repair.Outcome != storage.Untouched || repair.Err == nil || repair.Mended {
+			if repair := check.New(s).Repairer(options).Repair(t.Context(), found[0]); repair.Outcome != check.Untouched || repair.Err == nil || repair.Mended {
 				t.Errorf("%s: %+v", damage, repair)
 			}
 			wantServed(t, s, f)
@@ -353,11 +354,11 @@ func TestRepairMeanwhile(t *testing.T) {
 			if _, err := s.Remove(t.Context(), f.hash()); err != nil {
 				t.Fatal(err)
 			}
-			if repair := s.Repairer(options).Repair(t.Context(), found[0]); repair.Outcome != storage.Untouched || repair.Err == nil {
+			if repair := check.New(s).Repairer(options).Repair(t.Context(), found[0]); repair.Outcome != check.Untouched || repair.Err == nil {
 				t.Errorf("%s: %+v", damage, repair)
 			}
 			for _, finding := range allFindings(t, s) {
-				if finding.Kind != storage.Quarantined {
+				if finding.Kind != check.Quarantined {
 					t.Errorf("%s: then there is: %v %s", damage, finding.Kind, finding.Name)
 				}
 			}
@@ -376,17 +377,17 @@ func TestRepairUnmounted(t *testing.T) {
 	}
 	write(t, filepath.Join(p.store, "stranger"), "x")
 	s := p.openTest(t) // as a process that begins then
-	repairer := s.Repairer(storage.RepairOptions{Decode: decode})
+	repairer := check.New(s).Repairer(check.RepairOptions{Decode: decode})
 	missing := 0
-	for finding, err := range s.Check(t.Context(), nil) {
+	for finding, err := range check.New(s).Compare(t.Context(), nil) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if finding.Kind != storage.Missing {
+		if finding.Kind != check.Missing {
 			continue
 		}
 		missing++
-		if repair := repairer.Repair(t.Context(), finding); repair.Outcome != storage.Untouched || repair.Err == nil || !strings.Contains(repair.Err.Error(), "mounted") {
+		if repair := repairer.Repair(t.Context(), finding); repair.Outcome != check.Untouched || repair.Err == nil || !strings.Contains(repair.Err.Error(), "mounted") {
 			t.Errorf("%+v", repair)
 		}
 	}
@@ -416,43 +417,43 @@ func TestRepairUnstored(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	repair := func(found []storage.Finding, gives ...func(string) (io.Reader, error)) (repairs []storage.Repair) {
+	repair := func(found []check.Finding, gives ...func(string) (io.Reader, error)) (repairs []check.Repair) {
 		t.Helper()
-		options := storage.RepairOptions{Decode: decode}
+		options := check.RepairOptions{Decode: decode}
 		for _, give := range gives {
 			options.Sources = append(options.Sources, source{"source", give, []fake{f, other, partial}})
 		}
 		for _, finding := range found {
-			repairs = append(repairs, s.Repairer(options).Repair(t.Context(), finding))
+			repairs = append(repairs, check.New(s).Repairer(options).Repair(t.Context(), finding))
 		}
 		return repairs
 	}
-	unstored := func(options storage.UnstoredOptions) (found []storage.Finding) {
+	unstored := func(options check.UnstoredOptions) (found []check.Finding) {
 		t.Helper()
-		for finding, err := range s.CheckUnstored(t.Context(), options, nil) {
+		for finding, err := range check.New(s).CheckUnstored(t.Context(), options, nil) {
 			if err != nil {
 				t.Fatal(err)
 			}
 			found = append(found, finding)
 		}
-		slices.SortFunc(found, func(a, b storage.Finding) int { return strings.Compare(a.Note, b.Note) })
+		slices.SortFunc(found, func(a, b check.Finding) int { return strings.Compare(a.Note, b.Note) })
 		return found
 	}
-	if found := unstored(storage.UnstoredOptions{}); len(found) > 0 {
+	if found := unstored(check.UnstoredOptions{}); len(found) > 0 {
 		t.Errorf("before: %+v", found)
 	}
 	repair(allFindings(t, s), badSources["not there"])
-	found := unstored(storage.UnstoredOptions{})
-	if len(found) != 1 || found[0].Kind != storage.Unstored || found[0].Item.Hash != f.hash() || found[0].IsNotice() {
+	found := unstored(check.UnstoredOptions{})
+	if len(found) != 1 || found[0].Kind != check.Unstored || found[0].Item.Hash != f.hash() || found[0].IsNotice() {
 		t.Fatalf("found %+v", found)
 	}
-	if all := unstored(storage.UnstoredOptions{Elsewhere: true}); len(all) > 0 {
+	if all := unstored(check.UnstoredOptions{Elsewhere: true}); len(all) > 0 {
 		t.Errorf("with a peer: %+v", all)
 	}
-	if done := repair(found, badSources["down"]); done[0].Outcome != storage.Untouched || done[0].Err == nil || done[0].Mended {
+	if done := repair(found, badSources["down"]); done[0].Outcome != check.Untouched || done[0].Err == nil || done[0].Mended {
 		t.Errorf("%+v", done)
 	}
-	if found = unstored(storage.UnstoredOptions{Partial: true}); len(found) != 2 || !found[1].IsNotice() {
+	if found = unstored(check.UnstoredOptions{Partial: true}); len(found) != 2 || !found[1].IsNotice() {
 		t.Fatalf("found %+v", found)
 	}
 	for n, done := range repair(found, badSources["not there"], giving) {
@@ -460,17 +461,17 @@ func TestRepairUnstored(t *testing.T) {
 		if n == 1 {
 			want = int64(len(partial.content))
 		}
-		if done.Outcome != storage.Fetched || !done.Mended || done.Err != nil || done.Bytes != want {
+		if done.Outcome != check.Fetched || !done.Mended || done.Err != nil || done.Bytes != want {
 			t.Errorf("%+v", done)
 		}
 	}
 	wantServed(t, s, f)
 	wantServed(t, s, partial)
-	if found := unstored(storage.UnstoredOptions{Partial: true}); len(found) > 0 {
+	if found := unstored(check.UnstoredOptions{Partial: true}); len(found) > 0 {
 		t.Errorf("then: %+v", found)
 	}
 	// The row has changed since it was found.
-	if done := repair(found, giving); done[0].Outcome != storage.Untouched {
+	if done := repair(found, giving); done[0].Outcome != check.Untouched {
 		t.Errorf("again: %+v", done)
 	}
 }

@@ -10,6 +10,7 @@ import (
 
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
+	"nar-herder/storage/check"
 	"nar-herder/storage/directory"
 	"nar-herder/storage/index"
 )
@@ -49,9 +50,9 @@ func repairFault(t *testing.T, damage string, harm func(t testing.TB, file, cont
 	file := filepath.Join(p.store, f.name())
 	harm(t, file, f.content)
 	wrong, readErr := os.ReadFile(file)
-	options := storage.RepairOptions{Decode: decode}
+	options := check.RepairOptions{Decode: decode}
 	if good {
-		options.Sources = []storage.Source{source{"good", giving, []fake{f}}}
+		options.Sources = []check.Source{source{"good", giving, []fake{f}}}
 	}
 	found := allFindings(t, s)
 	if len(found) != 1 {
@@ -60,7 +61,7 @@ func repairFault(t *testing.T, damage string, harm func(t testing.TB, file, cont
 	faulty.mu.Lock()
 	faulty.steps, faulty.at = 0, at
 	faulty.mu.Unlock()
-	crashed, err := try(func() error { return s.Repairer(options).Repair(t.Context(), found[0]).Err })
+	crashed, err := try(func() error { return check.New(s).Repairer(options).Repair(t.Context(), found[0]).Err })
 	reached = faulty.steps > at
 	where := fmt.Sprintf("%v at step %d (%v)", mode, at, err)
 	if crashed != (reached && mode == power) {
@@ -83,9 +84,9 @@ func repairFault(t *testing.T, damage string, harm func(t testing.TB, file, cont
 	for _, finding := range allFindings(t, s) {
 		switch {
 		case finding.Name == f.name() && finding.Kind == found[0].Kind: // as before
-		case finding.Name == f.name() && finding.Kind == storage.Unrecorded:
-		case finding.Kind == storage.Quarantined:
-		case finding.Kind == storage.Temporary && mode != once:
+		case finding.Name == f.name() && finding.Kind == check.Unrecorded:
+		case finding.Kind == check.Quarantined:
+		case finding.Kind == check.Temporary && mode != once:
 		default:
 			t.Errorf("%s: then there is: %v %s", where, finding.Kind, finding.Name)
 		}
@@ -97,14 +98,14 @@ func repairFault(t *testing.T, damage string, harm func(t testing.TB, file, cont
 
 	// Again, later.
 	later := storage.New(indexOf(t, p), unwrapped(t, p), storage.Options{Now: func() time.Time { return time.Now().Add(48 * time.Hour) }})
-	repairer := later.Repairer(options)
+	repairer := check.New(later).Repairer(options)
 	for _, finding := range allFindings(t, later) {
 		if repair := repairer.Repair(t.Context(), finding); repair.Err != nil {
 			t.Errorf("%s: once more: %v %s: %v", where, finding.Kind, finding.Name, repair.Err)
 		}
 	}
 	for _, finding := range allFindings(t, later) {
-		if finding.Kind != storage.Quarantined {
+		if finding.Kind != check.Quarantined {
 			t.Errorf("%s: at the end: %v %s", where, finding.Kind, finding.Name)
 		}
 	}

@@ -118,7 +118,7 @@ func (r *replacements) unstore(tx *index.Tx, p *prepared) error {
 		if !old.HasStored(i) && noted == "" {
 			continue
 		}
-		kept &^= old.filesNamed(name)
+		kept &^= old.FilesNamed(name)
 		r.files[name] = &replacement{hash: old.Hash, narHash: old.Narinfo.NarHash, size: old.StoredSize(i), sure: noted == ""}
 		// What waits to be deleted is not, while no row claims it.
 		if err := errors.Join(tx.SetSetting(replacingPrefix+name, r.value), tx.RemoveLeftovers([]string{name})); err != nil {
@@ -196,7 +196,7 @@ func (r *replacements) restore(tx *index.Tx, only *narinfo.PathHash) error {
 		if i < 0 || item.HasStored(i) || item.Narinfo.NarHash != file.narHash || item.StoredSize(i) != file.size {
 			continue
 		}
-		if err := tx.SetStored(item.Hash, item.Stored|item.filesNamed(name), item.Sizes); err != nil {
+		if err := tx.SetStored(item.Hash, item.Stored|item.FilesNamed(name), item.Sizes); err != nil {
 			return err
 		}
 	}

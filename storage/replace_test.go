@@ -14,6 +14,7 @@ import (
 	"nar-herder/internal/testfs"
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
+	"nar-herder/storage/check"
 )
 
 // replacedIn crashes a replacement of before by after, of as many bytes, once the file is
@@ -54,8 +55,8 @@ func replacedIn(t *testing.T, p place, before, after fake) (s *storage.Storage, 
 			t.Error(err)
 		}
 	})
-	for finding, err := range s.Check(t.Context(), nil) {
-		if err == nil && finding.Kind == storage.Temporary {
+	for finding, err := range check.New(s).Compare(t.Context(), nil) {
+		if err == nil && finding.Kind == check.Temporary {
 			err = faulty.Directory.Remove(t.Context(), finding.Name)
 		}
 		if err != nil {

@@ -1,7 +1,6 @@
-// Package storage keeps store items. An item is its row in the index and its
-// bytes in a byte store, and this package is what keeps the two true to each
-// other: whatever crashes when, no row ever claims bytes that are not there,
-// and what a crash does leave behind is found by [Storage.Check].
+// Package storage keeps store items. An item is a row in the index and bytes in a byte
+// store, which this package keeps consistent: no crash leaves a row that claims bytes
+// which are not stored. What a crash does leave behind, package storage/check finds.
 package storage
 
 import (
@@ -85,9 +84,27 @@ func New(x *index.Index, bytes bytestore.Store, options Options) *Storage {
 	return s
 }
 
-// store is the byte store itself, for what it can do besides, and for what isn't the
-// bytes of an item; nil for none.
-func (s *Storage) store() bytestore.Store {
+// Index returns the index, for queries and for transactions that change no bytes.
+func (s *Storage) Index() *index.Index { return s.index }
+
+// Bytes returns the byte store for the nars of items, nil for none. It refuses names that
+// are not those of nars.
+func (s *Storage) Bytes() bytestore.Store {
+	if s.bytes == nil {
+		return nil
+	}
+	return s.bytes
+}
+
+// Log returns the log for operators.
+func (s *Storage) Log() *slog.Logger { return s.log }
+
+// Now returns the time of the clock that gives items their time.
+func (s *Storage) Now() time.Time { return s.now() }
+
+// Store returns the byte store itself, for notes and files that are not nars; nil for
+// none.
+func (s *Storage) Store() bytestore.Store {
 	if s.bytes == nil {
 		return nil
 	}
@@ -181,8 +198,11 @@ func (i *Item) FileNamed(name string) int {
 // does not.
 func (i *Item) FileName(n int) string { return i.names[n] }
 
-// ownNames are the names in a storage that the item can have files under.
-func (i *Item) ownNames() []string {
+// FileNames returns FileName of all files.
+func (i *Item) FileNames() []string { return i.names }
+
+// NarNames are the names in a storage that the item can have files under.
+func (i *Item) NarNames() []string {
 	return slices.DeleteFunc(slices.Clone(i.names), func(name string) bool { return name == "" })
 }
 
@@ -320,3 +340,45 @@ func (s *Storage) Instance() string { return s.index.Instance() }
 
 // Totals are the sums that the index keeps.
 func (s *Storage) Totals(ctx context.Context) (index.Totals, error) { return s.index.Totals(ctx) }
+
+// FilesNamed returns the bits, as in Stored, of the item's files with a name.
+func (i *Item) FilesNamed(name string) (files uint64) {
+	for n := range i.names {
+		if i.names[n] == name {
+			files |= 1 << n
+		}
+	}
+	return files
+}
+
+// MarkStored records in a new row that the Nth file is stored, with its size.
+func MarkStored(entry *index.Entry, n int, size int64) {
+	entry.Stored |= 1 << n
+	if entry.Narinfo.Files[n].Size >= 0 {
+		return
+	}
+	if entry.Sizes == nil {
+		entry.Sizes = make([]int64, len(entry.Narinfo.Files))
+		for i := range entry.Sizes {
+			entry.Sizes[i] = -1
+		}
+	}
+	entry.Sizes[n] = size
+}
+
+// CarryStored marks those files of a new row as stored that the old row of the same nar
+// has as stored. It is for callers that can't look at the byte store.
+func CarryStored(entry *index.Entry, old *Item) {
+	if old.Narinfo.NarHash != entry.Narinfo.NarHash {
+		return
+	}
+	for n, file := range entry.Narinfo.Files {
+		name, err := file.Path()
+		if err != nil {
+			continue
+		}
+		if i := old.FileNamed(name); i >= 0 && old.HasStored(i) && (file.Size < 0 || file.Size == old.StoredSize(i)) {
+			MarkStored(entry, n, old.StoredSize(i))
+		}
+	}
+}

@@ -12,6 +12,7 @@ import (
 
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
+	"nar-herder/storage/check"
 )
 
 // unreadable is a store with a directory that can't be read, as root can with any.
@@ -54,7 +55,7 @@ func TestUnreadableDirectory(t *testing.T) {
 	if err := s.IsMounted(t.Context()); err != nil {
 		t.Error(err)
 	}
-	if counted, err := s.Recount(t.Context(), func() {}); err != nil || counted != (storage.Recounted{Missing: 1}) {
+	if counted, err := check.New(s).Recount(t.Context(), func() {}); err != nil || counted != (check.Recounted{Missing: 1}) {
 		t.Errorf("%+v, %v; want 1 missing", counted, err)
 	}
 	if err := os.Remove(filepath.Join(p.store, items[1].name())); err != nil {

@@ -18,6 +18,7 @@ import (
 	"nar-herder/compression"
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
+	"nar-herder/storage/check"
 	"nar-herder/storage/directory"
 	"nar-herder/storage/index"
 )
@@ -54,14 +55,14 @@ func genuine(t testing.TB, n int, kind string) fake {
 }
 
 // verified returns what Verify finds, as "kind name", sorted.
-func verified(t testing.TB, s *storage.Storage, options storage.VerifyOptions) []string {
+func verified(t testing.TB, s *storage.Storage, options check.VerifyOptions) []string {
 	t.Helper()
 	if options.Decode == nil {
 		options.Decode = decode
 	}
 	found := []string{}
-	for finding, err := range s.Verify(t.Context(), options) {
-		if err != nil && finding.Kind != storage.Unknown {
+	for finding, err := range check.New(s).Verify(t.Context(), options) {
+		if err != nil && finding.Kind != check.Unknown {
 			t.Errorf("%v with an error: %v", finding.Kind, err)
 		}
 		found = append(found, finding.Kind.String()+" "+finding.Name)
@@ -189,7 +190,7 @@ func TestVerify(t *testing.T) {
 						io.Closer
 					}{io.TeeReader(reader, &decoded), reader}, nil
 				}
-				if got := verified(t, s, storage.VerifyOptions{Decode: counting}); !slices.Equal(got, want) {
+				if got := verified(t, s, check.VerifyOptions{Decode: counting}); !slices.Equal(got, want) {
 					t.Errorf("found %q, want %q", got, want)
 				}
 				if decoded > 1<<20 {
@@ -220,16 +221,16 @@ func TestVerifyUnknown(t *testing.T) {
 	reads.torn[items[2].name()] = true
 	want := []string{"unknown " + items[2].name(), "unknown " + items[4].name(), "unknown " + items[1].name()}
 	slices.Sort(want)
-	repairer := s.Repairer(storage.RepairOptions{Decode: decode})
-	for finding, err := range s.Verify(t.Context(), storage.VerifyOptions{Decode: decode}) {
+	repairer := check.New(s).Repairer(check.RepairOptions{Decode: decode})
+	for finding, err := range check.New(s).Verify(t.Context(), check.VerifyOptions{Decode: decode}) {
 		if err == nil {
 			t.Errorf("%v %s has no error", finding.Kind, finding.Name)
 		}
-		if repair := repairer.Repair(t.Context(), finding); repair.Outcome != storage.Untouched {
+		if repair := repairer.Repair(t.Context(), finding); repair.Outcome != check.Untouched {
 			t.Errorf("%s: %v", finding.Name, repair.Outcome)
 		}
 	}
-	if got := verified(t, s, storage.VerifyOptions{}); !slices.Equal(got, want) {
+	if got := verified(t, s, check.VerifyOptions{}); !slices.Equal(got, want) {
 		t.Errorf("found %q, want %q", got, want)
 	}
 	reads.broken, reads.torn = nil, nil
@@ -283,7 +284,7 @@ func TestVerifyGoesOn(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
 			crashed, _ := try(func() error {
-				for finding, err := range s.Verify(ctx, storage.VerifyOptions{Decode: decode}) {
+				for finding, err := range check.New(s).Verify(ctx, check.VerifyOptions{Decode: decode}) {
 					if finding.Name == ending && !stop(cancel) {
 						break
 					}
@@ -299,23 +300,23 @@ func TestVerifyGoesOn(t *testing.T) {
 			if read := len(reads.opened); read != first+1 {
 				t.Fatalf("%d files were read at first, want %d", read, first+1)
 			}
-			place, err := s.VerifyPlace(t.Context())
+			place, err := check.New(s).VerifyPlace(t.Context())
 			if err != nil || place.Begun.IsZero() || place.Files < first || place.Bytes == 0 {
 				t.Fatalf("%+v, %v", place, err)
 			}
 			before := reads.opened
 			// Stopped again, while it looks at what was wrong, it loses nothing.
-			for range s.Verify(t.Context(), storage.VerifyOptions{Decode: decode, From: place}) {
+			for range check.New(s).Verify(t.Context(), check.VerifyOptions{Decode: decode, From: place}) {
 				break
 			}
-			stopped, err := s.VerifyPlace(t.Context())
+			stopped, err := check.New(s).VerifyPlace(t.Context())
 			if err != nil || !reflect.DeepEqual(stopped, place) {
 				t.Errorf("stopped again: %+v, %v; want %+v", stopped, err, place)
 			}
 			reads.opened = map[string]int{}
 			want := []string{"corrupt " + early, "corrupt " + late, "corrupt " + ending}
 			slices.Sort(want)
-			if got := verified(t, s, storage.VerifyOptions{From: place}); !slices.Equal(got, want) {
+			if got := verified(t, s, check.VerifyOptions{From: place}); !slices.Equal(got, want) {
 				t.Errorf("found then %q, want %q", got, want)
 			}
 			for i, name := range order {
@@ -325,7 +326,7 @@ func TestVerifyGoesOn(t *testing.T) {
 				}
 			}
 			// It came to its end, and the next begins anew.
-			if place, err := s.VerifyPlace(t.Context()); err != nil || !place.Begun.IsZero() {
+			if place, err := check.New(s).VerifyPlace(t.Context()); err != nil || !place.Begun.IsZero() {
 				t.Errorf("%+v, %v", place, err)
 			}
 		})
@@ -363,7 +364,7 @@ func TestVerifyMeanwhile(t *testing.T) {
 				}
 				return decode(ctx, kind, from, size)
 			}
-			if got := verified(t, s, storage.VerifyOptions{Decode: decode}); len(got) > 0 {
+			if got := verified(t, s, check.VerifyOptions{Decode: decode}); len(got) > 0 {
 				t.Errorf("found %q", got)
 			}
 			if !changed || reads.opened[f.name()] == 0 {

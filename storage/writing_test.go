@@ -11,7 +11,9 @@ import (
 	"time"
 
 	"nar-herder/narinfo"
+	"nar-herder/removal/deletion"
 	"nar-herder/storage"
+	"nar-herder/storage/check"
 	"nar-herder/storage/index"
 )
 
@@ -55,7 +57,7 @@ func TestNotOwner(t *testing.T) {
 	}
 	for what, change := range map[string]func() error{
 		"Evict": func() error {
-			_, _, err := second.Evict(t.Context(), []*storage.Item{item}, 0, func(*index.Tx, map[narinfo.PathHash]index.ChangeKind) error { return nil })
+			_, _, err := deletion.Evict(t.Context(), second, []*storage.Item{item}, 0, func(*index.Tx, map[narinfo.PathHash]index.ChangeKind) error { return nil })
 			return err
 		},
 		"Reserve": func() error {
@@ -63,7 +65,7 @@ func TestNotOwner(t *testing.T) {
 			return err
 		},
 		"Repair": func() error {
-			return second.Repairer(storage.RepairOptions{Decode: decode}).Repair(t.Context(), storage.Finding{Kind: storage.Temporary, Name: items[1].name()}).Err
+			return check.New(second).Repairer(check.RepairOptions{Decode: decode}).Repair(t.Context(), check.Finding{Kind: check.Temporary, Name: items[1].name()}).Err
 		},
 		"Remove": func() error {
 			_, err := second.Remove(t.Context(), items[0].hash())
@@ -75,7 +77,7 @@ func TestNotOwner(t *testing.T) {
 		},
 		"Adopt": func() error { return second.Adopt(t.Context(), item, 0, decode) },
 		"Recount": func() error {
-			_, err := second.Recount(t.Context(), func() {})
+			_, err := check.New(second).Recount(t.Context(), func() {})
 			return err
 		},
 	} {
@@ -103,7 +105,7 @@ func TestNotOwner(t *testing.T) {
 		t.Error(err)
 	}
 	wantNotStored()
-	if dropped, err := second.DropLeftovers(t.Context()); err != nil || dropped != (storage.Freed{}) {
+	if dropped, err := deletion.DeletePending(t.Context(), second); err != nil || dropped != (storage.Freed{}) {
 		t.Errorf("leftovers of the second: %+v, %v; want none", dropped, err)
 	}
 }
@@ -128,7 +130,7 @@ func TestOwnerUnknown(t *testing.T) {
 		t.Errorf("removed: %+v, %v; want the bytes left", removal, err)
 	}
 	failure.Store(nil)
-	if dropped, err := s.DropLeftovers(t.Context()); err != nil || dropped.Size != 3 {
+	if dropped, err := deletion.DeletePending(t.Context(), s); err != nil || dropped.Size != 3 {
 		t.Errorf("when it can be read again: %+v, %v; want what was left dropped", dropped, err)
 	}
 }
@@ -158,7 +160,7 @@ func TestTakenMeanwhile(t *testing.T) {
 			return importAll(t, s, storage.ImportOptions{Replace: true}, laid(t, other))[item.hash().String()+".narinfo"].Err
 		}, item, storage.ErrNotOwner},
 		"repair": {1, func(t *testing.T, s *storage.Storage) error {
-			return s.Repairer(storage.RepairOptions{Decode: decode}).Repair(t.Context(), allFindings(t, s)[0]).Err
+			return check.New(s).Repairer(check.RepairOptions{Decode: decode}).Repair(t.Context(), allFindings(t, s)[0]).Err
 		}, fake{n: 1, content: "wrong"}, storage.ErrNotOwner},
 		"receive": {0, func(t *testing.T, s *storage.Storage) error { // just after it was found the owner
 			return s.Receive(t.Context(), itemOf(t, s, lacking), 0, spooled(t, s, lacking.content))
@@ -211,7 +213,7 @@ func TestRecount(t *testing.T) {
 	want := func(recorded, missing int64) {
 		t.Helper()
 		files := 0
-		counted, err := s.Recount(t.Context(), func() { files++ })
+		counted, err := check.New(s).Recount(t.Context(), func() { files++ })
 		if err != nil || counted.Recorded != recorded || counted.Missing != missing || files == 0 {
 			t.Errorf("%+v of %d files, %v; want %d recorded, %d missing", counted, files, err, recorded, missing)
 		}
@@ -260,7 +262,7 @@ func TestReadOnly(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if freed, err := front.RemoveWithdrawn(t.Context(), time.Now().AddDate(1, 0, 0)); err != nil || freed.Size != 0 {
+	if freed, err := deletion.RemoveWithdrawn(t.Context(), front, time.Now().AddDate(1, 0, 0)); err != nil || freed.Size != 0 {
 		t.Errorf("what was withdrawn: %+v, %v", freed, err)
 	}
 	if _, err := front.Item(t.Context(), withdrawn.hash()); !errors.Is(err, storage.ErrNotFound) {

@@ -14,6 +14,7 @@ import (
 	"nar-herder/peer"
 	"nar-herder/removal"
 	"nar-herder/storage"
+	"nar-herder/storage/check"
 )
 
 type checkCommand struct {
@@ -93,31 +94,32 @@ func (c *checkCommand) check(ctx context.Context, s *streams) (err error) {
 		return usagef("the index has %d nars in a storage: name it with --storage", totals.StoredNars)
 	}
 	report := newCheckReport(s.out, c.JSON)
+	checker := check.New(store.Storage)
 	relied, err := removal.ReliedOn(ctx, store.index)
 	if err != nil {
 		return err
 	}
 	filesOf := make(map[narinfo.PathHash]struct{}) // items with files that were found to be wrong
-	var repairer *storage.Repairer
+	var repairer *check.Repairer
 	if c.Repair {
-		repairer = store.Repairer(c.repairOptions(store))
+		repairer = checker.Repairer(c.repairOptions(store))
 	}
 	// pass prints what one part of the check finds.
-	pass := func(shown *progress, findings iter.Seq2[storage.Finding, error]) {
+	pass := func(shown *progress, findings iter.Seq2[check.Finding, error]) {
 		for finding, err := range findings {
 			if ctx.Err() != nil {
 				break
 			}
-			if finding.Item != nil && (finding.Kind == storage.Missing || finding.Kind == storage.WrongSize) {
+			if finding.Item != nil && (finding.Kind == check.Missing || finding.Kind == check.WrongSize) {
 				filesOf[finding.Item.Hash] = struct{}{}
 			}
-			if finding.Kind == storage.Unstored {
+			if finding.Kind == check.Unstored {
 				if _, done := filesOf[finding.Item.Hash]; done {
 					continue // all has been said, and tried
 				}
 			}
 			shown.clear()
-			var repair *storage.Repair
+			var repair *check.Repair
 			if repairer != nil && err == nil {
 				done := repairer.Repair(ctx, finding)
 				repair = &done
@@ -127,19 +129,19 @@ func (c *checkCommand) check(ctx context.Context, s *streams) (err error) {
 		shown.end()
 	}
 	shown := newProgress(s.err, "checking the index", "items", totals.Items)
-	pass(shown, store.CheckIndex(ctx, func() { shown.add(0) }))
+	pass(shown, checker.CheckIndex(ctx, func() { shown.add(0) }))
 	if c.Storage != "" && ctx.Err() == nil {
 		shown := newProgress(s.err, "checking", "items and files", totals.Items+totals.StoredNars)
-		pass(shown, store.Check(ctx, func() { shown.add(0); report.totals.Looked++ }))
+		pass(shown, checker.Compare(ctx, func() { shown.add(0); report.totals.Looked++ }))
 	}
 	if ctx.Err() == nil {
 		shown := newProgress(s.err, "looking for items without nars", "items", totals.Items)
-		options := storage.UnstoredOptions{Elsewhere: len(relied) > 0, Partial: c.Repair && len(c.From) > 0}
-		pass(shown, store.CheckUnstored(ctx, options, func() { shown.add(0) }))
+		options := check.UnstoredOptions{Elsewhere: len(relied) > 0, Partial: c.Repair && len(c.From) > 0}
+		pass(shown, checker.CheckUnstored(ctx, options, func() { shown.add(0) }))
 	}
 	if c.Closures && ctx.Err() == nil {
 		shown := newProgress(s.err, "checking closures", "items", totals.Items)
-		pass(shown, store.CheckClosures(ctx, func() { shown.add(0) }))
+		pass(shown, checker.CheckClosures(ctx, func() { shown.add(0) }))
 	}
 	if c.Verify && ctx.Err() == nil {
 		place, err := c.verifyPlace(ctx, s, store)
@@ -147,7 +149,7 @@ func (c *checkCommand) check(ctx context.Context, s *streams) (err error) {
 			return err
 		}
 		shown := newProgress(s.err, "verifying", "files", totals.StoredNars-place.Files)
-		pass(shown, store.Verify(ctx, storage.VerifyOptions{
+		pass(shown, checker.Verify(ctx, check.VerifyOptions{
 			Decode: decodeNar, Rate: int64(c.VerifyRate), From: place,
 			Looked: func(bytes int64) {
 				shown.add(bytes)
@@ -172,11 +174,11 @@ func (c *checkCommand) check(ctx context.Context, s *streams) (err error) {
 }
 
 // verifyPlace says where verifying begins, and tells the user.
-func (c *checkCommand) verifyPlace(ctx context.Context, s *streams, store *opened) (storage.VerifyPlace, error) {
+func (c *checkCommand) verifyPlace(ctx context.Context, s *streams, store *opened) (check.VerifyPlace, error) {
 	if c.Restart {
-		return storage.VerifyPlace{}, nil
+		return check.VerifyPlace{}, nil
 	}
-	place, err := store.VerifyPlace(ctx)
+	place, err := check.New(store.Storage).VerifyPlace(ctx)
 	if err != nil {
 		return place, fmt.Errorf("%w with --restart", err)
 	}
@@ -187,8 +189,8 @@ func (c *checkCommand) verifyPlace(ctx context.Context, s *streams, store *opene
 	return place, nil
 }
 
-func (c *checkCommand) repairOptions(store *opened) storage.RepairOptions {
-	options := storage.RepairOptions{Decode: decodeNar, Rate: int64(c.VerifyRate)}
+func (c *checkCommand) repairOptions(store *opened) check.RepairOptions {
+	options := check.RepairOptions{Decode: decodeNar, Rate: int64(c.VerifyRate)}
 	for _, from := range c.From {
 		options.Sources = append(options.Sources, peerSource{peer.New(from.url.URL, peer.Self{Instance: store.index.Instance(), AllowPrivateRedirects: c.AllowPrivateRedirects})})
 	}
@@ -198,7 +200,7 @@ func (c *checkCommand) repairOptions(store *opened) storage.RepairOptions {
 // peerSource fetches whole files from another instance.
 type peerSource struct{ *peer.Peer }
 
-// Fetch implements [storage.Source].
+// Fetch implements [check.Source].
 func (p peerSource) Fetch(ctx context.Context, item *storage.Item, n int) (io.ReadCloser, error) {
 	body, _, err := p.OpenFile(ctx, item, n, 0, -1, nil)
 	return body, err

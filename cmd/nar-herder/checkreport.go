@@ -9,7 +9,7 @@ import (
 	"strings"
 
 	"nar-herder/internal/redact"
-	"nar-herder/storage"
+	"nar-herder/storage/check"
 )
 
 // checkReport writes what a check finds, and counts it.
@@ -71,8 +71,8 @@ type repairLine struct {
 
 // add takes a finding, or the error that there is instead, and what was done
 // about it; nil where nothing was to be done.
-func (r *checkReport) add(finding storage.Finding, err error, repair *storage.Repair) {
-	if finding.Kind == storage.Quarantined && err == nil {
+func (r *checkReport) add(finding check.Finding, err error, repair *check.Repair) {
+	if finding.Kind == check.Quarantined && err == nil {
 		if _, known := r.quarantined[finding.Name]; known {
 			return // it was reported when it was set aside
 		}
@@ -81,7 +81,7 @@ func (r *checkReport) add(finding storage.Finding, err error, repair *storage.Re
 	if repair != nil && repair.Quarantined != "" {
 		r.quarantined[repair.Quarantined] = struct{}{}
 	}
-	if finding.Partial && err == nil && (repair == nil || repair.Outcome == storage.Untouched && repair.Err == nil) {
+	if finding.Partial && err == nil && (repair == nil || repair.Outcome == check.Untouched && repair.Err == nil) {
 		return // the sources don't have it either, and nothing is wrong
 	}
 	line := foundLine{Kind: finding.Kind.String(), File: finding.Name, Note: finding.Note}
@@ -95,15 +95,15 @@ func (r *checkReport) add(finding storage.Finding, err error, repair *storage.Re
 		line.References = append(line.References, reference.String())
 	}
 	r.totals.Findings[line.Kind]++
-	if repair != nil && *repair != (storage.Repair{}) {
+	if repair != nil && *repair != (check.Repair{}) {
 		line.Repair = &repairLine{Outcome: repair.Outcome.String(), Mended: repair.Mended, Note: repair.Note}
 		if repair.Err != nil {
 			line.Repair.Error = oneLine(repair.Err)
 		}
-		if repair.Outcome != storage.Untouched {
+		if repair.Outcome != check.Untouched {
 			r.totals.Repairs[line.Repair.Outcome]++
 		}
-		if repair.Outcome == storage.Fetched {
+		if repair.Outcome == check.Fetched {
 			r.totals.FetchedBytes += repair.Bytes
 		}
 	}
@@ -136,7 +136,7 @@ func (l foundLine) String() string {
 			text.WriteString(" of " + part)
 		}
 	}
-	if l.Repair != nil && (l.Repair.Outcome != storage.Untouched.String() || l.Repair.Error != "") {
+	if l.Repair != nil && (l.Repair.Outcome != check.Untouched.String() || l.Repair.Error != "") {
 		text.WriteString("; " + l.Repair.Outcome)
 		separator = ": "
 		for _, part := range []string{l.Repair.Note, l.Repair.Error} {
@@ -153,7 +153,7 @@ func (l foundLine) String() string {
 func (r *checkReport) end() statusError {
 	t := &r.totals
 	if len(r.quarantined) > 0 {
-		t.Findings[storage.Quarantined.String()] = int64(len(r.quarantined))
+		t.Findings[check.Quarantined.String()] = int64(len(r.quarantined))
 	}
 	status := statusError(0)
 	switch {

@@ -14,6 +14,7 @@ import (
 	"nar-herder/internal/pace"
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
+	"nar-herder/storage/check"
 	"nar-herder/storage/index"
 	"nar-herder/storage/owner"
 )
@@ -229,7 +230,7 @@ func (c *claimStorageCommand) Run(ctx context.Context, s *streams) (err error) {
 	}
 	printf(s.out, "storage %s belongs to this instance now; before, it belonged to %s\n", store.name(), found)
 	shown := newProgress(s.err, "counting", "files", 0)
-	counted, err := store.Recount(ctx, func() { shown.add(0) })
+	counted, err := check.New(store.Storage).Recount(ctx, func() { shown.add(0) })
 	shown.end()
 	if err != nil {
 		return fmt.Errorf("claim storage %s: %w: run this again", store.name(), err)

@@ -22,6 +22,7 @@ import (
 	"nar-herder/mirror/dump"
 	"nar-herder/peer/passing"
 	"nar-herder/removal"
+	"nar-herder/storage/check"
 	"nar-herder/storage/checksums"
 	"nar-herder/storage/dbspace"
 	"nar-herder/storage/index"
@@ -360,7 +361,7 @@ func (c *serverCommand) run(ctx context.Context, effect inEffect, running *tasks
 	}
 	running.Go("watching the owner of the storage", func() { ownership.Run(followCtx) })
 	running.Go("removing withdrawn items", func() { withdrawn.Run(followCtx) })
-	running.Go("removing unfinished uploads", func() { store.RemoveUnfinished(followCtx) })
+	running.Go("removing unfinished uploads", func() { check.New(store.Storage).RemoveUnfinished(followCtx) })
 	if follower != nil {
 		server.Registry().MustRegister(follower)
 		running.Go("mirroring", func() { follower.Run(followCtx) })

@@ -26,6 +26,7 @@ import (
 	"nar-herder/narinfo"
 	"nar-herder/peer"
 	"nar-herder/storage"
+	"nar-herder/storage/check"
 	"nar-herder/storage/directory"
 	"nar-herder/storage/index"
 )
@@ -325,7 +326,7 @@ func (m *mirror) wantStored(items ...*made) {
 // wantConsistent makes sure that index and bytes agree, and the spool is empty.
 func (m *mirror) wantConsistent() {
 	m.t.Helper()
-	for finding, err := range m.Check(context.Background(), nil) {
+	for finding, err := range check.New(m.Storage).Compare(context.Background(), nil) {
 		m.t.Errorf("check finds %s %s, %v", finding.Kind, finding.Name, err)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"nar-herder/narinfo"
+	"nar-herder/removal/deletion"
 	"nar-herder/storage"
 	"nar-herder/storage/directory"
 	"nar-herder/storage/index"
@@ -53,7 +54,7 @@ func (m *mirror) evict(items ...*made) {
 	for _, of := range items {
 		known = append(known, m.item(of))
 	}
-	_, freed, err := m.Evict(m.t.Context(), known, since, func(*index.Tx, map[narinfo.PathHash]index.ChangeKind) error { return nil })
+	_, freed, err := deletion.Evict(m.t.Context(), m.Storage, known, since, func(*index.Tx, map[narinfo.PathHash]index.ChangeKind) error { return nil })
 	if err != nil || freed.Items != len(items) {
 		m.t.Fatal(freed, err)
 	}

@@ -235,6 +235,11 @@ type Info struct {
 	Linked bool
 }
 
+// IsSame reports whether both describe the same bytes, as far as they tell.
+func (i Info) IsSame(other Info) bool {
+	return i.Size == other.Size && i.ModTime.Equal(other.ModTime) && i.Tag == other.Tag
+}
+
 var (
 	// ErrWrongSize says that bytes are fewer or more than was said.
 	ErrWrongSize = errors.New("wrong size")

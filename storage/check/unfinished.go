@@ -1,6 +1,8 @@
-package storage
+package check
 
 import (
+	"nar-herder/storage"
+
 	"context"
 	"errors"
 	"time"
@@ -19,27 +21,27 @@ const (
 
 // removeTemporary removes temporary bytes that List gave, unless they may be just being
 // written.
-func (s *Storage) removeTemporary(ctx context.Context, info bytestore.Info) (removed bool, err error) {
-	if s.now().Sub(info.ModTime) < settledAfter {
+func (c *Checker) removeTemporary(ctx context.Context, info bytestore.Info) (removed bool, err error) {
+	if c.Now().Sub(info.ModTime) < settledAfter {
 		return false, nil
 	}
-	return true, s.bytes.Store.Remove(ctx, info.Name)
+	return true, c.Store().Remove(ctx, info.Name)
 }
 
 // RemoveUnfinished removes what killed processes have left of uploads, until the context
 // ends, if the byte store can list it. It touches only uploads that are a day
 // old, in a byte store that this instance owns, and a few of them a minute.
-func (s *Storage) RemoveUnfinished(ctx context.Context) {
-	if s.bytes == nil {
+func (c *Checker) RemoveUnfinished(ctx context.Context) {
+	if c.bytes == nil {
 		return
 	}
 	for logged := false; ; {
-		failure := s.removeUnfinished(ctx)
+		failure := c.removeUnfinished(ctx)
 		switch {
 		case ctx.Err() != nil || errors.Is(failure, errors.ErrUnsupported):
 			return
 		case failure != nil && !logged:
-			s.log.Warn("can't remove unfinished uploads that are older than a day: this is tried again each hour; 'nar-herder check' lists them", "storage", s.bytes.String(), "error", failure)
+			c.log.Warn("can't remove unfinished uploads that are older than a day: this is tried again each hour; 'nar-herder check' lists them", "storage", c.bytes.String(), "error", failure)
 		}
 		logged = failure != nil
 		if pace.Sleep(ctx, unfinishedEvery) != nil {
@@ -50,20 +52,20 @@ func (s *Storage) RemoveUnfinished(ctx context.Context) {
 
 // removeUnfinished lists them once, and removes them. It returns the first error, and
 // does all that can be done in spite of it.
-func (s *Storage) removeUnfinished(ctx context.Context) (failure error) {
+func (c *Checker) removeUnfinished(ctx context.Context) (failure error) {
 	failed := func(err error) {
 		if failure == nil {
 			failure = err
 		}
 	}
-	if err := s.MayDelete(ctx); errors.Is(err, ErrNotOwner) {
+	if err := c.MayDelete(ctx); errors.Is(err, storage.ErrNotOwner) {
 		return nil
 	} else if err != nil {
 		return err
 	}
 	// First all, as a listing may not go on after an entry that is removed.
 	var found []bytestore.Info
-	for info, err := range s.bytes.ListUnfinished(ctx, s.now().Add(-settledAfter)) {
+	for info, err := range c.bytes.ListUnfinished(ctx, c.Now().Add(-settledAfter)) {
 		if err != nil {
 			failed(err)
 			continue
@@ -76,16 +78,16 @@ func (s *Storage) removeUnfinished(ctx context.Context) (failure error) {
 		if i > 0 && pace.Sleep(ctx, unfinishedPause) != nil {
 			return ctx.Err()
 		}
-		if err := s.MayDelete(ctx); errors.Is(err, ErrNotOwner) {
+		if err := c.MayDelete(ctx); errors.Is(err, storage.ErrNotOwner) {
 			return failure
 		} else if err != nil {
 			return errors.Join(failure, err)
 		}
-		removed, err := s.removeTemporary(ctx, info)
+		removed, err := c.removeTemporary(ctx, info)
 		if err != nil {
 			failed(err)
 		} else if removed {
-			s.log.Info("removed an unfinished upload", "storage", s.bytes.String(), "name", info.Name, "bytes", info.Size, "since", info.ModTime)
+			c.log.Info("removed an unfinished upload", "storage", c.bytes.String(), "name", info.Name, "bytes", info.Size, "since", info.ModTime)
 		}
 	}
 	return failure

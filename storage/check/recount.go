@@ -1,6 +1,8 @@
-package storage
+package check
 
 import (
+	"nar-herder/storage"
+
 	"context"
 	"errors"
 	"hash/maphash"
@@ -10,7 +12,7 @@ import (
 	"nar-herder/storage/index"
 )
 
-// Recounted is what [Storage.Recount] has found.
+// Recounted is what [Checker.Recount] has found.
 type Recounted struct {
 	// Recorded is how many files are recorded as stored that were not before, and
 	// Missing how many no longer are, because they are not there.
@@ -23,20 +25,20 @@ const recountBatch = 1000
 // Recount makes the rows claim the files that are in the byte store under their names
 // and have the right size, and no others. It does not read the files. Only the owner of
 // the byte store may call it. looked is called for each file.
-func (s *Storage) Recount(ctx context.Context, looked func()) (found Recounted, err error) {
-	if err := s.MayDelete(ctx); err != nil {
+func (c *Checker) Recount(ctx context.Context, looked func()) (found Recounted, err error) {
+	if err := c.MayDelete(ctx); err != nil {
 		return found, err
 	}
 	seed := maphash.MakeSeed()
 	sizes := make(map[uint64]int64) // by a hash of the name: names would take too much memory
-	for info, err := range s.bytes.List(ctx) {
+	for info, err := range c.bytes.List(ctx) {
 		if err != nil && info.Name != "" {
 			continue // such as lost+found: no row is changed by what can't be read
 		}
 		if err != nil {
 			return found, err
 		}
-		if looked(); !info.Temporary && IsNarName(info.Name) {
+		if looked(); !info.Temporary && storage.IsNarName(info.Name) {
 			sizes[maphash.String(seed, info.Name)] = info.Size
 		}
 	}
@@ -47,10 +49,10 @@ func (s *Storage) Recount(ctx context.Context, looked func()) (found Recounted, 
 	batch := make([]narinfo.PathHash, 0, recountBatch)
 	recount := func() error {
 		var counted Recounted
-		err := s.index.Update(ctx, func(tx *index.Tx) error {
+		err := c.index.Update(ctx, func(tx *index.Tx) error {
 			counted = Recounted{}
 			for _, hash := range batch {
-				if err := s.recountItem(ctx, tx, hash, size, &counted); err != nil {
+				if err := c.recountItem(ctx, tx, hash, size, &counted); err != nil {
 					return err
 				}
 			}
@@ -60,7 +62,7 @@ func (s *Storage) Recount(ctx context.Context, looked func()) (found Recounted, 
 		batch = batch[:0]
 		return err
 	}
-	for item, err := range s.index.Items(ctx) {
+	for item, err := range c.index.Items(ctx) {
 		if errors.Is(err, index.ErrDamaged) {
 			continue // its files can't be told, and check finds it
 		}
@@ -78,31 +80,31 @@ func (s *Storage) Recount(ctx context.Context, looked func()) (found Recounted, 
 
 // recountItem makes the row of one item true, given the sizes of the files in the byte
 // store by their names.
-func (s *Storage) recountItem(ctx context.Context, tx *index.Tx, hash narinfo.PathHash, sizeOf func(string) (int64, bool), counted *Recounted) error {
+func (c *Checker) recountItem(ctx context.Context, tx *index.Tx, hash narinfo.PathHash, sizeOf func(string) (int64, bool), counted *Recounted) error {
 	row, err := tx.Item(hash)
-	if errors.Is(err, ErrNotFound) {
+	if errors.Is(err, storage.ErrNotFound) {
 		return nil
 	} else if err != nil {
 		return err
 	}
-	item, err := NewItem(row)
+	item, err := storage.NewItem(row)
 	if err != nil {
 		return err
 	}
 	before := item.Stored
-	for n, name := range item.names {
+	for n, name := range item.FileNames() {
 		size, isThere := sizeOf(name)
 		switch has := item.HasStored(n); {
 		case name == "" || n >= 64 || has == isThere:
 		case has:
-			if _, err := s.bytes.Stat(ctx, name); !errors.Is(err, fs.ErrNotExist) {
+			if _, err := c.bytes.Stat(ctx, name); !errors.Is(err, fs.ErrNotExist) {
 				continue // it may be newer than the list
 			}
-			row.Stored &^= item.filesNamed(name)
+			row.Stored &^= item.FilesNamed(name)
 			counted.Missing++
 		case item.StoredSize(n) < 0 || item.StoredSize(n) == size:
-			row.Stored |= item.filesNamed(name)
-			row.Sizes = item.sizesWith(n, size)
+			row.Stored |= item.FilesNamed(name)
+			row.Sizes = item.SizesWith(n, size)
 			counted.Recorded++
 		}
 	}

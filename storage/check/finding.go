@@ -1,6 +1,8 @@
-package storage
+package check
 
 import (
+	"nar-herder/storage"
+
 	"nar-herder/narinfo"
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
@@ -13,7 +15,7 @@ type Finding struct {
 	// Name is the file's, in the storage; "" where it is about no file.
 	Name string
 	// Item is the one that it is about; nil for a stranger.
-	Item *Item
+	Item *storage.Item
 	// Note says more.
 	Note string
 	// Damage is what is damaged in the index.

@@ -1,6 +1,8 @@
-package storage
+package check
 
 import (
+	"nar-herder/storage"
+
 	"context"
 	"errors"
 	"iter"
@@ -18,9 +20,9 @@ const knownAtMost = 100_000
 
 // CheckClosures finds items that refer to others without a narinfo, so that a
 // client can't get all that it needs from here. An item that is withdrawn counts
-// as none, and is not looked at itself. Errors are as in [Storage.Check]; looked
+// as none, and is not looked at itself. Errors are as in [Checker.Compare]; looked
 // is called after each item, nil for nobody.
-func (s *Storage) CheckClosures(ctx context.Context, looked func()) iter.Seq2[Finding, error] {
+func (c *Checker) CheckClosures(ctx context.Context, looked func()) iter.Seq2[Finding, error] {
 	if looked == nil {
 		looked = func() {}
 	}
@@ -29,12 +31,12 @@ func (s *Storage) CheckClosures(ctx context.Context, looked func()) iter.Seq2[Fi
 		if err != nil {
 			panic(err) // only of a size that is not positive
 		}
-		for item, err := range s.Items(ctx) {
+		for item, err := range c.Items(ctx) {
 			switch {
 			case errors.Is(err, index.ErrDamaged):
 				err = nil // CheckIndex reports it
 			case err == nil:
-				err = s.checkClosure(ctx, known, item, yield)
+				err = c.checkClosure(ctx, known, item, yield)
 			}
 			switch {
 			case errors.Is(err, errStop):
@@ -53,13 +55,13 @@ func (s *Storage) CheckClosures(ctx context.Context, looked func()) iter.Seq2[Fi
 // errStop says that whom findings are for wants no more.
 var errStop = errors.New("no more is wanted")
 
-func (s *Storage) checkClosure(ctx context.Context, known *lru.LRU[narinfo.PathHash, struct{}], item *Item, yield func(Finding, error) bool) error {
+func (c *Checker) checkClosure(ctx context.Context, known *lru.LRU[narinfo.PathHash, struct{}], item *storage.Item, yield func(Finding, error) bool) error {
 	if !item.WithdrawnAt.IsZero() {
 		return nil
 	}
 	asked := *item.Narinfo
 	asked.References = nil
-	for _, reference := range othersOf(item.Narinfo) {
+	for _, reference := range storage.OtherReferences(item.Narinfo) {
 		if _, is := known.Get(reference.Hash); !is {
 			asked.References = append(asked.References, reference)
 		}
@@ -67,14 +69,14 @@ func (s *Storage) checkClosure(ctx context.Context, known *lru.LRU[narinfo.PathH
 	if len(asked.References) == 0 {
 		return nil
 	}
-	missing, err := s.index.MissingReferences(ctx, &asked)
+	missing, err := c.index.MissingReferences(ctx, &asked)
 	if err != nil {
 		return err
 	}
 	if len(missing) > 0 {
 		// The item may have gone, or become another, since it was read.
-		now, err := s.Item(ctx, item.Hash)
-		if errors.Is(err, ErrNotFound) {
+		now, err := c.Item(ctx, item.Hash)
+		if errors.Is(err, storage.ErrNotFound) {
 			return nil
 		} else if err != nil {
 			return err
@@ -82,7 +84,7 @@ func (s *Storage) checkClosure(ctx context.Context, known *lru.LRU[narinfo.PathH
 		if !now.WithdrawnAt.IsZero() {
 			return nil
 		}
-		if missing, err = s.index.MissingReferences(ctx, &narinfo.Narinfo{StorePath: now.Narinfo.StorePath, References: othersOf(now.Narinfo)}); err != nil {
+		if missing, err = c.index.MissingReferences(ctx, &narinfo.Narinfo{StorePath: now.Narinfo.StorePath, References: storage.OtherReferences(now.Narinfo)}); err != nil {
 			return err
 		}
 		if len(missing) == 0 {

@@ -1,6 +1,8 @@
-package storage
+package check
 
 import (
+	"nar-herder/storage"
+
 	"context"
 	"errors"
 	"io/fs"
@@ -10,7 +12,7 @@ import (
 	"nar-herder/storage/index"
 )
 
-// UnstoredOptions are for [Storage.CheckUnstored].
+// UnstoredOptions are for [Checker.CheckUnstored].
 type UnstoredOptions struct {
 	// Elsewhere says that other instances provide nars that were removed here, so that
 	// items without nars are not findings.
@@ -21,9 +23,9 @@ type UnstoredOptions struct {
 
 // CheckUnstored finds items that have no nar in the storage, so that clients get a 404 for
 // what the narinfo names. It skips withdrawn items, those that the mirrored instance has,
-// and files that are there without being recorded, which [Storage.Check] finds. Errors are
+// and files that are there without being recorded, which [Checker.Compare] finds. Errors are
 // as in Check; looked is called after each item, nil for nobody.
-func (s *Storage) CheckUnstored(ctx context.Context, options UnstoredOptions, looked func()) iter.Seq2[Finding, error] {
+func (c *Checker) CheckUnstored(ctx context.Context, options UnstoredOptions, looked func()) iter.Seq2[Finding, error] {
 	if looked == nil {
 		looked = func() {}
 	}
@@ -31,7 +33,7 @@ func (s *Storage) CheckUnstored(ctx context.Context, options UnstoredOptions, lo
 		if options.Elsewhere && !options.Partial {
 			return
 		}
-		for item, err := range s.Items(ctx) {
+		for item, err := range c.Items(ctx) {
 			if ctx.Err() != nil {
 				yield(Finding{}, ctx.Err())
 				return
@@ -40,7 +42,7 @@ func (s *Storage) CheckUnstored(ctx context.Context, options UnstoredOptions, lo
 			if errors.Is(err, index.ErrDamaged) {
 				err = nil // CheckIndex reports it
 			} else if err == nil {
-				finding, err = s.unstored(ctx, item, options)
+				finding, err = c.unstored(ctx, item, options)
 			}
 			if (err != nil || finding.Kind == Unstored) && !yield(finding, err) {
 				return
@@ -52,18 +54,18 @@ func (s *Storage) CheckUnstored(ctx context.Context, options UnstoredOptions, lo
 
 // unstored looks at one item. The kind of the finding is Unknown when nothing is to be
 // reported.
-func (s *Storage) unstored(ctx context.Context, item *Item, options UnstoredOptions) (Finding, error) {
+func (c *Checker) unstored(ctx context.Context, item *storage.Item, options UnstoredOptions) (Finding, error) {
 	partial := item.Stored != 0
 	if !item.WithdrawnAt.IsZero() || partial && !options.Partial || !partial && (item.Mirrored || options.Elsewhere) {
 		return Finding{}, nil
 	}
 	var names []string
-	for n, name := range item.names {
+	for n, name := range item.FileNames() {
 		if name == "" || item.HasStored(n) {
 			continue
 		}
-		if s.bytes != nil {
-			if _, err := s.bytes.Stat(ctx, name); err == nil {
+		if c.bytes != nil {
+			if _, err := c.bytes.Stat(ctx, name); err == nil {
 				return Finding{}, nil
 			} else if !errors.Is(err, fs.ErrNotExist) {
 				return Finding{Name: name, Item: item}, err
@@ -75,8 +77,8 @@ func (s *Storage) unstored(ctx context.Context, item *Item, options UnstoredOpti
 		return Finding{}, nil
 	}
 	// Another process may have stored or removed it since it was read.
-	now, err := s.Item(ctx, item.Hash)
-	if errors.Is(err, ErrNotFound) || err == nil && (now.Stored != item.Stored || !now.WithdrawnAt.IsZero()) {
+	now, err := c.Item(ctx, item.Hash)
+	if errors.Is(err, storage.ErrNotFound) || err == nil && (now.Stored != item.Stored || !now.WithdrawnAt.IsZero()) {
 		return Finding{}, nil
 	} else if err != nil {
 		return Finding{Item: item}, err
@@ -92,7 +94,7 @@ func (r *Repairer) unstored(ctx context.Context, finding Finding) (repair Repair
 	}
 	item := finding.Item
 	unsure := false
-	for n, name := range item.names {
+	for n, name := range item.FileNames() {
 		// Without its size, the index could not record it.
 		if name == "" || item.HasStored(n) || item.StoredSize(n) < 0 {
 			continue
@@ -115,7 +117,7 @@ func (r *Repairer) unstored(ctx context.Context, finding Finding) (repair Repair
 		}
 		repair.Outcome, repair.Mended, repair.Note = Fetched, true, one.Note
 		repair.Bytes += one.Bytes
-		now, err := r.storage.Item(ctx, item.Hash)
+		now, err := r.c.Item(ctx, item.Hash)
 		if err != nil {
 			repair.Err = err
 			return repair

@@ -1,6 +1,10 @@
-package storage
+// Package check compares the index of a storage with its bytes, and repairs what it finds.
+package check
 
 import (
+	"log/slog"
+	"nar-herder/storage"
+
 	"bytes"
 	"context"
 	"errors"
@@ -14,44 +18,57 @@ import (
 	"nar-herder/storage/index"
 )
 
-// Check compares the index with the bytes, both ways, and changes nothing. What
+// Checker checks one storage.
+type Checker struct {
+	*storage.Storage
+	index *index.Index
+	bytes bytestore.Store // for nars; nil for none
+	log   *slog.Logger
+}
+
+// New makes a checker.
+func New(s *storage.Storage) *Checker {
+	return &Checker{Storage: s, index: s.Index(), bytes: s.Bytes(), log: s.Log()}
+}
+
+// Compare compares the index with the bytes, both ways, and changes nothing. What
 // seems wrong is looked at again, with the index locked unless it is open for reading
 // only, so that what others are just adding and removing is no finding.
 //
 // An error comes with the finding [Unknown]: not knowing is neither good nor
 // bad. Those who go on get the rest, as far as there is one. looked is called
 // after each item and each file, nil for nobody.
-func (s *Storage) Check(ctx context.Context, looked func()) iter.Seq2[Finding, error] {
+func (c *Checker) Compare(ctx context.Context, looked func()) iter.Seq2[Finding, error] {
 	if looked == nil {
 		looked = func() {}
 	}
 	return func(yield func(Finding, error) bool) {
-		if s.bytes == nil {
+		if c.bytes == nil {
 			return
 		}
 		// Once, and not for each file, when there is no storage at all.
-		if err := s.readable(ctx); err != nil {
+		if err := c.readable(ctx); err != nil {
 			yield(Finding{}, err)
 			return
 		}
-		report := func(hash narinfo.PathHash, name string) bool { return s.report(ctx, hash, name, yield) }
+		report := func(hash narinfo.PathHash, name string) bool { return c.report(ctx, hash, name, yield) }
 		end := func() bool { return true }
-		if s.index.IsReadOnly() {
-			later := &suspects{s: s, yield: yield}
+		if c.index.IsReadOnly() {
+			later := &suspects{c: c, yield: yield}
 			report = func(hash narinfo.PathHash, name string) bool { return later.report(ctx, hash, name) }
 			end = func() bool { return later.flush(ctx) }
 		}
-		if s.checkItems(ctx, looked, report, yield) && end() && s.checkFiles(ctx, looked, report, yield) {
+		if c.checkItems(ctx, looked, report, yield) && end() && c.checkFiles(ctx, looked, report, yield) {
 			end()
 		}
 	}
 }
 
 // CheckIndex looks for what is damaged in the index: dictionaries, texts, and ways to
-// find them. Errors are as in [Storage.Check]; looked is called after each item.
-func (s *Storage) CheckIndex(ctx context.Context, looked func()) iter.Seq2[Finding, error] {
+// find them. Errors are as in [Checker.Compare]; looked is called after each item.
+func (c *Checker) CheckIndex(ctx context.Context, looked func()) iter.Seq2[Finding, error] {
 	return func(yield func(Finding, error) bool) {
-		for damage, err := range s.index.FindDamage(ctx, looked) {
+		for damage, err := range c.index.FindDamage(ctx, looked) {
 			finding := Finding{Damage: damage}
 			switch {
 			case err != nil:
@@ -70,8 +87,8 @@ func (s *Storage) CheckIndex(ctx context.Context, looked func()) iter.Seq2[Findi
 }
 
 // readable says whether the byte store as a whole can be read.
-func (s *Storage) readable(ctx context.Context) error {
-	for info, err := range s.bytes.List(ctx) {
+func (c *Checker) readable(ctx context.Context) error {
+	for info, err := range c.bytes.List(ctx) {
 		if err != nil && info.Name == "" {
 			return err
 		}
@@ -82,8 +99,8 @@ func (s *Storage) readable(ctx context.Context) error {
 
 // checkItems looks for the file of each row. It returns false when the check is
 // over, as does report, which is called with what seems wrong.
-func (s *Storage) checkItems(ctx context.Context, looked func(), report func(narinfo.PathHash, string) bool, yield func(Finding, error) bool) bool {
-	for item, err := range s.Items(ctx) {
+func (c *Checker) checkItems(ctx context.Context, looked func(), report func(narinfo.PathHash, string) bool, yield func(Finding, error) bool) bool {
+	for item, err := range c.Items(ctx) {
 		if errors.Is(err, index.ErrDamaged) {
 			looked()
 			continue // CheckIndex reports it
@@ -94,11 +111,11 @@ func (s *Storage) checkItems(ctx context.Context, looked func(), report func(nar
 			}
 			continue // with the next, when it is this row that can't be read
 		}
-		for n, name := range item.names {
+		for n, name := range item.FileNames() {
 			if name == "" || !item.HasStored(n) {
 				continue
 			}
-			info, err := s.bytes.Stat(ctx, name)
+			info, err := c.bytes.Stat(ctx, name)
 			if err == nil && info.Size == item.StoredSize(n) {
 				continue
 			}
@@ -112,10 +129,10 @@ func (s *Storage) checkItems(ctx context.Context, looked func(), report func(nar
 }
 
 // checkFiles looks for the row of each file. It returns false when the check is over.
-func (s *Storage) checkFiles(ctx context.Context, looked func(), report func(narinfo.PathHash, string) bool, yield func(Finding, error) bool) bool {
-	for info, err := range s.bytes.List(ctx) {
+func (c *Checker) checkFiles(ctx context.Context, looked func(), report func(narinfo.PathHash, string) bool, yield func(Finding, error) bool) bool {
+	for info, err := range c.bytes.List(ctx) {
 		finding := Finding{Name: info.Name, Note: fmt.Sprintf("%d bytes", info.Size), info: info}
-		hash := hashInName(info.Name)
+		hash := storage.HashInName(info.Name)
 		switch {
 		case err != nil:
 			finding.Note = ""
@@ -126,7 +143,7 @@ func (s *Storage) checkFiles(ctx context.Context, looked func(), report func(nar
 		case bytestore.IsQuarantined(info.Name):
 			finding.Kind = Quarantined
 		default:
-			if item, err := s.Item(ctx, hash); err == nil {
+			if item, err := c.Item(ctx, hash); err == nil {
 				if n := item.FileNamed(info.Name); n >= 0 && item.HasStored(n) {
 					looked()
 					continue
@@ -148,21 +165,21 @@ func (s *Storage) checkFiles(ctx context.Context, looked func(), report func(nar
 
 // report compares a file that seems wrong with its row again, and yields what is
 // wrong. It returns false when the check is over.
-func (s *Storage) report(ctx context.Context, hash narinfo.PathHash, name string, yield func(Finding, error) bool) bool {
+func (c *Checker) report(ctx context.Context, hash narinfo.PathHash, name string, yield func(Finding, error) bool) bool {
 	finding := Finding{Name: name}
 	var compareErr error
-	err := s.locked(ctx, func(ctx context.Context, tx *index.Tx) error {
-		finding, compareErr = s.compare(ctx, tx, hash, name)
+	err := c.locked(ctx, func(ctx context.Context, tx *index.Tx) error {
+		finding, compareErr = c.compare(ctx, tx, hash, name)
 		return nil
 	})
 	if err == nil {
 		err = compareErr
 	}
-	return s.found(ctx, finding, err, yield)
+	return c.found(ctx, finding, err, yield)
 }
 
 // found yields the result of a comparison. It returns false when the check is over.
-func (s *Storage) found(ctx context.Context, finding Finding, err error, yield func(Finding, error) bool) bool {
+func (c *Checker) found(ctx context.Context, finding Finding, err error, yield func(Finding, error) bool) bool {
 	switch {
 	case ctx.Err() != nil:
 		yield(Finding{}, ctx.Err())
@@ -172,7 +189,7 @@ func (s *Storage) found(ctx context.Context, finding Finding, err error, yield f
 			return false
 		}
 		// Without a storage, all that follows would be the same.
-		if err := s.readable(ctx); err != nil {
+		if err := c.readable(ctx); err != nil {
 			yield(Finding{}, err)
 			return false
 		}
@@ -185,23 +202,23 @@ func (s *Storage) found(ctx context.Context, finding Finding, err error, yield f
 
 // compare looks at a file and its item's row, as a transaction sees it. Without
 // an error, the kind Unknown says that nothing is wrong.
-func (s *Storage) compare(ctx context.Context, tx *index.Tx, hash narinfo.PathHash, name string) (Finding, error) {
+func (c *Checker) compare(ctx context.Context, tx *index.Tx, hash narinfo.PathHash, name string) (Finding, error) {
 	finding := Finding{Name: name}
 	row, err := tx.Item(hash)
 	if errors.Is(err, index.ErrDamaged) {
 		return finding, nil // what it should be can't be known
 	}
-	if err != nil && !errors.Is(err, ErrNotFound) {
+	if err != nil && !errors.Is(err, storage.ErrNotFound) {
 		return finding, err
 	}
 	n := -1
 	if err == nil {
-		if finding.Item, err = NewItem(row); err != nil {
+		if finding.Item, err = storage.NewItem(row); err != nil {
 			return finding, err
 		}
 		n = finding.Item.FileNamed(name)
 	}
-	info, err := s.bytes.Stat(ctx, name)
+	info, err := c.bytes.Stat(ctx, name)
 	there := err == nil
 	if !there && !errors.Is(err, fs.ErrNotExist) {
 		return finding, err
@@ -231,9 +248,9 @@ func (s *Storage) compare(ctx context.Context, tx *index.Tx, hash narinfo.PathHa
 
 // still returns the item of a finding as it is now, in a transaction: row and
 // file must be as they were found, or the error is [errMeanwhile].
-func (s *Storage) still(ctx context.Context, tx *index.Tx, finding Finding) (*Item, error) {
+func (c *Checker) still(ctx context.Context, tx *index.Tx, finding Finding) (*storage.Item, error) {
 	row, err := tx.Item(finding.Item.Hash)
-	if errors.Is(err, ErrNotFound) {
+	if errors.Is(err, storage.ErrNotFound) {
 		return nil, errMeanwhile
 	} else if err != nil {
 		return nil, err
@@ -241,15 +258,15 @@ func (s *Storage) still(ctx context.Context, tx *index.Tx, finding Finding) (*It
 	if !bytes.Equal(row.Text, finding.Item.Text) || row.Stored != finding.Item.Stored || !slices.Equal(row.Sizes, finding.Item.Sizes) {
 		return nil, errMeanwhile
 	}
-	item, err := NewItem(row)
+	item, err := storage.NewItem(row)
 	if err != nil {
 		return nil, err
 	}
-	info, err := s.bytes.Stat(ctx, finding.Name)
+	info, err := c.bytes.Stat(ctx, finding.Name)
 	switch gone := errors.Is(err, fs.ErrNotExist); {
 	case err != nil && !gone:
 		return nil, err
-	case gone != (finding.Kind == Missing) || !gone && !sameFile(info, finding.info):
+	case gone != (finding.Kind == Missing) || !gone && !info.IsSame(finding.info):
 		return nil, errMeanwhile
 	}
 	return item, nil
@@ -258,17 +275,11 @@ func (s *Storage) still(ctx context.Context, tx *index.Tx, finding Finding) (*It
 // errMeanwhile says that what was found is no longer so.
 var errMeanwhile = errors.New("it has changed meanwhile: run the check again")
 
-// sameFile says whether two descriptions are of the same bytes, as far as they
-// can tell.
-func sameFile(a, b bytestore.Info) bool {
-	return a.Size == b.Size && a.ModTime.Equal(b.ModTime) && a.Tag == b.Tag
-}
-
 // hasChanged says whether row or file of a finding are others by now.
-func (s *Storage) hasChanged(ctx context.Context, finding Finding) (bool, error) {
+func (c *Checker) hasChanged(ctx context.Context, finding Finding) (bool, error) {
 	var found error
-	err := s.locked(ctx, func(ctx context.Context, tx *index.Tx) error {
-		_, found = s.still(ctx, tx, finding)
+	err := c.locked(ctx, func(ctx context.Context, tx *index.Tx) error {
+		_, found = c.still(ctx, tx, finding)
 		return nil
 	})
 	if err == nil {

@@ -1,6 +1,8 @@
-package storage
+package check
 
 import (
+	"nar-herder/storage"
+
 	"context"
 	"errors"
 	"fmt"
@@ -16,19 +18,19 @@ import (
 // Source is where files can be fetched from again, such as another instance.
 type Source interface {
 	// Fetch opens an item's Nth file there. What comes may be wrong: it is
-	// checked before it is stored. [ErrNotStored] says that it certainly does
+	// checked before it is stored. [storage.ErrNotStored] says that it certainly does
 	// not have it.
-	Fetch(ctx context.Context, item *Item, n int) (io.ReadCloser, error)
+	Fetch(ctx context.Context, item *storage.Item, n int) (io.ReadCloser, error)
 	// Narinfo returns the item's narinfo there, which may have further lines at its
-	// end, or [ErrNotFound].
+	// end, or [storage.ErrNotFound].
 	Narinfo(ctx context.Context, hash narinfo.PathHash) ([]byte, error)
 	// String names the source to operators.
 	String() string
 }
 
-// RepairOptions are for [Storage.Repairer].
+// RepairOptions are for [Checker.Repairer].
 type RepairOptions struct {
-	Decode Decoder
+	Decode storage.Decoder
 	// Sources are asked one after the other.
 	Sources []Source
 	// Rate is as in [VerifyOptions], for files of the storage that are read.
@@ -90,14 +92,14 @@ const settledAfter = 24 * time.Hour
 // not the nar of its narinfo; and no file is deleted but temporary ones: what is
 // wrong is set aside in the folder "quarantine" of the storage.
 type Repairer struct {
-	storage *Storage
+	c       *Checker
 	options RepairOptions
 	reading *throttle
 }
 
 // Repairer makes a Repairer.
-func (s *Storage) Repairer(options RepairOptions) *Repairer {
-	return &Repairer{storage: s, options: options, reading: &throttle{rate: options.Rate}}
+func (c *Checker) Repairer(options RepairOptions) *Repairer {
+	return &Repairer{c: c, options: options, reading: &throttle{rate: options.Rate}}
 }
 
 // Repair does what can be done about a finding. Row and file must be as they were
@@ -106,7 +108,7 @@ func (r *Repairer) Repair(ctx context.Context, finding Finding) (repair Repair) 
 	if finding.Kind == Damaged { // which is not about files
 		return r.damaged(ctx, finding.Damage)
 	}
-	if err := r.storage.MayDelete(ctx); err != nil {
+	if err := r.c.MayDelete(ctx); err != nil {
 		return Repair{Err: err}
 	}
 	switch finding.Kind {
@@ -119,7 +121,7 @@ func (r *Repairer) Repair(ctx context.Context, finding Finding) (repair Repair) 
 	case Unstored:
 		repair = r.unstored(ctx, finding)
 	case Temporary:
-		switch removed, err := r.storage.removeTemporary(ctx, finding.info); {
+		switch removed, err := r.c.removeTemporary(ctx, finding.info); {
 		case err != nil:
 			repair = Repair{Err: err}
 		case !removed:
@@ -135,7 +137,7 @@ func (r *Repairer) Repair(ctx context.Context, finding Finding) (repair Repair) 
 // what a source has.
 func (r *Repairer) damaged(ctx context.Context, damage *index.Damage) (repair Repair) {
 	mend := func(text []byte) {
-		repair.Err = errors.Join(repair.Err, r.storage.index.Update(ctx, func(tx *index.Tx) (err error) {
+		repair.Err = errors.Join(repair.Err, r.c.index.Update(ctx, func(tx *index.Tx) (err error) {
 			repair.Mended, err = tx.Mend(damage, text)
 			return err
 		}))
@@ -148,7 +150,7 @@ func (r *Repairer) damaged(ctx context.Context, damage *index.Damage) (repair Re
 	}
 	for _, source := range r.options.Sources {
 		text, err := source.Narinfo(ctx, damage.Hash)
-		if errors.Is(err, ErrNotFound) {
+		if errors.Is(err, storage.ErrNotFound) {
 			continue
 		}
 		if err != nil {
@@ -181,14 +183,14 @@ func (r *Repairer) missing(ctx context.Context, finding Finding) Repair {
 		return repair
 	}
 	// A storage that isn't mounted looks like one whose files are all missing.
-	if there, err := r.storage.hasAny(ctx); err != nil {
+	if there, err := r.c.HasAny(ctx); err != nil {
 		repair.Err = err
 		return repair
 	} else if !there {
-		repair.Err = fmt.Errorf("storage %s has none of the files that the index has there: is it mounted? Nothing is taken out of the index; if the nars are lost, as with their disk, run 'nar-herder claim-storage --accept-loss'", r.storage.bytes)
+		repair.Err = fmt.Errorf("storage %s has none of the files that the index has there: is it mounted? Nothing is taken out of the index; if the nars are lost, as with their disk, run 'nar-herder claim-storage --accept-loss'", r.c.bytes)
 		return repair
 	}
-	if err := r.storage.unclaim(ctx, finding); err != nil {
+	if err := r.c.unclaim(ctx, finding); err != nil {
 		repair.Err = err
 		return repair
 	}
@@ -208,18 +210,18 @@ func (r *Repairer) wrong(ctx context.Context, finding Finding) Repair {
 	}
 	if fetched == nil {
 		// The claim first: from then on, no client is sent the wrong bytes.
-		if repair.Err = r.storage.unclaim(ctx, finding); repair.Err != nil {
+		if repair.Err = r.c.unclaim(ctx, finding); repair.Err != nil {
 			return repair
 		}
 		repair.Outcome = Unclaimed
-		if repair.Err = r.storage.setAside(ctx, finding); repair.Err == nil {
+		if repair.Err = r.c.setAside(ctx, finding); repair.Err == nil {
 			repair.Outcome, repair.Quarantined = SetAside, bytestore.QuarantineFolder+finding.Name
 		}
 		return repair
 	}
 	// The right bytes take the place of the wrong ones all at once, so that the
 	// row can go on claiming them.
-	if err := r.storage.copyToQuarantine(ctx, finding); err != nil {
+	if err := r.c.copyToQuarantine(ctx, finding); err != nil {
 		fetched.Abort()
 		repair.Err = err
 		return repair
@@ -230,23 +232,23 @@ func (r *Repairer) wrong(ctx context.Context, finding Finding) Repair {
 
 // unrecorded takes a file into the index that is there, if it is the right one.
 func (r *Repairer) unrecorded(ctx context.Context, finding Finding) Repair {
-	s, item := r.storage, finding.Item
+	c, item := r.c, finding.Item
 	n := item.FileNamed(finding.Name)
 	err := r.verify(ctx, finding)
-	if errors.Is(err, ErrWrongNar) || errors.Is(err, bytestore.ErrWrongSize) {
-		if s.now().Sub(finding.info.ModTime) < settledAfter {
+	if errors.Is(err, storage.ErrWrongNar) || errors.Is(err, bytestore.ErrWrongSize) {
+		if c.Now().Sub(finding.info.ModTime) < settledAfter {
 			return Repair{Err: fmt.Errorf("%w; it may be just being written", err)}
 		}
-		if mayErr := s.MayDelete(ctx); mayErr != nil {
+		if mayErr := c.MayDelete(ctx); mayErr != nil {
 			return Repair{Err: mayErr, Note: err.Error()}
 		}
-		if setErr := s.setAside(ctx, finding); setErr != nil {
+		if setErr := c.setAside(ctx, finding); setErr != nil {
 			return Repair{Err: setErr}
 		}
 		return Repair{Outcome: SetAside, Mended: true, Note: err.Error(), Quarantined: bytestore.QuarantineFolder + finding.Name}
 	}
 	if err == nil {
-		err = s.record(ctx, finding, n)
+		err = c.record(ctx, finding, n)
 	}
 	if err != nil {
 		return Repair{Err: err}
@@ -260,23 +262,23 @@ func (r *Repairer) verify(ctx context.Context, finding Finding) error {
 	if want := finding.Item.Narinfo.Files[n].Size; want >= 0 && finding.info.Size != want {
 		return fmt.Errorf("%w: %d bytes, should be %d", bytestore.ErrWrongSize, finding.info.Size, want)
 	}
-	reader, info, err := r.storage.bytes.Open(ctx, finding.Name, 0, -1)
+	reader, info, err := r.c.bytes.Open(ctx, finding.Name, 0, -1)
 	if errors.Is(err, fs.ErrNotExist) {
 		return errMeanwhile
 	} else if err != nil {
 		return err
 	}
 	defer reader.Close()
-	if !sameFile(info, finding.info) {
+	if !info.IsSame(finding.info) {
 		return errMeanwhile
 	}
-	return CheckNar(ctx, finding.Item.Narinfo, n, r.reading.reader(ctx, io.LimitReader(reader, info.Size)), r.options.Decode)
+	return storage.CheckNar(ctx, finding.Item.Narinfo, n, r.reading.reader(ctx, io.LimitReader(reader, info.Size)), r.options.Decode)
 }
 
 // restore shows what was fetched.
 func (r *Repairer) restore(ctx context.Context, finding Finding, fetched bytestore.Staged, repair Repair) Repair {
 	defer fetched.Abort()
-	if err := r.storage.restore(ctx, finding, fetched, repair.Bytes); err != nil {
+	if err := r.c.restore(ctx, finding, fetched, repair.Bytes); err != nil {
 		repair.Err = err
 		return repair
 	}

@@ -1,4 +1,4 @@
-package storage
+package check
 
 import (
 	"context"
@@ -10,7 +10,7 @@ import (
 	"nar-herder/storage/index"
 )
 
-// VerifyPlace is how far a [Storage.Verify] has come that was stopped before its
+// VerifyPlace is how far a [Checker.Verify] has come that was stopped before its
 // end. The zero value says that there is none.
 type VerifyPlace struct {
 	Begun time.Time
@@ -40,8 +40,8 @@ type savedPlace struct {
 }
 
 // VerifyPlace returns how far a Verify has come that did not get to its end.
-func (s *Storage) VerifyPlace(ctx context.Context) (place VerifyPlace, err error) {
-	text, err := s.index.Setting(ctx, verifySetting)
+func (c *Checker) VerifyPlace(ctx context.Context) (place VerifyPlace, err error) {
+	text, err := c.index.Setting(ctx, verifySetting)
 	if err != nil || text == "" {
 		return VerifyPlace{}, err
 	}
@@ -56,13 +56,13 @@ func (s *Storage) VerifyPlace(ctx context.Context) (place VerifyPlace, err error
 		place.again = append(place.again, hash)
 	}
 	if err != nil {
-		return VerifyPlace{}, fmt.Errorf("how far the last check came, in %s, can't be read: begin anew: %w", s.index.Path(), err)
+		return VerifyPlace{}, fmt.Errorf("how far the last check came, in %s, can't be read: begin anew: %w", c.index.Path(), err)
 	}
 	return place, nil
 }
 
 // saveVerifyPlace writes the place down, or forgets it when all is done.
-func (s *Storage) saveVerifyPlace(ctx context.Context, place VerifyPlace, ended bool) error {
+func (c *Checker) saveVerifyPlace(ctx context.Context, place VerifyPlace, ended bool) error {
 	text := ""
 	if !ended {
 		saved := savedPlace{place.Begun, place.Files, place.Bytes, place.after, nil}
@@ -75,5 +75,5 @@ func (s *Storage) saveVerifyPlace(ctx context.Context, place VerifyPlace, ended 
 		}
 		text = string(encoded)
 	}
-	return s.index.Update(ctx, func(tx *index.Tx) error { return tx.SetSetting(verifySetting, text) })
+	return c.index.Update(ctx, func(tx *index.Tx) error { return tx.SetSetting(verifySetting, text) })
 }

@@ -1,6 +1,8 @@
-package storage
+package check
 
 import (
+	"nar-herder/storage"
+
 	"context"
 	"errors"
 	"fmt"
@@ -25,7 +27,7 @@ func (r *Repairer) fetch(ctx context.Context, finding Finding) (bytestore.Staged
 			return nil, Repair{Err: err}
 		}
 		failures = append(failures, fmt.Sprintf("%s: %v", source, err))
-		unsure = unsure || !errors.Is(err, ErrNotStored) && !errors.Is(err, ErrWrongNar) && !errors.Is(err, bytestore.ErrWrongSize)
+		unsure = unsure || !errors.Is(err, storage.ErrNotStored) && !errors.Is(err, storage.ErrWrongNar) && !errors.Is(err, bytestore.ErrWrongSize)
 	}
 	if len(failures) == 0 {
 		return nil, Repair{Note: "no other instance to fetch it from was named"}
@@ -39,9 +41,9 @@ func (r *Repairer) fetchFrom(ctx context.Context, finding Finding, source Source
 	n := finding.Item.FileNamed(finding.Name)
 	most := finding.Item.StoredSize(n)
 	if most < 0 {
-		most = MaxFileSize(finding.Item.Narinfo)
+		most = storage.MaxFileSize(finding.Item.Narinfo)
 	}
-	room, err := r.storage.reserveFree(ctx, most)
+	room, err := r.c.ReserveReplacement(ctx, most)
 	if err != nil {
 		return nil, true, err
 	}
@@ -51,16 +53,16 @@ func (r *Repairer) fetchFrom(ctx context.Context, finding Finding, source Source
 		return nil, ctx.Err() != nil, err
 	}
 	defer body.Close()
-	coming := &remembering{r: &bounded{body, most}}
+	coming := &storage.ErrReader{R: &bounded{body, most}}
 	// What comes is decompressed on its way, and nothing is read twice.
 	checked, checking := io.Pipe()
 	verdict := make(chan error, 1)
 	go func() {
-		err := CheckNar(ctx, finding.Item.Narinfo, n, checked, r.options.Decode)
+		err := storage.CheckNar(ctx, finding.Item.Narinfo, n, checked, r.options.Decode)
 		checked.CloseWithError(err) // ends the staging, too
 		verdict <- err
 	}()
-	staged, stageErr := r.storage.bytes.Stage(ctx, finding.Name, io.TeeReader(coming, checking), finding.Item.StoredSize(n))
+	staged, stageErr := r.c.bytes.Stage(ctx, finding.Name, io.TeeReader(coming, checking), finding.Item.StoredSize(n))
 	checking.CloseWithError(stageErr)
 	checkErr := <-verdict
 	if stageErr == nil && checkErr == nil && ctx.Err() == nil {
@@ -72,10 +74,10 @@ func (r *Repairer) fetchFrom(ctx context.Context, finding Finding, source Source
 	switch {
 	case ctx.Err() != nil:
 		return nil, true, ctx.Err()
-	case errors.Is(checkErr, ErrWrongNar):
+	case errors.Is(checkErr, storage.ErrWrongNar):
 		return nil, false, checkErr
-	case coming.err != nil:
-		return nil, false, coming.err
+	case coming.Err != nil:
+		return nil, false, coming.Err
 	case errors.Is(stageErr, bytestore.ErrWrongSize):
 		return nil, false, stageErr
 	case stageErr != nil:

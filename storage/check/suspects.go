@@ -1,4 +1,4 @@
-package storage
+package check
 
 import (
 	"context"
@@ -22,7 +22,7 @@ const (
 // and its bytes come one after the other. They are looked at twice, with a pause
 // between the two.
 type suspects struct {
-	s     *Storage
+	c     *Checker
 	yield func(Finding, error) bool
 	files []suspect
 }
@@ -32,7 +32,7 @@ type suspect struct {
 	name string
 }
 
-// report is [Storage.report] for later.
+// report is [Checker.report] for later.
 func (l *suspects) report(ctx context.Context, hash narinfo.PathHash, name string) bool {
 	l.files = append(l.files, suspect{hash, name})
 	return len(l.files) < mostSuspects || l.flush(ctx)
@@ -49,11 +49,11 @@ func (l *suspects) flush(ctx context.Context) bool {
 	}
 	for _, file := range l.files {
 		finding := Finding{Name: file.name}
-		err := l.s.index.View(ctx, func(tx *index.Tx) (err error) {
-			finding, err = l.s.compare(ctx, tx, file.hash, file.name)
+		err := l.c.index.View(ctx, func(tx *index.Tx) (err error) {
+			finding, err = l.c.compare(ctx, tx, file.hash, file.name)
 			return err
 		})
-		if !l.s.found(ctx, finding, err, l.yield) {
+		if !l.c.found(ctx, finding, err, l.yield) {
 			return false
 		}
 	}

@@ -1,6 +1,8 @@
-package storage
+package mirror
 
 import (
+	"nar-herder/storage"
+
 	"bytes"
 	"context"
 	"errors"
@@ -24,11 +26,11 @@ type Followed struct {
 	entry *index.Entry
 }
 
-// Prepare does the part of following an addition that needs no database, so that it
-// can be done beside the following of others. It need not be called.
-func (s *Storage) Prepare(change *Followed) {
-	if change.Narinfo != nil {
-		change.entry = s.index.Prepare(change.Narinfo)
+// Prepare does the part of applying an addition that needs no transaction, so that it
+// can run in parallel. It need not be called.
+func (f *Followed) Prepare(x *index.Index) {
+	if f.Narinfo != nil {
+		f.entry = x.Prepare(f.Narinfo)
 	}
 }
 
@@ -49,8 +51,8 @@ func (s *FollowedSums) Add(o FollowedSums) {
 	s.Kept += o.Kept
 }
 
-// FollowOptions are how [Storage.Follow] is to do it.
-type FollowOptions struct {
+// ApplyOptions are for [Apply].
+type ApplyOptions struct {
 	// Keeps says whether an item stays here although the mirrored instance has
 	// removed it; nil for none.
 	Keeps func(narinfo.PathHash) bool
@@ -59,18 +61,17 @@ type FollowOptions struct {
 	Within func(*index.Tx) error
 }
 
-// Follow does what the mirrored instance has done, in one transaction: rows only,
-// as the nars are fetched later. Items that came from here alone stay as they
-// are. What was removed there is withdrawn here, and goes when no client can hold
-// its narinfo.
-func (s *Storage) Follow(ctx context.Context, changes []Followed, options FollowOptions) (sums FollowedSums, err error) {
+// Apply applies changes of the mirrored instance in one transaction. It writes rows only:
+// nars are fetched later. Items that were added here stay as they are. Items that were
+// removed there are withdrawn here, and deleted when no client can hold their narinfos.
+func Apply(ctx context.Context, s *storage.Storage, changes []Followed, options ApplyOptions) (sums FollowedSums, err error) {
 	entries := make([]*index.Entry, len(changes))
-	transact := s.index.Reclaim // may call again what it is given
+	transact := s.Index().Reclaim // may call again what it is given
 	for i, change := range changes {
 		if change.Narinfo != nil {
-			transact = s.index.Update
+			transact = s.Index().Update
 			if entries[i] = change.entry; entries[i] == nil {
-				entries[i] = s.index.Prepare(change.Narinfo)
+				entries[i] = s.Index().Prepare(change.Narinfo)
 			}
 			entries[i].AddedAt, entries[i].Mirrored = change.At, true
 		}
@@ -85,10 +86,10 @@ func (s *Storage) Follow(ctx context.Context, changes []Followed, options Follow
 				return err
 			}
 		}
-		begin = s.now()
+		begin = s.Now()
 		for i, change := range changes {
 			if change.Narinfo == nil {
-				outcome, err := s.followRemoval(tx, change, begin, options.Keeps)
+				outcome, err := applyRemoval(s, tx, change, begin, options.Keeps)
 				if err != nil {
 					return fmt.Errorf("%s: %w", change.Hash, err)
 				}
@@ -98,14 +99,14 @@ func (s *Storage) Follow(ctx context.Context, changes []Followed, options Follow
 				sums.Add(outcome)
 				continue
 			}
-			outcome, names, err := s.followAddition(tx, change, entries[i])
+			outcome, names, err := applyAddition(s, tx, change, entries[i])
 			if err != nil {
 				return fmt.Errorf("%s: %w", change.Narinfo.StorePath.BaseName(), err)
 			}
 			sums.Add(outcome)
 			obsolete = append(obsolete, names...)
 		}
-		if s.bytes == nil {
+		if !s.HasBytes() {
 			return nil
 		}
 		return tx.AddLeftovers(obsolete)
@@ -113,21 +114,21 @@ func (s *Storage) Follow(ctx context.Context, changes []Followed, options Follow
 	if err != nil {
 		return FollowedSums{}, err
 	}
-	if err := s.postpone(ctx, begin, withdrawn); err != nil {
+	if err := s.Postpone(ctx, begin, withdrawn); err != nil {
 		return sums, err
 	}
-	if _, _, err := s.dropUnclaimed(ctx, obsolete, 0); err != nil {
-		s.log.Warn("files that no narinfo names any more could not be removed from the storage", "error", err)
+	if _, _, err := s.DeleteUnclaimed(ctx, obsolete, 0); err != nil {
+		s.Log().Warn("files that no narinfo names any more could not be removed from the storage", "error", err)
 	}
 	return sums, nil
 }
 
-// followRemoval withdraws an item.
-func (s *Storage) followRemoval(tx *index.Tx, change Followed, now time.Time, keeps func(narinfo.PathHash) bool) (FollowedSums, error) {
+// applyRemoval withdraws an item.
+func applyRemoval(s *storage.Storage, tx *index.Tx, change Followed, now time.Time, keeps func(narinfo.PathHash) bool) (FollowedSums, error) {
 	row, err := tx.Item(change.Hash)
 	var damage *index.Damage
 	switch {
-	case errors.Is(err, ErrNotFound):
+	case errors.Is(err, storage.ErrNotFound):
 		return FollowedSums{Known: 1}, nil
 	case errors.As(err, &damage):
 		if keeps != nil && keeps(change.Hash) {
@@ -138,7 +139,7 @@ func (s *Storage) followRemoval(tx *index.Tx, change Followed, now time.Time, ke
 		if err != nil || !withdrawn {
 			return FollowedSums{Kept: 1}, err
 		}
-		s.log.Warn("the mirrored instance has removed an item that is damaged here: it is hidden, and removed when it is repaired", "error", damage)
+		s.Log().Warn("the mirrored instance has removed an item that is damaged here: it is hidden, and removed when it is repaired", "error", damage)
 		return FollowedSums{Withdrawn: 1}, nil
 	case err != nil:
 		return FollowedSums{}, err
@@ -157,16 +158,16 @@ func (s *Storage) followRemoval(tx *index.Tx, change Followed, now time.Time, ke
 	return FollowedSums{Withdrawn: 1}, tx.SetMirrored(change.Hash, false)
 }
 
-// followAddition writes an item's row, and returns the names of files in the
+// applyAddition writes an item's row, and returns the names of files in the
 // storage that it then does not claim any more.
-func (s *Storage) followAddition(tx *index.Tx, change Followed, entry *index.Entry) (sums FollowedSums, obsolete []string, err error) {
+func applyAddition(s *storage.Storage, tx *index.Tx, change Followed, entry *index.Entry) (sums FollowedSums, obsolete []string, err error) {
 	n := change.Narinfo
 	row, err := tx.Item(n.StorePath.Hash)
 	var damage *index.Damage
 	if errors.As(err, &damage) {
 		row, err = tx.Renew(damage, entry)
 	}
-	if errors.Is(err, ErrNotFound) {
+	if errors.Is(err, storage.ErrNotFound) {
 		return FollowedSums{Added: 1}, nil, tx.Put(entry, nil)
 	} else if err != nil {
 		return sums, nil, err
@@ -183,23 +184,22 @@ func (s *Storage) followAddition(tx *index.Tx, change Followed, entry *index.Ent
 		}
 		return FollowedSums{Known: 1}, nil, nil
 	}
-	old, err := NewItem(row)
+	old, err := storage.NewItem(row)
 	if err != nil {
 		return sums, nil, err
 	}
 	if !old.Mirrored && old.WithdrawnAt.IsZero() {
 		// Another signature, say, or another nar: what came from here stays.
 		if old.Narinfo.NarHash != n.NarHash {
-			s.log.Warn("the mirrored instance has another nar of an item that came from here, which stays", "item", n.StorePath.String())
+			s.Log().Warn("the mirrored instance has another nar of an item that came from here, which stays", "item", n.StorePath.String())
 		}
 		return FollowedSums{Kept: 1}, nil, nil
 	}
 	// The files of another nar have the same names: they must be unclaimed before
 	// others can be fetched in their place.
-	p := &prepared{Addition: &Addition{Narinfo: n}, entry: entry}
-	p.carry(old)
-	if s.bytes != nil {
-		obsolete = old.ownNames()
+	storage.CarryStored(entry, old)
+	if s.HasBytes() {
+		obsolete = old.NarNames()
 	}
 	return FollowedSums{Updated: 1}, obsolete, tx.Put(entry, row)
 }

@@ -1,6 +1,8 @@
-package storage
+package check
 
 import (
+	"nar-herder/storage"
+
 	"context"
 	"errors"
 	"fmt"
@@ -14,13 +16,13 @@ import (
 	"nar-herder/storage/index"
 )
 
-// VerifyOptions are for [Storage.Verify].
+// VerifyOptions are for [Checker.Verify].
 type VerifyOptions struct {
-	Decode Decoder
+	Decode storage.Decoder
 	// Rate is how many bytes a second are read at the most; no limit when it is
 	// not positive.
 	Rate int64
-	// From is where to begin, as [Storage.VerifyPlace] gives it; the zero value
+	// From is where to begin, as [Checker.VerifyPlace] gives it; the zero value
 	// is the beginning.
 	From VerifyPlace
 	// Looked is called after each file with its length; nil for nobody.
@@ -32,23 +34,23 @@ const verifySaveEvery = 2 * time.Second
 
 // Verify reads each stored file and finds those that are not the nar that the
 // narinfo describes; nothing is changed but the note how far it is. Files that
-// are missing or of the wrong size are left to [Storage.Check]. Errors are as
+// are missing or of the wrong size are left to [Checker.Compare]. Errors are as
 // there. Who stops, or is stopped by the context, can go on from
-// [Storage.VerifyPlace] later; so can others after a crash.
-func (s *Storage) Verify(ctx context.Context, options VerifyOptions) iter.Seq2[Finding, error] {
+// [Checker.VerifyPlace] later; so can others after a crash.
+func (c *Checker) Verify(ctx context.Context, options VerifyOptions) iter.Seq2[Finding, error] {
 	return func(yield func(Finding, error) bool) {
-		if s.bytes == nil {
+		if c.bytes == nil {
 			return
 		}
 		v := &verifying{
-			Storage: s, VerifyOptions: options, throttle: &throttle{rate: options.Rate},
-			place: options.From, saved: s.now(),
+			Checker: c, VerifyOptions: options, throttle: &throttle{rate: options.Rate},
+			place: options.From, saved: c.Now(),
 		}
 		if v.Looked == nil {
 			v.Looked = func(int64) {}
 		}
 		if v.place.Begun.IsZero() {
-			v.place.Begun = s.now()
+			v.place.Begun = c.Now()
 		}
 		over := false // yield must not be called again
 		v.yield = func(finding Finding, err error) bool {
@@ -62,10 +64,10 @@ func (s *Storage) Verify(ctx context.Context, options VerifyOptions) iter.Seq2[F
 		// Also when the context has ended: that is what it is for.
 		longer, cancel := linger.Context(ctx, linger.Second)
 		defer cancel()
-		err := s.saveVerifyPlace(longer, v.place, ended)
+		err := c.saveVerifyPlace(longer, v.place, ended)
 		switch {
 		case err != nil && over:
-			s.log.Warn("how far the check is could not be written down: it will begin where it did", "error", err)
+			c.log.Warn("how far the check is could not be written down: it will begin where it did", "error", err)
 		case err != nil:
 			v.yield(Finding{}, err)
 		}
@@ -74,7 +76,7 @@ func (s *Storage) Verify(ctx context.Context, options VerifyOptions) iter.Seq2[F
 
 // verifying is one pass of Verify.
 type verifying struct {
-	*Storage
+	*Checker
 	VerifyOptions
 	yield    func(Finding, error) bool
 	throttle *throttle
@@ -122,7 +124,7 @@ func (v *verifying) all(ctx context.Context) bool {
 				v.place.again = append(v.place.again, row.Hash)
 			}
 		}
-		if now := v.now(); now.Sub(v.saved) >= verifySaveEvery {
+		if now := v.Now(); now.Sub(v.saved) >= verifySaveEvery {
 			v.saved = now
 			if err := v.saveVerifyPlace(ctx, v.place, false); err != nil && (ctx.Err() != nil || !v.yield(Finding{}, err)) {
 				return false
@@ -136,12 +138,12 @@ func (v *verifying) all(ctx context.Context) bool {
 // goes on from here, more is false when the pass is over.
 func (v *verifying) one(ctx context.Context, hash narinfo.PathHash, count func(size int64)) (wrong, more bool) {
 	item, err := v.Item(ctx, hash)
-	if errors.Is(err, ErrNotFound) || errors.Is(err, index.ErrDamaged) {
+	if errors.Is(err, storage.ErrNotFound) || errors.Is(err, index.ErrDamaged) {
 		return false, true
 	} else if err != nil {
 		return true, ctx.Err() == nil && v.yield(Finding{}, err)
 	}
-	for n, name := range item.names {
+	for n, name := range item.FileNames() {
 		if !item.HasStored(n) || name == "" {
 			continue
 		}
@@ -180,7 +182,7 @@ func (v *verifying) file(ctx context.Context, hash narinfo.PathHash, name string
 	for range verifyTries {
 		finding = Finding{Name: name}
 		item, err := v.Item(ctx, hash)
-		if errors.Is(err, ErrNotFound) {
+		if errors.Is(err, storage.ErrNotFound) {
 			return finding, -1, nil
 		} else if err != nil {
 			return finding, -1, err
@@ -191,17 +193,17 @@ func (v *verifying) file(ctx context.Context, hash narinfo.PathHash, name string
 			return finding, -1, nil
 		}
 		reader, info, err := v.OpenFile(ctx, item, n, 0, -1)
-		if errors.Is(err, ErrNotStored) || errors.Is(err, ErrDisagree) {
+		if errors.Is(err, storage.ErrNotStored) || errors.Is(err, storage.ErrDisagree) {
 			return finding, -1, nil // Check says so
 		} else if err != nil {
 			return finding, -1, err
 		}
-		err = CheckNar(ctx, item.Narinfo, n, v.throttle.reader(ctx, io.LimitReader(reader, info.Size)), v.Decode)
+		err = storage.CheckNar(ctx, item.Narinfo, n, v.throttle.reader(ctx, io.LimitReader(reader, info.Size)), v.Decode)
 		reader.Close()
 		if err == nil {
 			return finding, info.Size, nil
 		}
-		if !errors.Is(err, ErrWrongNar) {
+		if !errors.Is(err, storage.ErrWrongNar) {
 			return finding, info.Size, fmt.Errorf("verify %s in storage %s: %w", name, v.bytes, err)
 		}
 		finding.Kind, finding.Note, finding.info = Corrupt, err.Error(), info

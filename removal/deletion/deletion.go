@@ -1,0 +1,240 @@
+// Package deletion carries out what package removal has decided: it deletes nars whose
+// items stay, hides items from clients, and deletes them when their grace has ended.
+package deletion
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"nar-herder/internal/linger"
+	"nar-herder/narinfo"
+	"nar-herder/storage"
+	"nar-herder/storage/index"
+	"time"
+)
+
+// Guard is asked within a transaction, whose view nobody changes any more,
+// whether what was decided before still holds. changed are the items that have
+// changed since. Its error ends the transaction, and is returned.
+type Guard func(tx *index.Tx, changed map[narinfo.PathHash]index.ChangeKind) error
+
+// ErrOutdated says that what was decided on may no longer be so.
+var ErrOutdated = errors.New("the index has changed since it was read")
+
+// ErrDeletionFails says that several files could not be deleted, without a reason known
+// beforehand: more would fail. It comes with [storage.ErrNotDeleted].
+var ErrDeletionFails = errors.New("deletion fails")
+
+// fewLeft is how many files may be left without that: a request to a bucket can fail, or
+// an object be locked.
+const fewLeft = 4
+
+// Evict deletes the bytes of items whose rows stay, since others have the nars.
+// Items that have changed since the change of the given number, when they were
+// read, are passed over. Where it is known beforehand that a file can't be deleted, all
+// stay as they are. Otherwise rows come first: when bytes can't be deleted, no row claims
+// them any more, and the error says what is left. Of files, it is [storage.ErrNotDeleted].
+// evicted are the items whose rows have no files any more, also with an error.
+func Evict(ctx context.Context, s *storage.Storage, items []*storage.Item, since int64, guard Guard) (evicted []*storage.Item, freed storage.Freed, err error) {
+	if err := s.MayDelete(ctx); err != nil {
+		return nil, storage.Freed{}, err
+	}
+	if err := s.MayDrop(items...); err != nil {
+		return nil, storage.Freed{}, err
+	}
+	var names []string
+	read := since
+	err = s.Index().Reclaim(ctx, func(tx *index.Tx) error {
+		names, evicted = nil, nil
+		changed, last, complete, err := tx.ChangedSince(read)
+		if err != nil {
+			return err
+		}
+		if !complete {
+			return ErrOutdated
+		}
+		if err := guard(tx, changed); err != nil {
+			return err
+		}
+		for _, item := range items {
+			if _, hasChanged := changed[item.Hash]; hasChanged || item.Stored == 0 {
+				continue
+			}
+			if err := tx.Unstore(item.Item, item.Narinfo, s.Now()); err != nil {
+				return err
+			}
+			names = append(names, item.NarNames()...)
+			evicted = append(evicted, item)
+		}
+		if err := tx.AddLeftovers(names); err != nil {
+			return err
+		}
+		since = last + int64(len(evicted)) // with its own changes
+		return nil
+	})
+	if err != nil {
+		return nil, storage.Freed{}, err
+	}
+	dropped, left, err := s.DeleteUnclaimed(ctx, names, since)
+	return evicted, storage.Freed{Items: len(evicted) - left, Size: dropped.Size, Usage: dropped.Usage}, err
+}
+
+// Withdraw is [storage.Storage.WithdrawAll] for items that must not have changed since the
+// change of the given number, when they were read; else the error is
+// [ErrOutdated], or [storage.ErrNotDeleted] where it is known that a file of theirs could not be
+// deleted later. It returns those that were not withdrawn before.
+func Withdraw(ctx context.Context, s *storage.Storage, items []*storage.Item, since int64, guard Guard) (withdrawn []*storage.Item, err error) {
+	if err := s.MayDrop(items...); err != nil {
+		return nil, err
+	}
+	hashes := make([]narinfo.PathHash, len(items))
+	for i, item := range items {
+		hashes[i] = item.Hash
+	}
+	removals, err := s.WithdrawAll(ctx, hashes, func(tx *index.Tx) error {
+		changed, _, complete, err := tx.ChangedSince(since)
+		if err != nil {
+			return err
+		}
+		for _, hash := range hashes {
+			if _, hasChanged := changed[hash]; hasChanged || !complete {
+				return ErrOutdated
+			}
+		}
+		return guard(tx, changed)
+	})
+	if err != nil {
+		return nil, err
+	}
+	for i, removal := range removals {
+		if removal.Err == nil && removal.WithdrawnAt.IsZero() {
+			withdrawn = append(withdrawn, items[i])
+		}
+	}
+	return withdrawn, nil
+}
+
+// RemoveWithdrawn removes the withdrawn items that may be deleted at the given time,
+// rows and bytes. An item whose files can't be deleted, as far as that is known
+// beforehand, keeps its row: the others are removed, and the error is [storage.ErrNotDeleted].
+func RemoveWithdrawn(ctx context.Context, s *storage.Storage, now time.Time) (freed storage.Freed, err error) {
+	var stuck error // the first of an item that stays
+	var cursor index.WithdrawnCursor
+	for more := true; more; {
+		var items []*index.Item
+		if items, more, err = s.Index().WithdrawnPage(ctx, now, &cursor, storage.BatchSize); err != nil {
+			return freed, err
+		}
+		if len(items) == 0 {
+			continue
+		}
+		// Where the storage isn't mounted, the bytes would seem to be gone. A front end
+		// deletes none.
+		if !s.IsReadOnly() {
+			if _, err := s.Identity(ctx); err != nil {
+				return freed, err
+			}
+		}
+		var names []string
+		var removed int
+		var last int64
+		var kept error
+		err = s.Index().Reclaim(ctx, func(tx *index.Tx) error {
+			names, removed, kept = nil, 0, nil
+			for _, was := range items {
+				row, err := tx.Item(was.Hash)
+				if errors.Is(err, storage.ErrNotFound) {
+					continue
+				} else if err != nil {
+					return err
+				}
+				if row.WithdrawnAt.IsZero() || row.DeleteAfter.After(now) {
+					continue // it was added again meanwhile
+				}
+				if !s.HasBytes() && row.Stored != 0 {
+					kept = cmp.Or(kept, fmt.Errorf("remove what was withdrawn: %w: name it with --storage", storage.ErrElsewhere))
+					continue
+				}
+				item, err := storage.NewItem(row)
+				if err != nil {
+					return err
+				}
+				if err := s.MayDrop(item); err != nil {
+					kept = cmp.Or(kept, err)
+					continue
+				}
+				if err := tx.Remove(item.Hash, s.Now()); err != nil {
+					return err
+				}
+				names = append(names, item.NarNames()...)
+				removed++
+			}
+			if last, err = tx.LastChange(); err != nil {
+				return err
+			}
+			if !s.HasBytes() {
+				return nil
+			}
+			return tx.AddLeftovers(names)
+		})
+		if err != nil {
+			return freed, err
+		}
+		// The rows are gone: what is left now is left until the next start.
+		longer, cancel := linger.Context(ctx, linger.Second)
+		dropped, left, err := s.DeleteUnclaimed(longer, names, last)
+		cancel()
+		freed.Items += removed - left
+		freed.Size += dropped.Size
+		freed.Usage += dropped.Usage
+		if err != nil {
+			return freed, err
+		}
+		stuck = cmp.Or(stuck, kept)
+	}
+	return freed, stuck
+}
+
+// DeletePending deletes files that a process was about to delete when it ended, all
+// that it can. The error says what is left: it is [ErrDeletionFails] where that is a reason
+// to remove nothing more.
+func DeletePending(ctx context.Context, s *storage.Storage) (dropped storage.Freed, err error) {
+	var failure error // one is enough for a log
+	unforeseen := 0
+	left := func(err error) error {
+		if unforeseen > fewLeft {
+			failure = fmt.Errorf("%w: %w", ErrDeletionFails, failure)
+		}
+		return errors.Join(failure, err)
+	}
+	for after := ""; ; {
+		names, err := s.Index().Leftovers(ctx, after, storage.DeleteAtOnce)
+		if err != nil || len(names) == 0 || !s.HasBytes() {
+			return dropped, left(err)
+		}
+		if after == "" {
+			// Where the storage isn't mounted, they seem to be gone.
+			if _, err := s.Identity(ctx); err != nil {
+				return dropped, err
+			}
+		}
+		after = names[len(names)-1]
+		err = s.DeleteEach(ctx, names, 0, func(n int, one storage.Freed, err error) {
+			dropped.Size += one.Size
+			dropped.Usage += one.Usage
+			if err == nil {
+				return
+			}
+			if s.Bytes().MayRemove(names[n]) == nil {
+				unforeseen++
+			}
+			if failure == nil {
+				failure = fmt.Errorf("%w: %w", storage.ErrNotDeleted, err)
+			}
+		})
+		if err != nil {
+			return dropped, left(err) // it is the same for all
+		}
+	}
+}

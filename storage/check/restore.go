@@ -1,0 +1,134 @@
+package check
+
+import (
+	"nar-herder/storage"
+
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+
+	"nar-herder/storage/bytestore"
+	"nar-herder/storage/index"
+)
+
+// locked runs f in a transaction that adds nothing. Its error names no database where it
+// is not about one.
+func (c *Checker) locked(ctx context.Context, f func(context.Context, *index.Tx) error) error {
+	return unwrapMeanwhile(c.Reclaim(ctx, f))
+}
+
+func unwrapMeanwhile(err error) error {
+	if errors.Is(err, errMeanwhile) {
+		return errMeanwhile
+	}
+	return err
+}
+
+// What follows are the steps of a repair. Each is a transaction, or safe to be
+// cut off and done again, and each looks first whether row and file are still as
+// they were found.
+
+// restore shows bytes that are the item's nar, in the place of those that were
+// found, and has the row claim them. Cut off between the two, the row claims what
+// it claimed before, or too little.
+func (c *Checker) restore(ctx context.Context, finding Finding, staged bytestore.Staged, size int64) error {
+	return unwrapMeanwhile(c.Update(ctx, size, func(ctx context.Context, tx *index.Tx) error {
+		item, err := c.still(ctx, tx, finding)
+		if err == nil {
+			err = c.MayDelete(ctx) // it may have been taken over since the fetch began
+		}
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(staged.Commit(ctx), c.bytes.Sync(ctx)); err != nil {
+			return err
+		}
+		// Also where the row claims them already: others have to look again.
+		return tx.SetStored(item.Hash, item.Stored|item.FilesNamed(finding.Name), item.Sizes)
+	}))
+}
+
+// record has the row claim a file that is there and is the item's Nth.
+func (c *Checker) record(ctx context.Context, finding Finding, n int) error {
+	if err := c.bytes.Flush(ctx, finding.Name); errors.Is(err, fs.ErrNotExist) {
+		return errMeanwhile
+	} else if err != nil {
+		return err
+	}
+	return c.locked(ctx, func(ctx context.Context, tx *index.Tx) error {
+		item, err := c.still(ctx, tx, finding)
+		if err != nil {
+			return err
+		}
+		if err := c.bytes.Sync(ctx); err != nil {
+			return err
+		}
+		return tx.SetStored(item.Hash, item.Stored|1<<n, item.SizesWith(n, finding.info.Size))
+	})
+}
+
+// unclaim has the row no longer claim the file of a finding.
+func (c *Checker) unclaim(ctx context.Context, finding Finding) error {
+	return c.locked(ctx, func(ctx context.Context, tx *index.Tx) error {
+		item, err := c.still(ctx, tx, finding)
+		if err != nil {
+			return err
+		}
+		return tx.SetStored(item.Hash, item.Stored&^item.FilesNamed(finding.Name), item.Sizes)
+	})
+}
+
+// setAside moves a file that no row claims into quarantine: by a copy, as that
+// is what every byte store can do.
+func (c *Checker) setAside(ctx context.Context, finding Finding) error {
+	if err := c.copyToQuarantine(ctx, finding); err != nil {
+		return err
+	}
+	return c.locked(ctx, func(ctx context.Context, tx *index.Tx) error {
+		claimed, err := storage.IsClaimed(tx, finding.Item.Hash, finding.Name)
+		if err == nil {
+			err = c.MayDelete(ctx)
+		}
+		if err != nil {
+			return err
+		}
+		info, err := c.bytes.Stat(ctx, finding.Name)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return nil
+		case err != nil:
+			return err
+		case claimed || !info.IsSame(finding.info):
+			return errMeanwhile // others have come
+		}
+		return errors.Join(c.bytes.Remove(ctx, finding.Name), c.bytes.Sync(ctx))
+	})
+}
+
+// copyToQuarantine keeps what is wrong for whoever wants to know why. An earlier
+// copy of the same name goes.
+func (c *Checker) copyToQuarantine(ctx context.Context, finding Finding) error {
+	reader, info, err := c.bytes.Open(ctx, finding.Name, 0, -1)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && !info.IsSame(finding.info) {
+		err = errMeanwhile
+	}
+	if reader != nil {
+		defer reader.Close()
+	}
+	if err != nil {
+		return err
+	}
+	room, err := c.ReserveReplacement(ctx, info.Size)
+	if err != nil {
+		return fmt.Errorf("set %s aside: %w", finding.Name, err)
+	}
+	defer room.Release()
+	staged, err := c.Store().Stage(ctx, bytestore.QuarantineFolder+finding.Name, io.LimitReader(reader, info.Size), info.Size)
+	if err != nil {
+		return fmt.Errorf("set %s aside: %w", finding.Name, err)
+	}
+	defer staged.Abort()
+	return errors.Join(staged.Commit(ctx), c.bytes.Sync(ctx))
+}
