@@ -179,7 +179,7 @@ func TestBurstWithPauses(t *testing.T) {
 	t.Parallel()
 	const timeout = 3 * time.Second
 	listener := smallSockets{listenTCP(t)}
-	startOn(t, everySecond(), options(), listener, func(s *Server) { s.engine.ReadTimeout = timeout })
+	startOn(t, everySecond(), options(), listener, func(s *Server) { s.engine.Server.ReadTimeout = timeout })
 	c := connectSmall(t, listener.Addr())
 	raw := burstRequests(burst)
 	half := strings.Index(raw[len(raw)/2:], "GET ") + len(raw)/2 + 50 // within a request
@@ -196,7 +196,7 @@ func TestBurstWithPauses(t *testing.T) {
 // take memory without bound, nor the server with it.
 func TestBurstTooLarge(t *testing.T) {
 	t.Parallel()
-	s := startOn(t, everySecond(), options(), listenTCP(t), func(s *Server) { s.progressTimeout = 300 * time.Millisecond })
+	s := startOn(t, everySecond(), options(), listenTCP(t), func(s *Server) { s.engine.ProgressTimeout = 300 * time.Millisecond })
 	c := connectSmall(t, s.listener)
 	raw := burstRequests(burst)
 	var err error

@@ -60,7 +60,7 @@ func (s *Server) serveChanges(ctx *fasthttp.RequestCtx) {
 		return
 	}
 	ctx.Response.Header.SetContentType("application/json")
-	ctx.Response.SetBodyStream(&changesSince{s: s, client: s.clientAddress(ctx), ctx: s.streaming, place: index.TimePlace{At: since}}, -1)
+	ctx.Response.SetBodyStream(&changesSince{s: s, client: s.options.TrustedProxies.Client(ctx), ctx: s.streaming, place: index.TimePlace{At: since}}, -1)
 }
 
 // parseSince reads a time as the original writes it, or as others do.
@@ -238,11 +238,11 @@ func (s *Server) serveStream(ctx *fasthttp.RequestCtx) {
 		s.fail(ctx, fasthttp.StatusBadRequest, "say after which change: ?after=NUMBER")
 		return
 	}
-	client := s.clientAddress(ctx)
-	if s.options.TrustedProxies.trusts(client.WithZone("")) {
+	client := s.options.TrustedProxies.Client(ctx)
+	if s.options.TrustedProxies.Trusts(client.WithZone("")) {
 		client = netip.Addr{} // it asks for others, and doesn't say for whom
 	}
-	network := networkOf(client)
+	network := NetworkOf(client)
 	if !s.streams.add(network) {
 		ctx.Response.Header.Set("Retry-After", streamRetry)
 		s.fail(ctx, fasthttp.StatusServiceUnavailable, "too many follow the changes here already: ask for pages of them")

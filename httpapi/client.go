@@ -15,7 +15,7 @@ type Proxies struct {
 	Unix bool
 }
 
-func (p *Proxies) trusts(address netip.Addr) bool {
+func (p *Proxies) Trusts(address netip.Addr) bool {
 	for _, network := range p.Networks {
 		if network.Contains(address) {
 			return true
@@ -24,18 +24,18 @@ func (p *Proxies) trusts(address netip.Addr) bool {
 	return false
 }
 
-// clientAddress returns the address of the client that asks, itself or through trusted
+// Client returns the address of the client that asks, itself or through trusted
 // proxies. It is the zero value where that is not known, as for a socket in the file
 // system.
-func (s *Server) clientAddress(ctx *fasthttp.RequestCtx) netip.Addr {
+func (p *Proxies) Client(ctx *fasthttp.RequestCtx) netip.Addr {
 	var peer netip.Addr
 	var trusted bool
 	switch remote := ctx.RemoteAddr().(type) {
 	case *net.TCPAddr:
 		peer = remote.AddrPort().Addr().Unmap()
-		trusted = s.options.TrustedProxies.trusts(peer.WithZone(""))
+		trusted = p.Trusts(peer.WithZone(""))
 	case *net.UnixAddr:
-		trusted = s.options.TrustedProxies.Unix
+		trusted = p.Unix
 	}
 	if !trusted {
 		return peer
@@ -57,7 +57,7 @@ func (s *Server) clientAddress(ctx *fasthttp.RequestCtx) netip.Addr {
 			if !ok {
 				return peer
 			}
-			if client = address; !s.options.TrustedProxies.trusts(client.WithZone("")) {
+			if client = address; !p.Trusts(client.WithZone("")) {
 				return client
 			}
 		}
@@ -74,14 +74,29 @@ func parseForwarded(text string) (netip.Addr, bool) {
 	return address.Addr().Unmap(), err == nil
 }
 
-// clientName is the client for the log: the address with its port, where the client has
+// ClientName is the client for the log: the address with its port, where the client has
 // connected itself.
-func (s *Server) clientName(ctx *fasthttp.RequestCtx) string {
+func (p *Proxies) ClientName(ctx *fasthttp.RequestCtx) string {
 	if len(ctx.Request.Header.Peek(fasthttp.HeaderXForwardedFor)) > 0 {
 		remote, isTCP := ctx.RemoteAddr().(*net.TCPAddr)
-		if address := s.clientAddress(ctx); address.IsValid() && (!isTCP || address != remote.AddrPort().Addr().Unmap()) {
+		if address := p.Client(ctx); address.IsValid() && (!isTCP || address != remote.AddrPort().Addr().Unmap()) {
 			return address.String()
 		}
 	}
 	return ctx.RemoteAddr().String()
+}
+
+// NetworkOf returns what counts as one client: an IPv6 address is easily changed for
+// another of the same network.
+func NetworkOf(client netip.Addr) netip.Prefix {
+	client = client.Unmap()
+	bits := client.BitLen()
+	if client.Is6() {
+		bits = 64
+	}
+	network, err := client.WithZone("").Prefix(bits)
+	if err != nil {
+		return netip.Prefix{} // of no address, as that of a socket in the file system
+	}
+	return network
 }

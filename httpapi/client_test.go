@@ -71,7 +71,7 @@ func TestClientAddress(t *testing.T) {
 			ctx.Request.Header.Add("X-Forwarded-For", line)
 		}
 		got := ""
-		if address := s.clientAddress(&ctx); address.IsValid() {
+		if address := s.options.TrustedProxies.Client(&ctx); address.IsValid() {
 			got = address.String()
 		}
 		if got != test.want {

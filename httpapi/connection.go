@@ -26,9 +26,9 @@ import (
 //     again only when they have moved by more than a second.
 type connection struct {
 	net.Conn
-	connections *connections
-	loop        *eventloop.Conn // nil of what is not the system's, and
-	raw         syscall.RawConn // its descriptor
+	engine *Engine
+	loop   *eventloop.Conn // nil of what is not the system's, and
+	raw    syscall.RawConn // its descriptor
 
 	// ahead are bytes read while writing, and unread is how much memory is reserved for them.
 	ahead  []byte
@@ -73,7 +73,7 @@ func (c *connection) Close() error {
 	if c.lingers {
 		c.linger()
 	}
-	c.connections.remove(c)
+	c.engine.remove(c)
 	return c.Conn.Close()
 }
 
@@ -97,10 +97,10 @@ func (c *connection) read(p []byte) (int, error) {
 		}
 		c.deadlineSet = c.deadline
 	}
-	if c.connections.draining.Load() {
+	if c.engine.draining.Load() {
 		c.endWhenQuiet()
 	}
-	if c.connections.ending.Load() { // looked at last, as endAll sets another deadline
+	if c.engine.ending.Load() { // looked at last, as endAll sets another deadline
 		return 0, net.ErrClosed
 	}
 	return c.Conn.Read(p)
@@ -189,7 +189,7 @@ func (c *connection) slowly(send func() (int64, error)) (total int64, err error)
 		if n > 0 {
 			progress = time.Now()
 			c.stalled.Store(progress.UnixNano())
-		} else if time.Since(progress) > c.connections.progressTimeout {
+		} else if time.Since(progress) > c.engine.ProgressTimeout {
 			return total, err
 		}
 		if c.readAhead() {
@@ -244,18 +244,18 @@ func (c *connection) leaveLoop() {
 	}
 }
 
-// leaveLoop is [connection.leaveLoop] of the request's.
-func leaveLoop(ctx *fasthttp.RequestCtx) {
+// LeaveLoop resumes the request outside the event loop, where it may take long.
+func LeaveLoop(ctx *fasthttp.RequestCtx) {
 	if c, ok := ctx.Conn().(*connection); ok {
 		c.leaveLoop()
 	}
 }
 
-// enterLane is called before the index is asked for the request's item. Such answers wait
-// for each other, and not for those that leave the loop.
-func (s *Server) enterLane(ctx *fasthttp.RequestCtx) {
+// Enter waits for the request's turn in a pool. Call it before what takes a short time, such
+// as a query of the index.
+func Enter(ctx *fasthttp.RequestCtx, pool *eventloop.Lane) {
 	if c, ok := ctx.Conn().(*connection); ok && c.loop != nil {
-		c.loop.Enter(s.lane)
+		c.loop.Enter(pool)
 	}
 }
 

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -61,7 +60,7 @@ func TestSlowReaderGoesOn(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			listener, items, target, length := answer()
-			startOn(t, items, options(), listener, func(s *Server) { s.progressTimeout = timeout })
+			startOn(t, items, options(), listener, func(s *Server) { s.engine.ProgressTimeout = timeout })
 			c := connectSmall(t, listener.Addr())
 			c.send(request("GET", target))
 			begin := time.Now()
@@ -95,14 +94,14 @@ func TestStalledReaderIsCut(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			listener, items, target, length := answer()
-			s := startOn(t, items, options(), listener, func(s *Server) { s.progressTimeout = timeout })
+			s := startOn(t, items, options(), listener, func(s *Server) { s.engine.ProgressTimeout = timeout })
 			c := connectSmall(t, listener.Addr())
 			c.send(request("GET", target))
 			begin := time.Now()
 			if _, err := http.ReadResponse(c.r, nil); err != nil {
 				t.Fatal(err)
 			}
-			until(t, "the connection is cut", func() bool { return s.engine.GetCurrentConcurrency() == 0 })
+			until(t, "the connection is cut", func() bool { return s.engine.Server.GetCurrentConcurrency() == 0 })
 			if took := time.Since(begin); took < timeout {
 				t.Errorf("cut after %v", took)
 			}
@@ -119,7 +118,7 @@ func TestStalledReaderIsCut(t *testing.T) {
 func TestHeaderTimeout(t *testing.T) {
 	t.Parallel()
 	const timeout = time.Second
-	s := startWith(t, corpus(), options(), func(s *Server) { s.engine.ReadTimeout = timeout })
+	s := startWith(t, corpus(), options(), func(s *Server) { s.engine.Server.ReadTimeout = timeout })
 	drip := dial(t, s.address)
 	begin := time.Now()
 	for i := 0; ; i++ {
@@ -153,7 +152,9 @@ func (c *client) closed2(t *testing.T) {
 // take for the answer to its next request.
 func TestIdleTimeout(t *testing.T) {
 	t.Parallel()
-	s := startWith(t, corpus(), options(), func(s *Server) { s.engine.ReadTimeout, s.engine.IdleTimeout = 5*time.Second, 200*time.Millisecond })
+	s := startWith(t, corpus(), options(), func(s *Server) {
+		s.engine.Server.ReadTimeout, s.engine.Server.IdleTimeout = 5*time.Second, 200*time.Millisecond
+	})
 	c := dial(t, s.address)
 	c.stillOpen()
 	c.closed()
@@ -195,7 +196,7 @@ func TestCrowd(t *testing.T) {
 			}
 		})
 	}
-	until(t, "all are connected", func() bool { return s.engine.GetCurrentConcurrency() == uint32(idle+slow) })
+	until(t, "all are connected", func() bool { return s.engine.Server.GetCurrentConcurrency() == uint32(idle+slow) })
 	text, nar := contents(t, published, hashOf(gtk)+".narinfo"), contents(t, published, "nar/lzip", entropy)
 	var longest time.Duration
 	for range 100 {
@@ -263,36 +264,6 @@ func TestListenerFails(t *testing.T) {
 			t.Error("a listener is still open")
 		}
 	}
-}
-
-// TestWriteAfterClose has a connection cut between two answers: what was written
-// before must not be told again.
-func TestWriteAfterClose(t *testing.T) {
-	t.Parallel()
-	l := listenTCP(t)
-	defer l.Close()
-	go func() {
-		if conn, err := net.Dial("tcp", l.Addr().String()); err == nil {
-			defer conn.Close()
-			_, _ = io.Copy(io.Discard, conn)
-		}
-	}()
-	accepted, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	conn, err := newConnections(Limits{}, Proxies{}, slog.New(slog.DiscardHandler), patience).wrap(accepted)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if n, err := conn.Write(make([]byte, 100)); n != 100 || err != nil {
-		t.Fatal(n, err)
-	}
-	conn.Close()
-	if n, err := conn.Write(make([]byte, 10)); n != 0 || !errors.Is(err, net.ErrClosed) {
-		t.Errorf("%d bytes written to a closed connection, %v", n, err)
-	}
-	conn.Close()
 }
 
 // TestSeveralListeners serves on all of them.

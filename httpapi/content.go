@@ -117,7 +117,7 @@ func (s *Server) openPart(ctx *fasthttp.RequestCtx, c *content, r byteRange) (io
 	if reader, v := c.kept.reader(offset); reader != nil {
 		return reader, v, nil
 	}
-	leaveLoop(ctx)
+	LeaveLoop(ctx)
 	reader, info, err := c.open(offset, r.length)
 	if err != nil {
 		return nil, nil, err
@@ -155,14 +155,11 @@ func (p part) Close() error { return p.file.Close() }
 // streamFile answers with the length bytes of a file that the reader gives, and closes
 // it. A store's reader may give more.
 func (s *Server) streamFile(ctx *fasthttp.RequestCtx, reader io.ReadCloser, length int64) {
-	if !ctx.IsHead() && length <= math.MaxInt {
-		if file := newFileBody(ctx, reader, length); file != nil {
-			ctx.Response.SetBodyStream(file, int(length))
-			return
-		}
+	if !ctx.IsHead() && SendFile(ctx, reader, length) {
+		return
 	}
-	if shared, ok := reader.(*sharedReader); !ok || !shared.isCached() {
-		leaveLoop(ctx) // to read from a disk takes long
+	if shared, ok := reader.(*sharedReader); !ok || !shared.IsCached() {
+		LeaveLoop(ctx) // to read from a disk takes long
 	}
 	s.stream(ctx, part{io.LimitReader(reader, length), reader}, length)
 }
@@ -181,5 +178,5 @@ func (s *Server) stream(ctx *fasthttp.RequestCtx, body io.ReadCloser, length int
 		ctx.Response.Header.SetContentLength(int(length))
 		return
 	}
-	ctx.Response.SetBodyStream(newCopiedBody(ctx, body, length), int(length))
+	SendCopy(ctx, body, length)
 }

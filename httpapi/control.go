@@ -54,7 +54,7 @@ func ServeControl(host string, log *slog.Logger, listeners ...net.Listener) *Con
 	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
 	c.engine = &http.Server{
 		Handler:           c.guard(mux),
-		ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: readBuffer,
+		ReadHeaderTimeout: HeaderTimeout, IdleTimeout: IdleTimeout, MaxHeaderBytes: ReadBuffer,
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 	}
 	for _, listener := range listeners {

@@ -30,17 +30,17 @@ type copiedBody struct {
 	length     int64
 }
 
-// newCopiedBody makes a body of length bytes. One that does not fit into the engine's
+// SendCopy makes length bytes of a body the answer's. One that does not fit into the engine's
 // buffer is written past it, the first piece together with the head. (To have the kernel
 // pass bytes from one socket to the other, with splice, took longer than to copy them.)
-func newCopiedBody(ctx *fasthttp.RequestCtx, body io.ReadCloser, length int64) copiedBody {
+func SendCopy(ctx *fasthttp.RequestCtx, body io.ReadCloser, length int64) {
 	b := copiedBody{body, nil, length}
 	if length > writeBuffer {
 		if b.connection = pastEngine(ctx); b.connection != nil {
 			b.connection.holds = true
 		}
 	}
-	return b
+	ctx.Response.SetBodyStream(b, int(length))
 }
 
 var errTooLong = errors.New("the body of an answer is longer than its head says")

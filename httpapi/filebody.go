@@ -3,6 +3,7 @@ package httpapi
 import (
 	"errors"
 	"io"
+	"math"
 	"os"
 	"sync/atomic"
 	"syscall"
@@ -19,24 +20,32 @@ type fileBody struct {
 	bytestore.LocalFile
 	connection *connection
 	length     int64
-	// shared is the file if other answers share it, or nil.
-	shared *sharedReader
+	cached     pageCached // the file if it is one, or nil
 }
 
-// newFileBody makes a body of length bytes of a file. It returns nil if they must be
+// pageCached is a file that may be known to be in the page cache.
+type pageCached interface {
+	// IsCached reports whether it is, so that sending it does not wait for a disk.
+	IsCached() bool
+	// WasSent notes that length bytes were sent from where it was read.
+	WasSent(length int64)
+}
+
+// SendFile makes length bytes of a file the answer's body, and returns false if they must be
 // copied. The head is written at once, in one segment with the body's first bytes.
-func newFileBody(ctx *fasthttp.RequestCtx, reader io.Reader, length int64) *fileBody {
+func SendFile(ctx *fasthttp.RequestCtx, reader io.Reader, length int64) bool {
 	file, isLocal := reader.(bytestore.LocalFile)
-	if !isLocal || length <= smallFile {
-		return nil
+	if !isLocal || length <= smallFile || length > math.MaxInt {
+		return false
 	}
 	c := pastEngine(ctx)
 	if c == nil {
-		return nil
+		return false
 	}
 	c.fileFollows = true
-	shared, _ := reader.(*sharedReader)
-	return &fileBody{file, c, length, shared}
+	cached, _ := reader.(pageCached)
+	ctx.Response.SetBodyStream(&fileBody{file, c, length, cached}, int(length))
+	return true
 }
 
 // smallFile is the length up to which a file is copied, since its bytes fit into
@@ -70,7 +79,9 @@ func (b *fileBody) WriteTo(engine io.Writer) (total int64, err error) {
 		}
 	}
 	if total == b.length {
-		b.shared.wasSent(b.length)
+		if b.cached != nil {
+			b.cached.WasSent(b.length)
+		}
 		return total, nil
 	}
 	// From a file system that can't, or from where else the bytes are.
@@ -93,13 +104,13 @@ func (b *fileBody) send(length int64) (int64, error) {
 		return 0, err
 	}
 	c := b.connection
-	cached := b.shared.isCached()
+	cached := b.cached != nil && b.cached.IsCached()
 	if !cached {
 		c.leaveLoop() // to read from a disk takes long
 	}
-	c.connections.sending.Add(1)
-	defer c.connections.sending.Add(-1)
-	s := &fileSender{source: source, sending: &c.connections.sending, offset: offset, left: length, sendfile: unixSendfile}
+	c.engine.sending.Add(1)
+	defer c.engine.sending.Add(-1)
+	s := &fileSender{source: source, sending: &c.engine.sending, offset: offset, left: length, sendfile: unixSendfile}
 	if cached {
 		s.sendfile = rawio.Sendfile
 	}

@@ -3,6 +3,7 @@ package httpapi
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -92,23 +93,21 @@ func FuzzRequest(f *testing.F) {
 		f.Add([]byte(raw))
 	}
 
-	handler, badRequest := s.engine.Handler, s.engine.ErrorHandler
+	handler, badRequest := s.engine.Server.Handler, s.engine.Server.ErrorHandler
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		var methods []string
-		s.engine.Handler = func(ctx *fasthttp.RequestCtx) {
+		s.engine.Server.Handler = func(ctx *fasthttp.RequestCtx) {
 			methods = append(methods, string(ctx.Method()))
 			handler(ctx)
 		}
-		s.engine.ErrorHandler = func(ctx *fasthttp.RequestCtx, err error) {
+		s.engine.Server.ErrorHandler = func(ctx *fasthttp.RequestCtx, err error) {
 			methods = append(methods, "GET")
 			badRequest(ctx, err)
 		}
 		conn := &scriptedConn{in: bytes.NewReader(raw)}
-		wrapped, err := newConnections(Limits{}, Proxies{}, s.log, time.Second).wrap(conn)
-		if err != nil {
+		if err := s.engine.ServeConn(conn); errors.Is(err, errors.ErrUnsupported) {
 			t.Fatal(err)
 		}
-		_ = s.engine.ServeConn(wrapped)
 
 		out := bufio.NewReader(&conn.out)
 		for i, method := range methods {

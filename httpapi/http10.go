@@ -8,10 +8,10 @@ import (
 	"github.com/valyala/fasthttp"
 )
 
-// sendUntilClose sends a body of unknown length to a client of HTTP/1.0, which
+// SendUntilClose sends a body of unknown length to a client of HTTP/1.0, which
 // can't read chunks (RFC 9112, section 6.1): the end of the connection ends the
 // body. The engine would send chunks, so the connection is taken from it.
-func sendUntilClose(ctx *fasthttp.RequestCtx) {
+func SendUntilClose(ctx *fasthttp.RequestCtx) {
 	response := &ctx.Response
 	if !response.IsBodyStream() || response.Header.ContentLength() >= 0 {
 		return
@@ -22,7 +22,7 @@ func sendUntilClose(ctx *fasthttp.RequestCtx) {
 	// Request and response are valid until the function returns.
 	body := response.BodyStream()
 	if ctx.IsHead() {
-		body = nothing{}
+		body = bytes.NewReader(nil)
 	}
 	ctx.HijackSetNoResponse(true)
 	ctx.Hijack(func(conn net.Conn) {

@@ -53,7 +53,7 @@ func TestStopWithBurst(t *testing.T) {
 				}
 				return text(hash)
 			}
-			s := startWith(t, items, options(), func(s *Server) { s.shutdownGrace, s.quietTime = time.Hour, time.Hour })
+			s := startWith(t, items, options(), func(s *Server) { s.engine.Grace, s.engine.QuietTime = time.Hour, time.Hour })
 			c := dial(t, s.address)
 			raw := burstRequests(burst)
 			cut := len(raw)
@@ -80,7 +80,7 @@ func TestStopWithBurst(t *testing.T) {
 // something, and says nothing more: its connection ends without an answer.
 func TestStopEndsQuietConnection(t *testing.T) {
 	t.Parallel()
-	s := startWith(t, corpus(), options(), func(s *Server) { s.shutdownGrace = time.Hour })
+	s := startWith(t, corpus(), options(), func(s *Server) { s.engine.Grace = time.Hour })
 	fresh, half, idle := dial(t, s.address), dial(t, s.address), dial(t, s.address)
 	half.send("GET /nix-cache-info HT")
 	idle.stillOpen()
@@ -99,7 +99,7 @@ func TestStopEndsQuietConnection(t *testing.T) {
 // end that its connection closes.
 func TestStopBusyConnection(t *testing.T) {
 	t.Parallel()
-	s := startWith(t, corpus(), options(), func(s *Server) { s.shutdownGrace = 3 * time.Second })
+	s := startWith(t, corpus(), options(), func(s *Server) { s.engine.Grace = 3 * time.Second })
 	c := dial(t, s.address)
 	c.stillOpen()
 	s.stop()
@@ -237,7 +237,7 @@ func TestStartingPatience(t *testing.T) {
 				ctx.Init(&fasthttp.Request{}, nil, nil)
 				ctx.Request.SetRequestURI(path)
 				begun := time.Now()
-				starting.engine.Handler(&ctx)
+				starting.engine.Server.Handler(&ctx)
 				if took := time.Since(begun); ctx.Response.StatusCode() != status || took != most {
 					t.Errorf("%s: %d after %s, want %d after %s", path, ctx.Response.StatusCode(), took, status, most)
 				}
@@ -256,7 +256,7 @@ func TestStartingPatience(t *testing.T) {
 			}
 			ask("/health/live", 200, 0)
 			time.AfterFunc(time.Second, func() {
-				starting.answerBy(func(ctx *fasthttp.RequestCtx) { ctx.SetStatusCode(204) }, answerBadRequest)
+				starting.answerBy(func(ctx *fasthttp.RequestCtx) { ctx.SetStatusCode(204) }, AnswerBadRequest)
 			})
 			if !hideHealth {
 				ask("/nar/x", 204, time.Second)
@@ -302,7 +302,7 @@ func TestStartingStopped(t *testing.T) {
 	listener := listenTCP(t)
 	ctx, stop := context.WithCancel(t.Context())
 	starting := NewStarting(false, Limits{}, Proxies{}, slog.New(slog.DiscardHandler))
-	starting.grace = time.Hour
+	starting.engine.Grace = time.Hour
 	phase := startPhase(ctx, starting, "syncing", listener)
 	c := connect(t, listener)
 	c.send(burstRequests(burst))

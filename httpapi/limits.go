@@ -25,9 +25,6 @@ type Limits struct {
 	// Unread is the memory for requests of clients that don't read the answers to those
 	// before, in bytes: by default 64 MiB.
 	Unread int64
-
-	// keptFiles bounds the files that are kept open without a request.
-	keptFiles int32
 }
 
 const (
@@ -53,16 +50,17 @@ const (
 	roomLogged = time.Minute
 )
 
-func (l Limits) orDefaults() Limits {
+// Descriptors returns how many file descriptors the process may have. (Package os raises
+// the soft limit to the hard one when a program starts.)
+func Descriptors() int {
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		limit.Cur = 1024
 	}
-	return l.within(int(min(limit.Cur, math.MaxInt32)))
+	return int(min(limit.Cur, math.MaxInt32))
 }
 
-// within fills in what follows from the number of file descriptors. (Package os raises
-// the soft limit to the hard one when a program starts.)
+// within fills in what follows from the number of file descriptors.
 func (l Limits) within(descriptors int) Limits {
 	if l.Connections <= 0 {
 		l.Connections = min(descriptors/3, mostConnections)
@@ -75,7 +73,6 @@ func (l Limits) within(descriptors int) Limits {
 	if l.Unread <= 0 {
 		l.Unread = defaultUnread
 	}
-	l.keptFiles = int32(min(mostOpen, descriptors/8))
 	return l
 }
 
@@ -153,8 +150,8 @@ func (g *group) look(atLeast time.Duration, maxRank int) {
 	for c := range g.members {
 		v, ok := c.waits()
 		waited := now.Sub(v.since)
-		client := c.connections.clients[c.client]
-		if !ok || c.leaving || v.stalled && waited < atLeast && !c.connections.hasMany(client) {
+		client := c.engine.clients[c.client]
+		if !ok || c.leaving || v.stalled && waited < atLeast && !c.engine.hasMany(client) {
 			continue
 		}
 		switch {
@@ -203,111 +200,111 @@ func (c *connection) waits() (victim, bool) {
 
 // limitedClient returns the client whose connections are counted; not valid for those
 // that are exempt.
-func (c *connections) limitedClient(remote net.Addr) netip.Prefix {
+func (e *Engine) limitedClient(remote net.Addr) netip.Prefix {
 	tcp, ok := remote.(*net.TCPAddr)
 	if !ok {
 		return netip.Prefix{}
 	}
 	address := tcp.AddrPort().Addr().Unmap()
-	if c.proxies.trusts(address.WithZone("")) {
+	if e.proxies.Trusts(address.WithZone("")) {
 		return netip.Prefix{}
 	}
-	return networkOf(address)
+	return NetworkOf(address)
 }
 
 // admit makes room for a connection of the client, and reports whether it could.
-func (c *connections) admit(client netip.Prefix) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if g := c.clients[client]; g != nil && g.size() >= c.limits.PerAddress && !c.closeOne(g, stalledTime) {
-		c.wasClosed(closedRefused)
+func (e *Engine) admit(client netip.Prefix) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if g := e.clients[client]; g != nil && g.size() >= e.limits.PerAddress && !e.closeOne(g, stalledTime) {
+		e.wasClosed(closedRefused)
 		return false
 	}
 	begun, atLeast := time.Now(), stalledTime
-	for delay := time.Millisecond; c.open.size() >= c.limits.Connections; delay = min(2*delay, 50*time.Millisecond) {
-		switch crowd := c.crowd(client); {
+	for delay := time.Millisecond; e.open.size() >= e.limits.Connections; delay = min(2*delay, 50*time.Millisecond) {
+		switch crowd := e.crowd(client); {
 		case crowd == nil:
-			if c.closeOne(&c.open, atLeast) {
+			if e.closeOne(&e.open, atLeast) {
 				continue
 			}
-		case c.closeIdle(), c.closeOne(crowd, stalledTime):
+		case e.closeIdle(), e.closeOne(crowd, stalledTime):
 			continue
-		case crowd == c.clients[client]:
-			c.wasClosed(closedRefused)
+		case crowd == e.clients[client]:
+			e.wasClosed(closedRefused)
 			return false
-		case c.closeBusy(crowd):
+		case e.closeBusy(crowd):
 			continue
 		}
-		if c.draining.Load() {
+		if e.draining.Load() {
 			return false
 		}
 		if time.Since(begun) > roomPatience {
 			atLeast = 0
 		}
-		c.mu.Unlock()
+		e.mu.Unlock()
 		time.Sleep(delay)
-		c.mu.Lock()
+		e.mu.Lock()
 	}
 	return true
 }
 
 // makeRoom closes a connection for its file descriptor, and reports whether it did.
-func (c *connections) makeRoom() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.closeOne(&c.open, stalledTime)
+func (e *Engine) makeRoom() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.closeOne(&e.open, stalledTime)
 }
 
 // closeIdle closes a connection that is idle or has stalled, of any address. The mutex is
 // held.
-func (c *connections) closeIdle() bool {
+func (e *Engine) closeIdle() bool {
 	now := time.Now()
-	if now.Sub(c.noneIdle) < noneIdleTime {
+	if now.Sub(e.noneIdle) < noneIdleTime {
 		return false
 	}
-	if v := c.open.next(stalledTime, stalledRank); v != nil {
-		c.closeVictim(v)
+	if v := e.open.next(stalledTime, stalledRank); v != nil {
+		e.closeVictim(v)
 		return true
 	}
-	c.noneIdle = now
+	e.noneIdle = now
 	return false
 }
 
 // closeOne closes one connection of the group. The mutex is held.
-func (c *connections) closeOne(g *group, atLeast time.Duration) bool {
+func (e *Engine) closeOne(g *group, atLeast time.Duration) bool {
 	v := g.next(atLeast, anyRank)
 	if v == nil {
 		return false
 	}
-	c.closeVictim(v)
+	e.closeVictim(v)
 	return true
 }
 
-func (c *connections) closeVictim(v *victim) {
+func (e *Engine) closeVictim(v *victim) {
 	reason := closedIdle
 	if v.stalled {
 		reason = closedStalled
 	}
-	c.closeFor(v.connection, reason)
+	e.closeFor(v.connection, reason)
 }
 
 // hasMany reports whether an address has so many connections that they are closed for those
 // of others, whatever they do. The mutex is held.
-func (c *connections) hasMany(client *group) bool {
-	return client != nil && client.size() > 1 && client.size() >= c.limits.Connections/manyShare
+func (e *Engine) hasMany(client *group) bool {
+	return client != nil && client.size() > 1 && client.size() >= e.limits.Connections/manyShare
 }
 
 // crowd returns the connections among which room is made when none is idle: those of the
 // address with the most if it has many, and of the newcomer's own if that has; else nil, for
 // all. The mutex is held.
-func (c *connections) crowd(newcomer netip.Prefix) *group {
-	largest := c.clients[newcomer]
-	if c.hasMany(largest) {
+func (e *Engine) crowd(newcomer netip.Prefix) *group {
+	largest := e.clients[newcomer]
+	if e.hasMany(largest) {
 		return largest
 	}
 	largest = nil
-	for _, client := range c.clients {
-		if c.hasMany(client) && (largest == nil || client.size() > largest.size()) {
+	for _, client := range e.clients {
+		if e.hasMany(client) && (largest == nil || client.size() > largest.size()) {
 			largest = client
 		}
 	}
@@ -315,10 +312,10 @@ func (c *connections) crowd(newcomer netip.Prefix) *group {
 }
 
 // closeBusy closes a connection of the group, whatever it does. The mutex is held.
-func (c *connections) closeBusy(g *group) bool {
+func (e *Engine) closeBusy(g *group) bool {
 	for member := range g.members {
 		if !member.leaving {
-			c.closeFor(member, closedBusy)
+			e.closeFor(member, closedBusy)
 			return true
 		}
 	}
@@ -326,47 +323,47 @@ func (c *connections) closeBusy(g *group) bool {
 }
 
 // closeFor closes a connection, which is counted no more. The mutex is held.
-func (c *connections) closeFor(connection *connection, reason closeReason) {
+func (e *Engine) closeFor(connection *connection, reason closeReason) {
 	connection.leaving = true
-	c.open.leaving++
-	if g := c.clients[connection.client]; g != nil {
+	e.open.leaving++
+	if g := e.clients[connection.client]; g != nil {
 		g.leaving++
 	}
 	_ = connection.Conn.Close() // or the client was first
-	c.wasClosed(reason)
+	e.wasClosed(reason)
 }
 
-func (c *connections) wasClosed(reason closeReason) {
-	c.closed[reason].Add(1)
-	if now := time.Now(); now.Sub(c.logged) >= roomLogged {
-		c.logged = now
-		c.log.Warn("closing connections to stay within the limits; see narherder_http_connections_closed_total, --max-connections and --max-connections-per-address",
-			"reason", closeReasonNames[reason], "connections", c.open.size(), "limit", c.limits.Connections, "limit_per_address", c.limits.PerAddress)
+func (e *Engine) wasClosed(reason closeReason) {
+	e.closed[reason].Add(1)
+	if now := time.Now(); now.Sub(e.logged) >= roomLogged {
+		e.logged = now
+		e.log.Warn("closing connections to stay within the limits; see narherder_http_connections_closed_total, --max-connections and --max-connections-per-address",
+			"reason", closeReasonNames[reason], "connections", e.open.size(), "limit", e.limits.Connections, "limit_per_address", e.limits.PerAddress)
 	}
 }
 
 // add counts a connection of the client.
-func (c *connections) add(connection *connection, client netip.Prefix) {
+func (e *Engine) add(connection *connection, client netip.Prefix) {
 	connection.client = client
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.open.members[connection] = struct{}{}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.open.members[connection] = struct{}{}
 	if client.IsValid() {
-		g := c.clients[client]
+		g := e.clients[client]
 		if g == nil {
 			one := newGroup()
 			g = &one
-			c.clients[client] = g
+			e.clients[client] = g
 		}
 		g.members[connection] = struct{}{}
 	}
 }
 
 // remove is called when a connection has ended, perhaps again.
-func (c *connections) remove(connection *connection) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, g := range []*group{&c.open, c.clients[connection.client]} {
+func (e *Engine) remove(connection *connection) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, g := range []*group{&e.open, e.clients[connection.client]} {
 		if g == nil {
 			continue
 		}
@@ -374,8 +371,8 @@ func (c *connections) remove(connection *connection) {
 			g.leaving--
 		}
 		delete(g.members, connection)
-		if len(g.members) == 0 && g != &c.open {
-			delete(c.clients, connection.client)
+		if len(g.members) == 0 && g != &e.open {
+			delete(e.clients, connection.client)
 		}
 	}
 }
@@ -384,7 +381,7 @@ func (c *connections) remove(connection *connection) {
 // returns false if the connection had to be closed: one that takes more than its fair share
 // when half of the memory is reserved, or the first of closeUnread when all of it is.
 func (c *connection) reserveAhead(size int64) bool {
-	all := c.connections
+	all := c.engine
 	more := size - c.unread.Load()
 	if size > fairAhead && all.unread.Load()+more > all.limits.Unread/2 {
 		all.mu.Lock()
@@ -402,23 +399,23 @@ func (c *connection) reserveAhead(size int64) bool {
 }
 
 // releaseAhead gives the memory back.
-func (c *connection) releaseAhead() { c.connections.unread.Add(-c.unread.Swap(0)) }
+func (c *connection) releaseAhead() { c.engine.unread.Add(-c.unread.Swap(0)) }
 
 // closeUnread closes connections of clients that don't read, until an eighth of the memory
 // for their requests is free: first those of the addresses that hold most, and there those
 // that hold most. All that are within the fair share count alike, and the one that
 // has taken nothing for the longest time is the first.
-func (c *connections) closeUnread() {
+func (e *Engine) closeUnread() {
 	type reader struct {
 		*connection
 		client, own, since int64
 	}
 	now := time.Now().UnixNano()
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	e.mu.Lock()
+	defer e.mu.Unlock()
 	var all []reader
 	clients := make(map[netip.Prefix]int64)
-	for connection := range c.open.members {
+	for connection := range e.open.members {
 		held := connection.unread.Load()
 		if held == 0 || connection.leaving {
 			continue
@@ -440,10 +437,10 @@ func (c *connections) closeUnread() {
 		return cmp.Or(cmp.Compare(b.client, a.client), cmp.Compare(b.own, a.own), cmp.Compare(a.since, b.since))
 	})
 	for _, r := range all {
-		if c.unread.Load() <= c.limits.Unread-c.limits.Unread/8 {
+		if e.unread.Load() <= e.limits.Unread-e.limits.Unread/8 {
 			return
 		}
 		r.releaseAhead()
-		c.closeFor(r.connection, closedUnread)
+		e.closeFor(r.connection, closedUnread)
 	}
 }

@@ -12,24 +12,10 @@ import (
 	"time"
 )
 
-func TestLimits(t *testing.T) {
-	t.Parallel()
-	for _, test := range []struct {
-		given       Limits
-		descriptors int
-		want        Limits
-	}{
-		{Limits{}, 60, Limits{20, 5, defaultUnread, 7}},
-		{Limits{}, 1024, Limits{341, 85, defaultUnread, 128}},
-		{Limits{}, 524288, Limits{16384, 4096, defaultUnread, mostOpen}},
-		{Limits{}, 2, Limits{1, 1, defaultUnread, 0}},
-		{Limits{Connections: 20000}, 524288, Limits{20000, 5000, defaultUnread, mostOpen}},
-		{Limits{Connections: 20000, PerAddress: 20000, Unread: 1}, 1024, Limits{512, 512, 1, 128}},
-	} {
-		if got := test.given.within(test.descriptors); got != test.want {
-			t.Errorf("%+v with %d descriptors: %+v, want %+v", test.given, test.descriptors, got, test.want)
-		}
-	}
+// connectionsEnded reports whether none is left.
+func (s *started) connectionsEnded() bool {
+	u := s.engine.Usage()
+	return u.Open+u.Closing == 0
 }
 
 // dialFrom connects from one of the addresses of the loopback interface.
@@ -61,15 +47,7 @@ func (c *client) isOpen() bool {
 func (s *started) waitIdle(t testing.TB, count int) {
 	t.Helper()
 	until(t, "connections to be idle", func() bool {
-		s.conns.mu.Lock()
-		defer s.conns.mu.Unlock()
-		idle := 0
-		for c := range s.conns.open.members {
-			if v, ok := c.waits(); ok && !v.stalled {
-				idle++
-			}
-		}
-		return idle == count
+		return len(s.engine.Usage().Idle) == count
 	})
 }
 
@@ -99,8 +77,8 @@ func TestMaxConnections(t *testing.T) {
 	for _, n := range []int{0, 3} {
 		clients[n].stillOpen()
 	}
-	if got := s.conns.closed[closedIdle].Load(); got != 2 || s.conns.size() != 4 {
-		t.Errorf("%d were closed, %d are open", got, s.conns.size())
+	if got := s.engine.Usage().Closed["idle"]; got != 2 || s.engine.Usage().Open != 4 {
+		t.Errorf("%d were closed, %d are open", got, s.engine.Usage().Open)
 	}
 	metrics := dial(t, s.address).ask("GET", "/metrics").body
 	for _, want := range []string{`narherder_http_connections_closed_total{reason="idle"} 3`, `{reason="stalled"} 0`, "narherder_http_connections_limit 4", "narherder_http_unread_bytes 0"} {
@@ -121,21 +99,11 @@ func TestMaxConnectionsStalled(t *testing.T) {
 	for range 3 {
 		connectSmall(t, s.listener).send(request("GET", "/"+m.url()))
 	}
-	until(t, "all to be stalled", func() bool {
-		s.conns.mu.Lock()
-		defer s.conns.mu.Unlock()
-		stalled := 0
-		for c := range s.conns.open.members {
-			if v, ok := c.waits(); ok && v.stalled {
-				stalled++
-			}
-		}
-		return stalled == 3
-	})
+	until(t, "all to be stalled", func() bool { return len(s.engine.Usage().Stalled) == 3 })
 	for range 2 {
 		dial(t, s.address).stillOpen()
 	}
-	if got := s.conns.closed[closedStalled].Load(); got != 1 {
+	if got := s.engine.Usage().Closed["stalled"]; got != 1 {
 		t.Errorf("%d were closed", got) // the second time, the one that is idle
 	}
 }
@@ -154,14 +122,13 @@ func TestIdleBeforeCrowd(t *testing.T) {
 	}
 	s.waitIdle(t, 2)
 	until(t, "both to be idle for long", func() bool {
-		s.conns.mu.Lock()
-		defer s.conns.mu.Unlock()
-		for c := range s.conns.open.members {
-			if v, ok := c.waits(); !ok || time.Since(v.since) < idleTime {
+		idle := s.engine.Usage().Idle
+		for _, since := range idle {
+			if time.Since(since) < time.Second { // idleTime of the engine
 				return false
 			}
 		}
-		return true
+		return len(idle) == 2
 	})
 	for range 3 {
 		c := connectSmall(t, s.listener)
@@ -173,7 +140,7 @@ func TestIdleBeforeCrowd(t *testing.T) {
 	for _, from := range []string{"127.0.0.4", "127.0.0.5"} {
 		dialFrom(t, from, s.address).stillOpen()
 	}
-	if idle, all := s.conns.closed[closedIdle].Load(), s.conns.size(); idle != 2 || all != 5 {
+	if idle, all := s.engine.Usage().Closed["idle"], s.engine.Usage().Open; idle != 2 || all != 5 {
 		t.Errorf("%d idle ones were closed, and %d are open", idle, all)
 	}
 }
@@ -209,7 +176,7 @@ func TestMaxConnectionsPerAddress(t *testing.T) {
 	if refused.isOpen() {
 		t.Error("a third connection was served")
 	}
-	if got := s.conns.closed[closedRefused].Load(); got != 1 {
+	if got := s.engine.Usage().Closed["refused"]; got != 1 {
 		t.Errorf("%d were refused", got)
 	}
 	for _, c := range append(proxies, other) {
@@ -241,17 +208,17 @@ func TestUnread(t *testing.T) {
 			t.Error("all was read ahead")
 		})
 	}
-	until(t, "connections to be closed", func() bool { return s.conns.closed[closedUnread].Load() >= 6 })
+	until(t, "connections to be closed", func() bool { return s.engine.Usage().Closed["unread"] >= 6 })
 	if err := readBurst(good, burst); err != nil {
 		t.Error(err)
 	}
 	good.stillOpen()
-	if got := s.conns.unread.Load(); got > opts.Limits.Unread {
+	if got := s.engine.Usage().Unread; got > opts.Limits.Unread {
 		t.Errorf("%d bytes are reserved", got)
 	}
 	s.stop()
 	attackers.Wait()
-	until(t, "all memory to be released", func() bool { return s.conns.unread.Load() == 0 })
+	until(t, "all memory to be released", func() bool { return s.engine.Usage().Unread == 0 })
 }
 
 // TestStreamsOfOneClient: those of one address leave room for others.
@@ -324,7 +291,7 @@ func TestLingerEnds(t *testing.T) {
 	if got := c.ask("POST", "/", "Content-Length: 10"); got.StatusCode != http.StatusMethodNotAllowed {
 		t.Errorf("%s", got.Status)
 	}
-	until(t, "the connection to end", func() bool { return s.conns.count() == 0 })
+	until(t, "the connection to end", func() bool { return s.connectionsEnded() })
 }
 
 // TestStopWhileLingering: the server doesn't wait for such a client when it stops.
@@ -337,7 +304,7 @@ func TestStopWhileLingering(t *testing.T) {
 	s.stop()
 	err := <-s.ended
 	s.ended <- err
-	if s.conns.count() != 0 {
+	if !s.connectionsEnded() {
 		t.Error("a connection is open")
 	}
 }

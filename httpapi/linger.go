@@ -10,9 +10,9 @@ import (
 // connection is closed.
 const lingerTime = 2 * time.Second
 
-// closeAfter closes the connection after the answer. Its client may be sending a body or
+// CloseAfter closes the connection after the answer. Its client may be sending a body or
 // further requests, which are not read.
-func closeAfter(ctx *fasthttp.RequestCtx) {
+func CloseAfter(ctx *fasthttp.RequestCtx) {
 	ctx.SetConnectionClose()
 	if c, ok := ctx.Conn().(*connection); ok {
 		c.lingers = true
@@ -29,10 +29,10 @@ func (c *connection) linger() {
 	}
 	c.ahead, c.held = nil, nil
 	while := lingerTime
-	if c.connections.draining.Load() {
-		while = c.connections.quietTime
+	if c.engine.draining.Load() {
+		while = c.engine.QuietTime
 	}
-	if c.Conn.SetReadDeadline(time.Now().Add(while)) != nil || c.connections.ending.Load() {
+	if c.Conn.SetReadDeadline(time.Now().Add(while)) != nil || c.engine.ending.Load() {
 		return // endAll has set the deadline before, or will
 	}
 	dropped := make([]byte, 4<<10)

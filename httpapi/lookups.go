@@ -101,7 +101,7 @@ func (f *faults) add(item string, err error) {
 // admit waits until a client may ask for count items, or answers that it has asked for
 // too many.
 func (s *Server) admit(ctx *fasthttp.RequestCtx, count int) bool {
-	wait, ok := s.limiter.reserve(s.clientAddress(ctx), count, time.Now())
+	wait, ok := s.limiter.reserve(s.options.TrustedProxies.Client(ctx), count, time.Now())
 	if !ok {
 		ctx.Response.Header.Set("Retry-After", admitRetry)
 		s.fail(ctx, fasthttp.StatusServiceUnavailable, "too many items were asked for: ask again later")
@@ -166,7 +166,7 @@ func newLimiter() *limiter {
 func (l *limiter) reserve(client netip.Addr, count int, now time.Time) (wait time.Duration, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	network := networkOf(client)
+	network := NetworkOf(client)
 	limits, known := l.clients.Get(network)
 	if !known {
 		limits = &clientLimits{own: rate.NewLimiter(clientRate, clientBurst), share: rate.NewLimiter(shareRate, shareBurst)}
@@ -194,19 +194,4 @@ func reserveAll(count int, now time.Time, limiters ...*rate.Limiter) (wait time.
 		r.CancelAt(now)
 	}
 	return 0, false
-}
-
-// networkOf returns what counts as one client: an IPv6 address is easily changed for
-// another of the same network.
-func networkOf(client netip.Addr) netip.Prefix {
-	client = client.Unmap()
-	bits := client.BitLen()
-	if client.Is6() {
-		bits = 64
-	}
-	network, err := client.WithZone("").Prefix(bits)
-	if err != nil {
-		return netip.Prefix{} // of no address, as that of a socket in the file system
-	}
-	return network
 }

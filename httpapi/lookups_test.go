@@ -292,11 +292,11 @@ func TestNetworkOf(t *testing.T) {
 	for address, want := range map[string]string{
 		"192.0.2.1": "192.0.2.1/32", "::ffff:192.0.2.1": "192.0.2.1/32", "2001:db8:1:2:3::4": "2001:db8:1:2::/64", "fe80::1%eth0": "fe80::/64",
 	} {
-		if got := networkOf(netip.MustParseAddr(address)); got.String() != want {
+		if got := NetworkOf(netip.MustParseAddr(address)); got.String() != want {
 			t.Errorf("%s: %s, want %s", address, got, want)
 		}
 	}
-	if got := networkOf(netip.Addr{}); got != (netip.Prefix{}) {
+	if got := NetworkOf(netip.Addr{}); got != (netip.Prefix{}) {
 		t.Errorf("of nobody: %s", got)
 	}
 }

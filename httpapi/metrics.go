@@ -69,7 +69,7 @@ func newMetrics(s *Server) *metrics {
 		count, _ := s.answers.usage()
 		return float64(count)
 	})
-	m.connections(s.conns)
+	s.engine.Register(m.registry)
 	m.registry.MustRegister(
 		&totalsCollector{s},
 		s.health,
@@ -82,24 +82,6 @@ func newMetrics(s *Server) *metrics {
 	build.WithLabelValues(s.options.Version).Set(1)
 	m.registry.MustRegister(build)
 	return m
-}
-
-// connections shows those that are open, and why others were closed.
-func (m *metrics) connections(c *connections) {
-	gauge := func(name, help string, value func() float64) {
-		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
-	}
-	gauge("narherder_http_connections", "Open connections.", func() float64 { return float64(c.size()) })
-	gauge("narherder_http_connections_limit", "Connections that may be open.", func() float64 { return float64(c.limits.Connections) })
-	gauge("narherder_http_unread_bytes", "Memory for requests of clients that don't read the answers to those before.", func() float64 { return float64(c.unread.Load()) })
-	gauge("narherder_http_unread_limit_bytes", "What that may be at the most.", func() float64 { return float64(c.limits.Unread) })
-	for reason, name := range closeReasonNames {
-		m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
-			Name:        "narherder_http_connections_closed_total",
-			Help:        "Connections closed to stay within the limits: idle, stalled, or busy ones of an address with many for others, those with unread answers, and new ones of an address that has too many.",
-			ConstLabels: prometheus.Labels{"reason": name},
-		}, func() float64 { return float64(c.closed[reason].Load()) }))
-	}
 }
 
 // count notes an answer.

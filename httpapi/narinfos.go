@@ -16,7 +16,7 @@ import (
 func (s *Server) serveNarinfo(ctx *fasthttp.RequestCtx, hash narinfo.PathHash) {
 	found, ok, ticket := s.answers.get(hash)
 	if !ok {
-		s.enterLane(ctx)
+		Enter(ctx, s.pool)
 		var err error
 		found, err = s.answer(s.live, hash)
 		if errors.Is(err, storage.ErrNotFound) {

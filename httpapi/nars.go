@@ -79,7 +79,7 @@ func (s *Server) serveKnown(ctx *fasthttp.RequestCtx, path []byte) bool {
 	for n := range item.Narinfo.Files {
 		if item.FileName(n) != "" && string(path[1:]) == item.Narinfo.Files[n].URL {
 			if item.files == nil || item.files[n].Load() == nil {
-				leaveLoop(ctx)
+				LeaveLoop(ctx)
 			}
 			s.serveNamed(ctx, item, n)
 			return true
@@ -134,10 +134,10 @@ type nars struct {
 
 // lookUp returns an item for an answer, outside the loop.
 func (s *Server) lookUp(ctx *fasthttp.RequestCtx, hash narinfo.PathHash) (*nars, error) {
-	s.enterLane(ctx)
+	Enter(ctx, s.pool)
 	item, err := s.item(s.live, hash)
 	if err == nil {
-		leaveLoop(ctx)
+		LeaveLoop(ctx)
 	}
 	return item, err
 }

@@ -29,6 +29,9 @@ type keptFiles struct {
 	most  int32
 }
 
+// mostKept is how many files are kept open at most in a process with so many descriptors.
+func mostKept(descriptors int) int32 { return int32(min(mostOpen, descriptors/8)) }
+
 // keptFile is a file of an item that may be open. The zero value is one that isn't.
 type keptFile struct{ atomic.Pointer[openFile] }
 
@@ -133,13 +136,13 @@ func (r *sharedReader) Close() error {
 	return r.shared.release()
 }
 
-// isCached reports whether the file is in the page cache, so that sending it does not
+// IsCached reports whether the file is in the page cache, so that sending it does not
 // wait for a disk.
-func (r *sharedReader) isCached() bool { return r != nil && r.shared.sent.Load() }
+func (r *sharedReader) IsCached() bool { return r.shared.sent.Load() }
 
-// wasSent notes that length bytes from the place of the reader on were sent.
-func (r *sharedReader) wasSent(length int64) {
-	if r != nil && r.Offset == 0 && length == r.shared.size && length <= mostCached && !r.shared.remote {
+// WasSent notes that length bytes from the place of the reader on were sent.
+func (r *sharedReader) WasSent(length int64) {
+	if r.Offset == 0 && length == r.shared.size && length <= mostCached && !r.shared.remote {
 		r.shared.sent.Store(true)
 	}
 }

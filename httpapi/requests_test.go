@@ -15,7 +15,7 @@ import (
 // rare.
 func TestRequests(t *testing.T) {
 	t.Parallel()
-	address := startWith(t, corpus(), options(), func(s *Server) { s.engine.ReadTimeout = 3 * time.Second }).address
+	address := startWith(t, corpus(), options(), func(s *Server) { s.engine.Server.ReadTimeout = 3 * time.Second }).address
 	text := contents(t, published, hashOf(greeting)+".narinfo")
 	target := "/" + hashOf(greeting) + ".narinfo"
 	const host = "Host: x\r\n"

@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -21,7 +22,7 @@ func fullConnection(t *testing.T) (*connection, *client) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := newConnections(Limits{}, Proxies{}, slog.New(slog.DiscardHandler), time.Minute).wrap(conn)
+	c, err := NewEngine(nil, nil, Limits{}, Proxies{}, slog.New(slog.DiscardHandler)).wrap(conn)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -88,4 +89,54 @@ func TestRoomHalfClosed(t *testing.T) {
 	case <-time.After(patience):
 		t.Fatal("waits for ever")
 	}
+}
+
+func TestLimits(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		given       Limits
+		descriptors int
+		want        Limits
+	}{
+		{Limits{}, 60, Limits{20, 5, defaultUnread}},
+		{Limits{}, 1024, Limits{341, 85, defaultUnread}},
+		{Limits{}, 524288, Limits{16384, 4096, defaultUnread}},
+		{Limits{}, 2, Limits{1, 1, defaultUnread}},
+		{Limits{Connections: 20000}, 524288, Limits{20000, 5000, defaultUnread}},
+		{Limits{Connections: 20000, PerAddress: 20000, Unread: 1}, 1024, Limits{512, 512, 1}},
+	} {
+		if got := test.given.within(test.descriptors); got != test.want {
+			t.Errorf("%+v with %d descriptors: %+v, want %+v", test.given, test.descriptors, got, test.want)
+		}
+	}
+}
+
+// TestWriteAfterClose has a connection cut between two answers: what was written
+// before must not be told again.
+func TestWriteAfterClose(t *testing.T) {
+	t.Parallel()
+	l := listenTCP(t)
+	defer l.Close()
+	go func() {
+		if conn, err := net.Dial("tcp", l.Addr().String()); err == nil {
+			defer conn.Close()
+			_, _ = io.Copy(io.Discard, conn)
+		}
+	}()
+	accepted, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := NewEngine(nil, nil, Limits{}, Proxies{}, slog.New(slog.DiscardHandler)).wrap(accepted)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err := conn.Write(make([]byte, 100)); n != 100 || err != nil {
+		t.Fatal(n, err)
+	}
+	conn.Close()
+	if n, err := conn.Write(make([]byte, 10)); n != 0 || !errors.Is(err, net.ErrClosed) {
+		t.Errorf("%d bytes written to a closed connection, %v", n, err)
+	}
+	conn.Close()
 }

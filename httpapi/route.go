@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"runtime/debug"
 	"strings"
 	"time"
@@ -67,27 +66,29 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 	}()
 	route := s.dispatch(ctx)
 	if !ctx.Request.Header.IsHTTP11() {
-		sendUntilClose(ctx)
+		SendUntilClose(ctx)
 	}
 	s.answered.Add(1)
 	if s.stopping.Load() && !ctx.Hijacked() {
-		closeAfter(ctx)
+		CloseAfter(ctx)
 	}
 	s.metrics.count(route, ctx)
 	if s.log.Enabled(ctx, slog.LevelDebug) {
-		leaveLoop(ctx)
+		LeaveLoop(ctx)
 		s.log.LogAttrs(ctx, slog.LevelDebug, "request",
 			slog.String("method", string(ctx.Method())),
 			slog.String("path", string(ctx.RequestURI())),
 			slog.Int("status", ctx.Response.StatusCode()),
 			slog.Int("bytes", bodyLength(ctx)),
-			slog.String("client", s.clientName(ctx)))
+			slog.String("client", s.options.TrustedProxies.ClientName(ctx)))
 	}
 }
 
 // dispatch answers the request and says what it was.
 func (s *Server) dispatch(ctx *fasthttp.RequestCtx) route {
-	if s.refuse(ctx) {
+	if status, message := Violation(ctx); status != 0 {
+		s.fail(ctx, status, message)
+		CloseAfter(ctx)
 		return routeOther
 	}
 	path := ctx.URI().PathOriginal()
@@ -96,7 +97,7 @@ func (s *Server) dispatch(ctx *fasthttp.RequestCtx) route {
 		s.fail(ctx, fasthttp.StatusMethodNotAllowed, "only GET and HEAD are answered here")
 		return routeOther
 	}
-	if hasBody(ctx) {
+	if HasBody(ctx) {
 		s.fail(ctx, fasthttp.StatusRequestEntityTooLarge, "requests have no body here")
 		return routeOther
 	}
@@ -118,20 +119,20 @@ func (s *Server) dispatch(ctx *fasthttp.RequestCtx) route {
 	segments := strings.Split(decoded[1:], "/")
 	switch first := segments[0]; {
 	case len(segments) == 1 && first == "":
-		leaveLoop(ctx)
+		LeaveLoop(ctx)
 		return s.serveHome(ctx)
 	case len(segments) == 1 && first == "nix-cache-info":
 		s.text(ctx, "text/plain; charset=utf-8", narinfo.CacheInfo)
 		return routeCacheInfo
 	case len(segments) == 1 && first == "metrics" && !s.options.HideMetrics:
-		leaveLoop(ctx)
+		LeaveLoop(ctx)
 		s.serveMetrics(ctx)
 		return routeMetrics
 	case len(segments) == 1 && first == "signing-key.pub" && s.options.SigningKey != nil:
 		s.text(ctx, "text/plain; charset=utf-8", string(s.options.SigningKey))
 		return routeSigningKey
 	case decoded == healthPath && !s.options.HideMetrics, decoded == readyPath, decoded == livePath:
-		leaveLoop(ctx)
+		LeaveLoop(ctx)
 		s.serveHealth(ctx, decoded)
 		return routeHealth
 	case first == "nar" && (len(segments) == 2 || len(segments) == 3):
@@ -143,23 +144,23 @@ func (s *Server) dispatch(ctx *fasthttp.RequestCtx) route {
 		s.setMissingCacheControl(ctx)
 		return routeFile
 	case decoded == peer.ChangesPath && s.options.Changes != nil:
-		leaveLoop(ctx)
+		LeaveLoop(ctx)
 		s.serveChanges(ctx)
 		return routeChanges
 	case decoded == peer.StreamPath && s.options.Changes != nil:
-		leaveLoop(ctx)
+		LeaveLoop(ctx)
 		s.serveStream(ctx)
 		return routeStream
 	case len(segments) == 1 && first == peer.DumpPath[1:]:
-		leaveLoop(ctx)
+		LeaveLoop(ctx)
 		s.serveDump(ctx, routeDump)
 		return routeDump
 	case len(segments) == 1 && first == peer.IndexPath[1:]:
-		leaveLoop(ctx)
+		LeaveLoop(ctx)
 		s.serveDump(ctx, routeIndexDump)
 		return routeIndexDump
 	case first == storedSegment && len(segments) == 2:
-		leaveLoop(ctx)
+		LeaveLoop(ctx)
 		s.serveStored(ctx, segments[1])
 		return routeStored
 	case strings.HasSuffix(first, narinfoSuffix):
@@ -169,7 +170,7 @@ func (s *Server) dispatch(ctx *fasthttp.RequestCtx) route {
 			return routeNarinfo
 		}
 		if err == nil && len(segments) == 2 && segments[1] == "info" {
-			leaveLoop(ctx)
+			LeaveLoop(ctx)
 			s.serveInfo(ctx, hash)
 			return routeInfo
 		}
@@ -265,29 +266,8 @@ func (s *Server) fault(ctx *fasthttp.RequestCtx, tried string, err error) {
 // handleBadRequest answers what could not be read as a request. The connection
 // is closed after it.
 func (s *Server) handleBadRequest(ctx *fasthttp.RequestCtx, err error) {
-	answerBadRequest(ctx, err)
+	AnswerBadRequest(ctx, err)
 	s.metrics.count(routeOther, ctx)
-}
-
-func answerBadRequest(ctx *fasthttp.RequestCtx, err error) {
-	status, message := fasthttp.StatusBadRequest, "this is not a well-formed HTTP request"
-	var small *fasthttp.ErrSmallBuffer
-	var netErr net.Error
-	switch {
-	case errors.As(err, &small):
-		status, message = fasthttp.StatusRequestHeaderFieldsTooLarge, fmt.Sprintf("the head of a request has at most %d bytes here", readBuffer)
-	case strings.Contains(err.Error(), "missing required host header"): // an error that can't be named
-		message = "the request has no Host header, or an empty one"
-	case errors.Is(err, errBareLines):
-		message = errBareLines.Error()
-	case errors.As(err, &netErr) && netErr.Timeout():
-		status, message = fasthttp.StatusRequestTimeout, "the request took too long to arrive"
-	}
-	ctx.Response.Reset()
-	ctx.Response.SetStatusCode(status)
-	ctx.Response.Header.SetContentType("text/plain; charset=utf-8")
-	ctx.Response.SetBodyString(message + "\n")
-	closeAfter(ctx)
 }
 
 // maxAge is the Cache-Control header for a time to live.

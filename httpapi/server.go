@@ -17,7 +17,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/valyala/fasthttp"
 
 	"nar-herder/compression"
 	"nar-herder/internal/eventloop"
@@ -202,29 +201,6 @@ type Options struct {
 	Log *slog.Logger
 }
 
-const (
-	// headerTimeout is for the bytes of one request. The client of Guix sends
-	// up to a thousand requests at once, but each comes in one piece.
-	headerTimeout = 15 * time.Second
-	// idleTimeout is for a kept connection without a request. A client that
-	// builds between two downloads comes back within minutes.
-	idleTimeout = 5 * time.Minute
-	// progressTimeout is for an answer of which the client takes no byte.
-	// There is none on an answer as a whole: nars are large and lines slow.
-	progressTimeout = 60 * time.Second
-
-	// readBuffer bounds the head of a request, as nginx does, and is what a
-	// pipelined burst is read by.
-	readBuffer = 8 << 10
-	// writeBuffer gathers pipelined answers into one write.
-	writeBuffer = 16 << 10
-
-	// shutdownGrace is for answers in flight once the server is told to stop.
-	// A supervisor kills after about five seconds; a cut download is resumed
-	// or fetched elsewhere, so there is no use in waiting for most of that.
-	shutdownGrace = time.Second
-)
-
 // Server answers requests. It is made by [New].
 type Server struct {
 	items   Items
@@ -242,8 +218,6 @@ type Server struct {
 	decoders    *decoders
 	compares    *compares
 	decoderWait time.Duration
-	// These and decoderWait are the constants but in tests.
-	progressTimeout, shutdownGrace, quietTime time.Duration
 
 	cacheControls cacheControls
 
@@ -258,10 +232,9 @@ type Server struct {
 	news    news
 	streams streams
 
-	engine *fasthttp.Server
-	conns  *connections
-	// lane is that of requests to the index.
-	lane *eventloop.Lane
+	engine *Engine
+	// pool bounds queries of the index.
+	pool *eventloop.Lane
 	// stopping is set when each answer is to be the last of its connection.
 	stopping atomic.Bool
 	// live is the context of what is read for answers: it ends when the server
@@ -281,9 +254,9 @@ func New(items Items, options Options) *Server {
 		nars: newCache(options.AnswerCache/8, func(n *nars) int64 { return 2*int64(cap(n.Text)) + 1000 }),
 		// One processor is left for what answers at once.
 		decoders:    newDecoders(max(1, runtime.GOMAXPROCS(0)-1), options.Decoders),
-		lane:        eventloop.NewLane(max(4, 2*runtime.GOMAXPROCS(0))), // as many as the index has readers
+		pool:        eventloop.NewLane(max(4, 2*runtime.GOMAXPROCS(0))), // as many as the index has readers
 		compares:    newCompares(),
-		decoderWait: decoderWait, progressTimeout: progressTimeout, shutdownGrace: shutdownGrace, quietTime: quietTime,
+		decoderWait: decoderWait,
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
@@ -292,40 +265,15 @@ func New(items Items, options Options) *Server {
 	s.cacheControls = newCacheControls(&options)
 	s.lookups, s.limiter = make(chan struct{}, max(1, items.Concurrency())), newLimiter()
 	if options.Starting != nil {
-		s.engine, s.conns = options.Starting.engine, options.Starting.connections
+		s.engine = options.Starting.engine
 	} else {
-		s.engine = newEngine(s.handle, s.handleBadRequest)
-		s.conns = newConnections(options.Limits, options.TrustedProxies, s.log, progressTimeout)
+		s.engine = NewEngine(s.handle, s.handleBadRequest, options.Limits, options.TrustedProxies, s.log)
 	}
-	s.keptFiles.most = s.conns.limits.keptFiles
+	s.keptFiles.most = mostKept(Descriptors())
 	s.metrics = newMetrics(s)
 	s.live, s.end = context.WithCancel(context.Background())
 	s.streaming, s.endStreams = context.WithCancel(s.live)
 	return s
-}
-
-func newEngine(handle fasthttp.RequestHandler, fail func(*fasthttp.RequestCtx, error)) *fasthttp.Server {
-	return &fasthttp.Server{
-		Handler: func(ctx *fasthttp.RequestCtx) {
-			if hasBody(ctx) {
-				closeAfter(ctx)
-			}
-			handle(ctx)
-		},
-		ErrorHandler:          fail,
-		NoDefaultServerHeader: true,
-		NoDefaultContentType:  true,
-		ReadTimeout:           headerTimeout,
-		IdleTimeout:           idleTimeout,
-		ReadBufferSize:        readBuffer,
-		WriteBufferSize:       writeBuffer,
-		HeaderReceived:        dropBody,
-		LazyRequestTime:       true,
-		// It logs what clients do wrong, which is theirs to know.
-		Logger:                        discardLogger{},
-		DisablePreParseMultipartForm:  true,
-		DisableHeaderNamesNormalizing: false,
-	}
 }
 
 // Answered is how many requests were answered since the start.
@@ -339,9 +287,7 @@ func (s *Server) Registry() *prometheus.Registry { return s.metrics.registry }
 // nil, at most two seconds later unless a look at the health hangs. An error is a
 // listener's.
 func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
-	if s.options.Starting == nil {
-		s.conns.progressTimeout, s.conns.quietTime = s.progressTimeout, s.quietTime
-	} else {
+	if s.options.Starting != nil {
 		s.options.Starting.answerBy(s.handle, s.handleBadRequest)
 	}
 	var health sync.WaitGroup
@@ -349,7 +295,7 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 	defer health.Wait() // what it looks at is closed afterwards
 	ended := make(chan error, len(listeners))
 	for _, listener := range listeners {
-		go func() { ended <- s.conns.serve(s.engine, listener) }()
+		go func() { ended <- s.engine.Serve(listener) }()
 	}
 	var failure error
 	select {
@@ -364,11 +310,6 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 	}
 	s.endStreams()
 	defer s.end()
-	stopServing(s.conns, s.shutdownGrace, func() { s.stopping.Store(true) }, s.end, s.log)
+	s.engine.Stop(func() { s.stopping.Store(true) }, s.end)
 	return failure
 }
-
-// discardLogger is for what fasthttp has to say.
-type discardLogger struct{}
-
-func (discardLogger) Printf(string, ...any) {}

@@ -34,7 +34,7 @@ func (s *started) stopped(t *testing.T) {
 // TestStopIdle has connections that are kept, for which nothing is waited.
 func TestStopIdle(t *testing.T) {
 	t.Parallel()
-	s := startWith(t, corpus(), options(), func(s *Server) { s.shutdownGrace = time.Hour })
+	s := startWith(t, corpus(), options(), func(s *Server) { s.engine.Grace = time.Hour })
 	var clients []*client
 	for range 50 {
 		c := dial(t, s.address)

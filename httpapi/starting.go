@@ -26,11 +26,9 @@ const (
 // still being fetched, converted or opened. The connections of its clients stay open and
 // are then the Server's: see [Options].
 type Starting struct {
-	log         *slog.Logger
-	hideHealth  bool // at healthPath
-	engine      *fasthttp.Server
-	connections *connections
-	grace       time.Duration // but in tests, shutdownGrace
+	log        *slog.Logger
+	hideHealth bool // at healthPath
+	engine     *Engine
 
 	answering atomic.Pointer[answering]
 	mu        sync.Mutex // of who sets it
@@ -47,10 +45,11 @@ type answering struct {
 // NewStarting makes a Starting with the limits of its connections, from which trusted
 // proxies are exempt. With hideHealth, /health is answered as all else is.
 func NewStarting(hideHealth bool, limits Limits, proxies Proxies, log *slog.Logger) *Starting {
-	s := &Starting{log: log, hideHealth: hideHealth, connections: newConnections(limits, proxies, log, progressTimeout), grace: shutdownGrace}
-	s.engine = newEngine(
+	s := &Starting{log: log, hideHealth: hideHealth}
+	s.engine = NewEngine(
 		func(ctx *fasthttp.RequestCtx) { s.answering.Load().handle(ctx) },
 		func(ctx *fasthttp.RequestCtx, err error) { s.answering.Load().fail(ctx, err) },
+		limits, proxies, log,
 	)
 	s.SetState(nil)
 	return s
@@ -66,7 +65,7 @@ func (s *Starting) SetState(state func() any) {
 		return
 	}
 	if state != nil {
-		s.set(s.handler(state), answerBadRequest)
+		s.set(s.handler(state), AnswerBadRequest)
 		return
 	}
 	answer := s.handler(func() any { return map[string]string{"status": "starting"} })
@@ -74,7 +73,7 @@ func (s *Starting) SetState(state func() any) {
 	time.AfterFunc(startPatience, func() { close(patience) })
 	s.replace(&answering{func(ctx *fasthttp.RequestCtx) {
 		if path := string(ctx.Path()); path != livePath && path != readyPath && (path != healthPath || s.hideHealth) {
-			leaveLoop(ctx)
+			LeaveLoop(ctx)
 			select {
 			case <-over:
 				s.answering.Load().handle(ctx)
@@ -83,7 +82,7 @@ func (s *Starting) SetState(state func() any) {
 			}
 		}
 		answer(ctx)
-	}, answerBadRequest, over})
+	}, AnswerBadRequest, over})
 }
 
 // handler returns what answers at once.
@@ -122,7 +121,7 @@ func (s *Starting) Serve(ctx context.Context, done <-chan struct{}, listeners ..
 	lent := make([]*lentListener, len(listeners))
 	for i, listener := range listeners {
 		lent[i] = &lentListener{Listener: listener}
-		serving.Go(func() { _ = s.connections.serve(s.engine, lent[i]) }) // until it is taken back
+		serving.Go(func() { _ = s.engine.Serve(lent[i]) }) // until it is taken back
 	}
 	select {
 	case <-done:
@@ -134,13 +133,13 @@ func (s *Starting) Serve(ctx context.Context, done <-chan struct{}, listeners ..
 	serving.Wait()
 	if ctx.Err() != nil {
 		answer := s.handler(func() any { return map[string]string{"status": "stopping"} })
-		s.answerBy(answer, answerBadRequest)
-		stopServing(s.connections, s.grace, func() {
+		s.answerBy(answer, AnswerBadRequest)
+		s.engine.Stop(func() {
 			s.answerBy(func(ctx *fasthttp.RequestCtx) {
 				answer(ctx)
-				closeAfter(ctx)
-			}, answerBadRequest)
-		}, func() {}, s.log)
+				CloseAfter(ctx)
+			}, AnswerBadRequest)
+		}, func() {})
 	}
 	for _, listener := range lent {
 		listener.ready()

@@ -2,7 +2,6 @@ package httpapi
 
 import (
 	"errors"
-	"log/slog"
 	"net"
 	"os"
 	"time"
@@ -14,57 +13,57 @@ import (
 // on a new connection where one is closed within the burst.
 const quietTime = 300 * time.Millisecond
 
-// stopServing closes connections after their listeners. At first, requests are answered
-// as always, and a connection is closed only after quietTime without a request. In the last quarter of the grace, stopping is called, and
-// each answer is the last of its connection. Then the connections that are left are
-// closed, cut is called, and half of the grace is left for their handlers to end.
-func stopServing(connections *connections, grace time.Duration, stopping, cut func(), log *slog.Logger) {
-	connections.drain(time.Now().Add(grace - grace/4))
+// Stop closes the connections, after the listeners were closed. First, requests are answered
+// as always, and a connection is closed after QuietTime without a request. In the last quarter
+// of Grace, it calls stopping, and each answer must be the last of its connection. Then it
+// closes the connections that are left, calls cut, and gives handlers half of Grace to end.
+func (e *Engine) Stop(stopping, cut func()) {
+	e.drain(time.Now().Add(e.Grace - e.Grace/4))
 	stopping()
-	connections.wait(time.Now().Add(grace / 8))
-	connections.endAll()
-	connections.wait(time.Now().Add(grace / 8))
-	if connections.count() == 0 {
+	e.wait(time.Now().Add(e.Grace / 8))
+	e.endAll()
+	e.wait(time.Now().Add(e.Grace / 8))
+	if e.count() == 0 {
 		return
 	}
-	log.Info("cutting connections whose answers are not done", "connections", connections.count())
-	connections.closeAll()
+	e.log.Info("cutting connections whose answers are not done", "connections", e.count())
+	e.closeAll()
 	cut()
-	connections.wait(time.Now().Add(grace / 2))
+	e.wait(time.Now().Add(e.Grace / 2))
 }
 
 // drain closes each connection once its client has sent nothing for quietTime, until
 // none is left or the time is over.
-func (c *connections) drain(end time.Time) {
-	c.draining.Store(true)
-	c.mu.Lock()
-	for connection := range c.open.members {
+func (e *Engine) drain(end time.Time) {
+	e.draining.Store(true)
+	e.mu.Lock()
+	for connection := range e.open.members {
 		connection.endWhenQuiet()
 	}
-	c.mu.Unlock()
-	c.wait(end)
+	e.mu.Unlock()
+	e.wait(end)
 }
 
 // endAll closes connections that wait for a request, and the others when they do.
-func (c *connections) endAll() {
-	c.ending.Store(true)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for connection := range c.open.members {
+func (e *Engine) endAll() {
+	e.ending.Store(true)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for connection := range e.open.members {
 		_ = connection.Conn.SetReadDeadline(time.Now()) // Read fails as well, then
 	}
 }
 
 // wait waits for all connections to be closed.
-func (c *connections) wait(end time.Time) {
-	for c.count() > 0 && time.Now().Before(end) {
+func (e *Engine) wait(end time.Time) {
+	for e.count() > 0 && time.Now().Before(end) {
 		time.Sleep(5 * time.Millisecond)
 	}
 }
 
 // endWhenQuiet makes a Read of the connection fail that gets nothing for quietTime.
 func (c *connection) endWhenQuiet() {
-	_ = c.Conn.SetReadDeadline(time.Now().Add(c.connections.quietTime)) // Read fails as well, then
+	_ = c.Conn.SetReadDeadline(time.Now().Add(c.engine.QuietTime)) // Read fails as well, then
 }
 
 // Read implements [net.Conn]. The end of a connection that the server closes has the
@@ -81,7 +80,7 @@ func (c *connection) Read(p []byte) (int, error) {
 			n = c.readBare(p, n, isFirst)
 		}
 	}
-	if err != nil && c.connections.draining.Load() && errors.Is(err, os.ErrDeadlineExceeded) {
+	if err != nil && c.engine.draining.Load() && errors.Is(err, os.ErrDeadlineExceeded) {
 		err = net.ErrClosed
 	}
 	return n, err

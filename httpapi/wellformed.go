@@ -7,33 +7,30 @@ import (
 	"github.com/valyala/fasthttp"
 )
 
-// refuse answers what the engine takes for a request, and RFC 9112 doesn't, and reports
-// whether it did. The connection is closed after it.
-func (s *Server) refuse(ctx *fasthttp.RequestCtx) bool {
+// Violation returns how to answer a request that the engine accepts and RFC 9112
+// doesn't, or 0. The connection must be closed after it.
+func Violation(ctx *fasthttp.RequestCtx) (status int, message string) {
 	header := &ctx.Request.Header
 	switch {
 	case !header.IsHTTP11() && !bytes.HasPrefix(header.Protocol(), []byte("HTTP/1.")):
-		s.fail(ctx, fasthttp.StatusHTTPVersionNotSupported, "only HTTP/1.1 and HTTP/1.0 are answered here")
+		return fasthttp.StatusHTTPVersionNotSupported, "only HTTP/1.1 and HTTP/1.0 are answered here"
 	case bytes.IndexByte(header.Host(), '@') >= 0:
-		s.fail(ctx, fasthttp.StatusBadRequest, "the Host header is not a host")
+		return fasthttp.StatusBadRequest, "the Host header is not a host"
 	case header.RequestURI()[0] != '/' && !hasAuthority(header.RequestURI()):
-		s.fail(ctx, fasthttp.StatusBadRequest, "the URL has no host")
-	default:
-		return false
+		return fasthttp.StatusBadRequest, "the URL has no host"
 	}
-	closeAfter(ctx)
-	return true
+	return 0, ""
 }
 
 // hadBody is a field that is added to the head of a request with a body. The engine
 // refuses fields of clients with such a name.
 var hadBody = []byte("\x00body")
 
-// dropBody is called with the head of each request. It hides the body from the engine,
+// hideBody is called with the head of each request. It hides the body from the engine,
 // which would reserve as much memory as the head announces and then wait for the body.
 // None of our requests has one. The connection is closed after the answer, as what
 // follows on it can't be read as requests.
-func dropBody(header *fasthttp.RequestHeader) (config fasthttp.RequestConfig) {
+func hideBody(header *fasthttp.RequestHeader) (config fasthttp.RequestConfig) {
 	if n := header.ContentLength(); n > 0 || n == -1 { // which stands for chunks
 		header.SetContentLength(0)
 		header.Del(fasthttp.HeaderExpect)
@@ -43,8 +40,8 @@ func dropBody(header *fasthttp.RequestHeader) (config fasthttp.RequestConfig) {
 	return config
 }
 
-// hasBody reports whether dropBody has hidden a body.
-func hasBody(ctx *fasthttp.RequestCtx) bool {
+// HasBody reports whether hideBody has hidden a body.
+func HasBody(ctx *fasthttp.RequestCtx) bool {
 	header := &ctx.Request.Header
 	return header.ConnectionClose() && header.PeekCanonical(hadBody) != nil
 }
