@@ -203,7 +203,7 @@ func TestCheckRepairsFromBad(t *testing.T) {
 	// given up.
 	unsure := []string{"down", "500", "truncated", "short"}
 	for name, url := range map[string]string{
-		"down": "http://127.0.0.1:" + freePort(t),
+		"down": "http://" + ownHost() + ":" + instancePort,
 		"404":  "http://" + empty.serve(t).addresses[0],
 		"500":  answer(func(w http.ResponseWriter, _ string) { w.WriteHeader(500) }),
 		"garbage": answer(func(w http.ResponseWriter, content string) {

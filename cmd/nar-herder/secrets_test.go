@@ -260,7 +260,7 @@ func TestSecretsOfSlips(t *testing.T) {
 		p.args("run-server", "--storage-nar-removal-criteria=stored-on="+user+" "+password+"@x.example"),
 		{"mirror-status", user + " " + password + "@x.example"},
 	} {
-		r := runPlain(t, args...)
+		r := runProgram(t, args...)
 		if r.status != statusUsage {
 			t.Errorf("%q: status %d, stderr %q", args, r.status, r.err)
 		}
@@ -302,7 +302,7 @@ func slips(t *testing.T, s *secrets, p place, at string) {
 		p.args("check", "--repair", "--from=http://"+at), p.args("check", "--from=http://"+at+"x.example/?x"), {"copy-storage", "--from=http://" + at + "x.example", "--to=" + p.storage},
 		{"mirror-status", "http://" + at + "127.0.0.1:1"}, {"mirror-status", "http://" + at + "x.invalid"}, {"mirror-status", "http://" + at}, {"mirror-status", at + "x.invalid"},
 	} {
-		r := runPlain(t, args...)
+		r := runProgram(t, args...)
 		if r.status == 0 || r.err == "" {
 			t.Errorf("%q: status %d, stderr %q", args, r.status, r.err)
 		}

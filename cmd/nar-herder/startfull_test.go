@@ -23,7 +23,7 @@ func TestStartFull(t *testing.T) {
 			p := newPlace(t)
 			p.database = filepath.Join(disk, "index.db")
 			p.imports(t, filepath.Join(testdata, "published"))
-			s := p.serve(t, "--log-level=INFO")
+			s := p.serveProcess(t, "--log-level=INFO")
 			if err := s.Process.Signal(signal); err != nil {
 				t.Fatal(err)
 			}
