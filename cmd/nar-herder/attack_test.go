@@ -25,7 +25,7 @@ func (p place) serveWithin(t *testing.T, descriptors int, more ...string) *serve
 	t.Helper()
 	shell := required(t, "sh")
 	script := fmt.Sprintf(`ulimit -Sn %d && ulimit -Hn %d && exec "$0" "$@"`, descriptors*2/3, descriptors)
-	args := append([]string{"-c", script, binary}, p.args("run-server", append(more, "--port=0")...)...)
+	args := append([]string{"-c", script, programOf(t)}, p.args("run-server", append(more, "--port=0")...)...)
 	return serve(t, commandOf(exec.Command(shell, args...)))
 }
 
@@ -97,7 +97,7 @@ func TestAttacks(t *testing.T) {
 		t.Skip("it takes seconds, and much of the machine")
 	}
 	while := 3 * time.Second
-	if text := os.Getenv("NAR_HERDER_ATTACK"); text != "" {
+	if text := variables["NAR_HERDER_ATTACK"]; text != "" {
 		var err error
 		if while, err = time.ParseDuration(text); err != nil {
 			t.Fatal(err)

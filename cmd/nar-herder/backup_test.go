@@ -15,7 +15,7 @@ import (
 // removal of an item, and a mirror with nars of its own that has followed them.
 func backedUp(t *testing.T) (in *instances, targets []string, backup, removed string) {
 	t.Helper()
-	in = &instances{t: t, options: make([][]string, 2), servers: make([]*server, 2)}
+	in = &instances{t: t, run: command, options: make([][]string, 2), servers: make([]*server, 2)}
 	in.source, in.texts, targets = generated(t, 5)
 	for i := range in.servers {
 		in.places, in.hosts = append(in.places, newPlace(t)), append(in.hosts, ownHost())

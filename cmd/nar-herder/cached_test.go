@@ -127,7 +127,7 @@ func TestCachedNginx(t *testing.T) {
 	p.imports(t, source)
 	dir := filepath.Join(p.dir, "zstd")
 	s := p.serve(t, "--x-accel-redirect", "--enable-cached-compression=zstd", "--cached-compression-directory=zstd="+dir, "--cached-compression-min-uses=1")
-	front := "127.0.0.1:" + freePort(t)
+	front := ownHost() + ":" + instancePort
 	startNginx(t, nginx, front, fmt.Sprintf(`
 		upstream herder { server %s; }
 		server {
@@ -258,7 +258,7 @@ func TestCachedKilled(t *testing.T) {
 		}
 		return named
 	}
-	s := p.serve(t, args...)
+	s := p.serveProcess(t, args...)
 	for target, text := range texts {
 		n, err := narinfo.Parse([]byte(text))
 		if err != nil {
@@ -271,14 +271,11 @@ func TestCachedKilled(t *testing.T) {
 	until(t, "uses are written down, and files made", func() bool { return usage(t, dir) > 4096 }) // more than the owner file
 	for range 12 {
 		time.Sleep(time.Duration(rand.IntN(150)) * time.Millisecond)
-		if err := s.Process.Kill(); err != nil {
-			t.Fatal(err)
-		}
-		<-s.ended
+		s.kill(t)
 		if used := usage(t, dir); used > limit {
 			t.Errorf("killed: %d bytes are used of %d", used, limit)
 		}
-		s = p.serve(t, args...)
+		s = p.serveProcess(t, args...)
 		check(s, count/8)
 	}
 	if check(s, count) == 0 {

@@ -12,6 +12,9 @@ import (
 // runIn is runProgram with an environment.
 func runIn(t testing.TB, environment []string, args ...string) result {
 	t.Helper()
+	if environment == nil {
+		return runProgram(t, args...)
+	}
 	p := command(args...)
 	p.Env = append(p.Env, environment...)
 	p.start(t)

@@ -98,14 +98,14 @@ func TestControlTaken(t *testing.T) {
 	defer l.Close()
 	_, port, _ := net.SplitHostPort(l.Addr().String())
 	p := newPlace(t)
-	free := freePort(t)
+	host := ownHost()
 	public := "--host=unix:" + filepath.Join(p.dir, "public")
 	for _, test := range []struct {
 		args   []string
 		wanted string
 	}{
 		{[]string{public, "--control-port=" + port}, "--control-host=127.0.0.1 --control-port=" + port},
-		{[]string{"--port=" + free, "--control-port=" + free}, "--control-host=127.0.0.1 --control-port=" + free},
+		{[]string{"--host=" + host, "--port=" + instancePort, "--control-host=" + host, "--control-port=" + instancePort}, "--control-host=" + host + " --control-port=" + instancePort},
 		{[]string{public, "--control-host=unix:/nonexistent/x"}, "--control-host=unix:/nonexistent/x"},
 		{[]string{public, "--control-host=no.such.host.invalid", "--control-port=0"}, "--control-host=no.such.host.invalid"},
 	} {
@@ -150,7 +150,7 @@ func TestControlWhileStarting(t *testing.T) {
 	p := newPlace(t)
 	address := ownHost() + ":" + instancePort
 	host, port, _ := strings.Cut(address, ":")
-	s := &server{process: command("run-server", "--host="+host, "--port="+port, "--database="+p.database, "--mirror=http://127.0.0.1:1",
+	s := &server{process: within("run-server", "--host="+host, "--port="+port, "--database="+p.database, "--mirror=http://127.0.0.1:1",
 		"--control-host=unix:"+filepath.Join(p.dir, "control"), "--public-metrics=no")}
 	s.start(t)
 	control := controlAddress(t, s.process)
@@ -174,7 +174,7 @@ func TestControlWhileStarting(t *testing.T) {
 // TestStopWithProfile stops a server that is making a profile of an hour.
 func TestStopWithProfile(t *testing.T) {
 	t.Parallel()
-	s := newPlace(t).serve(t, "--control-port=0")
+	s := newPlace(t).serveProcess(t, "--control-port=0") // a process makes one profile at a time
 	control := controlAddress(t, s.process)
 	conn, err := net.Dial("tcp", control)
 	if err != nil {

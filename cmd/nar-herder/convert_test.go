@@ -182,7 +182,7 @@ func manyText(n int) string {
 }
 
 // many is so many items that a conversion is killed in their midst.
-var many = 30_000
+const many = 30_000
 
 // inTheMidst waits until a part of a conversion is safe.
 func inTheMidst(t *testing.T, p *process, name string) {
@@ -207,6 +207,17 @@ func inTheMidst(t *testing.T, p *process, name string) {
 	})
 }
 
+// succeedProcess is succeed in a process of its own, for what takes many times as long
+// with the race detector.
+func succeedProcess(t testing.TB, args ...string) string {
+	t.Helper()
+	r := command(args...).run(t)
+	if r.status != 0 || r.err != "" {
+		t.Fatalf("%s: status %d, stderr %s", args, r.status, r.err)
+	}
+	return r.out
+}
+
 // TestConvertKilled goes on with a conversion that was killed.
 func TestConvertKilled(t *testing.T) {
 	t.Parallel()
@@ -225,14 +236,14 @@ func TestConvertKilled(t *testing.T) {
 	if _, err := os.Stat(p.database); err == nil {
 		t.Fatal("it is there before it is whole")
 	}
-	out := succeed(t, "convert", from, p.database)
+	out := succeedProcess(t, "convert", from, p.database)
 	if !strings.HasPrefix(out, fmt.Sprintf("%s is an index (gone on from where an earlier run had stopped): %d narinfos", p.database, many)) {
 		t.Error(out)
 	}
 	if left, err := filepath.Glob(p.database + "?*"); err != nil || len(left) > 0 {
 		t.Errorf("left: %q, %v", left, err)
 	}
-	listed := lines(succeed(t, "list", "--database="+p.database))
+	listed := lines(succeedProcess(t, "list", "--database="+p.database))
 	if len(listed) != many {
 		t.Fatalf("%d items", len(listed))
 	}
@@ -257,7 +268,7 @@ func TestConvertKilled(t *testing.T) {
 	if status := c.wait(t); status != -1 {
 		t.Fatalf("it was not killed: %d", status)
 	}
-	succeed(t, "convert", p.database, back)
+	succeedProcess(t, "convert", p.database, back)
 	if left, err := filepath.Glob(back + "?*"); err != nil || len(left) > 0 {
 		t.Errorf("left: %q, %v", left, err)
 	}
@@ -340,13 +351,13 @@ func TestServerConvertsKilled(t *testing.T) {
 			t.Fatalf("it was not killed: %d", status)
 		}
 	}
-	s := p.serve(t, "--log-level=INFO")
+	s := p.serveProcess(t, "--log-level=INFO")
 	for _, n := range []int{0, many / 2, many - 1} {
 		if got := get(t, s.addresses[0], "/"+manyHash(n)+".narinfo"); got.StatusCode != 200 || got.body != manyText(n) {
 			t.Errorf("%d: %s %s", n, got.Status, got.body)
 		}
 	}
-	if listed := lines(succeed(t, "list", "--database="+p.database)); len(listed) != many {
+	if listed := lines(succeedProcess(t, "list", "--database="+p.database)); len(listed) != many {
 		t.Errorf("%d items", len(listed))
 	}
 }

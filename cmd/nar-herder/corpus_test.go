@@ -110,7 +110,7 @@ func TestNginx(t *testing.T) {
 		"sub-path": "SUBPATH",
 	} {
 		t.Run(name, func(t *testing.T) {
-			front, prefix := "127.0.0.1:"+freePort(t), ""
+			front, prefix := ownHost()+":"+instancePort, ""
 			upstream := "proxy_pass http://herder;"
 			location := "/"
 			if extra == "SUBPATH" {

@@ -82,7 +82,7 @@ func TestExport(t *testing.T) {
 				}
 			}
 
-			front := "127.0.0.1:" + freePort(t)
+			front := ownHost() + ":" + instancePort
 			startNginx(t, nginx, front, fmt.Sprintf("server { listen %s; root %s; location = / { return 404; } }", front, out))
 			if got := get(t, front, "/nix-cache-info"); got.StatusCode != 200 || got.body != narinfo.CacheInfo {
 				t.Errorf("nix-cache-info: %s %q", got.Status, got.body)

@@ -100,7 +100,7 @@ func TestFullDatabase(t *testing.T) {
 	minimum := freeBytes(t, p.storage) - 100<<10
 	options := []string{"--log-level=INFO", fmt.Sprintf("--storage-minimum-free-space=%dB", minimum), "--ttl=1s", "--storage-check-interval=1s",
 		"--storage-nar-removal-criteria=unpinned"}
-	s := p.serve(t, options...)
+	s := p.serveProcess(t, options...)
 	until(t, "the reserve is kept", func() bool { return usageOf(t, p.database+".reserve") > 0 })
 	testfs.Fill(t, disk)
 	health := func(want string) {
@@ -156,10 +156,7 @@ func TestFullDatabase(t *testing.T) {
 		}
 	}
 	removes()
-	if err := s.Process.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	<-s.ended
+	s.kill(t)
 	// At once: what is freed while the ballast is written would be taken for free for minutes.
 	succeed(t, p.args("remove", "--now", item(40))...)
 	s = p.serve(t, options...)

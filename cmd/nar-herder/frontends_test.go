@@ -34,7 +34,7 @@ func newFarm(t *testing.T, frontEnds, count, first int) *farm {
 	t.Helper()
 	nginx := required(t, "nginx")
 	bucket := s3server.New(t).URL("nars/farm")
-	f := &farm{instances: &instances{t: t, options: make([][]string, 1+frontEnds), servers: make([]*server, 1+frontEnds)}}
+	f := &farm{instances: &instances{t: t, run: command, options: make([][]string, 1+frontEnds), servers: make([]*server, 1+frontEnds)}}
 	f.source, f.texts, f.targets = generated(t, count)
 	for i := range f.servers {
 		p := newPlace(t)

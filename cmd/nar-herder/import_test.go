@@ -213,19 +213,19 @@ func TestReferences(t *testing.T) {
 	}
 }
 
-// TestImportsAtOnce has several imports of the same items and of others, beside
+// TestImportsAtOnce has several processes import of the same items and of others, beside
 // the server: all succeed, and each row is seen by clients once the import says
 // that it is done.
 func TestImportsAtOnce(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
-	s := p.serve(t)
+	s := p.serveProcess(t)
 	address := s.addresses[0]
 	published, multi := copyCorpus(t, "published"), copyCorpus(t, "published-multi")
 	var group sync.WaitGroup
 	for _, source := range []string{published, published, copyCorpus(t, "published-none"), multi} {
 		group.Go(func() {
-			r := runProgram(t, p.args("import", "--keep", source)...)
+			r := command(p.args("import", "--keep", source)...).run(t)
 			if r.status != 0 || r.err != "" {
 				t.Errorf("import %s: status %d, %s", source, r.status, r.err)
 			}

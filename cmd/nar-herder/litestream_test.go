@@ -85,7 +85,7 @@ func TestLitestream(t *testing.T) {
 	t.Parallel()
 	const count, before, replicated, lost = 30, 5, 25, 27
 	bucket := s3server.New(t)
-	in := &instances{t: t, options: make([][]string, 3), servers: make([]*server, 3)}
+	in := &instances{t: t, run: command, options: make([][]string, 3), servers: make([]*server, 3)}
 	var targets []string
 	in.source, in.texts, targets = generated(t, count)
 	files := func(from, to int) (files []string) {

@@ -88,7 +88,7 @@ func coldNar(t *testing.T, size int64) (p place, directory, target string) {
 // enough for each run of the tests, or as large as NAR_HERDER_COLD_NAR says, in
 // bytes.
 func coldSize(t *testing.T) int64 {
-	if text := os.Getenv("NAR_HERDER_COLD_NAR"); text != "" {
+	if text := variables["NAR_HERDER_COLD_NAR"]; text != "" {
 		size, err := strconv.ParseInt(text, 10, 64)
 		if err != nil {
 			t.Fatal(err)
@@ -108,7 +108,7 @@ func TestColdNar(t *testing.T) {
 	from := p.serve(t, "--log-level=INFO")
 	q := newPlace(t)
 	succeed(t, "import", "--narinfos-only", "--database="+q.database, directory)
-	mirror := q.serve(t, "--log-level=INFO", "--mirror=http://"+from.addresses[0], "--mirror-nars=on-demand")
+	mirror := q.serveProcess(t, "--log-level=INFO", "--mirror=http://"+from.addresses[0], "--mirror-nars=on-demand")
 	begun := time.Now()
 	var asking sync.WaitGroup
 	for range clients {
@@ -131,7 +131,7 @@ func TestColdNar(t *testing.T) {
 	t.Logf("%d clients got %d MiB each in %v, %.0f MB/s together; the mirror took %.0f MB at the most", clients, size>>20, took,
 		float64(clients*size)/1e6/took.Seconds(), float64(memory)/1e6)
 	// The race detector takes several times as much.
-	if len(buildFlags) == 0 && memory > 200e6 {
+	if !hasRaceDetector && memory > 200e6 {
 		t.Errorf("the mirror took %d bytes of memory", memory)
 	}
 	// From now on it sends its own.
@@ -202,7 +202,7 @@ func TestMirrorNars(t *testing.T) {
 		return serve(t, command(p.args("run-server", "--host="+host, "--port="+instancePort, "--log-level=INFO")...))
 	}
 	serveMirror := func() *server {
-		return q.serve(t, "--log-level=INFO", "--mirror=http://"+host+":"+instancePort, "--mirror-bandwidth=4M", "--mirror-fetchers=3")
+		return q.serveProcess(t, "--log-level=INFO", "--mirror=http://"+host+":"+instancePort, "--mirror-bandwidth=4M", "--mirror-fetchers=3")
 	}
 	from, mirror := serveSource(), serveMirror()
 	for range 4 {
@@ -214,8 +214,7 @@ func TestMirrorNars(t *testing.T) {
 		if rand.IntN(2) == 0 {
 			killed = &from
 		}
-		_ = (*killed).Process.Kill()
-		<-(*killed).ended
+		(*killed).kill(t)
 		if killed == &from {
 			from = serveSource()
 		} else {
@@ -275,7 +274,7 @@ func TestMirrorStreams(t *testing.T) {
 		if stores {
 			args = append(args, "--storage="+q.storage, "--mirror-nars=none")
 		}
-		mirror := serve(t, command(args...))
+		mirror := serve(t, within(args...))
 		for range 2 {
 			if err := checkPages("http://"+mirror.addresses[0]+target, 4<<20); err != nil {
 				t.Error(err)

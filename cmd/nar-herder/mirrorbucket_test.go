@@ -37,12 +37,9 @@ func TestMirrorToBucket(t *testing.T) {
 		return names
 	}
 	options := []string{"--log-level=INFO", "--storage-check-interval=1s", "--mirror=http://" + from.addresses[0]}
-	mirror := q.serve(t, options...)
+	mirror := q.serveProcess(t, options...)
 	until(t, "the first nars", func() bool { return len(stored()) > 3 })
-	if err := mirror.Process.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	<-mirror.ended
+	mirror.kill(t)
 	mirror = q.serve(t, options...)
 	until(t, "all nars", func() bool {
 		return len(stored()) == count && metric(t, mirror.addresses[0], "narherder_stored_nars") == "40"

@@ -141,7 +141,7 @@ func TestMirrorFaults(t *testing.T) {
 			mirror := newPlace(t)
 			address := ownHost() + ":" + instancePort
 			host, _, _ := strings.Cut(address, ":")
-			m := &server{process: command(mirror.args("run-server", "--log-level=INFO", "--ttl=1s", "--mirror="+proxy.URL, "--host="+host, "--port="+instancePort)...)}
+			m := &server{process: within(mirror.args("run-server", "--log-level=INFO", "--ttl=1s", "--mirror="+proxy.URL, "--host="+host, "--port="+instancePort)...)}
 			m.start(t)
 			asker := &asker{t: t, address: address, texts: texts}
 			stopAsking := asker.run()
@@ -151,7 +151,7 @@ func TestMirrorFaults(t *testing.T) {
 					gone := rand.IntN(n)
 					asker.removed.Store(targets[gone], true)
 					hash := strings.TrimSuffix(strings.TrimPrefix(targets[gone], "/"), ".narinfo")
-					_ = command(source.args("remove", "--now", hash)...).Run() // also of one that is gone already
+					runProgram(t, source.args("remove", "--now", hash)...) // also of one that is gone already
 				}
 			}
 			until(t, "enough to go wrong", func() bool { return proxy.Counts().Faulty() > 12 })
@@ -279,10 +279,7 @@ func TestMirrorOriginal(t *testing.T) {
 	}
 	calm()
 	// Its log loses what nobody has seen.
-	if err := middle.Process.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	<-middle.ended
+	middle.kill(t)
 	for _, file := range files[7:] {
 		add(file)
 	}

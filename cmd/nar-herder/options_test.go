@@ -49,7 +49,7 @@ func TestOptions(t *testing.T) {
 			}
 		}
 		succeed(t, "import", "--narinfos-only", "--database="+p.database, p.dir) // so that the mirror needs not begin with its source
-		s := serve(t, command(args...))
+		s := serve(t, within(args...))
 		if got := get(t, s.addresses[0], "/nix-cache-info"); got.StatusCode != 200 {
 			t.Errorf("%s", got.Status)
 		}
@@ -82,7 +82,7 @@ func TestMirrorWithoutStorage(t *testing.T) {
 	p := newPlace(t)
 	address := ownHost() + ":" + instancePort
 	host, port, _ := strings.Cut(address, ":")
-	s := &server{process: command("run-server", "--host="+host, "--port="+port, "--database="+p.database, "--mirror=http://127.0.0.1:1"), addresses: []string{address}}
+	s := &server{process: within("run-server", "--host="+host, "--port="+port, "--database="+p.database, "--mirror=http://127.0.0.1:1"), addresses: []string{address}}
 	s.start(t)
 	until(t, "it answers", func() bool { return strings.Contains(s.err.String(), "requests get 503") })
 	until(t, "the failure", func() bool {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"io"
 	"net"
@@ -14,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -25,26 +27,37 @@ const patience = time.Minute
 
 const testdata = "../../testdata"
 
-// binary is the program, built once, and plain the same without the race detector,
-// as it is shipped. That one starts in a tenth of the time.
-var binary, plain string
+// binary is the program as it is shipped, without the race detector, for runs in a
+// process of their own. Most runs are within the process of the tests: see [within].
+var binary string
 
-// sequential are the commands that do one thing after the other, and read or change
-// little: plain is enough for them.
-var sequential = []string{"config", "help", "list", "mirror-accept-loss", "mirror-status", "pin", "pins", "stats", "unpin", "version"}
+// racing is the same with the race detector, where the tests have it: the test binary
+// under another name. Only [raced] tests run it, as it takes ten times as long to start.
+var racing string
+
+// raced are the tests whose processes have the race detector. All other processes are
+// without it: what they do is done within the tests' process by other tests.
+var raced = []string{"TestAttacks", "TestColdNar", "TestMirrorNars"}
+
+// programName is the name under which the test binary is the program.
+const programName = "nar-herder"
 
 // settle is for how long a server removes nothing by stored-on, instead of ten minutes.
 const settle = 800 * time.Millisecond
 
-// buildFlags has -race where the tests have it.
-var buildFlags []string
+// hasRaceDetector says whether the tests have it.
+var hasRaceDetector bool
 
-// raceEnvironment is what every run has in its environment besides its own.
+// raceEnvironment is what every process has in its environment besides its own.
 var raceEnvironment []string
 
 // waiting is how many tests run at a time for each processor: most of their time they
-// wait for other programs.
-const waiting = 2
+// wait.
+const waiting = 4
+
+// variables are those that set options of the tests. They are taken out of the
+// environment, where runs within this process would find them.
+var variables = make(map[string]string)
 
 func TestMain(m *testing.M) {
 	if address := os.Getenv(attackedVariable); address != "" {
@@ -59,6 +72,18 @@ func TestMain(m *testing.M) {
 		}
 		beGoodClient(address, while)
 		return
+	}
+	settleTime = settle.String()
+	if filepath.Base(os.Args[0]) == programName {
+		main()
+		return
+	}
+	for _, entry := range os.Environ() {
+		name, value, _ := strings.Cut(entry, "=")
+		if strings.HasPrefix(name, environmentPrefix) || strings.HasPrefix(name, "LISTEN_") || name == "NOTIFY_SOCKET" {
+			variables[name] = value
+			os.Unsetenv(name)
+		}
 	}
 	flag.Parse()
 	if most := flag.Lookup("test.parallel"); most.Value.String() == most.DefValue {
@@ -75,24 +100,30 @@ func testMain(m *testing.M) int {
 		panic(err)
 	}
 	defer os.RemoveAll(dir)
-	binary = filepath.Join(dir, "nar-herder")
-	plain = binary
-	settled := "-ldflags=-X=main.settleTime=" + settle.String()
-	builds := []*exec.Cmd{exec.Command("go", append(append([]string{"build", settled, "-o", binary}, buildFlags...), ".")...)}
-	if len(buildFlags) > 0 {
-		plain = filepath.Join(dir, "plain", "nar-herder")
-		build := exec.Command("go", "build", settled, "-o", plain, ".")
-		build.Env = append(os.Environ(), "CGO_ENABLED=0")
-		builds = append(builds, build)
+	self, err := os.Executable()
+	if err != nil {
+		panic(err)
 	}
-	for _, build := range builds {
-		build.Stderr = os.Stderr
-		if err := build.Run(); err != nil {
-			os.Stderr.WriteString("build the program: " + err.Error() + "\n")
-			return 1
-		}
+	binary, racing = filepath.Join(dir, programName), filepath.Join(dir, "racing", programName)
+	if err := errors.Join(os.Mkdir(filepath.Dir(racing), 0o755), os.Symlink(self, racing)); err != nil {
+		panic(err)
+	}
+	build := exec.Command("go", "build", "-ldflags=-X=main.settleTime="+settle.String(), "-o", binary, ".")
+	build.Env, build.Stderr = append(os.Environ(), "CGO_ENABLED=0"), os.Stderr
+	if err := build.Run(); err != nil {
+		os.Stderr.WriteString("build the program: " + err.Error() + "\n")
+		return 1
 	}
 	return m.Run()
+}
+
+// programOf is the program that a test runs in processes of their own.
+func programOf(t testing.TB) string {
+	name, _, _ := strings.Cut(t.Name(), "/")
+	if slices.Contains(raced, name) {
+		return racing
+	}
+	return binary
 }
 
 // required returns a program that a test can't do without. It is skipped where
@@ -111,24 +142,31 @@ func required(t *testing.T, name string) string {
 	return ""
 }
 
-// process is a run of the program.
+// process is a run of the program, or of another one.
 type process struct {
-	*exec.Cmd
+	*exec.Cmd // nil for a run within this process
+	args      []string
+	stdin     string
+	cancel    context.CancelFunc
+	status    int // after the end
+
 	out, err testlog.Buffer
 	ended    chan struct{} // closed
 }
 
-// command prepares a run. Its environment is empty, as that of a service of
-// Guix nearly is.
-func command(args ...string) *process {
-	if len(args) > 0 && slices.Contains(sequential, args[0]) {
-		return commandOf(exec.Command(plain, args...))
-	}
-	return commandOf(exec.Command(binary, args...))
+// within prepares a run within the process of the tests. It has the race detector if the
+// tests do, and their environment.
+func within(args ...string) *process {
+	return &process{args: args, ended: make(chan struct{})}
 }
 
+// command prepares a run in a process of its own. Its environment is empty, as that of a
+// service of Guix nearly is. It is for tests of signals, sudden ends, descriptors, users,
+// and the environment.
+func command(args ...string) *process { return commandOf(exec.Command(binary, args...)) }
+
 func commandOf(cmd *exec.Cmd) *process {
-	p := &process{Cmd: cmd, ended: make(chan struct{})}
+	p := &process{Cmd: cmd, args: cmd.Args, ended: make(chan struct{})}
 	p.Env = append([]string{}, raceEnvironment...) // nil would be ours
 	p.Stdout, p.Stderr = &p.out, &p.err
 	return p
@@ -136,20 +174,43 @@ func commandOf(cmd *exec.Cmd) *process {
 
 func (p *process) start(t testing.TB) {
 	t.Helper()
-	if err := p.Cmd.Start(); err != nil {
-		t.Fatal(err)
+	if p.Cmd == nil {
+		var ctx context.Context
+		ctx, p.cancel = context.WithCancel(context.Background())
+		go p.runWithin(ctx)
+	} else {
+		if p.Path == binary {
+			p.Path = programOf(t)
+		}
+		if err := p.Start(); err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			_ = p.Wait()
+			p.status = p.ProcessState.ExitCode()
+			close(p.ended)
+		}()
 	}
-	go func() {
-		_ = p.Cmd.Wait()
-		close(p.ended)
-	}()
 	t.Cleanup(func() {
-		_ = p.Process.Kill()
-		<-p.ended
+		if p.Cmd == nil {
+			p.cancel()
+		} else {
+			_ = p.Process.Kill()
+		}
+		p.wait(t)
 		if t.Failed() || strings.Contains(p.err.String(), "DATA RACE") {
-			t.Errorf("%s\nstdout: %s\nstderr: %s", p.Args, tail(p.out.String()), tail(p.err.String()))
+			t.Errorf("%s\nstdout: %s\nstderr: %s", p.args, tail(p.out.String()), tail(p.err.String()))
 		}
 	})
+}
+
+func (p *process) runWithin(ctx context.Context) {
+	p.status = run(ctx, p.args, strings.NewReader(p.stdin), &p.out, &p.err)
+	// A process that another test is starting has copies of all descriptors until its
+	// program runs, and with them locks.
+	syscall.ForkLock.RLock()
+	syscall.ForkLock.RUnlock()
+	close(p.ended)
 }
 
 func tail(s string) string { return s[max(0, len(s)-1500):] }
@@ -160,9 +221,9 @@ func (p *process) wait(t testing.TB) int {
 	select {
 	case <-p.ended:
 	case <-time.After(patience):
-		t.Fatalf("%s goes on running", p.Args)
+		t.Fatalf("%s is still running", p.args)
 	}
-	return p.ProcessState.ExitCode()
+	return p.status
 }
 
 var progressLine = regexp.MustCompile(`^(importing|converting|exporting|sweeping|checking|checking closures|looking for items without nars|verifying|copying|listing): [0-9]+ `)
@@ -175,13 +236,7 @@ type result struct {
 
 func runProgram(t testing.TB, args ...string) result {
 	t.Helper()
-	return command(args...).run(t)
-}
-
-// runPlain is runProgram for arguments that the program refuses.
-func runPlain(t testing.TB, args ...string) result {
-	t.Helper()
-	return commandOf(exec.Command(plain, args...)).run(t)
+	return within(args...).run(t)
 }
 
 func (p *process) run(t testing.TB) result {
@@ -234,11 +289,7 @@ func misuse(t testing.TB, args []string, wanted ...string) {
 
 func failWith(t testing.TB, status int, args []string, wanted ...string) {
 	t.Helper()
-	run := runProgram
-	if status == statusUsage {
-		run = runPlain
-	}
-	r := run(t, args...)
+	r := runProgram(t, args...)
 	if r.status != status || r.out != "" {
 		t.Errorf("%q: status %d, stdout %q", args, r.status, r.out)
 	}
@@ -288,14 +339,25 @@ type server struct {
 
 var listeningLine = regexp.MustCompile(`(?m)^time=\S+ level=INFO msg=listening address=(\S*)$`)
 
-// serve starts the server on a port that is free, and waits until it listens.
+// serve starts the server within this process, on a port that is free, and waits until it
+// listens.
 func (p place) serve(t testing.TB, more ...string) *server {
 	t.Helper()
+	return serve(t, within(p.serverArgs(more...)...))
+}
+
+// serveProcess is serve in a process of its own.
+func (p place) serveProcess(t testing.TB, more ...string) *server {
+	t.Helper()
+	return serve(t, command(p.serverArgs(more...)...))
+}
+
+func (p place) serverArgs(more ...string) []string {
 	args := p.args("run-server", more...)
 	if !strings.Contains(strings.Join(more, " "), "--port") {
 		args = append(args, "--port=0")
 	}
-	return serve(t, command(args...))
+	return args
 }
 
 func serve(t testing.TB, p *process) *server {
@@ -316,10 +378,12 @@ func serve(t testing.TB, p *process) *server {
 	return s
 }
 
-// stop sends the signal and makes sure of a clean end.
+// stop ends the server, a process by the signal, and makes sure of a clean end.
 func (s *server) stop(t testing.TB, signal os.Signal) {
 	t.Helper()
-	if err := s.Process.Signal(signal); err != nil {
+	if s.Cmd == nil {
+		s.cancel()
+	} else if err := s.Process.Signal(signal); err != nil {
 		t.Fatal(err)
 	}
 	if status := s.wait(t); status != 0 {
@@ -327,11 +391,22 @@ func (s *server) stop(t testing.TB, signal os.Signal) {
 	}
 }
 
-// until waits for what another process brings about. Asking takes at most half of
-// the time, so that a condition that runs the program leaves room for the others.
+// kill ends the process of a server at once.
+func (s *server) kill(t testing.TB) {
+	t.Helper()
+	if err := s.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	<-s.ended
+}
+
+// until waits for what another process or goroutine brings about. It asks less and less
+// often, and asking takes at most half of the time.
 func until(t testing.TB, what string, condition func() bool) {
 	t.Helper()
-	for end := time.Now().Add(patience); ; {
+	const first, most = time.Millisecond, 100 * time.Millisecond
+	end := time.Now().Add(patience)
+	for pause := first; ; pause = min(2*pause, most) {
 		asked := time.Now()
 		if condition() {
 			return
@@ -339,7 +414,7 @@ func until(t testing.TB, what string, condition func() bool) {
 		if time.Now().After(end) {
 			t.Fatalf("waited in vain for: %s", what)
 		}
-		time.Sleep(min(max(time.Since(asked), 2*time.Millisecond), 200*time.Millisecond))
+		time.Sleep(max(pause, min(time.Since(asked), 2*most)))
 	}
 }
 

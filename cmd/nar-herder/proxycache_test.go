@@ -13,7 +13,7 @@ func TestProxyCache(t *testing.T) {
 	p := newPlace(t)
 	p.imports(t, testdata+"/published")
 	s := p.serve(t, "--ttl=1d", "--negative-ttl=1h")
-	front := "127.0.0.1:" + freePort(t)
+	front := ownHost() + ":" + instancePort
 	startNginx(t, nginx, front, fmt.Sprintf(`
 		proxy_cache_path %s keys_zone=nars:1m;
 		upstream herder { server %s; keepalive 4; }

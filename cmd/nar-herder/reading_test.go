@@ -91,17 +91,14 @@ func TestReadingCommands(t *testing.T) {
 		}
 	}
 	run("no server")
-	s := p.serve(t)
+	s := p.serveProcess(t)
 	until(t, "the server has made its reserve", func() bool { _, err := os.Stat(p.database + ".reserve"); return err == nil })
 	run("beside a server")
 	p.imports(t, published(entropy))
 	if out := succeed(t, "list", "--database="+p.database); out != "/gnu/store/"+entropy+"\n/gnu/store/"+greeting+"\n" {
 		t.Errorf("list after an import: %s", out)
 	}
-	if err := s.Process.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	<-s.ended
+	s.kill(t)
 	run("after a crash")
 	p.serve(t).stop(t, syscall.SIGTERM)
 	run("after the server has stopped")

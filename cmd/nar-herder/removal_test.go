@@ -25,13 +25,14 @@ type instances struct {
 	source  string
 	options [][]string
 	servers []*server
+	run     func(args ...string) *process // [within] or [command]
 }
 
 // newInstances has count instances with the same nars, each of which may remove
 // those that the next ones, in the topology, have stored.
-func newInstances(t *testing.T, count, nars int, limit int64, next func(i int) []int) *instances {
+func newInstances(t *testing.T, run func(args ...string) *process, count, nars int, limit int64, next func(i int) []int) *instances {
 	t.Helper()
-	in := &instances{t: t, options: make([][]string, count), servers: make([]*server, count)}
+	in := &instances{t: t, run: run, options: make([][]string, count), servers: make([]*server, count)}
 	source := filepath.Join(t.TempDir(), "source")
 	in.texts, in.source = generate(t, source, nars), source
 	for range count {
@@ -54,15 +55,12 @@ func newInstances(t *testing.T, count, nars int, limit int64, next func(i int) [
 
 func (in *instances) start(i int) {
 	in.t.Helper()
-	in.servers[i] = serve(in.t, command(in.places[i].args("run-server", in.options[i]...)...))
+	in.servers[i] = serve(in.t, in.run(in.places[i].args("run-server", in.options[i]...)...))
 }
 
 func (in *instances) kill(i int) {
 	in.t.Helper()
-	if err := in.servers[i].Process.Kill(); err != nil {
-		in.t.Fatal(err)
-	}
-	<-in.servers[i].ended
+	in.servers[i].kill(in.t)
 }
 
 func (in *instances) address(i int) string { return in.hosts[i] + ":" + instancePort }
@@ -156,7 +154,7 @@ func metric(t *testing.T, address, name string) string {
 // kills is how often TestRemovalKilled kills an instance: some times, or as often
 // as NAR_HERDER_KILLS says. All waiting times are scaled with [settle].
 func kills(t *testing.T) int {
-	if text := os.Getenv("NAR_HERDER_KILLS"); text != "" {
+	if text := variables["NAR_HERDER_KILLS"]; text != "" {
 		n, err := strconv.Atoi(text)
 		if err != nil {
 			t.Fatal(err)
@@ -183,7 +181,7 @@ func TestRemovalKilled(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			// A third of what they have would have to do.
-			in := newInstances(t, test.count, nars, 1<<20, test.next)
+			in := newInstances(t, command, test.count, nars, 1<<20, test.next)
 			for range kills(t) {
 				time.Sleep(time.Duration(rand.Int64N(int64(2 * settle)))) // it may remove after the half
 				i := rand.IntN(test.count)
@@ -234,7 +232,7 @@ func (in *instances) checkPlace(p place) {
 func TestRemoval(t *testing.T) {
 	t.Parallel()
 	const nars, limit = 40, 600 << 10
-	in := newInstances(t, 2, nars, limit, func(i int) []int { return []int{1}[:1-i] })
+	in := newInstances(t, within, 2, nars, limit, func(i int) []int { return []int{1}[:1-i] })
 	until(t, "the limit is kept", func() bool { return usageBelow(t, in.places[0].storage) <= limit })
 	in.copies()
 	if used := usageBelow(t, in.places[0].storage); used < limit-100<<10 {
@@ -293,7 +291,7 @@ func TestRemoval(t *testing.T) {
 		t.Errorf("head: %s %v", head.Status, head.Header)
 	}
 	// With the other down: not "not found".
-	in.kill(1)
+	in.servers[1].stop(t, syscall.SIGTERM)
 	plan(2, "10K", "could not be asked", "0 nars would be removed")
 	if got := get(t, in.address(0), "/"+removed.Files[0].URL); got.StatusCode != 502 {
 		t.Errorf("with the other down: %s", got.Status)
@@ -313,7 +311,7 @@ func TestRemoval(t *testing.T) {
 // TestRemovalOnSelf has an instance with itself as the criterion.
 func TestRemovalOnSelf(t *testing.T) {
 	t.Parallel()
-	in := newInstances(t, 1, 20, 0, func(int) []int { return []int{0} })
+	in := newInstances(t, within, 1, 20, 0, func(int) []int { return []int{0} })
 	until(t, "it is noticed", func() bool { return strings.Contains(in.servers[0].err.String(), "this very instance") })
 	if copies := in.copies(); copies != 20 {
 		t.Errorf("%d of 20 are left", copies)

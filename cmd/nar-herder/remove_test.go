@@ -34,8 +34,8 @@ const corpusItems = 13
 // runWith runs the program with a standard input.
 func runWith(t testing.TB, input string, args ...string) result {
 	t.Helper()
-	p := command(args...)
-	p.Stdin = strings.NewReader(input)
+	p := within(args...)
+	p.stdin = input
 	p.start(t)
 	status := p.wait(t)
 	return result{p.out.String(), p.err.String(), status}
@@ -397,11 +397,8 @@ func TestWithdrawn(t *testing.T) {
 	s.stop(t, syscall.SIGTERM)
 	// Other options don't shorten what clients were promised, also where the server was
 	// killed: what is withdrawn now may have been given out just before.
-	s = p.serve(t, "--ttl=30d")
-	if err := s.Process.Signal(syscall.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
-	s.wait(t)
+	s = p.serveProcess(t, "--ttl=30d")
+	s.kill(t)
 	s = p.serve(t, "--ttl=1s", "--log-level=INFO")
 	succeed(t, "remove", database, gosrc)
 	const kept = "SELECT cast((delete_after - withdrawn_at) / 3600000.0 + 0.5 AS INTEGER) FROM narinfos WHERE withdrawn_at IS NOT NULL ORDER BY delete_after LIMIT 1 OFFSET "

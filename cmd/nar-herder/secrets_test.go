@@ -146,14 +146,27 @@ func TestSecrets(t *testing.T) {
 	}
 	p.imports(t, dir)
 	proxy := s.word("proxy")
-	run := command(p.args("run-server", "--log-level=DEBUG", "--port=0", "--serve-remote-nars=redirect", "--database-dump-interval=1s", "--mirror-nars=none",
+	args := p.args("run-server", "--log-level=DEBUG", "--port=0", "--serve-remote-nars=redirect", "--database-dump-interval=1s", "--mirror-nars=none",
 		"--mirror="+mirrored.url(user, password), "--allow-private-redirects", "--storage-nar-removal-criteria=stored-on="+copied.url(user, password),
 		"--storage-limit=0", "--storage-check-interval=1s",
 		"--enable-cached-compression=zstd", "--cached-compression-directory=zstd="+filepath.Join(p.dir, "zstd"), "--cached-compression-min-uses=1",
-		"--cached-compression-nar-source="+mirrored.url(user, password))...)
-	run.Env = append(run.Env, "HTTPS_PROXY=http://u:"+proxy+"@127.0.0.1:bad", "AWS_ACCESS_KEY_ID=x", "AWS_SECRET_ACCESS_KEY="+s.word("aws"))
-	server := serve(t, run)
-	address := server.addresses[0]
+		"--cached-compression-nar-source="+mirrored.url(user, password))
+	environment := []string{"HTTPS_PROXY=http://u:" + proxy + "@127.0.0.1:bad", "AWS_ACCESS_KEY_ID=x", "AWS_SECRET_ACCESS_KEY=" + s.word("aws")}
+	var server *server
+	var address string
+	start := func() {
+		t.Helper()
+		run := command(args...)
+		run.Env = append(run.Env, environment...)
+		server = serve(t, run)
+		address = server.addresses[0]
+	}
+	stop := func() {
+		t.Helper()
+		server.stop(t, syscall.SIGTERM)
+		s.none("the log", server.err.String()+server.out.String())
+	}
+	start()
 
 	// visit asks for everything, and looks at every answer.
 	visit := func(when string) {
@@ -217,18 +230,20 @@ func TestSecrets(t *testing.T) {
 			g.fault.Store(&handler)
 			g.CloseClientConnections()
 		}
-		before := mirrored.asked.Load() + mirrored.refused.Load()
 		visit(when)
+		// After some failures, it would not ask again for a minute.
+		stop()
+		before := mirrored.asked.Load() + mirrored.refused.Load()
+		start()
 		until(t, when+": the mirror asks", func() bool { return mirrored.asked.Load()+mirrored.refused.Load() > before })
 	}
 	mirrored.Close()
 	copied.Close()
 	visit("gone")
-	server.stop(t, syscall.SIGTERM)
+	stop()
 	if mirrored.refused.Load()+copied.refused.Load() > 0 {
 		t.Error("it was asked without the password")
 	}
-	s.none("the log", server.err.String()+server.out.String())
 	mu.Lock()
 	defer mu.Unlock()
 	if elsewhere.Len() == 0 {
@@ -260,7 +275,7 @@ func TestSecretsOfSlips(t *testing.T) {
 		p.args("run-server", "--storage-nar-removal-criteria=stored-on="+user+" "+password+"@x.example"),
 		{"mirror-status", user + " " + password + "@x.example"},
 	} {
-		r := runPlain(t, args...)
+		r := runProgram(t, args...)
 		if r.status != statusUsage {
 			t.Errorf("%q: status %d, stderr %q", args, r.status, r.err)
 		}
@@ -302,7 +317,7 @@ func slips(t *testing.T, s *secrets, p place, at string) {
 		p.args("check", "--repair", "--from=http://"+at), p.args("check", "--from=http://"+at+"x.example/?x"), {"copy-storage", "--from=http://" + at + "x.example", "--to=" + p.storage},
 		{"mirror-status", "http://" + at + "127.0.0.1:1"}, {"mirror-status", "http://" + at + "x.invalid"}, {"mirror-status", "http://" + at}, {"mirror-status", at + "x.invalid"},
 	} {
-		r := runPlain(t, args...)
+		r := runProgram(t, args...)
 		if r.status == 0 || r.err == "" {
 			t.Errorf("%q: status %d, stderr %q", args, r.status, r.err)
 		}

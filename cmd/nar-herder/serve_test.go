@@ -38,7 +38,7 @@ func TestPidFile(t *testing.T) {
 	if err := os.WriteFile(file, []byte("1\n"), 0o600); err != nil { // of an earlier run
 		t.Fatal(err)
 	}
-	s := p.serve(t, "--pid-file="+file)
+	s := p.serveProcess(t, "--pid-file="+file)
 	if got, want := read(t, file), strconv.Itoa(s.Process.Pid)+"\n"; got != want {
 		t.Errorf("pid file %q, want %q", got, want)
 	}
@@ -65,7 +65,7 @@ func TestPidFile(t *testing.T) {
 	if err := os.WriteFile(file, make([]byte, 5), 0o600); err != nil { // after a loss of power
 		t.Fatal(err)
 	}
-	s = p.serve(t, "--pid-file="+file)
+	s = p.serveProcess(t, "--pid-file="+file)
 	if err := os.WriteFile(file, []byte("1\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -99,7 +99,7 @@ func TestSignals(t *testing.T) {
 	p := newPlace(t)
 	p.imports(t, published(gosrc), published(entropy))
 	for _, signal := range []os.Signal{syscall.SIGTERM, os.Interrupt} {
-		s := p.serve(t)
+		s := p.serveProcess(t)
 		address := s.addresses[0]
 		// One that is sent as it lies, one decompressed; nobody reads on.
 		stored, made := download(t, address, "/nar/lzip/"+gosrc), download(t, address, "/nar/"+gosrc)
@@ -209,7 +209,7 @@ func TestUnixSocket(t *testing.T) {
 	p := newPlace(t)
 	p.imports(t, published(greeting))
 	socket := filepath.Join(p.dir, "herder.socket")
-	first := p.serve(t, "--host=unix:"+socket)
+	first := p.serveProcess(t, "--host=unix:"+socket)
 	if got := get(t, socket, "/nar/lzip/"+greeting); got.body != read(t, testdata, "published/nar/lzip", greeting) {
 		t.Errorf("%s", got.Status)
 	}
@@ -221,8 +221,7 @@ func TestUnixSocket(t *testing.T) {
 		t.Errorf("the first one after that: %s", got.Status)
 	}
 	// One that dies leaves its socket, which is replaced.
-	_ = first.Process.Kill()
-	<-first.ended
+	first.kill(t)
 	if _, err := os.Lstat(socket); err != nil {
 		t.Fatal(err)
 	}
@@ -298,11 +297,10 @@ func TestLogLevels(t *testing.T) {
 			args = append(args, "--log-level="+level)
 		}
 		p := newPlace(t)
-		port := freePort(t)
-		s := &server{process: command(p.args("run-server", append(args, "--port="+port)...)...)}
+		socket := filepath.Join(p.dir, "socket")
+		s := &server{process: within(p.args("run-server", append(args, "--host=unix:"+socket)...)...)}
 		s.start(t)
-		address := "127.0.0.1:" + port
-		until(t, "the server answers", func() bool { _, err := tryGet(address, "/api/queue"); return err == nil })
+		until(t, "the server answers", func() bool { got, err := tryGet(socket, "/api/queue"); return err == nil && got.StatusCode == 404 })
 		s.stop(t, syscall.SIGTERM)
 		log := s.err.String()
 		requests := strings.Contains(log, "level=DEBUG msg=request method=GET path=/api/queue status=404")
@@ -327,13 +325,8 @@ func TestTrustedProxies(t *testing.T) {
 		{[]string{"--trusted-proxies=192.0.2.0/24,::1", "--trusted-proxies=unix"}, "client=127.0.0.1:"},
 		{[]string{"--trusted-proxies=127.0.0.1,198.51.100.0/24"}, "client=8.8.8.8\n"},
 	} {
-		p := newPlace(t)
-		port := freePort(t)
-		s := &server{process: command(p.args("run-server", append(test.args, "--port="+port)...)...)}
-		s.start(t)
-		address := "127.0.0.1:" + port
-		until(t, "the server answers", func() bool { _, err := tryGet(address, "/api/queue"); return err == nil })
-		request, err := http.NewRequest("GET", "http://"+address+"/asked-through", nil)
+		s := newPlace(t).serve(t, test.args...)
+		request, err := http.NewRequest("GET", "http://"+s.addresses[0]+"/asked-through", nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -354,16 +347,4 @@ func TestTrustedProxies(t *testing.T) {
 			t.Errorf("%q: logged %q, want %q", test.args, logged, test.want)
 		}
 	}
-}
-
-// freePort is one that nobody listens on, at least now.
-func freePort(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	_, port, _ := net.SplitHostPort(l.Addr().String())
-	return port
 }

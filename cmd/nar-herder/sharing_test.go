@@ -108,10 +108,7 @@ func TestTwoUsers(t *testing.T) {
 						break
 					}
 					wantShared(t, dir) // with the files that only exist while a server runs
-					if err := s.Process.Kill(); err != nil {
-						t.Fatal(err)
-					}
-					<-s.ended
+					s.kill(t)
 				}
 				// Files of the other server can also be removed.
 				for uid := range uint32(2) {
@@ -233,11 +230,10 @@ func TestSetUpByRoot(t *testing.T) {
 			p := place{dir, filepath.Join(dir, "index.db"), public.storage}
 			p.imports(t, published(greeting))
 			if test.killed {
-				s := p.serve(t)
+				s := p.serveProcess(t)
 				p.imports(t, published(entropy))
 				until(t, "the server has made its reserve", func() bool { _, err := os.Stat(p.database + ".reserve"); return err == nil })
-				_ = s.Process.Kill()
-				<-s.ended
+				s.kill(t)
 			}
 			for _, name := range test.chown {
 				if err := os.Chown(filepath.Join(dir, name), 60001, 60001); err != nil {

@@ -86,7 +86,7 @@ func (d *desk) state(t *testing.T) string { return d.dump(t) + d.other.dump(t) }
 func (d *desk) runSlip(t *testing.T, args []string, status int, says ...string) result {
 	t.Helper()
 	before := d.state(t)
-	r := runPlain(t, args...)
+	r := runProgram(t, args...)
 	if r.status != status {
 		t.Errorf("%q: status %d, want %d: %s%s", args, r.status, status, r.out, r.err)
 	}

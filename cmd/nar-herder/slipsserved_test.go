@@ -72,7 +72,7 @@ var servedSlips = []slip{
 	{name: "cached nars in the storage, or above it", run: func(t *testing.T, d *desk) {
 		before := tree(t, d.storage)
 		for _, dir := range []string{d.storage, d.nar(""), d.dir} {
-			r := runPlain(t, d.args("run-server", "--port=0", "--enable-cached-compression=lzip", "--cached-compression-directory=lzip="+dir)...)
+			r := runProgram(t, d.args("run-server", "--port=0", "--enable-cached-compression=lzip", "--cached-compression-directory=lzip="+dir)...)
 			if r.status != 1 || !strings.Contains(r.err, "within each other") {
 				t.Errorf("%s: %+v", dir, r)
 			}
@@ -165,7 +165,7 @@ var servedSlips = []slip{
 	}},
 	{name: "all items are removed by a list of all", run: func(t *testing.T, d *desk) {
 		s := d.serve(t)
-		if r := runPlain(t, d.args("remove", "--tag=kind=good")...); r.status != 0 || !strings.Contains(r.out, "5 items withdrawn") {
+		if r := runProgram(t, d.args("remove", "--tag=kind=good")...); r.status != 0 || !strings.Contains(r.out, "5 items withdrawn") {
 			t.Errorf("%+v", r)
 		}
 		if out := succeed(t, d.args("import", d.source(t))...); !strings.Contains(out, "5 completed") {
@@ -245,7 +245,7 @@ var servedSlips = []slip{
 		p := place{d.root, d.root + "/bucket.db", bucket.URL("nars/farm")}
 		p.imports(t, small()...)
 		p.storage = bucket.URL("nars")
-		if r := runPlain(t, p.args("import", "--keep", d.source(t))...); r.status != 1 || !strings.Contains(r.err, "none of the stored nars") {
+		if r := runProgram(t, p.args("import", "--keep", d.source(t))...); r.status != 1 || !strings.Contains(r.err, "none of the stored nars") {
 			t.Errorf("%+v", r)
 		}
 	}},
@@ -261,7 +261,7 @@ func importsFrom(t *testing.T, d *desk, from string) {
 	}
 	before := tree(t, from)
 	third := place{d.root, d.root + "/third.db", d.make(t, "third")}
-	if r := runPlain(t, third.args("import", from)...); r.status != 0 || !strings.Contains(r.out, "5 added") || !strings.Contains(r.err, from+" is a storage or an export: its nars are copied, not moved") {
+	if r := runProgram(t, third.args("import", from)...); r.status != 0 || !strings.Contains(r.out, "5 added") || !strings.Contains(r.err, from+" is a storage or an export: its nars are copied, not moved") {
 		t.Errorf("import: %+v", r)
 	}
 	if tree(t, from) != before {

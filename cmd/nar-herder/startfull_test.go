@@ -23,7 +23,7 @@ func TestStartFull(t *testing.T) {
 			p := newPlace(t)
 			p.database = filepath.Join(disk, "index.db")
 			p.imports(t, filepath.Join(testdata, "published"))
-			s := p.serve(t, "--log-level=INFO")
+			s := p.serveProcess(t, "--log-level=INFO")
 			if err := s.Process.Signal(signal); err != nil {
 				t.Fatal(err)
 			}
@@ -40,7 +40,8 @@ func TestStartFull(t *testing.T) {
 			free := testfs.Fill(t, disk)
 			source := filepath.Join(p.dir, "more")
 			generate(t, source, 3)
-			s = p.serve(t, "--log-level=INFO", "--storage-hard-limit=1T")
+			// Connections of one process share what they can't write.
+			s = p.serveProcess(t, "--log-level=INFO", "--storage-hard-limit=1T")
 			warns := func() bool {
 				got := get(t, s.addresses[0], "/health")
 				if got.StatusCode != 200 || strings.Contains(got.body, disk) {
@@ -64,7 +65,7 @@ func TestStartFull(t *testing.T) {
 					t.Errorf("an item that is not there: %s", got.Status)
 				}
 			}
-			if got := runProgram(t, p.args("import", "--keep", source)...); got.status == 0 || !strings.Contains(got.err, "no space left for the database") {
+			if got := command(p.args("import", "--keep", source)...).run(t); got.status == 0 || !strings.Contains(got.err, "no space left for the database") {
 				t.Errorf("import: %+v", got)
 			}
 			free()

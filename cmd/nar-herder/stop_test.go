@@ -78,7 +78,7 @@ func TestStopWhileLocked(t *testing.T) {
 	for _, signal := range []os.Signal{syscall.SIGTERM, os.Interrupt} {
 		p := newPlace(t)
 		p.imports(t, published(gosrc), published(entropy))
-		s := p.serve(t, "--ttl=1s", "--storage-check-interval=1s", "--storage-limit=0",
+		s := p.serveProcess(t, "--ttl=1s", "--storage-check-interval=1s", "--storage-limit=0",
 			"--storage-nar-removal-criteria=unreferenced", "--enable-cached-compression=zstd:19",
 			"--cached-compression-min-uses=1", "--cached-compression-directory=zstd="+filepath.Join(p.dir, "cached"))
 		lockDatabase(t, p.database, "BEGIN IMMEDIATE")
@@ -103,7 +103,7 @@ func TestStopWithHangingBucket(t *testing.T) {
 			p := newPlace(t)
 			p.storage = strings.Replace(bucket.URL("nars"), url.QueryEscape(bucket.Address), url.QueryEscape(line.address), 1)
 			p.imports(t, published(gosrc), published(entropy), published(greeting))
-			s := p.serve(t, "--ttl=0s", "--storage-check-interval=1s")
+			s := p.serveProcess(t, "--ttl=0s", "--storage-check-interval=1s")
 			download(t, s.addresses[0], "/nar/lzip/"+gosrc)
 			if locked == "by the removal" {
 				line.hangAt("DELETE ")

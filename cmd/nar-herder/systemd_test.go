@@ -125,14 +125,14 @@ func TestReadiness(t *testing.T) {
 		}
 		return string(message[:n])
 	}
-	port := freePort(t)
-	cmd := command(p.args("run-server", "--port="+port)...)
+	host := ownHost()
+	cmd := command(p.args("run-server", "--host="+host, "--port="+instancePort)...)
 	cmd.Env = []string{"NOTIFY_SOCKET=" + name}
 	cmd.start(t)
 	if got := receive(); got != "READY=1" {
 		t.Errorf("got %q", got)
 	}
-	if got := get(t, "127.0.0.1:"+port, "/health"); got.StatusCode != 200 {
+	if got := get(t, host+":"+instancePort, "/health"); got.StatusCode != 200 {
 		t.Errorf("when it says that it is ready: %s", got.Status)
 	}
 	s := &server{process: cmd}
@@ -160,7 +160,7 @@ func TestSocketActivate(t *testing.T) {
 	t.Parallel()
 	activate := required(t, "systemd-socket-activate")
 	p := newPlace(t)
-	address := "127.0.0.1:" + freePort(t)
+	address := ownHost() + ":" + instancePort
 	cmd := commandOf(exec.Command(activate, append([]string{"--listen=" + address, binary}, p.args("run-server")...)...))
 	cmd.start(t)
 	until(t, "it answers", func() bool {

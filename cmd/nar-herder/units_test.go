@@ -139,7 +139,7 @@ func TestOptionsInEffect(t *testing.T) {
 	file := writeConfig(t, "new-ttl = '5m'\nstorage-nar-removal-criteria = ['unused-for=2mo', 'stored-on=http://user:hushhush@x.invalid/']\nnegative-ttl = '5min'\n")
 	options := []string{"--config=" + file, "--port=0", "--ttl=1w", "--enable-cached-compression=zstd", "--enable-cached-compression=lzip", "--cached-compression-ttl=zstd=1m",
 		"--cached-compression-directory=lzip=" + p.dir + "/lzip", "--database=" + p.dir + "/x.sqlite", "--storage=" + p.storage}
-	cmd := command(append([]string{"run-server", "--log-level=INFO"}, options...)...)
+	cmd := within(append([]string{"run-server", "--log-level=INFO"}, options...)...)
 	s := serve(t, cmd)
 	s.stop(t, syscall.SIGTERM)
 	log := s.err.String()
