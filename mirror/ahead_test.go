@@ -10,7 +10,10 @@ import (
 	"time"
 
 	"nar-herder/internal/testlog"
+	"nar-herder/mirror/cursor"
+	"nar-herder/mirror/health"
 	"nar-herder/mirror/original"
+	"nar-herder/mirror/sourcedump"
 	"nar-herder/peer"
 )
 
@@ -68,7 +71,7 @@ func TestClockBehind(t *testing.T) {
 	o.added(days(10), 20, 1)
 	o.removed(days(10), 3)
 	s.set(days(1))
-	var refused *RefusedError
+	var refused *health.RefusedError
 	if err := s.steps(5); !errors.As(err, &refused) || !strings.Contains(err.Error(), "ahead of this machine's clock") {
 		t.Errorf("by a clock that is behind: %v", err)
 	}
@@ -114,14 +117,14 @@ func TestSourceOnceAhead(t *testing.T) {
 				o.changes[last], o.changes[last-1] = o.changes[last-1], o.changes[last]
 				o.mu.Unlock()
 			}
-			var refused *RefusedError
+			var refused *health.RefusedError
 			if err := s.steps(3); !errors.As(err, &refused) {
 				t.Errorf("with a change that is ahead: %v", err)
 			}
 			if got := len(s.list()); got != before+1 {
 				t.Errorf("%d items, want one more than %d", got, before)
 			}
-			if err := Accept(t.Context(), s.index, s.now()); err != nil {
+			if err := Accept(t.Context(), s.index, s.Now()); err != nil {
 				t.Fatal(err)
 			}
 			if err := s.steps(2); err != nil {
@@ -177,17 +180,17 @@ func TestFollowedAhead(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := peer.Change{Datetime: "2027-01-01 00:00:00"}
-	ahead := place{Since: at(0).AddDate(1, 0, 0), Seen: seen{fingerprintOf(c): at(0).AddDate(1, 0, 0)}}
-	if err := s.index.Update(t.Context(), ahead.write); err != nil {
+	ahead := cursor.Cursor{Since: at(0).AddDate(1, 0, 0), Seen: cursor.Seen{cursor.FingerprintOf(c): at(0).AddDate(1, 0, 0)}}
+	if err := s.index.Update(t.Context(), ahead.Write); err != nil {
 		t.Fatal(err)
 	}
 	o.added(at(4), 4, 1)
 	o.dump(false)
-	var refused *RefusedError
+	var refused *health.RefusedError
 	if err := s.steps(1); !errors.As(err, &refused) {
 		t.Errorf("with a place that is ahead: %v", err)
 	}
-	if err := Accept(t.Context(), s.index, s.now()); err != nil {
+	if err := Accept(t.Context(), s.index, s.Now()); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.steps(1); err != nil {
@@ -216,7 +219,7 @@ func TestBeginClockBehind(t *testing.T) {
 	})
 	s := newStepped(t, o.instance, time.Unix(0, 0))
 	for range 3 {
-		if err := s.steps(1); err == nil || errors.Is(err, errBadDump) || !strings.Contains(err.Error(), "clock") {
+		if err := s.steps(1); err == nil || errors.Is(err, health.ErrBadDump) || !strings.Contains(err.Error(), "clock") {
 			t.Errorf("by a clock that is behind: %v", err)
 		}
 	}
@@ -236,7 +239,7 @@ func TestTakeAhead(t *testing.T) {
 	if len(b.changes) != 1 || !b.changes[0].At.Equal(at(5)) {
 		t.Errorf("%+v", b.changes)
 	}
-	change, err := m.itemOf(original.Item{Text: testInfo(1, 1, 1).Text, AddedAt: at(5).AddDate(1, 0, 0)}, &dump{verified: true, sum: "1"})
+	change, err := m.itemOf(sourcedump.Entry{Item: original.Item{Text: testInfo(1, 1, 1).Text, AddedAt: at(5).AddDate(1, 0, 0)}}, &sourcedump.Dump{Verified: true, Sum: "1"})
 	if err != nil || !change.At.Equal(at(5)) {
 		t.Errorf("%+v, %v", change, err)
 	}

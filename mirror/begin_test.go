@@ -20,6 +20,9 @@ import (
 
 	"nar-herder/internal/hostile"
 	"nar-herder/internal/testlog"
+	"nar-herder/mirror/bootstrap"
+	"nar-herder/mirror/health"
+	"nar-herder/mirror/sourcedump"
 	"nar-herder/peer"
 	"nar-herder/storage/index"
 )
@@ -60,8 +63,8 @@ func begin(t *testing.T, source *instance) (*instance, *testlog.Buffer) {
 	}
 	database := filepath.Join(t.TempDir(), "index.db")
 	log := new(testlog.Buffer)
-	b := NewBeginning(database, peer.New(base, peer.Self{}), slog.New(slog.NewTextHandler(log, nil)))
-	b.firstPause = time.Millisecond
+	b := bootstrap.New(database, peer.New(base, peer.Self{}), slog.New(slog.NewTextHandler(log, nil)))
+	b.FirstPause = time.Millisecond
 	if err := b.Run(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -192,7 +195,7 @@ func TestBeginWhileDownloading(t *testing.T) {
 	database := filepath.Join(t.TempDir(), "index.db")
 	ctx, stop := context.WithTimeout(t.Context(), patience)
 	defer stop()
-	b := NewBeginning(database, peer.New(base, peer.Self{}), slog.New(slog.NewTextHandler(refused, nil)))
+	b := bootstrap.New(database, peer.New(base, peer.Self{}), slog.New(slog.NewTextHandler(refused, nil)))
 	if err := b.Run(ctx); err != nil {
 		t.Fatalf("no row was made before the end: %v", err)
 	}
@@ -303,10 +306,10 @@ func TestBeginHeldDump(t *testing.T) {
 		t.Fatal(err)
 	}
 	database := filepath.Join(t.TempDir(), "index.db")
-	b := NewBeginning(database, peer.New(base, peer.Self{}), slog.New(slog.DiscardHandler))
+	b := bootstrap.New(database, peer.New(base, peer.Self{}), slog.New(slog.DiscardHandler))
 	for range 3 {
-		if err := b.try(t.Context()); !errors.Is(err, errBadDump) {
-			t.Errorf("%v, want errBadDump", err)
+		if err := b.Try(t.Context()); !errors.Is(err, health.ErrBadDump) {
+			t.Errorf("%v, want health.ErrBadDump", err)
 		}
 	}
 	if asked != 1 {
@@ -314,7 +317,7 @@ func TestBeginHeldDump(t *testing.T) {
 	}
 	source.digest = ""
 	source.dump(true)
-	if err := b.try(t.Context()); err != nil {
+	if err := b.Try(t.Context()); err != nil {
 		t.Error(err)
 	}
 }
@@ -342,42 +345,22 @@ func TestBeginBesideImport(t *testing.T) {
 		}
 		return false
 	})
-	b := NewBeginning(database, peer.New(base, peer.Self{}), slog.New(slog.DiscardHandler))
+	b := bootstrap.New(database, peer.New(base, peer.Self{}), slog.New(slog.DiscardHandler))
 	if err := b.Run(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	leftNothing(t, Downloads(database))
+	leftNothing(t, sourcedump.Downloads(database))
 	// Also where it was made between two tries, and a part has come by then.
-	if err := errors.Join(os.WriteFile(Downloads(database)+".index", nil, 0o600), os.WriteFile(Downloads(database)+".index.json", nil, 0o600)); err != nil {
+	if err := errors.Join(os.WriteFile(sourcedump.Downloads(database)+".index", nil, 0o600), os.WriteFile(sourcedump.Downloads(database)+".index.json", nil, 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	if err := b.Run(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	leftNothing(t, Downloads(database))
+	leftNothing(t, sourcedump.Downloads(database))
 	source.dump(true)
 	own := openInstance(t, database)
 	f := follow(t, own, source, nil)
 	until(t, "the source to be merged", func() bool { return len(own.list()) == len(source.list())+1 })
-	until(t, "the mirror to be up to date", func() bool { return f.Status().State == Following })
-}
-
-func TestSlowLine(t *testing.T) {
-	t.Parallel()
-	const mega = 1 << 20
-	for _, test := range []struct {
-		rate       float64
-		left, dump int64
-		slow       bool
-	}{
-		{100 * mega, 1400 * mega, 700 * mega, false},
-		{mega / 10, 1400 * mega, 700 * mega, true},
-		{mega / 10, 1400 * mega, -1, false},        // its size is not known
-		{mega / 10, 100 * mega, 700 * mega, false}, // most has come
-		{mega / 10, 600 * mega, 700 * mega, false},
-	} {
-		if got := isSlow(test.rate, test.left, test.dump); got != test.slow {
-			t.Errorf("%+v: %v", test, got)
-		}
-	}
+	until(t, "the mirror to be up to date", func() bool { return f.Status().State == health.Following })
 }

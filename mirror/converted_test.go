@@ -3,10 +3,9 @@ package mirror
 import (
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 
-	"nar-herder/mirror/original"
+	"nar-herder/mirror/cursor"
 	"nar-herder/mirror/original/convert"
 )
 
@@ -24,7 +23,7 @@ func TestConverted(t *testing.T) {
 		t.Fatal(err)
 	}
 	o.publish(nil)
-	done, err := convert.InPlace(t.Context(), database, convert.Options{Mirrored: true, Settings: ConvertedSettings})
+	done, err := convert.InPlace(t.Context(), database, convert.Options{Mirrored: true, Settings: cursor.ConvertedSettings})
 	if err != nil || !done {
 		t.Fatal(done, err)
 	}
@@ -42,7 +41,7 @@ func TestConverted(t *testing.T) {
 	if rows, _, err := own.index.MirroredCount(t.Context()); err != nil || rows != 21 {
 		t.Errorf("%d items are the source's, %v", rows, err)
 	}
-	if _, err := os.Stat(f.dumpName()); err == nil {
+	if _, err := os.Stat(f.Downloads + ".dump"); err == nil {
 		t.Error("the dump was downloaded")
 	}
 }
@@ -56,36 +55,11 @@ func TestConvertedWithoutLog(t *testing.T) {
 	if err := os.WriteFile(database, o.dumped, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := convert.InPlace(t.Context(), database, convert.Options{Mirrored: true, Settings: ConvertedSettings}); err != nil {
+	if _, err := convert.InPlace(t.Context(), database, convert.Options{Mirrored: true, Settings: cursor.ConvertedSettings}); err != nil {
 		t.Fatal(err)
 	}
 	own := openInstance(t, database)
-	if place, err := readPlace(t.Context(), own.index); err != nil || !place.isZero() {
+	if place, err := cursor.Read(t.Context(), own.index); err != nil || !place.IsZero() {
 		t.Errorf("%+v, %v", place, err)
-	}
-}
-
-// TestAdmitItem: items must be as they were signed where a dump as a whole tells nothing,
-// and have a signature where it may have been damaged on its way.
-func TestAdmitItem(t *testing.T) {
-	t.Parallel()
-	signed := string(testInfo(1, 1, 1).Text)
-	before, rest, _ := strings.Cut(signed, "Signature: ")
-	_, after, _ := strings.Cut(rest, "\n")
-	unsigned, bad := before+after, strings.Replace(signed, "Version: 1", "Version: 2", 1)
-	for _, test := range []struct {
-		dump                  dump
-		signed, unsigned, bad bool
-	}{
-		{dump{}, true, false, false},
-		{dump{sum: "1"}, true, false, false},
-		{dump{verified: true}, true, true, false},
-		{dump{verified: true, sum: "1"}, true, true, true},
-	} {
-		for text, want := range map[string]bool{signed: test.signed, unsigned: test.unsigned, bad: test.bad} {
-			if _, err := admitItem(original.Item{Text: []byte(text)}, &test.dump); (err == nil) != want {
-				t.Errorf("verified %v, sum %q: %v of\n%s", test.dump.verified, test.dump.sum, err, text)
-			}
-		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"nar-herder/mirror/cursor"
 	maker "nar-herder/mirror/dump"
 	"nar-herder/storage/index"
 )
@@ -62,7 +63,7 @@ func TestDamagedAtSource(t *testing.T) {
 	source.rewrite("UPDATE narinfos SET checksum = checksum + 1 WHERE id = 2")
 	source.dumpNow()
 	m := mirrorOf2(t, own, source, downloads)
-	if err := m.resync(t.Context(), place{}, "for the test"); err != nil {
+	if err := m.resync(t.Context(), cursor.Cursor{}, "for the test"); err != nil {
 		t.Fatal(err)
 	}
 	if n := len(own.list()); n != 5 {
@@ -138,7 +139,7 @@ func TestOwedRemovals(t *testing.T) {
 	source.remove(at(6), 3)
 	source.add(at(7), testInfo(7, 1, 7))
 	source.dumpNow("INSERT INTO nar_herder_dump (key, value) VALUES ('damaged', 'many')")
-	if err := m.resync(t.Context(), place{}, "for the test"); err != nil {
+	if err := m.resync(t.Context(), cursor.Cursor{}, "for the test"); err != nil {
 		t.Fatal(err)
 	}
 	isGone := func() bool {
@@ -151,10 +152,10 @@ func TestOwedRemovals(t *testing.T) {
 	}
 	now := time.Now()
 	m = mirrorOf2(t, own, source, downloads)
-	m.now = func() time.Time { return now }
+	m.Now = func() time.Time { return now }
 	pay := func(want bool) {
 		t.Helper()
-		from, err := readPlace(t.Context(), own.index)
+		from, err := cursor.Read(t.Context(), own.index)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -167,7 +168,7 @@ func TestOwedRemovals(t *testing.T) {
 	pay(false) // too early
 	now = now.Add(owedEvery)
 	pay(true)
-	if from, err := readPlace(t.Context(), own.index); err != nil || from.Owed != "" {
+	if from, err := cursor.Read(t.Context(), own.index); err != nil || from.Owed != "" {
 		t.Errorf("%+v, %v", from, err)
 	}
 }
@@ -195,7 +196,7 @@ func TestManyNamed(t *testing.T) {
 	source.remove(at(20), 3)
 	source.add(at(21), testInfo(11, 1, 11))
 	source.dumpNow("INSERT INTO nar_herder_dump (key, value) VALUES ('damaged', '" + strings.Join(named, " ") + "')")
-	if err := m.resync(t.Context(), place{}, "for the test"); err != nil {
+	if err := m.resync(t.Context(), cursor.Cursor{}, "for the test"); err != nil {
 		t.Fatal(err)
 	}
 	for n, want := range map[int]bool{0: false, 3: true, 5: false} {

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"nar-herder/internal/stamp"
+	"nar-herder/mirror/cursor"
+	"nar-herder/mirror/sourcedump"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
 	"nar-herder/storage"
@@ -16,30 +18,27 @@ import (
 )
 
 const (
-	// batchSize is how many changes are done in one transaction, and batchBytes
-	// the length of narinfos that ends it as well.
+	// A transaction applies up to batchSize changes, or up to batchBytes of narinfos.
 	batchSize  = 1000
 	batchBytes = 4 << 20
-	// hurryAbove is a backlog that is worth to write in a hurry.
+	// hurryAbove is the backlog above which the index is written as by a large import.
 	hurryAbove = 10_000
-	// pageInterval is for pages of changes, where a stream of them does not come
-	// through.
+	// pageInterval is the time between requests for pages of changes.
 	pageInterval = 5 * time.Second
-	// noStreamFor is for how long a stream is not tried again then.
+	// noStreamFor is how long pages are requested after a stream was silent.
 	noStreamFor = 10 * time.Minute
-	// busyStreamFor is for how long a stream is not tried again that the source had no
-	// room for.
+	// busyStreamFor is the same for a source that allowed no more streams.
 	busyStreamFor = time.Minute
-	// placeEvery is how often the place is written where nothing has to be done.
-	placeEvery = time.Minute
+	// cursorEvery is how often the cursor is written while there are no changes.
+	cursorEvery = time.Minute
 )
 
-// batch is what is done in one transaction.
+// batch is the changes of one transaction.
 type batch struct {
 	changes []Followed
-	size    int   // of narinfos, in bytes
-	next    place // behind it
-	// state is the source's, as it was told before the changes.
+	size    int           // of narinfos, in bytes
+	next    cursor.Cursor // after it
+	// state is the state of the source's log that came before the changes.
 	state peer.LogState
 }
 
@@ -52,33 +51,28 @@ func (b *batch) add(change Followed) {
 
 func (b *batch) isFull() bool { return len(b.changes) >= batchSize || b.size >= batchBytes }
 
-// noteWithdrawn logs that items were withdrawn, and from when on they may be deleted.
+// noteWithdrawn logs that items were withdrawn, and when they may be deleted.
 func (m *Mirror) noteWithdrawn(ctx context.Context, items int) {
 	due, err := m.Storage.DeleteAfter(ctx)
 	if err != nil {
-		return // the database fails, which others log
+		return // the next change logs that the database fails
 	}
-	m.log.Info("withdrew items that the source has removed", "items", items, "freed_from", due.UTC().Format(time.RFC3339))
+	m.Log.Info("withdrew items that the source has removed", "items", items, "freed_from", due.UTC().Format(time.RFC3339))
 }
 
-// apply does what the source has done.
+// apply applies changes and moves the cursor.
 func (m *Mirror) apply(ctx context.Context, b *batch) error {
 	removals, err := m.removals(ctx, b.changes)
 	if err != nil {
 		return err
 	}
-	options := ApplyOptions{Within: func(tx *index.Tx) error { return b.next.write(tx) }}
+	options := ApplyOptions{Within: func(tx *index.Tx) error { return b.next.Write(tx) }}
 	if removals > 0 {
-		if b.next.Removals, err = m.allow(ctx, withRemovals(b.next.Removals, removals, m.now())); err != nil {
+		if b.next.Removals, err = m.allow(ctx, withRemovals(b.next.Removals, removals, m.Now())); err != nil {
 			return err
 		}
-		if m.Pinned != nil {
-			keeps, guard, err := m.Pinned(ctx)
-			if err != nil {
-				return err
-			}
-			options.Keeps = keeps
-			options.Within = func(tx *index.Tx) error { return errors.Join(guard(tx), b.next.write(tx)) }
+		if options, err = m.removing(ctx, &b.next); err != nil {
+			return err
 		}
 	}
 	sums, err := Apply(ctx, m.Storage, b.changes, options)
@@ -93,7 +87,20 @@ func (m *Mirror) apply(ctx context.Context, b *batch) error {
 	return nil
 }
 
-// removals is how many of the changes remove what is here and came from the source.
+// removing returns the options of a transaction that removes items, except for pinned ones,
+// and writes the cursor.
+func (m *Mirror) removing(ctx context.Context, at *cursor.Cursor) (ApplyOptions, error) {
+	options := ApplyOptions{Within: func(tx *index.Tx) error { return at.Write(tx) }}
+	if m.Pinned == nil {
+		return options, nil
+	}
+	keeps, guard, err := m.Pinned(ctx)
+	options.Keeps = keeps
+	options.Within = func(tx *index.Tx) error { return errors.Join(guard(tx), at.Write(tx)) }
+	return options, err
+}
+
+// removals returns how many of the changes remove items of the source that are here.
 func (m *Mirror) removals(ctx context.Context, changes []Followed) (count int, err error) {
 	for _, change := range changes {
 		if change.Narinfo != nil {
@@ -113,14 +120,14 @@ func (m *Mirror) removals(ctx context.Context, changes []Followed) (count int, e
 	return count, nil
 }
 
-// hurry has the index be written as it is by large imports, until slow is called.
+// hurry makes the index write as for large imports, until slow is called.
 func (m *Mirror) hurry(ctx context.Context) (slow func()) {
 	if err := m.Index.Hurry(ctx, true); err != nil {
-		m.log.Warn("can't hurry", "error", err)
+		m.Log.Warn("can't hurry", "error", err)
 	}
 	return func() {
 		if err := m.Index.Hurry(ctx, false); err != nil && ctx.Err() == nil {
-			m.log.Warn("can't stop to hurry", "error", err)
+			m.Log.Warn("can't stop to hurry", "error", err)
 		}
 	}
 }
@@ -139,15 +146,15 @@ func (m *Mirror) announce(changes []Followed) {
 }
 
 const (
-	// suddenShare is the share of all items whose removal within suddenTime is
-	// taken for a mistake at the source, unless it is negligible.
+	// Removing one of suddenShare items within suddenTime, unless that is negligible,
+	// counts as a mistake at the source.
 	suddenShare = 10
 	suddenTime  = time.Hour
 )
 
-// withRemovals adds a number of removals to those of the last hour. It counts by the
-// mirror's own clock, since a source can give its changes any time. A minute that is
-// yet to come, as after the clock was ahead, counts as the current one.
+// withRemovals adds a number of removals to those of the last hour, by the mirror's own
+// clock, since a source can date its changes as it likes. A minute in the future, as after
+// the clock was ahead, counts as the current one.
 func withRemovals(done map[int64]int, count int, now time.Time) map[int64]int {
 	minute := now.Unix() / 60
 	recent := map[int64]int{minute: count}
@@ -159,8 +166,8 @@ func withRemovals(done map[int64]int, count int, now time.Time) map[int64]int {
 	return recent
 }
 
-// allow refuses a source that removes very much at once. It returns the removals that are
-// to be remembered: none of those that an administrator has accepted.
+// allow refuses a source that removes too much within an hour. It returns the removals to
+// remember: none if an administrator has accepted them.
 func (m *Mirror) allow(ctx context.Context, removals map[int64]int) (map[int64]int, error) {
 	recent := 0
 	for _, count := range removals {
@@ -179,14 +186,14 @@ func (m *Mirror) allow(ctx context.Context, removals map[int64]int) (map[int64]i
 	return nil, m.unlessAccepted(ctx, fmt.Sprintf("it removes %d items of %d within an hour", recent, totals.Items))
 }
 
-// errUnreadable says that a change makes no sense.
+// errUnreadable reports a change that makes no sense.
 var errUnreadable = errors.New("makes no sense")
 
-func (m *Mirror) isAhead(t time.Time) bool { return stamp.IsAhead(t, m.now()) }
+func (m *Mirror) isAhead(t time.Time) bool { return stamp.IsAhead(t, m.Now()) }
 
-// read makes sense of a change. sure says that it has come as the source has it.
+// read parses a change. sure says that a digest has shown it to be as the source sent it.
 func read(c peer.Change, sure bool) (change Followed, err error) {
-	if change.At, err = parseTime(c.Datetime); err != nil {
+	if change.At, err = cursor.ParseTime(c.Datetime); err != nil {
 		return change, fmt.Errorf("%w: %w", errUnreadable, err)
 	}
 	switch c.Change {
@@ -196,7 +203,7 @@ func read(c peer.Change, sure bool) (change Followed, err error) {
 			return change, fmt.Errorf("%w: %w", errUnreadable, err)
 		}
 		if !sure {
-			if err := plausible(n); err != nil {
+			if err := sourcedump.Plausible(n); err != nil {
 				return change, fmt.Errorf("%w: %w", errUnreadable, err)
 			}
 		}
@@ -213,35 +220,18 @@ func read(c peer.Change, sure bool) (change Followed, err error) {
 	return change, fmt.Errorf("%w: a change %q", errUnreadable, c.Change)
 }
 
-// parseTime reads a time as the original writes it, or as others might.
-func parseTime(text string) (time.Time, error) {
-	text = strings.Replace(strings.TrimSuffix(text, "Z"), "T", " ", 1)
-	t, err := time.Parse(time.DateTime, text) // a fraction may follow
-	return t.Truncate(time.Second), err
-}
-
-// plausible looks whether a narinfo that came without a digest is as it was signed,
-// and not damaged on its way. One without a signature may have lost it there, and
-// is of no use to clients either.
-func plausible(n *narinfo.Narinfo) error {
-	if err := n.CheckSignature(); err != nil && !errors.Is(err, narinfo.ErrUnknownAlgorithm) {
-		return err
-	}
-	return nil
-}
-
-// followStream follows the source by its stream of changes, until that ends.
-func (m *Mirror) followStream(ctx context.Context, at place) error {
+// followStream follows the source's stream of changes until that ends.
+func (m *Mirror) followStream(ctx context.Context, at cursor.Cursor) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	if at.Owed != "" {
 		ctx, cancel = context.WithTimeout(ctx, owedEvery) // see payOwed
 		defer cancel()
 	}
-	stream, err := m.Source.Changes(ctx, at.known())
+	stream, err := m.Source.Changes(ctx, at.Known())
 	if errors.Is(err, peer.ErrSilent) {
-		m.noStreamUntil = m.now().Add(noStreamFor)
-		m.log.Info("the stream of changes does not come through, so they are asked for now and then", "source", m.Source.String(), "interval", pageInterval)
+		m.noStreamUntil = m.Now().Add(noStreamFor)
+		m.Log.Info("the stream of changes is silent: requesting pages", "source", m.Source.String(), "interval", pageInterval)
 	}
 	if err != nil {
 		return err
@@ -250,7 +240,7 @@ func (m *Mirror) followStream(ctx context.Context, at place) error {
 	defer func() {
 		cancel()
 		stream.Close()
-		gathering.Wait() // it uses what the next step does
+		gathering.Wait() // it uses fields that the next step uses
 	}()
 	if err := m.notSelf(stream.State()); err != nil {
 		return err
@@ -262,30 +252,30 @@ func (m *Mirror) followStream(ctx context.Context, at place) error {
 		slow = m.hurry(ctx)
 	}
 	defer func() { slow() }()
-	// Changes are made sense of while those before them are written.
+	// Changes are parsed while those before them are written.
 	batches := make(chan *batch, 2)
 	failed := make(chan error, 1)
 	gathering.Go(func() {
 		failed <- m.gather(ctx, stream, at, batches)
 		close(batches)
 	})
-	written := m.now()
+	written := m.Now()
 	for b := range batches {
 		if err := m.notSelf(b.state); err != nil {
 			return err
 		}
 		b.next.Removals = at.Removals
 		if len(b.changes) == 0 {
-			if b.next.Position != at.Position && m.now().Sub(written) > placeEvery {
-				if err := m.Index.Update(ctx, b.next.write); err != nil {
+			if b.next.Position != at.Position && m.Now().Sub(written) > cursorEvery {
+				if err := m.Index.Update(ctx, b.next.Write); err != nil {
 					return err
 				}
-				written = m.now()
+				written = m.Now()
 			}
 		} else if err := m.apply(ctx, b); err != nil {
 			return err
 		} else {
-			written = m.now()
+			written = m.Now()
 		}
 		at = b.next
 		m.status.heard(b.state, at.Position)
@@ -297,8 +287,8 @@ func (m *Mirror) followStream(ctx context.Context, at place) error {
 	return <-failed
 }
 
-// gather reads the stream, and makes batches of what comes.
-func (m *Mirror) gather(ctx context.Context, stream *peer.Stream, at place, to chan<- *batch) error {
+// gather reads the stream and sends its changes in batches.
+func (m *Mirror) gather(ctx context.Context, stream *peer.Stream, at cursor.Cursor, to chan<- *batch) error {
 	for {
 		b := &batch{next: at}
 		var failure error
@@ -322,7 +312,7 @@ func (m *Mirror) gather(ctx context.Context, stream *peer.Stream, at place, to c
 		}
 		at = b.next
 		select {
-		case to <- b: // what came before a failure is done
+		case to <- b: // also what came before a failure
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -332,8 +322,8 @@ func (m *Mirror) gather(ctx context.Context, stream *peer.Stream, at place, to c
 	}
 }
 
-// take adds a change, which has come as the source has it, to a batch. One that
-// makes no sense would make none the next time either.
+// take adds a change, which a digest has verified, to a batch. It skips an unreadable one,
+// which would be the same the next time.
 func (m *Mirror) take(b *batch, c peer.Change) {
 	change, err := read(c, true)
 	if err != nil {
@@ -341,27 +331,27 @@ func (m *Mirror) take(b *batch, c peer.Change) {
 		return
 	}
 	if m.isAhead(change.At) {
-		change.At = m.now().UTC().Truncate(time.Second)
+		change.At = m.Now().UTC().Truncate(time.Second)
 	}
 	change.Prepare(m.Storage.Index())
 	b.add(change)
 }
 
-// unreadableChange tells of a change that is passed over.
+// unreadableChange counts and logs a skipped change.
 func (m *Mirror) unreadableChange(c peer.Change, err error) {
-	m.status.passedOver()
-	if m.unreadableTold++; m.unreadableTold <= mostTold {
-		m.log.Error("skipped a change of the source that can't be followed", "source", m.Source.String(), "change", c.ID, "datetime", c.Datetime, "error", err)
+	m.status.skipped()
+	if m.unreadableLogged++; m.unreadableLogged <= maxLogged {
+		m.Log.Error("skipped a change of the source that can't be followed", "source", m.Source.String(), "change", c.ID, "datetime", c.Datetime, "error", err)
 	}
 }
 
-// mostTold bounds the lines in the log about changes that are passed over.
-const mostTold = 100
+// maxLogged bounds the skipped changes in the log.
+const maxLogged = 100
 
-// followPages asks for pages of changes, until there are none left.
-func (m *Mirror) followPages(ctx context.Context, at place) error {
+// followPages requests pages of changes until there are none left.
+func (m *Mirror) followPages(ctx context.Context, at cursor.Cursor) error {
 	for {
-		reply, err := m.Source.ChangesAfter(ctx, at.known())
+		reply, err := m.Source.ChangesAfter(ctx, at.Known())
 		var lost *peer.LostError
 		if errors.As(err, &lost) {
 			return m.lost(ctx, at, lost)

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"nar-herder/mirror/cursor"
+	"nar-herder/mirror/health"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
 	"nar-herder/storage/index"
@@ -29,7 +31,10 @@ func TestFollow(t *testing.T) {
 	source.dump(true)
 	middle := follow(t, newInstance(t), source, nil)
 	middle.same(source)
-	until(t, "to be up to date", func() bool { s := middle.Status(); return s.State == Following && s.Backlog == 0 && s.LagSeconds >= 0 })
+	until(t, "to be up to date", func() bool {
+		s := middle.Status()
+		return s.State == health.Following && s.Backlog == 0 && s.LagSeconds >= 0
+	})
 
 	middle.dump(true)
 	last := follow(t, newInstance(t), middle.instance, nil)
@@ -84,7 +89,7 @@ func TestGap(t *testing.T) {
 	}
 	f := follow(t, own, source, options)
 	until(t, "the source's items", func() bool { return len(own.list()) == 5 })
-	until(t, "the changes to be followed", func() bool { return f.Status().State == Following })
+	until(t, "the changes to be followed", func() bool { return f.Status().State == health.Following })
 	f.stop()
 	err := own.index.Update(t.Context(), func(tx *index.Tx) error {
 		// Only what is stored can be kept.
@@ -129,7 +134,7 @@ func (f *following) refused() string {
 			f.t.Logf("%+v\n%s", f.Status(), f.logged)
 		}
 	}()
-	until(f.t, "the source to be refused", func() bool { return f.Status().State == Refusing })
+	until(f.t, "the source to be refused", func() bool { return f.Status().State == health.Refusing })
 	if len(f.Warnings()) == 0 {
 		f.t.Error("the health does not warn")
 	}
@@ -194,7 +199,7 @@ func TestRefused(t *testing.T) {
 		f.same(source)
 		f.stop()
 		err := f.index.Update(t.Context(), func(tx *index.Tx) error {
-			return place{Instance: source.index.Instance(), Position: 1 << 20}.write(tx)
+			return cursor.Cursor{Instance: source.index.Instance(), Position: 1 << 20}.Write(tx)
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -351,7 +356,7 @@ func TestDamagedInMidst(t *testing.T) {
 				if path == peer.ChangesPath {
 					f.stop()
 					m := f.Mirror
-					m.noStreamUntil = m.now().Add(time.Hour)
+					m.noStreamUntil = m.Now().Add(time.Hour)
 					for range 8 {
 						if _, err := m.step(t.Context()); err != nil {
 							continue
@@ -386,7 +391,7 @@ func TestBackupPutBack(t *testing.T) {
 	f := follow(t, newInstance(t), source, nil)
 	source.add(at(2), testInfo(2, 1, 2), testInfo(3, 1, 3))
 	f.same(source)
-	until(t, "to be up to date", func() bool { return f.Status().Backlog == 0 && f.Status().State == Following })
+	until(t, "to be up to date", func() bool { return f.Status().Backlog == 0 && f.Status().State == health.Following })
 	f.stop()
 	// The log is the same but for its last change.
 	err := source.index.Update(t.Context(), func(tx *index.Tx) error { return tx.Remove(testPath(3).Hash, at(3)) })
@@ -414,10 +419,10 @@ func TestCycle(t *testing.T) {
 	b.dump(true)
 	fa := follow(t, a, b, nil)
 	a.tellsChain(fa.Mirror)
-	until(t, "a to follow b", func() bool { return fa.Status().State == Following })
+	until(t, "a to follow b", func() bool { return fa.Status().State == health.Following })
 	fb := follow(t, b, a, nil)
 	b.tellsChain(fb.Mirror)
-	until(t, "one of them to be refused", func() bool { return fa.Status().State == Refusing || fb.Status().State == Refusing })
+	until(t, "one of them to be refused", func() bool { return fa.Status().State == health.Refusing || fb.Status().State == health.Refusing })
 }
 
 // blockingHandler blocks, once, what logs a change that can't be followed.
@@ -449,7 +454,7 @@ func TestStreamEndsWhole(t *testing.T) {
 	if _, err := m.step(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	from, err := readPlace(t.Context(), own.index)
+	from, err := cursor.Read(t.Context(), own.index)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -462,7 +467,7 @@ func TestStreamEndsWhole(t *testing.T) {
 	source.remove(at(4), 2)
 	source.rewrite("UPDATE recent_changes SET store_path = 'garbage' WHERE id = (SELECT max(id) FROM recent_changes)")
 	handler := &blockingHandler{slog.DiscardHandler, make(chan struct{}), make(chan struct{}), new(atomic.Bool)}
-	m.log = slog.New(handler)
+	m.Log = slog.New(handler)
 	fault := errors.New("the pins can't be read")
 	m.Pinned = func(context.Context) (func(narinfo.PathHash) bool, func(*index.Tx) error, error) {
 		<-handler.reached // the reader is busy

@@ -2,7 +2,6 @@ package mirror
 
 import (
 	"errors"
-	"maps"
 	"strings"
 	"testing"
 	"time"
@@ -43,30 +42,6 @@ func FuzzRead(f *testing.F) {
 		c.Datetime = change.At.Format(time.DateTime)
 		if again, err := read(c, sure); err != nil || !again.At.Equal(change.At) {
 			t.Fatalf("%s is %v, %v", c.Datetime, again.At, err)
-		}
-	})
-}
-
-// FuzzSeen: what is remembered is the same when it was written down and read again.
-func FuzzSeen(f *testing.F) {
-	text, err := seen{fingerprint{1, 2}: at(0), fingerprint{3}: time.Time{}}.MarshalText()
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Add(text)
-	f.Add(text[:len(text)-4])
-	f.Add([]byte{})
-	f.Fuzz(func(t *testing.T, text []byte) {
-		var first, second seen
-		if first.UnmarshalText(text) != nil {
-			return
-		}
-		written, err := first.MarshalText()
-		if err == nil {
-			err = second.UnmarshalText(written)
-		}
-		if err != nil || !maps.EqualFunc(first, second, time.Time.Equal) {
-			t.Fatalf("%v, and then %v, %v", first, second, err)
 		}
 	})
 }

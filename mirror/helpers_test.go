@@ -3,9 +3,7 @@ package mirror
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"database/sql"
-	"encoding/base64"
 	"fmt"
 	"log/slog"
 	"net"
@@ -22,6 +20,7 @@ import (
 	"time"
 
 	"nar-herder/httpapi"
+	"nar-herder/internal/mirrortest"
 	"nar-herder/internal/testlog"
 	"nar-herder/mirror/original"
 	"nar-herder/narinfo"
@@ -42,35 +41,16 @@ func until(t testing.TB, what string, condition func() bool) {
 	}
 }
 
-// testPath is the store path of the Nth test item. What tells it from others is at the
-// end, which the index looks at first.
-func testPath(n int) narinfo.StorePath {
-	const digits = "0123456789abcdfghijklmnpqrsvwxyz"
-	hash := bytes.Repeat([]byte("0"), narinfo.PathHashLen)
-	for i := len(hash) - 1; n > 0; i, n = i-1, n/32 {
-		hash[i] = digits[n%32]
-	}
-	path, err := narinfo.ParseBaseName(string(hash) + "-item")
-	if err != nil {
-		panic(err)
-	}
-	return path
-}
-
-// testInfo is the Nth item's narinfo in one of its versions; another nar has
-// another NarHash.
-func testInfo(n, version, nar int) *narinfo.Narinfo {
-	path := testPath(n)
-	signed := fmt.Appendf(nil, "StorePath: %s\nNarHash: sha256:%052d\nNarSize: 120\nReferences: \nVersion: %d\n", path, nar, version)
-	// By an algorithm that nobody can verify: the hash of what was signed is right.
-	signature := fmt.Sprintf("(signature (data (flags test) (hash sha256 #%X#)) (sig-val (test (s #00#))) (public-key (test (q #00#))))", sha256.Sum256(signed))
-	info, err := narinfo.Parse(fmt.Appendf(signed, "Signature: 1;farm.example;%s\nURL: nar/none/%s\nCompression: none\nFileSize: 120\n",
-		base64.StdEncoding.EncodeToString([]byte(signature)), path.BaseName()))
-	if err != nil {
-		panic(err)
-	}
-	return info
-}
+// Helpers that other packages' tests use as well.
+var (
+	testPath = mirrortest.Path
+	testInfo = mirrortest.Narinfo
+	at       = mirrortest.At
+	copyWith = mirrortest.IndexCopy
+	changed  = mirrortest.Changed
+	dumpWith = mirrortest.Dump
+	listOf   = mirrortest.Items
+)
 
 // instance is an index with a server of it.
 type instance struct {
@@ -157,9 +137,6 @@ func openInstance(t testing.TB, database string) *instance {
 	})
 	return i
 }
-
-// at is the time of the Nth change in tests.
-func at(n int) time.Time { return time.Date(2026, 1, 1, 0, 0, n, 0, time.UTC) }
 
 // add has the instance have narinfos, at a time.
 func (i *instance) add(when time.Time, infos ...*narinfo.Narinfo) {
@@ -322,7 +299,7 @@ func (i *instance) tellsChain(m *Mirror) {
 // rewrite changes the database past the index.
 func (i *instance) rewrite(statements ...string) {
 	i.t.Helper()
-	db, err := sql.Open("sqlite", i.index.Path())
+	db, err := sql.Open("sqlite", i.index.Path()+"?_pragma=busy_timeout(30000)")
 	if err != nil {
 		i.t.Fatal(err)
 	}

@@ -16,10 +16,9 @@ import (
 	"time"
 
 	"nar-herder/internal/hostile"
-	"nar-herder/internal/rowsum"
 	"nar-herder/internal/testlog"
+	"nar-herder/mirror/cursor"
 	"nar-herder/mirror/nars"
-	"nar-herder/mirror/original"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
 	"nar-herder/removal/deletion"
@@ -137,35 +136,6 @@ func (v *victim) wantUnharmed(t *testing.T) {
 	}
 }
 
-// dumpWith makes a dump in the original's schema of texts; numbered as a source's with the
-// name, unless that is empty.
-func dumpWith(t testing.TB, instance string, texts ...string) []byte {
-	t.Helper()
-	name := filepath.Join(t.TempDir(), "dump.db")
-	w, err := original.Create(t.Context(), name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for n, text := range texts {
-		err = errors.Join(err, w.Add(original.Item{Text: []byte(text), AddedAt: at(n)}), w.AddChange(original.Change{At: at(n), Data: text}))
-	}
-	if instance != "" {
-		var sum rowsum.Sum
-		for n, text := range texts {
-			original.AddTo(&sum, original.Item{Text: []byte(text), AddedAt: at(n)})
-		}
-		err = errors.Join(err, w.SetInfo("instance", instance), w.SetInfo("last_change", "0"), w.SetInfo(original.SumKey, sum.String()))
-	}
-	if err := errors.Join(err, w.Finish(t.Context())); err != nil {
-		t.Fatal(err)
-	}
-	content, err := os.ReadFile(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return content
-}
-
 // TestHostileTexts: what a source says of other files in the storage is not believed,
 // whichever way it says it.
 func TestHostileTexts(t *testing.T) {
@@ -182,16 +152,16 @@ func TestHostileTexts(t *testing.T) {
 	for name, run := range map[string]func(t *testing.T, source *hostile.Source, v *victim) error{
 		"dump": func(t *testing.T, source *hostile.Source, v *victim) error {
 			source.Publish(peer.DumpPath, dumpWith(t, hostile.Instance, texts...))
-			return v.resync(t.Context(), place{}, "test")
+			return v.resync(t.Context(), cursor.Cursor{}, "test")
 		},
 		"stream": func(t *testing.T, source *hostile.Source, v *victim) error {
 			tell(source)
 			ctx, stop := context.WithCancel(t.Context())
 			defer stop()
 			ended := make(chan error, 1)
-			go func() { ended <- v.followStream(ctx, place{Instance: hostile.Instance}) }()
+			go func() { ended <- v.followStream(ctx, cursor.Cursor{Instance: hostile.Instance}) }()
 			until(t, "all changes to be read", func() bool {
-				at, err := readPlace(t.Context(), v.index)
+				at, err := cursor.Read(t.Context(), v.index)
 				return err == nil && at.Position == int64(len(texts))
 			})
 			stop()
@@ -200,23 +170,23 @@ func TestHostileTexts(t *testing.T) {
 		},
 		"pages": func(t *testing.T, source *hostile.Source, v *victim) error {
 			tell(source)
-			return v.followPages(t.Context(), place{Instance: hostile.Instance})
+			return v.followPages(t.Context(), cursor.Cursor{Instance: hostile.Instance})
 		},
 		"polling": func(t *testing.T, source *hostile.Source, v *victim) error {
 			source.Plain()
 			tell(source)
 			v.askedNumbers = time.Now()
-			next := place{Since: at(99)}
+			next := cursor.Cursor{Since: at(99)}
 			for range 2 * unreadableTries * len(texts) { // each is asked for again
 				if err := v.followPlain(t.Context(), next); err != nil && !errors.Is(err, errUnreadable) {
 					return err
 				}
 				var err error
-				if next, err = readPlace(t.Context(), v.index); err != nil {
+				if next, err = cursor.Read(t.Context(), v.index); err != nil {
 					return err
 				}
-				if next.isZero() {
-					next = place{Since: at(99)}
+				if next.IsZero() {
+					next = cursor.Cursor{Since: at(99)}
 				}
 			}
 			return nil

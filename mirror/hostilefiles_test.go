@@ -1,77 +1,22 @@
 package mirror
 
 import (
-	"bytes"
 	"context"
 	"database/sql"
-	"errors"
 	"log/slog"
-	"math/rand/v2"
 	"net/url"
 	"os"
 	"path/filepath"
-	"slices"
-	"strconv"
-	"strings"
 	"testing"
 	"time"
 
 	"nar-herder/internal/hostile"
 	"nar-herder/internal/testlog"
-	"nar-herder/mirror/original"
-	"nar-herder/narinfo"
+	"nar-herder/mirror/bootstrap"
+	"nar-herder/mirror/cursor"
 	"nar-herder/peer"
 	"nar-herder/storage/index"
 )
-
-// copyWith makes a copy of an index with the texts, which a script has changed.
-func copyWith(t testing.TB, script string, texts ...string) []byte {
-	t.Helper()
-	x, err := index.Open(t.Context(), filepath.Join(t.TempDir(), "source.db"), index.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	err = x.Update(t.Context(), func(tx *index.Tx) error {
-		for n, text := range texts {
-			info, err := narinfo.Parse([]byte(text))
-			if err != nil {
-				return err
-			}
-			entry := x.Prepare(info)
-			entry.AddedAt = at(n)
-			if err := tx.Put(entry, nil); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	name := filepath.Join(t.TempDir(), "copy.db")
-	if err == nil {
-		_, err = x.Copy(t.Context(), name, time.Now(), 10)
-	}
-	if err := errors.Join(err, x.Close()); err != nil {
-		t.Fatal(err)
-	}
-	return changed(t, name, script)
-}
-
-// changed runs a script on a database, and returns its content.
-func changed(t testing.TB, name, script string) []byte {
-	t.Helper()
-	db, err := sql.Open("sqlite", name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, err = db.Exec(script)
-	if err := errors.Join(err, db.Close()); err != nil {
-		t.Fatal(err)
-	}
-	content, err := os.ReadFile(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return content
-}
 
 // crossings are rows beside the texts that nobody else may write.
 const crossings = `
@@ -118,7 +63,7 @@ func TestHostileIndex(t *testing.T) {
 			x := beginWith(t, source)
 			wantNothingElse(t, x)
 			v := victimWith(t, x, source.URL)
-			if at, err := readPlace(t.Context(), x); err != nil || at.Instance == "" || at.Instance == "x" {
+			if at, err := cursor.Read(t.Context(), x); err != nil || at.Instance == "" || at.Instance == "x" {
 				t.Errorf("it follows %+v, %v", at, err)
 			}
 			v.wantUnharmed(t)
@@ -135,8 +80,8 @@ func beginWith(t *testing.T, source *hostile.Source) *index.Index {
 	}
 	database := filepath.Join(t.TempDir(), "index.db")
 	log := new(testlog.Buffer)
-	b := NewBeginning(database, peer.New(base, peer.Self{}), slog.New(slog.NewTextHandler(log, nil)))
-	b.firstPause = time.Millisecond
+	b := bootstrap.New(database, peer.New(base, peer.Self{}), slog.New(slog.NewTextHandler(log, nil)))
+	b.FirstPause = time.Millisecond
 	ctx, stop := context.WithTimeout(t.Context(), patience)
 	defer stop()
 	if err := b.Run(ctx); err != nil {
@@ -186,171 +131,4 @@ func wantNothingElse(t *testing.T, x *index.Index) {
 	if x.Instance() == "stolen" {
 		t.Error("the instance has the name that it was given")
 	}
-}
-
-// mutate is what disks, memory and people do to a file.
-func mutate(random *rand.Rand, content []byte) []byte {
-	const page = 4096
-	damaged := bytes.Clone(content)
-	at := func() int { return random.IntN(len(damaged)) }
-	switch random.IntN(5) {
-	case 0:
-		damaged[at()] ^= 1 << random.IntN(8)
-	case 1:
-		for range 1 + random.IntN(20) {
-			damaged[at()] = byte(random.Uint32())
-		}
-	case 2:
-		damaged = damaged[:at()]
-	case 3: // a page in the place of another
-		from, to := at()/page*page, at()/page*page
-		copy(damaged[to:min(to+page, len(damaged))], damaged[from:])
-	case 4: // the head of a page
-		damaged[min(at()/page*page+random.IntN(12), len(damaged)-1)] = byte(random.Uint32())
-	}
-	return damaged
-}
-
-// mutations is how many TestMutations makes: some, or as many as NAR_HERDER_MUTATIONS
-// says.
-func mutations(t *testing.T) int {
-	text := os.Getenv("NAR_HERDER_MUTATIONS")
-	if text == "" {
-		return 20
-	}
-	count, err := strconv.Atoi(text)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return count
-}
-
-// TestMutations: a damaged index or dump with the right digest is refused, or what is made
-// of it is as it should be.
-func TestMutations(t *testing.T) {
-	t.Parallel()
-	var texts, want []string
-	for n := range 60 {
-		texts = append(texts, string(testInfo(n, 1, n).Text))
-		want = append(want, at(n).Format(time.DateTime)+" "+texts[n])
-	}
-	slices.Sort(want)
-	newBuilding := func() *building {
-		return &building{log: slog.New(slog.DiscardHandler), doing: func(string) {}, now: time.Now(), fallback: time.Now()}
-	}
-	for name, test := range map[string]struct {
-		content []byte
-		build   func(ctx context.Context, name, downloaded string) error
-	}{
-		"index": {copyWith(t, "", texts...), func(ctx context.Context, name, downloaded string) error {
-			return newBuilding().ofIndex(ctx, name, os.DirFS(filepath.Dir(downloaded)), filepath.Base(downloaded))
-		}},
-		"dump": {dumpWith(t, hostile.Instance, texts...), func(ctx context.Context, name, downloaded string) error {
-			database, err := original.Open(ctx, downloaded)
-			if err != nil {
-				return err
-			}
-			defer database.Close()
-			info, err := database.Info(ctx)
-			if err != nil {
-				return err
-			}
-			b := newBuilding()
-			if b.count, err = database.Count(ctx); err != nil {
-				return err
-			}
-			return b.ofDump(ctx, name, &dump{Database: database, verified: true, sum: info[original.SumKey]}, place{Since: at(1)})
-		}},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			seed := rand.Uint64()
-			t.Logf("seed %d", seed)
-			random := rand.New(rand.NewPCG(seed, 1))
-			directory := t.TempDir()
-			downloaded, made := filepath.Join(directory, "downloaded"), filepath.Join(directory, "made")
-			refused, sum := 0, sumIn(t, test.content, downloaded)
-			count := mutations(t)
-			for n := range count + 1 {
-				content := test.content
-				if n > 0 {
-					content = mutate(random, content)
-				}
-				if err := os.WriteFile(downloaded, content, 0o600); err != nil {
-					t.Fatal(err)
-				}
-				ctx, stop := context.WithTimeout(t.Context(), patience)
-				// Then it is as one of the original's: what is signed can be compared, and
-				// nothing else.
-				lostSum := name == "dump" && !bytes.Contains(content, sum)
-				err := test.build(ctx, made, downloaded)
-				if ctx.Err() != nil {
-					t.Fatalf("mutation %d: it is stuck", n)
-				}
-				stop()
-				if err != nil {
-					refused++
-					if left, err := filepath.Glob(made + "*"); n == 0 || err != nil || len(left) > 0 {
-						t.Errorf("mutation %d: %v leaves %q", n, err, left)
-					}
-					continue
-				}
-				if got := listOf(t, made); !slices.Equal(got, want) && !(lostSum && isPart(got, texts)) {
-					t.Errorf("mutation %d: it has %d items, which are not those that were published", n, len(got))
-				}
-				if err := os.Remove(made); err != nil {
-					t.Fatal(err)
-				}
-			}
-			t.Logf("%d of %d were refused", refused, count)
-		})
-	}
-}
-
-// listOf is what a new index has.
-func listOf(t testing.TB, name string) (lines []string) {
-	t.Helper()
-	x, err := index.Open(t.Context(), name, index.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer x.Close()
-	for item, err := range x.Items(t.Context()) {
-		if err != nil {
-			t.Fatal(err)
-		}
-		lines = append(lines, item.AddedAt.Format(time.DateTime)+" "+string(item.Text))
-	}
-	slices.Sort(lines)
-	return lines
-}
-
-// sumIn is the row of a dump with its sum; nil for another file.
-func sumIn(t testing.TB, content []byte, name string) []byte {
-	t.Helper()
-	if err := os.WriteFile(name, content, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	database, err := original.Open(t.Context(), name)
-	if err != nil {
-		return nil
-	}
-	defer database.Close()
-	info, err := database.Info(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return []byte(original.SumKey + info[original.SumKey])
-}
-
-// isPart says whether what is signed in the lines is in some of the texts.
-func isPart(lines, texts []string) bool {
-	for _, line := range lines {
-		_, text, _ := strings.Cut(line, " StorePath")
-		signed, _, _ := strings.Cut("StorePath"+text, "Signature")
-		if !slices.ContainsFunc(texts, func(text string) bool { return strings.HasPrefix(text, signed+"Signature") }) {
-			return false
-		}
-	}
-	return true
 }

@@ -1,7 +1,7 @@
-// Package mirror follows another instance: it starts from what that publishes of
-// its index, and then does what that has done, change by change, so that the two
-// have the same items. A source that would make this one lose much, or that has
-// gone back in time, is refused until an administrator accepts it.
+// Package mirror follows another instance, its source: it applies the source's changes one
+// by one, or merges the source's dump, so that both have the same items. It refuses a
+// source that would make it lose much, or that has gone back in time, until an
+// administrator accepts that.
 package mirror
 
 import (
@@ -14,6 +14,10 @@ import (
 	"time"
 
 	"nar-herder/internal/pace"
+	"nar-herder/mirror/bootstrap"
+	"nar-herder/mirror/cursor"
+	"nar-herder/mirror/health"
+	"nar-herder/mirror/sourcedump"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
 	"nar-herder/storage"
@@ -24,22 +28,22 @@ import (
 type Options struct {
 	Storage *storage.Storage
 	Index   *index.Index
-	// Source is the instance that is followed.
+	// Source is the instance to follow.
 	Source *peer.Peer
-	// Downloads is the name that files which are being downloaded begin with, on a
-	// disk with room for a dump of the source, twice where it comes compressed.
+	// Downloads is the prefix of the names of downloaded files. The disk must have room
+	// for a dump of the source, twice if it is compressed.
 	Downloads string
-	// Pinned returns which items stay when the source removes them, and what is
-	// to be asked in the transaction whether that is still so; nil for none.
+	// Pinned returns which items to keep when the source removes them, and a guard that
+	// re-validates that within the transaction; nil if there are none.
 	Pinned func(ctx context.Context) (keeps func(narinfo.PathHash) bool, guard func(*index.Tx) error, err error)
-	// Wanted is told of items whose nars may be missing; nil for nobody.
+	// Wanted receives items whose nars may be missing; may be nil.
 	Wanted func(hashes []narinfo.PathHash)
-	// Interval is the time between two questions to a source that has no stream
-	// of changes; 0 means [DefaultInterval].
+	// Interval is the time between two requests to a source that has no stream of
+	// changes; 0 for [DefaultInterval].
 	Interval time.Duration
-	// Log takes what operators should know; nil drops it.
+	// Log may be nil.
 	Log *slog.Logger
-	// Now is the clock; nil is the system's.
+	// Now is the clock; nil for the system's.
 	Now func() time.Time
 }
 
@@ -47,78 +51,68 @@ type Options struct {
 const DefaultInterval = time.Minute
 
 const (
-	// firstPause and lastPause are how long it waits after a failure; the pause
-	// doubles with each in a row.
+	// firstPause is the pause after a failure, which doubles with each in a row up to
+	// lastPause.
 	firstPause = time.Second
 	lastPause  = 2 * time.Minute
-	// refusedPause is how often it looks whether a source that was refused has
-	// been accepted, or is as it should be again.
+	// refusedPause is how often a refused source is looked at again.
 	refusedPause = 10 * time.Second
 	// notReadyPause is for a source that will have a dump soon.
 	notReadyPause = 5 * time.Second
-	// healthyAfter is how long following has gone well when its end is no reason
-	// to wait for longer than at first.
+	// healthyAfter is how long following must succeed to reset the pause.
 	healthyAfter = 10 * time.Second
-	// resyncPause is how soon after a start from the dump another is a failure.
+	// resyncPause is the shortest time between two resyncs because of lost changes.
 	resyncPause = time.Minute
-	// negligible is a number of items that a source may lose at once, whatever the
-	// share is that they have.
+	// negligible is the number of items that a source may lose at once, whatever their
+	// share.
 	negligible = 1000
-	// noLogFor is for how long a source that had numbers for its changes may have
-	// none, as during an upgrade of what is in front of it.
+	// noLogFor is how long a source that had numbered changes may have none, as during an
+	// upgrade of a proxy.
 	noLogFor = time.Hour
 )
-
-// RefusedError says why a source is not followed: what it says may be a mistake
-// that would cost much.
-type RefusedError struct{ Why string }
-
-func (e *RefusedError) Error() string { return e.Why }
 
 // Mirror follows a source. It is made by [New].
 type Mirror struct {
 	Options
-	log    *slog.Logger
-	now    func() time.Time
 	status status
-	dumps  dumps
+	dumps  sourcedump.Loader
 
-	// negligible is the constant but in tests.
+	// negligible is the constant, except in tests.
 	negligible int
-	// toldOnce are changes that a source without numbers has told once.
-	toldOnce map[fingerprint]struct{}
-	// unreadable counts how often in a row a change could not be made sense of.
-	unreadable map[[8]byte]int
-	// unreadableTold is how many were told of in the log.
-	unreadableTold int
-	// logFirst is the oldest change that the source's log had when it was found not
-	// to have the next: a dump that ends before it is of no use.
+	// seenOnce are changes that a source without numbers has sent once.
+	seenOnce map[cursor.Fingerprint]struct{}
+	// unreadable counts how often in a row a change could not be read.
+	unreadable map[cursor.Fingerprint]int
+	// unreadableLogged counts the unreadable changes that were logged.
+	unreadableLogged int
+	// logFirst is the oldest change in the source's log when the next change was found
+	// missing there: a dump that ends before it is useless.
 	logFirst int64
-	// resyncedAt is when this has started from the source's dump last.
-	resyncedAt time.Time
-	// owedLooked is when a dump was looked for last that names all damaged items.
-	owedLooked time.Time
-	// askedNumbers is when a source without numbers was asked for some last.
-	askedNumbers time.Time
-	// noLogSince is since when a source that had numbers has none.
-	noLogSince time.Time
-	// noStreamUntil is until when pages are asked for, as streams don't come
-	// through.
-	noStreamUntil time.Time
+	// resyncLogged suppresses repeated log lines about a resync.
+	resyncLogged health.Reminder
+	// isTidy reports that no files of an earlier run are left.
+	isTidy bool
+
+	resyncedAt    time.Time // the last resync because of lost changes
+	owedLooked    time.Time // the last look for a dump that names all damaged items
+	askedNumbers  time.Time // the last request for numbers to a source without them
+	noLogSince    time.Time // since when a source that had numbers has none
+	noStreamUntil time.Time // until when to request pages, because streams fail
 }
 
 // New makes a mirror, which does nothing until it runs.
 func New(options Options) *Mirror {
-	m := &Mirror{Options: options, log: options.Log, now: options.Now, unreadable: make(map[[8]byte]int), negligible: negligible}
-	if m.log == nil {
-		m.log = slog.New(slog.DiscardHandler)
+	m := &Mirror{Options: options, unreadable: make(map[cursor.Fingerprint]int), negligible: negligible}
+	if m.Log == nil {
+		m.Log = slog.New(slog.DiscardHandler)
 	}
-	if m.now == nil {
-		m.now = time.Now
+	if m.Now == nil {
+		m.Now = time.Now
 	}
 	if m.Interval <= 0 {
 		m.Interval = DefaultInterval
 	}
+	m.dumps = sourcedump.Loader{Source: m.Source, Downloads: m.Downloads, Log: m.Log, Now: m.Now, Progress: m.status.syncing}
 	m.status.begin(m)
 	return m
 }
@@ -126,15 +120,15 @@ func New(options Options) *Mirror {
 // Run follows the source until the context ends.
 func (m *Mirror) Run(ctx context.Context) {
 	for failures := 0; ctx.Err() == nil; {
-		begun := m.now()
+		begun := m.Now()
 		wait, err := m.step(ctx)
 		if ctx.Err() != nil {
 			return
 		}
-		if m.now().Sub(begun) > healthyAfter {
-			failures = 0 // it went well until now
+		if m.Now().Sub(begun) > healthyAfter {
+			failures = 0
 		}
-		var refused *RefusedError
+		var refused *health.RefusedError
 		switch {
 		case err == nil:
 			failures = 0
@@ -147,21 +141,21 @@ func (m *Mirror) Run(ctx context.Context) {
 			wait = pause/2 + rand.N(pause)
 			failures++
 		}
-		m.status.ended(m.log, err)
+		m.status.ended(m.Log, err)
 		if pace.Sleep(ctx, wait) != nil {
 			return
 		}
 	}
 }
 
-// step follows the source for as long as that goes well, or asks it once, and
-// returns after which time to go on.
+// step follows the source's stream until it fails, or polls the source once. It returns the
+// pause before the next step.
 func (m *Mirror) step(ctx context.Context) (time.Duration, error) {
-	at, err := readPlace(ctx, m.Index)
+	at, err := cursor.Read(ctx, m.Index)
 	if err != nil {
 		return 0, err
 	}
-	if at.isZero() {
+	if at.IsZero() {
 		return 0, m.resync(ctx, at, "nothing of it is here yet")
 	}
 	if m.payOwed(ctx, at) {
@@ -170,7 +164,7 @@ func (m *Mirror) step(ctx context.Context) (time.Duration, error) {
 	if at.Instance == "" {
 		return m.Interval, m.followPlain(ctx, at)
 	}
-	if m.now().Before(m.noStreamUntil) {
+	if m.Now().Before(m.noStreamUntil) {
 		return pageInterval, m.followPages(ctx, at)
 	}
 	err = m.followStream(ctx, at)
@@ -180,87 +174,88 @@ func (m *Mirror) step(ctx context.Context) (time.Duration, error) {
 		return 0, m.lost(ctx, at, lost)
 	case errors.Is(err, peer.ErrNoLog):
 		if m.noLogSince.IsZero() {
-			m.noLogSince = m.now()
+			m.noLogSince = m.Now()
 		}
-		if m.now().Sub(m.noLogSince) < noLogFor {
+		if m.Now().Sub(m.noLogSince) < noLogFor {
 			return 0, fmt.Errorf("%w, but did before", err)
 		}
 		m.noLogSince = time.Time{}
-		return 0, m.resync(ctx, at, "it is another program now, which does not tell changes by numbers")
+		return 0, m.resync(ctx, at, "it is another program now, which does not number its changes")
 	}
 	m.noLogSince = time.Time{}
 	if errors.Is(err, peer.ErrBusy) {
 		if pagesErr := m.followPages(ctx, at); pagesErr != nil {
 			return 0, errors.Join(err, pagesErr) // it is perhaps just starting
 		}
-		m.noStreamUntil = m.now().Add(busyStreamFor)
-		m.log.Info("the source has no room for a stream of its changes, so pages of them are asked for", "source", m.Source.String(), "interval", pageInterval, "for", busyStreamFor)
+		m.noStreamUntil = m.Now().Add(busyStreamFor)
+		m.Log.Info("the source allows no more streams of its changes: requesting pages", "source", m.Source.String(), "interval", pageInterval, "for", busyStreamFor)
 		return pageInterval, nil
 	}
 	return 0, err
 }
 
-// notSelf refuses to follow oneself, and who follows this instance: changes would go
-// round for ever.
+// notSelf refuses to follow this instance, and instances that follow it: changes would
+// circulate for ever.
 func (m *Mirror) notSelf(state peer.LogState) error {
 	own := m.Index.Instance()
 	if state.Instance == own {
-		return &RefusedError{"it is this very instance: name another with --mirror, or, if this database is a copy of that instance's, stop this server and run 'nar-herder new-identity'"}
+		return &health.RefusedError{Why: "it is this very instance: name another with --mirror, or, if this database is a copy of that instance's, stop this server and run 'nar-herder new-identity'"}
 	}
 	if slices.Contains(state.Chain, own) {
-		return &RefusedError{"it mirrors this instance, itself or through others: name one with --mirror that does not"}
+		return &health.RefusedError{Why: "it mirrors this instance, itself or through others: name one with --mirror that does not"}
 	}
-	m.status.chain(append([]string{state.Instance}, state.Chain[:min(len(state.Chain), mostChain)]...))
+	m.status.chain(append([]string{state.Instance}, state.Chain[:min(len(state.Chain), maxChain)]...))
 	return nil
 }
 
-// mostChain bounds the instances that are told of as mirrored.
-const mostChain = 32
+// maxChain bounds the mirrored instances that are reported to others.
+const maxChain = 32
 
-// lost decides what to do when the changes behind the own place can't be had.
-func (m *Mirror) lost(ctx context.Context, at place, lost *peer.LostError) error {
-	if m.now().Sub(m.resyncedAt) < resyncPause {
+// lost decides what to do when the changes after the cursor are not available.
+func (m *Mirror) lost(ctx context.Context, at cursor.Cursor, lost *peer.LostError) error {
+	if m.Now().Sub(m.resyncedAt) < resyncPause {
 		return fmt.Errorf("lost again right after starting from its dump: %w", lost)
 	}
-	why := ""
-	switch {
-	case lost.Instance != at.Instance:
-		return m.startAnew(ctx, at, "its database is another than before")
-	case lost.First > at.Position+1:
+	if lost.Instance != at.Instance {
+		return m.resyncLost(ctx, at, "its database is another than before")
+	}
+	if lost.First > at.Position+1 {
 		m.logFirst = lost.First
-		return m.startAnew(ctx, at, fmt.Sprintf("changes %d to %d have left its log", at.Position+1, lost.First-1))
-	case lost.Last < at.Position:
+		return m.resyncLost(ctx, at, fmt.Sprintf("changes %d to %d have left its log", at.Position+1, lost.First-1))
+	}
+	why := fmt.Sprintf("it has gone back in time: its change %d is another than the one that was followed, as after a backup was put back", at.Position)
+	if lost.Last < at.Position {
 		why = fmt.Sprintf("it has gone back in time: change %d was followed, and it has come to %d only, as after a backup was put back", at.Position, lost.Last)
-	default:
-		why = fmt.Sprintf("it has gone back in time: its change %d is another than the one that was followed, as after a backup was put back", at.Position)
 	}
 	if err := m.unlessAccepted(ctx, why); err != nil {
 		return err
 	}
-	return m.startAnew(ctx, at, "it has gone back in time, which was accepted")
+	return m.resyncLost(ctx, at, "it has gone back in time, which was accepted")
 }
 
-// startAnew is resync, and remembers when.
-func (m *Mirror) startAnew(ctx context.Context, at place, why string) error {
+// resyncLost is resync, and records the time.
+func (m *Mirror) resyncLost(ctx context.Context, at cursor.Cursor, why string) error {
 	if err := m.resync(ctx, at, why); err != nil {
 		return err
 	}
-	m.resyncedAt = m.now()
+	m.resyncedAt = m.Now()
 	return nil
 }
 
-// acceptSetting is where an administrator's word is kept: a time.
+// acceptSetting is the key of the time at which an administrator accepted losses.
 const acceptSetting = "mirror.accept"
 
-// acceptedFor is for how long that counts.
+// acceptedFor is how long that is valid.
 const acceptedFor = time.Hour
 
-// Accept has what a source would be refused for be followed for the next hour.
+// Accept accepts a mass removal at the source for the next hour, and whatever else the
+// source would be refused for.
 func Accept(ctx context.Context, x *index.Index, now time.Time) error {
 	return x.Update(ctx, func(tx *index.Tx) error { return tx.SetSetting(acceptSetting, now.UTC().Format(time.RFC3339)) })
 }
 
-// unlessAccepted returns a [RefusedError], unless the source was accepted lately.
+// unlessAccepted returns a [health.RefusedError], unless [Accept] was called within the last
+// hour.
 func (m *Mirror) unlessAccepted(ctx context.Context, why string) error {
 	text, err := m.Index.Setting(ctx, acceptSetting)
 	if err != nil {
@@ -271,10 +266,21 @@ func (m *Mirror) unlessAccepted(ctx context.Context, why string) error {
 		if err != nil {
 			return fmt.Errorf("the setting %s in the database: %w", acceptSetting, err)
 		}
-		if age := m.now().Sub(at); 0 <= age && age < acceptedFor {
-			m.log.Warn("the source was accepted, so that it is followed", "source", m.Source.String(), "although", why)
+		if age := m.Now().Sub(at); 0 <= age && age < acceptedFor {
+			m.Log.Warn("the source was accepted, so that it is followed", "source", m.Source.String(), "although", why)
 			return nil
 		}
 	}
-	return &RefusedError{why + "; if that is meant to be so, say 'nar-herder mirror-accept-loss', else put the source right"}
+	return &health.RefusedError{Why: why + "; if that is meant to be so, say 'nar-herder mirror-accept-loss', else put the source right"}
+}
+
+// tidy removes what an earlier run has left of its downloads, once the source is followed.
+func (m *Mirror) tidy() {
+	if m.isTidy {
+		return
+	}
+	m.isTidy = true
+	if err := errors.Join(m.dumps.Discard(), bootstrap.RemoveFiles(m.Downloads)); err != nil {
+		m.Log.Warn("can't remove the downloads of an earlier run", "error", err)
+	}
 }

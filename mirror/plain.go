@@ -7,18 +7,19 @@ import (
 	"slices"
 	"time"
 
+	"nar-herder/mirror/cursor"
+	"nar-herder/mirror/health"
 	"nar-herder/peer"
 )
 
-// unreadableTries is how often a change that makes no sense is asked for again,
-// since it may have been damaged on its way, before it is passed over.
+// unreadableTries is how often an unreadable change is requested, since it may have been
+// damaged on its way, before it is skipped.
 const unreadableTries = 3
 
-// followPlain asks a source that knows its changes by their times alone, as the
-// original does, and does what is new. As nothing tells whether an answer has come
-// as it was sent, only that is done which two answers have told alike: so where
-// there is something new, it asks again at once.
-func (m *Mirror) followPlain(ctx context.Context, at place) error {
+// followPlain polls a source that has no numbers for its changes, such as the original,
+// and applies the new ones. Its answers have no digest, so a change is applied once two
+// answers have contained it: if there is a new one, followPlain polls again at once.
+func (m *Mirror) followPlain(ctx context.Context, at cursor.Cursor) error {
 	if ok, err := m.hasNumbers(ctx, at); ok || err != nil {
 		return err
 	}
@@ -29,9 +30,9 @@ func (m *Mirror) followPlain(ctx context.Context, at place) error {
 		}
 		return m.resync(ctx, at, why)
 	}
-	asked := m.now()
+	polledAt := m.Now()
 	for again := false; ; again = true {
-		told := len(m.toldOnce)
+		pending := len(m.seenOnce)
 		p, err := m.pollPlain(ctx, at)
 		if errors.Is(err, errNoAnchor) {
 			if !again {
@@ -40,48 +41,47 @@ func (m *Mirror) followPlain(ctx context.Context, at place) error {
 			return m.resync(ctx, at, "the changes that were seen have left its log")
 		}
 		if err != nil {
-			return err // what was done is done; the rest comes again
+			return err // the rest comes again
 		}
 		at = p.at
 		switch {
-		case !p.unsure, again && p.done >= told && !p.more:
-			// What is unsure yet is newer than the first answer.
+		case !p.unsure, again && p.done >= pending && !p.more:
+			// The unconfirmed changes are newer than the first answer.
 			clear(m.unreadable)
 			if p.waiting != nil {
 				return p.waiting
 			}
-			m.status.polled(asked)
+			m.status.polled(polledAt)
 			return nil
 		case again && (p.done == 0 || !p.more):
-			return nil // it comes with the next
+			return nil // the next poll confirms the rest
 		}
 	}
 }
 
-// pollPlain asks once.
-func (m *Mirror) pollPlain(ctx context.Context, at place) (*plainPoll, error) {
-	anchors := at.anchors()
+// pollPlain sends one request.
+func (m *Mirror) pollPlain(ctx context.Context, at cursor.Cursor) (*plainPoll, error) {
+	anchors := at.Anchors()
 	found := len(anchors) == 0
 	if !found && at.Dump != "" {
-		// Changes that a dump has may have left the log; others may not.
+		// Only changes that are in the dump may have left the log.
 		current, _, err := m.Source.Look(ctx, peer.DumpPath, true)
 		if err != nil {
 			return nil, err
 		}
 		found = current == at.Dump
 	}
-	p := &plainPoll{m: m, ctx: ctx, at: at, fresh: make(seen), told: m.toldOnce}
+	p := &plainPoll{m: m, ctx: ctx, at: at, fresh: make(cursor.Seen), before: m.seenOnce}
 	p.begin()
-	m.toldOnce = make(map[fingerprint]struct{})
-	// Nothing is done before it is known that all are there which came after
-	// those that were seen.
+	m.seenOnce = make(map[cursor.Fingerprint]struct{})
+	// Apply nothing until an anchor shows that no change after it is missing.
 	var early []peer.Change
-	held := 0
-	err := m.Source.ChangesSince(ctx, at.from(), func(c peer.Change) error {
+	earlyBytes := 0
+	err := m.Source.ChangesSince(ctx, at.From(), func(c peer.Change) error {
 		if found {
 			return p.take(c)
 		}
-		f := fingerprintOf(c)
+		f := cursor.FingerprintOf(c)
 		if found = slices.Contains(anchors, f); found {
 			for _, c := range early {
 				if err := p.take(c); err != nil {
@@ -93,9 +93,9 @@ func (m *Mirror) pollPlain(ctx context.Context, at place) (*plainPoll, error) {
 		}
 		if _, done := at.Seen[f]; !done {
 			early = append(early, c)
-			held += c.Size()
+			earlyBytes += c.Size()
 		}
-		if when, err := parseTime(c.Datetime); err == nil && when.After(at.Since) && !m.isAhead(when) || len(early) > mostEarly || held > mostEarlyBytes {
+		if when, err := cursor.ParseTime(c.Datetime); err == nil && when.After(at.Since) && !m.isAhead(when) || len(early) > maxEarly || earlyBytes > maxEarlyBytes {
 			return errNoAnchor
 		}
 		return nil
@@ -112,43 +112,38 @@ func (m *Mirror) pollPlain(ctx context.Context, at place) (*plainPoll, error) {
 }
 
 var (
-	// errNoAnchor says that the newest changes that were seen are no longer told.
+	// errNoAnchor reports that the newest changes that were seen have left the log.
 	errNoAnchor = errors.New("the changes that were seen are not there")
-	// errManySeen says that more comes again than can be remembered.
-	errManySeen = fmt.Errorf("it has over %d changes within a minute", mostSeen)
-	// errEnough ends an answer of which as much was told as is remembered.
-	errEnough = errors.New("enough was told")
+	// errEnough ends an answer with more new changes than are remembered.
+	errEnough = errors.New("the answer has enough changes")
 )
 
 const (
-	// mostEarly and mostEarlyBytes bound the changes that were written late at the
-	// source.
-	mostEarly      = 10_000
-	mostEarlyBytes = 16 << 20
-	// mostSeen bounds the changes that are remembered since they come again: those of
-	// [overlap].
-	mostSeen = 250_000
-	// mostToldOnce bounds the changes that are remembered until they are told again.
-	mostToldOnce = 100_000
+	// maxEarly and maxEarlyBytes bound the new changes before an anchor, which the source
+	// wrote late.
+	maxEarly      = 10_000
+	maxEarlyBytes = 16 << 20
+	// maxSeenOnce bounds the changes that wait for their confirmation.
+	maxSeenOnce = 100_000
 )
 
-// plainPoll does what one answer of a source tells that has no numbers.
+// plainPoll applies the changes of one answer of a source without numbers.
 type plainPoll struct {
 	m     *Mirror
 	ctx   context.Context
-	at    place
-	fresh seen
+	at    cursor.Cursor
+	fresh cursor.Seen
 	b     *batch
-	// told are the changes that the answer before has told.
-	told map[fingerprint]struct{}
-	// unsure says that this one has told others, which are not done, nor what
-	// comes behind them; more, that there are too many to be remembered at once.
+	// before are the unconfirmed changes of the previous answer.
+	before map[cursor.Fingerprint]struct{}
+	// unsure says that this answer has unconfirmed changes. They are not applied, and
+	// neither are those after them. more says that there are too many to remember.
 	unsure, more bool
-	// waiting says why there are changes that wait until they are no longer ahead of
-	// this machine's clock; accepted, that they don't.
+	// waiting is the reason why changes wait that are ahead of this machine's clock, and
+	// accepted says that they don't.
 	waiting  error
 	accepted bool
-	// done is how many changes were done or passed over.
+	// done counts the changes that were applied or skipped.
 	done int
 }
 
@@ -157,10 +152,10 @@ func (p *plainPoll) begin() {
 	p.b = &batch{next: p.at}
 }
 
-// take does a change, unless that was done before.
+// take applies a change, unless that was done before.
 func (p *plainPoll) take(c peer.Change) error {
-	f := fingerprintOf(c)
-	when, err := parseTime(c.Datetime)
+	f := cursor.FingerprintOf(c)
+	when, err := cursor.ParseTime(c.Datetime)
 	if err != nil {
 		return fmt.Errorf("%w: %w", peer.ErrAnswer, err)
 	}
@@ -178,9 +173,9 @@ func (p *plainPoll) take(c peer.Change) error {
 			return nil
 		}
 	}
-	if _, sure := p.told[f]; !sure || p.unsure {
+	if _, sure := p.before[f]; !sure || p.unsure {
 		p.unsure = true
-		if p.m.toldOnce[f] = struct{}{}; len(p.m.toldOnce) >= mostToldOnce {
+		if p.m.seenOnce[f] = struct{}{}; len(p.m.seenOnce) >= maxSeenOnce {
 			return errEnough
 		}
 		return nil
@@ -196,8 +191,8 @@ func (p *plainPoll) take(c peer.Change) error {
 		p.fresh[f] = when
 		return nil
 	}
-	if p.m.isAhead(change.At) { // and accepted
-		change.At = p.m.now().UTC().Truncate(time.Second)
+	if p.m.isAhead(change.At) { // which was accepted
+		change.At = p.m.Now().UTC().Truncate(time.Second)
 	}
 	p.fresh[f] = when
 	p.b.add(change)
@@ -207,15 +202,15 @@ func (p *plainPoll) take(c peer.Change) error {
 	return nil
 }
 
-// ahead decides about a change that is dated ahead of this machine's clock. It waits, as
-// that clock may be behind, unless the source was accepted.
+// ahead notes a change that is dated ahead of this machine's clock. It waits, because that
+// clock may be behind, unless the source was accepted.
 func (p *plainPoll) ahead(when time.Time) error {
 	if p.waiting != nil || p.accepted {
 		return nil
 	}
 	err := p.m.unlessAccepted(p.ctx, fmt.Sprintf("it has changes that are dated ahead of this machine's clock, such as of %s, and that wait until then: check the clocks of both",
 		when.Format(time.DateTime)))
-	var refused *RefusedError
+	var refused *health.RefusedError
 	switch {
 	case err == nil:
 		p.accepted = true
@@ -227,14 +222,14 @@ func (p *plainPoll) ahead(when time.Time) error {
 	return nil
 }
 
-// flush writes what was taken.
+// flush writes the batch.
 func (p *plainPoll) flush() error {
 	if len(p.fresh) == 0 {
 		return nil
 	}
-	p.b.next = p.at.with(p.fresh, p.m.now())
-	if len(p.b.next.Seen) > mostSeen {
-		return errManySeen
+	p.b.next = p.at.With(p.fresh, p.m.Now())
+	if len(p.b.next.Seen) > cursor.MaxSeen {
+		return cursor.ErrTooManySeen
 	}
 	if err := p.m.apply(p.ctx, p.b); err != nil {
 		return err
@@ -244,18 +239,17 @@ func (p *plainPoll) flush() error {
 	return nil
 }
 
-// hasNumbers looks whether the source has become one that numbers its changes, as
-// after an upgrade from the original; then it starts from its dump, which says
-// how far its numbers are.
-func (m *Mirror) hasNumbers(ctx context.Context, at place) (bool, error) {
-	if m.now().Sub(m.askedNumbers) < noLogFor {
+// hasNumbers reports whether the source numbers its changes by now, as after an upgrade
+// from the original. Then it resyncs from the dump, which has the latest number.
+func (m *Mirror) hasNumbers(ctx context.Context, at cursor.Cursor) (bool, error) {
+	if m.Now().Sub(m.askedNumbers) < noLogFor {
 		return false, nil
 	}
 	reply, err := m.Source.ChangesAfter(ctx, peer.Known{Position: 1 << 62})
-	m.askedNumbers = m.now()
+	m.askedNumbers = m.Now()
 	if lost := peer.AsLost(err); lost != nil && lost.Instance != "" || reply != nil {
 		return true, m.resync(ctx, at, "it numbers its changes now")
 	}
-	// Whatever else that was, the original's question will tell.
+	// Any other fault shows in the original's request as well.
 	return false, nil
 }

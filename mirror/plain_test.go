@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"nar-herder/mirror/health"
 	"nar-herder/peer"
 )
 
@@ -132,7 +133,7 @@ func TestPlain(t *testing.T) {
 	if again := f.told(); len(again) != log {
 		t.Errorf("the changes were followed again: %d lines in the log, were %d", len(again), log)
 	}
-	until(t, "to be up to date", func() bool { s := f.Status(); return s.State == Following && s.LagSeconds < 5 })
+	until(t, "to be up to date", func() bool { s := f.Status(); return s.State == health.Following && s.LagSeconds < 5 })
 
 	// The log loses what was followed, and what was not.
 	f.stop()

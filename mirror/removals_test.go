@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"nar-herder/mirror/cursor"
+	"nar-herder/mirror/health"
 	"nar-herder/narinfo"
 )
 
@@ -93,7 +95,7 @@ func TestRemovalsByDumps(t *testing.T) {
 		t.Fatalf("%d items are left", left)
 	}
 	lose(60, 120)
-	var refused *RefusedError
+	var refused *health.RefusedError
 	if err := step(); !errors.As(err, &refused) {
 		t.Errorf("a second dump that lacks as much: %v", err)
 	}
@@ -101,7 +103,7 @@ func TestRemovalsByDumps(t *testing.T) {
 		t.Errorf("%d items are left", left)
 	}
 	// The place was written while items were removed, or it is that behind the dump.
-	from, err := readPlace(t.Context(), own.index)
+	from, err := cursor.Read(t.Context(), own.index)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -134,11 +136,11 @@ func TestRemovalsOfOthers(t *testing.T) {
 	if removals, err := apply(1000, 1400); err != nil || len(removals) != 0 {
 		t.Errorf("removals of what is not here: %v, %v are counted", err, removals)
 	}
-	var refused *RefusedError
+	var refused *health.RefusedError
 	if _, err := apply(0, 200); !errors.As(err, &refused) {
 		t.Errorf("of what is here: %v", err)
 	}
-	if err := Accept(t.Context(), own.index, m.now()); err != nil {
+	if err := Accept(t.Context(), own.index, m.Now()); err != nil {
 		t.Fatal(err)
 	}
 	if removals, err := apply(0, 200); err != nil || len(removals) != 0 {

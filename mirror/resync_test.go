@@ -1,7 +1,6 @@
 package mirror
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"log/slog"
@@ -14,10 +13,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/klauspost/compress/zstd"
-
-	"nar-herder/internal/disk"
 	"nar-herder/internal/testlog"
+	"nar-herder/mirror/cursor"
+	"nar-herder/mirror/health"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
 	"nar-herder/storage/index"
@@ -65,7 +63,7 @@ func TestRefusedOnce(t *testing.T) {
 	clock.Store(at(0).Unix())
 	f := &following{instance: own, logged: new(testlog.Buffer)}
 	f.Mirror = mirrorOf(t, own, source, f.logged, func() time.Time { return time.Unix(clock.Add(1), 0) })
-	var refused *RefusedError
+	var refused *health.RefusedError
 	for range 5 {
 		if _, err := f.step(t.Context()); !errors.As(err, &refused) {
 			t.Fatalf("a source that has lost most: %v", err)
@@ -74,7 +72,7 @@ func TestRefusedOnce(t *testing.T) {
 	if n := gets.Load(); n != 1 {
 		t.Errorf("its dump was downloaded %d times", n)
 	}
-	if _, err := os.Stat(f.dumpName()); err != nil {
+	if _, err := os.Stat(f.Downloads + ".dump"); err != nil {
 		t.Errorf("what was downloaded is gone: %v", err)
 	}
 	// After a restart, what was downloaded is found whole.
@@ -85,7 +83,7 @@ func TestRefusedOnce(t *testing.T) {
 	if _, err := f.step(t.Context()); !errors.As(err, &refused) || gets.Load() != 3 {
 		t.Errorf("another dump: %v, %d questions", err, gets.Load())
 	}
-	if err := Accept(t.Context(), own.index, f.now()); err != nil {
+	if err := Accept(t.Context(), own.index, f.Now()); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := f.step(t.Context()); err != nil {
@@ -104,19 +102,21 @@ func leftNothing(t *testing.T, name string) {
 
 // mirrorOf makes a mirror that a test has do its steps.
 func mirrorOf(t *testing.T, own, source *instance, log *testlog.Buffer, now func() time.Time) *Mirror {
-	m := mirrorOf2(t, own, source, filepath.Join(t.TempDir(), "download"))
-	m.log, m.now = slog.New(slog.NewTextHandler(log, nil)), now
-	m.status.now, m.status.started = now, now()
-	return m
+	return mirrorWith(t, own, source, Options{Downloads: filepath.Join(t.TempDir(), "download"), Log: slog.New(slog.NewTextHandler(log, nil)), Now: now})
 }
 
 func mirrorOf2(t *testing.T, own, source *instance, downloads string) *Mirror {
+	return mirrorWith(t, own, source, Options{Downloads: downloads})
+}
+
+func mirrorWith(t *testing.T, own, source *instance, options Options) *Mirror {
 	t.Helper()
 	base, err := url.Parse(source.front.URL)
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := New(Options{Storage: own.storage, Index: own.index, Downloads: downloads, Source: peer.New(base, peer.Self{Instance: own.index.Instance()}), Log: slog.New(slog.DiscardHandler)})
+	options.Storage, options.Index, options.Source = own.storage, own.index, peer.New(base, peer.Self{Instance: own.index.Instance()})
+	m := New(options)
 	m.negligible = 100
 	return m
 }
@@ -141,7 +141,7 @@ func TestDumpTooOld(t *testing.T) {
 	gets := source.gets()
 	for range 5 {
 		clock.Add(int64(resyncPause.Seconds()))
-		if _, err := f.step(t.Context()); !errors.Is(err, errOldDump) || !strings.Contains(err.Error(), "nar-herder dump") {
+		if _, err := f.step(t.Context()); !errors.Is(err, health.ErrOldDump) || !strings.Contains(err.Error(), "nar-herder dump") {
 			t.Errorf("%v", err)
 		}
 	}
@@ -178,11 +178,11 @@ func TestDumpStays(t *testing.T) {
 		t.Fatalf("%d items are there, want some", n)
 	}
 	m = mirrorOf2(t, own, source, m.Downloads)
-	db, err := m.fetchDump(t.Context())
+	db, err := m.dumps.Fetch(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := m.closeDump(t.Context(), db, index.ErrFull); err != index.ErrFull {
+	if err := m.dumps.Close(t.Context(), db, index.ErrFull); err != index.ErrFull {
 		t.Error(err)
 	}
 	if _, err := m.step(t.Context()); err != nil {
@@ -216,10 +216,10 @@ func TestBadDump(t *testing.T) {
 	step := func(want int64, why string) {
 		t.Helper()
 		_, err := m.step(t.Context())
-		if !errors.Is(err, errBadDump) || gets.Load() != want {
+		if !errors.Is(err, health.ErrBadDump) || gets.Load() != want {
 			t.Errorf("%s: %d questions, want %d: %v", why, gets.Load(), want, err)
 		}
-		m.status.ended(m.log, err)
+		m.status.ended(m.Log, err)
 		if text := m.Status().Error; strings.Contains(text, m.Downloads) {
 			t.Errorf("the health tells of files here: %s", text)
 		}
@@ -227,7 +227,7 @@ func TestBadDump(t *testing.T) {
 	step(1, "at first")
 	step(2, "since it may have been damaged on its way")
 	step(2, "no more")
-	now = now.Add(heldFor)
+	now = now.Add(time.Hour)
 	step(3, "an hour later")
 	leftNothing(t, m.Downloads)
 	source.add(at(1), testInfo(1, 1, 1))
@@ -257,7 +257,7 @@ func TestOriginalOnceOurs(t *testing.T) {
 			o.added(at(300), 3, 1)
 			f.same(o.instance)
 			f.stop()
-			if place, err := readPlace(t.Context(), own.index); err != nil || place.Instance != "" || f.status.resyncs != 1 {
+			if place, err := cursor.Read(t.Context(), own.index); err != nil || place.Instance != "" || f.status.resyncs != 1 {
 				t.Errorf("it goes by the numbers of instance %q, %v", place.Instance, err)
 			}
 		})
@@ -283,65 +283,15 @@ func TestUnsureSource(t *testing.T) {
 	if _, err := m.step(t.Context()); err == nil {
 		t.Error("it goes on without an answer")
 	}
-	if place, err := readPlace(t.Context(), own.index); err != nil || !place.isZero() {
+	if place, err := cursor.Read(t.Context(), own.index); err != nil || !place.IsZero() {
 		t.Errorf("a place is written: %+v, %v", place, err)
 	}
 	broken = false
 	if _, err := m.step(t.Context()); err != nil {
 		t.Error(err)
 	}
-	if place, err := readPlace(t.Context(), own.index); err != nil || place.Instance != source.index.Instance() {
+	if place, err := cursor.Read(t.Context(), own.index); err != nil || place.Instance != source.index.Instance() {
 		t.Errorf("the place is %+v, %v", place, err)
-	}
-}
-
-// TestDecompressRoom: what a dump is decompressed to leaves room on the disk, and is
-// no more than a database can have come from.
-func TestDecompressRoom(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	bomb := filepath.Join(dir, "bomb")
-	var packed bytes.Buffer
-	w, err := zstd.NewWriter(&packed, zstd.WithWindowSize(1<<20))
-	if err != nil {
-		t.Fatal(err)
-	}
-	zeros := make([]byte, 1<<20)
-	for range 200 {
-		if _, err := w.Write(zeros); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := errors.Join(w.Close(), os.WriteFile(bomb, packed.Bytes(), 0o600)); err != nil {
-		t.Fatal(err)
-	}
-	to := filepath.Join(dir, "to")
-	if err := decompress(t.Context(), bomb, to, nil); err == nil || isLocal(err) {
-		t.Errorf("%d bytes become 200 MiB: %v", packed.Len(), err)
-	}
-	if info, err := os.Stat(to); err != nil || info.Size() > 100<<20 {
-		t.Errorf("it was written as %d bytes, %v", info.Size(), err)
-	}
-	packed.Reset()
-	wide, err := zstd.NewWriter(&packed, zstd.WithWindowSize(16<<20), zstd.WithEncoderConcurrency(1))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for range 20 {
-		if _, err := wide.Write(zeros); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := errors.Join(wide.Close(), os.WriteFile(bomb+"2", packed.Bytes(), 0o600)); err != nil {
-		t.Fatal(err)
-	}
-	if err := decompress(t.Context(), bomb+"2", to, nil); !errors.Is(err, zstd.ErrWindowSizeExceeded) {
-		t.Errorf("a window of 16 MiB: %v", err)
-	}
-	full := func(string) (int64, int64, error) { return 1 << 30, 100 << 30, nil }
-	err = decompress(t.Context(), bomb, to, full)
-	if !errors.Is(err, disk.ErrNoRoom) || !isLocal(err) || badDump(err) != err {
-		t.Errorf("on a disk that is full: %v", err)
 	}
 }
 
@@ -355,7 +305,7 @@ func TestSilence(t *testing.T) {
 	m := mirrorOf(t, own, source, log, func() time.Time { return now })
 	for range 100 {
 		_, err := m.step(t.Context())
-		m.status.ended(m.log, err)
+		m.status.ended(m.Log, err)
 		if !errors.Is(err, peer.ErrNotReady) {
 			t.Fatal(err)
 		}
@@ -374,7 +324,7 @@ func TestSilence(t *testing.T) {
 	if warnings := m.Warnings(); len(warnings) != 0 {
 		t.Errorf("up to date: %q", warnings)
 	}
-	m.status.passedOver()
+	m.status.skipped()
 	if warnings := m.Warnings(); len(warnings) != 1 || !strings.Contains(warnings[0], "passed over") {
 		t.Errorf("something was passed over: %q", warnings)
 	}

@@ -11,67 +11,38 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"nar-herder/mirror/health"
 	"nar-herder/peer"
 )
 
-// States of a mirror.
-const (
-	Syncing   = "syncing"   // it starts from what the source publishes
-	Following = "following" // it does what the source does
-	Failing   = "failing"   // it can't, and tries again
-	Refusing  = "refusing"  // it could, and doesn't: see [RefusedError]
-)
-
-// Status is how a mirror does.
-type Status struct {
-	Source string `json:"source"`
-	State  string `json:"state"`
-	// LagSeconds is how long ago this instance was surely as the source is; -1
-	// when it never was since the start.
-	LagSeconds float64 `json:"lag_seconds"`
-	// Backlog is how many changes are to be done, as far as that is known.
-	Backlog int64 `json:"backlog"`
-	// LastSuccess is when it was surely as the source is.
-	LastSuccess time.Time `json:"last_success,omitzero"`
-	// Failures are those in a row, and Error is the last of them.
-	Failures int    `json:"failures"`
-	Error    string `json:"error,omitempty"`
-	// PassedOver counts changes that made no sense, since the start.
-	PassedOver int64 `json:"passed_over"`
-	// Doing says what takes its time.
-	Doing string `json:"doing,omitempty"`
-}
-
-// status is that of a mirror, with what is counted for the metrics.
+// status is the state of a mirror, with the counters of its metrics.
 type status struct {
-	mu      sync.Mutex
-	now     func() time.Time
-	started time.Time
-	current Status
-	asOf    time.Time
+	now      func() time.Time
+	started  time.Time
+	database string
+	// followed is called when the source is known to be followed.
+	followed func()
 
-	instances     []string
+	mu            sync.Mutex
+	current       health.Status
+	asOf          time.Time // when this instance was last known to have what the source has
+	instances     []string  // the mirrored instances
 	sums          FollowedSums
 	totalFailures int64
 	resyncs       int64
-	logged        reminder
-	downloads     string
-
-	told func(Status) // of what is being done, if not nil
-	// followed is called whenever it is known that the source is followed.
-	followed func()
+	logged        health.Reminder
 }
 
 func (s *status) begin(m *Mirror) {
-	s.current = Status{Source: m.Source.String(), State: Syncing, LagSeconds: -1}
-	s.now, s.started = m.now, m.now()
-	s.downloads, s.followed = m.Downloads, m.tidy
+	s.current = health.Status{Source: m.Source.String(), State: health.Syncing, LagSeconds: -1}
+	s.now, s.started = m.Now, m.Now()
+	s.database, s.followed = m.Index.Path(), m.tidy
 }
 
-// Status is how the mirror does now.
-func (m *Mirror) Status() Status { return m.status.get() }
+// Status returns the current state.
+func (m *Mirror) Status() health.Status { return m.status.get() }
 
-func (s *status) get() Status {
+func (s *status) get() health.Status {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	current := s.current
@@ -82,15 +53,15 @@ func (s *status) get() Status {
 	return current
 }
 
-// worryAfter is the lag that a health check speaks of.
+// worryAfter is the lag above which the health report warns.
 const worryAfter = 5 * time.Minute
 
-// Warnings are for the health.
+// Warnings returns the warnings for the health report.
 func (m *Mirror) Warnings() []string {
 	status := m.Status()
 	var warnings []string
-	switch started := m.now().Sub(m.status.started); {
-	case status.State == Refusing || status.State == Failing:
+	switch started := m.Now().Sub(m.status.started); {
+	case status.State == health.Refusing || status.State == health.Failing:
 		warnings = append(warnings, "the mirrored instance "+status.Source+" is not followed: "+status.Error)
 	case status.LagSeconds > worryAfter.Seconds():
 		warnings = append(warnings, "this mirror is not up to date with "+status.Source)
@@ -104,29 +75,26 @@ func (m *Mirror) Warnings() []string {
 	return warnings
 }
 
-// doing says what is being done now; "" for the usual.
-func (s *status) doing(state, what string) {
+// syncing notes what is done instead of following.
+func (s *status) syncing(what string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.current.State, s.current.Doing = state, what
-	if s.told != nil {
-		s.told(s.current)
-	}
+	s.current.State, s.current.Doing = health.Syncing, what
 }
 
-// chain notes the instances that are mirrored, itself or through others.
+// chain notes the instances that are mirrored, directly or through others.
 func (s *status) chain(instances []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.instances = instances
 }
 
-// Chain are the instances that this one mirrors, itself or through others, as far as
+// Chain returns the instances that this one mirrors, directly or through others, as far as
 // known.
 func (m *Mirror) Chain() []string {
 	m.status.mu.Lock()
 	defer m.status.mu.Unlock()
-	if m.status.current.State == Refusing {
+	if m.status.current.State == health.Refusing {
 		return nil
 	}
 	return m.status.instances
@@ -134,26 +102,22 @@ func (m *Mirror) Chain() []string {
 
 // heard notes the state of the source's log, which is followed up to a position.
 func (s *status) heard(state peer.LogState, position int64) {
-	s.followed()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.current.State, s.current.Doing = Following, ""
-	s.current.Failures, s.current.Error = 0, ""
-	s.current.Backlog = max(0, state.Last-position)
-	if s.current.Backlog == 0 {
-		s.asOf = s.now()
-	}
+	s.following(max(0, state.Last-position), s.now())
 }
 
-// polled notes that all is done that the source had at a time.
-func (s *status) polled(at time.Time) {
+// polled notes that everything was applied that the source had at a time.
+func (s *status) polled(at time.Time) { s.following(0, at) }
+
+// following notes that the source is followed, and as of when, if there is no backlog.
+func (s *status) following(backlog int64, asOf time.Time) {
 	s.followed()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.current.State, s.current.Doing = Following, ""
+	s.current.State, s.current.Doing = health.Following, ""
 	s.current.Failures, s.current.Error = 0, ""
-	s.current.Backlog = 0
-	s.asOf = at
+	if s.current.Backlog = backlog; backlog == 0 {
+		s.asOf = asOf
+	}
 }
 
 func (s *status) applied(sums FollowedSums) {
@@ -162,7 +126,7 @@ func (s *status) applied(sums FollowedSums) {
 	s.sums.Add(sums)
 }
 
-func (s *status) passedOver() {
+func (s *status) skipped() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.current.PassedOver++
@@ -174,28 +138,28 @@ func (s *status) resynced() {
 	s.resyncs++
 }
 
-// ended notes how an attempt to follow has ended.
+// ended notes the end of an attempt to follow.
 func (s *status) ended(log *slog.Logger, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err == nil {
 		return
 	}
-	var refused *RefusedError
+	var refused *health.RefusedError
 	level := slog.LevelWarn
 	switch {
 	case errors.As(err, &refused):
-		s.current.State, level = Refusing, slog.LevelError
+		s.current.State, level = health.Refusing, slog.LevelError
 	case errors.Is(err, peer.ErrNotReady):
-		s.current.State, level = Syncing, slog.LevelInfo
+		s.current.State, level = health.Syncing, slog.LevelInfo
 	default:
-		s.current.State = Failing
+		s.current.State = health.Failing
 	}
 	s.current.Doing = ""
 	s.current.Failures++
-	s.current.Error = publicError(err, s.downloads)
+	s.current.Error = health.Public(err, s.database)
 	s.totalFailures++
-	if s.logged.due(s.now(), err.Error()) {
+	if s.logged.Due(s.now(), err.Error()) {
 		log.Log(context.Background(), level, "the mirrored instance is not followed", "source", s.current.Source, "failures", s.current.Failures, "error", err)
 	}
 }
@@ -235,7 +199,7 @@ func (m *Mirror) Collect(to chan<- prometheus.Metric) {
 	gauge(backlogMetric, float64(current.Backlog))
 	counter(failureMetric, float64(failures))
 	counter(resyncMetric, float64(resyncs))
-	for _, state := range []string{Syncing, Following, Failing, Refusing} {
+	for _, state := range []string{health.Syncing, health.Following, health.Failing, health.Refusing} {
 		value := 0.0
 		if state == current.State {
 			value = 1

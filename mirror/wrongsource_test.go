@@ -2,6 +2,7 @@ package mirror
 
 import (
 	"errors"
+	"nar-herder/mirror/health"
 	"path/filepath"
 	"testing"
 )
@@ -26,7 +27,7 @@ func TestWrongSource(t *testing.T) {
 		}
 	}
 	before := len(own.list())
-	var refused *RefusedError
+	var refused *health.RefusedError
 	if _, err := mirrorOf2(t, own, wrong.instance, downloads).step(t.Context()); !errors.As(err, &refused) {
 		t.Errorf("another original is followed: %v", err)
 	}

@@ -15,7 +15,7 @@ import (
 	"syscall"
 	"time"
 
-	"nar-herder/mirror"
+	"nar-herder/mirror/health"
 	"nar-herder/narinfo"
 	"nar-herder/storage/index"
 )
@@ -270,7 +270,7 @@ func (m *mirroring) untilFollowing(s *server) error {
 	var state, answer string
 	for {
 		var err error
-		if state, err = s.mirrorState(ctx); err == nil && state == mirror.Following {
+		if state, err = s.mirrorState(ctx); err == nil && state == health.Following {
 			if answer, err = s.status(ctx, "/"+m.last+".narinfo"); err == nil && answer == "200 OK" {
 				return nil
 			}
@@ -298,7 +298,7 @@ func (s *server) mirrorState(ctx context.Context) (string, error) {
 	}
 	defer response.Body.Close()
 	var health struct {
-		Mirror mirror.Status `json:"mirror"`
+		Mirror health.Status `json:"mirror"`
 	}
 	if err := json.NewDecoder(response.Body).Decode(&health); err != nil {
 		return "", err

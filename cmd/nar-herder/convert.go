@@ -9,7 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"nar-herder/mirror"
+	"nar-herder/mirror/cursor"
 	"nar-herder/mirror/original"
 	"nar-herder/mirror/original/convert"
 )
@@ -88,7 +88,7 @@ func (c *serverCommand) convertInPlace(ctx context.Context, listeners []net.List
 		// The original has followed it until now, and stored its nars.
 		options.Mirrored = true
 		options.Settings = func(ctx context.Context, from *original.Database) (map[string]string, error) {
-			settings, err := mirror.ConvertedSettings(ctx, from)
+			settings, err := cursor.ConvertedSettings(ctx, from)
 			if bytes, ok := options.Storage.(byteStore); err == nil && ok {
 				if settings == nil {
 					settings = make(map[string]string)

@@ -11,6 +11,7 @@ import (
 	"nar-herder/httpapi"
 	"nar-herder/mirror"
 	"nar-herder/mirror/dump"
+	"nar-herder/mirror/health"
 )
 
 // dumpOption is what the server and the command that makes dumps have.
@@ -28,7 +29,7 @@ func (o dumpOption) path(database string) string {
 func (c *serverCommand) dumps(store *opened, follower *mirror.Mirror, options *httpapi.Options, log *slog.Logger) (*dump.Maker, error) {
 	maker, err := dump.New(store.index, dump.Options{
 		Path: c.DatabaseDump, Interval: time.Duration(c.DatabaseDumpInterval), Log: log,
-		Ready: func() bool { return follower == nil || follower.Status().State != mirror.Syncing },
+		Ready: func() bool { return follower == nil || follower.Status().State != health.Syncing },
 	})
 	if err != nil {
 		return nil, err

@@ -21,7 +21,10 @@ import (
 	"nar-herder/httpapi"
 	"nar-herder/internal/redact"
 	"nar-herder/mirror"
+	"nar-herder/mirror/bootstrap"
+	"nar-herder/mirror/health"
 	"nar-herder/mirror/nars"
+	"nar-herder/mirror/sourcedump"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
 	"nar-herder/removal"
@@ -47,12 +50,12 @@ func (c *serverCommand) beginMirror(ctx context.Context, listeners []net.Listene
 			return err
 		}
 	}
-	beginning := mirror.NewBeginning(c.Database, peer.New(c.Mirror.URL, peer.Self{AllowPrivateRedirects: c.AllowPrivateRedirects}), log)
+	beginning := bootstrap.New(c.Database, peer.New(c.Mirror.URL, peer.Self{AllowPrivateRedirects: c.AllowPrivateRedirects}), log)
 	state := func() any {
 		return struct {
 			Status string       `json:"status"`
 			Mirror mirrorStatus `json:"mirror"`
-		}{mirror.Syncing, mirrorStatus{Status: beginning.Status()}}
+		}{health.Syncing, mirrorStatus{Status: beginning.Status()}}
 	}
 	return c.whileStarting(ctx, listeners, state, log, beginning.Run)
 }
@@ -91,7 +94,7 @@ func (c *serverCommand) serveStarting(ctx context.Context, listeners []net.Liste
 
 // mirrorStatus is how a mirror does, for the health.
 type mirrorStatus struct {
-	mirror.Status
+	health.Status
 	// Nars is nil where none are stored.
 	Nars *nars.Status `json:"nars,omitempty"`
 }
@@ -109,7 +112,7 @@ func (c *serverCommand) follower(store *opened, peers peer.Peers, fetcher *nars.
 	follower := mirror.New(mirror.Options{
 		Storage: store.Storage, Index: store.index,
 		Source: peers[0], Wanted: wanted,
-		Downloads: mirror.Downloads(c.Database),
+		Downloads: sourcedump.Downloads(c.Database),
 		Pinned: func(ctx context.Context) (func(narinfo.PathHash) bool, func(*index.Tx) error, error) {
 			pinned, err := removal.ReadPinned(ctx, store.index)
 			if err != nil {
@@ -176,7 +179,7 @@ func (c *mirrorStatusCommand) Run(ctx context.Context, s *streams) error {
 			printf(s.out, "last error   %s\n", status.Error)
 		}
 	}
-	if status.State == mirror.Syncing || status.State == mirror.Refusing || status.LagSeconds < 0 || status.LagSeconds > time.Duration(c.MaxLag).Seconds() {
+	if status.State == health.Syncing || status.State == health.Refusing || status.LagSeconds < 0 || status.LagSeconds > time.Duration(c.MaxLag).Seconds() {
 		return statusFailed
 	}
 	return nil

@@ -1,16 +1,19 @@
-package mirror
+package bootstrap
 
 import (
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"nar-herder/narinfo"
@@ -42,8 +45,8 @@ func farmText(random *rand.Rand, before []string) (base string, text []byte) {
 		base64.StdEncoding.EncodeToString([]byte(signature)), base, random.IntN(1<<28))
 }
 
-// BenchmarkOfIndex makes indexes of a copy with 100,000 items.
-func BenchmarkOfIndex(b *testing.B) {
+// BenchmarkFromIndex makes indexes of a copy with 100,000 items.
+func BenchmarkFromIndex(b *testing.B) {
 	const items = 100_000
 	directory := b.TempDir()
 	x, err := index.Open(b.Context(), filepath.Join(directory, "source.db"), index.Options{Bulk: true})
@@ -84,8 +87,8 @@ func BenchmarkOfIndex(b *testing.B) {
 	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &before)
 	builds := 0
 	for b.Loop() {
-		building := &building{log: slog.New(slog.DiscardHandler), doing: func(string) {}, now: time.Now(), fallback: time.Now()}
-		if err := building.ofIndex(b.Context(), filepath.Join(directory, "built.db"), os.DirFS(directory), filepath.Base(copied)); err != nil {
+		build := &build{log: slog.New(slog.DiscardHandler), doing: func(string) {}, now: time.Now(), fallback: time.Now()}
+		if err := build.fromIndex(b.Context(), filepath.Join(directory, "built.db"), os.DirFS(directory), filepath.Base(copied)); err != nil {
 			b.Fatal(err)
 		}
 		builds++
@@ -95,4 +98,36 @@ func BenchmarkOfIndex(b *testing.B) {
 	b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(builds*items), "µs/item")
 	b.ReportMetric(float64(cpu)/1000/float64(builds*items), "cpu-µs/item")
 	b.ReportMetric(0, "ns/op")
+}
+
+// TestLongRows: rows that are made ready ahead are bounded in bytes.
+func TestLongRows(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		read := 0
+		rows := func(yield func(int, error) bool) {
+			for read = range 2000 {
+				if !yield(read, nil) {
+					return
+				}
+			}
+		}
+		hold, odd := make(chan struct{}), errors.New("odd")
+		done := make(chan error)
+		go func() {
+			b := &build{log: slog.New(slog.DiscardHandler), doing: func(string) {}, count: 1 << 30}
+			done <- run(t.Context(), b, nil, rows, func(int) int { return 1 << 20 }, func(int) (index.Row, error) {
+				<-hold
+				return index.Row{}, odd
+			})
+		}()
+		synctest.Wait()
+		if most := (lotsAhead + runtime.GOMAXPROCS(0) + 3) * lotBytes >> 20; read > most {
+			t.Errorf("%d MiB of rows were read ahead, want %d at the most", read, most)
+		}
+		close(hold)
+		if err := <-done; err != nil || read != 1999 {
+			t.Errorf("%d rows, %v", read+1, err)
+		}
+	})
 }

@@ -1,4 +1,4 @@
-package mirror
+package health
 
 import (
 	"errors"
@@ -20,7 +20,7 @@ import (
 func TestPublicError(t *testing.T) {
 	t.Parallel()
 	const database = "/var/lib/nar-herder/nar_herder.db"
-	downloads := Downloads(database)
+	const downloads = database + ".mirror"
 	for _, test := range []struct {
 		err   error
 		local bool
@@ -37,12 +37,12 @@ func TestPublicError(t *testing.T) {
 		{fmt.Errorf("the setting in %s makes no sense", database), true},
 		{fmt.Errorf("finish %s.new", downloads), true},
 	} {
-		got := publicError(test.err, downloads)
+		got := Public(test.err, database)
 		if test.local != (got == localFault) || strings.Contains(got, "http://") || strings.Contains(got, "secret") {
 			t.Errorf("%v is told as %q", test.err, got)
 		}
 	}
-	if got := publicError(fmt.Errorf("open the dump: %w: %s.dump is damaged", errBadDump, downloads), downloads); strings.Contains(got, "/var") || !strings.Contains(got, "no sense") {
+	if got := Public(fmt.Errorf("open the dump: %w: %s.dump is damaged", ErrBadDump, downloads), database); strings.Contains(got, "/var") || !strings.Contains(got, "no sense") {
 		t.Errorf("a dump that makes no sense is told as %q", got)
 	}
 }

@@ -1,4 +1,4 @@
-package mirror
+package bootstrap
 
 import (
 	"errors"
@@ -9,8 +9,8 @@ import (
 	"sync"
 )
 
-// growing is a file that is being downloaded, as an [fs.FS] of this one file: a read of bytes
-// that have not come yet waits for them. So an index is made while it is downloaded.
+// growing is a file that is being downloaded, as an [fs.FS] with this one file. A read waits
+// until the bytes have arrived, so that an index is built while it is downloaded.
 type growing struct {
 	name string
 
@@ -28,7 +28,7 @@ func newGrowing(name string) *growing {
 	return g
 }
 
-// grow notes how many bytes there are, of how many; the file exists.
+// grow sets how many bytes have arrived, and the size of the whole file, which exists by now.
 func (g *growing) grow(have, size int64) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -36,7 +36,7 @@ func (g *growing) grow(have, size int64) {
 	g.changed.Broadcast()
 }
 
-// end ends all waiting: the file is whole, or an error says why it won't be.
+// end ends all waiting: the file is complete, or failure is the reason why it won't be.
 func (g *growing) end(size int64, failure error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -46,8 +46,8 @@ func (g *growing) end(size int64, failure error) {
 	g.changed.Broadcast()
 }
 
-// wait waits until the size is known and the bytes before an offset are there, or all are. It
-// returns the size.
+// wait waits until the size is known and the bytes before an offset have arrived, or all
+// bytes have. It returns the size.
 func (g *growing) wait(offset int64) (size int64, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -79,7 +79,7 @@ func (g *growing) Open(name string) (fs.File, error) {
 // growingFile is the name of the file in the file system.
 const growingFile = "index"
 
-// growingReader is the file opened. It is used by one goroutine at a time.
+// growingReader is the open file. It is used by one goroutine at a time.
 type growingReader struct {
 	*os.File
 	of     *growing
@@ -106,13 +106,13 @@ func (r *growingReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Stat implements [fs.File]: the size is that of the whole file.
+// Stat implements [fs.File]. The size is that of the complete file.
 func (r *growingReader) Stat() (fs.FileInfo, error) {
 	info, err := r.File.Stat()
 	return wholeInfo{info, r.size}, err
 }
 
-// wholeInfo has the size that a file will have.
+// wholeInfo has the size of the complete file.
 type wholeInfo struct {
 	fs.FileInfo
 	size int64
