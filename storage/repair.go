@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"time"
 
+	"nar-herder/internal/pace"
 	"nar-herder/narinfo"
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
@@ -92,12 +93,12 @@ const settledAfter = 24 * time.Hour
 type Repairer struct {
 	storage *Storage
 	options RepairOptions
-	reading *throttle
+	reading *pace.Limiter
 }
 
 // Repairer makes a Repairer.
 func (s *Storage) Repairer(options RepairOptions) *Repairer {
-	return &Repairer{storage: s, options: options, reading: &throttle{rate: options.Rate}}
+	return &Repairer{storage: s, options: options, reading: &pace.Limiter{Rate: options.Rate}}
 }
 
 // Repair does what can be done about a finding. Row and file must be as they were
@@ -270,7 +271,7 @@ func (r *Repairer) verify(ctx context.Context, finding Finding) error {
 	if !sameFile(info, finding.info) {
 		return errMeanwhile
 	}
-	return CheckNar(ctx, finding.Item.Narinfo, n, r.reading.reader(ctx, io.LimitReader(reader, info.Size)), r.options.Decode)
+	return CheckNar(ctx, finding.Item.Narinfo, n, r.reading.Reader(ctx, io.LimitReader(reader, info.Size)), r.options.Decode)
 }
 
 // restore shows what was fetched.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"nar-herder/internal/linger"
+	"nar-herder/internal/pace"
 	"nar-herder/narinfo"
 	"nar-herder/storage/index"
 )
@@ -41,7 +42,7 @@ func (s *Storage) Verify(ctx context.Context, options VerifyOptions) iter.Seq2[F
 			return
 		}
 		v := &verifying{
-			Storage: s, VerifyOptions: options, throttle: &throttle{rate: options.Rate},
+			Storage: s, VerifyOptions: options, limiter: &pace.Limiter{Rate: options.Rate},
 			place: options.From, saved: s.now(),
 		}
 		if v.Looked == nil {
@@ -76,10 +77,10 @@ func (s *Storage) Verify(ctx context.Context, options VerifyOptions) iter.Seq2[F
 type verifying struct {
 	*Storage
 	VerifyOptions
-	yield    func(Finding, error) bool
-	throttle *throttle
-	place    VerifyPlace
-	saved    time.Time
+	yield   func(Finding, error) bool
+	limiter *pace.Limiter
+	place   VerifyPlace
+	saved   time.Time
 }
 
 // all goes through what was wrong before, and through the items after the place.
@@ -196,7 +197,7 @@ func (v *verifying) file(ctx context.Context, hash narinfo.PathHash, name string
 		} else if err != nil {
 			return finding, -1, err
 		}
-		err = CheckNar(ctx, item.Narinfo, n, v.throttle.reader(ctx, io.LimitReader(reader, info.Size)), v.Decode)
+		err = CheckNar(ctx, item.Narinfo, n, v.limiter.Reader(ctx, io.LimitReader(reader, info.Size)), v.Decode)
 		reader.Close()
 		if err == nil {
 			return finding, info.Size, nil
