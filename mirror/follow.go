@@ -10,6 +10,7 @@ import (
 
 	"nar-herder/internal/stamp"
 	"nar-herder/narinfo"
+	"nar-herder/narinfo/signing"
 	"nar-herder/peer"
 	"nar-herder/storage"
 	"nar-herder/storage/index"
@@ -224,7 +225,7 @@ func parseTime(text string) (time.Time, error) {
 // and not damaged on its way. One without a signature may have lost it there, and
 // is of no use to clients either.
 func plausible(n *narinfo.Narinfo) error {
-	if err := n.CheckSignature(); err != nil && !errors.Is(err, narinfo.ErrUnknownAlgorithm) {
+	if err := n.CheckSignature(); err != nil && !errors.Is(err, signing.ErrUnknownAlgorithm) {
 		return err
 	}
 	return nil
