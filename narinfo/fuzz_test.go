@@ -60,27 +60,3 @@ func FuzzParseNarHash(f *testing.F) {
 		}
 	})
 }
-
-// FuzzParseSexp: what is read is the same when it is printed and read again.
-func FuzzParseSexp(f *testing.F) {
-	for _, seed := range []string{
-		"(public-key (ecc (curve Ed25519) (q #00FF#)))", `(a "b\n\x41\101" |YQ==|)`, "(a (b (c ())))", "(3:abc)", "()", "(", ")", "(a))", "(a #0#)",
-		strings.Repeat("(a ", 100) + strings.Repeat(")", 100), `(a "\`, "(a \x00)", " (a) ",
-	} {
-		f.Add(seed)
-	}
-	f.Fuzz(func(t *testing.T, text string) {
-		tree, err := parseSexp(text)
-		if err != nil {
-			return
-		}
-		printed := tree.print()
-		again, err := parseSexp(printed)
-		if err != nil {
-			t.Fatalf("%q is printed as %q: %v", text, printed, err)
-		}
-		if second := again.print(); second != printed {
-			t.Fatalf("%q is printed as %q, and that as %q", text, printed, second)
-		}
-	})
-}

@@ -1,17 +1,16 @@
 package narinfo
 
 import (
-	"encoding/base64"
+	"crypto/sha256"
 	"errors"
 	"fmt"
-	"strings"
+	"slices"
+
+	"nar-herder/narinfo/signing"
 )
 
 // ErrUnsigned is the error for a narinfo without a signature.
 var ErrUnsigned = errors.New("narinfo has no signature")
-
-// signatureVersion is the only one there is.
-const signatureVersion = "1"
 
 // SigningKey returns the public key that the narinfo says it was signed with,
 // as guix archive --authorize takes it and signing-key.pub has it: an
@@ -24,52 +23,52 @@ func (n *Narinfo) SigningKey() (string, error) {
 	if n.signature == "" {
 		return "", ErrUnsigned
 	}
-	key, err := signingKey(n.signature)
+	key, err := signing.Key(n.signature)
 	if err != nil {
 		return "", fmt.Errorf("narinfo: Signature: %w", err)
 	}
 	return key, nil
 }
 
-func signingKey(signature string) (string, error) {
-	tree, err := parseSignature(signature)
+// CheckSignature checks the signature of the narinfo's own text, see [signing.Verify]: a
+// mirror whose source gives no digests notices damage before clients would refuse it.
+//
+// The error is [ErrUnsigned] when there is no signature. It wraps [signing.ErrBadSignature]
+// or [signing.ErrUnknownAlgorithm] as that of Verify does, the former also when StorePath,
+// NarHash or References aren't among the signed bytes, see [Narinfo.Signed].
+func (n *Narinfo) CheckSignature() error {
+	if n.signature == "" {
+		return ErrUnsigned
+	}
+	err := n.checkSignedFields()
 	if err != nil {
-		return "", err
+		err = fmt.Errorf("%w: %w", signing.ErrBadSignature, err)
+	} else {
+		err = signing.Verify(n.signature, sha256.Sum256(n.Signed()))
 	}
-	for _, part := range tree.list[1:] {
-		if part.head() == "public-key" {
-			if !part.isPublicKey() {
-				return "", errNoPublicKey
-			}
-			return part.print(), nil
-		}
+	if err != nil {
+		return fmt.Errorf("narinfo: Signature: %w", err)
 	}
-	return "", errors.New("there is no public-key in it")
+	return nil
 }
 
-var errNoPublicKey = errors.New("the public-key must be of the form (public-key (ALGORITHM (PARAMETER VALUE) …))")
-
-// parseSignature reads the value of the field Signature, and returns the
-// s-expression (signature …) in it.
-func parseSignature(signature string) (sexp, error) {
-	parts := strings.Split(signature, ";")
-	if len(parts) != 3 {
-		return sexp{}, fmt.Errorf("%s: must be VERSION;HOST;BASE64", quote(signature))
+// checkSignedFields returns an error unless the fields that the client relies on were signed
+// as a whole, not just their beginnings.
+func (n *Narinfo) checkSignedFields() error {
+	p := parser{Narinfo: new(Narinfo)}
+	if err := p.record(string(n.Signed())); err != nil {
+		return fmt.Errorf("what stands above %q doesn't end with a field: %w", signatureMark, err)
 	}
-	if parts[0] != signatureVersion {
-		return sexp{}, fmt.Errorf("version %s, only %s is known", quote(parts[0]), signatureVersion)
+	unsigned := ""
+	switch {
+	case p.seen&seenStorePath == 0 || p.StorePath != n.StorePath:
+		unsigned = "StorePath"
+	case p.seen&seenNarHash == 0 || p.NarHash != n.NarHash:
+		unsigned = "NarHash"
+	case p.seen&seenReferences == 0 || !slices.Equal(p.References, n.References):
+		unsigned = "References"
+	default:
+		return nil
 	}
-	// Strict, so that no damage to the last characters goes unnoticed.
-	text, err := base64.StdEncoding.Strict().DecodeString(parts[2])
-	if err != nil {
-		return sexp{}, fmt.Errorf("must be base64: %w", err)
-	}
-	tree, err := parseSexp(string(text))
-	if err != nil {
-		return sexp{}, err
-	}
-	if tree.head() != "signature" {
-		return sexp{}, fmt.Errorf("the s-expression is %s, must be a signature", quote(tree.head()))
-	}
-	return tree, nil
+	return fmt.Errorf("%s isn't signed, must stand above %q, as StorePath, NarHash and References all must", unsigned, signatureMark)
 }

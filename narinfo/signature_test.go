@@ -1,11 +1,21 @@
 package narinfo
 
 import (
+	"bytes"
+	"crypto"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
 	"encoding/base64"
 	"errors"
+	"fmt"
+	"math/big"
 	"os"
 	"strings"
+	"sync"
 	"testing"
+
+	"nar-herder/narinfo/signing"
 )
 
 // oneSpace makes printed forms of different libgcrypts comparable: older ones
@@ -76,55 +86,268 @@ func TestSigningKeyErrors(t *testing.T) {
 	}
 }
 
-func TestSigningKeyForms(t *testing.T) {
-	const key = "(public-key\n (ecc\n  (curve Ed25519)\n  (q #AB01#)\n  )\n )\n"
-	for _, test := range []struct{ text, want string }{
-		{"(signature (data x) (public-key (ecc (curve Ed25519) (q #ab 01#))))", key},
-		{"(signature(public-key(ecc(curve Ed25519)(q#AB01#))))\x00", key},
-		{"(signature (public-key (ecc (curve \"NIST P-256\") (flags eddsa x) (q #00#))))",
-			"(public-key\n (ecc\n  (curve \"NIST P-256\")\n  (flags eddsa x)\n  (q #00#)\n  )\n )\n"},
-		{`(signature (public-key (ecc (q "\n) \" \\ä"))))`, "(public-key\n (ecc\n  (q \"\\n) \\\" \\\\ä\")\n  )\n )\n"},
+// What real programs signed: guix publish, the build farms, and libgcrypt.
+// Those in testdata/signatures are made with libgcrypt 1.10 for what is rare:
+// values that it prints as quoted strings, or in less than 32 bytes.
+func TestCheckSignatureReal(t *testing.T) {
+	for _, pattern := range []string{
+		"../testdata/production/*.narinfo",
+		"../testdata/published*/*.narinfo",
+		"testdata/signatures/*.narinfo",
 	} {
-		got, err := signingKey("1;host;" + base64.StdEncoding.EncodeToString([]byte(test.text)))
-		if err != nil || got != test.want {
-			t.Errorf("%q: got %q, %v, want %q", test.text, got, err, test.want)
+		forEachNarinfo(t, pattern, func(t *testing.T, text []byte) {
+			if err := mustParse(t, text).CheckSignature(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func TestCheckSignatureCases(t *testing.T) {
+	verdicts := map[string]struct {
+		err     error
+		message string
+	}{
+		"bad-base64.narinfo":                       {signing.ErrBadSignature, "must be base64"},
+		"bad-sexp.narinfo":                         {signing.ErrBadSignature, "cut off"},
+		"bad-signature-of-other-text.narinfo":      {signing.ErrBadSignature, "sha256 of the text"},
+		"bad-signed-part-lacks-references.narinfo": {signing.ErrBadSignature, "References isn't signed"},
+		"bad-tampered-narhash.narinfo":             {signing.ErrBadSignature, "sha256 of the text"},
+		"bad-tampered-reference.narinfo":           {signing.ErrBadSignature, "sha256 of the text"},
+		"bad-unauthorized-key.narinfo":             {}, // trust isn't looked at
+		"bad-unsigned.narinfo":                     {ErrUnsigned, "no signature"},
+		"bad-version-2.narinfo":                    {signing.ErrBadSignature, `version "2"`},
+	}
+	tested := 0
+	forEachNarinfo(t, "../testdata/cases/*.narinfo", func(t *testing.T, text []byte) {
+		_, name, _ := strings.Cut(t.Name(), "/cases/")
+		want, ok := verdicts[name]
+		if ok {
+			tested++
+		} else if !strings.HasPrefix(name, "ok-") {
+			t.Fatal("no verdict is known")
+		}
+		checkVerdict(t, mustParse(t, text).CheckSignature(), want.err, want.message)
+	})
+	if tested != len(verdicts) {
+		t.Errorf("%d of %d cases are there", tested, len(verdicts))
+	}
+}
+
+// checkVerdict wants an error that is want, none of the others, and says message.
+func checkVerdict(t *testing.T, got, want error, message string) {
+	t.Helper()
+	if want == nil && got == nil {
+		return
+	}
+	for _, verdict := range []error{ErrUnsigned, signing.ErrBadSignature, signing.ErrUnknownAlgorithm} {
+		if errors.Is(got, verdict) != (verdict == want) {
+			t.Errorf("got %v, want %v", got, want)
+			return
 		}
 	}
-	for _, text := range []string{
-		"",
-		"signature",
-		"()",
-		"(signature)",
-		"(signature (public-key))",
-		"(signature (public-key ecc))",
-		"(signature (public-key (ecc)))",
-		"(signature (public-key (ecc (q))))",
-		"(signature (public-key (ecc (q (x)))))",
-		"(signature (public-key (ecc q)))",
-		"(signature (public-key ((ecc) (q #00#))))",
-		"(signature (public-key (ecc (q #00#)) (ecc (q #00#))))",
-		"(signature (public-key (ecc (q #0x#))))",
-		"(signature (public-key (ecc (q \"\n\"))))",
-		"(signature (public-key (ecc (q \"\\z\"))))",
-		"(signature (public-key (ecc (q \"\\\"))))",
-		"(signature (public-key (ecc (q \"\\x0\"))))",
-		"(signature (public-key (ecc (q \"\xe4\"))))",   // isn't UTF-8
-		"(signature (public-key (ecc (q \"\u0100\"))))", // stands for no byte
-		"(signature (public-key (ecc\x00(q #00#))))",
-		"(signature (public-key (ecc (q #00))))",
-		"(signature (public-key (ecc (q 3:abc)))) trailing",
-		"(sig-val (public-key (ecc (q #00#))))",
-		"(signature (public-key (ecc (q |AAAA|))))",
-		strings.Repeat("(", 100000),
-		strings.Repeat("(a ", maxSexpDepth+1) + strings.Repeat(")", maxSexpDepth+1),
+	if want == nil || !strings.Contains(got.Error(), message) || strings.Contains(got.Error(), "\n") {
+		t.Errorf("got %v, want one line with %q", got, message)
+	}
+}
+
+// Each bit of a narinfo is flipped. The errors may be of either Parse or
+// CheckSignature.
+func TestCheckSignatureEveryBit(t *testing.T) {
+	for _, file := range []string{
+		"../testdata/production/bayfront-hello-2.12.2.narinfo",
+		"../testdata/production/berlin-sed-4.4.narinfo", // URL and so on are signed here
+		"../testdata/cases/ok-rsa.narinfo",
+		"testdata/signatures/quoted-r.narinfo",
 	} {
-		if got, err := signingKey("1;host;" + base64.StdEncoding.EncodeToString([]byte(text))); err == nil {
-			t.Errorf("%.80q: got %q, want an error", text, got)
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := mustParse(t, text)
+		before := decodedSignature(t, n)
+		first := len(n.Signed()) + len(signatureMark)
+		last := first + bytes.IndexByte(text[first:], '\n')
+		host := first + bytes.IndexByte(text[first:], ';') + 1
+		body := host + bytes.IndexByte(text[host:], ';')
+		unsigned, same := 0, 0
+		for i := range 8 * len(text) {
+			flipped := bytes.Clone(text)
+			flipped[i/8] ^= 1 << (i % 8)
+			n, err := Parse(flipped)
+			if err == nil {
+				err = n.CheckSignature()
+			}
+			switch {
+			case err != nil && i/8 < first:
+				// Only what isn't text may be taken for good up to the algorithm.
+				if errors.Is(err, signing.ErrUnknownAlgorithm) {
+					t.Errorf("%s: bit %d of byte %d: %v", file, i%8, i/8, err)
+				}
+			case err != nil:
+			case i/8 > last || host <= i/8 && i/8 < body:
+				unsigned++
+			case body < i/8 && i/8 < last && decodedSignature(t, n) == before:
+				same++ // a digit became lower case, or a space another one
+			default:
+				t.Errorf("%s: bit %d of byte %d (%q) wasn't noticed", file, i%8, i/8, text[i/8])
+			}
+		}
+		t.Logf("%s: of %d bits %d aren't signed, and %d change how the signature is written only", file, 8*len(text), unsigned, same)
+		if most := 8 * (len(text) - last + body - host); unsigned == 0 || unsigned > most || same > len(before) {
+			t.Errorf("%s: %d changes of what isn't signed, %d of forms", file, unsigned, same)
 		}
 	}
-	for _, signature := range []string{"", "1", "1;host", "1;host;;", ";;", "1;a;b;c"} {
-		if got, err := signingKey(signature); err == nil {
-			t.Errorf("%q: got %q, want an error", signature, got)
+}
+
+// decodedSignature returns the s-expression in a form in which only case and
+// the kind of space don't matter.
+func decodedSignature(t *testing.T, n *Narinfo) string {
+	t.Helper()
+	text, err := base64.StdEncoding.DecodeString(n.Signature()[strings.LastIndexByte(n.Signature(), ';')+1:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.ToUpper(strings.Join(strings.FieldsFunc(string(text), func(r rune) bool { return strings.ContainsRune(" \n\t\r", r) }), " "))
+}
+
+// sign returns the s-expression for a text.
+func sign(text string) string {
+	key := signer()
+	hash := sha256.Sum256([]byte(text))
+	s, err := rsa.SignPKCS1v15(nil, key, crypto.SHA256, hash[:])
+	if err != nil {
+		panic(err)
+	}
+	return fmt.Sprintf("(signature (data (flags pkcs1) (hash sha256 #%X#)) (sig-val (rsa (s #00%X#))) (public-key (rsa (n #00%X#) (e #%X#))))",
+		hash, s, key.N.Bytes(), big.NewInt(int64(key.E)).Bytes())
+}
+
+var signer = sync.OnceValue(func() *rsa.PrivateKey {
+	key, err := rsa.GenerateKey(rand.Reader, 1024)
+	if err != nil {
+		panic(err)
+	}
+	return key
+})
+
+// withSignature returns a narinfo of which above, usually the constant signed,
+// stands above the signature.
+func withSignature(above, sexp string) []byte {
+	return []byte(above + "Signature: 1;host;" + base64.StdEncoding.EncodeToString([]byte(sexp)) + "\n" + block)
+}
+
+// What the client relies on must have been signed, with a good signature or not.
+func TestCheckSignatureCovers(t *testing.T) {
+	const (
+		storePath  = "StorePath: /gnu/store/" + item + "\n"
+		hash       = "NarHash: " + narHash + "\n"
+		references = "References: " + item + "\n"
+	)
+	for _, test := range []struct {
+		name, above, below string
+		err                error
+		message            string
+	}{
+		{"least", storePath + hash + references, "", nil, ""},
+		{"no newline before", storePath + hash + references + "#", "Signature: ", nil, ""},
+		{"StorePath", hash + references, storePath, signing.ErrBadSignature, "StorePath isn't"},
+		{"NarHash", storePath + references, hash, signing.ErrBadSignature, "NarHash isn't"},
+		{"References", storePath + hash, references, signing.ErrBadSignature, "References isn't"},
+		{"nothing", "", storePath + hash + references, signing.ErrBadSignature, "StorePath isn't"},
+		// The mark in a comment ends what is signed; the field goes on below.
+		{"continued", storePath + hash + references + "# ", "Signature: in a comment\n+" + item + "\n", signing.ErrBadSignature, "References isn't"},
+		{"other field's name", storePath + hash + references + "X-", "Signature: x\n", signing.ErrBadSignature, "no colon"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			text := withSignature(test.above, sign(test.above))
+			if test.name == "no newline before" {
+				text = bytes.Replace(text, []byte("#Signature: "), []byte("#Signature: \nSignature: "), 1)
+			} else {
+				at := len(test.above)
+				if strings.HasSuffix(test.above, "\n") || at == 0 {
+					at = len(text) // below all
+				}
+				text = append(append(bytes.Clone(text[:at]), test.below...), text[at:]...)
+			}
+			n := mustParse(t, text)
+			if string(n.Signed()) != test.above {
+				t.Fatalf("Signed() = %q", n.Signed())
+			}
+			checkVerdict(t, n.CheckSignature(), test.err, test.message)
+		})
+	}
+}
+
+func FuzzCheckSignature(f *testing.F) {
+	for _, file := range []string{
+		"../testdata/production/bayfront-hello-2.12.2.narinfo",
+		"../testdata/production/berlin-sed-4.4.narinfo",
+		"../testdata/cases/ok-rsa.narinfo",
+		"../testdata/cases/bad-sexp.narinfo",
+		"../testdata/cases/bad-signature-of-other-text.narinfo",
+		"testdata/signatures/quoted-hash.narinfo",
+		"testdata/signatures/quoted-s.narinfo",
+	} {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			f.Fatal(err)
 		}
+		n := mustParse(f, text)
+		sexp, err := base64.StdEncoding.DecodeString(n.Signature()[strings.LastIndexByte(n.Signature(), ';')+1:])
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(string(n.Signed()), string(sexp))
+	}
+	f.Add(signed, sign(signed))
+	f.Fuzz(func(t *testing.T, above, sexp string) {
+		n, err := Parse(withSignature(above, sexp))
+		if err != nil {
+			return
+		}
+		err = n.CheckSignature()
+		verdicts := 0
+		for _, verdict := range []error{nil, ErrUnsigned, signing.ErrBadSignature, signing.ErrUnknownAlgorithm} {
+			if errors.Is(err, verdict) {
+				verdicts++
+			}
+		}
+		if verdicts != 1 {
+			t.Fatalf("%v is %d verdicts", err, verdicts)
+		}
+		if err != nil && !errors.Is(err, signing.ErrUnknownAlgorithm) {
+			return
+		}
+		// Then another text can't have this signature.
+		other, parseErr := Parse(withSignature("#\n"+above, sexp))
+		if parseErr != nil {
+			t.Fatal(parseErr)
+		}
+		if got := other.CheckSignature(); !errors.Is(got, signing.ErrBadSignature) {
+			t.Fatalf("%v; of another text, %v", err, got)
+		}
+	})
+}
+
+func BenchmarkCheckSignature(b *testing.B) {
+	for _, bench := range []struct{ name, file string }{
+		{"ECDSA", "../testdata/production/bayfront-hello-2.12.2.narinfo"},
+		{"RSA2048", "../testdata/cases/ok-rsa.narinfo"},
+	} {
+		b.Run(bench.name, func(b *testing.B) {
+			text, err := os.ReadFile(bench.file)
+			if err != nil {
+				b.Fatal(err)
+			}
+			n := mustParse(b, text)
+			b.ReportAllocs()
+			for b.Loop() {
+				if err := n.CheckSignature(); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "verifications/s")
+		})
 	}
 }

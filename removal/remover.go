@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"nar-herder/internal/disk"
+	"nar-herder/internal/logonce"
 	"nar-herder/internal/stamp"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
@@ -138,8 +139,7 @@ type Remover struct {
 
 	named, toldUnnamed bool // the storage has a name; that it has none was logged
 
-	toldReason string // that the log has given, and when
-	toldAt     time.Time
+	reasons logonce.Filter // that the log gives
 
 	mu      sync.Mutex
 	usage   int64
@@ -344,10 +344,10 @@ func (r *Remover) report(g goal, reason string) {
 	}
 	r.mu.Unlock()
 	if reason == "" {
-		r.toldReason = ""
+		r.reasons.Forget()
 		return
 	}
-	if !r.isNews(reason) {
+	if !r.reasons.IsDue(reason, r.now()) {
 		return
 	}
 	level := slog.LevelError
@@ -367,18 +367,6 @@ func (r *Remover) warn(text string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.warning = text
-}
-
-// remindEvery is how often the log says again that the limit is not kept.
-const remindEvery = time.Hour
-
-// isNews says whether the log has not given the reason for long.
-func (r *Remover) isNews(reason string) bool {
-	if reason == r.toldReason && r.now().Sub(r.toldAt) < remindEvery {
-		return false
-	}
-	r.toldReason, r.toldAt = reason, r.now()
-	return true
 }
 
 // measure returns by how many bytes the storage is above its limit, and how many lack

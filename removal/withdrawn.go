@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"nar-herder/internal/pace"
 	"nar-herder/removal/deletion"
 	"nar-herder/storage"
 	"nar-herder/storage/index"
@@ -16,13 +17,14 @@ const (
 	// withdrawnInterval is how often Withdrawn looks, which takes one look at an
 	// index of what is withdrawn.
 	withdrawnInterval = time.Second
-	// withdrawnBackOff is how long it waits at the most while that fails.
-	withdrawnBackOff = time.Minute
 	// boundEvery is how often it looks for withdrawals that are dated ahead, and how
 	// long after the start at first: a clock that is behind when the machine starts is
 	// set right until then.
 	boundEvery = time.Hour
 )
+
+// withdrawnBackoff is how long it waits while that fails.
+var withdrawnBackoff = pace.Backoff{First: 2 * withdrawnInterval, Last: time.Minute}
 
 // Withdrawn removes the items that were withdrawn, each when no client can hold its
 // narinfo.
@@ -76,7 +78,7 @@ func (w *Withdrawn) keepPinned(ctx context.Context, x *index.Index, now time.Tim
 // time that it begins to fail, and tried again.
 func (w *Withdrawn) Run(ctx context.Context) {
 	w.boundAt = time.Now()
-	wait := withdrawnInterval
+	failures := 0
 	timer := time.NewTimer(0) // something may be due since long ago
 	defer timer.Stop()
 	for {
@@ -85,6 +87,7 @@ func (w *Withdrawn) Run(ctx context.Context) {
 			return
 		case <-timer.C:
 		}
+		wait := withdrawnInterval
 		err := w.step(ctx)
 		switch {
 		case ctx.Err() != nil:
@@ -93,12 +96,13 @@ func (w *Withdrawn) Run(ctx context.Context) {
 			if !w.failing.Swap(true) {
 				w.log.Error("items that were withdrawn can't be removed; they stay until it works, and so do bytes without an item", "error", err)
 			}
-			wait = min(2*wait, withdrawnBackOff)
+			failures++
+			wait = withdrawnBackoff.After(failures)
 		default:
 			if w.failing.Swap(false) {
 				w.log.Info("items that were withdrawn are removed again")
 			}
-			wait = withdrawnInterval
+			failures = 0
 		}
 		timer.Reset(wait)
 	}

@@ -7,15 +7,12 @@
 package cached
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"log/slog"
-	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
@@ -141,7 +138,7 @@ func New(x *index.Index, s *storage.Storage, options Options) (_ *Cache, err err
 			if other == "" {
 				continue
 			}
-			switch overlapping, err := overlap(other, t.Directory); {
+			switch overlapping, err := disk.Overlap(other, t.Directory); {
 			case err != nil:
 				return nil, fmt.Errorf("directory for cached %s nars: find out whether %s and %s lie within each other: %w", t.Name, t.Directory, other, err)
 			case overlapping && i == 0:
@@ -178,48 +175,6 @@ func (c *Cache) judgeProbe(t Type, err error) error {
 		return fmt.Errorf("directory for cached %s nars: %w: let the user of this process write it, or name another with --cached-compression-directory=%s=DIR", t.Name, err, t.Name)
 	}
 	return nil
-}
-
-// overlap says whether one directory is the other, or lies in it.
-func overlap(a, b string) (bool, error) {
-	a, err1 := resolved(a)
-	b, err2 := resolved(b)
-	if err := cmp.Or(err1, err2); err != nil {
-		return false, err
-	}
-	if is, err := within(a, b); is || err != nil {
-		return is, err
-	}
-	return within(b, a)
-}
-
-// within says whether a directory is another, or lies in it. Both are free of
-// symbolic links.
-func within(inner, outer string) (bool, error) {
-	outside, err := os.Stat(outer)
-	if err != nil {
-		return false, err
-	}
-	for name := inner; ; name = filepath.Dir(name) {
-		info, err := os.Stat(name)
-		if err != nil {
-			return false, err
-		}
-		if os.SameFile(info, outside) {
-			return true, nil
-		}
-		if name == filepath.Dir(name) {
-			return false, nil
-		}
-	}
-}
-
-func resolved(name string) (string, error) {
-	absolute, err := filepath.Abs(name)
-	if err != nil {
-		return "", err
-	}
-	return filepath.EvalSymlinks(absolute)
 }
 
 // Close lets the directories go. Run must have returned.

@@ -7,6 +7,7 @@ import (
 
 	lru "github.com/hashicorp/golang-lru/v2/simplelru"
 
+	"nar-herder/internal/pace"
 	"nar-herder/narinfo"
 )
 
@@ -38,13 +39,12 @@ const (
 	maxQueued = 10_000
 	// maxRemembered bounds the tasks that are known not to be worth a try now.
 	maxRemembered = 10_000
-	// firstRetry and lastRetry are how soon a task that has failed may be
-	// tried again; the time doubles in between.
-	firstRetry = time.Minute
-	lastRetry  = 24 * time.Hour
 	// settledFor is when to look again whether an item needs a file at all.
 	settledFor = time.Hour
 )
+
+// retry is how soon a task that has failed may be tried again.
+var retry = pace.Backoff{First: time.Minute, Last: 24 * time.Hour}
 
 func newQueue() *queue {
 	failures, err1 := lru.NewLRU[task, failure](maxRemembered, nil)
@@ -89,9 +89,8 @@ func (q *queue) done(t task, failed bool) (again time.Time) {
 		return time.Time{}
 	}
 	f, _ := q.failures.Get(t)
-	wait := min(firstRetry<<min(f.times, 20), lastRetry)
 	f.times++
-	f.until = time.Now().Add(wait)
+	f.until = time.Now().Add(retry.After(f.times))
 	q.failures.Add(t, f)
 	return f.until
 }

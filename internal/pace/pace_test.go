@@ -3,6 +3,8 @@ package pace
 import (
 	"context"
 	"errors"
+	"io"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -31,10 +33,10 @@ func TestSleep(t *testing.T) {
 	})
 }
 
-func TestPace(t *testing.T) {
+func TestLimiter(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		p := &Pace{Rate: 1000}
+		p := &Limiter{Rate: 1000}
 		if n := len(p.Bound(make([]byte, 5000))); n != 100 {
 			t.Errorf("%d bytes at a time", n)
 		}
@@ -43,7 +45,7 @@ func TestPace(t *testing.T) {
 		}
 		// Those of all together count.
 		for n := 1; n <= 3; n++ {
-			if pause := p.Took(500); pause != time.Duration(n)*500*time.Millisecond || p.Pause() != pause {
+			if pause := p.Consume(500); pause != time.Duration(n)*500*time.Millisecond || p.Pause() != pause {
 				t.Errorf("after %d bytes: %v, %v", 500*n, pause, p.Pause())
 			}
 		}
@@ -52,15 +54,83 @@ func TestPace(t *testing.T) {
 			t.Errorf("later: %v", p.Pause())
 		}
 		// What was not taken is not made up for.
-		if pause := p.Took(500); pause != 500*time.Millisecond {
+		if pause := p.Consume(500); pause != 500*time.Millisecond {
 			t.Errorf("after an hour: %v", pause)
 		}
-		free := &Pace{}
-		if free.Took(1<<40) != 0 || free.Pause() != 0 || len(free.Bound(make([]byte, 5000))) != 5000 {
+		free := &Limiter{}
+		if free.Consume(1<<40) != 0 || free.Pause() != 0 || len(free.Bound(make([]byte, 5000))) != 5000 {
 			t.Error("without a rate, there are pauses")
 		}
-		if n := len((&Pace{Rate: 1}).Bound(make([]byte, 9))); n != 1 {
+		if n := len((&Limiter{Rate: 1}).Bound(make([]byte, 9))); n != 1 {
 			t.Errorf("%d bytes at the slowest rate", n)
+		}
+	})
+}
+
+// TestBackoff: pauses double, up to the last, and don't overflow.
+func TestBackoff(t *testing.T) {
+	t.Parallel()
+	b := Backoff{time.Second, time.Minute}
+	for failures, want := range map[int]time.Duration{1: time.Second, 2: 2 * time.Second, 6: 32 * time.Second, 7: time.Minute, 1000: time.Minute} {
+		if got := b.After(failures); got != want {
+			t.Errorf("after %d failures: %v, want %v", failures, got, want)
+		}
+		for range 100 {
+			if got := b.Jittered(failures); got < want/2 || got >= want/2+want {
+				t.Errorf("after %d failures, jittered: %v", failures, got)
+			}
+		}
+	}
+	if got := (Backoff{time.Hour, 24 * time.Hour}).After(100); got != 24*time.Hour {
+		t.Errorf("it is %v", got)
+	}
+}
+
+// TestReader has a clock that runs as fast as all wait for it.
+func TestReader(t *testing.T) {
+	for _, test := range []struct {
+		rate int64
+		size int
+		want time.Duration
+	}{
+		{1000, 10_000, 10 * time.Second}, {1, 5, 5 * time.Second}, {1 << 40, 1 << 20, 0}, {0, 1 << 20, 0}, {-1, 1 << 20, 0}, {10, 0, 0},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			all := &Limiter{Rate: test.rate}
+			begin := time.Now()
+			// Several readers share the rate.
+			for range 4 {
+				n, err := io.Copy(io.Discard, all.Reader(t.Context(), strings.NewReader(strings.Repeat("x", test.size/4))))
+				if err != nil || n != int64(test.size/4) {
+					t.Errorf("%d bytes, %v", n, err)
+				}
+			}
+			if took := time.Since(begin); took > test.want+10*time.Millisecond || took < test.want*3/4 {
+				t.Errorf("%d bytes at %d took %v, want %v", test.size, test.rate, took, test.want)
+			}
+		})
+	}
+	// Who rests does not run faster later.
+	synctest.Test(t, func(t *testing.T) {
+		all := &Limiter{Rate: 100}
+		read := func() time.Duration {
+			begin := time.Now()
+			_, _ = io.Copy(io.Discard, all.Reader(t.Context(), strings.NewReader(strings.Repeat("x", 1000))))
+			return time.Since(begin)
+		}
+		read()
+		time.Sleep(time.Hour)
+		if took := read(); took < 8*time.Second {
+			t.Errorf("it took %v", took)
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		begin := time.Now()
+		_, err := io.Copy(io.Discard, (&Limiter{Rate: 1}).Reader(ctx, strings.NewReader("slow as it is")))
+		if !errors.Is(err, context.DeadlineExceeded) || time.Since(begin) > 2*time.Second {
+			t.Errorf("%v after %v", err, time.Since(begin))
 		}
 	})
 }

@@ -7,12 +7,12 @@ import (
 )
 
 // line is what flights that no client waits for may take of it, all together.
-type line struct{ pace.Pace }
+type line struct{ pace.Limiter }
 
 // took notes bytes. Those that a client waits for are free.
 func (l *line) took(n int, free bool) {
 	if !free {
-		l.Took(n)
+		l.Consume(n)
 	}
 }
 

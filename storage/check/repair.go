@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"time"
 
+	"nar-herder/internal/pace"
 	"nar-herder/narinfo"
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
@@ -94,12 +95,12 @@ const settledAfter = 24 * time.Hour
 type Repairer struct {
 	c       *Checker
 	options RepairOptions
-	reading *throttle
+	reading *pace.Limiter
 }
 
 // Repairer makes a Repairer.
 func (c *Checker) Repairer(options RepairOptions) *Repairer {
-	return &Repairer{c: c, options: options, reading: &throttle{rate: options.Rate}}
+	return &Repairer{c: c, options: options, reading: &pace.Limiter{Rate: options.Rate}}
 }
 
 // Repair does what can be done about a finding. Row and file must be as they were
@@ -272,7 +273,7 @@ func (r *Repairer) verify(ctx context.Context, finding Finding) error {
 	if !info.IsSame(finding.info) {
 		return errMeanwhile
 	}
-	return storage.CheckNar(ctx, finding.Item.Narinfo, n, r.reading.reader(ctx, io.LimitReader(reader, info.Size)), r.options.Decode)
+	return storage.CheckNar(ctx, finding.Item.Narinfo, n, r.reading.Reader(ctx, io.LimitReader(reader, info.Size)), r.options.Decode)
 }
 
 // restore shows what was fetched.

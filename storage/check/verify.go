@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"nar-herder/internal/linger"
+	"nar-herder/internal/pace"
 	"nar-herder/narinfo"
 	"nar-herder/storage/index"
 )
@@ -43,7 +44,7 @@ func (c *Checker) Verify(ctx context.Context, options VerifyOptions) iter.Seq2[F
 			return
 		}
 		v := &verifying{
-			Checker: c, VerifyOptions: options, throttle: &throttle{rate: options.Rate},
+			Checker: c, VerifyOptions: options, limiter: &pace.Limiter{Rate: options.Rate},
 			place: options.From, saved: c.Now(),
 		}
 		if v.Looked == nil {
@@ -78,10 +79,10 @@ func (c *Checker) Verify(ctx context.Context, options VerifyOptions) iter.Seq2[F
 type verifying struct {
 	*Checker
 	VerifyOptions
-	yield    func(Finding, error) bool
-	throttle *throttle
-	place    VerifyPlace
-	saved    time.Time
+	yield   func(Finding, error) bool
+	limiter *pace.Limiter
+	place   VerifyPlace
+	saved   time.Time
 }
 
 // all goes through what was wrong before, and through the items after the place.
@@ -198,7 +199,7 @@ func (v *verifying) file(ctx context.Context, hash narinfo.PathHash, name string
 		} else if err != nil {
 			return finding, -1, err
 		}
-		err = storage.CheckNar(ctx, item.Narinfo, n, v.throttle.reader(ctx, io.LimitReader(reader, info.Size)), v.Decode)
+		err = storage.CheckNar(ctx, item.Narinfo, n, v.limiter.Reader(ctx, io.LimitReader(reader, info.Size)), v.Decode)
 		reader.Close()
 		if err == nil {
 			return finding, info.Size, nil

@@ -303,24 +303,10 @@ func (r *run) wants(ctx context.Context, row *index.Item) (bool, error) {
 // refuseOverlap makes sure that neither of the two directories lies in the
 // other, whatever their names say.
 func refuseOverlap(name, storageDirectory string) error {
-	store, err := os.Stat(storageDirectory)
-	if err != nil {
-		return fmt.Errorf("storage %s: %w", storageDirectory, disk.Cause(err))
-	}
-	inside, err := disk.LiesIn(name, store)
-	if err != nil {
+	if overlap, err := disk.Overlap(name, storageDirectory); err != nil {
 		return err
-	}
-	if inside {
-		return fmt.Errorf("%s lies in the storage %s, or is it: name a directory apart from it", name, storageDirectory)
-	}
-	if info, err := os.Stat(name); err == nil {
-		if inside, err = disk.LiesIn(storageDirectory, info); err != nil {
-			return err
-		}
-		if inside {
-			return fmt.Errorf("the storage %s lies in %s: name a directory apart from it", storageDirectory, name)
-		}
+	} else if overlap {
+		return fmt.Errorf("%s lies in the storage %s, or the storage lies in it: name a directory apart from it", name, storageDirectory)
 	}
 	// One that is mounted at two places.
 	ours, err1 := os.Stat(filepath.Join(name, narDirectory))

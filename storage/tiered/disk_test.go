@@ -12,6 +12,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"nar-herder/internal/logonce"
 	"nar-herder/internal/testfs"
 )
 
@@ -110,7 +111,7 @@ func TestFull(t *testing.T) {
 	if n := log.count("WARN"); n != 1 || log.count("no space left") != 1 || len(copies(t, dir)) != 0 || cache.taken != 0 {
 		t.Errorf("%d lines: %s; %d bytes", n, log.String(), cache.taken)
 	}
-	clock.pass(troubleEvery)
+	clock.pass(logonce.Every)
 	opens := f.opens.Load()
 	cached(t, cache, "18", random(size, 18))
 	cached(t, cache, "19", random(size, 19))

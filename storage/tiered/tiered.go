@@ -30,6 +30,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"nar-herder/internal/disk"
+	"nar-herder/internal/logonce"
 	"nar-herder/storage/bytestore"
 )
 
@@ -46,8 +47,6 @@ const (
 	quietFor = time.Minute
 	// noRoomFor is the same after all of the cache was in use.
 	noRoomFor = time.Second
-	// troubleEvery is how often a disk that fails is logged.
-	troubleEvery = time.Hour
 	// touchEvery is how often the last use of a copy is noted on the disk.
 	touchEvery = time.Hour
 	// stalled is how long a fetch may get nothing.
@@ -102,9 +101,10 @@ type Tiered struct {
 	fills   int
 	ready   bool // scanned, and not closed
 	down    bool // the store behind could not be asked
-	// downUntil, quietUntil and nextTrouble are when it is asked again, something
-	// fetched again, and trouble logged again.
-	downUntil, quietUntil, nextTrouble time.Time
+	// downUntil and quietUntil are when it is asked again, and something fetched again.
+	downUntil, quietUntil time.Time
+
+	troubles logonce.Filter
 
 	metrics metrics
 }
@@ -253,13 +253,9 @@ func (t *Tiered) trouble(err error) {
 	t.mu.Lock()
 	now := t.now()
 	t.quietUntil = now.Add(quietFor)
-	news := !now.Before(t.nextTrouble)
-	if news {
-		t.nextTrouble = now.Add(troubleEvery)
-	}
 	t.mu.Unlock()
 	t.metrics.troubles.Add(1)
-	if news {
+	if t.troubles.IsDue("", now) { // whatever fails
 		t.log.Warn("the cache of the storage can't be used as it should; what is not in it is read from the storage itself, and this is tried again", "cache", t.directory, "error", err)
 	}
 }

@@ -115,7 +115,7 @@ func (r *run) compare(ctx context.Context, name string) (differs error, of side,
 		return nil, target, err
 	}
 	defer theirs.Close()
-	coming := &reader{ctx: ctx, run: r, from: ours}
+	coming := r.reader(ctx, ours)
 	a, b := make([]byte, copyBuffer), make([]byte, copyBuffer)
 	for at := int64(0); ; {
 		n, errA := io.ReadFull(coming, a)
@@ -168,7 +168,7 @@ func (r *run) copy(ctx context.Context, item *storage.Item, n int, result Result
 	}
 	defer body.Close()
 	result.Size = info.Size
-	coming := &reader{ctx: ctx, run: r, from: body}
+	coming := r.reader(ctx, body)
 	var staged bytestore.Staged
 	var stageErr, checkErr error
 	if item == nil {

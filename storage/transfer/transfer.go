@@ -77,7 +77,7 @@ var ErrStore = errors.New("can't go on")
 // run is a Copy under way.
 type run struct {
 	*Copy
-	pace     pace.Pace
+	limiter  pace.Limiter
 	there    *there
 	end      context.CancelCauseFunc
 	decoders chan struct{} // a slot for each decoder of a large file
@@ -98,7 +98,7 @@ func (c *Copy) Run(ctx context.Context) (Summary, error) {
 	working, end := context.WithCancelCause(ctx)
 	defer end(nil)
 	r := &run{
-		Copy: c, end: end, pace: pace.Pace{Rate: c.Rate}, there: newThere(c.To, c.Listed),
+		Copy: c, end: end, limiter: pace.Limiter{Rate: c.Rate}, there: newThere(c.To, c.Listed),
 		// They take memory, and there is no use in more than this.
 		decoders: make(chan struct{}, max(defaultAtOnce, 2*runtime.GOMAXPROCS(0))),
 	}

@@ -1,4 +1,4 @@
-package narinfo
+package signing
 
 import (
 	"bytes"
@@ -47,7 +47,7 @@ func TestRSA(t *testing.T) {
 		above := fmt.Sprintf("%s#%d\n", signed, i)
 		s := sign(above)
 		short = len(s.Bytes()) < key.Size()
-		if err := mustParse(t, withSignature(above, rsaSexp(above, key.N, e, s))).CheckSignature(); err != nil {
+		if err := check(above, rsaSexp(above, key.N, e, s)); err != nil {
 			t.Fatalf("s of %d bytes: %v", len(s.Bytes()), err)
 		}
 		if i == 100_000 {
@@ -87,8 +87,7 @@ func TestRSA(t *testing.T) {
 		{"e as large as n", key.N, new(big.Int).Sub(key.N, big.NewInt(2)), s, ErrUnknownAlgorithm, "exponent"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			text := withSignature(signed, rsaSexp(signed, test.n, test.e, test.s))
-			checkVerdict(t, mustParse(t, text).CheckSignature(), test.err, test.message)
+			checkVerdict(t, check(signed, rsaSexp(signed, test.n, test.e, test.s)), test.err, test.message)
 		})
 	}
 
@@ -110,18 +109,16 @@ func TestRSA(t *testing.T) {
 		{"(s #", "(s #00", nil, ""},
 		{"(n #", "(n #00", nil, ""},
 	} {
-		text := withSignature(signed, strings.Replace(good, test.old, test.new, 1))
-		checkVerdict(t, mustParse(t, text).CheckSignature(), test.err, test.message)
+		checkVerdict(t, check(signed, strings.Replace(good, test.old, test.new, 1)), test.err, test.message)
 	}
 }
 
 // The most that a key which was made to hurt may cost.
 func BenchmarkRSALongest(b *testing.B) {
 	n := new(big.Int).SetBytes(bytes.Repeat([]byte{0xFF}, maxRSABits/8))
-	text := withSignature(signed, rsaSexp(signed, n, big.NewInt(maxRSAExponent), big.NewInt(3)))
-	narinfo := mustParse(b, text)
+	sexp := rsaSexp(signed, n, big.NewInt(maxRSAExponent), big.NewInt(3))
 	for b.Loop() {
-		if narinfo.CheckSignature() == nil {
+		if check(signed, sexp) == nil {
 			b.Fatal("it was taken")
 		}
 	}

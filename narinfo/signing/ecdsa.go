@@ -1,4 +1,4 @@
-package narinfo
+package signing
 
 import (
 	"bytes"
@@ -33,7 +33,7 @@ func checkECDSA(values, key sexp, hash [sha256.Size]byte) error {
 		return err
 	}
 	if string(curve) != curveEd25519 {
-		return fmt.Errorf("%w: the curve is %s, only %s is known", ErrUnknownAlgorithm, quote(string(curve)), curveEd25519)
+		return fmt.Errorf("%w: the curve is %.80q, only %s is known", ErrUnknownAlgorithm, curve, curveEd25519)
 	}
 	encoded, err := key.parameter("q")
 	if err != nil {
@@ -69,7 +69,7 @@ func publicPoint(encoded []byte) (*edwards25519.Point, error) {
 	// SetBytes also takes coordinates beyond the field's order, and a sign for
 	// the x that has none.
 	if err != nil || !bytes.Equal(q.Bytes(), encoded) {
-		return nil, fmt.Errorf("the key's q is %s, must be a point of the curve, compressed to 32 bytes", quote(fmt.Sprintf("%x", encoded)))
+		return nil, fmt.Errorf("the key's q is %.40x, must be a point of the curve, compressed to 32 bytes", encoded)
 	}
 	// Eight points, the identity among them, are no keys: by them, signatures of
 	// anything can be made up.
@@ -93,7 +93,7 @@ func scalar(values sexp, name string) (*edwards25519.Scalar, error) {
 			return s, nil
 		}
 	}
-	return nil, fmt.Errorf("%s is %s, must be above 0 and below the curve's order", name, quote(fmt.Sprintf("%x", number)))
+	return nil, fmt.Errorf("%s is %.40x, must be above 0 and below the curve's order", name, number)
 }
 
 // hashScalar returns the number that ECDSA makes of a hash: as many of its first

@@ -1,9 +1,11 @@
-package narinfo
+package signing
 
 import (
+	"bytes"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"unicode/utf8"
 )
@@ -33,7 +35,7 @@ func parseSexp(text string) (sexp, error) {
 	text = strings.TrimRight(text, "\x00")
 	tree, rest, err := parseSexpList(skipSpace(text), maxSexpDepth)
 	if err == nil && skipSpace(rest) != "" {
-		err = fmt.Errorf("after the s-expression there is %s", quote(rest))
+		err = fmt.Errorf("after the s-expression there is %.80q", rest)
 	}
 	return tree, err
 }
@@ -42,7 +44,7 @@ func parseSexp(text string) (sexp, error) {
 func parseSexpList(text string, depth int) (tree sexp, rest string, err error) {
 	text, ok := strings.CutPrefix(text, "(")
 	if !ok {
-		return sexp{}, "", fmt.Errorf("must be an s-expression, is %s", quote(text))
+		return sexp{}, "", fmt.Errorf("must be an s-expression, is %.80q", text)
 	}
 	if depth == 0 {
 		return sexp{}, "", fmt.Errorf("the s-expression has more than %d levels", maxSexpDepth)
@@ -150,7 +152,7 @@ func (s sexp) value() ([]byte, error) {
 	case s.atom[0] == '#':
 		value, err := hex.DecodeString(s.atom[1 : len(s.atom)-1])
 		if err != nil {
-			return nil, fmt.Errorf("%s: must be pairs of hexadecimal digits", quote(s.atom))
+			return nil, fmt.Errorf("%.80q: must be pairs of hexadecimal digits", s.atom)
 		}
 		return value, nil
 	case s.atom[0] == '"':
@@ -256,4 +258,59 @@ func (s sexp) printTo(b *strings.Builder, depth int) {
 		indent()
 	}
 	b.WriteByte(')')
+}
+
+// child returns the list within s that begins with name. There must be just
+// one: of several, another program might take another.
+func (s sexp) child(name string) (sexp, error) {
+	var found sexp
+	for _, item := range s.list {
+		if item.head() != name {
+			continue
+		}
+		if found.list != nil {
+			return sexp{}, fmt.Errorf("%.80q has more than one %s", s.head(), name)
+		}
+		found = item
+	}
+	if found.list == nil {
+		return sexp{}, fmt.Errorf("%.80q has no %s", s.head(), name)
+	}
+	return found, nil
+}
+
+// only tells whether the list s has nothing but lists that begin with one of
+// names. What else there is may say how to verify, or be damage.
+func (s sexp) only(names ...string) error {
+	for _, item := range s.list[1:] {
+		if !slices.Contains(names, item.head()) {
+			return fmt.Errorf("%w: %.80q has %.80q in it, only %s are known",
+				ErrUnknownAlgorithm, s.head(), item.head()+item.atom, strings.Join(names, ", "))
+		}
+	}
+	return nil
+}
+
+// parameter returns the value of (name VALUE) within s.
+func (s sexp) parameter(name string) ([]byte, error) {
+	child, err := s.child(name)
+	if err != nil {
+		return nil, err
+	}
+	if len(child.list) != 2 {
+		return nil, fmt.Errorf("%.80q: %s must have one value, has %d", s.head(), name, len(child.list)-1)
+	}
+	value, err := child.list[1].value()
+	if err != nil {
+		return nil, fmt.Errorf("%.80q: %s: %w", s.head(), name, err)
+	}
+	return value, nil
+}
+
+// number returns a parameter that is a number, in big-endian order without
+// leading zeros. libgcrypt writes as many bytes as it needs, and one more when
+// the number would be taken for a negative one.
+func (s sexp) number(name string) ([]byte, error) {
+	value, err := s.parameter(name)
+	return bytes.TrimLeft(value, "\x00"), err
 }

@@ -1,4 +1,4 @@
-package narinfo
+package signing
 
 import (
 	"crypto/sha256"
@@ -88,12 +88,12 @@ func TestECDSA(t *testing.T) {
 	for i := range byte(64) {
 		above := fmt.Sprintf("%s#%d\n", signed, i)
 		sexp := newECDSASigner(i).sign(above)
-		if err := mustParse(t, withSignature(above, sexp)).CheckSignature(); err != nil {
+		if err := check(above, sexp); err != nil {
 			t.Errorf("key %d: %v", i, err)
 		}
 		// The hash is adapted, so that the curve has to tell.
 		forged := strings.Replace(sexp, hashOf(above), hashOf(signed), 1)
-		checkVerdict(t, mustParse(t, withSignature(signed, forged)).CheckSignature(), ErrBadSignature, "the key didn't make")
+		checkVerdict(t, check(signed, forged), ErrBadSignature, "the key didn't make")
 	}
 }
 
@@ -129,7 +129,7 @@ func TestECDSAScalars(t *testing.T) {
 			if len(test.number.Bytes()) > 33 {
 				changed = strings.Replace(sexp, digits, hex.EncodeToString(test.number.Bytes()), 1)
 			}
-			err := mustParse(t, withSignature(signed, changed)).CheckSignature()
+			err := check(signed, changed)
 			if err == nil {
 				t.Errorf("%s = %x was taken", name, test.number)
 				continue
@@ -139,12 +139,12 @@ func TestECDSAScalars(t *testing.T) {
 		// -s gives the negated point, whose x isn't the same on a twisted Edwards
 		// curve, unlike on others: signatures can't be changed so.
 		changed := strings.Replace(sexp, digits, fmt.Sprintf("%064X", negative), 1)
-		checkVerdict(t, mustParse(t, withSignature(signed, changed)).CheckSignature(), ErrBadSignature, "the key didn't make")
+		checkVerdict(t, check(signed, changed), ErrBadSignature, "the key didn't make")
 	}
 	for _, empty := range []string{"", "00", "0000"} {
 		digits, _ := find("r")
 		changed := strings.Replace(sexp, digits, empty, 1)
-		checkVerdict(t, mustParse(t, withSignature(signed, changed)).CheckSignature(), ErrBadSignature, "r is")
+		checkVerdict(t, check(signed, changed), ErrBadSignature, "r is")
 	}
 }
 
@@ -185,8 +185,7 @@ func TestECDSASmallOrder(t *testing.T) {
 				}
 				if new(edwards25519.Point).Add(timesBase(z), multiple).Equal(sum) == 1 {
 					forgeries++
-					text := withSignature(above, ecdsaSexp(above, b, r, big.NewInt(1)))
-					checkVerdict(t, mustParse(t, text).CheckSignature(), ErrBadSignature, "small order")
+					checkVerdict(t, check(above, ecdsaSexp(above, b, r, big.NewInt(1))), ErrBadSignature, "small order")
 				}
 				sum.Add(sum, q)
 			}
@@ -204,8 +203,7 @@ func TestECDSAIdentity(t *testing.T) {
 	for _, r := range []int64{1, 2} {
 		d := new(big.Int).Mul(z, new(big.Int).ModInverse(big.NewInt(r), curveOrder))
 		d.Neg(d).Mod(d, curveOrder)
-		text := withSignature(signed, ecdsaSexp(signed, timesBase(d).Bytes(), big.NewInt(r), big.NewInt(1)))
-		checkVerdict(t, mustParse(t, text).CheckSignature(), ErrBadSignature, "the key didn't make")
+		checkVerdict(t, check(signed, ecdsaSexp(signed, timesBase(d).Bytes(), big.NewInt(r), big.NewInt(1))), ErrBadSignature, "the key didn't make")
 	}
 }
 
@@ -246,6 +244,6 @@ func TestECDSAPoints(t *testing.T) {
 	key, _, _ := strings.Cut(rest, "#")
 	for _, q := range refused {
 		changed := strings.Replace(sexp, key, q, 1)
-		checkVerdict(t, mustParse(t, withSignature(signed, changed)).CheckSignature(), ErrBadSignature, "must be a point")
+		checkVerdict(t, check(signed, changed), ErrBadSignature, "must be a point")
 	}
 }

@@ -8,9 +8,9 @@ import (
 	"path/filepath"
 )
 
-// LiesIn says whether a name, of which the last parts need not exist, is the
+// liesIn says whether a name, of which the last parts need not exist, is the
 // directory or lies below it.
-func LiesIn(name string, directory fs.FileInfo) (bool, error) {
+func liesIn(name string, directory fs.FileInfo) (bool, error) {
 	absolute, err := filepath.Abs(name)
 	if err != nil {
 		return false, fmt.Errorf("find the absolute path of %s: %w", name, err)
@@ -51,7 +51,7 @@ func Overlap(a, b string) (bool, error) {
 		} else if err != nil {
 			return false, fmt.Errorf("find where %s lies: %w", pair[1], Cause(err))
 		}
-		if inside, err := LiesIn(pair[0], outer); inside || err != nil {
+		if inside, err := liesIn(pair[0], outer); inside || err != nil {
 			return inside, err
 		}
 	}

@@ -1,4 +1,4 @@
-package narinfo
+package signing
 
 import (
 	"crypto"
