@@ -175,3 +175,22 @@ func (c *listCommand) describeAll(ctx context.Context, store *opened, out *bufio
 	}
 	return write()
 }
+
+func describe(ctx context.Context, store *opened, item *storage.Item) (*listed, error) {
+	n := item.Narinfo
+	object := &listed{
+		StorePath: n.StorePath.String(), NarHash: n.NarHash.String(), NarSize: n.NarSize, AddedAt: item.AddedAt,
+		References: []string{}, Tags: []string{},
+	}
+	for _, reference := range n.References {
+		object.References = append(object.References, reference.String())
+	}
+	for i, file := range n.Files {
+		object.Files = append(object.Files, listedFile{file.URL, file.Compression, item.StoredSize(i), item.HasStored(i)})
+	}
+	tags, err := store.index.Tags(ctx, item.Hash)
+	for _, tag := range tags {
+		object.Tags = append(object.Tags, tag.String())
+	}
+	return object, err
+}

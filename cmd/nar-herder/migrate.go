@@ -2,9 +2,6 @@ package main
 
 import (
 	"context"
-	"log/slog"
-	"net"
-	"time"
 
 	"nar-herder/storage/index"
 )
@@ -34,27 +31,4 @@ func (c *migrateCommand) Run(ctx context.Context, s *streams) error {
 	}
 	printf(s.out, "migrated %s from schema version %d to %d; the old database is kept as %s\n", c.Database, done.From, done.To, done.Copy)
 	return nil
-}
-
-// migrate brings a database of an older version up to date, while the listeners are
-// answered.
-func (c *serverCommand) migrate(ctx context.Context, listeners []net.Listener, log *slog.Logger) error {
-	if !index.NeedsMigration(ctx, c.Database) {
-		return nil
-	}
-	start := time.Now()
-	log.Info("migrating the database to the schema of this version; the old one is copied first", "database", c.Database)
-	state := func() any {
-		return struct {
-			Status string `json:"status"`
-		}{"migrating"}
-	}
-	return c.whileStarting(ctx, listeners, state, log, func(ctx context.Context) error {
-		done, err := index.Migrate(ctx, c.Database)
-		if err == nil {
-			log.Info("migrated the database", "database", c.Database, "from", done.From, "to", done.To, "kept", done.Copy,
-				"took", time.Since(start).Round(time.Millisecond).String())
-		}
-		return err
-	})
 }

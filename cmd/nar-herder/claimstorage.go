@@ -1,0 +1,83 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"nar-herder/storage"
+	"nar-herder/storage/index"
+	"nar-herder/storage/owner"
+)
+
+type claimStorageCommand struct {
+	databaseOption `embed:""`
+
+	Storage string `required:"" placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars."`
+	Yes     string `argumentsonly:"" placeholder:"OWNER-ID" help:"The id of the instance that loses the storage."`
+
+	AcceptLoss bool `argumentsonly:"" help:"Claim a storage that has none of the nars that the index has there."`
+}
+
+// Help is shown below the options.
+func (claimStorageCommand) Help() string {
+	return `One instance writes to a storage and removes from it: its owner. This makes the instance with --database the owner: when the owner's database is lost, to put a front end in its place, or after the database was moved to another path or machine. If another instance is the owner, it is only shown, unless --yes names its id. Its server must be stopped for good, or be restarted with --storage-read-only; it stops writing within half a minute. With --yes, the index is made if there is none. After the loss of all nars, as with their disk, --accept-loss claims the empty storage.
+
+All files that are stored under the names and with the sizes of this index's narinfos are then recorded as stored, and no others; 'nar-herder check --verify' compares their content.`
+}
+
+func (c *claimStorageCommand) Run(ctx context.Context, s *streams) (err error) {
+	log := slog.New(newLogHandler(s.err, slog.LevelWarn))
+	if err := validateStorage("--storage", c.Storage); err != nil {
+		return err
+	}
+	bytes, err := openBytes(ctx, c.Storage, log)
+	if err != nil {
+		return err
+	}
+	found, err := owner.Read(ctx, bytes)
+	if err := bytes.Close(); err != nil {
+		return err
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	confirmed := found.Instance == c.Yes
+	if c.Yes != "" && !confirmed {
+		return fmt.Errorf("claim-storage: --yes=%s: storage %s does not belong to that instance, but to %s", c.Yes, bytes, found)
+	}
+	how := opening{Options: index.Options{Access: index.Write}}
+	if c.Yes != "" {
+		how.Access = index.Create
+	}
+	store, err := open(ctx, c.Database, c.Storage, how, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, store.close()) }()
+	if !confirmed && (found.Instance != store.self.Instance || !found.IsAt(store.self)) {
+		return fmt.Errorf("claim-storage: nothing was changed: storage %s belongs to %s: stop that instance's server, then run this again with --yes=%s", store.name(), found, found.Instance)
+	}
+	if err := store.IsMounted(ctx); errors.Is(err, storage.ErrAllMissing) && c.AcceptLoss {
+		totals, err := store.index.Totals(ctx)
+		if err != nil {
+			return err
+		}
+		printf(s.out, "none of the %s that the index has in storage %s are there\n", countOf(int(totals.StoredNars), "nar"), store.name())
+	} else if err != nil {
+		return err
+	}
+	if err := owner.Take(ctx, store.bytes, store.self); err != nil {
+		return err
+	}
+	printf(s.out, "storage %s belongs to this instance now; before, it belonged to %s\n", store.name(), found)
+	shown := newProgress(s.err, "counting", "files", 0)
+	counted, err := store.Recount(ctx, func() { shown.add(0) })
+	shown.end()
+	if err != nil {
+		return fmt.Errorf("claim storage %s: %w: run this again", store.name(), err)
+	}
+	printf(s.out, "%s newly recorded as stored, %s no longer recorded, because missing\n", countOf(int(counted.Recorded), "file"), countOf(int(counted.Missing), "file"))
+	return nil
+}
