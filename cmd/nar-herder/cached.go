@@ -72,7 +72,7 @@ func advertise(ctx context.Context, x *index.Index, options *cached.Options, log
 func (c *serverCommand) cacheOptions() (cached.Options, error) {
 	options := cached.Options{
 		TTL: (*time.Duration)(c.TTL), NewTTL: (*time.Duration)(c.NewTTL), StorageDirectory: localDirectory(c.Storage),
-		MinUses: int(c.CachedCompressionMinUses), Workers: int(c.CachedCompressionWorkers),
+		MinUses: int(c.CachedCompressionMinUses), Workers: int(c.CachedCompressionWorkers), Decoders: decoderBudget(),
 	}
 	for _, enabled := range c.EnableCachedCompression {
 		options.Types = append(options.Types, cached.Type{

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+
 	"nar-herder/storage"
 	"nar-herder/storage/index"
 	"nar-herder/storage/owner"

@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"time"
 
-	"nar-herder/httpapi"
 	"nar-herder/mirror"
 	"nar-herder/mirror/dump"
 )
@@ -23,21 +22,17 @@ func (o dumpOption) path(database string) string {
 	return cmp.Or(o.DatabaseDump, following(database, dumpSuffix))
 }
 
-// dumps makes what makes the dumps, and has the server answer with them. follower is
-// nil where no instance is mirrored.
-func (c *serverCommand) dumps(store *opened, follower *mirror.Mirror, options *httpapi.Options, log *slog.Logger) (*dump.Maker, error) {
+// newDumps returns what makes the dumps. follower is nil unless an instance is mirrored.
+func (c *serverCommand) newDumps(store *opened, follower *mirror.Mirror, log *slog.Logger) (*dump.Maker, error) {
+	path := c.path(c.Database)
 	maker, err := dump.New(store.index, dump.Options{
-		Path: c.DatabaseDump, Interval: time.Duration(c.DatabaseDumpInterval), Log: log,
+		Path: path, Interval: time.Duration(c.DatabaseDumpInterval), Log: log,
 		Ready: func() bool { return follower == nil || follower.Status().State != mirror.Syncing },
 	})
 	if err != nil {
 		return nil, err
 	}
-	if err := store.lockDump(c.DatabaseDump); err != nil {
-		return nil, err
-	}
-	options.Dumps, options.DumpsExpected = maker.Published(), c.DatabaseDumpInterval > 0
-	return maker, nil
+	return maker, store.lockDump(path)
 }
 
 // dumpSuffix is at the end of the default name of dumps.

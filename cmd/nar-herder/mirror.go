@@ -5,7 +5,6 @@ import (
 	"log/slog"
 	"time"
 
-	"nar-herder/httpapi"
 	"nar-herder/mirror"
 	"nar-herder/mirror/nars"
 	"nar-herder/narinfo"
@@ -22,9 +21,19 @@ type mirrorStatus struct {
 	Nars *nars.Status `json:"nars,omitempty"`
 }
 
-// follower makes what follows the instance that is mirrored, the first of the peers;
-// nil for none. The fetcher, which may be nil, is told of new items.
-func (c *serverCommand) follower(store *opened, peers peer.Peers, fetcher *nars.Fetcher, options *httpapi.Options, log *slog.Logger) *mirror.Mirror {
+// mirrorStatus returns the status for the health. The server is a mirror.
+func (s *subsystems) mirrorStatus() mirrorStatus {
+	status := mirrorStatus{Status: s.follower.Status()}
+	if s.fetcher != nil {
+		nars := s.fetcher.Status()
+		status.Nars = &nars
+	}
+	return status
+}
+
+// newFollower returns what follows the mirrored instance, the first of the peers, or nil
+// without one. It announces new items to the fetcher, which may be nil.
+func (c *serverCommand) newFollower(store *opened, peers peer.Peers, fetcher *nars.Fetcher, log *slog.Logger) *mirror.Mirror {
 	if c.Mirror == nil {
 		return nil
 	}
@@ -32,7 +41,7 @@ func (c *serverCommand) follower(store *opened, peers peer.Peers, fetcher *nars.
 	if fetcher != nil {
 		wanted = fetcher.Wanted
 	}
-	follower := mirror.New(mirror.Options{
+	return mirror.New(mirror.Options{
 		Storage: store.Storage, Index: store.index,
 		Source: peers[0], Wanted: wanted,
 		Downloads: mirror.Downloads(c.Database),
@@ -45,35 +54,18 @@ func (c *serverCommand) follower(store *opened, peers peer.Peers, fetcher *nars.
 		},
 		Interval: time.Duration(c.MirrorInterval), Log: log,
 	})
-	options.Chain = follower.Chain
-	options.Mirror = func() any {
-		status := mirrorStatus{Status: follower.Status()}
-		if fetcher != nil {
-			nars := fetcher.Status()
-			status.Nars = &nars
-		}
-		return status
-	}
-	return follower
 }
 
-// fetchNars makes what fetches the nars of the instance that is mirrored, and has
-// the server answer with them while they come. It returns nil where none are to
-// be stored: then they are streamed through.
-func (c *serverCommand) fetchNars(store *opened, peers peer.Peers, options *httpapi.Options, log *slog.Logger) (*nars.Fetcher, error) {
+// newFetcher returns what stores the nars of the mirrored instance, or nil if they are only
+// streamed through.
+func (c *serverCommand) newFetcher(store *opened, peers peer.Peers, source *passing.Source, log *slog.Logger) (*nars.Fetcher, error) {
 	if c.Mirror == nil || c.Storage == "" || c.MirrorNars == "none" || c.StorageReadOnly {
 		return nil, nil
 	}
-	fetcher, err := nars.New(store.Storage, store.index, peers, nars.Options{
+	return nars.New(store.Storage, store.index, peers, nars.Options{
 		All: c.MirrorNars == "all", AtOnce: int(c.MirrorFetchers), Bandwidth: max(int64(c.MirrorBandwidth), 0),
 		Limit: int64(c.StorageLimit), Decode: decodeNar, Log: log,
-		Passing: options.Elsewhere.(*passing.Source),
-		// Of a bucket, where nothing comes bit by bit.
-		Spool: c.Database + ".spool",
+		Passing: source,
+		Spool:   c.Database + ".spool", // for a bucket, which shows no unfinished files
 	})
-	if err != nil {
-		return nil, err
-	}
-	options.Elsewhere = fetcher
-	return fetcher, nil
 }

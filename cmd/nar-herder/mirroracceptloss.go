@@ -4,8 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"nar-herder/mirror"
 	"time"
+
+	"nar-herder/mirror"
 )
 
 type mirrorAcceptLossCommand struct {

@@ -6,13 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"nar-herder/internal/redact"
-	"nar-herder/mirror"
-	"nar-herder/peer"
 	"net/http"
 	"net/url"
 	"strings"
 	"time"
+
+	"nar-herder/internal/redact"
+	"nar-herder/mirror"
+	"nar-herder/peer"
 )
 
 type mirrorStatusCommand struct {

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"log/slog"
+
 	"nar-herder/storage/index"
 )
 

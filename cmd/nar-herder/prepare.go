@@ -5,39 +5,53 @@ import (
 	"errors"
 	"io/fs"
 	"log/slog"
+	"os"
+	"sync/atomic"
+	"time"
+
 	"nar-herder/mirror"
 	"nar-herder/mirror/original"
 	"nar-herder/mirror/original/convert"
 	"nar-herder/peer"
 	"nar-herder/storage/index"
 	"nar-herder/storage/owner"
-	"net"
-	"os"
-	"sync/atomic"
-	"time"
 )
 
-// convertProgress is how often the log tells how far a conversion is.
-const convertProgress = 10 * time.Second
+// prepare makes a database that this version can open: it converts one of the original,
+// downloads that of the mirrored instance if there is none, and migrates an old one.
+func (c *serverCommand) prepare(ctx context.Context, s *sockets, log *slog.Logger) error {
+	if err := index.CheckLog(c.Database); err != nil {
+		return err
+	}
+	for _, step := range []func(context.Context, *sockets, *slog.Logger) error{c.convertInPlace, c.beginMirror, c.migrate} {
+		if err := step(ctx, s, log); ctx.Err() != nil {
+			return ctx.Err()
+		} else if err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
-// convertedSetting is the storage that an index had from the start, when it was made of
-// a database of the original: even a mirror claims it, with the nars that are there.
+// convertInterval is how often the progress of a conversion is logged.
+const convertInterval = 10 * time.Second
+
+// convertedSetting names the storage that an index had when it was converted. Even a
+// mirror claims that storage, with the nars in it.
 const convertedSetting = "converted-storage"
 
-// convertInPlace makes a database of the original an index, while the listeners
-// are answered.
-func (c *serverCommand) convertInPlace(ctx context.Context, listeners []net.Listener, log *slog.Logger) (err error) {
+// convertInPlace converts a database of the original.
+func (c *serverCommand) convertInPlace(ctx context.Context, s *sockets, log *slog.Logger) (err error) {
 	if !convert.Needed(ctx, c.Database) {
 		return nil
 	}
-	start := time.Now()
-	next := start.Add(convertProgress)
+	next := time.Now().Add(convertInterval)
 	var done, all atomic.Int64
 	options := convert.Options{Log: log, Progress: func(p convert.Progress) {
 		done.Store(p.Done)
 		all.Store(p.All)
 		if now := time.Now(); now.After(next) {
-			next = now.Add(convertProgress)
+			next = now.Add(convertInterval)
 			log.Info("converting the database of the original", "narinfos", p.Done, "of", p.All)
 		}
 	}}
@@ -47,7 +61,7 @@ func (c *serverCommand) convertInPlace(ctx context.Context, listeners []net.List
 	}
 	defer func() { err = errors.Join(err, closeStorage()) }()
 	if c.Mirror != nil {
-		// The original has followed it until now, and stored its nars.
+		// The original has mirrored it until now, and stored its nars.
 		options.Mirrored = true
 		options.Settings = func(ctx context.Context, from *original.Database) (map[string]string, error) {
 			settings, err := mirror.ConvertedSettings(ctx, from)
@@ -67,20 +81,19 @@ func (c *serverCommand) convertInPlace(ctx context.Context, listeners []net.List
 			All    int64  `json:"narinfos"`
 		}{"converting", done.Load(), all.Load()}
 	}
-	return c.whileStarting(ctx, listeners, state, log, func(ctx context.Context) error {
+	return s.whileStarting(ctx, state, func(ctx context.Context) error {
 		_, err := convert.InPlace(ctx, c.Database, options)
 		return err
 	})
 }
 
-// beginMirror makes the database of a mirror that has none yet, while the
-// listeners are answered.
-func (c *serverCommand) beginMirror(ctx context.Context, listeners []net.Listener, log *slog.Logger) error {
+// beginMirror downloads the database of a mirror that has none yet.
+func (c *serverCommand) beginMirror(ctx context.Context, s *sockets, log *slog.Logger) error {
 	if c.Mirror == nil {
 		return nil
 	}
 	if _, err := os.Stat(c.Database); !errors.Is(err, fs.ErrNotExist) {
-		return nil // what else may be wrong with it, opening it will tell
+		return nil // opening it reports any other error
 	}
 	if c.Storage != "" && !c.StorageReadOnly {
 		bytes, err := openBytes(ctx, c.Storage, log)
@@ -98,12 +111,11 @@ func (c *serverCommand) beginMirror(ctx context.Context, listeners []net.Listene
 			Mirror mirrorStatus `json:"mirror"`
 		}{mirror.Syncing, mirrorStatus{Status: beginning.Status()}}
 	}
-	return c.whileStarting(ctx, listeners, state, log, beginning.Run)
+	return s.whileStarting(ctx, state, beginning.Run)
 }
 
-// migrate brings a database of an older version up to date, while the listeners are
-// answered.
-func (c *serverCommand) migrate(ctx context.Context, listeners []net.Listener, log *slog.Logger) error {
+// migrate migrates a database of an older version.
+func (c *serverCommand) migrate(ctx context.Context, s *sockets, log *slog.Logger) error {
 	if !index.NeedsMigration(ctx, c.Database) {
 		return nil
 	}
@@ -114,7 +126,7 @@ func (c *serverCommand) migrate(ctx context.Context, listeners []net.Listener, l
 			Status string `json:"status"`
 		}{"migrating"}
 	}
-	return c.whileStarting(ctx, listeners, state, log, func(ctx context.Context) error {
+	return s.whileStarting(ctx, state, func(ctx context.Context) error {
 		done, err := index.Migrate(ctx, c.Database)
 		if err == nil {
 			log.Info("migrated the database", "database", c.Database, "from", done.From, "to", done.To, "kept", done.Copy,

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"time"
 
-	"nar-herder/httpapi"
 	"nar-herder/internal/disk"
 	"nar-herder/peer"
 	"nar-herder/peer/passing"
@@ -93,42 +92,62 @@ func isAmong(urls []*url.URL, u *url.URL) bool {
 	return slices.ContainsFunc(urls, func(other *url.URL) bool { return peer.SameURL(other, u) })
 }
 
-// keepLimit makes what keeps the storage below its limit, and has the server
-// answer with nars that are stored elsewhere. answered is how many requests the
-// server has answered. It returns nil where there is no storage.
-func (c *serverCommand) keepLimit(store *opened, peers peer.Peers, counter *uses.Counter, answered func() int64, options *httpapi.Options, log *slog.Logger) *removal.Remover {
-	criteria := c.criteria()
-	options.Identity = store
-	if len(peers) > 0 {
-		source := passing.New(peers, decoderBudget().Total()/passingShare)
-		source.Log = log
-		options.Elsewhere, options.RedirectElsewhere = source, c.ServeRemoteNars == redirect
+// newPassing returns what streams nars of the peers through; nil without any.
+func newPassing(peers peer.Peers, log *slog.Logger) *passing.Source {
+	if len(peers) == 0 {
+		return nil
 	}
+	source := passing.New(peers, decoderBudget().Total()/passingShare)
+	source.Log = log
+	return source
+}
+
+// newRemover returns what keeps the storage below its limit, or nil without a storage that
+// this instance may remove from. answered returns how many requests the server has answered.
+func (c *serverCommand) newRemover(store *opened, peers peer.Peers, counter *uses.Counter, answered func() int64, log *slog.Logger) *removal.Remover {
 	if c.Storage == "" {
 		return nil
 	}
+	c.warnAboutRemoval(log)
 	if c.StorageReadOnly {
-		if c.StorageLimit != noLimit || c.StorageMinimumFreeSpace != noLimit || len(criteria) > 0 {
-			log.Warn("--storage-limit, --storage-minimum-free-space and --storage-nar-removal-criteria are not used with --storage-read-only: only the owner of the storage removes from it")
-		}
-		options.ReliesOn = func() peer.Statement { return peer.Statement{} }
 		return nil
 	}
-	if c.StorageLimit != noLimit && len(criteria) == 0 {
+	options := c.removal(c.criteria(), peers)
+	options.Uses, options.Answered, options.Decode = counter, answered, decodeNar
+	options.Interval, options.Log = time.Duration(c.StorageCheckInterval), log
+	return removal.New(store.Storage, store.index, options)
+}
+
+// warnAboutRemoval logs options of the storage that have no effect.
+func (c *serverCommand) warnAboutRemoval(log *slog.Logger) {
+	hasLimit, hasMinimum, hasCriteria := c.StorageLimit != noLimit, c.StorageMinimumFreeSpace != noLimit, len(c.StorageNarRemovalCriteria) > 0
+	if c.StorageReadOnly {
+		if hasLimit || hasMinimum || hasCriteria {
+			log.Warn("--storage-limit, --storage-minimum-free-space and --storage-nar-removal-criteria are not used with --storage-read-only: only the owner of the storage removes from it")
+		}
+		return
+	}
+	if hasLimit && !hasCriteria {
 		log.Warn("--storage-limit is given, but no --storage-nar-removal-criteria: nothing may be removed, so it can't be kept")
 	}
-	if c.StorageMinimumFreeSpace != noLimit && len(criteria) == 0 {
+	if hasMinimum && !hasCriteria {
 		log.Warn("--storage-minimum-free-space is given, but no --storage-nar-removal-criteria: imports and mirroring are refused below it, and nothing is removed for it")
 	}
-	if c.StorageLimit == noLimit && c.StorageMinimumFreeSpace == noLimit && len(criteria) > 0 {
+	if !hasLimit && !hasMinimum && hasCriteria {
 		log.Warn("--storage-nar-removal-criteria are given, but neither --storage-limit nor --storage-minimum-free-space: nothing is removed")
 	}
-	removing := c.removal(criteria, peers)
-	removing.Uses, removing.Answered, removing.Decode = counter, answered, decodeNar
-	removing.Interval, removing.Log = time.Duration(c.StorageCheckInterval), log
-	remover := removal.New(store.Storage, store.index, removing)
-	options.ReliesOn = remover.ReliesOn
-	return remover
+}
+
+// reliesOn returns what this instance states about its dependence on others when they ask
+// whether it has a nar; nil for no statement.
+func (s *subsystems) reliesOn(c *serverCommand) func() peer.Statement {
+	switch {
+	case s.remover != nil:
+		return s.remover.ReliesOn
+	case c.Storage != "": // which only its owner removes from
+		return func() peer.Statement { return peer.Statement{} }
+	}
+	return nil
 }
 
 // settleTime replaces how long a server removes nothing by stored-on, in tests of this

@@ -1,29 +1,19 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"strings"
-	"time"
 
 	"github.com/alecthomas/kong"
-	"github.com/coreos/go-systemd/v22/daemon"
 
-	"nar-herder/compression"
+	"nar-herder/compression/cached"
 	"nar-herder/httpapi"
 	"nar-herder/mirror/dump"
-	"nar-herder/peer/passing"
-	"nar-herder/removal"
-	"nar-herder/storage/checksums"
-	"nar-herder/storage/dbspace"
-	"nar-herder/storage/index"
-	"nar-herder/storage/owner"
-	"nar-herder/storage/uses"
+	"nar-herder/storage/tiered"
 )
 
 // serverCommand has the options of the original, by their names and defaults,
@@ -80,13 +70,7 @@ type serverCommand struct {
 	MaxConnectionsPerAddress *positiveValue `placeholder:"N" help:"How many of them one client address, or IPv6 network of 64 bits, may have; trusted proxies and unix sockets are exempt (default: a quarter of --max-connections)."`
 
 	controlOptions `embed:""`
-
-	starting *httpapi.Starting // answers until there is a server
 }
-
-// pidFileWait is how long the process id waits for the sockets: a supervisor
-// waits a second for it at the least.
-const pidFileWait = 500 * time.Millisecond
 
 // validate refuses options that contradict each other.
 func (c *serverCommand) validate() error {
@@ -133,8 +117,8 @@ func (c *serverCommand) Run(ctx context.Context, s *streams, parsed *kong.Contex
 	log, closeLog := newLogger(s.err, slog.Level(c.LogLevel))
 	defer closeLog()
 	effect := settings.inEffect(parsed, c)
-	running := newTasks()
-	err := untilStopped(ctx, log, running, func() error { return c.run(ctx, effect, running, log) })
+	running, runCtx := newTasks(ctx)
+	err := untilStopped(ctx, log, running, func() error { return c.run(runCtx, effect, running, log) })
 	if c.PidFile != "" {
 		removePidFile(c.PidFile)
 	}
@@ -144,254 +128,68 @@ func (c *serverCommand) Run(ctx context.Context, s *streams, parsed *kong.Contex
 	return err
 }
 
-// run serves until the context ends. What it starts in the background is among what
-// is running.
+// run serves until the context ends.
 func (c *serverCommand) run(ctx context.Context, effect inEffect, running *tasks, log *slog.Logger) (err error) {
-	key, err := readSigningKey(c.SigningKey)
+	config, err := c.configure(ctx, effect, log)
 	if err != nil {
 		return err
 	}
-	storageCache, err := c.storageCache()
+	sockets, err := c.reserve(ctx, log)
 	if err != nil {
 		return err
+	}
+	defer sockets.close()
+	sockets.answer(ctx, c)
+	if err := c.prepare(ctx, sockets, log); ctx.Err() != nil {
+		log.Info("unfinished work resumes at the next start", "database", c.Database)
+		return nil
+	} else if err != nil {
+		return err
+	}
+	parts := new(subsystems)
+	defer func() { err = errors.Join(err, parts.close(running)) }()
+	if err := parts.open(ctx, c, config, log); err != nil {
+		return err
+	}
+	if err := parts.build(ctx, c, config, sockets.starting, log); err != nil {
+		return err
+	}
+	parts.start(ctx, running)
+	sockets.serve(ctx, parts, running)
+	return running.Wait()
+}
+
+// serverConfig is what the options amount to that need more than parsing.
+type serverConfig struct {
+	effect       inEffect
+	signingKey   []byte
+	storageCache *tiered.Options // nil for none
+	cached       cached.Options
+}
+
+// configure reads the files that options name, and refuses values that can't work before
+// anything is changed.
+func (c *serverCommand) configure(ctx context.Context, effect inEffect, log *slog.Logger) (*serverConfig, error) {
+	key, err := readSigningKey(c.SigningKey)
+	if err != nil {
+		return nil, err
+	}
+	storageCache, err := c.storageCache(log)
+	if err != nil {
+		return nil, err
 	}
 	cacheOptions, err := c.cacheOptions()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	cacheOptions.Decoders = decoderBudget()
 	for _, warning := range effect.warnings {
 		log.Warn(warning)
 	}
-	c.DatabaseDump = c.path(c.Database)
-	// Before a dump that is named as the database by mistake is converted.
-	if err := dump.CheckPath(ctx, c.DatabaseDump, c.Database); err != nil {
-		return fmt.Errorf("--database-dump: %w", err)
+	// A dump that is named as the database by mistake must not be converted.
+	if err := dump.CheckPath(ctx, c.path(c.Database), c.Database); err != nil {
+		return nil, fmt.Errorf("--database-dump: %w", err)
 	}
-	// The sockets and the lock come first, so that a second server by mistake changes
-	// nothing of the one that runs. The supervisor that waits for the process id does not wait
-	// for a slow name server, though.
-	var listeners, control []net.Listener
-	var listenErr error
-	listened := make(chan struct{})
-	go func() {
-		defer close(listened)
-		if listeners, listenErr = listen(ctx, c.Host, c.Port); listenErr == nil {
-			if control, listenErr = c.listenControl(ctx); listenErr != nil {
-				closeAll(listeners)
-			}
-		}
-	}()
-	select {
-	case <-listened:
-		if listenErr != nil {
-			return listenErr
-		}
-	case <-time.After(pidFileWait):
-	}
-	lock, err := lockServer(c.Database, log)
-	if err != nil {
-		<-listened
-		closeAll(listeners)
-		closeAll(control)
-		return err
-	}
-	defer lock.Close()
-	if c.PidFile != "" {
-		if err := writePidFile(c.PidFile); err != nil {
-			return err
-		}
-	}
-	<-listened
-	if listenErr != nil {
-		return listenErr
-	}
-	defer closeAll(listeners)
-	if len(listeners) > 0 {
-		if err := lock.SetAddress(listeners[0].Addr().String()); err != nil {
-			return err
-		}
-	}
-	c.serveControl(control, log)
-	defer c.closeControl()
-	if err := index.CheckLog(c.Database); err != nil {
-		return err
-	}
-	endStarting := c.serveStarting(ctx, listeners, log)
-	defer endStarting()
-	for _, prepare := range []func(context.Context, []net.Listener, *slog.Logger) error{c.convertInPlace, c.beginMirror, c.migrate} {
-		if err := prepare(ctx, listeners, log); ctx.Err() != nil {
-			log.Info("unfinished work resumes at the next start", "database", c.Database)
-			return nil
-		} else if err != nil {
-			return err
-		}
-	}
-	if storageCache != nil {
-		storageCache.Log = log
-	}
-	policy := owner.Always
-	if c.Mirror != nil {
-		policy = owner.IfEmpty
-	}
-	store, err := open(ctx, c.Database, c.Storage, opening{index.Options{ReadWhenFull: true}, policy, c.StorageReadOnly, storageCache}, log)
-	if err != nil {
-		return err
-	}
-	defer running.Do("closing the database and the storage", func() { err = errors.Join(err, store.close()) })
-	ownership, err := c.own(ctx, store, log)
-	if err != nil {
-		return err
-	}
-	log.Info("starting", "version", version(), "database", c.Database, "storage", store.name(), "pid", os.Getpid())
-	effect.log(log)
-
-	counter := uses.New(store.index, log)
-	note := func(ctx context.Context) error {
-		return cmp.Or(
-			counter.Begin(ctx),
-			store.SetHardLimit(ctx, int64(c.StorageHardLimit)),
-			store.SetMinimumFree(ctx, int64(c.StorageMinimumFreeSpace)),
-		)
-	}
-	noteErr := note(ctx)
-	if errors.Is(noteErr, index.ErrFull) {
-		// The server answers requests without.
-		log.Error("the limits of the storage, and since when uses are counted, could not be noted in the database for other commands: that is tried again until there is room", "error", noteErr)
-	} else if noteErr != nil {
-		return noteErr
-	}
-	peers, err := c.instances(ctx, store, log)
-	if err != nil {
-		return err
-	}
-	if err := advertise(ctx, store.index, &cacheOptions, log); err != nil {
-		return err
-	}
-	if err := noteRestored(ctx, store.index, log); err != nil {
-		return err
-	}
-	withdrawn := removal.NewWithdrawn(store.Storage, store.index, log)
-	cache, err := openCache(store, cacheOptions, peers, counter, log)
-	if err != nil {
-		return err
-	}
-	options := httpapi.Options{
-		Decompress: compression.NewReaderWithin, Decoders: decoderBudget(),
-		TTL: cacheOptions.TTL, NewTTL: cacheOptions.NewTTL, NegativeTTL: (*time.Duration)(c.NegativeTTL),
-		AccelRedirect: c.XAccelRedirect,
-		HideMetrics:   c.PublicMetrics == "no",
-		AnswerCache:   max(int64(c.NarinfoCacheSize), 0),
-		SigningKey:    key,
-		Starting:      c.starting,
-
-		TrustedProxies: proxies(c.TrustedProxies),
-		Limits:         c.limits(),
-		Version:        version(),
-		Uses:           counter,
-		Log:            log,
-	}
-	if cache != nil {
-		defer running.Do("closing the cache", func() { err = errors.Join(err, cache.Close()) })
-		options.Cached = cache
-	}
-	var server *httpapi.Server
-	remover := c.keepLimit(store, peers, counter, func() int64 { return server.Answered() }, &options, log)
-	passed, _ := options.Elsewhere.(*passing.Source)
-	fetcher, err := c.fetchNars(store, peers, &options, log)
-	if err != nil {
-		return err
-	}
-	if fetcher != nil {
-		defer fetcher.Close()
-	}
-	if c.ServeBucketNars == redirect {
-		options.Presigned = store.bytes
-	}
-	options.Changes = store.index
-	follower := c.follower(store, peers, fetcher, &options, log)
-	dumps, err := c.dumps(store, follower, &options, log)
-	if err != nil {
-		return err
-	}
-	sums := checksums.New(store.index, log)
-	options.Checksums = sums
-	database := dbspace.New(store.index, nil, log)
-	if noteErr != nil {
-		database.Note = note
-	}
-	unstored := &unstoredCount{index: store.index, log: log}
-	options.Health = healthParts{store, localDirectory(c.Storage), database, dumps, unstored, peers, withdrawn, ownership, remover, follower, fetcher}.list()
-	server = httpapi.New(store, options)
-	watcher, err := store.index.Watch(ctx)
-	if err != nil {
-		return err
-	}
-	followCtx, stopFollowing := context.WithCancel(ctx)
-	defer func() {
-		stopFollowing()
-		running.Go("writing down uses", counter.Close)
-		if fetcher != nil {
-			running.Go("fetching nars", fetcher.Close)
-		}
-		running.Wait()
-		err = errors.Join(err, watcher.Close())
-	}()
-	running.Go("watching the database", func() { server.Follow(followCtx, watcher) })
-	running.Go("writing down uses", func() { counter.Run(followCtx) })
-	running.Go("computing checksums", func() { sums.Run(followCtx, server.Forget) })
-	server.Registry().MustRegister(database, damageMetric(store.index), unstored.metric())
-	running.Go("counting items without nars", func() { unstored.Run(followCtx) })
-	running.Go("watching the room for the database", func() { database.Run(followCtx) })
-	if passed != nil {
-		passed.Turns = server.Turns()
-		server.Registry().MustRegister(passed.Unchecked)
-	}
-	if remover != nil {
-		server.Registry().MustRegister(remover)
-		running.Go("keeping the storage limit", func() { remover.Run(followCtx) })
-	}
-	if fetcher != nil {
-		server.Registry().MustRegister(fetcher)
-		running.Go("fetching nars", func() { fetcher.Run(followCtx) })
-	}
-	running.Go("watching the owner of the storage", func() { ownership.Run(followCtx) })
-	running.Go("removing withdrawn items", func() { withdrawn.Run(followCtx) })
-	running.Go("removing unfinished uploads", func() { store.RemoveUnfinished(followCtx) })
-	if follower != nil {
-		server.Registry().MustRegister(follower)
-		running.Go("mirroring", func() { follower.Run(followCtx) })
-	}
-	server.Registry().MustRegister(dumps)
-	if store.cache != nil {
-		server.Registry().MustRegister(store.cache)
-	}
-	running.Go("making dumps", func() { dumps.Run(followCtx) })
-	if cache != nil {
-		server.Registry().MustRegister(cache)
-		running.Go("caching nars", func() { cache.Run(followCtx, server.Forget) })
-	}
-
-	if c.control != nil {
-		c.control.Attach(server)
-		defer c.closeControl() // before what it shows is closed
-	}
-	if endStarting(); ctx.Err() != nil {
-		return nil
-	}
-	for _, listener := range listeners {
-		log.Info("listening", "address", listener.Addr().String())
-	}
-	notify(log, daemon.SdNotifyReady)
-	context.AfterFunc(ctx, func() {
-		log.Info("stopping")
-		notify(log, daemon.SdNotifyStopping)
-	})
-	running.Do("answering requests", func() { err = server.Serve(ctx, listeners...) })
-	if err != nil {
-		return fmt.Errorf("serve: %w", err)
-	}
-	return nil
+	return &serverConfig{effect, key, storageCache, cacheOptions}, nil
 }
 
 // limits are those of connections.
@@ -404,13 +202,6 @@ func (c *serverCommand) limits() httpapi.Limits {
 		limits.PerAddress = int(*c.MaxConnectionsPerAddress)
 	}
 	return limits
-}
-
-// notify tells systemd, where it started the program and wants to know.
-func notify(log *slog.Logger, state string) {
-	if _, err := daemon.SdNotify(false, state); err != nil {
-		log.Warn("can't tell systemd", "state", state, "error", err)
-	}
 }
 
 // readSigningKey reads the key that is handed out, and makes sure that it is

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"log/slog"
 
 	"nar-herder/internal/disk"
 	"nar-herder/storage/tiered"
@@ -9,7 +10,7 @@ import (
 
 // storageCache makes the options of the cache in front of the storage; nil where none
 // is named.
-func (c *serverCommand) storageCache() (*tiered.Options, error) {
+func (c *serverCommand) storageCache(log *slog.Logger) (*tiered.Options, error) {
 	if c.StorageCache == "" {
 		return nil, nil
 	}
@@ -31,5 +32,5 @@ func (c *serverCommand) storageCache() (*tiered.Options, error) {
 	if err := disk.MkdirAll(c.StorageCache, 0o755); err != nil {
 		return nil, fmt.Errorf("--storage-cache: %w", err)
 	}
-	return &tiered.Options{Directory: c.StorageCache, MaxSize: int64(c.StorageCacheSize)}, nil
+	return &tiered.Options{Directory: c.StorageCache, MaxSize: int64(c.StorageCacheSize), Log: log}, nil
 }
