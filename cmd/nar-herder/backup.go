@@ -13,9 +13,9 @@ import (
 type backupCommand struct {
 	databaseOption `embed:""`
 
-	Replace bool `argumentsonly:"" help:"Replace the file if it exists, once the new backup is complete. A database that a server uses is never replaced."`
+	Replace bool `argumentsonly:"" help:"Replace an existing file once the new backup is complete. A database that a server uses is never replaced."`
 
-	File string `arg:"" name:"file" help:"The file to write."`
+	File string `arg:"" name:"file" help:"File to write."`
 }
 
 // Help is shown below the options.

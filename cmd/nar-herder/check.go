@@ -20,16 +20,16 @@ type checkCommand struct {
 	databaseOption `embed:""`
 
 	Storage    string      `placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars."`
-	Verify     bool        `help:"Also decompress each stored nar, and compare it with its NarHash. Goes on where the last one was interrupted."`
-	VerifyRate sizeValue   `default:"none" placeholder:"BYTES" help:"How much of the stored nars is read per second at the most (default: ${default})."`
-	Restart    bool        `help:"With --verify: begin anew."`
-	Closures   bool        `default:"true" negatable:"" help:"Look for items whose references have no narinfo (default: on)."`
-	Repair     bool        `argumentsonly:"" help:"Fetch again what is missing or wrong, set aside what is wrong, and make the index true."`
-	From       []fromValue `sep:"none" placeholder:"URL" help:"With --repair: another instance to fetch nars from. May be repeated."`
+	Verify     bool        `help:"Also decompress each stored nar and compare it with its NarHash. Resumes an interrupted run."`
+	VerifyRate sizeValue   `default:"none" placeholder:"BYTES" help:"Maximum bytes of nars to read per second (default: ${default})."`
+	Restart    bool        `help:"With --verify: start over instead of resuming."`
+	Closures   bool        `default:"true" negatable:"" help:"Report items that refer to items without a narinfo (default: on)."`
+	Repair     bool        `argumentsonly:"" help:"Fetch missing and wrong nars again, quarantine wrong files, and correct the index."`
+	From       []fromValue `sep:"none" placeholder:"URL" help:"With --repair: instance to fetch nars from. May be repeated."`
 
 	redirectsOption `embed:""`
 
-	JSON bool `name:"json" help:"Each finding as a JSON object on a line, and the totals as the last one."`
+	JSON bool `name:"json" help:"Print each finding as a line of JSON, and the totals as the last line."`
 }
 
 // Help is shown below the options.

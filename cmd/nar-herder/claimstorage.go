@@ -16,9 +16,9 @@ type claimStorageCommand struct {
 	databaseOption `embed:""`
 
 	Storage string `required:"" placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars."`
-	Yes     string `argumentsonly:"" placeholder:"OWNER-ID" help:"The id of the instance that loses the storage."`
+	Yes     string `argumentsonly:"" placeholder:"OWNER-ID" help:"Id of the instance that loses the storage."`
 
-	AcceptLoss bool `argumentsonly:"" help:"Claim a storage that has none of the nars that the index has there."`
+	AcceptLoss bool `argumentsonly:"" help:"Claim the storage even if all nars in the index are missing there."`
 }
 
 // Help is shown below the options.

@@ -10,8 +10,8 @@ import (
 // controlOptions are the options of the control listener, which is for the administrator.
 type controlOptions struct {
 	ControlHost   string     `default:"127.0.0.1" placeholder:"HOST" help:"Name or address of the control listener, or unix:PATH (default: ${default})."`
-	ControlPort   *portValue `placeholder:"PORT" help:"Port of the control listener, which serves /metrics, /health and /debug/pprof/ to the administrator. Without it, that listener is off."`
-	PublicMetrics string     `default:"yes" enum:"yes,no" placeholder:"yes|no" help:"Whether /metrics and /health are served to everybody as well (default: ${default})."`
+	ControlPort   *portValue `placeholder:"PORT" help:"Port of the control listener, which serves /metrics, /health and /debug/pprof/ (default: no control listener)."`
+	PublicMetrics string     `default:"yes" enum:"yes,no" placeholder:"yes|no" help:"Whether to serve /metrics and /health to all clients too (default: ${default})."`
 }
 
 // defaultControlHost is what Guix's service passes as well.

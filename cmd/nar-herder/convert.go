@@ -10,10 +10,10 @@ import (
 )
 
 type convertCommand struct {
-	Storage string `placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars, so that an index knows from the start which of them are there."`
+	Storage string `placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars, to record in the index which of them exist."`
 
-	From string `arg:"" name:"from" help:"A database or dump of the original, or an index."`
-	To   string `arg:"" name:"to" help:"The file to make; there must be none of that name."`
+	From string `arg:"" name:"from" help:"Database or dump of the original, or an index."`
+	To   string `arg:"" name:"to" help:"File to write. It must not exist."`
 }
 
 func (c *convertCommand) Run(ctx context.Context, s *streams) (err error) {

@@ -19,15 +19,15 @@ import (
 )
 
 type copyStorageCommand struct {
-	From      string        `required:"" placeholder:"STORAGE" help:"The storage to copy, as --storage of run-server names it."`
-	To        string        `required:"" placeholder:"STORAGE" help:"The storage to copy to. A directory must be there: it could be one that is not mounted."`
-	Database  string        `placeholder:"FILE" help:"The SQLite index by whose narinfos nars are verified; none to compare sizes alone (default: /var/lib/nar-herder/nar_herder.db where there is one)."`
-	AtOnce    positiveValue `placeholder:"N" help:"How many files are copied at a time (default: 4, more for storages far away)."`
-	Bandwidth sizeValue     `default:"none" placeholder:"BYTES" help:"How much is read per second at the most (default: ${default})."`
-	Compare   bool          `help:"Also read what both storages have, and compare it."`
-	Replace   bool          `argumentsonly:"" help:"Take the source's where the target has another file and no narinfo says which is right."`
-	DryRun    bool          `help:"Change nothing, and tell what would be."`
-	JSON      bool          `name:"json" help:"Each file that is not as it should be as a JSON object on a line, and the summary as the last one."`
+	From      string        `required:"" placeholder:"STORAGE" help:"Storage to copy from, in the form of --storage of run-server."`
+	To        string        `required:"" placeholder:"STORAGE" help:"Storage to copy to. A directory must exist, since a missing one may not be mounted."`
+	Database  string        `placeholder:"FILE" help:"SQLite index with the narinfos to verify nars against, or none to compare only sizes (default: /var/lib/nar-herder/nar_herder.db if it exists)."`
+	AtOnce    positiveValue `placeholder:"N" help:"Number of files to copy at a time (default: 4, more for remote storages)."`
+	Bandwidth sizeValue     `default:"none" placeholder:"BYTES" help:"Maximum bytes to read per second (default: ${default})."`
+	Compare   bool          `help:"Also compare the content of files that both storages have."`
+	Replace   bool          `argumentsonly:"" help:"Replace files of the target that differ from the source if no narinfo says which is right."`
+	DryRun    bool          `help:"Change nothing; show what would change."`
+	JSON      bool          `name:"json" help:"Print each file with a problem as a line of JSON, and the summary as the last line."`
 }
 
 // Help is shown below the options.

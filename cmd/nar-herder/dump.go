@@ -14,7 +14,7 @@ import (
 
 // dumpOption is what the server and the command that makes dumps have.
 type dumpOption struct {
-	DatabaseDump string `placeholder:"FILE" help:"The copy of the index that others download; files beside it have its name as their beginning (default: NAME_dump.db beside a --database NAME.db)."`
+	DatabaseDump string `placeholder:"FILE" help:"Dump of the index for other instances to download. Names of further files begin with this one (default: NAME_dump.db beside --database=NAME.db)."`
 }
 
 // path is where the copy is, which follows the database unless an option names it.

@@ -15,15 +15,15 @@ type exportCommand struct {
 	databaseOption `embed:""`
 
 	Storage      string      `required:"" placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars."`
-	Tag          []tagValue  `argumentsonly:"" sep:"none" placeholder:"KEY=VALUE" help:"Only items that have the tag. May be repeated: then items that have all of them."`
-	ClosureOf    []itemValue `argumentsonly:"" sep:"none" placeholder:"ITEM" help:"Only this item and all that it refers to. May be repeated."`
-	Delete       bool        `argumentsonly:"" help:"Remove what is no longer exported from the directory."`
-	AcceptLoss   bool        `argumentsonly:"" help:"Let --delete empty the directory, or remove more than a tenth of it."`
-	Adopt        bool        `argumentsonly:"" help:"Use a directory that has files and was not made by an export: narinfos and nars in it may be replaced and removed."`
-	DryRun       bool        `help:"Change nothing, and tell what would be."`
-	Copy         bool        `help:"Copy nars, also where hard links of those in the storage would do."`
-	AllowMissing bool        `help:"That nars are not stored is no failure, and not worth a line each."`
-	Directory    string      `arg:"" name:"directory" help:"Where to. It is created if it is missing."`
+	Tag          []tagValue  `argumentsonly:"" sep:"none" placeholder:"KEY=VALUE" help:"Only items with this tag. May be repeated: then items with all of them."`
+	ClosureOf    []itemValue `argumentsonly:"" sep:"none" placeholder:"ITEM" help:"Only this item and everything it refers to. May be repeated."`
+	Delete       bool        `argumentsonly:"" help:"Remove files from the directory that are no longer exported."`
+	AcceptLoss   bool        `argumentsonly:"" help:"Let --delete remove more than a tenth of the directory."`
+	Adopt        bool        `argumentsonly:"" help:"Use a directory with files that no export wrote. Narinfos and nars in it may be replaced and removed."`
+	DryRun       bool        `help:"Change nothing; show what would change."`
+	Copy         bool        `help:"Copy nars instead of making hard links."`
+	AllowMissing bool        `help:"Skip items without stored nars, without an error."`
+	Directory    string      `arg:"" name:"directory" help:"Directory to write to. It is created if it does not exist."`
 }
 
 // itemValue is a store item as people have it at hand.

@@ -14,13 +14,13 @@ type importCommand struct {
 	databaseOption `embed:""`
 
 	Storage               string     `placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars."`
-	NarinfosOnly          bool       `argumentsonly:"" help:"Import narinfos without their nars, for an index whose nars are served from elsewhere, in the place of --storage."`
-	Tag                   []tagValue `sep:"none" placeholder:"KEY=VALUE" help:"Tag for the items. May be repeated."`
-	EnsureReferencesExist bool       `help:"Refuse items that refer to others without a narinfo."`
-	Keep                  bool       `help:"Copy nars into the storage, where they are moved otherwise."`
-	Replace               bool       `argumentsonly:"" help:"Take another nar of an item that is being served already."`
+	NarinfosOnly          bool       `argumentsonly:"" help:"Import narinfos without nars, if another server has the nars. Excludes --storage."`
+	Tag                   []tagValue `sep:"none" placeholder:"KEY=VALUE" help:"Tag to add to the items. May be repeated."`
+	EnsureReferencesExist bool       `help:"Refuse items that refer to items without a narinfo."`
+	Keep                  bool       `help:"Copy nars into the storage instead of moving them."`
+	Replace               bool       `argumentsonly:"" help:"Replace the nar of an item that is already served."`
 
-	Names []string `arg:"" name:"file-or-directory" help:"Narinfo files, or directories to search for them."`
+	Names []string `arg:"" name:"file-or-directory" help:"Narinfo files, or directories to search for narinfo files."`
 }
 
 // importCache is the writer's page cache for imports: they touch all of the

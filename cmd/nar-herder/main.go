@@ -28,32 +28,32 @@ func main() {
 
 // commands is the command line.
 type commands struct {
-	Config      string           `placeholder:"FILE" help:"File of options, in TOML, for those that are neither on the command line nor in the environment. See 'nar-herder help config'."`
+	Config      string           `placeholder:"FILE" help:"TOML file of options. The command line and the environment take precedence: see 'nar-herder help config'."`
 	ShowVersion kong.VersionFlag `name:"version" help:"Show the version."`
 
 	RunServer        serverCommand           `cmd:"" help:"Serve narinfos and nars over HTTP."`
-	Import           importCommand           `cmd:"" help:"Add narinfos, and the nars beside them, to the index and the storage."`
-	Remove           removeCommand           `cmd:"" help:"Remove items: their narinfos and their nars."`
-	PlanRemoval      planRemovalCommand      `cmd:"" help:"Show what run-server would remove to keep the limit of the storage, and why."`
-	Pin              pinCommand              `cmd:"" help:"Keep items and all that they need from being removed."`
-	Unpin            unpinCommand            `cmd:"" help:"Let items be removed again."`
-	Pins             pinsCommand             `cmd:"" help:"List what is pinned."`
-	Tag              tagCommand              `cmd:"" help:"Give items a tag."`
-	Untag            untagCommand            `cmd:"" help:"Take a tag from items."`
+	Import           importCommand           `cmd:"" help:"Add narinfos and their nars to the index and the storage."`
+	Remove           removeCommand           `cmd:"" help:"Remove items, with their narinfos and nars."`
+	PlanRemoval      planRemovalCommand      `cmd:"" help:"Show what run-server would remove to keep the storage limit, and why."`
+	Pin              pinCommand              `cmd:"" help:"Protect items, and everything they refer to, from removal."`
+	Unpin            unpinCommand            `cmd:"" help:"Allow items to be removed again."`
+	Pins             pinsCommand             `cmd:"" help:"List the pins."`
+	Tag              tagCommand              `cmd:"" help:"Add a tag to items."`
+	Untag            untagCommand            `cmd:"" help:"Remove a tag from items."`
 	List             listCommand             `cmd:"" help:"List the items of the index."`
-	Export           exportCommand           `cmd:"" help:"Make a directory of narinfos and nars for any server of files, or bring it up to date."`
-	CopyStorage      copyStorageCommand      `cmd:"" help:"Bring all nars of a storage into another, such as a new disk."`
-	Backup           backupCommand           `cmd:"" help:"Write a consistent copy of the database, to be put back when that is lost."`
-	Check            checkCommand            `cmd:"" help:"Compare the index with the storage, and repair what is wrong."`
+	Export           exportCommand           `cmd:"" help:"Write or update a directory of narinfos and nars that any static file server can serve."`
+	CopyStorage      copyStorageCommand      `cmd:"" help:"Copy all nars of a storage to another, such as a new disk."`
+	Backup           backupCommand           `cmd:"" help:"Write a consistent copy of the database."`
+	Check            checkCommand            `cmd:"" help:"Compare the index with the storage, and repair differences."`
 	ClaimStorage     claimStorageCommand     `cmd:"" help:"Show the owner of a storage, or make this instance the owner."`
-	NewIdentity      newIdentityCommand      `cmd:"" help:"Give a copied database an id of its own."`
-	Dump             dumpCommand             `cmd:"" help:"Make the copy of the index that other instances begin with."`
-	MirrorStatus     mirrorStatusCommand     `cmd:"" help:"Show how far a mirror is behind the instance that it mirrors."`
-	MirrorAcceptLoss mirrorAcceptLossCommand `cmd:"" help:"Have a mirror follow its source although that has lost or removed much."`
-	Stats            statsCommand            `cmd:"" help:"Show how much there is in the index and the storage."`
-	Migrate          migrateCommand          `cmd:"" help:"Bring a database of an older version of this program up to date."`
-	Convert          convertCommand          `cmd:"" help:"Convert a database of the original Nar Herder to an index, or an index to one of the original."`
-	ShowConfig       configCommand           `cmd:"" name:"config" help:"Show the options of run-server that are in effect, and where each comes from."`
+	NewIdentity      newIdentityCommand      `cmd:"" help:"Give a copied database its own id."`
+	Dump             dumpCommand             `cmd:"" help:"Write the dump of the index that other instances start from."`
+	MirrorStatus     mirrorStatusCommand     `cmd:"" help:"Show how far a mirror is behind its source."`
+	MirrorAcceptLoss mirrorAcceptLossCommand `cmd:"" help:"Accept a mass removal at the source, and keep following it."`
+	Stats            statsCommand            `cmd:"" help:"Show the number and size of the items."`
+	Migrate          migrateCommand          `cmd:"" help:"Migrate a database of an older version of this program."`
+	Convert          convertCommand          `cmd:"" help:"Convert a database of the original Nar Herder to an index, or an index to such a database."`
+	ShowConfig       configCommand           `cmd:"" name:"config" help:"Show the effective options of run-server, and where each comes from."`
 	Version          versionCommand          `cmd:"" help:"Show the version."`
 	Help             helpCommand             `cmd:"" help:"Show help on a command."`
 }
@@ -192,7 +192,7 @@ func version() string {
 }
 
 type helpCommand struct {
-	Command []string `arg:"" optional:"" help:"The command to explain."`
+	Command []string `arg:"" optional:"" help:"Command to explain."`
 }
 
 func (c helpCommand) Run(s *streams) error {

@@ -17,9 +17,9 @@ import (
 )
 
 type mirrorStatusCommand struct {
-	URL    fromValue     `arg:"" placeholder:"URL" help:"The mirror, such as http://127.0.0.1:8734."`
-	MaxLag durationValue `default:"5min" placeholder:"DURATION" help:"The largest lag that still counts as up to date (default: ${default})."`
-	JSON   bool          `name:"json" help:"The answer as the mirror gives it."`
+	URL    fromValue     `arg:"" placeholder:"URL" help:"URL of the mirror, such as http://127.0.0.1:8734."`
+	MaxLag durationValue `default:"5min" placeholder:"DURATION" help:"Largest lag that counts as up to date (default: ${default})."`
+	JSON   bool          `name:"json" help:"Print the JSON answer of the mirror."`
 }
 
 // Help is what else there is to say.

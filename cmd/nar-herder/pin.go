@@ -17,8 +17,8 @@ import (
 type pinCommand struct {
 	databaseOption `embed:""`
 
-	AllowMissing bool     `help:"Pin also items that are not here yet."`
-	Items        []string `arg:"" name:"store-path" help:"Store paths, or their base names, or their hashes."`
+	AllowMissing bool     `help:"Also pin items without a narinfo."`
+	Items        []string `arg:"" name:"store-path" help:"Store paths, their base names, or their hashes."`
 }
 
 func (c *pinCommand) Run(ctx context.Context, s *streams) error {
@@ -85,7 +85,7 @@ func restore(ctx context.Context, store *opened, pin narinfo.PathHash) (restored
 type unpinCommand struct {
 	databaseOption `embed:""`
 
-	Items []string `arg:"" name:"store-path" help:"Store paths, or their base names, or their hashes."`
+	Items []string `arg:"" name:"store-path" help:"Store paths, their base names, or their hashes."`
 }
 
 func (c *unpinCommand) Run(ctx context.Context, s *streams) error {
@@ -138,7 +138,7 @@ func eachItem(ctx context.Context, s *streams, command, database string, names [
 type pinsCommand struct {
 	databaseOption `embed:""`
 
-	JSON bool `name:"json" help:"Each pin as a JSON object on a line."`
+	JSON bool `name:"json" help:"Print each pin as a line of JSON."`
 }
 
 // pinned is a pin for programs.

@@ -22,15 +22,15 @@ const redirect elsewhereValue = "redirect"
 
 // redirectsOption is for what asks other instances.
 type redirectsOption struct {
-	AllowPrivateRedirects bool `help:"Follow redirects of other instances to any server, not only to their own and over https to public addresses: for laboratories."`
+	AllowPrivateRedirects bool `help:"Follow redirects of other instances to any server, not only to themselves and to public https addresses. For test networks."`
 }
 
 // removalOptions say what is removed from the storage, and when.
 type removalOptions struct {
 	Storage                   string           `placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars."`
-	StorageLimit              sizeValue        `default:"none" placeholder:"BYTES" help:"Size that the storage is kept below (default: ${default})."`
-	StorageMinimumFreeSpace   sizeValue        `default:"none" placeholder:"BYTES" help:"Bytes that stay free on the storage's file system: removal makes room for them, and imports and mirroring are refused below (default: ${default})."`
-	StorageNarRemovalCriteria []criterionValue `sep:"none" placeholder:"CONDITION[,CONDITION]" help:"When a nar may be removed to keep the limit: when all conditions hold, of stored-on=URL, unused-for=DURATION, added-before=DAY-OR-DURATION, tag=KEY=VALUE, no-tag=KEY=VALUE, unreferenced. May be repeated; any one suffices."`
+	StorageLimit              sizeValue        `default:"none" placeholder:"BYTES" help:"Remove nars to keep the storage below this size (default: ${default})."`
+	StorageMinimumFreeSpace   sizeValue        `default:"none" placeholder:"BYTES" help:"Remove nars to keep this much free on the storage's file system, and refuse new ones below it (default: ${default})."`
+	StorageNarRemovalCriteria []criterionValue `sep:"none" placeholder:"CONDITION[,CONDITION]" help:"Nars that may be removed to keep the limit: those that meet all conditions of one value. Conditions are stored-on=URL, unused-for=DURATION, added-before=DAY-OR-DURATION, tag=KEY=VALUE, no-tag=KEY=VALUE and unreferenced. May be repeated."`
 }
 
 // criteria are the values of the option.

@@ -20,12 +20,12 @@ type removeCommand struct {
 	databaseOption `embed:""`
 
 	Storage string     `placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars."`
-	Tag     []tagValue `argumentsonly:"" sep:"none" placeholder:"KEY=VALUE" help:"Items that have the tag, beside those that are named. May be repeated: then items that have all of them."`
-	Now     bool       `argumentsonly:"" help:"Delete narinfos and nars at once. A client that has the narinfo gets a 404 for its nar."`
-	DryRun  bool       `help:"Change nothing, and tell what would be."`
-	Force   bool       `argumentsonly:"" help:"With --now: remove also what is pinned, or needed by what is."`
-	JSON    bool       `name:"json" help:"The summary as a JSON object, and no line for each item."`
-	Items   []string   `arg:"" optional:"" name:"store-path" help:"Store paths, or their base names, or their hashes; - to read them from the standard input, one a line."`
+	Tag     []tagValue `argumentsonly:"" sep:"none" placeholder:"KEY=VALUE" help:"Also items with this tag. May be repeated: then items with all of them."`
+	Now     bool       `argumentsonly:"" help:"Delete narinfos and nars at once. Clients that have the narinfo get 404 for its nar."`
+	DryRun  bool       `help:"Change nothing; show what would change."`
+	Force   bool       `argumentsonly:"" help:"With --now: also remove pinned items and what they refer to."`
+	JSON    bool       `name:"json" help:"Print the summary as JSON, without a line for each item."`
+	Items   []string   `arg:"" optional:"" name:"store-path" help:"Store paths, their base names, or their hashes; - reads them from standard input, one per line."`
 }
 
 // Help is shown below the options.

@@ -24,50 +24,50 @@ type serverCommand struct {
 
 	Host           string    `default:"127.0.0.1" placeholder:"HOST" help:"Name or address to listen on, or unix:PATH (default: ${default})."`
 	Port           portValue `default:"8734" placeholder:"PORT" help:"Port to listen on (default: ${default})."`
-	PidFile        string    `placeholder:"FILE" help:"Where to write the process id, first of all."`
+	PidFile        string    `placeholder:"FILE" help:"File to write the process id to, as soon as the server starts."`
 	removalOptions `embed:""`
-	Mirror         *urlValue  `placeholder:"URL" help:"The instance to mirror."`
-	TTL            *ttlValue  `name:"ttl" placeholder:"DURATION" help:"How long clients may keep a narinfo."`
-	NewTTL         *ttlValue  `name:"new-ttl" placeholder:"DURATION" help:"What to advertise instead of --ttl while that is being changed."`
-	NegativeTTL    *ttlValue  `name:"negative-ttl" placeholder:"DURATION" help:"How long clients may believe that an item is not here."`
-	LogLevel       levelValue `default:"DEBUG" placeholder:"LEVEL" help:"DEBUG, which logs requests, INFO, WARN or ERROR (default: ${default})."`
+	Mirror         *urlValue  `placeholder:"URL" help:"Instance to mirror."`
+	TTL            *ttlValue  `name:"ttl" placeholder:"DURATION" help:"How long clients may cache a narinfo."`
+	NewTTL         *ttlValue  `name:"new-ttl" placeholder:"DURATION" help:"TTL to advertise instead of --ttl, while you change that."`
+	NegativeTTL    *ttlValue  `name:"negative-ttl" placeholder:"DURATION" help:"How long clients may cache that an item does not exist."`
+	LogLevel       levelValue `default:"DEBUG" placeholder:"LEVEL" help:"Least level to log: DEBUG (includes requests), INFO, WARN or ERROR (default: ${default})."`
 
-	EnableCachedCompression                []compressionValue             `sep:"none" placeholder:"TYPE[:LEVEL]" help:"Compression to make of nars that are asked for often: zstd, lzip or gzip. May be repeated."`
-	CachedCompressionDirectory             []typed[textValue, *textValue] `sep:"none" placeholder:"TYPE=DIR" help:"Where to keep them (default: /var/cache/nar-herder/nar/TYPE, or NAME_cached/TYPE beside another --database NAME.db than the default)."`
-	CachedCompressionDirectoryMaxSize      []typed[sizeValue, *sizeValue] `sep:"none" placeholder:"TYPE=BYTES" help:"Size of the directory at the most."`
-	CachedCompressionUnusedRemovalDuration []typed[ttlValue, *ttlValue]   `sep:"none" placeholder:"TYPE=DURATION" help:"When to remove one that nobody asks for."`
-	CachedCompressionTTL                   []typed[ttlValue, *ttlValue]   `name:"cached-compression-ttl" sep:"none" placeholder:"TYPE=DURATION" help:"--ttl of narinfos that show one."`
-	CachedCompressionNewTTL                []typed[ttlValue, *ttlValue]   `name:"cached-compression-new-ttl" sep:"none" placeholder:"TYPE=DURATION" help:"--new-ttl of narinfos that show one."`
-	CachedCompressionMinUses               positiveValue                  `default:"3" placeholder:"N" help:"How often a nar is asked for before (default: ${default})."`
-	CachedCompressionWorkers               positiveValue                  `default:"2" placeholder:"N" help:"How many are made at a time (default: ${default})."`
-	CachedCompressionNarSource             string                         `placeholder:"DIR-OR-URL" help:"Where to read nars from (default: the storage)."`
+	EnableCachedCompression                []compressionValue             `sep:"none" placeholder:"TYPE[:LEVEL]" help:"Compression in which to cache popular nars: zstd, lzip or gzip. May be repeated."`
+	CachedCompressionDirectory             []typed[textValue, *textValue] `sep:"none" placeholder:"TYPE=DIR" help:"Directory for cached nars of a type (default: /var/cache/nar-herder/nar/TYPE; with another --database=NAME.db, NAME_cached/TYPE beside it)."`
+	CachedCompressionDirectoryMaxSize      []typed[sizeValue, *sizeValue] `sep:"none" placeholder:"TYPE=BYTES" help:"Maximum size of that directory."`
+	CachedCompressionUnusedRemovalDuration []typed[ttlValue, *ttlValue]   `sep:"none" placeholder:"TYPE=DURATION" help:"Remove cached nars that are not requested for this long."`
+	CachedCompressionTTL                   []typed[ttlValue, *ttlValue]   `name:"cached-compression-ttl" sep:"none" placeholder:"TYPE=DURATION" help:"TTL of narinfos that list a cached nar of this type."`
+	CachedCompressionNewTTL                []typed[ttlValue, *ttlValue]   `name:"cached-compression-new-ttl" sep:"none" placeholder:"TYPE=DURATION" help:"TTL to advertise instead of --cached-compression-ttl, while you change that."`
+	CachedCompressionMinUses               positiveValue                  `default:"3" placeholder:"N" help:"Cache a nar after this many requests (default: ${default})."`
+	CachedCompressionWorkers               positiveValue                  `default:"2" placeholder:"N" help:"Number of nars to compress at a time (default: ${default})."`
+	CachedCompressionNarSource             string                         `placeholder:"DIR-OR-URL" help:"Directory or URL to read the nars to compress from (default: the storage)."`
 
-	StorageReadOnly      bool           `help:"Never write to the storage, nor remove from it, as a front end of the instance that owns it; with --mirror, that is usually its owner."`
-	StorageHardLimit     sizeValue      `default:"none" placeholder:"BYTES" help:"Size of the storage above which nothing more is taken in, by imports neither (default: ${default})."`
-	MirrorInterval       durationValue  `default:"60s" placeholder:"DURATION" help:"How often an original Nar Herder is asked for its changes; others tell theirs at once (default: ${default})."`
-	DatabaseDumpInterval intervalValue  `default:"1d" placeholder:"DURATION" help:"How often the copy that others download is made anew, where something has changed; none for by 'nar-herder dump' alone (default: ${default})."`
-	StorageCheckInterval durationValue  `default:"60s" placeholder:"DURATION" help:"How often the storage is compared with its limit (default: ${default})."`
-	ServeRemoteNars      elsewhereValue `default:"stream" enum:"stream,redirect" placeholder:"stream|redirect" help:"How to answer with nars that were removed and are stored on another instance: stream them through, or redirect there (default: ${default})."`
+	StorageReadOnly      bool           `help:"Never write to the storage or remove from it. This is for front ends, which share the storage of another instance, usually that of --mirror."`
+	StorageHardLimit     sizeValue      `default:"none" placeholder:"BYTES" help:"Refuse new nars above this size, including imports (default: ${default})."`
+	MirrorInterval       durationValue  `default:"60s" placeholder:"DURATION" help:"How often to poll an original Nar Herder for changes. Other sources send theirs at once (default: ${default})."`
+	DatabaseDumpInterval intervalValue  `default:"1d" placeholder:"DURATION" help:"How often to write a new dump if the index has changed, or none to leave that to 'nar-herder dump' (default: ${default})."`
+	StorageCheckInterval durationValue  `default:"60s" placeholder:"DURATION" help:"How often to compare the storage with its limit (default: ${default})."`
+	ServeRemoteNars      elsewhereValue `default:"stream" enum:"stream,redirect" placeholder:"stream|redirect" help:"How to serve nars that only another instance has: stream them, or redirect clients there (default: ${default})."`
 
-	ServeBucketNars elsewhereValue `default:"stream" enum:"stream,redirect" placeholder:"stream|redirect" help:"How to answer with nars that are in a bucket: stream them through, or redirect to the bucket with a URL that is good for ten minutes (default: ${default})."`
+	ServeBucketNars elsewhereValue `default:"stream" enum:"stream,redirect" placeholder:"stream|redirect" help:"How to serve nars in a bucket: stream them, or redirect clients to a presigned URL that is valid for ten minutes (default: ${default})."`
 
-	MirrorNars      string        `default:"all" enum:"all,on-demand,none" placeholder:"all|on-demand|none" help:"Which nars of --mirror are put into the storage: all, on-demand those that clients ask for, or none (default: ${default})."`
-	MirrorFetchers  positiveValue `default:"4" placeholder:"N" help:"How many nars are fetched from --mirror at a time, apart from those that clients ask for (default: ${default})."`
-	MirrorBandwidth sizeValue     `default:"none" placeholder:"BYTES" help:"How much is fetched from --mirror a second at the most, apart from what clients ask for (default: ${default})."`
+	MirrorNars      string        `default:"all" enum:"all,on-demand,none" placeholder:"all|on-demand|none" help:"Which nars of --mirror to store: all, those that clients request (on-demand), or none (default: ${default})."`
+	MirrorFetchers  positiveValue `default:"4" placeholder:"N" help:"Number of nars to fetch from --mirror at a time, not counting those that clients request (default: ${default})."`
+	MirrorBandwidth sizeValue     `default:"none" placeholder:"BYTES" help:"Maximum bytes per second to fetch from --mirror, not counting what clients request (default: ${default})."`
 
 	redirectsOption `embed:""`
 
-	StorageCache     string    `placeholder:"DIR" help:"Directory on a disk of this machine for nars that were read from the storage lately, where that is far away."`
-	StorageCacheSize sizeValue `default:"10GiB" placeholder:"BYTES" help:"What the files in it take of the disk at the most (default: ${default})."`
+	StorageCache     string    `placeholder:"DIR" help:"Local directory that caches recently read nars of a remote storage."`
+	StorageCacheSize sizeValue `default:"10GiB" placeholder:"BYTES" help:"Maximum size of --storage-cache on disk (default: ${default})."`
 
-	XAccelRedirect   bool      `name:"x-accel-redirect" help:"Leave the sending of nars to the nginx in front, as the original does."`
-	SigningKey       string    `placeholder:"FILE" help:"The public key that signs the narinfos, to hand out at /signing-key.pub."`
-	NarinfoCacheSize sizeValue `default:"64MiB" placeholder:"BYTES" help:"Memory for narinfos that were asked for lately (default: ${default})."`
+	XAccelRedirect   bool      `name:"x-accel-redirect" help:"Let nginx in front of this server send the nars, with X-Accel-Redirect as the original does."`
+	SigningKey       string    `placeholder:"FILE" help:"Public key of the narinfos' signatures, served at /signing-key.pub."`
+	NarinfoCacheSize sizeValue `default:"64MiB" placeholder:"BYTES" help:"Memory for recently requested narinfos (default: ${default})."`
 
-	TrustedProxies []proxiesValue `sep:"none" default:"127.0.0.0/8,::1,unix" placeholder:"ADDRESS[,ADDRESS]" help:"Addresses and networks of proxies that are trusted to name the client in X-Forwarded-For, for the log and for limits; unix for a socket in the file system, none for no proxy. May be repeated (default: ${default})."`
+	TrustedProxies []proxiesValue `sep:"none" default:"127.0.0.0/8,::1,unix" placeholder:"ADDRESS[,ADDRESS]" help:"Proxies that may name the client in X-Forwarded-For, for the log and for limits: addresses, networks, unix for a socket in the file system, or none. May be repeated (default: ${default})."`
 
-	MaxConnections           *positiveValue `placeholder:"N" help:"Connections that may be open. The longest idle one is closed for a new one (default: a third of the limit of open files, at most 16384)."`
-	MaxConnectionsPerAddress *positiveValue `placeholder:"N" help:"How many of them one client address, or IPv6 network of 64 bits, may have; trusted proxies and unix sockets are exempt (default: a quarter of --max-connections)."`
+	MaxConnections           *positiveValue `placeholder:"N" help:"Maximum number of open connections. A new one closes the longest idle one (default: a third of the limit of open files, at most 16384)."`
+	MaxConnectionsPerAddress *positiveValue `placeholder:"N" help:"Maximum number of connections of one client address or IPv6 /64 network. Trusted proxies and unix sockets are exempt (default: a quarter of --max-connections)."`
 
 	controlOptions `embed:""`
 }

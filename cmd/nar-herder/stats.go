@@ -12,7 +12,7 @@ import (
 type statsCommand struct {
 	databaseOption `embed:""`
 
-	JSON bool `name:"json" help:"As a JSON object."`
+	JSON bool `name:"json" help:"Print JSON."`
 }
 
 func (c *statsCommand) Run(ctx context.Context, s *streams) (err error) {

@@ -15,10 +15,10 @@ import (
 type taggingOptions struct {
 	databaseOption `embed:""`
 
-	Closure bool `argumentsonly:"" help:"Also all items that these refer to."`
+	Closure bool `argumentsonly:"" help:"Also all items that they refer to."`
 
-	Tag   tagValue `arg:"" name:"key=value" help:"The tag."`
-	Items []string `arg:"" name:"store-path" help:"Store paths, or their base names, or their hashes; - to read them from the standard input, one a line."`
+	Tag   tagValue `arg:"" name:"key=value" help:"Tag."`
+	Items []string `arg:"" name:"store-path" help:"Store paths, their base names, or their hashes; - reads them from standard input, one per line."`
 }
 
 type tagCommand struct {
