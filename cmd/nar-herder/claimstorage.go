@@ -23,9 +23,11 @@ type claimStorageCommand struct {
 
 // Help is shown below the options.
 func (claimStorageCommand) Help() string {
-	return `One instance writes to a storage and removes from it: its owner. This makes the instance with --database the owner: when the owner's database is lost, to put a front end in its place, or after the database was moved to another path or machine. If another instance is the owner, it is only shown, unless --yes names its id. Its server must be stopped for good, or be restarted with --storage-read-only; it stops writing within half a minute. With --yes, the index is made if there is none. After the loss of all nars, as with their disk, --accept-loss claims the empty storage.
+	return `Only the owner of a storage, one instance, writes to it and removes from it. This command makes the instance with --database the owner: after the owner's database was lost, or moved to another path or machine, or to replace the owner by a front end.
 
-All files that are stored under the names and with the sizes of this index's narinfos are then recorded as stored, and no others; 'nar-herder check --verify' compares their content.`
+If another instance is the owner, the command only shows it, unless --yes gives its id. Stop the server of that instance for good, or restart it with --storage-read-only; it stops writing within half a minute. With --yes, a missing index is created. If all nars are lost, as with a broken disk, --accept-loss claims the empty storage.
+
+Then the index records as stored exactly the files that have the name and size that its narinfos give. To compare their content, run 'nar-herder check --verify'.`
 }
 
 func (c *claimStorageCommand) Run(ctx context.Context, s *streams) (err error) {
@@ -46,7 +48,7 @@ func (c *claimStorageCommand) Run(ctx context.Context, s *streams) (err error) {
 	}
 	confirmed := found.Instance == c.Yes
 	if c.Yes != "" && !confirmed {
-		return fmt.Errorf("claim-storage: --yes=%s: storage %s does not belong to that instance, but to %s", c.Yes, bytes, found)
+		return fmt.Errorf("claim-storage: --yes=%s: storage %s belongs to %s, not to that instance", c.Yes, bytes, found)
 	}
 	how := opening{Options: index.Options{Access: index.Write}}
 	if c.Yes != "" {
@@ -65,20 +67,20 @@ func (c *claimStorageCommand) Run(ctx context.Context, s *streams) (err error) {
 		if err != nil {
 			return err
 		}
-		printf(s.out, "none of the %s that the index has in storage %s are there\n", countOf(int(totals.StoredNars), "nar"), store.name())
+		printf(s.out, "all of the %s that the index has in storage %s are missing\n", countOf(int(totals.StoredNars), "nar"), store.name())
 	} else if err != nil {
 		return err
 	}
 	if err := owner.Take(ctx, store.bytes, store.self); err != nil {
 		return err
 	}
-	printf(s.out, "storage %s belongs to this instance now; before, it belonged to %s\n", store.name(), found)
+	printf(s.out, "storage %s belongs to this instance now; it belonged to %s before\n", store.name(), found)
 	shown := newProgress(s.err, "counting", "files", 0)
 	counted, err := store.Recount(ctx, func() { shown.add(0) })
 	shown.end()
 	if err != nil {
 		return fmt.Errorf("claim storage %s: %w: run this again", store.name(), err)
 	}
-	printf(s.out, "%s newly recorded as stored, %s no longer recorded, because missing\n", countOf(int(counted.Recorded), "file"), countOf(int(counted.Missing), "file"))
+	printf(s.out, "%s newly recorded as stored, %s no longer recorded because missing\n", countOf(int(counted.Recorded), "file"), countOf(int(counted.Missing), "file"))
 	return nil
 }

@@ -13,9 +13,9 @@ type configCommand struct {
 
 // Help is shown below the options.
 func (configCommand) Help() string {
-	return `Options come from the command line, from environment variables, from the file that --config names, or are the defaults, in this order: what is found first counts, and lists are not merged. The variable of --storage-limit is NAR_HERDER_STORAGE_LIMIT; the values of a list have ; between them (\; within one), and an empty variable counts as none. The file is TOML, with the names of the options as its keys.
+	return `Options come from the command line, environment variables, the file that --config names, or the defaults. The first of these that sets an option wins; lists are not merged. The variable of --storage-limit is NAR_HERDER_STORAGE_LIMIT. A list separates its values with ; (write \; for a semicolon in a value). An empty variable counts as unset. The file is TOML, with option names as keys.
 
-This prints them in the form of that file, with passwords as xxxxx.`
+The output has the form of that file, with passwords as xxxxx.`
 }
 
 func (c *configCommand) Run(parsed *kong.Context, settings *settings, s *streams) error {
@@ -42,7 +42,7 @@ func (c *configCommand) Run(parsed *kong.Context, settings *settings, s *streams
 	return nil
 }
 
-// argumentsOf finds the options on the command line, as they are written there.
+// argumentsOf returns the options on the command line, as written there.
 func argumentsOf(parsed *kong.Context) map[string]given {
 	found := make(map[string]given)
 	rest := parsed.Args

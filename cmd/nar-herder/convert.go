@@ -44,13 +44,13 @@ func (c *convertCommand) Run(ctx context.Context, s *streams) (err error) {
 	}
 	resumed := ""
 	if result.Resumed {
-		resumed = " (gone on from where an earlier run had stopped)"
+		resumed = " (resumed an interrupted run)"
 	}
 	_, err = printf(s.out, "%s is %s%s: %s\n", c.To, what, resumed, result)
 	return err
 }
 
-// lookIn has a conversion look for nars in a storage, unless its name is empty.
+// lookIn makes a conversion look for nars in the storage, unless the name is empty.
 func lookIn(ctx context.Context, options *convert.Options, store string) (closeStorage func() error, err error) {
 	if store == "" {
 		return func() error { return nil }, nil

@@ -32,21 +32,21 @@ type copyStorageCommand struct {
 
 // Help is shown below the options.
 func (copyStorageCommand) Help() string {
-	return `Copies what the target lacks, beside a running server if need be. What the target has already, by its size, is passed over: a run that was interrupted or killed is gone on with by running it again. Nothing is removed from either storage.
+	return `Copies the files that the target lacks. A server may use the source meanwhile. Files that the target has with the same size are skipped, so run the command again to resume after an interruption. Nothing is removed from either storage.
 
-A nar that a narinfo of the database names is decompressed on its way and compared with its NarHash, and is not copied when it is another. Of others, the size is all that is compared. With --database=none that holds for all, and it goes as fast as the disks.
+A nar that a narinfo of the database names is decompressed during the copy and compared with its NarHash; a wrong one is not copied. Of other files, only the size is compared. With --database=none that applies to all files, and the copy is as fast as the disks.
 
-Not copied are temporary files, symbolic links, the folder "quarantine", and what tells one storage from another.
+Temporary files, symbolic links, the directory "quarantine", and the files that identify a storage are not copied.
 
-Exit status: 0, the target has all that the source has; 1, it lacks some of it, or the copy was refused or interrupted; 2, a storage or the database does not work, so that what the target lacks is not known.`
+Exit status: 0, the target has everything that the source has; 1, files are missing in the target, or the copy was refused or interrupted; 2, a storage or the database failed, so the result is unknown.`
 }
 
-// usualDatabase is what --database is where it isn't given, in other commands.
+// usualDatabase is the default of --database in other commands.
 const usualDatabase = "/var/lib/nar-herder/nar_herder.db"
 
 func (c *copyStorageCommand) Run(ctx context.Context, s *streams) (err error) {
 	if c.Bandwidth == 0 {
-		return usagef("--bandwidth=0: nothing would ever be read: name a number of bytes, or none")
+		return usagef("--bandwidth=0: no file could be read: give a number of bytes, or none")
 	}
 	if err := errors.Join(validateStorage("--from", c.From), validateStorage("--to", c.To)); err != nil {
 		return err
@@ -98,7 +98,7 @@ func (c *copyStorageCommand) Run(ctx context.Context, s *streams) (err error) {
 	switch {
 	case ctx.Err() != nil:
 		report.summary(c, &summary, false)
-		return errors.New("copy-storage: interrupted: another run goes on where this one stopped")
+		return errors.New("copy-storage: interrupted: run it again to resume")
 	case err != nil:
 		report.summary(c, &summary, false)
 		fmt.Fprintln(s.err, "nar-herder: copy-storage:", oneLine(err))
@@ -109,7 +109,7 @@ func (c *copyStorageCommand) Run(ctx context.Context, s *streams) (err error) {
 	}
 	report.summary(c, &summary, summary.Complete())
 	if shared, err := job.SharedIdentity(ctx); err == nil && shared != "" {
-		printf(s.err, "nar-herder: copy-storage: note: %s and %s have the same name, %s, in their file nar-herder-storage, so that other instances take them for one: remove that file from the one that is the copy, if both go on\n", c.From, c.To, shared)
+		printf(s.err, "nar-herder: copy-storage: note: %s and %s have the same name, %s, in their file nar-herder-storage, so other instances take them for the same storage: if you keep using both, remove that file from the copy\n", c.From, c.To, shared)
 	}
 	if !summary.Complete() {
 		return statusFailed
@@ -117,7 +117,7 @@ func (c *copyStorageCommand) Run(ctx context.Context, s *streams) (err error) {
 	return nil
 }
 
-// isMarked reports whether an instance has used a byte store, which may be empty then.
+// isMarked reports whether an instance has used a byte store, even if it has no nars.
 func isMarked(ctx context.Context, store bytestore.Store) bool {
 	for _, name := range []string{bytestore.OwnerName, bytestore.IdentityName} {
 		if _, err := bytestore.ReadNote(ctx, store, name); err == nil {
@@ -127,14 +127,14 @@ func isMarked(ctx context.Context, store bytestore.Store) bool {
 	return false
 }
 
-// openDatabase opens the index that nars are verified with; nil for none.
+// openDatabase opens the index to verify nars with, or returns nil for none.
 func (c *copyStorageCommand) openDatabase(ctx context.Context, s *streams) (*opened, error) {
 	switch c.Database {
 	case "none":
 		return nil, nil
 	case "":
 		if _, err := os.Stat(usualDatabase); errors.Is(err, fs.ErrNotExist) {
-			printf(s.err, "nar-herder: copy-storage: note: there is no %s: nars are not verified but for their sizes; --database names one, or none\n", usualDatabase)
+			printf(s.err, "nar-herder: copy-storage: note: there is no %s: only the sizes of nars are compared; give a --database, or none\n", usualDatabase)
 			return nil, nil
 		}
 		known, err := openForReading(ctx, usualDatabase, "", nil)
@@ -146,8 +146,8 @@ func (c *copyStorageCommand) openDatabase(ctx context.Context, s *streams) (*ope
 	return openForReading(ctx, c.Database, "", nil)
 }
 
-// mayWrite refuses a target that another instance owns than the one whose index is
-// used: it alone writes there, and would have strangers' files in it.
+// mayWrite returns an error if an instance owns the target, unless the database belongs to it:
+// only the owner writes to a storage.
 func (c *copyStorageCommand) mayWrite(ctx context.Context, to bytestore.Store, known *opened) error {
 	found, err := owner.Read(ctx, to)
 	switch {
@@ -161,33 +161,33 @@ func (c *copyStorageCommand) mayWrite(ctx context.Context, to bytestore.Store, k
 	return nil
 }
 
-// refuseOverlap makes sure that neither of two storages lies in the other, as far
-// as their names tell: a copy would be copied again, without end.
+// refuseOverlap returns an error if one storage is inside the other, as far as their names
+// tell: files would be copied without end.
 func refuseOverlap(from, to string) error {
 	if isBucket(from) != isBucket(to) {
 		return nil
 	}
 	if isBucket(from) {
-		// Both could be opened. The names may have more in them than should be shown.
+		// The names may contain secrets, so errors don't show them.
 		a, err1 := url.Parse(from)
 		b, err2 := url.Parse(to)
 		if err1 != nil || err2 != nil || a.Host != b.Host || a.Query().Get("endpoint") != b.Query().Get("endpoint") {
-			return nil // and if they are one all the same, that is found out by writing
+			return nil // the copy itself notices if they are the same
 		}
 		ours, theirs := strings.Trim(a.Path, "/")+"/", strings.Trim(b.Path, "/")+"/"
 		if ours == "/" || theirs == "/" || strings.HasPrefix(ours, theirs) || strings.HasPrefix(theirs, ours) {
-			return usagef("--from and --to are the same in bucket %s, or one lies in the other: name two prefixes that are apart", a.Host)
+			return usagef("--from and --to are the same in bucket %s, or one lies in the other: give separate prefixes", a.Host)
 		}
 		return nil
 	}
 	overlap, err := disk.Overlap(from, to)
 	if err == nil && overlap {
-		err = usagef("--from=%s and --to=%s are the same, or one lies in the other: name two that are apart", from, to)
+		err = usagef("--from=%s and --to=%s are the same, or one lies in the other: give separate storages", from, to)
 	}
 	return err
 }
 
-// copied is a file that is not as it should be, for programs.
+// copied is a file with a problem, in JSON.
 type copied struct {
 	Name    string `json:"name"`
 	Outcome string `json:"outcome"`
@@ -195,7 +195,7 @@ type copied struct {
 	Error   string `json:"error"`
 }
 
-// copyTotals is the summary for programs.
+// copyTotals is the summary in JSON.
 type copyTotals struct {
 	Copied      int64 `json:"copied"`
 	CopiedBytes int64 `json:"copied_bytes"`
@@ -207,11 +207,11 @@ type copyTotals struct {
 	Wrong       int64 `json:"wrong"`
 	Differ      int64 `json:"differ"`
 	Failed      int64 `json:"failed"`
-	// Complete says that the target has all that the source has.
+	// Complete means that the target has everything that the source has.
 	Complete bool `json:"complete"`
 }
 
 func encodeLine(to *json.Encoder, value any) {
-	// Of a pipe that nobody reads any more: the copy is what counts.
+	// A closed pipe must not stop the copy.
 	_ = to.Encode(value)
 }

@@ -12,12 +12,12 @@ import (
 	"nar-herder/mirror/dump"
 )
 
-// dumpOption is what the server and the command that makes dumps have.
+// dumpOption is the option of run-server and dump.
 type dumpOption struct {
 	DatabaseDump string `placeholder:"FILE" help:"Dump of the index for other instances to download. Names of further files begin with this one (default: NAME_dump.db beside --database=NAME.db)."`
 }
 
-// path is where the copy is, which follows the database unless an option names it.
+// path returns the path of the dump, by default beside the database.
 func (o dumpOption) path(database string) string {
 	return cmp.Or(o.DatabaseDump, following(database, dumpSuffix))
 }
@@ -35,7 +35,7 @@ func (c *serverCommand) newDumps(store *opened, follower *mirror.Mirror, log *sl
 	return maker, store.lockDump(path)
 }
 
-// dumpSuffix is at the end of the default name of dumps.
+// dumpSuffix ends the default name of dumps.
 const dumpSuffix = "_dump.db"
 
 type dumpCommand struct {
@@ -43,9 +43,9 @@ type dumpCommand struct {
 	dumpOption     `embed:""`
 }
 
-// Help is what else there is to say.
+// Help is shown below the options.
 func (dumpCommand) Help() string {
-	return "It may run beside the server, which serves what was made from then on. The copy is of one moment, and holds up nobody who writes meanwhile. When it fails, what was there stays."
+	return "This command may run beside the server, which then serves the new dump. A dump is a consistent snapshot, and does not block writers. If it fails, the previous dump stays."
 }
 
 func (c *dumpCommand) Run(ctx context.Context, s *streams) (err error) {
@@ -64,7 +64,7 @@ func (c *dumpCommand) Run(ctx context.Context, s *streams) (err error) {
 	}
 	made, err := maker.Make(ctx)
 	if ctx.Err() != nil {
-		return errors.Join(errors.New("interrupted: the dump that was there stays"), maker.Tidy())
+		return errors.Join(errors.New("interrupted: the previous dump stays"), maker.Tidy())
 	}
 	if err != nil {
 		return err

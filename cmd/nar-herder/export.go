@@ -26,7 +26,7 @@ type exportCommand struct {
 	Directory    string      `arg:"" name:"directory" help:"Directory to write to. It is created if it does not exist."`
 }
 
-// itemValue is a store item as people have it at hand.
+// itemValue is a store item in any form that parseItem accepts.
 type itemValue narinfo.PathHash
 
 func (v *itemValue) UnmarshalText(text []byte) error {
@@ -35,15 +35,15 @@ func (v *itemValue) UnmarshalText(text []byte) error {
 	return err
 }
 
-// listedFailures is how many items that were not exported are named.
+// listedFailures is the number of failed items that are listed.
 const listedFailures = 20
 
 func (c *exportCommand) Run(ctx context.Context, s *streams) (err error) {
 	if len(c.Tag) > 0 && len(c.ClosureOf) > 0 {
-		return usagef("--tag and --closure-of don't go together, as part of a closure is none: use one of them")
+		return usagef("--tag and --closure-of exclude each other, since a part of a closure is not a closure: use one of them")
 	}
 	if c.AcceptLoss && !c.Delete {
-		return usagef("--accept-loss: nothing is removed without --delete")
+		return usagef("--accept-loss is for --delete: add that")
 	}
 	log := slog.New(newLogHandler(s.err, slog.LevelWarn))
 	store, err := openForReading(ctx, c.Database, c.Storage, log)
@@ -110,7 +110,7 @@ func (c *exportCommand) Run(ctx context.Context, s *streams) (err error) {
 	return nil
 }
 
-// report says what it came to.
+// report prints the summary.
 func (c *exportCommand) report(out io.Writer, s *export.Summary) {
 	would := ""
 	if c.DryRun {
@@ -128,8 +128,8 @@ func (c *exportCommand) report(out io.Writer, s *export.Summary) {
 	switch {
 	case s.StaleNarinfos+s.StaleNars == 0:
 	case c.Delete:
-		printf(out, "%s%d narinfos and %d files of nars, %s, removed, which are no longer exported\n", would, s.StaleNarinfos, s.StaleNars, byteCount(s.StaleBytes))
+		printf(out, "%s%d narinfos and %d nars, %s, removed because no longer exported\n", would, s.StaleNarinfos, s.StaleNars, byteCount(s.StaleBytes))
 	default:
-		printf(out, "%d narinfos and %d files of nars, %s, are no longer exported, and were left: --delete removes them\n", s.StaleNarinfos, s.StaleNars, byteCount(s.StaleBytes))
+		printf(out, "%d narinfos and %d nars, %s, are no longer exported and were left: --delete removes them\n", s.StaleNarinfos, s.StaleNars, byteCount(s.StaleBytes))
 	}
 }

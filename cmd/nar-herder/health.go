@@ -15,12 +15,11 @@ import (
 )
 
 const (
-	// bucketInterval is how often nars are looked at in a bucket, where requests cost
-	// money.
+	// bucketInterval is the interval of checks in a bucket, where requests cost money.
 	bucketInterval = 30 * time.Second
-	// missingShown is for how long the health warns of missing nars after it met some.
+	// missingShown is how long the health warns about missing nars after a sample had some.
 	missingShown = 2 * time.Minute
-	// damageShown is for how long it warns of damage in the index after it was met.
+	// damageShown is how long it warns about damage in the index after it was found.
 	damageShown = time.Hour
 )
 
@@ -62,15 +61,15 @@ func (s *subsystems) health(directory string) (parts []httpapi.Part) {
 	return parts
 }
 
-// narSample tries to read some nars.
+// narSample checks a sample of the stored nars.
 type narSample struct {
 	store   *opened
 	warning string
-	at      time.Time // when the warning was found
+	at      time.Time // of the warning
 }
 
-// try returns an error if no nars can be read. A warning stays for a while: the next
-// sample need not have any of the nars that are missing.
+// try returns an error if no nars can be read. A warning stays for a while, since the next
+// sample may not include any missing nar.
 func (n *narSample) try(ctx context.Context) error {
 	warning, err := n.store.TryReading(ctx)
 	if err != nil {
@@ -84,8 +83,8 @@ func (n *narSample) try(ctx context.Context) error {
 	return httpapi.Warnings{n.warning}
 }
 
-// tryWriting returns an error if nars can't be added to the storage or removed, with the
-// command that helps. Serving needs no permission to write.
+// tryWriting returns an error, with a command that helps, if nars can't be added to the
+// storage or removed. Serving does not need that permission.
 func (s *subsystems) tryWriting(ctx context.Context, directory string) error {
 	if len(s.ownership.Warnings()) > 0 {
 		return httpapi.Warnings{"this server does not write to the storage: see storage_owner"}
@@ -98,7 +97,7 @@ func (s *subsystems) tryWriting(ctx context.Context, directory string) error {
 	return cmp.Or(disk.Unwritable(directory, nars, filepath.Join(nars, "lzip"), filepath.Join(nars, "zstd"), filepath.Join(nars, "gzip")), err)
 }
 
-// warns makes the function of a part of one that returns warnings.
+// warns turns a function that returns warnings into that of a part.
 func warns(warnings func() []string) func(context.Context) error {
 	return func(context.Context) error {
 		if texts := warnings(); len(texts) > 0 {
@@ -108,7 +107,7 @@ func warns(warnings func() []string) func(context.Context) error {
 	}
 }
 
-// damageWarnings are about damage in the index.
+// damageWarnings returns warnings about recent damage in the index.
 func damageWarnings(x *index.Index) []string {
 	count, last := x.Damages()
 	if count == 0 || time.Since(last) > damageShown {

@@ -23,16 +23,15 @@ type importCommand struct {
 	Names []string `arg:"" name:"file-or-directory" help:"Narinfo files, or directories to search for narinfo files."`
 }
 
-// importCache is the writer's page cache for imports: they touch all of the
-// index of hashes.
+// importCache is the page cache of the writer, since imports touch the whole index of hashes.
 const importCache = 128 << 20
 
 func (c *importCommand) Run(ctx context.Context, s *streams) (err error) {
 	if c.Storage == "" && !c.NarinfosOnly {
-		return usagef("import: no --storage is given, so no nar could be served: name the storage, or use --narinfos-only if the nars are served from elsewhere")
+		return usagef("import: no --storage is given, so no nar could be served: add --storage, or --narinfos-only if another server has the nars")
 	}
 	if c.Storage != "" && c.NarinfosOnly {
-		return usagef("--narinfos-only: with --storage=%s, nars are imported as well: use one of the two, or --storage= if the storage is named in the environment or a file", c.Storage)
+		return usagef("--narinfos-only and --storage=%s exclude each other: use one of them, or --storage= if the environment or a file sets the storage", c.Storage)
 	}
 	log := slog.New(newLogHandler(s.err, slog.LevelWarn))
 	store, err := open(ctx, c.Database, c.Storage, opening{Options: index.Options{WriterCache: importCache, Bulk: true}, policy: owner.Always}, log)
@@ -69,7 +68,7 @@ func (c *importCommand) Run(ctx context.Context, s *streams) (err error) {
 		}
 	})
 	progress.end()
-	printf(s.out, "%s; %s of nars came into the storage\n", &summary, byteCount(summary.Bytes))
+	printf(s.out, "%s; %s of nars added to the storage\n", &summary, byteCount(summary.Bytes))
 	if err != nil {
 		return fmt.Errorf("import: %w", err)
 	}

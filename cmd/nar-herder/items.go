@@ -11,7 +11,7 @@ import (
 	"nar-herder/narinfo"
 )
 
-// parseItem takes what people have at hand for a store item.
+// parseItem parses a store path, its base name or its hash, also with .narinfo at the end.
 func parseItem(name string) (narinfo.PathHash, error) {
 	base := strings.TrimPrefix(strings.TrimSuffix(name, ".narinfo"), narinfo.StoreDir+"/")
 	if hash, err := narinfo.ParsePathHash(base); err == nil {
@@ -19,13 +19,13 @@ func parseItem(name string) (narinfo.PathHash, error) {
 	}
 	path, err := narinfo.ParseBaseName(base)
 	if err != nil {
-		return narinfo.PathHash{}, fmt.Errorf("%q is not a store item: name /gnu/store/HASH-NAME, HASH-NAME or HASH", name)
+		return narinfo.PathHash{}, fmt.Errorf("%q is not a store item: want /gnu/store/HASH-NAME, HASH-NAME or HASH", name)
 	}
 	return path.Hash, nil
 }
 
-// readItems reads the items that are named on the command line, where - stands for a list
-// on the standard input. Lines of it that name no item are reported to failed.
+// readItems returns the items that the command line names, where - stands for a list on
+// standard input. Invalid lines of the list are reported to failed.
 func readItems(ctx context.Context, s *streams, names []string, failed func(what string, err error)) (*itemList, error) {
 	list := newItemList()
 	for _, name := range names {
@@ -42,7 +42,7 @@ func readItems(ctx context.Context, s *streams, names []string, failed func(what
 	return list, nil
 }
 
-// itemList is a list of items, each once.
+// itemList is a list of distinct items.
 type itemList struct {
 	hashes []narinfo.PathHash
 	known  map[narinfo.PathHash]struct{}
@@ -65,20 +65,18 @@ func (l *itemList) addHash(hash narinfo.PathHash) {
 	}
 }
 
-// longestLine bounds a line of a list, in bytes: store paths have fewer than 300.
+// longestLine bounds a line of a list, in bytes. Store paths are shorter than 300.
 const longestLine = 4096
 
-// read adds the items of a list, one a line. Empty lines and those that begin
-// with # are skipped. Lines that don't name an item are reported to failed. The context
-// ends it, also while it waits for a terminal.
+// read adds the items of a list, one per line. It skips empty lines and comments, and reports
+// invalid lines to failed. It returns when the context ends, even while it waits for a terminal.
 func (l *itemList) read(ctx context.Context, from io.Reader, failed func(what string, err error)) error {
 	done := make(chan error, 1)
 	type fault struct {
 		number int
 		err    error
 	}
-	// What it has read is looked at once it is done: it may go on reading when
-	// nobody waits for it any more.
+	// The goroutine may outlive this call, so its results are used only when it is done.
 	read := newItemList()
 	var faults []fault
 	go func() {
@@ -95,7 +93,7 @@ func (l *itemList) read(ctx context.Context, from io.Reader, failed func(what st
 			}
 			switch {
 			case cut:
-				faults = append(faults, fault{number, fmt.Errorf("it is longer than %d bytes", longestLine)})
+				faults = append(faults, fault{number, fmt.Errorf("longer than %d bytes", longestLine)})
 			case line == "" || line[0] == '#':
 			default:
 				if err := read.add(line); err != nil {
@@ -119,7 +117,7 @@ func (l *itemList) read(ctx context.Context, from io.Reader, failed func(what st
 	for _, fault := range faults {
 		failed(fmt.Sprintf("line %d of the list", fault.number), fault.err)
 	}
-	if len(l.hashes) == 0 { // a long one is not copied
+	if len(l.hashes) == 0 { // don't copy a long list
 		*l = *read
 		return nil
 	}

@@ -29,10 +29,10 @@ type listCommand struct {
 
 // Help is shown below the options.
 func (listCommand) Help() string {
-	return `Items are sorted by name, then by hash. Each option leaves out more of them.`
+	return `Items are sorted by name, then by hash. An item must match all options.`
 }
 
-// sinceValue is a time in the past: a day, or how long ago.
+// sinceValue is a day, or a duration before now.
 type sinceValue time.Time
 
 func (v *sinceValue) UnmarshalText(text []byte) error {
@@ -48,7 +48,7 @@ func (v *sinceValue) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// listed is an item for programs.
+// listed is an item in JSON.
 type listed struct {
 	StorePath  string       `json:"store_path"`
 	NarHash    string       `json:"nar_hash"`
@@ -57,11 +57,11 @@ type listed struct {
 	References []string     `json:"references"`
 	Files      []listedFile `json:"files"`
 	Tags       []string     `json:"tags"` // KEY=VALUE each
-	// WithdrawnAt is since when the item is hidden from clients, and DeleteAfter from
-	// when on it may be deleted.
+	// WithdrawnAt is when the item was hidden from clients, and DeleteAfter when it may be
+	// deleted.
 	WithdrawnAt *time.Time `json:"withdrawn_at,omitempty"`
 	DeleteAfter *time.Time `json:"delete_after,omitempty"`
-	Pinned      bool       `json:"pinned,omitempty"` // itself
+	Pinned      bool       `json:"pinned,omitempty"` // by a pin of its own
 }
 
 type listedFile struct {
@@ -118,7 +118,7 @@ func (c *listCommand) Run(ctx context.Context, s *streams) (err error) {
 	return out.Flush()
 }
 
-// wants says whether the item is listed.
+// wants reports whether the item is listed.
 func (c *listCommand) wants(item *storage.Item, pinned map[narinfo.PathHash]bool) bool {
 	return item.WithdrawnAt.IsZero() != c.Withdrawn &&
 		!item.AddedAt.Before(time.Time(c.Since)) &&
@@ -127,11 +127,10 @@ func (c *listCommand) wants(item *storage.Item, pinned map[narinfo.PathHash]bool
 		(c.LargerThan == noLimit || item.StoredBytes() > int64(c.LargerThan))
 }
 
-// listBatch is how many items are read together.
+// listBatch is the number of items to read at a time.
 const listBatch = 500
 
-// describeAll writes an object for each item. Those that were removed meanwhile are
-// skipped.
+// describeAll writes a JSON object for each item, and skips items that were removed meanwhile.
 func (c *listCommand) describeAll(ctx context.Context, store *opened, out *bufio.Writer, sorted iter.Seq2[index.Listed, error], pinned map[narinfo.PathHash]bool) error {
 	encoder := json.NewEncoder(redact.JSON{W: out})
 	batch := make([]narinfo.PathHash, 0, listBatch)

@@ -1,5 +1,5 @@
-// Command nar-herder serves substitutes to GNU Guix: narinfos out of an index,
-// nars out of a storage.
+// Command nar-herder serves substitutes to GNU Guix: narinfos from an index, and nars from a
+// storage.
 package main
 
 import (
@@ -19,7 +19,7 @@ import (
 )
 
 func main() {
-	// A terminal that goes away, or a supervisor's habit, ends nothing.
+	// Ignore SIGHUP: a closed terminal or a supervisor's reload must not stop the server.
 	signal.Ignore(syscall.SIGHUP)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
@@ -58,7 +58,7 @@ type commands struct {
 	Help             helpCommand             `cmd:"" help:"Show help on a command."`
 }
 
-// streams is where commands read from and write to.
+// streams are the standard streams of a command.
 type streams struct {
 	in       io.Reader
 	out, err io.Writer
@@ -67,40 +67,40 @@ type streams struct {
 
 // Exit statuses, which mean the same in every command.
 const (
-	// statusFailed says that something is wrong, or that all or some of the work failed.
+	// statusFailed means that something is wrong, or that some of the work failed.
 	statusFailed statusError = 1
-	// statusUnknown says that what the command is about could not be determined.
+	// statusUnknown means that the command could not find out what it was asked.
 	statusUnknown statusError = 2
-	// statusUsage is for arguments that are wrong whatever the state of the machine:
-	// EX_USAGE of sysexits.h. A supervisor need not try again.
+	// statusUsage is EX_USAGE of sysexits.h: the arguments are wrong, and trying again is
+	// useless.
 	statusUsage = 64
 )
 
-// statusError ends the program with that status; all has been said.
+// statusError ends the program with that status and no further message.
 type statusError int
 
 func (e statusError) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
 
-// unknownError is an error that ends the program with statusUnknown.
+// unknownError ends the program with statusUnknown.
 type unknownError struct{ error }
 
 func (e unknownError) Unwrap() error { return e.error }
 
-// usageError is an error of the arguments.
+// usageError ends the program with statusUsage.
 type usageError struct{ error }
 
 func (e usageError) Unwrap() error { return e.error }
 
-// usagef makes a usageError.
+// usagef formats a usageError.
 func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
 
-// run does what the arguments say, and returns the exit status.
+// run runs the command that the arguments name, and returns the exit status.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	exited := -1 // by the options --help and --version
+	exited := -1 // set by --help and --version
 	settings := new(settings)
 	parser, err := kong.New(new(commands),
 		kong.Name("nar-herder"),
-		kong.Description("A substitute server for GNU Guix that keeps narinfos in an index and nars in a storage. Options can also be set in the environment or a file: see 'nar-herder help config'."),
+		kong.Description("Substitute server for GNU Guix. It keeps narinfos in an index and nars in a storage. Options can also be set in the environment or a file: see 'nar-herder help config'."),
 		kong.Writers(stdout, stderr),
 		kong.Exit(func(code int) { exited = code }),
 		kong.Vars{"version": "nar-herder " + version()},
@@ -124,7 +124,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	if err == nil {
 		err = command.Run(&streams{in: stdin, out: stdout, err: stderr, parser: parser})
 	}
-	if exited >= 0 { // by the command help
+	if exited >= 0 { // set by the command help
 		return exited
 	}
 	var parse *kong.ParseError
@@ -153,7 +153,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	return int(statusFailed)
 }
 
-// helpFor is the command that explains what was given in a wrong way.
+// helpFor returns the command that shows the help for what could not be parsed.
 func helpFor(err *kong.ParseError) string {
 	if err.Context != nil {
 		if command := err.Context.Selected(); command != nil {
@@ -163,8 +163,8 @@ func helpFor(err *kong.ParseError) string {
 	return "nar-herder help"
 }
 
-// oneLine is an error's text without line breaks, of joined errors or of what
-// the user gave, without other control characters, and without passwords in URLs.
+// oneLine returns the text of an error on one line, without control characters and without
+// passwords in URLs.
 func oneLine(err error) string {
 	return redact.Visible(redact.Text(strings.ReplaceAll(err.Error(), "\n", "; ")))
 }
@@ -176,10 +176,10 @@ func (versionCommand) Run(s *streams) error {
 	return nil
 }
 
-// release is the version that this tree leads to.
+// release is the version of the next release.
 const release = "0.1.0"
 
-// version adds the revision, where the program was built from a checkout.
+// version returns the release, with the revision if the program was built from a checkout.
 func version() string {
 	if info, ok := debug.ReadBuildInfo(); ok {
 		for _, setting := range info.Settings {
@@ -196,7 +196,7 @@ type helpCommand struct {
 }
 
 func (c helpCommand) Run(s *streams) error {
-	// Its exit hook does not end the program here.
+	// --help calls the exit hook, which returns here.
 	_, err := s.parser.Parse(append(c.Command, "--help"))
 	return err
 }

@@ -12,9 +12,9 @@ type migrateCommand struct {
 
 // Help is shown below the options.
 func (migrateCommand) Help() string {
-	return `Only this command and run-server change the schema of a database; other commands refuse one of another version. Stop the server first if it is of the older version.
+	return `Only this command and run-server change the schema of a database; other commands refuse a database with another schema version. If the server is of the older version, stop it first.
 
-Before anything is changed, the old database is copied to DATABASE.schema-N beside it, where N is its schema version. That takes about as long as copying the file, and as much room. To go back to the older version of the program, stop the server, remove DATABASE-wal and DATABASE-shm if they are there, and rename the copy to DATABASE; what was imported since is missing then. Remove the copy when it is no longer needed.`
+First the old database is copied to DATABASE.schema-N, where N is its schema version. That takes the time and space of a file copy. To return to the older version of the program, stop the server, remove DATABASE-wal and DATABASE-shm if they exist, and rename the copy to DATABASE. Items imported since then are lost. Remove the copy when you no longer need it.`
 }
 
 func (c *migrateCommand) Run(ctx context.Context, s *streams) error {

@@ -14,10 +14,10 @@ import (
 	"nar-herder/storage/index"
 )
 
-// mirrorStatus is how a mirror does, for the health.
+// mirrorStatus is the status of a mirror in the health.
 type mirrorStatus struct {
 	mirror.Status
-	// Nars is nil where none are stored.
+	// Nars is nil if none are stored.
 	Nars *nars.Status `json:"nars,omitempty"`
 }
 

@@ -13,9 +13,9 @@ type mirrorAcceptLossCommand struct {
 	databaseOption `embed:""`
 }
 
-// Help is what else there is to say.
+// Help is shown below the options.
 func (mirrorAcceptLossCommand) Help() string {
-	return "A mirror does not follow a source that has shrunk by more than a tenth, removes more than that within an hour, has gone back in time, as after a backup was put back, or dates changes ahead of the mirror's clock: it says so in its log, at /health and in its metrics. This has it follow the source for the next hour all the same. --database is that of the mirror, whose server runs on."
+	return "A mirror stops following a source that has lost more than a tenth of its items, removes more than that within an hour, has gone back in time, as after a restore, or dates changes ahead of the mirror's clock. Its log, /health and its metrics say so. This command makes it follow the source for the next hour regardless. --database is the mirror's database; its server need not be stopped."
 }
 
 func (c *mirrorAcceptLossCommand) Run(ctx context.Context, s *streams) (err error) {
@@ -27,6 +27,6 @@ func (c *mirrorAcceptLossCommand) Run(ctx context.Context, s *streams) (err erro
 	if err := mirror.Accept(ctx, store.index, time.Now()); err != nil {
 		return err
 	}
-	fmt.Fprintln(s.out, "the source is followed for the next hour, whatever it has lost")
+	fmt.Fprintln(s.out, "the mirror follows its source for the next hour, whatever that has lost")
 	return nil
 }

@@ -22,9 +22,9 @@ type mirrorStatusCommand struct {
 	JSON   bool          `name:"json" help:"Print the JSON answer of the mirror."`
 }
 
-// Help is what else there is to say.
+// Help is shown below the options.
 func (mirrorStatusCommand) Help() string {
-	return "The exit status is 0 when the mirror is up to date, 1 when it is behind, syncing or does not follow its source, and 2 when that could not be determined, or it mirrors nothing."
+	return "Exit status: 0, the mirror is up to date; 1, it is behind, syncing, or refuses to follow its source; 2, its state is unknown, or it mirrors nothing."
 }
 
 const statusTimeout = 30 * time.Second
@@ -52,10 +52,10 @@ func (c *mirrorStatusCommand) Run(ctx context.Context, s *streams) error {
 		}
 		printf(s.out, "lag          %s\nlast success %s\nbacklog      %d changes\nfailures     %d in a row\n", lag, last, status.Backlog, status.Failures)
 		if status.Nars != nil {
-			printf(s.out, "nars         about %d missing, %d coming\n", status.Nars.Missing, status.Nars.InFlight)
+			printf(s.out, "nars         about %d missing, %d in flight\n", status.Nars.Missing, status.Nars.InFlight)
 		}
 		if status.PassedOver > 0 {
-			printf(s.out, "passed over  %d changes that make no sense\n", status.PassedOver)
+			printf(s.out, "skipped      %d invalid changes\n", status.PassedOver)
 		}
 		if status.Error != "" {
 			printf(s.out, "last error   %s\n", status.Error)
@@ -67,7 +67,7 @@ func (c *mirrorStatusCommand) Run(ctx context.Context, s *streams) error {
 	return nil
 }
 
-// ask asks for the health, which is not that of the mirror alone.
+// ask gets the health of the server, and the mirror's status in it.
 func (c *mirrorStatusCommand) ask(ctx context.Context) (status mirrorStatus, text string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
 	defer cancel()
@@ -78,7 +78,7 @@ func (c *mirrorStatusCommand) ask(ctx context.Context) (status mirrorStatus, tex
 	client := http.Client{Transport: &http.Transport{Proxy: redact.Proxy, DisableKeepAlives: true}}
 	response, err := client.Do(request)
 	if err != nil {
-		var failure *url.Error // has the URL again, with its user
+		var failure *url.Error // repeats the URL, with its user
 		if errors.As(err, &failure) {
 			err = failure.Err
 		}
@@ -93,10 +93,10 @@ func (c *mirrorStatusCommand) ask(ctx context.Context) (status mirrorStatus, tex
 		Mirror *mirrorStatus `json:"mirror"`
 	}
 	if err := json.Unmarshal(body, &health); err != nil {
-		return status, "", fmt.Errorf("the answer, %s, is not the health of a Nar Herder: %w", response.Status, err)
+		return status, "", fmt.Errorf("the answer, %s, is not a health report of a Nar Herder: %w", response.Status, err)
 	}
 	if health.Mirror == nil {
-		return status, "", errors.New("it mirrors no other instance")
+		return status, "", errors.New("this server mirrors no instance")
 	}
 	return *health.Mirror, string(body), nil
 }

@@ -12,7 +12,7 @@ type newIdentityCommand struct {
 
 // Help is shown below the options.
 func (newIdentityCommand) Help() string {
-	return "Each database has a random id, which tells its instance from others. A copy of a database has the same id as its original: run this on the copy, while its server is stopped, to use both. The copy then owns no storage. If the database was only moved, run 'nar-herder claim-storage' instead."
+	return "Each database has a random id, which identifies its instance. A copy of a database has the same id. To use both, stop the server of the copy and run this command on it. The copy then owns no storage. If the database was only moved, run 'nar-herder claim-storage' instead."
 }
 
 func (c *newIdentityCommand) Run(ctx context.Context, s *streams) (err error) {
@@ -30,6 +30,6 @@ func (c *newIdentityCommand) Run(ctx context.Context, s *streams) (err error) {
 	if err := store.index.NewInstance(ctx); err != nil {
 		return err
 	}
-	printf(s.out, "database %s is that of instance %s now; before, it was %s\n", c.Database, store.Instance(), before)
+	printf(s.out, "database %s now belongs to instance %s; before, to %s\n", c.Database, store.Instance(), before)
 	return nil
 }

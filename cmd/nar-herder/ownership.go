@@ -19,14 +19,14 @@ import (
 )
 
 const (
-	// acquireWait is how long the start of the server waits for its storage to say who
-	// owns it, and ownerInterval how often it is asked after that.
+	// acquireWait is how long the start of the server waits to read the owner of the
+	// storage. Later, the owner is read at ownerInterval.
 	acquireWait   = 3 * time.Second
 	ownerInterval = 10 * time.Second
 )
 
-// lock reserves a file or directory of this machine for this process and instance, by a
-// lock file. option names it in the error.
+// lock reserves a local file or directory for this process and instance, with a lock file.
+// Errors name the option.
 func (o *opened) lock(option, path string) error {
 	lock, err := owner.NewLock(path, o.self)
 	if err != nil {
@@ -37,10 +37,10 @@ func (o *opened) lock(option, path string) error {
 	return nil
 }
 
-// warnUnlocked logs why a lock does not protect what the option names.
+// warnUnlocked logs why a lock has no effect.
 func warnUnlocked(lock *owner.Lock, option string, log *slog.Logger) {
 	if lock.Unlocked != nil {
-		log.Warn("can't lock what the option names: make sure that no other instance uses it", "option", option, "error", lock.Unlocked)
+		log.Warn("can't lock this file or directory: make sure that no other instance uses it", "option", option, "error", lock.Unlocked)
 	}
 }
 
@@ -49,8 +49,8 @@ func (o *opened) lockDirectory(option, name string) error {
 	return o.lock(option+name, filepath.Join(name, bytestore.OwnerName))
 }
 
-// lockServer makes sure that there is one server, or command that needs none, per
-// database.
+// lockServer locks a database, which only one server may use, and no server beside some
+// commands.
 func lockServer(database string, log *slog.Logger) (*owner.Lock, error) {
 	lock, err := owner.NewDatabaseLock(database)
 	var used *owner.InUseError
@@ -60,14 +60,14 @@ func lockServer(database string, log *slog.Logger) (*owner.Lock, error) {
 		if denied := index.MayWrite(database); denied != nil {
 			return nil, fmt.Errorf("--database=%s can't be written: %w", database, denied)
 		}
-		return nil, fmt.Errorf("--database=%s can't be written: %w: let the user or group of this process write its directory", database, err)
+		return nil, fmt.Errorf("--database=%s can't be written: %w: give the user or group of this process write permission for its directory", database, err)
 	}
 	warnUnlocked(lock, "--database="+database, log)
 	return lock, nil
 }
 
-// lockDump reserves the path of dumps, unless another process of this instance has done
-// so: dumps are made beside the server.
+// lockDump locks the path of dumps. Processes of the same instance may share it, since dumps
+// can be made beside the server.
 func (o *opened) lockDump(path string) error {
 	err := o.lock("--database-dump="+path, path+".owner")
 	var used *owner.InUseError
@@ -75,33 +75,32 @@ func (o *opened) lockDump(path string) error {
 		return nil
 	}
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
-		return nil // no dump can be made there either
+		return nil // writing the dump reports this
 	}
 	return err
 }
 
-// following is the default of a path: beside the database, as in the defaults of the
-// original.
+// following returns a default path beside the database, as in the original.
 func following(database, suffix string) string {
 	return strings.TrimSuffix(database, filepath.Ext(database)) + suffix
 }
 
-// ownership watches who owns the server's storage, for its log and its health, and claims
-// a storage that could not be read when the server started. Before anything is written or
-// removed, the storage itself checks its owner.
+// ownership watches the owner of the server's storage, for the log and the health, and claims a
+// storage that could not be read at the start. The storage itself checks its owner before it
+// writes or removes anything.
 type ownership struct {
 	claim *owner.Claim // nil for a storage that is only read
 	log   *slog.Logger
-	// failure is why nothing is written to the storage; nil where it is.
+	// failure is why the storage is not written; nil if it is.
 	failure atomic.Pointer[error]
 }
 
-// errUnclaimed is in the error for a storage that this instance may own, but that seems to
-// be another than the one that the index is about.
-var errUnclaimed = errors.New("the storage has no owner, and is not claimed")
+// errUnclaimed wraps the reason not to claim a storage without an owner, which seems not to be
+// the storage of the index.
+var errUnclaimed = errors.New("the storage has no owner, and this instance does not claim it")
 
-// own makes this instance the owner of the storage, or refuses to start where it is
-// another's. Where that can't be found out now, Run tries again.
+// own claims the storage for this instance, or returns an error if another instance owns it.
+// If the owner can't be read now, Run retries.
 func (c *serverCommand) own(ctx context.Context, store *opened, log *slog.Logger) (*ownership, error) {
 	o := &ownership{log: log}
 	if store.claim == nil || c.StorageReadOnly {
@@ -130,7 +129,7 @@ func (c *serverCommand) own(ctx context.Context, store *opened, log *slog.Logger
 	return o, nil
 }
 
-// note records whether the storage is this instance's.
+// note records and logs the outcome of a claim.
 func (o *ownership) note(err error) {
 	failure := &err
 	if err == nil {
@@ -138,9 +137,9 @@ func (o *ownership) note(err error) {
 	}
 	switch before := o.failure.Swap(failure); {
 	case err == nil && before != nil:
-		o.log.Info("the storage belongs to this instance: it writes there again")
+		o.log.Info("the storage belongs to this instance: writes are enabled again")
 	case err != nil && before == nil:
-		o.log.Error("nothing is written to the storage or removed from it; --storage-read-only is for servers that only read it", "error", err)
+		o.log.Error("writes to the storage and removals are disabled; use --storage-read-only for servers that only read it", "error", err)
 	}
 }
 
@@ -153,7 +152,7 @@ func (o *ownership) Run(ctx context.Context) {
 	}
 }
 
-// Warnings are for the health.
+// Warnings returns the warnings for the health.
 func (o *ownership) Warnings() []string {
 	failure := o.failure.Load()
 	switch {
@@ -162,7 +161,7 @@ func (o *ownership) Warnings() []string {
 	case errors.Is(*failure, storage.ErrNotOwner):
 		return []string{"the storage belongs to another instance now: this server no longer writes to it, and removes nothing"}
 	case errors.Is(*failure, errUnclaimed) && !errors.Is(*failure, storage.ErrAllMissing):
-		return []string{"the storage has no owner, and lacks nars that the index has, or can't be read: this server does not write to it, and removes nothing, until the storage is complete (see 'nar-herder copy-storage'), or 'nar-herder claim-storage' records which nars are there"}
+		return []string{"the storage has no owner, and lacks nars that the index has, or can't be read: this server does not write to it, and removes nothing, until the storage is complete (see 'nar-herder copy-storage') or 'nar-herder claim-storage' records the nars that exist"}
 	}
 	return []string{"the owner of the storage can't be confirmed: this server does not write to it, and removes nothing, until it is"}
 }

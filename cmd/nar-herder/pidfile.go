@@ -10,8 +10,8 @@ import (
 	"strings"
 )
 
-// writePidFile writes it beside and renames it: a supervisor that waits for the
-// file must not find it empty.
+// writePidFile writes the file atomically: a supervisor that waits for it must not read it
+// empty.
 func writePidFile(name string) error {
 	if err := isPidFile(name); err != nil {
 		return fmt.Errorf("--pid-file=%s: %w: name another file", name, err)
@@ -32,12 +32,11 @@ func writePidFile(name string) error {
 	return nil
 }
 
-// isPidFile returns an error where another file would be replaced than that of an
-// earlier run.
+// isPidFile returns an error for a file that exists and is not a PID file.
 func isPidFile(name string) error {
 	info, err := os.Stat(name)
 	if err != nil {
-		return nil // there is none, or writing it will fail as well
+		return nil // it does not exist, or writing it will fail too
 	}
 	if !info.Mode().IsRegular() {
 		return errors.New("not a regular file")
@@ -49,17 +48,17 @@ func isPidFile(name string) error {
 			return err
 		}
 	}
-	// After a loss of power, a file may be empty or have zero bytes.
+	// After a power failure, the file may be empty or hold zero bytes.
 	if info.Size() > longest || len(bytes.Trim(text, "0123456789 \n\x00")) > 0 {
-		return errors.New("the file is there, and does not hold a process id")
+		return errors.New("the file exists and does not hold a process id")
 	}
 	return nil
 }
 
-// removePidFile removes the file while it is this process's.
+// removePidFile removes the file if it holds the id of this process.
 func removePidFile(name string) {
 	if isPidFile(name) != nil {
-		return // reading a pipe would wait
+		return // reading a pipe would block
 	}
 	if text, err := os.ReadFile(name); err == nil && strings.TrimSpace(string(text)) == strconv.Itoa(os.Getpid()) {
 		_ = os.Remove(name)

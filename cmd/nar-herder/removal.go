@@ -15,17 +15,17 @@ import (
 	"nar-herder/storage/uses"
 )
 
-// elsewhereValue is what clients get of nars that are stored elsewhere.
+// elsewhereValue is how to serve nars that are not on this machine.
 type elsewhereValue string
 
 const redirect elsewhereValue = "redirect"
 
-// redirectsOption is for what asks other instances.
+// redirectsOption is the option of commands that send requests to other instances.
 type redirectsOption struct {
 	AllowPrivateRedirects bool `help:"Follow redirects of other instances to any server, not only to themselves and to public https addresses. For test networks."`
 }
 
-// removalOptions say what is removed from the storage, and when.
+// removalOptions are the options about the removal of nars.
 type removalOptions struct {
 	Storage                   string           `placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars."`
 	StorageLimit              sizeValue        `default:"none" placeholder:"BYTES" help:"Remove nars to keep the storage below this size (default: ${default})."`
@@ -33,7 +33,7 @@ type removalOptions struct {
 	StorageNarRemovalCriteria []criterionValue `sep:"none" placeholder:"CONDITION[,CONDITION]" help:"Nars that may be removed to keep the limit: those that meet all conditions of one value. Conditions are stored-on=URL, unused-for=DURATION, added-before=DAY-OR-DURATION, tag=KEY=VALUE, no-tag=KEY=VALUE and unreferenced. May be repeated."`
 }
 
-// criteria are the values of the option.
+// criteria returns the values of the option.
 func (c *removalOptions) criteria() []removal.Criterion {
 	criteria := make([]removal.Criterion, len(c.StorageNarRemovalCriteria))
 	for i, value := range c.StorageNarRemovalCriteria {
@@ -42,9 +42,8 @@ func (c *removalOptions) criteria() []removal.Criterion {
 	return criteria
 }
 
-// instances makes clients of the one that is mirrored, of those that the criteria
-// name, and of those that nars were removed for before. They are asked for nars in
-// that order.
+// instances returns clients for the mirrored instance, for those that the criteria name, and
+// for those that earlier removals depend on. They are asked for nars in that order.
 func (c *serverCommand) instances(ctx context.Context, store *opened, log *slog.Logger) (peers peer.Peers, err error) {
 	self := peer.Self{Instance: store.Instance(), Storage: store.Identity, AllowPrivateRedirects: c.AllowPrivateRedirects}
 	var urls []*url.URL
@@ -55,7 +54,7 @@ func (c *serverCommand) instances(ctx context.Context, store *opened, log *slog.
 		if !isAmong(urls, u) {
 			urls = append(urls, u)
 		} else if i := slices.IndexFunc(urls, func(other *url.URL) bool { return peer.SameURL(other, u) }); urls[i].User == nil {
-			urls[i] = u // which may have a password
+			urls[i] = u // it may have a password
 		}
 	}
 	relied, err := removal.ReliedOn(ctx, store.index)
@@ -64,7 +63,7 @@ func (c *serverCommand) instances(ctx context.Context, store *opened, log *slog.
 	}
 	for _, u := range relied {
 		if !isAmong(urls, u) {
-			log.Info("nars were removed before because this instance has them, so it is asked for them", "instance", peer.Name(u))
+			log.Info("earlier removals depend on this instance: it is asked for their nars", "instance", peer.Name(u))
 			urls = append(urls, u)
 		}
 	}
@@ -74,20 +73,20 @@ func (c *serverCommand) instances(ctx context.Context, store *opened, log *slog.
 	return peers, nil
 }
 
-// checkMinimumFree refuses a minimum of free space that can't be: it is a slip, or the
-// disk of the storage is not mounted, and all nars would go for it.
+// checkMinimumFree returns an error for a minimum of free space above the size of the file
+// system: all nars would be removed. It is a typing error, or the disk is not mounted.
 func (c *serverCommand) checkMinimumFree() error {
 	if c.StorageMinimumFreeSpace <= 0 || c.Storage == "" {
 		return nil
 	}
 	_, size, err := disk.Room(c.Storage)
 	if err == nil && int64(c.StorageMinimumFreeSpace) >= size {
-		return fmt.Errorf("--storage-minimum-free-space=%d: the file system of --storage=%s has only %d bytes in all: name fewer, or is its disk not mounted?", c.StorageMinimumFreeSpace, c.Storage, size)
+		return fmt.Errorf("--storage-minimum-free-space=%d: the file system of --storage=%s has only %d bytes: give a smaller number, or is its disk not mounted?", c.StorageMinimumFreeSpace, c.Storage, size)
 	}
-	return nil // a storage that is not there is refused when it is opened
+	return nil // opening a missing storage fails later
 }
 
-// isAmong says whether one of the URLs leads to where this one does.
+// isAmong reports whether one of the URLs names the same instance as u.
 func isAmong(urls []*url.URL, u *url.URL) bool {
 	return slices.ContainsFunc(urls, func(other *url.URL) bool { return peer.SameURL(other, u) })
 }
@@ -123,18 +122,18 @@ func (c *serverCommand) warnAboutRemoval(log *slog.Logger) {
 	hasLimit, hasMinimum, hasCriteria := c.StorageLimit != noLimit, c.StorageMinimumFreeSpace != noLimit, len(c.StorageNarRemovalCriteria) > 0
 	if c.StorageReadOnly {
 		if hasLimit || hasMinimum || hasCriteria {
-			log.Warn("--storage-limit, --storage-minimum-free-space and --storage-nar-removal-criteria are not used with --storage-read-only: only the owner of the storage removes from it")
+			log.Warn("--storage-limit, --storage-minimum-free-space and --storage-nar-removal-criteria have no effect with --storage-read-only: only the owner of the storage removes from it")
 		}
 		return
 	}
 	if hasLimit && !hasCriteria {
-		log.Warn("--storage-limit is given, but no --storage-nar-removal-criteria: nothing may be removed, so it can't be kept")
+		log.Warn("--storage-limit is given, but no --storage-nar-removal-criteria: nothing may be removed, so the limit can't be kept")
 	}
 	if hasMinimum && !hasCriteria {
-		log.Warn("--storage-minimum-free-space is given, but no --storage-nar-removal-criteria: imports and mirroring are refused below it, and nothing is removed for it")
+		log.Warn("--storage-minimum-free-space is given, but no --storage-nar-removal-criteria: imports and mirroring are refused below it, but nothing is removed")
 	}
 	if !hasLimit && !hasMinimum && hasCriteria {
-		log.Warn("--storage-nar-removal-criteria are given, but neither --storage-limit nor --storage-minimum-free-space: nothing is removed")
+		log.Warn("--storage-nar-removal-criteria is given without --storage-limit or --storage-minimum-free-space: nothing is removed")
 	}
 }
 
@@ -150,11 +149,11 @@ func (s *subsystems) reliesOn(c *serverCommand) func() peer.Statement {
 	return nil
 }
 
-// settleTime replaces how long a server removes nothing by stored-on, in tests of this
-// program: it is set when the program is built.
+// settleTime overrides how long a new server removes nothing by stored-on. Builds for tests
+// set it.
 var settleTime string
 
-// removal are the options of a remover as they were given.
+// removal returns the options of a remover.
 func (c *removalOptions) removal(criteria []removal.Criterion, peers peer.Peers) removal.Options {
 	settle, _ := time.ParseDuration(settleTime)
 	return removal.Options{

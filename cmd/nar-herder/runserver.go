@@ -16,8 +16,8 @@ import (
 	"nar-herder/storage/tiered"
 )
 
-// serverCommand has the options of the original, by their names and defaults,
-// and at the end our own.
+// serverCommand has the options of the original, with its names and defaults, and then those
+// that are new.
 type serverCommand struct {
 	databaseOption `embed:""`
 	dumpOption     `embed:""`
@@ -72,7 +72,7 @@ type serverCommand struct {
 	controlOptions `embed:""`
 }
 
-// validate refuses options that contradict each other.
+// validate returns an error for options that contradict each other.
 func (c *serverCommand) validate() error {
 	if c.Storage == "" && c.Mirror == nil {
 		return errors.New("run-server needs --storage=DIR, --mirror=URL, or both")
@@ -81,10 +81,10 @@ func (c *serverCommand) validate() error {
 		return err
 	}
 	if c.StorageReadOnly && c.Storage == "" {
-		return errors.New("--storage-read-only: there is no storage to read: add --storage")
+		return errors.New("--storage-read-only needs a storage: add --storage")
 	}
 	if c.StorageHardLimit != noLimit && c.StorageLimit != noLimit && c.StorageHardLimit < c.StorageLimit {
-		return errors.New("--storage-hard-limit is below --storage-limit, so that nothing would be taken in and nothing be removed: raise it")
+		return errors.New("--storage-hard-limit is below --storage-limit: new nars would be refused, and none removed: raise it")
 	}
 	if isBucket(c.Storage) && c.StorageMinimumFreeSpace != noLimit {
 		return errors.New("--storage-minimum-free-space: a bucket has no file system with free space: leave it out, or use --storage-limit")
@@ -93,19 +93,19 @@ func (c *serverCommand) validate() error {
 		return err
 	}
 	if c.StorageCheckInterval <= 0 {
-		return errors.New("--storage-check-interval=0s: it must be a second at least")
+		return errors.New("--storage-check-interval=0s: want at least a second")
 	}
 	if c.MirrorBandwidth == 0 {
-		return errors.New("--mirror-bandwidth=0: nothing would ever come: name a number of bytes, or none")
+		return errors.New("--mirror-bandwidth=0: no nar could be fetched: give a number of bytes, or none")
 	}
 	if isBucket(c.Storage) && c.XAccelRedirect {
-		return errors.New("--x-accel-redirect: the web server in front can't send what is in a bucket: leave it out, or see --serve-bucket-nars")
+		return errors.New("--x-accel-redirect: the web server in front can't send nars from a bucket: leave it out, or see --serve-bucket-nars")
 	}
 	if c.ServeBucketNars == redirect && !isBucket(c.Storage) {
 		return errors.New("--serve-bucket-nars=redirect is for a storage in a bucket, s3://BUCKET/PREFIX")
 	}
 	if c.StorageCache != "" && (c.ServeBucketNars == redirect || c.XAccelRedirect) {
-		return errors.New("--storage-cache: with --serve-bucket-nars=redirect or --x-accel-redirect, nars don't come through here: leave one of them out")
+		return errors.New("--storage-cache: with --serve-bucket-nars=redirect or --x-accel-redirect, this server doesn't read nars: leave one of them out")
 	}
 	return c.validateControl()
 }
@@ -192,7 +192,7 @@ func (c *serverCommand) configure(ctx context.Context, effect inEffect, log *slo
 	return &serverConfig{effect, key, storageCache, cacheOptions}, nil
 }
 
-// limits are those of connections.
+// limits returns the limits on connections.
 func (c *serverCommand) limits() httpapi.Limits {
 	limits := httpapi.Limits{Unread: ownMemory() / unreadShare}
 	if c.MaxConnections != nil {
@@ -204,8 +204,7 @@ func (c *serverCommand) limits() httpapi.Limits {
 	return limits
 }
 
-// readSigningKey reads the key that is handed out, and makes sure that it is
-// not the other half.
+// readSigningKey reads the public key, and refuses a file that holds the secret one.
 func readSigningKey(name string) ([]byte, error) {
 	if name == "" {
 		return nil, nil

@@ -18,29 +18,28 @@ import (
 const (
 	// environmentPrefix begins the names of the variables that set options.
 	environmentPrefix = "NAR_HERDER_"
-	// listSeparator is between the values of a list in such a variable, unless a
-	// backslash precedes it. Criteria have commas, directories may have spaces.
+	// listSeparator separates the values of a list in such a variable, unless a backslash
+	// precedes it. Criteria contain commas, and directories may contain spaces.
 	listSeparator = ';'
-	// argumentsOnly is the tag of options that are for the command line alone: those
-	// that widen what one run removes or overwrites, which a variable that was meant
-	// for another command must not do.
+	// argumentsOnly is the tag of options that only the command line can set. They let a
+	// command remove or overwrite more, which a variable meant for another command must not.
 	argumentsOnly = "argumentsonly"
 )
 
-// settings finds options that are not on the command line: in the environment, or
-// else in the file that --config names.
+// settings finds the options that are not on the command line, in the environment or else in
+// the file that --config names.
 type settings struct {
 	fileName string           // "" for none
-	file     map[string]given // by the names of options
-	found    map[string]given // those that were used, by the names of options
-	options  []string         // the names of all that may be set so
+	file     map[string]given // by option name
+	found    map[string]given // the ones in use, by option name
+	options  []string         // names of all options that can be set
 }
 
-// given is an option as it was set.
+// given is the value of an option and where it was set.
 type given struct {
 	values []string
-	isList bool   // as opposed to one value
-	origin string // what has set it, for messages
+	isList bool
+	origin string // for messages
 }
 
 // variable is the name of the environment variable that sets an option.
@@ -48,7 +47,7 @@ func variable(option string) string {
 	return environmentPrefix + strings.ToUpper(strings.ReplaceAll(option, "-", "_"))
 }
 
-// isSettable reports whether the option can be set apart from the command line.
+// isSettable reports whether the environment and the file can set the option.
 func isSettable(flag *kong.Flag) bool {
 	return flag.Name != "help" && flag.Name != "version" && !flag.Tag.Has(argumentsOnly)
 }
@@ -83,8 +82,8 @@ func (c *commands) BeforeResolve(parsed *kong.Context, s *settings) error {
 	return nil
 }
 
-// readFile reads the configuration file: options by their names, in TOML. Those of
-// any command may be in it, as others use the same storage and database.
+// readFile reads the TOML file, with option names as keys. It may have options of any command,
+// since all commands use the same storage and database.
 func (s *settings) readFile() error {
 	failed := func(format string, args ...any) error {
 		return fmt.Errorf("--config=%s: "+format, append([]any{s.fileName}, args...)...)
@@ -100,7 +99,7 @@ func (s *settings) readFile() error {
 	s.file = make(map[string]given, len(content))
 	for _, key := range slices.Sorted(maps.Keys(content)) {
 		if key == "config" {
-			return failed("config: a configuration file can't name another: take it out")
+			return failed("config: a configuration file can't name another: remove this key")
 		}
 		if _, known := slices.BinarySearch(s.options, key); !known {
 			return failed("unknown option %q%s", key, didYouMean(key, s.options))
@@ -158,16 +157,16 @@ func (s *settings) Resolve(_ *kong.Context, _ *kong.Path, flag *kong.Flag) (any,
 // Validate implements [kong.Resolver].
 func (s *settings) Validate(*kong.Application) error { return nil }
 
-// decodes returns what is wrong with one value of a list: the parser takes a whole
-// list as JSON, and its errors show that.
+// decodes returns the error of one value of a list. The parser would take the whole list as
+// JSON, and say so in its errors.
 func decodes(flag *kong.Flag, value string) error {
 	into := reflect.New(flag.Target.Type()).Elem()
 	scanner := kong.ScanFromTokens(kong.Token{Type: kong.FlagValueToken, Value: value})
 	return flag.Mapper.Decode(&kong.DecodeContext{Value: flag.Value, Scan: scanner}, into)
 }
 
-// fromEnvironment reads an option's variable. An empty variable counts as not set, as
-// some supervisors can't unset one.
+// fromEnvironment reads an option's variable. An empty variable counts as unset, since some
+// supervisors can't unset one.
 func fromEnvironment(flag *kong.Flag) (given, bool) {
 	name := variable(flag.Name)
 	text := os.Getenv(name)
@@ -192,8 +191,8 @@ func isServiceLink(option, value string) bool {
 	return (option == "port" || strings.HasSuffix(option, "-port")) && strings.HasPrefix(value, "tcp://")
 }
 
-// unknown returns a warning for each variable with the prefix that sets no option. It
-// can't be an error, as Kubernetes sets such variables.
+// unknown returns a warning for each variable that has the prefix but sets no option. These
+// are not errors, since Kubernetes sets such variables.
 func (s *settings) unknown() (warnings []string) {
 	variables := make([]string, len(s.options))
 	for i, option := range s.options {
@@ -217,8 +216,8 @@ func (s *settings) unknown() (warnings []string) {
 
 var optionName = regexp.MustCompile(`--[a-z0-9][a-z0-9-]*`)
 
-// explain adds to a message from where the options that it names were set, unless
-// they are on the command line.
+// explain appends to a message where the options that it names were set, unless that is the
+// command line.
 func (s *settings) explain(message string) string {
 	var origins []string
 	for _, match := range optionName.FindAllString(message, -1) {
@@ -234,8 +233,8 @@ func (s *settings) explain(message string) string {
 	return message + " (" + strings.Join(origins, ", ") + ")"
 }
 
-// didYouMean continues a sentence about an unknown name with those that are nearly
-// the same; "" for none.
+// didYouMean returns the end of a message about an unknown name, with the similar names, or
+// "" without any.
 func didYouMean(name string, known []string) string {
 	var near []string
 	for _, candidate := range known {
@@ -249,7 +248,7 @@ func didYouMean(name string, known []string) string {
 	return ": did you mean " + strings.Join(near, " or ") + "?"
 }
 
-// distance is the number of letters to insert, delete or replace (Levenshtein).
+// distance returns the Levenshtein distance.
 func distance(a, b string) int {
 	row := make([]int, len(b)+1)
 	for j := range row {
