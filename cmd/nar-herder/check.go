@@ -38,17 +38,17 @@ func (checkCommand) Help() string {
 
 Findings, one per line:
 
-  damaged      a narinfo with a wrong checksum in the index; requests for it fail
-  missing      a file that the index records as stored
-  wrong size   likewise
-  corrupt      a stored nar with a wrong hash (with --verify)
-  unrecorded   a file that an item names and the index does not record as stored
-  unstored     an item without a stored nar that no mirrored or stored-on instance has
-  incomplete   an item that refers to items without a narinfo
-  unknown      something could not be checked
-  stranger     only a notice: a file that no item names
-  temporary    only a notice: an unfinished file
-  quarantined  only a notice: a file in quarantine
+    damaged      a narinfo with a wrong checksum in the index; requests for it fail
+    missing      a file that the index records as stored
+    wrong size   likewise
+    corrupt      a stored nar with a wrong hash (with --verify)
+    unrecorded   a file that an item names and the index does not record as stored
+    unstored     an item without a stored nar that no mirrored or stored-on instance has
+    incomplete   an item that refers to items without a narinfo
+    unknown      something could not be checked
+    stranger     only a notice: a file that no item names
+    temporary    only a notice: an unfinished file
+    quarantined  only a notice: a file in quarantine
 
 With --repair, a damaged narinfo is restored from what is left of it or from --from, if the checksum confirms the text; otherwise import it again. Missing and unstored nars are fetched from --from and compared with their NarHash before they are stored. Wrong files are moved to the directory "quarantine" of the storage. Files that no instance has are no longer recorded as stored, but they stay recorded while an instance does not answer. Unrecorded files are recorded if they are correct. Temporary files older than a day are removed; in a bucket, the owner's server removes them too. Strangers stay.
 

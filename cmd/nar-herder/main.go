@@ -94,39 +94,48 @@ func (e usageError) Unwrap() error { return e.error }
 // usagef formats a usageError.
 func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
 
-// run runs the command that the arguments name, and returns the exit status.
-func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	exited := -1 // set by --help and --version
-	settings := new(settings)
-	parser, err := kong.New(new(commands),
+// newParser makes the parser of the command line. It calls exit for --help and --version.
+func newParser(ctx context.Context, s *streams, settings *settings, exit func(int)) (*kong.Kong, error) {
+	return kong.New(new(commands),
 		kong.Name("nar-herder"),
 		kong.Description("Substitute server for GNU Guix. It keeps narinfos in an index and nars in a storage. Options can also be set in the environment or a file: see 'nar-herder help config'."),
-		kong.Writers(stdout, stderr),
-		kong.Exit(func(code int) { exited = code }),
+		kong.Writers(s.out, s.err),
+		kong.Exit(exit),
 		kong.Vars{"version": "nar-herder " + version()},
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
 		kong.Help(printHelp),
-		kong.Bind(&streams{in: stdin, out: stdout, err: stderr}),
+		kong.Bind(s),
 		kong.BindTo(ctx, (*context.Context)(nil)),
 		kong.Bind(settings),
 	)
+}
+
+// run runs the command that the arguments name, and returns the exit status.
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	exited := -1 // set by --help, --version and the command help
+	s := &streams{in: stdin, out: stdout, err: stderr}
+	settings := new(settings)
+	parser, err := newParser(ctx, s, settings, func(code int) { exited = code })
 	if err != nil {
 		printf(stderr, "nar-herder: %v\n", err)
 		return int(statusFailed)
 	}
+	s.parser = parser
 	if len(args) == 0 {
 		args = []string{"--help"}
 	}
 	command, err := parser.Parse(args)
+	if err == nil && exited < 0 {
+		err = command.Run()
+	}
 	if exited >= 0 {
 		return exited
 	}
-	if err == nil {
-		err = command.Run(&streams{in: stdin, out: stdout, err: stderr, parser: parser})
-	}
-	if exited >= 0 { // set by the command help
-		return exited
-	}
+	return report(err, settings, stderr)
+}
+
+// report prints the error of a command, and returns the exit status.
+func report(err error, settings *settings, stderr io.Writer) int {
 	var parse *kong.ParseError
 	var usage usageError
 	var unknown unknownError
