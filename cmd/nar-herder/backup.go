@@ -42,8 +42,8 @@ func (c *backupCommand) Run(ctx context.Context, s *streams) (err error) {
 	return nil
 }
 
-// noteRestored logs that a backup was restored.
-func noteRestored(ctx context.Context, x *index.Index, log *slog.Logger) error {
+// logRestored logs that a backup was restored.
+func logRestored(ctx context.Context, x *index.Index, log *slog.Logger) error {
 	taken, err := x.Restored(ctx, time.Now())
 	if err == nil && !taken.IsZero() {
 		log.Warn("the database was restored from a backup: later changes are missing, and the grace period of withdrawn items starts again; run 'nar-herder check', and see docs/backup.md",

@@ -22,10 +22,10 @@ import (
 // cacheDirectory returns the parent of the directories that no option names. For the default
 // database, it is that of the original.
 func cacheDirectory(database string) string {
-	if database == usualDatabase {
+	if database == defaultDatabase {
 		return "/var/cache/nar-herder/nar"
 	}
-	return following(database, "_cached")
+	return besideDatabase(database, "_cached")
 }
 
 // openCache opens the cache of nars in further compressions, or returns nil if none is enabled.

@@ -19,13 +19,13 @@ import (
 type checkCommand struct {
 	databaseOption `embed:""`
 
-	Storage    string      `placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars."`
-	Verify     bool        `help:"Also decompress each stored nar and compare it with its NarHash. Resumes an interrupted run."`
-	VerifyRate sizeValue   `default:"none" placeholder:"BYTES" help:"Maximum bytes of nars to read per second (default: ${default})."`
-	Restart    bool        `help:"With --verify: start over instead of resuming."`
-	Closures   bool        `default:"true" negatable:"" help:"Report items that refer to items without a narinfo (default: on)."`
-	Repair     bool        `argumentsonly:"" help:"Fetch missing and wrong nars again, quarantine wrong files, and correct the index."`
-	From       []fromValue `sep:"none" placeholder:"URL" help:"With --repair: instance to fetch nars from. May be repeated."`
+	Storage    string          `placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars."`
+	Verify     bool            `help:"Also decompress each stored nar and compare it with its NarHash. Resumes an interrupted run."`
+	VerifyRate sizeValue       `default:"none" placeholder:"BYTES" help:"Maximum bytes of nars to read per second (default: ${default})."`
+	Restart    bool            `help:"With --verify: start over instead of resuming."`
+	Closures   bool            `default:"true" negatable:"" help:"Report items that refer to items without a narinfo (default: on)."`
+	Repair     bool            `argumentsonly:"" help:"Fetch missing and wrong nars again, quarantine wrong files, and correct the index."`
+	From       []instanceValue `sep:"none" placeholder:"URL" help:"With --repair: instance to fetch nars from. May be repeated."`
 
 	redirectsOption `embed:""`
 
@@ -105,7 +105,7 @@ func (c *checkCommand) check(ctx context.Context, s *streams) (err error) {
 		return usagef("the index has %d nars in a storage: add --storage", totals.StoredNars)
 	}
 	report := newCheckReport(s.out, c.JSON)
-	relied, err := removal.ReliedOn(ctx, store.index)
+	dependencies, err := removal.ReliedOn(ctx, store.index)
 	if err != nil {
 		return err
 	}
@@ -146,7 +146,7 @@ func (c *checkCommand) check(ctx context.Context, s *streams) (err error) {
 	}
 	if ctx.Err() == nil {
 		shown := newProgress(s.err, "looking for items without nars", "items", totals.Items)
-		options := storage.UnstoredOptions{Elsewhere: len(relied) > 0, Partial: c.Repair && len(c.From) > 0}
+		options := storage.UnstoredOptions{Elsewhere: len(dependencies) > 0, Partial: c.Repair && len(c.From) > 0}
 		pass(shown, store.CheckUnstored(ctx, options, func() { shown.add(0) }))
 	}
 	if c.Closures && ctx.Err() == nil {
@@ -154,7 +154,7 @@ func (c *checkCommand) check(ctx context.Context, s *streams) (err error) {
 		pass(shown, store.CheckClosures(ctx, func() { shown.add(0) }))
 	}
 	if c.Verify && ctx.Err() == nil {
-		place, err := c.verifyPlace(ctx, s, store)
+		place, err := c.verifyPosition(ctx, s, store)
 		if err != nil {
 			return err
 		}
@@ -183,8 +183,8 @@ func (c *checkCommand) check(ctx context.Context, s *streams) (err error) {
 	return nil
 }
 
-// verifyPlace returns where verification starts, and reports that it resumes.
-func (c *checkCommand) verifyPlace(ctx context.Context, s *streams, store *opened) (storage.VerifyPlace, error) {
+// verifyPosition returns where verification starts, and reports that it resumes.
+func (c *checkCommand) verifyPosition(ctx context.Context, s *streams, store *opened) (storage.VerifyPlace, error) {
 	if c.Restart {
 		return storage.VerifyPlace{}, nil
 	}

@@ -28,7 +28,7 @@ func (c *convertCommand) Run(ctx context.Context, s *streams) (err error) {
 	if err := validateStorage("--storage", c.Storage); err != nil {
 		return err
 	}
-	closeStorage, err := lookIn(ctx, &options, c.Storage)
+	closeStorage, err := openForConversion(ctx, &options, c.Storage)
 	if err != nil {
 		return err
 	}
@@ -50,8 +50,8 @@ func (c *convertCommand) Run(ctx context.Context, s *streams) (err error) {
 	return err
 }
 
-// lookIn makes a conversion look for nars in the storage, unless the name is empty.
-func lookIn(ctx context.Context, options *convert.Options, store string) (closeStorage func() error, err error) {
+// openForConversion makes a conversion look for nars in the storage, unless the name is empty.
+func openForConversion(ctx context.Context, options *convert.Options, store string) (closeStorage func() error, err error) {
 	if store == "" {
 		return func() error { return nil }, nil
 	}

@@ -41,8 +41,8 @@ Temporary files, symbolic links, the directory "quarantine", and the files that 
 Exit status: 0, the target has everything that the source has; 1, files are missing in the target, or the copy was refused or interrupted; 2, a storage or the database failed, so the result is unknown.`
 }
 
-// usualDatabase is the default of --database in other commands.
-const usualDatabase = "/var/lib/nar-herder/nar_herder.db"
+// defaultDatabase is the default of --database in other commands.
+const defaultDatabase = "/var/lib/nar-herder/nar_herder.db"
 
 func (c *copyStorageCommand) Run(ctx context.Context, s *streams) (err error) {
 	if c.Bandwidth == 0 {
@@ -133,11 +133,11 @@ func (c *copyStorageCommand) openDatabase(ctx context.Context, s *streams) (*ope
 	case "none":
 		return nil, nil
 	case "":
-		if _, err := os.Stat(usualDatabase); errors.Is(err, fs.ErrNotExist) {
-			printf(s.err, "nar-herder: copy-storage: note: there is no %s: only the sizes of nars are compared; give a --database, or none\n", usualDatabase)
+		if _, err := os.Stat(defaultDatabase); errors.Is(err, fs.ErrNotExist) {
+			printf(s.err, "nar-herder: copy-storage: note: there is no %s: only the sizes of nars are compared; give a --database, or none\n", defaultDatabase)
 			return nil, nil
 		}
-		known, err := openForReading(ctx, usualDatabase, "", nil)
+		known, err := openForReading(ctx, defaultDatabase, "", nil)
 		if err != nil {
 			return nil, fmt.Errorf("%w, or copy without verifying with --database=none", err)
 		}

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"path/filepath"
+	"strings"
 	"time"
 
 	"nar-herder/mirror"
@@ -19,7 +21,12 @@ type dumpOption struct {
 
 // path returns the path of the dump, by default beside the database.
 func (o dumpOption) path(database string) string {
-	return cmp.Or(o.DatabaseDump, following(database, dumpSuffix))
+	return cmp.Or(o.DatabaseDump, besideDatabase(database, dumpSuffix))
+}
+
+// besideDatabase returns a default path beside the database, as in the original.
+func besideDatabase(database, suffix string) string {
+	return strings.TrimSuffix(database, filepath.Ext(database)) + suffix
 }
 
 // newDumps returns what makes the dumps. follower is nil unless an instance is mirrored.

@@ -49,7 +49,7 @@ func (s *settings) inEffect(parsed *kong.Context, server *serverCommand) (effect
 			set = given{values: []string{flag.Default}, origin: "default"}
 		}
 		if flag.Name == "cached-compression-directory" {
-			if others := server.usualCacheDirectories(); others != nil {
+			if others := server.defaultCacheDirectories(); others != nil {
 				set.values = append(slices.Clip(set.values), others...)
 				set.origin = strings.TrimPrefix(set.origin+", default", ", ")
 			}
@@ -102,8 +102,8 @@ func (o option) toml() (string, error) {
 	return strings.TrimSpace(strings.TrimPrefix(string(encoded), "x = ")), err
 }
 
-// usualCacheDirectories returns TYPE=DIR for each type that no option names a directory for.
-func (c *serverCommand) usualCacheDirectories() (directories []string) {
+// defaultCacheDirectories returns TYPE=DIR for each type that no option names a directory for.
+func (c *serverCommand) defaultCacheDirectories() (directories []string) {
 	for _, enabled := range c.EnableCachedCompression {
 		if !slices.ContainsFunc(c.CachedCompressionDirectory, func(named typed[textValue, *textValue]) bool { return named.kind == enabled.Name }) {
 			directories = append(directories, enabled.Name+"="+filepath.Join(cacheDirectory(c.Database), enabled.Name))

@@ -17,7 +17,7 @@ import (
 )
 
 type mirrorStatusCommand struct {
-	URL    fromValue     `arg:"" placeholder:"URL" help:"URL of the mirror, such as http://127.0.0.1:8734."`
+	URL    instanceValue `arg:"" placeholder:"URL" help:"URL of the mirror, such as http://127.0.0.1:8734."`
 	MaxLag durationValue `default:"5min" placeholder:"DURATION" help:"Largest lag that counts as up to date (default: ${default})."`
 	JSON   bool          `name:"json" help:"Print the JSON answer of the mirror."`
 }

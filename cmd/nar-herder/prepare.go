@@ -55,7 +55,7 @@ func (c *serverCommand) convertInPlace(ctx context.Context, s *sockets, log *slo
 			log.Info("converting the database of the original", "narinfos", p.Done, "of", p.All)
 		}
 	}}
-	closeStorage, err := lookIn(ctx, &options, c.Storage)
+	closeStorage, err := openForConversion(ctx, &options, c.Storage)
 	if err != nil {
 		return err
 	}

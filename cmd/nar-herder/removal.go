@@ -15,10 +15,10 @@ import (
 	"nar-herder/storage/uses"
 )
 
-// elsewhereValue is how to serve nars that are not on this machine.
-type elsewhereValue string
+// deliveryValue is how to serve nars that are not on this machine.
+type deliveryValue string
 
-const redirect elsewhereValue = "redirect"
+const redirect deliveryValue = "redirect"
 
 // redirectsOption is the option of commands that send requests to other instances.
 type redirectsOption struct {
@@ -51,18 +51,18 @@ func (c *serverCommand) instances(ctx context.Context, store *opened, log *slog.
 		urls = append(urls, c.Mirror.URL)
 	}
 	for _, u := range removal.Instances(c.criteria()) {
-		if !isAmong(urls, u) {
+		if !containsURL(urls, u) {
 			urls = append(urls, u)
 		} else if i := slices.IndexFunc(urls, func(other *url.URL) bool { return peer.SameURL(other, u) }); urls[i].User == nil {
 			urls[i] = u // it may have a password
 		}
 	}
-	relied, err := removal.ReliedOn(ctx, store.index)
+	dependencies, err := removal.ReliedOn(ctx, store.index)
 	if err != nil {
 		return nil, err
 	}
-	for _, u := range relied {
-		if !isAmong(urls, u) {
+	for _, u := range dependencies {
+		if !containsURL(urls, u) {
 			log.Info("earlier removals depend on this instance: it is asked for their nars", "instance", peer.Name(u))
 			urls = append(urls, u)
 		}
@@ -86,8 +86,8 @@ func (c *serverCommand) checkMinimumFree() error {
 	return nil // opening a missing storage fails later
 }
 
-// isAmong reports whether one of the URLs names the same instance as u.
-func isAmong(urls []*url.URL, u *url.URL) bool {
+// containsURL reports whether one of the URLs names the same instance as u.
+func containsURL(urls []*url.URL, u *url.URL) bool {
 	return slices.ContainsFunc(urls, func(other *url.URL) bool { return peer.SameURL(other, u) })
 }
 

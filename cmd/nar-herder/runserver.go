@@ -42,14 +42,14 @@ type serverCommand struct {
 	CachedCompressionWorkers               positiveValue                  `default:"2" placeholder:"N" help:"Number of nars to compress at a time (default: ${default})."`
 	CachedCompressionNarSource             string                         `placeholder:"DIR-OR-URL" help:"Directory or URL to read the nars to compress from (default: the storage)."`
 
-	StorageReadOnly      bool           `help:"Never write to the storage or remove from it. This is for front ends, which share the storage of another instance, usually that of --mirror."`
-	StorageHardLimit     sizeValue      `default:"none" placeholder:"BYTES" help:"Refuse new nars above this size, including imports (default: ${default})."`
-	MirrorInterval       durationValue  `default:"60s" placeholder:"DURATION" help:"How often to poll an original Nar Herder for changes. Other sources send theirs at once (default: ${default})."`
-	DatabaseDumpInterval intervalValue  `default:"1d" placeholder:"DURATION" help:"How often to write a new dump if the index has changed, or none to leave that to 'nar-herder dump' (default: ${default})."`
-	StorageCheckInterval durationValue  `default:"60s" placeholder:"DURATION" help:"How often to compare the storage with its limit (default: ${default})."`
-	ServeRemoteNars      elsewhereValue `default:"stream" enum:"stream,redirect" placeholder:"stream|redirect" help:"How to serve nars that only another instance has: stream them, or redirect clients there (default: ${default})."`
+	StorageReadOnly      bool          `help:"Never write to the storage or remove from it. This is for front ends, which share the storage of another instance, usually that of --mirror."`
+	StorageHardLimit     sizeValue     `default:"none" placeholder:"BYTES" help:"Refuse new nars above this size, including imports (default: ${default})."`
+	MirrorInterval       durationValue `default:"60s" placeholder:"DURATION" help:"How often to poll an original Nar Herder for changes. Other sources send theirs at once (default: ${default})."`
+	DatabaseDumpInterval intervalValue `default:"1d" placeholder:"DURATION" help:"How often to write a new dump if the index has changed, or none to leave that to 'nar-herder dump' (default: ${default})."`
+	StorageCheckInterval durationValue `default:"60s" placeholder:"DURATION" help:"How often to compare the storage with its limit (default: ${default})."`
+	ServeRemoteNars      deliveryValue `default:"stream" enum:"stream,redirect" placeholder:"stream|redirect" help:"How to serve nars that only another instance has: stream them, or redirect clients there (default: ${default})."`
 
-	ServeBucketNars elsewhereValue `default:"stream" enum:"stream,redirect" placeholder:"stream|redirect" help:"How to serve nars in a bucket: stream them, or redirect clients to a presigned URL that is valid for ten minutes (default: ${default})."`
+	ServeBucketNars deliveryValue `default:"stream" enum:"stream,redirect" placeholder:"stream|redirect" help:"How to serve nars in a bucket: stream them, or redirect clients to a presigned URL that is valid for ten minutes (default: ${default})."`
 
 	MirrorNars      string        `default:"all" enum:"all,on-demand,none" placeholder:"all|on-demand|none" help:"Which nars of --mirror to store: all, those that clients request (on-demand), or none (default: ${default})."`
 	MirrorFetchers  positiveValue `default:"4" placeholder:"N" help:"Number of nars to fetch from --mirror at a time, not counting those that clients request (default: ${default})."`

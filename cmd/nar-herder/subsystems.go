@@ -79,7 +79,7 @@ func (s *subsystems) build(ctx context.Context, c *serverCommand, config *server
 	if err := advertise(ctx, store.index, &config.cached, log); err != nil {
 		return err
 	}
-	if err := noteRestored(ctx, store.index, log); err != nil {
+	if err := logRestored(ctx, store.index, log); err != nil {
 		return err
 	}
 	s.withdrawn = removal.NewWithdrawn(store.Storage, store.index, log)

@@ -146,11 +146,11 @@ func (u *urlValue) UnmarshalText(text []byte) (err error) {
 	return err
 }
 
-// fromValue is the URL of an instance, for lists. The URL is a field because the parser would
+// instanceValue is the URL of an instance, for lists. The URL is a field because the parser would
 // call methods of an embedded one while it is nil.
-type fromValue struct{ url urlValue }
+type instanceValue struct{ url urlValue }
 
-func (f *fromValue) UnmarshalText(text []byte) error { return f.url.UnmarshalText(text) }
+func (f *instanceValue) UnmarshalText(text []byte) error { return f.url.UnmarshalText(text) }
 
 // criterionValue is a criterion for the removal of nars.
 type criterionValue struct{ removal.Criterion }
