@@ -21,15 +21,15 @@ import (
 	"nar-herder/narinfo"
 )
 
-// codecVariable has this program do one piece of a codec's work, so that ours
-// and the C programs are both processes.
+// codecVariable makes this program run one codec, so that our codecs and the C programs are
+// both measured as processes.
 const codecVariable = "NAR_HERDER_BENCH_CODEC"
 
-// codecSources bounds the Go sources in what is compressed; the program itself
-// comes behind them. Store items are such: text and machine code.
+// codecSources bounds the Go sources in the input. The program follows them: like a store item,
+// the input consists of text and machine code.
 const codecSources = 20 << 20
 
-// codecLevels are what is measured of each type.
+// codecLevels are the measured levels of each compression.
 var codecLevels = []struct {
 	name     string
 	programs []string // the first that is installed
@@ -41,8 +41,7 @@ var codecLevels = []struct {
 	{"gzip", []string{"gzip"}, []int{1, 6, 9}},
 }
 
-// codecs measures each codec on one core, and then whole jobs of the cache on
-// as many as there are.
+// codecs measures each codec on one core, and then jobs of the cache on all cores.
 func (b *bench) codecs() error {
 	plain := filepath.Join(b.work, "plain")
 	if err := b.codecInput(plain); err != nil {
@@ -75,7 +74,7 @@ func (b *bench) codecs() error {
 	return nil
 }
 
-// codecInput writes what is to be compressed.
+// codecInput writes the input of the codecs.
 func (b *bench) codecInput(name string) (err error) {
 	root, err := exec.CommandContext(b.ctx, "go", "env", "GOROOT").Output()
 	if err != nil {
@@ -112,7 +111,7 @@ func (b *bench) codecInput(name string) (err error) {
 	return add(b.binary)
 }
 
-// codecLevel measures a level against the program: both ways, and the size.
+// codecLevel measures encoding, decoding and size of a level against the program.
 func (b *bench) codecLevel(plain, name, program string, level int) error {
 	ours, theirs, longer := filepath.Join(b.work, "ours"), filepath.Join(b.work, "theirs"), filepath.Join(b.work, "longer")
 	copies := 8
@@ -131,8 +130,8 @@ func (b *bench) codecLevel(plain, name, program string, level int) error {
 		if err != nil {
 			return err
 		}
-		// Both decode the program's file: several of it where one is a matter of
-		// milliseconds, which the start of a process takes as well.
+		// Both decode the program's output. It is repeated if one copy takes only
+		// milliseconds, like the start of a process.
 		if err := repeat(theirs, longer, copies); err != nil {
 			return err
 		}
@@ -151,8 +150,7 @@ func (b *bench) codecLevel(plain, name, program string, level int) error {
 	return nil
 }
 
-// codecJob measures the making of a cached nar against a pipe of the programs,
-// which checks nothing.
+// codecJob measures a job of the cache against a pipe of the programs, which verifies nothing.
 func (b *bench) codecJob(plain string, programs map[string]string, level int) error {
 	stored, made := plain+".lz", filepath.Join(b.work, "made")
 	if _, err := os.Stat(stored); errors.Is(err, fs.ErrNotExist) {
@@ -191,7 +189,7 @@ func (b *bench) codecJob(plain string, programs map[string]string, level int) er
 	return nil
 }
 
-// times are in seconds, one of each for a round.
+// times are in seconds, one of each per round.
 type times struct{ ours, theirs []float64 }
 
 func (p *times) add(ours, theirs func() (float64, error)) error {
@@ -204,8 +202,8 @@ func (p *times) add(ours, theirs func() (float64, error)) error {
 	return err
 }
 
-// timed runs a command from one file to another, and returns the seconds that
-// it took. With work, the command is this program.
+// timed runs a command with input and output files, and returns the seconds that it took. With
+// work, the command is this program.
 func (b *bench) timed(from, to string, oneCore bool, work string, command ...string) (float64, error) {
 	if work != "" {
 		self, err := os.Executable()
@@ -237,8 +235,8 @@ func (b *bench) timed(from, to string, oneCore bool, work string, command ...str
 	return time.Since(begin).Seconds(), nil
 }
 
-// repeat writes the file so often into another: compressed files in sequence
-// are one, in all three formats.
+// repeat writes copies of a file to another one. In all three formats, concatenated files are a
+// valid file.
 func repeat(from, to string, times int) error {
 	content, err := os.ReadFile(from)
 	if err != nil {
@@ -255,7 +253,7 @@ func perSecond(size float64, seconds []float64) []float64 {
 	return rates
 }
 
-// sizeOf is a file's length in bytes; 0 shows in the report that it is missing.
+// sizeOf returns the size of a file, or 0 if it is missing.
 func sizeOf(name string) float64 {
 	info, err := os.Stat(name)
 	if err != nil {
@@ -277,7 +275,7 @@ func hashFile(name string) (string, error) {
 	return narinfo.NarHash(sum.Sum(nil)).String(), nil
 }
 
-// codec does one piece of work from standard input to standard output.
+// codec runs one codec from standard input to standard output.
 func codec(work []string) error {
 	in := bufio.NewReaderSize(os.Stdin, 256<<10)
 	if len(work) == 2 && work[0] == "decode" {
@@ -304,7 +302,7 @@ func codec(work []string) error {
 		if n.NarHash, err = narinfo.ParseNarHash(work[3]); err != nil {
 			return err
 		}
-		// Standard output can't be read again.
+		// Standard output is not open for reading.
 		written, err := os.Open("/proc/self/fd/1")
 		if err != nil {
 			return err

@@ -11,15 +11,15 @@ import (
 	"github.com/valyala/fasthttp"
 )
 
-// The engines run in processes of their own, which are this program with these
-// variables set, so that their processor time can be told.
+// The engines run as processes of this program with these variables set, so that their processor
+// time can be measured.
 const (
 	engineVariable        = "NAR_HERDER_BENCH_ENGINE"
 	engineAddressVariable = "NAR_HERDER_BENCH_ADDRESS"
 	engineTreeVariable    = "NAR_HERDER_BENCH_TREE"
 )
 
-// serveEngine serves the narinfos of a directory out of a map, for ever.
+// serveEngine serves the narinfos of a directory from a map.
 func serveEngine(engine string) {
 	texts := make(map[string][]byte)
 	names, err := filepath.Glob(filepath.Join(os.Getenv(engineTreeVariable), "*.narinfo"))
@@ -50,14 +50,14 @@ func serveEngine(engine string) {
 			}
 			w.Header().Set("Content-Type", "application/x-nix-narinfo")
 			w.Header().Set("Content-Length", strconv.Itoa(len(text)))
-			_, _ = w.Write(text) // to a client that may be gone
+			_, _ = w.Write(text)
 		}))
 	}
 	fmt.Fprintln(os.Stderr, err)
 	os.Exit(1)
 }
 
-// engines measures what the HTTP engine alone makes of narinfos.
+// engines measures the HTTP engines alone, with narinfos.
 func (b *bench) engines() error {
 	t, err := b.writeTree(b.narinfos, false)
 	if err != nil {
@@ -91,8 +91,8 @@ func (b *bench) engines() error {
 	return nil
 }
 
-// compareNarinfos measures a server of a tree of narinfos against nginx, with
-// bars on the rate one at a time, its processor time, and the rate pipelined.
+// compareNarinfos measures a server of narinfos against nginx, with bars for the rate of single
+// requests, their processor time, and the rate of pipelined ones.
 func (b *bench) compareNarinfos(name string, t *tree, ours, theirs *server, rateBar, cpuBar, pipelinedBar float64) error {
 	paths := t.shuffledPaths(b.seed)
 	for _, path := range paths[:min(20, len(paths))] {
@@ -104,7 +104,7 @@ func (b *bench) compareNarinfos(name string, t *tree, ours, theirs *server, rate
 		if err != nil {
 			return err
 		}
-		// Ours may have blocks below it.
+		// Ours may list cached nars at the end.
 		if !bytes.HasPrefix(a, z) {
 			return fmt.Errorf("%s and %s answer differently to %s", ours.name, theirs.name, path)
 		}

@@ -21,16 +21,16 @@ import (
 )
 
 const (
-	// bucketNars are nars of each size in the bucket.
+	// bucketNars is the number of nars of each size in the bucket.
 	bucketNars = 64
-	// slowClients take a large nar each at the same time, none faster than
-	// slowRate bytes a second, while the server's memory is watched.
+	// slowClients download a large nar at the same time, each at most slowRate bytes per
+	// second, to measure the server's memory.
 	slowClients = 100
 	slowRate    = 4 << 20
 )
 
-// bucketSizes are those of the nars in the bucket, in bytes: held up by requests, by
-// parts of uploads, and by neither.
+// bucketSizes are the sizes of the nars in the bucket: dominated by requests, by parts of
+// uploads, and by neither.
 var bucketSizes = []int64{200 << 10, 2 << 20, 16 << 20}
 
 // frontEnd measures nars of a bucket through a front end against the same objects
@@ -45,7 +45,7 @@ func (b *bench) frontEnd() (err error) {
 	for _, size := range bucketSizes {
 		total += size * bucketNars
 	}
-	// The nars, the objects, the parts that they come in, and a copy in the cache.
+	// Space for the nars, the objects, their parts, and a copy in the cache.
 	if err := ensureSpace(work, 4*total); err != nil {
 		return err
 	}
@@ -65,7 +65,7 @@ func (b *bench) frontEnd() (err error) {
 	if err != nil {
 		return err
 	}
-	if _, err := b.importTree(frontDatabase, "", source); err != nil { // which leaves the nars
+	if _, err := b.importTree(frontDatabase, "", source); err != nil { // keeps the nars
 		return err
 	}
 	took, err := b.importTree(database, storage, source)
@@ -95,7 +95,7 @@ func (b *bench) frontEnd() (err error) {
 	}
 	defer cached.stop()
 
-	// It is to have them all, and nothing is to be written back while it is measured.
+	// Fill the cache, and avoid write-back during the measurement.
 	for _, name := range slices.Concat(names...) {
 		if status, err := cached.status(b.ctx, "/"+name); err != nil {
 			return err
@@ -153,8 +153,7 @@ func absolute(names []string) (paths []string) {
 	return paths
 }
 
-// makeNars writes narinfos, and nars beside them, and returns the nars' names, by
-// their sizes.
+// makeNars writes narinfos and their nars, and returns the names of the nars for each size.
 func (b *bench) makeNars(source string) (names [][]string, err error) {
 	if err := os.MkdirAll(filepath.Join(source, "nar", "lzip"), 0o755); err != nil {
 		return nil, err
@@ -169,7 +168,7 @@ func (b *bench) makeNars(source string) (names [][]string, err error) {
 			if err != nil {
 				return nil, err
 			}
-			// Any bytes do: they are sent as they lie.
+			// Servers don't look at the content.
 			_, err = io.CopyN(file, rand.NewChaCha8([32]byte{byte(len(names[i]))}), size)
 			err = errors.Join(err, file.Close(), os.WriteFile(filepath.Join(source, n.hash+".narinfo"), n.text, 0o644))
 			if err != nil {
@@ -181,7 +180,7 @@ func (b *bench) makeNars(source string) (names [][]string, err error) {
 	return names, nil
 }
 
-// presigned makes paths with which anybody can get the objects from the S3 server.
+// presigned returns presigned paths of the objects at the S3 server.
 func presigned(ctx context.Context, storage string, names [][]string) (paths [][]string, err error) {
 	bucket, err := s3.Open(ctx, storage, s3.Options{})
 	if err != nil {
@@ -205,7 +204,7 @@ func presigned(ctx context.Context, storage string, names [][]string) (paths [][
 	return paths, nil
 }
 
-// slowDownloads has many clients take a nar at the same time, slowly.
+// slowDownloads measures the memory while many slow clients download a nar at the same time.
 func (b *bench) slowDownloads(s *server, path string) error {
 	size := bucketSizes[len(bucketSizes)-1]
 	ctx, cancel := context.WithTimeout(b.ctx, 2*time.Minute)
@@ -230,7 +229,7 @@ func (b *bench) slowDownloads(s *server, path string) error {
 	return nil
 }
 
-// slowly downloads at slowRate, and makes sure of the length.
+// slowly downloads at slowRate, and checks the length.
 func (s *server) slowly(ctx context.Context, path string, size int64) error {
 	response, err := s.ask(ctx, path)
 	if err != nil {

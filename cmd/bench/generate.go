@@ -11,34 +11,34 @@ import (
 	"nar-herder/narinfo"
 )
 
-// generator makes narinfos like those of a build farm: the same ones for the same
-// seed, one after the other, in memory that does not grow with their number.
+// generator generates narinfos like those of a build farm. The same seed gives the same
+// narinfos, and its memory does not grow with their number.
 //
 // The distribution is assumed, not measured on a farm:
 //
-//   - A farm rebuilds its world again and again, in generations of 20,000 items.
-//     The names of a generation are those of the one before, but for 3 in 100
-//     packages that have another version; store hashes are always new. A system is
-//     named in 97 of 100 narinfos, and is x86_64-linux in 50.
+//   - A farm rebuilds all packages again and again, in generations of 20,000 items.
+//     A generation keeps the names of the previous one, except for 3 in 100 packages
+//     with a new version; store hashes are always new. 97 of 100 narinfos name a
+//     system, 50 of them x86_64-linux.
 //   - The number of references is log-normal with median 20 and sigma 0.6, and 400
 //     at most; 3 in 100 items, such as sources, have none. Of the others 70 in 100
 //     refer to themselves.
-//   - Half of the other references go to the generation's first 500 items, which
-//     everything is built upon, by Zipf's law: the first stands in most items. The
-//     other half goes to the 20,000 items before, by Zipf's law again, the newer
-//     the likelier. Items only refer to earlier ones, in the order of hashes.
+//   - Half of the other references are to the generation's first 500 items, the base
+//     of all packages, by Zipf's law: most items refer to the first. The other half
+//     is to the previous 20,000 items, by Zipf's law again, newer ones more often.
+//     Items only refer to earlier ones, in the order of hashes.
 //   - Nar sizes are log-normal with median 180 KB; nars shrink to 20 to 45 %.
-//   - Hashes, and r and s of the signature, are random, so nothing can compress
-//     them. The key and the name of the host are the same in all narinfos, and of
-//     no real farm: a dictionary made for those has seen neither.
+//   - Hashes, and r and s of the signature, are random and incompressible. All
+//     narinfos have the same key and host name, which are not those of a real farm,
+//     so compression dictionaries made for real farms don't contain them.
 //
-// Most texts are of 1 to 3 KB, about one in seven is longer.
+// Most texts have 1 to 3 KB; about one in seven is longer.
 type generator struct {
 	random *rand.Rand
 	key    string // of all signatures, in hexadecimal
 
-	made   int                // items until now
-	names  []string           // of the generation, by the item's place in it; outputs not included
+	made   int                // number of items so far
+	names  []string           // package names of the generation, without outputs
 	core   []string           // base names of the generation's first items
 	recent [generation]string // base names; item i is at i modulo the length
 
@@ -52,8 +52,8 @@ const (
 	generation = 20_000
 	coreItems  = 500
 
-	// generatorVersion is part of the names of trees that are kept. It changes
-	// with what the generator makes.
+	// generatorVersion is part of the names of kept trees. Increase it when the output
+	// changes.
 	generatorVersion = 1
 )
 
@@ -65,15 +65,14 @@ func newGenerator(seed uint64) *generator {
 	return g
 }
 
-// generated is a narinfo with the parts of it that cases need.
+// generated is a narinfo.
 type generated struct {
 	hash string // of the store path
 	base string // HASH-NAME
 	text []byte
 }
 
-// next makes the next narinfo. fileSize is that of its nar; below zero for a
-// random one.
+// next generates the next narinfo. A negative fileSize means a random one.
 func (g *generator) next(fileSize int64) generated {
 	narSize := 3 * fileSize &^ 7
 	if fileSize < 0 {
@@ -128,8 +127,8 @@ const (
 	hexDigits       = "0123456789ABCDEF"
 )
 
-// draw appends n characters of an alphabet whose length is a power of two, and 32
-// at most.
+// draw appends n random characters of an alphabet. The length of the alphabet is a power of
+// two and at most 32.
 func (g *generator) draw(b []byte, alphabet string, n int) []byte {
 	mask := uint64(len(alphabet) - 1)
 	var bits uint64
@@ -143,13 +142,13 @@ func (g *generator) draw(b []byte, alphabet string, n int) []byte {
 	return b
 }
 
-// weighted is a choice, and how often it is taken of the sum of all weights.
+// weighted is a choice with its weight.
 type weighted struct {
 	text   string
 	weight int
 }
 
-// What package names are made of: a prefix, one to three pieces, and a version.
+// A package name is a prefix, one to three pieces, and a version.
 var (
 	prefixes = []weighted{
 		{"", 30}, {"python-", 15}, {"r-", 12}, {"rust-", 10}, {"perl-", 6}, {"emacs-", 6}, {"ghc-", 5},
@@ -176,7 +175,7 @@ var (
 	}
 )
 
-// pick takes one of the choices.
+// pick returns a random choice.
 func (g *generator) pick(from []weighted) string {
 	sum := 0
 	for _, w := range from {
@@ -191,7 +190,7 @@ func (g *generator) pick(from []weighted) string {
 	panic("unreachable")
 }
 
-// newName makes the name and the version of a package.
+// newName returns a random package name with a version.
 func (g *generator) newName() string {
 	name := g.pick(prefixes) + pieces[g.random.IntN(len(pieces))]
 	for range g.random.IntN(3) {
@@ -204,13 +203,13 @@ func (g *generator) newName() string {
 	switch n := g.random.IntN(20); {
 	case n < 13:
 		name += fmt.Sprintf(".%d", g.random.IntN(20))
-	case n == 19: // of a revision without a release
+	case n == 19: // a revision without a release
 		name += fmt.Sprintf(".0-%d.%07x", g.random.IntN(4), g.random.IntN(1<<28))
 	}
 	return name
 }
 
-// references are the base names that the next item refers to, self being its own.
+// references returns the base names that the next item, self, refers to.
 func (g *generator) references(self string) []string {
 	if g.random.IntN(100) < 3 {
 		return nil
@@ -221,7 +220,7 @@ func (g *generator) references(self string) []string {
 	if g.random.IntN(100) < 70 {
 		references = append(references, self)
 	}
-	// The first items of all have too few to refer to, hence the limit.
+	// The first items have too few others to refer to, hence the limit.
 	for range 8 * wanted {
 		if len(references) == wanted || g.made == 0 {
 			break
@@ -241,7 +240,7 @@ func (g *generator) references(self string) []string {
 	return references
 }
 
-// sign makes a signature as libgcrypt prints them. It lasts until the next.
+// sign returns a signature in libgcrypt's format. It is valid until the next call.
 func (g *generator) sign() []byte {
 	b := append(g.signature[:0], "(signature \n (data \n  (flags rfc6979)\n  (hash sha256 #"...)
 	b = g.draw(b, hexDigits, 64)

@@ -1,10 +1,10 @@
-// Command bench measures nar-herder beside nginx: both in one run, on loopback,
-// in turn, so that the ratios hold whatever the machine does meanwhile.
+// Command bench compares nar-herder with nginx and other programs. It measures both in turn on
+// loopback, so that the ratios hold on a busy machine too.
 //
 //	go run ./cmd/bench [OPTIONS] [CASE…]
 //
-// It builds nar-herder, or takes -binary, and needs nginx, wrk and curl. All
-// loads are bounded in time; servers end, and files go, when it ends.
+// It builds nar-herder, or uses -binary, and needs nginx, wrk and curl. Every load has a time
+// limit. At the end, it stops its servers and removes its files.
 package main
 
 import (
@@ -23,7 +23,7 @@ import (
 	"time"
 )
 
-// settings are the options.
+// settings are the command-line options.
 type settings struct {
 	binary   string
 	dir      string
@@ -39,16 +39,16 @@ type settings struct {
 	seed     uint64
 }
 
-// bench is a run: settings, and what it has measured.
+// bench is a run: its settings and results.
 type bench struct {
 	settings
 	ctx   context.Context
-	work  string // a directory that goes when the run ends
-	trees string // where generated narinfos are: the same, or that of -keep
+	work  string // directory that is removed at the end
+	trees string // directory of generated narinfos: work, or -dir with -keep
 	rows  []row
 }
 
-// cases in the order of a run without arguments.
+// cases are in the order of a run without arguments.
 var cases = []struct {
 	name, about string
 	run         func(*bench) error
@@ -57,12 +57,12 @@ var cases = []struct {
 	{"narinfo", "narinfos of 1 to 3 KB, one request at a time and 64 pipelined", (*bench).narinfo},
 	{"nar", "a nar of 1 GiB, and nars of 200 KB", (*bench).nar},
 	{"index", "an index of a million narinfos: import, size, start, and look-ups in random order", (*bench).largeIndex},
-	{"codecs", "compressions against the programs lzip, zstd and gzip: speed and size, and the making of cached nars", (*bench).codecs},
-	{"cached", "narinfos that name cached nars, against the same without", (*bench).cached},
-	{"removal", "nars that go while the storage is above its limit, of a million, and what that costs narinfos", (*bench).removal},
-	{"mirror", "a mirror of a million items: from nothing against curl of the dump, catching up, following, and a nar that many ask for", (*bench).mirror},
-	{"frontend", "nars of a bucket through a front end, against the same objects from the S3 server itself", (*bench).frontEnd},
-	{"slow", "a nar that is decompressed, beside 200 clients that take theirs slowly", (*bench).slow},
+	{"codecs", "speed and size of compressions against the programs lzip, zstd and gzip, and jobs of the cache", (*bench).codecs},
+	{"cached", "narinfos that list cached nars, against narinfos without", (*bench).cached},
+	{"removal", "removal of nars from a storage of a million items, and its effect on narinfo requests", (*bench).removal},
+	{"mirror", "a mirror of a million items: bootstrap against curl of the dump, catching up, following, and a nar that many clients request", (*bench).mirror},
+	{"frontend", "nars in a bucket through a front end, against the same objects from the S3 server itself", (*bench).frontEnd},
+	{"slow", "a nar that is decompressed for the client, beside 200 slow clients", (*bench).slow},
 	{"idle", "narinfos beside 2,000 idle and 50 slow connections", (*bench).idle},
 }
 
@@ -86,19 +86,19 @@ func main() {
 
 func run() (err error) {
 	var s settings
-	strict := flag.Bool("strict", false, "exit with an error when a bar is missed")
-	flag.StringVar(&s.binary, "binary", "", "a nar-herder to measure, in the place of this tree's")
-	flag.StringVar(&s.dir, "dir", "", "where to work, with 12 GB free for the case index, and 31 GB for the case mirror (default: that for temporary files)")
-	flag.BoolVar(&s.keep, "keep", false, "leave generated narinfos in -dir, and use those that an earlier run left")
+	strict := flag.Bool("strict", false, "fail if a bar is missed")
+	flag.StringVar(&s.binary, "binary", "", "nar-herder to measure, instead of the one in this tree")
+	flag.StringVar(&s.dir, "dir", "", "working directory; the case index needs 12 GB, the case mirror 31 GB (default: that for temporary files)")
+	flag.BoolVar(&s.keep, "keep", false, "keep generated narinfos in -dir, and reuse those of an earlier run")
 	flag.DurationVar(&s.duration, "duration", 5*time.Second, "length of each load")
-	flag.IntVar(&s.rounds, "rounds", 3, "how often each pair is measured")
+	flag.IntVar(&s.rounds, "rounds", 3, "number of measurements of each pair")
 	flag.IntVar(&s.narinfos, "narinfos", 10_000, "narinfos in the case narinfo")
 	flag.IntVar(&s.index, "index", 1_000_000, "items in the cases index and removal")
-	flag.IntVar(&s.items, "items", 1_000_000, "items of the source in the case mirror")
-	flag.IntVar(&s.changes, "changes", 100_000, "items that it gets there while the mirror is away")
-	flag.IntVar(&s.imports, "imports", 1000, "items that it gets there one at a time")
-	flag.Int64Var(&s.coldNar, "cold-nar", 1<<30, "size of the nar that 100 clients ask for there, in bytes")
-	flag.Uint64Var(&s.seed, "seed", 1, "of what is generated")
+	flag.IntVar(&s.items, "items", 1_000_000, "items at the source in the case mirror")
+	flag.IntVar(&s.changes, "changes", 100_000, "items added there while the mirror is down")
+	flag.IntVar(&s.imports, "imports", 1000, "items imported there one at a time")
+	flag.Int64Var(&s.coldNar, "cold-nar", 1<<30, "size in bytes of the nar that 100 clients request there")
+	flag.Uint64Var(&s.seed, "seed", 1, "seed of generated narinfos")
 	flag.Usage = func() {
 		fmt.Fprintln(flag.CommandLine.Output(), "usage: bench [OPTIONS] [CASE…]; cases, all without one named:")
 		for _, c := range cases {
@@ -114,20 +114,20 @@ func run() (err error) {
 		}) bool {
 			return c.name == name
 		}) {
-			return fmt.Errorf("there is no case %q; -h lists them", name)
+			return fmt.Errorf("unknown case %q; -h lists the cases", name)
 		}
 	}
 	switch {
 	case s.keep && s.dir == "":
-		return errors.New("-keep needs -dir, to be told where")
+		return errors.New("-keep needs -dir")
 	case s.duration < time.Second || s.duration > 10*time.Minute || s.duration%time.Second != 0:
-		return fmt.Errorf("-duration=%v: must be whole seconds, 10m at most", s.duration)
+		return fmt.Errorf("-duration=%v: want whole seconds, at most 10m", s.duration)
 	case s.rounds < 1 || s.rounds > 1000:
-		return fmt.Errorf("-rounds=%d: must be 1 to 1000", s.rounds)
+		return fmt.Errorf("-rounds=%d: want 1 to 1000", s.rounds)
 	case s.narinfos < pipelined || s.index < pipelined:
-		return fmt.Errorf("-narinfos=%d -index=%d: must be %d at least", s.narinfos, s.index, pipelined)
+		return fmt.Errorf("-narinfos=%d -index=%d: want at least %d", s.narinfos, s.index, pipelined)
 	case s.items < 1 || s.changes < 1 || s.imports < 1 || s.coldNar < coldPage:
-		return fmt.Errorf("-items=%d -changes=%d -imports=%d -cold-nar=%d: must be 1 at least, and the nar %d bytes", s.items, s.changes, s.imports, s.coldNar, coldPage)
+		return fmt.Errorf("-items=%d -changes=%d -imports=%d -cold-nar=%d: want at least 1, and for the nar %d bytes", s.items, s.changes, s.imports, s.coldNar, coldPage)
 	}
 	for _, program := range []string{"nginx", "wrk", "curl"} {
 		if _, err := exec.LookPath(program); err != nil {
@@ -145,7 +145,7 @@ func run() (err error) {
 			return err
 		}
 	}
-	// Only what this run makes is removed, whatever else -dir has in it.
+	// -dir may contain other files, so only a new directory is removed.
 	if b.work, err = os.MkdirTemp(b.dir, "nar-herder-bench-"); err != nil {
 		return err
 	}
@@ -168,7 +168,7 @@ func run() (err error) {
 		}
 		fmt.Fprintf(os.Stderr, "%s: %s\n", c.name, c.about)
 		if err := c.run(b); err != nil {
-			// What the other cases measure is printed all the same.
+			// Run the other cases, and print their results.
 			failures = append(failures, fmt.Errorf("case %s: %w", c.name, err))
 		}
 		if ctx.Err() != nil {

@@ -23,29 +23,28 @@ import (
 const (
 	// mirrorWait bounds each wait for a mirror.
 	mirrorWait = 15 * time.Minute
-	// healthEvery and probeEvery are how often it is asked meanwhile.
+	// healthEvery and probeEvery are the intervals of requests to it meanwhile.
 	healthEvery = 20 * time.Millisecond
 	probeEvery  = time.Millisecond
-	// mirrorMemory is what a mirror may have resident, in MB.
+	// mirrorMemory is the bar for the resident memory of a mirror, in MB.
 	mirrorMemory = 200
-	// itemRoom is more than an item takes in all files that there are at the same
-	// time: two indexes, the dump in its three forms, and curl's copy.
+	// itemRoom is more than the space of an item in all files at the same time: two
+	// indexes, the dump in three forms, and curl's copy.
 	itemRoom = 24 << 10
 	// itemAge is the time between two items at the source: a million in a year.
 	itemAge = 30 * time.Second
-	// liveNar is the length of the nars that are imported one at a time.
+	// liveNar is the size of the nars that are imported one at a time.
 	liveNar = 100 << 10
-	// settleFor is how long the mirror is left alone before that: it has just
-	// taken in very much.
+	// settleFor is a pause before that, after the mirror has added many items.
 	settleFor = 2 * time.Second
 )
 
-// mirroring is a source, and what mirrors it.
+// mirroring is a source with its mirror.
 type mirroring struct {
 	b    *bench
 	work string
 	made *generator
-	last string // hash of the item that came last
+	last string // hash of the last item at the source
 
 	source         *server
 	sourceDatabase string
@@ -55,8 +54,8 @@ type mirroring struct {
 	mirrorDatabase string
 }
 
-// mirror measures how fast a mirror starts, catches up, and follows, and how it
-// does when many ask for what it does not have yet.
+// mirror measures how fast a mirror starts, catches up and follows, and how it serves a nar that
+// it does not have yet to many clients.
 func (b *bench) mirror() error {
 	work, err := os.MkdirTemp(b.work, "mirror-")
 	if err != nil {
@@ -94,12 +93,12 @@ func (b *bench) mirror() error {
 	return nil
 }
 
-// say tells how far the case is.
+// say prints the progress of a case.
 func (b *bench) say(format string, args ...any) {
 	fmt.Fprintf(os.Stderr, "  "+format+"\n", args...)
 }
 
-// addItems writes items into the source's index, as an import would, without nars.
+// addItems adds items without nars to the source's index, like an import.
 func (m *mirroring) addItems(count int, first time.Time, apart time.Duration) error {
 	x, err := index.Open(m.b.ctx, m.sourceDatabase, index.Options{WriterCache: 128 << 20, Bulk: true})
 	if err != nil {
@@ -129,7 +128,7 @@ func (m *mirroring) addItems(count int, first time.Time, apart time.Duration) er
 	return err
 }
 
-// makeDump has the program make the dump that others begin with.
+// makeDump runs nar-herder dump at the source.
 func (m *mirroring) makeDump() error {
 	b := m.b
 	ctx, cancel := context.WithTimeout(b.ctx, mirrorWait)
@@ -154,13 +153,12 @@ func (m *mirroring) makeDump() error {
 	return nil
 }
 
-// startMirror starts what mirrors the source, without a storage where its name is
-// empty.
+// startMirror starts a mirror of the source, without a storage if the name is empty.
 func (m *mirroring) startMirror(storage string, options ...string) (*server, error) {
 	return m.b.narHerder(m.mirrorDatabase, storage, append([]string{"--mirror=http://" + m.source.address}, options...)...)
 }
 
-// fromNothing measures a mirror that has no database yet, against curl.
+// fromNothing measures the start of a mirror without a database, against curl.
 func (m *mirroring) fromNothing() error {
 	b := m.b
 	var ours, theirs, peaks []float64
@@ -169,7 +167,7 @@ func (m *mirroring) fromNothing() error {
 		if err != nil {
 			return err
 		}
-		// The one of the last round is what the next parts go on with.
+		// The next parts use the mirror of the last round.
 		directory := filepath.Dir(m.mirrorDatabase)
 		if err := os.RemoveAll(directory); err != nil {
 			return err
@@ -196,12 +194,11 @@ func (m *mirroring) fromNothing() error {
 	return nil
 }
 
-// curlDump downloads the dump to a new file, which is removed, and returns how
-// many seconds that took.
+// curlDump downloads the dump to a temporary file, and returns the seconds that it took.
 func (m *mirroring) curlDump() (float64, error) {
 	name := filepath.Join(m.work, "curl.db")
 	defer os.Remove(name)
-	syscall.Sync() // nothing else is to be written meanwhile
+	syscall.Sync() // avoid write-back during the measurement
 	begun := time.Now()
 	out, err := exec.CommandContext(m.b.ctx, "curl", "-sSf", "--max-time", fmt.Sprint(int(mirrorWait.Seconds())), "--noproxy", "*",
 		"-o", name, "http://"+m.source.address+"/latest-database-dump").CombinedOutput()
@@ -213,18 +210,18 @@ func (m *mirroring) curlDump() (float64, error) {
 	if err != nil {
 		return 0, err
 	}
-	came, err := os.Stat(name)
+	got, err := os.Stat(name)
 	if err != nil {
 		return 0, err
 	}
-	if came.Size() != made.Size() {
-		return 0, fmt.Errorf("curl of the dump: %d bytes came of %d", came.Size(), made.Size())
+	if got.Size() != made.Size() {
+		return 0, fmt.Errorf("curl of the dump: got %d bytes of %d", got.Size(), made.Size())
 	}
 	return took, nil
 }
 
-// synced starts the mirror and stops it when it has all that the source has. It
-// returns the seconds between, and the most memory, in MB.
+// synced starts the mirror and stops it when it has everything from the source. It returns the
+// seconds between, and the peak memory in MB.
 func (m *mirroring) synced() (seconds, peak float64, err error) {
 	sourceBefore, err := m.source.cpu()
 	if err != nil {
@@ -240,7 +237,7 @@ func (m *mirroring) synced() (seconds, peak float64, err error) {
 		return 0, 0, err
 	}
 	seconds = time.Since(begun).Seconds()
-	// Where it is slow on a busy machine, these tell whether it would be otherwise.
+	// Processor times help to tell a slow mirror from a busy machine.
 	cpu, err1 := s.cpu()
 	sourceCPU, err2 := m.source.cpu()
 	if err := errors.Join(err1, err2); err != nil {
@@ -257,13 +254,13 @@ func (m *mirroring) synced() (seconds, peak float64, err error) {
 	}
 	got, err := s.metric("narherder_items")
 	if err == nil && got != want {
-		err = fmt.Errorf("the mirror says that it is up to date with %.0f items, and the source has %.0f", got, want)
+		err = fmt.Errorf("the mirror reports being up to date with %.0f items, but the source has %.0f", got, want)
 	}
 	return seconds, float64(bytes) / 1e6, err
 }
 
-// untilFollowing waits until the mirror says that it is as the source is, and
-// answers with the narinfo that came last there.
+// untilFollowing waits until the mirror reports being up to date and serves the last narinfo of
+// the source.
 func (m *mirroring) untilFollowing(s *server) error {
 	ctx, cancel := context.WithTimeout(m.b.ctx, mirrorWait)
 	defer cancel()
@@ -276,21 +273,20 @@ func (m *mirroring) untilFollowing(s *server) error {
 			}
 		}
 		if err != nil {
-			answer = err.Error() // as when it goes over from starting to serving
+			answer = err.Error() // the server may still be starting
 		}
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("the mirror is not up to date: %w: it is %s, and the last answer was %s", ctx.Err(), state, answer)
 		case err := <-s.exited:
-			s.exited <- err // which is what stop waits for
+			s.exited <- err // for stop
 			return fmt.Errorf("the mirror has ended: %w\n%s", err, s.log)
 		case <-time.After(healthEvery):
 		}
 	}
 }
 
-// mirrorState is what the server says of how it follows; with changes that are
-// still to be done, their number.
+// mirrorState returns the state of the mirror, with the number of outstanding changes.
 func (s *server) mirrorState(ctx context.Context) (string, error) {
 	response, err := s.ask(ctx, "/health")
 	if err != nil {
@@ -309,8 +305,7 @@ func (s *server) mirrorState(ctx context.Context) (string, error) {
 	return health.Mirror.State, nil
 }
 
-// metric is the value of one of the server's metrics, by its name and labels as
-// they stand in the text.
+// metric returns the value of a metric. The name includes labels as in the text format.
 func (s *server) metric(name string) (float64, error) {
 	text, err := s.get("/metrics")
 	if err != nil {
@@ -324,7 +319,7 @@ func (s *server) metric(name string) (float64, error) {
 	return 0, fmt.Errorf("the server has no metric %s", name)
 }
 
-// ask sends a request; the answer's body is the caller's to close.
+// ask sends a request. The caller closes the body of the response.
 func (s *server) ask(ctx context.Context, path string) (*http.Response, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.address+path, nil)
 	if err != nil {
@@ -333,7 +328,7 @@ func (s *server) ask(ctx context.Context, path string) (*http.Response, error) {
 	return http.DefaultClient.Do(request)
 }
 
-// catchUp measures a mirror that was away while the source got more items.
+// catchUp measures a mirror that was down while items were added at the source.
 func (m *mirroring) catchUp() error {
 	b := m.b
 	if err := m.addItems(b.changes, time.Now(), time.Millisecond); err != nil {

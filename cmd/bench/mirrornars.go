@@ -18,8 +18,8 @@ import (
 	"nar-herder/narinfo"
 )
 
-// importEach measures how soon a mirror answers with what was imported at the
-// source, one item with its nar at a time.
+// importEach measures how soon a mirror serves items that are imported at the source one at a
+// time, with their nars.
 func (m *mirroring) importEach() error {
 	b := m.b
 	s, err := m.startMirror("")
@@ -71,14 +71,13 @@ func (m *mirroring) importEach() error {
 	return nil
 }
 
-// percentile is the figure that so many of a hundred are at the most.
+// percentile returns a percentile of the figures.
 func percentile(figures []float64, of int) float64 {
 	sorted := slices.Sorted(slices.Values(figures))
 	return sorted[(len(sorted)*of+99)/100-1]
 }
 
-// untilServed waits until the server has something at the path, and returns for
-// how long.
+// untilServed waits until the server serves the path, and returns how long that took.
 func (s *server) untilServed(ctx context.Context, path string) (time.Duration, error) {
 	const most = time.Minute
 	ctx, cancel := context.WithTimeout(ctx, most)
@@ -103,26 +102,26 @@ func (s *server) untilServed(ctx context.Context, path string) (time.Duration, e
 	}
 }
 
-// status asks the server, and returns what its answer begins with.
+// status sends a request, and returns the status of the response.
 func (s *server) status(ctx context.Context, path string) (string, error) {
 	response, err := s.ask(ctx, path)
 	if err != nil {
 		return "", err
 	}
 	defer response.Body.Close()
-	_, err = io.Copy(io.Discard, response.Body) // so that the connection is used again
+	_, err = io.Copy(io.Discard, response.Body) // reuse the connection
 	return response.Status, err
 }
 
-// coldClients ask for the same nar at the same time.
+// coldClients is the number of clients that request the same nar at the same time.
 const coldClients = 100
 
-// coldPage is the length of a part of the large nar. All parts are the same, but
-// for the number that each begins with.
+// coldPage is the size of a page of the large nar. All pages are equal except for the number at
+// their start.
 const coldPage = 1 << 20
 
-// coldNar is a large nar, of which each client can compare each byte without
-// having it in memory, or all of a digest to compute.
+// coldNar is a large nar that clients can compare byte by byte, without a copy in memory or a
+// digest.
 type coldNar struct {
 	page []byte
 	size int64
@@ -136,7 +135,7 @@ func newColdNar(size int64) *coldNar {
 
 func pageMark(n int64) []byte { return fmt.Appendf(nil, "page %011d", n) }
 
-// write writes all of it.
+// write writes the nar.
 func (c *coldNar) write(to io.Writer) error {
 	for n := range c.size / coldPage {
 		mark := pageMark(n)
@@ -150,7 +149,7 @@ func (c *coldNar) write(to io.Writer) error {
 	return nil
 }
 
-// compare reads what should be all of it, and nothing else.
+// compare checks that the reader returns exactly the nar.
 func (c *coldNar) compare(from io.Reader) error {
 	got := make([]byte, coldPage)
 	for n := range c.size / coldPage {
@@ -169,7 +168,7 @@ func (c *coldNar) compare(from io.Reader) error {
 	return err
 }
 
-// importCold adds the nar at the source, and returns its path there.
+// importCold imports the nar at the source, and returns its URL path.
 func (m *mirroring) importCold(c *coldNar) (path string, err error) {
 	directory := filepath.Join(m.work, "cold")
 	if err := os.MkdirAll(filepath.Join(directory, "nar"), 0o755); err != nil {
@@ -201,7 +200,7 @@ func (m *mirroring) importCold(c *coldNar) (path string, err error) {
 	return "/nar/" + base, os.RemoveAll(directory)
 }
 
-// askForCold has many clients at once ask a mirror for a nar that it lacks.
+// askForCold measures many clients that request a nar at the same time, which the mirror lacks.
 func (m *mirroring) askForCold() error {
 	b := m.b
 	storage := filepath.Join(filepath.Dir(m.mirrorDatabase), "storage")
@@ -252,16 +251,16 @@ func (m *mirroring) askForCold() error {
 		}
 	}
 	title := fmt.Sprintf("%d clients, the same nar of %d MiB, cold", coldClients, c.size>>20)
-	b.say("%s: %d got it right, %.0f fetches, %.1f s, %.0f MB/s, resident %.0f MB", title, right, after-before, took,
+	b.say("%s: %d got it, %.0f fetches, %.1f s, %.0f MB/s, resident %.0f MB", title, right, after-before, took,
 		coldClients*float64(c.size)/1e6/took, float64(peak)/1e6)
-	b.addFigure(title+": who got each byte right", "clients", float64(right), coldClients, false)
+	b.addFigure(title+": clients that got every byte right", "clients", float64(right), coldClients, false)
 	b.addFigure("the same: fetches from the source", "", after-before, 1, true)
 	b.addFigure("the same: until all have it", "s", took, 0, true)
 	b.addFigure("the same: resident memory of the mirror, at most", "MB", float64(peak)/1e6, mirrorMemory, true)
 	return nil
 }
 
-// ask downloads the nar, and compares it.
+// ask downloads and compares the nar.
 func (c *coldNar) ask(ctx context.Context, s *server, path string) error {
 	response, err := s.ask(ctx, path)
 	if err != nil {
@@ -274,8 +273,7 @@ func (c *coldNar) ask(ctx context.Context, s *server, path string) error {
 	return c.compare(response.Body)
 }
 
-// narsSent is how many requests for nars the server has answered with one, or with
-// a part.
+// narsSent returns the number of requests that the server answered with a nar or a part of one.
 func (s *server) narsSent() (sum float64, err error) {
 	for _, status := range []string{"200", "206"} {
 		n, err := s.metric(`narherder_http_requests_total{route="/nar/",status="` + status + `"}`)

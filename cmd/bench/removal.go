@@ -13,19 +13,18 @@ import (
 	"nar-herder/storage/index"
 )
 
-// Of all items, a tenth has to go, twice: once while nobody asks for anything,
-// and once under load.
+// A tenth of all items is removed twice: once without load, and once under load.
 const (
 	removalShare = 10
-	// removalNar is the length of a nar there, which takes a block of the disk.
+	// removalNar is the size of a nar there, which takes a block on disk.
 	removalNar = 100
 	block      = 4096
 	// removalWait bounds a removal.
 	removalWait = 10 * time.Minute
 )
 
-// removal measures how fast nars go that another instance of ours has, and what
-// that costs those who ask for narinfos.
+// removal measures how fast nars are removed that another instance has, and the effect on
+// narinfo requests.
 func (b *bench) removal() error {
 	work, err := os.MkdirTemp(b.work, "removal-")
 	if err != nil {
@@ -56,7 +55,7 @@ func (b *bench) removal() error {
 		}
 	}
 
-	// What it does without removing anything.
+	// The rate without any removal.
 	ours, err := start()
 	if err != nil {
 		return err
@@ -70,10 +69,10 @@ func (b *bench) removal() error {
 		}
 		idle = append(idle, m.rate)
 	}
-	idle = idle[1:] // the first is to warm up
+	idle = idle[1:] // the first one is a warm-up
 	ours.stop()
 
-	// A tenth goes while nobody asks.
+	// Remove a tenth without load.
 	if ours, err = start(limits(1)...); err != nil {
 		return err
 	}
@@ -90,7 +89,7 @@ func (b *bench) removal() error {
 	b.addFigure(fmt.Sprintf("removal: decisions of %d items, %d over the limit", b.index, b.index/removalShare), "items/s", rate, 5000, false)
 	b.addFigure("removal: resident memory, at most", "MB", float64(peak)/1e6, 150, true)
 
-	// Another tenth goes under load.
+	// Remove another tenth under load.
 	if ours, err = start(limits(2)...); err != nil {
 		return err
 	}
@@ -113,23 +112,23 @@ func (b *bench) removal() error {
 			return err
 		}
 		if after >= float64(b.index/removalShare) {
-			break // it was done before the load was
+			break // the removal ended before the load
 		}
 		busy = append(busy, m.rate)
 		decided = append(decided, (after-before)/ended.Sub(begun).Seconds())
 	}
 	if len(busy) == 0 {
-		return errors.New("the removal was over before the load was: try more items with -index, or a shorter -duration")
+		return errors.New("the removal ended before the load: try more items with -index, or a shorter -duration")
 	}
 	b.add("narinfos while nars are removed (second figure: while none are)", "requests/s ", busy, idle[:len(busy)], 0.8, false)
 	b.addFigure("removal: decisions under that load", "items/s", median(decided), 0, false)
 	return nil
 }
 
-// twoStorages makes two instances with the same items and nars: the nars of one
-// are links to those of the other. It returns paths of narinfos, in random order.
+// twoStorages makes two instances with the same items and nars, which are hard links. It returns
+// paths of narinfos in random order.
 func (b *bench) twoStorages(here, there string, count int) (paths []string, err error) {
-	const most = 10_000 // that are asked for
+	const most = 10_000 // paths
 	for _, dir := range []string{here, there} {
 		if err := os.MkdirAll(filepath.Join(dir, "storage", "nar", "lzip"), 0o755); err != nil {
 			return nil, err
@@ -163,7 +162,7 @@ func (b *bench) twoStorages(here, there string, count int) (paths []string, err 
 				if err != nil {
 					return err
 				}
-				// The last ones, which stay.
+				// The last items are not removed.
 				if done >= count-most {
 					paths = append(paths, "/"+made.hash+".narinfo")
 				}
@@ -174,7 +173,7 @@ func (b *bench) twoStorages(here, there string, count int) (paths []string, err 
 	if err := errors.Join(err, x.Close()); err != nil {
 		return nil, err
 	}
-	// A copy of the index is another instance once its name is another.
+	// Make the copy of the index another instance.
 	if err := copyFile(filepath.Join(there, "nar_herder.db"), filepath.Join(here, "nar_herder.db")); err != nil {
 		return nil, err
 	}
@@ -199,13 +198,13 @@ func copyFile(to, from string) error {
 	return errors.Join(err, target.Close())
 }
 
-// decided returns of how many items the server has decided whether they may go.
+// decided returns for how many items the server has decided whether to remove them.
 func (b *bench) decided(s *server) (count float64, at time.Time, err error) {
 	count, err = s.metric("narherder_removal_decisions_total")
 	return count, time.Now(), err
 }
 
-// removing waits until the server has begun to remove.
+// removing waits until the server has started to remove items.
 func (b *bench) removing(s *server) error {
 	ctx, cancel := context.WithTimeout(b.ctx, removalWait)
 	defer cancel()
@@ -216,14 +215,13 @@ func (b *bench) removing(s *server) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("nothing is removed: %w", ctx.Err())
+			return fmt.Errorf("no item was removed: %w", ctx.Err())
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
 }
 
-// decisions waits until the server has decided on so many items, and returns how
-// many that were a second.
+// decisions waits until the server has decided on wanted items, and returns the rate per second.
 func (b *bench) decisions(s *server, wanted int) (rate float64, err error) {
 	if err := b.removing(s); err != nil {
 		return 0, err

@@ -16,9 +16,8 @@ type row struct {
 	missed bool
 }
 
-// add notes a pair of measurements, one of each for a round, with the bar on
-// the median of their ratios: at least, or, when atMost is set, at most. A bar
-// of zero is none.
+// add adds a row for two series of measurements, with a bar for the median of their ratios: a
+// lower bound, or an upper one with atMost. Zero means no bar.
 func (b *bench) add(name, unit string, ours, theirs []float64, bar float64, atMost bool) {
 	ratios := make([]float64, len(ours))
 	for i := range ours {
@@ -31,7 +30,7 @@ func (b *bench) add(name, unit string, ours, theirs []float64, bar float64, atMo
 	b.rows = append(b.rows, r)
 }
 
-// addFigure notes a figure of ours alone.
+// addFigure adds a row for a figure of nar-herder alone.
 func (b *bench) addFigure(name, unit string, figure, bar float64, atMost bool) {
 	r := row{name: name, ours: fmt.Sprintf("%.4g %s", figure, unit)}
 	r.setBar(figure, bar, atMost, " "+unit)
@@ -67,7 +66,7 @@ func spread(figures []float64, unit string) string {
 	return fmt.Sprintf("%.3g %s(%.3g to %.3g)", median(figures), unit, slices.Min(figures), slices.Max(figures))
 }
 
-// print writes the report, and returns how many bars were missed.
+// print writes the report, and returns the number of missed bars.
 func (b *bench) print(w io.Writer) (missed int) {
 	fmt.Fprintln(w, "| | nar-herder | nginx, or the program named | ratio | bar |\n|---|---|---|---|---|")
 	for _, r := range b.rows {

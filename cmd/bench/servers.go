@@ -26,17 +26,17 @@ type server struct {
 	exited  chan error
 }
 
-// start runs a server, and returns once it accepts connections.
+// start starts a server, and returns once it accepts connections.
 func (b *bench) start(name, address string, env []string, program string, args ...string) (*server, error) {
 	s := &server{name: name, address: address, log: new(bytes.Buffer), exited: make(chan error, 1)}
 	s.command = exec.Command(program, args...)
 	s.command.Env = append(os.Environ(), env...)
 	s.command.Stderr = s.log
 	s.command.SysProcAttr = &syscall.SysProcAttr{
-		// It ends with this program, however that ends: in order, so that nginx
-		// takes its workers along.
+		// The server ends with this program in any case. SIGTERM lets nginx stop its
+		// workers.
 		Pdeathsig: syscall.SIGTERM,
-		// An interrupt from the terminal is for this program, which stops servers.
+		// An interrupt from the terminal must only reach this program.
 		Setpgid: true,
 	}
 	if err := s.command.Start(); err != nil {
@@ -53,7 +53,7 @@ func (b *bench) start(name, address string, env []string, program string, args .
 		}
 		select {
 		case err := <-s.exited:
-			return nil, fmt.Errorf("%s ended at once: %w\n%s", name, err, s.log)
+			return nil, fmt.Errorf("%s exited at the start: %w\n%s", name, err, s.log)
 		case <-ctx.Done():
 			s.stop()
 			return nil, fmt.Errorf("%s does not listen: %w", name, ctx.Err())
@@ -62,13 +62,13 @@ func (b *bench) start(name, address string, env []string, program string, args .
 	}
 }
 
-// stop ends the server.
+// stop stops the server.
 func (s *server) stop() {
 	_ = s.command.Process.Signal(syscall.SIGTERM)
 	select {
 	case <-s.exited:
 	case <-time.After(5 * time.Second):
-		// The group: a master that is killed leaves its workers.
+		// Kill the process group: a killed master leaves its workers running.
 		_ = syscall.Kill(-s.command.Process.Pid, syscall.SIGKILL)
 		<-s.exited
 	}
@@ -77,11 +77,11 @@ func (s *server) stop() {
 // processes returns the ids of the server's process and its children.
 func (s *server) processes() (pids []int) {
 	main := s.command.Process.Pid
-	names, _ := filepath.Glob("/proc/[0-9]*/stat") // the pattern is good
+	names, _ := filepath.Glob("/proc/[0-9]*/stat") // the pattern is valid
 	for _, name := range names {
 		text, err := os.ReadFile(name)
 		if err != nil {
-			continue // it has ended
+			continue // the process has exited
 		}
 		pid, parent, _, err := parseStat(text)
 		if err == nil && (pid == main || parent == main) {
@@ -94,9 +94,10 @@ func (s *server) processes() (pids []int) {
 // clockTick is the unit of times in /proc, see proc(5).
 const clockTick = time.Second / 100
 
-// parseStat reads /proc/PID/stat: whose it is, and the processor time used.
+// parseStat parses the ids of a process and its parent, and the processor time, from
+// /proc/PID/stat.
 func parseStat(text []byte) (pid, parent int, cpu time.Duration, err error) {
-	// The name, in parentheses, may hold anything.
+	// The name in parentheses may contain any characters.
 	opened, closed := bytes.IndexByte(text, '('), bytes.LastIndexByte(text, ')')
 	if opened < 0 || closed < opened {
 		return 0, 0, 0, errors.New("/proc/PID/stat has no name in parentheses")
@@ -130,8 +131,8 @@ func (s *server) cpu() (total time.Duration, err error) {
 	return total, nil
 }
 
-// memory returns a size out of /proc/PID/status, in bytes: VmRSS, what the server
-// has resident, or VmHWM, the most it has had.
+// memory returns a field of /proc/PID/status in bytes: VmRSS, the resident memory, or VmHWM, its
+// peak.
 func (s *server) memory(field string) (int64, error) {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.command.Process.Pid))
 	if err != nil {
@@ -146,7 +147,7 @@ func (s *server) memory(field string) (int64, error) {
 	return 0, fmt.Errorf("/proc/PID/status has no %s", field)
 }
 
-// freeAddress returns a loopback address that nobody listens on.
+// freeAddress returns an unused loopback address.
 func freeAddress() (string, error) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -156,7 +157,7 @@ func freeAddress() (string, error) {
 	return listener.Addr().String(), nil
 }
 
-// nginx serves the files in a directory, set up as well as it can be for that.
+// nginx starts nginx for the files in a directory, tuned for that.
 func (b *bench) nginx(root string) (*server, error) {
 	address, err := freeAddress()
 	if err != nil {
@@ -166,8 +167,7 @@ func (b *bench) nginx(root string) (*server, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Of the file descriptors that a worker may have, some have to be left for
-	// connections and new files, or it answers with errors.
+	// The file cache must leave file descriptors for connections and new files.
 	const mostKept, left = 20_000, 2000
 	var limit syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
@@ -197,12 +197,10 @@ http {
 	return b.start("nginx", address, nil, "nginx", "-p", work, "-c", name)
 }
 
-// noDumps is for servers that would make dumps of their own while they are
-// measured: a new database has none, where one that has run for a day has.
+// noDumps keeps servers from making a dump during a measurement, since a new database has none.
 const noDumps = "--database-dump-interval=none"
 
-// narHerder serves a database, and a storage unless its name is empty. It makes
-// no dumps.
+// narHerder starts nar-herder for a database, and for a storage unless its name is empty.
 func (b *bench) narHerder(database, storage string, options ...string) (*server, error) {
 	address, err := freeAddress()
 	if err != nil {
@@ -223,7 +221,7 @@ func (b *bench) narHerder(database, storage string, options ...string) (*server,
 // importWait bounds an import.
 const importWait = 30 * time.Minute
 
-// importTree runs nar-herder import, and returns how long it took.
+// importTree runs nar-herder import, and returns the time that it took.
 func (b *bench) importTree(database, storage, from string) (time.Duration, error) {
 	args := []string{"import", "--database=" + database}
 	if storage != "" {
@@ -241,10 +239,10 @@ func (b *bench) importTree(database, storage, from string) (time.Duration, error
 	return time.Since(begun), nil
 }
 
-// getWait bounds the fetching of something small.
+// getWait bounds a get.
 const getWait = time.Minute
 
-// get fetches a path from the server, of which little is there.
+// get returns the body at a path, which must be small.
 func (s *server) get(path string) ([]byte, error) {
 	client := http.Client{Timeout: getWait}
 	response, err := client.Get("http://" + s.address + path)

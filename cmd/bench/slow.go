@@ -18,16 +18,16 @@ import (
 )
 
 const (
-	// slowNars are nars of slowSize bytes, with the largest dictionary that lzip's levels
-	// use: together they take more than the decoders may.
+	// slowNars is the number of nars of slowSize bytes, with the largest dictionary of
+	// lzip's levels: together they need more memory than decoders may use.
 	slowNars = 8
 	slowSize = 48 << 20
-	// slowReaders take slowReadRate bytes a second each.
+	// slowReaders is the number of clients that read slowReadRate bytes per second each.
 	slowReaders  = 200
 	slowReadRate = 2000
 )
 
-// slow measures what clients cost that take nars slowly which are decompressed for them.
+// slow measures the cost of slow clients for which nars are decompressed.
 func (b *bench) slow() error {
 	work, err := os.MkdirTemp(b.work, "slow-")
 	if err != nil {
@@ -83,7 +83,7 @@ func (b *bench) slow() error {
 	if err != nil {
 		return err
 	}
-	select { // what the slow clients cost by themselves
+	select { // measure the slow clients alone
 	case <-time.After(b.duration):
 	case <-ctx.Done():
 		return ctx.Err()
@@ -117,17 +117,17 @@ func (b *bench) slow() error {
 		}
 	}
 	title := fmt.Sprintf("a nar of %d MiB, decompressed beside %d clients that take %d bytes a second (second figure: without them)", slowSize>>20, slowReaders, slowReadRate)
-	b.add(title, "MB/s ", beside[1:], alone[1:], 0.5, false) // the first is to warm up
+	b.add(title, "MB/s ", beside[1:], alone[1:], 0.5, false) // the first one is a warm-up
 	b.addFigure("the same: processor time of the slow clients", "of a core", (after-cpu).Seconds()/b.duration.Seconds(), 0, true)
 	b.addFigure("the same: resident", "MB", float64(resident)/1e6, 0, true)
 	b.addFigure("the same: resident at the most", "MB", float64(peak)/1e6, 0, true)
 	return nil
 }
 
-// writePackedNar writes a narinfo, and beside it its nar, compressed by lzip, and returns
-// the path of the nar without compression. base names the item.
+// writePackedNar writes a narinfo and its nar, compressed with lzip, for the item base. It
+// returns the URL path of the decompressed nar.
 func writePackedNar(dir, base string, n int) (path string, err error) {
-	// A nar is not looked into: any bytes do that have their hash.
+	// The server checks only the hash of a nar, not its structure.
 	nar := make([]byte, slowSize)
 	for i := 0; i < len(nar); i += 16 {
 		copy(nar[i:], fmt.Sprintf("%d %d", n, i/4096))
@@ -152,7 +152,7 @@ func writePackedNar(dir, base string, n int) (path string, err error) {
 	return "/nar/" + base, os.WriteFile(filepath.Join(dir, base[:narinfo.PathHashLen]+".narinfo"), []byte(text), 0o644)
 }
 
-// download fetches size bytes as fast as they come, and returns the rate in MB/s.
+// download downloads size bytes, and returns the rate in MB/s.
 func (s *server) download(ctx context.Context, path string, size int64) (float64, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
@@ -169,8 +169,8 @@ func (s *server) download(ctx context.Context, path string, size int64) (float64
 	return float64(size) / 1e6 / time.Since(begun).Seconds(), nil
 }
 
-// drip takes slowReadRate bytes a second of an answer until the context ends. It sends
-// whether the answer has begun as it should.
+// drip reads slowReadRate bytes per second of a response until the context ends. It sends the
+// error of the start of the response to begun.
 func (s *server) drip(ctx context.Context, path string, begun chan<- error) {
 	conn, err := net.DialTimeout("tcp", s.address, 10*time.Second)
 	if err != nil {

@@ -9,8 +9,8 @@ import (
 	"syscall"
 )
 
-// tree is a directory of narinfo files: HASH.narinfo, or, when it is deep, the same
-// in directories by the beginning of the hash.
+// tree is a directory of HASH.narinfo files. In a deep tree, they are in subdirectories named
+// after the start of the hash.
 type tree struct {
 	dir    string
 	deep   bool
@@ -18,7 +18,7 @@ type tree struct {
 	bytes  int64 // of all texts
 }
 
-// file is the name of a narinfo's file below the tree.
+// file returns the path of a narinfo in the tree.
 func (t *tree) file(hash string) string {
 	if t.deep {
 		return hash[:2] + "/" + hash + ".narinfo"
@@ -26,10 +26,10 @@ func (t *tree) file(hash string) string {
 	return hash + ".narinfo"
 }
 
-// The narinfos of a tree that is not deep are of 1 to 3 KB; others as they come.
+// The narinfos of a tree that is not deep have 1 to 3 KB.
 const leastText, mostText = 1000, 3 << 10
 
-// writeTree writes generated narinfos, or finds those that -keep has left.
+// writeTree writes generated narinfos, or reuses those that -keep has left.
 func (b *bench) writeTree(count int, deep bool) (*tree, error) {
 	name := fmt.Sprintf("narinfos-v%d-%d-seed%d", generatorVersion, count, b.seed)
 	if deep {
@@ -40,7 +40,7 @@ func (b *bench) writeTree(count int, deep bool) (*tree, error) {
 	_, err := os.Stat(dir + ".complete")
 	there := err == nil
 	if !there {
-		// Each file takes a block or two, and an inode.
+		// Each file takes one or two blocks, and an inode.
 		if err := ensureSpace(b.trees, int64(count)*6<<10); err != nil {
 			return nil, err
 		}
@@ -100,12 +100,12 @@ func (b *bench) writeTree(count int, deep bool) (*tree, error) {
 	if there {
 		return t, nil
 	}
-	// What is measured next should not wait for these to be written.
+	// Avoid write-back during the next measurement.
 	syscall.Sync()
 	return t, os.WriteFile(dir+".complete", nil, 0o644)
 }
 
-// ensureSpace makes sure that so many bytes are free, and a reserve.
+// ensureSpace returns an error unless the bytes and a reserve are free.
 func ensureSpace(dir string, bytes int64) error {
 	const reserve = 1 << 30
 	var fs syscall.Statfs_t
@@ -113,7 +113,7 @@ func ensureSpace(dir string, bytes int64) error {
 		return fmt.Errorf("statfs %s: %w", dir, err)
 	}
 	if free := int64(fs.Bavail) * fs.Bsize; free < bytes+reserve {
-		return fmt.Errorf("%s has %.1f GB free, %.1f GB are needed: name another directory with -dir, or measure less with -index",
+		return fmt.Errorf("%s has %.1f GB free, but %.1f GB are needed: use another directory with -dir, or fewer items with -index",
 			dir, float64(free)/1e9, float64(bytes+reserve)/1e9)
 	}
 	return nil

@@ -15,25 +15,23 @@ import (
 	"time"
 )
 
-// load is a list of paths that wrk asks for, in the order of the list, as often
-// as it can.
+// load is a list of paths that wrk requests in order, repeatedly.
 type load struct {
 	script  string
 	batches int
 }
 
 const (
-	connections = 16 // that wrk keeps
+	connections = 16 // of wrk
 	pipelined   = 64 // requests in a batch
 )
 
-// newLoad writes the script for wrk. pipeline is how many requests are written
-// at once.
+// newLoad writes the script for wrk. pipeline is the number of requests in a batch.
 func (b *bench) newLoad(paths []string, pipeline int) (*load, error) {
 	return b.newLoadFor("localhost", paths, pipeline)
 }
 
-// newLoadFor is newLoad for a server that minds which host it is asked as.
+// newLoadFor is newLoad with a Host header.
 func (b *bench) newLoadFor(host string, paths []string, pipeline int) (*load, error) {
 	list, err := os.CreateTemp(b.work, "paths-")
 	if err != nil {
@@ -69,15 +67,15 @@ end
 	return &load{name, len(paths) / pipeline}, os.WriteFile(name, []byte(script), 0o644)
 }
 
-// measurement is what a load came to.
+// measurement is the result of a load.
 type measurement struct {
-	rate float64       // requests a second
-	cpu  time.Duration // of the server, for each request
+	rate float64       // requests per second
+	cpu  time.Duration // of the server, per request
 }
 
 var resultLine = regexp.MustCompile(`(?m)^result (\d+) (\d+) (\d+) (\d+) (\d+) (\d+) (\d+)$`)
 
-// parseWrk reads the line that the script writes.
+// parseWrk parses the line that the script prints.
 func parseWrk(out []byte) (requests, microseconds, faults int64, err error) {
 	fields := resultLine.FindSubmatch(out)
 	if fields == nil {
@@ -95,14 +93,14 @@ func parseWrk(out []byte) (requests, microseconds, faults int64, err error) {
 	return numbers[0], numbers[1], faults, nil
 }
 
-// run puts the load on the server, from a random place of the list: of one that
-// is too long for a measurement, the next asks for others.
+// run puts the load on the server. It starts at a random position, so that measurements of a long
+// list request different paths.
 func (l *load) run(b *bench, s *server, duration time.Duration) (measurement, error) {
 	before, err := s.cpu()
 	if err != nil {
 		return measurement{}, err
 	}
-	// It reads the list first.
+	// wrk reads the list first.
 	ctx, cancel := context.WithTimeout(b.ctx, duration+time.Minute)
 	defer cancel()
 	command := exec.CommandContext(ctx, "wrk", "-t1", "-c"+strconv.Itoa(connections),
@@ -130,16 +128,15 @@ func (l *load) run(b *bench, s *server, duration time.Duration) (measurement, er
 	}, nil
 }
 
-// pair is a row's measurements.
+// pair holds the measurements of a row.
 type pair struct{ ourRate, theirRate, ourCPU, theirCPU []float64 }
 
-// inTurn puts the load on both servers, again and again: the one first in one
-// round, and the other in the next.
+// inTurn puts the load on both servers in each round, and alternates which is first.
 func (b *bench) inTurn(l *load, ours, theirs *server) (pair, error) {
 	return b.inTurnOf(ours, l, theirs, l)
 }
 
-// inTurnOf is inTurn with a load for each.
+// inTurnOf is inTurn with a load for each server.
 func (b *bench) inTurnOf(ours *server, ourLoad *load, theirs *server, theirLoad *load) (p pair, err error) {
 	loads := map[*server]*load{ours: ourLoad, theirs: theirLoad}
 	for _, s := range []*server{ours, theirs} { // to warm up

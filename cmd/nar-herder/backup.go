@@ -13,16 +13,16 @@ import (
 type backupCommand struct {
 	databaseOption `embed:""`
 
-	Replace bool `argumentsonly:"" help:"Replace the file if it exists, once the new backup is complete. A database that a server uses is never replaced."`
+	Replace bool `argumentsonly:"" help:"Replace an existing file once the new backup is complete. A database that a server uses is never replaced."`
 
-	File string `arg:"" name:"file" help:"The file to write."`
+	File string `arg:"" name:"file" help:"File to write."`
 }
 
 // Help is shown below the options.
 func (backupCommand) Help() string {
-	return `The backup is the whole database as it is at one moment, with tags, pins and withdrawals, but without the nars. It may be made beside the server. The file appears once it is complete, checked by SQLite and flushed to the disk; after a failure, an older one is still there.
+	return `The backup is a consistent snapshot of the whole database, with tags, pins and withdrawals, but without nars. The server may be running. The file appears when it is complete, checked by SQLite, and flushed to disk; after a failure, an older file is unchanged.
 
-To restore it, stop the server, remove DATABASE-wal and DATABASE-shm, and copy the backup to DATABASE as the server's user. Files that were about to be deleted are kept then.`
+To restore a backup, stop the server, remove DATABASE-wal and DATABASE-shm, and copy the backup to DATABASE as the server's user. Files that were about to be deleted are then kept, and the grace period of withdrawn items starts again.`
 }
 
 func (c *backupCommand) Run(ctx context.Context, s *streams) (err error) {
@@ -42,11 +42,11 @@ func (c *backupCommand) Run(ctx context.Context, s *streams) (err error) {
 	return nil
 }
 
-// noteRestored logs that a backup was restored.
-func noteRestored(ctx context.Context, x *index.Index, log *slog.Logger) error {
+// logRestored logs that a backup was restored.
+func logRestored(ctx context.Context, x *index.Index, log *slog.Logger) error {
 	taken, err := x.Restored(ctx, time.Now())
 	if err == nil && !taken.IsZero() {
-		log.Warn("the database was restored from a backup: what was changed since is missing, and the grace period of withdrawn items begins anew; run 'nar-herder check', and see docs/backup.md",
+		log.Warn("the database was restored from a backup: later changes are missing, and the grace period of withdrawn items starts again; run 'nar-herder check', and see docs/backup.md",
 			"taken", taken.Format(time.RFC3339))
 	}
 	return err

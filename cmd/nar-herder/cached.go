@@ -19,16 +19,16 @@ import (
 	"nar-herder/storage/uses"
 )
 
-// cacheDirectory returns the parent of the cached directories that no option names: for the
-// default database, that of the original.
+// cacheDirectory returns the parent of the directories that no option names. For the default
+// database, it is that of the original.
 func cacheDirectory(database string) string {
-	if database == usualDatabase {
+	if database == defaultDatabase {
 		return "/var/cache/nar-herder/nar"
 	}
-	return following(database, "_cached")
+	return besideDatabase(database, "_cached")
 }
 
-// openCache opens the cache of other compressions; nil when none is enabled.
+// openCache opens the cache of nars in further compressions, or returns nil if none is enabled.
 func openCache(store *opened, options cached.Options, peers peer.Peers, counter *uses.Counter, log *slog.Logger) (*cached.Cache, error) {
 	if len(options.Types) == 0 {
 		return nil, nil
@@ -49,9 +49,8 @@ func openCache(store *opened, options cached.Options, peers peer.Peers, counter 
 	return cache, nil
 }
 
-// advertise records what narinfos will advertise, before any is served. On a full disk
-// that is not possible; then narinfos advertise no more than what is recorded, which is
-// what withdrawn items are kept for.
+// advertise records the TTLs that narinfos will advertise before any is served, since withdrawn
+// items are kept that long. On a full disk, it limits them to those recorded before.
 func advertise(ctx context.Context, x *index.Index, options *cached.Options, log *slog.Logger) error {
 	now := time.Now()
 	advertised := options.Advertised()
@@ -64,15 +63,15 @@ func advertise(ctx context.Context, x *index.Index, options *cached.Options, log
 		return mostErr
 	}
 	options.LimitTTLs(most)
-	log.Error("the times to live of narinfos can't be recorded in the database: until the next start with room for it, they are limited to what was recorded before", "limit", most, "error", err)
+	log.Error("can't record the TTLs of narinfos in the database: they are limited to those recorded before, until a start with room for it", "limit", most, "error", err)
 	return nil
 }
 
-// cacheOptions gathers what the options say of each type.
+// cacheOptions returns the options of the cache, with those of each type.
 func (c *serverCommand) cacheOptions() (cached.Options, error) {
 	options := cached.Options{
 		TTL: (*time.Duration)(c.TTL), NewTTL: (*time.Duration)(c.NewTTL), StorageDirectory: localDirectory(c.Storage),
-		MinUses: int(c.CachedCompressionMinUses), Workers: int(c.CachedCompressionWorkers),
+		MinUses: int(c.CachedCompressionMinUses), Workers: int(c.CachedCompressionWorkers), Decoders: decoderBudget(),
 	}
 	for _, enabled := range c.EnableCachedCompression {
 		options.Types = append(options.Types, cached.Type{
@@ -97,13 +96,12 @@ func (c *serverCommand) cacheOptions() (cached.Options, error) {
 	}
 	source := c.CachedCompressionNarSource
 	if source == "" && c.Storage == "" {
-		// There is nothing else to read from.
-		source = c.Mirror.String()
+		source = c.Mirror.String() // nothing else has nars
 	}
 	if source != "" {
 		if options.Source, err = cached.NewSource(source, peer.Self{AllowPrivateRedirects: c.AllowPrivateRedirects}); err != nil {
 			err = fmt.Errorf("--cached-compression-nar-source=%s: %w", redact.Text(source), err)
-			if strings.Contains(source, "://") { // not opened yet, so its form is wrong
+			if strings.Contains(source, "://") { // URLs are only parsed here
 				err = usageError{err}
 			}
 			return options, err
@@ -112,7 +110,7 @@ func (c *serverCommand) cacheOptions() (cached.Options, error) {
 	return options, nil
 }
 
-// eachType gives the values of an option to the types that they are for.
+// eachType sets an option's values in the types that they name.
 func eachType[V any, P decoder[V]](option string, values []typed[V, P], types []cached.Type, set func(*cached.Type, V)) error {
 	given := make(map[string]bool)
 	for _, value := range values {

@@ -20,40 +20,52 @@ import (
 type checkCommand struct {
 	databaseOption `embed:""`
 
-	Storage    string      `placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars."`
-	Verify     bool        `help:"Also decompress each stored nar, and compare it with its NarHash. Goes on where the last one was interrupted."`
-	VerifyRate sizeValue   `default:"none" placeholder:"BYTES" help:"How much of the stored nars is read per second at the most (default: ${default})."`
-	Restart    bool        `help:"With --verify: begin anew."`
-	Closures   bool        `default:"true" negatable:"" help:"Look for items whose references have no narinfo (default: on)."`
-	Repair     bool        `argumentsonly:"" help:"Fetch again what is missing or wrong, set aside what is wrong, and make the index true."`
-	From       []fromValue `sep:"none" placeholder:"URL" help:"With --repair: another instance to fetch nars from. May be repeated."`
+	Storage    string          `placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars."`
+	Verify     bool            `help:"Also decompress each stored nar and compare it with its NarHash. Resumes an interrupted run."`
+	VerifyRate sizeValue       `default:"none" placeholder:"BYTES" help:"Maximum bytes of nars to read per second (default: ${default})."`
+	Restart    bool            `help:"With --verify: start over instead of resuming."`
+	Closures   bool            `default:"true" negatable:"" help:"Report items that refer to items without a narinfo (default: on)."`
+	Repair     bool            `argumentsonly:"" help:"Fetch missing and wrong nars again, quarantine wrong files, and correct the index."`
+	From       []instanceValue `sep:"none" placeholder:"URL" help:"With --repair: instance to fetch nars from. May be repeated."`
 
 	redirectsOption `embed:""`
 
-	JSON bool `name:"json" help:"Each finding as a JSON object on a line, and the totals as the last one."`
+	JSON bool `name:"json" help:"Print each finding as a line of JSON, and the totals as the last line."`
 }
 
 // Help is shown below the options.
 func (checkCommand) Help() string {
-	return `Compares the index with the storage, both ways. Without --repair, nothing is changed, except that --verify records its progress in the index.
+	return `Compares the index with the storage in both directions. Without --repair, nothing changes, except that --verify records its progress in the index.
 
-Findings, one on a line: "damaged" narinfos, whose text in the index is not the one that was written, so that requests for them fail; "missing" and "wrong size" files that the index has as stored; "corrupt" ones, with --verify; "unrecorded" ones that items name and the index does not have as stored; "unstored" items, no nar of which is in the storage, unless a mirrored instance or one of stored-on has it; "incomplete" items, that refer to others without a narinfo; "unknown", what could not be found out. Mere notices are "stranger" files, which nobody names, "temporary" ones, and what is "quarantined".
+Findings, one per line:
 
-With --repair, damaged narinfos are written again, with what is left of them or with what --from has, if that is what was written; else import them again. Files are fetched again with --from, and compared with their NarHash before they are stored. Wrong files are moved to the directory "quarantine" of the storage. So are nars that items name and that are not in the storage. Files that no instance has are no longer recorded as stored; while an instance can't be asked, they are left as they are. Unrecorded files are recorded when they are the right ones. Temporary files go when they are older than a day; in a bucket, the server that owns it removes them as well. Strangers stay.
+    damaged      a narinfo with a wrong checksum in the index; requests for it fail
+    missing      a file that the index records as stored
+    wrong size   likewise
+    corrupt      a stored nar with a wrong hash (with --verify)
+    unrecorded   a file that an item names and the index does not record as stored
+    unstored     an item without a stored nar that no mirrored or stored-on instance has
+    incomplete   an item that refers to items without a narinfo
+    unknown      something could not be checked
+    stranger     only a notice: a file that no item names
+    temporary    only a notice: an unfinished file
+    quarantined  only a notice: a file in quarantine
 
-Exit status: 0, nothing is wrong, or all that was wrong has been repaired; 1, something is wrong and was not repaired; 2, the check could not be completed, or something could not be found out.`
+With --repair, a damaged narinfo is restored from what is left of it or from --from, if the checksum confirms the text; otherwise import it again. Missing and unstored nars are fetched from --from and compared with their NarHash before they are stored. Wrong files are moved to the directory "quarantine" of the storage. Files that no instance has are no longer recorded as stored, but they stay recorded while an instance does not answer. Unrecorded files are recorded if they are correct. Temporary files older than a day are removed; in a bucket, the owner's server removes them too. Strangers stay.
+
+Exit status: 0, nothing is wrong, or everything was repaired; 1, something is wrong and was not repaired; 2, the check is incomplete.`
 }
 
 func (c *checkCommand) validate() error {
 	switch {
 	case c.Storage == "" && (c.Verify || c.Repair):
-		return errors.New("--verify and --repair are about stored nars: name their directory with --storage")
+		return errors.New("--verify and --repair need the stored nars: add --storage")
 	case c.Restart && !c.Verify:
-		return errors.New("--restart: it is --verify that it begins anew")
+		return errors.New("--restart is for --verify: add that")
 	case len(c.From) > 0 && !c.Repair:
-		return errors.New("--from: nothing is fetched without --repair")
+		return errors.New("--from is for --repair: add that")
 	case c.VerifyRate == 0:
-		return errors.New("--verify-rate=0: nothing would ever be read: name a number of bytes, or none")
+		return errors.New("--verify-rate=0: no nar could be read: give a number of bytes, or none")
 	}
 	return nil
 }
@@ -63,7 +75,7 @@ func (c *checkCommand) Run(ctx context.Context, s *streams) error {
 		return usageError{err}
 	}
 	if err := c.check(ctx, s); err != nil {
-		return unknownError{err} // unless it has a status of its own
+		return unknownError{err} // a statusError keeps its own status
 	}
 	return nil
 }
@@ -71,7 +83,7 @@ func (c *checkCommand) Run(ctx context.Context, s *streams) error {
 func (c *checkCommand) check(ctx context.Context, s *streams) (err error) {
 	log := slog.New(newLogHandler(s.err, slog.LevelWarn))
 	openStore := openForReading
-	if c.Repair || c.Verify { // which writes down how far it is
+	if c.Repair || c.Verify { // --verify records its progress
 		openStore = openExisting
 	}
 	store, err := openStore(ctx, c.Database, c.Storage, log)
@@ -91,20 +103,20 @@ func (c *checkCommand) check(ctx context.Context, s *streams) (err error) {
 		return err
 	}
 	if c.Storage == "" && totals.StoredNars > 0 {
-		return usagef("the index has %d nars in a storage: name it with --storage", totals.StoredNars)
+		return usagef("the index has %d nars in a storage: add --storage", totals.StoredNars)
 	}
 	report := newCheckReport(s.out, c.JSON)
 	checker := check.New(store.Storage)
-	relied, err := removal.ReliedOn(ctx, store.index)
+	dependencies, err := removal.ReliedOn(ctx, store.index)
 	if err != nil {
 		return err
 	}
-	filesOf := make(map[narinfo.PathHash]struct{}) // items with files that were found to be wrong
+	filesOf := make(map[narinfo.PathHash]struct{}) // items with missing or wrong files
 	var repairer *check.Repairer
 	if c.Repair {
 		repairer = checker.Repairer(c.repairOptions(store))
 	}
-	// pass prints what one part of the check finds.
+	// pass reports the findings of one part of the check.
 	pass := func(shown *progress, findings iter.Seq2[check.Finding, error]) {
 		for finding, err := range findings {
 			if ctx.Err() != nil {
@@ -115,7 +127,7 @@ func (c *checkCommand) check(ctx context.Context, s *streams) (err error) {
 			}
 			if finding.Kind == check.Unstored {
 				if _, done := filesOf[finding.Item.Hash]; done {
-					continue // all has been said, and tried
+					continue // its files are reported already
 				}
 			}
 			shown.clear()
@@ -136,7 +148,7 @@ func (c *checkCommand) check(ctx context.Context, s *streams) (err error) {
 	}
 	if ctx.Err() == nil {
 		shown := newProgress(s.err, "looking for items without nars", "items", totals.Items)
-		options := check.UnstoredOptions{Elsewhere: len(relied) > 0, Partial: c.Repair && len(c.From) > 0}
+		options := check.UnstoredOptions{Elsewhere: len(dependencies) > 0, Partial: c.Repair && len(c.From) > 0}
 		pass(shown, checker.CheckUnstored(ctx, options, func() { shown.add(0) }))
 	}
 	if c.Closures && ctx.Err() == nil {
@@ -144,7 +156,7 @@ func (c *checkCommand) check(ctx context.Context, s *streams) (err error) {
 		pass(shown, checker.CheckClosures(ctx, func() { shown.add(0) }))
 	}
 	if c.Verify && ctx.Err() == nil {
-		place, err := c.verifyPlace(ctx, s, store)
+		place, err := c.verifyPosition(ctx, s, store)
 		if err != nil {
 			return err
 		}
@@ -163,7 +175,7 @@ func (c *checkCommand) check(ctx context.Context, s *streams) (err error) {
 	if ctx.Err() != nil {
 		again := ""
 		if c.Verify {
-			again = ": the next --verify goes on from here"
+			again = ": the next --verify resumes here"
 		}
 		return fmt.Errorf("check: interrupted%s", again)
 	}
@@ -173,8 +185,8 @@ func (c *checkCommand) check(ctx context.Context, s *streams) (err error) {
 	return nil
 }
 
-// verifyPlace says where verifying begins, and tells the user.
-func (c *checkCommand) verifyPlace(ctx context.Context, s *streams, store *opened) (check.VerifyPlace, error) {
+// verifyPosition returns where verification starts, and reports that it resumes.
+func (c *checkCommand) verifyPosition(ctx context.Context, s *streams, store *opened) (check.VerifyPlace, error) {
 	if c.Restart {
 		return check.VerifyPlace{}, nil
 	}
@@ -183,7 +195,7 @@ func (c *checkCommand) verifyPlace(ctx context.Context, s *streams, store *opene
 		return place, fmt.Errorf("%w with --restart", err)
 	}
 	if !place.Begun.IsZero() {
-		printf(s.err, "verifying: goes on after %d files, %s, of what was begun at %s; --restart would begin anew\n",
+		printf(s.err, "verifying: resumes after %d files, %s, of the run begun at %s; --restart starts over\n",
 			place.Files, byteCount(place.Bytes), place.Begun.Local().Format(time.DateTime))
 	}
 	return place, nil
@@ -211,8 +223,9 @@ func decodeNar(ctx context.Context, kind string, compressed io.Reader, size int6
 	return decodeWithin(ctx, decoderBudget(), kind, compressed, size)
 }
 
-// decodeCopied is a [storage.Decoder] for files that are stored while they are decompressed. An upload to a bucket holds
-// memory for its parts: if it waited for memory of the budget meanwhile, others that have some could wait for its parts.
+// decodeCopied is a [storage.Decoder] without a budget, for files that are stored while they
+// are decompressed. An upload to a bucket holds memory for its parts; waiting for memory of a
+// budget at the same time could deadlock.
 func decodeCopied(ctx context.Context, kind string, compressed io.Reader, size int64) (io.ReadCloser, error) {
 	return decodeWithin(ctx, nil, kind, compressed, size)
 }

@@ -12,13 +12,12 @@ import (
 	"nar-herder/storage/check"
 )
 
-// checkReport writes what a check finds, and counts it.
+// checkReport prints and counts the findings of a check.
 type checkReport struct {
 	out    io.Writer
 	json   bool
 	totals checkTotals
-	// quarantined are the files in quarantine, those that this check has put there
-	// included.
+	// quarantined are the files in quarantine, including those that this check moved there.
 	quarantined map[string]struct{}
 }
 
@@ -26,20 +25,19 @@ func newCheckReport(out io.Writer, json bool) *checkReport {
 	return &checkReport{out: out, json: json, totals: newCheckTotals(), quarantined: make(map[string]struct{})}
 }
 
-// checkTotals are the last line of --json.
+// checkTotals is the last line of --json.
 type checkTotals struct {
-	// Looked is how many rows and files were compared.
+	// Looked counts the rows and files that were compared.
 	Looked        int64 `json:"looked"`
 	VerifiedFiles int64 `json:"verified_files"`
 	VerifiedBytes int64 `json:"verified_bytes"`
 	FetchedBytes  int64 `json:"fetched_bytes"`
-	// Findings and Repairs are numbers by kind and by outcome. Of quarantined files, it is
-	// how many there are at the end.
+	// Findings counts by kind, and Repairs by outcome. The number of quarantined files is
+	// that at the end.
 	Findings map[string]int64 `json:"findings"`
 	Repairs  map[string]int64 `json:"repairs"`
 	Repaired int64            `json:"repaired"`
-	// Remaining is how many findings are still wrong, Unknown how much could
-	// not be found out.
+	// Remaining counts findings that are not repaired, and Unknown failed checks.
 	Remaining int64 `json:"remaining"`
 	Unknown   int64 `json:"unknown"`
 	Complete  bool  `json:"complete"`
@@ -50,7 +48,7 @@ func newCheckTotals() checkTotals {
 	return checkTotals{Findings: map[string]int64{}, Repairs: map[string]int64{}}
 }
 
-// foundLine is a finding for programs.
+// foundLine is a finding in JSON.
 type foundLine struct {
 	Kind       string      `json:"kind"`
 	StorePath  string      `json:"store_path,omitempty"`
@@ -69,12 +67,12 @@ type repairLine struct {
 	Error   string `json:"error,omitempty"`
 }
 
-// add takes a finding, or the error that there is instead, and what was done
-// about it; nil where nothing was to be done.
+// add reports a finding, or the error in its place, and its repair, which is nil without
+// --repair.
 func (r *checkReport) add(finding check.Finding, err error, repair *check.Repair) {
 	if finding.Kind == check.Quarantined && err == nil {
 		if _, known := r.quarantined[finding.Name]; known {
-			return // it was reported when it was set aside
+			return // its repair reported it
 		}
 		r.quarantined[finding.Name] = struct{}{}
 	}
@@ -82,7 +80,7 @@ func (r *checkReport) add(finding check.Finding, err error, repair *check.Repair
 		r.quarantined[repair.Quarantined] = struct{}{}
 	}
 	if finding.Partial && err == nil && (repair == nil || repair.Outcome == check.Untouched && repair.Err == nil) {
-		return // the sources don't have it either, and nothing is wrong
+		return // the sources don't have it either
 	}
 	line := foundLine{Kind: finding.Kind.String(), File: finding.Name, Note: finding.Note}
 	if finding.Item != nil {
@@ -118,13 +116,13 @@ func (r *checkReport) add(finding check.Finding, err error, repair *check.Repair
 		r.totals.Remaining++
 	}
 	if r.json {
-		_ = json.NewEncoder(redact.JSON{W: r.out}).Encode(line) // of nobody who reads any more
+		_ = json.NewEncoder(redact.JSON{W: r.out}).Encode(line) // fails when the pipe is closed
 		return
 	}
 	printf(r.out, "%s\n", line.String())
 }
 
-// String is the line for people.
+// String returns the line for people.
 func (l foundLine) String() string {
 	text := new(strings.Builder)
 	text.WriteString(l.Kind)
@@ -149,7 +147,7 @@ func (l foundLine) String() string {
 	return text.String()
 }
 
-// end writes the totals, and returns the exit status.
+// end prints the totals and returns the exit status.
 func (r *checkReport) end() statusError {
 	t := &r.totals
 	if len(r.quarantined) > 0 {

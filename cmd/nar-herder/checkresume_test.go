@@ -33,7 +33,7 @@ func TestCheckGoesOn(t *testing.T) {
 			t.Errorf("%+v, %+v", c.totals, c.findings)
 		}
 		rest := p.check(t, "--verify")
-		if rest.status != 0 || rest.totals.VerifiedFiles != 7-c.totals.VerifiedFiles || c.totals.VerifiedFiles < 5 || !strings.Contains(rest.err, "goes on after") {
+		if rest.status != 0 || rest.totals.VerifiedFiles != 7-c.totals.VerifiedFiles || c.totals.VerifiedFiles < 5 || !strings.Contains(rest.err, "resumes after") {
 			t.Errorf("status %d, %d files before, %+v: %s", rest.status, c.totals.VerifiedFiles, rest.totals, rest.err)
 		}
 		if again := p.check(t, "--verify"); again.totals.VerifiedFiles != 7 || again.err != "" {
@@ -56,7 +56,7 @@ func TestCheckKilled(t *testing.T) {
 	}
 	slow.wait(t)
 	c := p.check(t, "--verify")
-	if c.status != 0 || c.totals.VerifiedFiles == 0 || c.totals.VerifiedFiles >= 6 || !strings.HasPrefix(c.err, fmt.Sprintf("verifying: goes on after %d files", 6-c.totals.VerifiedFiles)) {
+	if c.status != 0 || c.totals.VerifiedFiles == 0 || c.totals.VerifiedFiles >= 6 || !strings.HasPrefix(c.err, fmt.Sprintf("verifying: resumes after %d files", 6-c.totals.VerifiedFiles)) {
 		t.Errorf("status %d, %+v: %s", c.status, c.totals, c.err)
 	}
 	if place := setting(t, p.database, "verify-place"); place != "" {

@@ -1,271 +1,71 @@
 package main
 
 import (
-	"errors"
 	"fmt"
-	"maps"
-	"os"
-	"reflect"
-	"regexp"
-	"slices"
-	"strconv"
 	"strings"
 
-	"github.com/BurntSushi/toml"
 	"github.com/alecthomas/kong"
 )
 
-const (
-	// environmentPrefix begins the names of the variables that set options.
-	environmentPrefix = "NAR_HERDER_"
-	// listSeparator is between the values of a list in such a variable, unless a
-	// backslash precedes it. Criteria have commas, directories may have spaces.
-	listSeparator = ';'
-	// argumentsOnly is the tag of options that are for the command line alone: those
-	// that widen what one run removes or overwrites, which a variable that was meant
-	// for another command must not do.
-	argumentsOnly = "argumentsonly"
-)
-
-// settings finds options that are not on the command line: in the environment, or
-// else in the file that --config names.
-type settings struct {
-	fileName string           // "" for none
-	file     map[string]given // by the names of options
-	found    map[string]given // those that were used, by the names of options
-	options  []string         // the names of all that may be set so
+type configCommand struct {
+	Server serverCommand `embed:""`
 }
 
-// given is an option as it was set.
-type given struct {
-	values []string
-	isList bool   // as opposed to one value
-	origin string // what has set it, for messages
+// Help is shown below the options.
+func (configCommand) Help() string {
+	return `Options come from the command line, environment variables, the file that --config names, or the defaults. The first of these that sets an option wins; lists are not merged. The variable of --storage-limit is NAR_HERDER_STORAGE_LIMIT. A list separates its values with ; (write \; for a semicolon in a value). An empty variable counts as unset. The file is TOML, with option names as keys.
+
+The output has the form of that file, with passwords as xxxxx.`
 }
 
-// variable is the name of the environment variable that sets an option.
-func variable(option string) string {
-	return environmentPrefix + strings.ToUpper(strings.ReplaceAll(option, "-", "_"))
-}
-
-// isSettable reports whether the option can be set apart from the command line.
-func isSettable(flag *kong.Flag) bool {
-	return flag.Name != "help" && flag.Name != "version" && !flag.Tag.Has(argumentsOnly)
-}
-
-// BeforeResolve makes the environment and the configuration file sources of options.
-func (c *commands) BeforeResolve(parsed *kong.Context, s *settings) error {
-	s.found, s.options = make(map[string]given), nil
-	for _, node := range append([]*kong.Node{parsed.Model.Node}, parsed.Model.Children...) {
-		for _, flag := range node.Flags {
-			if isSettable(flag) {
-				s.options = append(s.options, flag.Name)
-			}
-		}
+func (c *configCommand) Run(parsed *kong.Context, settings *settings, s *streams) error {
+	effect := settings.inEffect(parsed, &c.Server)
+	width := 0
+	for _, option := range effect.options {
+		width = max(width, len(option.flag.Name))
 	}
-	slices.Sort(s.options)
-	s.options = slices.Compact(s.options)
-	if s.fileName = os.Getenv(variable("config")); s.fileName != "" {
-		s.found["config"] = given{values: []string{s.fileName}, origin: "the environment variable " + variable("config")}
-	}
-	for _, path := range parsed.Path {
-		if path.Flag != nil && path.Flag.Name == "config" {
-			s.fileName = parsed.FlagValue(path.Flag).(string)
-			delete(s.found, "config")
-		}
-	}
-	if s.fileName != "" {
-		if err := s.readFile(); err != nil {
-			return err
-		}
-	}
-	parsed.AddResolver(s)
-	return nil
-}
-
-// readFile reads the configuration file: options by their names, in TOML. Those of
-// any command may be in it, as others use the same storage and database.
-func (s *settings) readFile() error {
-	failed := func(format string, args ...any) error {
-		return fmt.Errorf("--config=%s: "+format, append([]any{s.fileName}, args...)...)
-	}
-	text, err := os.ReadFile(s.fileName)
-	if err != nil {
-		return failed("%w", errors.Unwrap(err))
-	}
-	var content map[string]any
-	if _, err := toml.Decode(string(text), &content); err != nil {
-		return failed("this is not TOML: %w", err)
-	}
-	s.file = make(map[string]given, len(content))
-	for _, key := range slices.Sorted(maps.Keys(content)) {
-		if key == "config" {
-			return failed("config: a configuration file can't name another: take it out")
-		}
-		if _, known := slices.BinarySearch(s.options, key); !known {
-			return failed("unknown option %q%s", key, didYouMean(key, s.options))
-		}
-		set := given{origin: "the file " + s.fileName}
-		list, isList := content[key].([]any)
-		if set.isList = isList; !isList {
-			list = []any{content[key]}
-		}
-		for _, value := range list {
-			switch value := value.(type) {
-			case string:
-				set.values = append(set.values, value)
-			case int64:
-				set.values = append(set.values, strconv.FormatInt(value, 10))
-			case bool:
-				set.values = append(set.values, strconv.FormatBool(value))
-			default:
-				return failed("%s: the value must be a string, a number without a fraction, true, false, or a list of these", key)
-			}
-		}
-		s.file[key] = set
-	}
-	return nil
-}
-
-// Resolve implements [kong.Resolver].
-func (s *settings) Resolve(_ *kong.Context, _ *kong.Path, flag *kong.Flag) (any, error) {
-	if !isSettable(flag) {
-		return nil, nil
-	}
-	set, ok := fromEnvironment(flag)
-	if !ok {
-		if set, ok = s.file[flag.Name]; !ok {
-			return nil, nil
-		}
-	}
-	s.found[flag.Name] = set
-	if flag.IsSlice() {
-		values := make([]any, len(set.values))
-		for i, value := range set.values {
-			if err := decodes(flag, value); err != nil {
-				return nil, err
-			}
-			values[i] = value
-		}
-		return values, nil
-	}
-	if set.isList {
-		return nil, errors.New("it has one value, not a list")
-	}
-	return set.values[0], nil
-}
-
-// Validate implements [kong.Resolver].
-func (s *settings) Validate(*kong.Application) error { return nil }
-
-// decodes returns what is wrong with one value of a list: the parser takes a whole
-// list as JSON, and its errors show that.
-func decodes(flag *kong.Flag, value string) error {
-	into := reflect.New(flag.Target.Type()).Elem()
-	scanner := kong.ScanFromTokens(kong.Token{Type: kong.FlagValueToken, Value: value})
-	return flag.Mapper.Decode(&kong.DecodeContext{Value: flag.Value, Scan: scanner}, into)
-}
-
-// fromEnvironment reads an option's variable. An empty variable counts as not set, as
-// some supervisors can't unset one.
-func fromEnvironment(flag *kong.Flag) (given, bool) {
-	name := variable(flag.Name)
-	text := os.Getenv(name)
-	if text == "" || isServiceLink(flag.Name, text) {
-		return given{}, false
-	}
-	set := given{values: []string{text}, origin: "the environment variable " + name}
-	if flag.IsSlice() {
-		set.isList, set.values = true, nil
-		for _, value := range kong.SplitEscaped(text, listSeparator) {
-			if value = strings.TrimSpace(value); value != "" {
-				set.values = append(set.values, value)
-			}
-		}
-	}
-	return set, true
-}
-
-// isServiceLink reports whether the value of an option's variable comes from Kubernetes,
-// which sets NAR_HERDER_PORT=tcp://ADDRESS:PORT for a service named nar-herder.
-func isServiceLink(option, value string) bool {
-	return (option == "port" || strings.HasSuffix(option, "-port")) && strings.HasPrefix(value, "tcp://")
-}
-
-// unknown returns a warning for each variable with the prefix that sets no option. It
-// can't be an error, as Kubernetes sets such variables.
-func (s *settings) unknown() (warnings []string) {
-	variables := make([]string, len(s.options))
-	for i, option := range s.options {
-		variables[i] = variable(option)
-	}
-	for _, entry := range os.Environ() {
-		name, value, _ := strings.Cut(entry, "=")
-		if !strings.HasPrefix(name, environmentPrefix) {
+	for _, option := range effect.options {
+		name := option.flag.Name
+		if option.origin == "" {
+			printf(s.out, "# %-*s is not set\n", width, name)
 			continue
 		}
-		if i := slices.Index(variables, name); i >= 0 {
-			if isServiceLink(s.options[i], value) {
-				warnings = append(warnings, "the environment variable "+name+" is ignored: "+value+" is a service link of Kubernetes, not a port")
-			}
-		} else {
-			warnings = append(warnings, "the environment variable "+name+" sets no option"+didYouMean(name, variables))
+		text, err := option.toml()
+		if err != nil {
+			return fmt.Errorf("show --%s: %w", name, err)
 		}
+		printf(s.out, "%-*s = %s # %s\n", width, name, text, option.origin)
 	}
-	return warnings
+	for _, warning := range effect.warnings {
+		printf(s.err, "nar-herder: config: %s\n", warning)
+	}
+	return nil
 }
 
-var optionName = regexp.MustCompile(`--[a-z0-9][a-z0-9-]*`)
-
-// explain adds to a message from where the options that it names were set, unless
-// they are on the command line.
-func (s *settings) explain(message string) string {
-	var origins []string
-	for _, match := range optionName.FindAllString(message, -1) {
-		if set, ok := s.found[match[2:]]; ok {
-			if origin := match + " is set by " + set.origin; !slices.Contains(origins, origin) {
-				origins = append(origins, origin)
-			}
+// argumentsOf returns the options on the command line, as written there.
+func argumentsOf(parsed *kong.Context) map[string]given {
+	found := make(map[string]given)
+	rest := parsed.Args
+	for _, path := range parsed.Path {
+		if path.Resolved {
+			continue
 		}
-	}
-	if origins == nil {
-		return message
-	}
-	return message + " (" + strings.Join(origins, ", ") + ")"
-}
-
-// didYouMean continues a sentence about an unknown name with those that are nearly
-// the same; "" for none.
-func didYouMean(name string, known []string) string {
-	var near []string
-	for _, candidate := range known {
-		if distance(strings.ToLower(name), strings.ToLower(candidate)) <= 2 {
-			near = append(near, candidate)
+		arguments := rest[:len(rest)-len(path.Remainder())]
+		rest = path.Remainder()
+		if path.Flag == nil {
+			continue
 		}
-	}
-	if near == nil {
-		return ""
-	}
-	return ": did you mean " + strings.Join(near, " or ") + "?"
-}
-
-// distance is the number of letters to insert, delete or replace (Levenshtein).
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			replaced := diagonal
-			if a[i] != b[j] {
-				replaced++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(replaced, row[j]+1, diagonal+1)
+		_, value, ok := strings.Cut(arguments[0], "=")
+		if !ok && len(arguments) > 1 {
+			value = arguments[1]
 		}
+		set := found[path.Flag.Name]
+		set.origin, set.isList = "command line", path.Flag.IsSlice()
+		if !set.isList {
+			set.values = nil
+		}
+		set.values = append(set.values, value)
+		found[path.Flag.Name] = set
 	}
-	return row[len(b)]
+	return found
 }

@@ -5,20 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
-	"sync/atomic"
-	"time"
 
-	"nar-herder/mirror/cursor"
-	"nar-herder/mirror/original"
 	"nar-herder/mirror/original/convert"
 )
 
 type convertCommand struct {
-	Storage string `placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars, so that an index knows from the start which of them are there."`
+	Storage string `placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars, to record in the index which of them exist."`
 
-	From string `arg:"" name:"from" help:"A database or dump of the original, or an index."`
-	To   string `arg:"" name:"to" help:"The file to make; there must be none of that name."`
+	From string `arg:"" name:"from" help:"Database or dump of the original, or an index."`
+	To   string `arg:"" name:"to" help:"File to write. It must not exist."`
 }
 
 func (c *convertCommand) Run(ctx context.Context, s *streams) (err error) {
@@ -33,7 +28,7 @@ func (c *convertCommand) Run(ctx context.Context, s *streams) (err error) {
 	if err := validateStorage("--storage", c.Storage); err != nil {
 		return err
 	}
-	closeStorage, err := lookIn(ctx, &options, c.Storage)
+	closeStorage, err := openForConversion(ctx, &options, c.Storage)
 	if err != nil {
 		return err
 	}
@@ -49,70 +44,14 @@ func (c *convertCommand) Run(ctx context.Context, s *streams) (err error) {
 	}
 	resumed := ""
 	if result.Resumed {
-		resumed = " (gone on from where an earlier run had stopped)"
+		resumed = " (resumed an interrupted run)"
 	}
 	_, err = printf(s.out, "%s is %s%s: %s\n", c.To, what, resumed, result)
 	return err
 }
 
-// convertProgress is how often the log tells how far a conversion is.
-const convertProgress = 10 * time.Second
-
-// convertedSetting is the storage that an index had from the start, when it was made of
-// a database of the original: even a mirror claims it, with the nars that are there.
-const convertedSetting = "converted-storage"
-
-// convertInPlace makes a database of the original an index, while the listeners
-// are answered.
-func (c *serverCommand) convertInPlace(ctx context.Context, listeners []net.Listener, log *slog.Logger) (err error) {
-	if !convert.Needed(ctx, c.Database) {
-		return nil
-	}
-	start := time.Now()
-	next := start.Add(convertProgress)
-	var done, all atomic.Int64
-	options := convert.Options{Log: log, Progress: func(p convert.Progress) {
-		done.Store(p.Done)
-		all.Store(p.All)
-		if now := time.Now(); now.After(next) {
-			next = now.Add(convertProgress)
-			log.Info("converting the database of the original", "narinfos", p.Done, "of", p.All)
-		}
-	}}
-	closeStorage, err := lookIn(ctx, &options, c.Storage)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, closeStorage()) }()
-	if c.Mirror != nil {
-		// The original has followed it until now, and stored its nars.
-		options.Mirrored = true
-		options.Settings = func(ctx context.Context, from *original.Database) (map[string]string, error) {
-			settings, err := cursor.ConvertedSettings(ctx, from)
-			if bytes, ok := options.Storage.(byteStore); err == nil && ok {
-				if settings == nil {
-					settings = make(map[string]string)
-				}
-				settings[convertedSetting] = bytes.String()
-			}
-			return settings, err
-		}
-	}
-	state := func() any {
-		return struct {
-			Status string `json:"status"`
-			Done   int64  `json:"narinfos_done"`
-			All    int64  `json:"narinfos"`
-		}{"converting", done.Load(), all.Load()}
-	}
-	return c.whileStarting(ctx, listeners, state, log, func(ctx context.Context) error {
-		_, err := convert.InPlace(ctx, c.Database, options)
-		return err
-	})
-}
-
-// lookIn has a conversion look for nars in a storage, unless its name is empty.
-func lookIn(ctx context.Context, options *convert.Options, store string) (closeStorage func() error, err error) {
+// openForConversion makes a conversion look for nars in the storage, unless the name is empty.
+func openForConversion(ctx context.Context, options *convert.Options, store string) (closeStorage func() error, err error) {
 	if store == "" {
 		return func() error { return nil }, nil
 	}

@@ -14,14 +14,14 @@ import (
 	"nar-herder/storage/transfer"
 )
 
-// copyReport tells of a copy.
+// copyReport reports a copy.
 type copyReport struct {
 	out, err io.Writer
 	json     bool
 	progress *copyProgress
 }
 
-// file tells of a file that is not as it should be; others are only counted.
+// file reports a file with a problem, and counts the others.
 func (r *copyReport) file(result transfer.Result) {
 	r.progress.done(result)
 	if result.Err == nil {
@@ -35,7 +35,7 @@ func (r *copyReport) file(result transfer.Result) {
 	printf(r.err, "nar-herder: copy-storage %s: %s: %s\n", result.Name, result.Outcome, oneLine(result.Err))
 }
 
-// summary says what it came to, and what to do next.
+// summary reports the result, and what to do next.
 func (r *copyReport) summary(c *copyStorageCommand, s *transfer.Summary, complete bool) {
 	if r.json {
 		encodeLine(json.NewEncoder(redact.JSON{W: r.out}), copyTotals{
@@ -57,7 +57,7 @@ func (r *copyReport) summary(c *copyStorageCommand, s *transfer.Summary, complet
 		printf(r.out, "; %d of them verified by their NarHash", s.Verified)
 	}
 	if s.Replaced > 0 {
-		printf(r.out, "; %d of them in the place of another", s.Replaced)
+		printf(r.out, "; %d of them replaced another file", s.Replaced)
 	}
 	printf(r.out, "\nalready there, %s: %d files, %s\n", compared, s.Files[transfer.There], byteCount(s.Bytes[transfer.There]))
 	if gone := s.Files[transfer.Gone]; gone > 0 {
@@ -70,16 +70,16 @@ func (r *copyReport) summary(c *copyStorageCommand, s *transfer.Summary, complet
 	switch {
 	case c.DryRun:
 	case complete:
-		printf(r.out, "next: stop the server that adds to %s, run this once more for what came meanwhile, and start the server with --storage=%s\n", c.From, c.To)
+		printf(r.out, "next: stop the server that adds to %s, run this once more for new files, and start the server with --storage=%s\n", c.From, c.To)
 	case s.Files[transfer.Wrong] > 0:
-		printf(r.out, "next: have the wrong ones again with 'nar-herder check --storage=%s --verify --repair --from=URL', and run this again: what is there is passed over\n", c.From)
+		printf(r.out, "next: repair the wrong ones with 'nar-herder check --storage=%s --verify --repair --from=URL', and run this again: it skips files that are there\n", c.From)
 	default:
-		fmt.Fprintln(r.out, "next: run this again: what is there is passed over")
+		fmt.Fprintln(r.out, "next: run this again: it skips files that are there")
 	}
 }
 
-// copyProgress shows how far a copy is: a line that changes on a terminal, a line
-// now and then elsewhere. Its methods may be called by several goroutines.
+// copyProgress shows the progress of a copy: a line that changes on a terminal, and otherwise
+// a line from time to time. Its methods may be called concurrently.
 type copyProgress struct {
 	out      io.Writer
 	terminal bool
@@ -89,8 +89,8 @@ type copyProgress struct {
 	start, next     time.Time
 	shown           bool // a line is on the terminal
 	files, allFiles int64
-	allBytes        int64 // of all files; not known when not positive
-	passed, read    int64 // bytes of files passed over, and those that were read
+	allBytes        int64 // of all files; unknown if not positive
+	skipped, read   int64 // bytes
 }
 
 // progressTick is how often the line on a terminal changes.
@@ -105,10 +105,10 @@ func newCopyProgress(out io.Writer, compare bool) *copyProgress {
 	return p
 }
 
-// expect notes how much there is, as far as the index knows.
+// expect sets the totals, as far as the index knows.
 func (p *copyProgress) expect(files, bytes int64) { p.allFiles, p.allBytes = files, bytes }
 
-// moved notes bytes that were read.
+// moved counts bytes that were read.
 func (p *copyProgress) moved(bytes int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -116,18 +116,18 @@ func (p *copyProgress) moved(bytes int64) {
 	p.show(time.Now())
 }
 
-// done notes a file.
+// done counts a file.
 func (p *copyProgress) done(result transfer.Result) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.files++
 	if result.Outcome == transfer.There && !p.compare {
-		p.passed += result.Size
+		p.skipped += result.Size
 	}
 	p.show(time.Now())
 }
 
-// listed notes how many files of the target are known.
+// listed shows how many files of the target are known.
 func (p *copyProgress) listed(files int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -136,7 +136,7 @@ func (p *copyProgress) listed(files int64) {
 
 func (p *copyProgress) show(now time.Time) {
 	if now.Before(p.next) {
-		return // without making the line
+		return // don't format the line
 	}
 	p.write(now, p.line(now.Sub(p.start)))
 }
@@ -153,7 +153,7 @@ func (p *copyProgress) write(now time.Time, line string) {
 	}
 }
 
-// line says how far it is after some time, and how long the rest may take.
+// line returns the progress after some time, with the time left.
 func (p *copyProgress) line(after time.Duration) string {
 	of := func(done, all int64, format func(int64) string) string {
 		if all < done || all <= 0 {
@@ -162,7 +162,7 @@ func (p *copyProgress) line(after time.Duration) string {
 		return format(done) + " of " + format(all)
 	}
 	number := func(n int64) string { return fmt.Sprint(n) }
-	done := p.passed + p.read
+	done := p.skipped + p.read
 	rate := float64(p.read) / max(after.Seconds(), 0.001)
 	text := "copying: " + of(p.files, p.allFiles, number) + " files, " + of(done, p.allBytes, byteCount) + ", " + byteCount(int64(rate)) + "/s"
 	if left := p.allBytes - done; left > 0 && rate >= 1 {
@@ -171,7 +171,7 @@ func (p *copyProgress) line(after time.Duration) string {
 	return text
 }
 
-// clear makes room for a line of output.
+// clear removes the line on the terminal before a line of output.
 func (p *copyProgress) clear() {
 	p.mu.Lock()
 	defer p.mu.Unlock()

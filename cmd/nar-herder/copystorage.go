@@ -19,34 +19,34 @@ import (
 )
 
 type copyStorageCommand struct {
-	From      string        `required:"" placeholder:"STORAGE" help:"The storage to copy, as --storage of run-server names it."`
-	To        string        `required:"" placeholder:"STORAGE" help:"The storage to copy to. A directory must be there: it could be one that is not mounted."`
-	Database  string        `placeholder:"FILE" help:"The SQLite index by whose narinfos nars are verified; none to compare sizes alone (default: /var/lib/nar-herder/nar_herder.db where there is one)."`
-	AtOnce    positiveValue `placeholder:"N" help:"How many files are copied at a time (default: 4, more for storages far away)."`
-	Bandwidth sizeValue     `default:"none" placeholder:"BYTES" help:"How much is read per second at the most (default: ${default})."`
-	Compare   bool          `help:"Also read what both storages have, and compare it."`
-	Replace   bool          `argumentsonly:"" help:"Take the source's where the target has another file and no narinfo says which is right."`
-	DryRun    bool          `help:"Change nothing, and tell what would be."`
-	JSON      bool          `name:"json" help:"Each file that is not as it should be as a JSON object on a line, and the summary as the last one."`
+	From      string        `required:"" placeholder:"STORAGE" help:"Storage to copy from, in the form of --storage of run-server."`
+	To        string        `required:"" placeholder:"STORAGE" help:"Storage to copy to. A directory must exist, since a missing one may not be mounted."`
+	Database  string        `placeholder:"FILE" help:"SQLite index with the narinfos to verify nars against, or none to compare only sizes (default: /var/lib/nar-herder/nar_herder.db if it exists)."`
+	AtOnce    positiveValue `placeholder:"N" help:"Number of files to copy at a time (default: 4, more for remote storages)."`
+	Bandwidth sizeValue     `default:"none" placeholder:"BYTES" help:"Maximum bytes to read per second (default: ${default})."`
+	Compare   bool          `help:"Also compare the content of files that both storages have."`
+	Replace   bool          `argumentsonly:"" help:"Replace files of the target that differ from the source if no narinfo says which is right."`
+	DryRun    bool          `help:"Change nothing; show what would change."`
+	JSON      bool          `name:"json" help:"Print each file with a problem as a line of JSON, and the summary as the last line."`
 }
 
 // Help is shown below the options.
 func (copyStorageCommand) Help() string {
-	return `Copies what the target lacks, beside a running server if need be. What the target has already, by its size, is passed over: a run that was interrupted or killed is gone on with by running it again. Nothing is removed from either storage.
+	return `Copies the files that the target lacks. A server may use the source meanwhile. Files that the target has with the same size are skipped, so run the command again to resume after an interruption. Nothing is removed from either storage.
 
-A nar that a narinfo of the database names is decompressed on its way and compared with its NarHash, and is not copied when it is another. Of others, the size is all that is compared. With --database=none that holds for all, and it goes as fast as the disks.
+A nar that a narinfo of the database names is decompressed during the copy and compared with its NarHash; a wrong one is not copied. Of other files, only the size is compared. With --database=none that applies to all files, and the copy is as fast as the disks.
 
-Not copied are temporary files, symbolic links, the folder "quarantine", and what tells one storage from another.
+Temporary files, symbolic links, the directory "quarantine", and the files that identify a storage are not copied.
 
-Exit status: 0, the target has all that the source has; 1, it lacks some of it, or the copy was refused or interrupted; 2, a storage or the database does not work, so that what the target lacks is not known.`
+Exit status: 0, the target has everything that the source has; 1, files are missing in the target, or the copy was refused or interrupted; 2, a storage or the database failed, so the result is unknown.`
 }
 
-// usualDatabase is what --database is where it isn't given, in other commands.
-const usualDatabase = "/var/lib/nar-herder/nar_herder.db"
+// defaultDatabase is the default of --database in other commands.
+const defaultDatabase = "/var/lib/nar-herder/nar_herder.db"
 
 func (c *copyStorageCommand) Run(ctx context.Context, s *streams) (err error) {
 	if c.Bandwidth == 0 {
-		return usagef("--bandwidth=0: nothing would ever be read: name a number of bytes, or none")
+		return usagef("--bandwidth=0: no file could be read: give a number of bytes, or none")
 	}
 	if err := errors.Join(validateStorage("--from", c.From), validateStorage("--to", c.To)); err != nil {
 		return err
@@ -98,7 +98,7 @@ func (c *copyStorageCommand) Run(ctx context.Context, s *streams) (err error) {
 	switch {
 	case ctx.Err() != nil:
 		report.summary(c, &summary, false)
-		return errors.New("copy-storage: interrupted: another run goes on where this one stopped")
+		return errors.New("copy-storage: interrupted: run it again to resume")
 	case err != nil:
 		report.summary(c, &summary, false)
 		fmt.Fprintln(s.err, "nar-herder: copy-storage:", oneLine(err))
@@ -109,7 +109,7 @@ func (c *copyStorageCommand) Run(ctx context.Context, s *streams) (err error) {
 	}
 	report.summary(c, &summary, summary.Complete())
 	if shared, err := job.SharedIdentity(ctx); err == nil && shared != "" {
-		printf(s.err, "nar-herder: copy-storage: note: %s and %s have the same name, %s, in their file nar-herder-storage, so that other instances take them for one: remove that file from the one that is the copy, if both go on\n", c.From, c.To, shared)
+		printf(s.err, "nar-herder: copy-storage: note: %s and %s have the same name, %s, in their file nar-herder-storage, so other instances take them for the same storage: if you keep using both, remove that file from the copy\n", c.From, c.To, shared)
 	}
 	if !summary.Complete() {
 		return statusFailed
@@ -117,7 +117,7 @@ func (c *copyStorageCommand) Run(ctx context.Context, s *streams) (err error) {
 	return nil
 }
 
-// isMarked reports whether an instance has used a byte store, which may be empty then.
+// isMarked reports whether an instance has used a byte store, even if it has no nars.
 func isMarked(ctx context.Context, store bytestore.Store) bool {
 	for _, name := range []string{bytestore.OwnerName, bytestore.IdentityName} {
 		if _, err := bytestore.ReadNote(ctx, store, name); err == nil {
@@ -127,17 +127,17 @@ func isMarked(ctx context.Context, store bytestore.Store) bool {
 	return false
 }
 
-// openDatabase opens the index that nars are verified with; nil for none.
+// openDatabase opens the index to verify nars with, or returns nil for none.
 func (c *copyStorageCommand) openDatabase(ctx context.Context, s *streams) (*opened, error) {
 	switch c.Database {
 	case "none":
 		return nil, nil
 	case "":
-		if _, err := os.Stat(usualDatabase); errors.Is(err, fs.ErrNotExist) {
-			printf(s.err, "nar-herder: copy-storage: note: there is no %s: nars are not verified but for their sizes; --database names one, or none\n", usualDatabase)
+		if _, err := os.Stat(defaultDatabase); errors.Is(err, fs.ErrNotExist) {
+			printf(s.err, "nar-herder: copy-storage: note: there is no %s: only the sizes of nars are compared; give a --database, or none\n", defaultDatabase)
 			return nil, nil
 		}
-		known, err := openForReading(ctx, usualDatabase, "", nil)
+		known, err := openForReading(ctx, defaultDatabase, "", nil)
 		if err != nil {
 			return nil, fmt.Errorf("%w, or copy without verifying with --database=none", err)
 		}
@@ -146,8 +146,8 @@ func (c *copyStorageCommand) openDatabase(ctx context.Context, s *streams) (*ope
 	return openForReading(ctx, c.Database, "", nil)
 }
 
-// mayWrite refuses a target that another instance owns than the one whose index is
-// used: it alone writes there, and would have strangers' files in it.
+// mayWrite returns an error if an instance owns the target, unless the database belongs to it:
+// only the owner writes to a storage.
 func (c *copyStorageCommand) mayWrite(ctx context.Context, to bytestore.Store, known *opened) error {
 	found, err := owner.Read(ctx, to)
 	switch {
@@ -161,33 +161,33 @@ func (c *copyStorageCommand) mayWrite(ctx context.Context, to bytestore.Store, k
 	return nil
 }
 
-// refuseOverlap makes sure that neither of two storages lies in the other, as far
-// as their names tell: a copy would be copied again, without end.
+// refuseOverlap returns an error if one storage is inside the other, as far as their names
+// tell: files would be copied without end.
 func refuseOverlap(from, to string) error {
 	if isBucket(from) != isBucket(to) {
 		return nil
 	}
 	if isBucket(from) {
-		// Both could be opened. The names may have more in them than should be shown.
+		// The names may contain secrets, so errors don't show them.
 		a, err1 := url.Parse(from)
 		b, err2 := url.Parse(to)
 		if err1 != nil || err2 != nil || a.Host != b.Host || a.Query().Get("endpoint") != b.Query().Get("endpoint") {
-			return nil // and if they are one all the same, that is found out by writing
+			return nil // the copy itself notices if they are the same
 		}
 		ours, theirs := strings.Trim(a.Path, "/")+"/", strings.Trim(b.Path, "/")+"/"
 		if ours == "/" || theirs == "/" || strings.HasPrefix(ours, theirs) || strings.HasPrefix(theirs, ours) {
-			return usagef("--from and --to are the same in bucket %s, or one lies in the other: name two prefixes that are apart", a.Host)
+			return usagef("--from and --to are the same in bucket %s, or one lies in the other: give separate prefixes", a.Host)
 		}
 		return nil
 	}
 	overlap, err := disk.Overlap(from, to)
 	if err == nil && overlap {
-		err = usagef("--from=%s and --to=%s are the same, or one lies in the other: name two that are apart", from, to)
+		err = usagef("--from=%s and --to=%s are the same, or one lies in the other: give separate storages", from, to)
 	}
 	return err
 }
 
-// copied is a file that is not as it should be, for programs.
+// copied is a file with a problem, in JSON.
 type copied struct {
 	Name    string `json:"name"`
 	Outcome string `json:"outcome"`
@@ -195,7 +195,7 @@ type copied struct {
 	Error   string `json:"error"`
 }
 
-// copyTotals is the summary for programs.
+// copyTotals is the summary in JSON.
 type copyTotals struct {
 	Copied      int64 `json:"copied"`
 	CopiedBytes int64 `json:"copied_bytes"`
@@ -207,11 +207,11 @@ type copyTotals struct {
 	Wrong       int64 `json:"wrong"`
 	Differ      int64 `json:"differ"`
 	Failed      int64 `json:"failed"`
-	// Complete says that the target has all that the source has.
+	// Complete means that the target has everything that the source has.
 	Complete bool `json:"complete"`
 }
 
 func encodeLine(to *json.Encoder, value any) {
-	// Of a pipe that nobody reads any more: the copy is what counts.
+	// A closed pipe must not stop the copy.
 	_ = to.Encode(value)
 }

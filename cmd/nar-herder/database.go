@@ -24,7 +24,7 @@ import (
 
 // databaseOption is what all commands that use the index have.
 type databaseOption struct {
-	Database string `default:"/var/lib/nar-herder/nar_herder.db" placeholder:"FILE" help:"The SQLite index (default: ${default})."`
+	Database string `default:"/var/lib/nar-herder/nar_herder.db" placeholder:"FILE" help:"SQLite index (default: ${default})."`
 }
 
 // opened is an index with its storage, to be closed together.

@@ -6,42 +6,44 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"path/filepath"
+	"strings"
 	"time"
 
-	"nar-herder/httpapi"
 	"nar-herder/mirror"
 	"nar-herder/mirror/dump"
 	"nar-herder/mirror/health"
 )
 
-// dumpOption is what the server and the command that makes dumps have.
+// dumpOption is the option of run-server and dump.
 type dumpOption struct {
-	DatabaseDump string `placeholder:"FILE" help:"The copy of the index that others download; files beside it have its name as their beginning (default: NAME_dump.db beside a --database NAME.db)."`
+	DatabaseDump string `placeholder:"FILE" help:"Dump of the index for other instances to download. Names of further files begin with this one (default: NAME_dump.db beside --database=NAME.db)."`
 }
 
-// path is where the copy is, which follows the database unless an option names it.
+// path returns the path of the dump, by default beside the database.
 func (o dumpOption) path(database string) string {
-	return cmp.Or(o.DatabaseDump, following(database, dumpSuffix))
+	return cmp.Or(o.DatabaseDump, besideDatabase(database, dumpSuffix))
 }
 
-// dumps makes what makes the dumps, and has the server answer with them. follower is
-// nil where no instance is mirrored.
-func (c *serverCommand) dumps(store *opened, follower *mirror.Mirror, options *httpapi.Options, log *slog.Logger) (*dump.Maker, error) {
+// besideDatabase returns a default path beside the database, as in the original.
+func besideDatabase(database, suffix string) string {
+	return strings.TrimSuffix(database, filepath.Ext(database)) + suffix
+}
+
+// newDumps returns what makes the dumps. follower is nil unless an instance is mirrored.
+func (c *serverCommand) newDumps(store *opened, follower *mirror.Mirror, log *slog.Logger) (*dump.Maker, error) {
+	path := c.path(c.Database)
 	maker, err := dump.New(store.index, dump.Options{
-		Path: c.DatabaseDump, Interval: time.Duration(c.DatabaseDumpInterval), Log: log,
+		Path: path, Interval: time.Duration(c.DatabaseDumpInterval), Log: log,
 		Ready: func() bool { return follower == nil || follower.Status().State != health.Syncing },
 	})
 	if err != nil {
 		return nil, err
 	}
-	if err := store.lockDump(c.DatabaseDump); err != nil {
-		return nil, err
-	}
-	options.Dumps, options.DumpsExpected = maker.Published(), c.DatabaseDumpInterval > 0
-	return maker, nil
+	return maker, store.lockDump(path)
 }
 
-// dumpSuffix is at the end of the default name of dumps.
+// dumpSuffix ends the default name of dumps.
 const dumpSuffix = "_dump.db"
 
 type dumpCommand struct {
@@ -49,9 +51,9 @@ type dumpCommand struct {
 	dumpOption     `embed:""`
 }
 
-// Help is what else there is to say.
+// Help is shown below the options.
 func (dumpCommand) Help() string {
-	return "It may run beside the server, which serves what was made from then on. The copy is of one moment, and holds up nobody who writes meanwhile. When it fails, what was there stays."
+	return "This command may run beside the server, which then serves the new dump. A dump is a consistent snapshot, and does not block writers. If it fails, the previous dump stays."
 }
 
 func (c *dumpCommand) Run(ctx context.Context, s *streams) (err error) {
@@ -70,7 +72,7 @@ func (c *dumpCommand) Run(ctx context.Context, s *streams) (err error) {
 	}
 	made, err := maker.Make(ctx)
 	if ctx.Err() != nil {
-		return errors.Join(errors.New("interrupted: the dump that was there stays"), maker.Tidy())
+		return errors.Join(errors.New("interrupted: the previous dump stays"), maker.Tidy())
 	}
 	if err != nil {
 		return err

@@ -15,18 +15,18 @@ type exportCommand struct {
 	databaseOption `embed:""`
 
 	Storage      string      `required:"" placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars."`
-	Tag          []tagValue  `argumentsonly:"" sep:"none" placeholder:"KEY=VALUE" help:"Only items that have the tag. May be repeated: then items that have all of them."`
-	ClosureOf    []itemValue `argumentsonly:"" sep:"none" placeholder:"ITEM" help:"Only this item and all that it refers to. May be repeated."`
-	Delete       bool        `argumentsonly:"" help:"Remove what is no longer exported from the directory."`
-	AcceptLoss   bool        `argumentsonly:"" help:"Let --delete empty the directory, or remove more than a tenth of it."`
-	Adopt        bool        `argumentsonly:"" help:"Use a directory that has files and was not made by an export: narinfos and nars in it may be replaced and removed."`
-	DryRun       bool        `help:"Change nothing, and tell what would be."`
-	Copy         bool        `help:"Copy nars, also where hard links of those in the storage would do."`
-	AllowMissing bool        `help:"That nars are not stored is no failure, and not worth a line each."`
-	Directory    string      `arg:"" name:"directory" help:"Where to. It is created if it is missing."`
+	Tag          []tagValue  `argumentsonly:"" sep:"none" placeholder:"KEY=VALUE" help:"Only items with this tag. May be repeated: then items with all of them."`
+	ClosureOf    []itemValue `argumentsonly:"" sep:"none" placeholder:"ITEM" help:"Only this item and everything it refers to. May be repeated."`
+	Delete       bool        `argumentsonly:"" help:"Remove files from the directory that are no longer exported."`
+	AcceptLoss   bool        `argumentsonly:"" help:"Let --delete remove more than a tenth of the directory."`
+	Adopt        bool        `argumentsonly:"" help:"Use a directory with files that no export wrote. Narinfos and nars in it may be replaced and removed."`
+	DryRun       bool        `help:"Change nothing; show what would change."`
+	Copy         bool        `help:"Copy nars instead of making hard links."`
+	AllowMissing bool        `help:"Skip items without stored nars, without an error."`
+	Directory    string      `arg:"" name:"directory" help:"Directory to write to. It is created if it does not exist."`
 }
 
-// itemValue is a store item as people have it at hand.
+// itemValue is a store item in any form that parseItem accepts.
 type itemValue narinfo.PathHash
 
 func (v *itemValue) UnmarshalText(text []byte) error {
@@ -35,15 +35,15 @@ func (v *itemValue) UnmarshalText(text []byte) error {
 	return err
 }
 
-// listedFailures is how many items that were not exported are named.
+// listedFailures is the number of failed items that are listed.
 const listedFailures = 20
 
 func (c *exportCommand) Run(ctx context.Context, s *streams) (err error) {
 	if len(c.Tag) > 0 && len(c.ClosureOf) > 0 {
-		return usagef("--tag and --closure-of don't go together, as part of a closure is none: use one of them")
+		return usagef("--tag and --closure-of exclude each other, since a part of a closure is not a closure: use one of them")
 	}
 	if c.AcceptLoss && !c.Delete {
-		return usagef("--accept-loss: nothing is removed without --delete")
+		return usagef("--accept-loss is for --delete: add that")
 	}
 	log := slog.New(newLogHandler(s.err, slog.LevelWarn))
 	store, err := openForReading(ctx, c.Database, c.Storage, log)
@@ -110,7 +110,7 @@ func (c *exportCommand) Run(ctx context.Context, s *streams) (err error) {
 	return nil
 }
 
-// report says what it came to.
+// report prints the summary.
 func (c *exportCommand) report(out io.Writer, s *export.Summary) {
 	would := ""
 	if c.DryRun {
@@ -128,8 +128,8 @@ func (c *exportCommand) report(out io.Writer, s *export.Summary) {
 	switch {
 	case s.StaleNarinfos+s.StaleNars == 0:
 	case c.Delete:
-		printf(out, "%s%d narinfos and %d files of nars, %s, removed, which are no longer exported\n", would, s.StaleNarinfos, s.StaleNars, byteCount(s.StaleBytes))
+		printf(out, "%s%d narinfos and %d nars, %s, removed because no longer exported\n", would, s.StaleNarinfos, s.StaleNars, byteCount(s.StaleBytes))
 	default:
-		printf(out, "%d narinfos and %d files of nars, %s, are no longer exported, and were left: --delete removes them\n", s.StaleNarinfos, s.StaleNars, byteCount(s.StaleBytes))
+		printf(out, "%d narinfos and %d nars, %s, are no longer exported and were left: --delete removes them\n", s.StaleNarinfos, s.StaleNars, byteCount(s.StaleBytes))
 	}
 }

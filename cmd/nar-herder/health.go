@@ -11,66 +11,45 @@ import (
 
 	"nar-herder/httpapi"
 	"nar-herder/internal/disk"
-	"nar-herder/mirror"
-	"nar-herder/mirror/dump"
-	"nar-herder/mirror/nars"
-	"nar-herder/peer"
-	"nar-herder/removal"
-	"nar-herder/storage/dbspace"
 	"nar-herder/storage/index"
 )
 
 const (
-	// bucketInterval is how often nars are looked at in a bucket, where requests cost
-	// money.
+	// bucketInterval is the interval of checks in a bucket, where requests cost money.
 	bucketInterval = 30 * time.Second
-	// missingShown is for how long the health warns of missing nars after it met some.
+	// missingShown is how long the health warns about missing nars after a sample had some.
 	missingShown = 2 * time.Minute
-	// damageShown is for how long it warns of damage in the index after it was met.
+	// damageShown is how long it warns about damage in the index after it was found.
 	damageShown = time.Hour
 )
 
-// healthParts are what the health of a server is about. The last three may be nil.
-type healthParts struct {
-	store     *opened
-	directory string // of the nars; "" for none
-	database  *dbspace.Watch
-	dumps     *dump.Maker
-	unstored  *unstoredCount
-	peers     peer.Peers
-	withdrawn *removal.Withdrawn
-	ownership *ownership
-	remover   *removal.Remover
-	follower  *mirror.Mirror
-	fetcher   *nars.Fetcher
-}
-
-// list returns the parts that this server has. docs/monitoring.md describes them.
-func (h healthParts) list() (parts []httpapi.Part) {
-	stores, owns := h.store.HasBytes(), h.ownership.claim != nil
+// health returns the parts of /health that this server has. directory is the local storage,
+// or "".
+func (s *subsystems) health(directory string) (parts []httpapi.Part) {
+	stores, owns := s.store.HasBytes(), s.ownership.claim != nil
 	var interval time.Duration
-	if h.store.IsRemote() {
+	if s.store.IsRemote() {
 		interval = bucketInterval
 	}
-	sample := &narSample{store: h.store}
+	sample := &narSample{store: s.store}
 	for _, part := range []struct {
 		name   string
 		exists bool
 		needed bool
 		look   func(context.Context) error
 	}{
-		{"database", true, true, h.store.TryIndex},
-		{"database_damage", true, false, warns(func() []string { return damageWarnings(h.store.index) })},
-		{"database_space", true, false, warns(h.database.Warnings)},
+		{"database", true, true, s.store.TryIndex},
+		{"database_damage", true, false, warns(func() []string { return damageWarnings(s.store.index) })},
+		{"database_space", true, false, warns(s.room.Warnings)},
 		{"storage", stores, true, sample.try},
-		{"storage_owner", owns, false, warns(h.ownership.Warnings)},
-		{"storage_writes", owns, false, h.tryWriting},
-		{"storage_space", h.remover != nil, false, warns(h.remover.Warnings)},
-		{"withdrawn_items", true, false, warns(h.withdrawn.Warnings)},
-		{"items_without_nars", true, false, warns(h.unstored.warnings(h.peers))},
-		{"dumps", true, false, warns(h.dumps.Warnings)},
-		{"mirror", h.follower != nil, false, warns(h.follower.Warnings)},
-		{"mirror_nars", h.fetcher != nil, false, warns(h.fetcher.Warnings)},
+		{"storage_owner", owns, false, warns(s.ownership.Warnings)},
+		{"storage_writes", owns, false, func(ctx context.Context) error { return s.tryWriting(ctx, directory) }},
+		{"storage_space", s.remover != nil, false, warns(s.remover.Warnings)},
+		{"withdrawn_items", true, false, warns(s.withdrawn.Warnings)},
+		{"items_without_nars", true, false, warns(s.unstored.warnings(s.peers))},
+		{"dumps", true, false, warns(s.dumps.Warnings)},
+		{"mirror", s.follower != nil, false, warns(s.follower.Warnings)},
+		{"mirror_nars", s.fetcher != nil, false, warns(s.fetcher.Warnings)},
 	} {
 		if part.exists {
 			parts = append(parts, httpapi.Part{Name: part.name, Needed: part.needed, Look: part.look})
@@ -82,15 +61,15 @@ func (h healthParts) list() (parts []httpapi.Part) {
 	return parts
 }
 
-// narSample tries to read some nars.
+// narSample checks a sample of the stored nars.
 type narSample struct {
 	store   *opened
 	warning string
-	at      time.Time // when the warning was found
+	at      time.Time // of the warning
 }
 
-// try returns an error if no nars can be read. A warning stays for a while: the next
-// sample need not have any of the nars that are missing.
+// try returns an error if no nars can be read. A warning stays for a while, since the next
+// sample may not include any missing nar.
 func (n *narSample) try(ctx context.Context) error {
 	warning, err := n.store.TryReading(ctx)
 	if err != nil {
@@ -104,21 +83,21 @@ func (n *narSample) try(ctx context.Context) error {
 	return httpapi.Warnings{n.warning}
 }
 
-// tryWriting returns an error if nars can't be added to the storage or removed, with the
-// command that helps. Serving needs no permission to write.
-func (h healthParts) tryWriting(ctx context.Context) error {
-	if len(h.ownership.Warnings()) > 0 {
+// tryWriting returns an error, with a command that helps, if nars can't be added to the
+// storage or removed. Serving does not need that permission.
+func (s *subsystems) tryWriting(ctx context.Context, directory string) error {
+	if len(s.ownership.Warnings()) > 0 {
 		return httpapi.Warnings{"this server does not write to the storage: see storage_owner"}
 	}
-	err := h.store.TryWriting(ctx)
-	if h.directory == "" || err != nil && !errors.Is(err, fs.ErrPermission) {
+	err := s.store.TryWriting(ctx)
+	if directory == "" || err != nil && !errors.Is(err, fs.ErrPermission) {
 		return err
 	}
-	nars := filepath.Join(h.directory, "nar")
-	return cmp.Or(disk.Unwritable(h.directory, nars, filepath.Join(nars, "lzip"), filepath.Join(nars, "zstd"), filepath.Join(nars, "gzip")), err)
+	nars := filepath.Join(directory, "nar")
+	return cmp.Or(disk.Unwritable(directory, nars, filepath.Join(nars, "lzip"), filepath.Join(nars, "zstd"), filepath.Join(nars, "gzip")), err)
 }
 
-// warns makes the function of a part of one that returns warnings.
+// warns turns a function that returns warnings into that of a part.
 func warns(warnings func() []string) func(context.Context) error {
 	return func(context.Context) error {
 		if texts := warnings(); len(texts) > 0 {
@@ -128,7 +107,7 @@ func warns(warnings func() []string) func(context.Context) error {
 	}
 }
 
-// damageWarnings are about damage in the index.
+// damageWarnings returns warnings about recent damage in the index.
 func damageWarnings(x *index.Index) []string {
 	count, last := x.Damages()
 	if count == 0 || time.Since(last) > damageShown {

@@ -185,8 +185,8 @@ func TestHealthDenied(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer bytes.Close()
-	health := healthParts{store: &opened{Storage: storage.New(nil, denied{bytes}, storage.Options{})}, directory: t.TempDir(), ownership: new(ownership)}
-	if err := health.tryWriting(t.Context()); !errors.Is(err, fs.ErrPermission) {
+	parts := &subsystems{store: &opened{Storage: storage.New(nil, denied{bytes}, storage.Options{})}, ownership: new(ownership)}
+	if err := parts.tryWriting(t.Context(), t.TempDir()); !errors.Is(err, fs.ErrPermission) {
 		t.Errorf("%v, want %v", err, fs.ErrPermission)
 	}
 }

@@ -14,25 +14,24 @@ type importCommand struct {
 	databaseOption `embed:""`
 
 	Storage               string     `placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars."`
-	NarinfosOnly          bool       `argumentsonly:"" help:"Import narinfos without their nars, for an index whose nars are served from elsewhere, in the place of --storage."`
-	Tag                   []tagValue `sep:"none" placeholder:"KEY=VALUE" help:"Tag for the items. May be repeated."`
-	EnsureReferencesExist bool       `help:"Refuse items that refer to others without a narinfo."`
-	Keep                  bool       `help:"Copy nars into the storage, where they are moved otherwise."`
-	Replace               bool       `argumentsonly:"" help:"Take another nar of an item that is being served already."`
+	NarinfosOnly          bool       `argumentsonly:"" help:"Import narinfos without nars, if another server has the nars. Excludes --storage."`
+	Tag                   []tagValue `sep:"none" placeholder:"KEY=VALUE" help:"Tag to add to the items. May be repeated."`
+	EnsureReferencesExist bool       `help:"Refuse items that refer to items without a narinfo."`
+	Keep                  bool       `help:"Copy nars into the storage instead of moving them."`
+	Replace               bool       `argumentsonly:"" help:"Replace the nar of an item that is already served."`
 
-	Names []string `arg:"" name:"file-or-directory" help:"Narinfo files, or directories to search for them."`
+	Names []string `arg:"" name:"file-or-directory" help:"Narinfo files, or directories to search for narinfo files."`
 }
 
-// importCache is the writer's page cache for imports: they touch all of the
-// index of hashes.
+// importCache is the page cache of the writer, since imports touch the whole index of hashes.
 const importCache = 128 << 20
 
 func (c *importCommand) Run(ctx context.Context, s *streams) (err error) {
 	if c.Storage == "" && !c.NarinfosOnly {
-		return usagef("import: no --storage is given, so no nar could be served: name the storage, or use --narinfos-only if the nars are served from elsewhere")
+		return usagef("import: no --storage is given, so no nar could be served: add --storage, or --narinfos-only if another server has the nars")
 	}
 	if c.Storage != "" && c.NarinfosOnly {
-		return usagef("--narinfos-only: with --storage=%s, nars are imported as well: use one of the two, or --storage= if the storage is named in the environment or a file", c.Storage)
+		return usagef("--narinfos-only and --storage=%s exclude each other: use one of them, or --storage= if the environment or a file sets the storage", c.Storage)
 	}
 	log := slog.New(newLogHandler(s.err, slog.LevelWarn))
 	store, err := open(ctx, c.Database, c.Storage, opening{Options: index.Options{WriterCache: importCache, Bulk: true}, policy: owner.Always}, log)
@@ -69,7 +68,7 @@ func (c *importCommand) Run(ctx context.Context, s *streams) (err error) {
 		}
 	})
 	progress.end()
-	printf(s.out, "%s; %s of nars came into the storage\n", &summary, byteCount(summary.Bytes))
+	printf(s.out, "%s; %s of nars added to the storage\n", &summary, byteCount(summary.Bytes))
 	if err != nil {
 		return fmt.Errorf("import: %w", err)
 	}

@@ -1,21 +1,17 @@
 package main
 
 import (
+	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"log/slog"
-	"os"
+	"io"
 	"strings"
 
-	"nar-herder/internal/redact"
 	"nar-herder/narinfo"
-	"nar-herder/storage"
-	"nar-herder/storage/index"
 )
 
-// parseItem takes what people have at hand for a store item.
+// parseItem parses a store path, its base name or its hash, also with .narinfo at the end.
 func parseItem(name string) (narinfo.PathHash, error) {
 	base := strings.TrimPrefix(strings.TrimSuffix(name, ".narinfo"), narinfo.StoreDir+"/")
 	if hash, err := narinfo.ParsePathHash(base); err == nil {
@@ -23,76 +19,110 @@ func parseItem(name string) (narinfo.PathHash, error) {
 	}
 	path, err := narinfo.ParseBaseName(base)
 	if err != nil {
-		return narinfo.PathHash{}, fmt.Errorf("%q is not a store item: name /gnu/store/HASH-NAME, HASH-NAME or HASH", name)
+		return narinfo.PathHash{}, fmt.Errorf("%q is not a store item: want /gnu/store/HASH-NAME, HASH-NAME or HASH", name)
 	}
 	return path.Hash, nil
 }
 
-func describe(ctx context.Context, store *opened, item *storage.Item) (*listed, error) {
-	n := item.Narinfo
-	object := &listed{
-		StorePath: n.StorePath.String(), NarHash: n.NarHash.String(), NarSize: n.NarSize, AddedAt: item.AddedAt,
-		References: []string{}, Tags: []string{},
-	}
-	for _, reference := range n.References {
-		object.References = append(object.References, reference.String())
-	}
-	for i, file := range n.Files {
-		object.Files = append(object.Files, listedFile{file.URL, file.Compression, item.StoredSize(i), item.HasStored(i)})
-	}
-	tags, err := store.index.Tags(ctx, item.Hash)
-	for _, tag := range tags {
-		object.Tags = append(object.Tags, tag.String())
-	}
-	return object, err
-}
-
-// openExisting is open for what makes no sense with a new index.
-func openExisting(ctx context.Context, database, store string, log *slog.Logger) (*opened, error) {
-	return open(ctx, database, store, opening{Options: index.Options{Access: index.Write}}, log)
-}
-
-// openForReading is openExisting for commands that change nothing in the index. They
-// need no permission to write, and don't disturb a server, whatever its version.
-func openForReading(ctx context.Context, database, store string, log *slog.Logger) (*opened, error) {
-	return open(ctx, database, store, opening{Options: index.Options{Access: index.Read}}, log)
-}
-
-type statsCommand struct {
-	databaseOption `embed:""`
-
-	JSON bool `name:"json" help:"As a JSON object."`
-}
-
-func (c *statsCommand) Run(ctx context.Context, s *streams) (err error) {
-	store, err := openForReading(ctx, c.Database, "", nil)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, store.close()) }()
-	totals, err := store.Totals(ctx)
-	if err != nil {
-		return err
-	}
-	withdrawn, err1 := store.index.WithdrawnCount(ctx)
-	withdrawnUsage, err2 := store.index.WithdrawnStored(ctx)
-	pins, err3 := store.index.Pins(ctx)
-	if err := errors.Join(err1, err2, err3); err != nil {
-		return err
-	}
-	var size int64
-	for _, suffix := range []string{"", "-wal"} {
-		if info, err := os.Stat(c.Database + suffix); err == nil {
-			size += info.Size()
+// readItems returns the items that the command line names, where - stands for a list on
+// standard input. Invalid lines of the list are reported to failed.
+func readItems(ctx context.Context, s *streams, names []string, failed func(what string, err error)) (*itemList, error) {
+	list := newItemList()
+	for _, name := range names {
+		if name == "-" {
+			if err := list.read(ctx, s.in, failed); err != nil {
+				return nil, fmt.Errorf("read the list of items: %w", err)
+			}
+			continue
+		}
+		if err := list.add(name); err != nil {
+			return nil, usageError{err}
 		}
 	}
-	if c.JSON {
-		return json.NewEncoder(redact.JSON{W: s.out}).Encode(map[string]int64{
-			"items": totals.Items, "stored_nars": totals.StoredNars, "stored_bytes": totals.StoredSize, "database_bytes": size,
-			"withdrawn_items": withdrawn, "withdrawn_bytes": withdrawnUsage.Size, "pins": int64(len(pins)),
-		})
+	return list, nil
+}
+
+// itemList is a list of distinct items.
+type itemList struct {
+	hashes []narinfo.PathHash
+	known  map[narinfo.PathHash]struct{}
+}
+
+func newItemList() *itemList { return &itemList{known: make(map[narinfo.PathHash]struct{})} }
+
+func (l *itemList) add(name string) error {
+	hash, err := parseItem(name)
+	if err == nil {
+		l.addHash(hash)
 	}
-	printf(s.out, "store items      %d\n  withdrawn      %d, %s\n  pinned         %d\nnars in storage  %d, %s\ndatabase         %s\n",
-		totals.Items, withdrawn, byteCount(withdrawnUsage.Size), len(pins), totals.StoredNars, byteCount(totals.StoredSize), byteCount(size))
+	return err
+}
+
+func (l *itemList) addHash(hash narinfo.PathHash) {
+	if _, known := l.known[hash]; !known {
+		l.known[hash] = struct{}{}
+		l.hashes = append(l.hashes, hash)
+	}
+}
+
+// longestLine bounds a line of a list, in bytes. Store paths are shorter than 300.
+const longestLine = 4096
+
+// read adds the items of a list, one per line. It skips empty lines and comments, and reports
+// invalid lines to failed. It returns when the context ends, even while it waits for a terminal.
+func (l *itemList) read(ctx context.Context, from io.Reader, failed func(what string, err error)) error {
+	done := make(chan error, 1)
+	type fault struct {
+		number int
+		err    error
+	}
+	// The goroutine may outlive this call, so its results are used only when it is done.
+	read := newItemList()
+	var faults []fault
+	go func() {
+		reader := bufio.NewReaderSize(from, longestLine)
+		for number := 1; ; number++ {
+			text, cut, err := reader.ReadLine()
+			line := strings.TrimSpace(string(text))
+			for rest := cut; rest && err == nil; {
+				_, rest, err = reader.ReadLine()
+			}
+			if err != nil && !errors.Is(err, io.EOF) {
+				done <- err
+				return
+			}
+			switch {
+			case cut:
+				faults = append(faults, fault{number, fmt.Errorf("longer than %d bytes", longestLine)})
+			case line == "" || line[0] == '#':
+			default:
+				if err := read.add(line); err != nil {
+					faults = append(faults, fault{number, err})
+				}
+			}
+			if err != nil {
+				done <- nil
+				return
+			}
+		}
+	}()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case err := <-done:
+		if err != nil {
+			return err
+		}
+	}
+	for _, fault := range faults {
+		failed(fmt.Sprintf("line %d of the list", fault.number), fault.err)
+	}
+	if len(l.hashes) == 0 { // don't copy a long list
+		*l = *read
+		return nil
+	}
+	for _, hash := range read.hashes {
+		l.addHash(hash)
+	}
 	return nil
 }

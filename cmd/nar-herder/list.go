@@ -18,21 +18,21 @@ import (
 type listCommand struct {
 	databaseOption `embed:""`
 
-	Tag        []tagValue `sep:"none" placeholder:"KEY=VALUE" help:"Only items that have the tag. May be repeated."`
-	Withdrawn  bool       `help:"Only items that are about to be removed, and since when."`
-	Since      sinceValue `placeholder:"DAY|DURATION" help:"Only items that were added on this day, YYYY-MM-DD, or later, or within this time, such as 7d."`
+	Tag        []tagValue `sep:"none" placeholder:"KEY=VALUE" help:"Only items with this tag. May be repeated."`
+	Withdrawn  bool       `help:"Only withdrawn items, with the time of withdrawal."`
+	Since      sinceValue `placeholder:"DAY|DURATION" help:"Only items added since this day, YYYY-MM-DD, or within this duration, such as 7d."`
 	Unstored   bool       `help:"Only items without a nar in the storage."`
-	Pinned     bool       `help:"Only items that are pinned themselves."`
-	LargerThan sizeValue  `default:"none" placeholder:"BYTES" help:"Only items whose nars in the storage have more bytes than this."`
-	JSON       bool       `name:"json" help:"All that is known of each item, as a JSON object on a line."`
+	Pinned     bool       `help:"Only items with a pin of their own."`
+	LargerThan sizeValue  `default:"none" placeholder:"BYTES" help:"Only items with more bytes of nars in the storage than this."`
+	JSON       bool       `name:"json" help:"Print everything known about each item, as a line of JSON."`
 }
 
 // Help is shown below the options.
 func (listCommand) Help() string {
-	return `Items are sorted by name, then by hash. Each option leaves out more of them.`
+	return `Items are sorted by name, then by hash. An item must match all options.`
 }
 
-// sinceValue is a time in the past: a day, or how long ago.
+// sinceValue is a day, or a duration before now.
 type sinceValue time.Time
 
 func (v *sinceValue) UnmarshalText(text []byte) error {
@@ -48,7 +48,7 @@ func (v *sinceValue) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// listed is an item for programs.
+// listed is an item in JSON.
 type listed struct {
 	StorePath  string       `json:"store_path"`
 	NarHash    string       `json:"nar_hash"`
@@ -57,11 +57,11 @@ type listed struct {
 	References []string     `json:"references"`
 	Files      []listedFile `json:"files"`
 	Tags       []string     `json:"tags"` // KEY=VALUE each
-	// WithdrawnAt is since when the item is hidden from clients, and DeleteAfter from
-	// when on it may be deleted.
+	// WithdrawnAt is when the item was hidden from clients, and DeleteAfter when it may be
+	// deleted.
 	WithdrawnAt *time.Time `json:"withdrawn_at,omitempty"`
 	DeleteAfter *time.Time `json:"delete_after,omitempty"`
-	Pinned      bool       `json:"pinned,omitempty"` // itself
+	Pinned      bool       `json:"pinned,omitempty"` // by a pin of its own
 }
 
 type listedFile struct {
@@ -118,7 +118,7 @@ func (c *listCommand) Run(ctx context.Context, s *streams) (err error) {
 	return out.Flush()
 }
 
-// wants says whether the item is listed.
+// wants reports whether the item is listed.
 func (c *listCommand) wants(item *storage.Item, pinned map[narinfo.PathHash]bool) bool {
 	return item.WithdrawnAt.IsZero() != c.Withdrawn &&
 		!item.AddedAt.Before(time.Time(c.Since)) &&
@@ -127,11 +127,10 @@ func (c *listCommand) wants(item *storage.Item, pinned map[narinfo.PathHash]bool
 		(c.LargerThan == noLimit || item.StoredBytes() > int64(c.LargerThan))
 }
 
-// listBatch is how many items are read together.
+// listBatch is the number of items to read at a time.
 const listBatch = 500
 
-// describeAll writes an object for each item. Those that were removed meanwhile are
-// skipped.
+// describeAll writes a JSON object for each item, and skips items that were removed meanwhile.
 func (c *listCommand) describeAll(ctx context.Context, store *opened, out *bufio.Writer, sorted iter.Seq2[index.Listed, error], pinned map[narinfo.PathHash]bool) error {
 	encoder := json.NewEncoder(redact.JSON{W: out})
 	batch := make([]narinfo.PathHash, 0, listBatch)
@@ -174,4 +173,23 @@ func (c *listCommand) describeAll(ctx context.Context, store *opened, out *bufio
 		}
 	}
 	return write()
+}
+
+func describe(ctx context.Context, store *opened, item *storage.Item) (*listed, error) {
+	n := item.Narinfo
+	object := &listed{
+		StorePath: n.StorePath.String(), NarHash: n.NarHash.String(), NarSize: n.NarSize, AddedAt: item.AddedAt,
+		References: []string{}, Tags: []string{},
+	}
+	for _, reference := range n.References {
+		object.References = append(object.References, reference.String())
+	}
+	for i, file := range n.Files {
+		object.Files = append(object.Files, listedFile{file.URL, file.Compression, item.StoredSize(i), item.HasStored(i)})
+	}
+	tags, err := store.index.Tags(ctx, item.Hash)
+	for _, tag := range tags {
+		object.Tags = append(object.Tags, tag.String())
+	}
+	return object, err
 }

@@ -14,8 +14,7 @@ import (
 	"github.com/coreos/go-systemd/v22/activation"
 )
 
-// listen opens the sockets: those of systemd where it gives any, or one for
-// each address of the host.
+// listen returns the sockets that systemd passes, or opens one for each address of the host.
 func listen(ctx context.Context, host string, port portValue) (listeners []net.Listener, err error) {
 	defer func() {
 		if err != nil {
@@ -28,7 +27,7 @@ func listen(ctx context.Context, host string, port portValue) (listeners []net.L
 	}
 	for _, listener := range given {
 		if listener == nil {
-			return given, errors.New("systemd passed a socket that is none for streams: use ListenStream")
+			return given, errors.New("systemd passed a socket that is not a stream socket: use ListenStream")
 		}
 	}
 	if len(given) > 0 {
@@ -37,9 +36,8 @@ func listen(ctx context.Context, host string, port portValue) (listeners []net.L
 	return listenOn(ctx, "", host, port, 0o666)
 }
 
-// listenOn opens a socket for each address of the host, or the one at unix:PATH with
-// these permissions. Errors name the options --host and --port with the prefix before
-// their names.
+// listenOn opens a socket for each address of the host, or the one at unix:PATH with the given
+// permissions. Errors name the options --host and --port, with the prefix.
 func listenOn(ctx context.Context, prefix, host string, port portValue, permissions fs.FileMode) (listeners []net.Listener, err error) {
 	defer func() {
 		if err != nil {
@@ -47,7 +45,7 @@ func listenOn(ctx context.Context, prefix, host string, port portValue, permissi
 		}
 	}()
 	if host == "" {
-		return nil, usagef("--%shost is empty, as from a variable that is not set: name an address, such as 127.0.0.1, or 0.0.0.0 or :: for all", prefix)
+		return nil, usagef("--%shost is empty (an unset variable?): give an address, such as 127.0.0.1, or 0.0.0.0 or :: for all", prefix)
 	}
 	if path, ok := strings.CutPrefix(host, "unix:"); ok {
 		listener, err := listenUnix(ctx, prefix, path, permissions)
@@ -60,14 +58,14 @@ func listenOn(ctx context.Context, prefix, host string, port portValue, permissi
 	addresses := []string{host}
 	if net.ParseIP(host) == nil {
 		if addresses, err = net.DefaultResolver.LookupHost(ctx, host); err != nil {
-			return nil, fmt.Errorf("--%shost=%s: %w: name an address, a host name that has one, or unix:PATH", prefix, host, err)
+			return nil, fmt.Errorf("--%shost=%s: %w: give an address, a host name that resolves, or unix:PATH", prefix, host, err)
 		}
 	}
 	return listenAll(ctx, prefix, host, addresses, port)
 }
 
-// listenAll listens on the addresses of a host. It skips an address that this machine
-// does not have, such as ::1 without IPv6, if there are others.
+// listenAll listens on the addresses of a host. If there are others, it skips addresses that
+// this machine does not have, such as ::1 without IPv6.
 func listenAll(ctx context.Context, prefix, host string, addresses []string, port portValue) (listeners []net.Listener, err error) {
 	var config net.ListenConfig
 	for _, address := range addresses {
@@ -79,7 +77,7 @@ func listenAll(ctx context.Context, prefix, host string, addresses []string, por
 			}
 			return listeners, err
 		}
-		if port == 0 { // the same for all
+		if port == 0 { // use the same one for the other addresses
 			port = portValue(listener.Addr().(*net.TCPAddr).Port)
 		}
 		listeners = append(listeners, listener)
@@ -90,8 +88,8 @@ func listenAll(ctx context.Context, prefix, host string, addresses []string, por
 	return listeners, err
 }
 
-// listenUnix listens on a socket in the file system. One that a process left
-// when it died is replaced; one that somebody listens on is not.
+// listenUnix listens on a socket in the file system. It replaces a stale socket, but not one
+// that a process listens on.
 func listenUnix(ctx context.Context, prefix, path string, permissions fs.FileMode) (net.Listener, error) {
 	if info, err := os.Lstat(path); err == nil && info.Mode().Type() == fs.ModeSocket {
 		var dialer net.Dialer
@@ -99,9 +97,9 @@ func listenUnix(ctx context.Context, prefix, path string, permissions fs.FileMod
 		if err == nil {
 			conn.Close()
 		}
-		// Another error may be that of a busy one.
+		// Any other error may come from a busy listener.
 		if !errors.Is(err, syscall.ECONNREFUSED) {
-			return nil, fmt.Errorf("--%shost=unix:%s: another process listens there, it seems: stop it, or name another path", prefix, path)
+			return nil, fmt.Errorf("--%shost=unix:%s: another process listens there: stop it, or give another path", prefix, path)
 		}
 		if err := os.Remove(path); err != nil {
 			return nil, fmt.Errorf("--%shost=unix:%s: remove the socket of an earlier run: %w", prefix, path, err)
@@ -112,8 +110,8 @@ func listenUnix(ctx context.Context, prefix, path string, permissions fs.FileMod
 	if err != nil {
 		return nil, fmt.Errorf("--%shost=unix:%s: %w", prefix, path, err)
 	}
-	// The permissions of the directory decide which users can connect to the public
-	// socket. The web server in front is usually another user.
+	// All users may connect to the public socket, as the web server in front usually has
+	// another user. The permissions of its directory can restrict that.
 	if err := os.Chmod(path, permissions); err != nil {
 		listener.Close()
 		return nil, fmt.Errorf("--%shost=unix:%s: %w", prefix, path, err)
@@ -124,7 +122,7 @@ func listenUnix(ctx context.Context, prefix, path string, permissions fs.FileMod
 func closeAll(listeners []net.Listener) {
 	for _, listener := range listeners {
 		if listener != nil {
-			_ = listener.Close() // again, where the server has done so
+			_ = listener.Close() // the server may have closed it already
 		}
 	}
 }

@@ -12,32 +12,31 @@ import (
 	"nar-herder/internal/redact"
 )
 
-// logger writes lines, and gathers those of single requests, of which there
-// can be a hundred thousand a second, into larger writes. Anything of level INFO
-// or above is written at once.
+// logger buffers the lines of single requests, since there may be a hundred thousand a second.
+// It writes lines of level INFO and above at once.
 type logger struct {
 	slog.Handler
 	out *lineBuffer
 }
 
-// newLogger starts a log. end writes what is gathered.
+// newLogger returns a log. end flushes it, and later lines are not buffered.
 func newLogger(w io.Writer, level slog.Level) (log *slog.Logger, end func()) {
 	out := &lineBuffer{w: bufio.NewWriterSize(w, 64<<10), done: make(chan struct{})}
 	if level < slog.LevelInfo {
-		go out.flushNowAndThen()
+		go out.flushPeriodically()
 	}
 	handler := newLogHandler(out, level)
 	return slog.New(logger{handler, out}), sync.OnceFunc(func() {
 		out.flush()
 		out.mu.Lock()
 		defer out.mu.Unlock()
-		out.w = bufio.NewWriterSize(w, 1) // what comes later goes through
+		out.w = bufio.NewWriterSize(w, 1)
 		close(out.done)
 	})
 }
 
-// newLogHandler writes lines and redacts the secrets of URLs in all values: some come
-// from libraries and other machines.
+// newLogHandler returns a handler that redacts the secrets of URLs in all values, since some
+// values come from libraries and other machines.
 func newLogHandler(w io.Writer, level slog.Level) slog.Handler {
 	return slog.NewTextHandler(w, &slog.HandlerOptions{Level: level, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
 		switch a.Value.Kind() {
@@ -80,15 +79,14 @@ func (b *lineBuffer) Write(p []byte) (int, error) {
 	return b.w.Write(p)
 }
 
-// flush writes what is gathered. A log that can't be written has nowhere to
-// complain to.
+// flush writes the buffer. There is nowhere to report an error of the log itself.
 func (b *lineBuffer) flush() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	_ = b.w.Flush()
 }
 
-func (b *lineBuffer) flushNowAndThen() {
+func (b *lineBuffer) flushPeriodically() {
 	ticker := time.NewTicker(200 * time.Millisecond)
 	defer ticker.Stop()
 	for {

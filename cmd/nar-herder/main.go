@@ -1,5 +1,5 @@
-// Command nar-herder serves substitutes to GNU Guix: narinfos out of an index,
-// nars out of a storage.
+// Command nar-herder serves substitutes to GNU Guix: narinfos from an index, and nars from a
+// storage.
 package main
 
 import (
@@ -19,7 +19,7 @@ import (
 )
 
 func main() {
-	// A terminal that goes away, or a supervisor's habit, ends nothing.
+	// Ignore SIGHUP: a closed terminal or a supervisor's reload must not stop the server.
 	signal.Ignore(syscall.SIGHUP)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
@@ -28,37 +28,37 @@ func main() {
 
 // commands is the command line.
 type commands struct {
-	Config      string           `placeholder:"FILE" help:"File of options, in TOML, for those that are neither on the command line nor in the environment. See 'nar-herder help config'."`
+	Config      string           `placeholder:"FILE" help:"TOML file of options. The command line and the environment take precedence: see 'nar-herder help config'."`
 	ShowVersion kong.VersionFlag `name:"version" help:"Show the version."`
 
 	RunServer        serverCommand           `cmd:"" help:"Serve narinfos and nars over HTTP."`
-	Import           importCommand           `cmd:"" help:"Add narinfos, and the nars beside them, to the index and the storage."`
-	Remove           removeCommand           `cmd:"" help:"Remove items: their narinfos and their nars."`
-	PlanRemoval      planRemovalCommand      `cmd:"" help:"Show what run-server would remove to keep the limit of the storage, and why."`
-	Pin              pinCommand              `cmd:"" help:"Keep items and all that they need from being removed."`
-	Unpin            unpinCommand            `cmd:"" help:"Let items be removed again."`
-	Pins             pinsCommand             `cmd:"" help:"List what is pinned."`
-	Tag              tagCommand              `cmd:"" help:"Give items a tag."`
-	Untag            untagCommand            `cmd:"" help:"Take a tag from items."`
+	Import           importCommand           `cmd:"" help:"Add narinfos and their nars to the index and the storage."`
+	Remove           removeCommand           `cmd:"" help:"Remove items, with their narinfos and nars."`
+	PlanRemoval      planRemovalCommand      `cmd:"" help:"Show what run-server would remove to keep the storage limit, and why."`
+	Pin              pinCommand              `cmd:"" help:"Protect items, and everything they refer to, from removal."`
+	Unpin            unpinCommand            `cmd:"" help:"Allow items to be removed again."`
+	Pins             pinsCommand             `cmd:"" help:"List the pins."`
+	Tag              tagCommand              `cmd:"" help:"Add a tag to items."`
+	Untag            untagCommand            `cmd:"" help:"Remove a tag from items."`
 	List             listCommand             `cmd:"" help:"List the items of the index."`
-	Export           exportCommand           `cmd:"" help:"Make a directory of narinfos and nars for any server of files, or bring it up to date."`
-	CopyStorage      copyStorageCommand      `cmd:"" help:"Bring all nars of a storage into another, such as a new disk."`
-	Backup           backupCommand           `cmd:"" help:"Write a consistent copy of the database, to be put back when that is lost."`
-	Check            checkCommand            `cmd:"" help:"Compare the index with the storage, and repair what is wrong."`
+	Export           exportCommand           `cmd:"" help:"Write or update a directory of narinfos and nars that any static file server can serve."`
+	CopyStorage      copyStorageCommand      `cmd:"" help:"Copy all nars of a storage to another, such as a new disk."`
+	Backup           backupCommand           `cmd:"" help:"Write a consistent copy of the database."`
+	Check            checkCommand            `cmd:"" help:"Compare the index with the storage, and repair differences."`
 	ClaimStorage     claimStorageCommand     `cmd:"" help:"Show the owner of a storage, or make this instance the owner."`
-	NewIdentity      newIdentityCommand      `cmd:"" help:"Give a copied database an id of its own."`
-	Dump             dumpCommand             `cmd:"" help:"Make the copy of the index that other instances begin with."`
-	MirrorStatus     mirrorStatusCommand     `cmd:"" help:"Show how far a mirror is behind the instance that it mirrors."`
-	MirrorAcceptLoss mirrorAcceptLossCommand `cmd:"" help:"Have a mirror follow its source although that has lost or removed much."`
-	Stats            statsCommand            `cmd:"" help:"Show how much there is in the index and the storage."`
-	Migrate          migrateCommand          `cmd:"" help:"Bring a database of an older version of this program up to date."`
-	Convert          convertCommand          `cmd:"" help:"Convert a database of the original Nar Herder to an index, or an index to one of the original."`
-	ShowConfig       configCommand           `cmd:"" name:"config" help:"Show the options of run-server that are in effect, and where each comes from."`
+	NewIdentity      newIdentityCommand      `cmd:"" help:"Give a copied database its own id."`
+	Dump             dumpCommand             `cmd:"" help:"Write the dump of the index that other instances start from."`
+	MirrorStatus     mirrorStatusCommand     `cmd:"" help:"Show how far a mirror is behind its source."`
+	MirrorAcceptLoss mirrorAcceptLossCommand `cmd:"" help:"Accept a mass removal at the source, and keep following it."`
+	Stats            statsCommand            `cmd:"" help:"Show the number and size of the items."`
+	Migrate          migrateCommand          `cmd:"" help:"Migrate a database of an older version of this program."`
+	Convert          convertCommand          `cmd:"" help:"Convert a database of the original Nar Herder to an index, or an index to such a database."`
+	ShowConfig       configCommand           `cmd:"" name:"config" help:"Show the effective options of run-server, and where each comes from."`
 	Version          versionCommand          `cmd:"" help:"Show the version."`
 	Help             helpCommand             `cmd:"" help:"Show help on a command."`
 }
 
-// streams is where commands read from and write to.
+// streams are the standard streams of a command.
 type streams struct {
 	in       io.Reader
 	out, err io.Writer
@@ -67,66 +67,75 @@ type streams struct {
 
 // Exit statuses, which mean the same in every command.
 const (
-	// statusFailed says that something is wrong, or that all or some of the work failed.
+	// statusFailed means that something is wrong, or that some of the work failed.
 	statusFailed statusError = 1
-	// statusUnknown says that what the command is about could not be determined.
+	// statusUnknown means that the command could not find out what it was asked.
 	statusUnknown statusError = 2
-	// statusUsage is for arguments that are wrong whatever the state of the machine:
-	// EX_USAGE of sysexits.h. A supervisor need not try again.
+	// statusUsage is EX_USAGE of sysexits.h: the arguments are wrong, and trying again is
+	// useless.
 	statusUsage = 64
 )
 
-// statusError ends the program with that status; all has been said.
+// statusError ends the program with that status and no further message.
 type statusError int
 
 func (e statusError) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
 
-// unknownError is an error that ends the program with statusUnknown.
+// unknownError ends the program with statusUnknown.
 type unknownError struct{ error }
 
 func (e unknownError) Unwrap() error { return e.error }
 
-// usageError is an error of the arguments.
+// usageError ends the program with statusUsage.
 type usageError struct{ error }
 
 func (e usageError) Unwrap() error { return e.error }
 
-// usagef makes a usageError.
+// usagef formats a usageError.
 func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
 
-// run does what the arguments say, and returns the exit status.
-func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	exited := -1 // by the options --help and --version
-	settings := new(settings)
-	parser, err := kong.New(new(commands),
+// newParser makes the parser of the command line. It calls exit for --help and --version.
+func newParser(ctx context.Context, s *streams, settings *settings, exit func(int)) (*kong.Kong, error) {
+	return kong.New(new(commands),
 		kong.Name("nar-herder"),
-		kong.Description("A substitute server for GNU Guix that keeps narinfos in an index and nars in a storage. Options can also be set in the environment or a file: see 'nar-herder help config'."),
-		kong.Writers(stdout, stderr),
-		kong.Exit(func(code int) { exited = code }),
+		kong.Description("Substitute server for GNU Guix. It keeps narinfos in an index and nars in a storage. Options can also be set in the environment or a file: see 'nar-herder help config'."),
+		kong.Writers(s.out, s.err),
+		kong.Exit(exit),
 		kong.Vars{"version": "nar-herder " + version()},
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
 		kong.Help(printHelp),
-		kong.Bind(&streams{in: stdin, out: stdout, err: stderr}),
+		kong.Bind(s),
 		kong.BindTo(ctx, (*context.Context)(nil)),
 		kong.Bind(settings),
 	)
+}
+
+// run runs the command that the arguments name, and returns the exit status.
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	exited := -1 // set by --help, --version and the command help
+	s := &streams{in: stdin, out: stdout, err: stderr}
+	settings := new(settings)
+	parser, err := newParser(ctx, s, settings, func(code int) { exited = code })
 	if err != nil {
 		printf(stderr, "nar-herder: %v\n", err)
 		return int(statusFailed)
 	}
+	s.parser = parser
 	if len(args) == 0 {
 		args = []string{"--help"}
 	}
 	command, err := parser.Parse(args)
+	if err == nil && exited < 0 {
+		err = command.Run()
+	}
 	if exited >= 0 {
 		return exited
 	}
-	if err == nil {
-		err = command.Run(&streams{in: stdin, out: stdout, err: stderr, parser: parser})
-	}
-	if exited >= 0 { // by the command help
-		return exited
-	}
+	return report(err, settings, stderr)
+}
+
+// report prints the error of a command, and returns the exit status.
+func report(err error, settings *settings, stderr io.Writer) int {
 	var parse *kong.ParseError
 	var usage usageError
 	var unknown unknownError
@@ -153,7 +162,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	return int(statusFailed)
 }
 
-// helpFor is the command that explains what was given in a wrong way.
+// helpFor returns the command that shows the help for what could not be parsed.
 func helpFor(err *kong.ParseError) string {
 	if err.Context != nil {
 		if command := err.Context.Selected(); command != nil {
@@ -163,8 +172,8 @@ func helpFor(err *kong.ParseError) string {
 	return "nar-herder help"
 }
 
-// oneLine is an error's text without line breaks, of joined errors or of what
-// the user gave, without other control characters, and without passwords in URLs.
+// oneLine returns the text of an error on one line, without control characters and without
+// passwords in URLs.
 func oneLine(err error) string {
 	return redact.Visible(redact.Text(strings.ReplaceAll(err.Error(), "\n", "; ")))
 }
@@ -176,10 +185,10 @@ func (versionCommand) Run(s *streams) error {
 	return nil
 }
 
-// release is the version that this tree leads to.
+// release is the version of the next release.
 const release = "0.1.0"
 
-// version adds the revision, where the program was built from a checkout.
+// version returns the release, with the revision if the program was built from a checkout.
 func version() string {
 	if info, ok := debug.ReadBuildInfo(); ok {
 		for _, setting := range info.Settings {
@@ -192,11 +201,11 @@ func version() string {
 }
 
 type helpCommand struct {
-	Command []string `arg:"" optional:"" help:"The command to explain."`
+	Command []string `arg:"" optional:"" help:"Command to explain."`
 }
 
 func (c helpCommand) Run(s *streams) error {
-	// Its exit hook does not end the program here.
+	// --help calls the exit hook, which returns here.
 	_, err := s.parser.Parse(append(c.Command, "--help"))
 	return err
 }

@@ -11,21 +11,20 @@ import (
 )
 
 const (
-	// decoderShare is the part of the memory that all decoders together may take.
-	// Garbage may be as much again before it is collected.
+	// decoderShare is the divisor for the memory of all decoders together. Uncollected
+	// garbage may double that.
 	decoderShare = 8
-	// passingShare is how much less than decoderBudget the decoders have, in addition, that
-	// compare nars which pass through: half. See [passing.New].
+	// passingShare is the divisor, of decoderBudget, for the additional memory of the
+	// decoders that verify streamed nars. See [passing.New].
 	passingShare = 2
-	// unreadShare is the part that requests may take that clients send before they read
-	// the answers to others.
+	// unreadShare is the divisor for the memory of pipelined requests.
 	unreadShare = 32
-	// unknownMemory is taken for the memory where that is not known.
+	// unknownMemory is assumed if the size of the memory is unknown.
 	unknownMemory = 4 << 30
 )
 
-// decoderBudget is the memory of all decoders of this process, but for those that compare
-// nars that pass through, and those of copy-storage.
+// decoderBudget is the memory of all decoders of this process, except those that verify
+// streamed nars and those of copy-storage.
 var decoderBudget = sync.OnceValue(func() *compression.Budget {
 	return compression.NewBudget(ownMemory() / decoderShare)
 })
@@ -34,8 +33,8 @@ func ownMemory() int64 {
 	return memory(debug.SetMemoryLimit(-1), memlimit.FromCgroup, memlimit.FromSystem)
 }
 
-// memory is the least of GOMEMLIMIT, the limit of the control group
-// and the memory of the machine, in bytes. A control group may allow more than there is.
+// memory returns the least of GOMEMLIMIT, the limit of the control group and the memory of
+// the machine, in bytes. A control group may allow more memory than the machine has.
 func memory(goLimit int64, providers ...memlimit.Provider) int64 {
 	least := uint64(goLimit)
 	for _, provider := range providers {

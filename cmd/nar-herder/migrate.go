@@ -2,9 +2,6 @@ package main
 
 import (
 	"context"
-	"log/slog"
-	"net"
-	"time"
 
 	"nar-herder/storage/index"
 )
@@ -15,9 +12,9 @@ type migrateCommand struct {
 
 // Help is shown below the options.
 func (migrateCommand) Help() string {
-	return `Only this command and run-server change the schema of a database; other commands refuse one of another version. Stop the server first if it is of the older version.
+	return `Only this command and run-server change the schema of a database; other commands refuse a database with another schema version. If the server is of the older version, stop it first.
 
-Before anything is changed, the old database is copied to DATABASE.schema-N beside it, where N is its schema version. That takes about as long as copying the file, and as much room. To go back to the older version of the program, stop the server, remove DATABASE-wal and DATABASE-shm if they are there, and rename the copy to DATABASE; what was imported since is missing then. Remove the copy when it is no longer needed.`
+First the old database is copied to DATABASE.schema-N, where N is its schema version. That takes the time and space of a file copy. To return to the older version of the program, stop the server, remove DATABASE-wal and DATABASE-shm if they exist, and rename the copy to DATABASE. Items imported since then are lost. Remove the copy when you no longer need it.`
 }
 
 func (c *migrateCommand) Run(ctx context.Context, s *streams) error {
@@ -34,27 +31,4 @@ func (c *migrateCommand) Run(ctx context.Context, s *streams) error {
 	}
 	printf(s.out, "migrated %s from schema version %d to %d; the old database is kept as %s\n", c.Database, done.From, done.To, done.Copy)
 	return nil
-}
-
-// migrate brings a database of an older version up to date, while the listeners are
-// answered.
-func (c *serverCommand) migrate(ctx context.Context, listeners []net.Listener, log *slog.Logger) error {
-	if !index.NeedsMigration(ctx, c.Database) {
-		return nil
-	}
-	start := time.Now()
-	log.Info("migrating the database to the schema of this version; the old one is copied first", "database", c.Database)
-	state := func() any {
-		return struct {
-			Status string `json:"status"`
-		}{"migrating"}
-	}
-	return c.whileStarting(ctx, listeners, state, log, func(ctx context.Context) error {
-		done, err := index.Migrate(ctx, c.Database)
-		if err == nil {
-			log.Info("migrated the database", "database", c.Database, "from", done.From, "to", done.To, "kept", done.Copy,
-				"took", time.Since(start).Round(time.Millisecond).String())
-		}
-		return err
-	})
 }

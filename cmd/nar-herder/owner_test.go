@@ -220,11 +220,11 @@ func TestOneServer(t *testing.T) {
 func TestFollowing(t *testing.T) {
 	t.Parallel()
 	for database, want := range map[string][2]string{
-		usualDatabase:   {"/var/lib/nar-herder/nar_herder_dump.db", "/var/cache/nar-herder/nar"},
+		defaultDatabase: {"/var/lib/nar-herder/nar_herder_dump.db", "/var/cache/nar-herder/nar"},
 		"/srv/index.db": {"/srv/index_dump.db", "/srv/index_cached"},
 		"/srv/a.b/x":    {"/srv/a.b/x_dump.db", "/srv/a.b/x_cached"},
 	} {
-		if got := [2]string{following(database, dumpSuffix), cacheDirectory(database)}; got != want {
+		if got := [2]string{besideDatabase(database, dumpSuffix), cacheDirectory(database)}; got != want {
 			t.Errorf("%s: %v, want %v", database, got, want)
 		}
 	}

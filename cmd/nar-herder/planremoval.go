@@ -19,9 +19,9 @@ type planRemovalCommand struct {
 
 // Help is shown below the options.
 func (planRemovalCommand) Help() string {
-	return `Give the options of run-server, best in the file that --config names. This asks the instances that stored-on names, as the server does, and changes nothing: it shows the items in the order in which they would be removed now, with their bytes and the criterion that is the reason, until the limit would be kept. Of items that are withdrawn, the nar is deleted when no client can hold the narinfo any more; of the others, the narinfo is served as before, with the nar of the other instance.
+	return `Use the same options as for run-server, preferably in the file that --config names. The command changes nothing. Like the server, it asks the instances that stored-on names. It prints the items in the order in which they would be removed now, with their size and the criterion that they meet, until the limit is kept. The nar of a withdrawn item is deleted when no client can still have its narinfo. For other items, the narinfo stays, and the other instance's nar is served.
 
-The plan doesn't know which nars clients of the server have asked for in the last seconds, and a server removes nothing by stored-on in its first ten minutes. An item that may only go when nothing refers to it any more is shown once those that do are gone. The exit status is 2 where an instance could not be asked.`
+The plan does not include requests of the last seconds, and a server removes nothing by stored-on in its first ten minutes. With "unreferenced", items appear after all items that refer to them. The exit status is 2 if an instance did not answer.`
 }
 
 func (c *planRemovalCommand) Run(ctx context.Context, s *streams) (err error) {
@@ -29,7 +29,7 @@ func (c *planRemovalCommand) Run(ctx context.Context, s *streams) (err error) {
 		return usagef("plan-removal: no --storage is given")
 	}
 	if c.StorageLimit == noLimit && c.StorageMinimumFreeSpace == noLimit {
-		return usagef("plan-removal: neither --storage-limit nor --storage-minimum-free-space is given: a server removes nothing then")
+		return usagef("plan-removal: neither --storage-limit nor --storage-minimum-free-space is given, so a server removes nothing")
 	}
 	log := slog.New(newLogHandler(s.err, slog.LevelWarn))
 	store, err := openForReading(ctx, c.Database, c.Storage, log)
@@ -67,7 +67,7 @@ func (c *planRemovalCommand) Run(ctx context.Context, s *streams) (err error) {
 	}
 	printf(out, "%s would be removed and %s withdrawn, %s of nars\n", countOf(removed, "nar"), countOf(withdrawn, "item"), byteCount(bytes))
 	if reason != "" {
-		printf(out, "no more would be, although the limit is not kept: %s\n", reason)
+		printf(out, "no more can be removed, although the limit is not kept: %s\n", reason)
 	}
 	if err := out.Flush(); err != nil {
 		return err

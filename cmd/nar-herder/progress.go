@@ -10,13 +10,13 @@ import (
 	"golang.org/x/term"
 )
 
-// progress shows how far a long command is: a bar on a terminal, a line now and
-// then elsewhere. Short ones show nothing.
+// progress shows the progress of a long command: a bar on a terminal, and otherwise a line from
+// time to time. Short commands show nothing.
 type progress struct {
 	out      io.Writer
 	doing    string // "importing"
 	what     string // "narinfos"
-	all      int64  // how many there are; not known when not positive
+	all      int64  // unknown if not positive
 	bar      *progressbar.ProgressBar
 	start    time.Time
 	next     time.Time
@@ -39,21 +39,21 @@ func newProgress(out io.Writer, doing, what string, all int64) *progress {
 	return p
 }
 
-// add notes an item that is done.
+// add counts an item that is done.
 func (p *progress) add(bytes int64) {
 	p.items++
 	p.bytes += bytes
 	if p.bar != nil {
-		_ = p.bar.Add(1) // of a terminal that went away
+		_ = p.bar.Add(1) // fails when the terminal is closed
 		return
 	}
 	if p.items%64 != 0 && bytes == 0 {
-		return // the clock costs more than the rest of this
+		return // reading the clock costs more than the rest
 	}
 	p.show()
 }
 
-// reach notes that so many items are done by now.
+// reach sets the number of items that are done.
 func (p *progress) reach(items int64) {
 	more := items - p.items
 	if more <= 0 {
@@ -67,7 +67,7 @@ func (p *progress) reach(items int64) {
 	p.show()
 }
 
-// show begins the bar, or writes a line, when it is time for that.
+// show starts the bar or writes a line when it is due.
 func (p *progress) show() {
 	now := time.Now()
 	if now.Before(p.next) {
@@ -76,7 +76,7 @@ func (p *progress) show() {
 	if p.terminal {
 		most := p.all
 		if most <= 0 {
-			most = -1 // a bar without an end
+			most = -1 // a bar of unknown length
 		}
 		p.bar = progressbar.NewOptions64(most, progressbar.OptionSetWriter(p.out), progressbar.OptionSetDescription(p.doing),
 			progressbar.OptionShowCount(), progressbar.OptionShowIts(), progressbar.OptionSetItsString(p.what),
@@ -97,7 +97,7 @@ func (p *progress) show() {
 		p.doing, p.items, of, p.what, nars, float64(p.items)/now.Sub(p.start).Seconds(), p.what)
 }
 
-// clear makes room for a line of output.
+// clear hides the bar before a line of output.
 func (p *progress) clear() {
 	if p.bar != nil {
 		_ = p.bar.Clear()
@@ -110,7 +110,7 @@ func (p *progress) end() {
 	}
 }
 
-// byteCount writes a number of bytes for people.
+// byteCount formats a number of bytes for people.
 func byteCount(n int64) string {
 	const units = "KMGTPE"
 	if n < 1024 {

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"time"
 
-	"nar-herder/httpapi"
 	"nar-herder/internal/disk"
 	"nar-herder/peer"
 	"nar-herder/peer/passing"
@@ -16,25 +15,25 @@ import (
 	"nar-herder/storage/uses"
 )
 
-// elsewhereValue is what clients get of nars that are stored elsewhere.
-type elsewhereValue string
+// deliveryValue is how to serve nars that are not on this machine.
+type deliveryValue string
 
-const redirect elsewhereValue = "redirect"
+const redirect deliveryValue = "redirect"
 
-// redirectsOption is for what asks other instances.
+// redirectsOption is the option of commands that send requests to other instances.
 type redirectsOption struct {
-	AllowPrivateRedirects bool `help:"Follow redirects of other instances to any server, not only to their own and over https to public addresses: for laboratories."`
+	AllowPrivateRedirects bool `help:"Follow redirects of other instances to any server, not only to themselves and to public https addresses. For test networks."`
 }
 
-// removalOptions say what is removed from the storage, and when.
+// removalOptions are the options about the removal of nars.
 type removalOptions struct {
 	Storage                   string           `placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars."`
-	StorageLimit              sizeValue        `default:"none" placeholder:"BYTES" help:"Size that the storage is kept below (default: ${default})."`
-	StorageMinimumFreeSpace   sizeValue        `default:"none" placeholder:"BYTES" help:"Bytes that stay free on the storage's file system: removal makes room for them, and imports and mirroring are refused below (default: ${default})."`
-	StorageNarRemovalCriteria []criterionValue `sep:"none" placeholder:"CONDITION[,CONDITION]" help:"When a nar may be removed to keep the limit: when all conditions hold, of stored-on=URL, unused-for=DURATION, added-before=DAY-OR-DURATION, tag=KEY=VALUE, no-tag=KEY=VALUE, unreferenced. May be repeated; any one suffices."`
+	StorageLimit              sizeValue        `default:"none" placeholder:"BYTES" help:"Remove nars to keep the storage below this size (default: ${default})."`
+	StorageMinimumFreeSpace   sizeValue        `default:"none" placeholder:"BYTES" help:"Remove nars to keep this much free on the storage's file system, and refuse new ones below it (default: ${default})."`
+	StorageNarRemovalCriteria []criterionValue `sep:"none" placeholder:"CONDITION[,CONDITION]" help:"Nars that may be removed to keep the limit: those that meet all conditions of one value. Conditions are stored-on=URL, unused-for=DURATION, added-before=DAY-OR-DURATION, tag=KEY=VALUE, no-tag=KEY=VALUE and unreferenced. May be repeated."`
 }
 
-// criteria are the values of the option.
+// criteria returns the values of the option.
 func (c *removalOptions) criteria() []removal.Criterion {
 	criteria := make([]removal.Criterion, len(c.StorageNarRemovalCriteria))
 	for i, value := range c.StorageNarRemovalCriteria {
@@ -43,9 +42,8 @@ func (c *removalOptions) criteria() []removal.Criterion {
 	return criteria
 }
 
-// instances makes clients of the one that is mirrored, of those that the criteria
-// name, and of those that nars were removed for before. They are asked for nars in
-// that order.
+// instances returns clients for the mirrored instance, for those that the criteria name, and
+// for those that earlier removals depend on. They are asked for nars in that order.
 func (c *serverCommand) instances(ctx context.Context, store *opened, log *slog.Logger) (peers peer.Peers, err error) {
 	self := peer.Self{Instance: store.Instance(), Storage: store.Identity, AllowPrivateRedirects: c.AllowPrivateRedirects}
 	var urls []*url.URL
@@ -53,19 +51,19 @@ func (c *serverCommand) instances(ctx context.Context, store *opened, log *slog.
 		urls = append(urls, c.Mirror.URL)
 	}
 	for _, u := range removal.Instances(c.criteria()) {
-		if !isAmong(urls, u) {
+		if !containsURL(urls, u) {
 			urls = append(urls, u)
 		} else if i := slices.IndexFunc(urls, func(other *url.URL) bool { return peer.SameURL(other, u) }); urls[i].User == nil {
-			urls[i] = u // which may have a password
+			urls[i] = u // it may have a password
 		}
 	}
-	relied, err := removal.ReliedOn(ctx, store.index)
+	dependencies, err := removal.ReliedOn(ctx, store.index)
 	if err != nil {
 		return nil, err
 	}
-	for _, u := range relied {
-		if !isAmong(urls, u) {
-			log.Info("nars were removed before because this instance has them, so it is asked for them", "instance", peer.Name(u))
+	for _, u := range dependencies {
+		if !containsURL(urls, u) {
+			log.Info("earlier removals depend on this instance: it is asked for their nars", "instance", peer.Name(u))
 			urls = append(urls, u)
 		}
 	}
@@ -75,67 +73,87 @@ func (c *serverCommand) instances(ctx context.Context, store *opened, log *slog.
 	return peers, nil
 }
 
-// checkMinimumFree refuses a minimum of free space that can't be: it is a slip, or the
-// disk of the storage is not mounted, and all nars would go for it.
+// checkMinimumFree returns an error for a minimum of free space above the size of the file
+// system: all nars would be removed. It is a typing error, or the disk is not mounted.
 func (c *serverCommand) checkMinimumFree() error {
 	if c.StorageMinimumFreeSpace <= 0 || c.Storage == "" {
 		return nil
 	}
 	_, size, err := disk.Room(c.Storage)
 	if err == nil && int64(c.StorageMinimumFreeSpace) >= size {
-		return fmt.Errorf("--storage-minimum-free-space=%d: the file system of --storage=%s has only %d bytes in all: name fewer, or is its disk not mounted?", c.StorageMinimumFreeSpace, c.Storage, size)
+		return fmt.Errorf("--storage-minimum-free-space=%d: the file system of --storage=%s has only %d bytes: give a smaller number, or is its disk not mounted?", c.StorageMinimumFreeSpace, c.Storage, size)
 	}
-	return nil // a storage that is not there is refused when it is opened
+	return nil // opening a missing storage fails later
 }
 
-// isAmong says whether one of the URLs leads to where this one does.
-func isAmong(urls []*url.URL, u *url.URL) bool {
+// containsURL reports whether one of the URLs names the same instance as u.
+func containsURL(urls []*url.URL, u *url.URL) bool {
 	return slices.ContainsFunc(urls, func(other *url.URL) bool { return peer.SameURL(other, u) })
 }
 
-// keepLimit makes what keeps the storage below its limit, and has the server
-// answer with nars that are stored elsewhere. answered is how many requests the
-// server has answered. It returns nil where there is no storage.
-func (c *serverCommand) keepLimit(store *opened, peers peer.Peers, counter *uses.Counter, answered func() int64, options *httpapi.Options, log *slog.Logger) *removal.Remover {
-	criteria := c.criteria()
-	options.Identity = store
-	if len(peers) > 0 {
-		source := passing.New(peers, decoderBudget().Total()/passingShare)
-		source.Log = log
-		options.Elsewhere, options.RedirectElsewhere = source, c.ServeRemoteNars == redirect
+// newPassing returns what streams nars of the peers through; nil without any.
+func newPassing(peers peer.Peers, log *slog.Logger) *passing.Source {
+	if len(peers) == 0 {
+		return nil
 	}
+	source := passing.New(peers, decoderBudget().Total()/passingShare)
+	source.Log = log
+	return source
+}
+
+// newRemover returns what keeps the storage below its limit, or nil without a storage that
+// this instance may remove from. answered returns how many requests the server has answered.
+func (c *serverCommand) newRemover(store *opened, peers peer.Peers, counter *uses.Counter, answered func() int64, log *slog.Logger) *removal.Remover {
 	if c.Storage == "" {
 		return nil
 	}
+	c.warnAboutRemoval(log)
 	if c.StorageReadOnly {
-		if c.StorageLimit != noLimit || c.StorageMinimumFreeSpace != noLimit || len(criteria) > 0 {
-			log.Warn("--storage-limit, --storage-minimum-free-space and --storage-nar-removal-criteria are not used with --storage-read-only: only the owner of the storage removes from it")
-		}
-		options.ReliesOn = func() peer.Statement { return peer.Statement{} }
 		return nil
 	}
-	if c.StorageLimit != noLimit && len(criteria) == 0 {
-		log.Warn("--storage-limit is given, but no --storage-nar-removal-criteria: nothing may be removed, so it can't be kept")
-	}
-	if c.StorageMinimumFreeSpace != noLimit && len(criteria) == 0 {
-		log.Warn("--storage-minimum-free-space is given, but no --storage-nar-removal-criteria: imports and mirroring are refused below it, and nothing is removed for it")
-	}
-	if c.StorageLimit == noLimit && c.StorageMinimumFreeSpace == noLimit && len(criteria) > 0 {
-		log.Warn("--storage-nar-removal-criteria are given, but neither --storage-limit nor --storage-minimum-free-space: nothing is removed")
-	}
-	removing := c.removal(criteria, peers)
-	removing.Uses, removing.Answered, removing.Decode = counter, answered, decodeNar
-	removing.Interval, removing.Log = time.Duration(c.StorageCheckInterval), log
-	remover := removal.New(store.Storage, store.index, removing)
-	options.ReliesOn = remover.ReliesOn
-	return remover
+	options := c.removal(c.criteria(), peers)
+	options.Uses, options.Answered, options.Decode = counter, answered, decodeNar
+	options.Interval, options.Log = time.Duration(c.StorageCheckInterval), log
+	return removal.New(store.Storage, store.index, options)
 }
 
-// settleTime replaces how long a server removes nothing by stored-on, in tests of this
-// program: it is set when the program is built.
+// warnAboutRemoval logs options of the storage that have no effect.
+func (c *serverCommand) warnAboutRemoval(log *slog.Logger) {
+	hasLimit, hasMinimum, hasCriteria := c.StorageLimit != noLimit, c.StorageMinimumFreeSpace != noLimit, len(c.StorageNarRemovalCriteria) > 0
+	if c.StorageReadOnly {
+		if hasLimit || hasMinimum || hasCriteria {
+			log.Warn("--storage-limit, --storage-minimum-free-space and --storage-nar-removal-criteria have no effect with --storage-read-only: only the owner of the storage removes from it")
+		}
+		return
+	}
+	if hasLimit && !hasCriteria {
+		log.Warn("--storage-limit is given, but no --storage-nar-removal-criteria: nothing may be removed, so the limit can't be kept")
+	}
+	if hasMinimum && !hasCriteria {
+		log.Warn("--storage-minimum-free-space is given, but no --storage-nar-removal-criteria: imports and mirroring are refused below it, but nothing is removed")
+	}
+	if !hasLimit && !hasMinimum && hasCriteria {
+		log.Warn("--storage-nar-removal-criteria is given without --storage-limit or --storage-minimum-free-space: nothing is removed")
+	}
+}
+
+// reliesOn returns what this instance states about its dependence on others when they ask
+// whether it has a nar; nil for no statement.
+func (s *subsystems) reliesOn(c *serverCommand) func() peer.Statement {
+	switch {
+	case s.remover != nil:
+		return s.remover.ReliesOn
+	case c.Storage != "": // which only its owner removes from
+		return func() peer.Statement { return peer.Statement{} }
+	}
+	return nil
+}
+
+// settleTime overrides how long a new server removes nothing by stored-on. Builds for tests
+// set it.
 var settleTime string
 
-// removal are the options of a remover as they were given.
+// removal returns the options of a remover.
 func (c *removalOptions) removal(criteria []removal.Criterion, peers peer.Peers) removal.Options {
 	settle, _ := time.ParseDuration(settleTime)
 	return removal.Options{

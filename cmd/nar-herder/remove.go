@@ -20,45 +20,45 @@ type removeCommand struct {
 	databaseOption `embed:""`
 
 	Storage string     `placeholder:"DIR|s3://BUCKET" help:"Directory or s3://BUCKET/PREFIX?… of the stored nars."`
-	Tag     []tagValue `argumentsonly:"" sep:"none" placeholder:"KEY=VALUE" help:"Items that have the tag, beside those that are named. May be repeated: then items that have all of them."`
-	Now     bool       `argumentsonly:"" help:"Delete narinfos and nars at once. A client that has the narinfo gets a 404 for its nar."`
-	DryRun  bool       `help:"Change nothing, and tell what would be."`
-	Force   bool       `argumentsonly:"" help:"With --now: remove also what is pinned, or needed by what is."`
-	JSON    bool       `name:"json" help:"The summary as a JSON object, and no line for each item."`
-	Items   []string   `arg:"" optional:"" name:"store-path" help:"Store paths, or their base names, or their hashes; - to read them from the standard input, one a line."`
+	Tag     []tagValue `argumentsonly:"" sep:"none" placeholder:"KEY=VALUE" help:"Also items with this tag. May be repeated: then items with all of them."`
+	Now     bool       `argumentsonly:"" help:"Delete narinfos and nars at once. Clients that have the narinfo get 404 for its nar."`
+	DryRun  bool       `help:"Change nothing; show what would change."`
+	Force   bool       `argumentsonly:"" help:"With --now: also remove pinned items and what they refer to."`
+	JSON    bool       `name:"json" help:"Print the summary as JSON, without a line for each item."`
+	Items   []string   `arg:"" optional:"" name:"store-path" help:"Store paths, their base names, or their hashes; - reads them from standard input, one per line."`
 }
 
 // Help is shown below the options.
 func (removeCommand) Help() string {
-	return `Items are withdrawn: their narinfos are not served any more, and the running server deletes the nars when no client can have such a narinfo any more. Until then, an import or a pin brings an item back. With --now, they are deleted at once.
+	return `Items are withdrawn: their narinfos are no longer served, and the running server deletes the nars when no client can still have such a narinfo. Until then, importing or pinning an item restores it. With --now, items are deleted at once.
 
-With --storage, nothing is changed if the storage belongs to another instance, or may not be mounted. --now needs it where nars are stored.`
+With --storage, the command changes nothing if the storage belongs to another instance or seems not to be mounted. --now requires it for items with stored nars.`
 }
 
-// listedBroken is how many items that refer to removed ones are named.
+// listedBroken is the number of items listed that refer to removed ones.
 const listedBroken = 10
 
-// removed is what a removal came to, for programs.
+// removed is the summary in JSON.
 type removed struct {
 	DryRun bool  `json:"dry_run"`
 	Now    bool  `json:"now"`
 	Items  int   `json:"items"`
 	Bytes  int64 `json:"bytes"`
 	Failed int   `json:"failed"`
-	// Due is when the last of the items goes, as far as that is known.
+	// Due is when the last of the items will be deleted, if known.
 	Due *time.Time `json:"due,omitempty"`
-	// Broken counts items that stay and refer to one that goes; BrokenItems are
-	// the first of them.
+	// Broken counts remaining items that refer to removed ones. BrokenItems are the first
+	// of them.
 	Broken      int      `json:"broken"`
 	BrokenItems []string `json:"broken_items"`
 }
 
 func (c *removeCommand) Run(ctx context.Context, s *streams) (err error) {
 	if c.Force && !c.Now {
-		return usagef("--force: what a pin keeps can't be withdrawn: unpin it, or use --now")
+		return usagef("--force: pinned items can't be withdrawn: unpin them, or use --now")
 	}
 	if len(c.Items) == 0 && len(c.Tag) == 0 {
-		return usagef("remove: no <store-path> is named: give some, --tag=KEY=VALUE, or - to read a list from the standard input")
+		return usagef("remove: no <store-path> is named: name items, or give --tag=KEY=VALUE, or - to read a list from standard input")
 	}
 	summary := &removed{DryRun: c.DryRun, Now: c.Now, BrokenItems: []string{}}
 	failed := func(what string, err error) {
@@ -91,7 +91,7 @@ func (c *removeCommand) Run(ctx context.Context, s *streams) (err error) {
 		}
 	}
 
-	// A line for each of a million items is not worth a write each.
+	// There may be a million lines.
 	out := bufio.NewWriter(s.out)
 	gone := make(map[narinfo.PathHash]struct{}, len(list.hashes))
 	named := &removal.Named{Storage: store.Storage, Index: store.index, Now: c.Now, Force: c.Force, DryRun: c.DryRun}
@@ -110,7 +110,7 @@ func (c *removeCommand) Run(ctx context.Context, s *streams) (err error) {
 	if doErr != nil {
 		return errors.Join(fmt.Errorf("remove: %d items were %s, then: %w", summary.Items, c.verb(), doErr), out.Flush())
 	}
-	if len(gone) > 0 || summary.Failed == 0 || c.JSON { // or all has been said
+	if len(gone) > 0 || summary.Failed == 0 || c.JSON { // else only failures were reported
 		if err := c.finish(ctx, out, store, summary, gone); err != nil {
 			return errors.Join(err, out.Flush())
 		}
@@ -131,7 +131,7 @@ func (c *removeCommand) verb() string {
 	return "withdrawn"
 }
 
-// report counts an item that goes, and says so.
+// report counts and prints a removed item.
 func (c *removeCommand) report(out io.Writer, summary *removed, r storage.Removal) {
 	before := !c.Now && !r.WithdrawnAt.IsZero()
 	if !before {
@@ -141,7 +141,7 @@ func (c *removeCommand) report(out io.Writer, summary *removed, r storage.Remova
 	switch {
 	case c.JSON:
 	case before:
-		printf(out, "%s was withdrawn before, at %s\n", r.StorePath, r.WithdrawnAt.Format(time.RFC3339))
+		printf(out, "%s was already withdrawn at %s\n", r.StorePath, r.WithdrawnAt.Format(time.RFC3339))
 	case c.DryRun && c.Now:
 		printf(out, "would remove %s, %s of nars\n", r.StorePath, byteCount(r.Bytes))
 	case c.DryRun:
@@ -153,7 +153,7 @@ func (c *removeCommand) report(out io.Writer, summary *removed, r storage.Remova
 	}
 }
 
-// finish says what it all came to.
+// finish prints the summary.
 func (c *removeCommand) finish(ctx context.Context, out io.Writer, store *opened, summary *removed, gone map[narinfo.PathHash]struct{}) error {
 	if !c.Now && summary.Items > 0 {
 		due, err := store.DeleteAfter(ctx)
@@ -193,9 +193,9 @@ func (c *removeCommand) finish(ctx context.Context, out io.Writer, store *opened
 	}
 	if count > 0 {
 		if count == 1 {
-			printf(out, "1 item that stays refers to what %s gone:\n", is)
+			printf(out, "1 remaining item refers to what %s removed:\n", is)
 		} else {
-			printf(out, "%d items that stay refer to what %s gone:\n", count, is)
+			printf(out, "%d remaining items refer to what %s removed:\n", count, is)
 		}
 		for _, path := range summary.BrokenItems {
 			printf(out, "  %s\n", path)
@@ -207,7 +207,7 @@ func (c *removeCommand) finish(ctx context.Context, out io.Writer, store *opened
 	return nil
 }
 
-// countOf writes a number of things.
+// countOf formats a number of things.
 func countOf(n int, thing string) string {
 	if n == 1 {
 		return "1 " + thing
@@ -215,7 +215,7 @@ func countOf(n int, thing string) string {
 	return fmt.Sprintf("%d %ss", n, thing)
 }
 
-// itemName is what an error calls an item.
+// itemName returns the name of an item in errors.
 func itemName(r storage.Removal) string {
 	if r.StorePath != (narinfo.StorePath{}) {
 		return r.StorePath.String()
@@ -223,19 +223,19 @@ func itemName(r storage.Removal) string {
 	return r.Hash.String()
 }
 
-// explainRemoval says what to do.
+// explainRemoval adds to an error what to do.
 func explainRemoval(err error) error {
 	var pinned *removal.PinnedError
 	switch {
 	case errors.Is(err, storage.ErrElsewhere):
-		return fmt.Errorf("%w: name it with --storage", err)
+		return fmt.Errorf("%w: add --storage", err)
 	case errors.As(err, &pinned):
 		return fmt.Errorf("%w: unpin that, or use --force", err)
 	}
 	return err
 }
 
-// pathOf is an item's store path, or its hash when it is not known.
+// pathOf returns an item's store path, or its hash if the item is unknown.
 func pathOf(ctx context.Context, store *opened, hash narinfo.PathHash) (string, error) {
 	item, err := store.Item(ctx, hash)
 	if errors.Is(err, storage.ErrNotFound) {

@@ -9,32 +9,37 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 )
 
-// stopTimeout is how long a server takes to stop at the most. All that it does ends
-// with its context, so it is usually much faster. What remains is what no context
-// ends, such as a disk that hangs. Supervisors kill after about five seconds, and
-// Guix's expects the end within three.
+// stopTimeout is how long a server may take to stop. Everything in it ends with its
+// context, so it is usually much faster; only what no context can interrupt, such as a
+// hanging disk, takes longer. Guix's supervisor expects the end within three seconds.
 const stopTimeout = 2500 * time.Millisecond
 
-// tasks is what a server does besides answering requests. Its methods may be called
-// from several goroutines at once.
+// tasks run the parts of a server and know which of them are still running. Its methods
+// may be called concurrently.
 type tasks struct {
-	group sync.WaitGroup
+	group *errgroup.Group
 
 	mu      sync.Mutex
 	running map[string]int // by name
 }
 
-func newTasks() *tasks { return &tasks{running: make(map[string]int)} }
-
-// Go runs f in a goroutine. The name says in the log what it does.
-func (t *tasks) Go(name string, f func()) {
-	t.group.Go(func() { t.Do(name, f) })
+// newTasks returns tasks and their context, which ends with ctx or when a task fails.
+func newTasks(ctx context.Context) (*tasks, context.Context) {
+	group, ctx := errgroup.WithContext(ctx)
+	return &tasks{group: group, running: make(map[string]int)}, ctx
 }
 
-// Do runs f.
-func (t *tasks) Do(name string, f func()) {
+// Go runs f in a goroutine. The log names it if it is still running after stopTimeout.
+func (t *tasks) Go(name string, f func() error) {
+	t.group.Go(func() error { return t.Do(name, f) })
+}
+
+// Do runs f, and names it like Go.
+func (t *tasks) Do(name string, f func() error) error {
 	t.mu.Lock()
 	t.running[name]++
 	t.mu.Unlock()
@@ -45,23 +50,22 @@ func (t *tasks) Do(name string, f func()) {
 			delete(t.running, name)
 		}
 	}()
-	f()
+	return f()
 }
 
-// Wait waits for all that Go has started.
-func (t *tasks) Wait() { t.group.Wait() }
+// Wait waits for everything that Go started, and returns the first error.
+func (t *tasks) Wait() error { return t.group.Wait() }
 
-// names are what is running, in order.
+// names returns the sorted names of what is running.
 func (t *tasks) names() []string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return slices.Sorted(maps.Keys(t.running))
 }
 
-// untilStopped runs a server, and returns its error. When the context has ended, it
-// waits for stopTimeout at the most: then the log says what is still running, and the
-// program ends without it, as it would be killed otherwise. What is on the disk is
-// good for the next start whenever the program ends.
+// untilStopped calls serve and returns its error. When the context ends, it waits no
+// longer than stopTimeout: then it logs what is still running and returns, since a
+// supervisor would kill the program anyway. The files on disk are consistent at any time.
 func untilStopped(ctx context.Context, log *slog.Logger, running *tasks, serve func() error) error {
 	ended := make(chan error, 1)
 	go func() { ended <- serve() }()

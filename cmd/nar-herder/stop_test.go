@@ -362,15 +362,15 @@ func TestUntilStopped(t *testing.T) {
 		log := slog.New(slog.NewTextHandler(&text, nil))
 		ctx, end := context.WithTimeout(t.Context(), time.Hour)
 		defer end()
-		running, disk := newTasks(), make(chan struct{})
+		running, _ := newTasks(ctx)
+		disk := make(chan struct{})
 		defer close(disk)
 		begun := time.Now()
 		err := untilStopped(ctx, log, running, func() error {
-			running.Go("caching nars", func() { <-ctx.Done() })
-			running.Go("making dumps", func() { <-disk })
-			running.Do("closing the cache", func() { <-disk })
-			running.Wait()
-			return nil
+			running.Go("caching nars", func() error { <-ctx.Done(); return nil })
+			running.Go("making dumps", func() error { <-disk; return nil })
+			_ = running.Do("closing the cache", func() error { <-disk; return nil })
+			return running.Wait()
 		})
 		if took := time.Since(begun); err != nil || took != time.Hour+stopTimeout {
 			t.Errorf("%v after %v", err, took)
@@ -380,7 +380,8 @@ func TestUntilStopped(t *testing.T) {
 		}
 	})
 	failure := errors.New("no server")
-	if err := untilStopped(t.Context(), slog.New(slog.DiscardHandler), newTasks(), func() error { return failure }); err != failure {
+	running, ctx := newTasks(t.Context())
+	if err := untilStopped(ctx, slog.New(slog.DiscardHandler), running, func() error { return failure }); err != failure {
 		t.Errorf("%v, want the server's own error", err)
 	}
 }

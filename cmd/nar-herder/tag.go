@@ -15,10 +15,10 @@ import (
 type taggingOptions struct {
 	databaseOption `embed:""`
 
-	Closure bool `argumentsonly:"" help:"Also all items that these refer to."`
+	Closure bool `argumentsonly:"" help:"Also all items that they refer to."`
 
-	Tag   tagValue `arg:"" name:"key=value" help:"The tag."`
-	Items []string `arg:"" name:"store-path" help:"Store paths, or their base names, or their hashes; - to read them from the standard input, one a line."`
+	Tag   tagValue `arg:"" name:"key=value" help:"Tag."`
+	Items []string `arg:"" name:"store-path" help:"Store paths, their base names, or their hashes; - reads them from standard input, one per line."`
 }
 
 type tagCommand struct {
@@ -41,8 +41,8 @@ func (c *untagCommand) Run(ctx context.Context, s *streams) error {
 	})
 }
 
-// each changes each item that is named, and prints for how many change returned true. Each
-// failure is a line, and the rest is done.
+// each calls change for each named item, and prints for how many it returned true. It prints a
+// line for each failure, and continues.
 func (c *taggingOptions) each(ctx context.Context, s *streams, command, done string, change func(*index.Tx, narinfo.PathHash) (bool, error)) (err error) {
 	failed := 0
 	fail := func(what string, err error) {
@@ -97,8 +97,8 @@ func (c *taggingOptions) each(ctx context.Context, s *streams, command, done str
 	return nil
 }
 
-// closureOf returns the items and all that they refer to. Those without a narinfo are
-// reported.
+// closureOf returns the items and everything that they refer to. Roots without a narinfo are
+// reported to fail.
 func closureOf(ctx context.Context, store *opened, roots []narinfo.PathHash, fail func(what string, err error)) (all []narinfo.PathHash, err error) {
 	closure, err := store.index.Closure(ctx, roots)
 	if err != nil {

@@ -8,7 +8,7 @@ import (
 	"github.com/alecthomas/kong"
 )
 
-// units are what the values of an option are measured in.
+// units are the units that values of an option can have.
 type units int
 
 const (
@@ -17,7 +17,7 @@ const (
 	sizes
 )
 
-// measured is the value of an option that has units.
+// measured is an option value that has units.
 type measured interface{ units() units }
 
 func (ttlValue) units() units       { return durations | months }
@@ -29,7 +29,7 @@ func (sizeValue) units() units      { return sizes }
 
 func (t typed[V, P]) units() units { return unitsOf(reflect.TypeFor[V]()) }
 
-// unitsOf returns the units of an option by its type; none for most.
+// unitsOf returns the units of an option's type. Most have none.
 func unitsOf(option reflect.Type) units {
 	for option.Kind() == reflect.Pointer || option.Kind() == reflect.Slice {
 		option = option.Elem()
@@ -40,7 +40,7 @@ func unitsOf(option reflect.Type) units {
 	return 0
 }
 
-// printHelp shows the help, and at its end the units of the command's options.
+// printHelp prints the help, and at its end the units of the command's options.
 func printHelp(options kong.HelpOptions, parsed *kong.Context) error {
 	if err := kong.DefaultHelpPrinter(options, parsed); err != nil {
 		return err
@@ -65,10 +65,10 @@ func printUnits(w io.Writer, all units) error {
 		text += "  durations    s, min, h, d, w, mo (30 days), such as 36h\n"
 	}
 	if all&months != 0 {
-		text += "               m is a month in --ttl, --new-ttl, --negative-ttl and\n               --cached-compression-..., and refused elsewhere\n"
+		text += "               m is a month in --ttl, --new-ttl, --negative-ttl and\n               --cached-compression-..., and invalid elsewhere\n"
 	}
 	if all&sizes != 0 {
-		text += "  sizes        bytes without one, but B below 65536; K, M, G, T, P or KiB, MiB,\n               GiB, TiB, PiB (powers of 1024); KB, MB, GB, TB, PB (powers of\n               1000); or none\n"
+		text += "  sizes        bytes; K, M, G, T, P or KiB, MiB, GiB, TiB, PiB (powers of 1024);\n               KB, MB, GB, TB, PB (powers of 1000); or none. Numbers below 65536\n               need a unit, such as B\n"
 	}
 	_, err := fmt.Fprint(w, text)
 	return err

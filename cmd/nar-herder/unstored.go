@@ -14,13 +14,13 @@ import (
 )
 
 const (
-	// unstoredEvery is how often items without nars are counted at most, if the index has
-	// changed, and unstoredRest how much longer than a count the rest after it is.
+	// unstoredEvery is the least interval between counts. The next count waits at least
+	// unstoredRest times as long as the last one took.
 	unstoredEvery = 10 * time.Second
 	unstoredRest  = 100
 )
 
-// unstoredCount counts the items that have no nar in the storage.
+// unstoredCount counts the items without a nar in the storage, after changes of the index.
 type unstoredCount struct {
 	index *index.Index
 	log   *slog.Logger
@@ -52,20 +52,20 @@ func (u *unstoredCount) Run(ctx context.Context) {
 	}
 }
 
-// metric shows the count.
+// metric returns a gauge of the count.
 func (u *unstoredCount) metric() prometheus.Collector {
 	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "narherder_items_without_nars", Help: "Items of which no nar is in the storage, by the index.",
+		Name: "narherder_items_without_nars", Help: "Items without a nar in the storage, according to the index.",
 	}, func() float64 { return float64(u.count.Load()) })
 }
 
-// warnings are for a server that asks no other instance for these nars.
+// warnings returns the warnings of a server without peers that may have these nars.
 func (u *unstoredCount) warnings(peers peer.Peers) func() []string {
 	return func() []string {
 		count := u.count.Load()
 		if count == 0 || len(peers) > 0 {
 			return nil
 		}
-		return []string{fmt.Sprintf("%s without a nar in the storage, and there is no --mirror and no stored-on criterion to get it from, so clients get a 404: import the nars, or run 'nar-herder check --repair --from=URL'", countOf(int(count), "item"))}
+		return []string{fmt.Sprintf("%s without a nar in the storage, and no --mirror or stored-on criterion to get it from, so clients get 404: import the nars, or run 'nar-herder check --repair --from=URL'", countOf(int(count), "item"))}
 	}
 }

@@ -19,10 +19,10 @@ import (
 	"nar-herder/storage/index"
 )
 
-// The types of options. Each says what it got and what is allowed; the parser
-// puts the option's name before it.
+// The types of options. Their errors show the value and what is allowed; the parser puts the
+// option's name before them.
 
-// ttlValue is a duration of an option of the original, as Guix writes it: m is a month.
+// ttlValue is a duration as the original and Guix write it: m is a month.
 type ttlValue time.Duration
 
 func (d *ttlValue) UnmarshalText(text []byte) error {
@@ -31,7 +31,7 @@ func (d *ttlValue) UnmarshalText(text []byte) error {
 	return err
 }
 
-// durationValue is a duration of a new option, which refuses m.
+// durationValue is a duration of a new option, which does not accept m.
 type durationValue time.Duration
 
 func (d *durationValue) UnmarshalText(text []byte) error {
@@ -40,7 +40,7 @@ func (d *durationValue) UnmarshalText(text []byte) error {
 	return err
 }
 
-// intervalValue is how often something is done; zero for never.
+// intervalValue is an interval, or zero for never.
 type intervalValue time.Duration
 
 func (i *intervalValue) UnmarshalText(text []byte) error {
@@ -50,17 +50,17 @@ func (i *intervalValue) UnmarshalText(text []byte) error {
 	}
 	parsed, err := narinfo.ParseDuration(string(text))
 	if err == nil && parsed <= 0 {
-		err = fmt.Errorf("invalid interval %q: want \"none\", or at least a second", text)
+		err = fmt.Errorf("invalid interval %q: want \"none\" or at least a second", text)
 	}
 	*i = intervalValue(parsed)
 	return err
 }
 
-// sizeValue is a number of bytes; noLimit for none. A small number without a unit is
-// refused: as a limit, it would have nearly everything removed or refused.
+// sizeValue is a number of bytes, or noLimit. A small number without a unit is invalid: as a
+// limit, it would remove or refuse nearly everything.
 type sizeValue int64
 
-// leastPlainSize is the least size, but for 0, that needs no unit.
+// leastPlainSize is the least size above 0 that needs no unit.
 const leastPlainSize = 64 << 10
 
 const noLimit sizeValue = -1
@@ -74,7 +74,7 @@ func (s *sizeValue) UnmarshalText(text []byte) error {
 	}
 	parts := sizeForm.FindStringSubmatch(string(text))
 	if parts == nil {
-		return fmt.Errorf("invalid size %q: want \"none\", or a number of bytes, perhaps with K, M, G, T, P, KiB, MiB, GiB, TiB, PiB (powers of 1024) or KB, MB, GB, TB, PB (powers of 1000)", text)
+		return fmt.Errorf("invalid size %q: want \"none\", or a number of bytes with an optional unit: K, M, G, T, P, KiB, MiB, GiB, TiB, PiB (powers of 1024) or KB, MB, GB, TB, PB (powers of 1000)", text)
 	}
 	n, err := strconv.ParseInt(parts[1], 10, 64)
 	if unit := parts[2]; err == nil && unit != "" && unit != "B" {
@@ -112,7 +112,7 @@ func (p *portValue) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// levelValue is a level of logging.
+// levelValue is a log level.
 type levelValue slog.Level
 
 var levels = map[string]slog.Level{"DEBUG": slog.LevelDebug, "INFO": slog.LevelInfo, "WARN": slog.LevelWarn, "ERROR": slog.LevelError}
@@ -146,13 +146,13 @@ func (u *urlValue) UnmarshalText(text []byte) (err error) {
 	return err
 }
 
-// fromValue is an instance to ask or to fetch from. It has the URL as a field: the parser
-// would call methods of the embedded one, which is nil at first, in a list.
-type fromValue struct{ url urlValue }
+// instanceValue is the URL of an instance, for lists. The URL is a field because the parser would
+// call methods of an embedded one while it is nil.
+type instanceValue struct{ url urlValue }
 
-func (f *fromValue) UnmarshalText(text []byte) error { return f.url.UnmarshalText(text) }
+func (f *instanceValue) UnmarshalText(text []byte) error { return f.url.UnmarshalText(text) }
 
-// criterionValue is when a nar may be removed from the storage.
+// criterionValue is a criterion for the removal of nars.
 type criterionValue struct{ removal.Criterion }
 
 func (c *criterionValue) UnmarshalText(text []byte) (err error) {
@@ -189,7 +189,7 @@ func (c *compressionValue) UnmarshalText(text []byte) error {
 	return err
 }
 
-// decoder is a pointer to a value that can be read from text.
+// decoder is a pointer to a value that can be decoded from text.
 type decoder[V any] interface {
 	*V
 	UnmarshalText([]byte) error
@@ -204,7 +204,7 @@ type typed[V any, P decoder[V]] struct {
 func (t *typed[V, P]) UnmarshalText(text []byte) error {
 	kind, value, ok := strings.Cut(string(text), "=")
 	if !ok {
-		return fmt.Errorf("%q lacks the type it is for: TYPE=VALUE", text)
+		return fmt.Errorf("%q lacks a type: want TYPE=VALUE", text)
 	}
 	if _, err := compression.ParseSpec(kind); err != nil {
 		return err
@@ -243,7 +243,7 @@ func (p *proxiesValue) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// proxies are those of all values.
+// proxies merges all values.
 func proxies(values []proxiesValue) (all httpapi.Proxies) {
 	for _, value := range values {
 		all.Unix = all.Unix || value.Unix
@@ -252,7 +252,7 @@ func proxies(values []proxiesValue) (all httpapi.Proxies) {
 	return all
 }
 
-// textValue is any text but none at all.
+// textValue is a text that is not empty.
 type textValue string
 
 func (t *textValue) UnmarshalText(text []byte) error {

@@ -7,9 +7,8 @@ import (
 	"nar-herder/internal/redact"
 )
 
-// printf is [fmt.Fprintf] for what people read. Strings and errors among the arguments
-// may come from outside, such as names of files: nothing in them reaches the terminal
-// but what shows as itself.
+// printf is [fmt.Fprintf] for people. It escapes control characters in strings and errors among
+// the arguments, since these may come from outside, such as file names.
 func printf(w io.Writer, format string, args ...any) (int, error) {
 	for i, arg := range args {
 		switch arg := arg.(type) {

@@ -18,19 +18,19 @@ import (
 	"nar-herder/narinfo"
 )
 
-// option is an option with the value that is in effect, without secrets.
+// option is an option with its effective value, without secrets.
 type option struct {
 	flag  *kong.Flag
-	given // no origin if it is not set
+	given // without an origin if the option is not set
 }
 
-// inEffect are the options of a server, and what an administrator should know of them.
+// inEffect are the effective options of a server, with warnings about them.
 type inEffect struct {
 	options  []option
 	warnings []string
 }
 
-// inEffect gathers the options of a server, wherever they come from.
+// inEffect returns the effective options of a server.
 func (s *settings) inEffect(parsed *kong.Context, server *serverCommand) (effect inEffect) {
 	all := argumentsOf(parsed)
 	maps.Copy(all, s.found)
@@ -49,7 +49,7 @@ func (s *settings) inEffect(parsed *kong.Context, server *serverCommand) (effect
 			set = given{values: []string{flag.Default}, origin: "default"}
 		}
 		if flag.Name == "cached-compression-directory" {
-			if others := server.usualCacheDirectories(); others != nil {
+			if others := server.defaultCacheDirectories(); others != nil {
 				set.values = append(slices.Clip(set.values), others...)
 				set.origin = strings.TrimPrefix(set.origin+", default", ", ")
 			}
@@ -67,7 +67,7 @@ func (s *settings) inEffect(parsed *kong.Context, server *serverCommand) (effect
 	return effect
 }
 
-// monthWarning is about a duration with m, DURATION or TYPE=DURATION.
+// monthWarning returns the warning about a DURATION or TYPE=DURATION with m.
 func monthWarning(name, value string) string {
 	duration := value[strings.LastIndex(value, "=")+1:]
 	length, err := narinfo.ParseGuixDuration(duration)
@@ -78,7 +78,7 @@ func monthWarning(name, value string) string {
 	return fmt.Sprintf("--%s=%s is %s: write %smo for months, or %smin for minutes", name, value, countOf(int(length/(24*time.Hour)), "day"), number, number)
 }
 
-// log writes one line with all options that are set.
+// log logs all options that are set, in one line.
 func (e inEffect) log(log *slog.Logger) {
 	var all []slog.Attr
 	for _, option := range e.options {
@@ -89,7 +89,7 @@ func (e inEffect) log(log *slog.Logger) {
 	log.LogAttrs(context.Background(), slog.LevelInfo, "options", all...)
 }
 
-// toml is the value in TOML.
+// toml returns the value in TOML.
 func (o option) toml() (string, error) {
 	var value any = append([]string{}, o.values...) // nil can't be encoded
 	switch {
@@ -102,8 +102,8 @@ func (o option) toml() (string, error) {
 	return strings.TrimSpace(strings.TrimPrefix(string(encoded), "x = ")), err
 }
 
-// usualCacheDirectories are those of the types that no option names one for, TYPE=DIR each.
-func (c *serverCommand) usualCacheDirectories() (directories []string) {
+// defaultCacheDirectories returns TYPE=DIR for each type that no option names a directory for.
+func (c *serverCommand) defaultCacheDirectories() (directories []string) {
 	for _, enabled := range c.EnableCachedCompression {
 		if !slices.ContainsFunc(c.CachedCompressionDirectory, func(named typed[textValue, *textValue]) bool { return named.kind == enabled.Name }) {
 			directories = append(directories, enabled.Name+"="+filepath.Join(cacheDirectory(c.Database), enabled.Name))

@@ -17,8 +17,8 @@ import (
 type pinCommand struct {
 	databaseOption `embed:""`
 
-	AllowMissing bool     `help:"Pin also items that are not here yet."`
-	Items        []string `arg:"" name:"store-path" help:"Store paths, or their base names, or their hashes."`
+	AllowMissing bool     `help:"Also pin items without a narinfo."`
+	Items        []string `arg:"" name:"store-path" help:"Store paths, their base names, or their hashes."`
 }
 
 func (c *pinCommand) Run(ctx context.Context, s *streams) error {
@@ -40,7 +40,7 @@ func (c *pinCommand) Run(ctx context.Context, s *streams) error {
 		}
 		stay, err := restore(ctx, store, hash)
 		if err != nil {
-			return fmt.Errorf("it is pinned, but what it needs may be about to be removed: %w", err)
+			return fmt.Errorf("it is pinned, but items that it refers to may still be removed: %w", err)
 		}
 		if first {
 			printf(s.out, "pinned %s\n", name)
@@ -48,13 +48,13 @@ func (c *pinCommand) Run(ctx context.Context, s *streams) error {
 			printf(s.out, "%s was pinned before\n", name)
 		}
 		if stay > 0 {
-			printf(s.out, "%s that it needs, and that had been withdrawn, will not be removed\n", countOf(stay, "item"))
+			printf(s.out, "restored %s that it refers to\n", countOf(stay, "item"))
 		}
 		return nil
 	})
 }
 
-// restore takes back the withdrawal of items that a pin keeps, and counts them.
+// restore cancels the withdrawal of the items that a pin keeps, and counts them.
 func restore(ctx context.Context, store *opened, pin narinfo.PathHash) (restored int, err error) {
 	closure, err := store.index.Closure(ctx, []narinfo.PathHash{pin})
 	if err != nil {
@@ -85,7 +85,7 @@ func restore(ctx context.Context, store *opened, pin narinfo.PathHash) (restored
 type unpinCommand struct {
 	databaseOption `embed:""`
 
-	Items []string `arg:"" name:"store-path" help:"Store paths, or their base names, or their hashes."`
+	Items []string `arg:"" name:"store-path" help:"Store paths, their base names, or their hashes."`
 }
 
 func (c *unpinCommand) Run(ctx context.Context, s *streams) error {
@@ -107,8 +107,8 @@ func (c *unpinCommand) Run(ctx context.Context, s *streams) error {
 	})
 }
 
-// eachItem does something with each item that is named, by its path where that is
-// known. Each failure is a line, and the rest is done.
+// eachItem calls do for each named item, with its store path if that is known. It prints a
+// line for each failure, and continues.
 func eachItem(ctx context.Context, s *streams, command, database string, names []string, do func(store *opened, hash narinfo.PathHash, name string) error) (err error) {
 	store, err := openExisting(ctx, database, "", nil)
 	if err != nil {
@@ -138,16 +138,16 @@ func eachItem(ctx context.Context, s *streams, command, database string, names [
 type pinsCommand struct {
 	databaseOption `embed:""`
 
-	JSON bool `name:"json" help:"Each pin as a JSON object on a line."`
+	JSON bool `name:"json" help:"Print each pin as a line of JSON."`
 }
 
-// pinned is a pin for programs.
+// pinned is a pin in JSON.
 type pinned struct {
 	Hash      string    `json:"hash"`
-	StorePath string    `json:"store_path,omitempty"` // where it is known
+	StorePath string    `json:"store_path,omitempty"` // if it is known
 	PinnedAt  time.Time `json:"pinned_at"`
-	// Items and Bytes are of its closure; Missing counts those that are referred
-	// to in it, or pinned, and have no narinfo.
+	// Items and Bytes are those of its closure. Missing counts items of the closure without
+	// a narinfo.
 	Items   int   `json:"items"`
 	Bytes   int64 `json:"bytes"`
 	Missing int   `json:"missing"`

@@ -1,0 +1,220 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+
+	"github.com/alecthomas/kong"
+
+	"nar-herder/compression/cached"
+	"nar-herder/httpapi"
+	"nar-herder/mirror/dump"
+	"nar-herder/storage/tiered"
+)
+
+// serverCommand has the options of the original, with its names and defaults, and then those
+// that are new.
+type serverCommand struct {
+	databaseOption `embed:""`
+	dumpOption     `embed:""`
+
+	Host           string    `default:"127.0.0.1" placeholder:"HOST" help:"Name or address to listen on, or unix:PATH (default: ${default})."`
+	Port           portValue `default:"8734" placeholder:"PORT" help:"Port to listen on (default: ${default})."`
+	PidFile        string    `placeholder:"FILE" help:"File to write the process id to, as soon as the server starts."`
+	removalOptions `embed:""`
+	Mirror         *urlValue  `placeholder:"URL" help:"Instance to mirror."`
+	TTL            *ttlValue  `name:"ttl" placeholder:"DURATION" help:"How long clients may cache a narinfo."`
+	NewTTL         *ttlValue  `name:"new-ttl" placeholder:"DURATION" help:"TTL to advertise instead of --ttl, while you change that."`
+	NegativeTTL    *ttlValue  `name:"negative-ttl" placeholder:"DURATION" help:"How long clients may cache that an item does not exist."`
+	LogLevel       levelValue `default:"DEBUG" placeholder:"LEVEL" help:"Least level to log: DEBUG (includes requests), INFO, WARN or ERROR (default: ${default})."`
+
+	EnableCachedCompression                []compressionValue             `sep:"none" placeholder:"TYPE[:LEVEL]" help:"Compression in which to cache popular nars: zstd, lzip or gzip. May be repeated."`
+	CachedCompressionDirectory             []typed[textValue, *textValue] `sep:"none" placeholder:"TYPE=DIR" help:"Directory for cached nars of a type (default: /var/cache/nar-herder/nar/TYPE; with another --database=NAME.db, NAME_cached/TYPE beside it)."`
+	CachedCompressionDirectoryMaxSize      []typed[sizeValue, *sizeValue] `sep:"none" placeholder:"TYPE=BYTES" help:"Maximum size of that directory."`
+	CachedCompressionUnusedRemovalDuration []typed[ttlValue, *ttlValue]   `sep:"none" placeholder:"TYPE=DURATION" help:"Remove cached nars that are not requested for this long."`
+	CachedCompressionTTL                   []typed[ttlValue, *ttlValue]   `name:"cached-compression-ttl" sep:"none" placeholder:"TYPE=DURATION" help:"TTL of narinfos that list a cached nar of this type."`
+	CachedCompressionNewTTL                []typed[ttlValue, *ttlValue]   `name:"cached-compression-new-ttl" sep:"none" placeholder:"TYPE=DURATION" help:"TTL to advertise instead of --cached-compression-ttl, while you change that."`
+	CachedCompressionMinUses               positiveValue                  `default:"3" placeholder:"N" help:"Cache a nar after this many requests (default: ${default})."`
+	CachedCompressionWorkers               positiveValue                  `default:"2" placeholder:"N" help:"Number of nars to compress at a time (default: ${default})."`
+	CachedCompressionNarSource             string                         `placeholder:"DIR-OR-URL" help:"Directory or URL to read the nars to compress from (default: the storage)."`
+
+	StorageReadOnly      bool          `help:"Never write to the storage or remove from it. This is for front ends, which share the storage of another instance, usually that of --mirror."`
+	StorageHardLimit     sizeValue     `default:"none" placeholder:"BYTES" help:"Refuse new nars above this size, including imports (default: ${default})."`
+	MirrorInterval       durationValue `default:"60s" placeholder:"DURATION" help:"How often to poll an original Nar Herder for changes. Other sources send theirs at once (default: ${default})."`
+	DatabaseDumpInterval intervalValue `default:"1d" placeholder:"DURATION" help:"How often to write a new dump if the index has changed, or none to leave that to 'nar-herder dump' (default: ${default})."`
+	StorageCheckInterval durationValue `default:"60s" placeholder:"DURATION" help:"How often to compare the storage with its limit (default: ${default})."`
+	ServeRemoteNars      deliveryValue `default:"stream" enum:"stream,redirect" placeholder:"stream|redirect" help:"How to serve nars that only another instance has: stream them, or redirect clients there (default: ${default})."`
+
+	ServeBucketNars deliveryValue `default:"stream" enum:"stream,redirect" placeholder:"stream|redirect" help:"How to serve nars in a bucket: stream them, or redirect clients to a presigned URL that is valid for ten minutes (default: ${default})."`
+
+	MirrorNars      string        `default:"all" enum:"all,on-demand,none" placeholder:"all|on-demand|none" help:"Which nars of --mirror to store: all, those that clients request (on-demand), or none (default: ${default})."`
+	MirrorFetchers  positiveValue `default:"4" placeholder:"N" help:"Number of nars to fetch from --mirror at a time, not counting those that clients request (default: ${default})."`
+	MirrorBandwidth sizeValue     `default:"none" placeholder:"BYTES" help:"Maximum bytes per second to fetch from --mirror, not counting what clients request (default: ${default})."`
+
+	redirectsOption `embed:""`
+
+	StorageCache     string    `placeholder:"DIR" help:"Local directory that caches recently read nars of a remote storage."`
+	StorageCacheSize sizeValue `default:"10GiB" placeholder:"BYTES" help:"Maximum size of --storage-cache on disk (default: ${default})."`
+
+	XAccelRedirect   bool      `name:"x-accel-redirect" help:"Let nginx in front of this server send the nars, with X-Accel-Redirect as the original does."`
+	SigningKey       string    `placeholder:"FILE" help:"Public key of the narinfos' signatures, served at /signing-key.pub."`
+	NarinfoCacheSize sizeValue `default:"64MiB" placeholder:"BYTES" help:"Memory for recently requested narinfos (default: ${default})."`
+
+	TrustedProxies []proxiesValue `sep:"none" default:"127.0.0.0/8,::1,unix" placeholder:"ADDRESS[,ADDRESS]" help:"Proxies that may name the client in X-Forwarded-For, for the log and for limits: addresses, networks, unix for a socket in the file system, or none. May be repeated (default: ${default})."`
+
+	MaxConnections           *positiveValue `placeholder:"N" help:"Maximum number of open connections. A new one closes the longest idle one (default: a third of the limit of open files, at most 16384)."`
+	MaxConnectionsPerAddress *positiveValue `placeholder:"N" help:"Maximum number of connections of one client address or IPv6 /64 network. Trusted proxies and unix sockets are exempt (default: a quarter of --max-connections)."`
+
+	controlOptions `embed:""`
+}
+
+// validate returns an error for options that contradict each other.
+func (c *serverCommand) validate() error {
+	if c.Storage == "" && c.Mirror == nil {
+		return errors.New("run-server needs --storage=DIR, --mirror=URL, or both")
+	}
+	if err := validateStorage("--storage", c.Storage); err != nil {
+		return err
+	}
+	if c.StorageReadOnly && c.Storage == "" {
+		return errors.New("--storage-read-only needs a storage: add --storage")
+	}
+	if c.StorageHardLimit != noLimit && c.StorageLimit != noLimit && c.StorageHardLimit < c.StorageLimit {
+		return errors.New("--storage-hard-limit is below --storage-limit: new nars would be refused, and none removed: raise it")
+	}
+	if isBucket(c.Storage) && c.StorageMinimumFreeSpace != noLimit {
+		return errors.New("--storage-minimum-free-space: a bucket has no file system with free space: leave it out, or use --storage-limit")
+	}
+	if err := c.checkMinimumFree(); err != nil {
+		return err
+	}
+	if c.StorageCheckInterval <= 0 {
+		return errors.New("--storage-check-interval=0s: want at least a second")
+	}
+	if c.MirrorBandwidth == 0 {
+		return errors.New("--mirror-bandwidth=0: no nar could be fetched: give a number of bytes, or none")
+	}
+	if isBucket(c.Storage) && c.XAccelRedirect {
+		return errors.New("--x-accel-redirect: the web server in front can't send nars from a bucket: leave it out, or see --serve-bucket-nars")
+	}
+	if c.ServeBucketNars == redirect && !isBucket(c.Storage) {
+		return errors.New("--serve-bucket-nars=redirect is for a storage in a bucket, s3://BUCKET/PREFIX")
+	}
+	if c.StorageCache != "" && (c.ServeBucketNars == redirect || c.XAccelRedirect) {
+		return errors.New("--storage-cache: with --serve-bucket-nars=redirect or --x-accel-redirect, this server doesn't read nars: leave one of them out")
+	}
+	return c.validateControl()
+}
+
+func (c *serverCommand) Run(ctx context.Context, s *streams, parsed *kong.Context, settings *settings) error {
+	if err := c.validate(); err != nil {
+		return usageError{err}
+	}
+	log, closeLog := newLogger(s.err, slog.Level(c.LogLevel))
+	defer closeLog()
+	effect := settings.inEffect(parsed, c)
+	running, runCtx := newTasks(ctx)
+	err := untilStopped(ctx, log, running, func() error { return c.run(runCtx, effect, running, log) })
+	if c.PidFile != "" {
+		removePidFile(c.PidFile)
+	}
+	if err == nil {
+		log.Info("stopped")
+	}
+	return err
+}
+
+// run serves until the context ends.
+func (c *serverCommand) run(ctx context.Context, effect inEffect, running *tasks, log *slog.Logger) (err error) {
+	config, err := c.configure(ctx, effect, log)
+	if err != nil {
+		return err
+	}
+	sockets, err := c.reserve(ctx, log)
+	if err != nil {
+		return err
+	}
+	defer sockets.close()
+	sockets.answer(ctx, c)
+	if err := c.prepare(ctx, sockets, log); ctx.Err() != nil {
+		log.Info("unfinished work resumes at the next start", "database", c.Database)
+		return nil
+	} else if err != nil {
+		return err
+	}
+	parts := new(subsystems)
+	defer func() { err = errors.Join(err, parts.close(running)) }()
+	if err := parts.open(ctx, c, config, log); err != nil {
+		return err
+	}
+	if err := parts.build(ctx, c, config, sockets.starting, log); err != nil {
+		return err
+	}
+	parts.start(ctx, running)
+	sockets.serve(ctx, parts, running)
+	return running.Wait()
+}
+
+// serverConfig is what the options amount to that need more than parsing.
+type serverConfig struct {
+	effect       inEffect
+	signingKey   []byte
+	storageCache *tiered.Options // nil for none
+	cached       cached.Options
+}
+
+// configure reads the files that options name, and refuses values that can't work before
+// anything is changed.
+func (c *serverCommand) configure(ctx context.Context, effect inEffect, log *slog.Logger) (*serverConfig, error) {
+	key, err := readSigningKey(c.SigningKey)
+	if err != nil {
+		return nil, err
+	}
+	storageCache, err := c.storageCache(log)
+	if err != nil {
+		return nil, err
+	}
+	cacheOptions, err := c.cacheOptions()
+	if err != nil {
+		return nil, err
+	}
+	for _, warning := range effect.warnings {
+		log.Warn(warning)
+	}
+	// A dump that is named as the database by mistake must not be converted.
+	if err := dump.CheckPath(ctx, c.path(c.Database), c.Database); err != nil {
+		return nil, fmt.Errorf("--database-dump: %w", err)
+	}
+	return &serverConfig{effect, key, storageCache, cacheOptions}, nil
+}
+
+// limits returns the limits on connections.
+func (c *serverCommand) limits() httpapi.Limits {
+	limits := httpapi.Limits{Unread: ownMemory() / unreadShare}
+	if c.MaxConnections != nil {
+		limits.Connections = int(*c.MaxConnections)
+	}
+	if c.MaxConnectionsPerAddress != nil {
+		limits.PerAddress = int(*c.MaxConnectionsPerAddress)
+	}
+	return limits
+}
+
+// readSigningKey reads the public key, and refuses a file that holds the secret one.
+func readSigningKey(name string) ([]byte, error) {
+	if name == "" {
+		return nil, nil
+	}
+	key, err := os.ReadFile(name)
+	if err != nil {
+		return nil, fmt.Errorf("--signing-key: %w", err)
+	}
+	if !strings.HasPrefix(strings.TrimSpace(string(key)), "(public-key") || strings.Contains(string(key), "private-key") {
+		return nil, usagef("--signing-key=%s: not a public key: name a file that begins with \"(public-key\", such as /etc/guix/signing-key.pub", name)
+	}
+	return key, nil
+}

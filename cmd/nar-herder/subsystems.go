@@ -1,0 +1,254 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"nar-herder/compression"
+	"nar-herder/compression/cached"
+	"nar-herder/httpapi"
+	"nar-herder/mirror"
+	"nar-herder/mirror/dump"
+	"nar-herder/mirror/nars"
+	"nar-herder/peer"
+	"nar-herder/peer/passing"
+	"nar-herder/removal"
+	"nar-herder/storage/check"
+	"nar-herder/storage/checksums"
+	"nar-herder/storage/dbspace"
+	"nar-herder/storage/index"
+	"nar-herder/storage/owner"
+	"nar-herder/storage/uses"
+)
+
+// subsystems are the parts of a server. Those that the options do not ask for are nil.
+type subsystems struct {
+	store     *opened
+	ownership *ownership
+	uses      *uses.Counter
+	peers     peer.Peers
+	withdrawn *removal.Withdrawn
+	cache     *cached.Cache
+	passing   *passing.Source // nil without peers
+	remover   *removal.Remover
+	fetcher   *nars.Fetcher
+	follower  *mirror.Mirror
+	dumps     *dump.Maker
+	checksums *checksums.Keeper
+	room      *dbspace.Watch // for the database
+	unstored  *unstoredCount
+	server    *httpapi.Server
+	changes   *index.Watcher
+}
+
+// open opens the database and the storage, and claims the storage.
+func (s *subsystems) open(ctx context.Context, c *serverCommand, config *serverConfig, log *slog.Logger) (err error) {
+	policy := owner.Always
+	if c.Mirror != nil {
+		policy = owner.IfEmpty
+	}
+	s.store, err = open(ctx, c.Database, c.Storage, opening{index.Options{ReadWhenFull: true}, policy, c.StorageReadOnly, config.storageCache}, log)
+	if err != nil {
+		return err
+	}
+	if s.ownership, err = c.own(ctx, s.store, log); err != nil {
+		return err
+	}
+	log.Info("starting", "version", version(), "database", c.Database, "storage", s.store.name(), "pid", os.Getpid())
+	config.effect.log(log)
+	return nil
+}
+
+// build makes the subsystems. Each depends only on those before it, but for the number of
+// requests that the server has answered, which the remover asks for later.
+func (s *subsystems) build(ctx context.Context, c *serverCommand, config *serverConfig, starting *httpapi.Starting, log *slog.Logger) (err error) {
+	store := s.store
+	s.uses = uses.New(store.index, log)
+	s.room = dbspace.New(store.index, nil, log)
+	if err := s.record(ctx, c, log); err != nil {
+		return err
+	}
+	if s.peers, err = c.instances(ctx, store, log); err != nil {
+		return err
+	}
+	if err := advertise(ctx, store.index, &config.cached, log); err != nil {
+		return err
+	}
+	if err := logRestored(ctx, store.index, log); err != nil {
+		return err
+	}
+	s.withdrawn = removal.NewWithdrawn(store.Storage, store.index, log)
+	if s.cache, err = openCache(store, config.cached, s.peers, s.uses, log); err != nil {
+		return err
+	}
+	s.passing = newPassing(s.peers, log)
+	s.remover = c.newRemover(store, s.peers, s.uses, func() int64 { return s.server.Answered() }, log)
+	if s.fetcher, err = c.newFetcher(store, s.peers, s.passing, log); err != nil {
+		return err
+	}
+	s.follower = c.newFollower(store, s.peers, s.fetcher, log)
+	if s.dumps, err = c.newDumps(store, s.follower, log); err != nil {
+		return err
+	}
+	s.checksums = checksums.New(store.index, log)
+	s.unstored = &unstoredCount{index: store.index, log: log}
+	s.server = httpapi.New(store, s.httpOptions(c, config, starting, log))
+	if s.passing != nil {
+		s.passing.Turns = s.server.Turns()
+	}
+	s.server.Registry().MustRegister(s.collectors()...)
+	s.changes, err = store.index.Watch(ctx)
+	return err
+}
+
+// record writes to the database what other commands read there: the limits of the storage,
+// and since when uses are counted. On a full disk, that is left to the watch of the room.
+func (s *subsystems) record(ctx context.Context, c *serverCommand, log *slog.Logger) error {
+	record := func(ctx context.Context) error {
+		return cmp.Or(
+			s.uses.Begin(ctx),
+			s.store.SetHardLimit(ctx, int64(c.StorageHardLimit)),
+			s.store.SetMinimumFree(ctx, int64(c.StorageMinimumFreeSpace)),
+		)
+	}
+	err := record(ctx)
+	if !errors.Is(err, index.ErrFull) {
+		return err
+	}
+	log.Error("can't record the limits of the storage, and since when uses are counted, in the database: will retry when there is room", "error", err)
+	s.room.Note = record
+	return nil
+}
+
+// httpOptions are the options of the server, which answers from the other subsystems.
+func (s *subsystems) httpOptions(c *serverCommand, config *serverConfig, starting *httpapi.Starting, log *slog.Logger) httpapi.Options {
+	options := httpapi.Options{
+		Identity: s.store, ReliesOn: s.reliesOn(c),
+		Uses: s.uses, Checksums: s.checksums, Changes: s.store.index,
+		Dumps: s.dumps.Published(), DumpsExpected: c.DatabaseDumpInterval > 0,
+		Health:            s.health(localDirectory(c.Storage)),
+		RedirectElsewhere: c.ServeRemoteNars == redirect,
+
+		Decompress: compression.NewReaderWithin, Decoders: decoderBudget(),
+		TTL: config.cached.TTL, NewTTL: config.cached.NewTTL, NegativeTTL: (*time.Duration)(c.NegativeTTL),
+		AccelRedirect: c.XAccelRedirect,
+		HideMetrics:   c.PublicMetrics == "no",
+		AnswerCache:   max(int64(c.NarinfoCacheSize), 0),
+		SigningKey:    config.signingKey,
+
+		TrustedProxies: proxies(c.TrustedProxies),
+		Limits:         c.limits(),
+		Starting:       starting,
+		Version:        version(),
+		Log:            log,
+	}
+	// A nil pointer in an interface would not be nil.
+	if s.cache != nil {
+		options.Cached = s.cache
+	}
+	if s.fetcher != nil {
+		options.Elsewhere = s.fetcher
+	} else if s.passing != nil {
+		options.Elsewhere = s.passing
+	}
+	if c.ServeBucketNars == redirect {
+		options.Presigned = s.store.bytes
+	}
+	if s.follower != nil {
+		options.Chain = s.follower.Chain
+		options.Mirror = func() any { return s.mirrorStatus() }
+	}
+	return options
+}
+
+// collectors are the metrics of the subsystems.
+func (s *subsystems) collectors() []prometheus.Collector {
+	all := []prometheus.Collector{s.room, damageMetric(s.store.index), s.unstored.metric(), s.dumps}
+	if s.passing != nil {
+		all = append(all, s.passing.Unchecked)
+	}
+	if s.remover != nil {
+		all = append(all, s.remover)
+	}
+	if s.fetcher != nil {
+		all = append(all, s.fetcher)
+	}
+	if s.follower != nil {
+		all = append(all, s.follower)
+	}
+	if s.store.cache != nil {
+		all = append(all, s.store.cache)
+	}
+	if s.cache != nil {
+		all = append(all, s.cache)
+	}
+	return all
+}
+
+// start runs the subsystems in the background until the context ends.
+func (s *subsystems) start(ctx context.Context, running *tasks) {
+	start := func(name string, run func(context.Context)) {
+		running.Go(name, func() error {
+			run(ctx)
+			return nil
+		})
+	}
+	start("watching the database", func(ctx context.Context) { s.server.Follow(ctx, s.changes) })
+	start("writing down uses", s.uses.Run)
+	start("computing checksums", func(ctx context.Context) { s.checksums.Run(ctx, s.server.Forget) })
+	start("counting items without nars", s.unstored.Run)
+	start("watching the room for the database", s.room.Run)
+	start("watching the owner of the storage", s.ownership.Run)
+	start("removing withdrawn items", s.withdrawn.Run)
+	start("removing unfinished uploads", check.New(s.store.Storage).RemoveUnfinished)
+	start("making dumps", s.dumps.Run)
+	if s.remover != nil {
+		start("keeping the storage limit", s.remover.Run)
+	}
+	if s.fetcher != nil {
+		start("fetching nars", s.fetcher.Run)
+	}
+	if s.follower != nil {
+		start("mirroring", s.follower.Run)
+	}
+	if s.cache != nil {
+		start("caching nars", func(ctx context.Context) { s.cache.Run(ctx, s.server.Forget) })
+	}
+}
+
+// finish ends what outlasts the answering of requests.
+func (s *subsystems) finish(running *tasks) {
+	running.Go("writing down uses", func() error {
+		s.uses.Close()
+		return nil
+	})
+	if s.fetcher != nil {
+		running.Go("fetching nars", func() error {
+			s.fetcher.Close()
+			return nil
+		})
+	}
+}
+
+// close closes the subsystems that have been opened, once none of them runs.
+func (s *subsystems) close(running *tasks) (err error) {
+	if s.changes != nil {
+		err = s.changes.Close()
+	}
+	if s.fetcher != nil {
+		s.fetcher.Close()
+	}
+	if s.cache != nil {
+		err = errors.Join(err, running.Do("closing the cache", s.cache.Close))
+	}
+	if s.store != nil {
+		err = errors.Join(err, running.Do("closing the database and the storage", s.store.close))
+	}
+	return err
+}
