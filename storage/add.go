@@ -13,6 +13,7 @@ import (
 	"nar-herder/narinfo"
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
+	"nar-herder/storage/space"
 )
 
 // Addition is an item to be added.
@@ -182,7 +183,7 @@ func (s *Storage) commitAllIn(ctx context.Context, tx *index.Tx, batch []*prepar
 	for _, p := range batch {
 		if p.result.Err == nil {
 			err := s.commitOne(ctx, tx, p, replaced, &late)
-			if errors.Is(err, errChanged) || errors.Is(err, errLeaving) || errors.Is(err, ErrLimit) || errors.Is(err, ErrFreeSpace) {
+			if errors.Is(err, errChanged) || errors.Is(err, errLeaving) || errors.Is(err, space.ErrLimit) || errors.Is(err, space.ErrFreeSpace) {
 				p.fail(err)
 			} else if err != nil {
 				return fmt.Errorf("%s: %w", p.Narinfo.StorePath.BaseName(), err)
@@ -395,7 +396,7 @@ func (s *Storage) put(ctx context.Context, tx *index.Tx, p *prepared, old *Item,
 // already.
 func (s *Storage) show(ctx context.Context, tx *index.Tx, p *prepared, old *Item, replaced *replacements, late *[]func(context.Context) error) error {
 	if p.bytes > 0 {
-		if err := s.fitsWith(tx, p.bytes); err != nil {
+		if err := s.CheckIn(tx, p.bytes); err != nil {
 			return err
 		}
 	}

@@ -211,3 +211,7 @@ func IsClaimed(tx *index.Tx, hash narinfo.PathHash, name string) (bool, error) {
 	n := item.FileNamed(name)
 	return n >= 0 && item.HasStored(n), nil
 }
+
+// LinkedRemoved is how many bytes this process has removed that did not become free, as
+// the files have other names, such as in an export.
+func (s *Storage) LinkedRemoved() int64 { return s.linked.Load() }

@@ -15,6 +15,7 @@ import (
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/check"
 	"nar-herder/storage/directory"
+	"nar-herder/storage/space"
 )
 
 // spacious is a directory whose file system has as much free as a test says.
@@ -72,7 +73,7 @@ func TestMinimumFreeImport(t *testing.T) {
 			wantOutcomes(t, got, "1 failed")
 			for _, r := range got {
 				for _, text := range []string{p.store, fmt.Sprint(test.free), fmt.Sprint(test.minimum), "--storage-minimum-free-space"} {
-					if !errors.Is(r.Err, storage.ErrFreeSpace) || !strings.Contains(r.Err.Error(), text) {
+					if !errors.Is(r.Err, space.ErrFreeSpace) || !strings.Contains(r.Err.Error(), text) {
 						t.Errorf("%v does not have %q", r.Err, text)
 					}
 				}
@@ -98,7 +99,7 @@ func TestMinimumFreeInFlight(t *testing.T) {
 	}
 	refused := func(size int64) {
 		t.Helper()
-		if _, err := s.Reserve(t.Context(), size); !errors.Is(err, storage.ErrFreeSpace) {
+		if _, err := s.Reserve(t.Context(), size); !errors.Is(err, space.ErrFreeSpace) {
 			t.Errorf("%d bytes: %v", size, err)
 		}
 	}
@@ -150,7 +151,7 @@ func TestMinimumFreeBatch(t *testing.T) {
 			switch {
 			case r.Outcome == storage.Added:
 				added++
-			case r.Err != nil && !errors.Is(r.Err, storage.ErrFreeSpace):
+			case r.Err != nil && !errors.Is(r.Err, space.ErrFreeSpace):
 				t.Error(r.Err)
 			}
 		}
@@ -183,7 +184,7 @@ func TestMinimumFreeReceive(t *testing.T) {
 	defer room.Release()
 	file := spooled(t, s, f.content)
 	free.Store(899)
-	if err := s.Receive(t.Context(), itemOf(t, s, f), 0, file); !errors.Is(err, storage.ErrFreeSpace) {
+	if err := s.Receive(t.Context(), itemOf(t, s, f), 0, file); !errors.Is(err, space.ErrFreeSpace) {
 		t.Errorf("%v", err)
 	}
 	free.Store(900)
@@ -214,7 +215,7 @@ func TestMinimumFreeRepair(t *testing.T) {
 			setMinimumFree(t, s, 999)
 			repairer := check.New(s).Repairer(check.RepairOptions{Decode: plainly, Sources: []check.Source{source{"good", func(content string) (io.Reader, error) { return giving(content) }, []fake{f}}}})
 			repair := repairer.Repair(t.Context(), found[0])
-			if repair.Outcome != check.Untouched || repair.Mended || !errors.Is(repair.Err, storage.ErrFreeSpace) {
+			if repair.Outcome != check.Untouched || repair.Mended || !errors.Is(repair.Err, space.ErrFreeSpace) {
 				t.Errorf("%+v", repair)
 			}
 			if after, err := os.ReadFile(file); string(after) != string(before) || (err == nil) != (beforeErr == nil) {

@@ -270,7 +270,7 @@ func (s *Storage) stageFrom(ctx context.Context, p *prepared, n int, name, direc
 	if err := s.mayAdd(ctx, p.replaces); err != nil {
 		return 0, err
 	}
-	room, err := s.reserve(ctx, size)
+	room, err := s.ReserveBelowLimit(ctx, size)
 	if err != nil {
 		return 0, err
 	}
@@ -297,7 +297,7 @@ func (s *Storage) stageFrom(ctx context.Context, p *prepared, n int, name, direc
 	if !keep && isItself {
 		// It takes no room beyond what it has, but below the minimum nothing
 		// comes in.
-		if err := room.share(ctx); err != nil {
+		if err := room.Share(ctx); err != nil {
 			return 0, err
 		}
 		p.staged[n], err = s.bytes.StageFile(ctx, name, file, size)
@@ -306,7 +306,7 @@ func (s *Storage) stageFrom(ctx context.Context, p *prepared, n int, name, direc
 		}
 	}
 	if p.staged[n] == nil {
-		if err := room.write(ctx); err != nil {
+		if err := room.Write(ctx); err != nil {
 			return 0, err
 		}
 		if p.staged[n], err = s.bytes.Stage(ctx, name, file, size); err != nil {

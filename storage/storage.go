@@ -19,6 +19,7 @@ import (
 	"nar-herder/narinfo"
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
+	"nar-herder/storage/space"
 )
 
 // ErrNotFound says that there certainly is no such item.
@@ -34,14 +35,11 @@ var ErrDisagree = errors.New("index and storage disagree")
 
 // Storage is an index and the bytes that belong to it.
 type Storage struct {
+	*space.Space
 	index *index.Index
 	bytes *itemBytes // nil: nars are kept elsewhere
 	log   *slog.Logger
 	now   func() time.Time
-	// flying is how many bytes this process is writing to the store.
-	flying atomic.Int64
-	// unwritten is how many of them the file system does not have yet.
-	unwritten atomic.Int64
 	// linked is how many bytes were deleted by this process and have other names.
 	linked atomic.Int64
 	// notDeleted is how often a file could not be deleted.
@@ -81,6 +79,7 @@ func New(x *index.Index, bytes bytestore.Store, options Options) *Storage {
 	if s.now == nil {
 		s.now = time.Now
 	}
+	s.Space = space.New(x, bytes, s.log, s.now)
 	return s
 }
 
