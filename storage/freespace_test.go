@@ -15,6 +15,7 @@ import (
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/check"
 	"nar-herder/storage/directory"
+	"nar-herder/storage/importer"
 	"nar-herder/storage/space"
 )
 
@@ -64,7 +65,7 @@ func TestMinimumFreeImport(t *testing.T) {
 			setMinimumFree(t, p.openTest(t), test.minimum)
 			s, _ := p.openSpacious(t, test.free)
 			source := laid(t, f)
-			got := importAll(t, s, storage.ImportOptions{Keep: test.keep}, source)
+			got := importAll(t, s, importer.Options{Keep: test.keep}, source)
 			if test.ok {
 				wantOutcomes(t, got, "1 added")
 				wantServed(t, s, f)
@@ -83,7 +84,7 @@ func TestMinimumFreeImport(t *testing.T) {
 			}
 			wantFindings(t, s)
 			setMinimumFree(t, s, -1)
-			wantOutcomes(t, importAll(t, s, storage.ImportOptions{}, source), "1 added")
+			wantOutcomes(t, importAll(t, s, importer.Options{}, source), "1 added")
 		})
 	}
 }
@@ -136,7 +137,7 @@ func TestMinimumFreeBatch(t *testing.T) {
 	p := placeIn(t, disk)
 	p.database = filepath.Join(t.TempDir(), "db")
 	s := p.openTest(t)
-	importAll(t, s, storage.ImportOptions{}, laid(t, fake{n: 99, content: "first"})) // for its directories
+	importAll(t, s, importer.Options{}, laid(t, fake{n: 99, content: "first"})) // for its directories
 	free, _, err := s.FreeSpace()
 	if err != nil {
 		t.Fatal(err)
@@ -147,9 +148,9 @@ func TestMinimumFreeBatch(t *testing.T) {
 	// which there is room a moment later.
 	for added := -1; added != 0; {
 		added = 0
-		for _, r := range importAll(t, s, storage.ImportOptions{Keep: true}, source) {
+		for _, r := range importAll(t, s, importer.Options{Keep: true}, source) {
 			switch {
-			case r.Outcome == storage.Added:
+			case r.Outcome == importer.Added:
 				added++
 			case r.Err != nil && !errors.Is(r.Err, space.ErrFreeSpace):
 				t.Error(r.Err)
@@ -162,7 +163,7 @@ func TestMinimumFreeBatch(t *testing.T) {
 	wantFindings(t, s)
 	// Again, with more room.
 	setMinimumFree(t, s, 0)
-	importAll(t, s, storage.ImportOptions{Keep: true}, source)
+	importAll(t, s, importer.Options{Keep: true}, source)
 	for _, f := range items {
 		wantServed(t, s, f)
 	}
@@ -204,7 +205,7 @@ func TestMinimumFreeRepair(t *testing.T) {
 			p := newPlace(t)
 			f := fake{n: 1, content: "content", nar: "content"}
 			s, free := p.openSpacious(t, 1000)
-			importAll(t, s, storage.ImportOptions{}, laid(t, f))
+			importAll(t, s, importer.Options{}, laid(t, f))
 			file := filepath.Join(p.store, f.name())
 			harm(t, file, f.content)
 			before, beforeErr := os.ReadFile(file)
@@ -241,5 +242,5 @@ func TestNoFileSystem(t *testing.T) {
 	if _, minimum, err := s.Spare(t.Context()); minimum >= 0 || err != nil {
 		t.Errorf("minimum %d, %v", minimum, err)
 	}
-	wantOutcomes(t, importAll(t, s, storage.ImportOptions{}, laid(t, fake{n: 1, content: "x"})), "1 added")
+	wantOutcomes(t, importAll(t, s, importer.Options{}, laid(t, fake{n: 1, content: "x"})), "1 added")
 }

@@ -50,7 +50,7 @@ func (s *Storage) Receive(ctx context.Context, item *Item, n int, file *os.File)
 	if want := item.StoredSize(n); want >= 0 && size != want {
 		return fmt.Errorf("store %s: %w: %d bytes came where %d were expected", name, bytestore.ErrWrongSize, size, want)
 	}
-	if err := s.mayAdd(ctx, false); err != nil {
+	if err := s.MayAdd(ctx, false); err != nil {
 		return fmt.Errorf("store %s: %w", name, err)
 	}
 	staged, err := s.stageOwn(ctx, name, file, size)
@@ -59,8 +59,8 @@ func (s *Storage) Receive(ctx context.Context, item *Item, n int, file *os.File)
 	}
 	defer staged.Abort()
 	var early *bytestore.Info
-	if s.isMuch(size) {
-		if early, err = s.showNew(ctx, name, staged); err != nil {
+	if s.IsMuch(size) {
+		if early, err = s.CommitNew(ctx, name, staged); err != nil {
 			return err
 		}
 	}
@@ -75,14 +75,14 @@ func (s *Storage) Receive(ctx context.Context, item *Item, n int, file *os.File)
 		if err := s.CheckIn(tx, size); err != nil {
 			return err
 		}
-		hurried, cancel := s.withLockDeadline(ctx, size)
+		hurried, cancel := s.WithLockDeadline(ctx, size)
 		defer cancel()
 		// It may have been taken over while the bytes came.
 		if err := s.MayDelete(hurried); err != nil {
 			return fmt.Errorf("store %s: %w", name, err)
 		}
 		if early != nil {
-			err = s.isSame(hurried, name, *early)
+			err = s.IsUnchanged(hurried, name, *early)
 		} else {
 			err = staged.Commit(hurried)
 		}
@@ -93,7 +93,7 @@ func (s *Storage) Receive(ctx context.Context, item *Item, n int, file *os.File)
 	})
 	// After other errors, the next fetch finds it there.
 	if early != nil && (errors.Is(err, ErrNotWanted) || errors.Is(err, space.ErrLimit) || errors.Is(err, space.ErrFreeSpace) || errors.Is(err, index.ErrFull)) {
-		s.discard(ctx, []string{name})
+		s.Discard(ctx, []string{name})
 	}
 	return err
 }
@@ -168,7 +168,7 @@ func (s *Storage) Adopt(ctx context.Context, item *Item, n int, decode Decoder) 
 	name := item.FileName(n)
 	// Not of a storage that another looks after, and may be large: what is there,
 	// that one knows.
-	if err := s.mayAdd(ctx, false); err != nil {
+	if err := s.MayAdd(ctx, false); err != nil {
 		return fmt.Errorf("take %s into the index: %w", name, err)
 	}
 	// Before it is read, so that nobody changes what was found right.
@@ -208,7 +208,7 @@ func (s *Storage) Adopt(ctx context.Context, item *Item, n int, decode Decoder) 
 // is released. The error is [space.ErrLimit] or [space.ErrFreeSpace] when they don't, and
 // [ErrNotOwner] when they are not this instance's to store.
 func (s *Storage) Reserve(ctx context.Context, size int64) (*space.Reservation, error) {
-	if err := s.mayAdd(ctx, false); err != nil {
+	if err := s.MayAdd(ctx, false); err != nil {
 		return nil, err
 	}
 	r, err := s.ReserveBelowLimit(ctx, size)

@@ -12,6 +12,7 @@ import (
 
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
+	"nar-herder/storage/importer"
 	"nar-herder/storage/index"
 	"nar-herder/storage/space"
 )
@@ -133,7 +134,7 @@ func TestReceiveRefused(t *testing.T) {
 			}
 		}, f.content, storage.ErrNotWanted},
 		"replaced": {func(t *testing.T, s *storage.Storage, p place) {
-			wantOutcomes(t, importAll(t, s, storage.ImportOptions{Replace: true}, laid(t, other)), "1 replaced")
+			wantOutcomes(t, importAll(t, s, importer.Options{Replace: true}, laid(t, other)), "1 replaced")
 		}, f.content, storage.ErrNotWanted},
 		"wrong size":   {func(*testing.T, *storage.Storage, place) {}, "other content", bytestore.ErrWrongSize},
 		"at the limit": {func(t *testing.T, s *storage.Storage, p place) { setHardLimit(t, s, 3) }, f.content, space.ErrLimit},

@@ -12,7 +12,6 @@ import (
 	"iter"
 	"log/slog"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -44,8 +43,6 @@ type Storage struct {
 	linked atomic.Int64
 	// notDeleted is how often a file could not be deleted.
 	notDeleted atomic.Int64
-	// copiedFrom has the directories of which the log says that they are storages or exports.
-	copiedFrom sync.Map
 	readOnly   bool
 	mayWrite   func(context.Context) error // nil: always
 	// checked is when mayWrite allowed it last; nil for never, or no longer.
@@ -179,7 +176,7 @@ func NewItem(row *index.Item) (*Item, error) {
 	}
 	item := &Item{Item: row, Narinfo: n, names: make([]string, len(n.Files))}
 	for i, file := range n.Files {
-		item.names[i] = nameOf(file, row.Hash)
+		item.names[i] = NarName(file, row.Hash)
 	}
 	return item, nil
 }
@@ -380,4 +377,15 @@ func CarryStored(entry *index.Entry, old *Item) {
 			MarkStored(entry, n, old.StoredSize(i))
 		}
 	}
+}
+
+// OtherReferences returns the references to other items.
+func OtherReferences(n *narinfo.Narinfo) []narinfo.StorePath {
+	others := make([]narinfo.StorePath, 0, len(n.References))
+	for _, reference := range n.References {
+		if reference != n.StorePath {
+			others = append(others, reference)
+		}
+	}
+	return others
 }
