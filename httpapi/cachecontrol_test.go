@@ -12,6 +12,7 @@ import (
 	"nar-herder/peer"
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
+	"nar-herder/storage/importer"
 	"nar-herder/storage/index"
 )
 
@@ -138,7 +139,7 @@ func TestCacheControlUnsure(t *testing.T) {
 	source := newStore(t, plain.write(t, t.TempDir()))
 	there := start(t, source, options())
 	s := without(t, plain)
-	s.importAll(t, storage.ImportOptions{}, gone.write(t, t.TempDir()))
+	s.importAll(t, importer.Options{}, gone.write(t, t.TempDir()))
 	err := s.index.Update(t.Context(), func(tx *index.Tx) error {
 		_, err := tx.Withdraw(gone.path.Hash, time.Now())
 		return err

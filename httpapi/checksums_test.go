@@ -17,6 +17,7 @@ import (
 	"nar-herder/internal/s3server"
 	"nar-herder/storage"
 	"nar-herder/storage/checksums"
+	"nar-herder/storage/importer"
 	"nar-herder/storage/index"
 	"nar-herder/storage/s3"
 	"nar-herder/storage/tiered"
@@ -197,7 +198,7 @@ func TestSameTagInBucket(t *testing.T) {
 	}
 	t.Cleanup(func() { x.Close() })
 	primary := &store{Storage: storage.New(x, bucket, storage.Options{}), index: x}
-	primary.importAll(t, storage.ImportOptions{Keep: true}, files...)
+	primary.importAll(t, importer.Options{Keep: true}, files...)
 	// Found again by a start, as it was left by the one before.
 	copies := t.TempDir()
 	cached := func() (*store, *tiered.Tiered) {

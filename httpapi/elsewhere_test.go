@@ -23,6 +23,7 @@ import (
 	"nar-herder/removal/deletion"
 	"nar-herder/storage"
 	"nar-herder/storage/directory"
+	"nar-herder/storage/importer"
 	"nar-herder/storage/index"
 )
 
@@ -31,7 +32,7 @@ func without(t *testing.T, items ...*made) *store {
 	t.Helper()
 	s := newStore(t)
 	for _, m := range items {
-		s.importAll(t, storage.ImportOptions{}, m.write(t, t.TempDir()))
+		s.importAll(t, importer.Options{}, m.write(t, t.TempDir()))
 	}
 	s.evict(t, items...)
 	return s
@@ -292,7 +293,7 @@ func TestStoredNars(t *testing.T) {
 	s := newStore(t)
 	for _, name := range names {
 		made[name] = make1(t, name, "content of "+name, "gzip")
-		s.importAll(t, storage.ImportOptions{}, made[name].write(t, t.TempDir()))
+		s.importAll(t, importer.Options{}, made[name].write(t, t.TempDir()))
 	}
 	s.evict(t, made["evicted"])
 	s.withdraw(t, made["withdrawn"])

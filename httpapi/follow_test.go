@@ -16,6 +16,7 @@ import (
 	"nar-herder/removal/deletion"
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
+	"nar-herder/storage/importer"
 	"nar-herder/storage/index"
 )
 
@@ -87,7 +88,7 @@ func TestOtherProcesses(t *testing.T) {
 	}
 
 	ask(first, 3)
-	other.importAll(t, storage.ImportOptions{Keep: true}, first.write(t, dir))
+	other.importAll(t, importer.Options{Keep: true}, first.write(t, dir))
 	now("imported", narinfoOf(first), 200, first.text())
 	now("imported: nar", "/"+first.url(), 200, first.file)
 	ask(first, 3)
@@ -99,7 +100,7 @@ func TestOtherProcesses(t *testing.T) {
 	if err := os.WriteFile(name, text, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	other.importAll(t, storage.ImportOptions{Keep: true}, name)
+	other.importAll(t, importer.Options{Keep: true}, name)
 	soon("text replaced", narinfoOf(first), 200, text)
 
 	// Another nar of the item, by the same file name.
@@ -110,12 +111,12 @@ func TestOtherProcesses(t *testing.T) {
 	replacement.file = compress(t, "gzip", replacement.nar)
 	replacement.fileSize = int64(len(replacement.file))
 	ask(first, 3)
-	other.importAll(t, storage.ImportOptions{Keep: true, Replace: true}, replacement.write(t, dir))
+	other.importAll(t, importer.Options{Keep: true, Replace: true}, replacement.write(t, dir))
 	// A moment before, the old row and its file may still be in use.
 	soon("nar replaced: nar", "/"+first.url(), 200, replacement.file)
 	soon("nar replaced", narinfoOf(first), 200, replacement.text())
 
-	other.importAll(t, storage.ImportOptions{Keep: true}, second.write(t, dir))
+	other.importAll(t, importer.Options{Keep: true}, second.write(t, dir))
 	now("second imported", narinfoOf(second), 200, second.text())
 	ask(second, 3)
 	// Withdrawn, its nar is there for those who hold its narinfo.
@@ -133,7 +134,7 @@ func TestOtherProcesses(t *testing.T) {
 		t.Fatal(freed, err)
 	}
 	soon("removed after it was withdrawn: nar", "/"+second.url(), 404, nil)
-	other.importAll(t, storage.ImportOptions{Keep: true}, second.write(t, dir))
+	other.importAll(t, importer.Options{Keep: true}, second.write(t, dir))
 	now("imported after it was withdrawn", narinfoOf(second), 200, second.text())
 	ask(second, 3)
 	if _, err := other.Remove(t.Context(), second.path.Hash); err != nil {
@@ -146,7 +147,7 @@ func TestOtherProcesses(t *testing.T) {
 	now("the other", narinfoOf(first), 200, replacement.text())
 
 	// And once more, since it was asked for while it was not there.
-	other.importAll(t, storage.ImportOptions{Keep: true}, second.write(t, dir))
+	other.importAll(t, importer.Options{Keep: true}, second.write(t, dir))
 	now("imported again", narinfoOf(second), 200, second.text())
 	now("imported again: nar", "/"+second.url(), 200, second.file)
 }
@@ -169,7 +170,7 @@ func TestRemovedIsNotFound(t *testing.T) {
 	name := m.write(t, dir)
 	c := dial(t, s.address)
 	for range 5 {
-		other.importAll(t, storage.ImportOptions{Keep: true}, name)
+		other.importAll(t, importer.Options{Keep: true}, name)
 		targets := []string{"/" + m.url(), "/nar/" + m.path.BaseName(), "/file/item/sha256/" + m.digest, "/" + m.path.Hash.String() + ".narinfo/info"}
 		for _, target := range targets {
 			if got := c.ask("GET", target); got.StatusCode != 200 {

@@ -21,6 +21,7 @@ import (
 	"nar-herder/narinfo"
 	"nar-herder/storage"
 	"nar-herder/storage/directory"
+	"nar-herder/storage/importer"
 	"nar-herder/storage/index"
 )
 
@@ -57,7 +58,7 @@ type store struct {
 func newStore(t testing.TB, sources ...string) *store {
 	t.Helper()
 	s := openStore(t, t.TempDir())
-	s.importAll(t, storage.ImportOptions{Keep: true}, sources...)
+	s.importAll(t, importer.Options{Keep: true}, sources...)
 	return s
 }
 
@@ -89,12 +90,12 @@ func makeStore(dir string) (*store, error) {
 	return s, nil
 }
 
-func (s *store) importAll(t testing.TB, options storage.ImportOptions, sources ...string) {
+func (s *store) importAll(t testing.TB, options importer.Options, sources ...string) {
 	t.Helper()
 	if len(sources) == 0 {
 		return
 	}
-	err := s.Import(t.Context(), sources, options, func(i storage.Imported) {
+	err := importer.New(s.Storage).Import(t.Context(), sources, options, func(i importer.Imported) {
 		if i.Err != nil {
 			t.Errorf("import %s: %v", i.File, i.Err)
 		}
@@ -110,7 +111,7 @@ var corpus = sync.OnceValue(func() *store {
 	if err != nil {
 		panic(err)
 	}
-	err = s.Import(context.Background(), []string{published}, storage.ImportOptions{Keep: true}, func(i storage.Imported) {
+	err = importer.New(s.Storage).Import(context.Background(), []string{published}, importer.Options{Keep: true}, func(i importer.Imported) {
 		if i.Err != nil {
 			panic(i.Err)
 		}

@@ -30,6 +30,7 @@ import (
 	"nar-herder/removal/deletion"
 	"nar-herder/storage"
 	"nar-herder/storage/directory"
+	"nar-herder/storage/importer"
 	"nar-herder/storage/index"
 )
 
@@ -195,7 +196,7 @@ func (i *instance) imports(items ...spec) {
 			}
 		}
 	}
-	err := i.Import(context.Background(), []string{source}, storage.ImportOptions{}, func(imported storage.Imported) {
+	err := importer.New(i.Storage).Import(context.Background(), []string{source}, importer.Options{}, func(imported importer.Imported) {
 		if imported.Err != nil {
 			i.t.Errorf("import %s: %v", imported.File, imported.Err)
 		}

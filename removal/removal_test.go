@@ -19,6 +19,7 @@ import (
 	"nar-herder/narinfo"
 	"nar-herder/storage"
 	"nar-herder/storage/directory"
+	"nar-herder/storage/importer"
 	"nar-herder/storage/index"
 )
 
@@ -85,7 +86,7 @@ func (p *place) add(t testing.TB, n int, references ...int) {
 	if err := errors.Join(os.MkdirAll(filepath.Dir(p.file(n)), 0o755), os.WriteFile(p.file(n), []byte("bytes"), 0o644)); err != nil {
 		t.Fatal(err)
 	}
-	if r := p.Add(t.Context(), &storage.Addition{Narinfo: parsed}); r.Err != nil {
+	if r := importer.New(p.Storage).Add(t.Context(), &importer.Addition{Narinfo: parsed}); r.Err != nil {
 		t.Fatal(r.Err)
 	}
 }

@@ -25,6 +25,7 @@ import (
 	"nar-herder/peer"
 	"nar-herder/removal/deletion"
 	"nar-herder/storage"
+	"nar-herder/storage/importer"
 	"nar-herder/storage/index"
 )
 
@@ -236,7 +237,7 @@ func (r *Remover) Round(ctx context.Context) error {
 		r.log.Error("files that no item has any more can't be looked for; that is tried again", "error", err)
 	}
 	if r.options.Decode != nil {
-		if err := r.storage.ResolveReplacements(ctx, r.options.Decode); err != nil && ctx.Err() == nil {
+		if err := importer.New(r.storage).ResolveReplacements(ctx, r.options.Decode); err != nil && ctx.Err() == nil {
 			r.log.Error("nars that an import failed to replace can't be checked, and are not served; that is tried again", "error", err)
 		}
 	}

@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"nar-herder/narinfo"
-	"nar-herder/storage"
+	"nar-herder/storage/importer"
 )
 
 // TestBadNarinfos: each one that can't be taken fails by itself, and the rest
@@ -44,7 +44,7 @@ func TestBadNarinfos(t *testing.T) {
 			source := laid(t, good, bad)
 			file := filepath.Join(source, bad.hash().String()+".narinfo")
 			write(t, file, test.text)
-			results := importAll(t, s, storage.ImportOptions{}, source)
+			results := importAll(t, s, importer.Options{}, source)
 			wantOutcomes(t, results, "1 failed, 1 added")
 			err := results[filepath.Base(file)].Err
 			if err == nil || !strings.Contains(err.Error(), test.word) {
@@ -59,7 +59,7 @@ func TestBadNarinfos(t *testing.T) {
 			}
 			// Once it is mended, it comes in.
 			lay(t, source, bad)
-			wantOutcomes(t, importAll(t, s, storage.ImportOptions{}, source), "1 added, 1 known")
+			wantOutcomes(t, importAll(t, s, importer.Options{}, source), "1 added, 1 known")
 		})
 	}
 }
@@ -105,7 +105,7 @@ func TestOddSources(t *testing.T) {
 			}
 			p := newPlace(t)
 			s := p.openTest(t)
-			wantOutcomes(t, importAll(t, s, storage.ImportOptions{}, source), test.want)
+			wantOutcomes(t, importAll(t, s, importer.Options{}, source), test.want)
 			wantServed(t, s, good)
 			wantFindings(t, s)
 			if !has(outside+"/secret", "secret!") || !has(filepath.Join(outside, bad.path().BaseName()), "secret!") {
@@ -122,16 +122,16 @@ func TestImportNames(t *testing.T) {
 	good := fake{n: 1, content: "good"}
 	source := laid(t, good)
 	reports := 0
-	err := s.Import(t.Context(), []string{source + "/absent", source, source + "/absent-too"}, storage.ImportOptions{},
-		func(storage.Imported) { reports++ })
+	err := importer.New(s).Import(t.Context(), []string{source + "/absent", source, source + "/absent-too"}, importer.Options{},
+		func(importer.Imported) { reports++ })
 	if err == nil || !strings.Contains(err.Error(), "absent-too") || !errors.Is(err, os.ErrNotExist) || reports != 1 {
 		t.Errorf("%d reports, %v; want one, and both names", reports, err)
 	}
 	wantServed(t, s, good)
-	if err := s.Import(t.Context(), []string{t.TempDir()}, storage.ImportOptions{}, func(storage.Imported) { t.Error("a report") }); err != nil {
+	if err := importer.New(s).Import(t.Context(), []string{t.TempDir()}, importer.Options{}, func(importer.Imported) { t.Error("a report") }); err != nil {
 		t.Error(err)
 	}
-	if got := new(storage.Summary).String(); got != "no narinfos found" {
+	if got := new(importer.Summary).String(); got != "no narinfos found" {
 		t.Errorf("the summary of nothing is %q", got)
 	}
 }
@@ -148,9 +148,9 @@ func TestImportCancelled(t *testing.T) {
 	source := laid(t, items...)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := map[string]bool{}
-	err := s.Import(ctx, []string{source, source}, storage.ImportOptions{}, func(i storage.Imported) {
+	err := importer.New(s).Import(ctx, []string{source, source}, importer.Options{}, func(i importer.Imported) {
 		cancel()
-		if i.Outcome != storage.Failed {
+		if i.Outcome != importer.Failed {
 			done[filepath.Base(i.File)] = true
 		}
 	})
@@ -163,7 +163,7 @@ func TestImportCancelled(t *testing.T) {
 			t.Errorf("item %d: %v, reported as done: %v", f.n, err, done[f.hash().String()+".narinfo"])
 		}
 	}
-	results := importAll(t, s, storage.ImportOptions{}, source)
+	results := importAll(t, s, importer.Options{}, source)
 	if failed := results[""]; len(results) != len(items) || failed.Err != nil {
 		t.Errorf("%d results, want %d", len(results), len(items))
 	}

@@ -12,6 +12,7 @@ import (
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/check"
 	"nar-herder/storage/directory"
+	"nar-herder/storage/importer"
 	"nar-herder/storage/index"
 )
 
@@ -23,7 +24,7 @@ func TestCheck(t *testing.T) {
 	for n := range 5 {
 		items = append(items, fake{n: n, content: "content", extra: []fake{{kind: "zstd", content: "zstd"}}})
 	}
-	importAll(t, s, storage.ImportOptions{}, laid(t, items...))
+	importAll(t, s, importer.Options{}, laid(t, items...))
 	wantFindings(t, s)
 
 	file := func(f fake) string { return filepath.Join(p.store, f.name()) }
@@ -86,7 +87,7 @@ func TestCheckUnrecorded(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
 	f := fake{n: 1, content: "content"}
-	importAll(t, p.openIndexOnly(t), storage.ImportOptions{}, laid(t, f))
+	importAll(t, p.openIndexOnly(t), importer.Options{}, laid(t, f))
 	s := p.openTest(t)
 	wantFindings(t, s)
 	if _, err := stored(s, f.hash(), 0); !errors.Is(err, storage.ErrNotStored) {
@@ -94,7 +95,7 @@ func TestCheckUnrecorded(t *testing.T) {
 	}
 	layNars(t, p.store, f)
 	wantFindings(t, s, "unrecorded "+f.name())
-	wantOutcomes(t, importAll(t, s, storage.ImportOptions{}, laid(t, f)), "1 completed")
+	wantOutcomes(t, importAll(t, s, importer.Options{}, laid(t, f)), "1 completed")
 	wantFindings(t, s)
 	wantServed(t, s, f)
 }
@@ -106,7 +107,7 @@ func TestCheckUnknown(t *testing.T) {
 	p := newPlace(t)
 	s := p.openTest(t)
 	f := fake{n: 1, content: "content"}
-	importAll(t, s, storage.ImportOptions{}, laid(t, f))
+	importAll(t, s, importer.Options{}, laid(t, f))
 	if err := os.Rename(p.store, p.store+"-away"); err != nil {
 		t.Fatal(err)
 	}
@@ -124,7 +125,7 @@ func TestCheckUnknown(t *testing.T) {
 		t.Error("the store can be written")
 	}
 	// Nor can anything be imported now.
-	results := importAll(t, s, storage.ImportOptions{}, laid(t, fake{n: 2, content: "2"}))
+	results := importAll(t, s, importer.Options{}, laid(t, fake{n: 2, content: "2"}))
 	wantOutcomes(t, results, "1 failed")
 	if err := os.Rename(p.store+"-away", p.store); err != nil {
 		t.Fatal(err)
@@ -143,7 +144,7 @@ func TestRemove(t *testing.T) {
 	s := p.openTest(t)
 	f := fake{n: 1, content: "content", extra: []fake{{kind: "zstd", content: "zstd"}}}
 	other := fake{n: 2, content: "other", refs: []int{1}}
-	importAll(t, s, storage.ImportOptions{Tags: []index.Tag{{Key: "k", Value: "v"}}}, laid(t, f, other))
+	importAll(t, s, importer.Options{Tags: []index.Tag{{Key: "k", Value: "v"}}}, laid(t, f, other))
 	item, err := s.Item(t.Context(), f.hash())
 	if err != nil {
 		t.Fatal(err)
@@ -190,7 +191,7 @@ func TestRemoveFails(t *testing.T) {
 	p := newPlace(t)
 	s := p.openTest(t)
 	f := fake{n: 1, content: "content"}
-	importAll(t, s, storage.ImportOptions{}, laid(t, f))
+	importAll(t, s, importer.Options{}, laid(t, f))
 	file := filepath.Join(p.store, f.name())
 	if err := errors.Join(os.Rename(p.store, p.store+"-away")); err != nil {
 		t.Fatal(err)
@@ -215,7 +216,7 @@ func TestOpenFileRanges(t *testing.T) {
 	p := newPlace(t)
 	s := p.openTest(t)
 	f := fake{n: 1, content: "0123456789"}
-	importAll(t, s, storage.ImportOptions{}, laid(t, f))
+	importAll(t, s, importer.Options{}, laid(t, f))
 	item, err := s.Item(t.Context(), f.hash())
 	if err != nil {
 		t.Fatal(err)
@@ -246,7 +247,7 @@ func TestCheckGoesOn(t *testing.T) {
 	p := newPlace(t)
 	s, reads := p.openReads(t, nil)
 	items := many(6, nil)
-	importAll(t, s, storage.ImportOptions{}, laid(t, items...))
+	importAll(t, s, importer.Options{}, laid(t, items...))
 	for _, n := range []int{1, 4} {
 		if err := os.Remove(filepath.Join(p.store, items[n].name())); err != nil {
 			t.Fatal(err)

@@ -12,6 +12,7 @@ import (
 	"nar-herder/internal/testlog"
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
+	"nar-herder/storage/importer"
 )
 
 // lookedFor is a store that is far away, and lets nobody look for a file before some others
@@ -44,10 +45,10 @@ func TestClaimSamples(t *testing.T) {
 		items = append(items, fake{n: n, content: "content"})
 	}
 	unstored := p.openWith(t, func(bytestore.Store) bytestore.Store { return nil })
-	importAll(t, unstored, storage.ImportOptions{}, laid(t, items[:100]...))
+	importAll(t, unstored, importer.Options{}, laid(t, items[:100]...))
 	stored := items[100:]
 	for _, item := range stored { // in this order
-		importAll(t, p.openTest(t), storage.ImportOptions{}, laid(t, item))
+		importAll(t, p.openTest(t), importer.Options{}, laid(t, item))
 	}
 	s := p.openWith(t, func(bytes bytestore.Store) bytestore.Store {
 		return &lookedFor{Store: bytes, others: newMeeting(8)}
@@ -77,7 +78,7 @@ func TestImportInUse(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(from, marker), []byte("x\n"), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		importAll(t, s, storage.ImportOptions{}, from)
+		importAll(t, s, importer.Options{}, from)
 		want := 1
 		if marker == "else" {
 			want = 0

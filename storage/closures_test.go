@@ -10,6 +10,7 @@ import (
 	"nar-herder/removal/deletion"
 	"nar-herder/storage"
 	"nar-herder/storage/check"
+	"nar-herder/storage/importer"
 	"nar-herder/storage/index"
 )
 
@@ -20,7 +21,7 @@ func TestCheckClosures(t *testing.T) {
 		{n: 1, content: "1"}, {n: 2, content: "2", refs: []int{1, 2}}, {n: 3, content: "3", refs: []int{8, 1, 9}}, {n: 4, content: "4", refs: []int{4, 3, 9}},
 		{n: 5, content: "5"}, {n: 6, content: "6", refs: []int{5}}, {n: 7, content: "7", refs: []int{9}},
 	}
-	importAll(t, s, storage.ImportOptions{}, laid(t, items...))
+	importAll(t, s, importer.Options{}, laid(t, items...))
 	check := func(want map[int][]int) {
 		t.Helper()
 		looked := 0

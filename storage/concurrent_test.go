@@ -2,12 +2,11 @@ package storage_test
 
 import (
 	"fmt"
+	"nar-herder/storage/importer"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
-
-	"nar-herder/storage"
 )
 
 // TestProcesses: several processes import the same directories while another
@@ -30,7 +29,7 @@ func TestProcesses(t *testing.T) {
 	remover.end(t)
 	s := p.openTest(t)
 	wantFindings(t, s)
-	if err := importStrictly(s, sources[:1], storage.ImportOptions{Keep: true}); err != nil {
+	if err := importStrictly(s, sources[:1], importer.Options{Keep: true}); err != nil {
 		t.Error(err)
 	}
 	for _, f := range items {
@@ -71,7 +70,7 @@ func TestHandles(t *testing.T) {
 		s := p.openTest(t)
 		group.Go(func() {
 			for range 3 {
-				if err := importStrictly(s, sources[i%2:i%2+1], storage.ImportOptions{Keep: true, Replace: i < 2}); err != nil {
+				if err := importStrictly(s, sources[i%2:i%2+1], importer.Options{Keep: true, Replace: i < 2}); err != nil {
 					t.Error(err)
 				}
 			}
@@ -112,7 +111,7 @@ func TestTwoForOneItem(t *testing.T) {
 		"compression":   many(12, func(f *fake) { f.kind, f.content = "zstd", "zstd" }),
 		"one file more": many(12, func(f *fake) { f.extra = []fake{{kind: "zstd", content: "zstd"}} }),
 	} {
-		for _, options := range []storage.ImportOptions{{}, {Replace: true}, {Keep: true}} {
+		for _, options := range []importer.Options{{}, {Replace: true}, {Keep: true}} {
 			t.Run(fmt.Sprintf("%s, replace %v, keep %v", name, options.Replace, options.Keep), func(t *testing.T) {
 				t.Parallel()
 				p := newPlace(t)

@@ -15,6 +15,7 @@ import (
 	"nar-herder/removal/deletion"
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
+	"nar-herder/storage/importer"
 )
 
 // operation is something that may be cut off at any step.
@@ -31,14 +32,14 @@ type operation struct {
 }
 
 // adding is an operation that imports a directory, item by item.
-func adding(options storage.ImportOptions, items ...fake) func(*storage.Storage, string) error {
+func adding(options importer.Options, items ...fake) func(*storage.Storage, string) error {
 	return func(s *storage.Storage, source string) error {
 		for _, f := range items {
-			r := s.Add(context.Background(), &storage.Addition{
+			r := importer.New(s).Add(context.Background(), &importer.Addition{
 				Narinfo: f.parsed(), Directories: []string{source},
 				Keep: options.Keep, Replace: options.Replace, WithReferences: options.WithReferences,
 			})
-			if r.Outcome == storage.Failed {
+			if r.Outcome == importer.Failed {
 				return r.Err
 			}
 		}
@@ -47,11 +48,11 @@ func adding(options storage.ImportOptions, items ...fake) func(*storage.Storage,
 }
 
 // importing imports the directory at once.
-func importing(options storage.ImportOptions) func(*storage.Storage, string) error {
+func importing(options importer.Options) func(*storage.Storage, string) error {
 	return func(s *storage.Storage, source string) error {
 		var failures []error
-		err := s.Import(context.Background(), []string{source}, options, func(i storage.Imported) {
-			if i.Outcome == storage.Failed {
+		err := importer.New(s).Import(context.Background(), []string{source}, options, func(i importer.Imported) {
+			if i.Outcome == importer.Failed {
 				failures = append(failures, i.Err)
 			}
 		})
@@ -105,9 +106,9 @@ func operations() []operation {
 	rebuilt := fake{n: 1, content: "another, longer nar", nar: "rebuilt 1"}
 	sameSize := fake{n: 1, content: "THE FIRST NAR", nar: "rebuilt 1"}
 	rebuiltBoth := fake{n: 1, content: "another nar", nar: "rebuilt 1", extra: []fake{{kind: "zstd", content: "another zstd nar"}}}
-	keep := storage.ImportOptions{Keep: true}
-	move := storage.ImportOptions{}
-	replace := storage.ImportOptions{Replace: true}
+	keep := importer.Options{Keep: true}
+	move := importer.Options{}
+	replace := importer.Options{Replace: true}
 	return []operation{
 		{name: "add", lay: []fake{one}, do: adding(move, one), after: []fake{one}},
 		{name: "add a copy", lay: []fake{one}, do: adding(keep, one), after: []fake{one}, copies: true},
@@ -158,8 +159,8 @@ func TestImportFaults(t *testing.T) {
 		rebuilt = append(rebuilt, fake{n: n, content: fmt.Sprint("another nar ", n), nar: fmt.Sprint("another ", n)})
 	}
 	for _, op := range []operation{
-		{name: "import", lay: items, do: importing(storage.ImportOptions{}), after: items},
-		{name: "replace", before: items, lay: rebuilt, do: importing(storage.ImportOptions{Replace: true}), after: rebuilt},
+		{name: "import", lay: items, do: importing(importer.Options{}), after: items},
+		{name: "replace", before: items, lay: rebuilt, do: importing(importer.Options{Replace: true}), after: rebuilt},
 	} {
 		for _, mode := range []faultMode{once, dead} {
 			t.Run(op.name+"/"+mode.String(), func(t *testing.T) {
@@ -185,11 +186,11 @@ func TestOneFault(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		results := importAll(t, s, storage.ImportOptions{Keep: true}, laid(t, items...))
+		results := importAll(t, s, importer.Options{Keep: true}, laid(t, items...))
 		reached, faulty.at = faulty.steps > at, -1
 		failed := 0
 		for _, r := range results {
-			if r.Outcome == storage.Failed {
+			if r.Outcome == importer.Failed {
 				failed++
 			}
 		}
@@ -226,7 +227,7 @@ func crashAt(t *testing.T, op operation, mode faultMode, at int) (reached bool) 
 	for _, f := range op.before {
 		before := filepath.Join(top, "before", fmt.Sprint(f.n))
 		lay(t, before, f)
-		wantOutcomes(t, importAll(t, s, storage.ImportOptions{}, before), "1 added")
+		wantOutcomes(t, importAll(t, s, importer.Options{}, before), "1 added")
 	}
 	faulty.mu.Lock()
 	faulty.steps, faulty.at = 0, at
@@ -270,7 +271,7 @@ func crashAt(t *testing.T, op operation, mode faultMode, at int) (reached bool) 
 		wantIntact(t, where+", at once", p, s, op)
 	}
 	now = now.Add(time.Hour)
-	if err := s.ResolveReplacements(t.Context(), decodeFakes(op)); err != nil {
+	if err := importer.New(s).ResolveReplacements(t.Context(), decodeFakes(op)); err != nil {
 		t.Errorf("%s: resolve: %v", where, err)
 	}
 	wantIntact(t, where, p, s, op)

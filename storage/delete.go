@@ -95,7 +95,7 @@ func (s *Storage) DeleteEach(ctx context.Context, names []string, since int64, t
 				}
 			}
 			chunk := names[begin:min(begin+DeleteAtOnce, len(names))]
-			hurried, cancel := s.withLockDeadline(ctx, 0)
+			hurried, cancel := s.WithLockDeadline(ctx, 0)
 			defer cancel()
 			if err := s.MayDelete(hurried); errors.Is(err, ErrNotOwner) {
 				return tx.RemoveLeftovers(chunk) // they are the owner's to delete
@@ -123,7 +123,7 @@ func (s *Storage) DeleteEach(ctx context.Context, names []string, since int64, t
 				going = append(going, n)
 			}
 			dropped := make([]Freed, len(going))
-			failures := s.each(len(going), func(i int) (err error) {
+			failures := s.Each(len(going), func(i int) (err error) {
 				dropped[i], err = s.drop(hurried, chunk[going[i]])
 				return err
 			})
@@ -147,11 +147,11 @@ func (s *Storage) DeleteEach(ctx context.Context, names []string, since int64, t
 	return nil
 }
 
-// each calls f for the numbers below n, and returns the errors: for as many at a time
+// Each calls f for the numbers below n, and returns the errors: for as many at a time
 // as the byte store is good at. One that is far away is not called again after as many
 // calls have failed as it takes at a time, since all others would wait for the same: they
 // have the last error.
-func (s *Storage) each(n int, f func(i int) error) []error {
+func (s *Storage) Each(n int, f func(i int) error) []error {
 	failures := make([]error, n)
 	if !s.IsRemote() {
 		for i := range n {
@@ -168,7 +168,7 @@ func (s *Storage) each(n int, f func(i int) error) []error {
 			for i := next.Add(1) - 1; i < int64(n); i = next.Add(1) - 1 {
 				if failed.Load() >= int64(atOnce) {
 					failures[i] = *failure.Load()
-				} else if failures[i] = f(int(i)); failures[i] != nil && !errors.Is(failures[i], errChanged) {
+				} else if failures[i] = f(int(i)); failures[i] != nil && !errors.Is(failures[i], ErrChanged) {
 					failure.Store(&failures[i])
 					failed.Add(1)
 				}
@@ -211,3 +211,7 @@ func IsClaimed(tx *index.Tx, hash narinfo.PathHash, name string) (bool, error) {
 	n := item.FileNamed(name)
 	return n >= 0 && item.HasStored(n), nil
 }
+
+// LinkedRemoved is how many bytes this process has removed that did not become free, as
+// the files have other names, such as in an export.
+func (s *Storage) LinkedRemoved() int64 { return s.linked.Load() }

@@ -8,8 +8,8 @@ import (
 	"testing"
 	"time"
 
-	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
+	"nar-herder/storage/importer"
 )
 
 // distantStore is a store that is far away: calls which change it wait for others, as
@@ -105,7 +105,7 @@ func TestDistant(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	importAll(t, s, storage.ImportOptions{}, laid(t, items...))
+	importAll(t, s, importer.Options{}, laid(t, items...))
 	for _, item := range items {
 		wantServed(t, s, item)
 	}

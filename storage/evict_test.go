@@ -13,6 +13,7 @@ import (
 	"nar-herder/removal/deletion"
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
+	"nar-herder/storage/importer"
 	"nar-herder/storage/index"
 )
 
@@ -33,13 +34,13 @@ func TestEvict(t *testing.T) {
 	p := newPlace(t)
 	s := p.openTest(t)
 	going, staying, changing := fake{n: 1, content: "goes"}, fake{n: 2, content: "stays"}, fake{n: 3, content: "changes"}
-	importAll(t, s, storage.ImportOptions{}, laid(t, going, staying, changing))
+	importAll(t, s, importer.Options{}, laid(t, going, staying, changing))
 	since := lastChange(t, p)
 	items := []*storage.Item{itemOf(t, s, going), itemOf(t, s, changing)}
 	// Between the decision and the deed, one of them is given another narinfo.
 	again := changing
 	again.note = "signed again"
-	wantOutcomes(t, importAll(t, s, storage.ImportOptions{}, laid(t, again)), "1 updated")
+	wantOutcomes(t, importAll(t, s, importer.Options{}, laid(t, again)), "1 updated")
 	told := false
 	_, freed, err := deletion.Evict(t.Context(), s, items, since, func(_ *index.Tx, changed map[narinfo.PathHash]index.ChangeKind) error {
 		told = changed[changing.hash()] == index.Added && len(changed) == 1
@@ -64,7 +65,7 @@ func TestEvict(t *testing.T) {
 	}
 	wantServed(t, s, staying)
 	// It can come again.
-	wantOutcomes(t, importAll(t, s, storage.ImportOptions{}, laid(t, going)), "1 completed")
+	wantOutcomes(t, importAll(t, s, importer.Options{}, laid(t, going)), "1 completed")
 	wantServed(t, s, going)
 }
 
@@ -90,7 +91,7 @@ func TestEvictFails(t *testing.T) {
 	p := newPlace(t)
 	s := p.openTest(t)
 	item := fake{n: 1, content: "goes"}
-	importAll(t, s, storage.ImportOptions{}, laid(t, item))
+	importAll(t, s, importer.Options{}, laid(t, item))
 	// A directory in its place can't be removed as a file.
 	file := filepath.Join(p.store, item.name())
 	broken := p.openWith(t, func(b bytestore.Store) bytestore.Store { return noRemove{b} })
@@ -110,11 +111,11 @@ func TestEvictFails(t *testing.T) {
 		t.Errorf("again: %+v, %v", dropped, err)
 	}
 	// What is claimed again by then stays.
-	importAll(t, s, storage.ImportOptions{}, laid(t, item))
+	importAll(t, s, importer.Options{}, laid(t, item))
 	if _, _, err := deletion.Evict(t.Context(), broken, []*storage.Item{itemOf(t, s, item)}, lastChange(t, p), holds); err == nil {
 		t.Error("no error")
 	}
-	importAll(t, s, storage.ImportOptions{}, laid(t, item))
+	importAll(t, s, importer.Options{}, laid(t, item))
 	if dropped, err := deletion.DeletePending(t.Context(), s); err != nil || dropped.Size != 0 {
 		t.Errorf("%+v, %v", dropped, err)
 	}
@@ -131,7 +132,7 @@ func TestWithdrawAndRemove(t *testing.T) {
 	p := newPlace(t)
 	s := p.openTest(t)
 	going, returning := fake{n: 1, content: "goes"}, fake{n: 2, content: "returns"}
-	importAll(t, s, storage.ImportOptions{}, laid(t, going, returning))
+	importAll(t, s, importer.Options{}, laid(t, going, returning))
 	before := time.Now()
 	items := []*storage.Item{itemOf(t, s, going), itemOf(t, s, returning)}
 	withdrawn, err := deletion.Withdraw(t.Context(), s, items, lastChange(t, p), holds)
@@ -144,10 +145,10 @@ func TestWithdrawAndRemove(t *testing.T) {
 	if content, err := stored(s, going.hash(), 0); err != nil || content != "goes" {
 		t.Errorf("its nar: %q, %v", content, err)
 	}
-	wantOutcomes(t, importAll(t, s, storage.ImportOptions{}, laid(t, returning)), "1 completed")
+	wantOutcomes(t, importAll(t, s, importer.Options{}, laid(t, returning)), "1 completed")
 	another := going
 	another.other, another.content = true, "another"
-	if results := importAll(t, s, storage.ImportOptions{}, laid(t, another)); outcomes(results) != "1 failed" {
+	if results := importAll(t, s, importer.Options{}, laid(t, another)); outcomes(results) != "1 failed" {
 		t.Errorf("another nar of an item that goes: %s", outcomes(results))
 	}
 	if freed, err := deletion.RemoveWithdrawn(t.Context(), s, before.Add(narinfo.UnadvertisedTTL)); err != nil || freed.Items != 0 {
@@ -212,7 +213,7 @@ func TestUsage(t *testing.T) {
 		t.Errorf("%d bytes with a stranger of 100,000", before)
 	}
 	item := fake{n: 1, content: strings.Repeat("y", 50_000)}
-	importAll(t, s, storage.ImportOptions{}, laid(t, item))
+	importAll(t, s, importer.Options{}, laid(t, item))
 	estimated := usage() - before
 	if err := s.Survey(t.Context()); err != nil {
 		t.Fatal(err)
@@ -234,7 +235,7 @@ func TestLeftoversBehindOne(t *testing.T) {
 		names = append(names, f.name())
 	}
 	// The storage is this instance's.
-	wantOutcomes(t, importAll(t, s, storage.ImportOptions{}, laid(t, fake{n: 1000, content: "stays"})), "1 added")
+	wantOutcomes(t, importAll(t, s, importer.Options{}, laid(t, fake{n: 1000, content: "stays"})), "1 added")
 	_, x := p.openAt(t, nil)
 	if err := x.Update(t.Context(), func(tx *index.Tx) error { return tx.AddLeftovers(names) }); err != nil {
 		t.Fatal(err)
@@ -287,7 +288,7 @@ func TestRemoveWithdrawnAround(t *testing.T) {
 		items = append(items, fake{n: n + 1, content: "nar"})
 		hashes = append(hashes, items[n].hash())
 	}
-	importAll(t, s, storage.ImportOptions{}, laid(t, items...))
+	importAll(t, s, importer.Options{}, laid(t, items...))
 	for _, some := range [][]narinfo.PathHash{hashes[:1], hashes[1:]} {
 		if _, err := s.WithdrawAll(t.Context(), some, nil); err != nil {
 			t.Fatal(err)
@@ -313,7 +314,7 @@ func TestRestoredLeftovers(t *testing.T) {
 	p := newPlace(t)
 	s, x := p.openAt(t, nil)
 	item := fake{n: 1, content: "good"}
-	importAll(t, s, storage.ImportOptions{}, laid(t, item))
+	importAll(t, s, importer.Options{}, laid(t, item))
 	if _, err := s.Remove(t.Context(), item.hash()); err != nil {
 		t.Fatal(err)
 	}
@@ -325,7 +326,7 @@ func TestRestoredLeftovers(t *testing.T) {
 	if err := x.Backup(t.Context(), restored.database, false, time.Now()); err != nil {
 		t.Fatal(err)
 	}
-	importAll(t, s, storage.ImportOptions{}, laid(t, item))
+	importAll(t, s, importer.Options{}, laid(t, item))
 	if dropped, err := deletion.DeletePending(t.Context(), restored.openTest(t)); err != nil || dropped.Size != 0 || gone(filepath.Join(p.store, item.name())) {
 		t.Errorf("dropped: %+v, %v; want the nar kept", dropped, err)
 	}

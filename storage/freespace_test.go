@@ -15,6 +15,8 @@ import (
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/check"
 	"nar-herder/storage/directory"
+	"nar-herder/storage/importer"
+	"nar-herder/storage/space"
 )
 
 // spacious is a directory whose file system has as much free as a test says.
@@ -63,7 +65,7 @@ func TestMinimumFreeImport(t *testing.T) {
 			setMinimumFree(t, p.openTest(t), test.minimum)
 			s, _ := p.openSpacious(t, test.free)
 			source := laid(t, f)
-			got := importAll(t, s, storage.ImportOptions{Keep: test.keep}, source)
+			got := importAll(t, s, importer.Options{Keep: test.keep}, source)
 			if test.ok {
 				wantOutcomes(t, got, "1 added")
 				wantServed(t, s, f)
@@ -72,7 +74,7 @@ func TestMinimumFreeImport(t *testing.T) {
 			wantOutcomes(t, got, "1 failed")
 			for _, r := range got {
 				for _, text := range []string{p.store, fmt.Sprint(test.free), fmt.Sprint(test.minimum), "--storage-minimum-free-space"} {
-					if !errors.Is(r.Err, storage.ErrFreeSpace) || !strings.Contains(r.Err.Error(), text) {
+					if !errors.Is(r.Err, space.ErrFreeSpace) || !strings.Contains(r.Err.Error(), text) {
 						t.Errorf("%v does not have %q", r.Err, text)
 					}
 				}
@@ -82,7 +84,7 @@ func TestMinimumFreeImport(t *testing.T) {
 			}
 			wantFindings(t, s)
 			setMinimumFree(t, s, -1)
-			wantOutcomes(t, importAll(t, s, storage.ImportOptions{}, source), "1 added")
+			wantOutcomes(t, importAll(t, s, importer.Options{}, source), "1 added")
 		})
 	}
 }
@@ -98,7 +100,7 @@ func TestMinimumFreeInFlight(t *testing.T) {
 	}
 	refused := func(size int64) {
 		t.Helper()
-		if _, err := s.Reserve(t.Context(), size); !errors.Is(err, storage.ErrFreeSpace) {
+		if _, err := s.Reserve(t.Context(), size); !errors.Is(err, space.ErrFreeSpace) {
 			t.Errorf("%d bytes: %v", size, err)
 		}
 	}
@@ -135,7 +137,7 @@ func TestMinimumFreeBatch(t *testing.T) {
 	p := placeIn(t, disk)
 	p.database = filepath.Join(t.TempDir(), "db")
 	s := p.openTest(t)
-	importAll(t, s, storage.ImportOptions{}, laid(t, fake{n: 99, content: "first"})) // for its directories
+	importAll(t, s, importer.Options{}, laid(t, fake{n: 99, content: "first"})) // for its directories
 	free, _, err := s.FreeSpace()
 	if err != nil {
 		t.Fatal(err)
@@ -146,11 +148,11 @@ func TestMinimumFreeBatch(t *testing.T) {
 	// which there is room a moment later.
 	for added := -1; added != 0; {
 		added = 0
-		for _, r := range importAll(t, s, storage.ImportOptions{Keep: true}, source) {
+		for _, r := range importAll(t, s, importer.Options{Keep: true}, source) {
 			switch {
-			case r.Outcome == storage.Added:
+			case r.Outcome == importer.Added:
 				added++
-			case r.Err != nil && !errors.Is(r.Err, storage.ErrFreeSpace):
+			case r.Err != nil && !errors.Is(r.Err, space.ErrFreeSpace):
 				t.Error(r.Err)
 			}
 		}
@@ -161,7 +163,7 @@ func TestMinimumFreeBatch(t *testing.T) {
 	wantFindings(t, s)
 	// Again, with more room.
 	setMinimumFree(t, s, 0)
-	importAll(t, s, storage.ImportOptions{Keep: true}, source)
+	importAll(t, s, importer.Options{Keep: true}, source)
 	for _, f := range items {
 		wantServed(t, s, f)
 	}
@@ -183,7 +185,7 @@ func TestMinimumFreeReceive(t *testing.T) {
 	defer room.Release()
 	file := spooled(t, s, f.content)
 	free.Store(899)
-	if err := s.Receive(t.Context(), itemOf(t, s, f), 0, file); !errors.Is(err, storage.ErrFreeSpace) {
+	if err := s.Receive(t.Context(), itemOf(t, s, f), 0, file); !errors.Is(err, space.ErrFreeSpace) {
 		t.Errorf("%v", err)
 	}
 	free.Store(900)
@@ -203,7 +205,7 @@ func TestMinimumFreeRepair(t *testing.T) {
 			p := newPlace(t)
 			f := fake{n: 1, content: "content", nar: "content"}
 			s, free := p.openSpacious(t, 1000)
-			importAll(t, s, storage.ImportOptions{}, laid(t, f))
+			importAll(t, s, importer.Options{}, laid(t, f))
 			file := filepath.Join(p.store, f.name())
 			harm(t, file, f.content)
 			before, beforeErr := os.ReadFile(file)
@@ -214,7 +216,7 @@ func TestMinimumFreeRepair(t *testing.T) {
 			setMinimumFree(t, s, 999)
 			repairer := check.New(s).Repairer(check.RepairOptions{Decode: plainly, Sources: []check.Source{source{"good", func(content string) (io.Reader, error) { return giving(content) }, []fake{f}}}})
 			repair := repairer.Repair(t.Context(), found[0])
-			if repair.Outcome != check.Untouched || repair.Mended || !errors.Is(repair.Err, storage.ErrFreeSpace) {
+			if repair.Outcome != check.Untouched || repair.Mended || !errors.Is(repair.Err, space.ErrFreeSpace) {
 				t.Errorf("%+v", repair)
 			}
 			if after, err := os.ReadFile(file); string(after) != string(before) || (err == nil) != (beforeErr == nil) {
@@ -240,5 +242,5 @@ func TestNoFileSystem(t *testing.T) {
 	if _, minimum, err := s.Spare(t.Context()); minimum >= 0 || err != nil {
 		t.Errorf("minimum %d, %v", minimum, err)
 	}
-	wantOutcomes(t, importAll(t, s, storage.ImportOptions{}, laid(t, fake{n: 1, content: "x"})), "1 added")
+	wantOutcomes(t, importAll(t, s, importer.Options{}, laid(t, fake{n: 1, content: "x"})), "1 added")
 }

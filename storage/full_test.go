@@ -13,8 +13,8 @@ import (
 
 	"nar-herder/internal/testfs"
 	"nar-herder/mirror"
-	"nar-herder/storage"
 	"nar-herder/storage/check"
+	"nar-herder/storage/importer"
 	"nar-herder/storage/index"
 )
 
@@ -32,12 +32,12 @@ func TestFullStorage(t *testing.T) {
 	p := place{filepath.Join(t.TempDir(), "db"), disk}
 	s := p.openTest(t)
 	source := laid(t, items...)
-	results := importAll(t, s, storage.ImportOptions{}, source)
+	results := importAll(t, s, importer.Options{}, source)
 	added := 0
 	for _, f := range items {
 		r := results[f.hash().String()+".narinfo"]
 		switch {
-		case r.Outcome == storage.Added:
+		case r.Outcome == importer.Added:
 			added++
 			wantServed(t, s, f)
 		case !errors.Is(r.Err, syscall.ENOSPC):
@@ -55,12 +55,12 @@ func TestFullStorage(t *testing.T) {
 	if err := os.Remove(ballast); err != nil {
 		t.Fatal(err)
 	}
-	more := importAll(t, s, storage.ImportOptions{}, source)
-	var summary storage.Summary
+	more := importAll(t, s, importer.Options{}, source)
+	var summary importer.Summary
 	for _, r := range more {
 		summary.Count(r)
 	}
-	if summary.Outcomes[storage.Known] != added || summary.Outcomes[storage.Added] == 0 {
+	if summary.Outcomes[importer.Known] != added || summary.Outcomes[importer.Added] == 0 {
 		t.Errorf("with more room: %v", &summary)
 	}
 	wantFindings(t, s)
@@ -76,7 +76,7 @@ func TestFullDatabase(t *testing.T) {
 	p.database = filepath.Join(disk, "db")
 	s := p.openTest(t)
 	known := fake{n: 1_000_000, content: "known before"}
-	importAll(t, s, storage.ImportOptions{}, laid(t, known))
+	importAll(t, s, importer.Options{}, laid(t, known))
 	free := testfs.Fill(t, disk)
 	items := many(30, func(f *fake) {
 		// More than what the log has room for already: it can't be compressed.
@@ -85,11 +85,11 @@ func TestFullDatabase(t *testing.T) {
 		}
 	})
 	source := laid(t, items...)
-	results := importAll(t, s, storage.ImportOptions{}, source)
+	results := importAll(t, s, importer.Options{}, source)
 	failed := 0
 	for _, f := range items {
 		switch r := results[f.hash().String()+".narinfo"]; {
-		case r.Outcome == storage.Added:
+		case r.Outcome == importer.Added:
 			wantServed(t, s, f)
 		case !errors.Is(r.Err, index.ErrFull):
 			t.Errorf("item %d: %v, %v; want ErrFull", f.n, r.Outcome, r.Err)
@@ -119,7 +119,7 @@ func TestFullDatabase(t *testing.T) {
 	if err := os.Remove(ballast); err != nil {
 		t.Fatal(err)
 	}
-	if err := importStrictly(s, []string{source}, storage.ImportOptions{}); err != nil {
+	if err := importStrictly(s, []string{source}, importer.Options{}); err != nil {
 		t.Errorf("with more room: %v", err)
 	}
 	for _, f := range items {
@@ -152,7 +152,7 @@ func TestRemoveFullDatabase(t *testing.T) {
 	p.database = filepath.Join(testfs.Small(t, 8<<20), "db")
 	s, x := p.openAt(t, nil)
 	lost, mirrored := fake{n: 1, content: "lost"}, fake{n: 2, content: "mirrored"}
-	wantOutcomes(t, importAll(t, s, storage.ImportOptions{}, laid(t, lost, fake{n: 4, content: "there"})), "2 added")
+	wantOutcomes(t, importAll(t, s, importer.Options{}, laid(t, lost, fake{n: 4, content: "there"})), "2 added")
 	added := []mirror.Followed{{At: time.Now(), Narinfo: mirrored.parsed()}}
 	if _, err := mirror.Apply(t.Context(), s, added, mirror.ApplyOptions{}); err != nil {
 		t.Fatal(err)

@@ -31,13 +31,13 @@ func AdmitInto(n *narinfo.Narinfo, text []byte) error {
 	if err := narinfo.ParseInto(n, text); err != nil {
 		return err
 	}
-	return fit(n)
+	return CheckNarinfo(n)
 }
 
-// fit is nil for a narinfo that may be added. Each of its URLs must be that of a nar of
+// CheckNarinfo is nil for a narinfo that may be added. Each of its URLs must be that of a nar of
 // this very item, as its files are stored and deleted under the names that the URLs
 // give. Only a URL with a scheme may lead anywhere: nothing is stored under that.
-func fit(n *narinfo.Narinfo) error {
+func CheckNarinfo(n *narinfo.Narinfo) error {
 	own, elsewhere := false, ""
 	for _, file := range n.Files {
 		name, err := file.Path()
@@ -76,9 +76,9 @@ func IsNarName(name string) bool {
 	return !named && !strings.Contains(base, "/")
 }
 
-// nameOf is where the file of an item with that hash is stored; "" where that is not in
+// NarName is where the file of an item with that hash is stored; "" where that is not in
 // this storage, or not for this item to say.
-func nameOf(file narinfo.File, hash narinfo.PathHash) string {
+func NarName(file narinfo.File, hash narinfo.PathHash) string {
 	name, err := file.Path()
 	if err != nil || !IsNarName(name) || HashInName(name) != hash {
 		return ""

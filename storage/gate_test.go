@@ -131,7 +131,7 @@ func FuzzAdmit(f *testing.F) {
 		}
 		own := 0
 		for _, file := range n.Files {
-			name := nameOf(file, n.StorePath.Hash)
+			name := NarName(file, n.StorePath.Hash)
 			if name == "" {
 				continue
 			}

@@ -20,6 +20,7 @@ import (
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/check"
 	"nar-herder/storage/directory"
+	"nar-herder/storage/importer"
 	"nar-herder/storage/index"
 )
 
@@ -236,10 +237,10 @@ func laid(t testing.TB, items ...fake) string {
 }
 
 // importAll imports, and returns the results by the base name of the file.
-func importAll(t testing.TB, s *storage.Storage, options storage.ImportOptions, names ...string) map[string]storage.Result {
+func importAll(t testing.TB, s *storage.Storage, options importer.Options, names ...string) map[string]importer.Result {
 	t.Helper()
-	results := map[string]storage.Result{}
-	err := s.Import(context.Background(), names, options, func(i storage.Imported) { results[filepath.Base(i.File)] = i.Result })
+	results := map[string]importer.Result{}
+	err := importer.New(s).Import(context.Background(), names, options, func(i importer.Imported) { results[filepath.Base(i.File)] = i.Result })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -247,8 +248,8 @@ func importAll(t testing.TB, s *storage.Storage, options storage.ImportOptions, 
 }
 
 // outcomes counts results.
-func outcomes(results map[string]storage.Result) string {
-	var summary storage.Summary
+func outcomes(results map[string]importer.Result) string {
+	var summary importer.Summary
 	for _, r := range results {
 		summary.Count(r)
 	}
@@ -256,7 +257,7 @@ func outcomes(results map[string]storage.Result) string {
 }
 
 // wantOutcomes asserts the summary of an import.
-func wantOutcomes(t testing.TB, results map[string]storage.Result, want string) {
+func wantOutcomes(t testing.TB, results map[string]importer.Result, want string) {
 	t.Helper()
 	if got := outcomes(results); got != want {
 		t.Errorf("import: %s; want %s", got, want)

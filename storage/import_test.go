@@ -14,6 +14,7 @@ import (
 	"nar-herder/narinfo"
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
+	"nar-herder/storage/importer"
 	"nar-herder/storage/index"
 )
 
@@ -74,10 +75,10 @@ func TestImportCorpus(t *testing.T) {
 			t.Parallel()
 			count := len(narinfos(t, corpus))
 			s := newPlace(t).openTest(t)
-			wantOutcomes(t, importAll(t, s, storage.ImportOptions{Keep: true}, corpus), fmt.Sprintf("%d added", count))
+			wantOutcomes(t, importAll(t, s, importer.Options{Keep: true}, corpus), fmt.Sprintf("%d added", count))
 			wantCorpus(t, s, corpus, true) // which also shows that it was kept
 			wantFindings(t, s)
-			wantOutcomes(t, importAll(t, s, storage.ImportOptions{Keep: true}, corpus), fmt.Sprintf("%d known", count))
+			wantOutcomes(t, importAll(t, s, importer.Options{Keep: true}, corpus), fmt.Sprintf("%d known", count))
 			totals, err := s.Totals(t.Context())
 			if err != nil || totals.Items != int64(count) {
 				t.Errorf("totals are %+v, %v", totals, err)
@@ -87,7 +88,7 @@ func TestImportCorpus(t *testing.T) {
 			t.Parallel()
 			source := copyTree(t, corpus)
 			s := newPlace(t).openTest(t)
-			results := importAll(t, s, storage.ImportOptions{}, source)
+			results := importAll(t, s, importer.Options{}, source)
 			wantOutcomes(t, results, fmt.Sprintf("%d added", len(results)))
 			wantCorpus(t, s, corpus, true)
 			wantFindings(t, s)
@@ -112,21 +113,21 @@ func TestImportCorpus(t *testing.T) {
 func TestImportAllTogether(t *testing.T) {
 	t.Parallel()
 	s := newPlace(t).openTest(t)
-	failed := func(i storage.Imported) {
-		if i.Outcome == storage.Failed {
+	failed := func(i importer.Imported) {
+		if i.Outcome == importer.Failed {
 			t.Errorf("%s: %v", i.File, i.Err)
 		}
 	}
 	for range 3 {
-		if err := s.Import(t.Context(), corpora, storage.ImportOptions{Keep: true}, failed); err != nil {
+		if err := importer.New(s).Import(t.Context(), corpora, importer.Options{Keep: true}, failed); err != nil {
 			t.Fatal(err)
 		}
 		wantFindings(t, s)
 	}
 	// In whatever order: the last one counts.
 	for _, corpus := range corpora {
-		for file, r := range importAll(t, s, storage.ImportOptions{Keep: true}, corpus) {
-			if r.Outcome != storage.Known && r.Outcome != storage.Updated {
+		for file, r := range importAll(t, s, importer.Options{Keep: true}, corpus) {
+			if r.Outcome != importer.Known && r.Outcome != importer.Updated {
 				t.Errorf("%s: %v, %v", file, r.Outcome, r.Err)
 			}
 		}
@@ -195,8 +196,8 @@ func TestImportLayouts(t *testing.T) {
 				names := layOut(t, p, t.TempDir())
 				s := p.openTest(t)
 				results := 0
-				err := s.Import(t.Context(), names, storage.ImportOptions{Keep: keep}, func(i storage.Imported) {
-					if results++; i.Outcome != storage.Added && i.Outcome != storage.Known {
+				err := importer.New(s).Import(t.Context(), names, importer.Options{Keep: keep}, func(i importer.Imported) {
+					if results++; i.Outcome != importer.Added && i.Outcome != importer.Known {
 						t.Errorf("%s: %v, %v", i.File, i.Outcome, i.Err)
 					}
 				})
@@ -219,7 +220,7 @@ func TestImportTags(t *testing.T) {
 	s := newPlace(t).openTest(t)
 	source := laid(t, fake{n: 1, content: "1"}, fake{n: 2, content: "2"})
 	for _, value := range []string{"1", "2"} { // known items are given tags as well
-		importAll(t, s, storage.ImportOptions{Keep: true, Tags: []index.Tag{{Key: "job", Value: value}}}, source)
+		importAll(t, s, importer.Options{Keep: true, Tags: []index.Tag{{Key: "job", Value: value}}}, source)
 		count := 0
 		for _, err := range s.Items(t.Context(), index.Tag{Key: "job", Value: value}) {
 			if err != nil {
@@ -236,7 +237,7 @@ func TestImportTags(t *testing.T) {
 // TestWithReferences: closures in every order, and incomplete ones.
 func TestWithReferences(t *testing.T) {
 	t.Parallel()
-	options := storage.ImportOptions{WithReferences: true}
+	options := importer.Options{WithReferences: true}
 	// A chain whose order of names is the reverse of its dependencies, each
 	// item referring to itself as well.
 	var chain []fake
@@ -291,12 +292,12 @@ func TestWithReferences(t *testing.T) {
 	t.Run("not asked for", func(t *testing.T) {
 		t.Parallel()
 		s := newPlace(t).openTest(t)
-		wantOutcomes(t, importAll(t, s, storage.ImportOptions{}, laid(t, chain[:5]...)), "5 added")
+		wantOutcomes(t, importAll(t, s, importer.Options{}, laid(t, chain[:5]...)), "5 added")
 	})
 	t.Run("corpus", func(t *testing.T) {
 		t.Parallel()
 		s := newPlace(t).openTest(t)
-		wantOutcomes(t, importAll(t, s, storage.ImportOptions{Keep: true, WithReferences: true}, corpora[0]), "13 added")
+		wantOutcomes(t, importAll(t, s, importer.Options{Keep: true, WithReferences: true}, corpora[0]), "13 added")
 	})
 }
 
@@ -318,8 +319,8 @@ func TestReferencesWithinImport(t *testing.T) {
 			counting.Directory = unwrap(bytes)
 			return counting
 		})
-		options := storage.ImportOptions{WithReferences: true, Keep: keep}
-		importAll(t, s, storage.ImportOptions{}, laid(t, fake{n: 500, content: "owned"}))
+		options := importer.Options{WithReferences: true, Keep: keep}
+		importAll(t, s, importer.Options{}, laid(t, fake{n: 500, content: "owned"}))
 		before := counting.steps
 		results := importAll(t, s, options, laid(t, broken...))
 		wantOutcomes(t, results, "40 failed")
@@ -331,7 +332,7 @@ func TestReferencesWithinImport(t *testing.T) {
 		if counting.steps != before {
 			t.Errorf("the storage was used %d times for items that can't be imported", counting.steps-before)
 		}
-		if r := s.Add(t.Context(), &storage.Addition{Narinfo: broken[20].parsed(), Directories: []string{laid(t, broken...)}, WithReferences: true}); r.Err == nil || counting.steps != before {
+		if r := importer.New(s).Add(t.Context(), &importer.Addition{Narinfo: broken[20].parsed(), Directories: []string{laid(t, broken...)}, WithReferences: true}); r.Err == nil || counting.steps != before {
 			t.Errorf("%v, the storage was used %d times", r.Err, counting.steps-before)
 		}
 		wantOutcomes(t, importAll(t, s, options, laid(t, slices.Concat(circle, broken)...)), "40 failed, 40 added")
@@ -347,7 +348,7 @@ func TestReferencesWithinImport(t *testing.T) {
 	if err := os.Remove(filepath.Join(source, circle[3].name())); err != nil {
 		t.Fatal(err)
 	}
-	wantOutcomes(t, importAll(t, s, storage.ImportOptions{WithReferences: true}, source), "40 failed")
+	wantOutcomes(t, importAll(t, s, importer.Options{WithReferences: true}, source), "40 failed")
 	wantFindings(t, s)
 	// A chain from it on: what it needs, and does not need it, comes.
 	chain := many(30, func(f *fake) {
@@ -359,5 +360,5 @@ func TestReferencesWithinImport(t *testing.T) {
 	if err := os.Remove(filepath.Join(source, chain[10].name())); err != nil {
 		t.Fatal(err)
 	}
-	wantOutcomes(t, importAll(t, s, storage.ImportOptions{WithReferences: true}, source), "11 failed, 19 added")
+	wantOutcomes(t, importAll(t, s, importer.Options{WithReferences: true}, source), "11 failed, 19 added")
 }

@@ -13,6 +13,7 @@ import (
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/directory"
+	"nar-herder/storage/importer"
 )
 
 // intrudedStore lets another process do something while an addition is being
@@ -59,10 +60,10 @@ func TestIntruders(t *testing.T) {
 	smaller := fake{n: 1, content: "first", note: "smaller"}
 	zstd := fake{n: 1, content: "zstd nar", kind: "zstd"}
 	rebuilt := fake{n: 1, content: "another, longer nar", other: true}
-	replace := storage.ImportOptions{Replace: true}
+	replace := importer.Options{Replace: true}
 	intruders := map[string]operation{
-		"adds":     {lay: []fake{one}, do: adding(storage.ImportOptions{}, one)},
-		"updates":  {lay: []fake{zstd}, do: adding(storage.ImportOptions{}, zstd)},
+		"adds":     {lay: []fake{one}, do: adding(importer.Options{}, one)},
+		"updates":  {lay: []fake{zstd}, do: adding(importer.Options{}, zstd)},
 		"replaces": {lay: []fake{rebuilt}, do: adding(replace, rebuilt)},
 		"removes":  {do: removing(one)},
 		"is first": {}, // it does the very same
@@ -70,7 +71,7 @@ func TestIntruders(t *testing.T) {
 	for _, before := range [][]fake{nil, {one}} {
 		for name, intruder := range intruders {
 			for _, added := range []fake{one, smaller, rebuilt} {
-				for _, options := range []storage.ImportOptions{{}, replace} {
+				for _, options := range []importer.Options{{}, replace} {
 					for _, late := range []bool{false, true} {
 						t.Run(fmt.Sprintf("%d known/%s/%s/replace %v/late %v", len(before), name, added.content, options.Replace, late), func(t *testing.T) {
 							t.Parallel()
@@ -87,7 +88,7 @@ func TestIntruders(t *testing.T) {
 
 // intrudeAt adds an item with an intruder and a crash at a step, none when that
 // is negative. It returns false when there was none.
-func intrudeAt(t *testing.T, before []fake, intruder operation, added fake, options storage.ImportOptions, late bool, at int) bool {
+func intrudeAt(t *testing.T, before []fake, intruder operation, added fake, options importer.Options, late bool, at int) bool {
 	t.Helper()
 	top := memoryDir(t)
 	p := placeIn(t, top)
@@ -102,7 +103,7 @@ func intrudeAt(t *testing.T, before []fake, intruder operation, added fake, opti
 	if err != nil {
 		t.Fatal(err)
 	}
-	importAll(t, other, storage.ImportOptions{}, known)
+	importAll(t, other, importer.Options{}, known)
 	intrude := func() {
 		do, from := intruder.do, intruding
 		if do == nil {

@@ -11,6 +11,7 @@ import (
 
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
+	"nar-herder/storage/importer"
 )
 
 // stale is a store that gives what a name had before, until that is doubted.
@@ -46,7 +47,7 @@ func TestInvalidate(t *testing.T) {
 		return s
 	})
 	f := fake{n: 1, content: "the nar"}
-	importAll(t, front, storage.ImportOptions{}, laid(t, f))
+	importAll(t, front, importer.Options{}, laid(t, f))
 	s.invalidations = 0
 	wantServed(t, front, f)
 	if s.invalidations != 1 {

@@ -11,6 +11,7 @@ import (
 
 	"nar-herder/storage"
 	"nar-herder/storage/check"
+	"nar-herder/storage/importer"
 )
 
 // many makes items with nars of some length.
@@ -65,7 +66,7 @@ func TestKillMoving(t *testing.T) {
 				t.Errorf("round %d: %s is lost", round, f.name())
 			}
 		}
-		if err := importStrictly(s, []string{source}, storage.ImportOptions{}); err != nil {
+		if err := importStrictly(s, []string{source}, importer.Options{}); err != nil {
 			t.Errorf("round %d: import again: %v", round, err)
 		}
 		for _, f := range items {
@@ -103,7 +104,7 @@ func TestKillChurn(t *testing.T) {
 		}
 	}
 	s := p.openTest(t)
-	if err := importStrictly(s, sources[2:3], storage.ImportOptions{Keep: true, Replace: true}); err != nil {
+	if err := importStrictly(s, sources[2:3], importer.Options{Keep: true, Replace: true}); err != nil {
 		t.Error(err)
 	}
 	for _, f := range rebuilt {

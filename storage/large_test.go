@@ -18,6 +18,7 @@ import (
 	"nar-herder/mirror"
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
+	"nar-herder/storage/importer"
 	"nar-herder/storage/index"
 )
 
@@ -141,13 +142,13 @@ func TestLargeFiles(t *testing.T) {
 	const large = 1 << 30
 	source := t.TempDir()
 	sparse(t, source, fake{n: 1}, large)
-	wantOutcomes(t, importAll(t, s, storage.ImportOptions{Keep: true}, source), "1 added")
+	wantOutcomes(t, importAll(t, s, importer.Options{Keep: true}, source), "1 added")
 	if locked != 0 || unlocked != 1 {
 		t.Errorf("new: shown %d times with the lock held, %d times without", locked, unlocked)
 	}
 	source = t.TempDir()
 	sparse(t, source, fake{n: 1, other: true}, large)
-	wantOutcomes(t, importAll(t, s, storage.ImportOptions{Keep: true, Replace: true}, source), "1 replaced")
+	wantOutcomes(t, importAll(t, s, importer.Options{Keep: true, Replace: true}, source), "1 replaced")
 	if locked != 0 || unlocked != 2 {
 		t.Errorf("replaced: shown %d times with the lock held, %d times without", locked, unlocked)
 	}
@@ -158,10 +159,10 @@ func TestLargeFiles(t *testing.T) {
 	for n := 2; n < 10; n++ {
 		sparse(t, source, fake{n: n}, large/2-1)
 	}
-	wantOutcomes(t, importAll(t, s, storage.ImportOptions{Keep: true}, source), "8 added")
+	wantOutcomes(t, importAll(t, s, importer.Options{Keep: true}, source), "8 added")
 	// As a mirror gets it.
 	item := fake{n: 20, claim: large}
-	wantOutcomes(t, importAll(t, p.openIndexOnly(t), storage.ImportOptions{}, laid(t, item)), "1 added")
+	wantOutcomes(t, importAll(t, p.openIndexOnly(t), importer.Options{}, laid(t, item)), "1 added")
 	row, err := s.Item(t.Context(), item.hash())
 	if err != nil {
 		t.Fatal(err)
@@ -209,7 +210,7 @@ func TestLargeFailed(t *testing.T) {
 	t.Run("a reference goes", func(t *testing.T) {
 		s, _, r := open(t)
 		reference := fake{n: 2, content: "a reference"}
-		wantOutcomes(t, importAll(t, s, storage.ImportOptions{}, laid(t, reference)), "1 added")
+		wantOutcomes(t, importAll(t, s, importer.Options{}, laid(t, reference)), "1 added")
 		source, shown := t.TempDir(), 0
 		f := sparse(t, source, fake{n: 1, refs: []int{2}}, large)
 		r.shows = func(ctx context.Context, _ string) error {
@@ -217,8 +218,8 @@ func TestLargeFailed(t *testing.T) {
 			_, err := s.Remove(ctx, reference.hash())
 			return err
 		}
-		result := s.Add(t.Context(), &storage.Addition{Narinfo: f.parsed(), Directories: []string{source}, Keep: true, WithReferences: true})
-		if result.Outcome != storage.Failed {
+		result := importer.New(s).Add(t.Context(), &importer.Addition{Narinfo: f.parsed(), Directories: []string{source}, Keep: true, WithReferences: true})
+		if result.Outcome != importer.Failed {
 			t.Error(result.Outcome)
 		}
 		wantNone(t, r, shown)
@@ -232,7 +233,7 @@ func TestLargeFailed(t *testing.T) {
 			useReserve(t, x)
 			return nil
 		}
-		wantOutcomes(t, importAll(t, s, storage.ImportOptions{Keep: true}, source), "1 failed")
+		wantOutcomes(t, importAll(t, s, importer.Options{Keep: true}, source), "1 failed")
 		wantNone(t, r, shown)
 	})
 	t.Run("another of its batch fails", func(t *testing.T) {
@@ -248,7 +249,7 @@ func TestLargeFailed(t *testing.T) {
 			shown++
 			return nil
 		}
-		wantOutcomes(t, importAll(t, s, storage.ImportOptions{Keep: true, WithReferences: true}, source), "2 failed")
+		wantOutcomes(t, importAll(t, s, importer.Options{Keep: true, WithReferences: true}, source), "2 failed")
 		wantNone(t, r, shown)
 	})
 	t.Run("received", func(t *testing.T) {

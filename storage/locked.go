@@ -16,9 +16,9 @@ const (
 	lockedRate = 64 << 20
 )
 
-// withLockDeadline bounds what is done in a remote byte store while the index is locked;
+// WithLockDeadline bounds what is done in a remote byte store while the index is locked;
 // size is the length of the nars that are committed.
-func (s *Storage) withLockDeadline(ctx context.Context, size int64) (context.Context, context.CancelFunc) {
+func (s *Storage) WithLockDeadline(ctx context.Context, size int64) (context.Context, context.CancelFunc) {
 	if !s.IsRemote() {
 		return ctx, func() {}
 	}
@@ -40,7 +40,7 @@ func (s *Storage) Reclaim(ctx context.Context, f func(context.Context, *index.Tx
 
 func (s *Storage) withinDeadline(ctx context.Context, size int64, f func(context.Context, *index.Tx) error) func(*index.Tx) error {
 	return func(tx *index.Tx) error {
-		ctx, cancel := s.withLockDeadline(ctx, size)
+		ctx, cancel := s.WithLockDeadline(ctx, size)
 		defer cancel()
 		return f(ctx, tx)
 	}

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"nar-herder/storage"
+	"nar-herder/storage/importer"
 )
 
 // TestOutcomes imports items into storages that know something of them.
@@ -22,50 +23,50 @@ func TestOutcomes(t *testing.T) {
 	rebuilt := fake{n: 1, content: "another nar", other: true}
 	sameSize := fake{n: 1, content: "THE NAR", other: true}
 	unsized := fake{n: 1, content: "unsized", claim: -1}
-	replace := storage.ImportOptions{Replace: true}
+	replace := importer.Options{Replace: true}
 
 	tests := []struct {
 		name    string
 		before  func(t *testing.T, p place, s *storage.Storage) // nil for none
 		item    fake
-		options storage.ImportOptions
-		want    storage.Outcome
+		options importer.Options
+		want    importer.Outcome
 		served  fake
 		stays   bool     // the source, although it was to be moved
 		dropped []string // names in the storage that go
 	}{
-		{name: "new", item: one, want: storage.Added, served: one},
-		{name: "new, replace", item: one, options: replace, want: storage.Added, served: one},
-		{name: "new, two files", item: both, want: storage.Added, served: both},
-		{name: "new, without size", item: unsized, want: storage.Added, served: unsized},
-		{name: "new, empty nar", item: fake{n: 1}, want: storage.Added, served: fake{n: 1}},
-		{name: "again", before: known(one), item: one, want: storage.Known, served: one},
-		{name: "again, without size", before: known(unsized), item: unsized, want: storage.Known, served: unsized},
-		{name: "again, replace", before: known(one), item: one, options: replace, want: storage.Known, served: one},
+		{name: "new", item: one, want: importer.Added, served: one},
+		{name: "new, replace", item: one, options: replace, want: importer.Added, served: one},
+		{name: "new, two files", item: both, want: importer.Added, served: both},
+		{name: "new, without size", item: unsized, want: importer.Added, served: unsized},
+		{name: "new, empty nar", item: fake{n: 1}, want: importer.Added, served: fake{n: 1}},
+		{name: "again", before: known(one), item: one, want: importer.Known, served: one},
+		{name: "again, without size", before: known(unsized), item: unsized, want: importer.Known, served: unsized},
+		{name: "again, replace", before: known(one), item: one, options: replace, want: importer.Known, served: one},
 		{name: "bytes were lost", before: damaged(one, func(file string) error { return os.Remove(file) }),
-			item: one, want: storage.Completed, served: one},
+			item: one, want: importer.Completed, served: one},
 		{name: "bytes were cut off", before: damaged(one, func(file string) error { return os.Truncate(file, 3) }),
-			item: one, want: storage.Completed, served: one},
+			item: one, want: importer.Completed, served: one},
 		{name: "unsized bytes changed", before: damaged(unsized, func(file string) error { return os.Truncate(file, 3) }),
-			item: unsized, want: storage.Completed, served: fake{n: 1, content: "uns", claim: -1}, stays: true},
+			item: unsized, want: importer.Completed, served: fake{n: 1, content: "uns", claim: -1}, stays: true},
 		{name: "one of two was lost", before: func(t *testing.T, p place, s *storage.Storage) {
 			known(both)(t, p, s)
 			if err := os.Remove(filepath.Join(p.store, zstd.name())); err != nil {
 				t.Fatal(err)
 			}
-		}, item: both, want: storage.Completed, served: both, stays: true},
-		{name: "new signature", before: known(one), item: signed, want: storage.Updated, served: signed},
-		{name: "other size", before: known(one), item: smaller, want: storage.Updated, served: smaller},
-		{name: "other compression", before: known(one), item: zstd, want: storage.Updated, served: zstd, dropped: []string{one.name()}},
-		{name: "one more compression", before: known(one), item: both, want: storage.Updated, served: both, stays: true},
-		{name: "one compression less", before: known(both), item: zstd, want: storage.Updated, served: zstd, dropped: []string{one.name()}},
-		{name: "other nar", before: known(one), item: rebuilt, want: storage.Kept, served: one, stays: true},
-		{name: "other nar of the same size", before: known(one), item: sameSize, want: storage.Kept, served: one, stays: true},
-		{name: "other nar, replace", before: known(one), item: rebuilt, options: replace, want: storage.Replaced, served: rebuilt},
-		{name: "other nar of the same size, replace", before: known(one), item: sameSize, options: replace, want: storage.Replaced, served: sameSize},
-		{name: "other nar, replaced back", before: known(rebuilt), item: one, options: replace, want: storage.Replaced, served: one},
-		{name: "a stranger of the size is there", before: stranger(one.name(), "the nar"), item: one, want: storage.Added, served: one, stays: true},
-		{name: "a stranger of another size is there", before: stranger(one.name(), "x"), item: one, want: storage.Added, served: one},
+		}, item: both, want: importer.Completed, served: both, stays: true},
+		{name: "new signature", before: known(one), item: signed, want: importer.Updated, served: signed},
+		{name: "other size", before: known(one), item: smaller, want: importer.Updated, served: smaller},
+		{name: "other compression", before: known(one), item: zstd, want: importer.Updated, served: zstd, dropped: []string{one.name()}},
+		{name: "one more compression", before: known(one), item: both, want: importer.Updated, served: both, stays: true},
+		{name: "one compression less", before: known(both), item: zstd, want: importer.Updated, served: zstd, dropped: []string{one.name()}},
+		{name: "other nar", before: known(one), item: rebuilt, want: importer.Kept, served: one, stays: true},
+		{name: "other nar of the same size", before: known(one), item: sameSize, want: importer.Kept, served: one, stays: true},
+		{name: "other nar, replace", before: known(one), item: rebuilt, options: replace, want: importer.Replaced, served: rebuilt},
+		{name: "other nar of the same size, replace", before: known(one), item: sameSize, options: replace, want: importer.Replaced, served: sameSize},
+		{name: "other nar, replaced back", before: known(rebuilt), item: one, options: replace, want: importer.Replaced, served: one},
+		{name: "a stranger of the size is there", before: stranger(one.name(), "the nar"), item: one, want: importer.Added, served: one, stays: true},
+		{name: "a stranger of another size is there", before: stranger(one.name(), "x"), item: one, want: importer.Added, served: one},
 	}
 	for _, test := range tests {
 		for _, keep := range []bool{false, true} {
@@ -87,7 +88,7 @@ func TestOutcomes(t *testing.T) {
 				if r.Outcome != test.want || r.Err != nil {
 					t.Errorf("%v, %q, %v; want %v", r.Outcome, r.Note, r.Err, test.want)
 				}
-				if noted := r.Outcome == storage.Updated || r.Outcome == storage.Kept || r.Outcome == storage.Replaced; noted != (r.Note != "") {
+				if noted := r.Outcome == importer.Updated || r.Outcome == importer.Kept || r.Outcome == importer.Replaced; noted != (r.Note != "") {
 					t.Errorf("%v has the note %q", r.Outcome, r.Note)
 				}
 				wantServed(t, s, test.served)
@@ -96,7 +97,7 @@ func TestOutcomes(t *testing.T) {
 					name := filepath.Join(source, file.name())
 					if stays := keep || test.stays && i == 0; !stays && !gone(name) && r.Bytes > 0 && i == 0 {
 						t.Errorf("%s was not moved", file.name())
-					} else if stays && !has(name, file.content) && (keep || test.want == storage.Kept) {
+					} else if stays && !has(name, file.content) && (keep || test.want == importer.Kept) {
 						t.Errorf("%s is gone from the source", file.name())
 					}
 				}
@@ -114,7 +115,7 @@ func TestOutcomes(t *testing.T) {
 // known imports an item beforehand.
 func known(f fake) func(*testing.T, place, *storage.Storage) {
 	return func(t *testing.T, _ place, s *storage.Storage) {
-		wantOutcomes(t, importAll(t, s, storage.ImportOptions{}, laid(t, f)), "1 added")
+		wantOutcomes(t, importAll(t, s, importer.Options{}, laid(t, f)), "1 added")
 	}
 }
 
@@ -145,7 +146,7 @@ func TestReplaceInPlace(t *testing.T) {
 	known(fake{n: 1, content: "the nar"})(t, p, s)
 	rebuilt := fake{n: 1, content: "THE NAR", other: true}
 	lay(t, p.store, rebuilt)
-	wantOutcomes(t, importAll(t, s, storage.ImportOptions{Replace: true}, p.store), "1 replaced")
+	wantOutcomes(t, importAll(t, s, importer.Options{Replace: true}, p.store), "1 replaced")
 	wantServed(t, s, rebuilt)
 	wantFindings(t, s, "stranger "+rebuilt.hash().String()+".narinfo")
 }
@@ -158,8 +159,8 @@ func TestWithoutBytes(t *testing.T) {
 	s := p.openIndexOnly(t)
 	f := fake{n: 1, content: "the nar"}
 	source := laid(t, f)
-	wantOutcomes(t, importAll(t, s, storage.ImportOptions{}, source), "1 added")
-	wantOutcomes(t, importAll(t, s, storage.ImportOptions{}, source), "1 known")
+	wantOutcomes(t, importAll(t, s, importer.Options{}, source), "1 added")
+	wantOutcomes(t, importAll(t, s, importer.Options{}, source), "1 known")
 	if _, err := stored(s, f.hash(), 0); !errors.Is(err, storage.ErrNotStored) {
 		t.Errorf("%v, want ErrNotStored", err)
 	}
@@ -182,8 +183,8 @@ func TestSharedFile(t *testing.T) {
 		items := map[int]fake{1: {n: 1, content: "the nar"}}
 		items[2] = fake{n: 2, content: "the nar", url: items[1].name()}
 		first, second := items[order[0]], items[order[1]]
-		importAll(t, s, storage.ImportOptions{}, laid(t, first))
-		importAll(t, s, storage.ImportOptions{}, laid(t, second))
+		importAll(t, s, importer.Options{}, laid(t, first))
+		importAll(t, s, importer.Options{}, laid(t, second))
 		wantOnlyLeftovers(t, s)
 		_, err := s.Remove(t.Context(), first.hash())
 		if err != nil && !errors.Is(err, storage.ErrNotFound) {
@@ -204,9 +205,9 @@ func TestOddURLs(t *testing.T) {
 			p := newPlace(t)
 			s := p.openTest(t)
 			f := fake{n: 1, content: "the nar", url: url}
-			r := importAll(t, s, storage.ImportOptions{Keep: true}, laid(t, f))[f.hash().String()+".narinfo"]
-			if r.Outcome != storage.Added {
-				if r.Outcome != storage.Failed || r.Err == nil {
+			r := importAll(t, s, importer.Options{Keep: true}, laid(t, f))[f.hash().String()+".narinfo"]
+			if r.Outcome != importer.Added {
+				if r.Outcome != importer.Failed || r.Err == nil {
 					t.Errorf("%v, %v", r.Outcome, r.Err)
 				}
 				return
@@ -214,7 +215,7 @@ func TestOddURLs(t *testing.T) {
 			wantServed(t, s, f)
 			wantFindings(t, s)
 			f.note = "signed anew"
-			wantOutcomes(t, importAll(t, s, storage.ImportOptions{Keep: true}, laid(t, f)), "1 updated")
+			wantOutcomes(t, importAll(t, s, importer.Options{Keep: true}, laid(t, f)), "1 updated")
 			wantServed(t, s, f)
 			wantFindings(t, s)
 			if _, err := s.Remove(t.Context(), f.hash()); err != nil {
@@ -240,8 +241,8 @@ func TestURLsThatLeadOut(t *testing.T) {
 			s := p.openTest(t)
 			f := fake{n: 1, content: "secret!", url: url}
 			write(t, filepath.Join(top, "source", "x.narinfo"), f.text())
-			r := importAll(t, s, storage.ImportOptions{}, filepath.Join(top, "source"))["x.narinfo"]
-			if r.Outcome != storage.Failed || r.Err == nil || !strings.Contains(r.Err.Error(), url) {
+			r := importAll(t, s, importer.Options{}, filepath.Join(top, "source"))["x.narinfo"]
+			if r.Outcome != importer.Failed || r.Err == nil || !strings.Contains(r.Err.Error(), url) {
 				t.Errorf("%v, %v; want it to fail and name the URL", r.Outcome, r.Err)
 			}
 			if errors.Is(r.Err, fs.ErrNotExist) {
@@ -261,10 +262,10 @@ func TestUpdatedWithoutStorage(t *testing.T) {
 	p := newPlace(t)
 	s := p.openTest(t)
 	item := fake{n: 1, content: "its nar"}
-	wantOutcomes(t, importAll(t, s, storage.ImportOptions{}, laid(t, item)), "1 added")
+	wantOutcomes(t, importAll(t, s, importer.Options{}, laid(t, item)), "1 added")
 	again := item
 	again.note = "signed again"
-	wantOutcomes(t, importAll(t, p.openIndexOnly(t), storage.ImportOptions{}, laid(t, again)), "1 updated")
+	wantOutcomes(t, importAll(t, p.openIndexOnly(t), importer.Options{}, laid(t, again)), "1 updated")
 	wantServed(t, s, again)
 	wantFindings(t, s)
 }

@@ -15,6 +15,7 @@ import (
 	"nar-herder/narinfo"
 	"nar-herder/removal/deletion"
 	"nar-herder/storage"
+	"nar-herder/storage/importer"
 )
 
 // The test binary is also a process of its own that imports and removes, since
@@ -41,12 +42,12 @@ func TestMain(m *testing.M) {
 var tasks = map[string]func(s *storage.Storage, sources []string) error{
 	// move imports each directory once.
 	"move": func(s *storage.Storage, sources []string) error {
-		return importStrictly(s, sources, storage.ImportOptions{})
+		return importStrictly(s, sources, importer.Options{})
 	},
 	// keep imports copies a few times.
 	"keep": func(s *storage.Storage, sources []string) error {
 		for range 3 {
-			if err := importStrictly(s, sources, storage.ImportOptions{Keep: true}); err != nil {
+			if err := importStrictly(s, sources, importer.Options{Keep: true}); err != nil {
 				return err
 			}
 		}
@@ -56,7 +57,7 @@ var tasks = map[string]func(s *storage.Storage, sources []string) error{
 	"churn": func(s *storage.Storage, sources []string) error {
 		for {
 			for _, source := range sources {
-				if err := importStrictly(s, []string{source}, storage.ImportOptions{Keep: true, Replace: true}); err != nil {
+				if err := importStrictly(s, []string{source}, importer.Options{Keep: true, Replace: true}); err != nil {
 					return err
 				}
 			}
@@ -97,10 +98,10 @@ func help(task string) error {
 }
 
 // importStrictly takes every failure for one of the whole.
-func importStrictly(s *storage.Storage, sources []string, options storage.ImportOptions) error {
+func importStrictly(s *storage.Storage, sources []string, options importer.Options) error {
 	var failures []error
-	err := s.Import(context.Background(), sources, options, func(i storage.Imported) {
-		if i.Outcome == storage.Failed {
+	err := importer.New(s).Import(context.Background(), sources, options, func(i importer.Imported) {
+		if i.Outcome == importer.Failed {
 			failures = append(failures, fmt.Errorf("%s: %w", i.File, i.Err))
 		}
 	})

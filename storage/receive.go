@@ -12,6 +12,7 @@ import (
 	"nar-herder/internal/disk"
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
+	"nar-herder/storage/space"
 )
 
 // ErrNotWanted says that bytes which were to be stored are not to be any more: the
@@ -39,7 +40,7 @@ func (s *Storage) Spool(fallback string) (directory string, err error) {
 // lost its name by then, also where there is an error.
 //
 // The error is [ErrNotWanted] when the item's row is no longer of that nar, and
-// [ErrLimit] or [ErrFreeSpace] when there is no room.
+// [space.ErrLimit] or [space.ErrFreeSpace] when there is no room.
 func (s *Storage) Receive(ctx context.Context, item *Item, n int, file *os.File) error {
 	info, err := file.Stat()
 	if err != nil {
@@ -49,7 +50,7 @@ func (s *Storage) Receive(ctx context.Context, item *Item, n int, file *os.File)
 	if want := item.StoredSize(n); want >= 0 && size != want {
 		return fmt.Errorf("store %s: %w: %d bytes came where %d were expected", name, bytestore.ErrWrongSize, size, want)
 	}
-	if err := s.mayAdd(ctx, false); err != nil {
+	if err := s.MayAdd(ctx, false); err != nil {
 		return fmt.Errorf("store %s: %w", name, err)
 	}
 	staged, err := s.stageOwn(ctx, name, file, size)
@@ -58,8 +59,8 @@ func (s *Storage) Receive(ctx context.Context, item *Item, n int, file *os.File)
 	}
 	defer staged.Abort()
 	var early *bytestore.Info
-	if s.isMuch(size) {
-		if early, err = s.showNew(ctx, name, staged); err != nil {
+	if s.IsMuch(size) {
+		if early, err = s.CommitNew(ctx, name, staged); err != nil {
 			return err
 		}
 	}
@@ -71,17 +72,17 @@ func (s *Storage) Receive(ctx context.Context, item *Item, n int, file *os.File)
 		if now.HasStored(n) {
 			return nil // another was first
 		}
-		if err := s.fitsWith(tx, size); err != nil {
+		if err := s.CheckIn(tx, size); err != nil {
 			return err
 		}
-		hurried, cancel := s.withLockDeadline(ctx, size)
+		hurried, cancel := s.WithLockDeadline(ctx, size)
 		defer cancel()
 		// It may have been taken over while the bytes came.
 		if err := s.MayDelete(hurried); err != nil {
 			return fmt.Errorf("store %s: %w", name, err)
 		}
 		if early != nil {
-			err = s.isSame(hurried, name, *early)
+			err = s.IsUnchanged(hurried, name, *early)
 		} else {
 			err = staged.Commit(hurried)
 		}
@@ -91,8 +92,8 @@ func (s *Storage) Receive(ctx context.Context, item *Item, n int, file *os.File)
 		return tx.SetStored(now.Hash, now.Stored|now.FilesNamed(name), now.SizesWith(n, size))
 	})
 	// After other errors, the next fetch finds it there.
-	if early != nil && (errors.Is(err, ErrNotWanted) || errors.Is(err, ErrLimit) || errors.Is(err, ErrFreeSpace) || errors.Is(err, index.ErrFull)) {
-		s.discard(ctx, []string{name})
+	if early != nil && (errors.Is(err, ErrNotWanted) || errors.Is(err, space.ErrLimit) || errors.Is(err, space.ErrFreeSpace) || errors.Is(err, index.ErrFull)) {
+		s.Discard(ctx, []string{name})
 	}
 	return err
 }
@@ -167,7 +168,7 @@ func (s *Storage) Adopt(ctx context.Context, item *Item, n int, decode Decoder) 
 	name := item.FileName(n)
 	// Not of a storage that another looks after, and may be large: what is there,
 	// that one knows.
-	if err := s.mayAdd(ctx, false); err != nil {
+	if err := s.MayAdd(ctx, false); err != nil {
 		return fmt.Errorf("take %s into the index: %w", name, err)
 	}
 	// Before it is read, so that nobody changes what was found right.
@@ -199,4 +200,24 @@ func (s *Storage) Adopt(ctx context.Context, item *Item, n int, decode Decoder) 
 		}
 		return tx.SetStored(now.Hash, now.Stored|now.FilesNamed(name), now.SizesWith(n, info.Size))
 	})
+}
+
+// Reserve is for bytes that come in bit by bit, and are about to take room before
+// [Storage.Receive] takes them in: it makes sure that so many fit below the hard
+// limit and leave the minimum of free space, and counts them until the reservation
+// is released. The error is [space.ErrLimit] or [space.ErrFreeSpace] when they don't, and
+// [ErrNotOwner] when they are not this instance's to store.
+func (s *Storage) Reserve(ctx context.Context, size int64) (*space.Reservation, error) {
+	if err := s.MayAdd(ctx, false); err != nil {
+		return nil, err
+	}
+	r, err := s.ReserveBelowLimit(ctx, size)
+	if err != nil {
+		return nil, err
+	}
+	if err := r.Write(ctx); err != nil {
+		r.Release()
+		return nil, err
+	}
+	return r, nil
 }

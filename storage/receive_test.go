@@ -12,7 +12,9 @@ import (
 
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
+	"nar-herder/storage/importer"
 	"nar-herder/storage/index"
+	"nar-herder/storage/space"
 )
 
 // plainly reads nars without compression, whatever they say.
@@ -132,10 +134,10 @@ func TestReceiveRefused(t *testing.T) {
 			}
 		}, f.content, storage.ErrNotWanted},
 		"replaced": {func(t *testing.T, s *storage.Storage, p place) {
-			wantOutcomes(t, importAll(t, s, storage.ImportOptions{Replace: true}, laid(t, other)), "1 replaced")
+			wantOutcomes(t, importAll(t, s, importer.Options{Replace: true}, laid(t, other)), "1 replaced")
 		}, f.content, storage.ErrNotWanted},
 		"wrong size":   {func(*testing.T, *storage.Storage, place) {}, "other content", bytestore.ErrWrongSize},
-		"at the limit": {func(t *testing.T, s *storage.Storage, p place) { setHardLimit(t, s, 3) }, f.content, storage.ErrLimit},
+		"at the limit": {func(t *testing.T, s *storage.Storage, p place) { setHardLimit(t, s, 3) }, f.content, space.ErrLimit},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -181,7 +183,7 @@ func TestReserve(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Reserve(t.Context(), 60); !errors.Is(err, storage.ErrLimit) {
+	if _, err := s.Reserve(t.Context(), 60); !errors.Is(err, space.ErrLimit) {
 		t.Errorf("%v", err)
 	}
 	reserved.Release()

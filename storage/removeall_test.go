@@ -16,6 +16,7 @@ import (
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/directory"
+	"nar-herder/storage/importer"
 	"nar-herder/storage/index"
 )
 
@@ -67,7 +68,7 @@ func TestRemoveAll(t *testing.T) {
 	p := newPlace(t)
 	s, x := p.openAt(t, nil)
 	items := many(2*storage.BatchSize+20, func(f *fake) { f.extra = []fake{{kind: "zstd", content: "zstd"}} })
-	wantOutcomes(t, importAll(t, s, storage.ImportOptions{}, laid(t, items...)), fmt.Sprint(len(items), " added"))
+	wantOutcomes(t, importAll(t, s, importer.Options{}, laid(t, items...)), fmt.Sprint(len(items), " added"))
 	watcher, err := x.Watch(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -134,7 +135,7 @@ func TestRemoveAllElsewhere(t *testing.T) {
 	p := newPlace(t)
 	f := fake{n: 1, content: "nar"}
 	s := p.openTest(t)
-	importAll(t, s, storage.ImportOptions{}, laid(t, f))
+	importAll(t, s, importer.Options{}, laid(t, f))
 	removals, err := p.openIndexOnly(t).RemoveAll(t.Context(), []narinfo.PathHash{f.hash()}, nil)
 	if err != nil || !errors.Is(removals[0].Err, storage.ErrElsewhere) {
 		t.Errorf("%+v, %v", removals, err)
@@ -167,7 +168,7 @@ func TestRemoveFaults(t *testing.T) {
 				t.Fatal(err)
 			}
 			items := many(4, nil)
-			importAll(t, s, storage.ImportOptions{}, laid(t, items...))
+			importAll(t, s, importer.Options{}, laid(t, items...))
 			faulty.mu.Lock()
 			faulty.steps, faulty.at = 0, at
 			faulty.mu.Unlock()
@@ -271,7 +272,7 @@ func TestWithdrawAll(t *testing.T) {
 	clock := newClock()
 	s, _ := p.openAt(t, clock.read)
 	items := many(3, nil)
-	importAll(t, s, storage.ImportOptions{}, laid(t, items...))
+	importAll(t, s, importer.Options{}, laid(t, items...))
 	first := clock.read()
 	if _, err := s.WithdrawAll(t.Context(), hashesOf(items[:1]), nil); err != nil {
 		t.Fatal(err)
@@ -321,7 +322,7 @@ func TestSlowWithdrawal(t *testing.T) {
 	clock := newClock()
 	s, x := p.openAt(t, clock.read)
 	items := many(2, nil)
-	importAll(t, s, storage.ImportOptions{}, laid(t, items...))
+	importAll(t, s, importer.Options{}, laid(t, items...))
 	early := clock.read()
 	if _, err := s.WithdrawAll(t.Context(), hashesOf(items[:1]), nil); err != nil {
 		t.Fatal(err)
@@ -339,7 +340,7 @@ func TestSlowWithdrawal(t *testing.T) {
 
 	// By decision, as well.
 	f := fake{n: 7, content: "nar"}
-	importAll(t, s, storage.ImportOptions{}, laid(t, f))
+	importAll(t, s, importer.Options{}, laid(t, f))
 	item, err := s.Item(t.Context(), f.hash())
 	if err != nil {
 		t.Fatal(err)

@@ -17,6 +17,7 @@ import (
 	"nar-herder/storage"
 	"nar-herder/storage/check"
 	"nar-herder/storage/directory"
+	"nar-herder/storage/importer"
 	"nar-herder/storage/index"
 )
 
@@ -144,7 +145,7 @@ func TestRepair(t *testing.T) {
 				f, other := genuine(t, 1, "zstd"), genuine(t, 2, "gzip")
 				lzip := fake{kind: "lzip", content: compressed(t, "lzip", f.nar)}
 				f.extra = []fake{lzip}
-				importAll(t, s, storage.ImportOptions{}, laid(t, f, other))
+				importAll(t, s, importer.Options{}, laid(t, f, other))
 				file := filepath.Join(p.store, f.name())
 				harm(t, file, f.content)
 				wrong, _ := os.ReadFile(file)
@@ -235,7 +236,7 @@ func TestRepairUnrecorded(t *testing.T) {
 			if !test.sized {
 				f.claim = -1
 			}
-			importAll(t, p.openIndexOnly(t), storage.ImportOptions{}, laid(t, f))
+			importAll(t, p.openIndexOnly(t), importer.Options{}, laid(t, f))
 			s := p.openTest(t)
 			file, content := filepath.Join(p.store, f.name()), test.content(f.content)
 			write(t, file, content)
@@ -282,7 +283,7 @@ func TestRepairLeaves(t *testing.T) {
 	defer x.Close()
 	now := time.Now()
 	s := storage.New(x, bytes, storage.Options{Now: func() time.Time { return now }})
-	importAll(t, s, storage.ImportOptions{}, laid(t, genuine(t, 1, "gzip")))
+	importAll(t, s, importer.Options{}, laid(t, genuine(t, 1, "gzip")))
 	if _, err := s.Identity(t.Context()); err != nil { // is no stranger
 		t.Fatal(err)
 	}
@@ -336,7 +337,7 @@ func TestRepairMeanwhile(t *testing.T) {
 			p := placeIn(t, memoryDir(t))
 			s := p.openTest(t)
 			f := genuine(t, 1, "zstd")
-			importAll(t, s, storage.ImportOptions{}, laid(t, f, genuine(t, 2, "gzip")))
+			importAll(t, s, importer.Options{}, laid(t, f, genuine(t, 2, "gzip")))
 			file := filepath.Join(p.store, f.name())
 			harm(t, file, f.content)
 			options := check.RepairOptions{Decode: decode}
@@ -371,7 +372,7 @@ func TestRepairUnmounted(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
 	items := many(5, nil)
-	importAll(t, p.openTest(t), storage.ImportOptions{}, laid(t, items...))
+	importAll(t, p.openTest(t), importer.Options{}, laid(t, items...))
 	if err := errors.Join(os.Rename(p.store, p.store+"-away"), os.Mkdir(p.store, 0o755)); err != nil {
 		t.Fatal(err)
 	}
@@ -411,7 +412,7 @@ func TestRepairUnstored(t *testing.T) {
 	s := p.openTest(t)
 	f, other, partial := genuine(t, 1, "zstd"), genuine(t, 2, "gzip"), genuine(t, 3, "zstd")
 	partial.extra = []fake{{kind: "lzip", content: compressed(t, "lzip", partial.nar)}}
-	importAll(t, s, storage.ImportOptions{}, laid(t, f, other, partial))
+	importAll(t, s, importer.Options{}, laid(t, f, other, partial))
 	for _, name := range []string{f.name(), partial.name()} {
 		if err := os.Remove(filepath.Join(p.store, name)); err != nil {
 			t.Fatal(err)

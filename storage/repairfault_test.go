@@ -12,6 +12,7 @@ import (
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/check"
 	"nar-herder/storage/directory"
+	"nar-herder/storage/importer"
 	"nar-herder/storage/index"
 )
 
@@ -46,7 +47,7 @@ func repairFault(t *testing.T, damage string, harm func(t testing.TB, file, cont
 		t.Fatal(err)
 	}
 	f, other := genuine(t, 1, "zstd"), genuine(t, 2, "gzip")
-	importAll(t, s, storage.ImportOptions{}, laid(t, f, other))
+	importAll(t, s, importer.Options{}, laid(t, f, other))
 	file := filepath.Join(p.store, f.name())
 	harm(t, file, f.content)
 	wrong, readErr := os.ReadFile(file)

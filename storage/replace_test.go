@@ -15,6 +15,7 @@ import (
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/check"
+	"nar-herder/storage/importer"
 )
 
 // replacedIn crashes a replacement of before by after, of as many bytes, once the file is
@@ -29,12 +30,12 @@ func replacedIn(t *testing.T, p place, before, after fake) (s *storage.Storage, 
 	if err != nil {
 		t.Fatal(err)
 	}
-	wantOutcomes(t, importAll(t, crashed, storage.ImportOptions{}, laid(t, before)), "1 added")
+	wantOutcomes(t, importAll(t, crashed, importer.Options{}, laid(t, before)), "1 added")
 	source := laid(t, after)
 	file := filepath.Join(p.store, before.name())
 	for at := 0; !has(file, after.content); at++ {
 		faulty.steps, faulty.at = 0, at
-		if ended, err := try(func() error { return adding(storage.ImportOptions{Keep: true, Replace: true}, after)(crashed, source) }); !ended {
+		if ended, err := try(func() error { return adding(importer.Options{Keep: true, Replace: true}, after)(crashed, source) }); !ended {
 			t.Fatalf("no crash at step %d: %v", at, err)
 		}
 	}
@@ -92,28 +93,28 @@ func TestInterruptedReplacement(t *testing.T) {
 	t.Run("the old narinfo again", func(t *testing.T) {
 		p := newPlace(t)
 		s, _, _ := replacedIn(t, p, before, after)
-		for _, r := range importAll(t, s, storage.ImportOptions{}, narinfoOf(before)) {
-			if r.Outcome != storage.Failed || !strings.Contains(r.Err.Error(), "may be the old or the new nar") {
+		for _, r := range importAll(t, s, importer.Options{}, narinfoOf(before)) {
+			if r.Outcome != importer.Failed || !strings.Contains(r.Err.Error(), "may be the old or the new nar") {
 				t.Errorf("%v, %v", r.Outcome, r.Err)
 			}
 		}
 		if content, err := stored(s, before.hash(), 0); !errors.Is(err, storage.ErrNotStored) {
 			t.Errorf("%q is served for the old narinfo, %v", content, err)
 		}
-		wantOutcomes(t, importAll(t, s, storage.ImportOptions{}, laid(t, before)), "1 completed")
+		wantOutcomes(t, importAll(t, s, importer.Options{}, laid(t, before)), "1 completed")
 		wantServed(t, s, before)
 	})
 	t.Run("the new narinfo again", func(t *testing.T) {
 		p := newPlace(t)
 		s, _, _ := replacedIn(t, p, before, after)
-		wantOutcomes(t, importAll(t, s, storage.ImportOptions{Replace: true}, laid(t, after)), "1 replaced")
+		wantOutcomes(t, importAll(t, s, importer.Options{Replace: true}, laid(t, after)), "1 replaced")
 		wantServed(t, s, after)
 		wantFindings(t, s)
 	})
 	t.Run("the server", func(t *testing.T) {
 		p := newPlace(t)
 		s, faulty, c := replacedIn(t, p, before, after)
-		resolve := func() error { return s.ResolveReplacements(t.Context(), decode) }
+		resolve := func() error { return importer.New(s).ResolveReplacements(t.Context(), decode) }
 		// It may be under way in another process.
 		if err := resolve(); err != nil || noted(t, p) != 1 {
 			t.Errorf("at once: %v, %d names", err, noted(t, p))
@@ -137,7 +138,7 @@ func TestInterruptedReplacement(t *testing.T) {
 			t.Fatal(err)
 		}
 		c.set(time.Hour, 0)
-		if err := s.ResolveReplacements(t.Context(), decode); err != nil {
+		if err := importer.New(s).ResolveReplacements(t.Context(), decode); err != nil {
 			t.Error(err)
 		}
 		if n := noted(t, p); n != 0 {
@@ -156,7 +157,7 @@ func TestDoubtStays(t *testing.T) {
 	reference := fake{n: 2, content: "a reference"}
 	p := newPlace(t)
 	s, faulty, _ := replacedIn(t, p, before, after)
-	wantOutcomes(t, importAll(t, s, storage.ImportOptions{}, laid(t, reference)), "1 added")
+	wantOutcomes(t, importAll(t, s, importer.Options{}, laid(t, reference)), "1 added")
 	source := laid(t, third)
 	removed := false
 	faulty.before = func() error {
@@ -168,9 +169,9 @@ func TestDoubtStays(t *testing.T) {
 		_, err := s.Remove(t.Context(), reference.hash())
 		return err
 	}
-	r := s.Add(t.Context(), &storage.Addition{Narinfo: third.parsed(), Directories: []string{source}, Keep: true, Replace: true, WithReferences: true})
+	r := importer.New(s).Add(t.Context(), &importer.Addition{Narinfo: third.parsed(), Directories: []string{source}, Keep: true, Replace: true, WithReferences: true})
 	faulty.before = nil
-	if r.Outcome != storage.Failed || !strings.Contains(r.Err.Error(), "no narinfo for what it refers to") || !removed {
+	if r.Outcome != importer.Failed || !strings.Contains(r.Err.Error(), "no narinfo for what it refers to") || !removed {
 		t.Fatalf("%v, %v; removed: %v", r.Outcome, r.Err, removed)
 	}
 	if n := noted(t, p); n != 1 {
@@ -178,7 +179,7 @@ func TestDoubtStays(t *testing.T) {
 	}
 	directory := t.TempDir()
 	write(t, filepath.Join(directory, before.hash().String()+".narinfo"), before.text())
-	wantOutcomes(t, importAll(t, s, storage.ImportOptions{}, directory), "1 failed")
+	wantOutcomes(t, importAll(t, s, importer.Options{}, directory), "1 failed")
 	if content, err := stored(s, before.hash(), 0); !errors.Is(err, storage.ErrNotStored) {
 		t.Errorf("%q is served for the old narinfo, %v", content, err)
 	}
@@ -209,17 +210,17 @@ func TestReplacementNotBegun(t *testing.T) {
 		faulty.Directory = unwrap(bytes)
 		return faulty
 	}, storage.Options{MayWrite: readsOwner(faulty)})
-	wantOutcomes(t, importAll(t, s, storage.ImportOptions{}, laid(t, before)), "1 added")
-	add := func(options storage.ImportOptions) storage.Result {
+	wantOutcomes(t, importAll(t, s, importer.Options{}, laid(t, before)), "1 added")
+	add := func(options importer.Options) importer.Result {
 		f := after
 		f.refs = []int{2}
-		r := s.Add(t.Context(), &storage.Addition{Narinfo: f.parsed(), Directories: []string{laid(t, f)}, Keep: true, Replace: true, WithReferences: options.WithReferences})
+		r := importer.New(s).Add(t.Context(), &importer.Addition{Narinfo: f.parsed(), Directories: []string{laid(t, f)}, Keep: true, Replace: true, WithReferences: options.WithReferences})
 		faulty.at = -1
 		return r
 	}
-	wantAsBefore := func(what string, r storage.Result) {
+	wantAsBefore := func(what string, r importer.Result) {
 		t.Helper()
-		if r.Outcome != storage.Failed {
+		if r.Outcome != importer.Failed {
 			t.Errorf("%s: %v", what, r.Outcome)
 		}
 		wantServed(t, s, before)
@@ -228,11 +229,11 @@ func TestReplacementNotBegun(t *testing.T) {
 			t.Errorf("%s: %d names", what, n)
 		}
 	}
-	wantAsBefore("a reference is missing", add(storage.ImportOptions{WithReferences: true}))
+	wantAsBefore("a reference is missing", add(importer.Options{WithReferences: true}))
 	commits, steps := faulty.commits.Load(), 0
 	for ; ; steps++ {
 		faulty.mode, faulty.steps, faulty.at = dead, 0, steps
-		r := add(storage.ImportOptions{})
+		r := add(importer.Options{})
 		if faulty.commits.Load() > commits {
 			break
 		}
@@ -259,9 +260,9 @@ func TestMendedInPlace(t *testing.T) {
 	failed := 0
 	for at := 0; ; at++ {
 		faulty.mode, faulty.steps, faulty.at = once, 0, at
-		r := s.Add(t.Context(), &storage.Addition{Narinfo: item.parsed(), Directories: []string{source}, Keep: true})
+		r := importer.New(s).Add(t.Context(), &importer.Addition{Narinfo: item.parsed(), Directories: []string{source}, Keep: true})
 		faulty.at = -1
-		if r.Err == nil && r.Outcome == storage.Completed {
+		if r.Err == nil && r.Outcome == importer.Completed {
 			break
 		}
 		failed++
@@ -302,7 +303,7 @@ func TestReplacementFullDatabase(t *testing.T) {
 			return faulty
 		}, storage.Options{MayWrite: readsOwner(faulty)})
 		_, x := p.openAt(t, nil)
-		wantOutcomes(t, importAll(t, s, storage.ImportOptions{}, laid(t, before)), "1 added")
+		wantOutcomes(t, importAll(t, s, importer.Options{}, laid(t, before)), "1 added")
 		full := false
 		faulty.before = func() error {
 			names, err := x.Settings(t.Context(), "storage.replacing/")
@@ -316,9 +317,9 @@ func TestReplacementFullDatabase(t *testing.T) {
 			}
 			return errFault
 		}
-		r := s.Add(t.Context(), &storage.Addition{Narinfo: after.parsed(), Directories: []string{laid(t, after)}, Keep: true, Replace: true})
+		r := importer.New(s).Add(t.Context(), &importer.Addition{Narinfo: after.parsed(), Directories: []string{laid(t, after)}, Keep: true, Replace: true})
 		faulty.before = nil
-		if r.Outcome != storage.Failed || !full {
+		if r.Outcome != importer.Failed || !full {
 			t.Fatalf("%v, %v; full: %v", r.Outcome, r.Err, full)
 		}
 		wantServed(t, s, before)
@@ -333,7 +334,7 @@ func TestReplacementFullDatabase(t *testing.T) {
 		_, x := p.openAt(t, nil)
 		useReserve(t, x)
 		c.set(time.Hour, 0)
-		if err := s.ResolveReplacements(t.Context(), decode); err != nil {
+		if err := importer.New(s).ResolveReplacements(t.Context(), decode); err != nil {
 			t.Error(err)
 		}
 		wantServed(t, s, before)

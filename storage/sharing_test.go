@@ -3,6 +3,7 @@ package storage_test
 import (
 	"errors"
 	"io/fs"
+	"nar-herder/storage/importer"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -10,8 +11,6 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
-
-	"nar-herder/storage"
 )
 
 const nobody = 65534
@@ -129,7 +128,7 @@ func TestImportOfAnother(t *testing.T) {
 				t.Fatal(err)
 			}
 			s := p.openTest(t)
-			wantOutcomes(t, importAll(t, s, storage.ImportOptions{}, source), "1 added")
+			wantOutcomes(t, importAll(t, s, importer.Options{}, source), "1 added")
 			if !gone(file) {
 				t.Error("the file was not moved")
 			}
@@ -189,7 +188,7 @@ func TestImportLyingThere(t *testing.T) {
 				t.Skip("run the tests as root for this one:", err)
 			}
 			s := p.openTest(t)
-			results := importAll(t, s, storage.ImportOptions{}, source)
+			results := importAll(t, s, importer.Options{}, source)
 			result := results[f.hash().String()+".narinfo"]
 			if !test.taken {
 				if result.Err == nil || !strings.Contains(result.Err.Error(), "user 65534") {
@@ -197,7 +196,7 @@ func TestImportLyingThere(t *testing.T) {
 				}
 				return
 			}
-			if result.Outcome != storage.Added {
+			if result.Outcome != importer.Added {
 				t.Fatal(result.Err)
 			}
 			if info, err := os.Stat(stored); err != nil || info.Mode()&0o022 != 0 {

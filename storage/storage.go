@@ -12,13 +12,13 @@ import (
 	"iter"
 	"log/slog"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"nar-herder/narinfo"
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
+	"nar-herder/storage/space"
 )
 
 // ErrNotFound says that there certainly is no such item.
@@ -34,20 +34,15 @@ var ErrDisagree = errors.New("index and storage disagree")
 
 // Storage is an index and the bytes that belong to it.
 type Storage struct {
+	*space.Space
 	index *index.Index
 	bytes *itemBytes // nil: nars are kept elsewhere
 	log   *slog.Logger
 	now   func() time.Time
-	// flying is how many bytes this process is writing to the store.
-	flying atomic.Int64
-	// unwritten is how many of them the file system does not have yet.
-	unwritten atomic.Int64
 	// linked is how many bytes were deleted by this process and have other names.
 	linked atomic.Int64
 	// notDeleted is how often a file could not be deleted.
 	notDeleted atomic.Int64
-	// copiedFrom has the directories of which the log says that they are storages or exports.
-	copiedFrom sync.Map
 	readOnly   bool
 	mayWrite   func(context.Context) error // nil: always
 	// checked is when mayWrite allowed it last; nil for never, or no longer.
@@ -81,6 +76,7 @@ func New(x *index.Index, bytes bytestore.Store, options Options) *Storage {
 	if s.now == nil {
 		s.now = time.Now
 	}
+	s.Space = space.New(x, bytes, s.log, s.now)
 	return s
 }
 
@@ -180,7 +176,7 @@ func NewItem(row *index.Item) (*Item, error) {
 	}
 	item := &Item{Item: row, Narinfo: n, names: make([]string, len(n.Files))}
 	for i, file := range n.Files {
-		item.names[i] = nameOf(file, row.Hash)
+		item.names[i] = NarName(file, row.Hash)
 	}
 	return item, nil
 }
@@ -381,4 +377,15 @@ func CarryStored(entry *index.Entry, old *Item) {
 			MarkStored(entry, n, old.StoredSize(i))
 		}
 	}
+}
+
+// OtherReferences returns the references to other items.
+func OtherReferences(n *narinfo.Narinfo) []narinfo.StorePath {
+	others := make([]narinfo.StorePath, 0, len(n.References))
+	for _, reference := range n.References {
+		if reference != n.StorePath {
+			others = append(others, reference)
+		}
+	}
+	return others
 }

@@ -10,6 +10,7 @@ import (
 
 	"nar-herder/storage"
 	"nar-herder/storage/directory"
+	"nar-herder/storage/importer"
 	"nar-herder/storage/index"
 )
 
@@ -23,7 +24,7 @@ func TestCheckReading(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	importAll(t, writing, storage.ImportOptions{}, laid(t, items...))
+	importAll(t, writing, importer.Options{}, laid(t, items...))
 	if err := closeAll(); err != nil {
 		t.Fatal(err)
 	}

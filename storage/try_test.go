@@ -10,6 +10,7 @@ import (
 
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
+	"nar-herder/storage/importer"
 )
 
 // probed is a store whose Probe fails, as one that can't be written.
@@ -56,7 +57,7 @@ func TestTry(t *testing.T) {
 	write(t, note, "somebody\n")
 	tries(t, "a front end's, without a name yet", front, nil, nil)
 	items := []fake{{n: 1, content: "1"}, {n: 2, content: "2"}, {n: 3, content: "3"}}
-	importAll(t, own, storage.ImportOptions{}, laid(t, items...))
+	importAll(t, own, importer.Options{}, laid(t, items...))
 	remove := func(name string) {
 		t.Helper()
 		if err := os.Remove(filepath.Join(p.store, name)); err != nil {
@@ -105,7 +106,7 @@ func TestTryUnreadable(t *testing.T) {
 		faults.Directory = unwrap(b)
 		return probed{faults}
 	})
-	importAll(t, s, storage.ImportOptions{}, laid(t, fake{n: 1, content: "1"}))
+	importAll(t, s, importer.Options{}, laid(t, fake{n: 1, content: "1"}))
 	faults.before = func() error { return errFault }
 	tries(t, "all calls fail", s, errFault, errFault)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -127,8 +128,8 @@ func TestTryPartly(t *testing.T) {
 		items = append(items, fake{n: n, content: "content"})
 	}
 	there, missing := items[:15], items[15:]
-	importAll(t, s, storage.ImportOptions{}, laid(t, there...))
-	importAll(t, s, storage.ImportOptions{}, laid(t, missing...))
+	importAll(t, s, importer.Options{}, laid(t, there...))
+	importAll(t, s, importer.Options{}, laid(t, missing...))
 	for _, item := range missing {
 		if err := os.Remove(filepath.Join(p.store, item.name())); err != nil {
 			t.Fatal(err)

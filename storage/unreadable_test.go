@@ -13,6 +13,7 @@ import (
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/check"
+	"nar-herder/storage/importer"
 )
 
 // unreadable is a store with a directory that can't be read, as root can with any.
@@ -48,7 +49,7 @@ func TestUnreadableDirectory(t *testing.T) {
 	p := newPlace(t)
 	items := []fake{{n: 1, content: "one"}, {n: 2, content: "two", kind: "zstd"}, {n: 3, content: "three", kind: "zstd"}}
 	s := p.openWith(t, func(bytes bytestore.Store) bytestore.Store { return unreadable{bytes, "nar/lzip"} })
-	importAll(t, p.openTest(t), storage.ImportOptions{}, laid(t, items...))
+	importAll(t, p.openTest(t), importer.Options{}, laid(t, items...))
 	if err := os.Remove(filepath.Join(p.store, items[2].name())); err != nil {
 		t.Fatal(err)
 	}

@@ -20,6 +20,7 @@ import (
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/check"
 	"nar-herder/storage/directory"
+	"nar-herder/storage/importer"
 	"nar-herder/storage/index"
 )
 
@@ -174,7 +175,7 @@ func TestVerify(t *testing.T) {
 				if test.content == "" {
 					f.claim = -1 // a narinfo can't say 0 here
 				}
-				wantOutcomes(t, importAll(t, s, storage.ImportOptions{}, laid(t, f)), "1 added")
+				wantOutcomes(t, importAll(t, s, importer.Options{}, laid(t, f)), "1 added")
 				var want []string
 				if test.wrong {
 					want = []string{"corrupt " + f.name()}
@@ -216,7 +217,7 @@ func TestVerifyUnknown(t *testing.T) {
 	s, reads := p.openReads(t, nil)
 	items := []fake{genuine(t, 0, "zstd"), genuine(t, 1, "zstd"), genuine(t, 2, "gzip"), genuine(t, 3, "lzip")}
 	items = append(items, fake{n: 4, nar: "nar", kind: "br", content: "brotli"})
-	importAll(t, s, storage.ImportOptions{}, laid(t, items...))
+	importAll(t, s, importer.Options{}, laid(t, items...))
 	reads.broken[items[1].name()] = true
 	reads.torn[items[2].name()] = true
 	want := []string{"unknown " + items[2].name(), "unknown " + items[4].name(), "unknown " + items[1].name()}
@@ -259,7 +260,7 @@ func TestVerifyGoesOn(t *testing.T) {
 			for n := range items {
 				items[n] = genuine(t, n, "gzip")
 			}
-			importAll(t, s, storage.ImportOptions{}, laid(t, items...))
+			importAll(t, s, importer.Options{}, laid(t, items...))
 			order := []string{} // of import
 			for item, err := range s.Items(t.Context()) {
 				if err != nil {
@@ -345,7 +346,7 @@ func TestVerifyMeanwhile(t *testing.T) {
 		"replaced": func(t *testing.T, s *storage.Storage, f fake) {
 			nar := strings.ToUpper(f.nar)
 			f.nar, f.content = nar, compressed(t, f.kind, nar)
-			wantOutcomes(t, importAll(t, s, storage.ImportOptions{Replace: true}, laid(t, f)), "1 replaced")
+			wantOutcomes(t, importAll(t, s, importer.Options{Replace: true}, laid(t, f)), "1 replaced")
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -355,7 +356,7 @@ func TestVerifyMeanwhile(t *testing.T) {
 			f := genuine(t, 1, "zstd")
 			good := f.content
 			f.content = good[:len(good)-1] + "x" // wrong, so that the row is looked at again
-			importAll(t, s, storage.ImportOptions{}, laid(t, f))
+			importAll(t, s, importer.Options{}, laid(t, f))
 			changed := false
 			decode := func(ctx context.Context, kind string, from io.Reader, size int64) (io.ReadCloser, error) {
 				if !changed {

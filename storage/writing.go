@@ -33,8 +33,8 @@ func (s *Storage) MayDelete(ctx context.Context) error {
 	return nil
 }
 
-// mayAdd is MayDelete for what may replace something, or surely replaces nothing.
-func (s *Storage) mayAdd(ctx context.Context, replaces bool) error {
+// MayAdd is MayDelete for what may replace something, or surely replaces nothing.
+func (s *Storage) MayAdd(ctx context.Context, replaces bool) error {
 	if checked := s.checked.Load(); checked != nil && !replaces {
 		if since := s.now().Sub(*checked); since >= 0 && since < ownerTrust {
 			return nil

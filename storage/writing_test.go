@@ -14,6 +14,7 @@ import (
 	"nar-herder/removal/deletion"
 	"nar-herder/storage"
 	"nar-herder/storage/check"
+	"nar-herder/storage/importer"
 	"nar-herder/storage/index"
 )
 
@@ -33,7 +34,7 @@ func TestNotOwner(t *testing.T) {
 	p := newPlace(t)
 	first := p.openTest(t)
 	items := []fake{{n: 1, content: "one"}, {n: 2, content: "two"}}
-	wantOutcomes(t, importAll(t, first, storage.ImportOptions{}, laid(t, items...)), "2 added")
+	wantOutcomes(t, importAll(t, first, importer.Options{}, laid(t, items...)), "2 added")
 
 	second := p.beside(t).openTestAs(t, nil, storage.Options{MayWrite: notOwner})
 	if second.IsOurs(t.Context()) {
@@ -42,10 +43,10 @@ func TestNotOwner(t *testing.T) {
 	// Nars that are there can be served.
 	beside := t.TempDir()
 	write(t, filepath.Join(beside, items[0].hash().String()+".narinfo"), items[0].text())
-	wantOutcomes(t, importAll(t, second, storage.ImportOptions{}, beside), "1 added")
+	wantOutcomes(t, importAll(t, second, importer.Options{}, beside), "1 added")
 	wantServed(t, second, items[0])
 	for what, item := range map[string]fake{"another": {n: 3, content: "three"}, "a replacement": {n: 1, content: "other", other: true}} {
-		for _, result := range importAll(t, second, storage.ImportOptions{Replace: true}, laid(t, item)) {
+		for _, result := range importAll(t, second, importer.Options{Replace: true}, laid(t, item)) {
 			if !errors.Is(result.Err, storage.ErrNotOwner) {
 				t.Errorf("%s: %v, want ErrNotOwner", what, result.Err)
 			}
@@ -99,7 +100,7 @@ func TestNotOwner(t *testing.T) {
 			t.Errorf("LookFor: %v, want ErrNotStored", err)
 		}
 	}
-	wantOutcomes(t, importAll(t, first, storage.ImportOptions{Replace: true}, laid(t, fake{n: 1, content: "rebuilt", other: true})), "1 replaced")
+	wantOutcomes(t, importAll(t, first, importer.Options{Replace: true}, laid(t, fake{n: 1, content: "rebuilt", other: true})), "1 replaced")
 	wantNotStored()
 	if _, err := first.Remove(t.Context(), items[0].hash()); err != nil {
 		t.Error(err)
@@ -123,7 +124,7 @@ func TestOwnerUnknown(t *testing.T) {
 		return nil
 	}})
 	item := fake{n: 1, content: "one"}
-	importAll(t, s, storage.ImportOptions{}, laid(t, item))
+	importAll(t, s, importer.Options{}, laid(t, item))
 	failure.Store(&errFault)
 	removal, err := s.Remove(t.Context(), item.hash())
 	if err == nil || !removal.Left || gone(filepath.Join(p.store, item.name())) {
@@ -157,7 +158,7 @@ func TestTakenMeanwhile(t *testing.T) {
 		}, many[len(many)-1], nil},
 		"replace": {1, func(t *testing.T, s *storage.Storage) error {
 			other := fake{n: 1, content: "other", other: true}
-			return importAll(t, s, storage.ImportOptions{Replace: true}, laid(t, other))[item.hash().String()+".narinfo"].Err
+			return importAll(t, s, importer.Options{Replace: true}, laid(t, other))[item.hash().String()+".narinfo"].Err
 		}, item, storage.ErrNotOwner},
 		"repair": {1, func(t *testing.T, s *storage.Storage) error {
 			return check.New(s).Repairer(check.RepairOptions{Decode: decode}).Repair(t.Context(), allFindings(t, s)[0]).Err
@@ -177,7 +178,7 @@ func TestTakenMeanwhile(t *testing.T) {
 				}
 				return nil
 			}})
-			importAll(t, s, storage.ImportOptions{}, laid(t, many...))
+			importAll(t, s, importer.Options{}, laid(t, many...))
 			addRows(t, p, lacking)
 			if test.of.content == "wrong" {
 				write(t, filepath.Join(p.store, item.name()), "wrong")
@@ -204,7 +205,7 @@ func TestRecount(t *testing.T) {
 		{n: 1, content: "one", extra: []fake{{content: "1", kind: "zstd"}, {content: "I", kind: "gzip"}}},
 		{n: 2, content: "two", claim: -1}, {n: 3, content: "three"}, {n: 4, content: "four"},
 	}
-	importAll(t, p.openTest(t), storage.ImportOptions{}, laid(t, items...))
+	importAll(t, p.openTest(t), importer.Options{}, laid(t, items...))
 
 	q := p.beside(t)
 	addRows(t, q, items[:3]...)
@@ -243,7 +244,7 @@ func TestReadOnly(t *testing.T) {
 	p := newPlace(t)
 	primary := p.openTest(t)
 	items := []fake{{n: 1, content: "one"}, {n: 2, content: "two"}, {n: 3, content: "three", claim: -1}}
-	importAll(t, primary, storage.ImportOptions{}, laid(t, items...))
+	importAll(t, primary, importer.Options{}, laid(t, items...))
 
 	q := p.beside(t)
 	addRows(t, q, items...)

@@ -17,6 +17,7 @@ import (
 	"nar-herder/narinfo"
 	"nar-herder/removal"
 	"nar-herder/storage"
+	"nar-herder/storage/importer"
 	"nar-herder/storage/index"
 	"nar-herder/storage/owner"
 )
@@ -79,7 +80,7 @@ func TestGrace(t *testing.T) {
 				if err := store.index.Advertise(t.Context(), time.Now(), all); err != nil {
 					t.Fatal(err)
 				}
-				err = store.Import(t.Context(), []string{published(greeting)}, storage.ImportOptions{Keep: true}, func(storage.Imported) {})
+				err = importer.New(store.Storage).Import(t.Context(), []string{published(greeting)}, importer.Options{Keep: true}, func(importer.Imported) {})
 				if err != nil {
 					t.Fatal(err)
 				}

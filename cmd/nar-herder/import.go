@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 
-	"nar-herder/storage"
+	"nar-herder/storage/importer"
 	"nar-herder/storage/index"
 	"nar-herder/storage/owner"
 )
@@ -49,16 +49,16 @@ func (c *importCommand) Run(ctx context.Context, s *streams) (err error) {
 		}
 	}
 	progress := newProgress(s.err, "importing", "narinfos", 0)
-	var summary storage.Summary
-	err = store.Import(ctx, c.Names, storage.ImportOptions{
+	var summary importer.Summary
+	err = importer.New(store.Storage).Import(ctx, c.Names, importer.Options{
 		Keep: c.Keep, Replace: c.Replace, WithReferences: c.EnsureReferencesExist, Tags: tags(c.Tag),
-	}, func(imported storage.Imported) {
+	}, func(imported importer.Imported) {
 		summary.Count(imported.Result)
 		progress.add(imported.Bytes)
-		if imported.Outcome == storage.Failed {
+		if imported.Outcome == importer.Failed {
 			progress.clear()
 			printf(s.err, "nar-herder: import %s: %v\n", imported.File, imported.Err)
-		} else if imported.Outcome != storage.Added && imported.Outcome != storage.Known {
+		} else if imported.Outcome != importer.Added && imported.Outcome != importer.Known {
 			progress.clear()
 			printf(s.out, "%s: %s", imported.File, imported.Outcome)
 			if imported.Note != "" {
@@ -72,7 +72,7 @@ func (c *importCommand) Run(ctx context.Context, s *streams) (err error) {
 	if err != nil {
 		return fmt.Errorf("import: %w", err)
 	}
-	if summary.Outcomes[storage.Failed] > 0 {
+	if summary.Outcomes[importer.Failed] > 0 {
 		return statusFailed
 	}
 	return nil

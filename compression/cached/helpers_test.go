@@ -19,6 +19,7 @@ import (
 	"nar-herder/narinfo"
 	"nar-herder/storage"
 	"nar-herder/storage/directory"
+	"nar-herder/storage/importer"
 	"nar-herder/storage/index"
 	"nar-herder/storage/uses"
 )
@@ -62,7 +63,7 @@ func newBench(t testing.TB, dir string, change func(*Options)) *bench {
 		t.Fatal(err)
 	}
 	b.storage = storage.New(b.index, store, storage.Options{})
-	err = b.storage.Import(context.Background(), []string{published}, storage.ImportOptions{Keep: true}, func(i storage.Imported) {
+	err = importer.New(b.storage).Import(context.Background(), []string{published}, importer.Options{Keep: true}, func(i importer.Imported) {
 		if i.Err != nil {
 			t.Error(i.File, i.Err)
 		}

@@ -7,8 +7,8 @@ import (
 	"sync"
 
 	"nar-herder/internal/disk"
-	"nar-herder/storage"
 	"nar-herder/storage/index"
+	"nar-herder/storage/space"
 )
 
 // block is what a file takes of the disk beyond its length, at the most.
@@ -25,7 +25,7 @@ const margin = 50
 // reserve makes sure that there is room for so many bytes of a file, beside all that
 // is under way, and counts them until the room is released. The error is errNoRoom when
 // there is none below the limit, or above the minimum of free space with its margin,
-// and [storage.ErrLimit] or [storage.ErrFreeSpace] when there is none below the hard
+// and [space.ErrLimit] or [space.ErrFreeSpace] when there is none below the hard
 // limit or above the minimum.
 func (f *Fetcher) reserve(ctx context.Context, size int64, asked bool) (_ *room, err error) {
 	r := &room{uncount: sync.OnceFunc(func() { f.coming.Add(-size - block) })}
@@ -84,7 +84,7 @@ func (f *Fetcher) grow(ctx context.Context, fl *flight, size int64) error {
 func (f *Fetcher) retain(ctx context.Context, key string, size int64) bool {
 	room, err := f.reserve(ctx, size, true)
 	if err != nil {
-		return !errors.Is(err, errNoRoom) && !errors.Is(err, storage.ErrLimit) && !errors.Is(err, storage.ErrFreeSpace)
+		return !errors.Is(err, errNoRoom) && !errors.Is(err, space.ErrLimit) && !errors.Is(err, space.ErrFreeSpace)
 	}
 	room.size = size
 	room.SetWritten(size)
@@ -111,7 +111,7 @@ func (f *Fetcher) unretain(key string) (size int64) {
 
 // room is what a flight takes of the storage.
 type room struct {
-	*storage.Reservation
+	*space.Reservation
 	uncount func()
 	size    int64 // of what is retained
 }
@@ -128,5 +128,5 @@ var errNoRoom = errors.New("there is no room in the storage")
 
 // isFull says whether an error means that nothing more can be written for now.
 func isFull(err error) bool {
-	return disk.IsFull(err) || errors.Is(err, storage.ErrLimit) || errors.Is(err, storage.ErrFreeSpace) || errors.Is(err, index.ErrFull)
+	return disk.IsFull(err) || errors.Is(err, space.ErrLimit) || errors.Is(err, space.ErrFreeSpace) || errors.Is(err, index.ErrFull)
 }

@@ -15,6 +15,7 @@ import (
 	"nar-herder/narinfo"
 	"nar-herder/storage"
 	"nar-herder/storage/directory"
+	"nar-herder/storage/importer"
 	"nar-herder/storage/index"
 )
 
@@ -121,7 +122,7 @@ func (p *place) add(t testing.TB, items ...fake) {
 		write(t, filepath.Join(source, name), f.content)
 		write(t, filepath.Join(source, f.file()), f.text())
 	}
-	err := p.storage.Import(t.Context(), []string{source}, storage.ImportOptions{Replace: true}, func(i storage.Imported) {
+	err := importer.New(p.storage).Import(t.Context(), []string{source}, importer.Options{Replace: true}, func(i importer.Imported) {
 		if i.Err != nil {
 			t.Errorf("%s: %v", i.File, i.Err)
 		}

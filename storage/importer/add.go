@@ -1,6 +1,8 @@
-package storage
+package importer
 
 import (
+	"nar-herder/storage"
+
 	"bytes"
 	"context"
 	"errors"
@@ -13,6 +15,7 @@ import (
 	"nar-herder/narinfo"
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
+	"nar-herder/storage/space"
 )
 
 // Addition is an item to be added.
@@ -73,9 +76,6 @@ type Result struct {
 }
 
 var (
-	// errChanged is found within a transaction: what was prepared no longer
-	// fits.
-	errChanged = errors.New("another import or removal has just changed this item: try again")
 	// errLeaving is found within a transaction.
 	errLeaving = errors.New("another nar of this item is withdrawn, and goes when no client can hold its narinfo: add this one then, or now with --replace")
 	// errBatch says that the fault may be with another item of the batch.
@@ -98,15 +98,15 @@ func (e errMissingReferences) Error() string {
 }
 
 // Add adds one item: its bytes first, then its row.
-func (s *Storage) Add(ctx context.Context, addition *Addition) Result {
-	p := s.addAlone(ctx, nil, func() *prepared { return s.prepare(ctx, addition) })
-	s.discardFresh(ctx, p)
+func (im *Importer) Add(ctx context.Context, addition *Addition) Result {
+	p := im.addAlone(ctx, nil, func() *prepared { return im.prepare(ctx, addition) })
+	im.discardFresh(ctx, p)
 	return p.result
 }
 
 // addAlone commits one addition, prepared anew as often as others who add or
 // remove the same item get in between. fresh is that of an earlier try.
-func (s *Storage) addAlone(ctx context.Context, fresh []string, prepare func() *prepared) *prepared {
+func (im *Importer) addAlone(ctx context.Context, fresh []string, prepare func() *prepared) *prepared {
 	const tries = 10 // each time a nar may be copied for nothing
 	var p *prepared
 	for range tries {
@@ -116,9 +116,9 @@ func (s *Storage) addAlone(ctx context.Context, fresh []string, prepare func() *
 		p = prepare()
 		p.fresh = fresh
 		if p.result.Err == nil {
-			s.commit(ctx, []*prepared{p})
+			im.commit(ctx, []*prepared{p})
 		}
-		if !errors.Is(p.result.Err, errChanged) {
+		if !errors.Is(p.result.Err, storage.ErrChanged) {
 			break
 		}
 	}
@@ -128,25 +128,25 @@ func (s *Storage) addAlone(ctx context.Context, fresh []string, prepare func() *
 // commit shows the bytes of all additions and writes their rows, in one
 // transaction, so that no other process sees or changes anything in between:
 // bytes first, then a flush, then the rows with the commit.
-func (s *Storage) commit(ctx context.Context, batch []*prepared) {
-	replaced := s.newReplacements()
-	if err := s.unstore(ctx, batch, replaced); err != nil {
+func (im *Importer) commit(ctx context.Context, batch []*prepared) {
+	replaced := im.newReplacements()
+	if err := im.unstore(ctx, batch, replaced); err != nil {
 		if len(batch) > 1 {
 			err = fmt.Errorf("%w: %w", errBatch, err)
 		}
 		failAll(batch, err)
 		return
 	}
-	if s.showLarge(ctx, batch, replaced); allFailed(batch) {
-		s.undo(ctx, replaced)
+	if im.showLarge(ctx, batch, replaced); allFailed(batch) {
+		im.undo(ctx, replaced)
 		return
 	}
 	err := errAgain
 	for errors.Is(err, errAgain) {
-		err = s.index.Update(ctx, func(tx *index.Tx) error { return s.commitAllIn(ctx, tx, batch, replaced) })
+		err = im.index.Update(ctx, func(tx *index.Tx) error { return im.commitAllIn(ctx, tx, batch, replaced) })
 	}
 	if err != nil {
-		s.undo(ctx, replaced)
+		im.undo(ctx, replaced)
 		if len(batch) > 1 {
 			// One item's fault is not the others'. They can't just be
 			// committed again, one by one: their bytes may be shown by now,
@@ -165,24 +165,24 @@ func (s *Storage) commit(ctx context.Context, batch []*prepared) {
 		}
 		for _, file := range p.moved {
 			if err := file.remove(); err != nil {
-				s.log.Warn("a nar was imported, but its old name could not be removed", "file", path.Join(file.directory, file.name), "error", err)
+				im.log.Warn("a nar was imported, but its old name could not be removed", "file", path.Join(file.directory, file.name), "error", err)
 			}
 		}
 	}
-	if _, _, err := s.DeleteUnclaimed(ctx, obsolete, 0); err != nil {
-		s.log.Warn("files that no narinfo names any more could not be removed from the storage", "error", err)
+	if _, _, err := im.DeleteUnclaimed(ctx, obsolete, 0); err != nil {
+		im.log.Warn("files that no narinfo names any more could not be removed from the storage", "error", err)
 	}
 }
 
 // commitAllIn is the transaction of a batch. Items may fail in it one by one. With
 // errAgain, some have on which others depended, and nothing was shown.
-func (s *Storage) commitAllIn(ctx context.Context, tx *index.Tx, batch []*prepared, replaced *replacements) error {
+func (im *Importer) commitAllIn(ctx context.Context, tx *index.Tx, batch []*prepared, replaced *replacements) error {
 	replaced.beginAnew()
 	var late []func(context.Context) error
 	for _, p := range batch {
 		if p.result.Err == nil {
-			err := s.commitOne(ctx, tx, p, replaced, &late)
-			if errors.Is(err, errChanged) || errors.Is(err, errLeaving) || errors.Is(err, ErrLimit) || errors.Is(err, ErrFreeSpace) {
+			err := im.commitOne(ctx, tx, p, replaced, &late)
+			if errors.Is(err, storage.ErrChanged) || errors.Is(err, errLeaving) || errors.Is(err, space.ErrLimit) || errors.Is(err, space.ErrFreeSpace) {
 				p.fail(err)
 			} else if err != nil {
 				return fmt.Errorf("%s: %w", p.Narinfo.StorePath.BaseName(), err)
@@ -201,7 +201,7 @@ func (s *Storage) commitAllIn(ctx context.Context, tx *index.Tx, batch []*prepar
 	if err := replaced.finish(tx); err != nil {
 		return err
 	}
-	if s.bytes == nil {
+	if im.bytes == nil {
 		return nil
 	}
 	// After the rows, which nobody sees before the end of the transaction, so
@@ -211,19 +211,19 @@ func (s *Storage) commitAllIn(ctx context.Context, tx *index.Tx, batch []*prepar
 		size += p.bytes
 		locked += p.lockedBytes()
 	}
-	hurried, cancel := s.withLockDeadline(ctx, locked)
+	hurried, cancel := im.WithLockDeadline(ctx, locked)
 	defer cancel()
 	if size > 0 {
 		// It may have been taken over while they came.
-		if err := s.mayAdd(hurried, replacesAny(batch)); err != nil {
+		if err := im.MayAdd(hurried, replacesAny(batch)); err != nil {
 			return err
 		}
 	}
-	failures := s.each(len(late), func(i int) error { return late[i](hurried) })
+	failures := im.Each(len(late), func(i int) error { return late[i](hurried) })
 	if err := firstOf(failures); err != nil {
 		return err
 	}
-	return s.bytes.Sync(ctx)
+	return im.bytes.Sync(ctx)
 }
 
 // checkReferences makes those items fail that refer to what has no row now. The error is
@@ -234,7 +234,7 @@ func checkReferences(tx *index.Tx, batch []*prepared) error {
 		if p.result.Err != nil || !p.WithReferences {
 			continue
 		}
-		missing, err := tx.Missing(OtherReferences(p.Narinfo))
+		missing, err := tx.Missing(storage.OtherReferences(p.Narinfo))
 		if err != nil {
 			return err
 		}
@@ -278,7 +278,7 @@ func failAll(batch []*prepared, err error) {
 // unstore takes the claims off files that are about to be replaced. It is a
 // transaction of its own: should the next one fail halfway, no row claims bytes
 // that are not its own.
-func (s *Storage) unstore(ctx context.Context, batch []*prepared, replaced *replacements) error {
+func (im *Importer) unstore(ctx context.Context, batch []*prepared, replaced *replacements) error {
 	var replacing []*prepared
 	for _, p := range batch {
 		if p.result.Err == nil && p.old != nil && slices.ContainsFunc(p.staged, func(staged bytestore.Staged) bool { return staged != nil }) {
@@ -288,7 +288,7 @@ func (s *Storage) unstore(ctx context.Context, batch []*prepared, replaced *repl
 	if len(replacing) == 0 {
 		return nil
 	}
-	return s.index.Update(ctx, func(tx *index.Tx) error {
+	return im.index.Update(ctx, func(tx *index.Tx) error {
 		for _, p := range replacing {
 			if err := replaced.unstore(tx, p); err != nil {
 				return err
@@ -301,7 +301,7 @@ func (s *Storage) unstore(ctx context.Context, batch []*prepared, replaced *repl
 // commitOne decides what becomes of an addition, now that nobody else can
 // change the item.
 // What is left to be done with bytes is appended to late.
-func (s *Storage) commitOne(ctx context.Context, tx *index.Tx, p *prepared, replaced *replacements, late *[]func(context.Context) error) error {
+func (im *Importer) commitOne(ctx context.Context, tx *index.Tx, p *prepared, replaced *replacements, late *[]func(context.Context) error) error {
 	n := p.Narinfo
 	row, err := tx.Item(n.StorePath.Hash)
 	var damage *index.Damage
@@ -309,35 +309,35 @@ func (s *Storage) commitOne(ctx context.Context, tx *index.Tx, p *prepared, repl
 		p.result.Note = "its narinfo in the database was damaged"
 		row, err = tx.Renew(damage, p.entry)
 	}
-	if err != nil && !errors.Is(err, ErrNotFound) {
+	if err != nil && !errors.Is(err, storage.ErrNotFound) {
 		return err
 	}
 	if row == nil && p.passed {
-		return errChanged
+		return storage.ErrChanged
 	}
 	if row == nil {
 		p.result.Outcome = Added
-		return s.put(ctx, tx, p, nil, replaced, late)
+		return im.put(ctx, tx, p, nil, replaced, late)
 	}
-	old, err := NewItem(row)
+	old, err := storage.NewItem(row)
 	if err != nil {
 		return err
 	}
 	if p.passed && old.Narinfo.NarHash == n.NarHash {
-		return errChanged
+		return storage.ErrChanged
 	}
 	withdrawn := !old.WithdrawnAt.IsZero()
 	switch {
 	case bytes.Equal(old.Text, n.Text) && withdrawn:
 		p.result.Outcome = Completed
 		p.result.Note = "it was about to be removed, and stays"
-		return s.put(ctx, tx, p, old, replaced, late)
+		return im.put(ctx, tx, p, old, replaced, late)
 	case bytes.Equal(old.Text, n.Text):
 		p.result.Outcome = Known
 		// The sizes are only recorded of files without FileSize.
 		if p.entry.Stored&^old.Stored != 0 || p.entry.Stored != 0 && !slices.Equal(p.entry.Sizes, old.Sizes) || p.mends(old) {
 			p.result.Outcome = Completed
-			if err := s.show(ctx, tx, p, old, replaced, late); err != nil {
+			if err := im.show(ctx, tx, p, old, replaced, late); err != nil {
 				return err
 			}
 			if err := tx.SetStored(old.Hash, p.entry.Stored|old.Stored, p.entry.Sizes); err != nil {
@@ -348,11 +348,11 @@ func (s *Storage) commitOne(ctx context.Context, tx *index.Tx, p *prepared, repl
 	case old.Narinfo.NarHash == n.NarHash:
 		p.result.Outcome = Updated
 		p.result.Note = "the same nar was known with another narinfo, which this one replaces"
-		return s.put(ctx, tx, p, old, replaced, late)
+		return im.put(ctx, tx, p, old, replaced, late)
 	case p.Replace:
 		p.result.Outcome = Replaced
 		p.result.Note = fmt.Sprintf("the nar %s was served before, now %s is", old.Narinfo.NarHash, n.NarHash)
-		return s.put(ctx, tx, p, old, replaced, late)
+		return im.put(ctx, tx, p, old, replaced, late)
 	}
 	if withdrawn {
 		// It can't be kept, as it goes, and not be replaced, as clients may hold
@@ -365,16 +365,16 @@ func (s *Storage) commitOne(ctx context.Context, tx *index.Tx, p *prepared, repl
 }
 
 // put shows an addition's bytes and writes its row.
-func (s *Storage) put(ctx context.Context, tx *index.Tx, p *prepared, old *Item, replaced *replacements, late *[]func(context.Context) error) error {
-	if err := s.show(ctx, tx, p, old, replaced, late); err != nil {
+func (im *Importer) put(ctx context.Context, tx *index.Tx, p *prepared, old *storage.Item, replaced *replacements, late *[]func(context.Context) error) error {
+	if err := im.show(ctx, tx, p, old, replaced, late); err != nil {
 		return err
 	}
 	var row *index.Item
 	if old != nil {
 		row = old.Item
 		// Files that only the old narinfo names are of no more use.
-		if s.bytes == nil {
-			CarryStored(p.entry, old)
+		if im.bytes == nil {
+			storage.CarryStored(p.entry, old)
 		} else {
 			p.obsolete = old.NarNames()
 			if err := tx.AddLeftovers(p.obsolete); err != nil {
@@ -393,9 +393,9 @@ func (s *Storage) put(ctx context.Context, tx *index.Tx, p *prepared, old *Item,
 // since. old is the item's row, nil for none. Bytes that it claims are not replaced
 // by others: unstore takes the claims off, but only those of a row that was there
 // already.
-func (s *Storage) show(ctx context.Context, tx *index.Tx, p *prepared, old *Item, replaced *replacements, late *[]func(context.Context) error) error {
+func (im *Importer) show(ctx context.Context, tx *index.Tx, p *prepared, old *storage.Item, replaced *replacements, late *[]func(context.Context) error) error {
 	if p.bytes > 0 {
-		if err := s.fitsWith(tx, p.bytes); err != nil {
+		if err := im.CheckIn(tx, p.bytes); err != nil {
 			return err
 		}
 	}
@@ -414,7 +414,7 @@ func (s *Storage) show(ctx context.Context, tx *index.Tx, p *prepared, old *Item
 		if may, err := replaced.mayReplace(tx, p, n, old, i, name); err != nil {
 			return err
 		} else if !may {
-			return errChanged
+			return storage.ErrChanged
 		}
 	}
 	for n, staged := range p.staged {
@@ -425,7 +425,7 @@ func (s *Storage) show(ctx context.Context, tx *index.Tx, p *prepared, old *Item
 			}
 			replaced.show(name)
 			if early := p.early[n]; early != nil {
-				*late = append(*late, func(ctx context.Context) error { return s.isSame(ctx, name, *early) })
+				*late = append(*late, func(ctx context.Context) error { return im.IsUnchanged(ctx, name, *early) })
 				continue
 			}
 			*late = append(*late, func(ctx context.Context) error {
@@ -434,10 +434,10 @@ func (s *Storage) show(ctx context.Context, tx *index.Tx, p *prepared, old *Item
 			})
 			continue
 		}
-		if p.entry.Stored&(1<<n) == 0 || s.bytes == nil {
+		if p.entry.Stored&(1<<n) == 0 || im.bytes == nil {
 			continue
 		}
-		*late = append(*late, func(ctx context.Context) error { return s.isStill(ctx, p, n) })
+		*late = append(*late, func(ctx context.Context) error { return im.isStill(ctx, p, n) })
 	}
 	p.result.Bytes = p.bytes
 	return nil
@@ -445,28 +445,17 @@ func (s *Storage) show(ctx context.Context, tx *index.Tx, p *prepared, old *Item
 
 // isStill looks whether the Nth file of an addition, which lay in the storage, still
 // does.
-func (s *Storage) isStill(ctx context.Context, p *prepared, n int) error {
+func (im *Importer) isStill(ctx context.Context, p *prepared, n int) error {
 	name, err := p.Narinfo.Files[n].Path()
 	if err != nil {
 		return err
 	}
-	info, err := s.bytes.Stat(ctx, name)
+	info, err := im.bytes.Stat(ctx, name)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && info.Size != index.FileSize(p.Narinfo, n, p.entry.Sizes) {
-		err = errChanged
+		err = storage.ErrChanged
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", p.Narinfo.StorePath.BaseName(), err)
 	}
 	return nil
-}
-
-// OtherReferences returns the references to other items.
-func OtherReferences(n *narinfo.Narinfo) []narinfo.StorePath {
-	others := make([]narinfo.StorePath, 0, len(n.References))
-	for _, reference := range n.References {
-		if reference != n.StorePath {
-			others = append(others, reference)
-		}
-	}
-	return others
 }

@@ -1,6 +1,8 @@
-package storage
+package importer
 
 import (
+	"nar-herder/storage"
+
 	"context"
 	"errors"
 	"fmt"
@@ -20,7 +22,7 @@ type prepared struct {
 	*Addition
 	entry *index.Entry
 	// old is the item's row as it was before the transaction, nil for none.
-	old *Item
+	old *storage.Item
 	// passed: the files were not looked for, as another nar is being served.
 	passed bool
 	// staged[N] holds the Nth file's bytes when they are to come in.
@@ -62,17 +64,17 @@ func (f movedFile) remove() error {
 
 // prepare does what needs no transaction: it looks for the item's files and
 // stages those that are to come in. p.result is set when it fails.
-func (s *Storage) prepare(ctx context.Context, addition *Addition) *prepared {
+func (im *Importer) prepare(ctx context.Context, addition *Addition) *prepared {
 	n := addition.Narinfo
-	p := &prepared{Addition: addition, entry: s.index.Prepare(n), staged: make([]bytestore.Staged, len(n.Files)), early: make([]*bytestore.Info, len(n.Files))}
-	p.entry.AddedAt = s.now()
-	if err := fit(n); err != nil {
+	p := &prepared{Addition: addition, entry: im.index.Prepare(n), staged: make([]bytestore.Staged, len(n.Files)), early: make([]*bytestore.Info, len(n.Files))}
+	p.entry.AddedAt = im.Now()
+	if err := storage.CheckNarinfo(n); err != nil {
 		p.fail(err)
 		return p
 	}
 	if addition.WithReferences && !addition.planned {
 		// Before any nar is stored for nothing; the transaction looks again.
-		missing, err := s.missingReferences(ctx, n)
+		missing, err := im.missingReferences(ctx, n)
 		if err == nil && len(missing) > 0 {
 			err = errMissingReferences(missing)
 		}
@@ -81,17 +83,17 @@ func (s *Storage) prepare(ctx context.Context, addition *Addition) *prepared {
 			return p
 		}
 	}
-	if s.bytes == nil {
+	if im.bytes == nil {
 		return p
 	}
 	// A hint only, the transaction looks again: it saves copying a nar that
 	// is not going to be taken.
-	old, err := s.Item(ctx, n.StorePath.Hash)
+	old, err := im.Item(ctx, n.StorePath.Hash)
 	var damage *index.Damage
 	if errors.As(err, &damage) {
-		old, err = s.mended(ctx, damage, n)
+		old, err = im.mended(ctx, damage, n)
 	}
-	if err != nil && !errors.Is(err, ErrNotFound) {
+	if err != nil && !errors.Is(err, storage.ErrNotFound) {
 		p.fail(err)
 		return p
 	}
@@ -101,12 +103,12 @@ func (s *Storage) prepare(ctx context.Context, addition *Addition) *prepared {
 		return p
 	}
 	for i, file := range n.Files {
-		name := nameOf(file, n.StorePath.Hash)
+		name := storage.NarName(file, n.StorePath.Hash)
 		if name == "" {
 			p.result.Note = fmt.Sprintf("URL %.200q has a scheme: nothing is stored for it", file.URL)
 			continue
 		}
-		if err := s.find(ctx, p, i, name); err != nil {
+		if err := im.find(ctx, p, i, name); err != nil {
 			p.fail(err)
 			return p
 		}
@@ -116,16 +118,16 @@ func (s *Storage) prepare(ctx context.Context, addition *Addition) *prepared {
 
 // mended makes a damaged item right with a narinfo, and returns it; nil without an error
 // if that is not the one that was written.
-func (s *Storage) mended(ctx context.Context, damage *index.Damage, n *narinfo.Narinfo) (*Item, error) {
+func (im *Importer) mended(ctx context.Context, damage *index.Damage, n *narinfo.Narinfo) (*storage.Item, error) {
 	mended := false
-	err := s.index.Update(ctx, func(tx *index.Tx) (err error) {
+	err := im.index.Update(ctx, func(tx *index.Tx) (err error) {
 		mended, err = tx.Mend(damage, n.Text)
 		return err
 	})
 	if err != nil || !mended {
 		return nil, err
 	}
-	return s.Item(ctx, n.StorePath.Hash)
+	return im.Item(ctx, n.StorePath.Hash)
 }
 
 // fail drops what was staged.
@@ -149,9 +151,9 @@ func (p *prepared) abort() {
 
 // find makes sure of the bytes of the Nth file: in the storage already, or
 // staged.
-func (s *Storage) find(ctx context.Context, p *prepared, n int, name string) error {
+func (im *Importer) find(ctx context.Context, p *prepared, n int, name string) error {
 	want := p.Narinfo.Files[n].Size
-	info, err := s.bytes.Stat(ctx, name)
+	info, err := im.bytes.Stat(ctx, name)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -160,7 +162,7 @@ func (s *Storage) find(ctx context.Context, p *prepared, n int, name string) err
 	doubtful := false
 	if p.old != nil && fits {
 		if i := p.old.FileNamed(name); i >= 0 && !p.old.HasStored(i) {
-			if doubtful, err = s.isReplacing(ctx, name); err != nil {
+			if doubtful, err = im.isReplacing(ctx, name); err != nil {
 				return err
 			}
 		}
@@ -169,20 +171,20 @@ func (s *Storage) find(ctx context.Context, p *prepared, n int, name string) err
 	// even if it is as long as the new one, unless there is no other.
 	replaces := p.old != nil && p.old.Narinfo.NarHash != p.Narinfo.NarHash
 	if fits && !replaces && !doubtful {
-		return s.take(ctx, p, n, name, info.Size)
+		return im.take(ctx, p, n, name, info.Size)
 	}
 	var wrong error
 	if inStorage && !fits {
-		wrong = fmt.Errorf("%w: %s in storage %s has %d bytes, the narinfo says %d: remove it, or put the whole file there", bytestore.ErrWrongSize, name, s.bytes, info.Size, want)
+		wrong = fmt.Errorf("%w: %s in storage %s has %d bytes, the narinfo says %d: remove it, or put the whole file there", bytestore.ErrWrongSize, name, im.bytes, info.Size, want)
 	}
 	for _, directory := range p.Directories {
-		if fits && s.isStored(ctx, directory, name) {
+		if fits && im.isStored(ctx, directory, name) {
 			continue
 		}
 		p.replaces = p.replaces || inStorage
-		size, err := s.stageFrom(ctx, p, n, name, directory)
+		size, err := im.stageFrom(ctx, p, n, name, directory)
 		if err == nil {
-			MarkStored(p.entry, n, size)
+			storage.MarkStored(p.entry, n, size)
 			p.bytes += size
 			return nil
 		}
@@ -194,13 +196,13 @@ func (s *Storage) find(ctx context.Context, p *prepared, n int, name string) err
 		return fmt.Errorf("its nar %s: %w", name, errReplacing)
 	}
 	// Another import of the same directory may just have moved it.
-	if info, err = s.bytes.Stat(ctx, name); err == nil && (want < 0 || info.Size == want) {
-		return s.take(ctx, p, n, name, info.Size)
+	if info, err = im.bytes.Stat(ctx, name); err == nil && (want < 0 || info.Size == want) {
+		return im.take(ctx, p, n, name, info.Size)
 	}
 	if wrong != nil {
 		return wrong
 	}
-	where := "the storage " + s.bytes.String()
+	where := "the storage " + im.bytes.String()
 	for _, directory := range p.Directories {
 		where += ", " + directory
 	}
@@ -208,23 +210,23 @@ func (s *Storage) find(ctx context.Context, p *prepared, n int, name string) err
 }
 
 // take makes sure of the Nth file where it lies in the storage.
-func (s *Storage) take(ctx context.Context, p *prepared, n int, name string, size int64) error {
-	MarkStored(p.entry, n, size)
-	err := s.bytes.Flush(ctx, name)
+func (im *Importer) take(ctx context.Context, p *prepared, n int, name string, size int64) error {
+	storage.MarkStored(p.entry, n, size)
+	err := im.bytes.Flush(ctx, name)
 	if errors.Is(err, fs.ErrNotExist) {
-		return errChanged // it has just been removed
+		return storage.ErrChanged // it has just been removed
 	}
 	return err
 }
 
 // isStored says whether the file of that name in the directory is the very one
 // that is in the storage, which nobody may move away.
-func (s *Storage) isStored(ctx context.Context, directory, name string) bool {
+func (im *Importer) isStored(ctx context.Context, directory, name string) bool {
 	there, err := os.Stat(path.Join(directory, name))
 	if err != nil {
 		return false
 	}
-	reader, _, err := s.bytes.Open(ctx, name, 0, 0)
+	reader, _, err := im.bytes.Open(ctx, name, 0, 0)
 	if err != nil {
 		return false
 	}
@@ -249,7 +251,7 @@ func isInUse(directory *os.Root) bool {
 
 // stageFrom stages the Nth file from a directory. The error is
 // [fs.ErrNotExist] when the directory has no such file.
-func (s *Storage) stageFrom(ctx context.Context, p *prepared, n int, name, directory string) (size int64, err error) {
+func (im *Importer) stageFrom(ctx context.Context, p *prepared, n int, name, directory string) (size int64, err error) {
 	root, err := os.OpenRoot(directory)
 	if err != nil {
 		return 0, err
@@ -267,10 +269,10 @@ func (s *Storage) stageFrom(ctx context.Context, p *prepared, n int, name, direc
 	if want := p.Narinfo.Files[n].Size; want >= 0 && size != want {
 		return 0, fmt.Errorf("%w: %s has %d bytes, the narinfo says %d", bytestore.ErrWrongSize, source, size, want)
 	}
-	if err := s.mayAdd(ctx, p.replaces); err != nil {
+	if err := im.MayAdd(ctx, p.replaces); err != nil {
 		return 0, err
 	}
-	room, err := s.reserve(ctx, size)
+	room, err := im.ReserveBelowLimit(ctx, size)
 	if err != nil {
 		return 0, err
 	}
@@ -290,26 +292,26 @@ func (s *Storage) stageFrom(ctx context.Context, p *prepared, n int, name, direc
 	keep := p.Keep
 	if !keep && isInUse(root) {
 		keep = true
-		if _, logged := s.copiedFrom.LoadOrStore(directory, true); !logged {
-			s.log.Warn(directory + " is a storage or an export: its nars are copied, not moved")
+		if _, logged := im.copiedFrom.LoadOrStore(directory, true); !logged {
+			im.log.Warn(directory + " is a storage or an export: its nars are copied, not moved")
 		}
 	}
 	if !keep && isItself {
 		// It takes no room beyond what it has, but below the minimum nothing
 		// comes in.
-		if err := room.share(ctx); err != nil {
+		if err := room.Share(ctx); err != nil {
 			return 0, err
 		}
-		p.staged[n], err = s.bytes.StageFile(ctx, name, file, size)
+		p.staged[n], err = im.bytes.StageFile(ctx, name, file, size)
 		if err != nil && !errors.Is(err, bytestore.ErrCantShare) {
 			return 0, err
 		}
 	}
 	if p.staged[n] == nil {
-		if err := room.write(ctx); err != nil {
+		if err := room.Write(ctx); err != nil {
 			return 0, err
 		}
-		if p.staged[n], err = s.bytes.Stage(ctx, name, file, size); err != nil {
+		if p.staged[n], err = im.bytes.Stage(ctx, name, file, size); err != nil {
 			return 0, err
 		}
 		room.SetWritten(size)

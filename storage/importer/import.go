@@ -1,6 +1,11 @@
-package storage
+// Package importer adds items from narinfo files and the nars beside them: bytes first,
+// then rows.
+package importer
 
 import (
+	"log/slog"
+	"nar-herder/storage"
+
 	"bytes"
 	"context"
 	"errors"
@@ -16,11 +21,27 @@ import (
 	"time"
 
 	"nar-herder/narinfo"
+	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
 )
 
-// ImportOptions of [Storage.Import]; the fields are as in [Addition].
-type ImportOptions struct {
+// Importer adds items to one storage.
+type Importer struct {
+	*storage.Storage
+	index *index.Index
+	bytes bytestore.Store // for nars; nil for none
+	log   *slog.Logger
+	// copiedFrom has the directories that the log names as storages or exports.
+	copiedFrom sync.Map
+}
+
+// New makes an importer.
+func New(s *storage.Storage) *Importer {
+	return &Importer{Storage: s, index: s.Index(), bytes: s.Bytes(), log: s.Log()}
+}
+
+// Options of [Importer.Import]; the fields are as in [Addition].
+type Options struct {
 	Keep           bool
 	Replace        bool
 	WithReferences bool
@@ -51,14 +72,14 @@ const (
 //
 // With WithReferences, all narinfos are read first. References may be to items of
 // the same import, in any order.
-func (s *Storage) Import(ctx context.Context, names []string, options ImportOptions, report func(Imported)) error {
+func (im *Importer) Import(ctx context.Context, names []string, options Options, report func(Imported)) error {
 	work := make(chan narinfoFile, batchItems)
 	ready := make(chan importing, batchItems/2)
 	var walkErr error
 	var plan *plan
 	if options.WithReferences {
 		var files []narinfoFile
-		if plan, files, walkErr = s.planImport(ctx, names, report); plan == nil {
+		if plan, files, walkErr = im.planImport(ctx, names, report); plan == nil {
 			return walkErr
 		}
 		go func() {
@@ -82,7 +103,7 @@ func (s *Storage) Import(ctx context.Context, names []string, options ImportOpti
 	for range runtime.GOMAXPROCS(0) + 1 {
 		workers.Go(func() {
 			for file := range work {
-				ready <- importing{file, s.prepareFile(ctx, file, options, plan != nil)}
+				ready <- importing{file, im.prepareFile(ctx, file, options, plan != nil)}
 			}
 		})
 	}
@@ -95,12 +116,12 @@ func (s *Storage) Import(ctx context.Context, names []string, options ImportOpti
 	wait := func(file narinfoFile, p *prepared) importing {
 		return importing{file, &prepared{result: p.result, fresh: p.fresh}} // the rest takes memory
 	}
-	s.commitAll(ctx, ready, plan, func(i importing) {
+	im.commitAll(ctx, ready, plan, func(i importing) {
 		if worthAnotherTry(i.prepared.result.Err) {
 			waiting = append(waiting, wait(i.narinfoFile, i.prepared))
 			return
 		}
-		s.discardFresh(ctx, i.prepared)
+		im.discardFresh(ctx, i.prepared)
 		report(Imported{i.name, i.prepared.result})
 	})
 	// One by one, and again as long as that brings any of them in: another process
@@ -109,13 +130,13 @@ func (s *Storage) Import(ctx context.Context, names []string, options ImportOpti
 		progress = false
 		var left []importing
 		for _, i := range waiting {
-			p := s.addAlone(ctx, i.prepared.fresh, func() *prepared { return s.prepareFile(ctx, i.narinfoFile, options, false) })
+			p := im.addAlone(ctx, i.prepared.fresh, func() *prepared { return im.prepareFile(ctx, i.narinfoFile, options, false) })
 			if worthAnotherTry(p.result.Err) {
 				left = append(left, wait(i.narinfoFile, p))
 				continue
 			}
 			progress = true
-			s.discardFresh(ctx, p)
+			im.discardFresh(ctx, p)
 			report(Imported{i.name, p.result})
 		}
 		if !progress {
@@ -129,7 +150,7 @@ func (s *Storage) Import(ctx context.Context, names []string, options ImportOpti
 	for _, i := range waiting {
 		fresh = append(fresh, i.prepared.fresh...)
 	}
-	s.discard(ctx, fresh)
+	im.Discard(ctx, fresh)
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -139,7 +160,7 @@ func (s *Storage) Import(ctx context.Context, names []string, options ImportOpti
 // worthAnotherTry tells errors that may be gone when the rest is in.
 func worthAnotherTry(err error) bool {
 	var missing errMissingReferences
-	return errors.As(err, &missing) || errors.Is(err, errChanged) || errors.Is(err, errBatch)
+	return errors.As(err, &missing) || errors.Is(err, storage.ErrChanged) || errors.Is(err, errBatch)
 }
 
 // narinfoFile is a narinfo that was found.
@@ -195,7 +216,7 @@ func walk(ctx context.Context, names []string, found chan<- narinfoFile) error {
 }
 
 // prepareFile reads a narinfo file and stages its nars.
-func (s *Storage) prepareFile(ctx context.Context, file narinfoFile, options ImportOptions, planned bool) *prepared {
+func (im *Importer) prepareFile(ctx context.Context, file narinfoFile, options Options, planned bool) *prepared {
 	n, err := readNarinfo(file)
 	if err == nil {
 		err = ctx.Err()
@@ -207,7 +228,7 @@ func (s *Storage) prepareFile(ctx context.Context, file narinfoFile, options Imp
 	if file.root != directories[0] {
 		directories = append(directories, file.root)
 	}
-	return s.prepare(ctx, &Addition{
+	return im.prepare(ctx, &Addition{
 		Narinfo: n, Directories: directories,
 		Keep: options.Keep, Replace: options.Replace, WithReferences: options.WithReferences, Tags: options.Tags,
 		planned: planned,
@@ -249,11 +270,11 @@ func readNarinfo(found narinfoFile) (*narinfo.Narinfo, error) {
 	if _, err := buffer.ReadFrom(io.LimitReader(file, narinfo.MaxSize+1)); err != nil {
 		return nil, err
 	}
-	n, err := Admit(bytes.Clone(buffer.Bytes()))
+	n, err := storage.Admit(bytes.Clone(buffer.Bytes()))
 	if err != nil {
 		return nil, err
 	}
-	// HASH.narinfo is where clients look, so it has to be this item's.
+	// HASH.narinfo is where clients look, so it has to be this item'im.
 	if stem, ok := strings.CutSuffix(filepath.Base(name), ".narinfo"); ok {
 		if hash, err := narinfo.ParsePathHash(stem); err == nil && hash != n.StorePath.Hash {
 			return nil, fmt.Errorf("it is named after %s, but describes %s", hash, n.StorePath)
@@ -264,7 +285,7 @@ func readNarinfo(found narinfoFile) (*narinfo.Narinfo, error) {
 
 // commitAll commits what is ready in batches: as much as there is, so that one
 // narinfo need not wait for a second, and many share a transaction.
-func (s *Storage) commitAll(ctx context.Context, ready <-chan importing, plan *plan, report func(importing)) {
+func (im *Importer) commitAll(ctx context.Context, ready <-chan importing, plan *plan, report func(importing)) {
 	commit := func(batch []importing) {
 		additions := make([]*prepared, 0, len(batch))
 		for _, i := range batch {
@@ -273,7 +294,7 @@ func (s *Storage) commitAll(ctx context.Context, ready <-chan importing, plan *p
 			}
 		}
 		if len(additions) > 0 {
-			s.commit(ctx, additions)
+			im.commit(ctx, additions)
 		}
 		for _, i := range batch {
 			report(i)
@@ -284,7 +305,7 @@ func (s *Storage) commitAll(ctx context.Context, ready <-chan importing, plan *p
 		size := first.prepared.lockedBytes()
 		full := time.After(batchTime)
 	gather:
-		for len(batch) < batchItems && !s.isMuch(size) {
+		for len(batch) < batchItems && !im.IsMuch(size) {
 			select {
 			case next, ok := <-ready:
 				if !ok {
@@ -297,14 +318,14 @@ func (s *Storage) commitAll(ctx context.Context, ready <-chan importing, plan *p
 			}
 		}
 		if plan != nil {
-			batch = plan.ready(ctx, s, batch)
+			batch = plan.ready(ctx, im, batch)
 		}
 		commit(batch)
 	}
 	if plan != nil {
 		// Where files were not prepared, as the context has ended, nothing comes.
 		clear(plan.coming)
-		commit(plan.ready(ctx, s, nil))
+		commit(plan.ready(ctx, im, nil))
 	}
 }
 

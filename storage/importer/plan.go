@@ -1,4 +1,4 @@
-package storage
+package importer
 
 import (
 	"context"
@@ -30,7 +30,7 @@ type planned struct {
 
 // planImport reads the narinfos, and returns the files that are to be imported.
 // The others are reported. The error is about names that could not be read.
-func (s *Storage) planImport(ctx context.Context, names []string, report func(Imported)) (*plan, []narinfoFile, error) {
+func (im *Importer) planImport(ctx context.Context, names []string, report func(Imported)) (*plan, []narinfoFile, error) {
 	found := make(chan narinfoFile, batchItems)
 	var walkErr error
 	go func() {
@@ -44,7 +44,7 @@ func (s *Storage) planImport(ctx context.Context, names []string, report func(Im
 		n, err := readNarinfo(file)
 		if err == nil {
 			p.hash = n.StorePath.Hash
-			p.missing, err = s.missingReferences(ctx, n)
+			p.missing, err = im.missingReferences(ctx, n)
 		}
 		if err != nil {
 			p.hash = narinfo.PathHash{} // it is reported when it is prepared
@@ -78,8 +78,8 @@ func (s *Storage) planImport(ctx context.Context, names []string, report func(Im
 }
 
 // missingReferences are the references of a narinfo to other items that have none.
-func (s *Storage) missingReferences(ctx context.Context, n *narinfo.Narinfo) ([]narinfo.StorePath, error) {
-	missing, err := s.index.MissingReferences(ctx, n)
+func (im *Importer) missingReferences(ctx context.Context, n *narinfo.Narinfo) ([]narinfo.StorePath, error) {
+	missing, err := im.index.MissingReferences(ctx, n)
 	others := missing[:0]
 	for _, path := range missing {
 		if path != n.StorePath {
@@ -163,7 +163,7 @@ func inOrder(files []*planned, of map[narinfo.PathHash][]*planned) []*planned {
 
 // ready takes prepared items, and returns those that can be committed together now,
 // or have failed. The others are held until what they refer to comes.
-func (p *plan) ready(ctx context.Context, s *Storage, arrived []importing) (ready []importing) {
+func (p *plan) ready(ctx context.Context, im *Importer, arrived []importing) (ready []importing) {
 	for _, i := range arrived {
 		if i.prepared.Addition != nil {
 			p.coming[i.prepared.Narinfo.StorePath.Hash]--
@@ -178,7 +178,7 @@ func (p *plan) ready(ctx context.Context, s *Storage, arrived []importing) (read
 			continue
 		}
 		var err error
-		if missing[n], err = s.missingReferences(ctx, i.prepared.Narinfo); err != nil {
+		if missing[n], err = im.missingReferences(ctx, i.prepared.Narinfo); err != nil {
 			i.prepared.fail(err)
 			continue
 		}

@@ -1,4 +1,4 @@
-package storage
+package space
 
 import (
 	"context"
@@ -19,12 +19,12 @@ const minimumFreeSetting = "storage_minimum_free_space"
 // SetMinimumFree makes all processes that use the index refuse bytes that would
 // leave less than so many free on the file system of the storage; negative for no
 // minimum.
-func (s *Storage) SetMinimumFree(ctx context.Context, minimum int64) error {
+func (s *Space) SetMinimumFree(ctx context.Context, minimum int64) error {
 	return s.setLimit(ctx, minimumFreeSetting, minimum)
 }
 
 // MinimumFree is what was set; negative for none.
-func (s *Storage) MinimumFree(ctx context.Context) (int64, error) {
+func (s *Space) MinimumFree(ctx context.Context) (int64, error) {
 	text, err := s.index.Setting(ctx, minimumFreeSetting)
 	if err != nil {
 		return 0, err
@@ -33,22 +33,18 @@ func (s *Storage) MinimumFree(ctx context.Context) (int64, error) {
 }
 
 // FreeSpace is that of the byte store; see [bytestore.Store].
-func (s *Storage) FreeSpace() (free, size int64, err error) {
+func (s *Space) FreeSpace() (free, size int64, err error) {
 	if s.bytes == nil {
 		return 0, 0, errors.ErrUnsupported
 	}
 	return s.bytes.FreeSpace()
 }
 
-// LinkedRemoved is how many bytes this process has removed that did not become free, as
-// the files have other names, such as in an export.
-func (s *Storage) LinkedRemoved() int64 { return s.linked.Load() }
-
 // Spare returns how many bytes can be written before the file system of the storage
 // has less than the minimum free, apart from those that are about to be written, and
 // the minimum. That is negative where there is none, and then the spare bytes mean
 // nothing.
-func (s *Storage) Spare(ctx context.Context) (spare, minimum int64, err error) {
+func (s *Space) Spare(ctx context.Context) (spare, minimum int64, err error) {
 	minimum, err = s.MinimumFree(ctx)
 	if err != nil || minimum < 0 {
 		return 0, minimum, err
@@ -64,7 +60,7 @@ func (s *Storage) Spare(ctx context.Context) (spare, minimum int64, err error) {
 
 // staysFree makes sure that the minimum stays free when so many more bytes have been
 // written.
-func (s *Storage) staysFree(minimum, unwritten int64) error {
+func (s *Space) staysFree(minimum, unwritten int64) error {
 	if minimum < 0 {
 		return nil
 	}
@@ -83,7 +79,7 @@ func (s *Storage) staysFree(minimum, unwritten int64) error {
 
 // staysFreeWith is staysFree for bytes that are about to be shown, and on the file
 // system already: also those of other processes.
-func (s *Storage) staysFreeWith(tx *index.Tx) error {
+func (s *Space) staysFreeWith(tx *index.Tx) error {
 	text, err := tx.Setting(minimumFreeSetting)
 	if err != nil || text == "" {
 		return err
@@ -97,7 +93,7 @@ func (s *Storage) staysFreeWith(tx *index.Tx) error {
 
 // Reservation is room in the storage for bytes that are about to be written.
 type Reservation struct {
-	s         *Storage
+	s         *Space
 	size      int64
 	mu        sync.Mutex
 	unwritten int64 // of size, as far as the file system is concerned
@@ -132,21 +128,21 @@ func (r *Reservation) Release() {
 	r.released = true
 }
 
-// ReserveReplacement is reserve for what is written in the place of other bytes, which the
+// ReserveReplacement is ReserveBelowLimit for what is written in the place of other bytes, which the
 // hard limit has counted: for a while, both are there.
-func (s *Storage) ReserveReplacement(ctx context.Context, size int64) (*Reservation, error) {
+func (s *Space) ReserveReplacement(ctx context.Context, size int64) (*Reservation, error) {
 	size = max(size, 0)
 	s.flying.Add(size)
 	r := &Reservation{s: s, size: size}
-	if err := r.write(ctx); err != nil {
+	if err := r.Write(ctx); err != nil {
 		r.Release()
 		return nil, err
 	}
 	return r, nil
 }
 
-// share makes sure that the minimum is free for a file that needs no more room.
-func (r *Reservation) share(ctx context.Context) error {
+// Share makes sure that the minimum is free for a file that needs no more room.
+func (r *Reservation) Share(ctx context.Context) error {
 	minimum, err := r.s.MinimumFree(ctx)
 	if err != nil {
 		return err
@@ -154,10 +150,10 @@ func (r *Reservation) share(ctx context.Context) error {
 	return r.s.staysFree(minimum, r.s.unwritten.Load())
 }
 
-// write makes sure that the minimum stays free when the bytes are written.
-func (r *Reservation) write(ctx context.Context) error {
+// Write makes sure that the minimum stays free when the bytes are written.
+func (r *Reservation) Write(ctx context.Context) error {
 	r.SetWritten(0)
-	err := r.share(ctx)
+	err := r.Share(ctx)
 	if err != nil {
 		r.SetWritten(r.size)
 	}

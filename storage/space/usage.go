@@ -1,12 +1,17 @@
-package storage
+// Package space limits how much a storage takes: its hard limit, the free space that must
+// stay on its file system, and what is reserved for bytes that are being written.
+package space
 
 import (
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
+	"sync/atomic"
 	"time"
 
+	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
 )
 
@@ -29,6 +34,22 @@ const (
 	perNar = 2 << 10
 )
 
+// Space is the usage and the limits of one byte store.
+type Space struct {
+	index *index.Index
+	bytes bytestore.Store // nil for none
+	log   *slog.Logger
+	now   func() time.Time
+	// flying is how many bytes this process is writing to the store, and unwritten how
+	// many of them the file system does not have yet.
+	flying, unwritten atomic.Int64
+}
+
+// New makes the Space of a byte store, nil for none.
+func New(x *index.Index, bytes bytestore.Store, log *slog.Logger, now func() time.Time) *Space {
+	return &Space{index: x, bytes: bytes, log: log, now: now}
+}
+
 // ErrLimit says that bytes were refused, as they would bring the storage above
 // its hard limit.
 var ErrLimit = errors.New("the storage is at its hard limit")
@@ -36,7 +57,7 @@ var ErrLimit = errors.New("the storage is at its hard limit")
 // Survey counts what all that lies in the byte store takes of it, with what is
 // being written, and notes it for [Storage.Usage]. It looks at every file, which
 // takes minutes where there are millions.
-func (s *Storage) Survey(ctx context.Context) error {
+func (s *Space) Survey(ctx context.Context) error {
 	if s.bytes == nil {
 		return nil
 	}
@@ -70,7 +91,7 @@ func (s *Storage) Survey(ctx context.Context) error {
 // Usage is what the storage takes of the disk, in bytes: what the last survey
 // has counted, and what the index says has come and gone since. surveyed is
 // when that was; zero for never, when the usage is what the index has alone.
-func (s *Storage) Usage(ctx context.Context) (usage int64, surveyed time.Time, err error) {
+func (s *Space) Usage(ctx context.Context) (usage int64, surveyed time.Time, err error) {
 	totals, err := s.index.Totals(ctx)
 	if err != nil {
 		return 0, time.Time{}, err
@@ -82,7 +103,7 @@ func (s *Storage) Usage(ctx context.Context) (usage int64, surveyed time.Time, e
 	return s.usageSince(text, totals)
 }
 
-func (s *Storage) usageSince(text string, totals index.Totals) (int64, time.Time, error) {
+func (s *Space) usageSince(text string, totals index.Totals) (int64, time.Time, error) {
 	var last survey
 	if text != "" {
 		if err := json.Unmarshal([]byte(text), &last); err != nil {
@@ -90,7 +111,7 @@ func (s *Storage) usageSince(text string, totals index.Totals) (int64, time.Time
 		}
 	}
 	usage := last.Usage + totals.StoredSize - last.Size
-	if !s.IsRemote() {
+	if s.bytes == nil || !s.bytes.IsRemote() {
 		usage += perNar * (totals.StoredNars - last.Nars)
 	}
 	return max(usage, 0), last.At, nil
@@ -98,12 +119,12 @@ func (s *Storage) usageSince(text string, totals index.Totals) (int64, time.Time
 
 // SetHardLimit has all processes that use the index refuse bytes that would
 // bring the storage above so many; negative for no limit.
-func (s *Storage) SetHardLimit(ctx context.Context, limit int64) error {
+func (s *Space) SetHardLimit(ctx context.Context, limit int64) error {
 	return s.setLimit(ctx, hardLimitSetting, limit)
 }
 
 // setLimit notes a number of bytes; negative for none.
-func (s *Storage) setLimit(ctx context.Context, setting string, limit int64) error {
+func (s *Space) setLimit(ctx context.Context, setting string, limit int64) error {
 	text := ""
 	if limit >= 0 {
 		text = fmt.Sprint(limit)
@@ -116,7 +137,7 @@ func (s *Storage) setLimit(ctx context.Context, setting string, limit int64) err
 }
 
 // HardLimit is what was set; negative for none.
-func (s *Storage) HardLimit(ctx context.Context) (int64, error) {
+func (s *Space) HardLimit(ctx context.Context) (int64, error) {
 	text, err := s.index.Setting(ctx, hardLimitSetting)
 	if err != nil {
 		return 0, err
@@ -135,31 +156,11 @@ func parseLimit(what, text string) (limit int64, err error) {
 	return limit, nil
 }
 
-// Reserve is for bytes that come in bit by bit, and are about to take room before
-// [Storage.Receive] takes them in: it makes sure that so many fit below the hard
-// limit and leave the minimum of free space, and counts them until the reservation
-// is released. The error is [ErrLimit] or [ErrFreeSpace] when they don't, and
-// [ErrNotOwner] when they are not this instance's to store.
-func (s *Storage) Reserve(ctx context.Context, size int64) (*Reservation, error) {
-	if err := s.mayAdd(ctx, false); err != nil {
-		return nil, err
-	}
-	r, err := s.reserve(ctx, size)
-	if err != nil {
-		return nil, err
-	}
-	if err := r.write(ctx); err != nil {
-		r.Release()
-		return nil, err
-	}
-	return r, nil
-}
-
-// reserve makes sure that there is room below the hard limit for bytes that are
+// ReserveBelowLimit makes sure that there is room below the hard limit for bytes that are
 // about to come in, and counts them until the reservation is released. Whether they
-// leave the minimum of free space is for [Reservation.write], as some of them are
+// leave the minimum of free space is for [Reservation.Write], as some of them are
 // written already.
-func (s *Storage) reserve(ctx context.Context, size int64) (*Reservation, error) {
+func (s *Space) ReserveBelowLimit(ctx context.Context, size int64) (*Reservation, error) {
 	limit, err := s.HardLimit(ctx)
 	if err != nil {
 		return nil, err
@@ -180,9 +181,9 @@ func (s *Storage) reserve(ctx context.Context, size int64) (*Reservation, error)
 	return r, nil
 }
 
-// fitsWith makes sure that bytes which are about to be shown fit below the hard
+// CheckIn makes sure that bytes which are about to be shown fit below the hard
 // limit, beside those of all processes, and that the minimum stays free beside them.
-func (s *Storage) fitsWith(tx *index.Tx, size int64) error {
+func (s *Space) CheckIn(tx *index.Tx, size int64) error {
 	if err := s.staysFreeWith(tx); err != nil {
 		return err
 	}
@@ -208,7 +209,7 @@ func (s *Storage) fitsWith(tx *index.Tx, size int64) error {
 	return s.fits(usage+size, limit)
 }
 
-func (s *Storage) fits(usage, limit int64) error {
+func (s *Space) fits(usage, limit int64) error {
 	if usage <= limit {
 		return nil
 	}

@@ -1,6 +1,8 @@
-package storage
+package importer
 
 import (
+	"nar-herder/storage"
+
 	"context"
 	"crypto/rand"
 	"errors"
@@ -23,7 +25,7 @@ import (
 //
 // When the addition fails before it has begun to replace the file, the claim is
 // restored. Otherwise, and after a crash, only the bytes can tell which nar they
-// are: the name stays noted, and [Storage.ResolveReplacements] compares them with
+// are: the name stays noted, and [Importer.ResolveReplacements] compares them with
 // the row.
 
 const (
@@ -56,8 +58,8 @@ type replacement struct {
 	shown bool
 }
 
-func (s *Storage) newReplacements() *replacements {
-	return &replacements{value: s.now().UTC().Format(time.RFC3339) + " " + rand.Text(), files: make(map[string]*replacement)}
+func (im *Importer) newReplacements() *replacements {
+	return &replacements{value: im.Now().UTC().Format(time.RFC3339) + " " + rand.Text(), files: make(map[string]*replacement)}
 }
 
 // show is called when the new row of a file is certain to be written, if anything
@@ -86,12 +88,12 @@ func (r *replacements) begin(name string) {
 // unstore takes the claims off files that the addition is about to replace.
 func (r *replacements) unstore(tx *index.Tx, p *prepared) error {
 	row, err := tx.Item(p.Narinfo.StorePath.Hash)
-	if errors.Is(err, ErrNotFound) {
+	if errors.Is(err, storage.ErrNotFound) {
 		return nil
 	} else if err != nil {
 		return err
 	}
-	old, err := NewItem(row)
+	old, err := storage.NewItem(row)
 	if err != nil {
 		return err
 	}
@@ -133,7 +135,7 @@ func (r *replacements) unstore(tx *index.Tx, p *prepared) error {
 
 // mayReplace says whether a file that the row names may be replaced by the addition's
 // Nth: nothing claims it, and no other process is replacing it.
-func (r *replacements) mayReplace(tx *index.Tx, p *prepared, n int, old *Item, i int, name string) (bool, error) {
+func (r *replacements) mayReplace(tx *index.Tx, p *prepared, n int, old *storage.Item, i int, name string) (bool, error) {
 	if old.HasStored(i) {
 		return p.repeats(n, old, i), nil
 	}
@@ -144,14 +146,14 @@ func (r *replacements) mayReplace(tx *index.Tx, p *prepared, n int, old *Item, i
 // repeats says that the addition's Nth file is the one that the row claims as its
 // Ith: the same nar, in as many bytes. To replace what is there by it is right
 // whenever it happens.
-func (p *prepared) repeats(n int, old *Item, i int) bool {
+func (p *prepared) repeats(n int, old *storage.Item, i int) bool {
 	return old.HasStored(i) && old.Narinfo.NarHash == p.Narinfo.NarHash &&
 		old.StoredSize(i) == index.FileSize(p.Narinfo, n, p.entry.Sizes)
 }
 
 // mends says that a file of the addition takes the place of one that the row claims,
 // and that was found to be missing or damaged.
-func (p *prepared) mends(old *Item) bool {
+func (p *prepared) mends(old *storage.Item) bool {
 	for n, staged := range p.staged {
 		name, err := p.Narinfo.Files[n].Path()
 		if staged == nil || err != nil || p.old == nil {
@@ -183,12 +185,12 @@ func (r *replacements) restore(tx *index.Tx, only *narinfo.PathHash) error {
 			return err
 		}
 		row, err := tx.Item(file.hash)
-		if errors.Is(err, ErrNotFound) {
+		if errors.Is(err, storage.ErrNotFound) {
 			continue
 		} else if err != nil {
 			return err
 		}
-		item, err := NewItem(row)
+		item, err := storage.NewItem(row)
 		if err != nil {
 			return err
 		}
@@ -222,7 +224,7 @@ func (r *replacements) finish(tx *index.Tx) error {
 
 // undo restores what it can after the transaction of a batch has failed: also when that
 // is for want of room for the database.
-func (s *Storage) undo(ctx context.Context, r *replacements) {
+func (im *Importer) undo(ctx context.Context, r *replacements) {
 	if len(r.files) == 0 {
 		return
 	}
@@ -230,14 +232,14 @@ func (s *Storage) undo(ctx context.Context, r *replacements) {
 	defer end()
 	ctx, cancel := context.WithTimeout(longer, restoreWait)
 	defer cancel()
-	if err := s.index.Reclaim(ctx, func(tx *index.Tx) error { return r.restore(tx, nil) }); err != nil {
-		s.log.Warn("nars that could not be replaced are not served until the server has checked them, which it does within minutes", "nars", len(r.files), "error", err)
+	if err := im.index.Reclaim(ctx, func(tx *index.Tx) error { return r.restore(tx, nil) }); err != nil {
+		im.log.Warn("nars that could not be replaced are not served until the server has checked them, which it does within minutes", "nars", len(r.files), "error", err)
 	}
 }
 
 // isReplacing says whether it is unknown which nar the file of that name is.
-func (s *Storage) isReplacing(ctx context.Context, name string) (bool, error) {
-	noted, err := s.index.Setting(ctx, replacingPrefix+name)
+func (im *Importer) isReplacing(ctx context.Context, name string) (bool, error) {
+	noted, err := im.index.Setting(ctx, replacingPrefix+name)
 	return noted != "", err
 }
 
@@ -249,11 +251,11 @@ var errReplacing = errors.New("an import ended while it replaced this file, so i
 // them with their rows' NarHash. A row claims the file again that is its nar. Any
 // other is left as one that no row claims. The error is about files that could not
 // be read, which are tried again the next time.
-func (s *Storage) ResolveReplacements(ctx context.Context, decode Decoder) error {
-	if s.bytes == nil {
+func (im *Importer) ResolveReplacements(ctx context.Context, decode storage.Decoder) error {
+	if im.bytes == nil {
 		return nil
 	}
-	noted, err := s.index.Settings(ctx, replacingPrefix)
+	noted, err := im.index.Settings(ctx, replacingPrefix)
 	if err != nil {
 		return err
 	}
@@ -261,18 +263,18 @@ func (s *Storage) ResolveReplacements(ctx context.Context, decode Decoder) error
 	for key, value := range noted {
 		stamp, _, _ := strings.Cut(value, " ")
 		begun, err := time.Parse(time.RFC3339, stamp)
-		if err == nil && s.now().Sub(begun).Abs() < resolveAfter {
+		if err == nil && im.Now().Sub(begun).Abs() < resolveAfter {
 			continue
 		}
 		name := strings.TrimPrefix(key, replacingPrefix)
-		if err := s.resolve(ctx, name, decode); err != nil {
+		if err := im.resolve(ctx, name, decode); err != nil {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
 			failures = append(failures, fmt.Errorf("find out which nar %s is: %w", name, err))
 			continue
 		}
-		err = s.index.Reclaim(ctx, func(tx *index.Tx) error {
+		err = im.index.Reclaim(ctx, func(tx *index.Tx) error {
 			if now, err := tx.Setting(key); err != nil || now != value {
 				return err
 			}
@@ -287,9 +289,9 @@ func (s *Storage) ResolveReplacements(ctx context.Context, decode Decoder) error
 
 // resolve makes the row claim the file under a name, if that is its nar. Only an
 // error leaves that open.
-func (s *Storage) resolve(ctx context.Context, name string, decode Decoder) error {
-	item, n, err := s.FileUnder(ctx, name)
-	if errors.Is(err, ErrNotFound) {
+func (im *Importer) resolve(ctx context.Context, name string, decode storage.Decoder) error {
+	item, n, err := im.FileUnder(ctx, name)
+	if errors.Is(err, storage.ErrNotFound) {
 		return nil // removed since
 	} else if err != nil {
 		return err
@@ -297,19 +299,19 @@ func (s *Storage) resolve(ctx context.Context, name string, decode Decoder) erro
 	if item.HasStored(n) {
 		return nil // imported or repaired since
 	}
-	there, err := s.LiesThere(ctx, item, n)
+	there, err := im.LiesThere(ctx, item, n)
 	if err == nil && there {
-		err = s.Adopt(ctx, item, n, decode)
+		err = im.Adopt(ctx, item, n, decode)
 		if err == nil {
-			s.log.Info("a nar that an import failed to replace is served again", "file", name)
+			im.log.Info("a nar that an import failed to replace is served again", "file", name)
 			return nil
 		}
 	}
-	if err == nil || errors.Is(err, ErrWrongNar) || errors.Is(err, ErrUnreadable) {
-		s.log.Warn("an import ended while it replaced a nar, and what is stored is not the nar of its narinfo: import it again, or run 'nar-herder check --repair'", "file", name, "error", err)
+	if err == nil || errors.Is(err, storage.ErrWrongNar) || errors.Is(err, storage.ErrUnreadable) {
+		im.log.Warn("an import ended while it replaced a nar, and what is stored is not the nar of its narinfo: import it again, or run 'nar-herder check --repair'", "file", name, "error", err)
 		return nil
 	}
-	if errors.Is(err, ErrNotWanted) {
+	if errors.Is(err, storage.ErrNotWanted) {
 		return nil // the item has changed since
 	}
 	return err

@@ -1,0 +1,75 @@
+package importer
+
+import (
+	"context"
+	"nar-herder/storage/index"
+)
+
+// lockedBytes is how much of an addition is shown within the transaction.
+func (p *prepared) lockedBytes() (size int64) {
+	for n := range p.staged {
+		size += p.stagedSize(n)
+	}
+	return size
+}
+
+// stagedSize is the length of the Nth file, if that is still to be shown.
+func (p *prepared) stagedSize(n int) int64 {
+	if p.staged[n] == nil || p.early[n] != nil {
+		return 0
+	}
+	return index.FileSize(p.Narinfo, n, p.entry.Sizes)
+}
+
+// showLarge shows the large files of a batch before its transaction, as a server may
+// take minutes to put the parts of one together. That is safe where nothing has the name yet,
+// and where the batch has taken the claim off: the transaction looks whether what was
+// shown is still there. Other files that no row claims may just be claimed by another
+// process, and are replaced with the index locked.
+func (im *Importer) showLarge(ctx context.Context, batch []*prepared, replaced *replacements) {
+	if im.bytes == nil || !im.IsRemote() {
+		return
+	}
+	for _, p := range batch {
+		for n := range p.staged {
+			if p.result.Err != nil || !im.IsMuch(p.stagedSize(n)) {
+				continue
+			}
+			if err := im.showOne(ctx, p, n, replaced); err != nil {
+				p.fail(err)
+			}
+		}
+	}
+}
+
+func (im *Importer) showOne(ctx context.Context, p *prepared, n int, replaced *replacements) error {
+	name, err := p.Narinfo.Files[n].Path()
+	if err != nil {
+		return err
+	}
+	if err := im.MayAdd(ctx, p.replaces); err != nil {
+		return err
+	}
+	if replaced.files[name] == nil {
+		p.early[n], err = im.CommitNew(ctx, name, p.staged[n])
+		if p.early[n] != nil {
+			p.fresh = append(p.fresh, name)
+		}
+		return err
+	}
+	replaced.begin(name)
+	if err := p.staged[n].Commit(ctx); err != nil {
+		return err
+	}
+	info, err := im.bytes.Stat(ctx, name)
+	p.early[n] = &info
+	return err
+}
+
+// discardFresh deletes what was shown of an addition that has failed for good, or whose
+// nar was not taken. Before another try it is kept, so that it need not come again.
+func (im *Importer) discardFresh(ctx context.Context, p *prepared) {
+	if p.result.Outcome == Failed || p.result.Outcome == Kept {
+		im.Discard(ctx, p.fresh)
+	}
+}
