@@ -81,7 +81,7 @@ func TestCopy(t *testing.T) {
 	p.imports(t, filepath.Join(testdata, "published"))
 	s.stop(t, syscall.SIGTERM)
 	for range 2 {
-		said = succeed(t, p.copyArgs(to, "--compare")...)
+		said = succeedProcess(t, p.copyArgs(to, "--compare")...)
 	}
 	if want := fmt.Sprintf("copied: 0 files, 0 B\nalready there, byte for byte: %d files, ", len(stored(t, p.storage))); !strings.HasPrefix(said, want) {
 		t.Errorf("copy-storage says %q, want %q", said, want)
@@ -193,7 +193,7 @@ func TestCopyStopped(t *testing.T) {
 		if signal != os.Kill && temporary != 0 || signal == os.Kill && temporary == 0 {
 			t.Errorf("%v: %d temporary files are left", signal, temporary)
 		}
-		said := succeed(t, p.copyArgs(to)...)
+		said := succeedProcess(t, p.copyArgs(to)...)
 		if !strings.HasPrefix(said, "copied: 2 files, ") || !strings.Contains(said, "by their sizes: 5 files") {
 			t.Errorf("%v: the next run says %q", signal, said)
 		}
@@ -264,10 +264,10 @@ func TestCopyBucket(t *testing.T) {
 	p := newPlace(t)
 	p.imports(t, filepath.Join(testdata, "published"))
 	to := bucket.URL("nars/of/gnu")
-	if said := succeed(t, p.copyArgs(to)...); !strings.HasPrefix(said, "copied: 13 files, 7.9 MiB; 13 of them verified") {
+	if said := succeedProcess(t, p.copyArgs(to)...); !strings.HasPrefix(said, "copied: 13 files, 7.9 MiB; 13 of them verified") {
 		t.Errorf("copy-storage says %q", said)
 	}
-	if said := succeed(t, p.copyArgs(to, "--compare")...); !strings.HasPrefix(said, "copied: 0 files, 0 B\nalready there, byte for byte: 13 files, 7.9 MiB\n") {
+	if said := succeedProcess(t, p.copyArgs(to, "--compare")...); !strings.HasPrefix(said, "copied: 0 files, 0 B\nalready there, byte for byte: 13 files, 7.9 MiB\n") {
 		t.Errorf("copy-storage says %q", said)
 	}
 	moved := place{p.dir, p.database, to}
@@ -278,7 +278,7 @@ func TestCopyBucket(t *testing.T) {
 	}
 	s.stop(t, syscall.SIGTERM)
 	back := p.newStorage(t, "back")
-	succeed(t, "copy-storage", "--database="+p.database, "--from="+to, "--to="+back)
+	succeedProcess(t, "copy-storage", "--database="+p.database, "--from="+to, "--to="+back)
 	wantCopied(t, p.storage, back)
 	misuse(t, []string{"copy-storage", "--database=none", "--from=" + to, "--to=" + bucket.URL("nars/of")}, "--from and --to", "apart")
 }

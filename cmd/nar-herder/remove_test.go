@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/sha256"
 	"database/sql"
 	"encoding/json"
 	"fmt"
@@ -76,10 +77,10 @@ func (p place) hasNar(t testing.TB, base string) bool {
 	return err == nil
 }
 
-// dump is all that is in a database, and all files of the storage.
+// dump identifies all that is in a database, and all files of the storage.
 func (p place) dump(t testing.TB) string {
 	t.Helper()
-	var dump strings.Builder
+	dump := sha256.New()
 	db, err := sql.Open("sqlite", p.database)
 	if err != nil {
 		t.Fatal(err)
@@ -114,9 +115,11 @@ func (p place) dump(t testing.TB) string {
 		return rows
 	}
 	for _, table := range query("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name") {
-		fmt.Fprintln(&dump, table[0])
+		fmt.Fprintln(dump, table[0])
 		for _, row := range query("SELECT * FROM " + table[0].(string)) {
-			fmt.Fprintf(&dump, "%x\n", fmt.Sprint(row))
+			for _, value := range row {
+				fmt.Fprintf(dump, "%T %q\n", value, value)
+			}
 		}
 	}
 	err = filepath.WalkDir(p.storage, func(path string, _ fs.DirEntry, err error) error {
@@ -125,14 +128,14 @@ func (p place) dump(t testing.TB) string {
 		}
 		info, err := os.Lstat(path)
 		if err == nil {
-			fmt.Fprintln(&dump, path, info.Mode(), info.Size(), info.ModTime())
+			fmt.Fprintln(dump, path, info.Mode(), info.Size(), info.ModTime())
 		}
 		return err
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return dump.String()
+	return string(dump.Sum(nil))
 }
 
 // TestRemoveDryRun has each way of removing tell what would be, and change
