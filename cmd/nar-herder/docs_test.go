@@ -163,7 +163,6 @@ func publish(t *testing.T, dir string) {
 func TestDocumentCommands(t *testing.T) {
 	t.Parallel()
 	var source *server
-	var bucket *s3server.Server
 	for _, page := range documents(t) {
 		blocks, _ := page.blocks(t)
 		blocks = slices.DeleteFunc(blocks, func(b block) bool { return b.language != "sh" && b.language != "toml" })
@@ -178,19 +177,13 @@ func TestDocumentCommands(t *testing.T) {
 			source = p.serve(t, "--log-level=INFO")
 		}
 		t.Run(page.name, func(t *testing.T) {
-			needsBucket := strings.Contains(page.text, "s3.example.org")
-			if needsBucket && bucket == nil {
-				bucket = s3server.New(t)
-			}
-			runDocument(t, blocks, source, bucket)
-			if needsBucket { // which ends with this page
-				bucket = nil
-			}
+			t.Parallel()
+			runDocument(t, blocks, source)
 		})
 	}
 }
 
-func runDocument(t *testing.T, blocks []block, source *server, bucket *s3server.Server) {
+func runDocument(t *testing.T, blocks []block, source *server) {
 	dir := t.TempDir()
 	run := filepath.Join(dir, "run")
 	for _, name := range []string{"run", "srv/nars", "var/lib/nar-herder", "var/cache/nar-herder", "etc/nar-herder", "var/tmp", "backup", "mnt"} {
@@ -208,14 +201,14 @@ func runDocument(t *testing.T, blocks []block, source *server, bucket *s3server.
 	pairs := []string{
 		"127.0.0.1", host, "10.0.0.11", ownHost(), "10.0.0.12", ownHost(), "10.0.0.1", ownHost(),
 		"https://farm.example.org", "http://" + source.addresses[0], "https://mirror.example.org", "http://" + source.addresses[0],
+		"--control-port=8735", "--control-port=8735 --control-host=" + host,
 	}
 	for _, name := range []string{"/srv/", "/var/", "/etc/", "/backup/", "/mnt/"} {
 		pairs = append(pairs, name, dir+name)
 	}
-	if bucket != nil {
-		for _, name := range []string{"my-nars", "other-nars"} {
-			bucket.URL(name) // makes it
-		}
+	if slices.ContainsFunc(blocks, func(b block) bool { return strings.Contains(b.text, "s3.example.org") }) {
+		bucket := s3server.New(t)
+		bucket.URL("my-nars") // makes it
 		pairs = append(pairs, "https://s3.example.org", "http://"+bucket.Address)
 		if err := os.WriteFile(filepath.Join(dir, "etc/nar-herder/s3"), []byte(read(t, bucket.Credentials)), 0o600); err != nil {
 			t.Fatal(err)
