@@ -261,6 +261,44 @@ func runDocument(t *testing.T, blocks []block, source *server) {
 	}
 }
 
+// TestDemo runs scripts/demo, and the requests that it proposes.
+func TestDemo(t *testing.T) {
+	t.Parallel()
+	host := ownHost()
+	demo := commandOf(exec.Command(filepath.Join(root, "scripts/demo")))
+	demo.Env = append(os.Environ(), "NAR_HERDER_HOST="+host)
+	demo.start(t)
+	until(t, "the demo serves", func() bool {
+		select {
+		case <-demo.ended:
+			t.Fatalf("the demo has ended: %s", demo.err.String())
+		default:
+		}
+		return strings.Contains(demo.err.String(), "msg=listening") && strings.Contains(demo.out.String(), "Ctrl-C")
+	})
+	requests := 0
+	for line := range strings.Lines(demo.out.String()) {
+		url, ok := strings.CutPrefix(line, "  curl http://127.0.0.1:8734")
+		if !ok {
+			continue
+		}
+		requests++
+		path, _, _ := strings.Cut(strings.TrimSpace(url), " ")
+		if got := get(t, host+":8734", path); got.StatusCode != 200 || got.body == "" {
+			t.Errorf("%s: %s", path, got.Status)
+		}
+	}
+	if requests != 2 {
+		t.Errorf("the demo proposes %d requests: %s", requests, demo.out.String())
+	}
+	if err := demo.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if status := demo.wait(t); status != 130 {
+		t.Errorf("exit status %d", status)
+	}
+}
+
 var (
 	markdownLink = regexp.MustCompile(`\]\(([^)\s]+)\)`)
 	inlineCode   = regexp.MustCompile("`[^`]*`")
