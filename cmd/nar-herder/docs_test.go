@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io/fs"
 	"os"
@@ -229,7 +230,9 @@ func runDocument(t *testing.T, blocks []block, source *server) {
 			}
 		}
 	}
-	shell := exec.Command("/bin/sh", "-c", script)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+	defer cancel()
+	shell := exec.CommandContext(ctx, "/bin/sh", "-c", script)
 	shell.Dir, shell.WaitDelay = dir, time.Second
 	shell.Env = append([]string{
 		"PATH=" + run + ":" + os.Getenv("PATH"), "RUN=" + run, "PROGRAM=" + binary, "HOME=" + dir,
