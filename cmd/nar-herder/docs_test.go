@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io/fs"
 	"os"
@@ -163,7 +164,6 @@ func publish(t *testing.T, dir string) {
 func TestDocumentCommands(t *testing.T) {
 	t.Parallel()
 	var source *server
-	var bucket *s3server.Server
 	for _, page := range documents(t) {
 		blocks, _ := page.blocks(t)
 		blocks = slices.DeleteFunc(blocks, func(b block) bool { return b.language != "sh" && b.language != "toml" })
@@ -178,19 +178,13 @@ func TestDocumentCommands(t *testing.T) {
 			source = p.serve(t, "--log-level=INFO")
 		}
 		t.Run(page.name, func(t *testing.T) {
-			needsBucket := strings.Contains(page.text, "s3.example.org")
-			if needsBucket && bucket == nil {
-				bucket = s3server.New(t)
-			}
-			runDocument(t, blocks, source, bucket)
-			if needsBucket { // which ends with this page
-				bucket = nil
-			}
+			t.Parallel()
+			runDocument(t, blocks, source)
 		})
 	}
 }
 
-func runDocument(t *testing.T, blocks []block, source *server, bucket *s3server.Server) {
+func runDocument(t *testing.T, blocks []block, source *server) {
 	dir := t.TempDir()
 	run := filepath.Join(dir, "run")
 	for _, name := range []string{"run", "srv/nars", "var/lib/nar-herder", "var/cache/nar-herder", "etc/nar-herder", "var/tmp", "backup", "mnt"} {
@@ -208,14 +202,14 @@ func runDocument(t *testing.T, blocks []block, source *server, bucket *s3server.
 	pairs := []string{
 		"127.0.0.1", host, "10.0.0.11", ownHost(), "10.0.0.12", ownHost(), "10.0.0.1", ownHost(),
 		"https://farm.example.org", "http://" + source.addresses[0], "https://mirror.example.org", "http://" + source.addresses[0],
+		"--control-port=8735", "--control-port=8735 --control-host=" + host,
 	}
 	for _, name := range []string{"/srv/", "/var/", "/etc/", "/backup/", "/mnt/"} {
 		pairs = append(pairs, name, dir+name)
 	}
-	if bucket != nil {
-		for _, name := range []string{"my-nars", "other-nars"} {
-			bucket.URL(name) // makes it
-		}
+	if slices.ContainsFunc(blocks, func(b block) bool { return strings.Contains(b.text, "s3.example.org") }) {
+		bucket := s3server.New(t)
+		bucket.URL("my-nars") // makes it
 		pairs = append(pairs, "https://s3.example.org", "http://"+bucket.Address)
 		if err := os.WriteFile(filepath.Join(dir, "etc/nar-herder/s3"), []byte(read(t, bucket.Credentials)), 0o600); err != nil {
 			t.Fatal(err)
@@ -236,7 +230,9 @@ func runDocument(t *testing.T, blocks []block, source *server, bucket *s3server.
 			}
 		}
 	}
-	shell := exec.Command("/bin/sh", "-c", script)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+	defer cancel()
+	shell := exec.CommandContext(ctx, "/bin/sh", "-c", script)
 	shell.Dir, shell.WaitDelay = dir, time.Second
 	shell.Env = append([]string{
 		"PATH=" + run + ":" + os.Getenv("PATH"), "RUN=" + run, "PROGRAM=" + binary, "HOME=" + dir,
@@ -265,6 +261,44 @@ func runDocument(t *testing.T, blocks []block, source *server, bucket *s3server.
 	}
 	if err != nil {
 		t.Errorf("%v: %s", err, out[max(0, len(out)-4000):])
+	}
+}
+
+// TestDemo runs scripts/demo, and the requests that it proposes.
+func TestDemo(t *testing.T) {
+	t.Parallel()
+	host := ownHost()
+	demo := commandOf(exec.Command(filepath.Join(root, "scripts/demo")))
+	demo.Env = append(os.Environ(), "NAR_HERDER_HOST="+host)
+	demo.start(t)
+	until(t, "the demo serves", func() bool {
+		select {
+		case <-demo.ended:
+			t.Fatalf("the demo has ended: %s", demo.err.String())
+		default:
+		}
+		return strings.Contains(demo.err.String(), "msg=listening") && strings.Contains(demo.out.String(), "Ctrl-C")
+	})
+	requests := 0
+	for line := range strings.Lines(demo.out.String()) {
+		url, ok := strings.CutPrefix(line, "  curl http://127.0.0.1:8734")
+		if !ok {
+			continue
+		}
+		requests++
+		path, _, _ := strings.Cut(strings.TrimSpace(url), " ")
+		if got := get(t, host+":8734", path); got.StatusCode != 200 || got.body == "" {
+			t.Errorf("%s: %s", path, got.Status)
+		}
+	}
+	if requests != 2 {
+		t.Errorf("the demo proposes %d requests: %s", requests, demo.out.String())
+	}
+	if err := demo.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if status := demo.wait(t); status != 130 {
+		t.Errorf("exit status %d", status)
 	}
 }
 
