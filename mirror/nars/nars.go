@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"nar-herder/mirror/nars/queue"
+	"nar-herder/mirror/nars/spool"
 	"nar-herder/peer/passing"
 	"nar-herder/storage"
 	"nar-herder/storage/index"
@@ -101,15 +102,13 @@ type timing struct {
 	passEvery time.Duration
 	// remindEvery is how often the log tells the same trouble.
 	remindEvery time.Duration
-	// staleAfter is when a spool file that is not gone on with is removed.
-	staleAfter time.Duration
 }
 
 var usualTiming = timing{
 	firstRetry: time.Minute, lastRetry: time.Hour, absentRetry: time.Hour,
 	firstPause: time.Second, lastPause: 5 * time.Minute,
 	fullPause: time.Minute, resumePause: 500 * time.Millisecond,
-	passEvery: time.Hour, remindEvery: time.Hour, staleAfter: 24 * time.Hour,
+	passEvery: time.Hour, remindEvery: time.Hour,
 }
 
 // Fetcher fetches nars into a storage. Its OpenFile and Locate answer clients. It
@@ -125,6 +124,7 @@ type Fetcher struct {
 	metrics metrics
 	line    line
 	queue   *queue.Queue
+	spool   *spool.Spool
 
 	ctx  context.Context // of all flights
 	stop context.CancelFunc
@@ -140,9 +140,7 @@ type Fetcher struct {
 	mu      sync.Mutex
 	closed  bool
 	flights map[string]*flight
-	// retained is the room for what is left in the spool, by the keys of flights.
-	retained map[string]*room
-	asked    int // flights that were begun for clients
+	asked   int // flights that were begun for clients
 	// pausedUntil is until when nothing is fetched but what clients ask for, as
 	// the source has failed, and fullUntil until when nothing is stored.
 	pausedUntil, fullUntil time.Time
@@ -164,7 +162,7 @@ func New(s *storage.Storage, x *index.Index, source Source, options Options) (*F
 	}
 	f := &Fetcher{
 		storage: s, index: x, source: source, options: options, log: options.Log, now: options.Now, timing: usualTiming, queue: queue.New(),
-		wake: make(chan struct{}, 1), flights: make(map[string]*flight), retained: make(map[string]*room),
+		wake: make(chan struct{}, 1), flights: make(map[string]*flight),
 		told: make(map[string]time.Time), unfitUsage: -1,
 	}
 	if f.log == nil {
@@ -182,11 +180,18 @@ func New(s *storage.Storage, x *index.Index, source Source, options Options) (*F
 	if options.Passing == nil {
 		f.options.Passing = passing.New(source, 0)
 	}
+	f.spool = spool.New(spool.Options{Storage: s, Fallback: options.Spool, InFlight: f.isInFlight, Reserve: f.reserveRetained, Now: f.now})
 	f.options.AtOnce = cmp.Or(options.AtOnce, defaultAtOnce)
 	f.line.Rate = options.Bandwidth
 	f.ctx, f.stop = context.WithCancel(context.Background())
 	f.makeMetrics()
 	return f, nil
+}
+
+func (f *Fetcher) isInFlight(key string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.flights[key] != nil
 }
 
 // Close ends all flights, and waits until they have let go of the storage. What

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 
+	"nar-herder/mirror/nars/spool"
 	"nar-herder/peer"
 	"nar-herder/peer/passing"
 	"nar-herder/storage"
@@ -61,7 +62,7 @@ func (f *Fetcher) board(ctx context.Context, item *storage.Item, n int, offset, 
 	if !passing.IsAlone(item, n, offset, length) {
 		ahead = 0 // The source would be asked for the whole.
 	}
-	fl := f.flying(spoolKey(item, n))
+	fl := f.flying(spool.Key(item, n))
 	if fl == nil {
 		// The caller's item may be as it was a moment ago, when the nar had not
 		// come yet.

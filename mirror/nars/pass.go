@@ -112,7 +112,7 @@ func (f *Fetcher) hasMoreRoom(ctx context.Context) bool {
 
 func (p *pass) begin(ctx context.Context) {
 	f := p.f
-	if err := f.dropStale(ctx); err != nil {
+	if err := f.spool.DropStale(ctx); err != nil {
 		f.log.Warn("can't tidy the spool of what is being fetched", "error", err)
 	}
 	f.mu.Lock()
@@ -136,7 +136,7 @@ func (p *pass) count(ctx context.Context, now time.Time) error {
 		return err
 	}
 	if !p.f.options.All { // else each pass does
-		if err := p.f.dropStale(ctx); err != nil {
+		if err := p.f.spool.DropStale(ctx); err != nil {
 			p.f.log.Warn("can't tidy the spool of what is being fetched", "error", err)
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"time"
 
+	"nar-herder/mirror/nars/spool"
 	"nar-herder/storage"
 )
 
@@ -37,7 +38,7 @@ func reasonOf(err error) reason {
 
 // isOfItem says whether a failure of this machine is about one nar alone.
 func isOfItem(err error) bool {
-	return errors.Is(err, storage.ErrUnreadable) || errors.Is(err, errUnsized) || errors.Is(err, errInUse) || errors.Is(err, errFault)
+	return errors.Is(err, storage.ErrUnreadable) || errors.Is(err, errUnsized) || errors.Is(err, spool.ErrInUse) || errors.Is(err, errFault)
 }
 
 // settle notes how a flight has ended.

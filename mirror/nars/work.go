@@ -196,7 +196,7 @@ func (f *Fetcher) adopt(ctx context.Context, item *storage.Item, n int) (bool, e
 		}
 		if err == nil {
 			f.log.Info("took a file into the index that lay in the storage already", "file", item.FileName(n))
-			if err := f.removeSpool(item, n); err != nil {
+			if err := f.spool.Remove(item, n); err != nil {
 				f.log.Warn("can't remove what was fetched of a nar that is stored", "file", item.FileName(n), "error", err)
 			}
 			return true, nil
