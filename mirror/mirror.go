@@ -20,6 +20,7 @@ import (
 	"nar-herder/mirror/sourcedump"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
+	"nar-herder/peer/download"
 	"nar-herder/storage"
 	"nar-herder/storage/index"
 )
@@ -134,7 +135,7 @@ func (m *Mirror) Run(ctx context.Context) {
 			failures = 0
 		case errors.As(err, &refused):
 			wait, failures = refusedPause, 0
-		case errors.Is(err, peer.ErrNotReady):
+		case errors.Is(err, download.ErrNotReady):
 			wait, failures = notReadyPause, 0
 		default:
 			pause := min(lastPause, min(firstPause, m.Interval)<<min(failures, 10))

@@ -10,6 +10,7 @@ import (
 	"nar-herder/mirror/cursor"
 	"nar-herder/mirror/health"
 	"nar-herder/peer"
+	"nar-herder/peer/download"
 )
 
 // unreadableTries is how often an unreadable change is requested, since it may have been
@@ -65,7 +66,7 @@ func (m *Mirror) pollPlain(ctx context.Context, at cursor.Cursor) (*plainPoll, e
 	found := len(anchors) == 0
 	if !found && at.Dump != "" {
 		// Only changes that are in the dump may have left the log.
-		current, _, err := m.Source.Look(ctx, peer.DumpPath, true)
+		current, _, err := download.Look(ctx, m.Source, peer.DumpPath, true)
 		if err != nil {
 			return nil, err
 		}

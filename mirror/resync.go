@@ -17,6 +17,7 @@ import (
 	"nar-herder/mirror/sourcedump"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
+	"nar-herder/peer/download"
 	"nar-herder/storage/index"
 )
 
@@ -268,7 +269,7 @@ func (m *Mirror) payOwed(ctx context.Context, at cursor.Cursor) bool {
 		return false
 	}
 	m.owedLooked = m.Now()
-	tag, _, err := m.Source.Look(ctx, peer.DumpPath, true)
+	tag, _, err := download.Look(ctx, m.Source, peer.DumpPath, true)
 	if err == nil && tag == at.Owed {
 		return false
 	}

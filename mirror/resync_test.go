@@ -18,6 +18,7 @@ import (
 	"nar-herder/mirror/health"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
+	"nar-herder/peer/download"
 	"nar-herder/storage/index"
 )
 
@@ -306,7 +307,7 @@ func TestSilence(t *testing.T) {
 	for range 100 {
 		_, err := m.step(t.Context())
 		m.status.ended(m.Log, err)
-		if !errors.Is(err, peer.ErrNotReady) {
+		if !errors.Is(err, download.ErrNotReady) {
 			t.Fatal(err)
 		}
 	}

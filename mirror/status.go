@@ -13,6 +13,7 @@ import (
 
 	"nar-herder/mirror/health"
 	"nar-herder/peer"
+	"nar-herder/peer/download"
 )
 
 // status is the state of a mirror, with the counters of its metrics.
@@ -150,7 +151,7 @@ func (s *status) ended(log *slog.Logger, err error) {
 	switch {
 	case errors.As(err, &refused):
 		s.current.State, level = health.Refusing, slog.LevelError
-	case errors.Is(err, peer.ErrNotReady):
+	case errors.Is(err, download.ErrNotReady):
 		s.current.State, level = health.Syncing, slog.LevelInfo
 	default:
 		s.current.State = health.Failing

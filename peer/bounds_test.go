@@ -121,14 +121,3 @@ func TestAnswerMemory(t *testing.T) {
 		})
 	}
 }
-
-// TestLongHeader: the head of an answer, some of which is kept, is bounded.
-func TestLongHeader(t *testing.T) {
-	t.Parallel()
-	front := serve(t, func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("ETag", `"`+strings.Repeat("x", 1<<20)+`"`)
-	})
-	if tag, _, err := newPeer(t, front.URL, Self{}).Look(t.Context(), DumpPath, false); err == nil {
-		t.Errorf("a tag of %d bytes was accepted", len(tag))
-	}
-}

@@ -212,7 +212,7 @@ func (p *Peer) Changes(ctx context.Context, known Known) (*Stream, error) {
 		}
 		return nil, fmt.Errorf("follow the changes of %s: %w", p, err)
 	}
-	body := newProgressing(response.Body, -1, p.silence(), cancel, p.name)
+	body := newBody(response.Body, -1, p.silence(), cancel, p.name)
 	body.least = 1 // between changes, only the pulse comes
 	stream := &Stream{body: body, lines: bufio.NewReaderSize(body, 64<<10), told: known.Position}
 	if err := stream.begin(response); err != nil {
@@ -234,16 +234,12 @@ func (p *Peer) silence() time.Duration {
 
 // send sends a request whose answer is not read here.
 func (p *Peer) send(ctx context.Context, path string) (*http.Response, error) {
-	request, err := p.newRequest(ctx, http.MethodGet, path)
+	request, err := p.NewRequest(ctx, http.MethodGet, path)
 	if err != nil {
 		return nil, err
 	}
 	request.Header.Set("Cache-Control", "no-cache")
-	response, err := p.client.Do(request)
-	if err != nil {
-		return nil, explain(err)
-	}
-	return response, nil
+	return p.Do(request)
 }
 
 // begin looks at the head of the answer and reads the first event.

@@ -197,7 +197,7 @@ func FuzzIsRangeOf(f *testing.F) {
 	f.Add("bytes 5-9/-1", int64(5), int64(-1))
 	f.Add("bytes */10", int64(0), int64(10))
 	f.Fuzz(func(t *testing.T, header string, offset, size int64) {
-		if isRangeOf(header, offset, size) && !strings.HasPrefix(header, fmt.Sprintf("bytes %d-", offset)) {
+		if IsRangeOf(header, offset, size) && !strings.HasPrefix(header, fmt.Sprintf("bytes %d-", offset)) {
 			t.Fatalf("%q was taken for the part from %d on", header, offset)
 		}
 	})

@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
-	"time"
 
 	"nar-herder/narinfo"
 	"nar-herder/storage"
@@ -99,9 +98,9 @@ func (p *Peer) OpenFile(ctx context.Context, item *storage.Item, n int, offset, 
 		}
 		request.Header.Set("Range", value)
 	}
-	response, err := p.client.Do(request)
+	response, err := p.Do(request)
 	if err != nil {
-		return nil, 0, explain(err)
+		return nil, 0, err
 	}
 	defer func() {
 		if err != nil {
@@ -116,7 +115,7 @@ func (p *Peer) OpenFile(ctx context.Context, item *storage.Item, n int, offset, 
 	case response.StatusCode == http.StatusNotFound || response.StatusCode == http.StatusGone:
 		return nil, 0, storage.ErrNotStored
 	case partial && response.StatusCode == http.StatusPartialContent:
-		if !isRangeOf(response.Header.Get("Content-Range"), offset, size) {
+		if !IsRangeOf(response.Header.Get("Content-Range"), offset, size) {
 			return nil, 0, fmt.Errorf("%w: Content-Range is %q", ErrAnswer, response.Header.Get("Content-Range"))
 		}
 	case response.StatusCode != http.StatusOK:
@@ -132,7 +131,7 @@ func (p *Peer) OpenFile(ctx context.Context, item *storage.Item, n int, offset, 
 	if size < 0 {
 		want = response.ContentLength
 	}
-	body := newProgressing(response.Body, want, p.self.ProgressTimeout, cancel, p.name)
+	body := p.Watch(response.Body, want, cancel)
 	body.fileSum = parseSumTag(response.Header.Get("ETag"))
 	if size < 0 && !partial {
 		size = response.ContentLength
@@ -162,9 +161,9 @@ func (p *Peer) Locate(ctx context.Context, item *storage.Item, n int, via []stri
 	if err != nil {
 		return "", sum, err
 	}
-	response, err := p.client.Do(request)
+	response, err := p.Do(request)
 	if err != nil {
-		return "", sum, explain(err)
+		return "", sum, err
 	}
 	response.Body.Close()
 	switch {
@@ -184,7 +183,7 @@ func (p *Peer) Locate(ctx context.Context, item *storage.Item, n int, via []stri
 }
 
 func (p *Peer) narRequest(ctx context.Context, method string, item *storage.Item, n int, via []string) (*http.Request, error) {
-	request, err := p.newRequest(ctx, method, "/"+strings.TrimPrefix(item.Narinfo.Files[n].URL, "/"))
+	request, err := p.NewRequest(ctx, method, "/"+strings.TrimPrefix(item.Narinfo.Files[n].URL, "/"))
 	if err != nil {
 		return nil, err
 	}
@@ -197,77 +196,15 @@ func (p *Peer) narRequest(ctx context.Context, method string, item *storage.Item
 	return request, nil
 }
 
-// isRangeOf says whether the header Content-Range is about a part that begins at
-// the offset, of a file of the size; negative when that is not known.
-func isRangeOf(header string, offset, size int64) bool {
+// IsRangeOf reports whether the header Content-Range describes a part that begins at the
+// offset, of a file of the size, which is negative if unknown.
+func IsRangeOf(header string, offset, size int64) bool {
 	part, total, _ := strings.Cut(header, "/")
 	if !strings.HasPrefix(part, "bytes "+strconv.FormatInt(offset, 10)+"-") {
 		return false
 	}
 	n, err := strconv.ParseInt(total, 10, 64)
 	return total == "*" || err == nil && (size < 0 || n == size)
-}
-
-// minimumRate is how many bytes a second a body must bring, on the average over each
-// timeout in which it is waited for: a seventh of a modem's 56 kbit/s. A slower one
-// would keep its connection for days. A nar that is given up resumes with the next try.
-const minimumRate = 1 << 10
-
-// ErrSlow says that a body came more slowly than [minimumRate].
-var ErrSlow = errors.New("it comes too slowly")
-
-// progressing ends a body that comes too slowly while it is read. One that ends
-// before all that is to come has come was cut, also where HTTP can't tell.
-type progressing struct {
-	body    io.ReadCloser
-	cancel  context.CancelCauseFunc
-	timeout time.Duration
-	timer   *time.Timer
-	left    int64 // to come; negative when that is not known
-	fileSum [16]byte
-	// least is how many bytes must come in each timeout. Of those, so many have come, and
-	// so long was waited for them.
-	least, come int64
-	waited      time.Duration
-}
-
-func newProgressing(from io.ReadCloser, want int64, timeout time.Duration, cancel context.CancelCauseFunc, name string) *progressing {
-	b := &progressing{body: from, cancel: cancel, timeout: timeout, left: want}
-	b.least = max(1, int64(minimumRate*timeout.Seconds()))
-	b.timer = time.AfterFunc(timeout, func() {
-		err := ErrSlow
-		if b.least == 1 {
-			err = ErrSilent
-		}
-		cancel(fmt.Errorf("%w from %s: not %d bytes in %s", err, name, b.least, timeout))
-	})
-	b.timer.Stop()
-	return b
-}
-
-func (b *progressing) Read(p []byte) (int, error) {
-	// Not from one Read to the next: a client may take its time for each.
-	b.timer.Reset(b.timeout - b.waited)
-	begun := time.Now()
-	n, err := b.body.Read(p)
-	b.timer.Stop()
-	b.waited += time.Since(begun)
-	if b.come += int64(n); b.come >= b.least {
-		b.come, b.waited = 0, 0
-	}
-	if b.left >= 0 {
-		if b.left -= int64(n); err == io.EOF && b.left > 0 {
-			err = io.ErrUnexpectedEOF
-		}
-		b.left = max(b.left, 0)
-	}
-	return n, err
-}
-
-func (b *progressing) Close() error {
-	b.timer.Stop()
-	b.cancel(nil)
-	return b.body.Close()
 }
 
 // Narinfo returns the narinfo that the instance has, with the lines that it adds at the

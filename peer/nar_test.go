@@ -210,7 +210,7 @@ func TestSlowReader(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancelCause(t.Context())
-		body := newProgressing(io.NopCloser(strings.NewReader(narContent)), int64(len(narContent)), time.Minute, cancel, "peer.example")
+		body := newBody(io.NopCloser(strings.NewReader(narContent)), int64(len(narContent)), time.Minute, cancel, "peer.example")
 		if _, err := io.ReadFull(body, make([]byte, 9)); err != nil {
 			t.Fatal(err)
 		}
@@ -275,7 +275,7 @@ func TestMinimumRate(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				ctx, cancel := context.WithCancelCause(t.Context())
 				begun := time.Now()
-				body := newProgressing(&dripping{test.size, test.piece, test.pause, ctx}, int64(test.size), progressTimeout, cancel, "peer.example")
+				body := newBody(&dripping{test.size, test.piece, test.pause, ctx}, int64(test.size), progressTimeout, cancel, "peer.example")
 				defer body.Close()
 				var n int
 				var err error

@@ -124,7 +124,7 @@ func (p *Peer) ChangesSince(ctx context.Context, since time.Time, tell func(Chan
 	if err != nil {
 		return err
 	}
-	body := newProgressing(response.Body, response.ContentLength, p.self.ProgressTimeout, cancel, p.name)
+	body := p.Watch(response.Body, response.ContentLength, cancel)
 	defer body.Close()
 	if response.StatusCode != http.StatusOK {
 		return fmt.Errorf("it answers %s", response.Status)

@@ -23,8 +23,19 @@ import (
 	"nar-herder/internal/disk"
 	"nar-herder/internal/redact"
 	"nar-herder/narinfo"
+	"nar-herder/peer/redirect"
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
+)
+
+// What instances publish for others to start from.
+const (
+	// DumpPath is the database in the original's schema.
+	DumpPath = "/latest-database-dump"
+	// IndexPath is a copy of the index of this program.
+	IndexPath = "/latest-index-dump"
+	// DigestHeader is the SHA-256 of the complete file, as in RFC 9530.
+	DigestHeader = "Repr-Digest"
 )
 
 const (
@@ -116,7 +127,7 @@ type Peer struct {
 	base    string
 	name    string
 	self    Self
-	servers *servers
+	servers *redirect.Transport
 	client  *http.Client
 	now     func() time.Time
 
@@ -167,7 +178,7 @@ func New(base *url.URL, self Self) *Peer {
 	}
 	dialer := net.Dialer{Timeout: self.AnswerTimeout}
 	p := &Peer{base: trimmed(base), name: Name(base), self: self, now: self.Now}
-	p.servers = newServers(base, &http.Transport{
+	p.servers = redirect.NewTransport(base, &http.Transport{
 		Proxy:                 redact.Proxy,
 		DialContext:           dialer.DialContext,
 		TLSHandshakeTimeout:   self.AnswerTimeout,
@@ -179,7 +190,7 @@ func New(base *url.URL, self Self) *Peer {
 		// Bytes are to come as they lie there.
 		DisableCompression: true,
 	}, dialer, self.AllowPrivateRedirects)
-	p.client = &http.Client{Transport: p.servers, CheckRedirect: p.checkRedirect}
+	p.client = &http.Client{Transport: p.servers, CheckRedirect: p.servers.Check}
 	return p
 }
 
@@ -193,8 +204,11 @@ func (p *Peer) String() string { return p.name }
 // be sent there.
 func (p *Peer) isPrivate() bool { return p.base != p.name }
 
-// newRequest makes a request for a path of the peer.
-func (p *Peer) newRequest(ctx context.Context, method, path string) (*http.Request, error) {
+// Self returns the options with their defaults.
+func (p *Peer) Self() Self { return p.self }
+
+// NewRequest makes a request for a path of the peer.
+func (p *Peer) NewRequest(ctx context.Context, method, path string) (*http.Request, error) {
 	request, err := http.NewRequestWithContext(ctx, method, p.base+path, nil)
 	if err != nil {
 		return nil, explain(err)
@@ -202,8 +216,14 @@ func (p *Peer) newRequest(ctx context.Context, method, path string) (*http.Reque
 	return request, nil
 }
 
-// noRedirects marks the context of requests that only this server may answer.
-type noRedirects struct{}
+// Do sends a request. Its errors don't repeat the URL, and have no password.
+func (p *Peer) Do(request *http.Request) (*http.Response, error) {
+	response, err := p.client.Do(request)
+	if err != nil {
+		return nil, explain(err)
+	}
+	return response, nil
+}
 
 // Pause returns for how long the peer is not to be asked what it has stored,
 // after questions that failed.
@@ -272,7 +292,7 @@ func (p *Peer) Stored(ctx context.Context, items []*storage.Item) (verdicts []Ve
 			err = fmt.Errorf("ask %s which nars it has stored: %w", p, err)
 		}
 	}()
-	ctx, cancel := context.WithTimeout(context.WithValue(ctx, noRedirects{}, true), 2*p.self.AnswerTimeout)
+	ctx, cancel := context.WithTimeout(redirect.Never(ctx), 2*p.self.AnswerTimeout)
 	defer cancel()
 	p.mu.Lock()
 	plain := p.now().Sub(p.plain) < plainFor
@@ -291,7 +311,7 @@ func (p *Peer) Stored(ctx context.Context, items []*storage.Item) (verdicts []Ve
 
 // Introduce returns what the peer says about itself.
 func (p *Peer) Introduce(ctx context.Context) (who Introduction, err error) {
-	ctx, cancel := context.WithTimeout(context.WithValue(ctx, noRedirects{}, true), p.self.AnswerTimeout)
+	ctx, cancel := context.WithTimeout(redirect.Never(ctx), p.self.AnswerTimeout)
 	defer cancel()
 	nonce := rand.Text()
 	var nobody narinfo.PathHash
@@ -402,15 +422,15 @@ func judge(item *storage.Item, nar StoredNar, unsized bool) Verdict {
 
 // get fetches a small answer.
 func (p *Peer) get(ctx context.Context, path string, most int64) ([]byte, http.Header, error) {
-	request, err := p.newRequest(ctx, http.MethodGet, path)
+	request, err := p.NewRequest(ctx, http.MethodGet, path)
 	if err != nil {
 		return nil, nil, err
 	}
 	// What a proxy remembers is not what is there now.
 	request.Header.Set("Cache-Control", "no-cache")
-	response, err := p.client.Do(request)
+	response, err := p.Do(request)
 	if err != nil {
-		return nil, nil, explain(err)
+		return nil, nil, err
 	}
 	defer response.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(response.Body, most+1))

@@ -31,4 +31,4 @@ func SumOf(body any) [16]byte {
 }
 
 // Sum is what [SumOf] returns.
-func (b *progressing) Sum() [16]byte { return b.fileSum }
+func (b *Body) Sum() [16]byte { return b.fileSum }

@@ -19,6 +19,7 @@ import (
 	"nar-herder/mirror/health"
 	"nar-herder/mirror/sourcedump"
 	"nar-herder/peer"
+	"nar-herder/peer/download"
 )
 
 // Bootstrap makes the database of a mirror. It is made by [New].
@@ -81,7 +82,7 @@ func RemoveFiles(downloads string) error {
 	if file, err := os.Open(downloads + indexSuffix); err == nil {
 		defer func() { go file.Close() }()
 	}
-	err := peer.Discard(downloads + indexSuffix)
+	err := download.Discard(downloads + indexSuffix)
 	for _, suffix := range []string{"", "-wal", "-shm"} {
 		if removeErr := os.Remove(downloads + unfinishedName + suffix); !errors.Is(removeErr, fs.ErrNotExist) {
 			err = errors.Join(err, removeErr)
@@ -106,13 +107,13 @@ func (b *Bootstrap) Run(ctx context.Context) error {
 			return ctx.Err()
 		}
 		pause := min(lastPause, b.FirstPause<<min(failures, 10))
-		if errors.Is(err, peer.ErrNotReady) {
+		if errors.Is(err, download.ErrNotReady) {
 			pause, failures = min(notReadyPause, 5*b.FirstPause), 0
 		}
 		b.mu.Lock()
 		b.current.Doing, b.current.Error = "", health.Public(err, b.database)
 		b.current.Failures++
-		if b.current.State = health.Failing; errors.Is(err, peer.ErrNotReady) {
+		if b.current.State = health.Failing; errors.Is(err, download.ErrNotReady) {
 			b.current.State = health.Syncing
 		}
 		b.mu.Unlock()
@@ -131,7 +132,7 @@ func (b *Bootstrap) Try(ctx context.Context) error {
 	}
 	if b.dumps.HasRejected() {
 		// The index was rejected before. This downloads nothing while the dump is the same.
-		if err := b.fromDump(ctx); !errors.Is(err, peer.ErrNoDump) {
+		if err := b.fromDump(ctx); !errors.Is(err, download.ErrNone) {
 			return err
 		}
 	}
@@ -140,7 +141,7 @@ func (b *Bootstrap) Try(ctx context.Context) error {
 	switch {
 	case errors.Is(err, errSlowLine):
 		b.log.Info("the line is slow: downloading the dump, which is smaller, and building the index from it")
-	case errors.Is(err, peer.ErrNoDump):
+	case errors.Is(err, download.ErrNone):
 		return b.fromDump(ctx)
 	case err != nil:
 		return err
@@ -153,13 +154,13 @@ func (b *Bootstrap) Try(ctx context.Context) error {
 	default:
 		b.log.Info("can't use the index that the mirrored instance publishes: starting from its dump", "error", builtErr)
 	}
-	return errors.Join(b.fromDump(ctx), peer.Discard(name))
+	return errors.Join(b.fromDump(ctx), download.Discard(name))
 }
 
 // downloadIndex downloads the source's index to a file and builds the new index while it
 // arrives. builtErr is the error of the build. The new index may be used only if the file
 // is complete and verified.
-func (b *Bootstrap) downloadIndex(ctx context.Context, name string) (file *peer.Downloaded, builtErr, err error) {
+func (b *Bootstrap) downloadIndex(ctx context.Context, name string) (file *download.File, builtErr, err error) {
 	b.doing("downloading the index")
 	slow, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
@@ -181,7 +182,7 @@ func (b *Bootstrap) downloadIndex(ctx context.Context, name string) (file *peer.
 		}
 		built <- err
 	}()
-	file, err = b.source.Download(slow, peer.IndexPath, name, false, func(done, total int64) {
+	file, err = download.Fetch(slow, b.source, peer.IndexPath, name, false, func(done, total int64) {
 		progress(done, total)
 		arriving.grow(done, total)
 		if isSlow(done, total) {
@@ -230,7 +231,7 @@ func (b *Bootstrap) watchRate(ctx context.Context) func(done, total int64) bool 
 			return false
 		}
 		judged = true
-		_, size, err := b.source.Look(ctx, peer.DumpPath, true)
+		_, size, err := download.Look(ctx, b.source, peer.DumpPath, true)
 		return err == nil && isSlow(float64(done-first)/took.Seconds(), total-done, size)
 	}
 }

@@ -15,6 +15,7 @@ import (
 
 	"nar-herder/internal/disk"
 	"nar-herder/peer"
+	"nar-herder/peer/download"
 	"nar-herder/storage/index"
 )
 
@@ -71,7 +72,7 @@ func Public(err error, database string) string {
 		return localFault
 	}
 	for _, known := range []error{
-		ErrOldDump, peer.ErrNotReady, peer.ErrNoDump, peer.ErrDamaged, peer.ErrSilent, peer.ErrSlow, peer.ErrAnswer, syscall.ECONNREFUSED, context.DeadlineExceeded,
+		ErrOldDump, download.ErrNotReady, download.ErrNone, peer.ErrDamaged, peer.ErrSilent, peer.ErrSlow, peer.ErrAnswer, syscall.ECONNREFUSED, context.DeadlineExceeded,
 	} {
 		if errors.Is(err, known) {
 			return "the mirrored instance: " + known.Error()

@@ -12,6 +12,7 @@ import (
 
 	"nar-herder/internal/disk"
 	"nar-herder/peer"
+	"nar-herder/peer/download"
 	"nar-herder/storage/index"
 )
 
@@ -25,7 +26,7 @@ func TestPublicError(t *testing.T) {
 		err   error
 		local bool
 	}{
-		{fmt.Errorf("look at http://x/dump: %w", peer.ErrNotReady), false},
+		{fmt.Errorf("look at http://x/dump: %w", download.ErrNotReady), false},
 		{fmt.Errorf("ask http://x: %w", &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}), false},
 		{&RefusedError{"it has shrunk"}, false},
 		{errors.New("ask http://x: it answers 500 secret"), false},

@@ -85,7 +85,7 @@ func (f *Fetcher) open(ctx context.Context, fl *flight) (io.ReadCloser, error) {
 	if err := fitsNar(fl.item, size); err != nil {
 		return nil, err
 	}
-	file, have, err := f.openSpool(fl.key)
+	file, have, err := f.spool.Open(fl.key)
 	if err != nil {
 		return nil, localError{fmt.Errorf("open the spool: %w", err)}
 	}

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"nar-herder/mirror/nars/spool"
 	"nar-herder/narinfo"
 )
 
@@ -247,11 +248,11 @@ func TestAdopt(t *testing.T) {
 	write(t, filepath.Join(m.dir, wrong.names[0]), damaged)
 	write(t, filepath.Join(m.dir, short.names[0]), content(short)[:100])
 	// As a process that was killed right after it had stored the file has left it.
-	spool := filepath.Join(m.dir, ".nar-herder-spool")
-	if err := os.MkdirAll(spool, 0o755); err != nil {
+	spoolDir := filepath.Join(m.dir, ".nar-herder-spool")
+	if err := os.MkdirAll(spoolDir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Link(filepath.Join(m.dir, right.names[0]), filepath.Join(spool, spoolKey(m.item(right), 0))); err != nil {
+	if err := os.Link(filepath.Join(m.dir, right.names[0]), filepath.Join(spoolDir, spool.Key(m.item(right), 0))); err != nil {
 		t.Fatal(err)
 	}
 	f := m.fetcher(from, Options{All: true, AtOnce: 1})
@@ -276,18 +277,18 @@ func TestStale(t *testing.T) {
 	run(t, f)
 	m.wantStored(stored, old)
 	until(t, "their flights have ended", func() bool { return f.Status().InFlight == 0 })
-	spool := filepath.Join(m.dir, ".nar-herder-spool")
-	keep := spoolKey(m.item(missing), 0)
-	for _, name := range []string{spoolKey(m.item(stored), 0), keep, spoolKey(m.item(missing), 0) + "x", "00000000000000000000000000000009-x", "stranger"} {
-		write(t, filepath.Join(spool, name), []byte("x"))
+	spoolDir := filepath.Join(m.dir, ".nar-herder-spool")
+	keep := spool.Key(m.item(missing), 0)
+	for _, name := range []string{spool.Key(m.item(stored), 0), keep, spool.Key(m.item(missing), 0) + "x", "00000000000000000000000000000009-x", "stranger"} {
+		write(t, filepath.Join(spoolDir, name), []byte("x"))
 	}
-	aged := filepath.Join(spool, spoolKey(m.item(old), 0))
+	aged := filepath.Join(spoolDir, spool.Key(m.item(old), 0))
 	write(t, aged, []byte("x"))
-	long := time.Now().Add(-2 * time.Hour)
+	long := time.Now().Add(-48 * time.Hour)
 	if err := os.Chtimes(aged, long, long); err != nil {
 		t.Fatal(err)
 	}
-	if err := f.dropStale(t.Context()); err != nil {
+	if err := f.spool.DropStale(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	got := m.spooled()

@@ -6,8 +6,6 @@ import (
 	"io"
 	"os"
 
-	"golang.org/x/sys/unix"
-
 	"nar-herder/internal/watched"
 	"nar-herder/storage"
 )
@@ -99,13 +97,6 @@ func (fl *flight) leave() {
 		fl.readers--
 		fl.closeUnused()
 	})
-}
-
-// unlock lets another flight go on with the file.
-func (fl *flight) unlock() {
-	if fl.file != nil {
-		_ = unix.Flock(int(fl.file.Fd()), unix.LOCK_UN) // or it has none
-	}
 }
 
 // end is for when nothing is written to the file any more.

@@ -249,7 +249,7 @@ func (m *mirror) item(of *made) *storage.Item {
 var short = timing{
 	firstRetry: 20 * time.Millisecond, lastRetry: 50 * time.Millisecond, absentRetry: 50 * time.Millisecond,
 	firstPause: time.Millisecond, lastPause: 20 * time.Millisecond, fullPause: 20 * time.Millisecond,
-	resumePause: time.Millisecond, passEvery: 100 * time.Millisecond, remindEvery: time.Hour, staleAfter: time.Hour,
+	resumePause: time.Millisecond, passEvery: 100 * time.Millisecond, remindEvery: time.Hour,
 }
 
 // fetcher makes a fetcher that asks the source, and is closed at the test's end.

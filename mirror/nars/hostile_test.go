@@ -167,7 +167,7 @@ func TestLeftoversWithinLimits(t *testing.T) {
 	m := newMirror(t, items...)
 	for range 2 {
 		f := m.fetcher(from, Options{All: true, Limit: limit})
-		if err := f.dropStale(t.Context()); err != nil {
+		if err := f.spool.DropStale(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		for _, item := range items {
@@ -195,10 +195,10 @@ func TestRetainCancelled(t *testing.T) {
 	defer f.Close()
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if !f.retain(ctx, "key", 1) {
+	if !f.spool.Retain(ctx, "key", 1) {
 		t.Error("it is dropped after another failure than that of room")
 	}
-	if f.retain(t.Context(), "key", 2000) {
+	if f.spool.Retain(t.Context(), "key", 2000) {
 		t.Error("it is kept without room")
 	}
 }

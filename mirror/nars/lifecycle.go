@@ -4,9 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 
+	"nar-herder/mirror/nars/spool"
 	"nar-herder/storage"
 )
 
@@ -14,17 +13,17 @@ import (
 // way. The caller has joined it, as a reader. The error is one of reserve,
 // or errTooMany when too many are under way for clients.
 func (f *Fetcher) begin(ctx context.Context, item *storage.Item, n int, asked bool, via []string) (*flight, error) {
-	key := spoolKey(item, n)
+	key := spool.Key(item, n)
 	if fl := f.flying(key); fl != nil {
 		return fl, nil
 	}
 	// Outside of the mutex, as it reads from the database: who comes second here
 	// finds the other's flight below.
-	left := f.unretain(key)
+	left := f.spool.Release(key)
 	launched := false
 	defer func() {
 		if !launched && left > 0 {
-			f.retain(ctx, key, left) // or else the next dropStale removes it
+			f.spool.Retain(ctx, key, left) // or else the next DropStale removes it
 		}
 	}()
 	room, err := f.reserve(ctx, max(sizeOf(item, n), 0), asked)
@@ -90,13 +89,13 @@ func (f *Fetcher) fly(fl *flight) {
 	resumed := fl.resumed
 	fl.mu.Unlock()
 	anew := errors.Is(err, storage.ErrWrongNar) && resumed && !fl.again
-	f.unretain(fl.key) // if it was counted by a caller that joined meanwhile
+	f.spool.Release(fl.key) // if it was counted by a caller that joined meanwhile
 	if !isGoneOnWith(err) || !f.leaveSpool(fl) {
-		if removeErr := f.dropSpool(fl); removeErr != nil {
+		if removeErr := spool.Drop(fl.file); removeErr != nil {
 			f.log.Warn("a file in the spool can't be removed", "file", fl.key, "error", removeErr)
 		}
 	}
-	fl.unlock()
+	spool.Unlock(fl.file)
 	var next *flight
 	f.mu.Lock()
 	delete(f.flights, fl.key)
@@ -134,7 +133,7 @@ func (f *Fetcher) leaveSpool(fl *flight) bool {
 		return true // the next start counts it
 	}
 	fl.room.Release()
-	return have > 0 && f.retain(f.ctx, fl.key, have)
+	return have > 0 && f.spool.Retain(f.ctx, fl.key, have)
 }
 
 // isGoneOnWith says whether what has come is of use to the next flight.
@@ -144,27 +143,6 @@ func isGoneOnWith(err error) bool {
 		return false
 	}
 	return !isFull(err) // then the room is needed
-}
-
-// dropSpool removes the name of the flight's spool file. Those who have it open
-// go on reading.
-func (f *Fetcher) dropSpool(fl *flight) error {
-	if fl.file == nil {
-		return nil
-	}
-	info, err := fl.file.Stat()
-	if err != nil {
-		return err
-	}
-	// It may have been moved into the storage, and the name be another process's.
-	named, err := os.Lstat(fl.file.Name())
-	if err == nil && os.SameFile(info, named) {
-		err = os.Remove(fl.file.Name())
-	}
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return err
 }
 
 // keep stores what has come whole.

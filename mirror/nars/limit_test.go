@@ -3,7 +3,6 @@ package nars
 import (
 	"bytes"
 	"context"
-	"errors"
 	"io"
 	"net/http"
 	"os"
@@ -221,29 +220,6 @@ func TestUnsized(t *testing.T) {
 	m.wantStored(item) // as the source tells it by now
 }
 
-// TestBounded has more announced and failing than is remembered.
-func TestBounded(t *testing.T) {
-	t.Parallel()
-	m := newMirror(t)
-	f := m.fetcher(newSource(t), Options{All: true})
-	item := m.itemOf(spec{n: 1, size: 10}.make(t))
-	for n := range 3 * mostWanted {
-		hash := spec{n: n}.hash()
-		f.Wanted([]narinfo.PathHash{hash, hash})
-		item.Hash = hash
-		f.failed(item, "x", errors.New("of the source"))
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	last := spec{n: 3*mostWanted - 1}.hash()
-	if len(f.wanted) > mostWanted || len(f.wanted) != len(f.isWanted) || f.wanted[len(f.wanted)-1] != last {
-		t.Errorf("%d wanted", len(f.wanted))
-	}
-	if f.retries.Len() > mostRetries || !f.lost || !f.overflowed {
-		t.Errorf("%d retries, lost %v", f.retries.Len(), f.lost)
-	}
-}
-
 // itemOf is an item that is in no index.
 func (m *mirror) itemOf(of *made) *storage.Item {
 	item, err := storage.NewItem(&index.Item{Hash: of.hash(), Text: []byte(of.text)})
@@ -263,10 +239,7 @@ func TestForgotten(t *testing.T) {
 	f.timing.absentRetry = time.Hour
 	run(t, f)
 	until(t, "it is looked for", func() bool { return failures(t, f, "absent") == 1 })
-	f.mu.Lock()
-	f.retries.Purge()
-	f.lost = true
-	f.mu.Unlock()
+	f.queue.ForgetRetries()
 	from.mu.Lock()
 	from.files = item.files
 	from.mu.Unlock()

@@ -19,9 +19,8 @@ import (
 	"sync/atomic"
 	"time"
 
-	lru "github.com/hashicorp/golang-lru/v2/simplelru"
-
-	"nar-herder/narinfo"
+	"nar-herder/mirror/nars/queue"
+	"nar-herder/mirror/nars/spool"
 	"nar-herder/peer/passing"
 	"nar-herder/storage"
 	"nar-herder/storage/index"
@@ -79,11 +78,6 @@ const (
 	// farAhead is from where on a client does not wait for a flight to get
 	// there: about what comes in the time that another request takes.
 	farAhead = 16 << 20
-	// mostWanted is how many announced items are remembered.
-	mostWanted = 10_000
-	// mostRetries is how many failures are. Those that are forgotten, or were
-	// announced and are, are found again by a pass.
-	mostRetries = 10_000
 	// pageItems is how many items a pass has in memory.
 	pageItems = 200
 	// mostUnfit is how many items in a row a pass finds too large for the room
@@ -108,15 +102,13 @@ type timing struct {
 	passEvery time.Duration
 	// remindEvery is how often the log tells the same trouble.
 	remindEvery time.Duration
-	// staleAfter is when a spool file that is not gone on with is removed.
-	staleAfter time.Duration
 }
 
 var usualTiming = timing{
 	firstRetry: time.Minute, lastRetry: time.Hour, absentRetry: time.Hour,
 	firstPause: time.Second, lastPause: 5 * time.Minute,
 	fullPause: time.Minute, resumePause: 500 * time.Millisecond,
-	passEvery: time.Hour, remindEvery: time.Hour, staleAfter: 24 * time.Hour,
+	passEvery: time.Hour, remindEvery: time.Hour,
 }
 
 // Fetcher fetches nars into a storage. Its OpenFile and Locate answer clients. It
@@ -131,6 +123,8 @@ type Fetcher struct {
 	timing  timing
 	metrics metrics
 	line    line
+	queue   *queue.Queue
+	spool   *spool.Spool
 
 	ctx  context.Context // of all flights
 	stop context.CancelFunc
@@ -146,18 +140,7 @@ type Fetcher struct {
 	mu      sync.Mutex
 	closed  bool
 	flights map[string]*flight
-	// retained is the room for what is left in the spool, by the keys of flights.
-	retained map[string]*room
-	asked    int // flights that were begun for clients
-	// wanted are announced and asked for, the latest at the end.
-	wanted   []narinfo.PathHash
-	isWanted map[narinfo.PathHash]struct{}
-	retries  *lru.LRU[narinfo.PathHash, retry]
-	// nextRetry is when the first of them is due; zero for none.
-	nextRetry time.Time
-	// lost says that a failure was forgotten, and overflowed that something
-	// announced was: only a pass finds them again.
-	lost, overflowed bool
+	asked   int // flights that were begun for clients
 	// pausedUntil is until when nothing is fetched but what clients ask for, as
 	// the source has failed, and fullUntil until when nothing is stored.
 	pausedUntil, fullUntil time.Time
@@ -178,8 +161,8 @@ func New(s *storage.Storage, x *index.Index, source Source, options Options) (*F
 		return nil, errors.New("nars can't be fetched without a storage to put them in")
 	}
 	f := &Fetcher{
-		storage: s, index: x, source: source, options: options, log: options.Log, now: options.Now, timing: usualTiming,
-		wake: make(chan struct{}, 1), flights: make(map[string]*flight), retained: make(map[string]*room), isWanted: make(map[narinfo.PathHash]struct{}),
+		storage: s, index: x, source: source, options: options, log: options.Log, now: options.Now, timing: usualTiming, queue: queue.New(),
+		wake: make(chan struct{}, 1), flights: make(map[string]*flight),
 		told: make(map[string]time.Time), unfitUsage: -1,
 	}
 	if f.log == nil {
@@ -197,15 +180,18 @@ func New(s *storage.Storage, x *index.Index, source Source, options Options) (*F
 	if options.Passing == nil {
 		f.options.Passing = passing.New(source, 0)
 	}
+	f.spool = spool.New(spool.Options{Storage: s, Fallback: options.Spool, InFlight: f.isInFlight, Reserve: f.reserveRetained, Now: f.now})
 	f.options.AtOnce = cmp.Or(options.AtOnce, defaultAtOnce)
 	f.line.Rate = options.Bandwidth
-	var err error
-	if f.retries, err = lru.NewLRU[narinfo.PathHash, retry](mostRetries, nil); err != nil {
-		return nil, err
-	}
 	f.ctx, f.stop = context.WithCancel(context.Background())
 	f.makeMetrics()
 	return f, nil
+}
+
+func (f *Fetcher) isInFlight(key string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.flights[key] != nil
 }
 
 // Close ends all flights, and waits until they have let go of the storage. What

@@ -5,6 +5,7 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"nar-herder/mirror/nars/spool"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -79,7 +80,7 @@ func TestStoredMeanwhile(t *testing.T) {
 		"fetched anew": {func(t *testing.T, m *mirror, from *source) *Fetcher {
 			wrong := bytes.Clone(content[:len(content)/2])
 			wrong[1000] ^= 1
-			key := spoolKey(m.item(item), 0)
+			key := spool.Key(m.item(item), 0)
 			write(t, filepath.Join(m.dir, ".nar-herder-spool", key), wrong)
 			f := m.fetcher(from, Options{})
 			f.log = slog.New(onMessage{f.log.Handler(), func(message string) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 
+	"nar-herder/mirror/nars/spool"
 	"nar-herder/peer"
 	"nar-herder/peer/passing"
 	"nar-herder/storage"
@@ -15,7 +16,7 @@ import (
 // compared on its way, see [passing.Source.OpenFile].
 // Nothing is written to the database on the way of the request.
 func (f *Fetcher) OpenFile(ctx context.Context, item *storage.Item, n int, offset, length int64, via []string) (io.ReadCloser, int64, error) {
-	if item.FileName(n) == "" || n >= 64 {
+	if item.FileName(n) == "" {
 		return f.options.Passing.OpenFile(ctx, item, n, offset, length, via)
 	}
 	for range 3 { // after a flight that was begun anew, and one of a file that is stored
@@ -61,7 +62,7 @@ func (f *Fetcher) board(ctx context.Context, item *storage.Item, n int, offset, 
 	if !passing.IsAlone(item, n, offset, length) {
 		ahead = 0 // The source would be asked for the whole.
 	}
-	fl := f.flying(spoolKey(item, n))
+	fl := f.flying(spool.Key(item, n))
 	if fl == nil {
 		// The caller's item may be as it was a moment ago, when the nar had not
 		// come yet.
@@ -72,7 +73,7 @@ func (f *Fetcher) board(ctx context.Context, item *storage.Item, n int, offset, 
 			return nil, nil, 0, err
 		}
 		i := now.FileNamed(item.FileName(n))
-		if i < 0 || i >= 64 {
+		if i < 0 {
 			return direct()
 		}
 		if now.HasStored(i) {
@@ -88,7 +89,7 @@ func (f *Fetcher) board(ctx context.Context, item *storage.Item, n int, offset, 
 		lies, err := f.liesThere(ctx, now, i)
 		if err != nil || lies || ahead > farAhead {
 			// Not in the client's time, but it has asked for it.
-			f.ask(item.Hash)
+			f.want(item.Hash)
 			return direct()
 		}
 		// A storage that can't be used is no reason to give nothing.

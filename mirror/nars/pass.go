@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"nar-herder/mirror/nars/queue"
 	"nar-herder/narinfo"
 )
 
@@ -24,7 +25,7 @@ type pass struct {
 func (p *pass) next(ctx context.Context, now time.Time) (hash narinfo.PathHash, pause time.Duration, err error) {
 	f := p.f
 	if err := p.count(ctx, now); err != nil || !f.options.All {
-		return hash, longest, err
+		return hash, queue.Longest, err
 	}
 	if !p.under {
 		if pause = p.wait(ctx, now); pause > 0 {
@@ -40,7 +41,7 @@ func (p *pass) next(ctx context.Context, now time.Time) (hash narinfo.PathHash, 
 		}
 		for len(p.page) > 0 {
 			hash, p.page = p.page[0], p.page[1:]
-			if !f.isWaiting(hash) {
+			if !f.queue.IsWaiting(hash, now) {
 				return hash, 0, nil
 			}
 		}
@@ -69,8 +70,9 @@ func (p *pass) wait(ctx context.Context, now time.Time) time.Duration {
 		return 0
 	}
 	f.mu.Lock()
-	lost, overflowed, unfit := f.lost, f.overflowed, f.unfitUsage >= 0
+	unfit := f.unfitUsage >= 0
 	f.mu.Unlock()
+	forgotWanted, forgotRetries := f.queue.Forgotten()
 	switch {
 	case unfit:
 		// Cheap, so it is looked at often.
@@ -80,14 +82,14 @@ func (p *pass) wait(ctx context.Context, now time.Time) time.Duration {
 		if now.Sub(p.endedAt) < f.timing.passEvery && !f.hasMoreRoom(ctx) {
 			return f.timing.fullPause
 		}
-	case overflowed:
-		// What has not failed needs no rest.
-	case lost:
+	case forgotWanted:
+		// These haven't failed.
+	case forgotRetries:
 		if wait := f.timing.passEvery - now.Sub(p.endedAt); wait > 0 {
 			return wait
 		}
 	default:
-		return longest
+		return queue.Longest
 	}
 	p.due = true
 	return 0
@@ -110,12 +112,13 @@ func (f *Fetcher) hasMoreRoom(ctx context.Context) bool {
 
 func (p *pass) begin(ctx context.Context) {
 	f := p.f
-	if err := f.dropStale(ctx); err != nil {
+	if err := f.spool.DropStale(ctx); err != nil {
 		f.log.Warn("can't tidy the spool of what is being fetched", "error", err)
 	}
 	f.mu.Lock()
-	f.lost, f.overflowed, f.unfits, f.unfitUsage = false, false, 0, -1
+	f.unfits, f.unfitUsage = 0, -1
 	f.mu.Unlock()
+	f.queue.ResetForgotten()
 	p.due, p.under, p.before, p.page, p.more = false, true, -1, nil, true
 	if missing := f.Status().Missing; missing > 0 {
 		f.log.Info("fetching the nars that are missing", "items", missing)
@@ -125,7 +128,7 @@ func (p *pass) begin(ctx context.Context) {
 // count counts what is missing, from time to time: between two counts, only what
 // comes is added and taken off.
 func (p *pass) count(ctx context.Context, now time.Time) error {
-	if !p.countedAt.IsZero() && now.Sub(p.countedAt) < longest {
+	if !p.countedAt.IsZero() && now.Sub(p.countedAt) < queue.Longest {
 		return nil
 	}
 	missing, err := p.f.index.CountLacking(ctx)
@@ -133,7 +136,7 @@ func (p *pass) count(ctx context.Context, now time.Time) error {
 		return err
 	}
 	if !p.f.options.All { // else each pass does
-		if err := p.f.dropStale(ctx); err != nil {
+		if err := p.f.spool.DropStale(ctx); err != nil {
 			p.f.log.Warn("can't tidy the spool of what is being fetched", "error", err)
 		}
 	}

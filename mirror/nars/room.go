@@ -78,42 +78,20 @@ func (f *Fetcher) grow(ctx context.Context, fl *flight, size int64) error {
 	return nil
 }
 
-// retain counts what a flight leaves in the spool, or what an earlier process has left,
-// until a flight resumes it or it is removed. It returns false when there is no room. After
-// another failure, it is counted later.
-func (f *Fetcher) retain(ctx context.Context, key string, size int64) bool {
+// reserveRetained reserves room for a file that stays in the spool, see [spool.Options].
+func (f *Fetcher) reserveRetained(ctx context.Context, size int64) (release func(), ok bool) {
 	room, err := f.reserve(ctx, size, true)
 	if err != nil {
-		return !errors.Is(err, errNoRoom) && !errors.Is(err, space.ErrLimit) && !errors.Is(err, space.ErrFreeSpace)
+		return nil, !errors.Is(err, errNoRoom) && !errors.Is(err, space.ErrLimit) && !errors.Is(err, space.ErrFreeSpace)
 	}
-	room.size = size
 	room.SetWritten(size)
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if old := f.retained[key]; old != nil {
-		old.Release()
-	}
-	f.retained[key] = room
-	return true
-}
-
-// unretain ends that, and returns how many bytes were counted.
-func (f *Fetcher) unretain(key string) (size int64) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if room := f.retained[key]; room != nil {
-		size = room.size
-		room.Release()
-		delete(f.retained, key)
-	}
-	return size
+	return room.Release, true
 }
 
 // room is what a flight takes of the storage.
 type room struct {
 	*space.Reservation
 	uncount func()
-	size    int64 // of what is retained
 }
 
 // Release gives it back. Another call does nothing.

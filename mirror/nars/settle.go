@@ -5,15 +5,9 @@ import (
 	"math/rand/v2"
 	"time"
 
-	"nar-herder/narinfo"
+	"nar-herder/mirror/nars/spool"
 	"nar-herder/storage"
 )
-
-// retry is when an item that failed is tried again.
-type retry struct {
-	at    time.Time
-	count int // of failures in a row
-}
 
 // reason is the kind of a failure, a label of the metrics.
 type reason int
@@ -44,7 +38,7 @@ func reasonOf(err error) reason {
 
 // isOfItem says whether a failure of this machine is about one nar alone.
 func isOfItem(err error) bool {
-	return errors.Is(err, storage.ErrUnreadable) || errors.Is(err, errUnsized) || errors.Is(err, errInUse) || errors.Is(err, errFault)
+	return errors.Is(err, storage.ErrUnreadable) || errors.Is(err, errUnsized) || errors.Is(err, spool.ErrInUse) || errors.Is(err, errFault)
 }
 
 // settle notes how a flight has ended.
@@ -69,7 +63,7 @@ func (f *Fetcher) succeeded(fl *flight) {
 	f.status.LastSuccess = f.now()
 	f.mu.Unlock()
 	if fl.asked {
-		f.ask(fl.item.Hash) // for its other files
+		f.want(fl.item.Hash) // for its other files
 	}
 	f.log.Debug("fetched a nar", "file", fl.item.FileName(fl.n), "bytes", fl.size)
 }
@@ -79,19 +73,17 @@ func (f *Fetcher) failed(item *storage.Item, name string, err error) {
 	why := reasonOf(err)
 	f.metrics.failures[why].Add(1)
 	now := f.now()
+	again := f.queue.Retry(item.Hash, now, func(failures int) time.Duration {
+		first := f.timing.firstRetry
+		switch why {
+		case reasonAbsent:
+			return jittered(f.timing.absentRetry)
+		case reasonSource:
+			first = f.timing.firstPause // the source may be back as soon as the pause ends
+		}
+		return jittered(min(f.timing.lastRetry, first<<min(failures, 16)))
+	})
 	f.mu.Lock()
-	entry, _ := f.retries.Peek(item.Hash)
-	pause := min(f.timing.lastRetry, f.timing.firstRetry<<min(entry.count, 16))
-	if why == reasonAbsent {
-		pause = f.timing.absentRetry
-	}
-	entry = retry{now.Add(jittered(pause)), entry.count + 1}
-	if f.retries.Add(item.Hash, entry) {
-		f.lost = true // the oldest of the others
-	}
-	if f.nextRetry.IsZero() || entry.at.Before(f.nextRetry) {
-		f.nextRetry = entry.at
-	}
 	switch {
 	case why == reasonSource, why == reasonLocal && !isOfItem(err):
 		// Not the item's own failure, it seems: others would fail, too.
@@ -114,7 +106,7 @@ func (f *Fetcher) failed(item *storage.Item, name string, err error) {
 		reasonFull:   "no nars are fetched for now, as there is no room for them",
 		reasonLocal:  "can't fetch a nar into the storage",
 	}[why]
-	attributes := []any{"file", name, "error", err, "again", entry.at.Format(time.RFC3339)}
+	attributes := []any{"file", name, "error", err, "again", again.Format(time.RFC3339)}
 	switch {
 	case why == reasonWrong:
 		f.log.Error(text, attributes...)
@@ -145,13 +137,6 @@ func (f *Fetcher) isNews(text string) bool {
 	}
 	f.told[text] = f.now()
 	return true
-}
-
-// done forgets the failures of an item that has all its nars.
-func (f *Fetcher) done(hash narinfo.PathHash) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.retries.Remove(hash)
 }
 
 // jittered is about the duration, so that not all come at the same moment.

@@ -10,39 +10,25 @@ import (
 	"nar-herder/storage"
 )
 
-// Wanted announces items that may lack nars, which are fetched before those of
-// others. It returns at once. It does nothing where only those are fetched that
-// clients ask for.
+// Wanted announces items that may lack nars, which are fetched before others. It returns
+// at once. It does nothing if nars are fetched on demand only.
 func (f *Fetcher) Wanted(hashes []narinfo.PathHash) {
 	if !f.options.All {
 		return
 	}
 	f.missing.Add(int64(len(hashes))) // which the next count corrects
 	for _, hash := range hashes {
-		f.ask(hash)
+		f.want(hash)
 	}
 }
 
-// ask has an item's nars fetched.
-func (f *Fetcher) ask(hash narinfo.PathHash) {
-	f.mu.Lock()
-	if _, twice := f.isWanted[hash]; !twice {
-		if len(f.wanted) >= mostWanted {
-			// The older half, so that it is not each time.
-			for _, old := range f.wanted[:mostWanted/2] {
-				delete(f.isWanted, old)
-			}
-			f.wanted = append(f.wanted[:0], f.wanted[mostWanted/2:]...)
-			f.overflowed = true
-		}
-		f.wanted = append(f.wanted, hash)
-		f.isWanted[hash] = struct{}{}
-	}
-	f.mu.Unlock()
+// want queues an item.
+func (f *Fetcher) want(hash narinfo.PathHash) {
+	f.queue.Add(hash)
 	f.rouse()
 }
 
-// rouse has Run look for what there is to do.
+// rouse wakes Run.
 func (f *Fetcher) rouse() {
 	select {
 	case f.wake <- struct{}{}:
@@ -91,68 +77,24 @@ func (f *Fetcher) Run(ctx context.Context) {
 	}
 }
 
-// longest is how long Run sleeps at the most.
-const longest = time.Hour
-
-// next returns an item to be fetched, or for how long there is nothing to do.
-func (f *Fetcher) next(ctx context.Context, p *pass) (hash narinfo.PathHash, pause time.Duration, err error) {
+// next returns the next item, or how long to wait for one.
+func (f *Fetcher) next(ctx context.Context, p *pass) (hash narinfo.PathHash, wait time.Duration, err error) {
 	now := f.now()
-	f.mu.Lock()
-	if paused := later(f.pausedUntil, f.fullUntil).Sub(now); paused > 0 {
-		f.mu.Unlock()
+	if paused := f.pausedFor(now); paused > 0 {
 		return hash, paused, nil
 	}
-	if last := len(f.wanted) - 1; last >= 0 {
-		hash = f.wanted[last]
-		f.wanted = f.wanted[:last]
-		delete(f.isWanted, hash)
-		f.mu.Unlock()
+	if hash, wait = f.queue.Next(now); wait == 0 {
 		return hash, 0, nil
 	}
-	hash, pause = f.dueRetry(now)
-	f.mu.Unlock()
-	if pause == 0 {
-		return hash, 0, nil
-	}
-	hash, passPause, err := p.next(ctx, now)
-	return hash, min(pause, passPause), err
+	hash, passWait, err := p.next(ctx, now)
+	return hash, min(wait, passWait), err
 }
 
-// dueRetry returns an item whose time has come again, or when one has. The mutex
-// is held.
-func (f *Fetcher) dueRetry(now time.Time) (narinfo.PathHash, time.Duration) {
-	if f.nextRetry.IsZero() {
-		return narinfo.PathHash{}, longest
-	}
-	if wait := f.nextRetry.Sub(now); wait > 0 {
-		return narinfo.PathHash{}, min(wait, longest)
-	}
-	f.nextRetry = time.Time{}
-	for _, hash := range f.retries.Keys() {
-		entry, _ := f.retries.Peek(hash)
-		if !entry.at.After(now) {
-			// Until it is settled, it is not due again.
-			entry.at = now.Add(longest)
-			f.retries.Add(hash, entry)
-			f.nextRetry = now // perhaps another is
-			return hash, 0
-		}
-		if f.nextRetry.IsZero() || entry.at.Before(f.nextRetry) {
-			f.nextRetry = entry.at
-		}
-	}
-	if f.nextRetry.IsZero() {
-		return narinfo.PathHash{}, longest
-	}
-	return narinfo.PathHash{}, min(f.nextRetry.Sub(now), longest)
-}
-
-// isWaiting says whether the item has failed, and its time has not come.
-func (f *Fetcher) isWaiting(hash narinfo.PathHash) bool {
+// pausedFor returns how long nothing is to be fetched, except for clients.
+func (f *Fetcher) pausedFor(now time.Time) time.Duration {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	entry, ok := f.retries.Peek(hash)
-	return ok && f.now().Before(entry.at)
+	return later(f.pausedUntil, f.fullUntil).Sub(now)
 }
 
 // fetchItem fetches all nars that an item lacks, the last one first: see
@@ -160,7 +102,7 @@ func (f *Fetcher) isWaiting(hash narinfo.PathHash) bool {
 func (f *Fetcher) fetchItem(ctx context.Context, hash narinfo.PathHash) {
 	item, err := f.storage.Item(ctx, hash)
 	if errors.Is(err, storage.ErrNotFound) || err == nil && !item.WithdrawnAt.IsZero() {
-		f.done(hash)
+		f.queue.Done(hash)
 		return
 	}
 	if err != nil {
@@ -169,7 +111,7 @@ func (f *Fetcher) fetchItem(ctx context.Context, hash narinfo.PathHash) {
 		}
 		return
 	}
-	for n := min(len(item.Narinfo.Files), 64) - 1; n >= 0; n-- {
+	for n := len(item.Narinfo.Files) - 1; n >= 0; n-- {
 		if item.HasStored(n) || item.FileName(n) == "" {
 			continue
 		}
@@ -179,12 +121,12 @@ func (f *Fetcher) fetchItem(ctx context.Context, hash narinfo.PathHash) {
 		}
 		if err != nil {
 			if errors.Is(err, storage.ErrNotWanted) {
-				f.done(hash)
+				f.queue.Done(hash)
 			}
 			return // it comes again, with the others
 		}
 	}
-	f.done(hash)
+	f.queue.Done(hash)
 	f.missing.Add(-1)
 }
 
@@ -254,7 +196,7 @@ func (f *Fetcher) adopt(ctx context.Context, item *storage.Item, n int) (bool, e
 		}
 		if err == nil {
 			f.log.Info("took a file into the index that lay in the storage already", "file", item.FileName(n))
-			if err := f.removeSpool(item, n); err != nil {
+			if err := f.spool.Remove(item, n); err != nil {
 				f.log.Warn("can't remove what was fetched of a nar that is stored", "file", item.FileName(n), "error", err)
 			}
 			return true, nil

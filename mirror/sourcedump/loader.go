@@ -12,6 +12,7 @@ import (
 	"nar-herder/internal/disk"
 	"nar-herder/mirror/health"
 	"nar-herder/peer"
+	"nar-herder/peer/download"
 )
 
 // Loader loads dumps of a source. It is used by one goroutine at a time.
@@ -50,7 +51,7 @@ func (l *Loader) Rejected(ctx context.Context) error {
 	if l.rejected.err == nil {
 		return nil
 	}
-	tag, _, err := l.Source.Look(ctx, peer.DumpPath, true)
+	tag, _, err := download.Look(ctx, l.Source, peer.DumpPath, true)
 	if err != nil {
 		return err
 	}
@@ -80,13 +81,13 @@ func (l *Loader) note(d *Dump, err error) {
 }
 
 // IsBegun reports whether part of a dump has been downloaded.
-func (l *Loader) IsBegun() bool { return peer.IsBegun(peer.DumpPath, l.name()) }
+func (l *Loader) IsBegun() bool { return download.IsBegun(peer.DumpPath, l.name()) }
 
 // Fetch downloads the source's dump and opens it. The caller ends its use with
 // [Loader.Close].
 func (l *Loader) Fetch(ctx context.Context) (*Dump, error) {
 	name := l.name()
-	file, err := l.Source.Download(ctx, peer.DumpPath, name, true, Progress("downloading the dump", l.Now, l.Progress))
+	file, err := download.Fetch(ctx, l.Source, peer.DumpPath, name, true, Progress("downloading the dump", l.Now, l.Progress))
 	if err != nil {
 		return nil, err
 	}
@@ -118,7 +119,7 @@ func (l *Loader) Close(ctx context.Context, d *Dump, err error) error {
 	if err == nil || errors.Is(err, health.ErrBadDump) || errors.Is(err, health.ErrOldDump) {
 		removeErr = l.Discard()
 	} else if d.database != d.name {
-		removeErr = peer.Discard(d.database) // decompressing it again takes little time
+		removeErr = download.Discard(d.database) // decompressing it again takes little time
 	}
 	if removeErr != nil {
 		l.Log.Warn("can't remove the downloaded dump", "error", removeErr)
@@ -133,7 +134,7 @@ func (l *Loader) name() string { return l.Downloads + ".dump" }
 
 // Discard removes a downloaded dump, or part of one.
 func (l *Loader) Discard() error {
-	return errors.Join(peer.Discard(l.name()+decompressedSuffix), peer.Discard(l.name()))
+	return errors.Join(download.Discard(l.name()+decompressedSuffix), download.Discard(l.name()))
 }
 
 // Progress returns a function that reports the progress of a download once a second.

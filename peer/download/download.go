@@ -1,4 +1,5 @@
-package peer
+// Package download downloads files that a peer publishes, and resumes what was cut.
+package download
 
 import (
 	"context"
@@ -18,41 +19,31 @@ import (
 	"time"
 
 	"nar-herder/internal/disk"
-)
-
-// What instances publish for others to start from.
-const (
-	// DumpPath has the database in the original's schema.
-	DumpPath = "/latest-database-dump"
-	// IndexPath has a copy of the index, as this program uses it.
-	IndexPath = "/latest-index-dump"
-	// DigestHeader has the SHA-256 of what an answer is about as a whole, as in
-	// RFC 9530.
-	DigestHeader = "Repr-Digest"
+	"nar-herder/peer"
 )
 
 var (
-	// ErrNoDump says that the instance publishes no such file.
-	ErrNoDump = errors.New("it publishes none")
-	// ErrNotReady says that it will.
+	// ErrNone reports that the peer publishes no such file.
+	ErrNone = errors.New("it publishes none")
+	// ErrNotReady reports that it will publish one.
 	ErrNotReady = errors.New("it has none yet")
 )
 
-// Downloaded is a file that has come whole.
-type Downloaded struct {
+// File is a complete download.
+type File struct {
 	Name string
 	Size int64
 	// Encoding is "zstd" or "".
 	Encoding string
-	// Verified says that the file has the digest that the peer has told.
+	// Verified reports whether the file has the digest that the peer sent.
 	Verified bool
-	// Modified is when the peer made it, as it says; zero when it doesn't.
+	// Modified is when the peer made it; zero if unknown.
 	Modified time.Time
-	// Tag tells it from others that the peer makes; "" when it can't be told.
+	// Tag identifies this version of the file; "" if the peer sent nothing to identify it.
 	Tag string
 }
 
-// part is what is known of a download that is not done, in a file beside it.
+// partial describes an unfinished download, in a file beside it.
 type partial struct {
 	Path     string    `json:"path"`
 	ETag     string    `json:"etag"`
@@ -64,7 +55,7 @@ type partial struct {
 
 const partialSuffix = ".json"
 
-// tag is of the file, in whatever encoding it comes.
+// tag identifies the version, whatever its encoding.
 func (p *partial) tag() string {
 	if !p.Modified.IsZero() {
 		return p.Modified.UTC().Format(time.RFC3339)
@@ -72,26 +63,26 @@ func (p *partial) tag() string {
 	return p.ETag
 }
 
-// Look returns the [Downloaded.Tag] that one of the peer's files has now, and its
-// size, with zstd in that encoding where the peer has it; -1 when it is not known.
-// The errors are as in [Peer.Download].
-func (p *Peer) Look(ctx context.Context, path string, zstd bool) (tag string, size int64, err error) {
-	ctx, cancel := context.WithTimeout(ctx, p.self.AnswerTimeout)
+// Look returns the [File.Tag] of the peer's current file and its size, -1 if unknown. With
+// zstd, the size is that of the compressed file, if the peer has one. Errors are as in
+// [Fetch].
+func Look(ctx context.Context, p *peer.Peer, path string, zstd bool) (tag string, size int64, err error) {
+	ctx, cancel := context.WithTimeout(ctx, p.Self().AnswerTimeout)
 	defer cancel()
-	request, err := p.newRequest(ctx, http.MethodHead, path)
+	request, err := p.NewRequest(ctx, http.MethodHead, path)
 	if err != nil {
 		return "", 0, err
 	}
 	request.Header.Set("Accept-Encoding", acceptEncoding(zstd))
-	response, err := p.client.Do(request)
+	response, err := p.Do(request)
 	if err != nil {
-		return "", 0, fmt.Errorf("look at %s%s: %w", p, path, explain(err))
+		return "", 0, fmt.Errorf("look at %s%s: %w", p, path, err)
 	}
 	response.Body.Close()
 	switch response.StatusCode {
 	case http.StatusOK:
 	case http.StatusNotFound:
-		return "", 0, fmt.Errorf("look at %s%s: %w", p, path, ErrNoDump)
+		return "", 0, fmt.Errorf("look at %s%s: %w", p, path, ErrNone)
 	case http.StatusServiceUnavailable:
 		return "", 0, fmt.Errorf("look at %s%s: %w", p, path, ErrNotReady)
 	default:
@@ -109,22 +100,20 @@ func acceptEncoding(zstd bool) string {
 	return "identity"
 }
 
-// IsBegun says whether a part of the peer's file has been downloaded to the name.
+// IsBegun reports whether part of the peer's file has been downloaded to the name.
 func IsBegun(path, name string) bool {
 	_, have := readPartial(name, path)
 	return have > 0
 }
 
-// Download fetches one of the peer's files to the name, with zstd in that encoding
-// where the peer has it. It goes on where an earlier call, also of another
-// process, has stopped, if the peer still has the same file. progress, which may be
-// nil, is told how many bytes are there, and of how many, -1 when that is not
-// known. The error is [ErrNoDump], [ErrNotReady], [ErrDamaged],
-// [disk.ErrNoRoom], or another; what has come stays for the next call, unless it is
-// wrong or the disk is nearly full. When there is no
-// error, the file is whole and safe on the disk, and the caller's to remove with
-// [Discard].
-func (p *Peer) Download(ctx context.Context, path, name string, zstd bool, progress func(done, total int64)) (_ *Downloaded, err error) {
+// Fetch downloads one of the peer's files to the name, compressed with zstd if that is true
+// and the peer has it so. It resumes an earlier call, also of another process, if the peer
+// still has the same file. progress, which may be nil, receives the number of bytes so far
+// and in all, -1 if unknown. The error is [ErrNone], [ErrNotReady], [peer.ErrDamaged],
+// [disk.ErrNoRoom], or another. After an error, the next call resumes, unless the bytes are
+// wrong or the disk is nearly full. Without an error, the file is complete and synced, and
+// the caller removes it with [Discard].
+func Fetch(ctx context.Context, p *peer.Peer, path, name string, zstd bool, progress func(done, total int64)) (_ *File, err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("download %s%s: %w", p, path, err)
@@ -133,7 +122,7 @@ func (p *Peer) Download(ctx context.Context, path, name string, zstd bool, progr
 	known, have := readPartial(name, path)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	request, err := p.newRequest(ctx, http.MethodGet, path)
+	request, err := p.NewRequest(ctx, http.MethodGet, path)
 	if err != nil {
 		return nil, err
 	}
@@ -142,22 +131,22 @@ func (p *Peer) Download(ctx context.Context, path, name string, zstd bool, progr
 		request.Header.Set("Range", "bytes="+strconv.FormatInt(have, 10)+"-")
 		request.Header.Set("If-Range", known.ETag)
 	}
-	response, err := p.client.Do(request)
+	response, err := p.Do(request)
 	if err != nil {
-		return nil, explain(err)
+		return nil, err
 	}
-	body := newProgressing(response.Body, response.ContentLength, p.self.ProgressTimeout, cancel, p.name)
+	body := p.Watch(response.Body, response.ContentLength, cancel)
 	defer body.Close()
 	switch {
 	case response.StatusCode == http.StatusNotFound:
-		return nil, ErrNoDump
+		return nil, ErrNone
 	case response.StatusCode == http.StatusServiceUnavailable:
 		return nil, ErrNotReady
 	case response.StatusCode == http.StatusRequestedRangeNotSatisfiable && have > 0 && have == known.Size:
 		return finish(ctx, name, known, nil)
 	case response.StatusCode == http.StatusPartialContent && have > 0:
-		if response.Header.Get("ETag") != known.ETag || !isRangeOf(response.Header.Get("Content-Range"), have, known.Size) {
-			return nil, errors.Join(fmt.Errorf("%w: another part than the one that was asked for", ErrAnswer), Discard(name))
+		if response.Header.Get("ETag") != known.ETag || !peer.IsRangeOf(response.Header.Get("Content-Range"), have, known.Size) {
+			return nil, errors.Join(fmt.Errorf("%w: another part than the one that was asked for", peer.ErrAnswer), Discard(name))
 		}
 	case response.StatusCode == http.StatusOK:
 		have = 0
@@ -170,7 +159,7 @@ func (p *Peer) Download(ctx context.Context, path, name string, zstd bool, progr
 		}
 		return nil, errors.Join(fmt.Errorf("it answers %s", response.Status), err)
 	}
-	if err := p.self.Room.Check(filepath.Dir(name), max(known.Size-have, 0)); err != nil {
+	if err := p.Self().Room.Check(filepath.Dir(name), max(known.Size-have, 0)); err != nil {
 		return nil, errors.Join(err, Discard(name))
 	}
 	file, err := disk.OpenFile(name, os.O_RDWR, 0o644, disk.GroupWrites)
@@ -182,8 +171,8 @@ func (p *Peer) Download(ctx context.Context, path, name string, zstd bool, progr
 	if err != nil {
 		return nil, err
 	}
-	meter := &meter{done: have, total: known.Size, tell: progress}
-	bounded := &disk.Writer{W: file, Directory: filepath.Dir(name), Look: p.self.Room}
+	meter := &meter{done: have, total: known.Size, report: progress}
+	bounded := &disk.Writer{W: file, Directory: filepath.Dir(name), Look: p.Self().Room}
 	stop := disk.WriteOut(name)
 	_, err = io.CopyBuffer(io.MultiWriter(bounded, digest, meter), struct{ io.Reader }{body}, make([]byte, 256<<10))
 	stop()
@@ -194,20 +183,20 @@ func (p *Peer) Download(ctx context.Context, path, name string, zstd bool, progr
 		err = cause
 	}
 	if disk.IsFull(err) {
-		// The room is needed more than what has come.
+		// Others need the room more.
 		return nil, errors.Join(err, Discard(name))
 	}
 	if err != nil {
 		return nil, err
 	}
 	if known.Size >= 0 && meter.done != known.Size {
-		return nil, errors.Join(fmt.Errorf("%w: %d bytes have come of %d", ErrAnswer, meter.done, known.Size), Discard(name))
+		return nil, errors.Join(fmt.Errorf("%w: %d bytes have come of %d", peer.ErrAnswer, meter.done, known.Size), Discard(name))
 	}
 	known.Size = meter.done
 	return finish(ctx, name, known, digest)
 }
 
-// readPartial returns what is known of a download, and how much of it is there.
+// readPartial returns the description of an unfinished download, and its length so far.
 func readPartial(name, path string) (partial, int64) {
 	var known partial
 	text, err := os.ReadFile(name + partialSuffix)
@@ -221,27 +210,27 @@ func readPartial(name, path string) (partial, int64) {
 	return known, info.Size()
 }
 
-// begin notes what is coming, before any of it does.
+// begin writes the description of a download before its content.
 func begin(name, path string, response *http.Response) (partial, error) {
 	known := partial{
 		Path: path, ETag: response.Header.Get("ETag"), Encoding: response.Header.Get("Content-Encoding"), Size: response.ContentLength,
-		Digest: response.Header.Get(DigestHeader),
+		Digest: response.Header.Get(peer.DigestHeader),
 	}
 	if known.Encoding == "identity" {
 		known.Encoding = ""
 	}
 	if known.Encoding != "" && known.Encoding != "zstd" {
-		return known, fmt.Errorf("%w: its encoding is %q", ErrAnswer, known.Encoding)
+		return known, fmt.Errorf("%w: its encoding is %q", peer.ErrAnswer, known.Encoding)
 	}
 	if kind := response.Header.Get("Content-Type"); strings.HasPrefix(kind, "text/html") {
-		return known, fmt.Errorf("%w: it is a page for browsers", ErrAnswer)
+		return known, fmt.Errorf("%w: it is a page for browsers", peer.ErrAnswer)
 	}
 	known.Modified, _ = http.ParseTime(response.Header.Get("Last-Modified"))
 	text, err := json.Marshal(known)
 	if err != nil {
 		return known, err
 	}
-	// In this order: what lies there is never taken for a part of what comes.
+	// In this order, so that an old file is never taken for part of the new one.
 	if err := Discard(name); err != nil {
 		return known, err
 	}
@@ -253,7 +242,7 @@ func begin(name, path string, response *http.Response) (partial, error) {
 	return known, errors.Join(err, file.Close(), disk.SyncDirectory(name))
 }
 
-// digestOf reads what is there of a file, whose end it then is at.
+// digestOf truncates a file to a length and hashes it. The file is at its end then.
 func digestOf(ctx context.Context, file *os.File, have int64) (hash.Hash, error) {
 	digest := sha256.New()
 	if err := file.Truncate(have); err != nil {
@@ -272,9 +261,9 @@ func digestOf(ctx context.Context, file *os.File, have int64) (hash.Hash, error)
 	}
 }
 
-// finish compares a file with its digest; nil has it read.
-func finish(ctx context.Context, name string, known partial, digest hash.Hash) (*Downloaded, error) {
-	done := &Downloaded{Name: name, Size: known.Size, Encoding: known.Encoding, Modified: known.Modified, Tag: known.tag()}
+// finish compares a file with its digest. It reads the file if digest is nil.
+func finish(ctx context.Context, name string, known partial, digest hash.Hash) (*File, error) {
+	done := &File{Name: name, Size: known.Size, Encoding: known.Encoding, Modified: known.Modified, Tag: known.tag()}
 	want, ok := strings.CutPrefix(known.Digest, "sha-256=:")
 	if !ok {
 		return done, nil
@@ -290,13 +279,13 @@ func finish(ctx context.Context, name string, known partial, digest hash.Hash) (
 		}
 	}
 	if base64.StdEncoding.EncodeToString(digest.Sum(nil)) != strings.TrimSuffix(want, ":") {
-		return nil, errors.Join(ErrDamaged, Discard(name))
+		return nil, errors.Join(peer.ErrDamaged, Discard(name))
 	}
 	done.Verified = true
 	return done, nil
 }
 
-// Discard removes a file that was downloaded, or a part of one.
+// Discard removes a download, complete or not.
 func Discard(name string) error {
 	var failures []error
 	for _, name := range []string{name + partialSuffix, name} {
@@ -307,16 +296,16 @@ func Discard(name string) error {
 	return errors.Join(failures...)
 }
 
-// meter tells how far a copy has come.
+// meter reports the progress of a copy.
 type meter struct {
 	done, total int64
-	tell        func(done, total int64)
+	report      func(done, total int64)
 }
 
 func (m *meter) Write(p []byte) (int, error) {
 	m.done += int64(len(p))
-	if m.tell != nil {
-		m.tell(m.done, m.total)
+	if m.report != nil {
+		m.report(m.done, m.total)
 	}
 	return len(p), nil
 }

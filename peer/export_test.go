@@ -1,0 +1,4 @@
+package peer
+
+// TestItem is for tests outside of the package.
+var TestItem = testItem
