@@ -61,9 +61,9 @@ func (c *checkCommand) validate() error {
 	case c.Storage == "" && (c.Verify || c.Repair):
 		return errors.New("--verify and --repair need the stored nars: add --storage")
 	case c.Restart && !c.Verify:
-		return errors.New("--restart is for --verify: add that")
+		return errors.New("--restart needs --verify")
 	case len(c.From) > 0 && !c.Repair:
-		return errors.New("--from is for --repair: add that")
+		return errors.New("--from needs --repair")
 	case c.VerifyRate == 0:
 		return errors.New("--verify-rate=0: no nar could be read: give a number of bytes, or none")
 	}

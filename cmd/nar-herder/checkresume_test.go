@@ -25,7 +25,7 @@ func TestCheckGoesOn(t *testing.T) {
 		if err := slow.Process.Signal(signal); err != nil {
 			t.Fatal(err)
 		}
-		if status := slow.wait(t); status != 2 || !strings.Contains(slow.err.String(), "nar-herder: check: interrupted: the next --verify goes on from here\n") {
+		if status := slow.wait(t); status != 2 || !strings.Contains(slow.err.String(), "nar-herder: check: interrupted: the next --verify resumes here\n") {
 			t.Errorf("status %d: %s", status, slow.err.String())
 		}
 		c := readChecked(t, result{slow.out.String(), "", 2})

@@ -68,7 +68,7 @@ func (c *claimStorageCommand) Run(ctx context.Context, s *streams) (err error) {
 		if err != nil {
 			return err
 		}
-		printf(s.out, "all of the %s that the index has in storage %s are missing\n", countOf(int(totals.StoredNars), "nar"), store.name())
+		printf(s.out, "none of the %s that the index has in storage %s exist\n", countOf(int(totals.StoredNars), "nar"), store.name())
 	} else if err != nil {
 		return err
 	}

@@ -237,7 +237,7 @@ func TestConvertKilled(t *testing.T) {
 		t.Fatal("it is there before it is whole")
 	}
 	out := succeedProcess(t, "convert", from, p.database)
-	if !strings.HasPrefix(out, fmt.Sprintf("%s is an index (gone on from where an earlier run had stopped): %d narinfos", p.database, many)) {
+	if !strings.HasPrefix(out, fmt.Sprintf("%s is an index (resumed an interrupted run): %d narinfos", p.database, many)) {
 		t.Error(out)
 	}
 	if left, err := filepath.Glob(p.database + "?*"); err != nil || len(left) > 0 {

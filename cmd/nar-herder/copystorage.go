@@ -65,6 +65,11 @@ func (c *copyStorageCommand) Run(ctx context.Context, s *streams) (err error) {
 	if err := refuseOverlap(c.From, c.To); err != nil {
 		return err
 	}
+	return c.copy(ctx, s, from, to)
+}
+
+// copy copies the files of a byte store to another.
+func (c *copyStorageCommand) copy(ctx context.Context, s *streams, from, to bytestore.Store) (err error) {
 	progress := newCopyProgress(s.err, c.Compare)
 	report := &copyReport{out: s.out, err: s.err, json: c.JSON, progress: progress}
 	job := &transfer.Copy{
@@ -176,13 +181,13 @@ func refuseOverlap(from, to string) error {
 		}
 		ours, theirs := strings.Trim(a.Path, "/")+"/", strings.Trim(b.Path, "/")+"/"
 		if ours == "/" || theirs == "/" || strings.HasPrefix(ours, theirs) || strings.HasPrefix(theirs, ours) {
-			return usagef("--from and --to are the same in bucket %s, or one lies in the other: give separate prefixes", a.Host)
+			return usagef("--from and --to are the same in bucket %s, or one lies in the other: give prefixes that are apart", a.Host)
 		}
 		return nil
 	}
 	overlap, err := disk.Overlap(from, to)
 	if err == nil && overlap {
-		err = usagef("--from=%s and --to=%s are the same, or one lies in the other: give separate storages", from, to)
+		err = usagef("--from=%s and --to=%s are the same, or one lies in the other: give storages that are apart", from, to)
 	}
 	return err
 }

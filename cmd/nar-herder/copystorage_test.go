@@ -127,7 +127,7 @@ func TestCopyWrong(t *testing.T) {
 	r := runProgram(t, p.copyArgs(to)...)
 	if r.status != 1 || strings.Count(r.err, "\n") != 2 || !strings.Contains(r.err, "nar-herder: copy-storage nar/lzip/"+greeting+": wrong: ") ||
 		!strings.Contains(r.err, "nar-herder: copy-storage nar/lzip/"+greet+": wrong: the source has 50 bytes of it") ||
-		!strings.Contains(r.out, "not copied: 2 files are wrong in the source, 0 differ, 0 failed\nnext: have the wrong ones again") {
+		!strings.Contains(r.out, "not copied: 2 files are wrong in the source, 0 differ, 0 failed\nnext: repair the wrong ones") {
 		t.Errorf("%+v", r)
 	}
 	if got := stored(t, to); len(got) != 3 {
@@ -179,7 +179,7 @@ func TestCopyStopped(t *testing.T) {
 			t.Fatal(err)
 		}
 		status := slow.wait(t)
-		if signal != os.Kill && (status != 1 || !strings.Contains(slow.err.String(), "nar-herder: copy-storage: interrupted: another run goes on where this one stopped\n") ||
+		if signal != os.Kill && (status != 1 || !strings.Contains(slow.err.String(), "nar-herder: copy-storage: interrupted: run it again to resume\n") ||
 			!strings.HasPrefix(slow.out.String(), "copied: 5 files")) {
 			t.Errorf("%v: status %d: %s%s", signal, status, slow.err.String(), slow.out.String())
 		}

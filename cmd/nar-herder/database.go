@@ -11,8 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/directory"
@@ -175,16 +173,6 @@ func open(ctx context.Context, database, store string, how opening, log *slog.Lo
 		o.claim.IsMounted = o.MayBeClaimed
 	}
 	return o, nil
-}
-
-// damageMetric counts damage in the index.
-func damageMetric(x *index.Index) prometheus.Collector {
-	return prometheus.NewCounterFunc(prometheus.CounterOpts{
-		Name: "narherder_index_damaged_texts_total", Help: "Times that a narinfo was not in the index as it was written, and was not given.",
-	}, func() float64 {
-		count, _ := x.Damages()
-		return float64(count)
-	})
 }
 
 // name is the storage's name in messages, without what only opens it; "" for none.

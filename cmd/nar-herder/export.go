@@ -43,7 +43,7 @@ func (c *exportCommand) Run(ctx context.Context, s *streams) (err error) {
 		return usagef("--tag and --closure-of exclude each other, since a part of a closure is not a closure: use one of them")
 	}
 	if c.AcceptLoss && !c.Delete {
-		return usagef("--accept-loss is for --delete: add that")
+		return usagef("--accept-loss needs --delete")
 	}
 	log := slog.New(newLogHandler(s.err, slog.LevelWarn))
 	store, err := openForReading(ctx, c.Database, c.Storage, log)
@@ -128,8 +128,8 @@ func (c *exportCommand) report(out io.Writer, s *export.Summary) {
 	switch {
 	case s.StaleNarinfos+s.StaleNars == 0:
 	case c.Delete:
-		printf(out, "%s%d narinfos and %d nars, %s, removed because no longer exported\n", would, s.StaleNarinfos, s.StaleNars, byteCount(s.StaleBytes))
+		printf(out, "%s%d narinfos and %d files of nars, %s, removed because no longer exported\n", would, s.StaleNarinfos, s.StaleNars, byteCount(s.StaleBytes))
 	default:
-		printf(out, "%d narinfos and %d nars, %s, are no longer exported and were left: --delete removes them\n", s.StaleNarinfos, s.StaleNars, byteCount(s.StaleBytes))
+		printf(out, "%d narinfos and %d files of nars, %s, are no longer exported and were left: --delete removes them\n", s.StaleNarinfos, s.StaleNars, byteCount(s.StaleBytes))
 	}
 }

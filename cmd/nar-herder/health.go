@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"nar-herder/httpapi"
 	"nar-herder/internal/disk"
 	"nar-herder/storage/index"
@@ -114,4 +116,14 @@ func damageWarnings(x *index.Index) []string {
 		return nil
 	}
 	return []string{fmt.Sprintf("the database is damaged: requests for some narinfos fail, the last at %s: run 'nar-herder check'", last.UTC().Format(time.RFC3339))}
+}
+
+// damageMetric counts damage in the index.
+func damageMetric(x *index.Index) prometheus.Collector {
+	return prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "narherder_index_damaged_texts_total", Help: "Failed reads of narinfos that are damaged in the index.",
+	}, func() float64 {
+		count, _ := x.Damages()
+		return float64(count)
+	})
 }

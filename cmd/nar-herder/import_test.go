@@ -45,7 +45,7 @@ func TestEndToEnd(t *testing.T) {
 	if got := get(t, address, "/nar/lzip/"+greeting); got.body != read(t, testdata, "published/nar/lzip", greeting) {
 		t.Errorf("nar: %s", got.Status)
 	}
-	if out := succeed(t, p.args("import", source)...); out != fmt.Sprintf("%d known; 0 B of nars came into the storage\n", items) {
+	if out := succeed(t, p.args("import", source)...); out != fmt.Sprintf("%d known; 0 B of nars added to the storage\n", items) {
 		t.Errorf("import again: %q", out)
 	}
 

@@ -93,7 +93,7 @@ func (l *itemList) read(ctx context.Context, from io.Reader, failed func(what st
 			}
 			switch {
 			case cut:
-				faults = append(faults, fault{number, fmt.Errorf("longer than %d bytes", longestLine)})
+				faults = append(faults, fault{number, fmt.Errorf("it is longer than %d bytes", longestLine)})
 			case line == "" || line[0] == '#':
 			default:
 				if err := read.add(line); err != nil {

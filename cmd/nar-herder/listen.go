@@ -23,7 +23,7 @@ func listen(ctx context.Context, host string, port portValue) (listeners []net.L
 	}()
 	given, err := activation.Listeners()
 	if err != nil {
-		return nil, fmt.Errorf("take the sockets that systemd passed: %w", err)
+		return nil, fmt.Errorf("get the sockets that systemd passed: %w", err)
 	}
 	for _, listener := range given {
 		if listener == nil {

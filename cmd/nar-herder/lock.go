@@ -36,8 +36,7 @@ func (o *opened) lockDirectory(option, name string) error {
 	return o.lock(option+name, filepath.Join(name, bytestore.OwnerName))
 }
 
-// lockServer locks a database, which only one server may use, and no server beside some
-// commands.
+// lockServer locks a database for a server, or for a command that must not run beside one.
 func lockServer(database string, log *slog.Logger) (*owner.Lock, error) {
 	lock, err := owner.NewDatabaseLock(database)
 	var used *owner.InUseError

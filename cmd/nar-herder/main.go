@@ -69,7 +69,7 @@ type streams struct {
 const (
 	// statusFailed means that something is wrong, or that some of the work failed.
 	statusFailed statusError = 1
-	// statusUnknown means that the command could not find out what it was asked.
+	// statusUnknown means that the command could not determine its answer.
 	statusUnknown statusError = 2
 	// statusUsage is EX_USAGE of sysexits.h: the arguments are wrong, and trying again is
 	// useless.

@@ -68,6 +68,6 @@ func (c *serverCommand) newFetcher(store *opened, peers peer.Peers, source *pass
 		All: c.MirrorNars == "all", AtOnce: int(c.MirrorFetchers), Bandwidth: max(int64(c.MirrorBandwidth), 0),
 		Limit: int64(c.StorageLimit), Decode: decodeNar, Log: log,
 		Passing: source,
-		Spool:   c.Database + ".spool", // for a bucket, which shows no unfinished files
+		Spool:   c.Database + ".spool", // downloads for a bucket, which has no partial files
 	})
 }

@@ -27,6 +27,6 @@ func (c *mirrorAcceptLossCommand) Run(ctx context.Context, s *streams) (err erro
 	if err := mirror.Accept(ctx, store.index, time.Now()); err != nil {
 		return err
 	}
-	fmt.Fprintln(s.out, "the mirror follows its source for the next hour, whatever that has lost")
+	fmt.Fprintln(s.out, "the mirror follows its source for the next hour, regardless of losses")
 	return nil
 }

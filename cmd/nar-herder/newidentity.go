@@ -30,6 +30,6 @@ func (c *newIdentityCommand) Run(ctx context.Context, s *streams) (err error) {
 	if err := store.index.NewInstance(ctx); err != nil {
 		return err
 	}
-	printf(s.out, "database %s now belongs to instance %s; before, to %s\n", c.Database, store.Instance(), before)
+	printf(s.out, "database %s now has the id %s; before, it had %s\n", c.Database, store.Instance(), before)
 	return nil
 }

@@ -63,7 +63,7 @@ func (c *serverCommand) instances(ctx context.Context, store *opened, log *slog.
 	}
 	for _, u := range dependencies {
 		if !containsURL(urls, u) {
-			log.Info("earlier removals depend on this instance: it is asked for their nars", "instance", peer.Name(u))
+			log.Info("asking this instance for nars too: earlier removals depend on it", "instance", peer.Name(u))
 			urls = append(urls, u)
 		}
 	}
@@ -81,7 +81,7 @@ func (c *serverCommand) checkMinimumFree() error {
 	}
 	_, size, err := disk.Room(c.Storage)
 	if err == nil && int64(c.StorageMinimumFreeSpace) >= size {
-		return fmt.Errorf("--storage-minimum-free-space=%d: the file system of --storage=%s has only %d bytes: give a smaller number, or is its disk not mounted?", c.StorageMinimumFreeSpace, c.Storage, size)
+		return fmt.Errorf("--storage-minimum-free-space=%d: the file system of --storage=%s has only %d bytes in all: give a smaller number, or is its disk not mounted?", c.StorageMinimumFreeSpace, c.Storage, size)
 	}
 	return nil // opening a missing storage fails later
 }

@@ -55,7 +55,7 @@ type removed struct {
 
 func (c *removeCommand) Run(ctx context.Context, s *streams) (err error) {
 	if c.Force && !c.Now {
-		return usagef("--force: pinned items can't be withdrawn: unpin them, or use --now")
+		return usagef("--force needs --now: pinned items can't be withdrawn, unless you unpin them")
 	}
 	if len(c.Items) == 0 && len(c.Tag) == 0 {
 		return usagef("remove: no <store-path> is named: name items, or give --tag=KEY=VALUE, or - to read a list from standard input")
@@ -141,7 +141,7 @@ func (c *removeCommand) report(out io.Writer, summary *removed, r storage.Remova
 	switch {
 	case c.JSON:
 	case before:
-		printf(out, "%s was already withdrawn at %s\n", r.StorePath, r.WithdrawnAt.Format(time.RFC3339))
+		printf(out, "%s was withdrawn before, at %s\n", r.StorePath, r.WithdrawnAt.Format(time.RFC3339))
 	case c.DryRun && c.Now:
 		printf(out, "would remove %s, %s of nars\n", r.StorePath, byteCount(r.Bytes))
 	case c.DryRun:
@@ -178,9 +178,9 @@ func (c *removeCommand) finish(ctx context.Context, out io.Writer, store *opened
 	if c.JSON {
 		return json.NewEncoder(redact.JSON{W: out}).Encode(summary)
 	}
-	would, will, is := "", "are", "is"
+	would, will := "", "are"
 	if c.DryRun {
-		would, will, is = "would be ", "would be", "would be"
+		would, will = "would be ", "would be"
 	}
 	printf(out, "%s %s%s, %s", countOf(summary.Items, "item"), would, c.verb(), byteCount(summary.Bytes))
 	switch {
@@ -192,11 +192,11 @@ func (c *removeCommand) finish(ctx context.Context, out io.Writer, store *opened
 		fmt.Fprintln(out, " of nars")
 	}
 	if count > 0 {
+		refer := "items refer"
 		if count == 1 {
-			printf(out, "1 remaining item refers to what %s removed:\n", is)
-		} else {
-			printf(out, "%d remaining items refer to what %s removed:\n", count, is)
+			refer = "item refers"
 		}
+		printf(out, "%d remaining %s to them:\n", count, refer)
 		for _, path := range summary.BrokenItems {
 			printf(out, "  %s\n", path)
 		}

@@ -167,7 +167,7 @@ func TestRemoveDryRun(t *testing.T) {
 			}
 			for _, change := range [][2]string{
 				{"would remove ", "removed "}, {"would withdraw ", "withdrew "}, {"would be removed", "removed"}, {"would be withdrawn", "withdrawn"},
-				{"would be freed", "are freed"}, {"what would be gone", "what is gone"}, {`"dry_run":true`, `"dry_run":false`},
+				{"would be freed", "are freed"}, {`"dry_run":true`, `"dry_run":false`},
 			} {
 				would = strings.ReplaceAll(would, change[0], change[1])
 			}
@@ -208,7 +208,7 @@ func TestRemoveWays(t *testing.T) {
 		t.Errorf("stdout: %s", r.out)
 	}
 	// greet and profile stay, and refer to what is gone.
-	if _, after, _ := strings.Cut(r.out, "2 items that stay refer to what is gone:\n"); len(lines(after)) != 2 || !strings.Contains(after, greet) || !strings.Contains(after, profile) {
+	if _, after, _ := strings.Cut(r.out, "2 remaining items refer to them:\n"); len(lines(after)) != 2 || !strings.Contains(after, greet) || !strings.Contains(after, profile) {
 		t.Errorf("stdout: %s", r.out)
 	}
 	p.wantListed(t, deepTree, entropy, gofmtBin, gosrc, libgreet, empty)
@@ -240,7 +240,7 @@ func TestRemoveMany(t *testing.T) {
 	}
 	p.imports(t, source)
 	out := succeed(t, p.args("remove", "--now", "--dry-run", base(0))...)
-	if !strings.Contains(out, "\n174 items that stay refer to what would be gone:\n") || !strings.HasSuffix(out, "\n  and 164 more\n") || strings.Count(out, "\n  /gnu/store/") != 10 {
+	if !strings.Contains(out, "\n174 remaining items refer to them:\n") || !strings.HasSuffix(out, "\n  and 164 more\n") || strings.Count(out, "\n  /gnu/store/") != 10 {
 		t.Errorf("%s", out)
 	}
 	var list strings.Builder
@@ -297,7 +297,7 @@ func TestPinCommands(t *testing.T) {
 		t.Errorf("remove: %+v", r)
 	}
 	p.wantListed(t, profile)
-	if out := succeed(t, p.args("remove", "--now", "--force", libgreet)...); !strings.Contains(out, "1 item that stays refers to what is gone:\n  /gnu/store/"+greet+"\n") {
+	if out := succeed(t, p.args("remove", "--now", "--force", libgreet)...); !strings.Contains(out, "1 remaining item refers to them:\n  /gnu/store/"+greet+"\n") {
 		t.Errorf("remove --force: %s", out)
 	}
 	if out := succeed(t, "pins", database); !strings.Contains(out, ", 2 items, ") || !strings.Contains(out, "1 without a narinfo") {
@@ -376,7 +376,7 @@ func TestWithdrawn(t *testing.T) {
 	// One comes back by an import, one by a pin on what needs it, and one goes at
 	// once.
 	p.imports(t, published(deepTree))
-	if out := succeed(t, "pin", database, greet); !strings.Contains(out, "1 item that it needs, and that had been withdrawn, will not be removed") {
+	if out := succeed(t, "pin", database, greet); !strings.Contains(out, "restored 1 item that it refers to") {
 		t.Errorf("pin: %s", out)
 	}
 	until(t, "clients are told of it again", func() bool {

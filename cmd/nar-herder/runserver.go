@@ -66,7 +66,7 @@ type serverCommand struct {
 
 	TrustedProxies []proxiesValue `sep:"none" default:"127.0.0.0/8,::1,unix" placeholder:"ADDRESS[,ADDRESS]" help:"Proxies that may name the client in X-Forwarded-For, for the log and for limits: addresses, networks, unix for a socket in the file system, or none. May be repeated (default: ${default})."`
 
-	MaxConnections           *positiveValue `placeholder:"N" help:"Maximum number of open connections. A new one closes the longest idle one (default: a third of the limit of open files, at most 16384)."`
+	MaxConnections           *positiveValue `placeholder:"N" help:"Maximum number of open connections. At the limit, a new one closes the one that is idle longest (default: a third of the limit of open files, at most 16384)."`
 	MaxConnectionsPerAddress *positiveValue `placeholder:"N" help:"Maximum number of connections of one client address or IPv6 /64 network. Trusted proxies and unix sockets are exempt (default: a quarter of --max-connections)."`
 
 	controlOptions `embed:""`
@@ -93,7 +93,7 @@ func (c *serverCommand) validate() error {
 		return err
 	}
 	if c.StorageCheckInterval <= 0 {
-		return errors.New("--storage-check-interval=0s: want at least a second")
+		return errors.New("--storage-check-interval=0s: want at least 1s")
 	}
 	if c.MirrorBandwidth == 0 {
 		return errors.New("--mirror-bandwidth=0: no nar could be fetched: give a number of bytes, or none")
@@ -159,7 +159,7 @@ func (c *serverCommand) run(ctx context.Context, effect inEffect, running *tasks
 	return running.Wait()
 }
 
-// serverConfig is what the options amount to that need more than parsing.
+// serverConfig holds the values of options that need more than parsing.
 type serverConfig struct {
 	effect       inEffect
 	signingKey   []byte
@@ -167,8 +167,8 @@ type serverConfig struct {
 	cached       cached.Options
 }
 
-// configure reads the files that options name, and refuses values that can't work before
-// anything is changed.
+// configure reads the files that options name, and returns errors of values before anything is
+// changed.
 func (c *serverCommand) configure(ctx context.Context, effect inEffect, log *slog.Logger) (*serverConfig, error) {
 	key, err := readSigningKey(c.SigningKey)
 	if err != nil {
@@ -185,7 +185,7 @@ func (c *serverCommand) configure(ctx context.Context, effect inEffect, log *slo
 	for _, warning := range effect.warnings {
 		log.Warn(warning)
 	}
-	// A dump that is named as the database by mistake must not be converted.
+	// Check this before the conversion of the database: --database may name a dump by mistake.
 	if err := dump.CheckPath(ctx, c.path(c.Database), c.Database); err != nil {
 		return nil, fmt.Errorf("--database-dump: %w", err)
 	}

@@ -26,8 +26,7 @@ type sockets struct {
 
 	public   []net.Listener
 	starting *httpapi.Starting
-	// endStarting returns when starting no longer accepts connections. It may be called
-	// again.
+	// endStarting stops starting. It may be called again.
 	endStarting func()
 
 	private []net.Listener
@@ -79,8 +78,8 @@ func (s *sockets) close() {
 	}
 }
 
-// answer starts to answer: the control listener until closeControl, and the public ones
-// until endStarting.
+// answer starts answering requests: private ones until closeControl, and public ones until
+// endStarting.
 func (s *sockets) answer(ctx context.Context, c *serverCommand) {
 	if len(s.private) > 0 {
 		s.control = httpapi.ServeControl(c.ControlHost, s.log, s.private...)
@@ -105,7 +104,7 @@ func (s *sockets) answer(ctx context.Context, c *serverCommand) {
 // whileStarting runs f. Meanwhile requests get 503, and /health the state.
 func (s *sockets) whileStarting(ctx context.Context, state func() any, f func(context.Context) error) error {
 	for _, listener := range s.public {
-		s.log.Info("starting; requests get 503 until then", "address", listener.Addr().String())
+		s.log.Info("starting; requests get 503 until the server is ready", "address", listener.Addr().String())
 	}
 	if s.control != nil {
 		s.control.Starting(state)
@@ -117,7 +116,7 @@ func (s *sockets) whileStarting(ctx context.Context, state func() any, f func(co
 	return f(ctx)
 }
 
-// serve lets the server answer until the context ends.
+// serve hands the sockets to the server, which answers until the context ends.
 func (s *sockets) serve(ctx context.Context, parts *subsystems, running *tasks) {
 	if s.control != nil {
 		s.control.Attach(parts.server)

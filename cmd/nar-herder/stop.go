@@ -80,7 +80,7 @@ func untilStopped(ctx context.Context, log *slog.Logger, running *tasks, serve f
 		}
 		return err
 	case <-overdue:
-		log.Warn("stopped without waiting any longer for what is still running; the next start finishes it", "running", strings.Join(running.names(), ", "))
+		log.Warn("stopped without waiting for tasks that are still running; the next start resumes them", "running", strings.Join(running.names(), ", "))
 		return nil
 	}
 }

@@ -65,8 +65,8 @@ func (s *subsystems) open(ctx context.Context, c *serverCommand, config *serverC
 	return nil
 }
 
-// build makes the subsystems. Each depends only on those before it, but for the number of
-// requests that the server has answered, which the remover asks for later.
+// build makes the subsystems. Each depends only on those before it, except that the remover
+// later asks the server how many requests it has answered.
 func (s *subsystems) build(ctx context.Context, c *serverCommand, config *serverConfig, starting *httpapi.Starting, log *slog.Logger) (err error) {
 	store := s.store
 	s.uses = uses.New(store.index, log)
@@ -107,8 +107,8 @@ func (s *subsystems) build(ctx context.Context, c *serverCommand, config *server
 	return err
 }
 
-// record writes to the database what other commands read there: the limits of the storage,
-// and since when uses are counted. On a full disk, that is left to the watch of the room.
+// record writes the limits of the storage, and since when uses are counted, to the database for
+// other commands. On a full disk, the watch of the room retries that.
 func (s *subsystems) record(ctx context.Context, c *serverCommand, log *slog.Logger) error {
 	record := func(ctx context.Context) error {
 		return cmp.Or(
@@ -126,7 +126,7 @@ func (s *subsystems) record(ctx context.Context, c *serverCommand, log *slog.Log
 	return nil
 }
 
-// httpOptions are the options of the server, which answers from the other subsystems.
+// httpOptions returns the options of the HTTP server, which serves the other subsystems.
 func (s *subsystems) httpOptions(c *serverCommand, config *serverConfig, starting *httpapi.Starting, log *slog.Logger) httpapi.Options {
 	options := httpapi.Options{
 		Identity: s.store, ReliesOn: s.reliesOn(c),
@@ -167,7 +167,7 @@ func (s *subsystems) httpOptions(c *serverCommand, config *serverConfig, startin
 	return options
 }
 
-// collectors are the metrics of the subsystems.
+// collectors returns the metrics of the subsystems.
 func (s *subsystems) collectors() []prometheus.Collector {
 	all := []prometheus.Collector{s.room, damageMetric(s.store.index), s.unstored.metric(), s.dumps}
 	if s.passing != nil {
@@ -222,7 +222,7 @@ func (s *subsystems) start(ctx context.Context, running *tasks) {
 	}
 }
 
-// finish ends what outlasts the answering of requests.
+// finish writes the last uses and stops downloads, after the last request was answered.
 func (s *subsystems) finish(running *tasks) {
 	running.Go("writing down uses", func() error {
 		s.uses.Close()
@@ -236,7 +236,7 @@ func (s *subsystems) finish(running *tasks) {
 	}
 }
 
-// close closes the subsystems that have been opened, once none of them runs.
+// close closes the subsystems after their tasks have ended.
 func (s *subsystems) close(running *tasks) (err error) {
 	if s.changes != nil {
 		err = s.changes.Close()

@@ -68,7 +68,7 @@ func printUnits(w io.Writer, all units) error {
 		text += "               m is a month in --ttl, --new-ttl, --negative-ttl and\n               --cached-compression-..., and invalid elsewhere\n"
 	}
 	if all&sizes != 0 {
-		text += "  sizes        bytes; K, M, G, T, P or KiB, MiB, GiB, TiB, PiB (powers of 1024);\n               KB, MB, GB, TB, PB (powers of 1000); or none. Numbers below 65536\n               need a unit, such as B\n"
+		text += "  sizes        bytes; K, M, G, T, P or KiB, MiB, GiB, TiB, PiB (powers of\n               1024); KB, MB, GB, TB, PB (powers of 1000); or none. Numbers\n               below 65536 need a unit, such as B\n"
 	}
 	_, err := fmt.Fprint(w, text)
 	return err
