@@ -11,11 +11,11 @@ import (
 	"nar-herder/narinfo"
 )
 
-// maxHead is the most bytes of an answer beside its list.
+// maxHead bounds the bytes of an answer besides its list.
 const maxHead = 64 << 10
 
-// answer reads JSON as it comes, and holds one value at a time: decoded at once, an
-// answer can take a hundred times its length.
+// answer decodes JSON as a stream, one value at a time: decoded as a whole, an answer can
+// need a hundred times its length.
 type answer struct {
 	from    *allowance
 	decoder *json.Decoder
@@ -26,9 +26,8 @@ func newAnswer(from io.Reader) *answer {
 	return &answer{allowed, json.NewDecoder(allowed)}
 }
 
-// object reads an object that has a list under a key. It calls element for each
-// element, which must read it, and decodes the other fields into head; nil drops
-// them.
+// object reads an object with a list under a key. It calls element, which must read an
+// element, for each one, and decodes the other fields into head unless that is nil.
 func (a *answer) object(list string, head any, element func() error) error {
 	if err := a.delimiter('{'); err != nil {
 		return err
@@ -48,7 +47,7 @@ func (a *answer) object(list string, head any, element func() error) error {
 			}
 			found = true
 			continue
-		case strings.EqualFold(key, list): // which the decoder takes for the same
+		case strings.EqualFold(key, list): // the decoder ignores case
 			return fmt.Errorf("%w: it has two lists", ErrAnswer)
 		}
 		var value json.RawMessage
@@ -103,7 +102,7 @@ func (a *answer) elements(element func() error) error {
 	return a.delimiter(']')
 }
 
-// value decodes a value of that many bytes or fewer.
+// value decodes a value of up to that many bytes.
 func (a *answer) value(to any, most int) error {
 	a.from.grant(most)
 	return asAnswer(a.decoder.Decode(to))
@@ -123,7 +122,7 @@ func (a *answer) delimiter(want json.Delim) error {
 	return asAnswer(err)
 }
 
-// readStored reads the answer to a question about that many items.
+// readStored reads the answer to a query for that many items.
 func readStored(body []byte, items int) (StoredReply, error) {
 	var reply StoredReply
 	a := newAnswer(bytes.NewReader(body))
@@ -144,7 +143,7 @@ func readStored(body []byte, items int) (StoredReply, error) {
 	return reply, err
 }
 
-// asAnswer makes an error of the decoder one of the answer.
+// asAnswer marks an error of the decoder as [ErrAnswer].
 func asAnswer(err error) error {
 	var syntax *json.SyntaxError
 	var kind *json.UnmarshalTypeError
@@ -157,8 +156,8 @@ func asAnswer(err error) error {
 	return err
 }
 
-// allowance ends a reading that takes more than was granted. What a decoder has
-// buffered doesn't count.
+// allowance is a reader that fails after the granted number of bytes. Bytes that a decoder
+// has buffered don't count.
 type allowance struct {
 	r          io.Reader
 	most, left int

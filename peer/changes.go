@@ -19,27 +19,26 @@ import (
 	"nar-herder/narinfo"
 )
 
-// How an instance tells of changes. The original knows the first path alone, and
-// there the query parameter [SinceKey] alone; it believes that of spec 3:
+// How an instance publishes its changes. The original knows ChangesPath with the query
+// parameter [SinceKey] only, and probably answers
 //
 //	{"recent_changes": [{"datetime", "change", "data"}, …]}
 //
-// with the changes of that datetime or later, the oldest first. This program also
-// numbers changes without gaps and answers [AfterKey] with a [ChangesReply], and
-// StreamPath with a stream of them as server-sent events
-// (https://html.spec.whatwg.org/multipage/server-sent-events.html) that doesn't
-// end: the log's state at first and every [StreamPulse], in an event
-// [StateEvent], and each change as it comes, in an event [ChangeEvent].
+// with the changes of that datetime or later, the oldest first. This program also numbers
+// its changes. It answers [AfterKey] with a [ChangesReply], and StreamPath with an endless
+// stream of server-sent events
+// (https://html.spec.whatwg.org/multipage/server-sent-events.html): a [StateEvent] with the
+// state of the log at first and every [StreamPulse], and a [ChangeEvent] for each change.
 const (
 	ChangesPath = "/recent-changes"
 	StreamPath  = "/recent-changes/stream"
 	// SinceKey has a datetime.
 	SinceKey = "since"
-	// AfterKey has the number of the last change that is known, and InstanceKey
-	// the name of the instance that gave it that number.
+	// AfterKey has the number of the last known change, and InstanceKey the name of the
+	// instance that numbered it.
 	AfterKey    = "after"
 	InstanceKey = "instance"
-	// MarkKey has the mark of that change, if it is known.
+	// MarkKey has the mark of that change, if known.
 	MarkKey = "mark"
 
 	StateEvent  = "state"
@@ -55,20 +54,19 @@ const (
 
 // Change is one of the recent changes.
 type Change struct {
-	// Datetime is when it was made where it was made first, in UTC, as
-	// [time.DateTime] has it.
+	// Datetime is when the first instance made it, in UTC, in the format [time.DateTime].
 	Datetime string `json:"datetime"`
 	Change   string `json:"change"`
 	Data     string `json:"data"`
-	// ID is its number; 0 from the original, which has none of what follows.
+	// ID is its number; 0 from the original, which has none of the fields below.
 	ID int64 `json:"id,omitempty"`
-	// Previous is up to where all was told before: the number asked for, or that
-	// of the change or state before. So none can get lost on its way unnoticed.
+	// Previous is the number of the change or state before, or the number in the request,
+	// so that a lost change is noticed.
 	Previous int64 `json:"previous,omitempty"`
-	// Mark is what tells the change from another with the same number, as there
-	// is after a backup was put back.
+	// Mark differs between two changes with the same number, which exist after a backup
+	// was restored.
 	Mark string `json:"mark,omitempty"`
-	// Sum tells whether it has come as it was sent; see [Change.Seal].
+	// Sum shows damage, see [Change.Seal].
 	Sum string `json:"sum,omitempty"`
 }
 
@@ -77,7 +75,7 @@ func (c *Change) Size() int {
 	return len(c.Datetime) + len(c.Change) + len(c.Data) + len(c.Mark) + len(c.Sum)
 }
 
-// Seal sets the sum of a change that the instance tells.
+// Seal sets the sum of a change that the instance sends.
 func (c *Change) Seal(instance string) { c.Sum = c.sum(instance) }
 
 func (c *Change) sum(instance string) string {
@@ -86,8 +84,8 @@ func (c *Change) sum(instance string) string {
 
 func number(n int64) string { return strconv.FormatInt(n, 10) }
 
-// sum is a digest of words. TCP's own is too weak for what is kept for years,
-// and proxies and disks are between.
+// sum is a digest of words. The checksum of TCP is too weak for data that is kept for years,
+// and doesn't cover proxies and disks.
 func sum(words ...string) string {
 	digest := sha256.New()
 	for _, word := range words {
@@ -98,17 +96,17 @@ func sum(words ...string) string {
 
 // LogState is the state of an instance's log of changes.
 type LogState struct {
-	// Instance is the random name of the instance, whose numbers these are.
+	// Instance is the random name of the instance that numbers the changes.
 	Instance string `json:"instance"`
-	// First is the oldest change that is still told, and Last the newest that
-	// there has been; up to Position all has been told.
+	// First is the oldest change in the log, and Last the newest. All changes up to
+	// Position have been sent.
 	First    int64 `json:"first"`
 	Last     int64 `json:"last"`
 	Position int64 `json:"position"`
 	// Previous and Mark are as in [Change], of the Position.
 	Previous int64  `json:"previous"`
 	Mark     string `json:"mark"`
-	// Chain are the instances that this one mirrors, itself or through others.
+	// Chain has the instances that this one mirrors, directly or through others.
 	Chain []string `json:"chain,omitempty"`
 	Sum   string   `json:"sum"`
 }
@@ -120,51 +118,47 @@ func (s *LogState) sum() string {
 	return sum(append([]string{s.Instance, number(s.First), number(s.Last), number(s.Position), number(s.Previous), s.Mark}, s.Chain...)...)
 }
 
-// ChangesReply answers AfterKey. Its state is that behind the changes. With More,
-// there are others behind Position.
+// ChangesReply answers AfterKey. Its state is that after the changes. With More, there are
+// others after Position.
 type ChangesReply struct {
 	LogState
 	More    bool     `json:"more"`
 	Changes []Change `json:"recent_changes"`
 }
 
-// LostError says that the changes that were asked for can't be told: the
-// instance is another than the one that gave the number, or they have left its
-// log, or it has not come to that number yet, or has another change with it, so that
-// it has gone back in time.
+// LostError reports that the requested changes are not available: another instance has
+// numbered them, or they have left the log, or the instance has gone back in time and has no
+// change with that number, or another one.
 type LostError struct{ LogState }
 
 func (e *LostError) Error() string {
 	return fmt.Sprintf("its log of changes goes from %d to %d in instance %s", e.First, e.Last, e.Instance)
 }
 
-// AsLost returns the [*LostError] that an error is; nil when it is none.
+// AsLost returns the [*LostError] in an error; nil if there is none.
 func AsLost(err error) *LostError {
 	var lost *LostError
 	errors.As(err, &lost)
 	return lost
 }
 
-// ErrNoLog says that the instance has no log with numbers: it is the original, or
-// an older version.
+// ErrNoLog reports an instance without numbered changes: the original, or an older version.
 var ErrNoLog = errors.New("it tells no changes by their numbers")
 
-// ErrSilent says that nothing came, where something should all the time.
+// ErrSilent reports that nothing came through a stream.
 var ErrSilent = errors.New("nothing comes")
 
-// ErrBusy says that the instance has no room for one more stream of its changes. It may
-// answer with pages of them.
+// ErrBusy reports that the instance allows no more streams. It may still send pages.
 var ErrBusy = errors.New("too many follow its changes already")
 
-// ErrDamaged says that an answer has not come as it was sent.
+// ErrDamaged reports an answer that differs from what was sent.
 var ErrDamaged = errors.New("it was damaged on its way")
 
 const (
-	// maxChange is how long a change can be: a narinfo, each byte of which may
-	// have been escaped.
+	// maxChange is the length of the longest change: a narinfo, each byte escaped.
 	maxChange = 6*narinfo.MaxSize + 4096
-	// streamSilence is for how long a stream can be silent: then the connection
-	// is gone, or something on the way holds events back.
+	// streamSilence is how long a stream may be silent. After that the connection is
+	// broken, or a proxy buffers the events.
 	streamSilence = 3 * StreamPulse
 )
 
@@ -173,16 +167,16 @@ type Stream struct {
 	body  io.ReadCloser
 	lines *bufio.Reader
 	state LogState
-	told  int64 // up to where all has been told
-	err   error // of all calls from the first that failed on
+	sent  int64 // the last number
+	err   error // the first error
 }
 
-// Known is up to where the changes of an instance are known.
+// Known is the last known change of an instance.
 type Known struct {
-	// Instance is whose changes they are; "" for any.
+	// Instance is the one that numbers the changes; "" for any.
 	Instance string
 	Position int64
-	// Mark is that of the change at the position; "" when it is not known.
+	// Mark is that of the change at the position; "" if unknown.
 	Mark string
 }
 
@@ -197,9 +191,8 @@ func (k Known) query() string {
 	return query.Encode()
 }
 
-// Changes opens the stream of changes behind those that are known. The error is [ErrNoLog],
-// [ErrBusy], a [*LostError], or another when none of that is known. The stream is the caller's
-// to close.
+// Changes opens the stream of changes after the known ones. The error is [ErrNoLog],
+// [ErrBusy], a [*LostError], or another. The caller closes the stream.
 func (p *Peer) Changes(ctx context.Context, known Known) (*Stream, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	response, err := p.send(ctx, StreamPath+"?"+known.query())
@@ -208,13 +201,13 @@ func (p *Peer) Changes(ctx context.Context, known Known) (*Stream, error) {
 		var slow net.Error
 		var dial *net.OpError
 		if errors.As(err, &slow) && slow.Timeout() && !(errors.As(err, &dial) && dial.Op == "dial") {
-			err = fmt.Errorf("%w: %w", ErrSilent, err) // something holds the head back
+			err = fmt.Errorf("%w: %w", ErrSilent, err) // a proxy buffers the header
 		}
 		return nil, fmt.Errorf("follow the changes of %s: %w", p, err)
 	}
 	body := newBody(response.Body, -1, p.silence(), cancel, p.name)
 	body.least = 1 // between changes, only the pulse comes
-	stream := &Stream{body: body, lines: bufio.NewReaderSize(body, 64<<10), told: known.Position}
+	stream := &Stream{body: body, lines: bufio.NewReaderSize(body, 64<<10), sent: known.Position}
 	if err := stream.begin(response); err != nil {
 		if cause := context.Cause(ctx); cause != nil {
 			err = cause
@@ -232,7 +225,7 @@ func (p *Peer) silence() time.Duration {
 	return streamSilence
 }
 
-// send sends a request whose answer is not read here.
+// send sends a request for an answer that no cache may give.
 func (p *Peer) send(ctx context.Context, path string) (*http.Response, error) {
 	request, err := p.NewRequest(ctx, http.MethodGet, path)
 	if err != nil {
@@ -242,7 +235,7 @@ func (p *Peer) send(ctx context.Context, path string) (*http.Response, error) {
 	return p.Do(request)
 }
 
-// begin looks at the head of the answer and reads the first event.
+// begin checks the header of the answer and reads the first event.
 func (s *Stream) begin(response *http.Response) error {
 	switch response.StatusCode {
 	case http.StatusOK:
@@ -265,11 +258,11 @@ func (s *Stream) begin(response *http.Response) error {
 	return err
 }
 
-// State is what the instance has told last of its log.
+// State returns the last state of the log that the instance has sent.
 func (s *Stream) State() LogState { return s.state }
 
-// Next waits for the next change. It returns nil when there is a new State
-// instead. After an error the stream is of no more use, and Next returns the same.
+// Next waits for the next change. It returns nil for a new State. After an error, it returns
+// the same error.
 func (s *Stream) Next() (*Change, error) {
 	if s.err != nil {
 		return nil, s.err
@@ -311,10 +304,10 @@ func (s *Stream) next() (*Change, error) {
 			if state.Sum != state.sum() {
 				return nil, fmt.Errorf("the state of its log: %w", ErrDamaged)
 			}
-			if state.Previous != s.told || state.Position < s.told {
-				return nil, fmt.Errorf("%w: its state is of %d, behind %d, where %d had been told", ErrAnswer, state.Position, state.Previous, s.told)
+			if state.Previous != s.sent || state.Position < s.sent {
+				return nil, fmt.Errorf("%w: its state is of %d, after %d, want %d", ErrAnswer, state.Position, state.Previous, s.sent)
 			}
-			s.state, s.told = state, state.Position
+			s.state, s.sent = state, state.Position
 			return nil, nil
 		case ChangeEvent:
 			change := new(Change)
@@ -324,22 +317,21 @@ func (s *Stream) next() (*Change, error) {
 			if change.Sum != change.sum(s.state.Instance) {
 				return nil, fmt.Errorf("change %d: %w", change.ID, ErrDamaged)
 			}
-			if change.Previous != s.told || change.ID <= s.told {
-				return nil, fmt.Errorf("%w: change %d comes behind %d, where %d had been told", ErrAnswer, change.ID, change.Previous, s.told)
+			if change.Previous != s.sent || change.ID <= s.sent {
+				return nil, fmt.Errorf("%w: change %d comes after %d, want %d", ErrAnswer, change.ID, change.Previous, s.sent)
 			}
-			s.told = change.ID
+			s.sent = change.ID
 			return change, nil
 		}
-		// Of a kind that is to come, or one that was damaged, which the next
-		// that is known will tell.
+		// Of a later version, or damaged, which the next known event shows.
 		kind, data = "", nil
 	}
 }
 
-// Buffered says whether the next event has come, at least in part.
+// Buffered reports whether part of the next event has come.
 func (s *Stream) Buffered() bool { return s.lines.Buffered() > 0 }
 
-// line reads a line, which is good until the next.
+// line reads a line, which is valid until the next call.
 func (s *Stream) line() ([]byte, error) {
 	var long []byte
 	for {

@@ -127,7 +127,7 @@ func FuzzStream(f *testing.F) {
 		f.Add([]byte(text))
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {
-		s := &Stream{body: io.NopCloser(nil), lines: bufio.NewReaderSize(bytes.NewReader(body), 64<<10), told: 1}
+		s := &Stream{body: io.NopCloser(nil), lines: bufio.NewReaderSize(bytes.NewReader(body), 64<<10), sent: 1}
 		told := int64(1)
 		for range len(body) + 1 {
 			change, err := s.Next()

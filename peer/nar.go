@@ -18,17 +18,17 @@ import (
 // RFC 9110, section 7.6.3.
 const ViaHeader = "Via"
 
-// ErrNoRange says that a peer sends a file as a whole or not at all.
+// ErrNoRange reports a peer that sends whole files only.
 var ErrNoRange = errors.New("it sends the whole where a part was asked for")
 
-// mostHops bounds the instances that a request is passed on by.
+// mostHops bounds the instances that forward a request.
 const mostHops = 8
 
-// pseudonym is how an instance names itself to others.
+// pseudonym returns the name of an instance in the header Via.
 func pseudonym(instance string) string { return "nar-herder-" + instance }
 
-// CanPass says whether a request that has come through others may be passed on
-// by the instance: not where it has been already, nor too far.
+// CanPass reports whether the instance may forward a request: it hasn't yet, and the request
+// has not come through too many others.
 func CanPass(via []string, instance string) bool {
 	hops := 0
 	for name := range instances(via) {
@@ -39,7 +39,7 @@ func CanPass(via []string, instance string) bool {
 	return true
 }
 
-// HasPassed says whether a request has come through another instance.
+// HasPassed reports whether a request has come through another instance.
 func HasPassed(via []string) bool {
 	for range instances(via) {
 		return true
@@ -47,7 +47,7 @@ func HasPassed(via []string) bool {
 	return false
 }
 
-// instances goes through the pseudonyms in the header Via that are not of proxies.
+// instances iterates over the pseudonyms of instances, not proxies, in the header Via.
 func instances(via []string) iter.Seq[string] {
 	return func(yield func(string) bool) {
 		for _, line := range via {
@@ -61,20 +61,18 @@ func instances(via []string) iter.Seq[string] {
 	}
 }
 
-// OpenFile opens an item's Nth file at the peer: length bytes from offset on, or
-// all that follow when length is negative. via is what the client's request came
-// through, nil for a request of our own. The error is [storage.ErrNotStored]
-// when the peer certainly does not have the file, and another when that is not
-// known. The reader is the caller's to close; it fails when the peer stops to
-// send, and gives what the peer gives: whether that is the nar, only its hash
-// can tell. size is that of the whole file, -1 when it is not known.
+// OpenFile opens an item's Nth file at the peer: length bytes from offset on, or all that
+// follow if length is negative. via is the header Via of the client's request, nil for a
+// request of our own. The error is [storage.ErrNotStored] if the peer certainly doesn't
+// have the file, and another if that is unknown. The caller closes the reader. Its bytes
+// are not verified. size is that of the whole file, -1 if unknown.
 func (p *Peer) OpenFile(ctx context.Context, item *storage.Item, n int, offset, length int64, via []string) (_ io.ReadCloser, size int64, err error) {
 	if item.FileName(n) == "" {
-		return nil, 0, storage.ErrNotStored // its URL is of some other place
+		return nil, 0, storage.ErrNotStored // its URL is not below the peer's
 	}
 	outer, begun := ctx, p.now()
 	defer func() {
-		p.settle(outer, &p.nars, begun, err)
+		p.record(outer, &p.nars, begun, err)
 		if err != nil && !errors.Is(err, storage.ErrNotStored) {
 			err = fmt.Errorf("fetch %s from %s: %w", item.FileName(n), p, err)
 		}
@@ -123,7 +121,7 @@ func (p *Peer) OpenFile(ctx context.Context, item *storage.Item, n int, offset, 
 	case partial && offset > 0:
 		return nil, 0, fmt.Errorf("%w: bytes from %d on were asked for", ErrNoRange, offset)
 	case partial:
-		want = size // of which the caller takes a part
+		want = size // the caller reads a part of it
 	}
 	if size >= 0 && response.ContentLength >= 0 && response.ContentLength != want {
 		return nil, 0, fmt.Errorf("%w: %d bytes are coming where %d belong", ErrAnswer, response.ContentLength, want)
@@ -139,18 +137,18 @@ func (p *Peer) OpenFile(ctx context.Context, item *storage.Item, n int, offset, 
 	return body, size, nil
 }
 
-// Locate returns the URL of an item's Nth file at the peer, after a look whether
-// it is there, or "" when clients can't be sent there as the peer's URL has a user or
-// password. sum is as of [SumOf]. Errors are as in [Peer.OpenFile].
+// Locate checks that an item's Nth file is at the peer and returns its URL, or "" if clients
+// can't be redirected because the peer's URL has a user or password. sum is as of [SumOf].
+// Errors are as in [Peer.OpenFile].
 func (p *Peer) Locate(ctx context.Context, item *storage.Item, n int, via []string) (_ string, sum [16]byte, err error) {
 	if item.FileName(n) == "" {
-		return "", sum, storage.ErrNotStored // its URL is of some other place
+		return "", sum, storage.ErrNotStored // its URL is not below the peer's
 	}
 	outer, begun := ctx, p.now()
-	// Whatever fails, as in OpenFile: an answer of 500 that took its time is one
-	// that the next client should not wait for either.
+	// Record every failure, as in OpenFile: the next client should not wait for a slow 500
+	// either.
 	defer func() {
-		p.settle(outer, &p.nars, begun, err)
+		p.record(outer, &p.nars, begun, err)
 		if err != nil && !errors.Is(err, storage.ErrNotStored) {
 			err = fmt.Errorf("look for %s at %s: %w", item.FileName(n), p, err)
 		}
@@ -207,8 +205,8 @@ func IsRangeOf(header string, offset, size int64) bool {
 	return total == "*" || err == nil && (size < 0 || n == size)
 }
 
-// Narinfo returns the narinfo that the instance has, with the lines that it adds at the
-// end, or [storage.ErrNotFound].
+// Narinfo returns the instance's narinfo, with the lines that it adds at the end, or
+// [storage.ErrNotFound].
 func (p *Peer) Narinfo(ctx context.Context, hash narinfo.PathHash) ([]byte, error) {
 	text, _, err := p.get(ctx, "/"+hash.String()+".narinfo", narinfo.MaxSize)
 	if errors.Is(err, errNotKnown) {

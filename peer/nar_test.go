@@ -192,7 +192,7 @@ func TestForeignURL(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := newPeer(t, serve(t, func(_ http.ResponseWriter, r *http.Request) { t.Errorf("%s was asked for", r.URL) }).URL, here())
-	p.settle(t.Context(), &p.nars, p.now(), errAny)
+	p.record(t.Context(), &p.nars, p.now(), errAny)
 	if _, _, err := p.OpenFile(t.Context(), item, 0, 0, -1, nil); !errors.Is(err, storage.ErrNotStored) {
 		t.Error(err)
 	}
@@ -420,7 +420,7 @@ func TestPeers(t *testing.T) {
 	self := here()
 	self.Now = func() time.Time { return now }
 	resting := newPeer(t, urls['y'], self)
-	resting.settle(t.Context(), &resting.nars, now.Add(-2*time.Second), errAny)
+	resting.record(t.Context(), &resting.nars, now.Add(-2*time.Second), errAny)
 	if _, _, err := (Peers{resting}).Locate(t.Context(), item, 0, nil); !errors.Is(err, errResting) {
 		t.Errorf("%v", err)
 	}

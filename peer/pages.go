@@ -13,16 +13,15 @@ import (
 )
 
 const (
-	// mostReply bounds a page of changes as it is sent, mostPage the changes in it,
-	// and pageBytes their texts: a server of this program ends a page after 200
-	// changes, or the narinfo that makes it 4 MiB.
+	// mostReply bounds the length of a page, mostPage the changes in it, and pageBytes
+	// their texts. A server of this program ends a page after 200 changes, or the narinfo
+	// that makes it 4 MiB.
 	mostReply = 64 << 20
 	mostPage  = 10_000
 	pageBytes = 8<<20 + narinfo.MaxSize
 )
 
-// ChangesAfter asks for a page of the changes that [Peer.Changes] has a stream of.
-// The errors are the same.
+// ChangesAfter requests a page of the changes of [Peer.Changes]. Its errors are the same.
 func (p *Peer) ChangesAfter(ctx context.Context, known Known) (reply *ChangesReply, err error) {
 	defer func() {
 		if err != nil {
@@ -48,10 +47,10 @@ func (p *Peer) ChangesAfter(ctx context.Context, known Known) (reply *ChangesRep
 	return readReply(io.LimitReader(response.Body, mostReply), known)
 }
 
-// readReply reads a page of the changes behind those that are known.
+// readReply reads a page of the changes after the known ones.
 func readReply(from io.Reader, known Known) (*ChangesReply, error) {
 	reply := new(ChangesReply)
-	told, size := known.Position, 0
+	sent, size := known.Position, 0
 	a := newAnswer(from)
 	err := a.object("recent_changes", reply, func() error {
 		var change Change
@@ -62,12 +61,12 @@ func readReply(from io.Reader, known Known) (*ChangesReply, error) {
 		switch {
 		case change.ID == 0:
 			return ErrNoLog
-		case change.Previous != told || change.ID <= told:
-			return fmt.Errorf("%w: change %d comes behind %d, where %d had been told", ErrAnswer, change.ID, change.Previous, told)
+		case change.Previous != sent || change.ID <= sent:
+			return fmt.Errorf("%w: change %d comes after %d, want %d", ErrAnswer, change.ID, change.Previous, sent)
 		case len(reply.Changes) == mostPage || size > pageBytes:
 			return fmt.Errorf("%w: a page of over %d changes or %d bytes", ErrAnswer, mostPage, pageBytes)
 		}
-		told = change.ID
+		sent = change.ID
 		reply.Changes = append(reply.Changes, change)
 		return nil
 	})
@@ -85,13 +84,13 @@ func readReply(from io.Reader, known Known) (*ChangesReply, error) {
 			return nil, fmt.Errorf("change %d: %w", change.ID, ErrDamaged)
 		}
 	}
-	if reply.Previous != told || reply.Position < told || reply.More && reply.Position == known.Position {
-		return nil, fmt.Errorf("%w: it is up to %d, behind %d, where %d had been told", ErrAnswer, reply.Position, reply.Previous, told)
+	if reply.Previous != sent || reply.Position < sent || reply.More && reply.Position == known.Position {
+		return nil, fmt.Errorf("%w: it is up to %d, after %d, want %d", ErrAnswer, reply.Position, reply.Previous, sent)
 	}
 	return reply, nil
 }
 
-// readLost reads what comes instead of changes.
+// readLost reads the answer that the changes are lost.
 func readLost(body io.Reader) error {
 	text, err := io.ReadAll(io.LimitReader(body, 4096))
 	if err != nil {
@@ -107,11 +106,10 @@ func readLost(body io.Reader) error {
 	return lost
 }
 
-// ChangesSince asks in the original's way for the changes of the given time, to the
-// second, and later, and calls tell for each, the oldest first. An error of tell
-// ends it and is returned. That all have come is only sure when there is no
-// error.
-func (p *Peer) ChangesSince(ctx context.Context, since time.Time, tell func(Change) error) (err error) {
+// ChangesSince requests, as the original does, the changes of the given second and later. It
+// calls f for each, the oldest first, and stops at the first error. All changes have come
+// only if there is no error.
+func (p *Peer) ChangesSince(ctx context.Context, since time.Time, f func(Change) error) (err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("ask %s for its changes: %w", p, err)
@@ -129,17 +127,17 @@ func (p *Peer) ChangesSince(ctx context.Context, since time.Time, tell func(Chan
 	if response.StatusCode != http.StatusOK {
 		return fmt.Errorf("it answers %s", response.Status)
 	}
-	return readChanges(body, tell)
+	return readChanges(body, f)
 }
 
-// readChanges reads the original's answer as it comes: it can be long.
-func readChanges(from io.Reader, tell func(Change) error) error {
+// readChanges reads the original's answer, which can be long, as a stream.
+func readChanges(from io.Reader, f func(Change) error) error {
 	a := newAnswer(from)
 	return a.object("recent_changes", nil, func() error {
 		var change Change
 		if err := a.value(&change, maxChange); err != nil {
 			return err
 		}
-		return tell(change)
+		return f(change)
 	})
 }

@@ -1,8 +1,7 @@
-// Package peer asks another Nar Herder, of this program or the original: which
-// nars it has stored, and for their bytes.
+// Package peer is a client of another Nar Herder, this program or the original: of its nars
+// and its changes.
 //
-// What a peer says is believed only where it is sure: an answer that is late,
-// cut, of another form, or about another nar counts as none.
+// A late, cut or malformed answer, or one about another nar, counts as unknown.
 package peer
 
 import (
@@ -39,35 +38,33 @@ const (
 )
 
 const (
-	// StoredPath begins the path of a question which nars are stored; hashes
-	// follow, with commas between them.
+	// StoredPath is the prefix of the path of a query which nars are stored. Hashes follow,
+	// separated by commas.
 	StoredPath = "/stored-nars/"
-	// MostAsked bounds the hashes of one question. With them, the head of a
-	// request stays below the 8 KiB that web servers take.
+	// MostAsked bounds the hashes of one query, so that the header of the request stays
+	// below the 8 KiB that web servers accept.
 	MostAsked = 200
-	// NonceKey is the query parameter whose value the answer repeats, so that
-	// no answer out of somebody's cache passes for one.
+	// NonceKey is a query parameter. The answer repeats its value, so that a cached answer
+	// is noticed.
 	NonceKey = "nonce"
-	// InstanceHeader and StorageHeader are in the answers of this program to
-	// the original's question, with what [StoredReply] has as Instance and
-	// Storage.
+	// InstanceHeader and StorageHeader are in this program's answers to the original's
+	// query, with the Instance and Storage of a [StoredReply].
 	InstanceHeader = "Nar-Herder-Instance"
 	StorageHeader  = "Nar-Herder-Storage"
 )
 
-// StoredReply answers which nars are stored.
+// StoredReply says which nars are stored.
 type StoredReply struct {
-	// Instance is the random name of the instance that answers, and Storage
-	// that of its storage, which several instances may share; "" where it has
-	// none or can't tell.
+	// Instance is the random name of the instance that answers, and Storage that of its
+	// storage, which several instances may share; "" for none or unknown.
 	Instance string `json:"instance"`
 	Storage  string `json:"storage"`
-	// StorageUnknown says that it has one, and can't tell which.
+	// StorageUnknown says that it has a storage whose name is unknown.
 	StorageUnknown bool   `json:"storage_unknown,omitempty"`
 	Nonce          string `json:"nonce"`
-	// ReliesOn says on which instances this one relies; nil where it can't tell.
+	// ReliesOn says on which instances this one depends; nil if unknown.
 	ReliesOn Statement `json:"relies_on,omitzero"`
-	// Nars are in the order of the question.
+	// Nars are in the order of the query.
 	Nars []StoredNar `json:"nars"`
 }
 
@@ -76,7 +73,7 @@ type StoredNar struct {
 	Hash string `json:"hash"`
 	// Stored says that the files are in the storage now.
 	Stored bool `json:"stored"`
-	// Fault says that the instance can't tell.
+	// Fault says that this is unknown.
 	Fault   bool         `json:"fault,omitempty"`
 	NarHash string       `json:"nar_hash,omitempty"`
 	Files   []StoredFile `json:"files,omitempty"`
@@ -89,41 +86,40 @@ type StoredFile struct {
 }
 
 var (
-	// ErrSelf says that the URL leads back to the instance that asks.
+	// ErrSelf reports a URL that leads back to this instance.
 	ErrSelf = errors.New("it is this very instance, whose nars can't vouch for themselves: name another instance, " +
 		"or, if its database was copied from this one's, stop the server with the copy and run 'nar-herder new-identity'")
-	// ErrSharedStorage says that the peer's storage is the asker's own.
+	// ErrSharedStorage reports a peer with this instance's own storage.
 	ErrSharedStorage = errors.New("it has this very storage, so that its nars are the ones here: name an instance with a storage of its own, " +
 		"or, if its storage is a copy of this one, delete the file " + bytestore.IdentityName + " in the copy and restart its server")
-	// ErrNoStorageName says that the peer's storage may be the asker's own.
+	// ErrNoStorageName reports a peer whose storage may be this instance's own.
 	ErrNoStorageName = errors.New("it can't tell which storage it has, which may be this one: let its server write to its storage once, " +
 		"or put a file " + bytestore.IdentityName + " with a random word into it")
-	// ErrAnswer says that the response is not an answer to the question.
+	// ErrAnswer reports a response that doesn't answer the request.
 	ErrAnswer = errors.New("not an answer of a Nar Herder")
 )
 
-// Self is who asks.
+// Self describes this instance, and how it uses a peer.
 type Self struct {
-	// Instance is the random name of the asking instance.
+	// Instance is the random name of this instance.
 	Instance string
 	// Storage returns the random name of its storage; nil, or "", without one.
 	Storage func(ctx context.Context) (string, error)
-	// AnswerTimeout and ProgressTimeout are how long it waits; 0 for the usual.
+	// AnswerTimeout and ProgressTimeout are as the constants; 0 for these.
 	AnswerTimeout, ProgressTimeout time.Duration
 	// AllowPrivateRedirects makes it follow redirects to any server, not only to the
 	// peer's own and to public addresses over https.
 	AllowPrivateRedirects bool
-	// Now is its clock; nil is the system's.
+	// Now is the clock; nil for the system's.
 	Now func() time.Time
-	// Room looks at the disk that is downloaded to; nil has the system do so.
+	// Room looks at the disk of downloads; nil for the system's.
 	Room disk.Look
 }
 
 // Peer is another instance. Its methods may be called from several goroutines at
 // once.
 type Peer struct {
-	// base is the URL, and name the same without user and password, for logs, errors
-	// and everything else that people read.
+	// base is the URL, and name the same without user and password, for people.
 	base    string
 	name    string
 	self    Self
@@ -132,14 +128,13 @@ type Peer struct {
 	now     func() time.Time
 
 	mu sync.Mutex
-	// questions and nars have nothing to do with each other: clients who ask for
-	// a nar that can't be read there must not keep it from being asked, and nars
-	// that come say nothing about its answers.
-	questions, nars record
-	plain           time.Time // it only knows the original's question, as of then
+	// queries and nars are separate: a nar that the peer can't read must not prevent
+	// queries, and nars that come say nothing about queries.
+	queries, nars record
+	plain         time.Time // when it was found to know only the original's query
 }
 
-// record is how requests of one kind have gone.
+// record is the outcome of requests of one kind.
 type record struct {
 	failures int // since the last success
 	failedAt time.Time
@@ -148,24 +143,23 @@ type record struct {
 }
 
 const (
-	// answerTimeout is how long an answer to a question may take, and the head
-	// of one that carries a nar: the instance has disks to wait for.
+	// answerTimeout is how long an answer to a query, or the header of a nar, may take.
+	// Disks can be slow.
 	answerTimeout = 15 * time.Second
-	// progressTimeout is how long a nar may stop to come.
+	// progressTimeout is how long a nar may stall.
 	progressTimeout = 60 * time.Second
-	// firstPause and lastPause are how long a peer is left alone after a
-	// failure; the pause doubles with each in a row.
+	// firstPause is how long a peer is not queried after a failure. It doubles with each
+	// in a row, up to lastPause.
 	firstPause = time.Second
 	lastPause  = 5 * time.Minute
 	// restAfter is how long no client has to wait for a peer that has failed.
 	restAfter = 10 * time.Second
-	// plainFor is how long a peer that did not know our question is not asked
-	// it again.
+	// plainFor is how long a peer that did not know this program's query is sent the
+	// original's.
 	plainFor = 10 * time.Minute
-	// plainAtOnce is how many of the original's questions are under way at a
-	// time.
+	// plainAtOnce is how many of the original's queries run at a time.
 	plainAtOnce = 4
-	// mostSkew is how far behind ours the peer's clock may be.
+	// mostSkew is how far the peer's clock may be behind ours.
 	mostSkew = time.Minute
 )
 
@@ -185,23 +179,23 @@ func New(base *url.URL, self Self) *Peer {
 		ResponseHeaderTimeout: self.AnswerTimeout,
 		MaxIdleConnsPerHost:   2 * plainAtOnce,
 		IdleConnTimeout:       time.Minute,
-		// What is in them is kept, such as entity tags.
+		// Some headers, such as entity tags, are stored.
 		MaxResponseHeaderBytes: maxHead,
-		// Bytes are to come as they lie there.
+		// Bytes must come as they are stored.
 		DisableCompression: true,
 	}, dialer, self.AllowPrivateRedirects)
 	p.client = &http.Client{Transport: p.servers, CheckRedirect: p.servers.Check}
 	return p
 }
 
-// Is says whether the peer is the one at that URL.
+// Is reports whether the peer is the one at that URL.
 func (p *Peer) Is(base *url.URL) bool { return p.name == Name(base) }
 
 // String is the peer's URL, for people: without user and password.
 func (p *Peer) String() string { return p.name }
 
-// isPrivate says whether the peer's URL has a user or password, so that clients can't
-// be sent there.
+// isPrivate reports whether the peer's URL has a user or password, so that clients can't be
+// redirected there.
 func (p *Peer) isPrivate() bool { return p.base != p.name }
 
 // Self returns the options with their defaults.
@@ -225,27 +219,24 @@ func (p *Peer) Do(request *http.Request) (*http.Response, error) {
 	return response, nil
 }
 
-// Pause returns for how long the peer is not to be asked what it has stored,
-// after questions that failed.
+// Pause returns how long the peer is not to be queried, because queries have failed.
 func (p *Peer) Pause() time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return max(0, p.questions.until.Sub(p.now()))
+	return max(0, p.queries.until.Sub(p.now()))
 }
 
-// isResting says whether the peer has failed so lately, and so slowly, that a
-// client should not wait for a nar, and for it to fail again. One that refuses
-// connections costs nothing, and may just be starting again.
+// isResting reports whether the peer has failed so recently and slowly that clients should not
+// wait for it. One that refuses connections costs no time, and may just be restarting.
 func (p *Peer) isResting() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.nars.failures > 0 && p.nars.slow && p.now().Sub(p.nars.failedAt) < restAfter
 }
 
-// settle notes in one of the peer's records how a request went that was begun at
-// the given time. A failure of the asker is none of the peer, and that a nar is
-// not there is an answer.
-func (p *Peer) settle(ctx context.Context, r *record, begun time.Time, err error) {
+// record records the outcome of a request that began at the given time. The end of the
+// context is not a failure of the peer, and "not stored" is an answer.
+func (p *Peer) record(ctx context.Context, r *record, begun time.Time, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if err == nil || errors.Is(err, storage.ErrNotStored) {
@@ -259,22 +250,21 @@ func (p *Peer) settle(ctx context.Context, r *record, begun time.Time, err error
 	r.failures++
 	r.failedAt = p.now()
 	r.slow = r.failedAt.Sub(begun) > time.Second
-	// Not all who ask come back at the same moment.
+	// Jitter, so that not all instances retry at the same moment.
 	r.until = r.failedAt.Add(pause/2 + mathrand.N(pause))
 }
 
-// Verdict is what a peer's answer comes to for one item.
+// Verdict is the result of a peer's answer for one item.
 type Verdict struct {
-	// Stored says that the peer surely has, now, each file of the item that is
-	// stored here, of the same nar.
+	// Stored says that the peer certainly has, now, each file of the item that is stored
+	// here, of the same nar.
 	Stored bool
-	// Reason says why not.
+	// Reason says why it isn't stored.
 	Reason string
 }
 
-// Stored asks for items, [MostAsked] at most, and returns a verdict for each, with what
-// the peer says about itself in the same answer. The error says that nothing is known
-// about any of them.
+// Stored queries up to [MostAsked] items, and returns a verdict for each, and how the peer
+// introduces itself in the same answer. After an error, nothing is known about any of them.
 func (p *Peer) Stored(ctx context.Context, items []*storage.Item) (verdicts []Verdict, who Introduction, err error) {
 	if len(items) > MostAsked {
 		return nil, who, fmt.Errorf("%d items in one question, %d are allowed", len(items), MostAsked)
@@ -282,12 +272,12 @@ func (p *Peer) Stored(ctx context.Context, items []*storage.Item) (verdicts []Ve
 	var storageName string
 	if p.self.Storage != nil {
 		if storageName, err = p.self.Storage(ctx); err != nil {
-			return nil, who, err // which says nothing about the peer
+			return nil, who, err // not a failure of the peer
 		}
 	}
 	outer, begun := ctx, p.now()
 	defer func() {
-		p.settle(outer, &p.questions, begun, err)
+		p.record(outer, &p.queries, begun, err)
 		if err != nil {
 			err = fmt.Errorf("ask %s which nars it has stored: %w", p, err)
 		}
@@ -309,7 +299,7 @@ func (p *Peer) Stored(ctx context.Context, items []*storage.Item) (verdicts []Ve
 	return p.askPlainly(ctx, items, storageName)
 }
 
-// Introduce returns what the peer says about itself.
+// Introduce asks the peer to introduce itself.
 func (p *Peer) Introduce(ctx context.Context) (who Introduction, err error) {
 	ctx, cancel := context.WithTimeout(redirect.Never(ctx), p.self.AnswerTimeout)
 	defer cancel()
@@ -332,13 +322,13 @@ func (p *Peer) Introduce(ctx context.Context) (who Introduction, err error) {
 	return Introduction{reply.Instance, reply.ReliesOn}, nil
 }
 
-// errNotKnown says that a peer does not know what was asked for.
+// errNotKnown reports that a peer doesn't know the path.
 var errNotKnown = errors.New("it answers 404")
 
-// mostAnswer bounds the answer to a question.
+// mostAnswer bounds the answer to a query.
 const mostAnswer = 2 << 20
 
-// ask asks our question.
+// ask sends this program's query.
 func (p *Peer) ask(ctx context.Context, items []*storage.Item, storageName string) ([]Verdict, Introduction, error) {
 	hashes := make([]string, len(items))
 	for i, item := range items {
@@ -352,7 +342,7 @@ func (p *Peer) ask(ctx context.Context, items []*storage.Item, storageName strin
 	return p.judgeReply(body, nonce, items, storageName)
 }
 
-// judgeReply reads the answer to our question.
+// judgeReply reads the answer to this program's query.
 func (p *Peer) judgeReply(body []byte, nonce string, items []*storage.Item, storageName string) (verdicts []Verdict, who Introduction, err error) {
 	reply, err := readStored(body, len(items))
 	if err != nil {
@@ -374,7 +364,7 @@ func (p *Peer) judgeReply(body []byte, nonce string, items []*storage.Item, stor
 	return verdicts, Introduction{reply.Instance, reply.ReliesOn}, nil
 }
 
-// isOther makes sure that the peer's nars are others than the ones here.
+// isOther returns an error unless the peer's nars are certainly not those of this storage.
 func (p *Peer) isOther(instance, storageName, ownStorage string) error {
 	switch {
 	case p.self.Instance != "" && instance == p.self.Instance:
@@ -387,8 +377,8 @@ func (p *Peer) isOther(instance, storageName, ownStorage string) error {
 	return nil
 }
 
-// judge compares what a peer has with what is here. unsized says that its files
-// may come without a size, as they do in narinfos.
+// judge compares a peer's nar with the one here. unsized says that its files may have no
+// size, as in narinfos.
 func judge(item *storage.Item, nar StoredNar, unsized bool) Verdict {
 	switch {
 	case nar.Fault:
@@ -426,7 +416,7 @@ func (p *Peer) get(ctx context.Context, path string, most int64) ([]byte, http.H
 	if err != nil {
 		return nil, nil, err
 	}
-	// What a proxy remembers is not what is there now.
+	// A proxy's cache may be out of date.
 	request.Header.Set("Cache-Control", "no-cache")
 	response, err := p.Do(request)
 	if err != nil {

@@ -413,7 +413,7 @@ func TestStoredPlainlyCached(t *testing.T) {
 	wantVerdicts(t, p, []*storage.Item{item}, "n", nil)
 }
 
-// TestStoredPlainlyMany asks for many, one of which can't be told: then none of
+// TestStoredPlainlyMany asks for many, one of which is unknown: then none of
 // them is known. That the peer is the original is remembered for a while.
 func TestStoredPlainlyMany(t *testing.T) {
 	t.Parallel()
@@ -486,8 +486,8 @@ func TestPause(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := New(&url.URL{Scheme: "http", Host: "peer.example"}, Self{})
 		settle := func(begun time.Time, err error) {
-			p.settle(t.Context(), &p.questions, begun, err)
-			p.settle(t.Context(), &p.nars, begun, err)
+			p.record(t.Context(), &p.queries, begun, err)
+			p.record(t.Context(), &p.nars, begun, err)
 		}
 		fail := errors.New("failed")
 		pause := firstPause

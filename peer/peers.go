@@ -9,15 +9,14 @@ import (
 	"nar-herder/storage"
 )
 
-// Peers are other instances, in the order in which they are asked for nars.
+// Peers are other instances, in the order of preference for nars.
 type Peers []*Peer
 
-// errResting says that a peer has just failed.
+// errResting reports a peer that has just failed.
 var errResting = errors.New("it has just failed")
 
-// each calls ask for one peer after the other until one has the file. The error
-// is [storage.ErrNotStored] when certainly none has it, and another when one of
-// them may.
+// each calls ask for one peer after the other until one has the file. The error is
+// [storage.ErrNotStored] if certainly none has it, and another if one of them may.
 func (p Peers) each(ctx context.Context, ask func(*Peer) error) error {
 	var failures []error
 	for _, peer := range p {
@@ -41,8 +40,7 @@ func (p Peers) each(ctx context.Context, ask func(*Peer) error) error {
 	return errors.Join(failures...)
 }
 
-// OpenFile opens an item's Nth file where it is, as [Peer.OpenFile] does. size is
-// that of the whole file, -1 when it is not known.
+// OpenFile opens an item's Nth file at the first peer that has it, see [Peer.OpenFile].
 func (p Peers) OpenFile(ctx context.Context, item *storage.Item, n int, offset, length int64, via []string) (body io.ReadCloser, size int64, err error) {
 	err = p.each(ctx, func(peer *Peer) (err error) {
 		body, size, err = peer.OpenFile(ctx, item, n, offset, length, via)

@@ -16,8 +16,8 @@ import (
 	"nar-herder/storage"
 )
 
-// askPlainly asks the original's question for each item, and for the narinfo,
-// to know which nar the answer is about.
+// askPlainly sends the original's query for each item, and fetches the narinfo to learn which
+// nar the answer is about.
 func (p *Peer) askPlainly(ctx context.Context, items []*storage.Item, storageName string) ([]Verdict, Introduction, error) {
 	verdicts := make([]Verdict, len(items))
 	var mu sync.Mutex
@@ -45,7 +45,8 @@ func (p *Peer) askPlainly(ctx context.Context, items []*storage.Item, storageNam
 	return verdicts, Introduction{Instance: who}, nil
 }
 
-// askOne also returns the name of the instance that has answered; "" for an original.
+// askOne queries one item. It also returns the name of the instance that answers; "" for an
+// original.
 func (p *Peer) askOne(ctx context.Context, item *storage.Item, storageName string) (verdict Verdict, instance string, err error) {
 	path := "/" + item.Hash.String() + ".narinfo"
 	body, _, err := p.get(ctx, path, narinfo.MaxSize)
@@ -61,10 +62,9 @@ func (p *Peer) askOne(ctx context.Context, item *storage.Item, storageName strin
 	if n.StorePath.Hash != item.Hash {
 		return Verdict{}, "", fmt.Errorf("%w: it is about %s where %s was asked for", ErrAnswer, n.StorePath.Hash, item.Hash)
 	}
-	// Last, as it is the answer that counts. What is random in the question is
-	// for proxies, not all of which heed Cache-Control or own up to an answer of
-	// before: nginx does neither. The original looks at the path alone; where
-	// something does not, a 404 is a no.
+	// This comes last because it is the answer that counts. The random parameter is for
+	// proxies, which may ignore Cache-Control and not admit to a cached answer: nginx does
+	// both. The original ignores it; a server that doesn't answers 404, which means no.
 	asked := p.now()
 	body, header, err := p.get(ctx, path+"/info?now="+rand.Text(), mostAnswer)
 	if errors.Is(err, errNotKnown) {
@@ -81,14 +81,14 @@ func (p *Peer) askOne(ctx context.Context, item *storage.Item, storageName strin
 	if reply.Stored == nil {
 		return Verdict{}, "", fmt.Errorf("%w: it does not say whether %s is stored", ErrAnswer, item.Hash)
 	}
-	// It has no nonce: what was true once is not surely so now.
+	// Without a nonce, an old answer must be noticed in other ways.
 	if age := header.Get("Age"); age != "" && age != "0" {
 		return Verdict{}, "", fmt.Errorf("%w: it comes from a cache, which has had it for %s seconds", ErrAnswer, age)
 	}
 	if date, err := http.ParseTime(header.Get("Date")); err == nil && asked.Sub(date) > mostSkew {
 		return Verdict{}, "", fmt.Errorf("%w: it is of %s, from before the question at %s: it comes from a cache, which must not keep this, or one of the clocks is wrong", ErrAnswer, date.Format(time.RFC3339), asked.UTC().Format(time.RFC3339))
 	}
-	// The original has no names, and can't have this program's storage.
+	// The original has no names, and can't share this program's storage.
 	if instance = header.Get(InstanceHeader); instance != "" {
 		if !isName(instance) {
 			return Verdict{}, "", fmt.Errorf("%w: %.99q is not the name of an instance", ErrAnswer, instance)

@@ -5,17 +5,17 @@ import (
 	"fmt"
 )
 
-// Statement says on which other instances one relies for nars that it removes, directly or
-// through others: how many steps away each is, 1 for those of its criteria. Under [Unknown]
-// are those that an instance doesn't know, or doesn't say.
+// Statement lists the instances that one depends on for nars that it removes, directly or
+// through others, with their distance: 1 for those in its removal criteria. [Unknown] stands
+// for instances that are not known.
 type Statement map[string]int
 
-// Unknown is not the name of an instance.
+// Unknown stands for unknown instances in a statement.
 const Unknown = "?"
 
 const (
-	// MaxStatement bounds the names in a statement, and with them the steps. maxName bounds
-	// their length.
+	// MaxStatement bounds the names in a statement and their distances. maxName bounds the
+	// length of a name.
 	MaxStatement = 256
 	maxName      = 64
 )
@@ -47,10 +47,10 @@ func isName(name string) bool {
 	return name != "" && len(name) <= maxName
 }
 
-// Introduction is what an instance says about itself.
+// Introduction is how an instance introduces itself.
 type Introduction struct {
 	// Instance is its name; "" for an original, which has none.
 	Instance string
-	// ReliesOn is its statement; nil where it makes none.
+	// ReliesOn is its statement; nil for none.
 	ReliesOn Statement
 }

@@ -21,8 +21,8 @@ func parseSumTag(tag string) (sum [16]byte) {
 	return sum
 }
 
-// SumOf returns the [bytestore.Info.Sum] that a peer's tag says a file has which
-// [Peer.OpenFile] has opened, or zero. Nobody here has compared it with the bytes.
+// SumOf returns the [bytestore.Info.Sum] of a file that [Peer.OpenFile] has opened, or zero.
+// It comes from the peer's entity tag and has not been compared with the bytes.
 func SumOf(body any) [16]byte {
 	if b, ok := body.(interface{ Sum() [16]byte }); ok {
 		return b.Sum()

@@ -5,8 +5,8 @@ import "context"
 // uncomparedKey is a key of a context.
 type uncomparedKey struct{}
 
-// Uncompared returns a context for opening files of other instances whose content the
-// caller compares with the NarHash itself.
+// Uncompared returns a context for opening files of other instances. The caller compares
+// their content with the NarHash.
 func Uncompared(ctx context.Context) context.Context {
 	return context.WithValue(ctx, uncomparedKey{}, true)
 }

@@ -10,15 +10,14 @@ import (
 	"nar-herder/internal/redact"
 )
 
-// ParseURL reads the URL of an instance, below which its nars and answers are. A
-// user and password in it stay.
+// ParseURL parses the base URL of an instance, including user and password.
 func ParseURL(text string) (*url.URL, error) {
 	parsed, err := url.Parse(text)
 	text = redact.Address(text) // for messages
 	switch {
 	case err != nil || parsed.Scheme != "http" && parsed.Scheme != "https" || parsed.Hostname() == "":
 		return nil, fmt.Errorf("invalid URL of an instance %q: want http://HOST or https://HOST, with a port and path if needed", text)
-	// The paths of nars are put behind it, and would end up in these.
+	// Paths are appended to the URL, and would end up in these.
 	case parsed.RawQuery != "" || parsed.ForceQuery:
 		return nil, fmt.Errorf("invalid URL of an instance %q: leave out the query, from the ? on", text)
 	case parsed.Fragment != "":
@@ -29,17 +28,16 @@ func ParseURL(text string) (*url.URL, error) {
 
 func trimmed(base *url.URL) string { return strings.TrimSuffix(base.String(), "/") }
 
-// Name returns the URL of an instance without user and password, and without a slash
-// at its end. It identifies the instance: two URLs with the same name lead to one
-// peer.
+// Name returns the URL of an instance without user, password and final slash. Two URLs with
+// the same name are one peer.
 func Name(base *url.URL) string { return strings.TrimSuffix(redact.URL(base), "/") }
 
-// SameURL says whether two URLs lead to one peer.
+// SameURL reports whether two URLs are one peer.
 func SameURL(a, b *url.URL) bool { return Name(a) == Name(b) }
 
-// explain takes off the URL, which is long and is named already, and says what to
-// do about certificates. The error has no password in it: [net/http.Client] repeats a
-// redirection that it can't parse.
+// explain removes the URL from an error, since callers name it, and any password, which
+// [net/http.Client] quotes from a redirect that it can't parse. It adds advice about
+// certificates.
 func explain(err error) error {
 	var request *url.Error
 	if errors.As(err, &request) {

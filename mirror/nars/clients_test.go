@@ -112,7 +112,7 @@ func TestClients(t *testing.T) {
 	close(g.open)
 	clients.Wait()
 	m.wantStored(item)
-	until(t, "nothing is in flight", func() bool { return f.Status().InFlight == 0 })
+	until(t, "nothing is in download", func() bool { return f.Status().InFlight == 0 })
 	m.wantConsistent()
 	if asked := from.asked(); len(asked) != 1 {
 		t.Errorf("requests: %q", asked)
@@ -324,7 +324,7 @@ func TestFarAhead(t *testing.T) {
 }
 
 // TestThrough has requests that came through other instances: they don't wait for
-// a flight that may wait for them.
+// a download that may wait for them.
 func TestThrough(t *testing.T) {
 	t.Parallel()
 	item := spec{n: 1, size: 500_000, kinds: []string{"none"}}.make(t)
@@ -348,7 +348,7 @@ func TestThrough(t *testing.T) {
 	}()
 	own := "1.1 nar-herder-" + m.Instance()
 	if got := <-via; !slices.Equal(got, []string{own}) {
-		t.Errorf("the flight's way is %q", got)
+		t.Errorf("the download's way is %q", got)
 	}
 	other := []string{"1.1 nar-herder-other"}
 	if _, _, err := f.OpenFile(t.Context(), m.item(item), 0, 0, -1, other); !errors.Is(err, storage.ErrNotStored) {
@@ -411,7 +411,7 @@ func TestMeanwhile(t *testing.T) {
 			if got, err := io.ReadAll(body); err != nil || !bytes.Equal(got, content) {
 				t.Errorf("%d bytes, %v", len(got), err)
 			}
-			until(t, "nothing is in flight", func() bool { return f.Status().InFlight == 0 })
+			until(t, "nothing is in download", func() bool { return f.Status().InFlight == 0 })
 			m.wantConsistent()
 			now, err := m.Item(t.Context(), item.hash())
 			if err != nil && name != "removed" {
@@ -467,7 +467,7 @@ func TestFull(t *testing.T) {
 	}
 	free()
 	m.wantStored(item)
-	if told := strings.Count(m.log.String(), "as there is no room"); told == 0 || strings.Count(m.log.String(), "level=WARN msg=\"no nars are fetched for now") != 1 {
+	if told := strings.Count(m.log.String(), "is full: fetching no nars"); told == 0 || strings.Count(m.log.String(), "level=WARN msg=\"the disk or storage is full: fetching no nars for now") != 1 {
 		t.Errorf("the log tells it %d times", told)
 	}
 }

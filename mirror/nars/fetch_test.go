@@ -35,7 +35,7 @@ func TestAll(t *testing.T) {
 	m.add(later)
 	f.Wanted([]narinfo.PathHash{later.hash()})
 	m.wantStored(later)
-	until(t, "nothing is in flight", func() bool { return f.Status().InFlight == 0 })
+	until(t, "nothing is in download", func() bool { return f.Status().InFlight == 0 })
 	m.wantConsistent()
 	asked := from.asked()
 	if len(asked) != 27 || asked[0] != "nar/gzip/"+items[23].base() || asked[26] != later.names[0] {
@@ -53,7 +53,7 @@ func TestAll(t *testing.T) {
 // answers are ways in which a source can go wrong, once.
 func answers(content []byte) map[string]struct {
 	first  []http.HandlerFunc
-	reason string // of the failure; "" when the flight goes on, or any
+	reason string // of the failure; "" when the download goes on, or any
 } {
 	whole := strconv.Itoa(len(content))
 	status := func(code int) http.HandlerFunc {
@@ -131,7 +131,7 @@ func TestFaults(t *testing.T) {
 					f := m.fetcher(from, Options{All: true})
 					run(t, f)
 					m.wantStored(item)
-					until(t, "nothing is in flight", func() bool { return f.Status().InFlight == 0 })
+					until(t, "nothing is in download", func() bool { return f.Status().InFlight == 0 })
 					m.wantConsistent()
 					for _, reason := range reasons {
 						if got := failures(t, f, reason); (got > 0) != (reason == test.reason) && test.reason != "any" {
@@ -276,7 +276,7 @@ func TestStale(t *testing.T) {
 	f := m.fetcher(from, Options{All: true})
 	run(t, f)
 	m.wantStored(stored, old)
-	until(t, "their flights have ended", func() bool { return f.Status().InFlight == 0 })
+	until(t, "their downloads have ended", func() bool { return f.Status().InFlight == 0 })
 	spoolDir := filepath.Join(m.dir, ".nar-herder-spool")
 	keep := spool.Key(m.item(missing), 0)
 	for _, name := range []string{spool.Key(m.item(stored), 0), keep, spool.Key(m.item(missing), 0) + "x", "00000000000000000000000000000009-x", "stranger"} {

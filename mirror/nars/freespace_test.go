@@ -70,7 +70,7 @@ func TestMinimumFree(t *testing.T) {
 			break
 		}
 	}
-	until(t, "nothing is in flight", func() bool { return f.Status().InFlight == 0 })
+	until(t, "nothing is in download", func() bool { return f.Status().InFlight == 0 })
 	if free, _, err := v.FreeSpace(); err != nil || free < minimum {
 		t.Errorf("%d bytes are free, %v; the minimum is %d", free, err, minimum)
 	}

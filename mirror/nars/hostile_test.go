@@ -43,7 +43,7 @@ func TestCrumbs(t *testing.T) {
 	if err == nil || failures(t, f, "source") != 1 {
 		t.Errorf("%v, %d failures", err, failures(t, f, "source"))
 	}
-	if asked := from.asked(); len(asked) > mostCuts+2 {
+	if asked := from.asked(); len(asked) > maxCuts+2 {
 		t.Errorf("%d requests, up to %s", len(asked), asked[len(asked)-1])
 	}
 	// A bad line, on which some of it comes each time, brings it all the same.

@@ -9,16 +9,16 @@ import (
 	"nar-herder/storage"
 )
 
-// begin starts a flight of the item's Nth file, or returns the one that is under
-// way. The caller has joined it, as a reader. The error is one of reserve,
-// or errTooMany when too many are under way for clients.
-func (f *Fetcher) begin(ctx context.Context, item *storage.Item, n int, asked bool, via []string) (*flight, error) {
+// begin starts a download of the item's Nth file or returns the running one, which the caller
+// has joined as a reader. The error is one of reserve, or errTooMany if too many run for
+// clients.
+func (f *Fetcher) begin(ctx context.Context, item *storage.Item, n int, onDemand bool, via []string) (*download, error) {
 	key := spool.Key(item, n)
-	if fl := f.flying(key); fl != nil {
-		return fl, nil
+	if d := f.join(key); d != nil {
+		return d, nil
 	}
-	// Outside of the mutex, as it reads from the database: who comes second here
-	// finds the other's flight below.
+	// Reserve without the mutex, because it reads from the database: a concurrent caller
+	// finds the download below.
 	left := f.spool.Release(key)
 	launched := false
 	defer func() {
@@ -26,128 +26,128 @@ func (f *Fetcher) begin(ctx context.Context, item *storage.Item, n int, asked bo
 			f.spool.Retain(ctx, key, left) // or else the next DropStale removes it
 		}
 	}()
-	room, err := f.reserve(ctx, max(sizeOf(item, n), 0), asked)
+	room, err := f.reserve(ctx, max(sizeOf(item, n), 0), onDemand)
 	if err != nil {
 		return nil, err
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if fl := f.flights[key]; fl != nil {
-		fl.join()
+	if d := f.downloads[key]; d != nil {
+		d.join()
 		room.Release()
-		return fl, nil
+		return d, nil
 	}
 	switch {
 	case f.closed:
 		room.Release()
 		return nil, errStopped
-	case asked && f.asked >= mostAsked():
+	case onDemand && f.onDemand >= maxOnDemand():
 		room.Release()
 		return nil, errTooMany
 	}
-	fl := &flight{item: item, n: n, key: key, via: via, asked: asked, room: room, size: -1, readers: 1,
+	d := &download{item: item, n: n, key: key, via: via, onDemand: onDemand, room: room, size: -1, readers: 1,
 		done: make(chan struct{})}
-	f.launch(fl)
+	f.start(d)
 	launched = true
-	return fl, nil
+	return d, nil
 }
 
-// errTooMany says that clients wait for too many nars already.
+// errTooMany reports that clients already wait for too many nars.
 var errTooMany = errors.New("too many nars are being fetched for clients")
 
-// flying joins the flight that is under way, if there is one.
-func (f *Fetcher) flying(key string) *flight {
+// join joins the running download, if there is one.
+func (f *Fetcher) join(key string) *download {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	fl := f.flights[key]
-	if fl != nil {
-		fl.join()
+	d := f.downloads[key]
+	if d != nil {
+		d.join()
 	}
-	return fl
+	return d
 }
 
-// launch has a flight go. The mutex is held.
-func (f *Fetcher) launch(fl *flight) {
-	f.flights[fl.key] = fl
-	if fl.asked {
-		f.asked++
+// start starts a download. The mutex is held.
+func (f *Fetcher) start(d *download) {
+	f.downloads[d.key] = d
+	if d.onDemand {
+		f.onDemand++
 	}
-	f.busy.Go(func() { f.fly(fl) })
+	f.busy.Go(func() { f.perform(d) })
 }
 
-// fly is a flight from its beginning to its end.
-func (f *Fetcher) fly(fl *flight) {
-	err := f.attempt(f.ctx, fl)
+// perform runs a download to its end.
+func (f *Fetcher) perform(d *download) {
+	err := f.attempt(f.ctx, d)
 	if err == nil {
-		fl.mu.Set(func() { fl.verified = true })
-		err = f.keep(f.ctx, fl)
+		d.mu.Set(func() { d.verified = true })
+		err = f.keep(f.ctx, d)
 	}
 	if f.ctx.Err() != nil && err != nil {
 		err = fmt.Errorf("%w: %w", errStopped, err)
 	}
-	fl.mu.Lock()
-	resumed := fl.resumed
-	fl.mu.Unlock()
-	anew := errors.Is(err, storage.ErrWrongNar) && resumed && !fl.again
-	f.spool.Release(fl.key) // if it was counted by a caller that joined meanwhile
-	if !isGoneOnWith(err) || !f.leaveSpool(fl) {
-		if removeErr := spool.Drop(fl.file); removeErr != nil {
-			f.log.Warn("a file in the spool can't be removed", "file", fl.key, "error", removeErr)
+	d.mu.Lock()
+	resumed := d.resumed
+	d.mu.Unlock()
+	anew := errors.Is(err, storage.ErrWrongNar) && resumed && !d.again
+	f.spool.Release(d.key) // a caller that joined may have counted it again
+	if !isResumable(err) || !f.leaveSpool(d) {
+		if removeErr := spool.Drop(d.file); removeErr != nil {
+			f.log.Warn("can't remove a file in the spool", "file", d.key, "error", removeErr)
 		}
 	}
-	spool.Unlock(fl.file)
-	var next *flight
+	spool.Unlock(d.file)
+	var next *download
 	f.mu.Lock()
-	delete(f.flights, fl.key)
-	if fl.asked {
-		f.asked--
+	delete(f.downloads, d.key)
+	if d.onDemand {
+		f.onDemand--
 	}
 	if anew && !f.closed {
-		// It has the same room.
-		next = &flight{item: fl.item, n: fl.n, key: fl.key, via: fl.via, asked: fl.asked, again: true, room: fl.room, size: -1,
+		// It takes over the room.
+		next = &download{item: d.item, n: d.n, key: d.key, via: d.via, onDemand: d.onDemand, again: true, room: d.room, size: -1,
 			done: make(chan struct{})}
-		f.launch(next)
+		f.start(next)
 	}
 	f.mu.Unlock()
 	if next != nil {
-		f.log.Info("what had come of a nar earlier is wrong, and is fetched anew", "file", fl.item.FileName(fl.n), "error", err)
+		f.log.Info("the partial download of a nar was wrong: it is fetched anew", "file", d.item.FileName(d.n), "error", err)
 		err = fmt.Errorf("%w: %w", errAnew, err)
 	} else {
-		fl.room.Release()
-		f.settle(fl, err)
+		d.room.Release()
+		f.finish(d, err)
 	}
-	fl.result = err
+	d.result = err
 	if err == nil {
-		err = errors.New("it is stored") // and nobody waits for more
+		err = errors.New("it is stored") // readers need no more
 	}
-	fl.mu.Set(func() { fl.err = err })
-	fl.end()
-	close(fl.done)
+	d.mu.Set(func() { d.err = err })
+	d.end()
+	close(d.done)
 }
 
-// leaveSpool counts what the flight leaves in the spool. It returns false when nothing is
-// to be left.
-func (f *Fetcher) leaveSpool(fl *flight) bool {
-	have, _ := fl.position()
+// leaveSpool counts the partial download in the spool. It returns false if it is to be
+// removed.
+func (f *Fetcher) leaveSpool(d *download) bool {
+	have, _ := d.position()
 	if f.ctx.Err() != nil {
 		return true // the next start counts it
 	}
-	fl.room.Release()
-	return have > 0 && f.spool.Retain(f.ctx, fl.key, have)
+	d.room.Release()
+	return have > 0 && f.spool.Retain(f.ctx, d.key, have)
 }
 
-// isGoneOnWith says whether what has come is of use to the next flight.
-func isGoneOnWith(err error) bool {
+// isResumable reports whether the next download may resume after an error.
+func isResumable(err error) bool {
 	switch {
 	case err == nil, errors.Is(err, errStored), errors.Is(err, storage.ErrWrongNar), errors.Is(err, storage.ErrNotWanted), errors.Is(err, storage.ErrUnreadable), errors.Is(err, errNoRoom):
 		return false
 	}
-	return !isFull(err) // then the room is needed
+	return !isFull(err) // others need the room
 }
 
-// keep stores what has come whole.
-func (f *Fetcher) keep(ctx context.Context, fl *flight) error {
-	if err := f.storage.Receive(ctx, fl.item, fl.n, fl.file); err != nil {
+// keep stores a complete download.
+func (f *Fetcher) keep(ctx context.Context, d *download) error {
+	if err := f.storage.Receive(ctx, d.item, d.n, d.file); err != nil {
 		if errors.Is(err, storage.ErrNotWanted) {
 			return storage.ErrNotWanted
 		}

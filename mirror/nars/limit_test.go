@@ -75,8 +75,8 @@ func TestLimit(t *testing.T) {
 		return usage, err
 	}})
 	run(t, f)
-	until(t, "it has gone over all", func() bool {
-		return strings.Contains(m.log.String(), "has gone over") && f.Status().InFlight == 0 && m.count(items) > 0
+	until(t, "the pass to end", func() bool {
+		return strings.Contains(m.log.String(), "finished a pass") && f.Status().InFlight == 0 && m.count(items) > 0
 	})
 	// Each takes a kilobyte or two more than its length.
 	until(t, "nine are stored", func() bool { return m.count(items) == 9 })

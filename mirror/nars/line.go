@@ -6,7 +6,7 @@ import (
 	"nar-herder/internal/pace"
 )
 
-// line is what flights that no client waits for may take of it, all together.
+// line is what downloads that no client waits for may take of it, all together.
 type line struct{ pace.Limiter }
 
 // took notes bytes. Those that a client waits for are free.
@@ -16,8 +16,8 @@ func (l *line) took(n int, free bool) {
 	}
 }
 
-// wait waits for the flight's turn, or until a client waits for it.
-func (l *line) wait(ctx context.Context, fl *flight) error {
+// wait waits for the download's turn, or until a client waits for it.
+func (l *line) wait(ctx context.Context, d *download) error {
 	pause := l.Pause()
 	if pause <= 0 {
 		return nil
@@ -25,6 +25,6 @@ func (l *line) wait(ctx context.Context, fl *flight) error {
 	timed, cancel := context.WithTimeout(ctx, pause)
 	defer cancel()
 	// An error is the end of the pause, or of all.
-	_ = fl.mu.Wait(timed, func() bool { return fl.readers > 0 })
+	_ = d.mu.Wait(timed, func() bool { return d.readers > 0 })
 	return ctx.Err()
 }

@@ -1,11 +1,10 @@
-// Package nars fetches the nars that a mirror lacks from where they are, each
-// once, however many ask for it.
+// Package nars downloads the nars that a mirror lacks, each once, however many clients
+// request it.
 //
-// A nar comes in a flight: one request to the source at a time, into a file of
-// the byte store's spool, which goes on where it was cut, also after a restart.
-// Clients read that file while it grows. What comes is decompressed and compared
-// with the NarHash on its way, and its end is shown to nobody before that: so
-// wrong bytes never make a whole answer, and are never stored.
+// A download writes to a file in the byte store's spool, and resumes where it was cut, also
+// after a restart. Clients read that file while it grows. The bytes are decompressed and
+// compared with the NarHash as they arrive, and nobody gets the end of the file before that:
+// wrong bytes never make a complete answer, and are never stored.
 package nars
 
 import (
@@ -28,79 +27,73 @@ import (
 
 // Source is where nars come from, such as [nar-herder/peer.Peers].
 type Source interface {
-	// OpenFile opens an item's Nth file: length bytes from offset on, or all
-	// that follow when length is negative. via is what the request has come
-	// through. The error is [storage.ErrNotStored] when it certainly does not
-	// have it. size is that of the whole file, -1 when it is not known.
+	// OpenFile opens an item's Nth file: length bytes from offset on, or all that follow
+	// if length is negative. via is the client's Via header. The error is
+	// [storage.ErrNotStored] if the source certainly doesn't have the file. size is that
+	// of the whole file, -1 if unknown.
 	OpenFile(ctx context.Context, item *storage.Item, n int, offset, length int64, via []string) (body io.ReadCloser, size int64, err error)
-	// Locate returns the file's URL, and its checksum if the source says it.
+	// Locate returns the file's URL, and its checksum if the source sent one.
 	Locate(ctx context.Context, item *storage.Item, n int, via []string) (string, [16]byte, error)
 }
 
 // Options of [New].
 type Options struct {
-	// All has each nar fetched that is missing; else only those are that
-	// clients ask for.
+	// All fetches every missing nar; otherwise nars are fetched on demand only.
 	All bool
-	// AtOnce is how many are fetched at a time, apart from those that clients
-	// ask for; 0 for 4.
+	// AtOnce is how many are fetched at a time, besides those on demand; 0 for 4.
 	AtOnce int
-	// Bandwidth bounds what is fetched while no client waits for it, in bytes a
-	// second for all together; 0 for no limit.
+	// Bandwidth limits all downloads that no client waits for, together, in bytes per
+	// second; 0 for no limit.
 	Bandwidth int64
-	// Limit is what the storage is kept below, in bytes on the disk; negative
-	// for none. With what is fetched it stays below that.
+	// Limit is the size in bytes on the disk below which downloads keep the storage;
+	// negative for none.
 	Limit int64
-	// Usage is what the storage takes now, in bytes; nil for
-	// [storage.Storage.Usage].
+	// Usage returns the current size of the storage; nil for [storage.Storage.Usage].
 	Usage func(ctx context.Context) (int64, error)
-	// Passing is the source for what clients get without its being stored; nil makes one.
+	// Passing serves nars that can't be stored; nil makes one.
 	Passing *passing.Source
-	// Decode reads compressed nars.
-	Decode storage.Decoder
-	// Spool is a directory for what is not whole yet, where the byte store has
-	// none of its own.
+	Decode  storage.Decoder
+	// Spool is a directory for partial downloads, if the byte store has none of its own.
 	Spool string
-	// Log is for operators; nil drops it.
+	// Log may be nil.
 	Log *slog.Logger
-	// Now is the clock; nil is the system's.
+	// Now is the clock; nil for the system's.
 	Now func() time.Time
 }
 
 const (
 	defaultAtOnce = 4
-	// tail is how much of a file's end is shown only once all of it was
-	// compared with the NarHash. No compression has the end of its content more
-	// than a block before the end of the file, so that nobody can take what
-	// comes before for a nar. Of a smaller file, as most are, nothing is shown
-	// before: then a wrong one gets a proper error in place of a cut.
+	// tail is how much of a file's end is withheld from clients until the whole file has
+	// been compared with the NarHash. No compressed file ends its content more than a block
+	// before its own end, so the rest can't be taken for a nar. A smaller file, as most
+	// are, is withheld as a whole: a wrong one causes an error status and not a cut.
 	tail = 64 << 10
-	// farAhead is from where on a client does not wait for a flight to get
-	// there: about what comes in the time that another request takes.
+	// farAhead is how far behind an offset a download may be so that a client waits for it:
+	// about what arrives in the time of another request.
 	farAhead = 16 << 20
 	// pageItems is how many items a pass has in memory.
 	pageItems = 200
-	// mostUnfit is how many items in a row a pass finds too large for the room
-	// that is left before it gives up.
-	mostUnfit = 20
+	// maxUnfit is how many items in a row may be too large for the room that is left
+	// before a pass gives up.
+	maxUnfit = 20
 )
 
-// timing are the times that matter, which tests shorten.
+// timing has the pauses, which tests shorten.
 type timing struct {
-	// firstRetry is when an item that failed is tried again; that doubles up to
-	// lastRetry. absentRetry is when one is that the source does not have.
+	// firstRetry is the pause after the failure of an item, which doubles up to lastRetry.
+	// absentRetry is the pause if the source doesn't have it.
 	firstRetry, lastRetry, absentRetry time.Duration
-	// firstPause and lastPause are how long nothing is fetched after the source
-	// has failed, for several in a row.
+	// firstPause is how long nothing is fetched after a failure of the source, which
+	// doubles up to lastPause. Items that failed because of it begin with it, too.
 	firstPause, lastPause time.Duration
-	// fullPause is how long nothing is after there was no room.
+	// fullPause is how long nothing is fetched after the disk was full.
 	fullPause time.Duration
-	// resumePause is before a cut flight goes on without having got anything
-	// from the last attempt; it doubles.
+	// resumePause is the pause before a download resumes of which the last attempt got
+	// nothing; it doubles.
 	resumePause time.Duration
-	// passEvery is how soon a pass follows another that has left something out.
+	// passEvery is the time between two passes if the first left something out.
 	passEvery time.Duration
-	// remindEvery is how often the log tells the same trouble.
+	// remindEvery is how often the same fault is logged.
 	remindEvery time.Duration
 }
 
@@ -111,8 +104,8 @@ var usualTiming = timing{
 	passEvery: time.Hour, remindEvery: time.Hour,
 }
 
-// Fetcher fetches nars into a storage. Its OpenFile and Locate answer clients. It
-// is a [prometheus.Collector] of its own metrics.
+// Fetcher downloads nars into a storage. OpenFile and Locate serve clients. It is a
+// [prometheus.Collector] of its own metrics.
 type Fetcher struct {
 	storage *storage.Storage
 	index   *index.Index
@@ -126,44 +119,44 @@ type Fetcher struct {
 	queue   *queue.Queue
 	spool   *spool.Spool
 
-	ctx  context.Context // of all flights
+	ctx  context.Context // of all downloads
 	stop context.CancelFunc
-	busy sync.WaitGroup // flights
+	busy sync.WaitGroup // downloads
 
-	// wake has something in it when there may be something to do.
+	// wake wakes Run.
 	wake chan struct{}
 	// missing is about how many items lack nars.
 	missing atomic.Int64
-	// coming is how many bytes all flights are going to take.
+	// coming is how many bytes all downloads will take.
 	coming atomic.Int64
 
-	mu      sync.Mutex
-	closed  bool
-	flights map[string]*flight
-	asked   int // flights that were begun for clients
-	// pausedUntil is until when nothing is fetched but what clients ask for, as
-	// the source has failed, and fullUntil until when nothing is stored.
+	mu        sync.Mutex
+	closed    bool
+	downloads map[string]*download
+	onDemand  int // downloads for clients
+	// Until pausedUntil, the source has failed and nars are fetched on demand only. Until
+	// fullUntil, nothing is stored.
 	pausedUntil, fullUntil time.Time
 	sourceFailures         int // in a row
-	// unfits is how many files in a row did not fit, unfitUsage what the storage
-	// took then, negative when all has fitted, and unfitSpare what could be written
-	// above the minimum of free space.
+	// unfits is how many files in a row did not fit. unfitUsage was the size of the storage
+	// then, negative if all fitted, and unfitSpare what could be written above the minimum
+	// of free space.
 	unfits                 int
 	unfitUsage, unfitSpare int64
 	status                 Status
-	told                   map[string]time.Time // what the log has told, and when
+	logged                 map[string]time.Time
 }
 
-// New makes a fetcher for a storage that has bytes. The caller closes it before
-// the index and the byte store.
+// New makes a fetcher for a storage with a byte store. The caller closes it before the index
+// and the byte store.
 func New(s *storage.Storage, x *index.Index, source Source, options Options) (*Fetcher, error) {
 	if !s.HasBytes() {
 		return nil, errors.New("nars can't be fetched without a storage to put them in")
 	}
 	f := &Fetcher{
 		storage: s, index: x, source: source, options: options, log: options.Log, now: options.Now, timing: usualTiming, queue: queue.New(),
-		wake: make(chan struct{}, 1), flights: make(map[string]*flight),
-		told: make(map[string]time.Time), unfitUsage: -1,
+		wake: make(chan struct{}, 1), downloads: make(map[string]*download),
+		logged: make(map[string]time.Time), unfitUsage: -1,
 	}
 	if f.log == nil {
 		f.log = slog.New(slog.DiscardHandler)
@@ -191,11 +184,10 @@ func New(s *storage.Storage, x *index.Index, source Source, options Options) (*F
 func (f *Fetcher) isInFlight(key string) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.flights[key] != nil
+	return f.downloads[key] != nil
 }
 
-// Close ends all flights, and waits until they have let go of the storage. What
-// has come so far stays in the spool.
+// Close stops all downloads and waits for their end. The spool keeps partial downloads.
 func (f *Fetcher) Close() {
 	f.mu.Lock()
 	f.closed = true
@@ -204,7 +196,6 @@ func (f *Fetcher) Close() {
 	f.busy.Wait()
 }
 
-// mostAsked is how many flights are begun for clients at a time: as many as nars
-// are decompressed for clients, as each decompresses its nar. What is asked for
-// beyond them is passed on without being stored.
-func mostAsked() int { return 16 * runtime.GOMAXPROCS(0) }
+// maxOnDemand is how many downloads run for clients at a time, as each decompresses its nar:
+// as many as nars are decompressed for clients. Further nars are passed on and not stored.
+func maxOnDemand() int { return 16 * runtime.GOMAXPROCS(0) }

@@ -85,8 +85,8 @@ func TestStoredMeanwhile(t *testing.T) {
 			f := m.fetcher(from, Options{})
 			f.log = slog.New(onMessage{f.log.Handler(), func(message string) {
 				if strings.Contains(message, "is fetched anew") {
-					// The second flight ends before the first.
-					if second := f.flying(key); second != nil {
+					// The second download ends before the first.
+					if second := f.join(key); second != nil {
 						second.leave()
 						<-second.done
 					}

@@ -11,23 +11,22 @@ import (
 	"nar-herder/storage"
 )
 
-// OpenFile opens an item's Nth file for a client, as [Source] does: in a flight,
-// which is begun unless the file can't be stored now, or at the source itself, where it is
-// compared on its way, see [passing.Source.OpenFile].
-// Nothing is written to the database on the way of the request.
+// OpenFile opens an item's Nth file for a client, as [Source] does. It starts or joins a
+// download. If the file can't be stored now, it opens the source and verifies the file on
+// its way, see [passing.Source.OpenFile]. It doesn't write to the database.
 func (f *Fetcher) OpenFile(ctx context.Context, item *storage.Item, n int, offset, length int64, via []string) (io.ReadCloser, int64, error) {
 	if item.FileName(n) == "" {
 		return f.options.Passing.OpenFile(ctx, item, n, offset, length, via)
 	}
-	for range 3 { // after a flight that was begun anew, and one of a file that is stored
-		fl, stored, size, err := f.board(ctx, item, n, offset, length, via)
+	for range 3 { // a download may begin anew, and another process may store the file
+		d, stored, size, err := f.joinOrBegin(ctx, item, n, offset, length, via)
 		if stored != nil || err != nil {
 			return stored, size, err
 		}
-		if fl == nil {
+		if d == nil {
 			break
 		}
-		size, err = fl.begun(ctx)
+		size, err = d.begun(ctx)
 		if err == nil && offset > size {
 			err = localError{io.ErrUnexpectedEOF}
 		}
@@ -36,9 +35,9 @@ func (f *Fetcher) OpenFile(ctx context.Context, item *storage.Item, n int, offse
 			if length >= 0 {
 				end = min(end, offset+length)
 			}
-			return &reader{ctx: ctx, f: f, flight: fl, via: via, off: offset, end: end}, size, nil
+			return &reader{ctx: ctx, f: f, download: d, via: via, off: offset, end: end}, size, nil
 		}
-		fl.leave()
+		d.leave()
 		if errors.Is(err, errLocal) {
 			break
 		}
@@ -54,18 +53,17 @@ func (f *Fetcher) Locate(ctx context.Context, item *storage.Item, n int, via []s
 	return f.source.Locate(ctx, item, n, via)
 }
 
-// board joins the flight for a client, or begins it. The flight is nil when the
-// client is to go to the source itself; stored is the file when it is here by now.
-func (f *Fetcher) board(ctx context.Context, item *storage.Item, n int, offset, length int64, via []string) (_ *flight, stored io.ReadCloser, size int64, err error) {
-	direct := func() (*flight, io.ReadCloser, int64, error) { return nil, nil, 0, nil }
-	ahead := offset // of what is here
+// joinOrBegin joins or begins the download for a client. It returns the file if that is
+// stored by now, and neither if the client is to read from the source.
+func (f *Fetcher) joinOrBegin(ctx context.Context, item *storage.Item, n int, offset, length int64, via []string) (_ *download, stored io.ReadCloser, size int64, err error) {
+	direct := func() (*download, io.ReadCloser, int64, error) { return nil, nil, 0, nil }
+	ahead := offset
 	if !passing.IsAlone(item, n, offset, length) {
-		ahead = 0 // The source would be asked for the whole.
+		ahead = 0 // the source would send the whole file
 	}
-	fl := f.flying(spool.Key(item, n))
-	if fl == nil {
-		// The caller's item may be as it was a moment ago, when the nar had not
-		// come yet.
+	d := f.join(spool.Key(item, n))
+	if d == nil {
+		// The caller's row may be older than the end of the last download.
 		now, err := f.storage.Item(ctx, item.Hash)
 		if errors.Is(err, storage.ErrNotFound) || err == nil && now.Narinfo.NarHash != item.Narinfo.NarHash {
 			return direct()
@@ -77,7 +75,7 @@ func (f *Fetcher) board(ctx context.Context, item *storage.Item, n int, offset, 
 			return direct()
 		}
 		if now.HasStored(i) {
-			// One that can't be read here is perhaps there.
+			// If it can't be read here, the source may have it.
 			if reader, info, err := f.storage.OpenFile(ctx, now, i, offset, -1); err == nil {
 				return nil, reader, info.Size, nil
 			}
@@ -88,46 +86,46 @@ func (f *Fetcher) board(ctx context.Context, item *storage.Item, n int, offset, 
 		}
 		lies, err := f.liesThere(ctx, now, i)
 		if err != nil || lies || ahead > farAhead {
-			// Not in the client's time, but it has asked for it.
+			// It takes too long for the client: fetch it in the background.
 			f.want(item.Hash)
 			return direct()
 		}
-		// A storage that can't be used is no reason to give nothing.
-		if fl, err = f.begin(ctx, now, i, true, via); err != nil {
+		// If it can't be stored, the source still serves the client.
+		if d, err = f.begin(ctx, now, i, true, via); err != nil {
 			if f.isNews(errNoRoom.Error()) {
-				f.log.Info("a nar that a client asks for is not stored, but passed on", "file", now.FileName(i), "reason", err)
+				f.log.Info("a nar that a client requested is passed on and not stored", "file", now.FileName(i), "reason", err)
 			}
 			return direct()
 		}
 	}
-	have, flowing := fl.position()
+	have, flowing := d.position()
 	switch {
 	case ahead > have+farAhead:
-	case !flowing && peer.HasPassed(via) && !fl.isFor(via):
-		// The one that it came through may be who this flight waits for, or
-		// the one after it: two flights would wait for each other.
+	case !flowing && peer.HasPassed(via) && !d.isFor(via):
+		// This download may wait for the instance that forwarded the request: two
+		// downloads would wait for each other.
 	default:
-		return fl, nil, 0, nil
+		return d, nil, 0, nil
 	}
-	fl.leave()
+	d.leave()
 	return direct()
 }
 
-// isFor says whether the flight was begun for a request that has come the same
-// way, whose loops the source finds by that.
-func (fl *flight) isFor(via []string) bool {
-	if len(fl.via) != len(via) {
+// isFor reports whether the download began for a request with the same Via header, so that
+// the source has detected loops by it.
+func (d *download) isFor(via []string) bool {
+	if len(d.via) != len(via) {
 		return false
 	}
 	for i, line := range via {
-		if fl.via[i] != line {
+		if d.via[i] != line {
 			return false
 		}
 	}
 	return true
 }
 
-// isFull says whether nothing can be stored for now.
+// isFull reports whether nothing can be stored for now.
 func (f *Fetcher) isFull() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -8,26 +8,25 @@ import (
 	"nar-herder/narinfo"
 )
 
-// pass goes over all items that lack nars, the latest first. It is used by Run
-// alone.
+// pass visits all items that lack nars, the latest first. It is used by Run alone.
 type pass struct {
 	f *Fetcher
-	// due says that one is to begin, and under that it has.
-	due, under bool
-	before     int64 // the place that it has come to
-	page       []narinfo.PathHash
-	more       bool
-	// endedAt is when the last one has, and countedAt when items were counted.
+	// due says that a pass is to begin, and running that it has.
+	due, running bool
+	before       int64 // the position of the last item
+	page         []narinfo.PathHash
+	more         bool
+	// endedAt is the end of the last pass, and countedAt the last count of items.
 	endedAt, countedAt time.Time
 }
 
-// next returns the next item, or for how long there is none.
+// next returns the next item, or how long to wait for one.
 func (p *pass) next(ctx context.Context, now time.Time) (hash narinfo.PathHash, pause time.Duration, err error) {
 	f := p.f
 	if err := p.count(ctx, now); err != nil || !f.options.All {
 		return hash, queue.Longest, err
 	}
-	if !p.under {
+	if !p.running {
 		if pause = p.wait(ctx, now); pause > 0 {
 			return hash, pause, nil
 		}
@@ -35,7 +34,7 @@ func (p *pass) next(ctx context.Context, now time.Time) (hash narinfo.PathHash, 
 	}
 	for {
 		if f.isHopeless() {
-			// What fits is here; the rest waits until something goes.
+			// What fits is here; the rest waits for room.
 			p.end(now)
 			return hash, f.timing.fullPause, nil
 		}
@@ -63,7 +62,7 @@ func (p *pass) next(ctx context.Context, now time.Time) (hash narinfo.PathHash, 
 	}
 }
 
-// wait returns for how long no pass is to begin.
+// wait returns how long to wait before a pass.
 func (p *pass) wait(ctx context.Context, now time.Time) time.Duration {
 	f := p.f
 	if p.due {
@@ -95,8 +94,8 @@ func (p *pass) wait(ctx context.Context, now time.Time) time.Duration {
 	return 0
 }
 
-// hasMoreRoom says whether there is more room than when files last did not fit. Not
-// by a bit, as a pass over what does not fit takes its time.
+// hasMoreRoom reports whether there is considerably more room than when files last did not
+// fit, so that a pass pays.
 func (f *Fetcher) hasMoreRoom(ctx context.Context) bool {
 	f.mu.Lock()
 	usage, spare := f.unfitUsage, f.unfitSpare
@@ -113,20 +112,19 @@ func (f *Fetcher) hasMoreRoom(ctx context.Context) bool {
 func (p *pass) begin(ctx context.Context) {
 	f := p.f
 	if err := f.spool.DropStale(ctx); err != nil {
-		f.log.Warn("can't tidy the spool of what is being fetched", "error", err)
+		f.log.Warn("can't tidy the spool of partial downloads", "error", err)
 	}
 	f.mu.Lock()
 	f.unfits, f.unfitUsage = 0, -1
 	f.mu.Unlock()
 	f.queue.ResetForgotten()
-	p.due, p.under, p.before, p.page, p.more = false, true, -1, nil, true
+	p.due, p.running, p.before, p.page, p.more = false, true, -1, nil, true
 	if missing := f.Status().Missing; missing > 0 {
 		f.log.Info("fetching the nars that are missing", "items", missing)
 	}
 }
 
-// count counts what is missing, from time to time: between two counts, only what
-// comes is added and taken off.
+// count counts the missing nars once an hour. In between, the count is adjusted.
 func (p *pass) count(ctx context.Context, now time.Time) error {
 	if !p.countedAt.IsZero() && now.Sub(p.countedAt) < queue.Longest {
 		return nil
@@ -137,7 +135,7 @@ func (p *pass) count(ctx context.Context, now time.Time) error {
 	}
 	if !p.f.options.All { // else each pass does
 		if err := p.f.spool.DropStale(ctx); err != nil {
-			p.f.log.Warn("can't tidy the spool of what is being fetched", "error", err)
+			p.f.log.Warn("can't tidy the spool of partial downloads", "error", err)
 		}
 	}
 	p.f.missing.Store(missing)
@@ -146,13 +144,13 @@ func (p *pass) count(ctx context.Context, now time.Time) error {
 }
 
 func (p *pass) end(now time.Time) {
-	p.under, p.page, p.endedAt = false, nil, now
+	p.running, p.page, p.endedAt = false, nil, now
 	if missing := p.f.Status().Missing; missing > 0 {
-		p.f.log.Info("has gone over the nars that are missing", "missing", missing)
+		p.f.log.Info("finished a pass over missing nars", "missing", missing)
 	}
 }
 
-// unfit notes a file for which there was no room.
+// unfit records a file for which there is no room.
 func (f *Fetcher) unfit(err error) {
 	usage, usageErr := f.options.Usage(f.ctx)
 	spare, _, spareErr := f.storage.Spare(f.ctx)
@@ -162,16 +160,15 @@ func (f *Fetcher) unfit(err error) {
 		f.unfitUsage, f.unfitSpare = max(usage, 0), spare
 	}
 	f.mu.Unlock()
-	const text = "there is no room in the storage: nars that don't fit are not fetched until others go"
+	const text = "the storage has no room: nars that don't fit wait until others are removed"
 	if f.isNews(text) {
 		f.log.Info(text, "error", err)
 	}
 }
 
-// isHopeless says whether so many files in a row did not fit that the rest won't
-// either.
+// isHopeless reports whether so many files in a row did not fit that the rest won't either.
 func (f *Fetcher) isHopeless() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.unfits >= mostUnfit
+	return f.unfits >= maxUnfit
 }

@@ -8,18 +8,17 @@ import (
 	"sync"
 )
 
-// reader is one client's view of a flight: a part of the file. It is a
-// [bytestore.GrowingFile]. Where the flight
-// can't go on because of this machine, it goes on with the source itself.
+// reader is one client's part of a downloaded file. It is a [bytestore.GrowingFile]. If the
+// download fails because of this machine, the reader continues with the source.
 type reader struct {
-	ctx    context.Context
-	f      *Fetcher
-	flight *flight
-	via    []string
-	off    int64
-	end    int64
-	direct io.ReadCloser // in the place of the flight
-	left   sync.Once
+	ctx      context.Context
+	f        *Fetcher
+	download *download
+	via      []string
+	off      int64
+	end      int64
+	direct   io.ReadCloser // replaces the download
+	left     sync.Once
 }
 
 func (r *reader) Read(p []byte) (int, error) {
@@ -27,13 +26,13 @@ func (r *reader) Read(p []byte) (int, error) {
 		return 0, io.EOF
 	}
 	if r.direct == nil {
-		n, err := r.fromFlight(p)
+		n, err := r.fromDownload(p)
 		if err == nil || !errors.Is(err, errLocal) {
 			return n, err
 		}
-		// What was read so far is in the file of the flight, and compared with the rest.
-		before := io.NewSectionReader(r.flight.file, 0, r.off)
-		if r.direct, err = r.f.options.Passing.Resume(r.ctx, r.flight.item, r.flight.n, before, r.off, r.via); err != nil {
+		// The file of the download has what was read so far: it is verified with the rest.
+		before := io.NewSectionReader(r.download.file, 0, r.off)
+		if r.direct, err = r.f.options.Passing.Resume(r.ctx, r.download.item, r.download.n, before, r.off, r.via); err != nil {
 			return 0, err
 		}
 	}
@@ -45,13 +44,13 @@ func (r *reader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// fromFlight waits for bytes of the flight.
-func (r *reader) fromFlight(p []byte) (int, error) {
+// fromDownload waits for bytes of the download.
+func (r *reader) fromDownload(p []byte) (int, error) {
 	there, err := r.Next()
 	if err != nil {
 		return 0, err
 	}
-	n, err := r.flight.file.ReadAt(p[:min(int64(len(p)), there)], r.off)
+	n, err := r.download.file.ReadAt(p[:min(int64(len(p)), there)], r.off)
 	r.off += int64(n)
 	if n > 0 {
 		return n, nil
@@ -70,11 +69,11 @@ func (r *reader) Next() (int64, error) {
 	if r.direct != nil {
 		return 0, errLocal
 	}
-	fl := r.flight
+	d := r.download
 	var visible int64
 	var failed error
-	err := fl.mu.Wait(r.ctx, func() bool {
-		visible, failed = fl.visible(), fl.err
+	err := d.mu.Wait(r.ctx, func() bool {
+		visible, failed = d.visible(), d.err
 		return visible > r.off || failed != nil
 	})
 	if err != nil {
@@ -87,18 +86,18 @@ func (r *reader) Next() (int64, error) {
 }
 
 // Local implements [bytestore.LocalFile].
-func (r *reader) Local() (*os.File, int64) { return r.flight.file, r.off }
+func (r *reader) Local() (*os.File, int64) { return r.download.file, r.off }
 
 // Skip implements [bytestore.GrowingFile].
 func (r *reader) Skip(n int64) { r.off += n }
 
-// Close lets the flight go, which goes on without this reader.
+// Close leaves the download, which continues without this reader.
 func (r *reader) Close() (err error) {
 	r.left.Do(func() {
 		if r.direct != nil {
 			err = r.direct.Close()
 		}
-		r.flight.leave()
+		r.download.leave()
 	})
 	return err
 }

@@ -11,26 +11,23 @@ import (
 	"nar-herder/storage/space"
 )
 
-// block is what a file takes of the disk beyond its length, at the most.
+// block is the largest difference between the length of a file and its size on the disk.
 const block = 4 << 10
 
-// margin is the part of the limit, or of the minimum of free space, that is left free
-// by what is fetched without being asked for, one of so many: so that neither a
-// rounding nor an import of a few nars has the remover act on nars that were just
-// fetched. What it removes makes no room for such a fetch either, as it removes no more
-// than brings the storage below its limit, and the nar that it removed last does not
-// fit again.
+// margin is the share, one of so many, of the limit or of the minimum of free space that
+// background downloads leave free. Thus neither rounding nor a small import makes the
+// remover remove nars that were just fetched, and what it removes makes no room for a
+// download: it stops as soon as the storage is below its limit.
 const margin = 50
 
-// reserve makes sure that there is room for so many bytes of a file, beside all that
-// is under way, and counts them until the room is released. The error is errNoRoom when
-// there is none below the limit, or above the minimum of free space with its margin,
-// and [space.ErrLimit] or [space.ErrFreeSpace] when there is none below the hard
-// limit or above the minimum.
-func (f *Fetcher) reserve(ctx context.Context, size int64, asked bool) (_ *room, err error) {
+// reserve reserves room for size bytes, besides all downloads, until the room is released.
+// The error is errNoRoom if there is none below the limit, or above the minimum of free
+// space with its margin, and [space.ErrLimit] or [space.ErrFreeSpace] if there is none
+// below the hard limit or above the minimum.
+func (f *Fetcher) reserve(ctx context.Context, size int64, onDemand bool) (_ *room, err error) {
 	r := &room{uncount: sync.OnceFunc(func() { f.coming.Add(-size - block) })}
-	// Before the usage is looked at: what comes to its end meanwhile is counted
-	// here or there, or twice.
+	// Count before reading the usage: a download that ends meanwhile is counted once or
+	// twice, but never not at all.
 	coming := f.coming.Add(size + block)
 	defer func() {
 		if err != nil {
@@ -38,7 +35,7 @@ func (f *Fetcher) reserve(ctx context.Context, size int64, asked bool) (_ *room,
 		}
 	}()
 	if limit := f.options.Limit; limit >= 0 {
-		if !asked {
+		if !onDemand {
 			limit -= limit / margin
 		}
 		usage, err := f.options.Usage(ctx)
@@ -49,7 +46,7 @@ func (f *Fetcher) reserve(ctx context.Context, size int64, asked bool) (_ *room,
 			return nil, fmt.Errorf("%w: of %d bytes, %d are taken and %d are coming with this nar", errNoRoom, limit, usage, coming)
 		}
 	}
-	if !asked {
+	if !onDemand {
 		spare, minimum, err := f.storage.Spare(ctx)
 		if err != nil {
 			return nil, localError{fmt.Errorf("find out how much is free on the file system of the storage: %w", err)}
@@ -64,17 +61,17 @@ func (f *Fetcher) reserve(ctx context.Context, size int64, asked bool) (_ *room,
 	return r, nil
 }
 
-// grow makes the room of a flight larger, once the source says how long the file is.
-func (f *Fetcher) grow(ctx context.Context, fl *flight, size int64) error {
-	room, err := f.reserve(ctx, size, fl.asked)
+// grow enlarges the room of a download once the source has sent the file's length.
+func (f *Fetcher) grow(ctx context.Context, d *download, size int64) error {
+	room, err := f.reserve(ctx, size, d.onDemand)
 	if err != nil {
 		if errors.Is(err, errNoRoom) {
 			err = localError{err}
 		}
 		return err
 	}
-	fl.room.Release()
-	fl.room = room
+	d.room.Release()
+	d.room = room
 	return nil
 }
 
@@ -88,23 +85,23 @@ func (f *Fetcher) reserveRetained(ctx context.Context, size int64) (release func
 	return room.Release, true
 }
 
-// room is what a flight takes of the storage.
+// room is a download's share of the storage.
 type room struct {
 	*space.Reservation
 	uncount func()
 }
 
-// Release gives it back. Another call does nothing.
+// Release gives the room back. Further calls do nothing.
 func (r *room) Release() {
 	r.Reservation.Release()
 	r.uncount()
 }
 
-// errNoRoom is about the limit above which nars are removed, and the free space below
-// which they are.
+// errNoRoom reports that the limit or the minimum of free space that the remover keeps leaves
+// no room.
 var errNoRoom = errors.New("there is no room in the storage")
 
-// isFull says whether an error means that nothing more can be written for now.
+// isFull reports whether an error means that nothing more can be written for now.
 func isFull(err error) bool {
 	return disk.IsFull(err) || errors.Is(err, space.ErrLimit) || errors.Is(err, space.ErrFreeSpace) || errors.Is(err, index.ErrFull)
 }

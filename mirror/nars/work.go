@@ -47,7 +47,7 @@ func (f *Fetcher) Run(ctx context.Context) {
 		working.Go(func() {
 			for hash := range jobs {
 				f.fetchItem(ctx, hash)
-				f.rouse() // as it may have given room, or a time to try again
+				f.rouse() // there may be room, or a retry
 			}
 		})
 	}
@@ -58,7 +58,7 @@ func (f *Fetcher) Run(ctx context.Context) {
 		hash, pause, err := f.next(ctx, p)
 		if err != nil && ctx.Err() == nil {
 			pause = f.timing.fullPause
-			f.log.Error("can't find out which nars are missing; that is tried again", "error", err, "again", pause.String())
+			f.log.Error("can't find out which nars are missing: retrying", "error", err, "again", pause.String())
 		}
 		if pause > 0 {
 			timer := time.NewTimer(pause)
@@ -123,21 +123,20 @@ func (f *Fetcher) fetchItem(ctx context.Context, hash narinfo.PathHash) {
 			if errors.Is(err, storage.ErrNotWanted) {
 				f.queue.Done(hash)
 			}
-			return // it comes again, with the others
+			return // the retry fetches the others, too
 		}
 	}
 	f.queue.Done(hash)
 	f.missing.Add(-1)
 }
 
-// fetchFile fetches one file, and returns when it is stored or has failed, which
-// is noted.
+// fetchFile fetches one file. It returns when that is stored, or after recording a failure.
 func (f *Fetcher) fetchFile(ctx context.Context, item *storage.Item, n int) error {
 	if adopted, err := f.adopt(ctx, item, n); adopted || err != nil {
 		return err
 	}
 	for {
-		fl, err := f.begin(ctx, item, n, false, nil)
+		d, err := f.begin(ctx, item, n, false, nil)
 		if err != nil {
 			switch {
 			case errors.Is(err, errNoRoom):
@@ -147,22 +146,22 @@ func (f *Fetcher) fetchFile(ctx context.Context, item *storage.Item, n int) erro
 			}
 			return err
 		}
-		fl.leave() // nobody reads it here
+		d.leave() // there is no reader here
 		select {
-		case <-fl.done:
+		case <-d.done:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 		switch {
-		case errors.Is(fl.result, errStored):
+		case errors.Is(d.result, errStored):
 			return nil
-		case !errors.Is(fl.result, errAnew):
-			return fl.result
+		case !errors.Is(d.result, errAnew):
+			return d.result
 		}
 	}
 }
 
-// liesThere is [storage.Storage.LiesThere], but for a file that was stored after the
+// liesThere is [storage.Storage.LiesThere], except for a file that was stored after the
 // caller had read the row.
 func (f *Fetcher) liesThere(ctx context.Context, item *storage.Item, n int) (bool, error) {
 	lies, err := f.storage.LiesThere(ctx, item, n)
@@ -173,7 +172,7 @@ func (f *Fetcher) liesThere(ctx context.Context, item *storage.Item, n int) (boo
 	return !stored, err
 }
 
-// isStored reads the row again, and says whether the item's Nth file is stored.
+// isStored reads the row again, and reports whether the item's Nth file is stored.
 func (f *Fetcher) isStored(ctx context.Context, item *storage.Item, n int) (bool, error) {
 	now, err := f.storage.Item(ctx, item.Hash)
 	if errors.Is(err, storage.ErrNotFound) || err == nil && now.Narinfo.NarHash != item.Narinfo.NarHash {
@@ -185,19 +184,19 @@ func (f *Fetcher) isStored(ctx context.Context, item *storage.Item, n int) (bool
 	return i >= 0 && now.HasStored(i), nil
 }
 
-// adopt has the row claim what lies there already, if it is the nar.
+// adopt adds a file to the row that is in the byte store already, if it is the nar.
 func (f *Fetcher) adopt(ctx context.Context, item *storage.Item, n int) (bool, error) {
 	lies, err := f.liesThere(ctx, item, n)
 	if err == nil && lies {
 		err = f.storage.Adopt(ctx, item, n, f.options.Decode)
 		if errors.Is(err, storage.ErrWrongNar) {
-			f.log.Warn("a file in the storage that no row claims is not the nar that it should be, and makes way for it", "file", item.FileName(n), "error", err)
+			f.log.Warn("an unreferenced file in the storage is not the nar that it should be: replacing it", "file", item.FileName(n), "error", err)
 			return false, nil
 		}
 		if err == nil {
 			f.log.Info("took a file into the index that lay in the storage already", "file", item.FileName(n))
 			if err := f.spool.Remove(item, n); err != nil {
-				f.log.Warn("can't remove what was fetched of a nar that is stored", "file", item.FileName(n), "error", err)
+				f.log.Warn("can't remove the partial download of a stored nar", "file", item.FileName(n), "error", err)
 			}
 			return true, nil
 		}

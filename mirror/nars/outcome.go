@@ -13,11 +13,11 @@ import (
 type reason int
 
 const (
-	reasonAbsent reason = iota // the source certainly does not have it
-	reasonSource               // the source can't be asked, or stops to send
-	reasonWrong                // what came is another nar
+	reasonAbsent reason = iota // the source certainly doesn't have it
+	reasonSource               // the source fails
+	reasonWrong                // the bytes are not the nar
 	reasonFull                 // no room
-	reasonLocal                // this machine
+	reasonLocal                // this machine fails
 )
 
 var reasons = [...]string{"absent", "source", "wrong", "full", "local"}
@@ -36,39 +36,39 @@ func reasonOf(err error) reason {
 	return reasonSource
 }
 
-// isOfItem says whether a failure of this machine is about one nar alone.
+// isOfItem reports whether a failure of this machine concerns one nar alone.
 func isOfItem(err error) bool {
 	return errors.Is(err, storage.ErrUnreadable) || errors.Is(err, errUnsized) || errors.Is(err, spool.ErrInUse) || errors.Is(err, errFault)
 }
 
-// settle notes how a flight has ended.
-func (f *Fetcher) settle(fl *flight, err error) {
+// finish records the outcome of a download.
+func (f *Fetcher) finish(d *download, err error) {
 	switch {
 	case err == nil:
-		f.succeeded(fl)
+		f.succeeded(d)
 	case errors.Is(err, errNoRoom):
 		f.unfit(err)
 	case errors.Is(err, errStored), errors.Is(err, storage.ErrNotWanted), errors.Is(err, errStopped):
-		// Nobody's failure.
+		// Not a failure.
 	default:
-		f.failed(fl.item, fl.item.FileName(fl.n), err)
+		f.failed(d.item, d.item.FileName(d.n), err)
 	}
 }
 
-func (f *Fetcher) succeeded(fl *flight) {
+func (f *Fetcher) succeeded(d *download) {
 	f.metrics.fetched.Add(1)
-	f.metrics.bytes.Add(fl.size)
+	f.metrics.bytes.Add(d.size)
 	f.mu.Lock()
 	f.sourceFailures, f.pausedUntil, f.unfits = 0, time.Time{}, 0
 	f.status.LastSuccess = f.now()
 	f.mu.Unlock()
-	if fl.asked {
-		f.want(fl.item.Hash) // for its other files
+	if d.onDemand {
+		f.want(d.item.Hash) // for its other files
 	}
-	f.log.Debug("fetched a nar", "file", fl.item.FileName(fl.n), "bytes", fl.size)
+	f.log.Debug("fetched a nar", "file", d.item.FileName(d.n), "bytes", d.size)
 }
 
-// failed notes a failure, and when the item is tried again.
+// failed records a failure and schedules a retry of the item.
 func (f *Fetcher) failed(item *storage.Item, name string, err error) {
 	why := reasonOf(err)
 	f.metrics.failures[why].Add(1)
@@ -86,24 +86,24 @@ func (f *Fetcher) failed(item *storage.Item, name string, err error) {
 	f.mu.Lock()
 	switch {
 	case why == reasonSource, why == reasonLocal && !isOfItem(err):
-		// Not the item's own failure, it seems: others would fail, too.
+		// Other items would fail as well.
 		pause := min(f.timing.lastPause, f.timing.firstPause<<min(f.sourceFailures, 16))
-		if !now.Before(f.pausedUntil) { // and not one of several at once
+		if !now.Before(f.pausedUntil) { // count several at once as one
 			f.sourceFailures++
 		}
 		f.pausedUntil = later(f.pausedUntil, now.Add(jittered(pause)))
 	case why == reasonFull:
 		f.fullUntil = later(f.fullUntil, now.Add(f.timing.fullPause))
 	case why == reasonAbsent:
-		f.sourceFailures, f.pausedUntil = 0, time.Time{} // it answers
+		f.sourceFailures, f.pausedUntil = 0, time.Time{} // the source answers
 	}
 	f.status.LastError, f.status.LastErrorAt = publicErrors[why], now
 	f.mu.Unlock()
 	text := map[reason]string{
-		reasonAbsent: "a nar is not stored where it should come from; it is looked for again each hour",
+		reasonAbsent: "the source does not have a nar: looking for it again each hour",
 		reasonSource: "can't fetch nars for now",
-		reasonWrong:  "what came is not the nar that its narinfo describes; nothing of it is kept, and it is tried again",
-		reasonFull:   "no nars are fetched for now, as there is no room for them",
+		reasonWrong:  "the source sent something else than the nar that the narinfo describes: discarded it, and retrying",
+		reasonFull:   "the disk or storage is full: fetching no nars for now",
 		reasonLocal:  "can't fetch a nar into the storage",
 	}[why]
 	attributes := []any{"file", name, "error", err, "again", again.Format(time.RFC3339)}
@@ -117,8 +117,8 @@ func (f *Fetcher) failed(item *storage.Item, name string, err error) {
 	}
 }
 
-// publicErrors are failures as the health reports them, by their reasons. Errors
-// themselves have text of the source, sizes of what it has sent, and names of files here.
+// publicErrors are the texts of failures in the health report. Errors themselves quote the
+// source, and name files of this machine.
 var publicErrors = [...]string{
 	reasonAbsent: "a nar is not stored at its source",
 	reasonSource: "a source can't be asked, or stops to send",
@@ -127,19 +127,18 @@ var publicErrors = [...]string{
 	reasonLocal:  "a fault of this machine: see its log",
 }
 
-// isNews says whether the log has not told of a trouble for long.
+// isNews reports whether a text is to be logged: it was not logged lately.
 func (f *Fetcher) isNews(text string) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	at, told := f.told[text]
-	if told && f.now().Sub(at) < f.timing.remindEvery {
+	if at, ok := f.logged[text]; ok && f.now().Sub(at) < f.timing.remindEvery {
 		return false
 	}
-	f.told[text] = f.now()
+	f.logged[text] = f.now()
 	return true
 }
 
-// jittered is about the duration, so that not all come at the same moment.
+// jittered returns a random duration of half to one and a half of d.
 func jittered(d time.Duration) time.Duration { return d/2 + rand.N(d) + 1 }
 
 func later(a, b time.Time) time.Time {
@@ -153,35 +152,35 @@ func later(a, b time.Time) time.Time {
 type Status struct {
 	// Missing is about how many items lack nars.
 	Missing int64 `json:"missing"`
-	// InFlight is how many files are coming.
+	// InFlight is how many files are being downloaded.
 	InFlight int `json:"in_flight"`
-	// LastError is what went wrong last, and LastErrorAt when; "" for nothing.
+	// LastError is the last failure, and LastErrorAt its time; "" for none.
 	LastError   string    `json:"last_error,omitempty"`
 	LastErrorAt time.Time `json:"last_error_at,omitzero"`
-	// LastSuccess is when a nar came last; zero for never.
+	// LastSuccess is when a nar was last stored; zero for never.
 	LastSuccess time.Time `json:"last_success,omitzero"`
-	// Paused says that nothing is fetched for now, as the source or this
-	// machine has failed.
+	// Paused says that nothing is fetched for now, because the source or this machine has
+	// failed.
 	Paused bool `json:"paused,omitempty"`
 }
 
-// Status returns how it goes.
+// Status returns the current state.
 func (f *Fetcher) Status() Status {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	status := f.status
 	status.Missing = max(f.missing.Load(), 0)
-	status.InFlight = len(f.flights)
+	status.InFlight = len(f.downloads)
 	status.Paused = f.now().Before(later(f.pausedUntil, f.fullUntil))
 	return status
 }
 
-// Warnings are what is not as it should be, for the health.
+// Warnings returns the warnings for the health report.
 func (f *Fetcher) Warnings() []string {
 	status := f.Status()
 	if !status.Paused || status.LastError == "" {
 		return nil
 	}
-	// Not the error, which may name files of this machine.
+	// The error may name files of this machine.
 	return []string{"nars can't be fetched for now: see the log"}
 }
