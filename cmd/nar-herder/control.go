@@ -4,10 +4,9 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"nar-herder/httpapi/health"
 	"net"
 	"strings"
-
-	"nar-herder/httpapi"
 )
 
 // controlOptions are the options of the listener for the administrator.
@@ -17,7 +16,7 @@ type controlOptions struct {
 	PublicMetrics string     `default:"yes" enum:"yes,no" placeholder:"yes|no" help:"Whether /metrics and /health are served to everybody as well (default: ${default})."`
 
 	// control serves the listener; nil where there is none.
-	control *httpapi.Control
+	control *health.Control
 }
 
 // defaultControlHost is what Guix's service passes as well.
@@ -52,7 +51,7 @@ func (c *controlOptions) serveControl(listeners []net.Listener, log *slog.Logger
 		}
 		return
 	}
-	c.control = httpapi.ServeControl(c.ControlHost, log, listeners...)
+	c.control = health.ServeControl(c.ControlHost, log, listeners...)
 	for _, listener := range listeners {
 		log.Info("control listener", "address", listener.Addr().String())
 	}

@@ -9,7 +9,7 @@ import (
 	"path/filepath"
 	"time"
 
-	"nar-herder/httpapi"
+	"nar-herder/httpapi/health"
 	"nar-herder/internal/disk"
 	"nar-herder/mirror"
 	"nar-herder/mirror/dump"
@@ -46,7 +46,7 @@ type healthParts struct {
 }
 
 // list returns the parts that this server has. The README describes them.
-func (h healthParts) list() (parts []httpapi.Part) {
+func (h healthParts) list() (parts []health.Part) {
 	stores, owns := h.store.HasBytes(), h.ownership.claim != nil
 	var interval time.Duration
 	if h.store.IsRemote() {
@@ -73,7 +73,7 @@ func (h healthParts) list() (parts []httpapi.Part) {
 		{"mirror_nars", h.fetcher != nil, false, warns(h.fetcher.Warnings)},
 	} {
 		if part.exists {
-			parts = append(parts, httpapi.Part{Name: part.name, Needed: part.needed, Look: part.look})
+			parts = append(parts, health.Part{Name: part.name, Needed: part.needed, Look: part.look})
 			if part.name == "storage" || part.name == "storage_writes" {
 				parts[len(parts)-1].Interval = interval
 			}
@@ -101,14 +101,14 @@ func (n *narSample) try(ctx context.Context) error {
 	} else if now.Sub(n.at) > missingShown {
 		return nil
 	}
-	return httpapi.Warnings{n.warning}
+	return health.Warnings{n.warning}
 }
 
 // tryWriting returns an error if nars can't be added to the storage or removed, with the
 // command that helps. Serving needs no permission to write.
 func (h healthParts) tryWriting(ctx context.Context) error {
 	if len(h.ownership.Warnings()) > 0 {
-		return httpapi.Warnings{"this server does not write to the storage: see storage_owner"}
+		return health.Warnings{"this server does not write to the storage: see storage_owner"}
 	}
 	err := h.store.TryWriting(ctx)
 	if h.directory == "" || err != nil && !errors.Is(err, fs.ErrPermission) {
@@ -122,7 +122,7 @@ func (h healthParts) tryWriting(ctx context.Context) error {
 func warns(warnings func() []string) func(context.Context) error {
 	return func(context.Context) error {
 		if texts := warnings(); len(texts) > 0 {
-			return httpapi.Warnings(texts)
+			return health.Warnings(texts)
 		}
 		return nil
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 
 	"nar-herder/httpapi"
+	"nar-herder/httpapi/health"
 	"nar-herder/internal/redact"
 	"nar-herder/mirror"
 	"nar-herder/mirror/nars"
@@ -77,7 +78,7 @@ func (c *serverCommand) whileStarting(ctx context.Context, listeners []net.Liste
 
 // serveStarting answers the listeners until the end is called, which may be repeated.
 func (c *serverCommand) serveStarting(ctx context.Context, listeners []net.Listener, log *slog.Logger) (end func()) {
-	c.starting = httpapi.NewStarting(c.PublicMetrics == "no", c.limits(), proxies(c.TrustedProxies), log)
+	c.starting = health.NewStarting(c.PublicMetrics == "no", c.limits(), proxies(c.TrustedProxies), log)
 	done, answered := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(answered)

@@ -19,6 +19,8 @@ import (
 
 	"nar-herder/compression"
 	"nar-herder/httpapi"
+	"nar-herder/httpapi/engine"
+	"nar-herder/httpapi/health"
 	"nar-herder/mirror/dump"
 	"nar-herder/peer/passing"
 	"nar-herder/removal"
@@ -84,7 +86,7 @@ type serverCommand struct {
 
 	controlOptions `embed:""`
 
-	starting *httpapi.Starting // answers until there is a server
+	starting *health.Starting // answers until there is a server
 }
 
 // pidFileWait is how long the process id waits for the sockets: a supervisor
@@ -347,7 +349,7 @@ func (c *serverCommand) run(ctx context.Context, effect inEffect, running *tasks
 	running.Go("counting items without nars", func() { unstored.Run(followCtx) })
 	running.Go("watching the room for the database", func() { database.Run(followCtx) })
 	if passed != nil {
-		passed.Turns = server.Turns()
+		passed.Turns = server.Processors()
 		server.Registry().MustRegister(passed.Unchecked)
 	}
 	if remover != nil {
@@ -376,7 +378,7 @@ func (c *serverCommand) run(ctx context.Context, effect inEffect, running *tasks
 	}
 
 	if c.control != nil {
-		c.control.Attach(server)
+		c.control.Attach(server.Health(), server.Registry())
 		defer c.closeControl() // before what it shows is closed
 	}
 	if endStarting(); ctx.Err() != nil {
@@ -398,8 +400,8 @@ func (c *serverCommand) run(ctx context.Context, effect inEffect, running *tasks
 }
 
 // limits are those of connections.
-func (c *serverCommand) limits() httpapi.Limits {
-	limits := httpapi.Limits{Unread: ownMemory() / unreadShare}
+func (c *serverCommand) limits() engine.Limits {
+	limits := engine.Limits{Unread: ownMemory() / unreadShare}
 	if c.MaxConnections != nil {
 		limits.Connections = int(*c.MaxConnections)
 	}
