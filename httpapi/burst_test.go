@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -282,4 +283,10 @@ func TestBurstOfNars(t *testing.T) {
 			c.stillOpen()
 		})
 	}
+}
+
+// numbered returns a hash.
+func numbered(n int) (hash narinfo.PathHash) {
+	binary.LittleEndian.PutUint64(hash[:], uint64(n))
+	return hash
 }

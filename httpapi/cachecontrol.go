@@ -1,16 +1,10 @@
 package httpapi
 
 import (
+	"nar-herder/httpapi/respond"
 	"time"
 
 	"github.com/valyala/fasthttp"
-)
-
-const (
-	// noStore keeps an answer out of all caches.
-	noStore = "no-store"
-	// revalidate lets caches keep an answer, if they ask before each use.
-	revalidate = "no-cache"
 )
 
 // cacheControls are values of Cache-Control, made once. An empty one is left out.
@@ -64,7 +58,7 @@ func (s *Server) setNarCacheControl(ctx *fasthttp.RequestCtx, item *nars, kind s
 		value = s.cacheControls.cached[kind]
 	}
 	if !item.WithdrawnAt.IsZero() {
-		value = revalidate
+		value = respond.Revalidate
 	}
 	if value != "" && len(ctx.Response.Header.Peek(fasthttp.HeaderCacheControl)) == 0 {
 		ctx.Response.Header.Set(fasthttp.HeaderCacheControl, value)

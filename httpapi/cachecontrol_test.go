@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"nar-herder/compression/decoders"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
 	"nar-herder/storage"
@@ -176,10 +177,10 @@ func TestCacheControlOfFailures(t *testing.T) {
 	unopened.open = failingOpen(errBroken)
 	d := dial(t, start(t, unopened, opts).address)
 	full := startWith(t, m.items(t), opts, func(s *Server) {
-		s.decoders = decodersWithin(1, 2*copyPiece)
+		s.decoders = decodersWithin(1, 2*decoders.Piece)
 		s.decoderWait = time.Millisecond
 	})
-	if _, err := full.decoders.take(t.Context(), 2*copyPiece); err != nil {
+	if _, err := takeMemory(t, full.decoders, 2*decoders.Piece); err != nil {
 		t.Fatal(err)
 	}
 	busy := dial(t, full.address)
@@ -211,4 +212,25 @@ func mustHash(t *testing.T, base string) narinfo.PathHash {
 		t.Fatal(err)
 	}
 	return hash
+}
+
+func TestMaxAge(t *testing.T) {
+	t.Parallel()
+	if got := maxAge(nil); got != "" {
+		t.Errorf("maxAge(nil) = %q", got)
+	}
+	for ttl, want := range map[time.Duration]string{
+		0:                         "max-age=0",
+		time.Second:               "max-age=1",
+		30 * 24 * time.Hour:       "max-age=2592000",
+		9223372036 * time.Second:  "max-age=9223372036",
+		1500 * time.Millisecond:   "max-age=1",
+		time.Duration(1<<63 - 1):  "max-age=9223372036",
+		5 * time.Hour:             "max-age=18000",
+		7 * 24 * 60 * time.Minute: "max-age=604800",
+	} {
+		if got := maxAge(&ttl); got != want {
+			t.Errorf("maxAge(%v) = %q, want %q", ttl, got, want)
+		}
+	}
 }

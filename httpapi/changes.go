@@ -3,7 +3,6 @@ package httpapi
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"io"
 	"net/netip"
 	"strconv"
@@ -12,6 +11,8 @@ import (
 
 	"github.com/valyala/fasthttp"
 
+	"nar-herder/httpapi/engine"
+	"nar-herder/httpapi/respond"
 	"nar-herder/internal/stamp"
 	"nar-herder/peer"
 	"nar-herder/storage/index"
@@ -48,7 +49,7 @@ func (s *Server) serveChanges(ctx *fasthttp.RequestCtx) {
 	}
 	since, ok := parseSince(string(query.Peek(peer.SinceKey)))
 	if !ok {
-		s.fail(ctx, fasthttp.StatusBadRequest, "say from when on: ?since=YYYY-MM-DD HH:MM:SS, in UTC, or ?after=NUMBER")
+		respond.Fail(ctx, fasthttp.StatusBadRequest, "say from when on: ?since=YYYY-MM-DD HH:MM:SS, in UTC, or ?after=NUMBER")
 		return
 	}
 	if ctx.IsHead() {
@@ -121,7 +122,7 @@ func (b *changesSince) Read(p []byte) (int, error) {
 			b.begun = true
 			c := toldAs(change)
 			c.ID = 0 // which the original doesn't have
-			if err := writeJSON(&b.pending, c); err != nil {
+			if err := respond.WriteJSON(&b.pending, c); err != nil {
 				return 0, err
 			}
 		}
@@ -134,17 +135,6 @@ func (b *changesSince) Read(p []byte) (int, error) {
 		}
 	}
 	return b.pending.Read(p)
-}
-
-// writeJSON writes a value on no line of its own, and leaves < and > as they are.
-func writeJSON(to *bytes.Buffer, value any) error {
-	encoder := json.NewEncoder(to)
-	encoder.SetEscapeHTML(false)
-	if err := encoder.Encode(value); err != nil {
-		return err
-	}
-	to.Truncate(to.Len() - 1) // the newline
-	return nil
 }
 
 // logState is what others are told of the log, with a page of it; previous is up to
@@ -167,7 +157,7 @@ func (s *Server) pageAfter(ctx *fasthttp.RequestCtx) (page index.Page, after int
 	query := ctx.QueryArgs()
 	after, err := strconv.ParseInt(string(query.Peek(peer.AfterKey)), 10, 64)
 	if err != nil || after < 0 {
-		s.fail(ctx, fasthttp.StatusBadRequest, "?after=NUMBER must be that of a change, or 0")
+		respond.Fail(ctx, fasthttp.StatusBadRequest, "?after=NUMBER must be that of a change, or 0")
 		return page, 0, false
 	}
 	if !s.admit(ctx, changesAtOnce) {
@@ -186,7 +176,7 @@ func (s *Server) pageAfter(ctx *fasthttp.RequestCtx) (page index.Page, after int
 		return page, after, true
 	}
 	var body bytes.Buffer
-	if err := writeJSON(&body, s.logState(&index.Page{First: page.First, Last: page.Last}, 0)); err != nil {
+	if err := respond.WriteJSON(&body, s.logState(&index.Page{First: page.First, Last: page.Last}, 0)); err != nil {
 		s.fault(ctx, "write the recent changes", err)
 		return page, 0, false
 	}
@@ -223,7 +213,7 @@ func (s *Server) serveChangesAfter(ctx *fasthttp.RequestCtx) {
 	changes, told := s.sealed(&page, after)
 	reply := peer.ChangesReply{LogState: s.logState(&page, told), More: page.More, Changes: changes}
 	var body bytes.Buffer
-	if err := writeJSON(&body, reply); err != nil {
+	if err := respond.WriteJSON(&body, reply); err != nil {
 		s.fault(ctx, "write the recent changes", err)
 		return
 	}
@@ -235,17 +225,17 @@ func (s *Server) serveChangesAfter(ctx *fasthttp.RequestCtx) {
 func (s *Server) serveStream(ctx *fasthttp.RequestCtx) {
 	ctx.Response.Header.Set("Cache-Control", "no-store")
 	if !ctx.QueryArgs().Has(peer.AfterKey) {
-		s.fail(ctx, fasthttp.StatusBadRequest, "say after which change: ?after=NUMBER")
+		respond.Fail(ctx, fasthttp.StatusBadRequest, "say after which change: ?after=NUMBER")
 		return
 	}
 	client := s.options.TrustedProxies.Client(ctx)
 	if s.options.TrustedProxies.Trusts(client.WithZone("")) {
 		client = netip.Addr{} // it asks for others, and doesn't say for whom
 	}
-	network := NetworkOf(client)
+	network := engine.NetworkOf(client)
 	if !s.streams.add(network) {
 		ctx.Response.Header.Set("Retry-After", streamRetry)
-		s.fail(ctx, fasthttp.StatusServiceUnavailable, "too many follow the changes here already: ask for pages of them")
+		respond.Fail(ctx, fasthttp.StatusServiceUnavailable, "too many follow the changes here already: ask for pages of them")
 		return
 	}
 	stream := &changeStream{s: s, client: network, ctx: s.streaming, news: s.news.wait()}
@@ -350,7 +340,7 @@ func (b *changeStream) write(page *index.Page) error {
 
 func (b *changeStream) event(kind string, data any) error {
 	b.pending.WriteString("event: " + kind + "\ndata: ")
-	if err := writeJSON(&b.pending, data); err != nil {
+	if err := respond.WriteJSON(&b.pending, data); err != nil {
 		return err
 	}
 	b.pending.WriteString("\n\n")

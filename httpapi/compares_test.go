@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"io"
+	"nar-herder/compression/decoders"
+	"nar-herder/httpapi/headers"
 	"nar-herder/storage/bytestore"
 	"os"
 	"path/filepath"
@@ -167,7 +169,7 @@ func TestComparedMemory(t *testing.T) {
 	m := make1(t, "source", plainContents[0], "none")
 	items := m.inBucket(t)
 	server := newStarted(items, options())
-	server.decoders = decodersWithin(1, 2*copyPiece)
+	server.decoders = decodersWithin(1, 2*decoders.Piece)
 	item := m.item(t)
 	open := func(offset, length int64) (io.ReadCloser, bytestore.Info, error) {
 		server.compares.good.Purge()
@@ -175,24 +177,24 @@ func TestComparedMemory(t *testing.T) {
 			return items.OpenFile(t.Context(), item, 0, offset, length)
 		})(offset, length)
 	}
-	for _, r := range []byteRange{{0, m.fileSize}, {5, 10}} {
-		reader, _, err := open(r.start, r.length)
+	for _, r := range []headers.Range{{Start: 0, Length: m.fileSize}, {Start: 5, Length: 10}} {
+		reader, _, err := open(r.Start, r.Length)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if n := server.decoders.memory(); n != copyPiece {
+		if n := server.decoders.Memory(); n != decoders.Piece {
 			t.Errorf("%v: %d bytes of the budget", r, n)
 		}
-		if got, err := io.ReadAll(io.LimitReader(reader, r.length)); err != nil || !bytes.Equal(got, m.file[r.start:r.start+r.length]) {
+		if got, err := io.ReadAll(io.LimitReader(reader, r.Length)); err != nil || !bytes.Equal(got, m.file[r.Start:r.Start+r.Length]) {
 			t.Errorf("%v: %d bytes, %v", r, len(got), err)
 		}
 		reader.Close()
 		reader.Close()
-		if n := server.decoders.memory(); n != 0 {
+		if n := server.decoders.Memory(); n != 0 {
 			t.Errorf("%v: %d bytes of the budget when closed", r, n)
 		}
 	}
-	release, err := server.decoders.take(t.Context(), 2*copyPiece)
+	release, err := takeMemory(t, server.decoders, 2*decoders.Piece)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -202,9 +204,9 @@ func TestComparedMemory(t *testing.T) {
 		t.Errorf("without memory: %v", err)
 	}
 	m.file[200] ^= 1
-	server.decoders = decodersWithin(1, 2*copyPiece)
-	if _, _, err := open(0, m.fileSize); !errors.Is(err, errDamaged) || server.decoders.memory() != 0 {
-		t.Errorf("damaged: %v, %d bytes of the budget", err, server.decoders.memory())
+	server.decoders = decodersWithin(1, 2*decoders.Piece)
+	if _, _, err := open(0, m.fileSize); !errors.Is(err, errDamaged) || server.decoders.Memory() != 0 {
+		t.Errorf("damaged: %v, %d bytes of the budget", err, server.decoders.Memory())
 	}
 }
 
@@ -217,12 +219,12 @@ func TestDecodedMemory(t *testing.T) {
 	for _, target := range []string{"/nar/" + m.path.BaseName(), "/file/source/sha256/" + m.digest} {
 		c := connectSmall(t, server.listener)
 		answer := c.begin(target)
-		if n := server.decoders.memory(); n != copyPiece {
+		if n := server.decoders.Memory(); n != decoders.Piece {
 			t.Errorf("%s: %d bytes of the budget", target, n)
 		}
 		if _, err := io.Copy(io.Discard, answer.Body); err != nil {
 			t.Error(err)
 		}
-		until(t, "it is given back", func() bool { return server.decoders.memory() == 0 })
+		until(t, "it is given back", func() bool { return server.decoders.Memory() == 0 })
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"nar-herder/httpapi/engine"
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
 )
@@ -108,7 +109,7 @@ func TestStalledReaderIsCut(t *testing.T) {
 			if n, err := io.Copy(io.Discard, c.r); n >= length {
 				t.Errorf("%d bytes of %d, %v", n, length, err)
 			}
-			until(t, "decoders are given back", func() bool { return s.decoders.left() == 0 })
+			until(t, "decoders are given back", func() bool { return s.decoders.Memory() == 0 })
 		})
 	}
 }
@@ -169,7 +170,7 @@ func TestCrowd(t *testing.T) {
 		idle = 200
 	}
 	opts := options()
-	opts.Limits = Limits{Connections: 3000, PerAddress: 3000}
+	opts.Limits = engine.Limits{Connections: 3000, PerAddress: 3000}
 	s := start(t, corpus(), opts)
 	for n := range idle {
 		c := dial(t, s.address)

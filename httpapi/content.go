@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"nar-herder/httpapi/engine"
+	"nar-herder/httpapi/headers"
 	"nar-herder/storage/bytestore"
 
 	"github.com/valyala/fasthttp"
@@ -51,29 +53,29 @@ func (f *sourceFuncs) tag(length int64, info bytestore.Info) (etag, former []byt
 func (s *Server) sendPart(ctx *fasthttp.RequestCtx, c content) {
 	header := &ctx.Request.Header
 	length := c.length
-	wanted := byteRange{0, length}
+	wanted := headers.Range{Length: length}
 	partial := false
 	var rangeErr error
 	if field := header.Peek("Range"); len(field) > 0 {
-		wanted, partial, rangeErr = parseRange(string(field), length)
+		wanted, partial, rangeErr = headers.ParseRange(string(field), length)
 	}
 	response := &ctx.Response
-	if hasConditions(header) {
+	if headers.HasConditions(header) {
 		// A client that has it already gets no byte of it.
-		reader, v, err := s.openPart(ctx, &c, byteRange{})
+		reader, v, err := s.openPart(ctx, &c, headers.Range{})
 		if err != nil {
 			c.unopened(err)
 			return
 		}
 		reader.Close()
-		if s.sendUnlessConditions(ctx, v.modified, string(v.etag), string(v.former)) {
+		if headers.AnswerConditions(ctx, v.modified, string(v.etag), string(v.former)) {
 			describe(response, v)
 			return
 		}
 	}
 	asked := wanted
 	if ctx.IsHead() {
-		asked.length = 0 // To look is enough. Far away, all that was opened would be sent.
+		asked.Length = 0 // To look is enough. Far away, all that was opened would be sent.
 	}
 	reader, v, err := s.openPart(ctx, &c, asked)
 	if err != nil {
@@ -84,16 +86,16 @@ func (s *Server) sendPart(ctx *fasthttp.RequestCtx, c content) {
 	if v.former != nil && bytes.Equal(ifRange, v.former) {
 		ifRange = v.etag
 	}
-	stale := !rangeStillGood(string(ifRange), string(v.etag), v.modified)
+	stale := !headers.RangeStillGood(string(ifRange), string(v.etag), v.modified)
 	if rangeErr != nil && !stale {
 		reader.Close()
-		s.unsatisfiable(ctx, length)
+		headers.AnswerUnsatisfiable(ctx, length)
 		return
 	}
 	if partial && stale {
 		// The client's part is of another file, so it gets this one whole.
 		reader.Close()
-		partial, wanted = false, byteRange{0, length}
+		partial, wanted = false, headers.Range{Length: length}
 		if !ctx.IsHead() {
 			asked = wanted
 		}
@@ -106,25 +108,25 @@ func (s *Server) sendPart(ctx *fasthttp.RequestCtx, c content) {
 	response.Header.SetContentType(c.contentType)
 	if partial {
 		response.SetStatusCode(fasthttp.StatusPartialContent)
-		response.Header.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", wanted.start, wanted.start+wanted.length-1, length))
+		response.Header.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", wanted.Start, wanted.Start+wanted.Length-1, length))
 	}
-	s.streamFile(ctx, reader, wanted.length)
+	s.streamFile(ctx, reader, wanted.Length)
 }
 
 // openPart opens a part of the content.
-func (s *Server) openPart(ctx *fasthttp.RequestCtx, c *content, r byteRange) (io.ReadCloser, *validators, error) {
-	offset := c.start + r.start
+func (s *Server) openPart(ctx *fasthttp.RequestCtx, c *content, r headers.Range) (io.ReadCloser, *validators, error) {
+	offset := c.start + r.Start
 	if reader, v := c.kept.reader(offset); reader != nil {
 		return reader, v, nil
 	}
-	LeaveLoop(ctx)
-	reader, info, err := c.open(offset, r.length)
+	engine.LeaveLoop(ctx)
+	reader, info, err := c.open(offset, r.Length)
 	if err != nil {
 		return nil, nil, err
 	}
 	etag, former := c.tag(c.length, info)
-	v := &validators{etag, former, info.ModTime.UTC().AppendFormat(nil, httpTime), info.ModTime}
-	if whole := (byteRange{0, c.length}); c.kept != nil && r == whole {
+	v := &validators{etag, former, info.ModTime.UTC().AppendFormat(nil, headers.TimeFormat), info.ModTime}
+	if whole := (headers.Range{Length: c.length}); c.kept != nil && r == whole {
 		reader = c.kept.keep(&s.keptFiles, reader, info, v, offset)
 	}
 	return reader, v, nil
@@ -155,11 +157,11 @@ func (p part) Close() error { return p.file.Close() }
 // streamFile answers with the length bytes of a file that the reader gives, and closes
 // it. A store's reader may give more.
 func (s *Server) streamFile(ctx *fasthttp.RequestCtx, reader io.ReadCloser, length int64) {
-	if !ctx.IsHead() && SendFile(ctx, reader, length) {
+	if !ctx.IsHead() && engine.SendFile(ctx, reader, length) {
 		return
 	}
 	if shared, ok := reader.(*sharedReader); !ok || !shared.IsCached() {
-		LeaveLoop(ctx) // to read from a disk takes long
+		engine.LeaveLoop(ctx) // to read from a disk takes long
 	}
 	s.stream(ctx, part{io.LimitReader(reader, length), reader}, length)
 }
@@ -178,5 +180,5 @@ func (s *Server) stream(ctx *fasthttp.RequestCtx, body io.ReadCloser, length int
 		ctx.Response.Header.SetContentLength(int(length))
 		return
 	}
-	SendCopy(ctx, body, length)
+	engine.SendCopy(ctx, body, length)
 }

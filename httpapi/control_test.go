@@ -3,6 +3,7 @@ package httpapi
 import (
 	"io"
 	"log/slog"
+	"nar-herder/httpapi/health"
 	"net"
 	"net/http"
 	"path/filepath"
@@ -12,13 +13,13 @@ import (
 )
 
 // newControl serves one until the test ends, and returns its address.
-func newControl(t *testing.T, network, address string) (*Control, string) {
+func newControl(t *testing.T, network, address string) (*health.Control, string) {
 	t.Helper()
 	listener, err := net.Listen(network, address)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := ServeControl("herder.local", slog.New(slog.DiscardHandler), listener)
+	c := health.ServeControl("herder.local", slog.New(slog.DiscardHandler), listener)
 	t.Cleanup(c.Close)
 	return c, listener.Addr().String()
 }
@@ -77,7 +78,7 @@ func TestControl(t *testing.T) {
 		}
 		for _, attached := range []bool{false, true} {
 			if attached {
-				control.Attach(s.Server)
+				control.Attach(s.Health(), s.Registry())
 			}
 			if got := ask("GET", "/health/live"); got.StatusCode != 200 {
 				t.Errorf("%s", got.Status)
@@ -198,7 +199,7 @@ func TestHideMetrics(t *testing.T) {
 		}
 	}
 	control, address := newControl(t, "tcp", "127.0.0.1:0")
-	control.Attach(s.Server)
+	control.Attach(s.Health(), s.Registry())
 	for _, target := range []string{"/metrics", "/health", "/health/ready"} {
 		if got := askControl(t, dialOn(t, "tcp", address), http.MethodGet, "localhost", target, ""); got.StatusCode != 200 {
 			t.Errorf("%s: %s", target, got.Status)

@@ -1,7 +1,6 @@
 package httpapi
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -13,14 +12,16 @@ import (
 	"github.com/valyala/fasthttp"
 
 	"nar-herder/compression"
+	"nar-herder/compression/decoders"
+	"nar-herder/httpapi/respond"
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
 )
 
 // decode opens the nar in the item's Nth file.
-func (s *Server) decode(ctx *fasthttp.RequestCtx, item *storage.Item, n int) (*decoder, error) {
-	file := &narFile{open: s.open(ctx, item, n)}
-	head, err := file.head()
+func (s *Server) decode(ctx *fasthttp.RequestCtx, item *storage.Item, n int) (*decoders.Decoder, error) {
+	file := decoders.NewFile(s.open(ctx, item, n))
+	head, err := file.Head()
 	if err != nil {
 		file.Close()
 		return nil, err
@@ -29,103 +30,18 @@ func (s *Server) decode(ctx *fasthttp.RequestCtx, item *storage.Item, n int) (*d
 	memory := compression.Memory(kind, head, item.Narinfo.NarSize)
 	ready, cancel := context.WithTimeout(s.streaming, s.decoderWait)
 	defer cancel()
-	decoder, err := s.decoders.new(ready, s.live, kind, file, memory, s.options.Decompress)
+	decoder, err := s.decoders.Open(ready, s.live, kind, file, memory, s.options.Decompress)
 	if err != nil {
 		return nil, fmt.Errorf("decompress %s: %w", item.Narinfo.Files[n].URL, err)
 	}
 	return decoder, nil
 }
 
-// narFile is the [compressedFile] of a nar.
-type narFile struct {
-	open opener
-	file io.ReadCloser // nil while none is open
-	size int64         // -1 when it is not known
-	// fresh is the file from its first byte on, until it is used.
-	fresh io.Reader
-	// local is the file where it lies on this machine; nil where it has to be opened
-	// again to be read again.
-	local io.ReaderAt
-}
-
-// head opens the file and returns its first bytes, [compression.HeadBytes] if it has
-// as many.
-func (f *narFile) head() ([]byte, error) {
-	if err := f.reopen(); err != nil {
-		return nil, err
-	}
-	// One that is still being written can only be read by its own reader.
-	if local, ok := f.file.(bytestore.LocalFile); ok && f.size >= 0 {
-		if _, growing := f.file.(bytestore.GrowingFile); !growing {
-			file, offset := local.Local()
-			f.local = io.NewSectionReader(file, offset, f.size)
-		}
-	}
-	head := make([]byte, compression.HeadBytes)
-	n, err := io.ReadFull(f.fresh, head)
-	head = head[:n]
-	f.fresh = io.MultiReader(bytes.NewReader(head), f.fresh)
-	if err == io.EOF || err == io.ErrUnexpectedEOF {
-		err = nil // the decompressor says what is wrong with so little
-	}
-	return head, err
-}
-
-func (f *narFile) reopen() error {
-	if f.file != nil {
-		f.file.Close()
-	}
-	file, info, err := f.open(0, -1)
-	if err != nil {
-		f.file = nil
-		return err
-	}
-	f.file, f.size, f.fresh = file, info.Size, file
-	if f.size >= 0 {
-		f.fresh = io.LimitReader(file, f.size) // a store's reader may give more
-	}
-	return nil
-}
-
-// Reader implements [compressedFile].
-func (f *narFile) Reader() (io.Reader, error) {
-	if f.local != nil {
-		return io.NewSectionReader(f.local, 0, f.size), nil
-	}
-	if f.fresh == nil {
-		if err := f.reopen(); err != nil {
-			return nil, err
-		}
-	}
-	r := f.fresh
-	f.fresh = nil
-	return r, nil
-}
-
-// Suspend implements [compressedFile]. A file that is being fetched stays open: to close it
-// could cancel the fetch, which has to begin again then.
-func (f *narFile) Suspend() io.Closer {
-	if _, growing := f.file.(bytestore.GrowingFile); growing || f.local != nil || f.file == nil {
-		return nil
-	}
-	file := f.file
-	f.file, f.fresh = nil, nil
-	return file
-}
-
-// Close implements [io.Closer].
-func (f *narFile) Close() error {
-	if f.file == nil {
-		return nil
-	}
-	return f.file.Close()
-}
-
 // undecoded answers when decode has failed.
 func (s *Server) undecoded(ctx *fasthttp.RequestCtx, item *storage.Item, err error) {
-	if errors.Is(err, errTooManyDecoders) {
+	if errors.Is(err, decoders.ErrTooMany) {
 		ctx.Response.Header.Set("Retry-After", "30")
-		s.fail(ctx, fasthttp.StatusServiceUnavailable, errTooManyDecoders.Error()+", try again later or ask for a compressed one")
+		respond.Fail(ctx, fasthttp.StatusServiceUnavailable, decoders.ErrTooMany.Error()+", try again later or ask for a compressed one")
 		return
 	}
 	s.unopened(ctx, item, err)
@@ -140,21 +56,21 @@ type verifier struct {
 	want [sha256.Size]byte
 	// left is the number of bytes to come, -1 when it is not known; then the
 	// failure comes in the place of the end.
-	left   int64
-	failed func(error)
-	passed func()        // nil for nothing to do once the hash is right
-	turns  chan struct{} // of the processor
-	err    error
+	left       int64
+	failed     func(error)
+	passed     func() // nil for nothing to do once the hash is right
+	processors sync.Locker
+	err        error
 }
 
 // verify makes a verifier that tells operators what is wrong with the item.
 func (s *Server) verify(r io.ReadCloser, size int64, want [sha256.Size]byte, item *storage.Item) *verifier {
-	return &verifier{ReadCloser: r, sum: sha256.New(), want: want, left: size, turns: s.decoders.turns, failed: func(err error) {
+	return &verifier{ReadCloser: r, sum: sha256.New(), want: want, left: size, processors: s.decoders.Processors, failed: func(err error) {
 		if item.EasiestFile(item.HasStored) < 0 {
 			s.cutElsewhere(item, err)
 			return
 		}
-		if errors.Is(err, errNotRestarted) {
+		if errors.Is(err, decoders.ErrNotRestarted) {
 			if s.live.Err() == nil {
 				s.log.Error("a slow client's nar could not be decompressed to its end, and the connection was cut",
 					"item", item.Narinfo.StorePath.String(), "error", err)
@@ -174,7 +90,7 @@ func (s *Server) verify(r io.ReadCloser, size int64, want [sha256.Size]byte, ite
 
 // checkedFirst is the longest body that is read and compared before the status line. A
 // longer one is compared on its way, and cut before its last bytes when it is wrong.
-const checkedFirst = copyPiece
+const checkedFirst = decoders.Piece
 
 // verified reads size bytes of the item, which are at most checkedFirst and have the hash.
 // The error is errDamaged where they don't have it, or a readError: to a client, that is
@@ -190,18 +106,6 @@ func (s *Server) verified(r io.Reader, size int64, want [sha256.Size]byte, item 
 	}
 	return body[:n], nil
 }
-
-// bodyInPiece is a body in memory, whose piece of the budget is released when it is closed.
-type bodyInPiece struct {
-	io.Reader
-	release func()
-}
-
-func (d *decoders) newBodyInPiece(body []byte) bodyInPiece {
-	return bodyInPiece{bytes.NewReader(body), sync.OnceFunc(d.releasePiece)}
-}
-
-func (b bodyInPiece) Close() error { b.release(); return nil }
 
 // readError is a failure of the storage to read bytes, which says nothing about them.
 type readError struct{ error }
@@ -224,7 +128,7 @@ var errDamaged = errors.New("a nar is damaged")
 
 // sendVerified answers with size bytes of the item that have the hash, or as many as
 // come when size is negative. r reads from the decoder, which is closed.
-func (s *Server) sendVerified(ctx *fasthttp.RequestCtx, r io.Reader, decoder *decoder, size int64, want [sha256.Size]byte, item *storage.Item) {
+func (s *Server) sendVerified(ctx *fasthttp.RequestCtx, r io.Reader, decoder *decoders.Decoder, size int64, want [sha256.Size]byte, item *storage.Item) {
 	body := part{r, decoder}
 	switch {
 	case ctx.IsHead() && size >= 0:
@@ -235,13 +139,13 @@ func (s *Server) sendVerified(ctx *fasthttp.RequestCtx, r io.Reader, decoder *de
 		s.stream(ctx, s.verify(body, size, want, item), size)
 	default:
 		verified, err := s.verified(r, size, want, item)
-		_ = decoder.closeButPiece() // it was only read from
+		_ = decoder.CloseKeepingPiece() // it was only read from
 		if err != nil {
-			s.decoders.releasePiece()
+			s.decoders.ReleasePiece()
 			s.damaged(ctx, item)
 			return
 		}
-		s.stream(ctx, s.decoders.newBodyInPiece(verified), size)
+		s.stream(ctx, s.decoders.NewBody(verified), size)
 	}
 }
 
@@ -249,10 +153,10 @@ func (s *Server) sendVerified(ctx *fasthttp.RequestCtx, r io.Reader, decoder *de
 func (s *Server) damaged(ctx *fasthttp.RequestCtx, item *storage.Item) {
 	ctx.Response.Header.Reset()
 	if item.EasiestFile(item.HasStored) < 0 {
-		s.fail(ctx, fasthttp.StatusBadGateway, "this nar is stored elsewhere, where it is damaged or can't be fetched now")
+		respond.Fail(ctx, fasthttp.StatusBadGateway, "this nar is stored elsewhere, where it is damaged or can't be fetched now")
 		return
 	}
-	s.fail(ctx, fasthttp.StatusInternalServerError, "this nar is damaged here")
+	respond.Fail(ctx, fasthttp.StatusInternalServerError, "this nar is damaged here")
 }
 
 var errWrongHash = errors.New("the bytes do not have the hash that the narinfo says")
@@ -268,9 +172,9 @@ func (v *verifier) Read(p []byte) (int, error) {
 	var err error
 	if v.left != 0 {
 		n, err = v.ReadCloser.Read(p)
-		v.turns <- struct{}{}
+		v.processors.Lock()
 		v.sum.Write(p[:n])
-		<-v.turns
+		v.processors.Unlock()
 	}
 	if v.left > 0 {
 		v.left -= int64(n)

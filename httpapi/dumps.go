@@ -10,6 +10,8 @@ import (
 
 	"github.com/valyala/fasthttp"
 
+	"nar-herder/httpapi/headers"
+	"nar-herder/httpapi/respond"
 	"nar-herder/mirror/dump"
 	"nar-herder/peer"
 	"nar-herder/storage/bytestore"
@@ -39,7 +41,7 @@ const (
 // serveDump answers with the database in the original's schema, or the index of
 // this program's, both as the newest dump has them.
 func (s *Server) serveDump(ctx *fasthttp.RequestCtx, of route) {
-	zstd := of == routeDump && !s.options.AccelRedirect && prefersEncoded(ctx.Request.Header.PeekAll("Accept-Encoding"), "zstd")
+	zstd := of == routeDump && !s.options.AccelRedirect && headers.PrefersEncoded(ctx.Request.Header.PeekAll("Accept-Encoding"), "zstd")
 	// A newer dump may take the place of one while it is being opened.
 	if s.sendDump(ctx, of, zstd) {
 		ctx.Response.Reset()
@@ -65,9 +67,9 @@ func (s *Server) sendDump(ctx *fasthttp.RequestCtx, of route, zstd bool) (gone b
 	if len(generations) == 0 {
 		if s.options.DumpsExpected {
 			ctx.Response.Header.Set("Retry-After", dumpRetry)
-			s.fail(ctx, fasthttp.StatusServiceUnavailable, "the first dump is not made yet: ask again in a minute")
+			respond.Fail(ctx, fasthttp.StatusServiceUnavailable, "the first dump is not made yet: ask again in a minute")
 		} else {
-			s.notFound(ctx, "this server has no dump")
+			respond.NotFound(ctx, "this server has no dump")
 		}
 		return false
 	}
@@ -85,7 +87,7 @@ func (s *Server) sendDump(ctx *fasthttp.RequestCtx, of route, zstd bool) (gone b
 	if ifRange := string(ctx.Request.Header.Peek("If-Range")); ifRange != "" && len(ctx.Request.Header.Peek("Range")) > 0 {
 		for _, candidate := range generations {
 			file := fileOf(candidate)
-			if rangeStillGood(ifRange, string(timeTag(dumpTag(file), file.Size, candidate.CreatedAt)), candidate.CreatedAt) {
+			if headers.RangeStillGood(ifRange, string(timeTag(dumpTag(file), file.Size, candidate.CreatedAt)), candidate.CreatedAt) {
 				g = candidate
 				break
 			}
@@ -114,7 +116,7 @@ func (s *Server) sendDump(ctx *fasthttp.RequestCtx, of route, zstd bool) (gone b
 		}
 		reader.Close()
 		ctx.Response.Header.SetContentType(sqliteType)
-		ctx.Response.Header.Set("X-Accel-Redirect", escapePath("/internal/database/"+s.options.Dumps.Name()))
+		ctx.Response.Header.Set("X-Accel-Redirect", headers.EscapePath("/internal/database/"+s.options.Dumps.Name()))
 		return false
 	}
 	s.sendPart(ctx, content{source: &sourceFuncs{open, unopened, byTime(dumpTag(file))}, contentType: sqliteType, length: file.Size})

@@ -8,6 +8,7 @@ import (
 
 	"github.com/valyala/fasthttp"
 
+	"nar-herder/httpapi/respond"
 	"nar-herder/peer"
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
@@ -58,7 +59,7 @@ func (b *remoteBody) Read(p []byte) (int, error) {
 // been compared with the NarHash, so caches must not rely on them for long.
 func (s *Server) passThrough(ctx *fasthttp.RequestCtx, err error) {
 	if err == nil {
-		ctx.Response.Header.Set(fasthttp.HeaderCacheControl, revalidate)
+		ctx.Response.Header.Set(fasthttp.HeaderCacheControl, respond.Revalidate)
 	}
 }
 
@@ -144,7 +145,7 @@ func (s *Server) redirectElsewhere(ctx *fasthttp.RequestCtx, item *storage.Item,
 	// Where it is may be another place tomorrow.
 	ctx.Response.Header.Set("Cache-Control", "no-store")
 	ctx.Response.Header.Set("Location", location)
-	s.fail(ctx, fasthttp.StatusFound, "this nar is stored elsewhere")
+	respond.Fail(ctx, fasthttp.StatusFound, "this nar is stored elsewhere")
 	return true
 }
 
@@ -174,7 +175,7 @@ func (s *Server) unreached(ctx *fasthttp.RequestCtx, item *storage.Item, err err
 		s.log.Warn("can't answer with a nar that is stored elsewhere", "item", item.Narinfo.StorePath.String(), "error", err)
 	}
 	s.metrics.unreached.Inc()
-	s.fail(ctx, fasthttp.StatusBadGateway, "this nar is stored elsewhere, where it can't be fetched now")
+	respond.Fail(ctx, fasthttp.StatusBadGateway, "this nar is stored elsewhere, where it can't be fetched now")
 }
 
 // cutElsewhere notes that an answer was cut, since another instance has stopped

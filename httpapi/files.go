@@ -9,6 +9,8 @@ import (
 
 	"github.com/valyala/fasthttp"
 
+	"nar-herder/httpapi/headers"
+	"nar-herder/httpapi/respond"
 	"nar-herder/narinfo"
 	"nar-herder/storage"
 )
@@ -20,17 +22,17 @@ func (s *Server) serveFile(ctx *fasthttp.RequestCtx, name, algorithm, digest str
 	const nothing = "there is no file of that name and hash"
 	var want [sha256.Size]byte
 	if algorithm != "sha256" || narinfo.DecodeBase32(want[:], digest) != nil {
-		s.notFound(ctx, nothing)
+		respond.NotFound(ctx, nothing)
 		return
 	}
 	path, err := narinfo.FixedOutputPath(name, want)
 	if err != nil {
-		s.notFound(ctx, nothing)
+		respond.NotFound(ctx, nothing)
 		return
 	}
 	known, err := s.lookUp(ctx, path.Hash)
 	if errors.Is(err, storage.ErrNotFound) {
-		s.notFound(ctx, nothing)
+		respond.NotFound(ctx, nothing)
 		return
 	}
 	if err != nil {
@@ -41,13 +43,13 @@ func (s *Server) serveFile(ctx *fasthttp.RequestCtx, name, algorithm, digest str
 	item := known.Item
 	n := s.easiest(item)
 	if n < 0 {
-		s.notFound(ctx, "this file is not stored here")
+		respond.NotFound(ctx, "this file is not stored here")
 		return
 	}
 	etag := `"sha256-` + digest + `"`
 	// Of a nar without compression in the storage, parts can be sent.
 	isPlain := item.Narinfo.Files[n].Compression == "none" && item.HasStored(n) // which has another tag
-	if !isPlain && s.sendUnlessConditions(ctx, time.Time{}, etag) {
+	if !isPlain && headers.AnswerConditions(ctx, time.Time{}, etag) {
 		ctx.Response.Header.Set("ETag", etag)
 		return
 	}
@@ -60,7 +62,7 @@ func (s *Server) serveFile(ctx *fasthttp.RequestCtx, name, algorithm, digest str
 	if err != nil {
 		decoder.Close()
 		if errors.Is(err, narinfo.ErrNotFlat) {
-			s.notFound(ctx, nothing)
+			respond.NotFound(ctx, nothing)
 			return
 		}
 		s.fault(ctx, "read the head of a nar", fmt.Errorf("%s: %w", item.Narinfo.StorePath, err))

@@ -67,7 +67,7 @@ func FuzzRequest(f *testing.F) {
 	opts := options()
 	opts.TTL, opts.NegativeTTL, opts.SigningKey = seconds(1), seconds(1), []byte("(public-key)")
 	s := New(items, opts)
-	go s.health.run(f.Context()) // as Serve does
+	go s.health.Run(f.Context()) // as Serve does
 
 	for _, m := range []*made{packed, plain} {
 		for _, target := range []string{
@@ -133,7 +133,7 @@ func FuzzRequest(f *testing.F) {
 		if interim := bytes.TrimPrefix(rest, []byte("HTTP/1.1 100 Continue\r\n\r\n")); err != nil || len(interim) > 0 {
 			t.Fatalf("after %d answers: %q, %v", len(methods), rest, err)
 		}
-		if got := s.decoders.left(); got != 0 {
+		if got := s.decoders.Memory(); got != 0 {
 			t.Fatalf("%d decoders are in use", got)
 		}
 	})

@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"nar-herder/httpapi/health"
 	"nar-herder/storage/index"
 )
 
@@ -23,9 +24,9 @@ func (s *slowItems) Totals(ctx context.Context) (index.Totals, error) { return s
 // watch makes a server that looks at one needed part.
 func watch(look func(context.Context) error) *started {
 	opts := options()
-	opts.Health = []Part{{Name: "part", Needed: true, Look: look}, {Name: "good", Needed: true, Look: func(context.Context) error { return nil }}}
+	opts.Health = []health.Part{{Name: "part", Needed: true, Look: look}, {Name: "good", Needed: true, Look: func(context.Context) error { return nil }}}
 	s := newStarted(&fakeItems{}, opts)
-	go s.health.run(s.live)
+	go s.health.Run(s.live)
 	return s
 }
 
@@ -33,7 +34,7 @@ func watch(look func(context.Context) error) *started {
 func wantHealth(t *testing.T, s *started, status int, text string, took time.Duration) {
 	t.Helper()
 	begun := time.Now()
-	gotStatus, body, err := s.healthAnswer(t.Context(), false)
+	gotStatus, body, err := s.health.Answer(t.Context(), false)
 	if err != nil || gotStatus != status || !strings.Contains(string(body), text) || time.Since(begun) != took {
 		t.Errorf("%d %s after %s, %v; want %d with %s after %s", gotStatus, body, time.Since(begun), err, status, text, took)
 	}
@@ -65,7 +66,7 @@ func TestHealthHanging(t *testing.T) {
 				})
 				defer synctest.Wait()
 				defer s.end()
-				wantHealth(t, s, 503, `"failing":{"part":["no answer within 3s"]}`, healthDeadline)
+				wantHealth(t, s, 503, `"failing":{"part":["no answer within 3s"]}`, health.Deadline)
 				for range 100 {
 					time.Sleep(100 * time.Millisecond)
 					wantHealth(t, s, 503, `"failing":{"part":["no answer within 3s"]}`, 0)
@@ -74,7 +75,7 @@ func TestHealthHanging(t *testing.T) {
 					t.Errorf("%d looks, %d at once", looks.Load(), most.Load())
 				}
 				close(release)
-				time.Sleep(healthInterval + healthDeadline)
+				time.Sleep(health.Interval + health.Deadline)
 				wantHealth(t, s, 200, `{"status":"ok"}`, 0)
 				if log := s.log.String(); strings.Count(log, "level=ERROR") != 1 || strings.Count(log, "works again") != 1 {
 					t.Errorf("the log: %s", log)
@@ -101,12 +102,12 @@ func TestHealthChanges(t *testing.T) {
 		wantHealth(t, s, 200, `"ok"`, 100*time.Millisecond)
 		for range 3 {
 			fails.Store(true)
-			time.Sleep(healthInterval + 500*time.Millisecond)
+			time.Sleep(health.Interval + 500*time.Millisecond)
 			wantHealth(t, s, 200, `"ok"`, 0) // one look has failed
-			time.Sleep(healthInterval)
+			time.Sleep(health.Interval)
 			wantHealth(t, s, 503, `"part"`, 0)
 			fails.Store(false)
-			time.Sleep(healthInterval)
+			time.Sleep(health.Interval)
 			wantHealth(t, s, 200, `"ok"`, 0)
 		}
 		if n := strings.Count(s.log.String(), "level=ERROR"); n != 3 {
@@ -122,7 +123,7 @@ func TestHealthInterval(t *testing.T) {
 		var looks atomic.Int32
 		var result atomic.Pointer[error]
 		opts := options()
-		opts.Health = []Part{{Name: "part", Needed: true, Interval: 30 * time.Second, Look: func(context.Context) error {
+		opts.Health = []health.Part{{Name: "part", Needed: true, Interval: 30 * time.Second, Look: func(context.Context) error {
 			looks.Add(1)
 			if err := result.Load(); err != nil {
 				return *err
@@ -130,7 +131,7 @@ func TestHealthInterval(t *testing.T) {
 			return nil
 		}}}
 		s := newStarted(&fakeItems{}, opts)
-		go s.health.run(s.live)
+		go s.health.Run(s.live)
 		defer synctest.Wait()
 		defer s.end()
 		for _, test := range []struct {
@@ -141,10 +142,10 @@ func TestHealthInterval(t *testing.T) {
 			status int
 		}{
 			{nil, 5 * time.Minute, 9, 11, 200},
-			{Warnings{"some"}, 5 * time.Minute, 9, 11, 200},
-			{errBroken, 30*time.Second + 2*healthInterval, 2, 18, 503}, // the second as soon as others
+			{health.Warnings{"some"}, 5 * time.Minute, 9, 11, 200},
+			{errBroken, 30*time.Second + 2*health.Interval, 2, 18, 503}, // the second as soon as others
 			{errBroken, time.Minute, 29, 31, 503},
-			{nil, healthInterval, 1, 1, 200},
+			{nil, health.Interval, 1, 1, 200},
 		} {
 			looks.Store(0)
 			result.Store(&test.result)
@@ -185,7 +186,7 @@ func TestTotalsBounded(t *testing.T) {
 		}}, options())
 		begun := time.Now()
 		families, err := s.Registry().Gather()
-		if err != nil || len(families) == 0 || time.Since(begun) > healthDeadline {
+		if err != nil || len(families) == 0 || time.Since(begun) > health.Deadline {
 			t.Errorf("%d metrics after %s, %v", len(families), time.Since(begun), err)
 		}
 		if _, err := s.totals(); !errors.Is(err, context.DeadlineExceeded) {

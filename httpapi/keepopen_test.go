@@ -10,11 +10,10 @@ import (
 	"net/http"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
-	"github.com/valyala/fasthttp"
-
+	"nar-herder/httpapi/engine"
+	"nar-herder/httpapi/health"
 	"nar-herder/narinfo"
 )
 
@@ -121,7 +120,7 @@ type startingPhase struct {
 	done, ended chan struct{}
 }
 
-func startPhase(ctx context.Context, starting *Starting, status string, listener net.Listener) *startingPhase {
+func startPhase(ctx context.Context, starting *health.Starting, status string, listener net.Listener) *startingPhase {
 	p := &startingPhase{make(chan struct{}), make(chan struct{})}
 	starting.SetState(stateOf(status))
 	go func() {
@@ -159,7 +158,7 @@ func TestStarting(t *testing.T) {
 	for name, listener := range map[string]net.Listener{"tcp": listenTCP(t), "unix": listenUnix(t)} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			starting := NewStarting(false, Limits{}, Proxies{}, slog.New(slog.DiscardHandler))
+			starting := health.NewStarting(false, engine.Limits{}, engine.Proxies{}, slog.New(slog.DiscardHandler))
 			phase := startPhase(t.Context(), starting, "syncing", listener)
 			fresh, c := connect(t, listener), connect(t, listener)
 			for path, want := range map[string]int{"/health": 503, "/health/ready": 503, "/health/live": 200, "/" + hashOf(greeting) + ".narinfo": 503, "/nar/x": 503} {
@@ -190,7 +189,7 @@ func TestStarting(t *testing.T) {
 			}
 			c.send(request("GET", "/nar/x"))
 			starting.SetState(stateOf("converting"))
-			if a := c.receive("GET"); a.StatusCode != 503 || a.Header.Get("Retry-After") != retryAfter || a.Close {
+			if a := c.receive("GET"); a.StatusCode != 503 || a.Header.Get("Retry-After") != "60" || a.Close {
 				t.Errorf("%s, closes: %v", a.Status, a.Close)
 			}
 			if a := c.ask("GET", "/health"); a.body != `{"status":"converting"}`+"\n" {
@@ -225,52 +224,12 @@ func TestStarting(t *testing.T) {
 	}
 }
 
-// TestStartingPatience has requests wait for a server that does not come.
-func TestStartingPatience(t *testing.T) {
-	t.Parallel()
-	for _, hideHealth := range []bool{false, true} {
-		synctest.Test(t, func(t *testing.T) {
-			starting := NewStarting(hideHealth, Limits{}, Proxies{}, slog.New(slog.DiscardHandler))
-			ask := func(path string, status int, most time.Duration) {
-				t.Helper()
-				var ctx fasthttp.RequestCtx
-				ctx.Init(&fasthttp.Request{}, nil, nil)
-				ctx.Request.SetRequestURI(path)
-				begun := time.Now()
-				starting.engine.Server.Handler(&ctx)
-				if took := time.Since(begun); ctx.Response.StatusCode() != status || took != most {
-					t.Errorf("%s: %d after %s, want %d after %s", path, ctx.Response.StatusCode(), took, status, most)
-				}
-			}
-			ask("/health/live", 200, 0)
-			ask("/health/ready", 503, 0)
-			if !hideHealth {
-				ask("/health", 503, 0)
-			}
-			ask("/nar/x", 503, startPatience)
-			ask("/nar/x", 503, 0) // as the next of a burst
-			ask("/health", 503, 0)
-			starting.SetState(nil)
-			if hideHealth {
-				ask("/health", 503, startPatience)
-			}
-			ask("/health/live", 200, 0)
-			time.AfterFunc(time.Second, func() {
-				starting.answerBy(func(ctx *fasthttp.RequestCtx) { ctx.SetStatusCode(204) }, AnswerBadRequest)
-			})
-			if !hideHealth {
-				ask("/nar/x", 204, time.Second)
-			}
-		})
-	}
-}
-
 // TestStartingBurst ends the start within a burst: the rest of it is answered by the
 // server, on the same connection.
 func TestStartingBurst(t *testing.T) {
 	t.Parallel()
 	listener := listenTCP(t)
-	starting := NewStarting(false, Limits{}, Proxies{}, slog.New(slog.DiscardHandler))
+	starting := health.NewStarting(false, engine.Limits{}, engine.Proxies{}, slog.New(slog.DiscardHandler))
 	phase := startPhase(t.Context(), starting, "syncing", listener)
 	c := connect(t, listener)
 	raw := burstRequests(burst) + burstRequests(burst)
@@ -285,9 +244,7 @@ func TestStartingBurst(t *testing.T) {
 	s := newStarted(everySecond(), opts)
 	s.serve(t, listener)
 	until(t, "the server answers", func() bool {
-		starting.mu.Lock()
-		defer starting.mu.Unlock()
-		return starting.final
+		return connect(t, listener).ask("GET", "/nix-cache-info").StatusCode == http.StatusOK
 	})
 	c.send(raw[half:])
 	if err := readBurst(c, burst); err != nil {
@@ -301,8 +258,8 @@ func TestStartingStopped(t *testing.T) {
 	t.Parallel()
 	listener := listenTCP(t)
 	ctx, stop := context.WithCancel(t.Context())
-	starting := NewStarting(false, Limits{}, Proxies{}, slog.New(slog.DiscardHandler))
-	starting.engine.Grace = time.Hour
+	starting := health.NewStarting(false, engine.Limits{}, engine.Proxies{}, slog.New(slog.DiscardHandler))
+	starting.Engine.Grace = time.Hour
 	phase := startPhase(ctx, starting, "syncing", listener)
 	c := connect(t, listener)
 	c.send(burstRequests(burst))

@@ -3,6 +3,7 @@ package httpapi
 import (
 	"context"
 	"io"
+	"nar-herder/internal/eventloop"
 	"net/http"
 	"os"
 	"runtime"
@@ -30,7 +31,7 @@ func TestNoLeaks(t *testing.T) {
 	broken := make1(t, "broken", strings.Repeat("broken", 1<<10), "gzip")
 	broken.narHash[0] ^= 1
 	s := newStore(t, plain.write(t, dir), packed.write(t, dir), broken.write(t, dir))
-	fullConnection(t) // the event loop stays
+	startEventLoop(t) // it stays
 	files, goroutines := openFiles(t), runtime.NumGoroutine()
 
 	server := newStarted(s, options())
@@ -56,10 +57,27 @@ func TestNoLeaks(t *testing.T) {
 	if err := <-ended; err != nil {
 		t.Error(err)
 	}
-	until(t, "decoders are given back", func() bool { return server.decoders.left() == 0 })
+	until(t, "decoders are given back", func() bool { return server.decoders.Memory() == 0 })
 	until(t, "files are closed", func() bool { return openFiles(t) <= files })
 	// The engine keeps one that tells the time, and for some seconds one that
 	// looks for idle workers.
-	const engine = 2
-	until(t, "goroutines end", func() bool { return runtime.NumGoroutine() <= goroutines+engine })
+	const ofEngine = 2
+	until(t, "goroutines end", func() bool { return runtime.NumGoroutine() <= goroutines+ofEngine })
+}
+
+// startEventLoop serves a connection on the event loop of the process, which starts it.
+func startEventLoop(t *testing.T) {
+	t.Helper()
+	listener := listenTCP(t)
+	defer listener.Close()
+	dial(t, listener.Addr().String())
+	accepted, err := listener.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := eventloop.Take(accepted)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
 }

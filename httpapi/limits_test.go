@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"io"
+	"nar-herder/httpapi/engine"
 	"net"
 	"net/http"
 	"net/netip"
@@ -56,7 +57,7 @@ func (s *started) waitIdle(t testing.TB, count int) {
 func TestMaxConnections(t *testing.T) {
 	t.Parallel()
 	opts := options()
-	opts.Limits = Limits{Connections: 4, PerAddress: 4}
+	opts.Limits = engine.Limits{Connections: 4, PerAddress: 4}
 	s := start(t, corpus(), opts)
 	var clients []*client
 	for n := range 4 {
@@ -92,8 +93,8 @@ func TestMaxConnections(t *testing.T) {
 func TestMaxConnectionsStalled(t *testing.T) {
 	t.Parallel()
 	opts := options()
-	opts.Limits = Limits{Connections: 3}
-	opts.TrustedProxies = Proxies{Networks: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}}
+	opts.Limits = engine.Limits{Connections: 3}
+	opts.TrustedProxies = engine.Proxies{Networks: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}}
 	m := make1(t, "large", strings.Repeat("0123456789abcdef", 1<<19), "none")
 	s := startOn(t, m.items(t), opts, smallSockets{listenTCP(t)}, nil)
 	for range 3 {
@@ -113,8 +114,8 @@ func TestMaxConnectionsStalled(t *testing.T) {
 func TestIdleBeforeCrowd(t *testing.T) {
 	t.Parallel()
 	opts := options()
-	opts.Limits = Limits{Connections: 5, PerAddress: 5}
-	opts.TrustedProxies = Proxies{Networks: []netip.Prefix{netip.MustParsePrefix("127.0.0.77/32")}}
+	opts.Limits = engine.Limits{Connections: 5, PerAddress: 5}
+	opts.TrustedProxies = engine.Proxies{Networks: []netip.Prefix{netip.MustParsePrefix("127.0.0.77/32")}}
 	m := make1(t, "large", strings.Repeat("0123456789abcdef", 1<<19), "none")
 	s := startOn(t, m.items(t), opts, smallSockets{listenTCP(t)}, nil)
 	for _, from := range []string{"127.0.0.2", "127.0.0.3"} {
@@ -150,8 +151,8 @@ func TestIdleBeforeCrowd(t *testing.T) {
 func TestMaxConnectionsPerAddress(t *testing.T) {
 	t.Parallel()
 	opts := options()
-	opts.Limits = Limits{Connections: 40, PerAddress: 2}
-	opts.TrustedProxies = Proxies{Networks: []netip.Prefix{netip.MustParsePrefix("127.0.0.3/32")}}
+	opts.Limits = engine.Limits{Connections: 40, PerAddress: 2}
+	opts.TrustedProxies = engine.Proxies{Networks: []netip.Prefix{netip.MustParsePrefix("127.0.0.3/32")}}
 	m := make1(t, "large", strings.Repeat("0123456789abcdef", 1<<19), "none")
 	s := startOn(t, m.items(t), opts, smallSockets{listenTCP(t)}, nil)
 	var proxies []*client

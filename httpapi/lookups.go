@@ -13,6 +13,8 @@ import (
 	"github.com/valyala/fasthttp"
 	"golang.org/x/time/rate"
 
+	"nar-herder/httpapi/engine"
+	"nar-herder/httpapi/respond"
 	"nar-herder/storage"
 )
 
@@ -104,7 +106,7 @@ func (s *Server) admit(ctx *fasthttp.RequestCtx, count int) bool {
 	wait, ok := s.limiter.reserve(s.options.TrustedProxies.Client(ctx), count, time.Now())
 	if !ok {
 		ctx.Response.Header.Set("Retry-After", admitRetry)
-		s.fail(ctx, fasthttp.StatusServiceUnavailable, "too many items were asked for: ask again later")
+		respond.Fail(ctx, fasthttp.StatusServiceUnavailable, "too many items were asked for: ask again later")
 		return false
 	}
 	if wait > 0 {
@@ -166,7 +168,7 @@ func newLimiter() *limiter {
 func (l *limiter) reserve(client netip.Addr, count int, now time.Time) (wait time.Duration, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	network := NetworkOf(client)
+	network := engine.NetworkOf(client)
 	limits, known := l.clients.Get(network)
 	if !known {
 		limits = &clientLimits{own: rate.NewLimiter(clientRate, clientBurst), share: rate.NewLimiter(shareRate, shareBurst)}

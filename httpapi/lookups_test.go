@@ -15,6 +15,8 @@ import (
 
 	"github.com/valyala/fasthttp"
 
+	"nar-herder/httpapi/engine"
+	"nar-herder/httpapi/respond"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
 	"nar-herder/storage"
@@ -163,7 +165,7 @@ func TestStoredLimit(t *testing.T) {
 				switch ctx := askStored(s, "192.0.2.1", peer.MostAsked); {
 				case ctx.Response.StatusCode() == 200:
 					answered.Add(1)
-				case ctx.Response.StatusCode() != 503 || string(ctx.Response.Header.Peek("Retry-After")) != admitRetry || string(ctx.Response.Header.Peek("Cache-Control")) != noStore:
+				case ctx.Response.StatusCode() != 503 || string(ctx.Response.Header.Peek("Retry-After")) != admitRetry || string(ctx.Response.Header.Peek("Cache-Control")) != respond.NoStore:
 					t.Errorf("%d %s", ctx.Response.StatusCode(), &ctx.Response.Header)
 				default:
 					refused.Add(1)
@@ -292,11 +294,11 @@ func TestNetworkOf(t *testing.T) {
 	for address, want := range map[string]string{
 		"192.0.2.1": "192.0.2.1/32", "::ffff:192.0.2.1": "192.0.2.1/32", "2001:db8:1:2:3::4": "2001:db8:1:2::/64", "fe80::1%eth0": "fe80::/64",
 	} {
-		if got := NetworkOf(netip.MustParseAddr(address)); got.String() != want {
+		if got := engine.NetworkOf(netip.MustParseAddr(address)); got.String() != want {
 			t.Errorf("%s: %s, want %s", address, got, want)
 		}
 	}
-	if got := NetworkOf(netip.Addr{}); got != (netip.Prefix{}) {
+	if got := engine.NetworkOf(netip.Addr{}); got != (netip.Prefix{}) {
 		t.Errorf("of nobody: %s", got)
 	}
 }

@@ -1,6 +1,9 @@
 package httpapi
 
 import (
+	"context"
+	"nar-herder/httpapi/health"
+	"nar-herder/storage/index"
 	"strconv"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -54,19 +57,19 @@ func newMetrics(s *Server) *metrics {
 		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
 	}
 	gauge("narherder_change_streams", "Instances that follow the changes here.", func() float64 { return float64(s.streams.count()) })
-	gauge("narherder_decoders", "Nars that are being decompressed for clients, or are in memory until their clients take them.", func() float64 { return float64(s.decoders.open()) })
-	gauge("narherder_decoder_memory_bytes", "Memory reserved for them.", func() float64 { return float64(s.decoders.memory()) })
-	gauge("narherder_decoder_memory_limit_bytes", "Memory that may be reserved for them and background work together.", func() float64 { return float64(s.decoders.budget.Total()) })
-	gauge("narherder_decoder_background_memory_bytes", "Memory of the same limit that is reserved for decompressing by mirroring, cached compressions and removal.", func() float64 { return float64(s.decoders.budget.Background()) })
+	gauge("narherder_decoders", "Nars that are being decompressed for clients, or are in memory until their clients take them.", func() float64 { return float64(s.decoders.Count()) })
+	gauge("narherder_decoder_memory_bytes", "Memory reserved for them.", func() float64 { return float64(s.decoders.Memory()) })
+	gauge("narherder_decoder_memory_limit_bytes", "Memory that may be reserved for them and background work together.", func() float64 { return float64(s.decoders.Budget().Total()) })
+	gauge("narherder_decoder_background_memory_bytes", "Memory of the same limit that is reserved for decompressing by mirroring, cached compressions and removal.", func() float64 { return float64(s.decoders.Budget().Background()) })
 	m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
 		Name: "narherder_decoder_restarts_total", Help: "Nars of slow clients that were decompressed again from the start, as others needed the memory meanwhile.",
-	}, func() float64 { return float64(s.decoders.restarted.Load()) }))
+	}, func() float64 { return float64(s.decoders.Restarted()) }))
 	gauge("narherder_answer_cache_bytes", "Memory that answers kept ready take.", func() float64 {
-		_, size := s.answers.usage()
+		_, size := s.answers.Usage()
 		return float64(size)
 	})
 	gauge("narherder_answer_cache_entries", "Answers kept ready.", func() float64 {
-		count, _ := s.answers.usage()
+		count, _ := s.answers.Usage()
 		return float64(count)
 	})
 	s.engine.Register(m.registry)
@@ -107,6 +110,13 @@ func bodyLength(ctx *fasthttp.RequestCtx) int {
 		return max(ctx.Response.Header.ContentLength(), 0)
 	}
 	return len(ctx.Response.Body())
+}
+
+// totals reads the sums of the index, in bounded time.
+func (s *Server) totals() (index.Totals, error) {
+	ctx, cancel := context.WithTimeout(s.live, health.Deadline)
+	defer cancel()
+	return s.items.Totals(ctx)
 }
 
 // totalsCollector shows the sums of the index, read when they are asked for.

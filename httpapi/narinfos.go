@@ -7,6 +7,8 @@ import (
 
 	"github.com/valyala/fasthttp"
 
+	"nar-herder/httpapi/engine"
+	"nar-herder/httpapi/respond"
 	"nar-herder/narinfo"
 	"nar-herder/storage"
 	"nar-herder/storage/index"
@@ -14,9 +16,9 @@ import (
 
 // serveNarinfo answers with the narinfo.
 func (s *Server) serveNarinfo(ctx *fasthttp.RequestCtx, hash narinfo.PathHash) {
-	found, ok, ticket := s.answers.get(hash)
+	found, ok, generation := s.answers.Get(hash)
 	if !ok {
-		Enter(ctx, s.pool)
+		engine.Enter(ctx, s.pool)
 		var err error
 		found, err = s.answer(s.live, hash)
 		if errors.Is(err, storage.ErrNotFound) {
@@ -27,7 +29,7 @@ func (s *Server) serveNarinfo(ctx *fasthttp.RequestCtx, hash narinfo.PathHash) {
 			s.fault(ctx, "look up a narinfo", err)
 			return
 		}
-		s.answers.put(hash, found, ticket)
+		s.answers.Put(hash, found, generation)
 	}
 	ctx.Response.Header.SetContentType("application/x-nix-narinfo")
 	if found.cacheControl != "" {
@@ -58,14 +60,14 @@ func (s *Server) answer(ctx context.Context, hash narinfo.PathHash) (madeAnswer,
 
 // Forget drops what is kept of an item, which has changed.
 func (s *Server) Forget(hash narinfo.PathHash) {
-	s.nars.forget(hash)
-	s.answers.forget(hash)
+	s.nars.Forget(hash)
+	s.answers.Forget(hash)
 }
 
 // unknown answers for an item that is certainly not in the index. No such
 // answer is kept here: an import is to be seen at once.
 func (s *Server) unknown(ctx *fasthttp.RequestCtx) {
-	s.notFound(ctx, "there is no narinfo for that hash")
+	respond.NotFound(ctx, "there is no narinfo for that hash")
 	s.setMissingCacheControl(ctx)
 }
 
@@ -95,27 +97,27 @@ func (s *Server) Follow(ctx context.Context, changes Changes) {
 				s.log.Error("can't tell which answers are out of date, so none is kept until this is over", "error", err)
 			}
 			broken = true
-			s.answers.suspend()
-			s.nars.suspend()
+			s.answers.Suspend()
+			s.nars.Suspend()
 			continue
 		}
 		if broken {
 			broken = false
 			s.log.Info("answers are kept again")
-			s.answers.resume()
-			s.nars.resume()
+			s.answers.Resume()
+			s.nars.Resume()
 		}
 		if !complete {
-			s.answers.forgetAll()
-			s.nars.forgetAll()
+			s.answers.ForgetAll()
+			s.nars.ForgetAll()
 		}
 		if !complete || len(news) > 0 {
 			s.news.tell()
 		}
 		for _, change := range news {
-			s.nars.forget(change.Hash)
+			s.nars.Forget(change.Hash)
 			if change.Kind != index.StorageChanged {
-				s.answers.forget(change.Hash)
+				s.answers.Forget(change.Hash)
 			}
 		}
 	}

@@ -10,6 +10,9 @@ import (
 
 	"github.com/valyala/fasthttp"
 
+	"nar-herder/httpapi/engine"
+	"nar-herder/httpapi/headers"
+	"nar-herder/httpapi/respond"
 	"nar-herder/narinfo"
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
@@ -23,12 +26,12 @@ const narType = "application/octet-stream"
 func (s *Server) serveNar(ctx *fasthttp.RequestCtx, name, base string) {
 	path, err := narinfo.ParseBaseName(base)
 	if err != nil {
-		s.notFound(ctx, "that is not the name of a nar")
+		respond.NotFound(ctx, "that is not the name of a nar")
 		return
 	}
 	item, err := s.lookUp(ctx, path.Hash)
 	if errors.Is(err, storage.ErrNotFound) {
-		s.notFound(ctx, "there is no such nar")
+		respond.NotFound(ctx, "there is no such nar")
 		return
 	}
 	if err != nil {
@@ -54,7 +57,7 @@ func (s *Server) serveNar(ctx *fasthttp.RequestCtx, name, base string) {
 			}
 		}
 	}
-	s.notFound(ctx, "there is no such nar")
+	respond.NotFound(ctx, "there is no such nar")
 }
 
 // serveKnown answers for a nar of an item that was asked for lately, if the path is
@@ -72,14 +75,14 @@ func (s *Server) serveKnown(ctx *fasthttp.RequestCtx, path []byte) bool {
 	if err != nil {
 		return false
 	}
-	item, ok, _ := s.nars.get(hash)
+	item, ok, _ := s.nars.Get(hash)
 	if !ok {
 		return false
 	}
 	for n := range item.Narinfo.Files {
 		if item.FileName(n) != "" && string(path[1:]) == item.Narinfo.Files[n].URL {
 			if item.files == nil || item.files[n].Load() == nil {
-				LeaveLoop(ctx)
+				engine.LeaveLoop(ctx)
 			}
 			s.serveNamed(ctx, item, n)
 			return true
@@ -134,17 +137,17 @@ type nars struct {
 
 // lookUp returns an item for an answer, outside the loop.
 func (s *Server) lookUp(ctx *fasthttp.RequestCtx, hash narinfo.PathHash) (*nars, error) {
-	Enter(ctx, s.pool)
+	engine.Enter(ctx, s.pool)
 	item, err := s.item(s.live, hash)
 	if err == nil {
-		LeaveLoop(ctx)
+		engine.LeaveLoop(ctx)
 	}
 	return item, err
 }
 
 // item returns the item, perhaps as it was a moment ago.
 func (s *Server) item(ctx context.Context, hash narinfo.PathHash) (*nars, error) {
-	found, ok, ticket := s.nars.get(hash)
+	found, ok, generation := s.nars.Get(hash)
 	if ok {
 		return found, nil
 	}
@@ -163,7 +166,7 @@ func (s *Server) item(ctx context.Context, hash narinfo.PathHash) (*nars, error)
 			return nil, err
 		}
 	}
-	if !s.nars.put(hash, found, ticket) {
+	if !s.nars.Put(hash, found, generation) {
 		found.files = nil
 	}
 	return found, nil
@@ -175,7 +178,7 @@ func (s *Server) sendCached(ctx *fasthttp.RequestCtx, known *nars, file index.Ca
 	open := func(offset, length int64) (io.ReadCloser, bytestore.Info, error) {
 		reader, info, err := s.options.Cached.Open(s.live, item, file, offset, length)
 		if errors.Is(err, storage.ErrNotStored) {
-			s.nars.forget(item.Hash)
+			s.nars.Forget(item.Hash)
 		}
 		return reader, info, err
 	}
@@ -285,7 +288,7 @@ func (s *Server) sendToStore(ctx *fasthttp.RequestCtx, item *storage.Item, n int
 	}
 	ctx.Response.Header.Set("Cache-Control", "no-store")
 	ctx.Response.Header.Set("Location", location)
-	s.fail(ctx, fasthttp.StatusFound, "this nar is in an object store")
+	respond.Fail(ctx, fasthttp.StatusFound, "this nar is in an object store")
 }
 
 // redirect leaves the sending of the file to the web server in front, by the header and
@@ -298,7 +301,7 @@ func (s *Server) redirect(ctx *fasthttp.RequestCtx, open opener, unopened func(e
 	}
 	reader.Close()
 	ctx.Response.Header.SetContentType(narType)
-	ctx.Response.Header.Set("X-Accel-Redirect", escapePath(path))
+	ctx.Response.Header.Set("X-Accel-Redirect", headers.EscapePath(path))
 }
 
 // unopenedItem is unopened for errors that may come.
@@ -309,7 +312,7 @@ func (s *Server) unopenedItem(ctx *fasthttp.RequestCtx, item *storage.Item) func
 // unopened answers when a file of the item could not be opened.
 func (s *Server) unopened(ctx *fasthttp.RequestCtx, item *storage.Item, err error) {
 	if errors.Is(err, storage.ErrNotStored) {
-		s.notFound(ctx, "this nar is not stored here")
+		respond.NotFound(ctx, "this nar is not stored here")
 		return
 	}
 	if errors.Is(err, errElsewhere) {
@@ -322,7 +325,7 @@ func (s *Server) unopened(ctx *fasthttp.RequestCtx, item *storage.Item, err erro
 	}
 	if errors.Is(err, errComparing) {
 		ctx.Response.Header.Set("Retry-After", "30")
-		s.fail(ctx, fasthttp.StatusServiceUnavailable, errComparing.Error()+", try again later")
+		respond.Fail(ctx, fasthttp.StatusServiceUnavailable, errComparing.Error()+", try again later")
 		return
 	}
 	if !s.hasChanged(s.live, item, err) {
@@ -345,7 +348,7 @@ func (s *Server) hasChanged(ctx context.Context, item *storage.Item, err error) 
 	if !errors.Is(err, storage.ErrDisagree) {
 		return false
 	}
-	s.nars.forget(item.Hash)
+	s.nars.Forget(item.Hash)
 	now, err := s.items.Item(ctx, item.Hash)
 	if errors.Is(err, storage.ErrNotFound) {
 		return true
@@ -359,7 +362,7 @@ func (s *Server) sendNar(ctx *fasthttp.RequestCtx, known *nars) {
 	item := known.Item
 	n := s.easiest(item)
 	if n < 0 {
-		s.notFound(ctx, "this nar is not stored here")
+		respond.NotFound(ctx, "this nar is not stored here")
 		return
 	}
 	if item.Narinfo.Files[n].Compression == "none" {
@@ -371,7 +374,7 @@ func (s *Server) sendNar(ctx *fasthttp.RequestCtx, known *nars) {
 	etag := `"` + item.Narinfo.NarHash.String()[len("sha256:"):] + `"`
 	ctx.Response.Header.Set("ETag", etag)
 	ctx.Response.Header.Set("Accept-Ranges", "none")
-	if s.sendUnlessConditions(ctx, time.Time{}, etag) {
+	if headers.AnswerConditions(ctx, time.Time{}, etag) {
 		return
 	}
 	decoder, err := s.decode(ctx, item, n)

@@ -3,6 +3,7 @@ package httpapi
 import (
 	"errors"
 	"io"
+	"nar-herder/httpapi/headers"
 	"nar-herder/storage/bytestore"
 	"os"
 	"path/filepath"
@@ -63,9 +64,9 @@ func newOpening(t *testing.T) *opening {
 }
 
 // reader opens a part of the file, as sendPart does.
-func (o *opening) reader(t *testing.T, r byteRange, wrap func(*localFile) io.ReadCloser) io.ReadCloser {
+func (o *opening) reader(t *testing.T, r headers.Range, wrap func(*localFile) io.ReadCloser) io.ReadCloser {
 	t.Helper()
-	reader, v, err := o.server.openPart(new(fasthttp.RequestCtx), &content{kept: &o.kept, length: wholeFile.length, source: &sourceFuncs{
+	reader, v, err := o.server.openPart(new(fasthttp.RequestCtx), &content{kept: &o.kept, length: wholeFile.Length, source: &sourceFuncs{
 		openFunc: func(offset, _ int64) (io.ReadCloser, bytestore.Info, error) {
 			file, err := os.Open(o.name)
 			if err != nil {
@@ -73,7 +74,7 @@ func (o *opening) reader(t *testing.T, r byteRange, wrap func(*localFile) io.Rea
 			}
 			o.opened++
 			o.open.Add(1)
-			return wrap(&localFile{file, offset, &o.open}), bytestore.Info{Size: wholeFile.length, ModTime: time.Unix(1, 0)}, nil
+			return wrap(&localFile{file, offset, &o.open}), bytestore.Info{Size: wholeFile.Length, ModTime: time.Unix(1, 0)}, nil
 		},
 		tagFunc: byContent("tag"),
 	}}, r)
@@ -88,7 +89,7 @@ func (o *opening) reader(t *testing.T, r byteRange, wrap func(*localFile) io.Rea
 
 func plainFile(f *localFile) io.ReadCloser { return f }
 
-var wholeFile = byteRange{0, int64(len(openingContent))}
+var wholeFile = headers.Range{Start: 0, Length: int64(len(openingContent))}
 
 // TestKeptFile: answers within a moment share one open file, each from its own offset. It
 // is closed when the moment is over and the last answer is done.
@@ -97,7 +98,7 @@ func TestKeptFile(t *testing.T) {
 	o := newOpening(t)
 	synctest.Test(t, func(t *testing.T) {
 		first := o.reader(t, wholeFile, plainFile)
-		part := o.reader(t, byteRange{4, 2}, plainFile)
+		part := o.reader(t, headers.Range{Start: 4, Length: 2}, plainFile)
 		if _, offset := part.(bytestore.LocalFile).Local(); offset != 4 {
 			t.Errorf("the part starts at %d", offset)
 		}
@@ -147,10 +148,10 @@ func TestNotKept(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
 		change func(*opening)
-		part   byteRange
+		part   headers.Range
 		wrap   func(*localFile) io.ReadCloser
 	}{
-		"a part":              {func(*opening) {}, byteRange{0, 5}, plainFile},
+		"a part":              {func(*opening) {}, headers.Range{Start: 0, Length: 5}, plainFile},
 		"still being written": {func(*opening) {}, wholeFile, func(f *localFile) io.ReadCloser { return unfinished{f} }},
 		"no file": {func(*opening) {}, wholeFile, func(f *localFile) io.ReadCloser {
 			return struct {

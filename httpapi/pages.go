@@ -2,10 +2,10 @@ package httpapi
 
 import (
 	"bytes"
-	"context"
 	_ "embed"
-	"encoding/json"
 	"html/template"
+	"nar-herder/httpapi/health"
+	"nar-herder/httpapi/respond"
 
 	"github.com/valyala/fasthttp"
 )
@@ -19,7 +19,7 @@ var homePage = template.Must(template.New("home").Parse(homeText))
 // page of its own.
 func (s *Server) serveHome(ctx *fasthttp.RequestCtx) route {
 	if !bytes.Contains(ctx.Request.Header.Peek("Accept"), []byte("text/html")) {
-		s.notFound(ctx, "this is a substitute server: ask for /HASH.narinfo")
+		respond.NotFound(ctx, "this is a substitute server: ask for /HASH.narinfo")
 		return routeHome
 	}
 	totals, err := s.totals()
@@ -47,38 +47,15 @@ func (s *Server) serveHome(ctx *fasthttp.RequestCtx) route {
 // serveHealth answers at one of the paths of the health.
 func (s *Server) serveHealth(ctx *fasthttp.RequestCtx, path string) {
 	ctx.Response.Header.Set("Cache-Control", "no-store")
-	if path == livePath {
-		s.text(ctx, "application/json", liveBody)
+	if path == health.LivePath {
+		respond.Text(ctx, "application/json", health.LiveBody)
 		return
 	}
-	status, body, err := s.healthAnswer(s.live, path == readyPath)
+	status, body, err := s.health.Answer(s.live, path == health.ReadyPath)
 	if err != nil {
 		s.fault(ctx, "write the health", err)
 		return
 	}
-	s.text(ctx, "application/json", string(body))
+	respond.Text(ctx, "application/json", string(body))
 	ctx.Response.SetStatusCode(status)
-}
-
-// liveBody is the answer at livePath.
-const liveBody = `{"status": "ok"}` + "\n"
-
-// healthAnswer returns the status and the body, JSON with a line break, of the answer at
-// healthPath or readyPath, here and on the control listener. It takes healthDeadline at
-// the most, once the server serves.
-func (s *Server) healthAnswer(ctx context.Context, ready bool) (status int, body []byte, err error) {
-	state := s.health.state(ctx)
-	status = fasthttp.StatusOK
-	if len(state.Failing) > 0 {
-		status = fasthttp.StatusServiceUnavailable
-	}
-	if ready {
-		state = healthState{Status: state.Status}
-	} else if s.options.Mirror != nil {
-		state.Mirror = s.options.Mirror()
-	}
-	if body, err = json.Marshal(state); err != nil {
-		return 0, nil, err
-	}
-	return status, append(body, '\n'), nil
 }

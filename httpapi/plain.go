@@ -13,6 +13,7 @@ import (
 
 	lru "github.com/hashicorp/golang-lru/v2"
 
+	"nar-herder/compression/decoders"
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
 )
@@ -161,7 +162,7 @@ func (s *Server) comparedFirst(p plainPart, key comparedPart, reader io.ReadClos
 	}
 	wait, cancel := context.WithTimeout(s.streaming, s.decoderWait)
 	defer cancel()
-	if s.decoders.reservePiece(wait) != nil {
+	if s.decoders.ReservePiece(wait) != nil {
 		reader.Close()
 		return nil, errComparing
 	}
@@ -171,18 +172,18 @@ func (s *Server) comparedFirst(p plainPart, key comparedPart, reader io.ReadClos
 		all, _, err = open(p.start, p.length)
 		reader.Close() // only now, as a file that is being fetched might be dropped
 		if err != nil {
-			s.decoders.releasePiece()
+			s.decoders.ReleasePiece()
 			return nil, err
 		}
 	}
 	body, err := s.verified(io.LimitReader(stored{all}, p.length), p.length, p.want, p.item)
 	all.Close()
 	if err != nil {
-		s.decoders.releasePiece()
+		s.decoders.ReleasePiece()
 		return nil, err
 	}
 	s.compares.remember(key)
-	return s.decoders.newBodyInPiece(body[offset-p.start:]), nil
+	return s.decoders.NewBody(body[offset-p.start:]), nil
 }
 
 // waitCompared waits until the part was read as a whole, and returns nil if it is good. It
@@ -226,10 +227,9 @@ func (s *Server) compare(p plainPart, key comparedPart, file *os.File) error {
 	}
 	v := s.verify(io.NopCloser(stored{io.NewSectionReader(file, p.start, p.length)}), p.length, p.want, p.item)
 	v.passed = func() { s.compares.remember(key) }
-	piece := copyPieces.Get().(*[copyPiece]byte)
-	defer copyPieces.Put(piece)
+	piece := make([]byte, decoders.Piece)
 	for {
-		switch _, err := v.Read(piece[:]); {
+		switch _, err := v.Read(piece); {
 		case err == io.EOF:
 			return nil
 		case errors.As(err, new(readError)):

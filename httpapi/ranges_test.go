@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"fmt"
+	"nar-herder/peer"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -170,12 +171,83 @@ func TestEmptyFile(t *testing.T) {
 			t.Errorf("%s: Range: %s, want %d", how, got.Status, want)
 		}
 		c.stillOpen()
-		if got := server.decoders.left(); got != 0 {
+		if got := server.decoders.Memory(); got != 0 {
 			t.Errorf("%s: %d decoders are left", how, got)
 		}
 	}
 	// The nar of the corpus' empty file is not empty.
 	if got := dial(t, start(t, corpus(), options()).address).ask("GET", "/nar/"+emptyFile); got.body != string(flatNar("")) {
 		t.Errorf("%s, %d bytes", got.Status, len(got.body))
+	}
+}
+
+// TestPreconditions has If-Match and If-Unmodified-Since, of clients that resume a
+// download only if it is still the same, for each kind of content.
+func TestPreconditions(t *testing.T) {
+	t.Parallel()
+	dumps := newDumps(t)
+	dumps.add(t, 1)
+	c := dial(t, startDumps(t, dumps, nil).address)
+	const before, after = "Fri, 02 Jan 2015 03:04:05 GMT", "Fri, 02 Jan 2099 03:04:05 GMT"
+	for target, dated := range map[string]bool{
+		"/nar/lzip/" + greeting: true, "/nar/" + hello: true, "/nar/" + greeting: false,
+		"/file/hello-2.10.tar.gz/sha256/" + helloHash: true, peer.DumpPath: true, peer.IndexPath: true,
+	} {
+		whole := c.ask("GET", target)
+		etag, modified := whole.Header.Get("ETag"), whole.Header.Get("Last-Modified")
+		if etag == "" || (modified != "") != dated {
+			t.Fatalf("%s: %v", target, whole.Header)
+		}
+		unless := func(dated bool, status int) int {
+			if dated {
+				return status
+			}
+			return 200
+		}
+		ranged := 206
+		if whole.Header.Get("Accept-Ranges") != "bytes" {
+			ranged = 200
+		}
+		for _, test := range []struct {
+			status int
+			header []string
+		}{
+			{200, []string{"If-Match: " + etag}},
+			{200, []string{"If-Match: *"}},
+			{200, []string{`If-Match: "x", ` + etag}},
+			{200, []string{`If-Match: "x"`, "If-Match: " + etag}},
+			{412, []string{`If-Match: "x"`}},
+			{412, []string{"If-Match: W/" + etag}}, // a weak tag says nothing about bytes
+			{412, []string{`If-Match: "x"`, `If-Match: "y"`}},
+			{412, []string{`If-Match: "x"`, "If-None-Match: " + etag}},
+			{304, []string{"If-Match: " + etag, "If-None-Match: " + etag}},
+			{304, []string{`If-None-Match: "x"`, "If-None-Match: " + etag}},
+			{ranged, []string{"If-Match: " + etag, "Range: bytes=0-3"}},
+			{412, []string{`If-Match: "x"`, "Range: bytes=0-3"}},
+			{412, []string{`If-Match: "x"`, "Range: bytes=999999999-"}},
+			{200, []string{"If-Unmodified-Since: " + after}},
+			{unless(dated, 412), []string{"If-Unmodified-Since: " + before}},
+			{200, []string{"If-Unmodified-Since: yesterday"}},
+			{200, []string{"If-Match: " + etag, "If-Unmodified-Since: " + before}}, // the tag decides
+			{412, []string{`If-Match: "x"`, "If-Unmodified-Since: " + after}},
+		} {
+			for _, method := range []string{"GET", "HEAD"} {
+				got := c.ask(method, target, test.header...)
+				if got.StatusCode != test.status || got.err != nil || method == "GET" && test.status == 200 && got.body != whole.body {
+					t.Errorf("%s %s %q: %s, want %d", method, target, test.header, got.Status, test.status)
+				}
+			}
+		}
+		if dated {
+			if got := c.ask("GET", target, "If-Unmodified-Since: "+modified); got.StatusCode != 200 {
+				t.Errorf("%s, unmodified since %s: %s", target, modified, got.Status)
+			}
+		}
+	}
+	// What is not there has no version that could match.
+	for target, want := range map[string]int{"/nar/lzip/" + nobody + "-x": 404, "/nar/gzip/" + greeting: 404} {
+		if got := c.ask("GET", target, `If-Match: "x"`); got.StatusCode != want {
+			t.Errorf("%s: %s", target, got.Status)
+		}
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"nar-herder/httpapi/health"
 	"nar-herder/storage"
 	"nar-herder/storage/index"
 )
@@ -308,13 +309,13 @@ func TestHealth(t *testing.T) {
 		{errBroken, nil, 503, `{"status":"failing","failing":{"needed":["see the log"]}}`, "level=ERROR"},
 		{missing, nil, 503, `{"status":"failing","failing":{"needed":["none of the stored nars are there: is it mounted?"]}}`, "/srv/nars"},
 		{nil, full, 200, `{"status":"ok","warnings":{"other":["no space left on device: see the log"]}}`, "level=WARN"},
-		{nil, Warnings{"a", "b"}, 200, `{"status":"ok","warnings":{"other":["a","b"]}}`, ""},
-		{Warnings{"a", "b"}, nil, 200, `{"status":"ok","warnings":{"needed":["a","b"]}}`, ""},
+		{nil, health.Warnings{"a", "b"}, 200, `{"status":"ok","warnings":{"other":["a","b"]}}`, ""},
+		{health.Warnings{"a", "b"}, nil, 200, `{"status":"ok","warnings":{"needed":["a","b"]}}`, ""},
 		{context.DeadlineExceeded, errBroken, 503, `{"status":"failing","failing":{"needed":["no answer within 3s"]},"warnings":{"other":["see the log"]}}`, "level=ERROR"},
 	} {
 		looks := 0
 		opts := options()
-		opts.Health = []Part{
+		opts.Health = []health.Part{
 			{Name: "needed", Needed: true, Look: func(context.Context) error { looks++; return test.needed }},
 			{Name: "other", Look: func(context.Context) error { return test.other }},
 		}

@@ -19,6 +19,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"nar-herder/compression"
+	"nar-herder/compression/decoders"
+	"nar-herder/httpapi/engine"
+	"nar-herder/httpapi/health"
+	"nar-herder/httpapi/itemcache"
+	"nar-herder/httpapi/respond"
 	"nar-herder/internal/eventloop"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
@@ -142,7 +147,7 @@ type Options struct {
 	DumpsExpected bool
 
 	// Health are the parts that /health and the metric narherder_healthy are about.
-	Health []Part
+	Health []health.Part
 
 	// Changes are told to those who mirror this instance, with Identity; nil for
 	// nobody. For a stream of them, Follow must run.
@@ -185,14 +190,14 @@ type Options struct {
 	HideMetrics bool
 
 	// TrustedProxies may say for whom they ask.
-	TrustedProxies Proxies
+	TrustedProxies engine.Proxies
 
 	// Limits are those of its connections, unless Starting has them.
-	Limits Limits
+	Limits engine.Limits
 
 	// Starting has answered until now, and its connections are taken over; nil for
 	// none.
-	Starting *Starting
+	Starting *health.Starting
 
 	// Version of the program, for the metrics.
 	Version string
@@ -208,14 +213,15 @@ type Server struct {
 	log     *slog.Logger
 	// answers are the bodies of narinfos, and nars the items whose nars were
 	// asked for. Follow keeps them true.
-	answers *cache[madeAnswer]
-	nars    *cache[*nars]
+	answers *itemcache.Cache[madeAnswer]
+	nars    *itemcache.Cache[*nars]
 	// keptFiles are files of nars that many ask for.
 	keptFiles keptFiles
 	metrics   *metrics
-	health    *health
+	faults    respond.Faults
+	health    *health.Health
 	// decoders decompress nars for clients.
-	decoders    *decoders
+	decoders    *decoders.Pool
 	compares    *compares
 	decoderWait time.Duration
 
@@ -232,9 +238,9 @@ type Server struct {
 	news    news
 	streams streams
 
-	engine *Engine
+	engine *engine.Engine
 	// pool bounds queries of the index.
-	pool *eventloop.Lane
+	pool *eventloop.Pool
 	// stopping is set when each answer is to be the last of its connection.
 	stopping atomic.Bool
 	// live is the context of what is read for answers: it ends when the server
@@ -249,28 +255,29 @@ type Server struct {
 func New(items Items, options Options) *Server {
 	s := &Server{
 		items: items, options: options, log: options.Log,
-		answers: newCache(options.AnswerCache, func(a madeAnswer) int64 { return int64(cap(a.body)) }),
+		answers: itemcache.New(options.AnswerCache, func(a madeAnswer) int64 { return int64(cap(a.body)) }),
 		// A parsed narinfo takes about as much again as its text.
-		nars: newCache(options.AnswerCache/8, func(n *nars) int64 { return 2*int64(cap(n.Text)) + 1000 }),
+		nars: itemcache.New(options.AnswerCache/8, func(n *nars) int64 { return 2*int64(cap(n.Text)) + 1000 }),
 		// One processor is left for what answers at once.
-		decoders:    newDecoders(max(1, runtime.GOMAXPROCS(0)-1), options.Decoders),
-		pool:        eventloop.NewLane(max(4, 2*runtime.GOMAXPROCS(0))), // as many as the index has readers
+		decoders:    decoders.New(max(1, runtime.GOMAXPROCS(0)-1), options.Decoders),
+		pool:        eventloop.NewPool(max(4, 2*runtime.GOMAXPROCS(0))), // as many as the index has readers
 		compares:    newCompares(),
-		decoderWait: decoderWait,
+		decoderWait: decoders.Wait,
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
-	s.health = newHealth(options.Health, s.log)
+	s.health = health.New(options.Health, options.Mirror, s.log)
 	s.cacheControls = newCacheControls(&options)
 	s.lookups, s.limiter = make(chan struct{}, max(1, items.Concurrency())), newLimiter()
 	if options.Starting != nil {
-		s.engine = options.Starting.engine
+		s.engine = options.Starting.Engine
 	} else {
-		s.engine = NewEngine(s.handle, s.handleBadRequest, options.Limits, options.TrustedProxies, s.log)
+		s.engine = engine.New(s.handle, s.handleBadRequest, options.Limits, options.TrustedProxies, s.log)
 	}
-	s.keptFiles.most = mostKept(Descriptors())
+	s.keptFiles.most = mostKept(engine.Descriptors())
 	s.metrics = newMetrics(s)
+	s.faults = respond.Faults{Log: s.log, Count: s.metrics.faults}
 	s.live, s.end = context.WithCancel(context.Background())
 	s.streaming, s.endStreams = context.WithCancel(s.live)
 	return s
@@ -278,6 +285,12 @@ func New(items Items, options Options) *Server {
 
 // Answered is how many requests were answered since the start.
 func (s *Server) Answered() int64 { return s.answered.Load() }
+
+// Health is that of /health, for others to serve it as well.
+func (s *Server) Health() *health.Health { return s.health }
+
+// Processors is held by decoders that compute, for others that compute as much.
+func (s *Server) Processors() sync.Locker { return s.decoders.Processors }
 
 // Registry holds the server's metrics, for others to add theirs.
 func (s *Server) Registry() *prometheus.Registry { return s.metrics.registry }
@@ -288,11 +301,11 @@ func (s *Server) Registry() *prometheus.Registry { return s.metrics.registry }
 // listener's.
 func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 	if s.options.Starting != nil {
-		s.options.Starting.answerBy(s.handle, s.handleBadRequest)
+		s.options.Starting.AnswerBy(s.handle, s.handleBadRequest)
 	}
-	var health sync.WaitGroup
-	health.Go(func() { s.health.run(s.live) })
-	defer health.Wait() // what it looks at is closed afterwards
+	var checks sync.WaitGroup
+	checks.Go(func() { s.health.Run(s.live) })
+	defer checks.Wait() // what it looks at is closed afterwards
 	ended := make(chan error, len(listeners))
 	for _, listener := range listeners {
 		go func() { ended <- s.engine.Serve(listener) }()

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"nar-herder/compression/decoders"
 	"nar-herder/narinfo"
 	"nar-herder/storage"
 )
@@ -71,7 +72,7 @@ func TestStopWithDownloads(t *testing.T) {
 	dial(t, s.address) // has not said anything
 	s.stopped(t)
 	// When Serve has returned, the storage is closed: nobody may use it.
-	if got := s.decoders.left(); got != 0 {
+	if got := s.decoders.Memory(); got != 0 {
 		t.Errorf("%d decoders are in use", got)
 	}
 	for _, response := range answers {
@@ -118,8 +119,8 @@ func TestStopWaitsForMemory(t *testing.T) {
 		inUse.Add(1)
 		return item(hash)
 	}
-	s := startWith(t, items, options(), func(s *Server) { s.decoders = decodersWithin(1, 2*copyPiece) })
-	if _, err := s.decoders.take(t.Context(), 2*copyPiece); err != nil {
+	s := startWith(t, items, options(), func(s *Server) { s.decoders = decodersWithin(1, 2*decoders.Piece) })
+	if _, err := takeMemory(t, s.decoders, 2*decoders.Piece); err != nil {
 		t.Fatal(err)
 	}
 	c := dial(t, s.address)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/valyala/fasthttp"
 
+	"nar-herder/httpapi/respond"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
 	"nar-herder/storage"
@@ -41,9 +42,9 @@ func (s *Server) serveInfo(request *fasthttp.RequestCtx, hash narinfo.PathHash) 
 		}
 	}
 	if stored {
-		s.text(request, "application/json", `{"stored": true}`)
+		respond.Text(request, "application/json", `{"stored": true}`)
 	} else {
-		s.text(request, "application/json", `{"stored": false}`)
+		respond.Text(request, "application/json", `{"stored": false}`)
 	}
 }
 
@@ -91,7 +92,7 @@ func (s *Server) filesOf(ctx context.Context, item *storage.Item) ([]peer.Stored
 func (s *Server) serveStored(request *fasthttp.RequestCtx, list string) {
 	asked := strings.Split(list, ",")
 	if len(asked) > peer.MostAsked {
-		s.fail(request, fasthttp.StatusBadRequest, "that is too many hashes")
+		respond.Fail(request, fasthttp.StatusBadRequest, "that is too many hashes")
 		return
 	}
 	if !s.admit(request, len(asked)) {
@@ -114,7 +115,7 @@ func (s *Server) serveStored(request *fasthttp.RequestCtx, list string) {
 	for i, text := range asked {
 		hash, err := narinfo.ParsePathHash(text)
 		if err != nil {
-			s.fail(request, fasthttp.StatusBadRequest, "that is no list of hashes")
+			respond.Fail(request, fasthttp.StatusBadRequest, "that is no list of hashes")
 			return
 		}
 		hashes[i] = hash

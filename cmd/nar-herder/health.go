@@ -11,7 +11,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"nar-herder/httpapi"
+	"nar-herder/httpapi/health"
 	"nar-herder/internal/disk"
 	"nar-herder/storage/index"
 )
@@ -27,7 +27,7 @@ const (
 
 // health returns the parts of /health that this server has. directory is the local storage,
 // or "".
-func (s *subsystems) health(directory string) (parts []httpapi.Part) {
+func (s *subsystems) health(directory string) (parts []health.Part) {
 	stores, owns := s.store.HasBytes(), s.ownership.claim != nil
 	var interval time.Duration
 	if s.store.IsRemote() {
@@ -54,7 +54,7 @@ func (s *subsystems) health(directory string) (parts []httpapi.Part) {
 		{"mirror_nars", s.fetcher != nil, false, warns(s.fetcher.Warnings)},
 	} {
 		if part.exists {
-			parts = append(parts, httpapi.Part{Name: part.name, Needed: part.needed, Look: part.look})
+			parts = append(parts, health.Part{Name: part.name, Needed: part.needed, Look: part.look})
 			if part.name == "storage" || part.name == "storage_writes" {
 				parts[len(parts)-1].Interval = interval
 			}
@@ -82,14 +82,14 @@ func (n *narSample) try(ctx context.Context) error {
 	} else if now.Sub(n.at) > missingShown {
 		return nil
 	}
-	return httpapi.Warnings{n.warning}
+	return health.Warnings{n.warning}
 }
 
 // tryWriting returns an error, with a command that helps, if nars can't be added to the
 // storage or removed. Serving does not need that permission.
 func (s *subsystems) tryWriting(ctx context.Context, directory string) error {
 	if len(s.ownership.Warnings()) > 0 {
-		return httpapi.Warnings{"this server does not write to the storage: see storage_owner"}
+		return health.Warnings{"this server does not write to the storage: see storage_owner"}
 	}
 	err := s.store.TryWriting(ctx)
 	if directory == "" || err != nil && !errors.Is(err, fs.ErrPermission) {
@@ -103,7 +103,7 @@ func (s *subsystems) tryWriting(ctx context.Context, directory string) error {
 func warns(warnings func() []string) func(context.Context) error {
 	return func(context.Context) error {
 		if texts := warnings(); len(texts) > 0 {
-			return httpapi.Warnings(texts)
+			return health.Warnings(texts)
 		}
 		return nil
 	}

@@ -11,7 +11,7 @@ import (
 	"github.com/alecthomas/kong"
 
 	"nar-herder/compression/cached"
-	"nar-herder/httpapi"
+	"nar-herder/httpapi/engine"
 	"nar-herder/mirror/dump"
 	"nar-herder/storage/tiered"
 )
@@ -193,8 +193,8 @@ func (c *serverCommand) configure(ctx context.Context, effect inEffect, log *slo
 }
 
 // limits returns the limits on connections.
-func (c *serverCommand) limits() httpapi.Limits {
-	limits := httpapi.Limits{Unread: ownMemory() / unreadShare}
+func (c *serverCommand) limits() engine.Limits {
+	limits := engine.Limits{Unread: ownMemory() / unreadShare}
 	if c.MaxConnections != nil {
 		limits.Connections = int(*c.MaxConnections)
 	}

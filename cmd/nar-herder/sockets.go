@@ -11,7 +11,7 @@ import (
 
 	"github.com/coreos/go-systemd/v22/daemon"
 
-	"nar-herder/httpapi"
+	"nar-herder/httpapi/health"
 	"nar-herder/storage/owner"
 )
 
@@ -25,12 +25,12 @@ type sockets struct {
 	lock *owner.Lock // on the database
 
 	public   []net.Listener
-	starting *httpapi.Starting
+	starting *health.Starting
 	// endStarting stops starting. It may be called again.
 	endStarting func()
 
 	private []net.Listener
-	control *httpapi.Control // nil without private listeners
+	control *health.Control // nil without private listeners
 }
 
 // reserve opens the sockets, locks the database and writes the PID file. It comes before
@@ -82,14 +82,14 @@ func (s *sockets) close() {
 // endStarting.
 func (s *sockets) answer(ctx context.Context, c *serverCommand) {
 	if len(s.private) > 0 {
-		s.control = httpapi.ServeControl(c.ControlHost, s.log, s.private...)
+		s.control = health.ServeControl(c.ControlHost, s.log, s.private...)
 		for _, listener := range s.private {
 			s.log.Info("control listener", "address", listener.Addr().String())
 		}
 	} else if c.PublicMetrics == "no" {
 		s.log.Warn("--public-metrics=no without --control-port: nobody can read the metrics and the health of this server")
 	}
-	s.starting = httpapi.NewStarting(c.PublicMetrics == "no", c.limits(), proxies(c.TrustedProxies), s.log)
+	s.starting = health.NewStarting(c.PublicMetrics == "no", c.limits(), proxies(c.TrustedProxies), s.log)
 	done, answered := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(answered)
@@ -119,7 +119,7 @@ func (s *sockets) whileStarting(ctx context.Context, state func() any, f func(co
 // serve hands the sockets to the server, which answers until the context ends.
 func (s *sockets) serve(ctx context.Context, parts *subsystems, running *tasks) {
 	if s.control != nil {
-		s.control.Attach(parts.server)
+		s.control.Attach(parts.server.Health(), parts.server.Registry())
 	}
 	if s.endStarting(); ctx.Err() != nil {
 		s.closeControl()

@@ -13,6 +13,7 @@ import (
 	"nar-herder/compression"
 	"nar-herder/compression/cached"
 	"nar-herder/httpapi"
+	"nar-herder/httpapi/health"
 	"nar-herder/mirror"
 	"nar-herder/mirror/dump"
 	"nar-herder/mirror/nars"
@@ -67,7 +68,7 @@ func (s *subsystems) open(ctx context.Context, c *serverCommand, config *serverC
 
 // build makes the subsystems. Each depends only on those before it, except that the remover
 // later asks the server how many requests it has answered.
-func (s *subsystems) build(ctx context.Context, c *serverCommand, config *serverConfig, starting *httpapi.Starting, log *slog.Logger) (err error) {
+func (s *subsystems) build(ctx context.Context, c *serverCommand, config *serverConfig, starting *health.Starting, log *slog.Logger) (err error) {
 	store := s.store
 	s.uses = uses.New(store.index, log)
 	s.room = dbspace.New(store.index, nil, log)
@@ -100,7 +101,7 @@ func (s *subsystems) build(ctx context.Context, c *serverCommand, config *server
 	s.unstored = &unstoredCount{index: store.index, log: log}
 	s.server = httpapi.New(store, s.httpOptions(c, config, starting, log))
 	if s.passing != nil {
-		s.passing.Turns = s.server.Turns()
+		s.passing.Turns = s.server.Processors()
 	}
 	s.server.Registry().MustRegister(s.collectors()...)
 	s.changes, err = store.index.Watch(ctx)
@@ -127,7 +128,7 @@ func (s *subsystems) record(ctx context.Context, c *serverCommand, log *slog.Log
 }
 
 // httpOptions returns the options of the HTTP server, which serves the other subsystems.
-func (s *subsystems) httpOptions(c *serverCommand, config *serverConfig, starting *httpapi.Starting, log *slog.Logger) httpapi.Options {
+func (s *subsystems) httpOptions(c *serverCommand, config *serverConfig, starting *health.Starting, log *slog.Logger) httpapi.Options {
 	options := httpapi.Options{
 		Identity: s.store, ReliesOn: s.reliesOn(c),
 		Uses: s.uses, Checksums: s.checksums, Changes: s.store.index,

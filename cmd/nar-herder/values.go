@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"nar-herder/compression"
-	"nar-herder/httpapi"
+	"nar-herder/httpapi/engine"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
 	"nar-herder/removal"
@@ -215,7 +215,7 @@ func (t *typed[V, P]) UnmarshalText(text []byte) error {
 
 // proxiesValue is a list of proxies: addresses, networks such as 10.0.0.0/8, "unix" or
 // "none".
-type proxiesValue struct{ httpapi.Proxies }
+type proxiesValue struct{ engine.Proxies }
 
 func (p *proxiesValue) UnmarshalText(text []byte) error {
 	*p = proxiesValue{}
@@ -244,7 +244,7 @@ func (p *proxiesValue) UnmarshalText(text []byte) error {
 }
 
 // proxies merges all values.
-func proxies(values []proxiesValue) (all httpapi.Proxies) {
+func proxies(values []proxiesValue) (all engine.Proxies) {
 	for _, value := range values {
 		all.Unix = all.Unix || value.Unix
 		all.Networks = append(all.Networks, value.Networks...)

@@ -29,7 +29,7 @@ type Conn struct {
 	onLoop bool
 	turns  int
 	turn   int   // how many bytes it may read when it comes from the queue
-	lane   *Lane // the one that it enters or is in; nil for none
+	pool   *Pool // the one that it enters or is in; nil for none
 
 	read, write side
 	// ending is whether the peer sends no more, or the connection is broken.
@@ -182,8 +182,8 @@ func (c *Conn) Write(p []byte) (n int, err error) {
 // Leave has the connection go on in a goroutine of its own, until the next time that it
 // waits for something to read. Call it before what may wait, or take a millisecond.
 func (c *Conn) Leave() {
-	if c.onLoop || c.lane != nil {
-		c.lane = nil
+	if c.onLoop || c.pool != nil {
+		c.pool = nil
 		c.yield(leave)
 	}
 }

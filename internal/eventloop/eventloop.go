@@ -5,7 +5,7 @@
 // together have the runtime start a second thread, although the first is done with both in
 // some 20 µs. Here one goroutine waits for all connections with epoll(7), and each
 // connection is a coroutine that it resumes when there is something to read. What takes some
-// microseconds of a processor or disk enters a [Lane], and what may take long calls
+// microseconds of a processor or disk enters a [Pool], and what may take long calls
 // [Conn.Leave] and continues in a goroutine of its own. Clients that pipeline wait in a queue
 // after their first reads, so that the others never wait for more than one turn of them.
 package eventloop
@@ -249,7 +249,7 @@ const (
 	untilReadable step = iota
 	leave
 	nextTurn
-	enterLane
+	enterPool
 )
 
 // Serve calls f, which reads from the connection and writes to it, in a goroutine of its
@@ -283,11 +283,11 @@ func (c *Conn) run(onLoop bool) bool {
 		case leave:
 			go c.run(false)
 			return false
-		case enterLane:
-			c.lane.enter(c)
+		case enterPool:
+			c.pool.enter(c)
 			return false
 		case nextTurn:
-			c.lane = nil
+			c.pool = nil
 			c.loop.enqueue(c, onLoop)
 			return true
 		}
@@ -302,7 +302,7 @@ func (c *Conn) park() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.parked = !c.read.isOver(c); c.parked {
-		c.lane = nil
+		c.pool = nil
 	}
 	if c.onLoop {
 		c.since = c.loop.begun

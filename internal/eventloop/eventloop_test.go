@@ -206,12 +206,12 @@ func TestGreedy(t *testing.T) {
 	}
 }
 
-// TestLane has more connections enter a lane than it has places: the others wait, the loop
-// serves who doesn't enter it, and a connection that leaves the lane gives up its place.
+// TestLane has more connections enter a pool than it has places: the others wait, the loop
+// serves who doesn't enter it, and a connection that leaves the pool gives up its place.
 func TestLane(t *testing.T) {
 	t.Parallel()
 	const width, count = 2, 10
-	lane := NewLane(width)
+	pool := NewPool(width)
 	inside, entered, release := make(chan struct{}, width), make(chan struct{}, count), make(chan struct{})
 	var peers []net.Conn
 	for range count {
@@ -219,11 +219,11 @@ func TestLane(t *testing.T) {
 		peers = append(peers, peer)
 		c.Serve(func() {
 			echo(c, func(line string) {
-				c.Enter(lane)
+				c.Enter(pool)
 				select {
 				case inside <- struct{}{}:
 				default:
-					t.Error("there are more in the lane than it has places")
+					t.Error("there are more in the pool than it has places")
 				}
 				entered <- struct{}{}
 				if line == "wait\n" {

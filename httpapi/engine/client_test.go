@@ -1,0 +1,21 @@
+package engine
+
+import "testing"
+
+func FuzzParseForwarded(f *testing.F) {
+	for _, seed := range []string{"192.0.2.1", "192.0.2.1:80", "[2001:db8::1]", "[2001:db8::1]:80", "::ffff:192.0.2.1", "fe80::1%eth0", "unknown", "_hidden", "", "[", "1.2.3.4]"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		address, ok := parseForwarded(text)
+		if !ok {
+			return
+		}
+		if !address.IsValid() || address.Is4In6() {
+			t.Fatalf("%q is %v", text, address)
+		}
+		if again, ok := parseForwarded(address.String()); !ok || again != address {
+			t.Errorf("%q is %v, and then %v, %v", text, address, again, ok)
+		}
+	})
+}

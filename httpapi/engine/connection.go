@@ -1,0 +1,272 @@
+package engine
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/valyala/fasthttp"
+
+	"nar-herder/internal/eventloop"
+	"nar-herder/internal/rawio"
+)
+
+// connection is one client's. It adds to a net.Conn:
+//
+//   - Answers may take for ever, as long as the client goes on taking bytes.
+//   - While a client takes none, its requests are still read. The client of
+//     Guix writes a thousand of them before it reads the first answer; a
+//     server that only writes until the answers are taken, with a client that
+//     only writes until the requests are, would wait for ever.
+//   - Deadlines for reading, of which two come with each request, are set
+//     again only when they have moved by more than a second.
+type connection struct {
+	net.Conn
+	engine *Engine
+	loop   *eventloop.Conn // nil of what is not the system's, and
+	raw    syscall.RawConn // its descriptor
+
+	// ahead are bytes read while writing, and unread is how much memory is reserved for them.
+	ahead  []byte
+	unread atomic.Int64
+	// stalled is since when the client has taken nothing of an answer, as a Unix time in
+	// nanoseconds; 0 unless the connection waits for that.
+	stalled atomic.Int64
+	// client and leaving are of the mutex of connections.
+	client  netip.Prefix // not valid for those that are exempt from a limit
+	leaving bool
+	// lingers is whether the client may be sending what is not read any more.
+	lingers bool
+
+	deadline, deadlineSet time.Time
+
+	// begun is whether anything was read, and failure the error of the next Read.
+	begun   bool
+	failure error
+
+	// fileFollows says that the next Write is the head of an answer whose body
+	// a fileBody sends: both go in one segment then.
+	fileFollows bool
+	// holds says that what is written is held back, up to the head of an answer
+	// whose body is a copiedBody: both go in one call of the system then.
+	holds bool
+	held  []byte
+
+	// pending and its result are the arguments of tryWrite, a method value
+	// that is made once.
+	tryWrite func(fd uintptr) bool
+	pending  []byte
+	written  int
+	writeErr error
+}
+
+// maxAhead bounds how much is read while writing, for each connection: a
+// thousand requests of the longest kind seen take a quarter of it.
+const maxAhead = 1 << 20
+
+func (c *connection) Close() error {
+	c.releaseAhead()
+	if c.lingers {
+		c.linger()
+	}
+	c.engine.remove(c)
+	return c.Conn.Close()
+}
+
+func (c *connection) SetReadDeadline(t time.Time) error {
+	c.deadline = t
+	return nil
+}
+
+func (c *connection) read(p []byte) (int, error) {
+	if len(c.ahead) > 0 {
+		n := copy(p, c.ahead)
+		if c.ahead = c.ahead[n:]; len(c.ahead) == 0 {
+			c.ahead = nil
+			c.releaseAhead()
+		}
+		return n, nil
+	}
+	if moved := c.deadline.Sub(c.deadlineSet); moved < -time.Second || moved > time.Second {
+		if err := c.Conn.SetReadDeadline(c.deadline); err != nil {
+			return 0, err
+		}
+		c.deadlineSet = c.deadline
+	}
+	if c.engine.draining.Load() {
+		c.endWhenQuiet()
+	}
+	if c.engine.ending.Load() { // looked at last, as endAll sets another deadline
+		return 0, net.ErrClosed
+	}
+	return c.Conn.Read(p)
+}
+
+// Write tries without waiting first, which is all that most answers need.
+func (c *connection) Write(p []byte) (int, error) {
+	if c.holds {
+		c.held = append(c.held, p...)
+		return len(p), nil
+	}
+	n := 0
+	if c.raw != nil {
+		// It is not even called on a connection that is closed.
+		c.written, c.writeErr = 0, nil
+		c.pending = p
+		err := c.raw.Write(c.tryWrite)
+		c.pending, c.fileFollows = nil, false
+		if n = c.written; err == nil {
+			err = c.writeErr
+		}
+		if err != nil || n == len(p) {
+			return n, err
+		}
+	}
+	m, err := c.writeSlowly(p[n:])
+	return n + m, err
+}
+
+// writeOnce is called with the file descriptor.
+func (c *connection) writeOnce(fd uintptr) bool {
+	for c.written < len(c.pending) {
+		var n int
+		var err error
+		p := c.pending[c.written:]
+		if c.fileFollows {
+			n, err = rawio.WriteMore(fd, p)
+		} else {
+			n, err = rawio.Write(fd, p)
+		}
+		switch {
+		case err == syscall.EINTR:
+			continue
+		case err == syscall.EAGAIN:
+			return true
+		case err != nil:
+			c.writeErr = os.NewSyscallError("write", err)
+			return true
+		}
+		c.written += n
+	}
+	return true
+}
+
+// writeSlowly writes to a client that does not take all at once.
+func (c *connection) writeSlowly(p []byte) (written int, err error) {
+	_, err = c.slowly(func() (int64, error) {
+		n, err := c.Conn.Write(p[written:])
+		written += n
+		return int64(n), err
+	})
+	return written, err
+}
+
+// slowly calls send until it has sent all, or the client takes no more. It looks
+// for requests of the client's meanwhile: soon, since the client may be waiting
+// for that, then less and less often.
+func (c *connection) slowly(send func() (int64, error)) (total int64, err error) {
+	defer func() {
+		if err == nil {
+			err = c.Conn.SetWriteDeadline(time.Time{})
+		}
+	}()
+	progress := time.Now()
+	c.stalled.Store(progress.UnixNano())
+	defer c.stalled.Store(0)
+	for wait := time.Millisecond; ; wait = min(2*wait, time.Second) {
+		if err := c.Conn.SetWriteDeadline(time.Now().Add(wait)); err != nil {
+			return total, err
+		}
+		n, err := send()
+		total += n
+		if err == nil || !errors.Is(err, os.ErrDeadlineExceeded) {
+			return total, err
+		}
+		if n > 0 {
+			progress = time.Now()
+			c.stalled.Store(progress.UnixNano())
+		} else if time.Since(progress) > c.engine.ProgressTimeout {
+			return total, err
+		}
+		if c.readAhead() {
+			wait = time.Millisecond
+		}
+	}
+}
+
+// readAhead takes in what the client has sent, without waiting, and says
+// whether there was anything.
+func (c *connection) readAhead() (some bool) {
+	if c.raw == nil {
+		return false
+	}
+	// The deadline of the last request may have passed while its answer waits.
+	if !c.deadlineSet.IsZero() {
+		if err := c.Conn.SetReadDeadline(time.Time{}); err != nil {
+			return false
+		}
+		c.deadlineSet = time.Time{}
+	}
+	_ = c.raw.Read(func(fd uintptr) bool {
+		for len(c.ahead) < maxAhead {
+			start := len(c.ahead)
+			if cap(c.ahead)-start < 4096 {
+				size := min(max(2*cap(c.ahead), 16<<10), maxAhead+4096)
+				if !c.reserveAhead(int64(size)) {
+					break
+				}
+				grown := make([]byte, start, size)
+				copy(grown, c.ahead)
+				c.ahead = grown
+			}
+			n, _ := rawio.Read(fd, c.ahead[start:cap(c.ahead)])
+			if n == 0 {
+				// Nothing, the end, or a fault: the next Read finds the same.
+				break
+			}
+			c.ahead = c.ahead[:start+n]
+			some = true
+		}
+		return true
+	})
+	return some
+}
+
+// leaveLoop is called before what may take long: other connections no longer wait for
+// this one, until it has answered.
+func (c *connection) leaveLoop() {
+	if c.loop != nil {
+		c.loop.Leave()
+	}
+}
+
+// LeaveLoop resumes the request outside the event loop, where it may take long.
+func LeaveLoop(ctx *fasthttp.RequestCtx) {
+	if c, ok := ctx.Conn().(*connection); ok {
+		c.leaveLoop()
+	}
+}
+
+// Enter waits for the request's turn in a pool. Call it before what takes a short time, such
+// as a query of the index.
+func Enter(ctx *fasthttp.RequestCtx, pool *eventloop.Pool) {
+	if c, ok := ctx.Conn().(*connection); ok && c.loop != nil {
+		c.loop.Enter(pool)
+	}
+}
+
+// pastEngine returns the connection, for a body that is written to it past the engine's
+// writer, which is empty then: the head is written before. It is nil for a connection
+// that is not ours.
+func pastEngine(ctx *fasthttp.RequestCtx) *connection {
+	c, ok := ctx.Conn().(*connection)
+	if !ok || c.raw == nil {
+		return nil
+	}
+	ctx.Response.ImmediateHeaderFlush = true
+	return c
+}

@@ -1,0 +1,192 @@
+package engine
+
+import (
+	"errors"
+	"io"
+	"math"
+	"os"
+	"sync/atomic"
+	"syscall"
+
+	"github.com/valyala/fasthttp"
+	"golang.org/x/sys/unix"
+
+	"nar-herder/internal/rawio"
+	"nar-herder/storage/bytestore"
+)
+
+// fileBody is the body of an answer that is stored in a file.
+type fileBody struct {
+	bytestore.LocalFile
+	connection *connection
+	length     int64
+	cached     pageCached // the file if it is one, or nil
+}
+
+// pageCached is a file that may be known to be in the page cache.
+type pageCached interface {
+	// IsCached reports whether it is, so that sending it does not wait for a disk.
+	IsCached() bool
+	// WasSent notes that length bytes were sent from where it was read.
+	WasSent(length int64)
+}
+
+// SendFile makes length bytes of a file the answer's body, and returns false if they must be
+// copied. The head is written at once, in one segment with the body's first bytes.
+func SendFile(ctx *fasthttp.RequestCtx, reader io.Reader, length int64) bool {
+	file, isLocal := reader.(bytestore.LocalFile)
+	if !isLocal || length <= smallFile || length > math.MaxInt {
+		return false
+	}
+	c := pastEngine(ctx)
+	if c == nil {
+		return false
+	}
+	c.fileFollows = true
+	cached, _ := reader.(pageCached)
+	ctx.Response.SetBodyStream(&fileBody{file, c, length, cached}, int(length))
+	return true
+}
+
+// smallFile is the length up to which a file is copied, since its bytes fit into
+// the write that its head takes anyway.
+const smallFile = 4 << 10
+
+// WriteTo sends the file without copying its bytes through this process, past
+// the engine's writer, which is empty once the head is flushed. What is still
+// being written is sent as it comes.
+func (b *fileBody) WriteTo(engine io.Writer) (total int64, err error) {
+	growing, _ := b.LocalFile.(bytestore.GrowingFile)
+	for total < b.length {
+		next := b.length - total
+		if growing != nil {
+			var there int64
+			if there, err = growing.Next(); err != nil {
+				break
+			}
+			next = min(next, there)
+		}
+		var sent int64
+		sent, err = b.send(next)
+		if growing != nil {
+			growing.Skip(sent)
+		}
+		if total += sent; sent < next {
+			if sent > 0 || !isUnsendable(err) {
+				return total, err
+			}
+			break
+		}
+	}
+	if total == b.length {
+		if b.cached != nil {
+			b.cached.WasSent(b.length)
+		}
+		return total, nil
+	}
+	// From a file system that can't, or from where else the bytes are.
+	copied, err := io.CopyN(engine, b.LocalFile, b.length-total)
+	return total + copied, err
+}
+
+// isUnsendable says whether an error is one of files that sendfile can't read.
+func isUnsendable(err error) bool {
+	return errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EOPNOTSUPP)
+}
+
+// send sends bytes of the file. It calls sendfile itself: what package net does
+// with a deadline that has passed is to read from the file in vain, and the
+// client would miss those bytes.
+func (b *fileBody) send(length int64) (int64, error) {
+	file, offset := b.Local()
+	source, err := file.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	c := b.connection
+	cached := b.cached != nil && b.cached.IsCached()
+	if !cached {
+		c.leaveLoop() // to read from a disk takes long
+	}
+	c.engine.sending.Add(1)
+	defer c.engine.sending.Add(-1)
+	s := &fileSender{source: source, sending: &c.engine.sending, offset: offset, left: length, sendfile: unixSendfile}
+	if cached {
+		s.sendfile = rawio.Sendfile
+	}
+	err = c.raw.Write(s.send)
+	if err == nil && s.full {
+		s.wait = true
+		_, err = c.slowly(func() (int64, error) {
+			before := s.offset
+			err := c.raw.Write(s.send)
+			return s.offset - before, err
+		})
+	}
+	if err == nil {
+		err = s.err
+	}
+	return s.offset - offset, err
+}
+
+const (
+	// wholePiece is how much of a file is sent at once. It is nars of the usual
+	// sizes as a whole, and for the others four times what the kernel passes on
+	// at a time.
+	wholePiece = 256 << 10
+	// eagerPiece is the size for a client that has the machine to itself. The
+	// kernel holds back a segment that isn't full until the end of a piece, and
+	// such a client waits for it: pieces of 1 GiB have 0.6 of the speed, those
+	// of 48 KiB 1.3 times that of wholePiece, and the processor does a third
+	// more for them (one curl on loopback; go run ./cmd/bench nar).
+	eagerPiece = 48 << 10
+	// eagerMost is up to how many bodies at a time it is used.
+	eagerMost = 2
+)
+
+// fileSender sends a part of a file to a socket.
+type fileSender struct {
+	source       syscall.RawConn
+	sending      *atomic.Int32
+	offset, left int64
+	sendfile     func(to, from uintptr, offset *int64, n int) (int, error)
+	begun        bool
+	wait         bool // when the socket's buffer is full
+	full         bool
+	err          error
+}
+
+func unixSendfile(to, from uintptr, offset *int64, n int) (int, error) {
+	return unix.Sendfile(int(to), int(from), offset, n)
+}
+
+// send is called with the socket's descriptor; false asks to be called again
+// when it takes more.
+func (s *fileSender) send(socket uintptr) (done bool) {
+	s.full = false
+	err := s.source.Control(func(file uintptr) {
+		for s.left > 0 && s.err == nil && !s.full {
+			piece := int64(wholePiece)
+			if s.begun && s.sending.Load() <= eagerMost {
+				piece = eagerPiece
+			}
+			// It moves the offset on.
+			n, err := s.sendfile(socket, file, &s.offset, int(min(s.left, piece)))
+			s.left -= int64(max(n, 0))
+			s.begun = true
+			switch {
+			case err == unix.EAGAIN:
+				s.full = true
+			case err == unix.EINTR:
+			case err != nil:
+				s.err = os.NewSyscallError("sendfile", err)
+			case n == 0:
+				s.left = 0 // the file is shorter than it was; the caller counts the bytes
+			}
+		}
+	})
+	if err != nil {
+		s.err = err
+	}
+	return !s.full || !s.wait
+}

@@ -1,0 +1,168 @@
+// Package headers reads header fields and paths of requests: conditions, ranges, codings and
+// escaped characters.
+package headers
+
+import (
+	"errors"
+	"fmt"
+	"nar-herder/httpapi/respond"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/valyala/fasthttp"
+)
+
+// TimeFormat is the form of dates in HTTP, which are always in GMT.
+const TimeFormat = "Mon, 02 Jan 2006 15:04:05 GMT"
+
+// Range is a part of a body, in bytes.
+type Range struct{ Start, Length int64 }
+
+// ErrUnsatisfiable says that a range lies outside of the body.
+var ErrUnsatisfiable = errors.New("range outside of the body")
+
+// ParseRange reads the header Range for a body of that size. What it does not
+// understand, and several ranges at once, are as if the header was not there,
+// which RFC 9110, section 14.2, leaves to us: partial is false then, and the
+// range is the whole body.
+func ParseRange(header string, size int64) (_ Range, partial bool, err error) {
+	whole := Range{0, size}
+	spec, ok := strings.CutPrefix(strings.TrimSpace(header), "bytes=")
+	if !ok || strings.Contains(spec, ",") {
+		return whole, false, nil
+	}
+	first, last, ok := strings.Cut(strings.TrimSpace(spec), "-")
+	if !ok {
+		return whole, false, nil
+	}
+	if first == "" {
+		suffix, ok := parseLength(last)
+		if !ok {
+			return whole, false, nil
+		}
+		if suffix == 0 || size == 0 {
+			return whole, false, ErrUnsatisfiable
+		}
+		suffix = min(suffix, size)
+		return Range{size - suffix, suffix}, true, nil
+	}
+	start, ok := parseLength(first)
+	if !ok {
+		return whole, false, nil
+	}
+	end := size - 1
+	if last != "" {
+		if end, ok = parseLength(last); !ok || end < start {
+			return whole, false, nil
+		}
+		end = min(end, size-1)
+	}
+	if start >= size {
+		return whole, false, ErrUnsatisfiable
+	}
+	return Range{start, end - start + 1}, true, nil
+}
+
+// parseLength reads a number of digits alone; one too large for an int64 is as
+// good as the largest.
+func parseLength(s string) (int64, bool) {
+	if s == "" || strings.Trim(s, "0123456789") != "" {
+		return 0, false
+	}
+	n, err := strconv.ParseInt(s, 10, 64)
+	if err != nil {
+		return 1<<63 - 1, true
+	}
+	return n, true
+}
+
+// AnswerUnsatisfiable answers a range that lies outside of a body of that size.
+func AnswerUnsatisfiable(ctx *fasthttp.RequestCtx, size int64) {
+	respond.Fail(ctx, fasthttp.StatusRequestedRangeNotSatisfiable, fmt.Sprintf("the body has %d bytes", size))
+	ctx.Response.Header.Set("Content-Range", fmt.Sprintf("bytes */%d", size))
+	ctx.Response.Header.Set("Accept-Ranges", "bytes")
+}
+
+// HasConditions reports whether an answer depends on what the client has already.
+func HasConditions(header *fasthttp.RequestHeader) bool {
+	return len(header.Peek("If-None-Match")) > 0 || len(header.Peek("If-Modified-Since")) > 0 ||
+		len(header.Peek("If-Match")) > 0 || len(header.Peek("If-Unmodified-Since")) > 0
+}
+
+// AnswerConditions answers with 412 or 304 if the conditions of the request say so, in
+// the order of RFC 9110, section 13.2.2, and reports whether it did. A zero time is for
+// content without one. The entity tags are those that the content has, or had before.
+func AnswerConditions(ctx *fasthttp.RequestCtx, modified time.Time, etags ...string) (sent bool) {
+	header := &ctx.Request.Header
+	switch {
+	case isAnother(header, modified, etags):
+		respond.Fail(ctx, fasthttp.StatusPreconditionFailed, "what you have a part of has changed since")
+		return true
+	case notModified(header, modified, etags):
+		ctx.Response.SetStatusCode(fasthttp.StatusNotModified)
+		return true
+	}
+	return false
+}
+
+// isAnother reports whether the client asks for content that is not the one here.
+func isAnother(header *fasthttp.RequestHeader, modified time.Time, etags []string) bool {
+	if tags := header.PeekAll("If-Match"); len(tags) > 0 {
+		// Strong comparison: a weak tag says nothing about bytes.
+		return !hasTag(tags, etags, false)
+	}
+	since := header.Peek("If-Unmodified-Since")
+	if len(since) == 0 || modified.IsZero() {
+		return false
+	}
+	t, err := fasthttp.ParseHTTPDate(since)
+	return err == nil && modified.Truncate(time.Second).After(t)
+}
+
+// hasTag reports whether one of the entity tags is in lists of tags, or one of these is
+// "*". With weak, a weak tag of the same name counts.
+func hasTag(lists [][]byte, etags []string, weak bool) bool {
+	for _, list := range lists {
+		for tag := range strings.SplitSeq(string(list), ",") {
+			tag = strings.TrimSpace(tag)
+			if weak {
+				tag = strings.TrimPrefix(tag, "W/")
+			}
+			if tag == "*" || tag != "" && slices.Contains(etags, tag) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// notModified says whether the client has what it asks for already. A zero time
+// is for content without one.
+func notModified(header *fasthttp.RequestHeader, modified time.Time, etags []string) bool {
+	if tags := header.PeekAll("If-None-Match"); len(tags) > 0 {
+		return hasTag(tags, etags, true)
+	}
+	since := header.Peek("If-Modified-Since")
+	if len(since) == 0 || modified.IsZero() {
+		return false
+	}
+	t, err := fasthttp.ParseHTTPDate(since)
+	return err == nil && !modified.Truncate(time.Second).After(t)
+}
+
+// RangeStillGood says whether a part may be sent: the client's other parts are
+// of this very content, or it did not ask.
+func RangeStillGood(ifRange, etag string, modified time.Time) bool {
+	switch ifRange = strings.TrimSpace(ifRange); {
+	case ifRange == "":
+		return true
+	case strings.HasPrefix(ifRange, `"`):
+		return ifRange == etag
+	case strings.HasPrefix(ifRange, "W/"):
+		return false // a weak tag says nothing about bytes
+	}
+	t, err := fasthttp.ParseHTTPDate([]byte(ifRange))
+	return err == nil && modified.Truncate(time.Second).Equal(t)
+}

@@ -1,0 +1,273 @@
+// Package health answers whether the server works, also before there is one, and serves the
+// control listener for the administrator.
+package health
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net/http"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"nar-herder/internal/pace"
+	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
+)
+
+const (
+	// Interval is how often each part is checked, whether anybody asks or not.
+	Interval = 2 * time.Second
+	// Deadline is how long a check may take.
+	Deadline = 3 * time.Second
+)
+
+// Paths of requests: whether requests are answered, with what is wrong; only whether they
+// are; and whether the program runs.
+const (
+	Path      = "/health"
+	ReadyPath = "/health/ready"
+	LivePath  = "/health/live"
+)
+
+// LiveBody is the answer at LivePath.
+const LiveBody = `{"status": "ok"}` + "\n"
+
+// Part is a part of the server that its health is about.
+type Part struct {
+	// Name is the part's in the answer and in the metric.
+	Name string
+	// Needed says that requests fail without the part, so that the server is not ready
+	// after two failed looks in a row, or a failed first one. What is wrong with others is
+	// a warning.
+	Needed bool
+	// Look returns what is wrong; nil for nothing. It writes nothing. Errors are logged,
+	// and clients get no text of them, except for [Warnings].
+	Look func(ctx context.Context) error
+	// Interval is the least time from one look to the next, unless that failed.
+	Interval time.Duration
+}
+
+// Warnings is an error that is not logged, as the part itself logs what is wrong. Clients
+// get its texts. Needed parts don't fail because of it.
+type Warnings []string
+
+// Error implements error.
+func (w Warnings) Error() string { return strings.Join(w, "; ") }
+
+var (
+	errNoAnswer  = errors.New("no answer within " + Deadline.String())
+	errNotLooked = errors.New("the server is starting")
+)
+
+// Health is what is known of the parts. It is made by [New], and is a
+// [prometheus.Collector].
+type Health struct {
+	log    *slog.Logger
+	mirror func() any
+	parts  []*checkedPart
+	looked chan struct{} // closed when each part was looked at
+}
+
+// checkedPart is a part with what the last look at it has found.
+type checkedPart struct {
+	Part
+	looking chan error // the result of a look that is under way; nil for none
+	last    error      // the result of the last look
+	lookAt  time.Time  // when the next look is due
+	mu      sync.Mutex
+	err     error // what clients get: that of the last look, or of the one before
+}
+
+// New makes the health of the parts. mirror is how this instance does as a mirror of
+// another, as JSON; nil where it is none.
+func New(parts []Part, mirror func() any, log *slog.Logger) *Health {
+	h := &Health{log: log, mirror: mirror, looked: make(chan struct{})}
+	for _, p := range parts {
+		h.parts = append(h.parts, &checkedPart{Part: p, err: errNotLooked})
+	}
+	return h
+}
+
+// Run looks at the parts until the context ends, and returns when no look is under way.
+func (h *Health) Run(ctx context.Context) {
+	h.look(ctx)
+	close(h.looked)
+	for pace.Sleep(ctx, Interval) == nil {
+		h.look(ctx)
+	}
+	for _, p := range h.parts {
+		if p.looking != nil {
+			<-p.looking
+		}
+	}
+}
+
+// look looks at all parts at once, for Deadline at the most.
+func (h *Health) look(ctx context.Context) {
+	deadline, cancel := context.WithTimeout(ctx, Deadline)
+	defer cancel()
+	var looking sync.WaitGroup
+	now := time.Now()
+	for _, p := range h.parts {
+		if !isFailure(p.last) && now.Before(p.lookAt) {
+			continue
+		}
+		p.lookAt = now.Add(p.Interval)
+		looking.Go(func() {
+			err := p.look(deadline)
+			if ctx.Err() == nil { // or the server ends
+				p.note(err, h.log)
+			}
+		})
+	}
+	looking.Wait()
+}
+
+// look returns the result of a look, of which there is one at a time even if it hangs.
+func (p *checkedPart) look(ctx context.Context) error {
+	if p.looking == nil {
+		looking := make(chan error, 1)
+		p.looking = looking
+		go func() { looking <- p.Look(ctx) }()
+	}
+	select {
+	case err := <-p.looking:
+		p.looking = nil
+		return err
+	case <-ctx.Done():
+		return errNoAnswer
+	}
+}
+
+// note records the result of a look, and logs a change. One failed look at a needed part
+// may be chance, as when a bucket is slow for a moment.
+func (p *checkedPart) note(err error, log *slog.Logger) {
+	last := p.last
+	p.last = err
+	before := p.err // only written here
+	if p.Needed && isFailure(err) && !isFailure(last) && before != errNotLooked {
+		return
+	}
+	p.mu.Lock()
+	p.err = err
+	p.mu.Unlock()
+	was, is := isFailure(before) && before != errNotLooked, isFailure(err)
+	switch {
+	case is && !was && p.Needed:
+		log.Error("requests fail: this server is not ready", "part", p.Name, "error", err)
+	case is && !was:
+		log.Warn("something is wrong, but requests are answered", "part", p.Name, "error", err)
+	case was && !is:
+		log.Info("works again", "part", p.Name)
+	}
+}
+
+// isFailure says whether an error is logged, and makes a needed part fail.
+func isFailure(err error) bool {
+	var warnings Warnings
+	return err != nil && !errors.As(err, &warnings)
+}
+
+// wrong is what is wrong with the part, for clients, and whether requests fail; nil for
+// nothing.
+func (p *checkedPart) wrong() (texts []string, fails bool) {
+	p.mu.Lock()
+	err := p.err
+	p.mu.Unlock()
+	return textsOf(err), p.Needed && isFailure(err)
+}
+
+// textsOf returns what clients get of an error.
+func textsOf(err error) []string {
+	var warnings Warnings
+	var errno syscall.Errno
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &warnings):
+		return warnings
+	case err == errNotLooked:
+		return []string{err.Error()}
+	case errors.Is(err, errNoAnswer), errors.Is(err, context.DeadlineExceeded):
+		return []string{errNoAnswer.Error()}
+	case errors.Is(err, storage.ErrAllMissing):
+		return []string{storage.ErrAllMissing.Error() + ": is it mounted?"}
+	case errors.Is(err, bytestore.ErrNotInPlace):
+		return []string{"the storage " + bytestore.ErrNotInPlace.Error() + ": is it mounted?"}
+	case errors.As(err, &errno):
+		return []string{errno.Error() + ": see the log"}
+	}
+	return []string{"see the log"}
+}
+
+// status is the answer at /health.
+type status struct {
+	Status   string              `json:"status"`
+	Failing  map[string][]string `json:"failing,omitempty"`
+	Warnings map[string][]string `json:"warnings,omitempty"`
+	Mirror   any                 `json:"mirror,omitempty"`
+}
+
+// state returns what is wrong. It waits for the first look, while the context lasts.
+func (h *Health) state(ctx context.Context) status {
+	select {
+	case <-h.looked:
+	case <-ctx.Done():
+	}
+	state := status{"ok", make(map[string][]string), make(map[string][]string), nil}
+	for _, p := range h.parts {
+		switch texts, fails := p.wrong(); {
+		case fails:
+			state.Status, state.Failing[p.Name] = "failing", texts
+		case texts != nil:
+			state.Warnings[p.Name] = texts
+		}
+	}
+	return state
+}
+
+// Answer returns the status and the body, JSON with a line break, of the answer at Path or
+// ReadyPath. It takes Deadline at the most while Run runs.
+func (h *Health) Answer(ctx context.Context, ready bool) (code int, body []byte, err error) {
+	state := h.state(ctx)
+	code = http.StatusOK
+	if len(state.Failing) > 0 {
+		code = http.StatusServiceUnavailable
+	}
+	if ready {
+		state = status{Status: state.Status}
+	} else if h.mirror != nil {
+		state.Mirror = h.mirror()
+	}
+	if body, err = json.Marshal(state); err != nil {
+		return 0, nil, err
+	}
+	return code, append(body, '\n'), nil
+}
+
+var healthyDesc = prometheus.NewDesc("narherder_healthy", "Whether nothing is wrong with a part of the server, by the last look.", []string{"part"}, nil)
+
+// Describe implements [prometheus.Collector].
+func (h *Health) Describe(descs chan<- *prometheus.Desc) { descs <- healthyDesc }
+
+// Collect implements [prometheus.Collector].
+func (h *Health) Collect(values chan<- prometheus.Metric) {
+	select {
+	case <-h.looked:
+	default:
+		return
+	}
+	for _, p := range h.parts {
+		value := 1.0
+		if texts, _ := p.wrong(); texts != nil {
+			value = 0
+		}
+		values <- prometheus.MustNewConstMetric(healthyDesc, prometheus.GaugeValue, value, p.Name)
+	}
+}

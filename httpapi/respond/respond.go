@@ -1,0 +1,64 @@
+// Package respond writes short answers to requests, and errors.
+package respond
+
+import (
+	"bytes"
+	"encoding/json"
+	"log/slog"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/valyala/fasthttp"
+)
+
+const (
+	// NoStore is a Cache-Control that keeps an answer out of all caches.
+	NoStore = "no-store"
+	// Revalidate is one with which caches may keep an answer, if they ask before each use.
+	Revalidate = "no-cache"
+)
+
+// Text answers with a short text.
+func Text(ctx *fasthttp.RequestCtx, contentType, body string) {
+	ctx.Response.Header.SetContentType(contentType)
+	ctx.Response.SetBodyString(body)
+}
+
+// Fail answers with an error, which says what is wrong with the request and nothing about
+// this machine. Caches must not keep a failure of the server.
+func Fail(ctx *fasthttp.RequestCtx, status int, message string) {
+	ctx.Response.SetStatusCode(status)
+	if status >= fasthttp.StatusInternalServerError {
+		ctx.Response.Header.Set(fasthttp.HeaderCacheControl, NoStore)
+	}
+	Text(ctx, "text/plain; charset=utf-8", message+"\n")
+}
+
+// NotFound answers that something is certainly not here.
+func NotFound(ctx *fasthttp.RequestCtx, message string) {
+	Fail(ctx, fasthttp.StatusNotFound, message)
+}
+
+// Faults logs and counts requests that can't be answered.
+type Faults struct {
+	Log   *slog.Logger
+	Count prometheus.Counter
+}
+
+// Answer answers when something here is broken or unknown. Clients try again soon, or at
+// another server; they would believe "not found" for long.
+func (f *Faults) Answer(ctx *fasthttp.RequestCtx, tried string, err error) {
+	f.Count.Inc()
+	f.Log.Error("can't answer a request", "tried", tried, "path", string(ctx.RequestURI()), "error", err)
+	Fail(ctx, fasthttp.StatusInternalServerError, "this server has a fault and can't tell; its log says more")
+}
+
+// WriteJSON writes a value without a line break, and leaves < and > as they are.
+func WriteJSON(to *bytes.Buffer, value any) error {
+	encoder := json.NewEncoder(to)
+	encoder.SetEscapeHTML(false)
+	if err := encoder.Encode(value); err != nil {
+		return err
+	}
+	to.Truncate(to.Len() - 1) // the newline
+	return nil
+}
