@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"nar-herder/internal/stamp"
+	"nar-herder/removal/criteria"
 	"nar-herder/storage/index"
 )
 
@@ -14,16 +15,6 @@ import (
 // They count as of when a pass first found any, which is noted, so that nars that are
 // not used grow old all the same. So do times that were written before the clock was set.
 const aheadSetting = "removal.ahead_since"
-
-// past is a time as it counts now.
-func (f *facts) past(t, now time.Time) time.Time {
-	if isWrong(t, now) && !f.aheadSince.IsZero() {
-		t = f.aheadSince
-	}
-	return stamp.Past(t, now)
-}
-
-func isWrong(t, now time.Time) bool { return stamp.IsAhead(t, now) || stamp.IsEarly(t, now) }
 
 func (r *Remover) readAhead(ctx context.Context) error {
 	text, err := r.index.Setting(ctx, aheadSetting)
@@ -38,15 +29,15 @@ func (r *Remover) readAhead(ctx context.Context) error {
 }
 
 // noteAhead notes that there are times ahead, if there are.
-func (r *Remover) noteAhead(ctx context.Context, f *facts) error {
+func (r *Remover) noteAhead(ctx context.Context, f *criteria.Facts) error {
 	now := r.now()
-	for _, t := range []time.Time{f.added, f.lastUsed, f.countedSince} {
-		r.sawAhead = r.sawAhead || isWrong(t, now)
+	for _, t := range []time.Time{f.Added, f.LastUsed, f.CountedSince} {
+		r.sawAhead = r.sawAhead || stamp.IsWrong(t, now)
 	}
-	if f.aheadSince = r.aheadSince; !r.sawAhead || !f.aheadSince.IsZero() && !isWrong(f.aheadSince, now) {
+	if f.AheadSince = r.aheadSince; !r.sawAhead || !f.AheadSince.IsZero() && !stamp.IsWrong(f.AheadSince, now) {
 		return nil
 	}
-	r.aheadSince, f.aheadSince = now, now
+	r.aheadSince, f.AheadSince = now, now
 	if r.plan != nil {
 		return nil
 	}

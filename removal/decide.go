@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"net/url"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -11,6 +12,8 @@ import (
 
 	"nar-herder/narinfo"
 	"nar-herder/peer"
+	"nar-herder/removal/criteria"
+	"nar-herder/removal/dependence"
 	"nar-herder/storage"
 	"nar-herder/storage/index"
 )
@@ -20,7 +23,7 @@ type candidate struct {
 	item     *storage.Item
 	lastUsed time.Time
 	// criteria are those whose local conditions hold.
-	criteria []Criterion
+	criteria []criteria.Criterion
 }
 
 // size is about what the nar takes of the disk.
@@ -37,7 +40,7 @@ func (c *candidate) size() (size int64) {
 // removeSome removes those of a page's nars that may go, as long as the excess
 // lasts, and returns how many bytes that freed. complete is false when some of
 // them could not be decided on.
-func (r *Remover) removeSome(ctx context.Context, page []candidate, usable []Criterion, since, excess int64) (freed int64, complete bool, err error) {
+func (r *Remover) removeSome(ctx context.Context, page []candidate, usable []criteria.Criterion, since, excess int64) (freed int64, complete bool, err error) {
 	matching, err := r.match(ctx, page, usable)
 	if err != nil {
 		return 0, false, err
@@ -110,33 +113,33 @@ func (r *Remover) makeWay(ctx context.Context, worked time.Duration, answered in
 
 // match returns those of a page for which the local conditions of a criterion
 // hold, with these criteria. Items whose files are known to be undeletable stay.
-func (r *Remover) match(ctx context.Context, page []candidate, usable []Criterion) (matching []candidate, err error) {
-	asksTags := slices.ContainsFunc(usable, func(c Criterion) bool { return c.asksTags() })
-	asksUses := slices.ContainsFunc(usable, func(c Criterion) bool { return c.unusedFor > 0 })
+func (r *Remover) match(ctx context.Context, page []candidate, usable []criteria.Criterion) (matching []candidate, err error) {
+	asksTags := slices.ContainsFunc(usable, func(c criteria.Criterion) bool { return c.AsksTags() })
+	asksUses := slices.ContainsFunc(usable, func(c criteria.Criterion) bool { return c.UnusedFor > 0 })
 	for _, c := range page {
 		if _, kept := r.pinned.By(c.item.Hash); kept {
 			continue
 		}
-		f := facts{added: c.item.AddedAt, lastUsed: c.lastUsed, countedSince: r.countedSince}
+		f := criteria.Facts{Added: c.item.AddedAt, LastUsed: c.lastUsed, CountedSince: r.countedSince}
 		if err = r.noteAhead(ctx, &f); err != nil {
 			return nil, err
 		}
 		if asksTags {
-			if f.tags, err = r.index.Tags(ctx, c.item.Hash); err != nil {
+			if f.Tags, err = r.index.Tags(ctx, c.item.Hash); err != nil {
 				return nil, err
 			}
 		}
 		if asksUses && r.isPending(c.item.Hash) {
-			f.lastUsed = r.now()
+			f.LastUsed = r.now()
 		}
 		for _, criterion := range usable {
-			if !criterion.holds(f, r.now()) {
+			if !criterion.Holds(f, r.now()) {
 				continue
 			}
-			if criterion.unreferenced {
+			if criterion.Unreferenced {
 				// An item without a nar here is served all the same, and needs
 				// what it refers to; that is had from where the nar is.
-				referred, err := r.index.IsReferredTo(ctx, c.item.Hash, len(criterion.storedOn) > 0)
+				referred, err := r.index.IsReferredTo(ctx, c.item.Hash, len(criterion.StoredOn) > 0)
 				if err != nil {
 					return nil, err
 				}
@@ -169,12 +172,12 @@ func (r *Remover) removeChunk(ctx context.Context, chunk []candidate, since int6
 			break
 		}
 		// One that others have is still served; one that they don't is not.
-		if i := slices.IndexFunc(c.criteria, func(criterion Criterion) bool {
-			return len(criterion.storedOn) > 0 && onAll(stored, criterion, c.item.Hash)
+		if i := slices.IndexFunc(c.criteria, func(criterion criteria.Criterion) bool {
+			return len(criterion.StoredOn) > 0 && onAll(stored, criterion, c.item.Hash)
 		}); i >= 0 {
 			evict = append(evict, decided{c, c.criteria[i]})
 			needed.Add(-c.size())
-		} else if i := slices.IndexFunc(c.criteria, func(criterion Criterion) bool { return len(criterion.storedOn) == 0 }); i >= 0 {
+		} else if i := slices.IndexFunc(c.criteria, func(criterion criteria.Criterion) bool { return len(criterion.StoredOn) == 0 }); i >= 0 {
 			withdraw = append(withdraw, decided{c, c.criteria[i]})
 			needed.Add(-c.size())
 		}
@@ -187,7 +190,11 @@ func (r *Remover) removeChunk(ctx context.Context, chunk []candidate, since int6
 		return r.planned(evict, withdraw), sure, nil
 	}
 	if len(evict) > 0 {
-		if err := r.relyOn(ctx, evict); err != nil {
+		var instances []*url.URL
+		for _, d := range evict {
+			instances = append(instances, d.by.StoredOn...)
+		}
+		if err := dependence.Record(ctx, r.index, instances); err != nil {
 			return 0, false, err
 		}
 		evicted, gone, err := r.storage.Evict(ctx, items(evict), since, r.guard(evict, asked))
@@ -220,7 +227,7 @@ func (r *Remover) removeChunk(ctx context.Context, chunk []candidate, since int6
 // decided is a candidate that is to go.
 type decided struct {
 	candidate
-	by Criterion
+	by criteria.Criterion
 }
 
 func items(going []decided) []*storage.Item {
@@ -247,7 +254,7 @@ var errLate = errors.New("the answers of other instances are too old")
 // since the items were read, and other instances asked.
 func (r *Remover) guard(going []decided, asked time.Time) storage.Guard {
 	return func(tx *index.Tx, changed map[narinfo.PathHash]index.ChangeKind) error {
-		if len(going[0].by.storedOn) > 0 && r.reliance.isLate(asked) {
+		if len(going[0].by.StoredOn) > 0 && r.dependence.IsLate(asked) {
 			return errLate
 		}
 		if err := r.pinned.Guard(tx); err != nil {
@@ -256,21 +263,21 @@ func (r *Remover) guard(going []decided, asked time.Time) storage.Guard {
 		// Tags that are given and uses that are counted are no changes.
 		targets := make(map[narinfo.PathHash]bool)
 		for _, d := range going {
-			if d.by.unreferenced {
+			if d.by.Unreferenced {
 				targets[d.item.Hash] = true
 			}
-			if !d.by.asksTags() && d.by.unusedFor == 0 {
+			if !d.by.AsksTags() && d.by.UnusedFor == 0 {
 				continue
 			}
-			f := facts{added: d.item.AddedAt, countedSince: r.countedSince, aheadSince: r.aheadSince}
+			f := criteria.Facts{Added: d.item.AddedAt, CountedSince: r.countedSince, AheadSince: r.aheadSince}
 			var err error
-			if f.tags, err = tx.Tags(d.item.Hash); err != nil {
+			if f.Tags, err = tx.Tags(d.item.Hash); err != nil {
 				return err
 			}
-			if f.lastUsed, err = tx.LastUsed(d.item.Hash); err != nil {
+			if f.LastUsed, err = tx.LastUsed(d.item.Hash); err != nil {
 				return err
 			}
-			if !d.by.holds(f, r.now()) || d.by.unusedFor > 0 && r.isPending(d.item.Hash) {
+			if !d.by.Holds(f, r.now()) || d.by.UnusedFor > 0 && r.isPending(d.item.Hash) {
 				return storage.ErrOutdated
 			}
 		}
@@ -310,8 +317,8 @@ func (r *Remover) isPending(hash narinfo.PathHash) bool {
 }
 
 // onAll says whether each instance that a criterion names has the nar.
-func onAll(stored map[string]map[narinfo.PathHash]bool, criterion Criterion, hash narinfo.PathHash) bool {
-	for _, u := range criterion.storedOn {
+func onAll(stored map[string]map[narinfo.PathHash]bool, criterion criteria.Criterion, hash narinfo.PathHash) bool {
+	for _, u := range criterion.StoredOn {
 		if !stored[u.String()][hash] {
 			return false
 		}
@@ -324,7 +331,7 @@ func onAll(stored map[string]map[narinfo.PathHash]bool, criterion Criterion, has
 func (r *Remover) ask(ctx context.Context, asking []candidate) (stored map[string]map[narinfo.PathHash]bool, sure bool) {
 	wanted := make(map[string][]*storage.Item)
 	for _, c := range asking {
-		for _, u := range Instances(c.criteria) {
+		for _, u := range criteria.Instances(c.criteria) {
 			wanted[u.String()] = append(wanted[u.String()], c.item)
 		}
 	}
@@ -341,8 +348,8 @@ func (r *Remover) ask(ctx context.Context, asking []candidate) (stored map[strin
 			}
 			continue
 		}
-		r.reliance.hear(name, at, who)
-		if reason := r.reliance.refusal(r.peers[name].String(), who); reason != "" && slices.ContainsFunc(verdicts, func(v peer.Verdict) bool { return v.Stored }) {
+		r.dependence.Hear(name, at, who)
+		if reason := r.dependence.Refusal(r.peers[name].String(), who); reason != "" && slices.ContainsFunc(verdicts, func(v peer.Verdict) bool { return v.Stored }) {
 			// It was expected to be otherwise, and is not asked about the next items.
 			sure = false
 			r.log.Debug("nars stay", "reason", reason)

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"time"
 
+	"nar-herder/removal/criteria"
+	"nar-herder/removal/pins"
 	"nar-herder/storage"
 	"nar-herder/storage/uses"
 )
@@ -24,7 +26,7 @@ func (r *Remover) free(ctx context.Context, g *goal) (reason string, err error) 
 	r.undeletable = nil
 	if r.pinned != nil {
 		// Some may have been taken off; others, the guard notices.
-		if current, err := r.pinned.isCurrent(ctx, r.index); err != nil {
+		if current, err := r.pinned.IsCurrent(ctx, r.index); err != nil {
 			return "", err
 		} else if !current {
 			r.pinned = nil
@@ -56,7 +58,7 @@ func (r *Remover) free(ctx context.Context, g *goal) (reason string, err error) 
 		freed, complete, err := r.removeSome(ctx, page, usable, since, g.left())
 		g.freed(freed)
 		r.removed = r.removed || freed > 0
-		if errors.Is(err, errPinsChanged) {
+		if errors.Is(err, pins.ErrChanged) {
 			r.pinned, err = nil, storage.ErrOutdated
 		}
 		if tries++; errors.Is(err, storage.ErrOutdated) && tries < mostTries {
@@ -88,7 +90,7 @@ func (r *Remover) free(ctx context.Context, g *goal) (reason string, err error) 
 		}
 		removed, skipped := r.removed, r.skipped
 		r.age, r.removed, r.skipped = 0, false, ""
-		if removed && r.plan == nil && slices.ContainsFunc(r.options.Criteria, func(c Criterion) bool { return c.unreferenced }) {
+		if removed && r.plan == nil && slices.ContainsFunc(r.options.Criteria, func(c criteria.Criterion) bool { return c.Unreferenced }) {
 			continue // what was referred to may go now
 		}
 		if skipped != "" {
@@ -112,14 +114,14 @@ const (
 
 // usable are the criteria whose instances may be asked now, and relied on as far as is
 // known. why says why another is not among them.
-func (r *Remover) usable() (usable []Criterion, why string) {
+func (r *Remover) usable() (usable []criteria.Criterion, why string) {
 	for _, criterion := range r.options.Criteria {
 		reason := ""
-		for _, u := range criterion.storedOn {
+		for _, u := range criterion.StoredOn {
 			if p := r.peers[u.String()]; p.Pause() > 0 {
 				reason = cmp.Or(reason, Unasked)
 			} else {
-				reason = cmp.Or(reason, r.reliance.expect(u.String()))
+				reason = cmp.Or(reason, r.dependence.Expect(u.String()))
 			}
 		}
 		if reason == "" {
@@ -145,7 +147,7 @@ func (r *Remover) page(ctx context.Context) (page []candidate, since int64, more
 		return nil, 0, false, 0, err
 	}
 	if r.pinned == nil {
-		if r.pinned, err = ReadPinned(ctx, r.index); err != nil {
+		if r.pinned, err = pins.Read(ctx, r.index); err != nil {
 			return nil, 0, false, 0, err
 		}
 	}

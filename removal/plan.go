@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"time"
 
 	"nar-herder/narinfo"
 )
@@ -51,21 +50,10 @@ func (r *Remover) Plan(ctx context.Context, report func(Planned)) (reason string
 		return reason, nil
 	}
 	r.plan = report
-	r.reliance.settle = settleTime
-	r.reliance.refresh(ctx, r.introduce)
-	r.reliance.settled()
+	r.dependence.Refresh(ctx, r.introduce)
+	r.dependence.AssumeSettled()
 	kept, err := r.free(ctx, &g)
 	return cmp.Or(kept, reason), err
-}
-
-// settled makes it as if this instance had run for long.
-func (r *reliance) settled() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.started = time.Time{}
-	for id := range r.since {
-		r.since[id] = time.Time{}
-	}
 }
 
 // planned reports what would be removed, and returns how many bytes that would free.

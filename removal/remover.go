@@ -1,10 +1,14 @@
-// Package removal decides what may go, and when: nars that other instances have
-// stored, or that nobody needs, while the storage is above its limit; items that
-// an administrator names; and items that were withdrawn, once no client can hold
-// their narinfos. What a pin keeps stays.
+// Package removal keeps a storage below its limit: it removes nars that match a criterion.
+// If in doubt, as when another instance is down, the nar is kept.
 //
-// A nar goes only when a criterion surely holds for it now. What can't be known,
-// since another instance is down or says something else, is not sure.
+// Its sub-packages are the other parts of removal. Only the owner of a storage deletes from
+// it, see [storage.Storage.MayDelete]:
+//   - this package, nars that match a criterion;
+//   - removal/named, items that an administrator names;
+//   - removal/withdrawal, withdrawn items after their grace period.
+//
+// Items that removal/pins knows stay, unless an administrator forces it; removal/dependence
+// keeps nars that other instances may remove because this one has them.
 package removal
 
 import (
@@ -23,6 +27,9 @@ import (
 	"nar-herder/internal/stamp"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
+	"nar-herder/removal/criteria"
+	"nar-herder/removal/dependence"
+	"nar-herder/removal/pins"
 	"nar-herder/storage"
 	"nar-herder/storage/index"
 )
@@ -36,7 +43,7 @@ type Options struct {
 	// negative for no minimum.
 	MinimumFree int64
 	// Criteria say which nars may go: those for which any of them holds.
-	Criteria []Criterion
+	Criteria []criteria.Criterion
 	// Peer returns the instance at a URL.
 	Peer func(*url.URL) *peer.Peer
 	// Settle is for how long this instance must have stated that it relies on another
@@ -117,15 +124,14 @@ type Remover struct {
 	skipped     string        // why criteria were skipped in this pass; "" where none was
 	plan        func(Planned) // is given what would be removed; nil to remove it
 
-	reliance *reliance
-	planning sync.Mutex // held while plan is called
+	dependence *dependence.Tracker
+	planning   sync.Mutex // held while plan is called
 
-	pinned       *Pinned // nil when it is to be read
+	pinned       *pins.Set // nil when it is to be read
 	countedSince time.Time
 	aheadSince   time.Time
 	sawAhead     bool // any time, in this pass
 
-	relying   sync.Mutex // held while instances that are relied on are noted
 	surveyed  time.Time
 	surveying time.Duration // what the last survey took
 	// counted is what the last survey found, less what was removed since: what
@@ -160,11 +166,11 @@ func New(s *storage.Storage, x *index.Index, options Options) *Remover {
 		r.now = time.Now
 	}
 	var urls []string
-	for _, u := range Instances(options.Criteria) {
+	for _, u := range criteria.Instances(options.Criteria) {
 		r.peers[u.String()] = options.Peer(u)
 		urls = append(urls, u.String())
 	}
-	r.reliance = newReliance(s.Instance(), urls, options.Settle, r.now)
+	r.dependence = dependence.New(s.Instance(), urls, options.Settle, r.now)
 	r.limit.Store(options.Limit)
 	r.hard = -1
 	r.space.minimum = options.MinimumFree
@@ -178,7 +184,7 @@ func (r *Remover) SetLimit(limit int64) { r.limit.Store(limit) }
 // Run keeps the limit until the context ends.
 func (r *Remover) Run(ctx context.Context) {
 	var asking sync.WaitGroup
-	asking.Go(func() { r.reliance.run(ctx, r.introduce) })
+	asking.Go(func() { r.dependence.Run(ctx, r.introduce) })
 	defer asking.Wait()
 	ticker := time.NewTicker(cmp.Or(r.options.Interval, defaultInterval))
 	defer ticker.Stop()
@@ -196,7 +202,7 @@ func (r *Remover) Run(ctx context.Context) {
 }
 
 // ReliesOn is what other instances receive: on whom this one relies.
-func (r *Remover) ReliesOn() peer.Statement { return r.reliance.statement() }
+func (r *Remover) ReliesOn() peer.Statement { return r.dependence.Statement() }
 
 // introduce asks a peer what it says about itself.
 func (r *Remover) introduce(ctx context.Context, url string) (peer.Introduction, error) {
@@ -350,7 +356,7 @@ func (r *Remover) report(g goal, reason string) {
 		return
 	}
 	level := slog.LevelError
-	if reason == unsettled { // as after each start
+	if reason == dependence.Unsettled { // as after each start
 		level = slog.LevelInfo
 	}
 	if g.excess > 0 {

@@ -12,7 +12,7 @@ import (
 	"nar-herder/compression"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
-	"nar-herder/removal"
+	"nar-herder/removal/dependence"
 	"nar-herder/storage"
 )
 
@@ -93,7 +93,7 @@ func (c *checkCommand) check(ctx context.Context, s *streams) (err error) {
 		return usagef("the index has %d nars in a storage: name it with --storage", totals.StoredNars)
 	}
 	report := newCheckReport(s.out, c.JSON)
-	relied, err := removal.ReliedOn(ctx, store.index)
+	relied, err := dependence.Recorded(ctx, store.index)
 	if err != nil {
 		return err
 	}

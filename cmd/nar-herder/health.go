@@ -16,6 +16,7 @@ import (
 	"nar-herder/mirror/nars"
 	"nar-herder/peer"
 	"nar-herder/removal"
+	"nar-herder/removal/withdrawal"
 	"nar-herder/storage/dbspace"
 	"nar-herder/storage/index"
 )
@@ -38,7 +39,7 @@ type healthParts struct {
 	dumps     *dump.Maker
 	unstored  *unstoredCount
 	peers     peer.Peers
-	withdrawn *removal.Withdrawn
+	withdrawn *withdrawal.Remover
 	ownership *ownership
 	remover   *removal.Remover
 	follower  *mirror.Mirror

@@ -24,7 +24,7 @@ import (
 	"nar-herder/mirror/nars"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
-	"nar-herder/removal"
+	"nar-herder/removal/pins"
 	"nar-herder/storage/index"
 	"nar-herder/storage/owner"
 )
@@ -111,7 +111,7 @@ func (c *serverCommand) follower(store *opened, peers peer.Peers, fetcher *nars.
 		Source: peers[0], Wanted: wanted,
 		Downloads: mirror.Downloads(c.Database),
 		Pinned: func(ctx context.Context) (func(narinfo.PathHash) bool, func(*index.Tx) error, error) {
-			pinned, err := removal.ReadPinned(ctx, store.index)
+			pinned, err := pins.Read(ctx, store.index)
 			if err != nil {
 				return nil, nil, err
 			}

@@ -13,6 +13,8 @@ import (
 	"nar-herder/peer"
 	"nar-herder/peer/passing"
 	"nar-herder/removal"
+	"nar-herder/removal/criteria"
+	"nar-herder/removal/dependence"
 	"nar-herder/storage/uses"
 )
 
@@ -35,12 +37,12 @@ type removalOptions struct {
 }
 
 // criteria are the values of the option.
-func (c *removalOptions) criteria() []removal.Criterion {
-	criteria := make([]removal.Criterion, len(c.StorageNarRemovalCriteria))
+func (c *removalOptions) criteria() []criteria.Criterion {
+	given := make([]criteria.Criterion, len(c.StorageNarRemovalCriteria))
 	for i, value := range c.StorageNarRemovalCriteria {
-		criteria[i] = value.Criterion
+		given[i] = value.Criterion
 	}
-	return criteria
+	return given
 }
 
 // instances makes clients of the one that is mirrored, of those that the criteria
@@ -52,14 +54,14 @@ func (c *serverCommand) instances(ctx context.Context, store *opened, log *slog.
 	if c.Mirror != nil {
 		urls = append(urls, c.Mirror.URL)
 	}
-	for _, u := range removal.Instances(c.criteria()) {
+	for _, u := range criteria.Instances(c.criteria()) {
 		if !isAmong(urls, u) {
 			urls = append(urls, u)
 		} else if i := slices.IndexFunc(urls, func(other *url.URL) bool { return peer.SameURL(other, u) }); urls[i].User == nil {
 			urls[i] = u // which may have a password
 		}
 	}
-	relied, err := removal.ReliedOn(ctx, store.index)
+	relied, err := dependence.Recorded(ctx, store.index)
 	if err != nil {
 		return nil, err
 	}
@@ -136,7 +138,7 @@ func (c *serverCommand) keepLimit(store *opened, peers peer.Peers, counter *uses
 var settleTime string
 
 // removal are the options of a remover as they were given.
-func (c *removalOptions) removal(criteria []removal.Criterion, peers peer.Peers) removal.Options {
+func (c *removalOptions) removal(criteria []criteria.Criterion, peers peer.Peers) removal.Options {
 	settle, _ := time.ParseDuration(settleTime)
 	return removal.Options{
 		Limit: int64(c.StorageLimit), MinimumFree: int64(c.StorageMinimumFreeSpace), Criteria: criteria, Settle: settle,

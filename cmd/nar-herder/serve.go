@@ -21,7 +21,7 @@ import (
 	"nar-herder/httpapi"
 	"nar-herder/mirror/dump"
 	"nar-herder/peer/passing"
-	"nar-herder/removal"
+	"nar-herder/removal/withdrawal"
 	"nar-herder/storage/checksums"
 	"nar-herder/storage/dbspace"
 	"nar-herder/storage/index"
@@ -274,7 +274,7 @@ func (c *serverCommand) run(ctx context.Context, effect inEffect, running *tasks
 	if err := noteRestored(ctx, store.index, log); err != nil {
 		return err
 	}
-	withdrawn := removal.NewWithdrawn(store.Storage, store.index, log)
+	withdrawn := withdrawal.New(store.Storage, store.index, log)
 	cache, err := openCache(store, cacheOptions, peers, counter, log)
 	if err != nil {
 		return err

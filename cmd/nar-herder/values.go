@@ -15,7 +15,7 @@ import (
 	"nar-herder/httpapi"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
-	"nar-herder/removal"
+	"nar-herder/removal/criteria"
 	"nar-herder/storage/index"
 )
 
@@ -153,10 +153,10 @@ type fromValue struct{ url urlValue }
 func (f *fromValue) UnmarshalText(text []byte) error { return f.url.UnmarshalText(text) }
 
 // criterionValue is when a nar may be removed from the storage.
-type criterionValue struct{ removal.Criterion }
+type criterionValue struct{ criteria.Criterion }
 
 func (c *criterionValue) UnmarshalText(text []byte) (err error) {
-	c.Criterion, err = removal.ParseCriterion(string(text))
+	c.Criterion, err = criteria.Parse(string(text))
 	return err
 }
 

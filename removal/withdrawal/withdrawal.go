@@ -1,4 +1,5 @@
-package removal
+// Package withdrawal removes withdrawn items after their grace period.
+package withdrawal
 
 import (
 	"context"
@@ -8,12 +9,13 @@ import (
 	"time"
 
 	"nar-herder/internal/pace"
+	"nar-herder/removal/pins"
 	"nar-herder/storage"
 	"nar-herder/storage/index"
 )
 
 const (
-	// withdrawnInterval is how often Withdrawn looks, which takes one look at an
+	// withdrawnInterval is how often the Remover looks, which takes one look at an
 	// index of what is withdrawn.
 	withdrawnInterval = time.Second
 	// boundEvery is how often it looks for withdrawals that are dated ahead, and how
@@ -25,9 +27,9 @@ const (
 // withdrawnBackoff is how long it waits while that fails.
 var withdrawnBackoff = pace.Backoff{First: 2 * withdrawnInterval, Last: time.Minute}
 
-// Withdrawn removes the items that were withdrawn, each when no client can hold its
+// Remover removes the items that were withdrawn, each when no client can hold its
 // narinfo.
-type Withdrawn struct {
+type Remover struct {
 	log *slog.Logger
 	// failing says that the last try failed.
 	failing atomic.Bool
@@ -39,25 +41,25 @@ type Withdrawn struct {
 	boundAt time.Time
 }
 
-// NewWithdrawn removes items from the storage.
-func NewWithdrawn(s *storage.Storage, x *index.Index, log *slog.Logger) *Withdrawn {
-	w := &Withdrawn{log: log, remove: s.RemoveWithdrawn, bound: x.BoundTimes}
+// New removes items from the storage.
+func New(s *storage.Storage, x *index.Index, log *slog.Logger) *Remover {
+	w := &Remover{log: log, remove: s.RemoveWithdrawn, bound: x.BoundTimes}
 	w.keep = func(ctx context.Context, now time.Time) error { return w.keepPinned(ctx, x, now) }
 	return w
 }
 
 // keepPinned takes back withdrawals, when any is due, of what pins have come to
 // keep since: a pinned item may have come, or refer to others now.
-func (w *Withdrawn) keepPinned(ctx context.Context, x *index.Index, now time.Time) error {
+func (w *Remover) keepPinned(ctx context.Context, x *index.Index, now time.Time) error {
 	due, err := x.DeletableItems(ctx, now, 1)
 	if err != nil || len(due) == 0 {
 		return err
 	}
-	pinned, err := ReadPinned(ctx, x)
+	pinned, err := pins.Read(ctx, x)
 	if err != nil {
 		return err
 	}
-	for _, hash := range pinned.closure.Withdrawn() {
+	for _, hash := range pinned.Withdrawn() {
 		err := x.Reclaim(ctx, func(tx *index.Tx) error {
 			_, err := tx.Restore(hash, time.Now())
 			return err
@@ -72,7 +74,7 @@ func (w *Withdrawn) keepPinned(ctx context.Context, x *index.Index, now time.Tim
 
 // Run removes what is due until the context ends. Errors are logged, once each
 // time that it begins to fail, and tried again.
-func (w *Withdrawn) Run(ctx context.Context) {
+func (w *Remover) Run(ctx context.Context) {
 	w.boundAt = time.Now()
 	failures := 0
 	timer := time.NewTimer(0) // something may be due since long ago
@@ -105,14 +107,14 @@ func (w *Withdrawn) Run(ctx context.Context) {
 }
 
 // Warnings are for the health.
-func (w *Withdrawn) Warnings() []string {
+func (w *Remover) Warnings() []string {
 	if w.failing.Load() {
 		return []string{"items that were withdrawn can't be removed, and take room: see the log"}
 	}
 	return nil
 }
 
-func (w *Withdrawn) step(ctx context.Context) error {
+func (w *Remover) step(ctx context.Context) error {
 	if now := time.Now(); now.Sub(w.boundAt) >= boundEvery {
 		w.boundAt = now
 		bounded, err := w.bound(ctx, now)

@@ -1,4 +1,6 @@
-package removal
+// Package dependence keeps instances from removing nars because of each other: it tracks the
+// instances that this one depends on, since it removed nars that they have.
+package dependence
 
 import (
 	"cmp"
@@ -24,7 +26,7 @@ import (
 // What if configurations change? Suppose that a nar is lost: each of X1 → X2 → … → Xk → X1
 // removed it last, at t1, t2, …, since the next one had it. One of them, X1, relied on X2
 // although that has a smaller id, so X1 was not in the statement of X2. Yet each of the
-// others relied on the next one, too. Let H be [settleTime], and count the rest in shares
+// others relied on the next one, too. Let H be [SettleTime], and count the rest in shares
 // of it.
 //
 //   - The answers that a removal is based on are at most H/10 old. Xi+1 had the nar when Xi
@@ -43,7 +45,7 @@ import (
 // can't set; it stands still while the machine is suspended, so that an age is the larger of
 // what that and the wall clock say.
 const (
-	settleTime = 10 * time.Minute
+	SettleTime = 10 * time.Minute
 	// Shares of the settle time: see above.
 	validShare   = 10 // how old the answers may be that a removal is based on
 	stateShare   = 5  // how old the peers' statements may be
@@ -53,8 +55,8 @@ const (
 	mostReliedOn = 32
 )
 
-// reliance knows on whom this instance relies, and on whom those rely.
-type reliance struct {
+// Tracker knows on whom this instance relies, and on whom those rely.
+type Tracker struct {
 	self   string
 	settle time.Duration
 	now    func() time.Time
@@ -76,27 +78,27 @@ type said struct {
 	peer.Introduction
 }
 
-func newReliance(self string, peers []string, settle time.Duration, now func() time.Time) *reliance {
-	return &reliance{
-		self: self, peers: peers, settle: cmp.Or(settle, settleTime), now: now, started: now(),
+func New(self string, peers []string, settle time.Duration, now func() time.Time) *Tracker {
+	return &Tracker{
+		self: self, peers: peers, settle: cmp.Or(settle, SettleTime), now: now, started: now(),
 		since: make(map[string]time.Time), said: make(map[string]said),
 	}
 }
 
 // elapsed is the age of what was asked for at a time.
-func (r *reliance) elapsed(at time.Time) time.Duration {
+func (r *Tracker) elapsed(at time.Time) time.Duration {
 	now := r.now()
 	return max(now.Sub(at), now.Round(0).Sub(at.Round(0)))
 }
 
-// isLate reports whether answers to what was asked at that time are too old to remove nars.
-func (r *reliance) isLate(at time.Time) bool { return r.elapsed(at) > r.settle/validShare }
+// IsLate reports whether answers to what was asked at that time are too old to remove nars.
+func (r *Tracker) IsLate(at time.Time) bool { return r.elapsed(at) > r.settle/validShare }
 
 // isStale reports whether what a peer said counts as nothing.
-func (r *reliance) isStale(s said) bool { return r.elapsed(s.at) > r.settle/stateShare }
+func (r *Tracker) isStale(s said) bool { return r.elapsed(s.at) > r.settle/stateShare }
 
-// hear notes what a peer says about itself, and from when on this instance relies on it.
-func (r *reliance) hear(url string, at time.Time, who peer.Introduction) {
+// Hear notes what a peer says about itself, and from when on this instance relies on it.
+func (r *Tracker) Hear(url string, at time.Time, who peer.Introduction) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.said[url] = said{at, who}
@@ -110,8 +112,8 @@ func (r *reliance) hear(url string, at time.Time, who peer.Introduction) {
 	r.since[who.Instance] = r.now()
 }
 
-// statement is what this instance tells others; nil while it can't tell on whom it relies.
-func (r *reliance) statement() peer.Statement {
+// Statement is what this instance tells others; nil while it can't tell on whom it relies.
+func (r *Tracker) Statement() peer.Statement {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.overflow || r.now().Sub(r.started) < r.settle || len(r.said) < len(r.peers) {
@@ -146,18 +148,18 @@ func (r *reliance) statement() peer.Statement {
 	return all
 }
 
-// unsettled is why nothing is removed yet.
-const unsettled = "for ten minutes after a server starts, and after it first hears from an instance that stored-on names, it removes nothing because that instance has it"
+// Unsettled is why nothing is removed yet.
+const Unsettled = "for ten minutes after a server starts, and after it first hears from an instance that stored-on names, it removes nothing because that instance has it"
 
-// refusal returns why this instance may not rely on one that has introduced itself; ""
+// Refusal returns why this instance may not rely on one that has introduced itself; ""
 // when it may.
-func (r *reliance) refusal(url string, who peer.Introduction) string {
+func (r *Tracker) Refusal(url string, who peer.Introduction) string {
 	r.mu.Lock()
 	since, known := r.since[who.Instance]
 	r.mu.Unlock()
 	switch {
 	case !known || r.now().Sub(since) < r.settle:
-		return unsettled
+		return Unsettled
 	case who.Instance == "", who.Instance > r.self:
 		return "" // what an original relies on, an administrator has to know
 	}
@@ -175,9 +177,9 @@ func (r *reliance) refusal(url string, who peer.Introduction) string {
 	return ""
 }
 
-// expect returns why asking a peer for nars is of no use now; "" when it is, or when only
+// Expect returns why asking a peer for nars is of no use now; "" when it is, or when only
 // its answer can tell.
-func (r *reliance) expect(url string) string {
+func (r *Tracker) Expect(url string) string {
 	r.mu.Lock()
 	last, known := r.said[url]
 	r.mu.Unlock()
@@ -185,23 +187,37 @@ func (r *reliance) expect(url string) string {
 	case known && last.Instance == r.self:
 		return "" // the answer is an error that says so
 	case known && !r.isStale(last):
-		return r.refusal(url, last.Introduction)
+		return r.Refusal(url, last.Introduction)
 	case r.now().Sub(r.started) < r.settle:
-		return unsettled
+		return Unsettled
 	}
 	return ""
 }
 
-// run asks the peers what they state, again and again, until the context ends. introduce
+// AssumeSettled makes it as if this instance had run for long, and had stated for long that
+// it depends on those that it knows, and on the instances with the given ids.
+func (r *Tracker) AssumeSettled(ids ...string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.settle, r.started = SettleTime, time.Time{}
+	for _, id := range ids {
+		r.since[id] = time.Time{}
+	}
+	for id := range r.since {
+		r.since[id] = time.Time{}
+	}
+}
+
+// Run asks the peers what they state, again and again, until the context ends. introduce
 // asks one of them.
-func (r *reliance) run(ctx context.Context, introduce func(ctx context.Context, url string) (peer.Introduction, error)) {
+func (r *Tracker) Run(ctx context.Context, introduce func(ctx context.Context, url string) (peer.Introduction, error)) {
 	if len(r.peers) == 0 {
 		return
 	}
 	ticker := time.NewTicker(r.settle / refreshShare)
 	defer ticker.Stop()
 	for {
-		r.refresh(ctx, introduce)
+		r.Refresh(ctx, introduce)
 		select {
 		case <-ctx.Done():
 			return
@@ -210,14 +226,14 @@ func (r *reliance) run(ctx context.Context, introduce func(ctx context.Context, 
 	}
 }
 
-// refresh asks the peers once. One that fails keeps what it said before, until that is old.
-func (r *reliance) refresh(ctx context.Context, introduce func(ctx context.Context, url string) (peer.Introduction, error)) {
+// Refresh asks the peers once. One that fails keeps what it said before, until that is old.
+func (r *Tracker) Refresh(ctx context.Context, introduce func(ctx context.Context, url string) (peer.Introduction, error)) {
 	var asking sync.WaitGroup
 	for _, url := range r.peers {
 		asking.Go(func() {
 			at := r.now()
 			if who, err := introduce(ctx, url); err == nil {
-				r.hear(url, at, who)
+				r.Hear(url, at, who)
 			}
 		})
 	}

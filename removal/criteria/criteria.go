@@ -1,4 +1,6 @@
-package removal
+// Package criteria parses and evaluates removal criteria: the conditions under which a nar
+// may be removed from the storage.
+package criteria
 
 import (
 	"errors"
@@ -8,6 +10,7 @@ import (
 	"time"
 
 	"nar-herder/internal/redact"
+	"nar-herder/internal/stamp"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
 	"nar-herder/storage/index"
@@ -17,18 +20,18 @@ import (
 // conditions hold.
 type Criterion struct {
 	text string
-	// storedOn are other instances, each of which must have the nar stored.
-	storedOn []*url.URL
-	// unusedFor is for how long nobody may have asked for the nar.
-	unusedFor time.Duration
+	// StoredOn are other instances, each of which must have the nar stored.
+	StoredOn []*url.URL
+	// UnusedFor is for how long nobody may have asked for the nar.
+	UnusedFor time.Duration
 	// addedBefore is a moment, and olderThan how long ago at the least the item
 	// came.
 	addedBefore time.Time
 	olderThan   time.Duration
 	// with and without are tags that the item must have, or must not.
 	with, without []index.Tag
-	// unreferenced: no item whose nar is stored here refers to it.
-	unreferenced bool
+	// Unreferenced: no item whose nar is stored here refers to it.
+	Unreferenced bool
 }
 
 // String is the criterion as it was given, without passwords.
@@ -45,10 +48,10 @@ var conditions = []struct{ name, form string }{
 	{"unpinned", "unpinned"},
 }
 
-// ParseCriterion reads a criterion: conditions, with commas between them. A comma
+// Parse reads a criterion: conditions, with commas between them. A comma
 // that belongs to a value does not stand before the name of a condition, or is
 // written %2C in a URL.
-func ParseCriterion(text string) (Criterion, error) {
+func Parse(text string) (Criterion, error) {
 	criterion := Criterion{text: redact.Text(text)}
 	for _, part := range splitConditions(text) {
 		if err := criterion.add(part); err != nil {
@@ -100,9 +103,9 @@ func (c *Criterion) add(part string) error {
 		if err != nil {
 			return err
 		}
-		c.storedOn = append(c.storedOn, parsed)
+		c.StoredOn = append(c.StoredOn, parsed)
 	case "unused-for":
-		return addDuration(&c.unusedFor, part, value)
+		return addDuration(&c.UnusedFor, part, value)
 	case "added-before":
 		day, err := time.Parse(time.DateOnly, value)
 		switch {
@@ -128,7 +131,7 @@ func (c *Criterion) add(part string) error {
 			c.without = append(c.without, tag)
 		}
 	case "unreferenced":
-		c.unreferenced = true
+		c.Unreferenced = true
 	case "unpinned":
 		// So it is for all: what a pin keeps never goes.
 	}
@@ -152,21 +155,29 @@ func addDuration(duration *time.Duration, part, value string) error {
 	return nil
 }
 
-// facts are what the local conditions need to know of an item.
-type facts struct {
-	added, lastUsed time.Time
-	// countedSince is since when uses are counted: before, nobody knows.
-	countedSince time.Time
-	tags         []index.Tag // only when any criterion asks for them
-	// aheadSince is when times were first found to be ahead; zero for not before.
-	aheadSince time.Time
+// Facts are what the local conditions need to know of an item.
+type Facts struct {
+	Added, LastUsed time.Time
+	// CountedSince is since when uses are counted: before, nobody knows.
+	CountedSince time.Time
+	Tags         []index.Tag // only when any criterion asks for them
+	// AheadSince is when times were first found to be ahead; zero for not before.
+	AheadSince time.Time
 }
 
-// holds says whether the conditions hold that need nobody to be asked and no
+// past is a time as it counts now.
+func (f *Facts) past(t, now time.Time) time.Time {
+	if stamp.IsWrong(t, now) && !f.AheadSince.IsZero() {
+		t = f.AheadSince
+	}
+	return stamp.Past(t, now)
+}
+
+// Holds says whether the conditions hold that need nobody to be asked and no
 // other item to be looked at.
-func (c *Criterion) holds(f facts, now time.Time) bool {
+func (c *Criterion) Holds(f Facts, now time.Time) bool {
 	has := func(wanted index.Tag) bool {
-		for _, tag := range f.tags {
+		for _, tag := range f.Tags {
 			if tag == wanted {
 				return true
 			}
@@ -183,25 +194,25 @@ func (c *Criterion) holds(f facts, now time.Time) bool {
 			return false
 		}
 	}
-	added, used := f.past(f.added, now), f.past(f.lastUsed, now)
-	for _, since := range []time.Time{added, f.past(f.countedSince, now)} {
+	added, used := f.past(f.Added, now), f.past(f.LastUsed, now)
+	for _, since := range []time.Time{added, f.past(f.CountedSince, now)} {
 		if used.Before(since) {
 			used = since
 		}
 	}
-	return (c.unusedFor == 0 || now.Sub(used) >= c.unusedFor) &&
+	return (c.UnusedFor == 0 || now.Sub(used) >= c.UnusedFor) &&
 		(c.olderThan == 0 || now.Sub(added) >= c.olderThan) &&
 		(c.addedBefore.IsZero() || added.Before(c.addedBefore))
 }
 
-// asksTags says whether the item's tags must be known.
-func (c *Criterion) asksTags() bool { return len(c.with)+len(c.without) > 0 }
+// AsksTags says whether the item's tags must be known.
+func (c *Criterion) AsksTags() bool { return len(c.with)+len(c.without) > 0 }
 
 // Instances are the instances that criteria name, each once, in their order.
 func Instances(criteria []Criterion) (urls []*url.URL) {
 	known := make(map[string]bool)
 	for _, c := range criteria {
-		for _, u := range c.storedOn {
+		for _, u := range c.StoredOn {
 			if !known[u.String()] {
 				known[u.String()] = true
 				urls = append(urls, u)

@@ -1,4 +1,5 @@
-package removal
+// Package named removes items that an administrator names.
+package named
 
 import (
 	"bytes"
@@ -9,16 +10,17 @@ import (
 	"slices"
 
 	"nar-herder/narinfo"
+	"nar-herder/removal/pins"
 	"nar-herder/storage"
 	"nar-herder/storage/index"
 )
 
-// Named removes items that an administrator names.
-type Named struct {
+// Remover removes items that an administrator names.
+type Remover struct {
 	Storage *storage.Storage
 	Index   *index.Index
 	// Now deletes rows and bytes at once. Otherwise the items are withdrawn, for
-	// [Withdrawn] to remove them.
+	// [withdrawal.Remover] to remove them.
 	Now bool
 	// Force removes also what pins keep.
 	Force bool
@@ -56,14 +58,14 @@ const (
 // Do removes the items, in batches, and reports what became of each, in their
 // order. The error is one that kept it from going on. It does nothing if the storage may
 // not be this instance's, or may not be mounted.
-func (r *Named) Do(ctx context.Context, hashes []narinfo.PathHash, report func(storage.Removal)) error {
+func (r *Remover) Do(ctx context.Context, hashes []narinfo.PathHash, report func(storage.Removal)) error {
 	if err := r.Storage.MayDelete(ctx); err != nil {
 		return err
 	}
-	var pinned *Pinned
+	var pinned *pins.Set
 	if !r.Force {
 		var err error
-		if pinned, err = ReadPinned(ctx, r.Index); err != nil {
+		if pinned, err = pins.Read(ctx, r.Index); err != nil {
 			return err
 		}
 	}
@@ -89,7 +91,7 @@ func (r *Named) Do(ctx context.Context, hashes []narinfo.PathHash, report func(s
 
 // oneByOne removes the items of a batch that has failed, of which one alone may
 // be the reason.
-func (r *Named) oneByOne(ctx context.Context, batch []narinfo.PathHash, err error, pinned **Pinned) (removals []storage.Removal) {
+func (r *Remover) oneByOne(ctx context.Context, batch []narinfo.PathHash, err error, pinned **pins.Set) (removals []storage.Removal) {
 	failures := 0
 	for _, hash := range batch {
 		one := []storage.Removal{{Hash: hash, Err: err}}
@@ -108,7 +110,7 @@ func (r *Named) oneByOne(ctx context.Context, batch []narinfo.PathHash, err erro
 }
 
 // batch removes items in one transaction.
-func (r *Named) batch(ctx context.Context, hashes []narinfo.PathHash, pinned **Pinned) ([]storage.Removal, error) {
+func (r *Remover) batch(ctx context.Context, hashes []narinfo.PathHash, pinned **pins.Set) ([]storage.Removal, error) {
 	for range pinTries {
 		removals := make([]storage.Removal, 0, len(hashes))
 		free := make([]narinfo.PathHash, 0, len(hashes)) // of pins
@@ -123,8 +125,8 @@ func (r *Named) batch(ctx context.Context, hashes []narinfo.PathHash, pinned **P
 			removals = append(removals, storage.Removal{Hash: hash, Err: refusal})
 		}
 		done, err := r.remove(ctx, free, *pinned)
-		if errors.Is(err, errPinsChanged) {
-			if *pinned, err = ReadPinned(ctx, r.Index); err != nil {
+		if errors.Is(err, pins.ErrChanged) {
+			if *pinned, err = pins.Read(ctx, r.Index); err != nil {
 				return nil, err
 			}
 			continue
@@ -139,11 +141,11 @@ func (r *Named) batch(ctx context.Context, hashes []narinfo.PathHash, pinned **P
 		}
 		return removals, nil
 	}
-	return nil, fmt.Errorf("%w, again and again: try again when no import is running", errPinsChanged)
+	return nil, fmt.Errorf("%w, again and again: try again when no import is running", pins.ErrChanged)
 }
 
 // refuse returns why an item may not go; nil when it may.
-func (r *Named) refuse(ctx context.Context, hash narinfo.PathHash, pinned *Pinned) (refusal, err error) {
+func (r *Remover) refuse(ctx context.Context, hash narinfo.PathHash, pinned *pins.Set) (refusal, err error) {
 	if pinned == nil {
 		return nil, nil
 	}
@@ -161,7 +163,7 @@ func (r *Named) refuse(ctx context.Context, hash narinfo.PathHash, pinned *Pinne
 }
 
 // remove takes the step that was asked for, with items that no pin keeps.
-func (r *Named) remove(ctx context.Context, hashes []narinfo.PathHash, pinned *Pinned) ([]storage.Removal, error) {
+func (r *Remover) remove(ctx context.Context, hashes []narinfo.PathHash, pinned *pins.Set) ([]storage.Removal, error) {
 	guard := func(tx *index.Tx) error {
 		if r.fault != nil {
 			if err := r.fault(hashes); err != nil {
@@ -185,7 +187,7 @@ func (r *Named) remove(ctx context.Context, hashes []narinfo.PathHash, pinned *P
 }
 
 // look tells what would become of items.
-func (r *Named) look(ctx context.Context, hashes []narinfo.PathHash) ([]storage.Removal, error) {
+func (r *Remover) look(ctx context.Context, hashes []narinfo.PathHash) ([]storage.Removal, error) {
 	removals := make([]storage.Removal, 0, len(hashes))
 	for _, hash := range hashes {
 		removal := storage.Removal{Hash: hash}
