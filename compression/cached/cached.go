@@ -91,11 +91,11 @@ type kind struct {
 	bytes *directory.Directory
 	space space
 	// changing is held while a file and its row are shown or removed, so that
-	// the look for strangers sees both or neither.
+	// a scan sees both or neither.
 	changing sync.Mutex
-	// surveyed is closed once the directory has been compared with the index.
-	surveyed chan struct{}
-	metrics  kindMetrics
+	// scanned is closed once the directory has been compared with the index.
+	scanned chan struct{}
+	metrics kindMetrics
 
 	hiddenMu sync.Mutex
 	hidden   map[narinfo.PathHash]struct{} // about to be withdrawn
@@ -153,7 +153,7 @@ func New(x *index.Index, s *storage.Storage, options Options) (_ *Cache, err err
 			return nil, fmt.Errorf("directory for cached %s nars: %w", t.Name, err)
 		}
 		c.kinds[t.Name] = &kind{
-			Type: t, bytes: bytes, surveyed: make(chan struct{}),
+			Type: t, bytes: bytes, scanned: make(chan struct{}),
 			space: space{max: t.MaxSize}, hidden: make(map[narinfo.PathHash]struct{}), lost: make(map[narinfo.PathHash]narinfo.StorePath),
 		}
 		if err := c.judgeProbe(t, bytes.Probe(context.Background())); err != nil {
@@ -356,11 +356,11 @@ func (k *kind) unhide(files []index.CachedFile) {
 const (
 	// tick is how often files are withdrawn and deleted whose time has come.
 	tick = time.Second
-	// surveyInterval is how often a directory is compared with the index.
+	// scanInterval is how often a directory is compared with the index.
 	// Between, other processes may have removed items.
-	surveyInterval = time.Hour
-	// surveyRetry is when to look again at a directory that could not be read.
-	surveyRetry = time.Minute
+	scanInterval = time.Hour
+	// scanRetry is when to look again at a directory that could not be read.
+	scanRetry = time.Minute
 	// stopWait is how long Run waits for jobs to notice that it is to end.
 	// What they leave is removed at the next start.
 	stopWait = 500 * time.Millisecond
@@ -372,7 +372,7 @@ func (c *Cache) Run(ctx context.Context, changed func(narinfo.PathHash)) {
 	c.changed = changed
 	var background sync.WaitGroup
 	for _, k := range c.kinds {
-		background.Go(func() { c.surveyAll(ctx, k) })
+		background.Go(func() { c.scanAll(ctx, k) })
 	}
 	var workers sync.WaitGroup
 	for range c.options.Workers {

@@ -36,7 +36,7 @@ func (c *Cache) work(ctx context.Context) {
 			return
 		}
 		select {
-		case <-t.kind.surveyed:
+		case <-t.kind.scanned:
 		case <-ctx.Done():
 			return
 		}

@@ -8,7 +8,7 @@ import (
 	"nar-herder/narinfo"
 )
 
-// mostLost bounds what is remembered of that; the survey finds the others.
+// mostLost bounds what is remembered of that; the scan finds the others.
 const mostLost = 10_000
 
 // lose has the item's file forgotten, and says whether that is news.

@@ -89,7 +89,7 @@ func (c *Cache) delete(ctx context.Context, k *kind, file index.CachedFile, now 
 	defer k.changing.Unlock()
 	path, err := c.path(ctx, file.Hash)
 	if errors.Is(err, storage.ErrNotFound) {
-		return nil // its row went with the item's; the survey finds the bytes
+		return nil // its row went with the item's; the scan finds the bytes
 	} else if err != nil {
 		return err
 	}
