@@ -60,8 +60,8 @@ type Options struct {
 	Uses *uses.Counter
 	// Source is where nars are read from; nil for the storage.
 	Source Source
-	// Elsewhere has nars that are not in the storage; nil for nobody.
-	Elsewhere Elsewhere
+	// Remote has nars that are not in the storage; nil for nobody.
+	Remote Remote
 	// Decoders is the memory for decoders; nil for no limit.
 	Decoders *compression.Budget
 	// Log is for operators; nil drops it.
@@ -115,7 +115,7 @@ func New(x *index.Index, s *storage.Storage, options Options) (_ *Cache, err err
 		c.log = slog.New(slog.DiscardHandler)
 	}
 	if c.options.Source == nil {
-		c.options.Source = storageSource{s, options.Elsewhere}
+		c.options.Source = storageSource{s, options.Remote}
 	}
 	options.Uses.OnPopular(options.MinUses, c.enqueue)
 	defer func() {

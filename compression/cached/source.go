@@ -21,9 +21,9 @@ type Source interface {
 
 var errNoFile = errors.New("it has no file there in a compression that can be read")
 
-// Elsewhere are instances that have nars which are not stored here; see
+// Remote are instances that have nars which are not stored here; see
 // [peer.Peers.OpenFile].
-type Elsewhere interface {
+type Remote interface {
 	OpenFile(ctx context.Context, item *storage.Item, n int, offset, length int64, via []string) (body io.ReadCloser, size int64, err error)
 }
 
@@ -31,7 +31,7 @@ type Elsewhere interface {
 // elsewhere, if that is not nil.
 type storageSource struct {
 	storage   *storage.Storage
-	elsewhere Elsewhere
+	elsewhere Remote
 }
 
 func (s storageSource) Open(ctx context.Context, item *storage.Item) (io.ReadCloser, string, error) {
@@ -105,7 +105,7 @@ func (s directorySource) Open(ctx context.Context, item *storage.Item) (io.ReadC
 }
 
 // peerSource reads from other instances.
-type peerSource struct{ peers Elsewhere }
+type peerSource struct{ peers Remote }
 
 func (s peerSource) Open(ctx context.Context, item *storage.Item) (io.ReadCloser, string, error) {
 	n := item.EasiestFile(func(n int) bool { return item.FileName(n) != "" })

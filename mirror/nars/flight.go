@@ -8,7 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"nar-herder/internal/watched"
+	"nar-herder/internal/notify"
 	"nar-herder/storage"
 )
 
@@ -27,7 +27,7 @@ type flight struct {
 	done   chan struct{}
 	result error
 
-	mu   watched.Mutex // of what follows
+	mu   notify.Mutex // of what follows
 	size int64         // of the whole file; negative until it is known
 	file *os.File
 	have int64 // bytes that are in the file

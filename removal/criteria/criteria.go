@@ -20,24 +20,24 @@ import (
 // conditions hold.
 type Criterion struct {
 	text string
-	// StoredOn are other instances, each of which must have the nar stored.
+	// StoredOn are instances that must all have the nar stored.
 	StoredOn []*url.URL
-	// UnusedFor is for how long nobody may have asked for the nar.
+	// UnusedFor is how long no client may have requested the nar.
 	UnusedFor time.Duration
-	// addedBefore is a moment, and olderThan how long ago at the least the item
-	// came.
+	// addedBefore is a moment, and olderThan a duration, before which the item must have been
+	// added.
 	addedBefore time.Time
 	olderThan   time.Duration
 	// with and without are tags that the item must have, or must not.
 	with, without []index.Tag
-	// Unreferenced: no item whose nar is stored here refers to it.
+	// Unreferenced requires that no item with a nar in this storage refers to it.
 	Unreferenced bool
 }
 
 // String is the criterion as it was given, without passwords.
 func (c Criterion) String() string { return c.text }
 
-// conditions are the names of conditions, with what they look like.
+// conditions are the names of all conditions, and how each is written.
 var conditions = []struct{ name, form string }{
 	{"stored-on", "stored-on=URL"},
 	{"unused-for", "unused-for=DURATION"},
@@ -74,7 +74,7 @@ func splitConditions(text string) (parts []string) {
 	return parts
 }
 
-// form is what the condition looks like, "" when there is none of that name.
+// form returns how the condition is written, "" for an unknown name.
 func form(name string) string {
 	for _, condition := range conditions {
 		if condition.name == name {
@@ -92,10 +92,10 @@ func (c *Criterion) add(part string) error {
 		for _, condition := range conditions {
 			forms = append(forms, condition.form)
 		}
-		return fmt.Errorf("%q is no criterion: one or more of %s, with commas between them", part, strings.Join(forms, "; "))
+		return fmt.Errorf("%q is not a removal criterion: want one or more of %s, separated by commas", part, strings.Join(forms, "; "))
 	}
 	if hasValue != strings.Contains(form, "=") {
-		return fmt.Errorf("%q is not complete, or too much: it is %s", part, form)
+		return fmt.Errorf("invalid condition %q: want %s", part, form)
 	}
 	switch name {
 	case "stored-on":
@@ -115,15 +115,15 @@ func (c *Criterion) add(part string) error {
 			}
 			return addDuration(&c.olderThan, part, value)
 		case day.IsZero():
-			return fmt.Errorf("%q is before anything was", part)
+			return fmt.Errorf("%q: the date is too early", part)
 		case !c.addedBefore.IsZero():
-			return fmt.Errorf("%q: added-before stands there twice", part)
+			return fmt.Errorf("%q: added-before is given twice", part)
 		}
 		c.addedBefore = day
 	case "tag", "no-tag":
 		key, tagValue, ok := strings.Cut(value, "=")
 		if !ok || key == "" {
-			return fmt.Errorf("%q: it is %s", part, form)
+			return fmt.Errorf("invalid condition %q: want %s", part, form)
 		}
 		if tag := (index.Tag{Key: key, Value: tagValue}); name == "tag" {
 			c.with = append(c.with, tag)
@@ -133,13 +133,12 @@ func (c *Criterion) add(part string) error {
 	case "unreferenced":
 		c.Unreferenced = true
 	case "unpinned":
-		// So it is for all: what a pin keeps never goes.
+		// This holds for all criteria: pinned items are never removed.
 	}
 	return nil
 }
 
-// addDuration sets a condition's duration, which would be no condition when it
-// was 0, and of which there can be one.
+// addDuration sets a condition's duration, which must be positive and given once.
 func addDuration(duration *time.Duration, part, value string) error {
 	name, _, _ := strings.Cut(part, "=")
 	d, err := narinfo.ParseDuration(value)
@@ -147,25 +146,25 @@ func addDuration(duration *time.Duration, part, value string) error {
 	case err != nil:
 		return err
 	case d <= 0:
-		return fmt.Errorf("%q is no time at all", part)
+		return fmt.Errorf("%q: the duration must be positive", part)
 	case *duration != 0:
-		return fmt.Errorf("%q: %s stands there twice", part, name)
+		return fmt.Errorf("%q: %s is given twice", part, name)
 	}
 	*duration = d
 	return nil
 }
 
-// Facts are what the local conditions need to know of an item.
+// Facts are what the local conditions are evaluated on.
 type Facts struct {
 	Added, LastUsed time.Time
-	// CountedSince is since when uses are counted: before, nobody knows.
+	// CountedSince is when counting of uses began: earlier uses are unknown.
 	CountedSince time.Time
-	Tags         []index.Tag // only when any criterion asks for them
+	Tags         []index.Tag // only if a criterion uses tags
 	// AheadSince is when times were first found to be ahead; zero for not before.
 	AheadSince time.Time
 }
 
-// past is a time as it counts now.
+// past replaces a time that a wrong clock has stored.
 func (f *Facts) past(t, now time.Time) time.Time {
 	if stamp.IsWrong(t, now) && !f.AheadSince.IsZero() {
 		t = f.AheadSince
@@ -173,8 +172,8 @@ func (f *Facts) past(t, now time.Time) time.Time {
 	return stamp.Past(t, now)
 }
 
-// Holds says whether the conditions hold that need nobody to be asked and no
-// other item to be looked at.
+// Holds reports whether the local conditions hold: those that need neither other instances
+// nor other items.
 func (c *Criterion) Holds(f Facts, now time.Time) bool {
 	has := func(wanted index.Tag) bool {
 		for _, tag := range f.Tags {
@@ -205,10 +204,10 @@ func (c *Criterion) Holds(f Facts, now time.Time) bool {
 		(c.addedBefore.IsZero() || added.Before(c.addedBefore))
 }
 
-// AsksTags says whether the item's tags must be known.
+// AsksTags reports whether Holds needs the item's tags.
 func (c *Criterion) AsksTags() bool { return len(c.with)+len(c.without) > 0 }
 
-// Instances are the instances that criteria name, each once, in their order.
+// Instances returns the instances that criteria name, each once, in order.
 func Instances(criteria []Criterion) (urls []*url.URL) {
 	known := make(map[string]bool)
 	for _, c := range criteria {

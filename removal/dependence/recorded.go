@@ -13,7 +13,7 @@ import (
 )
 
 // setting has the names of instances that nars were removed for, as [peer.Name]
-// makes them. They go on being asked for those when no criterion names them any more.
+// makes them. They are still asked for those nars when no criterion names them any more.
 const setting = "removal_relied_on"
 
 // parseNames reads the value of the setting.

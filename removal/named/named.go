@@ -24,19 +24,19 @@ type Remover struct {
 	Now bool
 	// Force removes also what pins keep.
 	Force bool
-	// DryRun changes nothing, and tells what would be.
+	// DryRun reports what would be removed, and changes nothing.
 	DryRun bool
 
-	// fault has the transaction with these items fail, in tests.
+	// fault makes the transaction with these items fail, in tests.
 	fault func([]narinfo.PathHash) error
 }
 
 // PinnedError says that a pin keeps an item.
 type PinnedError struct {
-	// Pin is the item that is pinned: the one that was named, or one that needs
-	// it, by its base name where that is known.
+	// Pin is the pinned item, by its base name where that is known: the named item, or one
+	// that needs it.
 	Pin string
-	// Itself says that it is the one that was named.
+	// Itself says that the named item itself is pinned.
 	Itself bool
 }
 
@@ -50,14 +50,14 @@ func (e *PinnedError) Error() string {
 const (
 	// pinTries is how often pins are read anew for one batch.
 	pinTries = 10
-	// batchFailures is after how many items in a row that fail by themselves it
-	// is plain that the items are not to blame.
+	// batchFailures is after how many items in a row that fail alone the remover assumes
+	// that the items are not the cause.
 	batchFailures = 3
 )
 
-// Do removes the items, in batches, and reports what became of each, in their
-// order. The error is one that kept it from going on. It does nothing if the storage may
-// not be this instance's, or may not be mounted.
+// Do removes the items, in batches, and reports the outcome of each, in order. The error is
+// one that stopped it. It does nothing if the storage may not be this instance's, or may not
+// be mounted.
 func (r *Remover) Do(ctx context.Context, hashes []narinfo.PathHash, report func(storage.Removal)) error {
 	if err := r.Storage.MayDelete(ctx); err != nil {
 		return err
@@ -89,8 +89,7 @@ func (r *Remover) Do(ctx context.Context, hashes []narinfo.PathHash, report func
 	return nil
 }
 
-// oneByOne removes the items of a batch that has failed, of which one alone may
-// be the reason.
+// oneByOne removes the items of a failed batch, as a single item may have caused the failure.
 func (r *Remover) oneByOne(ctx context.Context, batch []narinfo.PathHash, err error, pinned **pins.Set) (removals []storage.Removal) {
 	failures := 0
 	for _, hash := range batch {
@@ -144,7 +143,7 @@ func (r *Remover) batch(ctx context.Context, hashes []narinfo.PathHash, pinned *
 	return nil, fmt.Errorf("%w, again and again: try again when no import is running", pins.ErrChanged)
 }
 
-// refuse returns why an item may not go; nil when it may.
+// refuse returns why an item may not be removed; nil if it may.
 func (r *Remover) refuse(ctx context.Context, hash narinfo.PathHash, pinned *pins.Set) (refusal, err error) {
 	if pinned == nil {
 		return nil, nil
@@ -162,7 +161,7 @@ func (r *Remover) refuse(ctx context.Context, hash narinfo.PathHash, pinned *pin
 	return &PinnedError{item.Narinfo.StorePath.BaseName(), pin == hash}, nil
 }
 
-// remove takes the step that was asked for, with items that no pin keeps.
+// remove removes or withdraws items that no pin keeps, or looks at them in a dry run.
 func (r *Remover) remove(ctx context.Context, hashes []narinfo.PathHash, pinned *pins.Set) ([]storage.Removal, error) {
 	guard := func(tx *index.Tx) error {
 		if r.fault != nil {
@@ -186,7 +185,7 @@ func (r *Remover) remove(ctx context.Context, hashes []narinfo.PathHash, pinned 
 	return r.Storage.WithdrawAll(ctx, hashes, guard)
 }
 
-// look tells what would become of items.
+// look reports what would be removed.
 func (r *Remover) look(ctx context.Context, hashes []narinfo.PathHash) ([]storage.Removal, error) {
 	removals := make([]storage.Removal, 0, len(hashes))
 	for _, hash := range hashes {
@@ -207,12 +206,12 @@ func (r *Remover) look(ctx context.Context, hashes []narinfo.PathHash) ([]storag
 	return removals, nil
 }
 
-// scanShare says when it takes less time to read the references of all items than
-// to look up who refers to each of those that go: when one of so many goes.
+// scanShare is one of how many items must be removed for a scan of all references to be
+// faster than looking up the referrers of each removed item.
 const scanShare = 100
 
-// Broken counts the items that stay and refer to one that is gone, or will be. The
-// first ones it finds, at most so many as asked for, are listed.
+// Broken counts the remaining items that refer to a removed one, and lists the first of them,
+// at most as many as wanted.
 func Broken(ctx context.Context, x *index.Index, gone map[narinfo.PathHash]struct{}, most int) (some []narinfo.PathHash, count int, err error) {
 	found := func(hash narinfo.PathHash) {
 		if count++; len(some) < most {
@@ -235,7 +234,7 @@ func Broken(ctx context.Context, x *index.Index, gone map[narinfo.PathHash]struc
 		return some, count, nil
 	}
 	seen := make(map[narinfo.PathHash]struct{})
-	// In one order, so that asked again it tells the same.
+	// Sorted, so that the result is the same each time.
 	ordered := slices.SortedFunc(maps.Keys(gone), func(a, b narinfo.PathHash) int { return bytes.Compare(a[:], b[:]) })
 	for _, hash := range ordered {
 		referrers, err := x.Referrers(ctx, hash)

@@ -22,7 +22,7 @@ type Set struct {
 func Read(ctx context.Context, x *index.Index) (*Set, error) {
 	p := new(Set)
 	var err error
-	// First: what comes while the rest is read is looked at again.
+	// First, so that Guard checks changes that happen while the rest is read.
 	if p.asOf, err = x.LastChange(ctx); err != nil {
 		return nil, err
 	}
@@ -37,13 +37,13 @@ func Read(ctx context.Context, x *index.Index) (*Set, error) {
 	return p, err
 }
 
-// IsCurrent says whether the pins are the same as when they were read.
+// IsCurrent reports whether the pins are the same as when they were read.
 func (p *Set) IsCurrent(ctx context.Context, x *index.Index) (bool, error) {
 	now, err := x.Pins(ctx)
 	return slices.Equal(now, p.pins), err
 }
 
-// By returns a pin that keeps the item.
+// By returns a pin that keeps the item, if any.
 func (p *Set) By(hash narinfo.PathHash) (pin narinfo.PathHash, kept bool) {
 	return p.closure.Root(hash)
 }
