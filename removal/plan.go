@@ -8,13 +8,13 @@ import (
 	"nar-herder/narinfo"
 )
 
-// Planned is an item that a server would remove.
+// Planned is an item that a server would remove or withdraw.
 type Planned struct {
 	StorePath narinfo.StorePath
-	// Bytes are what its stored nars have.
+	// Bytes is the length of its stored nars.
 	Bytes int64
-	// Withdraw says that the item is withdrawn: no other instance has its nar. Else its
-	// bytes are removed, and its narinfo is served as before.
+	// Withdraw says that the item would be withdrawn, as no other instance has its nar. Else
+	// only its bytes would be removed, and its narinfo still served.
 	Withdraw bool
 	// Criterion is the reason.
 	Criterion string
@@ -24,8 +24,8 @@ type Planned struct {
 // changing anything. reason says why it would not remove more, where it should. The
 // remover must not be used for anything else.
 //
-// It counts as if the server had run for long. It doesn't know which nars clients have
-// just asked for, or of items that only go once others are gone.
+// It assumes that the server has run for long. It doesn't know which nars clients have just
+// requested, or items that match only after others are removed.
 func (r *Remover) Plan(ctx context.Context, report func(Planned)) (reason string, err error) {
 	usage, surveyed, err := r.storage.Usage(ctx)
 	if err != nil {
