@@ -10,8 +10,7 @@ import (
 	"nar-herder/storage/index"
 )
 
-// scanAll compares the directory with the index until the context ends: until
-// it could be read once, no file is made.
+// scanAll scans until the context ends. No file is made before the first scan has succeeded.
 func (c *Cache) scanAll(ctx context.Context, k *kind) {
 	for first := true; ; {
 		wait := scanInterval
@@ -68,14 +67,14 @@ func (c *Cache) scan(ctx context.Context, k *kind, first bool) error {
 		}
 		used += usage
 		if removed {
-			c.log.Info("removed a file that was no finished cached nar", "type", k.Name, "file", path.BaseName())
+			c.log.Info("removed a file that was not a finished cached nar", "type", k.Name, "file", path.BaseName())
 		}
 	}
 	if first {
 		k.space.set(used)
 	}
 	if unreferenced > 0 {
-		c.log.Warn("the directory of cached nars has files that are no nars of ours; they stay, and count for its limit", "type", k.Name, "directory", k.Directory, "files", unreferenced)
+		c.log.Warn("the directory of cached nars has unreferenced files; they stay, and count for its limit", "type", k.Name, "directory", k.Directory, "files", unreferenced)
 	}
 	lost := 0
 	for file, err := range c.index.AllCached(ctx, k.Name) {
@@ -97,7 +96,7 @@ func (c *Cache) scan(ctx context.Context, k *kind, first bool) error {
 		}
 	}
 	if lost > 0 {
-		c.log.Warn("cached nars were recorded that are not there; they will be made again when they are asked for", "type", k.Name, "nars", lost)
+		c.log.Warn("recorded cached nars were missing; they will be made again on request", "type", k.Name, "nars", lost)
 	}
 	return nil
 }

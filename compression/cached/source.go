@@ -14,8 +14,7 @@ import (
 
 // Source is where nars to be compressed are read from.
 type Source interface {
-	// Open opens the item's nar, and says in which compression it comes. What
-	// comes may be wrong: it is checked.
+	// Open opens the item's nar, and returns its compression. The caller checks the bytes.
 	Open(ctx context.Context, item *storage.Item) (nar io.ReadCloser, how string, err error)
 }
 
@@ -27,28 +26,28 @@ type Remote interface {
 	OpenFile(ctx context.Context, item *storage.Item, n int, offset, length int64, via []string) (body io.ReadCloser, size int64, err error)
 }
 
-// storageSource reads from the storage, and what is not stored there from
-// elsewhere, if that is not nil.
+// storageSource reads from the storage, and nars that are not stored there from remote, if
+// that is not nil.
 type storageSource struct {
-	storage   *storage.Storage
-	elsewhere Remote
+	storage *storage.Storage
+	remote  Remote
 }
 
 func (s storageSource) Open(ctx context.Context, item *storage.Item) (io.ReadCloser, string, error) {
-	// The storage knows better than the row, where it is another's.
+	// The storage knows better than the row if it belongs to another instance.
 	if now, err := s.storage.Item(ctx, item.Hash); err == nil && now.Narinfo.NarHash == item.Narinfo.NarHash {
 		item = now
 	}
 	n := item.EasiestFile(item.HasStored)
-	if n < 0 && s.elsewhere != nil {
-		return peerSource{s.elsewhere}.Open(ctx, item)
+	if n < 0 && s.remote != nil {
+		return peerSource{s.remote}.Open(ctx, item)
 	}
 	if n < 0 {
 		return nil, "", errNoFile
 	}
 	reader, info, err := s.storage.OpenFile(ctx, item, n, 0, -1)
-	if errors.Is(err, storage.ErrNotStored) && s.elsewhere != nil {
-		return peerSource{s.elsewhere}.Open(ctx, item)
+	if errors.Is(err, storage.ErrNotStored) && s.remote != nil {
+		return peerSource{s.remote}.Open(ctx, item)
 	}
 	if err != nil {
 		return nil, "", err
