@@ -6,24 +6,15 @@ import (
 	"time"
 
 	"nar-herder/internal/stamp"
+	"nar-herder/removal/criteria"
 	"nar-herder/storage/index"
 )
 
-// The times of items and of their last uses may be ahead: they were written while the
-// clock was, or it is behind now. Nobody knows which, so that they stay as they are.
-// They count as of when a pass first found any, which is noted, so that nars that are
-// not used grow old all the same. So do times that were written before the clock was set.
+// Times of items and of their last uses may be ahead: the clock was ahead when they were
+// written, or is behind now. Nobody knows which, so they stay in the index, and count as the
+// time when a pass first found any. That time is stored, so that unused nars grow old anyway.
+// Times that were written before the clock was set are treated alike.
 const aheadSetting = "removal.ahead_since"
-
-// past is a time as it counts now.
-func (f *facts) past(t, now time.Time) time.Time {
-	if isWrong(t, now) && !f.aheadSince.IsZero() {
-		t = f.aheadSince
-	}
-	return stamp.Past(t, now)
-}
-
-func isWrong(t, now time.Time) bool { return stamp.IsAhead(t, now) || stamp.IsEarly(t, now) }
 
 func (r *Remover) readAhead(ctx context.Context) error {
 	text, err := r.index.Setting(ctx, aheadSetting)
@@ -37,16 +28,16 @@ func (r *Remover) readAhead(ctx context.Context) error {
 	return nil
 }
 
-// noteAhead notes that there are times ahead, if there are.
-func (r *Remover) noteAhead(ctx context.Context, f *facts) error {
+// noteAhead stores the time when times ahead were first found.
+func (r *Remover) noteAhead(ctx context.Context, f *criteria.Facts) error {
 	now := r.now()
-	for _, t := range []time.Time{f.added, f.lastUsed, f.countedSince} {
-		r.sawAhead = r.sawAhead || isWrong(t, now)
+	for _, t := range []time.Time{f.Added, f.LastUsed, f.CountedSince} {
+		r.sawAhead = r.sawAhead || stamp.IsWrong(t, now)
 	}
-	if f.aheadSince = r.aheadSince; !r.sawAhead || !f.aheadSince.IsZero() && !isWrong(f.aheadSince, now) {
+	if f.AheadSince = r.aheadSince; !r.sawAhead || !f.AheadSince.IsZero() && !stamp.IsWrong(f.AheadSince, now) {
 		return nil
 	}
-	r.aheadSince, f.aheadSince = now, now
+	r.aheadSince, f.AheadSince = now, now
 	if r.plan != nil {
 		return nil
 	}
@@ -54,7 +45,7 @@ func (r *Remover) noteAhead(ctx context.Context, f *facts) error {
 	return r.setAhead(ctx, now.UTC().Format(time.RFC3339))
 }
 
-// forgetAhead ends a pass: where none was ahead, the clock has been set right.
+// forgetAhead ends a pass: if it found no time ahead, the clock has been set right.
 func (r *Remover) forgetAhead(ctx context.Context) error {
 	saw := r.sawAhead
 	if r.sawAhead = false; saw || r.aheadSince.IsZero() || r.plan != nil {

@@ -1,16 +1,14 @@
 package removal
 
 import (
-	"context"
-	"log/slog"
 	"testing"
-	"testing/synctest"
 	"time"
-
-	"nar-herder/storage/index"
 )
 
-const year = 365 * day
+const (
+	day  = 24 * time.Hour
+	year = 365 * day
+)
 
 // TestClockWasAhead: nars that came, and were used, while the clock was a year ahead
 // grow old all the same once it is right, also across restarts.
@@ -60,43 +58,6 @@ func TestClockIsBehind(t *testing.T) {
 	if since, err := a.index.Setting(t.Context(), "removal.ahead_since"); err != nil || since != "" {
 		t.Errorf("times are ahead since %q, %v", since, err)
 	}
-}
-
-// TestWithdrawnAhead: what was withdrawn while the clock was a year ahead goes a grace
-// period after that was found out.
-func TestWithdrawnAhead(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	synctest.Test(t, func(t *testing.T) {
-		p := open(t, dir)
-		p.add(t, 1)
-		if _, err := p.WithdrawAll(t.Context(), hashes(1), nil); err != nil {
-			t.Fatal(err)
-		}
-		if err := p.index.Reclaim(t.Context(), func(tx *index.Tx) error {
-			return tx.Postpone(hashes(1)[0], time.Now().Add(year))
-		}); err != nil {
-			t.Fatal(err)
-		}
-		ctx, stop := context.WithCancel(t.Context())
-		ended := make(chan struct{})
-		go func() {
-			NewWithdrawn(p.Storage, p.index, slog.New(slog.DiscardHandler)).Run(ctx)
-			close(ended)
-		}()
-		time.Sleep(36 * time.Hour)
-		synctest.Wait()
-		if !p.has(t, 1) {
-			t.Error("removed early")
-		}
-		time.Sleep(2 * time.Hour)
-		synctest.Wait()
-		if p.has(t, 1) {
-			t.Error("it stays")
-		}
-		stop()
-		<-ended
-	})
 }
 
 // TestBeforeClock: nars that came before the machine's clock was set are unused since then,

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"net/url"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -11,20 +12,22 @@ import (
 
 	"nar-herder/narinfo"
 	"nar-herder/peer"
+	"nar-herder/removal/criteria"
 	"nar-herder/removal/deletion"
+	"nar-herder/removal/dependence"
 	"nar-herder/storage"
 	"nar-herder/storage/index"
 )
 
-// candidate is an item whose nar may be removed.
+// candidate is an item with a nar that may be removed.
 type candidate struct {
 	item     *storage.Item
 	lastUsed time.Time
-	// criteria are those whose local conditions hold.
-	criteria []Criterion
+	// criteria are those with local conditions that hold.
+	criteria []criteria.Criterion
 }
 
-// size is about what the nar takes of the disk.
+// size estimates the usage of the disk.
 func (c *candidate) size() (size int64) {
 	const block = 4 << 10
 	for n := range c.item.Narinfo.Files {
@@ -35,17 +38,16 @@ func (c *candidate) size() (size int64) {
 	return size
 }
 
-// removeSome removes those of a page's nars that may go, as long as the excess
-// lasts, and returns how many bytes that freed. complete is false when some of
-// them could not be decided on.
-func (r *Remover) removeSome(ctx context.Context, page []candidate, usable []Criterion, since, excess int64) (freed int64, complete bool, err error) {
+// removeSome removes nars of a page that match a criterion, until the excess is gone, and
+// returns how many bytes that freed. complete is false if some could not be decided on.
+func (r *Remover) removeSome(ctx context.Context, page []candidate, usable []criteria.Criterion, since, excess int64) (freed int64, complete bool, err error) {
 	matching, err := r.match(ctx, page, usable)
 	if err != nil {
 		return 0, false, err
 	}
 	for least := 1; len(matching) > 0 && excess > freed; {
-		// So many as are needed, should all of them go, and then more and more:
-		// where few may, it would be a question for each.
+		// As many as would suffice if all can be removed, then twice as many each time:
+		// otherwise, if few match, each would cost a request.
 		var needed atomic.Int64
 		needed.Store(excess - freed)
 		var chunks [][]candidate
@@ -98,7 +100,7 @@ func (r *Remover) answered() int64 {
 	return r.options.Answered()
 }
 
-// makeWay rests after some work, when clients have asked for much meanwhile.
+// makeWay rests after some work, if clients sent many requests meanwhile.
 func (r *Remover) makeWay(ctx context.Context, worked time.Duration, answered int64) {
 	if float64(answered) < busyRate*worked.Seconds() {
 		return
@@ -109,35 +111,35 @@ func (r *Remover) makeWay(ctx context.Context, worked time.Duration, answered in
 	}
 }
 
-// match returns those of a page for which the local conditions of a criterion
-// hold, with these criteria. Items whose files are known to be undeletable stay.
-func (r *Remover) match(ctx context.Context, page []candidate, usable []Criterion) (matching []candidate, err error) {
-	asksTags := slices.ContainsFunc(usable, func(c Criterion) bool { return c.asksTags() })
-	asksUses := slices.ContainsFunc(usable, func(c Criterion) bool { return c.unusedFor > 0 })
+// match returns the items of a page that match the local conditions of criteria, with these
+// criteria. It skips items with files that are known to be undeletable.
+func (r *Remover) match(ctx context.Context, page []candidate, usable []criteria.Criterion) (matching []candidate, err error) {
+	asksTags := slices.ContainsFunc(usable, func(c criteria.Criterion) bool { return c.AsksTags() })
+	asksUses := slices.ContainsFunc(usable, func(c criteria.Criterion) bool { return c.UnusedFor > 0 })
 	for _, c := range page {
 		if _, kept := r.pinned.By(c.item.Hash); kept {
 			continue
 		}
-		f := facts{added: c.item.AddedAt, lastUsed: c.lastUsed, countedSince: r.countedSince}
+		f := criteria.Facts{Added: c.item.AddedAt, LastUsed: c.lastUsed, CountedSince: r.countedSince}
 		if err = r.noteAhead(ctx, &f); err != nil {
 			return nil, err
 		}
 		if asksTags {
-			if f.tags, err = r.index.Tags(ctx, c.item.Hash); err != nil {
+			if f.Tags, err = r.index.Tags(ctx, c.item.Hash); err != nil {
 				return nil, err
 			}
 		}
 		if asksUses && r.isPending(c.item.Hash) {
-			f.lastUsed = r.now()
+			f.LastUsed = r.now()
 		}
 		for _, criterion := range usable {
-			if !criterion.holds(f, r.now()) {
+			if !criterion.Holds(f, r.now()) {
 				continue
 			}
-			if criterion.unreferenced {
-				// An item without a nar here is served all the same, and needs
-				// what it refers to; that is had from where the nar is.
-				referred, err := r.index.IsReferredTo(ctx, c.item.Hash, len(criterion.storedOn) > 0)
+			if criterion.Unreferenced {
+				// An item without a nar here is still served, and needs its references;
+				// these are available where its nar is.
+				referred, err := r.index.IsReferredTo(ctx, c.item.Hash, len(criterion.StoredOn) > 0)
 				if err != nil {
 					return nil, err
 				}
@@ -159,8 +161,8 @@ func (r *Remover) match(ctx context.Context, page []candidate, usable []Criterio
 	return matching, nil
 }
 
-// removeChunk asks the instances that must have a few nars, and removes those that may go,
-// but not more than are needed: so many bytes, which it takes them off of.
+// removeChunk asks the instances that must have a few nars, and removes those that match,
+// until needed, from which it subtracts their bytes, is reached.
 func (r *Remover) removeChunk(ctx context.Context, chunk []candidate, since int64, needed *atomic.Int64) (freed int64, sure bool, err error) {
 	asked := r.now()
 	stored, sure := r.ask(ctx, chunk)
@@ -169,13 +171,13 @@ func (r *Remover) removeChunk(ctx context.Context, chunk []candidate, since int6
 		if needed.Load() <= 0 {
 			break
 		}
-		// One that others have is still served; one that they don't is not.
-		if i := slices.IndexFunc(c.criteria, func(criterion Criterion) bool {
-			return len(criterion.storedOn) > 0 && onAll(stored, criterion, c.item.Hash)
+		// Prefer a criterion by which others still serve the nar.
+		if i := slices.IndexFunc(c.criteria, func(criterion criteria.Criterion) bool {
+			return len(criterion.StoredOn) > 0 && onAll(stored, criterion, c.item.Hash)
 		}); i >= 0 {
 			evict = append(evict, decided{c, c.criteria[i]})
 			needed.Add(-c.size())
-		} else if i := slices.IndexFunc(c.criteria, func(criterion Criterion) bool { return len(criterion.storedOn) == 0 }); i >= 0 {
+		} else if i := slices.IndexFunc(c.criteria, func(criterion criteria.Criterion) bool { return len(criterion.StoredOn) == 0 }); i >= 0 {
 			withdraw = append(withdraw, decided{c, c.criteria[i]})
 			needed.Add(-c.size())
 		}
@@ -188,7 +190,11 @@ func (r *Remover) removeChunk(ctx context.Context, chunk []candidate, since int6
 		return r.planned(evict, withdraw), sure, nil
 	}
 	if len(evict) > 0 {
-		if err := r.relyOn(ctx, evict); err != nil {
+		var instances []*url.URL
+		for _, d := range evict {
+			instances = append(instances, d.by.StoredOn...)
+		}
+		if err := dependence.Record(ctx, r.index, instances); err != nil {
 			return 0, false, err
 		}
 		evicted, gone, err := deletion.Evict(ctx, r.storage, items(evict), since, r.guard(evict, asked))
@@ -196,7 +202,7 @@ func (r *Remover) removeChunk(ctx context.Context, chunk []candidate, since int6
 		r.metrics.count(gone)
 		r.logRemovals("removed a nar that another instance has", evict, evicted)
 		if errors.Is(err, errLate) {
-			r.log.Warn("nars stay for now: so much time has passed since another instance said that it has them that this may no longer be so")
+			r.log.Warn("keeping nars for now: the answers of another instance, that it has them, are too old")
 			return freed, false, nil
 		} else if err != nil {
 			return freed, false, err
@@ -218,10 +224,10 @@ func (r *Remover) removeChunk(ctx context.Context, chunk []candidate, since int6
 	return freed, sure, nil
 }
 
-// decided is a candidate that is to go.
+// decided is a candidate to be removed.
 type decided struct {
 	candidate
-	by Criterion
+	by criteria.Criterion
 }
 
 func items(going []decided) []*storage.Item {
@@ -232,7 +238,7 @@ func items(going []decided) []*storage.Item {
 	return items
 }
 
-// logRemovals logs each of the items that are gone, with the criterion that was the reason.
+// logRemovals logs each removed item with its criterion.
 func (r *Remover) logRemovals(message string, decided []decided, gone []*storage.Item) {
 	for _, d := range decided {
 		if slices.Contains(gone, d.item) {
@@ -241,37 +247,37 @@ func (r *Remover) logRemovals(message string, decided []decided, gone []*storage
 	}
 }
 
-// errLate says that answers are too old to go by.
+// errLate says that answers are too old to decide on.
 var errLate = errors.New("the answers of other instances are too old")
 
-// guard is a [deletion.Guard] that looks for what could have made decisions wrong
-// since the items were read, and other instances asked.
+// guard returns a [deletion.Guard] that re-validates decisions: the items and the answers of
+// other instances may be outdated.
 func (r *Remover) guard(going []decided, asked time.Time) deletion.Guard {
 	return func(tx *index.Tx, changed map[narinfo.PathHash]index.ChangeKind) error {
-		if len(going[0].by.storedOn) > 0 && r.reliance.isLate(asked) {
+		if len(going[0].by.StoredOn) > 0 && r.dependence.IsLate(asked) {
 			return errLate
 		}
 		if err := r.pinned.Guard(tx); err != nil {
 			return err
 		}
-		// Tags that are given and uses that are counted are no changes.
+		// New tags and uses are not changes of the item.
 		targets := make(map[narinfo.PathHash]bool)
 		for _, d := range going {
-			if d.by.unreferenced {
+			if d.by.Unreferenced {
 				targets[d.item.Hash] = true
 			}
-			if !d.by.asksTags() && d.by.unusedFor == 0 {
+			if !d.by.AsksTags() && d.by.UnusedFor == 0 {
 				continue
 			}
-			f := facts{added: d.item.AddedAt, countedSince: r.countedSince, aheadSince: r.aheadSince}
+			f := criteria.Facts{Added: d.item.AddedAt, CountedSince: r.countedSince, AheadSince: r.aheadSince}
 			var err error
-			if f.tags, err = tx.Tags(d.item.Hash); err != nil {
+			if f.Tags, err = tx.Tags(d.item.Hash); err != nil {
 				return err
 			}
-			if f.lastUsed, err = tx.LastUsed(d.item.Hash); err != nil {
+			if f.LastUsed, err = tx.LastUsed(d.item.Hash); err != nil {
 				return err
 			}
-			if !d.by.holds(f, r.now()) || d.by.unusedFor > 0 && r.isPending(d.item.Hash) {
+			if !d.by.Holds(f, r.now()) || d.by.UnusedFor > 0 && r.isPending(d.item.Hash) {
 				return deletion.ErrOutdated
 			}
 		}
@@ -282,8 +288,7 @@ func (r *Remover) guard(going []decided, asked time.Time) deletion.Guard {
 	}
 }
 
-// refersToNone makes sure that no item which has changed refers to one of the
-// targets.
+// refersToNone returns an error if a changed item refers to one of the targets.
 func refersToNone(tx *index.Tx, changed map[narinfo.PathHash]index.ChangeKind, targets map[narinfo.PathHash]bool) error {
 	for hash := range changed {
 		row, err := tx.Item(hash)
@@ -310,9 +315,9 @@ func (r *Remover) isPending(hash narinfo.PathHash) bool {
 	return r.options.Uses != nil && r.options.Uses.IsPending(hash)
 }
 
-// onAll says whether each instance that a criterion names has the nar.
-func onAll(stored map[string]map[narinfo.PathHash]bool, criterion Criterion, hash narinfo.PathHash) bool {
-	for _, u := range criterion.storedOn {
+// onAll reports whether each instance that a criterion names has the nar.
+func onAll(stored map[string]map[narinfo.PathHash]bool, criterion criteria.Criterion, hash narinfo.PathHash) bool {
+	for _, u := range criterion.StoredOn {
 		if !stored[u.String()][hash] {
 			return false
 		}
@@ -320,12 +325,12 @@ func onAll(stored map[string]map[narinfo.PathHash]bool, criterion Criterion, has
 	return true
 }
 
-// ask asks the instances that the items' criteria name. sure is false when one
+// ask asks the instances that the items' criteria name for the items. sure is false if one
 // of them did not answer.
 func (r *Remover) ask(ctx context.Context, asking []candidate) (stored map[string]map[narinfo.PathHash]bool, sure bool) {
 	wanted := make(map[string][]*storage.Item)
 	for _, c := range asking {
-		for _, u := range Instances(c.criteria) {
+		for _, u := range criteria.Instances(c.criteria) {
 			wanted[u.String()] = append(wanted[u.String()], c.item)
 		}
 	}
@@ -342,9 +347,9 @@ func (r *Remover) ask(ctx context.Context, asking []candidate) (stored map[strin
 			}
 			continue
 		}
-		r.reliance.hear(name, at, who)
-		if reason := r.reliance.refusal(r.peers[name].String(), who); reason != "" && slices.ContainsFunc(verdicts, func(v peer.Verdict) bool { return v.Stored }) {
-			// It was expected to be otherwise, and is not asked about the next items.
+		r.dependence.Hear(name, at, who)
+		if reason := r.dependence.Refusal(r.peers[name].String(), who); reason != "" && slices.ContainsFunc(verdicts, func(v peer.Verdict) bool { return v.Stored }) {
+			// Expect had hoped otherwise; it excludes this instance from now on.
 			sure = false
 			r.log.Debug("nars stay", "reason", reason)
 			continue
@@ -353,7 +358,7 @@ func (r *Remover) ask(ctx context.Context, asking []candidate) (stored map[strin
 		for i, verdict := range verdicts {
 			there[items[i].Hash] = verdict.Stored
 			if !verdict.Stored {
-				r.log.Debug("a nar stays, as it is not surely stored elsewhere", "item", items[i].Narinfo.StorePath.BaseName(), "instance", name, "reason", verdict.Reason)
+				r.log.Debug("keeping a nar that another instance may not have", "item", items[i].Narinfo.StorePath.BaseName(), "instance", name, "reason", verdict.Reason)
 			}
 		}
 		stored[name] = there

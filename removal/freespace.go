@@ -10,57 +10,56 @@ import (
 )
 
 const (
-	// lateFor is how long removed bytes that have not become free count as if they
-	// had: file systems give them back late, and readers when they close the file.
+	// lateFor is how long removed bytes count as free that aren't yet: file systems free them
+	// late, and open files when they are closed.
 	lateFor = 10 * time.Minute
-	// linkedFor is the same for files with other names, such as in an export: those
-	// go at the next export.
+	// linkedFor is the same for files with other links, as in an export, which the next export
+	// removes.
 	linkedFor = 24 * time.Hour
-	// shrinkFor and shrinkShare bound what is removed because other programs fill
-	// the file system: within shrinkFor, one of so many parts of what was there.
+	// shrinkFor and shrinkShare bound what is removed because other programs fill the file
+	// system: within shrinkFor, at most one part of shrinkShare of the storage.
 	shrinkFor   = 24 * time.Hour
 	shrinkShare = 2
 
-	// perNar is about what a nar takes of the disk beyond its length.
+	// perNar is about how much disk space a nar takes beyond its length.
 	perNar = 2 << 10
 )
 
-// Why nothing more is removed for the sake of free space.
+// Reasons for removing nothing more to free space.
 const (
 	spaceUnreachable = "even without any nar the minimum would not be free, so none is removed for it: make room there, or lower --storage-minimum-free-space"
 	spaceTaken       = "other programs have taken much of it, and no more than half of the nars make way for them within a day: make room there"
 )
 
-// space follows the free space of the storage's file system from one look to the
-// next. It tells what other programs take from what the storage takes, and knows which
-// removed bytes are not free yet.
+// space tracks the free space of the storage's file system. It distinguishes usage of other
+// programs from usage of the storage, and knows which removed bytes are not free yet.
 type space struct {
 	minimum int64 // negative for none
 
 	known  bool
 	last   look
 	owed   []owing
-	most   int64 // what the nars took at the most within shrinkFor, as far as they should
+	most   int64 // the most that the nars took within shrinkFor, up to the target
 	mostAt time.Time
 }
 
-// look is what there is to see of the file system and the storage.
+// look is the state of the file system and the storage at one moment.
 type look struct {
 	free    int64 // of the file system
-	stored  int64 // what the nars of the index take, about
-	pending int64 // what of that is withdrawn
-	// evicted is how many bytes were evicted so far, and linked how many of all
-	// removed ones have other names.
+	stored  int64 // estimated usage of the nars in the index
+	pending int64 // the withdrawn part of that
+	// evicted is how many bytes were evicted so far, and linked how many removed bytes have
+	// other links.
 	evicted, linked int64
 }
 
-// owing are bytes that were removed, and are not free yet.
+// owing are removed bytes that are not free yet.
 type owing struct {
-	until time.Time // when they count no more
+	until time.Time // when they no longer count
 	bytes int64
 }
 
-// observe takes a look.
+// observe updates the state.
 func (s *space) observe(now time.Time, l look) {
 	s.owed = slices.DeleteFunc(s.owed, func(o owing) bool { return !now.Before(o.until) })
 	if s.known {
@@ -69,8 +68,8 @@ func (s *space) observe(now time.Time, l look) {
 		if late < 0 {
 			s.pay(-late)
 		}
-		// Of those that are not, only the ones that were removed just now are late:
-		// other programs may have taken the rest.
+		// Of those that aren't, only the ones that were removed just now are late: other
+		// programs may have taken the rest.
 		linked := min(max(late, 0), l.linked-s.last.linked)
 		s.owe(now.Add(linkedFor), linked)
 		removed := l.evicted - s.last.evicted + max(s.last.pending-l.pending, 0)
@@ -88,7 +87,7 @@ func (s *space) owe(until time.Time, bytes int64) {
 	}
 }
 
-// pay takes bytes that have become free off those that are owed.
+// pay subtracts bytes that have become free from those that are owed.
 func (s *space) pay(bytes int64) {
 	for bytes > 0 && len(s.owed) > 0 {
 		paid := min(bytes, s.owed[0].bytes)
@@ -106,11 +105,11 @@ func (s *space) owing() (sum int64) {
 	return sum
 }
 
-// target is what the nars could take with the minimum free beside them.
+// target is how much the nars may take while the minimum is free.
 func (s *space) target() int64 { return s.last.free + s.owing() + s.last.stored - s.minimum }
 
-// lacking returns how many bytes have to be removed for the minimum to be free, apart
-// from the withdrawn ones, which are about to be, and why it is not more.
+// lacking returns how many bytes must be removed to reach the minimum, apart from withdrawn
+// ones, and why not more.
 func (s *space) lacking() (bytes int64, reason string) {
 	if s.minimum < 0 || !s.known {
 		return 0, ""
@@ -165,7 +164,7 @@ func (r *Remover) noteSpace(isBelow bool) {
 	}
 }
 
-// spaceWarning is for the health: "" when the minimum is free.
+// spaceWarning returns a warning for the health page; "" if the minimum is free.
 func (r *Remover) spaceWarning() string {
 	minimum := r.space.minimum
 	if minimum < 0 {
@@ -189,7 +188,7 @@ func (r *Remover) spaceWarning() string {
 	return text + r.withdrawnNote()
 }
 
-// freeBytes is for the metrics.
+// freeBytes is the value of a metric.
 func (r *Remover) freeBytes() float64 {
 	free, _, err := r.storage.FreeSpace()
 	if err != nil {

@@ -27,6 +27,7 @@ import (
 	"nar-herder/internal/testlog"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
+	"nar-herder/removal/criteria"
 	"nar-herder/removal/deletion"
 	"nar-herder/storage"
 	"nar-herder/storage/directory"
@@ -298,7 +299,7 @@ func (i *instance) onDisk() int64 {
 
 // remover makes a remover for this instance. In criteria, B stands for the other
 // instance.
-func (i *instance) remover(limit int64, other *instance, criteria ...string) *Remover {
+func (i *instance) remover(limit int64, other *instance, texts ...string) *Remover {
 	i.t.Helper()
 	options := Options{
 		Limit: limit, Now: i.clock.now, Log: slog.New(slog.NewTextHandler(i.log, nil)),
@@ -306,11 +307,11 @@ func (i *instance) remover(limit int64, other *instance, criteria ...string) *Re
 			return peer.New(u, peer.Self{Instance: i.Instance(), Storage: i.Identity, Now: i.clock.now, AnswerTimeout: i.patience()})
 		},
 	}
-	for _, text := range criteria {
+	for _, text := range texts {
 		if other != nil {
 			text = strings.Replace(text, "stored-on=B", "stored-on="+other.front.URL, 1)
 		}
-		criterion, err := ParseCriterion(text)
+		criterion, err := criteria.Parse(text)
 		if err != nil {
 			i.t.Fatal(err)
 		}
@@ -318,11 +319,10 @@ func (i *instance) remover(limit int64, other *instance, criteria ...string) *Re
 	}
 	r := New(i.Storage, i.index, options)
 	// As if it had run for long.
-	r.reliance.since[""] = time.Time{}
+	r.dependence.AssumeSettled("")
 	if other != nil {
-		r.reliance.since[other.Instance()] = time.Time{}
+		r.dependence.AssumeSettled(other.Instance())
 	}
-	r.reliance.settled()
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.running = r

@@ -9,21 +9,21 @@ import (
 	"nar-herder/storage"
 )
 
-// metrics counts what a remover does.
+// metrics are the counters of a remover.
 type metrics struct {
 	removed, bytes, withdrawn, withdrawnBytes, decided, failed atomic.Int64
 
 	collectors []prometheus.Collector
 }
 
-// counts are what the counters stand at.
+// counts are values of the counters.
 type counts struct{ removed, bytes, withdrawn, withdrawnBytes int64 }
 
 func (m *metrics) counts() counts {
 	return counts{m.removed.Load(), m.bytes.Load(), m.withdrawn.Load(), m.withdrawnBytes.Load()}
 }
 
-// count adds what was freed.
+// count adds freed bytes and items.
 func (m *metrics) count(freed storage.Freed) {
 	m.removed.Add(int64(freed.Items))
 	m.bytes.Add(freed.Usage)
@@ -37,30 +37,30 @@ func (r *Remover) makeMetrics() {
 	gauge := func(name, help string, value func() float64) {
 		m.collectors = append(m.collectors, prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
 	}
-	counter("narherder_removal_nars_total", "Nars removed from the storage because of its limit or the minimum of free space, that other instances serve.", &m.removed)
-	counter("narherder_removal_withdrawn_total", "Items withdrawn because of the storage's limit or the minimum of free space, to be removed when no client holds their narinfos.", &m.withdrawn)
-	counter("narherder_removal_bytes_total", "What removed nars took of the disk.", &m.bytes)
-	counter("narherder_removal_decisions_total", "Nars of which it was decided whether they may go.", &m.decided)
-	counter("narherder_removal_failed_questions_total", "Questions to other instances that got no sure answer.", &m.failed)
+	counter("narherder_removal_nars_total", "Nars removed from the storage because of its limit or the minimum of free space, while other instances have them.", &m.removed)
+	counter("narherder_removal_withdrawn_total", "Items withdrawn because of the storage's limit or the minimum of free space, and removed after their grace period.", &m.withdrawn)
+	counter("narherder_removal_bytes_total", "Disk space that removed nars took.", &m.bytes)
+	counter("narherder_removal_decisions_total", "Nars that were checked for removal.", &m.decided)
+	counter("narherder_removal_failed_questions_total", "Failed requests that ask other instances for nars.", &m.failed)
 	m.collectors = append(m.collectors, prometheus.NewCounterFunc(prometheus.CounterOpts{
-		Name: "narherder_removal_failed_deletions_total", Help: "Files that could not be deleted from the storage, each time that this was tried.",
+		Name: "narherder_removal_failed_deletions_total", Help: "Failed attempts to delete a file from the storage.",
 	}, func() float64 { return float64(r.storage.NotDeleted()) }))
-	gauge("narherder_storage_usage_bytes", "What the storage takes of the disk.", func() float64 {
+	gauge("narherder_storage_usage_bytes", "Disk space that the storage takes.", func() float64 {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		return float64(r.usage)
 	})
-	gauge("narherder_storage_withdrawn_bytes", "What withdrawn nars take of the storage until they may be deleted.", func() float64 {
+	gauge("narherder_storage_withdrawn_bytes", "Bytes of withdrawn nars that are still stored.", func() float64 {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		return float64(r.pending.Size)
 	})
-	gauge("narherder_storage_limit_bytes", "What the storage is kept below; -1 for no limit.", func() float64 { return float64(r.limit.Load()) })
+	gauge("narherder_storage_limit_bytes", "Limit of the storage; -1 for none.", func() float64 { return float64(r.limit.Load()) })
 	if _, _, err := r.storage.FreeSpace(); !errors.Is(err, errors.ErrUnsupported) {
 		gauge("narherder_storage_free_bytes", "Free bytes on the file system of the storage.", r.freeBytes)
-		gauge("narherder_storage_minimum_free_bytes", "Bytes that are kept free on the file system of the storage; -1 for no minimum.", func() float64 { return float64(r.space.minimum) })
+		gauge("narherder_storage_minimum_free_bytes", "Minimum of free bytes on the file system of the storage; -1 for none.", func() float64 { return float64(r.space.minimum) })
 	}
-	gauge("narherder_storage_excess_bytes", "By how much the storage is above its limit, apart from what is about to go.", func() float64 {
+	gauge("narherder_storage_excess_bytes", "Bytes above the limit of the storage, apart from withdrawn nars.", func() float64 {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		if limit := r.limit.Load(); limit >= 0 {

@@ -7,25 +7,27 @@ import (
 	"slices"
 	"time"
 
+	"nar-herder/removal/criteria"
 	"nar-herder/removal/deletion"
+	"nar-herder/removal/pins"
 	"nar-herder/storage"
 	"nar-herder/storage/uses"
 )
 
-// ages are for how long nobody has asked for a nar: those that were idle for
-// longer go first.
+// ages are how long no client has requested a nar: those that were idle for longer are
+// removed first.
 var ages = []time.Duration{365 * 24 * time.Hour, 90 * 24 * time.Hour, 30 * 24 * time.Hour, 7 * 24 * time.Hour, 24 * time.Hour, 0}
 
-// free removes nars until the goal is reached, and returns why it is not. It can take
-// hours, in which the limit may become another.
+// free removes nars until the goal is reached, and returns the reason if it isn't. It can
+// take hours, while the limit may change.
 func (r *Remover) free(ctx context.Context, g *goal) (reason string, err error) {
 	if len(r.options.Criteria) == 0 {
 		return "no --storage-nar-removal-criteria are given, so nothing may go", nil
 	}
 	r.undeletable = nil
 	if r.pinned != nil {
-		// Some may have been taken off; others, the guard notices.
-		if current, err := r.pinned.isCurrent(ctx, r.index); err != nil {
+		// Pins may have been removed; the guard notices new ones.
+		if current, err := r.pinned.IsCurrent(ctx, r.index); err != nil {
 			return "", err
 		} else if !current {
 			r.pinned = nil
@@ -57,7 +59,7 @@ func (r *Remover) free(ctx context.Context, g *goal) (reason string, err error) 
 		freed, complete, err := r.removeSome(ctx, page, usable, since, g.left())
 		g.freed(freed)
 		r.removed = r.removed || freed > 0
-		if errors.Is(err, errPinsChanged) {
+		if errors.Is(err, pins.ErrChanged) {
 			r.pinned, err = nil, deletion.ErrOutdated
 		}
 		if tries++; errors.Is(err, deletion.ErrOutdated) && tries < mostTries {
@@ -66,12 +68,12 @@ func (r *Remover) free(ctx context.Context, g *goal) (reason string, err error) 
 		switch {
 		case err != nil:
 			if !errors.Is(err, deletion.ErrOutdated) {
-				// Not again and again, should it be that nothing can be deleted.
+				// Not at once, in case nothing can be deleted.
 				r.resumeAt = r.now().Add(fullPause)
 			}
 			return "", err
 		case g.left() <= 0:
-			return "", nil // what is left of the page comes next time
+			return "", nil // the next round reads the rest of the page
 		case !complete:
 			_, why := r.usable()
 			return cmp.Or(why, Unasked), nil
@@ -89,11 +91,11 @@ func (r *Remover) free(ctx context.Context, g *goal) (reason string, err error) 
 		}
 		removed, skipped := r.removed, r.skipped
 		r.age, r.removed, r.skipped = 0, false, ""
-		if removed && r.plan == nil && slices.ContainsFunc(r.options.Criteria, func(c Criterion) bool { return c.unreferenced }) {
-			continue // what was referred to may go now
+		if removed && r.plan == nil && slices.ContainsFunc(r.options.Criteria, func(c criteria.Criterion) bool { return c.Unreferenced }) {
+			continue // items that removed ones referred to may match now
 		}
 		if skipped != "" {
-			// The others are not looked at again before those may be.
+			// Not before the skipped criteria may be used again.
 			r.resumeAt = r.now().Add(cmp.Or(r.longestPause(), fullPause))
 			return skipped, nil
 		}
@@ -104,23 +106,22 @@ func (r *Remover) free(ctx context.Context, g *goal) (reason string, err error) 
 }
 
 const (
-	// mostTries is how often a page is looked at again because the index has
-	// changed meanwhile.
+	// mostTries is how often a page is tried when the index changes meanwhile.
 	mostTries = 20
-	// Unasked is why nars stay that may have to, when that is so.
+	// Unasked is the reason for keeping nars while an instance can't be asked.
 	Unasked = "an instance that must have the nars could not be asked: see the log"
 )
 
-// usable are the criteria whose instances may be asked now, and relied on as far as is
-// known. why says why another is not among them.
-func (r *Remover) usable() (usable []Criterion, why string) {
+// usable returns the criteria with instances that may be asked now, and depended on as far
+// as is known. why says why another criterion is missing.
+func (r *Remover) usable() (usable []criteria.Criterion, why string) {
 	for _, criterion := range r.options.Criteria {
 		reason := ""
-		for _, u := range criterion.storedOn {
+		for _, u := range criterion.StoredOn {
 			if p := r.peers[u.String()]; p.Pause() > 0 {
 				reason = cmp.Or(reason, Unasked)
 			} else {
-				reason = cmp.Or(reason, r.reliance.expect(u.String()))
+				reason = cmp.Or(reason, r.dependence.Expect(u.String()))
 			}
 		}
 		if reason == "" {
@@ -131,7 +132,7 @@ func (r *Remover) usable() (usable []Criterion, why string) {
 	return usable, why
 }
 
-// longestPause is how long it takes until all instances may be asked.
+// longestPause returns how long it takes until all instances may be asked.
 func (r *Remover) longestPause() (longest time.Duration) {
 	for _, p := range r.peers {
 		longest = max(longest, p.Pause())
@@ -141,17 +142,17 @@ func (r *Remover) longestPause() (longest time.Duration) {
 
 // page reads the next items of the pass.
 func (r *Remover) page(ctx context.Context) (page []candidate, since int64, more bool, cursor int64, err error) {
-	// The index as it is now, or later, is what is decided on.
+	// First: changes from now on are noticed.
 	if since, err = r.index.LastChange(ctx); err != nil {
 		return nil, 0, false, 0, err
 	}
 	if r.pinned == nil {
-		if r.pinned, err = ReadPinned(ctx, r.index); err != nil {
+		if r.pinned, err = pins.Read(ctx, r.index); err != nil {
 			return nil, 0, false, 0, err
 		}
 	}
 	if r.cursor == 0 {
-		// Of this step of the pass, so that no item is in two, or none.
+		// Fixed for this step of the pass, so that each item is in one step.
 		r.from, r.until = r.stepOf(r.age)
 	}
 	cursor = r.cursor
@@ -162,8 +163,8 @@ func (r *Remover) page(ctx context.Context) (page []candidate, since int64, more
 	for _, row := range rows {
 		item, err := storage.NewItem(row.Item)
 		if err != nil {
-			// It stays, and is no reason for others to.
-			r.log.Error("an item can't be looked at, and stays", "error", err)
+			// Skip it, and go on with the others.
+			r.log.Error("keeping an item that can't be read", "error", err)
 			continue
 		}
 		page = append(page, candidate{item: item, lastUsed: row.LastUsed})
@@ -171,8 +172,8 @@ func (r *Remover) page(ctx context.Context) (page []candidate, since int64, more
 	return page, since, more, cursor, nil
 }
 
-// stepOf is the span in which items were used last, or added, that a step of a
-// pass is about.
+// stepOf returns the time span of a step: it handles items that were last used, or added,
+// within it.
 func (r *Remover) stepOf(age int) (from, until time.Time) {
 	if age == 0 {
 		r.passAt = r.now()
@@ -181,7 +182,7 @@ func (r *Remover) stepOf(age int) (from, until time.Time) {
 	}
 	until = r.passAt.Add(-ages[age])
 	if ages[age] == 0 {
-		until = until.AddDate(1000, 0, 0) // also what came just now, by any clock
+		until = until.AddDate(1000, 0, 0) // also items with times ahead of the clock
 	}
 	return from, until
 }

@@ -4,18 +4,17 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"time"
 
 	"nar-herder/narinfo"
 )
 
-// Planned is an item that a server would remove.
+// Planned is an item that a server would remove or withdraw.
 type Planned struct {
 	StorePath narinfo.StorePath
-	// Bytes are what its stored nars have.
+	// Bytes is the length of its stored nars.
 	Bytes int64
-	// Withdraw says that the item is withdrawn: no other instance has its nar. Else its
-	// bytes are removed, and its narinfo is served as before.
+	// Withdraw says that the item would be withdrawn, as no other instance has its nar. Else
+	// only its bytes would be removed, and its narinfo still served.
 	Withdraw bool
 	// Criterion is the reason.
 	Criterion string
@@ -25,8 +24,8 @@ type Planned struct {
 // changing anything. reason says why it would not remove more, where it should. The
 // remover must not be used for anything else.
 //
-// It counts as if the server had run for long. It doesn't know which nars clients have
-// just asked for, or of items that only go once others are gone.
+// It assumes that the server has run for long. It doesn't know which nars clients have just
+// requested, or items that match only after others are removed.
 func (r *Remover) Plan(ctx context.Context, report func(Planned)) (reason string, err error) {
 	usage, surveyed, err := r.storage.Usage(ctx)
 	if err != nil {
@@ -51,21 +50,10 @@ func (r *Remover) Plan(ctx context.Context, report func(Planned)) (reason string
 		return reason, nil
 	}
 	r.plan = report
-	r.reliance.settle = settleTime
-	r.reliance.refresh(ctx, r.introduce)
-	r.reliance.settled()
+	r.dependence.Refresh(ctx, r.introduce)
+	r.dependence.AssumeSettled()
 	kept, err := r.free(ctx, &g)
 	return cmp.Or(kept, reason), err
-}
-
-// settled makes it as if this instance had run for long.
-func (r *reliance) settled() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.started = time.Time{}
-	for id := range r.since {
-		r.since[id] = time.Time{}
-	}
 }
 
 // planned reports what would be removed, and returns how many bytes that would free.

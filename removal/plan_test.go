@@ -2,6 +2,7 @@ package removal
 
 import (
 	"fmt"
+	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 	"testing"
 
 	"nar-herder/peer"
+	"nar-herder/removal/dependence"
 )
 
 // TestPlan compares what is planned with what a round then removes, and with its log.
@@ -83,7 +85,7 @@ func (i *instance) everything() string {
 		i.t.Fatal(err)
 	}
 	settings := ""
-	for _, name := range []string{aheadSetting, reliedSetting, "storage_survey"} {
+	for _, name := range []string{aheadSetting, "removal_relied_on", "storage_survey"} {
 		text, err := i.index.Setting(i.t.Context(), name)
 		if err != nil {
 			i.t.Fatal(err)
@@ -115,8 +117,8 @@ func TestGreatestKeeps(t *testing.T) {
 	settle := func() {
 		for range 2 * len(ring) { // what one says reaches the others
 			for _, r := range removers {
-				r.reliance.refresh(t.Context(), r.introduce)
-				r.reliance.settled()
+				r.dependence.Refresh(t.Context(), r.introduce)
+				r.dependence.AssumeSettled()
 			}
 		}
 	}
@@ -162,21 +164,21 @@ func TestSettles(t *testing.T) {
 	a.imports(many(5, 1)...)
 	b.imports(many(5, 1)...)
 	r := a.remover(0, b, "stored-on=B")
-	r.reliance = newReliance(a.Instance(), r.reliance.peers, 0, c.now)
-	for begun := c.now(); c.now().Sub(begun) < settleTime; c.advance(refreshTime) {
-		r.reliance.refresh(t.Context(), r.introduce)
+	r.dependence = dependence.New(a.Instance(), slices.Collect(maps.Keys(r.peers)), 0, c.now)
+	for begun := c.now(); c.now().Sub(begun) < dependence.SettleTime; c.advance(refreshTime) {
+		r.dependence.Refresh(t.Context(), r.introduce)
 		round(t, r)
 		if a.wantState("sssss"); r.ReliesOn() != nil {
 			t.Errorf("a statement after %s: %v", c.now().Sub(begun), r.ReliesOn())
 		}
 	}
-	if log := a.log.String(); !strings.Contains(log, unsettled) || strings.Contains(log, "level=ERROR") {
+	if log := a.log.String(); !strings.Contains(log, dependence.Unsettled) || strings.Contains(log, "level=ERROR") {
 		t.Errorf("%s", log)
 	}
 	// The other has just started.
-	unsettledB := b.remover(-1, nil)
-	unsettledB.reliance.started = c.now()
-	r.reliance.refresh(t.Context(), r.introduce)
+	restarted := b.remover(-1, nil)
+	restarted.dependence = dependence.New(b.Instance(), nil, 0, c.now)
+	r.dependence.Refresh(t.Context(), r.introduce)
 	round(t, r)
 	a.wantState("sssss")
 	if warnings := r.Warnings(); len(warnings) != 1 || !strings.Contains(warnings[0], "is not known") {
@@ -185,7 +187,7 @@ func TestSettles(t *testing.T) {
 	if own := r.ReliesOn(); len(own) != 2 || own[b.Instance()] != 1 || own[peer.Unknown] != 1 {
 		t.Errorf("%v", r.ReliesOn())
 	}
-	c.advance(settleTime)
+	c.advance(dependence.SettleTime)
 	// Its answer comes late.
 	var late atomic.Bool
 	late.Store(true)
@@ -193,20 +195,20 @@ func TestSettles(t *testing.T) {
 	round(t, r)
 	a.wantState("sssss")
 	late.Store(false)
-	r.reliance.refresh(t.Context(), r.introduce)
+	r.dependence.Refresh(t.Context(), r.introduce)
 	c.advance(fullPause)
-	r.reliance.refresh(t.Context(), r.introduce)
+	r.dependence.Refresh(t.Context(), r.introduce)
 	round(t, r)
 	a.wantState("rrrrr")
 }
 
-const refreshTime = settleTime / refreshShare
+const refreshTime = dependence.SettleTime / 30
 
 // slowly lets more time go by than an answer may take, while late is set.
 func slowly(c *clock, late *atomic.Bool) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		if late.Load() {
-			c.advance(settleTime/validShare + 1)
+			c.advance(dependence.SettleTime/10 + 1)
 		}
 		pass(w)
 	}

@@ -1,10 +1,14 @@
-// Package removal decides what may go, and when: nars that other instances have
-// stored, or that nobody needs, while the storage is above its limit; items that
-// an administrator names; and items that were withdrawn, once no client can hold
-// their narinfos. What a pin keeps stays.
+// Package removal keeps a storage below its limit: it removes nars that match a criterion.
+// If in doubt, as when another instance is down, the nar is kept.
 //
-// A nar goes only when a criterion surely holds for it now. What can't be known,
-// since another instance is down or says something else, is not sure.
+// Its sub-packages are the other parts of removal. Only the owner of a storage deletes from
+// it, see [storage.Storage.MayDelete]:
+//   - this package, nars that match a criterion;
+//   - removal/named, items that an administrator names;
+//   - removal/withdrawal, withdrawn items after their grace period.
+//
+// Items that removal/pins knows stay, unless an administrator forces it; removal/dependence
+// keeps nars that other instances may remove because this one has them.
 package removal
 
 import (
@@ -23,7 +27,10 @@ import (
 	"nar-herder/internal/stamp"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
+	"nar-herder/removal/criteria"
 	"nar-herder/removal/deletion"
+	"nar-herder/removal/dependence"
+	"nar-herder/removal/pins"
 	"nar-herder/storage"
 	"nar-herder/storage/importer"
 	"nar-herder/storage/index"
@@ -31,29 +38,29 @@ import (
 
 // Options of [New].
 type Options struct {
-	// Limit is what the storage is kept below, in bytes on the disk; negative
+	// Limit is the usage of the disk, in bytes, below which the storage is kept; negative
 	// for none.
 	Limit int64
-	// MinimumFree is how many bytes are kept free on the file system of the storage;
+	// MinimumFree is the number of bytes to keep free on the file system of the storage;
 	// negative for no minimum.
 	MinimumFree int64
-	// Criteria say which nars may go: those for which any of them holds.
-	Criteria []Criterion
+	// Criteria select the nars that may be removed: those that match any of them.
+	Criteria []criteria.Criterion
 	// Peer returns the instance at a URL.
 	Peer func(*url.URL) *peer.Peer
-	// Settle is for how long this instance must have stated that it relies on another
-	// before it removes nars because that one has them; 0 for ten minutes.
+	// Settle is how long this instance must have stated that it depends on another before it
+	// removes nars because that one has them; 0 for ten minutes.
 	Settle time.Duration
-	// Uses knows what was asked for and is not written down yet; nil for
-	// nothing.
+	// Uses knows which nars were requested since uses were written to the index; nil for
+	// none.
 	Uses interface {
 		IsPending(hash narinfo.PathHash) bool
 	}
-	// Answered is how many requests were answered so far, so that removals make
-	// way where there are many; nil for none.
+	// Answered is the number of requests answered so far: removals slow down while there are
+	// many. It may be nil.
 	Answered func() int64
-	// Decode decompresses nars that an import failed to replace, to find out which
-	// they are; nil leaves them unserved.
+	// Decode decompresses nars that an import failed to replace, to identify them; nil leaves
+	// them unserved.
 	Decode storage.Decoder
 	// Interval is how often the storage is compared with its limit; 0 for a
 	// minute.
@@ -66,30 +73,29 @@ type Options struct {
 
 const (
 	defaultInterval = time.Minute
-	// surveyEvery is how often the storage is counted anew, if that takes a
-	// small part of the time.
+	// surveyEvery is how often the usage of the storage is measured again, unless that takes
+	// too large a share of the time.
 	surveyEvery = time.Hour
-	// distantSurveyEvery is the same for one that is far away.
-	distantSurveyEvery = 24 * time.Hour
-	// surveyShare bounds that part, and aboveShare while the storage seems to be
-	// above its limit.
+	// remoteSurveyEvery is the same for a remote byte store.
+	remoteSurveyEvery = 24 * time.Hour
+	// surveyShare bounds that share, to one part of so many, and aboveShare does while the
+	// storage seems to be above its limit.
 	surveyShare = 50
 	aboveShare  = 10
-	// fullPause is how long to wait before all items are looked at again, when
-	// none of them could go.
+	// fullPause is how long to wait before the next pass over all items, when nothing more
+	// could be removed.
 	fullPause = 15 * time.Minute
 
-	// pageItems is how many items are looked at together, and chunkItems how
-	// many of them are asked for in one question. Several questions are under
-	// way at a time, so that the other instance's disk and this one's are both
-	// busy.
+	// pageItems is how many items are read at a time, and chunkItems how many of them one
+	// request to another instance names. Several requests run at a time, so that the other
+	// instance's disk and this one's are both busy.
 	pageItems    = 4 * chunkItems
 	chunkItems   = peer.MostAsked
 	chunksAtOnce = 2
 
-	// busyRate is from how many requests a second on clients have the right of
-	// way: then a removal rests paceFactor times as long as it has worked, for
-	// mostPause at a time at the most.
+	// busyRate is the number of requests a second above which clients take precedence: a
+	// removal then rests paceFactor times as long as it has worked, at most mostPause at a
+	// time.
 	busyRate   = 200
 	paceFactor = 5
 	mostPause  = time.Minute
@@ -107,47 +113,45 @@ type Remover struct {
 	peers   map[string]*peer.Peer
 	metrics metrics
 
-	// The pass over all items, as far as it has come.
+	// The position of the pass over all items.
 	passAt      time.Time
 	age         int
 	from, until time.Time
 	cursor      int64
 	resumeAt    time.Time
-	passLimit   int64         // that resumeAt is about
-	removed     bool          // anything, in this pass
-	undeletable error         // the first file that can't be deleted, as the last look at the items found
-	skipped     string        // why criteria were skipped in this pass; "" where none was
-	plan        func(Planned) // is given what would be removed; nil to remove it
+	passLimit   int64         // the limit that resumeAt applies to
+	removed     bool          // this pass has removed something
+	undeletable error         // the first file that the last pass found undeletable
+	skipped     string        // why criteria were skipped in this pass; "" if none was
+	plan        func(Planned) // receives what would be removed; nil to remove it
 
-	reliance *reliance
-	planning sync.Mutex // held while plan is called
+	dependence *dependence.Tracker
+	planning   sync.Mutex // held while plan is called
 
-	pinned       *Pinned // nil when it is to be read
+	pinned       *pins.Set // nil if it must be read
 	countedSince time.Time
 	aheadSince   time.Time
-	sawAhead     bool // any time, in this pass
+	sawAhead     bool // this pass has found such times
 
-	relying   sync.Mutex // held while instances that are relied on are noted
 	surveyed  time.Time
-	surveying time.Duration // what the last survey took
-	// counted is what the last survey found, less what was removed since: what
-	// is surely there, where the estimate may have counted bytes twice that
-	// were there before a row claimed them.
+	surveying time.Duration // how long the last survey took
+	// counted is the usage that the last survey found, less what was removed since. Unlike
+	// the running estimate, it can't count bytes twice that were there before their row.
 	counted int64
 
-	space    space // used by Round alone, but for its minimum
-	wasBelow bool  // of the minimum of free space, as the log has told
+	space    space // used by Round only, except its minimum
+	wasBelow bool  // below the minimum of free space, as logged
 
-	named, toldUnnamed bool // the storage has a name; that it has none was logged
+	named, loggedUnnamed bool // the storage has a name; that it has none was logged
 
-	reasons logonce.Filter // that the log gives
+	reasons logonce.Filter // reasons for staying above the limit
 
 	mu      sync.Mutex
 	usage   int64
 	pending index.WithdrawnUsage // of usage
 	hard    int64                // the hard limit; negative for none
 	warning string
-	// spaceReason is why no more is removed for the minimum of free space.
+	// spaceReason is why no more is removed to reach the minimum of free space.
 	spaceReason string
 	stuck       bool // files can't be deleted
 }
@@ -162,11 +166,11 @@ func New(s *storage.Storage, x *index.Index, options Options) *Remover {
 		r.now = time.Now
 	}
 	var urls []string
-	for _, u := range Instances(options.Criteria) {
+	for _, u := range criteria.Instances(options.Criteria) {
 		r.peers[u.String()] = options.Peer(u)
 		urls = append(urls, u.String())
 	}
-	r.reliance = newReliance(s.Instance(), urls, options.Settle, r.now)
+	r.dependence = dependence.New(s.Instance(), urls, options.Settle, r.now)
 	r.limit.Store(options.Limit)
 	r.hard = -1
 	r.space.minimum = options.MinimumFree
@@ -174,13 +178,13 @@ func New(s *storage.Storage, x *index.Index, options Options) *Remover {
 	return r
 }
 
-// SetLimit changes the limit, for the next look on.
+// SetLimit changes the limit, from the next round on.
 func (r *Remover) SetLimit(limit int64) { r.limit.Store(limit) }
 
 // Run keeps the limit until the context ends.
 func (r *Remover) Run(ctx context.Context) {
 	var asking sync.WaitGroup
-	asking.Go(func() { r.reliance.run(ctx, r.introduce) })
+	asking.Go(func() { r.dependence.Run(ctx, r.introduce) })
 	defer asking.Wait()
 	ticker := time.NewTicker(cmp.Or(r.options.Interval, defaultInterval))
 	defer ticker.Stop()
@@ -197,44 +201,44 @@ func (r *Remover) Run(ctx context.Context) {
 	}
 }
 
-// ReliesOn is what other instances receive: on whom this one relies.
-func (r *Remover) ReliesOn() peer.Statement { return r.reliance.statement() }
+// ReliesOn is the statement to other instances: which ones this one depends on.
+func (r *Remover) ReliesOn() peer.Statement { return r.dependence.Statement() }
 
 // introduce asks a peer what it says about itself.
 func (r *Remover) introduce(ctx context.Context, url string) (peer.Introduction, error) {
 	return r.peers[url].Introduce(ctx)
 }
 
-// nameStorage gives a storage that this instance owns its name. Other instances ask for
-// it, and answering them must not write anything.
+// nameStorage gives the storage a name, if this instance owns it. Other instances ask for
+// the name, and answering them must not write anything.
 func (r *Remover) nameStorage(ctx context.Context) {
 	if r.storage.MayDelete(ctx) != nil {
-		return // an unmounted one must get no name; the health tells who owns it
+		return // an unmounted one must get no name; the health page reports the owner
 	}
 	_, err := r.storage.Identity(ctx)
-	if r.named = err == nil; err != nil && ctx.Err() == nil && !r.toldUnnamed {
-		r.toldUnnamed = true
-		r.log.Warn("the storage has no name yet, so that other instances which ask for its nars are told that it is unknown; that is tried again", "error", err)
+	if r.named = err == nil; err != nil && ctx.Err() == nil && !r.loggedUnnamed {
+		r.loggedUnnamed = true
+		r.log.Warn("can't give the storage a name yet, so other instances can't rely on its nars; trying again", "error", err)
 	}
 }
 
-// Round compares the storage with its limit once, and removes what has to go, as
-// far as anything may.
+// Round compares the storage with its limit once, and removes as many nars as it must and
+// may.
 func (r *Remover) Round(ctx context.Context) error {
 	if !r.named {
 		r.nameStorage(ctx)
 	}
-	// First, as it takes nothing from anybody.
+	// First, as nobody misses these files.
 	dropped, err := deletion.DeletePending(ctx, r.storage)
 	if dropped.Size > 0 {
-		r.log.Info("deleted what a process had left that was ended while it removed nars", "bytes", dropped.Usage)
+		r.log.Info("deleted files that a killed process had not deleted", "bytes", dropped.Usage)
 	}
-	var left error // of files whose items are gone
+	var left error // about files of removed items
 	if errors.Is(err, storage.ErrNotDeleted) && ctx.Err() == nil {
 		left = err
 		r.setStuck(left)
 	} else if err != nil && ctx.Err() == nil {
-		r.log.Error("files that no item has any more can't be looked for; that is tried again", "error", err)
+		r.log.Error("can't list the files of removed items; trying again", "error", err)
 	}
 	if r.options.Decode != nil {
 		if err := importer.New(r.storage).ResolveReplacements(ctx, r.options.Decode); err != nil && ctx.Err() == nil {
@@ -256,10 +260,9 @@ func (r *Remover) Round(ctx context.Context) error {
 		return nil
 	}
 	if r.now().Before(r.resumeAt) && g.limit == r.passLimit {
-		return nil // it was said that nothing may go
+		return nil // as the last round found, nothing may be removed
 	}
-	// Where nothing can be deleted, no row is to say that it is gone. On a full disk,
-	// it can.
+	// If files can't be deleted, rows must stay. On a full disk, they can.
 	if err := r.storage.TryWriting(ctx); err != nil && !disk.IsFull(err) {
 		return err
 	}
@@ -279,7 +282,7 @@ func (r *Remover) Round(ctx context.Context) error {
 		r.noteWithdrawn(ctx, after.withdrawn-before.withdrawn, after.withdrawnBytes-before.withdrawnBytes)
 	}
 	if errors.Is(err, storage.ErrNotDeleted) && ctx.Err() == nil {
-		// What the index says to be gone has to be counted again.
+		// Files of removed rows are still there: measure again.
 		r.surveyed = time.Time{}
 		r.setStuck(err)
 		r.report(g, notDeleted)
@@ -290,21 +293,21 @@ func (r *Remover) Round(ctx context.Context) error {
 	}
 	r.setStuck(cmp.Or(left, r.undeletable))
 	r.report(g, cmp.Or(kept, reason))
-	return r.lookAtSpace(ctx) // before others take what is free now
+	return r.lookAtSpace(ctx) // before other programs use what is free now
 }
 
-// notDeleted is why nothing more is removed: items would lose their nars, and that would
-// make no room.
+// notDeleted is the reason for removing nothing more: items would lose their nars without
+// making room.
 const notDeleted = "files can't be deleted: see the log for which, and why"
 
-// setStuck notes that files can't be deleted, nil for none. The log gives it once.
+// setStuck records that files can't be deleted; nil if they can. Only changes are logged.
 func (r *Remover) setStuck(err error) {
 	r.mu.Lock()
 	was := r.stuck
 	r.stuck = err != nil
 	r.mu.Unlock()
 	if err != nil && !was {
-		r.log.Error("files can't be deleted; that is tried again, and others are removed as long as that makes room", "error", err)
+		r.log.Error("can't delete files; trying again, and removing others as long as that makes room", "error", err)
 	} else if err == nil && was {
 		r.log.Info("files can be deleted again")
 	}
@@ -312,14 +315,14 @@ func (r *Remover) setStuck(err error) {
 
 // goal is by how many bytes the storage has to shrink.
 type goal struct {
-	limit   int64 // that excess is about; negative for none
-	excess  int64 // above the limit
-	lacking int64 // of the minimum of free space
+	limit   int64 // the limit that excess refers to; negative for none
+	excess  int64 // bytes above the limit
+	lacking int64 // bytes below the minimum of free space
 }
 
 func (g *goal) left() int64 { return max(g.excess, g.lacking) }
 
-// freed notes bytes that were removed, or are about to be.
+// freed records bytes that were removed, or will be.
 func (g *goal) freed(bytes int64) { g.excess, g.lacking = g.excess-bytes, g.lacking-bytes }
 
 // setLimit changes the limit in the middle of a pass.
@@ -327,13 +330,13 @@ func (g *goal) setLimit(limit int64) {
 	switch {
 	case limit < 0:
 		g.excess = 0
-	case g.limit >= 0: // else the next look compares the storage with it
+	case g.limit >= 0: // else the next round compares the storage with it
 		g.excess += g.limit - limit
 	}
 	g.limit = limit
 }
 
-// report says what is left of a goal, and why: in the log, and for the health.
+// report reports how far a goal was missed, and why, in the log and on the health page.
 func (r *Remover) report(g goal, reason string) {
 	r.mu.Lock()
 	r.warning, r.spaceReason = "", ""
@@ -352,7 +355,7 @@ func (r *Remover) report(g goal, reason string) {
 		return
 	}
 	level := slog.LevelError
-	if reason == unsettled { // as after each start
+	if reason == dependence.Unsettled { // as after each start
 		level = slog.LevelInfo
 	}
 	if g.excess > 0 {
@@ -363,31 +366,30 @@ func (r *Remover) report(g goal, reason string) {
 	}
 }
 
-// warn sets what the health says.
+// warn sets the warning on the health page.
 func (r *Remover) warn(text string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.warning = text
 }
 
-// measure returns by how many bytes the storage is above its limit, and how many lack
-// of the minimum of free space, apart from what is about to go; and why no more is
-// removed for the latter.
+// measure returns by how many bytes the storage is above its limit and below the minimum of
+// free space, apart from withdrawn items; and why no more is removed for the latter.
 func (r *Remover) measure(ctx context.Context) (g goal, reason string, err error) {
 	g.limit = r.limit.Load()
 	usage, surveyed, err := r.storage.Usage(ctx)
 	if err != nil {
 		return goal{}, "", err
 	}
-	// One that an earlier process has made is good for a first look.
+	// A survey of an earlier process will do for the first round.
 	due := max(surveyEvery, surveyShare*r.surveying)
 	above := g.limit >= 0 && usage > g.limit
 	switch {
 	case r.storage.IsRemote():
-		// Nobody else stores anything there, and nothing takes more of it than its
-		// length: what came and went since is known as well as by a count, for
-		// which each thousand of names is a request.
-		if due, r.counted = max(distantSurveyEvery, due), usage; r.surveyed.IsZero() {
+		// Only this instance writes there, and files take no more than their length, so the
+		// running count is as good as a survey, which needs a request for each thousand
+		// names.
+		if due, r.counted = max(remoteSurveyEvery, due), usage; r.surveyed.IsZero() {
 			r.surveyed = stamp.Past(surveyed, r.now())
 		}
 	case above:
@@ -417,7 +419,7 @@ func (r *Remover) measure(ctx context.Context) (g goal, reason string, err error
 	r.usage, r.pending, r.hard = usage, pending, hard
 	r.mu.Unlock()
 	if g.limit >= 0 {
-		// What can't be known is not removed: the next survey will tell.
+		// If in doubt, the smaller of the two counts: the next survey resolves it.
 		g.excess = min(usage, r.counted) - pending.Size - g.limit
 	}
 	if err := r.lookAtSpace(ctx); err != nil {

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -17,8 +16,10 @@ import (
 
 	"nar-herder/internal/testfs"
 	"nar-herder/narinfo"
+	"nar-herder/removal/removaltest"
 	"nar-herder/storage"
 	storagecheck "nar-herder/storage/check"
+	"nar-herder/storage/directory"
 	"nar-herder/storage/index"
 )
 
@@ -637,41 +638,6 @@ func TestReferredToByEvicted(t *testing.T) {
 	a.wantState("sr")
 }
 
-// TestPinKeepsWithdrawn has a pinned item come that refers to one which is about
-// to go.
-func TestPinKeepsWithdrawn(t *testing.T) {
-	t.Parallel()
-	c := newClock()
-	a := newInstance(t, c)
-	a.imports(spec{n: 0, bytes: 10}, spec{n: 1, bytes: 10})
-	needed, other := hashNumber(0), hashNumber(1)
-	err := a.index.Update(t.Context(), func(tx *index.Tx) error {
-		_, err := tx.Pin(hashNumber(2), time.Now())
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := a.WithdrawAll(t.Context(), []narinfo.PathHash{needed, other}, nil); err != nil {
-		t.Fatal(err)
-	}
-	a.imports(spec{n: 2, bytes: 10, refs: []int{0}})
-	w := NewWithdrawn(a.Storage, a.index, slog.New(slog.DiscardHandler))
-	due := c.now().AddDate(100, 0, 0)
-	if err := w.keep(t.Context(), due); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := w.remove(t.Context(), due); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := a.Text(t.Context(), needed); err != nil {
-		t.Errorf("what the pinned item needs: %v", err)
-	}
-	if _, err := a.Item(t.Context(), other); !errors.Is(err, storage.ErrNotFound) {
-		t.Errorf("what nobody needs: %v", err)
-	}
-}
-
 // TestNotMounted has an empty directory where the storage was.
 func TestNotMounted(t *testing.T) {
 	t.Parallel()
@@ -718,5 +684,27 @@ func TestResolvesReplacements(t *testing.T) {
 	round(t, r)
 	if noted, err := i.index.Setting(t.Context(), name); err != nil || noted != "" {
 		t.Errorf("%q, %v\n%s", noted, err, i.log)
+	}
+}
+
+// TestNamesStorage: an empty storage gets its name from its owner, and from nobody else.
+func TestNamesStorage(t *testing.T) {
+	t.Parallel()
+	p := removaltest.Open(t, t.TempDir())
+	files, err := directory.Open(filepath.Join(p.Dir, "store"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer files.Close()
+	refused := storage.ErrNotOwner
+	s := storage.New(p.Index, files, storage.Options{MayWrite: func(context.Context) error { return refused }})
+	r := New(s, p.Index, Options{Limit: -1, MinimumFree: -1})
+	for _, refused = range []error{storage.ErrNotOwner, nil} {
+		if err := r.Round(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if name, err := s.StorageName(t.Context()); (err == nil) != (refused == nil) {
+			t.Errorf("%v: the name is %q, %v", refused, name, err)
+		}
 	}
 }

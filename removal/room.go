@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// noteWithdrawn logs that items were withdrawn, and from when on they make room.
+// noteWithdrawn logs that items were withdrawn, and when their bytes will be freed.
 func (r *Remover) noteWithdrawn(ctx context.Context, items, bytes int64) {
 	due, err := r.storage.DeleteAfter(ctx)
 	if err != nil {
@@ -17,7 +17,7 @@ func (r *Remover) noteWithdrawn(ctx context.Context, items, bytes int64) {
 
 func date(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 
-// Warnings are what is not as it should be, for the health.
+// Warnings returns warnings for the health page.
 func (r *Remover) Warnings() (warnings []string) {
 	r.mu.Lock()
 	limit, hard, stuck := r.limitWarning(), r.hardLimitWarning(), ""
@@ -33,7 +33,7 @@ func (r *Remover) Warnings() (warnings []string) {
 	return warnings
 }
 
-// limitWarning is for the health: "" when the storage is below its limit. The mutex is held.
+// limitWarning returns "" if the storage is below its limit. The mutex is held.
 func (r *Remover) limitWarning() string {
 	limit := r.limit.Load()
 	switch isAbove := limit >= 0 && r.usage > limit; {
@@ -45,7 +45,7 @@ func (r *Remover) limitWarning() string {
 	return r.warning
 }
 
-// hardLimitWarning is the same for the hard limit.
+// hardLimitWarning does the same for the hard limit.
 func (r *Remover) hardLimitWarning() string {
 	if r.hard < 0 || r.usage <= r.hard {
 		return ""

@@ -35,7 +35,7 @@ func openCache(store *opened, options cached.Options, peers peer.Peers, counter 
 	}
 	options.Log, options.Uses = log, counter
 	if len(peers) > 0 {
-		options.Elsewhere = peers
+		options.Remote = peers
 	}
 	cache, err := cached.New(store.index, store.Storage, options)
 	if err != nil {

@@ -12,7 +12,7 @@ import (
 	"nar-herder/compression"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
-	"nar-herder/removal"
+	"nar-herder/removal/dependence"
 	"nar-herder/storage"
 	"nar-herder/storage/check"
 )
@@ -107,7 +107,7 @@ func (c *checkCommand) check(ctx context.Context, s *streams) (err error) {
 	}
 	report := newCheckReport(s.out, c.JSON)
 	checker := check.New(store.Storage)
-	dependencies, err := removal.ReliedOn(ctx, store.index)
+	dependencies, err := dependence.Recorded(ctx, store.index)
 	if err != nil {
 		return err
 	}

@@ -15,7 +15,7 @@ import (
 	"github.com/alecthomas/kong"
 
 	"nar-herder/narinfo"
-	"nar-herder/removal"
+	"nar-herder/removal/withdrawal"
 	"nar-herder/storage"
 	"nar-herder/storage/importer"
 	"nar-herder/storage/index"
@@ -94,7 +94,7 @@ func TestGrace(t *testing.T) {
 					ctx, stop := context.WithCancel(t.Context())
 					ended := make(chan struct{})
 					go func() {
-						removal.NewWithdrawn(store.Storage, store.index, slog.New(slog.DiscardHandler)).Run(ctx)
+						withdrawal.New(store.Storage, store.index, slog.New(slog.DiscardHandler)).Run(ctx)
 						close(ended)
 					}()
 					synctest.Wait()

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"log/slog"
+	"nar-herder/removal/pins"
 	"time"
 
 	"nar-herder/mirror"
@@ -12,7 +13,6 @@ import (
 	"nar-herder/narinfo"
 	"nar-herder/peer"
 	"nar-herder/peer/passing"
-	"nar-herder/removal"
 	"nar-herder/storage/index"
 )
 
@@ -48,7 +48,7 @@ func (c *serverCommand) newFollower(store *opened, peers peer.Peers, fetcher *na
 		Source: peers[0], Wanted: wanted,
 		Downloads: sourcedump.Downloads(c.Database),
 		Pinned: func(ctx context.Context) (func(narinfo.PathHash) bool, func(*index.Tx) error, error) {
-			pinned, err := removal.ReadPinned(ctx, store.index)
+			pinned, err := pins.Read(ctx, store.index)
 			if err != nil {
 				return nil, nil, err
 			}

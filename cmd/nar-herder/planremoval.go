@@ -9,6 +9,7 @@ import (
 
 	"nar-herder/peer"
 	"nar-herder/removal"
+	"nar-herder/removal/criteria"
 )
 
 type planRemovalCommand struct {
@@ -41,12 +42,12 @@ func (c *planRemovalCommand) Run(ctx context.Context, s *streams) (err error) {
 		return fmt.Errorf("plan-removal: a server with this database removes nothing: %w", err)
 	}
 	self := peer.Self{Instance: store.Instance(), Storage: store.StorageName, AllowPrivateRedirects: c.AllowPrivateRedirects}
-	criteria := c.criteria()
+	wanted := c.criteria()
 	var peers peer.Peers
-	for _, u := range removal.Instances(criteria) {
+	for _, u := range criteria.Instances(wanted) {
 		peers = append(peers, peer.New(u, self))
 	}
-	options := c.removal(criteria, peers)
+	options := c.removal(wanted, peers)
 	options.Log = log
 	out := bufio.NewWriter(s.out)
 	var removed, withdrawn int

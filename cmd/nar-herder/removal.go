@@ -12,6 +12,8 @@ import (
 	"nar-herder/peer"
 	"nar-herder/peer/passing"
 	"nar-herder/removal"
+	"nar-herder/removal/criteria"
+	"nar-herder/removal/dependence"
 	"nar-herder/storage/uses"
 )
 
@@ -34,12 +36,12 @@ type removalOptions struct {
 }
 
 // criteria returns the values of the option.
-func (c *removalOptions) criteria() []removal.Criterion {
-	criteria := make([]removal.Criterion, len(c.StorageNarRemovalCriteria))
+func (c *removalOptions) criteria() []criteria.Criterion {
+	given := make([]criteria.Criterion, len(c.StorageNarRemovalCriteria))
 	for i, value := range c.StorageNarRemovalCriteria {
-		criteria[i] = value.Criterion
+		given[i] = value.Criterion
 	}
-	return criteria
+	return given
 }
 
 // instances returns clients for the mirrored instance, for those that the criteria name, and
@@ -50,14 +52,14 @@ func (c *serverCommand) instances(ctx context.Context, store *opened, log *slog.
 	if c.Mirror != nil {
 		urls = append(urls, c.Mirror.URL)
 	}
-	for _, u := range removal.Instances(c.criteria()) {
+	for _, u := range criteria.Instances(c.criteria()) {
 		if !containsURL(urls, u) {
 			urls = append(urls, u)
 		} else if i := slices.IndexFunc(urls, func(other *url.URL) bool { return peer.SameURL(other, u) }); urls[i].User == nil {
 			urls[i] = u // it may have a password
 		}
 	}
-	dependencies, err := removal.ReliedOn(ctx, store.index)
+	dependencies, err := dependence.Recorded(ctx, store.index)
 	if err != nil {
 		return nil, err
 	}
@@ -154,7 +156,7 @@ func (s *subsystems) reliesOn(c *serverCommand) func() peer.Statement {
 var settleTime string
 
 // removal returns the options of a remover.
-func (c *removalOptions) removal(criteria []removal.Criterion, peers peer.Peers) removal.Options {
+func (c *removalOptions) removal(criteria []criteria.Criterion, peers peer.Peers) removal.Options {
 	settle, _ := time.ParseDuration(settleTime)
 	return removal.Options{
 		Limit: int64(c.StorageLimit), MinimumFree: int64(c.StorageMinimumFreeSpace), Criteria: criteria, Settle: settle,

@@ -12,7 +12,7 @@ import (
 
 	"nar-herder/internal/redact"
 	"nar-herder/narinfo"
-	"nar-herder/removal"
+	"nar-herder/removal/named"
 	"nar-herder/storage"
 )
 
@@ -94,8 +94,8 @@ func (c *removeCommand) Run(ctx context.Context, s *streams) (err error) {
 	// There may be a million lines.
 	out := bufio.NewWriter(s.out)
 	gone := make(map[narinfo.PathHash]struct{}, len(list.hashes))
-	named := &removal.Named{Storage: store.Storage, Index: store.index, Now: c.Now, Force: c.Force, DryRun: c.DryRun}
-	doErr := named.Do(ctx, list.hashes, func(r storage.Removal) {
+	remover := &named.Remover{Storage: store.Storage, Index: store.index, Now: c.Now, Force: c.Force, DryRun: c.DryRun}
+	doErr := remover.Do(ctx, list.hashes, func(r storage.Removal) {
 		if r.Err != nil {
 			failed(itemName(r), explainRemoval(r.Err))
 		}
@@ -163,7 +163,7 @@ func (c *removeCommand) finish(ctx context.Context, out io.Writer, store *opened
 		due = due.UTC().Truncate(time.Second)
 		summary.Due = &due
 	}
-	broken, count, err := removal.Broken(ctx, store.index, gone, listedBroken)
+	broken, count, err := named.Broken(ctx, store.index, gone, listedBroken)
 	if err != nil {
 		return err
 	}
@@ -225,7 +225,7 @@ func itemName(r storage.Removal) string {
 
 // explainRemoval adds to an error what to do.
 func explainRemoval(err error) error {
-	var pinned *removal.PinnedError
+	var pinned *named.PinnedError
 	switch {
 	case errors.Is(err, storage.ErrElsewhere):
 		return fmt.Errorf("%w: add --storage", err)

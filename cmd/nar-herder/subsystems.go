@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"nar-herder/removal/withdrawal"
 	"os"
 	"time"
 
@@ -34,7 +35,7 @@ type subsystems struct {
 	ownership *ownership
 	uses      *uses.Counter
 	peers     peer.Peers
-	withdrawn *removal.Withdrawn
+	withdrawn *withdrawal.Remover
 	cache     *cached.Cache
 	passing   *passing.Source // nil without peers
 	remover   *removal.Remover
@@ -84,7 +85,7 @@ func (s *subsystems) build(ctx context.Context, c *serverCommand, config *server
 	if err := logRestored(ctx, store.index, log); err != nil {
 		return err
 	}
-	s.withdrawn = removal.NewWithdrawn(store.Storage, store.index, log)
+	s.withdrawn = withdrawal.New(store.Storage, store.index, log)
 	if s.cache, err = openCache(store, config.cached, s.peers, s.uses, log); err != nil {
 		return err
 	}

@@ -15,7 +15,7 @@ import (
 	"nar-herder/httpapi/engine"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
-	"nar-herder/removal"
+	"nar-herder/removal/criteria"
 	"nar-herder/storage/index"
 )
 
@@ -153,10 +153,10 @@ type instanceValue struct{ url urlValue }
 func (f *instanceValue) UnmarshalText(text []byte) error { return f.url.UnmarshalText(text) }
 
 // criterionValue is a criterion for the removal of nars.
-type criterionValue struct{ removal.Criterion }
+type criterionValue struct{ criteria.Criterion }
 
 func (c *criterionValue) UnmarshalText(text []byte) (err error) {
-	c.Criterion, err = removal.ParseCriterion(string(text))
+	c.Criterion, err = criteria.Parse(string(text))
 	return err
 }
 

@@ -1,9 +1,9 @@
-// Package cached keeps popular nars in further compressions: it makes the files, tells which of them narinfos name, and removes
-// them again when nobody can hold such a narinfo any more.
+// Package cached keeps popular nars in further compressions, and removes them when no client
+// can hold a narinfo that names them.
 //
 // A file is its row in the index and its bytes in the directory of its type.
-// Bytes come before the row, and the row goes before the bytes; what a crash
-// leaves behind is put right when the next run begins.
+// Bytes are written before the row, and the row is deleted before the bytes; the next start
+// cleans up after a crash.
 package cached
 
 import (
@@ -31,16 +31,16 @@ import (
 // Type is a compression to be made.
 type Type struct {
 	compression.Spec
-	// Directory is where its files lie; it is made if it is missing.
+	// Directory is for its files, and created if it is missing.
 	Directory string
-	// MaxSize bounds what the directory takes of the disk, in bytes, with the
-	// files that are being written; negative for no bound.
+	// MaxSize bounds the disk space of the directory, in bytes, including files that are being
+	// written; negative for no bound.
 	MaxSize int64
 	// Unused is after how long without a request a file is withdrawn; nil for
 	// never.
 	Unused *time.Duration
-	// TTL and NewTTL are what narinfos that name such a file advertise, nil
-	// for what others do. See [Options.Advertised].
+	// TTL and NewTTL are what narinfos that name such a file advertise, nil for the general
+	// ones. See [Options.Advertised].
 	TTL, NewTTL *time.Duration
 }
 
@@ -50,18 +50,18 @@ type Options struct {
 	// TTL and NewTTL are what narinfos advertise; nil for nothing.
 	TTL, NewTTL *time.Duration
 	// StorageDirectory is where the storage is, which no type may share; empty
-	// where it is no directory.
+	// if it isn't a directory.
 	StorageDirectory string
-	// MinUses is how often a nar is asked for before it is compressed.
+	// MinUses is how many requests make a nar popular.
 	MinUses int
-	// Workers is how many files are made at a time.
+	// Workers is the number of files that are made at a time.
 	Workers int
-	// Uses counts what is asked for.
+	// Uses counts requests.
 	Uses *uses.Counter
 	// Source is where nars are read from; nil for the storage.
 	Source Source
-	// Elsewhere has nars that are not in the storage; nil for nobody.
-	Elsewhere Elsewhere
+	// Remote has nars that are not in the storage; nil for none.
+	Remote Remote
 	// Decoders is the memory for decoders; nil for no limit.
 	Decoders *compression.Budget
 	// Log is for operators; nil drops it.
@@ -80,27 +80,27 @@ type Cache struct {
 
 	collectors []prometheus.Collector
 
-	// finishing is held to read by a job while it shows its file, and to write
-	// by Run before it returns.
+	// finishing is read-locked by a job while it publishes its file, and locked by Run before
+	// it returns.
 	finishing sync.RWMutex
 }
 
-// kind is a type with what is known of its directory.
+// kind is a type with the state of its directory.
 type kind struct {
 	Type
 	bytes *directory.Directory
 	space space
-	// changing is held while a file and its row are shown or removed, so that
-	// the look for strangers sees both or neither.
+	// changing is held while a file and its row are published or removed, so that
+	// a scan sees both or neither.
 	changing sync.Mutex
-	// surveyed is closed once the directory has been compared with the index.
-	surveyed chan struct{}
-	metrics  kindMetrics
+	// scanned is closed once the directory has been compared with the index.
+	scanned chan struct{}
+	metrics kindMetrics
 
 	hiddenMu sync.Mutex
 	hidden   map[narinfo.PathHash]struct{} // about to be withdrawn
-	// lost are items whose files were not there when they were asked for, so that
-	// narinfos don't name them, until Run has forgotten them.
+	// lost are items with a missing file, as a request found: narinfos don't name it, and Run
+	// removes its row.
 	lost map[narinfo.PathHash]narinfo.StorePath
 }
 
@@ -115,7 +115,7 @@ func New(x *index.Index, s *storage.Storage, options Options) (_ *Cache, err err
 		c.log = slog.New(slog.DiscardHandler)
 	}
 	if c.options.Source == nil {
-		c.options.Source = storageSource{s, options.Elsewhere}
+		c.options.Source = storageSource{s, options.Remote}
 	}
 	options.Uses.OnPopular(options.MinUses, c.enqueue)
 	defer func() {
@@ -153,7 +153,7 @@ func New(x *index.Index, s *storage.Storage, options Options) (_ *Cache, err err
 			return nil, fmt.Errorf("directory for cached %s nars: %w", t.Name, err)
 		}
 		c.kinds[t.Name] = &kind{
-			Type: t, bytes: bytes, surveyed: make(chan struct{}),
+			Type: t, bytes: bytes, scanned: make(chan struct{}),
 			space: space{max: t.MaxSize}, hidden: make(map[narinfo.PathHash]struct{}), lost: make(map[narinfo.PathHash]narinfo.StorePath),
 		}
 		if err := c.judgeProbe(t, bytes.Probe(context.Background())); err != nil {
@@ -168,7 +168,7 @@ func New(x *index.Index, s *storage.Storage, options Options) (_ *Cache, err err
 // nars are served without cached files, and later there may be room.
 func (c *Cache) judgeProbe(t Type, err error) error {
 	if disk.IsFull(err) {
-		c.log.Warn("no cached nars are made now, as the disk of their directory is full; that is tried again", "type", t.Name, "directory", t.Directory, "error", err)
+		c.log.Warn("making no cached nars for now, as the disk of their directory is full; trying again", "type", t.Name, "directory", t.Directory, "error", err)
 		return nil
 	}
 	if err != nil {
@@ -177,7 +177,7 @@ func (c *Cache) judgeProbe(t Type, err error) error {
 	return nil
 }
 
-// Close lets the directories go. Run must have returned.
+// Close closes the directories. Run must have returned.
 func (c *Cache) Close() error {
 	var err error
 	for _, k := range c.kinds {
@@ -213,7 +213,7 @@ func (c *Cache) Text(ctx context.Context, hash narinfo.PathHash) (text []byte, t
 	return narinfo.AppendFiles(make([]byte, 0, len(text)+150*len(blocks)), text, blocks), types, nil
 }
 
-// names says whether the narinfo itself names a nar of that compression.
+// names reports whether the narinfo itself names a nar of that compression.
 func names(n *narinfo.Narinfo, compression string) bool {
 	for _, file := range n.Files {
 		if file.Compression == compression {
@@ -225,15 +225,14 @@ func names(n *narinfo.Narinfo, compression string) bool {
 
 func urlOf(kind string, path narinfo.StorePath) string { return "nar/" + kind + "/" + path.BaseName() }
 
-// Files returns all files of an item, also those that were withdrawn and are
-// still there.
+// Files returns all files of an item, including withdrawn ones.
 func (c *Cache) Files(ctx context.Context, hash narinfo.PathHash) ([]index.CachedFile, error) {
 	return c.index.CachedFiles(ctx, hash)
 }
 
-// Open opens the item's file. The size is right when there is no error. A file
-// that is certainly not there, or not whole, is named by narinfos no more, and
-// Run removes its row: the error is [storage.ErrNotStored].
+// Open opens the item's file, and checks its size. If the file is surely missing or
+// incomplete, narinfos no longer name it, Run removes its row, and the error is
+// [storage.ErrNotStored].
 func (c *Cache) Open(ctx context.Context, item *storage.Item, file index.CachedFile, offset, length int64) (io.ReadCloser, bytestore.Info, error) {
 	k := c.kinds[file.Type]
 	if k == nil {
@@ -249,7 +248,7 @@ func (c *Cache) Open(ctx context.Context, item *storage.Item, file index.CachedF
 		return nil, bytestore.Info{}, err
 	}
 	if k.lose(item.Narinfo.StorePath) {
-		c.log.Warn("a cached nar is gone or not whole, and will be made again when it is asked for", "type", k.Name, "item", item.Narinfo.StorePath.BaseName())
+		c.log.Warn("a cached nar is missing or incomplete, and will be made again on request", "type", k.Name, "item", item.Narinfo.StorePath.BaseName())
 	}
 	return nil, bytestore.Info{}, storage.ErrNotStored
 }
@@ -278,9 +277,8 @@ func (c *Cache) path(ctx context.Context, hash narinfo.PathHash) (narinfo.StoreP
 	return n.StorePath, nil
 }
 
-// reconcile removes a file and its row where one is without the other, or not
-// as the other says. What is certain is told apart from what can't be known:
-// that is an error, and removes nothing. The usage is that of a file which
+// reconcile removes a file and its row if one is missing, or they don't match. If that can't
+// be found out, it removes nothing and returns an error. The usage is that of a file that
 // stays.
 func (c *Cache) reconcile(ctx context.Context, k *kind, path narinfo.StorePath) (usage int64, removed bool, err error) {
 	k.changing.Lock()
@@ -354,25 +352,24 @@ func (k *kind) unhide(files []index.CachedFile) {
 }
 
 const (
-	// tick is how often files are withdrawn and deleted whose time has come.
+	// tick is how often due files are withdrawn and deleted.
 	tick = time.Second
-	// surveyInterval is how often a directory is compared with the index.
+	// scanInterval is how often a directory is compared with the index.
 	// Between, other processes may have removed items.
-	surveyInterval = time.Hour
-	// surveyRetry is when to look again at a directory that could not be read.
-	surveyRetry = time.Minute
-	// stopWait is how long Run waits for jobs to notice that it is to end.
-	// What they leave is removed at the next start.
+	scanInterval = time.Hour
+	// scanRetry is how long to wait after a failed scan.
+	scanRetry = time.Minute
+	// stopWait is how long Run waits for jobs to stop. The next start removes their files.
 	stopWait = 500 * time.Millisecond
 )
 
-// Run does the work until the context ends, and a moment longer. It calls
+// Run makes and removes files until the context ends, and a moment longer. It calls
 // changed when the text of an item's narinfo has become another.
 func (c *Cache) Run(ctx context.Context, changed func(narinfo.PathHash)) {
 	c.changed = changed
 	var background sync.WaitGroup
 	for _, k := range c.kinds {
-		background.Go(func() { c.surveyAll(ctx, k) })
+		background.Go(func() { c.scanAll(ctx, k) })
 	}
 	var workers sync.WaitGroup
 	for range c.options.Workers {
@@ -391,10 +388,10 @@ func (c *Cache) Run(ctx context.Context, changed func(narinfo.PathHash)) {
 		case <-ticker.C:
 			for _, k := range c.kinds {
 				if err := c.forgetLost(ctx, k); err != nil && ctx.Err() == nil {
-					c.log.Error("can't forget cached nars that are gone; it is tried again", "type", k.Name, "error", err)
+					c.log.Error("can't remove the rows of missing cached nars; trying again", "type", k.Name, "error", err)
 				}
 				if err := c.retire(ctx, k, time.Now()); err != nil && ctx.Err() == nil {
-					c.log.Error("can't remove cached nars whose time has come", "type", k.Name, "error", err)
+					c.log.Error("can't remove due cached nars", "type", k.Name, "error", err)
 				}
 			}
 		}

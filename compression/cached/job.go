@@ -19,14 +19,13 @@ import (
 	"nar-herder/storage/index"
 )
 
-// jobPrefix begins the names of the files that jobs write. They lie in the
-// directory of their type, so that showing one is a link.
+// jobPrefix begins the names of the files that jobs write. They are in the directory of their type, so that publishing one is a link.
 const jobPrefix = ".nar-herder-job-"
 
 // errNothingToDo says that the item needs no file of the type.
 var errNothingToDo = errors.New("nothing to do")
 
-// work makes what is queued until the context ends.
+// work makes queued files until the context ends.
 func (c *Cache) work(ctx context.Context) {
 	for {
 		var t task
@@ -36,7 +35,7 @@ func (c *Cache) work(ctx context.Context) {
 			return
 		}
 		select {
-		case <-t.kind.surveyed:
+		case <-t.kind.scanned:
 		case <-ctx.Done():
 			return
 		}
@@ -44,7 +43,7 @@ func (c *Cache) work(ctx context.Context) {
 	}
 }
 
-// do makes one file, and says what became of it.
+// do makes one file, and logs the outcome.
 func (c *Cache) do(ctx context.Context, t task) {
 	begun := time.Now()
 	t.kind.metrics.running.Inc()
@@ -52,9 +51,9 @@ func (c *Cache) do(ctx context.Context, t task) {
 	made, err := c.make(ctx, t)
 	switch {
 	case ctx.Err() != nil:
-		// Not its own failure: it is queued again at the next start.
+		// Not a failure of the job: it is queued again at the next start.
 	case errors.Is(err, errNothingToDo):
-		c.queue.settle(t)
+		c.queue.resolve(t)
 	case err != nil:
 		t.kind.metrics.failed.Inc()
 		again := c.queue.done(t, true)
@@ -76,7 +75,7 @@ func (c *Cache) do(ctx context.Context, t task) {
 // file's length, or the space that it would have needed at the least.
 func (c *Cache) make(ctx context.Context, t task) (size int64, err error) {
 	defer func() {
-		// Codecs are given what comes from elsewhere.
+		// Codecs read bytes from other machines.
 		if fault := recover(); fault != nil {
 			err = fmt.Errorf("a fault of the program, please report it: %v\n%s", fault, debug.Stack())
 		}
@@ -115,15 +114,15 @@ func (c *Cache) make(ctx context.Context, t task) (size int64, err error) {
 	if err := Transcode(ctx, item.Narinfo, source, how, t.kind.Spec, out, temporary, c.options.Decoders); err != nil {
 		return out.size, err
 	}
-	// The server may run as another user than who looks at its files.
+	// Other users than the server's may read its files.
 	if err := errors.Join(temporary.Chmod(0o644), temporary.Close()); err != nil {
 		return out.size, err
 	}
 	disk.Inherit(temporary.Name(), disk.GroupReads)
-	return out.size, c.show(ctx, t, item, temporary.Name(), out.size, room)
+	return out.size, c.publish(ctx, t, item, temporary.Name(), out.size, room)
 }
 
-// announceAgain takes back the withdrawal of a file that is still there.
+// announceAgain restores a withdrawn file that is still there.
 func (c *Cache) announceAgain(ctx context.Context, t task, item *storage.Item) (bool, error) {
 	file, recorded, err := c.file(ctx, t.kind, item.Hash)
 	if err != nil || !recorded {
@@ -167,8 +166,8 @@ func (c *Cache) record(ctx context.Context, item *storage.Item, file index.Cache
 	return err
 }
 
-// show gives the finished file its name, and then its row.
-func (c *Cache) show(ctx context.Context, t task, item *storage.Item, temporary string, size int64, room *reservation) error {
+// publish gives the finished file its name, and then its row.
+func (c *Cache) publish(ctx context.Context, t task, item *storage.Item, temporary string, size int64, room *reservation) error {
 	c.finishing.RLock()
 	defer c.finishing.RUnlock()
 	if err := ctx.Err(); err != nil {
@@ -268,14 +267,14 @@ func verify(ctx context.Context, n *narinfo.Narinfo, file io.ReadSeeker, kind st
 
 const copyBuffer = 256 << 10
 
-// onlyReader and onlyWriter hide methods with which a copy would go past the
-// checks, or in steps that are too large for them.
+// onlyReader and onlyWriter hide methods with which a copy would bypass the checks, or use
+// steps that are too large for them.
 type (
 	onlyReader struct{ io.Reader }
 	onlyWriter struct{ io.Writer }
 )
 
-// bounded writes as long as there is room.
+// bounded writes while there is room.
 type bounded struct {
 	ctx  context.Context
 	w    io.Writer

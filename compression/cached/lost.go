@@ -8,10 +8,10 @@ import (
 	"nar-herder/narinfo"
 )
 
-// mostLost bounds what is remembered of that; the survey finds the others.
+// mostLost bounds the lost items of a kind; a scan finds the others.
 const mostLost = 10_000
 
-// lose has the item's file forgotten, and says whether that is news.
+// lose records that the item's file is missing, and returns whether that is new.
 func (k *kind) lose(path narinfo.StorePath) bool {
 	k.hiddenMu.Lock()
 	defer k.hiddenMu.Unlock()
@@ -22,7 +22,7 @@ func (k *kind) lose(path narinfo.StorePath) bool {
 	return true
 }
 
-// forgetLost removes the rows of files that are not there.
+// forgetLost removes the rows of missing files.
 func (c *Cache) forgetLost(ctx context.Context, k *kind) error {
 	k.hiddenMu.Lock()
 	lost := slices.Collect(maps.Values(k.lost))

@@ -4,7 +4,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// kindMetrics are a type's.
+// kindMetrics are the metrics of a type.
 type kindMetrics struct {
 	made, failed, withdrawn, deleted, seconds prometheus.Counter
 	running                                   prometheus.Gauge

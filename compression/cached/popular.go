@@ -7,7 +7,7 @@ import (
 	"nar-herder/storage/index"
 )
 
-// enqueue queues what has become popular.
+// enqueue queues nars that have become popular.
 func (c *Cache) enqueue(popular []index.Used) {
 	for _, used := range popular {
 		for _, k := range c.kinds {
@@ -18,7 +18,7 @@ func (c *Cache) enqueue(popular []index.Used) {
 	}
 }
 
-// enqueuePopular queues what an earlier run has counted and not made.
+// enqueuePopular queues popular nars that an earlier run has not made.
 func (c *Cache) enqueuePopular(ctx context.Context, k *kind) {
 	for cursor := int64(0); ctx.Err() == nil; {
 		hashes, err := c.index.Popular(ctx, k.Name, int64(c.options.MinUses), &cursor)

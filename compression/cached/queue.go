@@ -17,42 +17,41 @@ type task struct {
 	kind *kind
 }
 
-// queue holds each task once, from when it is added until it is done.
+// queue holds each task once, until it is done.
 type queue struct {
 	tasks chan task
 
 	mu       sync.Mutex
 	known    map[task]struct{} // waiting, or under way
 	failures *lru.LRU[task, failure]
-	settled  *lru.LRU[task, time.Time] // have nothing to do until then
+	useless  *lru.LRU[task, time.Time] // have nothing to do until then
 }
 
-// failure is when a task may be tried again, after so many times in vain.
+// failure is how often a task has failed, and when it may be tried again.
 type failure struct {
 	times int
 	until time.Time
 }
 
 const (
-	// maxQueued bounds the tasks that wait. Others come again when their item
-	// is asked for again.
+	// maxQueued bounds the waiting tasks. Others are added at the next request for their item.
 	maxQueued = 10_000
-	// maxRemembered bounds the tasks that are known not to be worth a try now.
+	// maxRemembered bounds the tasks that are remembered as useless for now.
 	maxRemembered = 10_000
-	// settledFor is when to look again whether an item needs a file at all.
-	settledFor = time.Hour
+	// uselessFor is how long an item that needs no file is not checked again.
+	uselessFor = time.Hour
 )
 
-// retry is how soon a task that has failed may be tried again.
+// retry is how long a failed task waits.
 var retry = pace.Backoff{First: time.Minute, Last: 24 * time.Hour}
 
 func newQueue() *queue {
 	failures, err1 := lru.NewLRU[task, failure](maxRemembered, nil)
-	settled, err2 := lru.NewLRU[task, time.Time](maxRemembered, nil)
+	useless, err2 := lru.NewLRU[task, time.Time](maxRemembered, nil)
 	if err := errors.Join(err1, err2); err != nil {
 		panic(err) // only of a size that is not positive
 	}
-	return &queue{tasks: make(chan task, maxQueued), known: make(map[task]struct{}), failures: failures, settled: settled}
+	return &queue{tasks: make(chan task, maxQueued), known: make(map[task]struct{}), failures: failures, useless: useless}
 }
 
 // add queues the task, unless it is there already, or has failed a short while
@@ -66,7 +65,7 @@ func (q *queue) add(t task) bool {
 	if f, ok := q.failures.Peek(t); ok && time.Now().Before(f.until) {
 		return true
 	}
-	if until, ok := q.settled.Peek(t); ok && time.Now().Before(until) {
+	if until, ok := q.useless.Peek(t); ok && time.Now().Before(until) {
 		return true
 	}
 	select {
@@ -95,14 +94,14 @@ func (q *queue) done(t task, failed bool) (again time.Time) {
 	return f.until
 }
 
-// settle ends a task that has nothing to do, and keeps it from coming again
-// each time that its item is asked for.
-func (q *queue) settle(t task) {
+// resolve ends a task that has nothing to do, and keeps it from being added again at each
+// request for its item.
+func (q *queue) resolve(t task) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	delete(q.known, t)
 	q.failures.Remove(t)
-	q.settled.Add(t, time.Now().Add(settledFor))
+	q.useless.Add(t, time.Now().Add(uselessFor))
 }
 
 func (q *queue) counts() (waiting, failing int) {

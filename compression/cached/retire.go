@@ -10,11 +10,11 @@ import (
 	"nar-herder/storage/index"
 )
 
-// retireAtOnce bounds the files of one step.
+// retireAtOnce bounds the files of one transaction.
 const retireAtOnce = 500
 
-// retire withdraws what was not used for long, and deletes withdrawn files once no
-// client can hold a narinfo that names them.
+// retire withdraws files that were unused for long, and deletes withdrawn files after their
+// grace period.
 func (c *Cache) retire(ctx context.Context, k *kind, now time.Time) error {
 	for k.Unused != nil {
 		files, err := c.index.LeastUsed(ctx, k.Name, now.Add(-*k.Unused), retireAtOnce)
@@ -42,7 +42,7 @@ func (c *Cache) retire(ctx context.Context, k *kind, now time.Time) error {
 	}
 }
 
-// notPending drops files whose use is counted and not written down yet.
+// notPending drops files with uses that are not in the index yet.
 func (c *Cache) notPending(files []index.CachedFile) (idle []index.CachedFile) {
 	for _, file := range files {
 		if !c.options.Uses.IsPending(file.Hash) {
@@ -72,7 +72,7 @@ func (c *Cache) withdraw(ctx context.Context, k *kind, files []index.CachedFile)
 		return err
 	})
 	if err != nil {
-		// They are named again, as they are still there.
+		// Narinfos name them again, as they are still there.
 		for _, file := range files {
 			c.changed(file.Hash)
 		}
@@ -89,7 +89,7 @@ func (c *Cache) delete(ctx context.Context, k *kind, file index.CachedFile, now 
 	defer k.changing.Unlock()
 	path, err := c.path(ctx, file.Hash)
 	if errors.Is(err, storage.ErrNotFound) {
-		return nil // its row went with the item's; the survey finds the bytes
+		return nil // its row went with the item's; the scan finds the bytes
 	} else if err != nil {
 		return err
 	}
@@ -102,8 +102,8 @@ func (c *Cache) delete(ctx context.Context, k *kind, file index.CachedFile, now 
 }
 
 // makeRoom withdraws the files that were not used for longest, so that there
-// will be room for so many bytes once their grace is over. What was withdrawn
-// before counts, so that one large nar does not empty the directory.
+// will be room for needed bytes after their grace period. Files that were withdrawn before
+// count, so that one large nar doesn't empty the directory.
 func (c *Cache) makeRoom(ctx context.Context, k *kind, needed int64) error {
 	if needed > k.space.max {
 		return nil // it never fits

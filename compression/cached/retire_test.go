@@ -57,7 +57,7 @@ func TestRetired(t *testing.T) {
 					}
 					return len(files) == 1
 				}
-				if err := b.survey(context.Background(), k, true); err != nil {
+				if err := b.scan(context.Background(), k, true); err != nil {
 					t.Fatal(err)
 				}
 				b.do(context.Background(), task{hashOf(t, hello), k})
@@ -113,7 +113,7 @@ func TestSurvey(t *testing.T) {
 	if err != nil || len(lost) != 1 || os.Remove(lost[0]) != nil {
 		t.Fatal(lost, err)
 	}
-	if err := b.survey(t.Context(), k, true); err != nil {
+	if err := b.scan(t.Context(), k, true); err != nil {
 		t.Fatal(err)
 	}
 	if !b.names(hello, "zstd") || b.names(greeting, "zstd") {

@@ -14,41 +14,40 @@ import (
 
 // Source is where nars to be compressed are read from.
 type Source interface {
-	// Open opens the item's nar, and says in which compression it comes. What
-	// comes may be wrong: it is checked.
+	// Open opens the item's nar, and returns its compression. The caller checks the bytes.
 	Open(ctx context.Context, item *storage.Item) (nar io.ReadCloser, how string, err error)
 }
 
 var errNoFile = errors.New("it has no file there in a compression that can be read")
 
-// Elsewhere are instances that have nars which are not stored here; see
+// Remote are instances that have nars which are not stored here; see
 // [peer.Peers.OpenFile].
-type Elsewhere interface {
+type Remote interface {
 	OpenFile(ctx context.Context, item *storage.Item, n int, offset, length int64, via []string) (body io.ReadCloser, size int64, err error)
 }
 
-// storageSource reads from the storage, and what is not stored there from
-// elsewhere, if that is not nil.
+// storageSource reads from the storage, and nars that are not stored there from remote, if
+// that is not nil.
 type storageSource struct {
-	storage   *storage.Storage
-	elsewhere Elsewhere
+	storage *storage.Storage
+	remote  Remote
 }
 
 func (s storageSource) Open(ctx context.Context, item *storage.Item) (io.ReadCloser, string, error) {
-	// The storage knows better than the row, where it is another's.
+	// The storage knows better than the row if it belongs to another instance.
 	if now, err := s.storage.Item(ctx, item.Hash); err == nil && now.Narinfo.NarHash == item.Narinfo.NarHash {
 		item = now
 	}
 	n := item.EasiestFile(item.HasStored)
-	if n < 0 && s.elsewhere != nil {
-		return peerSource{s.elsewhere}.Open(ctx, item)
+	if n < 0 && s.remote != nil {
+		return peerSource{s.remote}.Open(ctx, item)
 	}
 	if n < 0 {
 		return nil, "", errNoFile
 	}
 	reader, info, err := s.storage.OpenFile(ctx, item, n, 0, -1)
-	if errors.Is(err, storage.ErrNotStored) && s.elsewhere != nil {
-		return peerSource{s.elsewhere}.Open(ctx, item)
+	if errors.Is(err, storage.ErrNotStored) && s.remote != nil {
+		return peerSource{s.remote}.Open(ctx, item)
 	}
 	if err != nil {
 		return nil, "", err
@@ -105,7 +104,7 @@ func (s directorySource) Open(ctx context.Context, item *storage.Item) (io.ReadC
 }
 
 // peerSource reads from other instances.
-type peerSource struct{ peers Elsewhere }
+type peerSource struct{ peers Remote }
 
 func (s peerSource) Open(ctx context.Context, item *storage.Item) (io.ReadCloser, string, error) {
 	n := item.EasiestFile(func(n int) bool { return item.FileName(n) != "" })

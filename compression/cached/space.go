@@ -6,10 +6,10 @@ import (
 	"sync"
 )
 
-// errNoRoom says that a file does not fit the limit of its directory.
+// errNoRoom says that a file would exceed the limit of its directory.
 var errNoRoom = errors.New("no room below the limit of the directory")
 
-// space counts what a directory takes of the disk, in bytes of its blocks.
+// space counts the disk space of a directory, in whole blocks.
 type space struct {
 	max int64 // negative for no limit
 
@@ -18,8 +18,7 @@ type space struct {
 	writing int64 // by those that are being written
 }
 
-// blockSize is that of usual file systems. What is written is counted in whole
-// ones, since a limit on a disk is about them.
+// blockSize is that of usual file systems.
 const blockSize = 4096
 
 func (s *space) set(used int64) {
@@ -46,7 +45,7 @@ type reservation struct {
 	size  int64
 }
 
-// grow makes the reservation at least so large.
+// grow makes the reservation at least that large.
 func (r *reservation) grow(size int64) error {
 	size = (size + blockSize - 1) / blockSize * blockSize
 	s := r.space
@@ -63,7 +62,7 @@ func (r *reservation) grow(size int64) error {
 	return nil
 }
 
-// keep makes the reservation that of a file which is there.
+// keep turns the reservation into the usage of a finished file.
 func (r *reservation) keep(usage int64) {
 	s := r.space
 	s.mu.Lock()

@@ -95,7 +95,7 @@ func TestMakesRoom(t *testing.T) {
 	const limit = 3_600_000
 	b := newBench(t, t.TempDir(), func(o *Options) { o.Types[0].MaxSize = limit })
 	k := b.kinds["zstd"]
-	if err := b.survey(t.Context(), k, true); err != nil {
+	if err := b.scan(t.Context(), k, true); err != nil {
 		t.Fatal(err)
 	}
 	make1 := func(hash string) {
@@ -135,7 +135,7 @@ func TestMakesRoomOfAhead(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, t.TempDir(), func(o *Options) { o.Types[0].MaxSize = 3_600_000 })
 	k := b.kinds["zstd"]
-	if err := b.survey(t.Context(), k, true); err != nil {
+	if err := b.scan(t.Context(), k, true); err != nil {
 		t.Fatal(err)
 	}
 	b.do(t.Context(), task{hashOf(t, entropy), k})

@@ -8,8 +8,8 @@ import (
 	"nar-herder/storage/index"
 )
 
-// Advertised is for how long clients may keep narinfos, for [index.Index.Advertise]. A new
-// TTL is what is advertised now, and TTL what was before: the longer of the two counts.
+// Advertised returns how long clients may keep narinfos, for [index.Index.Advertise]. NewTTL
+// is advertised now, and TTL was before: the longer of the two counts.
 func (o *Options) Advertised() map[string]index.Advertised {
 	general := index.Advertised{
 		TTL:   *cmp.Or(o.NewTTL, o.TTL, new(narinfo.UnadvertisedTTL)),

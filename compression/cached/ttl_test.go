@@ -25,7 +25,7 @@ func TestLoweredTTL(t *testing.T) {
 			o.Types[0].Name, o.Types[0].Level = "gzip", 6
 		})
 		k := b.kinds["gzip"]
-		if err := b.survey(t.Context(), k, true); err != nil {
+		if err := b.scan(t.Context(), k, true); err != nil {
 			t.Fatal(err)
 		}
 		b.do(context.Background(), task{hashOf(t, hello), k})

@@ -157,13 +157,9 @@ func TestReaderMembers(t *testing.T) {
 		{"text and one", [][]byte{[]byte("x"), one}, 0, ErrHeader},
 	} {
 		file := bytes.Join(c.parts, nil)
-		for workers := range 4 {
-			z := NewReaderAt(bytes.NewReader(file), int64(len(file)), workers)
-			got, err := io.ReadAll(z)
-			z.Close()
-			if !errors.Is(err, c.err) || !bytes.Equal(got, bytes.Repeat(data, c.want)) {
-				t.Errorf("%s, %d workers: %d bytes, %v", c.name, workers, len(got), err)
-			}
+		got, err := io.ReadAll(NewReader(bytes.NewReader(file)))
+		if !errors.Is(err, c.err) || !bytes.Equal(got, bytes.Repeat(data, c.want)) {
+			t.Errorf("%s: %d bytes, %v", c.name, len(got), err)
 		}
 	}
 }
@@ -180,11 +176,6 @@ func TestReaderTruncated(t *testing.T) {
 		} else if !errors.Is(err, io.ErrUnexpectedEOF) {
 			t.Errorf("cut at %d: %v", n, err)
 		}
-		p := NewReaderAt(bytes.NewReader(z[:n]), int64(n), 2)
-		if _, err := io.ReadAll(p); err == nil && n != len(z)/2 {
-			t.Errorf("cut at %d: no error in parallel", n)
-		}
-		p.Close()
 	}
 }
 
@@ -256,57 +247,30 @@ func TestReaderDictSize(t *testing.T) {
 	}
 }
 
-func TestReaderAtPrograms(t *testing.T) {
+// TestReaderSeveral reads what plzip makes of several members, and finds damage within them
+// and sizes in a trailer that can't be.
+func TestReaderSeveral(t *testing.T) {
 	data := sample(1 << 20)
 	z := filter(t, data, "plzip", "-c", "-0", "-B100KiB")
-	for _, workers := range []int{1, 2, 5, 100} {
-		p := NewReaderAt(bytes.NewReader(z), int64(len(z)), workers)
-		if _, ok := p.(*parallelReader); ok != (workers > 1) {
-			t.Errorf("%d workers: %T", workers, p)
-		}
-		var out bytes.Buffer
-		if n, err := io.Copy(&out, p); err != nil || n != int64(len(data)) || !bytes.Equal(out.Bytes(), data) {
-			t.Errorf("%d workers: %d bytes, %v", workers, n, err)
-		}
-		p.Close()
+	var out bytes.Buffer
+	if n, err := io.Copy(&out, NewReader(bytes.NewReader(z))); err != nil || n != int64(len(data)) || !bytes.Equal(out.Bytes(), data) {
+		t.Errorf("%d bytes, %v", n, err)
 	}
-}
-
-func TestReaderAtErrors(t *testing.T) {
-	z := filter(t, sample(1<<20), "plzip", "-c", "-0", "-B50KiB")
 	z[len(z)/2] ^= 1
-	p := NewReaderAt(bytes.NewReader(z), int64(len(z)), 3)
-	if n, err := io.Copy(io.Discard, p); err == nil || err == io.EOF || n == 0 {
+	if n, err := io.Copy(io.Discard, NewReader(bytes.NewReader(z))); err == nil || err == io.EOF || n == 0 {
 		t.Errorf("damage in the middle: %d bytes, %v", n, err)
 	}
-	p.Close()
-
-	p = NewReaderAt(bytes.NewReader(z), int64(len(z)), 3)
-	if _, err := p.Read(make([]byte, 10)); err != nil {
-		t.Error(err)
-	}
-	p.Close()
-	p.Close()
-	if _, err := p.Read(make([]byte, 10)); err == nil {
-		t.Error("Read after Close gave no error")
-	}
-}
-
-func TestReaderAtHostileTrailer(t *testing.T) {
 	one := filter(t, sample(1000), "lzip", "-c")
 	for _, size := range []uint64{0, 999, 1001, 60 << 20, 1 << 40, 1<<64 - 1} {
 		bad := bytes.Clone(one)
 		binary.LittleEndian.PutUint64(bad[len(bad)-16:], size)
-		file := append(bad, one...)
-		p := NewReaderAt(bytes.NewReader(file), int64(len(file)), 2)
-		if _, err := io.Copy(io.Discard, p); !errors.Is(err, ErrChecksum) {
+		if _, err := io.Copy(io.Discard, NewReader(bytes.NewReader(append(bad, one...)))); !errors.Is(err, ErrChecksum) {
 			t.Errorf("data size %d: %v", size, err)
 		}
-		p.Close()
 	}
 }
 
-// member puts a raw LZMA stream into a member, for streams no program would make.
+// wrap puts a raw LZMA stream into a member, for streams no program would make.
 func wrap(stream []byte, dict byte, data []byte) []byte {
 	b := append([]byte("LZIP\x01"), dict)
 	b = append(b, stream...)
@@ -333,15 +297,10 @@ func FuzzReader(f *testing.F) {
 		if len(got) == limit {
 			return
 		}
-		again, err2 := io.ReadAll(NewReader(bytes.NewReader(b)))
+		whole := NewReader(bytes.NewReader(b))
+		again, err2 := io.ReadAll(whole)
 		if (err == nil) != (err2 == nil) || err == nil && !bytes.Equal(got, again) {
 			t.Fatalf("halves give %d bytes, %v; the whole %d, %v", len(got), err, len(again), err2)
-		}
-		p := NewReaderAt(bytes.NewReader(b), int64(len(b)), 2)
-		parallel, err2 := io.ReadAll(p)
-		p.Close()
-		if (err == nil) != (err2 == nil) || err == nil && !bytes.Equal(got, parallel) {
-			t.Fatalf("in order %d bytes, %v; in parallel %d, %v", len(got), err, len(parallel), err2)
 		}
 
 		if len(b) < minMemberSize || string(b[:5]) != "LZIP\x01" || b[6] != 0 {
@@ -351,11 +310,8 @@ func FuzzReader(f *testing.F) {
 		if !ok || dict > 1<<24 {
 			return
 		}
-		if err == nil {
-			// A good file of more than one member is not for the other decoder.
-			if m, err := findMembers(bytes.NewReader(b), int64(len(b))); err != nil || len(m) != 1 {
-				return
-			}
+		if err == nil && whole.members != 1 {
+			return // it is not for the other decoder
 		}
 		header := []byte{(2*5+0)*9 + 3}
 		header = binary.LittleEndian.AppendUint32(header, dict)

@@ -31,6 +31,9 @@ func IsEarly(stored, now time.Time) bool {
 	return stored.Before(earliest) && !stored.IsZero() && !now.Before(earliest)
 }
 
+// IsWrong says whether a time was stored by a wrong clock, as far as that can be known.
+func IsWrong(stored, now time.Time) bool { return IsAhead(stored, now) || IsEarly(stored, now) }
+
 // Earliest returns the time before which IsEarly is true.
 func Earliest(now time.Time) time.Time {
 	if now.Before(earliest) {

@@ -6,7 +6,7 @@ import (
 	"io"
 	"os"
 
-	"nar-herder/internal/watched"
+	"nar-herder/internal/notify"
 	"nar-herder/storage"
 )
 
@@ -24,7 +24,7 @@ type download struct {
 	done   chan struct{}
 	result error
 
-	mu   watched.Mutex // of what follows
+	mu   notify.Mutex // of what follows
 	size int64         // of the whole file; negative until known
 	file *os.File
 	have int64 // bytes in the file

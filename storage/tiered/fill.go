@@ -8,7 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"nar-herder/internal/watched"
+	"nar-herder/internal/notify"
 	"nar-herder/storage/bytestore"
 )
 
@@ -55,7 +55,7 @@ type fill struct {
 	// for this fill to end. The mutex of Tiered guards it.
 	over bool
 
-	mu   watched.Mutex // of what follows
+	mu   notify.Mutex // of what follows
 	open bool          // the store behind has answered
 	have int64         // bytes that can be read
 	// err is why no more will come. Before open, it is what Open returns.

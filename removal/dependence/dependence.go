@@ -1,4 +1,6 @@
-package removal
+// Package dependence keeps instances from removing nars because of each other: it tracks the
+// instances that this one depends on, since it removed nars that they have.
+package dependence
 
 import (
 	"cmp"
@@ -10,108 +12,108 @@ import (
 	"nar-herder/peer"
 )
 
-// Instances that remove nars because others have them must not rely on each other for the
-// same nar: all would remove it. The rule is:
+// Instances that remove nars because others have them must not depend on each other for
+// the same nar: all would remove it. The rule is:
 //
-//	An instance may rely on another only if that one does not rely on it, directly or
-//	through others; in a cycle, an instance may rely only on instances with a greater id.
+//	An instance may depend on another only if that one does not depend on it, directly or
+//	through others; in a cycle, an instance may depend only on instances with a greater id.
 //
-// So the greatest id of a cycle keeps its nars. To apply it, each instance states on whom it
-// relies, with the answer whether it has nars: its own peers, one step away, and whom those
-// state, a step further away than they say. Where a peer's statement is missing or too old,
+// So the greatest id of a cycle keeps its nars. To apply it, each instance states which
+// instances it depends on, with the answer whether it has nars: its own peers, one step away,
+// and those in their statements, a step further away than they say. Where a peer's statement is missing or too old,
 // [peer.Unknown] takes its place.
 //
 // What if configurations change? Suppose that a nar is lost: each of X1 → X2 → … → Xk → X1
-// removed it last, at t1, t2, …, since the next one had it. One of them, X1, relied on X2
+// removed it last, at t1, t2, …, since the next one had it. One of them, X1, depended on X2
 // although that has a smaller id, so X1 was not in the statement of X2. Yet each of the
-// others relied on the next one, too. Let H be [settleTime], and count the rest in shares
+// others depended on the next one, too. Let H be [SettleTime], and count the rest in shares
 // of it.
 //
 //   - The answers that a removal is based on are at most H/10 old. Xi+1 had the nar when Xi
 //     asked, so it removed it later than H/10 before Xi: all that happened within k·H/10.
 //   - A statement is made of statements that are at most 2·H/10 old. Therefore X1 knew of Xj
 //     what that stated at most H/10 + (j-2)·2·H/10 before t1.
-//   - An instance relies on another only when it has stated that for H. Since tj is earlier
+//   - An instance depends on another only when it has stated that for H. Since tj is earlier
 //     than t1 + (k-j+1)·H/10, Xj had begun to state Xj+1 by then, if k is at most 6.
 //   - After a start, an instance makes no statement for H. Therefore Xj had not restarted
 //     with another configuration by then: X1 would have found that Xj is unknown.
 //
 // This holds for cycles of up to 6 instances, whatever their delays; for longer ones, most
 // of the instances would have to take H/10 over the same nar, one after the other. What is
-// more than 5 steps away is not stated, so X1 does not rely on an instance that states any
+// more than 5 steps away is not stated, so X1 does not depend on an instance that states any
 // as far away as that. Durations are measured by the monotonic clock, which an administrator
 // can't set; it stands still while the machine is suspended, so that an age is the larger of
 // what that and the wall clock say.
 const (
-	settleTime = 10 * time.Minute
+	SettleTime = 10 * time.Minute
 	// Shares of the settle time: see above.
 	validShare   = 10 // how old the answers may be that a removal is based on
 	stateShare   = 5  // how old the peers' statements may be
 	refreshShare = 30 // how often the peers are asked for theirs
 	mostSteps    = 5
-	// mostReliedOn bounds the instances that this one states.
-	mostReliedOn = 32
+	// mostDependencies bounds the instances that this one states.
+	mostDependencies = 32
 )
 
-// reliance knows on whom this instance relies, and on whom those rely.
-type reliance struct {
+// Tracker knows which instances this one depends on, and which those depend on.
+type Tracker struct {
 	self   string
 	settle time.Duration
 	now    func() time.Time
-	// peers are those of the criteria, by their URLs.
+	// peers are the URLs of the instances that criteria name.
 	peers   []string
 	started time.Time
 
 	mu sync.Mutex
-	// since is from when on this process states that it relies on an instance, by its id;
+	// since is when this process began to state that it depends on an instance, by its id;
 	// "" for originals. An entry stays: behind one URL there may be several instances.
 	since    map[string]time.Time
-	overflow bool // there were too many
+	overflow bool // the process depends on too many instances to state
 	said     map[string]said
 }
 
-// said is what a peer said about itself, and when it was asked.
+// said is what a peer said about itself, and when the request was sent.
 type said struct {
 	at time.Time
 	peer.Introduction
 }
 
-func newReliance(self string, peers []string, settle time.Duration, now func() time.Time) *reliance {
-	return &reliance{
-		self: self, peers: peers, settle: cmp.Or(settle, settleTime), now: now, started: now(),
+func New(self string, peers []string, settle time.Duration, now func() time.Time) *Tracker {
+	return &Tracker{
+		self: self, peers: peers, settle: cmp.Or(settle, SettleTime), now: now, started: now(),
 		since: make(map[string]time.Time), said: make(map[string]said),
 	}
 }
 
-// elapsed is the age of what was asked for at a time.
-func (r *reliance) elapsed(at time.Time) time.Duration {
+// elapsed returns the age of an answer to a request that was sent at a time.
+func (r *Tracker) elapsed(at time.Time) time.Duration {
 	now := r.now()
 	return max(now.Sub(at), now.Round(0).Sub(at.Round(0)))
 }
 
-// isLate reports whether answers to what was asked at that time are too old to remove nars.
-func (r *reliance) isLate(at time.Time) bool { return r.elapsed(at) > r.settle/validShare }
+// IsLate reports whether answers to requests of that time are too old to remove nars.
+func (r *Tracker) IsLate(at time.Time) bool { return r.elapsed(at) > r.settle/validShare }
 
-// isStale reports whether what a peer said counts as nothing.
-func (r *reliance) isStale(s said) bool { return r.elapsed(s.at) > r.settle/stateShare }
+// isStale reports whether a peer's statement is too old to count.
+func (r *Tracker) isStale(s said) bool { return r.elapsed(s.at) > r.settle/stateShare }
 
-// hear notes what a peer says about itself, and from when on this instance relies on it.
-func (r *reliance) hear(url string, at time.Time, who peer.Introduction) {
+// Hear records what a peer says about itself, and that this instance depends on it from now on.
+func (r *Tracker) Hear(url string, at time.Time, who peer.Introduction) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.said[url] = said{at, who}
 	if _, known := r.since[who.Instance]; known || who.Instance == r.self {
 		return
 	}
-	if len(r.since) >= mostReliedOn {
+	if len(r.since) >= mostDependencies {
 		r.overflow = true
 		return
 	}
 	r.since[who.Instance] = r.now()
 }
 
-// statement is what this instance tells others; nil while it can't tell on whom it relies.
-func (r *reliance) statement() peer.Statement {
+// Statement is what this instance states to others; nil while its dependencies are unknown.
+func (r *Tracker) Statement() peer.Statement {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.overflow || r.now().Sub(r.started) < r.settle || len(r.said) < len(r.peers) {
@@ -146,20 +148,20 @@ func (r *reliance) statement() peer.Statement {
 	return all
 }
 
-// unsettled is why nothing is removed yet.
-const unsettled = "for ten minutes after a server starts, and after it first hears from an instance that stored-on names, it removes nothing because that instance has it"
+// Unsettled is the reason for removing nothing soon after a start.
+const Unsettled = "for ten minutes after a server starts, and after it first hears from an instance that stored-on names, it removes nothing because that instance has it"
 
-// refusal returns why this instance may not rely on one that has introduced itself; ""
-// when it may.
-func (r *reliance) refusal(url string, who peer.Introduction) string {
+// Refusal returns why this instance may not depend on one that has introduced itself; ""
+// if it may.
+func (r *Tracker) Refusal(url string, who peer.Introduction) string {
 	r.mu.Lock()
 	since, known := r.since[who.Instance]
 	r.mu.Unlock()
 	switch {
 	case !known || r.now().Sub(since) < r.settle:
-		return unsettled
+		return Unsettled
 	case who.Instance == "", who.Instance > r.self:
-		return "" // what an original relies on, an administrator has to know
+		return "" // the administrator has to know what an original depends on
 	}
 	_, cycle := who.ReliesOn[r.self]
 	_, unknown := who.ReliesOn[peer.Unknown]
@@ -175,9 +177,8 @@ func (r *reliance) refusal(url string, who peer.Introduction) string {
 	return ""
 }
 
-// expect returns why asking a peer for nars is of no use now; "" when it is, or when only
-// its answer can tell.
-func (r *reliance) expect(url string) string {
+// Expect returns why a request to a peer would be useless now; "" if it may be useful.
+func (r *Tracker) Expect(url string) string {
 	r.mu.Lock()
 	last, known := r.said[url]
 	r.mu.Unlock()
@@ -185,23 +186,37 @@ func (r *reliance) expect(url string) string {
 	case known && last.Instance == r.self:
 		return "" // the answer is an error that says so
 	case known && !r.isStale(last):
-		return r.refusal(url, last.Introduction)
+		return r.Refusal(url, last.Introduction)
 	case r.now().Sub(r.started) < r.settle:
-		return unsettled
+		return Unsettled
 	}
 	return ""
 }
 
-// run asks the peers what they state, again and again, until the context ends. introduce
+// AssumeSettled makes it as if this instance had run for long, and had stated for long that
+// it depends on those that it knows, and on the instances with the given ids.
+func (r *Tracker) AssumeSettled(ids ...string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.settle, r.started = SettleTime, time.Time{}
+	for _, id := range ids {
+		r.since[id] = time.Time{}
+	}
+	for id := range r.since {
+		r.since[id] = time.Time{}
+	}
+}
+
+// Run asks the peers what they state, again and again, until the context ends. introduce
 // asks one of them.
-func (r *reliance) run(ctx context.Context, introduce func(ctx context.Context, url string) (peer.Introduction, error)) {
+func (r *Tracker) Run(ctx context.Context, introduce func(ctx context.Context, url string) (peer.Introduction, error)) {
 	if len(r.peers) == 0 {
 		return
 	}
 	ticker := time.NewTicker(r.settle / refreshShare)
 	defer ticker.Stop()
 	for {
-		r.refresh(ctx, introduce)
+		r.Refresh(ctx, introduce)
 		select {
 		case <-ctx.Done():
 			return
@@ -210,14 +225,14 @@ func (r *reliance) run(ctx context.Context, introduce func(ctx context.Context, 
 	}
 }
 
-// refresh asks the peers once. One that fails keeps what it said before, until that is old.
-func (r *reliance) refresh(ctx context.Context, introduce func(ctx context.Context, url string) (peer.Introduction, error)) {
+// Refresh asks the peers once. If one fails, its last statement counts until it is stale.
+func (r *Tracker) Refresh(ctx context.Context, introduce func(ctx context.Context, url string) (peer.Introduction, error)) {
 	var asking sync.WaitGroup
 	for _, url := range r.peers {
 		asking.Go(func() {
 			at := r.now()
 			if who, err := introduce(ctx, url); err == nil {
-				r.hear(url, at, who)
+				r.Hear(url, at, who)
 			}
 		})
 	}

@@ -1,4 +1,5 @@
-package removal
+// Package named removes items that an administrator names.
+package named
 
 import (
 	"bytes"
@@ -9,32 +10,33 @@ import (
 	"slices"
 
 	"nar-herder/narinfo"
+	"nar-herder/removal/pins"
 	"nar-herder/storage"
 	"nar-herder/storage/index"
 )
 
-// Named removes items that an administrator names.
-type Named struct {
+// Remover removes items that an administrator names.
+type Remover struct {
 	Storage *storage.Storage
 	Index   *index.Index
 	// Now deletes rows and bytes at once. Otherwise the items are withdrawn, for
-	// [Withdrawn] to remove them.
+	// [withdrawal.Remover] to remove them.
 	Now bool
 	// Force removes also what pins keep.
 	Force bool
-	// DryRun changes nothing, and tells what would be.
+	// DryRun reports what would be removed, and changes nothing.
 	DryRun bool
 
-	// fault has the transaction with these items fail, in tests.
+	// fault makes the transaction with these items fail, in tests.
 	fault func([]narinfo.PathHash) error
 }
 
 // PinnedError says that a pin keeps an item.
 type PinnedError struct {
-	// Pin is the item that is pinned: the one that was named, or one that needs
-	// it, by its base name where that is known.
+	// Pin is the pinned item, by its base name where that is known: the named item, or one
+	// that needs it.
 	Pin string
-	// Itself says that it is the one that was named.
+	// Itself says that the named item itself is pinned.
 	Itself bool
 }
 
@@ -48,22 +50,22 @@ func (e *PinnedError) Error() string {
 const (
 	// pinTries is how often pins are read anew for one batch.
 	pinTries = 10
-	// batchFailures is after how many items in a row that fail by themselves it
-	// is plain that the items are not to blame.
+	// batchFailures is after how many items in a row that fail alone the remover assumes
+	// that the items are not the cause.
 	batchFailures = 3
 )
 
-// Do removes the items, in batches, and reports what became of each, in their
-// order. The error is one that kept it from going on. It does nothing if the storage may
-// not be this instance's, or may not be mounted.
-func (r *Named) Do(ctx context.Context, hashes []narinfo.PathHash, report func(storage.Removal)) error {
+// Do removes the items, in batches, and reports the outcome of each, in order. The error is
+// one that stopped it. It does nothing if the storage may not be this instance's, or may not
+// be mounted.
+func (r *Remover) Do(ctx context.Context, hashes []narinfo.PathHash, report func(storage.Removal)) error {
 	if err := r.Storage.MayDelete(ctx); err != nil {
 		return err
 	}
-	var pinned *Pinned
+	var pinned *pins.Set
 	if !r.Force {
 		var err error
-		if pinned, err = ReadPinned(ctx, r.Index); err != nil {
+		if pinned, err = pins.Read(ctx, r.Index); err != nil {
 			return err
 		}
 	}
@@ -87,9 +89,8 @@ func (r *Named) Do(ctx context.Context, hashes []narinfo.PathHash, report func(s
 	return nil
 }
 
-// oneByOne removes the items of a batch that has failed, of which one alone may
-// be the reason.
-func (r *Named) oneByOne(ctx context.Context, batch []narinfo.PathHash, err error, pinned **Pinned) (removals []storage.Removal) {
+// oneByOne removes the items of a failed batch, as a single item may have caused the failure.
+func (r *Remover) oneByOne(ctx context.Context, batch []narinfo.PathHash, err error, pinned **pins.Set) (removals []storage.Removal) {
 	failures := 0
 	for _, hash := range batch {
 		one := []storage.Removal{{Hash: hash, Err: err}}
@@ -108,7 +109,7 @@ func (r *Named) oneByOne(ctx context.Context, batch []narinfo.PathHash, err erro
 }
 
 // batch removes items in one transaction.
-func (r *Named) batch(ctx context.Context, hashes []narinfo.PathHash, pinned **Pinned) ([]storage.Removal, error) {
+func (r *Remover) batch(ctx context.Context, hashes []narinfo.PathHash, pinned **pins.Set) ([]storage.Removal, error) {
 	for range pinTries {
 		removals := make([]storage.Removal, 0, len(hashes))
 		free := make([]narinfo.PathHash, 0, len(hashes)) // of pins
@@ -123,8 +124,8 @@ func (r *Named) batch(ctx context.Context, hashes []narinfo.PathHash, pinned **P
 			removals = append(removals, storage.Removal{Hash: hash, Err: refusal})
 		}
 		done, err := r.remove(ctx, free, *pinned)
-		if errors.Is(err, errPinsChanged) {
-			if *pinned, err = ReadPinned(ctx, r.Index); err != nil {
+		if errors.Is(err, pins.ErrChanged) {
+			if *pinned, err = pins.Read(ctx, r.Index); err != nil {
 				return nil, err
 			}
 			continue
@@ -139,11 +140,11 @@ func (r *Named) batch(ctx context.Context, hashes []narinfo.PathHash, pinned **P
 		}
 		return removals, nil
 	}
-	return nil, fmt.Errorf("%w, again and again: try again when no import is running", errPinsChanged)
+	return nil, fmt.Errorf("%w, again and again: try again when no import is running", pins.ErrChanged)
 }
 
-// refuse returns why an item may not go; nil when it may.
-func (r *Named) refuse(ctx context.Context, hash narinfo.PathHash, pinned *Pinned) (refusal, err error) {
+// refuse returns why an item may not be removed; nil if it may.
+func (r *Remover) refuse(ctx context.Context, hash narinfo.PathHash, pinned *pins.Set) (refusal, err error) {
 	if pinned == nil {
 		return nil, nil
 	}
@@ -160,8 +161,8 @@ func (r *Named) refuse(ctx context.Context, hash narinfo.PathHash, pinned *Pinne
 	return &PinnedError{item.Narinfo.StorePath.BaseName(), pin == hash}, nil
 }
 
-// remove takes the step that was asked for, with items that no pin keeps.
-func (r *Named) remove(ctx context.Context, hashes []narinfo.PathHash, pinned *Pinned) ([]storage.Removal, error) {
+// remove removes or withdraws items that no pin keeps, or looks at them in a dry run.
+func (r *Remover) remove(ctx context.Context, hashes []narinfo.PathHash, pinned *pins.Set) ([]storage.Removal, error) {
 	guard := func(tx *index.Tx) error {
 		if r.fault != nil {
 			if err := r.fault(hashes); err != nil {
@@ -184,8 +185,8 @@ func (r *Named) remove(ctx context.Context, hashes []narinfo.PathHash, pinned *P
 	return r.Storage.WithdrawAll(ctx, hashes, guard)
 }
 
-// look tells what would become of items.
-func (r *Named) look(ctx context.Context, hashes []narinfo.PathHash) ([]storage.Removal, error) {
+// look reports what would be removed.
+func (r *Remover) look(ctx context.Context, hashes []narinfo.PathHash) ([]storage.Removal, error) {
 	removals := make([]storage.Removal, 0, len(hashes))
 	for _, hash := range hashes {
 		removal := storage.Removal{Hash: hash}
@@ -205,12 +206,12 @@ func (r *Named) look(ctx context.Context, hashes []narinfo.PathHash) ([]storage.
 	return removals, nil
 }
 
-// scanShare says when it takes less time to read the references of all items than
-// to look up who refers to each of those that go: when one of so many goes.
+// scanShare is one of how many items must be removed for a scan of all references to be
+// faster than looking up the referrers of each removed item.
 const scanShare = 100
 
-// Broken counts the items that stay and refer to one that is gone, or will be. The
-// first ones it finds, at most so many as asked for, are listed.
+// Broken counts the remaining items that refer to a removed one, and lists the first of them,
+// at most as many as wanted.
 func Broken(ctx context.Context, x *index.Index, gone map[narinfo.PathHash]struct{}, most int) (some []narinfo.PathHash, count int, err error) {
 	found := func(hash narinfo.PathHash) {
 		if count++; len(some) < most {
@@ -233,7 +234,7 @@ func Broken(ctx context.Context, x *index.Index, gone map[narinfo.PathHash]struc
 		return some, count, nil
 	}
 	seen := make(map[narinfo.PathHash]struct{})
-	// In one order, so that asked again it tells the same.
+	// Sorted, so that the result is the same each time.
 	ordered := slices.SortedFunc(maps.Keys(gone), func(a, b narinfo.PathHash) int { return bytes.Compare(a[:], b[:]) })
 	for _, hash := range ordered {
 		referrers, err := x.Referrers(ctx, hash)

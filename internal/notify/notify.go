@@ -1,20 +1,20 @@
-// Package watched has a mutex that tells others when what it guards has changed.
-package watched
+// Package notify has a mutex that notifies waiters when the state that it guards changes.
+package notify
 
 import (
 	"context"
 	"sync"
 )
 
-// Mutex guards a state that others wait for. The zero value is ready. What is changed
-// without Set, nobody is told of.
+// Mutex guards a state that others wait for. The zero value is ready. Waiters don't notice
+// changes that are made without Set.
 type Mutex struct {
 	sync.Mutex
 	// changed is closed at the next change, and another then; nil while nobody waits.
 	changed chan struct{}
 }
 
-// Set changes the state, with the mutex held, and tells all who wait.
+// Set changes the state, with the mutex held, and notifies all waiters.
 func (m *Mutex) Set(change func()) {
 	m.Lock()
 	defer m.Unlock()
@@ -25,7 +25,7 @@ func (m *Mutex) Set(change func()) {
 	}
 }
 
-// Wait waits until the condition, which is asked with the mutex held, is true. The
+// Wait waits until the condition, which is called with the mutex held, is true. The
 // error is the context's.
 func (m *Mutex) Wait(ctx context.Context, condition func() bool) error {
 	for {

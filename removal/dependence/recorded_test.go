@@ -1,4 +1,4 @@
-package removal
+package dependence
 
 import (
 	"context"
@@ -8,9 +8,9 @@ import (
 	"nar-herder/storage/index"
 )
 
-// TestReliedOnPrivate: passwords that an earlier version has stored are erased, and the
+// TestRecordedPrivate: passwords that an earlier version has stored are erased, and the
 // instances stay.
-func TestReliedOnPrivate(t *testing.T) {
+func TestRecordedPrivate(t *testing.T) {
 	t.Parallel()
 	x, err := index.Open(t.Context(), filepath.Join(t.TempDir(), "index.db"), index.Options{})
 	if err != nil {
@@ -18,13 +18,13 @@ func TestReliedOnPrivate(t *testing.T) {
 	}
 	defer x.Close()
 	err = x.Update(t.Context(), func(tx *index.Tx) error {
-		return tx.SetSetting(reliedSetting, `["http://user:secret@a.example/x/","http://b.example","http://a.example/x","http://token@c.example:80"]`)
+		return tx.SetSetting(setting, `["http://user:secret@a.example/x/","http://b.example","http://a.example/x","http://token@c.example:80"]`)
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	for range 2 {
-		urls, err := ReliedOn(context.Background(), x)
+		urls, err := Recorded(context.Background(), x)
 		var got []string
 		for _, u := range urls {
 			got = append(got, u.String())
@@ -32,7 +32,7 @@ func TestReliedOnPrivate(t *testing.T) {
 		if err != nil || len(got) != 3 || got[0] != "http://a.example/x/" && got[0] != "http://a.example/x" || got[1] != "http://b.example" || got[2] != "http://c.example:80" {
 			t.Errorf("%q, %v", got, err)
 		}
-		if text, err := x.Setting(t.Context(), reliedSetting); err != nil || text != `["http://a.example/x","http://b.example","http://c.example:80"]` {
+		if text, err := x.Setting(t.Context(), setting); err != nil || text != `["http://a.example/x","http://b.example","http://c.example:80"]` {
 			t.Errorf("%s, %v", text, err)
 		}
 	}

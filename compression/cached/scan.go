@@ -10,18 +10,17 @@ import (
 	"nar-herder/storage/index"
 )
 
-// surveyAll compares the directory with the index until the context ends: until
-// it could be read once, no file is made.
-func (c *Cache) surveyAll(ctx context.Context, k *kind) {
+// scanAll scans until the context ends. No file is made before the first scan has succeeded.
+func (c *Cache) scanAll(ctx context.Context, k *kind) {
 	for first := true; ; {
-		wait := surveyInterval
-		if err := c.survey(ctx, k, first); err == nil {
+		wait := scanInterval
+		if err := c.scan(ctx, k, first); err == nil {
 			if first {
-				close(k.surveyed)
+				close(k.scanned)
 			}
 			first = false
 		} else if ctx.Err() == nil {
-			wait = surveyRetry
+			wait = scanRetry
 			c.log.Error("can't compare the directory of cached nars with the index", "type", k.Name, "error", err)
 		}
 		select {
@@ -32,12 +31,12 @@ func (c *Cache) surveyAll(ctx context.Context, k *kind) {
 	}
 }
 
-// survey puts right what crashes, and others, have left: files that are not
-// whole or not recorded go, and so do rows without their file. Names that are
-// not ours stay. Before any job runs, it also counts what there is.
-func (c *Cache) survey(ctx context.Context, k *kind, first bool) error {
+// scan compares the directory with the index, and cleans up what crashes have left: it
+// deletes files that are incomplete or not recorded, and rows without a file. Files with
+// other names stay. The first scan, before any job runs, also measures the usage.
+func (c *Cache) scan(ctx context.Context, k *kind, first bool) error {
 	var used int64
-	strangers := 0
+	unreferenced := 0
 	for info, err := range k.bytes.List(ctx) {
 		if err != nil {
 			return err
@@ -59,7 +58,7 @@ func (c *Cache) survey(ctx context.Context, k *kind, first bool) error {
 		path, err := narinfo.ParseBaseName(info.Name)
 		if err != nil {
 			used += info.Usage
-			strangers++
+			unreferenced++
 			continue
 		}
 		usage, removed, err := c.reconcile(ctx, k, path)
@@ -68,14 +67,14 @@ func (c *Cache) survey(ctx context.Context, k *kind, first bool) error {
 		}
 		used += usage
 		if removed {
-			c.log.Info("removed a file that was no finished cached nar", "type", k.Name, "file", path.BaseName())
+			c.log.Info("removed a file that was not a finished cached nar", "type", k.Name, "file", path.BaseName())
 		}
 	}
 	if first {
 		k.space.set(used)
 	}
-	if strangers > 0 {
-		c.log.Warn("the directory of cached nars has files that are no nars of ours; they stay, and count for its limit", "type", k.Name, "directory", k.Directory, "files", strangers)
+	if unreferenced > 0 {
+		c.log.Warn("the directory of cached nars has unreferenced files; they stay, and count for its limit", "type", k.Name, "directory", k.Directory, "files", unreferenced)
 	}
 	lost := 0
 	for file, err := range c.index.AllCached(ctx, k.Name) {
@@ -97,7 +96,7 @@ func (c *Cache) survey(ctx context.Context, k *kind, first bool) error {
 		}
 	}
 	if lost > 0 {
-		c.log.Warn("cached nars were recorded that are not there; they will be made again when they are asked for", "type", k.Name, "nars", lost)
+		c.log.Warn("recorded cached nars were missing; they will be made again on request", "type", k.Name, "nars", lost)
 	}
 	return nil
 }

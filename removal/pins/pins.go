@@ -1,4 +1,5 @@
-package removal
+// Package pins knows which items pins keep: those that are pinned, and all that they need.
+package pins
 
 import (
 	"context"
@@ -9,19 +10,19 @@ import (
 	"nar-herder/storage/index"
 )
 
-// Pinned is all that pins keep, as it was at one moment.
-type Pinned struct {
+// Set is all that pins keep, as it was at one moment.
+type Set struct {
 	closure *index.Closure
 	pins    []index.Pin
 	// asOf is the newest change that is known not to have changed it.
 	asOf int64
 }
 
-// ReadPinned reads the pins and follows their references.
-func ReadPinned(ctx context.Context, x *index.Index) (*Pinned, error) {
-	p := new(Pinned)
+// Read reads the pins and follows their references.
+func Read(ctx context.Context, x *index.Index) (*Set, error) {
+	p := new(Set)
 	var err error
-	// First: what comes while the rest is read is looked at again.
+	// First, so that Guard checks changes that happen while the rest is read.
 	if p.asOf, err = x.LastChange(ctx); err != nil {
 		return nil, err
 	}
@@ -36,23 +37,26 @@ func ReadPinned(ctx context.Context, x *index.Index) (*Pinned, error) {
 	return p, err
 }
 
-// isCurrent says whether the pins are the same as when they were read.
-func (p *Pinned) isCurrent(ctx context.Context, x *index.Index) (bool, error) {
+// IsCurrent reports whether the pins are the same as when they were read.
+func (p *Set) IsCurrent(ctx context.Context, x *index.Index) (bool, error) {
 	now, err := x.Pins(ctx)
 	return slices.Equal(now, p.pins), err
 }
 
-// By returns a pin that keeps the item.
-func (p *Pinned) By(hash narinfo.PathHash) (pin narinfo.PathHash, kept bool) {
+// By returns a pin that keeps the item, if any.
+func (p *Set) By(hash narinfo.PathHash) (pin narinfo.PathHash, kept bool) {
 	return p.closure.Root(hash)
 }
 
-// errPinsChanged says that pins may keep more than was known.
-var errPinsChanged = errors.New("pins, or items that they keep, have changed since they were read")
+// Withdrawn returns the items that pins keep and that are withdrawn.
+func (p *Set) Withdrawn() []narinfo.PathHash { return p.closure.Withdrawn() }
+
+// ErrChanged says that pins may keep more than was known.
+var ErrChanged = errors.New("pins, or items that they keep, have changed since they were read")
 
 // Guard returns nil when the pins keep no more than is known, as a transaction
 // sees them, also when another process has just set one.
-func (p *Pinned) Guard(tx *index.Tx) error {
+func (p *Set) Guard(tx *index.Tx) error {
 	pins, err := tx.Pins()
 	if err != nil {
 		return err
@@ -60,7 +64,7 @@ func (p *Pinned) Guard(tx *index.Tx) error {
 	for _, pin := range pins {
 		// One in the closure keeps nothing that isn't there as well.
 		if !p.closure.Has(pin.Hash) {
-			return errPinsChanged
+			return ErrChanged
 		}
 	}
 	changed, last, complete, err := tx.ChangedSince(p.asOf)
@@ -68,12 +72,12 @@ func (p *Pinned) Guard(tx *index.Tx) error {
 		return err
 	}
 	if !complete {
-		return errPinsChanged
+		return ErrChanged
 	}
 	for hash, kind := range changed {
 		// An item that came, or came anew, may refer to others.
 		if kind == index.Added && p.closure.Has(hash) {
-			return errPinsChanged
+			return ErrChanged
 		}
 	}
 	p.asOf = last

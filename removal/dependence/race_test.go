@@ -1,5 +1,5 @@
 //go:build race
 
-package removal
+package dependence
 
 func init() { modelRuns = 600 } // each takes many times as long

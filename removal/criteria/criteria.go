@@ -1,4 +1,6 @@
-package removal
+// Package criteria parses and evaluates removal criteria: the conditions under which a nar
+// may be removed from the storage.
+package criteria
 
 import (
 	"errors"
@@ -8,6 +10,7 @@ import (
 	"time"
 
 	"nar-herder/internal/redact"
+	"nar-herder/internal/stamp"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
 	"nar-herder/storage/index"
@@ -17,24 +20,24 @@ import (
 // conditions hold.
 type Criterion struct {
 	text string
-	// storedOn are other instances, each of which must have the nar stored.
-	storedOn []*url.URL
-	// unusedFor is for how long nobody may have asked for the nar.
-	unusedFor time.Duration
-	// addedBefore is a moment, and olderThan how long ago at the least the item
-	// came.
+	// StoredOn are instances that must all have the nar stored.
+	StoredOn []*url.URL
+	// UnusedFor is how long no client may have requested the nar.
+	UnusedFor time.Duration
+	// addedBefore is a moment, and olderThan a duration, before which the item must have been
+	// added.
 	addedBefore time.Time
 	olderThan   time.Duration
 	// with and without are tags that the item must have, or must not.
 	with, without []index.Tag
-	// unreferenced: no item whose nar is stored here refers to it.
-	unreferenced bool
+	// Unreferenced requires that no item with a nar in this storage refers to it.
+	Unreferenced bool
 }
 
 // String is the criterion as it was given, without passwords.
 func (c Criterion) String() string { return c.text }
 
-// conditions are the names of conditions, with what they look like.
+// conditions are the names of all conditions, and how each is written.
 var conditions = []struct{ name, form string }{
 	{"stored-on", "stored-on=URL"},
 	{"unused-for", "unused-for=DURATION"},
@@ -45,10 +48,10 @@ var conditions = []struct{ name, form string }{
 	{"unpinned", "unpinned"},
 }
 
-// ParseCriterion reads a criterion: conditions, with commas between them. A comma
+// Parse reads a criterion: conditions, with commas between them. A comma
 // that belongs to a value does not stand before the name of a condition, or is
 // written %2C in a URL.
-func ParseCriterion(text string) (Criterion, error) {
+func Parse(text string) (Criterion, error) {
 	criterion := Criterion{text: redact.Text(text)}
 	for _, part := range splitConditions(text) {
 		if err := criterion.add(part); err != nil {
@@ -71,7 +74,7 @@ func splitConditions(text string) (parts []string) {
 	return parts
 }
 
-// form is what the condition looks like, "" when there is none of that name.
+// form returns how the condition is written, "" for an unknown name.
 func form(name string) string {
 	for _, condition := range conditions {
 		if condition.name == name {
@@ -89,10 +92,10 @@ func (c *Criterion) add(part string) error {
 		for _, condition := range conditions {
 			forms = append(forms, condition.form)
 		}
-		return fmt.Errorf("%q is no criterion: one or more of %s, with commas between them", part, strings.Join(forms, "; "))
+		return fmt.Errorf("%q is not a removal criterion: want one or more of %s, separated by commas", part, strings.Join(forms, "; "))
 	}
 	if hasValue != strings.Contains(form, "=") {
-		return fmt.Errorf("%q is not complete, or too much: it is %s", part, form)
+		return fmt.Errorf("invalid condition %q: want %s", part, form)
 	}
 	switch name {
 	case "stored-on":
@@ -100,9 +103,9 @@ func (c *Criterion) add(part string) error {
 		if err != nil {
 			return err
 		}
-		c.storedOn = append(c.storedOn, parsed)
+		c.StoredOn = append(c.StoredOn, parsed)
 	case "unused-for":
-		return addDuration(&c.unusedFor, part, value)
+		return addDuration(&c.UnusedFor, part, value)
 	case "added-before":
 		day, err := time.Parse(time.DateOnly, value)
 		switch {
@@ -112,15 +115,15 @@ func (c *Criterion) add(part string) error {
 			}
 			return addDuration(&c.olderThan, part, value)
 		case day.IsZero():
-			return fmt.Errorf("%q is before anything was", part)
+			return fmt.Errorf("%q: the date is too early", part)
 		case !c.addedBefore.IsZero():
-			return fmt.Errorf("%q: added-before stands there twice", part)
+			return fmt.Errorf("%q: added-before is given twice", part)
 		}
 		c.addedBefore = day
 	case "tag", "no-tag":
 		key, tagValue, ok := strings.Cut(value, "=")
 		if !ok || key == "" {
-			return fmt.Errorf("%q: it is %s", part, form)
+			return fmt.Errorf("invalid condition %q: want %s", part, form)
 		}
 		if tag := (index.Tag{Key: key, Value: tagValue}); name == "tag" {
 			c.with = append(c.with, tag)
@@ -128,15 +131,14 @@ func (c *Criterion) add(part string) error {
 			c.without = append(c.without, tag)
 		}
 	case "unreferenced":
-		c.unreferenced = true
+		c.Unreferenced = true
 	case "unpinned":
-		// So it is for all: what a pin keeps never goes.
+		// This holds for all criteria: pinned items are never removed.
 	}
 	return nil
 }
 
-// addDuration sets a condition's duration, which would be no condition when it
-// was 0, and of which there can be one.
+// addDuration sets a condition's duration, which must be positive and given once.
 func addDuration(duration *time.Duration, part, value string) error {
 	name, _, _ := strings.Cut(part, "=")
 	d, err := narinfo.ParseDuration(value)
@@ -144,29 +146,37 @@ func addDuration(duration *time.Duration, part, value string) error {
 	case err != nil:
 		return err
 	case d <= 0:
-		return fmt.Errorf("%q is no time at all", part)
+		return fmt.Errorf("%q: the duration must be positive", part)
 	case *duration != 0:
-		return fmt.Errorf("%q: %s stands there twice", part, name)
+		return fmt.Errorf("%q: %s is given twice", part, name)
 	}
 	*duration = d
 	return nil
 }
 
-// facts are what the local conditions need to know of an item.
-type facts struct {
-	added, lastUsed time.Time
-	// countedSince is since when uses are counted: before, nobody knows.
-	countedSince time.Time
-	tags         []index.Tag // only when any criterion asks for them
-	// aheadSince is when times were first found to be ahead; zero for not before.
-	aheadSince time.Time
+// Facts are what the local conditions are evaluated on.
+type Facts struct {
+	Added, LastUsed time.Time
+	// CountedSince is when counting of uses began: earlier uses are unknown.
+	CountedSince time.Time
+	Tags         []index.Tag // only if a criterion uses tags
+	// AheadSince is when times were first found to be ahead; zero for not before.
+	AheadSince time.Time
 }
 
-// holds says whether the conditions hold that need nobody to be asked and no
-// other item to be looked at.
-func (c *Criterion) holds(f facts, now time.Time) bool {
+// past replaces a time that a wrong clock has stored.
+func (f *Facts) past(t, now time.Time) time.Time {
+	if stamp.IsWrong(t, now) && !f.AheadSince.IsZero() {
+		t = f.AheadSince
+	}
+	return stamp.Past(t, now)
+}
+
+// Holds reports whether the local conditions hold: those that need neither other instances
+// nor other items.
+func (c *Criterion) Holds(f Facts, now time.Time) bool {
 	has := func(wanted index.Tag) bool {
-		for _, tag := range f.tags {
+		for _, tag := range f.Tags {
 			if tag == wanted {
 				return true
 			}
@@ -183,25 +193,25 @@ func (c *Criterion) holds(f facts, now time.Time) bool {
 			return false
 		}
 	}
-	added, used := f.past(f.added, now), f.past(f.lastUsed, now)
-	for _, since := range []time.Time{added, f.past(f.countedSince, now)} {
+	added, used := f.past(f.Added, now), f.past(f.LastUsed, now)
+	for _, since := range []time.Time{added, f.past(f.CountedSince, now)} {
 		if used.Before(since) {
 			used = since
 		}
 	}
-	return (c.unusedFor == 0 || now.Sub(used) >= c.unusedFor) &&
+	return (c.UnusedFor == 0 || now.Sub(used) >= c.UnusedFor) &&
 		(c.olderThan == 0 || now.Sub(added) >= c.olderThan) &&
 		(c.addedBefore.IsZero() || added.Before(c.addedBefore))
 }
 
-// asksTags says whether the item's tags must be known.
-func (c *Criterion) asksTags() bool { return len(c.with)+len(c.without) > 0 }
+// AsksTags reports whether Holds needs the item's tags.
+func (c *Criterion) AsksTags() bool { return len(c.with)+len(c.without) > 0 }
 
-// Instances are the instances that criteria name, each once, in their order.
+// Instances returns the instances that criteria name, each once, in order.
 func Instances(criteria []Criterion) (urls []*url.URL) {
 	known := make(map[string]bool)
 	for _, c := range criteria {
-		for _, u := range c.storedOn {
+		for _, u := range c.StoredOn {
 			if !known[u.String()] {
 				known[u.String()] = true
 				urls = append(urls, u)

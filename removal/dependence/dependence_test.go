@@ -1,4 +1,4 @@
-package removal
+package dependence
 
 import (
 	"fmt"
@@ -17,7 +17,7 @@ type modelInstance struct {
 	id       string
 	has      bool
 	on       []string // its criteria
-	reliance *reliance
+	tracker  *Tracker
 	downTill time.Time
 	asking   []question // under way: for the batch, or to refresh
 	batch    int        // questions of the batch that have no answer yet; 0 without one
@@ -80,7 +80,7 @@ func (m *model) pass(d time.Duration) {
 			}
 			for _, url := range i.on {
 				if other := m.behind(url); m.random.IntN(5) > 0 && !m.now.Before(other.downTill) {
-					i.reliance.hear(url, m.now, m.introduce(other))
+					i.tracker.Hear(url, m.now, m.introduce(other))
 				}
 			}
 		}
@@ -97,9 +97,9 @@ func (m *model) behind(url string) *modelInstance {
 
 func (m *model) introduce(i *modelInstance) peer.Introduction {
 	if m.hasty {
-		i.reliance.settled()
+		i.tracker.AssumeSettled()
 	}
-	return peer.Introduction{Instance: i.id, ReliesOn: i.reliance.statement()}
+	return peer.Introduction{Instance: i.id, ReliesOn: i.tracker.Statement()}
 }
 
 func (m *model) log(format string, args ...any) {
@@ -118,7 +118,7 @@ func (m *model) start(i *modelInstance) {
 	if m.random.IntN(3) == 0 {
 		i.on = nil
 	}
-	i.reliance = newReliance(i.id, i.on, 0, func() time.Time { return m.now })
+	i.tracker = New(i.id, i.on, 0, func() time.Time { return m.now })
 	m.log("%s starts with %v", i.id, i.on)
 }
 
@@ -162,22 +162,22 @@ func (m *model) progress(i *modelInstance, n int) {
 	answered := *q
 	i.asking = slices.Delete(i.asking, n, n+1)
 	if answered.up {
-		i.reliance.hear(answered.of, answered.at, answered.answer)
+		i.tracker.Hear(answered.of, answered.at, answered.answer)
 	}
 	if m.hasty {
-		i.reliance.settled()
+		i.tracker.AssumeSettled()
 	}
 	if !answered.batch {
 		return
 	}
 	i.batch--
-	if answered.up && answered.has && i.reliance.refusal(answered.of, answered.answer) == "" {
+	if answered.up && answered.has && i.tracker.Refusal(answered.of, answered.answer) == "" {
 		i.heard[answered.of] = said{answered.at, answered.answer}
 	}
 	if i.batch > 0 || len(i.heard) == 0 || !i.has {
 		return
 	}
-	if !i.reliance.isLate(i.begun) {
+	if !i.tracker.IsLate(i.begun) {
 		i.has = false
 		m.removals++
 		m.log("%s removes it, as one of %v has it, which it asked at %s", i.id, i.heard, i.begun.Format("15:04:05"))
@@ -186,7 +186,7 @@ func (m *model) progress(i *modelInstance, n int) {
 
 // duration is one of those at which something may happen.
 func (m *model) duration() time.Duration {
-	return []time.Duration{time.Second, time.Second, 10 * time.Second, 10 * time.Second, 30 * time.Second, 59 * time.Second, time.Minute, 5 * time.Minute, settleTime}[m.random.IntN(9)]
+	return []time.Duration{time.Second, time.Second, 10 * time.Second, 10 * time.Second, 30 * time.Second, 59 * time.Second, time.Minute, 5 * time.Minute, SettleTime}[m.random.IntN(9)]
 }
 
 // run takes steps, and reports whether the nar was lost.
@@ -243,25 +243,25 @@ func TestSteps(t *testing.T) {
 	now := time.Date(2024, 1, 1, 0, 0, 0, 0, time.UTC)
 	for count := 1; count <= mostSteps+3; count++ {
 		for _, ring := range []bool{false, true} {
-			var all []*reliance
+			var all []*Tracker
 			for n := range count {
-				all = append(all, newReliance(string(rune('A'+n)), nil, 0, func() time.Time { return now }))
+				all = append(all, New(string(rune('A'+n)), nil, 0, func() time.Time { return now }))
 			}
-			last := newReliance("Z", []string{"first"}, 0, func() time.Time { return now })
-			introduce := func(r *reliance) peer.Introduction {
-				return peer.Introduction{Instance: r.self, ReliesOn: r.statement()}
+			last := New("Z", []string{"first"}, 0, func() time.Time { return now })
+			introduce := func(r *Tracker) peer.Introduction {
+				return peer.Introduction{Instance: r.self, ReliesOn: r.Statement()}
 			}
 			for range count + 1 {
 				for n, r := range all {
 					if n+1 < count {
-						r.hear("next", now, introduce(all[n+1]))
+						r.Hear("next", now, introduce(all[n+1]))
 					} else if ring {
-						r.hear("next", now, introduce(last))
+						r.Hear("next", now, introduce(last))
 					}
-					r.settled()
+					r.AssumeSettled()
 				}
-				last.hear("first", now, introduce(all[0]))
-				last.settled()
+				last.Hear("first", now, introduce(all[0]))
+				last.AssumeSettled()
 			}
 			want := ""
 			switch {
@@ -270,16 +270,16 @@ func TestSteps(t *testing.T) {
 			case ring || count > mostSteps:
 				want = "is not known"
 			}
-			got := last.refusal("first", introduce(all[0]))
+			got := last.Refusal("first", introduce(all[0]))
 			if (got == "") != (want == "") || !strings.Contains(got, want) {
 				t.Errorf("%d instances, in a ring: %v: %q, want %q", count, ring, got, want)
 			}
-			if got := all[count-1].refusal("next", introduce(last)); ring && got != "" {
+			if got := all[count-1].Refusal("next", introduce(last)); ring && got != "" {
 				t.Errorf("%d instances: the greatest is not relied on: %s", count, got)
 			}
 			// The first has not heard from its peer for some time.
-			now = now.Add(settleTime/stateShare + 1)
-			if got := last.refusal("first", introduce(all[0])); count > 1 && got == "" {
+			now = now.Add(SettleTime/stateShare + 1)
+			if got := last.Refusal("first", introduce(all[0])); count > 1 && got == "" {
 				t.Errorf("%d instances: an old statement counts", count)
 			}
 		}

@@ -1,4 +1,4 @@
-package removal
+package criteria
 
 import (
 	"strings"
@@ -17,8 +17,8 @@ func TestParseCriterion(t *testing.T) {
 		"stored-on=http://one.example:8734/sub":          {},
 		"stored-on=https://one.example/a,b":              {},
 		"stored-on=https://a.example,stored-on=http://b": {},
-		"unused-for=30d":                                 {unusedFor: 30 * day},
-		"unused-for=2mo":                                 {unusedFor: 60 * day},
+		"unused-for=30d":                                 {UnusedFor: 30 * day},
+		"unused-for=2mo":                                 {UnusedFor: 60 * day},
 		"added-before=2024-02-29":                        {addedBefore: time.Date(2024, 2, 29, 0, 0, 0, 0, time.UTC)},
 		"added-before=3w":                                {olderThan: 21 * day},
 		"tag=k=v":                                        {with: []index.Tag{{Key: "k", Value: "v"}}},
@@ -27,19 +27,19 @@ func TestParseCriterion(t *testing.T) {
 		"tag=k=a,b":                                      {with: []index.Tag{{Key: "k", Value: "a,b"}}},
 		"no-tag=k=v,tag=a=b":                             {with: []index.Tag{{Key: "a", Value: "b"}}, without: []index.Tag{{Key: "k", Value: "v"}}},
 		"tag=a=b,tag=c=d":                                {with: []index.Tag{{Key: "a", Value: "b"}, {Key: "c", Value: "d"}}},
-		"unreferenced":                                   {unreferenced: true},
+		"unreferenced":                                   {Unreferenced: true},
 		"unpinned":                                       {},
-		"unused-for=1h,unreferenced,unpinned":            {unusedFor: time.Hour, unreferenced: true},
-		"unreferenced,added-before=1d,unused-for=1s":     {unreferenced: true, olderThan: day, unusedFor: time.Second},
-		"stored-on=http://a/x,y,unused-for=1d,tag=k=v,w,z": {unusedFor: day, with: []index.Tag{{Key: "k", Value: "v,w,z"}}},
+		"unused-for=1h,unreferenced,unpinned":            {UnusedFor: time.Hour, Unreferenced: true},
+		"unreferenced,added-before=1d,unused-for=1s":     {Unreferenced: true, olderThan: day, UnusedFor: time.Second},
+		"stored-on=http://a/x,y,unused-for=1d,tag=k=v,w,z": {UnusedFor: day, with: []index.Tag{{Key: "k", Value: "v,w,z"}}},
 	} {
-		got, err := ParseCriterion(text)
+		got, err := Parse(text)
 		if err != nil || got.String() != text {
 			t.Errorf("%s: %v, %q", text, err, got)
 			continue
 		}
-		if got.unusedFor != want.unusedFor || !got.addedBefore.Equal(want.addedBefore) || got.olderThan != want.olderThan ||
-			got.unreferenced != want.unreferenced || !sameTags(got.with, want.with) || !sameTags(got.without, want.without) {
+		if got.UnusedFor != want.UnusedFor || !got.addedBefore.Equal(want.addedBefore) || got.olderThan != want.olderThan ||
+			got.Unreferenced != want.Unreferenced || !sameTags(got.with, want.with) || !sameTags(got.without, want.without) {
 			t.Errorf("%s: %+v", text, got)
 		}
 	}
@@ -49,7 +49,7 @@ func TestParseCriterion(t *testing.T) {
 		"stored-on=https://a.example,stored-on=http://b":   "https://a.example http://b",
 		"stored-on=http://a/x,y,unused-for=1d,tag=k=v,w,z": "http://a/x,y",
 	} {
-		got, err := ParseCriterion(text)
+		got, err := Parse(text)
 		var urls []string
 		for _, u := range Instances([]Criterion{got, got}) {
 			urls = append(urls, u.String())
@@ -109,7 +109,7 @@ func TestBadCriteria(t *testing.T) {
 		"added-before=2020-01-01,added-before=2021-01-01": {"added-before", "twice"},
 		"added-before=0001-01-01":                         {"added-before=0001-01-01"},
 	} {
-		got, err := ParseCriterion(text)
+		got, err := Parse(text)
 		if err == nil {
 			t.Errorf("%q: %+v", text, got)
 			continue
@@ -132,18 +132,18 @@ func FuzzParseCriterion(f *testing.F) {
 		f.Add(text)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
-		c, err := ParseCriterion(text)
+		c, err := Parse(text)
 		if err != nil {
 			return
 		}
 		// All that was written is in it: nothing may go by half a criterion.
 		conditions := len(splitConditions(text))
-		found := len(c.storedOn) + len(c.with) + len(c.without) + strings.Count(","+text+",", ",unpinned,")
-		if strings.Contains(","+text+",", ",unreferenced,") != c.unreferenced {
+		found := len(c.StoredOn) + len(c.with) + len(c.without) + strings.Count(","+text+",", ",unpinned,")
+		if strings.Contains(","+text+",", ",unreferenced,") != c.Unreferenced {
 			t.Fatalf("%q: %+v", text, c)
 		}
 		found += strings.Count(","+text+",", ",unreferenced,")
-		for _, is := range []bool{c.unusedFor > 0, c.olderThan > 0, !c.addedBefore.IsZero()} {
+		for _, is := range []bool{c.UnusedFor > 0, c.olderThan > 0, !c.addedBefore.IsZero()} {
 			if is {
 				found++
 			}
@@ -151,7 +151,7 @@ func FuzzParseCriterion(f *testing.F) {
 		if found != conditions {
 			t.Fatalf("%q: %d conditions of %d: %+v", text, found, conditions, c)
 		}
-		for _, u := range c.storedOn {
+		for _, u := range c.StoredOn {
 			if u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 				t.Fatalf("%q: %v", text, u)
 			}
@@ -165,41 +165,41 @@ func TestHolds(t *testing.T) {
 	a, b := index.Tag{Key: "k", Value: "a"}, index.Tag{Key: "k", Value: "b"}
 	for _, test := range []struct {
 		criterion string
-		facts     facts
+		facts     Facts
 		want      bool
 	}{
-		{"unpinned", facts{}, true},
-		{"stored-on=http://x", facts{added: now}, true}, // of what is known here
-		{"unused-for=10d", facts{added: now.Add(-20 * day)}, true},
-		{"unused-for=10d", facts{added: now.Add(-10 * day)}, true},
-		{"unused-for=10d", facts{added: now.Add(-10*day + 1)}, false},
-		{"unused-for=10d", facts{added: now.Add(-20 * day), lastUsed: now.Add(-10 * day)}, true},
-		{"unused-for=10d", facts{added: now.Add(-20 * day), lastUsed: now.Add(-9 * day)}, false},
-		{"unused-for=10d", facts{added: now.Add(-9 * day), lastUsed: now.Add(-20 * day)}, false}, // it came again
-		{"unused-for=10d", facts{added: now.Add(-20 * day), lastUsed: now.Add(day)}, false},      // by another clock
-		{"added-before=10d", facts{added: now.Add(-10 * day), lastUsed: now}, true},
-		{"added-before=10d", facts{added: now.Add(-10*day + 1)}, false},
-		{"added-before=2024-05-31", facts{added: time.Date(2024, 5, 30, 23, 59, 59, 0, time.UTC)}, true},
-		{"added-before=2024-05-31", facts{added: time.Date(2024, 5, 31, 0, 0, 0, 0, time.UTC)}, false},
-		{"tag=k=a", facts{tags: []index.Tag{b, a}}, true},
-		{"tag=k=a", facts{tags: []index.Tag{b}}, false},
-		{"tag=k=a", facts{}, false},
-		{"no-tag=k=a", facts{}, true},
-		{"no-tag=k=a", facts{tags: []index.Tag{b}}, true},
-		{"no-tag=k=a", facts{tags: []index.Tag{b, a}}, false},
-		{"tag=k=a,no-tag=k=b", facts{tags: []index.Tag{a}}, true},
-		{"tag=k=a,no-tag=k=b", facts{tags: []index.Tag{a, b}}, false},
-		{"tag=k=a,tag=k=b", facts{tags: []index.Tag{a}}, false},
-		{"tag=k=a,unused-for=10d", facts{tags: []index.Tag{a}, added: now.Add(-day)}, false},
-		{"unused-for=10d,added-before=30d", facts{added: now.Add(-20 * day)}, false},
-		{"added-before=2024-05-31,added-before=10d", facts{added: now.Add(-9 * day)}, false},
-		{"unused-for=10d,added-before=30d", facts{added: now.Add(-30 * day), lastUsed: now.Add(-10 * day)}, true},
+		{"unpinned", Facts{}, true},
+		{"stored-on=http://x", Facts{Added: now}, true}, // of what is known here
+		{"unused-for=10d", Facts{Added: now.Add(-20 * day)}, true},
+		{"unused-for=10d", Facts{Added: now.Add(-10 * day)}, true},
+		{"unused-for=10d", Facts{Added: now.Add(-10*day + 1)}, false},
+		{"unused-for=10d", Facts{Added: now.Add(-20 * day), LastUsed: now.Add(-10 * day)}, true},
+		{"unused-for=10d", Facts{Added: now.Add(-20 * day), LastUsed: now.Add(-9 * day)}, false},
+		{"unused-for=10d", Facts{Added: now.Add(-9 * day), LastUsed: now.Add(-20 * day)}, false}, // it came again
+		{"unused-for=10d", Facts{Added: now.Add(-20 * day), LastUsed: now.Add(day)}, false},      // by another clock
+		{"added-before=10d", Facts{Added: now.Add(-10 * day), LastUsed: now}, true},
+		{"added-before=10d", Facts{Added: now.Add(-10*day + 1)}, false},
+		{"added-before=2024-05-31", Facts{Added: time.Date(2024, 5, 30, 23, 59, 59, 0, time.UTC)}, true},
+		{"added-before=2024-05-31", Facts{Added: time.Date(2024, 5, 31, 0, 0, 0, 0, time.UTC)}, false},
+		{"tag=k=a", Facts{Tags: []index.Tag{b, a}}, true},
+		{"tag=k=a", Facts{Tags: []index.Tag{b}}, false},
+		{"tag=k=a", Facts{}, false},
+		{"no-tag=k=a", Facts{}, true},
+		{"no-tag=k=a", Facts{Tags: []index.Tag{b}}, true},
+		{"no-tag=k=a", Facts{Tags: []index.Tag{b, a}}, false},
+		{"tag=k=a,no-tag=k=b", Facts{Tags: []index.Tag{a}}, true},
+		{"tag=k=a,no-tag=k=b", Facts{Tags: []index.Tag{a, b}}, false},
+		{"tag=k=a,tag=k=b", Facts{Tags: []index.Tag{a}}, false},
+		{"tag=k=a,unused-for=10d", Facts{Tags: []index.Tag{a}, Added: now.Add(-day)}, false},
+		{"unused-for=10d,added-before=30d", Facts{Added: now.Add(-20 * day)}, false},
+		{"added-before=2024-05-31,added-before=10d", Facts{Added: now.Add(-9 * day)}, false},
+		{"unused-for=10d,added-before=30d", Facts{Added: now.Add(-30 * day), LastUsed: now.Add(-10 * day)}, true},
 	} {
-		criterion, err := ParseCriterion(test.criterion)
+		criterion, err := Parse(test.criterion)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := criterion.holds(test.facts, now); got != test.want {
+		if got := criterion.Holds(test.facts, now); got != test.want {
 			t.Errorf("%s with %+v: %v", test.criterion, test.facts, got)
 		}
 	}

@@ -1,4 +1,5 @@
-package removal
+// Package withdrawal removes withdrawn items after their grace period.
+package withdrawal
 
 import (
 	"context"
@@ -9,26 +10,25 @@ import (
 
 	"nar-herder/internal/pace"
 	"nar-herder/removal/deletion"
+	"nar-herder/removal/pins"
 	"nar-herder/storage"
 	"nar-herder/storage/index"
 )
 
 const (
-	// withdrawnInterval is how often Withdrawn looks, which takes one look at an
-	// index of what is withdrawn.
+	// withdrawnInterval is how often the Remover looks, which costs one query of an index.
 	withdrawnInterval = time.Second
-	// boundEvery is how often it looks for withdrawals that are dated ahead, and how
-	// long after the start at first: a clock that is behind when the machine starts is
-	// set right until then.
+	// boundEvery is how often it looks for withdrawals that are dated ahead. The first time
+	// is as long after the start, when the clock of the machine has been set.
 	boundEvery = time.Hour
 )
 
-// withdrawnBackoff is how long it waits while that fails.
+// withdrawnBackoff is how long it waits after failures.
 var withdrawnBackoff = pace.Backoff{First: 2 * withdrawnInterval, Last: time.Minute}
 
-// Withdrawn removes the items that were withdrawn, each when no client can hold its
+// Remover removes the items that were withdrawn, each when no client can hold its
 // narinfo.
-type Withdrawn struct {
+type Remover struct {
 	log *slog.Logger
 	// failing says that the last try failed.
 	failing atomic.Bool
@@ -40,9 +40,9 @@ type Withdrawn struct {
 	boundAt time.Time
 }
 
-// NewWithdrawn removes items from the storage.
-func NewWithdrawn(s *storage.Storage, x *index.Index, log *slog.Logger) *Withdrawn {
-	w := &Withdrawn{log: log, bound: x.BoundTimes}
+// New removes items from the storage.
+func New(s *storage.Storage, x *index.Index, log *slog.Logger) *Remover {
+	w := &Remover{log: log, bound: x.BoundTimes}
 	w.remove = func(ctx context.Context, now time.Time) (storage.Freed, error) {
 		return deletion.RemoveWithdrawn(ctx, s, now)
 	}
@@ -50,18 +50,18 @@ func NewWithdrawn(s *storage.Storage, x *index.Index, log *slog.Logger) *Withdra
 	return w
 }
 
-// keepPinned takes back withdrawals, when any is due, of what pins have come to
-// keep since: a pinned item may have come, or refer to others now.
-func (w *Withdrawn) keepPinned(ctx context.Context, x *index.Index, now time.Time) error {
+// keepPinned restores withdrawn items that pins keep by now, when any withdrawal is due: a
+// pinned item may have been added since, or refer to others now.
+func (w *Remover) keepPinned(ctx context.Context, x *index.Index, now time.Time) error {
 	due, err := x.DeletableItems(ctx, now, 1)
 	if err != nil || len(due) == 0 {
 		return err
 	}
-	pinned, err := ReadPinned(ctx, x)
+	pinned, err := pins.Read(ctx, x)
 	if err != nil {
 		return err
 	}
-	for _, hash := range pinned.closure.Withdrawn() {
+	for _, hash := range pinned.Withdrawn() {
 		err := x.Reclaim(ctx, func(tx *index.Tx) error {
 			_, err := tx.Restore(hash, time.Now())
 			return err
@@ -69,17 +69,17 @@ func (w *Withdrawn) keepPinned(ctx context.Context, x *index.Index, now time.Tim
 		if err != nil && !errors.Is(err, storage.ErrNotFound) {
 			return err
 		}
-		w.log.Info("an item that was about to be removed stays, as a pin keeps it", "item", hash.String())
+		w.log.Info("restored a withdrawn item that a pin keeps", "item", hash.String())
 	}
 	return nil
 }
 
-// Run removes what is due until the context ends. Errors are logged, once each
-// time that it begins to fail, and tried again.
-func (w *Withdrawn) Run(ctx context.Context) {
+// Run removes due items until the context ends. It logs the first of a series of errors, and
+// tries again.
+func (w *Remover) Run(ctx context.Context) {
 	w.boundAt = time.Now()
 	failures := 0
-	timer := time.NewTimer(0) // something may be due since long ago
+	timer := time.NewTimer(0) // an item may be overdue
 	defer timer.Stop()
 	for {
 		select {
@@ -94,7 +94,7 @@ func (w *Withdrawn) Run(ctx context.Context) {
 			return
 		case err != nil:
 			if !w.failing.Swap(true) {
-				w.log.Error("items that were withdrawn can't be removed; they stay until it works, and so do bytes without an item", "error", err)
+				w.log.Error("can't remove withdrawn items; they stay until that works, and so do files without an item", "error", err)
 			}
 			failures++
 			wait = withdrawnBackoff.After(failures)
@@ -108,15 +108,15 @@ func (w *Withdrawn) Run(ctx context.Context) {
 	}
 }
 
-// Warnings are for the health.
-func (w *Withdrawn) Warnings() []string {
+// Warnings returns warnings for the health page.
+func (w *Remover) Warnings() []string {
 	if w.failing.Load() {
-		return []string{"items that were withdrawn can't be removed, and take room: see the log"}
+		return []string{"withdrawn items can't be removed, and take room: see the log"}
 	}
 	return nil
 }
 
-func (w *Withdrawn) step(ctx context.Context) error {
+func (w *Remover) step(ctx context.Context) error {
 	if now := time.Now(); now.Sub(w.boundAt) >= boundEvery {
 		w.boundAt = now
 		bounded, err := w.bound(ctx, now)
