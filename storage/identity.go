@@ -6,9 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"sync/atomic"
-
-	"golang.org/x/sync/errgroup"
 
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
@@ -62,71 +59,6 @@ func (s *Storage) IsMounted(ctx context.Context) error {
 		err = fmt.Errorf("storage %s: %w: the index has %d: is it mounted? If the nars are lost, as with their disk, run 'nar-herder claim-storage --accept-loss'", s.bytes, ErrAllMissing, totals.StoredNars)
 	}
 	return err
-}
-
-// claimSamples is how many items [Storage.MayBeClaimed] looks at, at the most.
-const claimSamples = 25
-
-// MayBeClaimed is IsMounted for a byte store without an owner, which may be another than
-// before: it also returns an error where many of the nars are missing, as in an unfinished
-// or an old copy. It looks at some of them, spread over those that the index has as stored,
-// and allows a quarter to be missing: of so few, that may be chance.
-func (s *Storage) MayBeClaimed(ctx context.Context) error {
-	if err := s.IsMounted(ctx); err != nil {
-		return err
-	}
-	totals, err := s.index.Totals(ctx)
-	if err != nil {
-		return err
-	}
-	step := max(1, (totals.StoredNars+claimSamples-1)/claimSamples)
-	var names []string
-	for place := int64(0); ; {
-		row, err := s.index.StoredAfter(ctx, place, step-1)
-		var damage *index.Damage
-		if errors.As(err, &damage) && damage.Place() > place {
-			place = damage.Place()
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		if row == nil {
-			break
-		}
-		place = row.Place()
-		item, err := NewItem(row)
-		if errors.Is(err, index.ErrDamaged) {
-			continue
-		} else if err != nil {
-			return err
-		}
-		for n, name := range item.names {
-			if name != "" && item.HasStored(n) {
-				names = append(names, name)
-			}
-		}
-	}
-	var missing atomic.Int64
-	looking, ctx := errgroup.WithContext(ctx)
-	looking.SetLimit(s.Concurrency())
-	for _, name := range names {
-		looking.Go(func() error {
-			_, err := s.bytes.Stat(ctx, name)
-			if errors.Is(err, fs.ErrNotExist) {
-				missing.Add(1)
-				return nil
-			}
-			return err
-		})
-	}
-	if err := looking.Wait(); err != nil {
-		return err
-	}
-	if n := missing.Load(); n > 1 && n > int64(len(names))/4 {
-		return fmt.Errorf("storage %s lacks %d of %d nars that were looked for: is it the right one, and was it copied to its end? If it is all that there is, 'nar-herder claim-storage' makes it this instance's, and records which nars are there", s.bytes, n, len(names))
-	}
-	return nil
 }
 
 // note reads one of the short texts that the byte store has beside the nars.

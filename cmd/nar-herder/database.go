@@ -172,7 +172,7 @@ func open(ctx context.Context, database, store string, how opening, log *slog.Lo
 	}
 	o.Storage = storage.New(o.index, bytes, options)
 	if o.claim != nil {
-		o.claim.IsMounted = o.MayBeClaimed
+		o.claim.IsMounted = func(ctx context.Context) error { return owner.IsComplete(ctx, o.Storage) }
 	}
 	return o, nil
 }
