@@ -16,6 +16,7 @@ import (
 	"nar-herder/internal/redact"
 	"nar-herder/peer"
 	"nar-herder/storage/index"
+	"nar-herder/storage/location"
 	"nar-herder/storage/uses"
 )
 
@@ -71,7 +72,7 @@ func advertise(ctx context.Context, x *index.Index, options *cached.Options, log
 // cacheOptions gathers what the options say of each type.
 func (c *serverCommand) cacheOptions() (cached.Options, error) {
 	options := cached.Options{
-		TTL: (*time.Duration)(c.TTL), NewTTL: (*time.Duration)(c.NewTTL), StorageDirectory: localDirectory(c.Storage),
+		TTL: (*time.Duration)(c.TTL), NewTTL: (*time.Duration)(c.NewTTL), StorageDirectory: location.Directory(c.Storage),
 		MinUses: int(c.CachedCompressionMinUses), Workers: int(c.CachedCompressionWorkers),
 	}
 	for _, enabled := range c.EnableCachedCompression {

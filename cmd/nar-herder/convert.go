@@ -12,6 +12,7 @@ import (
 	"nar-herder/mirror"
 	"nar-herder/mirror/original"
 	"nar-herder/mirror/original/convert"
+	"nar-herder/storage/location"
 )
 
 type convertCommand struct {
@@ -89,7 +90,7 @@ func (c *serverCommand) convertInPlace(ctx context.Context, listeners []net.List
 		options.Mirrored = true
 		options.Settings = func(ctx context.Context, from *original.Database) (map[string]string, error) {
 			settings, err := mirror.ConvertedSettings(ctx, from)
-			if bytes, ok := options.Storage.(byteStore); err == nil && ok {
+			if bytes, ok := options.Storage.(location.Store); err == nil && ok {
 				if settings == nil {
 					settings = make(map[string]string)
 				}
@@ -116,7 +117,7 @@ func lookIn(ctx context.Context, options *convert.Options, store string) (closeS
 	if store == "" {
 		return func() error { return nil }, nil
 	}
-	bytes, err := openBytes(ctx, store, options.Log)
+	bytes, err := location.Open(ctx, store, options.Log)
 	if err != nil {
 		return nil, err
 	}

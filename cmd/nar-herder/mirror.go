@@ -26,6 +26,7 @@ import (
 	"nar-herder/peer"
 	"nar-herder/removal"
 	"nar-herder/storage/index"
+	"nar-herder/storage/location"
 	"nar-herder/storage/owner"
 )
 
@@ -39,7 +40,7 @@ func (c *serverCommand) beginMirror(ctx context.Context, listeners []net.Listene
 		return nil // what else may be wrong with it, opening it will tell
 	}
 	if c.Storage != "" && !c.StorageReadOnly {
-		bytes, err := openBytes(ctx, c.Storage, log)
+		bytes, err := location.Open(ctx, c.Storage, log)
 		if err != nil {
 			return err
 		}

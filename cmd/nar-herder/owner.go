@@ -16,6 +16,7 @@ import (
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/check"
 	"nar-herder/storage/index"
+	"nar-herder/storage/location"
 	"nar-herder/storage/owner"
 )
 
@@ -189,7 +190,7 @@ func (c *claimStorageCommand) Run(ctx context.Context, s *streams) (err error) {
 	if err := validateStorage("--storage", c.Storage); err != nil {
 		return err
 	}
-	bytes, err := openBytes(ctx, c.Storage, log)
+	bytes, err := location.Open(ctx, c.Storage, log)
 	if err != nil {
 		return err
 	}

@@ -26,6 +26,7 @@ import (
 	"nar-herder/storage/checksums"
 	"nar-herder/storage/dbspace"
 	"nar-herder/storage/index"
+	"nar-herder/storage/location"
 	"nar-herder/storage/owner"
 	"nar-herder/storage/uses"
 )
@@ -106,7 +107,7 @@ func (c *serverCommand) validate() error {
 	if c.StorageHardLimit != noLimit && c.StorageLimit != noLimit && c.StorageHardLimit < c.StorageLimit {
 		return errors.New("--storage-hard-limit is below --storage-limit, so that nothing would be taken in and nothing be removed: raise it")
 	}
-	if isBucket(c.Storage) && c.StorageMinimumFreeSpace != noLimit {
+	if location.IsBucket(c.Storage) && c.StorageMinimumFreeSpace != noLimit {
 		return errors.New("--storage-minimum-free-space: a bucket has no file system with free space: leave it out, or use --storage-limit")
 	}
 	if err := c.checkMinimumFree(); err != nil {
@@ -118,10 +119,10 @@ func (c *serverCommand) validate() error {
 	if c.MirrorBandwidth == 0 {
 		return errors.New("--mirror-bandwidth=0: nothing would ever come: name a number of bytes, or none")
 	}
-	if isBucket(c.Storage) && c.XAccelRedirect {
+	if location.IsBucket(c.Storage) && c.XAccelRedirect {
 		return errors.New("--x-accel-redirect: the web server in front can't send what is in a bucket: leave it out, or see --serve-bucket-nars")
 	}
-	if c.ServeBucketNars == redirect && !isBucket(c.Storage) {
+	if c.ServeBucketNars == redirect && !location.IsBucket(c.Storage) {
 		return errors.New("--serve-bucket-nars=redirect is for a storage in a bucket, s3://BUCKET/PREFIX")
 	}
 	if c.StorageCache != "" && (c.ServeBucketNars == redirect || c.XAccelRedirect) {
@@ -325,7 +326,7 @@ func (c *serverCommand) run(ctx context.Context, effect inEffect, running *tasks
 		database.Note = note
 	}
 	unstored := &unstoredCount{index: store.index, log: log}
-	options.Health = healthParts{store, localDirectory(c.Storage), database, dumps, unstored, peers, withdrawn, ownership, remover, follower, fetcher}.list()
+	options.Health = healthParts{store, location.Directory(c.Storage), database, dumps, unstored, peers, withdrawn, ownership, remover, follower, fetcher}.list()
 	server = httpapi.New(store, options)
 	watcher, err := store.index.Watch(ctx)
 	if err != nil {

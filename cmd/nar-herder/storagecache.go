@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"nar-herder/internal/disk"
+	"nar-herder/storage/location"
 	"nar-herder/storage/tiered"
 )
 
@@ -19,7 +20,7 @@ func (c *serverCommand) storageCache() (*tiered.Options, error) {
 	if c.StorageCacheSize <= 0 {
 		return nil, usagef("--storage-cache-size: the cache needs one: name a number of bytes above 0")
 	}
-	if lies := localDirectory(c.Storage); lies != "" {
+	if lies := location.Directory(c.Storage); lies != "" {
 		overlap, err := disk.Overlap(lies, c.StorageCache)
 		if err != nil {
 			return nil, fmt.Errorf("--storage-cache: %w", err)
