@@ -23,7 +23,6 @@ import (
 // Options of [New].
 type Options struct {
 	Storage *storage.Storage
-	Index   *index.Index
 	// Source is the instance that is followed.
 	Source *peer.Peer
 	// Downloads is the name that files which are being downloaded begin with, on a
@@ -157,7 +156,7 @@ func (m *Mirror) Run(ctx context.Context) {
 // step follows the source for as long as that goes well, or asks it once, and
 // returns after which time to go on.
 func (m *Mirror) step(ctx context.Context) (time.Duration, error) {
-	at, err := readPlace(ctx, m.Index)
+	at, err := readPlace(ctx, m.Storage.Index())
 	if err != nil {
 		return 0, err
 	}
@@ -203,7 +202,7 @@ func (m *Mirror) step(ctx context.Context) (time.Duration, error) {
 // notSelf refuses to follow oneself, and who follows this instance: changes would go
 // round for ever.
 func (m *Mirror) notSelf(state peer.LogState) error {
-	own := m.Index.Instance()
+	own := m.Storage.Index().Instance()
 	if state.Instance == own {
 		return &RefusedError{"it is this very instance: name another with --mirror, or, if this database is a copy of that instance's, stop this server and run 'nar-herder new-identity'"}
 	}
@@ -262,7 +261,7 @@ func Accept(ctx context.Context, x *index.Index, now time.Time) error {
 
 // unlessAccepted returns a [RefusedError], unless the source was accepted lately.
 func (m *Mirror) unlessAccepted(ctx context.Context, why string) error {
-	text, err := m.Index.Setting(ctx, acceptSetting)
+	text, err := m.Storage.Index().Setting(ctx, acceptSetting)
 	if err != nil {
 		return err
 	}

@@ -47,7 +47,7 @@ func (m *Mirror) resync(ctx context.Context, at place, why string) error {
 	if err != nil {
 		err = fmt.Errorf("start from the dump of %s: %w", m.Source, err)
 	} else {
-		err = m.Index.Update(ctx, next.write)
+		err = m.Storage.Index().Update(ctx, next.write)
 	}
 	if err = m.closeDump(ctx, db, err); err == nil {
 		m.status.resynced()
@@ -92,7 +92,7 @@ func (m *Mirror) merge(ctx context.Context, at place, db *dump) (place, error) {
 	if err != nil {
 		return next, badDump(err)
 	}
-	mirrored, last, err := m.Index.MirroredCount(ctx)
+	mirrored, last, err := m.Storage.Index().MirroredCount(ctx)
 	if err != nil {
 		return next, err
 	}
@@ -310,7 +310,7 @@ func (m *Mirror) unknown(ctx context.Context, items []Followed, there bits) (new
 	for i, item := range items {
 		hashes[i] = item.Hash
 	}
-	err = m.Index.EachAt(ctx, hashes, func(i int, row *index.Item, err error) error {
+	err = m.Storage.Index().EachAt(ctx, hashes, func(i int, row *index.Item, err error) error {
 		setPlace(there, row, err)
 		if row != nil {
 			// A known item keeps its time. Those who follow this instance by time
@@ -349,7 +349,7 @@ func (m *Mirror) keepDamaged(ctx context.Context, db *dump, there bits) (keepAll
 		hashes = append(hashes, hash)
 	}
 	for some := range slices.Chunk(hashes, batchSize) {
-		err := m.Index.EachAt(ctx, some, func(_ int, row *index.Item, err error) error {
+		err := m.Storage.Index().EachAt(ctx, some, func(_ int, row *index.Item, err error) error {
 			setPlace(there, row, err)
 			return nil
 		})
@@ -392,7 +392,7 @@ func (m *Mirror) payOwed(ctx context.Context, at place) bool {
 func (m *Mirror) withdrawOthers(ctx context.Context, at place, there bits, last, mirrored, most int64, newest time.Time) (map[int64]int, error) {
 	each := func(f func(hashes []narinfo.PathHash) error) error {
 		for after := int64(0); after < last; {
-			items, end, err := m.Index.MirroredAfter(ctx, after, last, 20*batchSize)
+			items, end, err := m.Storage.Index().MirroredAfter(ctx, after, last, 20*batchSize)
 			if err != nil {
 				return err
 			}

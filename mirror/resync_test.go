@@ -116,7 +116,7 @@ func mirrorOf2(t *testing.T, own, source *instance, downloads string) *Mirror {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := New(Options{Storage: own.storage, Index: own.index, Downloads: downloads, Source: peer.New(base, peer.Self{Instance: own.index.Instance()}), Log: slog.New(slog.DiscardHandler)})
+	m := New(Options{Storage: own.storage, Downloads: downloads, Source: peer.New(base, peer.Self{Instance: own.index.Instance()}), Log: slog.New(slog.DiscardHandler)})
 	m.negligible = 100
 	return m
 }

@@ -81,7 +81,7 @@ func TestWithdrawnAhead(t *testing.T) {
 		ctx, stop := context.WithCancel(t.Context())
 		ended := make(chan struct{})
 		go func() {
-			NewWithdrawn(p.Storage, p.index, slog.New(slog.DiscardHandler)).Run(ctx)
+			NewWithdrawn(p.Storage, slog.New(slog.DiscardHandler)).Run(ctx)
 			close(ended)
 		}()
 		time.Sleep(36 * time.Hour)

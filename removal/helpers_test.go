@@ -316,7 +316,7 @@ func (i *instance) remover(limit int64, other *instance, criteria ...string) *Re
 		}
 		options.Criteria = append(options.Criteria, criterion)
 	}
-	r := New(i.Storage, i.index, options)
+	r := New(i.Storage, options)
 	// As if it had run for long.
 	r.reliance.since[""] = time.Time{}
 	if other != nil {

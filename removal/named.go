@@ -16,7 +16,6 @@ import (
 // Named removes items that an administrator names.
 type Named struct {
 	Storage *storage.Storage
-	Index   *index.Index
 	// Now deletes rows and bytes at once. Otherwise the items are withdrawn, for
 	// [Withdrawn] to remove them.
 	Now bool
@@ -63,7 +62,7 @@ func (r *Named) Do(ctx context.Context, hashes []narinfo.PathHash, report func(s
 	var pinned *Pinned
 	if !r.Force {
 		var err error
-		if pinned, err = ReadPinned(ctx, r.Index); err != nil {
+		if pinned, err = ReadPinned(ctx, r.Storage.Index()); err != nil {
 			return err
 		}
 	}
@@ -124,7 +123,7 @@ func (r *Named) batch(ctx context.Context, hashes []narinfo.PathHash, pinned **P
 		}
 		done, err := r.remove(ctx, free, *pinned)
 		if errors.Is(err, errPinsChanged) {
-			if *pinned, err = ReadPinned(ctx, r.Index); err != nil {
+			if *pinned, err = ReadPinned(ctx, r.Storage.Index()); err != nil {
 				return nil, err
 			}
 			continue

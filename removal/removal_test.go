@@ -116,7 +116,7 @@ func (p *place) has(t testing.TB, n int) bool {
 // do removes items, and returns the errors by item.
 func (p *place) do(t testing.TB, named Named, numbers ...int) map[int]error {
 	t.Helper()
-	named.Storage, named.Index = p.Storage, p.index
+	named.Storage = p.Storage
 	results := make(map[int]error)
 	n := 0
 	err := named.Do(t.Context(), hashes(numbers...), func(r storage.Removal) {
@@ -216,7 +216,7 @@ func TestPinRace(t *testing.T) {
 				t.Fatal(err)
 			}
 			change(other)
-			named := Named{Storage: p.Storage, Index: p.index, Now: now}
+			named := Named{Storage: p.Storage, Now: now}
 			removals, err := named.batch(t.Context(), hashes(2), &pinned)
 			if err != nil {
 				t.Fatal(err)
@@ -241,7 +241,7 @@ func TestBatchFails(t *testing.T) {
 	for _, n := range numbers {
 		p.add(t, n)
 	}
-	named := Named{Storage: p.Storage, Index: p.index, Now: true}
+	named := Named{Storage: p.Storage, Now: true}
 	broken := errors.New("broken")
 	one := func(bad ...int) map[int]error {
 		results := make(map[int]error)
@@ -305,7 +305,7 @@ func TestLastBroken(t *testing.T) {
 		if err := os.Remove(p.file(1)); err != nil {
 			t.Fatal(err)
 		}
-		named := Named{Storage: storage.New(p.index, files, options), Index: p.index, Now: true}
+		named := Named{Storage: storage.New(p.index, files, options), Now: true}
 		removed := false
 		err = named.Do(t.Context(), hashes(1), func(r storage.Removal) { removed = r.Err == nil })
 		if removed != owned || (err == nil) != owned {
@@ -325,7 +325,7 @@ func TestNamesStorage(t *testing.T) {
 	defer files.Close()
 	refused := storage.ErrNotOwner
 	s := storage.New(p.index, files, storage.Options{MayWrite: func(context.Context) error { return refused }})
-	r := New(s, p.index, Options{Limit: -1, MinimumFree: -1})
+	r := New(s, Options{Limit: -1, MinimumFree: -1})
 	for _, refused = range []error{storage.ErrNotOwner, nil} {
 		if err := r.Round(t.Context()); err != nil {
 			t.Fatal(err)
@@ -394,7 +394,7 @@ func TestWithdrawnErrors(t *testing.T) {
 		var mu sync.Mutex
 		var asked []time.Duration
 		failing, freed := false, storage.Freed{}
-		w := NewWithdrawn(nil, nil, slog.New(slog.NewTextHandler(&log, nil)))
+		w := NewWithdrawn(storage.New(nil, nil, storage.Options{}), slog.New(slog.NewTextHandler(&log, nil)))
 		w.keep = func(context.Context, time.Time) error { return nil }
 		w.remove = func(_ context.Context, now time.Time) (storage.Freed, error) {
 			mu.Lock()
@@ -472,7 +472,7 @@ func TestWithdrawnRun(t *testing.T) {
 		ended := make(chan struct{})
 		var log bytes.Buffer
 		go func() {
-			NewWithdrawn(p.Storage, p.index, slog.New(slog.NewTextHandler(&log, nil))).Run(ctx)
+			NewWithdrawn(p.Storage, slog.New(slog.NewTextHandler(&log, nil))).Run(ctx)
 			close(ended)
 		}()
 		time.Sleep(time.Minute - time.Millisecond)

@@ -153,8 +153,8 @@ type Remover struct {
 }
 
 // New makes a remover.
-func New(s *storage.Storage, x *index.Index, options Options) *Remover {
-	r := &Remover{storage: s, index: x, options: options, log: options.Log, now: options.Now, peers: make(map[string]*peer.Peer)}
+func New(s *storage.Storage, options Options) *Remover {
+	r := &Remover{storage: s, index: s.Index(), options: options, log: options.Log, now: options.Now, peers: make(map[string]*peer.Peer)}
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
 	}

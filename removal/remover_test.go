@@ -656,7 +656,7 @@ func TestPinKeepsWithdrawn(t *testing.T) {
 		t.Fatal(err)
 	}
 	a.imports(spec{n: 2, bytes: 10, refs: []int{0}})
-	w := NewWithdrawn(a.Storage, a.index, slog.New(slog.DiscardHandler))
+	w := NewWithdrawn(a.Storage, slog.New(slog.DiscardHandler))
 	due := c.now().AddDate(100, 0, 0)
 	if err := w.keep(t.Context(), due); err != nil {
 		t.Fatal(err)

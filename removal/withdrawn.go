@@ -39,7 +39,8 @@ type Withdrawn struct {
 }
 
 // NewWithdrawn removes items from the storage.
-func NewWithdrawn(s *storage.Storage, x *index.Index, log *slog.Logger) *Withdrawn {
+func NewWithdrawn(s *storage.Storage, log *slog.Logger) *Withdrawn {
+	x := s.Index()
 	w := &Withdrawn{log: log, bound: x.BoundTimes}
 	w.remove = func(ctx context.Context, now time.Time) (storage.Freed, error) {
 		return deletion.RemoveWithdrawn(ctx, s, now)

@@ -38,7 +38,7 @@ func openCache(store *opened, options cached.Options, peers peer.Peers, counter 
 	if len(peers) > 0 {
 		options.Elsewhere = peers
 	}
-	cache, err := cached.New(store.index, store.Storage, options)
+	cache, err := cached.New(store.Storage, options)
 	if err != nil {
 		return nil, err
 	}

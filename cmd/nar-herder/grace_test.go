@@ -94,7 +94,7 @@ func TestGrace(t *testing.T) {
 					ctx, stop := context.WithCancel(t.Context())
 					ended := make(chan struct{})
 					go func() {
-						removal.NewWithdrawn(store.Storage, store.index, slog.New(slog.DiscardHandler)).Run(ctx)
+						removal.NewWithdrawn(store.Storage, slog.New(slog.DiscardHandler)).Run(ctx)
 						close(ended)
 					}()
 					synctest.Wait()

@@ -108,8 +108,8 @@ func (c *serverCommand) follower(store *opened, peers peer.Peers, fetcher *nars.
 		wanted = fetcher.Wanted
 	}
 	follower := mirror.New(mirror.Options{
-		Storage: store.Storage, Index: store.index,
-		Source: peers[0], Wanted: wanted,
+		Storage: store.Storage,
+		Source:  peers[0], Wanted: wanted,
 		Downloads: mirror.Downloads(c.Database),
 		Pinned: func(ctx context.Context) (func(narinfo.PathHash) bool, func(*index.Tx) error, error) {
 			pinned, err := removal.ReadPinned(ctx, store.index)

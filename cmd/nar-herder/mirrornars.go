@@ -16,7 +16,7 @@ func (c *serverCommand) fetchNars(store *opened, peers peer.Peers, options *http
 	if c.Mirror == nil || c.Storage == "" || c.MirrorNars == "none" || c.StorageReadOnly {
 		return nil, nil
 	}
-	fetcher, err := nars.New(store.Storage, store.index, peers, nars.Options{
+	fetcher, err := nars.New(store.Storage, peers, nars.Options{
 		All: c.MirrorNars == "all", AtOnce: int(c.MirrorFetchers), Bandwidth: max(int64(c.MirrorBandwidth), 0),
 		Limit: int64(c.StorageLimit), Decode: decodeNar, Log: log,
 		Passing: options.Elsewhere.(*passing.Source),

@@ -126,7 +126,7 @@ func (c *serverCommand) keepLimit(store *opened, peers peer.Peers, counter *uses
 	removing := c.removal(criteria, peers)
 	removing.Uses, removing.Answered, removing.Decode = counter, answered, decodeNar
 	removing.Interval, removing.Log = time.Duration(c.StorageCheckInterval), log
-	remover := removal.New(store.Storage, store.index, removing)
+	remover := removal.New(store.Storage, removing)
 	options.ReliesOn = remover.ReliesOn
 	return remover
 }

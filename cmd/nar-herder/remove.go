@@ -94,7 +94,7 @@ func (c *removeCommand) Run(ctx context.Context, s *streams) (err error) {
 	// A line for each of a million items is not worth a write each.
 	out := bufio.NewWriter(s.out)
 	gone := make(map[narinfo.PathHash]struct{}, len(list.hashes))
-	named := &removal.Named{Storage: store.Storage, Index: store.index, Now: c.Now, Force: c.Force, DryRun: c.DryRun}
+	named := &removal.Named{Storage: store.Storage, Now: c.Now, Force: c.Force, DryRun: c.DryRun}
 	doErr := named.Do(ctx, list.hashes, func(r storage.Removal) {
 		if r.Err != nil {
 			failed(itemName(r), explainRemoval(r.Err))

@@ -276,7 +276,7 @@ func (c *serverCommand) run(ctx context.Context, effect inEffect, running *tasks
 	if err := noteRestored(ctx, store.index, log); err != nil {
 		return err
 	}
-	withdrawn := removal.NewWithdrawn(store.Storage, store.index, log)
+	withdrawn := removal.NewWithdrawn(store.Storage, log)
 	cache, err := openCache(store, cacheOptions, peers, counter, log)
 	if err != nil {
 		return err
