@@ -286,7 +286,7 @@ func (i *instance) wantState(want string) {
 // onDisk is what all files take.
 func (i *instance) onDisk() int64 {
 	i.t.Helper()
-	if err := i.Survey(context.Background()); err != nil {
+	if err := i.Scan(context.Background()); err != nil {
 		i.t.Fatal(err)
 	}
 	usage, _, err := i.Usage(context.Background())

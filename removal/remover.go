@@ -407,7 +407,7 @@ func (r *Remover) measure(ctx context.Context) (g goal, reason string, err error
 	}
 	if r.surveyed.IsZero() && (surveyed.IsZero() || g.limit >= 0) || !r.surveyed.IsZero() && r.now().Sub(r.surveyed) >= due {
 		begun := r.now()
-		if err := r.storage.Survey(ctx); err != nil {
+		if err := r.storage.Scan(ctx); err != nil {
 			return goal{}, "", err
 		}
 		r.surveyed = r.now()

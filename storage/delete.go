@@ -81,7 +81,7 @@ const DeleteAtOnce = 2 * BatchSize
 // those that have not changed since the change of the given number, as of which they
 // claim nothing; 0 for all. The error is one of all names. Where the transaction has to
 // begin anew, told is called again, and what went the first time counts as nothing.
-func (s *Storage) DeleteEach(ctx context.Context, names []string, since int64, told func(n int, dropped Freed, err error)) error {
+func (s *Storage) DeleteEach(ctx context.Context, names []string, since int64, report func(n int, dropped Freed, err error)) error {
 	if s.bytes == nil || len(names) == 0 {
 		return nil
 	}
@@ -95,9 +95,9 @@ func (s *Storage) DeleteEach(ctx context.Context, names []string, since int64, t
 				}
 			}
 			chunk := names[begin:min(begin+DeleteAtOnce, len(names))]
-			hurried, cancel := s.WithLockDeadline(ctx, 0)
+			bounded, cancel := s.WithLockDeadline(ctx, 0)
 			defer cancel()
-			if err := s.MayDelete(hurried); errors.Is(err, ErrNotOwner) {
+			if err := s.MayDelete(bounded); errors.Is(err, ErrNotOwner) {
 				return tx.RemoveLeftovers(chunk) // they are the owner's to delete
 			} else if err != nil {
 				return err
@@ -124,7 +124,7 @@ func (s *Storage) DeleteEach(ctx context.Context, names []string, since int64, t
 			}
 			dropped := make([]Freed, len(going))
 			failures := s.Each(len(going), func(i int) (err error) {
-				dropped[i], err = s.drop(hurried, chunk[going[i]])
+				dropped[i], err = s.drop(bounded, chunk[going[i]])
 				return err
 			})
 			for i, n := range going {
@@ -133,7 +133,7 @@ func (s *Storage) DeleteEach(ctx context.Context, names []string, since int64, t
 				} else {
 					s.notDeleted.Add(1)
 				}
-				told(begin+n, dropped[i], failures[i])
+				report(begin+n, dropped[i], failures[i])
 			}
 			if err := s.bytes.Sync(ctx); err != nil {
 				return err

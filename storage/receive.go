@@ -75,16 +75,16 @@ func (s *Storage) Receive(ctx context.Context, item *Item, n int, file *os.File)
 		if err := s.CheckIn(tx, size); err != nil {
 			return err
 		}
-		hurried, cancel := s.WithLockDeadline(ctx, size)
+		bounded, cancel := s.WithLockDeadline(ctx, size)
 		defer cancel()
 		// It may have been taken over while the bytes came.
-		if err := s.MayDelete(hurried); err != nil {
+		if err := s.MayDelete(bounded); err != nil {
 			return fmt.Errorf("store %s: %w", name, err)
 		}
 		if early != nil {
-			err = s.IsUnchanged(hurried, name, *early)
+			err = s.IsUnchanged(bounded, name, *early)
 		} else {
-			err = staged.Commit(hurried)
+			err = staged.Commit(bounded)
 		}
 		if err := errors.Join(err, s.bytes.Sync(ctx)); err != nil {
 			return err
@@ -143,10 +143,10 @@ func (i *Item) SizesWith(n int, size int64) []int64 {
 	return sizes
 }
 
-// LiesThere says whether a file of the right size lies where the item's Nth
+// HasUnrecorded says whether a file of the right size lies where the item's Nth
 // belongs, although the row does not have it as stored. Whether it is the nar,
 // only [Storage.Adopt] can tell.
-func (s *Storage) LiesThere(ctx context.Context, item *Item, n int) (bool, error) {
+func (s *Storage) HasUnrecorded(ctx context.Context, item *Item, n int) (bool, error) {
 	name := item.FileName(n)
 	if s.bytes == nil || name == "" || item.HasStored(n) {
 		return false, nil

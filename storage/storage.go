@@ -27,10 +27,10 @@ var ErrNotFound = index.ErrNotFound
 // ErrNotStored says that the item is known, and its bytes certainly not here.
 var ErrNotStored = errors.New("the nar is not in this storage")
 
-// ErrDisagree says that index and bytes contradict each other: bytes that the
+// ErrMismatch says that index and bytes contradict each other: bytes that the
 // index has as stored are missing, or of another size. It is a fault of this
 // machine, not an answer to a client.
-var ErrDisagree = errors.New("index and storage disagree")
+var ErrMismatch = errors.New("index and storage disagree")
 
 // Storage is an index and the bytes that belong to it.
 type Storage struct {
@@ -277,12 +277,12 @@ func (s *Storage) OpenFile(ctx context.Context, item *Item, n int, offset, lengt
 func (s *Storage) openWhole(ctx context.Context, item *Item, n int, offset, length int64) (io.ReadCloser, bytestore.Info, error) {
 	reader, info, err := s.bytes.Open(ctx, item.names[n], offset, length)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, bytestore.Info{}, s.absent(ctx, err)
+		return nil, bytestore.Info{}, s.missing(ctx, err)
 	}
 	if err != nil {
 		return nil, bytestore.Info{}, err
 	}
-	if err := s.agrees(ctx, item, n, info); err != nil {
+	if err := s.sizeMatches(ctx, item, n, info); err != nil {
 		reader.Close()
 		return nil, info, err
 	}
@@ -297,30 +297,30 @@ func (s *Storage) LookFor(ctx context.Context, item *Item, n int) error {
 	}
 	info, err := s.bytes.Stat(ctx, item.names[n])
 	if errors.Is(err, fs.ErrNotExist) {
-		return s.absent(ctx, err)
+		return s.missing(ctx, err)
 	}
 	if err != nil {
 		return err
 	}
-	return s.agrees(ctx, item, n, info)
+	return s.sizeMatches(ctx, item, n, info)
 }
 
-// absent is the error for a file that a row has as stored, and that is not there.
-func (s *Storage) absent(ctx context.Context, err error) error {
-	return s.disagree(ctx, fmt.Errorf("%w: %w: see 'nar-herder help import' for adding it again", ErrDisagree, err))
+// missing is the error for a file that a row has as stored, and that is not there.
+func (s *Storage) missing(ctx context.Context, err error) error {
+	return s.mismatch(ctx, fmt.Errorf("%w: %w: see 'nar-herder help import' for adding it again", ErrMismatch, err))
 }
 
-// agrees compares a file with its row.
-func (s *Storage) agrees(ctx context.Context, item *Item, n int, info bytestore.Info) error {
+// sizeMatches compares a file with its row.
+func (s *Storage) sizeMatches(ctx context.Context, item *Item, n int, info bytestore.Info) error {
 	if want := item.StoredSize(n); info.Size != want {
-		return s.disagree(ctx, fmt.Errorf("%w: %s in storage %s has %d bytes where the index has %d", ErrDisagree, item.names[n], s.bytes, info.Size, want))
+		return s.mismatch(ctx, fmt.Errorf("%w: %s in storage %s has %d bytes where the index has %d", ErrMismatch, item.names[n], s.bytes, info.Size, want))
 	}
 	return nil
 }
 
-// disagree is the error of a file that is not as its row has it: the given one, unless
+// mismatch is the error of a file that is not as its row has it: the given one, unless
 // another instance owns the byte store. That has removed or replaced it, and knows.
-func (s *Storage) disagree(ctx context.Context, err error) error {
+func (s *Storage) mismatch(ctx context.Context, err error) error {
 	if errors.Is(s.MayDelete(ctx), ErrNotOwner) {
 		return ErrNotStored
 	}

@@ -54,7 +54,7 @@ func (s *Storage) TryReading(ctx context.Context) (warning string, err error) {
 				return "", ctx.Err()
 			case errors.Is(err, ErrNotStored):
 				removed++
-			case errors.Is(err, ErrDisagree):
+			case errors.Is(err, ErrMismatch):
 				wrong++
 				failure = err
 			default:

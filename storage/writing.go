@@ -60,7 +60,7 @@ func (s *Storage) asReadOnly(item *Item) *Item {
 		return item
 	}
 	row := *item.Item
-	for n := range min(len(item.names), 64) {
+	for n := range item.names {
 		if item.names[n] != "" && item.StoredSize(n) >= 0 {
 			row.Stored |= 1 << n
 		}

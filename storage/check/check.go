@@ -228,7 +228,7 @@ func (c *Checker) compare(ctx context.Context, tx *index.Tx, hash narinfo.PathHa
 	case n < 0:
 		finding.Item = nil
 		if there {
-			finding.Kind = Stranger
+			finding.Kind = Unreferenced
 			finding.Note = fmt.Sprintf("%d bytes", info.Size)
 		}
 	case !finding.Item.HasStored(n):

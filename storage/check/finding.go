@@ -54,8 +54,8 @@ const (
 	// Incomplete: the item refers to others that have no narinfo, or that are
 	// about to go.
 	Incomplete
-	// Stranger: no item names the file.
-	Stranger
+	// Unreferenced: no item names the file.
+	Unreferenced
 	// Temporary: a file is being written, or was when a process died.
 	Temporary
 	// Quarantined: a file that was found to be wrong once, and set aside.
@@ -68,5 +68,5 @@ func (k FindingKind) String() string {
 
 // IsNotice says that nothing is wrong: what is there does no harm.
 func (f *Finding) IsNotice() bool {
-	return f.Kind == Stranger || f.Kind == Temporary || f.Kind == Quarantined || f.Kind == Unstored && f.Partial
+	return f.Kind == Unreferenced || f.Kind == Temporary || f.Kind == Quarantined || f.Kind == Unstored && f.Partial
 }

@@ -22,9 +22,9 @@ type VerifyOptions struct {
 	// Rate is how many bytes a second are read at the most; no limit when it is
 	// not positive.
 	Rate int64
-	// From is where to begin, as [Checker.VerifyPlace] gives it; the zero value
+	// From is where to begin, as [Checker.VerifyPosition] gives it; the zero value
 	// is the beginning.
-	From VerifyPlace
+	From VerifyPosition
 	// Looked is called after each file with its length; nil for nobody.
 	Looked func(bytes int64)
 }
@@ -36,7 +36,7 @@ const verifySaveEvery = 2 * time.Second
 // narinfo describes; nothing is changed but the note how far it is. Files that
 // are missing or of the wrong size are left to [Checker.Compare]. Errors are as
 // there. Who stops, or is stopped by the context, can go on from
-// [Checker.VerifyPlace] later; so can others after a crash.
+// [Checker.VerifyPosition] later; so can others after a crash.
 func (c *Checker) Verify(ctx context.Context, options VerifyOptions) iter.Seq2[Finding, error] {
 	return func(yield func(Finding, error) bool) {
 		if c.bytes == nil {
@@ -44,13 +44,13 @@ func (c *Checker) Verify(ctx context.Context, options VerifyOptions) iter.Seq2[F
 		}
 		v := &verifying{
 			Checker: c, VerifyOptions: options, throttle: &throttle{rate: options.Rate},
-			place: options.From, saved: c.Now(),
+			position: options.From, saved: c.Now(),
 		}
 		if v.Looked == nil {
 			v.Looked = func(int64) {}
 		}
-		if v.place.Begun.IsZero() {
-			v.place.Begun = c.Now()
+		if v.position.Begun.IsZero() {
+			v.position.Begun = c.Now()
 		}
 		over := false // yield must not be called again
 		v.yield = func(finding Finding, err error) bool {
@@ -64,7 +64,7 @@ func (c *Checker) Verify(ctx context.Context, options VerifyOptions) iter.Seq2[F
 		// Also when the context has ended: that is what it is for.
 		longer, cancel := linger.Context(ctx, linger.Second)
 		defer cancel()
-		err := c.saveVerifyPlace(longer, v.place, ended)
+		err := c.saveVerifyPosition(longer, v.position, ended)
 		switch {
 		case err != nil && over:
 			c.log.Warn("how far the check is could not be written down: it will begin where it did", "error", err)
@@ -80,31 +80,31 @@ type verifying struct {
 	VerifyOptions
 	yield    func(Finding, error) bool
 	throttle *throttle
-	place    VerifyPlace
+	position VerifyPosition
 	saved    time.Time
 }
 
 // all goes through what was wrong before, and through the items after the place.
 // It returns false when it was stopped before the end.
 func (v *verifying) all(ctx context.Context) bool {
-	before := slices.Clip(v.place.again) // what follows it is not the caller's
-	v.place.again = before
+	before := slices.Clip(v.position.again) // what follows it is not the caller's
+	v.position.again = before
 	for i, hash := range before {
 		wrong, more := v.one(ctx, hash, func(int64) {})
 		if !more {
-			v.place.again = append(slices.Clone(before[i:]), v.place.again[len(before):]...)
+			v.position.again = append(slices.Clone(before[i:]), v.position.again[len(before):]...)
 			return false
 		}
 		if wrong {
-			v.place.again = append(v.place.again, hash)
+			v.position.again = append(v.position.again, hash)
 		}
 	}
-	v.place.again = v.place.again[len(before):]
+	v.position.again = v.position.again[len(before):]
 	count := func(size int64) {
-		v.place.Files++
-		v.place.Bytes += size
+		v.position.Files++
+		v.position.Bytes += size
 	}
-	for row, err := range v.index.ItemsAfter(ctx, v.place.after) {
+	for row, err := range v.index.ItemsAfter(ctx, v.position.after) {
 		if errors.Is(err, index.ErrDamaged) {
 			continue // CheckIndex reports it
 		}
@@ -118,15 +118,15 @@ func (v *verifying) all(ctx context.Context) bool {
 		if !more {
 			return false
 		}
-		if len(v.place.again) < mostAgain {
-			v.place.after = row.Place()
+		if len(v.position.again) < mostAgain {
+			v.position.after = row.Place()
 			if wrong {
-				v.place.again = append(v.place.again, row.Hash)
+				v.position.again = append(v.position.again, row.Hash)
 			}
 		}
 		if now := v.Now(); now.Sub(v.saved) >= verifySaveEvery {
 			v.saved = now
-			if err := v.saveVerifyPlace(ctx, v.place, false); err != nil && (ctx.Err() != nil || !v.yield(Finding{}, err)) {
+			if err := v.saveVerifyPosition(ctx, v.position, false); err != nil && (ctx.Err() != nil || !v.yield(Finding{}, err)) {
 				return false
 			}
 		}
@@ -193,7 +193,7 @@ func (v *verifying) file(ctx context.Context, hash narinfo.PathHash, name string
 			return finding, -1, nil
 		}
 		reader, info, err := v.OpenFile(ctx, item, n, 0, -1)
-		if errors.Is(err, storage.ErrNotStored) || errors.Is(err, storage.ErrDisagree) {
+		if errors.Is(err, storage.ErrNotStored) || errors.Is(err, storage.ErrMismatch) {
 			return finding, -1, nil // Check says so
 		} else if err != nil {
 			return finding, -1, err

@@ -211,15 +211,15 @@ func (im *Importer) commitAllIn(ctx context.Context, tx *index.Tx, batch []*prep
 		size += p.bytes
 		locked += p.lockedBytes()
 	}
-	hurried, cancel := im.WithLockDeadline(ctx, locked)
+	bounded, cancel := im.WithLockDeadline(ctx, locked)
 	defer cancel()
 	if size > 0 {
 		// It may have been taken over while they came.
-		if err := im.MayAdd(hurried, replacesAny(batch)); err != nil {
+		if err := im.MayAdd(bounded, replacesAny(batch)); err != nil {
 			return err
 		}
 	}
-	failures := im.Each(len(late), func(i int) error { return late[i](hurried) })
+	failures := im.Each(len(late), func(i int) error { return late[i](bounded) })
 	if err := firstOf(failures); err != nil {
 		return err
 	}

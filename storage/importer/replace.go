@@ -299,7 +299,7 @@ func (im *Importer) resolve(ctx context.Context, name string, decode storage.Dec
 	if item.HasStored(n) {
 		return nil // imported or repaired since
 	}
-	there, err := im.LiesThere(ctx, item, n)
+	there, err := im.HasUnrecorded(ctx, item, n)
 	if err == nil && there {
 		err = im.Adopt(ctx, item, n, decode)
 		if err == nil {

@@ -124,7 +124,7 @@ func (r *Reservation) Release() {
 		return
 	}
 	r.setUnwritten(0)
-	r.s.flying.Add(-r.size)
+	r.s.inFlight.Add(-r.size)
 	r.released = true
 }
 
@@ -132,7 +132,7 @@ func (r *Reservation) Release() {
 // hard limit has counted: for a while, both are there.
 func (s *Space) ReserveReplacement(ctx context.Context, size int64) (*Reservation, error) {
 	size = max(size, 0)
-	s.flying.Add(size)
+	s.inFlight.Add(size)
 	r := &Reservation{s: s, size: size}
 	if err := r.Write(ctx); err != nil {
 		r.Release()

@@ -15,9 +15,9 @@ import (
 	"nar-herder/storage/index"
 )
 
-// survey is what the byte store was found to hold. It is kept in the index, so
+// scan is what the byte store was found to hold. It is kept in the index, so
 // that other processes need not look again.
-type survey struct {
+type scan struct {
 	At    time.Time `json:"at"`
 	Usage int64     `json:"usage"`
 	// Nars and Size are what the index had as stored then.
@@ -26,11 +26,11 @@ type survey struct {
 }
 
 const (
-	surveySetting    = "storage_survey"
+	scanSetting      = "storage_survey"
 	hardLimitSetting = "storage_hard_limit"
 
 	// perNar is what a nar takes of the disk on the average beyond its length,
-	// half a block, for those that came since the survey. Object stores count bytes.
+	// half a block, for those that came since the scan. Object stores count bytes.
 	perNar = 2 << 10
 )
 
@@ -40,9 +40,9 @@ type Space struct {
 	bytes bytestore.Store // nil for none
 	log   *slog.Logger
 	now   func() time.Time
-	// flying is how many bytes this process is writing to the store, and unwritten how
+	// inFlight is how many bytes this process is writing to the store, and unwritten how
 	// many of them the file system does not have yet.
-	flying, unwritten atomic.Int64
+	inFlight, unwritten atomic.Int64
 }
 
 // New makes the Space of a byte store, nil for none.
@@ -54,10 +54,10 @@ func New(x *index.Index, bytes bytestore.Store, log *slog.Logger, now func() tim
 // its hard limit.
 var ErrLimit = errors.New("the storage is at its hard limit")
 
-// Survey counts what all that lies in the byte store takes of it, with what is
+// Scan counts what all that lies in the byte store takes of it, with what is
 // being written, and notes it for [Storage.Usage]. It looks at every file, which
 // takes minutes where there are millions.
-func (s *Space) Survey(ctx context.Context) error {
+func (s *Space) Scan(ctx context.Context) error {
 	if s.bytes == nil {
 		return nil
 	}
@@ -66,7 +66,7 @@ func (s *Space) Survey(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	found := survey{At: s.now(), Nars: totals.StoredNars, Size: totals.StoredSize}
+	found := scan{At: s.now(), Nars: totals.StoredNars, Size: totals.StoredSize}
 	passed := 0
 	for info, err := range s.bytes.List(ctx) {
 		if err != nil && info.Name == "" {
@@ -85,18 +85,18 @@ func (s *Space) Survey(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return s.index.Reclaim(ctx, func(tx *index.Tx) error { return tx.SetSetting(surveySetting, string(text)) })
+	return s.index.Reclaim(ctx, func(tx *index.Tx) error { return tx.SetSetting(scanSetting, string(text)) })
 }
 
-// Usage is what the storage takes of the disk, in bytes: what the last survey
-// has counted, and what the index says has come and gone since. surveyed is
+// Usage is what the storage takes of the disk, in bytes: what the last scan
+// has counted, and what the index says has come and gone since. scanned is
 // when that was; zero for never, when the usage is what the index has alone.
-func (s *Space) Usage(ctx context.Context) (usage int64, surveyed time.Time, err error) {
+func (s *Space) Usage(ctx context.Context) (usage int64, scanned time.Time, err error) {
 	totals, err := s.index.Totals(ctx)
 	if err != nil {
 		return 0, time.Time{}, err
 	}
-	text, err := s.index.Setting(ctx, surveySetting)
+	text, err := s.index.Setting(ctx, scanSetting)
 	if err != nil {
 		return 0, time.Time{}, err
 	}
@@ -104,7 +104,7 @@ func (s *Space) Usage(ctx context.Context) (usage int64, surveyed time.Time, err
 }
 
 func (s *Space) usageSince(text string, totals index.Totals) (int64, time.Time, error) {
-	var last survey
+	var last scan
 	if text != "" {
 		if err := json.Unmarshal([]byte(text), &last); err != nil {
 			return 0, time.Time{}, fmt.Errorf("what was noted of the storage's usage: %w", err)
@@ -166,13 +166,13 @@ func (s *Space) ReserveBelowLimit(ctx context.Context, size int64) (*Reservation
 		return nil, err
 	}
 	r := &Reservation{s: s, size: size}
-	flying := s.flying.Add(size)
+	inFlight := s.inFlight.Add(size)
 	if limit < 0 {
 		return r, nil
 	}
 	usage, _, err := s.Usage(ctx)
 	if err == nil {
-		err = s.fits(usage+flying, limit)
+		err = s.fits(usage+inFlight, limit)
 	}
 	if err != nil {
 		r.Release()
@@ -199,7 +199,7 @@ func (s *Space) CheckIn(tx *index.Tx, size int64) error {
 	if err != nil {
 		return err
 	}
-	if text, err = tx.Setting(surveySetting); err != nil {
+	if text, err = tx.Setting(scanSetting); err != nil {
 		return err
 	}
 	usage, _, err := s.usageSince(text, totals)
