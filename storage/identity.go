@@ -11,8 +11,8 @@ import (
 	"nar-herder/storage/index"
 )
 
-// Identity returns the random name of the byte store, and gives it one when it
-// has none. It is "" where nars are kept elsewhere.
+// Identity returns the random name of the byte store, and gives it one if need be. It is
+// "" without a byte store.
 func (s *Storage) Identity(ctx context.Context) (string, error) {
 	if s.bytes == nil {
 		return "", nil
@@ -33,9 +33,8 @@ func (s *Storage) Identity(ctx context.Context) (string, error) {
 	return s.note(ctx, bytestore.IdentityName)
 }
 
-// StorageName returns the random name of the byte store, "" where nars are kept
-// elsewhere. It writes nothing: the error is [fs.ErrNotExist] where there is none,
-// be it that none was given yet or that the storage isn't mounted.
+// StorageName returns the random name of the byte store, "" without one. It writes
+// nothing: the error is [fs.ErrNotExist] if the store has no name yet or isn't mounted.
 func (s *Storage) StorageName(ctx context.Context) (string, error) {
 	if s.bytes == nil {
 		return "", nil
@@ -43,12 +42,11 @@ func (s *Storage) StorageName(ctx context.Context) (string, error) {
 	return s.note(ctx, bytestore.IdentityName)
 }
 
-// ErrAllMissing is in the error of [Storage.IsMounted] for a byte store that can be read.
+// ErrAllMissing is in the error of [Storage.IsMounted] if the byte store can be read.
 var ErrAllMissing = errors.New("none of the stored nars are there")
 
-// IsMounted makes sure that the byte store is the one that the index is about, by
-// any of the files that it should have. A storage that isn't mounted looks like
-// one whose files are all missing.
+// IsMounted returns an error unless the byte store has any of the files that the index has
+// as stored. In a directory where nothing is mounted, all seem to be missing.
 func (s *Storage) IsMounted(ctx context.Context) error {
 	totals, err := s.index.Totals(ctx)
 	if err != nil || totals.StoredNars == 0 {
@@ -61,12 +59,12 @@ func (s *Storage) IsMounted(ctx context.Context) error {
 	return err
 }
 
-// note reads one of the short texts that the byte store has beside the nars.
+// note reads one of the short texts that are stored beside the nars.
 func (s *Storage) note(ctx context.Context, name string) (string, error) {
 	return bytestore.ReadNote(ctx, s.bytes.Store, name)
 }
 
-// HasAny says whether any file is there that the index has as stored.
+// HasAny reports whether any file that the index has as stored exists.
 func (s *Storage) HasAny(ctx context.Context) (bool, error) {
 	// One of the first, which takes no listing where all is well.
 	looked := 0
