@@ -10,8 +10,8 @@ import (
 	"nar-herder/storage/index"
 )
 
-// VerifyPosition is how far a [Checker.Verify] has come that was stopped before its
-// end. The zero value says that there is none.
+// VerifyPosition is the position of an interrupted [Checker.Verify]. The zero value is the
+// beginning.
 type VerifyPosition struct {
 	Begun time.Time
 	// Files were read, of so many Bytes.
@@ -23,11 +23,11 @@ type VerifyPosition struct {
 	again []narinfo.PathHash
 }
 
-// mostAgain bounds what is written down. When so many are wrong, the place is not
-// moved on any more.
+// mostAgain bounds the hashes that are saved. With so many wrong items, the position
+// advances no further.
 const mostAgain = 1000
 
-// verifySetting is the name that the place has among the index's settings.
+// verifySetting names the index setting that holds the position.
 const verifySetting = "verify-place"
 
 // savedPosition is a VerifyPosition in the index.
@@ -39,7 +39,7 @@ type savedPosition struct {
 	Again []string  `json:"again,omitempty"`
 }
 
-// VerifyPosition returns how far a Verify has come that did not get to its end.
+// VerifyPosition returns the position of the last Verify if that did not reach its end.
 func (c *Checker) VerifyPosition(ctx context.Context) (place VerifyPosition, err error) {
 	text, err := c.index.Setting(ctx, verifySetting)
 	if err != nil || text == "" {
@@ -61,7 +61,7 @@ func (c *Checker) VerifyPosition(ctx context.Context) (place VerifyPosition, err
 	return place, nil
 }
 
-// saveVerifyPosition writes the place down, or forgets it when all is done.
+// saveVerifyPosition saves the position, or deletes it when Verify has reached its end.
 func (c *Checker) saveVerifyPosition(ctx context.Context, place VerifyPosition, ended bool) error {
 	text := ""
 	if !ended {

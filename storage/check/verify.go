@@ -29,14 +29,13 @@ type VerifyOptions struct {
 	Looked func(bytes int64)
 }
 
-// verifySaveEvery is how much work is done again, at the most, after a crash.
+// verifySaveEvery bounds the work that is repeated after a crash.
 const verifySaveEvery = 2 * time.Second
 
-// Verify reads each stored file and finds those that are not the nar that the
-// narinfo describes; nothing is changed but the note how far it is. Files that
-// are missing or of the wrong size are left to [Checker.Compare]. Errors are as
-// there. Who stops, or is stopped by the context, can go on from
-// [Checker.VerifyPosition] later; so can others after a crash.
+// Verify reads each stored file and finds those that are not the nar that the narinfo
+// describes. It changes nothing but its saved position: an interrupted Verify resumes from
+// [Checker.VerifyPosition], also after a crash. Missing files and files of the wrong size
+// are left to [Checker.Compare]. Errors are as there.
 func (c *Checker) Verify(ctx context.Context, options VerifyOptions) iter.Seq2[Finding, error] {
 	return func(yield func(Finding, error) bool) {
 		if c.bytes == nil {
@@ -84,8 +83,8 @@ type verifying struct {
 	saved    time.Time
 }
 
-// all goes through what was wrong before, and through the items after the place.
-// It returns false when it was stopped before the end.
+// all verifies the items that were wrong before, and those after the position. It returns
+// false if it was stopped before the end.
 func (v *verifying) all(ctx context.Context) bool {
 	before := slices.Clip(v.position.again) // what follows it is not the caller's
 	v.position.again = before
@@ -134,8 +133,8 @@ func (v *verifying) all(ctx context.Context) bool {
 	return true
 }
 
-// one verifies an item's files. wrong says that it is to be verified again by who
-// goes on from here, more is false when the pass is over.
+// one verifies an item's files. wrong says that the item must be verified again after an
+// interruption; more is false when the pass is over.
 func (v *verifying) one(ctx context.Context, hash narinfo.PathHash, count func(size int64)) (wrong, more bool) {
 	item, err := v.Item(ctx, hash)
 	if errors.Is(err, storage.ErrNotFound) || errors.Is(err, index.ErrDamaged) {
@@ -173,11 +172,11 @@ func (v *verifying) one(ctx context.Context, hash narinfo.PathHash, count func(s
 	return wrong, true
 }
 
-// verifyTries is how often a file is read that others change meanwhile.
+// verifyTries is how often a file is read that changes meanwhile.
 const verifyTries = 5
 
-// file verifies what lies under a name. The size is negative when nothing was to
-// be read; without an error, the kind Unknown says that nothing is wrong.
+// file verifies the named file. The size is negative if there was nothing to read. Without
+// an error, the kind Unknown says that nothing is wrong.
 func (v *verifying) file(ctx context.Context, hash narinfo.PathHash, name string) (finding Finding, size int64, err error) {
 	for range verifyTries {
 		finding = Finding{Name: name}

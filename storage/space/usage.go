@@ -15,8 +15,7 @@ import (
 	"nar-herder/storage/index"
 )
 
-// scan is what the byte store was found to hold. It is kept in the index, so
-// that other processes need not look again.
+// scan is the result of [Space.Scan]. It is saved in the index for other processes.
 type scan struct {
 	At    time.Time `json:"at"`
 	Usage int64     `json:"usage"`
@@ -50,13 +49,12 @@ func New(x *index.Index, bytes bytestore.Store, log *slog.Logger, now func() tim
 	return &Space{index: x, bytes: bytes, log: log, now: now}
 }
 
-// ErrLimit says that bytes were refused, as they would bring the storage above
-// its hard limit.
+// ErrLimit says that bytes were refused, as they would exceed the hard limit of the
+// storage.
 var ErrLimit = errors.New("the storage is at its hard limit")
 
-// Scan counts what all that lies in the byte store takes of it, with what is
-// being written, and notes it for [Storage.Usage]. It looks at every file, which
-// takes minutes where there are millions.
+// Scan adds up what all files in the byte store take, including temporary ones, and saves
+// the sum for [Space.Usage]. It looks at every file, which takes minutes for millions.
 func (s *Space) Scan(ctx context.Context) error {
 	if s.bytes == nil {
 		return nil
@@ -88,9 +86,9 @@ func (s *Space) Scan(ctx context.Context) error {
 	return s.index.Reclaim(ctx, func(tx *index.Tx) error { return tx.SetSetting(scanSetting, string(text)) })
 }
 
-// Usage is what the storage takes of the disk, in bytes: what the last scan
-// has counted, and what the index says has come and gone since. scanned is
-// when that was; zero for never, when the usage is what the index has alone.
+// Usage returns how many bytes the storage takes: the sum of the last scan and, from the
+// index, what was added and removed since. scanned is the time of that scan, zero for
+// none; the usage is from the index alone then.
 func (s *Space) Usage(ctx context.Context) (usage int64, scanned time.Time, err error) {
 	totals, err := s.index.Totals(ctx)
 	if err != nil {
@@ -117,8 +115,8 @@ func (s *Space) usageSince(text string, totals index.Totals) (int64, time.Time, 
 	return max(usage, 0), last.At, nil
 }
 
-// SetHardLimit has all processes that use the index refuse bytes that would
-// bring the storage above so many; negative for no limit.
+// SetHardLimit makes all processes that use the index refuse bytes above the limit;
+// negative for none.
 func (s *Space) SetHardLimit(ctx context.Context, limit int64) error {
 	return s.setLimit(ctx, hardLimitSetting, limit)
 }
@@ -156,10 +154,9 @@ func parseLimit(what, text string) (limit int64, err error) {
 	return limit, nil
 }
 
-// ReserveBelowLimit makes sure that there is room below the hard limit for bytes that are
-// about to come in, and counts them until the reservation is released. Whether they
-// leave the minimum of free space is for [Reservation.Write], as some of them are
-// written already.
+// ReserveBelowLimit returns [ErrLimit] if bytes that will be written don't fit below the
+// hard limit, and counts them until the reservation is released. [Reservation.Write]
+// checks the free space, as some of them may be written already.
 func (s *Space) ReserveBelowLimit(ctx context.Context, size int64) (*Reservation, error) {
 	limit, err := s.HardLimit(ctx)
 	if err != nil {
@@ -181,8 +178,8 @@ func (s *Space) ReserveBelowLimit(ctx context.Context, size int64) (*Reservation
 	return r, nil
 }
 
-// CheckIn makes sure that bytes which are about to be shown fit below the hard
-// limit, beside those of all processes, and that the minimum stays free beside them.
+// CheckIn checks, within a transaction, that bytes that are about to be committed fit
+// below the hard limit beside those of all processes, and that the minimum stays free.
 func (s *Space) CheckIn(tx *index.Tx, size int64) error {
 	if err := s.staysFreeWith(tx); err != nil {
 		return err
