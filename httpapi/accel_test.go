@@ -49,7 +49,7 @@ func TestAccelRedirect(t *testing.T) {
 	// Nothing may be redirected that is not there.
 	m := make1(t, "x", "x", "none")
 	items := m.items(t)
-	items.open = failingOpen(storage.ErrDisagree)
+	items.open = failingOpen(storage.ErrMismatch)
 	isFault(t, dial(t, start(t, items, opts).address).ask("GET", "/"+m.url()), 500)
 	items.item = func(narinfo.PathHash) (*storage.Item, error) { return nil, errBroken }
 	isFault(t, dial(t, start(t, items, opts).address).ask("GET", "/"+m.url()), 500)

@@ -38,7 +38,7 @@ func TestCountedOnce(t *testing.T) {
 	}
 	items.open = func(item *storage.Item, n int, offset, length int64) (io.ReadCloser, bytestore.Info, error) {
 		if changed.CompareAndSwap(false, true) {
-			return nil, bytestore.Info{}, storage.ErrDisagree
+			return nil, bytestore.Info{}, storage.ErrMismatch
 		}
 		return open(item, n, offset, length)
 	}

@@ -345,7 +345,7 @@ type answeredAnew struct{}
 // disagree, and the request is to be answered anew. That ends, as the row is read
 // again each time, and no request is for a row that changes all the time.
 func (s *Server) hasChanged(ctx context.Context, item *storage.Item, err error) bool {
-	if !errors.Is(err, storage.ErrDisagree) {
+	if !errors.Is(err, storage.ErrMismatch) {
 		return false
 	}
 	s.nars.Forget(item.Hash)

@@ -367,7 +367,7 @@ func TestInfoLooks(t *testing.T) {
 		{nil, 200, `{"stored": true}`},
 		{storage.ErrNotStored, 200, `{"stored": false}`},
 		{fmt.Errorf("x: %w", storage.ErrNotStored), 200, `{"stored": false}`},
-		{storage.ErrDisagree, 500, ""},
+		{storage.ErrMismatch, 500, ""},
 		{errBroken, 500, ""},
 	} {
 		items := m.items(t)

@@ -106,7 +106,7 @@ func (m *Mirror) removals(ctx context.Context, changes []Followed) (count int, e
 		if change.Narinfo != nil {
 			continue
 		}
-		item, err := m.Index.Item(ctx, change.Hash)
+		item, err := m.Storage.Index().Item(ctx, change.Hash)
 		switch {
 		case errors.Is(err, index.ErrNotFound):
 		case errors.Is(err, index.ErrDamaged):
@@ -122,11 +122,11 @@ func (m *Mirror) removals(ctx context.Context, changes []Followed) (count int, e
 
 // hurry makes the index write as for large imports, until slow is called.
 func (m *Mirror) hurry(ctx context.Context) (slow func()) {
-	if err := m.Index.Hurry(ctx, true); err != nil {
+	if err := m.Storage.Index().Hurry(ctx, true); err != nil {
 		m.Log.Warn("can't hurry", "error", err)
 	}
 	return func() {
-		if err := m.Index.Hurry(ctx, false); err != nil && ctx.Err() == nil {
+		if err := m.Storage.Index().Hurry(ctx, false); err != nil && ctx.Err() == nil {
 			m.Log.Warn("can't stop to hurry", "error", err)
 		}
 	}
@@ -176,7 +176,7 @@ func (m *Mirror) allow(ctx context.Context, removals map[int64]int) (map[int64]i
 	if recent <= m.negligible {
 		return removals, nil
 	}
-	totals, err := m.Index.Totals(ctx)
+	totals, err := m.Storage.Index().Totals(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -267,7 +267,7 @@ func (m *Mirror) followStream(ctx context.Context, at cursor.Cursor) error {
 		b.next.Removals = at.Removals
 		if len(b.changes) == 0 {
 			if b.next.Position != at.Position && m.Now().Sub(written) > cursorEvery {
-				if err := m.Index.Update(ctx, b.next.Write); err != nil {
+				if err := m.Storage.Index().Update(ctx, b.next.Write); err != nil {
 					return err
 				}
 				written = m.Now()

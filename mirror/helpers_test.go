@@ -336,7 +336,7 @@ func follow(t testing.TB, i, source *instance, change func(*Options)) *following
 	}
 	f := &following{instance: i, logged: new(testlog.Buffer)}
 	options := Options{
-		Storage: i.storage, Index: i.index, Downloads: filepath.Join(t.TempDir(), "download"),
+		Storage: i.storage, Downloads: filepath.Join(t.TempDir(), "download"),
 		Source:   peer.New(base, peer.Self{Instance: i.index.Instance(), ProgressTimeout: 20 * time.Second}),
 		Interval: 10 * time.Millisecond, Log: slog.New(slog.NewTextHandler(f.logged, nil)),
 	}

@@ -95,7 +95,7 @@ func victimWith(t *testing.T, x *index.Index, source string) *victim {
 		t.Fatal(err)
 	}
 	v.Mirror = New(Options{
-		Storage: storage.New(x, store, storage.Options{}), Index: x,
+		Storage:   storage.New(x, store, storage.Options{}),
 		Source:    peer.New(base, peer.Self{Instance: x.Instance(), ProgressTimeout: 20 * time.Second}),
 		Downloads: filepath.Join(t.TempDir(), "download"), Interval: time.Millisecond, Log: slog.New(slog.NewTextHandler(v.log, nil)),
 	})
@@ -106,7 +106,7 @@ func victimWith(t *testing.T, x *index.Index, source string) *victim {
 // come, and that all other files are as they were.
 func (v *victim) wantUnharmed(t *testing.T) {
 	t.Helper()
-	fetcher, err := nars.New(v.Storage, v.index, v.Source, nars.Options{All: true, Limit: -1, Decode: plain, Log: slog.New(slog.NewTextHandler(v.log, nil))})
+	fetcher, err := nars.New(v.Storage, v.Source, nars.Options{All: true, Limit: -1, Decode: plain, Log: slog.New(slog.NewTextHandler(v.log, nil))})
 	if err != nil {
 		t.Fatal(err)
 	}

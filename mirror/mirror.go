@@ -28,7 +28,6 @@ import (
 // Options of [New].
 type Options struct {
 	Storage *storage.Storage
-	Index   *index.Index
 	// Source is the instance to follow.
 	Source *peer.Peer
 	// Downloads is the prefix of the names of downloaded files. The disk must have room
@@ -152,7 +151,7 @@ func (m *Mirror) Run(ctx context.Context) {
 // step follows the source's stream until it fails, or polls the source once. It returns the
 // pause before the next step.
 func (m *Mirror) step(ctx context.Context) (time.Duration, error) {
-	at, err := cursor.Read(ctx, m.Index)
+	at, err := cursor.Read(ctx, m.Storage.Index())
 	if err != nil {
 		return 0, err
 	}
@@ -198,7 +197,7 @@ func (m *Mirror) step(ctx context.Context) (time.Duration, error) {
 // notSelf refuses to follow this instance, and instances that follow it: changes would
 // circulate for ever.
 func (m *Mirror) notSelf(state peer.LogState) error {
-	own := m.Index.Instance()
+	own := m.Storage.Index().Instance()
 	if state.Instance == own {
 		return &health.RefusedError{Why: "it is this very instance: name another with --mirror, or, if this database is a copy of that instance's, stop this server and run 'nar-herder new-identity'"}
 	}
@@ -258,7 +257,7 @@ func Accept(ctx context.Context, x *index.Index, now time.Time) error {
 // unlessAccepted returns a [health.RefusedError], unless [Accept] was called within the last
 // hour.
 func (m *Mirror) unlessAccepted(ctx context.Context, why string) error {
-	text, err := m.Index.Setting(ctx, acceptSetting)
+	text, err := m.Storage.Index().Setting(ctx, acceptSetting)
 	if err != nil {
 		return err
 	}

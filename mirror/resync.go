@@ -44,7 +44,7 @@ func (m *Mirror) resync(ctx context.Context, at cursor.Cursor, why string) error
 	if err != nil {
 		err = fmt.Errorf("start from the dump of %s: %w", m.Source, err)
 	} else {
-		err = m.Index.Update(ctx, next.Write)
+		err = m.Storage.Index().Update(ctx, next.Write)
 	}
 	if err = m.dumps.Close(ctx, d, err); err == nil {
 		m.status.resynced()
@@ -107,7 +107,7 @@ func (m *Mirror) merge(ctx context.Context, at cursor.Cursor, d *sourcedump.Dump
 	if err != nil {
 		return next, err
 	}
-	mirrored, last, err := m.Index.MirroredCount(ctx)
+	mirrored, last, err := m.Storage.Index().MirroredCount(ctx)
 	if err != nil {
 		return next, err
 	}
@@ -209,7 +209,7 @@ func (m *Mirror) changed(ctx context.Context, items []Followed, present bits) (c
 	for i, item := range items {
 		hashes[i] = item.Hash
 	}
-	err = m.Index.EachAt(ctx, hashes, func(i int, row *index.Item, err error) error {
+	err = m.Storage.Index().EachAt(ctx, hashes, func(i int, row *index.Item, err error) error {
 		present.setRow(row, err)
 		if row != nil {
 			// Mirrors that follow this instance by time are past the item's own time.
@@ -248,7 +248,7 @@ func (m *Mirror) keepDamaged(ctx context.Context, d *sourcedump.Dump, present bi
 		hashes = append(hashes, hash)
 	}
 	for some := range slices.Chunk(hashes, batchSize) {
-		err := m.Index.EachAt(ctx, some, func(_ int, row *index.Item, err error) error {
+		err := m.Storage.Index().EachAt(ctx, some, func(_ int, row *index.Item, err error) error {
 			present.setRow(row, err)
 			return nil
 		})
@@ -290,7 +290,7 @@ func (m *Mirror) payOwed(ctx context.Context, at cursor.Cursor) bool {
 func (m *Mirror) withdrawAbsent(ctx context.Context, at cursor.Cursor, present bits, last, mirrored, limit int64, newest time.Time) (map[int64]int, error) {
 	each := func(f func(hashes []narinfo.PathHash) error) error {
 		for after := int64(0); after < last; {
-			items, end, err := m.Index.MirroredAfter(ctx, after, last, 20*batchSize)
+			items, end, err := m.Storage.Index().MirroredAfter(ctx, after, last, 20*batchSize)
 			if err != nil {
 				return err
 			}

@@ -116,7 +116,7 @@ func mirrorWith(t *testing.T, own, source *instance, options Options) *Mirror {
 	if err != nil {
 		t.Fatal(err)
 	}
-	options.Storage, options.Index, options.Source = own.storage, own.index, peer.New(base, peer.Self{Instance: own.index.Instance()})
+	options.Storage, options.Source = own.storage, peer.New(base, peer.Self{Instance: own.index.Instance()})
 	m := New(options)
 	m.negligible = 100
 	return m

@@ -37,7 +37,7 @@ type status struct {
 func (s *status) begin(m *Mirror) {
 	s.current = health.Status{Source: m.Source.String(), State: health.Syncing, LagSeconds: -1}
 	s.now, s.started = m.Now, m.Now()
-	s.database, s.followed = m.Index.Path(), m.tidy
+	s.database, s.followed = m.Storage.Index().Path(), m.tidy
 }
 
 // Status returns the current state.

@@ -287,7 +287,7 @@ func (i *instance) wantState(want string) {
 // onDisk is what all files take.
 func (i *instance) onDisk() int64 {
 	i.t.Helper()
-	if err := i.Survey(context.Background()); err != nil {
+	if err := i.Scan(context.Background()); err != nil {
 		i.t.Fatal(err)
 	}
 	usage, _, err := i.Usage(context.Background())
@@ -317,7 +317,7 @@ func (i *instance) remover(limit int64, other *instance, texts ...string) *Remov
 		}
 		options.Criteria = append(options.Criteria, criterion)
 	}
-	r := New(i.Storage, i.index, options)
+	r := New(i.Storage, options)
 	// As if it had run for long.
 	r.dependence.AssumeSettled("")
 	if other != nil {

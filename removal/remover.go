@@ -157,8 +157,8 @@ type Remover struct {
 }
 
 // New makes a remover.
-func New(s *storage.Storage, x *index.Index, options Options) *Remover {
-	r := &Remover{storage: s, index: x, options: options, log: options.Log, now: options.Now, peers: make(map[string]*peer.Peer)}
+func New(s *storage.Storage, options Options) *Remover {
+	r := &Remover{storage: s, index: s.Index(), options: options, log: options.Log, now: options.Now, peers: make(map[string]*peer.Peer)}
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
 	}
@@ -397,7 +397,7 @@ func (r *Remover) measure(ctx context.Context) (g goal, reason string, err error
 	}
 	if r.surveyed.IsZero() && (surveyed.IsZero() || g.limit >= 0) || !r.surveyed.IsZero() && r.now().Sub(r.surveyed) >= due {
 		begun := r.now()
-		if err := r.storage.Survey(ctx); err != nil {
+		if err := r.storage.Scan(ctx); err != nil {
 			return goal{}, "", err
 		}
 		r.surveyed = r.now()

@@ -698,7 +698,7 @@ func TestNamesStorage(t *testing.T) {
 	defer files.Close()
 	refused := storage.ErrNotOwner
 	s := storage.New(p.Index, files, storage.Options{MayWrite: func(context.Context) error { return refused }})
-	r := New(s, p.Index, Options{Limit: -1, MinimumFree: -1})
+	r := New(s, Options{Limit: -1, MinimumFree: -1})
 	for _, refused = range []error{storage.ErrNotOwner, nil} {
 		if err := r.Round(t.Context()); err != nil {
 			t.Fatal(err)

@@ -73,7 +73,7 @@ func TestCheck(t *testing.T) {
 	}
 
 	// What is missing is an error, not an absence; what is there is served.
-	if _, err := stored(s, items[0].hash(), 0); !errors.Is(err, storage.ErrDisagree) {
+	if _, err := stored(s, items[0].hash(), 0); !errors.Is(err, storage.ErrMismatch) {
 		t.Errorf("opened, although missing: %v", err)
 	}
 	if content, err := stored(s, items[0].hash(), 1); err != nil || content != "zstd" {
@@ -163,8 +163,8 @@ func TestRemove(t *testing.T) {
 		}
 	}
 	// Who still has the row in hand is told that something is wrong.
-	if _, _, err := s.OpenFile(t.Context(), item, 0, 0, -1); !errors.Is(err, storage.ErrDisagree) {
-		t.Errorf("OpenFile of a removed item: %v, want ErrDisagree", err)
+	if _, _, err := s.OpenFile(t.Context(), item, 0, 0, -1); !errors.Is(err, storage.ErrMismatch) {
+		t.Errorf("OpenFile of a removed item: %v, want ErrMismatch", err)
 	}
 	for _, file := range f.files() {
 		if !gone(filepath.Join(p.store, file.name())) {

@@ -13,6 +13,7 @@ import (
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/importer"
+	"nar-herder/storage/owner"
 )
 
 // lookedFor is a store that is far away, and lets nobody look for a file before some others
@@ -53,14 +54,14 @@ func TestClaimSamples(t *testing.T) {
 	s := p.openWith(t, func(bytes bytestore.Store) bytestore.Store {
 		return &lookedFor{Store: bytes, others: newMeeting(8)}
 	})
-	if err := s.MayBeClaimed(t.Context()); err != nil {
+	if err := owner.IsComplete(t.Context(), s); err != nil {
 		t.Errorf("nothing is missing: %v", err)
 	}
 	for i, remove := range []int{0, 4, 8} {
 		if err := os.Remove(filepath.Join(p.store, stored[remove].name())); err != nil {
 			t.Fatal(err)
 		}
-		err := s.MayBeClaimed(t.Context())
+		err := owner.IsComplete(t.Context(), s)
 		if refused := err != nil && strings.Contains(err.Error(), "lacks 3 of 10 nars"); refused != (i == 2) || err != nil && !refused {
 			t.Errorf("%d nars of 10 are missing: %v", i+1, err)
 		}

@@ -15,17 +15,16 @@ import (
 // ErrNotDeleted says that files could not be deleted.
 var ErrNotDeleted = errors.New("files can't be deleted")
 
-// Freed is what a removal gave back.
+// Freed is what a removal has freed.
 type Freed struct {
-	// Items are those of which no file is left.
+	// Items counts items that have no files left.
 	Items int
-	// Size is the length of the files, in bytes, and Usage what they took of
-	// the store.
+	// Size is the length of the files in bytes, Usage what they took of the store.
 	Size, Usage int64
 }
 
-// MayDrop makes sure, as far as that can be known beforehand, that the files which items
-// have stored can be deleted. Otherwise the error is [ErrNotDeleted].
+// MayDrop returns [ErrNotDeleted] if it is known beforehand that a stored file of the
+// items can't be deleted.
 func (s *Storage) MayDrop(items ...*Item) error {
 	if s.bytes == nil {
 		return nil
@@ -44,11 +43,12 @@ func (s *Storage) MayDrop(items ...*Item) error {
 	return nil
 }
 
-// NotDeleted is how often this process could not delete a file.
+// NotDeleted counts the files that this process failed to delete.
 func (s *Storage) NotDeleted() int64 { return s.notDeleted.Load() }
 
-// DeleteUnclaimed deletes bytes that no row claims, all that it can. With an error,
-// files of so many items are left. They were noted as leftovers before.
+// DeleteUnclaimed deletes as many as it can of the files that no row claims. They must
+// have been recorded as pending deletes before. left counts the items that still have
+// files after an error. since is as in [Storage.DeleteEach].
 func (s *Storage) DeleteUnclaimed(ctx context.Context, names []string, since int64) (dropped Freed, left int, err error) {
 	stuck := make(map[narinfo.PathHash]bool)
 	var failures []error
@@ -71,17 +71,21 @@ func (s *Storage) DeleteUnclaimed(ctx context.Context, names []string, since int
 	return dropped, len(stuck), err
 }
 
-// DeleteAtOnce is how many files are deleted in one transaction; see [BatchSize].
+// DeleteAtOnce is the number of files that are deleted in one transaction; see
+// [BatchSize].
 const DeleteAtOnce = 2 * BatchSize
 
-// DeleteEach deletes bytes that no row claims, and tells for each name what that
-// gave back and how it failed. What another instance owns, it leaves there. It holds
-// the index's lock meanwhile: without it, an import of the same item could find the
-// bytes there, and write a row for them, just before they go. Rows are read again, but
-// those that have not changed since the change of the given number, as of which they
-// claim nothing; 0 for all. The error is one of all names. Where the transaction has to
-// begin anew, told is called again, and what went the first time counts as nothing.
-func (s *Storage) DeleteEach(ctx context.Context, names []string, since int64, told func(n int, dropped Freed, err error)) error {
+// DeleteEach deletes those of the named files that no row claims, and reports for each
+// what that freed or how it failed. Files that another instance owns stay.
+//
+// The index is locked meanwhile. Otherwise an import of the same item could find the file
+// and write a row for it just before it is deleted. since is the number of a change as of
+// which no row claims the files: only rows that have changed later are read again. With 0,
+// all are read again.
+//
+// The returned error is about all files. If the transaction has to be repeated, report is
+// called again, and files deleted by the first attempt count as nothing.
+func (s *Storage) DeleteEach(ctx context.Context, names []string, since int64, report func(n int, dropped Freed, err error)) error {
 	if s.bytes == nil || len(names) == 0 {
 		return nil
 	}
@@ -95,9 +99,9 @@ func (s *Storage) DeleteEach(ctx context.Context, names []string, since int64, t
 				}
 			}
 			chunk := names[begin:min(begin+DeleteAtOnce, len(names))]
-			hurried, cancel := s.WithLockDeadline(ctx, 0)
+			bounded, cancel := s.WithLockDeadline(ctx, 0)
 			defer cancel()
-			if err := s.MayDelete(hurried); errors.Is(err, ErrNotOwner) {
+			if err := s.MayDelete(bounded); errors.Is(err, ErrNotOwner) {
 				return tx.RemoveLeftovers(chunk) // they are the owner's to delete
 			} else if err != nil {
 				return err
@@ -124,7 +128,7 @@ func (s *Storage) DeleteEach(ctx context.Context, names []string, since int64, t
 			}
 			dropped := make([]Freed, len(going))
 			failures := s.Each(len(going), func(i int) (err error) {
-				dropped[i], err = s.drop(hurried, chunk[going[i]])
+				dropped[i], err = s.drop(bounded, chunk[going[i]])
 				return err
 			})
 			for i, n := range going {
@@ -133,7 +137,7 @@ func (s *Storage) DeleteEach(ctx context.Context, names []string, since int64, t
 				} else {
 					s.notDeleted.Add(1)
 				}
-				told(begin+n, dropped[i], failures[i])
+				report(begin+n, dropped[i], failures[i])
 			}
 			if err := s.bytes.Sync(ctx); err != nil {
 				return err
@@ -147,10 +151,9 @@ func (s *Storage) DeleteEach(ctx context.Context, names []string, since int64, t
 	return nil
 }
 
-// Each calls f for the numbers below n, and returns the errors: for as many at a time
-// as the byte store is good at. One that is far away is not called again after as many
-// calls have failed as it takes at a time, since all others would wait for the same: they
-// have the last error.
+// Each calls f for the numbers below n and returns the errors. For a remote byte store it
+// makes several calls at a time, and gives up after as many failures: all others would
+// wait for the same, and get the last error.
 func (s *Storage) Each(n int, f func(i int) error) []error {
 	failures := make([]error, n)
 	if !s.IsRemote() {
@@ -179,7 +182,7 @@ func (s *Storage) Each(n int, f func(i int) error) []error {
 	return failures
 }
 
-// drop deletes the bytes under a name.
+// drop deletes the file with the name.
 func (s *Storage) drop(ctx context.Context, name string) (Freed, error) {
 	info, err := s.bytes.Stat(ctx, name)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -196,7 +199,7 @@ func (s *Storage) drop(ctx context.Context, name string) (Freed, error) {
 	return Freed{Size: info.Size, Usage: info.Usage}, nil
 }
 
-// IsClaimed says whether the item's row has the file of that name as stored.
+// IsClaimed reports whether the item's row has the named file as stored.
 func IsClaimed(tx *index.Tx, hash narinfo.PathHash, name string) (bool, error) {
 	row, err := tx.Item(hash)
 	if errors.Is(err, ErrNotFound) {
@@ -212,6 +215,6 @@ func IsClaimed(tx *index.Tx, hash narinfo.PathHash, name string) (bool, error) {
 	return n >= 0 && item.HasStored(n), nil
 }
 
-// LinkedRemoved is how many bytes this process has removed that did not become free, as
-// the files have other names, such as in an export.
+// LinkedRemoved counts the bytes of files that this process has removed without freeing
+// space, since they have other names, such as in an export.
 func (s *Storage) LinkedRemoved() int64 { return s.linked.Load() }

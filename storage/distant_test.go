@@ -98,7 +98,7 @@ func TestDistant(t *testing.T) {
 		items = append(items, fake{n: n, content: "content"})
 		size += int64(len("content"))
 	}
-	if err := s.Survey(t.Context()); err != nil {
+	if err := s.Scan(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	before, _, err := s.Usage(t.Context())

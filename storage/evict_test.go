@@ -205,7 +205,7 @@ func TestUsage(t *testing.T) {
 	if n := usage(); n != 0 {
 		t.Errorf("%d bytes before the first survey", n)
 	}
-	if err := s.Survey(t.Context()); err != nil {
+	if err := s.Scan(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	before := usage()
@@ -215,7 +215,7 @@ func TestUsage(t *testing.T) {
 	item := fake{n: 1, content: strings.Repeat("y", 50_000)}
 	importAll(t, s, importer.Options{}, laid(t, item))
 	estimated := usage() - before
-	if err := s.Survey(t.Context()); err != nil {
+	if err := s.Scan(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if counted := usage() - before; estimated < counted-4096 || estimated > counted+4096 || counted < 50_000 {

@@ -14,10 +14,9 @@ import (
 	"nar-herder/storage/bytestore"
 )
 
-// Admit is the gate for narinfos: every text that comes from outside, be it from a
-// file, another instance or another database, is read by it before anything else is
-// done with it. It returns a narinfo that is fit to be added, or the reason why the
-// text isn't one. Like [narinfo.Parse], it keeps the text.
+// Admit parses and checks a narinfo that comes from outside: from a file, another instance
+// or another database. No other code may read such a text first. Like [narinfo.Parse], it
+// keeps the text.
 func Admit(text []byte) (*narinfo.Narinfo, error) {
 	n := new(narinfo.Narinfo)
 	if err := AdmitInto(n, text); err != nil {
@@ -34,9 +33,9 @@ func AdmitInto(n *narinfo.Narinfo, text []byte) error {
 	return CheckNarinfo(n)
 }
 
-// CheckNarinfo is nil for a narinfo that may be added. Each of its URLs must be that of a nar of
-// this very item, as its files are stored and deleted under the names that the URLs
-// give. Only a URL with a scheme may lead anywhere: nothing is stored under that.
+// CheckNarinfo returns an error for a narinfo that must not be added. Each of its URLs
+// must be that of a nar of this very item, since files are stored and deleted under the
+// names in the URLs. Only URLs with a scheme may be anything: nothing is stored for them.
 func CheckNarinfo(n *narinfo.Narinfo) error {
 	own, elsewhere := false, ""
 	for _, file := range n.Files {
@@ -60,7 +59,7 @@ func CheckNarinfo(n *narinfo.Narinfo) error {
 	return nil
 }
 
-// IsNarName says whether the name is one that a nar of an item can have: nar/HASH-NAME or
+// IsNarName reports whether a nar can have the name: nar/HASH-NAME or
 // nar/COMPRESSION/HASH-NAME.
 func IsNarName(name string) bool {
 	below, ok := strings.CutPrefix(name, "nar/")
@@ -76,8 +75,8 @@ func IsNarName(name string) bool {
 	return !named && !strings.Contains(base, "/")
 }
 
-// NarName is where the file of an item with that hash is stored; "" where that is not in
-// this storage, or not for this item to say.
+// NarName returns the name that a file of the item with the hash is stored under, or "" if
+// it is not in a storage or not named after the item.
 func NarName(file narinfo.File, hash narinfo.PathHash) string {
 	name, err := file.Path()
 	if err != nil || !IsNarName(name) || HashInName(name) != hash {
@@ -86,12 +85,11 @@ func NarName(file narinfo.File, hash narinfo.PathHash) string {
 	return name
 }
 
-// itemBytes is the byte store for the bytes of items: it refuses all names but those of
-// nars, wherever they come from. The notes and the quarantine of the storage are written
-// to the ByteStore itself.
+// itemBytes is the byte store for nars: it refuses all other names, wherever they come
+// from. Notes and quarantined files are written to the Store itself.
 type itemBytes struct{ bytestore.Store }
 
-// errNoNarName says that a name isn't one that a nar can have.
+// errNoNarName says that no nar can have a name.
 var errNoNarName = errors.New("not a name for a nar")
 
 func checkName(tried, name string) error {

@@ -6,16 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"sync/atomic"
-
-	"golang.org/x/sync/errgroup"
 
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
 )
 
-// Identity returns the random name of the byte store, and gives it one when it
-// has none. It is "" where nars are kept elsewhere.
+// Identity returns the random name of the byte store, and gives it one if need be. It is
+// "" without a byte store.
 func (s *Storage) Identity(ctx context.Context) (string, error) {
 	if s.bytes == nil {
 		return "", nil
@@ -36,9 +33,8 @@ func (s *Storage) Identity(ctx context.Context) (string, error) {
 	return s.note(ctx, bytestore.IdentityName)
 }
 
-// StorageName returns the random name of the byte store, "" where nars are kept
-// elsewhere. It writes nothing: the error is [fs.ErrNotExist] where there is none,
-// be it that none was given yet or that the storage isn't mounted.
+// StorageName returns the random name of the byte store, "" without one. It writes
+// nothing: the error is [fs.ErrNotExist] if the store has no name yet or isn't mounted.
 func (s *Storage) StorageName(ctx context.Context) (string, error) {
 	if s.bytes == nil {
 		return "", nil
@@ -46,12 +42,11 @@ func (s *Storage) StorageName(ctx context.Context) (string, error) {
 	return s.note(ctx, bytestore.IdentityName)
 }
 
-// ErrAllMissing is in the error of [Storage.IsMounted] for a byte store that can be read.
+// ErrAllMissing is in the error of [Storage.IsMounted] if the byte store can be read.
 var ErrAllMissing = errors.New("none of the stored nars are there")
 
-// IsMounted makes sure that the byte store is the one that the index is about, by
-// any of the files that it should have. A storage that isn't mounted looks like
-// one whose files are all missing.
+// IsMounted returns an error unless the byte store has any of the files that the index has
+// as stored. In a directory where nothing is mounted, all seem to be missing.
 func (s *Storage) IsMounted(ctx context.Context) error {
 	totals, err := s.index.Totals(ctx)
 	if err != nil || totals.StoredNars == 0 {
@@ -64,77 +59,12 @@ func (s *Storage) IsMounted(ctx context.Context) error {
 	return err
 }
 
-// claimSamples is how many items [Storage.MayBeClaimed] looks at, at the most.
-const claimSamples = 25
-
-// MayBeClaimed is IsMounted for a byte store without an owner, which may be another than
-// before: it also returns an error where many of the nars are missing, as in an unfinished
-// or an old copy. It looks at some of them, spread over those that the index has as stored,
-// and allows a quarter to be missing: of so few, that may be chance.
-func (s *Storage) MayBeClaimed(ctx context.Context) error {
-	if err := s.IsMounted(ctx); err != nil {
-		return err
-	}
-	totals, err := s.index.Totals(ctx)
-	if err != nil {
-		return err
-	}
-	step := max(1, (totals.StoredNars+claimSamples-1)/claimSamples)
-	var names []string
-	for place := int64(0); ; {
-		row, err := s.index.StoredAfter(ctx, place, step-1)
-		var damage *index.Damage
-		if errors.As(err, &damage) && damage.Place() > place {
-			place = damage.Place()
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		if row == nil {
-			break
-		}
-		place = row.Place()
-		item, err := NewItem(row)
-		if errors.Is(err, index.ErrDamaged) {
-			continue
-		} else if err != nil {
-			return err
-		}
-		for n, name := range item.names {
-			if name != "" && item.HasStored(n) {
-				names = append(names, name)
-			}
-		}
-	}
-	var missing atomic.Int64
-	looking, ctx := errgroup.WithContext(ctx)
-	looking.SetLimit(s.Concurrency())
-	for _, name := range names {
-		looking.Go(func() error {
-			_, err := s.bytes.Stat(ctx, name)
-			if errors.Is(err, fs.ErrNotExist) {
-				missing.Add(1)
-				return nil
-			}
-			return err
-		})
-	}
-	if err := looking.Wait(); err != nil {
-		return err
-	}
-	if n := missing.Load(); n > 1 && n > int64(len(names))/4 {
-		return fmt.Errorf("storage %s lacks %d of %d nars that were looked for: is it the right one, and was it copied to its end? If it is all that there is, 'nar-herder claim-storage' makes it this instance's, and records which nars are there", s.bytes, n, len(names))
-	}
-	return nil
-}
-
-// note reads one of the short texts that the byte store has beside the nars.
+// note reads one of the short texts that are stored beside the nars.
 func (s *Storage) note(ctx context.Context, name string) (string, error) {
 	return bytestore.ReadNote(ctx, s.bytes.Store, name)
 }
 
-// HasAny says whether any file is there that the index has as stored.
+// HasAny reports whether any file that the index has as stored exists.
 func (s *Storage) HasAny(ctx context.Context) (bool, error) {
 	// One of the first, which takes no listing where all is well.
 	looked := 0

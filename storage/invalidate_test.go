@@ -57,13 +57,13 @@ func TestInvalidate(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(p.store, f.name()), []byte("short"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := stored(front, f.hash(), 0); !errors.Is(err, storage.ErrDisagree) || s.invalidations != 2 {
+	if _, err := stored(front, f.hash(), 0); !errors.Is(err, storage.ErrMismatch) || s.invalidations != 2 {
 		t.Errorf("%v, doubted %d times", err, s.invalidations)
 	}
 	if err := os.Remove(filepath.Join(p.store, f.name())); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := stored(front, f.hash(), 0); !errors.Is(err, storage.ErrDisagree) {
+	if _, err := stored(front, f.hash(), 0); !errors.Is(err, storage.ErrMismatch) {
 		t.Errorf("%v", err)
 	}
 }

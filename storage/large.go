@@ -11,16 +11,16 @@ import (
 	"nar-herder/storage/index"
 )
 
-// lockedBytes is how much a byte store that is far away may be asked to show while the
-// index is locked: less than other processes wait for, at the slowest rate. Batches
-// end with so much, and a larger file is shown before.
+// lockedBytes is how many bytes a remote byte store commits at most while the index is
+// locked: even at the slowest rate, other processes wait longer. Batches end with so many,
+// and larger files are committed before.
 const lockedBytes = 1 << 30
 
-// IsMuch says whether so many bytes are enough for one transaction.
+// IsMuch reports whether so many bytes are enough for one transaction.
 func (s *Storage) IsMuch(size int64) bool { return size >= lockedBytes && s.IsRemote() }
 
-// CommitNew shows a file without the index locked, and returns what is there then; nil
-// where something has its name.
+// CommitNew commits a file without locking the index, and returns what is stored then; nil
+// if the name is in use.
 func (s *Storage) CommitNew(ctx context.Context, name string, staged bytestore.Staged) (*bytestore.Info, error) {
 	if err := staged.CommitNew(ctx); errors.Is(err, fs.ErrExist) {
 		return nil, nil
@@ -31,8 +31,8 @@ func (s *Storage) CommitNew(ctx context.Context, name string, staged bytestore.S
 	return &info, err
 }
 
-// Discard deletes files that were shown without the index locked, and that nobody wants,
-// but those that a row claims by now.
+// Discard deletes files that were committed with [Storage.CommitNew] and are not needed,
+// except those that a row claims by now.
 func (s *Storage) Discard(ctx context.Context, names []string) {
 	if len(names) == 0 {
 		return
@@ -50,7 +50,7 @@ func (s *Storage) Discard(ctx context.Context, names []string) {
 	s.log.Warn("large nars were stored that are not wanted, and could not be deleted: 'nar-herder check' lists those that the server does not delete later", "files", names, "error", err)
 }
 
-// IsUnchanged looks whether a file that was shown is still there.
+// IsUnchanged returns an error unless a file is still as it was committed.
 func (s *Storage) IsUnchanged(ctx context.Context, name string, shown bytestore.Info) error {
 	info, err := s.bytes.Stat(ctx, name)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && !info.IsSame(shown) {
@@ -62,5 +62,6 @@ func (s *Storage) IsUnchanged(ctx context.Context, name string, shown bytestore.
 	return nil
 }
 
-// ErrChanged says, within a transaction, that what was prepared no longer fits.
+// ErrChanged says, within a transaction, that the item has changed since the addition was
+// prepared.
 var ErrChanged = errors.New("another import or removal has just changed this item: try again")

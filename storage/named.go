@@ -2,9 +2,8 @@ package storage
 
 import "context"
 
-// FileUnder returns the item that has a file under the name, and which of its
-// files that is; [ErrNotFound] when there certainly is none. Whether the file is
-// recorded as stored, the item says.
+// FileUnder returns the item that has a file with the name, and which of its files that
+// is. The error is [ErrNotFound] if there certainly is none. The file need not be stored.
 func (s *Storage) FileUnder(ctx context.Context, name string) (*Item, int, error) {
 	hash := HashInName(name)
 	item, err := s.Item(ctx, hash)

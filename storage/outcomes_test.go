@@ -126,8 +126,8 @@ func damaged(f fake, damage func(file string) error) func(*testing.T, place, *st
 		if err := damage(filepath.Join(p.store, f.name())); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := stored(s, f.hash(), 0); !errors.Is(err, storage.ErrDisagree) {
-			t.Errorf("opened although it is damaged: %v, want ErrDisagree", err)
+		if _, err := stored(s, f.hash(), 0); !errors.Is(err, storage.ErrMismatch) {
+			t.Errorf("opened although it is damaged: %v, want ErrMismatch", err)
 		}
 	}
 }

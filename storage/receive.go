@@ -15,12 +15,12 @@ import (
 	"nar-herder/storage/space"
 )
 
-// ErrNotWanted says that bytes which were to be stored are not to be any more: the
-// item was removed, withdrawn or replaced meanwhile.
+// ErrNotWanted says that bytes are not needed any more: the item was removed, withdrawn or
+// replaced meanwhile.
 var ErrNotWanted = errors.New("the item was removed, withdrawn or replaced meanwhile")
 
-// Spool returns a directory for files that are to be given to [Storage.Receive]:
-// the byte store's own, or else the fallback, which is made.
+// Spool returns a directory for files that will be passed to [Storage.Receive]: the byte
+// store's own, or else the fallback, which is made.
 func (s *Storage) Spool(fallback string) (directory string, err error) {
 	if s.bytes != nil {
 		if directory, err = s.bytes.Spool(); !errors.Is(err, errors.ErrUnsupported) {
@@ -33,14 +33,14 @@ func (s *Storage) Spool(fallback string) (directory string, err error) {
 	return fallback, disk.MkdirAll(fallback, 0o755)
 }
 
-// Receive takes a file of this machine in as the item's Nth, without copying it
-// where the byte store can. The caller has compared it with the item's NarHash,
-// nobody writes to it any more, and [Storage.Reserve] has counted it. On success
-// the caller removes its name, and nothing else. A file of [Storage.Spool] may have
-// lost its name by then, also where there is an error.
+// Receive stores a local file as the item's Nth, without copying it if the byte store can.
+// The caller has compared the file with the item's NarHash and reserved room with
+// [Storage.Reserve]; nobody writes to it any more. On success the caller removes its name,
+// and nothing else. A file in [Storage.Spool] may have lost its name by then, even after
+// an error.
 //
-// The error is [ErrNotWanted] when the item's row is no longer of that nar, and
-// [space.ErrLimit] or [space.ErrFreeSpace] when there is no room.
+// The error is [ErrNotWanted] if the item's row is of another nar now, and
+// [space.ErrLimit] or [space.ErrFreeSpace] if there is no room.
 func (s *Storage) Receive(ctx context.Context, item *Item, n int, file *os.File) error {
 	info, err := file.Stat()
 	if err != nil {
@@ -75,16 +75,16 @@ func (s *Storage) Receive(ctx context.Context, item *Item, n int, file *os.File)
 		if err := s.CheckIn(tx, size); err != nil {
 			return err
 		}
-		hurried, cancel := s.WithLockDeadline(ctx, size)
+		bounded, cancel := s.WithLockDeadline(ctx, size)
 		defer cancel()
 		// It may have been taken over while the bytes came.
-		if err := s.MayDelete(hurried); err != nil {
+		if err := s.MayDelete(bounded); err != nil {
 			return fmt.Errorf("store %s: %w", name, err)
 		}
 		if early != nil {
-			err = s.IsUnchanged(hurried, name, *early)
+			err = s.IsUnchanged(bounded, name, *early)
 		} else {
-			err = staged.Commit(hurried)
+			err = staged.Commit(bounded)
 		}
 		if err := errors.Join(err, s.bytes.Sync(ctx)); err != nil {
 			return err
@@ -98,7 +98,7 @@ func (s *Storage) Receive(ctx context.Context, item *Item, n int, file *os.File)
 	return err
 }
 
-// stageOwn stages a file of the caller's.
+// stageOwn stages a file of the caller, copying it if need be.
 func (s *Storage) stageOwn(ctx context.Context, name string, file *os.File, size int64) (bytestore.Staged, error) {
 	if staged, err := s.bytes.StageFile(ctx, name, file, size); !errors.Is(err, bytestore.ErrCantShare) {
 		return staged, err
@@ -106,8 +106,8 @@ func (s *Storage) stageOwn(ctx context.Context, name string, file *os.File, size
 	return s.bytes.Stage(ctx, name, io.NewSectionReader(file, 0, size), size)
 }
 
-// wanted returns the item as a transaction sees it, and which of its files is the
-// one of that name, if that is still of the nar that the item was of.
+// wanted returns the item within a transaction, and which of its files has the name. The
+// error is [ErrNotWanted] unless that is still a file of the same nar.
 func wanted(tx *index.Tx, item *Item, name string, size int64) (*Item, int, error) {
 	row, err := tx.Item(item.Hash)
 	if errors.Is(err, ErrNotFound) {
@@ -129,8 +129,7 @@ func wanted(tx *index.Tx, item *Item, name string, size int64) (*Item, int, erro
 	return now, n, nil
 }
 
-// SizesWith returns the item's sizes with that of the Nth file, where the narinfo
-// does not say it.
+// SizesWith returns the item's sizes with that of the Nth file, unless the narinfo has it.
 func (i *Item) SizesWith(n int, size int64) []int64 {
 	sizes := slices.Clone(i.Sizes)
 	if i.Narinfo.Files[n].Size >= 0 {
@@ -143,10 +142,10 @@ func (i *Item) SizesWith(n int, size int64) []int64 {
 	return sizes
 }
 
-// LiesThere says whether a file of the right size lies where the item's Nth
-// belongs, although the row does not have it as stored. Whether it is the nar,
-// only [Storage.Adopt] can tell.
-func (s *Storage) LiesThere(ctx context.Context, item *Item, n int) (bool, error) {
+// HasUnrecorded reports whether a file of the right size is stored under the name of the
+// item's Nth, although the row doesn't claim it. Only [Storage.Adopt] finds out whether it
+// is the nar.
+func (s *Storage) HasUnrecorded(ctx context.Context, item *Item, n int) (bool, error) {
 	name := item.FileName(n)
 	if s.bytes == nil || name == "" || item.HasStored(n) {
 		return false, nil
@@ -161,9 +160,9 @@ func (s *Storage) LiesThere(ctx context.Context, item *Item, n int) (bool, error
 	return want < 0 || want == info.Size, nil
 }
 
-// Adopt has the row claim a file that lies there, after it was compared with the
-// item's NarHash. The error is [ErrWrongNar] when it is another, and [ErrNotWanted]
-// as of [Storage.Receive]; [ErrNotOwner] where the byte store is not this instance's.
+// Adopt records a file that is stored but not claimed by the row, after comparing it with
+// the item's NarHash. The error is [ErrWrongNar] if it is another nar, [ErrNotWanted] as
+// for [Storage.Receive], and [ErrNotOwner] if this instance doesn't own the byte store.
 func (s *Storage) Adopt(ctx context.Context, item *Item, n int, decode Decoder) error {
 	name := item.FileName(n)
 	// Not of a storage that another looks after, and may be large: what is there,
@@ -202,11 +201,11 @@ func (s *Storage) Adopt(ctx context.Context, item *Item, n int, decode Decoder) 
 	})
 }
 
-// Reserve is for bytes that come in bit by bit, and are about to take room before
-// [Storage.Receive] takes them in: it makes sure that so many fit below the hard
-// limit and leave the minimum of free space, and counts them until the reservation
-// is released. The error is [space.ErrLimit] or [space.ErrFreeSpace] when they don't, and
-// [ErrNotOwner] when they are not this instance's to store.
+// Reserve is for bytes that arrive piece by piece, before [Storage.Receive] stores them.
+// It checks that they fit below the hard limit and leave the minimum of free space, and
+// counts them until the reservation is released. The error is [space.ErrLimit] or
+// [space.ErrFreeSpace] if they don't fit, and [ErrNotOwner] if this instance doesn't own
+// the byte store.
 func (s *Storage) Reserve(ctx context.Context, size int64) (*space.Reservation, error) {
 	if err := s.MayAdd(ctx, false); err != nil {
 		return nil, err

@@ -209,7 +209,7 @@ func TestAdopt(t *testing.T) {
 		want error
 	}{{right, true, nil}, {wrong, true, storage.ErrWrongNar}, {short, false, nil}} {
 		item := itemOf(t, s, test.fake)
-		lies, err := s.LiesThere(t.Context(), item, 0)
+		lies, err := s.HasUnrecorded(t.Context(), item, 0)
 		if err != nil || lies != test.lies {
 			t.Errorf("item %d: lies there: %v, %v", test.n, lies, err)
 		}
@@ -231,7 +231,7 @@ func TestSpool(t *testing.T) {
 	s := p.openTest(t)
 	spooled(t, s, strings.Repeat("x", 10_000))
 	wantFindings(t, s, "temporary")
-	if err := s.Survey(t.Context()); err != nil {
+	if err := s.Scan(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if usage, _, err := s.Usage(t.Context()); err != nil || usage < 10_000 {

@@ -12,28 +12,28 @@ import (
 	"nar-herder/storage/index"
 )
 
-// ErrElsewhere says that an item can't be removed here, since its bytes are in a
-// storage that was not opened with the index, where they would be left.
+// ErrElsewhere says that an item can't be removed, since its bytes are in a storage that
+// was not opened with the index: they would be left behind.
 var ErrElsewhere = errors.New("its nars are in a storage, where they would be left")
 
-// Removal is what became of an item that was to be removed.
+// Removal is the result for one item.
 type Removal struct {
 	Hash narinfo.PathHash
-	// StorePath is known unless the item is not.
+	// StorePath is set if the item is known.
 	StorePath narinfo.StorePath
-	// Bytes that the storage has more room for, or will have, by their length.
+	// Bytes is the length of the files that were or will be deleted.
 	Bytes int64
 	// WithdrawnAt is when the item was withdrawn before; zero if it was not.
 	WithdrawnAt time.Time
-	// Left says that the item is gone, and that Err is about its bytes.
+	// Left says that the item is removed, and that Err is about its bytes.
 	Left bool
 	// Err is [ErrNotFound] when there is no such item.
 	Err error
 }
 
-// Remove deletes an item: its row first, then its bytes. The error is
-// [ErrNotFound] when there is none. When the bytes can't be deleted, the item is
-// gone all the same and the error says what is left.
+// Remove deletes an item: its row first, then its bytes. The error is [ErrNotFound] if
+// there is none. If the bytes can't be deleted, the item is removed all the same, and the
+// error says what is left.
 func (s *Storage) Remove(ctx context.Context, hash narinfo.PathHash) (Removal, error) {
 	removals, err := s.RemoveAll(ctx, []narinfo.PathHash{hash}, nil)
 	if err != nil {
@@ -42,17 +42,17 @@ func (s *Storage) Remove(ctx context.Context, hash narinfo.PathHash) (Removal, e
 	return removals[0], removals[0].Err
 }
 
-// BatchSize is how many items RemoveAll and WithdrawAll are to be given at a
-// time: others wait with their writing meanwhile, also while files are deleted,
-// of which each can take a slow disk tens of milliseconds.
+// BatchSize is how many items callers should give RemoveAll and WithdrawAll at a time.
+// Other processes can't write meanwhile, and a slow disk can take tens of milliseconds to
+// delete a file.
 const BatchSize = 100
 
 // RemoveAll deletes items: their rows in one transaction, then their bytes. guard
-// is asked first within the transaction, whose view nobody changes any more,
-// whether what was decided before still holds; nil for no question. Its error, or
-// any other of the transaction, is returned, and then all is as it was. What is
-// wrong with one item is told in its place of the result. Where another instance owns
-// the byte store, the error is [ErrNotOwner].
+// re-validates the decision within the transaction; it may be nil. Its error, or any other
+// of the transaction, is returned, and nothing has changed then. An error about one item
+// is in its result.
+//
+// The error is [ErrNotOwner] if another instance owns the byte store.
 func (s *Storage) RemoveAll(ctx context.Context, hashes []narinfo.PathHash, guard func(*index.Tx) error) ([]Removal, error) {
 	if err := s.MayDelete(ctx); errors.Is(err, ErrNotOwner) {
 		return nil, err // else the bytes would stay for ever
@@ -123,7 +123,7 @@ func (s *Storage) RemoveAll(ctx context.Context, hashes []narinfo.PathHash, guar
 	return removals, nil
 }
 
-// outgoing looks at an item that is to go. What is wrong with the item alone is
+// outgoing reads an item that is to be removed. An error about the item alone is
 // removal.Err.
 func outgoing(tx *index.Tx, hash narinfo.PathHash) (removal Removal, item *Item, err error) {
 	removal.Hash = hash
@@ -143,13 +143,13 @@ func outgoing(tx *index.Tx, hash narinfo.PathHash) (removal Removal, item *Item,
 	return removal, item, nil
 }
 
-// slowWithdrawal is how long a withdrawal may take to be seen before its time is
-// put off: less than what a grace period has to spare for that.
+// slowWithdrawal is how long a withdrawal may take before its time is corrected: less than
+// the reserve that a grace period has for it.
 const slowWithdrawal = 300 * time.Millisecond
 
-// WithdrawAll hides the items from clients, in one transaction;
-// [Storage.RemoveWithdrawn] removes them later. Results and guard are as those of
-// [Storage.RemoveAll]. An item that was withdrawn before keeps its times.
+// WithdrawAll hides the items from clients in one transaction. Package removal/deletion
+// removes them when their grace has ended. Results and guard are as in
+// [Storage.RemoveAll]. Items that were withdrawn before keep their times.
 func (s *Storage) WithdrawAll(ctx context.Context, hashes []narinfo.PathHash, guard func(*index.Tx) error) ([]Removal, error) {
 	if err := s.MayDelete(ctx); errors.Is(err, ErrNotOwner) {
 		return nil, err
@@ -193,9 +193,8 @@ func (s *Storage) WithdrawAll(ctx context.Context, hashes []narinfo.PathHash, gu
 	return removals, nil
 }
 
-// Postpone puts off the time of items that have just been withdrawn, where that
-// took long: until it was committed, which a slow disk can put off, clients were
-// still given the narinfos.
+// Postpone corrects the time of items that have just been withdrawn if that took long:
+// clients got the narinfos until the transaction was committed.
 func (s *Storage) Postpone(ctx context.Context, begin time.Time, withdrawn []narinfo.PathHash) error {
 	end := s.now()
 	if len(withdrawn) == 0 || end.Sub(begin) <= slowWithdrawal {
@@ -213,19 +212,19 @@ func (s *Storage) Postpone(ctx context.Context, begin time.Time, withdrawn []nar
 	})
 }
 
-// DeleteAfter is from when on items may be deleted that are withdrawn now.
+// DeleteAfter returns when items that are withdrawn now may be deleted.
 func (s *Storage) DeleteAfter(ctx context.Context) (time.Time, error) {
 	return s.index.DeleteAfter(ctx, s.now())
 }
 
-// HashInName returns the path hash that a nar's name begins with; the zero
-// hash, which no item has, when it begins with none.
+// HashInName returns the path hash that the name of a nar begins with, or the zero hash,
+// which no item has.
 func HashInName(name string) narinfo.PathHash {
 	hash, _ := findHash(name)
 	return hash
 }
 
-// findHash returns the path hash that a nar's name begins with, if it begins with one.
+// findHash returns the path hash that the name of a nar begins with, if there is one.
 func findHash(name string) (hash narinfo.PathHash, found bool) {
 	base := path.Base(name)
 	if len(base) < narinfo.PathHashLen {

@@ -24,13 +24,12 @@ import (
 // ErrNotFound says that there certainly is no such item.
 var ErrNotFound = index.ErrNotFound
 
-// ErrNotStored says that the item is known, and its bytes certainly not here.
+// ErrNotStored says that the item is known and its bytes are certainly not here.
 var ErrNotStored = errors.New("the nar is not in this storage")
 
-// ErrDisagree says that index and bytes contradict each other: bytes that the
-// index has as stored are missing, or of another size. It is a fault of this
-// machine, not an answer to a client.
-var ErrDisagree = errors.New("index and storage disagree")
+// ErrMismatch says that bytes which the index has as stored are missing or of another
+// size. It is a fault of this machine, not an answer to a client.
+var ErrMismatch = errors.New("index and storage disagree")
 
 // Storage is an index and the bytes that belong to it.
 type Storage struct {
@@ -63,8 +62,8 @@ type Options struct {
 	ReadOnly bool
 }
 
-// New joins an index and a byte store, both of which stay the caller's to
-// close. A nil byte store makes a Storage that knows items but keeps no bytes.
+// New joins an index and a byte store, which the caller closes. Without a byte store, a
+// Storage knows items but keeps no bytes.
 func New(x *index.Index, bytes bytestore.Store, options Options) *Storage {
 	s := &Storage{index: x, log: options.Log, now: options.Now, mayWrite: options.MayWrite, readOnly: options.ReadOnly}
 	if bytes != nil {
@@ -107,7 +106,7 @@ func (s *Storage) Store() bytestore.Store {
 	return s.bytes.Store
 }
 
-// HasBytes says whether there is a byte store, and not an index alone.
+// HasBytes reports whether there is a byte store.
 func (s *Storage) HasBytes() bool { return s.bytes != nil }
 
 // IsRemote reports whether the byte store is reached over a network.
@@ -125,7 +124,7 @@ func (s *Storage) Concurrency() int {
 type Item struct {
 	*index.Item
 	Narinfo *narinfo.Narinfo
-	// names are where its files lie in the storage, "" for those that can't.
+	// names are those of its files in the storage, "" for files that can't be in one.
 	names []string
 }
 
@@ -181,8 +180,7 @@ func NewItem(row *index.Item) (*Item, error) {
 	return item, nil
 }
 
-// FileNamed returns which of the item's files lies under the name in a
-// storage, -1 for none.
+// FileNamed returns which of the item's files has the name in a storage, -1 for none.
 func (i *Item) FileNamed(name string) int {
 	if name == "" {
 		return -1
@@ -190,24 +188,23 @@ func (i *Item) FileNamed(name string) int {
 	return slices.Index(i.names, name)
 }
 
-// FileName returns where the item's Nth file lies in a storage, "" for one that
-// does not.
+// FileName returns the name of the item's Nth file in a storage, "" for a file that can't
+// be in one.
 func (i *Item) FileName(n int) string { return i.names[n] }
 
 // FileNames returns FileName of all files.
 func (i *Item) FileNames() []string { return i.names }
 
-// NarNames are the names in a storage that the item can have files under.
+// NarNames returns all names that the item can have files under.
 func (i *Item) NarNames() []string {
 	return slices.DeleteFunc(slices.Clone(i.names), func(name string) bool { return name == "" })
 }
 
-// byEffort lists compressions by how little work it is to undo them.
+// byEffort lists compressions by how little work it takes to undo them.
 var byEffort = []string{"none", "zstd", "gzip", "lzip", "xz", "bzip2"}
 
-// EasiestFile returns which of the item's files that are there takes the least
-// work to get the nar out of; -1 when there is none in a compression that can
-// be read.
+// EasiestFile returns which of the available files takes the least work to decompress; -1
+// if none has a compression that can be read.
 func (i *Item) EasiestFile(there func(n int) bool) int {
 	best, least := -1, len(byEffort)
 	for n, file := range i.Narinfo.Files {
@@ -234,14 +231,12 @@ func (s *Storage) Items(ctx context.Context, tags ...index.Tag) iter.Seq2[*Item,
 	}
 }
 
-// StoredSize is the size in bytes that the item's Nth file has in the storage,
-// as recorded.
+// StoredSize is the recorded size of the item's Nth file in the storage.
 func (i *Item) StoredSize(n int) int64 {
 	return index.FileSize(i.Narinfo, n, i.Sizes)
 }
 
-// StoredBytes is the length of all files of the item that are in the storage, as
-// recorded.
+// StoredBytes is the recorded length of all files of the item in the storage.
 func (i *Item) StoredBytes() (total int64) {
 	for n := range i.Narinfo.Files {
 		if i.HasStored(n) {
@@ -251,11 +246,10 @@ func (i *Item) StoredBytes() (total int64) {
 	return total
 }
 
-// OpenFile opens the item's Nth file: length bytes from offset on, or all that
-// follow when length is negative. The size is right when there is no error.
-// [ErrNotStored] says that the bytes are certainly not here; any other error is
-// a fault. The reader is the caller's to close, and may be a
-// [bytestore.LocalFile].
+// OpenFile opens the item's Nth file: length bytes from offset on, or all that follow if
+// length is negative. Without an error, the size is as recorded. [ErrNotStored] says that
+// the bytes are certainly not here; any other error is a fault. The caller closes the
+// reader, which may be a [bytestore.LocalFile].
 func (s *Storage) OpenFile(ctx context.Context, item *Item, n int, offset, length int64) (io.ReadCloser, bytestore.Info, error) {
 	if s.bytes == nil || !item.HasStored(n) {
 		return nil, bytestore.Info{}, ErrNotStored
@@ -272,55 +266,55 @@ func (s *Storage) OpenFile(ctx context.Context, item *Item, n int, offset, lengt
 	return reader, info, err
 }
 
-// openWhole opens a file that should be there, with the size that its row says. The
-// info says what else is there, if the error is that it has another.
+// openWhole opens a file and compares its size with the row. If the sizes differ, the info
+// describes what is stored.
 func (s *Storage) openWhole(ctx context.Context, item *Item, n int, offset, length int64) (io.ReadCloser, bytestore.Info, error) {
 	reader, info, err := s.bytes.Open(ctx, item.names[n], offset, length)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, bytestore.Info{}, s.absent(ctx, err)
+		return nil, bytestore.Info{}, s.missing(ctx, err)
 	}
 	if err != nil {
 		return nil, bytestore.Info{}, err
 	}
-	if err := s.agrees(ctx, item, n, info); err != nil {
+	if err := s.sizeMatches(ctx, item, n, info); err != nil {
 		reader.Close()
 		return nil, info, err
 	}
 	return reader, info, nil
 }
 
-// LookFor looks for the item's Nth file in the storage. There is no error when it
-// is there and whole; others are as of [Storage.OpenFile].
+// LookFor returns nil if the item's Nth file is stored with the recorded size. Errors are
+// as for [Storage.OpenFile].
 func (s *Storage) LookFor(ctx context.Context, item *Item, n int) error {
 	if s.bytes == nil || !item.HasStored(n) || item.names[n] == "" {
 		return ErrNotStored
 	}
 	info, err := s.bytes.Stat(ctx, item.names[n])
 	if errors.Is(err, fs.ErrNotExist) {
-		return s.absent(ctx, err)
+		return s.missing(ctx, err)
 	}
 	if err != nil {
 		return err
 	}
-	return s.agrees(ctx, item, n, info)
+	return s.sizeMatches(ctx, item, n, info)
 }
 
-// absent is the error for a file that a row has as stored, and that is not there.
-func (s *Storage) absent(ctx context.Context, err error) error {
-	return s.disagree(ctx, fmt.Errorf("%w: %w: see 'nar-herder help import' for adding it again", ErrDisagree, err))
+// missing is the error for a file that a row claims and that does not exist.
+func (s *Storage) missing(ctx context.Context, err error) error {
+	return s.mismatch(ctx, fmt.Errorf("%w: %w: see 'nar-herder help import' for adding it again", ErrMismatch, err))
 }
 
-// agrees compares a file with its row.
-func (s *Storage) agrees(ctx context.Context, item *Item, n int, info bytestore.Info) error {
+// sizeMatches compares a file with its row.
+func (s *Storage) sizeMatches(ctx context.Context, item *Item, n int, info bytestore.Info) error {
 	if want := item.StoredSize(n); info.Size != want {
-		return s.disagree(ctx, fmt.Errorf("%w: %s in storage %s has %d bytes where the index has %d", ErrDisagree, item.names[n], s.bytes, info.Size, want))
+		return s.mismatch(ctx, fmt.Errorf("%w: %s in storage %s has %d bytes where the index has %d", ErrMismatch, item.names[n], s.bytes, info.Size, want))
 	}
 	return nil
 }
 
-// disagree is the error of a file that is not as its row has it: the given one, unless
-// another instance owns the byte store. That has removed or replaced it, and knows.
-func (s *Storage) disagree(ctx context.Context, err error) error {
+// mismatch returns the error for a file that is not as its row has it, or [ErrNotStored]
+// if another instance owns the byte store: that one has removed or replaced it, and knows.
+func (s *Storage) mismatch(ctx context.Context, err error) error {
 	if errors.Is(s.MayDelete(ctx), ErrNotOwner) {
 		return ErrNotStored
 	}
@@ -330,8 +324,7 @@ func (s *Storage) disagree(ctx context.Context, err error) error {
 	return err
 }
 
-// Instance is the random name of the index, which tells this instance from
-// others.
+// Instance is the random id of the index, which tells this instance from others.
 func (s *Storage) Instance() string { return s.index.Instance() }
 
 // Totals are the sums that the index keeps.

@@ -301,7 +301,7 @@ func TestVerifyGoesOn(t *testing.T) {
 			if read := len(reads.opened); read != first+1 {
 				t.Fatalf("%d files were read at first, want %d", read, first+1)
 			}
-			place, err := check.New(s).VerifyPlace(t.Context())
+			place, err := check.New(s).VerifyPosition(t.Context())
 			if err != nil || place.Begun.IsZero() || place.Files < first || place.Bytes == 0 {
 				t.Fatalf("%+v, %v", place, err)
 			}
@@ -310,7 +310,7 @@ func TestVerifyGoesOn(t *testing.T) {
 			for range check.New(s).Verify(t.Context(), check.VerifyOptions{Decode: decode, From: place}) {
 				break
 			}
-			stopped, err := check.New(s).VerifyPlace(t.Context())
+			stopped, err := check.New(s).VerifyPosition(t.Context())
 			if err != nil || !reflect.DeepEqual(stopped, place) {
 				t.Errorf("stopped again: %+v, %v; want %+v", stopped, err, place)
 			}
@@ -327,7 +327,7 @@ func TestVerifyGoesOn(t *testing.T) {
 				}
 			}
 			// It came to its end, and the next begins anew.
-			if place, err := check.New(s).VerifyPlace(t.Context()); err != nil || !place.Begun.IsZero() {
+			if place, err := check.New(s).VerifyPosition(t.Context()); err != nil || !place.Begun.IsZero() {
 				t.Errorf("%+v, %v", place, err)
 			}
 		})

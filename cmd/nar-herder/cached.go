@@ -16,6 +16,7 @@ import (
 	"nar-herder/internal/redact"
 	"nar-herder/peer"
 	"nar-herder/storage/index"
+	"nar-herder/storage/location"
 	"nar-herder/storage/uses"
 )
 
@@ -37,7 +38,7 @@ func openCache(store *opened, options cached.Options, peers peer.Peers, counter 
 	if len(peers) > 0 {
 		options.Remote = peers
 	}
-	cache, err := cached.New(store.index, store.Storage, options)
+	cache, err := cached.New(store.Storage, options)
 	if err != nil {
 		return nil, err
 	}
@@ -70,7 +71,7 @@ func advertise(ctx context.Context, x *index.Index, options *cached.Options, log
 // cacheOptions returns the options of the cache, with those of each type.
 func (c *serverCommand) cacheOptions() (cached.Options, error) {
 	options := cached.Options{
-		TTL: (*time.Duration)(c.TTL), NewTTL: (*time.Duration)(c.NewTTL), StorageDirectory: localDirectory(c.Storage),
+		TTL: (*time.Duration)(c.TTL), NewTTL: (*time.Duration)(c.NewTTL), StorageDirectory: location.Directory(c.Storage),
 		MinUses: int(c.CachedCompressionMinUses), Workers: int(c.CachedCompressionWorkers), Decoders: decoderBudget(),
 	}
 	for _, enabled := range c.EnableCachedCompression {

@@ -186,11 +186,11 @@ func (c *checkCommand) check(ctx context.Context, s *streams) (err error) {
 }
 
 // verifyPosition returns where verification starts, and reports that it resumes.
-func (c *checkCommand) verifyPosition(ctx context.Context, s *streams, store *opened) (check.VerifyPlace, error) {
+func (c *checkCommand) verifyPosition(ctx context.Context, s *streams, store *opened) (check.VerifyPosition, error) {
 	if c.Restart {
-		return check.VerifyPlace{}, nil
+		return check.VerifyPosition{}, nil
 	}
-	place, err := check.New(store.Storage).VerifyPlace(ctx)
+	place, err := check.New(store.Storage).VerifyPosition(ctx)
 	if err != nil {
 		return place, fmt.Errorf("%w with --restart", err)
 	}

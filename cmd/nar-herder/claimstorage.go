@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"nar-herder/storage/location"
 
 	"nar-herder/storage"
 	"nar-herder/storage/check"
@@ -36,7 +37,7 @@ func (c *claimStorageCommand) Run(ctx context.Context, s *streams) (err error) {
 	if err := validateStorage("--storage", c.Storage); err != nil {
 		return err
 	}
-	bytes, err := openBytes(ctx, c.Storage, log)
+	bytes, err := location.Open(ctx, c.Storage, log)
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 
 	"nar-herder/mirror/original/convert"
+	"nar-herder/storage/location"
 )
 
 type convertCommand struct {
@@ -55,7 +56,7 @@ func openForConversion(ctx context.Context, options *convert.Options, store stri
 	if store == "" {
 		return func() error { return nil }, nil
 	}
-	bytes, err := openBytes(ctx, store, options.Log)
+	bytes, err := location.Open(ctx, store, options.Log)
 	if err != nil {
 		return nil, err
 	}

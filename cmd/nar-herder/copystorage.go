@@ -14,6 +14,7 @@ import (
 	"nar-herder/internal/disk"
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
+	"nar-herder/storage/location"
 	"nar-herder/storage/owner"
 	"nar-herder/storage/transfer"
 )
@@ -52,12 +53,12 @@ func (c *copyStorageCommand) Run(ctx context.Context, s *streams) (err error) {
 		return err
 	}
 	log := slog.New(newLogHandler(s.err, slog.LevelWarn))
-	from, err := openBytes(ctx, c.From, log)
+	from, err := location.Open(ctx, c.From, log)
 	if err != nil {
 		return unknownError{fmt.Errorf("--from: %w", err)}
 	}
 	defer func() { err = errors.Join(err, from.Close()) }()
-	to, err := openBytes(ctx, c.To, log)
+	to, err := location.Open(ctx, c.To, log)
 	if err != nil {
 		return unknownError{fmt.Errorf("--to: %w", err)}
 	}
@@ -169,10 +170,10 @@ func (c *copyStorageCommand) mayWrite(ctx context.Context, to bytestore.Store, k
 // refuseOverlap returns an error if one storage is inside the other, as far as their names
 // tell: files would be copied without end.
 func refuseOverlap(from, to string) error {
-	if isBucket(from) != isBucket(to) {
+	if location.IsBucket(from) != location.IsBucket(to) {
 		return nil
 	}
-	if isBucket(from) {
+	if location.IsBucket(from) {
 		// The names may contain secrets, so errors don't show them.
 		a, err1 := url.Parse(from)
 		b, err2 := url.Parse(to)

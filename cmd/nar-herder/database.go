@@ -4,19 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
 	"os"
-	"strings"
 	"time"
 
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
-	"nar-herder/storage/directory"
 	"nar-herder/storage/index"
+	"nar-herder/storage/location"
 	"nar-herder/storage/owner"
-	"nar-herder/storage/s3"
 	"nar-herder/storage/tiered"
 )
 
@@ -29,7 +26,7 @@ type databaseOption struct {
 type opened struct {
 	*storage.Storage
 	index *index.Index
-	bytes byteStore      // nil without a storage
+	bytes location.Store // nil without a storage
 	cache *tiered.Tiered // in front of bytes; nil without one
 	self  owner.Owner
 	log   *slog.Logger
@@ -37,50 +34,13 @@ type opened struct {
 	locks []*owner.Lock // on what only one instance may use
 }
 
-// byteStore is a store that is to be closed.
-type byteStore interface {
-	bytestore.Store
-	io.Closer
-}
-
-// isBucket says whether a storage's name is that of a bucket.
-func isBucket(store string) bool { return strings.HasPrefix(store, "s3:") }
-
-// localDirectory is where a storage lies on this machine, or "".
-func localDirectory(store string) string {
-	if isBucket(store) {
-		return ""
-	}
-	return store
-}
-
 // validateStorage refuses the URL of a bucket that can't be opened, whatever the server
 // says. The option is named in the error.
 func validateStorage(option, store string) error {
-	if !isBucket(store) {
-		return nil
-	}
-	if err := s3.Validate(store); err != nil {
+	if err := location.Validate(store); err != nil {
 		return usagef("%s: %w", option, err)
 	}
 	return nil
-}
-
-// openBytes opens a storage by its name, which is valid.
-func openBytes(ctx context.Context, store string, log *slog.Logger) (byteStore, error) {
-	// Not "return directory.Open(store)": a nil *Directory is no nil byteStore.
-	if isBucket(store) {
-		bucket, err := s3.Open(ctx, store, s3.Options{Log: log})
-		if err != nil {
-			return nil, err
-		}
-		return bucket, nil
-	}
-	bytes, err := directory.Open(store)
-	if err != nil {
-		return nil, err
-	}
-	return bytes, nil
 }
 
 // beginWait is how long the storage may take to say which instance it belongs to.
@@ -135,9 +95,9 @@ func open(ctx context.Context, database, store string, how opening, log *slog.Lo
 			err = errors.Join(err, o.close())
 		}
 	}()
-	var bytes bytestore.Store // a nil byteStore in it would be none
+	var bytes bytestore.Store // a nil location.Store in it would be none
 	if store != "" {
-		if o.bytes, err = openBytes(ctx, store, log); err != nil {
+		if o.bytes, err = location.Open(ctx, store, log); err != nil {
 			return nil, err
 		}
 		bytes = o.bytes
@@ -170,7 +130,7 @@ func open(ctx context.Context, database, store string, how opening, log *slog.Lo
 	}
 	o.Storage = storage.New(o.index, bytes, options)
 	if o.claim != nil {
-		o.claim.IsMounted = o.MayBeClaimed
+		o.claim.IsMounted = func(ctx context.Context) error { return owner.IsComplete(ctx, o.Storage) }
 	}
 	return o, nil
 }

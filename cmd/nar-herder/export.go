@@ -9,6 +9,7 @@ import (
 	"nar-herder/narinfo"
 	"nar-herder/storage"
 	"nar-herder/storage/export"
+	"nar-herder/storage/location"
 )
 
 type exportCommand struct {
@@ -69,7 +70,7 @@ func (c *exportCommand) Run(ctx context.Context, s *streams) (err error) {
 	bar := newProgress(s.err, "exporting", "narinfos", all)
 	listed := 0
 	e := &export.Export{
-		Storage: store.Storage, Index: store.index, StorageDirectory: localDirectory(c.Storage),
+		Storage: store.Storage, StorageDirectory: location.Directory(c.Storage),
 		Tags: tags(c.Tag), ClosureOf: roots, Delete: c.Delete, AcceptLoss: c.AcceptLoss, Adopt: c.Adopt, DryRun: c.DryRun, Copy: c.Copy,
 		Report: func(r export.Result) {
 			bar.add(r.Bytes)

@@ -94,7 +94,7 @@ func TestGrace(t *testing.T) {
 					ctx, stop := context.WithCancel(t.Context())
 					ended := make(chan struct{})
 					go func() {
-						withdrawal.New(store.Storage, store.index, slog.New(slog.DiscardHandler)).Run(ctx)
+						withdrawal.New(store.Storage, slog.New(slog.DiscardHandler)).Run(ctx)
 						close(ended)
 					}()
 					synctest.Wait()

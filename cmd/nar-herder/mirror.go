@@ -44,8 +44,8 @@ func (c *serverCommand) newFollower(store *opened, peers peer.Peers, fetcher *na
 		wanted = fetcher.Wanted
 	}
 	return mirror.New(mirror.Options{
-		Storage: store.Storage, Index: store.index,
-		Source: peers[0], Wanted: wanted,
+		Storage: store.Storage,
+		Source:  peers[0], Wanted: wanted,
 		Downloads: sourcedump.Downloads(c.Database),
 		Pinned: func(ctx context.Context) (func(narinfo.PathHash) bool, func(*index.Tx) error, error) {
 			pinned, err := pins.Read(ctx, store.index)
@@ -64,7 +64,7 @@ func (c *serverCommand) newFetcher(store *opened, peers peer.Peers, source *pass
 	if c.Mirror == nil || c.Storage == "" || c.MirrorNars == "none" || c.StorageReadOnly {
 		return nil, nil
 	}
-	return nars.New(store.Storage, store.index, peers, nars.Options{
+	return nars.New(store.Storage, peers, nars.Options{
 		All: c.MirrorNars == "all", AtOnce: int(c.MirrorFetchers), Bandwidth: max(int64(c.MirrorBandwidth), 0),
 		Limit: int64(c.StorageLimit), Decode: decodeNar, Log: log,
 		Passing: source,

@@ -52,7 +52,7 @@ func (c *planRemovalCommand) Run(ctx context.Context, s *streams) (err error) {
 	out := bufio.NewWriter(s.out)
 	var removed, withdrawn int
 	var bytes int64
-	reason, err := removal.New(store.Storage, store.index, options).Plan(ctx, func(p removal.Planned) {
+	reason, err := removal.New(store.Storage, options).Plan(ctx, func(p removal.Planned) {
 		verb := "remove"
 		if p.Withdraw {
 			verb = "withdraw"

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"log/slog"
+	"nar-herder/storage/location"
 	"os"
 	"sync/atomic"
 	"time"
@@ -67,7 +68,7 @@ func (c *serverCommand) convertInPlace(ctx context.Context, s *sockets, log *slo
 		options.Mirrored = true
 		options.Settings = func(ctx context.Context, from *original.Database) (map[string]string, error) {
 			settings, err := cursor.ConvertedSettings(ctx, from)
-			if bytes, ok := options.Storage.(byteStore); err == nil && ok {
+			if bytes, ok := options.Storage.(location.Store); err == nil && ok {
 				if settings == nil {
 					settings = make(map[string]string)
 				}
@@ -98,7 +99,7 @@ func (c *serverCommand) beginMirror(ctx context.Context, s *sockets, log *slog.L
 		return nil // opening it reports any other error
 	}
 	if c.Storage != "" && !c.StorageReadOnly {
-		bytes, err := openBytes(ctx, c.Storage, log)
+		bytes, err := location.Open(ctx, c.Storage, log)
 		if err != nil {
 			return err
 		}

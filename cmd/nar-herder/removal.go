@@ -116,7 +116,7 @@ func (c *serverCommand) newRemover(store *opened, peers peer.Peers, counter *use
 	options := c.removal(c.criteria(), peers)
 	options.Uses, options.Answered, options.Decode = counter, answered, decodeNar
 	options.Interval, options.Log = time.Duration(c.StorageCheckInterval), log
-	return removal.New(store.Storage, store.index, options)
+	return removal.New(store.Storage, options)
 }
 
 // warnAboutRemoval logs options of the storage that have no effect.

@@ -94,7 +94,7 @@ func (c *removeCommand) Run(ctx context.Context, s *streams) (err error) {
 	// There may be a million lines.
 	out := bufio.NewWriter(s.out)
 	gone := make(map[narinfo.PathHash]struct{}, len(list.hashes))
-	remover := &named.Remover{Storage: store.Storage, Index: store.index, Now: c.Now, Force: c.Force, DryRun: c.DryRun}
+	remover := &named.Remover{Storage: store.Storage, Now: c.Now, Force: c.Force, DryRun: c.DryRun}
 	doErr := remover.Do(ctx, list.hashes, func(r storage.Removal) {
 		if r.Err != nil {
 			failed(itemName(r), explainRemoval(r.Err))

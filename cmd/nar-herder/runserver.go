@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"nar-herder/storage/location"
 	"os"
 	"strings"
 
@@ -86,7 +87,7 @@ func (c *serverCommand) validate() error {
 	if c.StorageHardLimit != noLimit && c.StorageLimit != noLimit && c.StorageHardLimit < c.StorageLimit {
 		return errors.New("--storage-hard-limit is below --storage-limit: new nars would be refused, and none removed: raise it")
 	}
-	if isBucket(c.Storage) && c.StorageMinimumFreeSpace != noLimit {
+	if location.IsBucket(c.Storage) && c.StorageMinimumFreeSpace != noLimit {
 		return errors.New("--storage-minimum-free-space: a bucket has no file system with free space: leave it out, or use --storage-limit")
 	}
 	if err := c.checkMinimumFree(); err != nil {
@@ -98,10 +99,10 @@ func (c *serverCommand) validate() error {
 	if c.MirrorBandwidth == 0 {
 		return errors.New("--mirror-bandwidth=0: no nar could be fetched: give a number of bytes, or none")
 	}
-	if isBucket(c.Storage) && c.XAccelRedirect {
+	if location.IsBucket(c.Storage) && c.XAccelRedirect {
 		return errors.New("--x-accel-redirect: the web server in front can't send nars from a bucket: leave it out, or see --serve-bucket-nars")
 	}
-	if c.ServeBucketNars == redirect && !isBucket(c.Storage) {
+	if c.ServeBucketNars == redirect && !location.IsBucket(c.Storage) {
 		return errors.New("--serve-bucket-nars=redirect is for a storage in a bucket, s3://BUCKET/PREFIX")
 	}
 	if c.StorageCache != "" && (c.ServeBucketNars == redirect || c.XAccelRedirect) {

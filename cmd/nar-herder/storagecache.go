@@ -5,6 +5,7 @@ import (
 	"log/slog"
 
 	"nar-herder/internal/disk"
+	"nar-herder/storage/location"
 	"nar-herder/storage/tiered"
 )
 
@@ -19,7 +20,7 @@ func (c *serverCommand) storageCache(log *slog.Logger) (*tiered.Options, error) 
 	if c.StorageCacheSize <= 0 {
 		return nil, usagef("--storage-cache-size: give a number of bytes above 0")
 	}
-	if directory := localDirectory(c.Storage); directory != "" {
+	if directory := location.Directory(c.Storage); directory != "" {
 		overlap, err := disk.Overlap(directory, c.StorageCache)
 		if err != nil {
 			return nil, fmt.Errorf("--storage-cache: %w", err)

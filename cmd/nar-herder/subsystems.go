@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"nar-herder/removal/withdrawal"
+	"nar-herder/storage/location"
 	"os"
 	"time"
 
@@ -85,7 +86,7 @@ func (s *subsystems) build(ctx context.Context, c *serverCommand, config *server
 	if err := logRestored(ctx, store.index, log); err != nil {
 		return err
 	}
-	s.withdrawn = withdrawal.New(store.Storage, store.index, log)
+	s.withdrawn = withdrawal.New(store.Storage, log)
 	if s.cache, err = openCache(store, config.cached, s.peers, s.uses, log); err != nil {
 		return err
 	}
@@ -134,7 +135,7 @@ func (s *subsystems) httpOptions(c *serverCommand, config *serverConfig, startin
 		Identity: s.store, ReliesOn: s.reliesOn(c),
 		Uses: s.uses, Checksums: s.checksums, Changes: s.store.index,
 		Dumps: s.dumps.Published(), DumpsExpected: c.DatabaseDumpInterval > 0,
-		Health:            s.health(localDirectory(c.Storage)),
+		Health:            s.health(location.Directory(c.Storage)),
 		RedirectElsewhere: c.ServeRemoteNars == redirect,
 
 		Decompress: compression.NewReaderWithin, Decoders: decoderBudget(),

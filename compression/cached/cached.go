@@ -105,9 +105,9 @@ type kind struct {
 }
 
 // New opens the directories. The errors name them, and what to do.
-func New(x *index.Index, s *storage.Storage, options Options) (_ *Cache, err error) {
+func New(s *storage.Storage, options Options) (_ *Cache, err error) {
 	c := &Cache{
-		index: x, options: options, log: options.Log,
+		index: s.Index(), options: options, log: options.Log,
 		kinds: make(map[string]*kind), queue: newQueue(),
 		changed: func(narinfo.PathHash) {},
 	}

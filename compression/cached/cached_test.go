@@ -170,7 +170,7 @@ func TestOverlapUnknown(t *testing.T) {
 	defer x.Close()
 	s := storage.New(x, nil, storage.Options{})
 	options := Options{Types: []Type{zstdIn(dir)}, StorageDirectory: loop, Uses: uses.New(x, nil)}
-	if c, err := New(x, s, options); err == nil || !strings.Contains(err.Error(), "too many links") {
+	if c, err := New(s, options); err == nil || !strings.Contains(err.Error(), "too many links") {
 		t.Errorf("%v", err)
 		if err == nil {
 			c.Close()

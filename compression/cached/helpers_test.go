@@ -80,7 +80,7 @@ func newBench(t testing.TB, dir string, change func(*Options)) *bench {
 	if err := b.index.Advertise(context.Background(), time.Now(), options.Advertised()); err != nil {
 		t.Fatal(err)
 	}
-	if b.Cache, err = New(b.index, b.storage, options); err != nil {
+	if b.Cache, err = New(b.storage, options); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {

@@ -66,7 +66,7 @@ func TestReadOnly(t *testing.T) {
 	if b.names(hello, "zstd") || !b.names(greeting, "zstd") {
 		t.Error("the wrong ones are named")
 	}
-	_, err := New(b.index, b.storage, Options{Uses: uses.New(b.index, nil), Types: []Type{{Spec: compression.Spec{Name: "zstd", Level: 3}, Directory: disk}}})
+	_, err := New(b.storage, Options{Uses: uses.New(b.index, nil), Types: []Type{{Spec: compression.Spec{Name: "zstd", Level: 3}, Directory: disk}}})
 	if err == nil || !strings.Contains(err.Error(), disk) || !strings.Contains(err.Error(), "--cached-compression-directory=zstd=DIR") {
 		t.Errorf("%v", err)
 	}

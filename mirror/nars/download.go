@@ -25,7 +25,7 @@ type download struct {
 	result error
 
 	mu   notify.Mutex // of what follows
-	size int64         // of the whole file; negative until known
+	size int64        // of the whole file; negative until known
 	file *os.File
 	have int64 // bytes in the file
 	// opened says that the source has answered or the file is complete, and flowing that

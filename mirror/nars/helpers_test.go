@@ -265,7 +265,7 @@ func (m *mirror) fetcher(from *source, options Options) *Fetcher {
 	options.Decode = decode
 	options.Log = slog.New(slog.NewTextHandler(m.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	self := peer.Self{Instance: m.Instance(), ProgressTimeout: 200 * time.Millisecond, AnswerTimeout: 10 * time.Second}
-	f, err := New(m.Storage, m.index, peer.Peers{peer.New(base, self)}, options)
+	f, err := New(m.Storage, peer.Peers{peer.New(base, self)}, options)
 	if err != nil {
 		m.t.Fatal(err)
 	}

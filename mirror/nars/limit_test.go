@@ -32,7 +32,7 @@ func (m *mirror) count(items []*made) (count int) {
 // onDisk is what all takes of the disk, counted anew.
 func (m *mirror) onDisk() int64 {
 	m.t.Helper()
-	if err := m.Survey(context.Background()); err != nil {
+	if err := m.Scan(context.Background()); err != nil {
 		m.t.Fatal(err)
 	}
 	usage, _, err := m.Usage(context.Background())

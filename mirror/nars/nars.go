@@ -149,12 +149,12 @@ type Fetcher struct {
 
 // New makes a fetcher for a storage with a byte store. The caller closes it before the index
 // and the byte store.
-func New(s *storage.Storage, x *index.Index, source Source, options Options) (*Fetcher, error) {
+func New(s *storage.Storage, source Source, options Options) (*Fetcher, error) {
 	if !s.HasBytes() {
 		return nil, errors.New("nars can't be fetched without a storage to put them in")
 	}
 	f := &Fetcher{
-		storage: s, index: x, source: source, options: options, log: options.Log, now: options.Now, timing: usualTiming, queue: queue.New(),
+		storage: s, index: s.Index(), source: source, options: options, log: options.Log, now: options.Now, timing: usualTiming, queue: queue.New(),
 		wake: make(chan struct{}, 1), downloads: make(map[string]*download),
 		logged: make(map[string]time.Time), unfitUsage: -1,
 	}

@@ -37,7 +37,7 @@ func TestRetryAfterSource(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		item := spec{n: 1, size: 1000}.make(t)
 		m := newMirror(t, item)
-		f, err := New(m.Storage, m.index, &failing{2, item.files[item.names[0]]}, Options{All: true, Limit: -1, Decode: decode})
+		f, err := New(m.Storage, &failing{2, item.files[item.names[0]]}, Options{All: true, Limit: -1, Decode: decode})
 		if err != nil {
 			t.Fatal(err)
 		}

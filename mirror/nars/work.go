@@ -161,10 +161,10 @@ func (f *Fetcher) fetchFile(ctx context.Context, item *storage.Item, n int) erro
 	}
 }
 
-// liesThere is [storage.Storage.LiesThere], except for a file that was stored after the
+// liesThere is [storage.Storage.HasUnrecorded], except for a file that was stored after the
 // caller had read the row.
 func (f *Fetcher) liesThere(ctx context.Context, item *storage.Item, n int) (bool, error) {
-	lies, err := f.storage.LiesThere(ctx, item, n)
+	lies, err := f.storage.HasUnrecorded(ctx, item, n)
 	if err != nil || !lies {
 		return false, err
 	}

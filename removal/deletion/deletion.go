@@ -14,28 +14,29 @@ import (
 	"time"
 )
 
-// Guard is asked within a transaction, whose view nobody changes any more,
-// whether what was decided before still holds. changed are the items that have
-// changed since. Its error ends the transaction, and is returned.
+// A Guard re-validates a decision inside the write transaction. changed are the items that
+// have changed since the decision. Its error ends the transaction and is returned.
 type Guard func(tx *index.Tx, changed map[narinfo.PathHash]index.ChangeKind) error
 
-// ErrOutdated says that what was decided on may no longer be so.
+// ErrOutdated says that a decision may be outdated.
 var ErrOutdated = errors.New("the index has changed since it was read")
 
-// ErrDeletionFails says that several files could not be deleted, without a reason known
+// ErrDeletionFails says that several files could not be deleted for no reason known
 // beforehand: more would fail. It comes with [storage.ErrNotDeleted].
 var ErrDeletionFails = errors.New("deletion fails")
 
-// fewLeft is how many files may be left without that: a request to a bucket can fail, or
-// an object be locked.
+// fewLeft is how many files may fail without that error: a request to a bucket can fail,
+// or an object be locked.
 const fewLeft = 4
 
-// Evict deletes the bytes of items whose rows stay, since others have the nars.
-// Items that have changed since the change of the given number, when they were
-// read, are passed over. Where it is known beforehand that a file can't be deleted, all
-// stay as they are. Otherwise rows come first: when bytes can't be deleted, no row claims
-// them any more, and the error says what is left. Of files, it is [storage.ErrNotDeleted].
-// evicted are the items whose rows have no files any more, also with an error.
+// Evict deletes the bytes of items but keeps their rows, since others have the nars. since
+// is the number of the last change when the items were read: it skips items that have
+// changed later. If it is known beforehand that a file can't be deleted, it changes
+// nothing.
+//
+// Rows are changed first: if bytes can't be deleted, no row claims them any more, and the
+// error is [storage.ErrNotDeleted]. evicted are the items without files, also after an
+// error.
 func Evict(ctx context.Context, s *storage.Storage, items []*storage.Item, since int64, guard Guard) (evicted []*storage.Item, freed storage.Freed, err error) {
 	if err := s.MayDelete(ctx); err != nil {
 		return nil, storage.Freed{}, err
@@ -81,9 +82,9 @@ func Evict(ctx context.Context, s *storage.Storage, items []*storage.Item, since
 }
 
 // Withdraw is [storage.Storage.WithdrawAll] for items that must not have changed since the
-// change of the given number, when they were read; else the error is
-// [ErrOutdated], or [storage.ErrNotDeleted] where it is known that a file of theirs could not be
-// deleted later. It returns those that were not withdrawn before.
+// change with the given number. Otherwise the error is [ErrOutdated], or
+// [storage.ErrNotDeleted] if it is known that a file could not be deleted later. It
+// returns the items that were not withdrawn before.
 func Withdraw(ctx context.Context, s *storage.Storage, items []*storage.Item, since int64, guard Guard) (withdrawn []*storage.Item, err error) {
 	if err := s.MayDrop(items...); err != nil {
 		return nil, err
@@ -115,9 +116,9 @@ func Withdraw(ctx context.Context, s *storage.Storage, items []*storage.Item, si
 	return withdrawn, nil
 }
 
-// RemoveWithdrawn removes the withdrawn items that may be deleted at the given time,
-// rows and bytes. An item whose files can't be deleted, as far as that is known
-// beforehand, keeps its row: the others are removed, and the error is [storage.ErrNotDeleted].
+// RemoveWithdrawn removes the withdrawn items that may be deleted at the given time, rows
+// and bytes. If it is known beforehand that a file can't be deleted, its item stays, the
+// others are removed, and the error is [storage.ErrNotDeleted].
 func RemoveWithdrawn(ctx context.Context, s *storage.Storage, now time.Time) (freed storage.Freed, err error) {
 	var stuck error // the first of an item that stays
 	var cursor index.WithdrawnCursor
@@ -196,9 +197,9 @@ func RemoveWithdrawn(ctx context.Context, s *storage.Storage, now time.Time) (fr
 	return freed, stuck
 }
 
-// DeletePending deletes files that a process was about to delete when it ended, all
-// that it can. The error says what is left: it is [ErrDeletionFails] where that is a reason
-// to remove nothing more.
+// DeletePending deletes files that a process was about to delete when it ended. It
+// continues after errors. The error is [ErrDeletionFails] if nothing more should be
+// removed.
 func DeletePending(ctx context.Context, s *storage.Storage) (dropped storage.Freed, err error) {
 	var failure error // one is enough for a log
 	unforeseen := 0

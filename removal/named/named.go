@@ -18,7 +18,6 @@ import (
 // Remover removes items that an administrator names.
 type Remover struct {
 	Storage *storage.Storage
-	Index   *index.Index
 	// Now deletes rows and bytes at once. Otherwise the items are withdrawn, for
 	// [withdrawal.Remover] to remove them.
 	Now bool
@@ -65,7 +64,7 @@ func (r *Remover) Do(ctx context.Context, hashes []narinfo.PathHash, report func
 	var pinned *pins.Set
 	if !r.Force {
 		var err error
-		if pinned, err = pins.Read(ctx, r.Index); err != nil {
+		if pinned, err = pins.Read(ctx, r.Storage.Index()); err != nil {
 			return err
 		}
 	}
@@ -125,7 +124,7 @@ func (r *Remover) batch(ctx context.Context, hashes []narinfo.PathHash, pinned *
 		}
 		done, err := r.remove(ctx, free, *pinned)
 		if errors.Is(err, pins.ErrChanged) {
-			if *pinned, err = pins.Read(ctx, r.Index); err != nil {
+			if *pinned, err = pins.Read(ctx, r.Storage.Index()); err != nil {
 				return nil, err
 			}
 			continue

@@ -22,7 +22,7 @@ import (
 // do removes items, and returns the errors by item.
 func do(t testing.TB, p *removaltest.Place, named Remover, numbers ...int) map[int]error {
 	t.Helper()
-	named.Storage, named.Index = p.Storage, p.Index
+	named.Storage = p.Storage
 	results := make(map[int]error)
 	n := 0
 	err := named.Do(t.Context(), removaltest.Hashes(numbers...), func(r storage.Removal) {
@@ -122,7 +122,7 @@ func TestPinRace(t *testing.T) {
 				t.Fatal(err)
 			}
 			change(other)
-			named := Remover{Storage: p.Storage, Index: p.Index, Now: now}
+			named := Remover{Storage: p.Storage, Now: now}
 			removals, err := named.batch(t.Context(), removaltest.Hashes(2), &pinned)
 			if err != nil {
 				t.Fatal(err)
@@ -147,7 +147,7 @@ func TestBatchFails(t *testing.T) {
 	for _, n := range numbers {
 		p.AddItem(t, n)
 	}
-	named := Remover{Storage: p.Storage, Index: p.Index, Now: true}
+	named := Remover{Storage: p.Storage, Now: true}
 	broken := errors.New("broken")
 	one := func(bad ...int) map[int]error {
 		results := make(map[int]error)
@@ -211,7 +211,7 @@ func TestLastBroken(t *testing.T) {
 		if err := os.Remove(p.File(1)); err != nil {
 			t.Fatal(err)
 		}
-		named := Remover{Storage: storage.New(p.Index, files, options), Index: p.Index, Now: true}
+		named := Remover{Storage: storage.New(p.Index, files, options), Now: true}
 		removed := false
 		err = named.Do(t.Context(), removaltest.Hashes(1), func(r storage.Removal) { removed = r.Err == nil })
 		if removed != owned || (err == nil) != owned {

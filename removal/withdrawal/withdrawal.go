@@ -41,12 +41,12 @@ type Remover struct {
 }
 
 // New removes items from the storage.
-func New(s *storage.Storage, x *index.Index, log *slog.Logger) *Remover {
-	w := &Remover{log: log, bound: x.BoundTimes}
+func New(s *storage.Storage, log *slog.Logger) *Remover {
+	w := &Remover{log: log, bound: s.Index().BoundTimes}
 	w.remove = func(ctx context.Context, now time.Time) (storage.Freed, error) {
 		return deletion.RemoveWithdrawn(ctx, s, now)
 	}
-	w.keep = func(ctx context.Context, now time.Time) error { return w.keepPinned(ctx, x, now) }
+	w.keep = func(ctx context.Context, now time.Time) error { return w.keepPinned(ctx, s.Index(), now) }
 	return w
 }
 

@@ -26,7 +26,7 @@ func TestWithdrawnErrors(t *testing.T) {
 		var mu sync.Mutex
 		var asked []time.Duration
 		failing, freed := false, storage.Freed{}
-		w := New(nil, nil, slog.New(slog.NewTextHandler(&log, nil)))
+		w := New(storage.New(nil, nil, storage.Options{}), slog.New(slog.NewTextHandler(&log, nil)))
 		w.keep = func(context.Context, time.Time) error { return nil }
 		w.remove = func(_ context.Context, now time.Time) (storage.Freed, error) {
 			mu.Lock()
@@ -104,7 +104,7 @@ func TestWithdrawnRun(t *testing.T) {
 		ended := make(chan struct{})
 		var log bytes.Buffer
 		go func() {
-			New(p.Storage, p.Index, slog.New(slog.NewTextHandler(&log, nil))).Run(ctx)
+			New(p.Storage, slog.New(slog.NewTextHandler(&log, nil))).Run(ctx)
 			close(ended)
 		}()
 		time.Sleep(time.Minute - time.Millisecond)
@@ -144,7 +144,7 @@ func TestWithdrawnAhead(t *testing.T) {
 		ctx, stop := context.WithCancel(t.Context())
 		ended := make(chan struct{})
 		go func() {
-			New(p.Storage, p.Index, slog.New(slog.DiscardHandler)).Run(ctx)
+			New(p.Storage, slog.New(slog.DiscardHandler)).Run(ctx)
 			close(ended)
 		}()
 		time.Sleep(36 * time.Hour)
@@ -175,7 +175,7 @@ func TestPinKeepsWithdrawn(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.AddItem(t, 12, 10)
-	w := New(p.Storage, p.Index, slog.New(slog.DiscardHandler))
+	w := New(p.Storage, slog.New(slog.DiscardHandler))
 	due := time.Now().AddDate(100, 0, 0)
 	if err := w.keep(t.Context(), due); err != nil {
 		t.Fatal(err)

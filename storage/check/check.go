@@ -31,13 +31,12 @@ func New(s *storage.Storage) *Checker {
 	return &Checker{Storage: s, index: s.Index(), bytes: s.Bytes(), log: s.Log()}
 }
 
-// Compare compares the index with the bytes, both ways, and changes nothing. What
-// seems wrong is looked at again, with the index locked unless it is open for reading
-// only, so that what others are just adding and removing is no finding.
+// Compare compares the index with the bytes, both ways, and changes nothing. It looks
+// again at what seems wrong, with the index locked unless that is open for reading only,
+// so that concurrent additions and removals are not reported.
 //
-// An error comes with the finding [Unknown]: not knowing is neither good nor
-// bad. Those who go on get the rest, as far as there is one. looked is called
-// after each item and each file, nil for nobody.
+// An error comes with the finding [Unknown]. Callers that continue get the remaining
+// findings. looked is called after each item and each file; it may be nil.
 func (c *Checker) Compare(ctx context.Context, looked func()) iter.Seq2[Finding, error] {
 	if looked == nil {
 		looked = func() {}
@@ -64,8 +63,8 @@ func (c *Checker) Compare(ctx context.Context, looked func()) iter.Seq2[Finding,
 	}
 }
 
-// CheckIndex looks for what is damaged in the index: dictionaries, texts, and ways to
-// find them. Errors are as in [Checker.Compare]; looked is called after each item.
+// CheckIndex finds damage in the index: in dictionaries, texts and lookup columns. Errors
+// are as in [Checker.Compare]; looked is called after each item.
 func (c *Checker) CheckIndex(ctx context.Context, looked func()) iter.Seq2[Finding, error] {
 	return func(yield func(Finding, error) bool) {
 		for damage, err := range c.index.FindDamage(ctx, looked) {
@@ -86,7 +85,7 @@ func (c *Checker) CheckIndex(ctx context.Context, looked func()) iter.Seq2[Findi
 	}
 }
 
-// readable says whether the byte store as a whole can be read.
+// readable returns an error if the byte store as a whole can't be read.
 func (c *Checker) readable(ctx context.Context) error {
 	for info, err := range c.bytes.List(ctx) {
 		if err != nil && info.Name == "" {
@@ -97,8 +96,8 @@ func (c *Checker) readable(ctx context.Context) error {
 	return nil
 }
 
-// checkItems looks for the file of each row. It returns false when the check is
-// over, as does report, which is called with what seems wrong.
+// checkItems looks for the file of each row, and calls report with what seems wrong. It
+// returns false when the check is over, as does report.
 func (c *Checker) checkItems(ctx context.Context, looked func(), report func(narinfo.PathHash, string) bool, yield func(Finding, error) bool) bool {
 	for item, err := range c.Items(ctx) {
 		if errors.Is(err, index.ErrDamaged) {
@@ -163,8 +162,8 @@ func (c *Checker) checkFiles(ctx context.Context, looked func(), report func(nar
 	return true
 }
 
-// report compares a file that seems wrong with its row again, and yields what is
-// wrong. It returns false when the check is over.
+// report compares a file that seems wrong with its row again, and yields the finding. It
+// returns false when the check is over.
 func (c *Checker) report(ctx context.Context, hash narinfo.PathHash, name string, yield func(Finding, error) bool) bool {
 	finding := Finding{Name: name}
 	var compareErr error
@@ -200,8 +199,8 @@ func (c *Checker) found(ctx context.Context, finding Finding, err error, yield f
 	return yield(finding, nil)
 }
 
-// compare looks at a file and its item's row, as a transaction sees it. Without
-// an error, the kind Unknown says that nothing is wrong.
+// compare compares a file with its item's row within a transaction. Without an error, the
+// kind Unknown says that nothing is wrong.
 func (c *Checker) compare(ctx context.Context, tx *index.Tx, hash narinfo.PathHash, name string) (Finding, error) {
 	finding := Finding{Name: name}
 	row, err := tx.Item(hash)
@@ -228,7 +227,7 @@ func (c *Checker) compare(ctx context.Context, tx *index.Tx, hash narinfo.PathHa
 	case n < 0:
 		finding.Item = nil
 		if there {
-			finding.Kind = Stranger
+			finding.Kind = Unreferenced
 			finding.Note = fmt.Sprintf("%d bytes", info.Size)
 		}
 	case !finding.Item.HasStored(n):
@@ -246,8 +245,8 @@ func (c *Checker) compare(ctx context.Context, tx *index.Tx, hash narinfo.PathHa
 	return finding, nil
 }
 
-// still returns the item of a finding as it is now, in a transaction: row and
-// file must be as they were found, or the error is [errMeanwhile].
+// still returns the item of a finding within a transaction. The error is [errMeanwhile] if
+// row or file have changed since.
 func (c *Checker) still(ctx context.Context, tx *index.Tx, finding Finding) (*storage.Item, error) {
 	row, err := tx.Item(finding.Item.Hash)
 	if errors.Is(err, storage.ErrNotFound) {
@@ -272,10 +271,10 @@ func (c *Checker) still(ctx context.Context, tx *index.Tx, finding Finding) (*st
 	return item, nil
 }
 
-// errMeanwhile says that what was found is no longer so.
+// errMeanwhile says that a finding is outdated.
 var errMeanwhile = errors.New("it has changed meanwhile: run the check again")
 
-// hasChanged says whether row or file of a finding are others by now.
+// hasChanged reports whether row or file of a finding have changed.
 func (c *Checker) hasChanged(ctx context.Context, finding Finding) (bool, error) {
 	var found error
 	err := c.locked(ctx, func(ctx context.Context, tx *index.Tx) error {

@@ -14,14 +14,14 @@ import (
 	"nar-herder/storage/index"
 )
 
-// knownAtMost bounds how many references a check remembers to be there, of some
-// 100 bytes each. Nearly all items refer to the same few thousand.
+// knownAtMost bounds the references that a check remembers to exist, of some 100 bytes
+// each. Nearly all items refer to the same few thousand.
 const knownAtMost = 100_000
 
-// CheckClosures finds items that refer to others without a narinfo, so that a
-// client can't get all that it needs from here. An item that is withdrawn counts
-// as none, and is not looked at itself. Errors are as in [Checker.Compare]; looked
-// is called after each item, nil for nobody.
+// CheckClosures finds items that refer to others without a narinfo, so that a client can't
+// get a complete closure. Withdrawn items count as missing, and are not checked
+// themselves. Errors are as in [Checker.Compare]; looked is called after each item, and
+// may be nil.
 func (c *Checker) CheckClosures(ctx context.Context, looked func()) iter.Seq2[Finding, error] {
 	if looked == nil {
 		looked = func() {}
@@ -52,7 +52,7 @@ func (c *Checker) CheckClosures(ctx context.Context, looked func()) iter.Seq2[Fi
 	}
 }
 
-// errStop says that whom findings are for wants no more.
+// errStop says that the caller wants no more findings.
 var errStop = errors.New("no more is wanted")
 
 func (c *Checker) checkClosure(ctx context.Context, known *lru.LRU[narinfo.PathHash, struct{}], item *storage.Item, yield func(Finding, error) bool) error {

@@ -11,9 +11,9 @@ import (
 	"strings"
 )
 
-// fetch stages the file of a finding out of the first source that has it. The
-// Staged is nil when none has, and the note then says why. The error is about
-// this machine, and says nothing about the sources.
+// fetch stages the file of a finding from the first source that has it. If none has,
+// Staged is nil and the note says why. Its error is about this machine, not about the
+// sources.
 func (r *Repairer) fetch(ctx context.Context, finding Finding) (bytestore.Staged, Repair) {
 	var failures []string
 	unsure := false
@@ -35,8 +35,8 @@ func (r *Repairer) fetch(ctx context.Context, finding Finding) (bytestore.Staged
 	return nil, Repair{Note: "not to be had: " + strings.Join(failures, "; "), unsure: unsure}
 }
 
-// fetchFrom stages the file out of one source. ours says that an error is about
-// this machine.
+// fetchFrom stages the file from one source. ours says that an error is about this
+// machine.
 func (r *Repairer) fetchFrom(ctx context.Context, finding Finding, source Source) (_ bytestore.Staged, ours bool, err error) {
 	n := finding.Item.FileNamed(finding.Name)
 	most := finding.Item.StoredSize(n)
@@ -86,7 +86,7 @@ func (r *Repairer) fetchFrom(ctx context.Context, finding Finding, source Source
 	return nil, true, checkErr
 }
 
-// bounded reads no more bytes than a file can have.
+// bounded limits a reader to as many bytes as a file can have.
 type bounded struct {
 	r    io.Reader
 	left int64

@@ -8,13 +8,12 @@ import (
 	"nar-herder/storage/index"
 )
 
-// Finding is where index and bytes are not true to each other, or one of them
-// not to itself.
+// Finding is an inconsistency between index and bytes, or within one of them.
 type Finding struct {
 	Kind FindingKind
-	// Name is the file's, in the storage; "" where it is about no file.
+	// Name is the file's name in the storage, "" if the finding is not about a file.
 	Name string
-	// Item is the one that it is about; nil for a stranger.
+	// Item is nil for an unreferenced file.
 	Item *storage.Item
 	// Note says more.
 	Note string
@@ -23,11 +22,11 @@ type Finding struct {
 	// References are those that an incomplete item lacks.
 	References []narinfo.StorePath
 
-	// Partial says that the item has other nars in the storage, so that nothing is wrong:
-	// of an [Unstored] finding.
+	// Partial says that an [Unstored] item has other nars in the storage, so that nothing
+	// is wrong.
 	Partial bool
 
-	// info describes the file as it was when it was found to be wrong.
+	// info describes the file as it was found.
 	info bytestore.Info
 }
 
@@ -54,8 +53,8 @@ const (
 	// Incomplete: the item refers to others that have no narinfo, or that are
 	// about to go.
 	Incomplete
-	// Stranger: no item names the file.
-	Stranger
+	// Unreferenced: no item names the file.
+	Unreferenced
 	// Temporary: a file is being written, or was when a process died.
 	Temporary
 	// Quarantined: a file that was found to be wrong once, and set aside.
@@ -66,7 +65,7 @@ func (k FindingKind) String() string {
 	return [...]string{"unknown", "missing", "wrong size", "corrupt", "unrecorded", "damaged", "unstored", "incomplete", "stranger", "temporary", "quarantined"}[k]
 }
 
-// IsNotice says that nothing is wrong: what is there does no harm.
+// IsNotice reports whether the finding does no harm.
 func (f *Finding) IsNotice() bool {
-	return f.Kind == Stranger || f.Kind == Temporary || f.Kind == Quarantined || f.Kind == Unstored && f.Partial
+	return f.Kind == Unreferenced || f.Kind == Temporary || f.Kind == Quarantined || f.Kind == Unstored && f.Partial
 }

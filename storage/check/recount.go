@@ -95,7 +95,7 @@ func (c *Checker) recountItem(ctx context.Context, tx *index.Tx, hash narinfo.Pa
 	for n, name := range item.FileNames() {
 		size, isThere := sizeOf(name)
 		switch has := item.HasStored(n); {
-		case name == "" || n >= 64 || has == isThere:
+		case name == "" || has == isThere:
 		case has:
 			if _, err := c.bytes.Stat(ctx, name); !errors.Is(err, fs.ErrNotExist) {
 				continue // it may be newer than the list

@@ -38,10 +38,10 @@ type RepairOptions struct {
 	Rate int64
 }
 
-// Repair is what became of a finding.
+// Repair is the result of repairing a finding.
 type Repair struct {
 	Outcome RepairOutcome
-	// Mended says that nothing is wrong there any more.
+	// Mended says that the finding is resolved.
 	Mended bool
 	// Note says more.
 	Note string
@@ -52,7 +52,7 @@ type Repair struct {
 	// Quarantined is the name of the file in quarantine that was written; "" for none.
 	Quarantined string
 
-	// unsure says that a source which could not be asked may have the file.
+	// unsure says that a source which did not answer may have the file.
 	unsure bool
 }
 
@@ -83,15 +83,14 @@ func (o RepairOutcome) String() string {
 	return [...]string{"untouched", "fetched", "recorded", "set aside", "unclaimed", "deleted", "rewritten"}[o]
 }
 
-// settledAfter is how long nobody has written to a file that is taken for a
-// leftover, and not for one that is just being written.
+// settledAfter is the age from which a temporary file counts as abandoned.
 const settledAfter = 24 * time.Hour
 
-// Repairer mends what a check finds. It is used by one goroutine at a time.
+// Repairer repairs findings. It is used by one goroutine at a time.
 //
-// Of what could not be found out it changes nothing; nothing is stored that is
-// not the nar of its narinfo; and no file is deleted but temporary ones: what is
-// wrong is set aside in the folder "quarantine" of the storage.
+// It changes nothing that is unknown, stores nothing that is not the nar of its narinfo,
+// and deletes only temporary files: wrong files are moved to the folder "quarantine" of
+// the storage.
 type Repairer struct {
 	c       *Checker
 	options RepairOptions
@@ -103,8 +102,8 @@ func (c *Checker) Repairer(options RepairOptions) *Repairer {
 	return &Repairer{c: c, options: options, reading: &pace.Limiter{Rate: options.Rate}}
 }
 
-// Repair does what can be done about a finding. Row and file must be as they were
-// found, or it does nothing.
+// Repair repairs a finding as far as possible. If row or file have changed since, it does
+// nothing.
 func (r *Repairer) Repair(ctx context.Context, finding Finding) (repair Repair) {
 	if finding.Kind == Damaged { // which is not about files
 		return r.damaged(ctx, finding.Damage)
@@ -134,8 +133,8 @@ func (r *Repairer) Repair(ctx context.Context, finding Finding) (repair Repair) 
 	return repair
 }
 
-// damaged writes again what is damaged in the index, from what is left of it or from
-// what a source has.
+// damaged rewrites damaged texts of the index, from what is left of them or from what a
+// source has.
 func (r *Repairer) damaged(ctx context.Context, damage *index.Damage) (repair Repair) {
 	mend := func(text []byte) {
 		repair.Err = errors.Join(repair.Err, r.c.index.Update(ctx, func(tx *index.Tx) (err error) {
@@ -167,10 +166,10 @@ func (r *Repairer) damaged(ctx context.Context, damage *index.Damage) (repair Re
 	return repair
 }
 
-// errUnsure says that a source could not be asked, and may have what is needed.
+// errUnsure says that a source which did not answer may have what is needed.
 var errUnsure = errors.New("it stays as it is until all sources have answered: try again then, or without those that are gone")
 
-// missing fetches a file, or takes the claim off that it is there.
+// missing fetches a file, or unclaims it.
 func (r *Repairer) missing(ctx context.Context, finding Finding) Repair {
 	fetched, repair := r.fetch(ctx, finding)
 	if repair.Err != nil {
@@ -199,7 +198,7 @@ func (r *Repairer) missing(ctx context.Context, finding Finding) Repair {
 	return repair
 }
 
-// wrong replaces a file that is not what it should be, or sets it aside.
+// wrong replaces a wrong file, or moves it to the quarantine.
 func (r *Repairer) wrong(ctx context.Context, finding Finding) Repair {
 	fetched, repair := r.fetch(ctx, finding)
 	if repair.Err != nil {
@@ -231,7 +230,7 @@ func (r *Repairer) wrong(ctx context.Context, finding Finding) Repair {
 	return r.restore(ctx, finding, fetched, repair)
 }
 
-// unrecorded takes a file into the index that is there, if it is the right one.
+// unrecorded records a file in the index if it is the right one.
 func (r *Repairer) unrecorded(ctx context.Context, finding Finding) Repair {
 	c, item := r.c, finding.Item
 	n := item.FileNamed(finding.Name)
@@ -276,7 +275,7 @@ func (r *Repairer) verify(ctx context.Context, finding Finding) error {
 	return storage.CheckNar(ctx, finding.Item.Narinfo, n, r.reading.Reader(ctx, io.LimitReader(reader, info.Size)), r.options.Decode)
 }
 
-// restore shows what was fetched.
+// restore commits a fetched file.
 func (r *Repairer) restore(ctx context.Context, finding Finding, fetched bytestore.Staged, repair Repair) Repair {
 	defer fetched.Abort()
 	if err := r.c.restore(ctx, finding, fetched, repair.Bytes); err != nil {

@@ -30,9 +30,9 @@ func unwrapMeanwhile(err error) error {
 // cut off and done again, and each looks first whether row and file are still as
 // they were found.
 
-// restore shows bytes that are the item's nar, in the place of those that were
-// found, and has the row claim them. Cut off between the two, the row claims what
-// it claimed before, or too little.
+// restore commits bytes that are the item's nar in the place of the file that was found,
+// and makes the row claim them. After a crash between the two, the row claims what it
+// claimed before, or too little.
 func (c *Checker) restore(ctx context.Context, finding Finding, staged bytestore.Staged, size int64) error {
 	return unwrapMeanwhile(c.Update(ctx, size, func(ctx context.Context, tx *index.Tx) error {
 		item, err := c.still(ctx, tx, finding)
@@ -50,7 +50,7 @@ func (c *Checker) restore(ctx context.Context, finding Finding, staged bytestore
 	}))
 }
 
-// record has the row claim a file that is there and is the item's Nth.
+// record makes the row claim a file that exists as the item's Nth.
 func (c *Checker) record(ctx context.Context, finding Finding, n int) error {
 	if err := c.bytes.Flush(ctx, finding.Name); errors.Is(err, fs.ErrNotExist) {
 		return errMeanwhile
@@ -69,7 +69,7 @@ func (c *Checker) record(ctx context.Context, finding Finding, n int) error {
 	})
 }
 
-// unclaim has the row no longer claim the file of a finding.
+// unclaim makes the row no longer claim the file of a finding.
 func (c *Checker) unclaim(ctx context.Context, finding Finding) error {
 	return c.locked(ctx, func(ctx context.Context, tx *index.Tx) error {
 		item, err := c.still(ctx, tx, finding)
@@ -80,8 +80,8 @@ func (c *Checker) unclaim(ctx context.Context, finding Finding) error {
 	})
 }
 
-// setAside moves a file that no row claims into quarantine: by a copy, as that
-// is what every byte store can do.
+// setAside moves a file that no row claims to the quarantine, by a copy, as every byte
+// store can copy.
 func (c *Checker) setAside(ctx context.Context, finding Finding) error {
 	if err := c.copyToQuarantine(ctx, finding); err != nil {
 		return err
@@ -107,8 +107,8 @@ func (c *Checker) setAside(ctx context.Context, finding Finding) error {
 	})
 }
 
-// copyToQuarantine keeps what is wrong for whoever wants to know why. An earlier
-// copy of the same name goes.
+// copyToQuarantine keeps a wrong file for the administrator. It replaces an earlier copy
+// of the same name.
 func (c *Checker) copyToQuarantine(ctx context.Context, finding Finding) error {
 	reader, info, err := c.bytes.Open(ctx, finding.Name, 0, -1)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && !info.IsSame(finding.info) {

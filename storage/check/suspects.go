@@ -17,10 +17,9 @@ const (
 	mostSuspects = 1000
 )
 
-// suspects are files of a check that seem wrong. The index is open for reading only,
-// so what another process is just adding or removing can seem wrong as well: its row
-// and its bytes come one after the other. They are looked at twice, with a pause
-// between the two.
+// suspects are files of a check that seem wrong. As the index is open for reading only, a
+// file that another process is adding or removing can seem wrong as well: its row and its
+// bytes come one after the other. So they are looked at again after a pause.
 type suspects struct {
 	c     *Checker
 	yield func(Finding, error) bool

@@ -19,8 +19,7 @@ const (
 	unfinishedPause = 20 * time.Second
 )
 
-// removeTemporary removes temporary bytes that List gave, unless they may be just being
-// written.
+// removeTemporary removes temporary bytes unless they may be just being written.
 func (c *Checker) removeTemporary(ctx context.Context, info bytestore.Info) (removed bool, err error) {
 	if c.Now().Sub(info.ModTime) < settledAfter {
 		return false, nil
@@ -28,9 +27,9 @@ func (c *Checker) removeTemporary(ctx context.Context, info bytestore.Info) (rem
 	return true, c.Store().Remove(ctx, info.Name)
 }
 
-// RemoveUnfinished removes what killed processes have left of uploads, until the context
-// ends, if the byte store can list it. It touches only uploads that are a day
-// old, in a byte store that this instance owns, and a few of them a minute.
+// RemoveUnfinished removes uploads of killed processes until the context ends, if the byte
+// store can list them. It removes a few a minute, only uploads that are a day old, and
+// only if this instance owns the byte store.
 func (c *Checker) RemoveUnfinished(ctx context.Context) {
 	if c.bytes == nil {
 		return
@@ -50,8 +49,8 @@ func (c *Checker) RemoveUnfinished(ctx context.Context) {
 	}
 }
 
-// removeUnfinished lists them once, and removes them. It returns the first error, and
-// does all that can be done in spite of it.
+// removeUnfinished lists and removes them once. It continues after errors and returns the
+// first.
 func (c *Checker) removeUnfinished(ctx context.Context) (failure error) {
 	failed := func(err error) {
 		if failure == nil {

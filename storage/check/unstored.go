@@ -21,10 +21,10 @@ type UnstoredOptions struct {
 	Partial bool
 }
 
-// CheckUnstored finds items that have no nar in the storage, so that clients get a 404 for
-// what the narinfo names. It skips withdrawn items, those that the mirrored instance has,
-// and files that are there without being recorded, which [Checker.Compare] finds. Errors are
-// as in Check; looked is called after each item, nil for nobody.
+// CheckUnstored finds items without a nar in the storage: clients get 404 for the URLs in
+// their narinfos. It skips withdrawn items, those that the mirrored instance has, and
+// unrecorded files, which [Checker.Compare] finds. Errors are as there; looked is called
+// after each item, and may be nil.
 func (c *Checker) CheckUnstored(ctx context.Context, options UnstoredOptions, looked func()) iter.Seq2[Finding, error] {
 	if looked == nil {
 		looked = func() {}
@@ -86,8 +86,8 @@ func (c *Checker) unstored(ctx context.Context, item *storage.Item, options Unst
 	return Finding{Kind: Unstored, Item: item, Partial: partial, Note: "not in the storage: " + strings.Join(names, " ")}, nil
 }
 
-// unstored fetches the nars of an item that are not in the storage, as far as the sources
-// have them.
+// unstored fetches an item's nars that are not in the storage, as far as the sources have
+// them.
 func (r *Repairer) unstored(ctx context.Context, finding Finding) (repair Repair) {
 	if len(r.options.Sources) == 0 {
 		return Repair{Note: "no other instance to fetch it from was named"}

@@ -23,21 +23,20 @@ type VerifyOptions struct {
 	// Rate is how many bytes a second are read at the most; no limit when it is
 	// not positive.
 	Rate int64
-	// From is where to begin, as [Checker.VerifyPlace] gives it; the zero value
+	// From is where to begin, as [Checker.VerifyPosition] gives it; the zero value
 	// is the beginning.
-	From VerifyPlace
+	From VerifyPosition
 	// Looked is called after each file with its length; nil for nobody.
 	Looked func(bytes int64)
 }
 
-// verifySaveEvery is how much work is done again, at the most, after a crash.
+// verifySaveEvery bounds the work that is repeated after a crash.
 const verifySaveEvery = 2 * time.Second
 
-// Verify reads each stored file and finds those that are not the nar that the
-// narinfo describes; nothing is changed but the note how far it is. Files that
-// are missing or of the wrong size are left to [Checker.Compare]. Errors are as
-// there. Who stops, or is stopped by the context, can go on from
-// [Checker.VerifyPlace] later; so can others after a crash.
+// Verify reads each stored file and finds those that are not the nar that the narinfo
+// describes. It changes nothing but its saved position: an interrupted Verify resumes from
+// [Checker.VerifyPosition], also after a crash. Missing files and files of the wrong size
+// are left to [Checker.Compare]. Errors are as there.
 func (c *Checker) Verify(ctx context.Context, options VerifyOptions) iter.Seq2[Finding, error] {
 	return func(yield func(Finding, error) bool) {
 		if c.bytes == nil {
@@ -45,13 +44,13 @@ func (c *Checker) Verify(ctx context.Context, options VerifyOptions) iter.Seq2[F
 		}
 		v := &verifying{
 			Checker: c, VerifyOptions: options, limiter: &pace.Limiter{Rate: options.Rate},
-			place: options.From, saved: c.Now(),
+			position: options.From, saved: c.Now(),
 		}
 		if v.Looked == nil {
 			v.Looked = func(int64) {}
 		}
-		if v.place.Begun.IsZero() {
-			v.place.Begun = c.Now()
+		if v.position.Begun.IsZero() {
+			v.position.Begun = c.Now()
 		}
 		over := false // yield must not be called again
 		v.yield = func(finding Finding, err error) bool {
@@ -65,7 +64,7 @@ func (c *Checker) Verify(ctx context.Context, options VerifyOptions) iter.Seq2[F
 		// Also when the context has ended: that is what it is for.
 		longer, cancel := linger.Context(ctx, linger.Second)
 		defer cancel()
-		err := c.saveVerifyPlace(longer, v.place, ended)
+		err := c.saveVerifyPosition(longer, v.position, ended)
 		switch {
 		case err != nil && over:
 			c.log.Warn("how far the check is could not be written down: it will begin where it did", "error", err)
@@ -79,33 +78,33 @@ func (c *Checker) Verify(ctx context.Context, options VerifyOptions) iter.Seq2[F
 type verifying struct {
 	*Checker
 	VerifyOptions
-	yield   func(Finding, error) bool
-	limiter *pace.Limiter
-	place   VerifyPlace
-	saved   time.Time
+	yield    func(Finding, error) bool
+	limiter  *pace.Limiter
+	position VerifyPosition
+	saved    time.Time
 }
 
-// all goes through what was wrong before, and through the items after the place.
-// It returns false when it was stopped before the end.
+// all verifies the items that were wrong before, and those after the position. It returns
+// false if it was stopped before the end.
 func (v *verifying) all(ctx context.Context) bool {
-	before := slices.Clip(v.place.again) // what follows it is not the caller's
-	v.place.again = before
+	before := slices.Clip(v.position.again) // what follows it is not the caller's
+	v.position.again = before
 	for i, hash := range before {
 		wrong, more := v.one(ctx, hash, func(int64) {})
 		if !more {
-			v.place.again = append(slices.Clone(before[i:]), v.place.again[len(before):]...)
+			v.position.again = append(slices.Clone(before[i:]), v.position.again[len(before):]...)
 			return false
 		}
 		if wrong {
-			v.place.again = append(v.place.again, hash)
+			v.position.again = append(v.position.again, hash)
 		}
 	}
-	v.place.again = v.place.again[len(before):]
+	v.position.again = v.position.again[len(before):]
 	count := func(size int64) {
-		v.place.Files++
-		v.place.Bytes += size
+		v.position.Files++
+		v.position.Bytes += size
 	}
-	for row, err := range v.index.ItemsAfter(ctx, v.place.after) {
+	for row, err := range v.index.ItemsAfter(ctx, v.position.after) {
 		if errors.Is(err, index.ErrDamaged) {
 			continue // CheckIndex reports it
 		}
@@ -119,15 +118,15 @@ func (v *verifying) all(ctx context.Context) bool {
 		if !more {
 			return false
 		}
-		if len(v.place.again) < mostAgain {
-			v.place.after = row.Place()
+		if len(v.position.again) < mostAgain {
+			v.position.after = row.Place()
 			if wrong {
-				v.place.again = append(v.place.again, row.Hash)
+				v.position.again = append(v.position.again, row.Hash)
 			}
 		}
 		if now := v.Now(); now.Sub(v.saved) >= verifySaveEvery {
 			v.saved = now
-			if err := v.saveVerifyPlace(ctx, v.place, false); err != nil && (ctx.Err() != nil || !v.yield(Finding{}, err)) {
+			if err := v.saveVerifyPosition(ctx, v.position, false); err != nil && (ctx.Err() != nil || !v.yield(Finding{}, err)) {
 				return false
 			}
 		}
@@ -135,8 +134,8 @@ func (v *verifying) all(ctx context.Context) bool {
 	return true
 }
 
-// one verifies an item's files. wrong says that it is to be verified again by who
-// goes on from here, more is false when the pass is over.
+// one verifies an item's files. wrong says that the item must be verified again after an
+// interruption; more is false when the pass is over.
 func (v *verifying) one(ctx context.Context, hash narinfo.PathHash, count func(size int64)) (wrong, more bool) {
 	item, err := v.Item(ctx, hash)
 	if errors.Is(err, storage.ErrNotFound) || errors.Is(err, index.ErrDamaged) {
@@ -174,11 +173,11 @@ func (v *verifying) one(ctx context.Context, hash narinfo.PathHash, count func(s
 	return wrong, true
 }
 
-// verifyTries is how often a file is read that others change meanwhile.
+// verifyTries is how often a file is read that changes meanwhile.
 const verifyTries = 5
 
-// file verifies what lies under a name. The size is negative when nothing was to
-// be read; without an error, the kind Unknown says that nothing is wrong.
+// file verifies the named file. The size is negative if there was nothing to read. Without
+// an error, the kind Unknown says that nothing is wrong.
 func (v *verifying) file(ctx context.Context, hash narinfo.PathHash, name string) (finding Finding, size int64, err error) {
 	for range verifyTries {
 		finding = Finding{Name: name}
@@ -194,7 +193,7 @@ func (v *verifying) file(ctx context.Context, hash narinfo.PathHash, name string
 			return finding, -1, nil
 		}
 		reader, info, err := v.OpenFile(ctx, item, n, 0, -1)
-		if errors.Is(err, storage.ErrNotStored) || errors.Is(err, storage.ErrDisagree) {
+		if errors.Is(err, storage.ErrNotStored) || errors.Is(err, storage.ErrMismatch) {
 			return finding, -1, nil // Check says so
 		} else if err != nil {
 			return finding, -1, err

@@ -25,7 +25,6 @@ import (
 // Export says what is exported, and how.
 type Export struct {
 	Storage *storage.Storage
-	Index   *index.Index
 	// StorageDirectory is where the storage lies, which the copy must be apart
 	// from; "" for one that lies in no directory.
 	StorageDirectory string
@@ -120,7 +119,7 @@ func (e *Export) To(ctx context.Context, name string) (summary Summary, err erro
 	}
 	r := &run{Export: e, summary: &summary}
 	if e.ClosureOf != nil {
-		if r.closure, err = e.Index.Closure(ctx, e.ClosureOf); err != nil {
+		if r.closure, err = e.Storage.Index().Closure(ctx, e.ClosureOf); err != nil {
 			return summary, err
 		}
 		r.absent = make(map[narinfo.PathHash]struct{})
@@ -202,9 +201,9 @@ func (r *run) items(ctx context.Context) (err error) {
 // rowsWanted are the items that the tags or the closure select.
 func (r *run) rowsWanted(ctx context.Context) iter.Seq2[*index.Item, error] {
 	if r.closure != nil {
-		return r.Index.ItemsOf(ctx, r.closure)
+		return r.Storage.Index().ItemsOf(ctx, r.closure)
 	}
-	return r.Index.Items(ctx, r.Tags...)
+	return r.Storage.Index().Items(ctx, r.Tags...)
 }
 
 // cacheInfo writes nix-cache-info, unless it is there.
@@ -288,7 +287,7 @@ func (r *run) wants(ctx context.Context, row *index.Item) (bool, error) {
 	if len(r.Tags) == 0 {
 		return true, nil
 	}
-	has, err := r.Index.Tags(ctx, row.Hash)
+	has, err := r.Storage.Index().Tags(ctx, row.Hash)
 	if err != nil {
 		return false, err
 	}

@@ -321,7 +321,7 @@ func TestCancelled(t *testing.T) {
 		}
 		return nil
 	})
-	e := &Export{Storage: p.storage, Index: p.index, Copy: true}
+	e := &Export{Storage: p.storage, Copy: true}
 	if summary, err := e.To(ctx, p.out); !errors.Is(err, context.Canceled) || summary.Added != 2 {
 		t.Errorf("%+v, %v", summary, err)
 	}

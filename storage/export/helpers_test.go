@@ -164,7 +164,7 @@ func write(t testing.TB, file, content string) {
 func (p *place) export(change func(*Export)) (Summary, []Result, error) {
 	var results []Result
 	e := &Export{
-		Storage: p.storage, Index: p.index, StorageDirectory: p.store,
+		Storage: p.storage, StorageDirectory: p.store,
 		Report: func(r Result) { results = append(results, r) },
 		Adopt:  true, AcceptLoss: true, // most tests are about something else
 	}

@@ -63,7 +63,7 @@ func (r *run) item(ctx context.Context, row *index.Item, tries int) error {
 		return fmt.Errorf("%s: %w", name, err)
 	}
 	// Others may have changed or removed it meanwhile.
-	now, lookErr := r.Index.Item(ctx, row.Hash)
+	now, lookErr := r.Storage.Index().Item(ctx, row.Hash)
 	switch {
 	case errors.Is(lookErr, index.ErrNotFound):
 		return nil

@@ -136,7 +136,7 @@ func (r *run) rows(ctx context.Context, files []found) ([]*index.Item, error) {
 	for i, file := range files {
 		hashes[i] = file.hash
 	}
-	return r.Index.ItemsAt(ctx, hashes)
+	return r.Storage.Index().ItemsAt(ctx, hashes)
 }
 
 // exportable returns the names of an item's nars, none for an item that is not

@@ -21,25 +21,24 @@ import (
 // Addition is an item to be added.
 type Addition struct {
 	Narinfo *narinfo.Narinfo
-	// Directories are where to look for files that are not in the storage
-	// yet, each under the path that its URL gives; the first that has one
-	// counts. Nothing outside of them is read, wherever links lead.
+	// Directories are searched for files that are not in the storage yet, each under the
+	// path in its URL; the first that has one counts. Nothing outside of them is read,
+	// wherever links lead.
 	Directories []string
-	// Keep copies files out of the directories, where they are moved otherwise.
+	// Keep copies files out of the directories instead of moving them.
 	Keep bool
-	// Replace takes the addition's nar also where another nar of the item is
-	// being served. Clients that hold its narinfo will then fail on it.
+	// Replace adds the nar even if another nar of the item is being served. Clients that
+	// hold the old narinfo will fail then.
 	Replace bool
-	// WithReferences adds the item only if each of its references has a
-	// narinfo.
+	// WithReferences adds the item only if each of its references has a narinfo.
 	WithReferences bool
 	Tags           []index.Tag
 
-	// planned says that references may be coming with the same import.
+	// planned says that the same import may add references.
 	planned bool
 }
 
-// Outcome is what became of an addition.
+// Outcome is the result of an addition in one word.
 type Outcome int
 
 const (
@@ -47,14 +46,14 @@ const (
 	Failed Outcome = iota
 	// Added: the item is new.
 	Added
-	// Known: the very narinfo was there already, with all its files.
+	// Known: the same narinfo was there already, with all its files.
 	Known
-	// Completed: the narinfo was there; files that were missing have come.
+	// Completed: the narinfo was there; missing files were added.
 	Completed
 	// Updated: the text was replaced by another for the same nar, such as one
 	// with a new signature or in other compressions.
 	Updated
-	// Kept: another nar of the item is being served, and goes on being served.
+	// Kept: another nar of the item is served, and stays.
 	Kept
 	// Replaced: another nar of the item was served before.
 	Replaced
@@ -67,22 +66,22 @@ func (o Outcome) String() string {
 // Result is the outcome of one addition.
 type Result struct {
 	Outcome Outcome
-	// Note says more where the outcome is not what was asked for.
+	// Note explains an outcome other than the intended one.
 	Note string
 	// Err is set when the outcome is Failed.
 	Err error
-	// Bytes that came into the storage.
+	// Bytes were added to the storage.
 	Bytes int64
 }
 
 var (
-	// errLeaving is found within a transaction.
+	// errLeaving is returned within a transaction.
 	errLeaving = errors.New("another nar of this item is withdrawn, and goes when no client can hold its narinfo: add this one then, or now with --replace")
 	// errBatch says that the fault may be with another item of the batch.
 	errBatch = errors.New("written together with others")
 )
 
-// errMissingReferences is found before anything is stored, or within a transaction.
+// errMissingReferences is returned before anything is stored, or within a transaction.
 type errMissingReferences []narinfo.StorePath
 
 func (e errMissingReferences) Error() string {
@@ -104,8 +103,8 @@ func (im *Importer) Add(ctx context.Context, addition *Addition) Result {
 	return p.result
 }
 
-// addAlone commits one addition, prepared anew as often as others who add or
-// remove the same item get in between. fresh is that of an earlier try.
+// addAlone commits one addition. It is prepared again whenever another process adds or
+// removes the same item in between. fresh is from an earlier attempt.
 func (im *Importer) addAlone(ctx context.Context, fresh []string, prepare func() *prepared) *prepared {
 	const tries = 10 // each time a nar may be copied for nothing
 	var p *prepared
@@ -125,9 +124,9 @@ func (im *Importer) addAlone(ctx context.Context, fresh []string, prepare func()
 	return p
 }
 
-// commit shows the bytes of all additions and writes their rows, in one
-// transaction, so that no other process sees or changes anything in between:
-// bytes first, then a flush, then the rows with the commit.
+// commit commits the bytes of all additions and writes their rows in one transaction, so
+// that no other process sees or changes anything in between: bytes first, then a flush,
+// then the rows.
 func (im *Importer) commit(ctx context.Context, batch []*prepared) {
 	replaced := im.newReplacements()
 	if err := im.unstore(ctx, batch, replaced); err != nil {
@@ -174,8 +173,8 @@ func (im *Importer) commit(ctx context.Context, batch []*prepared) {
 	}
 }
 
-// commitAllIn is the transaction of a batch. Items may fail in it one by one. With
-// errAgain, some have on which others depended, and nothing was shown.
+// commitAllIn is the transaction of a batch, in which single items may fail. It returns
+// errAgain, before any bytes are visible, if others depended on items that failed.
 func (im *Importer) commitAllIn(ctx context.Context, tx *index.Tx, batch []*prepared, replaced *replacements) error {
 	replaced.beginAnew()
 	var late []func(context.Context) error
@@ -211,23 +210,23 @@ func (im *Importer) commitAllIn(ctx context.Context, tx *index.Tx, batch []*prep
 		size += p.bytes
 		locked += p.lockedBytes()
 	}
-	hurried, cancel := im.WithLockDeadline(ctx, locked)
+	bounded, cancel := im.WithLockDeadline(ctx, locked)
 	defer cancel()
 	if size > 0 {
 		// It may have been taken over while they came.
-		if err := im.MayAdd(hurried, replacesAny(batch)); err != nil {
+		if err := im.MayAdd(bounded, replacesAny(batch)); err != nil {
 			return err
 		}
 	}
-	failures := im.Each(len(late), func(i int) error { return late[i](hurried) })
+	failures := im.Each(len(late), func(i int) error { return late[i](bounded) })
 	if err := firstOf(failures); err != nil {
 		return err
 	}
 	return im.bytes.Sync(ctx)
 }
 
-// checkReferences makes those items fail that refer to what has no row now. The error is
-// errAgain then: their own rows must not be written.
+// checkReferences fails items that refer to items without rows. It returns errAgain then,
+// as their own rows must not be written.
 func checkReferences(tx *index.Tx, batch []*prepared) error {
 	again := false
 	for _, p := range batch {
@@ -257,7 +256,7 @@ func allFailed(batch []*prepared) bool {
 	return !slices.ContainsFunc(batch, func(p *prepared) bool { return p.result.Err == nil })
 }
 
-// firstOf is the first error, which others of a store that fails say again.
+// firstOf returns the first error; a store that fails repeats it in the others.
 func firstOf(failures []error) error {
 	for _, err := range failures {
 		if err != nil {
@@ -275,9 +274,8 @@ func failAll(batch []*prepared, err error) {
 	}
 }
 
-// unstore takes the claims off files that are about to be replaced. It is a
-// transaction of its own: should the next one fail halfway, no row claims bytes
-// that are not its own.
+// unstore unclaims files that are about to be replaced. It is a transaction of its own: if
+// the next one fails halfway, no row claims bytes of another nar.
 func (im *Importer) unstore(ctx context.Context, batch []*prepared, replaced *replacements) error {
 	var replacing []*prepared
 	for _, p := range batch {
@@ -298,9 +296,8 @@ func (im *Importer) unstore(ctx context.Context, batch []*prepared, replaced *re
 	})
 }
 
-// commitOne decides what becomes of an addition, now that nobody else can
-// change the item.
-// What is left to be done with bytes is appended to late.
+// commitOne decides the outcome of an addition within the transaction. It appends what
+// remains to be done with bytes to late.
 func (im *Importer) commitOne(ctx context.Context, tx *index.Tx, p *prepared, replaced *replacements, late *[]func(context.Context) error) error {
 	n := p.Narinfo
 	row, err := tx.Item(n.StorePath.Hash)
@@ -364,7 +361,7 @@ func (im *Importer) commitOne(ctx context.Context, tx *index.Tx, p *prepared, re
 	return nil
 }
 
-// put shows an addition's bytes and writes its row.
+// put commits the bytes of an addition and writes its row.
 func (im *Importer) put(ctx context.Context, tx *index.Tx, p *prepared, old *storage.Item, replaced *replacements, late *[]func(context.Context) error) error {
 	if err := im.show(ctx, tx, p, old, replaced, late); err != nil {
 		return err
@@ -388,11 +385,11 @@ func (im *Importer) put(ctx context.Context, tx *index.Tx, p *prepared, old *sto
 	return tx.AddTags(p.Narinfo.StorePath.Hash, p.Tags)
 }
 
-// show has the staged bytes of an addition be committed, late. Those that lay in the
-// storage already are looked at again then: they may have been removed or replaced
-// since. old is the item's row, nil for none. Bytes that it claims are not replaced
-// by others: unstore takes the claims off, but only those of a row that was there
-// already.
+// show schedules the commit of an addition's staged bytes. Files that were in the storage
+// before are looked at again then, as they may have been removed or replaced since.
+//
+// old is the item's row, nil for none. Bytes that it claims are never replaced: unstore
+// has unclaimed those of the row that it found.
 func (im *Importer) show(ctx context.Context, tx *index.Tx, p *prepared, old *storage.Item, replaced *replacements, late *[]func(context.Context) error) error {
 	if p.bytes > 0 {
 		if err := im.CheckIn(tx, p.bytes); err != nil {
@@ -443,8 +440,8 @@ func (im *Importer) show(ctx context.Context, tx *index.Tx, p *prepared, old *st
 	return nil
 }
 
-// isStill looks whether the Nth file of an addition, which lay in the storage, still
-// does.
+// isStill returns an error unless the Nth file of an addition, which was found in the
+// storage, is still there.
 func (im *Importer) isStill(ctx context.Context, p *prepared, n int) error {
 	name, err := p.Narinfo.Files[n].Path()
 	if err != nil {

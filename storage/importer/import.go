@@ -62,16 +62,16 @@ const (
 	batchTime  = 250 * time.Millisecond
 )
 
-// Import adds the items of narinfo files: of each file named, and of all below
-// each directory named whose names end in ".narinfo". Nars are looked for in
-// the storage, then beside the narinfo, then below the directory named.
+// Import adds the items of narinfo files: each file named, and all below each directory
+// named with names that end in ".narinfo". It looks for nars in the storage, then beside
+// the narinfo, then below the directory named.
 //
-// report is called for each narinfo file, by one goroutine at a time, once its
-// row is safe. One that fails does not stop the others. The error is about the
-// whole: the context's, or a directory that can't be read.
+// report is called for each narinfo file when its row is durable, by one goroutine at a
+// time. A failure does not stop the import. The returned error is the context's, or about
+// a directory that can't be read.
 //
-// With WithReferences, all narinfos are read first. References may be to items of
-// the same import, in any order.
+// With WithReferences, all narinfos are read first. They may refer to items of the same
+// import, in any order.
 func (im *Importer) Import(ctx context.Context, names []string, options Options, report func(Imported)) error {
 	work := make(chan narinfoFile, batchItems)
 	ready := make(chan importing, batchItems/2)
@@ -157,7 +157,7 @@ func (im *Importer) Import(ctx context.Context, names []string, options Options,
 	return walkErr
 }
 
-// worthAnotherTry tells errors that may be gone when the rest is in.
+// worthAnotherTry reports whether an error may be gone when the rest is imported.
 func worthAnotherTry(err error) bool {
 	var missing errMissingReferences
 	return errors.As(err, &missing) || errors.Is(err, storage.ErrChanged) || errors.Is(err, errBatch)
@@ -174,8 +174,8 @@ type importing struct {
 	prepared *prepared
 }
 
-// walk sends the narinfo files. Directories that can't be read are the error,
-// after the others have been walked.
+// walk sends the narinfo files. It returns errors of directories that can't be read after
+// it has walked the others.
 func walk(ctx context.Context, names []string, found chan<- narinfoFile) error {
 	var failures []error
 	for _, name := range names {
@@ -235,7 +235,7 @@ func (im *Importer) prepareFile(ctx context.Context, file narinfoFile, options O
 	})
 }
 
-// narinfoBuffers are for reading narinfos, whose size is not known before.
+// narinfoBuffers are for reading narinfos, since their size is not known before.
 var narinfoBuffers = sync.Pool{New: func() any { return bytes.NewBuffer(make([]byte, 0, 16<<10)) }}
 
 // readNarinfo reads and parses a narinfo file. A symbolic link that leads out of the
@@ -274,7 +274,7 @@ func readNarinfo(found narinfoFile) (*narinfo.Narinfo, error) {
 	if err != nil {
 		return nil, err
 	}
-	// HASH.narinfo is where clients look, so it has to be this item'im.
+	// HASH.narinfo is where clients look, so it has to be this item's.
 	if stem, ok := strings.CutSuffix(filepath.Base(name), ".narinfo"); ok {
 		if hash, err := narinfo.ParsePathHash(stem); err == nil && hash != n.StorePath.Hash {
 			return nil, fmt.Errorf("it is named after %s, but describes %s", hash, n.StorePath)
@@ -283,8 +283,8 @@ func readNarinfo(found narinfoFile) (*narinfo.Narinfo, error) {
 	return n, nil
 }
 
-// commitAll commits what is ready in batches: as much as there is, so that one
-// narinfo need not wait for a second, and many share a transaction.
+// commitAll commits additions in batches of as many as are ready: a single narinfo need
+// not wait for a second, and many share a transaction.
 func (im *Importer) commitAll(ctx context.Context, ready <-chan importing, plan *plan, report func(importing)) {
 	commit := func(batch []importing) {
 		additions := make([]*prepared, 0, len(batch))
@@ -341,7 +341,7 @@ func (s *Summary) Count(r Result) {
 	s.Bytes += r.Bytes
 }
 
-// String lists the outcomes that there were.
+// String lists the outcomes that occurred.
 func (s *Summary) String() string {
 	var parts []string
 	for outcome, n := range s.Outcomes {

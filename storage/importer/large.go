@@ -5,7 +5,7 @@ import (
 	"nar-herder/storage/index"
 )
 
-// lockedBytes is how much of an addition is shown within the transaction.
+// lockedBytes is how many bytes of an addition are committed within the transaction.
 func (p *prepared) lockedBytes() (size int64) {
 	for n := range p.staged {
 		size += p.stagedSize(n)
@@ -13,7 +13,7 @@ func (p *prepared) lockedBytes() (size int64) {
 	return size
 }
 
-// stagedSize is the length of the Nth file, if that is still to be shown.
+// stagedSize is the length of the Nth file if it must still be committed.
 func (p *prepared) stagedSize(n int) int64 {
 	if p.staged[n] == nil || p.early[n] != nil {
 		return 0
@@ -21,11 +21,11 @@ func (p *prepared) stagedSize(n int) int64 {
 	return index.FileSize(p.Narinfo, n, p.entry.Sizes)
 }
 
-// showLarge shows the large files of a batch before its transaction, as a server may
-// take minutes to put the parts of one together. That is safe where nothing has the name yet,
-// and where the batch has taken the claim off: the transaction looks whether what was
-// shown is still there. Other files that no row claims may just be claimed by another
-// process, and are replaced with the index locked.
+// showLarge commits the large files of a batch before its transaction, as a server may
+// take minutes to put the parts of one together. That is safe for new names and for files
+// that the batch has unclaimed: the transaction checks that they are unchanged. Another
+// process may be claiming other files that no row claims yet, so these are replaced while
+// the index is locked.
 func (im *Importer) showLarge(ctx context.Context, batch []*prepared, replaced *replacements) {
 	if im.bytes == nil || !im.IsRemote() {
 		return
@@ -66,8 +66,9 @@ func (im *Importer) showOne(ctx context.Context, p *prepared, n int, replaced *r
 	return err
 }
 
-// discardFresh deletes what was shown of an addition that has failed for good, or whose
-// nar was not taken. Before another try it is kept, so that it need not come again.
+// discardFresh deletes committed files of an addition that has failed for good or whose
+// outcome is Kept. Before another attempt they stay, so that they need not be stored
+// again.
 func (im *Importer) discardFresh(ctx context.Context, p *prepared) {
 	if p.result.Outcome == Failed || p.result.Outcome == Kept {
 		im.Discard(ctx, p.fresh)

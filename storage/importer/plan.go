@@ -7,15 +7,15 @@ import (
 	"nar-herder/narinfo"
 )
 
-// plan is for an import of items whose references must all have narinfos, be it
-// among the items imported: in any order, and in circles. All narinfos are read
-// before any nar is stored, so that those are refused at once which refer to what
-// is neither here nor coming. The others come in an order in which few have to wait
-// for what they refer to. It takes some 200 bytes for each item.
+// plan orders an import of items that must have all their references, in any order and in
+// cycles. All narinfos are read before any nar is stored, so that items with references
+// that are neither in the index nor in the import are refused at once. The others are
+// imported in an order in which few wait for their references. A plan takes some 200 bytes
+// for each item.
 type plan struct {
-	// coming counts the narinfo files of each item that are still to be committed.
+	// coming counts the narinfo files of each item that are not committed yet.
 	coming map[narinfo.PathHash]int
-	// held are items that wait for what they refer to.
+	// held are items that wait for their references.
 	held []importing
 }
 
@@ -28,8 +28,8 @@ type planned struct {
 	bad     bool // one of them is not coming either
 }
 
-// planImport reads the narinfos, and returns the files that are to be imported.
-// The others are reported. The error is about names that could not be read.
+// planImport reads the narinfos and returns the files to import. It reports the others.
+// The error is about names that could not be read.
 func (im *Importer) planImport(ctx context.Context, names []string, report func(Imported)) (*plan, []narinfoFile, error) {
 	found := make(chan narinfoFile, batchItems)
 	var walkErr error
@@ -77,7 +77,7 @@ func (im *Importer) planImport(ctx context.Context, names []string, report func(
 	return plan, order, walkErr
 }
 
-// missingReferences are the references of a narinfo to other items that have none.
+// missingReferences returns the references of a narinfo to other items that have none.
 func (im *Importer) missingReferences(ctx context.Context, n *narinfo.Narinfo) ([]narinfo.StorePath, error) {
 	missing, err := im.index.MissingReferences(ctx, n)
 	others := missing[:0]
@@ -98,8 +98,8 @@ func anyGood(files []*planned) bool {
 	return false
 }
 
-// refuse marks the files as bad that refer to what is not coming, and those that
-// refer to these.
+// refuse marks files as bad that refer to items which are not coming, and files that refer
+// to these.
 func refuse(files []*planned, of map[narinfo.PathHash][]*planned) {
 	dependents := make(map[narinfo.PathHash][]*planned)
 	var bad []*planned
@@ -127,7 +127,7 @@ func refuse(files []*planned, of map[narinfo.PathHash][]*planned) {
 	}
 }
 
-// inOrder returns the files, each behind those that it refers to, but in circles.
+// inOrder returns the files, each after those that it refers to, except in cycles.
 func inOrder(files []*planned, of map[narinfo.PathHash][]*planned) []*planned {
 	type visit struct {
 		p    *planned
@@ -161,8 +161,8 @@ func inOrder(files []*planned, of map[narinfo.PathHash][]*planned) []*planned {
 	return order
 }
 
-// ready takes prepared items, and returns those that can be committed together now,
-// or have failed. The others are held until what they refer to comes.
+// ready accepts prepared items, and returns those that can be committed together now or
+// have failed. It holds the others until their references come.
 func (p *plan) ready(ctx context.Context, im *Importer, arrived []importing) (ready []importing) {
 	for _, i := range arrived {
 		if i.prepared.Addition != nil {
@@ -245,6 +245,6 @@ func (p *plan) ready(ctx context.Context, im *Importer, arrived []importing) (re
 	return ready
 }
 
-// errAgain ends a transaction that is to be tried again without items that have
-// failed in it, before anything was shown.
+// errAgain ends a transaction that is repeated without the items that have failed in it,
+// before any bytes are visible.
 var errAgain = errors.New("without the items that have failed")

@@ -23,25 +23,24 @@ type prepared struct {
 	entry *index.Entry
 	// old is the item's row as it was before the transaction, nil for none.
 	old *storage.Item
-	// passed: the files were not looked for, as another nar is being served.
+	// passed says that nobody looked for the files, as another nar is being served.
 	passed bool
-	// staged[N] holds the Nth file's bytes when they are to come in.
+	// staged[N] holds the bytes of the Nth file if they will be added.
 	staged []bytestore.Staged
-	// early[N] is what is there of it, if it was committed before the transaction;
-	// see showLarge.
+	// early[N] describes the Nth file if it was committed before the transaction; see
+	// showLarge.
 	early []*bytestore.Info
-	// fresh are the names of files that were committed so where there was none, by
-	// this try or earlier ones: see discardFresh.
+	// fresh are names that were new when a file was committed before the transaction, by
+	// this attempt or an earlier one; see discardFresh.
 	fresh []string
-	// moved are the names of files outside the storage that go when all is
-	// committed.
+	// moved are files outside the storage that are removed after the commit.
 	moved []movedFile
-	// obsolete are names in the storage that may go then.
+	// obsolete are names in the storage that may be deleted then.
 	obsolete []string
 	bytes    int64
-	// replaces says that bytes take the place of others.
+	// replaces says that bytes replace others.
 	replaces bool
-	// releases give back the room that is kept for staged bytes.
+	// releases release the room that is reserved for staged bytes.
 	releases []func()
 	result   Result
 }
@@ -49,8 +48,7 @@ type prepared struct {
 // movedFile is a file of a directory that an item was imported from.
 type movedFile struct{ directory, name string }
 
-// remove removes the file, wherever links lead, from nowhere else than below its
-// directory.
+// remove removes the file, but nothing outside its directory, wherever links lead.
 func (f movedFile) remove() error {
 	root, err := os.OpenRoot(f.directory)
 	if err == nil {
@@ -62,8 +60,8 @@ func (f movedFile) remove() error {
 	return err
 }
 
-// prepare does what needs no transaction: it looks for the item's files and
-// stages those that are to come in. p.result is set when it fails.
+// prepare does what needs no transaction: it looks for the item's files and stages those
+// that will be added. It sets p.result if that fails.
 func (im *Importer) prepare(ctx context.Context, addition *Addition) *prepared {
 	n := addition.Narinfo
 	p := &prepared{Addition: addition, entry: im.index.Prepare(n), staged: make([]bytestore.Staged, len(n.Files)), early: make([]*bytestore.Info, len(n.Files))}
@@ -116,8 +114,8 @@ func (im *Importer) prepare(ctx context.Context, addition *Addition) *prepared {
 	return p
 }
 
-// mended makes a damaged item right with a narinfo, and returns it; nil without an error
-// if that is not the one that was written.
+// mended repairs a damaged item with a narinfo and returns it, or nil without an error if
+// that narinfo is another one.
 func (im *Importer) mended(ctx context.Context, damage *index.Damage, n *narinfo.Narinfo) (*storage.Item, error) {
 	mended := false
 	err := im.index.Update(ctx, func(tx *index.Tx) (err error) {
@@ -130,7 +128,7 @@ func (im *Importer) mended(ctx context.Context, damage *index.Damage, n *narinfo
 	return im.Item(ctx, n.StorePath.Hash)
 }
 
-// fail drops what was staged.
+// fail drops the staged bytes.
 func (p *prepared) fail(err error) {
 	p.abort()
 	p.obsolete = nil
@@ -149,8 +147,7 @@ func (p *prepared) abort() {
 	p.releases = nil
 }
 
-// find makes sure of the bytes of the Nth file: in the storage already, or
-// staged.
+// find finds the Nth file in the storage, or stages it.
 func (im *Importer) find(ctx context.Context, p *prepared, n int, name string) error {
 	want := p.Narinfo.Files[n].Size
 	info, err := im.bytes.Stat(ctx, name)
@@ -209,7 +206,7 @@ func (im *Importer) find(ctx context.Context, p *prepared, n int, name string) e
 	return fmt.Errorf("its nar %s is nowhere: looked in %s: %w", name, where, fs.ErrNotExist)
 }
 
-// take makes sure of the Nth file where it lies in the storage.
+// take flushes the Nth file, which is in the storage.
 func (im *Importer) take(ctx context.Context, p *prepared, n int, name string, size int64) error {
 	storage.MarkStored(p.entry, n, size)
 	err := im.bytes.Flush(ctx, name)
@@ -219,8 +216,8 @@ func (im *Importer) take(ctx context.Context, p *prepared, n int, name string, s
 	return err
 }
 
-// isStored says whether the file of that name in the directory is the very one
-// that is in the storage, which nobody may move away.
+// isStored reports whether the file in the directory is the very file in the storage,
+// which must not be moved away.
 func (im *Importer) isStored(ctx context.Context, directory, name string) bool {
 	there, err := os.Stat(path.Join(directory, name))
 	if err != nil {
@@ -240,8 +237,8 @@ func (im *Importer) isStored(ctx context.Context, directory, name string) bool {
 	return err == nil && os.SameFile(here, there)
 }
 
-// isInUse reports whether a directory is a storage or an export. Its nars are copied:
-// moving them would take them from those who serve them.
+// isInUse reports whether a directory is a storage or an export. Its nars are copied,
+// since they are served from there.
 func isInUse(directory *os.Root) bool {
 	return slices.ContainsFunc([]string{bytestore.OwnerName, bytestore.IdentityName, bytestore.ExportName}, func(name string) bool {
 		_, err := directory.Lstat(name)
@@ -249,8 +246,8 @@ func isInUse(directory *os.Root) bool {
 	})
 }
 
-// stageFrom stages the Nth file from a directory. The error is
-// [fs.ErrNotExist] when the directory has no such file.
+// stageFrom stages the Nth file from a directory. The error is [fs.ErrNotExist] if the
+// directory has no such file.
 func (im *Importer) stageFrom(ctx context.Context, p *prepared, n int, name, directory string) (size int64, err error) {
 	root, err := os.OpenRoot(directory)
 	if err != nil {

@@ -62,16 +62,15 @@ func (im *Importer) newReplacements() *replacements {
 	return &replacements{value: im.Now().UTC().Format(time.RFC3339) + " " + rand.Text(), files: make(map[string]*replacement)}
 }
 
-// show is called when the new row of a file is certain to be written, if anything
-// is.
+// show is called when the transaction will write the new row of a file.
 func (r *replacements) show(name string) {
 	if file := r.files[name]; file != nil {
 		file.shown = true
 	}
 }
 
-// beginAnew forgets what show was called with: an attempt at the transaction has left
-// no trace of it. What was begun stays so.
+// beginAnew resets show for another attempt at the transaction. Files that were replaced
+// stay so.
 func (r *replacements) beginAnew() {
 	for _, file := range r.files {
 		file.shown = false
@@ -85,7 +84,7 @@ func (r *replacements) begin(name string) {
 	}
 }
 
-// unstore takes the claims off files that the addition is about to replace.
+// unstore unclaims files that the addition is about to replace.
 func (r *replacements) unstore(tx *index.Tx, p *prepared) error {
 	row, err := tx.Item(p.Narinfo.StorePath.Hash)
 	if errors.Is(err, storage.ErrNotFound) {
@@ -133,8 +132,8 @@ func (r *replacements) unstore(tx *index.Tx, p *prepared) error {
 	return tx.SetStored(old.Hash, kept, old.Sizes)
 }
 
-// mayReplace says whether a file that the row names may be replaced by the addition's
-// Nth: nothing claims it, and no other process is replacing it.
+// mayReplace reports whether the addition's Nth file may replace a file that the row
+// names: no row claims it, and no other process is replacing it.
 func (r *replacements) mayReplace(tx *index.Tx, p *prepared, n int, old *storage.Item, i int, name string) (bool, error) {
 	if old.HasStored(i) {
 		return p.repeats(n, old, i), nil
@@ -143,16 +142,15 @@ func (r *replacements) mayReplace(tx *index.Tx, p *prepared, n int, old *storage
 	return noted == "" || noted == r.value, err
 }
 
-// repeats says that the addition's Nth file is the one that the row claims as its
-// Ith: the same nar, in as many bytes. To replace what is there by it is right
-// whenever it happens.
+// repeats reports whether the addition's Nth file is the one that the row claims as its
+// Ith: the same nar with the same length. Such a replacement is right at any time.
 func (p *prepared) repeats(n int, old *storage.Item, i int) bool {
 	return old.HasStored(i) && old.Narinfo.NarHash == p.Narinfo.NarHash &&
 		old.StoredSize(i) == index.FileSize(p.Narinfo, n, p.entry.Sizes)
 }
 
-// mends says that a file of the addition takes the place of one that the row claims,
-// and that was found to be missing or damaged.
+// mends reports whether a file of the addition replaces one that the row claims and that
+// was missing or damaged.
 func (p *prepared) mends(old *storage.Item) bool {
 	for n, staged := range p.staged {
 		name, err := p.Narinfo.Files[n].Path()
@@ -167,8 +165,8 @@ func (p *prepared) mends(old *storage.Item) bool {
 	return false
 }
 
-// restore puts back the claims on the files of one item, or of all for nil, that
-// this batch took off and has not begun to replace.
+// restore restores the claims on files of one item, or of all for nil, that this batch has
+// unclaimed and not begun to replace.
 func (r *replacements) restore(tx *index.Tx, only *narinfo.PathHash) error {
 	for name, file := range r.files {
 		if only != nil && file.hash != *only || !file.sure || file.begun.Load() {
@@ -205,7 +203,7 @@ func (r *replacements) restore(tx *index.Tx, only *narinfo.PathHash) error {
 	return nil
 }
 
-// finish forgets the names of files that the transaction writes rows for.
+// finish forgets the names of files for which the transaction writes rows.
 func (r *replacements) finish(tx *index.Tx) error {
 	for name, file := range r.files {
 		if !file.shown {
@@ -222,8 +220,8 @@ func (r *replacements) finish(tx *index.Tx) error {
 	return nil
 }
 
-// undo restores what it can after the transaction of a batch has failed: also when that
-// is for want of room for the database.
+// undo restores claims after the transaction of a batch has failed, even if the database
+// is full.
 func (im *Importer) undo(ctx context.Context, r *replacements) {
 	if len(r.files) == 0 {
 		return
@@ -237,20 +235,20 @@ func (im *Importer) undo(ctx context.Context, r *replacements) {
 	}
 }
 
-// isReplacing says whether it is unknown which nar the file of that name is.
+// isReplacing reports whether it is unknown which nar the named file is.
 func (im *Importer) isReplacing(ctx context.Context, name string) (bool, error) {
 	noted, err := im.index.Setting(ctx, replacingPrefix+name)
 	return noted != "", err
 }
 
-// errReplacing says that a file can't be trusted.
+// errReplacing says that a file may be of either nar.
 var errReplacing = errors.New("an import ended while it replaced this file, so it may be the old or the new nar: import the nar again, or run 'nar-herder check --repair'")
 
-// ResolveReplacements finds out what became of files that an addition was about to
-// replace when it failed, or its process was killed, some minutes ago: it compares
-// them with their rows' NarHash. A row claims the file again that is its nar. Any
-// other is left as one that no row claims. The error is about files that could not
-// be read, which are tried again the next time.
+// ResolveReplacements finds out which nars the files are that an addition was about to
+// replace some minutes ago, when it failed or its process was killed. It compares them
+// with their rows' NarHash, and makes the row claim a file that is its nar. Others stay
+// unclaimed. The error is about files that could not be read: the next call tries them
+// again.
 func (im *Importer) ResolveReplacements(ctx context.Context, decode storage.Decoder) error {
 	if im.bytes == nil {
 		return nil
@@ -287,8 +285,8 @@ func (im *Importer) ResolveReplacements(ctx context.Context, decode storage.Deco
 	return errors.Join(failures...)
 }
 
-// resolve makes the row claim the file under a name, if that is its nar. Only an
-// error leaves that open.
+// resolve makes the row claim the named file if that is its nar. An error leaves that
+// open.
 func (im *Importer) resolve(ctx context.Context, name string, decode storage.Decoder) error {
 	item, n, err := im.FileUnder(ctx, name)
 	if errors.Is(err, storage.ErrNotFound) {
@@ -299,7 +297,7 @@ func (im *Importer) resolve(ctx context.Context, name string, decode storage.Dec
 	if item.HasStored(n) {
 		return nil // imported or repaired since
 	}
-	there, err := im.LiesThere(ctx, item, n)
+	there, err := im.HasUnrecorded(ctx, item, n)
 	if err == nil && there {
 		err = im.Adopt(ctx, item, n, decode)
 		if err == nil {

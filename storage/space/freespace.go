@@ -9,16 +9,15 @@ import (
 	"nar-herder/storage/index"
 )
 
-// ErrFreeSpace says that bytes were refused, as less than the minimum would stay
-// free on the file system of the storage.
+// ErrFreeSpace says that bytes were refused, as less than the minimum would stay free on
+// the file system of the storage.
 var ErrFreeSpace = errors.New("too little free space on the file system of the storage")
 
 // minimumFreeSetting is where the minimum of free space is noted, in bytes.
 const minimumFreeSetting = "storage_minimum_free_space"
 
-// SetMinimumFree makes all processes that use the index refuse bytes that would
-// leave less than so many free on the file system of the storage; negative for no
-// minimum.
+// SetMinimumFree makes all processes that use the index refuse bytes that would leave less
+// than the minimum free on the file system of the storage; negative for no minimum.
 func (s *Space) SetMinimumFree(ctx context.Context, minimum int64) error {
 	return s.setLimit(ctx, minimumFreeSetting, minimum)
 }
@@ -40,10 +39,8 @@ func (s *Space) FreeSpace() (free, size int64, err error) {
 	return s.bytes.FreeSpace()
 }
 
-// Spare returns how many bytes can be written before the file system of the storage
-// has less than the minimum free, apart from those that are about to be written, and
-// the minimum. That is negative where there is none, and then the spare bytes mean
-// nothing.
+// Spare returns how many more bytes can be written before less than the minimum is free,
+// and the minimum. If that is negative, there is none, and spare means nothing.
 func (s *Space) Spare(ctx context.Context) (spare, minimum int64, err error) {
 	minimum, err = s.MinimumFree(ctx)
 	if err != nil || minimum < 0 {
@@ -58,8 +55,7 @@ func (s *Space) Spare(ctx context.Context) (spare, minimum int64, err error) {
 	return free - s.unwritten.Load() - minimum, minimum, nil
 }
 
-// staysFree makes sure that the minimum stays free when so many more bytes have been
-// written.
+// staysFree checks that the minimum stays free when so many more bytes have been written.
 func (s *Space) staysFree(minimum, unwritten int64) error {
 	if minimum < 0 {
 		return nil
@@ -77,8 +73,8 @@ func (s *Space) staysFree(minimum, unwritten int64) error {
 		ErrFreeSpace, s.bytes, free, unwritten, minimum)
 }
 
-// staysFreeWith is staysFree for bytes that are about to be shown, and on the file
-// system already: also those of other processes.
+// staysFreeWith is staysFree within a transaction, for bytes that are on the file system
+// already, and those of other processes.
 func (s *Space) staysFreeWith(tx *index.Tx) error {
 	text, err := tx.Setting(minimumFreeSetting)
 	if err != nil || text == "" {
@@ -100,8 +96,8 @@ type Reservation struct {
 	released  bool
 }
 
-// SetWritten says how many of the bytes are on the file system by now. Until then,
-// they are not counted as free.
+// SetWritten sets how many of the bytes the file system has. The others are not counted as
+// free.
 func (r *Reservation) SetWritten(n int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -124,15 +120,15 @@ func (r *Reservation) Release() {
 		return
 	}
 	r.setUnwritten(0)
-	r.s.flying.Add(-r.size)
+	r.s.inFlight.Add(-r.size)
 	r.released = true
 }
 
-// ReserveReplacement is ReserveBelowLimit for what is written in the place of other bytes, which the
-// hard limit has counted: for a while, both are there.
+// ReserveReplacement is for bytes that replace others, which the hard limit has counted:
+// for a while, both exist.
 func (s *Space) ReserveReplacement(ctx context.Context, size int64) (*Reservation, error) {
 	size = max(size, 0)
-	s.flying.Add(size)
+	s.inFlight.Add(size)
 	r := &Reservation{s: s, size: size}
 	if err := r.Write(ctx); err != nil {
 		r.Release()
@@ -141,7 +137,7 @@ func (s *Space) ReserveReplacement(ctx context.Context, size int64) (*Reservatio
 	return r, nil
 }
 
-// Share makes sure that the minimum is free for a file that needs no more room.
+// Share checks the minimum of free space for a file that takes no more room.
 func (r *Reservation) Share(ctx context.Context) error {
 	minimum, err := r.s.MinimumFree(ctx)
 	if err != nil {
@@ -150,7 +146,7 @@ func (r *Reservation) Share(ctx context.Context) error {
 	return r.s.staysFree(minimum, r.s.unwritten.Load())
 }
 
-// Write makes sure that the minimum stays free when the bytes are written.
+// Write checks that the minimum stays free when the bytes are written.
 func (r *Reservation) Write(ctx context.Context) error {
 	r.SetWritten(0)
 	err := r.Share(ctx)

@@ -15,9 +15,8 @@ import (
 	"nar-herder/storage/index"
 )
 
-// survey is what the byte store was found to hold. It is kept in the index, so
-// that other processes need not look again.
-type survey struct {
+// scan is the result of [Space.Scan]. It is saved in the index for other processes.
+type scan struct {
 	At    time.Time `json:"at"`
 	Usage int64     `json:"usage"`
 	// Nars and Size are what the index had as stored then.
@@ -26,11 +25,11 @@ type survey struct {
 }
 
 const (
-	surveySetting    = "storage_survey"
+	scanSetting      = "storage_survey"
 	hardLimitSetting = "storage_hard_limit"
 
 	// perNar is what a nar takes of the disk on the average beyond its length,
-	// half a block, for those that came since the survey. Object stores count bytes.
+	// half a block, for those that came since the scan. Object stores count bytes.
 	perNar = 2 << 10
 )
 
@@ -40,9 +39,9 @@ type Space struct {
 	bytes bytestore.Store // nil for none
 	log   *slog.Logger
 	now   func() time.Time
-	// flying is how many bytes this process is writing to the store, and unwritten how
+	// inFlight is how many bytes this process is writing to the store, and unwritten how
 	// many of them the file system does not have yet.
-	flying, unwritten atomic.Int64
+	inFlight, unwritten atomic.Int64
 }
 
 // New makes the Space of a byte store, nil for none.
@@ -50,14 +49,13 @@ func New(x *index.Index, bytes bytestore.Store, log *slog.Logger, now func() tim
 	return &Space{index: x, bytes: bytes, log: log, now: now}
 }
 
-// ErrLimit says that bytes were refused, as they would bring the storage above
-// its hard limit.
+// ErrLimit says that bytes were refused, as they would exceed the hard limit of the
+// storage.
 var ErrLimit = errors.New("the storage is at its hard limit")
 
-// Survey counts what all that lies in the byte store takes of it, with what is
-// being written, and notes it for [Storage.Usage]. It looks at every file, which
-// takes minutes where there are millions.
-func (s *Space) Survey(ctx context.Context) error {
+// Scan adds up what all files in the byte store take, including temporary ones, and saves
+// the sum for [Space.Usage]. It looks at every file, which takes minutes for millions.
+func (s *Space) Scan(ctx context.Context) error {
 	if s.bytes == nil {
 		return nil
 	}
@@ -66,7 +64,7 @@ func (s *Space) Survey(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	found := survey{At: s.now(), Nars: totals.StoredNars, Size: totals.StoredSize}
+	found := scan{At: s.now(), Nars: totals.StoredNars, Size: totals.StoredSize}
 	passed := 0
 	for info, err := range s.bytes.List(ctx) {
 		if err != nil && info.Name == "" {
@@ -85,18 +83,18 @@ func (s *Space) Survey(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return s.index.Reclaim(ctx, func(tx *index.Tx) error { return tx.SetSetting(surveySetting, string(text)) })
+	return s.index.Reclaim(ctx, func(tx *index.Tx) error { return tx.SetSetting(scanSetting, string(text)) })
 }
 
-// Usage is what the storage takes of the disk, in bytes: what the last survey
-// has counted, and what the index says has come and gone since. surveyed is
-// when that was; zero for never, when the usage is what the index has alone.
-func (s *Space) Usage(ctx context.Context) (usage int64, surveyed time.Time, err error) {
+// Usage returns how many bytes the storage takes: the sum of the last scan and, from the
+// index, what was added and removed since. scanned is the time of that scan, zero for
+// none; the usage is from the index alone then.
+func (s *Space) Usage(ctx context.Context) (usage int64, scanned time.Time, err error) {
 	totals, err := s.index.Totals(ctx)
 	if err != nil {
 		return 0, time.Time{}, err
 	}
-	text, err := s.index.Setting(ctx, surveySetting)
+	text, err := s.index.Setting(ctx, scanSetting)
 	if err != nil {
 		return 0, time.Time{}, err
 	}
@@ -104,7 +102,7 @@ func (s *Space) Usage(ctx context.Context) (usage int64, surveyed time.Time, err
 }
 
 func (s *Space) usageSince(text string, totals index.Totals) (int64, time.Time, error) {
-	var last survey
+	var last scan
 	if text != "" {
 		if err := json.Unmarshal([]byte(text), &last); err != nil {
 			return 0, time.Time{}, fmt.Errorf("what was noted of the storage's usage: %w", err)
@@ -117,8 +115,8 @@ func (s *Space) usageSince(text string, totals index.Totals) (int64, time.Time, 
 	return max(usage, 0), last.At, nil
 }
 
-// SetHardLimit has all processes that use the index refuse bytes that would
-// bring the storage above so many; negative for no limit.
+// SetHardLimit makes all processes that use the index refuse bytes above the limit;
+// negative for none.
 func (s *Space) SetHardLimit(ctx context.Context, limit int64) error {
 	return s.setLimit(ctx, hardLimitSetting, limit)
 }
@@ -156,23 +154,22 @@ func parseLimit(what, text string) (limit int64, err error) {
 	return limit, nil
 }
 
-// ReserveBelowLimit makes sure that there is room below the hard limit for bytes that are
-// about to come in, and counts them until the reservation is released. Whether they
-// leave the minimum of free space is for [Reservation.Write], as some of them are
-// written already.
+// ReserveBelowLimit returns [ErrLimit] if bytes that will be written don't fit below the
+// hard limit, and counts them until the reservation is released. [Reservation.Write]
+// checks the free space, as some of them may be written already.
 func (s *Space) ReserveBelowLimit(ctx context.Context, size int64) (*Reservation, error) {
 	limit, err := s.HardLimit(ctx)
 	if err != nil {
 		return nil, err
 	}
 	r := &Reservation{s: s, size: size}
-	flying := s.flying.Add(size)
+	inFlight := s.inFlight.Add(size)
 	if limit < 0 {
 		return r, nil
 	}
 	usage, _, err := s.Usage(ctx)
 	if err == nil {
-		err = s.fits(usage+flying, limit)
+		err = s.fits(usage+inFlight, limit)
 	}
 	if err != nil {
 		r.Release()
@@ -181,8 +178,8 @@ func (s *Space) ReserveBelowLimit(ctx context.Context, size int64) (*Reservation
 	return r, nil
 }
 
-// CheckIn makes sure that bytes which are about to be shown fit below the hard
-// limit, beside those of all processes, and that the minimum stays free beside them.
+// CheckIn checks, within a transaction, that bytes that are about to be committed fit
+// below the hard limit beside those of all processes, and that the minimum stays free.
 func (s *Space) CheckIn(tx *index.Tx, size int64) error {
 	if err := s.staysFreeWith(tx); err != nil {
 		return err
@@ -199,7 +196,7 @@ func (s *Space) CheckIn(tx *index.Tx, size int64) error {
 	if err != nil {
 		return err
 	}
-	if text, err = tx.Setting(surveySetting); err != nil {
+	if text, err = tx.Setting(scanSetting); err != nil {
 		return err
 	}
 	usage, _, err := s.usageSince(text, totals)

@@ -10,9 +10,9 @@ import (
 	"nar-herder/storage/index"
 )
 
-// VerifyPlace is how far a [Checker.Verify] has come that was stopped before its
-// end. The zero value says that there is none.
-type VerifyPlace struct {
+// VerifyPosition is the position of an interrupted [Checker.Verify]. The zero value is the
+// beginning.
+type VerifyPosition struct {
 	Begun time.Time
 	// Files were read, of so many Bytes.
 	Files, Bytes int64
@@ -23,15 +23,15 @@ type VerifyPlace struct {
 	again []narinfo.PathHash
 }
 
-// mostAgain bounds what is written down. When so many are wrong, the place is not
-// moved on any more.
+// mostAgain bounds the hashes that are saved. With so many wrong items, the position
+// advances no further.
 const mostAgain = 1000
 
-// verifySetting is the name that the place has among the index's settings.
+// verifySetting names the index setting that holds the position.
 const verifySetting = "verify-place"
 
-// savedPlace is a VerifyPlace in the index.
-type savedPlace struct {
+// savedPosition is a VerifyPosition in the index.
+type savedPosition struct {
 	Begun time.Time `json:"begun"`
 	Files int64     `json:"files"`
 	Bytes int64     `json:"bytes"`
@@ -39,15 +39,15 @@ type savedPlace struct {
 	Again []string  `json:"again,omitempty"`
 }
 
-// VerifyPlace returns how far a Verify has come that did not get to its end.
-func (c *Checker) VerifyPlace(ctx context.Context) (place VerifyPlace, err error) {
+// VerifyPosition returns the position of the last Verify if that did not reach its end.
+func (c *Checker) VerifyPosition(ctx context.Context) (place VerifyPosition, err error) {
 	text, err := c.index.Setting(ctx, verifySetting)
 	if err != nil || text == "" {
-		return VerifyPlace{}, err
+		return VerifyPosition{}, err
 	}
-	var saved savedPlace
+	var saved savedPosition
 	err = json.Unmarshal([]byte(text), &saved)
-	place = VerifyPlace{saved.Begun, saved.Files, saved.Bytes, saved.After, nil}
+	place = VerifyPosition{saved.Begun, saved.Files, saved.Bytes, saved.After, nil}
 	for _, name := range saved.Again {
 		hash, parseErr := narinfo.ParsePathHash(name)
 		if err == nil {
@@ -56,16 +56,16 @@ func (c *Checker) VerifyPlace(ctx context.Context) (place VerifyPlace, err error
 		place.again = append(place.again, hash)
 	}
 	if err != nil {
-		return VerifyPlace{}, fmt.Errorf("how far the last check came, in %s, can't be read: begin anew: %w", c.index.Path(), err)
+		return VerifyPosition{}, fmt.Errorf("how far the last check came, in %s, can't be read: begin anew: %w", c.index.Path(), err)
 	}
 	return place, nil
 }
 
-// saveVerifyPlace writes the place down, or forgets it when all is done.
-func (c *Checker) saveVerifyPlace(ctx context.Context, place VerifyPlace, ended bool) error {
+// saveVerifyPosition saves the position, or deletes it when Verify has reached its end.
+func (c *Checker) saveVerifyPosition(ctx context.Context, place VerifyPosition, ended bool) error {
 	text := ""
 	if !ended {
-		saved := savedPlace{place.Begun, place.Files, place.Bytes, place.after, nil}
+		saved := savedPosition{place.Begun, place.Files, place.Bytes, place.after, nil}
 		for _, hash := range place.again {
 			saved.Again = append(saved.Again, hash.String())
 		}

@@ -10,10 +10,10 @@ import (
 )
 
 const (
-	// sampleSize is how many items are tried at a time.
+	// sampleSize is the number of items that are tried at a time.
 	sampleSize = 8
-	// mostSamples is how many samples are tried before all nars count as missing: a
-	// storage that lacks most of its nars can serve the others.
+	// mostSamples is the number of samples that are tried before all nars count as
+	// missing: a storage that lacks most nars can serve the others.
 	mostSamples = 4
 )
 
@@ -23,9 +23,9 @@ func (s *Storage) TryIndex(ctx context.Context) error {
 	return err
 }
 
-// TryReading tries to read a random sample of nars. It returns an error if none of them
-// can be read, which is [ErrAllMissing] if they are missing, as in a store that isn't
-// mounted, and otherwise a warning if some are missing; "" for none.
+// TryReading reads from a random sample of nars. It returns an error if none can be read:
+// [ErrAllMissing] if they are missing, as in a store that isn't mounted. If some are
+// missing, it returns a warning, otherwise "".
 func (s *Storage) TryReading(ctx context.Context) (warning string, err error) {
 	if s.bytes == nil {
 		return "", nil
@@ -54,7 +54,7 @@ func (s *Storage) TryReading(ctx context.Context) (warning string, err error) {
 				return "", ctx.Err()
 			case errors.Is(err, ErrNotStored):
 				removed++
-			case errors.Is(err, ErrDisagree):
+			case errors.Is(err, ErrMismatch):
 				wrong++
 				failure = err
 			default:
@@ -80,8 +80,8 @@ func (s *Storage) TryReading(ctx context.Context) (warning string, err error) {
 	return "none of the sampled nars are there: is the whole storage mounted?", nil
 }
 
-// tryItem tries to read one of the item's files. The error is [ErrNotStored] if there
-// need not be any.
+// tryItem reads from one of the item's files. The error is [ErrNotStored] if the item need
+// not have any.
 func (s *Storage) tryItem(ctx context.Context, item *Item) error {
 	try := s.readByte
 	failure := ErrNotStored
@@ -116,8 +116,8 @@ func (s *Storage) readByte(ctx context.Context, item *Item, n int) error {
 	return err
 }
 
-// hasNote makes sure that the byte store is mounted where no nar tells, as all of them may
-// be missing.
+// hasNote checks that the byte store is mounted by its notes, for a store that may have no
+// nars.
 func (s *Storage) hasNote(ctx context.Context) error {
 	if totals, err := s.index.Totals(ctx); err != nil || !s.readOnly && totals.StoredNars == 0 {
 		return err
@@ -132,8 +132,8 @@ func (s *Storage) hasNote(ctx context.Context) error {
 	return err
 }
 
-// TryWriting returns an error if nothing can be written to the byte store, as far as that
-// can be told without writing; nil where this instance does not write to it anyway.
+// TryWriting returns an error if the byte store can't be written to, as far as that shows
+// without writing; nil if this instance doesn't write to it anyway.
 func (s *Storage) TryWriting(ctx context.Context) error {
 	if s.bytes == nil || s.MayDelete(ctx) != nil {
 		return nil
