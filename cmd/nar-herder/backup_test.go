@@ -8,7 +8,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 )
 
 // backedUp is a primary with a backup from before its last changes, which include the
@@ -113,10 +112,9 @@ func TestRestoredBackup(t *testing.T) {
 	}
 
 	// The mirror has what the backup lacks. The nars are in the storage.
-	_, script, _ := strings.Cut(read(t, "../../docs/backup.md"), "    mkdir narinfos\n")
-	script, _, _ = strings.Cut(script, "\n\n")
-	day := time.Now().UTC().AddDate(0, 0, -1).Format(time.DateOnly)
-	shell := exec.Command("/bin/sh", "-c", "set -e; mkdir narinfos\n"+strings.NewReplacer("127.0.0.1:8734", in.address(1), "YYYY-MM-DD", day).Replace(script))
+	_, script, _ := strings.Cut(read(t, "../../docs/backup.md"), "```sh\nday=")
+	script, _, _ = strings.Cut(script, "```")
+	shell := exec.Command("/bin/sh", "-c", "set -e; day="+strings.ReplaceAll(script, "127.0.0.1:8734", in.address(1)))
 	shell.Dir = t.TempDir()
 	if out, err := shell.CombinedOutput(); err != nil || len(out) > 0 {
 		t.Fatalf("%s: %v, %s", script, err, out)

@@ -123,7 +123,7 @@ func TestGuixService(t *testing.T) {
 		g.minimumFreeSpace = "1000000"
 		g.extraOptions = []string{"--mirror-bandwidth=50M", "--public-metrics=no"}
 	}
-	// The example of README.md.
+	// The example of docs/install.md.
 	example := func(g *guixService, p place) {
 		key := filepath.Join(p.dir, "signing-key.pub")
 		if err := os.WriteFile(key, []byte("(public-key (ecc))\n"), 0o644); err != nil {

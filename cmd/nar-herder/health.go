@@ -45,7 +45,7 @@ type healthParts struct {
 	fetcher   *nars.Fetcher
 }
 
-// list returns the parts that this server has. The README describes them.
+// list returns the parts that this server has. docs/monitoring.md describes them.
 func (h healthParts) list() (parts []httpapi.Part) {
 	stores, owns := h.store.HasBytes(), h.ownership.claim != nil
 	var interval time.Duration

@@ -36,8 +36,8 @@ var errNotS3 = &fault{text: "what came is no answer of an S3 server: check endpo
 // advice says what to do about an error code.
 var advice = map[string]string{
 	"NoSuchBucket":                       "create the bucket, or name another one",
-	"AccessDenied":                       "give these credentials the permissions that the README lists",
-	"AllAccessDisabled":                  "give these credentials the permissions that the README lists",
+	"AccessDenied":                       "give these credentials the permissions that docs/bucket.md lists",
+	"AllAccessDisabled":                  "give these credentials the permissions that docs/bucket.md lists",
 	"InvalidAccessKeyId":                 "renew the credentials",
 	"SignatureDoesNotMatch":              "the server computes another signature for this request than this program: renew the credentials if their secret key may be wrong; if it is right, look for a proxy on the way that changes the request's host, path or headers, and compare endpoint= and region= with what the provider says",
 	"ExpiredToken":                       "renew the credentials",
