@@ -271,14 +271,14 @@ func TestDemo(t *testing.T) {
 	demo := commandOf(exec.Command(filepath.Join(root, "scripts/demo")))
 	demo.Env = append(os.Environ(), "NAR_HERDER_HOST="+host)
 	demo.start(t)
-	until(t, "the demo serves", func() bool {
+	for !strings.Contains(demo.out.String(), "Ctrl-C") { // which builds first, for as long as it takes
 		select {
 		case <-demo.ended:
 			t.Fatalf("the demo has ended: %s", demo.err.String())
-		default:
+		case <-time.After(20 * time.Millisecond):
 		}
-		return strings.Contains(demo.err.String(), "msg=listening") && strings.Contains(demo.out.String(), "Ctrl-C")
-	})
+	}
+	until(t, "the demo listens", func() bool { return strings.Contains(demo.err.String(), "msg=listening") })
 	requests := 0
 	for line := range strings.Lines(demo.out.String()) {
 		url, ok := strings.CutPrefix(line, "  curl http://127.0.0.1:8734")
@@ -378,7 +378,7 @@ func TestDocumentOptions(t *testing.T) {
 		_, prose := page.blocks(t)
 		for _, code := range inlineCode.FindAllString(prose, -1) {
 			if name := optionName.FindString(code); strings.HasPrefix(code, "`"+name) && name != "" && !strings.HasSuffix(name, "-") && !known[name] {
-				t.Errorf("%s: %s is no option", page.name, code)
+				t.Errorf("%s: %s is not an option", page.name, code)
 			}
 		}
 	}
@@ -416,5 +416,24 @@ func TestTroubleshootingMessages(t *testing.T) {
 	}
 	if messages < 30 {
 		t.Errorf("only %d messages", messages)
+	}
+}
+
+// TestPackagesDocument: docs/architecture.md names each package, or its parent with "/…".
+func TestPackagesDocument(t *testing.T) {
+	t.Parallel()
+	named := inlineCode.FindAllString(read(t, root, "docs/architecture.md"), -1)
+	err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || filepath.Ext(path) != ".go" {
+			return err
+		}
+		name := strings.TrimPrefix(filepath.Dir(path), root+"/")
+		if !slices.Contains(named, "`"+name+"`") && !slices.Contains(named, "`"+filepath.Dir(name)+"/…`") {
+			t.Errorf("no line on %s", name)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
 	}
 }
