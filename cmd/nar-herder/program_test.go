@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"nar-herder/internal/s3server"
 	"nar-herder/internal/testlog"
 )
 
@@ -85,7 +86,7 @@ func TestMain(m *testing.M) {
 	}
 	for _, entry := range os.Environ() {
 		name, value, _ := strings.Cut(entry, "=")
-		if strings.HasPrefix(name, environmentPrefix) || strings.HasPrefix(name, "LISTEN_") || name == "NOTIFY_SOCKET" {
+		if strings.HasPrefix(name, environmentPrefix) && name != s3server.ProgramVariable || strings.HasPrefix(name, "LISTEN_") || name == "NOTIFY_SOCKET" {
 			variables[name] = value
 			os.Unsetenv(name)
 		}
