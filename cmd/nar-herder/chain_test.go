@@ -51,11 +51,13 @@ func (c *chain) equal() {
 	c.t.Helper()
 	want := c.list(0)
 	for i := 1; i < len(c.places); i++ {
-		for end := time.Now().Add(2 * patience); !slices.Equal(c.list(i), want); time.Sleep(100 * time.Millisecond) {
+		end := time.Now().Add(2 * patience)
+		untilWithin(c.t, 3*patience, "all have what the first has", func() bool {
 			if time.Now().After(end) {
 				c.t.Fatalf("instance %d has\n%s\nthe first has\n%s\n%s", i, strings.Join(c.list(i), ""), strings.Join(want, ""), get(c.t, c.address(i), "/health").body)
 			}
-		}
+			return slices.Equal(c.list(i), want)
+		})
 	}
 }
 

@@ -33,7 +33,7 @@ func TestCorpus(t *testing.T) {
 			p := newPlace(t)
 			source := filepath.Join(testdata, directory)
 			p.imports(t, source)
-			s := p.serve(t, "--ttl=1d", "--log-level=INFO")
+			s := p.serveProcess(t, "--ttl=1d", "--log-level=INFO") // decodes all of them
 			names, err := filepath.Glob(filepath.Join(source, "*.narinfo"))
 			if err != nil || len(names) != want {
 				t.Fatalf("%d narinfos, want %d, %v", len(names), want, err)

@@ -282,7 +282,7 @@ func TestExportKilled(t *testing.T) {
 	p.imports(t, filepath.Join(testdata, "published-multi"))
 	out := filepath.Join(p.dir, "out")
 	random := rand.New(rand.NewPCG(1, 1))
-	for round := range 12 {
+	for round := range kills(t) {
 		k := command(p.args("export", "--delete", "--copy", out)...)
 		k.start(t)
 		timer := time.AfterFunc(time.Duration(random.Int64N(int64(120*time.Millisecond))), func() { _ = k.Process.Kill() })

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"nar-herder/internal/testfs"
+	"nar-herder/storage/bytestore"
 )
 
 // freeBytes are those of a file system for users without privileges.
@@ -195,6 +196,7 @@ func TestFullDisk(t *testing.T) {
 	s := p.serve(t, "--log-level=INFO", fmt.Sprintf("--storage-minimum-free-space=%dB", minimum), "--ttl=1s", "--storage-check-interval=1s",
 		"--storage-nar-removal-criteria=unpinned")
 	until(t, "the reserve is kept", func() bool { return usageOf(t, p.database+".reserve") > 0 })
+	until(t, "the storage has its name", func() bool { _, err := os.Stat(filepath.Join(p.storage, bytestore.IdentityName)); return err == nil })
 	testfs.Fill(t, disk)
 	until(t, "the minimum is free", func() bool { return freeBytes(t, disk) >= minimum })
 	count := 0

@@ -15,7 +15,6 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
-	"time"
 
 	"nar-herder/internal/s3server"
 )
@@ -183,7 +182,11 @@ func TestFrontEnds(t *testing.T) {
 	const count, first = 120, 100
 	f := newFarm(t, 3, count, first)
 	stop := f.load(8, first)
-	pause := func() { time.Sleep(time.Second) } // in which clients ask
+	pause := func() {
+		t.Helper()
+		before := f.asked.Load()
+		until(t, "clients ask", func() bool { return f.asked.Load() >= before+100 })
+	}
 	pause()
 	for n := range kills(t) / 3 {
 		victim := n % 2 // the primary, and a front end

@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"nar-herder/internal/s3server"
 	"nar-herder/internal/testlog"
 )
 
@@ -42,8 +43,13 @@ var raced = []string{"TestAttacks", "TestColdNar", "TestMirrorNars"}
 // programName is the name under which the test binary is the program.
 const programName = "nar-herder"
 
-// settle is for how long a server removes nothing by stored-on, instead of ten minutes.
-const settle = 800 * time.Millisecond
+// settle is for how long a server in a process of its own removes nothing by stored-on,
+// instead of ten minutes, and settleWithin one within this process, where tests beside it
+// and the race detector delay it.
+const (
+	settle       = 800 * time.Millisecond
+	settleWithin = 3 * time.Second
+)
 
 // hasRaceDetector says whether the tests have it.
 var hasRaceDetector bool
@@ -73,14 +79,14 @@ func TestMain(m *testing.M) {
 		beGoodClient(address, while)
 		return
 	}
-	settleTime = settle.String()
+	settleTime = settleWithin.String()
 	if filepath.Base(os.Args[0]) == programName {
 		main()
 		return
 	}
 	for _, entry := range os.Environ() {
 		name, value, _ := strings.Cut(entry, "=")
-		if strings.HasPrefix(name, environmentPrefix) || strings.HasPrefix(name, "LISTEN_") || name == "NOTIFY_SOCKET" {
+		if strings.HasPrefix(name, environmentPrefix) && name != s3server.ProgramVariable || strings.HasPrefix(name, "LISTEN_") || name == "NOTIFY_SOCKET" {
 			variables[name] = value
 			os.Unsetenv(name)
 		}
@@ -404,8 +410,14 @@ func (s *server) kill(t testing.TB) {
 // often, and asking takes at most half of the time.
 func until(t testing.TB, what string, condition func() bool) {
 	t.Helper()
+	untilWithin(t, patience, what, condition)
+}
+
+// untilWithin is until with a limit of its own.
+func untilWithin(t testing.TB, limit time.Duration, what string, condition func() bool) {
+	t.Helper()
 	const first, most = time.Millisecond, 100 * time.Millisecond
-	end := time.Now().Add(patience)
+	end := time.Now().Add(limit)
 	for pause := first; ; pause = min(2*pause, most) {
 		asked := time.Now()
 		if condition() {

@@ -151,8 +151,8 @@ func metric(t *testing.T, address, name string) string {
 	return ""
 }
 
-// kills is how often TestRemovalKilled kills an instance: some times, or as often
-// as NAR_HERDER_KILLS says. All waiting times are scaled with [settle].
+// kills is how often a test kills processes: some times, or as often as NAR_HERDER_KILLS
+// says.
 func kills(t *testing.T) int {
 	if text := variables["NAR_HERDER_KILLS"]; text != "" {
 		n, err := strconv.Atoi(text)
@@ -161,7 +161,7 @@ func kills(t *testing.T) int {
 		}
 		return n
 	}
-	return 12
+	return 9
 }
 
 // TestRemovalKilled has instances that count on each other, with limits below
@@ -198,7 +198,9 @@ func TestRemovalKilled(t *testing.T) {
 			until(t, "it removes", func() bool { return in.copies() < test.count*nars })
 			in.checkServed()
 			t.Logf("%d copies of %d nars are left on %d instances", in.copies(), nars, test.count)
-			time.Sleep(1100 * time.Millisecond) // what the last kill has left is deleted
+			for _, p := range in.places {
+				until(t, "what the last kill has left is deleted", func() bool { return count(t, p.database, "SELECT count(*) FROM leftovers") == 0 })
+			}
 			for i := range in.servers {
 				in.servers[i].stop(t, syscall.SIGTERM)
 			}

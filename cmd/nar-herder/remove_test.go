@@ -118,7 +118,11 @@ func (p place) dump(t testing.TB) string {
 		fmt.Fprintln(dump, table[0])
 		for _, row := range query("SELECT * FROM " + table[0].(string)) {
 			for _, value := range row {
-				fmt.Fprintf(dump, "%T %q\n", value, value)
+				text, isBytes := value.([]byte)
+				if isBytes {
+					value = len(text)
+				}
+				fmt.Fprintf(dump, "%T %v\n%s\n", value, value, text)
 			}
 		}
 	}
