@@ -21,7 +21,7 @@ func (c *controlOptions) onSocket() bool { return strings.HasPrefix(c.ControlHos
 
 func (c *controlOptions) validateControl() error {
 	if c.ControlPort == nil && c.ControlHost != defaultControlHost && !c.onSocket() {
-		return fmt.Errorf("--control-host=%s: there is no control listener without a port: add --control-port", c.ControlHost)
+		return fmt.Errorf("--control-host=%s: the control listener needs a port: add --control-port", c.ControlHost)
 	}
 	return nil
 }

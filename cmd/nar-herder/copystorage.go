@@ -140,7 +140,7 @@ func (c *copyStorageCommand) openDatabase(ctx context.Context, s *streams) (*ope
 		return nil, nil
 	case "":
 		if _, err := os.Stat(defaultDatabase); errors.Is(err, fs.ErrNotExist) {
-			printf(s.err, "nar-herder: copy-storage: note: there is no %s: only the sizes of nars are compared; give a --database, or none\n", defaultDatabase)
+			printf(s.err, "nar-herder: copy-storage: note: %s does not exist: only the sizes of nars are compared; give a --database, or none\n", defaultDatabase)
 			return nil, nil
 		}
 		known, err := openForReading(ctx, defaultDatabase, "", nil)

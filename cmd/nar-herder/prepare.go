@@ -21,15 +21,14 @@ import (
 )
 
 // prepare makes a database that this version can open: it converts one of the original,
-// downloads that of the mirrored instance if there is none, and migrates an old one.
+// downloads one from the mirrored instance if there is none, and migrates an old one. It may
+// return nil when the context has ended.
 func (c *serverCommand) prepare(ctx context.Context, s *sockets, log *slog.Logger) error {
 	if err := index.CheckLog(c.Database); err != nil {
 		return err
 	}
 	for _, step := range []func(context.Context, *sockets, *slog.Logger) error{c.convertInPlace, c.beginMirror, c.migrate} {
-		if err := step(ctx, s, log); ctx.Err() != nil {
-			return ctx.Err()
-		} else if err != nil {
+		if err := step(ctx, s, log); err != nil || ctx.Err() != nil {
 			return err
 		}
 	}
