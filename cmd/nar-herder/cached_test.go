@@ -95,7 +95,7 @@ func TestCachedCompressions(t *testing.T) {
 	for _, name := range sources {
 		target, original := "/"+filepath.Base(name), read(t, name)
 		var served answer
-		untilWithin(t, 4*patience, target+" names both", func() bool {
+		poll(t, target+" names both", 4*patience, longestPause, func() bool {
 			served = get(t, s.addresses[0], target)
 			return strings.Contains(served.body, "Compression: zstd\n") && strings.Contains(served.body, "Compression: lzip\n")
 		})

@@ -52,7 +52,7 @@ func (c *chain) equal() {
 	want := c.list(0)
 	for i := 1; i < len(c.places); i++ {
 		end := time.Now().Add(2 * patience)
-		untilWithin(c.t, 3*patience, "all have what the first has", func() bool {
+		poll(c.t, "all have what the first has", 3*patience, longestPause, func() bool {
 			if time.Now().After(end) {
 				c.t.Fatalf("instance %d has\n%s\nthe first has\n%s\n%s", i, strings.Join(c.list(i), ""), strings.Join(want, ""), get(c.t, c.address(i), "/health").body)
 			}

@@ -187,7 +187,7 @@ const many = 30_000
 // inTheMidst waits until a part of a conversion is safe.
 func inTheMidst(t *testing.T, p *process, name string) {
 	t.Helper()
-	until(t, "the conversion is under way", func() bool {
+	catch(t, "the conversion is under way", func() bool {
 		select {
 		case <-p.ended:
 			t.Fatalf("it has ended: %s %s", p.out.String(), p.err.String())
@@ -258,7 +258,7 @@ func TestConvertKilled(t *testing.T) {
 	back := filepath.Join(p.dir, "back.db")
 	c = command("convert", p.database, back)
 	c.start(t)
-	until(t, "it is being written", func() bool {
+	catch(t, "it is being written", func() bool {
 		info, err := os.Stat(back + ".writing")
 		return err == nil && info.Size() > 0
 	})
@@ -343,7 +343,7 @@ func TestServerConvertsKilled(t *testing.T) {
 			continue
 		}
 		// Part of it is safe already: any moment is in the midst.
-		until(t, "the conversion goes on", func() bool { return strings.Contains(c.err.String(), "converting it") })
+		catch(t, "the conversion goes on", func() bool { return strings.Contains(c.err.String(), "converting it") })
 		if err := c.Process.Kill(); err != nil {
 			t.Fatal(err)
 		}

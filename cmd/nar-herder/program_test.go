@@ -406,19 +406,26 @@ func (s *server) kill(t testing.TB) {
 	<-s.ended
 }
 
+// longestPause is how long until waits at the most before it asks again.
+const longestPause = 100 * time.Millisecond
+
 // until waits for what another process or goroutine brings about. It asks less and less
 // often, and asking takes at most half of the time.
 func until(t testing.TB, what string, condition func() bool) {
 	t.Helper()
-	untilWithin(t, patience, what, condition)
+	poll(t, what, patience, longestPause, condition)
 }
 
-// untilWithin is until with a limit of its own.
-func untilWithin(t testing.TB, limit time.Duration, what string, condition func() bool) {
+// catch is until for what may be over soon.
+func catch(t testing.TB, what string, condition func() bool) {
 	t.Helper()
-	const first, most = time.Millisecond, 100 * time.Millisecond
+	poll(t, what, patience, time.Millisecond, condition)
+}
+
+func poll(t testing.TB, what string, limit, longestPause time.Duration, condition func() bool) {
+	t.Helper()
 	end := time.Now().Add(limit)
-	for pause := first; ; pause = min(2*pause, most) {
+	for pause := time.Millisecond; ; pause = min(2*pause, longestPause) {
 		asked := time.Now()
 		if condition() {
 			return
@@ -426,7 +433,7 @@ func untilWithin(t testing.TB, limit time.Duration, what string, condition func(
 		if time.Now().After(end) {
 			t.Fatalf("waited in vain for: %s", what)
 		}
-		time.Sleep(max(pause, min(time.Since(asked), 2*most)))
+		time.Sleep(max(pause, min(time.Since(asked), 2*longestPause)))
 	}
 }
 

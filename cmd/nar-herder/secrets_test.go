@@ -176,12 +176,20 @@ func TestSecrets(t *testing.T) {
 			n, name := narOf(t, texts[target])
 			all = append(all, target, target+"/info", "/stored-nars/"+n.StorePath.Hash.String()+"?nonce=1", "/"+name, "/nar/"+n.StorePath.BaseName(), "/nar/zstd/"+n.StorePath.BaseName())
 		}
+		var asking sync.WaitGroup // at once, as some answers take their time
 		for _, target := range all {
-			for _, method := range []string{"GET", "HEAD"} {
-				got := request(t, address, method, target, "Accept", "text/html,*/*")
-				s.none(when+": "+method+" "+target, fmt.Sprint(got.Status, got.Header, got.body))
-			}
+			asking.Go(func() {
+				for _, method := range []string{"GET", "HEAD"} {
+					got, err := ask(address, method, target, http.Header{"Accept": {"text/html,*/*"}})
+					if err != nil {
+						t.Errorf("%s: %s %s: %v", when, method, target, err)
+						continue
+					}
+					s.none(when+": "+method+" "+target, fmt.Sprint(got.Status, got.Header, got.body))
+				}
+			})
 		}
+		asking.Wait()
 		out := runProgram(t, "mirror-status", "http://"+address)
 		s.none(when+": mirror-status", out.out+out.err)
 	}
