@@ -98,7 +98,7 @@ func flaky(answers ...func(w http.ResponseWriter, r *http.Request, text []byte))
 	}
 }
 
-// TestBegin: a mirror starts with the source's own index, and goes on from there.
+// TestBegin: a mirror starts with the source's own index, and follows from there.
 func TestBegin(t *testing.T) {
 	t.Parallel()
 	source := filled(t)
@@ -287,9 +287,9 @@ func TestBeginFromDump(t *testing.T) {
 	}
 }
 
-// TestBeginHeldDump: while the dump is one that was refused, an index that is of no use is
+// TestBeginRejectedDump: while the dump is one that was rejected, an unusable index is
 // not downloaded again either.
-func TestBeginHeldDump(t *testing.T) {
+func TestBeginRejectedDump(t *testing.T) {
 	t.Parallel()
 	source := filled(t)
 	asked := 0

@@ -46,7 +46,7 @@ func TestConverted(t *testing.T) {
 	}
 }
 
-// TestConvertedWithoutLog: without changes, there is no place to go on from.
+// TestConvertedWithoutLog: without changes, there is no cursor to resume from.
 func TestConvertedWithoutLog(t *testing.T) {
 	t.Parallel()
 	o := newOriginal(t)

@@ -13,17 +13,15 @@ type Kind int
 const (
 	// None lets the answer through as it is.
 	None Kind = iota
-	// CutHead closes the connection without a byte of an answer. The target is
-	// not asked.
+	// CutHead closes the connection without an answer. The target gets no request.
 	CutHead
 	// CutBody closes the connection in the middle of the body.
 	CutBody
 	// StallHead sends nothing until [Proxy.Release], then all.
 	StallHead
-	// StallBody stops in the middle of the body until [Proxy.Release], then goes
-	// on.
+	// StallBody stops in the middle of the body until [Proxy.Release], then continues.
 	StallBody
-	// Status answers with Fault.Status in the place of the target.
+	// Status answers with Fault.Status instead of the target.
 	Status
 	// ShortLength ends the body early, and says that this is its length.
 	ShortLength
@@ -31,10 +29,9 @@ const (
 	ShortChunked
 	// FlipBit changes one bit of the body.
 	FlipBit
-	// HTML answers 200 with a page for people in the place of the target, as a
-	// captive portal does.
+	// HTML answers 200 with an HTML page instead of the target, as a captive portal does.
 	HTML
-	// Stale repeats what the same request was answered before.
+	// Stale repeats an earlier answer to the same request.
 	Stale
 
 	kinds
@@ -44,7 +41,7 @@ var kindNames = [kinds]string{"none", "cut head", "cut body", "stall head", "sta
 
 func (k Kind) String() string { return kindNames[k] }
 
-// All are the kinds that end by themselves: all but None and those that stall.
+// All has all kinds except None and those that stall.
 var All = []Kind{CutHead, CutBody, Status, ShortLength, ShortChunked, FlipBit, HTML, Stale}
 
 // Fault is what goes wrong with one answer. The zero Fault is none.
@@ -52,20 +49,17 @@ type Fault struct {
 	Kind Kind
 	// Status is the code that [Status] answers with; 0 is 503.
 	Status int
-	// At is where in the body it happens, as a part of its length, from 0 up to
-	// but not including 1. Of [Stale], it is how far back: 0 is the oldest answer
-	// that is remembered.
+	// At is the position in the body as a fraction of its length, 0 ≤ At < 1. For [Stale],
+	// it selects the answer: 0 is the oldest one remembered.
 	At float64
-	// After is where it happens in a body of a length that the target does not
-	// tell, as a stream: so many bytes are let through before.
+	// After is the position in a body of unknown length, such as a stream, in bytes.
 	After int64
 	// Bit is which bit of the byte is flipped, from 0 to 7.
 	Bit int
 }
 
-// Random picks faults of the kinds for a part of the requests, by a source of
-// randomness that begins with the seed. Where requests come one after another,
-// the same seed gives the same faults.
+// Random picks random faults of the kinds for a share of the requests. The same seed gives the
+// same faults to the same sequence of requests.
 func Random(seed uint64, part float64, of ...Kind) func(*http.Request) Fault {
 	var mu sync.Mutex
 	random := rand.New(rand.NewPCG(seed, seed))
@@ -83,7 +77,7 @@ func Random(seed uint64, part float64, of ...Kind) func(*http.Request) Fault {
 	}
 }
 
-// Script picks the faults one after another, and none when they are at their end.
+// Script picks the faults one after another, and then none.
 func Script(faults ...Fault) func(*http.Request) Fault {
 	var mu sync.Mutex
 	return func(*http.Request) Fault {
@@ -98,8 +92,7 @@ func Script(faults ...Fault) func(*http.Request) Fault {
 	}
 }
 
-// Below has pick asked for paths that begin with the prefix, and no fault for
-// others.
+// Below uses pick for paths with the prefix, and no faults for others.
 func Below(prefix string, pick func(*http.Request) Fault) func(*http.Request) Fault {
 	return func(r *http.Request) Fault {
 		if !strings.HasPrefix(r.URL.Path, prefix) {

@@ -1,6 +1,5 @@
-// Package faultproxy puts an HTTP proxy between two instances of a test, on
-// loopback, that has answers go wrong in the ways that networks, proxies and
-// disks have: cut, stalled, short, changed, old, or not from the server at all.
+// Package faultproxy is an HTTP proxy for tests that damages answers as networks, proxies and
+// disks do: they are cut, stalled, short, changed, old, or not from the server at all.
 package faultproxy
 
 import (
@@ -15,7 +14,7 @@ import (
 	"sync"
 )
 
-// Proxy passes requests on to a target, and what they are answered back.
+// Proxy forwards requests to a target, and its answers back.
 type Proxy struct {
 	// URL is where it listens, without a slash at the end.
 	URL string
@@ -38,18 +37,16 @@ type Proxy struct {
 type Counts struct {
 	// Requests is how many came.
 	Requests int
-	// Faults are those that happened, by their kind, with None for answers that
-	// were let through: also where a fault was picked that the answer gave no
-	// occasion for, such as a bit of an empty body.
+	// Faults counts the faults by their kinds. None counts unchanged answers, including those
+	// to which a fault did not apply, such as a bit of an empty body.
 	Faults [kinds]int
-	// Stalled is how many are held at this moment.
+	// Stalled is how many are stalled now.
 	Stalled int
-	// Unreachable is how many could not be passed on to the target, or were cut
-	// by it.
+	// Unreachable is how many could not be forwarded, or were cut by the target.
 	Unreachable int
 }
 
-// Faulty is how many answers went wrong by a fault that was picked.
+// Faulty returns how many answers had a fault.
 func (c Counts) Faulty() (total int) {
 	for kind, count := range c.Faults {
 		if Kind(kind) != None {
@@ -59,14 +56,13 @@ func (c Counts) Faulty() (total int) {
 	return total
 }
 
-// New begins to listen on loopback for a target such as http://127.0.0.1:8734,
-// or one below a path. pick says for each request what is to go wrong; it may be
-// called by several goroutines at once. Like [net/http/httptest.NewServer], it
-// panics when that can't be done.
+// New listens on loopback for a target such as http://127.0.0.1:8734, or one below a path. pick
+// returns the fault of each request; it may be called from several goroutines at once. Like
+// [net/http/httptest.NewServer], New panics if it fails.
 func New(target string, pick func(*http.Request) Fault) *Proxy {
 	parsed, err := url.Parse(strings.TrimSuffix(target, "/"))
 	if err != nil || parsed.Host == "" {
-		panic(fmt.Sprintf("faultproxy: the target %q is no URL: %v", target, err))
+		panic(fmt.Sprintf("faultproxy: the target %q is not a URL: %v", target, err))
 	}
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -90,7 +86,7 @@ func (p *Proxy) Close() {
 	p.transport.CloseIdleConnections()
 }
 
-// Release lets all requests go on that are stalled now.
+// Release resumes all stalled requests.
 func (p *Proxy) Release() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -134,8 +130,7 @@ func (p *Proxy) count(change func(*Counts)) {
 
 func (p *Proxy) happened(kind Kind) { p.count(func(c *Counts) { c.Faults[kind]++ }) }
 
-// stall waits to be released. It is false when nobody waits for the answer any
-// more.
+// stall waits until it is released. It returns false if the client has left.
 func (p *Proxy) stall(r *http.Request) bool {
 	p.mu.Lock()
 	released := p.released

@@ -13,7 +13,7 @@ import (
 // hopHeaders are about one connection, and not passed on.
 var hopHeaders = []string{"Connection", "Keep-Alive", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade"}
 
-// page is what people are shown by something that stands in the way.
+// page is the page of a captive portal.
 const page = "<!DOCTYPE html>\n<html><head><title>Welcome</title></head><body><h1>Please log in</h1></body></html>\n"
 
 func (p *Proxy) serve(w http.ResponseWriter, r *http.Request) {
@@ -33,7 +33,7 @@ func (p *Proxy) serve(w http.ResponseWriter, r *http.Request) {
 		}
 		w.Header().Set("Content-Type", "text/html; charset=utf-8")
 		w.WriteHeader(status)
-		_, _ = io.WriteString(w, page) // to who has left
+		_, _ = io.WriteString(w, page) // the client may have left
 		return
 	case Stale:
 		if old := p.memory.recall(r, fault.At); old != nil {
@@ -84,7 +84,7 @@ func copyHeader(to, from http.Header) {
 	}
 }
 
-// answer passes an answer back, as far as the fault lets it.
+// answer sends an answer back with the fault.
 func (p *Proxy) answer(w http.ResponseWriter, r *http.Request, response *http.Response, fault Fault) {
 	length := response.ContentLength // -1 when not known
 	strike := fault.After
@@ -92,7 +92,7 @@ func (p *Proxy) answer(w http.ResponseWriter, r *http.Request, response *http.Re
 		strike = min(int64(fault.At*float64(length)), length-1)
 	}
 	if (r.Method == http.MethodHead || length == 0) && fault.Kind != StallHead {
-		fault = Fault{} // there is no body for anything to happen in
+		fault = Fault{} // there is no body to damage
 	}
 	copyHeader(w.Header(), response.Header)
 	switch fault.Kind {
@@ -192,7 +192,7 @@ func (b *body) write(piece []byte) {
 
 func (b *body) flush() { _ = http.NewResponseController(b.w).Flush() }
 
-// fail cuts the connection as the target has done.
+// fail cuts the connection because the target did.
 func (b *body) fail() {
 	if b.r.Context().Err() == nil {
 		b.p.count(func(c *Counts) { c.Unreachable++ })

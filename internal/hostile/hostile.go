@@ -1,6 +1,5 @@
-// Package hostile is a source that does what a mirror must not suffer from: it speaks
-// as an instance does, and what it says is what a table of a test has. Unlike an
-// instance, it checks nothing: texts, names, numbers and files are sent as they are.
+// Package hostile is a malicious source for tests of mirrors. It speaks the protocol of an
+// instance, but sends texts, names, numbers and files without checking them.
 package hostile
 
 import (
@@ -17,10 +16,10 @@ import (
 	"nar-herder/peer"
 )
 
-// Instance is the name of a source whose changes have numbers.
+// Instance is the name of a source with numbered changes.
 const Instance = "HOSTILE"
 
-// Source is such a server on loopback. Its methods may be called while it serves.
+// Source is a server on loopback. Its methods may be called while it serves.
 type Source struct {
 	// URL is where it listens, without a slash at the end.
 	URL string
@@ -36,7 +35,7 @@ type Source struct {
 	changed  chan struct{} // closed when there are more changes
 }
 
-// New starts a source whose changes have numbers, and which has none yet.
+// New starts a source with numbered changes, without any yet.
 func New() *Source {
 	s := &Source{instance: Instance, answers: make(map[string]http.HandlerFunc), closed: make(chan struct{}), changed: make(chan struct{})}
 	s.server = httptest.NewServer(http.HandlerFunc(s.serve))
@@ -44,35 +43,35 @@ func New() *Source {
 	return s
 }
 
-// Close ends the server with all that it is answering.
+// Close stops the server and its requests.
 func (s *Source) Close() {
 	close(s.closed)
 	s.server.CloseClientConnections()
 	s.server.Close()
 }
 
-// Plain makes the source one without numbers for its changes, as the original is.
+// Plain removes the numbers of changes, as the original has none.
 func (s *Source) Plain() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.instance = ""
 }
 
-// Answer has the requests for a path answered by a function, whatever that does.
+// Answer sets the handler of a path.
 func (s *Source) Answer(path string, answer http.HandlerFunc) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.answers[path] = answer
 }
 
-// Nar answers all paths that nothing else is known of with these bytes.
+// Nar sets the answer to all other paths.
 func (s *Source) Nar(content []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.nar = content
 }
 
-// Publish answers a path with bytes, and with their right digest.
+// Publish sets the answer to a path, with its digest.
 func (s *Source) Publish(path string, content []byte) {
 	sum := sha256.Sum256(content)
 	digest := base64.StdEncoding.EncodeToString(sum[:])
@@ -84,10 +83,10 @@ func (s *Source) Publish(path string, content []byte) {
 	})
 }
 
-// Add tells an addition of a text.
+// Add adds the addition of a text.
 func (s *Source) Add(at time.Time, text string) { s.Tell(at, peer.Addition, text) }
 
-// Tell tells a change of any kind.
+// Tell adds a change of any kind.
 func (s *Source) Tell(at time.Time, kind, data string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -118,7 +117,7 @@ func (s *Source) serve(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// behind returns the changes after one, and the state behind them.
+// behind returns the changes after a number, and the state after them.
 func (s *Source) behind(after string) (changes []peer.Change, state peer.LogState, more <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -142,7 +141,7 @@ func (s *Source) page(w http.ResponseWriter, after string) {
 	reply(w, peer.ChangesReply{LogState: state, Changes: changes})
 }
 
-// since answers with all changes by their times, whichever was asked for.
+// since answers with all changes by their times, whatever the time in the request.
 func (s *Source) since(w http.ResponseWriter) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

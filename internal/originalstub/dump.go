@@ -14,8 +14,7 @@ import (
 // DumpName is the file that MakeDump makes.
 const DumpName = "nar_herder_dump.db"
 
-// schema is written down here a second time, apart from package exchange, so that
-// a slip there is not one here as well.
+// schema duplicates that of package original, so that a mistake there is not repeated here.
 const schema = `
 CREATE TABLE narinfos (id INTEGER PRIMARY KEY ASC, store_path TEXT NOT NULL, nar_hash TEXT NOT NULL, nar_size INTEGER NOT NULL,
 	deriver TEXT, system TEXT, contents NOT NULL, added_at TEXT);
@@ -28,8 +27,7 @@ CREATE TABLE recent_changes (id INTEGER PRIMARY KEY ASC, datetime TEXT NOT NULL,
 CREATE TABLE cached_narinfo_files (id INTEGER PRIMARY KEY ASC, narinfo_id INTEGER NOT NULL, size INTEGER NOT NULL, compression TEXT);
 `
 
-// MakeDump makes a copy of the database in the directory, as it is now, and has
-// it served from then on in the place of the one before.
+// MakeDump writes a copy of the database to the directory, and serves it from then on.
 func (s *Server) MakeDump(directory string) (err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

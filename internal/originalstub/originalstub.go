@@ -1,7 +1,6 @@
-// Package originalstub is a server for tests that speaks only what is known or
-// believed of the original Nar Herder, behind its nginx: narinfos, nars, the
-// dump of its database and its recent changes by their times. Whatever else this
-// program's instances say to each other is 404 there.
+// Package originalstub is a server for tests that behaves as the original Nar Herder behind
+// nginx is known or believed to: it has narinfos, nars, a dump of its database and recent
+// changes by their times. All other paths are 404.
 package originalstub
 
 import (
@@ -47,7 +46,7 @@ type item struct {
 	tags    [][2]string
 }
 
-// change is one as the original tells of it.
+// change is a change as the original sends it.
 type change struct {
 	id       int64
 	Datetime string `json:"datetime"`
@@ -95,7 +94,7 @@ func (s *Server) Add(text []byte, files ...string) error {
 	return nil
 }
 
-// Tag gives an item, by its store path, a tag. That is not logged.
+// Tag tags an item, by its store path. It is not logged.
 func (s *Server) Tag(path, key, value string) error {
 	i, err := s.known(path)
 	if err != nil {
@@ -118,7 +117,7 @@ func (s *Server) Remove(path string) error {
 	return nil
 }
 
-// TrimChanges takes the changes from the log that are older than the time.
+// TrimChanges removes the changes from the log that are older than the time.
 func (s *Server) TrimChanges(before time.Time) {
 	oldest := before.UTC().Format(timeLayout)
 	s.mu.Lock()
@@ -126,7 +125,7 @@ func (s *Server) TrimChanges(before time.Time) {
 	s.changes = slices.DeleteFunc(s.changes, func(c change) bool { return c.Datetime < oldest })
 }
 
-// Asked is how many requests came whose paths have the prefix.
+// Asked returns the number of requests for paths with the prefix.
 func (s *Server) Asked(prefix string) (count int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -138,7 +137,7 @@ func (s *Server) Asked(prefix string) (count int) {
 	return count
 }
 
-// known finds an item, and then holds the lock.
+// known finds an item, and keeps the lock if it does.
 func (s *Server) known(path string) (int, error) {
 	p, err := narinfo.ParseStorePath(path)
 	if err != nil {
@@ -239,7 +238,7 @@ func (s *Server) serveItem(w http.ResponseWriter, r *http.Request, name string, 
 
 func write(w http.ResponseWriter, body []byte) {
 	w.Header().Set("Content-Length", fmt.Sprint(len(body)))
-	_, _ = w.Write(body) // to who has left
+	_, _ = w.Write(body) // the client may have left
 }
 
 // fileAt is the file of a decoded path; "" for none.

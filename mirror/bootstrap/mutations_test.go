@@ -152,7 +152,7 @@ func sumIn(t testing.TB, content []byte, name string) []byte {
 	return []byte(original.SumKey + info[original.SumKey])
 }
 
-// isPart says whether what is signed in the lines is in some of the texts.
+// isPart reports whether what is signed in the lines is in some of the texts.
 func isPart(lines, texts []string) bool {
 	for _, line := range lines {
 		_, text, _ := strings.Cut(line, " StorePath")

@@ -26,8 +26,8 @@ import (
 //	                             second names of files of the newest generation
 //	FILE.dump-CHANGE-TIME…       files of a generation, which keep their names
 //	FILE.json                    the manifest: which generations there are
-//	FILE.lock                    locked by who makes one
-//	FILE.tmp-…                   being written; left by one who was killed
+//	FILE.lock                    locked while a process makes a dump
+//	FILE.tmp-…                   being written, or left by a killed process
 const (
 	generationInfix = ".dump-"
 	temporaryInfix  = ".tmp-"
@@ -43,13 +43,13 @@ const (
 
 var generationRest = regexp.MustCompile(`^[0-9]+-[0-9]+(|\.zst|\.index)$`)
 
-// ErrBusy says that another process makes a dump at the same path.
+// ErrBusy reports that another process makes a dump at the same path.
 var ErrBusy = errors.New("another process is making the dump")
 
-// lock has no other process make a dump at the path until unlock is called, or this
+// lock keeps other processes from making a dump at the path until unlock is called or this
 // process ends.
 func lock(path string) (unlock func() error, err error) {
-	// Only read: it may be that of another user.
+	// Read-only, because another user may own it.
 	file, err := disk.OpenFile(path+lockSuffix, os.O_RDONLY, 0o664, disk.GroupWrites)
 	if err != nil {
 		return nil, err
@@ -70,8 +70,8 @@ func lock(path string) (unlock func() error, err error) {
 	return file.Close, nil
 }
 
-// tidy removes what a process has left that was killed while it made a dump, and
-// has the plain names be those of the newest dump. Nobody may be making one.
+// tidy removes the files of a killed process, and gives the plain names to the newest dump.
+// The caller has the lock.
 func tidy(path string, m manifest) error {
 	base, dir := filepath.Base(path), filepath.Dir(path)
 	named := make(map[string]bool)
@@ -82,8 +82,8 @@ func tidy(path string, m manifest) error {
 	}
 	entries, err := os.ReadDir(dir)
 	for _, entry := range entries {
-		rest, isOurs := strings.CutPrefix(entry.Name(), base)
-		if !isOurs {
+		rest, hasBase := strings.CutPrefix(entry.Name(), base)
+		if !hasBase {
 			continue
 		}
 		generation, isGeneration := strings.CutPrefix(rest, generationInfix)
@@ -102,7 +102,7 @@ func tidy(path string, m manifest) error {
 	return nil
 }
 
-// linkPlain gives the files of the newest generation their plain names.
+// linkPlain gives the plain names to the files of the newest generation.
 func linkPlain(path string, g Generation) error {
 	temporary := path + temporaryInfix + "link"
 	changed := false
@@ -136,12 +136,12 @@ func linkPlain(path string, g Generation) error {
 func CheckPath(ctx context.Context, path, database string) error {
 	plain, err := os.Stat(path)
 	if err != nil {
-		return nil // either there is none, or none can be made
+		return nil // it doesn't exist, or making a dump fails
 	}
 	if live, err := os.Stat(database); err == nil && os.SameFile(live, plain) {
 		return fmt.Errorf("%s is the database itself: name another file with --database-dump", path)
 	}
-	const refusal = "%s is no dump, and stays as it is: name another file with --database-dump"
+	const refusal = "%s is not a dump: name another file with --database-dump"
 	if !plain.Mode().IsRegular() {
 		return fmt.Errorf(refusal, path)
 	}
@@ -160,8 +160,8 @@ func CheckPath(ctx context.Context, path, database string) error {
 	if _, err := io.ReadFull(file, head); err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
 		return fmt.Errorf("read %s: %w", path, err)
 	}
-	// A dump is a database, and none of this program's, whose id stands at byte 68; see
-	// https://www.sqlite.org/fileformat.html.
+	// A dump is a database without this program's application id, which would be at byte
+	// 68; see https://www.sqlite.org/fileformat.html.
 	if !bytes.HasPrefix(head, []byte("SQLite format 3\x00")) || binary.BigEndian.Uint32(head[68:]) == index.ApplicationID {
 		return fmt.Errorf(refusal, path)
 	}

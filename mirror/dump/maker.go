@@ -1,10 +1,9 @@
-// Package dump makes the copies of an index that other instances begin with, and
-// keeps them where they are served from.
+// Package dump makes and publishes dumps of an index, from which mirrors start.
 //
-// A dump is three files with the same state of the index: a database with the
-// schema of the original Nar Herder, the same one compressed, and an index that a
-// mirror of this program uses as it is. The three are a generation; the newest and
-// the one before stay, as a slow client may have begun with that.
+// A dump is three files with the same state of the index: a database with the schema of the
+// original Nar Herder, the same compressed, and a copy of the index, from which a mirror of
+// this program starts in less time. The three are a generation. The previous generation is
+// kept, because slow clients may still be downloading it.
 package dump
 
 import (
@@ -31,17 +30,15 @@ import (
 )
 
 const (
-	// changesKept is how many of the newest changes a dump has, for mirrors that
-	// go on from the newest time they find there, and that no trimming takes from
-	// the log.
+	// changesKept is how many of the newest changes a dump has, for mirrors that follow
+	// from the newest time there, and how many always stay in the log.
 	changesKept = 1000
-	// changesAge is how long a change stays in the log, at the least: a mirror that
-	// was away for so long goes on where it was.
+	// changesAge is the shortest time that a change stays in the log: a mirror that was
+	// down for less can resume.
 	changesAge = 30 * 24 * time.Hour
 	// mostChanges bounds the log, whatever dumps have: this many changes, or
-	// changesPerItem times the items if that is more, which takes some 100 MB or a
-	// sixth of the index. Without it, the log would grow for ever where no dumps are
-	// made, or all fail.
+	// changesPerItem times the items if that is more, which takes some 100 MB or a sixth of
+	// the index. Without it, the log would grow for ever if no dumps were made.
 	mostChanges    = 1_000_000
 	changesPerItem = 2
 	// mostLogged is how many damaged items are logged for each dump.
@@ -50,15 +47,15 @@ const (
 
 // Options of [New].
 type Options struct {
-	// Path is the file name of the database that is made; the others have it as
-	// their beginning, see files.go.
+	// Path is the file name of the database, and the prefix of the other files, see
+	// files.go.
 	Path string
-	// Interval is how often [Maker.Run] makes one; 0 for never.
+	// Interval is how often [Maker.Run] makes a dump; 0 for never.
 	Interval time.Duration
-	// Ready says whether the index is fit to be passed on; nil for always. While a
-	// mirror fetches its first items it is not. It holds for Run alone.
+	// Ready reports whether [Maker.Run] may make a dump; nil for always. It may not while
+	// a mirror fetches its first items.
 	Ready func() bool
-	// Log is for operators; nil drops it.
+	// Log may be nil.
 	Log *slog.Logger
 }
 
@@ -69,13 +66,13 @@ type Maker struct {
 	log       *slog.Logger
 	published *Published
 	metrics   *metrics
-	make      func(context.Context) (Generation, error) // Make, but in tests
-	now       func() time.Time                          // time.Now, but in tests
-	most      int64                                     // mostChanges, but in tests
+	make      func(context.Context) (Generation, error) // Make, except in tests
+	now       func() time.Time                          // time.Now, except in tests
+	most      int64                                     // mostChanges, except in tests
 	failing   atomic.Bool                               // in Run
 }
 
-// New makes dumps of the index. It fails where the path is that of something else,
+// New returns a maker of dumps of the index. It fails if the path is that of another file,
 // which must not be overwritten.
 func New(x *index.Index, options Options) (*Maker, error) {
 	if err := CheckPath(context.Background(), options.Path, x.Path()); err != nil {
@@ -90,14 +87,13 @@ func New(x *index.Index, options Options) (*Maker, error) {
 	return m, nil
 }
 
-// Published are the dumps that there are.
+// Published returns the published dumps.
 func (m *Maker) Published() *Published { return m.published }
 
-// Make makes a dump now, and trims the log of changes that all dumps have. What is
-// there stays served until the new one is whole and on the disk, and when Make
-// fails. The error is [ErrBusy] while another process makes one, and
-// [index.ErrFull] when there is not enough room. When the context ends, files are
-// left that [Maker.Tidy] and the next Make remove.
+// Make makes a dump, and trims the log by changes that all dumps have. The previous dump is
+// served until the new one is complete and synced, and if Make fails. The error is [ErrBusy]
+// while another process makes one, and [index.ErrFull] if there is not enough room. When the
+// context ends, Make leaves files that [Maker.Tidy] and the next Make remove.
 func (m *Maker) Make(ctx context.Context) (Generation, error) {
 	begun := m.now()
 	g, err := m.makeLocked(ctx, begun)
@@ -144,7 +140,7 @@ func (m *Maker) makeLocked(ctx context.Context, at time.Time) (_ Generation, err
 	}()
 	created := at.UTC().Truncate(time.Second)
 	if len(old.Generations) > 0 && !created.After(old.Generations[0].CreatedAt) && !stamp.IsAhead(old.Generations[0].CreatedAt, created) {
-		// Clients tell files apart by it, too.
+		// Clients identify files by it, too.
 		created = old.Generations[0].CreatedAt.Add(time.Second)
 	}
 	g, err := m.write(ctx, temporary, created)
@@ -154,10 +150,10 @@ func (m *Maker) makeLocked(ctx context.Context, at time.Time) (_ Generation, err
 	return g, m.publish(temporary, at, g, old)
 }
 
-// Tidy removes what is left of a Make that was ended, unless another is under way.
+// Tidy removes the files of an interrupted Make, unless another is running.
 func (m *Maker) Tidy() error {
 	if _, err := os.Stat(m.options.Path + lockSuffix); errors.Is(err, fs.ErrNotExist) {
-		return nil // nobody has ever made one
+		return nil // there has never been one
 	}
 	unlock, err := lock(m.options.Path)
 	if err != nil {
@@ -170,29 +166,29 @@ func (m *Maker) Tidy() error {
 	return errors.Join(err, unlock())
 }
 
-// clean leaves the newest generation of this instance alone that is whole, so that
-// there is never room taken for three, and nothing of who was killed.
+// clean keeps only the newest complete generation of this instance, so that there are never
+// three, and removes the files of a killed process.
 func (m *Maker) clean() (left manifest, err error) {
 	all, err := readManifest(m.options.Path)
 	if errors.Is(err, errManifest) {
-		m.log.Warn("what dumps there were can't be told, so they go", "error", err)
+		m.log.Warn("can't read the manifest of dumps: removing them", "error", err)
 	} else if err != nil {
 		return manifest{}, err
 	}
 	m.published.mu.Lock()
-	ours, oursErr := m.published.ours(all.Generations)
+	own, ownErr := m.published.own(all.Generations)
 	m.published.mu.Unlock()
-	if oursErr != nil {
-		return manifest{}, oursErr
+	if ownErr != nil {
+		return manifest{}, ownErr
 	}
-	for _, g := range ours {
+	for _, g := range own {
 		if m.published.whole(g) == nil {
 			left.Generations, left.Marks = []Generation{g}, all.Marks
 			break
 		}
 	}
 	if err != nil || len(left.Generations) != len(all.Generations) {
-		// Before the files go.
+		// Before removing the files.
 		if err := writeManifest(m.options.Path, m.options.Path+temporaryInfix+"manifest", left); err != nil {
 			return manifest{}, err
 		}
@@ -211,8 +207,8 @@ func (m *Maker) write(ctx context.Context, temporary string, created time.Time) 
 	for _, damage := range copied.Damaged[:min(len(copied.Damaged), mostLogged)] {
 		m.log.Warn("the dump lacks a damaged item: run 'nar-herder check'", "item", damage.Hash.String(), "reason", damage.Reason)
 	}
-	// All else is made of the copy, so the files can't differ, and the index is left
-	// in peace.
+	// Make the rest from the copy, so that the files can't differ, and without load on the
+	// index.
 	if err := writeDatabase(ctx, temporary, temporary+indexSuffix, g, copied); err != nil {
 		return Generation{}, err
 	}
@@ -228,7 +224,7 @@ func (m *Maker) write(ctx context.Context, temporary string, created time.Time) 
 	return g, err
 }
 
-// publish gives the files their names, and names them in the manifest.
+// publish renames the files and writes the manifest.
 func (m *Maker) publish(temporary string, at time.Time, g Generation, old manifest) error {
 	name := fmt.Sprintf("%s%s%d-%d", filepath.Base(m.options.Path), generationInfix, g.LastChange, at.UnixMilli())
 	for suffix, file := range map[string]*File{databaseSuffix: &g.Database, zstdSuffix: &g.Zstd, indexSuffix: &g.Index} {
@@ -244,12 +240,12 @@ func (m *Maker) publish(temporary string, at time.Time, g Generation, old manife
 	if err := writeManifest(m.options.Path, temporary+"-manifest", now); err != nil {
 		return err
 	}
-	// From here on it is served, whatever comes.
+	// From here on it is served.
 	return linkPlain(m.options.Path, g)
 }
 
-// trim deletes old changes from the log that all dumps have: whoever begins with
-// one of them finds the changes that follow.
+// trim deletes old changes from the log that all dumps have: a mirror that starts from one of
+// them finds the changes after it.
 func (m *Maker) trim(ctx context.Context, now time.Time) error {
 	generations, err := m.published.Generations()
 	if err != nil || len(generations) == 0 {
@@ -265,7 +261,7 @@ func (m *Maker) trim(ctx context.Context, now time.Time) error {
 	}
 	deleted, err := m.index.TrimChanges(ctx, upTo, changesKept)
 	if deleted > 0 {
-		m.log.Info("changes that all dumps have are gone from the log", "changes", deleted)
+		m.log.Info("removed changes from the log that all dumps have", "changes", deleted)
 	}
 	return err
 }
@@ -342,14 +338,14 @@ func (m *Maker) advise(err error) error {
 	return fmt.Errorf("%s: %w", tried, err)
 }
 
-// isFull says whether an error is that there is no room left.
+// isFull reports whether an error is that there is no room left.
 func isFull(err error) bool {
 	var failure *sqlite.Error
 	return disk.IsFull(err) || errors.Is(err, index.ErrFull) ||
 		errors.As(err, &failure) && failure.Code()&0xff == sqlite3.SQLITE_FULL
 }
 
-// changed says whether the index is another than the newest dump's, and when that
+// changed reports whether the index is another than the newest dump's, and when that
 // was made; the time is zero without one.
 func (m *Maker) changed(ctx context.Context) (changed bool, made time.Time, err error) {
 	generations, err := m.published.Generations()

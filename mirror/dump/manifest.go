@@ -20,13 +20,13 @@ type Generation struct {
 	// its changes that the dump has.
 	Instance   string `json:"instance"`
 	LastChange int64  `json:"last_change"`
-	// Mark tells that change from another with its id, as after a backup of the index was
+	// Mark differs between two changes with the same id, as after a backup of the index was
 	// restored; "" in manifests of earlier versions.
 	Mark string `json:"mark,omitempty"`
 	// CreatedAt is the time of that state, UTC and in whole seconds.
 	CreatedAt time.Time `json:"created_at"`
 	Items     int64     `json:"items"`
-	// Damaged is how many items the index has beside them, which are damaged.
+	// Damaged is how many damaged items of the index are missing.
 	Damaged int64 `json:"damaged,omitempty"`
 	// Database has the original's schema, and Zstd is the same, compressed. Index
 	// is an index of this program.
@@ -35,10 +35,9 @@ type Generation struct {
 	Index    File `json:"index"`
 }
 
-// File is one of a dump.
+// File is a file of a dump.
 type File struct {
-	// Name is that in the directory of the dump. No other file ever gets it, so
-	// the digest can't come to be of another.
+	// Name is the base name. It is never reused, so that the digest stays valid.
 	Name   string `json:"name"`
 	Size   int64  `json:"size"`
 	SHA256 Digest `json:"sha256"`
@@ -53,7 +52,7 @@ func (d Digest) MarshalText() ([]byte, error) { return hex.AppendEncode(nil, d[:
 // UnmarshalText is for [json.Unmarshal].
 func (d *Digest) UnmarshalText(text []byte) error {
 	if hex.DecodedLen(len(text)) != len(d) {
-		return fmt.Errorf("%q is no SHA-256 in hexadecimal", text)
+		return fmt.Errorf("%q is not a SHA-256 in hexadecimal", text)
 	}
 	_, err := hex.Decode(d[:], text)
 	return err
@@ -71,35 +70,34 @@ func (g *Generation) Size() (sum int64) {
 	return sum
 }
 
-// manifest says which dumps there are. It is written last, by a rename: what it
-// names is whole and on the disk, and what it does not name is not served.
+// manifest lists the dumps. It is written last, by a rename: files that it names are complete
+// and synced, and others are not served.
 type manifest struct {
 	// Generations are the newest first.
 	Generations []Generation `json:"generations"`
-	// Marks are some of the dumps that there were in the last weeks, the oldest
-	// first. By them it is known how long a change has been in the log, whose own
-	// time may be that of another instance, years ago.
+	// Marks are some dumps of the last weeks, the oldest first. They show how long a change
+	// has been in the log: its own time may be that of another instance, years ago.
 	Marks []mark `json:"marks,omitempty"`
 }
 
-// mark says when the log had come to which change.
+// mark is the newest change in the log at a time.
 type mark struct {
 	LastChange int64     `json:"last_change"`
 	At         time.Time `json:"at"`
 }
 
-// markEvery is how far two marks are from each other, so that there are few.
+// markEvery is the shortest time between two marks.
 const markEvery = 12 * time.Hour
 
 // marksWith returns the marks with that of another dump.
 func (m *manifest) marksWith(g Generation) (marks []mark) {
 	for _, old := range m.Marks {
-		// Else the index has gone back, or the clock has.
+		// Skip it if the index or the clock has gone back.
 		if old.LastChange > g.LastChange || old.At.After(g.CreatedAt) {
 			continue
 		}
 		if g.CreatedAt.Sub(old.At) >= changesAge {
-			marks = marks[:0] // the newest of those that are so old is enough
+			marks = marks[:0] // the newest old mark is enough
 		}
 		marks = append(marks, old)
 	}
@@ -109,8 +107,7 @@ func (m *manifest) marksWith(g Generation) (marks []mark) {
 	return marks
 }
 
-// old returns up to which change the log has been there for [changesAge] at a time;
-// 0 when that is not known of any.
+// old returns the newest change that has been in the log for [changesAge]; 0 if unknown.
 func (m *manifest) old(now time.Time) (upTo int64) {
 	for _, mark := range m.Marks {
 		if now.Sub(mark.At) >= changesAge {
@@ -120,14 +117,14 @@ func (m *manifest) old(now time.Time) (upTo int64) {
 	return upTo
 }
 
-// manifestSuffix is that of the manifest's name, after the dump's.
+// manifestSuffix is added to the dump's name for the manifest.
 const manifestSuffix = ".json"
 
-// errManifest says that a manifest makes no sense.
+// errManifest reports a manifest that makes no sense.
 var errManifest = errors.New("it makes no sense")
 
-// readManifest returns an empty one where there is none. The error is errManifest
-// when it was read, and can't be believed.
+// readManifest returns an empty manifest if there is none. The error is errManifest if its
+// content makes no sense.
 func readManifest(path string) (m manifest, err error) {
 	text, err := os.ReadFile(path + manifestSuffix)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -142,17 +139,17 @@ func readManifest(path string) (m manifest, err error) {
 	for _, g := range m.Generations {
 		for _, file := range g.files() {
 			if err == nil && (!strings.HasPrefix(file.Name, base+generationInfix) || strings.ContainsRune(file.Name, filepath.Separator) || file.Size <= 0) {
-				err = fmt.Errorf("%w: %q of %d bytes is no file of a dump", errManifest, file.Name, file.Size)
+				err = fmt.Errorf("%w: %q of %d bytes is not a file of a dump", errManifest, file.Name, file.Size)
 			}
 		}
 	}
 	if err != nil {
-		return manifest{}, fmt.Errorf("read which dumps there are, in %s: %w", path+manifestSuffix, err)
+		return manifest{}, fmt.Errorf("read the manifest of dumps %s: %w", path+manifestSuffix, err)
 	}
 	return m, nil
 }
 
-// writeManifest replaces it. temporary is a name in the same directory.
+// writeManifest replaces the manifest. temporary is a name in the same directory.
 func writeManifest(path, temporary string, m manifest) error {
 	text, err := json.MarshalIndent(m, "", "\t")
 	if err != nil {
@@ -174,7 +171,7 @@ func writeManifest(path, temporary string, m manifest) error {
 		err = disk.SyncDirectory(path)
 	}
 	if err != nil {
-		return fmt.Errorf("write which dumps there are, to %s: %w", path+manifestSuffix, err)
+		return fmt.Errorf("write the manifest of dumps %s: %w", path+manifestSuffix, err)
 	}
 	return nil
 }

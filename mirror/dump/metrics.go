@@ -2,7 +2,7 @@ package dump
 
 import "github.com/prometheus/client_golang/prometheus"
 
-// metrics are about the newest dump, whoever made it.
+// metrics are about the newest dump of any process.
 type metrics struct {
 	maker    *Maker
 	failures prometheus.Counter
@@ -10,7 +10,7 @@ type metrics struct {
 
 func newMetrics(m *Maker) *metrics {
 	return &metrics{m, prometheus.NewCounter(prometheus.CounterOpts{
-		Name: "narherder_dump_failures_total", Help: "Tries to make a dump that failed.",
+		Name: "narherder_dump_failures_total", Help: "Failed attempts to make a dump.",
 	})}
 }
 
@@ -33,7 +33,7 @@ func (m *Maker) Collect(values chan<- prometheus.Metric) {
 	m.metrics.failures.Collect(values)
 	generations, err := m.published.Generations()
 	if err != nil {
-		m.log.Error("can't read which dumps there are for the metrics", "error", err)
+		m.log.Error("can't read the manifest of dumps for the metrics", "error", err)
 		return
 	}
 	var newest Generation

@@ -10,15 +10,14 @@ import (
 	"sync"
 )
 
-// Published are the dumps of an instance that lie at a path, for those who serve
-// them. It notices when any process makes a new one. Its methods may be called from
-// several goroutines at once.
+// Published are the published dumps of an instance. It notices new ones of any process. Its
+// methods may be called from several goroutines at once.
 type Published struct {
 	path  string
 	index Source
 
 	mu          sync.Mutex
-	last        int64       // the newest change of the index, as of when it mattered
+	last        int64       // the newest known change of the index
 	read        fs.FileInfo // of the manifest as it was read; nil for none
 	generations []Generation
 }
@@ -29,26 +28,27 @@ type Source interface {
 	Instance() string
 	// LastChange is the id of the newest of its changes.
 	LastChange(ctx context.Context) (int64, error)
-	// ChangeMark tells a change from another with its id; "" where that is not known.
+	// ChangeMark returns the mark of a change, which differs between two changes with the
+	// same id; "" if unknown.
 	ChangeMark(ctx context.Context, id int64) (string, error)
 }
 
-// NewPublished looks for dumps of the index at the path.
+// NewPublished returns the dumps of an index at a path.
 func NewPublished(path string, index Source) *Published {
 	return &Published{path: path, index: index}
 }
 
-// Name is the base name of the newest database, for a web server that sends it.
+// Name returns the base name of the newest database, for a web server that sends it.
 func (p *Published) Name() string { return filepath.Base(p.path) }
 
-// Generations returns the dumps that there are, the newest first: two at the most.
-// Those of another instance, which had the path before, are not among them, nor
-// those with changes that the index does not have, as after a backup of it was put
-// back: who began with one would never go on. The slice is not to be changed.
+// Generations returns up to two dumps, the newest first. It leaves out those of another
+// instance that used the path before, and those with changes that the index doesn't have, as
+// after a backup was restored: a mirror that started from one could not follow. The slice
+// must not be changed.
 func (p *Published) Generations() ([]Generation, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	// A manifest is never changed, only replaced by another file.
+	// A manifest never changes: another file replaces it.
 	now, err := os.Stat(p.path + manifestSuffix)
 	if errors.Is(err, fs.ErrNotExist) {
 		p.read, p.generations = nil, nil
@@ -64,17 +64,17 @@ func (p *Published) Generations() ([]Generation, error) {
 		}
 		p.read, p.generations = now, m.Generations
 	}
-	return p.ours(p.generations)
+	return p.own(p.generations)
 }
 
-// ours returns those generations that the index has been through. The mutex is held.
-func (p *Published) ours(all []Generation) (ours []Generation, err error) {
+// own returns those generations that are states of the index. The mutex is held.
+func (p *Published) own(all []Generation) (own []Generation, err error) {
 	for _, g := range all {
 		if g.Instance != p.index.Instance() {
 			continue
 		}
 		if g.LastChange > p.last {
-			// While the program runs, it never becomes less.
+			// It never decreases while the program runs.
 			if p.last, err = p.index.LastChange(context.Background()); err != nil {
 				return nil, fmt.Errorf("look for a dump: %w", err)
 			}
@@ -88,14 +88,13 @@ func (p *Published) ours(all []Generation) (ours []Generation, err error) {
 			return nil, fmt.Errorf("look for a dump: %w", err)
 		}
 		if g.Mark == "" || mark == "" || g.Mark == mark {
-			ours = append(ours, g)
+			own = append(own, g)
 		}
 	}
-	return ours, nil
+	return own, nil
 }
 
-// Open opens a file of a dump, which is the caller's to close. The error is
-// [fs.ErrNotExist] when a newer dump has taken its place.
+// Open opens a file of a dump. The error is [fs.ErrNotExist] if a newer dump has replaced it.
 func (p *Published) Open(file File) (*os.File, error) {
 	opened, err := os.Open(filepath.Join(filepath.Dir(p.path), file.Name))
 	if err != nil {
@@ -112,7 +111,7 @@ func (p *Published) Open(file File) (*os.File, error) {
 	return opened, nil
 }
 
-// whole looks for the files of a dump, and at their sizes.
+// whole checks that the files of a dump exist and have the right sizes.
 func (p *Published) whole(g Generation) error {
 	for _, file := range g.files() {
 		opened, err := p.Open(file)

@@ -9,31 +9,28 @@ import (
 )
 
 const (
-	// firstLook is how long after the start the first dump is made at the earliest:
-	// a server that is stopped again at once, and one that others wait for, has
-	// better things to do.
+	// firstLook is the delay of the first dump after the start, when the server has more
+	// important work.
 	firstLook = 10 * time.Second
-	// lookEvery is how often it is looked whether a dump is due. It takes a few
-	// look-ups.
+	// lookEvery is how often to check whether a dump is due, which is cheap.
 	lookEvery = time.Minute
-	// backOff is how long another try waits for after the first failure; it doubles
-	// up to longestBackOff.
+	// backOff is the pause after a failure, which doubles with each in a row up to
+	// longestBackOff.
 	backOff        = time.Minute
 	longestBackOff = time.Hour
-	// boundEvery is how often the length of the log of changes is looked at.
+	// boundEvery is how often the length of the log of changes is checked.
 	boundEvery = time.Hour
 )
 
-// Run makes dumps until the context ends: when the newest is older than the
-// interval, or is not there, and the index has changed. Errors are logged, once each
-// time that it begins to fail, and it is tried again. Run also bounds the log of
-// changes, whether dumps are made or not.
+// Run makes dumps until the context ends: when the newest is older than the interval or
+// missing, and the index has changed. It logs the first of several failures in a row, and
+// retries. Run also bounds the log of changes, even if no dumps are made.
 func (m *Maker) Run(ctx context.Context) {
 	var bounding sync.WaitGroup
 	bounding.Go(func() { m.boundLog(ctx) })
 	defer bounding.Wait()
 	if err := m.Tidy(); err != nil && !errors.Is(err, ErrBusy) {
-		m.log.Warn("what an earlier run has left beside the dump stays until the next one is made", "error", err)
+		m.log.Warn("can't remove files beside the dump that an earlier run has left: the next dump removes them", "error", err)
 	}
 	if m.options.Interval <= 0 {
 		return
@@ -52,13 +49,13 @@ func (m *Maker) Run(ctx context.Context) {
 		switch {
 		case ctx.Err() != nil:
 			return
-		case errors.Is(err, ErrBusy): // which makes what is due
+		case errors.Is(err, ErrBusy): // another process makes the dump
 			wait = min(lookEvery, m.options.Interval)
 		case err != nil:
 			m.metrics.failures.Inc()
 			m.failing.Store(true)
 			if !failing {
-				m.log.Error("no dump can be made; the one before stays served, and it is tried again", "error", err)
+				m.log.Error("no dump can be made: the previous one is still served; retrying", "error", err)
 			}
 			failing = true
 			wait, pause = pause, min(2*pause, longestBackOff)
@@ -73,10 +70,10 @@ func (m *Maker) Run(ctx context.Context) {
 	}
 }
 
-// Warnings are for the health.
+// Warnings returns the warnings for the health report.
 func (m *Maker) Warnings() (warnings []string) {
 	if m.failing.Load() {
-		warnings = append(warnings, "no dump can be made for others to start from: see the log")
+		warnings = append(warnings, "no dump can be made for mirrors to start from: see the log")
 	}
 	if generations, err := m.published.Generations(); err == nil && len(generations) > 0 && generations[0].Damaged > 0 {
 		warnings = append(warnings, fmt.Sprintf("the dump lacks damaged items (%d): run 'nar-herder check'", generations[0].Damaged))
@@ -90,7 +87,7 @@ func (m *Maker) boundLog(ctx context.Context) {
 	defer ticker.Stop()
 	for {
 		if err := m.bound(ctx); err != nil && ctx.Err() == nil {
-			m.log.Error("can't shorten the log of changes; it is tried again", "error", err, "again", boundEvery.String())
+			m.log.Error("can't shorten the log of changes: retrying", "error", err, "again", boundEvery.String())
 		}
 		select {
 		case <-ctx.Done():
@@ -110,7 +107,7 @@ func (m *Maker) step(ctx context.Context) (time.Duration, error) {
 	if err != nil || !changed {
 		return look, err
 	}
-	// One from the future is as old as can be: the clock was wrong.
+	// A dump from the future is due: the clock was wrong.
 	if age := time.Since(made); !made.IsZero() && age >= 0 && age < m.options.Interval {
 		return min(look, m.options.Interval-age), nil
 	}

@@ -24,7 +24,7 @@ import (
 	"nar-herder/storage/index"
 )
 
-// writeDatabase makes the database with the original's schema out of the copy.
+// writeDatabase writes the database with the original's schema from the copy.
 func writeDatabase(ctx context.Context, path, copied string, g Generation, content index.Copied) (err error) {
 	snapshot, err := index.OpenSnapshot(ctx, copied)
 	if err != nil {
@@ -40,8 +40,8 @@ func writeDatabase(ctx context.Context, path, copied string, g Generation, conte
 			err = errors.Join(err, w.Abort())
 		}
 	}()
-	// Its last name goes with the bytes, and to free gigabytes takes longer than who
-	// stops the program waits for: then this one stays for the next to remove.
+	// Removing the last link frees gigabytes, which takes too long while the program stops:
+	// then this link stays for the next run to remove.
 	held := path + "-held"
 	if os.Link(path, held) == nil {
 		defer func() {
@@ -87,8 +87,7 @@ func damagedHashes(all []*index.Damage) string {
 	return strings.Join(hashes, " ")
 }
 
-// itemsAhead is how many items are read ahead of the writing, on another core, in
-// each of two lots.
+// itemsAhead is how many items are read ahead, in each of two lots.
 const itemsAhead = 256
 
 // addItems writes all items, as of the time of the dump, and returns their sum.

@@ -302,7 +302,7 @@ func until(t testing.TB, what string, condition func() bool) {
 	}
 }
 
-// stored says whether all files of the item are.
+// stored reports whether all files of the item are.
 func (m *mirror) stored(of *made) bool {
 	item := m.item(of)
 	return item.Stored == 1<<len(of.names)-1

@@ -16,15 +16,15 @@ import (
 	"nar-herder/internal/pace"
 )
 
-// connection is one connection to a database file. It speaks to the driver
-// itself: database/sql would guess types by how columns were declared, and cost
-// more than SQLite when millions of rows are written.
+// connection is a connection to a database file. It uses the driver directly: database/sql
+// would guess types from the declarations of columns, and cost more than SQLite itself when
+// millions of rows are written.
 type connection struct {
 	driver.Conn
 	statements map[string]*statement
 }
 
-// statement is a prepared one with its reused arguments.
+// statement is a prepared statement with reused arguments.
 type statement struct {
 	driver.Stmt
 	args []driver.NamedValue
@@ -38,8 +38,7 @@ func connect(ctx context.Context, path string, parameters ...string) (*connectio
 	if err != nil {
 		return nil, err
 	}
-	// The pragmas may have to wait for a lock, which the driver does without the
-	// context.
+	// The pragmas may wait for a lock, and the driver ignores the context meanwhile.
 	var conn driver.Conn
 	err = waiting(ctx, func() (err error) {
 		conn, err = connector.Connect(ctx)
@@ -91,8 +90,8 @@ func (c *connection) exec(text string, args ...driver.Value) error {
 	return err
 }
 
-// rows runs a query and calls f for each row, until it returns false or an error.
-// The row is reused, what is in it is f's to keep.
+// rows runs a query and calls f for each row, until that returns false or an error. The slice
+// is reused, and its values are f's to keep.
 func (c *connection) rows(ctx context.Context, text string, args []driver.Value, f func(row []driver.Value) (bool, error)) (err error) {
 	named := make([]driver.NamedValue, len(args))
 	for i, value := range args {
@@ -132,8 +131,7 @@ func (c *connection) first(ctx context.Context, text string, args ...driver.Valu
 	return value, err
 }
 
-// interrupted makes what SQLite says when the context has ended the context's
-// error.
+// interrupted returns the context's error if SQLite was interrupted because of it.
 func interrupted(ctx context.Context, err error) error {
 	if err != nil && ctx.Err() != nil {
 		return ctx.Err()
@@ -141,9 +139,9 @@ func interrupted(ctx context.Context, err error) error {
 	return err
 }
 
-// waiting calls f, and again as long as it fails because another process has a lock, or
-// is changing the log of changes: a connection that can't write to the index of the log
-// has to look at it again, which SQLite leaves to the caller.
+// waiting calls f, and again while it fails because another process has a lock or changes
+// the write-ahead log: SQLite leaves it to a connection that can't write to the log's index
+// to read that again.
 func waiting(ctx context.Context, f func() error) error {
 	end := time.Now().Add(busyTimeout)
 	err := f()
@@ -155,8 +153,8 @@ func waiting(ctx context.Context, f func() error) error {
 	return err
 }
 
-// isLogChanging says whether a connection that can't write to the index of the log has
-// met a header that was half written, or a transaction of which it had not seen all.
+// isLogChanging reports whether a connection that can't write to the log's index has read a
+// header or a transaction that was being written.
 func isLogChanging(err error) bool {
 	var failure *sqlite.Error
 	return errors.As(err, &failure) && (failure.Code() == sqlite3.SQLITE_READONLY_RECOVERY || failure.Code() == sqlite3.SQLITE_READONLY_CANTINIT)
@@ -171,7 +169,7 @@ func primaryCode(err error) int {
 	return 0
 }
 
-// describe wraps an error with what was tried, and what to do.
+// describe adds what was tried, and what to do, to an error.
 func describe(tried string, err error) error {
 	switch primaryCode(err) {
 	case sqlite3.SQLITE_NOTADB:

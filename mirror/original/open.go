@@ -19,18 +19,18 @@ const busyTimeout = 5 * time.Second
 // one; see https://www.sqlite.org/fileformat.html.
 const smallestDatabase = 512
 
-// reading are the parameters of all connections that read. The file may come
-// from a stranger: nothing that its schema names is run.
+// reading has the parameters of all connections that read. The file may be foreign: no code
+// that its schema names may run.
 var reading = []string{
 	"_pragma=trusted_schema(off)",
 	"_pragma=cell_size_check(on)",
 	"_pragma=cache_size(-8192)",
 }
 
-// Open opens a database of the original for reading. Nothing is changed in it,
-// whoever writes it meanwhile goes on, and what a crash has left in its log
-// counts. Beside a database that keeps a log of changes, SQLite may leave an empty
-// one and its index, FILE-wal and FILE-shm. The error is [ErrNotDatabase], [ErrNotOriginal], or the system's.
+// Open opens a database of the original for reading, including what a crash has left in its
+// write-ahead log. It changes nothing, and doesn't disturb writers. Beside a database with a
+// write-ahead log, SQLite may leave an empty one and its index, FILE-wal and FILE-shm. The
+// error is [ErrNotDatabase], [ErrNotOriginal], or the system's.
 func Open(ctx context.Context, path string) (*Database, error) {
 	absolute, err := checkFile(path)
 	if err != nil {
@@ -43,8 +43,8 @@ func Open(ctx context.Context, path string) (*Database, error) {
 	return newDatabase(ctx, path, conn)
 }
 
-// Look returns nil if a file is a database of the original that nobody writes, or the
-// error of [Open]. It leaves no file beside it.
+// Look returns nil if a file is a database of the original that has no writers, or the error
+// of [Open]. It leaves no file beside it.
 func Look(ctx context.Context, path string) error {
 	absolute, err := checkFile(path)
 	if err != nil {
@@ -66,8 +66,8 @@ func newDatabase(ctx context.Context, path string, conn *connection) (*Database,
 	return &Database{path: path, layout: layout, conn: conn}, nil
 }
 
-// checkFile refuses what is no database at first sight. The error is the
-// system's or ErrNotDatabase.
+// checkFile refuses files that are obviously not databases. The error is the system's or
+// ErrNotDatabase.
 func checkFile(path string) (absolute string, err error) {
 	if absolute, err = filepath.Abs(path); err != nil {
 		return "", fmt.Errorf("database %s: find its absolute path: %w", path, err)
@@ -77,7 +77,7 @@ func checkFile(path string) (absolute string, err error) {
 		return "", fmt.Errorf("database %s: %w", path, errors.Unwrap(err))
 	}
 	if !info.Mode().IsRegular() {
-		return "", fmt.Errorf("%w: %s is no regular file: name another", ErrNotDatabase, path)
+		return "", fmt.Errorf("%w: %s is not a regular file: name another", ErrNotDatabase, path)
 	}
 	if info.Size() < smallestDatabase {
 		return "", fmt.Errorf("%w: %s has only %d bytes, a database has %d or more: name another", ErrNotDatabase, path, info.Size(), smallestDatabase)
@@ -90,9 +90,9 @@ func openReadOnly(ctx context.Context, path string) (*connection, error) {
 	if code := primaryCode(err); code != sqlite3.SQLITE_CANTOPEN && code != sqlite3.SQLITE_READONLY && code != sqlite3.SQLITE_IOERR {
 		return conn, err
 	}
-	// A database whose changes go to a log needs files beside it, which can't be
-	// made in a directory that can't be written. Where there is no log, nobody
-	// has it open, and it is all there.
+	// A database with a write-ahead log needs files beside it, which can't be made in a
+	// read-only directory. If there is no log, the database is not open elsewhere, and is
+	// complete.
 	if info, statErr := os.Stat(path + "-wal"); statErr == nil && info.Size() > 0 {
 		return nil, fmt.Errorf("%w: its directory can't be written, and there is a log of changes %s-wal: copy both to a directory that can be written", err, path)
 	} else if statErr != nil && !errors.Is(statErr, fs.ErrNotExist) {
@@ -113,12 +113,10 @@ func tryReading(ctx context.Context, path string, parameters ...string) (*connec
 	return conn, nil
 }
 
-// OpenLocked is [Open] for a database that nobody else may write until it is
-// closed. Another process has it open when the error is [ErrInUse], as far as
-// that can be known: one that does nothing at the moment shows only if the
-// database keeps a log of changes. What a crash has left in that is folded back
-// into the file first. A file that can't be written can't be locked either; then
-// what is read is as of one moment.
+// OpenLocked is [Open] with a lock against writers until the database is closed. The error is
+// [ErrInUse] if another process has it open; an idle one is noticed only if the database has
+// a write-ahead log. OpenLocked first moves what a crash has left in that log into the file.
+// A read-only file can't be locked: it is read in one transaction.
 func OpenLocked(ctx context.Context, path string) (*Database, error) {
 	absolute, err := checkFile(path)
 	if err != nil {
@@ -142,7 +140,7 @@ func OpenLocked(ctx context.Context, path string) (*Database, error) {
 	return newDatabase(ctx, path, conn)
 }
 
-// openForWriting takes the lock of those who write.
+// openForWriting opens a connection that can lock against writers.
 func openForWriting(ctx context.Context, path string) (*connection, error) {
 	// In exclusive mode, a transaction begins only when nobody else has the log
 	// open. That is not kept, as others may look at what the file is: they would

@@ -1,10 +1,10 @@
-// Package original knows the database of the original Nar Herder (Guile), which
-// instances of either program pass to each other as a dump: it reads and writes
-// files of that schema. All that is known of the schema is here.
+// Package original reads and writes databases with the schema of the original Nar Herder
+// (Guile), which instances of either program exchange as dumps. All knowledge of the schema
+// is here.
 //
-// The names of tables and columns are remembered and could not be looked up. So
-// a reader takes what there is: narinfos.contents alone is enough, as all but
-// the times, the tags and the log can be made of the texts.
+// The names of tables and columns are remembered and could not be verified. So a reader uses
+// what there is: narinfos.contents alone is enough, as everything except times, tags and the
+// log can be derived from the texts.
 package original
 
 import (
@@ -19,21 +19,21 @@ import (
 // Tag is a key and a value that an administrator gave to an item.
 type Tag struct{ Key, Value string }
 
-// Cached is a nar in a compression that the instance had made by itself.
+// Cached is a nar in a compression that the instance made itself.
 type Cached struct {
 	Compression string
 	Size        int64 // of the file, in bytes; -1 when not known
 }
 
-// Item is a narinfo with what belongs to it.
+// Item is a narinfo with its tags and cached nars.
 type Item struct {
 	Text []byte // the narinfo, byte for byte
-	// AddedAt is when it came into the instance that had it first, UTC and in
-	// whole seconds; zero when that is not known.
+	// AddedAt is when the first instance added it, UTC and in whole seconds; zero if
+	// unknown.
 	AddedAt time.Time
 	Tags    []Tag
 	Cached  []Cached
-	// ID is the row's, when it was read. A Writer gives ids of its own.
+	// ID is the row's id, if it was read. A Writer assigns its own ids.
 	ID int64
 }
 
@@ -43,22 +43,21 @@ type Change struct {
 	Removal bool
 	// Data is the narinfo of an addition, or the store path of a removal.
 	Data string
-	// ID is the row's, when it was read. A Writer gives ids of its own.
+	// ID is the row's id, if it was read. A Writer assigns its own ids.
 	ID int64
 }
 
-// SumKey is what the sum of all items is called in what is said of a dump.
+// SumKey is the key of the sum of all items in [Database.Info].
 const SumKey = "sum"
 
-// DamagedKey is what the path hashes of items are called that a dump lacks since they are
-// damaged, separated by spaces, or [ManyDamaged] where some hashes aren't known. They were
-// not removed.
+// DamagedKey is the key of the path hashes, separated by spaces, of the items that a dump
+// lacks because they are damaged and not removed, or of [ManyDamaged] if some are unknown.
 const (
 	DamagedKey  = "damaged"
 	ManyDamaged = "many"
 )
 
-// AddTo adds an item to the sum of all, which tells whether a dump is as it was written.
+// AddTo adds an item to the sum of all, by which a damaged dump is detected.
 func AddTo(sum *rowsum.Sum, item Item) {
 	var at int64
 	if !item.AddedAt.IsZero() {
@@ -70,19 +69,17 @@ func AddTo(sum *rowsum.Sum, item Item) {
 // FromStart is the id that comes before all others.
 const FromStart = math.MinInt64
 
-// Errors of [Open] that callers tell apart. Each comes wrapped in one that names
-// the file and what to do.
+// Errors of [Open]. Each is wrapped in one that names the file and what to do.
 var (
-	// ErrNotDatabase says that the file is no SQLite database, or a damaged one.
+	// ErrNotDatabase reports a file that is not an SQLite database, or a damaged one.
 	ErrNotDatabase = errors.New("not an SQLite database")
-	// ErrNotOriginal says that it is one, but without the original's narinfos.
+	// ErrNotOriginal reports a database without the original's narinfos.
 	ErrNotOriginal = errors.New("not a database of the original Nar Herder")
-	// ErrInUse says that another process has the database open.
+	// ErrInUse reports that another process has the database open.
 	ErrInUse = errors.New("database is in use")
 )
 
-// RowError is about one row, which can't be made sense of. Others can: a reading
-// goes on behind it.
+// RowError reports one row that makes no sense. Reading continues after it.
 type RowError struct {
 	Table string
 	ID    int64

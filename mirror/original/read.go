@@ -12,7 +12,7 @@ import (
 	"nar-herder/narinfo"
 )
 
-// Limits of what is read, against databases that were made to hurt.
+// Limits against malicious databases.
 const (
 	// maxContents is the most bytes that are looked at; text may be stored in
 	// UTF-16, as twice as many.
@@ -42,17 +42,17 @@ type Database struct {
 	copied bool
 }
 
-// Path is the file name that the database was opened with.
+// Path returns the file name with which the database was opened.
 func (d *Database) Path() string { return d.path }
 
-// Close ends the reading, and lets go of the lock of [OpenLocked].
+// Close closes the database and releases the lock of [OpenLocked].
 func (d *Database) Close() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.conn.close()
 }
 
-// do lends the connection to f.
+// do calls f with the connection.
 func (d *Database) do(ctx context.Context, tried string, f func(*connection) error) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -76,29 +76,27 @@ func (d *Database) integer(ctx context.Context, tried, query string, args ...dri
 	return n, err
 }
 
-// Count is the number of narinfos.
+// Count returns the number of narinfos.
 func (d *Database) Count(ctx context.Context) (int64, error) {
 	return d.integer(ctx, "count its narinfos", "SELECT count(*) FROM narinfos")
 }
 
-// CountUpTo is the number of narinfos up to an id, that one among them.
+// CountUpTo returns the number of narinfos up to and including an id.
 func (d *Database) CountUpTo(ctx context.Context, id int64) (int64, error) {
 	return d.integer(ctx, "count its narinfos", "SELECT count(*) FROM narinfos WHERE rowid <= ?", id)
 }
 
-// result is an item, or why there is none.
+// result is an item or an error.
 type result[T any] struct {
 	value T
 	err   error
 }
 
-// Items goes through the narinfos in the order of their ids, from behind afterID
-// on; [FromStart] for all. Between pages nothing is held. The texts have not
-// been looked at, and are the caller's. A time that makes no sense counts as not
-// known.
+// Items iterates over the narinfos with ids above afterID, in their order; [FromStart] for
+// all. It locks nothing between pages. The texts are not validated, and are the caller's. A
+// time that makes no sense counts as unknown.
 //
-// An error that is a [RowError] is about one row, of narinfos or of what belongs
-// to them: those who go on get what else there is. Any other ends it.
+// A [RowError] concerns one row: the iteration may continue. Any other error ends it.
 func (d *Database) Items(ctx context.Context, afterID int64) iter.Seq2[Item, error] {
 	return func(yield func(Item, error) bool) {
 		for last := afterID; ; {
@@ -125,7 +123,7 @@ func (d *Database) Items(ctx context.Context, afterID int64) iter.Seq2[Item, err
 	}
 }
 
-// page reads some narinfos behind an id, and returns the id of the last one.
+// page reads some narinfos with ids above the given one, and returns the id of the last.
 func (d *Database) page(ctx context.Context, c *connection, after int64) (page []result[Item], last int64, err error) {
 	if !d.copied {
 		for _, script := range d.layout.copies {
@@ -160,7 +158,7 @@ func (d *Database) page(ctx context.Context, c *connection, after int64) (page [
 		return page, last, err
 	}
 	var odd []result[Item]
-	// belongs goes through rows that begin with a narinfo's id and a name.
+	// belongs iterates over rows that begin with a narinfo's id and a name.
 	belongs := func(table, query string, count func(*Item) int, add func(item *Item, row []driver.Value) bool) error {
 		if query == "" {
 			return nil
@@ -227,12 +225,12 @@ func textColumn(value, octets driver.Value) ([]byte, error) {
 		if n, ok := octets.(int64); ok && n > maxContents {
 			return nil, fmt.Errorf("%w: %d bytes, at most %d are allowed", narinfo.ErrTooLarge, n, narinfo.MaxSize)
 		}
-		return nil, errors.New("there is no text in it")
+		return nil, errors.New("it has no text")
 	default:
 		return nil, fmt.Errorf("there is a number in the place of a text: %v", v)
 	}
 	if len(text) == 0 {
-		return nil, errors.New("there is no text in it")
+		return nil, errors.New("it has no text")
 	}
 	if len(text) > narinfo.MaxSize {
 		return nil, fmt.Errorf("%w: %d bytes, at most %d are allowed", narinfo.ErrTooLarge, len(text), narinfo.MaxSize)
@@ -240,13 +238,13 @@ func textColumn(value, octets driver.Value) ([]byte, error) {
 	return text, nil
 }
 
-// Changes goes through the log in the order in which the instance wrote it. Its
-// errors are as those of [Database.Items].
+// Changes iterates over the log in the order in which the instance wrote it. Its errors are
+// as those of [Database.Items].
 func (d *Database) Changes(ctx context.Context) iter.Seq2[Change, error] {
 	return d.ChangesAfter(ctx, FromStart)
 }
 
-// ChangesAfter is [Database.Changes] from behind an id on.
+// ChangesAfter is [Database.Changes] for ids above the given one.
 func (d *Database) ChangesAfter(ctx context.Context, id int64) iter.Seq2[Change, error] {
 	query := `SELECT rowid, ` + shortText("datetime") + `, ` + shortText("change") + `, octet_length(data), ` + limited("data", maxContents) + `
 		FROM recent_changes WHERE rowid > ? ORDER BY rowid LIMIT ?`
@@ -295,7 +293,7 @@ func (d *Database) ChangesAfter(ctx context.Context, id int64) iter.Seq2[Change,
 func changeFrom(datetime, kind, octets, data driver.Value) (Change, error) {
 	at, ok := timeColumn(datetime)
 	if !ok {
-		return Change{}, fmt.Errorf("there is no time in it: %.80q", fmt.Sprint(datetime))
+		return Change{}, fmt.Errorf("it has no time: %.80q", fmt.Sprint(datetime))
 	}
 	text, err := textColumn(data, octets)
 	if err != nil {
@@ -308,11 +306,10 @@ func changeFrom(datetime, kind, octets, data driver.Value) (Change, error) {
 	return Change{}, fmt.Errorf("it is neither an %s nor a %s: %.80q", addition, removal, fmt.Sprint(kind))
 }
 
-// lastRows is how many rows are looked at for the newest time, where one row may
-// have none.
+// lastRows is how many rows are read for the newest time, because a row may have none.
 const lastRows = 1000
 
-// LastAdded is the time of the item that was added last; zero when not known.
+// LastAdded returns the time of the item that was added last; zero if unknown.
 func (d *Database) LastAdded(ctx context.Context) (time.Time, error) {
 	if !d.layout.addedAt {
 		return time.Time{}, nil
@@ -320,7 +317,7 @@ func (d *Database) LastAdded(ctx context.Context) (time.Time, error) {
 	return d.newest(ctx, "look for its newest narinfo", "SELECT "+shortText("added_at")+" FROM narinfos ORDER BY rowid DESC LIMIT ?", int64(lastRows))
 }
 
-// NewestChange is the time of the newest change in the log; zero without any.
+// NewestChange returns the time of the newest change in the log; zero for none.
 func (d *Database) NewestChange(ctx context.Context) (time.Time, error) {
 	if !d.layout.changes {
 		return time.Time{}, nil
@@ -345,8 +342,7 @@ func (d *Database) newest(ctx context.Context, tried, query string, args ...driv
 	return newest, err
 }
 
-// Check reads all of the database, and looks whether it is whole and has
-// narinfos.
+// Check reads the whole database, and checks that it is intact and has narinfos.
 func (d *Database) Check(ctx context.Context) error {
 	return d.do(ctx, "check that it is whole", func(c *connection) error {
 		// SQLite lists up to so many problems; one is enough to refuse it.
@@ -365,8 +361,7 @@ func (d *Database) Check(ctx context.Context) error {
 	})
 }
 
-// Info is what [Writer.SetInfo] has set; empty for a database that the original
-// has written.
+// Info returns the values of [Writer.SetInfo]; none for a database of the original itself.
 func (d *Database) Info(ctx context.Context) (map[string]string, error) {
 	info := make(map[string]string)
 	if !d.layout.info {
@@ -386,8 +381,8 @@ func (d *Database) Info(ctx context.Context) (map[string]string, error) {
 	return info, err
 }
 
-// Damaged is the value of [DamagedKey], which may be longer than those of [Database.Info];
-// empty where nothing is damaged.
+// Damaged returns the value of [DamagedKey], which may be longer than those of
+// [Database.Info]; "" if nothing is damaged.
 func (d *Database) Damaged(ctx context.Context) (damaged string, err error) {
 	if !d.layout.info {
 		return "", nil

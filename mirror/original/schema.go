@@ -93,7 +93,7 @@ type layout struct {
 	copies map[string]string
 }
 
-// has says whether there is an ordinary table of that name with the columns. A
+// has reports whether there is an ordinary table of that name with the columns. A
 // view, or a column that is computed, could be anything, also without an end.
 func (c *connection) has(ctx context.Context, table string, columns ...string) (bool, error) {
 	n, err := c.first(ctx, "SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND rootpage > 0 AND name = ? COLLATE NOCASE", table)
@@ -109,14 +109,14 @@ func (c *connection) has(ctx context.Context, table string, columns ...string) (
 	return true, nil
 }
 
-// hasRowIDs says whether the rows of a table have ids by which they can be read
+// hasRowIDs reports whether the rows of a table have ids by which they can be read
 // in steps.
 func (c *connection) hasRowIDs(ctx context.Context, table string) (bool, error) {
 	n, err := c.first(ctx, "SELECT count(*) FROM pragma_table_list(?) WHERE schema = 'main' AND NOT wr", table)
 	return n != int64(0), err
 }
 
-// indexed says whether a table has an index that begins with the column.
+// indexed reports whether a table has an index that begins with the column.
 func (c *connection) indexed(ctx context.Context, table, column string) (bool, error) {
 	n, err := c.first(ctx, `SELECT count(*) FROM pragma_index_list(?) l, pragma_index_info(l.name) i
 		WHERE i.seqno = 0 AND i.name = ? COLLATE NOCASE AND NOT l.partial`, table, column)

@@ -1,12 +1,11 @@
-// Package passing compares nars of other instances with their NarHash while they
-// pass through this one to a client, and are not stored.
+// Package passing verifies the NarHash of nars that this instance passes on from another one
+// to a client without storing them.
 //
-// The end of a nar is held back until all of it was compared, so that a client never
-// takes a wrong one for whole. A nar that is no longer than what is held back is
-// compared before the first byte of it is given out.
+// The end of a nar is withheld until all of it has been compared, so that a client never takes
+// a wrong nar for complete. A small nar is withheld as a whole.
 //
-// When there is no memory left for a decompressor, a nar passes through without being
-// compared: Guix compares every nar that it downloads itself.
+// If there is no memory left for a decompressor, a nar is passed on without comparison: Guix
+// compares every nar that it downloads.
 package passing
 
 import (
@@ -30,16 +29,16 @@ import (
 )
 
 const (
-	// tail is how much of a file's end is held back. No compression has the end of its
-	// content more than a block before the end of the file.
+	// tail is how much of a file's end is withheld. No compressed file ends its content more
+	// than a block before its own end.
 	tail = 64 << 10
-	// usualMemory is the budget of decompressors when none is given.
+	// usualMemory is the default budget of decompressors.
 	usualMemory = 256 << 20
-	// memoryWait is how long a request waits for a part of it.
+	// memoryWait is how long a request waits for its share.
 	memoryWait = time.Second
 )
 
-// errClosed ends the comparison of a body that nobody reads any more.
+// errClosed ends the comparison of a body that was closed.
 var errClosed = errors.New("the client has left")
 
 // Opener opens files of other instances, such as [peer.Peers].
@@ -48,14 +47,14 @@ type Opener interface {
 	Locate(ctx context.Context, item *storage.Item, n int, via []string) (location string, sum [16]byte, err error)
 }
 
-// Source opens files of other instances, and compares them on their way. Its methods
-// may be called from several goroutines at once.
+// Source opens files of other instances and compares them while they are read. Its methods may
+// be called from several goroutines at once.
 type Source struct {
 	Opener
 	// Log may be nil.
 	Log *slog.Logger
-	// Turns is locked by a comparison while it computes; nil for no bound on the
-	// processor time of all of them together.
+	// Turns is locked by a comparison while it computes, to bound the processor time of all
+	// of them; nil for no bound.
 	Turns sync.Locker
 	// Unchecked counts the nars that were not compared.
 	Unchecked prometheus.CounterFunc
@@ -64,8 +63,7 @@ type Source struct {
 	budget    int64
 }
 
-// New makes a source of nars that the opener opens. Decompressors have memory bytes
-// together, 0 for the usual.
+// New makes a source. memory is the budget of decompressors in bytes; 0 for the default.
 func New(opener Opener, memory int64) *Source {
 	if memory <= 0 {
 		memory = usualMemory
@@ -79,10 +77,10 @@ func New(opener Opener, memory int64) *Source {
 }
 
 // OpenFile is [peer.Peer.OpenFile] with these differences: the error is
-// [storage.ErrWrongNar] when the beginning shows that the file is another, and reading
-// fails before the last bytes of such a file. As only the whole can be compared, it is
-// fetched for a part that has some of what is held back, and where no part can be had.
-// With a context of [peer.Uncompared], it is [peer.Peer.OpenFile].
+// [storage.ErrWrongNar] if the beginning shows that the file is wrong, and reading a wrong
+// file fails before its last bytes. As only whole files can be compared, it fetches the whole
+// file for a part that reaches into the withheld end, or if the peer sends no parts. With a
+// context of [peer.Uncompared], it is [peer.Peer.OpenFile].
 func (s *Source) OpenFile(ctx context.Context, item *storage.Item, n int, offset, length int64, via []string) (io.ReadCloser, int64, error) {
 	if item.FileName(n) == "" {
 		return nil, 0, storage.ErrNotStored
@@ -104,7 +102,7 @@ func (s *Source) OpenFile(ctx context.Context, item *storage.Item, n int, offset
 	if err != nil {
 		return nil, 0, err
 	}
-	if c.ended { // all of it is here
+	if c.ended { // the buffer has all of it
 		size = int64(c.held.Len())
 	}
 	if _, err := io.CopyN(io.Discard, c, offset); err != nil && err != io.EOF {
@@ -117,7 +115,7 @@ func (s *Source) OpenFile(ctx context.Context, item *storage.Item, n int, offset
 	return &part{c, io.LimitReader(c, length)}, size, nil
 }
 
-// IsAlone reports whether a part of an item's Nth file is opened without the rest.
+// IsAlone reports whether OpenFile fetches a part of an item's Nth file without the rest.
 func IsAlone(item *storage.Item, n int, offset, length int64) bool {
 	size := item.StoredSize(n)
 	return size >= 0 && length >= 0 && offset+length <= size-tail
@@ -131,8 +129,8 @@ type part struct {
 
 func (p *part) Read(b []byte) (int, error) { return p.limited.Read(b) }
 
-// Resume opens the rest of an item's Nth file, from the offset on: before has the bytes
-// that precede it, which are compared first.
+// Resume opens the rest of an item's Nth file from the offset on. before has the bytes before
+// that, which are compared first.
 func (s *Source) Resume(ctx context.Context, item *storage.Item, n int, before io.Reader, offset int64, via []string) (io.ReadCloser, error) {
 	body, _, err := s.Opener.OpenFile(ctx, item, n, offset, -1, via)
 	if errors.Is(err, peer.ErrNoRange) {
@@ -155,7 +153,7 @@ func (s *Source) Resume(ctx context.Context, item *storage.Item, n int, before i
 	return c, nil
 }
 
-// compared is a body that is compared while it is read.
+// compared is a body that is compared with the NarHash while it is read.
 type compared struct {
 	body io.ReadCloser
 	// come counts its bytes, of which there must not be more than most.
@@ -163,14 +161,14 @@ type compared struct {
 	checker    *io.PipeWriter // to the comparison; nil without one
 	verdict    chan error     // of it
 	buffer     []byte
-	held       bytes.Buffer // has come, and was not read yet
-	ended      bool         // and was the nar, if it is compared
+	held       bytes.Buffer // buffered
+	ended      bool         // successfully
 	err        error
 }
 
-// compare begins to compare a body, which it closes after an error. It reads as much as
-// must have come before there is something to be given out. before are bytes that
-// precede the body; nil for none.
+// compare returns a body with its comparison, or closes it after an error. It reads until there
+// is something to return, beyond what is withheld. before has the bytes before the body; nil
+// for none.
 func (s *Source) compare(ctx context.Context, item *storage.Item, n int, body io.ReadCloser, before io.Reader) (_ *compared, err error) {
 	c := &compared{
 		body: body, most: storage.MaxFileSize(item.Narinfo), verdict: make(chan error, 1), buffer: make([]byte, tail),
@@ -192,7 +190,7 @@ func (s *Source) compare(ctx context.Context, item *storage.Item, n int, body io
 	}
 	head = head[:length]
 	memory := compression.Memory(kind, head, item.Narinfo.NarSize)
-	reserved := min(memory, s.budget) // more than the budget is for one that is alone
+	reserved := min(memory, s.budget) // a larger decompressor has the budget for itself
 	waiting, cancel := context.WithTimeout(ctx, memoryWait)
 	defer cancel()
 	if err := s.memory.Acquire(waiting, reserved); err == nil {
@@ -227,11 +225,11 @@ func (s *Source) compare(ctx context.Context, item *storage.Item, n int, body io
 	return c, nil
 }
 
-// checkNar is [storage.CheckNar] for a decompressor with so much memory.
+// checkNar is [storage.CheckNar] with a bound on the decompressor's memory.
 func (s *Source) checkNar(ctx context.Context, item *storage.Item, n int, from io.Reader, memory int64) (err error) {
 	turns := s.Turns
 	if turns == nil {
-		turns = new(sync.Mutex) // of this one alone
+		turns = new(sync.Mutex) // without contention
 	}
 	turns.Lock()
 	defer turns.Unlock()
@@ -249,7 +247,7 @@ func (s *Source) checkNar(ctx context.Context, item *storage.Item, n int, from i
 	})
 }
 
-// turnless gives up the turn while it waits for bytes.
+// turnless is a reader that releases the turn while it waits.
 type turnless struct {
 	io.Reader
 	turns sync.Locker
@@ -261,7 +259,7 @@ func (t turnless) Read(p []byte) (int, error) {
 	return t.Reader.Read(p)
 }
 
-// yielding is a decompressor that gives others a turn before each piece.
+// yielding is a decompressor that releases the turn before each read.
 type yielding struct {
 	io.ReadCloser
 	turns sync.Locker
@@ -273,7 +271,7 @@ func (y yielding) Read(p []byte) (int, error) {
 	return y.ReadCloser.Read(p)
 }
 
-// take compares bytes that have come, and holds them.
+// take compares bytes that have come, and buffers them.
 func (c *compared) take(p []byte) error {
 	if c.come += int64(len(p)); c.come > c.most {
 		return fmt.Errorf("%w: more than %d bytes are coming", storage.ErrWrongNar, c.most)
@@ -287,7 +285,7 @@ func (c *compared) take(p []byte) error {
 	return nil
 }
 
-// fill reads until there is something to be given out, or all was compared.
+// fill reads until there is something to return, or the comparison has ended.
 func (c *compared) fill() error {
 	for !c.ended && c.held.Len() <= tail {
 		n, err := c.body.Read(c.buffer)
@@ -323,7 +321,7 @@ func (c *compared) Read(p []byte) (int, error) {
 	return c.held.Read(p[:min(len(p), c.held.Len()-tail)])
 }
 
-// Sum is what [peer.SumOf] returns.
+// Sum is for [peer.SumOf].
 func (c *compared) Sum() [16]byte { return peer.SumOf(c.body) }
 
 // Close implements [io.Closer].

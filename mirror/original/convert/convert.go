@@ -1,8 +1,8 @@
 // Package convert turns a database of the original Nar Herder into an index of
 // this program, and back.
 //
-// A conversion builds a file beside the place where it is to be, and puts it
-// there when it is whole. What it reads from is left as it is.
+// A conversion writes a temporary file and renames it when it is complete. It doesn't change
+// its input.
 package convert
 
 import (
@@ -19,45 +19,39 @@ import (
 	"nar-herder/storage/index"
 )
 
-// Options of a conversion; the zero value is good.
+// Options of a conversion; the zero value is valid.
 type Options struct {
-	// Log takes what operators should know; nil drops it.
+	// Log may be nil.
 	Log *slog.Logger
-	// Storage is where nars are looked for, so that the index knows from the
-	// start which of them are there; nil for nowhere. Only the conversion to an
-	// index makes use of it.
+	// Storage is where to look for nars, so that a new index knows from the start which
+	// are stored; nil for nowhere.
 	Storage Looker
-	// Mirrored has all items count as those that the mirrored instance has, which
-	// was followed with what is converted. Only the conversion to an index makes
-	// use of it, as of Settings.
+	// Mirrored marks all items of a new index as mirrored: the database has followed the
+	// mirrored instance.
 	Mirrored bool
-	// Settings returns what the index is to have as settings when it is finished,
-	// by their names; nil for none.
+	// Settings returns the settings of a new index; nil for none.
 	Settings func(ctx context.Context, from *original.Database) (map[string]string, error)
-	// Progress is called now and then, by one goroutine at a time; it may be nil.
+	// Progress is called now and then, by one goroutine at a time; may be nil.
 	Progress func(Progress)
-	// Now is the clock for what has no time of its own; nil is the system's.
+	// Now is the clock for rows without a time; nil for the system's.
 	Now func() time.Time
 
 	rows int // of a batch; 0 for batchRows, which tests can't wait for
 }
 
-// Looker is the part of a [bytestore.Store] that finds out whether nars are
-// there.
+// Looker is the part of a [bytestore.Store] that finds out whether nars are stored.
 type Looker interface {
 	Stat(ctx context.Context, name string) (bytestore.Info, error)
 	Concurrency() int
 }
 
-// Progress is how far a conversion has come.
+// Progress is the progress of a conversion.
 type Progress struct {
-	// Done of All narinfos are converted. What was done by an earlier run that
-	// was interrupted counts.
+	// Done of All narinfos are converted, including those of interrupted runs.
 	Done, All int64
 }
 
-// Result is what a conversion did, with earlier runs of it that were
-// interrupted.
+// Result is what a conversion did, including its interrupted runs.
 type Result struct {
 	// Items, Tagged, Cached and Changes are what was converted: narinfos, those
 	// with tags, cached nars, and rows of the log of changes.
@@ -66,11 +60,11 @@ type Result struct {
 	Stored int64
 	// Repeated are narinfos of items that had one already; the last one counts.
 	Repeated int64
-	// LeftOut are rows that can't be made sense of, and Withdrawn items that
-	// clients are told of no more: neither is in what was made.
+	// LeftOut are rows that make no sense, and Withdrawn items that were withdrawn: neither
+	// are in the new file.
 	LeftOut, Withdrawn int64
-	// Unknown are nars of which could not be found out whether they are in the
-	// storage. The index has them as not there.
+	// Unknown are nars for which the storage could not be queried. The index has them as
+	// not stored.
 	Unknown int64
 	// Resumed says that an earlier run had been interrupted.
 	Resumed bool `json:"-"`
@@ -78,7 +72,7 @@ type Result struct {
 	ToOriginal bool `json:"-"`
 }
 
-// String tells the result in one line.
+// String returns the result as one line.
 func (r Result) String() string {
 	text := fmt.Sprintf("%d narinfos, %d of them with tags, %d cached nars, %d changes", r.Items, r.Tagged, r.Cached, r.Changes)
 	for _, part := range []struct {
@@ -98,17 +92,15 @@ func (r Result) String() string {
 	return text
 }
 
-// unfinished and written are put behind the name of a file while it is being
-// made: an index, which can be gone on with, and a database of the original,
-// which can't.
+// unfinished and written are suffixes of temporary files: of an index, whose conversion can be
+// resumed, and of a database of the original, whose conversion can't.
 const (
 	unfinished = ".converting"
 	written    = ".writing"
 )
 
-// Convert makes a database of the original at from an index at to, and an index
-// a database of the original. There must be nothing at to, an error that is
-// [fs.ErrExist].
+// Convert converts a database of the original into an index, and an index into a database of
+// the original. The error is [fs.ErrExist] if the file to exists.
 func Convert(ctx context.Context, from, to string, o Options) (Result, error) {
 	if err := isFree(to); err != nil {
 		return Result{}, err
@@ -140,10 +132,10 @@ func Convert(ctx context.Context, from, to string, o Options) (Result, error) {
 	return result, putInPlace(to+unfinished, to)
 }
 
-// logged is how many rows that make no sense are logged one by one.
+// logged is how many rows that make no sense are logged individually.
 const logged = 20
 
-// problems logs rows that make no sense, the first ones one by one.
+// problems logs rows that make no sense, the first ones individually.
 type problems struct {
 	log   *slog.Logger
 	count int
@@ -159,17 +151,17 @@ func (o *Options) problems() *problems {
 
 func (p *problems) row(err error) {
 	if p.count++; p.count <= logged {
-		p.log.Warn("this can't be converted and is left out; the file that it is in stays", "error", err)
+		p.log.Warn("skipped a row that can't be converted; the old file is kept", "error", err)
 	}
 }
 
 func (p *problems) nar(name string, err error) {
 	if p.sorry++; p.sorry <= logged {
-		p.log.Warn("can't find out whether a nar is in the storage, so the index has it as not there until 'nar-herder check' has looked again", "nar", name, "error", err)
+		p.log.Warn("can't find out whether a nar is in the storage: it counts as missing until 'nar-herder check' has looked again", "nar", name, "error", err)
 	}
 }
 
-// end tells how many there were.
+// end logs the totals.
 func (p *problems) end() {
 	if p.count > logged {
 		p.log.Warn("rows could not be converted and were left out; the first ones are above", "rows", p.count)

@@ -12,8 +12,8 @@ import (
 	"nar-herder/internal/disk"
 )
 
-// isFree refuses a name that a file has, or that has left something beside it: SQLite
-// would take that for a part of the new file. The error is [fs.ErrExist].
+// isFree refuses a name of a file, or of files that SQLite keeps beside a database: it would
+// take those for part of the new one. The error is [fs.ErrExist].
 func isFree(name string) error {
 	for _, suffix := range []string{"", "-wal", "-journal"} {
 		if info, err := os.Lstat(name + suffix); err == nil && (suffix == "" || info.Size() > 0) {
@@ -25,7 +25,7 @@ func isFree(name string) error {
 	return nil
 }
 
-// putInPlace gives a finished file its name, which no file has.
+// putInPlace renames a finished file to a name that no file has.
 func putInPlace(made, name string) error {
 	if err := errors.Join(isFree(name), leaveNothingBeside(made)); err != nil {
 		return err
@@ -37,9 +37,8 @@ func putInPlace(made, name string) error {
 	return disk.SyncDirectory(name)
 }
 
-// replace puts a finished file in the place of the one that it was made of, which
-// is kept as NAME.original, and returns its new name. There is no moment without
-// a file of that name, where the file system has hard links.
+// replace replaces a file by its finished conversion, keeps it as NAME.original, and returns
+// that name. On file systems with hard links, the name always exists.
 func replace(made, name string) (kept string, err error) {
 	if err := errors.Join(leaveNothingBeside(made), leaveNothingBeside(name)); err != nil {
 		return "", err
@@ -53,8 +52,7 @@ func replace(made, name string) (kept string, err error) {
 	return kept, disk.SyncDirectory(name)
 }
 
-// keep gives a file another name, or a second one: it never takes a name that
-// another file has.
+// keep links or renames a file to a name that no other file has.
 func keep(name string) (kept string, err error) {
 	info, err := os.Stat(name)
 	if err != nil {
@@ -76,8 +74,8 @@ func keep(name string) (kept string, err error) {
 		if err == nil {
 			return kept, disk.SyncDirectory(name)
 		}
-		// This file system has no hard links. From here on there is no file of that
-		// name: restore puts the finished one there should this run end now.
+		// This file system has no hard links. From here on the name doesn't exist: if this
+		// run ends now, restore puts the finished file there.
 		if _, err := os.Lstat(kept); err == nil {
 			continue
 		}
@@ -88,8 +86,8 @@ func keep(name string) (kept string, err error) {
 	}
 }
 
-// leaveNothingBeside makes sure that a database which was closed is all in its
-// file: what is beside it would be taken for a part of the next one of that name.
+// leaveNothingBeside makes sure that a closed database has no files beside it, which SQLite
+// would take for part of the next one of that name.
 func leaveNothingBeside(path string) error {
 	if info, err := os.Stat(path + "-wal"); err == nil && info.Size() > 0 {
 		return fmt.Errorf("%s can't be moved: %[1]s-wal has changes that are not in it yet: stop the other program that has it open, and try again", path)
@@ -113,7 +111,7 @@ func likeness(of, path string) error {
 	if err := unix.Stat(of, &owner); err == nil {
 		_ = os.Chown(path, int(owner.Uid), int(owner.Gid)) // as far as this process may
 	}
-	// One that could only be read is to be written from now on.
+	// The old file may have been read-only.
 	err = os.Chmod(path, info.Mode().Perm()|0o600)
 	disk.Inherit(path, disk.GroupWrites)
 	return err

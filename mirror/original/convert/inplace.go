@@ -13,7 +13,7 @@ import (
 	"nar-herder/mirror/original"
 )
 
-// Needed says whether [InPlace] has something to do, which may take long.
+// Needed reports whether [InPlace] has something to do, which may take long.
 func Needed(ctx context.Context, database string) bool {
 	if _, err := os.Stat(database); errors.Is(err, fs.ErrNotExist) {
 		_, err := os.Stat(database + unfinished)
@@ -27,16 +27,15 @@ func Needed(ctx context.Context, database string) bool {
 	return true
 }
 
-// InPlace makes a database of the original an index of this program, under the
-// same name; the old file is kept as DATABASE.original. It goes on where an
-// earlier run was interrupted. Anything else at database, also nothing, is left
-// for [index.Open] to judge: converted is false then.
+// InPlace replaces a database of the original by an index of this program, and keeps the old
+// file as DATABASE.original. It resumes an interrupted run. If the file is something else, or
+// doesn't exist, it does nothing and returns false.
 func InPlace(ctx context.Context, database string, o Options) (converted bool, err error) {
 	log := o.Log
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	// The file itself, and not a link to it, is what is renamed.
+	// Rename the file itself, and not a link to it.
 	path, err := filepath.EvalSymlinks(database)
 	if errors.Is(err, fs.ErrNotExist) {
 		return restore(ctx, database, log)
@@ -56,7 +55,7 @@ func InPlace(ctx context.Context, database string, o Options) (converted bool, e
 	if err != nil {
 		return false, err
 	}
-	log.Info("this is a database of the original Nar Herder: converting it. The old file is kept; if this is interrupted, the next start goes on", "database", database, "narinfos", count)
+	log.Info("this is a database of the original Nar Herder: converting it. The old file is kept; if this is interrupted, the next start resumes it", "database", database, "narinfos", count)
 	start := time.Now()
 	result, err := toIndex(ctx, path, path+unfinished, o)
 	if err != nil {
@@ -73,8 +72,7 @@ func InPlace(ctx context.Context, database string, o Options) (converted bool, e
 	return true, nil
 }
 
-// restore finishes a replacement that was interrupted between its two renames, so
-// that there is no database.
+// restore finishes a replacement that was interrupted between its two renames.
 func restore(ctx context.Context, database string, log *slog.Logger) (bool, error) {
 	finished, err := isFinished(ctx, database+unfinished)
 	if err != nil || !finished {
@@ -83,6 +81,6 @@ func restore(ctx context.Context, database string, log *slog.Logger) (bool, erro
 	if err := putInPlace(database+unfinished, database); err != nil {
 		return false, err
 	}
-	log.Info("there was no database, but a finished conversion of one of the original: it is in its place now", "database", database)
+	log.Info("put a finished conversion in place of the missing database", "database", database)
 	return true, nil
 }

@@ -12,14 +12,13 @@ import (
 	"nar-herder/storage/index"
 )
 
-// stateSetting is where an index has how far its conversion has come. It stays
-// there afterwards, as a note of where the index is from.
+// stateSetting is the key of a conversion's state. It stays in the index as a note of its
+// origin.
 const stateSetting = "converted"
 
-// state is how far a conversion has come, kept in the transaction of each step.
+// state is the state of a conversion, written in the transaction of each step.
 type state struct {
-	// Source tells the file that is converted from others, and from itself
-	// changed.
+	// Source identifies the converted file and its version.
 	Source string
 	// Read narinfos were read, up to the row Last; then changes up to the row
 	// LastChange.
@@ -50,14 +49,13 @@ func load(ctx context.Context, x *index.Index) (*state, error) {
 	return s, nil
 }
 
-// fingerprint tells a file from others and from itself changed. Nobody else has
-// it open, and there is no log of changes beside it.
+// fingerprint identifies a file and its version. No other process may have it open, and it has
+// no write-ahead log.
 func fingerprint(info fs.FileInfo) string {
 	return fmt.Sprintf("%d bytes of %d", info.Size(), info.ModTime().UnixNano())
 }
 
-// begin opens the index that is being made, where an earlier run has left it or
-// anew.
+// begin opens the unfinished index of an earlier run, or creates it.
 func begin(ctx context.Context, source *original.Database, info fs.FileInfo, path string) (*index.Index, *state, error) {
 	fresh := func() (*index.Index, *state, error) {
 		x, err := index.Open(ctx, path, index.Options{Migrate: true, WriterCache: writerCache, Bulk: true})
@@ -86,20 +84,20 @@ func begin(ctx context.Context, source *original.Database, info fs.FileInfo, pat
 			return x, s, nil
 		}
 		if err == nil && found == nil {
-			err = fmt.Errorf("%s is no unfinished conversion, but an index with %d narinfos: move it away", path, totals.Items)
+			err = fmt.Errorf("%s is not an unfinished conversion, but an index with %d narinfos: move it away", path, totals.Items)
 		}
 	}
 	if closeErr := x.Close(); err != nil || closeErr != nil {
 		return nil, nil, errors.Join(err, closeErr)
 	}
-	// Of another file, or of this one before it was changed.
+	// It is of another file, or of another version.
 	if err := remove(path); err != nil {
 		return nil, nil, err
 	}
 	return fresh()
 }
 
-// sameSource says whether what has been read is still what the source has.
+// sameSource reports whether the source still has what was read before.
 func sameSource(ctx context.Context, source *original.Database, found *state, now string) (bool, error) {
 	if found.Source != now {
 		return false, nil
@@ -108,7 +106,7 @@ func sameSource(ctx context.Context, source *original.Database, found *state, no
 	return count == found.Read, err
 }
 
-// isFinished says whether there is a finished conversion under the name.
+// isFinished reports whether there is a finished conversion under the name.
 func isFinished(ctx context.Context, path string) (finished bool, err error) {
 	if _, err := os.Stat(path); err != nil {
 		return false, nil

@@ -20,21 +20,20 @@ const (
 	// of the index of hashes.
 	writerCache = 128 << 20
 
-	// batchRows and batchBytes end a batch, which is a transaction. What a crash
-	// loses is one batch; what is in memory are three.
+	// A batch, which is a transaction, has up to batchRows or batchBytes. A crash loses one
+	// batch; three are in memory.
 	batchRows  = 1000
 	batchBytes = 16 << 20
 
-	// mostUnknown is how many nars may fail to be looked for before it is the
-	// storage that fails, and not some of them.
+	// mostUnknown is how many nars may be unknown before the storage counts as failed.
 	mostUnknown = 100
 )
 
-// errMoved says that the file has become another while it was opened.
+// errMoved reports that the file was replaced while it was opened.
 var errMoved = errors.New("another process has just replaced it: try again")
 
-// toIndex makes the database of the original at from an index at made, or goes on
-// with one that was interrupted. When there is no error, it is whole and closed.
+// toIndex converts the database of the original at from into an index at made, or resumes
+// that. Without an error, the index is complete and closed.
 func toIndex(ctx context.Context, from, made string, o Options) (_ Result, err error) {
 	before, err := os.Stat(from)
 	if err != nil {
@@ -77,7 +76,7 @@ func toIndex(ctx context.Context, from, made string, o Options) (_ Result, err e
 	return s.Result, likeness(from, made)
 }
 
-// conversion is one from an original under way.
+// conversion is a running conversion from an original.
 type conversion struct {
 	Options
 	source   *original.Database
@@ -96,7 +95,7 @@ type batch struct {
 	err  error // why there are no more
 }
 
-// row is a narinfo that was made ready, or why it could not be.
+// row is a prepared narinfo, or an error.
 type row struct {
 	item    original.Item
 	entry   *index.Entry
@@ -104,8 +103,7 @@ type row struct {
 	unknown map[string]error // nars that could not be looked for
 }
 
-// items converts the narinfos. They are read and made ready beside the
-// transactions that write them.
+// items converts the narinfos. It reads and prepares them while others are written.
 func (c *conversion) items(ctx context.Context) error {
 	ctx, stop := context.WithCancel(ctx)
 	ready := make(chan batch, 1)
@@ -172,7 +170,7 @@ func (c *conversion) read(ctx context.Context) func(yield func(batch) bool) {
 	}
 }
 
-// prepare does what needs no transaction, on all cores.
+// prepare prepares rows on all cores.
 func (c *conversion) prepare(ctx context.Context, b *batch) {
 	next := make(chan *row)
 	var workers sync.WaitGroup
@@ -238,7 +236,7 @@ func (c *conversion) prepareRow(ctx context.Context, r *row) {
 	}
 }
 
-// write puts a batch into the index.
+// write writes a batch to the index.
 func (c *conversion) write(ctx context.Context, b *batch) error {
 	for _, err := range b.odd {
 		c.problems.row(err)
@@ -266,8 +264,8 @@ func (c *conversion) write(ctx context.Context, b *batch) error {
 	}, nil)
 }
 
-// update runs f in a transaction that also keeps how far the conversion has come.
-// Only once it is committed that counts; finish is for what changes besides.
+// update runs f in a transaction that also writes the state. The state changes once that is
+// committed; finish makes its other changes.
 func (c *conversion) update(ctx context.Context, f func(*index.Tx, *state) error, finish func(*state)) error {
 	next := *c.state
 	err := c.index.Update(ctx, func(tx *index.Tx) error {

@@ -10,14 +10,14 @@ import (
 	"nar-herder/storage/index"
 )
 
-// toOriginal makes the index, which was opened from a file of that name, a database
-// of the original at to, and closes it. It is read while others may write it. What has changed meanwhile may be in it or not; the
-// log ends where it ended at the start, so that whoever follows from there on is
-// told again.
+// toOriginal converts an index, which was opened from a file of that name, into a database of
+// the original at to, and closes it. Others may write to the index meanwhile: these changes
+// may be missing, and the log ends where it ended at the start, so that mirrors which follow
+// from there get them again.
 func toOriginal(ctx context.Context, x *index.Index, from, to string, o Options) (result Result, err error) {
 	defer func() { err = errors.Join(err, x.Close()) }()
 	made := to + written
-	// One from a run that was killed is of no use.
+	// Remove that of a killed run.
 	if err := remove(made); err != nil {
 		return result, err
 	}
@@ -39,7 +39,7 @@ func toOriginal(ctx context.Context, x *index.Index, from, to string, o Options)
 	return result, nil
 }
 
-// export writes all of an index that the original knows of.
+// export writes everything of an index that the original has as well.
 func export(ctx context.Context, x *index.Index, w *original.Writer, o Options, result *Result) error {
 	newest, err := x.LastChange(ctx)
 	if err != nil {
@@ -92,7 +92,7 @@ func export(ctx context.Context, x *index.Index, w *original.Writer, o Options, 
 	return nil
 }
 
-// readAll goes through the items that clients are told of, and counts the others.
+// readAll reads the items, and counts withdrawn ones.
 func readAll(ctx context.Context, x *index.Index, next func(original.Item) error, withdrawn *int64) error {
 	for row, err := range x.Items(ctx) {
 		if err != nil {
@@ -123,8 +123,7 @@ func readAll(ctx context.Context, x *index.Index, next func(original.Item) error
 	return nil
 }
 
-// inLots has what is read be written beside the reading, on another core. Both have
-// come to their end when it returns.
+// inLots runs read and write concurrently, and returns when both have ended.
 func inLots(ctx context.Context, read func(context.Context, func(original.Item) error) error, write func([]original.Item) error) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
