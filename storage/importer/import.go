@@ -262,7 +262,7 @@ func readNarinfo(found narinfoFile) (*narinfo.Narinfo, error) {
 	if info, err := file.Stat(); err != nil {
 		return nil, err
 	} else if !info.Mode().IsRegular() {
-		return nil, errors.New("it is no regular file")
+		return nil, errors.New("not a regular file")
 	}
 	buffer := narinfoBuffers.Get().(*bytes.Buffer)
 	defer narinfoBuffers.Put(buffer)
