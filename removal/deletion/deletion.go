@@ -7,11 +7,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
+
 	"nar-herder/internal/linger"
 	"nar-herder/narinfo"
 	"nar-herder/storage"
 	"nar-herder/storage/index"
-	"time"
 )
 
 // A Guard re-validates a decision inside the write transaction. changed are the items that

@@ -1,8 +1,6 @@
 package check
 
 import (
-	"nar-herder/storage"
-
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +9,7 @@ import (
 	"time"
 
 	"nar-herder/narinfo"
+	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
 )

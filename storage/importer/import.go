@@ -3,15 +3,13 @@
 package importer
 
 import (
-	"log/slog"
-	"nar-herder/storage"
-
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -21,6 +19,7 @@ import (
 	"time"
 
 	"nar-herder/narinfo"
+	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
 )

@@ -1,8 +1,6 @@
 package importer
 
 import (
-	"nar-herder/storage"
-
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +11,7 @@ import (
 	"syscall"
 
 	"nar-herder/narinfo"
+	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
 )
