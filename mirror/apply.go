@@ -1,8 +1,6 @@
 package mirror
 
 import (
-	"nar-herder/storage"
-
 	"bytes"
 	"context"
 	"errors"
@@ -10,6 +8,7 @@ import (
 	"time"
 
 	"nar-herder/narinfo"
+	"nar-herder/storage"
 	"nar-herder/storage/index"
 )
 

@@ -2,11 +2,12 @@ package storage_test
 
 import (
 	"fmt"
-	"nar-herder/storage/importer"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
+
+	"nar-herder/storage/importer"
 )
 
 // TestProcesses: several processes import the same directories while another

@@ -7,11 +7,12 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"nar-herder/storage/bytestore"
 	"os"
 	"path"
 	"strings"
 	"testing"
+
+	"nar-herder/storage/bytestore"
 )
 
 const (

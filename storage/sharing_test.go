@@ -3,7 +3,6 @@ package storage_test
 import (
 	"errors"
 	"io/fs"
-	"nar-herder/storage/importer"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -11,6 +10,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"nar-herder/storage/importer"
 )
 
 const nobody = 65534

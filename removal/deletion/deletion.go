@@ -1,5 +1,5 @@
-// Package deletion carries out what package removal has decided: it deletes nars whose
-// items stay, hides items from clients, and deletes them when their grace has ended.
+// Package deletion carries out what package removal has decided: it deletes nars of
+// items that stay, hides items from clients, and deletes them when their grace has ended.
 package deletion
 
 import (
@@ -7,11 +7,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
+
 	"nar-herder/internal/linger"
 	"nar-herder/narinfo"
 	"nar-herder/storage"
 	"nar-herder/storage/index"
-	"time"
 )
 
 // A Guard re-validates a decision inside the write transaction. changed are the items that

@@ -149,12 +149,11 @@ func (Defaults) Presign(context.Context, string, time.Duration) (string, error) 
 // Invalidate implements [Store].
 func (Defaults) Invalidate(string) bool { return false }
 
-// LocalFile is a reader of bytes in a file of this machine, from where the
-// kernel can send them.
+// LocalFile is a reader of bytes in a local file, which the kernel can send.
 type LocalFile interface {
 	io.ReadCloser
-	// Local returns the file, and where in it the next Read begins. Others may
-	// be reading it: its own position means nothing. It is good until Close.
+	// Local returns the file, and the offset of the next Read. Others may read the file:
+	// its own position means nothing. It is valid until Close.
 	Local() (file *os.File, offset int64)
 }
 
@@ -185,26 +184,27 @@ func (r *FileReader) Close() error {
 	return nil
 }
 
-// GrowingFile is a LocalFile that is still being written, and whose Read may have
-// other ways when that goes wrong.
+// GrowingFile is a LocalFile that is still being written. Its Read may have other sources
+// if that fails.
 type GrowingFile interface {
 	LocalFile
-	// Next waits until there is something to read, and returns how many bytes
-	// follow from where Local says. With an error, Read is to be tried.
+	// Next waits until there is something to read, and returns how many bytes follow from
+	// the offset of Local. After an error, call Read.
 	Next() (int64, error)
-	// Skip moves on by bytes that were taken out of the file.
+	// Skip advances by bytes that were taken out of the file.
 	Skip(n int64)
 }
 
-// Staged is content that waits to be shown. Each method ends it, unless it fails.
+// Staged is content that is written but not visible yet. Finish it with Commit, CommitNew
+// or Abort.
 type Staged interface {
-	// Commit shows the bytes under their name, in the place of any that were
-	// there, all at once. They survive a loss of power after the store's Sync.
-	// Once it has succeeded, another call does nothing.
+	// Commit makes the bytes visible under their name, atomically replacing any others.
+	// They survive a loss of power after the store's Sync. After it has succeeded, another
+	// call does nothing.
 	Commit(ctx context.Context) error
-	// CommitNew is Commit for a name that has no bytes: of several at once, one
-	// succeeds. The error is [fs.ErrExist] where there are some. On a server or file
-	// system without such a call, all of several at once may succeed.
+	// CommitNew is Commit for a name without bytes: of several concurrent calls, one
+	// succeeds. The error is [fs.ErrExist] if there are bytes. On a server or file system
+	// without such a call, all of several may succeed.
 	CommitNew(ctx context.Context) error
 	// Abort drops the bytes. After Commit it does nothing.
 	Abort()
@@ -213,25 +213,23 @@ type Staged interface {
 // Info describes bytes in a store.
 type Info struct {
 	Name string
-	// Size is the length in bytes; Usage is what it takes of the store, which
-	// is what a limit on the store is about.
+	// Size is the length in bytes; Usage is what the bytes take of the store, for limits.
 	Size, Usage int64
 	ModTime     time.Time
-	// Changed is when the bytes or what describes them changed last, by the clock of
-	// the file system, which nobody can set back for a file. Zero where the bytes are
-	// not in a file of this machine.
+	// Changed is when the bytes or their metadata changed last, by the clock of the file
+	// system, which can't be set back for a file. It is zero for bytes that are not in a
+	// local file.
 	Changed time.Time
-	// Tag tells one content of the name from another, where the store has
-	// something that does; "" where it hasn't.
+	// Tag distinguishes contents of the name, if the store can; otherwise it is "".
 	Tag string
-	// Sum is the first half of the SHA-256 of the bytes, where the store keeps it with
-	// them. Zero where it doesn't; List may leave it out.
+	// Sum is the first half of the SHA-256 of the bytes, if the store keeps it with them;
+	// otherwise it is zero. List may omit it.
 	Sum [16]byte
-	// Temporary says that it is left from a Stage that never came to its end,
-	// or one that is under way: List shows them, Stat and Open do not.
+	// Temporary says that the bytes are from a Stage that was interrupted or is under way:
+	// List yields them, Stat and Open do not.
 	Temporary bool
-	// Linked says that the bytes have other names outside of the store, such as in
-	// an export: to remove this one frees nothing. Not all stores know.
+	// Linked says that the bytes have other names outside of the store, such as in an
+	// export: removing this one frees nothing. Not all stores know.
 	Linked bool
 }
 
@@ -241,15 +239,15 @@ func (i Info) IsSame(other Info) bool {
 }
 
 var (
-	// ErrWrongSize says that bytes are fewer or more than was said.
+	// ErrWrongSize says that there are fewer or more bytes than announced.
 	ErrWrongSize = errors.New("wrong size")
-	// ErrDamaged says that bytes which were read are not those that were stored.
-	// To read the last of them again is no cure.
+	// ErrDamaged says that the bytes read are not those that were stored. Reading the last
+	// of them again doesn't help.
 	ErrDamaged = errors.New("damaged in the storage")
 	// ErrCantShare says that a file must be copied.
 	ErrCantShare = errors.New("can't be shared with the storage")
 	// ErrNotInPlace says that a store's directory was moved or unmounted.
 	ErrNotInPlace = errors.New("is no longer the directory it was at start")
-	// ErrOutside says that a name leads out of the store by a symbolic link.
+	// ErrOutside says that a symbolic link leads out of the store.
 	ErrOutside = errors.New("leads out of the storage")
 )

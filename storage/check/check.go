@@ -2,18 +2,17 @@
 package check
 
 import (
-	"log/slog"
-	"nar-herder/storage"
-
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"iter"
+	"log/slog"
 	"slices"
 
 	"nar-herder/narinfo"
+	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
 )

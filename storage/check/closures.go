@@ -1,8 +1,6 @@
 package check
 
 import (
-	"nar-herder/storage"
-
 	"context"
 	"errors"
 	"iter"
@@ -11,6 +9,7 @@ import (
 	lru "github.com/hashicorp/golang-lru/v2/simplelru"
 
 	"nar-herder/narinfo"
+	"nar-herder/storage"
 	"nar-herder/storage/index"
 )
 

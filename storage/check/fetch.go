@@ -1,14 +1,14 @@
 package check
 
 import (
-	"nar-herder/storage"
-
 	"context"
 	"errors"
 	"fmt"
 	"io"
-	"nar-herder/storage/bytestore"
 	"strings"
+
+	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 )
 
 // fetch stages the file of a finding from the first source that has it. If none has,

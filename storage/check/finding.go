@@ -1,9 +1,8 @@
 package check
 
 import (
-	"nar-herder/storage"
-
 	"nar-herder/narinfo"
+	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
 )

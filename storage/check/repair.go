@@ -1,8 +1,6 @@
 package check
 
 import (
-	"nar-herder/storage"
-
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +10,7 @@ import (
 
 	"nar-herder/internal/pace"
 	"nar-herder/narinfo"
+	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
 )

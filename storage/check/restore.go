@@ -1,14 +1,13 @@
 package check
 
 import (
-	"nar-herder/storage"
-
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 
+	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
 )

@@ -1,13 +1,12 @@
 package check
 
 import (
-	"nar-herder/storage"
-
 	"context"
 	"errors"
 	"time"
 
 	"nar-herder/internal/pace"
+	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
 )
 

@@ -1,14 +1,13 @@
 package check
 
 import (
-	"nar-herder/storage"
-
 	"context"
 	"errors"
 	"io/fs"
 	"iter"
 	"strings"
 
+	"nar-herder/storage"
 	"nar-herder/storage/index"
 )
 

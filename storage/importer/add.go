@@ -1,8 +1,6 @@
 package importer
 
 import (
-	"nar-herder/storage"
-
 	"bytes"
 	"context"
 	"errors"
@@ -13,6 +11,7 @@ import (
 	"strings"
 
 	"nar-herder/narinfo"
+	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
 	"nar-herder/storage/space"

@@ -3,15 +3,13 @@
 package importer
 
 import (
-	"log/slog"
-	"nar-herder/storage"
-
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -21,6 +19,7 @@ import (
 	"time"
 
 	"nar-herder/narinfo"
+	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
 )
@@ -262,7 +261,7 @@ func readNarinfo(found narinfoFile) (*narinfo.Narinfo, error) {
 	if info, err := file.Stat(); err != nil {
 		return nil, err
 	} else if !info.Mode().IsRegular() {
-		return nil, errors.New("it is no regular file")
+		return nil, errors.New("not a regular file")
 	}
 	buffer := narinfoBuffers.Get().(*bytes.Buffer)
 	defer narinfoBuffers.Put(buffer)

@@ -2,6 +2,7 @@ package importer
 
 import (
 	"context"
+
 	"nar-herder/storage/index"
 )
 

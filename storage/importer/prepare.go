@@ -1,8 +1,6 @@
 package importer
 
 import (
-	"nar-herder/storage"
-
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +11,7 @@ import (
 	"syscall"
 
 	"nar-herder/narinfo"
+	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
 )
@@ -260,7 +259,7 @@ func (im *Importer) stageFrom(ctx context.Context, p *prepared, n int, name, dir
 	}
 	source := path.Join(directory, name)
 	if !info.Mode().IsRegular() {
-		return 0, fmt.Errorf("%s is no regular file", source)
+		return 0, fmt.Errorf("%s is not a regular file", source)
 	}
 	size = info.Size()
 	if want := p.Narinfo.Files[n].Size; want >= 0 && size != want {

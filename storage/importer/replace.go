@@ -1,8 +1,6 @@
 package importer
 
 import (
-	"nar-herder/storage"
-
 	"context"
 	"crypto/rand"
 	"errors"
@@ -13,6 +11,7 @@ import (
 
 	"nar-herder/internal/linger"
 	"nar-herder/narinfo"
+	"nar-herder/storage"
 	"nar-herder/storage/index"
 )
 

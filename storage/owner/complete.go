@@ -5,11 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"nar-herder/storage"
-	"nar-herder/storage/index"
 	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
+
+	"nar-herder/storage"
+	"nar-herder/storage/index"
 )
 
 // claimSamples is how many items [IsComplete] looks at, at the most.

@@ -127,7 +127,7 @@ func Read(ctx context.Context, store bytestore.Store) (Owner, error) {
 	return o, nil
 }
 
-// Take makes an instance the owner of a byte store, whoever owned it before.
+// Take makes an instance the owner of a byte store, replacing any other.
 func Take(ctx context.Context, store bytestore.Store, self Owner) error {
 	return write(ctx, store, self, bytestore.Staged.Commit)
 }

@@ -23,8 +23,8 @@ const (
 	lastFlush = 500 * time.Millisecond
 	// flushAtOnce bounds the items of one transaction.
 	flushAtOnce = 2_000
-	// maxPending bounds the items whose uses are gathered, should the database
-	// be locked for long. What is beyond is not counted.
+	// maxPending bounds the items with uses that are not written yet, if the database
+	// can't be written.
 	maxPending = 100_000
 )
 
