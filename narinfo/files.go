@@ -104,7 +104,7 @@ func unescape(url string) (string, error) {
 	return string(decoded), nil
 }
 
-// isPlain says whether there is nothing to decode or refuse, as in nearly all URLs.
+// isPlain reports whether a URL has nothing to decode or refuse, as nearly all.
 func isPlain(url string) bool {
 	for i := range len(url) {
 		if !isUnescaped[url[i]] || url[i] == '%' {
