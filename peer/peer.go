@@ -12,7 +12,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	mathrand "math/rand/v2"
 	"net"
 	"net/http"
 	"net/url"
@@ -21,6 +20,7 @@ import (
 	"time"
 
 	"nar-herder/internal/disk"
+	"nar-herder/internal/pace"
 	"nar-herder/internal/redact"
 	"nar-herder/narinfo"
 	"nar-herder/storage"
@@ -136,16 +136,15 @@ type record struct {
 	until    time.Time
 }
 
+// backoff is how long a peer is left alone after failures.
+var backoff = pace.Backoff{First: time.Second, Last: 5 * time.Minute}
+
 const (
 	// answerTimeout is how long an answer to a question may take, and the head
 	// of one that carries a nar: the instance has disks to wait for.
 	answerTimeout = 15 * time.Second
 	// progressTimeout is how long a nar may stop to come.
 	progressTimeout = 60 * time.Second
-	// firstPause and lastPause are how long a peer is left alone after a
-	// failure; the pause doubles with each in a row.
-	firstPause = time.Second
-	lastPause  = 5 * time.Minute
 	// restAfter is how long no client has to wait for a peer that has failed.
 	restAfter = 10 * time.Second
 	// plainFor is how long a peer that did not know our question is not asked
@@ -235,12 +234,10 @@ func (p *Peer) settle(ctx context.Context, r *record, begun time.Time, err error
 	if ctx.Err() != nil {
 		return
 	}
-	pause := min(lastPause, firstPause<<min(r.failures, 20))
 	r.failures++
 	r.failedAt = p.now()
 	r.slow = r.failedAt.Sub(begun) > time.Second
-	// Not all who ask come back at the same moment.
-	r.until = r.failedAt.Add(pause/2 + mathrand.N(pause))
+	r.until = r.failedAt.Add(backoff.Jittered(r.failures))
 }
 
 // Verdict is what a peer's answer comes to for one item.
