@@ -1,5 +1,5 @@
-// Package testfs mounts file systems for tests: small ones that get full, and read-only ones. Both need the right to mount. Without
-// it a test is skipped, but not in CI: there it must run.
+// Package testfs mounts file systems for tests: small ones that get full, and read-only ones.
+// Both need the right to mount. Without it a test is skipped, but not in CI: there it must run.
 package testfs
 
 import (
