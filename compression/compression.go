@@ -1,6 +1,6 @@
 // Package compression reads and writes nars in the compressions that narinfos name.
 //
-// Everything here works on streams in bounded memory; see their constructors for how much.
+// Everything here works on streams in bounded memory: NewReader and NewWriter say how much.
 // LZMA in lzip's framing is in the subpackage lzip.
 package compression
 

@@ -97,7 +97,7 @@ func xzDict(head []byte) int64 {
 }
 
 // xzBlockDict reads a block header after its first byte, and returns the size of the dictionary, in bytes. The decoder
-// supports only LZMA2 as the only filter; ok is false for others.
+// supports LZMA2 as the only filter; ok is false for others.
 func xzBlockDict(header []byte) (size int64, ok bool) {
 	if len(header) == 0 {
 		return 0, false
