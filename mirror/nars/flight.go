@@ -28,7 +28,7 @@ type flight struct {
 	result error
 
 	mu   notify.Mutex // of what follows
-	size int64         // of the whole file; negative until it is known
+	size int64        // of the whole file; negative until it is known
 	file *os.File
 	have int64 // bytes that are in the file
 	// opened says that the source has answered, or all is here, and flowing that

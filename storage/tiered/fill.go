@@ -56,8 +56,8 @@ type fill struct {
 	over bool
 
 	mu   notify.Mutex // of what follows
-	open bool          // the store behind has answered
-	have int64         // bytes that can be read
+	open bool         // the store behind has answered
+	have int64        // bytes that can be read
 	// err is why no more will come. Before open, it is what Open returns.
 	err error
 	// passed is what was opened, and is not kept, for who began.
