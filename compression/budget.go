@@ -9,13 +9,11 @@ import (
 	"sync"
 )
 
-// Budget is memory that all decoders of a process share. Those that work for clients reserve it themselves, with Reserve;
-// background work has NewReader do so, and wait for it.
-//
-// What is reserved exceeds the budget only by a decoder for clients and one of background work, each of which gets its
-// memory when there is no other of its kind. So even one that needs more than the budget gets its turn.
-//
-// A nil Budget is without a limit for background work.
+// Budget is memory that all decoders of a process share. Those for clients reserve it with Reserve; for background work,
+// NewReader reserves it, and waits for it.
+// Reservations exceed the budget only by one decoder for clients and one of background work: each gets its memory if there
+// is no other of its kind, so that even one that needs more than the budget gets its turn.
+// A nil Budget has no limit for background work.
 type Budget struct {
 	total int64
 
@@ -35,7 +33,7 @@ func NewBudget(bytes int64) *Budget {
 // Total returns the size of the budget.
 func (b *Budget) Total() int64 { return b.total }
 
-// Background returns what is reserved for background work.
+// Background returns how many bytes are reserved for background work.
 func (b *Budget) Background() int64 {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -73,9 +71,9 @@ func (b *Budget) change() {
 	b.changed = make(chan struct{})
 }
 
-// NewReader is [NewReader] for background work. It waits until there is memory for what the beginning of the data asks for,
-// of which background work gets no more than half. Callers that need little may overtake one that needs much. size is that of the data when decompressed, -1 when it is not known.
-// Streams that ask for more later get it if it is free, else the error is an [ErrTooLarge].
+// NewReader is [NewReader] for background work. It waits for the memory that the beginning of the data needs, of which
+// background work gets no more than half. Callers that need little may overtake one that needs much. size is that of the
+// decompressed data, -1 if unknown. Streams that need more later get it if it is free, else the error is an [ErrTooLarge].
 //
 // Between the call and Close, a caller must not wait for another such reader, nor for anything that is held by a caller of
 // NewReader while it waits, such as room for the parts of an upload.
@@ -105,11 +103,11 @@ func (b *Budget) NewReader(ctx context.Context, name string, r io.Reader, size i
 	return &sharing{z, share}, nil
 }
 
-// share is what a reader of background work has of a budget.
+// share is the part of a budget that a reader of background work has.
 type share struct {
 	budget *Budget
 	bytes  int64
-	// wanted is what it waits for, and overtaken what those have that overtook it.
+	// wanted is how much it waits for, and overtaken how much the readers have that overtook it.
 	wanted, overtaken int64
 	overtook          *share
 }
@@ -140,8 +138,8 @@ func (s *share) wait(ctx context.Context, bytes int64) error {
 	return nil
 }
 
-// grow makes the share one of so many bytes where they are free. The first in the queue may be overtaken by those that fit
-// beside it: so it waits only for those that were there before it. The mutex is held.
+// grow enlarges the share if the bytes are free. Readers that fit beside the first in the queue may overtake it, so that it
+// waits only for those that were there before it. The mutex is held.
 func (s *share) grow(bytes int64) bool {
 	b, more := s.budget, bytes-s.bytes
 	fits := func(background int64) bool { return background <= b.total/2 && b.clients+background <= b.total }
@@ -161,7 +159,7 @@ func (s *share) grow(bytes int64) bool {
 	return true
 }
 
-// allow reports whether the reader may hold so many bytes.
+// allow reports whether the reader may hold that many bytes.
 func (s *share) allow(needed int64) bool {
 	b := s.budget
 	b.mu.Lock()
@@ -183,7 +181,7 @@ func (s *share) release() {
 	notify()
 }
 
-// sharing is a reader that has a share until it is closed.
+// sharing is a reader with a share, which Close returns.
 type sharing struct {
 	io.ReadCloser
 	share *share

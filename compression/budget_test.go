@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// gzipFile is a small one, whose decoder takes gzipMemory.
+// gzipFile is a small one: its decoder takes gzipMemory.
 func gzipFile(t *testing.T) []byte { return encode(t, Gzip, 1, []byte("data")) }
 
 // open opens a reader in the background, and says whether it got one yet.

@@ -1,6 +1,6 @@
 // Package compression reads and writes nars in the compressions that narinfos name.
 //
-// Everything here works on streams in bounded memory; what each reader and writer takes is said where it is made.
+// Everything here works on streams in bounded memory: NewReader and NewWriter say how much.
 // LZMA in lzip's framing is in the subpackage lzip.
 package compression
 
@@ -10,7 +10,7 @@ import (
 	"strings"
 )
 
-// Names of compressions as the Compression field of a narinfo has them. None is what a narinfo without the field means.
+// Names of compressions, as in the Compression field of a narinfo. None is the default there.
 const (
 	None  = "none"
 	Gzip  = "gzip"
@@ -25,7 +25,7 @@ var (
 	writable = []string{None, Zstd, Gzip, Lzip}
 )
 
-// ErrUnknown is a compression that is not known, or that cannot be written.
+// ErrUnknown is the error for a compression that is unknown, or can't be written.
 type ErrUnknown struct {
 	Name    string   // what was asked for
 	Allowed []string // what could have been

@@ -11,7 +11,7 @@ import (
 	"testing/iotest"
 )
 
-// xzFile is an xz file in the making, whose checksums are right whatever it says.
+// xzFile is an xz file in the making, with right checksums whatever it says.
 type xzFile struct {
 	bytes.Buffer
 	records [][2]uint64 // of the stream: unpadded and uncompressed sizes of the blocks

@@ -22,10 +22,10 @@ const (
 	zstdMemory  = 1 << 20
 )
 
-// Memory returns how many bytes of memory a reader of compressed data holds at the most, judging by head: the first
-// HeadBytes bytes of the data, or all of it where it is shorter. size is that of the data when decompressed, -1 when it is
-// not known. Later streams in the same file may ask for more: see [NewReaderWithin]. A damaged head may give any result up
-// to [MaxMemory]. Unknown compressions need nothing, as they are not read.
+// Memory returns how many bytes of memory a reader of compressed data holds at most, according to head: the first
+// HeadBytes bytes of the data, or all of it if it is shorter. size is that of the decompressed data, -1 if unknown.
+// Later streams in the same file may need more: see [NewReaderWithin]. A damaged head may give any result up
+// to [MaxMemory]. Unknown compressions need none, as they are not read.
 func Memory(name string, head []byte, size int64) int64 {
 	switch name {
 	case Gzip:
@@ -51,7 +51,7 @@ func Memory(name string, head []byte, size int64) int64 {
 	}
 }
 
-// MaxMemory returns what a reader holds at the most, whatever the data ask for: above that, they are refused.
+// MaxMemory returns how much memory a reader holds at most: data that need more are refused.
 func MaxMemory(name string) int64 {
 	switch name {
 	case Xz:
@@ -65,7 +65,7 @@ func MaxMemory(name string) int64 {
 	}
 }
 
-// zstdWindow is the window of the first frame, in bytes. One that can't be told, as behind a skippable frame, counts as the
+// zstdWindow is the window of the first frame, in bytes. An unknown one, as behind a skippable frame, counts as the
 // largest.
 func zstdWindow(head []byte) int64 {
 	var h zstd.Header
@@ -96,8 +96,8 @@ func xzDict(head []byte) int64 {
 	return maxDict
 }
 
-// xzBlockDict reads a block header after its first byte, and returns the size of the dictionary, in bytes. Only LZMA2 as
-// the one filter is known to the decoder; ok is false for others.
+// xzBlockDict reads a block header after its first byte, and returns the size of the dictionary, in bytes. The decoder
+// supports LZMA2 as the only filter; ok is false for others.
 func xzBlockDict(header []byte) (size int64, ok bool) {
 	if len(header) == 0 {
 		return 0, false
@@ -119,7 +119,7 @@ func xzBlockDict(header []byte) (size int64, ok bool) {
 	return int64(2|code&1) << (min(code, 40)/2 + 11), true
 }
 
-// tooLarge makes errors of the decoders that are about a dictionary or window an ErrTooLarge.
+// tooLarge wraps errors of the decoders about a dictionary or window in ErrTooLarge.
 func tooLarge(err error) error {
 	if errors.Is(err, zstd.ErrWindowSizeExceeded) || errors.Is(err, zstd.ErrDecoderSizeExceeded) || errors.Is(err, lzip.ErrWindow) {
 		return fmt.Errorf("%w: %w", ErrTooLarge, err)

@@ -15,24 +15,23 @@ import (
 
 const (
 	// maxDict is the largest dictionary that is accepted of xz and lzip, in bytes: 64 MiB is that of xz -9; lzip -9
-	// has 32 MiB. A larger one is no nar of Guix's, and would let a file of a few bytes name our memory.
+	// has 32 MiB. Guix needs no larger one, and a file of a few bytes must not choose how much memory we allocate.
 	maxDict = 64 << 20
 	// maxWindow is the largest zstd window, in bytes: 128 MiB is what the zstd program itself writes at most
-	// (--ultra -22) and reads without being told to (--long=27).
+	// (--ultra -22) and reads without an option (--long=27).
 	maxWindow = 128 << 20
 
 	inputBuffer = 64 << 10
 )
 
-// ErrClosed is what a Read after Close returns.
+// ErrClosed is the error of a Read after Close.
 var ErrClosed = errors.New("compression: read after Close")
 
 // NewReader returns the decompressed bytes of r, which holds a nar in the compression that a narinfo calls name; for
 // an unknown one the error is an ErrUnknown. It may read the beginning of r at once, and reads beyond the end of the
-// compressed data, as that has to be the end of r. Close gives back what the reader holds; it does not close r. The
-// result also implements io.WriterTo where that is faster.
-//
-// Checksums are verified; io.EOF means that they were right. Input that ends too early, empty input included, gives
+// compressed data, as that has to be the end of r. Close releases the reader's memory; it does not close r. The
+// result also implements io.WriterTo if that is faster.
+// Checksums are verified; io.EOF means that they match. Input that ends too early, empty input included, gives
 // an error that is io.ErrUnexpectedEOF for errors.Is, never io.EOF. Several streams (members, frames) one after the
 // other are read as one, as the programs do. Anything after the last is an error, where gzip, bzip2 and lzip
 // (the programs) would warn and go on; xz's padding and zstd's skippable frames belong to those formats and are
@@ -52,14 +51,14 @@ func NewReader(name string, r io.Reader) (io.ReadCloser, error) {
 	return NewReaderWithin(name, r, MaxMemory(name))
 }
 
-// NewReaderWithin is NewReader for a caller with memory bytes of memory, as [Memory] counts it. Data that turn out to need
-// more, as with a stream of a larger window behind the first, give an [ErrTooLarge] before it is allocated; up to
-// [MaxMemory], another reader can read them with more.
+// NewReaderWithin is NewReader with a limit of memory, in bytes as [Memory] counts them. Data that need more, such as a
+// later stream with a larger window, give an [ErrTooLarge] before it is allocated; a reader with a higher limit, up to
+// [MaxMemory], can read them.
 func NewReaderWithin(name string, r io.Reader, memory int64) (io.ReadCloser, error) {
 	return newReader(name, r, func(needed int64) bool { return needed <= memory })
 }
 
-// newReader is NewReaderWithin for a caller that allows a reader to hold so many bytes, or not, when it comes to need them.
+// newReader is NewReaderWithin with a function that decides whether the reader may hold that many bytes.
 func newReader(name string, r io.Reader, allow func(needed int64) bool) (io.ReadCloser, error) {
 	if !Known(name) {
 		return nil, ErrUnknown{Name: name, Allowed: slices.Clone(readable)}
@@ -103,7 +102,7 @@ func newReader(name string, r io.Reader, allow func(needed int64) bool) (io.Read
 	return z, nil
 }
 
-// unexpected makes an end of input that is none of the format's into an error.
+// unexpected turns io.EOF into io.ErrUnexpectedEOF.
 func unexpected(err error) error {
 	if err == io.EOF {
 		return io.ErrUnexpectedEOF
@@ -111,7 +110,7 @@ func unexpected(err error) error {
 	return err
 }
 
-// reader adds to a decoder that errors name the compression, that it is not touched after Close, and that errors stay.
+// reader adds the name of the compression to the errors of a decoder, makes them sticky, and refuses calls after Close.
 type reader struct {
 	src     io.Reader
 	name    string

@@ -21,7 +21,7 @@ import (
 	"github.com/ulikunitz/xz"
 )
 
-// The programs whose formats these are, by what a narinfo calls the compression.
+// The programs of these formats, by the compression's name in a narinfo.
 var programs = map[string]string{Gzip: "gzip", Bzip2: "bzip2", Xz: "xz", Lzip: "lzip", Zstd: "zstd"}
 
 // filter runs a program over data. Without the program the test is skipped, but not where everything has to be tested.
@@ -424,7 +424,7 @@ func readSome(z io.ReadCloser, err error) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(z, 1<<20))
 }
 
-// FuzzXzFile makes xz files whose checksums are right, of blocks that are anything. Each byte of plan is one: the lower six
+// FuzzXzFile makes xz files with right checksums, of arbitrary blocks. Each byte of plan is one: the lower six
 // bits are the code of its dictionary, the next says that its chunk is made of what is next in chunks, not of plain data,
 // and the last ends the stream after it.
 func FuzzXzFile(f *testing.F) {

@@ -2,8 +2,8 @@ package compression
 
 import "errors"
 
-// Refused says whether an error of NewReader, or of what it returned, is about what is not read here at all: another
-// compression, or a dictionary or window that is too large. The data may be good for others.
+// Refused reports whether an error of NewReader, or of its result, means that this program can't read the data, which may
+// be good for others: the compression is unknown, or the dictionary or window too large.
 func Refused(err error) bool {
 	var unknown ErrUnknown
 	return errors.As(err, &unknown) || errors.Is(err, ErrTooLarge)

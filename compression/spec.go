@@ -9,7 +9,7 @@ import (
 	"nar-herder/compression/lzip"
 )
 
-// Spec is a compression to be made: what --enable-cached-compression=TYPE[:LEVEL] says.
+// Spec is a compression with its level, as in --enable-cached-compression=TYPE[:LEVEL].
 type Spec struct {
 	Name  string // Zstd, Lzip or Gzip
 	Level int    // as the codec's own program counts
@@ -28,7 +28,7 @@ var levelRanges = map[string]levelRange{
 	Lzip: {lzip.MinLevel, lzip.MaxLevel, lzip.DefaultLevel},
 }
 
-// ErrLevel is a level that a compression does not have.
+// ErrLevel is the error for a level that a compression does not have.
 type ErrLevel struct {
 	Name     string
 	Level    string // as it was given
@@ -58,11 +58,11 @@ func ParseSpec(s string) (Spec, error) {
 	return Spec{name, int(n)}, nil
 }
 
-// DefaultLevel returns the level that the codec's program uses when it is not told: zstd 3, gzip 6, lzip 6. For what
-// has no levels it is 0.
+// DefaultLevel returns the default level of the codec's program: 3 for zstd, 6 for gzip and lzip; 0 for compressions
+// without levels.
 func DefaultLevel(name string) int { return levelRanges[name].standard }
 
-// checkLevel reports what is wrong with writing name at a level.
+// checkLevel returns an error if a compression can't be written at a level.
 func checkLevel(name string, level int) error {
 	if !slices.Contains(writable, name) {
 		return ErrUnknown{Name: name, Allowed: slices.Clone(writable)}

@@ -20,7 +20,7 @@ const (
 
 var errXz = errors.New("xz: not a well-formed file")
 
-// ErrTooLarge is a stream whose dictionary is larger than we give it.
+// ErrTooLarge is the error for a stream that needs a larger dictionary than allowed.
 var ErrTooLarge = errors.New("compression: dictionary too large")
 
 // xzGuard passes an xz file through to the decoder and follows its structure, for what the decoder does not do: refuse a
@@ -31,7 +31,7 @@ var ErrTooLarge = errors.New("compression: dictionary too large")
 // The structure is that of the xz file format 1.2, chapters 2 to 4, and of LZMA2's chunks.
 type xzGuard struct {
 	r *bufio.Reader
-	// allow is asked before a dictionary of so many bytes is allocated.
+	// allow is called before a dictionary of that many bytes is allocated.
 	allow func(dict int64) bool
 
 	skip int64                // bytes to pass without looking at them
@@ -234,13 +234,13 @@ func (g *xzGuard) indexNext() error {
 	return g.expect(padding+4+11, 1, func(g *xzGuard) error { return g.expect(0, 1, nil) })
 }
 
-// guarded is an xz decoder on top of a guard. The guard's errors count for more than what the decoder makes of them.
+// guarded is an xz decoder on top of a guard. Errors of the guard take precedence over the decoder's.
 type guarded struct {
 	io.Reader
 	guard *xzGuard
 }
 
-// Read has the decoder read no further than to the end of a chunk's data. By then it must have read all of the chunk, or it
+// Read makes the decoder read no further than the end of a chunk's data. By then it must have read all of the chunk, or it
 // would take what is left for the next chunk, of which the guard knows nothing.
 func (x *guarded) Read(p []byte) (int, error) {
 	if g := x.guard; len(p) > 0 && g.data <= 0 {

@@ -19,7 +19,7 @@ const (
 // is allocated. It refuses what it does not understand.
 type zstdGuard struct {
 	r *bufio.Reader
-	// allow is asked before a window of so many bytes is allocated.
+	// allow is called before a window of that many bytes is allocated.
 	allow func(window int64) bool
 
 	skip    int64 // bytes to pass without looking at them
@@ -90,7 +90,7 @@ func (g *zstdGuard) frame() error {
 	return nil
 }
 
-// because returns the guard's error where there is one, else the decoder's.
+// because returns the guard's error if there is one, else the decoder's.
 func (g *zstdGuard) because(err error) error {
 	if g.err != nil && g.err != io.EOF {
 		return g.err

@@ -13,7 +13,7 @@ import (
 // path may pass 255 on a usual file system anyway.
 const MaxURLLen = 1024
 
-// ErrScheme says that a URL leads to some other place than the server whose narinfo has
+// ErrScheme says that a URL leads to some other place than the server of the narinfo that has
 // it.
 var ErrScheme = errors.New("has a scheme, must be relative")
 
@@ -104,7 +104,7 @@ func unescape(url string) (string, error) {
 	return string(decoded), nil
 }
 
-// isPlain says whether there is nothing to decode or refuse, as in nearly all URLs.
+// isPlain reports whether a URL has nothing to decode or refuse, as nearly all.
 func isPlain(url string) bool {
 	for i := range len(url) {
 		if !isUnescaped[url[i]] || url[i] == '%' {
@@ -116,7 +116,7 @@ func isPlain(url string) bool {
 
 // AppendFiles appends to dst the text of a narinfo, byte for byte, and a block
 // of URL, Compression and FileSize for each of files. That changes nothing that
-// is signed, and is sound for a narinfo whose [Narinfo.CanAppend] is true. A
+// is signed, and is sound for a narinfo if [Narinfo.CanAppend] is true. A
 // text that doesn't end in a newline gets one first.
 //
 // Bytes of a URL are escaped as guix publish escapes them, apart from '/' and

@@ -69,7 +69,7 @@ func ParseInto(n *Narinfo, text []byte) error {
 type parser struct {
 	*Narinfo
 
-	field     fieldLine // the field whose value may still be continued
+	field     fieldLine // the field, which the next line may continue
 	continued []byte    // its value so far, if it has been
 	seen      uint      // fields that may stand there once only, as bits
 

@@ -30,8 +30,8 @@ func (n *Narinfo) SigningKey() (string, error) {
 	return key, nil
 }
 
-// CheckSignature checks the signature of the narinfo's own text, see [signing.Verify]: a
-// mirror whose source gives no digests notices damage before clients would refuse it.
+// CheckSignature checks the signature of the narinfo's own text, see [signing.Verify], so that
+// a mirror of a source without digests notices damage before clients would refuse it.
 //
 // The error is [ErrUnsigned] when there is no signature. It wraps [signing.ErrBadSignature]
 // or [signing.ErrUnknownAlgorithm] as that of Verify does, the former also when StorePath,

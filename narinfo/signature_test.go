@@ -255,7 +255,7 @@ func TestCheckSignatureCovers(t *testing.T) {
 		{"NarHash", storePath + references, hash, signing.ErrBadSignature, "NarHash isn't"},
 		{"References", storePath + hash, references, signing.ErrBadSignature, "References isn't"},
 		{"nothing", "", storePath + hash + references, signing.ErrBadSignature, "StorePath isn't"},
-		// The mark in a comment ends what is signed; the field goes on below.
+		// The mark in a comment ends what is signed; the field continues below.
 		{"continued", storePath + hash + references + "# ", "Signature: in a comment\n+" + item + "\n", signing.ErrBadSignature, "References isn't"},
 		{"other field's name", storePath + hash + references + "X-", "Signature: x\n", signing.ErrBadSignature, "no colon"},
 	} {

@@ -11,7 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	mathrand "math/rand/v2"
 	"net"
 	"net/http"
 	"net/url"
@@ -20,6 +19,7 @@ import (
 	"time"
 
 	"nar-herder/internal/disk"
+	"nar-herder/internal/pace"
 	"nar-herder/internal/redact"
 	"nar-herder/narinfo"
 	"nar-herder/peer/redirect"
@@ -142,16 +142,15 @@ type record struct {
 	until    time.Time
 }
 
+// backoff is how long a peer is left alone after failures.
+var backoff = pace.Backoff{First: time.Second, Last: 5 * time.Minute}
+
 const (
 	// answerTimeout is how long an answer to a query, or the header of a nar, may take.
 	// Disks can be slow.
 	answerTimeout = 15 * time.Second
 	// progressTimeout is how long a nar may stall.
 	progressTimeout = 60 * time.Second
-	// firstPause is how long a peer is not queried after a failure. It doubles with each
-	// in a row, up to lastPause.
-	firstPause = time.Second
-	lastPause  = 5 * time.Minute
 	// restAfter is how long no client has to wait for a peer that has failed.
 	restAfter = 10 * time.Second
 	// plainFor is how long a peer that did not know this program's query is sent the
@@ -246,12 +245,10 @@ func (p *Peer) record(ctx context.Context, r *record, begun time.Time, err error
 	if ctx.Err() != nil {
 		return
 	}
-	pause := min(lastPause, firstPause<<min(r.failures, 20))
 	r.failures++
 	r.failedAt = p.now()
 	r.slow = r.failedAt.Sub(begun) > time.Second
-	// Jitter, so that not all instances retry at the same moment.
-	r.until = r.failedAt.Add(pause/2 + mathrand.N(pause))
+	r.until = r.failedAt.Add(backoff.Jittered(r.failures))
 }
 
 // Verdict is the result of a peer's answer for one item.

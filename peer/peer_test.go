@@ -490,7 +490,7 @@ func TestPause(t *testing.T) {
 			p.record(t.Context(), &p.nars, begun, err)
 		}
 		fail := errors.New("failed")
-		pause := firstPause
+		pause := backoff.First
 		for range 30 {
 			settle(time.Now(), fail)
 			if got := p.Pause(); got < pause/2 || got >= 3*pause/2 {
@@ -499,7 +499,7 @@ func TestPause(t *testing.T) {
 			if p.isResting() {
 				t.Error("it rests after a failure that took no time")
 			}
-			pause = min(2*pause, lastPause)
+			pause = min(2*pause, backoff.Last)
 		}
 		begun := time.Now()
 		time.Sleep(p.Pause())
@@ -519,7 +519,7 @@ func TestPause(t *testing.T) {
 			t.Errorf("%s are left after a success", p.Pause())
 		}
 		settle(time.Now(), fail)
-		if got := p.Pause(); got >= 3*firstPause/2 {
+		if got := p.Pause(); got >= 3*backoff.First/2 {
 			t.Errorf("%s after a success and a failure", got)
 		}
 	})

@@ -33,7 +33,7 @@ func TestClockWasAhead(t *testing.T) {
 }
 
 // TestClockIsBehind: what is removed while the clock is behind, and when it is right
-// again, is no more than it would be by the right clock.
+// again, is not more than by the right clock.
 func TestClockIsBehind(t *testing.T) {
 	t.Parallel()
 	c := newClock()

@@ -145,7 +145,7 @@ func newInstanceIn(t *testing.T, c *clock, dir string) *instance {
 // what is given to pass.
 func (i *instance) intercept(handler http.HandlerFunc) { i.between.Store(&handler) }
 
-// pass has a handler given to intercept leave the request to the server.
+// pass makes a handler given to intercept leave the request to the server.
 func pass(w http.ResponseWriter) { w.Header().Set("Pass", "yes") }
 
 // asked is how many questions there were since it was called last.
@@ -236,7 +236,7 @@ func (i *instance) used(n int, at time.Time) {
 	})
 }
 
-// evict deletes the nar of an item, whose row stays.
+// evict deletes the nar of an item, and keeps its row.
 func (i *instance) evict(n int) {
 	i.t.Helper()
 	since, err := i.index.LastChange(i.t.Context())

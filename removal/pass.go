@@ -163,7 +163,7 @@ func (r *Remover) page(ctx context.Context) (page []candidate, since int64, more
 	for _, row := range rows {
 		item, err := storage.NewItem(row.Item)
 		if err != nil {
-			// Skip it, and go on with the others.
+			// Skip it.
 			r.log.Error("keeping an item that can't be read", "error", err)
 			continue
 		}

@@ -7,8 +7,8 @@
 //   - removal/named, items that an administrator names;
 //   - removal/withdrawal, withdrawn items after their grace period.
 //
-// Items that removal/pins knows stay, unless an administrator forces it; removal/dependence
-// keeps nars that other instances may remove because this one has them.
+// Items that removal/pins knows are kept, unless an administrator forces their removal;
+// removal/dependence keeps instances from removing a nar because of each other.
 package removal
 
 import (
@@ -218,7 +218,7 @@ func (r *Remover) nameStorage(ctx context.Context) {
 	_, err := r.storage.Identity(ctx)
 	if r.named = err == nil; err != nil && ctx.Err() == nil && !r.loggedUnnamed {
 		r.loggedUnnamed = true
-		r.log.Warn("can't give the storage a name yet, so other instances can't rely on its nars; trying again", "error", err)
+		r.log.Warn("can't give the storage a name yet, so other instances can't depend on its nars; trying again", "error", err)
 	}
 }
 

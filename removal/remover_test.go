@@ -213,7 +213,7 @@ func TestWithdrawNoMore(t *testing.T) {
 	}
 	for n := range state {
 		if _, err := a.Text(t.Context(), hashNumber(n)); (err == nil) != (state[n] == 's') {
-			t.Errorf("%d is told of: %v", n, err)
+			t.Errorf("%d is served: %v", n, err)
 		}
 	}
 }
@@ -249,7 +249,7 @@ func TestBetweenDecisionAndDeed(t *testing.T) {
 			items := []spec{{n: 0, bytes: 100, refs: []int{1}}, {n: 1, bytes: 100}, {n: 2, bytes: 100}}
 			a.imports(items...)
 			b.imports(items...)
-			// One that is known, and whose nar comes back in one of the tests.
+			// A known one: its nar comes back in one of the tests.
 			a.imports(spec{n: 6, bytes: 10, refs: []int{2}})
 			a.evict(6)
 			changed := false

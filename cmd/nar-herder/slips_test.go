@@ -126,7 +126,7 @@ func TestSlips(t *testing.T) {
 func TestSlipsElsewhere(t *testing.T) {
 	t.Parallel()
 	var all strings.Builder
-	for _, dir := range []string{".", "../../storage", "../../storage/index", "../../removal", "../../mirror", "../../compression/cached"} {
+	for _, dir := range []string{".", "../../storage", "../../storage/index", "../../removal", "../../removal/withdrawal", "../../mirror", "../../compression/cached"} {
 		for _, name := range must(filepath.Glob(filepath.Join(dir, "*_test.go"))) {
 			all.WriteString(read(t, name))
 		}

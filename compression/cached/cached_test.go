@@ -117,7 +117,7 @@ type failingReader struct{ err error }
 func (r failingReader) Read([]byte) (int, error) { return 0, r.err }
 
 // TestBadSource has one item's nar spoilt: it fails, is tried again later, and
-// the rest goes on.
+// the rest continues.
 func TestBadSource(t *testing.T) {
 	t.Parallel()
 	for name, spoil := range map[string]func([]byte) io.Reader{

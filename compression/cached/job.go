@@ -19,7 +19,8 @@ import (
 	"nar-herder/storage/index"
 )
 
-// jobPrefix begins the names of the files that jobs write. They are in the directory of their type, so that publishing one is a link.
+// jobPrefix begins the names of the files that jobs write. They are in the directory of their type,
+// so that publishing one is a link.
 const jobPrefix = ".nar-herder-job-"
 
 // errNothingToDo says that the item needs no file of the type.

@@ -163,7 +163,7 @@ func TestVanished(t *testing.T) {
 	}
 	group.Wait()
 	if b.names(hello, "zstd") {
-		t.Error("the narinfo goes on naming it")
+		t.Error("the narinfo still names it")
 	}
 	if left, err := b.Files(t.Context(), item.Hash); err != nil || len(left) != 1 {
 		t.Errorf("a read has written to the database: %v, %v", left, err)

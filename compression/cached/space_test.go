@@ -129,7 +129,7 @@ func TestMakesRoom(t *testing.T) {
 	b.checkFile(gofmt)
 }
 
-// TestMakesRoomOfAhead: a file whose last use is dated ahead, as after the clock was,
+// TestMakesRoomOfAhead: a file with a last use dated ahead, as after the clock was,
 // makes room as others do.
 func TestMakesRoomOfAhead(t *testing.T) {
 	t.Parallel()

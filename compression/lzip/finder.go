@@ -134,7 +134,7 @@ func (f *treeFinder) advance() {
 	}
 }
 
-// descend makes the position the root of its tree, whose root was p, and on the way notes matches longer than best.
+// descend makes the position the root of its tree in place of p, and on the way notes matches longer than best.
 // The old tree comes apart into what is smaller and what is greater than the new root.
 func (f *treeFinder) descend(p, limit, best int, found []candidate) []candidate {
 	data, sons, pos, slot := f.data, f.sons, f.pos, f.slot

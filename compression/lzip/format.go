@@ -40,11 +40,11 @@ var magic = [4]byte{'L', 'Z', 'I', 'P'}
 // Errors of damaged or foreign input. They come wrapped, with the offset; compare with errors.Is.
 // Input that ends too early gives io.ErrUnexpectedEOF instead.
 var (
-	// ErrHeader is a member header that is not lzip's, of another version, or with a dictionary size out of range.
+	// ErrHeader is the error for a member header that is not lzip's, of another version, or with a dictionary size out of range.
 	ErrHeader = errors.New("lzip: bad member header")
 	// ErrData is an LZMA stream that cannot be decoded.
 	ErrData = errors.New("lzip: corrupt LZMA stream")
-	// ErrChecksum is a member whose trailer disagrees with what was decoded: CRC, data size or member size.
+	// ErrChecksum is the error for a trailer that doesn't match the decoded member: CRC, data size or member size.
 	ErrChecksum = errors.New("lzip: member trailer does not match its data")
 	// ErrWindow is data that needs a larger window than LimitWindow allows. The file may be a good one.
 	ErrWindow = errors.New("lzip: the window would be larger than allowed here")

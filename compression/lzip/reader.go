@@ -61,7 +61,7 @@ func (z *Reader) Reset(r io.Reader) {
 	z.maxDict = maxDict
 }
 
-// LimitDict makes z refuse, with ErrHeader, members whose dictionary is larger than n bytes. It bounds z's memory and
+// LimitDict makes z refuse, with ErrHeader, members with a dictionary larger than n bytes. It bounds z's memory and
 // holds after Reset as well.
 func (z *Reader) LimitDict(n uint32) { z.maxDict = n }
 

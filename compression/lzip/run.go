@@ -161,7 +161,7 @@ func (d *decoder) run(stop int) status {
 			}
 			src += d.end - windowLead
 			if src+n > d.end {
-				// It starts at the end of the window and goes on at its beginning.
+				// It wraps around from the end of the window to its beginning.
 				k := copy(win[pos:pos+n], win[src:d.end])
 				from, to := win[windowLead:windowLead+n-k], win[pos+k:pos+n]
 				for i := range to {

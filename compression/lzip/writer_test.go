@@ -106,7 +106,7 @@ func TestWriterMembers(t *testing.T) {
 		t.Errorf("small writes give something else, %v", err)
 	}
 
-	// A member that is just full is the last one: there is no empty one behind it.
+	// A member that is just full is the last one: no empty one follows.
 	full := compress(t, data[:2<<20], 0, 1)
 	if members := countMembers(t, full); members != 2 {
 		t.Errorf("%d members of full ones", members)

@@ -109,7 +109,7 @@ const aclAttribute = "system.posix_acl_access"
 
 func descriptorName(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
 
-// inherit is for a file with at most so many names.
+// inherit shares a file with at most that many links.
 func inherit(above unix.Stat_t, made int, group fs.FileMode, most uint64) {
 	var now unix.Stat_t
 	if unix.Fstat(made, &now) != nil || int(now.Uid) != os.Geteuid() {

@@ -10,12 +10,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// RenameNew gives a file a name that no file has: else the error is
-// [fs.ErrExist], and both stay as they are.
+// RenameNew renames a file without replacing another: if the new name exists, the error is
+// [fs.ErrExist].
 func RenameNew(from, to string) error {
 	err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
-		// This file system has no such thing: look just before.
+		// This file system doesn't support that: check just before.
 		if _, err := os.Lstat(to); err == nil {
 			return fmt.Errorf("rename %s to %s: %w", from, to, fs.ErrExist)
 		}
@@ -27,7 +27,7 @@ func RenameNew(from, to string) error {
 	return nil
 }
 
-// SyncDirectory has the names in the directory of a file survive a loss of power.
+// SyncDirectory flushes the directory of a file, so that its names survive a loss of power.
 func SyncDirectory(name string) error {
 	directory, err := os.Open(filepath.Dir(name))
 	if err != nil {
@@ -36,8 +36,8 @@ func SyncDirectory(name string) error {
 	return errors.Join(directory.Sync(), directory.Close())
 }
 
-// Cause takes the operation and path off an error of package os, which repeat
-// what the message says already.
+// Cause strips the operation and path from an error of package os, where the message has them
+// already.
 func Cause(err error) error {
 	var pathError *fs.PathError
 	var linkError *os.LinkError

@@ -8,8 +8,8 @@ import (
 	"path/filepath"
 )
 
-// liesIn says whether a name, of which the last parts need not exist, is the
-// directory or lies below it.
+// liesIn reports whether a path is the directory or below it. The last parts of the path need
+// not exist.
 func liesIn(name string, directory fs.FileInfo) (bool, error) {
 	absolute, err := filepath.Abs(name)
 	if err != nil {
@@ -41,8 +41,8 @@ func liesIn(name string, directory fs.FileInfo) (bool, error) {
 	}
 }
 
-// Overlap says whether one of two names is the directory of the other, or lies below
-// it. Neither need exist as a whole.
+// Overlap reports whether two paths are the same directory, or one is below the other. The
+// last parts of both need not exist.
 func Overlap(a, b string) (bool, error) {
 	for _, pair := range [][2]string{{a, b}, {b, a}} {
 		outer, err := os.Stat(pair[1])

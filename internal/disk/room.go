@@ -1,6 +1,5 @@
-// Package disk has what those who write large files beside a database share: to
-// leave room on its disk, to have bytes written out as they come, to give a finished
-// file a name that no other has, and to share files with a group.
+// Package disk helps to write large files beside a database: it keeps room on the disk, writes
+// bytes out early, renames without overwriting, and shares files with a group.
 package disk
 
 import (
@@ -12,12 +11,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrNoRoom says that a file is not written, or not further, as the disk would
-// become full.
+// ErrNoRoom says that a file isn't written, or not completely, as the disk would become full.
 var ErrNoRoom = errors.New("there is too little room on the disk")
 
-// Look finds out how many bytes are free for this process on the disk of a
-// directory, and how many that has in all.
+// Look returns how many bytes are free for this process on the disk of a directory, and the
+// size of the disk.
 type Look func(directory string) (free, size int64, err error)
 
 // Room is the [Look] of the system.
@@ -29,15 +27,15 @@ func Room(directory string) (free, size int64, err error) {
 	return int64(system.Bavail) * system.Bsize, int64(system.Blocks) * system.Bsize, nil
 }
 
-// mostReserve is enough for a database to go on with for long.
+// mostReserve is enough for a database to grow for long.
 const mostReserve = 1 << 30
 
-// Reserve is what stays free of a disk with so many bytes for the database: a
-// twentieth, up to 1 GiB.
+// Reserve returns how many bytes of a disk stay free for the database: a twentieth of its
+// size, up to 1 GiB.
 func Reserve(size int64) int64 { return min(mostReserve, size/20) }
 
-// Check refuses, with [ErrNoRoom], to write so many bytes where the disk would have
-// less than the reserve free then.
+// Check returns [ErrNoRoom] if less than the reserve would be free after writing that many
+// bytes.
 func (look Look) Check(directory string, need int64) error {
 	if look == nil {
 		look = Room
@@ -54,13 +52,12 @@ func (look Look) Check(directory string, need int64) error {
 	return nil
 }
 
-// IsFull says whether an error is that nothing more can be written for now.
+// IsFull reports whether an error means that the disk is full.
 func IsFull(err error) bool {
 	return errors.Is(err, ErrNoRoom) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
 }
 
-// Writer passes bytes on, as long as there is room for them. Its errors are
-// [ErrNoRoom], and those of what it writes to.
+// Writer writes to W while there is room. Its errors are [ErrNoRoom], and those of W.
 type Writer struct {
 	W io.Writer
 	// Directory is that of the file, and Look finds out about its disk; nil is
@@ -71,8 +68,8 @@ type Writer struct {
 	left int64 // bytes before it looks again
 }
 
-// lookEvery is how many bytes are written between two looks at the disk: far less
-// than the reserve, as others write there as well.
+// lookEvery is how many bytes are written before the disk is checked again: far less than the
+// reserve, as others write there as well.
 const lookEvery = 16 << 20
 
 func (w *Writer) Write(p []byte) (int, error) {

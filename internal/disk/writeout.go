@@ -10,9 +10,9 @@ import (
 // writeOutEvery is how often files that are being written are written out.
 const writeOutEvery = time.Second
 
-// WriteOut has the system write files to the disk while they are being made, until
-// stop is called. Otherwise gigabytes are left for the end, and a process that waits
-// for them can't be ended meanwhile.
+// WriteOut makes the system write files to the disk while they are being made, until stop is
+// called. Otherwise gigabytes are left for the final flush, during which a process can't be
+// killed.
 func WriteOut(names ...string) (stop func()) {
 	done := make(chan struct{})
 	go func() {
@@ -38,7 +38,7 @@ func WriteOut(names ...string) (stop func()) {
 					}
 					files[name] = file
 				}
-				// Who writes the file learns of errors by its Sync.
+				// The writer of the file gets errors from its Sync.
 				_ = unix.SyncFileRange(int(files[name].Fd()), 0, 0, unix.SYNC_FILE_RANGE_WRITE)
 			}
 		}

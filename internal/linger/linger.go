@@ -1,5 +1,4 @@
-// Package linger gives work that is nearly done a little more time when its context
-// ends.
+// Package linger lets work that is nearly done finish after its context has ended.
 package linger
 
 import (

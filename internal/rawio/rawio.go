@@ -52,7 +52,7 @@ func again(f func(fd uintptr, p []byte) (int, error), fd uintptr, p []byte) (int
 	}
 }
 
-// Reader reads a connection of package net, whose deadlines count. It is for one
+// Reader reads a connection of package net, and honours its deadlines. It is for one
 // goroutine at a time.
 type Reader struct {
 	conn syscall.RawConn
@@ -97,7 +97,7 @@ func (r *Reader) read(fd uintptr) (done bool) {
 	return r.err != syscall.EAGAIN
 }
 
-// Writer writes to a connection of package net, whose deadlines count. It is for one
+// Writer writes to a connection of package net, and honours its deadlines. It is for one
 // goroutine at a time.
 type Writer struct {
 	conn syscall.RawConn

@@ -8,7 +8,7 @@ import (
 	"unicode/utf8"
 )
 
-// Visible replaces what does not show as itself in a text, such as control characters,
+// Visible replaces unprintable characters of a text, such as control characters,
 // which can move a terminal's cursor or begin another line, with an escape sequence. It is
 // for names and texts from other machines, users and files.
 func Visible(text string) string {

@@ -1,6 +1,5 @@
-// Package testfs gives tests file systems of their own: small ones that get
-// full, and ones that can't be written. Both need the right to mount. Without
-// it a test is skipped, but not in CI: there it must run.
+// Package testfs mounts file systems for tests: small ones that get full, and read-only ones.
+// Both need the right to mount. Without it a test is skipped, but not in CI: there it must run.
 package testfs
 
 import (
@@ -24,7 +23,7 @@ func Small(t testing.TB, size int64) string {
 	return directory
 }
 
-// Freeze lets nothing be written any more to a file system that Small made.
+// Freeze makes a file system that Small made read-only.
 func Freeze(t testing.TB, directory string) {
 	t.Helper()
 	if err := unix.Mount("none", directory, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
@@ -32,8 +31,8 @@ func Freeze(t testing.TB, directory string) {
 	}
 }
 
-// Bind shows the directory at another place, too: as another mount, between which and
-// the first nothing can be moved or linked.
+// Bind mounts the directory at another place as well: files can't be moved or linked between
+// the two mounts.
 func Bind(t testing.TB, directory, at string) {
 	t.Helper()
 	if err := unix.Mount(directory, at, "", unix.MS_BIND, ""); err != nil {
@@ -42,8 +41,8 @@ func Bind(t testing.TB, directory, at string) {
 	unmountAtEnd(t, at)
 }
 
-// ReadOnly shows the directory at another place where nothing can be written,
-// not even by root, and returns that.
+// ReadOnly mounts the directory read-only at another place, which it returns. Not even root
+// can write there.
 func ReadOnly(t testing.TB, directory string) string {
 	t.Helper()
 	view := t.TempDir()
@@ -54,8 +53,7 @@ func ReadOnly(t testing.TB, directory string) string {
 	return view
 }
 
-// Fill takes all the room that is left where the directory is. The function
-// that it returns gives it back.
+// Fill fills the file system of the directory. The function that it returns frees the space.
 func Fill(t testing.TB, directory string) (free func()) {
 	t.Helper()
 	file, err := os.CreateTemp(directory, "filler-")

@@ -1,5 +1,5 @@
-// Package testlog takes in tests what is written while others read it: logs, and what
-// a process says.
+// Package testlog has a buffer for logs and output of processes that tests read while it is
+// written.
 package testlog
 
 import (
@@ -20,7 +20,7 @@ func (b *Buffer) Write(p []byte) (int, error) {
 	return b.text.Write(p)
 }
 
-// String is all that was written.
+// String returns all that was written.
 func (b *Buffer) String() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -14,8 +14,8 @@ import (
 // point, in bytes. n has 253 bits.
 const scalarSize = 32
 
-// checkECDSA tells whether an ECDSA signature (ecdsa (r …) (s …)) of a hash is
-// good by a key (ecc (curve Ed25519) (q …)).
+// checkECDSA verifies an ECDSA signature (ecdsa (r …) (s …)) of a hash by a key
+// (ecc (curve Ed25519) (q …)).
 //
 // This is ECDSA as FIPS 186 has it, on the curve and with the encoding of points
 // of EdDSA (RFC 8032), which libgcrypt does unless EdDSA was asked for. No

@@ -148,7 +148,7 @@ func TestECDSAScalars(t *testing.T) {
 	}
 }
 
-// smallOrder are the points whose order divides 8, compressed.
+// smallOrder are the points of an order that divides 8, compressed.
 var smallOrder = []string{
 	"0100000000000000000000000000000000000000000000000000000000000000", // 1, the identity
 	"ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f", // 2

@@ -24,8 +24,7 @@ const (
 	maxRSAExponent = math.MaxInt32
 )
 
-// checkRSA tells whether an RSA signature (rsa (s …)) of a hash is good by a key
-// (rsa (n …) (e …)).
+// checkRSA verifies an RSA signature (rsa (s …)) of a hash by a key (rsa (n …) (e …)).
 func checkRSA(values, key sexp, hash [sha256.Size]byte) error {
 	if err := key.only("n", "e"); err != nil {
 		return err

@@ -205,7 +205,7 @@ func unescapeSexp(text string) (c byte, size int) {
 	return 0, 0
 }
 
-// isPublicKey tells whether s is (public-key (ALGORITHM (PARAMETER VALUE…)…)).
+// isPublicKey reports whether s is (public-key (ALGORITHM (PARAMETER VALUE…)…)).
 func (s sexp) isPublicKey() bool {
 	if len(s.list) != 2 || len(s.list[1].list) < 2 || s.list[1].head() == "" {
 		return false
@@ -279,8 +279,8 @@ func (s sexp) child(name string) (sexp, error) {
 	return found, nil
 }
 
-// only tells whether the list s has nothing but lists that begin with one of
-// names. What else there is may say how to verify, or be damage.
+// only returns an error if the list s has other lists than those that begin with one of
+// names. They may say how to verify, or be damage.
 func (s sexp) only(names ...string) error {
 	for _, item := range s.list[1:] {
 		if !slices.Contains(names, item.head()) {

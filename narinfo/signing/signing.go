@@ -122,7 +122,7 @@ func Key(signature string) (string, error) {
 			return part.print(), nil
 		}
 	}
-	return "", errors.New("there is no public-key in it")
+	return "", errors.New("it has no public-key")
 }
 
 var errNoPublicKey = errors.New("the public-key must be of the form (public-key (ALGORITHM (PARAMETER VALUE) …))")
@@ -152,7 +152,7 @@ func parseSignature(signature string) (sexp, error) {
 	return tree, nil
 }
 
-// checkHashSignature tells whether the signature of a hash is good. data is the
+// checkHashSignature verifies the signature of a hash. data is the
 // part of signature that says what was signed.
 func checkHashSignature(signature, data sexp, hash [sha256.Size]byte) error {
 	sigVal, err := signature.child(sexpSigVal)

@@ -10,7 +10,7 @@ import (
 
 const day = 24 * time.Hour
 
-func TestParseCriterion(t *testing.T) {
+func TestParse(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]Criterion{
 		"stored-on=https://one.example":                  {},

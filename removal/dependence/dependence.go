@@ -1,5 +1,5 @@
-// Package dependence keeps instances from removing nars because of each other: it tracks the
-// instances that this one depends on, since it removed nars that they have.
+// Package dependence keeps instances from removing a nar because of each other: it tracks
+// which instances depend on which, as they removed nars that the others have.
 package dependence
 
 import (
@@ -20,8 +20,8 @@ import (
 //
 // So the greatest id of a cycle keeps its nars. To apply it, each instance states which
 // instances it depends on, with the answer whether it has nars: its own peers, one step away,
-// and those in their statements, a step further away than they say. Where a peer's statement is missing or too old,
-// [peer.Unknown] takes its place.
+// and those in their statements, a step further away than they say. Where a peer's statement is
+// missing or too old, [peer.Unknown] takes its place.
 //
 // What if configurations change? Suppose that a nar is lost: each of X1 → X2 → … → Xk → X1
 // removed it last, at t1, t2, …, since the next one had it. One of them, X1, depended on X2
@@ -170,9 +170,9 @@ func (r *Tracker) Refusal(url string, who peer.Introduction) string {
 	}
 	switch {
 	case cycle:
-		return fmt.Sprintf("%s relies on this instance as well, and has the smaller id: the one with the greatest id keeps the nars", url)
+		return fmt.Sprintf("%s depends on this instance as well, and has the smaller id: the one with the greatest id keeps the nars", url)
 	case unknown || who.ReliesOn == nil:
-		return fmt.Sprintf("whether %s relies on this instance is not known: it doesn't say for ten minutes after a start, or one that it relies on doesn't, or its proxy does not pass %s", url, peer.StoredPath)
+		return fmt.Sprintf("whether %s depends on this instance is not known: it doesn't say for ten minutes after a start, or an instance that it depends on doesn't, or its proxy does not pass %s", url, peer.StoredPath)
 	}
 	return ""
 }

@@ -190,8 +190,8 @@ func TestBatchFails(t *testing.T) {
 	}
 }
 
-// TestLastBroken: the last items, whose files are missing, can be removed from a storage
-// whose owner file is there.
+// TestLastBroken removes the last items, with missing files, from a storage with its owner
+// file.
 func TestLastBroken(t *testing.T) {
 	t.Parallel()
 	for _, owned := range []bool{true, false} {
