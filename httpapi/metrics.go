@@ -56,7 +56,7 @@ func newMetrics(s *Server) *metrics {
 	gauge := func(name, help string, value func() float64) {
 		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
 	}
-	gauge("narherder_change_streams", "Instances that follow the changes here.", func() float64 { return float64(s.streams.count()) })
+	gauge("narherder_change_streams", "Instances that follow the changes here.", func() float64 { return float64(s.peers.Streams()) })
 	gauge("narherder_decoders", "Nars that are being decompressed for clients, or are in memory until their clients take them.", func() float64 { return float64(s.decoders.Count()) })
 	gauge("narherder_decoder_memory_bytes", "Memory reserved for them.", func() float64 { return float64(s.decoders.Memory()) })
 	gauge("narherder_decoder_memory_limit_bytes", "Memory that may be reserved for them and background work together.", func() float64 { return float64(s.decoders.Budget().Total()) })

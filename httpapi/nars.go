@@ -5,13 +5,13 @@ import (
 	"context"
 	"errors"
 	"io"
-	"slices"
 	"time"
 
 	"github.com/valyala/fasthttp"
 
 	"nar-herder/httpapi/engine"
 	"nar-herder/httpapi/headers"
+	"nar-herder/httpapi/peerapi"
 	"nar-herder/httpapi/respond"
 	"nar-herder/narinfo"
 	"nar-herder/storage"
@@ -328,7 +328,10 @@ func (s *Server) unopened(ctx *fasthttp.RequestCtx, item *storage.Item, err erro
 		respond.Fail(ctx, fasthttp.StatusServiceUnavailable, errComparing.Error()+", try again later")
 		return
 	}
-	if !s.hasChanged(s.live, item, err) {
+	if errors.Is(err, storage.ErrDisagree) {
+		s.nars.Forget(item.Hash)
+	}
+	if !peerapi.HasChanged(s.live, s.items, item, err) {
 		s.fault(ctx, "open a nar", err)
 		return
 	}
@@ -339,22 +342,6 @@ func (s *Server) unopened(ctx *fasthttp.RequestCtx, item *storage.Item, err erro
 
 // answeredAnew marks a request that was answered, and counted, by a second dispatch.
 type answeredAnew struct{}
-
-// hasChanged says whether a file could not be opened because the item was
-// removed or replaced after its row was read: then row and bytes only seem to
-// disagree, and the request is to be answered anew. That ends, as the row is read
-// again each time, and no request is for a row that changes all the time.
-func (s *Server) hasChanged(ctx context.Context, item *storage.Item, err error) bool {
-	if !errors.Is(err, storage.ErrDisagree) {
-		return false
-	}
-	s.nars.Forget(item.Hash)
-	now, err := s.items.Item(ctx, item.Hash)
-	if errors.Is(err, storage.ErrNotFound) {
-		return true
-	}
-	return err == nil && (!bytes.Equal(now.Text, item.Text) || now.Stored != item.Stored || !slices.Equal(now.Sizes, item.Sizes))
-}
 
 // sendNar answers with the item's nar without compression: from a file that has
 // none, or decompressed on the way.

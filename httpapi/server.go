@@ -23,6 +23,7 @@ import (
 	"nar-herder/httpapi/engine"
 	"nar-herder/httpapi/health"
 	"nar-herder/httpapi/itemcache"
+	"nar-herder/httpapi/peerapi"
 	"nar-herder/httpapi/respond"
 	"nar-herder/internal/eventloop"
 	"nar-herder/narinfo"
@@ -82,18 +83,6 @@ type Elsewhere interface {
 	Locate(ctx context.Context, item *storage.Item, n int, via []string) (location string, sum [16]byte, err error)
 }
 
-// Identity is who answers.
-type Identity interface {
-	// Instance is the random name of this instance.
-	Instance() string
-	// StorageName is the random name of its storage. Where that has none yet, it is
-	// an error.
-	StorageName(ctx context.Context) (string, error)
-	// IsOurs says whether this instance decides what goes from its storage. Else
-	// it vouches for nothing there.
-	IsOurs(ctx context.Context) bool
-}
-
 // Uses counts requests for nars.
 type Uses interface {
 	// Used counts a request for an item's nar: for a cached one of the given
@@ -124,7 +113,7 @@ type Options struct {
 
 	// Identity is told to other instances; nil for none, who then can't be sure
 	// of what this one says.
-	Identity Identity
+	Identity peerapi.Identity
 
 	// ReliesOn is what other instances receive with the answer whether nars are stored
 	// here: on whom this one relies. Nil makes no statement.
@@ -151,7 +140,7 @@ type Options struct {
 
 	// Changes are told to those who mirror this instance, with Identity; nil for
 	// nobody. For a stream of them, Follow must run.
-	Changes ChangeLog
+	Changes peerapi.ChangeLog
 
 	// Chain are the instances that this one mirrors, itself or through others; nil
 	// for none.
@@ -227,16 +216,10 @@ type Server struct {
 
 	cacheControls cacheControls
 
-	// lookups bounds what looks for files at a time, for whomever, and limiter how
-	// often a client may ask for that.
-	lookups chan struct{}
-	limiter *limiter
+	// peers answers what other instances ask.
+	peers *peerapi.API
 
 	answered atomic.Int64
-
-	// news wakes those who follow the changes, and streams counts them.
-	news    news
-	streams streams
 
 	engine *engine.Engine
 	// pool bounds queries of the index.
@@ -269,7 +252,6 @@ func New(items Items, options Options) *Server {
 	}
 	s.health = health.New(options.Health, options.Mirror, s.log)
 	s.cacheControls = newCacheControls(&options)
-	s.lookups, s.limiter = make(chan struct{}, max(1, items.Concurrency())), newLimiter()
 	if options.Starting != nil {
 		s.engine = options.Starting.Engine
 	} else {
@@ -280,6 +262,10 @@ func New(items Items, options Options) *Server {
 	s.faults = respond.Faults{Log: s.log, Count: s.metrics.faults}
 	s.live, s.end = context.WithCancel(context.Background())
 	s.streaming, s.endStreams = context.WithCancel(s.live)
+	s.peers = peerapi.New(peerapi.Options{
+		Items: items, Identity: options.Identity, ReliesOn: options.ReliesOn, Changes: options.Changes, Chain: options.Chain,
+		Proxies: options.TrustedProxies, Faults: &s.faults, Live: s.live, Streaming: s.streaming,
+	})
 	return s
 }
 
