@@ -28,29 +28,26 @@ type content struct {
 type source interface {
 	// open opens length bytes from offset on.
 	open(offset, length int64) (io.ReadCloser, bytestore.Info, error)
-	// unopened answers when the file can't be opened.
-	unopened(error)
 	// tag makes the entity tag, as a tagger.
 	tag(length int64, info bytestore.Info) (etag, former []byte)
 }
 
 // sourceFuncs is a source made of functions.
 type sourceFuncs struct {
-	openFunc     opener
-	unopenedFunc func(error)
-	tagFunc      tagger
+	openFunc opener
+	tagFunc  tagger
 }
 
 func (f *sourceFuncs) open(offset, length int64) (io.ReadCloser, bytestore.Info, error) {
 	return f.openFunc(offset, length)
 }
-func (f *sourceFuncs) unopened(err error) { f.unopenedFunc(err) }
 func (f *sourceFuncs) tag(length int64, info bytestore.Info) (etag, former []byte) {
 	return f.tagFunc(length, info)
 }
 
-// sendPart answers with the content, or the part of it that was asked for.
-func (s *Server) sendPart(ctx *fasthttp.RequestCtx, c content) {
+// sendPart answers with the content, or the part of it that was asked for. It returns the
+// error when the source can't be opened.
+func (s *Server) sendPart(ctx *fasthttp.RequestCtx, c content) error {
 	header := &ctx.Request.Header
 	length := c.length
 	wanted := headers.Range{Length: length}
@@ -64,13 +61,12 @@ func (s *Server) sendPart(ctx *fasthttp.RequestCtx, c content) {
 		// A client that has it already gets no byte of it.
 		reader, v, err := s.openPart(ctx, &c, headers.Range{})
 		if err != nil {
-			c.unopened(err)
-			return
+			return err
 		}
 		reader.Close()
 		if headers.AnswerConditions(ctx, v.modified, string(v.etag), string(v.former)) {
 			describe(response, v)
-			return
+			return nil
 		}
 	}
 	asked := wanted
@@ -79,8 +75,7 @@ func (s *Server) sendPart(ctx *fasthttp.RequestCtx, c content) {
 	}
 	reader, v, err := s.openPart(ctx, &c, asked)
 	if err != nil {
-		c.unopened(err)
-		return
+		return err
 	}
 	ifRange := header.Peek("If-Range")
 	if v.former != nil && bytes.Equal(ifRange, v.former) {
@@ -90,7 +85,7 @@ func (s *Server) sendPart(ctx *fasthttp.RequestCtx, c content) {
 	if rangeErr != nil && !stale {
 		reader.Close()
 		headers.AnswerUnsatisfiable(ctx, length)
-		return
+		return nil
 	}
 	if partial && stale {
 		// The client's part is of another file, so it gets this one whole.
@@ -100,8 +95,7 @@ func (s *Server) sendPart(ctx *fasthttp.RequestCtx, c content) {
 			asked = wanted
 		}
 		if reader, v, err = s.openPart(ctx, &c, asked); err != nil {
-			c.unopened(err)
-			return
+			return err
 		}
 	}
 	describe(response, v)
@@ -110,7 +104,7 @@ func (s *Server) sendPart(ctx *fasthttp.RequestCtx, c content) {
 		response.SetStatusCode(fasthttp.StatusPartialContent)
 		response.Header.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", wanted.Start, wanted.Start+wanted.Length-1, length))
 	}
-	s.streamFile(ctx, reader, wanted.Length)
+	return streamFile(ctx, reader, wanted.Length)
 }
 
 // openPart opens a part of the content.
@@ -156,29 +150,29 @@ func (p part) Close() error { return p.file.Close() }
 
 // streamFile answers with the length bytes of a file that the reader gives, and closes
 // it. A store's reader may give more.
-func (s *Server) streamFile(ctx *fasthttp.RequestCtx, reader io.ReadCloser, length int64) {
+func streamFile(ctx *fasthttp.RequestCtx, reader io.ReadCloser, length int64) error {
 	if !ctx.IsHead() && engine.SendFile(ctx, reader, length) {
-		return
+		return nil
 	}
 	if shared, ok := reader.(*sharedReader); !ok || !shared.IsCached() {
 		engine.LeaveLoop(ctx) // to read from a disk takes long
 	}
-	s.stream(ctx, part{io.LimitReader(reader, length), reader}, length)
+	return stream(ctx, part{io.LimitReader(reader, length), reader}, length)
 }
 
 // stream answers with the length bytes that the body gives, and closes it. It
 // must give exactly that many: anything else cuts the connection.
-func (s *Server) stream(ctx *fasthttp.RequestCtx, body io.ReadCloser, length int64) {
+func stream(ctx *fasthttp.RequestCtx, body io.ReadCloser, length int64) error {
 	if length > math.MaxInt || length < 0 {
 		body.Close()
-		s.fault(ctx, "send a nar", fmt.Errorf("length %d", length))
-		return
+		return fmt.Errorf("a nar of %d bytes can't be sent", length)
 	}
 	if ctx.IsHead() {
 		body.Close()
 		ctx.Response.SkipBody = true
 		ctx.Response.Header.SetContentLength(int(length))
-		return
+		return nil
 	}
 	engine.SendCopy(ctx, body, length)
+	return nil
 }

@@ -14,13 +14,17 @@ import (
 	"nar-herder/compression"
 	"nar-herder/compression/decoders"
 	"nar-herder/httpapi/respond"
+	"nar-herder/peer"
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
 )
 
-// decode opens the nar in the item's Nth file.
-func (s *Server) decode(ctx *fasthttp.RequestCtx, item *storage.Item, n int) (*decoders.Decoder, error) {
-	file := decoders.NewFile(s.open(ctx, item, n))
+// decode opens the nar in the item's Nth file. What it decompresses is compared with its
+// hash, so other instances' bytes are not compared before.
+func (s *Server) decode(ctx *fasthttp.RequestCtx, known *nars, n int) (*decoders.Decoder, error) {
+	item := known.Item
+	from := &narFile{s: s, ctx: ctx, live: peer.Uncompared(s.live), item: known, n: n}
+	file := decoders.NewFile(from.open)
 	head, err := file.Head()
 	if err != nil {
 		file.Close()
@@ -35,16 +39,6 @@ func (s *Server) decode(ctx *fasthttp.RequestCtx, item *storage.Item, n int) (*d
 		return nil, fmt.Errorf("decompress %s: %w", item.Narinfo.Files[n].URL, err)
 	}
 	return decoder, nil
-}
-
-// undecoded answers when decode has failed.
-func (s *Server) undecoded(ctx *fasthttp.RequestCtx, item *storage.Item, err error) {
-	if errors.Is(err, decoders.ErrTooMany) {
-		ctx.Response.Header.Set("Retry-After", "30")
-		respond.Fail(ctx, fasthttp.StatusServiceUnavailable, decoders.ErrTooMany.Error()+", try again later or ask for a compressed one")
-		return
-	}
-	s.unopened(ctx, item, err)
 }
 
 // verifier passes on bytes whose hash is known, and fails before the last of
@@ -128,25 +122,25 @@ var errDamaged = errors.New("a nar is damaged")
 
 // sendVerified answers with size bytes of the item that have the hash, or as many as
 // come when size is negative. r reads from the decoder, which is closed.
-func (s *Server) sendVerified(ctx *fasthttp.RequestCtx, r io.Reader, decoder *decoders.Decoder, size int64, want [sha256.Size]byte, item *storage.Item) {
+func (s *Server) sendVerified(ctx *fasthttp.RequestCtx, r io.Reader, decoder *decoders.Decoder, size int64, want [sha256.Size]byte, item *storage.Item) error {
 	body := part{r, decoder}
 	switch {
 	case ctx.IsHead() && size >= 0:
-		s.stream(ctx, body, size)
+		return stream(ctx, body, size)
 	case size < 0:
 		ctx.Response.SetBodyStream(s.verify(body, -1, want, item), -1) // in chunks, the last only if all was well
+		return nil
 	case size > checkedFirst:
-		s.stream(ctx, s.verify(body, size, want, item), size)
-	default:
-		verified, err := s.verified(r, size, want, item)
-		_ = decoder.CloseKeepingPiece() // it was only read from
-		if err != nil {
-			s.decoders.ReleasePiece()
-			s.damaged(ctx, item)
-			return
-		}
-		s.stream(ctx, s.decoders.NewBody(verified), size)
+		return stream(ctx, s.verify(body, size, want, item), size)
 	}
+	verified, err := s.verified(r, size, want, item)
+	_ = decoder.CloseKeepingPiece() // it was only read from
+	if err != nil {
+		s.decoders.ReleasePiece()
+		s.damaged(ctx, item)
+		return nil
+	}
+	return stream(ctx, s.decoders.NewBody(verified), size)
 }
 
 // damaged answers in the place of a nar that is damaged.

@@ -94,11 +94,6 @@ func (s *Server) sendDump(ctx *fasthttp.RequestCtx, of route, zstd bool) (gone b
 		}
 	}
 	file := fileOf(g)
-	unopened := func(err error) {
-		if gone = errors.Is(err, fs.ErrNotExist); !gone {
-			s.fault(ctx, "open a dump", err)
-		}
-	}
 	open := func(offset, _ int64) (io.ReadCloser, bytestore.Info, error) {
 		opened, err := s.options.Dumps.Open(file)
 		if err != nil {
@@ -111,17 +106,16 @@ func (s *Server) sendDump(ctx *fasthttp.RequestCtx, of route, zstd bool) (gone b
 		// does not have.
 		reader, _, err := open(0, 0)
 		if err != nil {
-			unopened(err)
-			return gone
+			return s.dumpUnopened(ctx, err)
 		}
 		reader.Close()
 		ctx.Response.Header.SetContentType(sqliteType)
 		ctx.Response.Header.Set("X-Accel-Redirect", headers.EscapePath("/internal/database/"+s.options.Dumps.Name()))
 		return false
 	}
-	s.sendPart(ctx, content{source: &sourceFuncs{open, unopened, byTime(dumpTag(file))}, contentType: sqliteType, length: file.Size})
-	if gone {
-		return true
+	err := s.sendPart(ctx, content{source: &sourceFuncs{open, byTime(dumpTag(file))}, contentType: sqliteType, length: file.Size})
+	if err != nil {
+		return s.dumpUnopened(ctx, err)
 	}
 	header := &ctx.Response.Header
 	switch ctx.Response.StatusCode() {
@@ -138,6 +132,15 @@ func (s *Server) sendDump(ctx *fasthttp.RequestCtx, of route, zstd bool) (gone b
 		header.Set(peer.InstanceHeader, g.Instance)
 		header.Set(changeHeader, strconv.FormatInt(g.LastChange, 10))
 	}
+	return false
+}
+
+// dumpUnopened answers when a dump can't be opened, unless it has gone.
+func (s *Server) dumpUnopened(ctx *fasthttp.RequestCtx, err error) (gone bool) {
+	if errors.Is(err, fs.ErrNotExist) {
+		return true
+	}
+	s.fault(ctx, "open a dump", err)
 	return false
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"time"
 
 	"github.com/valyala/fasthttp"
 
@@ -16,28 +15,6 @@ import (
 
 // errElsewhere says that instances which may have a nar can't be asked.
 var errElsewhere = errors.New("a nar that is not stored here could not be fetched")
-
-// elsewhere opens the item's Nth file at another instance. What is read ends with live.
-func (s *Server) elsewhere(ctx *fasthttp.RequestCtx, live context.Context, item *storage.Item, n int) opener {
-	via, ok := s.via(ctx) // now, as a decoder may open the file again later
-	return func(offset, length int64) (io.ReadCloser, bytestore.Info, error) {
-		if s.options.Elsewhere == nil || !ok || item.FileName(n) == "" {
-			return nil, bytestore.Info{}, storage.ErrNotStored
-		}
-		// When it was changed there is not ours to say; nor did it, for clients.
-		info := bytestore.Info{Name: item.FileName(n), Size: item.StoredSize(n), ModTime: item.AddedAt.Truncate(time.Second)}
-		if length == 0 {
-			_, sum, err := s.options.Elsewhere.Locate(live, item, n, via)
-			info.Sum = sum
-			s.passThrough(ctx, err)
-			return nothing{}, info, elsewhereError(err)
-		}
-		body, size, err := s.options.Elsewhere.OpenFile(live, item, n, offset, length, via)
-		info.Size, info.Sum = size, peer.SumOf(body)
-		s.passThrough(ctx, err)
-		return body, info, elsewhereError(err)
-	}
-}
 
 // remoteBody notes when an answer is cut, as its body fails.
 type remoteBody struct {
@@ -87,76 +64,78 @@ type nothing struct{}
 func (nothing) Read([]byte) (int, error) { return 0, io.EOF }
 func (nothing) Close() error             { return nil }
 
-// sendElsewhere answers with the item's Nth file, which is not stored here.
-func (s *Server) sendElsewhere(ctx *fasthttp.RequestCtx, item *storage.Item, n int) {
-	remote := s.elsewhere(ctx, s.live, item, n)
-	open := func(offset, length int64) (io.ReadCloser, bytestore.Info, error) {
-		body, info, err := remote(offset, length)
-		if _, local := body.(bytestore.LocalFile); err == nil && !local {
-			body = &remoteBody{body, s, item}
+// sendRemote answers with the item's Nth file, which is not stored here, or returns why it
+// can't be opened.
+func (s *Server) sendRemote(ctx *fasthttp.RequestCtx, known *nars, n int) error {
+	item := known.Item
+	if s.options.RedirectElsewhere && s.options.Elsewhere != nil {
+		location, err := s.locate(ctx, item, n)
+		if err != nil {
+			return err
 		}
-		return body, info, err
+		if location != "" { // else it has a password, and the file is streamed
+			// It may be at another URL tomorrow.
+			redirectTo(ctx, location, "this nar is stored elsewhere")
+			return nil
+		}
 	}
-	if s.options.RedirectElsewhere && s.options.Elsewhere != nil && s.redirectElsewhere(ctx, item, n) {
-		return
+	file := &remoteFile{narFile{s: s, ctx: ctx, live: s.live, item: known, n: n}}
+	if size := item.StoredSize(n); size >= 0 {
+		return s.sendPart(ctx, content{source: file, contentType: narType, length: size})
 	}
-	tag, size := narTag(item, item.Narinfo.Files[n].Compression), item.StoredSize(n)
-	if size >= 0 {
-		s.sendPart(ctx, content{source: &sourceFuncs{open, func(err error) { s.unopened(ctx, item, err) }, byTime(tag)}, contentType: narType, length: size})
-		return
-	}
-	// Only who has it knows its size; no part of it can be asked for.
+	// Only the other instance knows the size; no part of the file can be asked for.
 	length := int64(-1)
 	if ctx.IsHead() {
 		length = 0
 	}
-	body, info, err := open(0, length)
+	body, info, err := file.open(0, length)
 	if err != nil {
-		s.unopened(ctx, item, err)
-		return
+		return err
 	}
 	ctx.Response.Header.SetContentType(narType)
 	switch {
 	case ctx.IsHead():
 		ctx.Response.SkipBody = true
 	case info.Size >= 0:
-		s.streamFile(ctx, body, info.Size)
+		return streamFile(ctx, body, info.Size)
 	default:
 		ctx.Response.SetBodyStream(body, -1)
 	}
+	return nil
 }
 
-// redirectElsewhere redirects a client to the item's Nth file, or answers why not. It
-// returns false where the file has to be streamed, as its URL has a password.
-func (s *Server) redirectElsewhere(ctx *fasthttp.RequestCtx, item *storage.Item, n int) bool {
+// locate returns the URL of the item's Nth file at another instance, "" for one that clients
+// must not see.
+func (s *Server) locate(ctx *fasthttp.RequestCtx, item *storage.Item, n int) (string, error) {
 	via, ok := s.via(ctx)
 	if !ok {
-		s.unopened(ctx, item, storage.ErrNotStored)
-		return true
+		return "", storage.ErrNotStored
 	}
 	location, _, err := s.options.Elsewhere.Locate(s.live, item, n, via)
-	if err != nil {
-		s.unopened(ctx, item, elsewhereError(err))
-		return true
-	}
-	if location == "" {
-		return false
-	}
-	// Where it is may be another place tomorrow.
-	ctx.Response.Header.Set("Cache-Control", "no-store")
-	ctx.Response.Header.Set("Location", location)
-	respond.Fail(ctx, fasthttp.StatusFound, "this nar is stored elsewhere")
-	return true
+	return location, elsewhereError(err)
 }
 
-// open returns the opener of the item's Nth file, where it is. The caller compares what it
-// decompresses with its hash, so other instances' bytes are not compared before.
-func (s *Server) open(ctx *fasthttp.RequestCtx, item *storage.Item, n int) opener {
-	live := peer.Uncompared(s.live)
-	if item.HasStored(n) {
-		return s.storedOrNot(ctx, live, item, n)
+// redirectTo redirects a client to a URL that is good for a short time.
+func redirectTo(ctx *fasthttp.RequestCtx, location, message string) {
+	ctx.Response.Header.Set(fasthttp.HeaderCacheControl, respond.NoStore)
+	ctx.Response.Header.Set("Location", location)
+	respond.Fail(ctx, fasthttp.StatusFound, message)
+}
+
+// remoteFile is a narFile that is not stored here.
+type remoteFile struct{ narFile }
+
+func (f *remoteFile) open(offset, length int64) (io.ReadCloser, bytestore.Info, error) {
+	f.noteVia()
+	body, info, err := f.openRemote(offset, length)
+	if _, local := body.(bytestore.LocalFile); err == nil && !local {
+		body = &remoteBody{body, f.s, f.item.Item}
 	}
-	return s.elsewhere(ctx, live, item, n)
+	return body, info, err
+}
+
+func (f *remoteFile) tag(length int64, info bytestore.Info) (etag, former []byte) {
+	return byTime(narTag(f.item.Item, f.item.Narinfo.Files[f.n].Compression))(length, info)
 }
 
 // easiest returns which of the item's files takes the least work to get the nar
