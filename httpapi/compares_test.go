@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"nar-herder/compression/decoders"
+	"nar-herder/httpapi/content"
 	"nar-herder/httpapi/headers"
 	"nar-herder/storage/bytestore"
 	"os"
@@ -16,8 +17,8 @@ import (
 	"time"
 )
 
-// plainServer is a server with one nar without compression, and an opener that compares it.
-func plainServer(t *testing.T, content string) (*started, *store, *made, opener) {
+// plainServer is a server with one nar without compression, and an Opener that compares it.
+func plainServer(t *testing.T, content string) (*started, *store, *made, content.Opener) {
 	m := make1(t, "source", content, "none")
 	s := newStore(t, m.write(t, t.TempDir()))
 	server := newStarted(s, options())

@@ -13,6 +13,7 @@ import (
 
 	"nar-herder/compression"
 	"nar-herder/compression/decoders"
+	"nar-herder/httpapi/content"
 	"nar-herder/httpapi/respond"
 	"nar-herder/peer"
 	"nar-herder/storage"
@@ -24,7 +25,7 @@ import (
 func (s *Server) decode(ctx *fasthttp.RequestCtx, known *nars, n int) (*decoders.Decoder, error) {
 	item := known.Item
 	from := &narFile{s: s, ctx: ctx, live: peer.Uncompared(s.live), item: known, n: n}
-	file := decoders.NewFile(from.open)
+	file := decoders.NewFile(from.Open)
 	head, err := file.Head()
 	if err != nil {
 		file.Close()
@@ -123,15 +124,15 @@ var errDamaged = errors.New("a nar is damaged")
 // sendVerified answers with size bytes of the item that have the hash, or as many as
 // come when size is negative. r reads from the decoder, which is closed.
 func (s *Server) sendVerified(ctx *fasthttp.RequestCtx, r io.Reader, decoder *decoders.Decoder, size int64, want [sha256.Size]byte, item *storage.Item) error {
-	body := part{r, decoder}
+	body := content.NewPart(r, decoder)
 	switch {
 	case ctx.IsHead() && size >= 0:
-		return stream(ctx, body, size)
+		return content.Stream(ctx, body, size)
 	case size < 0:
 		ctx.Response.SetBodyStream(s.verify(body, -1, want, item), -1) // in chunks, the last only if all was well
 		return nil
 	case size > checkedFirst:
-		return stream(ctx, s.verify(body, size, want, item), size)
+		return content.Stream(ctx, s.verify(body, size, want, item), size)
 	}
 	verified, err := s.verified(r, size, want, item)
 	_ = decoder.CloseKeepingPiece() // it was only read from
@@ -140,7 +141,7 @@ func (s *Server) sendVerified(ctx *fasthttp.RequestCtx, r io.Reader, decoder *de
 		s.damaged(ctx, item)
 		return nil
 	}
-	return stream(ctx, s.decoders.NewBody(verified), size)
+	return content.Stream(ctx, s.decoders.NewBody(verified), size)
 }
 
 // damaged answers in the place of a nar that is damaged.

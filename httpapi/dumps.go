@@ -10,6 +10,7 @@ import (
 
 	"github.com/valyala/fasthttp"
 
+	"nar-herder/httpapi/content"
 	"nar-herder/httpapi/headers"
 	"nar-herder/httpapi/respond"
 	"nar-herder/mirror/dump"
@@ -87,7 +88,7 @@ func (s *Server) sendDump(ctx *fasthttp.RequestCtx, of route, zstd bool) (gone b
 	if ifRange := string(ctx.Request.Header.Peek("If-Range")); ifRange != "" && len(ctx.Request.Header.Peek("Range")) > 0 {
 		for _, candidate := range generations {
 			file := fileOf(candidate)
-			if headers.RangeStillGood(ifRange, string(timeTag(dumpTag(file), file.Size, candidate.CreatedAt)), candidate.CreatedAt) {
+			if headers.RangeStillGood(ifRange, string(content.TimeTag(dumpTag(file), file.Size, candidate.CreatedAt)), candidate.CreatedAt) {
 				g = candidate
 				break
 			}
@@ -113,7 +114,7 @@ func (s *Server) sendDump(ctx *fasthttp.RequestCtx, of route, zstd bool) (gone b
 		ctx.Response.Header.Set("X-Accel-Redirect", headers.EscapePath("/internal/database/"+s.options.Dumps.Name()))
 		return false
 	}
-	err := s.sendPart(ctx, content{source: &sourceFuncs{open, byTime(dumpTag(file))}, contentType: sqliteType, length: file.Size})
+	err := s.sender.Send(ctx, content.File{Source: &content.Funcs{OpenFunc: open, TagFunc: content.ByTime(dumpTag(file))}, Type: sqliteType, Length: file.Size})
 	if err != nil {
 		return s.dumpUnopened(ctx, err)
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/valyala/fasthttp"
 
+	"nar-herder/httpapi/content"
 	"nar-herder/httpapi/headers"
 	"nar-herder/httpapi/respond"
 	"nar-herder/narinfo"
@@ -87,10 +88,10 @@ func (s *Server) sendFlat(ctx *fasthttp.RequestCtx, known *nars, want [sha256.Si
 	if isPlain {
 		decoder.Close()
 		file := &narFile{s: s, ctx: ctx, live: s.live, item: known, n: n}
-		open := s.compared(plainPart{item, narinfo.FlatHeaderSize, length, want}, file.open)
-		return s.sendPart(ctx, content{
-			source:      &sourceFuncs{open, byContent("sha256-" + digest)},
-			contentType: narType, start: narinfo.FlatHeaderSize, length: length,
+		open := s.compared(plainPart{item, narinfo.FlatHeaderSize, length, want}, file.Open)
+		return s.sender.Send(ctx, content.File{
+			Source: &content.Funcs{OpenFunc: open, TagFunc: content.ByContent("sha256-" + digest)},
+			Type:   narType, Start: narinfo.FlatHeaderSize, Length: length,
 		})
 	}
 	ctx.Response.Header.SetContentType(narType)

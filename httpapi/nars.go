@@ -10,6 +10,7 @@ import (
 	"github.com/valyala/fasthttp"
 
 	"nar-herder/compression/decoders"
+	"nar-herder/httpapi/content"
 	"nar-herder/httpapi/engine"
 	"nar-herder/httpapi/headers"
 	"nar-herder/httpapi/peerapi"
@@ -132,11 +133,11 @@ func (s *Server) sendFile(ctx *fasthttp.RequestCtx, known *nars, n int) error {
 			return err
 		}
 	default:
-		var kept *keptFile
+		var kept *content.Kept
 		if known.files != nil {
 			kept = &known.files[n]
 		}
-		return s.sendPart(ctx, content{source: &storedFile{narFile{s: s, ctx: ctx, live: s.live, item: known, n: n}}, kept: kept, contentType: narType, length: item.StoredSize(n)})
+		return s.sender.Send(ctx, content.File{Source: &storedFile{narFile{s: s, ctx: ctx, live: s.live, item: known, n: n}}, Kept: kept, Type: narType, Length: item.StoredSize(n)})
 	}
 	return s.sendRemote(ctx, known, n)
 }
@@ -164,7 +165,7 @@ func (s *Server) used(ctx *fasthttp.RequestCtx, item *nars, kind string) {
 type nars struct {
 	*storage.Item
 	cached []index.CachedFile
-	files  []keptFile // of the Item; nil if this is for one answer alone
+	files  []content.Kept // of the Item; nil if this is for one answer alone
 	sums   []index.Checksum
 }
 
@@ -188,7 +189,7 @@ func (s *Server) item(ctx context.Context, hash narinfo.PathHash) (*nars, error)
 	if err != nil {
 		return nil, err
 	}
-	found = &nars{Item: item, files: make([]keptFile, len(item.Narinfo.Files))}
+	found = &nars{Item: item, files: make([]content.Kept, len(item.Narinfo.Files))}
 	if s.options.Cached != nil {
 		if found.cached, err = s.options.Cached.Files(ctx, hash); err != nil {
 			return nil, err
@@ -222,7 +223,7 @@ func (s *Server) sendCached(ctx *fasthttp.RequestCtx, known *nars, file index.Ca
 	tag := s.tagOf(known, "cached-nar/"+file.Type, file.Type, func(ctx context.Context) (io.ReadCloser, bytestore.Info, error) {
 		return s.options.Cached.Open(ctx, item, file, 0, -1)
 	})
-	return s.sendPart(ctx, content{source: &sourceFuncs{open, tag}, contentType: narType, length: file.Size})
+	return s.sender.Send(ctx, content.File{Source: &content.Funcs{OpenFunc: open, TagFunc: tag}, Type: narType, Length: file.Size})
 }
 
 // narFile is the item's Nth file, in the storage or at another instance.
@@ -247,9 +248,9 @@ func (f *narFile) noteVia() {
 	}
 }
 
-// open opens the file. It may turn out not to be in the storage: a front end can't know
+// Open opens the file. It may turn out not to be in the storage: a front end can't know
 // before, and the owner of its storage may have it.
-func (f *narFile) open(offset, length int64) (io.ReadCloser, bytestore.Info, error) {
+func (f *narFile) Open(offset, length int64) (io.ReadCloser, bytestore.Info, error) {
 	f.noteVia()
 	if f.item.HasStored(f.n) {
 		reader, info, err := f.openStored(offset, length)
@@ -287,15 +288,15 @@ func (f *narFile) openRemote(offset, length int64) (io.ReadCloser, bytestore.Inf
 // storedFile is a narFile that is compared with the NarHash where it has no compression.
 type storedFile struct{ narFile }
 
-func (f *storedFile) open(offset, length int64) (io.ReadCloser, bytestore.Info, error) {
+func (f *storedFile) Open(offset, length int64) (io.ReadCloser, bytestore.Info, error) {
 	item := f.item.Item
 	if item.Narinfo.Files[f.n].Compression == "none" {
-		return f.s.compared(plainPart{item, 0, item.StoredSize(f.n), item.Narinfo.NarHash}, f.narFile.open)(offset, length)
+		return f.s.compared(plainPart{item, 0, item.StoredSize(f.n), item.Narinfo.NarHash}, f.narFile.Open)(offset, length)
 	}
-	return f.narFile.open(offset, length)
+	return f.narFile.Open(offset, length)
 }
 
-func (f *storedFile) tag(length int64, info bytestore.Info) (etag, former []byte) {
+func (f *storedFile) Tag(length int64, info bytestore.Info) (etag, former []byte) {
 	s, item, n := f.s, f.item.Item, f.n
 	return s.tagOf(f.item, item.FileName(n), item.Narinfo.Files[n].Compression, func(ctx context.Context) (io.ReadCloser, bytestore.Info, error) {
 		return s.items.OpenFile(ctx, item, n, 0, -1)
@@ -321,7 +322,7 @@ func (s *Server) sendToStore(ctx *fasthttp.RequestCtx, item *storage.Item, n int
 
 // leaveToProxy leaves the sending of the file to the web server in front, by the header and
 // paths of the original Nar Herder. The file must be there all the same.
-func leaveToProxy(ctx *fasthttp.RequestCtx, open opener, path string) error {
+func leaveToProxy(ctx *fasthttp.RequestCtx, open content.Opener, path string) error {
 	reader, _, err := open(0, 0)
 	if err != nil {
 		return err

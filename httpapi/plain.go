@@ -14,6 +14,7 @@ import (
 	lru "github.com/hashicorp/golang-lru/v2"
 
 	"nar-herder/compression/decoders"
+	"nar-herder/httpapi/content"
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
 )
@@ -109,12 +110,12 @@ type plainPart struct {
 	want          [sha256.Size]byte
 }
 
-// compared returns an opener of the part, or a part of it, that compares it with its hash
+// compared returns an Opener of the part, or a part of it, that compares it with its hash
 // unless that was done lately. Files of up to checkedFirst bytes are compared before
 // anything of them is given out, larger ones while all of them is sent. For less, a file
 // of this machine is read as a whole first, once for all who ask. Of a large object in a
 // bucket, less is given as it comes: a request for a byte must not cost reading all of it.
-func (s *Server) compared(p plainPart, open opener) opener {
+func (s *Server) compared(p plainPart, open content.Opener) content.Opener {
 	return func(offset, length int64) (io.ReadCloser, bytestore.Info, error) {
 		for range 2 {
 			reader, info, err := open(offset, length)
@@ -134,7 +135,7 @@ func (s *Server) compared(p plainPart, open opener) opener {
 				reader, err = s.comparedFirst(p, key, reader, file, offset, isWhole, open)
 				return reader, info, err
 			case isWhole:
-				v := s.verify(part{io.LimitReader(stored{reader}, p.length), reader}, p.length, p.want, p.item)
+				v := s.verify(content.NewPart(io.LimitReader(stored{reader}, p.length), reader), p.length, p.want, p.item)
 				v.passed = func() { s.compares.remember(key) }
 				return v, info, nil
 			case length == 0 || file == nil:
@@ -151,7 +152,7 @@ func (s *Server) compared(p plainPart, open opener) opener {
 // comparedFirst returns the reader, or one of the same bytes in memory of the decoders'
 // budget, when the part is good. file is the reader's, or nil. It closes the reader if there
 // is an error, which is errComparing when there is no memory.
-func (s *Server) comparedFirst(p plainPart, key comparedPart, reader io.ReadCloser, file *os.File, offset int64, isWhole bool, open opener) (io.ReadCloser, error) {
+func (s *Server) comparedFirst(p plainPart, key comparedPart, reader io.ReadCloser, file *os.File, offset int64, isWhole bool, open content.Opener) (io.ReadCloser, error) {
 	if file != nil {
 		if _, err := s.verified(stored{io.NewSectionReader(file, p.start, p.length)}, p.length, p.want, p.item); err != nil {
 			reader.Close()

@@ -7,6 +7,7 @@ import (
 
 	"github.com/valyala/fasthttp"
 
+	"nar-herder/httpapi/content"
 	"nar-herder/httpapi/respond"
 	"nar-herder/peer"
 	"nar-herder/storage"
@@ -81,14 +82,14 @@ func (s *Server) sendRemote(ctx *fasthttp.RequestCtx, known *nars, n int) error 
 	}
 	file := &remoteFile{narFile{s: s, ctx: ctx, live: s.live, item: known, n: n}}
 	if size := item.StoredSize(n); size >= 0 {
-		return s.sendPart(ctx, content{source: file, contentType: narType, length: size})
+		return s.sender.Send(ctx, content.File{Source: file, Type: narType, Length: size})
 	}
 	// Only the other instance knows the size; no part of the file can be asked for.
 	length := int64(-1)
 	if ctx.IsHead() {
 		length = 0
 	}
-	body, info, err := file.open(0, length)
+	body, info, err := file.Open(0, length)
 	if err != nil {
 		return err
 	}
@@ -97,7 +98,7 @@ func (s *Server) sendRemote(ctx *fasthttp.RequestCtx, known *nars, n int) error 
 	case ctx.IsHead():
 		ctx.Response.SkipBody = true
 	case info.Size >= 0:
-		return streamFile(ctx, body, info.Size)
+		return content.StreamFile(ctx, body, info.Size)
 	default:
 		ctx.Response.SetBodyStream(body, -1)
 	}
@@ -125,7 +126,7 @@ func redirectTo(ctx *fasthttp.RequestCtx, location, message string) {
 // remoteFile is a narFile that is not stored here.
 type remoteFile struct{ narFile }
 
-func (f *remoteFile) open(offset, length int64) (io.ReadCloser, bytestore.Info, error) {
+func (f *remoteFile) Open(offset, length int64) (io.ReadCloser, bytestore.Info, error) {
 	f.noteVia()
 	body, info, err := f.openRemote(offset, length)
 	if _, local := body.(bytestore.LocalFile); err == nil && !local {
@@ -134,8 +135,8 @@ func (f *remoteFile) open(offset, length int64) (io.ReadCloser, bytestore.Info, 
 	return body, info, err
 }
 
-func (f *remoteFile) tag(length int64, info bytestore.Info) (etag, former []byte) {
-	return byTime(narTag(f.item.Item, f.item.Narinfo.Files[f.n].Compression))(length, info)
+func (f *remoteFile) Tag(length int64, info bytestore.Info) (etag, former []byte) {
+	return content.ByTime(narTag(f.item.Item, f.item.Narinfo.Files[f.n].Compression))(length, info)
 }
 
 // easiest returns which of the item's files takes the least work to get the nar

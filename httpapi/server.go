@@ -20,6 +20,7 @@ import (
 
 	"nar-herder/compression"
 	"nar-herder/compression/decoders"
+	"nar-herder/httpapi/content"
 	"nar-herder/httpapi/engine"
 	"nar-herder/httpapi/health"
 	"nar-herder/httpapi/itemcache"
@@ -204,11 +205,9 @@ type Server struct {
 	// asked for. Follow keeps them true.
 	answers *itemcache.Cache[madeAnswer]
 	nars    *itemcache.Cache[*nars]
-	// keptFiles are files of nars that many ask for.
-	keptFiles keptFiles
-	metrics   *metrics
-	faults    respond.Faults
-	health    *health.Health
+	metrics *metrics
+	faults  respond.Faults
+	health  *health.Health
 	// decoders decompress nars for clients.
 	decoders    *decoders.Pool
 	compares    *compares
@@ -218,6 +217,8 @@ type Server struct {
 
 	// peers answers what other instances ask.
 	peers *peerapi.API
+	// sender answers with files.
+	sender *content.Sender
 
 	answered atomic.Int64
 
@@ -245,7 +246,7 @@ func New(items Items, options Options) *Server {
 		decoders:    decoders.New(max(1, runtime.GOMAXPROCS(0)-1), options.Decoders),
 		pool:        eventloop.NewPool(max(4, 2*runtime.GOMAXPROCS(0))), // as many as the index has readers
 		compares:    newCompares(),
-		decoderWait: decoders.Wait,
+		decoderWait: decoders.Wait, sender: content.NewSender(),
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
@@ -257,7 +258,6 @@ func New(items Items, options Options) *Server {
 	} else {
 		s.engine = engine.New(s.handle, s.handleBadRequest, options.Limits, options.TrustedProxies, s.log)
 	}
-	s.keptFiles.most = mostKept(engine.Descriptors())
 	s.metrics = newMetrics(s)
 	s.faults = respond.Faults{Log: s.log, Count: s.metrics.faults}
 	s.live, s.end = context.WithCancel(context.Background())

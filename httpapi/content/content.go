@@ -1,4 +1,6 @@
-package httpapi
+// Package content answers with a file, or the part of it that was asked for, and keeps files
+// open that many clients ask for.
+package content
 
 import (
 	"bytes"
@@ -12,44 +14,44 @@ import (
 	"github.com/valyala/fasthttp"
 )
 
-// opener opens a part of a file.
-type opener func(offset, length int64) (io.ReadCloser, bytestore.Info, error)
+// Opener opens a part of a file.
+type Opener func(offset, length int64) (io.ReadCloser, bytestore.Info, error)
 
-// content is what [Server.sendPart] sends: length bytes of a file, from start on. They
+// File is what [Sender.Send] sends: length bytes of a file, from start on. They
 // are all of it, or what a flat nar contains.
-type content struct {
-	source
-	kept          *keptFile // nil for a file that isn't kept open
-	contentType   string
-	start, length int64
+type File struct {
+	Source
+	Kept          *Kept // nil for a file that isn't kept open
+	Type          string
+	Start, Length int64
 }
 
-// source is a file that can be sent.
-type source interface {
-	// open opens length bytes from offset on.
-	open(offset, length int64) (io.ReadCloser, bytestore.Info, error)
-	// tag makes the entity tag, as a tagger.
-	tag(length int64, info bytestore.Info) (etag, former []byte)
+// Source is a file that can be sent.
+type Source interface {
+	// Open opens length bytes from offset on.
+	Open(offset, length int64) (io.ReadCloser, bytestore.Info, error)
+	// Tag makes the entity tag, as a Tagger.
+	Tag(length int64, info bytestore.Info) (etag, former []byte)
 }
 
-// sourceFuncs is a source made of functions.
-type sourceFuncs struct {
-	openFunc opener
-	tagFunc  tagger
+// Funcs is a source made of functions.
+type Funcs struct {
+	OpenFunc Opener
+	TagFunc  Tagger
 }
 
-func (f *sourceFuncs) open(offset, length int64) (io.ReadCloser, bytestore.Info, error) {
-	return f.openFunc(offset, length)
+func (f *Funcs) Open(offset, length int64) (io.ReadCloser, bytestore.Info, error) {
+	return f.OpenFunc(offset, length)
 }
-func (f *sourceFuncs) tag(length int64, info bytestore.Info) (etag, former []byte) {
-	return f.tagFunc(length, info)
+func (f *Funcs) Tag(length int64, info bytestore.Info) (etag, former []byte) {
+	return f.TagFunc(length, info)
 }
 
-// sendPart answers with the content, or the part of it that was asked for. It returns the
+// Send answers with the content, or the part of it that was asked for. It returns the
 // error when the source can't be opened.
-func (s *Server) sendPart(ctx *fasthttp.RequestCtx, c content) error {
+func (s *Sender) Send(ctx *fasthttp.RequestCtx, c File) error {
 	header := &ctx.Request.Header
-	length := c.length
+	length := c.Length
 	wanted := headers.Range{Length: length}
 	partial := false
 	var rangeErr error
@@ -99,29 +101,29 @@ func (s *Server) sendPart(ctx *fasthttp.RequestCtx, c content) error {
 		}
 	}
 	describe(response, v)
-	response.Header.SetContentType(c.contentType)
+	response.Header.SetContentType(c.Type)
 	if partial {
 		response.SetStatusCode(fasthttp.StatusPartialContent)
 		response.Header.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", wanted.Start, wanted.Start+wanted.Length-1, length))
 	}
-	return streamFile(ctx, reader, wanted.Length)
+	return StreamFile(ctx, reader, wanted.Length)
 }
 
 // openPart opens a part of the content.
-func (s *Server) openPart(ctx *fasthttp.RequestCtx, c *content, r headers.Range) (io.ReadCloser, *validators, error) {
-	offset := c.start + r.Start
-	if reader, v := c.kept.reader(offset); reader != nil {
+func (s *Sender) openPart(ctx *fasthttp.RequestCtx, c *File, r headers.Range) (io.ReadCloser, *validators, error) {
+	offset := c.Start + r.Start
+	if reader, v := c.Kept.reader(offset); reader != nil {
 		return reader, v, nil
 	}
 	engine.LeaveLoop(ctx)
-	reader, info, err := c.open(offset, r.Length)
+	reader, info, err := c.Open(offset, r.Length)
 	if err != nil {
 		return nil, nil, err
 	}
-	etag, former := c.tag(c.length, info)
+	etag, former := c.Tag(c.Length, info)
 	v := &validators{etag, former, info.ModTime.UTC().AppendFormat(nil, headers.TimeFormat), info.ModTime}
-	if whole := (headers.Range{Length: c.length}); c.kept != nil && r == whole {
-		reader = c.kept.keep(&s.keptFiles, reader, info, v, offset)
+	if whole := (headers.Range{Length: c.Length}); c.Kept != nil && r == whole {
+		reader = c.Kept.keep(s, reader, info, v, offset)
 	}
 	return reader, v, nil
 }
@@ -140,7 +142,9 @@ var (
 	bytesUnit         = []byte("bytes")
 )
 
-// part is the part of a file that was asked for. A store's reader may give more.
+// NewPart returns a reader of the part of a file that was asked for, which closes the file.
+func NewPart(r io.Reader, file io.ReadCloser) io.ReadCloser { return part{r, file} }
+
 type part struct {
 	io.Reader
 	file io.ReadCloser
@@ -148,21 +152,21 @@ type part struct {
 
 func (p part) Close() error { return p.file.Close() }
 
-// streamFile answers with the length bytes of a file that the reader gives, and closes
+// StreamFile answers with the length bytes of a file that the reader gives, and closes
 // it. A store's reader may give more.
-func streamFile(ctx *fasthttp.RequestCtx, reader io.ReadCloser, length int64) error {
+func StreamFile(ctx *fasthttp.RequestCtx, reader io.ReadCloser, length int64) error {
 	if !ctx.IsHead() && engine.SendFile(ctx, reader, length) {
 		return nil
 	}
 	if shared, ok := reader.(*sharedReader); !ok || !shared.IsCached() {
 		engine.LeaveLoop(ctx) // to read from a disk takes long
 	}
-	return stream(ctx, part{io.LimitReader(reader, length), reader}, length)
+	return Stream(ctx, part{io.LimitReader(reader, length), reader}, length)
 }
 
-// stream answers with the length bytes that the body gives, and closes it. It
+// Stream answers with the length bytes that the body gives, and closes it. It
 // must give exactly that many: anything else cuts the connection.
-func stream(ctx *fasthttp.RequestCtx, body io.ReadCloser, length int64) error {
+func Stream(ctx *fasthttp.RequestCtx, body io.ReadCloser, length int64) error {
 	if length > math.MaxInt || length < 0 {
 		body.Close()
 		return fmt.Errorf("a nar of %d bytes can't be sent", length)
