@@ -12,6 +12,7 @@ import (
 	"nar-herder/httpapi/content"
 	"nar-herder/httpapi/headers"
 	"nar-herder/httpapi/respond"
+	"nar-herder/httpapi/verify"
 	"nar-herder/narinfo"
 	"nar-herder/storage"
 )
@@ -88,7 +89,7 @@ func (s *Server) sendFlat(ctx *fasthttp.RequestCtx, known *nars, want [sha256.Si
 	if isPlain {
 		decoder.Close()
 		file := &narFile{s: s, ctx: ctx, live: s.live, item: known, n: n}
-		open := s.compared(plainPart{item, narinfo.FlatHeaderSize, length, want}, file.Open)
+		open := s.checker.Compared(verify.Part{Item: item, Start: narinfo.FlatHeaderSize, Length: length, Want: want}, file.Open)
 		return s.sender.Send(ctx, content.File{
 			Source: &content.Funcs{OpenFunc: open, TagFunc: content.ByContent("sha256-" + digest)},
 			Type:   narType, Start: narinfo.FlatHeaderSize, Length: length,

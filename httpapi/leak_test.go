@@ -57,7 +57,7 @@ func TestNoLeaks(t *testing.T) {
 	if err := <-ended; err != nil {
 		t.Error(err)
 	}
-	until(t, "decoders are given back", func() bool { return server.decoders.Memory() == 0 })
+	until(t, "decoders are given back", func() bool { return server.checker.Options.Decoders.Memory() == 0 })
 	until(t, "files are closed", func() bool { return openFiles(t) <= files })
 	// The engine keeps one that tells the time, and for some seconds one that
 	// looks for idle workers.

@@ -15,6 +15,7 @@ import (
 	"nar-herder/httpapi/headers"
 	"nar-herder/httpapi/peerapi"
 	"nar-herder/httpapi/respond"
+	"nar-herder/httpapi/verify"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
 	"nar-herder/storage"
@@ -291,7 +292,7 @@ type storedFile struct{ narFile }
 func (f *storedFile) Open(offset, length int64) (io.ReadCloser, bytestore.Info, error) {
 	item := f.item.Item
 	if item.Narinfo.Files[f.n].Compression == "none" {
-		return f.s.compared(plainPart{item, 0, item.StoredSize(f.n), item.Narinfo.NarHash}, f.narFile.Open)(offset, length)
+		return f.s.checker.Compared(verify.Part{Item: item, Start: 0, Length: item.StoredSize(f.n), Want: item.Narinfo.NarHash}, f.narFile.Open)(offset, length)
 	}
 	return f.narFile.Open(offset, length)
 }
@@ -344,10 +345,10 @@ func (s *Server) unopened(ctx *fasthttp.RequestCtx, item *storage.Item, err erro
 		respond.NotFound(ctx, "this nar is not stored here")
 	case errors.Is(err, errElsewhere):
 		s.unreached(ctx, item, err)
-	case errors.Is(err, errDamaged):
+	case errors.Is(err, verify.ErrDamaged):
 		s.damaged(ctx, item)
-	case errors.Is(err, errComparing):
-		s.busy(ctx, errComparing.Error()+", try again later")
+	case errors.Is(err, verify.ErrComparing):
+		s.busy(ctx, verify.ErrComparing.Error()+", try again later")
 	case errors.Is(err, decoders.ErrTooMany):
 		s.busy(ctx, decoders.ErrTooMany.Error()+", try again later or ask for a compressed one")
 	case peerapi.HasChanged(s.live, s.items, item, err):

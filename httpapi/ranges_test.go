@@ -171,7 +171,7 @@ func TestEmptyFile(t *testing.T) {
 			t.Errorf("%s: Range: %s, want %d", how, got.Status, want)
 		}
 		c.stillOpen()
-		if got := server.decoders.Memory(); got != 0 {
+		if got := server.checker.Options.Decoders.Memory(); got != 0 {
 			t.Errorf("%s: %d decoders are left", how, got)
 		}
 	}

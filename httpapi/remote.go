@@ -27,7 +27,7 @@ type remoteBody struct {
 func (b *remoteBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	if err != nil && err != io.EOF && b.s != nil {
-		b.s.cutElsewhere(b.item, err)
+		b.s.cutRemote(b.item, err)
 		b.s = nil // once
 	}
 	return n, err
@@ -158,9 +158,9 @@ func (s *Server) unreached(ctx *fasthttp.RequestCtx, item *storage.Item, err err
 	respond.Fail(ctx, fasthttp.StatusBadGateway, "this nar is stored elsewhere, where it can't be fetched now")
 }
 
-// cutElsewhere notes that an answer was cut, since another instance has stopped
+// cutRemote notes that an answer was cut, since another instance has stopped
 // to send a nar, or has sent something else.
-func (s *Server) cutElsewhere(item *storage.Item, err error) {
+func (s *Server) cutRemote(item *storage.Item, err error) {
 	s.log.Warn("a nar that is stored elsewhere did not come whole, or is damaged there; the client's connection was cut",
 		"item", item.Narinfo.StorePath.String(), "error", err)
 	s.metrics.unreached.Inc()

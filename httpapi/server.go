@@ -26,6 +26,7 @@ import (
 	"nar-herder/httpapi/itemcache"
 	"nar-herder/httpapi/peerapi"
 	"nar-herder/httpapi/respond"
+	"nar-herder/httpapi/verify"
 	"nar-herder/internal/eventloop"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
@@ -208,10 +209,8 @@ type Server struct {
 	metrics *metrics
 	faults  respond.Faults
 	health  *health.Health
-	// decoders decompress nars for clients.
-	decoders    *decoders.Pool
-	compares    *compares
-	decoderWait time.Duration
+	// checker compares nars with their hashes, and has the decoders for them.
+	checker *verify.Checker
 
 	cacheControls cacheControls
 
@@ -241,12 +240,9 @@ func New(items Items, options Options) *Server {
 		items: items, options: options, log: options.Log,
 		answers: itemcache.New(options.AnswerCache, func(a madeAnswer) int64 { return int64(cap(a.body)) }),
 		// A parsed narinfo takes about as much again as its text.
-		nars: itemcache.New(options.AnswerCache/8, func(n *nars) int64 { return 2*int64(cap(n.Text)) + 1000 }),
-		// One processor is left for what answers at once.
-		decoders:    decoders.New(max(1, runtime.GOMAXPROCS(0)-1), options.Decoders),
-		pool:        eventloop.NewPool(max(4, 2*runtime.GOMAXPROCS(0))), // as many as the index has readers
-		compares:    newCompares(),
-		decoderWait: decoders.Wait, sender: content.NewSender(),
+		nars:   itemcache.New(options.AnswerCache/8, func(n *nars) int64 { return 2*int64(cap(n.Text)) + 1000 }),
+		pool:   eventloop.NewPool(max(4, 2*runtime.GOMAXPROCS(0))), // as many as the index has readers
+		sender: content.NewSender(),
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
@@ -262,6 +258,12 @@ func New(items Items, options Options) *Server {
 	s.faults = respond.Faults{Log: s.log, Count: s.metrics.faults}
 	s.live, s.end = context.WithCancel(context.Background())
 	s.streaming, s.endStreams = context.WithCancel(s.live)
+	s.checker = verify.New(verify.Options{
+		// One processor is left for what answers at once.
+		Decoders: decoders.New(max(1, runtime.GOMAXPROCS(0)-1), options.Decoders), Wait: decoders.Wait,
+		Live: s.live, Streaming: s.streaming,
+		Cut: s.cutRemote, Corrupt: s.metrics.corrupt, Log: s.log,
+	})
 	s.peers = peerapi.New(peerapi.Options{
 		Items: items, Identity: options.Identity, ReliesOn: options.ReliesOn, Changes: options.Changes, Chain: options.Chain,
 		Proxies: options.TrustedProxies, Faults: &s.faults, Live: s.live, Streaming: s.streaming,
@@ -276,7 +278,7 @@ func (s *Server) Answered() int64 { return s.answered.Load() }
 func (s *Server) Health() *health.Health { return s.health }
 
 // Processors is held by decoders that compute, for others that compute as much.
-func (s *Server) Processors() sync.Locker { return s.decoders.Processors }
+func (s *Server) Processors() sync.Locker { return s.checker.Options.Decoders.Processors }
 
 // Registry holds the server's metrics, for others to add theirs.
 func (s *Server) Registry() *prometheus.Registry { return s.metrics.registry }
