@@ -156,11 +156,11 @@ func (s *Server) dispatch(ctx *fasthttp.RequestCtx) route {
 		return routeStream
 	case len(segments) == 1 && first == peer.DumpPath[1:]:
 		engine.LeaveLoop(ctx)
-		s.serveDump(ctx, routeDump)
+		s.peers.ServeDump(ctx, false)
 		return routeDump
 	case len(segments) == 1 && first == peer.IndexPath[1:]:
 		engine.LeaveLoop(ctx)
-		s.serveDump(ctx, routeIndexDump)
+		s.peers.ServeDump(ctx, true)
 		return routeIndexDump
 	case first == storedSegment && len(segments) == 2:
 		engine.LeaveLoop(ctx)

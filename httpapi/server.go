@@ -134,7 +134,7 @@ type Options struct {
 
 	// Dumps are what other instances begin with; nil for none. While there are none
 	// and DumpsExpected is set, this server is about to make the first.
-	Dumps         Dumps
+	Dumps         peerapi.Dumps
 	DumpsExpected bool
 
 	// Health are the parts that /health and the metric narherder_healthy are about.
@@ -266,6 +266,7 @@ func New(items Items, options Options) *Server {
 	})
 	s.peers = peerapi.New(peerapi.Options{
 		Items: items, Identity: options.Identity, ReliesOn: options.ReliesOn, Changes: options.Changes, Chain: options.Chain,
+		Dumps: options.Dumps, DumpsExpected: options.DumpsExpected, AccelRedirect: options.AccelRedirect, Sender: s.sender,
 		Proxies: options.TrustedProxies, Faults: &s.faults, Live: s.live, Streaming: s.streaming,
 	})
 	return s

@@ -1,11 +1,12 @@
-// Package peerapi answers what other instances ask: which nars are stored here, and what has
-// changed.
+// Package peerapi answers what other instances ask: which nars are stored here, what has changed,
+// and dumps of the index.
 package peerapi
 
 import (
 	"bytes"
 	"context"
 	"errors"
+	"nar-herder/httpapi/content"
 	"nar-herder/httpapi/engine"
 	"nar-herder/httpapi/respond"
 	"nar-herder/narinfo"
@@ -56,8 +57,15 @@ type Options struct {
 	ReliesOn func() peer.Statement // on whom this instance relies
 	Changes  ChangeLog
 	Chain    func() []string // the instances that this one mirrors, itself or through others
-	Proxies  engine.Proxies
-	Faults   *respond.Faults
+	// Dumps are what other instances begin with. While there are none and DumpsExpected is
+	// set, this server is about to make the first.
+	Dumps         Dumps
+	DumpsExpected bool
+	AccelRedirect bool // leave the sending of files to the nginx in front
+	Sender        *content.Sender
+
+	Proxies engine.Proxies
+	Faults  *respond.Faults
 	// Live is the context of answers, and Streaming that of those without an end.
 	Live, Streaming context.Context
 }
