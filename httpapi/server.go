@@ -160,9 +160,10 @@ type Options struct {
 	// Decoders is the memory for that, which background work may share; nil for 512 MiB.
 	Decoders *compression.Budget
 
-	// TTL is what narinfos advertise, and NewTTL where it is set instead;
-	// NegativeTTL is for items that are not known. Nil advertises nothing.
-	TTL, NewTTL, NegativeTTL *time.Duration
+	// TTLs are what narinfos advertise, and NegativeTTL is for items that are not known. Nil
+	// advertises nothing.
+	narinfo.TTLs
+	NegativeTTL *time.Duration
 
 	// AccelRedirect leaves the sending of files to the nginx in front, as the
 	// original Nar Herder does.

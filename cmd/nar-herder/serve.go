@@ -283,7 +283,7 @@ func (c *serverCommand) run(ctx context.Context, effect inEffect, running *tasks
 	}
 	options := httpapi.Options{
 		Decompress: compression.NewReaderWithin, Decoders: decoderBudget(),
-		TTL: cacheOptions.TTL, NewTTL: cacheOptions.NewTTL, NegativeTTL: (*time.Duration)(c.NegativeTTL),
+		TTLs: cacheOptions.TTLs, NegativeTTL: (*time.Duration)(c.NegativeTTL),
 		AccelRedirect: c.XAccelRedirect,
 		HideMetrics:   c.PublicMetrics == "no",
 		AnswerCache:   max(int64(c.NarinfoCacheSize), 0),

@@ -42,16 +42,15 @@ type Type struct {
 	// Unused is after how long without a request a file is withdrawn; nil for
 	// never.
 	Unused *time.Duration
-	// TTL and NewTTL are what narinfos that name such a file advertise, nil
-	// for what others do. See [Options.Advertised].
-	TTL, NewTTL *time.Duration
+	// TTLs are those of narinfos that name such a file; none for what others advertise.
+	narinfo.TTLs
 }
 
 // Options of [New].
 type Options struct {
 	Types []Type
-	// TTL and NewTTL are what narinfos advertise; nil for nothing.
-	TTL, NewTTL *time.Duration
+	// TTLs are those of all narinfos.
+	narinfo.TTLs
 	// StorageDirectory is where the storage is, which no type may share; empty
 	// where it is no directory.
 	StorageDirectory string
@@ -76,6 +75,7 @@ type Options struct {
 type Cache struct {
 	index   *index.Index
 	options Options
+	ttls    narinfo.TTLPolicy
 	log     *slog.Logger
 	kinds   map[string]*kind
 	queue   *queue
@@ -110,7 +110,7 @@ type kind struct {
 // New opens the directories. The errors name them, and what to do.
 func New(x *index.Index, s *storage.Storage, options Options) (_ *Cache, err error) {
 	c := &Cache{
-		index: x, options: options, log: options.Log,
+		index: x, options: options, ttls: options.policy(), log: options.Log,
 		kinds: make(map[string]*kind), queue: newQueue(),
 		changed: func(narinfo.PathHash) {},
 	}
