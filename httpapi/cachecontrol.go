@@ -1,10 +1,11 @@
 package httpapi
 
 import (
-	"nar-herder/httpapi/respond"
 	"time"
 
 	"github.com/valyala/fasthttp"
+
+	"nar-herder/httpapi/respond"
 )
 
 // cacheControls are values of Cache-Control, made once. An empty one is left out.

@@ -5,17 +5,18 @@ import (
 	"context"
 	"errors"
 	"io"
-	"nar-herder/compression/decoders"
-	"nar-herder/httpapi/content"
-	"nar-herder/httpapi/headers"
-	"nar-herder/httpapi/verify"
-	"nar-herder/storage/bytestore"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"nar-herder/compression/decoders"
+	"nar-herder/httpapi/content"
+	"nar-herder/httpapi/headers"
+	"nar-herder/httpapi/verify"
+	"nar-herder/storage/bytestore"
 )
 
 // plainServer is a server with one nar without compression, and an Opener that compares it.

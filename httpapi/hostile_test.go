@@ -10,9 +10,9 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"nar-herder/compression"
-
 	"github.com/klauspost/compress/zstd"
+
+	"nar-herder/compression"
 )
 
 // heldBytes count what decompressors may hold together.

@@ -3,12 +3,13 @@ package httpapi
 import (
 	"context"
 	"io"
-	"nar-herder/internal/eventloop"
 	"net/http"
 	"os"
 	"runtime"
 	"strings"
 	"testing"
+
+	"nar-herder/internal/eventloop"
 )
 
 // openFiles counts the file descriptors of this process.

@@ -2,8 +2,6 @@ package httpapi
 
 import (
 	"io"
-	"nar-herder/httpapi/engine"
-	"nar-herder/httpapi/peerapi"
 	"net"
 	"net/http"
 	"net/netip"
@@ -12,6 +10,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"nar-herder/httpapi/engine"
+	"nar-herder/httpapi/peerapi"
 )
 
 // connectionsEnded reports whether none is left.

@@ -2,14 +2,15 @@ package httpapi
 
 import (
 	"context"
-	"nar-herder/httpapi/health"
-	"nar-herder/storage/index"
 	"strconv"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/common/expfmt"
 	"github.com/valyala/fasthttp"
+
+	"nar-herder/httpapi/health"
+	"nar-herder/storage/index"
 )
 
 // metrics counts what the server does.

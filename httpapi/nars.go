@@ -305,7 +305,7 @@ func (f *storedFile) Tag(length int64, info bytestore.Info) (etag, former []byte
 }
 
 // presignedFor is how long a URL of the byte store is good: clients follow it at
-// once, and a download that has begun goes on after it.
+// once, and a download that has begun continues after it.
 const presignedFor = 10 * time.Minute
 
 // sendToStore redirects a client to the byte store for the item's Nth file, which must be

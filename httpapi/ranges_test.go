@@ -2,13 +2,14 @@ package httpapi
 
 import (
 	"fmt"
-	"nar-herder/peer"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"nar-herder/peer"
 )
 
 // TestRanges asks for parts of a stored nar, of one that is decompressed on the

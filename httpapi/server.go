@@ -45,7 +45,7 @@ type Items interface {
 	// ItemsAt is Item for many, in the order of hashes, with nil for
 	// [storage.ErrNotFound].
 	ItemsAt(ctx context.Context, hashes []narinfo.PathHash) ([]*storage.Item, error)
-	// OpenFile opens the item's Nth file, whose size is then sure, or says
+	// OpenFile opens the item's Nth file, which then has its recorded size, or says
 	// [storage.ErrNotStored].
 	OpenFile(ctx context.Context, item *storage.Item, n int, offset, length int64) (io.ReadCloser, bytestore.Info, error)
 	// LookFor looks for the item's Nth file: nil when it is there and whole,
@@ -68,7 +68,7 @@ type CachedNars interface {
 	// Files returns all files of an item, also those that its narinfo does not
 	// name, or no longer.
 	Files(ctx context.Context, hash narinfo.PathHash) ([]index.CachedFile, error)
-	// Open opens a file, whose size is then sure, or says
+	// Open opens a file, which then has its recorded size, or says
 	// [storage.ErrNotStored].
 	Open(ctx context.Context, item *storage.Item, file index.CachedFile, offset, length int64) (io.ReadCloser, bytestore.Info, error)
 }
@@ -113,7 +113,7 @@ type Options struct {
 	// Uses counts requests for nars; nil for nobody.
 	Uses Uses
 
-	// Identity is told to other instances; nil for none, who then can't be sure
+	// Identity is sent to other instances; nil for none, which then can't be sure
 	// of what this one says.
 	Identity peerapi.Identity
 
@@ -140,7 +140,7 @@ type Options struct {
 	// Health are the parts that /health and the metric narherder_healthy are about.
 	Health []health.Part
 
-	// Changes are told to those who mirror this instance, with Identity; nil for
+	// Changes are sent to mirrors of this instance, with Identity; nil for
 	// nobody. For a stream of them, Follow must run.
 	Changes peerapi.ChangeLog
 
@@ -170,7 +170,7 @@ type Options struct {
 	AccelRedirect bool
 
 	// AnswerCache bounds the memory for narinfos that are ready to be sent, in
-	// bytes; items whose nars are asked for may take an eighth of it more. With
+	// bytes; items with requested nars may take an eighth of it more. With
 	// 0, none is kept. Unless Follow runs, it must be 0.
 	AnswerCache int64
 
@@ -178,7 +178,7 @@ type Options struct {
 	SigningKey []byte
 
 	// HideMetrics answers 404 at /metrics and /health, but not at /health/ready and
-	// /health/live. [Control] serves all of them.
+	// /health/live. [health.Control] serves all of them.
 	HideMetrics bool
 
 	// TrustedProxies may say for whom they ask.
@@ -203,7 +203,7 @@ type Server struct {
 	items   Items
 	options Options
 	log     *slog.Logger
-	// answers are the bodies of narinfos, and nars the items whose nars were
+	// answers are the bodies of narinfos, and nars the items with nars that were
 	// asked for. Follow keeps them true.
 	answers *itemcache.Cache[madeAnswer]
 	nars    *itemcache.Cache[*nars]

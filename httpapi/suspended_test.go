@@ -6,15 +6,16 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"nar-herder/compression"
-	"nar-herder/compression/decoders"
-	"nar-herder/storage"
-	"nar-herder/storage/bytestore"
 	"net/http"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"nar-herder/compression"
+	"nar-herder/compression/decoders"
+	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 )
 
 // begin asks for a nar, and reads no more than the head of the answer.

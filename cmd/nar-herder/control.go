@@ -4,9 +4,10 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"nar-herder/httpapi/health"
 	"net"
 	"strings"
+
+	"nar-herder/httpapi/health"
 )
 
 // controlOptions are the options of the listener for the administrator.

@@ -7,11 +7,12 @@ import (
 	"fmt"
 	"io"
 	"math"
+
+	"github.com/valyala/fasthttp"
+
 	"nar-herder/httpapi/engine"
 	"nar-herder/httpapi/headers"
 	"nar-herder/storage/bytestore"
-
-	"github.com/valyala/fasthttp"
 )
 
 // Opener opens a part of a file.

@@ -3,8 +3,6 @@ package content
 import (
 	"errors"
 	"io"
-	"nar-herder/httpapi/headers"
-	"nar-herder/storage/bytestore"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,6 +13,9 @@ import (
 	"time"
 
 	"github.com/valyala/fasthttp"
+
+	"nar-herder/httpapi/headers"
+	"nar-herder/storage/bytestore"
 )
 
 // localFile is a [bytestore.LocalFile] that counts how many are open.

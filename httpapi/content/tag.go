@@ -1,10 +1,11 @@
 package content
 
 import (
-	"nar-herder/peer"
-	"nar-herder/storage/bytestore"
 	"strconv"
 	"time"
+
+	"nar-herder/peer"
+	"nar-herder/storage/bytestore"
 )
 
 // Tagger makes the entity tag of length bytes of the file that the info describes. former

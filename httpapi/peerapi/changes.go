@@ -129,8 +129,8 @@ func (b *changesSince) Read(p []byte) (int, error) {
 	return b.pending.Read(p)
 }
 
-// logState is what others are told of the log, with a page of it; previous is up to
-// where they were told before.
+// logState describes the log and a page of it to a client that knows the changes up to
+// previous.
 func (s *API) logState(page *index.Page, previous int64) peer.LogState {
 	state := peer.LogState{
 		Instance: s.options.Identity.Instance(), First: page.First, Last: page.Last, Position: page.Position, Mark: page.Mark, Previous: previous,
@@ -178,8 +178,8 @@ func (s *API) pageAfter(ctx *fasthttp.RequestCtx) (page index.Page, after int64,
 	return page, 0, false
 }
 
-// sealed are the changes of a page as those are told who know them up to a number,
-// and the number of the last of them.
+// sealed returns the changes of a page for a client that knows them up to a number, and the
+// number of the last of them.
 func (s *API) sealed(page *index.Page, told int64) ([]peer.Change, int64) {
 	changes := make([]peer.Change, len(page.Changes))
 	for i, change := range page.Changes {
@@ -308,8 +308,8 @@ func (b *changeStream) Read(p []byte) (int, error) {
 // can be many of them.
 const pendingKept = 64 << 10
 
-// write makes events of a page. The state is told before, as the changes' sums are
-// with its instance, and behind, with the position.
+// write makes events of a page. The state comes before them, as the sums of changes
+// include its instance, and after them, with the position.
 func (b *changeStream) write(page *index.Page) error {
 	if !b.begun {
 		b.begun = true

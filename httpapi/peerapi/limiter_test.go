@@ -1,10 +1,11 @@
 package peerapi
 
 import (
-	"nar-herder/peer"
 	"net/netip"
 	"testing"
 	"time"
+
+	"nar-herder/peer"
 )
 
 // TestLimitOfAll has many clients, none of which asks for too much.

@@ -6,6 +6,8 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"slices"
+
 	"nar-herder/httpapi/content"
 	"nar-herder/httpapi/engine"
 	"nar-herder/httpapi/respond"
@@ -13,7 +15,6 @@ import (
 	"nar-herder/peer"
 	"nar-herder/storage"
 	"nar-herder/storage/index"
-	"slices"
 )
 
 // Items is what the API asks of the storage.

@@ -116,7 +116,7 @@ func (s *API) ServeStored(request *fasthttp.RequestCtx, list string) {
 	for i, text := range asked {
 		hash, err := narinfo.ParsePathHash(text)
 		if err != nil {
-			respond.Fail(request, fasthttp.StatusBadRequest, "that is no list of hashes")
+			respond.Fail(request, fasthttp.StatusBadRequest, "not a list of hashes")
 			return
 		}
 		hashes[i] = hash

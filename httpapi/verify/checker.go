@@ -58,7 +58,7 @@ type Options struct {
 	Wait time.Duration
 	// Live is the context of what is read, and Streaming that of requests that wait.
 	Live, Streaming context.Context
-	// Cut is called when an answer is cut whose nar comes from another instance, and Corrupt
+	// Cut is called when an answer with a nar of another instance is cut, and Corrupt
 	// counts nars that are damaged in the storage.
 	Cut     func(item *storage.Item, err error)
 	Corrupt prometheus.Counter
@@ -135,7 +135,7 @@ func (c *Checker) rememberBad(p comparedPart) {
 	}
 }
 
-// Part is a part of an item's file without compression whose hash is known: the
+// Part is a part of an item's file without compression that has a known hash: the
 // nar, or what a flat nar contains.
 type Part struct {
 	Item          *storage.Item
@@ -184,7 +184,7 @@ func (s *Checker) Compared(p Part, open content.Opener) content.Opener {
 
 // comparedFirst returns the reader, or one of the same bytes in memory of the decoders'
 // budget, when the part is good. file is the reader's, or nil. It closes the reader if there
-// is an error, which is ErrComparing when there is no memory.
+// is an error, which is ErrComparing when memory is short.
 func (s *Checker) comparedFirst(p Part, key comparedPart, reader io.ReadCloser, file *os.File, offset int64, isWhole bool, open content.Opener) (io.ReadCloser, error) {
 	if file != nil {
 		if _, err := s.Verified(stored{io.NewSectionReader(file, p.Start, p.Length)}, p.Length, p.Want, p.Item); err != nil {
@@ -277,8 +277,8 @@ func (s *Checker) compare(p Part, key comparedPart, file *os.File) error {
 	}
 }
 
-// LocalFile returns the file of this machine that the reader reads, whose bytes are all
-// there, or nil.
+// LocalFile returns the file of this machine that the reader reads, if it is
+// complete, or nil.
 func LocalFile(reader io.Reader) *os.File {
 	if local, ok := reader.(bytestore.LocalFile); ok {
 		if _, growing := reader.(bytestore.GrowingFile); !growing {

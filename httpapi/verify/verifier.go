@@ -5,13 +5,14 @@ import (
 	"errors"
 	"hash"
 	"io"
+	"sync"
+
 	"nar-herder/compression/decoders"
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
-	"sync"
 )
 
-// Verifier passes on bytes whose hash is known, and fails before the last of
+// Verifier passes on bytes that have a known hash, and fails before the last of
 // them when they are not what the hash says: a client then finds its
 // connection cut, and not a complete answer of wrong bytes.
 type Verifier struct {
@@ -76,7 +77,7 @@ type readError struct{ error }
 
 func (e readError) Unwrap() error { return e.error }
 
-// stored is a reader of bytes as they are in the storage, whose failures are readErrors.
+// stored reads bytes as they are in the storage. Its failures are readErrors.
 type stored struct{ io.Reader }
 
 func (s stored) Read(p []byte) (int, error) {
