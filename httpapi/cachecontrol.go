@@ -1,10 +1,11 @@
 package httpapi
 
 import (
-	"nar-herder/httpapi/respond"
 	"time"
 
 	"github.com/valyala/fasthttp"
+
+	"nar-herder/httpapi/respond"
 )
 
 // cacheControls are values of Cache-Control, made once. An empty one is left out.
@@ -17,10 +18,7 @@ type cacheControls struct {
 }
 
 func newCacheControls(options *Options) cacheControls {
-	ttl := options.TTL
-	if options.NewTTL != nil {
-		ttl = options.NewTTL
-	}
+	ttl := options.TTLs.Advertised()
 	c := cacheControls{narinfo: maxAge(ttl), nar: public(ttl), missing: maxAge(options.NegativeTTL), cached: make(map[string]string)}
 	if options.Cached != nil {
 		for _, kind := range []string{"zstd", "lzip", "gzip"} {

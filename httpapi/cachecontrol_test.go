@@ -177,10 +177,10 @@ func TestCacheControlOfFailures(t *testing.T) {
 	unopened.open = failingOpen(errBroken)
 	d := dial(t, start(t, unopened, opts).address)
 	full := startWith(t, m.items(t), opts, func(s *Server) {
-		s.decoders = decodersWithin(1, 2*decoders.Piece)
-		s.decoderWait = time.Millisecond
+		s.checker.Options.Decoders = decodersWithin(1, 2*decoders.Piece)
+		s.checker.Options.Wait = time.Millisecond
 	})
-	if _, err := takeMemory(t, full.decoders, 2*decoders.Piece); err != nil {
+	if _, err := takeMemory(t, full.checker.Options.Decoders, 2*decoders.Piece); err != nil {
 		t.Fatal(err)
 	}
 	busy := dial(t, full.address)

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"nar-herder/httpapi/peerapi"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
 	"nar-herder/storage/index"
@@ -115,7 +116,7 @@ func TestRecentChanges(t *testing.T) {
 	if a := c.ask("HEAD", "/recent-changes/stream?after=1"); a.StatusCode != http.StatusOK || a.body != "" {
 		t.Errorf("HEAD of a stream: %s %q", a.Status, a.body)
 	}
-	if n := server.streams.count(); n != 0 {
+	if n := server.peers.Streams(); n != 0 {
 		t.Errorf("%d streams are counted", n)
 	}
 }
@@ -126,7 +127,7 @@ func TestManyChanges(t *testing.T) {
 	server, s := startTelling(t)
 	at := time.Date(2040, 1, 1, 0, 0, 0, 0, time.UTC)
 	err := s.index.Update(t.Context(), func(tx *index.Tx) error {
-		for n := range 5*changesAtOnce + 3 {
+		for n := range 5*peerapi.ChangesAtOnce + 3 {
 			path, err := narinfo.ParseBaseName(fmt.Sprintf("%032d-x", n))
 			if err != nil {
 				return err
@@ -149,7 +150,7 @@ func TestManyChanges(t *testing.T) {
 		n++
 		return nil
 	})
-	if err != nil || n != 5*changesAtOnce+3 {
+	if err != nil || n != 5*peerapi.ChangesAtOnce+3 {
 		t.Errorf("%d changes, %v", n, err)
 	}
 }
@@ -202,7 +203,7 @@ func TestStream(t *testing.T) {
 	if c, err := stream.Next(); err != nil || c != nil || stream.State().Position != 2 || stream.State().Last != 2 {
 		t.Errorf("then %+v, %v, %+v; want the state", c, err, stream.State())
 	}
-	if n := server.streams.count(); n != 1 {
+	if n := server.peers.Streams(); n != 1 {
 		t.Errorf("%d streams are counted", n)
 	}
 	server.stop()
@@ -215,7 +216,7 @@ func TestStream(t *testing.T) {
 	if c, err := stream.Next(); err == nil {
 		t.Errorf("after the end came %+v", c)
 	}
-	until(t, "the stream to be counted as ended", func() bool { return server.streams.count() == 0 })
+	until(t, "the stream to be counted as ended", func() bool { return server.peers.Streams() == 0 })
 }
 
 // TestChangesAhead: a change that is dated ahead, as after the clock was, is told as of

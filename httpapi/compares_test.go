@@ -5,19 +5,22 @@ import (
 	"context"
 	"errors"
 	"io"
-	"nar-herder/compression/decoders"
-	"nar-herder/httpapi/headers"
-	"nar-herder/storage/bytestore"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"nar-herder/compression/decoders"
+	"nar-herder/httpapi/content"
+	"nar-herder/httpapi/headers"
+	"nar-herder/httpapi/verify"
+	"nar-herder/storage/bytestore"
 )
 
-// plainServer is a server with one nar without compression, and an opener that compares it.
-func plainServer(t *testing.T, content string) (*started, *store, *made, opener) {
+// plainServer is a server with one nar without compression, and an Opener that compares it.
+func plainServer(t *testing.T, content string) (*started, *store, *made, content.Opener) {
 	m := make1(t, "source", content, "none")
 	s := newStore(t, m.write(t, t.TempDir()))
 	server := newStarted(s, options())
@@ -25,7 +28,7 @@ func plainServer(t *testing.T, content string) (*started, *store, *made, opener)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return server, s, m, server.compared(plainPart{item, 0, m.fileSize, item.Narinfo.NarHash}, func(offset, length int64) (io.ReadCloser, bytestore.Info, error) {
+	return server, s, m, server.checker.Compared(verify.Part{Item: item, Length: m.fileSize, Want: item.Narinfo.NarHash}, func(offset, length int64) (io.ReadCloser, bytestore.Info, error) {
 		return s.OpenFile(context.Background(), item, 0, offset, length)
 	})
 }
@@ -47,9 +50,9 @@ func TestCompared(t *testing.T) {
 			if err == nil && !bytes.Equal(got, m.file[offset:offset+length]) {
 				t.Errorf("%d bytes, not those at %d", len(got), offset)
 			}
-			return storedLocally(reader) != nil, err
+			return verify.LocalFile(reader) != nil, err
 		}
-		if isFile, err := read(0, m.fileSize); isFile != (len(content) < checkedFirst) || err != nil {
+		if isFile, err := read(0, m.fileSize); isFile != (len(content) < verify.CheckedFirst) || err != nil {
 			t.Errorf("%d bytes: first: file %v, %v", len(content), isFile, err)
 		}
 		for range 2 {
@@ -59,17 +62,17 @@ func TestCompared(t *testing.T) {
 				}
 			}
 		}
-		if server.compares.good.Len() != 1 {
-			t.Errorf("%d files are remembered", server.compares.good.Len())
+		if server.checker.Good() != 1 {
+			t.Errorf("%d files are remembered", server.checker.Good())
 		}
 		var later atomic.Int64
-		server.compares.now = func() time.Time { return time.Now().Add(time.Duration(later.Load())) }
-		later.Store(int64(comparedFor))
-		if isFile, err := read(0, m.fileSize); isFile != (len(content) < checkedFirst) || err != nil {
+		server.checker.Now = func() time.Time { return time.Now().Add(time.Duration(later.Load())) }
+		later.Store(int64(verify.ComparedFor))
+		if isFile, err := read(0, m.fileSize); isFile != (len(content) < verify.CheckedFirst) || err != nil {
 			t.Errorf("%d bytes: a day later: file %v, %v", len(content), isFile, err)
 		}
 		// A part has the whole compared.
-		later.Add(int64(comparedFor))
+		later.Add(int64(verify.ComparedFor))
 		if isFile, err := read(10, 20); !isFile || err != nil {
 			t.Errorf("%d bytes: part: file %v, %v", len(content), isFile, err)
 		}
@@ -87,7 +90,7 @@ func TestCompared(t *testing.T) {
 		if err := errors.Join(os.WriteFile(name+".new", wrong, 0o644), os.Chtimes(name+".new", time.Time{}, before.ModTime()), os.Rename(name+".new", name)); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := read(10, 20); !errors.Is(err, errDamaged) {
+		if _, err := read(10, 20); !errors.Is(err, verify.ErrDamaged) {
 			t.Errorf("%d bytes: replaced: %v", len(content), err)
 		}
 		if _, err := read(0, m.fileSize); err == nil {
@@ -102,24 +105,20 @@ func TestComparedOnce(t *testing.T) {
 	t.Parallel()
 	m := make1(t, "source", plainContents[1], "none")
 	server := startWith(t, newStore(t, m.write(t, t.TempDir())), options(), func(s *Server) {
-		s.decoderWait = time.Millisecond
-		for range comparesAtOnce {
-			s.compares.slots <- struct{}{}
+		s.checker.Options.Wait = time.Millisecond
+		for range verify.AtOnce {
+			s.checker.Slots <- struct{}{}
 		}
 	})
-	running := func() int {
-		server.compares.mu.Lock()
-		defer server.compares.mu.Unlock()
-		return len(server.compares.running)
-	}
+	running := server.checker.Running
 	for range 8 {
 		got := dial(t, server.address).ask("GET", "/"+m.url(), "Range: bytes=5-14")
 		if got.StatusCode != 503 || got.Header.Get("Retry-After") == "" || !strings.Contains(got.body, "compared") || running() != 1 {
 			t.Errorf("%s, %v, %q, %d comparisons", got.Status, got.Header, got.body, running())
 		}
 	}
-	for range comparesAtOnce {
-		<-server.compares.slots
+	for range verify.AtOnce {
+		<-server.checker.Slots
 	}
 	until(t, "it is compared", func() bool { return running() == 0 })
 	if got := dial(t, server.address).ask("GET", "/"+m.url(), "Range: bytes=5-14"); got.StatusCode != 206 || got.body != string(m.file[5:15]) {
@@ -140,10 +139,10 @@ func TestDamageRemembered(t *testing.T) {
 	}
 	var later atomic.Int64
 	server := startWith(t, items, options(), func(s *Server) {
-		s.compares.now = func() time.Time { return time.Unix(later.Load(), 0) }
+		s.checker.Now = func() time.Time { return time.Unix(later.Load(), 0) }
 	})
 	for minute := range int64(3) {
-		later.Store(minute * int64(damagedFor/time.Second))
+		later.Store(minute * int64(verify.DamagedFor/time.Second))
 		for _, header := range []string{"Range: bytes=5-14", "Range: bytes=-10", "Range: bytes=0-"} {
 			if got := dial(t, server.address).ask("GET", "/"+m.url(), header); got.StatusCode != 500 {
 				t.Errorf("minute %d, %s: %s", minute, header, got.Status)
@@ -169,11 +168,11 @@ func TestComparedMemory(t *testing.T) {
 	m := make1(t, "source", plainContents[0], "none")
 	items := m.inBucket(t)
 	server := newStarted(items, options())
-	server.decoders = decodersWithin(1, 2*decoders.Piece)
+	server.checker.Options.Decoders = decodersWithin(1, 2*decoders.Piece)
 	item := m.item(t)
 	open := func(offset, length int64) (io.ReadCloser, bytestore.Info, error) {
-		server.compares.good.Purge()
-		return server.compared(plainPart{item, 0, m.fileSize, item.Narinfo.NarHash}, func(offset, length int64) (io.ReadCloser, bytestore.Info, error) {
+		server.checker.Forget()
+		return server.checker.Compared(verify.Part{Item: item, Length: m.fileSize, Want: item.Narinfo.NarHash}, func(offset, length int64) (io.ReadCloser, bytestore.Info, error) {
 			return items.OpenFile(t.Context(), item, 0, offset, length)
 		})(offset, length)
 	}
@@ -182,7 +181,7 @@ func TestComparedMemory(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if n := server.decoders.Memory(); n != decoders.Piece {
+		if n := server.checker.Options.Decoders.Memory(); n != decoders.Piece {
 			t.Errorf("%v: %d bytes of the budget", r, n)
 		}
 		if got, err := io.ReadAll(io.LimitReader(reader, r.Length)); err != nil || !bytes.Equal(got, m.file[r.Start:r.Start+r.Length]) {
@@ -190,23 +189,23 @@ func TestComparedMemory(t *testing.T) {
 		}
 		reader.Close()
 		reader.Close()
-		if n := server.decoders.Memory(); n != 0 {
+		if n := server.checker.Options.Decoders.Memory(); n != 0 {
 			t.Errorf("%v: %d bytes of the budget when closed", r, n)
 		}
 	}
-	release, err := takeMemory(t, server.decoders, 2*decoders.Piece)
+	release, err := takeMemory(t, server.checker.Options.Decoders, 2*decoders.Piece)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer release()
-	server.decoderWait = time.Millisecond
-	if _, _, err := open(0, m.fileSize); !errors.Is(err, errComparing) {
+	server.checker.Options.Wait = time.Millisecond
+	if _, _, err := open(0, m.fileSize); !errors.Is(err, verify.ErrComparing) {
 		t.Errorf("without memory: %v", err)
 	}
 	m.file[200] ^= 1
-	server.decoders = decodersWithin(1, 2*decoders.Piece)
-	if _, _, err := open(0, m.fileSize); !errors.Is(err, errDamaged) || server.decoders.Memory() != 0 {
-		t.Errorf("damaged: %v, %d bytes of the budget", err, server.decoders.Memory())
+	server.checker.Options.Decoders = decodersWithin(1, 2*decoders.Piece)
+	if _, _, err := open(0, m.fileSize); !errors.Is(err, verify.ErrDamaged) || server.checker.Options.Decoders.Memory() != 0 {
+		t.Errorf("damaged: %v, %d bytes of the budget", err, server.checker.Options.Decoders.Memory())
 	}
 }
 
@@ -219,12 +218,12 @@ func TestDecodedMemory(t *testing.T) {
 	for _, target := range []string{"/nar/" + m.path.BaseName(), "/file/source/sha256/" + m.digest} {
 		c := connectSmall(t, server.listener)
 		answer := c.begin(target)
-		if n := server.decoders.Memory(); n != decoders.Piece {
+		if n := server.checker.Options.Decoders.Memory(); n != decoders.Piece {
 			t.Errorf("%s: %d bytes of the budget", target, n)
 		}
 		if _, err := io.Copy(io.Discard, answer.Body); err != nil {
 			t.Error(err)
 		}
-		until(t, "it is given back", func() bool { return server.decoders.Memory() == 0 })
+		until(t, "it is given back", func() bool { return server.checker.Options.Decoders.Memory() == 0 })
 	}
 }

@@ -109,7 +109,7 @@ func TestStalledReaderIsCut(t *testing.T) {
 			if n, err := io.Copy(io.Discard, c.r); n >= length {
 				t.Errorf("%d bytes of %d, %v", n, length, err)
 			}
-			until(t, "decoders are given back", func() bool { return s.decoders.Memory() == 0 })
+			until(t, "decoders are given back", func() bool { return s.checker.Options.Decoders.Memory() == 0 })
 		})
 	}
 }

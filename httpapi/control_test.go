@@ -3,13 +3,14 @@ package httpapi
 import (
 	"io"
 	"log/slog"
-	"nar-herder/httpapi/health"
 	"net"
 	"net/http"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"nar-herder/httpapi/health"
 )
 
 // newControl serves one until the test ends, and returns its address.

@@ -103,7 +103,7 @@ func TestDamagedNars(t *testing.T) {
 					if !strings.Contains(server.log.String(), m.path.BaseName()) {
 						t.Errorf("%s, %s, sized %v: the log does not name the item: %s", how, name, sized, server.log)
 					}
-					until(t, name+": decoders are given back", func() bool { return server.decoders.Memory() == 0 })
+					until(t, name+": decoders are given back", func() bool { return server.checker.Options.Decoders.Memory() == 0 })
 				}
 				server.stop()
 			}
@@ -173,7 +173,7 @@ func TestDamagedFiles(t *testing.T) {
 		case test.status == 200 && got.body != content:
 			t.Errorf("%s: %d bytes", name, len(got.body))
 		}
-		until(t, name+": decoders are given back", func() bool { return server.decoders.Memory() == 0 })
+		until(t, name+": decoders are given back", func() bool { return server.checker.Options.Decoders.Memory() == 0 })
 	}
 }
 
@@ -222,7 +222,7 @@ func TestCompressions(t *testing.T) {
 		if got := c.ask("HEAD", "/nar/"+m.path.BaseName()); got.Header.Get("Content-Length") != fmt.Sprint(len(m.nar)) {
 			t.Errorf("%s: HEAD %v", how, got.Header)
 		}
-		until(t, "decoders are given back", func() bool { return server.decoders.Memory() == 0 })
+		until(t, "decoders are given back", func() bool { return server.checker.Options.Decoders.Memory() == 0 })
 	}
 	unknown := make1(t, "source", "x", "none")
 	unknown.compression = "brotli"
@@ -238,10 +238,10 @@ func TestTooManyDecoders(t *testing.T) {
 	t.Parallel()
 	m := make1(t, "source", "content", "gzip")
 	server := startWith(t, m.items(t), options(), func(s *Server) {
-		s.decoders = decodersWithin(1, 2*decoders.Piece)
-		s.decoderWait = 50 * time.Millisecond
+		s.checker.Options.Decoders = decodersWithin(1, 2*decoders.Piece)
+		s.checker.Options.Wait = 50 * time.Millisecond
 	})
-	release, err := takeMemory(t, server.decoders, 2*decoders.Piece)
+	release, err := takeMemory(t, server.checker.Options.Decoders, 2*decoders.Piece)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -258,9 +258,9 @@ func TestTooManyDecoders(t *testing.T) {
 		t.Errorf("the compressed one: %s", got.Status)
 	}
 	// One that waits gets the memory that becomes free.
-	server.decoderWait = patience
+	server.checker.Options.Wait = patience
 	c.send(request("GET", targets[0]))
-	until(t, "the request waits", func() bool { return server.decoders.Waiting() })
+	until(t, "the request waits", func() bool { return server.checker.Options.Decoders.Waiting() })
 	release()
 	if got := c.receive("GET"); got.StatusCode != 200 || got.body != string(m.nar) {
 		t.Errorf("after waiting: %s", got.Status)
@@ -295,7 +295,7 @@ func TestClientsLeave(t *testing.T) {
 		c.Close()
 	}
 	until(t, "all is given back", func() bool {
-		return server.decoders.Memory() == 0 && open.Load() == 0 && decompressors.Load() == 0
+		return server.checker.Options.Decoders.Memory() == 0 && open.Load() == 0 && decompressors.Load() == 0
 	})
 }
 
@@ -327,7 +327,7 @@ func TestDecompressorFails(t *testing.T) {
 			}
 		}
 		dial(t, server.address).stillOpen()
-		until(t, name+": decoders are given back", func() bool { return server.decoders.Memory() == 0 })
+		until(t, name+": decoders are given back", func() bool { return server.checker.Options.Decoders.Memory() == 0 })
 		until(t, name+": files are closed", func() bool { return len(closed) == 2 })
 	}
 }

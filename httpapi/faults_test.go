@@ -111,7 +111,7 @@ func TestStoreDisagrees(t *testing.T) {
 					}
 				}
 				c.stillOpen()
-				if got := server.decoders.Memory(); got != 0 {
+				if got := server.checker.Options.Decoders.Memory(); got != 0 {
 					t.Errorf("%d decoders are left", got)
 				}
 			}

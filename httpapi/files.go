@@ -9,8 +9,10 @@ import (
 
 	"github.com/valyala/fasthttp"
 
+	"nar-herder/httpapi/content"
 	"nar-herder/httpapi/headers"
 	"nar-herder/httpapi/respond"
+	"nar-herder/httpapi/verify"
 	"nar-herder/narinfo"
 	"nar-herder/storage"
 )
@@ -19,68 +21,83 @@ import (
 // source archive, taken out of its nar. Guix asks for it by the name and hash
 // of the content alone.
 func (s *Server) serveFile(ctx *fasthttp.RequestCtx, name, algorithm, digest string) {
-	const nothing = "there is no file of that name and hash"
 	var want [sha256.Size]byte
 	if algorithm != "sha256" || narinfo.DecodeBase32(want[:], digest) != nil {
-		respond.NotFound(ctx, nothing)
+		respond.NotFound(ctx, noSuchFile)
 		return
 	}
 	path, err := narinfo.FixedOutputPath(name, want)
 	if err != nil {
-		respond.NotFound(ctx, nothing)
+		respond.NotFound(ctx, noSuchFile)
 		return
 	}
-	known, err := s.lookUp(ctx, path.Hash)
+	for s.answerFile(ctx, path.Hash, want, digest) {
+		ctx.Response.Reset()
+	}
+}
+
+const noSuchFile = "there is no file of that name and hash"
+
+// answerFile looks up the item and sends what its nar contains. It returns true if the item
+// has changed meanwhile, as answerNar does.
+func (s *Server) answerFile(ctx *fasthttp.RequestCtx, hash narinfo.PathHash, want [sha256.Size]byte, digest string) (again bool) {
+	known, err := s.lookUp(ctx, hash)
 	if errors.Is(err, storage.ErrNotFound) {
-		respond.NotFound(ctx, nothing)
-		return
+		respond.NotFound(ctx, noSuchFile)
+		return false
 	}
 	if err != nil {
 		s.fault(ctx, "look up an item", err)
-		return
+		return false
 	}
-	defer s.setNarCacheControl(ctx, known, "")
+	if err = s.sendFlat(ctx, known, want, digest); err != nil && s.unopened(ctx, known.Item, err) {
+		return true
+	}
+	s.setNarCacheControl(ctx, known, "")
+	return false
+}
+
+// sendFlat answers with the content of the item's nar, or returns why that can't be opened.
+func (s *Server) sendFlat(ctx *fasthttp.RequestCtx, known *nars, want [sha256.Size]byte, digest string) error {
 	item := known.Item
 	n := s.easiest(item)
 	if n < 0 {
 		respond.NotFound(ctx, "this file is not stored here")
-		return
+		return nil
 	}
 	etag := `"sha256-` + digest + `"`
 	// Of a nar without compression in the storage, parts can be sent.
 	isPlain := item.Narinfo.Files[n].Compression == "none" && item.HasStored(n) // which has another tag
 	if !isPlain && headers.AnswerConditions(ctx, time.Time{}, etag) {
 		ctx.Response.Header.Set("ETag", etag)
-		return
+		return nil
 	}
-	decoder, err := s.decode(ctx, item, n)
+	decoder, err := s.decode(ctx, known, n)
 	if err != nil {
-		s.undecoded(ctx, item, err)
-		return
+		return err
 	}
 	length, err := flatLength(decoder, item)
 	if err != nil {
 		decoder.Close()
 		if errors.Is(err, narinfo.ErrNotFlat) {
-			respond.NotFound(ctx, nothing)
-			return
+			respond.NotFound(ctx, noSuchFile)
+		} else {
+			s.fault(ctx, "read the head of a nar", fmt.Errorf("%s: %w", item.Narinfo.StorePath, err))
 		}
-		s.fault(ctx, "read the head of a nar", fmt.Errorf("%s: %w", item.Narinfo.StorePath, err))
-		return
+		return nil
 	}
 	if isPlain {
 		decoder.Close()
-		open := s.compared(plainPart{item, narinfo.FlatHeaderSize, length, want}, s.storedOrNot(ctx, s.live, item, n))
-		s.sendPart(ctx, content{
-			source:      &sourceFuncs{open, s.unopenedItem(ctx, item), byContent("sha256-" + digest)},
-			contentType: narType, start: narinfo.FlatHeaderSize, length: length,
+		file := &narFile{s: s, ctx: ctx, live: s.live, item: known, n: n}
+		open := s.checker.Compared(verify.Part{Item: item, Start: narinfo.FlatHeaderSize, Length: length, Want: want}, file.Open)
+		return s.sender.Send(ctx, content.File{
+			Source: &content.Funcs{OpenFunc: open, TagFunc: content.ByContent("sha256-" + digest)},
+			Type:   narType, Start: narinfo.FlatHeaderSize, Length: length,
 		})
-		return
 	}
 	ctx.Response.Header.SetContentType(narType)
-	ctx.Response.Header.Set("ETag", etag)
-	ctx.Response.Header.Set("Accept-Ranges", "none")
-	s.sendVerified(ctx, io.LimitReader(decoder, length), decoder, length, want, item)
+	describeWhole(ctx, etag)
+	return s.sendVerified(ctx, io.LimitReader(decoder, length), decoder, length, want, item)
 }
 
 // flatLength reads the head of a nar, and returns the length of the content

@@ -133,7 +133,7 @@ func FuzzRequest(f *testing.F) {
 		if interim := bytes.TrimPrefix(rest, []byte("HTTP/1.1 100 Continue\r\n\r\n")); err != nil || len(interim) > 0 {
 			t.Fatalf("after %d answers: %q, %v", len(methods), rest, err)
 		}
-		if got := s.decoders.Memory(); got != 0 {
+		if got := s.checker.Options.Decoders.Memory(); got != 0 {
 			t.Fatalf("%d decoders are in use", got)
 		}
 	})

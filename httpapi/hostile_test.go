@@ -10,9 +10,9 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"nar-herder/compression"
-
 	"github.com/klauspost/compress/zstd"
+
+	"nar-herder/compression"
 )
 
 // heldBytes count what decompressors may hold together.
@@ -62,7 +62,7 @@ func TestHostileFiles(t *testing.T) {
 			opts := options()
 			opts.Decompress = held.decompress
 			most := int64(300 << 20)
-			server := startWith(t, m.items(t), opts, func(s *Server) { s.decoders = decodersWithin(2, most) })
+			server := startWith(t, m.items(t), opts, func(s *Server) { s.checker.Options.Decoders = decodersWithin(2, most) })
 			var clients sync.WaitGroup
 			var good, refused atomic.Int32
 			for i := range 32 {
@@ -83,7 +83,7 @@ func TestHostileFiles(t *testing.T) {
 			if (m == long) != (good.Load() > 0) || held.most.Load() > most {
 				t.Errorf("%d clients got the nar, %d were refused; decoders held %d MiB", good.Load(), refused.Load(), held.most.Load()>>20)
 			}
-			until(t, "all is given back", func() bool { return server.decoders.Memory() == 0 && held.now.Load() == 0 })
+			until(t, "all is given back", func() bool { return server.checker.Options.Decoders.Memory() == 0 && held.now.Load() == 0 })
 			t.Logf("%d got the nar, %d were refused, %d MiB", good.Load(), refused.Load(), held.most.Load()>>20)
 		})
 	}

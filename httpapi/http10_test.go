@@ -237,5 +237,5 @@ func TestHTTP10Stream(t *testing.T) {
 	if _, err := io.Copy(io.Discard, c.r); err != nil && !errors.Is(err, syscall.ECONNRESET) {
 		t.Error(err)
 	}
-	until(t, "the stream to be counted as ended", func() bool { return server.streams.count() == 0 })
+	until(t, "the stream to be counted as ended", func() bool { return server.peers.Streams() == 0 })
 }

@@ -3,12 +3,13 @@ package httpapi
 import (
 	"context"
 	"io"
-	"nar-herder/internal/eventloop"
 	"net/http"
 	"os"
 	"runtime"
 	"strings"
 	"testing"
+
+	"nar-herder/internal/eventloop"
 )
 
 // openFiles counts the file descriptors of this process.
@@ -57,7 +58,7 @@ func TestNoLeaks(t *testing.T) {
 	if err := <-ended; err != nil {
 		t.Error(err)
 	}
-	until(t, "decoders are given back", func() bool { return server.decoders.Memory() == 0 })
+	until(t, "decoders are given back", func() bool { return server.checker.Options.Decoders.Memory() == 0 })
 	until(t, "files are closed", func() bool { return openFiles(t) <= files })
 	// The engine keeps one that tells the time, and for some seconds one that
 	// looks for idle workers.

@@ -2,7 +2,6 @@ package httpapi
 
 import (
 	"io"
-	"nar-herder/httpapi/engine"
 	"net"
 	"net/http"
 	"net/netip"
@@ -11,6 +10,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"nar-herder/httpapi/engine"
+	"nar-herder/httpapi/peerapi"
 )
 
 // connectionsEnded reports whether none is left.
@@ -226,7 +228,7 @@ func TestUnread(t *testing.T) {
 func TestStreamsOfOneClient(t *testing.T) {
 	t.Parallel()
 	s, _ := startTelling(t)
-	for n := range clientStreams + 2 {
+	for n := range peerapi.ClientStreams + 2 {
 		c := dial(t, s.address)
 		c.send(request("GET", "/recent-changes/stream?after=0"))
 		response, err := http.ReadResponse(c.r, nil)
@@ -234,7 +236,7 @@ func TestStreamsOfOneClient(t *testing.T) {
 			t.Fatal(err)
 		}
 		want := http.StatusOK
-		if n >= clientStreams {
+		if n >= peerapi.ClientStreams {
 			want = http.StatusServiceUnavailable
 		}
 		if response.StatusCode != want || want != http.StatusOK && response.Header.Get("Retry-After") == "" {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"net"
-	"net/netip"
 	"strconv"
 	"strings"
 	"sync"
@@ -15,7 +14,7 @@ import (
 
 	"github.com/valyala/fasthttp"
 
-	"nar-herder/httpapi/engine"
+	"nar-herder/httpapi/peerapi"
 	"nar-herder/httpapi/respond"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
@@ -134,7 +133,7 @@ func TestStoredHanging(t *testing.T) {
 				faults++
 			}
 		}
-		if took := time.Since(begun); stored != 10 || faults != peer.MostAsked-10 || took > storedTime {
+		if took := time.Since(begun); stored != 10 || faults != peer.MostAsked-10 || took > peerapi.StoredTime {
 			t.Errorf("%d stored, %d unknown after %s", stored, faults, took)
 		}
 		if got := strings.Count(s.log.String(), "can't tell another instance"); got != 1 {
@@ -165,7 +164,7 @@ func TestStoredLimit(t *testing.T) {
 				switch ctx := askStored(s, "192.0.2.1", peer.MostAsked); {
 				case ctx.Response.StatusCode() == 200:
 					answered.Add(1)
-				case ctx.Response.StatusCode() != 503 || string(ctx.Response.Header.Peek("Retry-After")) != admitRetry || string(ctx.Response.Header.Peek("Cache-Control")) != respond.NoStore:
+				case ctx.Response.StatusCode() != 503 || string(ctx.Response.Header.Peek("Retry-After")) != "5" || string(ctx.Response.Header.Peek("Cache-Control")) != respond.NoStore:
 					t.Errorf("%d %s", ctx.Response.StatusCode(), &ctx.Response.Header)
 				default:
 					refused.Add(1)
@@ -186,7 +185,7 @@ func TestStoredLimit(t *testing.T) {
 			t.Errorf("the removal took %s", took)
 		}
 		// The burst, and what comes in while one may wait.
-		if most := int32(clientBurst+clientRate*int(admitTime/time.Second)) / peer.MostAsked; answered.Load() != most || refused.Load() != flood-most {
+		if most := int32(peerapi.ClientBurst+peerapi.ClientRate*int(peerapi.AdmitTime/time.Second)) / peer.MostAsked; answered.Load() != most || refused.Load() != flood-most {
 			t.Errorf("%d questions answered, %d refused", answered.Load(), refused.Load())
 		}
 		// And then, it is welcome again.
@@ -201,7 +200,7 @@ func TestStoredShare(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := New(newDistantItems(t, func(context.Context) error { return nil }), options())
-		// Together, more questions are under way than are answered within admitTime.
+		// Together, more questions are under way than are answered within AdmitTime.
 		const addresses, questions, passes = 4, 100, 5
 		removed := make(chan struct{})
 		var refused atomic.Int32
@@ -234,73 +233,10 @@ func TestStoredShare(t *testing.T) {
 		removing.Wait()
 		close(removed)
 		flooding.Wait()
-		if took, most := time.Since(begun), passes*admitTime; took > most || refused.Load() == 0 {
+		if took, most := time.Since(begun), passes*peerapi.AdmitTime; took > most || refused.Load() == 0 {
 			t.Errorf("the removal took %s, want %s at the most; %d questions of others were refused", took, most, refused.Load())
 		}
 	})
-}
-
-// TestLimitOfAll has many clients, none of which asks for too much.
-func TestLimitOfAll(t *testing.T) {
-	t.Parallel()
-	l := newLimiter()
-	now := time.Now()
-	asked := 0
-	for i := range 1000 {
-		client := netip.AddrFrom4([4]byte{192, 0, byte(i >> 8), byte(i)})
-		if _, ok := l.reserve(client, peer.MostAsked, now); ok {
-			asked += peer.MostAsked
-		}
-	}
-	if want := totalBurst + sharesBurst + (totalRate+sharesRate)*int(admitTime/time.Second); asked != want {
-		t.Errorf("%d items, want %d", asked, want)
-	}
-	for i := range 3 * mostClients {
-		l.reserve(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 1, now.Add(time.Hour))
-	}
-	if got := l.clients.Len(); got > mostClients {
-		t.Errorf("%d clients are kept", got)
-	}
-}
-
-// TestLimitOfShares has clients that ask for all that they may: what they get together is
-// bounded, and so is what each gets while the total is used up.
-func TestLimitOfShares(t *testing.T) {
-	t.Parallel()
-	const seconds = 60
-	for _, clients := range []int{1, 10, 1000} {
-		l := newLimiter()
-		now := time.Now()
-		l.total.SetBurst(0) // as if others used it up
-		asked := 0
-		for i := range 5 * seconds {
-			for client := range clients {
-				if _, ok := l.reserve(netip.AddrFrom4([4]byte{192, 0, byte(client >> 8), byte(client)}), peer.MostAsked, now.Add(time.Duration(i)*time.Second/5)); ok {
-					asked += peer.MostAsked
-				}
-			}
-		}
-		// The last fifth of a second is not over, and the last question may not fit.
-		waiting := seconds + int(admitTime/time.Second)
-		most := min(clients*(shareBurst+shareRate*waiting), sharesBurst+sharesRate*waiting)
-		if least := most - most/seconds - clients*peer.MostAsked; asked > most || clients <= 10 && asked < least || asked < most/2 {
-			t.Errorf("%d clients: %d items, want %d", clients, asked, most)
-		}
-	}
-}
-
-func TestNetworkOf(t *testing.T) {
-	t.Parallel()
-	for address, want := range map[string]string{
-		"192.0.2.1": "192.0.2.1/32", "::ffff:192.0.2.1": "192.0.2.1/32", "2001:db8:1:2:3::4": "2001:db8:1:2::/64", "fe80::1%eth0": "fe80::/64",
-	} {
-		if got := engine.NetworkOf(netip.MustParseAddr(address)); got.String() != want {
-			t.Errorf("%s: %s, want %s", address, got, want)
-		}
-	}
-	if got := engine.NetworkOf(netip.Addr{}); got != (netip.Prefix{}) {
-		t.Errorf("of nobody: %s", got)
-	}
 }
 
 // manyChanges has more changes than any client reads.
@@ -344,7 +280,7 @@ func TestChangesLimit(t *testing.T) {
 				switch ctx := ask(query, "192.0.2.1"); {
 				case ctx.Response.StatusCode() == 200:
 					answered.Add(1)
-				case ctx.Response.StatusCode() != 503 || string(ctx.Response.Header.Peek("Retry-After")) != admitRetry:
+				case ctx.Response.StatusCode() != 503 || string(ctx.Response.Header.Peek("Retry-After")) != "5":
 					t.Errorf("%d %s", ctx.Response.StatusCode(), &ctx.Response.Header)
 				default:
 					refused.Add(1)
@@ -367,7 +303,7 @@ func TestChangesLimit(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if pages := changes.pages.Load(); pages > (clientBurst+11*clientRate)/changesAtOnce {
+		if pages := changes.pages.Load(); pages > (peerapi.ClientBurst+11*peerapi.ClientRate)/peerapi.ChangesAtOnce {
 			t.Errorf("%d pages in ten seconds", pages)
 		}
 	})

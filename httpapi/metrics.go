@@ -2,14 +2,15 @@ package httpapi
 
 import (
 	"context"
-	"nar-herder/httpapi/health"
-	"nar-herder/storage/index"
 	"strconv"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/common/expfmt"
 	"github.com/valyala/fasthttp"
+
+	"nar-herder/httpapi/health"
+	"nar-herder/storage/index"
 )
 
 // metrics counts what the server does.
@@ -56,14 +57,14 @@ func newMetrics(s *Server) *metrics {
 	gauge := func(name, help string, value func() float64) {
 		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
 	}
-	gauge("narherder_change_streams", "Instances that follow the changes here.", func() float64 { return float64(s.streams.count()) })
-	gauge("narherder_decoders", "Nars that are being decompressed for clients, or are in memory until their clients take them.", func() float64 { return float64(s.decoders.Count()) })
-	gauge("narherder_decoder_memory_bytes", "Memory reserved for them.", func() float64 { return float64(s.decoders.Memory()) })
-	gauge("narherder_decoder_memory_limit_bytes", "Memory that may be reserved for them and background work together.", func() float64 { return float64(s.decoders.Budget().Total()) })
-	gauge("narherder_decoder_background_memory_bytes", "Memory of the same limit that is reserved for decompressing by mirroring, cached compressions and removal.", func() float64 { return float64(s.decoders.Budget().Background()) })
+	gauge("narherder_change_streams", "Instances that follow the changes here.", func() float64 { return float64(s.peers.Streams()) })
+	gauge("narherder_decoders", "Nars that are being decompressed for clients, or are in memory until their clients take them.", func() float64 { return float64(s.checker.Options.Decoders.Count()) })
+	gauge("narherder_decoder_memory_bytes", "Memory reserved for them.", func() float64 { return float64(s.checker.Options.Decoders.Memory()) })
+	gauge("narherder_decoder_memory_limit_bytes", "Memory that may be reserved for them and background work together.", func() float64 { return float64(s.checker.Options.Decoders.Budget().Total()) })
+	gauge("narherder_decoder_background_memory_bytes", "Memory of the same limit that is reserved for decompressing by mirroring, cached compressions and removal.", func() float64 { return float64(s.checker.Options.Decoders.Budget().Background()) })
 	m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
 		Name: "narherder_decoder_restarts_total", Help: "Nars of slow clients that were decompressed again from the start, as others needed the memory meanwhile.",
-	}, func() float64 { return float64(s.decoders.Restarted()) }))
+	}, func() float64 { return float64(s.checker.Options.Decoders.Restarted()) }))
 	gauge("narherder_answer_cache_bytes", "Memory that answers kept ready take.", func() float64 {
 		_, size := s.answers.Usage()
 		return float64(size)

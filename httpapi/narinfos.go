@@ -112,7 +112,7 @@ func (s *Server) Follow(ctx context.Context, changes Changes) {
 			s.nars.ForgetAll()
 		}
 		if !complete || len(news) > 0 {
-			s.news.tell()
+			s.peers.Notify()
 		}
 		for _, change := range news {
 			s.nars.Forget(change.Hash)

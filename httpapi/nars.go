@@ -5,15 +5,19 @@ import (
 	"context"
 	"errors"
 	"io"
-	"slices"
 	"time"
 
 	"github.com/valyala/fasthttp"
 
+	"nar-herder/compression/decoders"
+	"nar-herder/httpapi/content"
 	"nar-herder/httpapi/engine"
 	"nar-herder/httpapi/headers"
+	"nar-herder/httpapi/peerapi"
 	"nar-herder/httpapi/respond"
+	"nar-herder/httpapi/verify"
 	"nar-herder/narinfo"
+	"nar-herder/peer"
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/index"
@@ -21,43 +25,58 @@ import (
 
 const narType = "application/octet-stream"
 
-// serveNar answers for a nar by the path that narinfos name, whether the client
-// has read one or not. base is the path's last segment.
+// serveNar answers for a nar by the path that narinfos name, whether the client has read one
+// or not. base is the path's last segment.
 func (s *Server) serveNar(ctx *fasthttp.RequestCtx, name, base string) {
 	path, err := narinfo.ParseBaseName(base)
 	if err != nil {
 		respond.NotFound(ctx, "that is not the name of a nar")
 		return
 	}
+	for s.answerNar(ctx, path, name, base) {
+		ctx.Response.Reset()
+	}
+}
+
+// answerNar looks up the item, chooses the file and sends it. It returns true if the item was
+// removed or replaced meanwhile, and the request must be answered anew. That ends, as the row
+// is read again each time, and no request is for a row that changes all the time.
+func (s *Server) answerNar(ctx *fasthttp.RequestCtx, path narinfo.StorePath, name, base string) (again bool) {
 	item, err := s.lookUp(ctx, path.Hash)
 	if errors.Is(err, storage.ErrNotFound) {
 		respond.NotFound(ctx, "there is no such nar")
-		return
+		return false
 	}
 	if err != nil {
 		s.fault(ctx, "look up an item", err)
-		return
+		return false
 	}
 	if n := item.FileNamed(name); n >= 0 {
-		s.serveNamed(ctx, item, n)
-		return
+		return s.finish(ctx, item, "", s.sendFile(ctx, item, n))
 	}
 	if item.Narinfo.StorePath == path {
-		// A nar without compression is there for every item that is stored.
+		// Every item that is stored has a nar without compression.
 		if name == "nar/"+base {
-			s.sendNar(ctx, item)
-			s.used(ctx, item, "")
-			return
+			return s.finish(ctx, item, "", s.sendPlain(ctx, item))
 		}
 		for _, file := range item.cached {
 			if name == "nar/"+file.Type+"/"+base {
-				s.sendCached(ctx, item, file)
-				s.used(ctx, item, file.Type)
-				return
+				return s.finish(ctx, item, file.Type, s.sendCached(ctx, item, file))
 			}
 		}
 	}
 	respond.NotFound(ctx, "there is no such nar")
+	return false
+}
+
+// finish answers if the nar could not be opened, and counts the request. It returns true
+// without an answer if the item has changed.
+func (s *Server) finish(ctx *fasthttp.RequestCtx, item *nars, kind string, err error) (again bool) {
+	if err != nil && s.unopened(ctx, item.Item, err) {
+		return true
+	}
+	s.used(ctx, item, kind)
+	return false
 }
 
 // serveKnown answers for a nar of an item that was asked for lately, if the path is
@@ -84,7 +103,10 @@ func (s *Server) serveKnown(ctx *fasthttp.RequestCtx, path []byte) bool {
 			if item.files == nil || item.files[n].Load() == nil {
 				engine.LeaveLoop(ctx)
 			}
-			s.serveNamed(ctx, item, n)
+			if s.finish(ctx, item, "", s.sendFile(ctx, item, n)) {
+				ctx.Response.Reset()
+				return false // it is looked up again
+			}
 			return true
 		}
 	}
@@ -93,25 +115,38 @@ func (s *Server) serveKnown(ctx *fasthttp.RequestCtx, path []byte) bool {
 
 var narPrefix = []byte("/nar/")
 
-// serveNamed answers with the item's Nth file.
-func (s *Server) serveNamed(ctx *fasthttp.RequestCtx, item *nars, n int) {
-	s.sendFile(ctx, item, n)
-	s.used(ctx, item, "")
-}
-
-// sendFile answers with the item's Nth file, wherever it is stored.
-func (s *Server) sendFile(ctx *fasthttp.RequestCtx, item *nars, n int) {
-	if item.HasStored(n) {
-		s.sendStored(ctx, item, n)
-	} else {
-		s.sendElsewhere(ctx, item.Item, n)
+// sendFile answers with the item's Nth file, or returns why it can't be opened.
+func (s *Server) sendFile(ctx *fasthttp.RequestCtx, known *nars, n int) error {
+	item := known.Item
+	if !item.HasStored(n) {
+		return s.sendRemote(ctx, known, n)
 	}
+	switch {
+	case s.options.AccelRedirect:
+		file := &narFile{s: s, ctx: ctx, live: s.live, item: known, n: n}
+		err := leaveToProxy(ctx, file.openStored, "/internal/"+item.FileName(n))
+		if !errors.Is(err, storage.ErrNotStored) {
+			return err
+		}
+	case s.options.Presigned != nil && ctx.IsGet(): // the URL is good for GET alone
+		err := s.sendToStore(ctx, item, n)
+		if !errors.Is(err, storage.ErrNotStored) {
+			return err
+		}
+	default:
+		var kept *content.Kept
+		if known.files != nil {
+			kept = &known.files[n]
+		}
+		return s.sender.Send(ctx, content.File{Source: &storedFile{narFile{s: s, ctx: ctx, live: s.live, item: known, n: n}}, Kept: kept, Type: narType, Length: item.StoredSize(n)})
+	}
+	return s.sendRemote(ctx, known, n)
 }
 
 // used counts a request that was answered with a nar, from its beginning on.
 func (s *Server) used(ctx *fasthttp.RequestCtx, item *nars, kind string) {
 	s.setNarCacheControl(ctx, item, kind)
-	if s.options.Uses == nil || !ctx.IsGet() || ctx.UserValue(answeredAnew{}) != nil {
+	if s.options.Uses == nil || !ctx.IsGet() {
 		return
 	}
 	switch ctx.Response.StatusCode() {
@@ -131,7 +166,7 @@ func (s *Server) used(ctx *fasthttp.RequestCtx, item *nars, kind string) {
 type nars struct {
 	*storage.Item
 	cached []index.CachedFile
-	files  []keptFile // of the Item; nil if this is for one answer alone
+	files  []content.Kept // of the Item; nil if this is for one answer alone
 	sums   []index.Checksum
 }
 
@@ -155,7 +190,7 @@ func (s *Server) item(ctx context.Context, hash narinfo.PathHash) (*nars, error)
 	if err != nil {
 		return nil, err
 	}
-	found = &nars{Item: item, files: make([]keptFile, len(item.Narinfo.Files))}
+	found = &nars{Item: item, files: make([]content.Kept, len(item.Narinfo.Files))}
 	if s.options.Cached != nil {
 		if found.cached, err = s.options.Cached.Files(ctx, hash); err != nil {
 			return nil, err
@@ -172,8 +207,9 @@ func (s *Server) item(ctx context.Context, hash narinfo.PathHash) (*nars, error)
 	return found, nil
 }
 
-// sendCached answers with a file that was made of the item's nar.
-func (s *Server) sendCached(ctx *fasthttp.RequestCtx, known *nars, file index.CachedFile) {
+// sendCached answers with a file that was made of the item's nar, or returns why it can't be
+// opened.
+func (s *Server) sendCached(ctx *fasthttp.RequestCtx, known *nars, file index.CachedFile) error {
 	item := known.Item
 	open := func(offset, length int64) (io.ReadCloser, bytestore.Info, error) {
 		reader, info, err := s.options.Cached.Open(s.live, item, file, offset, length)
@@ -183,83 +219,85 @@ func (s *Server) sendCached(ctx *fasthttp.RequestCtx, known *nars, file index.Ca
 		return reader, info, err
 	}
 	if s.options.AccelRedirect {
-		s.redirect(ctx, open, s.unopenedItem(ctx, item), "/internal/cached-nar/"+file.Type+"/"+item.Narinfo.StorePath.BaseName())
-		return
+		return leaveToProxy(ctx, open, "/internal/cached-nar/"+file.Type+"/"+item.Narinfo.StorePath.BaseName())
 	}
-	s.sendPart(ctx, content{contentType: narType, length: file.Size, source: &sourceFuncs{
-		open, s.unopenedItem(ctx, item),
-		s.tagOf(known, "cached-nar/"+file.Type, file.Type, func(ctx context.Context) (io.ReadCloser, bytestore.Info, error) {
-			return s.options.Cached.Open(ctx, item, file, 0, -1)
-		}),
-	}})
+	tag := s.tagOf(known, "cached-nar/"+file.Type, file.Type, func(ctx context.Context) (io.ReadCloser, bytestore.Info, error) {
+		return s.options.Cached.Open(ctx, item, file, 0, -1)
+	})
+	return s.sender.Send(ctx, content.File{Source: &content.Funcs{OpenFunc: open, TagFunc: tag}, Type: narType, Length: file.Size})
 }
 
-// stored opens the item's Nth file.
-func (s *Server) stored(ctx *fasthttp.RequestCtx, item *storage.Item, n int) opener {
-	return func(offset, length int64) (io.ReadCloser, bytestore.Info, error) {
-		return s.items.OpenFile(s.live, item, n, offset, length)
-	}
-}
-
-// storedOrNot opens the item's Nth file, elsewhere if it turns out not to be here: a
-// front end can't know before, and the owner of its storage may.
-func (s *Server) storedOrNot(ctx *fasthttp.RequestCtx, live context.Context, item *storage.Item, n int) opener {
-	open, elsewhere := s.stored(ctx, item, n), s.elsewhere(ctx, live, item, n)
-	return func(offset, length int64) (io.ReadCloser, bytestore.Info, error) {
-		reader, info, err := open(offset, length)
-		if errors.Is(err, storage.ErrNotStored) {
-			return elsewhere(offset, length)
-		}
-		return reader, info, err
-	}
-}
-
-// sendStored answers with the item's Nth file as it is in the storage.
-func (s *Server) sendStored(ctx *fasthttp.RequestCtx, known *nars, n int) {
-	item := known.Item
-	if s.options.AccelRedirect {
-		s.redirect(ctx, s.stored(ctx, item, n), func(err error) {
-			if errors.Is(err, storage.ErrNotStored) {
-				s.sendElsewhere(ctx, item, n) // as storedOrNot
-			} else {
-				s.unopened(ctx, item, err)
-			}
-		}, "/internal/"+item.FileName(n))
-		return
-	}
-	// The URL is good for GET alone.
-	if s.options.Presigned != nil && ctx.IsGet() {
-		s.sendToStore(ctx, item, n)
-		return
-	}
-	var kept *keptFile
-	if known.files != nil {
-		kept = &known.files[n]
-	}
-	s.sendPart(ctx, content{source: &storedFile{s, ctx, known, n}, kept: kept, contentType: narType, length: item.StoredSize(n)})
-}
-
-// storedFile is the item's Nth file in the storage, or elsewhere if it turns out not to
-// be there.
-type storedFile struct {
+// narFile is the item's Nth file, in the storage or at another instance.
+type narFile struct {
 	s    *Server
 	ctx  *fasthttp.RequestCtx
+	live context.Context // of what is read
 	item *nars
 	n    int
+
+	viaNoted bool
+	via      []string // what the request has come through
+	canPass  bool
 }
 
-func (f *storedFile) open(offset, length int64) (io.ReadCloser, bytestore.Info, error) {
-	item := f.item.Item
-	open := f.s.storedOrNot(f.ctx, f.s.live, item, f.n)
-	if item.Narinfo.Files[f.n].Compression == "none" {
-		open = f.s.compared(plainPart{item, 0, item.StoredSize(f.n), item.Narinfo.NarHash}, open)
+// noteVia keeps what is needed of the request, which is over when a decoder opens the file
+// again.
+func (f *narFile) noteVia() {
+	if !f.viaNoted {
+		f.via, f.canPass = f.s.via(f.ctx)
+		f.viaNoted = true
 	}
-	return open(offset, length)
 }
 
-func (f *storedFile) unopened(err error) { f.s.unopened(f.ctx, f.item.Item, err) }
+// Open opens the file. It may turn out not to be in the storage: a front end can't know
+// before, and the owner of its storage may have it.
+func (f *narFile) Open(offset, length int64) (io.ReadCloser, bytestore.Info, error) {
+	f.noteVia()
+	if f.item.HasStored(f.n) {
+		reader, info, err := f.openStored(offset, length)
+		if !errors.Is(err, storage.ErrNotStored) {
+			return reader, info, err
+		}
+	}
+	return f.openRemote(offset, length)
+}
 
-func (f *storedFile) tag(length int64, info bytestore.Info) (etag, former []byte) {
+func (f *narFile) openStored(offset, length int64) (io.ReadCloser, bytestore.Info, error) {
+	return f.s.items.OpenFile(f.s.live, f.item.Item, f.n, offset, length)
+}
+
+// openRemote opens the file at another instance.
+func (f *narFile) openRemote(offset, length int64) (io.ReadCloser, bytestore.Info, error) {
+	item, remote := f.item.Item, f.s.options.Elsewhere
+	if remote == nil || !f.canPass || item.FileName(f.n) == "" {
+		return nil, bytestore.Info{}, storage.ErrNotStored
+	}
+	// This instance doesn't know when the file was changed there; for clients, it was not.
+	info := bytestore.Info{Name: item.FileName(f.n), Size: item.StoredSize(f.n), ModTime: item.AddedAt.Truncate(time.Second)}
+	if length == 0 {
+		_, sum, err := remote.Locate(f.live, item, f.n, f.via)
+		info.Sum = sum
+		f.s.passThrough(f.ctx, err)
+		return nothing{}, info, elsewhereError(err)
+	}
+	body, size, err := remote.OpenFile(f.live, item, f.n, offset, length, f.via)
+	info.Size, info.Sum = size, peer.SumOf(body)
+	f.s.passThrough(f.ctx, err)
+	return body, info, elsewhereError(err)
+}
+
+// storedFile is a narFile that is compared with the NarHash where it has no compression.
+type storedFile struct{ narFile }
+
+func (f *storedFile) Open(offset, length int64) (io.ReadCloser, bytestore.Info, error) {
+	item := f.item.Item
+	if item.Narinfo.Files[f.n].Compression == "none" {
+		return f.s.checker.Compared(verify.Part{Item: item, Start: 0, Length: item.StoredSize(f.n), Want: item.Narinfo.NarHash}, f.narFile.Open)(offset, length)
+	}
+	return f.narFile.Open(offset, length)
+}
+
+func (f *storedFile) Tag(length int64, info bytestore.Info) (etag, former []byte) {
 	s, item, n := f.s, f.item.Item, f.n
 	return s.tagOf(f.item, item.FileName(n), item.Narinfo.Files[n].Compression, func(ctx context.Context) (io.ReadCloser, bytestore.Info, error) {
 		return s.items.OpenFile(ctx, item, n, 0, -1)
@@ -267,122 +305,94 @@ func (f *storedFile) tag(length int64, info bytestore.Info) (etag, former []byte
 }
 
 // presignedFor is how long a URL of the byte store is good: clients follow it at
-// once, and a download that has begun goes on after it.
+// once, and a download that has begun continues after it.
 const presignedFor = 10 * time.Minute
 
-// sendToStore redirects a client to the byte store for the item's Nth file, which
-// must be there.
-func (s *Server) sendToStore(ctx *fasthttp.RequestCtx, item *storage.Item, n int) {
-	err := s.items.LookFor(s.live, item, n)
-	if errors.Is(err, storage.ErrNotStored) {
-		s.sendElsewhere(ctx, item, n)
-		return
+// sendToStore redirects a client to the byte store for the item's Nth file, which must be
+// there.
+func (s *Server) sendToStore(ctx *fasthttp.RequestCtx, item *storage.Item, n int) error {
+	if err := s.items.LookFor(s.live, item, n); err != nil {
+		return err
 	}
-	var location string
+	location, err := s.options.Presigned.Presign(s.live, item.FileName(n), presignedFor)
 	if err == nil {
-		location, err = s.options.Presigned.Presign(s.live, item.FileName(n), presignedFor)
+		redirectTo(ctx, location, "this nar is in an object store")
 	}
-	if err != nil {
-		s.unopened(ctx, item, err)
-		return
-	}
-	ctx.Response.Header.Set("Cache-Control", "no-store")
-	ctx.Response.Header.Set("Location", location)
-	respond.Fail(ctx, fasthttp.StatusFound, "this nar is in an object store")
+	return err
 }
 
-// redirect leaves the sending of the file to the web server in front, by the header and
+// leaveToProxy leaves the sending of the file to the web server in front, by the header and
 // paths of the original Nar Herder. The file must be there all the same.
-func (s *Server) redirect(ctx *fasthttp.RequestCtx, open opener, unopened func(error), path string) {
+func leaveToProxy(ctx *fasthttp.RequestCtx, open content.Opener, path string) error {
 	reader, _, err := open(0, 0)
 	if err != nil {
-		unopened(err)
-		return
+		return err
 	}
 	reader.Close()
 	ctx.Response.Header.SetContentType(narType)
 	ctx.Response.Header.Set("X-Accel-Redirect", headers.EscapePath(path))
+	return nil
 }
 
-// unopenedItem is unopened for errors that may come.
-func (s *Server) unopenedItem(ctx *fasthttp.RequestCtx, item *storage.Item) func(error) {
-	return func(err error) { s.unopened(ctx, item, err) }
-}
-
-// unopened answers when a file of the item could not be opened.
-func (s *Server) unopened(ctx *fasthttp.RequestCtx, item *storage.Item, err error) {
-	if errors.Is(err, storage.ErrNotStored) {
+// unopened answers when a file of the item could not be opened. It returns true without an
+// answer if the item has changed since it was looked up.
+func (s *Server) unopened(ctx *fasthttp.RequestCtx, item *storage.Item, err error) (changed bool) {
+	if errors.Is(err, storage.ErrMismatch) {
+		s.nars.Forget(item.Hash)
+	}
+	switch {
+	case errors.Is(err, storage.ErrNotStored):
 		respond.NotFound(ctx, "this nar is not stored here")
-		return
-	}
-	if errors.Is(err, errElsewhere) {
+	case errors.Is(err, errElsewhere):
 		s.unreached(ctx, item, err)
-		return
-	}
-	if errors.Is(err, errDamaged) {
+	case errors.Is(err, verify.ErrDamaged):
 		s.damaged(ctx, item)
-		return
-	}
-	if errors.Is(err, errComparing) {
-		ctx.Response.Header.Set("Retry-After", "30")
-		respond.Fail(ctx, fasthttp.StatusServiceUnavailable, errComparing.Error()+", try again later")
-		return
-	}
-	if !s.hasChanged(s.live, item, err) {
-		s.fault(ctx, "open a nar", err)
-		return
-	}
-	ctx.Response.Reset()
-	s.dispatch(ctx)
-	ctx.SetUserValue(answeredAnew{}, true)
-}
-
-// answeredAnew marks a request that was answered, and counted, by a second dispatch.
-type answeredAnew struct{}
-
-// hasChanged says whether a file could not be opened because the item was
-// removed or replaced after its row was read: then row and bytes only seem to
-// disagree, and the request is to be answered anew. That ends, as the row is read
-// again each time, and no request is for a row that changes all the time.
-func (s *Server) hasChanged(ctx context.Context, item *storage.Item, err error) bool {
-	if !errors.Is(err, storage.ErrMismatch) {
-		return false
-	}
-	s.nars.Forget(item.Hash)
-	now, err := s.items.Item(ctx, item.Hash)
-	if errors.Is(err, storage.ErrNotFound) {
+	case errors.Is(err, verify.ErrComparing):
+		s.busy(ctx, verify.ErrComparing.Error()+", try again later")
+	case errors.Is(err, decoders.ErrTooMany):
+		s.busy(ctx, decoders.ErrTooMany.Error()+", try again later or ask for a compressed one")
+	case peerapi.HasChanged(s.live, s.items, item, err):
 		return true
+	default:
+		s.fault(ctx, "open a nar", err)
 	}
-	return err == nil && (!bytes.Equal(now.Text, item.Text) || now.Stored != item.Stored || !slices.Equal(now.Sizes, item.Sizes))
+	return false
 }
 
-// sendNar answers with the item's nar without compression: from a file that has
-// none, or decompressed on the way.
-func (s *Server) sendNar(ctx *fasthttp.RequestCtx, known *nars) {
+// busy answers that a nar can't be had at the moment.
+func (s *Server) busy(ctx *fasthttp.RequestCtx, message string) {
+	ctx.Response.Header.Set("Retry-After", "30")
+	respond.Fail(ctx, fasthttp.StatusServiceUnavailable, message)
+}
+
+// sendPlain answers with the item's nar without compression, from a file that has none or
+// decompressed on the way, or returns why that can't be opened.
+func (s *Server) sendPlain(ctx *fasthttp.RequestCtx, known *nars) error {
 	item := known.Item
 	n := s.easiest(item)
 	if n < 0 {
-		respond.NotFound(ctx, "this nar is not stored here")
-		return
+		return storage.ErrNotStored
 	}
 	if item.Narinfo.Files[n].Compression == "none" {
-		s.sendFile(ctx, known, n)
-		return
+		return s.sendFile(ctx, known, n)
 	}
-	size := item.Narinfo.NarSize
 	// The hash names the bytes, however they were made.
 	etag := `"` + item.Narinfo.NarHash.String()[len("sha256:"):] + `"`
-	ctx.Response.Header.Set("ETag", etag)
-	ctx.Response.Header.Set("Accept-Ranges", "none")
 	if headers.AnswerConditions(ctx, time.Time{}, etag) {
-		return
+		describeWhole(ctx, etag)
+		return nil
 	}
-	decoder, err := s.decode(ctx, item, n)
+	decoder, err := s.decode(ctx, known, n)
 	if err != nil {
-		ctx.Response.Header.Reset()
-		s.undecoded(ctx, item, err)
-		return
+		return err
 	}
 	ctx.Response.Header.SetContentType(narType)
-	s.sendVerified(ctx, decoder, decoder, size, item.Narinfo.NarHash, item)
+	describeWhole(ctx, etag)
+	return s.sendVerified(ctx, decoder, decoder, item.Narinfo.NarSize, item.Narinfo.NarHash, item)
+}
+
+// describeWhole names content of which no part can be asked for.
+func describeWhole(ctx *fasthttp.RequestCtx, etag string) {
+	ctx.Response.Header.Set("ETag", etag)
+	ctx.Response.Header.Set("Accept-Ranges", "none")
 }

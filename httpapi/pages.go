@@ -4,10 +4,11 @@ import (
 	"bytes"
 	_ "embed"
 	"html/template"
-	"nar-herder/httpapi/health"
-	"nar-herder/httpapi/respond"
 
 	"github.com/valyala/fasthttp"
+
+	"nar-herder/httpapi/health"
+	"nar-herder/httpapi/respond"
 )
 
 //go:embed home.html

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"nar-herder/httpapi/verify"
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
 )
@@ -37,7 +38,7 @@ func TestPlainDamage(t *testing.T) {
 	t.Parallel()
 	for _, content := range plainContents {
 		good := make1(t, "source", content, "none")
-		isShort := len(content) < checkedFirst
+		isShort := len(content) < verify.CheckedFirst
 		undamaged := start(t, good.items(t), options()).address
 		for where, at := range map[string]int{"begin": 100, "end": 95 + len(content)} {
 			m := *good

@@ -2,13 +2,14 @@ package httpapi
 
 import (
 	"fmt"
-	"nar-herder/peer"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"nar-herder/peer"
 )
 
 // TestRanges asks for parts of a stored nar, of one that is decompressed on the
@@ -171,7 +172,7 @@ func TestEmptyFile(t *testing.T) {
 			t.Errorf("%s: Range: %s, want %d", how, got.Status, want)
 		}
 		c.stillOpen()
-		if got := server.decoders.Memory(); got != 0 {
+		if got := server.checker.Options.Decoders.Memory(); got != 0 {
 			t.Errorf("%s: %d decoders are left", how, got)
 		}
 	}

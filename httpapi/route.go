@@ -148,23 +148,23 @@ func (s *Server) dispatch(ctx *fasthttp.RequestCtx) route {
 		return routeFile
 	case decoded == peer.ChangesPath && s.options.Changes != nil:
 		engine.LeaveLoop(ctx)
-		s.serveChanges(ctx)
+		s.peers.ServeChanges(ctx)
 		return routeChanges
 	case decoded == peer.StreamPath && s.options.Changes != nil:
 		engine.LeaveLoop(ctx)
-		s.serveStream(ctx)
+		s.peers.ServeStream(ctx)
 		return routeStream
 	case len(segments) == 1 && first == peer.DumpPath[1:]:
 		engine.LeaveLoop(ctx)
-		s.serveDump(ctx, routeDump)
+		s.peers.ServeDump(ctx, false)
 		return routeDump
 	case len(segments) == 1 && first == peer.IndexPath[1:]:
 		engine.LeaveLoop(ctx)
-		s.serveDump(ctx, routeIndexDump)
+		s.peers.ServeDump(ctx, true)
 		return routeIndexDump
 	case first == storedSegment && len(segments) == 2:
 		engine.LeaveLoop(ctx)
-		s.serveStored(ctx, segments[1])
+		s.peers.ServeStored(ctx, segments[1])
 		return routeStored
 	case strings.HasSuffix(first, narinfoSuffix):
 		hash, err := narinfo.ParsePathHash(strings.TrimSuffix(first, narinfoSuffix))
@@ -174,7 +174,9 @@ func (s *Server) dispatch(ctx *fasthttp.RequestCtx) route {
 		}
 		if err == nil && len(segments) == 2 && segments[1] == "info" {
 			engine.LeaveLoop(ctx)
-			s.serveInfo(ctx, hash)
+			if !s.peers.ServeInfo(ctx, hash) {
+				s.unknown(ctx)
+			}
 			return routeInfo
 		}
 	}

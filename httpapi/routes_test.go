@@ -72,8 +72,8 @@ func TestRoutes(t *testing.T) {
 		{target: "/stored-nars/" + hashOf(greeting) + "," + nobody + "?nonce=7", status: 200, kind: "application/json", cache: "no-store",
 			body: `{"instance":"","storage":"","nonce":"7","nars":[{"hash":"` + hashOf(greeting) + `","stored":true,"nar_hash":"` + narHashOf(text(greeting)) +
 				`","files":[{"url":"nar/lzip/` + greeting + `","size":` + strconv.Itoa(len(contents(t, published, "nar/lzip", greeting))) + `}]},{"hash":"` + nobody + `","stored":false}]}` + "\n"},
-		{target: "/stored-nars/" + hashOf(greeting) + ",x", status: 400, kind: textType, body: "that is no list of hashes\n"},
-		{target: "/stored-nars/", status: 400, kind: textType, body: "that is no list of hashes\n"},
+		{target: "/stored-nars/" + hashOf(greeting) + ",x", status: 400, kind: textType, body: "not a list of hashes\n"},
+		{target: "/stored-nars/", status: 400, kind: textType, body: "not a list of hashes\n"},
 		{target: "/stored-nars/" + strings.Repeat(nobody+",", 200) + nobody, status: 400, kind: textType, body: "that is too many hashes\n"},
 		{target: "/stored-nars", status: 404, kind: textType, body: none},
 

@@ -20,10 +20,13 @@ import (
 
 	"nar-herder/compression"
 	"nar-herder/compression/decoders"
+	"nar-herder/httpapi/content"
 	"nar-herder/httpapi/engine"
 	"nar-herder/httpapi/health"
 	"nar-herder/httpapi/itemcache"
+	"nar-herder/httpapi/peerapi"
 	"nar-herder/httpapi/respond"
+	"nar-herder/httpapi/verify"
 	"nar-herder/internal/eventloop"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
@@ -42,7 +45,7 @@ type Items interface {
 	// ItemsAt is Item for many, in the order of hashes, with nil for
 	// [storage.ErrNotFound].
 	ItemsAt(ctx context.Context, hashes []narinfo.PathHash) ([]*storage.Item, error)
-	// OpenFile opens the item's Nth file, whose size is then sure, or says
+	// OpenFile opens the item's Nth file, which then has its recorded size, or says
 	// [storage.ErrNotStored].
 	OpenFile(ctx context.Context, item *storage.Item, n int, offset, length int64) (io.ReadCloser, bytestore.Info, error)
 	// LookFor looks for the item's Nth file: nil when it is there and whole,
@@ -65,7 +68,7 @@ type CachedNars interface {
 	// Files returns all files of an item, also those that its narinfo does not
 	// name, or no longer.
 	Files(ctx context.Context, hash narinfo.PathHash) ([]index.CachedFile, error)
-	// Open opens a file, whose size is then sure, or says
+	// Open opens a file, which then has its recorded size, or says
 	// [storage.ErrNotStored].
 	Open(ctx context.Context, item *storage.Item, file index.CachedFile, offset, length int64) (io.ReadCloser, bytestore.Info, error)
 }
@@ -80,18 +83,6 @@ type Elsewhere interface {
 	// Locate returns the file's URL, "" for one that clients must not see, and the
 	// file's checksum as of [peer.SumOf].
 	Locate(ctx context.Context, item *storage.Item, n int, via []string) (location string, sum [16]byte, err error)
-}
-
-// Identity is who answers.
-type Identity interface {
-	// Instance is the random name of this instance.
-	Instance() string
-	// StorageName is the random name of its storage. Where that has none yet, it is
-	// an error.
-	StorageName(ctx context.Context) (string, error)
-	// IsOurs says whether this instance decides what goes from its storage. Else
-	// it vouches for nothing there.
-	IsOurs(ctx context.Context) bool
 }
 
 // Uses counts requests for nars.
@@ -122,9 +113,9 @@ type Options struct {
 	// Uses counts requests for nars; nil for nobody.
 	Uses Uses
 
-	// Identity is told to other instances; nil for none, who then can't be sure
+	// Identity is sent to other instances; nil for none, which then can't be sure
 	// of what this one says.
-	Identity Identity
+	Identity peerapi.Identity
 
 	// ReliesOn is what other instances receive with the answer whether nars are stored
 	// here: on whom this one relies. Nil makes no statement.
@@ -143,15 +134,15 @@ type Options struct {
 
 	// Dumps are what other instances begin with; nil for none. While there are none
 	// and DumpsExpected is set, this server is about to make the first.
-	Dumps         Dumps
+	Dumps         peerapi.Dumps
 	DumpsExpected bool
 
 	// Health are the parts that /health and the metric narherder_healthy are about.
 	Health []health.Part
 
-	// Changes are told to those who mirror this instance, with Identity; nil for
+	// Changes are sent to mirrors of this instance, with Identity; nil for
 	// nobody. For a stream of them, Follow must run.
-	Changes ChangeLog
+	Changes peerapi.ChangeLog
 
 	// Chain are the instances that this one mirrors, itself or through others; nil
 	// for none.
@@ -169,16 +160,17 @@ type Options struct {
 	// Decoders is the memory for that, which background work may share; nil for 512 MiB.
 	Decoders *compression.Budget
 
-	// TTL is what narinfos advertise, and NewTTL where it is set instead;
-	// NegativeTTL is for items that are not known. Nil advertises nothing.
-	TTL, NewTTL, NegativeTTL *time.Duration
+	// TTLs are what narinfos advertise, and NegativeTTL is for items that are not known. Nil
+	// advertises nothing.
+	narinfo.TTLs
+	NegativeTTL *time.Duration
 
 	// AccelRedirect leaves the sending of files to the nginx in front, as the
 	// original Nar Herder does.
 	AccelRedirect bool
 
 	// AnswerCache bounds the memory for narinfos that are ready to be sent, in
-	// bytes; items whose nars are asked for may take an eighth of it more. With
+	// bytes; items with requested nars may take an eighth of it more. With
 	// 0, none is kept. Unless Follow runs, it must be 0.
 	AnswerCache int64
 
@@ -186,7 +178,7 @@ type Options struct {
 	SigningKey []byte
 
 	// HideMetrics answers 404 at /metrics and /health, but not at /health/ready and
-	// /health/live. [Control] serves all of them.
+	// /health/live. [health.Control] serves all of them.
 	HideMetrics bool
 
 	// TrustedProxies may say for whom they ask.
@@ -211,32 +203,24 @@ type Server struct {
 	items   Items
 	options Options
 	log     *slog.Logger
-	// answers are the bodies of narinfos, and nars the items whose nars were
+	// answers are the bodies of narinfos, and nars the items with nars that were
 	// asked for. Follow keeps them true.
 	answers *itemcache.Cache[madeAnswer]
 	nars    *itemcache.Cache[*nars]
-	// keptFiles are files of nars that many ask for.
-	keptFiles keptFiles
-	metrics   *metrics
-	faults    respond.Faults
-	health    *health.Health
-	// decoders decompress nars for clients.
-	decoders    *decoders.Pool
-	compares    *compares
-	decoderWait time.Duration
+	metrics *metrics
+	faults  respond.Faults
+	health  *health.Health
+	// checker compares nars with their hashes, and has the decoders for them.
+	checker *verify.Checker
 
 	cacheControls cacheControls
 
-	// lookups bounds what looks for files at a time, for whomever, and limiter how
-	// often a client may ask for that.
-	lookups chan struct{}
-	limiter *limiter
+	// peers answers what other instances ask.
+	peers *peerapi.API
+	// sender answers with files.
+	sender *content.Sender
 
 	answered atomic.Int64
-
-	// news wakes those who follow the changes, and streams counts them.
-	news    news
-	streams streams
 
 	engine *engine.Engine
 	// pool bounds queries of the index.
@@ -257,29 +241,35 @@ func New(items Items, options Options) *Server {
 		items: items, options: options, log: options.Log,
 		answers: itemcache.New(options.AnswerCache, func(a madeAnswer) int64 { return int64(cap(a.body)) }),
 		// A parsed narinfo takes about as much again as its text.
-		nars: itemcache.New(options.AnswerCache/8, func(n *nars) int64 { return 2*int64(cap(n.Text)) + 1000 }),
-		// One processor is left for what answers at once.
-		decoders:    decoders.New(max(1, runtime.GOMAXPROCS(0)-1), options.Decoders),
-		pool:        eventloop.NewPool(max(4, 2*runtime.GOMAXPROCS(0))), // as many as the index has readers
-		compares:    newCompares(),
-		decoderWait: decoders.Wait,
+		nars:   itemcache.New(options.AnswerCache/8, func(n *nars) int64 { return 2*int64(cap(n.Text)) + 1000 }),
+		pool:   eventloop.NewPool(max(4, 2*runtime.GOMAXPROCS(0))), // as many as the index has readers
+		sender: content.NewSender(),
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
 	s.health = health.New(options.Health, options.Mirror, s.log)
 	s.cacheControls = newCacheControls(&options)
-	s.lookups, s.limiter = make(chan struct{}, max(1, items.Concurrency())), newLimiter()
 	if options.Starting != nil {
 		s.engine = options.Starting.Engine
 	} else {
 		s.engine = engine.New(s.handle, s.handleBadRequest, options.Limits, options.TrustedProxies, s.log)
 	}
-	s.keptFiles.most = mostKept(engine.Descriptors())
 	s.metrics = newMetrics(s)
 	s.faults = respond.Faults{Log: s.log, Count: s.metrics.faults}
 	s.live, s.end = context.WithCancel(context.Background())
 	s.streaming, s.endStreams = context.WithCancel(s.live)
+	s.checker = verify.New(verify.Options{
+		// One processor is left for what answers at once.
+		Decoders: decoders.New(max(1, runtime.GOMAXPROCS(0)-1), options.Decoders), Wait: decoders.Wait,
+		Live: s.live, Streaming: s.streaming,
+		Cut: s.cutRemote, Corrupt: s.metrics.corrupt, Log: s.log,
+	})
+	s.peers = peerapi.New(peerapi.Options{
+		Items: items, Identity: options.Identity, ReliesOn: options.ReliesOn, Changes: options.Changes, Chain: options.Chain,
+		Dumps: options.Dumps, DumpsExpected: options.DumpsExpected, AccelRedirect: options.AccelRedirect, Sender: s.sender,
+		Proxies: options.TrustedProxies, Faults: &s.faults, Live: s.live, Streaming: s.streaming,
+	})
 	return s
 }
 
@@ -290,7 +280,7 @@ func (s *Server) Answered() int64 { return s.answered.Load() }
 func (s *Server) Health() *health.Health { return s.health }
 
 // Processors is held by decoders that compute, for others that compute as much.
-func (s *Server) Processors() sync.Locker { return s.decoders.Processors }
+func (s *Server) Processors() sync.Locker { return s.checker.Options.Decoders.Processors }
 
 // Registry holds the server's metrics, for others to add theirs.
 func (s *Server) Registry() *prometheus.Registry { return s.metrics.registry }

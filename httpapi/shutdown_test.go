@@ -72,7 +72,7 @@ func TestStopWithDownloads(t *testing.T) {
 	dial(t, s.address) // has not said anything
 	s.stopped(t)
 	// When Serve has returned, the storage is closed: nobody may use it.
-	if got := s.decoders.Memory(); got != 0 {
+	if got := s.checker.Options.Decoders.Memory(); got != 0 {
 		t.Errorf("%d decoders are in use", got)
 	}
 	for _, response := range answers {
@@ -119,8 +119,8 @@ func TestStopWaitsForMemory(t *testing.T) {
 		inUse.Add(1)
 		return item(hash)
 	}
-	s := startWith(t, items, options(), func(s *Server) { s.decoders = decodersWithin(1, 2*decoders.Piece) })
-	if _, err := takeMemory(t, s.decoders, 2*decoders.Piece); err != nil {
+	s := startWith(t, items, options(), func(s *Server) { s.checker.Options.Decoders = decodersWithin(1, 2*decoders.Piece) })
+	if _, err := takeMemory(t, s.checker.Options.Decoders, 2*decoders.Piece); err != nil {
 		t.Fatal(err)
 	}
 	c := dial(t, s.address)

@@ -6,15 +6,16 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"nar-herder/compression"
-	"nar-herder/compression/decoders"
-	"nar-herder/storage"
-	"nar-herder/storage/bytestore"
 	"net/http"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"nar-herder/compression"
+	"nar-herder/compression/decoders"
+	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
 )
 
 // begin asks for a nar, and reads no more than the head of the answer.
@@ -56,8 +57,8 @@ func TestSuspendedClients(t *testing.T) {
 			t.Run(how+" "+name, func(t *testing.T) {
 				t.Parallel()
 				server := startOn(t, items, options(), smallSockets{listenTCP(t)}, func(s *Server) {
-					s.decoders = decodersWithin(2, clientCount*decoders.Piece+2*compression.Memory(how, m.file[:compression.HeadBytes], m.narSize))
-					s.decoders.SlowAfter = 0
+					s.checker.Options.Decoders = decodersWithin(2, clientCount*decoders.Piece+2*compression.Memory(how, m.file[:compression.HeadBytes], m.narSize))
+					s.checker.Options.Decoders.SlowAfter = 0
 				})
 				clients, answers := make([]*client, clientCount), make([]*http.Response, clientCount)
 				for i := range clients {
@@ -65,7 +66,7 @@ func TestSuspendedClients(t *testing.T) {
 					answers[i] = clients[i].begin([]string{"/nar/" + m.path.BaseName(), "/file/source/sha256/" + m.digest}[i%2])
 				}
 				until(t, "most are suspended", func() bool {
-					return server.decoders.Count() == clientCount
+					return server.checker.Options.Decoders.Count() == clientCount
 				})
 				for i, answer := range answers {
 					body, err := io.ReadAll(answer.Body)
@@ -74,10 +75,10 @@ func TestSuspendedClients(t *testing.T) {
 					}
 					clients[i].stillOpen()
 				}
-				if server.decoders.Restarted() == 0 {
+				if server.checker.Options.Decoders.Restarted() == 0 {
 					t.Error("none was restarted")
 				}
-				until(t, "all is given back", func() bool { return server.decoders.Memory() == 0 })
+				until(t, "all is given back", func() bool { return server.checker.Options.Decoders.Memory() == 0 })
 			})
 		}
 	}
@@ -98,13 +99,13 @@ func TestNotRestarted(t *testing.T) {
 		return open(item, n, offset, length)
 	}
 	server := startOn(t, items, options(), smallSockets{listenTCP(t)}, func(s *Server) {
-		s.decoders = decodersWithin(2, 10*decoders.Piece)
-		s.decoders.SlowAfter = 0
+		s.checker.Options.Decoders = decodersWithin(2, 10*decoders.Piece)
+		s.checker.Options.Decoders.SlowAfter = 0
 	})
 	c := connectSmall(t, server.listener)
 	c.begin("/nar/" + m.path.BaseName())
 	until(t, "the decoder is idle", func() bool {
-		release, err := takeMemory(t, server.decoders, 10*decoders.Piece)
+		release, err := takeMemory(t, server.checker.Options.Decoders, 10*decoders.Piece)
 		if err != nil {
 			return false
 		}
@@ -119,7 +120,7 @@ func TestNotRestarted(t *testing.T) {
 	if n := damagedCount(t, server); n != 0 || !strings.Contains(server.log.String(), "not in this storage") {
 		t.Errorf("%d damaged; the log: %s", n, server.log)
 	}
-	until(t, "all is given back", func() bool { return server.decoders.Memory() == 0 })
+	until(t, "all is given back", func() bool { return server.checker.Options.Decoders.Memory() == 0 })
 }
 
 // TestMemoryBeforeFile: a request that waits for memory holds no connection to a bucket either.
@@ -134,10 +135,10 @@ func TestMemoryBeforeFile(t *testing.T) {
 		return readCloser{bytes.NewReader(m.file), closeFunc(func() { open.Add(-1) })}, bytestore.Info{Size: m.fileSize}, nil
 	}
 	server := startWith(t, items, options(), func(s *Server) {
-		s.decoders = decodersWithin(1, 2*decoders.Piece)
-		s.decoderWait = 2 * patience
+		s.checker.Options.Decoders = decodersWithin(1, 2*decoders.Piece)
+		s.checker.Options.Wait = 2 * patience
 	})
-	release, err := takeMemory(t, server.decoders, 2*decoders.Piece)
+	release, err := takeMemory(t, server.checker.Options.Decoders, 2*decoders.Piece)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -145,7 +146,7 @@ func TestMemoryBeforeFile(t *testing.T) {
 	for i, c := range clients {
 		c.send(request("GET", []string{"/nar/" + m.path.BaseName(), "/file/source/sha256/" + m.digest}[i]))
 	}
-	until(t, "the requests wait", func() bool { return server.decoders.Waiting() && opened.Load() == 2 })
+	until(t, "the requests wait", func() bool { return server.checker.Options.Decoders.Waiting() && opened.Load() == 2 })
 	until(t, "the files are closed", func() bool { return open.Load() == 0 })
 	release()
 	for i, c := range clients {
@@ -153,7 +154,7 @@ func TestMemoryBeforeFile(t *testing.T) {
 			t.Errorf("after waiting: %s, %q", got.Status, got.body)
 		}
 	}
-	until(t, "all is given back", func() bool { return open.Load() == 0 && server.decoders.Memory() == 0 })
+	until(t, "all is given back", func() bool { return open.Load() == 0 && server.checker.Options.Decoders.Memory() == 0 })
 }
 
 // decodersWithin makes decoders that have a budget for themselves.

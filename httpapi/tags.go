@@ -1,59 +1,26 @@
 package httpapi
 
 import (
-	"strconv"
 	"strings"
-	"time"
 
+	"nar-herder/httpapi/content"
 	"nar-herder/peer"
 	"nar-herder/storage"
 	"nar-herder/storage/bytestore"
 	"nar-herder/storage/checksums"
 )
 
-// tagger makes the entity tag of length bytes of the file that the info describes. former
-// is a tag that they had before; nil for none.
-type tagger func(length int64, info bytestore.Info) (etag, former []byte)
-
-// byTime makes entity tags that differ between instances, see [timeTag], unless the
-// info has a checksum.
-func byTime(name string) tagger {
-	return func(length int64, info bytestore.Info) (etag, former []byte) {
-		byTime := timeTag(name, length, info.ModTime)
-		if info.Sum != [16]byte{} {
-			return peer.SumTag(info.Sum), byTime
-		}
-		return byTime, nil
-	}
-}
-
-// timeTag is the entity tag of a file of which only its time is known. That tells two
-// files apart that have the same nar and length, such as one that was compressed again.
-func timeTag(name string, length int64, modified time.Time) []byte {
-	etag := append(append(make([]byte, 0, 96), '"'), name...)
-	etag = strconv.AppendInt(append(etag, '-'), length, 16)
-	etag = strconv.AppendInt(append(etag, '-'), modified.UnixNano(), 16)
-	return append(etag, '"')
-}
-
-// byContent makes the entity tag of bytes that have the name wherever they are.
-func byContent(name string) tagger {
-	return func(int64, bytestore.Info) (etag, _ []byte) { return contentTag(name), nil }
-}
-
-func contentTag(name string) []byte { return []byte(`"` + name + `"`) }
-
 // tagOf makes the entity tag of a file of the item: by its checksum, which is the same on
 // all instances that serve the same bytes, or by its time until that is known. A bucket
 // has the checksums of what this program has uploaded; of files on this machine they are
 // computed when they are used first. To read an object once more for that would double
 // what its first download costs.
-func (s *Server) tagOf(item *nars, file, compression string, open checksums.Opener) tagger {
+func (s *Server) tagOf(item *nars, file, compression string, open checksums.Opener) content.Tagger {
 	return func(length int64, info bytestore.Info) (etag, former []byte) {
 		if info.Sum != [16]byte{} {
 			return peer.SumTag(info.Sum), nil
 		}
-		byTime := timeTag(narTag(item.Item, compression)+version(info), length, info.ModTime)
+		byTime := content.TimeTag(narTag(item.Item, compression)+version(info), length, info.ModTime)
 		for _, sum := range item.sums {
 			if sum.File == file && sum.Size == info.Size && sum.Changed.Equal(info.Changed) {
 				return peer.SumTag(sum.Sum), byTime

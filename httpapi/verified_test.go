@@ -46,7 +46,7 @@ func TestDamageBeforeStatus(t *testing.T) {
 				if damaged := damagedCount(t, server); damaged != 1 {
 					t.Errorf("%s, %d bytes, %s: counted %d times", how, len(content), target, damaged)
 				}
-				until(t, "decoders are given back", func() bool { return server.decoders.Memory() == 0 })
+				until(t, "decoders are given back", func() bool { return server.checker.Options.Decoders.Memory() == 0 })
 			}
 		}
 	}

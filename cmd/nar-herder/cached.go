@@ -14,6 +14,7 @@ import (
 	"nar-herder/compression"
 	"nar-herder/compression/cached"
 	"nar-herder/internal/redact"
+	"nar-herder/narinfo"
 	"nar-herder/peer"
 	"nar-herder/storage/index"
 	"nar-herder/storage/location"
@@ -71,7 +72,7 @@ func advertise(ctx context.Context, x *index.Index, options *cached.Options, log
 // cacheOptions returns the options of the cache, with those of each type.
 func (c *serverCommand) cacheOptions() (cached.Options, error) {
 	options := cached.Options{
-		TTL: (*time.Duration)(c.TTL), NewTTL: (*time.Duration)(c.NewTTL), StorageDirectory: location.Directory(c.Storage),
+		TTLs: narinfo.TTLs{TTL: (*time.Duration)(c.TTL), NewTTL: (*time.Duration)(c.NewTTL)}, StorageDirectory: location.Directory(c.Storage),
 		MinUses: int(c.CachedCompressionMinUses), Workers: int(c.CachedCompressionWorkers), Decoders: decoderBudget(),
 	}
 	for _, enabled := range c.EnableCachedCompression {

@@ -139,7 +139,7 @@ func (s *subsystems) httpOptions(c *serverCommand, config *serverConfig, startin
 		RedirectElsewhere: c.ServeRemoteNars == redirect,
 
 		Decompress: compression.NewReaderWithin, Decoders: decoderBudget(),
-		TTL: config.cached.TTL, NewTTL: config.cached.NewTTL, NegativeTTL: (*time.Duration)(c.NegativeTTL),
+		TTLs: config.cached.TTLs, NegativeTTL: (*time.Duration)(c.NegativeTTL),
 		AccelRedirect: c.XAccelRedirect,
 		HideMetrics:   c.PublicMetrics == "no",
 		AnswerCache:   max(int64(c.NarinfoCacheSize), 0),

@@ -39,16 +39,15 @@ type Type struct {
 	// Unused is after how long without a request a file is withdrawn; nil for
 	// never.
 	Unused *time.Duration
-	// TTL and NewTTL are what narinfos that name such a file advertise, nil for the general
-	// ones. See [Options.Advertised].
-	TTL, NewTTL *time.Duration
+	// TTLs are those of narinfos that name such a file; none for what others advertise.
+	narinfo.TTLs
 }
 
 // Options of [New].
 type Options struct {
 	Types []Type
-	// TTL and NewTTL are what narinfos advertise; nil for nothing.
-	TTL, NewTTL *time.Duration
+	// TTLs are those of all narinfos.
+	narinfo.TTLs
 	// StorageDirectory is where the storage is, which no type may share; empty
 	// if it isn't a directory.
 	StorageDirectory string
@@ -73,6 +72,7 @@ type Options struct {
 type Cache struct {
 	index   *index.Index
 	options Options
+	ttls    narinfo.TTLPolicy
 	log     *slog.Logger
 	kinds   map[string]*kind
 	queue   *queue
@@ -107,7 +107,7 @@ type kind struct {
 // New opens the directories. The errors name them, and what to do.
 func New(s *storage.Storage, options Options) (_ *Cache, err error) {
 	c := &Cache{
-		index: s.Index(), options: options, log: options.Log,
+		index: s.Index(), options: options, ttls: options.policy(), log: options.Log,
 		kinds: make(map[string]*kind), queue: newQueue(),
 		changed: func(narinfo.PathHash) {},
 	}

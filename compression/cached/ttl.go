@@ -1,61 +1,47 @@
 package cached
 
 import (
-	"cmp"
 	"time"
 
 	"nar-herder/narinfo"
 	"nar-herder/storage/index"
 )
 
-// Advertised returns how long clients may keep narinfos, for [index.Index.Advertise]. NewTTL
-// is advertised now, and TTL was before: the longer of the two counts.
+// policy is that of the options. Its types are a copy.
+func (o *Options) policy() narinfo.TTLPolicy {
+	p := narinfo.TTLPolicy{TTLs: o.TTLs, Types: make(map[string]narinfo.TTLs)}
+	for _, t := range o.Types {
+		p.Types[t.Name] = t.TTLs
+	}
+	return p
+}
+
+// Advertised is for how long clients may keep narinfos, for [index.Index.Advertise].
 func (o *Options) Advertised() map[string]index.Advertised {
-	general := index.Advertised{
-		TTL:   *cmp.Or(o.NewTTL, o.TTL, new(narinfo.UnadvertisedTTL)),
-		Grace: narinfo.LongestTTL(o.TTL, o.NewTTL, narinfo.UnadvertisedTTL),
+	p := o.policy()
+	all := make(map[string]index.Advertised)
+	add := func(key, name string) {
+		ttl, grace := p.Binding(name)
+		all[key] = index.Advertised{TTL: ttl, Grace: grace}
 	}
-	longest := general
-	owns := make(map[string]index.Advertised)
+	add(index.Narinfos, "")
 	for _, t := range o.Types {
-		if own := cmp.Or(t.NewTTL, t.TTL); own != nil {
-			owns[t.Name] = index.Advertised{TTL: *own, Grace: narinfo.LongestTTL(t.TTL, t.NewTTL, general.Grace)}
-			longest.TTL = max(longest.TTL, owns[t.Name].TTL)
-			longest.Grace = max(longest.Grace, owns[t.Name].Grace)
-		}
-	}
-	all := map[string]index.Advertised{index.Narinfos: longest}
-	for _, t := range o.Types {
-		all[t.Name] = longest // as its narinfos may name files of the others
-		if own, ok := owns[t.Name]; ok {
-			all[t.Name] = own
-		}
+		add(t.Name, t.Name)
 	}
 	return all
 }
 
 // LimitTTLs keeps narinfos from being advertised for longer than the given time.
 func (o *Options) LimitTTLs(most time.Duration) {
-	limit := func(ttl *time.Duration) *time.Duration { return new(min(*cmp.Or(ttl, &most), most)) }
-	o.TTL, o.NewTTL = limit(o.TTL), limit(cmp.Or(o.NewTTL, o.TTL))
+	p := o.policy()
+	p.Limit(most)
+	o.TTLs = p.TTLs
 	for i := range o.Types {
-		t := &o.Types[i]
-		if own := cmp.Or(t.NewTTL, t.TTL); own != nil {
-			t.TTL, t.NewTTL = limit(own), nil
-		}
+		o.Types[i].TTLs = p.Types[o.Types[i].Name]
 	}
 }
 
-// TTL returns what a narinfo that names files of the types advertises: the
-// smallest of the types' own, or the general one; nil for nothing.
+// TTL returns what a narinfo that names files of the types advertises; nil for nothing.
 func (c *Cache) TTL(types []string) *time.Duration {
-	var least *time.Duration
-	for _, name := range types {
-		if k := c.kinds[name]; k != nil {
-			if own := cmp.Or(k.NewTTL, k.TTL); own != nil && (least == nil || *own < *least) {
-				least = own
-			}
-		}
-	}
-	return cmp.Or(least, c.options.NewTTL, c.options.TTL)
+	return c.ttls.Advertised(types...)
 }

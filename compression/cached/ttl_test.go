@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"nar-herder/compression"
+	"nar-herder/narinfo"
 	"nar-herder/storage/index"
 )
 
@@ -55,8 +56,8 @@ func TestLoweredTTL(t *testing.T) {
 func TestAdvertised(t *testing.T) {
 	t.Parallel()
 	const hour, day = time.Hour, 24 * time.Hour
-	o := Options{TTL: new(hour), Types: []Type{
-		{Spec: compression.Spec{Name: "zstd"}, TTL: new(9 * day), NewTTL: new(2 * day)}, {Spec: compression.Spec{Name: "lzip"}}, {Spec: compression.Spec{Name: "gzip"}, TTL: new(hour / 2)},
+	o := Options{TTLs: narinfo.TTLs{TTL: new(hour)}, Types: []Type{
+		{Spec: compression.Spec{Name: "zstd"}, TTLs: narinfo.TTLs{TTL: new(9 * day), NewTTL: new(2 * day)}}, {Spec: compression.Spec{Name: "lzip"}}, {Spec: compression.Spec{Name: "gzip"}, TTLs: narinfo.TTLs{TTL: new(hour / 2)}},
 	}}
 	all := o.Advertised()
 	for kind, want := range map[string]index.Advertised{

@@ -25,25 +25,25 @@ const (
 	// slowAfter is how long a client leaves its decoder idle before the
 	// decoder's memory may be given to another.
 	slowAfter = time.Second
-	// usualDecoderMemory is the budget without [Options.Decoders].
+	// usualDecoderMemory is the budget where none is given.
 	usualDecoderMemory = 512 << 20
 )
 
 var (
+	// ErrTooMany says that there was no memory for one more decoder in time.
 	ErrTooMany = errors.New("too many nars are being decompressed")
 	// ErrNotRestarted says that a suspended decoder could not get back to where it
 	// was. What it read before was good.
 	ErrNotRestarted = errors.New("decompress again from the start")
 )
 
-// decoders bound what decompressing for clients takes in all: processor time by
-// turns, and memory by a budget. A decoder has a turn only while it computes,
-// never while its client takes the bytes. It keeps its memory meanwhile, unless
-// others need it: then the decoder that has been idle for longest is suspended,
+// Pool bounds what decompressing for clients takes in all: processor time, and
+// memory by a budget. A decoder has a processor only while it computes, never while
+// its client takes the bytes. It keeps its memory meanwhile, unless others need it: then the decoder that has been idle for longest is suspended,
 // and decompresses again from the start when its client is ready for more. So slow
 // clients cost each other time, and the others nothing.
 type Pool struct {
-	// turns are held by the decoders that compute, and restarts by those among
+	// Processors are held by the decoders that compute, and restarts by those among
 	// them that make up for a suspension: at most half of the processors do that.
 	Processors Processors
 	restarts   chan struct{}
@@ -96,7 +96,7 @@ type Compressed interface {
 	io.Closer
 }
 
-// decoder decompresses a file while it is read. It is made by [decoders.new].
+// Decoder decompresses a file while it is read. It is made by [Pool.Open].
 type Decoder struct {
 	pool       *Pool
 	decompress func(name string, r io.Reader, memory int64) (io.ReadCloser, error)
@@ -119,7 +119,7 @@ type Decoder struct {
 	idleSince time.Time
 }
 
-// new opens a decoder with memory bytes of the budget, for which it waits until
+// Open opens a decoder with memory bytes of the budget, for which it waits until
 // ready ends: the error is ErrTooMany then. What the decoder waits for later
 // ends with live. While it waits for memory, the file is suspended. It is closed with
 // the decoder, and at once when there is an error.
@@ -160,7 +160,7 @@ func (z *Decoder) begin() (err error) {
 	return err
 }
 
-// fileReader gives up the turn of a decoder while it waits for compressed bytes,
+// fileReader gives up the processor of a decoder while it waits for compressed bytes,
 // which may come from far away.
 type fileReader struct {
 	io.Reader
@@ -213,7 +213,7 @@ func (z *Decoder) enlarge(p []byte) (int, error) {
 	return z.step(p)
 }
 
-// step reads some bytes, when it is the decoder's turn.
+// step reads some bytes, when a processor is free.
 func (z *Decoder) step(p []byte) (n int, err error) {
 	z.pool.Processors <- struct{}{}
 	defer func() { <-z.pool.Processors }()

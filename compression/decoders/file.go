@@ -3,9 +3,10 @@ package decoders
 import (
 	"bytes"
 	"io"
+	"sync"
+
 	"nar-herder/compression"
 	"nar-herder/storage/bytestore"
-	"sync"
 )
 
 // File is a [Compressed] file that is opened again where it must be read again.
@@ -98,13 +99,13 @@ func (f *File) Close() error {
 	return f.file.Close()
 }
 
-// body is a body in memory, whose piece of the budget is released when it is closed.
+// body is a body in memory. Close releases its piece of the budget.
 type body struct {
 	io.Reader
 	release func()
 }
 
-// NewBody makes a body in memory of the budget, whose piece is released when it is closed.
+// NewBody makes a body in memory of the budget. Its Close releases the piece.
 func (d *Pool) NewBody(content []byte) io.ReadCloser {
 	return body{bytes.NewReader(content), sync.OnceFunc(d.ReleasePiece)}
 }

@@ -3,8 +3,9 @@ package decoders
 import (
 	"context"
 	"io"
-	"nar-herder/compression"
 	"time"
+
+	"nar-herder/compression"
 )
 
 // memoryQueue is a queue of callers that wait for memory.

@@ -17,7 +17,7 @@ import (
 
 // connection is one client's. It adds to a net.Conn:
 //
-//   - Answers may take for ever, as long as the client goes on taking bytes.
+//   - Answers may take for ever, as long as the client takes bytes.
 //   - While a client takes none, its requests are still read. The client of
 //     Guix writes a thousand of them before it reads the first answer; a
 //     server that only writes until the answers are taken, with a client that
@@ -48,11 +48,11 @@ type connection struct {
 	begun   bool
 	failure error
 
-	// fileFollows says that the next Write is the head of an answer whose body
-	// a fileBody sends: both go in one segment then.
+	// fileFollows says that the next Write is the head of an answer
+	// with a fileBody: both go in one segment then.
 	fileFollows bool
 	// holds says that what is written is held back, up to the head of an answer
-	// whose body is a copiedBody: both go in one call of the system then.
+	// with a copiedBody: both go in one call of the system then.
 	holds bool
 	held  []byte
 

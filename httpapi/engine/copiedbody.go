@@ -3,13 +3,14 @@ package engine
 import (
 	"errors"
 	"io"
-	"nar-herder/compression/decoders"
 	"os"
 	"sync"
 	"time"
 
 	"github.com/valyala/fasthttp"
 	"golang.org/x/sys/unix"
+
+	"nar-herder/compression/decoders"
 )
 
 // copyPiece is how much of a body that is in no file is copied at a time: nars of the

@@ -59,9 +59,9 @@ const (
 	// writeBuffer gathers pipelined answers into one write.
 	writeBuffer = 16 << 10
 
-	// shutdownGrace is for answers in flight once the server is told to stop.
+	// shutdownGrace is for answers in flight once the server stops.
 	// A supervisor kills after about five seconds; a cut download is resumed
-	// or fetched elsewhere, so there is no use in waiting for most of that.
+	// or fetched from another server, so a longer wait is useless.
 	shutdownGrace = time.Second
 )
 

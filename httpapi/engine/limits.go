@@ -198,7 +198,7 @@ func (c *connection) waits() (victim, bool) {
 	return victim{connection: c, since: time.Unix(0, at), stalled: true}, at != 0
 }
 
-// limitedClient returns the client whose connections are counted; not valid for those
+// limitedClient returns the client to count a connection for; not valid for those
 // that are exempt.
 func (e *Engine) limitedClient(remote net.Addr) netip.Prefix {
 	tcp, ok := remote.(*net.TCPAddr)

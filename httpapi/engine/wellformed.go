@@ -53,7 +53,7 @@ func hasAuthority(target []byte) bool {
 	return !isURL || len(authority) > 0 && bytes.IndexByte([]byte("/?#:"), authority[0]) < 0
 }
 
-// errBareLines is that of a request whose lines end with line feeds alone. The engine
+// errBareLines says that the lines of a request end with line feeds alone. The engine
 // would wait for the rest of it.
 var errBareLines = errors.New("the lines of a request end with a carriage return and a line feed")
 

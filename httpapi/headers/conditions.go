@@ -5,13 +5,14 @@ package headers
 import (
 	"errors"
 	"fmt"
-	"nar-herder/httpapi/respond"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/valyala/fasthttp"
+
+	"nar-herder/httpapi/respond"
 )
 
 // TimeFormat is the form of dates in HTTP, which are always in GMT.

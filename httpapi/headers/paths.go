@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// ErrBadPath is what clients are told.
+// ErrBadPath is the error of [DecodePath], for clients.
 var ErrBadPath = errors.New("the path of the URL is malformed")
 
 // DecodePath undoes the percent-encoding of a request's path. The result

@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"context"
 	"log/slog"
-	"nar-herder/httpapi/engine"
-	"nar-herder/httpapi/respond"
 	"net"
 	"net/http"
 	"net/http/pprof"
@@ -15,11 +13,14 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"nar-herder/httpapi/engine"
+	"nar-herder/httpapi/respond"
 )
 
 // Control answers what only the administrator should be able to ask: /metrics,
 // what is below /health, and /debug/pprof/. It has listeners of its own, apart from
-// those of a [Server], and answers before there is one. Its requests are not
+// those of the server, and answers before there is one. Its requests are not
 // counted in the metrics.
 type Control struct {
 	host   string

@@ -5,18 +5,19 @@ import (
 	"context"
 	"io"
 	"log/slog"
-	"nar-herder/httpapi/engine"
-	"nar-herder/httpapi/respond"
 	"net"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/valyala/fasthttp"
+
+	"nar-herder/httpapi/engine"
+	"nar-herder/httpapi/respond"
 )
 
 const (
-	// retryAfter is what clients are told while the server starts, in seconds.
+	// retryAfter is the Retry-After header while the server starts, in seconds.
 	retryAfter = "60"
 	// startPatience is how long requests wait for the server before they get 503: most
 	// starts are over by then, and the client of Guix takes an item that it got 503 for
@@ -24,9 +25,9 @@ const (
 	startPatience = 5 * time.Second
 )
 
-// Starting answers in the place of a [Server] that can't be made yet, as the database is
+// Starting answers in the place of a server that can't be made yet, as the database is
 // still being fetched, converted or opened. The connections of its clients stay open and
-// are then the Server's: see [Options].
+// are then the server's, which takes over Engine.
 type Starting struct {
 	log        *slog.Logger
 	hideHealth bool           // at Path

@@ -2,12 +2,13 @@ package health
 
 import (
 	"log/slog"
-	"nar-herder/httpapi/engine"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/valyala/fasthttp"
+
+	"nar-herder/httpapi/engine"
 )
 
 // TestStartingPatience has requests wait for a server that does not come.

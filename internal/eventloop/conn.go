@@ -179,7 +179,7 @@ func (c *Conn) Write(p []byte) (n int, err error) {
 	return n, err
 }
 
-// Leave has the connection go on in a goroutine of its own, until the next time that it
+// Leave resumes the connection in a goroutine of its own, until the next time that it
 // waits for something to read. Call it before what may wait, or take a millisecond.
 func (c *Conn) Leave() {
 	if c.onLoop || c.pool != nil {

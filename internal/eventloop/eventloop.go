@@ -15,7 +15,6 @@ import (
 	"errors"
 	"fmt"
 	"iter"
-	"nar-herder/internal/rawio"
 	"net"
 	"os"
 	"runtime"
@@ -25,6 +24,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"nar-herder/internal/rawio"
 )
 
 const (
@@ -87,8 +88,8 @@ func getLoop() (*loop, error) {
 }
 
 // Take takes a connection of package net over, which is closed then: the socket itself
-// stays open, and belongs to the Conn. It fails with [errors.ErrUnsupported] for what is no
-// socket.
+// stays open, and belongs to the Conn. It fails with [errors.ErrUnsupported] if conn is
+// not a socket.
 func Take(conn net.Conn) (*Conn, error) {
 	socket, ok := conn.(syscall.Conn)
 	if !ok {
@@ -140,7 +141,7 @@ func (l *loop) add(c *Conn) error {
 	return nil
 }
 
-// remove forgets a connection whose descriptor is about to be closed.
+// remove forgets a connection before its descriptor is closed.
 func (l *loop) remove(c *Conn) {
 	l.mu.Lock()
 	l.conns[c.fd] = nil
@@ -211,7 +212,7 @@ func (l *loop) poll(events []unix.EpollEvent, queued bool) (int, error) {
 	return rawio.Poll(l.epoll, events)
 }
 
-// enqueue adds a connection whose turn is over to the queue. It is the loop's then.
+// enqueue adds a connection to the queue when its turn is over. It is the loop's then.
 func (l *loop) enqueue(c *Conn, onLoop bool) {
 	l.mu.Lock()
 	l.queue = append(l.queue, c)
@@ -297,7 +298,7 @@ func (c *Conn) run(onLoop bool) bool {
 	}
 }
 
-// park has the next event resume the coroutine, unless there was one already.
+// park lets the next event resume the coroutine, unless there was one already.
 func (c *Conn) park() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -206,9 +206,9 @@ func TestGreedy(t *testing.T) {
 	}
 }
 
-// TestLane has more connections enter a pool than it has places: the others wait, the loop
+// TestPool has more connections enter a pool than it has places: the others wait, the loop
 // serves who doesn't enter it, and a connection that leaves the pool gives up its place.
-func TestLane(t *testing.T) {
+func TestPool(t *testing.T) {
 	t.Parallel()
 	const width, count = 2, 10
 	pool := NewPool(width)

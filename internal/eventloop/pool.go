@@ -20,27 +20,27 @@ func NewPool(width int) *Pool { return &Pool{free: width} }
 // Enter waits until it is the connection's turn in the pool, where it stays until it waits
 // to read, is queued for the loop, enters a pool again, or leaves. Call it before what takes
 // a short time of a processor or a disk, once for each such task.
-func (c *Conn) Enter(l *Pool) {
+func (c *Conn) Enter(p *Pool) {
 	if c.yield != nil {
-		c.pool = l
+		c.pool = p
 		c.yield(enterPool)
 	}
 }
 
-func (l *Pool) enter(c *Conn) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.free == 0 {
-		l.queue = append(l.queue, c)
+func (p *Pool) enter(c *Conn) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.free == 0 {
+		p.queue = append(p.queue, c)
 		return
 	}
-	l.free--
-	go l.run(c)
+	p.free--
+	go p.run(c)
 }
 
 // run resumes a connection, and then those of the queue.
-func (l *Pool) run(c *Conn) {
-	for ; c != nil; c = l.next() {
+func (p *Pool) run(c *Conn) {
+	for ; c != nil; c = p.next() {
 		c.run(false)
 		// The loop may be waiting for a processor, which the runtime leaves to a goroutine for
 		// up to 10 ms otherwise.
@@ -49,15 +49,15 @@ func (l *Pool) run(c *Conn) {
 }
 
 // next returns the next connection of the queue, or nil after giving up its place.
-func (l *Pool) next() *Conn {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if len(l.queue) == 0 {
-		l.free++
+func (p *Pool) next() *Conn {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.queue) == 0 {
+		p.free++
 		return nil
 	}
-	c := l.queue[0]
-	l.queue[0] = nil
-	l.queue = l.queue[1:]
+	c := p.queue[0]
+	p.queue[0] = nil
+	p.queue = p.queue[1:]
 	return c
 }

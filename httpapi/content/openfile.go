@@ -1,4 +1,4 @@
-package httpapi
+package content
 
 import (
 	"io"
@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"nar-herder/httpapi/engine"
 	"nar-herder/internal/disk"
 	"nar-herder/storage/bytestore"
 )
@@ -23,17 +24,23 @@ const (
 	mostCached = 1 << 20
 )
 
-// keptFiles counts the files that a server keeps open.
-type keptFiles struct {
-	count atomic.Int32
-	most  int32
+// Sender answers with files. It is made by [NewSender].
+type Sender struct {
+	kept     atomic.Int32 // files that are open without a request
+	mostKept int32
 }
+
+// NewSender makes a sender.
+func NewSender() *Sender { return &Sender{mostKept: mostKept(engine.Descriptors())} }
+
+// Kept returns how many files are kept open.
+func (s *Sender) Kept() int { return int(s.kept.Load()) }
 
 // mostKept is how many files are kept open at most in a process with so many descriptors.
 func mostKept(descriptors int) int32 { return int32(min(mostOpen, descriptors/8)) }
 
-// keptFile is a file of an item that may be open. The zero value is one that isn't.
-type keptFile struct{ atomic.Pointer[openFile] }
+// Kept is a file of an item that may be open. The zero value is one that isn't.
+type Kept struct{ atomic.Pointer[openFile] }
 
 // openFile is an open file that answers share.
 type openFile struct {
@@ -43,7 +50,7 @@ type openFile struct {
 	opened     io.Closer
 	// remote is whether the file system may ask another machine for each read.
 	remote bool
-	// users are the answers, and the keptFile.
+	// users are the answers, and the Kept.
 	users atomic.Int32
 	// sent is whether all of it was sent: it is in the page cache then.
 	sent atomic.Bool
@@ -75,8 +82,8 @@ func (f *openFile) release() error {
 }
 
 // reader returns a reader from offset on and the file's validators, or nil if the file
-// isn't open. The keptFile may be nil.
-func (k *keptFile) reader(offset int64) (io.ReadCloser, *validators) {
+// isn't open. The Kept may be nil.
+func (k *Kept) reader(offset int64) (io.ReadCloser, *validators) {
 	if k == nil {
 		return nil, nil
 	}
@@ -90,31 +97,31 @@ func (k *keptFile) reader(offset int64) (io.ReadCloser, *validators) {
 
 // keep keeps a file open that was just opened as a whole, if it is on this machine. It
 // returns the reader to use in the place of the given one.
-func (k *keptFile) keep(files *keptFiles, reader io.ReadCloser, info bytestore.Info, v *validators, offset int64) io.ReadCloser {
+func (k *Kept) keep(s *Sender, reader io.ReadCloser, info bytestore.Info, v *validators, offset int64) io.ReadCloser {
 	local, isLocal := reader.(bytestore.LocalFile)
 	_, isGrowing := reader.(bytestore.GrowingFile)
-	if !isLocal || isGrowing || !files.reserve() {
+	if !isLocal || isGrowing || !s.reserve() {
 		return reader
 	}
 	file, _ := local.Local()
 	f := &openFile{file: file, size: info.Size, validators: v, opened: reader, remote: !disk.IsLocal(file)}
 	f.users.Store(2)
 	if !k.CompareAndSwap(nil, f) {
-		files.count.Add(-1)
+		s.kept.Add(-1)
 		return reader // another answer keeps its own
 	}
 	time.AfterFunc(keepOpen, func() {
 		k.Store(nil)
-		files.count.Add(-1)
+		s.kept.Add(-1)
 		_ = f.release() // it was only read from
 	})
 	return f.newReader(offset)
 }
 
 // reserve reports whether one more file may be kept open, and counts it then.
-func (o *keptFiles) reserve() bool {
-	if o.count.Add(1) > o.most {
-		o.count.Add(-1)
+func (s *Sender) reserve() bool {
+	if s.kept.Add(1) > s.mostKept {
+		s.kept.Add(-1)
 		return false
 	}
 	return true

@@ -1,58 +1,58 @@
-package httpapi
+// Package content answers with a file, or the part of it that was asked for, and keeps files
+// open that many clients ask for.
+package content
 
 import (
 	"bytes"
 	"fmt"
 	"io"
 	"math"
+
+	"github.com/valyala/fasthttp"
+
 	"nar-herder/httpapi/engine"
 	"nar-herder/httpapi/headers"
 	"nar-herder/storage/bytestore"
-
-	"github.com/valyala/fasthttp"
 )
 
-// opener opens a part of a file.
-type opener func(offset, length int64) (io.ReadCloser, bytestore.Info, error)
+// Opener opens a part of a file.
+type Opener func(offset, length int64) (io.ReadCloser, bytestore.Info, error)
 
-// content is what [Server.sendPart] sends: length bytes of a file, from start on. They
+// File is what [Sender.Send] sends: length bytes of a file, from start on. They
 // are all of it, or what a flat nar contains.
-type content struct {
-	source
-	kept          *keptFile // nil for a file that isn't kept open
-	contentType   string
-	start, length int64
+type File struct {
+	Source
+	Kept          *Kept // nil for a file that isn't kept open
+	Type          string
+	Start, Length int64
 }
 
-// source is a file that can be sent.
-type source interface {
-	// open opens length bytes from offset on.
-	open(offset, length int64) (io.ReadCloser, bytestore.Info, error)
-	// unopened answers when the file can't be opened.
-	unopened(error)
-	// tag makes the entity tag, as a tagger.
-	tag(length int64, info bytestore.Info) (etag, former []byte)
+// Source is a file that can be sent.
+type Source interface {
+	// Open opens length bytes from offset on.
+	Open(offset, length int64) (io.ReadCloser, bytestore.Info, error)
+	// Tag makes the entity tag, as a Tagger.
+	Tag(length int64, info bytestore.Info) (etag, former []byte)
 }
 
-// sourceFuncs is a source made of functions.
-type sourceFuncs struct {
-	openFunc     opener
-	unopenedFunc func(error)
-	tagFunc      tagger
+// Funcs is a source made of functions.
+type Funcs struct {
+	OpenFunc Opener
+	TagFunc  Tagger
 }
 
-func (f *sourceFuncs) open(offset, length int64) (io.ReadCloser, bytestore.Info, error) {
-	return f.openFunc(offset, length)
+func (f *Funcs) Open(offset, length int64) (io.ReadCloser, bytestore.Info, error) {
+	return f.OpenFunc(offset, length)
 }
-func (f *sourceFuncs) unopened(err error) { f.unopenedFunc(err) }
-func (f *sourceFuncs) tag(length int64, info bytestore.Info) (etag, former []byte) {
-	return f.tagFunc(length, info)
+func (f *Funcs) Tag(length int64, info bytestore.Info) (etag, former []byte) {
+	return f.TagFunc(length, info)
 }
 
-// sendPart answers with the content, or the part of it that was asked for.
-func (s *Server) sendPart(ctx *fasthttp.RequestCtx, c content) {
+// Send answers with the content, or the part of it that was asked for. It returns the
+// error when the source can't be opened.
+func (s *Sender) Send(ctx *fasthttp.RequestCtx, c File) error {
 	header := &ctx.Request.Header
-	length := c.length
+	length := c.Length
 	wanted := headers.Range{Length: length}
 	partial := false
 	var rangeErr error
@@ -64,13 +64,12 @@ func (s *Server) sendPart(ctx *fasthttp.RequestCtx, c content) {
 		// A client that has it already gets no byte of it.
 		reader, v, err := s.openPart(ctx, &c, headers.Range{})
 		if err != nil {
-			c.unopened(err)
-			return
+			return err
 		}
 		reader.Close()
 		if headers.AnswerConditions(ctx, v.modified, string(v.etag), string(v.former)) {
 			describe(response, v)
-			return
+			return nil
 		}
 	}
 	asked := wanted
@@ -79,8 +78,7 @@ func (s *Server) sendPart(ctx *fasthttp.RequestCtx, c content) {
 	}
 	reader, v, err := s.openPart(ctx, &c, asked)
 	if err != nil {
-		c.unopened(err)
-		return
+		return err
 	}
 	ifRange := header.Peek("If-Range")
 	if v.former != nil && bytes.Equal(ifRange, v.former) {
@@ -90,7 +88,7 @@ func (s *Server) sendPart(ctx *fasthttp.RequestCtx, c content) {
 	if rangeErr != nil && !stale {
 		reader.Close()
 		headers.AnswerUnsatisfiable(ctx, length)
-		return
+		return nil
 	}
 	if partial && stale {
 		// The client's part is of another file, so it gets this one whole.
@@ -100,34 +98,33 @@ func (s *Server) sendPart(ctx *fasthttp.RequestCtx, c content) {
 			asked = wanted
 		}
 		if reader, v, err = s.openPart(ctx, &c, asked); err != nil {
-			c.unopened(err)
-			return
+			return err
 		}
 	}
 	describe(response, v)
-	response.Header.SetContentType(c.contentType)
+	response.Header.SetContentType(c.Type)
 	if partial {
 		response.SetStatusCode(fasthttp.StatusPartialContent)
 		response.Header.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", wanted.Start, wanted.Start+wanted.Length-1, length))
 	}
-	s.streamFile(ctx, reader, wanted.Length)
+	return StreamFile(ctx, reader, wanted.Length)
 }
 
 // openPart opens a part of the content.
-func (s *Server) openPart(ctx *fasthttp.RequestCtx, c *content, r headers.Range) (io.ReadCloser, *validators, error) {
-	offset := c.start + r.Start
-	if reader, v := c.kept.reader(offset); reader != nil {
+func (s *Sender) openPart(ctx *fasthttp.RequestCtx, c *File, r headers.Range) (io.ReadCloser, *validators, error) {
+	offset := c.Start + r.Start
+	if reader, v := c.Kept.reader(offset); reader != nil {
 		return reader, v, nil
 	}
 	engine.LeaveLoop(ctx)
-	reader, info, err := c.open(offset, r.Length)
+	reader, info, err := c.Open(offset, r.Length)
 	if err != nil {
 		return nil, nil, err
 	}
-	etag, former := c.tag(c.length, info)
+	etag, former := c.Tag(c.Length, info)
 	v := &validators{etag, former, info.ModTime.UTC().AppendFormat(nil, headers.TimeFormat), info.ModTime}
-	if whole := (headers.Range{Length: c.length}); c.kept != nil && r == whole {
-		reader = c.kept.keep(&s.keptFiles, reader, info, v, offset)
+	if whole := (headers.Range{Length: c.Length}); c.Kept != nil && r == whole {
+		reader = c.Kept.keep(s, reader, info, v, offset)
 	}
 	return reader, v, nil
 }
@@ -146,7 +143,9 @@ var (
 	bytesUnit         = []byte("bytes")
 )
 
-// part is the part of a file that was asked for. A store's reader may give more.
+// NewPart returns a reader of the part of a file that was asked for, which closes the file.
+func NewPart(r io.Reader, file io.ReadCloser) io.ReadCloser { return part{r, file} }
+
 type part struct {
 	io.Reader
 	file io.ReadCloser
@@ -154,31 +153,31 @@ type part struct {
 
 func (p part) Close() error { return p.file.Close() }
 
-// streamFile answers with the length bytes of a file that the reader gives, and closes
+// StreamFile answers with the length bytes of a file that the reader gives, and closes
 // it. A store's reader may give more.
-func (s *Server) streamFile(ctx *fasthttp.RequestCtx, reader io.ReadCloser, length int64) {
+func StreamFile(ctx *fasthttp.RequestCtx, reader io.ReadCloser, length int64) error {
 	if !ctx.IsHead() && engine.SendFile(ctx, reader, length) {
-		return
+		return nil
 	}
 	if shared, ok := reader.(*sharedReader); !ok || !shared.IsCached() {
 		engine.LeaveLoop(ctx) // to read from a disk takes long
 	}
-	s.stream(ctx, part{io.LimitReader(reader, length), reader}, length)
+	return Stream(ctx, part{io.LimitReader(reader, length), reader}, length)
 }
 
-// stream answers with the length bytes that the body gives, and closes it. It
+// Stream answers with the length bytes that the body gives, and closes it. It
 // must give exactly that many: anything else cuts the connection.
-func (s *Server) stream(ctx *fasthttp.RequestCtx, body io.ReadCloser, length int64) {
+func Stream(ctx *fasthttp.RequestCtx, body io.ReadCloser, length int64) error {
 	if length > math.MaxInt || length < 0 {
 		body.Close()
-		s.fault(ctx, "send a nar", fmt.Errorf("length %d", length))
-		return
+		return fmt.Errorf("a nar of %d bytes can't be sent", length)
 	}
 	if ctx.IsHead() {
 		body.Close()
 		ctx.Response.SkipBody = true
 		ctx.Response.Header.SetContentLength(int(length))
-		return
+		return nil
 	}
 	engine.SendCopy(ctx, body, length)
+	return nil
 }

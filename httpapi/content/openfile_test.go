@@ -1,10 +1,8 @@
-package httpapi
+package content
 
 import (
 	"errors"
 	"io"
-	"nar-herder/httpapi/headers"
-	"nar-herder/storage/bytestore"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,6 +13,9 @@ import (
 	"time"
 
 	"github.com/valyala/fasthttp"
+
+	"nar-herder/httpapi/headers"
+	"nar-herder/storage/bytestore"
 )
 
 // localFile is a [bytestore.LocalFile] that counts how many are open.
@@ -43,11 +44,11 @@ type unfinished struct{ *localFile }
 func (unfinished) Next() (int64, error) { return 0, errors.ErrUnsupported }
 func (unfinished) Skip(int64)           {}
 
-// opening is a file on disk that a test opens through a keptFile.
+// opening is a file on disk that a test opens through a Kept.
 type opening struct {
 	name   string
-	server Server
-	kept   keptFile
+	sender Sender
+	kept   Kept
 	opened int
 	open   atomic.Int32
 }
@@ -56,18 +57,18 @@ const openingContent = "0123456789"
 
 func newOpening(t *testing.T) *opening {
 	o := &opening{name: filepath.Join(t.TempDir(), "nar")}
-	o.server.keptFiles.most = mostOpen
+	o.sender.mostKept = mostOpen
 	if err := os.WriteFile(o.name, []byte(openingContent), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	return o
 }
 
-// reader opens a part of the file, as sendPart does.
+// reader opens a part of the file, as Send does.
 func (o *opening) reader(t *testing.T, r headers.Range, wrap func(*localFile) io.ReadCloser) io.ReadCloser {
 	t.Helper()
-	reader, v, err := o.server.openPart(new(fasthttp.RequestCtx), &content{kept: &o.kept, length: wholeFile.Length, source: &sourceFuncs{
-		openFunc: func(offset, _ int64) (io.ReadCloser, bytestore.Info, error) {
+	reader, v, err := o.sender.openPart(new(fasthttp.RequestCtx), &File{Kept: &o.kept, Length: wholeFile.Length, Source: &Funcs{
+		OpenFunc: func(offset, _ int64) (io.ReadCloser, bytestore.Info, error) {
 			file, err := os.Open(o.name)
 			if err != nil {
 				return nil, bytestore.Info{}, err
@@ -76,7 +77,7 @@ func (o *opening) reader(t *testing.T, r headers.Range, wrap func(*localFile) io
 			o.open.Add(1)
 			return wrap(&localFile{file, offset, &o.open}), bytestore.Info{Size: wholeFile.Length, ModTime: time.Unix(1, 0)}, nil
 		},
-		tagFunc: byContent("tag"),
+		TagFunc: ByContent("tag"),
 	}}, r)
 	if err != nil {
 		t.Fatal(err)
@@ -121,7 +122,7 @@ func TestKeptFile(t *testing.T) {
 		first.Close()
 		time.Sleep(keepOpen)
 		synctest.Wait()
-		if open, kept := o.open.Load(), o.server.keptFiles.count.Load(); open != 1 || kept != 0 {
+		if open, kept := o.open.Load(), o.sender.kept.Load(); open != 1 || kept != 0 {
 			t.Errorf("%d files are open and %d kept, want the one that is being read", open, kept)
 		}
 		if got, err := io.ReadAll(part); err != nil || string(got) != openingContent[4:] {
@@ -159,55 +160,23 @@ func TestNotKept(t *testing.T) {
 				io.Closer
 			}{f, f}
 		}},
-		"many are kept": {func(o *opening) { o.server.keptFiles.count.Store(mostOpen) }, wholeFile, plainFile},
+		"many are kept": {func(o *opening) { o.sender.kept.Store(mostOpen) }, wholeFile, plainFile},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			o := newOpening(t)
 			test.change(o)
-			before := o.server.keptFiles.count.Load()
+			before := o.sender.kept.Load()
 			for n := range 3 {
 				reader := o.reader(t, test.part, test.wrap)
 				if got, err := io.ReadAll(reader); err != nil || !strings.HasPrefix(openingContent, string(got)) {
 					t.Errorf("read %q, %v", got, err)
 				}
 				reader.Close()
-				if open := o.open.Load(); o.opened != n+1 || open != 0 || o.server.keptFiles.count.Load() != before {
+				if open := o.open.Load(); o.opened != n+1 || open != 0 || o.sender.kept.Load() != before {
 					t.Errorf("opened %d times, %d are open", o.opened, open)
 				}
 			}
 		})
-	}
-}
-
-// TestKnownPath asks for nars of an item that was asked for before, by paths that are as
-// its narinfo has them and others.
-func TestKnownPath(t *testing.T) {
-	t.Parallel()
-	o := options()
-	o.AnswerCache = 64 << 20
-	s := start(t, corpus(), o)
-	c := dial(t, s.address)
-	content := contents(t, published, "nar", "lzip", odd)
-	for range 2 {
-		for target, status := range map[string]int{
-			"/nar/lzip/" + oddURL:                              200,
-			"/nar/lzip/" + strings.ReplaceAll(odd, "?", "%3f"): 200,
-			"/nar/lzip/" + oddURL + "?query":                   200,
-			"/nar/lzip/" + oddURL + "x":                        404,
-			"/nar/gzip/" + oddURL:                              404,
-			"/nar/x/lzip/" + oddURL:                            404,
-			"/nar/lzip/" + oddURL[:20]:                         404,
-			"/nar/lzip/":                                       404,
-			"/nar/":                                            404,
-		} {
-			got := c.ask("GET", target)
-			if got.StatusCode != status || status == 200 && got.body != content {
-				t.Errorf("%s: %s, %d bytes", target, got.Status, len(got.body))
-			}
-		}
-	}
-	if s.keptFiles.count.Load() == 0 {
-		t.Error("no file is kept open")
 	}
 }

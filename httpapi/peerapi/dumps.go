@@ -1,4 +1,4 @@
-package httpapi
+package peerapi
 
 import (
 	"encoding/base64"
@@ -10,6 +10,7 @@ import (
 
 	"github.com/valyala/fasthttp"
 
+	"nar-herder/httpapi/content"
 	"nar-herder/httpapi/headers"
 	"nar-herder/httpapi/respond"
 	"nar-herder/mirror/dump"
@@ -38,29 +39,29 @@ const (
 	sqliteType = "application/vnd.sqlite3"
 )
 
-// serveDump answers with the database in the original's schema, or the index of
+// ServeDump answers with the database in the original's schema, or the index of
 // this program's, both as the newest dump has them.
-func (s *Server) serveDump(ctx *fasthttp.RequestCtx, of route) {
-	zstd := of == routeDump && !s.options.AccelRedirect && headers.PrefersEncoded(ctx.Request.Header.PeekAll("Accept-Encoding"), "zstd")
+func (s *API) ServeDump(ctx *fasthttp.RequestCtx, isIndex bool) {
+	zstd := !isIndex && !s.options.AccelRedirect && headers.PrefersEncoded(ctx.Request.Header.PeekAll("Accept-Encoding"), "zstd")
 	// A newer dump may take the place of one while it is being opened.
-	if s.sendDump(ctx, of, zstd) {
+	if s.sendDump(ctx, isIndex, zstd) {
 		ctx.Response.Reset()
-		if s.sendDump(ctx, of, zstd) {
-			s.fault(ctx, "open a dump", errors.New("files of two dumps were gone, one after the other"))
+		if s.sendDump(ctx, isIndex, zstd) {
+			s.options.Faults.Answer(ctx, "open a dump", errors.New("files of two dumps were gone, one after the other"))
 		}
 	}
-	if of == routeDump {
+	if !isIndex {
 		ctx.Response.Header.Set("Vary", "Accept-Encoding")
 	}
 }
 
 // sendDump answers with a dump, unless it has gone.
-func (s *Server) sendDump(ctx *fasthttp.RequestCtx, of route, zstd bool) (gone bool) {
+func (s *API) sendDump(ctx *fasthttp.RequestCtx, isIndex, zstd bool) (gone bool) {
 	var generations []dump.Generation
 	if s.options.Dumps != nil {
 		var err error
 		if generations, err = s.options.Dumps.Generations(); err != nil {
-			s.fault(ctx, "look for a dump", err)
+			s.options.Faults.Answer(ctx, "look for a dump", err)
 			return false
 		}
 	}
@@ -75,7 +76,7 @@ func (s *Server) sendDump(ctx *fasthttp.RequestCtx, of route, zstd bool) (gone b
 	}
 	fileOf := func(g dump.Generation) dump.File {
 		switch {
-		case of == routeIndexDump:
+		case isIndex:
 			return g.Index
 		case zstd:
 			return g.Zstd
@@ -87,18 +88,13 @@ func (s *Server) sendDump(ctx *fasthttp.RequestCtx, of route, zstd bool) (gone b
 	if ifRange := string(ctx.Request.Header.Peek("If-Range")); ifRange != "" && len(ctx.Request.Header.Peek("Range")) > 0 {
 		for _, candidate := range generations {
 			file := fileOf(candidate)
-			if headers.RangeStillGood(ifRange, string(timeTag(dumpTag(file), file.Size, candidate.CreatedAt)), candidate.CreatedAt) {
+			if headers.RangeStillGood(ifRange, string(content.TimeTag(dumpTag(file), file.Size, candidate.CreatedAt)), candidate.CreatedAt) {
 				g = candidate
 				break
 			}
 		}
 	}
 	file := fileOf(g)
-	unopened := func(err error) {
-		if gone = errors.Is(err, fs.ErrNotExist); !gone {
-			s.fault(ctx, "open a dump", err)
-		}
-	}
 	open := func(offset, _ int64) (io.ReadCloser, bytestore.Info, error) {
 		opened, err := s.options.Dumps.Open(file)
 		if err != nil {
@@ -106,22 +102,21 @@ func (s *Server) sendDump(ctx *fasthttp.RequestCtx, of route, zstd bool) (gone b
 		}
 		return &bytestore.FileReader{File: opened, Offset: offset}, bytestore.Info{Name: file.Name, Size: file.Size, ModTime: g.CreatedAt}, nil
 	}
-	if s.options.AccelRedirect && of == routeDump {
+	if s.options.AccelRedirect && !isIndex {
 		// The web server in front has no answer for the index, which the original
 		// does not have.
 		reader, _, err := open(0, 0)
 		if err != nil {
-			unopened(err)
-			return gone
+			return s.dumpUnopened(ctx, err)
 		}
 		reader.Close()
 		ctx.Response.Header.SetContentType(sqliteType)
 		ctx.Response.Header.Set("X-Accel-Redirect", headers.EscapePath("/internal/database/"+s.options.Dumps.Name()))
 		return false
 	}
-	s.sendPart(ctx, content{source: &sourceFuncs{open, unopened, byTime(dumpTag(file))}, contentType: sqliteType, length: file.Size})
-	if gone {
-		return true
+	err := s.options.Sender.Send(ctx, content.File{Source: &content.Funcs{OpenFunc: open, TagFunc: content.ByTime(dumpTag(file))}, Type: sqliteType, Length: file.Size})
+	if err != nil {
+		return s.dumpUnopened(ctx, err)
 	}
 	header := &ctx.Response.Header
 	switch ctx.Response.StatusCode() {
@@ -138,6 +133,15 @@ func (s *Server) sendDump(ctx *fasthttp.RequestCtx, of route, zstd bool) (gone b
 		header.Set(peer.InstanceHeader, g.Instance)
 		header.Set(changeHeader, strconv.FormatInt(g.LastChange, 10))
 	}
+	return false
+}
+
+// dumpUnopened answers when a dump can't be opened, unless it has gone.
+func (s *API) dumpUnopened(ctx *fasthttp.RequestCtx, err error) (gone bool) {
+	if errors.Is(err, fs.ErrNotExist) {
+		return true
+	}
+	s.options.Faults.Answer(ctx, "open a dump", err)
 	return false
 }
 

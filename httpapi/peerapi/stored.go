@@ -1,4 +1,4 @@
-package httpapi
+package peerapi
 
 import (
 	"bytes"
@@ -15,23 +15,23 @@ import (
 	"nar-herder/storage"
 )
 
-// serveInfo tells other instances whether the nar is stored here: all of the
-// files that its narinfo names, as a client may ask for any of them.
-func (s *Server) serveInfo(request *fasthttp.RequestCtx, hash narinfo.PathHash) {
+// ServeInfo answers whether the nar is stored here: all of the files that its narinfo names,
+// as a client may ask for any of them. It returns false, without an answer, if there is no
+// such item.
+func (s *API) ServeInfo(request *fasthttp.RequestCtx, hash narinfo.PathHash) (known bool) {
 	if !s.admit(request, 1) {
-		return
+		return true
 	}
-	ctx, cancel := context.WithTimeout(s.live, storedTime)
+	ctx, cancel := context.WithTimeout(s.options.Live, StoredTime)
 	defer cancel()
 	item, files, err := s.filesThere(ctx, hash)
 	stored := err == nil && len(files) == len(item.Narinfo.Files) && s.vouches(ctx)
 	if errors.Is(err, storage.ErrNotFound) {
-		s.unknown(request)
-		return
+		return false
 	}
 	if err != nil {
-		s.fault(request, "look for a nar", err)
-		return
+		s.options.Faults.Answer(request, "look for a nar", err)
+		return true
 	}
 	header := &request.Response.Header
 	header.Set("Cache-Control", "no-store")
@@ -46,18 +46,19 @@ func (s *Server) serveInfo(request *fasthttp.RequestCtx, hash narinfo.PathHash) 
 	} else {
 		respond.Text(request, "application/json", `{"stored": false}`)
 	}
+	return true
 }
 
 // vouches says whether other instances may go by what is in the storage.
-func (s *Server) vouches(ctx context.Context) bool {
+func (s *API) vouches(ctx context.Context) bool {
 	return s.options.Identity == nil || s.options.Identity.IsOurs(ctx)
 }
 
 // filesThere returns an item and those of its files that are in the storage. It
 // is asked before nars are deleted elsewhere, so it looks at the bytes and not
 // at the row alone. An item that is about to go is not found.
-func (s *Server) filesThere(ctx context.Context, hash narinfo.PathHash) (*storage.Item, []peer.StoredFile, error) {
-	item, err := s.items.Item(ctx, hash)
+func (s *API) filesThere(ctx context.Context, hash narinfo.PathHash) (*storage.Item, []peer.StoredFile, error) {
+	item, err := s.options.Items.Item(ctx, hash)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -65,14 +66,14 @@ func (s *Server) filesThere(ctx context.Context, hash narinfo.PathHash) (*storag
 		return nil, nil, storage.ErrNotFound
 	}
 	files, err := s.filesOf(ctx, item)
-	if err != nil && s.hasChanged(s.live, item, err) {
+	if err != nil && HasChanged(s.options.Live, s.options.Items, item, err) {
 		return s.filesThere(ctx, hash)
 	}
 	return item, files, err
 }
 
 // filesOf returns those of an item's files that are in the storage.
-func (s *Server) filesOf(ctx context.Context, item *storage.Item) ([]peer.StoredFile, error) {
+func (s *API) filesOf(ctx context.Context, item *storage.Item) ([]peer.StoredFile, error) {
 	files := make([]peer.StoredFile, 0, len(item.Narinfo.Files))
 	for n, file := range item.Narinfo.Files {
 		err := s.lookFor(ctx, item, n)
@@ -87,9 +88,9 @@ func (s *Server) filesOf(ctx context.Context, item *storage.Item) ([]peer.Stored
 	return files, nil
 }
 
-// serveStored answers the question of other instances which of many nars are
+// ServeStored answers the question of other instances which of many nars are
 // stored here.
-func (s *Server) serveStored(request *fasthttp.RequestCtx, list string) {
+func (s *API) ServeStored(request *fasthttp.RequestCtx, list string) {
 	asked := strings.Split(list, ",")
 	if len(asked) > peer.MostAsked {
 		respond.Fail(request, fasthttp.StatusBadRequest, "that is too many hashes")
@@ -98,7 +99,7 @@ func (s *Server) serveStored(request *fasthttp.RequestCtx, list string) {
 	if !s.admit(request, len(asked)) {
 		return
 	}
-	ctx, cancel := context.WithTimeout(s.live, storedTime)
+	ctx, cancel := context.WithTimeout(s.options.Live, StoredTime)
 	defer cancel()
 	reply := peer.StoredReply{Nonce: string(request.QueryArgs().Peek(peer.NonceKey)), Nars: make([]peer.StoredNar, len(asked))}
 	if s.options.Identity != nil {
@@ -115,13 +116,13 @@ func (s *Server) serveStored(request *fasthttp.RequestCtx, list string) {
 	for i, text := range asked {
 		hash, err := narinfo.ParsePathHash(text)
 		if err != nil {
-			respond.Fail(request, fasthttp.StatusBadRequest, "that is no list of hashes")
+			respond.Fail(request, fasthttp.StatusBadRequest, "not a list of hashes")
 			return
 		}
 		hashes[i] = hash
 	}
 	vouches := s.vouches(ctx)
-	items, itemsErr := s.items.ItemsAt(ctx, hashes)
+	items, itemsErr := s.options.Items.ItemsAt(ctx, hashes)
 	var faults faults
 	s.each(len(asked), func(i int) {
 		nar := &reply.Nars[i]
@@ -150,12 +151,12 @@ func (s *Server) serveStored(request *fasthttp.RequestCtx, list string) {
 		}
 	})
 	if faults.count > 0 {
-		s.metrics.faults.Add(float64(faults.count))
-		s.log.Error("can't tell another instance whether nars are stored here", "items", faults.count, "first", faults.item, "error", faults.err)
+		s.options.Faults.Count.Add(float64(faults.count))
+		s.options.Faults.Log.Error("can't tell another instance whether nars are stored here", "items", faults.count, "first", faults.item, "error", faults.err)
 	}
 	var body bytes.Buffer
 	if err := json.NewEncoder(&body).Encode(reply); err != nil {
-		s.fault(request, "write which nars are stored", err)
+		s.options.Faults.Answer(request, "write which nars are stored", err)
 		return
 	}
 	request.Response.Header.Set("Cache-Control", "no-store")

@@ -228,7 +228,7 @@ func TestElsewhereFails(t *testing.T) {
 				}
 				c.closed()
 			}
-			if got := server.decoders.Memory(); got != 0 {
+			if got := server.checker.Options.Decoders.Memory(); got != 0 {
 				t.Errorf("%d decoders are left", got)
 			}
 			metrics := dial(t, server.address).ask("GET", "/metrics").body

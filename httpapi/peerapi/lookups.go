@@ -1,4 +1,4 @@
-package httpapi
+package peerapi
 
 import (
 	"context"
@@ -19,17 +19,17 @@ import (
 )
 
 const (
-	// storedTime is how long the storage may be looked at for one question. With
-	// admitTime, it is less than the 15 s for which another instance waits.
-	storedTime = 10 * time.Second
-	// admitTime is how long a question may wait for its turn.
-	admitTime = 3 * time.Second
+	// StoredTime is how long the storage may be looked at for one question. With
+	// AdmitTime, it is less than the 15 s for which another instance waits.
+	StoredTime = 10 * time.Second
+	// AdmitTime is how long a question may wait for its turn.
+	AdmitTime = 3 * time.Second
 
-	// clientRate is how many items or changes a second a client may ask for, and
-	// clientBurst how many at once. A removal of another instance has two questions of 200 items under
+	// ClientRate is how many items or changes a second a client may ask for, and
+	// ClientBurst how many at once. A removal of another instance has two questions of 200 items under
 	// way at a time, and at that rate takes 17 minutes for 10 million.
-	clientRate  = 10_000
-	clientBurst = 4_000
+	ClientRate  = 10_000
+	ClientBurst = 4_000
 	// totalRate and totalBurst are those of all clients together.
 	totalRate  = 20_000
 	totalBurst = 8_000
@@ -49,19 +49,19 @@ const (
 )
 
 // lookFor looks for a file when it is its turn.
-func (s *Server) lookFor(ctx context.Context, item *storage.Item, n int) error {
+func (s *API) lookFor(ctx context.Context, item *storage.Item, n int) error {
 	select {
 	case s.lookups <- struct{}{}:
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 	defer func() { <-s.lookups }()
-	return s.items.LookFor(ctx, item, n)
+	return s.options.Items.LookFor(ctx, item, n)
 }
 
 // each calls f for the numbers below n, several at a time. It panics if f does, so that
 // the request fails and not the program.
-func (s *Server) each(n int, f func(i int)) {
+func (s *API) each(n int, f func(i int)) {
 	var next atomic.Int64
 	var fault atomic.Pointer[string]
 	var calls sync.WaitGroup
@@ -102,8 +102,8 @@ func (f *faults) add(item string, err error) {
 
 // admit waits until a client may ask for count items, or answers that it has asked for
 // too many.
-func (s *Server) admit(ctx *fasthttp.RequestCtx, count int) bool {
-	wait, ok := s.limiter.reserve(s.options.TrustedProxies.Client(ctx), count, time.Now())
+func (s *API) admit(ctx *fasthttp.RequestCtx, count int) bool {
+	wait, ok := s.limiter.reserve(s.options.Proxies.Client(ctx), count, time.Now())
 	if !ok {
 		ctx.Response.Header.Set("Retry-After", admitRetry)
 		respond.Fail(ctx, fasthttp.StatusServiceUnavailable, "too many items were asked for: ask again later")
@@ -114,21 +114,21 @@ func (s *Server) admit(ctx *fasthttp.RequestCtx, count int) bool {
 		defer timer.Stop()
 		select {
 		case <-timer.C:
-		case <-s.live.Done():
+		case <-s.options.Live.Done():
 		}
 	}
 	return true
 }
 
 // awaitTurn is admit for what was begun, and so waits as long as it takes.
-func (s *Server) awaitTurn(ctx context.Context, client netip.Addr, count int) error {
+func (s *API) awaitTurn(ctx context.Context, client netip.Addr, count int) error {
 	for {
 		wait, ok := s.limiter.reserve(client, count, time.Now())
 		if ok && wait == 0 {
 			return nil
 		}
 		if !ok {
-			wait = admitTime
+			wait = AdmitTime
 		}
 		timer := time.NewTimer(wait)
 		select {
@@ -164,14 +164,14 @@ func newLimiter() *limiter {
 }
 
 // reserve returns how long a client has to wait before it may ask for count items; not
-// ok is that this would take longer than admitTime.
+// ok is that this would take longer than AdmitTime.
 func (l *limiter) reserve(client netip.Addr, count int, now time.Time) (wait time.Duration, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	network := engine.NetworkOf(client)
 	limits, known := l.clients.Get(network)
 	if !known {
-		limits = &clientLimits{own: rate.NewLimiter(clientRate, clientBurst), share: rate.NewLimiter(shareRate, shareBurst)}
+		limits = &clientLimits{own: rate.NewLimiter(ClientRate, ClientBurst), share: rate.NewLimiter(shareRate, shareBurst)}
 		l.clients.Add(network, limits)
 	}
 	if wait, ok = reserveAll(count, now, limits.own, l.total); !ok {
@@ -181,7 +181,7 @@ func (l *limiter) reserve(client netip.Addr, count int, now time.Time) (wait tim
 }
 
 // reserveAll reserves count items of all limiters, or of none when that would take longer
-// than admitTime.
+// than AdmitTime.
 func reserveAll(count int, now time.Time, limiters ...*rate.Limiter) (wait time.Duration, ok bool) {
 	var reserved []*rate.Reservation
 	for _, limiter := range limiters {
@@ -189,7 +189,7 @@ func reserveAll(count int, now time.Time, limiters ...*rate.Limiter) (wait time.
 		reserved = append(reserved, r)
 		wait = max(wait, r.DelayFrom(now))
 	}
-	if wait <= admitTime {
+	if wait <= AdmitTime {
 		return wait, true
 	}
 	for _, r := range reserved {

@@ -1,4 +1,4 @@
-package httpapi
+package peerapi
 
 import (
 	"bytes"
@@ -18,29 +18,21 @@ import (
 	"nar-herder/storage/index"
 )
 
-// ChangeLog is what others follow.
-type ChangeLog interface {
-	// ChangesAfter returns changes by their numbers; see [index.Index.ChangesAfter].
-	ChangesAfter(ctx context.Context, after int64, limit int) (index.Page, error)
-	// ChangesFrom returns changes by their time; see [index.Index.ChangesFrom].
-	ChangesFrom(ctx context.Context, place *index.TimePlace, limit int) (told []index.Told, more bool, err error)
-}
-
 const (
-	// changesAtOnce is how many changes are read at a time, which bounds the
+	// ChangesAtOnce is how many changes are read at a time, which bounds the
 	// memory for each who follows.
-	changesAtOnce = 200
-	// mostStreams bounds those who follow at the same time, and clientStreams those of
+	ChangesAtOnce = 200
+	// mostStreams bounds those who follow at the same time, and ClientStreams those of
 	// one client: several mirrors may share an address.
 	mostStreams   = 1000
-	clientStreams = 16
+	ClientStreams = 16
 	// streamRetry is when a client may try again that is refused, in seconds.
 	streamRetry = "60"
 )
 
-// serveChanges tells what has changed: in the original's way since a time, or
+// ServeChanges tells what has changed: in the original's way since a time, or
 // after a change that the client knows by its number.
-func (s *Server) serveChanges(ctx *fasthttp.RequestCtx) {
+func (s *API) ServeChanges(ctx *fasthttp.RequestCtx) {
 	ctx.Response.Header.Set("Cache-Control", "no-store")
 	query := ctx.QueryArgs()
 	if query.Has(peer.AfterKey) {
@@ -57,11 +49,11 @@ func (s *Server) serveChanges(ctx *fasthttp.RequestCtx) {
 		ctx.Response.SkipBody = true
 		return
 	}
-	if !s.admit(ctx, changesAtOnce) {
+	if !s.admit(ctx, ChangesAtOnce) {
 		return
 	}
 	ctx.Response.Header.SetContentType("application/json")
-	ctx.Response.SetBodyStream(&changesSince{s: s, client: s.options.TrustedProxies.Client(ctx), ctx: s.streaming, place: index.TimePlace{At: since}}, -1)
+	ctx.Response.SetBodyStream(&changesSince{s: s, client: s.options.Proxies.Client(ctx), ctx: s.options.Streaming, place: index.TimePlace{At: since}}, -1)
 }
 
 // parseSince reads a time as the original writes it, or as others do.
@@ -86,7 +78,7 @@ func toldAs(change index.Told) peer.Change {
 
 // changesSince is the body of an answer in the original's way.
 type changesSince struct {
-	s       *Server
+	s       *API
 	client  netip.Addr
 	ctx     context.Context
 	place   index.TimePlace
@@ -104,14 +96,14 @@ func (b *changesSince) Read(p []byte) (int, error) {
 			return 0, io.EOF
 		}
 		if b.paged { // the first was admitted with the request
-			if err := b.s.awaitTurn(b.ctx, b.client, changesAtOnce); err != nil {
+			if err := b.s.awaitTurn(b.ctx, b.client, ChangesAtOnce); err != nil {
 				return 0, err
 			}
 		}
 		b.paged = true
-		changes, more, err := b.s.options.Changes.ChangesFrom(b.ctx, &b.place, changesAtOnce)
+		changes, more, err := b.s.options.Changes.ChangesFrom(b.ctx, &b.place, ChangesAtOnce)
 		if err != nil {
-			b.s.log.Error("can't tell another instance what has changed", "error", err)
+			b.s.options.Faults.Log.Error("can't tell another instance what has changed", "error", err)
 			return 0, err
 		}
 		if len(changes) == 0 && more {
@@ -137,9 +129,9 @@ func (b *changesSince) Read(p []byte) (int, error) {
 	return b.pending.Read(p)
 }
 
-// logState is what others are told of the log, with a page of it; previous is up to
-// where they were told before.
-func (s *Server) logState(page *index.Page, previous int64) peer.LogState {
+// logState describes the log and a page of it to a client that knows the changes up to
+// previous.
+func (s *API) logState(page *index.Page, previous int64) peer.LogState {
 	state := peer.LogState{
 		Instance: s.options.Identity.Instance(), First: page.First, Last: page.Last, Position: page.Position, Mark: page.Mark, Previous: previous,
 	}
@@ -153,19 +145,19 @@ func (s *Server) logState(page *index.Page, previous int64) peer.LogState {
 // pageAfter reads the page that a client asks for by a number. It returns false
 // when that was answered: with what the client needs to know where the changes
 // can't be told.
-func (s *Server) pageAfter(ctx *fasthttp.RequestCtx) (page index.Page, after int64, ok bool) {
+func (s *API) pageAfter(ctx *fasthttp.RequestCtx) (page index.Page, after int64, ok bool) {
 	query := ctx.QueryArgs()
 	after, err := strconv.ParseInt(string(query.Peek(peer.AfterKey)), 10, 64)
 	if err != nil || after < 0 {
 		respond.Fail(ctx, fasthttp.StatusBadRequest, "?after=NUMBER must be that of a change, or 0")
 		return page, 0, false
 	}
-	if !s.admit(ctx, changesAtOnce) {
+	if !s.admit(ctx, ChangesAtOnce) {
 		return page, 0, false
 	}
-	page, err = s.options.Changes.ChangesAfter(s.live, after, changesAtOnce)
+	page, err = s.options.Changes.ChangesAfter(s.options.Live, after, ChangesAtOnce)
 	if err != nil {
-		s.fault(ctx, "read the recent changes", err)
+		s.options.Faults.Answer(ctx, "read the recent changes", err)
 		return page, 0, false
 	}
 	instance, mark := string(query.Peek(peer.InstanceKey)), string(query.Peek(peer.MarkKey))
@@ -177,7 +169,7 @@ func (s *Server) pageAfter(ctx *fasthttp.RequestCtx) (page index.Page, after int
 	}
 	var body bytes.Buffer
 	if err := respond.WriteJSON(&body, s.logState(&index.Page{First: page.First, Last: page.Last}, 0)); err != nil {
-		s.fault(ctx, "write the recent changes", err)
+		s.options.Faults.Answer(ctx, "write the recent changes", err)
 		return page, 0, false
 	}
 	ctx.Response.SetStatusCode(fasthttp.StatusGone)
@@ -186,9 +178,9 @@ func (s *Server) pageAfter(ctx *fasthttp.RequestCtx) (page index.Page, after int
 	return page, 0, false
 }
 
-// sealed are the changes of a page as those are told who know them up to a number,
-// and the number of the last of them.
-func (s *Server) sealed(page *index.Page, told int64) ([]peer.Change, int64) {
+// sealed returns the changes of a page for a client that knows them up to a number, and the
+// number of the last of them.
+func (s *API) sealed(page *index.Page, told int64) ([]peer.Change, int64) {
 	changes := make([]peer.Change, len(page.Changes))
 	for i, change := range page.Changes {
 		changes[i] = toldAs(change)
@@ -205,7 +197,7 @@ func isLost(after int64, page index.Page) bool {
 	return page.First > after+1 || after > page.Last
 }
 
-func (s *Server) serveChangesAfter(ctx *fasthttp.RequestCtx) {
+func (s *API) serveChangesAfter(ctx *fasthttp.RequestCtx) {
 	page, after, ok := s.pageAfter(ctx)
 	if !ok {
 		return
@@ -214,22 +206,22 @@ func (s *Server) serveChangesAfter(ctx *fasthttp.RequestCtx) {
 	reply := peer.ChangesReply{LogState: s.logState(&page, told), More: page.More, Changes: changes}
 	var body bytes.Buffer
 	if err := respond.WriteJSON(&body, reply); err != nil {
-		s.fault(ctx, "write the recent changes", err)
+		s.options.Faults.Answer(ctx, "write the recent changes", err)
 		return
 	}
 	ctx.Response.Header.SetContentType("application/json")
 	ctx.Response.SetBody(body.Bytes())
 }
 
-// serveStream tells changes as they come, until the client has enough.
-func (s *Server) serveStream(ctx *fasthttp.RequestCtx) {
+// ServeStream tells changes as they come, until the client has enough.
+func (s *API) ServeStream(ctx *fasthttp.RequestCtx) {
 	ctx.Response.Header.Set("Cache-Control", "no-store")
 	if !ctx.QueryArgs().Has(peer.AfterKey) {
 		respond.Fail(ctx, fasthttp.StatusBadRequest, "say after which change: ?after=NUMBER")
 		return
 	}
-	client := s.options.TrustedProxies.Client(ctx)
-	if s.options.TrustedProxies.Trusts(client.WithZone("")) {
+	client := s.options.Proxies.Client(ctx)
+	if s.options.Proxies.Trusts(client.WithZone("")) {
 		client = netip.Addr{} // it asks for others, and doesn't say for whom
 	}
 	network := engine.NetworkOf(client)
@@ -238,7 +230,7 @@ func (s *Server) serveStream(ctx *fasthttp.RequestCtx) {
 		respond.Fail(ctx, fasthttp.StatusServiceUnavailable, "too many follow the changes here already: ask for pages of them")
 		return
 	}
-	stream := &changeStream{s: s, client: network, ctx: s.streaming, news: s.news.wait()}
+	stream := &changeStream{s: s, client: network, ctx: s.options.Streaming, news: s.news.wait()}
 	page, after, ok := s.pageAfter(ctx)
 	stream.position, stream.told = after, after
 	if !ok || ctx.IsHead() {
@@ -251,7 +243,7 @@ func (s *Server) serveStream(ctx *fasthttp.RequestCtx) {
 	ctx.Response.Header.Set("X-Accel-Buffering", "no")
 	if err := stream.write(&page); err != nil {
 		stream.Close()
-		s.fault(ctx, "write the recent changes", err)
+		s.options.Faults.Answer(ctx, "write the recent changes", err)
 		return
 	}
 	ctx.Response.SetBodyStream(stream, -1)
@@ -259,7 +251,7 @@ func (s *Server) serveStream(ctx *fasthttp.RequestCtx) {
 
 // changeStream is the body of an answer that doesn't end.
 type changeStream struct {
-	s        *Server
+	s        *API
 	client   netip.Prefix
 	ctx      context.Context
 	news     <-chan struct{}
@@ -289,9 +281,9 @@ func (b *changeStream) Read(p []byte) (int, error) {
 		}
 		// Before the page is read: what comes meanwhile is news again.
 		b.news = b.s.news.wait()
-		page, err := b.s.options.Changes.ChangesAfter(b.ctx, b.position, changesAtOnce)
+		page, err := b.s.options.Changes.ChangesAfter(b.ctx, b.position, ChangesAtOnce)
 		if err != nil {
-			b.s.log.Error("can't tell another instance what has changed", "error", err)
+			b.s.options.Faults.Log.Error("can't tell another instance what has changed", "error", err)
 			return 0, err
 		}
 		if isLost(b.position, page) {
@@ -316,8 +308,8 @@ func (b *changeStream) Read(p []byte) (int, error) {
 // can be many of them.
 const pendingKept = 64 << 10
 
-// write makes events of a page. The state is told before, as the changes' sums are
-// with its instance, and behind, with the position.
+// write makes events of a page. The state comes before them, as the sums of changes
+// include its instance, and after them, with the position.
 func (b *changeStream) write(page *index.Page) error {
 	if !b.begun {
 		b.begun = true
@@ -365,7 +357,7 @@ type streams struct {
 func (s *streams) add(client netip.Prefix) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.total >= mostStreams || client.IsValid() && s.clients[client] >= clientStreams {
+	if s.total >= mostStreams || client.IsValid() && s.clients[client] >= ClientStreams {
 		return false
 	}
 	if s.clients == nil {
@@ -385,6 +377,12 @@ func (s *streams) remove(client netip.Prefix) {
 	}
 }
 
+// Streams returns how many instances follow the changes.
+func (s *API) Streams() int { return s.streams.count() }
+
+// Notify wakes those who follow the changes.
+func (s *API) Notify() { s.news.notify() }
+
 func (s *streams) count() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -397,7 +395,7 @@ type news struct {
 	next chan struct{}
 }
 
-// wait returns what is closed at the next tell.
+// wait returns what is closed at the next notify.
 func (n *news) wait() <-chan struct{} {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -407,7 +405,7 @@ func (n *news) wait() <-chan struct{} {
 	return n.next
 }
 
-func (n *news) tell() {
+func (n *news) notify() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.next != nil {

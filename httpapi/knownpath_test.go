@@ -1,0 +1,38 @@
+package httpapi
+
+import (
+	"strings"
+	"testing"
+)
+
+// TestKnownPath asks for nars of an item that was asked for before, by paths that are as
+// its narinfo has them and others.
+func TestKnownPath(t *testing.T) {
+	t.Parallel()
+	o := options()
+	o.AnswerCache = 64 << 20
+	s := start(t, corpus(), o)
+	c := dial(t, s.address)
+	content := contents(t, published, "nar", "lzip", odd)
+	for range 2 {
+		for target, status := range map[string]int{
+			"/nar/lzip/" + oddURL:                              200,
+			"/nar/lzip/" + strings.ReplaceAll(odd, "?", "%3f"): 200,
+			"/nar/lzip/" + oddURL + "?query":                   200,
+			"/nar/lzip/" + oddURL + "x":                        404,
+			"/nar/gzip/" + oddURL:                              404,
+			"/nar/x/lzip/" + oddURL:                            404,
+			"/nar/lzip/" + oddURL[:20]:                         404,
+			"/nar/lzip/":                                       404,
+			"/nar/":                                            404,
+		} {
+			got := c.ask("GET", target)
+			if got.StatusCode != status || status == 200 && got.body != content {
+				t.Errorf("%s: %s, %d bytes", target, got.Status, len(got.body))
+			}
+		}
+	}
+	if s.sender.Kept() == 0 {
+		t.Error("no file is kept open")
+	}
+}

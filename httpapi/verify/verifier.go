@@ -1,0 +1,158 @@
+package verify
+
+import (
+	"crypto/sha256"
+	"errors"
+	"hash"
+	"io"
+	"sync"
+
+	"nar-herder/compression/decoders"
+	"nar-herder/storage"
+	"nar-herder/storage/bytestore"
+)
+
+// Verifier passes on bytes that have a known hash, and fails before the last of
+// them when they are not what the hash says: a client then finds its
+// connection cut, and not a complete answer of wrong bytes.
+type Verifier struct {
+	io.ReadCloser
+	sum  hash.Hash
+	want [sha256.Size]byte
+	// left is the number of bytes to come, -1 when it is not known; then the
+	// failure comes in the place of the end.
+	left       int64
+	failed     func(error)
+	passed     func() // nil for nothing to do once the hash is right
+	processors sync.Locker
+	err        error
+}
+
+// Verify makes a Verifier that tells operators what is wrong with the item.
+func (s *Checker) Verify(r io.ReadCloser, size int64, want [sha256.Size]byte, item *storage.Item) *Verifier {
+	return &Verifier{ReadCloser: r, sum: sha256.New(), want: want, left: size, processors: s.Options.Decoders.Processors, failed: func(err error) {
+		if item.EasiestFile(item.HasStored) < 0 {
+			s.Options.Cut(item, err)
+			return
+		}
+		if errors.Is(err, decoders.ErrNotRestarted) {
+			if s.Options.Live.Err() == nil {
+				s.Options.Log.Error("a slow client's nar could not be decompressed to its end, and the connection was cut",
+					"item", item.Narinfo.StorePath.String(), "error", err)
+			}
+			return
+		}
+		if errors.As(err, new(readError)) {
+			s.Options.Log.Error("a stored nar can't be read; the client got an error, or its connection was cut",
+				"item", item.Narinfo.StorePath.String(), "error", err)
+			return
+		}
+		s.Options.Corrupt.Inc()
+		s.Options.Log.Error("a stored nar is damaged; the client got an error, or its connection was cut. Remove the item and import it again",
+			"item", item.Narinfo.StorePath.String(), "error", err)
+	}}
+}
+
+// CheckedFirst is the longest body that is read and compared before the status line. A
+// longer one is compared on its way, and cut before its last bytes when it is wrong.
+const CheckedFirst = decoders.Piece
+
+// Verified reads size bytes of the item, which are at most CheckedFirst and have the hash.
+// The error is ErrDamaged where they don't have it, or a readError: to a client, that is
+// better than an answer that is cut, as it tries elsewhere then.
+func (s *Checker) Verified(r io.Reader, size int64, want [sha256.Size]byte, item *storage.Item) ([]byte, error) {
+	v := s.Verify(io.NopCloser(r), size, want, item)
+	body := make([]byte, size+1) // one more, to see the end
+	n, _ := io.ReadFull(v, body)
+	if errors.As(v.err, new(readError)) && item.EasiestFile(item.HasStored) >= 0 {
+		return nil, v.err
+	} else if v.err != io.EOF {
+		return nil, ErrDamaged
+	}
+	return body[:n], nil
+}
+
+// readError is a failure of the storage to read bytes, which says nothing about them.
+type readError struct{ error }
+
+func (e readError) Unwrap() error { return e.error }
+
+// stored reads bytes as they are in the storage. Its failures are readErrors.
+type stored struct{ io.Reader }
+
+func (s stored) Read(p []byte) (int, error) {
+	n, err := s.Reader.Read(p)
+	if err != nil && err != io.EOF && !errors.Is(err, bytestore.ErrDamaged) {
+		err = readError{err}
+	}
+	return n, err
+}
+
+// ErrDamaged says that bytes are not what they should be, which operators were told.
+var ErrDamaged = errors.New("a nar is damaged")
+
+var errWrongHash = errors.New("the bytes do not have the hash that the narinfo says")
+
+func (v *Verifier) Read(p []byte) (int, error) {
+	if v.err != nil {
+		return 0, v.err
+	}
+	if v.left >= 0 && int64(len(p)) > v.left {
+		p = p[:v.left]
+	}
+	var n int
+	var err error
+	if v.left != 0 {
+		n, err = v.ReadCloser.Read(p)
+		v.processors.Lock()
+		v.sum.Write(p[:n])
+		v.processors.Unlock()
+	}
+	if v.left > 0 {
+		v.left -= int64(n)
+	}
+	switch {
+	case err == io.EOF && v.left > 0:
+		err = io.ErrUnexpectedEOF
+	case v.left == 0 && (err == nil || err == io.EOF):
+		if err = v.atEnd(); err == nil {
+			err = v.check()
+		}
+	case err == io.EOF:
+		err = v.check()
+	}
+	if err != nil {
+		v.err = err
+		if err != io.EOF {
+			v.failed(err)
+			n = 0
+		}
+	}
+	return n, err
+}
+
+// atEnd makes sure that no more bytes come than were said.
+func (v *Verifier) atEnd() error {
+	for range 100 {
+		switch n, err := v.ReadCloser.Read(make([]byte, 1)); {
+		case n > 0:
+			return errors.New("the nar is longer than the narinfo says")
+		case err == io.EOF:
+			return nil
+		case err != nil:
+			return err
+		}
+	}
+	return io.ErrNoProgress
+}
+
+// check returns io.EOF when the hash is right.
+func (v *Verifier) check() error {
+	if [sha256.Size]byte(v.sum.Sum(nil)) != v.want {
+		return errWrongHash
+	}
+	if v.passed != nil {
+		v.passed()
+	}
+	return io.EOF
+}
