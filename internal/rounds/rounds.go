@@ -1,4 +1,4 @@
-// Package rounds scales how often tests repeat what is random: kills, damage, models.
+// Package rounds scales how often tests repeat what is random: kills, damage.
 package rounds
 
 import (
