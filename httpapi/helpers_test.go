@@ -282,13 +282,16 @@ func (c *client) stillOpen() {
 	}
 }
 
-// until waits for a condition that another goroutine brings about.
+// until waits for a condition that another goroutine brings about. It checks ever less
+// often, as a check can cost more than what it waits for.
 func until(t testing.TB, what string, condition func() bool) {
 	t.Helper()
-	for end := time.Now().Add(patience); !condition(); time.Sleep(time.Millisecond) {
+	pause := time.Millisecond
+	for end := time.Now().Add(patience); !condition(); time.Sleep(pause) {
 		if time.Now().After(end) {
 			t.Fatalf("waited in vain for: %s", what)
 		}
+		pause = min(pause*5/4, 20*time.Millisecond)
 	}
 }
 

@@ -14,6 +14,7 @@ func TestKnownPath(t *testing.T) {
 	s := start(t, corpus(), o)
 	c := dial(t, s.address)
 	content := contents(t, published, "nar", "lzip", odd)
+	kept := false // a file is closed soon afterwards
 	for range 2 {
 		for target, status := range map[string]int{
 			"/nar/lzip/" + oddURL:                              200,
@@ -30,9 +31,10 @@ func TestKnownPath(t *testing.T) {
 			if got.StatusCode != status || status == 200 && got.body != content {
 				t.Errorf("%s: %s, %d bytes", target, got.Status, len(got.body))
 			}
+			kept = kept || s.sender.Kept() > 0
 		}
 	}
-	if s.sender.Kept() == 0 {
+	if !kept {
 		t.Error("no file is kept open")
 	}
 }

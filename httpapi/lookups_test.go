@@ -201,7 +201,7 @@ func TestStoredShare(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := New(newDistantItems(t, func(context.Context) error { return nil }), options())
 		// Together, more questions are under way than are answered within AdmitTime.
-		const addresses, questions, passes = 4, 100, 5
+		const addresses, questions, passes = 4, 100, 3
 		removed := make(chan struct{})
 		var refused atomic.Int32
 		var flooding, removing sync.WaitGroup

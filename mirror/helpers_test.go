@@ -34,10 +34,12 @@ const patience = 30 * time.Second
 
 func until(t testing.TB, what string, condition func() bool) {
 	t.Helper()
-	for end := time.Now().Add(patience); !condition(); time.Sleep(2 * time.Millisecond) {
+	pause := time.Millisecond
+	for end := time.Now().Add(patience); !condition(); time.Sleep(pause) {
 		if time.Now().After(end) {
 			t.Fatalf("waited in vain for: %s", what)
 		}
+		pause = min(pause*5/4, 20*time.Millisecond)
 	}
 }
 

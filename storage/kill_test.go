@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"nar-herder/internal/rounds"
 	"nar-herder/storage"
 	"nar-herder/storage/check"
 	"nar-herder/storage/importer"
@@ -54,7 +55,7 @@ func TestKillMoving(t *testing.T) {
 	t.Parallel()
 	items := many(70, nil)
 	random := rand.New(rand.NewPCG(1, 1))
-	for round := range 8 {
+	for round := range rounds.Of(4) {
 		p := newPlace(t)
 		source := laid(t, items...)
 		h := startHelper(t, p, "move", source)
@@ -91,7 +92,7 @@ func TestKillChurn(t *testing.T) {
 	sources := []string{laid(t, first...), laid(t, updated...), laid(t, rebuilt...), laid(t, both...)}
 	p := newPlace(t)
 	random := rand.New(rand.NewPCG(2, 2))
-	for range 12 {
+	for range rounds.Of(5) {
 		h := startHelper(t, p, "churn", sources...)
 		kill(t, h, time.Duration(random.Int64N(int64(250*time.Millisecond))))
 		s, closeAll, err := p.open(nil)

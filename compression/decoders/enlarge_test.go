@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"testing"
 
 	"github.com/klauspost/compress/zstd"
@@ -45,11 +46,13 @@ func compressWith(t testing.TB, how string, dictionary int, content []byte) []by
 func TestDecodersLargerStream(t *testing.T) {
 	t.Parallel()
 	for _, how := range []string{"xz", "lzip", "zstd"} {
+		second := randomBytes(Piece + 1000)
+		packedSecond := compressWith(t, how, 8<<20, second)
 		for _, length := range []int{1000, 300_000} {
+			first := randomBytes(length)
+			packed := append(compressWith(t, how, 64<<10, first), packedSecond...)
 			for _, suspended := range []bool{false, true} {
 				t.Run(fmt.Sprint(how, " ", length, " ", suspended), func(t *testing.T) {
-					first, second := randomBytes(length), randomBytes(Piece+1000)
-					packed := append(compressWith(t, how, 64<<10, first), compressWith(t, how, 8<<20, second)...)
 					memory := compression.Memory(how, packed[:compression.HeadBytes], -1)
 					if memory >= 2<<20 {
 						t.Fatalf("%d bytes for the first stream", memory)
@@ -74,7 +77,7 @@ func TestDecodersLargerStream(t *testing.T) {
 							suspendAll(t, d)
 						}
 					}
-					if !bytes.Equal(got, append(first, second...)) {
+					if !bytes.Equal(got, slices.Concat(first, second)) {
 						t.Errorf("%d bytes", len(got))
 					}
 					if d.restarted.Load() == 0 {

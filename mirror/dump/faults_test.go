@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"nar-herder/internal/rounds"
 	"nar-herder/internal/testfs"
 	"nar-herder/storage/index"
 )
@@ -30,7 +31,8 @@ func TestKilled(t *testing.T) {
 	must(t, err)
 	m := newMaker(t, x, path)
 	left := 0
-	for kill := range 16 {
+	kills := rounds.Of(8)
+	for kill := range kills {
 		command := exec.Command(program)
 		command.Env = append(os.Environ(), helperIndex+"="+x.Path(), helperPath+"="+path)
 		out, err := command.StdoutPipe()
@@ -41,7 +43,7 @@ func TestKilled(t *testing.T) {
 			begun.Scan()
 		}
 		// A dump takes some tens of milliseconds here.
-		timer := time.AfterFunc(time.Duration(kill)*7*time.Millisecond, func() { _ = command.Process.Kill() })
+		timer := time.AfterFunc(time.Duration(kill)*110*time.Millisecond/time.Duration(kills), func() { _ = command.Process.Kill() })
 		for begun.Scan() {
 		}
 		_ = command.Wait() // it was killed
@@ -133,9 +135,10 @@ func TestCancelled(t *testing.T) {
 	mustMake(t, m)
 	whole := time.Since(begun)
 	first := names(t, directory)
-	for part := range 12 {
+	parts := rounds.Of(6)
+	for part := range parts {
 		ctx, cancel := context.WithCancelCause(t.Context())
-		timer := time.AfterFunc(whole*time.Duration(part)/12, func() { cancel(errors.New("enough")) })
+		timer := time.AfterFunc(whole*time.Duration(part)/time.Duration(parts), func() { cancel(errors.New("enough")) })
 		if _, err := unlocked(t, func() (Generation, error) { return m.Make(ctx) }); err == nil {
 			timer.Stop()
 			cancel(nil)

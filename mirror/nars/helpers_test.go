@@ -295,10 +295,12 @@ func decode(_ context.Context, kind string, compressed io.Reader, _ int64) (io.R
 // until waits for what others bring about.
 func until(t testing.TB, what string, condition func() bool) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !condition(); time.Sleep(time.Millisecond) {
+	pause := time.Millisecond
+	for end := time.Now().Add(20 * time.Second); !condition(); time.Sleep(pause) {
 		if time.Now().After(end) {
 			t.Fatalf("waited in vain for: %s", what)
 		}
+		pause = min(pause*5/4, 20*time.Millisecond)
 	}
 }
 

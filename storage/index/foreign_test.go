@@ -11,6 +11,7 @@ import (
 	"slices"
 	"testing"
 
+	"nar-herder/internal/rounds"
 	"nar-herder/narinfo"
 )
 
@@ -147,8 +148,8 @@ func TestForeignMutations(t *testing.T) {
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 1))
 	path := filepath.Join(t.TempDir(), "copy")
-	right := 0
-	for n := range 300 {
+	right, count := 0, rounds.Of(60)
+	for n := range count {
 		damaged := mutate(random, content)
 		if err := os.WriteFile(path, damaged, 0o600); err != nil {
 			t.Fatal(err)
@@ -161,7 +162,7 @@ func TestForeignMutations(t *testing.T) {
 			right++
 		}
 	}
-	t.Logf("%d of 300 can be read", right)
+	t.Logf("%d of %d can be read", right, count)
 }
 
 // FuzzForeign reads any bytes as a copy.

@@ -249,11 +249,12 @@ func settled(t testing.TB, cache *Tiered) {
 // until waits for a condition.
 func until(t testing.TB, what string, met func() bool) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !met(); {
+	pause := time.Millisecond
+	for end := time.Now().Add(20 * time.Second); !met(); time.Sleep(pause) {
 		if time.Now().After(end) {
 			t.Fatalf("it does not come to pass that %s", what)
 		}
-		time.Sleep(time.Millisecond)
+		pause = min(pause*5/4, 20*time.Millisecond)
 	}
 }
 
