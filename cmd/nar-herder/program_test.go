@@ -215,8 +215,8 @@ func (p *process) runWithin(ctx context.Context) {
 	// A process that another test is starting has copies of all descriptors until its
 	// program runs, and with them locks.
 	syscall.ForkLock.RLock()
-	syscall.ForkLock.RUnlock()
 	close(p.ended)
+	syscall.ForkLock.RUnlock()
 }
 
 func tail(s string) string { return s[max(0, len(s)-1500):] }

@@ -148,7 +148,7 @@ type Part struct {
 // anything of them is given out, larger ones while all of them is sent. For less, a file
 // of this machine is read as a whole first, once for all who ask. Of a large object in a
 // bucket, less is given as it comes: a request for a byte must not cost reading all of it.
-func (s *Checker) Compared(p Part, open content.Opener) content.Opener {
+func (c *Checker) Compared(p Part, open content.Opener) content.Opener {
 	return func(offset, length int64) (io.ReadCloser, bytestore.Info, error) {
 		for range 2 {
 			reader, info, err := open(offset, length)
@@ -159,22 +159,22 @@ func (s *Checker) Compared(p Part, open content.Opener) content.Opener {
 			key := comparedPart{versionOf(file, info), p.Start, p.Want}
 			isWhole := offset == p.Start && length >= p.Length
 			switch {
-			case s.isGood(key):
+			case c.isGood(key):
 				return reader, info, nil
-			case s.isBad(key):
+			case c.isBad(key):
 				reader.Close()
 				return nil, info, ErrDamaged
 			case p.Length <= CheckedFirst:
-				reader, err = s.comparedFirst(p, key, reader, file, offset, isWhole, open)
+				reader, err = c.comparedFirst(p, key, reader, file, offset, isWhole, open)
 				return reader, info, err
 			case isWhole:
-				v := s.Verify(content.NewPart(io.LimitReader(stored{reader}, p.Length), reader), p.Length, p.Want, p.Item)
-				v.passed = func() { s.remember(key) }
+				v := c.Verify(content.NewPart(io.LimitReader(stored{reader}, p.Length), reader), p.Length, p.Want, p.Item)
+				v.passed = func() { c.remember(key) }
 				return v, info, nil
 			case length == 0 || file == nil:
 				return reader, info, nil
 			}
-			if err := s.waitCompared(p, key, reader, file); err != nil {
+			if err := c.waitCompared(p, key, reader, file); err != nil {
 				return nil, info, err
 			}
 		}
@@ -185,18 +185,18 @@ func (s *Checker) Compared(p Part, open content.Opener) content.Opener {
 // comparedFirst returns the reader, or one of the same bytes in memory of the decoders'
 // budget, when the part is good. file is the reader's, or nil. It closes the reader if there
 // is an error, which is ErrComparing when memory is short.
-func (s *Checker) comparedFirst(p Part, key comparedPart, reader io.ReadCloser, file *os.File, offset int64, isWhole bool, open content.Opener) (io.ReadCloser, error) {
+func (c *Checker) comparedFirst(p Part, key comparedPart, reader io.ReadCloser, file *os.File, offset int64, isWhole bool, open content.Opener) (io.ReadCloser, error) {
 	if file != nil {
-		if _, err := s.Verified(stored{io.NewSectionReader(file, p.Start, p.Length)}, p.Length, p.Want, p.Item); err != nil {
+		if _, err := c.Verified(stored{io.NewSectionReader(file, p.Start, p.Length)}, p.Length, p.Want, p.Item); err != nil {
 			reader.Close()
 			return nil, err
 		}
-		s.remember(key)
+		c.remember(key)
 		return reader, nil
 	}
-	wait, cancel := context.WithTimeout(s.Options.Streaming, s.Options.Wait)
+	wait, cancel := context.WithTimeout(c.Options.Streaming, c.Options.Wait)
 	defer cancel()
-	if s.Options.Decoders.ReservePiece(wait) != nil {
+	if c.Options.Decoders.ReservePiece(wait) != nil {
 		reader.Close()
 		return nil, ErrComparing
 	}
@@ -206,31 +206,30 @@ func (s *Checker) comparedFirst(p Part, key comparedPart, reader io.ReadCloser, 
 		all, _, err = open(p.Start, p.Length)
 		reader.Close() // only now, as a file that is being fetched might be dropped
 		if err != nil {
-			s.Options.Decoders.ReleasePiece()
+			c.Options.Decoders.ReleasePiece()
 			return nil, err
 		}
 	}
-	body, err := s.Verified(io.LimitReader(stored{all}, p.Length), p.Length, p.Want, p.Item)
+	body, err := c.Verified(io.LimitReader(stored{all}, p.Length), p.Length, p.Want, p.Item)
 	all.Close()
 	if err != nil {
-		s.Options.Decoders.ReleasePiece()
+		c.Options.Decoders.ReleasePiece()
 		return nil, err
 	}
-	s.remember(key)
-	return s.Options.Decoders.NewBody(body[offset-p.Start:]), nil
+	c.remember(key)
+	return c.Options.Decoders.NewBody(body[offset-p.Start:]), nil
 }
 
 // waitCompared waits until the part was read as a whole, and returns nil if it is good. It
 // closes the reader, whose file is read. The error is ErrComparing when that takes long.
-func (s *Checker) waitCompared(p Part, key comparedPart, reader io.ReadCloser, file *os.File) error {
-	c := s
+func (c *Checker) waitCompared(p Part, key comparedPart, reader io.ReadCloser, file *os.File) error {
 	c.mu.Lock()
 	running := c.running[key]
 	if running == nil {
 		running = &comparison{done: make(chan struct{})}
 		c.running[key] = running
 		go func() {
-			running.err = s.compare(p, key, file)
+			running.err = c.compare(p, key, file)
 			reader.Close()
 			c.mu.Lock()
 			delete(c.running, key)
@@ -241,7 +240,7 @@ func (s *Checker) waitCompared(p Part, key comparedPart, reader io.ReadCloser, f
 		reader.Close()
 	}
 	c.mu.Unlock()
-	wait, cancel := context.WithTimeout(s.Options.Streaming, s.Options.Wait)
+	wait, cancel := context.WithTimeout(c.Options.Streaming, c.Options.Wait)
 	defer cancel()
 	select {
 	case <-running.done:
@@ -252,15 +251,15 @@ func (s *Checker) waitCompared(p Part, key comparedPart, reader io.ReadCloser, f
 }
 
 // compare reads the part of the file, and remembers it when it is good.
-func (s *Checker) compare(p Part, key comparedPart, file *os.File) error {
+func (c *Checker) compare(p Part, key comparedPart, file *os.File) error {
 	select {
-	case s.Slots <- struct{}{}:
-		defer func() { <-s.Slots }()
-	case <-s.Options.Live.Done():
-		return s.Options.Live.Err()
+	case c.Slots <- struct{}{}:
+		defer func() { <-c.Slots }()
+	case <-c.Options.Live.Done():
+		return c.Options.Live.Err()
 	}
-	v := s.Verify(io.NopCloser(stored{io.NewSectionReader(file, p.Start, p.Length)}), p.Length, p.Want, p.Item)
-	v.passed = func() { s.remember(key) }
+	v := c.Verify(io.NopCloser(stored{io.NewSectionReader(file, p.Start, p.Length)}), p.Length, p.Want, p.Item)
+	v.passed = func() { c.remember(key) }
 	piece := make([]byte, decoders.Piece)
 	for {
 		switch _, err := v.Read(piece); {
@@ -269,10 +268,10 @@ func (s *Checker) compare(p Part, key comparedPart, file *os.File) error {
 		case errors.As(err, new(readError)):
 			return err
 		case err != nil:
-			s.rememberBad(key)
+			c.rememberBad(key)
 			return ErrDamaged
-		case s.Options.Live.Err() != nil:
-			return s.Options.Live.Err()
+		case c.Options.Live.Err() != nil:
+			return c.Options.Live.Err()
 		}
 	}
 }

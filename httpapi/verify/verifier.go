@@ -29,26 +29,26 @@ type Verifier struct {
 }
 
 // Verify makes a Verifier that tells operators what is wrong with the item.
-func (s *Checker) Verify(r io.ReadCloser, size int64, want [sha256.Size]byte, item *storage.Item) *Verifier {
-	return &Verifier{ReadCloser: r, sum: sha256.New(), want: want, left: size, processors: s.Options.Decoders.Processors, failed: func(err error) {
+func (c *Checker) Verify(r io.ReadCloser, size int64, want [sha256.Size]byte, item *storage.Item) *Verifier {
+	return &Verifier{ReadCloser: r, sum: sha256.New(), want: want, left: size, processors: c.Options.Decoders.Processors, failed: func(err error) {
 		if item.EasiestFile(item.HasStored) < 0 {
-			s.Options.Cut(item, err)
+			c.Options.Cut(item, err)
 			return
 		}
 		if errors.Is(err, decoders.ErrNotRestarted) {
-			if s.Options.Live.Err() == nil {
-				s.Options.Log.Error("a slow client's nar could not be decompressed to its end, and the connection was cut",
+			if c.Options.Live.Err() == nil {
+				c.Options.Log.Error("a slow client's nar could not be decompressed to its end, and the connection was cut",
 					"item", item.Narinfo.StorePath.String(), "error", err)
 			}
 			return
 		}
 		if errors.As(err, new(readError)) {
-			s.Options.Log.Error("a stored nar can't be read; the client got an error, or its connection was cut",
+			c.Options.Log.Error("a stored nar can't be read; the client got an error, or its connection was cut",
 				"item", item.Narinfo.StorePath.String(), "error", err)
 			return
 		}
-		s.Options.Corrupt.Inc()
-		s.Options.Log.Error("a stored nar is damaged; the client got an error, or its connection was cut. Remove the item and import it again",
+		c.Options.Corrupt.Inc()
+		c.Options.Log.Error("a stored nar is damaged; the client got an error, or its connection was cut. Remove the item and import it again",
 			"item", item.Narinfo.StorePath.String(), "error", err)
 	}}
 }
@@ -60,8 +60,8 @@ const CheckedFirst = decoders.Piece
 // Verified reads size bytes of the item, which are at most CheckedFirst and have the hash.
 // The error is ErrDamaged where they don't have it, or a readError: to a client, that is
 // better than an answer that is cut, as it tries elsewhere then.
-func (s *Checker) Verified(r io.Reader, size int64, want [sha256.Size]byte, item *storage.Item) ([]byte, error) {
-	v := s.Verify(io.NopCloser(r), size, want, item)
+func (c *Checker) Verified(r io.Reader, size int64, want [sha256.Size]byte, item *storage.Item) ([]byte, error) {
+	v := c.Verify(io.NopCloser(r), size, want, item)
 	body := make([]byte, size+1) // one more, to see the end
 	n, _ := io.ReadFull(v, body)
 	if errors.As(v.err, new(readError)) && item.EasiestFile(item.HasStored) >= 0 {

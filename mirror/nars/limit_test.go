@@ -220,15 +220,6 @@ func TestUnsized(t *testing.T) {
 	m.wantStored(item) // as the source tells it by now
 }
 
-// itemOf is an item that is in no index.
-func (m *mirror) itemOf(of *made) *storage.Item {
-	item, err := storage.NewItem(&index.Item{Hash: of.hash(), Text: []byte(of.text)})
-	if err != nil {
-		m.t.Fatal(err)
-	}
-	return item
-}
-
 // TestForgotten has failures that were forgotten found again by another pass.
 func TestForgotten(t *testing.T) {
 	t.Parallel()
