@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-// TestRoom: some of a disk stays free, whatever is known of the length.
+// TestRoom: the reserve stays free, whether or not the size is known.
 func TestRoom(t *testing.T) {
 	t.Parallel()
 	const giga = 1 << 30
@@ -23,7 +23,7 @@ func TestRoom(t *testing.T) {
 	}{
 		{3 * giga, 100 * giga, 2 * giga, true},
 		{3 * giga, 100 * giga, 2*giga + 1, false},
-		{100 << 20, 1 * giga, 40 << 20, true}, // of a small disk, less stays free
+		{100 << 20, 1 * giga, 40 << 20, true}, // the reserve of a small disk is smaller
 		{100 << 20, 1 * giga, 60 << 20, false},
 		{0, 100 * giga, 0, false},
 	} {
@@ -46,7 +46,7 @@ func TestRoom(t *testing.T) {
 	if !errors.Is(err, ErrNoRoom) || free < giga-lookEvery || free > giga {
 		t.Errorf("it ends with %v, and %d bytes are left", err, free)
 	}
-	free = 50 * giga // and yet, as there may be a quota
+	free = 50 * giga // despite the free space, as with a quota
 	w.W = writerFunc(func(p []byte) (int, error) { return 0, &fs.PathError{Op: "write", Path: "d/f", Err: syscall.ENOSPC} })
 	if _, err := w.Write([]byte("x")); !errors.Is(err, ErrNoRoom) || !errors.Is(err, syscall.ENOSPC) {
 		t.Errorf("a full disk: %v", err)

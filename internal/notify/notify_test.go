@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// TestWait: each change that a condition is about is seen, by all who wait.
+// TestWait: all waiters notice each relevant change.
 func TestWait(t *testing.T) {
 	t.Parallel()
 	const changes, waiters = 1000, 8
@@ -36,7 +36,7 @@ func TestWait(t *testing.T) {
 	})
 	cancel()
 	waiting.Wait()
-	// What is so already needs no waiting.
+	// Wait returns at once if the condition is true.
 	if err := m.Wait(ctx, func() bool { return n == changes }); err != nil {
 		t.Error(err)
 	}

@@ -25,7 +25,7 @@ const (
 	greet    = "nxrz38jzshzw0q3fqi3fqimjg1zr62r9-greet-1.0"
 )
 
-// clock is a time that a test moves.
+// clock is a clock that tests set.
 type clock struct{ time.Time }
 
 func (c *clock) now() time.Time { return c.Time }
@@ -108,7 +108,7 @@ func TestItems(t *testing.T) {
 	}
 	for _, target := range []string{
 		"/", "/" + greeting[:32] + ".narinfo", "/" + greeting[:32] + ".narinfo/info", "/nar/lzip/" + greet, "/nar/" + plus, "/nar/zstd/" + plus,
-		// What instances of this program say to each other, and more.
+		// Requests of this program's instances, and others.
 		"/recent-changes/stream", "/stored-nars/" + plus[:32], "/latest-database-dump.zst", "/latest-database-dump", "/health", "/nix-cache-info",
 	} {
 		want(t, s, target, 404, "")
@@ -132,8 +132,8 @@ func TestItems(t *testing.T) {
 	}
 }
 
-// changesSince are the changes as "DATETIME CHANGE DATA", DATA of an addition being
-// its store path.
+// changesSince returns the changes as "DATETIME CHANGE DATA". DATA of an addition is its store
+// path.
 func changesSince(t *testing.T, s *Server, query string) []string {
 	t.Helper()
 	_, body := get(t, s, "/recent-changes"+query)
@@ -183,7 +183,7 @@ func TestChanges(t *testing.T) {
 	}
 }
 
-// TestDump reads the dump with what reads those of the original.
+// TestDump reads the dump with the reader of the original's dumps.
 func TestDump(t *testing.T) {
 	t.Parallel()
 	s, c := start(t)
@@ -197,7 +197,7 @@ func TestDump(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.Time = c.Add(time.Hour)
-	add(t, s, greeting) // which the dump does not have
+	add(t, s, greeting) // the dump doesn't have it
 
 	response, body := get(t, s, "/latest-database-dump")
 	if response.StatusCode != 200 || body != read(t, filepath.Join(directory, DumpName)) || response.Header.Get("ETag") == "" || response.Header.Get("Last-Modified") == "" {
@@ -266,7 +266,7 @@ func TestDump(t *testing.T) {
 		t.Errorf("%d references, %d files", references, files)
 	}
 
-	// Another takes its place.
+	// Another item replaces it.
 	if err := s.MakeDump(directory); err != nil {
 		t.Fatal(err)
 	}

@@ -30,12 +30,11 @@ func TestOpenFails(t *testing.T) {
 	}
 }
 
-// TestGone: when the directory is not in its place any more, nothing is
-// certain.
+// TestGone: after the directory was moved or unmounted, all errors mean unknown.
 func TestGone(t *testing.T) {
 	t.Parallel()
 	type test struct {
-		make func(t *testing.T, store string) // the storage; it is empty and there
+		make func(t *testing.T, store string) // the storage exists, but is empty
 		lose func(t *testing.T, store string)
 	}
 	none := func(*testing.T, string) {}
@@ -93,11 +92,11 @@ func TestGone(t *testing.T) {
 			unknown("Flush of what was absent", d.Flush(t.Context(), "nar/lzip/absent"))
 			unknown("Probe", d.Probe(t.Context()))
 			unknown("Sync", d.Sync(t.Context()))
-			// What can still be read is the right content.
+			// Successful reads return the right content.
 			if _, err := d.Stat(t.Context(), nar); err != nil {
 				unknown("Stat", err)
 			}
-			// Before a row is written there is always a Sync.
+			// A Sync precedes each row.
 			unknown("Stage, Commit and Sync", errors.Join(staged.Commit(t.Context()), d.Sync(t.Context())))
 			unknown("all that", errors.Join(put(d, nar, "content"), d.Sync(t.Context())))
 			var listErr error
@@ -109,7 +108,7 @@ func TestGone(t *testing.T) {
 	}
 }
 
-// refusal asserts that the error is about rights, and no certain absence.
+// refusal asserts that the error is about permissions, and doesn't mean absent.
 func refusal(t *testing.T, what string, err error) {
 	t.Helper()
 	if err == nil || errors.Is(err, fs.ErrNotExist) {
@@ -148,7 +147,7 @@ func TestReadOnly(t *testing.T) {
 	}
 }
 
-// TestPermission needs a user whom permissions hold back.
+// TestPermission needs a user other than root.
 func TestPermission(t *testing.T) {
 	t.Parallel()
 	if os.Geteuid() == 0 {
@@ -232,7 +231,7 @@ func TestFullDisk(t *testing.T) {
 	if err := d.Sync(t.Context()); err != nil {
 		t.Errorf("Sync: %v", err)
 	}
-	// Removing helps, so it must work.
+	// Removing nars frees space, so it must work.
 	if err := d.Remove(t.Context(), nar); err != nil {
 		t.Errorf("Remove: %v", err)
 	}

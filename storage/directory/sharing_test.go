@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// TestFlushOfSecondName: root may import a file of the storage's user that has another
-// name, as a backup with hard links gives it, but not that of a stranger.
+// TestFlushOfSecondName: root may import a file of the storage's user with a second name, as
+// in a backup with hard links, but not another user's.
 func TestFlushOfSecondName(t *testing.T) {
 	t.Parallel()
 	if os.Geteuid() != 0 {

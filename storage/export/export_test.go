@@ -50,7 +50,7 @@ func TestExport(t *testing.T) {
 		t.Error("a narinfo was written again")
 	}
 
-	// A new one, another text, another nar of the same length, one that is gone.
+	// A new item, another text, another nar of the same size, a removed item.
 	items[1].note = "signed anew"
 	items[2].content, items[2].digit = strings.ToUpper(items[2].content), "1"
 	p.add(t, items[1], items[2], fake{n: 100, content: "new"})
@@ -64,8 +64,8 @@ func TestExport(t *testing.T) {
 	p.wantFiles(t, append(left[:4:4], left[5:]...)...)
 }
 
-// TestCopy has no file of the storage shared, and times kept, by which the next
-// run knows what it has.
+// TestCopy shares no file with the storage, and keeps times, by which the next run recognizes
+// the nars.
 func TestCopy(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -84,9 +84,9 @@ func TestCopy(t *testing.T) {
 		t.Errorf("the copy is the file itself, or of %v, want %v", copied.ModTime(), stored.ModTime())
 	}
 	p.exports(t, Summary{Unchanged: 3}, copies)
-	p.exports(t, Summary{Unchanged: 3}, nil) // they are good as links would be
+	p.exports(t, Summary{Unchanged: 3}, nil) // copies are as good as links
 
-	// Another nar with the length and the time of the one before.
+	// Another nar with the same size and time.
 	items[0].content, items[0].digit = strings.ToUpper(items[0].content), "1"
 	p.add(t, items[0])
 	if err := os.Chtimes(filepath.Join(p.store, items[0].nar()), stored.ModTime(), stored.ModTime()); err != nil {
@@ -95,7 +95,7 @@ func TestCopy(t *testing.T) {
 	p.exports(t, Summary{Updated: 1, Unchanged: 2, Copied: 1}, copies)
 	p.wantFiles(t, items...)
 
-	// What somebody has cut short is renewed.
+	// A truncated nar is replaced.
 	if err := os.Truncate(filepath.Join(p.out, items[1].nar()), 3); err != nil {
 		t.Fatal(err)
 	}
@@ -157,8 +157,7 @@ func TestClosureAndTags(t *testing.T) {
 	}
 }
 
-// TestSkipped has items that clients are not told of, or whose nars are not all
-// stored.
+// TestSkipped has withdrawn items, and items without all of their nars.
 func TestSkipped(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -186,7 +185,7 @@ func TestSkipped(t *testing.T) {
 		t.Errorf("not stored: %q", text)
 	}
 	p.wantFiles(t, items[:4]...)
-	// The nar of what is withdrawn stays for those who hold its narinfo.
+	// The nar of a withdrawn item is kept for clients that have its narinfo.
 	p.exports(t, Summary{Unchanged: 2, Skipped: 2, Withdrawn: 1, StaleNarinfos: 2, StaleNars: 1}, func(e *Export) { e.Delete = true })
 	if got := files(t, p.out); got[items[1].nar()] != items[1].content || got[items[1].file()] != "" {
 		t.Errorf("of a withdrawn item: %q, %q", got[items[1].nar()], got[items[1].file()])
@@ -196,8 +195,7 @@ func TestSkipped(t *testing.T) {
 	p.wantFiles(t, items[2:4]...)
 }
 
-// TestStrangers has files that no export has made, and directories that become
-// empty.
+// TestStrangers has unreferenced files, and directories that become empty.
 func TestStrangers(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -238,12 +236,12 @@ func TestOverlap(t *testing.T) {
 	if got := files(t, p.store); len(got) != 2 {
 		t.Errorf("the storage has %q", got)
 	}
-	p.out = p.store + "-2" // is apart
+	p.out = p.store + "-2" // doesn't overlap
 	p.exports(t, Summary{Added: 2}, nil)
 }
 
-// TestNothingStored: an index that knows of no stored nar, such as a front end's,
-// empties no copy.
+// TestNothingStored: an index without stored nars, such as a front end's, doesn't empty a
+// copy.
 func TestNothingStored(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)

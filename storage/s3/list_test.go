@@ -17,7 +17,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 )
 
-// TestListPages: what takes many requests comes whole, and once.
+// TestListPages: List joins several pages, without duplicates.
 func TestListPages(t *testing.T) {
 	t.Parallel()
 	var way faulty
@@ -53,7 +53,7 @@ func TestListPages(t *testing.T) {
 	if slices.Sort(got); !slices.Equal(got, want) {
 		t.Errorf("List gives %q, want %q", got, want)
 	}
-	// What fails in the midst fails, and does not end as if that were all.
+	// A failure of a later page is an error, not the end of the list.
 	requests := 0
 	way.set(func(r *http.Request) (*http.Response, error) {
 		if requests++; requests > 2 {
@@ -74,7 +74,7 @@ func TestListPages(t *testing.T) {
 	if n != 6 {
 		t.Errorf("%d names before the error, want 6", n)
 	}
-	// Without permission to list uploads, the objects come all the same.
+	// Without permission to list uploads, List still returns all objects.
 	way.set(func(r *http.Request) (*http.Response, error) {
 		if r.URL.Query().Has("uploads") {
 			return always(403, "AccessDenied")(r)
@@ -96,7 +96,7 @@ func TestListPages(t *testing.T) {
 	}
 }
 
-// TestListOthers: neighbours are not listed, nor what is no nar's name.
+// TestListOthers: List skips keys with other prefixes, and invalid names.
 func TestListOthers(t *testing.T) {
 	t.Parallel()
 	url := place(t)
@@ -122,8 +122,8 @@ func TestListOthers(t *testing.T) {
 	}
 }
 
-// TestListUnfinished: of the unfinished uploads, those that nothing was added to since a
-// time, and none of a neighbour's.
+// TestListUnfinished: ListUnfinished returns the uploads below the prefix without a part since
+// the given time.
 func TestListUnfinished(t *testing.T) {
 	t.Parallel()
 	if server == nil {
@@ -150,7 +150,7 @@ func TestListUnfinished(t *testing.T) {
 	} else if err != nil {
 		t.Fatal(err)
 	}
-	// One that has got a part since.
+	// An upload with a recent part.
 	begin(b, "nar/resumed")
 	if err := server.AgeUploads(bucket, 25*time.Hour, false); err != nil {
 		t.Fatal(err)
@@ -187,8 +187,8 @@ func TestListUnfinished(t *testing.T) {
 	}
 }
 
-// TestListUnfinishedStopped ends a listing while an upload is measured: that is the end
-// of the listing, and no fault of the upload.
+// TestListUnfinishedStopped: cancelling the context while an upload is measured ends the
+// listing, and is not reported as an error of that upload.
 func TestListUnfinishedStopped(t *testing.T) {
 	t.Parallel()
 	var way faulty
@@ -220,7 +220,7 @@ func TestListUnfinishedStopped(t *testing.T) {
 	}
 }
 
-// TestRealParts stores a nar of three parts as large as they are.
+// TestRealParts stores a nar of three parts of the default size.
 func TestRealParts(t *testing.T) {
 	t.Parallel()
 	var way faulty
@@ -234,7 +234,7 @@ func TestRealParts(t *testing.T) {
 	if got, err := readAll(t, b, "nar/x", smallestPart-5); err != nil || !bytes.Equal(got, content[smallestPart-5:]) {
 		t.Errorf("across parts: %d bytes, %v", len(got), err)
 	}
-	// A part that fails for good takes all with it.
+	// If a part fails permanently, the upload fails.
 	way.set(func(r *http.Request) (*http.Response, error) {
 		if r.URL.Query().Get("partNumber") == "2" {
 			return always(403, "AccessDenied")(r)
@@ -244,7 +244,7 @@ func TestRealParts(t *testing.T) {
 	_, err := b.Stage(t.Context(), "nar/y", bytes.NewReader(content), int64(len(content)))
 	wantFault(t, "a part that is refused", err, "part 2", "AccessDenied")
 	way.set(nil)
-	// And a damaged one is refused by the server.
+	// The server rejects a damaged part.
 	way.set(func(r *http.Request) (*http.Response, error) {
 		if r.URL.Query().Get("partNumber") != "" {
 			r.Header.Set("X-Amz-Checksum-Crc32c", "AAAAAA==")
@@ -259,13 +259,13 @@ func TestRealParts(t *testing.T) {
 	}
 }
 
-// TestPartsOutlastFailure refuses a part while another is under way, which is not cut
-// off: the server would store it after the upload was dropped.
+// TestPartsOutlastFailure: if a part fails, requests for other parts are completed. Otherwise
+// the server might store a part after the abort.
 func TestPartsOutlastFailure(t *testing.T) {
 	t.Parallel()
 	var way faulty
 	b := open(t, place(t), quick(&way))
-	put(t, b, "nar/x", random(3*(5<<20), 1)) // so that the checksum is known
+	put(t, b, "nar/x", random(3*(5<<20), 1)) // to detect the checksum
 	begun, refused := make(chan struct{}), make(chan struct{})
 	var first error
 	way.set(func(r *http.Request) (*http.Response, error) {
@@ -305,7 +305,7 @@ func TestPartSizes(t *testing.T) {
 	}
 }
 
-// TestPresign: anybody can get the bytes with the URL, and nothing else.
+// TestPresign: anybody can read the bytes with the URL, and nothing else.
 func TestPresign(t *testing.T) {
 	t.Parallel()
 	b := open(t, place(t), Options{})
@@ -355,7 +355,7 @@ func TestPresign(t *testing.T) {
 	}
 }
 
-// TestLongNames: what S3 has no room for is not there, and can't be stored.
+// TestLongNames: a name that is too long for S3 is absent, and can't be stored.
 func TestLongNames(t *testing.T) {
 	t.Parallel()
 	b := open(t, place(t), Options{})

@@ -80,8 +80,8 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-// TestOpenSaysNoKeys: what names credentials that are not there is refused, and
-// what has none at all says so at the first request, not "not there".
+// TestOpenSaysNoKeys: Open fails if a named credentials file is missing. Without any
+// credentials, the first request fails, and not with fs.ErrNotExist.
 func TestOpenWithoutKeys(t *testing.T) {
 	for _, name := range []string{"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "HOME"} {
 		t.Setenv(name, "")

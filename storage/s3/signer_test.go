@@ -10,13 +10,13 @@ import (
 	"github.com/aws/smithy-go/encoding/httpbinding"
 )
 
-// TestSignGet: the signature is the SDK's, whatever is asked for, by whom, and when.
+// TestSignGet: signGet returns the SDK's signature for any request, key and time.
 func TestSignGet(t *testing.T) {
 	t.Parallel()
 	s := new(signer)
 	keys := []aws.Credentials{
 		{AccessKeyID: "AKIDEXAMPLE", SecretAccessKey: "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY"},
-		{AccessKeyID: "AKIDEXAMPLE", SecretAccessKey: "another"}, // under the same name
+		{AccessKeyID: "AKIDEXAMPLE", SecretAccessKey: "another"}, // with the same key ID
 		{AccessKeyID: "ASIA", SecretAccessKey: "x", SessionToken: "a/token+of=its own"},
 	}
 	headers := []map[string]string{

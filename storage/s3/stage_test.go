@@ -13,8 +13,7 @@ import (
 	"time"
 )
 
-// TestLostAnswers: a commit whose answer is lost has succeeded, and is not done
-// twice.
+// TestLostAnswers: a commit with a lost response has succeeded, and is not repeated.
 func TestLostAnswers(t *testing.T) {
 	t.Parallel()
 	for what, lost := range map[string]func(*http.Request) (*http.Response, error){
@@ -59,7 +58,7 @@ func TestLostAnswers(t *testing.T) {
 	}
 }
 
-// TestCommitAgain: a commit that has failed can be tried again.
+// TestCommitAgain: a failed commit can be retried.
 func TestCommitAgain(t *testing.T) {
 	t.Parallel()
 	var way faulty
@@ -83,8 +82,7 @@ func TestCommitAgain(t *testing.T) {
 	}
 }
 
-// TestPartsInMemory: however many nars are stored at once, the parts in memory are
-// bounded, and all come in.
+// TestPartsInMemory: the memory for parts is bounded, however many nars are stored at once.
 func TestPartsInMemory(t *testing.T) {
 	t.Parallel()
 	const nars, size = 5, 2 * smallestPart
@@ -107,7 +105,7 @@ func TestPartsInMemory(t *testing.T) {
 			}
 		}
 		mu.Unlock()
-		// None gets through until there is no more room.
+		// Block all parts until the memory is used up.
 		select {
 		case <-full:
 		case <-r.Context().Done():
@@ -118,7 +116,7 @@ func TestPartsInMemory(t *testing.T) {
 		mu.Unlock()
 		return response, err
 	})
-	// With a checksum that is known to work, as parts go one at a time before.
+	// With a known checksum: otherwise the first parts are sent one at a time.
 	b := open(t, place(t)+"&checksum=crc32c", Options{HTTPTransport: &way})
 	content := random(size, 1)
 	var group sync.WaitGroup
@@ -145,7 +143,7 @@ func TestPartsInMemory(t *testing.T) {
 	}
 }
 
-// TestStagedInMemory: more small nars than memory is for wait with the server.
+// TestStagedInMemory: small nars are uploaded if the memory for them is used up.
 func TestStagedInMemory(t *testing.T) {
 	t.Parallel()
 	b := open(t, place(t), Options{})
@@ -184,8 +182,8 @@ func TestStagedInMemory(t *testing.T) {
 	}
 }
 
-// TestCommitNewFaults: answers that are lost, and servers that don't know the condition
-// or are busy with another commit.
+// TestCommitNewFaults: lost responses, servers without conditional uploads, and concurrent
+// commits.
 func TestCommitNewFaults(t *testing.T) {
 	t.Parallel()
 	type hook func(*http.Request) (*http.Response, error)
@@ -200,14 +198,14 @@ func TestCommitNewFaults(t *testing.T) {
 	const conflict = "ConditionalRequestConflict"
 	for what, test := range map[string]struct {
 		hook  hook
-		first int            // to how many requests it is given; 0 for all
+		first int            // how many requests get it; 0 for all
 		want  map[int]string // by size; "" for success
-		other bool           // another shows its own just before
+		other bool           // another client commits just before
 	}{
 		"lost":              {hook: lostTo(always(500, "InternalError")), first: 1},
 		"not known":         {hook: refused(501, "NotImplemented")},
 		"not known, as 400": {hook: refused(400, "NotImplemented")},
-		// An upload must begin anew, which only the caller can.
+		// Only the caller can restart an upload.
 		"conflict":    {hook: refused(409, conflict), first: 2, want: map[int]string{large: conflict}},
 		"conflicts":   {hook: refused(409, conflict), want: map[int]string{small: conflict, large: conflict}},
 		"not allowed": {hook: refused(403, "AccessDenied"), want: map[int]string{small: "AccessDenied", large: "AccessDenied"}},

@@ -16,8 +16,8 @@ import (
 	"time"
 )
 
-// TestReplacedElsewhere: what another process has replaced by as many bytes in the
-// same second is noticed after a minute, and not asked for before.
+// TestReplacedElsewhere: a replacement by another process with the same size and time is
+// noticed after a minute; until then, the store isn't asked.
 func TestReplacedElsewhere(t *testing.T) {
 	t.Parallel()
 	f, clock := newFar(t), newClock()
@@ -39,7 +39,7 @@ func TestReplacedElsewhere(t *testing.T) {
 	if n := len(copies(t, dir)); n != 1 {
 		t.Errorf("%d copies", n)
 	}
-	// And doubt before that.
+	// Invalidate makes it noticed earlier.
 	put(t, f, name, before)
 	if err := cache.Flush(t.Context(), name); err != nil {
 		t.Error(err)
@@ -55,7 +55,7 @@ func TestReplacedElsewhere(t *testing.T) {
 	}
 }
 
-// TestRemovedElsewhere: what another process has removed is gone after a minute.
+// TestRemovedElsewhere: a removal by another process is noticed after a minute.
 func TestRemovedElsewhere(t *testing.T) {
 	t.Parallel()
 	f, clock := newFar(t), newClock()
@@ -87,8 +87,8 @@ func TestRemovedElsewhere(t *testing.T) {
 	}
 }
 
-// TestDown: copies are served when the store behind can't be asked, which is logged
-// once, and not asked again all the time.
+// TestDown: copies are served while the store doesn't answer. That is logged once, and the
+// store isn't asked for a while.
 func TestDown(t *testing.T) {
 	t.Parallel()
 	f, clock, log := newFar(t), newClock(), new(logs)
@@ -125,7 +125,7 @@ func TestDown(t *testing.T) {
 	}
 }
 
-// deaf never answers Stat, whatever its context says.
+// deaf never answers Stat, and ignores its context.
 type deaf struct {
 	*far
 	until chan struct{}
@@ -136,7 +136,7 @@ func (d *deaf) Stat(context.Context, string) (bytestore.Info, error) {
 	return bytestore.Info{}, errDown
 }
 
-// TestHanging: a store that does not answer holds up nobody who could be served.
+// TestHanging: a store that doesn't answer delays no reader of a copy.
 func TestHanging(t *testing.T) {
 	t.Parallel()
 	f, clock := newFar(t), newClock()
@@ -163,15 +163,14 @@ func TestHanging(t *testing.T) {
 	settled(t, cache)
 }
 
-// TestRestart: copies are found again, and those that were used longest ago go first
-// then as before. What isn't a copy is left alone, and what can't be one any more is
-// removed.
+// TestRestart: a restart finds the copies and the order of their use. It ignores unreferenced
+// files, and removes invalid copies.
 func TestRestart(t *testing.T) {
 	t.Parallel()
 	f, clock := newFar(t), newClock()
 	dir := t.TempDir()
 	const size = 100_000
-	// Not as the cache's own names.
+	// Not the names of copies.
 	strangers := []string{"README", "ab/README", "filling/mine", "lost+found/x", "zz/" + strings.Repeat("z", 32) + "-1-01-1-"}
 	for _, name := range strangers {
 		if err := errors.Join(os.MkdirAll(filepath.Join(dir, filepath.Dir(name)), 0o755), os.WriteFile(filepath.Join(dir, name), random(50_000, 1), 0o600)); err != nil {
@@ -199,10 +198,10 @@ func TestRestart(t *testing.T) {
 	truncated := copyOf(cache, "7")
 	taken := cache.taken
 	closeNow(t, cache)
-	if err := os.Truncate(truncated, size-1); err != nil { // as by a crash
+	if err := os.Truncate(truncated, size-1); err != nil { // as after a crash
 		t.Fatal(err)
 	}
-	// Two contents of one name, as when a crash was before the older's removal.
+	// Two contents of one name, as after a crash before the removal of the older one.
 	e := cache.entries[keyOf("6")]
 	double := *e
 	double.content.tag, double.content.modTime = "other", double.content.modTime-1
@@ -229,8 +228,8 @@ func TestRestart(t *testing.T) {
 	}
 	closeNow(t, cache)
 
-	// Half the room. On the disk, the times are of the first use but of those that were
-	// used again after more than an hour.
+	// Half the size. The time of a file is that of the first use, unless it was used again
+	// after more than an hour.
 	cache = open(t, f, Options{Directory: dir, MaxSize: 4*size + 4*block, Now: clock.now})
 	until(t, "it is small enough", func() bool { cache.mu.Lock(); defer cache.mu.Unlock(); return cache.taken <= cache.max })
 	var left []string
@@ -252,7 +251,7 @@ func TestRestart(t *testing.T) {
 	}
 }
 
-// TestOrder: what was used longest ago goes first, and nothing that is being read.
+// TestOrder: the least recently used copy is evicted first, and never one that is being read.
 func TestOrder(t *testing.T) {
 	t.Parallel()
 	f := newFar(t)
@@ -300,7 +299,7 @@ func cached2(t *testing.T, cache *Tiered, name string, content []byte) {
 	until(t, "it is kept", func() bool { return copyOf(cache, name) != "" })
 }
 
-// TestLock: two processes don't use one directory.
+// TestLock: two processes can't use one directory.
 func TestLock(t *testing.T) {
 	t.Parallel()
 	f := newFar(t)
@@ -323,7 +322,7 @@ func TestLock(t *testing.T) {
 	}
 }
 
-// TestNames: names of copies tell all there is to tell, and others are none.
+// TestNames: the file name of a copy records its content, and other names are rejected.
 func TestNames(t *testing.T) {
 	t.Parallel()
 	for _, c := range []content{
@@ -351,7 +350,7 @@ func TestNames(t *testing.T) {
 	}
 }
 
-// TestBehind: what the store behind can, the cache hands on; what it can't, it says.
+// TestBehind: the cache forwards the capabilities of the store, or returns its errors.
 func TestBehind(t *testing.T) {
 	t.Parallel()
 	f := newFar(t)
@@ -368,7 +367,7 @@ func TestBehind(t *testing.T) {
 	if free, size, err := cache.FreeSpace(); err != nil || free > size || size == 0 {
 		t.Errorf("%d of %d bytes are free, %v", free, size, err)
 	}
-	// One that is a ByteStore and nothing else.
+	// A store without capabilities.
 	plain := open(t, struct {
 		*far
 		bytestore.Defaults
@@ -397,7 +396,7 @@ func TestBehind(t *testing.T) {
 	}
 }
 
-// able is all that a store may be.
+// able is a store with all capabilities.
 type able struct{ *far }
 
 func (able) Concurrency() int { return 64 }
@@ -405,7 +404,8 @@ func (able) Presign(_ context.Context, name string, _ time.Duration) (string, er
 	return "far:" + name, nil
 }
 
-// TestCopyAhead: a copy that was used by a clock that was ahead has its uses noted again.
+// TestCopyAhead: if a copy was last used by a clock that was ahead, later uses are recorded
+// again.
 func TestCopyAhead(t *testing.T) {
 	t.Parallel()
 	f, clock := newFar(t), newClock()

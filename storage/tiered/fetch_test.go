@@ -14,8 +14,8 @@ import (
 
 const name = "nar/lzip/nxrz38jzshzw0q3fqi3fqimjg1zr62r9-greet-1.0"
 
-// TestOneFetchForMany: however many read, one fetches, and those who leave, the
-// first one among them, stop nobody.
+// TestOneFetchForMany: concurrent readers share one fetch, even if some of them leave,
+// including the first.
 func TestOneFetchForMany(t *testing.T) {
 	t.Parallel()
 	f := newFar(t)
@@ -64,13 +64,13 @@ func TestOneFetchForMany(t *testing.T) {
 			}
 		})
 		if i == 0 {
-			all.Wait() // it is the one that the fetch was begun for
+			all.Wait() // it has begun the fetch
 		}
 	}
 	all.Wait()
 	let <- 100_000
 	leave()
-	<-left // it would read what comes now without a wait
+	<-left // it could read further bytes without waiting
 	close(let)
 	read.Wait()
 	settled(t, cache)
@@ -86,8 +86,7 @@ func TestOneFetchForMany(t *testing.T) {
 	}
 }
 
-// TestNotFetched: what is not read for the most part is not fetched, and nothing is
-// left open.
+// TestNotFetched: a read of a small part doesn't fetch the nar, and leaves nothing open.
 func TestNotFetched(t *testing.T) {
 	t.Parallel()
 	f := newFar(t)
@@ -158,8 +157,8 @@ func TestNotFetched(t *testing.T) {
 	}
 }
 
-// TestPassedOn: a reader that takes over what a fetch has opened is not cut when it
-// was the last one to leave the entry, nor when the cache is closed.
+// TestPassedOn: a passed reader isn't cancelled if its owner is the last user of the entry,
+// nor if the cache is closed.
 func TestPassedOn(t *testing.T) {
 	t.Parallel()
 	f := newFar(t)
@@ -171,7 +170,7 @@ func TestPassedOn(t *testing.T) {
 	}{{"the fetch leaves last", false}, {"the cache is closed", true}} {
 		t.Run(test.name, func(t *testing.T) {
 			cache := open(t, f, Options{Directory: t.TempDir(), MaxSize: 400_000})
-			// As board and fetch do, with fetch stopped before it leaves the entry.
+			// As acquire and fetch do, with fetch stopped before it leaves the entry.
 			fetching := newFill(cache.ctx, name, -1)
 			e := &entry{key: keyOf(name), users: 2, live: &live{fill: fetching}}
 			cache.mu.Lock()
@@ -211,7 +210,7 @@ func TestPassedOn(t *testing.T) {
 	}
 }
 
-// TestAbsent: what is not there is not there, for all who ask at once.
+// TestAbsent: all concurrent readers get fs.ErrNotExist.
 func TestAbsent(t *testing.T) {
 	t.Parallel()
 	f := newFar(t)
@@ -235,14 +234,14 @@ func TestAbsent(t *testing.T) {
 	}
 }
 
-// TestCut: a fetch that is cut goes on; where that is in vain, readers go on by
-// themselves, or learn that it failed. None is told a short end.
+// TestCut: an interrupted fetch resumes. If that fails, readers continue by themselves, or get
+// an error, but never an early EOF.
 func TestCut(t *testing.T) {
 	t.Parallel()
 	content := random(1<<20, 3)
 	for _, test := range []struct {
 		name string
-		// body is what is made of the nth Open's.
+		// body wraps the reader of the nth Open.
 		body  func(n int64, offset int64, r io.ReadCloser) io.ReadCloser
 		fails bool
 		kept  bool
@@ -269,7 +268,7 @@ func TestCut(t *testing.T) {
 		{"all", func(_, offset int64, r io.ReadCloser) io.ReadCloser {
 			return &breaking{r, max(0, 300_000-int(offset)), syscall.ECONNRESET}
 		}, true, false, 3},
-		// Of which the last bytes by themselves would look right.
+		// The last bytes alone would look right.
 		{"damaged in the end", func(_, offset int64, r io.ReadCloser) io.ReadCloser {
 			return &breaking{r, 1<<20 - 1000 - int(offset), bytestore.ErrDamaged}
 		}, true, false, 1},
@@ -328,8 +327,7 @@ func TestReplacedWhileFetched(t *testing.T) {
 	want(t, cache, name, after)
 }
 
-// TestRemovedWhileFetched: what was begun before a removal or another content is
-// not kept, and does not come back.
+// TestRemovedWhileFetched: a fetch that began before a removal or replacement is not cached.
 func TestRemovedWhileFetched(t *testing.T) {
 	t.Parallel()
 	for _, remove := range []bool{true, false} {

@@ -15,7 +15,7 @@ import (
 	"nar-herder/storage/transfer"
 )
 
-// lying is a directory whose Open tells another size.
+// lying is a directory with a wrong size in Open.
 type lying struct {
 	*directory.Directory
 	more int64
@@ -27,8 +27,8 @@ func (l *lying) Open(ctx context.Context, name string, offset, length int64) (io
 	return body, info, err
 }
 
-// TestDistantListed lists a target that is far away once there is much to ask it,
-// and never before.
+// TestDistantListed: a remote target is listed once there are many files to look up, not
+// before.
 func TestDistantListed(t *testing.T) {
 	t.Parallel()
 	nars := some(2600)
@@ -61,8 +61,8 @@ func TestDistantListed(t *testing.T) {
 	}
 }
 
-// TestDistantUnlisted has the listing fail: in part, and those files are looked
-// for; or as a whole, and that is the end.
+// TestDistantUnlisted: if a part of the listing fails, its files are looked up one by one; if
+// the whole listing fails, the copy ends.
 func TestDistantUnlisted(t *testing.T) {
 	t.Parallel()
 	nars := some(2100)
@@ -85,8 +85,7 @@ func TestDistantUnlisted(t *testing.T) {
 	wantFiles(t, target, nars)
 }
 
-// TestAtOnce has as many files copied at a time as is asked for, or as is good
-// for the stores, and no more.
+// TestAtOnce copies as many files concurrently as requested, or as suits the stores.
 func TestAtOnce(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
@@ -113,7 +112,7 @@ func TestAtOnce(t *testing.T) {
 				}
 			}
 			mu.Unlock()
-			// The first ones wait for each other: fewer would wait in vain.
+			// The first calls wait for each other, so fewer would time out.
 			select {
 			case <-full:
 			case <-time.After(20 * time.Second):
@@ -135,7 +134,7 @@ func TestAtOnce(t *testing.T) {
 	}
 }
 
-// TestRate reads no faster than it may, all files together.
+// TestRate: all files together are read within the rate.
 func TestRate(t *testing.T) {
 	t.Parallel()
 	nars := files{}
@@ -154,7 +153,7 @@ func TestRate(t *testing.T) {
 			moved += bytes
 		}}
 		_, summary, err := run(t, job)
-		// Each reader may be ahead by what it reads at a time.
+		// Each reader may be ahead by one read.
 		if took := time.Since(begin); err != nil || !summary.Complete() || took < 79*time.Second || took > 81*time.Second {
 			t.Errorf("%v, %+v, %v", took, summary, err)
 		}
@@ -163,7 +162,7 @@ func TestRate(t *testing.T) {
 		}
 	})
 	wantFiles(t, target, nars)
-	// One that waits can be ended.
+	// A reader that waits can be cancelled.
 	again, _ := opened(t, nil)
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)

@@ -29,7 +29,7 @@ func TestCopy(t *testing.T) {
 		items    items
 		set      func(*transfer.Copy)
 		want     map[string]transfer.Outcome
-		result   files // nil: what both had, the target's first
+		result   files // nil: the files of both, the target's first
 		verified int64
 	}{
 		{"all", nars, nil, nil, nil, map[string]transfer.Outcome{a: copied, b: copied, c: copied}, nil, 0},
@@ -113,13 +113,13 @@ func TestCopy(t *testing.T) {
 	}
 }
 
-// run is copied until the test's end.
+// run runs a copy with the test's context.
 func run(t *testing.T, c *transfer.Copy) (results, transfer.Summary, error) {
 	t.Helper()
 	return copied(t, t.Context(), c)
 }
 
-// TestReplaced is what takes the place of another, with bytes counted.
+// TestReplaced counts replaced files and their bytes.
 func TestReplaced(t *testing.T) {
 	t.Parallel()
 	from, _ := opened(t, some(2))
@@ -151,7 +151,7 @@ func TestSame(t *testing.T) {
 	wantFiles(t, where, some(2))
 }
 
-// TestSharedIdentity finds a copy that was made with the name of its original.
+// TestSharedIdentity detects a copy that includes the identity of its original.
 func TestSharedIdentity(t *testing.T) {
 	t.Parallel()
 	tests := []struct{ from, to, want string }{
@@ -172,8 +172,8 @@ func TestSharedIdentity(t *testing.T) {
 	}
 }
 
-// TestOrder: whatever is seen under its name is synced in the end, and what was
-// there is flushed: a run before this one may have been killed in between.
+// TestOrder: every visible file is synced in the end, and existing ones are flushed, as a
+// previous run may have been killed in between.
 func TestOrder(t *testing.T) {
 	t.Parallel()
 	const count = 2500
@@ -202,14 +202,14 @@ func TestOrder(t *testing.T) {
 		t.Errorf("%d flushed, %d syncs, the last call was %s", flushed, syncs, last)
 	}
 	wantFiles(t, target, nars)
-	// With nothing new, that goes the same way.
+	// The same without new files.
 	to.calls = nil
 	if _, summary, err := run(t, &transfer.Copy{From: from, To: to}); err != nil || summary.Files[transfer.There] != count || to.count("flush") != count || last != "sync" {
 		t.Errorf("%+v, %v", summary, err)
 	}
 }
 
-// TestWhereDiffers says from where on large files are not the same.
+// TestWhereDiffers reports the first different byte of large files.
 func TestWhereDiffers(t *testing.T) {
 	t.Parallel()
 	text := strings.Repeat("x", 1_000_000)
@@ -221,7 +221,7 @@ func TestWhereDiffers(t *testing.T) {
 	}
 }
 
-// readsTwice is a store that reads what it takes in twice, where it can.
+// readsTwice is a store that reads its content twice if possible.
 type readsTwice struct {
 	bytestore.Store
 	mu    sync.Mutex
@@ -241,8 +241,8 @@ func (r *readsTwice) Stage(ctx context.Context, name string, from io.Reader, siz
 	return r.Store.Stage(ctx, name, from, size)
 }
 
-// TestReadTwice: a store can read a file of this machine ahead, also one that is verified
-// on its way, so that a bucket has the checksums of large ones.
+// TestReadTwice: a store can read a local file ahead, even one that is verified on the way, so
+// that a bucket has checksums of large files.
 func TestReadTwice(t *testing.T) {
 	t.Parallel()
 	nars := some(5)
