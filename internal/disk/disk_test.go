@@ -44,7 +44,7 @@ func TestRoom(t *testing.T) {
 		_, err = w.Write(part)
 	}
 	if !errors.Is(err, ErrNoRoom) || free < giga-lookEvery || free > giga {
-		t.Errorf("it ends with %v, and %d bytes are left", err, free)
+		t.Errorf("Write returns %v with %d bytes left", err, free)
 	}
 	free = 50 * giga // despite the free space, as with a quota
 	w.W = writerFunc(func(p []byte) (int, error) { return 0, &fs.PathError{Op: "write", Path: "d/f", Err: syscall.ENOSPC} })
@@ -52,7 +52,7 @@ func TestRoom(t *testing.T) {
 		t.Errorf("a full disk: %v", err)
 	}
 	if err := Look(nil).Check(t.TempDir()+"/none", 1); err == nil || errors.Is(err, ErrNoRoom) {
-		t.Errorf("a directory that is not there: %v", err)
+		t.Errorf("a missing directory: %v", err)
 	}
 	if err := Look(nil).Check(t.TempDir(), 1<<60); !errors.Is(err, ErrNoRoom) {
 		t.Errorf("more than any disk has: %v", err)
@@ -73,15 +73,15 @@ func TestRenameNew(t *testing.T) {
 	}
 	a, b := filepath.Join(dir, "a"), filepath.Join(dir, "b")
 	if err := RenameNew(a, b); !errors.Is(err, fs.ErrExist) {
-		t.Errorf("over another: %v", err)
+		t.Errorf("to an existing name: %v", err)
 	}
 	if text, err := os.ReadFile(b); err != nil || !bytes.Equal(text, []byte("b")) {
-		t.Errorf("the other is %q, %v", text, err)
+		t.Errorf("the existing file is %q, %v", text, err)
 	}
 	if err := RenameNew(a, filepath.Join(dir, "c")); err != nil {
 		t.Error(err)
 	}
 	if err := RenameNew(a, filepath.Join(dir, "d")); !errors.Is(err, fs.ErrNotExist) {
-		t.Error(fmt.Errorf("what is not there: %w", err))
+		t.Error(fmt.Errorf("a missing file: %w", err))
 	}
 }

@@ -44,7 +44,7 @@ func pair(t *testing.T, network string) (*Conn, net.Conn) {
 		t.Fatal(err)
 	}
 	if _, err := accepted.Read(make([]byte, 1)); !errors.Is(err, net.ErrClosed) {
-		t.Errorf("the connection that was taken over: %v", err)
+		t.Errorf("the original connection: %v", err)
 	}
 	if err := peer.SetDeadline(time.Now().Add(patience)); err != nil {
 		t.Fatal(err)
@@ -223,7 +223,7 @@ func TestPool(t *testing.T) {
 				select {
 				case inside <- struct{}{}:
 				default:
-					t.Error("there are more in the pool than it has places")
+					t.Error("more connections are in the pool than it has slots")
 				}
 				entered <- struct{}{}
 				if line == "wait\n" {
@@ -314,15 +314,15 @@ func TestServeEnds(t *testing.T) {
 					t.Errorf("%v", err)
 				}
 			case <-time.After(patience):
-				t.Fatal("waits for ever")
+				t.Fatal("timeout")
 			}
 		})
 	}
 }
 
-// TestTakeLacking: without free descriptors, Take fails and doesn't change the connection; a
+// TestTakeWithoutDescriptors: without free descriptors, Take fails and doesn't change the connection; a
 // later call succeeds.
-func TestTakeLacking(t *testing.T) {
+func TestTakeWithoutDescriptors(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

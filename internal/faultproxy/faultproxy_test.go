@@ -194,8 +194,8 @@ func TestFaults(t *testing.T) {
 	}
 }
 
-// TestNoOccasion has faults of bodies without a body.
-func TestNoOccasion(t *testing.T) {
+// TestNoBody has faults of bodies without a body.
+func TestNoBody(t *testing.T) {
 	t.Parallel()
 	p, _ := start(t, func(*http.Request) Fault { return Fault{Kind: FlipBit} })
 	if response, _, err := get(t, p.URL+"/empty"); err != nil || response.StatusCode != 204 {
@@ -274,7 +274,7 @@ func TestStallClosed(t *testing.T) {
 	}
 	p.Close()
 	if err := <-done; err == nil {
-		t.Error("it was answered")
+		t.Error("it got an answer")
 	}
 }
 
@@ -308,7 +308,7 @@ func TestStream(t *testing.T) {
 			select {
 			case <-s.ended:
 			case <-patience(t).Done():
-				t.Fatal("the target goes on with the stream")
+				t.Fatal("the target continues the stream")
 			}
 		}
 	}
@@ -323,7 +323,7 @@ func TestStream(t *testing.T) {
 		select {
 		case s.events <- event:
 		case <-patience(t).Done():
-			t.Fatal("nobody takes the event")
+			t.Fatal("the target doesn't send the event")
 		}
 	}
 	// The server sends the head together with the first event.
@@ -376,7 +376,7 @@ func TestUnreachable(t *testing.T) {
 	}
 	target.Close()
 	if _, _, err := get(t, p.URL+"/x"); err == nil {
-		t.Error("answered without a target")
+		t.Error("got an answer without a target")
 	}
 	if counts := p.Counts(); counts.Unreachable != 2 {
 		t.Errorf("%+v", counts)
@@ -390,7 +390,7 @@ func TestPicks(t *testing.T) {
 	for range 1000 {
 		fault := a(r)
 		if fault != b(r) {
-			t.Fatal("the same seed gives other faults")
+			t.Fatal("the same seed picks other faults")
 		}
 		if fault.At < 0 || fault.At >= 1 || fault.Bit > 7 {
 			t.Errorf("%+v", fault)

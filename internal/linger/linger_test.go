@@ -40,7 +40,7 @@ func TestCancel(t *testing.T) {
 		}
 		cancelDuring()
 		if during.Err() == nil {
-			t.Error("it was canceled and has not ended")
+			t.Error("the canceled context has not ended")
 		}
 	})
 }

@@ -31,7 +31,7 @@ func TestWait(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	waiting.Go(func() {
 		if err := m.Wait(ctx, func() bool { return false }); !errors.Is(err, context.Canceled) {
-			t.Errorf("in vain: %v", err)
+			t.Errorf("with a canceled context: %v", err)
 		}
 	})
 	cancel()

@@ -114,7 +114,7 @@ func TestItems(t *testing.T) {
 		want(t, s, target, 404, "")
 	}
 	if count := s.Asked("/nar/"); count != 6 {
-		t.Errorf("%d nars were asked for", count)
+		t.Errorf("%d requests for nars", count)
 	}
 	if err := s.Remove("/gnu/store/" + plus); err != nil {
 		t.Error(err)
@@ -122,13 +122,13 @@ func TestItems(t *testing.T) {
 	want(t, s, "/"+plus[:32]+".narinfo", 404, "")
 	want(t, s, "/nar/lzip/"+plus, 404, "")
 	if err := s.Remove("/gnu/store/" + plus); err == nil {
-		t.Error("what is gone was removed")
+		t.Error("a missing item was removed")
 	}
 	if err := s.Add([]byte("no narinfo")); err == nil {
 		t.Error("no narinfo was added")
 	}
 	if err := s.Add([]byte(textOf(t, greeting)), "a", "b"); err == nil {
-		t.Error("more files than the narinfo names were added")
+		t.Error("too many files are accepted")
 	}
 }
 
@@ -274,6 +274,6 @@ func TestDump(t *testing.T) {
 		t.Error("the old dump is still served")
 	}
 	if err := s.MakeDump(filepath.Join(directory, "missing")); err == nil {
-		t.Error("a dump was made nowhere")
+		t.Error("a dump in a missing directory succeeds")
 	}
 }

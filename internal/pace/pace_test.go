@@ -24,7 +24,7 @@ func TestSleep(t *testing.T) {
 		}
 		for _, duration := range []time.Duration{0, -1, 1} {
 			if err := Sleep(ctx, duration); err == nil {
-				t.Errorf("%v with a context that has ended: no error", duration)
+				t.Errorf("%v with a canceled context: no error", duration)
 			}
 		}
 		if err := Sleep(t.Context(), -time.Hour); err != nil {
@@ -59,7 +59,7 @@ func TestLimiter(t *testing.T) {
 		}
 		free := &Limiter{}
 		if free.Consume(1<<40) != 0 || free.Pause() != 0 || len(free.Bound(make([]byte, 5000))) != 5000 {
-			t.Error("without a rate, there are pauses")
+			t.Error("pauses without a rate")
 		}
 		if n := len((&Limiter{Rate: 1}).Bound(make([]byte, 9))); n != 1 {
 			t.Errorf("%d bytes at the slowest rate", n)

@@ -105,7 +105,7 @@ func TestWrite(t *testing.T) {
 			n, err := Write(fd, sent[written:])
 			if err != nil {
 				if err != syscall.EAGAIN || n != 0 {
-					t.Errorf("with no room: %d, %v", n, err)
+					t.Errorf("with a full buffer: %d, %v", n, err)
 				}
 				break
 			}
@@ -149,7 +149,7 @@ func TestWriter(t *testing.T) {
 				t.Errorf("%d bytes of %d, %v", n, len(sent), err)
 			}
 			if err := <-read; err != nil || !bytes.Equal(got, sent) {
-				t.Errorf("other bytes came, %v", err)
+				t.Errorf("received other bytes, %v", err)
 			}
 			// Nobody reads any more.
 			if err := writes.SetWriteDeadline(time.Now().Add(time.Millisecond)); err != nil {
@@ -167,7 +167,7 @@ func TestWriter(t *testing.T) {
 				_, err = w.Write(sent)
 			}
 			if !errors.Is(err, syscall.EPIPE) && !errors.Is(err, syscall.ECONNRESET) {
-				t.Errorf("to an end that is closed: %v", err)
+				t.Errorf("to a closed end: %v", err)
 			}
 			writes.Close()
 			if n, err := w.Write(sent); n != 0 || !errors.Is(err, net.ErrClosed) {

@@ -23,7 +23,7 @@ func TestOpenFails(t *testing.T) {
 		d, err := Open(name)
 		if err == nil {
 			d.Close()
-			t.Errorf("%s is taken as a storage", name)
+			t.Errorf("%s is opened as a storage", name)
 		} else if !strings.Contains(err.Error(), name) {
 			t.Errorf("%q does not name %s", err, name)
 		}
@@ -151,7 +151,7 @@ func TestReadOnly(t *testing.T) {
 func TestPermission(t *testing.T) {
 	t.Parallel()
 	if os.Geteuid() == 0 {
-		t.Skip("root may do anything: TestReadOnly is its share of this")
+		t.Skip("root has all permissions: see TestReadOnly")
 	}
 	store := t.TempDir()
 	lay(t, filepath.Join(store, nar), "content")
@@ -199,7 +199,7 @@ func TestFullDisk(t *testing.T) {
 			t.Errorf("%s: %v, want ENOSPC", what, err)
 		}
 		if found := listed(t, d); len(found) != 1 || found[nar].Size != 7 {
-			t.Errorf("%s: the storage has %v, want what was there before", what, found)
+			t.Errorf("%s: the storage has %v, want no change", what, found)
 		}
 	}
 	large := strings.Repeat("x", 2*size)
@@ -218,7 +218,7 @@ func TestFullDisk(t *testing.T) {
 		t.Errorf("StageFile from another file system: %v, want ErrCantShare", err)
 	}
 	if err := put(d, "nar/half", large[:size/2]); err != nil {
-		t.Errorf("with room again: %v", err)
+		t.Errorf("with space again: %v", err)
 	}
 	if err := d.Remove(t.Context(), "nar/half"); err != nil {
 		t.Error(err)

@@ -71,7 +71,7 @@ func TestOpenIsCurrent(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got, err := readAll(t, d, "a"); err != nil || got != "staged" {
-		t.Errorf("read %q, %v; want what was staged", got, err)
+		t.Errorf("read %q, %v; want the staged content", got, err)
 	}
 	if err := os.Remove(filepath.Join(dir, "a")); err != nil {
 		t.Fatal(err)
@@ -80,7 +80,7 @@ func TestOpenIsCurrent(t *testing.T) {
 		t.Errorf("a removed file: %v", err)
 	}
 	if rest, err := io.ReadAll(old); err != nil || string(rest) != "irst" {
-		t.Errorf("a reader from before gives %q, %v", rest, err)
+		t.Errorf("an earlier reader: %q, %v", rest, err)
 	}
 	if err := errors.Join(old.Close(), old.Close()); err != nil {
 		t.Error(err)

@@ -114,7 +114,7 @@ func TestSymlinksThatLeadOut(t *testing.T) {
 				}
 			}
 			if found := listed(t, d); len(found) != 1 {
-				t.Errorf("List has %v, want the placeholder alone", found)
+				t.Errorf("List has %v, want only the placeholder", found)
 			}
 			for _, file := range []string{"/outside/nar", "/outside/lzip/nxrz38jzshzw0q3fqi3fqimjg1zr62r9-greet-1.0"} {
 				if content, err := os.ReadFile(top + file); err != nil || string(content) != "secret" {
@@ -144,8 +144,8 @@ func TestSymlinksWithin(t *testing.T) {
 	}
 }
 
-// TestNoRegularFile: a file that is not regular is not a nar, and doesn't block.
-func TestNoRegularFile(t *testing.T) {
+// TestIrregularFile: a file that is not regular is not a nar, and doesn't block.
+func TestIrregularFile(t *testing.T) {
 	t.Parallel()
 	tests := map[string]func(name string) error{
 		"pipe":      func(name string) error { return unix.Mkfifo(name, 0o666) },
@@ -231,7 +231,7 @@ func TestLeftovers(t *testing.T) {
 	}
 	for name, info := range found {
 		if !info.Temporary || info.Usage == 0 {
-			t.Errorf("List gives %+v, want a temporary one that takes room", info)
+			t.Errorf("List yields %+v, want a temporary file that uses space", info)
 		}
 		if _, err := d.Stat(t.Context(), name); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("Stat of %s: %v, want fs.ErrNotExist", name, err)
@@ -243,14 +243,14 @@ func TestLeftovers(t *testing.T) {
 			}
 		}
 		if err := put(d, name, "evil"); err == nil {
-			t.Errorf("Stage took the name %s", name)
+			t.Errorf("Stage accepted the name %s", name)
 		}
 		if err := d.Remove(t.Context(), name); err != nil {
 			t.Errorf("remove %s: %v", name, err)
 		}
 	}
 	if err := staged.Commit(t.Context()); err == nil {
-		t.Error("Commit of what was removed claims to have shown it")
+		t.Error("Commit after Remove succeeds")
 	}
 	if found := listed(t, d); len(found) != 0 {
 		t.Errorf("left behind: %v", found)

@@ -29,8 +29,8 @@ func asNobody(f func()) {
 	<-done
 }
 
-// TestListGoesOn: an unreadable directory doesn't affect the others.
-func TestListGoesOn(t *testing.T) {
+// TestListContinues: an unreadable directory doesn't affect the others.
+func TestListContinues(t *testing.T) {
 	t.Parallel()
 	// Not t.TempDir, which other users can't enter.
 	store, err := os.MkdirTemp("", "nar-herder-test-")

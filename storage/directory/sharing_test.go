@@ -11,7 +11,7 @@ import (
 func TestFlushOfSecondName(t *testing.T) {
 	t.Parallel()
 	if os.Geteuid() != 0 {
-		t.Skip("run the tests as root for this one")
+		t.Skip("this test must run as root")
 	}
 	const user, stranger = 65533, 65534
 	for _, test := range []struct {

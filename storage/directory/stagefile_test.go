@@ -55,7 +55,7 @@ func wantLinked(t *testing.T, d *Directory, source string) {
 		t.Fatal(err)
 	}
 	if !os.SameFile(stat(t, source), stat(t, filepath.Join(d.String(), nar))) {
-		t.Error("the file was copied, although both lie on one file system")
+		t.Error("the file was copied, although both are on one file system")
 	}
 }
 
@@ -79,7 +79,7 @@ func TestStageFileShares(t *testing.T) {
 	// A file that is in the storage already, as after a crash just before its old name was
 	// removed.
 	if _, err := stageFile(t, d, source, 7); !errors.Is(err, bytestore.ErrCantShare) {
-		t.Errorf("a second time: %v, want ErrCantShare", err)
+		t.Errorf("again: %v, want ErrCantShare", err)
 	}
 	if err := os.Remove(source); err != nil {
 		t.Fatal(err)
@@ -216,13 +216,13 @@ func TestStageFileOfSpool(t *testing.T) {
 			t.Fatal(err)
 		}
 		if got := names(); got != spoolFolder+"/key" {
-			t.Errorf("staged, there is %s", got)
+			t.Errorf("after Stage: %s", got)
 		}
 		return staged
 	}
 	stage().Abort()
 	if got := names(); got != spoolFolder+"/key" {
-		t.Errorf("aborted, there is %s", got)
+		t.Errorf("after Abort: %s", got)
 	}
 	staged := stage()
 	for range 2 {
@@ -232,7 +232,7 @@ func TestStageFileOfSpool(t *testing.T) {
 	}
 	staged.Abort()
 	if got := names(); got != nar {
-		t.Errorf("committed, there is %s", got)
+		t.Errorf("after Commit: %s", got)
 	}
 	if !os.SameFile(before, stat(t, filepath.Join(d.String(), nar))) {
 		t.Error("the file was copied")
@@ -265,10 +265,10 @@ func TestStageFileOfSpoolMeanwhile(t *testing.T) {
 				lay(t, source, meanwhile)
 			}
 			if err := staged.Commit(t.Context()); err == nil {
-				t.Error("Commit claims to have shown it")
+				t.Error("Commit succeeds")
 			}
 			if _, err := d.Stat(t.Context(), nar); !errors.Is(err, fs.ErrNotExist) {
-				t.Errorf("something is there: %v", err)
+				t.Errorf("the nar exists: %v", err)
 			}
 		})
 	}

@@ -23,15 +23,15 @@ func TestExport(t *testing.T) {
 	p.wantFiles(t, items...)
 	written := "nar/lzip/" + strings.Replace(items[3].path().BaseName(), "+", "%2B", 1)
 	if !os.SameFile(p.info(t, written), p.info(t, items[3].nar())) {
-		t.Error("the second name has bytes of its own")
+		t.Error("the second name is not a link")
 	}
 	stored, err := os.Stat(filepath.Join(p.store, items[0].nar()))
 	if err != nil || !os.SameFile(stored, p.info(t, items[0].nar())) {
-		t.Errorf("the nar is no link to that of the storage: %v", err)
+		t.Errorf("the nar is not a link to that of the storage: %v", err)
 	}
 	row, err := p.index.Item(t.Context(), items[0].path().Hash)
 	if err != nil || !p.info(t, items[0].file()).ModTime().Equal(row.AddedAt) {
-		t.Errorf("the narinfo is of %v, want when it was added, %v; %v", p.info(t, items[0].file()).ModTime(), row.AddedAt, err)
+		t.Errorf("the narinfo has time %v, want that of the addition, %v; %v", p.info(t, items[0].file()).ModTime(), row.AddedAt, err)
 	}
 
 	// Nothing to do.
@@ -81,7 +81,7 @@ func TestCopy(t *testing.T) {
 	}
 	copied := p.info(t, items[0].nar())
 	if os.SameFile(stored, copied) || !copied.ModTime().Equal(stored.ModTime()) {
-		t.Errorf("the copy is the file itself, or of %v, want %v", copied.ModTime(), stored.ModTime())
+		t.Errorf("the copy is a link, or has time %v, want %v", copied.ModTime(), stored.ModTime())
 	}
 	p.exports(t, Summary{Unchanged: 3}, copies)
 	p.exports(t, Summary{Unchanged: 3}, nil) // copies are as good as links
@@ -134,7 +134,7 @@ func TestClosureAndTags(t *testing.T) {
 	p.remove(t, items[2])
 	results := p.exports(t, Summary{Unchanged: 2, Skipped: 1, StaleNarinfos: 2, StaleNars: 2}, of(items[0]))
 	if text := errorOf(results, items[2]); !strings.Contains(text, items[1].path().String()+" refers to it") {
-		t.Errorf("what the closure lacks: %q", text)
+		t.Errorf("missing in the closure: %q", text)
 	}
 	if _, _, err := p.export(of(items[2])); err == nil || !strings.Contains(err.Error(), items[2].path().Hash.String()) {
 		t.Errorf("closure of an unknown item: %v", err)
@@ -153,7 +153,7 @@ func TestClosureAndTags(t *testing.T) {
 	p.wantFiles(t, items[3])
 	p.exports(t, Summary{StaleNarinfos: 1, StaleNars: 1}, func(e *Export) { e.Tags = []index.Tag{{Key: "a", Value: "b"}, {Key: "c", Value: "e"}} })
 	if _, _, err := p.export(func(e *Export) { of(items[0])(e); e.Tags = []index.Tag{{Key: "a", Value: "b"}} }); err == nil {
-		t.Error("tags and a closure go together")
+		t.Error("tags and a closure are accepted together")
 	}
 }
 
@@ -167,7 +167,7 @@ func TestSkipped(t *testing.T) {
 	p.put(t, items[4])
 	results := p.exports(t, Summary{Added: 4, Skipped: 1}, nil)
 	if text := errorOf(results, items[4]); !strings.Contains(text, "does not begin with nar/") {
-		t.Errorf("URL elsewhere: %q", text)
+		t.Errorf("a URL outside of nar/: %q", text)
 	}
 	p.wantFiles(t, items[:4]...)
 	err := p.index.Update(t.Context(), func(tx *index.Tx) error {
@@ -188,7 +188,7 @@ func TestSkipped(t *testing.T) {
 	// The nar of a withdrawn item is kept for clients that have its narinfo.
 	p.exports(t, Summary{Unchanged: 2, Skipped: 2, Withdrawn: 1, StaleNarinfos: 2, StaleNars: 1}, func(e *Export) { e.Delete = true })
 	if got := files(t, p.out); got[items[1].nar()] != items[1].content || got[items[1].file()] != "" {
-		t.Errorf("of a withdrawn item: %q, %q", got[items[1].nar()], got[items[1].file()])
+		t.Errorf("a withdrawn item: %q, %q", got[items[1].nar()], got[items[1].file()])
 	}
 	p.remove(t, items[1])
 	p.exports(t, Summary{Unchanged: 2, Skipped: 2, StaleNars: 1}, func(e *Export) { e.Delete = true })

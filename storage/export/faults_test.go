@@ -97,7 +97,7 @@ func TestEveryStep(t *testing.T) {
 				p.wantSound(t, when, before, after)
 				reached := f.steps > f.at
 				if f.power != crashed && reached {
-					t.Errorf("%s: the run has ended by itself", when)
+					t.Errorf("%s: the run has not crashed", when)
 				}
 				if _, _, err := p.export(func(e *Export) { e.Copy, e.Delete = copies, true }); err != nil {
 					t.Fatalf("%s: the next run: %v", when, err)
@@ -168,7 +168,7 @@ func TestFull(t *testing.T) {
 	}
 	p.wantSound(t, "full", items)
 	if _, err := os.Stat(filepath.Join(p.out, temporaryDirectory)); !os.IsNotExist(err) {
-		t.Errorf("something temporary is left: %v", err)
+		t.Errorf("a temporary file is left: %v", err)
 	}
 	if err := os.Remove(filler); err != nil {
 		t.Fatal(err)
@@ -388,8 +388,8 @@ func TestTwoRuns(t *testing.T) {
 	p.wantFiles(t, items...)
 }
 
-// TestNoWriting has unwritable directories.
-func TestNoWriting(t *testing.T) {
+// TestUnwritable has unwritable directories.
+func TestUnwritable(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
 	items := many(2)
@@ -403,7 +403,7 @@ func TestNoWriting(t *testing.T) {
 	}
 	p.out = filepath.Join(out, items[0].file())
 	if _, _, err := p.export(nil); err == nil || !strings.Contains(err.Error(), "not a directory") {
-		t.Errorf("a file in its place: %v", err)
+		t.Errorf("a file instead of the directory: %v", err)
 	}
 }
 

@@ -237,7 +237,7 @@ func (p *place) wantFiles(t testing.TB, items ...fake) {
 		delete(got, name)
 	}
 	for name := range got {
-		t.Errorf("%s is there, of nothing that was exported", name)
+		t.Errorf("%s exists, but was not exported", name)
 	}
 }
 
@@ -253,7 +253,7 @@ func (p *place) wantSound(t testing.TB, when string, versions ...[]fake) {
 		if !slices.ContainsFunc(slices.Concat(versions...), func(f fake) bool {
 			return f.file() == name && f.text() == text && got[f.nar()] == f.content
 		}) {
-			t.Errorf("%s: %s names a nar that is not there: %q", when, name, text)
+			t.Errorf("%s: the nar of %s is missing: %q", when, name, text)
 		}
 	}
 }

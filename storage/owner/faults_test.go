@@ -102,7 +102,7 @@ func TestLockUnwritable(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !inUse(t, database) {
-		t.Error("the directory is locked, and the database is not")
+		t.Error("the directory is locked, but not the database")
 	}
 	if err := directory.Close(); err != nil || inUse(t, database) {
 		t.Error("still in use", err)

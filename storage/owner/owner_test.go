@@ -61,7 +61,7 @@ func TestClaim(t *testing.T) {
 			t.Errorf("a storage that is not mounted: %v", err)
 		}
 		if _, err := Read(ctx, store); !errors.Is(err, fs.ErrNotExist) {
-			t.Fatalf("there is an owner: %v", err)
+			t.Fatalf("the storage has an owner: %v", err)
 		}
 
 		nar := "nar/lzip/" + strings.Repeat("0", 32) + "-a"
@@ -106,7 +106,7 @@ func TestClaim(t *testing.T) {
 			t.Errorf("taken: %v", err)
 		}
 		if err := claim(found.Instance, Always); !errors.Is(err, storage.ErrNotOwner) {
-			t.Errorf("the one that lost it: %v", err)
+			t.Errorf("the former owner: %v", err)
 		}
 	})
 }
@@ -174,7 +174,7 @@ func TestCopies(t *testing.T) {
 		if test.owns && err != nil {
 			t.Errorf("%s: %v", what, err)
 		} else if !test.owns && (!errors.Is(err, storage.ErrNotOwner) || !strings.Contains(err.Error(), "container") || !strings.Contains(err.Error(), "new-identity") || !strings.Contains(err.Error(), "claim-storage --yes=a")) {
-			t.Errorf("%s: %v, want ErrNotOwner with both cures", what, err)
+			t.Errorf("%s: %v, want ErrNotOwner with both solutions", what, err)
 		}
 	}
 }

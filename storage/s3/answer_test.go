@@ -48,7 +48,7 @@ func TestUsualAnswer(t *testing.T) {
 	// Heads longer than the buffer are not parsed.
 	long := "HTTP/1.1 200 OK\r\nX-Long: " + strings.Repeat("x", headBuffer) + "\r\nContent-Length: 5\r\n\r\nbytes"
 	if sameAnswer(t, long) {
-		t.Error("a head that does not fit is taken for the usual")
+		t.Error("a head longer than the buffer is parsed")
 	}
 }
 
@@ -64,14 +64,14 @@ func sameAnswer(t *testing.T, text string) (usual bool) {
 	}
 	if got == nil {
 		if string(rest) != text {
-			t.Fatalf("%q: %q is left of what is not usual", text, rest)
+			t.Fatalf("%q: not parsed, but only %q is left", text, rest)
 		}
 		return false
 	}
 	plain := bufio.NewReader(strings.NewReader(text))
 	want, err := http.ReadResponse(plain, nil)
 	if err != nil {
-		t.Fatalf("%q: taken, where package http says: %v", text, err)
+		t.Fatalf("%q: parsed, but package http returns: %v", text, err)
 	}
 	if got.StatusCode != want.StatusCode || got.ContentLength != want.ContentLength || got.Close != want.Close || len(want.TransferEncoding) > 0 {
 		t.Fatalf("%q: %+v, want %+v", text, got, want)

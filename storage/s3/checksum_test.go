@@ -100,7 +100,7 @@ func TestSignedHeaders(t *testing.T) {
 		}
 	}
 	if infos := list(t, b); len(infos) != 3 {
-		t.Errorf("List gives %+v", infos)
+		t.Errorf("List yields %+v", infos)
 	}
 	if _, err := b.Stat(t.Context(), "nar/empty"); err != nil { // which sends a HEAD
 		t.Error(err)
@@ -140,12 +140,12 @@ func TestSignedHeaders(t *testing.T) {
 	}
 	for _, method := range []string{"GET", "HEAD", "PUT", "POST", "DELETE"} {
 		if !methods[method] {
-			t.Errorf("no %s was made", method)
+			t.Errorf("no %s was sent", method)
 		}
 	}
 	presigned, err := b.Presign(t.Context(), "nar/small", time.Minute)
 	if err != nil || !strings.Contains(presigned, "X-Amz-SignedHeaders=host&") {
-		t.Errorf("%s, %v: want it to sign the host alone", presigned, err)
+		t.Errorf("%s, %v: want only the host signed", presigned, err)
 	}
 }
 
@@ -165,7 +165,7 @@ var providerChecksums = map[s3server.Provider]struct {
 func TestFirstUpload(t *testing.T) {
 	t.Parallel()
 	if server == nil {
-		t.Skip("there is no server")
+		t.Skip("the S3 server is missing")
 	}
 	for provider, want := range providerChecksums {
 		for _, size := range []int{0, small, large, twoParts} {
@@ -182,13 +182,13 @@ func TestFirstUpload(t *testing.T) {
 				content := random(size, 1)
 				put(t, b, "nar/first", content)
 				if got, first := front.Refused(), len(want.tried); got != first {
-					t.Errorf("%d requests of the first upload were refused, want %d", got, first)
+					t.Errorf("%d requests of the first upload were rejected, want %d", got, first)
 				}
 				for _, size := range []int{small, large} {
 					put(t, b, "nar/later", random(size, 2))
 				}
 				if got := front.Refused(); got != len(want.tried) {
-					t.Errorf("%d requests were refused after the first upload", got-len(want.tried))
+					t.Errorf("%d requests were rejected after the first upload", got-len(want.tried))
 				}
 				uploads := seen.uploads()
 				if size < mostInMemory { // none is rejected in an upload's first request, which has no body
@@ -201,7 +201,7 @@ func TestFirstUpload(t *testing.T) {
 					}
 				}
 				if len(uploads) < 3 {
-					t.Errorf("%d uploads were seen", len(uploads))
+					t.Errorf("%d uploads", len(uploads))
 				}
 				for _, header := range uploads {
 					if header != want.header {
@@ -229,7 +229,7 @@ func TestFirstUpload(t *testing.T) {
 func TestManyFirstUploads(t *testing.T) {
 	t.Parallel()
 	if server == nil {
-		t.Skip("there is no server")
+		t.Skip("the S3 server is missing")
 	}
 	front := server.Front(t, s3server.Backblaze)
 	var log logged
@@ -420,7 +420,7 @@ func TestChecksumParameter(t *testing.T) {
 			way.set(nil)
 			uploads := seen.uploads()
 			if len(uploads) != 5 {
-				t.Errorf("%d uploads were seen", len(uploads))
+				t.Errorf("%d uploads", len(uploads))
 			}
 			for _, got := range uploads {
 				if got != header {
@@ -435,7 +435,7 @@ func TestChecksumParameter(t *testing.T) {
 			}
 			for _, r := range seen.seen {
 				if asks := r.Header.Get("X-Amz-Checksum-Mode") != ""; asks && kind == noChecksum {
-					t.Errorf("%s %s asks for a checksum", r.Method, r.URL)
+					t.Errorf("%s %s requests a checksum", r.Method, r.URL)
 				}
 			}
 			if kind == noChecksum {
@@ -454,7 +454,7 @@ func TestChecksumParameter(t *testing.T) {
 func TestReadWithoutChecksums(t *testing.T) {
 	t.Parallel()
 	if server == nil {
-		t.Skip("there is no server")
+		t.Skip("the S3 server is missing")
 	}
 	front := server.Front(t, s3server.Backblaze)
 	at := placeAt(front.URL)
@@ -466,7 +466,7 @@ func TestReadWithoutChecksums(t *testing.T) {
 		wantContent(t, b, "nar/x", content)
 	}
 	if got := front.Refused() - refused; got != 2 { // with the fast path and with the SDK
-		t.Errorf("%d requests were refused, want 2", got)
+		t.Errorf("%d requests were rejected, want 2", got)
 	}
 	// Another failure doesn't change that.
 	var way faulty
@@ -480,7 +480,7 @@ func TestReadWithoutChecksums(t *testing.T) {
 		way.set(hook)
 		_, _ = readAll(t, b, "nar/x", 0)
 		if b.checksums.noMode.Load() {
-			t.Fatal("the server is not asked for checksums any more")
+			t.Fatal("no more checksums are requested")
 		}
 	}
 }

@@ -129,14 +129,14 @@ func wantFault(t *testing.T, what string, err error, words ...string) {
 	}
 	text := err.Error()
 	if errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("%s: %v: that it is not there is not known", what, err)
+		t.Errorf("%s: %v: want an error that isn't fs.ErrNotExist", what, err)
 	}
 	if strings.ContainsAny(text, "\n\r") || len(text) > 700 || strings.Contains(text, s3server.SecretKey) || strings.Contains(text, "RequestID") {
-		t.Errorf("%s: not for people: %q", what, text)
+		t.Errorf("%s: unreadable message: %q", what, text)
 	}
 	for _, word := range words {
 		if !strings.Contains(text, word) {
-			t.Errorf("%s: %v: want it to have %q", what, err, word)
+			t.Errorf("%s: %v: want %q in it", what, err, word)
 		}
 	}
 }
@@ -225,7 +225,7 @@ var operations = map[string]func(*testing.T, *Bucket) error{
 			if err != nil {
 				return err
 			}
-			t.Errorf("List gives %+v", info)
+			t.Errorf("List yields %+v", info)
 		}
 		return nil
 	},
@@ -302,7 +302,7 @@ func TestFaults(t *testing.T) {
 			}
 			for _, name := range []string{"nar/absent", "nar/new"} {
 				if _, err := b.Stat(t.Context(), name); !errors.Is(err, fs.ErrNotExist) {
-					t.Errorf("Stat of what is absent: %v", err)
+					t.Errorf("Stat of a missing object: %v", err)
 				}
 			}
 			if err := errors.Join(stage(t, b, "nar/new", large), b.Remove(t.Context(), "nar/new"), b.Probe(t.Context())); err != nil {
@@ -341,7 +341,7 @@ func TestFaultsThatPass(t *testing.T) {
 				}
 				way.set(times(3, hook))
 				if _, err := b.Stat(t.Context(), "nar/absent"); !errors.Is(err, fs.ErrNotExist) {
-					t.Errorf("Stat of what is absent: %v", err)
+					t.Errorf("Stat of a missing object: %v", err)
 				}
 				way.set(times(3, hook))
 				if infos := list(t, b); len(infos) != 1 || infos[0].Size != int64(size) {

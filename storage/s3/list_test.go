@@ -51,7 +51,7 @@ func TestListPages(t *testing.T) {
 		}
 	}
 	if slices.Sort(got); !slices.Equal(got, want) {
-		t.Errorf("List gives %q, want %q", got, want)
+		t.Errorf("List yields %q, want %q", got, want)
 	}
 	// A failure of a later page is an error, not the end of the list.
 	requests := 0
@@ -67,7 +67,7 @@ func TestListPages(t *testing.T) {
 		if failure = err; err == nil {
 			n++
 		} else if info.Name != "" {
-			t.Errorf("the error is about %q, want it to end all", info.Name)
+			t.Errorf("the error has name %q, want none", info.Name)
 		}
 	}
 	wantFault(t, "List", failure, "AccessDenied")
@@ -86,7 +86,7 @@ func TestListPages(t *testing.T) {
 		if err == nil {
 			n++
 		} else if info.Name == "" {
-			t.Errorf("%v ends all", err)
+			t.Errorf("an error without a name: %v", err)
 		} else {
 			wantFault(t, "List of uploads", err, "AccessDenied", "unfinished")
 		}
@@ -115,7 +115,7 @@ func TestListOthers(t *testing.T) {
 		}
 	}
 	if infos := list(t, b); len(infos) != 1 || infos[0].Name != "nar/x" {
-		t.Errorf("List gives %+v", infos)
+		t.Errorf("List yields %+v", infos)
 	}
 	if _, err := b.Stat(t.Context(), "nar/marker"); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("Stat of a marked directory: %v", err)
@@ -127,7 +127,7 @@ func TestListOthers(t *testing.T) {
 func TestListUnfinished(t *testing.T) {
 	t.Parallel()
 	if server == nil {
-		t.Skip("there is no server")
+		t.Skip("the S3 server is missing")
 	}
 	const bucket = "unfinished"
 	b := open(t, server.URL(bucket+"/of us"), Options{})
@@ -146,7 +146,7 @@ func TestListUnfinished(t *testing.T) {
 	}
 	begin(neighbour, "nar/others")
 	if err := server.AgeUploads(bucket, 25*time.Hour, true); errors.Is(err, errors.ErrUnsupported) {
-		t.Skip("this server keeps uploads in a form of its own")
+		t.Skip("only for versitygw")
 	} else if err != nil {
 		t.Fatal(err)
 	}
@@ -180,10 +180,10 @@ func TestListUnfinished(t *testing.T) {
 		t.Errorf("%q are unfinished after they were removed", names)
 	}
 	if infos := list(t, b); len(infos) != 3 {
-		t.Errorf("%+v, want the whole one and the two that are young", infos)
+		t.Errorf("%+v, want the complete object and the two recent uploads", infos)
 	}
 	if infos := list(t, neighbour); len(infos) != 1 {
-		t.Errorf("the neighbour has %+v", infos)
+		t.Errorf("the other prefix has %+v", infos)
 	}
 }
 
@@ -228,7 +228,7 @@ func TestRealParts(t *testing.T) {
 	content := random(2*smallestPart+777, 1)
 	put(t, b, "nar/x", content)
 	if n := way.count(); n != 5 {
-		t.Errorf("%d requests, want a beginning, three parts and an end", n)
+		t.Errorf("%d requests, want one to create, three parts and one to complete", n)
 	}
 	wantContent(t, b, "nar/x", content)
 	if got, err := readAll(t, b, "nar/x", smallestPart-5); err != nil || !bytes.Equal(got, content[smallestPart-5:]) {
@@ -343,7 +343,7 @@ func TestPresign(t *testing.T) {
 		t.Errorf("a range: %s, %d bytes", response.Status, len(got))
 	}
 	if response, _ := get("nar/absent", ""); response.StatusCode != 404 {
-		t.Errorf("what is absent: %s", response.Status)
+		t.Errorf("a missing object: %s", response.Status)
 	}
 	for name, lifetime := range map[string]time.Duration{"../x": time.Minute, "nar/x": 0, temporaryName("id", "nar/x"): time.Minute} {
 		if url, err := b.Presign(t.Context(), name, lifetime); err == nil {
@@ -351,7 +351,7 @@ func TestPresign(t *testing.T) {
 		}
 	}
 	if _, err := b.Presign(t.Context(), name, 1000*time.Hour); err != nil {
-		t.Errorf("longer than can be: %v", err)
+		t.Errorf("above the maximum: %v", err)
 	}
 }
 

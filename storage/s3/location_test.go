@@ -75,12 +75,12 @@ func FuzzParse(f *testing.F) {
 			return
 		}
 		if l.prefix != "" && !fs.ValidPath(l.prefix) || !bucketName.MatchString(l.bucket) || strings.Contains(l.endpoint, "@") {
-			t.Errorf("%q is taken as %+v", text, l)
+			t.Errorf("%q is parsed as %+v", text, l)
 		}
 	})
 }
 
-// TestOpenSaysNoKeys: Open fails if a named credentials file is missing. Without any
+// TestOpenWithoutKeys: Open fails if a named credentials file is missing. Without any
 // credentials, the first request fails, and not with fs.ErrNotExist.
 func TestOpenWithoutKeys(t *testing.T) {
 	for _, name := range []string{"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "HOME"} {

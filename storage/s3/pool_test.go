@@ -104,11 +104,11 @@ func TestPool(t *testing.T) {
 		}
 		// The server closes the connection, with or without "Connection: close".
 		if got, err := poolGet(t.Context(), l, s.URL+"/close"); err != nil || got != "the last" {
-			t.Errorf("the last: %q, %v", got, err)
+			t.Errorf("the last response: %q, %v", got, err)
 		}
 		for range 2 {
 			if _, err := poolGet(t.Context(), l, s.URL+"/x"); err != nil {
-				t.Errorf("after the last: %v", err)
+				t.Errorf("after the last response: %v", err)
 			}
 		}
 		s.CloseClientConnections()
@@ -162,7 +162,7 @@ func TestPoolFail(t *testing.T) {
 		t.Error(err)
 	}
 	if got, err := poolGet(t.Context(), l, s.URL+"/y"); err != nil || !strings.HasPrefix(got, "GET /y ") {
-		t.Errorf("after one that was not read: %q, %v", got, err)
+		t.Errorf("after an unread response: %q, %v", got, err)
 	}
 	s.CloseClientConnections()
 	s.Close()
@@ -171,9 +171,9 @@ func TestPoolFail(t *testing.T) {
 	}
 }
 
-// TestPoolAtOnce: concurrent requests get their own responses, and the number of idle
+// TestPoolConcurrent: concurrent requests get their own responses, and the number of idle
 // connections is bounded.
-func TestPoolAtOnce(t *testing.T) {
+func TestPoolConcurrent(t *testing.T) {
 	t.Parallel()
 	s, l, _ := poolServer(t, false)
 	var asking sync.WaitGroup
@@ -193,10 +193,10 @@ func TestPoolAtOnce(t *testing.T) {
 		kept += len(pool)
 	}
 	if kept == 0 || kept > idleConnections {
-		t.Errorf("%d connections are kept, want %d at the most", kept, idleConnections)
+		t.Errorf("%d idle connections, want at most %d", kept, idleConnections)
 	}
 	l.close()
 	if got, err := poolGet(t.Context(), l, s.URL+"/x"); err != nil || got == "" || len(l.idle) > 0 {
-		t.Errorf("after it was closed: %q, %v, %d kept", got, err, len(l.idle))
+		t.Errorf("after Close: %q, %v, %d idle", got, err, len(l.idle))
 	}
 }

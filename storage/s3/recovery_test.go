@@ -147,7 +147,7 @@ func TestLies(t *testing.T) {
 		got, err := readAll(t, b, "nar/x", 0)
 		wantFault(t, what, err)
 		if len(got) >= 200_000 && what == "shorter" || len(got) == len(content) {
-			t.Errorf("%s: all %d bytes were given", what, len(got))
+			t.Errorf("%s: read all %d bytes", what, len(got))
 		}
 	}
 	for what, how := range map[string]func(*http.Response){
@@ -194,7 +194,7 @@ func TestStalls(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := b.Stat(ctx, "nar/x"); !errors.Is(err, context.Canceled) {
-		t.Errorf("Stat of one who left: %v", err)
+		t.Errorf("Stat with a canceled context: %v", err)
 	}
 }
 
@@ -227,7 +227,7 @@ func TestCredentialsChange(t *testing.T) {
 		_, err := b.Stat(t.Context(), "nar/x")
 		wantFault(t, "a bad secret", err, "SignatureDoesNotMatch", "renew the credentials")
 		if strings.Contains(err.Error(), "hush") {
-			t.Errorf("%v: it has the secret", err)
+			t.Errorf("%v: contains the secret", err)
 		}
 		pass(2 * rereadPause)
 	}
@@ -302,7 +302,7 @@ func TestClockSkew(t *testing.T) {
 		wantContent(t, b, "nar/x", []byte("x"))
 		// First with the fast path, then with the SDK, which learns the skew.
 		if refused > 2 {
-			t.Errorf("%v: refused %d times, want twice at the most", skew, refused)
+			t.Errorf("%v: rejected %d times, want at most twice", skew, refused)
 		}
 	}
 }
@@ -311,7 +311,7 @@ func TestClockSkew(t *testing.T) {
 func TestBucketGone(t *testing.T) {
 	t.Parallel()
 	if server == nil {
-		t.Skip("there is no server")
+		t.Skip("the S3 server is missing")
 	}
 	name := "gone-" + strings.ToLower(randomWord())
 	var way faulty
@@ -356,7 +356,7 @@ func TestOutage(t *testing.T) {
 	}
 	wantContent(t, b, "nar/small", []byte("x"))
 	if _, err := b.Stat(t.Context(), "nar/absent"); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("Stat of what is absent: %v", err)
+		t.Errorf("Stat of a missing object: %v", err)
 	}
 }
 
@@ -405,7 +405,7 @@ func TestSpoiled(t *testing.T) {
 			wrong := bytes.Clone(content)
 			wrong[100_000] ^= 1
 			if err := server.Spoil(b.bucket+"/"+b.key("nar/x"), wrong); errors.Is(err, errors.ErrUnsupported) {
-				t.Skip("this server keeps objects in a form of its own")
+				t.Skip("only for versitygw")
 			} else if err != nil {
 				t.Fatal(err)
 			}

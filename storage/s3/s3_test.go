@@ -52,7 +52,7 @@ var places atomic.Int64
 func place(t testing.TB) string {
 	t.Helper()
 	if server == nil {
-		t.Skip("there is no server")
+		t.Skip("the S3 server is missing")
 	}
 	return placeAt(server.URL)
 }
@@ -89,7 +89,7 @@ func TestConformance(t *testing.T) {
 func TestConformanceOfProviders(t *testing.T) {
 	t.Parallel()
 	if server == nil {
-		t.Skip("there is no server")
+		t.Skip("the S3 server is missing")
 	}
 	for _, provider := range s3server.Providers {
 		t.Run(string(provider), func(t *testing.T) {

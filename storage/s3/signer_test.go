@@ -44,11 +44,11 @@ func TestSignGet(t *testing.T) {
 							}
 							s.signGet(keys, got, region, at)
 							if len(want.Header) != len(got.Header) {
-								t.Fatalf("%v, where the SDK has %v", got.Header, want.Header)
+								t.Fatalf("%v, but the SDK has %v", got.Header, want.Header)
 							}
 							for name := range want.Header {
 								if want.Header.Get(name) != got.Header.Get(name) {
-									t.Fatalf("%s %s, %v, %v: %s is\n%s, where the SDK has\n%s", host, key, header, at, name, got.Header.Get(name), want.Header.Get(name))
+									t.Fatalf("%s %s, %v, %v: %s is\n%s, but the SDK has\n%s", host, key, header, at, name, got.Header.Get(name), want.Header.Get(name))
 								}
 							}
 						}

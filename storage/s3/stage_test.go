@@ -73,7 +73,7 @@ func TestCommitAgain(t *testing.T) {
 		wantFault(t, "Commit", staged.Commit(t.Context()), "SlowDown")
 		way.set(nil)
 		if _, err := b.Stat(t.Context(), "nar/x"); !errors.Is(err, fs.ErrNotExist) {
-			t.Errorf("after a commit that failed: %v", err)
+			t.Errorf("after a failed commit: %v", err)
 		}
 		if err := staged.Commit(t.Context()); err != nil {
 			t.Error(err)
@@ -139,7 +139,7 @@ func TestPartsInMemory(t *testing.T) {
 		t.Errorf("%d nars, want %d: %+v", len(infos), nars, infos)
 	}
 	if most > mostParts || most == 0 {
-		t.Errorf("%d bytes of parts in memory at once, want at most %d", most, mostParts)
+		t.Errorf("%d bytes of parts in memory, want at most %d", most, mostParts)
 	}
 }
 
@@ -159,10 +159,10 @@ func TestStagedInMemory(t *testing.T) {
 	}
 	infos := list(t, b)
 	if !listsUploads {
-		t.Skip("this server does not list what waits with it")
+		t.Skip("this server doesn't list unfinished uploads")
 	}
 	if len(infos) != more {
-		t.Errorf("%d wait with the server, want %d", len(infos), more)
+		t.Errorf("%d unfinished uploads, want %d", len(infos), more)
 	}
 	for _, info := range infos {
 		if !info.Temporary || info.Size != mostInMemory || time.Since(info.ModTime).Abs() > time.Hour {
@@ -204,7 +204,7 @@ func TestCommitNewFaults(t *testing.T) {
 	}{
 		"lost":              {hook: lostTo(always(500, "InternalError")), first: 1},
 		"not known":         {hook: refused(501, "NotImplemented")},
-		"not known, as 400": {hook: refused(400, "NotImplemented")},
+		"unknown, as 400": {hook: refused(400, "NotImplemented")},
 		// Only the caller can restart an upload.
 		"conflict":    {hook: refused(409, conflict), first: 2, want: map[int]string{large: conflict}},
 		"conflicts":   {hook: refused(409, conflict), want: map[int]string{small: conflict, large: conflict}},
@@ -247,7 +247,7 @@ func TestCommitNewFaults(t *testing.T) {
 					wantContent(t, b, "nar/x", []byte("other"))
 				default:
 					if _, err := b.Stat(t.Context(), "nar/x"); !errors.Is(err, fs.ErrNotExist) {
-						t.Errorf("%d bytes: something is there: %v", size, err)
+						t.Errorf("%d bytes: the object exists: %v", size, err)
 					}
 				}
 			}

@@ -76,10 +76,10 @@ func TestRemovedElsewhere(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, content) {
-		t.Errorf("who reads it: %v", err)
+		t.Errorf("its reader: %v", err)
 	}
 	if cache.taken == 0 {
-		t.Error("what is still open takes no room")
+		t.Error("an open file isn't counted")
 	}
 	r.Close()
 	if n := len(copies(t, dir)); n != 0 || cache.taken != 0 {
@@ -110,7 +110,7 @@ func TestDown(t *testing.T) {
 		t.Errorf("asked %d times", n)
 	}
 	if _, _, err := cache.Open(t.Context(), "4", 0, -1); !errors.Is(err, errDown) {
-		t.Errorf("what is not in the cache: %v", err)
+		t.Errorf("a nar that isn't cached: %v", err)
 	}
 	clock.pass(downFor)
 	want(t, cache, "0", random(10_000, 0))
@@ -157,7 +157,7 @@ func TestHanging(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, _, err := cache.Open(ctx, name, 0, -1); !errors.Is(err, context.Canceled) {
-		t.Errorf("with a context that has ended: %v", err)
+		t.Errorf("with a canceled context: %v", err)
 	}
 	close(d.until)
 	settled(t, cache)
@@ -183,10 +183,10 @@ func TestRestart(t *testing.T) {
 	}
 	cache := open(t, f, Options{Directory: dir, MaxSize: 10 * size, Now: clock.now})
 	if cache.taken != 0 || len(cache.entries) != 0 {
-		t.Errorf("of others' files: %d bytes, %d entries", cache.taken, len(cache.entries))
+		t.Errorf("with unreferenced files: %d bytes, %d entries", cache.taken, len(cache.entries))
 	}
 	if _, err := os.Stat(leftover); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("what was being fetched is still there: %v", err)
+		t.Errorf("an unfinished copy still exists: %v", err)
 	}
 	for i := range 8 {
 		put(t, f, fmt.Sprint(i), random(size, byte(i)))
@@ -239,14 +239,14 @@ func TestRestart(t *testing.T) {
 		}
 	}
 	if want := []string{"0", "2", "5", "6"}; !slices.Equal(left, want) {
-		t.Errorf("left are %q, not %q", left, want)
+		t.Errorf("copies %q, want %q", left, want)
 	}
 	if n := cache.metrics.evictions.Load(); n != 3 {
 		t.Errorf("%d evictions", n)
 	}
 	for _, name := range strangers {
 		if got, err := os.ReadFile(filepath.Join(dir, name)); err != nil || !bytes.Equal(got, random(50_000, 1)) {
-			t.Errorf("%s, which is not the cache's: %v", name, err)
+			t.Errorf("%s, an unreferenced file: %v", name, err)
 		}
 	}
 }
@@ -277,7 +277,7 @@ func TestOrder(t *testing.T) {
 			}
 		}
 		if !slices.Equal(got, want) {
-			t.Errorf("there are %q, not %q", got, want)
+			t.Errorf("copies %q, want %q", got, want)
 		}
 	}
 	for i := 5; i < 8; i++ {
@@ -311,7 +311,7 @@ func TestLock(t *testing.T) {
 	closeNow(t, cache)
 	open(t, f, Options{Directory: dir, MaxSize: 1 << 20})
 	if _, err := New(f, Options{Directory: dir, MaxSize: 0}); err == nil {
-		t.Error("a cache of no size")
+		t.Error("a cache with size 0 is accepted")
 	}
 	file := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
@@ -337,7 +337,7 @@ func TestNames(t *testing.T) {
 		}
 		for _, bad := range []string{name + "=", "x" + name, strings.Replace(name, "-", "-0", 1), strings.ToUpper(name), name[:len(name)/2]} {
 			if _, _, ok := parseFileName(bad); ok && bad != name {
-				t.Errorf("%q is taken for a copy", bad)
+				t.Errorf("%q is parsed as a copy", bad)
 			}
 		}
 	}
@@ -345,7 +345,7 @@ func TestNames(t *testing.T) {
 		{Size: 1, Tag: strings.Repeat("x", longestTag+1), ModTime: time.Now()}, {Size: -1, ModTime: time.Now()}, {Size: 1},
 	} {
 		if _, ok := contentOf(info); ok {
-			t.Errorf("%+v can't be kept", info)
+			t.Errorf("%+v has no file name", info)
 		}
 	}
 }

@@ -35,7 +35,7 @@ func TestBound(t *testing.T) {
 		cache.making.Lock()
 		defer cache.making.Unlock()
 		if taken, files := onDisk(t, dir); taken > most {
-			t.Errorf("%d files take %d bytes", len(files), taken)
+			t.Errorf("%d files use %d bytes", len(files), taken)
 		}
 		return n, err
 	}
@@ -66,12 +66,12 @@ func TestBound(t *testing.T) {
 	for i := range names {
 		cached(t, cache, fmt.Sprint(i), random(size(i), byte(i)))
 		if copyOf(cache, fmt.Sprint(i)) == "" {
-			t.Errorf("%d is not kept", i)
+			t.Errorf("%d is not cached", i)
 		}
 	}
 	taken, _ := onDisk(t, dir)
 	if taken != cache.taken || taken < most/4 || cache.metrics.evictions.Load() == 0 {
-		t.Errorf("%d bytes are counted, %d are there; %d evictions", cache.taken, taken, cache.metrics.evictions.Load())
+		t.Errorf("%d bytes counted, %d used; %d evictions", cache.taken, taken, cache.metrics.evictions.Load())
 	}
 	var idle int
 	for e := cache.idle.root.after; e != &cache.idle.root; e = e.after {
@@ -115,13 +115,13 @@ func TestFull(t *testing.T) {
 	cached(t, cache, "18", random(size, 18))
 	cached(t, cache, "19", random(size, 19))
 	if n := f.opens.Load() - opens; n != 3 || log.count("WARN") != 2 {
-		t.Errorf("%d times opened for two, the second of them without trying; %d lines", n, log.count("WARN"))
+		t.Errorf("opened %d times for two reads, the second without a fetch; %d lines", n, log.count("WARN"))
 	}
 	free()
 	clock.pass(2 * quietFor)
 	cached(t, cache, "20", random(size, 20))
 	if copyOf(cache, "20") == "" {
-		t.Error("nothing is kept although there is room again")
+		t.Error("nothing is cached although there is space again")
 	}
 	testfs.Freeze(t, dir)
 	for range 2 {
@@ -138,7 +138,7 @@ func TestFull(t *testing.T) {
 		t.Error(err)
 	}
 	if _, _, err := cache.Open(t.Context(), "20", 0, -1); err == nil {
-		t.Error("what was removed is served")
+		t.Error("a removed nar is served")
 	}
 }
 
@@ -250,7 +250,7 @@ func TestDamaged(t *testing.T) {
 		r.Close()
 		settled(t, cache)
 		if copyOf(cache, name) != "" || cache.taken != 0 {
-			t.Errorf("it is still there, %d bytes", cache.taken)
+			t.Errorf("the copy still exists, %d bytes", cache.taken)
 		}
 		calm()
 	}
@@ -280,7 +280,7 @@ func TestInUse(t *testing.T) {
 	until(t, "it was found out", func() bool { cache.mu.Lock(); defer cache.mu.Unlock(); return cache.fills == 0 })
 	want(t, cache, "5", random(size, 5))
 	if n := f.opens.Load() - before; n != 3 || cache.metrics.evictions.Load() != 0 || cache.metrics.troubles.Load() != 0 {
-		t.Errorf("%d opened for two, the second without trying; %d evictions", n, cache.metrics.evictions.Load())
+		t.Errorf("opened %d times for two reads, the second without a fetch; %d evictions", n, cache.metrics.evictions.Load())
 	}
 	for i, r := range readers {
 		if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, random(size, byte(i))) {
@@ -291,7 +291,7 @@ func TestInUse(t *testing.T) {
 	clock.pass(noRoomFor)
 	cached(t, cache, "5", random(size, 5))
 	if copyOf(cache, "5") == "" {
-		t.Error("it is not kept now either")
+		t.Error("it is still not cached")
 	}
 }
 

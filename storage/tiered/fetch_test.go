@@ -58,7 +58,7 @@ func TestOneFetchForMany(t *testing.T) {
 			}
 			switch {
 			case i == 0 && !errors.Is(err, context.Canceled):
-				t.Errorf("who has left reads on: %v", err)
+				t.Errorf("a reader that has left: %v", err)
 			case i > 0 && (err != nil || !bytes.Equal(got, content[offset:])):
 				t.Errorf("reader %d: %d bytes, %v", i, len(got), err)
 			}
@@ -75,11 +75,11 @@ func TestOneFetchForMany(t *testing.T) {
 	read.Wait()
 	settled(t, cache)
 	if n := f.opens.Load(); n != 1 {
-		t.Errorf("the store was read %d times", n)
+		t.Errorf("the store was opened %d times", n)
 	}
 	want(t, cache, name, content)
 	if n := f.opens.Load(); n != 1 || f.stats.Load() != 0 {
-		t.Errorf("then it was read %d times, and asked %d times", n, f.stats.Load())
+		t.Errorf("then it was opened %d times, and asked %d times", n, f.stats.Load())
 	}
 	if cache.metrics.hits.Load() != 100 || cache.metrics.misses.Load() != 1 {
 		t.Errorf("%d hits, %d misses", cache.metrics.hits.Load(), cache.metrics.misses.Load())
@@ -135,11 +135,11 @@ func TestNotFetched(t *testing.T) {
 		check("opened and not read", "empty", 0, -1, nil)
 	}
 	if got, _, err := read(t.Context(), cache, name, 10, 399_000); err != nil || !bytes.Equal(got, content[10:399_010]) {
-		t.Errorf("most of it, where it fits: %v", err)
+		t.Errorf("most of it: %v", err)
 	}
 	settled(t, cache)
 	if n := len(copies(t, dir)); n != 1 {
-		t.Errorf("most of it was read, and there are %d copies", n)
+		t.Errorf("after reading most of it: %d copies", n)
 	}
 	before := f.opens.Load()
 	for _, part := range [][2]int64{{0, 0}, {0, 100}, {399_999, 1}, {100_000, -1}, {400_000, 5}} {
@@ -153,7 +153,7 @@ func TestNotFetched(t *testing.T) {
 		}
 	}
 	if f.opens.Load() != before {
-		t.Error("parts of what is there go to the store behind")
+		t.Error("parts of a copy are read from the store")
 	}
 }
 
@@ -201,7 +201,7 @@ func TestPassedOn(t *testing.T) {
 				t.Error(err)
 			}
 			if fetching.ctx.Err() == nil {
-				t.Error("the context of a reader that is closed goes on")
+				t.Error("the context of a closed reader hasn't ended")
 			}
 		})
 	}
@@ -259,7 +259,7 @@ func TestCut(t *testing.T) {
 			}
 			return r
 		}, false, true, 2},
-		{"the fetch for good", func(n, _ int64, r io.ReadCloser) io.ReadCloser {
+		{"the fetch permanently", func(n, _ int64, r io.ReadCloser) io.ReadCloser {
 			if n < 3 {
 				return &breaking{r, int(2-n) * 300_000, syscall.ECONNRESET}
 			}
@@ -295,10 +295,10 @@ func TestCut(t *testing.T) {
 			settled(t, cache)
 			_, files := onDisk(t, dir)
 			if kept := copyOf(cache, name) != ""; kept != test.kept || !kept && (len(files) > 0 || cache.taken != 0) {
-				t.Errorf("kept: %v; %q are there, %d bytes", kept, files, cache.taken)
+				t.Errorf("cached: %v; files %q, %d bytes", kept, files, cache.taken)
 			}
 			if n := f.opens.Load(); n != test.opens {
-				t.Errorf("opened %d times, not %d", n, test.opens)
+				t.Errorf("opened %d times, want %d", n, test.opens)
 			}
 			until(t, "all is closed", func() bool { return f.closes.Load() == f.opens.Load() })
 		})
@@ -365,7 +365,7 @@ func TestRemovedWhileFetched(t *testing.T) {
 			cached(t, cache, name, after)
 		}
 		if rest, err := io.ReadAll(r); err != nil || !bytes.Equal(rest, before[1000:]) {
-			t.Errorf("who reads the old content gets %d bytes of it, %v", len(rest), err)
+			t.Errorf("a reader of the old content: %d bytes, %v", len(rest), err)
 		}
 		r.Close()
 		until(t, "the old one is gone", func() bool {

@@ -252,7 +252,7 @@ func until(t testing.TB, what string, met func() bool) {
 	pause := time.Millisecond
 	for end := time.Now().Add(20 * time.Second); !met(); time.Sleep(pause) {
 		if time.Now().After(end) {
-			t.Fatalf("it does not come to pass that %s", what)
+			t.Fatalf("timeout waiting until %s", what)
 		}
 		pause = min(pause*5/4, 20*time.Millisecond)
 	}
@@ -290,13 +290,13 @@ func want(t testing.TB, cache *Tiered, name string, content []byte) {
 	t.Helper()
 	got, info, err := read(t.Context(), cache, name, 0, -1)
 	if err != nil || !bytes.Equal(got, content) {
-		t.Fatalf("%s: %d bytes, %v; want %d others", name, len(got), err, len(content))
+		t.Fatalf("%s: %d bytes, %v; want the right %d", name, len(got), err, len(content))
 	}
 	if f, ok := cache.Store.(*far); ok && f.fault() == nil {
 		there, err := f.Stat(t.Context(), name)
 		f.stats.Add(-1)
 		if err != nil || info.Name != there.Name || !sameContent(info, there) || info.Usage != there.Usage || info.Temporary {
-			t.Errorf("%s: %+v where the store has %+v, %v", name, info, there, err)
+			t.Errorf("%s: %+v, but the store has %+v, %v", name, info, there, err)
 		}
 	}
 }

@@ -52,6 +52,6 @@ func TestBucket(t *testing.T) {
 	clock.pass(fresh)
 	want(t, cache, name, content)
 	if _, info, err := read(t.Context(), cache, name, 0, 10); err != nil || info.Name != there.Name || !sameContent(info, there) || info.Usage != there.Usage {
-		t.Errorf("%+v where it was %+v, %v", info, there, err)
+		t.Errorf("%+v, want %+v, %v", info, there, err)
 	}
 }

@@ -64,7 +64,7 @@ func TestManyFetches(t *testing.T) {
 	}
 	want(t, cache, "c", content)
 	if copyOf(cache, "c") != "" {
-		t.Error("it was fetched as a third")
+		t.Error("a third fetch was started")
 	}
 	close(let)
 	group.Wait()
@@ -74,7 +74,7 @@ func TestManyFetches(t *testing.T) {
 	}
 	cached(t, cache, "c", content)
 	if copyOf(cache, "c") == "" {
-		t.Error("it is not fetched now either")
+		t.Error("it is still not fetched")
 	}
 }
 
@@ -191,7 +191,7 @@ func TestClose(t *testing.T) {
 	before := f.opens.Load()
 	want(t, cache, name, content)
 	if f.opens.Load() == before {
-		t.Error("a closed cache serves what may be another's by now")
+		t.Error("a closed cache serves copies")
 	}
 	if entries, err := os.ReadDir(filepath.Join(dir, "filling")); err != nil || len(entries) > 0 {
 		t.Errorf("left: %v, %v", entries, err)

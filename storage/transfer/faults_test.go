@@ -114,8 +114,8 @@ func TestGone(t *testing.T) {
 	}
 }
 
-// TestGivenUp: if a store fails as a whole, the copy ends after a few files.
-func TestGivenUp(t *testing.T) {
+// TestStoreFails: if a store fails as a whole, the copy ends after a few files.
+func TestStoreFails(t *testing.T) {
 	t.Parallel()
 	nars := some(300)
 	broken := itemsOf(t, nars)
@@ -130,9 +130,9 @@ func TestGivenUp(t *testing.T) {
 		few, most int64 // failures
 	}{
 		{"a full disk", nil, failing(syscall.ENOSPC, "stage"), nil, syscall.ENOSPC, 1, 1},
-		{"a target that has gone", nil, failing(errFault, "stage probe"), nil, errFault, 8, 16},
-		{"a target that only says that it works", nil, failing(errFault, "commit"), nil, errFault, 64, 72},
-		{"a source that has gone", func() func(call, name string) error {
+		{"a target that is gone", nil, failing(errFault, "stage probe"), nil, errFault, 8, 16},
+		{"a target with a Probe that succeeds", nil, failing(errFault, "commit"), nil, errFault, 64, 72},
+		{"a source that is gone", func() func(call, name string) error {
 			lists := 0
 			return func(call, name string) error {
 				if call == "open" {

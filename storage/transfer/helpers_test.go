@@ -103,7 +103,7 @@ func copied(t testing.TB, ctx context.Context, c *transfer.Copy) (results, trans
 		r.outcomes[result.Name], r.errs[result.Name] = result.Outcome, result.Err
 		bad := result.Outcome == transfer.Failed || result.Outcome == transfer.Wrong || result.Outcome == transfer.Differs
 		if bad != (result.Err != nil) {
-			t.Errorf("%s: %v with the error %v", result.Name, result.Outcome, result.Err)
+			t.Errorf("%s: %v, %v", result.Name, result.Outcome, result.Err)
 		}
 		if report != nil {
 			report(result)
@@ -115,7 +115,7 @@ func copied(t testing.TB, ctx context.Context, c *transfer.Copy) (results, trans
 		total += count
 	}
 	if total != int64(len(r.outcomes)) {
-		t.Errorf("%d reports, and the summary %+v", len(r.outcomes), summary)
+		t.Errorf("%d reports, but the summary is %+v", len(r.outcomes), summary)
 	}
 	return r, summary, err
 }
@@ -297,12 +297,12 @@ func (h *hooked) List(ctx context.Context) iter.Seq2[bytestore.Info, error] {
 	}
 }
 
-// distant is a remote store.
-type distant struct {
+// remote is a remote store.
+type remote struct {
 	*hooked
-	atOnce int
+	concurrency int
 }
 
-func (d distant) IsRemote() bool { return true }
+func (d remote) IsRemote() bool { return true }
 
-func (d distant) Concurrency() int { return d.atOnce }
+func (d remote) Concurrency() int { return d.concurrency }

@@ -67,6 +67,6 @@ func TestThereBounded(t *testing.T) {
 		}
 	}
 	if _, found := names.size(uploading); found || remembered != 30 || names.complete {
-		t.Errorf("%d remembered, complete: %v", remembered, names.complete)
+		t.Errorf("%d files in the listing, complete: %v", remembered, names.complete)
 	}
 }

@@ -27,9 +27,9 @@ func (l *lying) Open(ctx context.Context, name string, offset, length int64) (io
 	return body, info, err
 }
 
-// TestDistantListed: a remote target is listed once there are many files to look up, not
+// TestRemoteListed: a remote target is listed once there are many files to look up, not
 // before.
-func TestDistantListed(t *testing.T) {
+func TestRemoteListed(t *testing.T) {
 	t.Parallel()
 	nars := some(2600)
 	from, _ := opened(t, nars)
@@ -39,36 +39,36 @@ func TestDistantListed(t *testing.T) {
 	}
 	there[name(2550)] = "another"
 	disk, target := opened(t, there)
-	to := distant{&hooked{Store: disk}, 16}
-	var told []int64
-	job := &transfer.Copy{From: from, To: to, Items: itemsOf(t, nars), Decode: decode, Listed: func(files int64) { told = append(told, files) }}
+	to := remote{&hooked{Store: disk}, 16}
+	var listed []int64
+	job := &transfer.Copy{From: from, To: to, Items: itemsOf(t, nars), Decode: decode, Listed: func(files int64) { listed = append(listed, files) }}
 	_, summary, err := run(t, job)
 	if err != nil || summary.Files[transfer.There] != 2500 || summary.Files[transfer.Copied] != 100 || summary.Replaced != 1 {
 		t.Errorf("%+v, %v", summary, err)
 	}
 	if stats, lists := to.count("stat"), to.count("list"); stats > 2000 || stats < 1900 || lists != 1 || to.count("flush") != 0 {
-		t.Errorf("%d looks, %d listings", stats, lists)
+		t.Errorf("%d calls of Stat, %d of List", stats, lists)
 	}
-	if len(told) != 2 || told[0] != 1000 || told[1] != 2000 {
-		t.Errorf("told %v", told)
+	if len(listed) != 2 || listed[0] != 1000 || listed[1] != 2000 {
+		t.Errorf("listed %v", listed)
 	}
 	wantFiles(t, target, nars)
 
 	small, _ := opened(t, some(50))
-	to = distant{&hooked{Store: disk}, 16}
+	to = remote{&hooked{Store: disk}, 16}
 	if _, summary, err := run(t, &transfer.Copy{From: small, To: to}); err != nil || summary.Files[transfer.There] != 50 || to.count("list") != 0 {
 		t.Errorf("%+v, %v, %d listings", summary, err, to.count("list"))
 	}
 }
 
-// TestDistantUnlisted: if a part of the listing fails, its files are looked up one by one; if
+// TestRemoteUnlisted: if a part of the listing fails, its files are looked up one by one; if
 // the whole listing fails, the copy ends.
-func TestDistantUnlisted(t *testing.T) {
+func TestRemoteUnlisted(t *testing.T) {
 	t.Parallel()
 	nars := some(2100)
 	from, _ := opened(t, nars)
 	disk, target := opened(t, nars)
-	to := distant{&hooked{Store: disk}, 16}
+	to := remote{&hooked{Store: disk}, 16}
 	to.hook = func(call, at string) error {
 		if call == "listed" {
 			return errFault
@@ -85,11 +85,11 @@ func TestDistantUnlisted(t *testing.T) {
 	wantFiles(t, target, nars)
 }
 
-// TestAtOnce copies as many files concurrently as requested, or as suits the stores.
-func TestAtOnce(t *testing.T) {
+// TestConcurrency copies as many files concurrently as requested, or as suits the stores.
+func TestConcurrency(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
-		distant, asked, want int
+		remote, concurrency, want int
 	}{{0, 0, 4}, {0, 1, 1}, {0, 7, 7}, {20, 0, 20}, {2, 0, 4}, {20, 3, 3}} {
 		from, _ := opened(t, some(60))
 		disk, _ := opened(t, nil)
@@ -116,7 +116,7 @@ func TestAtOnce(t *testing.T) {
 			select {
 			case <-full:
 			case <-time.After(20 * time.Second):
-				t.Errorf("%+v: too few at a time", test)
+				t.Errorf("%+v: too few concurrent calls", test)
 			}
 			mu.Lock()
 			inside--
@@ -124,12 +124,12 @@ func TestAtOnce(t *testing.T) {
 			return nil
 		}
 		var to bytestore.Store = disk
-		if test.distant > 0 {
-			to = distant{&hooked{Store: disk}, test.distant}
+		if test.remote > 0 {
+			to = remote{&hooked{Store: disk}, test.remote}
 		}
-		_, summary, err := run(t, &transfer.Copy{From: source, To: to, Concurrency: test.asked})
+		_, summary, err := run(t, &transfer.Copy{From: source, To: to, Concurrency: test.concurrency})
 		if err != nil || !summary.Complete() || most != test.want {
-			t.Errorf("%+v: %d at once, %+v, %v", test, most, summary, err)
+			t.Errorf("%+v: %d concurrent calls, %+v, %v", test, most, summary, err)
 		}
 	}
 }
