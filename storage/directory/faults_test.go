@@ -85,11 +85,11 @@ func TestGone(t *testing.T) {
 				}
 			}
 			_, err = d.Stat(t.Context(), "nar/lzip/absent")
-			unknown("Stat of what was absent", err)
+			unknown("Stat of a missing nar", err)
 			_, _, err = d.Open(t.Context(), "nar/absent/absent", 0, -1)
-			unknown("Open of what was absent", err)
-			unknown("Remove of what was absent", d.Remove(t.Context(), "nar/lzip/absent"))
-			unknown("Flush of what was absent", d.Flush(t.Context(), "nar/lzip/absent"))
+			unknown("Open of a missing nar", err)
+			unknown("Remove of a missing nar", d.Remove(t.Context(), "nar/lzip/absent"))
+			unknown("Flush of a missing nar", d.Flush(t.Context(), "nar/lzip/absent"))
 			unknown("Probe", d.Probe(t.Context()))
 			unknown("Sync", d.Sync(t.Context()))
 			// Successful reads return the right content.
@@ -173,7 +173,7 @@ func TestPermission(t *testing.T) {
 	_, err = d.Stat(t.Context(), nar)
 	refusal(t, "Stat", err)
 	_, err = d.Stat(t.Context(), nar+"-absent")
-	refusal(t, "Stat of what is absent", err)
+	refusal(t, "Stat of a missing nar", err)
 	var listErr error
 	for _, err := range d.List(t.Context()) {
 		listErr = errors.Join(listErr, err)

@@ -214,9 +214,9 @@ func TestOddFiles(t *testing.T) {
 	}
 }
 
-// TestLeftovers: temporary files are listed as temporary, can be removed, and can't be read as
+// TestTemporary: temporary files are listed as temporary, can be removed, and can't be read as
 // nars.
-func TestLeftovers(t *testing.T) {
+func TestTemporary(t *testing.T) {
 	t.Parallel()
 	store := t.TempDir()
 	d := open(t, store)

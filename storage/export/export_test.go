@@ -51,7 +51,7 @@ func TestExport(t *testing.T) {
 	}
 
 	// A new item, another text, another nar of the same size, a removed item.
-	items[1].note = "signed anew"
+	items[1].note = "signed again"
 	items[2].content, items[2].digit = strings.ToUpper(items[2].content), "1"
 	p.add(t, items[1], items[2], fake{n: 100, content: "new"})
 	p.remove(t, items[4])
@@ -195,15 +195,15 @@ func TestSkipped(t *testing.T) {
 	p.wantFiles(t, items[2:4]...)
 }
 
-// TestStrangers has unreferenced files, and directories that become empty.
-func TestStrangers(t *testing.T) {
+// TestUnreferenced has unreferenced files, and directories that become empty.
+func TestUnreferenced(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
 	items := many(2)
 	items[1].url = "nar/xz/" + items[1].path().BaseName()
 	p.add(t, items...)
 	for _, name := range []string{"index.html", "short.narinfo", "logs/" + items[0].path().BaseName(), "nar/README", "nar/lzip/x"} {
-		write(t, filepath.Join(p.out, name), "a stranger's")
+		write(t, filepath.Join(p.out, name), "another program's")
 	}
 	p.exports(t, Summary{Added: 2}, nil)
 	for _, f := range items {

@@ -65,7 +65,7 @@ func TestEveryStep(t *testing.T) {
 	before := many(5)
 	before[3].url = strings.Replace(before[3].nar(), "0-", "0%2D", 1) // two names
 	after := many(7)[1:]
-	after[0].note = "signed anew"
+	after[0].note = "signed again"
 	after[1].content, after[1].digit = strings.ToUpper(after[1].content), "1"
 	after[2].content, after[2].digit = "another length", "1"
 
@@ -286,7 +286,7 @@ func TestMeanwhile(t *testing.T) {
 	items := many(4)
 	p.add(t, items...)
 	changed := items[2]
-	changed.content, changed.digit = "changed meanwhile", "1"
+	changed.content, changed.digit = "changed later", "1"
 	done := make(map[string]bool)
 	p.hook(t, func(name string) error {
 		if done[name] {
@@ -339,8 +339,8 @@ func TestLinksOut(t *testing.T) {
 	p.add(t, items...)
 	outside := t.TempDir()
 	victim := filepath.Join(outside, "victim")
-	write(t, victim, "a stranger's")
-	write(t, filepath.Join(outside, items[0].path().BaseName()), "a stranger's")
+	write(t, victim, "another program's")
+	write(t, filepath.Join(outside, items[0].path().BaseName()), "another program's")
 	if err := errors.Join(os.MkdirAll(p.out+"/nar/lzip", 0o755), os.Symlink(victim, filepath.Join(p.out, items[1].file())),
 		os.Symlink(victim, filepath.Join(p.out, items[1].nar())), os.Symlink(outside, filepath.Join(p.out, temporaryDirectory)),
 		os.Symlink(outside, filepath.Join(p.out, "nar/xz"))); err != nil {
@@ -360,7 +360,7 @@ func TestLinksOut(t *testing.T) {
 	if text := errorOf(results, items[0]); !strings.Contains(text, errLinkOut.Error()) {
 		t.Errorf("%q", text)
 	}
-	if got := files(t, outside); len(got) != 2 || got["victim"] != "a stranger's" || got[items[0].path().BaseName()] != "a stranger's" {
+	if got := files(t, outside); len(got) != 2 || got["victim"] != "another program's" || got[items[0].path().BaseName()] != "another program's" {
 		t.Errorf("outside: %q", got)
 	}
 }

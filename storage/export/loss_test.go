@@ -31,7 +31,7 @@ func TestLoss(t *testing.T) {
 		}
 	}
 	nothing := func(*Export) {}
-	refused("a tag that no item has", func(e *Export) { e.Tags = []index.Tag{{Key: "typo", Value: "x"}} }, "no item")
+	refused("a tag that no item has", func(e *Export) { e.Tags = []index.Tag{{Key: "typo", Value: "x"}} }, "no selected item")
 	p.remove(t, items[0])
 	p.remove(t, items[1])
 	p.exports(t, Summary{Unchanged: 18, StaleNarinfos: 2, StaleNars: 2}, strictly)

@@ -202,8 +202,8 @@ func TestCommitNewFaults(t *testing.T) {
 		want  map[int]string // by size; "" for success
 		other bool           // another client commits just before
 	}{
-		"lost":              {hook: lostTo(always(500, "InternalError")), first: 1},
-		"not known":         {hook: refused(501, "NotImplemented")},
+		"lost":            {hook: lostTo(always(500, "InternalError")), first: 1},
+		"not known":       {hook: refused(501, "NotImplemented")},
 		"unknown, as 400": {hook: refused(400, "NotImplemented")},
 		// Only the caller can restart an upload.
 		"conflict":    {hook: refused(409, conflict), first: 2, want: map[int]string{large: conflict}},

@@ -11,7 +11,7 @@ import (
 type check struct {
 	ctx  context.Context // with the timeout
 	done chan struct{}
-	// err is the result: nil, errAnew, or fs.ErrNotExist.
+	// err is the result: nil, errDropped, or fs.ErrNotExist.
 	err error
 }
 
@@ -24,7 +24,7 @@ func (t *Tiered) validate(ctx context.Context, e *entry, name string) error {
 	switch {
 	case e.dropped:
 		t.mu.Unlock()
-		return errAnew
+		return errDropped
 	case t.seconds(now)-e.checked < int32(fresh.Seconds()), now.Before(t.downUntil), !t.ready:
 		t.mu.Unlock()
 		return nil
@@ -72,7 +72,7 @@ func (t *Tiered) ask(e *entry, c *check, name string) {
 		t.answered()
 		if !sameContent(info, e.content.info(name)) {
 			t.drop(e)
-			c.err = errAnew
+			c.err = errDropped
 		}
 	case errors.Is(err, fs.ErrNotExist):
 		t.answered()

@@ -28,8 +28,8 @@ const (
 var (
 	// errDirect means that the bytes must be read from the store.
 	errDirect = errors.New("not through the cache")
-	// errAnew means that the copy was wrong, and was dropped.
-	errAnew = errors.New("the copy was dropped")
+	// errDropped means that the copy was wrong, and was dropped.
+	errDropped = errors.New("the copy was dropped")
 )
 
 // Open implements [bytestore.Store]. A nar that is read completely, or for the most part,
@@ -65,7 +65,7 @@ func (t *Tiered) Open(ctx context.Context, name string, offset, length int64) (i
 			if err == errDirect {
 				break
 			}
-			if err != errAnew {
+			if err != errDropped {
 				return nil, bytestore.Info{}, err
 			}
 		}
@@ -152,7 +152,7 @@ func (t *Tiered) openFile(e *entry) error {
 		return errDirect // the copy is good
 	case err != nil:
 		t.damaged(e, err)
-		return errAnew
+		return errDropped
 	}
 	t.mu.Lock()
 	other := e.file != nil // opened by another reader

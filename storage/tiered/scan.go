@@ -18,8 +18,8 @@ import (
 // scanStep is how many entries of a folder are read at a time.
 const scanStep = 1000
 
-// removeLeftovers removes unfinished copies of an earlier process. The lock is held.
-func (t *Tiered) removeLeftovers() error {
+// removeUnfinished removes unfinished copies of an earlier process. The lock is held.
+func (t *Tiered) removeUnfinished() error {
 	return t.eachName(t.filling(), func(_ *os.File, name string) error {
 		if !isTemporary(name) {
 			return nil

@@ -139,7 +139,7 @@ func New(behind bytestore.Store, options Options) (*Tiered, error) {
 	if err := t.takeLock(); err != nil {
 		return nil, err
 	}
-	if err := t.removeLeftovers(); err != nil {
+	if err := t.removeUnfinished(); err != nil {
 		t.lock.Close()
 		return nil, fmt.Errorf("cache %s: remove unfinished copies of an earlier process: %w", directory, err)
 	}

@@ -78,10 +78,10 @@ func (s *Summary) count(r Result) {
 // Complete reports whether the target has all files of the source.
 func (s *Summary) Complete() bool { return s.Files[Failed]+s.Files[Wrong]+s.Files[Differs] == 0 }
 
-// hopeless checks, after some failures in a row, whether the store or the index still
+// checkStores checks, after some failures in a row, whether the store or the index still
 // works, and returns an error that ends the run if not. Otherwise each of the remaining
 // files might fail after a timeout of its own.
-func (r *run) hopeless(ctx context.Context, last Result, failures int) error {
+func (r *run) checkStores(ctx context.Context, last Result, failures int) error {
 	var err error
 	switch last.side {
 	case target:

@@ -196,7 +196,7 @@ func (r *run) done(ctx context.Context, result Result) {
 		return
 	}
 	if failures > 0 && failures%fewInRow == 0 {
-		if err := r.hopeless(ctx, result, failures); err != nil {
+		if err := r.checkStores(ctx, result, failures); err != nil {
 			r.end(err)
 		}
 	}
