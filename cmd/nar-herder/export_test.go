@@ -209,7 +209,7 @@ func TestExportMissing(t *testing.T) {
 	}
 	succeed(t, q.args("export", "--allow-missing", out)...)
 
-	fail(t, q.args("export", q.storage+"/out"), q.storage, "lies in the storage")
+	fail(t, q.args("export", q.storage+"/out"), q.storage, "overlaps with the storage")
 	misuse(t, q.args("export", "--tag=a=b", "--closure-of="+greet, out), "--tag", "--closure-of")
 	misuse(t, q.args("export", "--closure-of=nothing", out), "--closure-of", "nothing")
 	fail(t, q.args("export", "--closure-of="+strings.Repeat("z", 32), out), strings.Repeat("z", 32), "no narinfo")
@@ -225,7 +225,7 @@ func TestExportSlips(t *testing.T) {
 	out := filepath.Join(p.dir, "out")
 	succeed(t, p.args("export", "--delete", "--tag=kind=good", out)...)
 	before := tree(t, out)
-	fail(t, p.args("export", "--delete", "--tag=kind=typo", out), "no item", "--accept-loss")
+	fail(t, p.args("export", "--delete", "--tag=kind=typo", out), "no selected item", "--accept-loss")
 	r := runProgram(t, p.args("export", "--delete", "--closure-of="+greet, out)...)
 	if r.status != 1 || r.out != "" || !strings.Contains(r.err, "10 of 13 narinfos") || !strings.Contains(r.err, "--accept-loss") {
 		t.Errorf("a closure of three: %+v", r)

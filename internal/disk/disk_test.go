@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-// TestRoom: some of a disk stays free, whatever is known of the length.
+// TestRoom: the reserve stays free, whether or not the size is known.
 func TestRoom(t *testing.T) {
 	t.Parallel()
 	const giga = 1 << 30
@@ -23,7 +23,7 @@ func TestRoom(t *testing.T) {
 	}{
 		{3 * giga, 100 * giga, 2 * giga, true},
 		{3 * giga, 100 * giga, 2*giga + 1, false},
-		{100 << 20, 1 * giga, 40 << 20, true}, // of a small disk, less stays free
+		{100 << 20, 1 * giga, 40 << 20, true}, // the reserve of a small disk is smaller
 		{100 << 20, 1 * giga, 60 << 20, false},
 		{0, 100 * giga, 0, false},
 	} {
@@ -44,15 +44,15 @@ func TestRoom(t *testing.T) {
 		_, err = w.Write(part)
 	}
 	if !errors.Is(err, ErrNoRoom) || free < giga-lookEvery || free > giga {
-		t.Errorf("it ends with %v, and %d bytes are left", err, free)
+		t.Errorf("Write returns %v with %d bytes left", err, free)
 	}
-	free = 50 * giga // and yet, as there may be a quota
+	free = 50 * giga // despite the free space, as with a quota
 	w.W = writerFunc(func(p []byte) (int, error) { return 0, &fs.PathError{Op: "write", Path: "d/f", Err: syscall.ENOSPC} })
 	if _, err := w.Write([]byte("x")); !errors.Is(err, ErrNoRoom) || !errors.Is(err, syscall.ENOSPC) {
 		t.Errorf("a full disk: %v", err)
 	}
 	if err := Look(nil).Check(t.TempDir()+"/none", 1); err == nil || errors.Is(err, ErrNoRoom) {
-		t.Errorf("a directory that is not there: %v", err)
+		t.Errorf("a missing directory: %v", err)
 	}
 	if err := Look(nil).Check(t.TempDir(), 1<<60); !errors.Is(err, ErrNoRoom) {
 		t.Errorf("more than any disk has: %v", err)
@@ -73,15 +73,15 @@ func TestRenameNew(t *testing.T) {
 	}
 	a, b := filepath.Join(dir, "a"), filepath.Join(dir, "b")
 	if err := RenameNew(a, b); !errors.Is(err, fs.ErrExist) {
-		t.Errorf("over another: %v", err)
+		t.Errorf("to an existing name: %v", err)
 	}
 	if text, err := os.ReadFile(b); err != nil || !bytes.Equal(text, []byte("b")) {
-		t.Errorf("the other is %q, %v", text, err)
+		t.Errorf("the existing file is %q, %v", text, err)
 	}
 	if err := RenameNew(a, filepath.Join(dir, "c")); err != nil {
 		t.Error(err)
 	}
 	if err := RenameNew(a, filepath.Join(dir, "d")); !errors.Is(err, fs.ErrNotExist) {
-		t.Error(fmt.Errorf("what is not there: %w", err))
+		t.Error(fmt.Errorf("a missing file: %w", err))
 	}
 }

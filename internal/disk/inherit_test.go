@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestInherit: a file takes the group and its permissions from a directory that the
-// group may write to, and from no other.
+// TestInherit: a file gets the group and its permissions if the group may write to the
+// directory.
 func TestInherit(t *testing.T) {
 	t.Parallel()
 	const other = 65534
@@ -23,7 +23,7 @@ func TestInherit(t *testing.T) {
 		group = other
 	}
 	for _, test := range []struct {
-		directory, want os.FileMode // of the directory, and of a file of 0600 that the group may write
+		directory, want os.FileMode // of the directory, and of a file of 0600 that the group may write to
 		inherits        bool
 	}{
 		{0o775, 0o660, true}, {0o2775, 0o660, true}, {0o770, 0o660, true}, {0o730, 0o620, true},
@@ -61,7 +61,7 @@ func TestInherit(t *testing.T) {
 				}
 			}
 			wantGroup(file, test.want, test.inherits)
-			wantGroup(link, 0o600, false) // what it leads to
+			wantGroup(link, 0o600, false) // the target
 			wantGroup(second, 0o600, false)
 			directory := 0o700 | test.directory&0o070
 			if !test.inherits {
@@ -77,7 +77,7 @@ func TestInherit(t *testing.T) {
 }
 
 // TestInheritACL: the group permissions of a directory with an access control list are its
-// mask, and not those of the group.
+// mask, not those of the group.
 func TestInheritACL(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -96,12 +96,12 @@ func TestInheritACL(t *testing.T) {
 		acl = binary.LittleEndian.AppendUint32(acl, entry.id)
 	}
 	if err := unix.Setxattr(dir, aclAttribute, acl, 0); err != nil {
-		t.Skip("no access control list can be set:", err)
+		t.Skip("access control lists aren't supported:", err)
 	}
 	info, err := os.Stat(dir)
 	must(t, err)
 	if info.Mode().Perm() != 0o775 {
-		t.Fatalf("the mode is %#o: the list is not one of the kind", info.Mode().Perm())
+		t.Fatalf("the mode is %#o: the list has no effect", info.Mode().Perm())
 	}
 	Inherit(file, GroupWrites)
 	if info, err = os.Stat(file); err != nil || info.Mode().Perm() != 0o600 {
@@ -109,7 +109,7 @@ func TestInheritACL(t *testing.T) {
 	}
 }
 
-// TestOpenFile: only a file that is new inherits.
+// TestOpenFile: only a new file inherits.
 func TestOpenFile(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

@@ -16,10 +16,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// patience bounds what would wait for ever.
+// patience is the timeout of waits.
 const patience = 30 * time.Second
 
-// pair returns both ends of a connection, the first of which is the loop's.
+// pair returns both ends of a connection; the first is the loop's.
 func pair(t *testing.T, network string) (*Conn, net.Conn) {
 	t.Helper()
 	address := "127.0.0.1:0"
@@ -44,7 +44,7 @@ func pair(t *testing.T, network string) (*Conn, net.Conn) {
 		t.Fatal(err)
 	}
 	if _, err := accepted.Read(make([]byte, 1)); !errors.Is(err, net.ErrClosed) {
-		t.Errorf("the connection that was taken over: %v", err)
+		t.Errorf("the original connection: %v", err)
 	}
 	if err := peer.SetDeadline(time.Now().Add(patience)); err != nil {
 		t.Fatal(err)
@@ -53,7 +53,7 @@ func pair(t *testing.T, network string) (*Conn, net.Conn) {
 	return c, peer
 }
 
-// TestConn has the suite for connections of package net pass.
+// TestConn runs the suite for connections of package net.
 func TestConn(t *testing.T) {
 	for _, network := range []string{"tcp", "unix"} {
 		t.Run(network, func(t *testing.T) {
@@ -77,7 +77,7 @@ func TestTakeUnsupported(t *testing.T) {
 	}
 }
 
-// echo answers each line with itself, and calls before with it first.
+// echo answers each line with itself, after calling before with it.
 func echo(c *Conn, before func(line string)) {
 	defer c.Close()
 	r := bufio.NewReader(c)
@@ -93,7 +93,7 @@ func echo(c *Conn, before func(line string)) {
 	}
 }
 
-// ask sends a line and wants it back.
+// ask sends a line and asserts that it is echoed.
 func ask(t *testing.T, peer net.Conn, line string) {
 	t.Helper()
 	if _, err := io.WriteString(peer, line); err != nil {
@@ -106,7 +106,7 @@ func ask(t *testing.T, peer net.Conn, line string) {
 	}
 }
 
-// TestServe has many connections ask at the same time, again and again.
+// TestServe has many connections with concurrent requests.
 func TestServe(t *testing.T) {
 	t.Parallel()
 	for _, network := range []string{"tcp", "unix"} {
@@ -124,8 +124,8 @@ func TestServe(t *testing.T) {
 	}
 }
 
-// TestLeave has connections wait for each other: those that have left the loop hold up no
-// other, and are back on it for their next request.
+// TestLeave: connections that wait for each other after they have left the loop don't block
+// others, and are back on the loop for their next requests.
 func TestLeave(t *testing.T) {
 	t.Parallel()
 	const count = 10
@@ -160,14 +160,14 @@ func TestLeave(t *testing.T) {
 			ask(t, peer, "back\n")
 			ask(t, peer, "leave\n")
 		})
-		// Others are served meanwhile.
+		// Others are served during that.
 		other, otherPeer := pair(t, "tcp")
 		other.Serve(func() { echo(other, func(string) {}) })
 		ask(t, otherPeer, "other\n")
 	}
 }
 
-// TestFullOnLoop has an answer that its client does not take yet: others are served.
+// TestFullOnLoop: others are served while a client doesn't read its answer.
 func TestFullOnLoop(t *testing.T) {
 	t.Parallel()
 	c, peer := pair(t, "tcp")
@@ -184,7 +184,7 @@ func TestFullOnLoop(t *testing.T) {
 	}
 }
 
-// TestGreedy has a client that sends without an end: others are served.
+// TestGreedy: others are served while a client sends without end.
 func TestGreedy(t *testing.T) {
 	t.Parallel()
 	c, peer := pair(t, "tcp")
@@ -206,8 +206,8 @@ func TestGreedy(t *testing.T) {
 	}
 }
 
-// TestPool has more connections enter a pool than it has places: the others wait, the loop
-// serves who doesn't enter it, and a connection that leaves the pool gives up its place.
+// TestPool: more connections enter a pool than it has slots. The others wait, the loop serves
+// connections that don't enter it, and a connection that leaves the pool frees its slot.
 func TestPool(t *testing.T) {
 	t.Parallel()
 	const width, count = 2, 10
@@ -223,7 +223,7 @@ func TestPool(t *testing.T) {
 				select {
 				case inside <- struct{}{}:
 				default:
-					t.Error("there are more in the pool than it has places")
+					t.Error("more connections are in the pool than it has slots")
 				}
 				entered <- struct{}{}
 				if line == "wait\n" {
@@ -260,7 +260,7 @@ func TestPool(t *testing.T) {
 	for range count - width {
 		<-entered
 	}
-	// What waits after it has left keeps nobody out.
+	// A connection that waits after it has left doesn't use a slot.
 	release = make(chan struct{})
 	for _, peer := range peers {
 		if _, err := io.WriteString(peer, "leave\n"); err != nil {
@@ -273,7 +273,7 @@ func TestPool(t *testing.T) {
 	close(release)
 }
 
-// TestServeEnds has a connection that waits for a request end in each way.
+// TestServeEnds ends a connection that waits for a request in each way.
 func TestServeEnds(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
@@ -314,15 +314,15 @@ func TestServeEnds(t *testing.T) {
 					t.Errorf("%v", err)
 				}
 			case <-time.After(patience):
-				t.Fatal("waits for ever")
+				t.Fatal("timeout")
 			}
 		})
 	}
 }
 
-// TestTakeLacking: a connection that can't be taken over for lack of descriptors stays as
-// it is, and can be taken over later.
-func TestTakeLacking(t *testing.T) {
+// TestTakeWithoutDescriptors: without free descriptors, Take fails and doesn't change the connection; a
+// later call succeeds.
+func TestTakeWithoutDescriptors(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -359,8 +359,7 @@ func TestTakeLacking(t *testing.T) {
 	ask(t, peer, "later\n")
 }
 
-// TestCloseWrite: the peer reads the end, and can still send. Meanwhile the connection
-// waits.
+// TestCloseWrite: the peer reads EOF, and can still send while the connection waits.
 func TestCloseWrite(t *testing.T) {
 	t.Parallel()
 	for _, network := range []string{"tcp", "unix"} {

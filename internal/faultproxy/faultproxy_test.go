@@ -15,24 +15,24 @@ import (
 	"time"
 )
 
-// patience bounds what a test waits for.
+// patience is the timeout of waits.
 func patience(t *testing.T) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	t.Cleanup(cancel)
 	return ctx
 }
 
-// content is what the target of a test has, longer than all buffers.
+// content is the target's content, longer than all buffers.
 var content = bytes.Repeat([]byte("0123456789abcdef"), 20_000)
 
-// stream is what a target of a test streams.
+// stream is the target's stream.
 type stream struct {
 	events chan string
-	ended  chan struct{} // takes a value when a client has had its stream
+	ended  chan struct{} // receives a value after a client has read its stream
 }
 
-// start puts a proxy before a target that has the content at /known, tells how
-// often it was asked at /count, has an empty body at /empty, and events at /stream.
+// start starts a proxy and a target. The target has content at /known, the number of requests
+// at /count, an empty body at /empty, and events at /stream.
 func start(t *testing.T, pick func(*http.Request) Fault) (p *Proxy, s stream) {
 	t.Helper()
 	s = stream{make(chan string, 1), make(chan struct{}, 10)}
@@ -75,8 +75,8 @@ func start(t *testing.T, pick func(*http.Request) Fault) (p *Proxy, s stream) {
 	return p, s
 }
 
-// client asks on a connection of its own each time, or a request would be
-// repeated when one that was used before is closed.
+// client uses a new connection for each request: otherwise it would repeat a request after its
+// idle connection was closed.
 var client = &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DisableCompression: true}}
 
 func request(t *testing.T, method, url string, header ...string) *http.Request {
@@ -91,7 +91,7 @@ func request(t *testing.T, method, url string, header ...string) *http.Request {
 	return r
 }
 
-// get returns the answer, and how far its body could be read.
+// get returns the answer and the readable part of its body.
 func get(t *testing.T, url string, header ...string) (*http.Response, []byte, error) {
 	t.Helper()
 	response, err := client.Do(request(t, http.MethodGet, url, header...))
@@ -103,7 +103,7 @@ func get(t *testing.T, url string, header ...string) (*http.Response, []byte, er
 	return response, body, err
 }
 
-// wantCount asserts how often a fault has happened, and that no request stalls.
+// wantCount asserts how often a fault has happened, and that no request is stalled.
 func wantCount(t *testing.T, p *Proxy, kind Kind, want int) {
 	t.Helper()
 	err := p.Await(patience(t), func(c Counts) bool { return c.Faults[kind] == want && c.Stalled == 0 })
@@ -138,7 +138,7 @@ func TestThrough(t *testing.T) {
 	}
 }
 
-// TestFaults has each fault once, after which all is well.
+// TestFaults has each fault once. Afterwards, requests succeed.
 func TestFaults(t *testing.T) {
 	t.Parallel()
 	half := int64(len(content) / 2)
@@ -194,8 +194,8 @@ func TestFaults(t *testing.T) {
 	}
 }
 
-// TestNoOccasion has faults of bodies where there is none.
-func TestNoOccasion(t *testing.T) {
+// TestNoBody has faults of bodies without a body.
+func TestNoBody(t *testing.T) {
 	t.Parallel()
 	p, _ := start(t, func(*http.Request) Fault { return Fault{Kind: FlipBit} })
 	if response, _, err := get(t, p.URL+"/empty"); err != nil || response.StatusCode != 204 {
@@ -237,7 +237,7 @@ func TestStall(t *testing.T) {
 		wantCount(t, p, fault.Kind, 1)
 		wantCount(t, p, None, 0)
 
-		// A client that leaves, and one that waits until the proxy ends.
+		// A client that leaves, and one that waits until the proxy is closed.
 		ctx, cancel := context.WithCancel(t.Context())
 		left := request(t, http.MethodGet, p.URL+"/known").WithContext(ctx)
 		go func() {
@@ -274,7 +274,7 @@ func TestStallClosed(t *testing.T) {
 	}
 	p.Close()
 	if err := <-done; err == nil {
-		t.Error("it was answered")
+		t.Error("it got an answer")
 	}
 }
 
@@ -282,7 +282,7 @@ func TestStale(t *testing.T) {
 	t.Parallel()
 	stale := Fault{Kind: Stale}
 	p, _ := start(t, Script(stale, Fault{}, stale, Fault{Kind: Stale, At: 0.9}, stale, Fault{}, Fault{}, Fault{}, stale))
-	// The first has nothing to repeat. At last four are remembered: 2 to 5.
+	// The first request has no old answer. In the end, four are remembered: 2 to 5.
 	for i, want := range []string{"1", "2", "1", "2", "1", "3", "4", "5", "2"} {
 		if _, body, err := get(t, p.URL+"/count"); err != nil || string(body) != want {
 			t.Errorf("answer %d: %s, %v; want %s", i, body, err, want)
@@ -292,7 +292,7 @@ func TestStale(t *testing.T) {
 	wantCount(t, p, None, 5)
 }
 
-// TestStream has events arrive one by one, and faults in the midst of them.
+// TestStream: events arrive one by one, with faults between them.
 func TestStream(t *testing.T) {
 	t.Parallel()
 	p, s := start(t, Script(Fault{}, Fault{Kind: CutBody, After: 9}, Fault{Kind: FlipBit, After: 6}, Fault{Kind: ShortChunked, After: 1000}))
@@ -308,7 +308,7 @@ func TestStream(t *testing.T) {
 			select {
 			case <-s.ended:
 			case <-patience(t).Done():
-				t.Fatal("the target goes on with the stream")
+				t.Fatal("the target continues the stream")
 			}
 		}
 	}
@@ -323,14 +323,14 @@ func TestStream(t *testing.T) {
 		select {
 		case s.events <- event:
 		case <-patience(t).Done():
-			t.Fatal("nobody takes the event")
+			t.Fatal("the target doesn't send the event")
 		}
 	}
-	// The head of an answer waits for its first event.
+	// The server sends the head together with the first event.
 	send("event 1\n")
 	r, leave := open()
 	line(r, "event 1\n")
-	send("event 2\n") // only after the first one has arrived
+	send("event 2\n") // only after the first event has arrived
 	line(r, "event 2\n")
 	leave()
 
@@ -356,11 +356,11 @@ func TestStream(t *testing.T) {
 		t.Errorf("the end: %v", err)
 	}
 	leave()
-	wantCount(t, p, None, 1) // a stream that was over before
+	wantCount(t, p, None, 1) // the stream ends before
 	wantCount(t, p, ShortChunked, 0)
 }
 
-// TestUnreachable has no target, and one that goes away in the middle.
+// TestUnreachable has no target, and one that stops during a body.
 func TestUnreachable(t *testing.T) {
 	t.Parallel()
 	target := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -376,7 +376,7 @@ func TestUnreachable(t *testing.T) {
 	}
 	target.Close()
 	if _, _, err := get(t, p.URL+"/x"); err == nil {
-		t.Error("answered without a target")
+		t.Error("got an answer without a target")
 	}
 	if counts := p.Counts(); counts.Unreachable != 2 {
 		t.Errorf("%+v", counts)
@@ -390,7 +390,7 @@ func TestPicks(t *testing.T) {
 	for range 1000 {
 		fault := a(r)
 		if fault != b(r) {
-			t.Fatal("the same seed gives other faults")
+			t.Fatal("the same seed picks other faults")
 		}
 		if fault.At < 0 || fault.At >= 1 || fault.Bit > 7 {
 			t.Errorf("%+v", fault)

@@ -25,7 +25,7 @@ func TestContext(t *testing.T) {
 	})
 }
 
-// TestCancel: neither a context nor a goroutine is left, which synctest would tell.
+// TestCancel leaves neither a context nor a goroutine, which synctest would report.
 func TestCancel(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -40,7 +40,7 @@ func TestCancel(t *testing.T) {
 		}
 		cancelDuring()
 		if during.Err() == nil {
-			t.Error("it was canceled and has not ended")
+			t.Error("the canceled context has not ended")
 		}
 	})
 }

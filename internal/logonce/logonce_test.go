@@ -24,7 +24,7 @@ func TestFilter(t *testing.T) {
 	}
 	f.Forget()
 	if !f.IsDue("a", now) {
-		t.Error("what was forgotten is not due")
+		t.Error("a forgotten text is not due")
 	}
 	for n := range 10 * mostTexts {
 		if !f.IsDue(fmt.Sprint(n), now) || f.IsDue(fmt.Sprint(n), now) {

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// TestWait: each change that a condition is about is seen, by all who wait.
+// TestWait: all waiters notice each relevant change.
 func TestWait(t *testing.T) {
 	t.Parallel()
 	const changes, waiters = 1000, 8
@@ -31,12 +31,12 @@ func TestWait(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	waiting.Go(func() {
 		if err := m.Wait(ctx, func() bool { return false }); !errors.Is(err, context.Canceled) {
-			t.Errorf("in vain: %v", err)
+			t.Errorf("with a canceled context: %v", err)
 		}
 	})
 	cancel()
 	waiting.Wait()
-	// What is so already needs no waiting.
+	// Wait returns at once if the condition is true.
 	if err := m.Wait(ctx, func() bool { return n == changes }); err != nil {
 		t.Error(err)
 	}

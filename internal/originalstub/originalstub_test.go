@@ -25,7 +25,7 @@ const (
 	greet    = "nxrz38jzshzw0q3fqi3fqimjg1zr62r9-greet-1.0"
 )
 
-// clock is a time that a test moves.
+// clock is a clock that tests set.
 type clock struct{ time.Time }
 
 func (c *clock) now() time.Time { return c.Time }
@@ -108,13 +108,13 @@ func TestItems(t *testing.T) {
 	}
 	for _, target := range []string{
 		"/", "/" + greeting[:32] + ".narinfo", "/" + greeting[:32] + ".narinfo/info", "/nar/lzip/" + greet, "/nar/" + plus, "/nar/zstd/" + plus,
-		// What instances of this program say to each other, and more.
+		// Requests of this program's instances, and others.
 		"/recent-changes/stream", "/stored-nars/" + plus[:32], "/latest-database-dump.zst", "/latest-database-dump", "/health", "/nix-cache-info",
 	} {
 		want(t, s, target, 404, "")
 	}
 	if count := s.Asked("/nar/"); count != 6 {
-		t.Errorf("%d nars were asked for", count)
+		t.Errorf("%d requests for nars", count)
 	}
 	if err := s.Remove("/gnu/store/" + plus); err != nil {
 		t.Error(err)
@@ -122,18 +122,18 @@ func TestItems(t *testing.T) {
 	want(t, s, "/"+plus[:32]+".narinfo", 404, "")
 	want(t, s, "/nar/lzip/"+plus, 404, "")
 	if err := s.Remove("/gnu/store/" + plus); err == nil {
-		t.Error("what is gone was removed")
+		t.Error("a missing item was removed")
 	}
 	if err := s.Add([]byte("no narinfo")); err == nil {
 		t.Error("no narinfo was added")
 	}
 	if err := s.Add([]byte(textOf(t, greeting)), "a", "b"); err == nil {
-		t.Error("more files than the narinfo names were added")
+		t.Error("too many files are accepted")
 	}
 }
 
-// changesSince are the changes as "DATETIME CHANGE DATA", DATA of an addition being
-// its store path.
+// changesSince returns the changes as "DATETIME CHANGE DATA". DATA of an addition is its store
+// path.
 func changesSince(t *testing.T, s *Server, query string) []string {
 	t.Helper()
 	_, body := get(t, s, "/recent-changes"+query)
@@ -183,7 +183,7 @@ func TestChanges(t *testing.T) {
 	}
 }
 
-// TestDump reads the dump with what reads those of the original.
+// TestDump reads the dump with the reader of the original's dumps.
 func TestDump(t *testing.T) {
 	t.Parallel()
 	s, c := start(t)
@@ -197,7 +197,7 @@ func TestDump(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.Time = c.Add(time.Hour)
-	add(t, s, greeting) // which the dump does not have
+	add(t, s, greeting) // the dump doesn't have it
 
 	response, body := get(t, s, "/latest-database-dump")
 	if response.StatusCode != 200 || body != read(t, filepath.Join(directory, DumpName)) || response.Header.Get("ETag") == "" || response.Header.Get("Last-Modified") == "" {
@@ -266,7 +266,7 @@ func TestDump(t *testing.T) {
 		t.Errorf("%d references, %d files", references, files)
 	}
 
-	// Another takes its place.
+	// Another item replaces it.
 	if err := s.MakeDump(directory); err != nil {
 		t.Fatal(err)
 	}
@@ -274,6 +274,6 @@ func TestDump(t *testing.T) {
 		t.Error("the old dump is still served")
 	}
 	if err := s.MakeDump(filepath.Join(directory, "missing")); err == nil {
-		t.Error("a dump was made nowhere")
+		t.Error("a dump in a missing directory succeeds")
 	}
 }

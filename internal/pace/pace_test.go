@@ -24,7 +24,7 @@ func TestSleep(t *testing.T) {
 		}
 		for _, duration := range []time.Duration{0, -1, 1} {
 			if err := Sleep(ctx, duration); err == nil {
-				t.Errorf("%v with a context that has ended: no error", duration)
+				t.Errorf("%v with a canceled context: no error", duration)
 			}
 		}
 		if err := Sleep(t.Context(), -time.Hour); err != nil {
@@ -43,7 +43,7 @@ func TestLimiter(t *testing.T) {
 		if n := len(p.Bound(make([]byte, 7))); n != 7 {
 			t.Errorf("%d bytes of 7", n)
 		}
-		// Those of all together count.
+		// The bytes of all readers count.
 		for n := 1; n <= 3; n++ {
 			if pause := p.Consume(500); pause != time.Duration(n)*500*time.Millisecond || p.Pause() != pause {
 				t.Errorf("after %d bytes: %v, %v", 500*n, pause, p.Pause())
@@ -53,13 +53,13 @@ func TestLimiter(t *testing.T) {
 		if p.Pause() > 0 {
 			t.Errorf("later: %v", p.Pause())
 		}
-		// What was not taken is not made up for.
+		// Unused time doesn't accumulate.
 		if pause := p.Consume(500); pause != 500*time.Millisecond {
 			t.Errorf("after an hour: %v", pause)
 		}
 		free := &Limiter{}
 		if free.Consume(1<<40) != 0 || free.Pause() != 0 || len(free.Bound(make([]byte, 5000))) != 5000 {
-			t.Error("without a rate, there are pauses")
+			t.Error("pauses without a rate")
 		}
 		if n := len((&Limiter{Rate: 1}).Bound(make([]byte, 9))); n != 1 {
 			t.Errorf("%d bytes at the slowest rate", n)
@@ -67,7 +67,7 @@ func TestLimiter(t *testing.T) {
 	})
 }
 
-// TestBackoff: pauses double, up to the last, and don't overflow.
+// TestBackoff: pauses double up to Last, and don't overflow.
 func TestBackoff(t *testing.T) {
 	t.Parallel()
 	b := Backoff{time.Second, time.Minute}
@@ -86,7 +86,7 @@ func TestBackoff(t *testing.T) {
 	}
 }
 
-// TestReader has a clock that runs as fast as all wait for it.
+// TestReader has a clock that advances while all wait for it.
 func TestReader(t *testing.T) {
 	for _, test := range []struct {
 		rate int64
@@ -110,7 +110,7 @@ func TestReader(t *testing.T) {
 			}
 		})
 	}
-	// Who rests does not run faster later.
+	// A reader that pauses isn't faster later.
 	synctest.Test(t, func(t *testing.T) {
 		all := &Limiter{Rate: 100}
 		read := func() time.Duration {

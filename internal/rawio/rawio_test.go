@@ -43,8 +43,7 @@ func raw(t *testing.T, conn net.Conn) syscall.RawConn {
 	return raw
 }
 
-// TestReader reads all that is written, however large the pieces, as well as deadlines,
-// the end, and its own closing.
+// TestReader reads pieces of all sizes, and has deadlines, EOF and Close.
 func TestReader(t *testing.T) {
 	t.Parallel()
 	for _, network := range []string{"tcp", "unix"} {
@@ -55,7 +54,7 @@ func TestReader(t *testing.T) {
 			if n, err := r.Read(nil); n != 0 || err != nil {
 				t.Errorf("nothing: %d, %v", n, err)
 			}
-			// Before there is anything, and after a deadline.
+			// Before any byte, and after a deadline.
 			if err := reads.SetReadDeadline(time.Now().Add(time.Millisecond)); err != nil {
 				t.Fatal(err)
 			}
@@ -95,7 +94,7 @@ func TestReader(t *testing.T) {
 	}
 }
 
-// TestWrite writes what there is room for, and says when there is none.
+// TestWrite fills the buffer of a socket, and then returns EAGAIN.
 func TestWrite(t *testing.T) {
 	t.Parallel()
 	reads, writes := pair(t, "tcp")
@@ -106,7 +105,7 @@ func TestWrite(t *testing.T) {
 			n, err := Write(fd, sent[written:])
 			if err != nil {
 				if err != syscall.EAGAIN || n != 0 {
-					t.Errorf("with no room: %d, %v", n, err)
+					t.Errorf("with a full buffer: %d, %v", n, err)
 				}
 				break
 			}
@@ -124,8 +123,8 @@ func TestWrite(t *testing.T) {
 	}
 }
 
-// TestWriter writes more than there is room for, as well as deadlines, an end that
-// nobody reads from, and its own closing.
+// TestWriter writes more than a socket's buffer holds, and has deadlines, a reader that stops,
+// and Close.
 func TestWriter(t *testing.T) {
 	t.Parallel()
 	for _, network := range []string{"tcp", "unix"} {
@@ -150,7 +149,7 @@ func TestWriter(t *testing.T) {
 				t.Errorf("%d bytes of %d, %v", n, len(sent), err)
 			}
 			if err := <-read; err != nil || !bytes.Equal(got, sent) {
-				t.Errorf("other bytes came, %v", err)
+				t.Errorf("received other bytes, %v", err)
 			}
 			// Nobody reads any more.
 			if err := writes.SetWriteDeadline(time.Now().Add(time.Millisecond)); err != nil {
@@ -164,11 +163,11 @@ func TestWriter(t *testing.T) {
 			}
 			reads.Close()
 			var err error
-			for err == nil { // the first may come before the other end's answer
+			for err == nil { // the first write may precede the reset
 				_, err = w.Write(sent)
 			}
 			if !errors.Is(err, syscall.EPIPE) && !errors.Is(err, syscall.ECONNRESET) {
-				t.Errorf("to an end that is closed: %v", err)
+				t.Errorf("to a closed end: %v", err)
 			}
 			writes.Close()
 			if n, err := w.Write(sent); n != 0 || !errors.Is(err, net.ErrClosed) {

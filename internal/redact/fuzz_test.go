@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// FuzzText: whatever surrounds a URL, its password and token are not shown.
+// FuzzText: the password and token of a URL are removed, whatever surrounds it.
 func FuzzText(f *testing.F) {
 	f.Add("", "")
 	f.Add(`Get "`, `": refused`)

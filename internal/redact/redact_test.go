@@ -17,7 +17,7 @@ func TestText(t *testing.T) {
 		"http:/user:secret@x":                               "http:/xxxxx@x",
 		"http://user:it's@host/":                            "http://xxxxx@host/",
 		`Get "http://u:it's@x": no; "http://v:<w>\"@y": no`: `Get "http://xxxxx@x": no; "http://xxxxx@y": no`,
-		// Without the scheme, which was forgotten.
+		// Without a scheme.
 		"user:hunter2@host":                       "xxxxx@host",
 		`--mirror: "user:it's@host" is not valid`: `--mirror: "xxxxx@host" is not valid`,
 		"stored-on=user:a@b@host":                 "stored-on=xxxxx@host",
@@ -27,7 +27,7 @@ func TestText(t *testing.T) {
 		"s3://b?access_key=a&credentials=/c&design=d&secret=e":            "s3://b?access_key=xxxxx&credentials=/c&design=d&secret=xxxxx",
 		"(see http://x/?token=a\"b), and more":                            "(see http://x/?token=xxxxx), and more",
 		"u=http%3A%2F%2Fu%3Ait's%40x&v=http%3a%2f%2fy@z":                  "u=http%3A%2F%2Fxxxxx%40x&v=http%3a%2f%2fxxxxx@z",
-		// Nothing of the kind.
+		// Without secrets.
 		"dial tcp [::1]:80: refused, foo@1.2:out": "dial tcp [::1]:80: refused, foo@1.2:out",
 	} {
 		if got := Text(text); got != want {

@@ -23,19 +23,18 @@ func TestOpenFails(t *testing.T) {
 		d, err := Open(name)
 		if err == nil {
 			d.Close()
-			t.Errorf("%s is taken as a storage", name)
+			t.Errorf("%s is opened as a storage", name)
 		} else if !strings.Contains(err.Error(), name) {
 			t.Errorf("%q does not name %s", err, name)
 		}
 	}
 }
 
-// TestGone: when the directory is not in its place any more, nothing is
-// certain.
+// TestGone: after the directory was moved or unmounted, all errors mean unknown.
 func TestGone(t *testing.T) {
 	t.Parallel()
 	type test struct {
-		make func(t *testing.T, store string) // the storage; it is empty and there
+		make func(t *testing.T, store string) // the storage exists, but is empty
 		lose func(t *testing.T, store string)
 	}
 	none := func(*testing.T, string) {}
@@ -86,18 +85,18 @@ func TestGone(t *testing.T) {
 				}
 			}
 			_, err = d.Stat(t.Context(), "nar/lzip/absent")
-			unknown("Stat of what was absent", err)
+			unknown("Stat of a missing nar", err)
 			_, _, err = d.Open(t.Context(), "nar/absent/absent", 0, -1)
-			unknown("Open of what was absent", err)
-			unknown("Remove of what was absent", d.Remove(t.Context(), "nar/lzip/absent"))
-			unknown("Flush of what was absent", d.Flush(t.Context(), "nar/lzip/absent"))
+			unknown("Open of a missing nar", err)
+			unknown("Remove of a missing nar", d.Remove(t.Context(), "nar/lzip/absent"))
+			unknown("Flush of a missing nar", d.Flush(t.Context(), "nar/lzip/absent"))
 			unknown("Probe", d.Probe(t.Context()))
 			unknown("Sync", d.Sync(t.Context()))
-			// What can still be read is the right content.
+			// Successful reads return the right content.
 			if _, err := d.Stat(t.Context(), nar); err != nil {
 				unknown("Stat", err)
 			}
-			// Before a row is written there is always a Sync.
+			// A Sync precedes each row.
 			unknown("Stage, Commit and Sync", errors.Join(staged.Commit(t.Context()), d.Sync(t.Context())))
 			unknown("all that", errors.Join(put(d, nar, "content"), d.Sync(t.Context())))
 			var listErr error
@@ -109,7 +108,7 @@ func TestGone(t *testing.T) {
 	}
 }
 
-// refusal asserts that the error is about rights, and no certain absence.
+// refusal asserts that the error is about permissions, and doesn't mean absent.
 func refusal(t *testing.T, what string, err error) {
 	t.Helper()
 	if err == nil || errors.Is(err, fs.ErrNotExist) {
@@ -148,11 +147,11 @@ func TestReadOnly(t *testing.T) {
 	}
 }
 
-// TestPermission needs a user whom permissions hold back.
+// TestPermission needs a user other than root.
 func TestPermission(t *testing.T) {
 	t.Parallel()
 	if os.Geteuid() == 0 {
-		t.Skip("root may do anything: TestReadOnly is its share of this")
+		t.Skip("root has all permissions: see TestReadOnly")
 	}
 	store := t.TempDir()
 	lay(t, filepath.Join(store, nar), "content")
@@ -174,7 +173,7 @@ func TestPermission(t *testing.T) {
 	_, err = d.Stat(t.Context(), nar)
 	refusal(t, "Stat", err)
 	_, err = d.Stat(t.Context(), nar+"-absent")
-	refusal(t, "Stat of what is absent", err)
+	refusal(t, "Stat of a missing nar", err)
 	var listErr error
 	for _, err := range d.List(t.Context()) {
 		listErr = errors.Join(listErr, err)
@@ -200,7 +199,7 @@ func TestFullDisk(t *testing.T) {
 			t.Errorf("%s: %v, want ENOSPC", what, err)
 		}
 		if found := listed(t, d); len(found) != 1 || found[nar].Size != 7 {
-			t.Errorf("%s: the storage has %v, want what was there before", what, found)
+			t.Errorf("%s: the storage has %v, want no change", what, found)
 		}
 	}
 	large := strings.Repeat("x", 2*size)
@@ -219,7 +218,7 @@ func TestFullDisk(t *testing.T) {
 		t.Errorf("StageFile from another file system: %v, want ErrCantShare", err)
 	}
 	if err := put(d, "nar/half", large[:size/2]); err != nil {
-		t.Errorf("with room again: %v", err)
+		t.Errorf("with space again: %v", err)
 	}
 	if err := d.Remove(t.Context(), "nar/half"); err != nil {
 		t.Error(err)
@@ -232,7 +231,7 @@ func TestFullDisk(t *testing.T) {
 	if err := d.Sync(t.Context()); err != nil {
 		t.Errorf("Sync: %v", err)
 	}
-	// Removing helps, so it must work.
+	// Removing nars frees space, so it must work.
 	if err := d.Remove(t.Context(), nar); err != nil {
 		t.Errorf("Remove: %v", err)
 	}

@@ -13,7 +13,7 @@ import (
 	"testing"
 )
 
-// readAll opens the name and reads all of it.
+// readAll opens the name and reads the file.
 func readAll(t *testing.T, d *Directory, name string) (string, error) {
 	t.Helper()
 	reader, _, err := d.Open(context.Background(), name, 0, -1)
@@ -28,7 +28,7 @@ func readAll(t *testing.T, d *Directory, name string) (string, error) {
 	return string(content), nil
 }
 
-// TestOpenIsCurrent opens a name while others change what is under it.
+// TestOpenIsCurrent opens a name while others replace its file.
 func TestOpenIsCurrent(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -52,11 +52,11 @@ func TestOpenIsCurrent(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, content := range []string{"first", "the second", "3rd"} {
-		// What was there before keeps another name, as in an exported copy.
+		// The old file keeps another name, as in an export.
 		if err := os.Link(filepath.Join(dir, "a"), filepath.Join(dir, "copy of what came before "+content)); err != nil {
 			t.Fatal(err)
 		}
-		write("a", content) // by another process, as far as d knows
+		write("a", content) // unknown to d, as if by another process
 		for range 2 {
 			if got, err := readAll(t, d, "a"); err != nil || got != content {
 				t.Errorf("read %q, %v; want %q", got, err, content)
@@ -71,7 +71,7 @@ func TestOpenIsCurrent(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got, err := readAll(t, d, "a"); err != nil || got != "staged" {
-		t.Errorf("read %q, %v; want what was staged", got, err)
+		t.Errorf("read %q, %v; want the staged content", got, err)
 	}
 	if err := os.Remove(filepath.Join(dir, "a")); err != nil {
 		t.Fatal(err)
@@ -80,14 +80,14 @@ func TestOpenIsCurrent(t *testing.T) {
 		t.Errorf("a removed file: %v", err)
 	}
 	if rest, err := io.ReadAll(old); err != nil || string(rest) != "irst" {
-		t.Errorf("a reader from before gives %q, %v", rest, err)
+		t.Errorf("an earlier reader: %q, %v", rest, err)
 	}
 	if err := errors.Join(old.Close(), old.Close()); err != nil {
 		t.Error(err)
 	}
 }
 
-// TestOpenMany has many read one file, each from its own place.
+// TestOpenMany: concurrent readers of one file have offsets of their own.
 func TestOpenMany(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

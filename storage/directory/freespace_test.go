@@ -7,8 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestIsFull: a file system that reports nothing but zeros, as some do that use FUSE, is
-// not full.
+// TestIsFull: a file system that reports only zeros, such as some FUSE file systems, is not
+// full.
 func TestIsFull(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {

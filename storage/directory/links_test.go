@@ -17,7 +17,7 @@ import (
 
 const nar = "nar/lzip/nxrz38jzshzw0q3fqi3fqimjg1zr62r9-greet-1.0"
 
-// lay writes a file with the directories above it.
+// lay writes a file, and creates its directories.
 func lay(t testing.TB, file, content string) {
 	t.Helper()
 	if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, []byte(content), 0o644)); err != nil {
@@ -32,7 +32,7 @@ func link(t testing.TB, target, name string) {
 	}
 }
 
-// put stages and commits.
+// put stages and commits content.
 func put(d *Directory, name, content string) error {
 	staged, err := d.Stage(context.Background(), name, strings.NewReader(content), int64(len(content)))
 	if err != nil {
@@ -45,7 +45,7 @@ func put(d *Directory, name, content string) error {
 	return nil
 }
 
-// listed returns what List gives.
+// listed returns the results of List.
 func listed(t testing.TB, d *Directory) map[string]bytestore.Info {
 	t.Helper()
 	found := map[string]bytestore.Info{}
@@ -105,7 +105,7 @@ func TestSymlinksThatLeadOut(t *testing.T) {
 				refused("StageFile", err)
 				refused("Remove", d.Remove(t.Context(), nar))
 			} else {
-				// A link itself is replaced and removed, not what it leads to.
+				// Replace and remove affect the link itself, not its target.
 				if err := put(d, nar, "content"); err != nil {
 					t.Errorf("replace the link: %v", err)
 				}
@@ -114,7 +114,7 @@ func TestSymlinksThatLeadOut(t *testing.T) {
 				}
 			}
 			if found := listed(t, d); len(found) != 1 {
-				t.Errorf("List has %v, want the placeholder alone", found)
+				t.Errorf("List has %v, want only the placeholder", found)
 			}
 			for _, file := range []string{"/outside/nar", "/outside/lzip/nxrz38jzshzw0q3fqi3fqimjg1zr62r9-greet-1.0"} {
 				if content, err := os.ReadFile(top + file); err != nil || string(content) != "secret" {
@@ -125,7 +125,7 @@ func TestSymlinksThatLeadOut(t *testing.T) {
 	}
 }
 
-// TestSymlinksWithin: those are followed, but not listed.
+// TestSymlinksWithin: symbolic links within the storage are followed, but not listed.
 func TestSymlinksWithin(t *testing.T) {
 	t.Parallel()
 	store := t.TempDir()
@@ -144,9 +144,8 @@ func TestSymlinksWithin(t *testing.T) {
 	}
 }
 
-// TestNoRegularFile: what is not a plain file is no nar, and nobody waits for
-// it.
-func TestNoRegularFile(t *testing.T) {
+// TestIrregularFile: a file that is not regular is not a nar, and doesn't block.
+func TestIrregularFile(t *testing.T) {
 	t.Parallel()
 	tests := map[string]func(name string) error{
 		"pipe":      func(name string) error { return unix.Mkfifo(name, 0o666) },
@@ -194,13 +193,13 @@ func TestNoRegularFile(t *testing.T) {
 	}
 }
 
-// timer fails the test when it blocks for ever.
+// timer fails the test if it blocks.
 func timer(t *testing.T) (done func()) {
 	timer := time.AfterFunc(20*time.Second, func() { panic(t.Name() + " waits for a pipe or the like") })
 	return func() { timer.Stop() }
 }
 
-// TestOddFiles: what others leave in the directory does no harm.
+// TestOddFiles: other files in the directory do no harm.
 func TestOddFiles(t *testing.T) {
 	t.Parallel()
 	store := t.TempDir()
@@ -215,9 +214,9 @@ func TestOddFiles(t *testing.T) {
 	}
 }
 
-// TestLeftovers: temporary files are listed as such, can be removed, and can't
-// be mistaken for nars.
-func TestLeftovers(t *testing.T) {
+// TestTemporary: temporary files are listed as temporary, can be removed, and can't be read as
+// nars.
+func TestTemporary(t *testing.T) {
 	t.Parallel()
 	store := t.TempDir()
 	d := open(t, store)
@@ -232,7 +231,7 @@ func TestLeftovers(t *testing.T) {
 	}
 	for name, info := range found {
 		if !info.Temporary || info.Usage == 0 {
-			t.Errorf("List gives %+v, want a temporary one that takes room", info)
+			t.Errorf("List yields %+v, want a temporary file that uses space", info)
 		}
 		if _, err := d.Stat(t.Context(), name); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("Stat of %s: %v, want fs.ErrNotExist", name, err)
@@ -244,14 +243,14 @@ func TestLeftovers(t *testing.T) {
 			}
 		}
 		if err := put(d, name, "evil"); err == nil {
-			t.Errorf("Stage took the name %s", name)
+			t.Errorf("Stage accepted the name %s", name)
 		}
 		if err := d.Remove(t.Context(), name); err != nil {
 			t.Errorf("remove %s: %v", name, err)
 		}
 	}
 	if err := staged.Commit(t.Context()); err == nil {
-		t.Error("Commit of what was removed claims to have shown it")
+		t.Error("Commit after Remove succeeds")
 	}
 	if found := listed(t, d); len(found) != 0 {
 		t.Errorf("left behind: %v", found)

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// asNobody calls f with the rights of a user who is not root, on files alone.
+// asNobody calls f with the file permissions of a user who is not root.
 func asNobody(f func()) {
 	if os.Geteuid() != 0 {
 		f()
@@ -21,18 +21,18 @@ func asNobody(f func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		// The thread is never let go, so that it ends with its goroutine.
+		// The thread stays locked, so that it ends with its goroutine.
 		runtime.LockOSThread()
-		_ = unix.Setfsuid(65534) // f finds out
+		_ = unix.Setfsuid(65534) // f will fail
 		f()
 	}()
 	<-done
 }
 
-// TestListGoesOn: a directory that can't be read costs none of the others.
-func TestListGoesOn(t *testing.T) {
+// TestListContinues: an unreadable directory doesn't affect the others.
+func TestListContinues(t *testing.T) {
 	t.Parallel()
-	// Not the test's own directory, which nobody else can get into.
+	// Not t.TempDir, which other users can't enter.
 	store, err := os.MkdirTemp("", "nar-herder-test-")
 	if err != nil {
 		t.Fatal(err)
@@ -68,11 +68,11 @@ func TestListGoesOn(t *testing.T) {
 		return names, failed
 	}
 	names, failed := list(100)
-	slices.Sort(names) // they come in no order
+	slices.Sort(names) // in no particular order
 	if want := []string{"nar/e", "nar/gzip/a", "nar/zstd/d", "z"}; !slices.Equal(names, want) || !slices.Equal(failed, []string{"nar/lzip"}) {
 		t.Errorf("listed %q, failed %q", names, failed)
 	}
-	// And one may stop there as anywhere.
+	// The caller may also stop at an error.
 	for most := 1; most <= 5; most++ {
 		if names, failed := list(most); len(names)+len(failed) != most {
 			t.Errorf("stopped at %d: listed %q, failed %q", most, names, failed)

@@ -6,14 +6,14 @@ import (
 	"testing"
 )
 
-// TestFlushOfSecondName: root may import a file of the storage's user that has another
-// name, as a backup with hard links gives it, but not that of a stranger.
+// TestFlushOfSecondName: root may import a file of the storage's user with a second name, as
+// in a backup with hard links, but not another user's.
 func TestFlushOfSecondName(t *testing.T) {
 	t.Parallel()
 	if os.Geteuid() != 0 {
-		t.Skip("run the tests as root for this one")
+		t.Skip("this test must run as root")
 	}
-	const user, stranger = 65533, 65534
+	const user, other = 65533, 65534
 	for _, test := range []struct {
 		name              string
 		top, parent, file int
@@ -22,7 +22,7 @@ func TestFlushOfSecondName(t *testing.T) {
 		{"the storage's user", user, user, user, true},
 		{"the owner of the directory", 0, user, user, true},
 		{"the owner of the storage", user, 0, user, true},
-		{"a stranger", user, user, stranger, false},
+		{"another user", user, user, other, false},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()

@@ -44,7 +44,7 @@ func stat(t *testing.T, name string) os.FileInfo {
 	return info
 }
 
-// wantLinked stores the source, and makes sure that both names are of one file.
+// wantLinked stores the source, and asserts that both names are links to one file.
 func wantLinked(t *testing.T, d *Directory, source string) {
 	t.Helper()
 	staged, err := stageFile(t, d, source, 7)
@@ -55,7 +55,7 @@ func wantLinked(t *testing.T, d *Directory, source string) {
 		t.Fatal(err)
 	}
 	if !os.SameFile(stat(t, source), stat(t, filepath.Join(d.String(), nar))) {
-		t.Error("the file was copied, although both lie on one file system")
+		t.Error("the file was copied, although both are on one file system")
 	}
 }
 
@@ -76,10 +76,10 @@ func TestStageFileShares(t *testing.T) {
 	t.Parallel()
 	d, source := beside(t)
 	wantLinked(t, d, source)
-	// A file that is in the storage already, as after a crash just before its
-	// old name was removed.
+	// A file that is in the storage already, as after a crash just before its old name was
+	// removed.
 	if _, err := stageFile(t, d, source, 7); !errors.Is(err, bytestore.ErrCantShare) {
-		t.Errorf("a second time: %v, want ErrCantShare", err)
+		t.Errorf("again: %v, want ErrCantShare", err)
 	}
 	if err := os.Remove(source); err != nil {
 		t.Fatal(err)
@@ -89,7 +89,7 @@ func TestStageFileShares(t *testing.T) {
 	}
 }
 
-// TestStageFileItself: a nar of the storage staged for its own name stays.
+// TestStageFileItself: a nar of the storage, staged for its own name, is kept.
 func TestStageFileItself(t *testing.T) {
 	t.Parallel()
 	d, _ := beside(t)
@@ -108,7 +108,7 @@ func TestStageFileItself(t *testing.T) {
 	}
 }
 
-// TestStageFileSourceGoes: from StageFile on, the bytes don't need the name.
+// TestStageFileSourceGoes: after StageFile, the source may be removed.
 func TestStageFileSourceGoes(t *testing.T) {
 	t.Parallel()
 	d, source := beside(t)
@@ -151,7 +151,7 @@ func TestStageFileRefuses(t *testing.T) {
 			}
 			return other
 		},
-		// One file system, but another mount of it.
+		// Another mount of the same file system.
 		"other mount": func(t *testing.T, source string) string {
 			return filepath.Join(testfs.ReadOnly(t, filepath.Dir(source)), "nar")
 		},
@@ -171,7 +171,7 @@ func TestStageFileRefuses(t *testing.T) {
 			if after := stat(t, file).Mode(); after != before {
 				t.Errorf("the source had mode %v, and has %v", before, after)
 			}
-			// It can be copied then.
+			// It can be copied.
 			from, err := os.Open(file)
 			if err != nil {
 				t.Fatal(err)
@@ -192,8 +192,8 @@ func TestStageFileRefuses(t *testing.T) {
 	}
 }
 
-// TestStageFileOfSpool: a file of the spool has one name at all times, so that a
-// process that ends leaves nothing else.
+// TestStageFileOfSpool: a file of the spool always has exactly one name, so that a killed
+// process leaves no other.
 func TestStageFileOfSpool(t *testing.T) {
 	t.Parallel()
 	d, source := spooled(t)
@@ -216,13 +216,13 @@ func TestStageFileOfSpool(t *testing.T) {
 			t.Fatal(err)
 		}
 		if got := names(); got != spoolFolder+"/key" {
-			t.Errorf("staged, there is %s", got)
+			t.Errorf("after Stage: %s", got)
 		}
 		return staged
 	}
 	stage().Abort()
 	if got := names(); got != spoolFolder+"/key" {
-		t.Errorf("aborted, there is %s", got)
+		t.Errorf("after Abort: %s", got)
 	}
 	staged := stage()
 	for range 2 {
@@ -232,7 +232,7 @@ func TestStageFileOfSpool(t *testing.T) {
 	}
 	staged.Abort()
 	if got := names(); got != nar {
-		t.Errorf("committed, there is %s", got)
+		t.Errorf("after Commit: %s", got)
 	}
 	if !os.SameFile(before, stat(t, filepath.Join(d.String(), nar))) {
 		t.Error("the file was copied")
@@ -242,15 +242,14 @@ func TestStageFileOfSpool(t *testing.T) {
 	}
 }
 
-// TestStageFileOfSpoolMeanwhile: what another process has made of the name is not
-// shown in the place of what was staged.
+// TestStageFileOfSpoolMeanwhile: if another process has replaced the file, Commit fails.
 func TestStageFileOfSpoolMeanwhile(t *testing.T) {
 	t.Parallel()
 	for what, meanwhile := range map[string]string{"gone": "", "another": "another"} {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
 			d, source := spooled(t)
-			kept, err := os.Open(source) // so that the new file is another one
+			kept, err := os.Open(source) // so that the new file has another inode
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -266,17 +265,17 @@ func TestStageFileOfSpoolMeanwhile(t *testing.T) {
 				lay(t, source, meanwhile)
 			}
 			if err := staged.Commit(t.Context()); err == nil {
-				t.Error("Commit claims to have shown it")
+				t.Error("Commit succeeds")
 			}
 			if _, err := d.Stat(t.Context(), nar); !errors.Is(err, fs.ErrNotExist) {
-				t.Errorf("something is there: %v", err)
+				t.Errorf("the nar exists: %v", err)
 			}
 		})
 	}
 }
 
-// TestStageFileOfSpoolLinked: once something could not be moved out of the spool, a
-// file of it is as any other.
+// TestStageFileOfSpoolLinked: after a move out of the spool has failed, files of the spool are
+// linked or copied.
 func TestStageFileOfSpoolLinked(t *testing.T) {
 	t.Parallel()
 	d, source := spooled(t)
@@ -284,8 +283,8 @@ func TestStageFileOfSpoolLinked(t *testing.T) {
 	wantLinked(t, d, source)
 }
 
-// TestStageFileOfSpoolMounted: a folder that is another mount of the same file system
-// is only found out by moving a file there. The next one is to be copied.
+// TestStageFileOfSpoolMounted: only a failed move detects another mount of the same file
+// system. The next file must be copied.
 func TestStageFileOfSpoolMounted(t *testing.T) {
 	t.Parallel()
 	d, source := spooled(t)

@@ -23,15 +23,15 @@ func TestExport(t *testing.T) {
 	p.wantFiles(t, items...)
 	written := "nar/lzip/" + strings.Replace(items[3].path().BaseName(), "+", "%2B", 1)
 	if !os.SameFile(p.info(t, written), p.info(t, items[3].nar())) {
-		t.Error("the second name has bytes of its own")
+		t.Error("the second name is not a link")
 	}
 	stored, err := os.Stat(filepath.Join(p.store, items[0].nar()))
 	if err != nil || !os.SameFile(stored, p.info(t, items[0].nar())) {
-		t.Errorf("the nar is no link to that of the storage: %v", err)
+		t.Errorf("the nar is not a link to that of the storage: %v", err)
 	}
 	row, err := p.index.Item(t.Context(), items[0].path().Hash)
 	if err != nil || !p.info(t, items[0].file()).ModTime().Equal(row.AddedAt) {
-		t.Errorf("the narinfo is of %v, want when it was added, %v; %v", p.info(t, items[0].file()).ModTime(), row.AddedAt, err)
+		t.Errorf("the narinfo has time %v, want that of the addition, %v; %v", p.info(t, items[0].file()).ModTime(), row.AddedAt, err)
 	}
 
 	// Nothing to do.
@@ -50,8 +50,8 @@ func TestExport(t *testing.T) {
 		t.Error("a narinfo was written again")
 	}
 
-	// A new one, another text, another nar of the same length, one that is gone.
-	items[1].note = "signed anew"
+	// A new item, another text, another nar of the same size, a removed item.
+	items[1].note = "signed again"
 	items[2].content, items[2].digit = strings.ToUpper(items[2].content), "1"
 	p.add(t, items[1], items[2], fake{n: 100, content: "new"})
 	p.remove(t, items[4])
@@ -64,8 +64,8 @@ func TestExport(t *testing.T) {
 	p.wantFiles(t, append(left[:4:4], left[5:]...)...)
 }
 
-// TestCopy has no file of the storage shared, and times kept, by which the next
-// run knows what it has.
+// TestCopy shares no file with the storage, and keeps times, by which the next run recognizes
+// the nars.
 func TestCopy(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -81,12 +81,12 @@ func TestCopy(t *testing.T) {
 	}
 	copied := p.info(t, items[0].nar())
 	if os.SameFile(stored, copied) || !copied.ModTime().Equal(stored.ModTime()) {
-		t.Errorf("the copy is the file itself, or of %v, want %v", copied.ModTime(), stored.ModTime())
+		t.Errorf("the copy is a link, or has time %v, want %v", copied.ModTime(), stored.ModTime())
 	}
 	p.exports(t, Summary{Unchanged: 3}, copies)
-	p.exports(t, Summary{Unchanged: 3}, nil) // they are good as links would be
+	p.exports(t, Summary{Unchanged: 3}, nil) // copies are as good as links
 
-	// Another nar with the length and the time of the one before.
+	// Another nar with the same size and time.
 	items[0].content, items[0].digit = strings.ToUpper(items[0].content), "1"
 	p.add(t, items[0])
 	if err := os.Chtimes(filepath.Join(p.store, items[0].nar()), stored.ModTime(), stored.ModTime()); err != nil {
@@ -95,7 +95,7 @@ func TestCopy(t *testing.T) {
 	p.exports(t, Summary{Updated: 1, Unchanged: 2, Copied: 1}, copies)
 	p.wantFiles(t, items...)
 
-	// What somebody has cut short is renewed.
+	// A truncated nar is replaced.
 	if err := os.Truncate(filepath.Join(p.out, items[1].nar()), 3); err != nil {
 		t.Fatal(err)
 	}
@@ -134,7 +134,7 @@ func TestClosureAndTags(t *testing.T) {
 	p.remove(t, items[2])
 	results := p.exports(t, Summary{Unchanged: 2, Skipped: 1, StaleNarinfos: 2, StaleNars: 2}, of(items[0]))
 	if text := errorOf(results, items[2]); !strings.Contains(text, items[1].path().String()+" refers to it") {
-		t.Errorf("what the closure lacks: %q", text)
+		t.Errorf("missing in the closure: %q", text)
 	}
 	if _, _, err := p.export(of(items[2])); err == nil || !strings.Contains(err.Error(), items[2].path().Hash.String()) {
 		t.Errorf("closure of an unknown item: %v", err)
@@ -153,12 +153,11 @@ func TestClosureAndTags(t *testing.T) {
 	p.wantFiles(t, items[3])
 	p.exports(t, Summary{StaleNarinfos: 1, StaleNars: 1}, func(e *Export) { e.Tags = []index.Tag{{Key: "a", Value: "b"}, {Key: "c", Value: "e"}} })
 	if _, _, err := p.export(func(e *Export) { of(items[0])(e); e.Tags = []index.Tag{{Key: "a", Value: "b"}} }); err == nil {
-		t.Error("tags and a closure go together")
+		t.Error("tags and a closure are accepted together")
 	}
 }
 
-// TestSkipped has items that clients are not told of, or whose nars are not all
-// stored.
+// TestSkipped has withdrawn items, and items without all of their nars.
 func TestSkipped(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -168,7 +167,7 @@ func TestSkipped(t *testing.T) {
 	p.put(t, items[4])
 	results := p.exports(t, Summary{Added: 4, Skipped: 1}, nil)
 	if text := errorOf(results, items[4]); !strings.Contains(text, "does not begin with nar/") {
-		t.Errorf("URL elsewhere: %q", text)
+		t.Errorf("a URL outside of nar/: %q", text)
 	}
 	p.wantFiles(t, items[:4]...)
 	err := p.index.Update(t.Context(), func(tx *index.Tx) error {
@@ -186,26 +185,25 @@ func TestSkipped(t *testing.T) {
 		t.Errorf("not stored: %q", text)
 	}
 	p.wantFiles(t, items[:4]...)
-	// The nar of what is withdrawn stays for those who hold its narinfo.
+	// The nar of a withdrawn item is kept for clients that have its narinfo.
 	p.exports(t, Summary{Unchanged: 2, Skipped: 2, Withdrawn: 1, StaleNarinfos: 2, StaleNars: 1}, func(e *Export) { e.Delete = true })
 	if got := files(t, p.out); got[items[1].nar()] != items[1].content || got[items[1].file()] != "" {
-		t.Errorf("of a withdrawn item: %q, %q", got[items[1].nar()], got[items[1].file()])
+		t.Errorf("a withdrawn item: %q, %q", got[items[1].nar()], got[items[1].file()])
 	}
 	p.remove(t, items[1])
 	p.exports(t, Summary{Unchanged: 2, Skipped: 2, StaleNars: 1}, func(e *Export) { e.Delete = true })
 	p.wantFiles(t, items[2:4]...)
 }
 
-// TestStrangers has files that no export has made, and directories that become
-// empty.
-func TestStrangers(t *testing.T) {
+// TestUnreferenced has unreferenced files, and directories that become empty.
+func TestUnreferenced(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
 	items := many(2)
 	items[1].url = "nar/xz/" + items[1].path().BaseName()
 	p.add(t, items...)
 	for _, name := range []string{"index.html", "short.narinfo", "logs/" + items[0].path().BaseName(), "nar/README", "nar/lzip/x"} {
-		write(t, filepath.Join(p.out, name), "a stranger's")
+		write(t, filepath.Join(p.out, name), "another program's")
 	}
 	p.exports(t, Summary{Added: 2}, nil)
 	for _, f := range items {
@@ -231,19 +229,19 @@ func TestOverlap(t *testing.T) {
 	}
 	for _, name := range []string{p.store, p.store + "/nar", p.store + "/new/below", link, link + "/new", top, p.store + "/../store/x"} {
 		p.out = name
-		if _, _, err := p.export(func(e *Export) { e.Delete = true }); err == nil || !strings.Contains(err.Error(), "apart from it") {
+		if _, _, err := p.export(func(e *Export) { e.Delete = true }); err == nil || !strings.Contains(err.Error(), "overlaps with the storage") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	if got := files(t, p.store); len(got) != 2 {
 		t.Errorf("the storage has %q", got)
 	}
-	p.out = p.store + "-2" // is apart
+	p.out = p.store + "-2" // doesn't overlap
 	p.exports(t, Summary{Added: 2}, nil)
 }
 
-// TestNothingStored: an index that knows of no stored nar, such as a front end's,
-// empties no copy.
+// TestNothingStored: an index without stored nars, such as a front end's, doesn't empty a
+// copy.
 func TestNothingStored(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)

@@ -17,17 +17,17 @@ import (
 	"nar-herder/storage/directory"
 )
 
-// errFault is what a step fails with in a test.
+// errFault is the error of a failing step.
 var errFault = errors.New("the disk has failed")
 
-// crash is the panic that ends a run, as a kill or the loss of power would.
+// crash is the panic that ends a run like a kill or a loss of power.
 type crash struct{}
 
-// faults counts steps, and has one of them and all that follow fail.
+// faults counts steps, and makes one of them and all later ones fail.
 type faults struct {
-	at    int // the step that fails; none when negative
+	at    int // the step that fails; none if negative
 	once  bool
-	power bool // the program ends there
+	power bool // crash instead of failing
 	steps int
 }
 
@@ -43,7 +43,7 @@ func (f *faults) step(string) error {
 	return errFault
 }
 
-// crashing exports, and says whether the program has ended.
+// crashing exports, and reports whether the run has crashed.
 func (p *place) crashing(change func(*Export)) (crashed bool, err error) {
 	defer func() {
 		if fault := recover(); fault != nil {
@@ -57,15 +57,15 @@ func (p *place) crashing(change func(*Export)) (crashed bool, err error) {
 	return false, err
 }
 
-// TestEveryStep has each step that changes the copy fail, or be the last of a run
-// that is killed, while items come, go and change. Never is a narinfo there whose
-// nar is not; and the next run completes what this one has left.
+// TestEveryStep: each step that changes the copy fails or is the last before a crash, while
+// items are added, removed and changed. The copy never has a narinfo without its nar, and the
+// next run completes it.
 func TestEveryStep(t *testing.T) {
 	t.Parallel()
 	before := many(5)
 	before[3].url = strings.Replace(before[3].nar(), "0-", "0%2D", 1) // two names
 	after := many(7)[1:]
-	after[0].note = "signed anew"
+	after[0].note = "signed again"
 	after[1].content, after[1].digit = strings.ToUpper(after[1].content), "1"
 	after[2].content, after[2].digit = "another length", "1"
 
@@ -97,7 +97,7 @@ func TestEveryStep(t *testing.T) {
 				p.wantSound(t, when, before, after)
 				reached := f.steps > f.at
 				if f.power != crashed && reached {
-					t.Errorf("%s: the run has ended by itself", when)
+					t.Errorf("%s: the run has not crashed", when)
 				}
 				if _, _, err := p.export(func(e *Export) { e.Copy, e.Delete = copies, true }); err != nil {
 					t.Fatalf("%s: the next run: %v", when, err)
@@ -117,7 +117,7 @@ func TestEveryStep(t *testing.T) {
 	}
 }
 
-// cloneLinks makes a copy of a copy with hard links of its nars.
+// cloneLinks copies a copy with hard links of its nars.
 func cloneLinks(t testing.TB, from, to string) {
 	t.Helper()
 	for name := range files(t, from) {
@@ -128,8 +128,7 @@ func cloneLinks(t testing.TB, from, to string) {
 	}
 }
 
-// memoryDir is a directory in memory where there is one, for tests of very many
-// small runs.
+// memoryDir returns a directory in memory if possible, for many small runs.
 func memoryDir(t testing.TB) string {
 	t.Helper()
 	name, err := os.MkdirTemp("/dev/shm", "nar-herder-test-")
@@ -144,8 +143,8 @@ func memoryDir(t testing.TB) string {
 	return name
 }
 
-// TestFull has no room for all: what is there is good, and more room is all that
-// the next run needs. The copy is on another file system than the storage.
+// TestFull: on a full disk, the copy stays consistent, and the next run completes it after
+// space was freed. The copy is on another file system than the storage.
 func TestFull(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -169,7 +168,7 @@ func TestFull(t *testing.T) {
 	}
 	p.wantSound(t, "full", items)
 	if _, err := os.Stat(filepath.Join(p.out, temporaryDirectory)); !os.IsNotExist(err) {
-		t.Errorf("something temporary is left: %v", err)
+		t.Errorf("a temporary file is left: %v", err)
 	}
 	if err := os.Remove(filler); err != nil {
 		t.Fatal(err)
@@ -179,14 +178,14 @@ func TestFull(t *testing.T) {
 	p.wantFiles(t, items...)
 
 	testfs.Freeze(t, mount)
-	// With nothing to do there is nothing to write but what is temporary.
+	// Without changes, only temporary files are written.
 	if _, _, err := p.export(nil); !errors.Is(err, syscall.EROFS) || !strings.Contains(err.Error(), p.out) {
 		t.Errorf("read-only: %v", err)
 	}
 	p.wantFiles(t, items...)
 }
 
-// hooked is a storage with something before each nar is opened.
+// hooked is a storage with a hook before each nar is opened.
 type hooked struct {
 	*directory.Directory
 	before func(name string) error
@@ -209,8 +208,8 @@ func (p *place) hook(t testing.TB, before func(name string) error) {
 	p.storage = storage.New(p.index, hooked{bytes, before}, storage.Options{})
 }
 
-// TestUnreadable has nars that can't be read, or that are missing where the index
-// has them: the rest is exported, and what the copy has of them stays.
+// TestUnreadable: if nars are unreadable or missing in the storage, the rest is exported, and
+// their old files are kept.
 func TestUnreadable(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -236,7 +235,7 @@ func TestUnreadable(t *testing.T) {
 	p.wantFiles(t, items[:4]...)
 }
 
-// TestShort has a storage that gives other bytes than it says.
+// TestShort: the storage returns fewer or more bytes than announced.
 func TestShort(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -258,7 +257,7 @@ func (p *place) storageBytes(t testing.TB) *directory.Directory {
 	return bytes
 }
 
-// lying ends a nar early, with no error, and is no file of the machine.
+// lying ends a nar early without an error, and is not a local file.
 type lying struct {
 	*directory.Directory
 	name string
@@ -279,15 +278,15 @@ func (l lying) Open(ctx context.Context, name string, offset, length int64) (io.
 	}{io.LimitReader(reader, most), reader}, info, nil
 }
 
-// TestMeanwhile has others remove and change items between their rows and their
-// nars being read.
+// TestMeanwhile: items are removed and changed after their rows were read and before their
+// nars are.
 func TestMeanwhile(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
 	items := many(4)
 	p.add(t, items...)
 	changed := items[2]
-	changed.content, changed.digit = "changed meanwhile", "1"
+	changed.content, changed.digit = "changed later", "1"
 	done := make(map[string]bool)
 	p.hook(t, func(name string) error {
 		if done[name] {
@@ -307,7 +306,7 @@ func TestMeanwhile(t *testing.T) {
 	p.wantFiles(t, items[0], items[2], items[3])
 }
 
-// TestCancelled ends a run, whose complete items are shown.
+// TestCancelled: after a cancellation, complete items become visible.
 func TestCancelled(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -331,8 +330,8 @@ func TestCancelled(t *testing.T) {
 	}
 }
 
-// TestLinksOut has symbolic links in the copy that lead out of it, which nothing
-// is written or deleted through.
+// TestLinksOut: nothing is written or deleted through symbolic links that lead out of the
+// copy.
 func TestLinksOut(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -340,8 +339,8 @@ func TestLinksOut(t *testing.T) {
 	p.add(t, items...)
 	outside := t.TempDir()
 	victim := filepath.Join(outside, "victim")
-	write(t, victim, "a stranger's")
-	write(t, filepath.Join(outside, items[0].path().BaseName()), "a stranger's")
+	write(t, victim, "another program's")
+	write(t, filepath.Join(outside, items[0].path().BaseName()), "another program's")
 	if err := errors.Join(os.MkdirAll(p.out+"/nar/lzip", 0o755), os.Symlink(victim, filepath.Join(p.out, items[1].file())),
 		os.Symlink(victim, filepath.Join(p.out, items[1].nar())), os.Symlink(outside, filepath.Join(p.out, temporaryDirectory)),
 		os.Symlink(outside, filepath.Join(p.out, "nar/xz"))); err != nil {
@@ -353,7 +352,7 @@ func TestLinksOut(t *testing.T) {
 	}
 	p.wantFiles(t, items...)
 
-	// A directory in the place of nar/lzip.
+	// A directory instead of nar/lzip.
 	if err := errors.Join(os.RemoveAll(p.out+"/nar/lzip"), os.Symlink(outside, p.out+"/nar/lzip")); err != nil {
 		t.Fatal(err)
 	}
@@ -361,12 +360,12 @@ func TestLinksOut(t *testing.T) {
 	if text := errorOf(results, items[0]); !strings.Contains(text, errLinkOut.Error()) {
 		t.Errorf("%q", text)
 	}
-	if got := files(t, outside); len(got) != 2 || got["victim"] != "a stranger's" || got[items[0].path().BaseName()] != "a stranger's" {
+	if got := files(t, outside); len(got) != 2 || got["victim"] != "another program's" || got[items[0].path().BaseName()] != "another program's" {
 		t.Errorf("outside: %q", got)
 	}
 }
 
-// TestTwoRuns has the second refused, and something left of a killed one go.
+// TestTwoRuns: a second run is refused, and removes temporary files of a killed one.
 func TestTwoRuns(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -389,8 +388,8 @@ func TestTwoRuns(t *testing.T) {
 	p.wantFiles(t, items...)
 }
 
-// TestNoWriting has directories that may not be written.
-func TestNoWriting(t *testing.T) {
+// TestUnwritable has unwritable directories.
+func TestUnwritable(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
 	items := many(2)
@@ -404,11 +403,11 @@ func TestNoWriting(t *testing.T) {
 	}
 	p.out = filepath.Join(out, items[0].file())
 	if _, _, err := p.export(nil); err == nil || !strings.Contains(err.Error(), "not a directory") {
-		t.Errorf("a file in its place: %v", err)
+		t.Errorf("a file instead of the directory: %v", err)
 	}
 }
 
-// TestOrder has what a loss of power could undo flushed before what relies on it.
+// TestOrder: files are flushed before a change that depends on them.
 func TestOrder(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)

@@ -19,7 +19,7 @@ import (
 	"nar-herder/storage/index"
 )
 
-// place is a storage of a test, and where it is exported to.
+// place is the storage of a test, and the directory of its export.
 type place struct {
 	store, out string
 	index      *index.Index
@@ -53,15 +53,15 @@ func placeIn(t testing.TB, top string) *place {
 	return p
 }
 
-// fake is an item made up by a test.
+// fake is an item of a test.
 type fake struct {
 	n       int
 	content string
-	name    string // of the item; "item" when empty
-	url     string // nar/lzip/HASH-NAME when empty
+	name    string // of the item; "item" if empty
+	url     string // nar/lzip/HASH-NAME if empty
 	refs    []int
 	note    string
-	digit   string // that its NarHash consists of; "0" when empty
+	digit   string // repeated in its NarHash; "0" if empty
 }
 
 func (f fake) path() narinfo.StorePath {
@@ -97,7 +97,7 @@ func (f fake) text() string {
 	return text.String()
 }
 
-// many makes items with nars of some length.
+// many makes items with small nars.
 func many(count int) []fake {
 	items := make([]fake, count)
 	for n := range items {
@@ -132,7 +132,7 @@ func (p *place) add(t testing.TB, items ...fake) {
 	}
 }
 
-// put writes the row alone, of a nar that is said to be stored.
+// put writes only the row of an item, with a stored nar.
 func (p *place) put(t testing.TB, f fake) {
 	t.Helper()
 	n, err := narinfo.Parse([]byte(f.text()))
@@ -175,14 +175,14 @@ func (p *place) export(change func(*Export)) (Summary, []Result, error) {
 	return summary, results, err
 }
 
-// exports is export, which must come to the wanted sums.
+// exports is export with an assertion on the summary.
 func (p *place) exports(t testing.TB, want Summary, change func(*Export)) []Result {
 	t.Helper()
 	summary, results, err := p.export(change)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want.Linked+want.Copied == 0 { // not what the test is about
+	if want.Linked+want.Copied == 0 { // not tested here
 		summary.Linked, summary.Copied = 0, 0
 	}
 	summary.LinkedBytes, summary.CopiedBytes, summary.StaleBytes = 0, 0, 0
@@ -195,7 +195,7 @@ func (p *place) exports(t testing.TB, want Summary, change func(*Export)) []Resu
 	return results
 }
 
-// files are all names below the directory but the marker, with the content of regular
+// files returns all names below the directory except the marker, with the content of regular
 // files.
 func files(t testing.TB, directory string) map[string]string {
 	t.Helper()
@@ -215,7 +215,7 @@ func files(t testing.TB, directory string) map[string]string {
 	return found
 }
 
-// wantFiles asserts what a copy of the items consists of.
+// wantFiles asserts that a copy consists of the items.
 func (p *place) wantFiles(t testing.TB, items ...fake) {
 	t.Helper()
 	want := map[string]string{"nix-cache-info": narinfo.CacheInfo}
@@ -237,12 +237,12 @@ func (p *place) wantFiles(t testing.TB, items ...fake) {
 		delete(got, name)
 	}
 	for name := range got {
-		t.Errorf("%s is there, of nothing that was exported", name)
+		t.Errorf("%s exists, but was not exported", name)
 	}
 }
 
-// wantSound asserts that each narinfo of a copy names a nar which is there, with
-// the content that belongs to it: one of those of the given items.
+// wantSound asserts that each narinfo of a copy has its nar, with the content of one of the
+// given items.
 func (p *place) wantSound(t testing.TB, when string, versions ...[]fake) {
 	t.Helper()
 	got := files(t, p.out)
@@ -253,12 +253,12 @@ func (p *place) wantSound(t testing.TB, when string, versions ...[]fake) {
 		if !slices.ContainsFunc(slices.Concat(versions...), func(f fake) bool {
 			return f.file() == name && f.text() == text && got[f.nar()] == f.content
 		}) {
-			t.Errorf("%s: %s names a nar that is not there: %q", when, name, text)
+			t.Errorf("%s: the nar of %s is missing: %q", when, name, text)
 		}
 	}
 }
 
-// info is a file of the copy.
+// info describes a file of the copy.
 func (p *place) info(t testing.TB, name string) fs.FileInfo {
 	t.Helper()
 	info, err := os.Lstat(filepath.Join(p.out, name))
@@ -268,7 +268,7 @@ func (p *place) info(t testing.TB, name string) fs.FileInfo {
 	return info
 }
 
-// errorOf is the error of the item in the results.
+// errorOf returns the error of the item in the results.
 func errorOf(results []Result, f fake) string {
 	for _, r := range results {
 		if (r.Name == f.path().String() || r.Name == f.path().Hash.String()) && r.Err != nil {

@@ -11,8 +11,8 @@ import (
 	"nar-herder/storage/index"
 )
 
-// TestLoss refuses to remove more than a tenth of the narinfos or nars, and changes
-// nothing then.
+// TestLoss refuses to remove more than a tenth of the narinfos or nars, and then changes
+// nothing.
 func TestLoss(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -31,7 +31,7 @@ func TestLoss(t *testing.T) {
 		}
 	}
 	nothing := func(*Export) {}
-	refused("a tag that no item has", func(e *Export) { e.Tags = []index.Tag{{Key: "typo", Value: "x"}} }, "no item")
+	refused("a tag that no item has", func(e *Export) { e.Tags = []index.Tag{{Key: "typo", Value: "x"}} }, "no selected item")
 	p.remove(t, items[0])
 	p.remove(t, items[1])
 	p.exports(t, Summary{Unchanged: 18, StaleNarinfos: 2, StaleNars: 2}, strictly)
@@ -40,7 +40,7 @@ func TestLoss(t *testing.T) {
 	p.add(t, fake{n: 100, content: "new"})
 	refused("two of 18", nothing, "2 of 18 narinfos and 2 of 18 nars")
 
-	// A dry run tells what would be lost.
+	// A dry run reports the loss.
 	summary, _, err := p.export(func(e *Export) { strictly(e); e.DryRun = true })
 	if !errors.Is(err, ErrLoss) || summary.StaleNarinfos != 2 || summary.Added != 1 {
 		t.Errorf("a dry run: %+v, %v", summary, err)
@@ -48,14 +48,14 @@ func TestLoss(t *testing.T) {
 	p.exports(t, Summary{Added: 1, Unchanged: 16, StaleNarinfos: 2, StaleNars: 2}, func(e *Export) { e.Delete = true })
 	p.exports(t, Summary{Unchanged: 17}, strictly)
 
-	// Nars alone, as of somebody else's directory of nars.
+	// Only nars, as in another program's directory of nars.
 	for n := range 3 {
 		write(t, filepath.Join(p.out, fake{n: 200 + n}.nar()), "x")
 	}
 	refused("nars", nothing, "0 of 17 narinfos and 3 of 20 nars")
 }
 
-// TestAdopt refuses directories that have files and that no export has made.
+// TestAdopt refuses directories with files that no export has made.
 func TestAdopt(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {

@@ -14,7 +14,7 @@ import (
 	"nar-herder/storage/directory"
 )
 
-// unreadable is a store with a directory that can't be read, also by root.
+// unreadable is a store with a directory that even root can't read.
 type unreadable struct {
 	bytestore.Store
 	name string
@@ -33,8 +33,8 @@ func (u unreadable) List(ctx context.Context) iter.Seq2[bytestore.Info, error] {
 	}
 }
 
-// TestUnreadable: a mirror claims a storage with an unreadable directory, unless nars may
-// be in it.
+// TestUnreadable: a mirror claims a storage with an unreadable directory, unless it may
+// contain nars.
 func TestUnreadable(t *testing.T) {
 	t.Parallel()
 	store, err := directory.Open(t.TempDir())
@@ -50,7 +50,7 @@ func TestUnreadable(t *testing.T) {
 	}
 }
 
-// inUse reports whether a database is locked by another, and keeps the lock otherwise.
+// inUse reports whether another process has locked a database; otherwise it keeps the lock.
 func inUse(t *testing.T, database string) bool {
 	t.Helper()
 	l, err := NewDatabaseLock(database)
@@ -67,8 +67,8 @@ func inUse(t *testing.T, database string) bool {
 	return false
 }
 
-// TestLockUnwritable: on a full or read-only file system, a server starts, and a second
-// one does not.
+// TestLockUnwritable: on a full or read-only file system, a server starts, and a second one
+// doesn't.
 func TestLockUnwritable(t *testing.T) {
 	t.Parallel()
 	for _, isThere := range []bool{false, true} {
@@ -92,7 +92,7 @@ func TestLockUnwritable(t *testing.T) {
 			t.Errorf("a dump: %+v, %v", l, err)
 		}
 	}
-	// There is room again when the second one starts.
+	// There is space again when the second one starts.
 	database := filepath.Join(t.TempDir(), "a.db")
 	directory, err := os.Open(filepath.Dir(database))
 	if err != nil {
@@ -102,14 +102,14 @@ func TestLockUnwritable(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !inUse(t, database) {
-		t.Error("the directory is locked, and the database is not")
+		t.Error("the directory is locked, but not the database")
 	}
 	if err := directory.Close(); err != nil || inUse(t, database) {
 		t.Error("still in use", err)
 	}
 }
 
-// TestLockNames: a database has one lock under all its names, also before it exists.
+// TestLockNames: a database has one lock under all its names, even before it exists.
 func TestLockNames(t *testing.T) {
 	t.Parallel()
 	for _, isThere := range []bool{false, true} {

@@ -20,7 +20,7 @@ import (
 
 func mounted(context.Context) error { return nil }
 
-// eachStore runs a test with a directory and with a bucket, both empty.
+// eachStore runs a test with an empty directory and with an empty bucket.
 func eachStore(t *testing.T, test func(*testing.T, bytestore.Store)) {
 	t.Run("directory", func(t *testing.T) {
 		t.Parallel()
@@ -42,8 +42,8 @@ func eachStore(t *testing.T, test func(*testing.T, bytestore.Store)) {
 	})
 }
 
-// TestClaim: a storage without an owner is claimed as the policy says, and by one of
-// several instances at once. Others are refused.
+// TestClaim: a storage without an owner is claimed by the policy, and by one of several
+// concurrent instances.
 func TestClaim(t *testing.T) {
 	t.Parallel()
 	eachStore(t, func(t *testing.T, store bytestore.Store) {
@@ -61,7 +61,7 @@ func TestClaim(t *testing.T) {
 			t.Errorf("a storage that is not mounted: %v", err)
 		}
 		if _, err := Read(ctx, store); !errors.Is(err, fs.ErrNotExist) {
-			t.Fatalf("there is an owner: %v", err)
+			t.Fatalf("the storage has an owner: %v", err)
 		}
 
 		nar := "nar/lzip/" + strings.Repeat("0", 32) + "-a"
@@ -106,12 +106,12 @@ func TestClaim(t *testing.T) {
 			t.Errorf("taken: %v", err)
 		}
 		if err := claim(found.Instance, Always); !errors.Is(err, storage.ErrNotOwner) {
-			t.Errorf("the one that lost it: %v", err)
+			t.Errorf("the former owner: %v", err)
 		}
 	})
 }
 
-// TestOldFile: the owner file of an earlier version is read, and completed by its owner.
+// TestOldFile: its owner reads and completes the owner file of an earlier version.
 func TestOldFile(t *testing.T) {
 	t.Parallel()
 	eachStore(t, func(t *testing.T, store bytestore.Store) {
@@ -139,8 +139,8 @@ func TestOldFile(t *testing.T) {
 	})
 }
 
-// TestCopies: of two databases with one id, the one that the owner file names may write.
-// The other is told the two cures.
+// TestCopies: of two databases with the same id, only the one in the owner file may write. The
+// error of the other names both solutions.
 func TestCopies(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -174,13 +174,13 @@ func TestCopies(t *testing.T) {
 		if test.owns && err != nil {
 			t.Errorf("%s: %v", what, err)
 		} else if !test.owns && (!errors.Is(err, storage.ErrNotOwner) || !strings.Contains(err.Error(), "container") || !strings.Contains(err.Error(), "new-identity") || !strings.Contains(err.Error(), "claim-storage --yes=a")) {
-			t.Errorf("%s: %v, want ErrNotOwner with both cures", what, err)
+			t.Errorf("%s: %v, want ErrNotOwner with both solutions", what, err)
 		}
 	}
 }
 
-// TestMachine: the id is that in earlier owner files, with or without a newline at the end
-// of /etc/machine-id.
+// TestMachine: the id equals that in earlier owner files, with or without a newline in
+// /etc/machine-id.
 func TestMachine(t *testing.T) {
 	t.Parallel()
 	const id, want = "0123456789abcdef0123456789abcdef", "054509b6f0bdef4e922eaa00179f1a18"
@@ -191,8 +191,8 @@ func TestMachine(t *testing.T) {
 	}
 }
 
-// TestLockShared: a new lock file may be written by the group of its directory, and one
-// that exists stays as it is: it may be a nar that another user has given this name.
+// TestLockShared: the group of the directory may write to a new lock file. An existing file is
+// not changed: it may be a nar that another user has renamed.
 func TestLockShared(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -215,7 +215,7 @@ func TestLockShared(t *testing.T) {
 	}
 }
 
-// TestLock: one process, and one instance, at a time.
+// TestLock: only one process and one instance at a time.
 func TestLock(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "lock")

@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// answers are heads with what follows, and whether they are the usual.
+// answers are heads with the following bytes, and whether parseHead parses them.
 var answers = []struct {
 	text  string
 	usual bool
@@ -45,15 +45,15 @@ func TestUsualAnswer(t *testing.T) {
 			t.Errorf("%q: usual %v, want %v", test.text, usual, test.usual)
 		}
 	}
-	// What is longer than the buffer is none of its business.
+	// Heads longer than the buffer are not parsed.
 	long := "HTTP/1.1 200 OK\r\nX-Long: " + strings.Repeat("x", headBuffer) + "\r\nContent-Length: 5\r\n\r\nbytes"
 	if sameAnswer(t, long) {
-		t.Error("a head that does not fit is taken for the usual")
+		t.Error("a head longer than the buffer is parsed")
 	}
 }
 
-// sameAnswer says whether the text is a usual answer, which is read as package http
-// does then, and left alone otherwise.
+// sameAnswer reports whether parseHead parses the text, then with the result of package http.
+// Otherwise it must consume nothing.
 func sameAnswer(t *testing.T, text string) (usual bool) {
 	t.Helper()
 	reader := bufio.NewReaderSize(strings.NewReader(text), headBuffer)
@@ -64,14 +64,14 @@ func sameAnswer(t *testing.T, text string) (usual bool) {
 	}
 	if got == nil {
 		if string(rest) != text {
-			t.Fatalf("%q: %q is left of what is not usual", text, rest)
+			t.Fatalf("%q: not parsed, but only %q is left", text, rest)
 		}
 		return false
 	}
 	plain := bufio.NewReader(strings.NewReader(text))
 	want, err := http.ReadResponse(plain, nil)
 	if err != nil {
-		t.Fatalf("%q: taken, where package http says: %v", text, err)
+		t.Fatalf("%q: parsed, but package http returns: %v", text, err)
 	}
 	if got.StatusCode != want.StatusCode || got.ContentLength != want.ContentLength || got.Close != want.Close || len(want.TransferEncoding) > 0 {
 		t.Fatalf("%q: %+v, want %+v", text, got, want)
@@ -88,7 +88,7 @@ func sameAnswer(t *testing.T, text string) (usual bool) {
 	return true
 }
 
-// FuzzUsualAnswer: an answer is read as package http does, or not at all.
+// FuzzUsualAnswer: parseHead returns what package http does, or nil.
 func FuzzUsualAnswer(f *testing.F) {
 	for _, test := range answers {
 		f.Add(test.text)

@@ -17,7 +17,7 @@ import (
 	"nar-herder/internal/s3server"
 )
 
-// recorder keeps the heads of requests.
+// recorder records the heads of requests.
 type recorder struct {
 	mu   sync.Mutex
 	seen []*http.Request
@@ -30,8 +30,7 @@ func (r *recorder) hook(request *http.Request) (*http.Response, error) {
 	return nil, nil
 }
 
-// uploads returns what protects the requests with content, in their order: the names
-// of headers.
+// uploads returns the names of the checksum headers of requests with a body, in order.
 func (r *recorder) uploads() (protection []string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -62,7 +61,7 @@ func (l *logged) Write(p []byte) (int, error) {
 	return l.text.Write(p)
 }
 
-// lines returns those that have the word.
+// lines returns the lines with the word.
 func (l *logged) lines(word string) (lines []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -82,8 +81,8 @@ const (
 	headerMD5    = "content-md5"
 )
 
-// TestSignedHeaders: every request signs its host and its x-amz-* headers, and nothing
-// that a proxy on the way may change.
+// TestSignedHeaders: each request signs its host and its x-amz-* headers, and no header that
+// a proxy may change.
 func TestSignedHeaders(t *testing.T) {
 	t.Parallel()
 	var way faulty
@@ -94,16 +93,16 @@ func TestSignedHeaders(t *testing.T) {
 	way.set(seen.hook)
 	for name, do := range operations {
 		if name == "List" || name == "Remove" {
-			continue // in their order, below
+			continue // in order, below
 		}
 		if err := do(t, b); err != nil && name != "Flush" {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	if infos := list(t, b); len(infos) != 3 {
-		t.Errorf("List gives %+v", infos)
+		t.Errorf("List yields %+v", infos)
 	}
-	if _, err := b.Stat(t.Context(), "nar/empty"); err != nil { // which makes a HEAD
+	if _, err := b.Stat(t.Context(), "nar/empty"); err != nil { // which sends a HEAD
 		t.Error(err)
 	}
 	put(t, b, "nar/small", random(small, 1))
@@ -141,16 +140,16 @@ func TestSignedHeaders(t *testing.T) {
 	}
 	for _, method := range []string{"GET", "HEAD", "PUT", "POST", "DELETE"} {
 		if !methods[method] {
-			t.Errorf("no %s was made", method)
+			t.Errorf("no %s was sent", method)
 		}
 	}
 	presigned, err := b.Presign(t.Context(), "nar/small", time.Minute)
 	if err != nil || !strings.Contains(presigned, "X-Amz-SignedHeaders=host&") {
-		t.Errorf("%s, %v: want it to sign the host alone", presigned, err)
+		t.Errorf("%s, %v: want only the host signed", presigned, err)
 	}
 }
 
-// providerChecksums are what works with the providers.
+// providerChecksums are the checksums that the providers accept.
 var providerChecksums = map[s3server.Provider]struct {
 	header string
 	kind   checksum
@@ -161,12 +160,12 @@ var providerChecksums = map[s3server.Provider]struct {
 	s3server.Google:     {headerCRC32C, crc32cChecksum, nil},
 }
 
-// TestFirstUpload: the first upload finds out which checksum the server accepts, and
-// all later ones have it. No refused header is sent again.
+// TestFirstUpload: the first upload detects which checksum the server accepts, and later ones
+// use it. No rejected header is sent again.
 func TestFirstUpload(t *testing.T) {
 	t.Parallel()
 	if server == nil {
-		t.Skip("there is no server")
+		t.Skip("the S3 server is missing")
 	}
 	for provider, want := range providerChecksums {
 		for _, size := range []int{0, small, large, twoParts} {
@@ -183,16 +182,16 @@ func TestFirstUpload(t *testing.T) {
 				content := random(size, 1)
 				put(t, b, "nar/first", content)
 				if got, first := front.Refused(), len(want.tried); got != first {
-					t.Errorf("%d requests of the first upload were refused, want %d", got, first)
+					t.Errorf("%d requests of the first upload were rejected, want %d", got, first)
 				}
 				for _, size := range []int{small, large} {
 					put(t, b, "nar/later", random(size, 2))
 				}
 				if got := front.Refused(); got != len(want.tried) {
-					t.Errorf("%d requests were refused after the first upload", got-len(want.tried))
+					t.Errorf("%d requests were rejected after the first upload", got-len(want.tried))
 				}
 				uploads := seen.uploads()
-				if size < mostInMemory { // where none is refused in an upload's first request, which has no content
+				if size < mostInMemory { // none is rejected in an upload's first request, which has no body
 					tried := want.tried
 					for len(tried) > 0 && len(uploads) > 0 && uploads[0] == tried[0] {
 						tried, uploads = tried[1:], uploads[1:]
@@ -202,7 +201,7 @@ func TestFirstUpload(t *testing.T) {
 					}
 				}
 				if len(uploads) < 3 {
-					t.Errorf("%d uploads were seen", len(uploads))
+					t.Errorf("%d uploads", len(uploads))
 				}
 				for _, header := range uploads {
 					if header != want.header {
@@ -226,11 +225,11 @@ func TestFirstUpload(t *testing.T) {
 	}
 }
 
-// TestManyFirstUploads: uploads that begin at once find the same.
+// TestManyFirstUploads: concurrent first uploads detect the same checksum.
 func TestManyFirstUploads(t *testing.T) {
 	t.Parallel()
 	if server == nil {
-		t.Skip("there is no server")
+		t.Skip("the S3 server is missing")
 	}
 	front := server.Front(t, s3server.Backblaze)
 	var log logged
@@ -252,8 +251,8 @@ func TestManyFirstUploads(t *testing.T) {
 	}
 }
 
-// TestPartRefused: a server may accept the announcement of a checksum and refuse it
-// with the part.
+// TestPartRefused: a server may accept CreateMultipartUpload with a checksum and reject the
+// part.
 func TestPartRefused(t *testing.T) {
 	t.Parallel()
 	var way faulty
@@ -275,8 +274,8 @@ func TestPartRefused(t *testing.T) {
 	}
 }
 
-// TestRefusedLater: a server that begins to refuse the checksum that was found is tried
-// again, by the same upload where its content is still there, or by the next one.
+// TestRefusedLater: if a server begins to reject the detected checksum, the same upload
+// detects it again if it still has the content; otherwise the next one does.
 func TestRefusedLater(t *testing.T) {
 	t.Parallel()
 	for _, size := range []int{small, twoParts} {
@@ -292,8 +291,8 @@ func TestRefusedLater(t *testing.T) {
 			}
 			return nil, nil
 		})
-		if size == twoParts { // their upload has announced CRC32C
-			wantFault(t, "a part", stage(t, b, "nar/x", size), "NotImplemented", "the next upload tries again which checksum the server accepts")
+		if size == twoParts { // their uploads were created with CRC32C
+			wantFault(t, "a part", stage(t, b, "nar/x", size), "NotImplemented", "the next upload detects again which checksum the server accepts")
 		}
 		content := random(size, 2)
 		put(t, b, "nar/x", content)
@@ -312,13 +311,13 @@ func TestRefusedLater(t *testing.T) {
 	}
 }
 
-// answerWith is an error of S3 with a message.
+// answerWith is an S3 error with a message.
 func answerWith(r *http.Request, status int, code, message string) *http.Response {
 	return answer(r, status, "application/xml", "<Error><Code>"+code+"</Code><Message>"+message+"</Message></Error>")
 }
 
-// TestUnrelatedFailures: no failure for another reason makes later uploads less
-// protected.
+// TestUnrelatedFailures: a failure for another reason doesn't weaken the checksum of later
+// uploads.
 func TestUnrelatedFailures(t *testing.T) {
 	t.Parallel()
 	invalid := func(message string) func(*http.Request) (*http.Response, error) {
@@ -328,7 +327,7 @@ func TestUnrelatedFailures(t *testing.T) {
 	}
 	for name, test := range map[string]struct {
 		hook    func(*http.Request) (*http.Response, error)
-		first   int // to how many requests it is given; 0 for all
+		first   int // how many requests get it; 0 for all
 		succeed bool
 		most    int // requests of the first upload; 0 for any
 	}{
@@ -366,13 +365,13 @@ func TestUnrelatedFailures(t *testing.T) {
 				if uploads := seen.uploads(); len(uploads) != 1 || uploads[0] != headerCRC32C {
 					t.Errorf("%d bytes: later uploads are protected by %q", size, uploads)
 				}
-				// What is known to work stays so.
+				// A known checksum is kept.
 				way.set(ofWrites(always(501, "NotImplemented")))
 				wantFault(t, name, stage(t, b, "nar/x", size), "NotImplemented")
 				if kind := b.checksums.known(); kind != crc32cChecksum {
 					t.Errorf("%d bytes: %q is known to work", size, kind)
 				}
-				// When every checksum is refused, the next upload tries all again.
+				// If every checksum is rejected, the next upload tries all again.
 				way.set(ofWrites(invalid("no " + headerCRC32C)))
 				wantFault(t, name, stage(t, b, "nar/x", size), "InvalidArgument", "the next upload")
 				way.set(nil)
@@ -385,7 +384,7 @@ func TestUnrelatedFailures(t *testing.T) {
 	}
 }
 
-// TestChecksumParameter: what the URL names is used, whatever the server says.
+// TestChecksumParameter: the checksum in the URL is used regardless of the server.
 func TestChecksumParameter(t *testing.T) {
 	t.Parallel()
 	for kind, header := range map[checksum]string{crc32cChecksum: headerCRC32C, crc32Checksum: headerCRC32, noChecksum: headerMD5} {
@@ -403,7 +402,7 @@ func TestChecksumParameter(t *testing.T) {
 				put(t, b, "nar/x", content)
 				wantContent(t, b, "nar/x", content)
 				way.set(nil)
-				// What the server receives is what was sent, or nothing.
+				// The server receives the content unchanged, or nothing.
 				way.set(func(r *http.Request) (*http.Response, error) {
 					if r.Method != http.MethodPut || r.ContentLength < 1 {
 						return nil, nil
@@ -421,7 +420,7 @@ func TestChecksumParameter(t *testing.T) {
 			way.set(nil)
 			uploads := seen.uploads()
 			if len(uploads) != 5 {
-				t.Errorf("%d uploads were seen", len(uploads))
+				t.Errorf("%d uploads", len(uploads))
 			}
 			for _, got := range uploads {
 				if got != header {
@@ -436,7 +435,7 @@ func TestChecksumParameter(t *testing.T) {
 			}
 			for _, r := range seen.seen {
 				if asks := r.Header.Get("X-Amz-Checksum-Mode") != ""; asks && kind == noChecksum {
-					t.Errorf("%s %s asks for a checksum", r.Method, r.URL)
+					t.Errorf("%s %s requests a checksum", r.Method, r.URL)
 				}
 			}
 			if kind == noChecksum {
@@ -444,18 +443,18 @@ func TestChecksumParameter(t *testing.T) {
 			}
 			b = open(t, placeAt(server.Front(t, s3server.Backblaze).URL)+"&checksum="+string(kind), options)
 			for _, size := range []int{small, large} {
-				wantFault(t, "a checksum that is refused", stage(t, b, "nar/x", size), "InvalidArgument", "Unsupported header", "take checksum= out")
+				wantFault(t, "a checksum that is refused", stage(t, b, "nar/x", size), "InvalidArgument", "Unsupported header", "remove checksum=")
 			}
 		})
 	}
 }
 
-// TestReadWithoutChecksums: a server that refuses to be asked for checksums is not
-// asked again, also by an instance that stores nothing.
+// TestReadWithoutChecksums: after a server has rejected requests for checksums, none is sent
+// again, even by an instance that uploads nothing.
 func TestReadWithoutChecksums(t *testing.T) {
 	t.Parallel()
 	if server == nil {
-		t.Skip("there is no server")
+		t.Skip("the S3 server is missing")
 	}
 	front := server.Front(t, s3server.Backblaze)
 	at := placeAt(front.URL)
@@ -466,10 +465,10 @@ func TestReadWithoutChecksums(t *testing.T) {
 	for range 3 {
 		wantContent(t, b, "nar/x", content)
 	}
-	if got := front.Refused() - refused; got != 2 { // without the SDK, and with it
-		t.Errorf("%d requests were refused, want 2", got)
+	if got := front.Refused() - refused; got != 2 { // with the fast path and with the SDK
+		t.Errorf("%d requests were rejected, want 2", got)
 	}
-	// Another failure leaves it as it is.
+	// Another failure doesn't change that.
 	var way faulty
 	b = open(t, place(t), quick(&way))
 	put(t, b, "nar/x", content)
@@ -481,7 +480,7 @@ func TestReadWithoutChecksums(t *testing.T) {
 		way.set(hook)
 		_, _ = readAll(t, b, "nar/x", 0)
 		if b.checksums.noMode.Load() {
-			t.Fatal("the server is not asked for checksums any more")
+			t.Fatal("no more checksums are requested")
 		}
 	}
 }

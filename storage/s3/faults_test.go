@@ -18,11 +18,11 @@ import (
 	"nar-herder/storage/bytestore"
 )
 
-// faulty makes requests go wrong on their way to a real server.
+// faulty injects faults into requests to a real server.
 type faulty struct {
 	mu   sync.Mutex
 	hook func(*http.Request) (*http.Response, error)
-	// seen are the requests since the hook was set.
+	// seen counts requests since set.
 	seen int
 }
 
@@ -32,7 +32,7 @@ var straight = func() http.RoundTripper {
 	return transport
 }()
 
-// set has all requests go to the hook; nil lets them through.
+// set passes all requests to the hook; nil forwards them.
 func (f *faulty) set(hook func(*http.Request) (*http.Response, error)) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -61,7 +61,7 @@ func (f *faulty) RoundTrip(r *http.Request) (*http.Response, error) {
 	return straight.RoundTrip(r)
 }
 
-// answer is an answer of nobody's.
+// answer returns a response that is not from the server.
 func answer(r *http.Request, status int, contentType, body string) *http.Response {
 	return &http.Response{
 		Status: http.StatusText(status), StatusCode: status, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Request: r,
@@ -70,7 +70,7 @@ func answer(r *http.Request, status int, contentType, body string) *http.Respons
 	}
 }
 
-// always answers with an error of S3, or with what else the body is.
+// always responds with an S3 error, or with another body.
 func always(status int, body string) func(*http.Request) (*http.Response, error) {
 	contentType := "text/html"
 	if !strings.Contains(body, "<") && body != "" {
@@ -80,7 +80,7 @@ func always(status int, body string) func(*http.Request) (*http.Response, error)
 	return func(r *http.Request) (*http.Response, error) { return answer(r, status, contentType, body), nil }
 }
 
-// ofWrites is a hook for requests that change something only.
+// ofWrites is a hook for modifying requests only.
 func ofWrites(hook func(*http.Request) (*http.Response, error)) func(*http.Request) (*http.Response, error) {
 	return func(r *http.Request) (*http.Response, error) {
 		if r.Method != http.MethodPut && r.Method != http.MethodPost {
@@ -90,7 +90,7 @@ func ofWrites(hook func(*http.Request) (*http.Response, error)) func(*http.Reque
 	}
 }
 
-// lostTo has the server do what it is asked for, and its answer be lost to another.
+// lostTo forwards a request, but replaces its response.
 func lostTo(answer func(*http.Request) (*http.Response, error)) func(*http.Request) (*http.Response, error) {
 	return func(r *http.Request) (*http.Response, error) {
 		response, err := straight.RoundTrip(r)
@@ -103,7 +103,7 @@ func lostTo(answer func(*http.Request) (*http.Response, error)) func(*http.Reque
 	}
 }
 
-// times is a hook for the first requests only.
+// times is a hook for the first n requests only.
 func times(n int, hook func(*http.Request) (*http.Response, error)) func(*http.Request) (*http.Response, error) {
 	var mu sync.Mutex
 	return func(r *http.Request) (*http.Response, error) {
@@ -120,8 +120,7 @@ func times(n int, hook func(*http.Request) (*http.Response, error)) func(*http.R
 
 const page = "<!DOCTYPE html><html><head><title>Sorry</title></head><body><h1>404</h1><p>NoSuchKey</body></html>"
 
-// wantFault asserts that an error is one that says nothing about what is there,
-// and that operators can read.
+// wantFault asserts that an error means unknown, and that its message is readable.
 func wantFault(t *testing.T, what string, err error, words ...string) {
 	t.Helper()
 	if err == nil {
@@ -130,14 +129,14 @@ func wantFault(t *testing.T, what string, err error, words ...string) {
 	}
 	text := err.Error()
 	if errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("%s: %v: that it is not there is not known", what, err)
+		t.Errorf("%s: %v: want an error that isn't fs.ErrNotExist", what, err)
 	}
 	if strings.ContainsAny(text, "\n\r") || len(text) > 700 || strings.Contains(text, s3server.SecretKey) || strings.Contains(text, "RequestID") {
-		t.Errorf("%s: not for people: %q", what, text)
+		t.Errorf("%s: unreadable message: %q", what, text)
 	}
 	for _, word := range words {
 		if !strings.Contains(text, word) {
-			t.Errorf("%s: %v: want it to have %q", what, err, word)
+			t.Errorf("%s: %v: want %q in it", what, err, word)
 		}
 	}
 }
@@ -159,7 +158,7 @@ func put(t *testing.T, b *Bucket, name string, content []byte) {
 	}
 }
 
-// readAll reads all from offset on.
+// readAll reads everything from offset on.
 func readAll(t *testing.T, b *Bucket, name string, offset int64) ([]byte, error) {
 	t.Helper()
 	reader, _, err := b.Open(t.Context(), name, offset, -1)
@@ -177,7 +176,7 @@ func wantContent(t *testing.T, b *Bucket, name string, want []byte) {
 	}
 }
 
-// list returns all entries, in the order they come.
+// list returns all entries in order.
 func list(t *testing.T, b *Bucket) (infos []bytestore.Info) {
 	t.Helper()
 	for info, err := range b.List(t.Context()) {
@@ -189,20 +188,20 @@ func list(t *testing.T, b *Bucket) (infos []bytestore.Info) {
 	return infos
 }
 
-// small and large are below and above what waits in memory; twoParts takes two parts
-// with the options of quick.
+// small content is kept in memory, large is not; twoParts has two parts with the options of
+// quick.
 const (
 	small    = 1000
 	large    = 1500 << 10
 	twoParts = 5<<20 + 1
 )
 
-// quick are options with which faults take no time.
+// quick are options with short timeouts and small parts.
 func quick(f *faulty) Options {
 	return Options{HTTPTransport: f, partSize: 5 << 20, longestWait: 5 * time.Millisecond, progress: 5 * time.Second}
 }
 
-// operations are all that asks the server.
+// operations are all calls that send requests.
 var operations = map[string]func(*testing.T, *Bucket) error{
 	"Stat":  func(t *testing.T, b *Bucket) error { _, err := b.Stat(t.Context(), "nar/small"); return err },
 	"Flush": func(t *testing.T, b *Bucket) error { return b.Flush(t.Context(), "nar/absent") },
@@ -226,7 +225,7 @@ var operations = map[string]func(*testing.T, *Bucket) error{
 			if err != nil {
 				return err
 			}
-			t.Errorf("List gives %+v", info)
+			t.Errorf("List yields %+v", info)
 		}
 		return nil
 	},
@@ -242,8 +241,8 @@ func stage(t *testing.T, b *Bucket, name string, size int) error {
 	return staged.Commit(t.Context())
 }
 
-// TestFaults: whatever the server or the way to it says or fails to, nothing is
-// said not to be there, nothing goes, and all is well afterwards.
+// TestFaults: with any fault of the server or the network, nothing is reported as absent or
+// removed, and calls succeed afterwards.
 func TestFaults(t *testing.T) {
 	t.Parallel()
 	refused := func(*http.Request) (*http.Response, error) { return nil, syscall.ECONNREFUSED }
@@ -251,7 +250,7 @@ func TestFaults(t *testing.T) {
 		hook  func(*http.Request) (*http.Response, error)
 		words []string
 	}{
-		"slow down":        {always(503, "SlowDown"), []string{"SlowDown", "asked again later"}},
+		"slow down":        {always(503, "SlowDown"), []string{"SlowDown", "retried later"}},
 		"internal error":   {always(500, "InternalError"), []string{"InternalError", "HTTP 500"}},
 		"no bucket":        {always(404, "NoSuchBucket"), []string{"NoSuchBucket", "create the bucket"}},
 		"no permission":    {always(403, "AccessDenied"), []string{"AccessDenied", "permissions"}},
@@ -287,7 +286,7 @@ func TestFaults(t *testing.T) {
 			put(t, b, "nar/small", content)
 			put(t, b, "nar/large", other)
 			for operation, do := range operations {
-				// Of its own, as the retries of one come out of a common store.
+				// A store of its own, as all requests of one share a retry quota.
 				b := open(t, url, quick(&way))
 				way.set(fault.hook)
 				wantFault(t, operation, do(t, b), fault.words...)
@@ -303,7 +302,7 @@ func TestFaults(t *testing.T) {
 			}
 			for _, name := range []string{"nar/absent", "nar/new"} {
 				if _, err := b.Stat(t.Context(), name); !errors.Is(err, fs.ErrNotExist) {
-					t.Errorf("Stat of what is absent: %v", err)
+					t.Errorf("Stat of a missing object: %v", err)
 				}
 			}
 			if err := errors.Join(stage(t, b, "nar/new", large), b.Remove(t.Context(), "nar/new"), b.Probe(t.Context())); err != nil {
@@ -317,7 +316,7 @@ type failing struct{ err error }
 
 func (f failing) Read([]byte) (int, error) { return 0, f.err }
 
-// TestFaultsThatPass: what goes wrong a few times is not even noticed.
+// TestFaultsThatPass: calls succeed despite a few faults.
 func TestFaultsThatPass(t *testing.T) {
 	t.Parallel()
 	for name, hook := range map[string]func(*http.Request) (*http.Response, error){
@@ -329,7 +328,7 @@ func TestFaultsThatPass(t *testing.T) {
 			t.Parallel()
 			var way faulty
 			for _, size := range []int{0, small, large} {
-				// Of its own, as the retries of one come out of a common store.
+				// A store of its own, as all requests of one share a retry quota.
 				b := open(t, place(t), quick(&way))
 				content := random(size, 1)
 				way.set(times(3, hook))
@@ -342,7 +341,7 @@ func TestFaultsThatPass(t *testing.T) {
 				}
 				way.set(times(3, hook))
 				if _, err := b.Stat(t.Context(), "nar/absent"); !errors.Is(err, fs.ErrNotExist) {
-					t.Errorf("Stat of what is absent: %v", err)
+					t.Errorf("Stat of a missing object: %v", err)
 				}
 				way.set(times(3, hook))
 				if infos := list(t, b); len(infos) != 1 || infos[0].Size != int64(size) {

@@ -17,7 +17,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 )
 
-// TestListPages: what takes many requests comes whole, and once.
+// TestListPages: List joins several pages, without duplicates.
 func TestListPages(t *testing.T) {
 	t.Parallel()
 	var way faulty
@@ -51,9 +51,9 @@ func TestListPages(t *testing.T) {
 		}
 	}
 	if slices.Sort(got); !slices.Equal(got, want) {
-		t.Errorf("List gives %q, want %q", got, want)
+		t.Errorf("List yields %q, want %q", got, want)
 	}
-	// What fails in the midst fails, and does not end as if that were all.
+	// A failure of a later page is an error, not the end of the list.
 	requests := 0
 	way.set(func(r *http.Request) (*http.Response, error) {
 		if requests++; requests > 2 {
@@ -67,14 +67,14 @@ func TestListPages(t *testing.T) {
 		if failure = err; err == nil {
 			n++
 		} else if info.Name != "" {
-			t.Errorf("the error is about %q, want it to end all", info.Name)
+			t.Errorf("the error has name %q, want none", info.Name)
 		}
 	}
 	wantFault(t, "List", failure, "AccessDenied")
 	if n != 6 {
 		t.Errorf("%d names before the error, want 6", n)
 	}
-	// Without permission to list uploads, the objects come all the same.
+	// Without permission to list uploads, List still returns all objects.
 	way.set(func(r *http.Request) (*http.Response, error) {
 		if r.URL.Query().Has("uploads") {
 			return always(403, "AccessDenied")(r)
@@ -86,7 +86,7 @@ func TestListPages(t *testing.T) {
 		if err == nil {
 			n++
 		} else if info.Name == "" {
-			t.Errorf("%v ends all", err)
+			t.Errorf("an error without a name: %v", err)
 		} else {
 			wantFault(t, "List of uploads", err, "AccessDenied", "unfinished")
 		}
@@ -96,7 +96,7 @@ func TestListPages(t *testing.T) {
 	}
 }
 
-// TestListOthers: neighbours are not listed, nor what is no nar's name.
+// TestListOthers: List skips keys with other prefixes, and invalid names.
 func TestListOthers(t *testing.T) {
 	t.Parallel()
 	url := place(t)
@@ -115,19 +115,19 @@ func TestListOthers(t *testing.T) {
 		}
 	}
 	if infos := list(t, b); len(infos) != 1 || infos[0].Name != "nar/x" {
-		t.Errorf("List gives %+v", infos)
+		t.Errorf("List yields %+v", infos)
 	}
 	if _, err := b.Stat(t.Context(), "nar/marker"); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("Stat of a marked directory: %v", err)
 	}
 }
 
-// TestListUnfinished: of the unfinished uploads, those that nothing was added to since a
-// time, and none of a neighbour's.
+// TestListUnfinished: ListUnfinished returns the uploads below the prefix without a part since
+// the given time.
 func TestListUnfinished(t *testing.T) {
 	t.Parallel()
 	if server == nil {
-		t.Skip("there is no server")
+		t.Skip("the S3 server is missing")
 	}
 	const bucket = "unfinished"
 	b := open(t, server.URL(bucket+"/of us"), Options{})
@@ -146,11 +146,11 @@ func TestListUnfinished(t *testing.T) {
 	}
 	begin(neighbour, "nar/others")
 	if err := server.AgeUploads(bucket, 25*time.Hour, true); errors.Is(err, errors.ErrUnsupported) {
-		t.Skip("this server keeps uploads in a form of its own")
+		t.Skip("only for versitygw")
 	} else if err != nil {
 		t.Fatal(err)
 	}
-	// One that has got a part since.
+	// An upload with a recent part.
 	begin(b, "nar/resumed")
 	if err := server.AgeUploads(bucket, 25*time.Hour, false); err != nil {
 		t.Fatal(err)
@@ -180,15 +180,15 @@ func TestListUnfinished(t *testing.T) {
 		t.Errorf("%q are unfinished after they were removed", names)
 	}
 	if infos := list(t, b); len(infos) != 3 {
-		t.Errorf("%+v, want the whole one and the two that are young", infos)
+		t.Errorf("%+v, want the complete object and the two recent uploads", infos)
 	}
 	if infos := list(t, neighbour); len(infos) != 1 {
-		t.Errorf("the neighbour has %+v", infos)
+		t.Errorf("the other prefix has %+v", infos)
 	}
 }
 
-// TestListUnfinishedStopped ends a listing while an upload is measured: that is the end
-// of the listing, and no fault of the upload.
+// TestListUnfinishedStopped: cancelling the context while an upload is measured ends the
+// listing, and is not reported as an error of that upload.
 func TestListUnfinishedStopped(t *testing.T) {
 	t.Parallel()
 	var way faulty
@@ -220,7 +220,7 @@ func TestListUnfinishedStopped(t *testing.T) {
 	}
 }
 
-// TestRealParts stores a nar of three parts as large as they are.
+// TestRealParts stores a nar of three parts of the default size.
 func TestRealParts(t *testing.T) {
 	t.Parallel()
 	var way faulty
@@ -228,13 +228,13 @@ func TestRealParts(t *testing.T) {
 	content := random(2*smallestPart+777, 1)
 	put(t, b, "nar/x", content)
 	if n := way.count(); n != 5 {
-		t.Errorf("%d requests, want a beginning, three parts and an end", n)
+		t.Errorf("%d requests, want one to create, three parts and one to complete", n)
 	}
 	wantContent(t, b, "nar/x", content)
 	if got, err := readAll(t, b, "nar/x", smallestPart-5); err != nil || !bytes.Equal(got, content[smallestPart-5:]) {
 		t.Errorf("across parts: %d bytes, %v", len(got), err)
 	}
-	// A part that fails for good takes all with it.
+	// If a part fails permanently, the upload fails.
 	way.set(func(r *http.Request) (*http.Response, error) {
 		if r.URL.Query().Get("partNumber") == "2" {
 			return always(403, "AccessDenied")(r)
@@ -244,7 +244,7 @@ func TestRealParts(t *testing.T) {
 	_, err := b.Stage(t.Context(), "nar/y", bytes.NewReader(content), int64(len(content)))
 	wantFault(t, "a part that is refused", err, "part 2", "AccessDenied")
 	way.set(nil)
-	// And a damaged one is refused by the server.
+	// The server rejects a damaged part.
 	way.set(func(r *http.Request) (*http.Response, error) {
 		if r.URL.Query().Get("partNumber") != "" {
 			r.Header.Set("X-Amz-Checksum-Crc32c", "AAAAAA==")
@@ -259,13 +259,13 @@ func TestRealParts(t *testing.T) {
 	}
 }
 
-// TestPartsOutlastFailure refuses a part while another is under way, which is not cut
-// off: the server would store it after the upload was dropped.
+// TestPartsOutlastFailure: if a part fails, requests for other parts are completed. Otherwise
+// the server might store a part after the abort.
 func TestPartsOutlastFailure(t *testing.T) {
 	t.Parallel()
 	var way faulty
 	b := open(t, place(t), quick(&way))
-	put(t, b, "nar/x", random(3*(5<<20), 1)) // so that the checksum is known
+	put(t, b, "nar/x", random(3*(5<<20), 1)) // to detect the checksum
 	begun, refused := make(chan struct{}), make(chan struct{})
 	var first error
 	way.set(func(r *http.Request) (*http.Response, error) {
@@ -305,7 +305,7 @@ func TestPartSizes(t *testing.T) {
 	}
 }
 
-// TestPresign: anybody can get the bytes with the URL, and nothing else.
+// TestPresign: anybody can read the bytes with the URL, and nothing else.
 func TestPresign(t *testing.T) {
 	t.Parallel()
 	b := open(t, place(t), Options{})
@@ -343,7 +343,7 @@ func TestPresign(t *testing.T) {
 		t.Errorf("a range: %s, %d bytes", response.Status, len(got))
 	}
 	if response, _ := get("nar/absent", ""); response.StatusCode != 404 {
-		t.Errorf("what is absent: %s", response.Status)
+		t.Errorf("a missing object: %s", response.Status)
 	}
 	for name, lifetime := range map[string]time.Duration{"../x": time.Minute, "nar/x": 0, temporaryName("id", "nar/x"): time.Minute} {
 		if url, err := b.Presign(t.Context(), name, lifetime); err == nil {
@@ -351,11 +351,11 @@ func TestPresign(t *testing.T) {
 		}
 	}
 	if _, err := b.Presign(t.Context(), name, 1000*time.Hour); err != nil {
-		t.Errorf("longer than can be: %v", err)
+		t.Errorf("above the maximum: %v", err)
 	}
 }
 
-// TestLongNames: what S3 has no room for is not there, and can't be stored.
+// TestLongNames: a name that is too long for S3 is absent, and can't be stored.
 func TestLongNames(t *testing.T) {
 	t.Parallel()
 	b := open(t, place(t), Options{})

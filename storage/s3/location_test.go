@@ -42,7 +42,7 @@ func TestParse(t *testing.T) {
 		"s3://bucket/a//b":                    "prefix",
 		"s3://bucket/.":                       "prefix",
 		"s3://bucket#x":                       "#",
-		"s3://bucket/%zz":                     "no URL",
+		"s3://bucket/%zz":                     "valid URL",
 		"s3://bucket?endpont=x":               "endpont",
 		"s3://bucket?region":                  "region",
 		"s3://bucket?region=":                 "region",
@@ -75,13 +75,13 @@ func FuzzParse(f *testing.F) {
 			return
 		}
 		if l.prefix != "" && !fs.ValidPath(l.prefix) || !bucketName.MatchString(l.bucket) || strings.Contains(l.endpoint, "@") {
-			t.Errorf("%q is taken as %+v", text, l)
+			t.Errorf("%q is parsed as %+v", text, l)
 		}
 	})
 }
 
-// TestOpenSaysNoKeys: what names credentials that are not there is refused, and
-// what has none at all says so at the first request, not "not there".
+// TestOpenWithoutKeys: Open fails if a named credentials file is missing. Without any
+// credentials, the first request fails, and not with fs.ErrNotExist.
 func TestOpenWithoutKeys(t *testing.T) {
 	for _, name := range []string{"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "HOME"} {
 		t.Setenv(name, "")

@@ -17,7 +17,7 @@ import (
 	"time"
 )
 
-// poolServer counts connections, and answers by the path.
+// poolServer counts connections, and chooses the response by the path.
 func poolServer(t *testing.T, secure bool) (s *httptest.Server, l *pool, connections *atomic.Int64) {
 	t.Helper()
 	connections = new(atomic.Int64)
@@ -51,7 +51,7 @@ func poolServer(t *testing.T, secure bool) (s *httptest.Server, l *pool, connect
 		}
 	}))
 	l = &pool{head: 30 * time.Second}
-	// Here, as the server may only see one when the client has given it up.
+	// Count here: the server may notice a connection only after the client has closed it.
 	l.dialer.Control = func(string, string, syscall.RawConn) error {
 		connections.Add(1)
 		return nil
@@ -83,8 +83,8 @@ func poolGet(ctx context.Context, l *pool, url string) (string, error) {
 	return string(body), err
 }
 
-// TestPool: one connection does for all that come one after the other, and nothing
-// of one answer is left for the next.
+// TestPool: consecutive requests use one connection, and no bytes of a response remain for the
+// next.
 func TestPool(t *testing.T) {
 	t.Parallel()
 	for _, secure := range []bool{false, true} {
@@ -102,13 +102,13 @@ func TestPool(t *testing.T) {
 		if n := connections.Load(); n != 1 {
 			t.Errorf("secure %v: %d connections, want one", secure, n)
 		}
-		// The server ends it, and says so or not.
+		// The server closes the connection, with or without "Connection: close".
 		if got, err := poolGet(t.Context(), l, s.URL+"/close"); err != nil || got != "the last" {
-			t.Errorf("the last: %q, %v", got, err)
+			t.Errorf("the last response: %q, %v", got, err)
 		}
 		for range 2 {
 			if _, err := poolGet(t.Context(), l, s.URL+"/x"); err != nil {
-				t.Errorf("after the last: %v", err)
+				t.Errorf("after the last response: %v", err)
 			}
 		}
 		s.CloseClientConnections()
@@ -121,8 +121,7 @@ func TestPool(t *testing.T) {
 	}
 }
 
-// TestPoolFail: what goes wrong is an error, soon, and no connection is used again
-// after it.
+// TestPoolFail: faults are errors without a delay, and their connection is not reused.
 func TestPoolFail(t *testing.T) {
 	t.Parallel()
 	s, l, connections := poolServer(t, false)
@@ -150,7 +149,7 @@ func TestPoolFail(t *testing.T) {
 	if _, err := poolGet(t.Context(), l, s.URL+"/x"); err != nil || connections.Load() != before+1 {
 		t.Errorf("afterwards: %v, %d connections more, want a new one", err, connections.Load()-before)
 	}
-	// One that is not read to its end.
+	// A body that isn't read to EOF.
 	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.URL+"/x", nil)
 	if err != nil {
 		t.Fatal(err)
@@ -163,7 +162,7 @@ func TestPoolFail(t *testing.T) {
 		t.Error(err)
 	}
 	if got, err := poolGet(t.Context(), l, s.URL+"/y"); err != nil || !strings.HasPrefix(got, "GET /y ") {
-		t.Errorf("after one that was not read: %q, %v", got, err)
+		t.Errorf("after an unread response: %q, %v", got, err)
 	}
 	s.CloseClientConnections()
 	s.Close()
@@ -172,8 +171,9 @@ func TestPoolFail(t *testing.T) {
 	}
 }
 
-// TestPoolAtOnce: many at a time, each its own answer; those kept are bounded.
-func TestPoolAtOnce(t *testing.T) {
+// TestPoolConcurrent: concurrent requests get their own responses, and the number of idle
+// connections is bounded.
+func TestPoolConcurrent(t *testing.T) {
 	t.Parallel()
 	s, l, _ := poolServer(t, false)
 	var asking sync.WaitGroup
@@ -193,10 +193,10 @@ func TestPoolAtOnce(t *testing.T) {
 		kept += len(pool)
 	}
 	if kept == 0 || kept > idleConnections {
-		t.Errorf("%d connections are kept, want %d at the most", kept, idleConnections)
+		t.Errorf("%d idle connections, want at most %d", kept, idleConnections)
 	}
 	l.close()
 	if got, err := poolGet(t.Context(), l, s.URL+"/x"); err != nil || got == "" || len(l.idle) > 0 {
-		t.Errorf("after it was closed: %q, %v, %d kept", got, err, len(l.idle))
+		t.Errorf("after Close: %q, %v, %d idle", got, err, len(l.idle))
 	}
 }

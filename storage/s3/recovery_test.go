@@ -26,7 +26,7 @@ import (
 	"nar-herder/storage/bytestore"
 )
 
-// cut ends bodies of answers with many bytes after so many.
+// cut cuts bodies of responses with more than the given number of bytes.
 func cut(after int64, err error) func(*http.Request) (*http.Response, error) {
 	return func(r *http.Request) (*http.Response, error) {
 		response, failure := straight.RoundTrip(r)
@@ -42,7 +42,7 @@ type body struct {
 	io.Closer
 }
 
-// TestCutBodies: a reader goes on where a connection ends.
+// TestCutBodies: a reader resumes after a connection has ended.
 func TestCutBodies(t *testing.T) {
 	t.Parallel()
 	var way faulty
@@ -58,19 +58,19 @@ func TestCutBodies(t *testing.T) {
 				}
 			}
 		}
-		// Each connection brings some.
+		// Each connection transfers some bytes.
 		way.set(cut(20_000, err))
 		if got, err := readAll(t, b, "nar/x", 0); err != nil || !bytes.Equal(got, content) {
 			t.Errorf("always cut: %d bytes, %v", len(got), err)
 		}
-		// None does: then it ends, and not as if that were all.
+		// No connection transfers a byte: Read fails, without EOF.
 		way.set(cut(0, err))
 		got, err := readAll(t, b, "nar/x", 0)
 		wantFault(t, "no bytes", err, "at byte 0 of 300000")
 		if len(got) != 0 || !errors.Is(err, io.ErrUnexpectedEOF) || way.count() != 1+mostResumed {
 			t.Errorf("no bytes: %d bytes, %v, after %d requests", len(got), err, way.count())
 		}
-		// The rest of a range is no more than the range.
+		// A resumed range ends where the range ends.
 		way.set(times(1, cut(50, err)))
 		reader, _, err := b.Open(t.Context(), "nar/x", 100, 100)
 		if err != nil {
@@ -84,7 +84,7 @@ func TestCutBodies(t *testing.T) {
 	}
 }
 
-// TestReplacedWhileCut: the rest of another content is not the rest.
+// TestReplacedWhileCut: a reader doesn't resume with another content.
 func TestReplacedWhileCut(t *testing.T) {
 	t.Parallel()
 	for what, change := range map[string]func(*Bucket){
@@ -114,7 +114,7 @@ func TestReplacedWhileCut(t *testing.T) {
 	}
 }
 
-// TestLies: bytes that are not those of the object, or fewer, are not passed for it.
+// TestLies: bytes of another object, or too few, are an error.
 func TestLies(t *testing.T) {
 	t.Parallel()
 	var way faulty
@@ -147,7 +147,7 @@ func TestLies(t *testing.T) {
 		got, err := readAll(t, b, "nar/x", 0)
 		wantFault(t, what, err)
 		if len(got) >= 200_000 && what == "shorter" || len(got) == len(content) {
-			t.Errorf("%s: all %d bytes were given", what, len(got))
+			t.Errorf("%s: read all %d bytes", what, len(got))
 		}
 	}
 	for what, how := range map[string]func(*http.Response){
@@ -162,7 +162,7 @@ func TestLies(t *testing.T) {
 	}
 }
 
-// TestStalls: what stops to come is asked for again, or given up.
+// TestStalls: a stalled request is retried, or given up.
 func TestStalls(t *testing.T) {
 	t.Parallel()
 	var way faulty
@@ -179,31 +179,31 @@ func TestStalls(t *testing.T) {
 		return response, err
 	}))
 	wantContent(t, b, "nar/x", content)
-	// No head: the call ends by itself.
+	// A response without a head: the call times out.
 	way.set(func(r *http.Request) (*http.Response, error) {
 		<-r.Context().Done()
 		return nil, r.Context().Err()
 	})
 	for name, do := range operations {
 		if name == "Stage small" || name == "Stage large" {
-			continue // which look for what they stored with a time of its own
+			continue // they look for the object with a timeout of their own
 		}
-		wantFault(t, name, do(t, b), "no answer in time")
+		wantFault(t, name, do(t, b), "no response in time")
 	}
-	// And when the caller leaves, it is his doing.
+	// The error is the context's if the caller has cancelled it.
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := b.Stat(ctx, "nar/x"); !errors.Is(err, context.Canceled) {
-		t.Errorf("Stat of one who left: %v", err)
+		t.Errorf("Stat with a canceled context: %v", err)
 	}
 }
 
-// stalled gives nothing until the request ends.
+// stalled reads nothing until the request ends.
 type stalled struct{ ctx context.Context }
 
 func (s stalled) Read([]byte) (int, error) { <-s.ctx.Done(); return 0, s.ctx.Err() }
 
-// TestCredentialsChange: keys that are bad are read again, without a restart.
+// TestCredentialsChange: rejected keys are read again, without a restart.
 func TestCredentialsChange(t *testing.T) {
 	t.Parallel()
 	file := t.TempDir() + "/credentials"
@@ -227,14 +227,14 @@ func TestCredentialsChange(t *testing.T) {
 		_, err := b.Stat(t.Context(), "nar/x")
 		wantFault(t, "a bad secret", err, "SignatureDoesNotMatch", "renew the credentials")
 		if strings.Contains(err.Error(), "hush") {
-			t.Errorf("%v: it has the secret", err)
+			t.Errorf("%v: contains the secret", err)
 		}
 		pass(2 * rereadPause)
 	}
 	write(s3server.AccessKey, s3server.SecretKey)
 	put(t, b, "nar/x", []byte("x"))
-	// They go bad while all is well, and are followed at the next reading; one
-	// that can't be read changes nothing.
+	// Keys that change while they are valid are used after the next read; an unreadable file
+	// changes nothing.
 	if err := os.Remove(file); err != nil {
 		t.Fatal(err)
 	}
@@ -246,7 +246,7 @@ func TestCredentialsChange(t *testing.T) {
 	wantFault(t, "an unknown key", err, "renew the credentials")
 	pass(2 * changedFor)
 	write(s3server.AccessKey, s3server.SecretKey)
-	// All at once find the new ones.
+	// Concurrent requests all use the new keys.
 	var group sync.WaitGroup
 	for range 8 {
 		group.Go(func() {
@@ -258,21 +258,20 @@ func TestCredentialsChange(t *testing.T) {
 	group.Wait()
 }
 
-// signAgain signs a request that was changed on its way.
+// signAgain signs a modified request.
 func signAgain(r *http.Request) error {
 	keys := aws.Credentials{AccessKeyID: s3server.AccessKey, SecretAccessKey: s3server.SecretKey}
 	return v4.NewSigner(func(o *v4.SignerOptions) { o.DisableURIPathEscaping = true }).SignHTTP(r.Context(), keys, r, r.Header.Get("X-Amz-Content-Sha256"), "s3", s3server.Region, time.Now())
 }
 
-// TestClockSkew: a machine whose clock is wrong is told so by the server, and
-// signs as of the server's time.
+// TestClockSkew: a client with a wrong clock corrects it by the server's time.
 func TestClockSkew(t *testing.T) {
 	t.Parallel()
 	for _, skew := range []time.Duration{-3 * time.Hour, 3 * time.Hour} {
 		var way faulty
 		b := open(t, place(t), quick(&way))
-		// The server's clock is a wrong one: what is signed by ours is refused,
-		// what is signed by its own is signed anew for the real server.
+		// The server's clock is ahead: reject requests signed by our time, and sign those with
+		// the server's time again for the real server.
 		var mu sync.Mutex
 		refused := 0
 		way.set(func(r *http.Request) (*http.Response, error) {
@@ -301,18 +300,18 @@ func TestClockSkew(t *testing.T) {
 		})
 		put(t, b, "nar/x", []byte("x"))
 		wantContent(t, b, "nar/x", []byte("x"))
-		// Without the SDK, and with it, which learns by that.
+		// First with the fast path, then with the SDK, which learns the skew.
 		if refused > 2 {
-			t.Errorf("%v: refused %d times, want twice at the most", skew, refused)
+			t.Errorf("%v: rejected %d times, want at most twice", skew, refused)
 		}
 	}
 }
 
-// TestBucketGone: a bucket that somebody deletes is not one without nars.
+// TestBucketGone: a deleted bucket is an error, not an empty store.
 func TestBucketGone(t *testing.T) {
 	t.Parallel()
 	if server == nil {
-		t.Skip("there is no server")
+		t.Skip("the S3 server is missing")
 	}
 	name := "gone-" + strings.ToLower(randomWord())
 	var way faulty
@@ -342,7 +341,7 @@ func TestBucketGone(t *testing.T) {
 	put(t, b, "nar/small", []byte("x"))
 }
 
-// TestOutage: a server that is away comes back.
+// TestOutage: calls succeed again after an outage.
 func TestOutage(t *testing.T) {
 	t.Parallel()
 	own := s3server.New(t)
@@ -357,12 +356,11 @@ func TestOutage(t *testing.T) {
 	}
 	wantContent(t, b, "nar/small", []byte("x"))
 	if _, err := b.Stat(t.Context(), "nar/absent"); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("Stat of what is absent: %v", err)
+		t.Errorf("Stat of a missing object: %v", err)
 	}
 }
 
-// TestTLS: with TLS, bytes are not signed; and a certificate that nobody vouches
-// for is told as that.
+// TestTLS: with TLS, the body is not signed. An unknown certificate is reported as such.
 func TestTLS(t *testing.T) {
 	t.Parallel()
 	plain := place(t)
@@ -371,7 +369,7 @@ func TestTLS(t *testing.T) {
 		r.SetURL(target)
 		r.Out.Host = r.In.Host // which is signed
 	}})
-	front.Config.ErrorLog = log.New(io.Discard, "", 0) // of handshakes that fail
+	front.Config.ErrorLog = log.New(io.Discard, "", 0) // for failed handshakes
 	front.StartTLS()
 	defer front.Close()
 	at := strings.Replace(plain, url.QueryEscape("http://"+server.Address), url.QueryEscape(front.URL), 1)
@@ -386,8 +384,8 @@ func TestTLS(t *testing.T) {
 	wantFault(t, "an unknown certificate", err, "install CA certificates", "SSL_CERT_FILE")
 }
 
-// TestSpoiled: what a disk behind the server has changed does not come out as a whole,
-// whichever way it is asked for.
+// TestSpoiled: an object that was changed on the server's disk is never read completely
+// without an error.
 func TestSpoiled(t *testing.T) {
 	t.Parallel()
 	for _, way := range []string{"fast path", "by the SDK", "fast path, crc32", "by the SDK, crc32"} {
@@ -407,7 +405,7 @@ func TestSpoiled(t *testing.T) {
 			wrong := bytes.Clone(content)
 			wrong[100_000] ^= 1
 			if err := server.Spoil(b.bucket+"/"+b.key("nar/x"), wrong); errors.Is(err, errors.ErrUnsupported) {
-				t.Skip("this server keeps objects in a form of its own")
+				t.Skip("only for versitygw")
 			} else if err != nil {
 				t.Fatal(err)
 			}

@@ -15,17 +15,16 @@ import (
 	"nar-herder/storage/storagetest"
 )
 
-// server is for all tests but those that stop theirs; nil where the program is
-// missing.
+// server is for all tests that don't stop it; nil if the program is missing.
 var server *s3server.Server
 
-// listsUploads says whether it lists unfinished uploads as S3 does.
+// listsUploads is true if the server lists unfinished uploads as S3 does.
 var listsUploads bool
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) int {
-	// What the machine may have of its own is none of the tests' business.
+	// Ignore the machine's own configuration.
 	os.Setenv("AWS_EC2_METADATA_DISABLED", "true")
 	directory, err := os.MkdirTemp("", "nar-herder-s3-")
 	if err == nil {
@@ -49,11 +48,11 @@ func run(m *testing.M) int {
 
 var places atomic.Int64
 
-// place returns a URL of a place that is empty.
+// place returns the URL of an empty place.
 func place(t testing.TB) string {
 	t.Helper()
 	if server == nil {
-		t.Skip("there is no server")
+		t.Skip("the S3 server is missing")
 	}
 	return placeAt(server.URL)
 }
@@ -86,11 +85,11 @@ func TestConformance(t *testing.T) {
 	storagetest.Run(t, func(t *testing.T) bytestore.Store { return open(t, place(t), Options{}) })
 }
 
-// TestConformanceOfProviders: the promises of a store hold with each provider.
+// TestConformanceOfProviders runs the suite with each provider.
 func TestConformanceOfProviders(t *testing.T) {
 	t.Parallel()
 	if server == nil {
-		t.Skip("there is no server")
+		t.Skip("the S3 server is missing")
 	}
 	for _, provider := range s3server.Providers {
 		t.Run(string(provider), func(t *testing.T) {

@@ -10,13 +10,13 @@ import (
 	"github.com/aws/smithy-go/encoding/httpbinding"
 )
 
-// TestSignGet: the signature is the SDK's, whatever is asked for, by whom, and when.
+// TestSignGet: signGet returns the SDK's signature for any request, key and time.
 func TestSignGet(t *testing.T) {
 	t.Parallel()
 	s := new(signer)
 	keys := []aws.Credentials{
 		{AccessKeyID: "AKIDEXAMPLE", SecretAccessKey: "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY"},
-		{AccessKeyID: "AKIDEXAMPLE", SecretAccessKey: "another"}, // under the same name
+		{AccessKeyID: "AKIDEXAMPLE", SecretAccessKey: "another"}, // with the same key ID
 		{AccessKeyID: "ASIA", SecretAccessKey: "x", SessionToken: "a/token+of=its own"},
 	}
 	headers := []map[string]string{
@@ -44,11 +44,11 @@ func TestSignGet(t *testing.T) {
 							}
 							s.signGet(keys, got, region, at)
 							if len(want.Header) != len(got.Header) {
-								t.Fatalf("%v, where the SDK has %v", got.Header, want.Header)
+								t.Fatalf("%v, but the SDK has %v", got.Header, want.Header)
 							}
 							for name := range want.Header {
 								if want.Header.Get(name) != got.Header.Get(name) {
-									t.Fatalf("%s %s, %v, %v: %s is\n%s, where the SDK has\n%s", host, key, header, at, name, got.Header.Get(name), want.Header.Get(name))
+									t.Fatalf("%s %s, %v, %v: %s is\n%s, but the SDK has\n%s", host, key, header, at, name, got.Header.Get(name), want.Header.Get(name))
 								}
 							}
 						}

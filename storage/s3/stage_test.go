@@ -13,8 +13,7 @@ import (
 	"time"
 )
 
-// TestLostAnswers: a commit whose answer is lost has succeeded, and is not done
-// twice.
+// TestLostAnswers: a commit with a lost response has succeeded, and is not repeated.
 func TestLostAnswers(t *testing.T) {
 	t.Parallel()
 	for what, lost := range map[string]func(*http.Request) (*http.Response, error){
@@ -59,7 +58,7 @@ func TestLostAnswers(t *testing.T) {
 	}
 }
 
-// TestCommitAgain: a commit that has failed can be tried again.
+// TestCommitAgain: a failed commit can be retried.
 func TestCommitAgain(t *testing.T) {
 	t.Parallel()
 	var way faulty
@@ -74,7 +73,7 @@ func TestCommitAgain(t *testing.T) {
 		wantFault(t, "Commit", staged.Commit(t.Context()), "SlowDown")
 		way.set(nil)
 		if _, err := b.Stat(t.Context(), "nar/x"); !errors.Is(err, fs.ErrNotExist) {
-			t.Errorf("after a commit that failed: %v", err)
+			t.Errorf("after a failed commit: %v", err)
 		}
 		if err := staged.Commit(t.Context()); err != nil {
 			t.Error(err)
@@ -83,8 +82,7 @@ func TestCommitAgain(t *testing.T) {
 	}
 }
 
-// TestPartsInMemory: however many nars are stored at once, the parts in memory are
-// bounded, and all come in.
+// TestPartsInMemory: the memory for parts is bounded, however many nars are stored at once.
 func TestPartsInMemory(t *testing.T) {
 	t.Parallel()
 	const nars, size = 5, 2 * smallestPart
@@ -107,7 +105,7 @@ func TestPartsInMemory(t *testing.T) {
 			}
 		}
 		mu.Unlock()
-		// None gets through until there is no more room.
+		// Block all parts until the memory is used up.
 		select {
 		case <-full:
 		case <-r.Context().Done():
@@ -118,7 +116,7 @@ func TestPartsInMemory(t *testing.T) {
 		mu.Unlock()
 		return response, err
 	})
-	// With a checksum that is known to work, as parts go one at a time before.
+	// With a known checksum: otherwise the first parts are sent one at a time.
 	b := open(t, place(t)+"&checksum=crc32c", Options{HTTPTransport: &way})
 	content := random(size, 1)
 	var group sync.WaitGroup
@@ -141,11 +139,11 @@ func TestPartsInMemory(t *testing.T) {
 		t.Errorf("%d nars, want %d: %+v", len(infos), nars, infos)
 	}
 	if most > mostParts || most == 0 {
-		t.Errorf("%d bytes of parts in memory at once, want at most %d", most, mostParts)
+		t.Errorf("%d bytes of parts in memory, want at most %d", most, mostParts)
 	}
 }
 
-// TestStagedInMemory: more small nars than memory is for wait with the server.
+// TestStagedInMemory: small nars are uploaded if the memory for them is used up.
 func TestStagedInMemory(t *testing.T) {
 	t.Parallel()
 	b := open(t, place(t), Options{})
@@ -161,10 +159,10 @@ func TestStagedInMemory(t *testing.T) {
 	}
 	infos := list(t, b)
 	if !listsUploads {
-		t.Skip("this server does not list what waits with it")
+		t.Skip("this server doesn't list unfinished uploads")
 	}
 	if len(infos) != more {
-		t.Errorf("%d wait with the server, want %d", len(infos), more)
+		t.Errorf("%d unfinished uploads, want %d", len(infos), more)
 	}
 	for _, info := range infos {
 		if !info.Temporary || info.Size != mostInMemory || time.Since(info.ModTime).Abs() > time.Hour {
@@ -184,8 +182,8 @@ func TestStagedInMemory(t *testing.T) {
 	}
 }
 
-// TestCommitNewFaults: answers that are lost, and servers that don't know the condition
-// or are busy with another commit.
+// TestCommitNewFaults: lost responses, servers without conditional uploads, and concurrent
+// commits.
 func TestCommitNewFaults(t *testing.T) {
 	t.Parallel()
 	type hook func(*http.Request) (*http.Response, error)
@@ -200,14 +198,14 @@ func TestCommitNewFaults(t *testing.T) {
 	const conflict = "ConditionalRequestConflict"
 	for what, test := range map[string]struct {
 		hook  hook
-		first int            // to how many requests it is given; 0 for all
+		first int            // how many requests get it; 0 for all
 		want  map[int]string // by size; "" for success
-		other bool           // another shows its own just before
+		other bool           // another client commits just before
 	}{
-		"lost":              {hook: lostTo(always(500, "InternalError")), first: 1},
-		"not known":         {hook: refused(501, "NotImplemented")},
-		"not known, as 400": {hook: refused(400, "NotImplemented")},
-		// An upload must begin anew, which only the caller can.
+		"lost":            {hook: lostTo(always(500, "InternalError")), first: 1},
+		"not known":       {hook: refused(501, "NotImplemented")},
+		"unknown, as 400": {hook: refused(400, "NotImplemented")},
+		// Only the caller can restart an upload.
 		"conflict":    {hook: refused(409, conflict), first: 2, want: map[int]string{large: conflict}},
 		"conflicts":   {hook: refused(409, conflict), want: map[int]string{small: conflict, large: conflict}},
 		"not allowed": {hook: refused(403, "AccessDenied"), want: map[int]string{small: "AccessDenied", large: "AccessDenied"}},
@@ -249,7 +247,7 @@ func TestCommitNewFaults(t *testing.T) {
 					wantContent(t, b, "nar/x", []byte("other"))
 				default:
 					if _, err := b.Stat(t.Context(), "nar/x"); !errors.Is(err, fs.ErrNotExist) {
-						t.Errorf("%d bytes: something is there: %v", size, err)
+						t.Errorf("%d bytes: the object exists: %v", size, err)
 					}
 				}
 			}

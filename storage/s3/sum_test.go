@@ -14,8 +14,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 )
 
-// TestSum: an object has the checksum of its bytes, until another program writes others
-// into it, even where that keeps the metadata.
+// TestSum: an object has the checksum of its bytes until another program changes them, even if
+// that keeps the metadata.
 func TestSum(t *testing.T) {
 	t.Parallel()
 	random := rand.NewChaCha8([32]byte{1})
@@ -79,7 +79,7 @@ func putObject(b *Bucket, name string, content []byte, metadata map[string]strin
 	return err
 }
 
-// infos are what the ways to look at an object say of it.
+// infos returns the Info of each method that describes an object.
 func infos(t *testing.T, b *Bucket, name string, size int64) map[string]bytestore.Info {
 	t.Helper()
 	infos := make(map[string]bytestore.Info)
@@ -98,8 +98,8 @@ func infos(t *testing.T, b *Bucket, name string, size int64) map[string]bytestor
 	return infos
 }
 
-// TestSumOfChanged: a file that changes between the readings for its checksum and for the
-// upload has none.
+// TestSumOfChanged: a file that changes between the reads for its checksum and for the upload
+// has none.
 func TestSumOfChanged(t *testing.T) {
 	t.Parallel()
 	b := open(t, place(t), Options{})
@@ -120,8 +120,7 @@ func TestSumOfChanged(t *testing.T) {
 	}
 }
 
-// TestSumOfOthers: what other programs have uploaded, or written into the metadata, is not
-// a checksum.
+// TestSumOfOthers: objects and metadata of other programs have no checksum.
 func TestSumOfOthers(t *testing.T) {
 	t.Parallel()
 	b := open(t, place(t), Options{})
@@ -129,7 +128,7 @@ func TestSumOfOthers(t *testing.T) {
 	good := sumOfWhole(content)
 	for _, text := range []string{"", "-", good[:len(good)-1], good[1:], "x" + good[1:], good[:64], good[:65], "é", good + "-1"} {
 		if err := putObject(b, "nar/x", content, map[string]string{sumKey: text}); err != nil {
-			t.Logf("%q: %v", text, err) // the server may refuse it
+			t.Logf("%q: %v", text, err) // the server may reject it
 			continue
 		}
 		if info, err := b.Stat(t.Context(), "nar/x"); err != nil || info.Sum != [16]byte{} {
@@ -140,6 +139,6 @@ func TestSumOfOthers(t *testing.T) {
 		t.Fatal(err)
 	}
 	if info, err := b.Stat(t.Context(), "nar/x"); err != nil || info.Sum == [16]byte{} {
-		t.Errorf("%v: the very sum is not taken", err)
+		t.Errorf("%v: a valid sum is ignored", err)
 	}
 }

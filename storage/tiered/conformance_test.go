@@ -14,7 +14,7 @@ func TestConformance(t *testing.T) {
 	t.Parallel()
 	for name, size := range map[string]int64{
 		"Large": 1 << 30,
-		// So that something goes all the time, and some of it never fits.
+		// A small cache: copies are evicted all the time, and some nars never fit.
 		"Tiny": 300 << 10,
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -37,7 +37,7 @@ func TestConformance(t *testing.T) {
 	}
 }
 
-// TestListUnfinished: a store behind that can't list unfinished uploads says so.
+// TestListUnfinished: a store that can't list unfinished uploads returns ErrUnsupported.
 func TestListUnfinished(t *testing.T) {
 	t.Parallel()
 	var got []error

@@ -16,8 +16,8 @@ import (
 	"time"
 )
 
-// TestReplacedElsewhere: what another process has replaced by as many bytes in the
-// same second is noticed after a minute, and not asked for before.
+// TestReplacedElsewhere: a replacement by another process with the same size and time is
+// noticed after a minute; until then, the store isn't asked.
 func TestReplacedElsewhere(t *testing.T) {
 	t.Parallel()
 	f, clock := newFar(t), newClock()
@@ -39,7 +39,7 @@ func TestReplacedElsewhere(t *testing.T) {
 	if n := len(copies(t, dir)); n != 1 {
 		t.Errorf("%d copies", n)
 	}
-	// And doubt before that.
+	// Invalidate makes it noticed earlier.
 	put(t, f, name, before)
 	if err := cache.Flush(t.Context(), name); err != nil {
 		t.Error(err)
@@ -55,7 +55,7 @@ func TestReplacedElsewhere(t *testing.T) {
 	}
 }
 
-// TestRemovedElsewhere: what another process has removed is gone after a minute.
+// TestRemovedElsewhere: a removal by another process is noticed after a minute.
 func TestRemovedElsewhere(t *testing.T) {
 	t.Parallel()
 	f, clock := newFar(t), newClock()
@@ -76,10 +76,10 @@ func TestRemovedElsewhere(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, content) {
-		t.Errorf("who reads it: %v", err)
+		t.Errorf("its reader: %v", err)
 	}
 	if cache.taken == 0 {
-		t.Error("what is still open takes no room")
+		t.Error("an open file isn't counted")
 	}
 	r.Close()
 	if n := len(copies(t, dir)); n != 0 || cache.taken != 0 {
@@ -87,8 +87,8 @@ func TestRemovedElsewhere(t *testing.T) {
 	}
 }
 
-// TestDown: copies are served when the store behind can't be asked, which is logged
-// once, and not asked again all the time.
+// TestDown: copies are served while the store doesn't answer. That is logged once, and the
+// store isn't asked for a while.
 func TestDown(t *testing.T) {
 	t.Parallel()
 	f, clock, log := newFar(t), newClock(), new(logs)
@@ -110,12 +110,12 @@ func TestDown(t *testing.T) {
 		t.Errorf("asked %d times", n)
 	}
 	if _, _, err := cache.Open(t.Context(), "4", 0, -1); !errors.Is(err, errDown) {
-		t.Errorf("what is not in the cache: %v", err)
+		t.Errorf("a nar that isn't cached: %v", err)
 	}
 	clock.pass(downFor)
 	want(t, cache, "0", random(10_000, 0))
-	if n := f.stats.Load(); n != 2 || log.count("can't be asked") != 1 {
-		t.Errorf("asked %d times, logged %d times", n, log.count("can't be asked"))
+	if n := f.stats.Load(); n != 2 || log.count("doesn't answer") != 1 {
+		t.Errorf("asked %d times, logged %d times", n, log.count("doesn't answer"))
 	}
 	f.set(func() { f.down = false })
 	clock.pass(downFor)
@@ -125,7 +125,7 @@ func TestDown(t *testing.T) {
 	}
 }
 
-// deaf never answers Stat, whatever its context says.
+// deaf never answers Stat, and ignores its context.
 type deaf struct {
 	*far
 	until chan struct{}
@@ -136,7 +136,7 @@ func (d *deaf) Stat(context.Context, string) (bytestore.Info, error) {
 	return bytestore.Info{}, errDown
 }
 
-// TestHanging: a store that does not answer holds up nobody who could be served.
+// TestHanging: a store that doesn't answer delays no reader of a copy.
 func TestHanging(t *testing.T) {
 	t.Parallel()
 	f, clock := newFar(t), newClock()
@@ -157,21 +157,20 @@ func TestHanging(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, _, err := cache.Open(ctx, name, 0, -1); !errors.Is(err, context.Canceled) {
-		t.Errorf("with a context that has ended: %v", err)
+		t.Errorf("with a canceled context: %v", err)
 	}
 	close(d.until)
 	settled(t, cache)
 }
 
-// TestRestart: copies are found again, and those that were used longest ago go first
-// then as before. What isn't a copy is left alone, and what can't be one any more is
-// removed.
+// TestRestart: a restart finds the copies and the order of their use. It ignores unreferenced
+// files, and removes invalid copies.
 func TestRestart(t *testing.T) {
 	t.Parallel()
 	f, clock := newFar(t), newClock()
 	dir := t.TempDir()
 	const size = 100_000
-	// Not as the cache's own names.
+	// Not the names of copies.
 	strangers := []string{"README", "ab/README", "filling/mine", "lost+found/x", "zz/" + strings.Repeat("z", 32) + "-1-01-1-"}
 	for _, name := range strangers {
 		if err := errors.Join(os.MkdirAll(filepath.Join(dir, filepath.Dir(name)), 0o755), os.WriteFile(filepath.Join(dir, name), random(50_000, 1), 0o600)); err != nil {
@@ -184,10 +183,10 @@ func TestRestart(t *testing.T) {
 	}
 	cache := open(t, f, Options{Directory: dir, MaxSize: 10 * size, Now: clock.now})
 	if cache.taken != 0 || len(cache.entries) != 0 {
-		t.Errorf("of others' files: %d bytes, %d entries", cache.taken, len(cache.entries))
+		t.Errorf("with unreferenced files: %d bytes, %d entries", cache.taken, len(cache.entries))
 	}
 	if _, err := os.Stat(leftover); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("what was being fetched is still there: %v", err)
+		t.Errorf("an unfinished copy still exists: %v", err)
 	}
 	for i := range 8 {
 		put(t, f, fmt.Sprint(i), random(size, byte(i)))
@@ -199,10 +198,10 @@ func TestRestart(t *testing.T) {
 	truncated := copyOf(cache, "7")
 	taken := cache.taken
 	closeNow(t, cache)
-	if err := os.Truncate(truncated, size-1); err != nil { // as by a crash
+	if err := os.Truncate(truncated, size-1); err != nil { // as after a crash
 		t.Fatal(err)
 	}
-	// Two contents of one name, as when a crash was before the older's removal.
+	// Two contents of one name, as after a crash before the removal of the older one.
 	e := cache.entries[keyOf("6")]
 	double := *e
 	double.content.tag, double.content.modTime = "other", double.content.modTime-1
@@ -229,8 +228,8 @@ func TestRestart(t *testing.T) {
 	}
 	closeNow(t, cache)
 
-	// Half the room. On the disk, the times are of the first use but of those that were
-	// used again after more than an hour.
+	// Half the size. The time of a file is that of the first use, unless it was used again
+	// after more than an hour.
 	cache = open(t, f, Options{Directory: dir, MaxSize: 4*size + 4*block, Now: clock.now})
 	until(t, "it is small enough", func() bool { cache.mu.Lock(); defer cache.mu.Unlock(); return cache.taken <= cache.max })
 	var left []string
@@ -240,19 +239,19 @@ func TestRestart(t *testing.T) {
 		}
 	}
 	if want := []string{"0", "2", "5", "6"}; !slices.Equal(left, want) {
-		t.Errorf("left are %q, not %q", left, want)
+		t.Errorf("copies %q, want %q", left, want)
 	}
 	if n := cache.metrics.evictions.Load(); n != 3 {
 		t.Errorf("%d evictions", n)
 	}
 	for _, name := range strangers {
 		if got, err := os.ReadFile(filepath.Join(dir, name)); err != nil || !bytes.Equal(got, random(50_000, 1)) {
-			t.Errorf("%s, which is not the cache's: %v", name, err)
+			t.Errorf("%s, an unreferenced file: %v", name, err)
 		}
 	}
 }
 
-// TestOrder: what was used longest ago goes first, and nothing that is being read.
+// TestOrder: the least recently used copy is evicted first, and never one that is being read.
 func TestOrder(t *testing.T) {
 	t.Parallel()
 	f := newFar(t)
@@ -278,7 +277,7 @@ func TestOrder(t *testing.T) {
 			}
 		}
 		if !slices.Equal(got, want) {
-			t.Errorf("there are %q, not %q", got, want)
+			t.Errorf("copies %q, want %q", got, want)
 		}
 	}
 	for i := 5; i < 8; i++ {
@@ -300,7 +299,7 @@ func cached2(t *testing.T, cache *Tiered, name string, content []byte) {
 	until(t, "it is kept", func() bool { return copyOf(cache, name) != "" })
 }
 
-// TestLock: two processes don't use one directory.
+// TestLock: two processes can't use one directory.
 func TestLock(t *testing.T) {
 	t.Parallel()
 	f := newFar(t)
@@ -312,7 +311,7 @@ func TestLock(t *testing.T) {
 	closeNow(t, cache)
 	open(t, f, Options{Directory: dir, MaxSize: 1 << 20})
 	if _, err := New(f, Options{Directory: dir, MaxSize: 0}); err == nil {
-		t.Error("a cache of no size")
+		t.Error("a cache with size 0 is accepted")
 	}
 	file := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
@@ -323,7 +322,7 @@ func TestLock(t *testing.T) {
 	}
 }
 
-// TestNames: names of copies tell all there is to tell, and others are none.
+// TestNames: the file name of a copy records its content, and other names are rejected.
 func TestNames(t *testing.T) {
 	t.Parallel()
 	for _, c := range []content{
@@ -338,7 +337,7 @@ func TestNames(t *testing.T) {
 		}
 		for _, bad := range []string{name + "=", "x" + name, strings.Replace(name, "-", "-0", 1), strings.ToUpper(name), name[:len(name)/2]} {
 			if _, _, ok := parseFileName(bad); ok && bad != name {
-				t.Errorf("%q is taken for a copy", bad)
+				t.Errorf("%q is parsed as a copy", bad)
 			}
 		}
 	}
@@ -346,12 +345,12 @@ func TestNames(t *testing.T) {
 		{Size: 1, Tag: strings.Repeat("x", longestTag+1), ModTime: time.Now()}, {Size: -1, ModTime: time.Now()}, {Size: 1},
 	} {
 		if _, ok := contentOf(info); ok {
-			t.Errorf("%+v can't be kept", info)
+			t.Errorf("%+v has no file name", info)
 		}
 	}
 }
 
-// TestBehind: what the store behind can, the cache hands on; what it can't, it says.
+// TestBehind: the cache forwards the capabilities of the store, or returns its errors.
 func TestBehind(t *testing.T) {
 	t.Parallel()
 	f := newFar(t)
@@ -368,7 +367,7 @@ func TestBehind(t *testing.T) {
 	if free, size, err := cache.FreeSpace(); err != nil || free > size || size == 0 {
 		t.Errorf("%d of %d bytes are free, %v", free, size, err)
 	}
-	// One that is a ByteStore and nothing else.
+	// A store without capabilities.
 	plain := open(t, struct {
 		*far
 		bytestore.Defaults
@@ -397,7 +396,7 @@ func TestBehind(t *testing.T) {
 	}
 }
 
-// able is all that a store may be.
+// able is a store with all capabilities.
 type able struct{ *far }
 
 func (able) Concurrency() int { return 64 }
@@ -405,7 +404,8 @@ func (able) Presign(_ context.Context, name string, _ time.Duration) (string, er
 	return "far:" + name, nil
 }
 
-// TestCopyAhead: a copy that was used by a clock that was ahead has its uses noted again.
+// TestCopyAhead: if a copy was last used by a clock that was ahead, later uses are recorded
+// again.
 func TestCopyAhead(t *testing.T) {
 	t.Parallel()
 	f, clock := newFar(t), newClock()

@@ -16,8 +16,8 @@ import (
 	"nar-herder/internal/testfs"
 )
 
-// TestBound: at no moment do the files take more than they may, with those that are
-// coming, and what is counted is what there is.
+// TestBound: the files never exceed the limit, including unfinished ones, and the counted
+// space is the used space.
 func TestBound(t *testing.T) {
 	t.Parallel()
 	f, clock := newFar(t), newClock()
@@ -31,11 +31,11 @@ func TestBound(t *testing.T) {
 	write := cache.writeAt
 	cache.writeAt = func(file *os.File, p []byte, offset int64) (int, error) {
 		n, err := write(file, p, offset)
-		// No other file takes the room of one that goes while they are counted.
+		// Without concurrent changes, so that the walk counts no file twice.
 		cache.making.Lock()
 		defer cache.making.Unlock()
 		if taken, files := onDisk(t, dir); taken > most {
-			t.Errorf("%d files take %d bytes", len(files), taken)
+			t.Errorf("%d files use %d bytes", len(files), taken)
 		}
 		return n, err
 	}
@@ -60,18 +60,18 @@ func TestBound(t *testing.T) {
 	}
 	group.Wait()
 	settled(t, cache)
-	// Above, all copies may have been in use whenever there was no room, so that none
-	// had to go. One after the other, each name is kept, and together they don't fit.
+	// Above, all copies may have been in use whenever space was needed, so that none was
+	// evicted. Now read the names one by one: each is cached, and together they don't fit.
 	clock.pass(noRoomFor)
 	for i := range names {
 		cached(t, cache, fmt.Sprint(i), random(size(i), byte(i)))
 		if copyOf(cache, fmt.Sprint(i)) == "" {
-			t.Errorf("%d is not kept", i)
+			t.Errorf("%d is not cached", i)
 		}
 	}
 	taken, _ := onDisk(t, dir)
 	if taken != cache.taken || taken < most/4 || cache.metrics.evictions.Load() == 0 {
-		t.Errorf("%d bytes are counted, %d are there; %d evictions", cache.taken, taken, cache.metrics.evictions.Load())
+		t.Errorf("%d bytes counted, %d used; %d evictions", cache.taken, taken, cache.metrics.evictions.Load())
 	}
 	var idle int
 	for e := cache.idle.root.after; e != &cache.idle.root; e = e.after {
@@ -82,9 +82,8 @@ func TestBound(t *testing.T) {
 	}
 }
 
-// TestFull: on a disk smaller than the cache may be, copies make room for others.
-// Where there is none at all, or nothing can be written, all is read from the store
-// behind, and it is logged once an hour.
+// TestFull: if the disk is smaller than the limit, copies are evicted. If there is no space at
+// all, or the disk is not writable, reads go to the store, and that is logged once an hour.
 func TestFull(t *testing.T) {
 	t.Parallel()
 	dir := testfs.Small(t, 1<<20)
@@ -116,13 +115,13 @@ func TestFull(t *testing.T) {
 	cached(t, cache, "18", random(size, 18))
 	cached(t, cache, "19", random(size, 19))
 	if n := f.opens.Load() - opens; n != 3 || log.count("WARN") != 2 {
-		t.Errorf("%d times opened for two, the second of them without trying; %d lines", n, log.count("WARN"))
+		t.Errorf("opened %d times for two reads, the second without a fetch; %d lines", n, log.count("WARN"))
 	}
 	free()
 	clock.pass(2 * quietFor)
 	cached(t, cache, "20", random(size, 20))
 	if copyOf(cache, "20") == "" {
-		t.Error("nothing is kept although there is room again")
+		t.Error("nothing is cached although there is space again")
 	}
 	testfs.Freeze(t, dir)
 	for range 2 {
@@ -134,17 +133,17 @@ func TestFull(t *testing.T) {
 		put(t, f, "21", random(size, 21))
 		clock.pass(2 * touchEvery)
 	}
-	// A copy that can't be removed is not served any more all the same.
+	// A copy that can't be removed is not served either.
 	if err := cache.Remove(t.Context(), "20"); err != nil {
 		t.Error(err)
 	}
 	if _, _, err := cache.Open(t.Context(), "20", 0, -1); err == nil {
-		t.Error("what was removed is served")
+		t.Error("a removed nar is served")
 	}
 }
 
-// TestWriteFails: readers go on with the store behind, from where they are, and
-// nothing is kept of what could not be written.
+// TestWriteFails: after a failed write, readers continue with the store at the same offset,
+// and nothing is cached.
 func TestWriteFails(t *testing.T) {
 	t.Parallel()
 	for _, good := range []int64{0, 1, 2} {
@@ -195,8 +194,8 @@ func TestWriteFails(t *testing.T) {
 	}
 }
 
-// TestDamaged: a copy that is gone or damaged is fetched again, and who reads it at
-// that moment gets the rest from the store behind.
+// TestDamaged: a missing or damaged copy is fetched again, and its current readers continue
+// with the store.
 func TestDamaged(t *testing.T) {
 	t.Parallel()
 	f := newFar(t)
@@ -228,7 +227,7 @@ func TestDamaged(t *testing.T) {
 			t.Errorf("%s: %v, %v", what, info, err)
 		}
 	}
-	// While it is read; and by the kernel, so that only Close can tell.
+	// Damage during a read, and during sendfile(2), which only Close can detect.
 	for _, sent := range []bool{false, true} {
 		cached(t, cache, name, content)
 		r, _, err := cache.Open(t.Context(), name, 0, -1)
@@ -251,14 +250,14 @@ func TestDamaged(t *testing.T) {
 		r.Close()
 		settled(t, cache)
 		if copyOf(cache, name) != "" || cache.taken != 0 {
-			t.Errorf("it is still there, %d bytes", cache.taken)
+			t.Errorf("the copy still exists, %d bytes", cache.taken)
 		}
 		calm()
 	}
 }
 
-// TestInUse: where all of the cache is being read, nothing goes for what else is read,
-// which is then not fetched for a moment.
+// TestInUse: if all copies are being read, none is evicted, and nothing is fetched for a
+// moment.
 func TestInUse(t *testing.T) {
 	t.Parallel()
 	f, clock := newFar(t), newClock()
@@ -281,7 +280,7 @@ func TestInUse(t *testing.T) {
 	until(t, "it was found out", func() bool { cache.mu.Lock(); defer cache.mu.Unlock(); return cache.fills == 0 })
 	want(t, cache, "5", random(size, 5))
 	if n := f.opens.Load() - before; n != 3 || cache.metrics.evictions.Load() != 0 || cache.metrics.troubles.Load() != 0 {
-		t.Errorf("%d opened for two, the second without trying; %d evictions", n, cache.metrics.evictions.Load())
+		t.Errorf("opened %d times for two reads, the second without a fetch; %d evictions", n, cache.metrics.evictions.Load())
 	}
 	for i, r := range readers {
 		if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, random(size, byte(i))) {
@@ -292,11 +291,11 @@ func TestInUse(t *testing.T) {
 	clock.pass(noRoomFor)
 	cached(t, cache, "5", random(size, 5))
 	if copyOf(cache, "5") == "" {
-		t.Error("it is not kept now either")
+		t.Error("it is still not cached")
 	}
 }
 
-// TestMetrics: they can be registered and collected.
+// TestMetrics: the metrics can be registered and collected.
 func TestMetrics(t *testing.T) {
 	t.Parallel()
 	f := newFar(t)
@@ -327,7 +326,7 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
-// BenchmarkHit is the opening, reading and closing of a small copy.
+// BenchmarkHit opens, reads and closes a small copy.
 func BenchmarkHit(b *testing.B) {
 	f := newFar(b)
 	content := random(10_000, 1)

@@ -14,8 +14,8 @@ import (
 
 const name = "nar/lzip/nxrz38jzshzw0q3fqi3fqimjg1zr62r9-greet-1.0"
 
-// TestOneFetchForMany: however many read, one fetches, and those who leave, the
-// first one among them, stop nobody.
+// TestOneFetchForMany: concurrent readers share one fetch, even if some of them leave,
+// including the first.
 func TestOneFetchForMany(t *testing.T) {
 	t.Parallel()
 	f := newFar(t)
@@ -58,36 +58,35 @@ func TestOneFetchForMany(t *testing.T) {
 			}
 			switch {
 			case i == 0 && !errors.Is(err, context.Canceled):
-				t.Errorf("who has left reads on: %v", err)
+				t.Errorf("a reader that has left: %v", err)
 			case i > 0 && (err != nil || !bytes.Equal(got, content[offset:])):
 				t.Errorf("reader %d: %d bytes, %v", i, len(got), err)
 			}
 		})
 		if i == 0 {
-			all.Wait() // it is the one that the fetch was begun for
+			all.Wait() // it has begun the fetch
 		}
 	}
 	all.Wait()
 	let <- 100_000
 	leave()
-	<-left // it would read what comes now without a wait
+	<-left // it could read further bytes without waiting
 	close(let)
 	read.Wait()
 	settled(t, cache)
 	if n := f.opens.Load(); n != 1 {
-		t.Errorf("the store was read %d times", n)
+		t.Errorf("the store was opened %d times", n)
 	}
 	want(t, cache, name, content)
 	if n := f.opens.Load(); n != 1 || f.stats.Load() != 0 {
-		t.Errorf("then it was read %d times, and asked %d times", n, f.stats.Load())
+		t.Errorf("then it was opened %d times, and asked %d times", n, f.stats.Load())
 	}
 	if cache.metrics.hits.Load() != 100 || cache.metrics.misses.Load() != 1 {
 		t.Errorf("%d hits, %d misses", cache.metrics.hits.Load(), cache.metrics.misses.Load())
 	}
 }
 
-// TestNotFetched: what is not read for the most part is not fetched, and nothing is
-// left open.
+// TestNotFetched: a read of a small part doesn't fetch the nar, and leaves nothing open.
 func TestNotFetched(t *testing.T) {
 	t.Parallel()
 	f := newFar(t)
@@ -136,11 +135,11 @@ func TestNotFetched(t *testing.T) {
 		check("opened and not read", "empty", 0, -1, nil)
 	}
 	if got, _, err := read(t.Context(), cache, name, 10, 399_000); err != nil || !bytes.Equal(got, content[10:399_010]) {
-		t.Errorf("most of it, where it fits: %v", err)
+		t.Errorf("most of it: %v", err)
 	}
 	settled(t, cache)
 	if n := len(copies(t, dir)); n != 1 {
-		t.Errorf("most of it was read, and there are %d copies", n)
+		t.Errorf("after reading most of it: %d copies", n)
 	}
 	before := f.opens.Load()
 	for _, part := range [][2]int64{{0, 0}, {0, 100}, {399_999, 1}, {100_000, -1}, {400_000, 5}} {
@@ -154,12 +153,12 @@ func TestNotFetched(t *testing.T) {
 		}
 	}
 	if f.opens.Load() != before {
-		t.Error("parts of what is there go to the store behind")
+		t.Error("parts of a copy are read from the store")
 	}
 }
 
-// TestPassedOn: a reader that takes over what a fetch has opened is not cut when it
-// was the last one to leave the entry, nor when the cache is closed.
+// TestPassedOn: a passed reader isn't cancelled if its owner is the last user of the entry,
+// nor if the cache is closed.
 func TestPassedOn(t *testing.T) {
 	t.Parallel()
 	f := newFar(t)
@@ -171,7 +170,7 @@ func TestPassedOn(t *testing.T) {
 	}{{"the fetch leaves last", false}, {"the cache is closed", true}} {
 		t.Run(test.name, func(t *testing.T) {
 			cache := open(t, f, Options{Directory: t.TempDir(), MaxSize: 400_000})
-			// As board and fetch do, with fetch stopped before it leaves the entry.
+			// As acquire and fetch do, with fetch stopped before it leaves the entry.
 			fetching := newFill(cache.ctx, name, -1)
 			e := &entry{key: keyOf(name), users: 2, live: &live{fill: fetching}}
 			cache.mu.Lock()
@@ -202,7 +201,7 @@ func TestPassedOn(t *testing.T) {
 				t.Error(err)
 			}
 			if fetching.ctx.Err() == nil {
-				t.Error("the context of a reader that is closed goes on")
+				t.Error("the context of a closed reader hasn't ended")
 			}
 		})
 	}
@@ -211,7 +210,7 @@ func TestPassedOn(t *testing.T) {
 	}
 }
 
-// TestAbsent: what is not there is not there, for all who ask at once.
+// TestAbsent: all concurrent readers get fs.ErrNotExist.
 func TestAbsent(t *testing.T) {
 	t.Parallel()
 	f := newFar(t)
@@ -235,14 +234,14 @@ func TestAbsent(t *testing.T) {
 	}
 }
 
-// TestCut: a fetch that is cut goes on; where that is in vain, readers go on by
-// themselves, or learn that it failed. None is told a short end.
+// TestCut: an interrupted fetch resumes. If that fails, readers continue by themselves, or get
+// an error, but never an early EOF.
 func TestCut(t *testing.T) {
 	t.Parallel()
 	content := random(1<<20, 3)
 	for _, test := range []struct {
 		name string
-		// body is what is made of the nth Open's.
+		// body wraps the reader of the nth Open.
 		body  func(n int64, offset int64, r io.ReadCloser) io.ReadCloser
 		fails bool
 		kept  bool
@@ -260,7 +259,7 @@ func TestCut(t *testing.T) {
 			}
 			return r
 		}, false, true, 2},
-		{"the fetch for good", func(n, _ int64, r io.ReadCloser) io.ReadCloser {
+		{"the fetch permanently", func(n, _ int64, r io.ReadCloser) io.ReadCloser {
 			if n < 3 {
 				return &breaking{r, int(2-n) * 300_000, syscall.ECONNRESET}
 			}
@@ -269,7 +268,7 @@ func TestCut(t *testing.T) {
 		{"all", func(_, offset int64, r io.ReadCloser) io.ReadCloser {
 			return &breaking{r, max(0, 300_000-int(offset)), syscall.ECONNRESET}
 		}, true, false, 3},
-		// Of which the last bytes by themselves would look right.
+		// The last bytes alone would look right.
 		{"damaged in the end", func(_, offset int64, r io.ReadCloser) io.ReadCloser {
 			return &breaking{r, 1<<20 - 1000 - int(offset), bytestore.ErrDamaged}
 		}, true, false, 1},
@@ -296,10 +295,10 @@ func TestCut(t *testing.T) {
 			settled(t, cache)
 			_, files := onDisk(t, dir)
 			if kept := copyOf(cache, name) != ""; kept != test.kept || !kept && (len(files) > 0 || cache.taken != 0) {
-				t.Errorf("kept: %v; %q are there, %d bytes", kept, files, cache.taken)
+				t.Errorf("cached: %v; files %q, %d bytes", kept, files, cache.taken)
 			}
 			if n := f.opens.Load(); n != test.opens {
-				t.Errorf("opened %d times, not %d", n, test.opens)
+				t.Errorf("opened %d times, want %d", n, test.opens)
 			}
 			until(t, "all is closed", func() bool { return f.closes.Load() == f.opens.Load() })
 		})
@@ -328,8 +327,7 @@ func TestReplacedWhileFetched(t *testing.T) {
 	want(t, cache, name, after)
 }
 
-// TestRemovedWhileFetched: what was begun before a removal or another content is
-// not kept, and does not come back.
+// TestRemovedWhileFetched: a fetch that began before a removal or replacement is not cached.
 func TestRemovedWhileFetched(t *testing.T) {
 	t.Parallel()
 	for _, remove := range []bool{true, false} {
@@ -367,7 +365,7 @@ func TestRemovedWhileFetched(t *testing.T) {
 			cached(t, cache, name, after)
 		}
 		if rest, err := io.ReadAll(r); err != nil || !bytes.Equal(rest, before[1000:]) {
-			t.Errorf("who reads the old content gets %d bytes of it, %v", len(rest), err)
+			t.Errorf("a reader of the old content: %d bytes, %v", len(rest), err)
 		}
 		r.Close()
 		until(t, "the old one is gone", func() bool {

@@ -25,21 +25,21 @@ import (
 	"nar-herder/storage/directory"
 )
 
-// errDown is what a store that is down fails with.
+// errDown is the error of an unreachable store.
 var errDown = errors.New("the bucket is down")
 
-// far is a directory that behaves as a bucket: times to the second, tags of the
-// contents. Its calls are counted, and can be had to fail.
+// far is a directory that behaves like a bucket: times in seconds, and tags of the contents.
+// It counts calls, and can be made to fail.
 type far struct {
 	*directory.Directory
 	opens, stats, closes atomic.Int64
 
 	mu sync.Mutex
-	// down has all calls fail.
+	// down makes all calls fail.
 	down bool
-	// body wraps what Open opens.
+	// body wraps the reader of Open.
 	body func(name string, offset int64, r io.ReadCloser) io.ReadCloser
-	// before is called before Open opens, and after once it has.
+	// before is called before Open, and after is called after it.
 	before, after func(ctx context.Context, name string) error
 }
 
@@ -72,7 +72,7 @@ func (f *far) fault() error {
 	return nil
 }
 
-// bucket makes an info as a bucket would.
+// bucket makes an Info like a bucket's.
 func bucket(info bytestore.Info, content []byte) bytestore.Info {
 	sum := sha256.Sum256(content)
 	info.Tag = `"` + hex.EncodeToString(sum[:16]) + `"`
@@ -133,7 +133,7 @@ func (f *far) Open(ctx context.Context, name string, offset, length int64) (io.R
 	return reader, bucket(info, content), nil
 }
 
-// farBody ends with its context, as those of the network do.
+// farBody ends with its context, like a body from the network.
 type farBody struct {
 	io.Reader
 	far    *far
@@ -153,7 +153,7 @@ func (b *farBody) Close() error {
 	return nil
 }
 
-// gated gives bytes only as it is let.
+// gated reads only as many bytes as are released.
 type gated struct {
 	io.ReadCloser
 	ctx context.Context
@@ -188,7 +188,7 @@ func (b *breaking) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// clock is moved by tests.
+// clock is a clock that tests set.
 type clock struct{ nanos atomic.Int64 }
 
 func newClock() *clock {
@@ -200,14 +200,14 @@ func newClock() *clock {
 func (c *clock) now() time.Time       { return time.Unix(0, c.nanos.Load()) }
 func (c *clock) pass(d time.Duration) { c.nanos.Add(int64(d)) }
 
-// logs are what was logged.
+// logs are the logged lines.
 type logs struct{ testlog.Buffer }
 
 func (l *logs) count(text string) int { return strings.Count(l.String(), text) }
 
 func (l *logs) logger() *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
 
-// open opens a cache that is ready.
+// open opens a cache and waits until it is ready.
 func open(t testing.TB, behind bytestore.Store, options Options) *Tiered {
 	t.Helper()
 	cache, err := New(behind, options)
@@ -219,7 +219,7 @@ func open(t testing.TB, behind bytestore.Store, options Options) *Tiered {
 	return cache
 }
 
-// closeNow closes a cache before the test's end.
+// closeNow closes a cache before the end of the test.
 func closeNow(t testing.TB, cache *Tiered) {
 	t.Helper()
 	settled(t, cache)
@@ -228,7 +228,7 @@ func closeNow(t testing.TB, cache *Tiered) {
 	}
 }
 
-// settled waits until no fetch and no check is under way.
+// settled waits until no fetch and no check is in progress.
 func settled(t testing.TB, cache *Tiered) {
 	t.Helper()
 	until(t, "all fetches have ended", func() bool {
@@ -252,13 +252,13 @@ func until(t testing.TB, what string, met func() bool) {
 	pause := time.Millisecond
 	for end := time.Now().Add(20 * time.Second); !met(); time.Sleep(pause) {
 		if time.Now().After(end) {
-			t.Fatalf("it does not come to pass that %s", what)
+			t.Fatalf("timeout waiting until %s", what)
 		}
 		pause = min(pause*5/4, 20*time.Millisecond)
 	}
 }
 
-// put stores content in the store behind, past the cache, with a time of its own.
+// put stores content in the remote store, bypassing the cache, with a time of its own.
 func put(t testing.TB, f *far, name string, content []byte) {
 	t.Helper()
 	staged, err := f.Stage(t.Context(), name, bytes.NewReader(content), int64(len(content)))
@@ -270,7 +270,7 @@ func put(t testing.TB, f *far, name string, content []byte) {
 	}
 }
 
-// read reads a part of what the store has.
+// read reads a part of a nar.
 func read(ctx context.Context, s bytestore.Store, name string, offset, length int64) ([]byte, bytestore.Info, error) {
 	r, info, err := s.Open(ctx, name, offset, length)
 	if err != nil {
@@ -285,37 +285,37 @@ func read(ctx context.Context, s bytestore.Store, name string, offset, length in
 	return content, info, err
 }
 
-// want reads the whole, and compares it; also its info with that of the store behind.
+// want reads the whole nar, and compares it and its Info with the remote store's.
 func want(t testing.TB, cache *Tiered, name string, content []byte) {
 	t.Helper()
 	got, info, err := read(t.Context(), cache, name, 0, -1)
 	if err != nil || !bytes.Equal(got, content) {
-		t.Fatalf("%s: %d bytes, %v; want %d others", name, len(got), err, len(content))
+		t.Fatalf("%s: %d bytes, %v; want the right %d", name, len(got), err, len(content))
 	}
 	if f, ok := cache.Store.(*far); ok && f.fault() == nil {
 		there, err := f.Stat(t.Context(), name)
 		f.stats.Add(-1)
 		if err != nil || info.Name != there.Name || !sameContent(info, there) || info.Usage != there.Usage || info.Temporary {
-			t.Errorf("%s: %+v where the store has %+v, %v", name, info, there, err)
+			t.Errorf("%s: %+v, but the store has %+v, %v", name, info, there, err)
 		}
 	}
 }
 
-// cached reads the whole, and waits until it is kept.
+// cached reads the whole nar, and waits until it is cached.
 func cached(t testing.TB, cache *Tiered, name string, content []byte) {
 	t.Helper()
 	want(t, cache, name, content)
 	settled(t, cache)
 }
 
-// onDisk is what the files below a directory take, by statting each.
+// onDisk returns the disk space of the files below a directory, by stat.
 func onDisk(t testing.TB, dir string) (total int64, files []string) {
 	t.Helper()
-	seen := make(map[uint64]bool) // as one may get another name meanwhile
+	seen := make(map[uint64]bool) // a file may be renamed during the walk
 	err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
 		var stat unix.Stat_t
 		if err != nil || entry.IsDir() || entry.Name() == "lock" {
-			return nil // it has gone meanwhile
+			return nil // it was removed during the walk
 		}
 		if unix.Lstat(path, &stat) == nil && !seen[stat.Ino] {
 			seen[stat.Ino] = true
@@ -330,7 +330,7 @@ func onDisk(t testing.TB, dir string) (total int64, files []string) {
 	return total, files
 }
 
-// copies are the files of copies in a cache's directory.
+// copies returns the files of copies in a cache's directory.
 func copies(t testing.TB, dir string) (found []string) {
 	t.Helper()
 	_, files := onDisk(t, dir)
@@ -342,7 +342,7 @@ func copies(t testing.TB, dir string) (found []string) {
 	return found
 }
 
-// copyOf is the file of a name's copy; "" without one.
+// copyOf returns the file of a name's copy, or "".
 func copyOf(cache *Tiered, name string) string {
 	cache.mu.Lock()
 	defer cache.mu.Unlock()

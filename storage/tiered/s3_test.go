@@ -12,8 +12,8 @@ import (
 	"nar-herder/storage/storagetest"
 )
 
-// TestBucket: the promises of a store hold with a bucket behind, and copies are
-// served when its server is gone.
+// TestBucket runs the suite with a bucket behind the cache. Copies are served after the server
+// has stopped.
 func TestBucket(t *testing.T) {
 	t.Parallel()
 	server := s3server.New(t)
@@ -34,7 +34,7 @@ func TestBucket(t *testing.T) {
 	})
 	clock := newClock()
 	cache := open(t, bucket(t), Options{Directory: t.TempDir(), MaxSize: 1 << 30, Now: clock.now})
-	cache.checkTimeout = 1 // of a nanosecond: the server will not answer
+	cache.checkTimeout = 1 // of a nanosecond: the server won't answer
 	content := random(3<<20, 1)
 	staged, err := cache.Stage(t.Context(), name, bytes.NewReader(content), int64(len(content)))
 	if err == nil {
@@ -52,6 +52,6 @@ func TestBucket(t *testing.T) {
 	clock.pass(fresh)
 	want(t, cache, name, content)
 	if _, info, err := read(t.Context(), cache, name, 0, 10); err != nil || info.Name != there.Name || !sameContent(info, there) || info.Usage != there.Usage {
-		t.Errorf("%+v where it was %+v, %v", info, there, err)
+		t.Errorf("%+v, want %+v, %v", info, there, err)
 	}
 }

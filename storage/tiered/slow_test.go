@@ -12,8 +12,7 @@ import (
 	"time"
 )
 
-// TestStalled: a store that gives nothing any more holds nobody for ever, nor those
-// who come after.
+// TestStalled: a stalled store blocks neither the current readers nor later ones.
 func TestStalled(t *testing.T) {
 	t.Parallel()
 	f := newFar(t)
@@ -24,7 +23,7 @@ func TestStalled(t *testing.T) {
 	defer close(hang)
 	f.body = func(_ string, _ int64, r io.ReadCloser) io.ReadCloser {
 		f.set(func() { f.body = nil })
-		return &gated{&breaking{r, 1000, io.ErrNoProgress}, context.Background(), hang} // deaf to its context
+		return &gated{&breaking{r, 1000, io.ErrNoProgress}, context.Background(), hang} // it ignores its context
 	}
 	cache := open(t, f, Options{Directory: t.TempDir(), MaxSize: 1 << 30})
 	cache.stalled = time.Second
@@ -32,7 +31,7 @@ func TestStalled(t *testing.T) {
 	want(t, cache, name, content)
 }
 
-// TestManyFetches: what is beyond the number of fetches goes straight to the store.
+// TestManyFetches: reads beyond the maximum number of fetches go to the store.
 func TestManyFetches(t *testing.T) {
 	t.Parallel()
 	f := newFar(t)
@@ -65,7 +64,7 @@ func TestManyFetches(t *testing.T) {
 	}
 	want(t, cache, "c", content)
 	if copyOf(cache, "c") != "" {
-		t.Error("it was fetched as a third")
+		t.Error("a third fetch was started")
 	}
 	close(let)
 	group.Wait()
@@ -75,11 +74,11 @@ func TestManyFetches(t *testing.T) {
 	}
 	cached(t, cache, "c", content)
 	if copyOf(cache, "c") == "" {
-		t.Error("it is not fetched now either")
+		t.Error("it is still not fetched")
 	}
 }
 
-// TestFarAhead: who begins far ahead of a fetch does not wait for it.
+// TestFarAhead: a reader that starts far ahead of a fetch doesn't wait for it.
 func TestFarAhead(t *testing.T) {
 	t.Parallel()
 	f := newFar(t)
@@ -108,14 +107,14 @@ func TestFarAhead(t *testing.T) {
 	r.Close()
 }
 
-// TestGrowing: the file is there to be sent from while it grows.
+// TestGrowing: readers can send from the file while it grows.
 func TestGrowing(t *testing.T) {
 	t.Parallel()
 	f := newFar(t)
 	content := random(1<<20, 11)
 	put(t, f, name, content)
 	cache := open(t, f, Options{Directory: t.TempDir(), MaxSize: 1 << 30})
-	for range 2 { // as it comes, and once it is there
+	for range 2 { // while it grows, and afterwards
 		r, _, err := cache.Open(t.Context(), name, 1000, 1<<19)
 		if err != nil {
 			t.Fatal(err)
@@ -149,7 +148,7 @@ func TestGrowing(t *testing.T) {
 	}
 }
 
-// TestClose: after it, all goes to the store behind, and what was open stays so.
+// TestClose: after Close, reads go to the store, and open readers remain usable.
 func TestClose(t *testing.T) {
 	t.Parallel()
 	f := newFar(t)
@@ -192,7 +191,7 @@ func TestClose(t *testing.T) {
 	before := f.opens.Load()
 	want(t, cache, name, content)
 	if f.opens.Load() == before {
-		t.Error("a closed cache serves what may be another's by now")
+		t.Error("a closed cache serves copies")
 	}
 	if entries, err := os.ReadDir(filepath.Join(dir, "filling")); err != nil || len(entries) > 0 {
 		t.Errorf("left: %v, %v", entries, err)

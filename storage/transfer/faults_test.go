@@ -13,7 +13,7 @@ import (
 	"nar-herder/storage/transfer"
 )
 
-// on one call, or on those for one name, a hook fails.
+// on returns a hook that fails for one call, or for its calls with one name.
 func failing(err error, calls string, names ...string) func(call, name string) error {
 	return func(call, name string) error {
 		if !strings.Contains(" "+calls+" ", " "+call+" ") {
@@ -31,7 +31,7 @@ func failing(err error, calls string, names ...string) func(call, name string) e
 	}
 }
 
-// TestOneFails has single files fail in each way, and the others arrive.
+// TestOneFails: single files fail in each way, and the others are copied.
 func TestOneFails(t *testing.T) {
 	t.Parallel()
 	nars := some(30)
@@ -62,7 +62,7 @@ func TestOneFails(t *testing.T) {
 			if left := on(t, target); len(left) != 29 || left[bad] != "" {
 				t.Errorf("%s: %d files", test.what, len(left))
 			}
-			// The next run brings the rest.
+			// The next run copies the rest.
 			job = &transfer.Copy{From: from, To: to}
 			if _, summary, err := run(t, job); err != nil || !summary.Complete() || summary.Files[transfer.Copied] != 1 {
 				t.Errorf("%s: %+v, %v", test.what, summary, err)
@@ -80,7 +80,7 @@ func TestOneFails(t *testing.T) {
 	}
 }
 
-// TestGone has files go between the listing and their turn.
+// TestGone: files are removed between the listing and their turn.
 func TestGone(t *testing.T) {
 	t.Parallel()
 	nars := some(5)
@@ -93,7 +93,7 @@ func TestGone(t *testing.T) {
 		}
 		return nil
 	}
-	// One is to be copied, the other to be compared.
+	// One would be copied, the other compared.
 	got, summary, err := run(t, &transfer.Copy{From: leaving, To: to, Compare: true})
 	if err != nil || summary.Files[transfer.Gone] != 2 || !summary.Complete() || summary.Files[transfer.Copied] != 3 {
 		t.Errorf("%+v, %v, %v", summary, got, err)
@@ -101,7 +101,7 @@ func TestGone(t *testing.T) {
 	if len(on(t, source)) != 3 || len(on(t, target)) != 4 {
 		t.Errorf("%d and %d files", len(on(t, source)), len(on(t, target)))
 	}
-	// From the target: it is copied again.
+	// Removed from the target: it is copied again.
 	lost := &hooked{Store: to}
 	lost.hook = func(call, file string) error {
 		if call == "flush" && file == name(3) {
@@ -114,8 +114,8 @@ func TestGone(t *testing.T) {
 	}
 }
 
-// TestGivenUp has a store fail as a whole: that ends the copy after a few files.
-func TestGivenUp(t *testing.T) {
+// TestStoreFails: if a store fails as a whole, the copy ends after a few files.
+func TestStoreFails(t *testing.T) {
 	t.Parallel()
 	nars := some(300)
 	broken := itemsOf(t, nars)
@@ -130,9 +130,9 @@ func TestGivenUp(t *testing.T) {
 		few, most int64 // failures
 	}{
 		{"a full disk", nil, failing(syscall.ENOSPC, "stage"), nil, syscall.ENOSPC, 1, 1},
-		{"a target that has gone", nil, failing(errFault, "stage probe"), nil, errFault, 8, 16},
-		{"a target that only says that it works", nil, failing(errFault, "commit"), nil, errFault, 64, 72},
-		{"a source that has gone", func() func(call, name string) error {
+		{"a target that is gone", nil, failing(errFault, "stage probe"), nil, errFault, 8, 16},
+		{"a target with a Probe that succeeds", nil, failing(errFault, "commit"), nil, errFault, 64, 72},
+		{"a source that is gone", func() func(call, name string) error {
 			lists := 0
 			return func(call, name string) error {
 				if call == "open" {
@@ -152,7 +152,7 @@ func TestGivenUp(t *testing.T) {
 	} {
 		from, _ := opened(t, nars)
 		to, target := opened(t, nil)
-		job := &transfer.Copy{From: &hooked{Store: from, hook: test.from}, To: &hooked{Store: to, hook: test.to}, AtOnce: 1}
+		job := &transfer.Copy{From: &hooked{Store: from, hook: test.from}, To: &hooked{Store: to, hook: test.to}, Concurrency: 1}
 		if test.items != nil {
 			job.Items, job.Decode = test.items, decode
 		}
@@ -176,8 +176,7 @@ func TestGivenUp(t *testing.T) {
 	}
 }
 
-// TestBadFiles: many files in a row that can't be read are no reason to give up
-// those after them.
+// TestBadFiles: many unreadable files in a row don't end the copy.
 func TestBadFiles(t *testing.T) {
 	t.Parallel()
 	nars := some(100)
@@ -192,14 +191,13 @@ func TestBadFiles(t *testing.T) {
 			break
 		}
 	}
-	_, summary, err := run(t, &transfer.Copy{From: &hooked{Store: from, hook: failing(syscall.EIO, "read", bad...)}, To: to, AtOnce: 1})
+	_, summary, err := run(t, &transfer.Copy{From: &hooked{Store: from, hook: failing(syscall.EIO, "read", bad...)}, To: to, Concurrency: 1})
 	if err != nil || summary.Files[transfer.Failed] != 90 || len(on(t, target)) != 10 {
 		t.Errorf("%+v, %v, %d files", summary, err, len(on(t, target)))
 	}
 }
 
-// TestFirstWrite: that the target can't be written is said before anything is
-// read.
+// TestFirstWrite: an unwritable target is reported before anything is read.
 func TestFirstWrite(t *testing.T) {
 	t.Parallel()
 	for _, call := range []string{"stage", "commit"} {
@@ -220,7 +218,7 @@ func TestFirstWrite(t *testing.T) {
 	}
 }
 
-// TestInterrupted leaves whole files, and the next run brings the others.
+// TestInterrupted leaves complete files, and the next run copies the others.
 func TestInterrupted(t *testing.T) {
 	t.Parallel()
 	nars := some(50)
@@ -250,7 +248,7 @@ func TestInterrupted(t *testing.T) {
 				t.Errorf("%s: %s has %q", where, name, text)
 			}
 		}
-		// What is shown is synced all the same.
+		// Visible files are synced nevertheless.
 		if errors.Is(err, transfer.ErrStore) || sink.count("sync") != 1 {
 			t.Errorf("%s: %d syncs", where, sink.count("sync"))
 		}
@@ -262,13 +260,13 @@ func TestInterrupted(t *testing.T) {
 	}
 }
 
-// TestChanging has a file grow while it is read: it is not stored.
+// TestChanging: a file that grows while it is read is not stored.
 func TestChanging(t *testing.T) {
 	t.Parallel()
 	nars := some(3)
 	from, _ := opened(t, nars)
 	to, target := opened(t, nil)
-	// The source says fewer bytes than it gives.
+	// The source announces fewer bytes than it returns.
 	_, _, err := run(t, &transfer.Copy{From: &lying{from, -1}, To: to})
 	if err != nil {
 		t.Error(err)
@@ -281,8 +279,7 @@ func TestChanging(t *testing.T) {
 	wantFiles(t, target, files{})
 }
 
-// TestSomeFail has the target fail with every other file: that is not for ever,
-// and all are tried.
+// TestSomeFail: the target fails for every other file, and all are tried.
 func TestSomeFail(t *testing.T) {
 	t.Parallel()
 	nars := some(200)
@@ -291,21 +288,21 @@ func TestSomeFail(t *testing.T) {
 		failed = append(failed, name(n))
 	}
 	from, _ := opened(t, nars)
-	// In the order in which they were made: one fails, and one does not.
+	// In the order of their numbers: files fail and succeed alternately.
 	inOrder := &hooked{Store: &ordered{Store: from, count: 200}}
 	to, target := opened(t, nil)
-	_, summary, err := run(t, &transfer.Copy{From: inOrder, To: &hooked{Store: to, hook: failing(errFault, "commit", failed...)}, AtOnce: 1})
+	_, summary, err := run(t, &transfer.Copy{From: inOrder, To: &hooked{Store: to, hook: failing(errFault, "commit", failed...)}, Concurrency: 1})
 	if err != nil || summary.Files[transfer.Failed] != 100 || len(on(t, target)) != 100 {
 		t.Errorf("%+v, %v", summary, err)
 	}
 	full, _ := opened(t, nars)
-	_, summary, err = run(t, &transfer.Copy{From: inOrder, To: &hooked{Store: full, hook: failing(errFault, "open", failed...)}, AtOnce: 1, Compare: true})
+	_, summary, err = run(t, &transfer.Copy{From: inOrder, To: &hooked{Store: full, hook: failing(errFault, "open", failed...)}, Concurrency: 1, Compare: true})
 	if err != nil || summary.Files[transfer.Failed] != 100 || summary.Files[transfer.There] != 100 {
 		t.Errorf("%+v, %v", summary, err)
 	}
 }
 
-// ordered lists the made-up nars by their numbers.
+// ordered lists the nars by their numbers.
 type ordered struct {
 	bytestore.Store
 	count int

@@ -22,13 +22,13 @@ import (
 	"nar-herder/storage/transfer"
 )
 
-// files are contents by their names.
+// files are contents by name.
 type files map[string]string
 
-// name is that of the Nth item's nar.
+// name returns the name of the Nth item's nar.
 func name(n int) string { return fmt.Sprintf("nar/%032d-item-%d", n, n) }
 
-// some are nars of that many items.
+// some returns the nars of that many items.
 func some(count int) files {
 	made := make(files)
 	for n := range count {
@@ -40,7 +40,7 @@ func some(count int) files {
 // opened makes a directory with the files, and opens it.
 func opened(t testing.TB, content files) (*directory.Directory, string) {
 	t.Helper()
-	// In memory where there is such: most of the time is for flushing otherwise.
+	// In memory if possible: otherwise most of the time is for flushing.
 	where, err := os.MkdirTemp("/dev/shm", "nar-herder-test-")
 	if err != nil {
 		where = t.TempDir()
@@ -60,7 +60,7 @@ func opened(t testing.TB, content files) (*directory.Directory, string) {
 	return d, where
 }
 
-// on reads all that lies in a directory.
+// on returns all files of a directory.
 func on(t testing.TB, where string) files {
 	t.Helper()
 	found := make(files)
@@ -103,7 +103,7 @@ func copied(t testing.TB, ctx context.Context, c *transfer.Copy) (results, trans
 		r.outcomes[result.Name], r.errs[result.Name] = result.Outcome, result.Err
 		bad := result.Outcome == transfer.Failed || result.Outcome == transfer.Wrong || result.Outcome == transfer.Differs
 		if bad != (result.Err != nil) {
-			t.Errorf("%s: %v with the error %v", result.Name, result.Outcome, result.Err)
+			t.Errorf("%s: %v, %v", result.Name, result.Outcome, result.Err)
 		}
 		if report != nil {
 			report(result)
@@ -115,13 +115,13 @@ func copied(t testing.TB, ctx context.Context, c *transfer.Copy) (results, trans
 		total += count
 	}
 	if total != int64(len(r.outcomes)) {
-		t.Errorf("%d reports, and the summary %+v", len(r.outcomes), summary)
+		t.Errorf("%d reports, but the summary is %+v", len(r.outcomes), summary)
 	}
 	return r, summary, err
 }
 
-// items are known by the names of their only file. The narinfo of each has the
-// hash of the text.
+// items are known by the names of their only files. The NarHash of each is the hash of its
+// content.
 type items map[string]*storage.Item
 
 func (i items) FileUnder(_ context.Context, name string) (*storage.Item, int, error) {
@@ -135,7 +135,7 @@ func (i items) FileUnder(_ context.Context, name string) (*storage.Item, int, er
 	return item, 0, nil
 }
 
-// itemsOf has items whose nars are the files.
+// itemsOf returns items with the files as their nars.
 func itemsOf(t testing.TB, nars files) items {
 	t.Helper()
 	made := make(items)
@@ -145,7 +145,7 @@ func itemsOf(t testing.TB, nars files) items {
 	return made
 }
 
-// itemOf has a stored file of that size.
+// itemOf returns an item with a stored file of that size.
 func itemOf(t testing.TB, name, compression, nar string, size int64) *storage.Item {
 	t.Helper()
 	sum := sha256.Sum256([]byte(nar))
@@ -162,7 +162,7 @@ func itemOf(t testing.TB, name, compression, nar string, size int64) *storage.It
 	return item
 }
 
-// decode knows nothing but files that are not compressed.
+// decode supports uncompressed files only.
 func decode(_ context.Context, kind string, from io.Reader, _ int64) (io.ReadCloser, error) {
 	if kind != "none" {
 		return nil, fmt.Errorf("%w: %s", storage.ErrUnreadable, kind)
@@ -170,11 +170,11 @@ func decode(_ context.Context, kind string, from io.Reader, _ int64) (io.ReadClo
 	return io.NopCloser(from), nil
 }
 
-// errFault is what a store fails with in a test.
+// errFault is the error of a failing store.
 var errFault = errors.New("the storage has failed")
 
-// hooked is a store of which a test sees each call before it is done. An error of
-// the hook is that of the call.
+// hooked is a store with a hook before each call. An error of the hook is returned by the
+// call.
 type hooked struct {
 	bytestore.Store
 	hook func(call, name string) error
@@ -297,12 +297,12 @@ func (h *hooked) List(ctx context.Context) iter.Seq2[bytestore.Info, error] {
 	}
 }
 
-// distant is a store that is far away.
-type distant struct {
+// remote is a remote store.
+type remote struct {
 	*hooked
-	atOnce int
+	concurrency int
 }
 
-func (d distant) IsRemote() bool { return true }
+func (d remote) IsRemote() bool { return true }
 
-func (d distant) Concurrency() int { return d.atOnce }
+func (d remote) Concurrency() int { return d.concurrency }

@@ -11,7 +11,7 @@ import (
 	"nar-herder/storage/directory"
 )
 
-// away is far away, and somebody uploads a file there.
+// away is a remote store to which another process uploads a file.
 type away struct{ bytestore.Store }
 
 const uploading = "nar/100"
@@ -29,7 +29,7 @@ func (a away) List(ctx context.Context) iter.Seq2[bytestore.Info, error] {
 	}
 }
 
-// TestThereBounded remembers no more than it may, and is right about the rest.
+// TestThereBounded: the listing in memory is bounded, and other files are looked up.
 func TestThereBounded(t *testing.T) {
 	t.Parallel()
 	store, err := directory.Open(t.TempDir())
@@ -67,6 +67,6 @@ func TestThereBounded(t *testing.T) {
 		}
 	}
 	if _, found := names.size(uploading); found || remembered != 30 || names.complete {
-		t.Errorf("%d remembered, complete: %v", remembered, names.complete)
+		t.Errorf("%d files in the listing, complete: %v", remembered, names.complete)
 	}
 }

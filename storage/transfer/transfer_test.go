@@ -29,7 +29,7 @@ func TestCopy(t *testing.T) {
 		items    items
 		set      func(*transfer.Copy)
 		want     map[string]transfer.Outcome
-		result   files // nil: what both had, the target's first
+		result   files // nil: the files of both, the target's first
 		verified int64
 	}{
 		{"all", nars, nil, nil, nil, map[string]transfer.Outcome{a: copied, b: copied, c: copied}, nil, 0},
@@ -37,17 +37,17 @@ func TestCopy(t *testing.T) {
 		{"the rest", nars, files{b: nars[b]}, nil, nil, map[string]transfer.Outcome{a: copied, b: there, c: copied}, nil, 0},
 		{"all there", nars, nars, itemsOf(t, nars), nil, map[string]transfer.Outcome{a: there, b: there, c: there}, nil, 0},
 		{"nothing", nil, nars, nil, nil, map[string]transfer.Outcome{}, nil, 0},
-		{"what is a store's own stays", files{
+		{"private files stay", files{
 			a: nars[a], bytestore.IdentityName: "ours", "nar-herder-owner": "us", "quarantine/" + b: "bad", "nar/.nar-herder-LEFT": "lef",
 			".nar-herder-spool/" + b: "part", "nar/nar-herder-copy-LEFT": "probe\n", "empty": "",
 		}, nil, nil, nil, map[string]transfer.Outcome{a: copied, "empty": copied}, files{a: nars[a], "empty": ""}, 0},
 		{"a dry run", nars, files{b: nars[b]}, itemsOf(t, nars), func(c *transfer.Copy) { c.DryRun = true },
 			map[string]transfer.Outcome{a: copied, b: there, c: copied}, files{b: nars[b]}, 0},
-		{"shorter in the target, and nobody knows", nars, files{a: "cut"}, nil, nil,
+		{"shorter in the target, without an item", nars, files{a: "cut"}, nil, nil,
 			map[string]transfer.Outcome{a: differs, b: copied, c: copied}, nil, 0},
-		{"shorter in the target, and the item knows", nars, files{a: "cut"}, itemsOf(t, nars), nil,
+		{"shorter in the target, with an item", nars, files{a: "cut"}, itemsOf(t, nars), nil,
 			map[string]transfer.Outcome{a: copied, b: copied, c: copied}, nars, 3},
-		{"shorter in the target, and to be replaced", nars, files{a: "cut"}, nil, func(c *transfer.Copy) { c.Replace = true },
+		{"shorter in the target, with Replace", nars, files{a: "cut"}, nil, func(c *transfer.Copy) { c.Replace = true },
 			map[string]transfer.Outcome{a: copied, b: copied, c: copied}, nars, 0},
 		{"shorter in the source, and the target has it", files{a: "cut"}, nars, itemsOf(t, nars), nil,
 			map[string]transfer.Outcome{a: there}, nil, 0},
@@ -56,15 +56,15 @@ func TestCopy(t *testing.T) {
 		{"shorter in both", files{a: "cut"}, files{a: "cut"}, itemsOf(t, nars), nil, map[string]transfer.Outcome{a: wrong}, nil, 0},
 		{"corrupt", files{a: strings.ToUpper(nars[a]), b: nars[b]}, nil, itemsOf(t, nars), func(c *transfer.Copy) { c.Replace = true },
 			map[string]transfer.Outcome{a: wrong, b: copied}, files{b: nars[b]}, 1},
-		{"in a compression that is not known", files{a: "compressed"}, nil, items{a: itemOf(t, a, "odd", "nar", 10)}, nil,
+		{"in an unknown compression", files{a: "compressed"}, nil, items{a: itemOf(t, a, "odd", "nar", 10)}, nil,
 			map[string]transfer.Outcome{a: copied}, nil, 0},
-		{"in a compression that is not known, and shorter", files{a: "cut"}, nil, items{a: itemOf(t, a, "odd", "nar", 10)}, nil,
+		{"in an unknown compression, and shorter", files{a: "cut"}, nil, items{a: itemOf(t, a, "odd", "nar", 10)}, nil,
 			map[string]transfer.Outcome{a: wrong}, files{}, 0},
 		{"strangers", files{"README": "text", "nar/odd": "text"}, nil, itemsOf(t, nars), nil,
 			map[string]transfer.Outcome{"README": copied, "nar/odd": copied}, nil, 0},
-		{"another in the target is not seen", nars, files{a: strings.ToUpper(nars[a]), b: nars[b], c: nars[c]}, nil, nil,
+		{"same size in the target", nars, files{a: strings.ToUpper(nars[a]), b: nars[b], c: nars[c]}, nil, nil,
 			map[string]transfer.Outcome{a: there, b: there, c: there}, nil, 0},
-		{"and is when compared", nars, files{a: strings.ToUpper(nars[a]), b: nars[b]}, nil, func(c *transfer.Copy) { c.Compare = true },
+		{"same size in the target, with Compare", nars, files{a: strings.ToUpper(nars[a]), b: nars[b]}, nil, func(c *transfer.Copy) { c.Compare = true },
 			map[string]transfer.Outcome{a: differs, b: there, c: copied}, nil, 0},
 		{"compared, and the source is right", nars, files{a: strings.ToUpper(nars[a])}, itemsOf(t, nars), func(c *transfer.Copy) { c.Compare = true },
 			map[string]transfer.Outcome{a: copied, b: copied, c: copied}, nars, 3},
@@ -113,13 +113,13 @@ func TestCopy(t *testing.T) {
 	}
 }
 
-// run is copied until the test's end.
+// run runs a copy with the test's context.
 func run(t *testing.T, c *transfer.Copy) (results, transfer.Summary, error) {
 	t.Helper()
 	return copied(t, t.Context(), c)
 }
 
-// TestReplaced is what takes the place of another, with bytes counted.
+// TestReplaced counts replaced files and their bytes.
 func TestReplaced(t *testing.T) {
 	t.Parallel()
 	from, _ := opened(t, some(2))
@@ -151,7 +151,7 @@ func TestSame(t *testing.T) {
 	wantFiles(t, where, some(2))
 }
 
-// TestSharedIdentity finds a copy that was made with the name of its original.
+// TestSharedIdentity detects a copy that includes the identity of its original.
 func TestSharedIdentity(t *testing.T) {
 	t.Parallel()
 	tests := []struct{ from, to, want string }{
@@ -172,8 +172,8 @@ func TestSharedIdentity(t *testing.T) {
 	}
 }
 
-// TestOrder: whatever is seen under its name is synced in the end, and what was
-// there is flushed: a run before this one may have been killed in between.
+// TestOrder: every visible file is synced in the end, and existing ones are flushed, as a
+// previous run may have been killed in between.
 func TestOrder(t *testing.T) {
 	t.Parallel()
 	const count = 2500
@@ -202,14 +202,14 @@ func TestOrder(t *testing.T) {
 		t.Errorf("%d flushed, %d syncs, the last call was %s", flushed, syncs, last)
 	}
 	wantFiles(t, target, nars)
-	// With nothing new, that goes the same way.
+	// The same without new files.
 	to.calls = nil
 	if _, summary, err := run(t, &transfer.Copy{From: from, To: to}); err != nil || summary.Files[transfer.There] != count || to.count("flush") != count || last != "sync" {
 		t.Errorf("%+v, %v", summary, err)
 	}
 }
 
-// TestWhereDiffers says from where on large files are not the same.
+// TestWhereDiffers reports the first different byte of large files.
 func TestWhereDiffers(t *testing.T) {
 	t.Parallel()
 	text := strings.Repeat("x", 1_000_000)
@@ -221,7 +221,7 @@ func TestWhereDiffers(t *testing.T) {
 	}
 }
 
-// readsTwice is a store that reads what it takes in twice, where it can.
+// readsTwice is a store that reads its content twice if possible.
 type readsTwice struct {
 	bytestore.Store
 	mu    sync.Mutex
@@ -241,8 +241,8 @@ func (r *readsTwice) Stage(ctx context.Context, name string, from io.Reader, siz
 	return r.Store.Stage(ctx, name, from, size)
 }
 
-// TestReadTwice: a store can read a file of this machine ahead, also one that is verified
-// on its way, so that a bucket has the checksums of large ones.
+// TestReadTwice: a store can read a local file ahead, even one that is verified on the way, so
+// that a bucket has checksums of large files.
 func TestReadTwice(t *testing.T) {
 	t.Parallel()
 	nars := some(5)

@@ -15,7 +15,7 @@ import (
 	"nar-herder/storage/transfer"
 )
 
-// lying is a directory whose Open tells another size.
+// lying is a directory with a wrong size in Open.
 type lying struct {
 	*directory.Directory
 	more int64
@@ -27,9 +27,9 @@ func (l *lying) Open(ctx context.Context, name string, offset, length int64) (io
 	return body, info, err
 }
 
-// TestDistantListed lists a target that is far away once there is much to ask it,
-// and never before.
-func TestDistantListed(t *testing.T) {
+// TestRemoteListed: a remote target is listed once there are many files to look up, not
+// before.
+func TestRemoteListed(t *testing.T) {
 	t.Parallel()
 	nars := some(2600)
 	from, _ := opened(t, nars)
@@ -39,36 +39,36 @@ func TestDistantListed(t *testing.T) {
 	}
 	there[name(2550)] = "another"
 	disk, target := opened(t, there)
-	to := distant{&hooked{Store: disk}, 16}
-	var told []int64
-	job := &transfer.Copy{From: from, To: to, Items: itemsOf(t, nars), Decode: decode, Listed: func(files int64) { told = append(told, files) }}
+	to := remote{&hooked{Store: disk}, 16}
+	var listed []int64
+	job := &transfer.Copy{From: from, To: to, Items: itemsOf(t, nars), Decode: decode, Listed: func(files int64) { listed = append(listed, files) }}
 	_, summary, err := run(t, job)
 	if err != nil || summary.Files[transfer.There] != 2500 || summary.Files[transfer.Copied] != 100 || summary.Replaced != 1 {
 		t.Errorf("%+v, %v", summary, err)
 	}
 	if stats, lists := to.count("stat"), to.count("list"); stats > 2000 || stats < 1900 || lists != 1 || to.count("flush") != 0 {
-		t.Errorf("%d looks, %d listings", stats, lists)
+		t.Errorf("%d calls of Stat, %d of List", stats, lists)
 	}
-	if len(told) != 2 || told[0] != 1000 || told[1] != 2000 {
-		t.Errorf("told %v", told)
+	if len(listed) != 2 || listed[0] != 1000 || listed[1] != 2000 {
+		t.Errorf("listed %v", listed)
 	}
 	wantFiles(t, target, nars)
 
 	small, _ := opened(t, some(50))
-	to = distant{&hooked{Store: disk}, 16}
+	to = remote{&hooked{Store: disk}, 16}
 	if _, summary, err := run(t, &transfer.Copy{From: small, To: to}); err != nil || summary.Files[transfer.There] != 50 || to.count("list") != 0 {
 		t.Errorf("%+v, %v, %d listings", summary, err, to.count("list"))
 	}
 }
 
-// TestDistantUnlisted has the listing fail: in part, and those files are looked
-// for; or as a whole, and that is the end.
-func TestDistantUnlisted(t *testing.T) {
+// TestRemoteUnlisted: if a part of the listing fails, its files are looked up one by one; if
+// the whole listing fails, the copy ends.
+func TestRemoteUnlisted(t *testing.T) {
 	t.Parallel()
 	nars := some(2100)
 	from, _ := opened(t, nars)
 	disk, target := opened(t, nars)
-	to := distant{&hooked{Store: disk}, 16}
+	to := remote{&hooked{Store: disk}, 16}
 	to.hook = func(call, at string) error {
 		if call == "listed" {
 			return errFault
@@ -85,12 +85,11 @@ func TestDistantUnlisted(t *testing.T) {
 	wantFiles(t, target, nars)
 }
 
-// TestAtOnce has as many files copied at a time as is asked for, or as is good
-// for the stores, and no more.
-func TestAtOnce(t *testing.T) {
+// TestConcurrency copies as many files concurrently as requested, or as suits the stores.
+func TestConcurrency(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
-		distant, asked, want int
+		remote, concurrency, want int
 	}{{0, 0, 4}, {0, 1, 1}, {0, 7, 7}, {20, 0, 20}, {2, 0, 4}, {20, 3, 3}} {
 		from, _ := opened(t, some(60))
 		disk, _ := opened(t, nil)
@@ -113,11 +112,11 @@ func TestAtOnce(t *testing.T) {
 				}
 			}
 			mu.Unlock()
-			// The first ones wait for each other: fewer would wait in vain.
+			// The first calls wait for each other, so fewer would time out.
 			select {
 			case <-full:
 			case <-time.After(20 * time.Second):
-				t.Errorf("%+v: too few at a time", test)
+				t.Errorf("%+v: too few concurrent calls", test)
 			}
 			mu.Lock()
 			inside--
@@ -125,17 +124,17 @@ func TestAtOnce(t *testing.T) {
 			return nil
 		}
 		var to bytestore.Store = disk
-		if test.distant > 0 {
-			to = distant{&hooked{Store: disk}, test.distant}
+		if test.remote > 0 {
+			to = remote{&hooked{Store: disk}, test.remote}
 		}
-		_, summary, err := run(t, &transfer.Copy{From: source, To: to, AtOnce: test.asked})
+		_, summary, err := run(t, &transfer.Copy{From: source, To: to, Concurrency: test.concurrency})
 		if err != nil || !summary.Complete() || most != test.want {
-			t.Errorf("%+v: %d at once, %+v, %v", test, most, summary, err)
+			t.Errorf("%+v: %d concurrent calls, %+v, %v", test, most, summary, err)
 		}
 	}
 }
 
-// TestRate reads no faster than it may, all files together.
+// TestRate: all files together are read within the rate.
 func TestRate(t *testing.T) {
 	t.Parallel()
 	nars := files{}
@@ -154,7 +153,7 @@ func TestRate(t *testing.T) {
 			moved += bytes
 		}}
 		_, summary, err := run(t, job)
-		// Each reader may be ahead by what it reads at a time.
+		// Each reader may be ahead by one read.
 		if took := time.Since(begin); err != nil || !summary.Complete() || took < 79*time.Second || took > 81*time.Second {
 			t.Errorf("%v, %+v, %v", took, summary, err)
 		}
@@ -163,7 +162,7 @@ func TestRate(t *testing.T) {
 		}
 	})
 	wantFiles(t, target, nars)
-	// One that waits can be ended.
+	// A reader that waits can be cancelled.
 	again, _ := opened(t, nil)
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
