@@ -138,7 +138,7 @@ func (x *Index) backUpTo(ctx context.Context, target string, at time.Time) (err 
 		if err := c.script("PRAGMA query_only = off"); err != nil {
 			return err
 		}
-		return c.long(ctx, "VACUUM INTO ?", target)
+		return c.execContext(ctx, "VACUUM INTO ?", target)
 	})
 	if err != nil {
 		return err
@@ -156,7 +156,7 @@ func (x *Index) backUpTo(ctx context.Context, target string, at time.Time) (err 
 	if err != nil {
 		return err
 	}
-	return c.sound(ctx)
+	return c.checkIntegrity(ctx)
 }
 
 // Restored returns when the backup was taken that this database is restored from, and the

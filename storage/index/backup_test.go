@@ -52,7 +52,7 @@ func TestBackup(t *testing.T) {
 	update(t, x, func(tx *Tx) error {
 		_, err1 := tx.Pin(pinned, testTime)
 		_, err2 := tx.Withdraw(withdrawn, testTime)
-		return errors.Join(err1, err2, tx.AddTags(pinned, []Tag{{"branch", "main"}}), tx.AddLeftovers([]string{"nar/left"}), tx.Remove(testPath(9).Hash, testTime),
+		return errors.Join(err1, err2, tx.AddTags(pinned, []Tag{{"branch", "main"}}), tx.AddPendingDeletes([]string{"nar/left"}), tx.Remove(testPath(9).Hash, testTime),
 			tx.conn.exec("INSERT INTO uses SELECT id, 3, 4 FROM items"),
 			tx.conn.exec("INSERT INTO cached_files (item, type, size, last_used) SELECT id, 'zstd', 3, 4 FROM items"))
 	})

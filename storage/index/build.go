@@ -115,7 +115,7 @@ func (b *Builder) Prepare(n *narinfo.Narinfo) *Entry { return b.tx.x.Prepare(n) 
 // PrepareForeign is Prepare for a narinfo that is the text of a row of a foreign file: where
 // it is compressed there as it would be here, it isn't compressed again.
 func (b *Builder) PrepareForeign(n *narinfo.Narinfo, f *Foreign, row ForeignRow) *Entry {
-	if f.own && row.dictionary == builtinID && len(row.stored) < len(n.Text) {
+	if f.onlyBuiltin && row.dictionary == builtinID && len(row.stored) < len(n.Text) {
 		return &Entry{Narinfo: n, checksum: checksumOf(n.StorePath.Hash, n.Text), dictionary: builtinID, compressed: row.stored}
 	}
 	return b.Prepare(n)
@@ -223,7 +223,7 @@ func (b *Builder) Finish(ctx context.Context, settings map[string]string) (items
 	if err := errors.Join(ctx.Err(), w.end()); err != nil {
 		return 0, err
 	}
-	err = b.conn.script(fmt.Sprintf("PRAGMA application_id = %d; PRAGMA user_version = %d; COMMIT", applicationID, len(migrations)))
+	err = b.conn.script(fmt.Sprintf("PRAGMA application_id = %d; PRAGMA user_version = %d; COMMIT", ApplicationID, len(migrations)))
 	if err != nil {
 		return 0, err
 	}
@@ -249,10 +249,10 @@ func (b *Builder) indexKeys(ctx context.Context) error {
 	if err := b.conn.script("PRAGMA journal_mode = memory"); err != nil {
 		return err
 	}
-	err := b.conn.long(ctx, keyIndex)
+	err := b.conn.execContext(ctx, keyIndex)
 	var failure *sqlite.Error
 	if errors.As(err, &failure) && failure.Code()&0xff == sqlite3.SQLITE_CONSTRAINT {
-		err = b.conn.long(ctx, `CREATE TEMP TABLE repeated AS SELECT id FROM (SELECT id, max(id) OVER (PARTITION BY key) AS newest FROM items) WHERE id < newest;
+		err = b.conn.execContext(ctx, `CREATE TEMP TABLE repeated AS SELECT id FROM (SELECT id, max(id) OVER (PARTITION BY key) AS newest FROM items) WHERE id < newest;
 			DELETE FROM items WHERE id IN (SELECT id FROM repeated);
 			DELETE FROM narinfos WHERE id IN (SELECT id FROM repeated);
 			UPDATE totals SET items = (SELECT count(*) FROM items);

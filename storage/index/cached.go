@@ -251,7 +251,7 @@ func (tx *Tx) CountUses(uses []Uses, least int64) (popular []Used, err error) {
 		}
 		used := Used{Hash: u.Hash}
 		err = tx.conn.rows("SELECT type FROM cached_files WHERE item = ? AND withdrawn_at IS NULL", []driver.Value{id}, func(row []driver.Value) (bool, error) {
-			if kind, err := words(row[0]); err == nil {
+			if kind, err := textValue(row[0]); err == nil {
 				used.Cached = append(used.Cached, kind)
 			}
 			return true, nil

@@ -146,7 +146,7 @@ func (c *connection) changedSince(id int64) (changed map[narinfo.PathHash]Change
 	if last == id {
 		return nil, last, true, nil
 	}
-	changes, err := c.changes(id, tellAtMost)
+	changes, err := c.changes(id, maxPolled)
 	if err != nil {
 		return nil, 0, false, err
 	}

@@ -115,12 +115,12 @@ type Watcher struct {
 	conn    *connection // nil while the index is full: see Resume
 	version int64       // SQLite's count of others' commits, as this connection saw it
 	last    int64       // the newest row of the log that was told
-	most    int64       // tellAtMost, but in tests
+	maxPoll int64       // maxPolled, but in tests
 }
 
 // Watch starts with the database as it is now.
 func (x *Index) Watch(ctx context.Context) (*Watcher, error) {
-	w := &Watcher{index: x, most: tellAtMost}
+	w := &Watcher{index: x, maxPoll: maxPolled}
 	if x.IsFull() {
 		return w, nil
 	}
@@ -146,9 +146,9 @@ func (w *Watcher) begin(ctx context.Context) error {
 	return nil
 }
 
-// tellAtMost is how many changes a Poll lists before it gives up on naming
+// maxPolled is how many changes a Poll lists before it gives up on naming
 // them: past that, forgetting everything is cheaper.
-const tellAtMost = 100_000
+const maxPolled = 100_000
 
 // Poll returns what has changed since the last Poll. complete is false when
 // the log does not reach back that far, or the changes are too many: then
@@ -167,7 +167,7 @@ func (w *Watcher) Poll() (changes []Change, complete bool, err error) {
 	if version == w.version {
 		return nil, true, nil
 	}
-	changes, err = w.conn.changes(w.last, w.most)
+	changes, err = w.conn.changes(w.last, w.maxPoll)
 	if err != nil {
 		return nil, false, fmt.Errorf("watch the database: %w", err)
 	}
@@ -195,8 +195,8 @@ func (w *Watcher) Close() error {
 	return w.conn.close()
 }
 
-// Told is a change as it is told to those who mirror this instance.
-type Told struct {
+// MirrorChange is a change as it is told to those who mirror this instance.
+type MirrorChange struct {
 	Change
 	// Text is the narinfo as it is now, for an addition.
 	Text []byte
@@ -204,7 +204,7 @@ type Told struct {
 
 // Page is a part of the log.
 type Page struct {
-	Changes []Told
+	Changes []MirrorChange
 	// More says that the limit has ended it.
 	More bool
 	// Position is up to which change everything is told, with this page.
@@ -253,7 +253,7 @@ func (x *Index) ChangesAfter(ctx context.Context, after int64, limit int) (page 
 				break
 			}
 			page.Position, page.Mark = change.ID, change.Mark()
-			if page.Changes, err = x.tell(c, page.Changes, change); err != nil {
+			if page.Changes, err = x.appendChange(c, page.Changes, change); err != nil {
 				return err
 			}
 			size += lastLength(page.Changes)
@@ -270,16 +270,16 @@ func (x *Index) ChangesAfter(ctx context.Context, after int64, limit int) (page 
 }
 
 // lastLength is about what the last change takes.
-func lastLength(changes []Told) int {
+func lastLength(changes []MirrorChange) int {
 	if len(changes) == 0 {
 		return 0
 	}
 	return len(changes[len(changes)-1].Text)
 }
 
-// TimePlace is a place in the log where that is in the order of time: behind the
+// TimeCursor is a place in the log where that is in the order of time: behind the
 // change of that time with that id.
-type TimePlace struct {
+type TimeCursor struct {
 	At time.Time
 	ID int64
 }
@@ -287,7 +287,7 @@ type TimePlace struct {
 // ChangesFrom returns changes that concern mirrors from a place on, the oldest
 // first, limit at most or fewer when they are long, and moves the place on. more is false when there are none
 // left. It is for those who know changes by their time alone.
-func (x *Index) ChangesFrom(ctx context.Context, place *TimePlace, limit int) (told []Told, more bool, err error) {
+func (x *Index) ChangesFrom(ctx context.Context, place *TimeCursor, limit int) (told []MirrorChange, more bool, err error) {
 	err = x.readers.do(ctx, func(c *connection) error {
 		var changes []Change
 		err := c.rows(`SELECT id, at, kind, hash, store_path FROM recent_changes
@@ -308,7 +308,7 @@ func (x *Index) ChangesFrom(ctx context.Context, place *TimePlace, limit int) (t
 				break
 			}
 			place.At, place.ID = change.At, change.ID
-			if told, err = x.tell(c, told, change); err != nil {
+			if told, err = x.appendChange(c, told, change); err != nil {
 				return err
 			}
 			size += lastLength(told)
@@ -322,10 +322,10 @@ func (x *Index) ChangesFrom(ctx context.Context, place *TimePlace, limit int) (t
 }
 
 // tell appends a change, if it concerns mirrors.
-func (x *Index) tell(c *connection, told []Told, change Change) ([]Told, error) {
+func (x *Index) appendChange(c *connection, told []MirrorChange, change Change) ([]MirrorChange, error) {
 	switch change.Kind {
 	case Removed:
-		return append(told, Told{Change: change}), nil
+		return append(told, MirrorChange{Change: change}), nil
 	case Added:
 		text, err := x.textOf(c, change.Hash)
 		if err == ErrNotFound { // or withdrawn
@@ -337,7 +337,7 @@ func (x *Index) tell(c *connection, told []Told, change Change) ([]Told, error) 
 		if err != nil {
 			return nil, err
 		}
-		return append(told, Told{Change: change, Text: text}), nil
+		return append(told, MirrorChange{Change: change, Text: text}), nil
 	}
 	return told, nil
 }

@@ -9,7 +9,7 @@ import (
 )
 
 // said is what a change says, for comparison.
-func said(changes []Told) (lines []string) {
+func said(changes []MirrorChange) (lines []string) {
 	for _, c := range changes {
 		line := "+" + string(c.Text)
 		if c.Kind == Removed {
@@ -47,7 +47,7 @@ func TestChangesAfter(t *testing.T) {
 		testTime.Add(-time.Hour).Format(time.DateTime) + " -/gnu/store/other",
 	}
 	for _, limit := range []int{1, 2, 3, 6, 100} {
-		var all []Told
+		var all []MirrorChange
 		after := int64(0)
 		for more := true; more; {
 			page, err := x.ChangesAfter(t.Context(), after, limit)
@@ -60,10 +60,10 @@ func TestChangesAfter(t *testing.T) {
 		if after != 6 || !slices.Equal(said(all), want) {
 			t.Errorf("%d at a time: %q at %d, want %q", limit, said(all), after, want)
 		}
-		var byTime []Told
-		place := TimePlace{At: testTime.Add(-2 * time.Hour)}
+		var byTime []MirrorChange
+		place := TimeCursor{At: testTime.Add(-2 * time.Hour)}
 		for more := true; more; {
-			var told []Told
+			var told []MirrorChange
 			if told, more, err = x.ChangesFrom(t.Context(), &place, limit); err != nil {
 				t.Fatal(err)
 			}
@@ -73,7 +73,7 @@ func TestChangesAfter(t *testing.T) {
 			t.Errorf("by time, %d at a time: %q, want %q", limit, said(byTime), wantByTime)
 		}
 	}
-	place := TimePlace{At: testTime}
+	place := TimeCursor{At: testTime}
 	told, more, err := x.ChangesFrom(t.Context(), &place, 100)
 	if err != nil || more || !slices.Equal(said(told), want[:3]) {
 		t.Errorf("from a time on, itself included: %q, %v, %v", said(told), more, err)

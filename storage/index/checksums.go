@@ -27,7 +27,7 @@ func (x *Index) Checksums(ctx context.Context, hash narinfo.PathHash) (sums []Ch
 	err = x.readers.do(ctx, func(c *connection) error {
 		return c.rows("SELECT c.file, c.size, c.changed, c.sum FROM items i JOIN checksums c ON c.item = i.id WHERE i.key = ?", []driver.Value{keyOf(hash)},
 			func(row []driver.Value) (bool, error) {
-				file, err := words(row[0])
+				file, err := textValue(row[0])
 				if err != nil {
 					return false, err
 				}

@@ -78,7 +78,7 @@ func connect(ctx context.Context, dataSource string) (*connection, error) {
 	// The pragmas of the data source may have to wait, and the step to the
 	// write-ahead log fails at once when another process takes it, or is just
 	// closing the database.
-	err = c.waiting(func() (err error) {
+	err = c.retryBusy(func() (err error) {
 		c.conn, err = connector.Connect(ctx)
 		return err
 	})
@@ -90,7 +90,7 @@ func connect(ctx context.Context, dataSource string) (*connection, error) {
 
 // waiting calls f, and again as long as it fails because another process has a
 // lock, or is changing the log.
-func (c *connection) waiting(f func() error) error {
+func (c *connection) retryBusy(f func() error) error {
 	err := f()
 	if err == nil || !c.isBusy(err) || c.transaction { // which has the locks that it needs
 		return err
@@ -127,7 +127,7 @@ func (c *connection) close() error {
 
 // script runs SQL text of any number of statements, none of them kept.
 func (c *connection) script(text string) error {
-	return c.long(context.Background(), text)
+	return c.execContext(context.Background(), text)
 }
 
 // begin starts a transaction that writes.
@@ -166,7 +166,7 @@ func (c *connection) prepare(text string, args []driver.Value) (*statement, erro
 	s := c.statements[text]
 	if s == nil {
 		var prepared driver.Stmt
-		err := c.waiting(func() (err error) {
+		err := c.retryBusy(func() (err error) {
 			prepared, err = c.conn.(driver.ConnPrepareContext).PrepareContext(context.Background(), text)
 			return err
 		})
@@ -202,7 +202,7 @@ func (c *connection) insert(text string, args ...driver.Value) (id int64, err er
 		return 0, err
 	}
 	var result driver.Result
-	err = c.waiting(func() (err error) {
+	err = c.retryBusy(func() (err error) {
 		result, err = s.Stmt.(driver.StmtExecContext).ExecContext(context.Background(), s.args)
 		return err
 	})
@@ -222,7 +222,7 @@ func (c *connection) rows(text string, args []driver.Value, f func(row []driver.
 	}
 	// A lock is taken by the first step, which is part of the query.
 	var rows driver.Rows
-	err = c.waiting(func() (err error) {
+	err = c.retryBusy(func() (err error) {
 		rows, err = s.Stmt.(driver.StmtQueryContext).QueryContext(context.Background(), s.args)
 		return err
 	})
@@ -283,7 +283,7 @@ func blob(value driver.Value) []byte {
 
 // words is a column of text. STRICT tables only bind what is written: a damaged page may
 // have any type but for a rowid.
-func words(value driver.Value) (string, error) {
+func textValue(value driver.Value) (string, error) {
 	s, ok := value.(string)
 	if !ok {
 		return "", fmt.Errorf("%w: %s", ErrDamaged, noInteger)

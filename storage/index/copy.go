@@ -40,7 +40,7 @@ type Copied struct {
 	// Items is the number of items in the copy.
 	Items int64
 	// Changes are the newest ones that concern mirrors, the oldest first.
-	Changes []Told
+	Changes []MirrorChange
 	// Damaged are the items that are left out since they are damaged. The absence of
 	// the others means that they were removed.
 	Damaged []*Damage
@@ -111,7 +111,7 @@ func (x *Index) copyTo(ctx context.Context, source, target string, at time.Time,
 		return Copied{}, fmt.Errorf("%w: it has schema version %d by now, this program knows %d: restart it as the newer one", ErrNewerVersion, version, len(migrations))
 	}
 	for _, step := range migrations {
-		if err := c.long(ctx, step); err != nil {
+		if err := c.execContext(ctx, step); err != nil {
 			return Copied{}, err
 		}
 	}
@@ -127,7 +127,7 @@ func (x *Index) copyTo(ctx context.Context, source, target string, at time.Time,
 		return Copied{}, err
 	}
 	for _, step := range copySteps {
-		if err := c.long(ctx, step); err != nil {
+		if err := c.execContext(ctx, step); err != nil {
 			return Copied{}, err
 		}
 	}
@@ -149,14 +149,14 @@ func (x *Index) copyTo(ctx context.Context, source, target string, at time.Time,
 	err = errors.Join(
 		c.exec("INSERT INTO settings VALUES (?, ?), (?, ?), (?, ?), (?, ?)", CopySum, sum, CopyInstance, x.instance,
 			CopyLastChange, strconv.FormatInt(copied.LastChange, 10), CopyCreatedAt, at.UTC().Format(time.RFC3339)),
-		c.long(ctx, fmt.Sprintf("PRAGMA main.application_id = %d; PRAGMA main.user_version = %d; COMMIT", ApplicationID, len(migrations))))
+		c.execContext(ctx, fmt.Sprintf("PRAGMA main.application_id = %d; PRAGMA main.user_version = %d; COMMIT", ApplicationID, len(migrations))))
 	if err != nil {
 		return Copied{}, err
 	}
 	if copied.Items, err = c.integer("SELECT items FROM totals"); err != nil {
 		return Copied{}, err
 	}
-	return copied, c.sound(ctx)
+	return copied, c.checkIntegrity(ctx)
 }
 
 // sumOfTexts is the sum of the rows that [Foreign.Rows] reads.
@@ -201,10 +201,10 @@ var copySteps = []string{
 	"UPDATE main.items SET stored_files = 0, stored_size = 0, file_sizes = NULL, mirrored = 1",
 }
 
-// A copy is refused that would lack more than mostDamaged items and more than one in
+// A copy is refused that would lack more than maxDamaged items and more than one in
 // damagedShare.
 const (
-	mostDamaged  = 100
+	maxDamaged   = 100
 	damagedShare = 100
 )
 
@@ -226,7 +226,7 @@ func (x *Index) dropDamaged(ctx context.Context, c *connection) (all []*Damage, 
 	if err != nil {
 		return nil, err
 	}
-	if len(all) > max(mostDamaged, count/damagedShare) {
+	if len(all) > max(maxDamaged, count/damagedShare) {
 		return nil, fmt.Errorf("%d of %d items are damaged, the first: %w", len(all), count, all[0])
 	}
 	for _, damage := range all {
@@ -237,7 +237,7 @@ func (x *Index) dropDamaged(ctx context.Context, c *connection) (all []*Damage, 
 
 // newest returns the newest changes that concern mirrors, the oldest first: they
 // are looked up in the live log, and their texts in the copy.
-func (x *Index) newest(c *connection, limit int) (told []Told, err error) {
+func (x *Index) newest(c *connection, limit int) (told []MirrorChange, err error) {
 	var changes []Change
 	err = c.rows("SELECT id, at, kind, hash, store_path FROM live.recent_changes WHERE kind IN (1, 2) ORDER BY id DESC LIMIT ?", []driver.Value{int64(limit)},
 		func(row []driver.Value) (bool, error) {
@@ -252,7 +252,7 @@ func (x *Index) newest(c *connection, limit int) (told []Told, err error) {
 		return nil, err
 	}
 	for _, change := range slices.Backward(changes) {
-		if told, err = x.tell(c, told, change); err != nil {
+		if told, err = x.appendChange(c, told, change); err != nil {
 			return nil, err
 		}
 	}
@@ -260,8 +260,8 @@ func (x *Index) newest(c *connection, limit int) (told []Told, err error) {
 }
 
 // long runs SQL text that may take long, and is interrupted when the context ends.
-func (c *connection) long(ctx context.Context, text string, args ...driver.Value) error {
-	err := c.waiting(func() error {
+func (c *connection) execContext(ctx context.Context, text string, args ...driver.Value) error {
+	err := c.retryBusy(func() error {
 		_, err := c.conn.(driver.ExecerContext).ExecContext(ctx, text, namedValues(args))
 		return err
 	})
@@ -272,7 +272,7 @@ func (c *connection) long(ctx context.Context, text string, args ...driver.Value
 }
 
 // sound looks through all of the database.
-func (c *connection) sound(ctx context.Context) error {
+func (c *connection) checkIntegrity(ctx context.Context) error {
 	rows, err := c.conn.(driver.QueryerContext).QueryContext(ctx, "PRAGMA integrity_check(1)", nil)
 	if err != nil {
 		return err

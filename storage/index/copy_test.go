@@ -66,7 +66,7 @@ func TestCopyContent(t *testing.T) {
 		return errors.Join(err,
 			putIn(tx, x, testNarinfo(8, 1, []int{0, 8}, -1), 1, []int64{77}),
 			tx.AddTags(hash, []Tag{{"branch", "main"}}),
-			tx.AddLeftovers([]string{"nar/left"}),
+			tx.AddPendingDeletes([]string{"nar/left"}),
 			tx.SetSetting("uses_since", "2024"),
 			tx.conn.exec("INSERT INTO uses SELECT id, 3, 4 FROM items WHERE key = ?", keyOf(hash)),
 			tx.conn.exec("INSERT INTO cached_files SELECT id, 'zstd', 3, 4, NULL, NULL, NULL FROM items WHERE key = ?", keyOf(hash)))
@@ -134,7 +134,7 @@ func TestCopyContent(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !bytes.Equal(item.Text, live.Text) || !item.AddedAt.Equal(live.AddedAt) || item.Place() != live.Place() || item.Stored != 0 || item.Sizes != nil || !item.Mirrored {
+		if !bytes.Equal(item.Text, live.Text) || !item.AddedAt.Equal(live.AddedAt) || item.Position() != live.Position() || item.Stored != 0 || item.Sizes != nil || !item.Mirrored {
 			t.Errorf("%+v, want what is told of %+v", item, live)
 		}
 		if !bytes.Equal(snapshot[n].Text, item.Text) || snapshot[n].Hash != item.Hash {
@@ -151,7 +151,7 @@ func TestCopyContent(t *testing.T) {
 	}
 	// What is put has a place of its own, and does not get referrers of what is gone.
 	put(t, y, testNarinfo(100, 1, []int{0}, 10))
-	if item, err := y.Item(t.Context(), testPath(100).Hash); err != nil || item.Place() != count+1 {
+	if item, err := y.Item(t.Context(), testPath(100).Hash); err != nil || item.Position() != count+1 {
 		t.Errorf("%+v, %v", item, err)
 	}
 	wantSound(t, y)

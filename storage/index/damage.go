@@ -31,8 +31,8 @@ type Damage struct {
 	// Reason is a phrase.
 	Reason string
 
-	id   int64 // of the item's row, 0 where it isn't known
-	lost int64 // of the row of a narinfo that no item has
+	id     int64 // of the item's row, 0 where it isn't known
+	orphan int64 // of the row of a narinfo that no item has
 }
 
 func (d *Damage) Error() string {
@@ -45,8 +45,8 @@ func (d *Damage) Error() string {
 	return fmt.Sprintf("%v: the narinfo of %s: %s: see 'nar-herder help check'", ErrDamaged, d.Hash, d.Reason)
 }
 
-// Place is as [Item.Place]; 0 where it is not known.
-func (d *Damage) Place() int64 { return d.id }
+// Place is as [Item.Position]; 0 where it is not known.
+func (d *Damage) Position() int64 { return d.id }
 
 // Unwrap returns [ErrDamaged].
 func (d *Damage) Unwrap() error { return ErrDamaged }

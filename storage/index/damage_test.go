@@ -272,7 +272,7 @@ func TestListDamaged(t *testing.T) {
 	for item, err := range x.Items(t.Context()) {
 		switch {
 		case err == nil:
-			listed += fmt.Sprint(item.Place(), " ")
+			listed += fmt.Sprint(item.Position(), " ")
 		case errors.Is(err, ErrDamaged):
 			listed += "damaged "
 		default:
@@ -324,7 +324,7 @@ func TestListDamaged(t *testing.T) {
 func TestCopyWrecked(t *testing.T) {
 	t.Parallel()
 	x := openTest(t)
-	for n := range mostDamaged + 1 {
+	for n := range maxDamaged + 1 {
 		put(t, x, testNarinfo(n, 1, nil, 10))
 	}
 	update(t, x, func(tx *Tx) error { return tx.conn.exec("UPDATE narinfos SET checksum = checksum + 1") })

@@ -279,7 +279,7 @@ func sortEdges(edges []edge) []edge {
 	begin := 0
 	for _, end := range ends[:1<<16] {
 		switch some := sorted[begin:end]; {
-		case len(some) <= mostInserted:
+		case len(some) <= maxInsertion:
 			insertionSort(some)
 		case !slices.IsSortedFunc(some, edge.compare):
 			slices.SortFunc(some, edge.compare)
@@ -289,8 +289,8 @@ func sortEdges(edges []edge) []edge {
 	return sorted
 }
 
-// mostInserted is how many edges are sorted by insertion: most divisions have fewer.
-const mostInserted = 16
+// maxInsertion is how many edges are sorted by insertion: most divisions have fewer.
+const maxInsertion = 16
 
 func insertionSort(edges []edge) {
 	for i := 1; i < len(edges); i++ {

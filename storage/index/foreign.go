@@ -49,8 +49,8 @@ type Foreign struct {
 	dictionaries rowsum.Sum
 	// own says that the built-in dictionary is the only one there, so that texts which were
 	// compressed with it can be kept as they are: with others, they could be read there alone.
-	own     bool
-	decoder *zstd.Decoder
+	onlyBuiltin bool
+	decoder     *zstd.Decoder
 }
 
 // ErrNoSum says that a copy was made by an older version, so that nothing tells whether
@@ -162,12 +162,12 @@ func (f *Foreign) openDictionaries() error {
 			content := blob(row[1])
 			f.dictionaries.Add(row[0].(int64), dictionarySum, content)
 			if row[0] == int64(builtinID) {
-				f.own = string(content) == string(builtinDictionary)
+				f.onlyBuiltin = string(content) == string(builtinDictionary)
 			}
 			options = append(options, zstd.WithDecoderDicts(content))
 			return true, nil
 		})
-	f.own = f.own && count == 1
+	f.onlyBuiltin = f.onlyBuiltin && count == 1
 	if err == nil {
 		f.decoder, err = zstd.NewReader(nil, options...)
 	}

@@ -129,8 +129,8 @@ func TestForeignDictionaries(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if f.own != want {
-			t.Errorf("with another dictionary: %v, texts are kept: %v", script != "", f.own)
+		if f.onlyBuiltin != want {
+			t.Errorf("with another dictionary: %v, texts are kept: %v", script != "", f.onlyBuiltin)
 		}
 		if err := f.Close(); err != nil {
 			t.Error(err)

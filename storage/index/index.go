@@ -388,7 +388,7 @@ func openInstance(conn *connection, make bool) (string, error) {
 			return "", err
 		}
 	}
-	return words(row[0])
+	return textValue(row[0])
 }
 
 // Instance is the random name of this database. With [Read], it is "" for one that

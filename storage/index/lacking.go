@@ -6,18 +6,18 @@ import (
 	"errors"
 )
 
-// lacks is the condition that files of an item are not stored: none is, or one
+// lacksFiles is the condition that files of an item are not stored: none is, or one
 // that comes before a stored one is not. How many files a narinfo names only its
 // text tells; who stores them one by one begins with the last, so that an item
 // that has some of them matches until it has all.
-const lacks = "(i.stored_files = 0 OR i.stored_files & (i.stored_files + 1) != 0)"
+const lacksFiles = "(i.stored_files = 0 OR i.stored_files & (i.stored_files + 1) != 0)"
 
 // Lacking returns items that clients are told of and of which, it seems, not all
 // files are in the storage: the latest first, limit of them at most. *before is
 // negative to begin with; each call moves it on. more is false when there are
 // none left.
 func (x *Index) Lacking(ctx context.Context, before *int64, limit int) (found []*Item, more bool, err error) {
-	const query = itemColumns + " WHERE i.id < ? AND i.id >= ? AND n.withdrawn_at IS NULL AND " + lacks + " ORDER BY i.id DESC LIMIT ?"
+	const query = itemColumns + " WHERE i.id < ? AND i.id >= ? AND n.withdrawn_at IS NULL AND " + lacksFiles + " ORDER BY i.id DESC LIMIT ?"
 	err = x.readers.do(ctx, func(c *connection) error {
 		end := *before
 		if end < 0 {
@@ -35,7 +35,7 @@ func (x *Index) Lacking(ctx context.Context, before *int64, limit int) (found []
 			read, seen = read+1, row[0].(int64)
 			item, err := x.item(row)
 			if errors.Is(err, ErrDamaged) {
-				return true, nil // which files it lacks can't be known
+				return true, nil // which files it lacksFiles can't be known
 			}
 			found = append(found, item)
 			return true, err
@@ -59,7 +59,7 @@ func (x *Index) Lacking(ctx context.Context, before *int64, limit int) (found []
 // bytes of every item.
 func (x *Index) CountLacking(ctx context.Context) (count int64, err error) {
 	err = x.readers.do(ctx, func(c *connection) error {
-		count, err = c.integer("SELECT (SELECT count(*) FROM items i WHERE " + lacks + ") - (SELECT count(*) FROM items i JOIN narinfos n ON n.id = i.id WHERE n.withdrawn_at IS NOT NULL AND " + lacks + ")")
+		count, err = c.integer("SELECT (SELECT count(*) FROM items i WHERE " + lacksFiles + ") - (SELECT count(*) FROM items i JOIN narinfos n ON n.id = i.id WHERE n.withdrawn_at IS NOT NULL AND " + lacksFiles + ")")
 		return err
 	})
 	if err != nil {

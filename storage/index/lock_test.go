@@ -62,7 +62,7 @@ func TestWaitsEndWithTheirContext(t *testing.T) {
 			for len(x.writing) == 0 {
 				time.Sleep(time.Millisecond)
 			}
-			err := x.Hurry(ctx, true)
+			err := x.SetBulk(ctx, true)
 			cancel()
 			<-waiting
 			return err

@@ -32,7 +32,7 @@ func (x *Index) FindDamage(ctx context.Context, looked func()) iter.Seq2[*Damage
 					read, last = read+1, row[0].(int64)
 					item, err := x.item(row)
 					if err == nil {
-						err = x.fits(c, item)
+						err = x.checkRow(c, item)
 					}
 					var damage *Damage
 					if errors.As(err, &damage) {
@@ -61,7 +61,7 @@ func (x *Index) FindDamage(ctx context.Context, looked func()) iter.Seq2[*Damage
 			}
 		}
 		if x.findCached(ctx, yield) && x.findChanges(ctx, yield) {
-			x.findLost(ctx, yield)
+			x.findOrphans(ctx, yield)
 		}
 	}
 }
@@ -111,7 +111,7 @@ func (x *Index) writtenHash(row []driver.Value) (hash narinfo.PathHash, ok bool)
 }
 
 // fits compares what else the database has of an item with its text.
-func (x *Index) fits(c *connection, item *Item) error {
+func (x *Index) checkRow(c *connection, item *Item) error {
 	n, err := narinfo.Parse(item.Text)
 	if err != nil {
 		return x.damaged(item.Hash, item.id, err.Error())
@@ -156,13 +156,13 @@ func (x *Index) findChanges(ctx context.Context, yield func(*Damage, error) bool
 	return true
 }
 
-// findLost yields narinfos that no item has.
-func (x *Index) findLost(ctx context.Context, yield func(*Damage, error) bool) {
+// findOrphans yields narinfos that no item has.
+func (x *Index) findOrphans(ctx context.Context, yield func(*Damage, error) bool) {
 	var found []*Damage
 	err := x.readers.do(ctx, func(c *connection) error {
 		return c.rows("SELECT hash, id FROM narinfos WHERE id NOT IN (SELECT id FROM items) LIMIT ?", []driver.Value{int64(listStep)}, func(row []driver.Value) (bool, error) {
 			hash, _ := hashOf(row[0])
-			found = append(found, &Damage{Hash: hash, Reason: "no item has it", lost: row[1].(int64)})
+			found = append(found, &Damage{Hash: hash, Reason: "no item has it", orphan: row[1].(int64)})
 			return true, nil
 		})
 	})
@@ -186,18 +186,18 @@ func (tx *Tx) Mend(damage *Damage, text []byte) (mended bool, err error) {
 		return tx.mendDictionary(damage.Dictionary)
 	}
 	if damage.Change != 0 {
-		// A mirror that lacks it finds out with the next dump that it begins with.
+		// A mirror that lacksFiles it finds out with the next dump that it begins with.
 		return true, tx.conn.exec("DELETE FROM recent_changes WHERE id = ?", damage.Change)
 	}
 	if damage.Cached != "" {
 		// It is made again when it is wanted.
 		return true, tx.conn.exec("DELETE FROM cached_files WHERE item = ? AND type = ?", damage.id, damage.Cached)
 	}
-	if damage.lost != 0 {
+	if damage.orphan != 0 {
 		if _, err := tx.Item(damage.Hash); err != nil {
 			return false, nil // it may be all that is left
 		}
-		return true, tx.conn.exec("DELETE FROM narinfos WHERE id = ?", damage.lost)
+		return true, tx.conn.exec("DELETE FROM narinfos WHERE id = ?", damage.orphan)
 	}
 	id := damage.id
 	if id == 0 {

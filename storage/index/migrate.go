@@ -111,10 +111,10 @@ func migrateWithCopy(ctx context.Context, path string, steps []string) (done Mig
 		return Migration{From: version, To: version}, conn.script("ROLLBACK")
 	}
 	copied = absolute + copySuffix + strconv.Itoa(version) + unfinishedCopy
-	if err := keepOld(ctx, absolute, copied, version); err != nil {
+	if err := copyOld(ctx, absolute, copied, version); err != nil {
 		return done, describe(fmt.Sprintf("%s: copy the old one to %s", tried, copied), err)
 	}
-	if err := conn.takeSteps(ctx, path, version, steps); err != nil {
+	if err := conn.applyMigrations(ctx, path, version, steps); err != nil {
 		return done, err
 	}
 	// Only now, so that failures don't leave a copy each.
@@ -130,7 +130,7 @@ func migrateWithCopy(ctx context.Context, path string, steps []string) (done Mig
 }
 
 // keepOld writes a copy of the database of that version, whose lock the caller holds.
-func keepOld(ctx context.Context, absolute, copied string, version int) (err error) {
+func copyOld(ctx context.Context, absolute, copied string, version int) (err error) {
 	if err := os.Remove(copied); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -150,7 +150,7 @@ func keepOld(ctx context.Context, absolute, copied string, version int) (err err
 	}
 	defer func() { err = errors.Join(err, reader.close()) }()
 	defer disk.WriteOut(copied)()
-	if err := reader.long(ctx, "VACUUM INTO ?", copied); err != nil {
+	if err := reader.execContext(ctx, "VACUUM INTO ?", copied); err != nil {
 		return err
 	}
 	copy, err := connect(ctx, fileName(copied)+"?mode=ro&immutable=1&_query_only=on")
@@ -173,8 +173,8 @@ func keepOld(ctx context.Context, absolute, copied string, version int) (err err
 	return errors.Join(file.Sync(), file.Close())
 }
 
-// mostCopies is how many copies of one version are kept beside a database.
-const mostCopies = 100
+// maxCopies is how many copies of one version are kept beside a database.
+const maxCopies = 100
 
 // nameCopy gives a copy its name, or that with a number where there is a file of
 // that name.
@@ -185,7 +185,7 @@ func nameCopy(copied, name string) (string, error) {
 		if err == nil {
 			return free, disk.SyncDirectory(free)
 		}
-		if !errors.Is(err, fs.ErrExist) || n > mostCopies {
+		if !errors.Is(err, fs.ErrExist) || n > maxCopies {
 			return "", err
 		}
 		free = fmt.Sprintf("%s.%d", name, n)

@@ -32,24 +32,24 @@ func (x *Index) MirroredCount(ctx context.Context) (count, last int64, err error
 	return count, last, nil
 }
 
-// Placed is an item by its place, without its text.
-type Placed struct {
-	Place   int64
-	Hash    narinfo.PathHash
-	AddedAt time.Time
+// MirroredItem is an item by its place, without its text.
+type MirroredItem struct {
+	Position int64
+	Hash     narinfo.PathHash
+	AddedAt  time.Time
 }
 
 // MirroredAfter returns the items behind one place, up to another, that clients are
 // told of and that the mirrored instance has. It looks at no more than span places,
 // and returns the one to go on behind.
-func (x *Index) MirroredAfter(ctx context.Context, after, until int64, span int) (items []Placed, end int64, err error) {
+func (x *Index) MirroredAfter(ctx context.Context, after, until int64, span int) (items []MirroredItem, end int64, err error) {
 	end = min(until, after+int64(span))
 	err = x.readers.do(ctx, func(c *connection) error {
 		return c.rows(`SELECT i.id, n.hash, i.added_at FROM items i JOIN narinfos n ON n.id = i.id
 			WHERE i.id > ? AND i.id <= ? AND i.mirrored = 1 AND n.withdrawn_at IS NULL ORDER BY i.id`, []driver.Value{after, end},
 			func(row []driver.Value) (bool, error) {
 				hash, err := hashOf(row[1])
-				items = append(items, Placed{row[0].(int64), hash, time.UnixMilli(number(row[2])).UTC()})
+				items = append(items, MirroredItem{row[0].(int64), hash, time.UnixMilli(number(row[2])).UTC()})
 				return true, err
 			})
 	})

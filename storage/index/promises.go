@@ -220,7 +220,7 @@ func (c *connection) addPromises() error {
 		}
 		kinds := []string{Narinfos}
 		err = c.rows("SELECT DISTINCT type FROM cached_files", nil, func(row []driver.Value) (bool, error) {
-			kind, err := words(row[0])
+			kind, err := textValue(row[0])
 			kinds = append(kinds, kind)
 			return true, err
 		})

@@ -42,7 +42,7 @@ func (i *Item) HasStored(n int) bool { return n < 64 && i.Stored&(1<<n) != 0 }
 
 // Place is where the item comes in the order of all. An item keeps its place, and
 // those that come later have later ones.
-func (i *Item) Place() int64 { return i.id }
+func (i *Item) Position() int64 { return i.id }
 
 // Text returns the narinfo of the item, byte for byte. The bytes are the
 // caller's. The error is [ErrNotFound] when the index certainly has none.
@@ -258,7 +258,7 @@ func (x *Index) Items(ctx context.Context, tags ...Tag) iter.Seq2[*Item, error] 
 	return x.ItemsAfter(ctx, -1, tags...)
 }
 
-// ItemsAfter is [Index.Items] from behind a place on, as [Item.Place] gives it.
+// ItemsAfter is [Index.Items] from behind a place on, as [Item.Position] gives it.
 func (x *Index) ItemsAfter(ctx context.Context, place int64, tags ...Tag) iter.Seq2[*Item, error] {
 	return func(yield func(*Item, error) bool) {
 		type result struct {
@@ -325,8 +325,8 @@ func (c *connection) tags(hash narinfo.PathHash) (tags []Tag, err error) {
 	err = c.rows(`SELECT t.key, t.value FROM items i JOIN narinfos n ON n.id = i.id JOIN item_tags it ON it.item = i.id
 		JOIN tags t ON t.id = it.tag WHERE i.key = ? AND n.hash = ? ORDER BY t.key, t.value`, []driver.Value{keyOf(hash), hash[:]},
 		func(row []driver.Value) (bool, error) {
-			key, err1 := words(row[0])
-			value, err2 := words(row[1])
+			key, err1 := textValue(row[0])
+			value, err2 := textValue(row[1])
 			tags = append(tags, Tag{key, value})
 			return true, errors.Join(err1, err2)
 		})

@@ -252,7 +252,7 @@ func versionDatabase(t testing.TB, version int) (path string) {
 		t.Fatal(err)
 	}
 	err = errors.Join(
-		c.takeSteps(t.Context(), path, 0, migrations[:version]),
+		c.applyMigrations(t.Context(), path, 0, migrations[:version]),
 		c.exec("INSERT INTO tags (key, value) VALUES ('schema', ?)", int64(version)),
 		c.exec("INSERT INTO dictionaries (id, content) VALUES (?, ?)", int64(builtinID), builtinDictionary),
 		c.close())

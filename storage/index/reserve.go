@@ -22,9 +22,9 @@ import (
 const (
 	// reserveSuffix makes the name of the reserve from that of the database.
 	reserveSuffix = ".reserve"
-	// mostReserve is enough for the log until it is folded back, also with
+	// maxReserve is enough for the log until it is folded back, also with
 	// [Options.Bulk], and as much again.
-	mostReserve = 2 * bulkCheckpointBytes
+	maxReserve = 2 * bulkCheckpointBytes
 	// reserveShare bounds the reserve on a small file system to one of so many
 	// parts.
 	reserveShare = 16
@@ -35,7 +35,7 @@ const (
 )
 
 // reserveSize is how large the reserve is on a file system of so many bytes.
-func reserveSize(size int64) int64 { return min(mostReserve, size/reserveShare) }
+func reserveSize(size int64) int64 { return min(maxReserve, size/reserveShare) }
 
 // longestLog is how long the log may get, of what would be best, before it is folded
 // back. Folding it back takes up to as much room in the database, and the reserve must

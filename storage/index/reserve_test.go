@@ -187,7 +187,7 @@ func TestReserveLongLog(t *testing.T) {
 				t.Fatalf("%d, %v", state, err)
 			}
 			if test.hurry {
-				if err := x.Hurry(t.Context(), true); err != nil {
+				if err := x.SetBulk(t.Context(), true); err != nil {
 					t.Fatal(err)
 				}
 			}

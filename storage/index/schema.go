@@ -6,11 +6,6 @@ import (
 	"fmt"
 )
 
-// applicationID marks a database file as an index of this program, in the
-// field of the file header that SQLite keeps for that purpose. It spells
-// "NarH" in ASCII.
-const applicationID = ApplicationID
-
 // ApplicationID is what the header of an index has as its application, in the
 // field that SQLite keeps for that.
 const ApplicationID = 0x4e617248
@@ -233,7 +228,7 @@ func migrate(ctx context.Context, conn *connection, path string, options Options
 	if err := options.accepts(path, version, len(steps)); err != nil {
 		return err
 	}
-	if err := conn.takeSteps(ctx, path, version, steps); err != nil {
+	if err := conn.applyMigrations(ctx, path, version, steps); err != nil {
 		return err
 	}
 	if err = conn.script("COMMIT"); err != nil {
@@ -244,9 +239,9 @@ func migrate(ctx context.Context, conn *connection, path string, options Options
 
 // takeSteps brings the database from a version of the schema to the newest, within
 // a transaction.
-func (c *connection) takeSteps(ctx context.Context, path string, version int, steps []string) error {
+func (c *connection) applyMigrations(ctx context.Context, path string, version int, steps []string) error {
 	for ; version < len(steps); version++ {
-		if err := c.long(ctx, steps[version]); err != nil {
+		if err := c.execContext(ctx, steps[version]); err != nil {
 			return describe(fmt.Sprintf("database %s: migrate it from version %d to %d", path, version, version+1), err)
 		}
 		if version+1 == checksumVersion {
@@ -261,7 +256,7 @@ func (c *connection) takeSteps(ctx context.Context, path string, version int, st
 		}
 	}
 	// Pragmas take no bound parameters.
-	err := c.script(fmt.Sprintf("PRAGMA application_id = %d; PRAGMA user_version = %d", applicationID, len(steps)))
+	err := c.script(fmt.Sprintf("PRAGMA application_id = %d; PRAGMA user_version = %d", ApplicationID, len(steps)))
 	if err != nil {
 		return describe(fmt.Sprintf("database %s: finish migrating it", path), err)
 	}
@@ -289,10 +284,10 @@ func recogniseIn(conn *connection, path string, newest int) (int, error) {
 		return 0, describe(fmt.Sprintf("database %s: read its header", path), err)
 	}
 	switch {
-	case id == applicationID && version > int64(newest):
+	case id == ApplicationID && version > int64(newest):
 		return 0, fmt.Errorf("%w: %s has schema version %d, this program knows up to %d: run a newer nar-herder, or name another file with --database",
 			ErrNewerVersion, path, version, newest)
-	case id == applicationID:
+	case id == ApplicationID:
 		return int(version), nil
 	case tables == 0:
 		return 0, nil

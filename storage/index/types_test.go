@@ -51,7 +51,7 @@ func TestOtherTypes(t *testing.T) {
 			return nil
 		}, nil},
 		{"leftovers", "name", func(x *Index) error {
-			_, err := x.Leftovers(t.Context(), "", 10)
+			_, err := x.PendingDeletes(t.Context(), "", 10)
 			return err
 		}, nil},
 	} {
@@ -63,7 +63,7 @@ func TestOtherTypes(t *testing.T) {
 			}
 			put(t, x, testNarinfo(1, 1, []int{2}, 10))
 			update(t, x, func(tx *Tx) error {
-				return errors.Join(tx.AddTags(testPath(1).Hash, []Tag{{"a", "b"}}), tx.AddLeftovers([]string{"some"}), tx.PutCached(CachedFile{Hash: testPath(1).Hash, Type: "zstd", Size: 1, LastUsed: time.Now()}))
+				return errors.Join(tx.AddTags(testPath(1).Hash, []Tag{{"a", "b"}}), tx.AddPendingDeletes([]string{"some"}), tx.PutCached(CachedFile{Hash: testPath(1).Hash, Type: "zstd", Size: 1, LastUsed: time.Now()}))
 			})
 			if err := x.Close(); err != nil {
 				t.Fatal(err)

@@ -136,7 +136,7 @@ func TestWatchTooMany(t *testing.T) {
 	t.Parallel()
 	x := openTest(t)
 	w := watch(t, x)
-	w.most = 100
+	w.maxPoll = 100
 	add := func(count int) {
 		update(t, x, func(tx *Tx) error {
 			return tx.conn.exec(`WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)

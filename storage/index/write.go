@@ -136,7 +136,7 @@ func (x *Index) write(ctx context.Context) (done func(), err error) {
 
 // Hurry is [Options.Bulk], for a while: until it is called with false. It costs
 // memory and disk. When the context ends, it stops folding back the log.
-func (x *Index) Hurry(ctx context.Context, on bool) error {
+func (x *Index) SetBulk(ctx context.Context, on bool) error {
 	done, err := x.write(ctx)
 	if err != nil {
 		return err
@@ -144,11 +144,11 @@ func (x *Index) Hurry(ctx context.Context, on bool) error {
 	defer done()
 	log, cache := int64(checkpointBytes), int64(defaultWriterCache)
 	if on {
-		log, cache = bulkCheckpointBytes, hurryCache
+		log, cache = bulkCheckpointBytes, bulkCache
 	}
 	err = x.writer.script(fmt.Sprintf("PRAGMA wal_autocheckpoint = %d; PRAGMA cache_size = -%d", x.longestLog(log)/pageSize, cache/1024))
 	if err == nil && !on {
-		err = x.writer.long(ctx, "PRAGMA wal_checkpoint(PASSIVE)")
+		err = x.writer.execContext(ctx, "PRAGMA wal_checkpoint(PASSIVE)")
 	}
 	if err != nil {
 		return describe("change how "+x.path+" is written", err)
@@ -156,8 +156,8 @@ func (x *Index) Hurry(ctx context.Context, on bool) error {
 	return nil
 }
 
-// hurryCache is the writer's page cache then, in bytes.
-const hurryCache = 32 << 20
+// bulkCache is the writer's page cache then, in bytes.
+const bulkCache = 32 << 20
 
 // Tx is a transaction, good until the function given to [Index.Update] returns.
 type Tx struct {
@@ -209,7 +209,7 @@ func (tx *Tx) Put(entry *Entry, old *Item) error {
 		}
 		err = errors.Join(
 			tx.conn.exec("UPDATE items SET stored_files = ?, stored_size = ?, file_sizes = ?, mirrored = ? WHERE id = ?",
-				int64(entry.Stored), size, sizesColumn(entry.Sizes), truth(entry.Mirrored || old.Mirrored), old.id),
+				int64(entry.Stored), size, sizesColumn(entry.Sizes), boolValue(entry.Mirrored || old.Mirrored), old.id),
 			tx.conn.exec("UPDATE narinfos SET refs = ?, dictionary = ?, text = ?, checksum = ?, withdrawn_at = NULL, delete_after = NULL WHERE id = ?",
 				referencesColumn(n), entry.dictionary, entry.compressed, entry.checksum, old.id))
 		if err != nil {
@@ -242,7 +242,7 @@ const (
 // appendItemRow appends the row of an item; a nil id is for the next one.
 func appendItemRow(row []driver.Value, id driver.Value, entry *Entry, storedSize int64) []driver.Value {
 	return append(row, id, keyOf(entry.Narinfo.StorePath.Hash), entry.AddedAt.Truncate(time.Second).UnixMilli(),
-		int64(entry.Stored), storedSize, sizesColumn(entry.Sizes), truth(entry.Mirrored))
+		int64(entry.Stored), storedSize, sizesColumn(entry.Sizes), boolValue(entry.Mirrored))
 }
 
 func appendNarinfoRow(row []driver.Value, id int64, entry *Entry, references []byte) []driver.Value {
@@ -272,11 +272,11 @@ func (tx *Tx) logAddition(entry *Entry) error {
 
 // SetMirrored records whether the instance that this one mirrors has the item.
 func (tx *Tx) SetMirrored(hash narinfo.PathHash, mirrored bool) error {
-	return tx.conn.exec("UPDATE items SET mirrored = ? WHERE key = ?", truth(mirrored), keyOf(hash))
+	return tx.conn.exec("UPDATE items SET mirrored = ? WHERE key = ?", boolValue(mirrored), keyOf(hash))
 }
 
 // truth is a boolean as SQLite has it.
-func truth(b bool) int64 {
+func boolValue(b bool) int64 {
 	if b {
 		return 1
 	}

@@ -7,7 +7,7 @@ import (
 
 // AddLeftovers notes files that are to be deleted once the transaction is
 // committed, since no row claims them then.
-func (tx *Tx) AddLeftovers(names []string) error {
+func (tx *Tx) AddPendingDeletes(names []string) error {
 	for _, name := range names {
 		if err := tx.conn.exec("INSERT INTO leftovers VALUES (?) ON CONFLICT DO NOTHING", name); err != nil {
 			return err
@@ -17,7 +17,7 @@ func (tx *Tx) AddLeftovers(names []string) error {
 }
 
 // RemoveLeftovers forgets files that were deleted, or are claimed again.
-func (tx *Tx) RemoveLeftovers(names []string) error {
+func (tx *Tx) RemovePendingDeletes(names []string) error {
 	for _, name := range names {
 		if err := tx.conn.exec("DELETE FROM leftovers WHERE name = ?", name); err != nil {
 			return err
@@ -28,10 +28,10 @@ func (tx *Tx) RemoveLeftovers(names []string) error {
 
 // Leftovers returns files that are to be deleted, after the given name in the
 // order of names, limit at most.
-func (x *Index) Leftovers(ctx context.Context, after string, limit int) (names []string, err error) {
+func (x *Index) PendingDeletes(ctx context.Context, after string, limit int) (names []string, err error) {
 	err = x.readers.do(ctx, func(c *connection) error {
 		return c.rows("SELECT name FROM leftovers WHERE name > ? ORDER BY name LIMIT ?", []driver.Value{after, int64(limit)}, func(row []driver.Value) (bool, error) {
-			if name, err := words(row[0]); err == nil {
+			if name, err := textValue(row[0]); err == nil {
 				names = append(names, name)
 			}
 			return true, nil
