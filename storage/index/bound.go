@@ -42,13 +42,13 @@ func (b bound) where() string {
 func (x *Index) BoundTimes(ctx context.Context, now time.Time) (bounded int64, err error) {
 	ahead, early := now.Add(stamp.Slack), stamp.Earliest(now).UnixMilli()
 	var bounds []bound
-	var promises map[string]promise // those to be shortened
+	var advertisements map[string]advertisement // those to be shortened
 	// find looks for times that are ahead.
 	find := func(c *connection) (some int64, err error) {
 		longest := unadvertised.longest()
-		promises = make(map[string]promise)
-		err = c.rows("SELECT key, value FROM settings WHERE key >= ? AND key < ?", []driver.Value{promiseSetting, promiseSetting + "\U0010ffff"}, func(row []driver.Value) (bool, error) {
-			var p promise
+		advertisements = make(map[string]advertisement)
+		err = c.rows("SELECT key, value FROM settings WHERE key >= ? AND key < ?", []driver.Value{advertisedSetting, advertisedSetting + "\U0010ffff"}, func(row []driver.Value) (bool, error) {
+			var p advertisement
 			name, _ := row[0].(string)
 			text, _ := row[1].(string)
 			if err := json.Unmarshal([]byte(text), &p); err != nil {
@@ -57,7 +57,7 @@ func (x *Index) BoundTimes(ctx context.Context, now time.Time) (bounded int64, e
 			longest = max(longest, p.longest())
 			if until := now.Add(time.Duration(p.Former)); p.Until.After(until.Add(stamp.Slack)) {
 				p.Until = until.UTC()
-				promises[name] = p
+				advertisements[name] = p
 			}
 			return true, nil
 		})
@@ -68,7 +68,7 @@ func (x *Index) BoundTimes(ctx context.Context, now time.Time) (bounded int64, e
 		added, addedErr := c.integer("SELECT coalesce(max(added_at), 0) FROM items WHERE id IN ((SELECT min(id) FROM items), (SELECT max(id) FROM items))")
 		if err = errors.Join(err, addedErr); added > latest {
 			latest, lastLatest = math.MaxInt64, math.MaxInt64
-			clear(promises)
+			clear(advertisements)
 		}
 		bounds = []bound{
 			{"narinfos", "withdrawn_at", latest, now, false}, {"cached_files", "withdrawn_at", latest, now, false}, {"cached_files", "last_used", latest, now, false},
@@ -81,7 +81,7 @@ func (x *Index) BoundTimes(ctx context.Context, now time.Time) (bounded int64, e
 			err = errors.Join(err, existsErr)
 			some += n
 		}
-		return some + int64(len(promises)), err
+		return some + int64(len(advertisements)), err
 	}
 	// Most times there are none, which needs no lock.
 	var some int64
@@ -100,7 +100,7 @@ func (x *Index) BoundTimes(ctx context.Context, now time.Time) (bounded int64, e
 		if _, err := find(tx.conn); err != nil {
 			return err
 		}
-		for name, p := range promises {
+		for name, p := range advertisements {
 			text, err := json.Marshal(p)
 			if err == nil {
 				err = tx.SetSetting(name, string(text))

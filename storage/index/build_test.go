@@ -39,7 +39,7 @@ func TestBuild(t *testing.T) {
 			t.Fatalf("%d items, %v; want %d", items, err, len(want))
 		}
 		x := openAt(t, path)
-		if err := x.writer.sound(t.Context()); err != nil {
+		if err := x.writer.checkIntegrity(t.Context()); err != nil {
 			t.Error(err)
 		}
 		referrers := make(map[narinfo.PathHash][]narinfo.PathHash)

@@ -31,7 +31,7 @@ type Advertised struct {
 const answersKept = time.Second
 
 // promise is what was advertised, as a setting keeps it.
-type promise struct {
+type advertisement struct {
 	// TTL and Grace are those of the server that runs, or ran last.
 	TTL   duration `json:"ttl"`
 	Grace duration `json:"grace"`
@@ -53,11 +53,11 @@ func (d *duration) UnmarshalText(text []byte) error {
 }
 
 // unadvertised is for databases that no server has used yet.
-var unadvertised = promise{TTL: duration(narinfo.UnadvertisedTTL), Grace: duration(narinfo.UnadvertisedTTL)}
+var unadvertised = advertisement{TTL: duration(narinfo.UnadvertisedTTL), Grace: duration(narinfo.UnadvertisedTTL)}
 
 // expiry is when no client can hold a narinfo any more that was served until the given
 // time.
-func (p *promise) expiry(at time.Time) time.Time {
+func (p *advertisement) expiry(at time.Time) time.Time {
 	expiry := at.Add(time.Duration(max(p.TTL, p.Grace)))
 	if p.Until.After(expiry) {
 		expiry = p.Until
@@ -66,7 +66,7 @@ func (p *promise) expiry(at time.Time) time.Time {
 }
 
 // succeed returns the promise of a server that starts now.
-func (p promise) succeed(next Advertised, now time.Time) promise {
+func (p advertisement) succeed(next Advertised, now time.Time) advertisement {
 	if p.TTL == duration(next.TTL) && p.Grace == duration(next.Grace) {
 		return p
 	}
@@ -81,17 +81,17 @@ func (p promise) succeed(next Advertised, now time.Time) promise {
 }
 
 // longest is the longest that a client may still hold a narinfo.
-func (p *promise) longest() time.Duration {
+func (p *advertisement) longest() time.Duration {
 	return max(time.Duration(max(p.TTL, p.Grace, p.Former)), narinfo.UnadvertisedTTL) + answersKept
 }
 
-// promiseSetting and a kind are the name of a setting.
-const promiseSetting = "promise."
+// advertisedSetting and a kind are the name of a setting.
+const advertisedSetting = "promise."
 
 // promised returns what was advertised. found is false where nothing is recorded; then a
 // type of cached files has the promise of all narinfos.
-func (c *connection) promised(kind string) (p promise, found bool, err error) {
-	text, err := c.setting(promiseSetting + kind)
+func (c *connection) advertised(kind string) (p advertisement, found bool, err error) {
+	text, err := c.setting(advertisedSetting + kind)
 	switch {
 	case err != nil:
 		return p, false, err
@@ -103,23 +103,23 @@ func (c *connection) promised(kind string) (p promise, found bool, err error) {
 	case kind == Narinfos:
 		return unadvertised, false, nil
 	}
-	p, _, err = c.promised(Narinfos)
+	p, _, err = c.advertised(Narinfos)
 	return p, false, err
 }
 
-func (tx *Tx) setPromise(kind string, p promise) error {
+func (tx *Tx) setPromise(kind string, p advertisement) error {
 	text, err := json.Marshal(p)
 	if err != nil {
 		return err
 	}
-	return tx.SetSetting(promiseSetting+kind, string(text))
+	return tx.SetSetting(advertisedSetting+kind, string(text))
 }
 
 // Advertise records for how long clients may keep narinfos from now on, by name. A server
 // calls it before it serves any. What was advertised before stays in force until it has
 // expired: see [Tx.Expiry].
 func (x *Index) Advertise(ctx context.Context, now time.Time, all map[string]Advertised) error {
-	changed := make(map[string]promise)
+	changed := make(map[string]advertisement)
 	compare := func(tx *Tx) error {
 		clear(changed)
 		// A machine may start with a clock that is behind.
@@ -132,11 +132,11 @@ func (x *Index) Advertise(ctx context.Context, now time.Time, all map[string]Adv
 			start = last
 		}
 		for kind, advertised := range all {
-			old, found, err := tx.conn.promised(kind)
+			old, found, err := tx.conn.advertised(kind)
 			if err != nil {
 				return err
 			}
-			next := promise{TTL: duration(advertised.TTL), Grace: duration(advertised.Grace)}
+			next := advertisement{TTL: duration(advertised.TTL), Grace: duration(advertised.Grace)}
 			if found {
 				next = old.succeed(advertised, start)
 			}
@@ -167,7 +167,7 @@ func (x *Index) Advertise(ctx context.Context, now time.Time, all map[string]Adv
 // time, by what all servers with this database have advertised. kind is [Narinfos], or a
 // type for narinfos that name a cached file of that.
 func (tx *Tx) Expiry(kind string, at time.Time) (time.Time, error) {
-	p, _, err := tx.conn.promised(kind)
+	p, _, err := tx.conn.advertised(kind)
 	return p.expiry(at), err
 }
 
@@ -180,9 +180,9 @@ func (x *Index) DeleteAfter(ctx context.Context, at time.Time) (due time.Time, e
 	return due, err
 }
 
-// ShortestPromise is for how long items and cached files of the kinds are kept at least, if
+// ShortestGrace is for how long items and cached files of the kinds are kept at least, if
 // they are withdrawn now.
-func (x *Index) ShortestPromise(ctx context.Context, now time.Time, kinds iter.Seq[string]) (shortest time.Duration, err error) {
+func (x *Index) ShortestGrace(ctx context.Context, now time.Time, kinds iter.Seq[string]) (shortest time.Duration, err error) {
 	err = x.View(ctx, func(tx *Tx) error {
 		shortest = math.MaxInt64
 		for kind := range kinds {
@@ -197,14 +197,14 @@ func (x *Index) ShortestPromise(ctx context.Context, now time.Time, kinds iter.S
 	return shortest, err
 }
 
-// promiseVersion is the first version of the schema that has the times from which on
+// deleteAfterVersion is the first version of the schema that has the times from which on
 // withdrawn items may be deleted.
-const promiseVersion = 7
+const deleteAfterVersion = 7
 
-// addPromises is the part of a migration to that version which SQL can't do. The last
+// addDeleteAfter is the part of a migration to that version which SQL can't do. The last
 // server noted after how long it deleted items; where none has, clients that received a
 // narinfo keep it for [narinfo.UnadvertisedTTL].
-func (c *connection) addPromises() error {
+func (c *connection) addDeleteAfter() error {
 	const graceSetting = "removal.grace"
 	noted, err := c.setting(graceSetting)
 	if err != nil {
@@ -225,7 +225,7 @@ func (c *connection) addPromises() error {
 			return true, err
 		})
 		for _, kind := range kinds {
-			err = errors.Join(err, tx.setPromise(kind, promise{TTL: duration(last), Grace: duration(last)}))
+			err = errors.Join(err, tx.setPromise(kind, advertisement{TTL: duration(last), Grace: duration(last)}))
 		}
 		if err = errors.Join(err, tx.SetSetting(graceSetting, "")); err != nil {
 			return err
