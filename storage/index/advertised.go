@@ -107,7 +107,7 @@ func (c *connection) advertised(kind string) (p advertisement, found bool, err e
 	return p, false, err
 }
 
-func (tx *Tx) setPromise(kind string, p advertisement) error {
+func (tx *Tx) setAdvertised(kind string, p advertisement) error {
 	text, err := json.Marshal(p)
 	if err != nil {
 		return err
@@ -155,7 +155,7 @@ func (x *Index) Advertise(ctx context.Context, now time.Time, all map[string]Adv
 			return err
 		}
 		for kind, next := range changed {
-			if err := tx.setPromise(kind, next); err != nil {
+			if err := tx.setAdvertised(kind, next); err != nil {
 				return err
 			}
 		}
@@ -225,7 +225,7 @@ func (c *connection) addDeleteAfter() error {
 			return true, err
 		})
 		for _, kind := range kinds {
-			err = errors.Join(err, tx.setPromise(kind, advertisement{TTL: duration(last), Grace: duration(last)}))
+			err = errors.Join(err, tx.setAdvertised(kind, advertisement{TTL: duration(last), Grace: duration(last)}))
 		}
 		if err = errors.Join(err, tx.SetSetting(graceSetting, "")); err != nil {
 			return err

@@ -8,8 +8,8 @@ import (
 	"nar-herder/narinfo"
 )
 
-// withoutPromises makes a database one of schema version 6.
-const withoutPromises = dropTriggers + `DROP INDEX narinfos_deletable; ALTER TABLE narinfos DROP COLUMN delete_after;
+// toVersion6 makes a database one of schema version 6.
+const toVersion6 = dropTriggers + `DROP INDEX narinfos_deletable; ALTER TABLE narinfos DROP COLUMN delete_after;
 	DROP INDEX cached_files_deletable; ALTER TABLE cached_files DROP COLUMN delete_after; PRAGMA user_version = 6`
 
 // TestAdvertise starts servers with several options one after the other: what is withdrawn
@@ -155,9 +155,9 @@ func TestAdvertiseWrongClock(t *testing.T) {
 	}
 }
 
-// TestMigratePromises: what was withdrawn before gets the time of the grace period that the
+// TestMigrateDeleteAfter: what was withdrawn before gets the time of the grace period that the
 // last server had noted, which also binds as what it advertised.
-func TestMigratePromises(t *testing.T) {
+func TestMigrateDeleteAfter(t *testing.T) {
 	t.Parallel()
 	const day = 24 * time.Hour
 	for name, test := range map[string]struct {
@@ -195,7 +195,7 @@ func TestMigratePromises(t *testing.T) {
 				if err := tx.SetSetting("removal.grace", test.noted); err != nil {
 					return err
 				}
-				return tx.conn.script(withoutPromises)
+				return tx.conn.script(toVersion6)
 			})
 			if err := x.Close(); err != nil {
 				t.Fatal(err)

@@ -47,7 +47,7 @@ func TestPragmas(t *testing.T) {
 		if name == "writer" {
 			want["query_only"] = int64(0)
 			want["cache_size"] = int64(-3 << 10)
-			want["wal_autocheckpoint"] = x.longestLog(bulkCheckpointBytes) / pageSize
+			want["wal_autocheckpoint"] = x.maxLog(bulkCheckpointBytes) / pageSize
 		}
 		for pragma, want := range want {
 			row, err := c.first("PRAGMA " + pragma)

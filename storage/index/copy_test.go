@@ -344,7 +344,7 @@ func TestCopyFails(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer c.close()
-		if err := c.sound(t.Context()); err == nil {
+		if err := c.checkIntegrity(t.Context()); err == nil {
 			t.Error("a damaged copy counts as sound")
 		}
 	})

@@ -357,7 +357,7 @@ func TestMigrateChecksums(t *testing.T) {
 			}
 		}
 		for _, old := range []string{
-			withoutPromises, "ALTER TABLE narinfos DROP COLUMN checksum", "ALTER TABLE dictionaries DROP COLUMN checksum",
+			toVersion6, "ALTER TABLE narinfos DROP COLUMN checksum", "ALTER TABLE dictionaries DROP COLUMN checksum",
 			"INSERT INTO cached_files (item, type, size, last_used) VALUES (5, 'zstd', 9, 1)", "ALTER TABLE cached_files DROP COLUMN checksum", "PRAGMA user_version = 5",
 			"UPDATE narinfos SET text = x'00' WHERE id = 1",
 			"UPDATE narinfos SET text = (SELECT text FROM narinfos WHERE id = 3) WHERE id = 2",

@@ -183,7 +183,7 @@ func open(ctx context.Context, path string, options Options, steps []string) (_ 
 		return nil, err
 	}
 	missing := missingLog(x.file) // after recogniseFile: closing its connection may remove the log
-	x.writer, err = connect(ctx, dataSource(absolute, cmp.Or(options.WriterCache, defaultWriterCache), fmt.Sprintf("_pragma=wal_autocheckpoint(%d)", x.longestLog(log)/pageSize)))
+	x.writer, err = connect(ctx, dataSource(absolute, cmp.Or(options.WriterCache, defaultWriterCache), fmt.Sprintf("_pragma=wal_autocheckpoint(%d)", x.maxLog(log)/pageSize)))
 	if err != nil {
 		return nil, describe(fmt.Sprintf("database %s: open it", path), err)
 	}

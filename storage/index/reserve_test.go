@@ -198,7 +198,7 @@ func TestReserveLongLog(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if log.Size() > x.longestLog(test.log)-400_000 {
+				if log.Size() > x.maxLog(test.log)-400_000 {
 					break
 				}
 				update(t, x, func(tx *Tx) error {
