@@ -8,24 +8,24 @@ import (
 	"nar-herder/narinfo"
 )
 
-// toVersion6 makes a database one of schema version 6.
+// toVersion6 converts a database to schema version 6.
 const toVersion6 = dropTriggers + `DROP INDEX narinfos_deletable; ALTER TABLE narinfos DROP COLUMN delete_after;
 	DROP INDEX cached_files_deletable; ALTER TABLE cached_files DROP COLUMN delete_after; PRAGMA user_version = 6`
 
-// TestAdvertise starts servers with several options one after the other: what is withdrawn
-// is kept for as long as a client may hold a narinfo that any of them has served.
+// TestAdvertise starts servers with several options one after the other. A withdrawn item
+// is kept as long as a client may hold a narinfo that any of them has served.
 func TestAdvertise(t *testing.T) {
 	t.Parallel()
 	const hour, day = time.Hour, 24 * time.Hour
 	begin := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
 	type start struct {
-		at         time.Duration // since the first
+		at         time.Duration // since the first start
 		ttl, grace time.Duration
 	}
 	for name, test := range map[string]struct {
 		starts []start
 		at     time.Duration // of the withdrawal
-		want   time.Duration // also since the first start
+		want   time.Duration // since the first start
 	}{
 		"never served":             {nil, hour, hour + narinfo.UnadvertisedTTL},
 		"one start":                {[]start{{0, 5 * day, 5 * day}}, hour, hour + 5*day},
@@ -64,7 +64,7 @@ func TestAdvertise(t *testing.T) {
 			put(t, x, testNarinfo(1, 1, nil, 10))
 			hash := testPath(1).Hash
 			update(t, x, func(tx *Tx) error {
-				for _, kind := range []string{"zstd", "gzip"} { // gzip has no record of its own
+				for _, kind := range []string{"zstd", "gzip"} { // nothing is recorded for gzip
 					if err := tx.PutCached(CachedFile{Hash: hash, Type: kind, Size: 1, LastUsed: begin}); err != nil {
 						return err
 					}
@@ -87,7 +87,7 @@ func TestAdvertise(t *testing.T) {
 	}
 }
 
-// TestAdvertiseWritesRarely: a start with the same options writes nothing.
+// TestAdvertiseWritesRarely: a server that starts with the same options writes nothing.
 func TestAdvertiseWritesRarely(t *testing.T) {
 	t.Parallel()
 	x := openTest(t)
@@ -107,8 +107,8 @@ func TestAdvertiseWritesRarely(t *testing.T) {
 	}
 }
 
-// TestAdvertiseWrongClock: neither a clock that is behind at a start shortens what was
-// promised, nor does one that is ahead lengthen it for good.
+// TestAdvertiseWrongClock: a slow clock at a start does not shorten what was advertised,
+// and a fast one does not lengthen it permanently.
 func TestAdvertiseWrongClock(t *testing.T) {
 	t.Parallel()
 	const day = 24 * time.Hour
@@ -155,8 +155,8 @@ func TestAdvertiseWrongClock(t *testing.T) {
 	}
 }
 
-// TestMigrateDeleteAfter: what was withdrawn before gets the time of the grace period that the
-// last server had noted, which also binds as what it advertised.
+// TestMigrateDeleteAfter: the migration gives withdrawn items the grace that the last
+// server recorded, and treats it as advertised.
 func TestMigrateDeleteAfter(t *testing.T) {
 	t.Parallel()
 	const day = 24 * time.Hour

@@ -10,8 +10,8 @@ import (
 	"nar-herder/narinfo"
 )
 
-// TestBuild: an index that a Builder makes is sound, has all items, the last one of those
-// that come again, and who refers to them, and more can be added.
+// TestBuild: an index of a Builder is intact and complete, has the last one of duplicate
+// items, and the referrers of all, and accepts more items.
 func TestBuild(t *testing.T) {
 	t.Parallel()
 	seed := rand.Uint64()

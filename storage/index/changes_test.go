@@ -8,7 +8,7 @@ import (
 	"nar-herder/narinfo"
 )
 
-// said is what a change says, for comparison.
+// said formats changes for comparison.
 func said(changes []MirrorChange) (lines []string) {
 	for _, c := range changes {
 		line := "+" + string(c.Text)
@@ -30,7 +30,7 @@ func TestChangesAfter(t *testing.T) {
 	}
 	put(t, x, first)
 	put(t, x, second)
-	update(t, x, func(tx *Tx) error { return tx.SetStored(first.StorePath.Hash, 0, nil) }) // concerns nobody else
+	update(t, x, func(tx *Tx) error { return tx.SetStored(first.StorePath.Hash, 0, nil) }) // not for mirrors
 	put(t, x, third)
 	update(t, x, func(tx *Tx) error {
 		_, err := tx.WithdrawAs(second.StorePath.Hash, testTime.Add(time.Hour), testTime.Add(time.Minute))
@@ -42,7 +42,7 @@ func TestChangesAfter(t *testing.T) {
 	at := testTime.Format(time.DateTime)
 	want := []string{
 		at + " +" + string(first.Text),
-		at + " +" + string(third.Text), // the second is withdrawn by now
+		at + " +" + string(third.Text), // the second is withdrawn
 		testTime.Add(time.Minute).Format(time.DateTime) + " -" + second.StorePath.String(),
 		testTime.Add(-time.Hour).Format(time.DateTime) + " -/gnu/store/other",
 	}
@@ -91,8 +91,8 @@ func TestChangesAfter(t *testing.T) {
 	}
 }
 
-// TestMirrored: what the mirrored instance has is told from what it has not, and
-// what comes unlogged is told to nobody.
+// TestMirrored: the index distinguishes mirrored items from others, and hides unlogged
+// items from mirrors.
 func TestMirrored(t *testing.T) {
 	t.Parallel()
 	x := openTest(t)

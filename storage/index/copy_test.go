@@ -17,7 +17,7 @@ import (
 	"nar-herder/internal/testfs"
 )
 
-// wantAlone asserts that a directory has these files and no others.
+// wantAlone asserts that a directory has exactly these files.
 func wantAlone(t testing.TB, directory string, want ...string) {
 	t.Helper()
 	entries, err := os.ReadDir(directory)
@@ -33,7 +33,7 @@ func wantAlone(t testing.TB, directory string, want ...string) {
 	}
 }
 
-// copied is what a snapshot has.
+// copied returns the items of a snapshot.
 func copied(t testing.TB, path string) (all []*Item) {
 	t.Helper()
 	s, err := OpenSnapshot(t.Context(), path)
@@ -52,7 +52,8 @@ func copied(t testing.TB, path string) (all []*Item) {
 	return all
 }
 
-// TestCopyContent: a copy is an index by itself, without what concerns the other.
+// TestCopyContent: a copy is a separate index, without data that concerns only the copied
+// instance.
 func TestCopyContent(t *testing.T) {
 	t.Parallel()
 	x := openTest(t)
@@ -149,7 +150,7 @@ func TestCopyContent(t *testing.T) {
 	if last, err := y.LastChange(t.Context()); err != nil || last != 0 {
 		t.Errorf("the copy's log ends at %d, %v", last, err)
 	}
-	// What is put has a place of its own, and does not get referrers of what is gone.
+	// A new item gets a new position, and not the referrers of a removed item.
 	put(t, y, testNarinfo(100, 1, []int{0}, 10))
 	if item, err := y.Item(t.Context(), testPath(100).Hash); err != nil || item.Position() != count+1 {
 		t.Errorf("%+v, %v", item, err)
@@ -171,7 +172,7 @@ func newestOf(t testing.TB, path string) *Item {
 	return item
 }
 
-// TestCopyEmpty: there is nothing to begin with.
+// TestCopyEmpty copies an empty index.
 func TestCopyEmpty(t *testing.T) {
 	t.Parallel()
 	x := openTest(t)
@@ -183,9 +184,9 @@ func TestCopyEmpty(t *testing.T) {
 	wantSound(t, openAt(t, path))
 }
 
-// TestCopyOfAMoment: each copy has whole transactions only, and exactly those up to
-// its last change, while this process and another write, and more than the write-ahead
-// log takes is changed.
+// TestCopyOfAMoment: each copy has whole transactions only, and exactly those up to its
+// last change, while this process and another one change more than the write-ahead log's
+// size.
 func TestCopyOfAMoment(t *testing.T) {
 	t.Parallel()
 	x := openTest(t)
@@ -204,7 +205,7 @@ func TestCopyOfAMoment(t *testing.T) {
 				err := errors.Join(
 					putIn(tx, x, testNarinfo(n, 1, []int{n}, 10), 1, nil),
 					putIn(tx, x, testNarinfo(n+1, 1, []int{n}, 10), 1, nil))
-				if n >= 20 { // and an earlier pair goes
+				if n >= 20 { // and remove an earlier pair
 					_, withdrawErr := tx.Withdraw(testPath(n-20).Hash, testTime)
 					err = errors.Join(err, withdrawErr, tx.Remove(testPath(n-19).Hash, testTime))
 				}
@@ -249,7 +250,7 @@ func TestCopyOfAMoment(t *testing.T) {
 		if pairs > 20 || pairs+others != got.Items {
 			t.Errorf("%d items of pairs and %d others, of %d", pairs, others, got.Items)
 		}
-		// The log of that moment leads to just these items.
+		// The log up to this change results in exactly these items.
 		page, err := x.ChangesAfter(t.Context(), 0, 10_000_000)
 		if err != nil {
 			t.Fatal(err)
@@ -277,7 +278,7 @@ func TestCopyOfAMoment(t *testing.T) {
 	wantSound(t, x)
 }
 
-// TestCopyFails: nothing is left of a copy that fails, and nothing else is lost.
+// TestCopyFails: a failed copy leaves no file, and doesn't damage anything else.
 func TestCopyFails(t *testing.T) {
 	t.Parallel()
 	x := openTest(t)
@@ -306,7 +307,7 @@ func TestCopyFails(t *testing.T) {
 		if _, err := x.Copy(ctx, filepath.Join(directory, "copy"), testTime, 10); !errors.Is(err, context.Canceled) {
 			t.Errorf("%v, want context.Canceled", err)
 		}
-		wantAlone(t, directory, "copy") // which is the caller's to remove
+		wantAlone(t, directory, "copy") // the caller removes it
 	})
 	t.Run("no room", func(t *testing.T) {
 		for _, size := range []int64{8 << 10, 64 << 10, 200 << 10, 500 << 10} {
@@ -350,7 +351,7 @@ func TestCopyFails(t *testing.T) {
 	})
 }
 
-// fillUpTo puts so many items.
+// fillUpTo writes items up to this number.
 func fillUpTo(t testing.TB, x *Index, count int) (int, error) {
 	t.Helper()
 	err := x.Update(t.Context(), func(tx *Tx) error {
@@ -364,7 +365,7 @@ func fillUpTo(t testing.TB, x *Index, count int) (int, error) {
 	return count, err
 }
 
-// TestOpenSnapshot refuses what is no copy, and changes nothing.
+// TestOpenSnapshot refuses a file that is not a copy, and changes nothing.
 func TestOpenSnapshot(t *testing.T) {
 	t.Parallel()
 	directory := t.TempDir()

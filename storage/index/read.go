@@ -255,7 +255,7 @@ func (x *Index) Items(ctx context.Context, tags ...Tag) iter.Seq2[*Item, error] 
 }
 
 // ItemsAfter is [Index.Items] for the items after an [Item.Position].
-func (x *Index) ItemsAfter(ctx context.Context, place int64, tags ...Tag) iter.Seq2[*Item, error] {
+func (x *Index) ItemsAfter(ctx context.Context, position int64, tags ...Tag) iter.Seq2[*Item, error] {
 	return func(yield func(*Item, error) bool) {
 		type result struct {
 			item *Item
@@ -263,7 +263,7 @@ func (x *Index) ItemsAfter(ctx context.Context, place int64, tags ...Tag) iter.S
 		}
 		filter, args := tagFilter(tags)
 		query := itemColumns + " WHERE i.id > ?" + filter + " ORDER BY i.id LIMIT ?"
-		for last := place; ; {
+		for last := position; ; {
 			page := make([]result, 0, listStep)
 			err := x.readers.do(ctx, func(c *connection) error {
 				values := append(append([]driver.Value{last}, args...), int64(listStep))

@@ -20,7 +20,7 @@ const keyIndex = "CREATE UNIQUE INDEX items_by_key ON items (key)"
 //
 //   - items has a row of bookkeeping for each known item, without its text, so that scans
 //     of all items read little. key is derived from the path hash; see [keyOf]. Only its
-//     index is not written in insertion order, so it is small. Bit N of stored_files is set
+//     index is not written in insertion order, so it is kept small. Bit N of stored_files is set
 //     if the narinfo's Nth file is in the storage. file_sizes is set only for narinfos
 //     without FileSize. mirrored is 1 if the mirrored instance has the item.
 //   - narinfos has the compressed texts, by the ids of items, and the keys of their

@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// TestEraseSetting leaves nothing of a value in the files, also of earlier values, and all
-// other settings as they were.
+// TestEraseSetting leaves no trace of a setting's values in the files, and all other
+// settings unchanged.
 func TestEraseSetting(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "index.db")

@@ -59,12 +59,12 @@ func TestWithdraw(t *testing.T) {
 	if usage, err := x.WithdrawnStored(t.Context()); err != nil || usage != (WithdrawnUsage{4096, due, due}) {
 		t.Errorf("%+v, %v", usage, err)
 	}
-	// Put again, it stays.
+	// A withdrawn item that is put again stays.
 	put(t, x, testNarinfo(1, 1, []int{2}, 10))
 	if _, err := x.Text(t.Context(), hash); err != nil {
 		t.Error(err)
 	}
-	// A removal after it was withdrawn is told once.
+	// The removal of a withdrawn item is logged once.
 	withdraw(at)
 	poll(t, w)
 	if err := x.Update(t.Context(), func(tx *Tx) error { return tx.Remove(hash, at) }); err != nil {
@@ -77,7 +77,7 @@ func TestWithdraw(t *testing.T) {
 	wantSound(t, x)
 }
 
-// TestWithdrawnBehindDamaged: damaged items take no place among those that are asked for.
+// TestWithdrawnBehindDamaged: damaged items don't count towards the limit.
 func TestWithdrawnBehindDamaged(t *testing.T) {
 	t.Parallel()
 	x := openTest(t)
@@ -102,7 +102,7 @@ func TestWithdrawnBehindDamaged(t *testing.T) {
 func TestPins(t *testing.T) {
 	t.Parallel()
 	x := openTest(t)
-	// 1 → 2 → 3 → 1, 3 → 9 which is not known; 4 → 2 stands outside.
+	// 1 → 2 → 3 → 1, 3 → 9, which is unknown; 4 → 2 is outside.
 	put(t, x, testNarinfo(1, 1, []int{2}, 10))
 	put(t, x, testNarinfo(2, 1, []int{2, 3}, 10))
 	put(t, x, testNarinfo(3, 1, []int{1, 9}, 10))
