@@ -133,11 +133,11 @@ func TestAdvertiseWrongClock(t *testing.T) {
 	advertise(now, 30*day)
 	advertise(now.AddDate(-1, 0, 0), time.Hour)
 	if got := kept(); got != 30*day {
-		t.Errorf("after a start with a clock that was behind, items are kept for %v", got)
+		t.Errorf("after a start with a slow clock, items are kept for %v", got)
 	}
 	advertise(now.AddDate(1, 0, 0), 2*time.Hour)
 	if got := kept(); got < 300*day {
-		t.Errorf("after a start with a clock that was ahead, items are kept for %v", got)
+		t.Errorf("after a start with a fast clock, items are kept for %v", got)
 	}
 	update(t, x, func(tx *Tx) error {
 		_, err := tx.Withdraw(testPath(1).Hash, now)
@@ -222,7 +222,7 @@ func TestMigrateDeleteAfter(t *testing.T) {
 			}
 			due, err := x.DeleteAfter(t.Context(), start)
 			if kept := due.Sub(start); err != nil || test.noted != "" && name != "short" && kept != test.want {
-				t.Errorf("what is withdrawn then is kept for %v, want %v, %v", kept, test.want, err)
+				t.Errorf("an item that is withdrawn then is kept for %v, want %v, %v", kept, test.want, err)
 			}
 			wantSound(t, x)
 		})

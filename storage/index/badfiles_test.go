@@ -194,7 +194,7 @@ func TestTruncated(t *testing.T) {
 			}
 		}
 		if failed == 0 && size < len(content)-pageSize {
-			t.Errorf("cut to %d bytes of %d, all is still there", size, len(content))
+			t.Errorf("cut to %d bytes of %d, no item is missing", size, len(content))
 		}
 		if err := x.Update(t.Context(), func(tx *Tx) error { return putIn(tx, x, testNarinfo(count, 1, nil, 1), 1, nil) }); err != nil {
 			t.Logf("cut to %d bytes: put: %v", size, err)
@@ -248,7 +248,7 @@ func TestUnusablePaths(t *testing.T) {
 		x, err := Open(t.Context(), test.path, Options{})
 		if err == nil {
 			x.Close()
-			t.Errorf("%s was taken", test.path)
+			t.Errorf("%s was accepted", test.path)
 			continue
 		}
 		if test.want != nil && !errors.Is(err, test.want) || !strings.Contains(err.Error(), test.path) || !strings.Contains(err.Error(), test.word) {

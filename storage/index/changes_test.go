@@ -76,14 +76,14 @@ func TestChangesAfter(t *testing.T) {
 	place := TimeCursor{At: testTime}
 	told, more, err := x.ChangesFrom(t.Context(), &place, 100)
 	if err != nil || more || !slices.Equal(said(told), want[:3]) {
-		t.Errorf("from a time on, itself included: %q, %v, %v", said(told), more, err)
+		t.Errorf("from a time, inclusive: %q, %v, %v", said(told), more, err)
 	}
 	if page, err = x.ChangesAfter(t.Context(), 100, 100); err != nil || page.Last != 6 {
-		t.Errorf("after a change that never was: %+v, %v", page, err)
+		t.Errorf("after a change that never existed: %+v, %v", page, err)
 	}
 	update(t, x, func(tx *Tx) error { return tx.conn.exec("DELETE FROM recent_changes WHERE id <= 4") })
 	if page, err = x.ChangesAfter(t.Context(), 2, 100); err != nil || page.First != 5 || len(page.Changes) != 2 {
-		t.Errorf("after trimming: %+v, %v; want to see that 3 and 4 are gone", page, err)
+		t.Errorf("after trimming: %+v, %v; want it to show that 3 and 4 were trimmed", page, err)
 	}
 	update(t, x, func(tx *Tx) error { return tx.conn.exec("DELETE FROM recent_changes") })
 	if page, err = x.ChangesAfter(t.Context(), 6, 100); err != nil || page.First != 7 || page.Last != 6 || page.Position != 6 {
@@ -126,7 +126,7 @@ func TestMirrored(t *testing.T) {
 	}
 	write(old, false, true)
 	if !mirrored() {
-		t.Error("an import has made a mirrored item another")
+		t.Error("an import has changed whether an item is mirrored")
 	}
 	update(t, x, func(tx *Tx) error { return tx.SetMirrored(n.StorePath.Hash, false) })
 	if mirrored() {

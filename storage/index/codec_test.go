@@ -71,7 +71,7 @@ func TestBuiltinDictionary(t *testing.T) {
 	t.Parallel()
 	d, err := zstd.InspectDictionary(builtinDictionary)
 	if err != nil || d.ID() != builtinID {
-		t.Errorf("the dictionary has another id than %d, or none: %v", builtinID, err)
+		t.Errorf("the id of the dictionary is not %d: %v", builtinID, err)
 	}
 }
 

@@ -262,7 +262,7 @@ func (c *connection) integer(text string, args ...driver.Value) (int64, error) {
 	}
 	n, ok := row[0].(int64)
 	if !ok {
-		return 0, fmt.Errorf("%q: %T where an integer was expected", text, row[0])
+		return 0, fmt.Errorf("%q: got %T, want an integer", text, row[0])
 	}
 	return n, nil
 }

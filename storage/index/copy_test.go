@@ -119,12 +119,12 @@ func TestCopyContent(t *testing.T) {
 			t.Errorf("%v: %s\nwant %s", err, out, want)
 		}
 	} else {
-		t.Logf("not looked at with the program: %v", err)
+		t.Logf("not checked with the sqlite3 program: %v", err)
 	}
 
 	y := openAt(t, path)
 	if y.Instance() == x.Instance() {
-		t.Error("two instances have one name")
+		t.Error("two instances have the same id")
 	}
 	all := items(t, y)
 	if len(all) != count-2 || len(snapshot) != count-2 {
@@ -136,7 +136,7 @@ func TestCopyContent(t *testing.T) {
 			t.Fatal(err)
 		}
 		if !bytes.Equal(item.Text, live.Text) || !item.AddedAt.Equal(live.AddedAt) || item.Position() != live.Position() || item.Stored != 0 || item.Sizes != nil || !item.Mirrored {
-			t.Errorf("%+v, want what is told of %+v", item, live)
+			t.Errorf("%+v, want it like %+v", item, live)
 		}
 		if !bytes.Equal(snapshot[n].Text, item.Text) || snapshot[n].Hash != item.Hash {
 			t.Errorf("the snapshot has %+v", snapshot[n])
@@ -236,7 +236,7 @@ func TestCopyOfAMoment(t *testing.T) {
 		for n := range 20_000 {
 			first, second := known[testPath(n).Hash.String()], known[testPath(n+1).Hash.String()]
 			if n%2 == 0 && first != second {
-				t.Errorf("of the pair %d there is one alone", n)
+				t.Errorf("one item of pair %d is missing", n)
 			}
 			if first {
 				pairs++
@@ -329,7 +329,7 @@ func TestCopyFails(t *testing.T) {
 	})
 	path := filepath.Join(t.TempDir(), "copy")
 	if got, err := x.Copy(t.Context(), path, testTime, 10); err != nil || got.Items != 2000 {
-		t.Errorf("after all that: %+v, %v", got, err)
+		t.Errorf("in the end: %+v, %v", got, err)
 	}
 	t.Run("damaged", func(t *testing.T) {
 		damaged := filepath.Join(t.TempDir(), "damaged")
@@ -346,7 +346,7 @@ func TestCopyFails(t *testing.T) {
 		}
 		defer c.close()
 		if err := c.checkIntegrity(t.Context()); err == nil {
-			t.Error("a damaged copy counts as sound")
+			t.Error("a damaged copy passes the check")
 		}
 	})
 }

@@ -145,11 +145,11 @@ func TestLost(t *testing.T) {
 		t.Fatalf("found %v", found)
 	}
 	if mended := mend(t, x, nil); mended != 0 {
-		t.Error("it was mended without an item")
+		t.Error("it was repaired without an item")
 	}
 	put(t, x, n)
 	if mended := mend(t, x, nil); mended != 1 {
-		t.Error("the row that is of no more use stays")
+		t.Error("the useless row was not removed")
 	}
 	if found := damaged(t, x); len(found) > 0 {
 		t.Errorf("found %v", found)
@@ -172,7 +172,7 @@ func TestDamagedChange(t *testing.T) {
 		t.Errorf("%v, want ErrDamaged", err)
 	}
 	if mended := mend(t, x, nil); mended != 1 {
-		t.Errorf("mended %d", mended)
+		t.Errorf("%d repairs", mended)
 	}
 	if page, err := x.ChangesAfter(t.Context(), 0, 10); err != nil || len(page.Changes) != 2 {
 		t.Errorf("%+v, %v", page, err)
@@ -204,7 +204,7 @@ func TestDamagedCached(t *testing.T) {
 	}
 	want(1)
 	if mended := mend(t, x, nil); mended != 1 {
-		t.Errorf("mended %d", mended)
+		t.Errorf("%d repairs", mended)
 	}
 	want(0)
 }
@@ -313,7 +313,7 @@ func TestListDamaged(t *testing.T) {
 	}
 	// After the repair, mirrors that have skipped it receive it.
 	if mended := mend(t, x, testNarinfo(1, 1, nil, 10).Text); mended != 2 {
-		t.Errorf("mended %d", mended)
+		t.Errorf("%d repairs", mended)
 	}
 	if page, err = x.ChangesAfter(t.Context(), page.Position, 100); err != nil || len(page.Changes) != 2 {
 		t.Errorf("%d changes, %v", len(page.Changes), err)
@@ -459,7 +459,7 @@ func TestOlderRemoval(t *testing.T) {
 	withdraw(nil)
 	count, err := x.writer.integer("SELECT (SELECT count(delete_after) FROM narinfos) + (SELECT count(delete_after) FROM cached_files)")
 	if n := due(); n != 0 || count != 0 || err != nil {
-		t.Errorf("%d are due that were put again, %d have a time, %v", n, count, err)
+		t.Errorf("%d items that were put again are due, %d have a deletion time, %v", n, count, err)
 	}
 }
 

@@ -44,7 +44,7 @@ func TestEachAt(t *testing.T) {
 		}
 		if i == count-1 {
 			if now := held(); now > before+count*each/2 {
-				t.Errorf("%d MiB are held", (now-before)>>20)
+				t.Errorf("%d MiB are in use", (now-before)>>20)
 			}
 		}
 		return nil

@@ -92,7 +92,7 @@ func TestFlippedBits(t *testing.T) {
 			case err == ErrNotFound:
 				absent++
 				if found != nil && !found[n.StorePath.Hash] {
-					t.Errorf("%s: %s is not found, and a check would not say so", where, n.StorePath.Hash)
+					t.Errorf("%s: %s is not found, and a check does not report it", where, n.StorePath.Hash)
 				}
 			case err != nil:
 				faults++
@@ -101,7 +101,7 @@ func TestFlippedBits(t *testing.T) {
 			if err == nil && !bytes.Equal(item.Text, n.Text) {
 				t.Errorf("%s: item %s has another text", where, n.StorePath.Hash)
 			} else if errors.Is(err, ErrNotFound) && found != nil && !found[n.StorePath.Hash] {
-				t.Errorf("%s: item %s is not found, and a check would not say so", where, n.StorePath.Hash)
+				t.Errorf("%s: item %s is not found, and a check does not report it", where, n.StorePath.Hash)
 			} else if err != nil && !errors.Is(err, ErrNotFound) && found != nil && !found[n.StorePath.Hash] {
 				lost++
 				t.Log(where, err)

@@ -157,7 +157,7 @@ func TestForeignMutations(t *testing.T) {
 		}
 		got, err := readForeign(t.Context(), path)
 		if err == nil && !slices.Equal(got, texts) {
-			t.Errorf("mutation %d: %d texts came, which are not those that were written", n, len(got))
+			t.Errorf("mutation %d: %d wrong texts", n, len(got))
 		}
 		if err == nil {
 			right++

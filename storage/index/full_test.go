@@ -120,7 +120,7 @@ func TestResumeFails(t *testing.T) {
 		t.Fatalf("%v, and %d connections of %d", err, len(x.readers), cap(x.readers))
 	}
 	if _, err := x.Totals(t.Context()); err == nil {
-		t.Error("what is not there was read")
+		t.Error("read from an unreadable database")
 	}
 	for _, suffix := range []string{"", "-wal", "-shm"} {
 		if err := os.Rename(path+"-away"+suffix, path+suffix); err != nil {

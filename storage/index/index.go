@@ -55,7 +55,8 @@ var (
 type Access int
 
 const (
-	// Create opens a database for reading and writing. It creates a missing file.
+	// Create opens a database for reading and writing. It initializes a missing or empty
+	// file.
 	Create Access = iota
 	// Write opens an existing database for reading and writing.
 	Write

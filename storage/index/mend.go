@@ -15,8 +15,8 @@ import (
 
 // FindDamage scans the database and yields damaged dictionaries, items, cached files,
 // changes and orphaned narinfos. It also finds items with a valid text that can't be found
-// by their hash or have wrong references. It calls looked after each item.
-func (x *Index) FindDamage(ctx context.Context, looked func()) iter.Seq2[*Damage, error] {
+// by their hash or have wrong references. It calls scanned after each item.
+func (x *Index) FindDamage(ctx context.Context, scanned func()) iter.Seq2[*Damage, error] {
 	return func(yield func(*Damage, error) bool) {
 		for _, id := range x.codec.damaged {
 			x.damages.add()
@@ -49,7 +49,7 @@ func (x *Index) FindDamage(ctx context.Context, looked func()) iter.Seq2[*Damage
 				return
 			}
 			for range read {
-				looked()
+				scanned()
 			}
 			for _, damage := range found {
 				if !yield(damage, nil) {

@@ -238,7 +238,7 @@ func TestMigrateWithCopy(t *testing.T) {
 				t.Fatalf("%+v, %v; want %+v", done, err, want)
 			}
 			if text, err := os.ReadFile(kept); err != nil || string(text) != "of before" {
-				t.Errorf("the copy of before is %q, %v", text, err)
+				t.Errorf("the earlier copy is %q, %v", text, err)
 			}
 			wantCopy(t, kept+".2", version)
 			if got := names(t, filepath.Dir(path)); !slices.Equal(got, []string{"db", filepath.Base(kept), filepath.Base(kept) + ".2"}) {

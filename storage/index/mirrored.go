@@ -27,7 +27,7 @@ func (x *Index) MirroredCount(ctx context.Context) (count, last int64, err error
 		return nil
 	})
 	if err != nil {
-		return 0, 0, describe("count what is mirrored in "+x.path, err)
+		return 0, 0, describe("count the mirrored items in "+x.path, err)
 	}
 	return count, last, nil
 }
@@ -53,7 +53,7 @@ func (x *Index) MirroredAfter(ctx context.Context, after, until int64, span int)
 			})
 	})
 	if err != nil {
-		return nil, 0, describe("list what is mirrored in "+x.path, err)
+		return nil, 0, describe("list the mirrored items in "+x.path, err)
 	}
 	return items, end, nil
 }

@@ -88,7 +88,7 @@ func TestReferrers(t *testing.T) {
 				t.Fatal(err)
 			}
 			if got := numbers(t, hashes, total); !slices.Equal(got, want[n]) {
-				t.Errorf("batches of %d: %d referrers of %d, want %d, in the order they came", batch, len(got), n, len(want[n]))
+				t.Errorf("batches of %d: %d referrers of %d, want %d, in insertion order", batch, len(got), n, len(want[n]))
 			}
 		}
 		runs, err := x.writer.integer("SELECT count(*) FROM runs")
@@ -105,13 +105,13 @@ func TestReferrersOfTheUnknown(t *testing.T) {
 	x := openTest(t)
 	put(t, x, testNarinfo(1, 1, []int{2, 3, 2}, 1))
 	if got := referrers(t, x, 2, 10); !slices.Equal(got, []int{1}) {
-		t.Errorf("referrers of what is no item are %v", got)
+		t.Errorf("referrers of a path that is not an item are %v", got)
 	}
 	if got := referrers(t, x, 1, 10); len(got) != 0 {
-		t.Errorf("referrers of what nobody refers to are %v", got)
+		t.Errorf("referrers of an unreferenced item are %v", got)
 	}
 	if got := referrers(t, x, 7, 10); len(got) != 0 {
-		t.Errorf("referrers of what nobody knows are %v", got)
+		t.Errorf("referrers of an unknown path are %v", got)
 	}
 	// It is added, removed, and added again.
 	for range 3 {
@@ -195,7 +195,7 @@ func TestReferrersWhileMerging(t *testing.T) {
 					return
 				}
 				if len(hashes) < max(lasting, most) {
-					t.Errorf("%d referrers, where there were %d before", len(hashes), max(lasting, most))
+					t.Errorf("%d referrers, want at least %d", len(hashes), max(lasting, most))
 					return
 				}
 				most = len(hashes)

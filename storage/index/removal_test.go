@@ -25,7 +25,7 @@ func TestRestore(t *testing.T) {
 		return done
 	}
 	if restore() {
-		t.Error("an item is restored that was not withdrawn")
+		t.Error("restored an item that was not withdrawn")
 	}
 	update(t, x, func(tx *Tx) error {
 		_, err := tx.Withdraw(hash, at)

@@ -178,7 +178,7 @@ func (x *Index) requireReserve(ctx context.Context) error {
 	// database. A write into free pages of the database needs room for the log only.
 	within, err := x.freeBytes(ctx)
 	if err == nil && within < x.reserve {
-		err = fmt.Errorf("%w: write to %s: what is left of its file system is for removals: make %d MiB of room there, or remove items until the database has %d MiB free within, %d more than now",
+		err = fmt.Errorf("%w: write to %s: the remaining room on its file system is for removals: make %d MiB of room there, or remove items until the database has %d MiB of free pages, %d MiB more than now",
 			ErrFull, x.path, mebi(2*x.reserve), mebi(x.reserve), mebi(x.reserve-within))
 	}
 	return err

@@ -154,7 +154,7 @@ func TestNoReserve(t *testing.T) {
 		t.Errorf("a reserve on a full file system: %d, %v", state, err)
 	}
 	if _, err := x.Text(t.Context(), testPath(0).Hash); errors.Is(err, ErrNotFound) {
-		t.Error("the items are gone")
+		t.Error("the items are missing")
 	}
 }
 

@@ -55,7 +55,7 @@ func TestEraseSetting(t *testing.T) {
 	}
 	for _, name := range files {
 		if text, err := os.ReadFile(name); err != nil || strings.Contains(string(text), "s3cr3t") {
-			t.Errorf("%s has it still, or can't be read: %v", name, err)
+			t.Errorf("%s still has the value, or can't be read: %v", name, err)
 		}
 	}
 	if x, err = Open(t.Context(), path, Options{}); err != nil {
@@ -63,6 +63,6 @@ func TestEraseSetting(t *testing.T) {
 	}
 	defer x.Close()
 	if x.Instance() != instance {
-		t.Error("the instance has another name now")
+		t.Error("the id of the instance has changed")
 	}
 }

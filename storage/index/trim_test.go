@@ -60,7 +60,7 @@ func TestTrimChanges(t *testing.T) {
 				t.Errorf("the log goes from %d to %d, %v", page.First, page.Last, err)
 			}
 			if changes := poll(t, w); len(changes) != 0 {
-				t.Errorf("it is told as %d changes", len(changes))
+				t.Errorf("mirrors receive %d changes", len(changes))
 			}
 			if again, err := x.TrimChanges(t.Context(), test.upTo, test.keep); again != 0 || err != nil {
 				t.Errorf("again: %d, %v", again, err)

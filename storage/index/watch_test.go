@@ -61,7 +61,7 @@ func TestWatch(t *testing.T) {
 		}
 		for range 2 {
 			if changes := poll(t, w); len(changes) != 0 {
-				t.Errorf("%s: told twice: %v", name, changes)
+				t.Errorf("%s: reported twice: %v", name, changes)
 			}
 		}
 	}

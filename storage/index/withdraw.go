@@ -111,7 +111,7 @@ func (x *Index) DeletableItems(ctx context.Context, now time.Time, limit int) (i
 			})
 	})
 	if err != nil {
-		return nil, describe("list what was withdrawn in "+x.path, err)
+		return nil, describe("list the withdrawn items in "+x.path, err)
 	}
 	return items, nil
 }
@@ -137,7 +137,7 @@ func (x *Index) WithdrawnStored(ctx context.Context) (usage WithdrawnUsage, err 
 		return nil
 	})
 	if err != nil {
-		return WithdrawnUsage{}, describe("sum what was withdrawn in "+x.path, err)
+		return WithdrawnUsage{}, describe("sum the withdrawn files in "+x.path, err)
 	}
 	return usage, nil
 }
@@ -150,7 +150,7 @@ func (x *Index) WithdrawnCount(ctx context.Context) (count int64, err error) {
 		return err
 	})
 	if err != nil {
-		return 0, describe("count what was withdrawn in "+x.path, err)
+		return 0, describe("count the withdrawn items in "+x.path, err)
 	}
 	return count, nil
 }

@@ -42,7 +42,7 @@ func (x *Index) WithdrawnPage(ctx context.Context, now time.Time, cursor *Withdr
 		return err
 	})
 	if err != nil {
-		return nil, false, describe("list what was withdrawn in "+x.path, err)
+		return nil, false, describe("list the withdrawn items in "+x.path, err)
 	}
 	return items, more, nil
 }

@@ -218,7 +218,7 @@ func (tx *Tx) Put(entry *Entry, old *Item) error {
 	}
 	id, err := tx.conn.insert(insertItem+" VALUES (?, ?, ?, ?, ?, ?, ?)", appendItemRow(nil, nil, entry, size)...)
 	if isDuplicate(err) {
-		return fmt.Errorf("insert %s, whose first 64 bits no other item may have: %w", n.StorePath.Hash, err)
+		return fmt.Errorf("insert %s: another item has the same first 64 bits: %w", n.StorePath.Hash, err)
 	} else if err != nil {
 		return fmt.Errorf("insert %s: %w", n.StorePath.Hash, err)
 	}

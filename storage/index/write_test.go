@@ -150,7 +150,7 @@ func TestSetStored(t *testing.T) {
 	for _, sizes := range [][]int64{nil, {}, {-1}} {
 		err := x.Update(t.Context(), func(tx *Tx) error { return putIn(tx, x, unsized, 1, sizes) })
 		if err == nil {
-			t.Errorf("stored without a size: sizes %v were taken", sizes)
+			t.Errorf("stored without a size: sizes %v were accepted", sizes)
 		}
 	}
 	wantTotals(t, x, Totals{1, 2, 30})
@@ -292,7 +292,7 @@ func TestSharedFirstBits(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := x.Update(t.Context(), func(tx *Tx) error { return putIn(tx, x, other, 1, nil) }); err == nil {
-		t.Error("the twin was taken")
+		t.Error("the twin was accepted")
 	} else if !bytes.Contains([]byte(err.Error()), []byte(twin.Hash.String())) {
 		t.Errorf("the error %q does not name the item", err)
 	}

@@ -74,7 +74,7 @@ func TestClose(t *testing.T) {
 		t.Fatal(err)
 	}
 	if log := text.String(); strings.Count(log, "\n") != 1 || !strings.Contains(log, "uses=3 items=1") || used() {
-		t.Errorf("log: %s; written down: %v", log, used())
+		t.Errorf("log: %s; written: %v", log, used())
 	}
 
 	text = testlog.Buffer{}
@@ -83,7 +83,7 @@ func TestClose(t *testing.T) {
 	c.Used(hash, "")
 	c.Close()
 	if !used() || text.String() != "" {
-		t.Errorf("written down: %v; log: %s", used(), text.String())
+		t.Errorf("written: %v; log: %s", used(), text.String())
 	}
 }
 
