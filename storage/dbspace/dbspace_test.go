@@ -132,7 +132,7 @@ func TestFull(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.step(t.Context())
-	if warnings := warnings(); len(warnings) != 1 || !strings.Contains(warnings[0], "only be removed") || !strings.Contains(warnings[0], "or remove items until") {
+	if warnings := warnings(); len(warnings) != 1 || !strings.Contains(warnings[0], "only removals are possible") || !strings.Contains(warnings[0], "or remove items until") {
 		t.Errorf("warnings %q", warnings)
 	}
 	free()

@@ -53,7 +53,7 @@ func TestBadFiles(t *testing.T) {
 			content := make([]byte, 100_000)
 			_, _ = rand.NewChaCha8([32]byte{}).Read(content)
 			write(t, path, content)
-		}, ErrForeign, []string{"no SQLite database", "--database"}},
+		}, ErrForeign, []string{"not an SQLite database", "--database"}},
 		{"a few bytes", func(t *testing.T, path string) { write(t, path, []byte("xyz")) }, ErrForeign, []string{"--database"}},
 		{"text", func(t *testing.T, path string) {
 			write(t, path, bytes.Repeat([]byte("StorePath: /gnu/store/\n"), 1000))
@@ -238,9 +238,9 @@ func TestUnusablePaths(t *testing.T) {
 		want error
 		word string
 	}{
-		{path, ErrForeign, "no regular file"},
-		{pipe, ErrForeign, "no regular file"},
-		{"/dev/null", ErrForeign, "no regular file"},
+		{path, ErrForeign, "not a regular file"},
+		{pipe, ErrForeign, "not a regular file"},
+		{"/dev/null", ErrForeign, "not a regular file"},
 		{filepath.Join(directory, "absent", "db"), nil, "does not exist: create it"},
 		{filepath.Join(directory, "file", "db"), nil, "not a directory"},
 		{filepath.Join(directory, strings.Repeat("x", 300)), nil, "too long"},

@@ -10,7 +10,7 @@ import (
 )
 
 // Checksum is the checksum of a file of an item. It is valid only for a file with this size
-// and modification time.
+// and change time.
 type Checksum struct {
 	Hash narinfo.PathHash
 	// File identifies the file among the item's. The caller chooses it.
