@@ -92,7 +92,7 @@ func (w *Watch) check() (is state, isSmall bool, free int64, err error) {
 }
 
 // fullText names both solutions.
-const fullText = "the file system of the database is full: only removals are possible: make room there, or remove items until the database has enough free pages for imports, whose errors say how much they need"
+const fullText = "the file system of the database is full: only removals are possible: make room there, or remove items until the database has enough free pages for imports; their errors say how much they need"
 
 const readOnlyText = "the file system of the database has been full since the server started: nothing can be written: the server answers requests, but can neither add nor remove items: make room there; no restart is needed"
 

@@ -367,8 +367,8 @@ func TestReserveSparse(t *testing.T) {
 	}
 }
 
-// TestReserveOfAnother: an importer may write the database but not the reserve, whose owner
-// creates it again.
+// TestReserveOfAnother: an importer may write to the database but not to the reserve. The
+// owner of the reserve creates it again.
 func TestReserveOfAnother(t *testing.T) {
 	t.Parallel()
 	x, directory := smallDisk(t, 100)
