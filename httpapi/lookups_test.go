@@ -247,9 +247,9 @@ func (c *manyChanges) ChangesAfter(context.Context, int64, int) (index.Page, err
 	return index.Page{First: 1}, nil
 }
 
-func (c *manyChanges) ChangesFrom(_ context.Context, _ *index.TimePlace, limit int) ([]index.Told, bool, error) {
+func (c *manyChanges) ChangesFrom(_ context.Context, _ *index.TimeCursor, limit int) ([]index.MirrorChange, bool, error) {
 	c.pages.Add(1)
-	return make([]index.Told, limit), true, nil
+	return make([]index.MirrorChange, limit), true, nil
 }
 
 // TestChangesLimit has a client ask for pages of changes for ever beside a mirror that asks

@@ -108,7 +108,7 @@ func Apply(ctx context.Context, s *storage.Storage, changes []Followed, options 
 		if !s.HasBytes() {
 			return nil
 		}
-		return tx.AddLeftovers(obsolete)
+		return tx.AddPendingDeletes(obsolete)
 	})
 	if err != nil {
 		return FollowedSums{}, err

@@ -122,11 +122,11 @@ func (m *Mirror) removals(ctx context.Context, changes []Followed) (count int, e
 
 // hurry makes the index write as for large imports, until slow is called.
 func (m *Mirror) hurry(ctx context.Context) (slow func()) {
-	if err := m.Storage.Index().Hurry(ctx, true); err != nil {
+	if err := m.Storage.Index().SetBulk(ctx, true); err != nil {
 		m.Log.Warn("can't hurry", "error", err)
 	}
 	return func() {
-		if err := m.Storage.Index().Hurry(ctx, false); err != nil && ctx.Err() == nil {
+		if err := m.Storage.Index().SetBulk(ctx, false); err != nil && ctx.Err() == nil {
 			m.Log.Warn("can't stop to hurry", "error", err)
 		}
 	}

@@ -197,7 +197,7 @@ func (i *instance) list() (lines []string) {
 
 // told is what others are told by time.
 func (i *instance) told() (lines []string) {
-	place := index.TimePlace{}
+	place := index.TimeCursor{}
 	told, _, err := i.index.ChangesFrom(context.Background(), &place, 1_000_000)
 	if err != nil {
 		i.t.Fatal(err)
@@ -247,7 +247,7 @@ func (i *instance) dumpAs(instance string) {
 			i.t.Fatal(err)
 		}
 	}
-	place := index.TimePlace{}
+	place := index.TimeCursor{}
 	told, _, err := i.index.ChangesFrom(i.t.Context(), &place, 1_000_000)
 	if err != nil {
 		i.t.Fatal(err)

@@ -228,9 +228,9 @@ func (m *Mirror) changed(ctx context.Context, items []Followed, present bits) (c
 func (b bits) setRow(row *index.Item, err error) {
 	var damage *index.Damage
 	if row != nil {
-		b.set(row.Place())
-	} else if errors.As(err, &damage) && damage.Place() != 0 {
-		b.set(damage.Place())
+		b.set(row.Position())
+	} else if errors.As(err, &damage) && damage.Position() != 0 {
+		b.set(damage.Position())
 	}
 }
 
@@ -296,7 +296,7 @@ func (m *Mirror) withdrawAbsent(ctx context.Context, at cursor.Cursor, present b
 			}
 			var hashes []narinfo.PathHash
 			for _, item := range items {
-				if !present.has(item.Place) && (newest.IsZero() || item.AddedAt.Before(newest)) {
+				if !present.has(item.Position) && (newest.IsZero() || item.AddedAt.Before(newest)) {
 					hashes = append(hashes, item.Hash)
 				}
 			}

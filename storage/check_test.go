@@ -130,7 +130,7 @@ func TestCheckUnknown(t *testing.T) {
 	if err := os.Rename(p.store+"-away", p.store); err != nil {
 		t.Fatal(err)
 	}
-	wantOnlyLeftovers(t, s)
+	wantOnlyUnreferenced(t, s)
 	wantServed(t, s, f)
 	wantWarning(t, s, "")
 	if err := errors.Join(s.TryIndex(t.Context()), s.TryWriting(t.Context())); err != nil {

@@ -197,7 +197,7 @@ func TestOneFault(t *testing.T) {
 		if failed > 1 || len(results) != len(items) {
 			t.Errorf("a fault at step %d: %s", at, outcomes(results))
 		}
-		wantOnlyLeftovers(t, s)
+		wantOnlyUnreferenced(t, s)
 		if err := closeAll(); err != nil {
 			t.Error(err)
 		}

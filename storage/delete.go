@@ -102,7 +102,7 @@ func (s *Storage) DeleteEach(ctx context.Context, names []string, since int64, r
 			bounded, cancel := s.WithLockDeadline(ctx, 0)
 			defer cancel()
 			if err := s.MayDelete(bounded); errors.Is(err, ErrNotOwner) {
-				return tx.RemoveLeftovers(chunk) // they are the owner's to delete
+				return tx.RemovePendingDeletes(chunk) // they are the owner's to delete
 			} else if err != nil {
 				return err
 			}
@@ -142,7 +142,7 @@ func (s *Storage) DeleteEach(ctx context.Context, names []string, since int64, r
 			if err := s.bytes.Sync(ctx); err != nil {
 				return err
 			}
-			return tx.RemoveLeftovers(done)
+			return tx.RemovePendingDeletes(done)
 		})
 		if err != nil {
 			return err

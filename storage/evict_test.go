@@ -223,8 +223,8 @@ func TestUsage(t *testing.T) {
 	}
 }
 
-// TestLeftoversBehindOne: one file that can't be deleted keeps no others.
-func TestLeftoversBehindOne(t *testing.T) {
+// TestPendingDeletesBehindOne: one file that can't be deleted keeps no others.
+func TestPendingDeletesBehindOne(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
 	s := p.openTest(t)
@@ -237,7 +237,7 @@ func TestLeftoversBehindOne(t *testing.T) {
 	// The storage is this instance's.
 	wantOutcomes(t, importAll(t, s, importer.Options{}, laid(t, fake{n: 1000, content: "stays"})), "1 added")
 	_, x := p.openAt(t, nil)
-	if err := x.Update(t.Context(), func(tx *index.Tx) error { return tx.AddLeftovers(names) }); err != nil {
+	if err := x.Update(t.Context(), func(tx *index.Tx) error { return tx.AddPendingDeletes(names) }); err != nil {
 		t.Fatal(err)
 	}
 	stuck := p.openWith(t, func(b bytestore.Store) bytestore.Store { return noRemoveOf{b, names[3]} })
@@ -245,7 +245,7 @@ func TestLeftoversBehindOne(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "it is stuck") || dropped.Size != 4*449 {
 		t.Errorf("%+v, %v", dropped, err)
 	}
-	if left, err := x.Leftovers(t.Context(), "", 1000); err != nil || len(left) != 1 || left[0] != names[3] {
+	if left, err := x.PendingDeletes(t.Context(), "", 1000); err != nil || len(left) != 1 || left[0] != names[3] {
 		t.Errorf("%d names are left, %v", len(left), err)
 	}
 }
@@ -307,9 +307,9 @@ func TestRemoveWithdrawnAround(t *testing.T) {
 	}
 }
 
-// TestRestoredLeftovers: an item that is imported again after a backup keeps its nar when
+// TestRestoredPendingDeletes: an item that is imported again after a backup keeps its nar when
 // the backup is restored, also if the nar was about to be deleted at the backup.
-func TestRestoredLeftovers(t *testing.T) {
+func TestRestoredPendingDeletes(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
 	s, x := p.openAt(t, nil)
@@ -318,7 +318,7 @@ func TestRestoredLeftovers(t *testing.T) {
 	if _, err := s.Remove(t.Context(), item.hash()); err != nil {
 		t.Fatal(err)
 	}
-	if err := x.Update(t.Context(), func(tx *index.Tx) error { return tx.AddLeftovers([]string{item.name()}) }); err != nil {
+	if err := x.Update(t.Context(), func(tx *index.Tx) error { return tx.AddPendingDeletes([]string{item.name()}) }); err != nil {
 		t.Fatal(err)
 	}
 	restored := p

@@ -294,8 +294,8 @@ func wantFindings(t testing.TB, s *storage.Storage, want ...string) {
 	}
 }
 
-// wantOnlyLeftovers asserts that no row claims bytes that are not there.
-func wantOnlyLeftovers(t testing.TB, s *storage.Storage) {
+// wantOnlyUnreferenced asserts that no row claims bytes that are not there.
+func wantOnlyUnreferenced(t testing.TB, s *storage.Storage) {
 	t.Helper()
 	for _, finding := range findings(t, s) {
 		if strings.HasPrefix(finding, "missing") || strings.HasPrefix(finding, "wrong size") {

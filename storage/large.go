@@ -39,7 +39,7 @@ func (s *Storage) Discard(ctx context.Context, names []string) {
 	}
 	ctx, cancel := linger.Context(ctx, linger.Second)
 	defer cancel()
-	err := s.index.Reclaim(ctx, func(tx *index.Tx) error { return tx.AddLeftovers(names) })
+	err := s.index.Reclaim(ctx, func(tx *index.Tx) error { return tx.AddPendingDeletes(names) })
 	if err == nil || errors.Is(err, index.ErrFull) { // to delete them takes no room
 		var dropErr error
 		if _, _, dropErr = s.DeleteUnclaimed(ctx, names, 0); dropErr == nil {

@@ -185,12 +185,12 @@ func TestSharedFile(t *testing.T) {
 		first, second := items[order[0]], items[order[1]]
 		importAll(t, s, importer.Options{}, laid(t, first))
 		importAll(t, s, importer.Options{}, laid(t, second))
-		wantOnlyLeftovers(t, s)
+		wantOnlyUnreferenced(t, s)
 		_, err := s.Remove(t.Context(), first.hash())
 		if err != nil && !errors.Is(err, storage.ErrNotFound) {
 			t.Error(err)
 		}
-		wantOnlyLeftovers(t, s)
+		wantOnlyUnreferenced(t, s)
 	}
 }
 

@@ -89,7 +89,7 @@ func (s *Storage) RemoveAll(ctx context.Context, hashes []narinfo.PathHash, guar
 			removals = append(removals, removal)
 		}
 		if s.bytes != nil {
-			if err := tx.AddLeftovers(names); err != nil {
+			if err := tx.AddPendingDeletes(names); err != nil {
 				return err
 			}
 		}

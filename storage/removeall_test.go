@@ -204,7 +204,7 @@ func TestRemoveFaults(t *testing.T) {
 					t.Errorf("%v at %d: item %d: %v", mode, at, f.n, err)
 				}
 			}
-			wantOnlyLeftovers(t, s)
+			wantOnlyUnreferenced(t, s)
 			if err := closeAll(); err != nil {
 				t.Error(err)
 			}

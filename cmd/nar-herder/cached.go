@@ -60,7 +60,7 @@ func advertise(ctx context.Context, x *index.Index, options *cached.Options, log
 	if !errors.Is(err, index.ErrFull) {
 		return err
 	}
-	most, mostErr := x.ShortestPromise(ctx, now, maps.Keys(advertised))
+	most, mostErr := x.ShortestGrace(ctx, now, maps.Keys(advertised))
 	if mostErr != nil {
 		return mostErr
 	}

@@ -53,12 +53,12 @@ func TestBadDatabases(t *testing.T) {
 			if err := os.WriteFile(name, []byte(strings.Repeat("This is no database. ", 1000)), 0o644); err != nil {
 				t.Fatal(err)
 			}
-		}, []string{"no SQLite database", "--database"}},
+		}, []string{"not an SQLite database", "--database"}},
 		"pipe": {func(t *testing.T, name string) {
 			if err := syscall.Mkfifo(name, 0o644); err != nil {
 				t.Fatal(err)
 			}
-		}, []string{"no regular file", "--database"}},
+		}, []string{"not a regular file", "--database"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

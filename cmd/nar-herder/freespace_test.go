@@ -125,7 +125,7 @@ func TestFullDatabase(t *testing.T) {
 			t.Errorf("%s", out)
 		}
 	}
-	health("only be removed")
+	health("only removals are possible")
 	got := runProgram(t, p.args("import", "--keep", source)...)
 	if got.status == 0 || !strings.Contains(got.err, "no space left for the database") {
 		t.Errorf("import: %+v", got)

@@ -53,7 +53,7 @@ func (s *API) ServeChanges(ctx *fasthttp.RequestCtx) {
 		return
 	}
 	ctx.Response.Header.SetContentType("application/json")
-	ctx.Response.SetBodyStream(&changesSince{s: s, client: s.options.Proxies.Client(ctx), ctx: s.options.Streaming, place: index.TimePlace{At: since}}, -1)
+	ctx.Response.SetBodyStream(&changesSince{s: s, client: s.options.Proxies.Client(ctx), ctx: s.options.Streaming, place: index.TimeCursor{At: since}}, -1)
 }
 
 // parseSince reads a time as the original writes it, or as others do.
@@ -68,7 +68,7 @@ func parseSince(text string) (time.Time, bool) {
 
 // toldAs is a change in the form in which it is published. A follower that goes by time would get
 // nothing more behind one that is dated ahead.
-func toldAs(change index.Told) peer.Change {
+func toldAs(change index.MirrorChange) peer.Change {
 	c := peer.Change{ID: change.ID, Datetime: stamp.Past(change.At, time.Now().UTC()).Format(time.DateTime), Change: peer.Addition, Data: string(change.Text)}
 	if change.Kind == index.Removed {
 		c.Change, c.Data = peer.Removal, change.StorePath
@@ -81,7 +81,7 @@ type changesSince struct {
 	s       *API
 	client  netip.Addr
 	ctx     context.Context
-	place   index.TimePlace
+	place   index.TimeCursor
 	pending bytes.Buffer
 	paged   bool // a page was read
 	begun   bool

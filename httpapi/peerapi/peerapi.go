@@ -48,7 +48,7 @@ type ChangeLog interface {
 	// ChangesAfter returns changes by their numbers; see [index.Index.ChangesAfter].
 	ChangesAfter(ctx context.Context, after int64, limit int) (index.Page, error)
 	// ChangesFrom returns changes by their time; see [index.Index.ChangesFrom].
-	ChangesFrom(ctx context.Context, place *index.TimePlace, limit int) (told []index.Told, more bool, err error)
+	ChangesFrom(ctx context.Context, place *index.TimeCursor, limit int) (told []index.MirrorChange, more bool, err error)
 }
 
 // Options of [New]. What is nil is left out of answers.

@@ -150,7 +150,7 @@ func readItems(ctx context.Context, snapshot *index.Snapshot, lots chan<- []orig
 // addChanges writes the newest changes, of which a mirror takes the newest time to
 // go on from: none is ahead of that of the dump. Without any, the item that came last
 // stands for them.
-func addChanges(w *original.Writer, snapshot *index.Snapshot, changes []index.Told, now time.Time) error {
+func addChanges(w *original.Writer, snapshot *index.Snapshot, changes []index.MirrorChange, now time.Time) error {
 	for _, change := range changes {
 		written := original.Change{At: stamp.Past(change.At, now).Truncate(time.Second), Removal: change.Kind == index.Removed, Data: string(change.Text)}
 		if written.Removal {

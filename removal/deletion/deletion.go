@@ -69,7 +69,7 @@ func Evict(ctx context.Context, s *storage.Storage, items []*storage.Item, since
 			names = append(names, item.NarNames()...)
 			evicted = append(evicted, item)
 		}
-		if err := tx.AddLeftovers(names); err != nil {
+		if err := tx.AddPendingDeletes(names); err != nil {
 			return err
 		}
 		since = last + int64(len(evicted)) // with its own changes
@@ -178,7 +178,7 @@ func RemoveWithdrawn(ctx context.Context, s *storage.Storage, now time.Time) (fr
 			if !s.HasBytes() {
 				return nil
 			}
-			return tx.AddLeftovers(names)
+			return tx.AddPendingDeletes(names)
 		})
 		if err != nil {
 			return freed, err
@@ -211,7 +211,7 @@ func DeletePending(ctx context.Context, s *storage.Storage) (dropped storage.Fre
 		return errors.Join(failure, err)
 	}
 	for after := ""; ; {
-		names, err := s.Index().Leftovers(ctx, after, storage.DeleteAtOnce)
+		names, err := s.Index().PendingDeletes(ctx, after, storage.DeleteAtOnce)
 		if err != nil || len(names) == 0 || !s.HasBytes() {
 			return dropped, left(err)
 		}

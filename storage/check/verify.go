@@ -118,7 +118,7 @@ func (v *verifying) all(ctx context.Context) bool {
 			return false
 		}
 		if len(v.position.again) < mostAgain {
-			v.position.after = row.Place()
+			v.position.after = row.Position()
 			if wrong {
 				v.position.again = append(v.position.again, row.Hash)
 			}

@@ -1,5 +1,5 @@
-// Package checksums computes the checksums of files once, and keeps them in the index, so
-// that a file has the same entity tag wherever the same bytes are served.
+// Package checksums computes the checksums of files once and keeps them in the index, so
+// that every instance serves the same file with the same entity tag.
 package checksums
 
 import (
@@ -20,30 +20,30 @@ import (
 )
 
 const (
-	// mostWanted bounds the files that wait to be read. One more is wanted again at its
-	// next use.
-	mostWanted = 1000
-	// flushInterval and flushAtOnce bound how long checksums wait to be written, and
-	// how many are written in one transaction.
+	// maxQueued limits the queue of files. A file that doesn't fit is queued at its next
+	// use.
+	maxQueued = 1000
+	// flushInterval is how long computed checksums wait, and flushBatch how many are
+	// written in one transaction.
 	flushInterval = time.Second
-	flushAtOnce   = 500
-	// retryAfter is how long a file that can't be read is left alone.
+	flushBatch    = 500
+	// retryAfter is how long to wait before reading a file again that couldn't be read.
 	retryAfter = 10 * time.Minute
 )
 
-// Opener opens all of a file. The reader is the caller's to close.
+// Opener opens a whole file. The caller closes the reader.
 type Opener func(context.Context) (io.ReadCloser, bytestore.Info, error)
 
-// Keeper computes checksums in the background and keeps them in an index. Its methods may
-// be called from several goroutines at once.
+// Keeper computes checksums in the background and keeps them in an index. Its methods are
+// safe for concurrent use.
 type Keeper struct {
 	index *index.Index
 	log   *slog.Logger
 
 	queue chan job
 	mu    sync.Mutex
-	// pending are the files that wait to be read or written down, with the zero time,
-	// and those that could not be read, with the time of that.
+	// pending has the files that are queued or being processed, with the zero time, and the
+	// files that could not be read, with the time of the failure.
 	pending map[key]time.Time
 }
 
@@ -57,17 +57,17 @@ type job struct {
 	open Opener
 }
 
-// New makes a keeper. log is for operators.
+// New returns a keeper for the files of an index.
 func New(x *index.Index, log *slog.Logger) *Keeper {
-	return &Keeper{index: x, log: log, queue: make(chan job, mostWanted), pending: make(map[key]time.Time)}
+	return &Keeper{index: x, log: log, queue: make(chan job, maxQueued), pending: make(map[key]time.Time)}
 }
 
-// Checksums returns the checksums of an item's files that are known.
+// Checksums returns the known checksums of an item's files.
 func (k *Keeper) Checksums(ctx context.Context, hash narinfo.PathHash) ([]index.Checksum, error) {
 	return k.index.Checksums(ctx, hash)
 }
 
-// Want asks for the checksum of a file of an item, which open opens. It returns at once.
+// Want queues a file of an item for its checksum, and returns at once.
 func (k *Keeper) Want(hash narinfo.PathHash, file string, open Opener) {
 	wanted := job{key{hash, file}, open}
 	k.mu.Lock()
@@ -83,7 +83,7 @@ func (k *Keeper) Want(hash narinfo.PathHash, file string, open Opener) {
 }
 
 // Run computes checksums, one file at a time, until the context ends. It calls changed for
-// each item that has a new one.
+// each item that gets a new one.
 func (k *Keeper) Run(ctx context.Context, changed func(narinfo.PathHash)) {
 	var computed []index.Checksum
 	flush := time.NewTimer(0)
@@ -98,7 +98,7 @@ func (k *Keeper) Run(ctx context.Context, changed func(narinfo.PathHash)) {
 			if err != nil {
 				k.failed(wanted.key)
 				if ctx.Err() == nil && !errors.Is(err, storage.ErrNotStored) {
-					k.log.Warn("can't compute the checksum of a file: its entity tag is by its time; this is tried again after 10 min",
+					k.log.Warn("can't compute the checksum of a file: its entity tag depends on its time: will retry after 10 min",
 						"item", wanted.hash.String(), "file", wanted.file, "error", err)
 				}
 				continue
@@ -106,7 +106,7 @@ func (k *Keeper) Run(ctx context.Context, changed func(narinfo.PathHash)) {
 			if computed = append(computed, sum); len(computed) == 1 {
 				flush.Reset(flushInterval)
 			}
-			if len(computed) < flushAtOnce {
+			if len(computed) < flushBatch {
 				continue
 			}
 		case <-flush.C:
@@ -117,7 +117,7 @@ func (k *Keeper) Run(ctx context.Context, changed func(narinfo.PathHash)) {
 	}
 }
 
-// compute reads the file.
+// compute reads the file and returns its checksum.
 func compute(ctx context.Context, wanted job) (index.Checksum, error) {
 	reader, info, err := wanted.open(ctx)
 	if err != nil {
@@ -137,7 +137,7 @@ func compute(ctx context.Context, wanted job) (index.Checksum, error) {
 		}
 	}
 	if size != info.Size {
-		return index.Checksum{}, fmt.Errorf("it has %d bytes, and had %d when it was opened", size, info.Size)
+		return index.Checksum{}, fmt.Errorf("read %d bytes, but the size was %d when it was opened", size, info.Size)
 	}
 	return index.Checksum{
 		Hash: wanted.hash, File: wanted.file, Size: size, Changed: info.Changed,
@@ -155,7 +155,7 @@ func (k *Keeper) write(ctx context.Context, computed []index.Checksum, changed f
 		return nil
 	})
 	if err != nil && ctx.Err() == nil {
-		k.log.Warn("can't write down the checksums of files; they are computed again", "files", len(computed), "error", err)
+		k.log.Warn("can't write the checksums of files: will compute them again", "files", len(computed), "error", err)
 	}
 	for _, sum := range computed {
 		k.done(key{sum.Hash, sum.File})
@@ -165,7 +165,7 @@ func (k *Keeper) write(ctx context.Context, computed []index.Checksum, changed f
 	}
 }
 
-// failed notes that a file could not be read. What failed long ago is forgotten.
+// failed records that a file could not be read, and drops old failures.
 func (k *Keeper) failed(of key) {
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -25,7 +25,7 @@ const patience = 30 * time.Second
 // keeper is a running Keeper.
 type keeper struct {
 	*Keeper
-	hash    narinfo.PathHash // of an item that is in the index
+	hash    narinfo.PathHash // of an item in the index
 	log     *testlog.Buffer
 	changed chan narinfo.PathHash
 }
@@ -78,7 +78,7 @@ func (k *keeper) wait(t *testing.T) []index.Checksum {
 	}
 }
 
-// file opens a file with the content.
+// file returns an opener of a file with the content.
 func file(content string, size int64, opened *atomic.Int32) Opener {
 	return func(context.Context) (io.ReadCloser, bytestore.Info, error) {
 		opened.Add(1)
@@ -98,7 +98,7 @@ func TestChecksum(t *testing.T) {
 	if sums := k.wait(t); len(sums) != 1 || sums[0] != want || opened.Load() != 1 {
 		t.Errorf("checksums %+v, the file was read %d times", sums, opened.Load())
 	}
-	// Another file, and the first anew, in the place of what was known.
+	// Another file, and a replacement of the first one.
 	k.Want(k.hash, "nar/b", file("other", 5, &opened))
 	for sums := k.wait(t); len(sums) != 2; sums = k.wait(t) {
 	}
@@ -113,8 +113,8 @@ func TestChecksum(t *testing.T) {
 	}
 }
 
-// TestChecksumFails: what can't be read has no checksum, is logged once unless it is only
-// gone, and is tried again after a while.
+// TestChecksumFails: a file that can't be read has no checksum, is logged once unless it is
+// missing, and is retried later.
 func TestChecksumFails(t *testing.T) {
 	t.Parallel()
 	for name, open := range map[string]Opener{
@@ -139,7 +139,7 @@ func TestChecksumFails(t *testing.T) {
 					tries.Add(1)
 					return open(ctx)
 				})
-				// Files are read one after the other.
+				// Files are read in order.
 				k.Want(k.hash, "nar/"+strconv.Itoa(n), file("content", 7, new(atomic.Int32)))
 				for sums := k.wait(t); len(sums) != n+1; sums = k.wait(t) {
 				}
@@ -150,7 +150,7 @@ func TestChecksumFails(t *testing.T) {
 			if got := strings.Count(k.log.String(), "file=nar/a"); got != 1 && name != "gone" || got != 0 && name == "gone" {
 				t.Errorf("the log:\n%s", k.log)
 			}
-			// As if it had been long ago.
+			// As if it had failed long ago.
 			k.mu.Lock()
 			k.pending[key{k.hash, "nar/a"}] = time.Now().Add(-retryAfter)
 			k.mu.Unlock()
@@ -165,8 +165,8 @@ type failing struct{}
 
 func (failing) Read([]byte) (int, error) { return 0, errors.New("a bad sector") }
 
-// TestChecksumOfRemoved: an item that is gone by now is no fault, and takes the checksums
-// of others with it in no case.
+// TestChecksumOfRemoved: a removed item is not an error, and doesn't affect the checksums
+// of others.
 func TestChecksumOfRemoved(t *testing.T) {
 	t.Parallel()
 	k := start(t)
@@ -181,14 +181,14 @@ func TestChecksumOfRemoved(t *testing.T) {
 	}
 }
 
-// TestManyWanted: more than can wait are dropped, and wanted again later.
+// TestManyWanted: files that don't fit into the queue are dropped, and queued again later.
 func TestManyWanted(t *testing.T) {
 	t.Parallel()
 	k := New(nil, slog.New(slog.DiscardHandler))
-	for n := range mostWanted + 10 {
+	for n := range maxQueued + 10 {
 		k.Want(narinfo.PathHash{}, strconv.Itoa(n), nil)
 	}
-	if len(k.queue) != mostWanted || len(k.pending) != mostWanted {
+	if len(k.queue) != maxQueued || len(k.pending) != maxQueued {
 		t.Errorf("%d files wait, %d are pending", len(k.queue), len(k.pending))
 	}
 }

@@ -1,5 +1,5 @@
-// Package dbspace watches the file system of the database: it warns before that is
-// full, and keeps some room there by which items can still be removed when it is.
+// Package dbspace watches the free space of the database's file system. It warns before the
+// file system is full, and keeps a reserve that removals can use when it is.
 package dbspace
 
 import (
@@ -16,10 +16,10 @@ import (
 	"nar-herder/storage/index"
 )
 
-// interval is how often the watch looks.
+// interval is the time between checks.
 const interval = 10 * time.Second
 
-// Watch is a [prometheus.Collector] of its metrics.
+// Watch watches the file system, and is a [prometheus.Collector] of its metrics.
 type Watch struct {
 	index     *index.Index
 	directory string
@@ -27,18 +27,18 @@ type Watch struct {
 	look      disk.Look
 	gauge     prometheus.GaugeFunc
 
-	// Note writes what the server could not at its start, as there was no room: Run
-	// calls it until it succeeds. nil for nothing.
+	// Note, if not nil, writes the data that the server could not write at its start
+	// because the disk was full. Run calls it until it succeeds.
 	Note func(ctx context.Context) error
 
-	// What Run has logged.
+	// The conditions that Run has logged.
 	state   state
 	failing bool
 	unkept  bool
 	small   bool
 }
 
-// New makes a watch of the index's file system. look finds out about that; nil for
+// New returns a watch of the index's file system. look returns its free space; nil means
 // [disk.Room].
 func New(x *index.Index, look disk.Look, log *slog.Logger) *Watch {
 	if look == nil {
@@ -57,21 +57,21 @@ func New(x *index.Index, look disk.Look, log *slog.Logger) *Watch {
 	return w
 }
 
-// state is how full the file system is.
+// state is the fill state of the file system.
 type state int
 
 const (
 	roomy state = iota
-	// low: less than [disk.Reserve] is free. Dumps are not made then, either.
+	// low means that less than [disk.Reserve] is free. The server makes no dumps then.
 	low
-	// full: nothing is written any more but removals, from the index's reserve.
+	// full means that only removals may write, using the index's reserve.
 	full
-	// readOnly: nothing is written at all. There was no room to open the database.
+	// readOnly means that nothing may write: there was no room to open the database.
 	readOnly
 )
 
-// now takes a look. isSmall says that the reserve may not be enough.
-func (w *Watch) now() (is state, isSmall bool, free int64, err error) {
+// check returns the present state. isSmall means that the reserve may not be sufficient.
+func (w *Watch) check() (is state, isSmall bool, free int64, err error) {
 	free, size, err := w.look(w.directory)
 	if err != nil {
 		return roomy, false, 0, err
@@ -91,16 +91,14 @@ func (w *Watch) now() (is state, isSmall bool, free int64, err error) {
 	return roomy, isSmall, free, nil
 }
 
-// fullText names both ways out.
-const fullText = "the file system of the database is full: items can only be removed until there is room: make room there, or remove items until enough of the database is free for others; the errors of imports say how much"
+// fullText names both solutions.
+const fullText = "the file system of the database is full: only removals are possible: make room there, or remove items until the database has enough free pages for imports; their errors say how much they need"
 
-// readOnlyText says that writes fail.
-const readOnlyText = "the file system of the database is full, and was at the start: nothing can be written, items can neither be added nor removed, and the server only answers requests: make room there; it goes back to normal by itself then"
+const readOnlyText = "the file system of the database has been full since the server started: nothing can be written: the server answers requests, but can neither add nor remove items: make room there; no restart is needed"
 
-// smallText says what a small file system means.
 var smallText = fmt.Sprintf("the file system of the database is smaller than %d MiB: removals may fail when nothing is free there", index.LeastDisk>>20)
 
-// Run keeps the index's reserve, and logs when the file system becomes full and when it
+// Run maintains the index's reserve, and logs when the file system becomes full and when it
 // has room again, until the context ends.
 func (w *Watch) Run(ctx context.Context) {
 	ticker := time.NewTicker(interval)
@@ -117,7 +115,7 @@ func (w *Watch) Run(ctx context.Context) {
 
 func (w *Watch) step(ctx context.Context) {
 	if err := w.index.Resume(ctx); err != nil && ctx.Err() == nil {
-		w.log.Warn("the database can't be opened for writing yet; that is tried again", "error", err)
+		w.log.Warn("the database can't be opened for writing: will retry", "error", err)
 	}
 	var err error
 	if !w.index.IsFull() {
@@ -127,19 +125,19 @@ func (w *Watch) step(ctx context.Context) {
 		switch err := w.Note(ctx); {
 		case err == nil:
 			w.Note = nil
-			w.log.Info("the options that could not be noted in the database are noted now")
+			w.log.Info("recorded the options in the database, which had no room for them before")
 		case !errors.Is(err, index.ErrFull) && ctx.Err() == nil:
-			w.log.Warn("options can't be noted in the database yet; that is tried again", "error", err)
+			w.log.Warn("can't record the options in the database: will retry", "error", err)
 		}
 	}
 	if err != nil && !w.unkept {
-		w.log.Error("can't keep room for removals beside the database: they will fail when its file system is full", "error", err)
+		w.log.Error("can't create the reserve of the database: removals will fail if its file system is full", "error", err)
 	}
 	w.unkept = err != nil
-	is, isSmall, free, err := w.now()
+	is, isSmall, free, err := w.check()
 	if err != nil {
 		if !w.failing {
-			w.log.Error("can't find out how much is free on the file system of the database", "error", err)
+			w.log.Error("can't check the free space of the file system of the database", "error", err)
 		}
 		w.failing = true
 		return
@@ -165,15 +163,15 @@ func (w *Watch) step(ctx context.Context) {
 	}
 }
 
-// Warnings are for the health.
+// Warnings returns the present warnings for the health check.
 func (w *Watch) Warnings() (warnings []string) {
-	is, isSmall, free, err := w.now()
+	is, isSmall, free, err := w.check()
 	if isSmall {
 		warnings = append(warnings, smallText)
 	}
 	switch {
 	case err != nil:
-		return append(warnings, "can't find out how much is free on the file system of the database: see the log")
+		return append(warnings, "can't check the free space of the file system of the database: see the log")
 	case is == readOnly:
 		return append(warnings, readOnlyText)
 	case is == full:

@@ -44,7 +44,7 @@ func gaugeOf(t testing.TB, w *Watch) float64 {
 	return families[0].GetMetric()[0].GetGauge().GetValue()
 }
 
-// TestWatch logs each change once, and has the warnings as of now.
+// TestWatch logs each change once, and returns the present warnings.
 func TestWatch(t *testing.T) {
 	t.Parallel()
 	x := openAt(t, filepath.Join(t.TempDir(), "db"))
@@ -66,7 +66,7 @@ func TestWatch(t *testing.T) {
 		go w.Run(ctx)
 		for _, step := range []struct {
 			room
-			log     string // one more line that has this; none if ""
+			log     string // a new line with this text; none if ""
 			warning string
 		}{
 			{room{50 * giga, nil}, "", ""},
@@ -102,11 +102,11 @@ func TestWatch(t *testing.T) {
 	})
 }
 
-// TestFull is with a real file system: the reserve is kept, used and kept again.
+// TestFull uses a real file system: the reserve is created, used and created again.
 func TestFull(t *testing.T) {
 	t.Parallel()
 	disk := testfs.Small(t, 8<<20)
-	// The log lies where the link leads.
+	// The database is where the link points.
 	link := filepath.Join(t.TempDir(), "db")
 	if err := os.Symlink(filepath.Join(disk, "db"), link); err != nil {
 		t.Fatal(err)
@@ -117,7 +117,7 @@ func TestFull(t *testing.T) {
 	x := openAt(t, link)
 	log := new(testlog.Buffer)
 	w := New(x, nil, slog.New(slog.NewTextHandler(log, nil)))
-	// But that of the size, as of TestSmall.
+	// Except the one about the size; see TestSmall.
 	warnings := func() []string { return w.Warnings()[1:] }
 	w.step(t.Context())
 	if state, err := x.Reserve(); state != index.ReserveKept || err != nil || len(warnings()) > 0 {
@@ -132,7 +132,7 @@ func TestFull(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.step(t.Context())
-	if warnings := warnings(); len(warnings) != 1 || !strings.Contains(warnings[0], "only be removed") || !strings.Contains(warnings[0], "or remove items until") {
+	if warnings := warnings(); len(warnings) != 1 || !strings.Contains(warnings[0], "only removals are possible") || !strings.Contains(warnings[0], "or remove items until") {
 		t.Errorf("warnings %q", warnings)
 	}
 	free()

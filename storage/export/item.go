@@ -76,7 +76,7 @@ func (r *run) item(ctx context.Context, row *index.Item, tries int) error {
 }
 
 func hasChanged(old, now *index.Item) bool {
-	return now.Place() != old.Place() || now.Stored != old.Stored || !now.WithdrawnAt.Equal(old.WithdrawnAt) || !bytes.Equal(now.Text, old.Text)
+	return now.Position() != old.Position() || now.Stored != old.Stored || !now.WithdrawnAt.Equal(old.WithdrawnAt) || !bytes.Equal(now.Text, old.Text)
 }
 
 // namesIn returns the names of each file of the item in the copy, or an error if the item

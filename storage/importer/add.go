@@ -373,7 +373,7 @@ func (im *Importer) put(ctx context.Context, tx *index.Tx, p *prepared, old *sto
 			storage.CarryStored(p.entry, old)
 		} else {
 			p.obsolete = old.NarNames()
-			if err := tx.AddLeftovers(p.obsolete); err != nil {
+			if err := tx.AddPendingDeletes(p.obsolete); err != nil {
 				return err
 			}
 		}

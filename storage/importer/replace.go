@@ -121,7 +121,7 @@ func (r *replacements) unstore(tx *index.Tx, p *prepared) error {
 		kept &^= old.FilesNamed(name)
 		r.files[name] = &replacement{hash: old.Hash, narHash: old.Narinfo.NarHash, size: old.StoredSize(i), sure: noted == ""}
 		// What waits to be deleted is not, while no row claims it.
-		if err := errors.Join(tx.SetSetting(replacingPrefix+name, r.value), tx.RemoveLeftovers([]string{name})); err != nil {
+		if err := errors.Join(tx.SetSetting(replacingPrefix+name, r.value), tx.RemovePendingDeletes([]string{name})); err != nil {
 			return err
 		}
 	}

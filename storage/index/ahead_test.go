@@ -8,8 +8,8 @@ import (
 	"nar-herder/narinfo"
 )
 
-// TestBoundTimes: what was withdrawn, or used, by a clock that was ahead counts as of
-// now, and nothing else changes.
+// TestBoundTimes: withdrawals and uses at future times are set to now, and nothing else
+// changes.
 func TestBoundTimes(t *testing.T) {
 	t.Parallel()
 	x := openAt(t, t.TempDir()+"/index.db")
@@ -39,9 +39,9 @@ func TestBoundTimes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// As of a machine that has begun without a clock.
+	// As on a machine that started without a clock.
 	if got, err := x.BoundTimes(t.Context(), time.Unix(60, 0)); err != nil || got != 0 {
-		t.Errorf("%d times were bounded by a clock that is behind, %v", got, err)
+		t.Errorf("a slow clock bounded %d times, %v", got, err)
 	}
 	for _, want := range []int64{6, 0} {
 		if got, err := x.BoundTimes(t.Context(), now); err != nil || got != want {
@@ -62,8 +62,8 @@ func TestBoundTimes(t *testing.T) {
 	}
 }
 
-// TestBeforeClock: what was withdrawn before the machine's clock was set is not due when it
-// jumps, but a grace period later.
+// TestBeforeClock: an item that was withdrawn before the clock was set is deleted a grace
+// period after the clock jumps.
 func TestBeforeClock(t *testing.T) {
 	t.Parallel()
 	x := openAt(t, t.TempDir()+"/index.db")

@@ -16,15 +16,15 @@ import (
 	"nar-herder/internal/disk"
 )
 
-// takenSetting is when a backup was taken, as [time.RFC3339] has it. Only a backup has
-// it, until [Index.Restored] removes it.
+// takenSetting is the time of a backup in [time.RFC3339] format. Only a backup has it;
+// [Index.Restored] removes it.
 const takenSetting = "backup.taken"
 
-// Backup writes all of the database but pending deletes, as it is at one moment, to a
-// file that can take the place of the database later. It may be called with [Read], and does not hold up
-// writers. SQLite has checked the file when Backup returns, and it is flushed to the disk.
-// An existing file is [fs.ErrExist] unless it is to be replaced; a database in use is
-// never replaced. On failure nothing has changed.
+// Backup writes a snapshot of the database, without pending deletes, to a file that can
+// replace the database. It works with [Read], and doesn't block writers. When it returns,
+// SQLite has verified the file and it is flushed to the disk. If the file exists, the error
+// is [fs.ErrExist] unless replace is true. Backup never replaces a database in use. On
+// failure nothing has changed.
 func (x *Index) Backup(ctx context.Context, path string, replace bool, at time.Time) (err error) {
 	tried := fmt.Sprintf("back up the database %s to %s", x.path, path)
 	defer func() {
@@ -44,8 +44,8 @@ func (x *Index) Backup(ctx context.Context, path string, replace bool, at time.T
 	if err != nil {
 		return err
 	}
-	// SQLite opens the file by its name. Closing this descriptor drops SQLite's locks, so
-	// it is closed last.
+	// SQLite opens the file by name. Closing this descriptor drops SQLite's locks, so close
+	// it last.
 	defer func() { err = errors.Join(err, temporary.Close()) }()
 	defer func() {
 		if err != nil {
@@ -70,7 +70,7 @@ func (x *Index) Backup(ctx context.Context, path string, replace bool, at time.T
 	return disk.SyncDirectory(target)
 }
 
-// mayReplace returns an error where a backup must not be written to that file.
+// mayReplace returns an error if a backup must not overwrite that file.
 func (x *Index) mayReplace(target string, replace bool) error {
 	info, err := os.Stat(target)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -87,17 +87,17 @@ func (x *Index) mayReplace(target string, replace bool) error {
 	if !replace {
 		return fmt.Errorf("%w: name another file, or add --replace", fs.ErrExist)
 	}
-	// A server that uses it would go on with a file that has no name.
+	// A server would continue to use the unlinked file.
 	for _, suffix := range []string{"-wal", "-shm", ".lock", reserveSuffix} {
 		if _, err := os.Lstat(target + suffix); err == nil {
-			return fmt.Errorf("this is the database of another server, as %s%s shows: name another file", target, suffix)
+			return fmt.Errorf("this is the database of another server, because %s%s exists: name another file", target, suffix)
 		}
 	}
 	return nil
 }
 
-// lockUnfinished creates an unfinished file, or empties the one that a killed process has
-// left, and locks it.
+// lockUnfinished creates and locks an unfinished file, or truncates one that a killed
+// process left.
 func lockUnfinished(name string) (_ *os.File, err error) {
 	file, err := disk.OpenFile(name, os.O_RDWR|unix.O_NOFOLLOW, 0o644, disk.GroupWrites)
 	if err != nil {
@@ -117,7 +117,7 @@ func lockUnfinished(name string) (_ *os.File, err error) {
 	opened, err1 := file.Stat()
 	named, err2 := os.Stat(name)
 	if err := errors.Join(err1, err2); err != nil || !os.SameFile(opened, named) {
-		return nil, busy // it has just finished
+		return nil, busy // the other process has just finished
 	}
 	return file, file.Truncate(0)
 }
@@ -133,12 +133,12 @@ func (x *Index) backUpTo(ctx context.Context, target string, at time.Time) (err 
 			return err
 		}
 		defer disk.WriteOut(target)()
-		// The pragma is for all files of the connection, the new one included.
+		// The pragma applies to all files of the connection, including the new one.
 		defer func() { err = errors.Join(err, c.script("PRAGMA query_only = on")) }()
 		if err := c.script("PRAGMA query_only = off"); err != nil {
 			return err
 		}
-		return c.long(ctx, "VACUUM INTO ?", target)
+		return c.execContext(ctx, "VACUUM INTO ?", target)
 	})
 	if err != nil {
 		return err
@@ -148,20 +148,20 @@ func (x *Index) backUpTo(ctx context.Context, target string, at time.Time) (err 
 		return err
 	}
 	defer func() { err = errors.Join(err, c.close()) }()
-	// A backup of a backup is as old as that one. Files that were about to be deleted may
-	// have been imported again by the time when the backup is restored.
+	// A backup of a backup keeps the older time. Drop the pending deletes: by the time of a
+	// restore, an import may have added the files again.
 	err = errors.Join(
 		c.exec("INSERT OR IGNORE INTO settings VALUES (?, ?)", takenSetting, at.UTC().Format(time.RFC3339)),
 		c.exec("DELETE FROM leftovers"))
 	if err != nil {
 		return err
 	}
-	return c.sound(ctx)
+	return c.checkIntegrity(ctx)
 }
 
-// Restored returns when the backup was taken that this database is restored from, and the
-// zero time after that. An item that is withdrawn in the backup may have been imported
-// again since, so the grace periods of all begin anew.
+// Restored returns when the backup was taken that this database was restored from, once.
+// All grace periods restart: an item that was withdrawn at the time of the backup may have
+// been imported since.
 func (x *Index) Restored(ctx context.Context, now time.Time) (taken time.Time, err error) {
 	text, err := x.Setting(ctx, takenSetting)
 	if err != nil || text == "" {
@@ -181,14 +181,14 @@ func (x *Index) Restored(ctx context.Context, now time.Time) (taken time.Time, e
 	})
 }
 
-// CheckLog refuses a backup with the write-ahead log of another database, in whose place
-// it was put: SQLite would write that log into it. Only a file that [Index.Backup] has made
-// can be recognised, until it is opened for writing.
-// The process must not have the database open, as this would drop its locks.
+// CheckLog returns an error if a backup was restored next to the write-ahead log of the
+// previous database, which SQLite would write into it. It recognises a backup only until it
+// is first opened for writing. The process must not have the database open, as CheckLog
+// would drop its locks.
 func CheckLog(path string) error {
 	log, err := os.Stat(resolve(path) + "-wal")
 	if err != nil || log.Size() == 0 {
-		return nil // opening the database reports other failures
+		return nil // opening the database reports other errors
 	}
 	file, err := os.Open(path)
 	if err != nil {
@@ -196,10 +196,10 @@ func CheckLog(path string) error {
 	}
 	defer file.Close()
 	// See https://www.sqlite.org/fileformat.html#file_format_version_numbers. SQLite sets
-	// them to 2 before it makes a log; VACUUM INTO leaves them at 1.
+	// both to 2 before it creates a log; VACUUM INTO leaves them at 1.
 	versions := make([]byte, 2)
 	if _, err := file.ReadAt(versions, 18); err != nil || !slices.Equal(versions, []byte{1, 1}) {
 		return nil
 	}
-	return fmt.Errorf("database %s: %[1]s-wal belongs to another database, which this one has replaced, as after a backup was restored: make sure that no process uses it, then remove %[1]s-wal and %[1]s-shm", resolve(path))
+	return fmt.Errorf("database %s: %[1]s-wal belongs to another database, which this one has replaced, for example by restoring a backup: make sure that no process uses it, then remove %[1]s-wal and %[1]s-shm", resolve(path))
 }

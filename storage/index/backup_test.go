@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// tables are all rows of a database.
+// tables returns all rows of a database.
 func tables(t testing.TB, path string) map[string][]string {
 	t.Helper()
 	c, err := connect(t.Context(), fileName(path))
@@ -40,8 +40,8 @@ func tables(t testing.TB, path string) map[string][]string {
 	return all
 }
 
-// TestBackup: a backup has everything but pending deletes, can take the place of the
-// database, and then keeps what is withdrawn for another grace period.
+// TestBackup: a backup has everything except pending deletes, can replace the database, and
+// then keeps withdrawn items for another grace period.
 func TestBackup(t *testing.T) {
 	t.Parallel()
 	x := openTest(t)
@@ -52,7 +52,7 @@ func TestBackup(t *testing.T) {
 	update(t, x, func(tx *Tx) error {
 		_, err1 := tx.Pin(pinned, testTime)
 		_, err2 := tx.Withdraw(withdrawn, testTime)
-		return errors.Join(err1, err2, tx.AddTags(pinned, []Tag{{"branch", "main"}}), tx.AddLeftovers([]string{"nar/left"}), tx.Remove(testPath(9).Hash, testTime),
+		return errors.Join(err1, err2, tx.AddTags(pinned, []Tag{{"branch", "main"}}), tx.AddPendingDeletes([]string{"nar/left"}), tx.Remove(testPath(9).Hash, testTime),
 			tx.conn.exec("INSERT INTO uses SELECT id, 3, 4 FROM items"),
 			tx.conn.exec("INSERT INTO cached_files (item, type, size, last_used) SELECT id, 'zstd', 3, 4 FROM items"))
 	})
@@ -87,7 +87,7 @@ func TestBackup(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer restored.Close()
-	// A backup of a backup is as old as that one.
+	// A backup of a backup keeps the older time.
 	again := filepath.Join(t.TempDir(), "again")
 	if err := restored.Backup(t.Context(), again, false, time.Now()); err != nil {
 		t.Fatal(err)
@@ -111,7 +111,6 @@ func TestBackup(t *testing.T) {
 			t.Errorf("after %v: %d items may be deleted, want %d: %v", at, len(due), want, err)
 		}
 	}
-	// Once is enough.
 	if at, err := restored.Restored(t.Context(), now.Add(time.Hour)); err != nil || !at.IsZero() {
 		t.Errorf("the second time: %v, %v", at, err)
 	}
@@ -120,8 +119,8 @@ func TestBackup(t *testing.T) {
 	}
 }
 
-// TestCopied: a database that was copied to its place, as when a backup is restored, is
-// shared with the group of its directory when its owner opens it, also by a link.
+// TestCopied: a database that was copied into place, such as a restored backup, is shared
+// with the group of its directory when its owner opens it, also by a symbolic link.
 func TestCopied(t *testing.T) {
 	t.Parallel()
 	directory := t.TempDir()
@@ -142,7 +141,8 @@ func TestCopied(t *testing.T) {
 	}
 }
 
-// TestBackupReading: the index need not be open for writing, while others write and after.
+// TestBackupReading: a backup works with an index that is open for reading, while others
+// write and afterwards.
 func TestBackupReading(t *testing.T) {
 	t.Parallel()
 	const items = 200
@@ -191,8 +191,8 @@ func TestBackupReading(t *testing.T) {
 	}
 }
 
-// TestBackupRefused: an existing file is only replaced if that is asked for and no server
-// uses it; and a backup that fails leaves everything as it was.
+// TestBackupRefused: Backup replaces an existing file only with replace, and only if no
+// server uses it. If it fails, nothing has changed.
 func TestBackupRefused(t *testing.T) {
 	t.Parallel()
 	x := openTest(t)
@@ -271,8 +271,8 @@ func TestBackupRefused(t *testing.T) {
 	})
 }
 
-// TestCheckLog: the log of the old database, left behind when a backup was restored, is
-// refused; a log of its own is not.
+// TestCheckLog: the log of the database that a restored backup replaced is refused; the
+// backup's own log is accepted.
 func TestCheckLog(t *testing.T) {
 	t.Parallel()
 	x := openTest(t)

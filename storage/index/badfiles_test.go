@@ -16,7 +16,7 @@ import (
 	"nar-herder/internal/testfs"
 )
 
-// makeDatabase makes an SQLite database by a script.
+// makeDatabase creates an SQLite database with a script.
 func makeDatabase(t testing.TB, path, script string) {
 	t.Helper()
 	c, err := connect(context.Background(), fileName(path))
@@ -28,7 +28,7 @@ func makeDatabase(t testing.TB, path, script string) {
 	}
 }
 
-// originalSchema is that of the original Nar Herder, as remembered.
+// originalSchema approximates the schema of the original Nar Herder.
 const originalSchema = `
 	CREATE TABLE narinfos (id INTEGER PRIMARY KEY ASC, store_path TEXT NOT NULL, nar_hash TEXT NOT NULL, nar_size INTEGER NOT NULL,
 		deriver TEXT, system TEXT, contents NOT NULL, added_at TEXT);
@@ -40,7 +40,7 @@ const originalSchema = `
 	CREATE TABLE recent_changes (id INTEGER PRIMARY KEY ASC, datetime TEXT NOT NULL, change TEXT NOT NULL, data TEXT NOT NULL);
 	INSERT INTO narinfos VALUES (1, '/gnu/store/nxrz38jzshzw0q3fqi3fqimjg1zr62r9-greet-1.0', 'sha256:x', 1, NULL, NULL, 'StorePath: x', NULL);`
 
-// TestBadFiles: what is no index is refused, with a reason, and left as it is.
+// TestBadFiles: a file that is not an index is refused with a reason, and not changed.
 func TestBadFiles(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
@@ -53,7 +53,7 @@ func TestBadFiles(t *testing.T) {
 			content := make([]byte, 100_000)
 			_, _ = rand.NewChaCha8([32]byte{}).Read(content)
 			write(t, path, content)
-		}, ErrForeign, []string{"no SQLite database", "--database"}},
+		}, ErrForeign, []string{"not an SQLite database", "--database"}},
 		{"a few bytes", func(t *testing.T, path string) { write(t, path, []byte("xyz")) }, ErrForeign, []string{"--database"}},
 		{"text", func(t *testing.T, path string) {
 			write(t, path, bytes.Repeat([]byte("StorePath: /gnu/store/\n"), 1000))
@@ -130,7 +130,7 @@ func read(t testing.TB, path string) []byte {
 	return content
 }
 
-// TestEmptyFiles: nothing at all is a new database.
+// TestEmptyFiles: an empty file becomes a new database.
 func TestEmptyFiles(t *testing.T) {
 	t.Parallel()
 	for name, make := range map[string]func(path string){
@@ -149,8 +149,8 @@ func TestEmptyFiles(t *testing.T) {
 	}
 }
 
-// TestTruncated: of a database that was cut off, each item is right or an
-// error, and never "not found".
+// TestTruncated: in a truncated database, each item is correct or an error, and never "not
+// found".
 func TestTruncated(t *testing.T) {
 	t.Parallel()
 	whole := filepath.Join(t.TempDir(), "db")
@@ -194,7 +194,7 @@ func TestTruncated(t *testing.T) {
 			}
 		}
 		if failed == 0 && size < len(content)-pageSize {
-			t.Errorf("cut to %d bytes of %d, all is still there", size, len(content))
+			t.Errorf("cut to %d bytes of %d, no item is missing", size, len(content))
 		}
 		if err := x.Update(t.Context(), func(tx *Tx) error { return putIn(tx, x, testNarinfo(count, 1, nil, 1), 1, nil) }); err != nil {
 			t.Logf("cut to %d bytes: put: %v", size, err)
@@ -203,7 +203,7 @@ func TestTruncated(t *testing.T) {
 	}
 }
 
-// TestDamagedText: a text that can't be read is a fault, not an absence.
+// TestDamagedText: an unreadable text is an error, and not "not found".
 func TestDamagedText(t *testing.T) {
 	t.Parallel()
 	for _, damage := range []string{
@@ -238,9 +238,9 @@ func TestUnusablePaths(t *testing.T) {
 		want error
 		word string
 	}{
-		{path, ErrForeign, "no regular file"},
-		{pipe, ErrForeign, "no regular file"},
-		{"/dev/null", ErrForeign, "no regular file"},
+		{path, ErrForeign, "not a regular file"},
+		{pipe, ErrForeign, "not a regular file"},
+		{"/dev/null", ErrForeign, "not a regular file"},
 		{filepath.Join(directory, "absent", "db"), nil, "does not exist: create it"},
 		{filepath.Join(directory, "file", "db"), nil, "not a directory"},
 		{filepath.Join(directory, strings.Repeat("x", 300)), nil, "too long"},
@@ -248,7 +248,7 @@ func TestUnusablePaths(t *testing.T) {
 		x, err := Open(t.Context(), test.path, Options{})
 		if err == nil {
 			x.Close()
-			t.Errorf("%s was taken", test.path)
+			t.Errorf("%s was accepted", test.path)
 			continue
 		}
 		if test.want != nil && !errors.Is(err, test.want) || !strings.Contains(err.Error(), test.path) || !strings.Contains(err.Error(), test.word) {
@@ -257,7 +257,7 @@ func TestUnusablePaths(t *testing.T) {
 	}
 }
 
-// TestReadOnly: a file system that can't be written, also by root.
+// TestReadOnly uses a read-only file system, which root can't write either.
 func TestReadOnly(t *testing.T) {
 	t.Parallel()
 	path := oldDatabase(t)
@@ -274,7 +274,7 @@ func TestReadOnly(t *testing.T) {
 	wantOldData(t, openAt(t, path))
 }
 
-// TestPermission needs a user whom permissions hold back.
+// TestPermission needs a user other than root.
 func TestPermission(t *testing.T) {
 	t.Parallel()
 	if os.Geteuid() == 0 {
@@ -303,7 +303,7 @@ func TestPermission(t *testing.T) {
 	}
 }
 
-// TestLostNarinfo: an item whose text is gone is a fault, and not unknown.
+// TestLostNarinfo: an item without its text is an error, and not "not found".
 func TestLostNarinfo(t *testing.T) {
 	t.Parallel()
 	x := openTest(t)

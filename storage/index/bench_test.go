@@ -9,7 +9,7 @@ import (
 	"nar-herder/narinfo"
 )
 
-// benchmarkIndex makes an index of narinfos as long as those of a farm.
+// benchmarkIndex creates an index of narinfos that are as long as those of a build farm.
 func benchmarkIndex(b *testing.B, count int) (*Index, []*narinfo.Narinfo) {
 	b.Helper()
 	x := openTest(b)
@@ -53,7 +53,7 @@ func BenchmarkText(b *testing.B) {
 	})
 }
 
-// BenchmarkPut writes narinfos, so many in a transaction.
+// BenchmarkPut writes narinfos in transactions of several sizes.
 func BenchmarkPut(b *testing.B) {
 	for _, batch := range []int{1, 100, 5000} {
 		b.Run(fmt.Sprint(batch), func(b *testing.B) {

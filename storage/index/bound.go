@@ -13,19 +13,19 @@ import (
 	"nar-herder/internal/stamp"
 )
 
-// bound is a column of times that may not be later than latest, nor from before the clock
-// was set: those become value.
+// bound describes a column of times. Times after latest, or from before the clock was set,
+// are replaced by value.
 type bound struct {
 	table, column string
 	latest        int64 // in milliseconds
 	value         time.Time
-	// missing selects the rows that have no time in the column, and were withdrawn between
-	// the two times: a program with an older schema does not set it.
+	// missing selects withdrawn rows that have no time in the column instead: a program
+	// with an older schema doesn't set it.
 	missing bool
 }
 
-// where selects the rows with wrong times. Zero is damage in one column, and never used in
-// another.
+// where returns the clause for rows with wrong times. Zero is damage in one of the columns,
+// and unused in the others.
 func (b bound) where() string {
 	if b.missing {
 		return fmt.Sprintf(" FROM %s WHERE withdrawn_at <= ? AND withdrawn_at >= ? AND %s IS NULL", b.table, b.column)
@@ -33,22 +33,22 @@ func (b bound) where() string {
 	return fmt.Sprintf(" FROM %s WHERE %s > ? OR %[2]s > 0 AND %[2]s < ?", b.table, b.column)
 }
 
-// BoundTimes sets the times of withdrawals, of items and of cached files, to now where
-// they are ahead, as after the clock was: they would not be due for as long. So are the
-// times of cached files' last uses. Nothing waits for its deletion for longer than a client
-// may hold a narinfo from now on. Times from before the clock was set are bounded alike. A
-// time of deletion that is missing is set. It returns how many there were. Where the first or the last item that came is ahead too, it may
-// be this clock that is behind, and all that are ahead stay.
+// BoundTimes corrects times that are in the future because the clock was wrong, and would
+// delay deletions. It sets the times of withdrawals and of the last uses of cached files to
+// now. It limits the times of deletion to the longest time that a client may hold a narinfo
+// from now on, and adds missing ones. It also corrects times from before the clock was set.
+// It returns the number of corrected times. If the first or last added item is in the
+// future too, this clock may be the one that is wrong, so future times are kept.
 func (x *Index) BoundTimes(ctx context.Context, now time.Time) (bounded int64, err error) {
 	ahead, early := now.Add(stamp.Slack), stamp.Earliest(now).UnixMilli()
 	var bounds []bound
-	var promises map[string]promise // those to be shortened
-	// find looks for times that are ahead.
+	var advertisements map[string]advertisement // to be shortened
+	// find looks for wrong times.
 	find := func(c *connection) (some int64, err error) {
 		longest := unadvertised.longest()
-		promises = make(map[string]promise)
-		err = c.rows("SELECT key, value FROM settings WHERE key >= ? AND key < ?", []driver.Value{promiseSetting, promiseSetting + "\U0010ffff"}, func(row []driver.Value) (bool, error) {
-			var p promise
+		advertisements = make(map[string]advertisement)
+		err = c.rows("SELECT key, value FROM settings WHERE key >= ? AND key < ?", []driver.Value{advertisedSetting, advertisedSetting + "\U0010ffff"}, func(row []driver.Value) (bool, error) {
+			var p advertisement
 			name, _ := row[0].(string)
 			text, _ := row[1].(string)
 			if err := json.Unmarshal([]byte(text), &p); err != nil {
@@ -57,23 +57,25 @@ func (x *Index) BoundTimes(ctx context.Context, now time.Time) (bounded int64, e
 			longest = max(longest, p.longest())
 			if until := now.Add(time.Duration(p.Former)); p.Until.After(until.Add(stamp.Slack)) {
 				p.Until = until.UTC()
-				promises[name] = p
+				advertisements[name] = p
 			}
 			return true, nil
 		})
 		last := now.Add(longest)
 		latest, lastLatest := ahead.UnixMilli(), last.Add(stamp.Slack).UnixMilli()
-		// By arrival, as some between them may have come while the clock was ahead; and the
-		// first as well, as the last may have come while it was behind.
+		// By insertion, since items between them may have been added while the clock was
+		// ahead. Check the first one as well, since the last may have been added while the
+		// clock was behind.
 		added, addedErr := c.integer("SELECT coalesce(max(added_at), 0) FROM items WHERE id IN ((SELECT min(id) FROM items), (SELECT max(id) FROM items))")
 		if err = errors.Join(err, addedErr); added > latest {
 			latest, lastLatest = math.MaxInt64, math.MaxInt64
-			clear(promises)
+			clear(advertisements)
 		}
 		bounds = []bound{
 			{"narinfos", "withdrawn_at", latest, now, false}, {"cached_files", "withdrawn_at", latest, now, false}, {"cached_files", "last_used", latest, now, false},
 			{"narinfos", "delete_after", lastLatest, last, false}, {"cached_files", "delete_after", lastLatest, last, false},
-			// Last, when the times of the withdrawals are right. Nothing withdrawn until now is held longer.
+			// Last, after the times of withdrawals are corrected. No item withdrawn until
+			// now is held longer.
 			{"narinfos", "delete_after", now.UnixMilli(), last, true}, {"cached_files", "delete_after", now.UnixMilli(), last, true},
 		}
 		for _, b := range bounds {
@@ -81,16 +83,16 @@ func (x *Index) BoundTimes(ctx context.Context, now time.Time) (bounded int64, e
 			err = errors.Join(err, existsErr)
 			some += n
 		}
-		return some + int64(len(promises)), err
+		return some + int64(len(advertisements)), err
 	}
-	// Most times there are none, which needs no lock.
+	// Usually there are none, and finding that out needs no lock.
 	var some int64
 	err = x.readers.do(ctx, func(c *connection) (err error) {
 		some, err = find(c)
 		return err
 	})
 	if err != nil {
-		return 0, describe("look for times that are ahead in "+x.path, err)
+		return 0, describe("look for times in the future in "+x.path, err)
 	}
 	if some == 0 {
 		return 0, nil
@@ -100,7 +102,7 @@ func (x *Index) BoundTimes(ctx context.Context, now time.Time) (bounded int64, e
 		if _, err := find(tx.conn); err != nil {
 			return err
 		}
-		for name, p := range promises {
+		for name, p := range advertisements {
 			text, err := json.Marshal(p)
 			if err == nil {
 				err = tx.SetSetting(name, string(text))

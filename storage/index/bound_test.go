@@ -8,8 +8,8 @@ import (
 	"nar-herder/narinfo"
 )
 
-// TestWithdrawDamaged: a damaged item that was withdrawn may be deleted once it is no
-// longer damaged, whatever mended it.
+// TestWithdrawDamaged: a damaged item that was withdrawn may be deleted once it is
+// repaired, whatever repaired it.
 func TestWithdrawDamaged(t *testing.T) {
 	t.Parallel()
 	x := openTest(t)
@@ -39,8 +39,7 @@ func TestWithdrawDamaged(t *testing.T) {
 	}
 }
 
-// TestBoundMissing: what a program with an older schema has withdrawn gets the time of its
-// deletion.
+// TestBoundMissing: items that a program with an older schema withdrew get a deletion time.
 func TestBoundMissing(t *testing.T) {
 	t.Parallel()
 	x := openAt(t, t.TempDir()+"/index.db")
@@ -56,7 +55,7 @@ func TestBoundMissing(t *testing.T) {
 		}
 		return errors.Join(err, tx.conn.exec("UPDATE narinfos SET delete_after = NULL"), tx.conn.exec("UPDATE cached_files SET delete_after = NULL"))
 	})
-	// Two times of withdrawals are wrong in each table.
+	// Each table has two wrong withdrawal times.
 	for _, want := range []int64{10, 0} {
 		if got, err := x.BoundTimes(t.Context(), now); err != nil || got != want {
 			t.Errorf("%d times were bounded, want %d, %v", got, want, err)

@@ -21,34 +21,33 @@ import (
 	"nar-herder/narinfo"
 )
 
-// Builder makes a new index of very many items, several times as fast as transactions
-// of [Index.Update] would: nobody else knows the file, so that there is neither a
-// journal nor a wait for the disk before the end, and what isn't written in the order of
-// arrival is written when all items are there.
+// Builder creates a new index of very many items, several times as fast as [Index.Update]:
+// no other process knows the file, so it needs no journal and no flushes before the end,
+// and writes data that is not in insertion order last.
 type Builder struct {
 	path  string
 	conn  *connection
 	tx    *Tx
 	edges *edgeSorter
-	wrote func() // ends the writing out
+	wrote func() // stops writing out pages
 
-	last            int64          // id that was given
-	items, narinfos []driver.Value // rows that are written together
-	waiting         int            // bytes of texts in them
+	last            int64          // id assigned
+	items, narinfos []driver.Value // rows of the next statements
+	waiting         int            // total length of their texts in bytes
 }
 
-// buildCache is the page cache of a Builder, in bytes: tables only grow at their ends.
+// buildCache is the page cache of a Builder in bytes. Tables only grow at their ends, so it
+// can be small.
 const buildCache = 16 << 20
 
-// rowsTogether is how many rows one statement writes, unless their texts come to
-// bytesTogether. What a statement costs beside its rows is as much as the rows themselves.
+// rowsTogether is how many rows one statement writes, unless their texts exceed
+// bytesTogether. The overhead of a statement equals the cost of its rows.
 const (
 	rowsTogether  = 32
 	bytesTogether = 4 << 20
 )
 
-// Build begins a new index. What was at the path is removed: an index that an earlier
-// Builder has not finished.
+// Build starts a new index. It removes an unfinished index at path.
 func Build(ctx context.Context, path string) (_ *Builder, err error) {
 	tried := "build the index " + path
 	absolute, err := filepath.Abs(path)
@@ -89,7 +88,7 @@ func Build(ctx context.Context, path string) (_ *Builder, err error) {
 	return b, err
 }
 
-// removeBuilt removes a database that is of no use.
+// removeBuilt removes an unfinished database.
 func removeBuilt(path string) (failure error) {
 	for _, suffix := range []string{"", "-wal", "-shm", "-journal"} {
 		if err := os.Remove(path + suffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -99,30 +98,30 @@ func removeBuilt(path string) (failure error) {
 	return failure
 }
 
-// Row is an item in the form in which a Builder writes it. It uses no memory of the
-// narinfo, whose text may be overwritten.
+// Row is an item as a Builder writes it. It doesn't refer to the narinfo's memory, so the
+// text may be overwritten.
 type Row struct {
-	item    [itemWidth]driver.Value    // the first one is the id
-	narinfo [narinfoWidth]driver.Value // also here
-	// references is the column of narinfos, and bytes the length of the text's.
+	item    [itemWidth]driver.Value    // begins with the id
+	narinfo [narinfoWidth]driver.Value // begins with the id
+	// references is the column of narinfos, and bytes the length of the text.
 	references []byte
 	bytes      int
 }
 
-// Prepare is [Index.Prepare]. It may be called by several goroutines at once.
+// Prepare is [Index.Prepare]. It is safe for concurrent use.
 func (b *Builder) Prepare(n *narinfo.Narinfo) *Entry { return b.tx.x.Prepare(n) }
 
-// PrepareForeign is Prepare for a narinfo that is the text of a row of a foreign file: where
-// it is compressed there as it would be here, it isn't compressed again.
+// PrepareForeign is Prepare for the text of a row of a foreign file. If the file has it in
+// the same compressed form, it is not compressed again.
 func (b *Builder) PrepareForeign(n *narinfo.Narinfo, f *Foreign, row ForeignRow) *Entry {
-	if f.own && row.dictionary == builtinID && len(row.stored) < len(n.Text) {
+	if f.onlyBuiltin && row.dictionary == builtinID && len(row.stored) < len(n.Text) {
 		return &Entry{Narinfo: n, checksum: checksumOf(n.StorePath.Hash, n.Text), dictionary: builtinID, compressed: row.stored}
 	}
 	return b.Prepare(n)
 }
 
-// Row makes the row of an entry, as of an item that the mirrored instance has, and none of
-// whose files is stored. It may be called by several goroutines at once.
+// Row returns the row of an entry, as of a mirrored item without stored files. It is safe
+// for concurrent use.
 func (b *Builder) Row(entry *Entry) Row {
 	if entry.dictionary == uncompressed {
 		entry.compressed = bytes.Clone(entry.compressed)
@@ -133,8 +132,8 @@ func (b *Builder) Row(entry *Entry) Row {
 	return r
 }
 
-// Add writes an item after the earlier ones, without an addition in the recent changes. If
-// items have the same hash, the last one counts.
+// Add appends an item, without adding it to the recent changes. If several items have the
+// same hash, the last one wins.
 func (b *Builder) Add(row *Row) error {
 	b.tx.change.Items++
 	b.last++
@@ -154,13 +153,13 @@ func (b *Builder) Add(row *Row) error {
 	return nil
 }
 
-// How many values a row has that waits, and the columns of an item that are all the same.
+// Widths of a waiting row, and the constant columns of an item.
 const (
 	itemWidth, narinfoWidth = 3, 6
 	sameColumns             = ", 0, 0, NULL, 1"
 )
 
-// flush writes the rows that wait.
+// flush writes the waiting rows.
 func (b *Builder) flush() error {
 	count := len(b.items) / itemWidth
 	if count == 0 {
@@ -171,7 +170,7 @@ func (b *Builder) flush() error {
 		return " VALUES " + strings.Repeat(row, count)[2:]
 	}
 	err := errors.Join(b.conn.exec(insertItem+values(itemWidth, sameColumns), b.items...), b.conn.exec(insertNarinfo+values(narinfoWidth, ""), b.narinfos...))
-	clear(b.items) // they are not to be kept
+	clear(b.items) // let the garbage collector free the texts
 	clear(b.narinfos)
 	b.items, b.narinfos, b.waiting = b.items[:0], b.narinfos[:0], 0
 	if err != nil {
@@ -180,8 +179,8 @@ func (b *Builder) flush() error {
 	return nil
 }
 
-// Finish writes the rest and the settings, and makes the file safe on the disk, but not
-// its name. It ends the Builder. It returns how many items there are.
+// Finish writes the remaining data and the settings, flushes the file but not its
+// directory, and closes the Builder. It returns the number of items.
 func (b *Builder) Finish(ctx context.Context, settings map[string]string) (items int64, err error) {
 	defer func() {
 		if err != nil {
@@ -191,7 +190,7 @@ func (b *Builder) Finish(ctx context.Context, settings map[string]string) (items
 	if err := b.flush(); err != nil {
 		return 0, err
 	}
-	// The edges are sorted beside the making of the index.
+	// Sort the edges while SQLite builds its index.
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	sorted := b.edges.all(ctx)
@@ -223,7 +222,7 @@ func (b *Builder) Finish(ctx context.Context, settings map[string]string) (items
 	if err := errors.Join(ctx.Err(), w.end()); err != nil {
 		return 0, err
 	}
-	err = b.conn.script(fmt.Sprintf("PRAGMA application_id = %d; PRAGMA user_version = %d; COMMIT", applicationID, len(migrations)))
+	err = b.conn.script(fmt.Sprintf("PRAGMA application_id = %d; PRAGMA user_version = %d; COMMIT", ApplicationID, len(migrations)))
 	if err != nil {
 		return 0, err
 	}
@@ -243,16 +242,16 @@ func (b *Builder) Finish(ctx context.Context, settings map[string]string) (items
 	return items, errors.Join(file.Sync(), file.Close())
 }
 
-// indexKeys makes the index by keys, without those items that came again.
+// indexKeys creates the index of keys, after deleting earlier items with the same hash.
 func (b *Builder) indexKeys(ctx context.Context) error {
-	// Without a journal, a statement that fails could not be undone.
+	// Without a journal, SQLite can't undo a failed statement.
 	if err := b.conn.script("PRAGMA journal_mode = memory"); err != nil {
 		return err
 	}
-	err := b.conn.long(ctx, keyIndex)
+	err := b.conn.execContext(ctx, keyIndex)
 	var failure *sqlite.Error
 	if errors.As(err, &failure) && failure.Code()&0xff == sqlite3.SQLITE_CONSTRAINT {
-		err = b.conn.long(ctx, `CREATE TEMP TABLE repeated AS SELECT id FROM (SELECT id, max(id) OVER (PARTITION BY key) AS newest FROM items) WHERE id < newest;
+		err = b.conn.execContext(ctx, `CREATE TEMP TABLE repeated AS SELECT id FROM (SELECT id, max(id) OVER (PARTITION BY key) AS newest FROM items) WHERE id < newest;
 			DELETE FROM items WHERE id IN (SELECT id FROM repeated);
 			DELETE FROM narinfos WHERE id IN (SELECT id FROM repeated);
 			UPDATE totals SET items = (SELECT count(*) FROM items);
@@ -265,7 +264,7 @@ func (b *Builder) indexKeys(ctx context.Context) error {
 	return b.conn.script("PRAGMA journal_mode = off")
 }
 
-// Abort ends a Builder that was not finished, and removes the file.
+// Abort closes an unfinished Builder and removes the file.
 func (b *Builder) Abort() error {
 	b.wrote()
 	b.wrote = func() {}

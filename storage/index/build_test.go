@@ -10,8 +10,8 @@ import (
 	"nar-herder/narinfo"
 )
 
-// TestBuild: an index that a Builder makes is sound, has all items, the last one of those
-// that come again, and who refers to them, and more can be added.
+// TestBuild: an index of a Builder is intact and complete, has the last one of duplicate
+// items, and the referrers of all, and accepts more items.
 func TestBuild(t *testing.T) {
 	t.Parallel()
 	seed := rand.Uint64()
@@ -39,7 +39,7 @@ func TestBuild(t *testing.T) {
 			t.Fatalf("%d items, %v; want %d", items, err, len(want))
 		}
 		x := openAt(t, path)
-		if err := x.writer.sound(t.Context()); err != nil {
+		if err := x.writer.checkIntegrity(t.Context()); err != nil {
 			t.Error(err)
 		}
 		referrers := make(map[narinfo.PathHash][]narinfo.PathHash)

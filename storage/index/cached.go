@@ -15,17 +15,16 @@ import (
 	"nar-herder/narinfo"
 )
 
-// CachedFile is an item's nar in a compression that was made here, beside those
-// that its narinfo names.
+// CachedFile is a cached nar: an item's nar in a further compression, made by this
+// instance.
 type CachedFile struct {
 	Hash narinfo.PathHash
 	Type string // the compression, as in a narinfo
-	Size int64  // of the file, in bytes
-	// LastUsed is when it was made or asked for last, as far as that has been
-	// written down.
+	Size int64  // in bytes
+	// LastUsed is when it was created or last requested, as recorded so far.
 	LastUsed time.Time
-	// WithdrawnAt is since when narinfos no longer name it, and DeleteAfter from when
-	// on it may be deleted; zero while they do.
+	// WithdrawnAt is when narinfos stopped naming it, and DeleteAfter when it may be
+	// deleted. Both are zero while narinfos name it.
 	WithdrawnAt, DeleteAfter time.Time
 }
 
@@ -44,7 +43,7 @@ func cachedFile(row []driver.Value) (file CachedFile, err error) {
 	return file, nil
 }
 
-// cachedFiles runs a statement that begins with cachedColumns.
+// cachedFiles runs cachedColumns with a condition.
 func (x *Index) cachedFiles(ctx context.Context, condition string, args ...driver.Value) (files []CachedFile, err error) {
 	err = x.readers.do(ctx, func(c *connection) error {
 		return c.rows(cachedColumns+condition, args, func(row []driver.Value) (bool, error) {
@@ -59,27 +58,26 @@ func (x *Index) cachedFiles(ctx context.Context, condition string, args ...drive
 	return files, nil
 }
 
-// CachedFiles returns all of an item's, also those that were withdrawn.
+// CachedFiles returns the cached files of an item, including withdrawn ones.
 func (x *Index) CachedFiles(ctx context.Context, hash narinfo.PathHash) ([]CachedFile, error) {
 	return x.cachedFiles(ctx, " JOIN items i ON i.id = c.item WHERE i.key = ? AND n.hash = ? ORDER BY c.type", keyOf(hash), hash[:])
 }
 
-// LeastUsed returns those of a type that narinfos name and that were last used
+// LeastUsed returns the cached files of a type that narinfos name and that were last used
 // before the given time, the longest unused first.
 func (x *Index) LeastUsed(ctx context.Context, kind string, before time.Time, limit int) ([]CachedFile, error) {
 	return x.cachedFiles(ctx, " WHERE c.type = ? AND c.withdrawn_at IS NULL AND c.last_used < ? ORDER BY c.last_used LIMIT ?",
 		kind, before.UnixMilli(), int64(limit))
 }
 
-// Deletable returns those of a type that were withdrawn and may be deleted at the given
+// Deletable returns the withdrawn cached files of a type that may be deleted at the given
 // time, the earliest first.
 func (x *Index) Deletable(ctx context.Context, kind string, now time.Time, limit int) ([]CachedFile, error) {
 	return x.cachedFiles(ctx, " WHERE c.type = ? AND c.delete_after BETWEEN ? AND ? AND c.withdrawn_at IS NOT NULL ORDER BY c.delete_after LIMIT ?",
 		kind, stamp.Earliest(now).UnixMilli(), now.UnixMilli(), int64(limit))
 }
 
-// WithdrawnSize is the length of all files of a type that were withdrawn, in
-// bytes.
+// WithdrawnSize returns the total length of the withdrawn cached files of a type in bytes.
 func (x *Index) WithdrawnSize(ctx context.Context, kind string) (size int64, err error) {
 	err = x.readers.do(ctx, func(c *connection) error {
 		size, err = c.integer("SELECT coalesce(sum(size), 0) FROM cached_files WHERE type = ? AND withdrawn_at IS NOT NULL", kind)
@@ -91,8 +89,8 @@ func (x *Index) WithdrawnSize(ctx context.Context, kind string) (size int64, err
 	return size, nil
 }
 
-// AllCached goes through all files of a type, in the order of items. Rows that
-// come or go meanwhile may or may not be among them.
+// AllCached iterates over all cached files of a type, in the order of items. Rows that are
+// added or removed meanwhile may be missing.
 func (x *Index) AllCached(ctx context.Context, kind string) iter.Seq2[CachedFile, error] {
 	return func(yield func(CachedFile, error) bool) {
 		for last := int64(-1); ; {
@@ -123,11 +121,11 @@ func (x *Index) AllCached(ctx context.Context, kind string) iter.Seq2[CachedFile
 	}
 }
 
-// TextAndCached is [Index.Text] with the cached files that belong below the
-// text, in the order of types. Of those, only Type and Size are set.
+// TextAndCached is [Index.Text] with the cached files to append to the text, sorted by
+// type. Only their Hash, Type and Size are set.
 func (x *Index) TextAndCached(ctx context.Context, hash narinfo.PathHash) (text []byte, files []CachedFile, err error) {
 	err = x.readers.do(ctx, func(c *connection) error {
-		// One statement, so that no file of another text gets below this one.
+		// One statement, so that the files belong to this text.
 		row, err := c.first(`SELECT `+textColumns+`,
 			(SELECT group_concat(type || ' ' || size || ' ' || coalesce(checksum, 'none'), ' ') FROM cached_files c WHERE c.item = i.id AND c.withdrawn_at IS NULL)
 			FROM items i LEFT JOIN narinfos n ON n.id = i.id WHERE i.key = ?`, keyOf(hash))
@@ -143,12 +141,12 @@ func (x *Index) TextAndCached(ctx context.Context, hash narinfo.PathHash) (text 
 				size, err := strconv.ParseInt(words[1], 10, 64)
 				if err != nil || words[2] != "none" && words[2] != strconv.FormatInt(checksumOfCached(hash, words[0], size), 10) {
 					x.damages.add()
-					continue // the narinfo is right without it
+					continue // the narinfo is valid without it
 				}
 				files = append(files, CachedFile{Hash: hash, Type: words[0], Size: size})
 			}
 		}
-		// In the statement, the order would cost each look-up a sorter.
+		// Sorting in the statement would cost each look-up a sorter.
 		slices.SortFunc(files, func(a, b CachedFile) int { return strings.Compare(a.Type, b.Type) })
 		return nil
 	})
@@ -158,7 +156,7 @@ func (x *Index) TextAndCached(ctx context.Context, hash narinfo.PathHash) (text 
 	return text, files, err
 }
 
-// PutCached records a file that was made, which narinfos name from now on.
+// PutCached records a new cached file. Narinfos name it from now on.
 func (tx *Tx) PutCached(file CachedFile) error {
 	id, err := tx.id(file.Hash)
 	if err != nil {
@@ -169,9 +167,8 @@ func (tx *Tx) PutCached(file CachedFile) error {
 		id, file.Type, file.Size, file.LastUsed.UnixMilli(), checksumOfCached(file.Hash, file.Type, file.Size))
 }
 
-// WithdrawCached records that narinfos no longer name the file, and from when on it may
-// be deleted. The count of the item's uses is reset, so that the file isn't made again
-// at once.
+// WithdrawCached records that narinfos no longer name the file, and when it may be deleted.
+// It resets the item's usage count, so that the file isn't created again at once.
 func (tx *Tx) WithdrawCached(hash narinfo.PathHash, kind string, at time.Time) error {
 	id, err := tx.id(hash)
 	if err != nil {
@@ -187,7 +184,7 @@ func (tx *Tx) WithdrawCached(hash narinfo.PathHash, kind string, at time.Time) e
 		tx.conn.exec("UPDATE uses SET count = 0 WHERE item = ?", id))
 }
 
-// RemoveCached forgets the file.
+// RemoveCached deletes the record of the file.
 func (tx *Tx) RemoveCached(hash narinfo.PathHash, kind string) error {
 	id, err := tx.id(hash)
 	if err != nil {
@@ -196,7 +193,7 @@ func (tx *Tx) RemoveCached(hash narinfo.PathHash, kind string) error {
 	return tx.conn.exec("DELETE FROM cached_files WHERE item = ? AND type = ?", id, kind)
 }
 
-// id returns the id of an item's row, or [ErrNotFound].
+// id returns the row id of an item, or [ErrNotFound].
 func (tx *Tx) id(hash narinfo.PathHash) (driver.Value, error) {
 	row, err := tx.conn.first("SELECT i.id FROM items i JOIN narinfos n ON n.id = i.id WHERE i.key = ? AND n.hash = ?", keyOf(hash), hash[:])
 	if err != nil {
@@ -208,24 +205,24 @@ func (tx *Tx) id(hash narinfo.PathHash) (driver.Value, error) {
 	return row[0], nil
 }
 
-// Uses are requests for the nars of one item.
+// Uses are requests for the nars of an item.
 type Uses struct {
 	Hash  narinfo.PathHash
 	Count int64
 	Last  time.Time
-	// Types are the cached files among what was asked for.
+	// Types are the types of the cached files among them.
 	Types []string
 }
 
-// Used is an item that has been asked for.
+// Used is an item that clients have requested.
 type Used struct {
 	Hash narinfo.PathHash
-	// Cached are the types that narinfos name.
+	// Cached are the types of the cached files that its narinfo names.
 	Cached []string
 }
 
-// CountUses adds to what was counted before. It returns the items that now have
-// at least the given number; those that are not known are passed over.
+// CountUses adds to the recorded uses. It returns the items with at least least uses in
+// total, and skips unknown items.
 func (tx *Tx) CountUses(uses []Uses, least int64) (popular []Used, err error) {
 	for _, u := range uses {
 		id, err := tx.id(u.Hash)
@@ -251,7 +248,7 @@ func (tx *Tx) CountUses(uses []Uses, least int64) (popular []Used, err error) {
 		}
 		used := Used{Hash: u.Hash}
 		err = tx.conn.rows("SELECT type FROM cached_files WHERE item = ? AND withdrawn_at IS NULL", []driver.Value{id}, func(row []driver.Value) (bool, error) {
-			if kind, err := words(row[0]); err == nil {
+			if kind, err := textValue(row[0]); err == nil {
 				used.Cached = append(used.Cached, kind)
 			}
 			return true, nil
@@ -264,9 +261,9 @@ func (tx *Tx) CountUses(uses []Uses, least int64) (popular []Used, err error) {
 	return popular, nil
 }
 
-// Popular returns items that were asked for at least so often and have no
-// cached file of the type, in the order of items. cursor is zero to begin with;
-// each call moves it on, and returns none when there are no more.
+// Popular returns items with at least least uses and without a cached file of the type, in
+// the order of items. cursor starts at zero, and each call advances it. At the end Popular
+// returns none.
 func (x *Index) Popular(ctx context.Context, kind string, least int64, cursor *int64) (hashes []narinfo.PathHash, err error) {
 	err = x.readers.do(ctx, func(c *connection) error {
 		const query = `SELECT u.item, n.hash FROM uses u JOIN narinfos n ON n.id = u.item WHERE u.item > ? AND u.count >= ?

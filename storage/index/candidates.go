@@ -14,18 +14,16 @@ import (
 // Candidate is an item with files in the storage.
 type Candidate struct {
 	*Item
-	// LastUsed is when its nar was asked for last, as far as that has been
-	// written down; zero for never.
+	// LastUsed is the last recorded use of its nar, or the zero time.
 	LastUsed time.Time
 }
 
-// scanStep is how many rows a look for candidates passes over at a time.
+// scanStep is how many rows a scan for candidates reads at a time.
 const scanStep = 20_000
 
-// Candidates returns items that have files in the storage, that clients are
-// told of and that are not damaged, and that were last used, or added if that was later, at the time from
-// or after, and before until. They come in the order in which they were added. cursor is zero to begin with; each
-// call moves it on. more is false when there are none left.
+// Candidates returns stored items, without withdrawn and damaged ones, that were last used
+// or added, whichever is later, in the interval [from, until). They are in insertion order.
+// cursor starts at zero, and each call advances it. more is false at the end.
 func (x *Index) Candidates(ctx context.Context, from, until time.Time, cursor *int64, limit int) (found []Candidate, more bool, err error) {
 	const query = `SELECT i.id, n.hash, i.added_at, i.stored_files, i.file_sizes, n.dictionary, n.text, n.checksum, n.withdrawn_at, i.mirrored, i.key, n.delete_after, u.last_used
 		FROM items i JOIN narinfos n ON n.id = i.id LEFT JOIN uses u ON u.item = i.id
@@ -41,7 +39,7 @@ func (x *Index) Candidates(ctx context.Context, from, until time.Time, cursor *i
 			read, seen = read+1, row[0].(int64)
 			item, err := x.item(row)
 			if errors.Is(err, ErrDamaged) {
-				return true, nil // it stays, and is no reason for others to
+				return true, nil // keep it, and don't let it stop the removal of others
 			}
 			candidate := Candidate{Item: item}
 			if used, ok := row[12].(int64); ok {
@@ -65,7 +63,7 @@ func (x *Index) Candidates(ctx context.Context, from, until time.Time, cursor *i
 	return found, more, nil
 }
 
-// earliest is a time in milliseconds; the zero time is before all others.
+// earliest returns a time in milliseconds. The zero time sorts before all others.
 func earliest(t time.Time) int64 {
 	if t.IsZero() {
 		return math.MinInt64
@@ -73,8 +71,8 @@ func earliest(t time.Time) int64 {
 	return t.UnixMilli()
 }
 
-// IsReferredTo says whether any of the items that clients are told of, apart from
-// itself, refers to this one; with stored, any that has files in the storage.
+// IsReferredTo reports whether another item, not withdrawn, refers to this one. With
+// stored, only items with stored files count.
 func (x *Index) IsReferredTo(ctx context.Context, hash narinfo.PathHash, stored bool) (some bool, err error) {
 	query := "SELECT n.hash, n.refs FROM items i JOIN narinfos n ON n.id = i.id WHERE i.id = ? AND n.withdrawn_at IS NULL"
 	if stored {
@@ -117,7 +115,7 @@ func (x *Index) IsReferredTo(ctx context.Context, hash narinfo.PathHash, stored 
 	return some, nil
 }
 
-// LastChange is the number of the newest change there has been.
+// LastChange returns the number of the newest change.
 func (x *Index) LastChange(ctx context.Context) (id int64, err error) {
 	err = x.readers.do(ctx, func(c *connection) error {
 		id, err = c.integer(lastChange)
@@ -129,12 +127,12 @@ func (x *Index) LastChange(ctx context.Context) (id int64, err error) {
 	return id, nil
 }
 
-// LastChange is the number of the newest change, this transaction's among them.
+// LastChange returns the number of the newest change, including those of this transaction.
 func (tx *Tx) LastChange() (int64, error) { return tx.conn.integer(lastChange) }
 
-// ChangedSince returns the items that have changed after the change of the given
-// number, and the number of the newest one. complete is false when they are too
-// many to say, or no longer known: then any item may have changed.
+// ChangedSince returns the items that have changed after the change id, and the number of
+// the newest change. If complete is false, any item may have changed: there are too many
+// changes, or the log doesn't reach back that far.
 func (tx *Tx) ChangedSince(id int64) (changed map[narinfo.PathHash]ChangeKind, last int64, complete bool, err error) {
 	return tx.conn.changedSince(id)
 }
@@ -146,27 +144,26 @@ func (c *connection) changedSince(id int64) (changed map[narinfo.PathHash]Change
 	if last == id {
 		return nil, last, true, nil
 	}
-	changes, err := c.changes(id, tellAtMost)
+	changes, err := c.changes(id, maxPolled)
 	if err != nil {
 		return nil, 0, false, err
 	}
 	changed = make(map[narinfo.PathHash]ChangeKind, len(changes))
-	var told int64
+	var count int64
 	for _, change := range changes {
 		if change.ID <= last {
-			told++
+			count++
 		}
-		if changed[change.Hash] != Added { // which says the most
+		if changed[change.Hash] != Added { // which implies the other kinds
 			changed[change.Hash] = change.Kind
 		}
 	}
 	// Ids have no gaps.
-	return changed, last, told == last-id, nil
+	return changed, last, count == last-id, nil
 }
 
-// Unstore records that no file of an item, whose narinfo is n, is in the storage
-// any more. The item must be as this transaction would read it; see
-// [Tx.ChangedSince].
+// Unstore records that no file of an item with the narinfo n is stored any more. The item
+// must be current in this transaction; see [Tx.ChangedSince].
 func (tx *Tx) Unstore(item *Item, n *narinfo.Narinfo, at time.Time) error {
 	size, err := storedSize(n, item.Stored, item.Sizes)
 	if err != nil {

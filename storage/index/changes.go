@@ -12,39 +12,38 @@ import (
 	"nar-herder/narinfo"
 )
 
-// ChangeKind says what happened to an item. The numbers are in the database.
+// ChangeKind is the kind of a change. Its values are stored in the database.
 type ChangeKind int
 
 const (
-	// Added: a narinfo came, or its text was replaced.
+	// Added: a narinfo was added, or its text was replaced.
 	Added ChangeKind = 1
-	// Removed: the narinfo went.
+	// Removed: the narinfo was removed or withdrawn.
 	Removed ChangeKind = 2
-	// StorageChanged: the narinfo stays as it is, but files of it came into
-	// the storage or went. It concerns this instance alone.
+	// StorageChanged: files of an unchanged narinfo were added to the storage or removed
+	// from it. Mirrors don't receive it.
 	StorageChanged ChangeKind = 3
 )
 
-// Change is a row of the log.
+// Change is a row of the log of recent changes.
 type Change struct {
 	ID   int64
 	At   time.Time
 	Kind ChangeKind
 	Hash narinfo.PathHash
-	// StorePath is the full path, for a removal only: the narinfo that would
-	// tell it is gone.
+	// StorePath is the full path, for removals only: their narinfo may not exist any more.
 	StorePath string
 }
 
-// Mark tells the change from another that the log might have with the same number,
-// as it would after a backup was put back.
+// Mark distinguishes the change from another one with the same number, as a restored backup
+// may have.
 func (c *Change) Mark() string {
 	sum := sha256.Sum256(fmt.Appendf(nil, "%d %d %d %s", c.ID, c.At.UnixMilli(), c.Kind, c.Hash))
 	return hex.EncodeToString(sum[:8])
 }
 
-// markOf returns the mark of a change in a table of them; "" where it is not there, or
-// damaged.
+// markOf returns the mark of a change in a table of changes, or "" if the change is missing
+// or damaged.
 func (c *connection) markOf(table string, id int64) (mark string, err error) {
 	row, err := c.first("SELECT id, at, kind, hash, store_path FROM "+table+" WHERE id = ?", id)
 	if err != nil || row == nil {
@@ -57,7 +56,7 @@ func (c *connection) markOf(table string, id int64) (mark string, err error) {
 	return change.Mark(), err
 }
 
-// ChangeMark returns the [Change.Mark] of a change; "" where it is not in the log.
+// ChangeMark returns the [Change.Mark] of a change, or "" if it is not in the log.
 func (x *Index) ChangeMark(ctx context.Context, id int64) (mark string, err error) {
 	err = x.readers.do(ctx, func(c *connection) error {
 		mark, err = c.markOf("recent_changes", id)
@@ -69,7 +68,7 @@ func (x *Index) ChangeMark(ctx context.Context, id int64) (mark string, err erro
 	return mark, nil
 }
 
-// changes returns rows of the log after the one with the given id.
+// changes returns the rows of the log after the given id.
 func (c *connection) changes(after, limit int64) (changes []Change, err error) {
 	err = c.rows(`SELECT id, at, kind, hash, store_path FROM recent_changes
 		WHERE id > ? ORDER BY id LIMIT ?`, []driver.Value{after, limit},
@@ -94,8 +93,8 @@ func changeOf(row []driver.Value) (Change, error) {
 	return change, err
 }
 
-// isConsistent says whether the path of a removal has its hash. With another, a mirror
-// would remove another item.
+// isConsistent reports whether the path of a removal matches its hash. If it didn't, a
+// mirror would remove another item.
 func (c *Change) isConsistent() bool {
 	if c.Kind != Removed {
 		return true
@@ -104,37 +103,35 @@ func (c *Change) isConsistent() bool {
 	return err != nil || path.Hash == c.Hash
 }
 
-// lastChange is the id of the newest change there has been, also when its row
-// is gone.
+// lastChange selects the id of the newest change, also if its row was deleted.
 const lastChange = "SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'recent_changes'), 0)"
 
-// Watcher tells what any process has changed in the database since it was last
-// asked. It has a connection of its own and is used by one goroutine at a time.
+// Watcher reports changes that any process has made to the database. It has a connection of
+// its own, and one goroutine uses it at a time.
 type Watcher struct {
 	index   *Index
 	conn    *connection // nil while the index is full: see Resume
 	version int64       // SQLite's count of others' commits, as this connection saw it
-	last    int64       // the newest row of the log that was told
-	most    int64       // tellAtMost, but in tests
+	last    int64       // id of the newest change that was reported
+	maxPoll int64       // maxPolled, except in tests
 }
 
-// Watch starts with the database as it is now.
+// Watch starts watching from the present state of the database.
 func (x *Index) Watch(ctx context.Context) (*Watcher, error) {
-	w := &Watcher{index: x, most: tellAtMost}
+	w := &Watcher{index: x, maxPoll: maxPolled}
 	if x.IsFull() {
 		return w, nil
 	}
 	return w, w.begin(ctx)
 }
 
-// begin opens the connection.
 func (w *Watcher) begin(ctx context.Context) error {
 	x := w.index
 	conn, err := connect(ctx, x.source)
 	if err != nil {
 		return describe("watch "+x.path, err)
 	}
-	// In this order: a commit between the two is told twice rather than never.
+	// In this order, a commit between the two is reported twice instead of never.
 	if w.version, err = conn.integer("PRAGMA data_version"); err == nil {
 		w.last, err = conn.integer(lastChange)
 	}
@@ -146,13 +143,13 @@ func (w *Watcher) begin(ctx context.Context) error {
 	return nil
 }
 
-// tellAtMost is how many changes a Poll lists before it gives up on naming
-// them: past that, forgetting everything is cheaper.
-const tellAtMost = 100_000
+// maxPolled is how many changes a Poll returns. If there are more, clearing a cache is
+// cheaper.
+const maxPolled = 100_000
 
-// Poll returns what has changed since the last Poll. complete is false when
-// the log does not reach back that far, or the changes are too many: then
-// anything may have changed. When nothing has, it takes a few microseconds.
+// Poll returns the changes since the last Poll. If complete is false, anything may have
+// changed: the log does not reach back that far, or has too many changes. If nothing has
+// changed, Poll takes a few microseconds.
 func (w *Watcher) Poll() (changes []Change, complete bool, err error) {
 	if w.conn == nil {
 		if w.index.IsFull() {
@@ -167,7 +164,7 @@ func (w *Watcher) Poll() (changes []Change, complete bool, err error) {
 	if version == w.version {
 		return nil, true, nil
 	}
-	changes, err = w.conn.changes(w.last, w.most)
+	changes, err = w.conn.changes(w.last, w.maxPoll)
 	if err != nil {
 		return nil, false, fmt.Errorf("watch the database: %w", err)
 	}
@@ -175,9 +172,8 @@ func (w *Watcher) Poll() (changes []Change, complete bool, err error) {
 	if err != nil {
 		return nil, false, fmt.Errorf("watch the database: %w", err)
 	}
-	// Ids have no gaps, since a number that is rolled back is given again. So
-	// the count tells whether some have been trimmed, or have come since the
-	// rows were read.
+	// Ids have no gaps, because SQLite reuses the id of a rolled back insert. So the count
+	// shows whether changes were trimmed, or were added since the rows were read.
 	complete = int64(len(changes)) == last-w.last
 	if !complete {
 		changes = nil
@@ -187,7 +183,7 @@ func (w *Watcher) Poll() (changes []Change, complete bool, err error) {
 	return changes, complete, nil
 }
 
-// Close ends the watcher's connection.
+// Close closes the watcher's connection.
 func (w *Watcher) Close() error {
 	if w.conn == nil {
 		return nil
@@ -195,39 +191,39 @@ func (w *Watcher) Close() error {
 	return w.conn.close()
 }
 
-// Told is a change as it is told to those who mirror this instance.
-type Told struct {
+// MirrorChange is a change as mirrors receive it.
+type MirrorChange struct {
 	Change
-	// Text is the narinfo as it is now, for an addition.
+	// Text is the present narinfo, for an addition.
 	Text []byte
 }
 
 // Page is a part of the log.
 type Page struct {
-	Changes []Told
-	// More says that the limit has ended it.
+	Changes []MirrorChange
+	// More means that the limit has ended the page.
 	More bool
-	// Position is up to which change everything is told, with this page.
+	// Position is the id of the last change that this page covers.
 	Position int64
-	// Mark is that of the change at the position, and AfterMark that of the one
-	// behind which the page begins; "" where they are not in the log.
+	// Mark belongs to the change at Position, and AfterMark to the change that the page
+	// follows. They are "" if the log doesn't have these changes.
 	Mark, AfterMark string
-	// First is the oldest change that is still in the log, and Last the newest
-	// that there has been. With none in the log, First is after Last.
+	// First is the id of the oldest change in the log, and Last of the newest one ever.
+	// First is greater than Last if the log is empty.
 	First, Last int64
 }
 
-// pageBytes is the length of narinfos that ends a page.
+// pageBytes is the total length of narinfos that ends a page.
 const pageBytes = 4 << 20
 
-// ChangesAfter returns changes that concern mirrors, after the one with the given
-// id, out of limit rows of the log, or fewer when they are long. An addition of an
-// item that is gone is left out: its removal comes later. So is one of a damaged item:
-// another addition follows when that is repaired.
+// ChangesAfter returns the changes that concern mirrors among at most limit rows of the log
+// after the given id, or fewer if they are long. It skips the addition of an item that was
+// removed, since the removal follows, and of a damaged item, since its repair logs another
+// addition.
 func (x *Index) ChangesAfter(ctx context.Context, after int64, limit int) (page Page, err error) {
 	page.Position = after
 	err = x.readers.do(ctx, func(c *connection) error {
-		// Before the rows: what comes in between is told, and not counted.
+		// Before the rows: changes in between are returned, but not counted.
 		if page.Last, err = c.integer(lastChange); err != nil {
 			return err
 		}
@@ -240,7 +236,7 @@ func (x *Index) ChangesAfter(ctx context.Context, after int64, limit int) (page 
 			changes = changes[1:]
 		}
 		changes = changes[:min(len(changes), limit)]
-		// After the rows: what is trimmed in between is missed by nobody.
+		// After the rows: nobody misses changes that are trimmed in between.
 		if page.First, err = c.integer("SELECT coalesce(min(id), ? + 1) FROM recent_changes", page.Last); err != nil {
 			return err
 		}
@@ -253,7 +249,7 @@ func (x *Index) ChangesAfter(ctx context.Context, after int64, limit int) (page 
 				break
 			}
 			page.Position, page.Mark = change.ID, change.Mark()
-			if page.Changes, err = x.tell(c, page.Changes, change); err != nil {
+			if page.Changes, err = x.appendChange(c, page.Changes, change); err != nil {
 				return err
 			}
 			size += lastLength(page.Changes)
@@ -269,29 +265,29 @@ func (x *Index) ChangesAfter(ctx context.Context, after int64, limit int) (page 
 	return page, nil
 }
 
-// lastLength is about what the last change takes.
-func lastLength(changes []Told) int {
+// lastLength returns the approximate size of the last change.
+func lastLength(changes []MirrorChange) int {
 	if len(changes) == 0 {
 		return 0
 	}
 	return len(changes[len(changes)-1].Text)
 }
 
-// TimePlace is a place in the log where that is in the order of time: behind the
-// change of that time with that id.
-type TimePlace struct {
+// TimeCursor is a position in the log in the order of time: after the change with this time
+// and id.
+type TimeCursor struct {
 	At time.Time
 	ID int64
 }
 
-// ChangesFrom returns changes that concern mirrors from a place on, the oldest
-// first, limit at most or fewer when they are long, and moves the place on. more is false when there are none
-// left. It is for those who know changes by their time alone.
-func (x *Index) ChangesFrom(ctx context.Context, place *TimePlace, limit int) (told []Told, more bool, err error) {
+// ChangesFrom returns changes that concern mirrors after a position, the oldest first, and
+// advances the position. It returns limit changes, or fewer if they are long. more is false
+// at the end. It is for peers that identify changes by their time alone.
+func (x *Index) ChangesFrom(ctx context.Context, cursor *TimeCursor, limit int) (found []MirrorChange, more bool, err error) {
 	err = x.readers.do(ctx, func(c *connection) error {
 		var changes []Change
 		err := c.rows(`SELECT id, at, kind, hash, store_path FROM recent_changes
-			WHERE (at, id) > (?, ?) AND kind IN (1, 2) ORDER BY at, id LIMIT ?`, []driver.Value{place.At.UnixMilli(), place.ID, int64(limit)},
+			WHERE (at, id) > (?, ?) AND kind IN (1, 2) ORDER BY at, id LIMIT ?`, []driver.Value{cursor.At.UnixMilli(), cursor.ID, int64(limit)},
 			func(row []driver.Value) (bool, error) {
 				change, err := changeOf(row)
 				changes = append(changes, change)
@@ -307,37 +303,37 @@ func (x *Index) ChangesFrom(ctx context.Context, place *TimePlace, limit int) (t
 				more = true
 				break
 			}
-			place.At, place.ID = change.At, change.ID
-			if told, err = x.tell(c, told, change); err != nil {
+			cursor.At, cursor.ID = change.At, change.ID
+			if found, err = x.appendChange(c, found, change); err != nil {
 				return err
 			}
-			size += lastLength(told)
+			size += lastLength(found)
 		}
 		return nil
 	})
 	if err != nil {
 		return nil, false, describe("read the changes of "+x.path, err)
 	}
-	return told, more, nil
+	return found, more, nil
 }
 
-// tell appends a change, if it concerns mirrors.
-func (x *Index) tell(c *connection, told []Told, change Change) ([]Told, error) {
+// appendChange appends a change if it concerns mirrors.
+func (x *Index) appendChange(c *connection, found []MirrorChange, change Change) ([]MirrorChange, error) {
 	switch change.Kind {
 	case Removed:
-		return append(told, Told{Change: change}), nil
+		return append(found, MirrorChange{Change: change}), nil
 	case Added:
 		text, err := x.textOf(c, change.Hash)
 		if err == ErrNotFound { // or withdrawn
-			return told, nil
+			return found, nil
 		}
 		if errors.Is(err, ErrDamaged) {
-			return told, nil // Mend appends another addition
+			return found, nil // Mend logs another addition
 		}
 		if err != nil {
 			return nil, err
 		}
-		return append(told, Told{Change: change, Text: text}), nil
+		return append(found, MirrorChange{Change: change, Text: text}), nil
 	}
-	return told, nil
+	return found, nil
 }

@@ -8,8 +8,8 @@ import (
 	"nar-herder/narinfo"
 )
 
-// said is what a change says, for comparison.
-func said(changes []Told) (lines []string) {
+// said formats changes for comparison.
+func said(changes []MirrorChange) (lines []string) {
 	for _, c := range changes {
 		line := "+" + string(c.Text)
 		if c.Kind == Removed {
@@ -30,7 +30,7 @@ func TestChangesAfter(t *testing.T) {
 	}
 	put(t, x, first)
 	put(t, x, second)
-	update(t, x, func(tx *Tx) error { return tx.SetStored(first.StorePath.Hash, 0, nil) }) // concerns nobody else
+	update(t, x, func(tx *Tx) error { return tx.SetStored(first.StorePath.Hash, 0, nil) }) // not for mirrors
 	put(t, x, third)
 	update(t, x, func(tx *Tx) error {
 		_, err := tx.WithdrawAs(second.StorePath.Hash, testTime.Add(time.Hour), testTime.Add(time.Minute))
@@ -42,12 +42,12 @@ func TestChangesAfter(t *testing.T) {
 	at := testTime.Format(time.DateTime)
 	want := []string{
 		at + " +" + string(first.Text),
-		at + " +" + string(third.Text), // the second is withdrawn by now
+		at + " +" + string(third.Text), // the second is withdrawn
 		testTime.Add(time.Minute).Format(time.DateTime) + " -" + second.StorePath.String(),
 		testTime.Add(-time.Hour).Format(time.DateTime) + " -/gnu/store/other",
 	}
 	for _, limit := range []int{1, 2, 3, 6, 100} {
-		var all []Told
+		var all []MirrorChange
 		after := int64(0)
 		for more := true; more; {
 			page, err := x.ChangesAfter(t.Context(), after, limit)
@@ -60,10 +60,10 @@ func TestChangesAfter(t *testing.T) {
 		if after != 6 || !slices.Equal(said(all), want) {
 			t.Errorf("%d at a time: %q at %d, want %q", limit, said(all), after, want)
 		}
-		var byTime []Told
-		place := TimePlace{At: testTime.Add(-2 * time.Hour)}
+		var byTime []MirrorChange
+		place := TimeCursor{At: testTime.Add(-2 * time.Hour)}
 		for more := true; more; {
-			var told []Told
+			var told []MirrorChange
 			if told, more, err = x.ChangesFrom(t.Context(), &place, limit); err != nil {
 				t.Fatal(err)
 			}
@@ -73,17 +73,17 @@ func TestChangesAfter(t *testing.T) {
 			t.Errorf("by time, %d at a time: %q, want %q", limit, said(byTime), wantByTime)
 		}
 	}
-	place := TimePlace{At: testTime}
+	place := TimeCursor{At: testTime}
 	told, more, err := x.ChangesFrom(t.Context(), &place, 100)
 	if err != nil || more || !slices.Equal(said(told), want[:3]) {
-		t.Errorf("from a time on, itself included: %q, %v, %v", said(told), more, err)
+		t.Errorf("from a time, inclusive: %q, %v, %v", said(told), more, err)
 	}
 	if page, err = x.ChangesAfter(t.Context(), 100, 100); err != nil || page.Last != 6 {
-		t.Errorf("after a change that never was: %+v, %v", page, err)
+		t.Errorf("after a change that never existed: %+v, %v", page, err)
 	}
 	update(t, x, func(tx *Tx) error { return tx.conn.exec("DELETE FROM recent_changes WHERE id <= 4") })
 	if page, err = x.ChangesAfter(t.Context(), 2, 100); err != nil || page.First != 5 || len(page.Changes) != 2 {
-		t.Errorf("after trimming: %+v, %v; want to see that 3 and 4 are gone", page, err)
+		t.Errorf("after trimming: %+v, %v; want it to show that 3 and 4 were trimmed", page, err)
 	}
 	update(t, x, func(tx *Tx) error { return tx.conn.exec("DELETE FROM recent_changes") })
 	if page, err = x.ChangesAfter(t.Context(), 6, 100); err != nil || page.First != 7 || page.Last != 6 || page.Position != 6 {
@@ -91,8 +91,8 @@ func TestChangesAfter(t *testing.T) {
 	}
 }
 
-// TestMirrored: what the mirrored instance has is told from what it has not, and
-// what comes unlogged is told to nobody.
+// TestMirrored: the index distinguishes mirrored items from others, and hides unlogged
+// items from mirrors.
 func TestMirrored(t *testing.T) {
 	t.Parallel()
 	x := openTest(t)
@@ -126,7 +126,7 @@ func TestMirrored(t *testing.T) {
 	}
 	write(old, false, true)
 	if !mirrored() {
-		t.Error("an import has made a mirrored item another")
+		t.Error("an import has changed whether an item is mirrored")
 	}
 	update(t, x, func(tx *Tx) error { return tx.SetMirrored(n.StorePath.Hash, false) })
 	if mirrored() {

@@ -9,11 +9,11 @@ import (
 	"nar-herder/narinfo"
 )
 
-// Checksum is the checksum of a file of an item. It holds for a file of that size only
-// that has not changed since that time of the file system.
+// Checksum is the checksum of a file of an item. It is valid only for a file with this size
+// and change time.
 type Checksum struct {
 	Hash narinfo.PathHash
-	// File tells the files of the item apart. It is the caller's to choose.
+	// File identifies the file among the item's. The caller chooses it.
 	File    string
 	Size    int64
 	Changed time.Time
@@ -21,19 +21,18 @@ type Checksum struct {
 	Sum [16]byte
 }
 
-// Checksums returns the checksums of an item's files that are known. An item that isn't
-// known has none.
+// Checksums returns the known checksums of an item's files. An unknown item has none.
 func (x *Index) Checksums(ctx context.Context, hash narinfo.PathHash) (sums []Checksum, err error) {
 	err = x.readers.do(ctx, func(c *connection) error {
 		return c.rows("SELECT c.file, c.size, c.changed, c.sum FROM items i JOIN checksums c ON c.item = i.id WHERE i.key = ?", []driver.Value{keyOf(hash)},
 			func(row []driver.Value) (bool, error) {
-				file, err := words(row[0])
+				file, err := textValue(row[0])
 				if err != nil {
 					return false, err
 				}
 				sum := Checksum{Hash: hash, File: file, Size: number(row[1]), Changed: time.Unix(0, number(row[2]))}
 				if n := copy(sum.Sum[:], blob(row[3])); n != len(sum.Sum) {
-					return false, fmt.Errorf("a checksum of %d bytes where %d were expected", n, len(sum.Sum))
+					return false, fmt.Errorf("a checksum has %d bytes, want %d", n, len(sum.Sum))
 				}
 				sums = append(sums, sum)
 				return true, nil
@@ -45,7 +44,7 @@ func (x *Index) Checksums(ctx context.Context, hash narinfo.PathHash) (sums []Ch
 	return sums, nil
 }
 
-// PutChecksum records a checksum, in the place of any other of the file. The error is
+// PutChecksum records a checksum, replacing an earlier one of the file. The error is
 // [ErrNotFound] if there is no such item.
 func (tx *Tx) PutChecksum(sum Checksum) error {
 	id, err := tx.id(sum.Hash)

@@ -11,44 +11,41 @@ import (
 	"nar-herder/narinfo"
 )
 
-// builtinDictionary is a zstd dictionary trained on narinfos: their field
-// names, the printed form of signatures, and the names of the packages that
-// others refer to most. TestTrainDictionary makes it anew.
+// builtinDictionary is a zstd dictionary trained on narinfos: their field names,
+// signatures, and the names of the most referenced packages. TestTrainDictionary creates
+// it.
 //
 //go:embed narinfo.dict
 var builtinDictionary []byte
 
-// builtinID is the id of the dictionary in the zstd frames and in the table
-// dictionaries. A newer dictionary takes a new id: texts written with an older
-// one are read with that.
+// builtinID is the id of the dictionary in zstd frames and in the table dictionaries. A
+// newer dictionary needs a new id, since older texts need the older dictionary.
 const builtinID = 1
 
-// uncompressed marks a text that is stored as it is.
+// uncompressed marks a text that is stored uncompressed.
 const uncompressed = 0
 
-// codec compresses texts for the database. A narinfo alone is too short to
-// compress well; with a dictionary it comes to less than half.
+// codec compresses texts for the database. A single narinfo compresses badly; with a
+// dictionary, it shrinks to less than half.
 type codec struct {
 	encoder *zstd.Encoder
 	decoder *zstd.Decoder
-	// damaged are the ids of dictionaries that are not in the database as they were
-	// written.
+	// damaged are the ids of damaged dictionaries in the database.
 	damaged []int64
 }
 
-// openCodec reads the dictionaries of the database, and adds the built-in one
-// where it is missing: a database explains itself, even to a later version
-// whose built-in dictionary is another. Without add, the database is left as it is.
+// openCodec reads the dictionaries of the database. If add is true, it adds the built-in
+// one if it is missing, so that later versions with another built-in dictionary can read
+// the database.
 func openCodec(conn *connection, add bool) (*codec, error) {
 	decoding := []zstd.DOption{
-		// Decoding all of a text at once takes no goroutines, only a decoder
-		// for each core.
+		// Decoding a whole text at once needs no goroutines, only a decoder per core.
 		zstd.WithDecoderConcurrency(0),
 		zstd.WithDecoderMaxMemory(narinfo.MaxSize),
 	}
 	c := new(codec)
-	// Of a dictionary with the built-in one's id, the database's counts, unless it is
-	// damaged.
+	// A dictionary in the database has precedence over the built-in one with the same id,
+	// unless it is damaged.
 	found := false
 	var trained []byte
 	err := conn.rows("SELECT id, content, checksum FROM dictionaries ORDER BY id", nil, func(row []driver.Value) (bool, error) {
@@ -58,7 +55,7 @@ func openCodec(conn *connection, add bool) (*codec, error) {
 		if !ok || checksumOfDictionary(content) != sum {
 			c.damaged = append(c.damaged, id)
 			if id != builtinID || !(sum == checksumOfDictionary(builtinDictionary) || bytes.Equal(content, builtinDictionary)) {
-				return true, nil // texts that were written with it can't be read
+				return true, nil // its texts can't be read
 			}
 			content = builtinDictionary
 		}
@@ -84,8 +81,7 @@ func openCodec(conn *connection, add bool) (*codec, error) {
 	if c.decoder, err = zstd.NewReader(nil, decoding...); err != nil {
 		return nil, err
 	}
-	// zstd's own checksum would cover neither the hash nor texts that are stored as they
-	// are; see checksumOf.
+	// zstd's checksum would cover neither the hash nor uncompressed texts; see checksumOf.
 	encoderOptions := []zstd.EOption{zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderCRC(false)}
 	if trained != nil {
 		encoderOptions = append(encoderOptions, zstd.WithEncoderDict(trained))
@@ -98,7 +94,7 @@ func openCodec(conn *connection, add bool) (*codec, error) {
 	return c, nil
 }
 
-// compress returns the text as the database keeps it, and the dictionary's id.
+// compress returns the compressed text and the id of its dictionary.
 func (c *codec) compress(text []byte) (dictionary int64, compressed []byte) {
 	compressed = c.encoder.EncodeAll(text, make([]byte, 0, len(text)/2))
 	if len(compressed) >= len(text) {
@@ -107,7 +103,7 @@ func (c *codec) compress(text []byte) (dictionary int64, compressed []byte) {
 	return builtinID, compressed
 }
 
-// decompress is the inverse of compress. The result is the caller's.
+// decompress is the inverse of compress. The caller owns the result.
 func (c *codec) decompress(dictionary int64, stored []byte) ([]byte, error) {
 	if dictionary == uncompressed {
 		return stored, nil
@@ -121,6 +117,6 @@ func (c *codec) decompress(dictionary int64, stored []byte) ([]byte, error) {
 
 func (c *codec) close() {
 	c.decoder.Close()
-	// An encoder without a writer has nothing to fail at.
+	// Closing an encoder without a writer can't fail.
 	_ = c.encoder.Close()
 }

@@ -44,7 +44,7 @@ func TestCodec(t *testing.T) {
 	}
 }
 
-// TestCodecBomb: what is damaged or evil takes no more memory than a narinfo.
+// TestCodecBomb: a damaged or malicious text takes no more memory than a narinfo.
 func TestCodecBomb(t *testing.T) {
 	t.Parallel()
 	c := testCodec(t)
@@ -65,17 +65,17 @@ func TestCodecBomb(t *testing.T) {
 	}
 }
 
-// TestBuiltinDictionary: the id stands for these very bytes. Texts in databases
-// depend on it: with other bytes, take a new builtinID.
+// TestBuiltinDictionary: databases depend on the dictionary with this id. If its bytes
+// change, use a new builtinID.
 func TestBuiltinDictionary(t *testing.T) {
 	t.Parallel()
 	d, err := zstd.InspectDictionary(builtinDictionary)
 	if err != nil || d.ID() != builtinID {
-		t.Errorf("the dictionary has another id than %d, or none: %v", builtinID, err)
+		t.Errorf("the id of the dictionary is not %d: %v", builtinID, err)
 	}
 }
 
-// TestLargestNarinfo puts and reads a text of the greatest size.
+// TestLargestNarinfo writes and reads a text of the maximum size.
 func TestLargestNarinfo(t *testing.T) {
 	t.Parallel()
 	x := openTest(t)
@@ -95,8 +95,8 @@ func TestLargestNarinfo(t *testing.T) {
 	}
 }
 
-// TestOtherDictionaries: a database written with a dictionary that is not the
-// program's is read all the same, with those that lie in it, and written to.
+// TestOtherDictionaries: a database with another dictionary than the program's can be read,
+// with the dictionaries that it contains, and written.
 func TestOtherDictionaries(t *testing.T) {
 	t.Parallel()
 	samples := sampleNarinfos(t, 300)
@@ -132,7 +132,7 @@ func TestOtherDictionaries(t *testing.T) {
 		}
 		put(t, x, parsed[0])
 		update(t, x, func(tx *Tx) error {
-			// As another version would have written it.
+			// As another version would write it.
 			if err := tx.conn.exec("INSERT OR REPLACE INTO dictionaries VALUES (?, ?, ?)", id, other, checksumOfDictionary(other)); err != nil {
 				return err
 			}

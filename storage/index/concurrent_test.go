@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// TestTwoHandles: two handles on one file, as two processes have them, and
-// several goroutines on each, write at once.
+// TestTwoHandles: several goroutines write concurrently through two handles on one file, as
+// two processes would have.
 func TestTwoHandles(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "db")
@@ -26,14 +26,14 @@ func TestTwoHandles(t *testing.T) {
 					return errors.Join(
 						putIn(tx, x, testNarinfo(n, 1, []int{0, n}, 10), 1, nil),
 						tx.AddTags(testPath(n).Hash, []Tag{{"by", fmt.Sprint(g % 2)}}),
-						// All write this one.
+						// All goroutines write this item.
 						putIn(tx, x, testNarinfo(0, n, []int{n}, int64(n)), 1, nil))
 				})
 				if err != nil {
 					t.Error(err)
 					return
 				}
-				// What was written is seen at once by both.
+				// Both handles see new rows at once.
 				for _, reader := range handles {
 					if _, err := reader.Text(context.Background(), testPath(n).Hash); err != nil {
 						t.Error(err)
@@ -63,8 +63,7 @@ func TestTwoHandles(t *testing.T) {
 	wantSound(t, handles[0])
 }
 
-// TestProcesses: several processes open a database that is not there yet, all
-// at once, and write to it.
+// TestProcesses: several processes create the same database concurrently, and write to it.
 func TestProcesses(t *testing.T) {
 	t.Parallel()
 	const processes, each = 5, 4
@@ -89,8 +88,8 @@ func TestProcesses(t *testing.T) {
 	}
 }
 
-// TestOpenAtOnce is the same within a process, and many times, since it is
-// about short moments.
+// TestOpenAtOnce does the same within a process. It has many rounds, because the race
+// windows are short.
 func TestOpenAtOnce(t *testing.T) {
 	t.Parallel()
 	for range 8 {
@@ -119,8 +118,7 @@ func TestOpenAtOnce(t *testing.T) {
 	}
 }
 
-// TestReadersDuringWrites: a reader sees whole transactions only, and is never
-// held up.
+// TestReadersDuringWrites: a reader sees only whole transactions, and never blocks.
 func TestReadersDuringWrites(t *testing.T) {
 	t.Parallel()
 	x := openTest(t)
@@ -172,8 +170,7 @@ func TestReadersDuringWrites(t *testing.T) {
 	group.Wait()
 }
 
-// TestPoolWaits: with all connections lent, a reader waits, as long as its
-// context lets it.
+// TestPoolWaits: if all connections are in use, a reader waits until its context ends.
 func TestPoolWaits(t *testing.T) {
 	t.Parallel()
 	x := openTest(t)

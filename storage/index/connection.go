@@ -17,68 +17,64 @@ import (
 )
 
 const (
-	// lockTimeout is how long a connection waits for a lock that another process
-	// holds. Importers hold the write lock for a fraction of a second at a time,
-	// but many can queue up.
+	// lockTimeout is how long a connection waits for the lock of another process. An
+	// importer holds the write lock for a fraction of a second, but many importers can
+	// queue up.
 	lockTimeout = 60 * time.Second
-	// firstLockPause is about how long it waits before it tries again for the first
-	// time. The pause doubles up to longestLockPause. A try takes some 20 µs. The
-	// longer the pause, the more others get the lock that came later.
+	// firstLockPause is the average pause before the first retry. The pause doubles up to
+	// longestLockPause. An attempt takes about 20 µs. The longer the pause, the more
+	// processes overtake this one.
 	firstLockPause   = time.Millisecond
 	longestLockPause = 10 * time.Millisecond
 )
 
-// connection is one connection with its statements, each prepared at its first
-// use. It is used by one goroutine at a time.
+// connection is a connection with its prepared statements. One goroutine uses it at a time.
 //
-// It speaks to the driver itself: for a point look-up, which is what a server
-// of narinfos does all day, database/sql costs as much as SQLite. Statements
-// run without a context, which would cost a goroutine each; all of them are
-// short, and long passes read in steps. What can take long is a lock that another
-// process holds. SQLite's own wait for it (busy_timeout) can't be interrupted, so
-// it is off, and waiting is done here.
+// It calls the driver directly: for a point look-up, database/sql would cost as much as
+// SQLite itself. Statements run without a context, which would cost a goroutine each. They
+// are short, and long scans read in steps. Only waiting for a lock of another process takes
+// long. SQLite's own wait (busy_timeout) can't be interrupted, so it is disabled, and
+// retryBusy waits instead.
 type connection struct {
-	// conn is nil for one that is to be opened, of reopen, when it is lent next.
+	// conn is nil if pool.do has to open it with the data source reopen.
 	conn       driver.Conn
 	reopen     string
 	statements map[string]*statement
 
-	// ctx ends waits for a lock. It is that of the caller that uses the connection
-	// at present.
+	// ctx ends waits for a lock. It is the context of the current caller.
 	ctx context.Context
-	// sharesLog says that it uses the index of the log without writing to it; see
+	// sharesLog means that the connection uses the index of the log read-only; see
 	// reading.go.
 	sharesLog bool
-	// changed says that the file is not as it was when it was opened, for a
-	// connection that takes no locks; nil for others.
+	// changed reports whether the file has changed since it was opened, for a connection
+	// that takes no locks. It is nil for other connections.
 	changed func() error
 
-	// In a transaction, failure is the first error of a statement, and that of
-	// all that follow. SQLite may end a transaction by itself, as it does when
-	// the disk is full; what came after it would be committed on its own.
+	// failure is the first error of a statement in a transaction, and makes all later ones
+	// fail. SQLite may roll back by itself, for example if the disk is full; later
+	// statements would then commit on their own.
 	transaction bool
 	failure     error
 }
 
-// statement is a prepared statement with its reused argument and row buffers.
+// statement is a prepared statement with reusable argument and row buffers.
 type statement struct {
 	driver.Stmt
 	args []driver.NamedValue
 	row  []driver.Value
 }
 
-// connect opens a connection. The context is good for its waits until it is given
-// to another caller.
+// connect opens a connection. ctx bounds its waits until the next caller sets another
+// context.
 func connect(ctx context.Context, dataSource string) (*connection, error) {
 	connector, err := sqlite.NewConnector(dataSource)
 	if err != nil {
 		return nil, err
 	}
 	c := &connection{statements: make(map[string]*statement), ctx: ctx, sharesLog: strings.Contains(dataSource, sharedLog)}
-	// The pragmas of the data source may have to wait, and the step to the
-	// write-ahead log fails at once when another process takes it, or is just
-	// closing the database.
-	err = c.waiting(func() (err error) {
+	// The pragmas of the data source may have to wait. Switching to the write-ahead log
+	// fails at once if another process does so too, or is closing the database.
+	err = c.retryBusy(func() (err error) {
 		c.conn, err = connector.Connect(ctx)
 		return err
 	})
@@ -88,27 +84,25 @@ func connect(ctx context.Context, dataSource string) (*connection, error) {
 	return c, nil
 }
 
-// waiting calls f, and again as long as it fails because another process has a
-// lock, or is changing the log.
-func (c *connection) waiting(f func() error) error {
+// retryBusy calls f, and retries while it fails because another process holds a lock or is
+// changing the log.
+func (c *connection) retryBusy(f func() error) error {
 	err := f()
-	if err == nil || !c.isBusy(err) || c.transaction { // which has the locks that it needs
+	if err == nil || !c.isBusy(err) || c.transaction { // a transaction holds its locks already
 		return err
 	}
 	pause := firstLockPause
 	for end := time.Now().Add(lockTimeout); c.isBusy(err) && time.Now().Before(end); err = f() {
-		// At random, so that processes don't get in each other's way again and
-		// again.
+		// Randomize the pause so that processes don't collide repeatedly.
 		if ended := pace.Sleep(c.ctx, pause/2+rand.N(pause)); ended != nil {
-			return fmt.Errorf("%w while another process had it locked", ended)
+			return fmt.Errorf("%w while another process held the lock", ended)
 		}
 		pause = min(2*pause, longestLockPause)
 	}
 	return err
 }
 
-// isBusy says whether the error is that another connection has a lock, or is changing
-// the log.
+// isBusy reports whether another connection holds a lock or is changing the log.
 func (c *connection) isBusy(err error) bool {
 	var failure *sqlite.Error
 	return errors.As(err, &failure) && (failure.Code()&0xff == sqlite3.SQLITE_BUSY || c.sharesLog && isLogChanging(failure.Code()))
@@ -125,12 +119,12 @@ func (c *connection) close() error {
 	return errors.Join(err, c.conn.Close())
 }
 
-// script runs SQL text of any number of statements, none of them kept.
+// script runs any number of SQL statements without preparing them.
 func (c *connection) script(text string) error {
-	return c.long(context.Background(), text)
+	return c.execContext(context.Background(), text)
 }
 
-// begin starts a transaction that writes.
+// begin starts a write transaction.
 func (c *connection) begin() error {
 	c.transaction, c.failure = false, nil
 	if err := c.exec("BEGIN IMMEDIATE"); err != nil {
@@ -140,17 +134,17 @@ func (c *connection) begin() error {
 	return nil
 }
 
-// rollback undoes a transaction, of which SQLite may have done so already.
+// rollback rolls back a transaction. SQLite may have done so already.
 func (c *connection) rollback() error {
 	c.transaction, c.failure = false, nil
 	return c.exec("ROLLBACK")
 }
 
-// failed notes the error of a statement.
+// failed records the error of a statement.
 func (c *connection) failed(err error) error {
 	if c.changed != nil {
 		if changed := c.changed(); changed != nil {
-			err = changed // which is the reason
+			err = changed // the actual cause
 		}
 	}
 	if c.transaction && c.failure == nil {
@@ -166,7 +160,7 @@ func (c *connection) prepare(text string, args []driver.Value) (*statement, erro
 	s := c.statements[text]
 	if s == nil {
 		var prepared driver.Stmt
-		err := c.waiting(func() (err error) {
+		err := c.retryBusy(func() (err error) {
 			prepared, err = c.conn.(driver.ConnPrepareContext).PrepareContext(context.Background(), text)
 			return err
 		})
@@ -194,15 +188,14 @@ func (c *connection) exec(text string, args ...driver.Value) error {
 	return err
 }
 
-// insert runs a statement that returns no rows, and returns the id of the row
-// it inserted.
+// insert runs a statement that returns no rows, and returns the id of the inserted row.
 func (c *connection) insert(text string, args ...driver.Value) (id int64, err error) {
 	s, err := c.prepare(text, args)
 	if err != nil {
 		return 0, err
 	}
 	var result driver.Result
-	err = c.waiting(func() (err error) {
+	err = c.retryBusy(func() (err error) {
 		result, err = s.Stmt.(driver.StmtExecContext).ExecContext(context.Background(), s.args)
 		return err
 	})
@@ -212,17 +205,16 @@ func (c *connection) insert(text string, args ...driver.Value) (id int64, err er
 	return result.LastInsertId()
 }
 
-// rows runs a statement and calls f for each row until it returns false or an
-// error. Slices in the row are f's to keep; the row itself is reused, so f must
-// not run the same statement.
+// rows runs a statement and calls f for each row until f returns false or an error. f may
+// keep slices of the row, but not the row itself, and must not run the same statement.
 func (c *connection) rows(text string, args []driver.Value, f func(row []driver.Value) (bool, error)) (err error) {
 	s, err := c.prepare(text, args)
 	if err != nil {
 		return err
 	}
-	// A lock is taken by the first step, which is part of the query.
+	// The first step takes the lock, and is part of the query.
 	var rows driver.Rows
-	err = c.waiting(func() (err error) {
+	err = c.retryBusy(func() (err error) {
 		rows, err = s.Stmt.(driver.StmtQueryContext).QueryContext(context.Background(), s.args)
 		return err
 	})
@@ -249,8 +241,8 @@ func (c *connection) rows(text string, args []driver.Value, f func(row []driver.
 	}
 }
 
-// first runs a statement and returns its first row, nil without one. The row
-// is good until the statement runs again.
+// first runs a statement and returns its first row, or nil. The row is valid until the
+// statement runs again.
 func (c *connection) first(text string, args ...driver.Value) (row []driver.Value, err error) {
 	err = c.rows(text, args, func(found []driver.Value) (bool, error) {
 		row = found
@@ -259,7 +251,7 @@ func (c *connection) first(text string, args ...driver.Value) (row []driver.Valu
 	return row, err
 }
 
-// integer runs a statement whose first row is one integer.
+// integer runs a statement and returns the integer in its first row.
 func (c *connection) integer(text string, args ...driver.Value) (int64, error) {
 	row, err := c.first(text, args...)
 	if err != nil {
@@ -270,20 +262,20 @@ func (c *connection) integer(text string, args ...driver.Value) (int64, error) {
 	}
 	n, ok := row[0].(int64)
 	if !ok {
-		return 0, fmt.Errorf("%q: %T where an integer was expected", text, row[0])
+		return 0, fmt.Errorf("%q: got %T, want an integer", text, row[0])
 	}
 	return n, nil
 }
 
-// blob is the value of a BLOB column; an empty one may come as nil.
+// blob returns the value of a BLOB column. The driver may return nil for an empty one.
 func blob(value driver.Value) []byte {
 	b, _ := value.([]byte)
 	return b
 }
 
-// words is a column of text. STRICT tables only bind what is written: a damaged page may
-// have any type but for a rowid.
-func words(value driver.Value) (string, error) {
+// textValue returns the value of a TEXT column. STRICT tables check types only on writes:
+// in a damaged page, any column but the rowid may have any type.
+func textValue(value driver.Value) (string, error) {
 	s, ok := value.(string)
 	if !ok {
 		return "", fmt.Errorf("%w: %s", ErrDamaged, noInteger)
@@ -291,7 +283,7 @@ func words(value driver.Value) (string, error) {
 	return s, nil
 }
 
-// edgeOf is a column with a target and one with who refers to it.
+// edgeOf returns the edge in a target column and a referrer column.
 func edgeOf(target, referrer driver.Value) (edge, error) {
 	t, ok1 := target.(int64)
 	r, ok2 := referrer.(int64)
@@ -301,7 +293,7 @@ func edgeOf(target, referrer driver.Value) (edge, error) {
 	return edge{t, r}, nil
 }
 
-// pool lends connections for reading.
+// pool is a pool of read connections.
 type pool chan *connection
 
 func openPool(ctx context.Context, dataSource string, size int) (pool, error) {
@@ -316,7 +308,7 @@ func openPool(ctx context.Context, dataSource string, size int) (pool, error) {
 	return p, nil
 }
 
-// close ends the connections, none of which may be lent.
+// close closes the connections, which must all be idle.
 func (p pool) close() error {
 	var err error
 	for len(p) > 0 {
@@ -325,7 +317,7 @@ func (p pool) close() error {
 	return err
 }
 
-// do lends a connection to f, waiting for one until the context ends.
+// do calls f with a connection, after waiting for one until the context ends.
 func (p pool) do(ctx context.Context, f func(*connection) error) error {
 	var c *connection
 	select {

@@ -10,8 +10,7 @@ import (
 	"nar-herder/narinfo"
 )
 
-// TestPragmas asks every connection, since a pragma set on one says nothing of
-// the others.
+// TestPragmas checks every connection, since pragmas are set for each one.
 func TestPragmas(t *testing.T) {
 	t.Parallel()
 	options := Options{WriterCache: 3 << 20, ReaderCache: 8 << 20, Bulk: true}
@@ -47,7 +46,7 @@ func TestPragmas(t *testing.T) {
 		if name == "writer" {
 			want["query_only"] = int64(0)
 			want["cache_size"] = int64(-3 << 10)
-			want["wal_autocheckpoint"] = x.longestLog(bulkCheckpointBytes) / pageSize
+			want["wal_autocheckpoint"] = x.maxLog(bulkCheckpointBytes) / pageSize
 		}
 		for pragma, want := range want {
 			row, err := c.first("PRAGMA " + pragma)
@@ -61,7 +60,7 @@ func TestPragmas(t *testing.T) {
 	}
 }
 
-// TestFileModes: other users of the same group can write as well.
+// TestFileModes: other users of the group can also write.
 func TestFileModes(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "db")
@@ -109,7 +108,7 @@ func TestOddPaths(t *testing.T) {
 	}
 }
 
-// TestRelativePath changes the working directory, so it is not parallel.
+// TestRelativePath changes the working directory, so it can't run in parallel.
 func TestRelativePath(t *testing.T) {
 	directory := t.TempDir()
 	t.Chdir(directory)
@@ -122,7 +121,7 @@ func TestRelativePath(t *testing.T) {
 	wantTotals(t, openAt(t, filepath.Join(directory, "relative.db")), Totals{1, 1, 1})
 }
 
-// TestInstance: a database has one name, for good, and no other has it.
+// TestInstance: the id of a database is permanent and unique.
 func TestInstance(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "db")
@@ -135,7 +134,7 @@ func TestInstance(t *testing.T) {
 	}
 }
 
-// TestCloseFolds: after the last one has closed it, the database is one file.
+// TestCloseFolds: closing the last handle leaves a single file.
 func TestCloseFolds(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "db")
@@ -153,8 +152,8 @@ func TestCloseFolds(t *testing.T) {
 	wantTotals(t, openAt(t, path), Totals{1, 1, 1})
 }
 
-// TestItemsInSteps: a pass over more items than a step has gives each once, also
-// while the consumer writes, and while it stops.
+// TestItemsInSteps: an iteration over more items than a step yields each once, also if the
+// consumer writes meanwhile or stops early.
 func TestItemsInSteps(t *testing.T) {
 	t.Parallel()
 	x := openTest(t)
@@ -174,14 +173,14 @@ func TestItemsInSteps(t *testing.T) {
 		}
 		hashes = append(hashes, item.Hash)
 		if len(hashes)%200 == 0 {
-			// Replacing it must not bring it up again; removing is fine.
+			// Iteration must not yield a replaced item again. Removals are allowed.
 			put(t, x, testNarinfo(len(hashes)-1, 2, nil, 1))
 			update(t, x, func(tx *Tx) error { return tx.Remove(testPath(len(hashes)-2).Hash, testTime) })
 		}
 	}
 	for i, n := range numbers(t, hashes, count) {
 		if i != n {
-			t.Fatalf("item %d comes at place %d", n, i)
+			t.Fatalf("item %d comes at position %d", n, i)
 		}
 	}
 	if len(hashes) != count {

@@ -17,47 +17,44 @@ import (
 	"nar-herder/internal/rowsum"
 )
 
-// Settings of a copy that say of what it is one: of the index of which instance,
-// up to which of its changes, and when it was made, as [time.RFC3339] has it. A
-// copy has no other settings, so that it gets an instance name of its own when it
-// is opened.
+// Settings of a copy: the copied instance, the last change in the copy, and the time of the
+// copy in [time.RFC3339] format. It has no other settings, so that it gets an instance id
+// of its own when it is opened for writing.
 const (
 	CopyInstance   = "dump.instance"
 	CopyLastChange = "dump.last_change"
 	CopyCreatedAt  = "dump.created_at"
 )
 
-// copyCache is the page cache of a connection that makes or reads a copy, in
-// bytes. Both go through the tables in their order.
+// copyCache is the page cache of a connection that writes or reads a copy, in bytes. Both
+// access the tables sequentially.
 const copyCache = 8 << 20
 
-// Copied is what [Index.Copy] has written.
+// Copied is the result of [Index.Copy].
 type Copied struct {
-	// LastChange is the id of the newest change that the copy has, and Mark that change's
-	// [Change.Mark]; "" where it has left the log.
+	// LastChange is the id of the newest change in the copy. Mark is its [Change.Mark], or
+	// "" if it is not in the log any more.
 	LastChange int64
 	Mark       string
 	// Items is the number of items in the copy.
 	Items int64
-	// Changes are the newest ones that concern mirrors, the oldest first.
-	Changes []Told
-	// Damaged are the items that are left out since they are damaged. The absence of
-	// the others means that they were removed.
+	// Changes are the newest changes that concern mirrors, the oldest first.
+	Changes []MirrorChange
+	// Damaged are the items that were left out because of damage. Other missing items were
+	// removed.
 	Damaged []*Damage
 }
 
-// Copy writes the index as it is at one moment to a new file, for another
-// instance to begin with: an index of its own, with the items that clients are
-// told of, all of them mirrored and none stored, without the log and without what
-// concerns this instance alone. Damaged items are left out, but too many of them are an
-// error. It returns with at most so many changes of that
-// moment. The copy was looked through when Copy returns, is safe on the disk, and
-// can be read without anything beside it.
+// Copy writes a snapshot of the index to a new file, which another instance can start from.
+// The copy is an index without withdrawn items, without the log, and without data that
+// concerns only this instance. All its items are mirrored, and none is stored. Copy leaves
+// out damaged items, unless there are too many, which is an error. It also returns at most
+// changes newest changes of the snapshot. When Copy returns, the copy is verified and
+// flushed to the disk, and needs no other file.
 //
-// Writers are not held up. The write-ahead log is not folded back while the tables
-// are being copied, which takes ten seconds for a million items. When Copy fails,
-// or the context ends, nothing is left of the file; one that was there before is
-// an error, and stays.
+// Copy doesn't block writers. It blocks checkpoints while it copies the tables, which takes
+// ten seconds for a million items. If it fails, or the context ends, it removes the file.
+// An existing file is an error.
 func (x *Index) Copy(ctx context.Context, path string, at time.Time, changes int) (_ Copied, err error) {
 	tried := fmt.Sprintf("copy the index %s to %s", x.path, path)
 	source, err1 := filepath.Abs(x.path)
@@ -70,14 +67,14 @@ func (x *Index) Copy(ctx context.Context, path string, at time.Time, changes int
 		return Copied{}, fmt.Errorf("%s: %w", tried, err)
 	}
 	defer func() {
-		// To free gigabytes takes longer than who stops the program waits for.
+		// Freeing gigabytes takes longer than a supervisor waits.
 		if err != nil && ctx.Err() == nil {
 			if removeErr := os.Remove(target); !errors.Is(removeErr, fs.ErrNotExist) {
 				err = errors.Join(err, removeErr)
 			}
 		}
 	}()
-	// SQLite opens it by its name; closing it meanwhile would drop its locks.
+	// SQLite opens the file by name; closing it earlier would drop its locks.
 	defer func() { err = errors.Join(err, file.Close()) }()
 	copied, err := x.copyTo(ctx, source, target, at, changes)
 	if err == nil {
@@ -94,7 +91,7 @@ func (x *Index) Copy(ctx context.Context, path string, at time.Time, changes int
 
 func (x *Index) copyTo(ctx context.Context, source, target string, at time.Time, changes int) (copied Copied, err error) {
 	c, err := connect(ctx, fileName(target)+"?_pragma=page_size("+strconv.Itoa(pageSize)+")&_pragma=cache_size(-"+strconv.Itoa(copyCache/1024)+")"+
-		// Nobody else knows the file, and there is nothing to go back to.
+		// No other process knows the file, and nothing has to be rolled back.
 		"&_pragma=journal_mode(off)&_pragma=synchronous(off)&_pragma=temp_store(memory)")
 	if err != nil {
 		return Copied{}, err
@@ -108,18 +105,18 @@ func (x *Index) copyTo(ctx context.Context, source, target string, at time.Time,
 		return Copied{}, err
 	}
 	if int(version) != len(migrations) {
-		return Copied{}, fmt.Errorf("%w: it has schema version %d by now, this program knows %d: restart it as the newer one", ErrNewerVersion, version, len(migrations))
+		return Copied{}, fmt.Errorf("%w: it has schema version %d now, this program knows %d: restart the server with the newer version", ErrNewerVersion, version, len(migrations))
 	}
 	for _, step := range migrations {
-		if err := c.long(ctx, step); err != nil {
+		if err := c.execContext(ctx, step); err != nil {
 			return Copied{}, err
 		}
 	}
-	// SQLite copies rows as they are only into tables without triggers.
+	// SQLite copies rows without decoding them only into tables without triggers.
 	if err := c.script(dropTriggers + "BEGIN"); err != nil {
 		return Copied{}, err
 	}
-	// The first look at the live tables settles which moment all others see.
+	// The first read of the live tables determines the snapshot.
 	if copied.LastChange, err = c.integer("SELECT coalesce((SELECT seq FROM live.sqlite_sequence WHERE name = 'recent_changes'), 0)"); err != nil {
 		return Copied{}, err
 	}
@@ -127,15 +124,15 @@ func (x *Index) copyTo(ctx context.Context, source, target string, at time.Time,
 		return Copied{}, err
 	}
 	for _, step := range copySteps {
-		if err := c.long(ctx, step); err != nil {
+		if err := c.execContext(ctx, step); err != nil {
 			return Copied{}, err
 		}
 	}
-	// What was withdrawn is gone here, and so are additions of it in the log.
+	// The copy lacks withdrawn items, so their additions in the log are skipped.
 	if copied.Changes, err = x.newest(c, changes); err != nil {
 		return Copied{}, err
 	}
-	// The rest concerns the copy alone.
+	// The rest concerns only the copy.
 	if err := c.script("COMMIT; DETACH live; BEGIN;" + staleTriggers); err != nil {
 		return Copied{}, err
 	}
@@ -149,17 +146,17 @@ func (x *Index) copyTo(ctx context.Context, source, target string, at time.Time,
 	err = errors.Join(
 		c.exec("INSERT INTO settings VALUES (?, ?), (?, ?), (?, ?), (?, ?)", CopySum, sum, CopyInstance, x.instance,
 			CopyLastChange, strconv.FormatInt(copied.LastChange, 10), CopyCreatedAt, at.UTC().Format(time.RFC3339)),
-		c.long(ctx, fmt.Sprintf("PRAGMA main.application_id = %d; PRAGMA main.user_version = %d; COMMIT", ApplicationID, len(migrations))))
+		c.execContext(ctx, fmt.Sprintf("PRAGMA main.application_id = %d; PRAGMA main.user_version = %d; COMMIT", ApplicationID, len(migrations))))
 	if err != nil {
 		return Copied{}, err
 	}
 	if copied.Items, err = c.integer("SELECT items FROM totals"); err != nil {
 		return Copied{}, err
 	}
-	return copied, c.sound(ctx)
+	return copied, c.checkIntegrity(ctx)
 }
 
-// sumOfTexts is the sum of the rows that [Foreign.Rows] reads.
+// sumOfTexts returns the checksum of the rows that [Foreign.Rows] reads.
 func (c *connection) sumOfTexts(ctx context.Context) (string, error) {
 	var sum rowsum.Sum
 	err := c.rows("SELECT id, content FROM main.dictionaries", nil, func(row []driver.Value) (bool, error) {
@@ -181,34 +178,32 @@ func (c *connection) sumOfTexts(ctx context.Context) (string, error) {
 	return sum.String(), err
 }
 
-// copySteps fill the tables of a copy. Where a statement takes all of a table that
-// is the same in both, SQLite copies its rows and those of its indexes as they lie
-// there, which is several times faster than anything that looks at them; so what is
-// not wanted goes afterwards.
+// copySteps fill the tables of a copy. If a statement copies a whole table with an
+// identical schema, SQLite copies the rows and indexes without decoding them, several times
+// as fast. So unwanted rows are deleted afterwards.
 var copySteps = []string{
 	"INSERT INTO main.dictionaries SELECT * FROM live.dictionaries",
-	// First the short one: mirrors read both together, while the file is downloaded.
+	// Copy the short table first: mirrors read both together while they download the file.
 	"INSERT INTO main.items SELECT * FROM live.items",
 	"INSERT INTO main.narinfos SELECT * FROM live.narinfos",
 	"INSERT INTO main.runs SELECT * FROM live.runs",
 	"INSERT INTO main.referrers SELECT * FROM live.referrers",
-	// No id is given a second time, as edges name them.
+	// Ids are never reused, because edges refer to them.
 	`UPDATE main.sqlite_sequence SET seq = (SELECT s.seq FROM live.sqlite_sequence s WHERE s.name = main.sqlite_sequence.name)
 		WHERE name IN (SELECT name FROM live.sqlite_sequence)`,
-	// Other times are damage, see withdrawnAt.
+	// Times of 0 and below mean damage; see withdrawnAt.
 	"DELETE FROM main.items WHERE id IN (SELECT id FROM main.narinfos WHERE withdrawn_at > 0)",
 	"DELETE FROM main.narinfos WHERE withdrawn_at > 0",
 	"UPDATE main.items SET stored_files = 0, stored_size = 0, file_sizes = NULL, mirrored = 1",
 }
 
-// A copy is refused that would lack more than mostDamaged items and more than one in
-// damagedShare.
+// Copy fails if more than maxDamaged items, and more than one in damagedShare, are damaged.
 const (
-	mostDamaged  = 100
+	maxDamaged   = 100
 	damagedShare = 100
 )
 
-// dropDamaged deletes the damaged items from a copy, and counts the others.
+// dropDamaged deletes damaged items from a copy, and counts the others.
 func (x *Index) dropDamaged(ctx context.Context, c *connection) (all []*Damage, err error) {
 	var count int
 	err = c.rows(itemColumns, nil, func(row []driver.Value) (bool, error) {
@@ -226,7 +221,7 @@ func (x *Index) dropDamaged(ctx context.Context, c *connection) (all []*Damage, 
 	if err != nil {
 		return nil, err
 	}
-	if len(all) > max(mostDamaged, count/damagedShare) {
+	if len(all) > max(maxDamaged, count/damagedShare) {
 		return nil, fmt.Errorf("%d of %d items are damaged, the first: %w", len(all), count, all[0])
 	}
 	for _, damage := range all {
@@ -235,15 +230,15 @@ func (x *Index) dropDamaged(ctx context.Context, c *connection) (all []*Damage, 
 	return all, errors.Join(err, c.exec("UPDATE totals SET items = ?", int64(count-len(all))))
 }
 
-// newest returns the newest changes that concern mirrors, the oldest first: they
-// are looked up in the live log, and their texts in the copy.
-func (x *Index) newest(c *connection, limit int) (told []Told, err error) {
+// newest returns the newest changes that concern mirrors, the oldest first, from the live
+// log and the texts of the copy.
+func (x *Index) newest(c *connection, limit int) (found []MirrorChange, err error) {
 	var changes []Change
 	err = c.rows("SELECT id, at, kind, hash, store_path FROM live.recent_changes WHERE kind IN (1, 2) ORDER BY id DESC LIMIT ?", []driver.Value{int64(limit)},
 		func(row []driver.Value) (bool, error) {
 			change, err := changeOf(row)
 			if errors.Is(err, ErrDamaged) {
-				return true, nil // the items of the copy are right without it
+				return true, nil // the items of the copy are valid without it
 			}
 			changes = append(changes, change)
 			return true, err
@@ -252,16 +247,16 @@ func (x *Index) newest(c *connection, limit int) (told []Told, err error) {
 		return nil, err
 	}
 	for _, change := range slices.Backward(changes) {
-		if told, err = x.tell(c, told, change); err != nil {
+		if found, err = x.appendChange(c, found, change); err != nil {
 			return nil, err
 		}
 	}
-	return told, nil
+	return found, nil
 }
 
-// long runs SQL text that may take long, and is interrupted when the context ends.
-func (c *connection) long(ctx context.Context, text string, args ...driver.Value) error {
-	err := c.waiting(func() error {
+// execContext runs long SQL text, and interrupts it when the context ends.
+func (c *connection) execContext(ctx context.Context, text string, args ...driver.Value) error {
+	err := c.retryBusy(func() error {
 		_, err := c.conn.(driver.ExecerContext).ExecContext(ctx, text, namedValues(args))
 		return err
 	})
@@ -271,8 +266,8 @@ func (c *connection) long(ctx context.Context, text string, args ...driver.Value
 	return err
 }
 
-// sound looks through all of the database.
-func (c *connection) sound(ctx context.Context) error {
+// checkIntegrity verifies the whole database.
+func (c *connection) checkIntegrity(ctx context.Context) error {
 	rows, err := c.conn.(driver.QueryerContext).QueryContext(ctx, "PRAGMA integrity_check(1)", nil)
 	if err != nil {
 		return err
@@ -288,18 +283,17 @@ func (c *connection) sound(ctx context.Context) error {
 	return nil
 }
 
-// ErrUnsound says that a copy is not what was written: the disk or the memory
-// fails, or the index itself is damaged.
+// ErrUnsound means that a copy differs from what was written: the disk or the memory fails,
+// or the index itself is damaged.
 var ErrUnsound = errors.New("the copy is damaged")
 
-// Snapshot is an index that nobody changes, such as a copy.
+// Snapshot is an immutable index, such as a copy.
 type Snapshot struct {
 	index Index
 	conn  *connection
 }
 
-// OpenSnapshot opens a file that [Index.Copy] has made, to read it. Nothing is
-// changed in it or beside it.
+// OpenSnapshot opens a file that [Index.Copy] has made. It changes no file.
 func OpenSnapshot(ctx context.Context, path string) (_ *Snapshot, err error) {
 	tried := "open the copy " + path
 	absolute, err := filepath.Abs(path)
@@ -329,8 +323,8 @@ func OpenSnapshot(ctx context.Context, path string) (_ *Snapshot, err error) {
 	return s, nil
 }
 
-// Items goes through the items that clients are told of, in the order they came. It
-// is called for one pass at a time.
+// Items iterates over the items that are not withdrawn, in insertion order. Only one
+// iteration may run at a time.
 func (s *Snapshot) Items(ctx context.Context) iter.Seq2[*Item, error] {
 	return func(yield func(*Item, error) bool) {
 		stopped := false
@@ -348,8 +342,7 @@ func (s *Snapshot) Items(ctx context.Context) iter.Seq2[*Item, error] {
 	}
 }
 
-// NewestItem returns the item that was added last, by its time; nil when there are
-// none.
+// NewestItem returns the item with the latest time of addition, or nil if there are none.
 func (s *Snapshot) NewestItem() (item *Item, err error) {
 	err = s.conn.rows(itemColumns+" WHERE n.withdrawn_at IS NULL ORDER BY i.added_at DESC, i.id DESC LIMIT 1", nil, func(row []driver.Value) (bool, error) {
 		item, err = s.index.item(row)
@@ -361,7 +354,7 @@ func (s *Snapshot) NewestItem() (item *Item, err error) {
 	return item, nil
 }
 
-// Close ends the reading.
+// Close closes the copy.
 func (s *Snapshot) Close() error {
 	if s.index.codec != nil {
 		s.index.codec.close()

@@ -17,7 +17,7 @@ import (
 	"nar-herder/internal/testfs"
 )
 
-// wantAlone asserts that a directory has these files and no others.
+// wantAlone asserts that a directory has exactly these files.
 func wantAlone(t testing.TB, directory string, want ...string) {
 	t.Helper()
 	entries, err := os.ReadDir(directory)
@@ -33,7 +33,7 @@ func wantAlone(t testing.TB, directory string, want ...string) {
 	}
 }
 
-// copied is what a snapshot has.
+// copied returns the items of a snapshot.
 func copied(t testing.TB, path string) (all []*Item) {
 	t.Helper()
 	s, err := OpenSnapshot(t.Context(), path)
@@ -52,7 +52,8 @@ func copied(t testing.TB, path string) (all []*Item) {
 	return all
 }
 
-// TestCopyContent: a copy is an index by itself, without what concerns the other.
+// TestCopyContent: a copy is a separate index, without data that concerns only the copied
+// instance.
 func TestCopyContent(t *testing.T) {
 	t.Parallel()
 	x := openTest(t)
@@ -66,7 +67,7 @@ func TestCopyContent(t *testing.T) {
 		return errors.Join(err,
 			putIn(tx, x, testNarinfo(8, 1, []int{0, 8}, -1), 1, []int64{77}),
 			tx.AddTags(hash, []Tag{{"branch", "main"}}),
-			tx.AddLeftovers([]string{"nar/left"}),
+			tx.AddPendingDeletes([]string{"nar/left"}),
 			tx.SetSetting("uses_since", "2024"),
 			tx.conn.exec("INSERT INTO uses SELECT id, 3, 4 FROM items WHERE key = ?", keyOf(hash)),
 			tx.conn.exec("INSERT INTO cached_files SELECT id, 'zstd', 3, 4, NULL, NULL, NULL FROM items WHERE key = ?", keyOf(hash)))
@@ -118,12 +119,12 @@ func TestCopyContent(t *testing.T) {
 			t.Errorf("%v: %s\nwant %s", err, out, want)
 		}
 	} else {
-		t.Logf("not looked at with the program: %v", err)
+		t.Logf("not checked with the sqlite3 program: %v", err)
 	}
 
 	y := openAt(t, path)
 	if y.Instance() == x.Instance() {
-		t.Error("two instances have one name")
+		t.Error("two instances have the same id")
 	}
 	all := items(t, y)
 	if len(all) != count-2 || len(snapshot) != count-2 {
@@ -134,8 +135,8 @@ func TestCopyContent(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !bytes.Equal(item.Text, live.Text) || !item.AddedAt.Equal(live.AddedAt) || item.Place() != live.Place() || item.Stored != 0 || item.Sizes != nil || !item.Mirrored {
-			t.Errorf("%+v, want what is told of %+v", item, live)
+		if !bytes.Equal(item.Text, live.Text) || !item.AddedAt.Equal(live.AddedAt) || item.Position() != live.Position() || item.Stored != 0 || item.Sizes != nil || !item.Mirrored {
+			t.Errorf("%+v, want it like %+v", item, live)
 		}
 		if !bytes.Equal(snapshot[n].Text, item.Text) || snapshot[n].Hash != item.Hash {
 			t.Errorf("the snapshot has %+v", snapshot[n])
@@ -149,9 +150,9 @@ func TestCopyContent(t *testing.T) {
 	if last, err := y.LastChange(t.Context()); err != nil || last != 0 {
 		t.Errorf("the copy's log ends at %d, %v", last, err)
 	}
-	// What is put has a place of its own, and does not get referrers of what is gone.
+	// A new item gets a new position, and not the referrers of a removed item.
 	put(t, y, testNarinfo(100, 1, []int{0}, 10))
-	if item, err := y.Item(t.Context(), testPath(100).Hash); err != nil || item.Place() != count+1 {
+	if item, err := y.Item(t.Context(), testPath(100).Hash); err != nil || item.Position() != count+1 {
 		t.Errorf("%+v, %v", item, err)
 	}
 	wantSound(t, y)
@@ -171,7 +172,7 @@ func newestOf(t testing.TB, path string) *Item {
 	return item
 }
 
-// TestCopyEmpty: there is nothing to begin with.
+// TestCopyEmpty copies an empty index.
 func TestCopyEmpty(t *testing.T) {
 	t.Parallel()
 	x := openTest(t)
@@ -183,9 +184,9 @@ func TestCopyEmpty(t *testing.T) {
 	wantSound(t, openAt(t, path))
 }
 
-// TestCopyOfAMoment: each copy has whole transactions only, and exactly those up to
-// its last change, while this process and another write, and more than the write-ahead
-// log takes is changed.
+// TestCopyOfAMoment: each copy has whole transactions only, and exactly those up to its
+// last change, while this process and another one change more than the write-ahead log's
+// size.
 func TestCopyOfAMoment(t *testing.T) {
 	t.Parallel()
 	x := openTest(t)
@@ -204,7 +205,7 @@ func TestCopyOfAMoment(t *testing.T) {
 				err := errors.Join(
 					putIn(tx, x, testNarinfo(n, 1, []int{n}, 10), 1, nil),
 					putIn(tx, x, testNarinfo(n+1, 1, []int{n}, 10), 1, nil))
-				if n >= 20 { // and an earlier pair goes
+				if n >= 20 { // and remove an earlier pair
 					_, withdrawErr := tx.Withdraw(testPath(n-20).Hash, testTime)
 					err = errors.Join(err, withdrawErr, tx.Remove(testPath(n-19).Hash, testTime))
 				}
@@ -235,7 +236,7 @@ func TestCopyOfAMoment(t *testing.T) {
 		for n := range 20_000 {
 			first, second := known[testPath(n).Hash.String()], known[testPath(n+1).Hash.String()]
 			if n%2 == 0 && first != second {
-				t.Errorf("of the pair %d there is one alone", n)
+				t.Errorf("one item of pair %d is missing", n)
 			}
 			if first {
 				pairs++
@@ -249,7 +250,7 @@ func TestCopyOfAMoment(t *testing.T) {
 		if pairs > 20 || pairs+others != got.Items {
 			t.Errorf("%d items of pairs and %d others, of %d", pairs, others, got.Items)
 		}
-		// The log of that moment leads to just these items.
+		// The log up to this change results in exactly these items.
 		page, err := x.ChangesAfter(t.Context(), 0, 10_000_000)
 		if err != nil {
 			t.Fatal(err)
@@ -277,7 +278,7 @@ func TestCopyOfAMoment(t *testing.T) {
 	wantSound(t, x)
 }
 
-// TestCopyFails: nothing is left of a copy that fails, and nothing else is lost.
+// TestCopyFails: a failed copy leaves no file, and doesn't damage anything else.
 func TestCopyFails(t *testing.T) {
 	t.Parallel()
 	x := openTest(t)
@@ -306,7 +307,7 @@ func TestCopyFails(t *testing.T) {
 		if _, err := x.Copy(ctx, filepath.Join(directory, "copy"), testTime, 10); !errors.Is(err, context.Canceled) {
 			t.Errorf("%v, want context.Canceled", err)
 		}
-		wantAlone(t, directory, "copy") // which is the caller's to remove
+		wantAlone(t, directory, "copy") // the caller removes it
 	})
 	t.Run("no room", func(t *testing.T) {
 		for _, size := range []int64{8 << 10, 64 << 10, 200 << 10, 500 << 10} {
@@ -328,7 +329,7 @@ func TestCopyFails(t *testing.T) {
 	})
 	path := filepath.Join(t.TempDir(), "copy")
 	if got, err := x.Copy(t.Context(), path, testTime, 10); err != nil || got.Items != 2000 {
-		t.Errorf("after all that: %+v, %v", got, err)
+		t.Errorf("in the end: %+v, %v", got, err)
 	}
 	t.Run("damaged", func(t *testing.T) {
 		damaged := filepath.Join(t.TempDir(), "damaged")
@@ -344,13 +345,13 @@ func TestCopyFails(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer c.close()
-		if err := c.sound(t.Context()); err == nil {
-			t.Error("a damaged copy counts as sound")
+		if err := c.checkIntegrity(t.Context()); err == nil {
+			t.Error("a damaged copy passes the check")
 		}
 	})
 }
 
-// fillUpTo puts so many items.
+// fillUpTo writes items up to this number.
 func fillUpTo(t testing.TB, x *Index, count int) (int, error) {
 	t.Helper()
 	err := x.Update(t.Context(), func(tx *Tx) error {
@@ -364,7 +365,7 @@ func fillUpTo(t testing.TB, x *Index, count int) (int, error) {
 	return count, err
 }
 
-// TestOpenSnapshot refuses what is no copy, and changes nothing.
+// TestOpenSnapshot refuses a file that is not a copy, and changes nothing.
 func TestOpenSnapshot(t *testing.T) {
 	t.Parallel()
 	directory := t.TempDir()

@@ -12,27 +12,24 @@ import (
 	"nar-herder/narinfo"
 )
 
-// ErrDamaged says that the database does not have what was written to it. The error is a
-// [Damage] where it is about one item.
+// ErrDamaged means that the database differs from what was written to it. The error is a
+// [Damage] if it concerns one item.
 var ErrDamaged = errors.New("the database is damaged")
 
-// Damage is an item that the database does not have as it was written.
+// Damage is a damaged row of the database, usually of an item.
 type Damage struct {
-	// Hash is the item's, as far as it is known: that of a request, or what the
-	// database has.
+	// Hash is the hash of the item, if it is known: from the request or the database.
 	Hash narinfo.PathHash
-	// Dictionary is set where a dictionary is damaged, and not an item.
+	// Dictionary is set if a dictionary is damaged, not an item.
 	Dictionary int64
-	// Change is set where a change in the log is damaged, and not an item.
+	// Change is set if a change in the log is damaged, not an item.
 	Change int64
-	// Cached is the type of a cached file where what is known of that is damaged, and
-	// not the narinfo.
+	// Cached is the type of a cached file if its row is damaged, not the narinfo.
 	Cached string
-	// Reason is a phrase.
 	Reason string
 
-	id   int64 // of the item's row, 0 where it isn't known
-	lost int64 // of the row of a narinfo that no item has
+	id     int64 // of the item's row; 0 if unknown
+	orphan int64 // id of a narinfo without an item
 }
 
 func (d *Damage) Error() string {
@@ -45,42 +42,40 @@ func (d *Damage) Error() string {
 	return fmt.Sprintf("%v: the narinfo of %s: %s: see 'nar-herder help check'", ErrDamaged, d.Hash, d.Reason)
 }
 
-// Place is as [Item.Place]; 0 where it is not known.
-func (d *Damage) Place() int64 { return d.id }
+// Position is the [Item.Position], or 0 if it is unknown.
+func (d *Damage) Position() int64 { return d.id }
 
 // Unwrap returns [ErrDamaged].
 func (d *Damage) Unwrap() error { return ErrDamaged }
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// checksumOf is the column checksum of a narinfo: a CRC-32C of the path hash and the text.
-// It detects all changes of a few bits, and all but one in four billion of others, such
-// as those of a text that was decompressed with a damaged dictionary. With the hash in
-// it, a text can't be served for another item. It is signed so that SQLite stores it in
-// four bytes.
+// checksumOf returns the checksum column of a narinfo: the CRC-32C of the path hash and the
+// text. It detects all changes of a few bits, and other changes, such as decompression with
+// a damaged dictionary, with a probability of 1 - 2⁻³². Since it includes the hash, a text
+// can't be served for another item. It is signed so that SQLite stores it in four bytes.
 func checksumOf(hash narinfo.PathHash, text []byte) int64 {
 	return int64(int32(crc32.Update(crc32.Checksum(hash[:], castagnoli), castagnoli, text)))
 }
 
-// checksumOfCached is that of what narinfos say of a cached file.
+// checksumOfCached returns the checksum column of a cached file.
 func checksumOfCached(hash narinfo.PathHash, kind string, size int64) int64 {
 	return checksumOf(hash, fmt.Appendf(nil, "%s %d", kind, size))
 }
 
-// checksumOfDictionary is what the column checksum of a dictionary has.
+// checksumOfDictionary returns the checksum column of a dictionary.
 func checksumOfDictionary(content []byte) int64 {
 	return int64(int32(crc32.Checksum(content, castagnoli)))
 }
 
 const (
-	differs   = "it is not what was written"
+	differs   = "it differs from what was written"
 	noInteger = "a column has a value of another type"
 )
 
-// verified decompresses a text, and returns it if it is the one that was written for
-// the hash. checksum is the column's value. It is NULL in rows that an older version of
-// the program has written, which had the database open while it was migrated: such a
-// text must make sense.
+// verified decompresses a text, and returns it if it matches the checksum column. The
+// column is NULL in rows of an older program that had the database open during the
+// migration; such a text must be a valid narinfo of the hash.
 func (c *codec) verified(hash narinfo.PathHash, dictionary, stored, checksum driver.Value) (text []byte, reason string) {
 	id, ok := dictionary.(int64)
 	if !ok {
@@ -105,13 +100,13 @@ func (c *codec) verified(hash narinfo.PathHash, dictionary, stored, checksum dri
 	return text, ""
 }
 
-// damaged counts what is damaged, and returns it as an error.
+// damaged counts a damage and returns it as an error.
 func (x *Index) damaged(hash narinfo.PathHash, id int64, reason string) error {
 	x.damages.add()
 	return &Damage{Hash: hash, Reason: reason, id: id}
 }
 
-// damages counts what was found to be damaged.
+// damages counts detected damage.
 type damages struct {
 	count, last atomic.Int64
 }
@@ -121,15 +116,15 @@ func (d *damages) add() {
 	d.count.Add(1)
 }
 
-// Damages is how often the database was found to be damaged since it was opened, and
-// when that was last. The same item counts each time.
+// Damages returns how often damage was detected since the database was opened, and when
+// last. It counts an item each time.
 func (x *Index) Damages() (count int64, last time.Time) {
 	return x.damages.count.Load(), time.Unix(x.damages.last.Load(), 0)
 }
 
-// addChecksums fills the column of a database that had none, within a transaction.
+// addChecksums fills the checksum columns, within the transaction of a migration.
 func (c *connection) addChecksums(ctx context.Context) error {
-	// All versions before had but one dictionary.
+	// All earlier versions had only one dictionary.
 	err := c.exec("UPDATE dictionaries SET content = ? WHERE id = ?", builtinDictionary, int64(builtinID))
 	if err != nil {
 		return err
@@ -164,13 +159,13 @@ func (c *connection) addChecksums(ctx context.Context) error {
 				last = row[0].(int64)
 				hash, err := hashOf(row[1])
 				if err != nil {
-					sums = append(sums, sum{last, 0}) // which no text has, but one in four billion
+					sums = append(sums, sum{last, 0}) // matches a text with a probability of 2⁻³²
 					return true, nil
 				}
 				text, reason := codec.verified(hash, row[2], row[3], nil)
 				checksum := checksumOf(hash, text)
 				if reason != "" {
-					checksum = ^checksum // of what no text is known
+					checksum = ^checksum // matches no known text
 				}
 				sums = append(sums, sum{last, checksum})
 				return true, nil
@@ -189,7 +184,7 @@ func (c *connection) addChecksums(ctx context.Context) error {
 	}
 }
 
-// addCachedChecksums is addChecksums for cached files, of which there are few.
+// addCachedChecksums is addChecksums for cached files.
 func (c *connection) addCachedChecksums() error {
 	type row struct{ checksum, item, kind driver.Value }
 	var all []row
@@ -208,5 +203,5 @@ func (c *connection) addCachedChecksums() error {
 	return err
 }
 
-// checksumsStep is how many rows get their checksums at a time.
+// checksumsStep is how many rows addChecksums updates at a time.
 const checksumsStep = 1000

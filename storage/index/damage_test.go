@@ -13,7 +13,7 @@ import (
 	"nar-herder/narinfo"
 )
 
-// damaged returns what is found to be damaged.
+// damaged returns the damage that FindDamage finds.
 func damaged(t testing.TB, x *Index) (all []*Damage) {
 	t.Helper()
 	for damage, err := range x.FindDamage(t.Context(), func() {}) {
@@ -25,7 +25,7 @@ func damaged(t testing.TB, x *Index) (all []*Damage) {
 	return all
 }
 
-// mend tries to mend all that is damaged, and returns how much that was.
+// mend tries to repair all damage, and returns how many repairs succeeded.
 func mend(t testing.TB, x *Index, text []byte) (mended int) {
 	t.Helper()
 	for _, damage := range damaged(t, x) {
@@ -40,8 +40,8 @@ func mend(t testing.TB, x *Index, text []byte) (mended int) {
 	return mended
 }
 
-// TestMend: each kind of damage is an error, is found, and is mended with the text from
-// elsewhere, or without it where the database has enough left.
+// TestMend: each kind of damage is an error, is found, and is repaired with the text of
+// another instance, or without it if the database has enough information.
 func TestMend(t *testing.T) {
 	t.Parallel()
 	samples := sampleNarinfos(t, 2)
@@ -58,8 +58,8 @@ func TestMend(t *testing.T) {
 	binary.BigEndian.PutUint64(swapped[:], uint64(keyOf(hash))^1)
 	for name, test := range map[string]struct {
 		damage string
-		alone  bool // it is mended without the text
-		served bool // the text is right all the same
+		alone  bool // repaired without the text
+		served bool // the text is served regardless
 	}{
 		"text":             {damage: "UPDATE narinfos SET text = CAST(substr(text, 1, 99) || x'00' || substr(text, 101) AS BLOB) WHERE id = 1"},
 		"no text":          {damage: "UPDATE narinfos SET text = x'' WHERE id = 1"},
@@ -83,7 +83,7 @@ func TestMend(t *testing.T) {
 			put(t, x, n)
 			put(t, x, other)
 			update(t, x, func(tx *Tx) error { return tx.conn.exec(test.damage) })
-			x = openAt(t, path) // which reads the dictionaries
+			x = openAt(t, path) // reads the dictionaries
 			text, err := x.Text(t.Context(), hash)
 			_, itemErr := x.Item(t.Context(), hash)
 			if test.served {
@@ -106,7 +106,7 @@ func TestMend(t *testing.T) {
 			if count, _ := x.Damages(); count == 0 {
 				t.Error("it is not counted")
 			}
-			// A text that is another is of no use.
+			// A different text doesn't help.
 			if mended := mend(t, x, other.Text); (mended == 1) != test.alone {
 				t.Fatalf("mended %d without the text", mended)
 			}
@@ -114,7 +114,7 @@ func TestMend(t *testing.T) {
 				further := append(bytes.Clone(n.Text), "URL: nar/zstd/x\nCompression: zstd\nFileSize: 7\n"...)
 				if mended := mend(t, x, further); mended != 1 {
 					if name == "older, different" {
-						return // what was written is not known any more
+						return // the original text is unknown
 					}
 					t.Fatalf("mended %d with the text", mended)
 				}
@@ -132,8 +132,8 @@ func TestMend(t *testing.T) {
 	}
 }
 
-// TestLost: an item that has another number can't be found, or is not served, and comes
-// back with an import.
+// TestLost: an item with a wrong key is not found or not served, until it is imported
+// again.
 func TestLost(t *testing.T) {
 	t.Parallel()
 	x := openTest(t)
@@ -145,18 +145,19 @@ func TestLost(t *testing.T) {
 		t.Fatalf("found %v", found)
 	}
 	if mended := mend(t, x, nil); mended != 0 {
-		t.Error("it was mended without an item")
+		t.Error("it was repaired without an item")
 	}
 	put(t, x, n)
 	if mended := mend(t, x, nil); mended != 1 {
-		t.Error("the row that is of no more use stays")
+		t.Error("the useless row was not removed")
 	}
 	if found := damaged(t, x); len(found) > 0 {
 		t.Errorf("found %v", found)
 	}
 }
 
-// TestDamagedChange: a removal whose path is another's is an error until it is mended.
+// TestDamagedChange: a removal with the path of another item is an error until it is
+// repaired.
 func TestDamagedChange(t *testing.T) {
 	t.Parallel()
 	x := openTest(t)
@@ -171,14 +172,14 @@ func TestDamagedChange(t *testing.T) {
 		t.Errorf("%v, want ErrDamaged", err)
 	}
 	if mended := mend(t, x, nil); mended != 1 {
-		t.Errorf("mended %d", mended)
+		t.Errorf("%d repairs", mended)
 	}
 	if page, err := x.ChangesAfter(t.Context(), 0, 10); err != nil || len(page.Changes) != 2 {
 		t.Errorf("%+v, %v", page, err)
 	}
 }
 
-// TestDamagedCached: a cached file whose size is another is not named below a narinfo.
+// TestDamagedCached: narinfos do not name a cached file with a wrong size.
 func TestDamagedCached(t *testing.T) {
 	t.Parallel()
 	x := openTest(t)
@@ -203,13 +204,12 @@ func TestDamagedCached(t *testing.T) {
 	}
 	want(1)
 	if mended := mend(t, x, nil); mended != 1 {
-		t.Errorf("mended %d", mended)
+		t.Errorf("%d repairs", mended)
 	}
 	want(0)
 }
 
-// TestRenew: a text that is not the one that was written takes the place of a damaged
-// one, and nothing is known of its files.
+// TestRenew: a different text replaces a damaged one, and clears the record of its files.
 func TestRenew(t *testing.T) {
 	t.Parallel()
 	x := openTest(t)
@@ -243,7 +243,7 @@ func TestRenew(t *testing.T) {
 	wantSound(t, x)
 }
 
-// TestSharedKey: a row of another hash with the same key is no damage.
+// TestSharedKey: a row of another hash with the same key is not damage.
 func TestSharedKey(t *testing.T) {
 	t.Parallel()
 	x := openTest(t)
@@ -259,8 +259,8 @@ func TestSharedKey(t *testing.T) {
 	}
 }
 
-// TestListDamaged: what is damaged is an error in a list, in its place, and the rest is
-// there.
+// TestListDamaged: a list has an error at the position of a damaged item, and all other
+// items.
 func TestListDamaged(t *testing.T) {
 	t.Parallel()
 	x := openTest(t)
@@ -272,7 +272,7 @@ func TestListDamaged(t *testing.T) {
 	for item, err := range x.Items(t.Context()) {
 		switch {
 		case err == nil:
-			listed += fmt.Sprint(item.Place(), " ")
+			listed += fmt.Sprint(item.Position(), " ")
 		case errors.Is(err, ErrDamaged):
 			listed += "damaged "
 		default:
@@ -287,7 +287,7 @@ func TestListDamaged(t *testing.T) {
 	if err != nil || len(found) != 1 || cursor != 2 {
 		t.Errorf("%d candidates, up to %d, %v", len(found), cursor, err)
 	}
-	// A bit that hides an item is no withdrawal.
+	// A bit that hides an item is not a withdrawal.
 	update(t, x, func(tx *Tx) error { return tx.conn.exec("UPDATE narinfos SET withdrawn_at = 0 WHERE id = 4") })
 	path := filepath.Join(t.TempDir(), "copy")
 	got, err := x.Copy(t.Context(), path, testTime, 100)
@@ -311,20 +311,20 @@ func TestListDamaged(t *testing.T) {
 	if err != nil || len(page.Changes) != 2 || page.Position != 4 {
 		t.Errorf("%d changes up to %d, %v", len(page.Changes), page.Position, err)
 	}
-	// Once it is repaired, those who have skipped it get it.
+	// After the repair, mirrors that have skipped it receive it.
 	if mended := mend(t, x, testNarinfo(1, 1, nil, 10).Text); mended != 2 {
-		t.Errorf("mended %d", mended)
+		t.Errorf("%d repairs", mended)
 	}
 	if page, err = x.ChangesAfter(t.Context(), page.Position, 100); err != nil || len(page.Changes) != 2 {
 		t.Errorf("%d changes, %v", len(page.Changes), err)
 	}
 }
 
-// TestCopyWrecked: an index of which much is damaged is not copied.
+// TestCopyWrecked: an index with much damage is not copied.
 func TestCopyWrecked(t *testing.T) {
 	t.Parallel()
 	x := openTest(t)
-	for n := range mostDamaged + 1 {
+	for n := range maxDamaged + 1 {
 		put(t, x, testNarinfo(n, 1, nil, 10))
 	}
 	update(t, x, func(tx *Tx) error { return tx.conn.exec("UPDATE narinfos SET checksum = checksum + 1") })
@@ -333,8 +333,8 @@ func TestCopyWrecked(t *testing.T) {
 	}
 }
 
-// TestMigrateChecksums: a database of the version before has all of them afterwards, and
-// what was damaged before is not served either.
+// TestMigrateChecksums: migrating a database of the previous version adds all checksums,
+// and items that were damaged before are not served.
 func TestMigrateChecksums(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "db")
@@ -357,7 +357,7 @@ func TestMigrateChecksums(t *testing.T) {
 			}
 		}
 		for _, old := range []string{
-			withoutPromises, "ALTER TABLE narinfos DROP COLUMN checksum", "ALTER TABLE dictionaries DROP COLUMN checksum",
+			toVersion6, "ALTER TABLE narinfos DROP COLUMN checksum", "ALTER TABLE dictionaries DROP COLUMN checksum",
 			"INSERT INTO cached_files (item, type, size, last_used) VALUES (5, 'zstd', 9, 1)", "ALTER TABLE cached_files DROP COLUMN checksum", "PRAGMA user_version = 5",
 			"UPDATE narinfos SET text = x'00' WHERE id = 1",
 			"UPDATE narinfos SET text = (SELECT text FROM narinfos WHERE id = 3) WHERE id = 2",
@@ -395,8 +395,8 @@ func TestMigrateChecksums(t *testing.T) {
 	}
 }
 
-// TestOlderWriter: what a process of the version before checksums writes beside this one
-// is served.
+// TestOlderWriter: rows that a process of the version before checksums writes meanwhile are
+// served.
 func TestOlderWriter(t *testing.T) {
 	t.Parallel()
 	x := openTest(t)
@@ -424,8 +424,8 @@ func TestOlderWriter(t *testing.T) {
 	}
 }
 
-// TestOlderRemoval: what a process of version 6 withdraws beside this one is deleted at
-// last, and what it puts again is not due.
+// TestOlderRemoval: an item that a process of version 6 withdraws meanwhile is deleted in
+// the end, and one that it puts again is not.
 func TestOlderRemoval(t *testing.T) {
 	t.Parallel()
 	x := openTest(t)
@@ -459,12 +459,12 @@ func TestOlderRemoval(t *testing.T) {
 	withdraw(nil)
 	count, err := x.writer.integer("SELECT (SELECT count(delete_after) FROM narinfos) + (SELECT count(delete_after) FROM cached_files)")
 	if n := due(); n != 0 || count != 0 || err != nil {
-		t.Errorf("%d are due that were put again, %d have a time, %v", n, count, err)
+		t.Errorf("%d items that were put again are due, %d have a deletion time, %v", n, count, err)
 	}
 }
 
-// TestBoundEarlyWithdrawal: one that was withdrawn before the clock was set may have been
-// promised until a real time, which is over.
+// TestBoundEarlyWithdrawal: the grace of an item that was withdrawn before the clock was
+// set may end at a real time in the past.
 func TestBoundEarlyWithdrawal(t *testing.T) {
 	t.Parallel()
 	x := openTest(t)

@@ -16,11 +16,11 @@ import (
 
 var train = flag.Bool("train", false, "train narinfo.dict anew and write it")
 
-// TestTrainDictionary writes narinfo.dict when run with -train. The samples
-// have the shape of the narinfos of the two large farms, with their public
-// keys, and refer to the packages of testdata/names.txt, which stand in the
-// order of how many other packages have them as an input. Hashes, sizes and
-// signatures are random, so that only what really recurs is learnt.
+// TestTrainDictionary writes narinfo.dict when run with -train. The samples resemble the
+// narinfos of the two large build farms, with their public keys. They refer to the packages
+// in testdata/names.txt, which are sorted by how many packages have them as an input.
+// Hashes, sizes and signatures are random, so that the dictionary contains only recurring
+// text.
 func TestTrainDictionary(t *testing.T) {
 	if !*train {
 		t.Skip("the dictionary is only trained on request, with -train")
@@ -44,7 +44,7 @@ func TestTrainDictionary(t *testing.T) {
 
 const base32Alphabet = "0123456789abcdfghijklmnpqrsvwxyz"
 
-// sampleNarinfos makes narinfos like those of a farm, the same at each run.
+// sampleNarinfos returns narinfos like those of a build farm, the same in each run.
 func sampleNarinfos(t testing.TB, count int) [][]byte {
 	t.Helper()
 	list, err := os.ReadFile("testdata/names.txt")
@@ -68,7 +68,7 @@ func sampleNarinfos(t testing.TB, count int) [][]byte {
 	texts := make([][]byte, count)
 	for i := range texts {
 		pick := func() string {
-			// Popularity falls off with the rank.
+			// Popularity decreases with the rank.
 			rank := int(random.ExpFloat64() * random.ExpFloat64() * 120)
 			return names[min(rank, len(names)-1)]
 		}
@@ -95,8 +95,7 @@ func sampleNarinfos(t testing.TB, count int) [][]byte {
 	return texts
 }
 
-// BenchmarkCompress shows the cost of a text, and the ratio of the compressed
-// size to the text's.
+// BenchmarkCompress measures the time per text and the compression ratio.
 func BenchmarkCompress(b *testing.B) {
 	texts := sampleNarinfos(b, 1000)
 	c := testCodec(b)

@@ -9,8 +9,8 @@ import (
 	"nar-herder/narinfo"
 )
 
-// TestEachAt: one item is in memory at a time, and a damaged one is not the end. It does
-// not run beside other tests, as it looks at the memory of the process.
+// TestEachAt: only one item is in memory at a time, and a damaged one doesn't end the
+// iteration. The test can't run in parallel, because it measures the memory of the process.
 func TestEachAt(t *testing.T) {
 	const count, each = 48, 1 << 20
 	x := openTest(t)
@@ -44,7 +44,7 @@ func TestEachAt(t *testing.T) {
 		}
 		if i == count-1 {
 			if now := held(); now > before+count*each/2 {
-				t.Errorf("%d MiB are held", (now-before)>>20)
+				t.Errorf("%d MiB are in use", (now-before)>>20)
 			}
 		}
 		return nil

@@ -11,41 +11,40 @@ import (
 	"slices"
 )
 
-// edgeSorter sorts the edges of a whole new index, for one run of all of them, in memory
-// that doesn't grow with their number: so many at a time are sorted and written to a file
-// without a name, and these pieces are merged in the end.
+// edgeSorter sorts the edges of a new index in bounded memory. It sorts pieces, writes them
+// to a file without a name, and finally merges the pieces into one run.
 type edgeSorter struct {
 	directory string
 	file      *os.File
 	size      int64
 	pieces    []edgePiece
-	edges     []edge          // that were added since the last piece
-	spilling  chan spillState // what the goroutine that writes a piece returns; nil without one
+	edges     []edge          // added since the last piece
+	spilling  chan spillState // result of the goroutine that writes a piece; nil if there is none
 
-	// These are the constants but in tests.
+	// These are the constants, except in tests.
 	pieceEdges, maxPieces int
 }
 
 const (
-	// pieceEdges is how many edges a piece has, of 16 bytes in memory. Three times as many
-	// are in memory: those that are added meanwhile, and twice those that are sorted.
+	// pieceEdges is how many edges a piece has, of 16 bytes each in memory. Memory holds
+	// three times as many: the edges added meanwhile, and the sorted ones twice.
 	pieceEdges = 256 << 10
-	// maxPieces bounds the buffers of a merge, of mergeBuffer bytes each: the pieces are
-	// merged into one as soon as there are so many.
+	// maxPieces limits the buffers of a merge, of mergeBuffer bytes each. So many pieces
+	// are merged into one.
 	maxPieces   = 1024
 	mergeBuffer = 16 << 10
-	// unpackedEdges is how many edges of a piece are unpacked together.
+	// unpackedEdges is how many edges of a piece are decoded at a time.
 	unpackedEdges = 256
-	// mergedEdges is how many edges are passed on together.
+	// mergedEdges is how many edges are passed to the caller at a time.
 	mergedEdges = 8 << 10
-	// fewEdges are sorted without being divided, which costs half a MiB.
+	// fewEdges are sorted without buckets, which cost half a MiB.
 	fewEdges = 1 << 10
 )
 
-// edgePiece is where in the file sorted edges are.
+// edgePiece is the location of sorted edges in the file.
 type edgePiece struct{ offset, length int64 }
 
-// spillState is a piece that was written, and memory to be used again.
+// spillState is the result of writing a piece, with memory for reuse.
 type spillState struct {
 	piece edgePiece
 	edges []edge
@@ -60,7 +59,7 @@ func newEdgeSorter(directory string) (*edgeSorter, error) {
 	return &edgeSorter{directory: directory, file: file, pieceEdges: pieceEdges, maxPieces: maxPieces}, nil
 }
 
-// unnamedFile makes a file that is gone when it is closed.
+// unnamedFile creates a file that is deleted when it is closed.
 func unnamedFile(directory string) (*os.File, error) {
 	file, err := os.CreateTemp(directory, ".nar-herder-edges-")
 	if err != nil {
@@ -95,7 +94,7 @@ func (s *edgeSorter) add(e edge) error {
 	return nil
 }
 
-// wait ends the writing of a piece, and returns memory that is free since.
+// wait waits until a piece is written, and returns its memory for reuse.
 func (s *edgeSorter) wait() (free []edge, err error) {
 	if s.spilling == nil {
 		return nil, nil
@@ -110,7 +109,7 @@ func (s *edgeSorter) wait() (free []edge, err error) {
 	return done.edges, nil
 }
 
-// compact merges the pieces into one in another file.
+// compact merges all pieces into one in a new file.
 func (s *edgeSorter) compact() error {
 	file, err := unnamedFile(s.directory)
 	if err != nil {
@@ -128,7 +127,7 @@ func (s *edgeSorter) compact() error {
 	return err
 }
 
-// writePiece writes edges that are in order, and returns how many bytes that takes.
+// writePiece writes sorted edges, and returns the number of bytes.
 func writePiece(w io.Writer, edges func(yield func(edge) bool)) (length int64, err error) {
 	buffer := bufio.NewWriterSize(w, 256<<10)
 	var last edge
@@ -143,15 +142,15 @@ func writePiece(w io.Writer, edges func(yield func(edge) bool)) (length int64, e
 	return length, buffer.Flush()
 }
 
-// edgeSource goes through edges that are in order.
+// edgeSource iterates over sorted edges.
 type edgeSource struct {
-	edge   edge          // the present one
-	rest   []edge        // those after it, as far as they were read
-	packed *bufio.Reader // what comes after those; nil for nothing
-	block  []edge        // memory of rest
+	edge   edge          // the current one
+	rest   []edge        // decoded edges after it
+	packed *bufio.Reader // encoded edges after those; nil if there are none
+	block  []edge        // buffer of rest
 }
 
-// next goes to the next edge, and says whether there is one.
+// next advances to the next edge, and reports whether there is one.
 func (s *edgeSource) next() (bool, error) {
 	if len(s.rest) == 0 && s.packed != nil {
 		if err := s.read(); err != nil {
@@ -165,7 +164,7 @@ func (s *edgeSource) next() (bool, error) {
 	return true, nil
 }
 
-// read unpacks some edges.
+// read decodes some edges.
 func (s *edgeSource) read() error {
 	const most = 2 * binary.MaxVarintLen64
 	packed, err := s.packed.Peek(mergeBuffer)
@@ -177,7 +176,7 @@ func (s *edgeSource) read() error {
 	for last := s.edge; len(s.block) < unpackedEdges && (len(packed)-used >= most || err == io.EOF && used < len(packed)); {
 		e, length := nextEdge(packed[used:], last)
 		if length == 0 {
-			return errors.New("they are not those that were written")
+			return errors.New("they differ from what was written")
 		}
 		used += length
 		s.block, last = append(s.block, e), e
@@ -187,8 +186,8 @@ func (s *edgeSource) read() error {
 	return err
 }
 
-// merge calls yield with the edges of all pieces, and with those in memory, which are in
-// order too, each edge once, until it returns false.
+// merge calls yield with the edges of all pieces and the sorted edges in memory, each edge
+// once, until yield returns false.
 func (s *edgeSorter) merge(inMemory []edge, yield func(edge) bool) error {
 	var heap edgeHeap
 	sources := []*edgeSource{{rest: inMemory}}
@@ -227,11 +226,11 @@ func (s *edgeSorter) merge(inMemory []edge, yield func(edge) bool) error {
 	return nil
 }
 
-// edgeHeap has the source with the least edge first. Unlike container/heap, it calls
-// nothing through an interface for each of some hundred million edges.
+// edgeHeap is a heap of sources, least edge first. container/heap would call interface
+// methods for each of some hundred million edges.
 type edgeHeap []*edgeSource
 
-// down moves a source to where it belongs among those below it.
+// down moves a source down to its position.
 func (h edgeHeap) down(i int) {
 	for {
 		least := 2*i + 1
@@ -253,9 +252,9 @@ func (e edge) before(o edge) bool {
 	return e.target < o.target || e.target == o.target && e.referrer < o.referrer
 }
 
-// sortEdges sorts edges. First they are divided by the first two bytes of their targets,
-// which are random, so that there are few different ones in each division, or just one that
-// very many refer to: its referrers come in order.
+// sortEdges sorts edges. It first divides them into buckets by the first two bytes of their
+// targets. Targets are random, so that a bucket has few different ones, or a single popular
+// one with its referrers in order.
 func sortEdges(edges []edge) []edge {
 	if len(edges) < fewEdges {
 		slices.SortFunc(edges, edge.compare)
@@ -274,12 +273,12 @@ func sortEdges(edges []edge) []edge {
 	for _, e := range edges {
 		d := division(e)
 		sorted[ends[d]] = e
-		ends[d]++ // and so becomes the end
+		ends[d]++ // becomes the end
 	}
 	begin := 0
 	for _, end := range ends[:1<<16] {
 		switch some := sorted[begin:end]; {
-		case len(some) <= mostInserted:
+		case len(some) <= maxInsertion:
 			insertionSort(some)
 		case !slices.IsSortedFunc(some, edge.compare):
 			slices.SortFunc(some, edge.compare)
@@ -289,8 +288,9 @@ func sortEdges(edges []edge) []edge {
 	return sorted
 }
 
-// mostInserted is how many edges are sorted by insertion: most divisions have fewer.
-const mostInserted = 16
+// maxInsertion is the size up to which a bucket is sorted by insertion. Most buckets are
+// smaller.
+const maxInsertion = 16
 
 func insertionSort(edges []edge) {
 	for i := 1; i < len(edges); i++ {
@@ -302,20 +302,19 @@ func insertionSort(edges []edge) {
 	}
 }
 
-// close ends the sorter.
 func (s *edgeSorter) close() error {
 	_, err := s.wait()
 	return errors.Join(err, s.file.Close())
 }
 
-// sortedPart is some edges, in order.
+// sortedPart is a batch of sorted edges.
 type sortedPart struct {
 	edges []edge
 	err   error
 }
 
-// all sorts the edges ahead of the caller that reads them, on another core. The caller reads
-// the channel to its end, or ends the context first.
+// all sorts the edges on another core, ahead of the caller. The caller must drain the
+// channel or cancel the context.
 func (s *edgeSorter) all(ctx context.Context) <-chan sortedPart {
 	parts := make(chan sortedPart, 4)
 	_, err := s.wait()

@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// TestEdgeSorter: edges come in order, each once, however many pieces they were written in,
-// and no more of them are in memory where all of them refer to one item.
+// TestEdgeSorter: edges are sorted and unique, independent of the number of pieces, and
+// memory is bounded also if all refer to one item.
 func TestEdgeSorter(t *testing.T) {
 	t.Parallel()
 	const popular = -1 << 63

@@ -13,8 +13,7 @@ import (
 	"nar-herder/narinfo"
 )
 
-// flippable makes a small database of narinfos like those of a farm, closes it, and
-// returns its bytes.
+// flippable returns the bytes of a small database of narinfos like those of a build farm.
 func flippable(t testing.TB, count int) (content []byte, all []*narinfo.Narinfo) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "db")
@@ -36,8 +35,8 @@ func flippable(t testing.TB, count int) (content []byte, all []*narinfo.Narinfo)
 	return read(t, path), all
 }
 
-// TestFlippedBits flips single bits of a database. Each narinfo is then right or an
-// error, by all ways out. NAR_HERDER_ROUNDS=10 flips ten times as many.
+// TestFlippedBits flips single bits of a database. Each narinfo is then correct or an
+// error, in every kind of read. NAR_HERDER_ROUNDS=10 flips ten times as many.
 func TestFlippedBits(t *testing.T) {
 	t.Parallel()
 	const count = 25
@@ -54,7 +53,7 @@ func TestFlippedBits(t *testing.T) {
 	flips := 0
 	for ; flips < rounds.Of(100); flips++ {
 		at, bit := random.IntN(len(content)), byte(1)<<random.IntN(8)
-		for content[at] == 0 && random.IntN(8) != 0 { // most of which nobody uses
+		for content[at] == 0 && random.IntN(8) != 0 { // mostly unused
 			at = random.IntN(len(content))
 		}
 		flipped := bytes.Clone(content)
@@ -93,7 +92,7 @@ func TestFlippedBits(t *testing.T) {
 			case err == ErrNotFound:
 				absent++
 				if found != nil && !found[n.StorePath.Hash] {
-					t.Errorf("%s: %s is not found, and a check would not say so", where, n.StorePath.Hash)
+					t.Errorf("%s: %s is not found, and a check does not report it", where, n.StorePath.Hash)
 				}
 			case err != nil:
 				faults++
@@ -102,7 +101,7 @@ func TestFlippedBits(t *testing.T) {
 			if err == nil && !bytes.Equal(item.Text, n.Text) {
 				t.Errorf("%s: item %s has another text", where, n.StorePath.Hash)
 			} else if errors.Is(err, ErrNotFound) && found != nil && !found[n.StorePath.Hash] {
-				t.Errorf("%s: item %s is not found, and a check would not say so", where, n.StorePath.Hash)
+				t.Errorf("%s: item %s is not found, and a check does not report it", where, n.StorePath.Hash)
 			} else if err != nil && !errors.Is(err, ErrNotFound) && found != nil && !found[n.StorePath.Hash] {
 				lost++
 				t.Log(where, err)

@@ -19,46 +19,47 @@ import (
 	"nar-herder/narinfo"
 )
 
-// CopySum is the setting of a copy with the sum of its rows.
+// CopySum is the setting of a copy with the checksum of its rows.
 const CopySum = "dump.sum"
 
-// Limits of what is read of a file that came from elsewhere.
+// Limits for files of other instances.
 const (
 	maxSetting      = 4 << 10
 	maxDictionaries = 16
 	maxDictionary   = 1 << 20
 )
 
-// dictionarySum tells dictionaries from texts in a sum; texts have the number of one.
+// dictionarySum distinguishes dictionaries from texts in a checksum. Texts have the id of
+// their dictionary.
 const dictionarySum = -1
 
-// Foreign is a file that another instance has made with [Index.Copy], as far as it is
-// read here: texts and their times, and of what it is a copy. Whatever else is in it,
-// be it damaged or made to hurt, isn't looked at: no other table, index, trigger or view.
+// Foreign is a file that another instance has made with [Index.Copy]. Since it may be
+// damaged or malicious, only texts, their times and a few settings are read: no other
+// table, and no index, trigger or view.
 type Foreign struct {
-	// Instance and LastChange are of what, and up to where, it is a copy.
+	// Instance identifies the copied index, and LastChange the last change in the copy.
 	Instance   string
 	LastChange int64
-	// Items is how many it should have.
+	// Items is the number of items according to the file.
 	Items int64
 
 	path         string
-	files        *vfs.FS // nil for a file of the machine
+	files        *vfs.FS // nil for a local file
 	conn         *connection
-	sum          string // "" where it has none
+	sum          string // "" if missing
 	dictionaries rowsum.Sum
-	// own says that the built-in dictionary is the only one there, so that texts which were
-	// compressed with it can be kept as they are: with others, they could be read there alone.
-	own     bool
-	decoder *zstd.Decoder
+	// onlyBuiltin means that the file has no dictionary except the built-in one, so that
+	// its compressed texts can be copied unchanged.
+	onlyBuiltin bool
+	decoder     *zstd.Decoder
 }
 
-// ErrNoSum says that a copy was made by an older version, so that nothing tells whether
-// its rows are as they were written.
+// ErrNoSum means that an older version made the copy, without a checksum to verify its
+// rows.
 var ErrNoSum = errors.New("it has no sum of its rows")
 
-// OpenForeign opens such a file for reading. Nothing is changed in it or beside it. The
-// error is [ErrForeign], [ErrNewerVersion], [ErrNoSum], or says what else is wrong.
+// OpenForeign opens such a file for reading, and changes no file. The error is
+// [ErrForeign], [ErrNewerVersion] or [ErrNoSum], or describes the problem.
 func OpenForeign(ctx context.Context, path string) (*Foreign, error) {
 	absolute, err := filepath.Abs(path)
 	if err != nil {
@@ -67,8 +68,8 @@ func OpenForeign(ctx context.Context, path string) (*Foreign, error) {
 	return openForeign(ctx, path, fileName(absolute)+"?", nil)
 }
 
-// OpenForeignIn is OpenForeign for a file of another file system than the machine's. The
-// file is read in the order in which [Index.Copy] writes it, for the most part.
+// OpenForeignIn is OpenForeign for a file in fsys. It reads the file mostly in the order in
+// which [Index.Copy] writes it.
 func OpenForeignIn(ctx context.Context, fsys fs.FS, name string) (*Foreign, error) {
 	registered, files, err := vfs.New(fsys)
 	if err != nil {
@@ -91,7 +92,7 @@ func openForeign(ctx context.Context, path, dataSource string, files *vfs.FS) (_
 	return f, nil
 }
 
-// look reads what the file says of itself.
+// look reads the metadata of the file.
 func (f *Foreign) look(path string) error {
 	version, err := recognise(f.conn, path, len(migrations))
 	if err != nil {
@@ -132,8 +133,8 @@ func (f *Foreign) look(path string) error {
 	return f.openDictionaries()
 }
 
-// hasTable makes sure that there is an ordinary table of that name with the columns. A
-// view, or a column that is computed, could be anything, also without an end.
+// hasTable checks that there is an ordinary table of that name with the columns. A view or
+// a computed column could run any expression, even an endless one.
 func (c *connection) hasTable(table string, columns []string) error {
 	row, err := c.first("SELECT type, rootpage, ("+
 		"SELECT count(*) FROM pragma_table_info(?1) WHERE name IN ('"+strings.Join(columns, "', '")+"')) FROM sqlite_schema WHERE name = ?1", table)
@@ -146,7 +147,7 @@ func (c *connection) hasTable(table string, columns []string) error {
 	return nil
 }
 
-// atMost is an expression that is NULL where the column has too many bytes.
+// atMost returns an expression that is NULL if the column is longer than most bytes.
 func atMost(column string, most int) string {
 	return fmt.Sprintf("CASE WHEN octet_length(%[1]s) <= %[2]d THEN %[1]s END", column, most)
 }
@@ -162,19 +163,19 @@ func (f *Foreign) openDictionaries() error {
 			content := blob(row[1])
 			f.dictionaries.Add(row[0].(int64), dictionarySum, content)
 			if row[0] == int64(builtinID) {
-				f.own = string(content) == string(builtinDictionary)
+				f.onlyBuiltin = string(content) == string(builtinDictionary)
 			}
 			options = append(options, zstd.WithDecoderDicts(content))
 			return true, nil
 		})
-	f.own = f.own && count == 1
+	f.onlyBuiltin = f.onlyBuiltin && count == 1
 	if err == nil {
 		f.decoder, err = zstd.NewReader(nil, options...)
 	}
 	return err
 }
 
-// ForeignRow is a text as the file has it, which is to be read with [Foreign.Text].
+// ForeignRow is a compressed text; [Foreign.Text] decompresses it.
 type ForeignRow struct {
 	ID      int64
 	AddedAt time.Time
@@ -183,16 +184,16 @@ type ForeignRow struct {
 	stored     []byte
 }
 
-// Rows goes through all rows, in the order in which items came. An error ends it: it is
-// [ErrUnsound] where the rows are not those that were written, which is only known at
+// Rows iterates over all rows in insertion order. It stops at an error. The error is
+// [ErrUnsound] if the rows differ from the ones that were written, which is known only at
 // the end.
 func (f *Foreign) Rows(ctx context.Context) iter.Seq2[ForeignRow, error] {
 	return func(yield func(ForeignRow, error) bool) {
 		sum := f.dictionaries
 		var last int64
 		stopped := false
-		// NOT INDEXED, as an index of theirs may say anything. A tree of pages that leads to
-		// itself has ids twice.
+		// NOT INDEXED, because an index of the file may contain anything. A cycle of pages
+		// repeats ids.
 		err := f.conn.rows("SELECT n.rowid, n.dictionary, "+atMost("n.text", narinfo.MaxSize)+", i.added_at FROM narinfos n NOT INDEXED CROSS JOIN items i NOT INDEXED ON i.rowid = n.rowid ORDER BY n.rowid", nil,
 			func(row []driver.Value) (bool, error) {
 				if err := ctx.Err(); err != nil {
@@ -202,7 +203,7 @@ func (f *Foreign) Rows(ctx context.Context) iter.Seq2[ForeignRow, error] {
 				dictionary, ok2 := row[1].(int64)
 				at, ok3 := row[3].(int64)
 				if !ok1 || !ok2 || !ok3 || id <= last {
-					return false, fmt.Errorf("%w: its rows are no rows of an index in order", ErrUnsound)
+					return false, fmt.Errorf("%w: its rows are invalid or not in order", ErrUnsound)
 				}
 				last = id
 				stored := blob(row[2])
@@ -211,7 +212,7 @@ func (f *Foreign) Rows(ctx context.Context) iter.Seq2[ForeignRow, error] {
 				return !stopped, nil
 			})
 		if err == nil && !stopped && sum.String() != f.sum {
-			err = fmt.Errorf("%w: the sum of its rows is %s, and not %.80q", ErrUnsound, sum.String(), f.sum)
+			err = fmt.Errorf("%w: the checksum of its rows is %s, want %.80q", ErrUnsound, sum.String(), f.sum)
 		}
 		if err != nil && !stopped {
 			yield(ForeignRow{}, describe("read the copy "+f.path, err))
@@ -219,7 +220,7 @@ func (f *Foreign) Rows(ctx context.Context) iter.Seq2[ForeignRow, error] {
 	}
 }
 
-// Size is how many bytes the text has at the most.
+// Size returns the maximum length of the text in bytes.
 func (row ForeignRow) Size() int {
 	if row.dictionary == uncompressed {
 		return len(row.stored)
@@ -231,15 +232,15 @@ func (row ForeignRow) Size() int {
 	return int(header.FrameContentSize)
 }
 
-// Text returns the text of a row, in the memory of buffer if it fits. It may be called by
-// several goroutines at once.
+// Text returns the text of a row, in the memory of buffer if it fits. It is safe for
+// concurrent use.
 func (f *Foreign) Text(row ForeignRow, buffer []byte) ([]byte, error) {
 	if row.dictionary == uncompressed {
 		return append(buffer[:0], row.stored...), nil
 	}
 	text, err := f.decoder.DecodeAll(row.stored, buffer[:0])
-	if most := row.Size(); err == nil && len(text) > most { // of several frames, say
-		err = fmt.Errorf("it has %d bytes, and says that it has %d", len(text), most)
+	if most := row.Size(); err == nil && len(text) > most { // for example, of several frames
+		err = fmt.Errorf("it has %d bytes, its header says %d", len(text), most)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("decompress a narinfo with dictionary %d: %w", row.dictionary, err)
@@ -247,7 +248,7 @@ func (f *Foreign) Text(row ForeignRow, buffer []byte) ([]byte, error) {
 	return text, nil
 }
 
-// Close ends the reading.
+// Close closes the file.
 func (f *Foreign) Close() (err error) {
 	if f.decoder != nil {
 		f.decoder.Close()

@@ -15,7 +15,7 @@ import (
 	"nar-herder/narinfo"
 )
 
-// copyOf makes an index with items and returns a copy of it, and its texts.
+// copyOf returns a copy of an index with items, and their texts.
 func copyOf(t testing.TB, count int) (content []byte, texts []string) {
 	t.Helper()
 	x := openTest(t)
@@ -35,7 +35,7 @@ func copyOf(t testing.TB, count int) (content []byte, texts []string) {
 	return content, texts
 }
 
-// readForeign reads all of a file's texts.
+// readForeign returns all texts of a file.
 func readForeign(ctx context.Context, path string) (texts []string, err error) {
 	f, err := OpenForeign(ctx, path)
 	if err != nil {
@@ -55,15 +55,15 @@ func readForeign(ctx context.Context, path string) (texts []string, err error) {
 	return texts, nil
 }
 
-// TestForeign: of a copy that came from elsewhere, the texts are read, and what else is
-// in it is neither run nor looked at.
+// TestForeign: only texts are read from a copy of another instance; nothing else in it is
+// read or run.
 func TestForeign(t *testing.T) {
 	t.Parallel()
 	content, texts := copyOf(t, 20)
 	const endless = "WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r) SELECT n FROM r"
 	for name, test := range map[string]struct {
 		script string
-		want   error // nil for the texts
+		want   error // nil if the texts are read
 	}{
 		"as it is":              {"", nil},
 		"a trigger":             {"CREATE TRIGGER t AFTER INSERT ON items BEGIN DELETE FROM settings; END", nil},
@@ -115,8 +115,8 @@ func TestForeign(t *testing.T) {
 	}
 }
 
-// TestForeignDictionaries: texts are kept as they are compressed only where no dictionary
-// but the built-in one can have been used.
+// TestForeignDictionaries: compressed texts are copied unchanged only if the file has no
+// dictionary except the built-in one.
 func TestForeignDictionaries(t *testing.T) {
 	t.Parallel()
 	content, _ := copyOf(t, 3)
@@ -129,8 +129,8 @@ func TestForeignDictionaries(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if f.own != want {
-			t.Errorf("with another dictionary: %v, texts are kept: %v", script != "", f.own)
+		if f.onlyBuiltin != want {
+			t.Errorf("with another dictionary: %v, texts are kept: %v", script != "", f.onlyBuiltin)
 		}
 		if err := f.Close(); err != nil {
 			t.Error(err)
@@ -140,7 +140,8 @@ func TestForeignDictionaries(t *testing.T) {
 
 var errAnyError = errors.New("any")
 
-// TestForeignMutations: a damaged copy is refused, or was damaged where nothing is read.
+// TestForeignMutations: a damaged copy is refused, unless the damage is in data that is not
+// read.
 func TestForeignMutations(t *testing.T) {
 	t.Parallel()
 	content, texts := copyOf(t, 300)
@@ -156,7 +157,7 @@ func TestForeignMutations(t *testing.T) {
 		}
 		got, err := readForeign(t.Context(), path)
 		if err == nil && !slices.Equal(got, texts) {
-			t.Errorf("mutation %d: %d texts came, which are not those that were written", n, len(got))
+			t.Errorf("mutation %d: %d wrong texts", n, len(got))
 		}
 		if err == nil {
 			right++
@@ -165,7 +166,7 @@ func TestForeignMutations(t *testing.T) {
 	t.Logf("%d of %d can be read", right, count)
 }
 
-// FuzzForeign reads any bytes as a copy.
+// FuzzForeign opens arbitrary bytes as a copy.
 func FuzzForeign(f *testing.F) {
 	content, _ := copyOf(f, 5)
 	f.Add(content)
@@ -182,7 +183,7 @@ func FuzzForeign(f *testing.F) {
 	})
 }
 
-// mutate is what disks, memory and people do to a file.
+// mutate damages a file at random.
 func mutate(random *rand.Rand, content []byte) []byte {
 	damaged := bytes.Clone(content)
 	at := func() int { return random.IntN(len(damaged)) }
@@ -195,14 +196,14 @@ func mutate(random *rand.Rand, content []byte) []byte {
 		}
 	case 2:
 		damaged = damaged[:at()]
-	case 3: // a page in the place of another
+	case 3: // a page replaced by another
 		page := pageSize
 		from, to := at()/page*page, at()/page*page
 		copy(damaged[to:min(to+page, len(damaged))], damaged[from:])
 	case 4:
 		from := at()
 		clear(damaged[from:min(from+1+random.IntN(4096), len(damaged))])
-	case 5: // the head of a page
+	case 5: // the header of a page
 		from := at() / pageSize * pageSize
 		damaged[from+random.IntN(12)] = byte(random.Uint32())
 	}

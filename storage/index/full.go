@@ -10,21 +10,21 @@ import (
 	"nar-herder/internal/disk"
 )
 
-// A database can't be opened for writing without room for the index of its log. With
-// [Options.ReadWhenFull] it is opened for reading then, until [Index.Resume] finds room.
+// SQLite can't open a database for writing without room for the log's index.
+// [Options.ReadWhenFull] opens it for reading instead, until [Index.Resume] finds room.
 
-// resumeRoom is how many bytes must be free before it is tried to open the database for
-// writing: enough for the log and its index to begin.
+// resumeRoom is how many bytes must be free before Resume opens the database for writing:
+// enough for a new log and its index.
 const resumeRoom = 1 << 20
 
-// IsFull says that the index is open for reading alone, as its file system is full.
-// Writing fails with [ErrFull].
+// IsFull reports whether the index is open for reading only because its file system is
+// full. Writes fail with [ErrFull].
 func (x *Index) IsFull() bool { return x.full.Load() }
 
-// openFull opens the index for reading, beside processes that may write to it later.
+// openFull opens the index for reading, while other processes may write to it.
 func openFull(ctx context.Context, path string, options Options) (*Index, error) {
-	// While these exist, readers take locks, and see what others write. An empty file
-	// takes no room. Without them, the database is read as it is.
+	// If these files exist, readers take locks and see new transactions. Empty files take
+	// no room. Without them, SQLite would open the database as immutable.
 	for _, suffix := range []string{"-wal", "-shm"} {
 		file, err := disk.OpenFile(resolve(path)+suffix, os.O_WRONLY|os.O_EXCL, 0o664, disk.GroupWrites)
 		if err == nil {
@@ -46,8 +46,8 @@ func openFull(ctx context.Context, path string, options Options) (*Index, error)
 	return x, nil
 }
 
-// Resume opens an index for writing that was opened for reading as its file system was
-// full, if there is room now. Readers wait meanwhile.
+// Resume reopens an index for writing that was opened for reading because its file system
+// was full, if there is room now. Readers wait meanwhile.
 func (x *Index) Resume(ctx context.Context) error {
 	if !x.IsFull() {
 		return nil
@@ -65,8 +65,8 @@ func (x *Index) Resume(ctx context.Context) error {
 	if !x.IsFull() {
 		return nil
 	}
-	// All of them: connections of one process share the index of the log, which those
-	// for reading can't write.
+	// Replace all of them: connections of one process share the index of the log, and
+	// read-only connections can't write to it.
 	lent := make([]*connection, 0, cap(x.readers))
 	defer func() {
 		for _, c := range lent {
@@ -87,10 +87,10 @@ func (x *Index) Resume(ctx context.Context) error {
 	lent = nil
 	opened, err := open(ctx, x.path, Options{Access: Write}, migrations)
 	if err == nil && opened.instance != x.instance {
-		err = errors.Join(fmt.Errorf("%s is another database than at the start: restart the server", x.path), opened.Close())
+		err = errors.Join(fmt.Errorf("%s is not the database that the server started with: restart the server", x.path), opened.Close())
 	}
 	if err != nil {
-		// The old ones may fail to open now, but maybe not later.
+		// If the old connections can't be reopened now, retry when they are used.
 		for range cap(x.readers) {
 			lent = append(lent, &connection{reopen: x.source})
 		}

@@ -10,8 +10,8 @@ import (
 	"nar-herder/internal/testfs"
 )
 
-// fillIndex puts batches of items until one fails, and returns how many items
-// are kept, and the error.
+// fillIndex writes batches of items until one fails, and returns how many items are in the
+// index, and the error.
 func fillIndex(t testing.TB, x *Index, from int) (kept int, err error) {
 	t.Helper()
 	const batch = 50
@@ -31,13 +31,13 @@ func fillIndex(t testing.TB, x *Index, from int) (kept int, err error) {
 	return from, nil
 }
 
-// wantKept asserts that the first items are there, and no others.
+// wantKept asserts that the index has exactly the first kept items.
 func wantKept(t testing.TB, x *Index, kept int) {
 	t.Helper()
 	wantTotals(t, x, Totals{int64(kept), int64(kept), int64(kept) * 10})
 	for n := 0; n < kept+50; n++ {
 		if n%23 != 0 && n < kept-50 {
-			continue // a look at each takes long
+			continue // checking each takes long
 		}
 		_, err := x.Text(t.Context(), testPath(n).Hash)
 		if n < kept && err != nil || n >= kept && err != ErrNotFound {
@@ -49,11 +49,11 @@ func wantKept(t testing.TB, x *Index, kept int) {
 	}
 }
 
-// TestPageLimit: a transaction for which there is no room leaves no trace, and
-// the index goes on when there is.
+// TestPageLimit: a transaction without room changes nothing, and the index works again when
+// there is room.
 func TestPageLimit(t *testing.T) {
 	t.Parallel()
-	// Which statement finds no room depends on how much there is.
+	// The room determines which statement fails.
 	for pages := int64(38); pages < 54; pages++ {
 		t.Run(fmt.Sprint(pages), func(t *testing.T) {
 			t.Parallel()
@@ -94,8 +94,8 @@ func testPageLimit(t *testing.T, pages int64) {
 	wantSound(t, x)
 }
 
-// TestResumeFails: when an index that was opened for reading can't be opened for writing,
-// nor for reading any more, both go on when that is over.
+// TestResumeFails: if the index can't be reopened for writing, nor for reading, both work
+// again afterwards.
 func TestResumeFails(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "db")
@@ -120,7 +120,7 @@ func TestResumeFails(t *testing.T) {
 		t.Fatalf("%v, and %d connections of %d", err, len(x.readers), cap(x.readers))
 	}
 	if _, err := x.Totals(t.Context()); err == nil {
-		t.Error("what is not there was read")
+		t.Error("read from an unreadable database")
 	}
 	for _, suffix := range []string{"", "-wal", "-shm"} {
 		if err := os.Rename(path+"-away"+suffix, path+suffix); err != nil {
@@ -134,7 +134,7 @@ func TestResumeFails(t *testing.T) {
 	put(t, x, testNarinfo(2, 1, nil, 1))
 }
 
-// TestFullDisk is the same with a real file system.
+// TestFullDisk does the same with a real file system.
 func TestFullDisk(t *testing.T) {
 	t.Parallel()
 	directory := testfs.Small(t, 1400<<10)
@@ -150,7 +150,7 @@ func TestFullDisk(t *testing.T) {
 	wantKept(t, x, kept)
 	wantKept(t, other, kept)
 
-	// With no byte left at all, reading goes on.
+	// Reading works without a free byte.
 	free := testfs.Fill(t, directory)
 	if _, err := fillIndex(t, x, kept); !errors.Is(err, ErrFull) {
 		t.Errorf("on the filled disk: %v, want ErrFull", err)
@@ -174,7 +174,7 @@ func TestFullDisk(t *testing.T) {
 	wantSound(t, x)
 }
 
-// TestFullDiskNew: no room for a new database.
+// TestFullDiskNew: a new database without room.
 func TestFullDiskNew(t *testing.T) {
 	t.Parallel()
 	directory := testfs.Small(t, 1<<20)

@@ -1,10 +1,9 @@
-// Package index keeps the narinfos: a SQLite database that knows, for each
-// item, its narinfo text, its references both ways, its tags, and which of its
-// files are in the storage.
+// Package index keeps the narinfos in an SQLite database: for each item its narinfo, its
+// references in both directions, its tags, and which of its files are in the storage.
 //
-// Reading takes prepared statements on a small pool of connections and never
-// writes. Writing takes the one writer connection, in transactions of whole
-// batches, beside other processes that do the same.
+// Readers use a small pool of connections with prepared statements, and never write. Writes
+// use the single writer connection, in transactions of whole batches. Several processes may
+// write to one database.
 package index
 
 import (
@@ -32,111 +31,105 @@ import (
 	"nar-herder/narinfo"
 )
 
-// Errors that callers tell apart. Each comes wrapped in one that names the
-// database and what to do.
+// Errors that callers distinguish. Each is wrapped in an error that names the database and
+// the next step.
 var (
-	// ErrNotFound says that the index certainly has no such item.
+	// ErrNotFound means that the index definitely has no such item.
 	ErrNotFound = errors.New("not in the index")
-	// ErrOriginal says that the file is a database of the original Nar Herder.
+	// ErrOriginal means that the file is a database of the original Nar Herder.
 	ErrOriginal = errors.New("database of the original Nar Herder")
-	// ErrNewerVersion says that the database was written by a newer version.
+	// ErrNewerVersion means that a newer version of this program wrote the database.
 	ErrNewerVersion = errors.New("database of a newer version")
-	// ErrOlderVersion says that [Migrate] has not brought the database up to date
-	// yet.
+	// ErrOlderVersion means that the database needs [Migrate].
 	ErrOlderVersion = errors.New("database of an older version")
-	// ErrForeign says that the file is no index, and not an empty database.
+	// ErrForeign means that the file is neither an index nor an empty database.
 	ErrForeign = errors.New("not a Nar Herder database")
-	// ErrReadOnly says that the database file or its directory can't be written.
+	// ErrReadOnly means that this process can't write to the database file or its
+	// directory.
 	ErrReadOnly = errors.New("database can't be written")
-	// ErrFull says that the disk under the database is full.
+	// ErrFull means that the file system of the database is full.
 	ErrFull = errors.New("no space left for the database")
 )
 
-// Access is what [Open] may do to a database.
+// Access is how [Open] uses a database.
 type Access int
 
 const (
-	// Create opens a database for writing, and makes one of a file that is missing
-	// or empty.
+	// Create opens a database for reading and writing. It initializes a missing or empty
+	// file.
 	Create Access = iota
-	// Write opens a database for writing. It must exist.
+	// Write opens an existing database for reading and writing.
 	Write
-	// Read opens a database for reading. It must exist. Nothing is changed in it or
-	// beside it, and no permission to write is needed. The process must not have
-	// the database open for writing as well.
+	// Read opens an existing database for reading. It changes no file and needs no
+	// permission to write. The same process must not have the database open for writing.
 	Read
 )
 
-// Options of [Open]; the zero value is good for a server.
+// Options of [Open]. The zero value suits a server.
 type Options struct {
 	Access Access
-	// Migrate brings a database of an older version up to date in place. It is for
-	// files that this program makes and nobody else needs; see [Migrate] for others.
+	// Migrate updates a database of an older version in place, without a copy. It is for
+	// files that this program makes for itself; for others, use the function [Migrate].
 	Migrate bool
-	// WriterCache is the page cache of the writer connection, in bytes;
-	// 0 means 4 MiB. A large import is faster with more.
+	// WriterCache is the page cache of the writer connection in bytes, 4 MiB by default. A
+	// larger cache speeds up large imports.
 	WriterCache int64
-	// Bulk is for writing very much: the database's log may grow longer before
-	// it is folded back, so that a page that many transactions touch is
-	// written once.
+	// Bulk is for large imports. It lets the write-ahead log grow longer between
+	// checkpoints, so that a page that many transactions change is written to the database
+	// once.
 	Bulk bool
-	// ReadWhenFull opens an existing database for reading, where it can't be opened for
-	// writing as its file system is full; see [Index.Resume].
+	// ReadWhenFull opens an existing database for reading if its file system is too full to
+	// open it for writing; see [Index.Resume].
 	ReadWhenFull bool
-	// ReaderCache is the page cache of all readers together, in bytes;
-	// 0 means 32 MiB.
+	// ReaderCache is the page cache of all readers together in bytes, 32 MiB by default.
 	ReaderCache int64
 }
 
 const (
 	defaultWriterCache = 4 << 20
-	// defaultReaderCache holds the inner pages of tables with ten million
-	// items; leaves come from the operating system's cache.
+	// defaultReaderCache holds the inner pages of tables with ten million items. The
+	// operating system caches the leaves.
 	defaultReaderCache = 32 << 20
 
-	// pageSize is the database's, in bytes, set when it is made. A narinfo
-	// takes a good kilobyte: in larger pages than SQLite's usual 4 KiB fewer
-	// of them leave a part of the page empty.
+	// pageSize is the page size of a new database in bytes. A narinfo takes a little over 1
+	// KiB: pages larger than SQLite's default of 4 KiB waste less space.
 	pageSize = 8 << 10
 
-	// checkpointBytes and bulkCheckpointBytes are how long the write-ahead log
-	// gets before it is folded back, where that is not too long for the reserve.
+	// checkpointBytes and bulkCheckpointBytes are the sizes of the write-ahead log that
+	// trigger a checkpoint, unless the reserve is too small for them.
 	checkpointBytes     = 16 << 20
 	bulkCheckpointBytes = 64 << 20
 )
 
-// Index is an open database. Its methods may be called from several
-// goroutines at once.
+// Index is an open database. Its methods are safe for concurrent use.
 type Index struct {
 	path     string
-	file     string // path without symbolic links, beside which the log lies
-	source   string // of a connection for reading
+	file     string // path without symbolic links; the log is beside it
+	source   string // data source of a reader
 	readers  pool
 	codec    *codec
 	instance string
-	reserve  int64 // how large it is to be, in bytes; 0 with [Read]
+	reserve  int64 // its intended size in bytes; 0 with [Read]
 	damages  damages
 
-	// writing has something in it while the writer is in use. It lets the
-	// transactions of this process take turns before they meet SQLite's lock, which
-	// is not fair and is waited for by polling.
+	// writing is a semaphore for the writer. Transactions of this process queue here,
+	// because SQLite's lock is not fair and waiting for it means polling.
 	writing chan struct{}
 	writer  *connection // nil with [Read]
 
 	full atomic.Bool // see IsFull
 
-	// changed says whether what was read may be of two moments; see reading.go. It
-	// is nil where that can't be.
+	// changed reports whether another process has changed the file since it was opened; see
+	// reading.go. It is nil for connections that take locks.
 	changed func() error
 }
 
-// Open opens the database at path. A database of another schema version is refused,
-// with [ErrOlderVersion] or [ErrNewerVersion]. The errors are those named in this
-// package, or the system's, and say which file they are about.
+// Open opens the database at path. It refuses a database of another schema version with
+// [ErrOlderVersion] or [ErrNewerVersion]. Its errors name the file.
 func Open(ctx context.Context, path string, options Options) (*Index, error) {
 	x, err := open(ctx, path, options, migrations)
 	if errors.Is(err, ErrFull) {
-		// Removals need an open database, which needs a few pages of its own.
+		// Removals need an open database, and opening it takes a few pages.
 		if released, releaseErr := releaseReserve(resolve(path)); released {
 			x, err = open(ctx, path, options, migrations)
 		} else if releaseErr != nil {
@@ -190,8 +183,8 @@ func open(ctx context.Context, path string, options Options, steps []string) (_ 
 	if err := options.accepts(path, version, len(steps)); err != nil {
 		return nil, err
 	}
-	missing := missingLog(x.file) // after the connection of recogniseFile, which removes a log as the last one
-	x.writer, err = connect(ctx, dataSource(absolute, cmp.Or(options.WriterCache, defaultWriterCache), fmt.Sprintf("_pragma=wal_autocheckpoint(%d)", x.longestLog(log)/pageSize)))
+	missing := missingLog(x.file) // after recogniseFile: closing its connection may remove the log
+	x.writer, err = connect(ctx, dataSource(absolute, cmp.Or(options.WriterCache, defaultWriterCache), fmt.Sprintf("_pragma=wal_autocheckpoint(%d)", x.maxLog(log)/pageSize)))
 	if err != nil {
 		return nil, describe(fmt.Sprintf("database %s: open it", path), err)
 	}
@@ -214,7 +207,7 @@ func open(ctx context.Context, path string, options Options, steps []string) (_ 
 	return x, nil
 }
 
-// accepts refuses a schema version that Open may not use, or bring up to date.
+// accepts checks that Open may use or migrate a database of this schema version.
 func (o *Options) accepts(path string, version, newest int) error {
 	switch {
 	case version == newest, version == 0 && o.Access == Create, version > 0 && o.Migrate:
@@ -226,9 +219,9 @@ func (o *Options) accepts(path string, version, newest int) error {
 		ErrOlderVersion, path, version, newest)
 }
 
-// recogniseFile is refuseForeign for a file that may be replaced meanwhile, as a
-// database of the original is when it has been converted. Then what was seen may
-// be the old file with the new one's log.
+// recogniseFile calls refuseForeign again if another process replaces the file meanwhile,
+// as the conversion of an original database does: SQLite may then have read the old file
+// with the new file's log.
 func recogniseFile(ctx context.Context, absolute, path string, newest int) (version int, err error) {
 	for {
 		before, err := os.Stat(absolute)
@@ -245,8 +238,8 @@ func recogniseFile(ctx context.Context, absolute, path string, newest int) (vers
 	}
 }
 
-// refuseForeign looks at what the file is before anything is set on it: the
-// journal mode stays with a database, also with a stranger's.
+// refuseForeign checks the file before any pragma changes it: the journal mode is stored in
+// the file, and the file may belong to another program.
 func refuseForeign(ctx context.Context, absolute, path string, newest int) (version int, err error) {
 	conn, err := connect(ctx, fileName(absolute)+"?_query_only=on")
 	if err != nil {
@@ -256,16 +249,16 @@ func refuseForeign(ctx context.Context, absolute, path string, newest int) (vers
 	return version, errors.Join(err, conn.close())
 }
 
-// smallestDatabase is SQLite's smallest page, of which a database has at least
-// one; see https://www.sqlite.org/fileformat.html.
+// smallestDatabase is the smallest page size of SQLite. A database has at least one page;
+// see https://www.sqlite.org/fileformat.html.
 const smallestDatabase = 512
 
-// prepareFile refuses what can't be a database, and creates an empty file for a
-// new one. Where the group may write to its directory, it may write to the database as
-// well, also to one that was copied there: imports often run as another user.
+// prepareFile refuses a file that can't be a database, and creates a missing one. If the
+// group may write to the directory, it may also write to the database: imports often run as
+// another user.
 //
-// An existing file is not opened: closing it would drop the locks that other
-// connections of this process hold on it, as POSIX has it.
+// It does not open an existing file. Closing it would drop the POSIX locks that other
+// connections of this process hold.
 func prepareFile(path string, access Access) error {
 	info, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) && access != Create {
@@ -277,22 +270,22 @@ func prepareFile(path string, access Access) error {
 			return file.Close()
 		}
 		if errors.Is(err, fs.ErrExist) {
-			return nil // another process was first
+			return nil // another process created it
 		}
 	} else if err == nil {
 		if !info.Mode().IsRegular() {
-			return fmt.Errorf("%w: %s is no regular file: name another file with --database", ErrForeign, path)
+			return fmt.Errorf("%w: %s is not a regular file: name another file with --database", ErrForeign, path)
 		}
 		size := info.Size()
 		if size == 0 && access != Create {
 			return fmt.Errorf("%w: %s is empty: name the index that the server uses with --database", ErrForeign, path)
 		}
 		if size > 0 && size < smallestDatabase {
-			// SQLite would take it for an empty database, and write over it.
+			// SQLite would treat it as an empty database, and overwrite it.
 			return fmt.Errorf("%w: %s has only %d bytes, a database has %d or more: name another file with --database", ErrForeign, path, size, smallestDatabase)
 		}
 		if access == Read {
-			return nil // whether it can be read, opening it tells
+			return nil // opening it reports other errors
 		}
 		disk.Inherit(resolve(path), disk.GroupWrites)
 		err = MayWrite(path)
@@ -314,8 +307,9 @@ func prepareFile(path string, access Access) error {
 	return fmt.Errorf("database %s: %w", path, err)
 }
 
-// MayWrite returns an error, with advice, if this user may not write a database, or what
-// SQLite has beside it. Its directory must be writable unless the log is there.
+// MayWrite returns an error, with advice, unless this process may write to a database and
+// to the files that SQLite keeps beside it. Its directory must be writable unless the log
+// exists.
 func MayWrite(path string) error {
 	path = resolve(path)
 	names := []string{path, path + "-wal", path + "-shm"}
@@ -328,11 +322,11 @@ func MayWrite(path string) error {
 	if err := disk.Unwritable(names...); err == nil {
 		return nil
 	}
-	// A server needs these as well, and may start without.
+	// A server also writes these, but can start without them.
 	return disk.Unwritable(append(names, path+reserveSuffix, path+".lock")...)
 }
 
-// missingLog returns the files of the log that do not exist yet, for shareLog.
+// missingLog returns the log files that do not exist yet, for shareLog.
 func missingLog(path string) (missing []string) {
 	for _, name := range []string{path + "-wal", path + "-shm"} {
 		if _, err := os.Lstat(name); errors.Is(err, fs.ErrNotExist) {
@@ -342,24 +336,23 @@ func missingLog(path string) (missing []string) {
 	return missing
 }
 
-// shareLog gives files of the log that SQLite has just made the group of their directory.
-// SQLite gives them the mode of the database, but its owner and group only when root makes
-// them.
+// shareLog gives new log files the group of their directory. SQLite copies the mode of the
+// database, but its owner and group only if root creates the files.
 func shareLog(names []string) {
 	for _, name := range names {
 		disk.Inherit(name, disk.GroupWrites)
 	}
 }
 
-// dataSource is the name of the database for the driver. All pragmas are in
-// it, so that every connection of a pool has them.
+// dataSource returns the name of the database for the driver. It contains all pragmas, so
+// that every connection of a pool has them.
 func dataSource(path string, cacheBytes int64, extra ...string) string {
 	parameters := append([]string{
 		"_pragma=page_size(" + strconv.Itoa(pageSize) + ")",
 		"_foreign_keys=on",
 		"_journal_mode=wal",
-		// A finished import has moved nars out of the directory they came
-		// from; its rows must not be lost with the power.
+		// A finished import has moved nars out of their directory, so a power failure must
+		// not lose its rows.
 		"_synchronous=full",
 		"_pragma=cache_size(-" + strconv.FormatInt(max(cacheBytes/1024, 64), 10) + ")",
 		"_pragma=journal_size_limit(67108864)",
@@ -369,34 +362,33 @@ func dataSource(path string, cacheBytes int64, extra ...string) string {
 	return fileName(path) + "?" + strings.Join(parameters, "&")
 }
 
-// fileName is the absolute path in the form that takes parameters.
+// fileName returns the absolute path as a URI, which can have parameters.
 func fileName(path string) string { return "file:" + (&url.URL{Path: path}).EscapedPath() }
 
-// openInstance returns the random name of this database, made once: it tells
-// an instance from others, and from itself behind another URL.
-// Without make, it is "" where there is none.
+// openInstance returns the random id of this database, which identifies the instance behind
+// any URL. If there is none, make creates it; without make, the id is "".
 func openInstance(conn *connection, make bool) (string, error) {
 	row, err := conn.first("SELECT value FROM settings WHERE key = 'instance'")
 	if err != nil || row == nil && !make {
 		return "", err
 	}
 	if row == nil {
-		// Two processes may both be first: the row of one of them stays.
+		// If two processes insert a row, the first one wins.
 		row, err = conn.first(`INSERT INTO settings VALUES ('instance', ?)
 			ON CONFLICT DO UPDATE SET value = value RETURNING value`, rand.Text())
 		if err != nil {
 			return "", err
 		}
 	}
-	return words(row[0])
+	return textValue(row[0])
 }
 
-// Instance is the random name of this database. With [Read], it is "" for one that
-// has none yet, such as a copy.
+// Instance returns the random id of this database. It is "" for a database that was opened
+// with [Read] and has no id yet, such as a copy.
 func (x *Index) Instance() string { return x.instance }
 
-// NewInstance gives this database another random name, as it is a copy of the database of
-// an instance that keeps its own. No other process may use it meanwhile.
+// NewInstance gives this database a new random id, after it was copied from an instance
+// that keeps its own. No other process may use the database meanwhile.
 func (x *Index) NewInstance(ctx context.Context) error {
 	name := rand.Text()
 	err := x.Update(ctx, func(tx *Tx) error { return tx.SetSetting("instance", name) })
@@ -406,10 +398,10 @@ func (x *Index) NewInstance(ctx context.Context) error {
 	return err
 }
 
-// Path is the file name the index was opened with.
+// Path returns the file name that was passed to [Open].
 func (x *Index) Path() string { return x.path }
 
-// Directory is where the database lies, with its log.
+// Directory returns the directory of the database and its log.
 func (x *Index) Directory() string { return filepath.Dir(x.file) }
 
 // resolve follows symbolic links, as SQLite does.
@@ -420,8 +412,8 @@ func resolve(path string) string {
 	return path
 }
 
-// Close ends all connections. No other method may be in flight. The error may be
-// [ErrChanged], with [Read].
+// Close closes all connections. It must not run concurrently with other methods. The error
+// may be [ErrChanged], with [Read].
 func (x *Index) Close() error {
 	err := x.readers.close()
 	if x.changed != nil {
@@ -436,18 +428,17 @@ func (x *Index) Close() error {
 	return err
 }
 
-// describe wraps an error of SQLite with what was tried, and with the error of
-// this package that callers look for.
+// describe wraps an error of SQLite in an error of this package that names the operation.
 func describe(tried string, err error) error {
 	var failure *sqlite.Error
 	if errors.As(err, &failure) {
 		code := failure.Code() & 0xff
 		if failure.Code() == sqlite3.SQLITE_IOERR_SHMSIZE {
-			code = sqlite3.SQLITE_FULL // of the log's index, which is a file as well
+			code = sqlite3.SQLITE_FULL // no room for the -shm file
 		}
 		switch code {
 		case sqlite3.SQLITE_NOTADB:
-			return fmt.Errorf("%w: %s: the file is no SQLite database: name another file with --database", ErrForeign, tried)
+			return fmt.Errorf("%w: %s: the file is not an SQLite database: name another file with --database", ErrForeign, tried)
 		case sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN:
 			return fmt.Errorf("%w: %s: %w: let the user or group of this process write the file and its directory", ErrReadOnly, tried, err)
 		case sqlite3.SQLITE_FULL:
@@ -461,21 +452,20 @@ func describe(tried string, err error) error {
 	return fmt.Errorf("%s: %w", tried, err)
 }
 
-// Tag is a key and a value that an administrator gave to items.
+// Tag is a key and a value that an administrator assigns to items.
 type Tag struct{ Key, Value string }
 
 func (t Tag) String() string { return t.Key + "=" + t.Value }
 
-// keyOf is how the database finds an item: the first eight bytes of its path's
-// hash. So references can be written down without looking anything up. Two of
-// ten million paths share them with a probability of 1 in 300,000; then the
-// second to come is refused, with an error.
+// keyOf returns the key of an item in the database: the first eight bytes of its path hash.
+// References can be written without a look-up. Ten million paths contain a collision with a
+// probability of 1 in 300,000; the index then refuses the second item with an error.
 func keyOf(hash narinfo.PathHash) int64 {
 	return int64(binary.BigEndian.Uint64(hash[:8]))
 }
 
-// hashOf makes a column's value a path hash. It is NULL where an item's
-// narinfo is gone, which only damage can do.
+// hashOf converts a column to a path hash. The column is NULL only in a damaged database,
+// if the narinfo of an item is missing.
 func hashOf(column driver.Value) (hash narinfo.PathHash, err error) {
 	if n := copy(hash[:], blob(column)); n != len(hash) {
 		return hash, fmt.Errorf("%w: a path hash has %d bytes, want %d", ErrDamaged, n, len(hash))

@@ -12,13 +12,13 @@ import (
 	"nar-herder/narinfo"
 )
 
-// openTest opens an index of the test's own.
+// openTest opens a new index.
 func openTest(t testing.TB) *Index {
 	t.Helper()
 	return openAt(t, filepath.Join(t.TempDir(), "nar_herder.db"))
 }
 
-// openAt opens the index in a file, until the test's end.
+// openAt opens the index in a file until the end of the test.
 func openAt(t testing.TB, path string) *Index {
 	t.Helper()
 	x, err := Open(context.Background(), path, Options{})
@@ -33,10 +33,10 @@ func openAt(t testing.TB, path string) *Index {
 	return x
 }
 
-// testPath makes the store path of the Nth item.
+// testPath returns the store path of the Nth item.
 func testPath(n int) narinfo.StorePath {
 	var hash narinfo.PathHash
-	// Spread over all numbers, negative ones too, and not in order.
+	// Spread keys over all numbers, including negative ones, and out of order.
 	mixed := uint64(n+1) * 0x9e3779b97f4a7c15
 	for i := range hash {
 		hash[i] = byte(mixed >> (8 * (i % 8)))
@@ -45,8 +45,8 @@ func testPath(n int) narinfo.StorePath {
 	return narinfo.StorePath{Hash: hash, Name: fmt.Sprintf("item-%d", n)}
 }
 
-// testNarinfo makes the narinfo of the Nth item. Its version makes the text
-// another; each size is that of a file, -1 for one without FileSize.
+// testNarinfo returns the narinfo of the Nth item. Each version has a different text. A
+// size is the size of a file, or -1 for a file without FileSize.
 func testNarinfo(n, version int, references []int, sizes ...int64) *narinfo.Narinfo {
 	names := make([]string, len(references))
 	for i, reference := range references {
@@ -63,7 +63,7 @@ func testNarinfo(n, version int, references []int, sizes ...int64) *narinfo.Nari
 	}
 	info, err := narinfo.Parse([]byte(text.String()))
 	if err != nil {
-		panic(err) // the tests' own fault
+		panic(err) // a bug in the test
 	}
 	return info
 }
@@ -71,7 +71,7 @@ func testNarinfo(n, version int, references []int, sizes ...int64) *narinfo.Nari
 // testTime is when test items were added.
 var testTime = time.Date(2024, 2, 29, 23, 59, 59, 123_000_000, time.UTC)
 
-// put writes an item, whether it is known or not, with all its files stored.
+// put writes a new or known item with all its files stored.
 func put(t testing.TB, x *Index, n *narinfo.Narinfo) {
 	t.Helper()
 	update(t, x, func(tx *Tx) error { return putIn(tx, x, n, 1<<len(n.Files)-1, nil) })
@@ -94,7 +94,7 @@ func update(t testing.TB, x *Index, f func(*Tx) error) {
 	}
 }
 
-// numbers makes test items of hashes.
+// numbers converts hashes to the numbers of test items.
 func numbers(t testing.TB, hashes []narinfo.PathHash, most int) []int {
 	t.Helper()
 	known := make(map[narinfo.PathHash]int, most)
@@ -137,7 +137,6 @@ func items(t testing.TB, x *Index, tags ...Tag) []*Item {
 	return all
 }
 
-// wantTotals asserts the totals.
 func wantTotals(t testing.TB, x *Index, want Totals) {
 	t.Helper()
 	got, err := x.Totals(context.Background())
@@ -149,8 +148,7 @@ func wantTotals(t testing.TB, x *Index, want Totals) {
 	}
 }
 
-// wantSound asserts that SQLite finds nothing wrong, and no row of a table that
-// belongs to an item without one.
+// wantSound asserts that SQLite finds no damage, and that no row belongs to a missing item.
 func wantSound(t testing.TB, x *Index) {
 	t.Helper()
 	c, err := connect(context.Background(), x.source)

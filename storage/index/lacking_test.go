@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// TestLacking lists the items whose files are not all stored, the latest first.
+// TestLacking lists the items with files that are not stored, the newest first.
 func TestLacking(t *testing.T) {
 	t.Parallel()
 	x := openTest(t)
@@ -14,7 +14,7 @@ func TestLacking(t *testing.T) {
 	var want []int
 	update(t, x, func(tx *Tx) error {
 		for n := range count {
-			// Of three files, those of the bits of n are stored, the last first.
+			// Of three files, the bits of n are stored, the last file first.
 			stored := []uint64{0b000, 0b100, 0b110, 0b111}[n%4]
 			if err := putIn(tx, x, testNarinfo(n, 1, nil, 10, 10, 10), stored, nil); err != nil {
 				return err

@@ -8,11 +8,11 @@ import (
 	"time"
 )
 
-// soon is how long a wait may take to end with its context, on a busy machine.
+// soon is how long a canceled wait may take to end on a busy machine.
 const soon = 5 * time.Second
 
-// wantCanceled calls f, which waits for a lock, cancels its context, and asserts that
-// f ends with that.
+// wantCanceled calls f, which waits for a lock, cancels its context, and asserts that f
+// returns the context's error.
 func wantCanceled(t *testing.T, what string, f func(ctx context.Context) error) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -23,7 +23,7 @@ func wantCanceled(t *testing.T, what string, f func(ctx context.Context) error) 
 		t.Errorf("%s did not wait for the lock: %v", what, err)
 		cancel()
 		return
-	case <-time.After(30 * time.Millisecond): // a wait can't be seen from outside
+	case <-time.After(30 * time.Millisecond): // waiting can't be observed
 	}
 	cancel()
 	begun := time.Now()
@@ -35,8 +35,8 @@ func wantCanceled(t *testing.T, what string, f func(ctx context.Context) error) 
 	}
 }
 
-// TestWaitsEndWithTheirContext: whatever waits for the lock of another process stops
-// waiting when its context ends, and works when the lock is free again.
+// TestWaitsEndWithTheirContext: every wait for a lock of another process ends with its
+// context, and the operation works when the lock is free again.
 func TestWaitsEndWithTheirContext(t *testing.T) {
 	t.Parallel()
 	path := oldDatabase(t)
@@ -62,7 +62,7 @@ func TestWaitsEndWithTheirContext(t *testing.T) {
 			for len(x.writing) == 0 {
 				time.Sleep(time.Millisecond)
 			}
-			err := x.Hurry(ctx, true)
+			err := x.SetBulk(ctx, true)
 			cancel()
 			<-waiting
 			return err
@@ -87,7 +87,7 @@ func TestWaitsEndWithTheirContext(t *testing.T) {
 	wantTotals(t, other, Totals{3, 3, 31})
 }
 
-// TestExclusiveLock is the same for a lock that keeps others from reading.
+// TestExclusiveLock does the same with a lock that blocks readers.
 func TestExclusiveLock(t *testing.T) {
 	t.Parallel()
 	path := oldDatabase(t)
@@ -117,8 +117,8 @@ func TestExclusiveLock(t *testing.T) {
 	wantOldData(t, openAt(t, path))
 }
 
-// TestLockIsTakenSoon: a writer that waits gets the lock also when another process
-// takes it all the time, and leaves it free for moments only.
+// TestLockIsTakenSoon: a waiting writer gets the lock although another process takes it
+// repeatedly and leaves it free only for moments.
 func TestLockIsTakenSoon(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "db")
@@ -129,7 +129,7 @@ func TestLockIsTakenSoon(t *testing.T) {
 	go func() {
 		defer close(ended)
 		for n := 0; ctx.Err() == nil; n++ {
-			// As an import does, beside the server's flushes.
+			// Like an import beside the server's flushes.
 			_ = busy.Update(ctx, func(tx *Tx) error {
 				select {
 				case begun <- struct{}{}:
@@ -148,7 +148,7 @@ func TestLockIsTakenSoon(t *testing.T) {
 	took := time.Since(before)
 	stop()
 	<-ended
-	// With SQLite's own waiting, which pauses for up to 100 ms, it was 40 s.
+	// With SQLite's own wait, which pauses for up to 100 ms, this took 40 s.
 	t.Logf("%d transactions took %v", transactions, took)
 	if took > 20*time.Second {
 		t.Errorf("%d transactions took %v beside others", transactions, took)

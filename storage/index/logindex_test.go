@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// onWait is a context that reports the first wait for its end.
+// onWait is a context that reports the first wait for its Done.
 type onWait struct {
 	context.Context
 	once   *sync.Once
@@ -21,8 +21,8 @@ func (c onWait) Done() <-chan struct{} {
 	return c.Context.Done()
 }
 
-// TestReadLogIndexChanging reads while another process changes the index of the log.
-// A connection that can't write there can't do what it would else.
+// TestReadLogIndexChanging reads while another process changes the index of the log, which
+// a read-only connection can't repair.
 func TestReadLogIndexChanging(t *testing.T) {
 	t.Parallel()
 	// See https://www.sqlite.org/walformat.html#the_wal_index_file_format.
@@ -30,7 +30,7 @@ func TestReadLogIndexChanging(t *testing.T) {
 		at    int64
 		bytes []byte
 	}{
-		// A commit, and a reader that needs it, after this one has read the header.
+		// A commit, and a reader of it, after this connection has read the header.
 		"read marks beyond what it has seen": {104, bytes.Repeat([]byte{0xff}, 16)},
 		// The two copies of the header differ.
 		"header half written": {48, make([]byte, 48)},
@@ -43,10 +43,10 @@ func TestReadLogIndexChanging(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			// Last: it drops the locks that this process has on it.
+			// Last, because it drops this process's locks on the file.
 			t.Cleanup(func() { log.Close() })
 			x := openRead(t, path)
-			// changed calls f, and undoes the change when that waits.
+			// changed calls f, and undoes the change when f waits.
 			changed := func(f func(ctx context.Context)) {
 				before := make([]byte, len(change.bytes))
 				_, err1 := log.ReadAt(before, change.at)

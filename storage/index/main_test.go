@@ -12,13 +12,13 @@ import (
 	"testing"
 )
 
-// The test binary is also a process of its own that writes to an index, since
-// locks between processes are others than those within one.
+// The test binary is also a helper process that writes to an index, since locks between
+// processes differ from those within one.
 const (
-	helperPath  = "INDEX_TEST_PATH"  // of the database; makes it a helper
-	helperFirst = "INDEX_TEST_FIRST" // the first item to be put
-	helperCount = "INDEX_TEST_COUNT" // how many, in a transaction each
-	helperReads = "INDEX_TEST_READS" // how many times to open it for reading, and to read each time; nothing is put
+	helperPath  = "INDEX_TEST_PATH"  // path of the database; makes the process a helper
+	helperFirst = "INDEX_TEST_FIRST" // the first item to put
+	helperCount = "INDEX_TEST_COUNT" // number of items, each in its own transaction
+	helperReads = "INDEX_TEST_READS" // how many times to open the database and read; nothing is put
 )
 
 func TestMain(m *testing.M) {
@@ -32,7 +32,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// help is what a helper process does.
+// help runs a helper process.
 func help(path string) error {
 	first, err := strconv.Atoi(os.Getenv(helperFirst))
 	if err != nil {
@@ -57,7 +57,7 @@ func help(path string) error {
 	if err := putEach(x, first, count); err != nil {
 		return err
 	}
-	// Further items, as long as there are requests for them.
+	// Put more items as long as there are requests for them.
 	for requests := bufio.NewScanner(os.Stdin); requests.Scan(); fmt.Println("done") {
 		var first, count int
 		if _, err := fmt.Sscan(requests.Text(), &first, &count); err != nil {
@@ -78,7 +78,7 @@ func help(path string) error {
 	return x.Close()
 }
 
-// putEach puts items in a transaction each, and reads meanwhile, as a server does.
+// putEach puts each item in its own transaction, and reads meanwhile, as a server does.
 func putEach(x *Index, first, count int) (err error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	read := make(chan error)
@@ -102,8 +102,8 @@ func putEach(x *Index, first, count int) (err error) {
 	return nil
 }
 
-// readTimes opens a copy of oldDatabase to which others add items of ten bytes, and reads
-// from it so many times.
+// readTimes opens a database to which others add items, and reads from it, as often as
+// times.
 func readTimes(path string, times int) error {
 	x, err := Open(context.Background(), path, Options{Access: Read})
 	if err != nil {
@@ -126,14 +126,14 @@ func readTimes(path string, times int) error {
 	return err
 }
 
-// writer is a helper that has a database open.
+// writer is a helper process that has a database open.
 type writer struct {
 	command *exec.Cmd
 	in      io.WriteCloser
 	out     *bufio.Scanner
 }
 
-// startWriter starts one, which has put an item then.
+// startWriter starts a writer and waits until it has put an item.
 func startWriter(t testing.TB, path string) *writer {
 	t.Helper()
 	w := &writer{command: helper(t, path, 0, 0)}
@@ -154,7 +154,7 @@ func startWriter(t testing.TB, path string) *writer {
 	return w
 }
 
-// put has it put items in one transaction.
+// put makes the writer put items in one transaction.
 func (w *writer) put(t testing.TB, first, count int) {
 	t.Helper()
 	if _, err := fmt.Fprintln(w.in, first, count); err != nil {
@@ -165,7 +165,7 @@ func (w *writer) put(t testing.TB, first, count int) {
 	}
 }
 
-// close has it close the database and end.
+// close makes the writer close the database and exit.
 func (w *writer) close(t testing.TB) {
 	t.Helper()
 	if err := w.in.Close(); err != nil {
@@ -176,7 +176,7 @@ func (w *writer) close(t testing.TB) {
 	}
 }
 
-// helper makes a process that puts items.
+// helper returns a process that puts items.
 func helper(t testing.TB, path string, first, count int) *exec.Cmd {
 	t.Helper()
 	program, err := os.Executable()

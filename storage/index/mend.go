@@ -13,10 +13,10 @@ import (
 	"nar-herder/narinfo"
 )
 
-// FindDamage goes through all dictionaries and items, and yields those that are damaged:
-// also those whose text is right, but that can't be found by their hash, or whose
-// references are others. looked is called after each item.
-func (x *Index) FindDamage(ctx context.Context, looked func()) iter.Seq2[*Damage, error] {
+// FindDamage scans the database and yields damaged dictionaries, items, cached files,
+// changes and orphaned narinfos. It also finds items with a valid text that can't be found
+// by their hash or have wrong references. It calls scanned after each item.
+func (x *Index) FindDamage(ctx context.Context, scanned func()) iter.Seq2[*Damage, error] {
 	return func(yield func(*Damage, error) bool) {
 		for _, id := range x.codec.damaged {
 			x.damages.add()
@@ -32,7 +32,7 @@ func (x *Index) FindDamage(ctx context.Context, looked func()) iter.Seq2[*Damage
 					read, last = read+1, row[0].(int64)
 					item, err := x.item(row)
 					if err == nil {
-						err = x.fits(c, item)
+						err = x.checkRow(c, item)
 					}
 					var damage *Damage
 					if errors.As(err, &damage) {
@@ -49,7 +49,7 @@ func (x *Index) FindDamage(ctx context.Context, looked func()) iter.Seq2[*Damage
 				return
 			}
 			for range read {
-				looked()
+				scanned()
 			}
 			for _, damage := range found {
 				if !yield(damage, nil) {
@@ -61,13 +61,12 @@ func (x *Index) FindDamage(ctx context.Context, looked func()) iter.Seq2[*Damage
 			}
 		}
 		if x.findCached(ctx, yield) && x.findChanges(ctx, yield) {
-			x.findLost(ctx, yield)
+			x.findOrphans(ctx, yield)
 		}
 	}
 }
 
-// findCached yields cached files that are not known as they were written. It returns
-// false when no more is wanted.
+// findCached yields damaged rows of cached files. It returns false if yield does.
 func (x *Index) findCached(ctx context.Context, yield func(*Damage, error) bool) bool {
 	var found []*Damage
 	err := x.readers.do(ctx, func(c *connection) error {
@@ -76,7 +75,7 @@ func (x *Index) findCached(ctx context.Context, yield func(*Damage, error) bool)
 			kind, _ := row[1].(string)
 			if err == nil && row[3] != checksumOfCached(hash, kind, number(row[2])) {
 				x.damages.add()
-				found = append(found, &Damage{Hash: hash, Cached: kind, Reason: "what is known of its cached file " + kind + " is not what was written", id: number(row[4])})
+				found = append(found, &Damage{Hash: hash, Cached: kind, Reason: "the row of its cached file " + kind + " differs from what was written", id: number(row[4])})
 			}
 			return true, nil
 		})
@@ -92,8 +91,8 @@ func (x *Index) findCached(ctx context.Context, yield func(*Damage, error) bool)
 	return true
 }
 
-// writtenHash is the hash in the text of a row of itemColumns, if that is the one that
-// was written: the column with the hash may be damaged.
+// writtenHash returns the hash in the text of a row of itemColumns, if the text matches its
+// checksum. The column with the hash may be damaged.
 func (x *Index) writtenHash(row []driver.Value) (hash narinfo.PathHash, ok bool) {
 	dictionary, ok := row[5].(int64)
 	if !ok {
@@ -110,13 +109,13 @@ func (x *Index) writtenHash(row []driver.Value) (hash narinfo.PathHash, ok bool)
 	return n.StorePath.Hash, true
 }
 
-// fits compares what else the database has of an item with its text.
-func (x *Index) fits(c *connection, item *Item) error {
+// checkRow compares the item's other columns with its text.
+func (x *Index) checkRow(c *connection, item *Item) error {
 	n, err := narinfo.Parse(item.Text)
 	if err != nil {
 		return x.damaged(item.Hash, item.id, err.Error())
 	}
-	// All ways that a request takes: added_at is in the table alone.
+	// Check all access paths of a request: added_at is only in the table, not in the index.
 	row, err := c.first("SELECT i.id, i.added_at, n.refs FROM items i INDEXED BY items_by_key JOIN narinfos n ON n.id = i.id WHERE i.key = ?", keyOf(item.Hash))
 	switch {
 	case err != nil:
@@ -124,12 +123,12 @@ func (x *Index) fits(c *connection, item *Item) error {
 	case row == nil || row[0] != item.id:
 		return x.damaged(item.Hash, item.id, "it can't be found by its hash")
 	case !bytes.Equal(blob(row[2]), referencesColumn(n)):
-		return x.damaged(item.Hash, item.id, "its references are not those of its text")
+		return x.damaged(item.Hash, item.id, "its references differ from its text")
 	}
 	return nil
 }
 
-// findChanges yields changes that make no sense. It returns false when no more is wanted.
+// findChanges yields damaged changes. It returns false if yield does.
 func (x *Index) findChanges(ctx context.Context, yield func(*Damage, error) bool) bool {
 	for after, more := int64(0), true; more; {
 		var found []*Damage
@@ -156,13 +155,13 @@ func (x *Index) findChanges(ctx context.Context, yield func(*Damage, error) bool
 	return true
 }
 
-// findLost yields narinfos that no item has.
-func (x *Index) findLost(ctx context.Context, yield func(*Damage, error) bool) {
+// findOrphans yields narinfos that no item has.
+func (x *Index) findOrphans(ctx context.Context, yield func(*Damage, error) bool) {
 	var found []*Damage
 	err := x.readers.do(ctx, func(c *connection) error {
 		return c.rows("SELECT hash, id FROM narinfos WHERE id NOT IN (SELECT id FROM items) LIMIT ?", []driver.Value{int64(listStep)}, func(row []driver.Value) (bool, error) {
 			hash, _ := hashOf(row[0])
-			found = append(found, &Damage{Hash: hash, Reason: "no item has it", lost: row[1].(int64)})
+			found = append(found, &Damage{Hash: hash, Reason: "no item has it", orphan: row[1].(int64)})
 			return true, nil
 		})
 	})
@@ -178,26 +177,26 @@ func (x *Index) findLost(ctx context.Context, yield func(*Damage, error) bool) {
 	}
 }
 
-// Mend restores what is damaged, if that is certain: from what the database itself has, or
-// from a text of the item from elsewhere, nil for none, if that is the one that was
-// written. The text may have further lines at its end, which other instances add.
+// Mend repairs damage if the original value is certain: from the database itself, or from a
+// text of the item that another instance has, if that matches the checksum. text may be
+// nil, and may end with further lines, which other instances append.
 func (tx *Tx) Mend(damage *Damage, text []byte) (mended bool, err error) {
 	if damage.Dictionary != 0 {
 		return tx.mendDictionary(damage.Dictionary)
 	}
 	if damage.Change != 0 {
-		// A mirror that lacks it finds out with the next dump that it begins with.
+		// A mirror that lacks it notices with its next dump.
 		return true, tx.conn.exec("DELETE FROM recent_changes WHERE id = ?", damage.Change)
 	}
 	if damage.Cached != "" {
-		// It is made again when it is wanted.
+		// It is created again when it is requested.
 		return true, tx.conn.exec("DELETE FROM cached_files WHERE item = ? AND type = ?", damage.id, damage.Cached)
 	}
-	if damage.lost != 0 {
+	if damage.orphan != 0 {
 		if _, err := tx.Item(damage.Hash); err != nil {
-			return false, nil // it may be all that is left
+			return false, nil // it may be the only remaining row
 		}
-		return true, tx.conn.exec("DELETE FROM narinfos WHERE id = ?", damage.lost)
+		return true, tx.conn.exec("DELETE FROM narinfos WHERE id = ?", damage.orphan)
 	}
 	id := damage.id
 	if id == 0 {
@@ -225,7 +224,7 @@ func (tx *Tx) Mend(damage *Damage, text []byte) (mended bool, err error) {
 			continue
 		}
 		isWritten := hasChecksum && checksumOf(n.StorePath.Hash, n.Text) == checksum
-		// Then it is the checksum that is damaged.
+		// In this case the checksum is damaged.
 		isOwn := i == 0 && n.StorePath.Hash == damage.Hash && bytes.HasPrefix(text, own)
 		if !isWritten && !isOwn {
 			continue
@@ -235,7 +234,7 @@ func (tx *Tx) Mend(damage *Damage, text []byte) (mended bool, err error) {
 	return false, nil
 }
 
-// logMended appends an addition for mirrors that have skipped the damaged item.
+// logMended logs an addition for mirrors that have skipped the damaged item.
 func (tx *Tx) logMended(id int64, hash narinfo.PathHash) error {
 	withdrawn, err := tx.conn.integer("SELECT withdrawn_at IS NOT NULL FROM narinfos WHERE id = ?", id)
 	if err != nil || withdrawn != 0 {
@@ -244,7 +243,7 @@ func (tx *Tx) logMended(id int64, hash narinfo.PathHash) error {
 	return tx.log(Added, time.Now(), hash, nil)
 }
 
-// prefixes are the parts of a text that end with a line, the longest first.
+// prefixes returns the prefixes of a text that end with a newline, the longest first.
 func prefixes(text []byte) (all [][]byte) {
 	for len(text) > 0 {
 		all = append(all, text)
@@ -253,7 +252,7 @@ func prefixes(text []byte) (all [][]byte) {
 	return all
 }
 
-// rewrite writes the narinfo of an item again, with the columns that are made of it.
+// rewrite writes the narinfo of an item and the columns derived from it.
 func (tx *Tx) rewrite(id int64, entry *Entry) error {
 	n := entry.Narinfo
 	key := keyOf(n.StorePath.Hash)
@@ -269,7 +268,7 @@ func (tx *Tx) rewrite(id int64, entry *Entry) error {
 	if at, err := withdrawnAt(withdrawn); err != nil {
 		withdrawn, due = nil, nil
 	} else {
-		// The recorded time may be what is damaged: a later one is safe.
+		// The recorded time may be damaged; a later one is safe.
 		expiry, err := tx.Expiry(Narinfos, at.Add(answersKept))
 		if err != nil {
 			return err
@@ -284,7 +283,7 @@ func (tx *Tx) rewrite(id int64, entry *Entry) error {
 		id, n.StorePath.Hash[:], referencesColumn(n), entry.dictionary, entry.compressed, entry.checksum, withdrawn, due))
 }
 
-// mendDictionary writes the built-in dictionary again, if it is that.
+// mendDictionary restores the built-in dictionary, if it is the damaged one.
 func (tx *Tx) mendDictionary(id int64) (bool, error) {
 	row, err := tx.conn.first("SELECT content, checksum FROM dictionaries WHERE id = ?", id)
 	if err != nil || row == nil || id != builtinID {
@@ -297,8 +296,8 @@ func (tx *Tx) mendDictionary(id int64) (bool, error) {
 	return true, tx.conn.exec("UPDATE dictionaries SET content = ?, checksum = ? WHERE id = ?", builtinDictionary, checksum, id)
 }
 
-// Renew replaces a damaged text by that of an entry, and returns the row. Where it is not
-// the text that was written, the index forgets which files of the item are stored.
+// Renew replaces a damaged text by the text of an entry, and returns the row. If the new
+// text is not the original one, Renew clears the record of stored files.
 func (tx *Tx) Renew(damage *Damage, entry *Entry) (*Item, error) {
 	hash := entry.Narinfo.StorePath.Hash
 	mended, err := tx.Mend(damage, entry.Narinfo.Text)

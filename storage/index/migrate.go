@@ -13,26 +13,24 @@ import (
 	"nar-herder/internal/disk"
 )
 
-// Migration is what [Migrate] has done.
+// Migration is the result of [Migrate].
 type Migration struct {
-	// From and To are versions of the schema. They are equal when there was nothing
-	// to do.
+	// From and To are schema versions. They are equal if the database was up to date.
 	From, To int
-	// Copy is the name of the copy of the old database; "" when there was nothing
-	// to do.
+	// Copy is the name of the copy of the old database, or "" if it was up to date.
 	Copy string
 }
 
 const (
-	// copySuffix and a version follow the name of a database in that of its copy.
+	// A copy has the name of its database, copySuffix and its schema version.
 	copySuffix = ".schema-"
-	// unfinishedCopy follows that until the copy is whole. One that was left by a
-	// process that ended is of no use.
+	// unfinishedCopy is appended to the name until the copy is complete. A file with this
+	// suffix that a killed process left is useless.
 	unfinishedCopy = ".copying"
 )
 
-// NeedsMigration says whether [Migrate] has something to do. It is false also for a
-// file that is missing, or that [Open] refuses for another reason.
+// NeedsMigration reports whether [Migrate] would update the database. It is false for a
+// missing file and for one that [Open] refuses.
 func NeedsMigration(ctx context.Context, path string) bool {
 	return needsMigration(ctx, path, migrations)
 }
@@ -46,15 +44,13 @@ func needsMigration(ctx context.Context, path string, steps []string) bool {
 	return err == nil && version > 0 && version < len(steps)
 }
 
-// Migrate brings a database of an older version of this program up to date. Before,
-// it writes a copy of it, PATH.schema-N, that the older version can go on with in
-// its place; an existing file of that name is left alone, and the copy gets another.
-// Both are safe on the disk, or nothing has changed. Other processes wait with
-// their writing meanwhile: writing the copy takes about as long as copying the file.
+// Migrate updates a database of an older version of this program. It first writes a copy,
+// PATH.schema-N, which the older program can use instead. If a file of that name exists,
+// the copy gets another name. Both files are flushed to the disk, or nothing has changed.
+// Other writers wait meanwhile; writing the copy takes about as long as copying the file.
 //
-// The errors are those of [Open]. It is [disk.ErrNoRoom] where the disk has no room
-// for the copy. When the context ends, an unfinished copy may be left, which the next
-// call removes.
+// The errors are those of [Open], or [disk.ErrNoRoom] if the copy doesn't fit on the disk.
+// If the context ends, an unfinished copy may remain, which the next call removes.
 func Migrate(ctx context.Context, path string) (Migration, error) {
 	return migrateWithCopy(ctx, path, migrations)
 }
@@ -84,7 +80,7 @@ func migrateWithCopy(ctx context.Context, path string, steps []string) (done Mig
 	defer func() { err = errors.Join(err, conn.close()) }()
 	shareLog(missing)
 	if version == len(steps) {
-		// Opening and closing it has folded back a log that a crash had left.
+		// Opening and closing it has checkpointed the log of a crashed process.
 		return Migration{From: version, To: version}, nil
 	}
 	if err := conn.script("BEGIN IMMEDIATE"); err != nil {
@@ -95,15 +91,15 @@ func migrateWithCopy(ctx context.Context, path string, steps []string) (done Mig
 		if err == nil {
 			return
 		}
-		_ = conn.script("ROLLBACK") // err says what went wrong
-		// To free gigabytes takes longer than a supervisor waits for the end.
+		_ = conn.script("ROLLBACK") // err has the cause
+		// Freeing gigabytes takes longer than a supervisor waits.
 		if copied != "" && ctx.Err() == nil {
 			if removeErr := os.Remove(copied); !errors.Is(removeErr, fs.ErrNotExist) {
 				err = errors.Join(err, removeErr)
 			}
 		}
 	}()
-	// Another process may have done it while this one waited for the lock.
+	// Another process may have migrated it meanwhile.
 	if version, err = recognise(conn, path, len(steps)); err != nil {
 		return done, err
 	}
@@ -111,13 +107,13 @@ func migrateWithCopy(ctx context.Context, path string, steps []string) (done Mig
 		return Migration{From: version, To: version}, conn.script("ROLLBACK")
 	}
 	copied = absolute + copySuffix + strconv.Itoa(version) + unfinishedCopy
-	if err := keepOld(ctx, absolute, copied, version); err != nil {
+	if err := copyOld(ctx, absolute, copied, version); err != nil {
 		return done, describe(fmt.Sprintf("%s: copy the old one to %s", tried, copied), err)
 	}
-	if err := conn.takeSteps(ctx, path, version, steps); err != nil {
+	if err := conn.applyMigrations(ctx, path, version, steps); err != nil {
 		return done, err
 	}
-	// Only now, so that failures don't leave a copy each.
+	// Name the copy last, so that a failure leaves none.
 	name, err := nameCopy(copied, absolute+copySuffix+strconv.Itoa(version))
 	if err != nil {
 		return done, fmt.Errorf("%s: %w", tried, err)
@@ -129,28 +125,28 @@ func migrateWithCopy(ctx context.Context, path string, steps []string) (done Mig
 	return Migration{From: version, To: len(steps), Copy: name}, nil
 }
 
-// keepOld writes a copy of the database of that version, whose lock the caller holds.
-func keepOld(ctx context.Context, absolute, copied string, version int) (err error) {
+// copyOld writes a copy of the database. The caller holds the write lock.
+func copyOld(ctx context.Context, absolute, copied string, version int) (err error) {
 	if err := os.Remove(copied); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	var need int64
 	for _, suffix := range []string{"", "-wal"} {
 		if info, err := os.Stat(absolute + suffix); err == nil {
-			need += 2 * info.Size() // for the log, a migration may write all pages
+			need += 2 * info.Size() // the migration may write all pages to the log
 		}
 	}
 	if err := disk.Look(nil).Check(filepath.Dir(absolute), need); err != nil {
 		return err
 	}
-	// VACUUM can't run within the transaction that has the lock.
+	// VACUUM can't run in the transaction that holds the lock.
 	reader, err := connect(ctx, fileName(absolute)+"?_pragma=cache_size(-"+strconv.Itoa(copyCache/1024)+")&_pragma=temp_store(memory)")
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, reader.close()) }()
 	defer disk.WriteOut(copied)()
-	if err := reader.long(ctx, "VACUUM INTO ?", copied); err != nil {
+	if err := reader.execContext(ctx, "VACUUM INTO ?", copied); err != nil {
 		return err
 	}
 	copy, err := connect(ctx, fileName(copied)+"?mode=ro&immutable=1&_query_only=on")
@@ -162,10 +158,9 @@ func keepOld(ctx context.Context, absolute, copied string, version int) (err err
 		return err
 	}
 	if found != int64(version) {
-		return fmt.Errorf("%w: it has schema version %d, and not %d", ErrUnsound, found, version)
+		return fmt.Errorf("%w: it has schema version %d, want %d", ErrUnsound, found, version)
 	}
 	disk.Inherit(copied, disk.GroupWrites)
-	// SQLite has closed it.
 	file, err := os.Open(copied)
 	if err != nil {
 		return err
@@ -173,11 +168,10 @@ func keepOld(ctx context.Context, absolute, copied string, version int) (err err
 	return errors.Join(file.Sync(), file.Close())
 }
 
-// mostCopies is how many copies of one version are kept beside a database.
-const mostCopies = 100
+// maxCopies is how many copies of one schema version may exist beside a database.
+const maxCopies = 100
 
-// nameCopy gives a copy its name, or that with a number where there is a file of
-// that name.
+// nameCopy renames the copy. If the name exists, it appends a number.
 func nameCopy(copied, name string) (string, error) {
 	free := name
 	for n := 2; ; n++ {
@@ -185,14 +179,14 @@ func nameCopy(copied, name string) (string, error) {
 		if err == nil {
 			return free, disk.SyncDirectory(free)
 		}
-		if !errors.Is(err, fs.ErrExist) || n > mostCopies {
+		if !errors.Is(err, fs.ErrExist) || n > maxCopies {
 			return "", err
 		}
 		free = fmt.Sprintf("%s.%d", name, n)
 	}
 }
 
-// namedValues makes arguments of values.
+// namedValues converts values to arguments of a statement.
 func namedValues(values []driver.Value) []driver.NamedValue {
 	named := make([]driver.NamedValue, len(values))
 	for i, value := range values {

@@ -14,13 +14,13 @@ import (
 	"time"
 )
 
-// nextVersion is what a later version of the program may add.
+// nextVersion is a step that a later version may add.
 var nextVersion = append(slices.Clone(migrations),
 	`CREATE TABLE later (item INTEGER PRIMARY KEY REFERENCES items (id) ON DELETE CASCADE, note TEXT NOT NULL) STRICT;
 	ALTER TABLE items ADD COLUMN flags INTEGER NOT NULL DEFAULT 7;
 	INSERT INTO later SELECT id, 'from before' FROM items;`)
 
-// version returns the schema version that a database file has.
+// version returns the schema version of a database file.
 func version(t testing.TB, path string) int64 {
 	t.Helper()
 	c, err := connect(t.Context(), fileName(path))
@@ -35,7 +35,7 @@ func version(t testing.TB, path string) int64 {
 	return n
 }
 
-// oldDatabase makes one of the first version with two items.
+// oldDatabase creates a database of the first version with two items.
 func oldDatabase(t testing.TB) (path string) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "db")
@@ -51,7 +51,7 @@ func oldDatabase(t testing.TB) (path string) {
 	return path
 }
 
-// wantOldData asserts that what oldDatabase made is all there.
+// wantOldData asserts that the data of oldDatabase is complete.
 func wantOldData(t testing.TB, x *Index) {
 	t.Helper()
 	wantTotals(t, x, Totals{2, 2, 30})
@@ -70,7 +70,7 @@ func wantOldData(t testing.TB, x *Index) {
 func TestMigrate(t *testing.T) {
 	t.Parallel()
 	path := oldDatabase(t)
-	for range 2 { // the second time there is nothing to do
+	for range 2 { // the second time, it is up to date
 		x, err := open(t.Context(), path, Options{Migrate: true}, nextVersion)
 		if err != nil {
 			t.Fatal(err)
@@ -86,7 +86,7 @@ func TestMigrate(t *testing.T) {
 	if got := version(t, path); got != int64(len(nextVersion)) {
 		t.Errorf("version is %d, want %d", got, len(nextVersion))
 	}
-	// The older program doesn't touch it.
+	// The older program doesn't change it.
 	before, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
@@ -100,7 +100,7 @@ func TestMigrate(t *testing.T) {
 	}
 }
 
-// TestMigrateNew: a new database goes through all versions at once.
+// TestMigrateNew: a new database gets the newest version at once.
 func TestMigrateNew(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "db")
@@ -116,7 +116,7 @@ func TestMigrateNew(t *testing.T) {
 	}
 }
 
-// TestMigrateFails: a step that fails halfway leaves all as it was.
+// TestMigrateFails: a step that fails halfway changes nothing.
 func TestMigrateFails(t *testing.T) {
 	t.Parallel()
 	for name, last := range map[string]string{
@@ -153,8 +153,8 @@ func TestMigrateFails(t *testing.T) {
 	}
 }
 
-// TestMigrateAtOnce: several open a database of an older version, one migrates
-// it, and those that have it open go on.
+// TestMigrateAtOnce: several open an old database concurrently, one migrates it, and the
+// ones that have it open continue to work.
 func TestMigrateAtOnce(t *testing.T) {
 	t.Parallel()
 	for range 3 {
@@ -181,7 +181,7 @@ func TestMigrateAtOnce(t *testing.T) {
 	}
 }
 
-// names lists a directory.
+// names returns the names in a directory.
 func names(t testing.TB, directory string) (names []string) {
 	t.Helper()
 	entries, err := os.ReadDir(directory)
@@ -194,8 +194,8 @@ func names(t testing.TB, directory string) (names []string) {
 	return names
 }
 
-// wantCopy asserts that a file is a database of an old version, with what
-// versionDatabase has put there, and that the program of that time can go on with it.
+// wantCopy asserts that a file is a database of an old version with the data of
+// versionDatabase, and that the program of that version can use it.
 func wantCopy(t testing.TB, path string, version int) {
 	t.Helper()
 	c, err := connect(t.Context(), dataSource(path, defaultWriterCache))
@@ -216,7 +216,7 @@ func wantCopy(t testing.TB, path string, version int) {
 	}
 }
 
-// TestMigrateWithCopy brings a database of each old version up to date.
+// TestMigrateWithCopy migrates a database of each old version.
 func TestMigrateWithCopy(t *testing.T) {
 	t.Parallel()
 	for version := 1; version < len(migrations); version++ {
@@ -224,7 +224,7 @@ func TestMigrateWithCopy(t *testing.T) {
 			t.Parallel()
 			path := versionDatabase(t, version)
 			kept := fmt.Sprintf("%s.schema-%d", path, version)
-			// What is left of a run that was killed, and a copy of an earlier time.
+			// Left by a killed run, and a copy of an earlier run.
 			for name, text := range map[string]string{kept + unfinishedCopy: "half a copy", kept: "of before"} {
 				if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
 					t.Fatal(err)
@@ -238,13 +238,13 @@ func TestMigrateWithCopy(t *testing.T) {
 				t.Fatalf("%+v, %v; want %+v", done, err, want)
 			}
 			if text, err := os.ReadFile(kept); err != nil || string(text) != "of before" {
-				t.Errorf("the copy of before is %q, %v", text, err)
+				t.Errorf("the earlier copy is %q, %v", text, err)
 			}
 			wantCopy(t, kept+".2", version)
 			if got := names(t, filepath.Dir(path)); !slices.Equal(got, []string{"db", filepath.Base(kept), filepath.Base(kept) + ".2"}) {
 				t.Errorf("files: %q", got)
 			}
-			// Again, there is nothing to do.
+			// The second time, it is up to date.
 			done, err = Migrate(t.Context(), path)
 			if want := (Migration{From: len(migrations), To: len(migrations)}); err != nil || done != want {
 				t.Errorf("again: %+v, %v; want %+v", done, err, want)
@@ -260,7 +260,7 @@ func TestMigrateWithCopy(t *testing.T) {
 	}
 }
 
-// TestMigrateWithCopyFails: when a step fails, or the context ends, all is as it was.
+// TestMigrateWithCopyFails: if a step fails or the context ends, nothing has changed.
 func TestMigrateWithCopyFails(t *testing.T) {
 	t.Parallel()
 	bad := append(slices.Clone(nextVersion), "CREATE TABLE half (a); INSERT INTO absent VALUES (1)")
@@ -275,7 +275,7 @@ func TestMigrateWithCopyFails(t *testing.T) {
 		_, err := migrateWithCopy(ctx, path, endless)
 		ended <- err
 	}()
-	// The copy is whole when the steps begin.
+	// The copy is complete when the steps begin.
 	for {
 		if info, err := os.Stat(path + ".schema-" + fmt.Sprint(len(migrations)) + unfinishedCopy); err == nil && info.Size() > 0 {
 			break
@@ -301,13 +301,13 @@ func TestMigrateWithCopyFails(t *testing.T) {
 	wantOldData(t, openAt(t, path))
 }
 
-// TestMigrateBeside: those that have an older database open go on while it is copied
-// and migrated.
+// TestMigrateBeside: handles on an older database continue to work while it is copied and
+// migrated.
 func TestMigrateBeside(t *testing.T) {
 	t.Parallel()
 	path := oldDatabase(t)
 	old := openAt(t, path)
-	put(t, old, testNarinfo(3, 1, nil, 100)) // which is in the log
+	put(t, old, testNarinfo(3, 1, nil, 100)) // in the log
 	done, err := migrateWithCopy(t.Context(), path, nextVersion)
 	if err != nil {
 		t.Fatal(err)

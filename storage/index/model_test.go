@@ -15,7 +15,7 @@ import (
 	"nar-herder/narinfo"
 )
 
-// model is what an index should be, in maps.
+// model is an index made of maps.
 type model map[int]modelItem
 
 type modelItem struct {
@@ -27,8 +27,8 @@ type modelItem struct {
 	order  int
 }
 
-// TestModel does thousands of random things to an index and to the model, in
-// transactions of which some are rolled back, through two handles.
+// TestModel applies thousands of random operations to an index and to the model, through
+// two handles. Some transactions are rolled back.
 func TestModel(t *testing.T) {
 	t.Parallel()
 	for seed := range uint64(4) {
@@ -73,7 +73,7 @@ func TestModel(t *testing.T) {
 
 const modelItems = 60
 
-// step does one thing to both.
+// step applies a random operation to both.
 func step(tx *Tx, x *Index, random *rand.Rand, m model, order int) error {
 	n := random.IntN(modelItems)
 	old, known := m[n]
@@ -134,7 +134,7 @@ func step(tx *Tx, x *Index, random *rand.Rand, m model, order int) error {
 	return nil
 }
 
-// compare asserts that the index is as the model.
+// compare asserts that the index matches the model.
 func compare(t *testing.T, x *Index, want model) {
 	t.Helper()
 	var totals Totals

@@ -13,25 +13,25 @@ import (
 	"nar-herder/narinfo"
 )
 
-// Pin is an item whose closure is to stay: the item, what it refers to, what
-// that refers to, and so on.
+// Pin keeps an item and its closure, all items that it refers to directly or through
+// others, from removal.
 type Pin struct {
 	Hash narinfo.PathHash
 	At   time.Time
 }
 
-// Pin pins an item, which need not be known (yet). It returns false for one that
-// was pinned before.
+// Pin pins an item, which may be unknown so far. It returns false if the item was pinned
+// already.
 func (tx *Tx) Pin(hash narinfo.PathHash, at time.Time) (bool, error) {
 	return tx.changed("INSERT INTO pins VALUES (?, ?) ON CONFLICT DO NOTHING", hash[:], at.UnixMilli())
 }
 
-// Unpin takes the pin off an item. It returns false for one that was not pinned.
+// Unpin removes a pin. It returns false if the item was not pinned.
 func (tx *Tx) Unpin(hash narinfo.PathHash) (bool, error) {
 	return tx.changed("DELETE FROM pins WHERE hash = ?", hash[:])
 }
 
-// changed runs a statement and says whether it has changed any row.
+// changed runs a statement and reports whether it has changed any row.
 func (tx *Tx) changed(text string, args ...driver.Value) (bool, error) {
 	if err := tx.conn.exec(text, args...); err != nil {
 		return false, err
@@ -52,7 +52,7 @@ func (x *Index) Pins(ctx context.Context) (pins []Pin, err error) {
 	return pins, nil
 }
 
-// Pins is [Index.Pins] as this transaction sees them.
+// Pins is [Index.Pins] within this transaction.
 func (tx *Tx) Pins() ([]Pin, error) { return tx.conn.pins() }
 
 func (c *connection) pins() (pins []Pin, err error) {
@@ -64,17 +64,17 @@ func (c *connection) pins() (pins []Pin, err error) {
 	return pins, err
 }
 
-// Closure is a set of items that is closed under references.
+// Closure is a set of items and all items that they refer to.
 type Closure struct {
 	roots     []narinfo.PathHash
-	rootOf    map[int64]int32 // for each item, the root that it was reached from first
+	rootOf    map[int64]int32 // the first root that reached each item, by key
 	missing   map[int64]struct{}
 	withdrawn []narinfo.PathHash
 	size      int64
 }
 
-// Closure returns the items at the roots and all that are reached from them by
-// references. It takes some 50 bytes for each.
+// Closure returns the roots and all items that they refer to, directly or through others.
+// It takes about 50 bytes per item.
 func (x *Index) Closure(ctx context.Context, roots []narinfo.PathHash) (*Closure, error) {
 	closure := &Closure{roots: roots, rootOf: make(map[int64]int32), missing: make(map[int64]struct{})}
 	type reached struct {
@@ -126,16 +126,15 @@ func (x *Index) Closure(ctx context.Context, roots []narinfo.PathHash) (*Closure
 	return closure, nil
 }
 
-// Has says whether an item is in the closure, or was referred to in it without
-// being known. Of two items whose hashes share their first 64 bits, which the
-// index never has both, it can't tell one from the other.
+// Has reports whether an item is in the closure, or is missing from it. It compares the
+// first 64 bits of hashes, which are unique in the index.
 func (c *Closure) Has(hash narinfo.PathHash) bool {
 	_, has := c.rootOf[keyOf(hash)]
 	return has
 }
 
-// Root returns a root from which an item of the closure is reached. has is false
-// for one that is not in it.
+// Root returns a root that reaches the item. has is false for an item outside of the
+// closure.
 func (c *Closure) Root(hash narinfo.PathHash) (root narinfo.PathHash, has bool) {
 	i, has := c.rootOf[keyOf(hash)]
 	if !has {
@@ -144,28 +143,24 @@ func (c *Closure) Root(hash narinfo.PathHash) (root narinfo.PathHash, has bool) 
 	return c.roots[i], true
 }
 
-// Missing says whether an item is referred to in the closure, or a root of it,
-// and has no narinfo.
+// Missing reports whether the item is a root, or is referred to, and has no narinfo.
 func (c *Closure) Missing(hash narinfo.PathHash) bool {
 	_, missing := c.missing[keyOf(hash)]
 	return missing
 }
 
-// Len is the number of items, with those that have no narinfo, whose number is
-// missing.
+// Len returns the number of items, and how many of them have no narinfo.
 func (c *Closure) Len() (items, missing int) { return len(c.rootOf), len(c.missing) }
 
-// Size is the length of all stored files of the items, in bytes.
+// Size returns the total length of the items' stored files in bytes.
 func (c *Closure) Size() int64 { return c.size }
 
-// Withdrawn are the items that were withdrawn, and so are about to leave the
-// closure.
+// Withdrawn returns the withdrawn items of the closure, which will be deleted.
 func (c *Closure) Withdrawn() []narinfo.PathHash { return c.withdrawn }
 
-// ItemsOf returns the items of a closure that have a narinfo, each once, in an
-// order that is the same each time. Items removed since the closure was made are
-// not among them. It takes 8 bytes for each. An error that is a [Damage] is about one item,
-// and others follow.
+// ItemsOf iterates over the items of a closure that have a narinfo, always in the same
+// order. It skips items that were removed after the closure was made. It takes 8 bytes per
+// item. An error that is a [Damage] concerns one item, and the iteration continues.
 func (x *Index) ItemsOf(ctx context.Context, closure *Closure) iter.Seq2[*Item, error] {
 	return func(yield func(*Item, error) bool) {
 		for step := range slices.Chunk(slices.Sorted(maps.Keys(closure.rootOf)), listStep) {

@@ -12,40 +12,38 @@ import (
 	"nar-herder/narinfo"
 )
 
-// Item is what the index knows of a store item, apart from its tags.
+// Item is what the index records of a store item, without its tags.
 type Item struct {
 	Hash narinfo.PathHash
 	// Text is the narinfo byte for byte.
 	Text []byte
-	// AddedAt is when the narinfo came into the index it was first added to,
-	// to the second: that is what instances tell each other.
+	// AddedAt is when the item was added to the first index that had it, in whole seconds.
+	// Mirrors keep this time.
 	AddedAt time.Time
-	// Stored has bit N set when the bytes of the narinfo's Nth file are in
-	// the storage.
+	// Bit N of Stored is set if the narinfo's Nth file is in the storage.
 	Stored uint64
-	// Sizes holds the size in bytes of each file as found in the storage, for
-	// a narinfo that gives no FileSize; -1 where it is not known. It is nil
-	// for others.
+	// Sizes has the size of each file in the storage in bytes, for a narinfo without
+	// FileSize: -1 if it is unknown. It is nil for other narinfos.
 	Sizes []int64
-	// WithdrawnAt is since when the item is hidden from clients, and DeleteAfter from
-	// when on none of them can hold its narinfo, so that it may be deleted; zero for
-	// an item that is not withdrawn.
+	// WithdrawnAt is when the item was withdrawn, and DeleteAfter when no client can hold
+	// its narinfo any more, so that it may be deleted. Both are zero for an item that is
+	// not withdrawn.
 	WithdrawnAt, DeleteAfter time.Time
-	// Mirrored says that the instance that this one mirrors has the item.
+	// Mirrored means that the mirrored instance has the item.
 	Mirrored bool
 
 	id int64
 }
 
-// HasStored says whether the bytes of the Nth file are in the storage.
+// HasStored reports whether the Nth file is in the storage.
 func (i *Item) HasStored(n int) bool { return n < 64 && i.Stored&(1<<n) != 0 }
 
-// Place is where the item comes in the order of all. An item keeps its place, and
-// those that come later have later ones.
-func (i *Item) Place() int64 { return i.id }
+// Position orders items by insertion. It never changes, and later items have larger
+// positions.
+func (i *Item) Position() int64 { return i.id }
 
-// Text returns the narinfo of the item, byte for byte. The bytes are the
-// caller's. The error is [ErrNotFound] when the index certainly has none.
+// Text returns the narinfo of the item, byte for byte. The caller owns the result. The
+// error is [ErrNotFound] if the index definitely has no such item.
 func (x *Index) Text(ctx context.Context, hash narinfo.PathHash) (text []byte, err error) {
 	err = x.readers.do(ctx, func(c *connection) error {
 		text, err = x.textOf(c, hash)
@@ -57,9 +55,8 @@ func (x *Index) Text(ctx context.Context, hash narinfo.PathHash) (text []byte, e
 	return text, err
 }
 
-// textOf is Text on a connection.
 func (x *Index) textOf(c *connection, hash narinfo.PathHash) ([]byte, error) {
-	// Of items, this reads the index alone.
+	// This reads only the index of items, not the table.
 	row, err := c.first("SELECT "+textColumns+" FROM items i LEFT JOIN narinfos n ON n.id = i.id WHERE i.key = ?", keyOf(hash))
 	if err != nil {
 		return nil, err
@@ -67,12 +64,12 @@ func (x *Index) textOf(c *connection, hash narinfo.PathHash) ([]byte, error) {
 	return x.textFrom(row, hash)
 }
 
-// textColumns are what textFrom takes.
+// textColumns are the columns that textFrom reads.
 const textColumns = "n.hash, n.dictionary, n.text, n.checksum, n.withdrawn_at"
 
-// textFrom returns the text in a row that begins with textColumns and was found by the
-// hash's key. The error is [ErrNotFound] when there is no row, only one of another hash
-// with that key, or one that was withdrawn.
+// textFrom returns the text in a row that begins with textColumns and was found by the key
+// of hash. The error is [ErrNotFound] if the row is nil, has another hash with the same
+// key, or is withdrawn.
 func (x *Index) textFrom(row []driver.Value, hash narinfo.PathHash) ([]byte, error) {
 	if row == nil {
 		return nil, ErrNotFound
@@ -92,14 +89,14 @@ func (x *Index) textFrom(row []driver.Value, hash narinfo.PathHash) ([]byte, err
 	case reason != "":
 		return nil, x.damaged(hash, 0, reason)
 	case found != hash:
-		return nil, ErrNotFound // the key is that of two hashes
+		return nil, ErrNotFound // two hashes share the key
 	}
 	return text, nil
 }
 
-// isRight looks at the hash in a row that was found by the key of another, and returns
-// it. Another hash with the same key may be right. The row has hash, dictionary, text
-// and checksum.
+// isRight returns the hash in a row that was found by key, and an error if it doesn't
+// belong to that key. Two hashes may share a key. The row has hash, dictionary, text and
+// checksum.
 func (x *Index) isRight(row []driver.Value, id int64, hash narinfo.PathHash) (found narinfo.PathHash, err error) {
 	if found, err = hashOf(row[0]); err != nil {
 		return found, x.damaged(hash, id, err.Error())
@@ -108,17 +105,17 @@ func (x *Index) isRight(row []driver.Value, id int64, hash narinfo.PathHash) (fo
 		return found, nil
 	}
 	if _, reason := x.codec.verified(found, row[1], row[2], row[3]); reason == "" {
-		id = 0 // the row is sound, and of another item: it must not be changed
+		id = 0 // the row is intact and belongs to another item: don't change it
 	}
-	return found, x.damaged(hash, id, fmt.Sprintf("its row is that of %s", found))
+	return found, x.damaged(hash, id, fmt.Sprintf("its row belongs to %s", found))
 }
 
-// withdrawnAt is the time in a column that is not NULL. A flipped bit in the header of the
-// row can turn NULL into 0, and would hide the item.
+// withdrawnAt converts a column that is not NULL to a time. A flipped bit in the header of
+// a row can turn NULL into 0, which must not hide the item.
 func withdrawnAt(column driver.Value) (time.Time, error) {
 	at, ok := column.(int64)
 	if !ok || at <= 0 {
-		return time.Time{}, errors.New("the time of its withdrawal makes no sense")
+		return time.Time{}, errors.New("invalid withdrawal time")
 	}
 	return time.UnixMilli(at).UTC(), nil
 }
@@ -128,8 +125,8 @@ const (
 	itemByKey   = itemColumns + " WHERE i.key = ?"
 )
 
-// Item returns all of the item's row. The error is [ErrNotFound] when the index
-// certainly has none.
+// Item returns the row of the item. The error is [ErrNotFound] if the index definitely has
+// no such item.
 func (x *Index) Item(ctx context.Context, hash narinfo.PathHash) (item *Item, err error) {
 	err = x.readers.do(ctx, func(c *connection) error {
 		item, err = x.itemFrom(c, hash)
@@ -141,8 +138,8 @@ func (x *Index) Item(ctx context.Context, hash narinfo.PathHash) (item *Item, er
 	return item, err
 }
 
-// ItemsAt is [Index.Item] for many items, in the order of hashes; nil where the
-// index certainly has none.
+// ItemsAt is [Index.Item] for many items, in the order of hashes. An item is nil if the
+// index definitely does not have it.
 func (x *Index) ItemsAt(ctx context.Context, hashes []narinfo.PathHash) ([]*Item, error) {
 	items := make([]*Item, len(hashes))
 	err := x.EachAt(ctx, hashes, func(i int, item *Item, err error) error {
@@ -155,9 +152,9 @@ func (x *Index) ItemsAt(ctx context.Context, hashes []narinfo.PathHash) ([]*Item
 	return items, nil
 }
 
-// EachAt calls f with the item of each hash, in their order, so that not all have to be in
-// memory. The item is nil where the index certainly has none; err is then nil too, or says
-// that the item is damaged. EachAt ends with the first error of f.
+// EachAt calls f with the item of each hash, in their order, without keeping all items in
+// memory. The item is nil if the index definitely does not have it, or if it is damaged;
+// then err is not nil. EachAt stops at the first error of f.
 func (x *Index) EachAt(ctx context.Context, hashes []narinfo.PathHash, f func(i int, item *Item, err error) error) error {
 	err := x.readers.do(ctx, func(c *connection) error {
 		for i, hash := range hashes {
@@ -204,7 +201,7 @@ func (x *Index) itemFrom(c *connection, hash narinfo.PathHash) (*Item, error) {
 	return item, nil
 }
 
-// item makes a row of itemColumns an Item. The error is a [Damage].
+// item converts a row of itemColumns to an Item. The error is a [Damage].
 func (x *Index) item(row []driver.Value) (*Item, error) {
 	id := row[0].(int64)
 	hash, err := hashOf(row[1])
@@ -218,7 +215,7 @@ func (x *Index) item(row []driver.Value) (*Item, error) {
 	case !ok1 || !ok2 || !ok3:
 		return nil, x.damaged(hash, id, noInteger)
 	case key != keyOf(hash):
-		return nil, x.damaged(hash, id, "it has the key of another")
+		return nil, x.damaged(hash, id, "it has the key of another item")
 	}
 	item := &Item{
 		Hash:     hash,
@@ -236,7 +233,7 @@ func (x *Index) item(row []driver.Value) (*Item, error) {
 		}
 		due, ok := row[11].(int64)
 		if item.DeleteAfter = time.UnixMilli(due).UTC(); !ok || item.DeleteAfter.Before(item.WithdrawnAt) {
-			return nil, x.damaged(hash, id, "the time of its deletion makes no sense")
+			return nil, x.damaged(hash, id, "invalid deletion time")
 		}
 	}
 	var reason string
@@ -246,20 +243,19 @@ func (x *Index) item(row []driver.Value) (*Item, error) {
 	return item, nil
 }
 
-// listStep is how many rows a pass over all items reads at a time. Between
-// steps no connection is held, so that a slow consumer holds up nobody and the
-// write-ahead log can be folded back.
+// listStep is how many rows a scan reads at a time. Between steps it holds no connection,
+// so that a slow consumer delays nobody and the log can be checkpointed.
 const listStep = 500
 
-// Items returns all items that have every given tag, in the order they
-// came. Items added or removed meanwhile may or may not be among them. An error that is
-// a [Damage] is about one item, and others follow.
+// Items iterates over all items that have every given tag, in insertion order. Items that
+// are added or removed meanwhile may be missing. An error that is a [Damage] concerns one
+// item, and the iteration continues.
 func (x *Index) Items(ctx context.Context, tags ...Tag) iter.Seq2[*Item, error] {
 	return x.ItemsAfter(ctx, -1, tags...)
 }
 
-// ItemsAfter is [Index.Items] from behind a place on, as [Item.Place] gives it.
-func (x *Index) ItemsAfter(ctx context.Context, place int64, tags ...Tag) iter.Seq2[*Item, error] {
+// ItemsAfter is [Index.Items] for the items after an [Item.Position].
+func (x *Index) ItemsAfter(ctx context.Context, position int64, tags ...Tag) iter.Seq2[*Item, error] {
 	return func(yield func(*Item, error) bool) {
 		type result struct {
 			item *Item
@@ -267,7 +263,7 @@ func (x *Index) ItemsAfter(ctx context.Context, place int64, tags ...Tag) iter.S
 		}
 		filter, args := tagFilter(tags)
 		query := itemColumns + " WHERE i.id > ?" + filter + " ORDER BY i.id LIMIT ?"
-		for last := place; ; {
+		for last := position; ; {
 			page := make([]result, 0, listStep)
 			err := x.readers.do(ctx, func(c *connection) error {
 				values := append(append([]driver.Value{last}, args...), int64(listStep))
@@ -297,7 +293,7 @@ func (x *Index) ItemsAfter(ctx context.Context, place int64, tags ...Tag) iter.S
 	}
 }
 
-// tagFilter is the condition that an item has every tag.
+// tagFilter returns the condition that an item has every tag.
 func tagFilter(tags []Tag) (condition string, args []driver.Value) {
 	for _, tag := range tags {
 		condition += " AND EXISTS (SELECT 1 FROM item_tags it JOIN tags t ON t.id = it.tag WHERE it.item = i.id AND t.key = ? AND t.value = ?)"
@@ -306,7 +302,7 @@ func tagFilter(tags []Tag) (condition string, args []driver.Value) {
 	return condition, args
 }
 
-// Tags returns the tags of the item, sorted; none for an item not known.
+// Tags returns the tags of the item, sorted. An unknown item has none.
 func (x *Index) Tags(ctx context.Context, hash narinfo.PathHash) (tags []Tag, err error) {
 	err = x.readers.do(ctx, func(c *connection) error {
 		tags, err = c.tags(hash)
@@ -318,23 +314,22 @@ func (x *Index) Tags(ctx context.Context, hash narinfo.PathHash) (tags []Tag, er
 	return tags, nil
 }
 
-// Tags is [Index.Tags] as this transaction sees them.
+// Tags is [Index.Tags] within this transaction.
 func (tx *Tx) Tags(hash narinfo.PathHash) ([]Tag, error) { return tx.conn.tags(hash) }
 
 func (c *connection) tags(hash narinfo.PathHash) (tags []Tag, err error) {
 	err = c.rows(`SELECT t.key, t.value FROM items i JOIN narinfos n ON n.id = i.id JOIN item_tags it ON it.item = i.id
 		JOIN tags t ON t.id = it.tag WHERE i.key = ? AND n.hash = ? ORDER BY t.key, t.value`, []driver.Value{keyOf(hash), hash[:]},
 		func(row []driver.Value) (bool, error) {
-			key, err1 := words(row[0])
-			value, err2 := words(row[1])
+			key, err1 := textValue(row[0])
+			value, err2 := textValue(row[1])
 			tags = append(tags, Tag{key, value})
 			return true, errors.Join(err1, err2)
 		})
 	return tags, err
 }
 
-// LastUsed is when the item's nar was asked for last, as far as that is written
-// down; zero for never.
+// LastUsed returns the last recorded use of the item's nar, or the zero time.
 func (tx *Tx) LastUsed(hash narinfo.PathHash) (time.Time, error) {
 	row, err := tx.conn.first("SELECT u.last_used FROM items i JOIN uses u ON u.item = i.id WHERE i.key = ?", keyOf(hash))
 	if err != nil || row == nil {
@@ -343,17 +338,15 @@ func (tx *Tx) LastUsed(hash narinfo.PathHash) (time.Time, error) {
 	return time.UnixMilli(number(row[0])).UTC(), nil
 }
 
-// Totals are the sums that the index keeps of itself.
+// Totals are sums over all items.
 type Totals struct {
-	// Items is the number of narinfos.
 	Items int64
-	// StoredNars is the number of files in the storage, of StoredSize bytes
-	// together, by their length.
+	// StoredNars is the number of files in the storage, and StoredSize their total length
+	// in bytes.
 	StoredNars, StoredSize int64
 }
 
-// Totals reads the sums. It takes the same short time however many items there
-// are.
+// Totals returns the sums in constant time.
 func (x *Index) Totals(ctx context.Context) (totals Totals, err error) {
 	err = x.readers.do(ctx, func(c *connection) error {
 		totals, err = c.totals()
@@ -376,14 +369,13 @@ func (c *connection) totals() (Totals, error) {
 	return Totals{number(row[0]), number(row[1]), number(row[2])}, nil
 }
 
-// number is the value of an INTEGER column that no text depends on. Damage can make it
-// one of another type.
+// number returns the value of an INTEGER column, or 0 if damage has changed its type.
 func number(value driver.Value) int64 {
 	n, _ := value.(int64)
 	return n
 }
 
-// encodeInts packs numbers as zig-zag varints.
+// encodeInts encodes numbers as zig-zag varints.
 func encodeInts(numbers []int64) []byte {
 	packed := make([]byte, 0, 4*len(numbers))
 	for _, n := range numbers {
@@ -392,7 +384,7 @@ func encodeInts(numbers []int64) []byte {
 	return packed
 }
 
-// decodeInts is the inverse of encodeInts; it stops at what it can't read.
+// decodeInts is the inverse of encodeInts. It stops at invalid input.
 func decodeInts(packed []byte) (numbers []int64) {
 	for len(packed) > 0 {
 		n, size := binary.Varint(packed)

@@ -16,47 +16,46 @@ import (
 	"nar-herder/internal/pace"
 )
 
-// A database with a write-ahead log can't simply be opened for reading. Beside the
-// file FILE are the log, FILE-wal, and its index in shared memory, FILE-shm. Every
-// connection needs both, and makes those that are missing; the last one to close
-// removes them, if it can write. A connection with mode=ro can't, so it would leave
-// them behind, with the owner and mode of the user who ran the command.
+// Opening a database with a write-ahead log for reading has a pitfall. Beside the database
+// file are the log (-wal) and its index in shared memory (-shm). Every connection needs
+// both, and creates missing ones; the last connection removes them when it closes, if it
+// can write. A connection with mode=ro can't, so it would leave them behind, with the owner
+// and mode of the user who ran the command.
 //
-// So there are two ways:
+// So there are two cases:
 //
-//   - While another process has the database open, the log is there. A connection
-//     with mode=ro and readonly_shm=1 uses it as it is. So it does after a crash: with
-//     nobody there to share the index of the log with, SQLite makes one in memory.
-//   - Otherwise the file is all there is, and is read with immutable=1, which takes
-//     no locks and looks for no log. A process that opens the database later writes
-//     to the log first. Only when that is folded back into the file, what was read
-//     may be of two moments, and that shows in the file's time.
+//   - If another process has the database open, the log exists. A connection with mode=ro
+//     and readonly_shm=1 uses it without writing. This also works after a crash: SQLite
+//     then builds the index of the log in memory.
+//   - Otherwise there is only the file, and immutable=1 reads it without locks and without
+//     a log. A process that opens the database later writes to the log first. A checkpoint
+//     may then change the file under the reader, and the file's modification time shows
+//     that.
 
-// sharedLog is the parameter of connections that use the index of the log as it is.
+// sharedLog is the parameter of connections that use the index of the log read-only.
 const sharedLog = "readonly_shm=1"
 
-// isLogChanging says whether the failure of such a connection is that it has looked at
-// the index of the log while another process was changing it. Others repair there what
-// is half done, or make an entry of what they have seen of the log. One that can't write
-// has to look again, which SQLite leaves to the caller:
+// isLogChanging reports whether a read-only connection failed because another process was
+// changing the index of the log. Other connections would repair the index or add an entry
+// to it. A read-only one has to retry, which SQLite leaves to the caller:
 //
-//   - SQLITE_READONLY_RECOVERY: the header was being written, or a process that opens
-//     the database has not built the index yet.
-//   - SQLITE_READONLY_CANTINIT: after the connection has read the header, a transaction
-//     was committed, and another reader has moved the entry to that.
+//   - SQLITE_READONLY_RECOVERY: a process was writing the header, or has opened the
+//     database and not built the index yet.
+//   - SQLITE_READONLY_CANTINIT: after the connection read the header, a transaction was
+//     committed, and another reader advanced its entry.
 func isLogChanging(code int) bool {
 	return code == sqlite3.SQLITE_READONLY_RECOVERY || code == sqlite3.SQLITE_READONLY_CANTINIT
 }
 
-// ErrChanged says that a database that nobody had open was written while it was
-// being read.
+// ErrChanged means that another process wrote to a database while it was read without
+// locks.
 var ErrChanged = errors.New("another process has changed the database meanwhile")
 
-// closingWait is how long a log without its index is waited for. A process that
-// closes the database removes first the one and then the other.
+// closingWait is how long to wait if a log has no index: a process that closes the database
+// removes the index first.
 const closingWait = time.Second
 
-// openForReading opens the connections of an index that is never written.
+// openForReading opens the connections of a read-only index.
 func (x *Index) openForReading(ctx context.Context, absolute string, cacheBytes int64, count, newest int) error {
 	for end := time.Now().Add(closingWait); ; {
 		err := x.tryReading(ctx, absolute, cacheBytes, count, newest)
@@ -65,8 +64,8 @@ func (x *Index) openForReading(ctx context.Context, absolute string, cacheBytes 
 		if !isFailure && !errors.Is(err, errNoLogIndex) && !errors.Is(err, ErrChanged) {
 			return err
 		}
-		// Another process has opened or closed it at this moment, or has written to
-		// it, or it can't be read at all.
+		// Another process is opening, closing or writing it, or this process may not read
+		// it.
 		if time.Now().After(end) {
 			if isFailure {
 				err = fmt.Errorf("%w: let the user or group of this process read %s, and %[2]s-wal and %[2]s-shm where they exist", failure, x.path)
@@ -79,7 +78,7 @@ func (x *Index) openForReading(ctx context.Context, absolute string, cacheBytes 
 	}
 }
 
-// errNoLogIndex says that a log can't be read without writing.
+// errNoLogIndex means that reading the log requires writing its index.
 var errNoLogIndex = errors.New("there is a log of changes, but not its index (-shm), and no process has it open: start the server, or run 'nar-herder migrate', which fold the log back")
 
 func (x *Index) tryReading(ctx context.Context, absolute string, cacheBytes int64, count, newest int) (err error) {
@@ -127,8 +126,8 @@ func (x *Index) tryReading(ctx context.Context, absolute string, cacheBytes int6
 	})
 }
 
-// look finds out whether a process may have the database open. If none has, changed
-// says whether one has written to the file since; otherwise it is nil.
+// look reports whether a process may have the database open. If none has, changed reports
+// whether one has written to the file since; otherwise changed is nil.
 func look(absolute string) (changed func() error, live bool, err error) {
 	before, err := os.Stat(absolute)
 	if err != nil {

@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-// openRead opens an index for reading, until the test's end.
+// openRead opens an index for reading until the end of the test.
 func openRead(t testing.TB, path string) *Index {
 	t.Helper()
 	x, err := Open(t.Context(), path, Options{Access: Read})
@@ -27,8 +27,8 @@ func openRead(t testing.TB, path string) *Index {
 	return x
 }
 
-// sums has the checksums of all files of a directory, by another process: if this
-// one opened and closed them, that would drop the locks that it has.
+// sums returns the checksums of all files of a directory. Another process computes them,
+// because this one would drop its locks by closing the files.
 func sums(t testing.TB, directory string) string {
 	t.Helper()
 	entries, err := os.ReadDir(directory)
@@ -47,7 +47,7 @@ func sums(t testing.TB, directory string) string {
 	return string(out)
 }
 
-// wantUnchanged calls f, which is to leave the directory as it is.
+// wantUnchanged calls f, and asserts that the directory is unchanged.
 func wantUnchanged(t *testing.T, directory string, f func()) {
 	t.Helper()
 	before := sums(t, directory)
@@ -57,7 +57,7 @@ func wantUnchanged(t *testing.T, directory string, f func()) {
 	}
 }
 
-// TestRead reads a database that nobody has open.
+// TestRead reads a database that no process has open.
 func TestRead(t *testing.T) {
 	t.Parallel()
 	path := oldDatabase(t)
@@ -79,8 +79,8 @@ func TestRead(t *testing.T) {
 	}
 }
 
-// TestReadBesideWriter reads a database that another process writes: what is
-// committed is seen at once.
+// TestReadBesideWriter reads a database that another process writes: each commit is visible
+// at once.
 func TestReadBesideWriter(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "db")
@@ -97,8 +97,7 @@ func TestReadBesideWriter(t *testing.T) {
 	wantUnchanged(t, filepath.Dir(path), func() { wantSound(t, x) })
 }
 
-// crashed makes a database as a process leaves it that was killed: its last
-// transactions are in the log.
+// crashed returns a database of a killed process: its last transactions are in the log.
 func crashed(t testing.TB) (path string) {
 	t.Helper()
 	x := openAt(t, oldDatabase(t))
@@ -126,8 +125,7 @@ func TestReadAfterCrash(t *testing.T) {
 	})
 }
 
-// TestReadLogAlone has a log without its index, as in a copy that somebody made of
-// the one and not of the other.
+// TestReadLogAlone reads a log without its index, as in an incomplete copy.
 func TestReadLogAlone(t *testing.T) {
 	t.Parallel()
 	path := crashed(t)
@@ -146,7 +144,7 @@ func TestReadLogAlone(t *testing.T) {
 	wantTotals(t, openRead(t, path), Totals{3, 3, 130})
 }
 
-// TestReadChanged: a database that nobody had open is written to while it is read.
+// TestReadChanged: another process writes to a database that is read without locks.
 func TestReadChanged(t *testing.T) {
 	t.Parallel()
 	path := oldDatabase(t)
@@ -159,7 +157,7 @@ func TestReadChanged(t *testing.T) {
 		t.Fatal(err)
 	}
 	put(t, writer, testNarinfo(3, 1, nil, 100))
-	// It is in the log so far.
+	// The change is still in the log.
 	wantTotals(t, x, Totals{2, 2, 30})
 	if err := x.changed(); err != nil {
 		t.Error(err)
@@ -206,9 +204,9 @@ func TestReadWhileOthersClose(t *testing.T) {
 	}
 }
 
-// TestReadBesideProcesses reads in two processes what two others write, which open and
-// close the database again and again: one opens it as often, the other reads very often,
-// as it is about short moments.
+// TestReadBesideProcesses reads in two processes while two others open, write and close the
+// database repeatedly. One reader opens it as often; the other one reads very often,
+// because the race windows are short.
 func TestReadBesideProcesses(t *testing.T) {
 	t.Parallel()
 	path := oldDatabase(t)
@@ -242,8 +240,8 @@ func TestReadBesideProcesses(t *testing.T) {
 	writers.Wait()
 }
 
-// versionDatabase makes a database of an old version of the schema, by the steps that
-// the program of that time had. Of what later versions read, it has the totals.
+// versionDatabase creates a database of an old schema version with the steps of that
+// version. It has totals, which later versions read.
 func versionDatabase(t testing.TB, version int) (path string) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "db")
@@ -252,7 +250,7 @@ func versionDatabase(t testing.TB, version int) (path string) {
 		t.Fatal(err)
 	}
 	err = errors.Join(
-		c.takeSteps(t.Context(), path, 0, migrations[:version]),
+		c.applyMigrations(t.Context(), path, 0, migrations[:version]),
 		c.exec("INSERT INTO tags (key, value) VALUES ('schema', ?)", int64(version)),
 		c.exec("INSERT INTO dictionaries (id, content) VALUES (?, ?)", int64(builtinID), builtinDictionary),
 		c.close())
@@ -262,7 +260,7 @@ func versionDatabase(t testing.TB, version int) (path string) {
 	return path
 }
 
-// TestOtherVersions: only Migrate changes the version of a database.
+// TestOtherVersions: only Migrate changes the schema version of a database.
 func TestOtherVersions(t *testing.T) {
 	t.Parallel()
 	for version := 1; version <= len(migrations)+1; version++ {
@@ -300,7 +298,7 @@ func TestOtherVersions(t *testing.T) {
 	}
 }
 
-// TestNothingToOpen: a file that is missing or empty is an error, and stays so.
+// TestNothingToOpen: opening a missing or empty file is an error, and doesn't change it.
 func TestNothingToOpen(t *testing.T) {
 	t.Parallel()
 	directory := t.TempDir()

@@ -15,19 +15,16 @@ import (
 	"nar-herder/narinfo"
 )
 
-// Who refers to an item is a table of some two hundred million edges in the
-// largest farm. A row for each would make an import a hundred times slower, and
-// the database half as large again, so edges are kept in runs: what a
-// transaction adds is sorted and written as one run of packed chunks, and as
-// soon as there are several runs of about one size they are merged into one. A
-// look-up asks each run, of which there are a few dozen at the most.
+// The reverse references form a table of some two hundred million edges in the largest
+// build farm. A row per edge would make imports a hundred times slower, and the database
+// half as large again. So edges are stored in runs: a transaction writes its edges as one
+// sorted run of packed chunks, and several runs of similar size are merged into one. A
+// look-up searches every run, a few dozen at most.
 //
-// Runs are never edited. An edge counts only as long as the referrer has the
-// target in its list of references, which is looked at before it is believed, so that
-// removals and replacements leave no more than dead bytes.
+// Runs are immutable. An edge is valid only if the referrer's list of references has the
+// target, which each look-up checks. So removals and replacements only leave unused bytes.
 
-// edge says that the item with the key target is referred to by the item with
-// the id referrer.
+// edge means that the item with the id referrer refers to the item with the key target.
 type edge struct{ target, referrer int64 }
 
 func (e edge) compare(o edge) int {
@@ -35,25 +32,25 @@ func (e edge) compare(o edge) int {
 }
 
 const (
-	// runsPerLevel is how many runs of a level are merged into one. Each edge
-	// is so written about once for every factor of this in the number of all.
+	// runsPerLevel is how many runs of a level are merged into one. Each edge is written
+	// about log(all edges) to this base times.
 	runsPerLevel = 8
-	// maxRun bounds a merge, in edges, and with it how long the database is
-	// locked: about two seconds.
+	// maxRun limits the edges of a merge, and so the time that it locks the database: about
+	// two seconds.
 	maxRun = 32 << 20
-	// chunkBytes bounds the packed edges of a row, so that rows of the table,
-	// whose key is the whole of it, stay within a quarter of a page.
+	// chunkBytes limits the packed edges of a row. The key is the whole row, and should fit
+	// into a quarter of a page.
 	chunkBytes = 1600
 )
 
-// refer notes the edges of an item.
+// refer adds the edges of an item to the transaction.
 func (tx *Tx) refer(id int64, n *narinfo.Narinfo) {
 	for _, reference := range n.References {
 		tx.edges = append(tx.edges, edge{keyOf(reference.Hash), id})
 	}
 }
 
-// flushEdges writes what refer has gathered as a new run, and merges runs.
+// flushEdges writes the edges of the transaction as a new run, and merges runs.
 func (tx *Tx) flushEdges() error {
 	if len(tx.edges) == 0 {
 		return nil
@@ -72,7 +69,7 @@ func (tx *Tx) flushEdges() error {
 	return tx.mergeRuns()
 }
 
-// runLevel is the level of a run with that many edges.
+// runLevel returns the level of a run with that many edges.
 func runLevel(edges int64) int64 {
 	return int64((bits.Len64(uint64(edges)) - 1) / (bits.Len(runsPerLevel) - 1))
 }
@@ -99,7 +96,7 @@ func (tx *Tx) mergeRuns() error {
 	}
 }
 
-// merge writes a run with the edges of others, and deletes those.
+// merge replaces runs by a run with their edges.
 func (tx *Tx) merge(ids []int64) error {
 	readers := make([]*runReader, 0, len(ids))
 	for _, id := range ids {
@@ -144,7 +141,7 @@ func (tx *Tx) merge(ids []int64) error {
 	return nil
 }
 
-// runWriter writes a run; its edges come in order.
+// runWriter writes a run from sorted edges.
 type runWriter struct {
 	conn   *connection
 	run    int64
@@ -197,10 +194,10 @@ func (w *runWriter) end() error {
 	return w.conn.exec("UPDATE runs SET level = ?, edges = ? WHERE id = ?", runLevel(w.edges), w.edges, w.run)
 }
 
-// appendEdge packs an edge by how it differs from the one before: the distance
-// of the targets, and the referrer, or its distance for the same target.
+// appendEdge encodes an edge as a difference to the previous one: the distance of the
+// targets, then the referrer, or the distance of the referrers if the target is the same.
 func appendEdge(packed []byte, last, e edge) []byte {
-	// Subtraction of numbers in order wraps to the right distance.
+	// Unsigned subtraction of sorted numbers gives the distance, also on overflow.
 	distance := uint64(e.target) - uint64(last.target)
 	packed = binary.AppendUvarint(packed, distance)
 	if distance == 0 {
@@ -223,7 +220,7 @@ func unpackEdges(edges []edge, first edge, packed []byte) ([]edge, error) {
 	return edges, nil
 }
 
-// nextEdge unpacks what appendEdge has appended, and returns its length, 0 if it is damaged.
+// nextEdge decodes an edge of appendEdge, and returns its length, 0 if it is damaged.
 func nextEdge(packed []byte, last edge) (e edge, length int) {
 	distance, n := binary.Uvarint(packed)
 	if n <= 0 {
@@ -239,19 +236,19 @@ func nextEdge(packed []byte, last edge) (e edge, length int) {
 	return edge{int64(uint64(last.target) + distance), int64(referrer)}, n + m
 }
 
-// runReader goes through the edges of a run.
+// runReader iterates over the edges of a run.
 type runReader struct {
 	conn  *connection
 	run   int64
-	edge  edge // the present one
+	edge  edge // the current one
 	ended bool
 
-	edges []edge // what was read, the present one and those that follow
-	chunk edge   // where the newest chunk that was read begins
+	edges []edge // read so far, from the current one on
+	chunk edge   // first edge of the last chunk that was read
 	begun bool
 }
 
-// chunksAtOnce bounds the memory of a merge.
+// chunksAtOnce limits the memory of a merge.
 const chunksAtOnce = 32
 
 func (r *runReader) next() error {
@@ -283,13 +280,12 @@ func (r *runReader) next() error {
 	return err
 }
 
-// Referrers returns the hashes of the items whose narinfos refer to the path,
-// itself among them where it does, in the order they came. The path need not be
-// an item.
+// Referrers returns the hashes of the items that refer to the path, in insertion order. An
+// item may refer to itself. The path need not be an item.
 func (x *Index) Referrers(ctx context.Context, hash narinfo.PathHash) (referrers []narinfo.PathHash, err error) {
 	target := keyOf(hash)
 	err = x.readers.do(ctx, func(c *connection) (err error) {
-		// One view of the database for all that follows: runs are merged away.
+		// Use one snapshot: merges delete runs.
 		if err := c.exec("BEGIN"); err != nil {
 			return err
 		}
@@ -304,7 +300,7 @@ func (x *Index) Referrers(ctx context.Context, hash narinfo.PathHash) (referrers
 				return err
 			}
 			if row == nil || !refersTo(blob(row[1]), target) {
-				continue // it did once
+				continue // a former reference
 			}
 			referrer, err := hashOf(row[0])
 			if err != nil {
@@ -320,8 +316,7 @@ func (x *Index) Referrers(ctx context.Context, hash narinfo.PathHash) (referrers
 	return referrers, nil
 }
 
-// referrersOf returns the ids of the items that refer to the target, or once
-// did.
+// referrersOf returns the ids of the items that refer to the target, or once did.
 func (c *connection) referrersOf(target int64) (found []int64, err error) {
 	var runs []int64
 	err = c.rows("SELECT id FROM runs", nil, func(row []driver.Value) (bool, error) {
@@ -345,7 +340,7 @@ func (c *connection) referrersOf(target int64) (found []int64, err error) {
 		return true, err
 	}
 	for _, run := range runs {
-		// The chunk that begins before the target may reach it.
+		// The chunk that begins before the target may contain it.
 		err := errors.Join(
 			c.rows("SELECT target, referrer, edges FROM referrers WHERE run = ? AND target < ? ORDER BY target DESC, referrer DESC LIMIT 1",
 				[]driver.Value{run, target}, gather),
@@ -359,7 +354,7 @@ func (c *connection) referrersOf(target int64) (found []int64, err error) {
 	return slices.Compact(found), nil
 }
 
-// refersTo says whether a list of references has the target.
+// refersTo reports whether a list of references has the target.
 func refersTo(references []byte, target int64) bool {
 	for ; len(references) >= 8; references = references[8:] {
 		if int64(binary.BigEndian.Uint64(references)) == target {
@@ -369,10 +364,9 @@ func refersTo(references []byte, target int64) bool {
 	return false
 }
 
-// Referring goes through the items that clients are told of and that refer to
-// any of the targets, themselves set aside. It reads the references of all items,
-// for targets that are too many to be looked up one by one with
-// [Index.Referrers].
+// Referring iterates over the items, not withdrawn, that refer to any target other than
+// themselves. It reads the references of all items, so it suits a number of targets for
+// which [Index.Referrers] would be slow.
 func (x *Index) Referring(ctx context.Context, targets map[narinfo.PathHash]struct{}) iter.Seq2[narinfo.PathHash, error] {
 	return func(yield func(narinfo.PathHash, error) bool) {
 		keys := make(map[int64]struct{}, len(targets))
@@ -410,12 +404,11 @@ func (x *Index) Referring(ctx context.Context, targets map[narinfo.PathHash]stru
 	}
 }
 
-// referringStep is how many rows a pass over all references reads at a time; they
-// are small.
+// referringStep is how many rows a scan of all references reads at a time.
 const referringStep = 5000
 
-// refersToAny says whether a list of references has any of the targets but the
-// item itself.
+// refersToAny reports whether a list of references has any of the targets except the item
+// itself.
 func refersToAny(references []byte, targets map[int64]struct{}, itself int64) bool {
 	for ; len(references) >= 8; references = references[8:] {
 		key := int64(binary.BigEndian.Uint64(references))
@@ -426,8 +419,8 @@ func refersToAny(references []byte, targets map[int64]struct{}, itself int64) bo
 	return false
 }
 
-// MissingReferences returns those paths that the narinfo refers to which have
-// no narinfo in the index.
+// MissingReferences returns the references of the narinfo that have no narinfo in the
+// index.
 func (x *Index) MissingReferences(ctx context.Context, n *narinfo.Narinfo) (missing []narinfo.StorePath, err error) {
 	err = x.readers.do(ctx, func(c *connection) error {
 		missing, err = c.missing(n.References)
@@ -439,7 +432,7 @@ func (x *Index) MissingReferences(ctx context.Context, n *narinfo.Narinfo) (miss
 	return missing, nil
 }
 
-// missing returns those of the paths that are no items, or are about to go.
+// missing returns the paths that are not items, or are withdrawn.
 func (c *connection) missing(paths []narinfo.StorePath) (missing []narinfo.StorePath, err error) {
 	for _, path := range paths {
 		row, err := c.first("SELECT n.hash FROM items i JOIN narinfos n ON n.id = i.id WHERE i.key = ? AND n.withdrawn_at IS NULL", keyOf(path.Hash))

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// TestPackEdges packs edges of every distance and takes them out again.
+// TestPackEdges encodes and decodes edges of every distance.
 func TestPackEdges(t *testing.T) {
 	t.Parallel()
 	const least, most = -1 << 63, 1<<63 - 1
@@ -50,8 +50,8 @@ func TestRunLevel(t *testing.T) {
 	}
 }
 
-// TestReferrers: targets with very many referrers, over many chunks and runs,
-// beside such with one, at the limits of the packed chunks.
+// TestReferrers: targets with very many referrers in many chunks and runs, beside targets
+// with one, at the boundaries of chunks.
 func TestReferrers(t *testing.T) {
 	t.Parallel()
 	for batch, total := range map[int]int{1: 100, 7: 300, 1000: 1000} {
@@ -88,7 +88,7 @@ func TestReferrers(t *testing.T) {
 				t.Fatal(err)
 			}
 			if got := numbers(t, hashes, total); !slices.Equal(got, want[n]) {
-				t.Errorf("batches of %d: %d referrers of %d, want %d, in the order they came", batch, len(got), n, len(want[n]))
+				t.Errorf("batches of %d: %d referrers of %d, want %d, in insertion order", batch, len(got), n, len(want[n]))
 			}
 		}
 		runs, err := x.writer.integer("SELECT count(*) FROM runs")
@@ -99,21 +99,21 @@ func TestReferrers(t *testing.T) {
 	}
 }
 
-// TestReferrersOfTheUnknown: a path need not be an item to be referred to.
+// TestReferrersOfTheUnknown: a path that is not an item may have referrers.
 func TestReferrersOfTheUnknown(t *testing.T) {
 	t.Parallel()
 	x := openTest(t)
 	put(t, x, testNarinfo(1, 1, []int{2, 3, 2}, 1))
 	if got := referrers(t, x, 2, 10); !slices.Equal(got, []int{1}) {
-		t.Errorf("referrers of what is no item are %v", got)
+		t.Errorf("referrers of a path that is not an item are %v", got)
 	}
 	if got := referrers(t, x, 1, 10); len(got) != 0 {
-		t.Errorf("referrers of what nobody refers to are %v", got)
+		t.Errorf("referrers of an unreferenced item are %v", got)
 	}
 	if got := referrers(t, x, 7, 10); len(got) != 0 {
-		t.Errorf("referrers of what nobody knows are %v", got)
+		t.Errorf("referrers of an unknown path are %v", got)
 	}
-	// It becomes an item, goes, and comes back.
+	// It is added, removed, and added again.
 	for range 3 {
 		put(t, x, testNarinfo(2, 1, nil, 1))
 		update(t, x, func(tx *Tx) error { return tx.Remove(testPath(2).Hash, testTime) })
@@ -121,7 +121,7 @@ func TestReferrersOfTheUnknown(t *testing.T) {
 			t.Errorf("referrers are %v", got)
 		}
 	}
-	// The referrer goes, and comes back with other references.
+	// The referrer is removed, and added again with other references.
 	update(t, x, func(tx *Tx) error { return tx.Remove(testPath(1).Hash, testTime) })
 	put(t, x, testNarinfo(4, 1, []int{5}, 1))
 	if got := referrers(t, x, 2, 10); len(got) != 0 {
@@ -136,7 +136,7 @@ func TestReferrersOfTheUnknown(t *testing.T) {
 	}
 }
 
-// TestManyReferences puts a narinfo with very many.
+// TestManyReferences writes a narinfo with very many references.
 func TestManyReferences(t *testing.T) {
 	t.Parallel()
 	x := openTest(t)
@@ -156,8 +156,8 @@ func TestManyReferences(t *testing.T) {
 	}
 }
 
-// TestReferrersWhileMerging: a reader sees all referrers while runs are merged
-// under it, in this process or another.
+// TestReferrersWhileMerging: a reader sees all referrers while this or another process
+// merges runs.
 func TestReferrersWhileMerging(t *testing.T) {
 	t.Parallel()
 	x := openTest(t)
@@ -195,7 +195,7 @@ func TestReferrersWhileMerging(t *testing.T) {
 					return
 				}
 				if len(hashes) < max(lasting, most) {
-					t.Errorf("%d referrers, where there were %d before", len(hashes), max(lasting, most))
+					t.Errorf("%d referrers, want at least %d", len(hashes), max(lasting, most))
 					return
 				}
 				most = len(hashes)

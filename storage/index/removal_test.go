@@ -25,7 +25,7 @@ func TestRestore(t *testing.T) {
 		return done
 	}
 	if restore() {
-		t.Error("an item is restored that was not withdrawn")
+		t.Error("restored an item that was not withdrawn")
 	}
 	update(t, x, func(tx *Tx) error {
 		_, err := tx.Withdraw(hash, at)
@@ -34,7 +34,7 @@ func TestRestore(t *testing.T) {
 	if count, err := x.WithdrawnCount(t.Context()); err != nil || count != 1 {
 		t.Errorf("%d withdrawn, %v", count, err)
 	}
-	// Its time can be put off, and never be put earlier.
+	// Its time can be moved later, but not earlier.
 	for n, later := range []time.Duration{time.Hour, -time.Hour} {
 		update(t, x, func(tx *Tx) error { return tx.Postpone(hash, at.Add(later)) })
 		if item, err := x.Item(t.Context(), hash); err != nil || !item.WithdrawnAt.Equal(at.Add(time.Hour)) || item.DeleteAfter.Sub(item.WithdrawnAt) != narinfo.UnadvertisedTTL+answersKept {
@@ -58,7 +58,7 @@ func TestRestore(t *testing.T) {
 	wantSound(t, x)
 }
 
-// TestWithdrawnPlan: what the server asks each second reads an index alone.
+// TestWithdrawnPlan: the server's query of every second reads only an index.
 func TestWithdrawnPlan(t *testing.T) {
 	t.Parallel()
 	x := openTest(t)
@@ -99,7 +99,7 @@ func TestClosureRoots(t *testing.T) {
 			t.Errorf("item %d: root %s, %v; want item %d", n, root, has, want)
 		}
 	}
-	// Without those that have no narinfo, and with those that were withdrawn.
+	// Without items that have no narinfo, and with withdrawn ones.
 	var items []int
 	for item, err := range x.ItemsOf(t.Context(), closure) {
 		if err != nil {
@@ -123,7 +123,7 @@ func TestClosureRoots(t *testing.T) {
 	}
 }
 
-// TestReferring compares the pass over all references with single look-ups.
+// TestReferring compares a scan of all references with single look-ups.
 func TestReferring(t *testing.T) {
 	t.Parallel()
 	x := openTest(t)

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// openFiles is how many files of that name this process has open.
+// openFiles returns how many open files with that name this process has.
 func openFiles(t *testing.T, path string) (count int) {
 	entries, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
@@ -23,9 +23,9 @@ func openFiles(t *testing.T, path string) (count int) {
 	return count
 }
 
-// TestReplacedWhileRecognised has a database of the original be replaced by what it
-// was converted to, while another process waits to look at it: that would read the
-// old file with the new one's log.
+// TestReplacedWhileRecognised replaces a database of the original by its conversion while
+// another process waits to recognise it. That process would read the old file with the new
+// one's log.
 func TestReplacedWhileRecognised(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -66,7 +66,7 @@ func TestReplacedWhileRecognised(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// Something is in the new one's log.
+	// The log of the new database is not empty.
 	if x, err = Open(t.Context(), path, Options{}); err != nil {
 		t.Fatal(err)
 	}

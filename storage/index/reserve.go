@@ -14,52 +14,52 @@ import (
 	"nar-herder/internal/disk"
 )
 
-// SQLite can't delete anything on a full file system: also what a transaction deletes
-// is appended to the write-ahead log. So some room is kept in a file beside the
-// database, and given up for removals when there is no other. From then on nothing else
-// is written, until there is room to keep the reserve again.
+// SQLite can't delete anything on a full file system, because a deletion first appends to
+// the write-ahead log. So a file beside the database reserves some room, which removals
+// release if there is no other. From then on removals are the only writes, until there is
+// room to create the reserve again.
 
 const (
-	// reserveSuffix makes the name of the reserve from that of the database.
+	// reserveSuffix is appended to the name of the database.
 	reserveSuffix = ".reserve"
-	// mostReserve is enough for the log until it is folded back, also with
-	// [Options.Bulk], and as much again.
-	mostReserve = 2 * bulkCheckpointBytes
-	// reserveShare bounds the reserve on a small file system to one of so many
-	// parts.
+	// maxReserve is enough for the log before a checkpoint, also with [Options.Bulk], and
+	// for the same amount in the database.
+	maxReserve = 2 * bulkCheckpointBytes
+	// reserveShare limits the reserve on a small file system to this fraction of its size.
 	reserveShare = 16
 
-	// LeastDisk is the size in bytes of the smallest file system on which the reserve
-	// is enough. With less, a single large transaction may need all of it.
+	// LeastDisk is the size in bytes of the smallest file system for which the reserve is
+	// sufficient. On a smaller one, a single large transaction may need all of it.
 	LeastDisk = 2 * checkpointBytes * reserveShare
 )
 
-// reserveSize is how large the reserve is on a file system of so many bytes.
-func reserveSize(size int64) int64 { return min(mostReserve, size/reserveShare) }
+// reserveSize returns the intended size of the reserve on a file system of this size.
+func reserveSize(size int64) int64 { return min(maxReserve, size/reserveShare) }
 
-// longestLog is how long the log may get, of what would be best, before it is folded
-// back. Folding it back takes up to as much room in the database, and the reserve must
-// be enough for that and for removals, whoever filled the file system.
-func (x *Index) longestLog(best int64) int64 {
+// maxLog limits the log's size before a checkpoint, given the preferred size. A checkpoint
+// needs up to the same room in the database. The reserve must suffice for that and for
+// removals.
+func (x *Index) maxLog(best int64) int64 {
 	if x.reserve == 0 {
-		return best // none is kept, as the file system has no size
+		return best // the size of the file system is unknown
 	}
 	return max(pageSize, min(best, x.reserve/2))
 }
 
-// Reserve is the state of the room that is kept for removals.
+// Reserve is the state of the room reserved for removals.
 type Reserve int
 
 const (
-	// NoReserve: none is kept for this database.
+	// NoReserve means that this database has no reserve.
 	NoReserve Reserve = iota
-	// ReserveKept: it is there.
+	// ReserveKept means that the reserve exists.
 	ReserveKept
-	// ReserveUsed: it was given up for removals, and nothing else is written.
+	// ReserveUsed means that the reserve was released for removals, and that other writes
+	// are refused.
 	ReserveUsed
 )
 
-// reserveOf finds out about the reserve of a database.
+// reserveOf returns the state and size of a database's reserve.
 func reserveOf(path string) (state Reserve, size int64, err error) {
 	info, err := os.Stat(path + reserveSuffix)
 	switch {
@@ -79,9 +79,8 @@ func (x *Index) Reserve() (Reserve, error) {
 	return state, err
 }
 
-// KeepReserve makes the reserve where it is not there, or is smaller than it should be
-// as the file system has grown, if there is room for it, with as much again beside it.
-// It returns the state of the reserve.
+// KeepReserve creates the reserve, or extends it after the file system has grown, if the
+// file system has room for twice its size. It returns the state of the reserve.
 func (x *Index) KeepReserve() (Reserve, error) {
 	state, kept, err := reserveOf(x.file)
 	if err != nil {
@@ -100,17 +99,17 @@ func (x *Index) KeepReserve() (Reserve, error) {
 	case err == nil:
 		return ReserveKept, nil
 	case disk.IsFull(err) && kept == 0:
-		return ReserveUsed, nil // others were faster
+		return ReserveUsed, nil // other writes took the room
 	case disk.IsFull(err):
 		return state, nil
 	}
 	return state, fmt.Errorf("keep some room for removals beside the database: %w", err)
 }
 
-// makeReserve fills the reserve with so many bytes. On failure it has as many as before.
-// allocate is [unix.Fallocate].
+// makeReserve extends the reserve from kept to size bytes. On failure its size is
+// unchanged. allocate is [unix.Fallocate].
 func makeReserve(name string, kept, size int64, allocate func(fd int, mode uint32, offset, length int64) error) (err error) {
-	// As the database, it may be written by the group.
+	// Like the database, the reserve is writable by the group.
 	file, err := disk.OpenFile(name, os.O_WRONLY|unix.O_NOFOLLOW, 0o664, disk.GroupWrites)
 	if err != nil {
 		return err
@@ -137,15 +136,15 @@ func makeReserve(name string, kept, size int64, allocate func(fd int, mode uint3
 	if stat.Blocks*512 >= size {
 		return nil
 	}
-	// ZFS allocates nothing, without an error. Not zeros, of which some file systems
-	// keep none.
+	// Fallocate on ZFS reports success but reserves nothing. Write random bytes, because
+	// some file systems store no zeros.
 	if _, err := io.CopyN(file, rand.Reader, size); err != nil {
 		return err
 	}
 	return file.Sync()
 }
 
-// releaseReserve gives the room up. It returns false when there was none.
+// releaseReserve removes the reserve. It returns false if there was none.
 func releaseReserve(path string) (bool, error) {
 	if state, _, err := reserveOf(path); err != nil || state != ReserveKept {
 		return false, err
@@ -156,9 +155,9 @@ func releaseReserve(path string) (bool, error) {
 	return true, nil
 }
 
-// refillReserve makes sure that the reserve is kept, or was never, or that it is not
-// needed for what is to be written.
-func (x *Index) refillReserve(ctx context.Context) error {
+// requireReserve returns an error if the reserve is used and can't be created again, unless
+// the database itself has enough free pages for the write.
+func (x *Index) requireReserve(ctx context.Context) error {
 	if x.IsFull() {
 		return nil // writing fails
 	}
@@ -169,28 +168,27 @@ func (x *Index) refillReserve(ctx context.Context) error {
 	if err == nil && state == ReserveUsed {
 		state, err = x.KeepReserve()
 		if errors.Is(err, fs.ErrPermission) {
-			return nil // there is room, and whose it is will see to it
+			return nil // there is room; the owner of the reserve will create it
 		}
 	}
 	if err != nil || state != ReserveUsed {
 		return err
 	}
-	// SQLite gives no room back to the file system, which may have little else than
-	// the database. What is written there, in the room of what was removed, takes
-	// nothing of what is left but the log.
-	within, err := x.freeWithin(ctx)
+	// SQLite returns no room to the file system, which may contain little besides the
+	// database. A write into free pages of the database needs room for the log only.
+	within, err := x.freeBytes(ctx)
 	if err == nil && within < x.reserve {
-		err = fmt.Errorf("%w: write to %s: what is left of its file system is for removals: make %d MiB of room there, or remove items until the database has %d MiB free within, %d more than now",
+		err = fmt.Errorf("%w: write to %s: the remaining room on its file system is for removals: make %d MiB of room there, or remove items until the database has %d MiB of free pages, %d MiB more than now",
 			ErrFull, x.path, mebi(2*x.reserve), mebi(x.reserve), mebi(x.reserve-within))
 	}
 	return err
 }
 
-// mebi rounds bytes up to MiB.
+// mebi converts bytes to MiB, rounded up.
 func mebi(n int64) int64 { return (n + 1<<20 - 1) >> 20 }
 
-// freeWithin returns how many bytes of the database are free for other rows.
-func (x *Index) freeWithin(ctx context.Context) (n int64, err error) {
+// freeBytes returns the size of the free pages in the database.
+func (x *Index) freeBytes(ctx context.Context) (n int64, err error) {
 	err = x.readers.do(ctx, func(c *connection) (err error) {
 		n, err = c.integer("PRAGMA freelist_count")
 		return err
@@ -201,9 +199,9 @@ func (x *Index) freeWithin(ctx context.Context) (n int64, err error) {
 	return n * pageSize, nil
 }
 
-// boundLog refuses to let the log grow when there is too little room to fold it back
-// without the reserve. It is longer than [Index.longestLog] while a reader needs what
-// the database has, and after a very large transaction.
+// boundLog refuses a write if the log is so large that a checkpoint would need the reserve.
+// The log exceeds [Index.maxLog] while a reader needs an old snapshot, and after a very
+// large transaction.
 func (x *Index) boundLog(ctx context.Context) error {
 	size := func() (int64, error) {
 		info, err := os.Stat(x.file + "-wal")
@@ -222,44 +220,44 @@ func (x *Index) boundLog(ctx context.Context) error {
 	if err != nil || free >= log {
 		return err
 	}
-	// It may be in the database already; a failure shows in its size.
-	x.foldLog(ctx, "TRUNCATE")
+	// The log may be checkpointed already. If this fails, its size stays the same.
+	x.checkpoint(ctx, "TRUNCATE")
 	if log, err = size(); err != nil || free >= log {
 		return err
 	}
-	return fmt.Errorf("%w: write to %s: its log has %d MiB, and %d MiB are free to fold it back: make room there",
+	return fmt.Errorf("%w: write to %s: its log has %d MiB, and %d MiB are free for a checkpoint: make room there",
 		ErrFull, x.path, log>>20, free>>20)
 }
 
-// Reclaim is [Index.Update] for a transaction by which something is removed, or without
-// which nothing could be. When the file system of the database is full, it uses the
-// reserve: then f is called again, and has to begin anew.
+// Reclaim is [Index.Update] for a transaction that removes something, or that removals
+// require. If the file system of the database is full, it releases the reserve and calls f
+// again.
 func (x *Index) Reclaim(ctx context.Context, f func(*Tx) error) error {
 	err := x.update(ctx, f)
 	if errors.Is(err, ErrFull) && ctx.Err() == nil {
 		_, releaseErr := releaseReserve(x.file)
-		x.foldLog(ctx, "PASSIVE")
+		x.checkpoint(ctx, "PASSIVE")
 		if err = x.update(ctx, f); err != nil {
 			return errors.Join(err, releaseErr)
 		}
 	}
 	if err == nil {
-		x.foldUsed(ctx)
+		x.checkpointUsed(ctx)
 	}
 	return err
 }
 
-// foldUsed folds the log back after each transaction while the reserve is used: what the
-// log takes of that can't be given to the database any more, which may need a few pages.
-// A failure shows when the next removal finds no room.
-func (x *Index) foldUsed(ctx context.Context) {
+// checkpointUsed runs a checkpoint after each transaction while the reserve is used: room
+// that the log takes is not available to the database, which may need a few pages. If the
+// checkpoint fails, the next removal finds no room and reports it.
+func (x *Index) checkpointUsed(ctx context.Context) {
 	if state, _ := x.Reserve(); state == ReserveUsed {
-		x.foldLog(ctx, "PASSIVE")
+		x.checkpoint(ctx, "PASSIVE")
 	}
 }
 
-// foldLog writes what is in the write-ahead log into the database, so that the log
-// begins anew.
-func (x *Index) foldLog(ctx context.Context, mode string) {
+// checkpoint writes the contents of the write-ahead log to the database, so that the log
+// starts over.
+func (x *Index) checkpoint(ctx context.Context, mode string) {
 	_ = x.readers.do(ctx, func(c *connection) error { return c.script("PRAGMA wal_checkpoint(" + mode + ")") })
 }

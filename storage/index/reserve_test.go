@@ -19,7 +19,7 @@ import (
 	"nar-herder/internal/testfs"
 )
 
-// smallDisk is an index with so many items on a small file system that is nearly empty.
+// smallDisk returns an index with items on a small file system that is nearly empty.
 func smallDisk(t testing.TB, count int) (x *Index, directory string) {
 	t.Helper()
 	directory = testfs.Small(t, 64<<20)
@@ -28,7 +28,7 @@ func smallDisk(t testing.TB, count int) (x *Index, directory string) {
 	return x, directory
 }
 
-// fill adds items.
+// fill writes items.
 func fill(t testing.TB, x *Index, count int) {
 	t.Helper()
 	update(t, x, func(tx *Tx) error {
@@ -48,14 +48,14 @@ func wantReserve(t testing.TB, x *Index, want Reserve) {
 	}
 }
 
-// TestReserve removes all items with no byte left on the file system, and keeps
-// anything else from taking what the removals need.
+// TestReserve removes all items without a free byte on the file system, and prevents other
+// writes from using the room that removals need.
 func TestReserve(t *testing.T) {
 	t.Parallel()
 	const count = 300
 	x, directory := smallDisk(t, count)
 	wantReserve(t, x, NoReserve)
-	// As of a smaller file system.
+	// As on a smaller file system.
 	write(t, filepath.Join(directory, "db.reserve"), make([]byte, 1<<20))
 	for range 2 {
 		if state, err := x.KeepReserve(); state != ReserveKept || err != nil {
@@ -69,7 +69,7 @@ func TestReserve(t *testing.T) {
 	add := func(n int) error {
 		return x.Update(t.Context(), func(tx *Tx) error { return putIn(tx, x, testNarinfo(n, 1, nil, 10), 1, nil) })
 	}
-	// What adds something does not get it.
+	// Additions can't use it.
 	for n := count; n < count+100; n++ {
 		if err := add(n); !errors.Is(err, ErrFull) {
 			t.Fatalf("%v, want ErrFull", err)
@@ -97,7 +97,7 @@ func TestReserve(t *testing.T) {
 	wantReserve(t, x, ReserveUsed)
 	wantTotals(t, x, Totals{10, 10, 100})
 	wantSound(t, x)
-	// With room, the reserve is kept again, before anything else.
+	// When there is room, the reserve is created again first.
 	free()
 	if err := add(count); err != nil {
 		t.Error(err)
@@ -105,8 +105,8 @@ func TestReserve(t *testing.T) {
 	wantReserve(t, x, ReserveKept)
 }
 
-// TestOpenFull opens an index with no byte left on the file system, when no other
-// process has it open, and removes from it.
+// TestOpenFull opens an index without a free byte on the file system, when no other process
+// has it open, and removes from it.
 func TestOpenFull(t *testing.T) {
 	t.Parallel()
 	directory := testfs.Small(t, 8<<20)
@@ -132,7 +132,7 @@ func TestOpenFull(t *testing.T) {
 	wantTotals(t, y, Totals{10, 10, 100})
 }
 
-// TestNoReserve is as before where no reserve was ever kept.
+// TestNoReserve: an index without a reserve works as before.
 func TestNoReserve(t *testing.T) {
 	t.Parallel()
 	x, directory := smallDisk(t, 100)
@@ -154,12 +154,12 @@ func TestNoReserve(t *testing.T) {
 		t.Errorf("a reserve on a full file system: %d, %v", state, err)
 	}
 	if _, err := x.Text(t.Context(), testPath(0).Hash); errors.Is(err, ErrNotFound) {
-		t.Error("the items are gone")
+		t.Error("the items are missing")
 	}
 }
 
-// TestReserveLongLog fills the file system when the log is as long as each kind of
-// writer lets it get: it can be folded back, and all items be removed.
+// TestReserveLongLog fills the file system when the log has the maximum size for each kind
+// of writer. A checkpoint still works, and all items can be removed.
 func TestReserveLongLog(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
@@ -187,18 +187,18 @@ func TestReserveLongLog(t *testing.T) {
 				t.Fatalf("%d, %v", state, err)
 			}
 			if test.hurry {
-				if err := x.Hurry(t.Context(), true); err != nil {
+				if err := x.SetBulk(t.Context(), true); err != nil {
 					t.Fatal(err)
 				}
 			}
-			// Just before the log is folded back for the first time, all is in it alone.
+			// Just before the first checkpoint, the log has all rows.
 			count := 0
 			for ; ; count += 20 {
 				log, err := os.Stat(path + "-wal")
 				if err != nil {
 					t.Fatal(err)
 				}
-				if log.Size() > x.longestLog(test.log)-400_000 {
+				if log.Size() > x.maxLog(test.log)-400_000 {
 					break
 				}
 				update(t, x, func(tx *Tx) error {
@@ -207,7 +207,7 @@ func TestReserveLongLog(t *testing.T) {
 							return err
 						}
 					}
-					// What can't be compressed, as signatures.
+					// Incompressible, like signatures.
 					random := make([]byte, 60_000)
 					_, _ = rand.Read(random)
 					return tx.SetSetting(fmt.Sprint("random ", count), hex.EncodeToString(random))
@@ -234,8 +234,8 @@ func TestReserveLongLog(t *testing.T) {
 	}
 }
 
-// TestReserveReader has a reader that keeps the log from being folded back: nothing is
-// added when there is too little room for that, without the reserve.
+// TestReserveReader: while a reader blocks checkpoints, additions fail if a checkpoint
+// would need the reserve.
 func TestReserveReader(t *testing.T) {
 	t.Parallel()
 	x, directory := smallDisk(t, 100)
@@ -276,7 +276,7 @@ func TestReserveReader(t *testing.T) {
 		t.Errorf("%v, want ErrFull; the log has %d bytes, and %d are free", err, log, free)
 	}
 	wantReserve(t, x, ReserveKept)
-	// Without the reader, it is.
+	// Without the reader, they succeed.
 	if err := add(); err != nil {
 		t.Error(err)
 	}
@@ -285,8 +285,8 @@ func TestReserveReader(t *testing.T) {
 	}
 }
 
-// TestReserveOnlyDatabase has a file system with little else than the database, which
-// keeps the room of what is removed: that is written to again without a reserve.
+// TestReserveOnlyDatabase uses a file system with little besides the database, which keeps
+// the room of removed rows. They are overwritten without a reserve.
 func TestReserveOnlyDatabase(t *testing.T) {
 	t.Parallel()
 	x, directory := smallDisk(t, 100)
@@ -329,7 +329,7 @@ func TestReserveOnlyDatabase(t *testing.T) {
 			t.Fatalf("writing %d again: %v", n, err)
 		}
 	}
-	// Until what was free in the database is taken. Then items can still be removed.
+	// Until the free pages of the database are used. Then items can still be removed.
 	for n := 0; ; n++ {
 		if err := set(x.Update, 10_000+n, 200_000); errors.Is(err, ErrFull) {
 			break
@@ -346,7 +346,7 @@ func TestReserveOnlyDatabase(t *testing.T) {
 	wantSound(t, x)
 }
 
-// TestReserveSparse: a file system may say that it has allocated what it has not.
+// TestReserveSparse: a file system may report an allocation that it has not made.
 func TestReserveSparse(t *testing.T) {
 	t.Parallel()
 	const size = 1 << 20
@@ -367,8 +367,8 @@ func TestReserveSparse(t *testing.T) {
 	}
 }
 
-// TestReserveOfAnother is with an importer that may write the database but not the
-// reserve: whose that is makes it again.
+// TestReserveOfAnother: an importer may write to the database but not to the reserve. The
+// owner of the reserve creates it again.
 func TestReserveOfAnother(t *testing.T) {
 	t.Parallel()
 	x, directory := smallDisk(t, 100)
@@ -396,13 +396,13 @@ func TestReserveOfAnother(t *testing.T) {
 	})
 }
 
-// asNobody runs f as a user who has no rights.
+// asNobody runs f as an unprivileged user.
 func asNobody(t testing.TB, f func()) {
 	t.Helper()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		runtime.LockOSThread() // to the end of it
+		runtime.LockOSThread() // until the goroutine ends
 		const nobody = 65534
 		if _, err := unix.SetfsuidRetUid(nobody); err != nil {
 			t.Error(err)

@@ -6,14 +6,14 @@ import (
 	"math/rand/v2"
 )
 
-// sampleSpan bounds how many rows Sample reads to find an item with stored files.
+// sampleSpan limits how many rows Sample reads to find an item with stored files.
 const sampleSpan = 12_500
 
 const sampleItems = itemColumns + " WHERE i.id > ? AND i.id <= ? AND (i.stored_files != 0 OR ?) AND n.withdrawn_at IS NULL ORDER BY i.id"
 
-// Sample returns up to n items at random, each from a place of its own, without withdrawn
-// ones; with stored, only items that have files in the storage, and fewer or none where
-// these are very rare. The error is a [Damage] if all items that were read are damaged.
+// Sample returns up to n random items that are not withdrawn. With stored, it returns only
+// items with stored files, and fewer or none if these are very rare. The error is a
+// [Damage] if all items that it read are damaged.
 func (x *Index) Sample(ctx context.Context, n int, stored bool) (items []*Item, err error) {
 	unstored := int64(1)
 	if stored {
@@ -28,8 +28,8 @@ func (x *Index) Sample(ctx context.Context, n int, stored bool) (items []*Item, 
 		first, last := number(row[0]), number(row[1])
 		var damage error
 		taken := make(map[int64]bool, n)
-		from := func(place int64) (found *Item, err error) {
-			err = c.rows(sampleItems, []driver.Value{place - 1, place - 1 + sampleSpan, unstored}, func(row []driver.Value) (bool, error) {
+		from := func(position int64) (found *Item, err error) {
+			err = c.rows(sampleItems, []driver.Value{position - 1, position - 1 + sampleSpan, unstored}, func(row []driver.Value) (bool, error) {
 				if taken[number(row[0])] {
 					return true, nil
 				}
@@ -44,13 +44,13 @@ func (x *Index) Sample(ctx context.Context, n int, stored bool) (items []*Item, 
 			return found, err
 		}
 		for range n {
-			// The first item from a random place, which may be before a gap of removed rows;
-			// from the beginning, if the end comes first.
-			place, err := c.integer("SELECT coalesce(min(id), 0) FROM items WHERE id >= ?", first+rand.Int64N(last-first+1))
+			// The first item after a random position, which may be in a gap of removed
+			// rows, or else the first of all.
+			position, err := c.integer("SELECT coalesce(min(id), 0) FROM items WHERE id >= ?", first+rand.Int64N(last-first+1))
 			if err != nil {
 				return err
 			}
-			item, err := from(place)
+			item, err := from(position)
 			if item == nil && err == nil {
 				item, err = from(first)
 			}
@@ -58,7 +58,7 @@ func (x *Index) Sample(ctx context.Context, n int, stored bool) (items []*Item, 
 				return err
 			}
 			if item == nil {
-				break // other places would hardly have one
+				break // other positions would hardly have one
 			}
 			taken[item.id] = true
 			items = append(items, item)

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// TestSampleIsSpread: items that were added together are seldom sampled together, and
-// rows that were removed make none of the others likelier than the rest.
+// TestSampleIsSpread: items that were added together are seldom sampled together, and gaps
+// of removed rows do not make other rows more likely.
 func TestSampleIsSpread(t *testing.T) {
 	t.Parallel()
 	x := openTest(t)
@@ -44,8 +44,7 @@ func TestSampleIsSpread(t *testing.T) {
 	}
 }
 
-// TestSample: each item is in a sample sooner or later, and those that are withdrawn, not
-// stored or damaged are in none.
+// TestSample: each item is sampled eventually, except withdrawn, unstored and damaged ones.
 func TestSample(t *testing.T) {
 	t.Parallel()
 	x := openTest(t)

@@ -6,48 +6,38 @@ import (
 	"fmt"
 )
 
-// applicationID marks a database file as an index of this program, in the
-// field of the file header that SQLite keeps for that purpose. It spells
-// "NarH" in ASCII.
-const applicationID = ApplicationID
-
-// ApplicationID is what the header of an index has as its application, in the
-// field that SQLite keeps for that.
+// ApplicationID identifies an index in SQLite's application_id header field: "NarH" in
+// ASCII.
 const ApplicationID = 0x4e617248
 
-// keyIndex is made last by a [Builder].
+// keyIndex is created last by a [Builder].
 const keyIndex = "CREATE UNIQUE INDEX items_by_key ON items (key)"
 
-// migrations holds one step for each version of the schema; the version of a
-// database, its user_version, is the number of steps it has seen. Steps only
-// ever add: a step that has been released is never edited.
+// migrations has one step for each schema version. The version of a database, its
+// user_version, is the number of steps it has run. Released steps are never edited.
 //
 // The tables:
 //
-//   - items is the bookkeeping of each known item, apart from its text so that
-//     passes over all items read little. key is made of the path's hash, see
-//     [keyOf]: its index is all that is not written in the order of arrival,
-//     so it is kept small. stored_files is a bit mask: bit N is set when the
-//     bytes of the Nth file that the narinfo names are in the storage.
-//     file_sizes is only there for narinfos without FileSize. mirrored is 1 where
-//     the instance that this one mirrors has the item, and 0 where it came from
-//     here alone.
-//   - narinfos has the texts, compressed, by the ids of items, and the keys of
-//     what they refer to. One with a time in withdrawn_at is not served any more, and
-//     its item is removed after the time in delete_after, when no client can hold it.
-//   - leftovers are the names of files that no row claims any more, until they are
-//     deleted: rows go first, and who does it may be killed in between.
-//   - pins are the hashes of items whose closures are to stay.
-//   - runs and referrers are the way back, see references.go.
-//   - recent_changes is the log that mirrors follow and that tells other
-//     processes what to forget; see [Change].
+//   - items has a row of bookkeeping for each known item, without its text, so that scans
+//     of all items read little. key is derived from the path hash; see [keyOf]. Only its
+//     index is not written in insertion order, so it is kept small. Bit N of stored_files is set
+//     if the narinfo's Nth file is in the storage. file_sizes is set only for narinfos
+//     without FileSize. mirrored is 1 if the mirrored instance has the item.
+//   - narinfos has the compressed texts, by the ids of items, and the keys of their
+//     references. A narinfo with withdrawn_at is hidden from clients. Its item is removed
+//     after delete_after, when no client can hold the narinfo any more.
+//   - leftovers has the pending deletes: names of files that no row claims any more. Rows
+//     are deleted first, and the process may be killed before it deletes the files.
+//   - pins has the hashes of the items that pin their closures.
+//   - runs and referrers are the reverse references; see references.go.
+//   - recent_changes is the log that mirrors follow and that invalidates the caches of
+//     other processes; see [Change].
 //   - uses counts requests per item.
-//   - cached_files are nars in compressions that were made here, and concern
-//     this instance alone; see [CachedFile].
-//   - checksums are those of files in the storage and of cached files; see [Checksum].
-//   - the columns checksum are of texts, dictionaries and lines about cached files, as
-//     they were written; see [checksumOf]. Migration fills them.
-//   - totals is one row, kept true by each transaction.
+//   - cached_files has the cached nars of this instance; see [CachedFile].
+//   - checksums has the checksums of stored and cached files; see [Checksum].
+//   - The columns checksum protect texts, dictionaries and rows of cached_files against
+//     damage; see [checksumOf]. The migration fills them.
+//   - totals has one row, which each transaction updates.
 var migrations = []string{
 	`CREATE TABLE settings (
 		key TEXT PRIMARY KEY,
@@ -172,13 +162,13 @@ var migrations = []string{
 	CREATE INDEX cached_files_deletable ON cached_files (type, delete_after) WHERE delete_after IS NOT NULL;` + staleTriggers,
 }
 
-// staleTriggers correct what an older process leaves when it writes, which had the database
-// open while it was migrated. The columns are those that its statements name.
+// staleTriggers correct the writes of an older program that had the database open during
+// the migration. Their columns are the ones that its statements name.
 //
-// One of version 5 leaves checksums of another text or size: they are cleared. One of
-// version 6 sets the time of a withdrawal and not that of the deletion: it becomes a year
-// later, which is safe, and which [Index.BoundTimes] shortens; or it clears the first and
-// leaves the second, which is cleared as well.
+// A program of schema version 5 keeps the checksum of a replaced text or size, so the
+// triggers clear it. Version 6 sets withdrawn_at but not delete_after: the triggers set it
+// to a year later, which is safe, and [Index.BoundTimes] shortens it. If version 6 clears
+// withdrawn_at, they clear delete_after as well.
 const staleTriggers = `
 	CREATE TRIGGER narinfos_stale AFTER UPDATE OF refs ON narinfos
 	WHEN new.text IS NOT old.text AND new.checksum IS old.checksum
@@ -201,19 +191,18 @@ const staleTriggers = `
 		UPDATE cached_files SET delete_after = withdrawn_at + 31536000000 WHERE item = new.item AND type = new.type;
 	END;`
 
-// dropTriggers drops them from the main database.
+// dropTriggers drops the staleTriggers of the main database.
 const dropTriggers = `
 	DROP TRIGGER main.narinfos_stale; DROP TRIGGER main.cached_files_stale;
 	DROP TRIGGER main.narinfos_due; DROP TRIGGER main.cached_files_due;`
 
-// checksumVersion is the first version of the schema with checksums of texts.
+// checksumVersion is the first schema version with checksums of texts.
 const checksumVersion = 6
 
-// migrate creates the tables of a new database, and brings an older one to the
-// newest version of the schema where the options allow that.
+// migrate creates the tables of a new database, and updates an older one to the newest
+// schema version if the options allow it.
 func migrate(ctx context.Context, conn *connection, path string, options Options, steps []string) (err error) {
-	// Most opens find nothing to do, and must not wait for another
-	// process's write lock to find that out.
+	// The check needs no write lock: most databases are up to date.
 	version, err := recognise(conn, path, len(steps))
 	if err != nil || version == len(steps) {
 		return err
@@ -223,17 +212,17 @@ func migrate(ctx context.Context, conn *connection, path string, options Options
 	}
 	defer func() {
 		if err != nil {
-			_ = conn.script("ROLLBACK") // err says what went wrong
+			_ = conn.script("ROLLBACK") // err has the cause
 		}
 	}()
-	// Another process may have done it while this one waited for the lock.
+	// Another process may have migrated it meanwhile.
 	if version, err = recognise(conn, path, len(steps)); err != nil {
 		return err
 	}
 	if err := options.accepts(path, version, len(steps)); err != nil {
 		return err
 	}
-	if err := conn.takeSteps(ctx, path, version, steps); err != nil {
+	if err := conn.applyMigrations(ctx, path, version, steps); err != nil {
 		return err
 	}
 	if err = conn.script("COMMIT"); err != nil {
@@ -242,11 +231,10 @@ func migrate(ctx context.Context, conn *connection, path string, options Options
 	return nil
 }
 
-// takeSteps brings the database from a version of the schema to the newest, within
-// a transaction.
-func (c *connection) takeSteps(ctx context.Context, path string, version int, steps []string) error {
+// applyMigrations updates the database to the newest schema version, within a transaction.
+func (c *connection) applyMigrations(ctx context.Context, path string, version int, steps []string) error {
 	for ; version < len(steps); version++ {
-		if err := c.long(ctx, steps[version]); err != nil {
+		if err := c.execContext(ctx, steps[version]); err != nil {
 			return describe(fmt.Sprintf("database %s: migrate it from version %d to %d", path, version, version+1), err)
 		}
 		if version+1 == checksumVersion {
@@ -254,23 +242,23 @@ func (c *connection) takeSteps(ctx context.Context, path string, version int, st
 				return describe(fmt.Sprintf("database %s: add checksums to the narinfos", path), err)
 			}
 		}
-		if version+1 == promiseVersion {
-			if err := c.addPromises(); err != nil {
+		if version+1 == deleteAfterVersion {
+			if err := c.addDeleteAfter(); err != nil {
 				return describe(fmt.Sprintf("database %s: add the times after which withdrawn items may be deleted", path), err)
 			}
 		}
 	}
-	// Pragmas take no bound parameters.
-	err := c.script(fmt.Sprintf("PRAGMA application_id = %d; PRAGMA user_version = %d", applicationID, len(steps)))
+	// Pragmas can't have bound parameters.
+	err := c.script(fmt.Sprintf("PRAGMA application_id = %d; PRAGMA user_version = %d", ApplicationID, len(steps)))
 	if err != nil {
 		return describe(fmt.Sprintf("database %s: finish migrating it", path), err)
 	}
 	return nil
 }
 
-// recognise returns the schema version of the database, 0 for an empty one.
+// recognise returns the schema version of the database, 0 if it is empty.
 func recognise(conn *connection, path string, newest int) (version int, err error) {
-	// One view for all that is asked, as another process may just be making it.
+	// Read one snapshot: another process may be creating the database.
 	if err := conn.script("SAVEPOINT recognise"); err != nil {
 		return 0, describe(fmt.Sprintf("database %s: read its header", path), err)
 	}
@@ -282,17 +270,16 @@ func recogniseIn(conn *connection, path string, newest int) (int, error) {
 	id, err1 := conn.integer("PRAGMA application_id")
 	version, err2 := conn.integer("PRAGMA user_version")
 	tables, err3 := conn.integer("SELECT count(*) FROM sqlite_schema")
-	// Whatever its version, the original has a table narinfos with the texts
-	// in a column contents.
+	// The table narinfos of every version of the original has a column contents.
 	original, err4 := conn.integer("SELECT count(*) FROM pragma_table_info('narinfos') WHERE name = 'contents'")
 	if err := errors.Join(err1, err2, err3, err4); err != nil {
 		return 0, describe(fmt.Sprintf("database %s: read its header", path), err)
 	}
 	switch {
-	case id == applicationID && version > int64(newest):
+	case id == ApplicationID && version > int64(newest):
 		return 0, fmt.Errorf("%w: %s has schema version %d, this program knows up to %d: run a newer nar-herder, or name another file with --database",
 			ErrNewerVersion, path, version, newest)
-	case id == applicationID:
+	case id == ApplicationID:
 		return int(version), nil
 	case tables == 0:
 		return 0, nil

@@ -6,7 +6,7 @@ import (
 	"errors"
 )
 
-// Setting returns a value that was kept under a name, "" for none.
+// Setting returns the value of a setting, or "" if it is not set.
 func (x *Index) Setting(ctx context.Context, name string) (value string, err error) {
 	err = x.readers.do(ctx, func(c *connection) error {
 		value, err = c.setting(name)
@@ -18,11 +18,11 @@ func (x *Index) Setting(ctx context.Context, name string) (value string, err err
 	return value, nil
 }
 
-// Settings returns the values that were kept under names with a prefix, by name.
+// Settings returns the settings with the prefix, by name.
 func (x *Index) Settings(ctx context.Context, prefix string) (values map[string]string, err error) {
 	values = make(map[string]string)
 	err = x.readers.do(ctx, func(c *connection) error {
-		// No text is greater that begins with the prefix.
+		// Every name with the prefix sorts before this bound.
 		return c.rows("SELECT key, value FROM settings WHERE key >= ? AND key < ?", []driver.Value{prefix, prefix + "\U0010ffff"}, func(row []driver.Value) (bool, error) {
 			name, _ := row[0].(string)
 			values[name], _ = row[1].(string)
@@ -35,7 +35,7 @@ func (x *Index) Settings(ctx context.Context, prefix string) (values map[string]
 	return values, nil
 }
 
-// Setting is [Index.Setting] as this transaction sees it.
+// Setting is [Index.Setting] within this transaction.
 func (tx *Tx) Setting(name string) (string, error) { return tx.conn.setting(name) }
 
 func (c *connection) setting(name string) (string, error) {
@@ -47,9 +47,9 @@ func (c *connection) setting(name string) (string, error) {
 	return value, nil
 }
 
-// EraseSetting is [Tx.SetSetting] in a transaction of its own, for a value that must
-// not leave a trace in the database: SQLite only marks what is replaced as free. The
-// write-ahead log may have it until the last process has closed the database.
+// EraseSetting is [Tx.SetSetting] in a transaction of its own that leaves no trace of the
+// old value in the database: SQLite only marks replaced data as free. The write-ahead log
+// may contain the value until the last process closes the database.
 func (x *Index) EraseSetting(ctx context.Context, name, value string) (err error) {
 	return x.Update(ctx, func(tx *Tx) (err error) {
 		defer func() { err = errors.Join(err, tx.conn.script("PRAGMA secure_delete = off")) }()
@@ -65,8 +65,8 @@ func (x *Index) EraseSetting(ctx context.Context, name, value string) (err error
 		if err != nil {
 			return err
 		}
-		// All of them, as the free parts of pages may have values of before: pages
-		// are cleared when the table becomes empty.
+		// Delete all rows: free parts of pages may contain old values, and SQLite clears
+		// pages when the table becomes empty.
 		if err := tx.conn.exec("DELETE FROM settings"); err != nil {
 			return err
 		}
@@ -82,7 +82,7 @@ func (x *Index) EraseSetting(ctx context.Context, name, value string) (err error
 	})
 }
 
-// SetSetting keeps a value under a name; "" forgets it.
+// SetSetting stores a setting. The value "" deletes it.
 func (tx *Tx) SetSetting(name, value string) error {
 	if value == "" {
 		return tx.conn.exec("DELETE FROM settings WHERE key = ?", name)

@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// TestEraseSetting leaves nothing of a value in the files, also of earlier values, and all
-// other settings as they were.
+// TestEraseSetting leaves no trace of a setting's values in the files, and all other
+// settings unchanged.
 func TestEraseSetting(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "index.db")
@@ -55,7 +55,7 @@ func TestEraseSetting(t *testing.T) {
 	}
 	for _, name := range files {
 		if text, err := os.ReadFile(name); err != nil || strings.Contains(string(text), "s3cr3t") {
-			t.Errorf("%s has it still, or can't be read: %v", name, err)
+			t.Errorf("%s still has the value, or can't be read: %v", name, err)
 		}
 	}
 	if x, err = Open(t.Context(), path, Options{}); err != nil {
@@ -63,6 +63,6 @@ func TestEraseSetting(t *testing.T) {
 	}
 	defer x.Close()
 	if x.Instance() != instance {
-		t.Error("the instance has another name now")
+		t.Error("the id of the instance has changed")
 	}
 }

@@ -8,8 +8,8 @@ import (
 )
 
 // TestLogShared: the group of the directory may write to the index of the log that Open
-// makes, also where a crash had left one. One that is in use stays as it is. The mode of
-// the log itself is not looked at: SQLite sets that of the database while it is empty.
+// creates, also after a crash. Open does not change one that is in use. The mode of the log
+// itself is not checked: SQLite gives an empty log the mode of the database.
 func TestLogShared(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -30,7 +30,8 @@ func TestLogShared(t *testing.T) {
 		t.Fatal(err)
 	}
 	err := open(Create, 0o664).Close()
-	// SQLite gives the log the mode of the database, to which Open adds that of the directory.
+	// SQLite gives the log the mode of the database, and Open adds the directory's group
+	// bits.
 	if err := errors.Join(err, os.Chmod(path, 0o604), os.WriteFile(path+"-wal", nil, 0o600), os.WriteFile(name, nil, 0o600)); err != nil {
 		t.Fatal(err)
 	}

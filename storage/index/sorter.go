@@ -14,26 +14,25 @@ import (
 	"nar-herder/narinfo"
 )
 
-// Listed is an item to be sorted by its name, and by its hash among those of one name.
+// Listed is an item to sort by name and hash.
 type Listed struct {
 	narinfo.StorePath
-	// WithdrawnAt and DeleteAfter are those of the item, in whole seconds.
+	// WithdrawnAt and DeleteAfter are as in [Item], in whole seconds.
 	WithdrawnAt, DeleteAfter time.Time
 }
 
-// Sorter sorts items by name in memory that doesn't grow with their number. What exceeds
-// it is in temporary files, where SQLite puts them.
+// Sorter sorts items by name in bounded memory. SQLite keeps the rest in temporary files.
 type Sorter struct{ conn *connection }
 
-// sorterCache is how much of a [Sorter] is in memory, in bytes. SQLite's sorter takes as
-// much again.
+// sorterCache is the page cache of a [Sorter] in bytes. SQLite's own sorter takes the same
+// again.
 const sorterCache = 16 << 20
 
-// NewSorter returns an empty sorter, to be closed.
+// NewSorter returns an empty sorter. The caller must close it.
 func NewSorter(ctx context.Context) (*Sorter, error) { return newSorter(ctx, sorterCache) }
 
 func newSorter(ctx context.Context, cacheBytes int) (*Sorter, error) {
-	// A database without a name is a temporary one.
+	// A database without a name is temporary.
 	conn, err := connect(ctx, "file:?_pragma=journal_mode(off)&_pragma=synchronous(off)&_pragma=temp_store(file)&_pragma=cache_size(-"+strconv.Itoa(cacheBytes>>10)+")")
 	if err != nil {
 		return nil, fmt.Errorf("make a temporary database: %w", err)
@@ -44,7 +43,7 @@ func newSorter(ctx context.Context, cacheBytes int) (*Sorter, error) {
 	return &Sorter{conn}, nil
 }
 
-// noTime stands for the zero time in a [Sorter].
+// noTime encodes the zero time in a [Sorter].
 const noTime = math.MinInt64
 
 // Add adds an item.
@@ -62,7 +61,7 @@ func (s *Sorter) Add(item Listed) error {
 	return nil
 }
 
-// Sorted returns all items that were added.
+// Sorted iterates over all added items, sorted.
 func (s *Sorter) Sorted(ctx context.Context) iter.Seq2[Listed, error] {
 	return func(yield func(Listed, error) bool) {
 		rows, err := s.conn.conn.(driver.QueryerContext).QueryContext(ctx, "SELECT name, hash, withdrawn, deletable FROM items ORDER BY name, hash", nil)

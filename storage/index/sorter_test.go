@@ -14,7 +14,7 @@ import (
 	"nar-herder/narinfo"
 )
 
-// TestSorter sorts more items than fit into its memory, many of one name.
+// TestSorter sorts more items than fit into its memory, many with the same name.
 func TestSorter(t *testing.T) {
 	t.Parallel()
 	seed := rand.Uint64()
@@ -63,8 +63,7 @@ func TestSorter(t *testing.T) {
 	}
 }
 
-// TestSorterInterrupted ends the context before the items are sorted, and while they are
-// read.
+// TestSorterInterrupted cancels the context before sorting, and while reading the items.
 func TestSorterInterrupted(t *testing.T) {
 	t.Parallel()
 	s, err := NewSorter(t.Context())
@@ -102,7 +101,7 @@ func TestSorterInterrupted(t *testing.T) {
 			t.Errorf("%d items after %d", seen, wanted)
 		}
 	}
-	for item, err := range s.Sorted(t.Context()) { // and no further
+	for item, err := range s.Sorted(t.Context()) { // only the first
 		if err != nil || item.Name != "0" {
 			t.Errorf("%+v, %v", item, err)
 		}

@@ -2,17 +2,16 @@ package index
 
 import "context"
 
-// trimStep is how many changes a transaction of [Index.TrimChanges] deletes: so
-// few that nobody waits for it longer than for an import.
+// trimStep is how many changes one transaction of [Index.TrimChanges] deletes: few enough
+// not to delay other writers longer than an import does.
 const trimStep = 2000
 
-// TrimChanges deletes the oldest changes of the log, and returns how many: those up
-// to the one with the id upTo, and none of the newest that concern mirrors, as many
-// as keep. What is left is whole from its first change on. It takes several
-// transactions; when one fails, the others hold.
+// TrimChanges deletes the oldest changes of the log, up to id upTo, and returns how many.
+// It keeps the newest keep changes that concern mirrors. The remaining log has no gaps. It
+// runs several transactions; if one fails, the others stay committed.
 //
-// How long a change has been there is not for its time to say: one that was made
-// elsewhere may be years old when it comes.
+// The time of a change does not tell how long it has been in the log: a change from another
+// instance may be years old when it arrives.
 func (x *Index) TrimChanges(ctx context.Context, upTo, keep int64) (deleted int64, err error) {
 	for {
 		var some int64
@@ -36,7 +35,7 @@ func (tx *Tx) trimChanges(upTo, keep int64) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	// With fewer than that, all stay.
+	// If there are fewer, keep all.
 	kept, err := tx.conn.integer(`SELECT coalesce((SELECT id FROM recent_changes WHERE kind IN (1, 2)
 		ORDER BY id DESC LIMIT 1 OFFSET ?), 0)`, max(keep-1, 0))
 	if err != nil {

@@ -9,8 +9,8 @@ import (
 	"nar-herder/narinfo"
 )
 
-// TestTrimChanges: what goes is a beginning of the log, and no change that has to
-// stay for any reason.
+// TestTrimChanges: only the beginning of the log is deleted, and no change that must be
+// kept.
 func TestTrimChanges(t *testing.T) {
 	t.Parallel()
 	day := func(n int) time.Time { return testTime.Add(time.Duration(n) * 24 * time.Hour) }
@@ -18,13 +18,14 @@ func TestTrimChanges(t *testing.T) {
 		name string
 		upTo int64
 		keep int64
-		left int64 // the first that is left, of ten
+		left int64 // the first of ten that is kept
 	}{
 		{"all conditions let all go", 10, 0, 11},
 		{"nothing is in a dump", 0, 0, 1},
 		{"some is in a dump", 4, 0, 5},
 		{"a dump of the future", 100, 0, 11},
-		// The fourth, sixth and eighth concern nobody: the newest three others are 10, 9, 7.
+		// The fourth, sixth and eighth don't concern mirrors: the newest three others are
+		// 10, 9 and 7.
 		{"the newest stay", 10, 3, 7},
 		{"the newest four stay", 10, 4, 5},
 		{"there are no more", 10, 7, 1},
@@ -41,7 +42,7 @@ func TestTrimChanges(t *testing.T) {
 						change.Kind = StorageChanged
 					}
 					if n == 7 {
-						change.At = day(1) // it was made elsewhere, long before
+						change.At = day(1) // made long before at another instance
 					}
 					if err := tx.PutChange(change); err != nil {
 						return err
@@ -59,7 +60,7 @@ func TestTrimChanges(t *testing.T) {
 				t.Errorf("the log goes from %d to %d, %v", page.First, page.Last, err)
 			}
 			if changes := poll(t, w); len(changes) != 0 {
-				t.Errorf("it is told as %d changes", len(changes))
+				t.Errorf("mirrors receive %d changes", len(changes))
 			}
 			if again, err := x.TrimChanges(t.Context(), test.upTo, test.keep); again != 0 || err != nil {
 				t.Errorf("again: %d, %v", again, err)
@@ -68,7 +69,7 @@ func TestTrimChanges(t *testing.T) {
 	}
 }
 
-// TestTrimMany takes several steps, and numbers go on behind them.
+// TestTrimMany needs several steps, and ids continue after them.
 func TestTrimMany(t *testing.T) {
 	t.Parallel()
 	x := openTest(t)
@@ -92,7 +93,7 @@ func TestTrimMany(t *testing.T) {
 	}
 }
 
-// TestTrimFull trims the log when the reserve is used.
+// TestTrimFull trims the log while the reserve is used.
 func TestTrimFull(t *testing.T) {
 	t.Parallel()
 	x, directory := smallDisk(t, 100)

@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// loosen runs a script in a closed database as if a table were not STRICT: a flipped bit
-// of a page can give a value any type.
+// loosen runs a script in a closed database as if a table were not STRICT: a flipped bit in
+// a page can change the type of a value.
 func loosen(t testing.TB, path, table, script string) {
 	t.Helper()
 	const change = "PRAGMA writable_schema = on; UPDATE sqlite_schema SET sql = replace(sql, '%s', '%s') WHERE name = '%s'"
@@ -18,8 +18,7 @@ func loosen(t testing.TB, path, table, script string) {
 	makeDatabase(t, path, fmt.Sprintf(change, ") /*RICT*/", ") STRICT", table))
 }
 
-// TestOtherTypes: a value of another type than was written is an error, or is passed
-// over.
+// TestOtherTypes: a value of a wrong type is an error, or is skipped.
 func TestOtherTypes(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
@@ -51,7 +50,7 @@ func TestOtherTypes(t *testing.T) {
 			return nil
 		}, nil},
 		{"leftovers", "name", func(x *Index) error {
-			_, err := x.Leftovers(t.Context(), "", 10)
+			_, err := x.PendingDeletes(t.Context(), "", 10)
 			return err
 		}, nil},
 	} {
@@ -63,7 +62,7 @@ func TestOtherTypes(t *testing.T) {
 			}
 			put(t, x, testNarinfo(1, 1, []int{2}, 10))
 			update(t, x, func(tx *Tx) error {
-				return errors.Join(tx.AddTags(testPath(1).Hash, []Tag{{"a", "b"}}), tx.AddLeftovers([]string{"some"}), tx.PutCached(CachedFile{Hash: testPath(1).Hash, Type: "zstd", Size: 1, LastUsed: time.Now()}))
+				return errors.Join(tx.AddTags(testPath(1).Hash, []Tag{{"a", "b"}}), tx.AddPendingDeletes([]string{"some"}), tx.PutCached(CachedFile{Hash: testPath(1).Hash, Type: "zstd", Size: 1, LastUsed: time.Now()}))
 			})
 			if err := x.Close(); err != nil {
 				t.Fatal(err)

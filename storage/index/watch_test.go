@@ -30,12 +30,12 @@ func poll(t testing.TB, w *Watcher) []Change {
 	return changes
 }
 
-// TestWatch follows changes of the same handle, and of another one.
+// TestWatch receives changes of the same handle and of another one.
 func TestWatch(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "db")
 	x := openAt(t, path)
-	put(t, x, testNarinfo(0, 1, nil, 1)) // before anybody watches
+	put(t, x, testNarinfo(0, 1, nil, 1)) // before the watcher starts
 	for name, writer := range map[string]*Index{"own": x, "other": openAt(t, path)} {
 		w := watch(t, x)
 		if changes := poll(t, w); len(changes) != 0 {
@@ -61,13 +61,13 @@ func TestWatch(t *testing.T) {
 		}
 		for range 2 {
 			if changes := poll(t, w); len(changes) != 0 {
-				t.Errorf("%s: told twice: %v", name, changes)
+				t.Errorf("%s: reported twice: %v", name, changes)
 			}
 		}
 	}
 }
 
-// TestChangeTime: who follows the log by time must see a replacement.
+// TestChangeTime: mirrors that follow the log by time must receive a replacement.
 func TestChangeTime(t *testing.T) {
 	t.Parallel()
 	x := openTest(t)
@@ -89,7 +89,7 @@ func TestChangeTime(t *testing.T) {
 	}
 }
 
-// TestWatchGap: when the log was trimmed, the watcher says that it can't tell.
+// TestWatchGap: if the log was trimmed, the watcher reports incomplete changes.
 func TestWatchGap(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
@@ -119,7 +119,7 @@ func TestWatchGap(t *testing.T) {
 			if complete && len(changes) != 3 || !complete && len(changes) != 0 {
 				t.Errorf("changes are %v", changes)
 			}
-			// Afterwards all is well again.
+			// Later polls are complete.
 			if changes := poll(t, w); len(changes) != 0 {
 				t.Errorf("changes are %v", changes)
 			}
@@ -131,12 +131,12 @@ func TestWatchGap(t *testing.T) {
 	}
 }
 
-// TestWatchTooMany: past some number, naming changes is no use.
+// TestWatchTooMany: too many changes are not listed.
 func TestWatchTooMany(t *testing.T) {
 	t.Parallel()
 	x := openTest(t)
 	w := watch(t, x)
-	w.most = 100
+	w.maxPoll = 100
 	add := func(count int) {
 		update(t, x, func(tx *Tx) error {
 			return tx.conn.exec(`WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)

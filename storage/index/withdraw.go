@@ -10,17 +10,16 @@ import (
 	"nar-herder/narinfo"
 )
 
-// Withdraw hides the item from clients, and adds a removal to the recent changes. Its
-// row and its files stay for clients that hold its narinfo, until the time from which on
-// it may be deleted, which is recorded: see [Tx.Expiry]. Putting the item again takes
-// the withdrawal back. It returns false for an item that was withdrawn before; then its
-// times stay.
+// Withdraw hides the item from clients, and adds a removal to the recent changes. Its row
+// and its files stay for clients that hold its narinfo, until the time in delete_after; see
+// [Tx.Expiry]. [Tx.Put] undoes a withdrawal. If the item was withdrawn before, Withdraw
+// returns false and changes nothing.
 func (tx *Tx) Withdraw(hash narinfo.PathHash, at time.Time) (bool, error) {
 	return tx.WithdrawAs(hash, at, at)
 }
 
-// WithdrawAs is [Tx.Withdraw] with another time in the recent changes: that at
-// which it was done elsewhere.
+// WithdrawAs is [Tx.Withdraw] with a different time in the recent changes: that of the
+// removal at another instance.
 func (tx *Tx) WithdrawAs(hash narinfo.PathHash, at, logged time.Time) (bool, error) {
 	item, err := tx.Item(hash)
 	if err != nil {
@@ -43,9 +42,9 @@ func (tx *Tx) WithdrawAs(hash narinfo.PathHash, at, logged time.Time) (bool, err
 	return true, tx.log(Removed, logged, hash, n.StorePath.String())
 }
 
-// WithdrawDamaged is [Tx.WithdrawAs] for a mirrored item that is damaged: it stays hidden
-// when it is repaired. The removal is logged if storePath isn't empty. It returns false if
-// there is nothing to withdraw.
+// WithdrawDamaged is [Tx.WithdrawAs] for a damaged mirrored item, which stays hidden after
+// a repair. It logs the removal if storePath isn't empty. It returns false if there is
+// nothing to withdraw.
 func (tx *Tx) WithdrawDamaged(damage *Damage, storePath string, at, logged time.Time) (bool, error) {
 	count, err := tx.conn.integer("SELECT count(*) FROM items i JOIN narinfos n ON n.id = i.id WHERE i.id = ? AND i.mirrored = 1 AND coalesce(n.withdrawn_at, 0) <= 0", damage.id)
 	if err != nil || count == 0 {
@@ -64,9 +63,8 @@ func (tx *Tx) WithdrawDamaged(damage *Damage, storePath string, at, logged time.
 	return true, err
 }
 
-// Restore takes the withdrawal of an item back: clients are told of it again,
-// and it goes to the recent changes as an addition. It returns false for an item
-// that was not withdrawn.
+// Restore undoes the withdrawal of an item, and adds an addition to the recent changes. It
+// returns false if the item was not withdrawn.
 func (tx *Tx) Restore(hash narinfo.PathHash, at time.Time) (bool, error) {
 	item, err := tx.Item(hash)
 	if err != nil {
@@ -81,11 +79,11 @@ func (tx *Tx) Restore(hash narinfo.PathHash, at time.Time) (bool, error) {
 	return true, tx.log(Added, at, hash, nil)
 }
 
-// milliseconds rounds a time up to those of the database.
+// milliseconds converts a time for the database, rounded up.
 func milliseconds(t time.Time) int64 { return t.Add(time.Millisecond - 1).UnixMilli() }
 
-// Postpone sets the time of a withdrawal to a later one, when the withdrawal was slow to
-// take effect.
+// Postpone moves the time of a withdrawal to a later one, because the withdrawal took
+// effect late.
 func (tx *Tx) Postpone(hash narinfo.PathHash, at time.Time) error {
 	due, err := tx.Expiry(Narinfos, at.Add(answersKept))
 	if err != nil {
@@ -96,38 +94,38 @@ func (tx *Tx) Postpone(hash narinfo.PathHash, at time.Time) error {
 		at.UnixMilli(), milliseconds(due), at.UnixMilli(), keyOf(hash), hash[:])
 }
 
-// DeletableItems returns items that are not damaged, were withdrawn, and may be deleted at the
-// given time, the earliest first. Those of before the clock was set are not due until
-// [Index.BoundTimes] has set their times.
+// DeletableItems returns withdrawn, undamaged items that may be deleted at the given time,
+// the earliest first. It skips times from before the clock was set until [Index.BoundTimes]
+// corrects them.
 func (x *Index) DeletableItems(ctx context.Context, now time.Time, limit int) (items []*Item, err error) {
 	err = x.readers.do(ctx, func(c *connection) error {
-		// Without a limit of the rows, among which there may be any number of damaged ones.
+		// No LIMIT, since any number of the rows may be damaged.
 		return c.rows(itemColumns+" WHERE n.delete_after BETWEEN ? AND ? AND n.withdrawn_at IS NOT NULL ORDER BY n.delete_after",
 			[]driver.Value{stamp.Earliest(now).UnixMilli(), now.UnixMilli()}, func(row []driver.Value) (bool, error) {
 				item, err := x.item(row)
 				if errors.Is(err, ErrDamaged) {
-					return true, ctx.Err() // its files can't be told
+					return true, ctx.Err() // its files are unknown
 				}
 				items = append(items, item)
 				return len(items) < limit, err
 			})
 	})
 	if err != nil {
-		return nil, describe("list what was withdrawn in "+x.path, err)
+		return nil, describe("list the withdrawn items in "+x.path, err)
 	}
 	return items, nil
 }
 
-// WithdrawnUsage is what the stored files of withdrawn items take of a disk.
+// WithdrawnUsage is the disk usage of the stored files of withdrawn items.
 type WithdrawnUsage struct {
-	// Size is about that, in bytes: their lengths, in blocks of 4 KiB for each item.
+	// Size is approximate: the lengths in bytes, rounded up to 4 KiB per item.
 	Size int64
-	// First and Last are from when on the first and the last of the items that have
-	// files may be deleted; zero where there are none.
+	// First and Last are when the first and the last of these items may be deleted; zero if
+	// there are none.
 	First, Last time.Time
 }
 
-// WithdrawnStored sums up the stored files of items that were withdrawn.
+// WithdrawnStored returns the usage of the stored files of withdrawn items.
 func (x *Index) WithdrawnStored(ctx context.Context) (usage WithdrawnUsage, err error) {
 	err = x.readers.do(ctx, func(c *connection) error {
 		row, err := c.first(`SELECT sum((i.stored_size + 4095) / 4096 * 4096), min(n.delete_after), max(n.delete_after)
@@ -139,12 +137,12 @@ func (x *Index) WithdrawnStored(ctx context.Context) (usage WithdrawnUsage, err 
 		return nil
 	})
 	if err != nil {
-		return WithdrawnUsage{}, describe("sum what was withdrawn in "+x.path, err)
+		return WithdrawnUsage{}, describe("sum the withdrawn files in "+x.path, err)
 	}
 	return usage, nil
 }
 
-// WithdrawnCount is the number of items that were withdrawn. A time of 0 is damage, see
+// WithdrawnCount returns the number of withdrawn items. A time of 0 means damage; see
 // withdrawnAt.
 func (x *Index) WithdrawnCount(ctx context.Context) (count int64, err error) {
 	err = x.readers.do(ctx, func(c *connection) error {
@@ -152,7 +150,7 @@ func (x *Index) WithdrawnCount(ctx context.Context) (count int64, err error) {
 		return err
 	})
 	if err != nil {
-		return 0, describe("count what was withdrawn in "+x.path, err)
+		return 0, describe("count the withdrawn items in "+x.path, err)
 	}
 	return count, nil
 }

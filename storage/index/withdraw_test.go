@@ -28,13 +28,13 @@ func TestWithdraw(t *testing.T) {
 		return done
 	}
 	if !withdraw(at) || withdraw(at.Add(time.Hour)) {
-		t.Error("an item is withdrawn once")
+		t.Error("an item was withdrawn twice")
 	}
 	if _, err := x.Text(t.Context(), hash); !errors.Is(err, ErrNotFound) {
-		t.Errorf("its text is still told: %v", err)
+		t.Errorf("its text is still served: %v", err)
 	}
 	if _, _, err := x.TextAndCached(t.Context(), hash); !errors.Is(err, ErrNotFound) {
-		t.Errorf("its text is still told: %v", err)
+		t.Errorf("its text is still served: %v", err)
 	}
 	item, err := x.Item(t.Context(), hash)
 	if err != nil || !item.WithdrawnAt.Equal(at) {
@@ -44,7 +44,7 @@ func TestWithdraw(t *testing.T) {
 		t.Errorf("changes: %+v", changes)
 	}
 	if missing, err := x.MissingReferences(t.Context(), testNarinfo(3, 1, []int{1, 2}, 10)); err != nil || len(missing) != 1 {
-		t.Errorf("an item that goes counts as there: %v, %v", missing, err)
+		t.Errorf("a withdrawn item is not missing: %v, %v", missing, err)
 	}
 	due := at.Add(narinfo.UnadvertisedTTL + answersKept)
 	if !item.DeleteAfter.Equal(due) {
@@ -59,12 +59,12 @@ func TestWithdraw(t *testing.T) {
 	if usage, err := x.WithdrawnStored(t.Context()); err != nil || usage != (WithdrawnUsage{4096, due, due}) {
 		t.Errorf("%+v, %v", usage, err)
 	}
-	// Put again, it stays.
+	// A withdrawn item that is put again stays.
 	put(t, x, testNarinfo(1, 1, []int{2}, 10))
 	if _, err := x.Text(t.Context(), hash); err != nil {
 		t.Error(err)
 	}
-	// A removal after it was withdrawn is told once.
+	// The removal of a withdrawn item is logged once.
 	withdraw(at)
 	poll(t, w)
 	if err := x.Update(t.Context(), func(tx *Tx) error { return tx.Remove(hash, at) }); err != nil {
@@ -77,7 +77,7 @@ func TestWithdraw(t *testing.T) {
 	wantSound(t, x)
 }
 
-// TestWithdrawnBehindDamaged: damaged items take no place among those that are asked for.
+// TestWithdrawnBehindDamaged: damaged items don't count towards the limit.
 func TestWithdrawnBehindDamaged(t *testing.T) {
 	t.Parallel()
 	x := openTest(t)
@@ -102,7 +102,7 @@ func TestWithdrawnBehindDamaged(t *testing.T) {
 func TestPins(t *testing.T) {
 	t.Parallel()
 	x := openTest(t)
-	// 1 → 2 → 3 → 1, 3 → 9 which is not known; 4 → 2 stands outside.
+	// 1 → 2 → 3 → 1, 3 → 9, which is unknown; 4 → 2 is outside.
 	put(t, x, testNarinfo(1, 1, []int{2}, 10))
 	put(t, x, testNarinfo(2, 1, []int{2, 3}, 10))
 	put(t, x, testNarinfo(3, 1, []int{1, 9}, 10))
@@ -111,7 +111,7 @@ func TestPins(t *testing.T) {
 		first, err1 := tx.Pin(testPath(1).Hash, time.UnixMilli(1000))
 		second, err2 := tx.Pin(testPath(1).Hash, time.UnixMilli(2000))
 		if !first || second {
-			t.Error("an item is pinned once")
+			t.Error("an item was pinned twice")
 		}
 		return errors.Join(err1, err2)
 	})
@@ -138,7 +138,7 @@ func TestPins(t *testing.T) {
 		first, err1 := tx.Unpin(testPath(1).Hash)
 		second, err2 := tx.Unpin(testPath(1).Hash)
 		if !first || second {
-			t.Error("an item is unpinned once")
+			t.Error("an item was unpinned twice")
 		}
 		return errors.Join(err1, err2)
 	})
@@ -209,11 +209,11 @@ func TestCandidates(t *testing.T) {
 		}
 	}
 	if found := all(time.UnixMilli(0), 10); len(found) != 0 {
-		t.Errorf("%d candidates from before all time", len(found))
+		t.Errorf("%d candidates before the zero time", len(found))
 	}
 	cursor := int64(0)
 	if late, _, err := x.Candidates(t.Context(), used, used.Add(time.Hour), &cursor, 10); err != nil || len(late) != 1 || late[0].Hash != testPath(3).Hash {
-		t.Errorf("%d candidates were used late, %v", len(late), err)
+		t.Errorf("%d candidates were used after the limit, %v", len(late), err)
 	}
 	wantTotals(t, x, Totals{count, count - 1, 10 * (count - 1)})
 	err = x.Update(t.Context(), func(tx *Tx) error {

@@ -10,17 +10,16 @@ import (
 	"nar-herder/internal/stamp"
 )
 
-// WithdrawnCursor is a position in the items that were withdrawn, by the times from which
-// on they may be deleted. The zero value is before all.
+// WithdrawnCursor is a position in the withdrawn items, ordered by the times when they may
+// be deleted. The zero value is before the first item.
 type WithdrawnCursor struct {
 	at, id int64
 	isSet  bool
 }
 
-// WithdrawnPage returns items that are not damaged, were withdrawn, and may be deleted at
-// the given time, the earliest first, from a position on, which it moves behind them. more
-// says that others may follow. Times from before the clock was set are as in
-// [Index.DeletableItems].
+// WithdrawnPage returns withdrawn, undamaged items after the cursor that may be deleted at
+// the given time, the earliest first, and advances the cursor. more is true if others may
+// follow. Times from before the clock was set are treated as in [Index.DeletableItems].
 func (x *Index) WithdrawnPage(ctx context.Context, now time.Time, cursor *WithdrawnCursor, limit int) (items []*Item, more bool, err error) {
 	err = x.readers.do(ctx, func(c *connection) error {
 		read := 0
@@ -34,7 +33,7 @@ func (x *Index) WithdrawnPage(ctx context.Context, now time.Time, cursor *Withdr
 				cursor.at, _ = row[11].(int64)
 				item, err := x.item(row)
 				if errors.Is(err, ErrDamaged) {
-					return true, nil // its files can't be told
+					return true, nil // its files are unknown
 				}
 				items = append(items, item)
 				return true, err
@@ -43,7 +42,7 @@ func (x *Index) WithdrawnPage(ctx context.Context, now time.Time, cursor *Withdr
 		return err
 	})
 	if err != nil {
-		return nil, false, describe("list what was withdrawn in "+x.path, err)
+		return nil, false, describe("list the withdrawn items in "+x.path, err)
 	}
 	return items, more, nil
 }

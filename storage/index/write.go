@@ -16,19 +16,17 @@ import (
 	"nar-herder/narinfo"
 )
 
-// Entry is an item to be written, made ready outside of any transaction by
-// [Index.Prepare].
+// Entry is an item that [Index.Prepare] has prepared for writing.
 type Entry struct {
 	Narinfo *narinfo.Narinfo
-	// AddedAt, Stored and Sizes are as in [Item]. An item that is known keeps
-	// its AddedAt; this one is then the time of the change.
+	// AddedAt, Stored and Sizes are as in [Item]. A known item keeps its AddedAt; the time
+	// of the change is then this one.
 	AddedAt time.Time
 	Stored  uint64
 	Sizes   []int64
-	// Mirrored says that the instance that this one mirrors has the item. One that
-	// is known and mirrored stays so.
+	// Mirrored means that the mirrored instance has the item. A known item stays mirrored.
 	Mirrored bool
-	// Unlogged leaves the addition out of the recent changes.
+	// Unlogged omits the addition from the recent changes.
 	Unlogged bool
 
 	dictionary int64
@@ -36,31 +34,30 @@ type Entry struct {
 	checksum   int64
 }
 
-// Prepare does the part of writing an item that needs no database, so that it
-// can be done beside a transaction.
+// Prepare does the work of writing an item that needs no database, so that it can run
+// outside a transaction.
 func (x *Index) Prepare(n *narinfo.Narinfo) *Entry {
 	entry := &Entry{Narinfo: n, checksum: checksumOf(n.StorePath.Hash, n.Text)}
 	entry.dictionary, entry.compressed = x.codec.compress(n.Text)
 	return entry
 }
 
-// Update runs f in a transaction of its own, which is committed, and safe on
-// the disk, when Update returns nil, and leaves no trace when f or the commit
-// fails. Other writers wait meanwhile, also those of other processes, so f is
-// to take well under a second. When the context ends, Update stops waiting for
-// others.
+// Update runs f in a transaction. If it returns nil, the transaction is committed and
+// flushed to the disk; if f or the commit fails, nothing has changed. Other writers, also
+// in other processes, wait meanwhile, so f should take well under a second. If the context
+// ends, Update stops waiting for others.
 func (x *Index) Update(ctx context.Context, f func(*Tx) error) error {
-	if err := x.refillReserve(ctx); err != nil {
+	if err := x.requireReserve(ctx); err != nil {
 		return err
 	}
 	if err := x.update(ctx, f); err != nil {
 		return err
 	}
-	x.foldUsed(ctx)
+	x.checkpointUsed(ctx)
 	return nil
 }
 
-// update is Update without regard for the reserve.
+// update is Update without the check of the reserve.
 func (x *Index) update(ctx context.Context, f func(*Tx) error) error {
 	done, err := x.write(ctx)
 	if err != nil {
@@ -74,8 +71,7 @@ func (x *Index) update(ctx context.Context, f func(*Tx) error) error {
 	committed := false
 	defer func() {
 		if !committed { // also when f panics
-			// SQLite may have rolled back by itself; then this fails, and err
-			// says why.
+			// This fails if SQLite has rolled back by itself; err has the cause.
 			_ = x.writer.rollback()
 		}
 	}()
@@ -93,11 +89,10 @@ func (x *Index) update(ctx context.Context, f func(*Tx) error) error {
 	return nil
 }
 
-// IsReadOnly says whether the index was opened with [Read].
+// IsReadOnly reports whether the index was opened with [Read].
 func (x *Index) IsReadOnly() bool { return !x.IsFull() && x.writer == nil }
 
-// View runs f in a transaction that reads: all that f reads is of one moment. What
-// writes fails.
+// View runs f in a read transaction: f sees a single snapshot. Writes fail.
 func (x *Index) View(ctx context.Context, f func(*Tx) error) error {
 	err := x.readers.do(ctx, func(c *connection) (err error) {
 		if err := c.exec("BEGIN"); err != nil {
@@ -112,10 +107,10 @@ func (x *Index) View(ctx context.Context, f func(*Tx) error) error {
 	return nil
 }
 
-// write lends the writer connection until done is called.
+// write acquires the writer connection until done is called.
 func (x *Index) write(ctx context.Context) (done func(), err error) {
 	if x.IsFull() {
-		return nil, fmt.Errorf("%w: write to %s: it was opened for reading alone, as there was no room for more: make room on its file system", ErrFull, x.path)
+		return nil, fmt.Errorf("%w: write to %s: it was opened for reading only, because its file system is full: make room there", ErrFull, x.path)
 	}
 	if x.writer == nil {
 		return nil, fmt.Errorf("%w: %s was opened for reading only", ErrReadOnly, x.path)
@@ -134,9 +129,9 @@ func (x *Index) write(ctx context.Context) (done func(), err error) {
 	return done, nil
 }
 
-// Hurry is [Options.Bulk], for a while: until it is called with false. It costs
-// memory and disk. When the context ends, it stops folding back the log.
-func (x *Index) Hurry(ctx context.Context, on bool) error {
+// SetBulk turns [Options.Bulk] on or off. It costs memory and disk space. Turning it off
+// runs a checkpoint, which stops if the context ends.
+func (x *Index) SetBulk(ctx context.Context, on bool) error {
 	done, err := x.write(ctx)
 	if err != nil {
 		return err
@@ -144,11 +139,11 @@ func (x *Index) Hurry(ctx context.Context, on bool) error {
 	defer done()
 	log, cache := int64(checkpointBytes), int64(defaultWriterCache)
 	if on {
-		log, cache = bulkCheckpointBytes, hurryCache
+		log, cache = bulkCheckpointBytes, bulkCache
 	}
-	err = x.writer.script(fmt.Sprintf("PRAGMA wal_autocheckpoint = %d; PRAGMA cache_size = -%d", x.longestLog(log)/pageSize, cache/1024))
+	err = x.writer.script(fmt.Sprintf("PRAGMA wal_autocheckpoint = %d; PRAGMA cache_size = -%d", x.maxLog(log)/pageSize, cache/1024))
 	if err == nil && !on {
-		err = x.writer.long(ctx, "PRAGMA wal_checkpoint(PASSIVE)")
+		err = x.writer.execContext(ctx, "PRAGMA wal_checkpoint(PASSIVE)")
 	}
 	if err != nil {
 		return describe("change how "+x.path+" is written", err)
@@ -156,24 +151,25 @@ func (x *Index) Hurry(ctx context.Context, on bool) error {
 	return nil
 }
 
-// hurryCache is the writer's page cache then, in bytes.
-const hurryCache = 32 << 20
+// bulkCache is the writer's page cache in bytes after [Index.SetBulk].
+const bulkCache = 32 << 20
 
-// Tx is a transaction, good until the function given to [Index.Update] returns.
+// Tx is a transaction. It is valid until the function passed to [Index.Update] or
+// [Index.View] returns.
 type Tx struct {
 	x    *Index
 	conn *connection
-	// edges gathers who refers to whom, to be written together.
+	// edges collects the references of written items, to be written together.
 	edges  []edge
 	change Totals
 }
 
-// Item returns the item's row as this transaction sees it, or [ErrNotFound].
+// Item returns the item's row within this transaction, or [ErrNotFound].
 func (tx *Tx) Item(hash narinfo.PathHash) (*Item, error) {
 	return tx.x.itemFrom(tx.conn, hash)
 }
 
-// Totals are the sums as this transaction sees them, with its own changes.
+// Totals returns the sums, including the changes of this transaction.
 func (tx *Tx) Totals() (Totals, error) {
 	totals, err := tx.conn.totals()
 	totals.Items += tx.change.Items
@@ -182,9 +178,9 @@ func (tx *Tx) Totals() (Totals, error) {
 	return totals, err
 }
 
-// Put writes a new item, or the new text and state of a known one, and notes
-// the addition in the recent changes. old is what [Tx.Item] gave for it in this
-// transaction, nil when that was ErrNotFound.
+// Put writes a new item, or the new text and state of a known one, and adds the addition to
+// the recent changes. old is the result of [Tx.Item] in this transaction, nil if that was
+// ErrNotFound.
 func (tx *Tx) Put(entry *Entry, old *Item) error {
 	n := entry.Narinfo
 	size, err := storedSize(n, entry.Stored, entry.Sizes)
@@ -199,7 +195,7 @@ func (tx *Tx) Put(entry *Entry, old *Item) error {
 		}
 		tx.count(old.Stored, oldSize, -1)
 		if before.NarHash != n.NarHash {
-			// They are of the nar that is replaced.
+			// They belong to the replaced nar.
 			err := errors.Join(
 				tx.conn.exec("DELETE FROM cached_files WHERE item = ?", old.id),
 				tx.conn.exec("DELETE FROM checksums WHERE item = ?", old.id))
@@ -209,19 +205,20 @@ func (tx *Tx) Put(entry *Entry, old *Item) error {
 		}
 		err = errors.Join(
 			tx.conn.exec("UPDATE items SET stored_files = ?, stored_size = ?, file_sizes = ?, mirrored = ? WHERE id = ?",
-				int64(entry.Stored), size, sizesColumn(entry.Sizes), truth(entry.Mirrored || old.Mirrored), old.id),
+				int64(entry.Stored), size, sizesColumn(entry.Sizes), boolValue(entry.Mirrored || old.Mirrored), old.id),
 			tx.conn.exec("UPDATE narinfos SET refs = ?, dictionary = ?, text = ?, checksum = ?, withdrawn_at = NULL, delete_after = NULL WHERE id = ?",
 				referencesColumn(n), entry.dictionary, entry.compressed, entry.checksum, old.id))
 		if err != nil {
 			return err
 		}
 		tx.refer(old.id, n)
-		// Not at the item's own time: who follows the log by time has passed it.
+		// Don't log the item's own time: mirrors that follow the log by time may be past
+		// it.
 		return tx.logAddition(entry)
 	}
 	id, err := tx.conn.insert(insertItem+" VALUES (?, ?, ?, ?, ?, ?, ?)", appendItemRow(nil, nil, entry, size)...)
 	if isDuplicate(err) {
-		return fmt.Errorf("insert %s, whose first 64 bits no other item may have: %w", n.StorePath.Hash, err)
+		return fmt.Errorf("insert %s: another item has the same first 64 bits: %w", n.StorePath.Hash, err)
 	} else if err != nil {
 		return fmt.Errorf("insert %s: %w", n.StorePath.Hash, err)
 	}
@@ -233,16 +230,16 @@ func (tx *Tx) Put(entry *Entry, old *Item) error {
 	return tx.logAddition(entry)
 }
 
-// What a new item is written with, and the values of a row.
+// Widths of the rows that Put writes.
 const (
 	insertItem    = "INSERT INTO items (id, key, added_at, stored_files, stored_size, file_sizes, mirrored)"
 	insertNarinfo = "INSERT INTO narinfos (id, hash, refs, dictionary, text, checksum)"
 )
 
-// appendItemRow appends the row of an item; a nil id is for the next one.
+// appendItemRow appends the row of an item. If id is nil, SQLite assigns the next one.
 func appendItemRow(row []driver.Value, id driver.Value, entry *Entry, storedSize int64) []driver.Value {
 	return append(row, id, keyOf(entry.Narinfo.StorePath.Hash), entry.AddedAt.Truncate(time.Second).UnixMilli(),
-		int64(entry.Stored), storedSize, sizesColumn(entry.Sizes), truth(entry.Mirrored))
+		int64(entry.Stored), storedSize, sizesColumn(entry.Sizes), boolValue(entry.Mirrored))
 }
 
 func appendNarinfoRow(row []driver.Value, id int64, entry *Entry, references []byte) []driver.Value {
@@ -257,7 +254,7 @@ func referencesColumn(n *narinfo.Narinfo) []byte {
 	return references
 }
 
-// isDuplicate says that a row was refused for a value that another row has.
+// isDuplicate reports whether a row violates a uniqueness constraint.
 func isDuplicate(err error) bool {
 	var failure *sqlite.Error
 	return errors.As(err, &failure) && failure.Code() == sqlite3.SQLITE_CONSTRAINT_UNIQUE
@@ -270,13 +267,13 @@ func (tx *Tx) logAddition(entry *Entry) error {
 	return tx.log(Added, entry.AddedAt, entry.Narinfo.StorePath.Hash, nil)
 }
 
-// SetMirrored records whether the instance that this one mirrors has the item.
+// SetMirrored records whether the mirrored instance has the item.
 func (tx *Tx) SetMirrored(hash narinfo.PathHash, mirrored bool) error {
-	return tx.conn.exec("UPDATE items SET mirrored = ? WHERE key = ?", truth(mirrored), keyOf(hash))
+	return tx.conn.exec("UPDATE items SET mirrored = ? WHERE key = ?", boolValue(mirrored), keyOf(hash))
 }
 
-// truth is a boolean as SQLite has it.
-func truth(b bool) int64 {
+// boolValue converts a boolean to its SQLite value.
+func boolValue(b bool) int64 {
 	if b {
 		return 1
 	}
@@ -307,8 +304,8 @@ func (tx *Tx) SetStored(hash narinfo.PathHash, stored uint64, sizes []int64) err
 	return tx.log(StorageChanged, time.Now(), hash, nil)
 }
 
-// Remove deletes the item with its tags and uses, and notes the removal in the
-// recent changes, unless that was done when it was withdrawn.
+// Remove deletes the item with its tags and uses. It adds a removal to the recent changes
+// unless the item was withdrawn, which has logged one.
 func (tx *Tx) Remove(hash narinfo.PathHash, at time.Time) error {
 	item, err := tx.Item(hash)
 	if err != nil {
@@ -319,7 +316,7 @@ func (tx *Tx) Remove(hash narinfo.PathHash, at time.Time) error {
 		return err
 	}
 	tx.count(item.Stored, size, -1)
-	// The tags and uses go with the item, as their foreign keys say.
+	// Foreign keys delete the tags and uses.
 	err = errors.Join(
 		tx.conn.exec("DELETE FROM items WHERE id = ?", item.id),
 		tx.conn.exec("DELETE FROM narinfos WHERE id = ?", item.id))
@@ -333,7 +330,7 @@ func (tx *Tx) Remove(hash narinfo.PathHash, at time.Time) error {
 	return tx.log(Removed, at, hash, n.StorePath.String())
 }
 
-// AddTags gives tags to a known item; those it has already are no error.
+// AddTags adds tags to a known item. It ignores tags that the item has already.
 func (tx *Tx) AddTags(hash narinfo.PathHash, tags []Tag) error {
 	if len(tags) == 0 {
 		return nil
@@ -355,7 +352,7 @@ func (tx *Tx) AddTags(hash narinfo.PathHash, tags []Tag) error {
 	return nil
 }
 
-// RemoveTag takes a tag from a known item, and reports whether it had it.
+// RemoveTag removes a tag from a known item, and reports whether the item had it.
 func (tx *Tx) RemoveTag(hash narinfo.PathHash, tag Tag) (bool, error) {
 	item, err := tx.id(hash)
 	if err != nil {
@@ -368,12 +365,12 @@ func (tx *Tx) RemoveTag(hash narinfo.PathHash, tag Tag) (bool, error) {
 	return true, tx.conn.exec("DELETE FROM item_tags WHERE item = ? AND tag = (SELECT id FROM tags WHERE key = ? AND value = ?)", item, tag.Key, tag.Value)
 }
 
-// Missing returns those of the paths that have no narinfo in the index.
+// Missing returns the paths that have no narinfo in the index.
 func (tx *Tx) Missing(paths []narinfo.StorePath) ([]narinfo.StorePath, error) {
 	return tx.conn.missing(paths)
 }
 
-// count adds files of an item to the change of the totals, or takes them off.
+// count adds files of an item to the totals, or subtracts them if sign is negative.
 func (tx *Tx) count(stored uint64, size int64, sign int64) {
 	for ; stored != 0; stored &= stored - 1 {
 		tx.change.StoredNars += sign
@@ -389,8 +386,8 @@ func (tx *Tx) flushTotals() error {
 		tx.change.Items, tx.change.StoredNars, tx.change.StoredSize)
 }
 
-// PutChange appends a change to the log as it is, but for its ID, which is the
-// next. It is for changes that were made elsewhere.
+// PutChange appends a change of another instance to the log. Only its ID is replaced by the
+// next one.
 func (tx *Tx) PutChange(change Change) error {
 	var storePath driver.Value
 	if change.StorePath != "" {
@@ -399,13 +396,13 @@ func (tx *Tx) PutChange(change Change) error {
 	return tx.log(change.Kind, change.At, change.Hash, storePath)
 }
 
-// log notes a change for those who follow. storePath is nil or a string.
+// log appends a change to the log. storePath is nil or a string.
 func (tx *Tx) log(kind ChangeKind, at time.Time, hash narinfo.PathHash, storePath driver.Value) error {
 	return tx.conn.exec("INSERT INTO recent_changes (at, kind, hash, store_path) VALUES (?, ?, ?, ?)",
 		at.UnixMilli(), int64(kind), hash[:], storePath)
 }
 
-// parsed returns the item's narinfo, and the bytes that its stored files take.
+// parsed returns the item's narinfo, and the total size of its stored files.
 func (i *Item) parsed() (*narinfo.Narinfo, int64, error) {
 	n, err := narinfo.Parse(i.Text)
 	if err != nil {
@@ -415,8 +412,8 @@ func (i *Item) parsed() (*narinfo.Narinfo, int64, error) {
 	return n, size, err
 }
 
-// FileSize is the length in bytes of the narinfo's Nth file: what the narinfo
-// says, or else what was found, as in [Item]; -1 when neither is known.
+// FileSize returns the length in bytes of the narinfo's Nth file: its FileSize, or else the
+// size in sizes, as in [Item]. It is -1 if neither is known.
 func FileSize(n *narinfo.Narinfo, file int, sizes []int64) int64 {
 	if size := n.Files[file].Size; size >= 0 {
 		return size
@@ -427,7 +424,7 @@ func FileSize(n *narinfo.Narinfo, file int, sizes []int64) int64 {
 	return -1
 }
 
-// storedSize is the length in bytes of the stored ones of the narinfo's files.
+// storedSize returns the total length in bytes of the narinfo's stored files.
 func storedSize(n *narinfo.Narinfo, stored uint64, sizes []int64) (total int64, err error) {
 	for i := range n.Files {
 		if i >= 64 || stored&(1<<i) == 0 {

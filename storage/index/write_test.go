@@ -71,7 +71,7 @@ func TestPutAndRead(t *testing.T) {
 	}
 }
 
-// TestTextIsTheCallers: what a caller does with a text harms no other.
+// TestTextIsTheCallers: a caller may modify a text.
 func TestTextIsTheCallers(t *testing.T) {
 	t.Parallel()
 	x := openTest(t)
@@ -118,7 +118,7 @@ func TestReplace(t *testing.T) {
 	if tags, err := x.Tags(t.Context(), second.StorePath.Hash); err != nil || len(tags) != 1 {
 		t.Errorf("tags are %v, %v; want them to stay", tags, err)
 	}
-	// It keeps its place in the order.
+	// It keeps its position.
 	if all := items(t, x); len(all) != 3 || all[1].Hash != second.StorePath.Hash {
 		t.Errorf("Items gives %v", all)
 	}
@@ -145,12 +145,12 @@ func TestSetStored(t *testing.T) {
 	if !errors.Is(err, ErrNotFound) {
 		t.Errorf("SetStored of an unknown item: %v, want ErrNotFound", err)
 	}
-	// A file whose size nobody knows can't be counted.
+	// A file of unknown size can't be counted.
 	unsized := testNarinfo(3, 1, nil, -1)
 	for _, sizes := range [][]int64{nil, {}, {-1}} {
 		err := x.Update(t.Context(), func(tx *Tx) error { return putIn(tx, x, unsized, 1, sizes) })
 		if err == nil {
-			t.Errorf("stored without a size: sizes %v were taken", sizes)
+			t.Errorf("stored without a size: sizes %v were accepted", sizes)
 		}
 	}
 	wantTotals(t, x, Totals{1, 2, 30})
@@ -170,7 +170,7 @@ func TestTags(t *testing.T) {
 	}
 	for n := range tags {
 		put(t, x, testNarinfo(n, 1, nil, 1))
-		for range 2 { // the second time is no error
+		for range 2 { // the second time is not an error
 			update(t, x, func(tx *Tx) error { return tx.AddTags(testPath(n).Hash, tags[n]) })
 		}
 		want := slices.Clone(tags[n])
@@ -207,7 +207,7 @@ func TestTags(t *testing.T) {
 	if tags, err := x.Tags(t.Context(), testPath(99).Hash); err != nil || len(tags) != 0 {
 		t.Errorf("tags of an unknown item are %v, %v", tags, err)
 	}
-	// An item that comes again has none.
+	// An item that is added again has none.
 	update(t, x, func(tx *Tx) error { return tx.Remove(testPath(3).Hash, testTime) })
 	put(t, x, testNarinfo(3, 1, nil, 1))
 	if tags, err := x.Tags(t.Context(), testPath(3).Hash); err != nil || len(tags) != 0 {
@@ -216,8 +216,8 @@ func TestTags(t *testing.T) {
 	wantSound(t, x)
 }
 
-// TestRolledBack: a transaction that fails leaves no trace, neither in the
-// database nor in memory.
+// TestRolledBack: a failed transaction changes nothing, neither in the database nor in
+// memory.
 func TestRolledBack(t *testing.T) {
 	t.Parallel()
 	x := openTest(t)
@@ -225,7 +225,7 @@ func TestRolledBack(t *testing.T) {
 	watcher := watch(t, x)
 	failure := errors.New("no")
 	doAll := func(tx *Tx) error {
-		// More than one run would be merged with.
+		// It would merge with more than one run.
 		for n := 1; n < 50; n++ {
 			if err := putIn(tx, x, testNarinfo(n, 1, []int{0, n - 1, 100 + n}, 10), 1, nil); err != nil {
 				return err
@@ -269,7 +269,7 @@ func TestRolledBack(t *testing.T) {
 			t.Errorf("%s: missing are %v, %v", name, missing, err)
 		}
 	}
-	// The same succeeds afterwards.
+	// The same transaction succeeds afterwards.
 	update(t, x, doAll)
 	if got := referrers(t, x, 0, 50); len(got) != 48 {
 		t.Errorf("referrers are %v, want all but 0 and 2", got)
@@ -278,8 +278,8 @@ func TestRolledBack(t *testing.T) {
 	wantSound(t, x)
 }
 
-// TestSharedFirstBits: of two items whose hashes begin alike, the second is
-// refused, and not found in the place of the first.
+// TestSharedFirstBits: of two items with the same key, the second is refused, and not found
+// instead of the first.
 func TestSharedFirstBits(t *testing.T) {
 	t.Parallel()
 	x := openTest(t)
@@ -292,7 +292,7 @@ func TestSharedFirstBits(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := x.Update(t.Context(), func(tx *Tx) error { return putIn(tx, x, other, 1, nil) }); err == nil {
-		t.Error("the twin was taken")
+		t.Error("the twin was accepted")
 	} else if !bytes.Contains([]byte(err.Error()), []byte(twin.Hash.String())) {
 		t.Errorf("the error %q does not name the item", err)
 	}
@@ -357,7 +357,7 @@ func TestMissing(t *testing.T) {
 	})
 }
 
-// TestPutRefused: an error of the database is not taken for two items whose keys are one.
+// TestPutRefused: a database error is not mistaken for a collision of keys.
 func TestPutRefused(t *testing.T) {
 	t.Parallel()
 	const collision = "first 64 bits"

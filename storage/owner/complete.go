@@ -33,8 +33,8 @@ func IsComplete(ctx context.Context, s *storage.Storage) error {
 	for place := int64(0); ; {
 		row, err := s.Index().StoredAfter(ctx, place, step-1)
 		var damage *index.Damage
-		if errors.As(err, &damage) && damage.Place() > place {
-			place = damage.Place()
+		if errors.As(err, &damage) && damage.Position() > place {
+			place = damage.Position()
 			continue
 		}
 		if err != nil {
@@ -43,7 +43,7 @@ func IsComplete(ctx context.Context, s *storage.Storage) error {
 		if row == nil {
 			break
 		}
-		place = row.Place()
+		place = row.Position()
 		item, err := storage.NewItem(row)
 		if errors.Is(err, index.ErrDamaged) {
 			continue

@@ -1,5 +1,5 @@
-// Package uses counts requests for nars in memory, so that answering them writes
-// nothing, and writes them down in batches.
+// Package uses counts requests for nars in memory and writes the counts to the index in
+// batches, so that serving a nar writes nothing.
 package uses
 
 import (
@@ -15,34 +15,32 @@ import (
 )
 
 const (
-	// flushInterval is how often uses are written down. So much is lost of the
-	// counts when the process is killed.
+	// flushInterval is how often counts are written. A killed process loses at most as
+	// much.
 	flushInterval = 5 * time.Second
-	// lastFlush is how long the writing may take when the program ends. Uses are
-	// worth no more than that of the time that its supervisor gives it.
-	lastFlush = 500 * time.Millisecond
-	// flushAtOnce bounds the items of one transaction.
-	flushAtOnce = 2_000
-	// maxPending bounds the items with uses that are not written yet, if the database
-	// can't be written.
+	// closeTimeout limits the last flush: counts are not worth delaying the shutdown.
+	closeTimeout = 500 * time.Millisecond
+	// flushBatch limits the items of a transaction.
+	flushBatch = 2_000
+	// maxPending limits the items with unwritten counts while the database can't be
+	// written.
 	maxPending = 100_000
 )
 
-// Counter counts. Its methods may be called from several goroutines at once.
+// Counter counts uses. Its methods are safe for concurrent use.
 type Counter struct {
 	index *index.Index
 	log   *slog.Logger
 
 	mu       sync.Mutex
 	pending  map[narinfo.PathHash]*index.Uses
-	flushing map[narinfo.PathHash]*index.Uses // being written down
+	flushing map[narinfo.PathHash]*index.Uses // being written
 
 	least   int64
 	popular func([]index.Used)
 }
 
-// New makes a counter for the items of an index. log is for operators; nil drops
-// it.
+// New returns a counter for the items of an index. A nil log discards messages.
 func New(x *index.Index, log *slog.Logger) *Counter {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -50,12 +48,12 @@ func New(x *index.Index, log *slog.Logger) *Counter {
 	return &Counter{index: x, log: log, pending: make(map[narinfo.PathHash]*index.Uses)}
 }
 
-// OnPopular has f called with items that are asked for, and have been at least so
-// often in all. It is called before the first use.
+// OnPopular sets a function that receives items with new uses and at least least uses in
+// total. Call it before the first use.
 func (c *Counter) OnPopular(least int, f func([]index.Used)) { c.least, c.popular = int64(least), f }
 
-// Used counts a request for a nar of the item: for a cached file if kind, its
-// type, is not empty.
+// Used counts a request for a nar of the item. kind is the type of the cached file, or ""
+// for a file that the narinfo names itself.
 func (c *Counter) Used(hash narinfo.PathHash, kind string) {
 	now := time.Now()
 	c.mu.Lock()
@@ -75,17 +73,17 @@ func (c *Counter) Used(hash narinfo.PathHash, kind string) {
 	}
 }
 
-// IsPending says whether a use of the item is counted and not written down yet.
+// IsPending reports whether the item has uses that are not written yet.
 func (c *Counter) IsPending(hash narinfo.PathHash) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.pending[hash] != nil || c.flushing[hash] != nil
 }
 
-// sinceSetting is since when uses are counted.
+// sinceSetting is the setting with the time when counting began.
 const sinceSetting = "uses_since"
 
-// Begin notes since when uses are counted, if that is not known yet.
+// Begin records that counting begins now, unless it began earlier.
 func (c *Counter) Begin(ctx context.Context) error {
 	if text, err := c.index.Setting(ctx, sinceSetting); err != nil || text != "" {
 		return err
@@ -95,8 +93,7 @@ func (c *Counter) Begin(ctx context.Context) error {
 	})
 }
 
-// Since is since when uses are counted in an index; zero where that was not
-// noted.
+// Since returns when counting began in an index, or the zero time if that is not recorded.
 func Since(ctx context.Context, x *index.Index) (time.Time, error) {
 	text, err := x.Setting(ctx, sinceSetting)
 	if err != nil || text == "" {
@@ -104,12 +101,12 @@ func Since(ctx context.Context, x *index.Index) (time.Time, error) {
 	}
 	since, err := time.Parse(time.RFC3339, text)
 	if err != nil {
-		return time.Time{}, fmt.Errorf("since when uses are counted, in the database: %w", err)
+		return time.Time{}, fmt.Errorf("the setting "+sinceSetting+" in the database: %w", err)
 	}
 	return since, nil
 }
 
-// Run writes uses down until the context ends.
+// Run writes counts until the context ends.
 func (c *Counter) Run(ctx context.Context) {
 	ticker := time.NewTicker(flushInterval)
 	defer ticker.Stop()
@@ -123,11 +120,10 @@ func (c *Counter) Run(ctx context.Context) {
 	}
 }
 
-// Close writes uses down for the last time, after Run has ended, within half a second.
-// What can't be written until then, as another process has the database locked, is
-// lost, and the log says how much.
+// Close writes the counts for the last time, after Run has returned. It takes half a second
+// at most. It logs how many uses are lost if another process holds the lock for longer.
 func (c *Counter) Close() {
-	ctx, cancel := context.WithTimeout(context.Background(), lastFlush)
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
 	err := c.flush(ctx)
 	c.mu.Lock()
@@ -139,14 +135,13 @@ func (c *Counter) Close() {
 	for _, u := range c.pending {
 		lost += u.Count
 	}
-	c.log.Warn("uses of nars could not be written down before the end, and are lost", "uses", lost, "items", len(c.pending), "error", err)
+	c.log.Warn("can't write the usage counts of nars at shutdown: they are lost", "uses", lost, "items", len(c.pending), "error", err)
 }
 
-// Flush writes down what was counted. What can't be written is kept for the next
-// time.
+// Flush writes the counts. It keeps those that can't be written for the next flush.
 func (c *Counter) Flush(ctx context.Context) {
 	if err := c.flush(ctx); err != nil && ctx.Err() == nil {
-		c.log.Error("can't write down how often nars were asked for", "error", err)
+		c.log.Error("can't write the usage counts of nars: will retry", "error", err)
 	}
 }
 
@@ -164,9 +159,9 @@ func (c *Counter) flush(ctx context.Context) (failure error) {
 	for _, u := range pending {
 		all = append(all, *u)
 	}
-	for batch := range slices.Chunk(all, flushAtOnce) {
+	for batch := range slices.Chunk(all, flushBatch) {
 		var popular []index.Used
-		// What has uses that are not written down is not removed.
+		// Reclaim, because items with pending uses can't be removed.
 		err := c.index.Reclaim(ctx, func(tx *index.Tx) (err error) {
 			popular, err = tx.CountUses(batch, c.least)
 			return err
@@ -183,7 +178,7 @@ func (c *Counter) flush(ctx context.Context) (failure error) {
 	return failure
 }
 
-// putBack keeps uses that could not be written for the next time.
+// putBack keeps counts for the next flush.
 func (c *Counter) putBack(batch []index.Uses) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

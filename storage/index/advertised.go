@@ -13,35 +13,36 @@ import (
 	"nar-herder/narinfo"
 )
 
-// Narinfos is the name under which [Index.Advertise] records the times to live of all
-// narinfos. Those of narinfos that name a cached file have the name of its type.
+// Narinfos is the name under which [Index.Advertise] records the TTLs of all narinfos. The
+// TTLs of narinfos that name a cached file are recorded under its type.
 const Narinfos = "narinfos"
 
-// Advertised is for how long clients may keep narinfos, by the options of a server.
+// Advertised is how long clients may keep narinfos, according to a server's options.
 type Advertised struct {
-	// TTL is the longest that answers advertise.
+	// TTL is the longest TTL that responses advertise.
 	TTL time.Duration
-	// Grace is at least TTL, and longer where the options say that answers have
-	// advertised more before: while a TTL is being lowered.
+	// Grace is at least TTL. It is longer while the administrator lowers a TTL, because
+	// earlier responses have advertised more.
 	Grace time.Duration
 }
 
-// answersKept is how long after its withdrawal an item's narinfo may still be served:
-// until the server has noticed the change.
+// answersKept is how long the server may still send an item's narinfo after its withdrawal,
+// until it notices the change.
 const answersKept = time.Second
 
-// promise is what was advertised, as a setting keeps it.
-type promise struct {
-	// TTL and Grace are those of the server that runs, or ran last.
+// advertisement is the record of what servers have advertised, as stored in a setting.
+type advertisement struct {
+	// TTL and Grace are the values of the current or last server.
 	TTL   duration `json:"ttl"`
 	Grace duration `json:"grace"`
-	// Until is when the last narinfo expires that was served by an earlier server with
-	// other options, and Former the longest TTL of those, for a clock that was ahead.
+	// Until is when the last narinfo of an earlier server with other options expires, and
+	// Former the longest TTL of those servers, to correct an Until that a wrong clock has
+	// set.
 	Until  time.Time `json:"until,omitzero"`
 	Former duration  `json:"former,omitzero"`
 }
 
-// duration is written as text, such as 36h0m0s.
+// duration is encoded as text, such as 36h0m0s.
 type duration time.Duration
 
 func (d duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
@@ -53,11 +54,10 @@ func (d *duration) UnmarshalText(text []byte) error {
 }
 
 // unadvertised is for databases that no server has used yet.
-var unadvertised = promise{TTL: duration(narinfo.UnadvertisedTTL), Grace: duration(narinfo.UnadvertisedTTL)}
+var unadvertised = advertisement{TTL: duration(narinfo.UnadvertisedTTL), Grace: duration(narinfo.UnadvertisedTTL)}
 
-// expiry is when no client can hold a narinfo any more that was served until the given
-// time.
-func (p *promise) expiry(at time.Time) time.Time {
+// expiry returns when no client can hold a narinfo any more that was served until at.
+func (p *advertisement) expiry(at time.Time) time.Time {
 	expiry := at.Add(time.Duration(max(p.TTL, p.Grace)))
 	if p.Until.After(expiry) {
 		expiry = p.Until
@@ -65,12 +65,12 @@ func (p *promise) expiry(at time.Time) time.Time {
 	return expiry
 }
 
-// succeed returns the promise of a server that starts now.
-func (p promise) succeed(next Advertised, now time.Time) promise {
+// succeed returns the record for a server that starts now.
+func (p advertisement) succeed(next Advertised, now time.Time) advertisement {
 	if p.TTL == duration(next.TTL) && p.Grace == duration(next.Grace) {
 		return p
 	}
-	// The earlier server may have served narinfos until it was killed a moment ago.
+	// The earlier server may have served narinfos until just now.
 	until := now.Add(time.Duration(p.TTL))
 	p.Former = max(p.Former, p.TTL)
 	if until.After(p.Until) {
@@ -80,18 +80,18 @@ func (p promise) succeed(next Advertised, now time.Time) promise {
 	return p
 }
 
-// longest is the longest that a client may still hold a narinfo.
-func (p *promise) longest() time.Duration {
+// longest returns the longest time that a client may still hold a narinfo.
+func (p *advertisement) longest() time.Duration {
 	return max(time.Duration(max(p.TTL, p.Grace, p.Former)), narinfo.UnadvertisedTTL) + answersKept
 }
 
-// promiseSetting and a kind are the name of a setting.
-const promiseSetting = "promise."
+// advertisedSetting is the prefix of settings with advertisements. A kind follows.
+const advertisedSetting = "promise."
 
-// promised returns what was advertised. found is false where nothing is recorded; then a
-// type of cached files has the promise of all narinfos.
-func (c *connection) promised(kind string) (p promise, found bool, err error) {
-	text, err := c.setting(promiseSetting + kind)
+// advertised returns the advertisement of a kind. If none is recorded, found is false, and
+// the result is that of all narinfos.
+func (c *connection) advertised(kind string) (p advertisement, found bool, err error) {
+	text, err := c.setting(advertisedSetting + kind)
 	switch {
 	case err != nil:
 		return p, false, err
@@ -103,26 +103,26 @@ func (c *connection) promised(kind string) (p promise, found bool, err error) {
 	case kind == Narinfos:
 		return unadvertised, false, nil
 	}
-	p, _, err = c.promised(Narinfos)
+	p, _, err = c.advertised(Narinfos)
 	return p, false, err
 }
 
-func (tx *Tx) setPromise(kind string, p promise) error {
+func (tx *Tx) setAdvertised(kind string, p advertisement) error {
 	text, err := json.Marshal(p)
 	if err != nil {
 		return err
 	}
-	return tx.SetSetting(promiseSetting+kind, string(text))
+	return tx.SetSetting(advertisedSetting+kind, string(text))
 }
 
-// Advertise records for how long clients may keep narinfos from now on, by name. A server
-// calls it before it serves any. What was advertised before stays in force until it has
-// expired: see [Tx.Expiry].
+// Advertise records how long clients may keep narinfos from now on, by kind. A server calls
+// it before it serves any. Earlier advertisements stay in force until they have expired:
+// see [Tx.Expiry].
 func (x *Index) Advertise(ctx context.Context, now time.Time, all map[string]Advertised) error {
-	changed := make(map[string]promise)
+	changed := make(map[string]advertisement)
 	compare := func(tx *Tx) error {
 		clear(changed)
-		// A machine may start with a clock that is behind.
+		// A machine may start with a slow clock.
 		latest, err := tx.conn.integer("SELECT coalesce(max(at), 0) FROM recent_changes")
 		if err != nil {
 			return err
@@ -132,11 +132,11 @@ func (x *Index) Advertise(ctx context.Context, now time.Time, all map[string]Adv
 			start = last
 		}
 		for kind, advertised := range all {
-			old, found, err := tx.conn.promised(kind)
+			old, found, err := tx.conn.advertised(kind)
 			if err != nil {
 				return err
 			}
-			next := promise{TTL: duration(advertised.TTL), Grace: duration(advertised.Grace)}
+			next := advertisement{TTL: duration(advertised.TTL), Grace: duration(advertised.Grace)}
 			if found {
 				next = old.succeed(advertised, start)
 			}
@@ -146,7 +146,7 @@ func (x *Index) Advertise(ctx context.Context, now time.Time, all map[string]Adv
 		}
 		return nil
 	}
-	// Most starts change nothing.
+	// Usually nothing changes.
 	if err := x.View(ctx, compare); err != nil || len(changed) == 0 {
 		return err
 	}
@@ -155,7 +155,7 @@ func (x *Index) Advertise(ctx context.Context, now time.Time, all map[string]Adv
 			return err
 		}
 		for kind, next := range changed {
-			if err := tx.setPromise(kind, next); err != nil {
+			if err := tx.setAdvertised(kind, next); err != nil {
 				return err
 			}
 		}
@@ -163,15 +163,15 @@ func (x *Index) Advertise(ctx context.Context, now time.Time, all map[string]Adv
 	})
 }
 
-// Expiry is when no client can hold a narinfo any more that was served until the given
-// time, by what all servers with this database have advertised. kind is [Narinfos], or a
-// type for narinfos that name a cached file of that.
+// Expiry returns when no client can hold a narinfo any more that was served until at,
+// according to all advertisements of this database. kind is [Narinfos], or the type of a
+// cached file for narinfos that name one.
 func (tx *Tx) Expiry(kind string, at time.Time) (time.Time, error) {
-	p, _, err := tx.conn.promised(kind)
+	p, _, err := tx.conn.advertised(kind)
 	return p.expiry(at), err
 }
 
-// DeleteAfter is from when on an item may be deleted that is withdrawn at the given time.
+// DeleteAfter returns when an item that is withdrawn at the given time may be deleted.
 func (x *Index) DeleteAfter(ctx context.Context, at time.Time) (due time.Time, err error) {
 	err = x.View(ctx, func(tx *Tx) error {
 		due, err = tx.Expiry(Narinfos, at.Add(answersKept))
@@ -180,9 +180,9 @@ func (x *Index) DeleteAfter(ctx context.Context, at time.Time) (due time.Time, e
 	return due, err
 }
 
-// ShortestPromise is for how long items and cached files of the kinds are kept at least, if
-// they are withdrawn now.
-func (x *Index) ShortestPromise(ctx context.Context, now time.Time, kinds iter.Seq[string]) (shortest time.Duration, err error) {
+// ShortestGrace returns the minimum time for which items and cached files of the kinds are
+// kept if they are withdrawn now.
+func (x *Index) ShortestGrace(ctx context.Context, now time.Time, kinds iter.Seq[string]) (shortest time.Duration, err error) {
 	err = x.View(ctx, func(tx *Tx) error {
 		shortest = math.MaxInt64
 		for kind := range kinds {
@@ -197,14 +197,13 @@ func (x *Index) ShortestPromise(ctx context.Context, now time.Time, kinds iter.S
 	return shortest, err
 }
 
-// promiseVersion is the first version of the schema that has the times from which on
-// withdrawn items may be deleted.
-const promiseVersion = 7
+// deleteAfterVersion is the first schema version with columns delete_after.
+const deleteAfterVersion = 7
 
-// addPromises is the part of a migration to that version which SQL can't do. The last
-// server noted after how long it deleted items; where none has, clients that received a
-// narinfo keep it for [narinfo.UnadvertisedTTL].
-func (c *connection) addPromises() error {
+// addDeleteAfter is the part of the migration to that version that SQL can't do. A setting
+// has the grace of the last server. Without it, clients keep narinfos for
+// [narinfo.UnadvertisedTTL].
+func (c *connection) addDeleteAfter() error {
 	const graceSetting = "removal.grace"
 	noted, err := c.setting(graceSetting)
 	if err != nil {
@@ -213,19 +212,19 @@ func (c *connection) addPromises() error {
 	grace := narinfo.UnadvertisedTTL + answersKept
 	tx := &Tx{conn: c}
 	if noted != "" {
-		// If it can't be read, the database is damaged: the longest usual time is safe.
+		// If it is damaged, the longest usual time is safe.
 		last, err := time.ParseDuration(noted)
 		if err != nil {
 			last = 365 * 24 * time.Hour
 		}
 		kinds := []string{Narinfos}
 		err = c.rows("SELECT DISTINCT type FROM cached_files", nil, func(row []driver.Value) (bool, error) {
-			kind, err := words(row[0])
+			kind, err := textValue(row[0])
 			kinds = append(kinds, kind)
 			return true, err
 		})
 		for _, kind := range kinds {
-			err = errors.Join(err, tx.setPromise(kind, promise{TTL: duration(last), Grace: duration(last)}))
+			err = errors.Join(err, tx.setAdvertised(kind, advertisement{TTL: duration(last), Grace: duration(last)}))
 		}
 		if err = errors.Join(err, tx.SetSetting(graceSetting, "")); err != nil {
 			return err

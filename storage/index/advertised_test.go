@@ -8,24 +8,24 @@ import (
 	"nar-herder/narinfo"
 )
 
-// withoutPromises makes a database one of schema version 6.
-const withoutPromises = dropTriggers + `DROP INDEX narinfos_deletable; ALTER TABLE narinfos DROP COLUMN delete_after;
+// toVersion6 converts a database to schema version 6.
+const toVersion6 = dropTriggers + `DROP INDEX narinfos_deletable; ALTER TABLE narinfos DROP COLUMN delete_after;
 	DROP INDEX cached_files_deletable; ALTER TABLE cached_files DROP COLUMN delete_after; PRAGMA user_version = 6`
 
-// TestAdvertise starts servers with several options one after the other: what is withdrawn
-// is kept for as long as a client may hold a narinfo that any of them has served.
+// TestAdvertise starts servers with several options one after the other. A withdrawn item
+// is kept as long as a client may hold a narinfo that any of them has served.
 func TestAdvertise(t *testing.T) {
 	t.Parallel()
 	const hour, day = time.Hour, 24 * time.Hour
 	begin := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
 	type start struct {
-		at         time.Duration // since the first
+		at         time.Duration // since the first start
 		ttl, grace time.Duration
 	}
 	for name, test := range map[string]struct {
 		starts []start
 		at     time.Duration // of the withdrawal
-		want   time.Duration // also since the first start
+		want   time.Duration // since the first start
 	}{
 		"never served":             {nil, hour, hour + narinfo.UnadvertisedTTL},
 		"one start":                {[]start{{0, 5 * day, 5 * day}}, hour, hour + 5*day},
@@ -64,7 +64,7 @@ func TestAdvertise(t *testing.T) {
 			put(t, x, testNarinfo(1, 1, nil, 10))
 			hash := testPath(1).Hash
 			update(t, x, func(tx *Tx) error {
-				for _, kind := range []string{"zstd", "gzip"} { // gzip has no record of its own
+				for _, kind := range []string{"zstd", "gzip"} { // nothing is recorded for gzip
 					if err := tx.PutCached(CachedFile{Hash: hash, Type: kind, Size: 1, LastUsed: begin}); err != nil {
 						return err
 					}
@@ -87,7 +87,7 @@ func TestAdvertise(t *testing.T) {
 	}
 }
 
-// TestAdvertiseWritesRarely: a start with the same options writes nothing.
+// TestAdvertiseWritesRarely: a server that starts with the same options writes nothing.
 func TestAdvertiseWritesRarely(t *testing.T) {
 	t.Parallel()
 	x := openTest(t)
@@ -107,8 +107,8 @@ func TestAdvertiseWritesRarely(t *testing.T) {
 	}
 }
 
-// TestAdvertiseWrongClock: neither a clock that is behind at a start shortens what was
-// promised, nor does one that is ahead lengthen it for good.
+// TestAdvertiseWrongClock: a slow clock at a start does not shorten what was advertised,
+// and a fast one does not lengthen it permanently.
 func TestAdvertiseWrongClock(t *testing.T) {
 	t.Parallel()
 	const day = 24 * time.Hour
@@ -133,11 +133,11 @@ func TestAdvertiseWrongClock(t *testing.T) {
 	advertise(now, 30*day)
 	advertise(now.AddDate(-1, 0, 0), time.Hour)
 	if got := kept(); got != 30*day {
-		t.Errorf("after a start with a clock that was behind, items are kept for %v", got)
+		t.Errorf("after a start with a slow clock, items are kept for %v", got)
 	}
 	advertise(now.AddDate(1, 0, 0), 2*time.Hour)
 	if got := kept(); got < 300*day {
-		t.Errorf("after a start with a clock that was ahead, items are kept for %v", got)
+		t.Errorf("after a start with a fast clock, items are kept for %v", got)
 	}
 	update(t, x, func(tx *Tx) error {
 		_, err := tx.Withdraw(testPath(1).Hash, now)
@@ -155,9 +155,9 @@ func TestAdvertiseWrongClock(t *testing.T) {
 	}
 }
 
-// TestMigratePromises: what was withdrawn before gets the time of the grace period that the
-// last server had noted, which also binds as what it advertised.
-func TestMigratePromises(t *testing.T) {
+// TestMigrateDeleteAfter: the migration gives withdrawn items the grace that the last
+// server recorded, and treats it as advertised.
+func TestMigrateDeleteAfter(t *testing.T) {
 	t.Parallel()
 	const day = 24 * time.Hour
 	for name, test := range map[string]struct {
@@ -195,7 +195,7 @@ func TestMigratePromises(t *testing.T) {
 				if err := tx.SetSetting("removal.grace", test.noted); err != nil {
 					return err
 				}
-				return tx.conn.script(withoutPromises)
+				return tx.conn.script(toVersion6)
 			})
 			if err := x.Close(); err != nil {
 				t.Fatal(err)
@@ -222,7 +222,7 @@ func TestMigratePromises(t *testing.T) {
 			}
 			due, err := x.DeleteAfter(t.Context(), start)
 			if kept := due.Sub(start); err != nil || test.noted != "" && name != "short" && kept != test.want {
-				t.Errorf("what is withdrawn then is kept for %v, want %v, %v", kept, test.want, err)
+				t.Errorf("an item that is withdrawn then is kept for %v, want %v, %v", kept, test.want, err)
 			}
 			wantSound(t, x)
 		})
