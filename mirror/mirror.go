@@ -9,10 +9,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"slices"
 	"time"
 
+	"nar-herder/internal/logonce"
 	"nar-herder/internal/pace"
 	"nar-herder/mirror/bootstrap"
 	"nar-herder/mirror/cursor"
@@ -89,7 +89,7 @@ type Mirror struct {
 	// missing there: a dump that ends before it is useless.
 	logFirst int64
 	// resyncLogged suppresses repeated log lines about a resync.
-	resyncLogged health.Reminder
+	resyncLogged logonce.Filter
 	// isTidy reports that no files of an earlier run are left.
 	isTidy bool
 
@@ -119,6 +119,7 @@ func New(options Options) *Mirror {
 
 // Run follows the source until the context ends.
 func (m *Mirror) Run(ctx context.Context) {
+	backoff := pace.Backoff{First: min(firstPause, m.Interval), Last: lastPause}
 	for failures := 0; ctx.Err() == nil; {
 		begun := m.Now()
 		wait, err := m.step(ctx)
@@ -137,9 +138,8 @@ func (m *Mirror) Run(ctx context.Context) {
 		case errors.Is(err, download.ErrNotReady):
 			wait, failures = notReadyPause, 0
 		default:
-			pause := min(lastPause, min(firstPause, m.Interval)<<min(failures, 10))
-			wait = pause/2 + rand.N(pause)
 			failures++
+			wait = backoff.Jittered(failures)
 		}
 		m.status.ended(m.Log, err)
 		if pace.Sleep(ctx, wait) != nil {

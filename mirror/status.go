@@ -11,6 +11,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"nar-herder/internal/logonce"
 	"nar-herder/mirror/health"
 	"nar-herder/peer"
 	"nar-herder/peer/download"
@@ -31,7 +32,7 @@ type status struct {
 	sums          FollowedSums
 	totalFailures int64
 	resyncs       int64
-	logged        health.Reminder
+	logged        logonce.Filter
 }
 
 func (s *status) begin(m *Mirror) {
@@ -160,7 +161,7 @@ func (s *status) ended(log *slog.Logger, err error) {
 	s.current.Failures++
 	s.current.Error = health.Public(err, s.database)
 	s.totalFailures++
-	if s.logged.Due(s.now(), err.Error()) {
+	if s.logged.IsDue(err.Error(), s.now()) {
 		log.Log(context.Background(), level, "the mirrored instance is not followed", "source", s.current.Source, "failures", s.current.Failures, "error", err)
 	}
 }

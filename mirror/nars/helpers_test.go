@@ -22,6 +22,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"nar-herder/compression"
+	"nar-herder/internal/pace"
 	"nar-herder/internal/testlog"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
@@ -247,9 +248,9 @@ func (m *mirror) item(of *made) *storage.Item {
 
 // short are times for tests.
 var short = timing{
-	firstRetry: 20 * time.Millisecond, lastRetry: 50 * time.Millisecond, absentRetry: 50 * time.Millisecond,
-	firstPause: time.Millisecond, lastPause: 20 * time.Millisecond, fullPause: 20 * time.Millisecond,
-	resumePause: time.Millisecond, passEvery: 100 * time.Millisecond, remindEvery: time.Hour,
+	retry: pace.Backoff{First: 20 * time.Millisecond, Last: 50 * time.Millisecond}, absentRetry: 50 * time.Millisecond,
+	pause: pace.Backoff{First: time.Millisecond, Last: 20 * time.Millisecond}, fullPause: 20 * time.Millisecond,
+	resumePause: time.Millisecond, passEvery: 100 * time.Millisecond,
 }
 
 // fetcher makes a fetcher that asks the source, and is closed at the test's end.

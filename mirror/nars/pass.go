@@ -161,7 +161,7 @@ func (f *Fetcher) unfit(err error) {
 	}
 	f.mu.Unlock()
 	const text = "the storage has no room: nars that don't fit wait until others are removed"
-	if f.isNews(text) {
+	if f.logged.IsDue(text, f.now()) {
 		f.log.Info(text, "error", err)
 	}
 }
