@@ -217,15 +217,15 @@ func (m *Mirror) lost(ctx context.Context, at cursor.Cursor, lost *peer.LostErro
 		return fmt.Errorf("lost again right after starting from its dump: %w", lost)
 	}
 	if lost.Instance != at.Instance {
-		return m.resyncLost(ctx, at, "its database is another than before")
+		return m.resyncLost(ctx, at, "its database was replaced")
 	}
 	if lost.First > at.Position+1 {
 		m.logFirst = lost.First
 		return m.resyncLost(ctx, at, fmt.Sprintf("changes %d to %d have left its log", at.Position+1, lost.First-1))
 	}
-	why := fmt.Sprintf("it has gone back in time: its change %d is another than the one that was followed, as after a backup was put back", at.Position)
+	why := fmt.Sprintf("it has gone back in time: its change %d differs from the one that was followed, as after a backup was restored", at.Position)
 	if lost.Last < at.Position {
-		why = fmt.Sprintf("it has gone back in time: change %d was followed, and it has come to %d only, as after a backup was put back", at.Position, lost.Last)
+		why = fmt.Sprintf("it has gone back in time: change %d was followed, and its newest is %d, as after a backup was restored", at.Position, lost.Last)
 	}
 	if err := m.unlessAccepted(ctx, why); err != nil {
 		return err
@@ -271,7 +271,7 @@ func (m *Mirror) unlessAccepted(ctx context.Context, why string) error {
 			return nil
 		}
 	}
-	return &health.RefusedError{Why: why + "; if that is meant to be so, say 'nar-herder mirror-accept-loss', else put the source right"}
+	return &health.RefusedError{Why: why + "; if that is intended, run 'nar-herder mirror-accept-loss', else repair the source"}
 }
 
 // tidy removes what an earlier run has left of its downloads, once the source is followed.

@@ -326,7 +326,7 @@ func TestSilence(t *testing.T) {
 		t.Errorf("up to date: %q", warnings)
 	}
 	m.status.skipped()
-	if warnings := m.Warnings(); len(warnings) != 1 || !strings.Contains(warnings[0], "passed over") {
-		t.Errorf("something was passed over: %q", warnings)
+	if warnings := m.Warnings(); len(warnings) != 1 || !strings.Contains(warnings[0], "were skipped") {
+		t.Errorf("something was skipped: %q", warnings)
 	}
 }

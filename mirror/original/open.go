@@ -12,7 +12,7 @@ import (
 	sqlite3 "modernc.org/sqlite/lib"
 )
 
-// busyTimeout is how long another process's transaction is waited for.
+// busyTimeout is how long to wait for another process's transaction.
 const busyTimeout = 5 * time.Second
 
 // smallestDatabase is SQLite's smallest page, of which a database has at least
