@@ -115,7 +115,7 @@ type Fetcher struct {
 	now     func() time.Time
 	timing  timing
 	metrics metrics
-	line    line
+	limiter pace.Limiter // of all downloads that no client waits for
 	queue   *queue.Queue
 	spool   *spool.Spool
 
@@ -175,7 +175,7 @@ func New(s *storage.Storage, source Source, options Options) (*Fetcher, error) {
 	}
 	f.spool = spool.New(spool.Options{Storage: s, Fallback: options.Spool, InFlight: f.isInFlight, Reserve: f.reserveRetained, Now: f.now})
 	f.options.AtOnce = cmp.Or(options.AtOnce, defaultAtOnce)
-	f.line.Rate = options.Bandwidth
+	f.limiter.Rate = options.Bandwidth
 	f.ctx, f.stop = context.WithCancel(context.Background())
 	f.makeMetrics()
 	return f, nil

@@ -72,7 +72,7 @@ func TestStoredMeanwhile(t *testing.T) {
 			if err := f.fetchFile(t.Context(), old, 0); err != nil {
 				t.Error(err)
 			}
-			if strings.Contains(m.log.String(), "took a file into the index") {
+			if strings.Contains(m.log.String(), "recorded a nar") {
 				t.Error("a file that is stored was compared once more")
 			}
 			return f

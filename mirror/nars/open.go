@@ -84,8 +84,8 @@ func (f *Fetcher) joinOrBegin(ctx context.Context, item *storage.Item, n int, of
 		if !now.WithdrawnAt.IsZero() || f.isFull() {
 			return direct()
 		}
-		lies, err := f.liesThere(ctx, now, i)
-		if err != nil || lies || ahead > farAhead {
+		has, err := f.hasUnrecorded(ctx, now, i)
+		if err != nil || has || ahead > farAhead {
 			// It takes too long for the client: fetch it in the background.
 			f.want(item.Hash)
 			return direct()

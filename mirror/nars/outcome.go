@@ -121,8 +121,8 @@ func (f *Fetcher) failed(item *storage.Item, name string, err error) {
 // source, and name files of this machine.
 var publicErrors = [...]string{
 	reasonAbsent: "a nar is not stored at its source",
-	reasonSource: "a source can't be asked, or stops to send",
-	reasonWrong:  "what came is not the nar that its narinfo describes",
+	reasonSource: "a source can't be reached, or stops sending",
+	reasonWrong:  "the source sent something else than the nar that the narinfo describes",
 	reasonFull:   "there is no room on this machine",
 	reasonLocal:  "a fault of this machine: see its log",
 }
@@ -134,7 +134,7 @@ func later(a, b time.Time) time.Time {
 	return b
 }
 
-// Status is for the health.
+// Status is the state of a fetcher for the health report.
 type Status struct {
 	// Missing is about how many items lack nars.
 	Missing int64 `json:"missing"`
@@ -145,8 +145,7 @@ type Status struct {
 	LastErrorAt time.Time `json:"last_error_at,omitzero"`
 	// LastSuccess is when a nar was last stored; zero for never.
 	LastSuccess time.Time `json:"last_success,omitzero"`
-	// Paused says that nothing is fetched for now, because the source or this machine has
-	// failed.
+	// Paused says that fetching pauses because the source or this machine has failed.
 	Paused bool `json:"paused,omitempty"`
 }
 
