@@ -30,7 +30,7 @@ func (s *Storage) OpenFile(ctx context.Context, item *Item, n int, offset, lengt
 		return nil, bytestore.Info{}, ErrNotStored
 	}
 	reader, info, err := s.openWhole(ctx, item, n, offset, length)
-	// The row may be newer than what a cache gave.
+	// The row may be newer than a cached copy.
 	if reader == nil && info.Name != "" && s.bytes.Invalidate(name) {
 		reader, info, err = s.openWhole(ctx, item, n, offset, length)
 	}
@@ -83,14 +83,14 @@ func (s *Storage) sizeMatches(ctx context.Context, item *Item, n int, info bytes
 	return nil
 }
 
-// mismatch returns the error for a file that is not as its row has it, or [ErrNotStored]
-// if another instance owns the byte store: that one has removed or replaced it, and knows.
+// mismatch returns the error for a file that differs from its row, or [ErrNotStored] if
+// another instance owns the byte store, which has removed or replaced the file.
 func (s *Storage) mismatch(ctx context.Context, err error) error {
 	if errors.Is(s.MayDelete(ctx), ErrNotOwner) {
 		return ErrNotStored
 	}
 	if ctx.Err() != nil {
-		return ctx.Err() // whose it is, may not be known
+		return ctx.Err() // the owner may be unknown
 	}
 	return err
 }
