@@ -74,7 +74,7 @@ func (c *copyStorageCommand) copy(ctx context.Context, s *streams, from, to byte
 	progress := newCopyProgress(s.err, c.Compare)
 	report := &copyReport{out: s.out, err: s.err, json: c.JSON, progress: progress}
 	job := &transfer.Copy{
-		From: from, To: to, AtOnce: int(c.AtOnce), Rate: int64(c.Bandwidth),
+		From: from, To: to, Concurrency: int(c.AtOnce), Rate: int64(c.Bandwidth),
 		Compare: c.Compare, Replace: c.Replace, DryRun: c.DryRun,
 		Report: report.file, Moved: progress.moved, Listed: progress.listed,
 	}

@@ -214,7 +214,7 @@ func TestCopyFull(t *testing.T) {
 	}
 	to := testfs.Small(t, 1<<20)
 	r := runProgram(t, p.copyArgs(to)...)
-	if r.status != 2 || !strings.Contains(r.err, "nar-herder: copy-storage: can't go on: ") || !strings.Contains(r.err, "no space left on device") || !strings.Contains(r.out, "next: run this again") {
+	if r.status != 2 || !strings.Contains(r.err, "nar-herder: copy-storage: can't continue: ") || !strings.Contains(r.err, "no space left on device") || !strings.Contains(r.out, "next: run this again") {
 		t.Errorf("%+v", r)
 	}
 	for name, text := range stored(t, to) {

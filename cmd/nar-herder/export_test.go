@@ -209,7 +209,7 @@ func TestExportMissing(t *testing.T) {
 	}
 	succeed(t, q.args("export", "--allow-missing", out)...)
 
-	fail(t, q.args("export", q.storage+"/out"), q.storage, "lies in the storage")
+	fail(t, q.args("export", q.storage+"/out"), q.storage, "overlaps with the storage")
 	misuse(t, q.args("export", "--tag=a=b", "--closure-of="+greet, out), "--tag", "--closure-of")
 	misuse(t, q.args("export", "--closure-of=nothing", out), "--closure-of", "nothing")
 	fail(t, q.args("export", "--closure-of="+strings.Repeat("z", 32), out), strings.Repeat("z", 32), "no narinfo")

@@ -321,9 +321,9 @@ var commandSlips = []slip{
 			succeed(t, d.args("export", d.root+"/out")...)
 			return d.at(d.make(t, "unmounted"), "export", d.root+"/out")
 		}},
-	{name: "export into the storage", status: 1, says: []string{"lies in the storage"},
+	{name: "export into the storage", status: 1, says: []string{"overlaps with the storage"},
 		args: func(t *testing.T, d *desk) []string { return d.args("export", "--adopt", "--delete", d.storage) }},
-	{name: "export into the directory above the storage", status: 1, says: []string{"lies in", "apart"},
+	{name: "export into the directory above the storage", status: 1, says: []string{"overlaps with", "another directory"},
 		args: func(t *testing.T, d *desk) []string { return d.args("export", "--adopt", "--delete", d.dir) }},
 
 	{name: "the dump path is the database", status: 1, says: []string{"the database itself"},

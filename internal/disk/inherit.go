@@ -18,15 +18,15 @@ const (
 	GroupEnters fs.FileMode = 0o070 // of a directory
 )
 
-// Inherit shares a file or directory that this process has made with the users of its
-// parent directory, whatever the umask: where the group may write to the parent, it gets
-// the parent's group, and those of the permissions that the parent gives the group. A
-// directory that all users may write to, such as /tmp, shares nothing, and neither does one
-// with an access control list: its group permissions are what the list allows at most.
+// Inherit shares a new file or directory with the users of its parent directory, regardless
+// of the umask. If the group may write to the parent, the file gets the parent's group, and
+// those of the given permissions that the parent gives the group. Nothing is shared in a
+// directory that all users may write to, such as /tmp, or with an access control list, as its
+// group permissions are only an upper limit.
 //
-// What this process may not change stays as it is: the group of a user who is not one of
-// its members, and files of other users or with several names, which others may have put
-// there. No file is opened, which would drop the locks that this process has on it.
+// Inherit does nothing if this process may not change the group, or if the file belongs to
+// another user or has several names, as another user may have put it there. It doesn't open the
+// file, as closing it would release this process's locks on it.
 func Inherit(name string, group fs.FileMode) {
 	parent, err := openParent(name)
 	if err != nil {
@@ -59,8 +59,7 @@ func inheritAt(parent int, base string, group fs.FileMode) {
 	inherit(above, made, group, 1)
 }
 
-// InheritFrom is Inherit for an open file of the caller in a directory. It may have another
-// name elsewhere, which the caller knows.
+// InheritFrom is Inherit for an open file, which may have one other name.
 func InheritFrom(parent, made *os.File, group fs.FileMode) {
 	inheritFrom(int(parent.Fd()), made, group)
 }
@@ -71,8 +70,8 @@ func inheritFrom(parent int, made *os.File, group fs.FileMode) {
 	}
 }
 
-// OpenFile is [os.OpenFile] with O_CREATE, and with Inherit for a file that it creates.
-// An existing file stays as it is: other users may have moved it there.
+// OpenFile is [os.OpenFile] with O_CREATE, and with Inherit for a file that it creates. It
+// doesn't change an existing file, which another user may have moved there.
 func OpenFile(name string, flag int, permissions, group fs.FileMode) (*os.File, error) {
 	file, err := os.OpenFile(name, flag|os.O_CREATE|os.O_EXCL, permissions)
 	if errors.Is(err, fs.ErrExist) {
@@ -88,7 +87,7 @@ func OpenFile(name string, flag int, permissions, group fs.FileMode) (*os.File, 
 	return file, nil
 }
 
-// openParent opens a directory that may be one without permission to list it.
+// openParent opens the directory of a file, even without the permission to list it.
 func openParent(name string) (int, error) {
 	return unix.Open(filepath.Dir(name), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 }
@@ -98,12 +97,12 @@ func sharing(directory int) (stat unix.Stat_t, shares bool) {
 	if unix.Fstat(directory, &stat) != nil || stat.Mode&0o022 != 0o020 {
 		return stat, false
 	}
-	// By its name, as the descriptor may be one of O_PATH.
+	// By name, as the descriptor may be O_PATH.
 	_, err := unix.Getxattr(descriptorName(directory), aclAttribute, nil)
 	return stat, err == unix.ENODATA || err == unix.ENOTSUP
 }
 
-// aclAttribute is set where a directory has more permissions than those of its mode; see
+// aclAttribute is the extended attribute of a directory with an access control list; see
 // acl(5).
 const aclAttribute = "system.posix_acl_access"
 
@@ -120,15 +119,15 @@ func inherit(above unix.Stat_t, made int, group fs.FileMode, most uint64) {
 		return
 	}
 	if now.Gid != above.Gid && unix.Fchownat(made, "", -1, int(above.Gid), unix.AT_EMPTY_PATH) != nil {
-		return // its group is another, which must not get the permissions
+		return // another group must not get the permissions
 	}
 	if want := now.Mode&0o7777 | above.Mode&uint32(group); want != now.Mode&0o7777 {
-		// A descriptor of O_PATH has no other way; see open(2).
+		// fchmod(2) doesn't accept an O_PATH descriptor; see open(2).
 		_ = unix.Chmod(descriptorName(made), want)
 	}
 }
 
-// MkdirAll is [os.MkdirAll] with Inherit for each directory that it makes.
+// MkdirAll is [os.MkdirAll] with Inherit for each new directory.
 func MkdirAll(name string, permissions fs.FileMode) error {
 	name = filepath.Clean(name)
 	if info, err := os.Stat(name); err == nil && info.IsDir() {
@@ -141,7 +140,7 @@ func MkdirAll(name string, permissions fs.FileMode) error {
 	}
 	err := os.Mkdir(name, permissions)
 	if errors.Is(err, fs.ErrExist) {
-		return os.MkdirAll(name, permissions) // another process was first, or it is not a directory
+		return os.MkdirAll(name, permissions) // created concurrently, or not a directory
 	}
 	if err == nil {
 		Inherit(name, GroupEnters)
@@ -159,7 +158,7 @@ func MkdirAllIn(root *os.Root, name string, permissions fs.FileMode) error {
 	}
 	err := root.Mkdir(name, permissions)
 	if errors.Is(err, fs.ErrExist) {
-		return nil // another process was first
+		return nil // created concurrently
 	}
 	if err == nil {
 		InheritIn(root, name, GroupEnters)

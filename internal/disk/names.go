@@ -15,7 +15,7 @@ import (
 func RenameNew(from, to string) error {
 	err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
-		// This file system doesn't support that: check just before.
+		// The file system doesn't support RENAME_NOREPLACE: check just before.
 		if _, err := os.Lstat(to); err == nil {
 			return fmt.Errorf("rename %s to %s: %w", from, to, fs.ErrExist)
 		}
@@ -27,7 +27,7 @@ func RenameNew(from, to string) error {
 	return nil
 }
 
-// SyncDirectory flushes the directory of a file, so that its names survive a loss of power.
+// SyncDirectory flushes the directory of a file, so that its name survives a loss of power.
 func SyncDirectory(name string) error {
 	directory, err := os.Open(filepath.Dir(name))
 	if err != nil {
@@ -36,8 +36,8 @@ func SyncDirectory(name string) error {
 	return errors.Join(directory.Sync(), directory.Close())
 }
 
-// Cause strips the operation and path from an error of package os, where the message has them
-// already.
+// Cause strips the operation and path from an error of package os, for messages that contain
+// them already.
 func Cause(err error) error {
 	var pathError *fs.PathError
 	var linkError *os.LinkError

@@ -8,9 +8,9 @@ import (
 	"path/filepath"
 )
 
-// liesIn reports whether a path is the directory or below it. The last parts of the path need
+// isIn reports whether a path is the directory or below it. The last parts of the path need
 // not exist.
-func liesIn(name string, directory fs.FileInfo) (bool, error) {
+func isIn(name string, directory fs.FileInfo) (bool, error) {
 	absolute, err := filepath.Abs(name)
 	if err != nil {
 		return false, fmt.Errorf("find the absolute path of %s: %w", name, err)
@@ -22,14 +22,14 @@ func liesIn(name string, directory fs.FileInfo) (bool, error) {
 			break
 		}
 		if !errors.Is(err, fs.ErrNotExist) {
-			return false, fmt.Errorf("find where %s lies: %w", name, Cause(err))
+			return false, fmt.Errorf("resolve %s: %w", name, Cause(err))
 		}
 		absolute = filepath.Dir(absolute)
 	}
 	for {
 		info, err := os.Stat(absolute)
 		if err != nil {
-			return false, fmt.Errorf("find where %s lies: %w", name, Cause(err))
+			return false, fmt.Errorf("resolve %s: %w", name, Cause(err))
 		}
 		if os.SameFile(info, directory) {
 			return true, nil
@@ -47,11 +47,11 @@ func Overlap(a, b string) (bool, error) {
 	for _, pair := range [][2]string{{a, b}, {b, a}} {
 		outer, err := os.Stat(pair[1])
 		if errors.Is(err, fs.ErrNotExist) {
-			continue // nothing lies in it
+			continue // a missing directory contains nothing
 		} else if err != nil {
-			return false, fmt.Errorf("find where %s lies: %w", pair[1], Cause(err))
+			return false, fmt.Errorf("resolve %s: %w", pair[1], Cause(err))
 		}
-		if inside, err := liesIn(pair[0], outer); inside || err != nil {
+		if inside, err := isIn(pair[0], outer); inside || err != nil {
 			return inside, err
 		}
 	}

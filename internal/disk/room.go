@@ -1,5 +1,5 @@
-// Package disk helps to write large files beside a database: it keeps room on the disk, writes
-// bytes out early, renames without overwriting, and shares files with a group.
+// Package disk contains tools for files: it reserves disk space for the database, writes large
+// files out early, renames without overwriting, and shares files with a group.
 package disk
 
 import (
@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrNoRoom says that a file isn't written, or not completely, as the disk would become full.
-var ErrNoRoom = errors.New("there is too little room on the disk")
+// ErrNoRoom means that a file was not written, or incompletely, as the disk would become full.
+var ErrNoRoom = errors.New("not enough space on the disk")
 
 // Look returns how many bytes are free for this process on the disk of a directory, and the
 // size of the disk.
@@ -22,12 +22,12 @@ type Look func(directory string) (free, size int64, err error)
 func Room(directory string) (free, size int64, err error) {
 	var system unix.Statfs_t
 	if err := unix.Statfs(directory, &system); err != nil {
-		return 0, 0, fmt.Errorf("look how much room there is in %s: %w", directory, err)
+		return 0, 0, fmt.Errorf("get the free space of %s: %w", directory, err)
 	}
 	return int64(system.Bavail) * system.Bsize, int64(system.Blocks) * system.Bsize, nil
 }
 
-// mostReserve is enough for a database to grow for long.
+// mostReserve is the largest reserve, which lets a database grow for a long time.
 const mostReserve = 1 << 30
 
 // Reserve returns how many bytes of a disk stay free for the database: a twentieth of its
@@ -46,7 +46,7 @@ func (look Look) Check(directory string, need int64) error {
 	}
 	if keep := Reserve(size); free-need < keep {
 		const mega = 1 << 20
-		return fmt.Errorf("%w of %s: %d MiB are to be written, %d MiB are free, and %d MiB of them stay so for the database: make room there, or have the database on a larger disk",
+		return fmt.Errorf("%w of %s: %d MiB needed, %d MiB free, of which %d MiB are reserved for the database: free space there, or move the database to a larger disk",
 			ErrNoRoom, directory, need/mega, free/mega, keep/mega)
 	}
 	return nil
@@ -57,15 +57,15 @@ func IsFull(err error) bool {
 	return errors.Is(err, ErrNoRoom) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
 }
 
-// Writer writes to W while there is room. Its errors are [ErrNoRoom], and those of W.
+// Writer writes to W while there is enough space. Its errors are [ErrNoRoom], and those of W.
 type Writer struct {
 	W io.Writer
-	// Directory is that of the file, and Look finds out about its disk; nil is
+	// Directory is the directory of the file, and Look returns its free space; nil is
 	// [Room].
 	Directory string
 	Look      Look
 
-	left int64 // bytes before it looks again
+	left int64 // bytes until the next Check
 }
 
 // lookEvery is how many bytes are written before the disk is checked again: far less than the
@@ -81,7 +81,7 @@ func (w *Writer) Write(p []byte) (int, error) {
 	}
 	n, err := w.W.Write(p)
 	if IsFull(err) {
-		err = fmt.Errorf("%w of %s: %w: make room there, or have the database on a larger disk", ErrNoRoom, w.Directory, err)
+		err = fmt.Errorf("%w of %s: %w: free space there, or move the database to a larger disk", ErrNoRoom, w.Directory, err)
 	}
 	return n, err
 }

@@ -13,9 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Unwritable returns an error if this user may not read and write one of the files, or
-// make files in one of the directories. It says which one, and how that is changed for
-// all of them. Names that don't exist are skipped.
+// Unwritable returns an error if this user can't read and write one of the files, or create
+// files in one of the directories. The message has a command that corrects all of them. It
+// skips names that don't exist.
 func Unwritable(names ...string) error {
 	var failed []string
 	var failure error
@@ -51,7 +51,7 @@ func Unwritable(names ...string) error {
 	return fmt.Errorf("user %s: %w for %s, which belongs to %s: %s", self, failure, failed[0], userName(first.Uid), advice)
 }
 
-// userName is the name of a user, or the number.
+// userName returns the name of a user, or the number.
 func userName(uid uint32) string {
 	id := strconv.FormatUint(uint64(uid), 10)
 	if found, err := user.LookupId(id); err == nil {
@@ -60,7 +60,7 @@ func userName(uid uint32) string {
 	return id
 }
 
-// groupName is the name of a group, or the number.
+// groupName returns the name of a group, or the number.
 func groupName(gid uint32) string {
 	id := strconv.FormatUint(uint64(gid), 10)
 	if found, err := user.LookupGroupId(id); err == nil {

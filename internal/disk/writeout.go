@@ -7,11 +7,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// writeOutEvery is how often files that are being written are written out.
+// writeOutEvery is how often WriteOut starts to write files to the disk.
 const writeOutEvery = time.Second
 
-// WriteOut makes the system write files to the disk while they are being made, until stop is
-// called. Otherwise gigabytes are left for the final flush, during which a process can't be
+// WriteOut makes the kernel write growing files to the disk once a second, until stop is
+// called. Otherwise the final fsync may write gigabytes, during which the process can't be
 // killed.
 func WriteOut(names ...string) (stop func()) {
 	done := make(chan struct{})
@@ -34,7 +34,7 @@ func WriteOut(names ...string) (stop func()) {
 				if files[name] == nil {
 					file, err := os.Open(name)
 					if err != nil {
-						continue // it is not there yet
+						continue // it doesn't exist yet
 					}
 					files[name] = file
 				}

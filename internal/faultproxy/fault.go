@@ -7,13 +7,13 @@ import (
 	"sync"
 )
 
-// Kind is what goes wrong with an answer.
+// Kind is a kind of fault.
 type Kind int
 
 const (
-	// None lets the answer through as it is.
+	// None passes the answer unchanged.
 	None Kind = iota
-	// CutHead closes the connection without an answer. The target gets no request.
+	// CutHead closes the connection without an answer, and without asking the target.
 	CutHead
 	// CutBody closes the connection in the middle of the body.
 	CutBody
@@ -23,7 +23,7 @@ const (
 	StallBody
 	// Status answers with Fault.Status instead of the target.
 	Status
-	// ShortLength ends the body early, and says that this is its length.
+	// ShortLength ends the body early, with a Content-Length that matches.
 	ShortLength
 	// ShortChunked ends the body early, in chunks, with a clean end.
 	ShortChunked
@@ -41,25 +41,25 @@ var kindNames = [kinds]string{"none", "cut head", "cut body", "stall head", "sta
 
 func (k Kind) String() string { return kindNames[k] }
 
-// All has all kinds except None and those that stall.
+// All is all kinds except None, StallHead and StallBody.
 var All = []Kind{CutHead, CutBody, Status, ShortLength, ShortChunked, FlipBit, HTML, Stale}
 
-// Fault is what goes wrong with one answer. The zero Fault is none.
+// Fault is the fault of one answer. The zero Fault is none.
 type Fault struct {
 	Kind Kind
-	// Status is the code that [Status] answers with; 0 is 503.
+	// Status is the status code for [Status]; 0 is 503.
 	Status int
 	// At is the position in the body as a fraction of its length, 0 ≤ At < 1. For [Stale],
 	// it selects the answer: 0 is the oldest one remembered.
 	At float64
 	// After is the position in a body of unknown length, such as a stream, in bytes.
 	After int64
-	// Bit is which bit of the byte is flipped, from 0 to 7.
+	// Bit is the flipped bit of the byte, from 0 to 7.
 	Bit int
 }
 
-// Random picks random faults of the kinds for a share of the requests. The same seed gives the
-// same faults to the same sequence of requests.
+// Random picks random faults of the kinds for a share of the requests. The same seed picks the
+// same faults for the same sequence of requests.
 func Random(seed uint64, part float64, of ...Kind) func(*http.Request) Fault {
 	var mu sync.Mutex
 	random := rand.New(rand.NewPCG(seed, seed))
@@ -77,7 +77,7 @@ func Random(seed uint64, part float64, of ...Kind) func(*http.Request) Fault {
 	}
 }
 
-// Script picks the faults one after another, and then none.
+// Script picks the faults in order, and then none.
 func Script(faults ...Fault) func(*http.Request) Fault {
 	var mu sync.Mutex
 	return func(*http.Request) Fault {

@@ -9,15 +9,15 @@ import (
 )
 
 const (
-	// rememberedRequests is how many different ones have old answers.
+	// rememberedRequests is how many different requests are remembered.
 	rememberedRequests = 1000
-	// rememberedAnswers is how many of each are kept, the newest ones.
+	// rememberedAnswers is how many of the newest answers to each are kept.
 	rememberedAnswers = 4
-	// rememberedSize is the most bytes that one may have.
+	// rememberedSize is the maximum size of an answer.
 	rememberedSize = 1 << 20
 )
 
-// memory keeps old answers.
+// memory stores old answers.
 type memory struct {
 	mu      sync.Mutex
 	answers *lru.Cache[string, []*oldAnswer]
@@ -37,13 +37,13 @@ func newMemory() *memory {
 	return &memory{answers: answers}
 }
 
-// keyOf is the same for requests that a cache takes for the same.
+// keyOf returns the cache key of a request.
 func keyOf(r *http.Request) string {
 	return r.Method + " " + r.RequestURI + " " + r.Header.Get("Range")
 }
 
-// keeps returns what takes the body of an answer to be remembered, nil for one
-// that is not: one of unknown length may be without end.
+// keeps returns a buffer for the body of an answer; nil for one that is not remembered. An
+// answer of unknown length may be endless.
 func (m *memory) keeps(r *http.Request, response *http.Response) *bytes.Buffer {
 	if response.ContentLength > rememberedSize || response.ContentLength < 0 && r.Method != http.MethodHead {
 		return nil
@@ -63,7 +63,7 @@ func (m *memory) remember(r *http.Request, response *http.Response, body *bytes.
 	m.answers.Add(key, old)
 }
 
-// recall returns an old answer, 0 for the oldest; nil when there is none.
+// recall returns the old answer at that fraction, 0 for the oldest; nil if there is none.
 func (m *memory) recall(r *http.Request, at float64) *oldAnswer {
 	m.mu.Lock()
 	defer m.mu.Unlock()

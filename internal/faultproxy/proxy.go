@@ -1,5 +1,5 @@
-// Package faultproxy is an HTTP proxy for tests that damages answers as networks, proxies and
-// disks do: they are cut, stalled, short, changed, old, or not from the server at all.
+// Package faultproxy is an HTTP proxy for tests that simulates faults of networks, proxies and
+// disks: answers that are cut, stalled, short, changed, old, or not from the server at all.
 package faultproxy
 
 import (
@@ -16,7 +16,7 @@ import (
 
 // Proxy forwards requests to a target, and its answers back.
 type Proxy struct {
-	// URL is where it listens, without a slash at the end.
+	// URL is its address, without a slash at the end.
 	URL string
 
 	target    *url.URL
@@ -33,16 +33,16 @@ type Proxy struct {
 	closed   chan struct{}
 }
 
-// Counts is what has happened so far.
+// Counts counts requests and faults.
 type Counts struct {
-	// Requests is how many came.
+	// Requests counts received requests.
 	Requests int
 	// Faults counts the faults by their kinds. None counts unchanged answers, including those
 	// to which a fault did not apply, such as a bit of an empty body.
 	Faults [kinds]int
 	// Stalled is how many are stalled now.
 	Stalled int
-	// Unreachable is how many could not be forwarded, or were cut by the target.
+	// Unreachable counts requests that couldn't be forwarded, or were cut by the target.
 	Unreachable int
 }
 
@@ -81,7 +81,7 @@ func New(target string, pick func(*http.Request) Fault) *Proxy {
 // Close ends all requests, also those that stall, by cutting their connections.
 func (p *Proxy) Close() {
 	close(p.closed)
-	_ = p.server.Close() // of a listener that is closed in any case
+	_ = p.server.Close() // an error of the listener doesn't matter
 	p.serving.Wait()
 	p.transport.CloseIdleConnections()
 }
@@ -94,15 +94,15 @@ func (p *Proxy) Release() {
 	p.released = make(chan struct{})
 }
 
-// Counts returns what has happened so far. A client may have the end of an answer
-// before that is counted: Await waits for it.
+// Counts returns the counts so far. A client may receive the end of an answer before it is
+// counted: use Await to wait for that.
 func (p *Proxy) Counts() Counts {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.counts
 }
 
-// Await waits until the counts are as wanted. The error is the context's.
+// Await waits until wanted returns true. The error is the context's.
 func (p *Proxy) Await(ctx context.Context, wanted func(Counts) bool) error {
 	for {
 		p.mu.Lock()
@@ -114,7 +114,7 @@ func (p *Proxy) Await(ctx context.Context, wanted func(Counts) bool) error {
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return fmt.Errorf("waited in vain, with the counts %+v: %w", counts, ctx.Err())
+			return fmt.Errorf("wait for counts, now %+v: %w", counts, ctx.Err())
 		}
 	}
 }
@@ -146,5 +146,5 @@ func (p *Proxy) stall(r *http.Request) bool {
 	return false
 }
 
-// cut closes the connection of the request that is being answered.
+// cut closes the connection of the current request.
 func cut() { panic(http.ErrAbortHandler) }

@@ -10,7 +10,7 @@ import (
 	"strings"
 )
 
-// hopHeaders are about one connection, and not passed on.
+// hopHeaders are hop-by-hop headers, which are not forwarded.
 var hopHeaders = []string{"Connection", "Keep-Alive", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade"}
 
 // page is the page of a captive portal.
@@ -58,7 +58,7 @@ func (p *Proxy) serve(w http.ResponseWriter, r *http.Request) {
 	p.answer(w, r, response, fault)
 }
 
-// outgoing is the request to the target: the same, its path as it was written.
+// outgoing returns the request to the target, with the path verbatim.
 func (p *Proxy) outgoing(r *http.Request) *http.Request {
 	out := r.Clone(r.Context())
 	path, _, _ := strings.Cut(r.RequestURI, "?")
@@ -68,7 +68,7 @@ func (p *Proxy) outgoing(r *http.Request) *http.Request {
 		out.Header.Del(name)
 	}
 	if out.Header.Get("User-Agent") == "" {
-		out.Header.Set("User-Agent", "") // or the transport sets its own
+		out.Header.Set("User-Agent", "") // otherwise the transport sets its own
 	}
 	return out
 }
@@ -80,13 +80,13 @@ func copyHeader(to, from http.Header) {
 		}
 	}
 	if _, typed := to["Content-Type"]; !typed {
-		to["Content-Type"] = nil // or the server guesses
+		to["Content-Type"] = nil // otherwise the server guesses
 	}
 }
 
 // answer sends an answer back with the fault.
 func (p *Proxy) answer(w http.ResponseWriter, r *http.Request, response *http.Response, fault Fault) {
-	length := response.ContentLength // -1 when not known
+	length := response.ContentLength // -1 if unknown
 	strike := fault.After
 	if length >= 0 {
 		strike = min(int64(fault.At*float64(length)), length-1)
@@ -97,7 +97,7 @@ func (p *Proxy) answer(w http.ResponseWriter, r *http.Request, response *http.Re
 	copyHeader(w.Header(), response.Header)
 	switch fault.Kind {
 	case ShortLength:
-		if length < 0 { // it can't be said before it is known
+		if length < 0 { // a stream has no Content-Length
 			fault.Kind = ShortChunked
 			w.Header().Del("Content-Length")
 			break
@@ -111,20 +111,20 @@ func (p *Proxy) answer(w http.ResponseWriter, r *http.Request, response *http.Re
 	if fault.Kind == None || fault.Kind == Stale || fault.Kind == StallHead {
 		b.kept = p.memory.keeps(r, response)
 		b.pass(-1)
-		if fault.Kind != StallHead { // which is counted
+		if fault.Kind != StallHead { // counted before
 			p.happened(None)
 		}
 		p.memory.remember(r, response, b.kept)
 		return
 	}
 	if !b.pass(strike) && fault.Kind != CutBody {
-		p.happened(None) // a stream was over before
+		p.happened(None) // the stream ended before
 		return
 	}
 	switch fault.Kind {
 	case CutBody:
 		p.happened(CutBody)
-		b.flush() // what is before is to arrive
+		b.flush() // the bytes before the cut must arrive
 		cut()
 	case ShortLength, ShortChunked:
 		p.happened(fault.Kind)
@@ -142,18 +142,18 @@ func (p *Proxy) answer(w http.ResponseWriter, r *http.Request, response *http.Re
 	b.pass(-1)
 }
 
-// body is one that is being passed back.
+// body is a body that is being forwarded.
 type body struct {
 	p      *Proxy
 	w      http.ResponseWriter
 	r      *http.Request
 	from   io.Reader
-	stream bool          // of unknown length: each piece is sent at once
-	kept   *bytes.Buffer // takes what passes; nil for nothing
+	stream bool          // of unknown length: each piece is flushed
+	kept   *bytes.Buffer // a copy for the memory; nil for none
 }
 
-// pass passes so many bytes, or all that are left when negative. It is false when
-// there were fewer, and cuts the connection when the target does.
+// pass forwards that many bytes, or all if count is negative. It returns false if there were
+// fewer. If the target cuts its connection, it cuts the client's.
 func (b *body) pass(count int64) bool {
 	buffer := make([]byte, 32<<10)
 	for count != 0 {
@@ -183,7 +183,7 @@ func (b *body) write(piece []byte) {
 		b.kept.Write(piece)
 	}
 	if _, err := b.w.Write(piece); err != nil {
-		cut() // nobody is there
+		cut() // the client has left
 	}
 	if b.stream {
 		b.flush()
@@ -201,7 +201,7 @@ func (b *body) fail() {
 	cut()
 }
 
-// flip passes one byte with another bit, and says whether there was one.
+// flip forwards one byte with a flipped bit. It returns None at EOF.
 func (b *body) flip(bit int) Kind {
 	var one [1]byte
 	switch _, err := io.ReadFull(b.from, one[:]); err {

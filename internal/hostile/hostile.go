@@ -1,5 +1,5 @@
-// Package hostile is a malicious source for tests of mirrors. It speaks the protocol of an
-// instance, but sends texts, names, numbers and files without checking them.
+// Package hostile is a malicious source for tests of mirrors. It implements the protocol of an
+// instance, but sends any texts, names, numbers and files.
 package hostile
 
 import (
@@ -21,7 +21,7 @@ const Instance = "HOSTILE"
 
 // Source is a server on loopback. Its methods may be called while it serves.
 type Source struct {
-	// URL is where it listens, without a slash at the end.
+	// URL is its address, without a slash at the end.
 	URL string
 
 	server *httptest.Server
@@ -35,7 +35,7 @@ type Source struct {
 	changed  chan struct{} // closed when there are more changes
 }
 
-// New starts a source with numbered changes, without any yet.
+// New starts a source of numbered changes that has none yet.
 func New() *Source {
 	s := &Source{instance: Instance, answers: make(map[string]http.HandlerFunc), closed: make(chan struct{}), changed: make(chan struct{})}
 	s.server = httptest.NewServer(http.HandlerFunc(s.serve))
@@ -50,7 +50,7 @@ func (s *Source) Close() {
 	s.server.Close()
 }
 
-// Plain removes the numbers of changes, as the original has none.
+// Plain removes the numbers of changes, as in the original.
 func (s *Source) Plain() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -86,7 +86,7 @@ func (s *Source) Publish(path string, content []byte) {
 // Add adds the addition of a text.
 func (s *Source) Add(at time.Time, text string) { s.Tell(at, peer.Addition, text) }
 
-// Tell adds a change of any kind.
+// Tell adds a change of the given kind.
 func (s *Source) Tell(at time.Time, kind, data string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -122,7 +122,7 @@ func (s *Source) behind(after string) (changes []peer.Change, state peer.LogStat
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var position int64
-	_, _ = fmt.Sscan(after, &position) // else from the beginning
+	_, _ = fmt.Sscan(after, &position) // from the beginning if invalid
 	last := int64(len(s.changes))
 	changes = []peer.Change{}
 	position = min(max(position, 0), last)
@@ -154,16 +154,16 @@ func (s *Source) since(w http.ResponseWriter) {
 
 func reply(w http.ResponseWriter, answer any) {
 	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(answer) // to a client that has left
+	_ = json.NewEncoder(w).Encode(answer) // the client may have left
 }
 
-// stream answers with changes as they come.
+// stream sends changes as they are added.
 func (s *Source) stream(w http.ResponseWriter, r *http.Request, after string) {
 	w.Header().Set("Content-Type", "text/event-stream")
 	event := func(name string, data any) {
 		text, err := json.Marshal(data)
 		if err != nil {
-			panic(err) // of structs with strings and numbers
+			panic(err) // structs of strings and numbers can't fail
 		}
 		fmt.Fprintf(w, "event: %s\ndata: %s\n\n", name, text)
 	}

@@ -1,4 +1,4 @@
-// Package linger lets work that is nearly done finish after its context has ended.
+// Package linger extends contexts, so that short work can finish after a cancellation.
 package linger
 
 import (
@@ -6,12 +6,12 @@ import (
 	"time"
 )
 
-// Second is enough for a store that answers, and leaves the rest of the program time
-// to end before its supervisor kills it.
+// Second is enough for a store that answers, and short enough to finish before a supervisor
+// kills the program.
 const Second = time.Second
 
-// Context returns a context with the values of ctx that ends a while after ctx has
-// ended, or when cancel is called. The deadline of ctx does not matter to it.
+// Context returns a context with the values of ctx, but without its deadline. It ends a while
+// after ctx has ended, or when cancel is called.
 func Context(ctx context.Context, while time.Duration) (_ context.Context, cancel context.CancelFunc) {
 	longer, finish := context.WithCancelCause(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, func() {

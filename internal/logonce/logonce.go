@@ -1,4 +1,4 @@
-// Package logonce keeps a log from repeating itself.
+// Package logonce suppresses repeated log lines.
 package logonce
 
 import (
@@ -9,21 +9,21 @@ import (
 )
 
 const (
-	// Every is how often a text that repeats is logged.
+	// Every is how often a repeated text is logged.
 	Every = time.Hour
 	// mostTexts bounds the texts that a filter remembers.
 	mostTexts = 100
 )
 
-// Filter remembers the texts that were logged. The zero value is ready, and its methods
-// may be called from several goroutines at once.
+// Filter remembers logged texts. The zero value is ready. Its methods may be called
+// concurrently.
 type Filter struct {
 	mu     sync.Mutex
 	logged map[string]time.Time
 }
 
-// IsDue reports whether a text was not logged within the last hour, and notes that it is
-// logged now.
+// IsDue reports whether a text was not logged within the last hour. If so, it records that it
+// is logged now.
 func (f *Filter) IsDue(text string, now time.Time) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -38,7 +38,7 @@ func Path(n int) narinfo.StorePath {
 func Narinfo(n, version, nar int) *narinfo.Narinfo {
 	path := Path(n)
 	signed := fmt.Appendf(nil, "StorePath: %s\nNarHash: sha256:%052d\nNarSize: 120\nReferences: \nVersion: %d\n", path, nar, version)
-	// By an algorithm that nobody can verify: the hash of what was signed is right.
+	// The algorithm is unknown, but the hash of the signed text is right.
 	signature := fmt.Sprintf("(signature (data (flags test) (hash sha256 #%X#)) (sig-val (test (s #00#))) (public-key (test (q #00#))))", sha256.Sum256(signed))
 	info, err := narinfo.Parse(fmt.Appendf(signed, "Signature: 1;farm.example;%s\nURL: nar/none/%s\nCompression: none\nFileSize: 120\n",
 		base64.StdEncoding.EncodeToString([]byte(signature)), path.BaseName()))
@@ -51,7 +51,7 @@ func Narinfo(n, version, nar int) *narinfo.Narinfo {
 // At returns the time of the Nth change.
 func At(n int) time.Time { return time.Date(2026, 1, 1, 0, 0, n, 0, time.UTC) }
 
-// IndexCopy makes a copy of an index with the texts, which a script has Changed.
+// IndexCopy returns a copy of an index with the texts, modified by a script.
 func IndexCopy(t testing.TB, script string, texts ...string) []byte {
 	t.Helper()
 	x, err := index.Open(t.Context(), filepath.Join(t.TempDir(), "source.db"), index.Options{})
@@ -100,8 +100,8 @@ func Changed(t testing.TB, name, script string) []byte {
 	return content
 }
 
-// Dump returns the content of a dump of narinfos in the original's schema. If an instance is
-// named, the dump has its numbers and a sum.
+// Dump returns the content of a dump of narinfos in the original's schema. Unless instance is
+// "", the dump has its change numbers and a sum.
 func Dump(t testing.TB, instance string, texts ...string) []byte {
 	t.Helper()
 	name := filepath.Join(t.TempDir(), "dump.db")
@@ -129,7 +129,7 @@ func Dump(t testing.TB, instance string, texts ...string) []byte {
 	return content
 }
 
-// Items lists the items of an index that is closed: their times and texts.
+// Items returns the times and texts of the items of a closed index.
 func Items(t testing.TB, name string) (lines []string) {
 	t.Helper()
 	x, err := index.Open(t.Context(), name, index.Options{})

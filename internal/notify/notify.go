@@ -1,4 +1,4 @@
-// Package notify has a mutex that notifies waiters when the state that it guards changes.
+// Package notify provides a mutex that notifies waiters of changes.
 package notify
 
 import (
@@ -6,15 +6,14 @@ import (
 	"sync"
 )
 
-// Mutex guards a state that others wait for. The zero value is ready. Waiters don't notice
-// changes that are made without Set.
+// Mutex guards a state. The zero value is ready. Waiters don't notice changes without Set.
 type Mutex struct {
 	sync.Mutex
-	// changed is closed at the next change, and another then; nil while nobody waits.
+	// changed is closed by the next Set; nil without waiters.
 	changed chan struct{}
 }
 
-// Set changes the state, with the mutex held, and notifies all waiters.
+// Set calls change with the mutex held, and notifies all waiters.
 func (m *Mutex) Set(change func()) {
 	m.Lock()
 	defer m.Unlock()
@@ -25,8 +24,8 @@ func (m *Mutex) Set(change func()) {
 	}
 }
 
-// Wait waits until the condition, which is called with the mutex held, is true. The
-// error is the context's.
+// Wait waits until the condition is true. It calls it with the mutex held. The error is the
+// context's.
 func (m *Mutex) Wait(ctx context.Context, condition func() bool) error {
 	for {
 		m.Lock()

@@ -11,10 +11,10 @@ import (
 	_ "modernc.org/sqlite" // the driver "sqlite"
 )
 
-// DumpName is the file that MakeDump makes.
+// DumpName is the name of MakeDump's file.
 const DumpName = "nar_herder_dump.db"
 
-// schema duplicates that of package original, so that a mistake there is not repeated here.
+// schema duplicates that of package original on purpose, so that tests find mistakes there.
 const schema = `
 CREATE TABLE narinfos (id INTEGER PRIMARY KEY ASC, store_path TEXT NOT NULL, nar_hash TEXT NOT NULL, nar_size INTEGER NOT NULL,
 	deriver TEXT, system TEXT, contents NOT NULL, added_at TEXT);
@@ -27,7 +27,7 @@ CREATE TABLE recent_changes (id INTEGER PRIMARY KEY ASC, datetime TEXT NOT NULL,
 CREATE TABLE cached_narinfo_files (id INTEGER PRIMARY KEY ASC, narinfo_id INTEGER NOT NULL, size INTEGER NOT NULL, compression TEXT);
 `
 
-// MakeDump writes a copy of the database to the directory, and serves it from then on.
+// MakeDump writes a copy of the database to the directory, and serves it.
 func (s *Server) MakeDump(directory string) (err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -1,6 +1,5 @@
-// Package originalstub is a server for tests that behaves as the original Nar Herder behind
-// nginx is known or believed to: it has narinfos, nars, a dump of its database and recent
-// changes by their times. All other paths are 404.
+// Package originalstub is a server for tests that imitates the original Nar Herder behind
+// nginx: it serves narinfos, nars, a dump of its database, and recent changes by their times.
 package originalstub
 
 import (
@@ -19,19 +18,19 @@ import (
 	"nar-herder/narinfo"
 )
 
-// timeLayout is how the original writes times, in UTC.
+// timeLayout is the original's format of times, in UTC.
 const timeLayout = "2006-01-02 15:04:05"
 
 // Server is an instance of the original that keeps its narinfos in memory.
 type Server struct {
-	// URL is where it listens on loopback, without a slash at the end.
+	// URL is its address on loopback, without a slash at the end.
 	URL string
 
 	now    func() time.Time
 	server *httptest.Server
 
 	mu      sync.Mutex
-	items   []*item // in the order in which they came
+	items   []*item // in the order of addition
 	changes []change
 	lastID  int64
 	dump    string // the file; "" for none
@@ -42,7 +41,7 @@ type item struct {
 	id      int64
 	narinfo *narinfo.Narinfo
 	addedAt string
-	files   []string // of this machine, in the order of the narinfo's; "" for one that is not stored
+	files   []string // local files in the narinfo's order; "" for one that is not stored
 	tags    [][2]string
 }
 
@@ -54,8 +53,7 @@ type change struct {
 	Data     string `json:"data"`
 }
 
-// New starts a server without items, with the clock that dates changes; nil is
-// the system's.
+// New starts a server without items. now is the clock for changes; nil is the system's.
 func New(now func() time.Time) *Server {
 	if now == nil {
 		now = time.Now
@@ -66,19 +64,18 @@ func New(now func() time.Time) *Server {
 	return s
 }
 
-// Close ends the server, and waits for the requests that are being answered.
+// Close stops the server after the current requests.
 func (s *Server) Close() { s.server.Close() }
 
-// Add adds an item, or replaces one that is known, and logs an addition. files
-// are the nars of the narinfo's URLs, in their order; those that are not given,
-// or are "", are not stored.
+// Add adds or replaces an item, and logs an addition. files are the nars in the order of the
+// narinfo's URLs; missing ones, and "", are not stored.
 func (s *Server) Add(text []byte, files ...string) error {
 	n, err := narinfo.Parse(text)
 	if err != nil {
 		return err
 	}
 	if len(files) > len(n.Files) {
-		return fmt.Errorf("add %s: %d files are given, and its narinfo names %d", n.StorePath, len(files), len(n.Files))
+		return fmt.Errorf("add %s: got %d files, its narinfo names %d", n.StorePath, len(files), len(n.Files))
 	}
 	for len(files) < len(n.Files) {
 		files = append(files, "")
@@ -94,7 +91,7 @@ func (s *Server) Add(text []byte, files ...string) error {
 	return nil
 }
 
-// Tag tags an item, by its store path. It is not logged.
+// Tag tags an item by its store path, without logging a change.
 func (s *Server) Tag(path, key, value string) error {
 	i, err := s.known(path)
 	if err != nil {
@@ -105,7 +102,7 @@ func (s *Server) Tag(path, key, value string) error {
 	return nil
 }
 
-// Remove removes an item by its store path, and logs it.
+// Remove removes an item by its store path, and logs a removal.
 func (s *Server) Remove(path string) error {
 	i, err := s.known(path)
 	if err != nil {
@@ -117,7 +114,7 @@ func (s *Server) Remove(path string) error {
 	return nil
 }
 
-// TrimChanges removes the changes from the log that are older than the time.
+// TrimChanges removes older changes from the log.
 func (s *Server) TrimChanges(before time.Time) {
 	oldest := before.UTC().Format(timeLayout)
 	s.mu.Lock()
@@ -137,7 +134,7 @@ func (s *Server) Asked(prefix string) (count int) {
 	return count
 }
 
-// known finds an item, and keeps the lock if it does.
+// known finds an item, and returns with the lock held unless it fails.
 func (s *Server) known(path string) (int, error) {
 	p, err := narinfo.ParseStorePath(path)
 	if err != nil {
@@ -152,7 +149,7 @@ func (s *Server) known(path string) (int, error) {
 	return i, nil
 }
 
-// find returns where an item is, -1 for nowhere.
+// find returns the index of an item, or -1.
 func (s *Server) find(hash narinfo.PathHash) int {
 	return slices.IndexFunc(s.items, func(i *item) bool { return i.narinfo.StorePath.Hash == hash })
 }
@@ -193,8 +190,8 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// serveChanges compares times as the texts that they are, as its SQL does, and
-// knows no parameter but since.
+// serveChanges compares times as texts, as the original's SQL does. It ignores parameters
+// other than since.
 func (s *Server) serveChanges(w http.ResponseWriter, r *http.Request) {
 	since := r.URL.Query().Get("since")
 	s.mu.Lock()
@@ -241,7 +238,7 @@ func write(w http.ResponseWriter, body []byte) {
 	_, _ = w.Write(body) // the client may have left
 }
 
-// fileAt is the file of a decoded path; "" for none.
+// fileAt returns the file of a decoded path, or "".
 func (s *Server) fileAt(path string) string {
 	for _, item := range s.items {
 		for i, file := range item.narinfo.Files {

@@ -1,5 +1,4 @@
-// Package pace makes a caller wait: for a time, longer after each failure, or as a rate
-// limit asks for.
+// Package pace provides interruptible sleeps, back-off and rate limits.
 package pace
 
 import (
@@ -10,7 +9,7 @@ import (
 	"time"
 )
 
-// Sleep waits, unless the context ends before: then the error is the context's.
+// Sleep waits for the duration or until the context ends, and returns the context's error.
 func Sleep(ctx context.Context, duration time.Duration) error {
 	if duration <= 0 {
 		return ctx.Err()
@@ -25,9 +24,8 @@ func Sleep(ctx context.Context, duration time.Duration) error {
 	}
 }
 
-// Backoff is how long to wait before another attempt: First after one failure, twice as
-// long after each more in a row, and never longer than Last. Both are positive, and First
-// is at most an hour.
+// Backoff is an exponential back-off: First after one failure, doubled for each further
+// failure in a row, and at most Last. Both are positive, and First is at most an hour.
 type Backoff struct{ First, Last time.Duration }
 
 // After returns the pause after a number of failures in a row.
@@ -35,25 +33,22 @@ func (b Backoff) After(failures int) time.Duration {
 	return min(b.Last, b.First<<min(max(failures-1, 0), 20))
 }
 
-// Jittered is After, and half as much more or less at random, so that callers that failed
-// together don't try again together.
+// Jittered is After with Jitter, so that callers that failed together don't retry together.
 func (b Backoff) Jittered(failures int) time.Duration { return Jitter(b.After(failures)) }
 
-// Jitter returns a random duration between half of d, which is positive, and one and a half.
+// Jitter returns a random duration between 0.5 d and 1.5 d. d must be positive.
 func Jitter(d time.Duration) time.Duration { return d/2 + rand.N(d) }
 
-// Limiter keeps what all who share it read below a rate. Its methods may be called from
-// several goroutines at once.
+// Limiter limits the common rate of all its readers. Its methods may be called concurrently.
 type Limiter struct {
 	// Rate is in bytes a second; not positive for no limit. It does not change.
 	Rate int64
 
 	mu  sync.Mutex
-	due time.Time // when the bytes consumed so far are paid for
+	due time.Time // of the next read
 }
 
-// Bound shortens a buffer to what may be read at a time: a tenth of a second's worth, so
-// that the pauses stay short.
+// Bound shortens a buffer to the bytes of a tenth of a second, so that the pauses are short.
 func (l *Limiter) Bound(buffer []byte) []byte {
 	if l.Rate <= 0 {
 		return buffer
@@ -61,8 +56,8 @@ func (l *Limiter) Bound(buffer []byte) []byte {
 	return buffer[:min(int64(len(buffer)), max(l.Rate/10, 1))]
 }
 
-// maxLag is how far readers that are slower than the rate may catch up later. After a longer
-// rest they don't run faster.
+// maxLag is how much unused time accumulates: readers that were slower than the rate for less
+// than this catch up. After a longer rest they don't run faster.
 const maxLag = time.Second
 
 // Consume records n bytes and returns how long to wait before the next read; not positive for
@@ -81,7 +76,7 @@ func (l *Limiter) Consume(n int) time.Duration {
 	return l.due.Sub(now)
 }
 
-// Pause returns how long to wait before the next read; not positive for no time.
+// Pause returns how long to wait before the next read. It may be negative.
 func (l *Limiter) Pause() time.Duration {
 	if l.Rate <= 0 {
 		return 0
@@ -91,7 +86,7 @@ func (l *Limiter) Pause() time.Duration {
 	return time.Until(l.due)
 }
 
-// Reader returns a reader of r that waits as the limit asks for, until the context ends.
+// Reader returns a reader of r within the limit, until the context ends.
 func (l *Limiter) Reader(ctx context.Context, r io.Reader) io.Reader {
 	if l.Rate <= 0 {
 		return r

@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The race detector takes what one end has written to have happened before the other
-// end reads it, where both are by package syscall.
+// With package syscall, the race detector knows that a write to one end happens before the
+// read from the other.
 
 func read(fd uintptr, p []byte) (int, error)  { return syscall.Read(int(fd), p) }
 func write(fd uintptr, p []byte) (int, error) { return syscall.Write(int(fd), p) }

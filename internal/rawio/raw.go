@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// most bounds a call, to some 50 µs.
+// most bounds the bytes of a call, and so its time to some 50 µs.
 const most = 256 << 10
 
 func read(fd uintptr, p []byte) (int, error)  { return call(syscall.SYS_READ, fd, p) }

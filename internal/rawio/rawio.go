@@ -1,9 +1,9 @@
 // Package rawio reads and writes sockets without notifying the scheduler.
 //
-// The runtime expects that a system call may block: after 20 µs, when a nar's bytes are
-// still being copied, it starts another thread to run goroutines meanwhile. For a socket
-// that never blocks, that is a tenth of the work for a nar of 200 KB. What is lost is that
-// the garbage collector waits for the copying to end.
+// The runtime expects that a system call may block: after 20 µs, while a nar's bytes are
+// still being copied, it starts another thread to run goroutines. For a socket that never
+// blocks, that is a tenth of the work for a nar of 200 KB. The disadvantage is that the garbage
+// collector waits for the call.
 package rawio
 
 import (
@@ -17,11 +17,11 @@ import (
 // Read is read(2) for a descriptor that does not block. n is 0 at the end.
 func Read(fd uintptr, p []byte) (n int, err error) { return again(read, fd, p) }
 
-// Write is write(2) for a descriptor that does not block. It may write less than all.
+// Write is write(2) for a descriptor that does not block. It may write less than len(p).
 func Write(fd uintptr, p []byte) (n int, err error) { return again(write, fd, p) }
 
-// WriteMore is Write for bytes that others follow at once: the kernel may wait for
-// those before it sends a segment.
+// WriteMore is Write with MSG_MORE: the kernel may wait for the next write before it sends a
+// segment.
 func WriteMore(fd uintptr, p []byte) (n int, err error) { return again(writeMore, fd, p) }
 
 const moreFlags = unix.MSG_MORE | unix.MSG_NOSIGNAL
@@ -42,7 +42,7 @@ func Sendfile(to, from uintptr, offset *int64, n int) (sent int, err error) {
 // Poll is epoll_wait(2) without waiting.
 func Poll(epoll int, events []unix.EpollEvent) (n int, err error) { return poll(epoll, events) }
 
-// again calls f until no signal comes between.
+// again repeats f after EINTR.
 func again(f func(fd uintptr, p []byte) (int, error), fd uintptr, p []byte) (int, error) {
 	for {
 		n, err := f(fd, p)
@@ -57,8 +57,8 @@ func again(f func(fd uintptr, p []byte) (int, error), fd uintptr, p []byte) (int
 type Reader struct {
 	conn syscall.RawConn
 
-	// try is read, a method value that is made once; what follows are its argument
-	// and its result.
+	// try is the method value of read, allocated once; the other fields are its argument
+	// and results.
 	try func(fd uintptr) (done bool)
 	p   []byte
 	n   int
@@ -91,7 +91,7 @@ func (r *Reader) Read(p []byte) (int, error) {
 	return r.n, nil
 }
 
-// read is called with the descriptor; false asks to be called again when there is more.
+// read returns false if it must be called again when the descriptor is readable.
 func (r *Reader) read(fd uintptr) (done bool) {
 	r.n, r.err = Read(fd, r.p)
 	return r.err != syscall.EAGAIN
@@ -102,7 +102,7 @@ func (r *Reader) read(fd uintptr) (done bool) {
 type Writer struct {
 	conn syscall.RawConn
 
-	// As those of a Reader. n is how much of p was written.
+	// As in Reader. n is how much of p was written.
 	try func(fd uintptr) (done bool)
 	p   []byte
 	n   int
@@ -130,8 +130,7 @@ func (w *Writer) Write(p []byte) (int, error) {
 	return w.n, err
 }
 
-// write is called with the descriptor; false asks to be called again when there is
-// room.
+// write returns false if it must be called again when the descriptor is writable.
 func (w *Writer) write(fd uintptr) (done bool) {
 	w.err = nil
 	for w.n < len(w.p) {

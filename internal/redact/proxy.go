@@ -6,8 +6,8 @@ import (
 	"net/url"
 )
 
-// Proxy is [http.ProxyFromEnvironment] with an error that does not repeat the variable,
-// which may contain a password.
+// Proxy is [http.ProxyFromEnvironment], but its errors don't contain the variable, which may
+// include a password.
 func Proxy(request *http.Request) (*url.URL, error) {
 	proxy, err := http.ProxyFromEnvironment(request)
 	if err != nil {

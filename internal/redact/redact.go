@@ -1,4 +1,4 @@
-// Package redact removes secrets from URLs that people read.
+// Package redact removes secrets from URLs in messages.
 package redact
 
 import (
@@ -7,9 +7,8 @@ import (
 	"strings"
 )
 
-// secrets are the parts of URLs that only their owner should read. White space alone
-// ends a URL, as administrators don't always percent-encode a password, and a match goes
-// up to the last @.
+// secrets are the secret parts of URLs. Only white space ends a URL, and a match extends to
+// the last @, as administrators don't always percent-encode a password.
 var secrets = []struct {
 	form  *regexp.Regexp
 	shown string
@@ -22,12 +21,12 @@ var secrets = []struct {
 	{regexp.MustCompile(`(?i)(%3A%2F%2F)[^\s&]*(%40|@)`), "${1}xxxxx${2}"},
 }
 
-// parameter matches a query parameter whose name is that of a key or signature.
-// "credentials" is not among them: it names a file.
+// parameter matches query parameters with the name of a key or signature, but not
+// "credentials", which names a file.
 var parameter = regexp.MustCompile(`(?i)([?&](?:[^\s"'=&]*(?:key|secret|token|pass|signature)[^\s"'=&]*|[^\s"'=&]*credential|(?:[^\s"'=&]*[-_])?sig)=)([^\s&]*)`)
 
-// Text replaces the secrets of each URL in a text, also of one that is not well-formed. A
-// user alone is replaced as well, as it may be a token.
+// Text replaces the secrets of each URL in a text, even if it is malformed. It also replaces a
+// user without a password, as that may be a token.
 func Text(text string) string {
 	if !strings.ContainsAny(text, "@=%") {
 		return text
@@ -45,8 +44,8 @@ func Text(text string) string {
 
 var scheme = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9+.-]*:/+`)
 
-// Address replaces the secrets of a text that was meant to be one URL: all that precedes
-// the last @, except a scheme.
+// Address replaces the secrets of a text that is meant to be one URL: everything before the
+// last @, except the scheme.
 func Address(text string) string {
 	if i := strings.LastIndexByte(text, '@'); i >= 0 {
 		text = scheme.FindString(text[:i]) + "xxxxx" + text[i:]
@@ -54,8 +53,8 @@ func Address(text string) string {
 	return Text(text)
 }
 
-// URL returns a URL without its user and password, and without a query, where signatures
-// and tokens are.
+// URL returns a URL without user, password and query, which may contain signatures and
+// tokens.
 func URL(u *url.URL) string {
 	public := *u
 	public.User, public.RawQuery, public.ForceQuery = nil, "", false

@@ -8,9 +8,8 @@ import (
 	"unicode/utf8"
 )
 
-// Visible replaces unprintable characters of a text, such as control characters,
-// which can move a terminal's cursor or begin another line, with an escape sequence. It is
-// for names and texts from other machines, users and files.
+// Visible escapes unprintable characters of a text from another machine, user or file, such
+// as control characters, which can move a terminal's cursor or begin another line.
 func Visible(text string) string {
 	hidden := func(r rune) bool { return r == utf8.RuneError || !strconv.IsPrint(r) }
 	if strings.IndexFunc(text, hidden) < 0 {
@@ -33,8 +32,8 @@ func Visible(text string) string {
 	return b.String()
 }
 
-// JSON is a writer of JSON in which all control characters are escaped: encoding/json
-// leaves DEL and those beyond ASCII. Each write must be of whole characters.
+// JSON escapes all control characters of the JSON that is written to it: encoding/json
+// doesn't escape DEL and those beyond ASCII. Each Write must consist of whole characters.
 type JSON struct{ W io.Writer }
 
 // Write implements [io.Writer].

@@ -1,4 +1,4 @@
-// Package rounds scales how often tests repeat what is random: kills, damage.
+// Package rounds scales how often tests with random events, such as kills, are repeated.
 package rounds
 
 import (
@@ -7,10 +7,10 @@ import (
 	"strconv"
 )
 
-// Variable is the environment's name for a factor, such as 10 before a release.
+// Variable is the environment variable with a factor, such as 10 before a release.
 const Variable = "NAR_HERDER_ROUNDS"
 
-// Of returns how many rounds a test makes that makes n by default.
+// Of returns the number of rounds of a test with n rounds by default.
 func Of(n int) int {
 	text := os.Getenv(Variable)
 	if text == "" {

@@ -1,5 +1,5 @@
-// Package rowsum sums up the rows of a table, so that a copy of it can be compared with
-// what was written. It finds damage, and not forgery.
+// Package rowsum computes a checksum of a table's rows, to detect damage in a copy. It
+// doesn't detect forgery.
 package rowsum
 
 import (
@@ -10,7 +10,7 @@ import (
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// Sum is the sum of rows in any order; the zero Sum is that of none.
+// Sum is the checksum of rows, regardless of their order. The zero Sum is that of no rows.
 type Sum struct {
 	rows  int64
 	total uint64
@@ -26,5 +26,5 @@ func (s *Sum) Add(a, b int64, content []byte) {
 	s.total += uint64(sum)
 }
 
-// String is the sum as it is compared and kept.
+// String returns the sum as it is stored and compared.
 func (s *Sum) String() string { return fmt.Sprintf("%d:%x", s.rows, s.total) }

@@ -13,33 +13,32 @@ import (
 	"testing"
 )
 
-// Provider is a public S3 service whose refusals a [Front] repeats. They are known
-// from public reports of its users; none of the services was reached from here.
+// Provider is a public S3 service. A [Front] rejects the same requests, according to public
+// reports of its users; it was not compared with the services themselves.
 type Provider string
 
 // The providers.
 const (
-	// Backblaze refuses every header that concerns a checksum, also that of a GET,
-	// and does not know conditional uploads.
+	// Backblaze rejects every checksum header, also that of a GET, and conditional
+	// uploads.
 	Backblaze Provider = "Backblaze B2"
-	// Cloudflare refuses CRC32C, and accepts CRC32.
+	// Cloudflare rejects CRC32C, and accepts CRC32.
 	Cloudflare Provider = "Cloudflare R2"
-	// Google refuses signatures that cover headers which its own proxies change.
+	// Google rejects signatures of headers that its own proxies change.
 	Google Provider = "Google Cloud Storage"
 )
 
-// Providers are all of them.
+// Providers are all providers.
 var Providers = []Provider{Backblaze, Cloudflare, Google}
 
-// Front is a proxy in front of a Server which refuses what a provider refuses, and
-// passes on everything else.
+// Front is a proxy in front of a Server that rejects the requests that a provider rejects.
 type Front struct {
 	server  *Server
 	front   *httptest.Server
 	refused atomic.Int64
 }
 
-// Front starts a proxy that ends with the test.
+// Front starts a proxy that is stopped after the test.
 func (s *Server) Front(t testing.TB, provider Provider) *Front {
 	t.Helper()
 	refuse := map[Provider]func(*http.Request) *refusal{
@@ -73,13 +72,13 @@ func (s *Server) Front(t testing.TB, provider Provider) *Front {
 	return f
 }
 
-// URL is [Server.URL] by way of the front.
+// URL is [Server.URL] with the proxy's address.
 func (f *Front) URL(place string) string { return f.server.url(place, f.front.URL) }
 
-// Refused returns how many requests the front has refused so far.
+// Refused returns how many requests the proxy has rejected so far.
 func (f *Front) Refused() int { return int(f.refused.Load()) }
 
-// refusal is an error of S3.
+// refusal is an error response of S3.
 type refusal struct {
 	XMLName xml.Name `xml:"Error"`
 	Status  int      `xml:"-"`
@@ -88,7 +87,7 @@ type refusal struct {
 }
 
 func (e *refusal) write(w http.ResponseWriter, r *http.Request) {
-	// A client that is still sending must see the answer, not a reset.
+	// Read the body, so that the client gets the response and not a reset.
 	_, _ = io.Copy(io.Discard, r.Body)
 	w.Header().Set("Content-Type", "application/xml")
 	w.WriteHeader(e.Status)

@@ -1,6 +1,5 @@
-// Package s3server runs a real S3 server for tests: versitygw, which keeps objects
-// as files of a directory. Other servers are tried by hand, with the scripts of
-// scripts/s3.
+// Package s3server runs a real S3 server for tests: versitygw, which stores objects as
+// files. scripts/s3 has scripts for tests with other servers.
 package s3server
 
 import (
@@ -27,22 +26,22 @@ import (
 )
 
 const (
-	// AccessKey and SecretKey are good for everything.
+	// AccessKey and SecretKey have all permissions.
 	AccessKey = "test-access-key"
 	SecretKey = "test-secret-key"
 	// Region is the server's.
 	Region = "us-east-1"
-	// startTimeout is how long the server may take until it answers.
+	// startTimeout is how long the server may take to start.
 	startTimeout = 30 * time.Second
 )
 
-// Server is a server of its own, with a bucket for each name that was asked for.
+// Server is an S3 server. URL creates its buckets.
 type Server struct {
-	// Address is HOST:PORT, the same after a new start.
+	// Address is HOST:PORT. A restart doesn't change it.
 	Address string
-	// Credentials names a file with good keys.
+	// Credentials is the name of a file with valid keys.
 	Credentials string
-	// Client is for what the code under test must not be trusted with.
+	// Client is for set-up and assertions that must not depend on the code under test.
 	Client *s3.Client
 
 	program, directory string
@@ -54,26 +53,26 @@ type Server struct {
 	buckets map[string]bool
 }
 
-// ProgramVariable is the environment's name for a script that starts another server
-// than versitygw, and gets its address, a directory that is its own, and the keys in
-// AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.
+// ProgramVariable is the environment variable with the name of a script that starts another
+// server than versitygw. Its arguments are the address and an empty directory. The keys are
+// in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.
 const ProgramVariable = "NAR_HERDER_S3_SERVER"
 
-// Program returns the server's program. The error is [exec.ErrNotFound], and says how
-// to get it, where versitygw is missing.
+// Program returns the server's program. If versitygw is missing, the error is
+// [exec.ErrNotFound] with the command that installs it.
 func Program() (string, error) {
 	if program := os.Getenv(ProgramVariable); program != "" {
 		program, err := exec.LookPath(program)
 		if err != nil {
-			err = fmt.Errorf("%s: %v", ProgramVariable, err) // which is no reason to skip
+			err = fmt.Errorf("%s: %v", ProgramVariable, err) // not ErrNotFound, which would skip the test
 		}
 		return program, err
 	}
 	return GoProgram("versitygw", "github.com/versity/versitygw/cmd/versitygw@v1.8.0")
 }
 
-// GoProgram returns a program that "go install" has made of a package. The error is
-// [exec.ErrNotFound], and says how to get it, where it is missing.
+// GoProgram returns a program that "go install" has installed. If it is missing, the error is
+// [exec.ErrNotFound] with the command that installs it.
 func GoProgram(name, pkg string) (string, error) {
 	if program, err := exec.LookPath(name); err == nil {
 		return program, nil
@@ -86,7 +85,7 @@ func GoProgram(name, pkg string) (string, error) {
 	return "", fmt.Errorf("%w: %s: go install %s", exec.ErrNotFound, name, pkg)
 }
 
-// goFolders are where "go install" puts programs.
+// goFolders returns the directories of "go install".
 func goFolders() []string {
 	output, err := exec.Command("go", "env", "GOBIN", "GOPATH").Output()
 	if err != nil {
@@ -103,8 +102,8 @@ func goFolders() []string {
 	return folders
 }
 
-// New starts a server that ends with the test. The test is skipped where the
-// program is missing, but not in CI.
+// New starts a server that is stopped after the test. If the program is missing, it skips
+// the test, or fails it in CI.
 func New(t testing.TB) *Server {
 	t.Helper()
 	s, err := Start(t.TempDir())
@@ -118,16 +117,15 @@ func New(t testing.TB) *Server {
 	return s
 }
 
-// Start starts a server for several tests, which are to Stop it. It keeps
-// everything in the directory. The error is [exec.ErrNotFound] where the program
-// is missing.
+// Start starts a server for several tests, with its files in the directory. The caller must
+// Stop it. The error is [exec.ErrNotFound] if the program is missing.
 func Start(directory string) (*Server, error) {
 	program, err := Program()
 	if err != nil {
 		return nil, err
 	}
-	// The servers speak HTTP, and each store would parse all of the machine's
-	// certificates, which takes most of the time of such a test.
+	// The servers use plain HTTP. Parsing the machine's certificates would take most
+	// of the time of a test.
 	os.Unsetenv("AWS_CA_BUNDLE")
 	s := &Server{
 		program: program, directory: directory, buckets: map[string]bool{},
@@ -140,7 +138,7 @@ func Start(directory string) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	// The port is free now, and will be after a stop.
+	// Choose a free port, for all starts.
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
@@ -154,7 +152,7 @@ func Start(directory string) (*Server, error) {
 	return s, s.Start()
 }
 
-// WriteCredentials puts keys into the file of credentials, all at once.
+// WriteCredentials replaces the file of credentials atomically.
 func (s *Server) WriteCredentials(access, secret string) error {
 	text := fmt.Sprintf("[default]\naws_access_key_id = %s\naws_secret_access_key = %s\n", access, secret)
 	if err := os.WriteFile(s.Credentials+".new", []byte(text), 0o600); err != nil {
@@ -170,7 +168,7 @@ func (s *Server) Start() error {
 	s.output = new(bytes.Buffer)
 	s.process = s.command()
 	s.process.Stdout, s.process.Stderr = s.output, s.output
-	// It must not outlive a test that dies.
+	// It must not outlive a test that is killed.
 	s.process.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := s.process.Start(); err != nil {
 		return err
@@ -183,7 +181,7 @@ func (s *Server) Start() error {
 	return s.waitReady()
 }
 
-// isOther says whether the server is another than versitygw.
+// isOther reports whether the server is not versitygw.
 func (s *Server) isOther() bool { return filepath.Base(s.program) != "versitygw" }
 
 func (s *Server) command() *exec.Cmd {
@@ -200,7 +198,7 @@ func (s *Server) command() *exec.Cmd {
 	return exec.Command(s.program, append(arguments, buckets)...)
 }
 
-// waitReady waits until the server answers, and knows the keys.
+// waitReady waits until the server answers and accepts the keys.
 func (s *Server) waitReady() error {
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
@@ -221,14 +219,14 @@ func (s *Server) waitReady() error {
 	}
 }
 
-// Command is the server's process.
+// Command returns the server's process.
 func (s *Server) Command() *exec.Cmd {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.process
 }
 
-// Stop ends the server. Its bytes stay.
+// Stop stops the server and keeps its objects.
 func (s *Server) Stop() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -239,8 +237,8 @@ func (s *Server) Stop() {
 	}
 }
 
-// URL is for --storage: a place in a bucket, such as "bucket/prefix". The bucket is
-// made if need be.
+// URL returns a URL for --storage of a place such as "bucket/prefix". It creates the bucket
+// if necessary.
 func (s *Server) URL(place string) string { return s.url(place, "http://"+s.Address) }
 
 func (s *Server) url(place, endpoint string) string {
@@ -256,8 +254,8 @@ func (s *Server) url(place, endpoint string) string {
 	return "s3://" + place + "?" + url.Values{"endpoint": {endpoint}, "region": {Region}, "credentials": {s.Credentials}}.Encode()
 }
 
-// Spoil changes an object's bytes behind the server's back, as a disk may. The error
-// is [errors.ErrUnsupported] where the server keeps them in another way.
+// Spoil changes an object's bytes on the disk. The error is [errors.ErrUnsupported] for
+// another server than versitygw.
 func (s *Server) Spoil(place string, content []byte) error {
 	if s.isOther() {
 		return errors.ErrUnsupported
@@ -270,9 +268,8 @@ func (s *Server) Spoil(place string, content []byte) error {
 	return errors.Join(err, file.Close())
 }
 
-// AgeUploads makes all unfinished uploads of a bucket as old as that, with the parts
-// that they have or without. The error is [errors.ErrUnsupported] where the server keeps
-// them in another way.
+// AgeUploads sets the age of all unfinished uploads of a bucket, and of their parts if
+// withParts is set. The error is [errors.ErrUnsupported] for another server than versitygw.
 func (s *Server) AgeUploads(bucket string, age time.Duration, withParts bool) error {
 	if s.isOther() {
 		return errors.ErrUnsupported
@@ -287,8 +284,8 @@ func (s *Server) AgeUploads(bucket string, age time.Duration, withParts bool) er
 	})
 }
 
-// ListsUploads says whether the server lists unfinished uploads of several names, as
-// S3 does. MinIO lists those of one name that is asked for.
+// ListsUploads reports whether the server lists unfinished uploads by prefix, as S3 does.
+// MinIO lists them by exact name only.
 func (s *Server) ListsUploads(ctx context.Context) (bool, error) {
 	if !s.isOther() {
 		return true, nil
@@ -309,8 +306,8 @@ func (s *Server) ListsUploads(ctx context.Context) (bool, error) {
 	return len(listed.Uploads) == 1, err
 }
 
-// hasAttributes says whether the file system has extended attributes of users,
-// where the server keeps what it knows of an object.
+// hasAttributes reports whether the file system supports user extended attributes, in which
+// the server stores metadata.
 func hasAttributes(directory string) bool {
 	return unix.Setxattr(directory, "user.try", []byte("try"), 0) == nil
 }

@@ -1,10 +1,10 @@
-// Package stamp judges stored times, which a wrong clock may have written.
+// Package stamp checks stored times, which a wrong clock may have set.
 package stamp
 
 import "time"
 
-// Slack is how far a stored time may be ahead of the clock: it may be another
-// machine's, or the clock may have been set back a little.
+// Slack is how far a stored time may be ahead of the clock: it may be from another machine, or
+// the clock may have been set back a little.
 const Slack = 24 * time.Hour
 
 // IsAhead reports whether a time is so far ahead that the clock is wrong, or was when the time
@@ -20,8 +20,7 @@ func Past(stored, now time.Time) time.Time {
 	return stored
 }
 
-// earliest is when Guix began: the clock of a machine without a battery says 1970 until it
-// is set.
+// earliest is the beginning of Guix: a machine without a clock battery starts in 1970.
 var earliest = time.Date(2012, 4, 18, 0, 0, 0, 0, time.UTC)
 
 // IsEarly reports whether a time was stored before the clock was set. It returns false while

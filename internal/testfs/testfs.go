@@ -1,5 +1,5 @@
-// Package testfs mounts file systems for tests: small ones that get full, and read-only ones.
-// Both need the right to mount. Without it a test is skipped, but not in CI: there it must run.
+// Package testfs mounts small and read-only file systems for tests. If mounting isn't
+// permitted, it skips the test, or fails it in CI.
 package testfs
 
 import (
@@ -10,8 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Small mounts an empty file system with room for that many bytes, and returns
-// its directory.
+// Small mounts an empty file system of that size, and returns its directory.
 func Small(t testing.TB, size int64) string {
 	t.Helper()
 	directory := t.TempDir()
@@ -23,7 +22,7 @@ func Small(t testing.TB, size int64) string {
 	return directory
 }
 
-// Freeze makes a file system that Small made read-only.
+// Freeze makes a file system of Small read-only.
 func Freeze(t testing.TB, directory string) {
 	t.Helper()
 	if err := unix.Mount("none", directory, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
@@ -31,8 +30,8 @@ func Freeze(t testing.TB, directory string) {
 	}
 }
 
-// Bind mounts the directory at another place as well: files can't be moved or linked between
-// the two mounts.
+// Bind mounts the directory at a second path: files can't be moved or linked between the two
+// mounts.
 func Bind(t testing.TB, directory, at string) {
 	t.Helper()
 	if err := unix.Mount(directory, at, "", unix.MS_BIND, ""); err != nil {
@@ -41,7 +40,7 @@ func Bind(t testing.TB, directory, at string) {
 	unmountAtEnd(t, at)
 }
 
-// ReadOnly mounts the directory read-only at another place, which it returns. Not even root
+// ReadOnly mounts the directory read-only at another path, and returns the path. Not even root
 // can write there.
 func ReadOnly(t testing.TB, directory string) string {
 	t.Helper()
@@ -53,7 +52,7 @@ func ReadOnly(t testing.TB, directory string) string {
 	return view
 }
 
-// Fill fills the file system of the directory. The function that it returns frees the space.
+// Fill fills the file system of the directory. free frees the space.
 func Fill(t testing.TB, directory string) (free func()) {
 	t.Helper()
 	file, err := os.CreateTemp(directory, "filler-")
@@ -83,11 +82,11 @@ func unmountAtEnd(t testing.TB, directory string) {
 	})
 }
 
-// unavailable ends a test that can't mount.
+// unavailable skips a test that can't mount, or fails it in CI.
 func unavailable(t testing.TB, what string, err error) {
 	t.Helper()
 	if os.Getenv("CI") == "true" {
-		t.Fatalf("%s: %v: in CI, tests run with the right to mount", what, err)
+		t.Fatalf("%s: %v: in CI, tests must be allowed to mount", what, err)
 	}
 	t.Skipf("%s: %v: run the tests as root for this one", what, err)
 }

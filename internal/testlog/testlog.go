@@ -1,5 +1,5 @@
-// Package testlog has a buffer for logs and output of processes that tests read while it is
-// written.
+// Package testlog provides a buffer for logs and output of processes, which tests can read while
+// it is written.
 package testlog
 
 import (

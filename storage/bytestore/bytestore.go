@@ -1,5 +1,5 @@
-// Package bytestore is what a storage needs of the place where it keeps bytes: the
-// interface [Store], which directories, buckets and caches in front of them implement.
+// Package bytestore defines the interface [Store], through which a storage keeps the bytes
+// of nars. Directories, buckets and caches in front of them implement it.
 package bytestore
 
 import (
@@ -28,10 +28,10 @@ type Store interface {
 	Stat(ctx context.Context, name string) (Info, error)
 
 	// Open reads length bytes from offset on, or all that follow if length is
-	// negative. The reader may give more than length; the caller closes it. It
-	// may be a [LocalFile]. A store that keeps checksums compares them if offset
-	// is 0 and length is negative: the error is [ErrDamaged] then, in the place
-	// of the last bytes.
+	// negative. The reader may return more than length bytes; the caller closes it. It
+	// may be a [LocalFile]. A store with checksums verifies them if offset is 0 and
+	// length is negative: if they don't match, Read returns [ErrDamaged] instead of
+	// the last bytes.
 	Open(ctx context.Context, name string, offset, length int64) (io.ReadCloser, Info, error)
 
 	// Stage writes size bytes for the name without making them visible: Stat and
@@ -41,26 +41,25 @@ type Store interface {
 	// compute their [Info.Sum].
 	Stage(ctx context.Context, name string, from io.Reader, size int64) (Staged, error)
 
-	// Flush makes bytes that came into the store by another way than Stage, such
-	// as an administrator's copy, survive a loss of power after the next Sync. It
-	// fails if users can write to them who may not write to the store.
+	// Flush makes bytes that were added without Stage, such as an administrator's
+	// copy, survive a loss of power after the next Sync. It fails if users without
+	// write access to the store can write to them.
 	Flush(ctx context.Context, name string) error
 
-	// Sync makes everything that this store has committed or removed survive a
-	// loss of power.
+	// Sync makes all commits and removals of this store survive a loss of power.
 	Sync(ctx context.Context) error
 
-	// Remove deletes the bytes, also temporary ones under the name that List
-	// gave. It is not an error if they don't exist.
+	// Remove deletes the bytes, or temporary bytes by their name in List. It is not
+	// an error if they don't exist.
 	Remove(ctx context.Context, name string) error
 
-	// List iterates over all names, in no particular order. An error that comes
-	// with a name is about that name, such as a directory that can't be read, and
-	// the iteration continues. An error without a name ends it.
+	// List iterates over all names, in no particular order. An error with a name is
+	// about that name, such as an unreadable directory, and the iteration continues.
+	// An error without a name ends it.
 	List(ctx context.Context) iter.Seq2[Info, error]
 
-	// Probe checks, without writing anything, that the store can be read and, as
-	// far as that can be told beforehand, written. It is called often.
+	// Probe checks, without writing, that the store is readable and, as far as can
+	// be known beforehand, writable. It is called often.
 	Probe(ctx context.Context) error
 
 	// String names the store in messages to operators.
@@ -69,51 +68,51 @@ type Store interface {
 	// IsRemote reports whether calls go over a network.
 	IsRemote() bool
 
-	// Concurrency returns how many calls at a time suit the store.
+	// Concurrency returns how many concurrent calls suit the store.
 	Concurrency() int
 
-	// StageFile is Stage for a local file that nobody writes to any more, without
+	// StageFile is Stage for a local file that is no longer written to, without
 	// copying it. The file must be open for reading only, unless it is in the
-	// store's spool. The store may share it: the caller then removes its name, and
-	// nothing else, once the bytes are committed. A file of its own spool it may
-	// move, and the name is gone then. The error is [ErrCantShare] if the file must
-	// be copied with Stage, such as one that another user may write to.
+	// store's spool. The store may share the file's content: after Commit, the caller
+	// may remove the file but must not modify it. The store may move a file out of
+	// its spool. The error is [ErrCantShare] if the caller must copy the file with
+	// Stage instead, for example because another user may write to it.
 	StageFile(ctx context.Context, name string, file *os.File, size int64) (Staged, error)
 
-	// Spool returns a local directory for files that arrive piece by piece, from
-	// which StageFile can take them; it is made if need be. The caller names,
-	// writes and removes the files in it; List shows them as temporary. The error
-	// is [errors.ErrUnsupported] for a store that has none.
+	// Spool returns a local directory for files that arrive in parts, for use with
+	// StageFile, and creates it if necessary. The caller names, writes and removes the
+	// files in it; List reports them as temporary. The error is
+	// [errors.ErrUnsupported] for a store without a spool.
 	Spool() (directory string, err error)
 
 	// MayRemove returns an error if this process can't remove the bytes under the
-	// name; nil if that can't be told beforehand.
+	// name; nil if that isn't known beforehand.
 	MayRemove(name string) error
 
-	// ListUnfinished lists temporary bytes as List does, if none were added to
-	// them after the given time, without listing everything else. The error is
+	// ListUnfinished lists temporary bytes as List does, without listing the rest. It
+	// skips those that were written to after the given time. The error is
 	// [errors.ErrUnsupported] for a store that can't.
 	ListUnfinished(ctx context.Context, before time.Time) iter.Seq2[Info, error]
 
-	// FreeSpace returns how many bytes this process can still write to the file
-	// system of the store, and the size of that. The error is
-	// [errors.ErrUnsupported] for a store that has no file system.
+	// FreeSpace returns how many bytes this process can still write to the store's
+	// file system, and the size of the file system. The error is
+	// [errors.ErrUnsupported] for a store without a file system.
 	FreeSpace() (free, size int64, err error)
 
-	// Presign returns a URL that serves the bytes under the name to anybody for
-	// that long. It doesn't say whether they exist. The error is
+	// Presign returns a URL that serves the bytes under the name to anybody for the
+	// given lifetime. It doesn't check that they exist. The error is
 	// [errors.ErrUnsupported] for a store without such URLs.
 	Presign(ctx context.Context, name string, lifetime time.Duration) (string, error)
 
-	// Invalidate forces the next Open of the name to revalidate what the store has
-	// cached of it. It returns false for a store that caches nothing.
+	// Invalidate forces the next Open of the name to revalidate the store's cached
+	// copy. It returns false for a store without a cache.
 	Invalidate(name string) bool
 }
 
-// localConcurrency lets a disk work on several requests.
+// localConcurrency lets a disk process several requests.
 const localConcurrency = 4
 
-// Defaults has the capabilities of a plain local store: none.
+// Defaults implements the optional capabilities as unsupported, for a local store.
 type Defaults struct{}
 
 // IsRemote implements [Store].
@@ -149,15 +148,15 @@ func (Defaults) Presign(context.Context, string, time.Duration) (string, error) 
 // Invalidate implements [Store].
 func (Defaults) Invalidate(string) bool { return false }
 
-// LocalFile is a reader of bytes in a local file, which the kernel can send.
+// LocalFile is a reader of a local file, which the caller can send with sendfile(2).
 type LocalFile interface {
 	io.ReadCloser
-	// Local returns the file, and the offset of the next Read. Others may read the file:
-	// its own position means nothing. It is valid until Close.
+	// Local returns the file, and the offset of the next Read. The file may have other
+	// readers, so its own position is meaningless. It is valid until Close.
 	Local() (file *os.File, offset int64)
 }
 
-// FileReader is a [LocalFile]: a file from an offset on.
+// FileReader is a [LocalFile] that reads a file from an offset on.
 type FileReader struct {
 	File   *os.File
 	Offset int64
@@ -184,14 +183,14 @@ func (r *FileReader) Close() error {
 	return nil
 }
 
-// GrowingFile is a LocalFile that is still being written. Its Read may have other sources
-// if that fails.
+// GrowingFile is a LocalFile that is still being written. If writing it fails, Read may
+// read from another source.
 type GrowingFile interface {
 	LocalFile
-	// Next waits until there is something to read, and returns how many bytes follow from
-	// the offset of Local. After an error, call Read.
+	// Next waits for bytes, and returns how many are available at the offset of Local.
+	// After an error, call Read.
 	Next() (int64, error)
-	// Skip advances by bytes that were taken out of the file.
+	// Skip advances the offset by bytes that the caller has read from the file itself.
 	Skip(n int64)
 }
 
@@ -199,55 +198,53 @@ type GrowingFile interface {
 // or Abort.
 type Staged interface {
 	// Commit makes the bytes visible under their name, atomically replacing any others.
-	// They survive a loss of power after the store's Sync. After it has succeeded, another
-	// call does nothing.
+	// They survive a loss of power after the store's Sync. After a success, another call
+	// does nothing.
 	Commit(ctx context.Context) error
-	// CommitNew is Commit for a name without bytes: of several concurrent calls, one
-	// succeeds. The error is [fs.ErrExist] if there are bytes. On a server or file system
-	// without such a call, all of several may succeed.
+	// CommitNew is Commit for a name without bytes; otherwise the error is
+	// [fs.ErrExist]. Of several concurrent calls, one succeeds; on a server or file
+	// system without exclusive creation, several may.
 	CommitNew(ctx context.Context) error
-	// Abort drops the bytes. After Commit it does nothing.
+	// Abort deletes the bytes. After Commit it does nothing.
 	Abort()
 }
 
 // Info describes bytes in a store.
 type Info struct {
 	Name string
-	// Size is the length in bytes; Usage is what the bytes take of the store, for limits.
+	// Size is the length in bytes; Usage is the space that they use in the store.
 	Size, Usage int64
 	ModTime     time.Time
-	// Changed is when the bytes or their metadata changed last, by the clock of the file
-	// system, which can't be set back for a file. It is zero for bytes that are not in a
-	// local file.
+	// Changed is the ctime of a local file, which users can't set; otherwise it is zero.
 	Changed time.Time
-	// Tag distinguishes contents of the name, if the store can; otherwise it is "".
+	// Tag differs between two contents of the name; "" if the store has no tags.
 	Tag string
-	// Sum is the first half of the SHA-256 of the bytes, if the store keeps it with them;
+	// Sum is the first half of the SHA-256 of the bytes, if the store records it;
 	// otherwise it is zero. List may omit it.
 	Sum [16]byte
-	// Temporary says that the bytes are from a Stage that was interrupted or is under way:
-	// List yields them, Stat and Open do not.
+	// Temporary means that the bytes are from an unfinished Stage: List yields them, Stat
+	// and Open do not.
 	Temporary bool
-	// Linked says that the bytes have other names outside of the store, such as in an
-	// export: removing this one frees nothing. Not all stores know.
+	// Linked means that the bytes have other names outside of the store, such as in an
+	// export: removing this one frees no space. Not all stores know.
 	Linked bool
 }
 
-// IsSame reports whether both describe the same bytes, as far as they tell.
+// IsSame reports whether size, time and tag of both are equal.
 func (i Info) IsSame(other Info) bool {
 	return i.Size == other.Size && i.ModTime.Equal(other.ModTime) && i.Tag == other.Tag
 }
 
 var (
-	// ErrWrongSize says that there are fewer or more bytes than announced.
+	// ErrWrongSize means that there are fewer or more bytes than announced.
 	ErrWrongSize = errors.New("wrong size")
-	// ErrDamaged says that the bytes read are not those that were stored. Reading the last
-	// of them again doesn't help.
+	// ErrDamaged means that the bytes are not those that were stored. Reading them again
+	// doesn't help.
 	ErrDamaged = errors.New("damaged in the storage")
-	// ErrCantShare says that a file must be copied.
+	// ErrCantShare means that a file must be copied.
 	ErrCantShare = errors.New("can't be shared with the storage")
-	// ErrNotInPlace says that a store's directory was moved or unmounted.
+	// ErrNotInPlace means that a store's directory was moved or unmounted.
 	ErrNotInPlace = errors.New("is no longer the directory it was at start")
-	// ErrOutside says that a symbolic link leads out of the store.
+	// ErrOutside means that a symbolic link leads out of the store.
 	ErrOutside = errors.New("leads out of the storage")
 )

@@ -7,21 +7,21 @@ import (
 	"strings"
 )
 
-// OwnerName is where a byte store keeps which instance may write to it and delete from
-// it; see package owner. What an instance knows of its own uses and withdrawals is in its
-// index and its memory, so two that delete from one storage would take nars from each
-// other's clients.
+// OwnerName is the name of the file that records which instance may write to a byte store
+// and delete from it; see package owner. An instance knows only its own uses and
+// withdrawals: if two deleted from one storage, clients of each would miss nars that the
+// other has deleted.
 const OwnerName = "nar-herder-owner"
 
-// IdentityName is where a byte store keeps its random name. Instances that share
-// a storage find the same one there.
+// IdentityName is the name of the file with a byte store's random identity. Instances that
+// share a storage read the same one.
 const IdentityName = "nar-herder-storage"
 
-// ExportName is the file that marks the directory of an export.
+// ExportName is the name of the file that marks the directory of an export.
 const ExportName = "nar-herder-export"
 
-// ReadNote reads what a byte store has under [IdentityName] or [OwnerName]. Where
-// that is nothing, the error is [fs.ErrNotExist].
+// ReadNote reads the content of [IdentityName] or [OwnerName]. The error is
+// [fs.ErrNotExist] if the file doesn't exist.
 func ReadNote(ctx context.Context, store Store, name string) (string, error) {
 	const most = 16 << 10
 	reader, _, err := store.Open(ctx, name, 0, -1)
@@ -35,12 +35,13 @@ func ReadNote(ctx context.Context, store Store, name string) (string, error) {
 	}
 	note := strings.TrimSpace(string(text))
 	if note == "" || len(text) == most {
-		return "", fmt.Errorf("%s in storage %s is not what this program writes there: remove it", name, store)
+		return "", fmt.Errorf("%s in storage %s was not written by this program: remove it", name, store)
 	}
 	return note, nil
 }
 
-// WriteNote writes one of them, shown by [Staged.Commit] or [Staged.CommitNew].
+// WriteNote writes [IdentityName] or [OwnerName]; commit is [Staged.Commit] or
+// [Staged.CommitNew].
 func WriteNote(ctx context.Context, store Store, name, note string, commit func(Staged, context.Context) error) error {
 	text := note + "\n"
 	staged, err := store.Stage(ctx, name, strings.NewReader(text), int64(len(text)))
@@ -56,17 +57,15 @@ func WriteNote(ctx context.Context, store Store, name, note string, commit func(
 	return nil
 }
 
-// QuarantineFolder is where files that are wrong are set aside, each under its
-// own name. No narinfo names files there.
+// QuarantineFolder is the folder to which damaged files are moved, each under its own
+// name. Narinfos can't refer to it.
 const QuarantineFolder = "quarantine/"
 
 // IsQuarantined reports whether the name is in [QuarantineFolder].
 func IsQuarantined(name string) bool { return strings.HasPrefix(name, QuarantineFolder) }
 
-// KeptApart says that what lies under a name is about one byte store alone, and
-// does not belong into another that gets its nars: the name of the store, which
-// tells others whether two instances share one, the note of whose it is, and
-// what was found to be wrong there.
-func KeptApart(name string) bool {
+// IsPrivate reports whether a name must not be copied to another byte store: the store's
+// identity, its owner, and quarantined files.
+func IsPrivate(name string) bool {
 	return name == IdentityName || name == OwnerName || IsQuarantined(name)
 }

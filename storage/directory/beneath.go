@@ -13,7 +13,7 @@ import (
 
 // openForReading opens a file below the directory.
 func (d *Directory) openForReading(name string) (*os.File, error) {
-	// Without O_NONBLOCK, a pipe of that name would hold the caller for ever.
+	// Without O_NONBLOCK, opening a named pipe would block forever.
 	const flags = os.O_RDONLY | syscall.O_NONBLOCK
 	fd, err := d.openBeneath(name, flags)
 	if err == errNoOpenat2 {
@@ -25,7 +25,7 @@ func (d *Directory) openForReading(name string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), nil
 }
 
-// stat describes what lies under a name.
+// stat describes the file of a name.
 func (d *Directory) stat(name string) (fs.FileInfo, error) {
 	fd, err := d.openBeneath(name, unix.O_PATH)
 	if err == errNoOpenat2 {
@@ -39,7 +39,7 @@ func (d *Directory) stat(name string) (fs.FileInfo, error) {
 	return file.Stat()
 }
 
-// unlink removes a name that is none of a directory.
+// unlink removes a file that is not a directory.
 func (d *Directory) unlink(name string) error {
 	fd, err := d.openBeneath(path.Dir(name), unix.O_PATH|unix.O_DIRECTORY)
 	if err == errNoOpenat2 {
@@ -63,13 +63,11 @@ func (d *Directory) unlink(name string) error {
 	}
 }
 
-// errNoOpenat2 says that the kernel is one before 5.6, or a sandbox that does not
-// know the call.
-var errNoOpenat2 = errors.New("openat2 is not to be had")
+// errNoOpenat2 means that the kernel is older than 5.6, or that a sandbox rejects the call.
+var errNoOpenat2 = errors.New("openat2 is not available")
 
-// openBeneath opens what lies below the directory. [os.Root] would do, one
-// directory at a time; the kernel does the same at once, which takes a fifth of
-// the time.
+// openBeneath opens a file below the directory. [os.Root] does the same with a call for
+// each directory, and takes five times as long.
 func (d *Directory) openBeneath(name string, flags int) (fd int, err error) {
 	for !d.noOpenat2.Load() {
 		fd, err := unix.Openat2(int(d.handle.Fd()), name, &unix.OpenHow{
@@ -79,7 +77,7 @@ func (d *Directory) openBeneath(name string, flags int) (fd int, err error) {
 		case nil:
 			return fd, nil
 		case unix.EINTR, unix.EAGAIN:
-			// A directory was renamed meanwhile, so the kernel can't be sure.
+			// EAGAIN: a directory was renamed during the look-up.
 		case unix.EXDEV:
 			return -1, bytestore.ErrOutside
 		case unix.ENOSYS, unix.EPERM:

@@ -1,5 +1,5 @@
-// Package directory keeps nars in a directory of the machine, each under the
-// path that its URL names. It is the backend of --storage=DIR.
+// Package directory stores nars in a local directory, each under the path in its narinfo's
+// URL. It is the backend of --storage=DIR.
 package directory
 
 import (
@@ -24,17 +24,16 @@ import (
 	"nar-herder/storage/bytestore"
 )
 
-// temporaryPrefix begins the names of files that are being written. They lie
-// beside their final name, since a rename is only atomic within a directory's
-// file system. No store path's base name begins with a dot.
+// temporaryPrefix begins the names of files that are being written. They are in the same
+// directory as their final name, as a rename works only within a file system. The base
+// name of a store path never begins with a dot.
 const temporaryPrefix = ".nar-herder-"
 
-// spoolFolder has files that come bit by bit: in one place, so that those that
-// nobody will go on with are found without a listing of all.
+// spoolFolder contains files that arrive in parts. They are in one directory, so that
+// abandoned ones are found without listing the store.
 const spoolFolder = temporaryPrefix + "spool"
 
-// copyStep is how many bytes are copied between two looks at whether somebody
-// still wants them.
+// copyStep is how many bytes are copied between two checks of the context.
 const copyStep = 64 << 20
 
 // Directory is a [bytestore.Store].
@@ -47,19 +46,19 @@ type Directory struct {
 
 	handle    *os.File // for openForReading
 	noOpenat2 atomic.Bool
-	// cantMove: parts of the store are mounts of one file system, between which
-	// nothing can be moved.
+	// cantMove is true if parts of the store are different mounts of one file system:
+	// rename(2) doesn't work between them.
 	cantMove atomic.Bool
 
 	mu    sync.Mutex
 	dirty map[string]bool // directories whose entries have changed since Sync
 
-	// syncing lets a Sync wait for another that has taken its directories.
+	// syncing is held by Sync, so that a second Sync waits for the first one's
+	// directories.
 	syncing sync.Mutex
 }
 
-// Open takes an existing directory as a store. What else lies in it is left
-// alone.
+// Open opens an existing directory as a store. It ignores unreferenced files.
 func Open(name string) (*Directory, error) {
 	root, err := os.OpenRoot(name)
 	if err != nil {
@@ -79,7 +78,7 @@ func Open(name string) (*Directory, error) {
 	return &Directory{name: name, root: root, info: info, handle: handle, dirty: make(map[string]bool)}, nil
 }
 
-// Close lets the directory go. Readers that are open stay good.
+// Close closes the directory. Open readers remain usable.
 func (d *Directory) Close() error {
 	return errors.Join(d.root.Close(), d.handle.Close())
 }
@@ -110,8 +109,7 @@ func (d *Directory) Open(_ context.Context, name string, offset, _ int64) (io.Re
 	return &bytestore.FileReader{File: file, Offset: offset}, infoOf(name, stat), nil
 }
 
-// check refuses what is no name, before os.Root makes one of it that is, and
-// hides temporary files from all that is not about them.
+// check rejects invalid names, which os.Root would clean, and hides temporary files.
 func (d *Directory) check(tried, name string) error {
 	if !fs.ValidPath(name) || name == "." {
 		return fmt.Errorf("%s %q in storage %s: not a name for a nar: %w", tried, name, d.name, fs.ErrInvalid)
@@ -122,13 +120,13 @@ func (d *Directory) check(tried, name string) error {
 	return nil
 }
 
-// inPlace says whether the directory is still what its name leads to. One that
-// was moved, or whose file system was unmounted, can be read and written on, but
-// no other process, nor this one after a restart, would find what is in it.
+// inPlace returns an error if the directory's path no longer refers to it. A directory that
+// was moved or unmounted remains readable and writable here, but other processes, and this
+// one after a restart, would not find the files.
 func (d *Directory) inPlace() error {
 	now, err := os.Stat(d.name)
 	if err != nil {
-		// The cause is not wrapped: it does not say that any nar is certainly not there.
+		// Don't wrap the cause: it doesn't mean that a nar is absent.
 		return fmt.Errorf("storage %s %w: %v: mount it again, or restart", d.name, bytestore.ErrNotInPlace, disk.Cause(err))
 	}
 	if !os.SameFile(now, d.info) {
@@ -138,10 +136,10 @@ func (d *Directory) inPlace() error {
 }
 
 func (d *Directory) irregular(name string) error {
-	return fmt.Errorf("%s in storage %s is no regular file: %w", name, d.name, fs.ErrNotExist)
+	return fmt.Errorf("%s in storage %s is not a regular file: %w", name, d.name, fs.ErrNotExist)
 }
 
-// describe refuses what is no regular file: to a store, that is not there.
+// describe describes a regular file. Any other file counts as absent.
 func (d *Directory) describe(name string, info fs.FileInfo) (bytestore.Info, error) {
 	if !info.Mode().IsRegular() {
 		return bytestore.Info{}, d.irregular(name)
@@ -166,16 +164,15 @@ func infoOf(name string, stat *unix.Stat_t) bytestore.Info {
 	return info
 }
 
-// blockUnit is what numbers of blocks count in, whatever the file system's own.
+// blockUnit is the unit of st_blocks, regardless of the file system's block size.
 const blockUnit = 512
 
 func isTemporary(name string) bool {
 	return strings.HasPrefix(path.Base(name), temporaryPrefix) || strings.HasPrefix(name, spoolFolder+"/")
 }
 
-// modTime is the time of a file that was changed last at the given one. A link
-// that StageFile made has the age of its source by its modification, and its own
-// by the change of the count of links.
+// modTime returns the modification time, or the ctime of a temporary file if that is later:
+// a link by StageFile has the modification time of its source, but linking sets the ctime.
 func modTime(info bytestore.Info, changed time.Time) time.Time {
 	if info.Temporary && changed.After(info.ModTime) {
 		return changed
@@ -183,8 +180,8 @@ func modTime(info bytestore.Info, changed time.Time) time.Time {
 	return info.ModTime
 }
 
-// explain makes an error of the system one of the three answers: "no such file"
-// is only believed while the directory itself is still in its place.
+// explain converts an error of the system. "No such file" means absent only while the
+// directory itself is in place.
 func (d *Directory) explain(tried, name string, err error) error {
 	switch err = disk.Cause(err); {
 	case errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR):
@@ -210,7 +207,7 @@ func (d *Directory) Stage(ctx context.Context, name string, from io.Reader, size
 	if err != nil {
 		return nil, err
 	}
-	// Only the directory must be writable for a file to be replaced or removed.
+	// 0644: replacing or removing a file needs a writable directory only.
 	file, err := d.root.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 	if err != nil {
 		return nil, d.explain("create", temporary, err)
@@ -222,8 +219,8 @@ func (d *Directory) Stage(ctx context.Context, name string, from io.Reader, size
 			_ = d.root.Remove(temporary)
 		}
 	}()
-	// With a file as source this is copy_file_range, which on some file
-	// systems copies nothing at all. In steps, so that it can be cancelled.
+	// If the source is a file, io.Copy uses copy_file_range, which shares the blocks on
+	// some file systems. Copy in steps, so that it can be cancelled.
 	var written int64
 	for written < size {
 		n, err := io.Copy(file, io.LimitReader(from, min(size-written, copyStep)))
@@ -238,10 +235,10 @@ func (d *Directory) Stage(ctx context.Context, name string, from io.Reader, size
 		}
 	}
 	if written < size {
-		return nil, fmt.Errorf("store %s: %w: %d bytes came where %d were expected", name, bytestore.ErrWrongSize, written, size)
+		return nil, fmt.Errorf("store %s: %w: got %d bytes, want %d", name, bytestore.ErrWrongSize, written, size)
 	}
 	if n, err := io.ReadFull(from, make([]byte, 1)); n > 0 {
-		return nil, fmt.Errorf("store %s: %w: more than the expected %d bytes came", name, bytestore.ErrWrongSize, size)
+		return nil, fmt.Errorf("store %s: %w: got more than %d bytes", name, bytestore.ErrWrongSize, size)
 	} else if err != nil && err != io.EOF {
 		return nil, fmt.Errorf("store %s: read what follows its %d bytes: %w", name, size, err)
 	}
@@ -254,9 +251,8 @@ func (d *Directory) Stage(ctx context.Context, name string, from io.Reader, size
 	return &staged{d: d, temporary: temporary, name: name}, nil
 }
 
-// StageFile implements [bytestore.Store] with a hard link, and with a file of the
-// spool by moving it: should the process end before Commit, nothing is left but that,
-// to be gone on with.
+// StageFile implements [bytestore.Store] with a hard link. Commit moves a file of the
+// spool: if the process ends before, the file is still in the spool, and can be resumed.
 func (d *Directory) StageFile(_ context.Context, name string, file *os.File, size int64) (bytestore.Staged, error) {
 	source := file.Name()
 	info, err := file.Stat()
@@ -264,7 +260,7 @@ func (d *Directory) StageFile(_ context.Context, name string, file *os.File, siz
 		return nil, fmt.Errorf("%s: %w: not a regular file", source, bytestore.ErrCantShare)
 	}
 	if info.Size() != size {
-		return nil, fmt.Errorf("%s: %w: it has %d bytes where %d were expected", source, bytestore.ErrWrongSize, info.Size(), size)
+		return nil, fmt.Errorf("%s: %w: it has %d bytes, want %d", source, bytestore.ErrWrongSize, info.Size(), size)
 	}
 	inSpool := filepath.Dir(source) == filepath.Join(d.name, spoolFolder)
 	if err := takeOver(file, info, inSpool); err != nil {
@@ -285,7 +281,7 @@ func (d *Directory) StageFile(_ context.Context, name string, file *os.File, siz
 		return nil, d.explain("open", path.Dir(temporary), err)
 	}
 	defer parent.Close()
-	// By descriptor, so that it is the very file that was looked at.
+	// Link the descriptor, as the path may refer to another file by now.
 	err = unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", file.Fd()), int(parent.Fd()), path.Base(temporary), unix.AT_SYMLINK_FOLLOW)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w: %w", source, bytestore.ErrCantShare, err)
@@ -304,18 +300,18 @@ func (d *Directory) Spool() (string, error) {
 	} else if !errors.Is(err, fs.ErrExist) {
 		return "", d.explain("create directory", spoolFolder, err)
 	}
-	// A link would lead to where StageFile can't take files from.
+	// StageFile can't move files out of a symbolic link's target.
 	info, err := d.root.Lstat(spoolFolder)
 	if err != nil {
 		return "", d.explain("look for", spoolFolder, err)
 	}
 	if !info.IsDir() {
-		return "", fmt.Errorf("%s in storage %s is no directory: remove it", spoolFolder, d.name)
+		return "", fmt.Errorf("%s in storage %s is not a directory: remove it", spoolFolder, d.name)
 	}
 	return filepath.Join(d.name, spoolFolder), nil
 }
 
-// canMove says whether a file of the spool can perhaps be moved to a directory of the
+// canMove reports whether a file of the spool can probably be moved to a directory of the
 // store.
 func (d *Directory) canMove(to string) bool {
 	if d.cantMove.Load() {
@@ -334,8 +330,7 @@ func (d *Directory) canMove(to string) bool {
 	return ok && okToo && of.Dev == into.Dev
 }
 
-// temporary makes the directory that the name lies in, and returns a new name
-// in it.
+// temporary creates the directory of a name, and returns a new temporary name in it.
 func (d *Directory) temporary(name string) (string, error) {
 	if !fs.ValidPath(name) || name == "." || isTemporary(name) {
 		return "", fmt.Errorf("store %q: not a name for a nar", name)
@@ -347,8 +342,7 @@ func (d *Directory) temporary(name string) (string, error) {
 	return path.Join(parent, temporaryPrefix+rand.Text()), nil
 }
 
-// makeAll creates a directory and those above it, and notes which of them have
-// new entries.
+// makeAll creates a directory and its parents, and marks the changed ones for Sync.
 func (d *Directory) makeAll(name string) error {
 	if _, err := d.root.Stat(name); err == nil || name == "." {
 		return err
@@ -361,7 +355,7 @@ func (d *Directory) makeAll(name string) error {
 		disk.InheritIn(d.root, name, disk.GroupEnters)
 		d.touch(path.Dir(name))
 	} else if errors.Is(err, fs.ErrExist) {
-		err = nil // another was first
+		err = nil // created concurrently
 	}
 	return err
 }
@@ -374,7 +368,7 @@ func (d *Directory) Flush(_ context.Context, name string) error {
 	if err := d.protect(name); err != nil {
 		return err
 	}
-	// The directories that it lies in may be as new as the file.
+	// Its directories may be as new as the file.
 	for parent := path.Dir(name); ; parent = path.Dir(parent) {
 		d.touch(parent)
 		if parent == "." {
@@ -383,7 +377,7 @@ func (d *Directory) Flush(_ context.Context, name string) error {
 	}
 }
 
-// touch notes that Sync has to flush the directory.
+// touch marks a directory for Sync.
 func (d *Directory) touch(parent string) {
 	d.mu.Lock()
 	d.dirty[parent] = true
@@ -394,7 +388,7 @@ func (d *Directory) touch(parent string) {
 func (d *Directory) Sync(context.Context) error {
 	d.syncing.Lock()
 	defer d.syncing.Unlock()
-	// Here, as it is what comes before a row: one look for a whole batch.
+	// Check here, as Sync comes before the rows: once for a whole batch.
 	if err := d.inPlace(); err != nil {
 		return err
 	}
@@ -403,7 +397,7 @@ func (d *Directory) Sync(context.Context) error {
 	d.dirty = make(map[string]bool)
 	d.mu.Unlock()
 	for parent := range dirty {
-		// One that is gone was removed since, with all that was in it.
+		// A missing directory was removed with its files since.
 		if err := d.syncOne(parent); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			d.mu.Lock()
 			for again := range dirty {
@@ -442,7 +436,7 @@ func (d *Directory) Remove(_ context.Context, name string) error {
 	return nil
 }
 
-// Probe implements [bytestore.Store]. Quotas, it does not see.
+// Probe implements [bytestore.Store]. It doesn't detect exceeded quotas.
 func (d *Directory) Probe(context.Context) error {
 	if err := d.inPlace(); err != nil {
 		return err

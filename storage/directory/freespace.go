@@ -9,9 +9,9 @@ import (
 )
 
 // FreeSpace implements [bytestore.Store]. The error is [errors.ErrUnsupported] if the
-// file system reports nothing but zeros, as some do that use FUSE.
+// file system reports only zeros, as some FUSE file systems do.
 func (d *Directory) FreeSpace() (free, size int64, err error) {
-	// What its name leads to may be another file system, when it was unmounted.
+	// After an unmount, the path is on another file system.
 	if err := d.inPlace(); err != nil {
 		return 0, 0, err
 	}
@@ -22,8 +22,7 @@ func (d *Directory) FreeSpace() (free, size int64, err error) {
 	return free, size, err
 }
 
-// isFull reports whether a file system has no room. Where it reports nothing but zeros,
-// that is unknown.
+// isFull reports whether a file system is full. If it reports only zeros, that is unknown.
 func isFull(system *unix.Statfs_t) bool {
 	return system.Blocks > 0 && system.Bavail == 0 || system.Files > 0 && system.Ffree == 0
 }

@@ -16,12 +16,11 @@ import (
 	"nar-herder/storage/bytestore"
 )
 
-// listStep is how many entries of a directory are read at a time. One with
-// millions of nars is never in memory as a whole.
+// listStep is how many entries of a directory are read at a time, as it may have millions.
 const listStep = 1000
 
-// List implements [bytestore.Store]. Symbolic links are passed over, so that
-// nothing is counted twice and no walk is without end.
+// List implements [bytestore.Store]. It skips symbolic links, so that it lists no file
+// twice and always ends.
 func (d *Directory) List(ctx context.Context) iter.Seq2[bytestore.Info, error] {
 	return func(yield func(bytestore.Info, error) bool) {
 		if err := d.inPlace(); err != nil {
@@ -37,16 +36,16 @@ func (d *Directory) List(ctx context.Context) iter.Seq2[bytestore.Info, error] {
 	}
 }
 
-// walk is a way through all directories.
+// walk is a walk through all directories.
 type walk struct {
 	d     *Directory
 	ctx   context.Context
 	yield func(bytestore.Info, error) bool
-	below []string // directories that are still to be read
+	below []string // directories that are still unread
 	ended bool
 }
 
-// more says whether the walk goes on.
+// more reports whether the walk continues.
 func (w *walk) more() bool {
 	if err := w.ctx.Err(); err != nil && !w.ended {
 		w.ended = true
@@ -55,24 +54,23 @@ func (w *walk) more() bool {
 	return !w.ended
 }
 
-// failed tells of what can't be read; the rest may well be readable, unless it is
-// the storage itself.
+// failed yields an error. It ends the walk only if the storage itself is unreadable.
 func (w *walk) failed(name string, err error) {
 	switch {
 	case name != "." && errors.Is(err, fs.ErrNotExist):
-		// removed meanwhile
+		// removed during the walk
 	case name != ".":
 		w.ended = !w.yield(bytestore.Info{Name: name}, fmt.Errorf("list %s in storage %s: %w", name, w.d.name, disk.Cause(err)))
 	case errors.Is(err, fs.ErrNotExist):
 		w.ended = true
-		w.yield(bytestore.Info{}, fmt.Errorf("list storage %s: it went away meanwhile", w.d.name))
+		w.yield(bytestore.Info{}, fmt.Errorf("list storage %s: it was just removed or unmounted", w.d.name))
 	default:
 		w.ended = true
 		w.yield(bytestore.Info{}, fmt.Errorf("list storage %s: %w", w.d.name, disk.Cause(err)))
 	}
 }
 
-// directory goes through the entries of one directory.
+// directory visits the entries of a directory.
 func (w *walk) directory(name string) {
 	handle, err := w.d.root.Open(name)
 	if err != nil {
@@ -97,11 +95,11 @@ func (w *walk) directory(name string) {
 	}
 }
 
-// entry is one of a directory.
+// entry visits an entry of a directory.
 func (w *walk) entry(directory *os.File, name string, kind fs.FileMode) {
 	switch {
 	case !fs.ValidPath(name):
-		// Not UTF-8: a stranger's, which is no name for a nar.
+		// Not UTF-8: an unreferenced file.
 	case kind.IsDir():
 		w.below = append(w.below, name)
 	case kind.IsRegular():
@@ -115,7 +113,7 @@ func (w *walk) entry(directory *os.File, name string, kind fs.FileMode) {
 			return
 		}
 		if stat.Mode&unix.S_IFMT != unix.S_IFREG {
-			return // another has taken its place
+			return // it was replaced
 		}
 		w.ended = !w.yield(infoOf(name, &stat), nil)
 	}

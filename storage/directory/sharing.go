@@ -15,21 +15,21 @@ import (
 	"nar-herder/internal/disk"
 )
 
-// A stored file must not change any more, so no other user may be able to write to it:
-// neither by its mode, nor as its owner, nor through a descriptor that was open before.
+// A stored file must not change, so no other user may be able to write to it: neither by
+// its mode, nor as its owner, nor through an open descriptor.
 
 // writableByOthers are the permissions that a shared file must not have. Access control
-// lists can't grant more than those of the group.
+// lists can't grant more than the group's permissions.
 const writableByOthers fs.FileMode = 0o022
 
-// takeOver makes sure that nobody but this user can write to a file that the store is
-// about to share. The error says why that can't be: then the file is to be copied. A
-// file of the spool may be open for writing, by this process.
+// takeOver ensures that only this user can write to a file that the store will share. If
+// that is impossible, it returns an error, and the file must be copied. A file of the spool
+// may be open for writing by this process.
 func takeOver(file *os.File, info fs.FileInfo, inSpool bool) error {
 	stat, ok := info.Sys().(*syscall.Stat_t)
 	switch {
 	case !ok || stat.Nlink != 1:
-		return errors.New("it has other names, under which it may be written")
+		return errors.New("it has other names, through which it may be changed")
 	case int(stat.Uid) != os.Geteuid():
 		return fmt.Errorf("it belongs to user %d, who may write to it", stat.Uid)
 	case info.Mode()&0o044 == 0:
@@ -47,12 +47,12 @@ func takeOver(file *os.File, info fs.FileInfo, inSpool bool) error {
 	return nil
 }
 
-// isBeingWritten says whether any process has the file open for writing, or mapped. It is
-// false where the file system can't tell. On NFSv4 and SMB it is mostly true, as a lease
-// is only given with a delegation from the server: the file is copied then. The file must
-// be open for reading alone.
+// isBeingWritten reports whether a process has the file open for writing, or mapped; false
+// if the file system doesn't support leases. On NFSv4 and SMB it is mostly true, as a lease
+// needs a delegation from the server: then the file is copied. The file must be open for
+// reading only.
 func isBeingWritten(file *os.File) bool {
-	// A lease for reading is only given while there are no writers.
+	// The kernel grants a read lease only if there are no writers.
 	_, err := unix.FcntlInt(file.Fd(), unix.F_SETLEASE, unix.F_RDLCK)
 	if err == nil {
 		_, _ = unix.FcntlInt(file.Fd(), unix.F_SETLEASE, unix.F_UNLCK)
@@ -60,13 +60,13 @@ func isBeingWritten(file *os.File) bool {
 	return errors.Is(err, unix.EAGAIN)
 }
 
-// MayRemove implements [bytestore.Store]: a file is removed from its directory,
-// which this user must be able to write.
+// MayRemove implements [bytestore.Store]: this user must be able to write to the file's
+// directory.
 func (d *Directory) MayRemove(name string) error {
 	parent := path.Dir(name)
 	file, err := d.root.Open(parent)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil // and so there is no file
+		return nil // the file doesn't exist
 	} else if err != nil {
 		return d.explain("look for", parent, err)
 	}
@@ -77,10 +77,10 @@ func (d *Directory) MayRemove(name string) error {
 	return nil
 }
 
-// protect flushes a file that came into the store by another way than Stage, and makes
-// sure that no stranger can write to it. Users that may add files can write to the
-// directories, and are trusted. A second name may be elsewhere, with an owner who is not
-// one of them: then the file must belong to the owner of its directory, or of the storage.
+// protect flushes a file that was added without Stage, and ensures that only the storage's
+// users can write to it. Users with write access to the directories are trusted. If the
+// file has a second name, which may be outside of the storage, it must belong to the owner
+// of its directory or of the storage.
 func (d *Directory) protect(name string) error {
 	file, stat, err := d.open(name)
 	if err != nil {
@@ -90,10 +90,10 @@ func (d *Directory) protect(name string) error {
 	isOwn := int(stat.Uid) == os.Geteuid()
 	if isOwn && stat.Mode&uint32(writableByOthers) != 0 {
 		if err := file.Chmod(fs.FileMode(stat.Mode) & fs.ModePerm &^ writableByOthers); err != nil {
-			return d.explain("take the right to write from others from", name, err)
+			return d.explain("remove the write permission of others from", name, err)
 		}
 	} else if !isOwn && (stat.Mode&0o002 != 0 || stat.Nlink > 1 && !d.ownsDirectory(stat.Uid, path.Dir(name))) {
-		return fmt.Errorf("%s in storage %s could be written by others than the storage's users: it belongs to user %d, with mode %#o and %d names: copy it there, or make this user (%d) its owner",
+		return fmt.Errorf("%s in storage %s is writable for users without access to the storage: it belongs to user %d, with mode %#o and %d names: replace it with a copy, or make this user (%d) its owner",
 			name, d.name, stat.Uid, stat.Mode&0o777, stat.Nlink, os.Geteuid())
 	}
 	disk.InheritIn(d.root, name, disk.GroupReads)
@@ -103,8 +103,8 @@ func (d *Directory) protect(name string) error {
 	return nil
 }
 
-// ownsDirectory says whether a user owns the directory of a file, or, for root, that of
-// the storage.
+// ownsDirectory reports whether a user owns the directory of a file or, if this process is
+// root, that of the storage.
 func (d *Directory) ownsDirectory(uid uint32, parent string) bool {
 	owns := func(name string) bool {
 		info, err := d.root.Stat(name)

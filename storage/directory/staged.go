@@ -14,7 +14,7 @@ import (
 type staged struct {
 	d               *Directory
 	temporary, name string
-	borrowed        fs.FileInfo // of a file of the spool, which keeps its name until the commit; or nil
+	borrowed        fs.FileInfo // of a file of the spool, which keeps its name until Commit; or nil
 	done, aborted   bool
 }
 
@@ -23,10 +23,10 @@ func (s *staged) Commit(context.Context) error {
 	return s.commit(func() error {
 		err := s.d.root.Rename(s.temporary, s.name)
 		if s.borrowed != nil && errors.Is(err, syscall.EXDEV) {
-			s.d.cantMove.Store(true) // it will be copied
+			s.d.cantMove.Store(true) // the next ones are copied
 		}
 		if err == nil && s.borrowed == nil {
-			// Renaming one name of a file to another of the same file does nothing.
+			// rename(2) does nothing if both names refer to the same file.
 			_ = s.d.root.Remove(s.temporary)
 		}
 		return err
@@ -36,7 +36,7 @@ func (s *staged) Commit(context.Context) error {
 // CommitNew implements [bytestore.Staged].
 func (s *staged) CommitNew(context.Context) error {
 	return s.commit(func() error {
-		// Unlike a rename, a link is refused where the name has a file.
+		// Unlike rename(2), link(2) fails if the name exists.
 		err := s.d.root.Link(s.temporary, s.name)
 		if err == nil {
 			_ = s.d.root.Remove(s.temporary)
@@ -44,7 +44,7 @@ func (s *staged) CommitNew(context.Context) error {
 		if !errors.Is(err, syscall.EPERM) && !errors.Is(err, syscall.ENOTSUP) && !errors.Is(err, syscall.ENOSYS) {
 			return err
 		}
-		// A file system without links.
+		// The file system has no hard links.
 		if _, err := s.d.root.Lstat(s.name); err == nil {
 			return fs.ErrExist
 		} else if !errors.Is(err, fs.ErrNotExist) {
@@ -54,7 +54,7 @@ func (s *staged) CommitNew(context.Context) error {
 	})
 }
 
-// commit gives what is staged its name, by the given call.
+// commit makes the file visible with the given call.
 func (s *staged) commit(call func() error) error {
 	if s.aborted {
 		return fmt.Errorf("store %s in storage %s: it was aborted", s.name, s.d.name)
@@ -63,17 +63,17 @@ func (s *staged) commit(call func() error) error {
 		return nil
 	}
 	if s.borrowed != nil {
-		// Another process may have taken the name away, and made a new file of it.
+		// Another process may have replaced the file.
 		now, err := s.d.root.Lstat(s.temporary)
 		if err != nil {
 			return s.d.explain("look for", s.temporary, err)
 		}
 		if !os.SameFile(now, s.borrowed) {
-			return fmt.Errorf("store %s in storage %s: %s is another file by now", s.name, s.d.name, s.temporary)
+			return fmt.Errorf("store %s in storage %s: %s was replaced by another file", s.name, s.d.name, s.temporary)
 		}
 	}
 	if err := call(); err != nil {
-		return s.d.explain("give "+s.temporary+" the name", s.name, err)
+		return s.d.explain("rename "+s.temporary+" to", s.name, err)
 	}
 	s.done = true
 	s.d.touch(path.Dir(s.name))

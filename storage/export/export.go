@@ -1,10 +1,8 @@
-// Package export makes a static copy of the store: a directory of HASH.narinfo,
-// nar/… and nix-cache-info that any server of files can serve, that rsync can
-// carry away, and that Guix's client reads by a file:// URL.
+// Package export makes a static copy of a storage: a directory with HASH.narinfo, nar/…
+// and nix-cache-info, for any file server, for rsync, or for a file:// URL of Guix's client.
 //
-// The copy is brought up to date in place. At each moment, also after a crash,
-// there is no narinfo in it that names a nar which is not there: nars come before
-// the narinfo that names them and go after it.
+// It updates the copy in place. At any time, even after a crash, each narinfo in the copy
+// has its nars: they are added before the narinfo, and removed after it.
 package export
 
 import (
@@ -22,54 +20,52 @@ import (
 	"nar-herder/storage/index"
 )
 
-// Export says what is exported, and how.
+// Export is an export of a storage.
 type Export struct {
 	Storage *storage.Storage
-	// StorageDirectory is where the storage lies, which the copy must be apart
-	// from; "" for one that lies in no directory.
+	// StorageDirectory is the directory of the storage, which must not overlap with
+	// the copy; "" for a bucket.
 	StorageDirectory string
 
-	// Tags are those that items must all have.
+	// Tags selects items that have all of these tags.
 	Tags []index.Tag
-	// ClosureOf are items that are exported with all that they refer to, and
-	// nothing else; nil for all items.
+	// ClosureOf selects items and all that they refer to; nil for all items.
 	ClosureOf []narinfo.PathHash
 
-	// Delete removes what is in the copy and is not exported, or no longer.
+	// Delete removes narinfos and nars from the copy that are not selected.
 	Delete bool
-	// AcceptLoss lets Delete empty the copy, or remove more than a tenth of it.
+	// AcceptLoss allows Delete to remove more than a tenth of the copy, or all of it.
 	AcceptLoss bool
-	// Adopt allows a directory that has files and was not made by an export.
+	// Adopt allows a directory with files that no export has made.
 	Adopt bool
-	// DryRun changes nothing, and tells what would be done.
+	// DryRun changes nothing and reports what would be done.
 	DryRun bool
-	// Copy never makes a hard link of a file of the storage.
+	// Copy never makes hard links to files of the storage.
 	Copy bool
 
-	// Report takes what became of each item, and of what is left of others; nil
-	// for nobody who wants to know.
+	// Report is called for each item, and each failed removal; it may be nil.
 	Report func(Result)
-	// Swept takes how many more files of the copy were looked at for whether
-	// they are still exported; nil for nobody who wants to know.
+	// Swept is called during the sweep with the number of further files that were
+	// checked; it may be nil.
 	Swept func(files int)
 
-	// fault stands before a step that changes the copy, in tests.
+	// fault is called before each change of the copy, in tests.
 	fault func(step string) error
 }
 
-// Result is what became of an item, or of a file of the copy.
+// Result is the outcome for an item, or for a file of the copy.
 type Result struct {
 	Outcome Outcome
 	// Name is the store path or the hash of an item, or the name of a file of
 	// the copy.
 	Name string
-	// Bytes is the length of the nars that came into the copy.
+	// Bytes is the size of the nars that were added to the copy.
 	Bytes int64
-	// Err says why it was skipped, or has failed.
+	// Err is why it was skipped or has failed.
 	Err error
 }
 
-// Outcome is how an export of an item ended.
+// Outcome is the outcome of the export of an item.
 type Outcome int
 
 const (
@@ -77,40 +73,37 @@ const (
 	Unchanged Outcome = iota
 	// Added: its narinfo is new in the copy.
 	Added
-	// Updated: its narinfo has changed, or one of its nars had to be renewed.
+	// Updated: its narinfo has changed, or one of its nars was added or replaced.
 	Updated
-	// Skipped: it can't be exported, as a nar of it is not stored, or it has no
-	// narinfo to be told of.
+	// Skipped: it can't be exported, for example because one of its nars isn't stored.
 	Skipped
-	// Failed: something here is broken. What the copy has of it stays.
+	// Failed: its export failed. Its files in the copy are kept.
 	Failed
 )
 
-// Summary is what an export came to.
+// Summary counts the outcomes of an export.
 type Summary struct {
 	Unchanged, Added, Updated, Skipped, Failed int64
-	// Withdrawn counts items that clients are no longer told of.
+	// Withdrawn counts withdrawn items, which are not exported.
 	Withdrawn int64
-	// Linked and Copied count the nars that came into the copy by hard links and
-	// by copies, and their lengths.
+	// Linked and Copied count the nars that were added to the copy by hard links and by
+	// copying.
 	Linked, LinkedBytes, Copied, CopiedBytes int64
-	// StaleNarinfos and StaleNars count files of the copy that are not exported,
-	// or no longer: they were removed with Delete, and left otherwise.
-	// StaleBytes is the length of those nars; what of it is hard links has taken
-	// no room.
+	// StaleNarinfos and StaleNars count files of the copy that are not selected. Delete
+	// removes them. StaleBytes is the size of those nars; hard links among them use no
+	// space.
 	StaleNarinfos, StaleNars, StaleBytes int64
 }
 
-// batchSize is how many items are flushed to the disk together. The file system
-// is flushed as a whole each time, which is for others to wait for as well.
+// batchSize is how many items are flushed together. Each flush is of the whole file system,
+// and other processes wait for it, too.
 const batchSize = 500
 
-// To brings the copy in the directory up to date, which is made when there is
-// none. The error is what kept it from going on: the copy is then incomplete,
-// and what it has is good.
+// To updates the copy in the directory, and creates it if necessary. After an error the
+// copy may be incomplete, but not wrong.
 func (e *Export) To(ctx context.Context, name string) (summary Summary, err error) {
 	if len(e.Tags) > 0 && e.ClosureOf != nil {
-		return summary, errors.New("items are chosen by their tags or by a closure, not by both: part of a closure is none")
+		return summary, errors.New("tags and a closure can't be combined: a part of a closure is not complete")
 	}
 	if e.StorageDirectory != "" {
 		if err := refuseOverlap(name, e.StorageDirectory); err != nil {
@@ -125,7 +118,7 @@ func (e *Export) To(ctx context.Context, name string) (summary Summary, err erro
 		r.absent = make(map[narinfo.PathHash]struct{})
 		for _, hash := range e.ClosureOf {
 			if r.closure.Missing(hash) {
-				return summary, fmt.Errorf("closure of %s: there is no narinfo of it: nothing was exported", hash)
+				return summary, fmt.Errorf("closure of %s: it has no narinfo: nothing was exported", hash)
 			}
 		}
 	}
@@ -150,21 +143,21 @@ func (e *Export) To(ctx context.Context, name string) (summary Summary, err erro
 	return summary, errors.Join(r.sweep(ctx), refused)
 }
 
-// run is an export under way.
+// run is an export in progress.
 type run struct {
 	*Export
 	tree    *tree
 	summary *Summary
 	closure *index.Closure
-	absent  map[narinfo.PathHash]struct{} // of the closure, and told of
+	absent  map[narinfo.PathHash]struct{} // missing in the closure, and reported
 	pending []pending
-	noLinks bool // to the file system of the copy
-	// narinfos and nars count the files that a sweep looks at.
+	noLinks bool // the copy is on another file system
+	// narinfos and nars count the files that a sweep checks.
 	narinfos, nars int64
 }
 
-// pending is an item whose nars are there, and whose narinfo is written, but not
-// shown yet.
+// pending is an item with all its nars in the copy. Its narinfo is written, but not visible
+// yet.
 type pending struct {
 	temporary, name string
 	result          Result
@@ -175,7 +168,7 @@ func (r *run) items(ctx context.Context) (err error) {
 	if err := r.cacheInfo(); err != nil {
 		return err
 	}
-	// What is complete is shown, also when the next can't be.
+	// Finish complete items even after an error.
 	defer func() {
 		if showErr := r.show(); showErr != nil && err == nil {
 			err = showErr
@@ -198,7 +191,7 @@ func (r *run) items(ctx context.Context) (err error) {
 	return nil
 }
 
-// rowsWanted are the items that the tags or the closure select.
+// rowsWanted returns the items that the tags or the closure select.
 func (r *run) rowsWanted(ctx context.Context) iter.Seq2[*index.Item, error] {
 	if r.closure != nil {
 		return r.Storage.Index().ItemsOf(ctx, r.closure)
@@ -206,7 +199,7 @@ func (r *run) rowsWanted(ctx context.Context) iter.Seq2[*index.Item, error] {
 	return r.Storage.Index().Items(ctx, r.Tags...)
 }
 
-// cacheInfo writes nix-cache-info, unless it is there.
+// cacheInfo writes nix-cache-info if necessary.
 func (r *run) cacheInfo() error {
 	const name = "nix-cache-info"
 	if text, err := r.tree.read(name, int64(len(narinfo.CacheInfo))); err == nil && string(text) == narinfo.CacheInfo {
@@ -222,8 +215,7 @@ func (r *run) cacheInfo() error {
 	return nil
 }
 
-// show makes the nars of pending items, and the texts of their narinfos, survive
-// a loss of power, and then shows the narinfos.
+// show flushes the nars and narinfos of pending items, and then makes the narinfos visible.
 func (r *run) show() error {
 	if len(r.pending) == 0 {
 		return nil
@@ -245,7 +237,7 @@ func (r *run) show() error {
 	return nil
 }
 
-// done counts and tells of a result.
+// done counts and reports a result.
 func (r *run) done(result Result) {
 	s := r.summary
 	switch result.Outcome {
@@ -265,21 +257,19 @@ func (r *run) done(result Result) {
 	}
 }
 
-// closureLacks tells of items that are referred to in the closure and have no
-// narinfo, each once.
+// closureLacks reports items without a narinfo that the item refers to, each once.
 func (r *run) closureLacks(item *storage.Item) {
 	for _, reference := range item.Narinfo.References {
-		if _, told := r.absent[reference.Hash]; told || !r.closure.Missing(reference.Hash) {
+		if _, reported := r.absent[reference.Hash]; reported || !r.closure.Missing(reference.Hash) {
 			continue
 		}
 		r.absent[reference.Hash] = struct{}{}
 		r.done(Result{Outcome: Skipped, Name: reference.String(),
-			Err: fmt.Errorf("%s refers to it, and there is no narinfo of it", item.Narinfo.StorePath)})
+			Err: fmt.Errorf("%s refers to it, but it has no narinfo", item.Narinfo.StorePath)})
 	}
 }
 
-// wants says whether an item is one of those to be exported, as far as its row
-// tells. An error is one of the index.
+// wants reports whether an item is selected, by its row.
 func (r *run) wants(ctx context.Context, row *index.Item) (bool, error) {
 	if row == nil || !row.WithdrawnAt.IsZero() || r.closure != nil && !r.closure.Has(row.Hash) {
 		return false, nil
@@ -299,19 +289,18 @@ func (r *run) wants(ctx context.Context, row *index.Item) (bool, error) {
 	return true, nil
 }
 
-// refuseOverlap makes sure that neither of the two directories lies in the
-// other, whatever their names say.
+// refuseOverlap returns an error if one of the directories is below the other.
 func refuseOverlap(name, storageDirectory string) error {
 	if overlap, err := disk.Overlap(name, storageDirectory); err != nil {
 		return err
 	} else if overlap {
-		return fmt.Errorf("%s lies in the storage %s, or the storage lies in it: name a directory apart from it", name, storageDirectory)
+		return fmt.Errorf("%s overlaps with the storage %s: name another directory", name, storageDirectory)
 	}
-	// One that is mounted at two places.
+	// A directory may be mounted twice.
 	ours, err1 := os.Stat(filepath.Join(name, narDirectory))
 	theirs, err2 := os.Stat(filepath.Join(storageDirectory, narDirectory))
 	if err1 == nil && err2 == nil && os.SameFile(ours, theirs) {
-		return fmt.Errorf("%s/%s is that of the storage %s: name a directory apart from it", name, narDirectory, storageDirectory)
+		return fmt.Errorf("%s/%s is that of the storage %s: name another directory", name, narDirectory, storageDirectory)
 	}
 	return nil
 }

@@ -231,7 +231,7 @@ func TestOverlap(t *testing.T) {
 	}
 	for _, name := range []string{p.store, p.store + "/nar", p.store + "/new/below", link, link + "/new", top, p.store + "/../store/x"} {
 		p.out = name
-		if _, _, err := p.export(func(e *Export) { e.Delete = true }); err == nil || !strings.Contains(err.Error(), "apart from it") {
+		if _, _, err := p.export(func(e *Export) { e.Delete = true }); err == nil || !strings.Contains(err.Error(), "overlaps with the storage") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

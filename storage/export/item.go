@@ -22,20 +22,19 @@ import (
 const (
 	narinfoSuffix = ".narinfo"
 
-	// maxTries is how often an item is looked at that keeps changing.
+	// maxTries is how often an item is tried that changes during its export.
 	maxTries = 3
 
-	// maxNameLen is the most bytes that a part of a path has on the usual file
-	// systems.
+	// maxNameLen is the maximum length of a file name in bytes on most file systems.
 	maxNameLen = 255
 )
 
-// item exports one item. The error is what would keep others from it as well.
+// item exports one item. It returns only errors that end the export.
 func (r *run) item(ctx context.Context, row *index.Item, tries int) error {
 	if !row.WithdrawnAt.IsZero() {
 		r.summary.Withdrawn++
 		if r.closure != nil {
-			r.done(Result{Outcome: Skipped, Name: row.Hash.String(), Err: errors.New("it was withdrawn, and the closure needs it")})
+			r.done(Result{Outcome: Skipped, Name: row.Hash.String(), Err: errors.New("it was withdrawn, but the closure needs it")})
 		}
 		return nil
 	}
@@ -62,7 +61,7 @@ func (r *run) item(ctx context.Context, row *index.Item, tries int) error {
 	if isFatal(err) {
 		return fmt.Errorf("%s: %w", name, err)
 	}
-	// Others may have changed or removed it meanwhile.
+	// The item may have been changed or removed during its export.
 	now, lookErr := r.Storage.Index().Item(ctx, row.Hash)
 	switch {
 	case errors.Is(lookErr, index.ErrNotFound):
@@ -80,13 +79,12 @@ func hasChanged(old, now *index.Item) bool {
 	return now.Place() != old.Place() || now.Stored != old.Stored || !now.WithdrawnAt.Equal(old.WithdrawnAt) || !bytes.Equal(now.Text, old.Text)
 }
 
-// namesIn returns the names that each file of the item has in the copy. The
-// error says why it can't be exported.
+// namesIn returns the names of each file of the item in the copy, or an error if the item
+// can't be exported.
 //
-// Servers of files decode the percent escapes of a request, and look for the
-// decoded name. Guix's client decodes nothing where its server is a file:// URL:
-// it opens the path as it stands in the narinfo (http-fetch's counterpart there
-// is open-file of uri-path). So a file has both names where they differ.
+// A file server decodes the percent escapes of a request, and looks for the decoded name.
+// For a file:// URL, Guix's client opens the path of the narinfo without decoding it
+// (open-file of uri-path instead of http-fetch). If the two differ, a file has both names.
 func namesIn(item *storage.Item) ([][]string, error) {
 	names := make([][]string, len(item.Narinfo.Files))
 	for n, file := range item.Narinfo.Files {
@@ -95,7 +93,7 @@ func namesIn(item *storage.Item) ([][]string, error) {
 			return nil, fmt.Errorf("%s: %w", file.URL, storage.ErrNotStored)
 		}
 		if !strings.HasPrefix(name, narDirectory+"/") {
-			return nil, fmt.Errorf("URL %q does not begin with %s/, where all nars of a copy lie", file.URL, narDirectory)
+			return nil, fmt.Errorf("URL %q does not begin with %s/, the directory of a copy's nars", file.URL, narDirectory)
 		}
 		names[n] = []string{name}
 		written := strings.TrimPrefix(file.URL, "/")
@@ -106,7 +104,7 @@ func namesIn(item *storage.Item) ([][]string, error) {
 	return names, nil
 }
 
-// isShort says whether each part of a path can be the name of a file.
+// isShort reports whether each part of a path is short enough for a file name.
 func isShort(name string) bool {
 	for part := range strings.SplitSeq(name, "/") {
 		if len(part) > maxNameLen {
@@ -116,11 +114,11 @@ func isShort(name string) bool {
 	return true
 }
 
-// stagedNar is a nar that is complete under a temporary name.
+// stagedNar is a complete nar with a temporary name.
 type stagedNar struct{ temporary, name string }
 
-// export brings one item's files into the copy, where they are not there yet,
-// and leaves its narinfo to be shown.
+// export adds the missing nars of an item to the copy, and adds the item to pending if its
+// narinfo must be written.
 func (r *run) export(ctx context.Context, item *storage.Item, names [][]string) (err error) {
 	file := item.Hash.String() + narinfoSuffix
 	result := Result{Name: item.Narinfo.StorePath.String()}
@@ -131,17 +129,17 @@ func (r *run) export(ctx context.Context, item *storage.Item, names [][]string) 
 	there := err == nil
 	var text []byte
 	if there {
-		text, _ = r.tree.read(file, narinfo.MaxSize) // what can't be read is replaced
+		text, _ = r.tree.read(file, narinfo.MaxSize) // an unreadable file is replaced
 	}
 	same := text != nil && bytes.Equal(text, item.Text)
-	// Another nar can have the length and the time of the one before.
+	// A different nar may have the same size and time.
 	renew := !same && describesOther(text, item)
 
 	var staged []stagedNar
 	defer func() {
 		if err != nil {
 			for _, nar := range staged {
-				_ = r.tree.remove(nar.temporary) // or at the end
+				_ = r.tree.remove(nar.temporary) // close removes it otherwise
 			}
 		}
 	}()
@@ -151,7 +149,7 @@ func (r *run) export(ctx context.Context, item *storage.Item, names [][]string) 
 		}
 	}
 	if renew && len(staged) > 0 {
-		// The old narinfo does not describe what comes.
+		// The old narinfo doesn't describe the new nars.
 		err := r.tree.remove(file)
 		if err == nil {
 			err = r.tree.sync()
@@ -166,7 +164,7 @@ func (r *run) export(ctx context.Context, item *storage.Item, names [][]string) 
 		}
 	}
 	if same && !sameTime(info.ModTime(), item.AddedAt) {
-		// Only its owner may do that: the file of another user is written anew.
+		// Only its owner may do that: replace a file of another user.
 		err := r.tree.setTime(file, item.AddedAt)
 		if same = !errors.Is(err, fs.ErrPermission); same && err != nil {
 			return fmt.Errorf("set the time of %s: %w", file, r.tree.explain(err))
@@ -194,14 +192,14 @@ func (r *run) export(ctx context.Context, item *storage.Item, names [][]string) 
 	return nil
 }
 
-// describesOther says whether a text is a narinfo of another nar than the item's.
+// describesOther reports whether a text is a narinfo with another NarHash than the item's.
 func describesOther(text []byte, item *storage.Item) bool {
 	n, err := narinfo.Parse(text)
 	return err == nil && n.NarHash != item.Narinfo.NarHash
 }
 
-// stage brings the item's Nth file into the copy, to be renamed to those of the
-// names that do not have it yet.
+// stage adds the item's Nth file to the copy under a temporary name for each of the names
+// that don't have it yet.
 func (r *run) stage(ctx context.Context, item *storage.Item, n int, names []string, renew bool, staged *[]stagedNar, result *Result) error {
 	reader, info, err := r.Storage.OpenFile(ctx, item, n, 0, -1)
 	if err != nil {
@@ -215,7 +213,7 @@ func (r *run) stage(ctx context.Context, item *storage.Item, n int, names []stri
 			return fmt.Errorf("look at %s: %w", info.Name, disk.Cause(err))
 		}
 	}
-	first := names[0] // what the others can be links to
+	first := names[0] // the other names are links to it
 	for i, name := range names {
 		there, err := r.tree.stat(name)
 		if err == nil && r.isSame(there, source, renew) {
@@ -232,7 +230,7 @@ func (r *run) stage(ctx context.Context, item *storage.Item, n int, names []stri
 		}
 		if i == 0 || err != nil {
 			if temporary, err = r.bring(source); err != nil {
-				return fmt.Errorf("bring %s: %w", name, r.tree.explain(err))
+				return fmt.Errorf("add %s: %w", name, r.tree.explain(err))
 			}
 		}
 		*staged = append(*staged, stagedNar{temporary, name})
@@ -248,11 +246,11 @@ type source struct {
 	io.Reader
 	ctx  context.Context
 	info bytestore.Info
-	file *os.File    // nil where it is none of this machine
+	file *os.File    // nil if it is not a local file
 	stat fs.FileInfo // of file
 }
 
-// Read gives up when nobody waits any more.
+// Read implements [io.Reader] until the context ends.
 func (s source) Read(p []byte) (int, error) {
 	if err := s.ctx.Err(); err != nil {
 		return 0, err
@@ -260,8 +258,8 @@ func (s source) Read(p []byte) (int, error) {
 	return s.Reader.Read(p)
 }
 
-// isSame says whether what the copy has is the nar of the storage. renew asks for
-// more than its length and time.
+// isSame reports whether a file of the copy is the nar of the storage. If renew is set, the
+// same size and time are not enough.
 func (r *run) isSame(there fs.FileInfo, from source, renew bool) bool {
 	if from.stat != nil && os.SameFile(there, from.stat) {
 		return !r.Copy
@@ -269,7 +267,7 @@ func (r *run) isSame(there fs.FileInfo, from source, renew bool) bool {
 	return !renew && there.Mode().IsRegular() && there.Size() == from.info.Size && sameTime(there.ModTime(), from.info.ModTime)
 }
 
-// bring makes a hard link or a copy of a nar.
+// bring adds a hard link or a copy of a nar.
 func (r *run) bring(from source) (temporary string, err error) {
 	s := r.summary
 	if r.DryRun {
@@ -285,8 +283,8 @@ func (r *run) bring(from source) (temporary string, err error) {
 		if isFatal(err) {
 			return "", err
 		}
-		// Of another user's file, one with too many links, or where there is no
-		// /proc, the next may still be possible.
+		// For other errors, such as another user's file or too many links, the next
+		// file may succeed.
 		r.noLinks = errors.Is(err, syscall.EXDEV) || errors.Is(err, syscall.EOPNOTSUPP)
 	}
 	temporary, err = r.tree.copy(from, from.info.Size, from.info.ModTime)
@@ -296,10 +294,10 @@ func (r *run) bring(from source) (temporary string, err error) {
 	return temporary, err
 }
 
-// granularities are those of the times that file systems keep.
+// granularities are the precisions of times in file systems.
 var granularities = []time.Duration{1, 100, time.Microsecond, time.Second, 2 * time.Second}
 
-// sameTime says whether a file of the copy has the time that it was given.
+// sameTime reports whether kept is the given time, rounded by a file system.
 func sameTime(kept, given time.Time) bool {
 	for _, granularity := range granularities {
 		if kept.Equal(given.Truncate(granularity)) {

@@ -6,24 +6,24 @@ import (
 	"fmt"
 )
 
-// ErrLoss says that a run with Delete would remove more than it may.
+// ErrLoss means that Delete would remove more than a tenth of the copy.
 var ErrLoss = errors.New("nothing was removed: check the options and the storage, and use --accept-loss if this is intended")
 
 // lossShare is the share of the copy that a run may remove: a tenth.
 const lossShare = 10
 
-// refuseLoss returns an [ErrLoss] if no item is to be exported, or if the sweep would
-// remove more than a tenth of the narinfos or nars. Usually the cause is a slip: another
-// tag, another database or another directory than was meant.
+// refuseLoss returns an [ErrLoss] if no item is selected, or if the sweep would remove more
+// than a tenth of the narinfos or nars. The usual cause is a mistyped tag, database or
+// directory.
 func (r *run) refuseLoss(ctx context.Context) error {
 	any, err := r.hasAny(ctx)
 	if err != nil {
 		return err
 	}
 	if !any {
-		return fmt.Errorf("export --delete to %s: no item that is selected has its nars in the storage: %w", r.tree.name, ErrLoss)
+		return fmt.Errorf("export --delete to %s: no selected item has its nars in the storage: %w", r.tree.name, ErrLoss)
 	}
-	// What is stale depends on the rows alone, not on what this run has exported yet.
+	// Whether a file is stale depends on the rows only, not on the progress of this run.
 	dry := *r.Export
 	dry.Delete, dry.Swept = false, nil
 	count := &run{Export: &dry, tree: r.tree, summary: new(Summary), closure: r.closure}
@@ -37,7 +37,7 @@ func (r *run) refuseLoss(ctx context.Context) error {
 	return nil
 }
 
-// hasAny says whether any item is to be exported, as far as the index tells.
+// hasAny reports whether any item is selected and has its nars, by the index.
 func (r *run) hasAny(ctx context.Context) (bool, error) {
 	for row, err := range r.rowsWanted(ctx) {
 		if err != nil {

@@ -16,12 +16,12 @@ import (
 	"nar-herder/storage/index"
 )
 
-// sweepStep is how many names of the copy are looked at together. It is all that
-// a sweep keeps in memory, however many there are.
+// sweepStep is how many names of the copy are checked together, which bounds the memory of
+// a sweep.
 const sweepStep = 500
 
-// sweep looks for what the copy has and is not exported: narinfos first, then the
-// nars that none of those that stay names. What can't be found out stays.
+// sweep finds files of the copy that are not selected: narinfos first, then the nars
+// without a narinfo. It keeps files of which this is unknown.
 func (r *run) sweep(ctx context.Context) error {
 	if r.tree.root == nil {
 		return nil
@@ -30,7 +30,7 @@ func (r *run) sweep(ctx context.Context) error {
 		return err
 	}
 	if r.Delete && r.summary.StaleNarinfos > 0 {
-		// Or a loss of power could bring a narinfo back, and not its nars.
+		// Otherwise a loss of power could restore a narinfo without its nars.
 		if err := r.tree.sync(); err != nil {
 			return err
 		}
@@ -49,22 +49,22 @@ func (r *run) sweep(ctx context.Context) error {
 	}
 	if r.Delete && !r.DryRun {
 		for _, name := range slices.Backward(emptied) {
-			_ = r.tree.root.Remove(name) // but for those that are not empty
+			_ = r.tree.root.Remove(name) // fails if it is not empty
 		}
 		return r.tree.sync()
 	}
 	return nil
 }
 
-// sweepDirectory gives the regular files of a directory to sweep, in steps, and
-// its directories to below, if that is not nil.
+// sweepDirectory calls sweep with the regular files of a directory, in steps, and below
+// with each directory in it, unless below is nil.
 func (r *run) sweepDirectory(ctx context.Context, name string, sweep func(ctx context.Context, files []found) error, below func(string)) error {
 	info, err := r.tree.stat(name)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && !info.IsDir() {
 		return nil
 	}
 	failed := func(err error) error {
-		return fmt.Errorf("look for what is no longer exported: list %s: %w", name, r.tree.explain(err))
+		return fmt.Errorf("find stale files: list %s: %w", name, r.tree.explain(err))
 	}
 	if err != nil {
 		return failed(err)
@@ -91,7 +91,7 @@ func (r *run) sweepDirectory(ctx context.Context, name string, sweep func(ctx co
 		}
 		if len(files) > 0 {
 			if err := sweep(ctx, files); err != nil {
-				return fmt.Errorf("look for what is no longer exported: %w", err)
+				return fmt.Errorf("find stale files: %w", err)
 			}
 		}
 		if r.Swept != nil {
@@ -112,9 +112,8 @@ type found struct {
 	hash narinfo.PathHash
 }
 
-// parse says whether the file has the name of a narinfo, or of a nar as all that
-// Guix has made have it. Others were not, or can't be known to be, put there by
-// an export.
+// parse reports whether the file has the name of a narinfo, or of a nar with its hash, as
+// Guix names them. Other files may not be from an export.
 func (f *found) parse(isNarinfo bool) (ok bool) {
 	base := path.Base(f.name)
 	var err error
@@ -130,7 +129,7 @@ func (f *found) parse(isNarinfo bool) (ok bool) {
 	return err == nil
 }
 
-// rows looks up whose the files are.
+// rows looks up the items of the files.
 func (r *run) rows(ctx context.Context, files []found) ([]*index.Item, error) {
 	hashes := make([]narinfo.PathHash, len(files))
 	for i, file := range files {
@@ -139,8 +138,8 @@ func (r *run) rows(ctx context.Context, files []found) ([]*index.Item, error) {
 	return r.Storage.Index().ItemsAt(ctx, hashes)
 }
 
-// exportable returns the names of an item's nars, none for an item that is not
-// exported. known is false where that can't be told.
+// exportable returns the names of an item's nars; nil for an item that is not exported.
+// known is false if the item is damaged.
 func (r *run) exportable(ctx context.Context, row *index.Item) (names [][]string, known bool, err error) {
 	wanted, err := r.wants(ctx, row)
 	if err != nil || !wanted {
@@ -148,7 +147,7 @@ func (r *run) exportable(ctx context.Context, row *index.Item) (names [][]string
 	}
 	item, err := storage.NewItem(row)
 	if err != nil {
-		return nil, false, nil // it was told of
+		return nil, false, nil // it was reported
 	}
 	names, err = namesIn(item)
 	if err != nil {
@@ -184,7 +183,7 @@ func (r *run) sweepNars(ctx context.Context, files []found) error {
 	}
 	for i, file := range files {
 		if rows[i] != nil && !rows[i].WithdrawnAt.IsZero() {
-			// Clients may hold its narinfo. Its row goes when none can.
+			// Clients may have its narinfo. Its row is deleted after the grace.
 			continue
 		}
 		names, known, err := r.exportable(ctx, rows[i])
@@ -205,8 +204,8 @@ func (r *run) sweepNars(ctx context.Context, files []found) error {
 	return nil
 }
 
-// isNamed says whether a narinfo of the copy names the file, such as an old one
-// that could not be replaced or removed. What can't be read may name it.
+// isNamed reports whether a narinfo of the copy names the file, for example an old one that
+// could not be replaced or removed. An unreadable narinfo counts.
 func (r *run) isNamed(file found) bool {
 	text, err := r.tree.read(file.hash.String()+narinfoSuffix, narinfo.MaxSize)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -225,8 +224,7 @@ func (r *run) isNamed(file found) bool {
 	})
 }
 
-// stale counts a file that is not exported, and removes it if that is asked for.
-// It is false when it could not be removed.
+// stale counts a stale file, and removes it with Delete. It returns false if that failed.
 func (r *run) stale(name string, count *int64) bool {
 	if r.Delete {
 		if err := r.tree.remove(name); err != nil {

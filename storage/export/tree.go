@@ -19,37 +19,36 @@ import (
 )
 
 const (
-	// temporaryDirectory holds what is being written. It lies in the copy, so
-	// that its files can be renamed into it, and is gone at the end of a run: the
-	// next one removes what a run has left that was killed.
+	// temporaryDirectory contains the files that are being written. It is in the copy,
+	// so that they can be renamed. It is removed at the end of a run, or by the next
+	// one.
 	temporaryDirectory = ".nar-herder-export"
 
-	// markerName is a file that each copy has. A directory with files and without it
-	// is not a copy, so that what it has is not for an export to replace or remove.
+	// markerName is a file of each copy. Without it, a directory with files is not a
+	// copy, and an export must not change it.
 	markerName = bytestore.ExportName
 	markerText = "This directory is made by 'nar-herder export', which replaces and removes narinfos and nars here.\n"
 
-	// narDirectory is where all nars of the copy lie.
+	// narDirectory contains all nars of the copy.
 	narDirectory = "nar"
 )
 
-// errLinkOut says that a name leads out of the copy.
+// errLinkOut means that a symbolic link leads out of the copy.
 var errLinkOut = errors.New("leads out of the directory by a symbolic link: export to where it leads, or mount that here")
 
-// tree is the directory of a copy. No symbolic link leads out of it.
+// tree is the directory of a copy. It follows no symbolic link out of it.
 type tree struct {
 	name      string
-	root      *os.Root // nil in a dry run that has none
+	root      *os.Root // nil in a dry run without the directory
 	handle    *os.File
-	temporary *os.File // the directory
+	temporary *os.File // the temporary directory
 	dry       bool
 	count     uint64 // of temporary names
 	fault     func(step string) error
 }
 
-// openTree opens the directory for one run, which no other may have at the same
-// time. A dry run changes nothing. Without adopt, a directory with files that is not a
-// copy is refused.
+// openTree opens and locks the directory for one run. A dry run changes nothing. Without
+// adopt, it returns an error for a directory with files that is not a copy.
 func openTree(name string, dry, adopt bool) (_ *tree, err error) {
 	t := &tree{name: name, dry: dry}
 	if !dry {
@@ -80,9 +79,9 @@ func openTree(name string, dry, adopt bool) (_ *tree, err error) {
 	if dry {
 		return t, nil
 	}
-	// A file system without locks has to do without.
+	// Ignore other errors: the file system may not support locks.
 	if err := unix.Flock(int(t.handle.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == unix.EWOULDBLOCK {
-		return nil, fmt.Errorf("another export to %s is running: wait for its end", name)
+		return nil, fmt.Errorf("another export to %s is running: wait until it has finished", name)
 	}
 	err = t.root.RemoveAll(temporaryDirectory)
 	if err == nil {
@@ -98,7 +97,7 @@ func openTree(name string, dry, adopt bool) (_ *tree, err error) {
 	return t, nil
 }
 
-// refuseOther refuses a directory with files that is not a copy.
+// refuseOther returns an error if the directory has files and is not a copy.
 func (t *tree) refuseOther() error {
 	if _, err := t.stat(markerName); err == nil {
 		return nil
@@ -113,9 +112,9 @@ func (t *tree) refuseOther() error {
 	for {
 		names, err := directory.Readdirnames(4)
 		for _, name := range names {
-			// The last is of a new file system.
+			// A new file system has lost+found.
 			if name != temporaryDirectory && name != "lost+found" {
-				return fmt.Errorf("%s has files, such as %s, and no %s, so no export has made it: name another directory, or, if narinfos and nars in it may be replaced and removed, use --adopt", t.name, name, markerName)
+				return fmt.Errorf("%s has files, such as %s, but no %s, so it was not made by an export: name another directory, or, if narinfos and nars in it may be replaced and removed, use --adopt", t.name, name, markerName)
 			}
 		}
 		if err == io.EOF {
@@ -127,7 +126,7 @@ func (t *tree) refuseOther() error {
 	}
 }
 
-// mark makes the directory known as a copy.
+// mark marks the directory as a copy.
 func (t *tree) mark() error {
 	if _, err := t.stat(markerName); err == nil {
 		return nil
@@ -142,7 +141,7 @@ func (t *tree) mark() error {
 	return nil
 }
 
-// close removes what is temporary, and lets another run begin.
+// close removes temporary files and unlocks the directory.
 func (t *tree) close() error {
 	if t.root == nil {
 		return nil
@@ -159,7 +158,7 @@ func (t *tree) close() error {
 		return err
 	}
 	if err := t.root.RemoveAll(temporaryDirectory); err != nil {
-		return fmt.Errorf("remove %s in %s: %w: the next export will", temporaryDirectory, t.name, disk.Cause(err))
+		return fmt.Errorf("remove %s in %s: %w: the next export will remove it", temporaryDirectory, t.name, disk.Cause(err))
 	}
 	return nil
 }
@@ -172,8 +171,8 @@ func (t *tree) step(what string) error {
 	return t.fault(what)
 }
 
-// stat describes what has the name, itself and not what it leads to. An error is
-// [fs.ErrNotExist] when there is nothing.
+// stat describes a file without following a symbolic link. The error is [fs.ErrNotExist]
+// if it doesn't exist.
 func (t *tree) stat(name string) (fs.FileInfo, error) {
 	if t.root == nil {
 		return nil, fs.ErrNotExist
@@ -181,8 +180,7 @@ func (t *tree) stat(name string) (fs.FileInfo, error) {
 	return t.root.Lstat(name)
 }
 
-// read returns a regular file's content. One that is longer than most bytes is
-// an error, as is what is no regular file.
+// read returns the content of a regular file of at most that many bytes.
 func (t *tree) read(name string, most int64) ([]byte, error) {
 	if t.root == nil {
 		return nil, fs.ErrNotExist
@@ -197,18 +195,18 @@ func (t *tree) read(name string, most int64) ([]byte, error) {
 		return nil, err
 	}
 	if !info.Mode().IsRegular() || info.Size() > most {
-		return nil, fmt.Errorf("%s is no regular file, or is longer than %d bytes", name, most)
+		return nil, fmt.Errorf("%s is not a regular file, or is longer than %d bytes", name, most)
 	}
 	return io.ReadAll(io.LimitReader(file, most+1))
 }
 
-// newName is a temporary name that is free.
+// newName returns an unused temporary name.
 func (t *tree) newName() string {
 	t.count++
 	return temporaryDirectory + "/" + strconv.FormatUint(t.count, 10)
 }
 
-// write writes a short file under a temporary name. It is to be flushed by sync.
+// write writes a short file under a temporary name. sync flushes it.
 func (t *tree) write(text []byte) (temporary string, err error) {
 	if t.dry {
 		return "", nil
@@ -222,8 +220,7 @@ func (t *tree) write(text []byte) (temporary string, err error) {
 	return temporary, err
 }
 
-// copy writes what the reader gives under a temporary name, flushed, and with
-// the time of its source. Fewer or more bytes than said are an error.
+// copy writes and flushes a file of the given size and time under a temporary name.
 func (t *tree) copy(from io.Reader, size int64, modified time.Time) (temporary string, err error) {
 	if err := t.step("copy"); err != nil {
 		return "", err
@@ -236,7 +233,7 @@ func (t *tree) copy(from io.Reader, size int64, modified time.Time) (temporary s
 	disk.InheritIn(t.root, temporary, disk.GroupReads)
 	n, err := io.Copy(file, io.LimitReader(from, size+1))
 	if err == nil && n != size {
-		err = fmt.Errorf("%d bytes or more came where %d were expected", n, size)
+		err = fmt.Errorf("got %d bytes or more, want %d", n, size)
 	}
 	if err == nil {
 		err = file.Sync()
@@ -245,7 +242,7 @@ func (t *tree) copy(from io.Reader, size int64, modified time.Time) (temporary s
 		err = t.root.Chtimes(temporary, modified, modified)
 	}
 	if err != nil {
-		_ = t.root.Remove(temporary) // what is left of it goes at the end
+		_ = t.root.Remove(temporary) // close removes it otherwise
 		return "", err
 	}
 	return temporary, nil
@@ -257,7 +254,7 @@ func (t *tree) linkOpen(file *os.File) (temporary string, err error) {
 		return "", err
 	}
 	temporary = t.newName()
-	// By descriptor, so that it is the very file that was looked at.
+	// Link the descriptor, as the path may refer to another file by now.
 	for {
 		err = unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", file.Fd()),
 			int(t.temporary.Fd()), path.Base(temporary), unix.AT_SYMLINK_FOLLOW)
@@ -276,8 +273,8 @@ func (t *tree) linkWithin(name string) (temporary string, err error) {
 	return temporary, t.root.Link(name, temporary)
 }
 
-// rename shows what has a temporary name under another, in the place of what had
-// that. Directories are made as needed.
+// rename renames a temporary file, replacing another file. It creates directories if
+// necessary.
 func (t *tree) rename(temporary, name string) error {
 	if t.dry {
 		return nil
@@ -295,7 +292,7 @@ func (t *tree) rename(temporary, name string) error {
 	return err
 }
 
-// setTime gives a file its time, where it has another.
+// setTime sets the time of a file.
 func (t *tree) setTime(name string, modified time.Time) error {
 	if t.dry {
 		return nil
@@ -303,8 +300,7 @@ func (t *tree) setTime(name string, modified time.Time) error {
 	return t.root.Chtimes(name, modified, modified)
 }
 
-// remove deletes a name that is none of a directory. That it is not there is no
-// error.
+// remove removes a file. It is not an error if it doesn't exist.
 func (t *tree) remove(name string) error {
 	if t.dry {
 		return nil
@@ -318,9 +314,8 @@ func (t *tree) remove(name string) error {
 	return nil
 }
 
-// sync makes all that was done survive a loss of power. The whole file system is
-// flushed: one such call for hundreds of files is much faster than a call for
-// each of them.
+// sync flushes the whole file system: for hundreds of files, that is much faster than a
+// call for each of them.
 func (t *tree) sync() error {
 	if t.dry {
 		return nil
@@ -334,7 +329,7 @@ func (t *tree) sync() error {
 	return nil
 }
 
-// explain says of an error of the copy where it lies, and what to do.
+// explain adds the directory and advice to an error of the copy.
 func (t *tree) explain(err error) error {
 	err = disk.Cause(err)
 	switch {
@@ -342,12 +337,12 @@ func (t *tree) explain(err error) error {
 		// os.Root has no exported error for this.
 		err = errLinkOut
 	case errors.Is(err, syscall.EXDEV):
-		return fmt.Errorf("in %s: a directory in it is of another file system (%w): mount that as a whole", t.name, err)
+		return fmt.Errorf("in %s: a directory in it is on another file system (%w): use one file system for the whole copy", t.name, err)
 	}
 	return fmt.Errorf("in %s: %w", t.name, err)
 }
 
-// isFatal says that an error of the copy would be the same for all that follows.
+// isFatal reports whether all further items would fail with the same error.
 func isFatal(err error) bool {
 	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || errors.Is(err, syscall.EROFS)
 }

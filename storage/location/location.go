@@ -1,5 +1,5 @@
-// Package location opens the byte store that an administrator names: a directory of this
-// machine, or the URL of a bucket.
+// Package location opens a byte store by its location: a local directory, or the URL of a
+// bucket.
 package location
 
 import (
@@ -30,8 +30,7 @@ func Directory(location string) string {
 	return location
 }
 
-// Validate returns an error for a location that can't be opened, whatever the disk or the
-// server says.
+// Validate checks the syntax of a location.
 func Validate(location string) error {
 	if !IsBucket(location) {
 		return nil

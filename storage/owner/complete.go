@@ -13,13 +13,13 @@ import (
 	"nar-herder/storage/index"
 )
 
-// claimSamples is how many items [IsComplete] looks at, at the most.
+// claimSamples is the maximum number of items that [IsComplete] checks.
 const claimSamples = 25
 
-// IsComplete is for a storage without an owner, which may be another than before. It
-// returns an error where the storage isn't mounted, or where many of the nars are missing,
-// as in an unfinished or an old copy. It looks at some of them, spread over those that the
-// index has as stored, and allows a quarter to be missing: of so few, that may be chance.
+// IsComplete is for a storage without an owner, which may not be the one that the index
+// describes. It returns an error if the storage isn't mounted, or if many nars are missing,
+// as in an unfinished or an old copy. It checks a sample of the stored nars, and allows a
+// quarter of it to be missing: in a small sample, that may be chance.
 func IsComplete(ctx context.Context, s *storage.Storage) error {
 	if err := s.IsMounted(ctx); err != nil {
 		return err
@@ -57,10 +57,10 @@ func IsComplete(ctx context.Context, s *storage.Storage) error {
 		}
 	}
 	var missing atomic.Int64
-	looking, ctx := errgroup.WithContext(ctx)
-	looking.SetLimit(s.Concurrency())
+	checks, ctx := errgroup.WithContext(ctx)
+	checks.SetLimit(s.Concurrency())
 	for _, name := range names {
-		looking.Go(func() error {
+		checks.Go(func() error {
 			_, err := s.Bytes().Stat(ctx, name)
 			if errors.Is(err, fs.ErrNotExist) {
 				missing.Add(1)
@@ -69,11 +69,11 @@ func IsComplete(ctx context.Context, s *storage.Storage) error {
 			return err
 		})
 	}
-	if err := looking.Wait(); err != nil {
+	if err := checks.Wait(); err != nil {
 		return err
 	}
 	if n := missing.Load(); n > 1 && n > int64(len(names))/4 {
-		return fmt.Errorf("storage %s lacks %d of %d nars that were looked for: is it the right one, and was it copied to its end? If it is all that there is, 'nar-herder claim-storage' makes it this instance's, and records which nars are there", s.Store(), n, len(names))
+		return fmt.Errorf("storage %s lacks %d of %d sampled nars: is it the right one, and is the copy complete? If there is no better one, run 'nar-herder claim-storage': it makes this instance the owner, and records which nars are missing", s.Store(), n, len(names))
 	}
 	return nil
 }

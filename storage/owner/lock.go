@@ -14,19 +14,19 @@ import (
 	"nar-herder/internal/disk"
 )
 
-// User is the process that has a [Lock].
+// User is the process that holds a [Lock].
 type User struct {
 	Owner
 	PID     int    `json:"pid"`
 	Address string `json:"address,omitempty"`
 }
 
-// InUseError says that another process, or another instance, uses what a lock protects.
+// InUseError means that another process or instance holds a lock.
 type InUseError struct {
 	// Path is the lock file.
 	Path string
 	User
-	// IsRunning is false where the process has ended, and the instance is another.
+	// IsRunning is false if the process has ended, but belonged to another instance.
 	IsRunning bool
 }
 
@@ -47,20 +47,20 @@ func (e *InUseError) Error() string {
 	return s + ": stop that process, or name another one"
 }
 
-// Lock protects something on this machine from other processes, until it is closed or
-// the process ends, and from other instances for good.
+// Lock excludes other processes of this machine until it is closed or the process ends,
+// and other instances permanently.
 type Lock struct {
-	// Unlocked is why other processes are not kept away: the file system is full or
-	// read-only, or knows no locks. It is nil where they are.
+	// Unlocked is not nil if other processes are not excluded: the file system is full or
+	// read-only, or doesn't support locks.
 	Unlocked error
 
-	file *os.File // nil where it could not be made
+	file *os.File // nil if it could not be created
 	user User
 }
 
-// NewLock locks a file, and writes this process and instance into it. Where the id of the
-// instance is "", any other may have had the lock. The error is an [*InUseError] where
-// that is not possible.
+// NewLock locks a file, and writes this process and instance into it. The error is an
+// [*InUseError] if another process has the lock, or another instance had it. If the
+// instance id is "", other instances don't matter.
 func NewLock(path string, self Owner) (*Lock, error) {
 	l := &Lock{user: User{Owner: self, PID: os.Getpid()}}
 	file, err := disk.OpenFile(path, os.O_RDWR|unix.O_NOFOLLOW, 0o664, disk.GroupWrites)
@@ -85,9 +85,9 @@ func NewLock(path string, self Owner) (*Lock, error) {
 	return l, nil
 }
 
-// NewDatabaseLock is NewLock for the file DATABASE.lock, where DATABASE is what the name
-// of the database leads to. Where the file can't be made, the directory is locked, so
-// that two servers of one database can't start on a full disk.
+// NewDatabaseLock is NewLock for the file DATABASE.lock, without symbolic links in
+// DATABASE. If the file can't be created, it locks the directory, so that two servers of
+// one database can't start on a full disk either.
 func NewDatabaseLock(database string) (*Lock, error) {
 	self := Self("", database)
 	l, err := NewLock(self.Database+".lock", self)
@@ -112,10 +112,10 @@ func NewDatabaseLock(database string) (*Lock, error) {
 	return l, directory.Close()
 }
 
-// isUnwritable reports whether an error is that of a full or read-only file system.
+// isUnwritable reports whether the file system is full or read-only.
 func isUnwritable(err error) bool { return disk.IsFull(err) || errors.Is(err, unix.EROFS) }
 
-// flock returns 0 for success, and EWOULDBLOCK where another process has the lock.
+// flock returns 0 for success, and EWOULDBLOCK if another process has the lock.
 func flock(file *os.File, how int) unix.Errno {
 	err := unix.EINTR
 	for err == unix.EINTR {
@@ -129,7 +129,7 @@ func (l *Lock) take(path string) error {
 	switch err {
 	case 0, unix.EWOULDBLOCK:
 	case unix.ENOSYS, unix.EOPNOTSUPP, unix.ENOLCK, unix.EBADF:
-		// NFS without a lock daemon, or with a file that is open for reading alone.
+		// NFS without a lock daemon, or with a file that is open for reading only.
 		l.Unlocked = fmt.Errorf("lock %s: %w", path, err)
 		err = 0
 	default:
@@ -142,12 +142,12 @@ func (l *Lock) take(path string) error {
 	}
 	// The other process may be writing it.
 	if jsonErr := json.Unmarshal(text, &user); jsonErr != nil && len(text) > 0 && err == 0 {
-		// A storage has this file, too, maybe of an earlier version.
+		// Maybe the owner file of a storage, by an earlier version.
 		if user.Owner, jsonErr = parse(strings.TrimSpace(string(text))); jsonErr != nil {
 			return fmt.Errorf("%s is not a lock file of this program: remove it, or name another one", path)
 		}
 	}
-	// A database that was moved keeps its id, and a new one may be in its place.
+	// A moved database keeps its id, and a new one may replace it.
 	isOther := l.user.Instance != "" && user.Instance != "" && user.Instance != l.user.Instance && (user.Database == "" || !user.IsAt(l.user.Owner))
 	if err != 0 || isOther {
 		return &InUseError{path, user, err != 0}
@@ -161,7 +161,8 @@ func (l *Lock) SetAddress(address string) error {
 	return l.write()
 }
 
-// write does without what is only for messages on a full disk or a file of another user.
+// write writes the file. A full disk or a file of another user is not an error, as the
+// content is only for messages.
 func (l *Lock) write() error {
 	if l.file == nil {
 		return nil
@@ -180,7 +181,7 @@ func (l *Lock) write() error {
 	return err
 }
 
-// Close unlocks the file, which stays.
+// Close unlocks the file without removing it.
 func (l *Lock) Close() error {
 	if l.file == nil {
 		return nil

@@ -1,5 +1,5 @@
-// Package owner decides which instance may write to a storage: the one that the
-// storage's owner file names. All others may only read it.
+// Package owner decides which instance may write to a storage: the one in the storage's
+// owner file. All others may only read it.
 package owner
 
 import (
@@ -20,13 +20,13 @@ import (
 	"nar-herder/storage/bytestore"
 )
 
-// Owner is an instance, and where its database is. Two databases with one instance id
-// are copies of each other, of which one may write.
+// Owner is an instance and the location of its database. Two databases with the same
+// instance id are copies, and only one of them may write.
 type Owner struct {
 	// Instance is the random id in the database.
 	Instance string `json:"instance"`
-	// Host is the name of the machine, for people, and Machine identifies it. It is ""
-	// where that is unknown, as in most containers.
+	// Host is the machine's host name, for messages. Machine identifies the machine; it
+	// is "" if unknown, as in most containers.
 	Host    string `json:"host,omitempty"`
 	Machine string `json:"machine,omitempty"`
 	// Database is the absolute path of the database; "" in files of earlier versions.
@@ -41,8 +41,8 @@ func Self(instance, database string) Owner {
 	return Owner{Instance: instance, Host: host, Machine: machine(), Database: database, Since: time.Now().UTC().Truncate(time.Second)}
 }
 
-// resolve returns the absolute path of a file, which need not exist, without symbolic
-// links: what SQLite opens or makes.
+// resolve returns the absolute path of a file without symbolic links, as SQLite opens or
+// creates it. The file need not exist.
 func resolve(path string) string {
 	if absolute, err := filepath.Abs(path); err == nil {
 		path = absolute
@@ -63,10 +63,10 @@ func resolve(path string) string {
 	return path
 }
 
-// machine returns an id that is derived from the one in /etc/machine-id, which must not
-// be published itself; see machine-id(5).
+// machine returns a hash of /etc/machine-id, which itself is confidential; see
+// machine-id(5).
 func machine() string {
-	id, _ := os.ReadFile("/etc/machine-id") // empty where there is none
+	id, _ := os.ReadFile("/etc/machine-id") // empty if it doesn't exist
 	return derive(string(id))
 }
 
@@ -91,8 +91,8 @@ func (o Owner) String() string {
 	return fmt.Sprintf("instance %s (database %s on host %s, since %s)", o.Instance, o.Database, o.Host, o.Since.Format(time.RFC3339))
 }
 
-// IsAt reports whether both have their database in the same place, as far as is known.
-// One file may have two names, as where a directory is mounted twice.
+// IsAt reports whether both databases are the same file, as far as is known. A file may
+// have two names, for example if a directory is mounted twice.
 func (o Owner) IsAt(other Owner) bool {
 	if o.Machine != "" && other.Machine != "" && o.Machine != other.Machine {
 		return false
@@ -102,7 +102,7 @@ func (o Owner) IsAt(other Owner) bool {
 	return o.Database == "" || o.Database == other.Database || errA == nil && errB == nil && os.SameFile(a, b)
 }
 
-// parse reads an owner file. Earlier versions wrote the instance id alone.
+// parse parses an owner file. Earlier versions wrote only the instance id.
 func parse(text string) (o Owner, err error) {
 	if !strings.ContainsAny(text, "{ \t\n") {
 		return Owner{Instance: text}, nil
@@ -113,8 +113,7 @@ func parse(text string) (o Owner, err error) {
 	return o, err
 }
 
-// Read returns the owner of a byte store. The error is [fs.ErrNotExist] where there is
-// none.
+// Read returns the owner of a byte store. The error is [fs.ErrNotExist] if it has none.
 func Read(ctx context.Context, store bytestore.Store) (Owner, error) {
 	text, err := bytestore.ReadNote(ctx, store, bytestore.OwnerName)
 	if err != nil {
@@ -140,30 +139,30 @@ func write(ctx context.Context, store bytestore.Store, self Owner, commit func(b
 	return bytestore.WriteNote(ctx, store, bytestore.OwnerName, string(text), commit)
 }
 
-// Policy says which storages without an owner an instance may claim.
+// Policy determines which storages without an owner an instance may claim.
 type Policy int
 
 const (
-	// Never is for other commands: with it, the owner file is only read.
+	// Never is for commands that only read the owner file.
 	Never Policy = iota
-	// IfEmpty is for mirrors: nars that are there are not theirs.
+	// IfEmpty is for mirrors: existing nars belong to another instance.
 	IfEmpty
-	// Always is for imports, and for servers that mirror nothing.
+	// Always is for imports, and for servers that don't mirror.
 	Always
 )
 
-// Claim is an instance's right to write to a byte store.
+// Claim is an instance's claim to write to a byte store.
 type Claim struct {
 	Store  bytestore.Store
 	Self   Owner
 	Policy Policy
-	// IsMounted returns an error where the store is not the one that the index is about;
-	// nil for a new index.
+	// IsMounted returns an error if the store is not the one of the index; nil for a new
+	// index.
 	IsMounted func(context.Context) error
 }
 
-// Acquire makes the instance the owner of a byte store without one, as far as the policy
-// allows, and is Check otherwise.
+// Acquire makes the instance the owner of a byte store without one, if the policy allows
+// that. Then it is Check.
 func (c *Claim) Acquire(ctx context.Context) error {
 	found, err := Read(ctx, c.Store)
 	switch {
@@ -172,7 +171,7 @@ func (c *Claim) Acquire(ctx context.Context) error {
 		if err := c.MayClaim(ctx); err != nil {
 			return err
 		}
-		// Several instances may do this at once: one succeeds, and Check tells which.
+		// If several instances do this at once, one succeeds. Check reports which.
 		if err := write(ctx, c.Store, c.Self, bytestore.Staged.CommitNew); err != nil && !errors.Is(err, fs.ErrExist) {
 			return err
 		}
@@ -184,7 +183,7 @@ func (c *Claim) Acquire(ctx context.Context) error {
 	return c.Check(ctx)
 }
 
-// MayClaim returns an error where the policy forbids to claim a store without an owner.
+// MayClaim returns an error if the policy forbids claiming the store, which has no owner.
 func (c *Claim) MayClaim(ctx context.Context) error {
 	if c.IsMounted != nil {
 		if err := c.IsMounted(ctx); err != nil {
@@ -199,7 +198,7 @@ func (c *Claim) MayClaim(ctx context.Context) error {
 			continue // such as lost+found
 		}
 		if err != nil {
-			return fmt.Errorf("find out whether storage %s is empty: %w", c.Store, err)
+			return fmt.Errorf("check whether storage %s is empty: %w", c.Store, err)
 		}
 		if !info.Temporary && storage.IsNarName(info.Name) {
 			return fmt.Errorf("%w: storage %s has no owner, but contains nars such as %s: to make them this mirror's own, run 'nar-herder claim-storage'; to only read them, start the server with --storage-read-only",
@@ -210,7 +209,7 @@ func (c *Claim) MayClaim(ctx context.Context) error {
 }
 
 // Check returns nil if the instance owns the byte store. The error is
-// [storage.ErrNotOwner] if it certainly does not; others mean that this is not known.
+// [storage.ErrNotOwner] if it does not; any other error means unknown.
 func (c *Claim) Check(ctx context.Context) error {
 	found, err := Read(ctx, c.Store)
 	switch {

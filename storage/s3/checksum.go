@@ -17,15 +17,15 @@ import (
 	"github.com/aws/smithy-go"
 )
 
-// checksum is what protects uploads on their way to the server, by the names that
-// the parameter checksum= has for it.
+// checksum is the algorithm that protects uploads, by its name in the parameter
+// checksum=.
 type checksum string
 
 const (
-	unknownChecksum checksum = "" // the first upload finds out
+	unknownChecksum checksum = "" // the first upload detects it
 	crc32cChecksum  checksum = "crc32c"
 	crc32Checksum   checksum = "crc32"
-	// noChecksum sends none of the headers x-amz-checksum-*, but Content-MD5.
+	// noChecksum sends Content-MD5 instead of the headers x-amz-checksum-*.
 	noChecksum checksum = "none"
 )
 
@@ -34,7 +34,7 @@ var checksumKinds = []checksum{crc32cChecksum, crc32Checksum, noChecksum}
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// table is that of a CRC32.
+// table returns the CRC32 table.
 func (c checksum) table() *crc32.Table {
 	if c == crc32cChecksum {
 		return castagnoli
@@ -42,7 +42,7 @@ func (c checksum) table() *crc32.Table {
 	return crc32.IEEETable
 }
 
-// of is the checksum of content as S3 writes it.
+// of returns the checksum of content in base64.
 func (c checksum) of(content []byte) *string {
 	var sum []byte
 	if c == noChecksum {
@@ -67,8 +67,8 @@ func (c checksum) protectPut(input *s3.PutObjectInput, content []byte) {
 	}
 }
 
-// protectPart adds the checksum of a part to its request, and to what completes the
-// upload later.
+// protectPart adds the checksum of a part to its request, and to the part list of
+// CompleteMultipartUpload.
 func (c checksum) protectPart(input *s3.UploadPartInput, completed *types.CompletedPart, part []byte) {
 	switch sum := c.of(part); c {
 	case crc32cChecksum:
@@ -80,7 +80,7 @@ func (c checksum) protectPart(input *s3.UploadPartInput, completed *types.Comple
 	}
 }
 
-// algorithm is what a multipart upload announces; "" for nothing.
+// algorithm returns the checksum algorithm of CreateMultipartUpload; "" for none.
 func (c checksum) algorithm() types.ChecksumAlgorithm {
 	switch c {
 	case crc32cChecksum:
@@ -91,14 +91,14 @@ func (c checksum) algorithm() types.ChecksumAlgorithm {
 	return ""
 }
 
-// checksums is which headers the server accepts, as far as that is known.
+// checksums records which checksum headers the server accepts.
 type checksums struct {
-	uploads atomic.Pointer[checksum] // nil until it is known
-	// noMode says that the server refuses to be asked for checksums.
+	uploads atomic.Pointer[checksum] // nil if unknown
+	// noMode is true if the server rejects x-amz-checksum-mode.
 	noMode atomic.Bool
 }
 
-// known returns what protects uploads.
+// known returns the checksum of uploads, or unknownChecksum.
 func (c *checksums) known() checksum {
 	if kind := c.uploads.Load(); kind != nil {
 		return *kind
@@ -106,16 +106,16 @@ func (c *checksums) known() checksum {
 	return unknownChecksum
 }
 
-// asks says whether to ask for the checksum of what is read.
+// asks reports whether to request the checksum of an object that is read.
 func (c *checksums) asks() bool { return c.known() != noChecksum && !c.noMode.Load() }
 
-// protected sends content with the checksum that is known to work. While none is known,
-// it tries each in turn, with trial set: send then returns only when the server has
-// accepted content, or failed. The error is that of the SDK.
+// protected calls send with the checksum that is known to work. If none is known, it
+// tries each in turn with trial set: send must then upload content, not only create the
+// upload. The error is that of the SDK.
 //
-// A checksum becomes known when an upload succeeds with it after the server has refused
-// all better ones, and is forgotten when the server refuses it. Another error ends the
-// attempt; if no checksum is known, the next upload tries all again.
+// A checksum becomes known when an upload succeeds with it after the server has rejected
+// all better ones. It is forgotten when the server rejects it. Any other error ends the
+// attempt; if no checksum is known, the next upload tries all of them again.
 func (b *Bucket) protected(send func(kind checksum, trial bool) error) error {
 	if kind := b.checksums.known(); kind != unknownChecksum {
 		if err := send(kind, false); !b.forgetRefused(kind, err) {
@@ -136,32 +136,32 @@ func (b *Bucket) protected(send func(kind checksum, trial bool) error) error {
 	return err
 }
 
-// forgetRefused forgets a checksum that was found to work when the server refuses it by
-// name, and reports whether the server did. One that the URL names stays.
+// forgetRefused reports whether err is the server's rejection of the checksum, and
+// forgets a checksum that was detected. It keeps one that the URL sets.
 func (b *Bucket) forgetRefused(kind checksum, err error) bool {
 	if b.location.checksum != unknownChecksum || !isChecksumRefusal(err) {
 		return false
 	}
 	if known := b.checksums.uploads.Load(); known != nil && *known == kind && b.checksums.uploads.CompareAndSwap(known, nil) {
-		b.log.Warn("the server refuses the checksum that it accepted before: trying again which one it accepts", "storage", b.String(), "checksum", string(kind))
+		b.log.Warn("the server rejects the checksum that it accepted before: detecting it again", "storage", b.String(), "checksum", string(kind))
 	}
 	return true
 }
 
-// checksumAdvice says what to do about an error, if the server refuses a checksum.
+// checksumAdvice returns advice for the operator if the server rejected a checksum.
 func (b *Bucket) checksumAdvice(err error) string {
 	switch {
 	case !isChecksumRefusal(err):
 		return ""
 	case b.location.checksum != unknownChecksum:
-		return ": take checksum= out of the storage's URL, or name another one there"
+		return ": remove checksum= from the storage's URL, or set another value"
 	}
-	return ": the next upload tries again which checksum the server accepts"
+	return ": the next upload detects again which checksum the server accepts"
 }
 
-// refuses makes a request with a checksum header, and reports whether the server refuses
-// that header. If the answer doesn't name a checksum, it may be about something else: the
-// request is made once more.
+// refuses sends a request with a checksum header, and reports whether the server rejects
+// that header. If the response doesn't mention checksums, it may have another cause, so
+// refuses sends the request once more.
 func refuses(request func() error) (refused bool, err error) {
 	err = request()
 	if isRefusal(err) && !isAboutChecksum(err) {
@@ -170,23 +170,23 @@ func refuses(request func() error) (refused bool, err error) {
 	return isRefusal(err), err
 }
 
-// isRefusal says whether an answer can be the refusal of a header.
+// isRefusal reports whether an error can be the rejection of a header.
 func isRefusal(err error) bool {
 	return code(err) == "InvalidArgument" && status(err) == http.StatusBadRequest ||
 		code(err) == "NotImplemented" && status(err) == http.StatusNotImplemented
 }
 
-// isChecksumRefusal reports whether an answer is the refusal of a checksum that it names.
+// isChecksumRefusal reports whether an error is the rejection of a checksum.
 func isChecksumRefusal(err error) bool { return isRefusal(err) && isAboutChecksum(err) }
 
-// isAboutChecksum says whether an answer names a checksum.
+// isAboutChecksum reports whether an error's message mentions a checksum.
 func isAboutChecksum(err error) bool {
 	answer := (smithy.APIError)(nil)
 	return errors.As(err, &answer) && strings.Contains(strings.ToLower(answer.ErrorMessage()), "checksum")
 }
 
-// getObject is the SDK's GetObject, on the fast path where that works. Once a server has
-// refused x-amz-checksum-mode, no later request has it.
+// getObject is the SDK's GetObject, on the fast path if that works. Once a server has
+// rejected x-amz-checksum-mode, later requests omit it.
 func (b *Bucket) getObject(ctx context.Context, input *s3.GetObjectInput, options ...func(*s3.Options)) (output *s3.GetObjectOutput, err error) {
 	get := func() error {
 		if output, err = b.fastGet.getObject(ctx, input); errors.Is(err, errUnusual) {
@@ -207,7 +207,7 @@ func (b *Bucket) getObject(ctx context.Context, input *s3.GetObjectInput, option
 	}
 	if b.checksums.noMode.CompareAndSwap(false, true) {
 		b.fastGet.pausedUntil.Store(0) // the fast path works now
-		b.log.Debug("the server refuses to be asked for checksums: nars are read without", "storage", b.String())
+		b.log.Debug("the server rejects requests for checksums: nars are read without them", "storage", b.String())
 	}
 	return output, err
 }

@@ -293,7 +293,7 @@ func TestRefusedLater(t *testing.T) {
 			return nil, nil
 		})
 		if size == twoParts { // their upload has announced CRC32C
-			wantFault(t, "a part", stage(t, b, "nar/x", size), "NotImplemented", "the next upload tries again which checksum the server accepts")
+			wantFault(t, "a part", stage(t, b, "nar/x", size), "NotImplemented", "the next upload detects again which checksum the server accepts")
 		}
 		content := random(size, 2)
 		put(t, b, "nar/x", content)
@@ -444,7 +444,7 @@ func TestChecksumParameter(t *testing.T) {
 			}
 			b = open(t, placeAt(server.Front(t, s3server.Backblaze).URL)+"&checksum="+string(kind), options)
 			for _, size := range []int{small, large} {
-				wantFault(t, "a checksum that is refused", stage(t, b, "nar/x", size), "InvalidArgument", "Unsupported header", "take checksum= out")
+				wantFault(t, "a checksum that is refused", stage(t, b, "nar/x", size), "InvalidArgument", "Unsupported header", "remove checksum=")
 			}
 		})
 	}

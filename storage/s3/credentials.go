@@ -11,43 +11,44 @@ import (
 )
 
 const (
-	// rereadAfter is how old credentials may be: files are edited, roles change.
+	// rereadAfter is the age at which credentials are read again: files are edited,
+	// roles change.
 	rereadAfter = 5 * time.Minute
-	// rereadPause is how long credentials that the server refuses are not read
-	// again, so that a fault does not become a storm on whoever issues them.
+	// rereadPause is the minimum time between two reads, so that rejected credentials
+	// don't flood their issuer with requests.
 	rereadPause = 5 * time.Second
-	// changedFor is how long after a change a refusal is taken to be about the
-	// credentials before it.
+	// changedFor is how long after a change a rejection is attributed to the old
+	// credentials.
 	changedFor = 30 * time.Second
-	// expiryWindow is how long before their end credentials are read again.
+	// expiryWindow is how long before their expiry credentials are read again.
 	expiryWindow = 2 * time.Minute
-	// readTimeout is how long reading them may take: some come over a network.
+	// readTimeout bounds a read: some credentials come over a network.
 	readTimeout = 15 * time.Second
 )
 
-// credentials are read where the SDK looks for them, and read again.
+// credentials reads credentials from the SDK's sources, and refreshes them.
 type credentials struct {
 	load func(context.Context) (aws.Credentials, error)
 	now  func() time.Time
 
-	lock      chan struct{} // a mutex that a context can leave
+	lock      chan struct{} // a mutex; waiting for it honours the context
 	got       aws.Credentials
 	readAt    time.Time
-	changedAt time.Time // when they last became others
+	changedAt time.Time // when a read last returned different ones
 }
 
 func newCredentials(l location, now func() time.Time) *credentials {
 	return &credentials{load: func(ctx context.Context) (aws.Credentials, error) { return l.loadCredentials(ctx) }, now: now, lock: make(chan struct{}, 1)}
 }
 
-// loadConfig reads the SDK's files and environment. It opens no connections.
+// loadConfig reads the SDK's files and environment, without opening connections.
 func (l location) loadConfig(ctx context.Context) (aws.Config, error) {
 	options := []func(*config.LoadOptions) error{config.WithLogger(l.sdkLog)}
 	profile := l.profile
 	if l.credentialsFile != "" {
 		options = append(options, config.WithSharedCredentialsFiles([]string{l.credentialsFile}))
 		if profile == "" {
-			// Named, it goes before the environment's.
+			// An explicit profile overrides the environment's.
 			profile = "default"
 		}
 	}
@@ -73,11 +74,11 @@ func (l location) loadCredentials(ctx context.Context) (aws.Credentials, error) 
 }
 
 func (l location) noCredentials(err error) error {
-	from := "where the AWS SDK looks for them"
+	from := "in the AWS SDK's usual sources"
 	if l.credentialsFile != "" {
 		from = "in " + l.credentialsFile
 	}
-	return &fault{text: oneLine(fmt.Sprintf("no credentials found %s: %v: name a file that has them with credentials=FILE", from, err))}
+	return &fault{text: oneLine(fmt.Sprintf("no credentials found %s: %v: name their file with credentials=FILE", from, err))}
 }
 
 // Retrieve implements [aws.CredentialsProvider].
@@ -94,20 +95,20 @@ func (c *credentials) Retrieve(ctx context.Context) (aws.Credentials, error) {
 	if err := c.reread(ctx); err != nil && (!c.got.HasKeys() || c.got.CanExpire && c.now().After(c.got.Expires)) {
 		return aws.Credentials{}, err
 	}
-	// A file that is just being written is no reason to stop: those from before
-	// may do, and if not, the server says so.
+	// The file may be incomplete while it is being written: use the old credentials
+	// until the server rejects them.
 	return c.got, nil
 }
 
-// renewed is called when the server has refused credentials. It reads them again,
-// and says whether they are others now.
+// renewed reads the credentials again after the server has rejected them, and reports
+// whether they have changed.
 func (c *credentials) renewed() bool {
 	if c.acquire(context.Background()) != nil {
 		return false
 	}
 	defer c.release()
 	if !c.changedAt.IsZero() && c.now().Sub(c.changedAt) < changedFor {
-		return true // another request has found them
+		return true // another request has read them
 	}
 	if c.now().Sub(c.readAt) < rereadPause {
 		return false
@@ -116,8 +117,8 @@ func (c *credentials) renewed() bool {
 	return c.reread(context.Background()) == nil && c.changedAt != before
 }
 
-// reread is called with the lock held. One caller who leaves does not end it for
-// the others.
+// reread reads the credentials. The lock is held. It ignores the caller's cancellation,
+// as other callers wait for the result.
 func (c *credentials) reread(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), readTimeout)
 	defer cancel()
@@ -144,9 +145,9 @@ func (c *credentials) acquire(ctx context.Context) error {
 
 func (c *credentials) release() { <-c.lock }
 
-// retryer repeats requests, later and later, at random times, and fewer of them
-// while many fail. The SDK's adaptive one would also hold back first attempts, at
-// times to one in two seconds, and so all clients for the one who asked too much.
+// retryer repeats requests with exponential back-off and jitter, and retries less while
+// many requests fail. The SDK's adaptive retryer would also delay first attempts, at
+// times to one in two seconds, which would slow down all clients because of one.
 func (c *credentials) retryer(longest time.Duration) aws.Retryer {
 	return retry.NewStandard(func(o *retry.StandardOptions) {
 		o.MaxAttempts = attempts

@@ -16,9 +16,9 @@ import (
 	smithyhttp "github.com/aws/smithy-go/transport/http"
 )
 
-// fault is an error of the server, or of the way to it. It hides what the SDK's
-// errors wrap, but for the end of a context: a credentials file that does not
-// exist must not pass for a nar that doesn't.
+// fault is an error of the server or of the network. It hides what the SDK's errors wrap,
+// except for the errors of contexts: a missing credentials file must not look like a
+// missing nar.
 type fault struct {
 	text  string
 	under error
@@ -27,19 +27,20 @@ type fault struct {
 func (f *fault) Error() string { return f.text }
 func (f *fault) Unwrap() error { return f.under }
 
-// errNoAnswer is why a call is cut off that takes too long.
-var errNoAnswer = errors.New("no answer in time")
+// errNoAnswer means that a call has timed out.
+var errNoAnswer = errors.New("no response in time")
 
-// errNotS3 says that an answer of success lacks what all S3 servers say.
-var errNotS3 = &fault{text: "what came is no answer of an S3 server: check endpoint=, and what lies on the way there"}
+// errNotS3 means that a successful response lacks a header or element that every S3
+// server sends.
+var errNotS3 = &fault{text: "the response is not from an S3 server: check endpoint= and the proxies on the way"}
 
-// advice says what to do about an error code.
+// advice maps an S3 error code to advice for the operator.
 var advice = map[string]string{
 	"NoSuchBucket":                       "create the bucket, or name another one",
 	"AccessDenied":                       "give these credentials the permissions that docs/bucket.md lists",
 	"AllAccessDisabled":                  "give these credentials the permissions that docs/bucket.md lists",
 	"InvalidAccessKeyId":                 "renew the credentials",
-	"SignatureDoesNotMatch":              "the server computes another signature for this request than this program: renew the credentials if their secret key may be wrong; if it is right, look for a proxy on the way that changes the request's host, path or headers, and compare endpoint= and region= with what the provider says",
+	"SignatureDoesNotMatch":              "the server computes another signature for this request than this program: renew the credentials if their secret key may be wrong; if it is right, look for a proxy that changes the request's host, path or headers, and compare endpoint= and region= with the provider's documentation",
 	"ExpiredToken":                       "renew the credentials",
 	"ExpiredTokenException":              "renew the credentials",
 	"InvalidToken":                       "renew the credentials",
@@ -47,25 +48,24 @@ var advice = map[string]string{
 	"XAdminUserNotFound":                 "renew the credentials",
 	"RequestTimeTooSkewed":               "set the clock of this machine",
 	"RequestExpired":                     "set the clock of this machine",
-	"SlowDown":                           "the server has too much to do, it is asked again later",
+	"SlowDown":                           "the server is overloaded, and requests are retried later",
 	"PermanentRedirect":                  "name the bucket's own region with region=",
 	"TemporaryRedirect":                  "name the bucket's own region with region=",
 	"AuthorizationHeaderMalformed":       "name the bucket's own region with region=",
 	"IllegalLocationConstraintException": "name the bucket's own region with region=",
-	"NoSuchUpload":                       "somebody has removed the unfinished upload, it must begin anew",
+	"NoSuchUpload":                       "the unfinished upload was removed and must be restarted",
 	"InvalidObjectState":                 "it was archived, restore it",
 }
 
-// credentialCodes say that the credentials are no longer good, or not yet. Some
-// servers say AccessDenied of keys that they don't know, versitygw has a code of
-// its own.
+// credentialCodes are the error codes for invalid credentials. Some servers answer
+// AccessDenied for unknown keys; versitygw has a code of its own.
 var credentialCodes = map[string]bool{
 	"AccessDenied": true, "XAdminUserNotFound": true,
 	"InvalidAccessKeyId": true, "SignatureDoesNotMatch": true, "ExpiredToken": true, "ExpiredTokenException": true,
 	"InvalidToken": true, "TokenRefreshRequired": true,
 }
 
-// code is the S3 error code of an error, or "" where the server gave none.
+// code returns the S3 error code of an error, or "".
 func code(err error) string {
 	if answer := (smithy.APIError)(nil); errors.As(err, &answer) {
 		return answer.ErrorCode()
@@ -73,7 +73,7 @@ func code(err error) string {
 	return ""
 }
 
-// status is the HTTP status of an error, or 0 where there was no answer.
+// status returns the HTTP status of an error, or 0 if there was no response.
 func status(err error) int {
 	if answer := (*smithyhttp.ResponseError)(nil); errors.As(err, &answer) && answer.Response != nil && answer.Response.Response != nil {
 		return answer.HTTPStatusCode()
@@ -81,14 +81,14 @@ func status(err error) int {
 	return 0
 }
 
-// isAbsent says whether the server has said that there is no such object. Nothing
-// else that is answered with 404 says so: not a missing bucket, nor a page of a
-// proxy, nor the answer to a HEAD, which carries no code.
+// isAbsent reports whether the server has answered that the object doesn't exist. Other
+// 404 responses don't mean that: a missing bucket, an error page of a proxy, or the
+// response to a HEAD, which has no error code.
 func isAbsent(err error) bool {
 	return code(err) == "NoSuchKey" && status(err) == http.StatusNotFound
 }
 
-// explain makes an error of the SDK one of the three answers.
+// explain converts an error of the SDK: absent or unknown.
 func (b *Bucket) explain(tried, name string, err error) error {
 	if isAbsent(err) {
 		return fmt.Errorf("%s %s in %s: %w", tried, name, b, fs.ErrNotExist)
@@ -96,7 +96,7 @@ func (b *Bucket) explain(tried, name string, err error) error {
 	return b.fail(tried, name, err)
 }
 
-// fail is explain where "not there" is no answer.
+// fail converts an error of the SDK to one that means unknown.
 func (b *Bucket) fail(tried, name string, err error) error {
 	if name != "" {
 		tried += " " + name
@@ -104,7 +104,7 @@ func (b *Bucket) fail(tried, name string, err error) error {
 	return fmt.Errorf("%s in %s: %w%s", tried, b, hide(err), b.checksumAdvice(err))
 }
 
-// hide makes an error of the SDK a short one.
+// hide converts an error of the SDK to a fault.
 func hide(err error) error {
 	if already := (*fault)(nil); errors.As(err, &already) {
 		return already
@@ -118,7 +118,7 @@ func hide(err error) error {
 	return f
 }
 
-// describe says what happened, and what to do.
+// describe returns the text of an error of the SDK, with advice.
 func describe(err error) string {
 	if answer := (smithy.APIError)(nil); errors.As(err, &answer) {
 		text := answer.ErrorCode()
@@ -134,7 +134,7 @@ func describe(err error) string {
 		return text
 	}
 	if status := status(err); status != 0 {
-		return fmt.Sprintf("HTTP %d with what is no answer of an S3 server: check endpoint=, and what lies on the way there", status)
+		return fmt.Sprintf("HTTP %d, and the response is not from an S3 server: check endpoint= and the proxies on the way", status)
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
 		return errNoAnswer.Error()
@@ -143,12 +143,12 @@ func describe(err error) string {
 	var unknown x509.UnknownAuthorityError
 	var none x509.SystemRootsError
 	if errors.As(err, &unknown) || errors.As(err, &none) {
-		return err.Error() + ": this machine has no certificate that vouches for the server: install CA certificates, and name them in SSL_CERT_DIR or SSL_CERT_FILE"
+		return err.Error() + ": no CA certificate on this machine verifies the server's: install CA certificates, and name them in SSL_CERT_DIR or SSL_CERT_FILE"
 	}
 	return err.Error()
 }
 
-// bare takes off what the SDK says of itself.
+// bare removes the SDK's wrappers.
 func bare(err error) error {
 	if sent := (*smithyhttp.RequestSendError)(nil); errors.As(err, &sent) {
 		return bare(sent.Err)
@@ -163,7 +163,7 @@ func bare(err error) error {
 	}
 }
 
-// oneLine makes a text of others fit for a log.
+// oneLine returns text without control characters and shortened, for a log line.
 func oneLine(text string) string {
 	const most = 400
 	text = strings.Map(func(r rune) rune {

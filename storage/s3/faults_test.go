@@ -251,7 +251,7 @@ func TestFaults(t *testing.T) {
 		hook  func(*http.Request) (*http.Response, error)
 		words []string
 	}{
-		"slow down":        {always(503, "SlowDown"), []string{"SlowDown", "asked again later"}},
+		"slow down":        {always(503, "SlowDown"), []string{"SlowDown", "retried later"}},
 		"internal error":   {always(500, "InternalError"), []string{"InternalError", "HTTP 500"}},
 		"no bucket":        {always(404, "NoSuchBucket"), []string{"NoSuchBucket", "create the bucket"}},
 		"no permission":    {always(403, "AccessDenied"), []string{"AccessDenied", "permissions"}},

@@ -15,12 +15,12 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 )
 
-// mostPartPages bounds the requests that find out how much of one unfinished upload
-// there is, of a thousand parts each.
+// mostPartPages bounds the requests that measure one unfinished upload, of a thousand
+// parts each.
 const mostPartPages = 10
 
-// List implements [bytestore.Store]. Keys that end in a slash, with which some
-// programs mark directories, are passed over, and what is no name.
+// List implements [bytestore.Store]. It skips keys that are not valid names, such as
+// those ending in a slash, with which some programs mark directories.
 func (b *Bucket) List(ctx context.Context) iter.Seq2[bytestore.Info, error] {
 	return func(yield func(bytestore.Info, error) bool) {
 		if !b.listObjects(ctx, yield) {
@@ -35,13 +35,13 @@ func (b *Bucket) ListUnfinished(ctx context.Context, before time.Time) iter.Seq2
 	return func(yield func(bytestore.Info, error) bool) { b.listUploads(ctx, before, yield) }
 }
 
-// listObjects says whether to go on.
+// listObjects reports whether to continue.
 func (b *Bucket) listObjects(ctx context.Context, yield func(bytestore.Info, error) bool) bool {
 	var next *string
 	for {
 		page, err := b.listPage(ctx, next)
 		if err == nil && page.IsTruncated == nil {
-			err = errNotS3 // and not a bucket without objects
+			err = errNotS3 // not an empty bucket
 		}
 		if err != nil {
 			yield(bytestore.Info{}, b.fail("list the objects", "", err))
@@ -61,7 +61,7 @@ func (b *Bucket) listObjects(ctx context.Context, yield func(bytestore.Info, err
 			return true
 		}
 		if next = page.NextContinuationToken; aws.ToString(next) == "" {
-			yield(bytestore.Info{}, b.fail("list the objects", "", &fault{text: "the server says that there are more, and not how to get them"}))
+			yield(bytestore.Info{}, b.fail("list the objects", "", &fault{text: "the server truncated the list and sent no continuation token"}))
 			return false
 		}
 	}
@@ -70,13 +70,13 @@ func (b *Bucket) listObjects(ctx context.Context, yield func(bytestore.Info, err
 func (b *Bucket) listPage(ctx context.Context, next *string) (*s3.ListObjectsV2Output, error) {
 	ctx, cancel := b.within(ctx)
 	defer cancel()
-	// Encoded, as XML can't carry all that keys may have.
+	// XML can't represent all characters that keys may contain.
 	return b.client.ListObjectsV2(ctx, &s3.ListObjectsV2Input{
 		Bucket: &b.bucket, Prefix: aws.String(b.folder()), ContinuationToken: next, EncodingType: types.EncodingTypeUrl, MaxKeys: b.pageKeys,
 	})
 }
 
-// name makes a name of a key.
+// name returns the name of a key; false if it isn't one.
 func (b *Bucket) name(key string, encoding types.EncodingType) (string, bool) {
 	if encoding == types.EncodingTypeUrl {
 		decoded, err := url.QueryUnescape(key)
@@ -89,8 +89,8 @@ func (b *Bucket) name(key string, encoding types.EncodingType) (string, bool) {
 	return name, ok && fs.ValidPath(name) && name != "." && !isTemporary(name)
 }
 
-// listUploads lists unfinished uploads; unless before is zero, those alone that have got
-// no part since.
+// listUploads lists unfinished uploads; unless before is zero, only those without a part
+// since then.
 func (b *Bucket) listUploads(ctx context.Context, before time.Time, yield func(bytestore.Info, error) bool) {
 	isRecent := func(at time.Time) bool { return !before.IsZero() && !at.Before(before) }
 	var key, id *string
@@ -102,7 +102,7 @@ func (b *Bucket) listUploads(ctx context.Context, before time.Time, yield func(b
 		switch {
 		case err == nil:
 		case code(err) == "NotImplemented" || status(err) == http.StatusMethodNotAllowed:
-			return // then there are none either
+			return // a server without multipart uploads
 		default:
 			// All objects have been listed.
 			info := bytestore.Info{Temporary: true}
@@ -120,7 +120,7 @@ func (b *Bucket) listUploads(ctx context.Context, before time.Time, yield func(b
 			info := bytestore.Info{Name: temporaryName(aws.ToString(found.UploadId), name), ModTime: aws.ToTime(found.Initiated).UTC(), Temporary: true}
 			gone, err := b.measure(ctx, name, aws.ToString(found.UploadId), &info)
 			if err != nil && ctx.Err() != nil {
-				yield(bytestore.Info{Temporary: true}, err) // about all that are left
+				yield(bytestore.Info{Temporary: true}, err) // without a name: it ends the listing
 				return
 			}
 			if !gone && (err != nil || !isRecent(info.ModTime)) && !yield(info, err) {
@@ -147,8 +147,8 @@ func (b *Bucket) uploadsPage(ctx context.Context, key, id *string) (*s3.ListMult
 	})
 }
 
-// measure finds the size of an unfinished upload, and when the last part came. It
-// may be over meanwhile.
+// measure sets the size of an unfinished upload and the time of its last part. gone is
+// true if the upload has ended since.
 func (b *Bucket) measure(ctx context.Context, name, id string, info *bytestore.Info) (gone bool, err error) {
 	ctx, cancel := b.within(ctx)
 	defer cancel()
@@ -176,7 +176,7 @@ func (b *Bucket) measure(ctx context.Context, name, id string, info *bytestore.I
 	return false, nil
 }
 
-// temporaryName is the name of an unfinished upload. IDs may have any characters.
+// temporaryName returns the name of an unfinished upload. IDs may contain any characters.
 func temporaryName(id, name string) string {
 	return uploadFolder + url.PathEscape(id) + "/" + name
 }

@@ -42,7 +42,7 @@ func TestParse(t *testing.T) {
 		"s3://bucket/a//b":                    "prefix",
 		"s3://bucket/.":                       "prefix",
 		"s3://bucket#x":                       "#",
-		"s3://bucket/%zz":                     "no URL",
+		"s3://bucket/%zz":                     "valid URL",
 		"s3://bucket?endpont=x":               "endpont",
 		"s3://bucket?region":                  "region",
 		"s3://bucket?region=":                 "region",

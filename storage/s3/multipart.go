@@ -14,37 +14,36 @@ import (
 )
 
 const (
-	// smallestPart is the size of the parts of an upload, except of the largest:
-	// large enough that requests don't count, small enough to repeat one.
+	// smallestPart is the part size of all but the largest uploads: large enough to
+	// make the overhead of a request negligible, small enough to repeat one.
 	smallestPart = 8 << 20
-	// mostPartsOfOne is S3's limit.
+	// mostPartsOfOne is S3's limit for one upload.
 	mostPartsOfOne = 10_000
-	// partsAtOnce is how many parts of one upload are on their way at a time.
+	// partsAtOnce is how many parts of one upload are sent concurrently.
 	partsAtOnce = 4
-	// mostParts bounds the bytes of all parts in memory. Only one part that is
-	// larger by itself, of a nar above 600 GB, may pass it.
+	// mostParts bounds the bytes of all parts in memory. Only a single larger part,
+	// of a nar above 600 GB, may exceed it.
 	mostParts = 64 << 20
-	// partTimeout is for one part, with all attempts. It is for the case that all
-	// else fails: on each connection, bytes must go on flowing.
+	// partTimeout bounds one part with all attempts. It is a last resort: each
+	// connection has a progress timeout.
 	partTimeout = time.Hour
-	// mostAborts bounds how often an upload is dropped again.
+	// mostAborts bounds how often an upload is aborted again.
 	mostAborts = 5
 )
 
-// upload is a multipart upload: the server shows nothing of it until it is
-// complete.
+// upload is a multipart upload, which is invisible until it is completed.
 type upload struct {
 	b        *Bucket
 	name, id string
-	sum      string // "" where it isn't known before the bytes are sent
+	sum      string // "" if it isn't known before the bytes are sent
 	size     int64
 	checksum checksum
 	parts    []types.CompletedPart
-	ctx      context.Context // Stage's, of which abort sees whether it has ended
-	cut      bool            // requests with parts were cut off, which the server may still be busy with
+	ctx      context.Context // Stage's; abort takes less time if it has ended
+	cut      bool            // requests with parts were interrupted, and the server may still process them
 }
 
-// partSizeFor returns the size of the parts of content of that size.
+// partSizeFor returns the part size for content of the given size.
 func (b *Bucket) partSizeFor(size int64) int64 {
 	const unit = 1 << 20
 	needed := (size + mostPartsOfOne - 1) / mostPartsOfOne
@@ -54,7 +53,7 @@ func (b *Bucket) partSizeFor(size int64) int64 {
 	return (needed + unit - 1) / unit * unit
 }
 
-// stageUpload sends content to the server.
+// stageUpload sends content to the server without completing the upload.
 func (b *Bucket) stageUpload(ctx context.Context, name, token string, from io.Reader, size int64) (*upload, error) {
 	u := &upload{b: b, name: name, size: size, ctx: ctx}
 	err := u.sendAll(ctx, token, from)
@@ -68,9 +67,9 @@ func (b *Bucket) stageUpload(ctx context.Context, name, token string, from io.Re
 	return nil, err
 }
 
-// sendAll sends the parts, several at a time, while the next is read. None is
-// under way when it returns: where one fails, those that have begun are sent to their
-// end, as a server may store a part that was cut off after the upload was dropped.
+// sendAll sends the parts, several at a time, while it reads the next one. If a part
+// fails, it waits for those in flight: a server may store a part whose request was
+// interrupted after the upload was aborted.
 func (u *upload) sendAll(ctx context.Context, token string, from io.Reader) error {
 	partSize := u.b.partSizeFor(u.size)
 	u.parts = make([]types.CompletedPart, (u.size+partSize-1)/partSize)
@@ -101,7 +100,7 @@ func (u *upload) sendAll(ctx context.Context, token string, from io.Reader) erro
 		}
 	}
 	group.Wait()
-	// The first error is what the others come from.
+	// The first error has caused the others.
 	if err := context.Cause(ctx); err != nil {
 		if err == ctx.Err() { // the caller's
 			return u.b.fail("store", u.name, err)
@@ -111,7 +110,7 @@ func (u *upload) sendAll(ctx context.Context, token string, from io.Reader) erro
 	return nil
 }
 
-// next reads a part and hands it on, with its room in memory.
+// next reads a part and calls then with it, and with a function that frees its memory.
 func (u *upload) next(ctx context.Context, i int, size int64, token string, from io.Reader, then func(part []byte, free func())) error {
 	room := min(size, mostParts)
 	if err := u.b.parts.Acquire(ctx, room); err != nil {
@@ -130,7 +129,7 @@ func (u *upload) next(ctx context.Context, i int, size int64, token string, from
 		if len(u.parts) == 1 {
 			u.sum = u.sumAhead(ctx, bytes.NewReader(part))
 		}
-		// Only now, as much that goes wrong does so at once.
+		// Create the upload only now: many sources fail at the first read.
 		sent, err := u.begin(ctx, token, part)
 		if err != nil {
 			release()
@@ -145,11 +144,11 @@ func (u *upload) next(ctx context.Context, i int, size int64, token string, from
 	return nil
 }
 
-// begin creates the upload. While it isn't known which checksum works, it also sends
-// the first part, as a server may refuse either request.
+// begin creates the upload. If the checksum is unknown, it also sends the first part, as
+// a server may reject either request.
 func (u *upload) begin(ctx context.Context, token string, first []byte) (sent bool, err error) {
 	err = u.b.protected(func(kind checksum, trial bool) error {
-		if u.id != "" { // of a checksum that the server has refused
+		if u.id != "" { // with a checksum that the server has rejected
 			u.abort()
 			u.id = ""
 		}
@@ -164,14 +163,14 @@ func (u *upload) begin(ctx context.Context, token string, first []byte) (sent bo
 	return sent, err
 }
 
-// readPart reads content into memory, which free gives back.
+// readPart reads content into memory. free releases it.
 func (b *Bucket) readPart(ctx context.Context, from io.Reader, size int64) (part []byte, free func(), err error) {
 	if size <= b.partSize {
 		buffer := b.buffers.Get().(*[]byte)
 		part = (*buffer)[:size]
 		return part, func() { b.buffers.Put(buffer) }, fill(ctx, from, part)
 	}
-	// A size that is only claimed takes no memory: it grows with what comes.
+	// Memory grows with the bytes that arrive, as the size is only a claim.
 	for int64(len(part)) < size && err == nil {
 		begin := len(part)
 		grown := make([]byte, min(size, max(b.partSize, 2*int64(begin))))
@@ -219,8 +218,8 @@ func (u *upload) send(ctx context.Context, i int, part []byte) error {
 	return err
 }
 
-// complete shows the upload, under the condition unless that is nil. It takes the
-// server a while where there are many parts.
+// complete makes the upload visible, under the condition unless that is nil. A server
+// may need minutes for many parts.
 func (u *upload) complete(ctx context.Context, ifNoneMatch *string) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, attempts*completeTimeout, errNoAnswer)
 	defer cancel()
@@ -234,22 +233,22 @@ func (u *upload) complete(ctx context.Context, ifNoneMatch *string) error {
 	return err
 }
 
-// abort drops the parts. Where that fails, they cost room until somebody does.
+// abort deletes the parts. If that fails, they use space until they are removed.
 func (u *upload) abort() {
 	ctx, cancel := last(u.ctx)
 	defer cancel()
 	gone, err := u.b.abort(ctx, u.id, u.name, fewAttempts)
-	// A part that the server is still taking in comes back after the upload has
-	// gone, so it must go until it stays away.
+	// A part that the server is still receiving reappears after the abort: abort until
+	// the upload is gone.
 	for try := 0; u.cut && !gone && err == nil && try < mostAborts && u.b.pause(ctx, try) == nil; try++ {
 		gone, err = u.b.abort(ctx, u.id, u.name, fewAttempts)
 	}
 	if err != nil {
-		u.b.log.Warn("an unfinished upload stays in the bucket, until the owner's server, check --repair or a lifecycle rule removes it", "error", err)
+		u.b.log.Warn("an unfinished upload stays in the bucket until the owner's server, check --repair or a lifecycle rule removes it", "error", err)
 	}
 }
 
-// abort drops an upload, and says whether it was gone already.
+// abort aborts an upload, and reports whether it was gone already.
 func (b *Bucket) abort(ctx context.Context, id, name string, options ...func(*s3.Options)) (gone bool, err error) {
 	output, err := b.client.AbortMultipartUpload(ctx, &s3.AbortMultipartUploadInput{Bucket: &b.bucket, Key: aws.String(b.key(name)), UploadId: &id}, options...)
 	if code(err) == "NoSuchUpload" {

@@ -15,17 +15,16 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 )
 
-// look asks for an object's first byte: unlike the answer to a HEAD, that to a GET
-// says what is not there, the object or the bucket.
+// look requests an object's first byte: unlike the response to a HEAD, that to a GET
+// tells a missing object from a missing bucket.
 func (b *Bucket) look(ctx context.Context, name string, options ...func(*s3.Options)) (object, error) {
 	ctx, cancel := b.within(ctx)
 	defer cancel()
-	// An object that is replaced by an empty one or back meanwhile is asked for
-	// again.
+	// Try again if the object was replaced by an empty one, or an empty one by it.
 	for try := 0; ; try++ {
 		body, found, err := b.get(ctx, name, 0, 1, "", options...)
 		if err == nil {
-			_, _ = io.CopyN(io.Discard, body, 2) // one byte, and its end
+			_, _ = io.CopyN(io.Discard, body, 2) // one byte and EOF
 			return found, body.Close()
 		}
 		if status(err) != http.StatusRequestedRangeNotSatisfiable || try == 3 {
@@ -41,17 +40,17 @@ func (b *Bucket) look(ctx context.Context, name string, options ...func(*s3.Opti
 	}
 }
 
-// object is what is known of one.
+// object describes an object.
 type object struct {
 	bytestore.Info
-	etag  string // as the server writes it
+	etag  string // with quotes, as the server sends it
 	token string
 }
 
 func (b *Bucket) describe(name string, size int64, modified *time.Time, etag *string, metadata map[string]string) object {
 	tag := strings.Trim(aws.ToString(etag), `"`)
 	return object{
-		// To the second, as that is what all answers have.
+		// In seconds, the precision that all responses have.
 		Info: bytestore.Info{
 			Name: name, Size: size, Usage: size, ModTime: aws.ToTime(modified).UTC().Truncate(time.Second),
 			Tag: tag, Sum: parseSum(metadata[sumKey], tag),
@@ -61,9 +60,9 @@ func (b *Bucket) describe(name string, size int64, modified *time.Time, etag *st
 	}
 }
 
-// get asks for length bytes from offset on, or for all when length is negative; of
-// the content with that ETag, unless it is "". The error is the SDK's, and has
-// status 416 when there are none.
+// get requests length bytes from offset on, or all if length is negative. Unless etag is
+// "", the content must have that ETag. The error is the SDK's; its status is 416 if the
+// range is empty.
 func (b *Bucket) get(ctx context.Context, name string, offset, length int64, etag string, options ...func(*s3.Options)) (io.ReadCloser, object, error) {
 	input := &s3.GetObjectInput{Bucket: &b.bucket, Key: aws.String(b.key(name))}
 	switch {
@@ -72,7 +71,7 @@ func (b *Bucket) get(ctx context.Context, name string, offset, length int64, eta
 	case offset > 0:
 		input.Range = aws.String("bytes=" + strconv.FormatInt(offset, 10) + "-")
 	case b.checksums.asks():
-		// Only of a whole object, its checksum is that of the bytes that come.
+		// The checksum is that of the whole object.
 		input.ChecksumMode = types.ChecksumModeEnabled
 	}
 	if etag != "" {
@@ -90,30 +89,30 @@ func (b *Bucket) get(ctx context.Context, name string, offset, length int64, eta
 	return output.Body, b.describe(name, size, output.LastModified, output.ETag, output.Metadata), nil
 }
 
-// sizeOf returns the size of the whole object, if the answer is one to what was
-// asked.
+// sizeOf returns the size of the whole object, or an error if the response doesn't match
+// the request.
 func sizeOf(output *s3.GetObjectOutput, offset, length int64) (int64, error) {
 	if output.ContentLength == nil || *output.ContentLength < 0 {
-		return 0, &fault{text: "the answer does not say how long it is: check what lies on the way to the server"}
+		return 0, &fault{text: "the response has no Content-Length: check the proxies on the way to the server"}
 	}
 	if aws.ToString(output.ETag) == "" || output.LastModified == nil {
 		return 0, errNotS3
 	}
-	comes := *output.ContentLength
+	received := *output.ContentLength
 	if output.ContentRange == nil {
-		if (offset > 0 || length >= 0) && comes > 0 {
-			return 0, &fault{text: "the server gives the whole where a range was asked for"}
+		if (offset > 0 || length >= 0) && received > 0 {
+			return 0, &fault{text: "the server sent the whole object instead of the requested range"}
 		}
-		return comes, nil
+		return received, nil
 	}
 	first, last, size, ok := parseContentRange(*output.ContentRange)
-	if !ok || first != offset || last-first+1 != comes || last >= size || length < 0 && last != size-1 || length > 0 && last != min(offset+length, size)-1 {
-		return 0, &fault{text: fmt.Sprintf("the server answers with %q, %d bytes, where %d from %d on were asked for", *output.ContentRange, comes, length, offset)}
+	if !ok || first != offset || last-first+1 != received || last >= size || length < 0 && last != size-1 || length > 0 && last != min(offset+length, size)-1 {
+		return 0, &fault{text: fmt.Sprintf("the server answered with %q, %d bytes, to a request for %d bytes from %d on", *output.ContentRange, received, length, offset)}
 	}
 	return size, nil
 }
 
-// parseContentRange reads "bytes FIRST-LAST/SIZE".
+// parseContentRange parses "bytes FIRST-LAST/SIZE".
 func parseContentRange(text string) (first, last, size int64, ok bool) {
 	text, ok = strings.CutPrefix(text, "bytes ")
 	part, whole, slash := strings.Cut(text, "/")

@@ -17,14 +17,15 @@ import (
 	"nar-herder/internal/rawio"
 )
 
-// pool sends GETs on kept connections as [http.Transport] does, but in the caller's
+// pool sends GETs on pooled connections as [http.Transport] does, but in the caller's
 // goroutine. Transport has two goroutines for each connection; passing data through
 // them is a third of the work for a nar of 200 KB.
 //
-// The caller closes each response's body. The request's context ends it until then.
+// The caller must close each response's body. Until then, the request's context
+// cancels it.
 type pool struct {
 	dialer net.Dialer
-	// head is how long the head of a response may take.
+	// head is the timeout for the head of a response.
 	head time.Duration
 	// tls is for https; nil for the default.
 	tls *tls.Config
@@ -47,7 +48,7 @@ type pooledConn struct {
 	key    string
 	reader *bufio.Reader
 	since  time.Time // when it became idle
-	used   bool      // before
+	used   bool      // by an earlier request
 }
 
 // RoundTrip implements [http.RoundTripper].
@@ -184,15 +185,15 @@ func ask(conn *pooledConn, request *http.Request) (*http.Response, error) {
 	}
 }
 
-// readHeaders are the headers that are used, in canonical form.
+// readHeaders are the response headers that this package reads, in canonical form.
 var readHeaders = []string{
 	"Content-Length", "Transfer-Encoding", "Connection",
 	"Etag", "Last-Modified", "Content-Range", tokenHeader, sumHeader, "X-Amz-Checksum-Crc32c", "X-Amz-Checksum-Crc32", "X-Amz-Checksum-Type",
 }
 
-// parseHead parses the head of a plain 200 or 206 that has arrived whole. For any other
-// it consumes nothing and returns nil: [http.ReadResponse] parses that, which takes
-// several times as long. The response has readHeaders only.
+// parseHead parses the head of a plain 200 or 206 if it is completely buffered. Otherwise
+// it consumes nothing and returns nil: the caller then uses [http.ReadResponse], which
+// takes several times as long. The response has readHeaders only.
 func parseHead(reader *bufio.Reader) *http.Response {
 	if _, err := reader.Peek(1); err != nil {
 		return nil // the caller gets the error when it reads
@@ -244,14 +245,14 @@ func notInName(r rune) bool {
 
 func notInValue(r rune) bool { return r < ' ' && r != '\t' || r > '~' }
 
-// pooledBody returns the connection to the pool when it was read to its end.
+// pooledBody returns the connection to the pool after it was read to EOF.
 type pooledBody struct {
 	io.Reader
 	pool  *pool
 	conn  *pooledConn
 	stop  func() bool
 	keep  bool
-	ended bool // cleanly
+	ended bool // by EOF
 }
 
 func (b *pooledBody) Read(p []byte) (int, error) {
@@ -263,7 +264,7 @@ func (b *pooledBody) Read(p []byte) (int, error) {
 }
 
 // Close implements [io.Closer]. It closes the connection if the response wasn't read to
-// its end: reading the rest would take longer than a new connection.
+// EOF: reading the rest would take longer than a new connection.
 func (b *pooledBody) Close() error {
 	if b.conn == nil {
 		return nil

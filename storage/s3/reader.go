@@ -14,13 +14,13 @@ import (
 )
 
 const (
-	// mostResumed is how often in a row a reader that gets no byte is set up anew.
+	// mostResumed is how many connections in a row may fail without a byte.
 	mostResumed = 3
-	// copyPiece is what WriteTo copies at a time.
+	// copyPiece is how much WriteTo copies at a time.
 	copyPiece = 256 << 10
 )
 
-var errStopped = errors.New("no byte has come for too long")
+var errStopped = errors.New("no byte received for too long")
 
 // Open implements [bytestore.Store].
 func (b *Bucket) Open(ctx context.Context, name string, offset, length int64) (io.ReadCloser, bytestore.Info, error) {
@@ -28,7 +28,7 @@ func (b *Bucket) Open(ctx context.Context, name string, offset, length int64) (i
 		return nil, bytestore.Info{}, err
 	}
 	if offset < 0 {
-		return nil, bytestore.Info{}, fmt.Errorf("open %s in %s at %d: there is nothing before its begin", name, b, offset)
+		return nil, bytestore.Info{}, fmt.Errorf("open %s in %s: negative offset %d", name, b, offset)
 	}
 	if length > math.MaxInt64-offset {
 		length = -1
@@ -40,7 +40,7 @@ func (b *Bucket) Open(ctx context.Context, name string, offset, length int64) (i
 	r := &reader{b: b, ctx: ctx, name: name, offset: offset}
 	found, err := r.connect(length, "")
 	if status(err) == http.StatusRequestedRangeNotSatisfiable {
-		// It begins after the end, or the content is empty.
+		// The offset is at or after the end, or the object is empty.
 		found, err := b.look(ctx, name)
 		if err == nil && found.Size > offset {
 			err = &fault{text: fmt.Sprintf("the server has no bytes from %d on, of %d", offset, found.Size)}
@@ -61,25 +61,25 @@ func (b *Bucket) Open(ctx context.Context, name string, offset, length int64) (i
 	return r, found.Info, nil
 }
 
-// reader reads an object. It knows how many bytes there must be, and gets the rest
-// when a connection ends early.
+// reader reads an object. It knows how many bytes to expect, and requests the rest if a
+// connection ends early.
 type reader struct {
 	b    *Bucket
 	ctx  context.Context
 	name string
 	object
 
-	offset, end int64 // the rest
+	offset, end int64 // of the unread part
 	body        io.ReadCloser
-	cancel      context.CancelCauseFunc // ends the request that body belongs to
-	timer       *time.Timer             // cancels it, while its answer or a Read waits
+	cancel      context.CancelCauseFunc // cancels the request of body
+	timer       *time.Timer             // calls cancel if the response or a Read takes too long
 	answered    atomic.Bool
-	sum         *summed // of the whole, as far as it was read; nil for none
+	sum         *summed // of the whole object, across requests; nil for none
 	failures    int     // in a row
-	err         error   // of all further Reads
+	err         error   // returned by all further Reads
 }
 
-// connect asks for what is left, of the content with that ETag.
+// connect requests the unread part of the content with that ETag.
 func (r *reader) connect(length int64, etag string) (object, error) {
 	ctx, cancel := context.WithCancelCause(r.ctx)
 	r.answered.Store(false)
@@ -104,7 +104,7 @@ func (r *reader) connect(length int64, etag string) (object, error) {
 	}
 	r.answered.Store(true)
 	if r.sum != nil {
-		// The rest, of which the server has no sum of its own.
+		// The server sends no checksum for a range: continue that of the whole.
 		r.sum.ReadCloser = body
 		body = r.sum
 	} else {
@@ -118,7 +118,7 @@ func (r *reader) connect(length int64, etag string) (object, error) {
 func (r *reader) disconnect() {
 	if r.body != nil {
 		r.timer.Stop()
-		// In this order: a connection that a context ends is of no more use.
+		// In this order: cancel closes a connection that could be reused.
 		r.body.Close()
 		r.cancel(nil)
 		r.body = nil
@@ -146,8 +146,8 @@ func (r *reader) Read(p []byte) (int, error) {
 	return 0, io.EOF
 }
 
-// readOnce reads from the body, for as long as bytes come. Of the last bytes it
-// makes sure that nothing is wrong with the whole before it gives them.
+// readOnce reads from the body, within the progress timeout. It returns the last bytes
+// only after the checksum of the whole has matched.
 func (r *reader) readOnce(p []byte) (int, error) {
 	r.timer.Reset(r.b.progress)
 	defer r.timer.Stop()
@@ -157,12 +157,12 @@ func (r *reader) readOnce(p []byte) (int, error) {
 			var more int
 			if more, err = r.body.Read(make([]byte, 1)); more > 0 {
 				err = nil
-				break // a range that goes on: Open may have asked for more
+				break // the body continues: Open may have requested more
 			}
 		}
 		if err != nil && err != io.EOF {
-			// All have come, so it is their checksum. The last again, alone, would
-			// pass for good.
+			// All bytes were received, so the checksum is wrong. Requesting the last
+			// ones again would not verify it.
 			r.err = fmt.Errorf("%w: %w", bytestore.ErrDamaged, r.b.fail("read", r.name, err))
 			return 0, nil
 		}
@@ -173,8 +173,7 @@ func (r *reader) readOnce(p []byte) (int, error) {
 	return n, err
 }
 
-// resume asks for the rest after a failure. It leaves an error where that is of no
-// use.
+// resume requests the rest after a failure, or sets r.err if that can't help.
 func (r *reader) resume(cause error) {
 	r.disconnect()
 	for {
@@ -187,13 +186,13 @@ func (r *reader) resume(cause error) {
 			return
 		}
 		if err := r.b.pause(r.ctx, r.failures); err != nil {
-			continue // which the context's error ends
+			continue // the context has ended
 		}
 		length := r.end - r.offset
 		found, err := r.connect(length, r.etag)
 		if err == nil && (found.etag != r.etag || found.Size != r.Size) {
 			r.disconnect()
-			err = &fault{text: "it was replaced meanwhile"}
+			err = &fault{text: "it was replaced while it was read"}
 			r.err = r.b.fail("read", r.name, err)
 			return
 		}
@@ -203,16 +202,16 @@ func (r *reader) resume(cause error) {
 		cause = err
 		if status := status(err); status >= 400 && status < 500 {
 			if status == http.StatusPreconditionFailed || isAbsent(err) {
-				cause = &fault{text: "it was replaced or removed meanwhile"}
+				cause = &fault{text: "it was replaced or removed while it was read"}
 			}
-			// Whatever it is: it says nothing certain about the object.
+			// Not explain: a 404 may be about the old content.
 			r.err = r.b.fail("read", r.name, cause)
 			return
 		}
 	}
 }
 
-// broken is the error of a body that ended early.
+// broken returns the error for a body that ended early.
 func (r *reader) broken(cause error) error {
 	text := describe(cause)
 	if cause == io.ErrUnexpectedEOF {
@@ -221,7 +220,7 @@ func (r *reader) broken(cause error) error {
 	return fmt.Errorf("read %s in %s: %w at byte %d of %d: %s", r.name, r.b, io.ErrUnexpectedEOF, r.offset, r.Size, oneLine(text))
 }
 
-// WriteTo implements [io.WriterTo], with pieces larger than io.Copy's.
+// WriteTo implements [io.WriterTo] with a larger buffer than io.Copy's.
 func (r *reader) WriteTo(w io.Writer) (written int64, err error) {
 	buffer := copyBuffers.Get().(*[]byte)
 	defer copyBuffers.Put(buffer)
@@ -248,8 +247,8 @@ func (r *reader) WriteTo(w io.Writer) (written int64, err error) {
 
 var copyBuffers = sync.Pool{New: func() any { buffer := make([]byte, copyPiece); return &buffer }}
 
-// Close ends the request. What is left of a body would take longer to read than a
-// new connection.
+// Close cancels the request: reading the rest of the body would take longer than a new
+// connection.
 func (r *reader) Close() error {
 	r.disconnect()
 	if r.err == nil {

@@ -188,7 +188,7 @@ func TestStalls(t *testing.T) {
 		if name == "Stage small" || name == "Stage large" {
 			continue // which look for what they stored with a time of its own
 		}
-		wantFault(t, name, do(t, b), "no answer in time")
+		wantFault(t, name, do(t, b), "no response in time")
 	}
 	// And when the caller leaves, it is his doing.
 	ctx, cancel := context.WithCancel(t.Context())

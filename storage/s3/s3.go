@@ -1,9 +1,8 @@
-// Package s3 keeps nars in a bucket of Amazon's S3, or of a server that speaks
-// its language, each under the path that its URL names. It is the backend of
-// --storage=s3://BUCKET/PREFIX.
+// Package s3 stores nars in a bucket of Amazon S3 or a compatible server, each under the
+// path in its narinfo's URL. It is the backend of --storage=s3://BUCKET/PREFIX.
 //
-// What the server says is believed only where it is sure. That an object is not
-// there is known from the error code NoSuchKey, and from nothing else.
+// It trusts unambiguous responses only: an object is absent if the error code is
+// NoSuchKey. Any other failure means unknown.
 package s3
 
 import (
@@ -31,42 +30,42 @@ import (
 )
 
 const (
-	// attempts is how often a request is made until it is given up, with random
-	// pauses up to 20 s in all.
+	// attempts is how often a request is tried, with random pauses of at most 20 s in
+	// all.
 	attempts    = 5
 	longestWait = 5 * time.Second
 	// callTimeout bounds a call with all its attempts, up to the head of the
-	// answer.
+	// response.
 	callTimeout = 90 * time.Second
-	// concurrency is how many calls at a time a server takes well.
+	// concurrency is how many concurrent calls suit a server.
 	concurrency = 32
-	// longestKey is S3's limit to the bytes of a key.
+	// longestKey is S3's limit for the length of a key in bytes.
 	longestKey = 1024
-	// longestPresigned is S3's limit to the life of a URL.
+	// longestPresigned is S3's limit for the lifetime of a URL.
 	longestPresigned = 7 * 24 * time.Hour
-	// uploadFolder begins the names of unfinished uploads: the upload's ID and
-	// the name of the nar follow.
+	// uploadFolder begins the names of unfinished uploads; the upload's ID and the
+	// name of the nar follow.
 	uploadFolder = ".nar-herder-upload/"
-	// tokenKey is the metadata in which each upload has a random word.
+	// tokenKey is the metadata key of a random word that identifies the upload.
 	tokenKey = "nar-herder-token"
 )
 
-// tokenHeader and sumHeader are those of an answer which has them.
+// tokenHeader and sumHeader are the response headers for the metadata.
 var (
 	tokenHeader = http.CanonicalHeaderKey("X-Amz-Meta-" + tokenKey)
 	sumHeader   = http.CanonicalHeaderKey("X-Amz-Meta-" + sumKey)
 )
 
-// Options are what Open needs besides the URL. The zero value is good.
+// Options are optional settings for [Open].
 type Options struct {
-	// Log gets what nobody else can be told; nil is [slog.Default].
+	// Log receives messages that no error carries; nil is [slog.Default].
 	Log *slog.Logger
-	// Now is the clock by which credentials age; nil is the system's.
+	// Now is the clock for the age of credentials; nil is the system's.
 	Now func() time.Time
-	// HTTPTransport makes the requests; nil has the usual timeouts.
+	// HTTPTransport sends the requests; nil is a transport with timeouts.
 	HTTPTransport http.RoundTripper
 
-	// For tests; 0 is the usual.
+	// For tests; 0 is the default.
 	partSize    int64
 	pageKeys    int32
 	longestWait time.Duration
@@ -79,28 +78,27 @@ type Bucket struct {
 	bytestore.Defaults
 
 	location
-	log     *slog.Logger
-	client  *s3.Client
-	http    *client
-	presign *s3.PresignClient
-	fastGet *fastGet
-	// checksums is what the server accepts.
+	log       *slog.Logger
+	client    *s3.Client
+	http      *client
+	presign   *s3.PresignClient
+	fastGet   *fastGet
 	checksums checksums
-	partSize  int64  // of the usual upload
-	pageKeys  *int32 // of a listing's page; nil leaves it to the server
+	partSize  int64  // of all but the largest uploads
+	pageKeys  *int32 // of a listing's page; nil is the server's default
 
 	longestWait, callTimeout, progress time.Duration
 
-	// staged bounds the bytes that wait in memory for their commit, and parts
-	// those that are on their way to the server.
+	// staged bounds the bytes in memory that wait for Commit, and parts those that
+	// are being sent.
 	staged, parts *semaphore.Weighted
-	buffers       sync.Pool // of *[]byte, as long as partSize
+	buffers       sync.Pool // of *[]byte with partSize bytes
 }
 
 var _ bytestore.Store = (*Bucket)(nil)
 
-// Open takes a bucket as a store. It makes no request: whether the bucket is
-// there, and may be read, Probe says.
+// Open opens a bucket as a store. It sends no request: Probe checks whether the bucket
+// exists and is readable.
 func Open(ctx context.Context, url string, options Options) (*Bucket, error) {
 	l, err := parse(url)
 	if err != nil {
@@ -112,9 +110,9 @@ func Open(ctx context.Context, url string, options Options) (*Bucket, error) {
 	if options.Log == nil {
 		options.Log = slog.Default()
 	}
-	// What matters comes as errors.
+	// Only for debugging: failures are returned as errors.
 	l.sdkLog = logging.LoggerFunc(func(_ logging.Classification, format string, arguments ...any) {
-		options.Log.Debug("the AWS SDK says", "storage", l.String(), "text", oneLine(fmt.Sprintf(format, arguments...)))
+		options.Log.Debug("message of the AWS SDK", "storage", l.String(), "text", oneLine(fmt.Sprintf(format, arguments...)))
 	})
 	loaded, err := l.loadConfig(ctx)
 	if err != nil {
@@ -122,7 +120,7 @@ func Open(ctx context.Context, url string, options Options) (*Bucket, error) {
 	}
 	keys := newCredentials(l, options.Now)
 	if l.credentialsFile != "" {
-		// A name that is mistyped is best told at once.
+		// Report a mistyped name early.
 		if _, err := keys.Retrieve(ctx); err != nil {
 			return nil, fmt.Errorf("storage %s: %w", l, err)
 		}
@@ -156,10 +154,10 @@ func Open(ctx context.Context, url string, options Options) (*Bucket, error) {
 		o.HTTPSignerV4 = sign
 		o.Retryer = keys.retryer(b.longestWait)
 		o.RetryMaxAttempts = 0
-		// Checksums of what is sent are ours, as headers: many servers don't
-		// know those that come after the bytes.
+		// This package sends checksums as headers: many servers don't know the
+		// SDK's trailers.
 		o.RequestChecksumCalculation = aws.RequestChecksumCalculationWhenRequired
-		// Those of what is received are asked for where there is one.
+		// get requests the checksums of responses.
 		o.ResponseChecksumValidation = aws.ResponseChecksumValidationWhenRequired
 		o.DisableLogOutputChecksumValidationSkipped = true
 		o.Logger = l.sdkLog
@@ -178,7 +176,7 @@ func orUsual[T int64 | time.Duration](value, usual T) T {
 	return value
 }
 
-// Close lets idle connections go. Readers that are open stay good.
+// Close closes idle connections. Open readers remain usable.
 func (b *Bucket) Close() error {
 	b.http.close()
 	return nil
@@ -190,7 +188,7 @@ func (b *Bucket) IsRemote() bool { return true }
 // Concurrency implements [bytestore.Store].
 func (b *Bucket) Concurrency() int { return concurrency }
 
-// check refuses what is no name, and hides unfinished uploads.
+// check rejects invalid names, and hides unfinished uploads.
 func (b *Bucket) check(tried, name string) error {
 	if !fs.ValidPath(name) || name == "." {
 		return fmt.Errorf("%s %q in %s: not a name for a nar: %w", tried, name, b, fs.ErrInvalid)
@@ -203,11 +201,11 @@ func (b *Bucket) check(tried, name string) error {
 
 func isTemporary(name string) bool { return strings.HasPrefix(name, uploadFolder) }
 
-// key is the object's name in the bucket.
+// key returns the object's key.
 func (b *Bucket) key(name string) string { return b.folder() + name }
 
-// folder begins the keys of all names. It ends in a slash unless it is empty, so
-// that "nar" does not have what is in "nar2".
+// folder returns the common prefix of all keys. It ends in a slash unless it is empty, so
+// that prefix "nar" doesn't match "nar2".
 func (b *Bucket) folder() string {
 	if b.prefix == "" {
 		return ""
@@ -215,7 +213,7 @@ func (b *Bucket) folder() string {
 	return b.prefix + "/"
 }
 
-// within bounds a call up to the head of its answer.
+// within bounds a call up to the head of its response.
 func (b *Bucket) within(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeoutCause(ctx, b.callTimeout, errNoAnswer)
 }
@@ -232,24 +230,24 @@ func (b *Bucket) Stat(ctx context.Context, name string) (bytestore.Info, error) 
 	return found.Info, nil
 }
 
-// Flush implements [bytestore.Store]: what is there is safe.
+// Flush implements [bytestore.Store]: objects are durable.
 func (b *Bucket) Flush(ctx context.Context, name string) error {
 	_, err := b.Stat(ctx, name)
 	return err
 }
 
-// Sync implements [bytestore.Store]. What S3 has answered is safe already.
+// Sync implements [bytestore.Store]. Whatever S3 has acknowledged is durable already.
 func (b *Bucket) Sync(context.Context) error { return nil }
 
-// Probe implements [bytestore.Store]: it asks for what is not there. The answer
-// needs the bucket and good credentials.
+// Probe implements [bytestore.Store]. It requests an object that doesn't exist: the
+// response NoSuchKey requires an existing bucket and valid credentials.
 func (b *Bucket) Probe(ctx context.Context) error {
 	ctx, cancel := b.within(ctx)
 	defer cancel()
 	body, _, err := b.get(ctx, "nar-herder-probe-"+randomWord(), 0, 1, "")
 	if err == nil {
 		body.Close()
-		return &fault{text: b.String() + " has any object that it is asked for: check endpoint=, and what lies on the way there"}
+		return &fault{text: b.String() + " returns an object that doesn't exist: check endpoint= and the proxies on the way"}
 	}
 	if isAbsent(err) {
 		return nil
@@ -279,27 +277,27 @@ func (b *Bucket) Remove(ctx context.Context, name string) error {
 	if err != nil && !isAbsent(err) {
 		return b.fail("remove", name, err)
 	}
-	// The page of a proxy is no answer.
+	// A proxy's page may have status 200.
 	if err == nil && hasBody(output.ResultMetadata) {
 		return b.fail("remove", name, errNotS3)
 	}
 	return nil
 }
 
-// hasBody says whether there is something in an answer that has nothing to say.
+// hasBody reports whether a response that should be empty has a body.
 func hasBody(metadata middleware.Metadata) bool {
 	raw, ok := awsmiddleware.GetRawResponse(metadata).(*smithyhttp.Response)
 	return ok && raw.StatusCode != http.StatusNoContent && raw.ContentLength != 0
 }
 
-// Presign implements [bytestore.Store]. The URL ends with the credentials it was
-// made with, if that is earlier.
+// Presign implements [bytestore.Store]. The URL expires with the credentials that signed
+// it, if that is earlier.
 func (b *Bucket) Presign(ctx context.Context, name string, lifetime time.Duration) (string, error) {
 	if err := b.check("make a URL of", name); err != nil {
 		return "", err
 	}
 	if lifetime <= 0 {
-		return "", fmt.Errorf("make a URL of %s in %s: a life of %v is none", name, b, lifetime)
+		return "", fmt.Errorf("make a URL of %s in %s: lifetime %v must be positive", name, b, lifetime)
 	}
 	ctx, cancel := b.within(ctx)
 	defer cancel()
@@ -311,8 +309,8 @@ func (b *Bucket) Presign(ctx context.Context, name string, lifetime time.Duratio
 	return request.URL, nil
 }
 
-// unsigned leaves the bytes of a request out of its signature where TLS guards
-// them, and the checksum: a second one takes more time than the rest.
+// unsigned omits the body from a request's signature unless the URL is plain HTTP: TLS and
+// the checksum protect it, and a SHA-256 would take longer than everything else.
 func (b *Bucket) unsigned(o *s3.Options) {
 	if !strings.HasPrefix(b.endpoint, "http:") {
 		o.APIOptions = append(o.APIOptions, v4.SwapComputePayloadSHA256ForUnsignedPayloadMiddleware)

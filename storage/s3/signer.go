@@ -17,9 +17,8 @@ import (
 	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
 )
 
-// signer signs requests. The SDK's own keeps what it has derived from a secret for
-// a day, by the name of the key: after a secret has changed under the same name,
-// it would go on with the old one.
+// signer signs requests. The SDK's own caches the derived key for a day by access key ID:
+// if the secret of that ID changed, it would use the old one.
 type signer struct {
 	current atomic.Pointer[secretSigner]
 	day     atomic.Pointer[dayKey]
@@ -30,7 +29,7 @@ type secretSigner struct {
 	*v4.Signer
 }
 
-// of returns a signer that has seen no other secret.
+// of returns a signer that has cached no key of another secret.
 func (s *signer) of(keys aws.Credentials) *v4.Signer {
 	current := s.current.Load()
 	if current == nil || current.secret != keys.SecretAccessKey {
@@ -41,7 +40,7 @@ func (s *signer) of(keys aws.Credentials) *v4.Signer {
 }
 
 // SignHTTP implements the SDK's HTTPSignerV4. The SDK's own also signs headers that
-// proxies on the way may change, such as Accept-Encoding.
+// proxies may change, such as Accept-Encoding.
 func (s *signer) SignHTTP(ctx context.Context, keys aws.Credentials, r *http.Request, hash, service, region string, at time.Time, options ...func(*v4.SignerOptions)) error {
 	header, length := r.Header, r.ContentLength
 	r.Header, r.ContentLength = signable(header), 0
@@ -58,8 +57,8 @@ func (s *signer) PresignHTTP(ctx context.Context, keys aws.Credentials, r *http.
 	return s.of(keys).PresignHTTP(ctx, keys, r, hash, service, region, at, options...)
 }
 
-// signable returns the headers that are signed besides Host: those which Signature
-// Version 4 requires, and which nothing between here and the server may change.
+// signable returns the headers that are signed besides Host: those that Signature
+// Version 4 requires and proxies must not change.
 func signable(all http.Header) http.Header {
 	signed := make(http.Header, len(all)+3)
 	for name, values := range all {
@@ -71,7 +70,7 @@ func signable(all http.Header) http.Header {
 	return signed
 }
 
-// dayKey is what is derived from a secret for a day.
+// dayKey is a signing key, which is derived from a secret for a day.
 type dayKey struct {
 	secret, scope string
 	macs          sync.Pool // of hash.Hash, with the key
@@ -81,11 +80,11 @@ const (
 	signingAlgorithm = "AWS4-HMAC-SHA256"
 	signingTime      = "20060102T150405Z"
 	signingDay       = "20060102"
-	// emptySum is the SHA-256 of no bytes, which a GET has.
+	// emptySum is the SHA-256 of an empty body.
 	emptySum = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 )
 
-// signedHeaders are those of our GETs besides Host, sorted.
+// signedHeaders are the signed headers of fastGet's requests besides Host, sorted.
 var signedHeaders = []struct{ lower, name string }{
 	{"range", "Range"},
 	{"x-amz-checksum-mode", "X-Amz-Checksum-Mode"},
@@ -94,11 +93,10 @@ var signedHeaders = []struct{ lower, name string }{
 	{"x-amz-security-token", "X-Amz-Security-Token"},
 }
 
-// signGet signs a GET without query or body, and its signedHeaders, as SignHTTP does
-// (Signature Version 4 for S3,
-// https://docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-header-based-auth.html),
-// in less than half of the time (go test -bench SignGet): it is part of each request for
-// a nar.
+// signGet signs a GET without query or body, and its signedHeaders, as SignHTTP does, in
+// less than half of the time (go test -bench SignGet): every request for a nar needs it.
+// See Signature Version 4 for S3,
+// https://docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-header-based-auth.html.
 func (s *signer) signGet(keys aws.Credentials, r *http.Request, region string, at time.Time) {
 	at = at.UTC()
 	date := at.Format(signingTime)
@@ -137,7 +135,7 @@ func appendAll(to []byte, parts ...string) []byte {
 	return to
 }
 
-// keyOf derives the key for a scope, which begins with a day.
+// keyOf derives the key for a scope, which begins with the day.
 func (s *signer) keyOf(secret, scope string) *dayKey {
 	last := s.day.Load()
 	if last == nil || last.secret != secret || last.scope != scope {

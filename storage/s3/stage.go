@@ -17,18 +17,18 @@ import (
 )
 
 const (
-	// mostInMemory is up to which size content waits in memory for its commit.
+	// mostInMemory is the largest size of content that is kept in memory until Commit.
 	mostInMemory = 1 << 20
-	// mostStaged bounds what waits so in all.
+	// mostStaged bounds the content in memory in all.
 	mostStaged = 64 << 20
-	// lastTimeout is for what is done after a failure: finding out whether a commit
-	// did succeed after all, and getting rid of an upload. hurriedTimeout is the
-	// same when the caller has left, as a program does that is about to end.
-	lastTimeout    = 15 * time.Second
-	hurriedTimeout = 500 * time.Millisecond
-	// mostConflicts is how often a commit is tried again that has met another one.
+	// lastTimeout bounds the calls after a failure, which find out whether a commit has
+	// succeeded nevertheless, or abort an upload. canceledTimeout applies if the
+	// caller's context has ended, as when the program is about to exit.
+	lastTimeout     = 15 * time.Second
+	canceledTimeout = 500 * time.Millisecond
+	// mostConflicts is how often a commit is retried that conflicts with another one.
 	mostConflicts = 3
-	// contentType is what clients with presigned URLs are told.
+	// contentType is for clients with presigned URLs.
 	contentType = "application/octet-stream"
 )
 
@@ -47,7 +47,7 @@ func (b *Bucket) Stage(ctx context.Context, name string, from io.Reader, size in
 		return nil, b.fail("store", name, err)
 	}
 	s := &staged{b: b, name: name, token: randomWord()}
-	// Where there is no more room, the server holds it.
+	// If memory is used up, upload it.
 	if size <= mostInMemory && b.staged.TryAcquire(size) {
 		s.content = make([]byte, size)
 		s.free = func() { s.content = nil; b.staged.Release(size) }
@@ -69,12 +69,12 @@ func (b *Bucket) Stage(ctx context.Context, name string, from io.Reader, size in
 	return s, nil
 }
 
-// sourceError is about the reader that content comes from.
+// sourceError wraps an error of the reader that provides the content.
 func (b *Bucket) sourceError(name string, err error) error {
 	return fmt.Errorf("store %s in %s: %w", name, b, err)
 }
 
-// fill reads as much as the buffer holds.
+// fill fills the buffer.
 func fill(ctx context.Context, from io.Reader, buffer []byte) error {
 	for read, empty := 0, 0; read < len(buffer); {
 		if err := ctx.Err(); err != nil {
@@ -85,7 +85,7 @@ func fill(ctx context.Context, from io.Reader, buffer []byte) error {
 			return nil
 		}
 		if err == io.EOF {
-			return fmt.Errorf("%w: the content ends before the size that was said", bytestore.ErrWrongSize)
+			return fmt.Errorf("%w: fewer bytes than announced", bytestore.ErrWrongSize)
 		}
 		if err != nil {
 			return err
@@ -99,11 +99,11 @@ func fill(ctx context.Context, from io.Reader, buffer []byte) error {
 	return nil
 }
 
-// atEnd makes sure that nothing follows.
+// atEnd returns an error if the reader has more bytes.
 func atEnd(from io.Reader) error {
 	n, err := io.ReadFull(from, make([]byte, 1))
 	if n > 0 {
-		return fmt.Errorf("%w: there is more content than was said", bytestore.ErrWrongSize)
+		return fmt.Errorf("%w: more bytes than announced", bytestore.ErrWrongSize)
 	}
 	if err != io.EOF {
 		return err
@@ -111,13 +111,13 @@ func atEnd(from io.Reader) error {
 	return nil
 }
 
-// staged is content in memory, or in an upload whose parts are all there.
+// staged is content in memory, or an upload with all its parts.
 type staged struct {
 	b           *Bucket
 	name, token string
 	sum         string // of content
 	content     []byte
-	free        func() // gives the room of content back
+	free        func() // frees content
 	upload      *upload
 
 	done, aborted bool
@@ -133,7 +133,7 @@ func (s *staged) CommitNew(ctx context.Context) error {
 	return s.commit(ctx, func() error { return s.showNew(ctx) })
 }
 
-// commit shows what is staged, by the given call.
+// commit makes the content visible with the given call.
 func (s *staged) commit(ctx context.Context, show func() error) error {
 	if s.aborted {
 		return fmt.Errorf("store %s in %s: it was aborted", s.name, s.b)
@@ -158,7 +158,7 @@ func (s *staged) commit(ctx context.Context, show func() error) error {
 	return nil
 }
 
-// show has the server show it, under the condition unless that is nil.
+// show makes the content visible, under the condition unless that is nil.
 func (s *staged) show(ctx context.Context, ifNoneMatch *string) error {
 	if s.upload != nil {
 		return s.upload.complete(ctx, ifNoneMatch)
@@ -179,8 +179,8 @@ func (s *staged) show(ctx context.Context, ifNoneMatch *string) error {
 	})
 }
 
-// showNew is show where there is nothing, or else [fs.ErrExist]. As some servers pass
-// over the condition, it is looked before.
+// showNew is show for a new name; otherwise it returns [fs.ErrExist]. It looks first, as
+// some servers ignore the condition.
 func (s *staged) showNew(ctx context.Context) error {
 	for try := 0; ; try++ {
 		_, err := s.b.look(ctx, s.name)
@@ -197,7 +197,7 @@ func (s *staged) showNew(ctx context.Context) error {
 		case is(err, http.StatusNotImplemented, "NotImplemented"):
 			return s.show(ctx, nil)
 		case is(err, http.StatusConflict, "ConditionalRequestConflict") && s.upload == nil:
-			// Another is about to show its own.
+			// Another commit is under way.
 			if try < mostConflicts && s.b.pause(ctx, try) == nil {
 				continue
 			}
@@ -206,13 +206,13 @@ func (s *staged) showNew(ctx context.Context) error {
 	}
 }
 
-// is says whether the server has answered with the status, or the error code.
+// is reports whether the server has answered with the status or the error code.
 func is(err error, wanted int, wantedCode string) bool {
 	return status(err) == wanted || code(err) == wantedCode
 }
 
-// shown finds out whether a commit that failed has succeeded: the answer may have
-// been lost, or been to a repetition. The caller may be gone.
+// shown reports whether a commit that returned an error has succeeded: the response may
+// have been lost, or have been that to a retry. The caller's context may have ended.
 func (s *staged) shown(ctx context.Context) bool {
 	ctx, cancel := last(ctx)
 	defer cancel()
@@ -220,11 +220,11 @@ func (s *staged) shown(ctx context.Context) bool {
 	return err == nil && found.token == s.token
 }
 
-// last is a context for what is to be done although a call has failed.
+// last returns a context for the calls after a failure.
 func last(ctx context.Context) (context.Context, context.CancelFunc) {
 	timeout := lastTimeout
 	if ctx.Err() != nil {
-		timeout = hurriedTimeout
+		timeout = canceledTimeout
 	}
 	return context.WithTimeout(context.WithoutCancel(ctx), timeout)
 }

@@ -12,14 +12,13 @@ import (
 	"strings"
 )
 
-// sumKey is the metadata in which an object has the SHA-256 of its bytes, in hex, and
-// after a hyphen the ETag that an object of these bytes has where ETags are MD5s. The
-// SHA-256 is believed only while that is the object's ETag: programs that write into an
-// object that is there, such as s3fs, keep its metadata. Where ETags are something else,
-// as with the keys of AWS KMS, it is not believed at all.
+// sumKey is the metadata key of the SHA-256 of the object's bytes in hex, followed by a
+// hyphen and the ETag that these bytes have if ETags are MD5s. The SHA-256 is valid only
+// if the object has that ETag: programs that modify an object, such as s3fs, keep its
+// metadata. If ETags are not MD5s, as with keys of AWS KMS, the SHA-256 is never used.
 const sumKey = "nar-herder-sha256"
 
-// metadata is that of an object.
+// metadata returns the metadata of an object.
 func metadata(token, sum string) map[string]string {
 	if sum == "" {
 		return map[string]string{tokenKey: token}
@@ -39,13 +38,13 @@ func parseSum(text, etag string) (sum [16]byte) {
 	return sum
 }
 
-// sumOfWhole is what an object has under sumKey that is put at once.
+// sumOfWhole returns the value of sumKey for an object that is stored with one PUT.
 func sumOfWhole(content []byte) string {
 	all, tag := sha256.Sum256(content), md5.Sum(content)
 	return hex.EncodeToString(all[:]) + "-" + hex.EncodeToString(tag[:])
 }
 
-// sumOfParts is the same of one that is uploaded in parts.
+// sumOfParts returns the value of sumKey for a multipart upload.
 func sumOfParts(ctx context.Context, content io.Reader, size, partSize int64) (string, error) {
 	all, tags := sha256.New(), md5.New()
 	parts := 0
@@ -63,9 +62,9 @@ func sumOfParts(ctx context.Context, content io.Reader, size, partSize int64) (s
 
 func hexOf(h hash.Hash) string { return hex.EncodeToString(h.Sum(nil)) }
 
-// sumAhead finds the sum of content before it is uploaded, as the metadata is sent first.
-// It is "" where the content can't be read twice. Should it change in between, the ETag
-// will be another, and the sum not believed.
+// sumAhead returns the sum of content before the upload, as the metadata is sent first;
+// "" if the content can't be read twice. If the content changes in between, the ETag
+// won't match, and the sum isn't used.
 func (u *upload) sumAhead(ctx context.Context, from io.Reader) string {
 	content, ok := from.(io.ReaderAt)
 	if !ok {
@@ -73,7 +72,7 @@ func (u *upload) sumAhead(ctx context.Context, from io.Reader) string {
 	}
 	sum, err := sumOfParts(ctx, io.NewSectionReader(content, 0, u.size), u.size, u.b.partSizeFor(u.size))
 	if err != nil {
-		return "" // the upload will say what is wrong with it
+		return "" // the upload will fail with the same error
 	}
 	return sum
 }

@@ -10,25 +10,26 @@ import (
 )
 
 const (
-	// dialTimeout is for a connection, and again for its TLS.
+	// dialTimeout is for a connection, and again for its TLS handshake.
 	dialTimeout = 10 * time.Second
-	// headTimeout is how long the head of an answer may take, once the request is
-	// sent; completeTimeout is that of one that puts together many parts, which
-	// takes minutes on some servers.
+	// headTimeout is for the head of a response after the request was sent;
+	// completeTimeout is for CompleteMultipartUpload, which takes minutes on some
+	// servers.
 	headTimeout     = 30 * time.Second
 	completeTimeout = 10 * time.Minute
-	// progressTimeout is how long bytes may stop to flow, either way.
+	// progressTimeout is how long a connection may transfer no byte in either
+	// direction.
 	progressTimeout = 60 * time.Second
-	// idleConnections are kept for each of the two kinds of requests. Nars come
-	// in bursts of requests.
+	// idleConnections is how many idle connections each pool keeps, as requests for
+	// nars come in bursts.
 	idleConnections = 128
 )
 
-// client sends requests. There is no limit to how long bytes may flow, only to how
-// long they may not.
+// client sends requests. It limits how long a transfer may stall, not how long it may
+// take.
 type client struct {
 	quick, patient http.RoundTripper
-	// pool is for the requests of fastGet; nil if they use quick as well.
+	// pool is for fastGet; nil to use quick.
 	pool *pool
 }
 
@@ -39,7 +40,7 @@ func newClient() *client {
 	}
 }
 
-// get sends a GET.
+// get sends a GET of fastGet.
 func (c *client) get(request *http.Request) (*http.Response, error) {
 	if c.pool != nil {
 		if proxy, err := redact.Proxy(request); err == nil && proxy == nil {
@@ -49,8 +50,8 @@ func (c *client) get(request *http.Request) (*http.Response, error) {
 	return c.quick.RoundTrip(request)
 }
 
-// Do implements the SDK's HTTPClient. It follows no redirects: signatures are for
-// one host.
+// Do implements the SDK's HTTPClient. It follows no redirects, as a signature is for one
+// host.
 func (c *client) Do(request *http.Request) (*http.Response, error) {
 	if request.Method == http.MethodPost {
 		return c.patient.RoundTrip(request)
@@ -88,12 +89,12 @@ func newTransport(head time.Duration) *http.Transport {
 		IdleConnTimeout:       90 * time.Second,
 		WriteBufferSize:       64 << 10,
 		ReadBufferSize:        16 << 10,
-		// Bytes are to come as they lie there.
+		// Nars must arrive as they are stored.
 		DisableCompression: true,
 	}
 }
 
-// progressing is a connection that fails when nobody takes what is written to it.
+// progressing is a connection with a timeout for each Write.
 type progressing struct{ net.Conn }
 
 func (p progressing) Write(b []byte) (int, error) {

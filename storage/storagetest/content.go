@@ -17,7 +17,7 @@ func testAbsent(t *testing.T, s bytestore.Store) {
 		wantAbsent(t, s, name)
 	}
 	put(t, s, name, []byte("here"))
-	// Neighbours of a name that is there.
+	// Names similar to one that exists.
 	for _, absent := range []string{"nar", "nar/lzip", name + "x", name[:len(name)-1], name + "/below", "nar/lzip/" + strings.ToUpper(name[9:])} {
 		wantAbsent(t, s, absent)
 	}
@@ -60,13 +60,13 @@ func testNames(t *testing.T, s bytestore.Store) {
 	wantNothingLeft(t, s)
 }
 
-// testInvalidNames: what is no name can't be stored, and finds nothing.
+// testInvalidNames: nothing can be stored or found under an invalid name.
 func testInvalidNames(t *testing.T, s bytestore.Store) {
 	put(t, s, "a/b", []byte("b"))
 	put(t, s, "b", []byte("b"))
 	for _, invalid := range []string{"", ".", "..", "/", "/b", "../b", "../x", "a/../b", "a/./b", "a//b", "./b", "b/", "a/..", "a/../../b"} {
 		if staged, err := s.Stage(t.Context(), invalid, strings.NewReader("evil"), 4); err == nil {
-			t.Errorf("Stage took the name %q", invalid)
+			t.Errorf("Stage accepted the name %q", invalid)
 			staged.Abort()
 		}
 		if info, err := s.Stat(t.Context(), invalid); err == nil {
@@ -79,7 +79,7 @@ func testInvalidNames(t *testing.T, s bytestore.Store) {
 		if err := s.Flush(t.Context(), invalid); err == nil {
 			t.Errorf("Flush of %q succeeds", invalid)
 		}
-		_ = s.Remove(t.Context(), invalid) // in whatever way, it removes nothing
+		_ = s.Remove(t.Context(), invalid) // it may fail, but removes nothing
 	}
 	wantContent(t, s, "a/b", []byte("b"))
 	wantContent(t, s, "b", []byte("b"))
@@ -127,7 +127,7 @@ func testReplace(t *testing.T, s bytestore.Store) {
 	wantNothingLeft(t, s, name)
 }
 
-// testReplaceWhileOpen: a reader gets the one content or the other to its end.
+// testReplaceWhileOpen: a reader returns the old content to its end.
 func testReplaceWhileOpen(t *testing.T, s bytestore.Store) {
 	before, after := random(2<<20, 1), random(1<<20, 2)
 	put(t, s, name, before)
@@ -151,7 +151,7 @@ func testReplaceWhileOpen(t *testing.T, s bytestore.Store) {
 func testRemove(t *testing.T, s bytestore.Store) {
 	for _, name := range names {
 		if err := s.Remove(t.Context(), name); err != nil {
-			t.Errorf("remove %s, which is absent: %v", name, err)
+			t.Errorf("remove %s, which doesn't exist: %v", name, err)
 		}
 	}
 	put(t, s, name, []byte("one"))
@@ -182,7 +182,7 @@ func testRemoveWhileOpen(t *testing.T, s bytestore.Store) {
 		t.Fatal(err)
 	}
 	wantAbsent(t, s, name)
-	// All of it or an error, but never a short end that looks like one.
+	// All of it or an error, but never an early EOF.
 	if got, err := io.ReadAll(reader); err == nil && !bytes.Equal(got, content) {
 		t.Errorf("read while it was removed: %s without an error, want %s", show(got), show(content))
 	}
@@ -205,24 +205,24 @@ func testList(t *testing.T, s bytestore.Store) {
 		}
 		size, ok := sizes[info.Name]
 		if !ok || seen[info.Name] || info.Size != size || info.Temporary || info.ModTime.IsZero() {
-			t.Errorf("List gives %+v, want each name once, with its size", info)
+			t.Errorf("List yields %+v, want each name once, with its size", info)
 		}
 		if info.Size >= 1000 && info.Usage == 0 {
-			t.Errorf("List gives %+v: %d bytes take no room", info, info.Size)
+			t.Errorf("List yields %+v: %d bytes use no space", info, info.Size)
 		}
 		seen[info.Name] = true
 	}
 	if len(seen) != len(names) {
-		t.Errorf("List gives %d names, want %d", len(seen), len(names))
+		t.Errorf("List yields %d names, want %d", len(seen), len(names))
 	}
-	// What is under way is a temporary one, or not there at all.
+	// Staged content is listed as temporary, or not at all.
 	stage(t, s, names[0]+"-new", []byte("staged"), func(staged bytestore.Staged) {
 		for info, err := range s.List(t.Context()) {
 			if err != nil {
 				t.Fatal(err)
 			}
 			if sizes[info.Name] == 0 && !info.Temporary && !seen[info.Name] {
-				t.Errorf("List gives %+v while that is only staged", info)
+				t.Errorf("List yields %+v although it is only staged", info)
 			}
 		}
 		staged.Abort()
@@ -245,12 +245,12 @@ func testListStopped(t *testing.T, s bytestore.Store) {
 			}
 		}
 		if n != stop+1 {
-			t.Errorf("List went on for %d names, want %d", n, stop+1)
+			t.Errorf("List yielded %d names, want %d", n, stop+1)
 		}
 	}
 }
 
-// testListWhileRemoving: what goes meanwhile is no error.
+// testListWhileRemoving: a removal during List is not an error.
 func testListWhileRemoving(t *testing.T, s bytestore.Store) {
 	for _, name := range names {
 		put(t, s, name, nil)
@@ -272,7 +272,7 @@ func testListWhileRemoving(t *testing.T, s bytestore.Store) {
 func testFlushSyncProbe(t *testing.T, s bytestore.Store) {
 	ctx := t.Context()
 	if s.String() == "" {
-		t.Error("String is empty, operators need a name")
+		t.Error("String is empty")
 	}
 	for range 2 {
 		if err := errors.Join(s.Probe(ctx), s.Sync(ctx)); err != nil {
@@ -285,14 +285,14 @@ func testFlushSyncProbe(t *testing.T, s bytestore.Store) {
 		t.Error(err)
 	}
 	if err := s.Flush(ctx, names[1]); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("Flush of what is absent: %v, want fs.ErrNotExist", err)
+		t.Errorf("Flush of a missing name: %v, want fs.ErrNotExist", err)
 	}
 	wantNothingLeft(t, s, name)
 	wantContent(t, s, name, []byte("x"))
 }
 
-// testCancelled: with a context that has ended, a call does all of its work or
-// says that it didn't, and never claims that something is absent.
+// testCancelled: with a cancelled context, a call succeeds completely or returns the
+// context's error, never fs.ErrNotExist.
 func testCancelled(t *testing.T, s bytestore.Store) {
 	put(t, s, name, []byte("content"))
 	ctx, cancel := context.WithCancel(t.Context())
@@ -317,7 +317,7 @@ func testCancelled(t *testing.T, s bytestore.Store) {
 	for info, err := range s.List(ctx) {
 		check("List", err)
 		if over != nil {
-			t.Errorf("List goes on with %+v after it has ended with %v", info, over)
+			t.Errorf("List yields %+v after it has ended with %v", info, over)
 		}
 		if err != nil && info.Name == "" {
 			over = err
@@ -335,7 +335,7 @@ func testCancelled(t *testing.T, s bytestore.Store) {
 			staged.Abort()
 		}
 	}
-	// Abort has no context: it works in any case.
+	// Abort has no context.
 	stage(t, s, names[2], []byte("content"), func(staged bytestore.Staged) {
 		err := staged.Commit(ctx)
 		check("Commit", err)

@@ -88,7 +88,7 @@ func (m *memory) Stage(ctx context.Context, name string, from io.Reader, size in
 	if !fs.ValidPath(name) || name == "." {
 		return nil, &fs.PathError{Op: "stage", Path: name, Err: fs.ErrInvalid}
 	}
-	// One byte more than expected tells that there are too many.
+	// Read one byte more, to detect too many.
 	content, err := io.ReadAll(io.LimitReader(from, size+1))
 	if err != nil {
 		return nil, fmt.Errorf("stage %s: %w", name, err)

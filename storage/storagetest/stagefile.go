@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// stager returns the store if it shares files; the test is skipped if it doesn't.
+// stager returns the store if it shares files; otherwise it skips the test.
 func stager(t *testing.T, s bytestore.Store) bytestore.Store {
 	t.Helper()
 	file, err := os.Open(source(t, []byte("x")))
@@ -50,12 +50,12 @@ func tryStageFile(t *testing.T, s bytestore.Store, name, file string, size int64
 	return stager(t, s).StageFile(t.Context(), name, opened, size)
 }
 
-// stageFile stages the file, or ends the test where it can't be shared.
+// stageFile stages the file, or skips the test if it can't be shared.
 func stageFile(t *testing.T, s bytestore.Store, name, file string, size int64) bytestore.Staged {
 	t.Helper()
 	staged, err := tryStageFile(t, s, name, file, size)
 	if errors.Is(err, bytestore.ErrCantShare) {
-		t.Skipf("nothing of this machine can be shared: %v", err)
+		t.Skipf("the store can't share local files: %v", err)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -75,7 +75,7 @@ func testStageFile(t *testing.T, s bytestore.Store) {
 	}
 	staged.Abort()
 	wantContent(t, s, name, content)
-	// The name is the caller's to remove, and the bytes don't go with it.
+	// The caller may remove the source; the stored bytes remain.
 	if err := os.Remove(file); err != nil {
 		t.Errorf("the source is gone already: %v", err)
 	}
@@ -105,7 +105,7 @@ func testStageFileAbort(t *testing.T, s bytestore.Store) {
 	wantAbsent(t, s, name)
 	wantNothingLeft(t, s)
 	if err := staged.Commit(t.Context()); err == nil {
-		t.Error("Commit after Abort claims to have shown the bytes")
+		t.Error("Commit after Abort succeeds")
 	}
 	if content, err := os.ReadFile(file); err != nil || string(content) != "content" {
 		t.Errorf("after Abort the source is %q, %v", content, err)
@@ -128,8 +128,7 @@ func testStageFileReplace(t *testing.T, s bytestore.Store) {
 	wantNothingLeft(t, s, name)
 }
 
-// testStageFileUnusable: what is no plain file is not taken, and nothing waits
-// for it.
+// testStageFileUnusable: StageFile rejects directories and pipes without blocking.
 func testStageFileUnusable(t *testing.T, s bytestore.Store) {
 	directory := t.TempDir()
 	file := source(t, []byte("content"))
@@ -148,7 +147,7 @@ func testStageFileUnusable(t *testing.T, s bytestore.Store) {
 	}
 	for _, invalid := range []string{"", ".", "../x", "/x", "a/../b"} {
 		if staged, err := tryStageFile(t, s, invalid, file, 7); err == nil {
-			t.Errorf("StageFile took the name %q", invalid)
+			t.Errorf("StageFile accepted the name %q", invalid)
 			staged.Abort()
 		}
 	}

@@ -26,7 +26,7 @@ func testStagedIsInvisible(t *testing.T, s bytestore.Store) {
 	})
 	stage(t, s, name, []byte("the second"), func(staged bytestore.Staged) {
 		wantContent(t, s, name, []byte("first"))
-		// What is staged does not go with what is shown.
+		// Remove doesn't remove staged content.
 		if err := s.Remove(t.Context(), name); err != nil {
 			t.Fatal(err)
 		}
@@ -39,8 +39,7 @@ func testStagedIsInvisible(t *testing.T, s bytestore.Store) {
 	wantNothingLeft(t, s, name)
 }
 
-// nothingFirst is a reader that may, as readers may, return no bytes and no
-// error for a while.
+// nothingFirst is a reader with every other Read returning 0, nil.
 type nothingFirst struct {
 	io.Reader
 	calls int
@@ -53,7 +52,7 @@ func (r *nothingFirst) Read(p []byte) (int, error) {
 	return r.Reader.Read(p)
 }
 
-// testWrongSize tries sources of every temper with too few and too many bytes.
+// testWrongSize tries several kinds of readers with too few and too many bytes.
 func testWrongSize(t *testing.T, s bytestore.Store) {
 	content := random(70_000, 1)
 	length := int64(len(content))
@@ -100,7 +99,7 @@ func testWrongSize(t *testing.T, s bytestore.Store) {
 		}
 		wantContent(t, s, names[1], content)
 	}
-	// Empty content has a size as well.
+	// Empty content with another size.
 	if _, err := s.Stage(t.Context(), name, strings.NewReader(""), 1); !errors.Is(err, bytestore.ErrWrongSize) {
 		t.Errorf("nothing staged as one byte: %v, want ErrWrongSize", err)
 	}
@@ -113,7 +112,7 @@ func testFailingSource(t *testing.T, s bytestore.Store) {
 	broken := errors.New("the line is broken")
 	for _, good := range []int{0, 1, 10, 100_000} {
 		source := io.MultiReader(bytes.NewReader(random(good, 1)), iotest.ErrReader(broken))
-		// In the midst, and where its end should be.
+		// At the announced end, and before.
 		for _, size := range []int64{int64(good), int64(good) + 1, int64(good) + 10_000} {
 			_, err := s.Stage(t.Context(), name, source, size)
 			if !errors.Is(err, broken) {
@@ -134,7 +133,7 @@ func testCommitTwice(t *testing.T, s bytestore.Store) {
 			}
 		}
 		wantContent(t, s, name, []byte("one"))
-		// The second does nothing, also when there is other content by now.
+		// A second Commit does nothing, even if there is other content now.
 		put(t, s, name, []byte("two"))
 		if err := staged.Commit(t.Context()); err != nil {
 			t.Errorf("commit: %v", err)
@@ -157,7 +156,7 @@ func testAbort(t *testing.T, s bytestore.Store) {
 		wantAbsent(t, s, name)
 		staged.Abort()
 		if err := staged.Commit(t.Context()); err == nil {
-			t.Error("Commit after Abort claims to have shown the bytes")
+			t.Error("Commit after Abort succeeds")
 		}
 	})
 	wantAbsent(t, s, name)
@@ -178,7 +177,7 @@ func testAbortAfterCommit(t *testing.T, s bytestore.Store) {
 	wantNothingLeft(t, s, name)
 }
 
-// testStageTwice: the last to be committed counts, not the last to be staged.
+// testStageTwice: the last Commit counts, not the last Stage.
 func testStageTwice(t *testing.T, s bytestore.Store) {
 	stage(t, s, name, []byte("first staged"), func(first bytestore.Staged) {
 		stage(t, s, name, []byte("second"), func(second bytestore.Staged) {
@@ -213,7 +212,7 @@ func testConcurrentStages(t *testing.T, s bytestore.Store) {
 		group.Go(func() {
 			content := random(10_000+w, byte(w))
 			for range rounds {
-				// Under one name, and each under one of its own.
+				// A common name, and a name of its own.
 				for _, name := range []string{name, fmt.Sprintf("nar/%d/own", w)} {
 					staged, err := s.Stage(t.Context(), name, bytes.NewReader(content), int64(len(content)))
 					if err == nil {
@@ -232,7 +231,7 @@ func testConcurrentStages(t *testing.T, s bytestore.Store) {
 	}
 	group.Wait()
 	if content, _ := read(t, s, name, 0, -1); !contents[string(content)] {
-		t.Errorf("%s has %s, which nobody wrote", name, show(content))
+		t.Errorf("%s has %s, which no writer wrote", name, show(content))
 	}
 	want := []string{name}
 	for w := range writers {
@@ -243,8 +242,8 @@ func testConcurrentStages(t *testing.T, s bytestore.Store) {
 	wantNothingLeft(t, s, want...)
 }
 
-// testConcurrentReadersAndWriters: a reader sees a content whole, with its
-// size, or that it is absent.
+// testConcurrentReadersAndWriters: a reader gets a whole content with its size, or
+// fs.ErrNotExist.
 func testConcurrentReadersAndWriters(t *testing.T, s bytestore.Store) {
 	contents := [][]byte{random(50_000, 1), random(90_000, 2), {}}
 	stop := make(chan struct{})
@@ -279,13 +278,13 @@ func testConcurrentReadersAndWriters(t *testing.T, s bytestore.Store) {
 				content, err := io.ReadAll(reader)
 				reader.Close()
 				if err != nil {
-					continue // it went meanwhile, and says so
+					continue // removed during the read
 				}
 				if int64(len(content)) != info.Size {
-					t.Errorf("%d bytes read where the size is %d", len(content), info.Size)
+					t.Errorf("read %d bytes, but the size is %d", len(content), info.Size)
 				}
 				if !bytes.Equal(content, contents[0]) && !bytes.Equal(content, contents[1]) && len(content) != 0 {
-					t.Errorf("read %s, which nobody wrote", show(content))
+					t.Errorf("read %s, which no writer wrote", show(content))
 				}
 			}
 		})
@@ -295,14 +294,14 @@ func testConcurrentReadersAndWriters(t *testing.T, s bytestore.Store) {
 	readers.Wait()
 }
 
-// testCommitNew: only where there is nothing.
+// testCommitNew: CommitNew fails if the name exists.
 func testCommitNew(t *testing.T, s bytestore.Store) {
 	put(t, s, name, []byte("first"))
 	for _, content := range []string{"other", "", "first", "a longer one"} {
 		stage(t, s, name, []byte(content), func(staged bytestore.Staged) {
 			for range 2 {
 				if err := staged.CommitNew(t.Context()); !errors.Is(err, fs.ErrExist) {
-					t.Errorf("CommitNew where there is something: %v, want fs.ErrExist", err)
+					t.Errorf("CommitNew of an existing name: %v, want fs.ErrExist", err)
 				}
 			}
 			staged.Abort()
@@ -312,7 +311,7 @@ func testCommitNew(t *testing.T, s bytestore.Store) {
 	wantNothingLeft(t, s, name)
 }
 
-// testCommitNewAtOnce: of several at once one alone.
+// testCommitNewAtOnce: one of several concurrent CommitNew succeeds.
 func testCommitNewAtOnce(t *testing.T, s bytestore.Store) {
 	for round := range 5 {
 		other := names[1] + strconv.Itoa(round)
@@ -346,14 +345,14 @@ func testCommitNewAtOnce(t *testing.T, s bytestore.Store) {
 		if won < 0 {
 			t.Fatal("none of the writers has succeeded")
 		}
-		// Again, it does nothing.
+		// A second call does nothing.
 		if err := staged[won].CommitNew(t.Context()); err != nil {
 			t.Error(err)
 		}
 		for i := range writers {
 			staged[i].Abort()
 			if err := staged[i].CommitNew(t.Context()); i != won && err == nil {
-				t.Error("CommitNew after Abort claims to have shown the bytes")
+				t.Error("CommitNew after Abort succeeds")
 			}
 		}
 		wantContent(t, s, other, []byte(contents[won]))

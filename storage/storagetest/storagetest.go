@@ -1,6 +1,5 @@
-// Package storagetest has the tests that every [bytestore.Store] must pass:
-// one for each promise that the interface makes. It assumes nothing about how
-// a store keeps its bytes.
+// Package storagetest contains the tests that every [bytestore.Store] must pass, one for
+// each guarantee of the interface.
 package storagetest
 
 import (
@@ -16,13 +15,13 @@ import (
 	"testing"
 )
 
-// CommitNewAtOnce is the test that of several CommitNew at once one alone succeeds,
-// which takes a server that knows conditional uploads.
+// CommitNewAtOnce is the name of the test that exactly one of several concurrent CommitNew
+// succeeds. A server without conditional uploads can't pass it.
 const CommitNewAtOnce = "CommitNewAtOnce"
 
-// Run tests stores that open makes: each time an empty one of its own, which
-// open closes at the test's end. The tests named in except are left out, for stores
-// that don't promise as much, such as [CommitNewAtOnce].
+// Run runs the tests. open returns a new empty store for each, and closes it with
+// t.Cleanup. Run skips the tests named in except, such as [CommitNewAtOnce], for stores
+// with fewer guarantees.
 func Run(t *testing.T, open func(t *testing.T) bytestore.Store, except ...string) {
 	tests := []struct {
 		name string
@@ -62,7 +61,7 @@ func Run(t *testing.T, open func(t *testing.T) bytestore.Store, except ...string
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			if slices.Contains(except, test.name) {
-				t.Skip("this store doesn't promise it")
+				t.Skip("this store doesn't guarantee it")
 			}
 			t.Parallel()
 			test.test(t, open(t))
@@ -70,10 +69,10 @@ func Run(t *testing.T, open func(t *testing.T) bytestore.Store, except ...string
 	}
 }
 
-// name is one that most tests use.
+// name is the name in most tests.
 const name = "nar/lzip/nxrz38jzshzw0q3fqi3fqimjg1zr62r9-greet-1.0"
 
-// names are such as there are in real storages.
+// names are names as in real storages.
 var names = []string{
 	name,
 	"nar/g699dxrv55xnrdq6z90qwfmsgz16p3xg-hello-2.10.tar.gz",
@@ -88,7 +87,7 @@ var names = []string{
 	"very/deep/down/below/all/else/nar",
 }
 
-// put stages and commits.
+// put stages and commits content.
 func put(t testing.TB, s bytestore.Store, name string, content []byte) {
 	t.Helper()
 	stage(t, s, name, content, func(staged bytestore.Staged) {
@@ -98,7 +97,7 @@ func put(t testing.TB, s bytestore.Store, name string, content []byte) {
 	})
 }
 
-// stage stages and hands on to then.
+// stage stages content and calls then.
 func stage(t testing.TB, s bytestore.Store, name string, content []byte, then func(bytestore.Staged)) {
 	t.Helper()
 	staged, err := s.Stage(t.Context(), name, bytes.NewReader(content), int64(len(content)))
@@ -108,7 +107,7 @@ func stage(t testing.TB, s bytestore.Store, name string, content []byte, then fu
 	then(staged)
 }
 
-// read returns length bytes from offset on, as a caller should read them.
+// read returns length bytes from offset on.
 func read(t testing.TB, s bytestore.Store, name string, offset, length int64) ([]byte, bytestore.Info) {
 	t.Helper()
 	reader, info, err := s.Open(t.Context(), name, offset, length)
@@ -131,7 +130,7 @@ func read(t testing.TB, s bytestore.Store, name string, offset, length int64) ([
 	return content, info
 }
 
-// wantContent asserts that Stat, Open and List agree on the content.
+// wantContent asserts that Stat, Open and List return the content.
 func wantContent(t testing.TB, s bytestore.Store, name string, want []byte) {
 	t.Helper()
 	content, opened := read(t, s, name, 0, -1)
@@ -151,15 +150,15 @@ func wantContent(t testing.TB, s bytestore.Store, name string, want []byte) {
 		}
 	}
 	if !slices.Contains(list(t, s), name) {
-		t.Errorf("List does not have %s", name)
+		t.Errorf("List lacks %s", name)
 	}
 }
 
-// wantAbsent asserts that all agree there is nothing of that name.
+// wantAbsent asserts that Stat, Open and List don't find the name.
 func wantAbsent(t testing.TB, s bytestore.Store, name string) {
 	t.Helper()
 	if info, err := s.Stat(t.Context(), name); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("Stat of %s, which is absent: %+v, %v; want fs.ErrNotExist", name, info, err)
+		t.Errorf("Stat of %s, which is missing: %+v, %v; want fs.ErrNotExist", name, info, err)
 	}
 	for _, r := range [][2]int64{{0, -1}, {0, 0}, {3, 4}} {
 		reader, _, err := s.Open(t.Context(), name, r[0], r[1])
@@ -167,15 +166,15 @@ func wantAbsent(t testing.TB, s bytestore.Store, name string) {
 			reader.Close()
 		}
 		if !errors.Is(err, fs.ErrNotExist) {
-			t.Errorf("Open of %s, which is absent, at %d: %v; want fs.ErrNotExist", name, r[0], err)
+			t.Errorf("Open of %s, which is missing, at %d: %v; want fs.ErrNotExist", name, r[0], err)
 		}
 	}
 	if slices.Contains(list(t, s), name) {
-		t.Errorf("List has %s, which is absent", name)
+		t.Errorf("List has %s, which is missing", name)
 	}
 }
 
-// list returns the names that are no temporary ones, sorted.
+// list returns the names of files that are not temporary, sorted.
 func list(t testing.TB, s bytestore.Store) []string {
 	t.Helper()
 	found := []string{}
@@ -191,8 +190,8 @@ func list(t testing.TB, s bytestore.Store) []string {
 	return found
 }
 
-// wantNothingLeft asserts that the store has those names and no others, not
-// even temporary ones.
+// wantNothingLeft asserts that the store has no other names than those, not even temporary
+// ones.
 func wantNothingLeft(t testing.TB, s bytestore.Store, but ...string) {
 	t.Helper()
 	for info, err := range s.List(t.Context()) {
@@ -205,7 +204,7 @@ func wantNothingLeft(t testing.TB, s bytestore.Store, but ...string) {
 	}
 }
 
-// random returns bytes, the same at each run.
+// random returns pseudo-random bytes.
 func random(size int, seed byte) []byte {
 	content := make([]byte, size)
 	_, _ = rand.NewChaCha8([32]byte{seed}).Read(content)

@@ -7,18 +7,17 @@ import (
 	"io/fs"
 )
 
-// check is a question to the store behind, whether a copy is still right. All who
-// want to know wait for the one.
+// check is a revalidation of a copy in progress. All readers of the copy share it.
 type check struct {
-	ctx  context.Context // ends when it has taken too long
+	ctx  context.Context // with the timeout
 	done chan struct{}
-	// err is the answer: nil, errAnew, or that there is nothing of that name.
+	// err is the result: nil, errAnew, or fs.ErrNotExist.
 	err error
 }
 
-// validate makes sure that an entry, of which the caller is a user, is of the
-// content that the name has. When the store behind can't be asked, it is taken to
-// be: its bytes were right, and better than none.
+// validate returns an error if an entry no longer has the content of the name. The caller
+// must be a user of the entry. If the store doesn't answer, the entry is considered valid:
+// its bytes were correct, and an old nar is better than none.
 func (t *Tiered) validate(ctx context.Context, e *entry, name string) error {
 	t.mu.Lock()
 	now := t.now()
@@ -53,13 +52,13 @@ func (t *Tiered) validate(ctx context.Context, e *entry, name string) error {
 	case <-c.done: // both at once
 		return c.err
 	default:
-		t.unanswered(fmt.Errorf("no answer within %v", t.checkTimeout))
+		t.unanswered(fmt.Errorf("no response within %v", t.checkTimeout))
 		return nil
 	}
 }
 
-// ask compares an entry with the store behind. It leaves the entry before it
-// answers, so that a caller who then leaves is the last user of a dropped copy.
+// ask compares an entry with the store. It leaves the entry before it closes done, so that
+// a waiting reader is the last user of a dropped copy.
 func (t *Tiered) ask(e *entry, c *check, name string) {
 	defer close(c.done)
 	defer t.leave(e)
@@ -90,7 +89,7 @@ func (t *Tiered) ask(e *entry, c *check, name string) {
 	t.mu.Unlock()
 }
 
-// unanswered notes that the store behind can't be asked.
+// unanswered records that the store doesn't answer.
 func (t *Tiered) unanswered(err error) {
 	t.mu.Lock()
 	t.downUntil = t.now().Add(downFor)
@@ -98,11 +97,11 @@ func (t *Tiered) unanswered(err error) {
 	t.down = true
 	t.mu.Unlock()
 	if news {
-		t.log.Warn("the storage can't be asked; what the cache has is served all the same, as it was", "storage", t.Store.String(), "error", err)
+		t.log.Warn("the storage doesn't answer: its cache serves nars without revalidation", "storage", t.Store.String(), "error", err)
 	}
 }
 
-// answered notes that it can.
+// answered records that the store answers.
 func (t *Tiered) answered() {
 	t.mu.Lock()
 	news := t.down

@@ -114,8 +114,8 @@ func TestDown(t *testing.T) {
 	}
 	clock.pass(downFor)
 	want(t, cache, "0", random(10_000, 0))
-	if n := f.stats.Load(); n != 2 || log.count("can't be asked") != 1 {
-		t.Errorf("asked %d times, logged %d times", n, log.count("can't be asked"))
+	if n := f.stats.Load(); n != 2 || log.count("doesn't answer") != 1 {
+		t.Errorf("asked %d times, logged %d times", n, log.count("doesn't answer"))
 	}
 	f.set(func() { f.down = false })
 	clock.pass(downFor)

@@ -18,7 +18,7 @@ import (
 	"nar-herder/storage/bytestore"
 )
 
-// key stands for a name, which may be longer than a file's.
+// key is a hash of a name, which may be too long for a file name.
 type key [20]byte
 
 func keyOf(name string) (k key) {
@@ -27,8 +27,7 @@ func keyOf(name string) (k key) {
 	return k
 }
 
-// content is what tells one content of a name from another, and what its
-// [bytestore.Info] has.
+// content is the part of [bytestore.Info] that a copy's file name records.
 type content struct {
 	size    int64
 	modTime int64 // nanoseconds since 1970
@@ -37,11 +36,10 @@ type content struct {
 	sum     [16]byte
 }
 
-// longestTag is how long a tag may be to stand in the name of a file.
+// longestTag limits the length of a tag in a file name.
 const longestTag = 100
 
-// contentOf returns what the info describes; false where a file's name can't keep
-// it.
+// contentOf returns the content of an info; false if a file name can't represent it.
 func contentOf(info bytestore.Info) (content, bool) {
 	c := content{size: info.Size, modTime: info.ModTime.UnixNano(), usage: info.Usage, tag: info.Tag, sum: info.Sum}
 	return c, info.Size >= 0 && info.Usage >= 0 && len(info.Tag) <= longestTag && time.Unix(0, c.modTime).Equal(info.ModTime)
@@ -51,51 +49,49 @@ func (c *content) info(name string) bytestore.Info {
 	return bytestore.Info{Name: name, Size: c.size, Usage: c.usage, ModTime: time.Unix(0, c.modTime), Tag: c.tag, Sum: c.sum}
 }
 
-// sameContent says whether the infos are of one content. What it takes of the store
-// may still change.
+// sameContent reports whether the infos are of the same content. Usage may differ.
 func sameContent(a, b bytestore.Info) bool {
 	return a.Size == b.Size && a.ModTime.Equal(b.ModTime) && a.Tag == b.Tag && a.Sum == b.Sum
 }
 
-// entry is a copy, or one that is being fetched. The mutex of Tiered guards what
-// changes.
+// entry is a copy, complete or being fetched. The mutex of Tiered guards its fields.
 type entry struct {
 	key key
-	// checked is when it was compared with the store behind, and touched when the
-	// file's time was set; seconds since Tiered began.
+	// checked is when it was compared with the store, and touched when the file's time
+	// was set; in seconds since New.
 	checked, touched int32
-	// users are its readers, and the fill. While there are any, it is not idle.
+	// users counts readers, fill and check. An entry without users is idle.
 	users int32
-	// kept says that the file has its name, and dropped that the entry is no
-	// longer to be found.
+	// kept is true if the file has its final name, and dropped if the entry was removed
+	// from the map.
 	kept, dropped bool
-	content       content // set before anybody can read it
-	taken         int64   // of the disk
+	content       content // set before the first Read
+	taken         int64   // disk space
 	*live                 // nil while it is idle
-	before, after *entry  // in the order of idle ones
+	before, after *entry  // in the list of idle entries
 }
 
-// live is what an entry has while it is used.
+// live is the state of an entry with users.
 type live struct {
-	file  *os.File // nil until somebody reads
+	file  *os.File // nil before the first Read
 	fill  *fill    // while it is being fetched
-	check *check   // while it is being compared
+	check *check   // while it is being revalidated
 }
 
 // never is a time before all others.
 const never = math.MinInt32 / 2
 
-// seconds is a time for an entry.
+// seconds converts a time to seconds since New.
 func (t *Tiered) seconds(at time.Time) int32 {
 	return int32(max(never, min(at.Sub(t.began)/time.Second, math.MaxInt32)))
 }
 
-// order is the entries that nobody uses, by their last use: a ring.
+// order is a ring of the idle entries by their last use.
 type order struct{ root entry }
 
 func (o *order) init() { o.root.before, o.root.after = &o.root, &o.root }
 
-// oldest returns the entry that was used longest ago; nil when there is none.
+// oldest returns the least recently used entry, or nil.
 func (o *order) oldest() *entry {
 	if o.root.before == &o.root {
 		return nil
@@ -113,7 +109,7 @@ func (o *order) remove(e *entry) {
 	e.before, e.after = nil, nil
 }
 
-// path is where a copy lies.
+// path returns the path of a copy.
 func (t *Tiered) path(e *entry) string {
 	path := make([]byte, 0, 256)
 	path = append(append(path, t.directory...), "/xx/"...)
@@ -125,8 +121,8 @@ func (t *Tiered) path(e *entry) string {
 
 func (t *Tiered) filling() string { return filepath.Join(t.directory, "filling") }
 
-// appendFileName makes the name of a copy's file: KEY-SIZE-MODTIME-USAGE-TAG, and .SUM
-// where that is known.
+// appendFileName appends the file name of a copy: KEY-SIZE-MODTIME-USAGE-TAG, and .SUM if
+// that is known.
 func appendFileName(name []byte, k key, c *content) []byte {
 	name = narinfo.AppendBase32(name, k[:])
 	for _, number := range [...]uint64{uint64(c.size), uint64(c.modTime), uint64(c.usage)} {
@@ -139,7 +135,7 @@ func appendFileName(name []byte, k key, c *content) []byte {
 	return name
 }
 
-// parseFileName is false for what fileName has not made.
+// parseFileName is the inverse of appendFileName; false for other names.
 func parseFileName(name string) (k key, c content, ok bool) {
 	parts := strings.SplitN(name, "-", 5)
 	if len(parts) != 5 {
@@ -164,7 +160,7 @@ func parseFileName(name string) (k key, c content, ok bool) {
 	return k, c, err == nil && c.size >= 0 && c.usage >= 0 && string(appendFileName(nil, k, &c)) == name
 }
 
-// use counts a user of the entry. The mutex is held.
+// use adds a user of the entry. The mutex is held.
 func (t *Tiered) use(e *entry) {
 	if e.users++; e.users == 1 {
 		t.idle.remove(e)
@@ -172,7 +168,7 @@ func (t *Tiered) use(e *entry) {
 	}
 }
 
-// leave is for who has used the entry.
+// leave removes a user of the entry.
 func (t *Tiered) leave(e *entry) {
 	t.mu.Lock()
 	e.users--
@@ -185,26 +181,26 @@ func (t *Tiered) leave(e *entry) {
 		}
 		t.mu.Unlock()
 		if file != nil {
-			_ = file.Close() // only read from, or flushed
+			_ = file.Close() // read-only, or flushed
 		}
 		if f != nil {
 			if passed, _ := f.takePassed(); passed != nil {
-				passed.Close() // who began the fill has left
+				passed.Close() // the reader that began the fill has left
 			}
 		}
-		if dropped { // nobody knows it any more
+		if dropped {
 			t.release(e)
 		}
 		return
 	case e.users == 1 && e.fill != nil && !e.fill.over && (e.dropped || !e.fill.begun.Load()):
-		// Nobody is left who has asked for its bytes, or can.
+		// Only the fill is left, and it has no readers.
 		t.forget(e)
 		e.fill.cancel(errUnwanted)
 	}
 	t.mu.Unlock()
 }
 
-// release gives back what the file took, which is gone.
+// release subtracts the disk space of a removed file.
 func (t *Tiered) release(e *entry) {
 	t.mu.Lock()
 	t.taken -= e.taken
@@ -212,7 +208,7 @@ func (t *Tiered) release(e *entry) {
 	t.mu.Unlock()
 }
 
-// forget has the entry found no longer. The mutex is held.
+// forget removes the entry from the map. The mutex is held.
 func (t *Tiered) forget(e *entry) {
 	if !e.dropped {
 		e.dropped = true
@@ -234,17 +230,17 @@ func (t *Tiered) dropName(name string) {
 	}
 }
 
-// drop removes the copy, of which the caller is a user. Others go on reading it.
+// drop removes the copy. The caller must be a user; other readers can finish.
 func (t *Tiered) drop(e *entry) {
 	t.mu.Lock()
 	remove := e.kept && !e.dropped
 	t.forget(e)
 	t.mu.Unlock()
 	if !remove {
-		return // it has no name of its own yet, or another is doing this
+		return // it has no final name yet, or was dropped already
 	}
 	if err := os.Remove(t.path(e)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		// It goes on taking room. After a restart it is found again, and compared.
+		// It still uses space. The next start will find and revalidate it.
 		t.mu.Lock()
 		t.taken += e.taken
 		t.mu.Unlock()
@@ -252,8 +248,7 @@ func (t *Tiered) drop(e *entry) {
 	}
 }
 
-// Invalidate implements [bytestore.Store]: the copy of the name is compared with the store
-// behind before it is served again, however fresh it is.
+// Invalidate implements [bytestore.Store]: the next Open revalidates the copy.
 func (t *Tiered) Invalidate(name string) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -263,8 +258,8 @@ func (t *Tiered) Invalidate(name string) bool {
 	return true
 }
 
-// makeRoom counts bytes that are about to be written, after it has removed what was
-// not used for longest. It is false when there is no room for them.
+// makeRoom reserves space, and evicts the least recently used copies if necessary. It
+// returns false if there is not enough space.
 func (t *Tiered) makeRoom(need int64) bool {
 	t.making.Lock()
 	defer t.making.Unlock()
@@ -284,8 +279,8 @@ func (t *Tiered) makeRoom(need int64) bool {
 	}
 }
 
-// evict removes the copy that was not used for longest, and returns what it took of
-// the disk; -1 when none can be removed. The mutex making is held.
+// evict removes the least recently used copy, and returns the disk space that it used; -1
+// if no copy can be removed. The mutex making is held.
 func (t *Tiered) evict() int64 {
 	t.mu.Lock()
 	e := t.idle.oldest()
@@ -293,12 +288,12 @@ func (t *Tiered) evict() int64 {
 		t.mu.Unlock()
 		return -1
 	}
-	t.use(e) // so that no other removes it
+	t.use(e) // so that nobody else removes it
 	taken := e.taken
 	t.mu.Unlock()
 	defer t.leave(e)
 	if err := os.Remove(t.path(e)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		t.trouble(err) // and it stays
+		t.trouble(err)
 		return -1
 	}
 	t.mu.Lock()
@@ -308,5 +303,5 @@ func (t *Tiered) evict() int64 {
 	return taken
 }
 
-// blocksOf is what a file takes of the disk.
+// blocksOf returns the disk space of a file.
 func blocksOf(stat *unix.Stat_t) int64 { return stat.Blocks * 512 }

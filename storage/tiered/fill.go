@@ -15,52 +15,51 @@ import (
 const (
 	// piece is how much is fetched at a time.
 	piece = 256 << 10
-	// block is what a file takes of the disk beyond its length, at the most.
+	// block is the assumed block size of the file system.
 	block = 4 << 10
-	// mostCuts is how often one fetch goes on after the store behind has failed.
+	// mostCuts is how often a fetch resumes after the store has failed.
 	mostCuts = 5
-	// writtenOut is the length from which on a file is written out while it comes.
+	// writtenOut is the size from which on a file is written to disk while it is fetched.
 	writtenOut = 64 << 20
 )
 
-// Errors that a fill ends with.
+// Errors that end a fill.
 var (
-	errUnwanted = errors.New("nobody wants it any more")
-	errStalled  = errors.New("nothing has come for too long")
-	errReplaced = errors.New("it was replaced meanwhile")
-	errNoRoom   = errors.New("all in the cache is in use")
+	errUnwanted = errors.New("no reader needs it any more")
+	errStalled  = errors.New("no byte received for too long")
+	errReplaced = errors.New("it was replaced while it was read")
+	errNoRoom   = errors.New("all copies in the cache are in use")
 )
 
-// localError is an error of this machine, and not of the store behind.
+// localError is an error of the cache's disk, not of the store.
 type localError struct{ error }
 
 func (e localError) Unwrap() error { return e.error }
 
-// fill is the way of one content into the directory.
+// fill fetches one content into the cache.
 type fill struct {
 	name string
-	// wanted is how many bytes whoever began it wants; all when negative.
+	// wanted is how many bytes the first reader needs; all if it is negative.
 	wanted int64
-	// ctx is what the store behind is read with. It ends with cancel, which Close
-	// of the cache calls too until detach, and whoever reads what was passed on
-	// calls after that.
+	// ctx is the context of the store's reader. Closing the cache cancels it until
+	// detach; then the passedReader does.
 	ctx    context.Context
 	cancel context.CancelCauseFunc
-	// detach is false when the cache was closed before.
+	// detach returns false if the cache was closed before.
 	detach func() bool
-	// read is closed when somebody reads, and begun says so.
+	// read is closed at the first Read, and begun is set.
 	read  chan struct{}
 	begun atomic.Bool
-	// over says that nothing is fetched any more, or that what was opened is not
-	// for this fill to end. The mutex of Tiered guards it.
+	// over means that the fill has ended, or has passed its reader on. The mutex of
+	// Tiered guards it.
 	over bool
 
-	mu   notify.Mutex // of what follows
-	open bool         // the store behind has answered
+	mu   notify.Mutex // of the following fields
+	open bool         // the store's Open has succeeded
 	have int64        // bytes that can be read
-	// err is why no more will come. Before open, it is what Open returns.
+	// err is why the fill ended early. Before open, it is the error of Open.
 	err error
-	// passed is what was opened, and is not kept, for who began.
+	// passed is the store's reader if the content isn't cached, for the first reader.
 	passed     *passedReader
 	passedInfo bytestore.Info
 }
@@ -72,7 +71,7 @@ func newFill(ctx context.Context, name string, wanted int64) *fill {
 	return f
 }
 
-// wait waits until the condition, which is asked with the mutex held, is true.
+// wait waits until the condition is true. It calls it with the mutex held.
 func (f *fill) wait(ctx context.Context, condition func() bool) error {
 	if f.mu.Wait(ctx, condition) != nil {
 		return context.Cause(ctx)
@@ -80,7 +79,7 @@ func (f *fill) wait(ctx context.Context, condition func() bool) error {
 	return nil
 }
 
-// opened waits until it is known what the name has.
+// opened waits for the store's Open.
 func (f *fill) opened(ctx context.Context) error {
 	var failed error
 	err := f.wait(ctx, func() bool {
@@ -101,7 +100,7 @@ func (f *fill) position() int64 {
 	return f.have
 }
 
-// fail ends it, unless it has ended. What is in the file stays good to be read.
+// fail sets the error, unless there is one. Bytes in the file remain readable.
 func (f *fill) fail(err error) {
 	f.mu.Set(func() {
 		if f.err == nil {
@@ -110,21 +109,21 @@ func (f *fill) fail(err error) {
 	})
 }
 
-// expire ends it at once for those who wait: the store may not end when it is told
-// to.
+// expire fails the fill after the progress timeout. It doesn't wait for the store, which
+// may ignore the cancellation.
 func (f *fill) expire() {
 	f.fail(errStalled)
 	f.cancel(errStalled)
 }
 
-// start is called by who reads.
+// start is called before each read.
 func (f *fill) start() {
 	if !f.begun.Load() && f.begun.CompareAndSwap(false, true) {
 		close(f.read)
 	}
 }
 
-// takePassed returns what was opened and is not kept, once.
+// takePassed returns passed once.
 func (f *fill) takePassed() (*passedReader, bytestore.Info) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -133,10 +132,9 @@ func (f *fill) takePassed() (*passedReader, bytestore.Info) {
 	return passed, f.passedInfo
 }
 
-// fetch is what a fill does. It is a user of the entry.
+// fetch runs a fill. It is a user of the entry.
 func (t *Tiered) fetch(e *entry, f *fill) {
-	// After leave, so that all that a fetch took is given back when it is no
-	// longer counted.
+	// After leave, which releases the disk space.
 	defer func() {
 		t.mu.Lock()
 		t.fills--
@@ -151,7 +149,7 @@ func (t *Tiered) fetch(e *entry, f *fill) {
 	}
 	t.mu.Unlock()
 	if err == errDirect {
-		return // the reader that began it reads what was opened, and cancels it
+		return // the first reader owns passed, and cancels it
 	}
 	f.detach()
 	f.cancel(err)
@@ -166,7 +164,7 @@ func (t *Tiered) fetch(e *entry, f *fill) {
 			t.mu.Unlock()
 		}
 		if errors.Is(err, bytestore.ErrDamaged) {
-			t.log.Error("a nar has changed since it was stored, and is cut off before its end: see 'nar-herder help check' for its --verify and --repair", "file", f.name, "error", err)
+			t.log.Error("a nar is damaged in the storage: clients get it incomplete: find and repair damaged nars with 'nar-herder check --verify --repair'", "file", f.name, "error", err)
 		}
 		var local localError
 		if errors.As(err, &local) {
@@ -177,7 +175,7 @@ func (t *Tiered) fetch(e *entry, f *fill) {
 
 func (t *Tiered) fetchInto(e *entry, f *fill) error {
 	expired := time.AfterFunc(t.stalled, f.expire)
-	// All of it, whatever is wanted: a store may have a checksum of the whole.
+	// Always all of it: a store may have a checksum of the whole.
 	source, info, err := t.Store.Open(f.ctx, f.name, 0, -1)
 	if !expired.Stop() && err == nil {
 		source.Close()
@@ -204,7 +202,7 @@ func (t *Tiered) fetchInto(e *entry, f *fill) error {
 	e.content = c
 	t.mu.Unlock()
 	f.mu.Set(func() { f.open = true })
-	// Who asks for no more than what there is gets it without a fetch.
+	// Fetch only if something is read: some callers only need the Info.
 	select {
 	case <-f.read:
 	case <-f.ctx.Done():
@@ -213,9 +211,9 @@ func (t *Tiered) fetchInto(e *entry, f *fill) error {
 	return t.keep(e, f, s)
 }
 
-// pass leaves what was opened, and its context, to the reader that began the fill.
-// If that has left already, the last user of the entry closes it. The error is
-// errDirect, or that the cache was closed.
+// pass passes the store's reader and its context on to the first reader. If that has left
+// already, the last user of the entry closes it. The error is errDirect, or that of a
+// closed cache.
 func (t *Tiered) pass(e *entry, f *fill, source io.ReadCloser, info bytestore.Info) error {
 	if !f.detach() {
 		source.Close()
@@ -224,14 +222,14 @@ func (t *Tiered) pass(e *entry, f *fill, source io.ReadCloser, info bytestore.In
 	passed := &passedReader{ReadCloser: source, cancel: f.cancel, stop: func() bool { return false }}
 	t.mu.Lock()
 	t.forget(e)
-	// From here on, leave must not cancel the context: it is the reader's.
+	// Now leave must not cancel the context.
 	f.over = true
 	t.mu.Unlock()
 	f.mu.Set(func() { f.passed, f.passedInfo, f.err = passed, info, errDirect })
 	return errDirect
 }
 
-// openAgain opens the rest of a content, if it is still that.
+// openAgain opens the rest of the content, or returns errReplaced.
 func (t *Tiered) openAgain(f *fill, info bytestore.Info, offset int64) (io.ReadCloser, error) {
 	source, now, err := t.Store.Open(f.ctx, f.name, offset, -1)
 	if err == nil && !sameContent(now, info) {
@@ -244,7 +242,7 @@ func (t *Tiered) openAgain(f *fill, info bytestore.Info, offset int64) (io.ReadC
 	return source, nil
 }
 
-// fillSource reads a content from the store behind, and goes on after failures.
+// fillSource reads a content from the store, and resumes after failures.
 type fillSource struct {
 	io.ReadCloser
 	t       *Tiered
@@ -291,7 +289,7 @@ func (s *fillSource) Read(p []byte) (int, error) {
 	}
 }
 
-// nilIfRead leaves an error for the next Read.
+// nilIfRead defers an error to the next Read.
 func nilIfRead(n int, err error) error {
 	if n > 0 {
 		return nil

@@ -13,7 +13,7 @@ import (
 	"nar-herder/internal/disk"
 )
 
-// keep fetches the content into a file, and shows that as a copy.
+// keep fetches the content into a file, and makes that a copy.
 func (t *Tiered) keep(e *entry, f *fill, source io.Reader) (err error) {
 	size := e.content.size
 	need := (size+block-1)/block*block + block
@@ -21,14 +21,14 @@ func (t *Tiered) keep(e *entry, f *fill, source io.Reader) (err error) {
 		return errNoRoom
 	}
 	t.mu.Lock()
-	e.taken = need // given back by the last who leaves
+	e.taken = need // the last user releases it
 	t.mu.Unlock()
 	file, err := t.create(size)
 	if err != nil {
 		return localError{disk.Cause(err)}
 	}
 	t.mu.Lock()
-	e.file = file // which the last who leaves closes
+	e.file = file // the last user closes it
 	t.mu.Unlock()
 	defer func() {
 		if err == nil {
@@ -36,7 +36,7 @@ func (t *Tiered) keep(e *entry, f *fill, source io.Reader) (err error) {
 		}
 		var local localError
 		if errors.As(err, &local) {
-			// What the disk has of it is not to be trusted either.
+			// The bytes on the disk may be wrong, too.
 			f.mu.Set(func() { f.have = 0; f.err = err })
 		}
 		_ = os.Remove(file.Name())
@@ -50,8 +50,8 @@ func (t *Tiered) keep(e *entry, f *fill, source io.Reader) (err error) {
 	return t.show(e, file)
 }
 
-// create makes a file with room for so many bytes, where the file system can keep
-// that. When the disk is full although the cache isn't, copies go for it.
+// create creates a file, and reserves disk space for it if the file system supports that.
+// If the disk is full although the cache isn't, it evicts copies.
 func (t *Tiered) create(size int64) (*os.File, error) {
 	file, err := os.OpenFile(filepath.Join(t.filling(), rand.Text()), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644)
 	if err != nil {
@@ -82,13 +82,13 @@ func (t *Tiered) create(size int64) (*os.File, error) {
 	}
 }
 
-// copy writes all that comes into the file.
+// copy copies the source to the file.
 func (t *Tiered) copy(f *fill, file *os.File, source io.Reader, size int64) error {
 	buffer := make([]byte, min(piece, size+1))
 	for have := int64(0); ; {
 		n, err := source.Read(buffer)
 		if have+int64(n) > size {
-			return fmt.Errorf("read %s in storage %s: more has come than its %d bytes", f.name, t.Store, size)
+			return fmt.Errorf("read %s in storage %s: got more than its %d bytes", f.name, t.Store, size)
 		}
 		if n > 0 {
 			if _, err := t.writeAt(file, buffer[:n], have); err != nil {
@@ -100,16 +100,15 @@ func (t *Tiered) copy(f *fill, file *os.File, source io.Reader, size int64) erro
 		}
 		switch {
 		case err == io.EOF:
-			return nil // only given where all has come
+			return nil // fillSource returns EOF only at the end
 		case err != nil:
 			return err
 		}
 	}
 }
 
-// show gives the file of a copy its name. It is flushed before: after a loss of
-// power, a file of the right length may have nothing but zeros in it, and only a
-// read of the whole could tell, before the first client gets a byte.
+// show renames the file to the name of the copy. It flushes the file first: otherwise,
+// after a loss of power, a file of the right length might contain zeros.
 func (t *Tiered) show(e *entry, file *os.File) error {
 	if err := file.Sync(); err != nil {
 		return localError{disk.Cause(err)}
@@ -129,7 +128,7 @@ func (t *Tiered) show(e *entry, file *os.File) error {
 		return localError{err}
 	}
 	if stat.Size != e.content.size {
-		return localError{fmt.Errorf("it has %d bytes where %d were written", stat.Size, e.content.size)}
+		return localError{fmt.Errorf("it has %d bytes, but %d were written", stat.Size, e.content.size)}
 	}
 	path := t.path(e)
 	err := os.Rename(file.Name(), path)
@@ -144,7 +143,7 @@ func (t *Tiered) show(e *entry, file *os.File) error {
 	t.mu.Lock()
 	if e.dropped {
 		t.mu.Unlock()
-		_ = os.Remove(path) // nobody has seen it
+		_ = os.Remove(path)
 		return errUnwanted
 	}
 	e.kept, e.fill = true, nil
@@ -153,6 +152,6 @@ func (t *Tiered) show(e *entry, file *os.File) error {
 	e.taken = blocksOf(&stat)
 	t.mu.Unlock()
 	t.metrics.filled.Add(1)
-	t.makeRoom(0) // it may take more than was thought
+	t.makeRoom(0) // it may use more than was reserved
 	return nil
 }

@@ -6,7 +6,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// metrics counts what a cache does.
+// metrics are the counters of a cache.
 type metrics struct {
 	hits, misses, evictions, checks     atomic.Int64
 	fetched, filled, failures, troubles atomic.Int64
@@ -26,19 +26,19 @@ func (t *Tiered) makeMetrics() {
 			return value()
 		}))
 	}
-	counter("narherder_storage_cache_hits_total", "Reads of the storage that its cache has answered, or a fetch into it that was under way.", &m.hits)
-	counter("narherder_storage_cache_misses_total", "Reads of the storage that went to the storage itself, with those that have begun a fetch.", &m.misses)
+	counter("narherder_storage_cache_hits_total", "Reads answered by the cache, including by a fetch in progress.", &m.hits)
+	counter("narherder_storage_cache_misses_total", "Reads that went to the storage, including those that started a fetch.", &m.misses)
 	counter("narherder_storage_cache_evictions_total", "Copies removed to make room for others.", &m.evictions)
-	counter("narherder_storage_cache_checks_total", "Copies compared with the storage.", &m.checks)
+	counter("narherder_storage_cache_checks_total", "Copies revalidated against the storage.", &m.checks)
 	counter("narherder_storage_cache_fetched_total", "Files fetched into the cache.", &m.filled)
-	counter("narherder_storage_cache_fetched_bytes_total", "Bytes fetched into the cache, with those of fetches that failed.", &m.fetched)
+	counter("narherder_storage_cache_fetched_bytes_total", "Bytes fetched into the cache, including failed fetches.", &m.fetched)
 	counter("narherder_storage_cache_failures_total", "Fetches into the cache that failed.", &m.failures)
-	counter("narherder_storage_cache_troubles_total", "Failures of the cache's own disk.", &m.troubles)
-	gauge("narherder_storage_cache_bytes", "Disk space of the cache's files, with those being written.", func() float64 { return float64(t.taken) })
-	gauge("narherder_storage_cache_bytes_limit", "Limit of that.", func() float64 { return float64(t.max) })
+	counter("narherder_storage_cache_troubles_total", "Errors of the cache's disk.", &m.troubles)
+	gauge("narherder_storage_cache_bytes", "Disk space used by the cache, including files being written.", func() float64 { return float64(t.taken) })
+	gauge("narherder_storage_cache_bytes_limit", "Limit of the cache's disk space.", func() float64 { return float64(t.max) })
 	gauge("narherder_storage_cache_files", "Copies in the cache.", func() float64 { return float64(len(t.entries)) })
-	gauge("narherder_storage_cache_fetching", "Files that are being fetched into the cache.", func() float64 { return float64(t.fills) })
-	gauge("narherder_storage_cache_ready", "1 when the cache is used; 0 before it was read, and when it can't be.", func() float64 {
+	gauge("narherder_storage_cache_fetching", "Files being fetched into the cache.", func() float64 { return float64(t.fills) })
+	gauge("narherder_storage_cache_ready", "1 if the cache is in use; 0 during the scan at the start, and if that has failed.", func() float64 {
 		if t.ready {
 			return 1
 		}

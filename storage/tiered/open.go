@@ -15,31 +15,31 @@ import (
 )
 
 const (
-	// nearStart is up to where a part begins that is worth a fetch of the whole: the
-	// content of a flat nar begins behind a header.
+	// nearStart is the largest offset of a read that fetches the whole: the content of
+	// a flat nar begins after a header.
 	nearStart = 64 << 10
-	// farAhead is from where on a reader does not wait for a fetch to get there.
+	// farAhead is the distance from which on a reader doesn't wait for a fetch.
 	farAhead = 16 << 20
-	// notes begins [bytestore.IdentityName] and [bytestore.OwnerName].
+	// notes is the prefix of [bytestore.IdentityName] and [bytestore.OwnerName].
 	notes = "nar-herder-"
 )
 
-// Errors that a try to read from a copy ends with.
+// Errors of a read from a copy.
 var (
-	// errDirect says that the bytes are to be read from the store behind.
+	// errDirect means that the bytes must be read from the store.
 	errDirect = errors.New("not through the cache")
-	// errAnew says that the copy was not right, and is gone.
+	// errAnew means that the copy was wrong, and was dropped.
 	errAnew = errors.New("the copy was dropped")
 )
 
-// Open implements [bytestore.Store]. What is opened whole, or for the most part,
-// is fetched into the directory when it is read, and others read on from there. The
-// reader is a [bytestore.GrowingFile] then.
+// Open implements [bytestore.Store]. A nar that is read completely, or for the most part,
+// is fetched into the cache, and other readers share the fetch. The reader is a
+// [bytestore.GrowingFile] then.
 func (t *Tiered) Open(ctx context.Context, name string, offset, length int64) (io.ReadCloser, bytestore.Info, error) {
-	// What notes of this program say of the store must be so now, and from there.
+	// Identity and owner are never cached.
 	if !strings.HasPrefix(name, notes) && offset >= 0 {
-		for range 2 { // the second for a copy that was dropped
-			e, f, began := t.board(name, offset, length)
+		for range 2 { // again after a copy was dropped
+			e, f, began := t.acquire(name, offset, length)
 			if e == nil {
 				break
 			}
@@ -74,10 +74,10 @@ func (t *Tiered) Open(ctx context.Context, name string, offset, length int64) (i
 	return t.Store.Open(ctx, name, offset, length)
 }
 
-// board makes the caller a user of the name's entry, and returns its fill, if it is
-// still being fetched. began says that it was begun for the caller. The entry is nil
-// when the bytes are to be read from the store behind.
-func (t *Tiered) board(name string, offset, length int64) (e *entry, f *fill, began bool) {
+// acquire makes the caller a user of the name's entry, and returns its fill if it is being
+// fetched. began is true if the caller is the first reader. The entry is nil if the bytes
+// must be read from the store.
+func (t *Tiered) acquire(name string, offset, length int64) (e *entry, f *fill, began bool) {
 	k := keyOf(name)
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -92,7 +92,7 @@ func (t *Tiered) board(name string, offset, length int64) (e *entry, f *fill, be
 		return nil, nil, false
 	}
 	f = newFill(t.ctx, name, length)
-	// The caller and the fill.
+	// Two users: the caller and the fill.
 	e = &entry{key: k, users: 2, live: &live{fill: f}, checked: t.seconds(t.now())}
 	t.entries[k] = e
 	t.fills++
@@ -100,8 +100,7 @@ func (t *Tiered) board(name string, offset, length int64) (e *entry, f *fill, be
 	return e, f, true
 }
 
-// openCopy opens a copy, of which the caller is a user. After an error it still is,
-// and leaves.
+// openCopy opens a copy. The caller is a user of the entry, and must leave after an error.
 func (t *Tiered) openCopy(ctx context.Context, e *entry, f *fill, began bool, name string, offset, length int64) (*reader, error) {
 	var err error
 	if f != nil {
@@ -131,8 +130,8 @@ func (t *Tiered) openCopy(ctx context.Context, e *entry, f *fill, began bool, na
 	return &reader{ctx: ctx, t: t, e: e, fill: f, info: e.content.info(name), off: offset, end: end}, nil
 }
 
-// openFile opens the file of a copy, of which the caller is a user, and notes the
-// use for the order after a restart.
+// openFile opens the file of a copy, and sets its time for the order after a restart. The
+// caller is a user of the entry.
 func (t *Tiered) openFile(e *entry) error {
 	t.mu.Lock()
 	now := t.now()
@@ -142,7 +141,7 @@ func (t *Tiered) openFile(e *entry) error {
 	}
 	t.mu.Unlock()
 	if touch {
-		_ = os.Chtimes(t.path(e), now, now) // it is but approximate
+		_ = os.Chtimes(t.path(e), now, now) // the order is approximate
 	}
 	if open {
 		return nil
@@ -156,7 +155,7 @@ func (t *Tiered) openFile(e *entry) error {
 		return errAnew
 	}
 	t.mu.Lock()
-	other := e.file != nil // another reader's, who was faster
+	other := e.file != nil // opened by another reader
 	if !other {
 		e.file = file
 	}
@@ -167,9 +166,9 @@ func (t *Tiered) openFile(e *entry) error {
 	return nil
 }
 
-// openCopyFile opens a file that should be a copy of that size.
+// openCopyFile opens the file of a copy, and checks its size.
 func openCopyFile(path string, size int64) (*os.File, error) {
-	// Package os would ask the kernel to watch it, which it can't.
+	// Not os.Open, which would try to add the file to the poller.
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	for err == unix.EINTR {
 		fd, err = unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
@@ -179,7 +178,7 @@ func openCopyFile(path string, size int64) (*os.File, error) {
 	}
 	var stat unix.Stat_t
 	if err = unix.Fstat(fd, &stat); err == nil && (stat.Mode&unix.S_IFMT != unix.S_IFREG || stat.Size != size) {
-		err = fmt.Errorf("%s: it is not as it was written", path)
+		err = fmt.Errorf("%s: its type or size has changed", path)
 	}
 	if err != nil {
 		unix.Close(fd)
@@ -188,8 +187,7 @@ func openCopyFile(path string, size int64) (*os.File, error) {
 	return os.NewFile(uintptr(fd), path), nil
 }
 
-// damaged drops a copy that can't be read. That somebody has removed it is no
-// trouble.
+// damaged drops a copy that can't be read. A missing file is not an error of the disk.
 func (t *Tiered) damaged(e *entry, err error) {
 	t.drop(e)
 	if !errors.Is(err, fs.ErrNotExist) {
@@ -197,7 +195,7 @@ func (t *Tiered) damaged(e *entry, err error) {
 	}
 }
 
-// handOver gives the caller what was opened for a fill and is not to be kept.
+// handOver returns the store's reader of a fill that isn't cached to the first reader.
 func (t *Tiered) handOver(ctx context.Context, passed *passedReader, info bytestore.Info, offset int64) (io.ReadCloser, bytestore.Info, error) {
 	passed.stop = context.AfterFunc(ctx, func() { passed.cancel(context.Cause(ctx)) })
 	if _, err := io.CopyN(io.Discard, passed.ReadCloser, min(offset, info.Size)); err != nil {
@@ -215,7 +213,7 @@ func (t *Tiered) handOver(ctx context.Context, passed *passedReader, info bytest
 	return passed, info, nil
 }
 
-// passedReader is a reader of the store behind that was opened for a fill.
+// passedReader is the store's reader that was opened for a fill.
 type passedReader struct {
 	io.ReadCloser
 	cancel context.CancelCauseFunc
@@ -229,7 +227,7 @@ func (p *passedReader) Close() error {
 	return err
 }
 
-// passedFile is one of a file.
+// passedFile is a passedReader of a local file.
 type passedFile struct{ *passedReader }
 
 // Local implements [bytestore.LocalFile].

@@ -10,22 +10,22 @@ import (
 	"sync"
 )
 
-// errBehind says that a reader goes on with the store behind.
+// errBehind means that a reader has switched to the store.
 var errBehind = errors.New("it is read from the storage itself")
 
-// reader is one reader's part of a copy, or of one that is being fetched: a
-// [bytestore.GrowingFile]. Where the copy fails, it goes on with the store behind, if
-// that still has the same content.
+// reader reads a part of a copy, which may still be being fetched: a
+// [bytestore.GrowingFile]. If the copy fails, it continues with the store, if that still
+// has the same content.
 type reader struct {
 	ctx    context.Context
 	t      *Tiered
 	e      *entry
-	fill   *fill // nil of what was there as a whole
+	fill   *fill // nil if the copy was complete
 	info   bytestore.Info
 	off    int64
 	end    int64
-	file   *os.File      // from the first byte on
-	direct io.ReadCloser // in the place of the copy
+	file   *os.File      // set by the first Next
+	direct io.ReadCloser // the store's reader, after the copy has failed
 	left   sync.Once
 }
 
@@ -53,7 +53,7 @@ func (r *reader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// fromCopy waits for bytes of the copy. The error is why there are none.
+// fromCopy waits for bytes of the copy and reads them.
 func (r *reader) fromCopy(p []byte) (int, error) {
 	there, err := r.Next()
 	if err != nil {
@@ -68,8 +68,8 @@ func (r *reader) fromCopy(p []byte) (int, error) {
 	return 0, err
 }
 
-// openBehind opens the rest in the store behind. Why the copy can't be read on is
-// only of interest when that fails as well.
+// openBehind opens the rest in the store. why is the error of the copy, for the message if
+// the store fails as well.
 func (r *reader) openBehind(why error) (io.ReadCloser, error) {
 	direct, now, err := r.t.Store.Open(r.ctx, r.info.Name, r.off, r.end-r.off)
 	if err == nil && !sameContent(now, r.info) {
@@ -77,7 +77,7 @@ func (r *reader) openBehind(why error) (io.ReadCloser, error) {
 		err = errReplaced
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read %s in storage %s from byte %d on, as the cache can't give more (%v): %w", r.info.Name, r.t.Store, r.off, why, err)
+		return nil, fmt.Errorf("read %s in storage %s from byte %d on, after its cache has failed (%v): %w", r.info.Name, r.t.Store, r.off, why, err)
 	}
 	return direct, nil
 }
@@ -119,14 +119,14 @@ func (r *reader) Local() (*os.File, int64) { return r.file, r.off }
 // Skip implements [bytestore.GrowingFile].
 func (r *reader) Skip(n int64) { r.off += n }
 
-// Close lets the copy go. A fetch goes on without this reader.
+// Close releases the copy. A fetch continues without this reader.
 func (r *reader) Close() (err error) {
 	r.left.Do(func() {
 		if r.direct != nil {
 			err = r.direct.Close()
 		} else if r.file != nil && r.off < r.end && (r.fill == nil || r.fill.position() > r.off) {
-			// The client has left, or the kernel could not read what it was to
-			// send: the next one shall not find the same.
+			// The client has left, or sendfile(2) could not read the file. If
+			// it is unreadable, drop the copy.
 			if _, err := r.file.ReadAt(make([]byte, 1), r.off); err != nil {
 				r.t.damaged(r.e, fmt.Errorf("read byte %d of the copy of %s: %w", r.off, r.info.Name, err))
 			}

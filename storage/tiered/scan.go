@@ -18,7 +18,7 @@ import (
 // scanStep is how many entries of a folder are read at a time.
 const scanStep = 1000
 
-// removeLeftovers removes what another process was fetching. The lock is held.
+// removeLeftovers removes unfinished copies of an earlier process. The lock is held.
 func (t *Tiered) removeLeftovers() error {
 	return t.eachName(t.filling(), func(_ *os.File, name string) error {
 		if !isTemporary(name) {
@@ -31,12 +31,12 @@ func (t *Tiered) removeLeftovers() error {
 	})
 }
 
-// isTemporary says whether a name may be one of [rand.Text].
+// isTemporary reports whether a name has the format of [rand.Text].
 func isTemporary(name string) bool {
 	return len(name) == 26 && strings.Trim(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567") == ""
 }
 
-// eachName goes through the names in a folder.
+// eachName calls do for each name in a folder.
 func (t *Tiered) eachName(folder string, do func(handle *os.File, name string) error) error {
 	handle, err := os.Open(folder)
 	if err != nil {
@@ -62,20 +62,20 @@ func (t *Tiered) eachName(folder string, do func(handle *os.File, name string) e
 	}
 }
 
-// found is a copy that is there from before.
+// found is an existing copy.
 type found struct {
 	*entry
 	used time.Time
 }
 
-// scan finds out what copies there are, and lets the cache be used.
+// scan finds the existing copies and makes the cache ready.
 func (t *Tiered) scan() {
 	defer close(t.scanned)
 	begin := time.Now()
 	copies := make(map[key]found)
 	err := t.eachName(t.directory, func(_ *os.File, folder string) error {
 		if len(folder) != 2 {
-			return nil // a stranger's, or another of ours
+			return nil // an unreferenced file, lock or filling
 		}
 		if info, err := os.Lstat(filepath.Join(t.directory, folder)); err != nil || !info.IsDir() {
 			return err
@@ -86,7 +86,7 @@ func (t *Tiered) scan() {
 	})
 	if err != nil {
 		if t.ctx.Err() == nil {
-			t.log.Error("the cache can't be read, so everything is read from the storage itself until the next start", "cache", t.directory, "error", err)
+			t.log.Error("the cache can't be read: it is not used until the next start", "cache", t.directory, "error", err)
 		}
 		return
 	}
@@ -104,11 +104,11 @@ func (t *Tiered) scan() {
 	taken := t.taken
 	t.ready = t.ctx.Err() == nil
 	t.mu.Unlock()
-	t.makeRoom(0) // MaxSize may be less than it was
+	t.makeRoom(0) // MaxSize may have been larger before
 	t.log.Info("the cache is ready", "cache", t.directory, "copies", len(order), "bytes", taken, "took", time.Since(begin))
 }
 
-// scanFile looks at one file of a folder of copies.
+// scanFile adds a file to the copies.
 func (t *Tiered) scanFile(copies map[key]found, handle *os.File, folder, name string) error {
 	k, c, ok := parseFileName(name)
 	if !ok || name[:2] != folder {
@@ -130,7 +130,7 @@ func (t *Tiered) scanFile(copies map[key]found, handle *os.File, folder, name st
 	if stat.Size != c.size {
 		return os.Remove(t.path(now.entry))
 	}
-	// Of two contents of one name, one was being removed.
+	// If a name has two contents, the older one was being removed.
 	if other, ok := copies[k]; ok {
 		older := other
 		if now.used.Before(other.used) {

@@ -1,19 +1,19 @@
-// Package tiered puts a directory of this machine in front of a store that is far
-// away, as a cache of what is read: run-server's --storage-cache.
+// Package tiered caches the nars of a remote store in a local directory: run-server's
+// --storage-cache.
 //
-// Only Open is answered out of the directory; all else goes to the store behind.
-// A copy belongs to one content of a name, which size, time, [bytestore.Info.Tag] and
-// [bytestore.Info.Sum] tell from others. It is served without asking for a minute after it was compared
-// with the store behind, and when that can't be asked.
+// Only Open reads from the cache; all other calls go to the remote store. A copy is of one
+// content of a name, identified by size, time, [bytestore.Info.Tag] and
+// [bytestore.Info.Sum]. It is compared with the remote store at most once a minute, and
+// served unverified if that doesn't answer.
 //
-// An entry takes about 270 bytes of memory, with a tag of S3. The directory has
+// An entry takes about 270 bytes of memory with an ETag of S3. The directory contains
 //
-//	lock               held by the one process that uses it
+//	lock               locked by the process that uses the cache
 //	filling/RANDOM     copies that are being fetched
-//	KE/KEY-SIZE-…      copies, by a hash of the name, and the content: a restart
-//	                   finds all again by their names alone
+//	KE/KEY-SIZE-…      copies; KEY is a hash of the name, and the rest identifies the
+//	                   content, so that a restart needs the file names only
 //
-// and whatever else is there is left alone.
+// Other files in it are ignored.
 package tiered
 
 import (
@@ -35,45 +35,44 @@ import (
 )
 
 const (
-	// fresh is for how long a copy is served without asking, and so for how long
-	// one may be that another process has replaced or removed.
+	// fresh is how long a copy is served without revalidation, and so how long one may
+	// be served after another process has replaced or removed the nar.
 	fresh = time.Minute
-	// checkTimeout is how long a client waits for the store behind where there is
-	// a copy.
+	// checkTimeout is how long a client with a cached copy waits for the store.
 	checkTimeout = 5 * time.Second
-	// downFor is for how long a store that could not be asked isn't asked again.
+	// downFor is how long copies aren't revalidated after the store didn't answer.
 	downFor = 10 * time.Second
-	// quietFor is for how long nothing is fetched after this disk has failed.
+	// quietFor is how long nothing is fetched after the cache's disk has failed.
 	quietFor = time.Minute
-	// noRoomFor is the same after all of the cache was in use.
+	// noRoomFor is the same after all copies were in use.
 	noRoomFor = time.Second
-	// touchEvery is how often the last use of a copy is noted on the disk.
+	// touchEvery is the precision of the last use in a file's time.
 	touchEvery = time.Hour
-	// stalled is how long a fetch may get nothing.
+	// stalled is the progress timeout of a fetch.
 	stalled = time.Minute
-	// largest is the part of the directory that one copy may take, one of so many:
-	// one nar shall not drive out all others.
+	// largest limits a copy to 1/largest of the cache, so that one nar doesn't evict all
+	// others.
 	largest = 4
-	// closeWait is how long Close waits for fetches, one of which may hang.
+	// closeWait is how long Close waits for fetches, as one may hang.
 	closeWait = time.Second
 )
 
-// Options of [New].
+// Options are the options of [New].
 type Options struct {
-	// Directory is for the copies. It is made if need be.
+	// Directory is for the copies. New creates it if necessary.
 	Directory string
-	// MaxSize is what files in it may take of the disk, in bytes, with those being
-	// written; not what the directories take.
+	// MaxSize limits the disk space of the files in bytes, including those that are being
+	// written, but not the directories.
 	MaxSize int64
-	// Log takes what operators should know; nil drops it.
+	// Log may be nil.
 	Log *slog.Logger
 	// Now is the clock; nil is the system's.
 	Now func() time.Time
 }
 
-// Tiered is the store behind, with Open answered out of the directory.
+// Tiered is a store with a cache in front of it.
 type Tiered struct {
-	bytestore.Store // behind
+	bytestore.Store // remote
 	directory       string
 	max             int64
 	log             *slog.Logger
@@ -81,27 +80,28 @@ type Tiered struct {
 	began           time.Time
 	lock            *os.File
 	mostFills       int
-	// stalled and checkTimeout are the constants, and writeAt that of files, but in
-	// tests.
+	// stalled, checkTimeout and writeAt differ from the constants and File.WriteAt only
+	// in tests.
 	stalled, checkTimeout time.Duration
 	writeAt               func(file *os.File, p []byte, offset int64) (int, error)
 
 	ctx     context.Context
 	stop    context.CancelFunc
 	running sync.WaitGroup
-	scanned chan struct{} // closed when what was there is known
+	scanned chan struct{} // closed after the scan of existing copies
 
-	// making is held by who makes room. It comes before mu.
+	// making is held by makeRoom and create. Lock it before mu.
 	making sync.Mutex
 
 	mu      sync.Mutex
 	entries map[key]*entry
-	idle    order // the entries that nobody uses
-	taken   int64 // of the disk, with what is dropped and still open
+	idle    order // the entries without users
+	taken   int64 // disk space, including dropped files that are still open
 	fills   int
 	ready   bool // scanned, and not closed
-	down    bool // the store behind could not be asked
-	// downUntil and quietUntil are when it is asked again, and something fetched again.
+	down    bool // the store didn't answer
+	// downUntil is when copies are revalidated again, and quietUntil when nars are
+	// fetched again.
 	downUntil, quietUntil time.Time
 
 	troubles logonce.Filter
@@ -109,12 +109,11 @@ type Tiered struct {
 	metrics metrics
 }
 
-// New puts a cache in front of a store, which stays the caller's to close, after
-// this. It returns at once: until it has found out what is in the directory, all
-// is read from the store.
+// New returns a cache in front of a store. The caller closes the store after the cache. New
+// returns before it has scanned the directory; until then, all reads go to the store.
 func New(behind bytestore.Store, options Options) (*Tiered, error) {
 	if options.MaxSize <= 0 {
-		return nil, fmt.Errorf("cache %s: a size of %d bytes holds nothing: name a larger one", options.Directory, options.MaxSize)
+		return nil, fmt.Errorf("cache %s: size %d must be positive", options.Directory, options.MaxSize)
 	}
 	directory, err := filepath.Abs(options.Directory)
 	if err != nil {
@@ -142,15 +141,15 @@ func New(behind bytestore.Store, options Options) (*Tiered, error) {
 	}
 	if err := t.removeLeftovers(); err != nil {
 		t.lock.Close()
-		return nil, fmt.Errorf("cache %s: remove what an earlier process was fetching: %w", directory, err)
+		return nil, fmt.Errorf("cache %s: remove unfinished copies of an earlier process: %w", directory, err)
 	}
 	t.ctx, t.stop = context.WithCancel(context.Background())
 	t.running.Go(t.scan)
 	return t, nil
 }
 
-// takeLock makes sure that no other process uses the directory: each would count
-// and remove files without the other's knowing.
+// takeLock locks the directory: another process would remove files and use space that this
+// one doesn't know about.
 func (t *Tiered) takeLock() error {
 	file, err := disk.OpenFile(filepath.Join(t.directory, "lock"), os.O_RDONLY|unix.O_NOFOLLOW, 0o644, disk.GroupWrites)
 	if err != nil {
@@ -171,8 +170,8 @@ func (t *Tiered) takeLock() error {
 	return nil
 }
 
-// Close ends all fetches, and lets another process have the directory. Readers
-// that are open stay good; from now on, all is read from the store behind.
+// Close cancels all fetches and unlocks the directory. Open readers remain usable; later
+// reads go to the store.
 func (t *Tiered) Close() error {
 	t.mu.Lock()
 	t.ready = false
@@ -188,37 +187,37 @@ func (t *Tiered) Close() error {
 	select {
 	case <-done:
 	case <-timer.C:
-		t.log.Warn("a store does not let go of what was being fetched from it", "storage", t.Store.String())
+		t.log.Warn("a canceled read of the storage didn't return in time", "storage", t.Store.String())
 	}
 	return t.lock.Close()
 }
 
-// Flush implements [bytestore.Store], by the store behind. As the bytes have come
-// by another way, a copy here is compared before it is served again.
+// Flush implements [bytestore.Store]. The bytes were added without Stage, so it invalidates
+// the copy.
 func (t *Tiered) Flush(ctx context.Context, name string) error {
 	defer t.Invalidate(name)
 	return t.Store.Flush(ctx, name)
 }
 
-// Remove implements [bytestore.Store]. The copy goes first, and again what was
-// begun to be fetched meanwhile.
+// Remove implements [bytestore.Store]. It drops the copy before, and after, in case a fetch
+// has begun during the call.
 func (t *Tiered) Remove(ctx context.Context, name string) error {
 	t.dropName(name)
 	defer t.dropName(name)
 	return t.Store.Remove(ctx, name)
 }
 
-// Stage implements [bytestore.Store], by the store behind.
+// Stage implements [bytestore.Store].
 func (t *Tiered) Stage(ctx context.Context, name string, from io.Reader, size int64) (bytestore.Staged, error) {
 	return t.stage(name)(t.Store.Stage(ctx, name, from, size))
 }
 
-// StageFile implements [bytestore.Store], where the store behind does.
+// StageFile implements [bytestore.Store].
 func (t *Tiered) StageFile(ctx context.Context, name string, file *os.File, size int64) (bytestore.Staged, error) {
 	return t.stage(name)(t.Store.StageFile(ctx, name, file, size))
 }
 
-// stage has the copy go when another content is shown.
+// stage wraps a Staged so that its commit drops the copy.
 func (t *Tiered) stage(name string) func(bytestore.Staged, error) (bytestore.Staged, error) {
 	return func(inner bytestore.Staged, err error) (bytestore.Staged, error) {
 		if err != nil {
@@ -237,7 +236,7 @@ type staged struct {
 // Commit implements [bytestore.Staged].
 func (s *staged) Commit(ctx context.Context) error {
 	s.t.dropName(s.name)
-	defer s.t.dropName(s.name) // what was begun to be fetched meanwhile
+	defer s.t.dropName(s.name) // if a fetch has begun during the call
 	return s.Staged.Commit(ctx)
 }
 
@@ -248,7 +247,7 @@ func (s *staged) CommitNew(ctx context.Context) error {
 	return s.Staged.CommitNew(ctx)
 }
 
-// trouble is told of what fails on this disk. Nothing is fetched for a while then.
+// trouble handles an error of the cache's disk: nothing is fetched for a while.
 func (t *Tiered) trouble(err error) {
 	t.mu.Lock()
 	now := t.now()
@@ -256,6 +255,6 @@ func (t *Tiered) trouble(err error) {
 	t.mu.Unlock()
 	t.metrics.troubles.Add(1)
 	if t.troubles.IsDue("", now) { // whatever fails
-		t.log.Warn("the cache of the storage can't be used as it should; what is not in it is read from the storage itself, and this is tried again", "cache", t.directory, "error", err)
+		t.log.Warn("the cache of the storage has failed: nothing is fetched into it for a minute", "cache", t.directory, "error", err)
 	}
 }

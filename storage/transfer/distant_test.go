@@ -128,7 +128,7 @@ func TestAtOnce(t *testing.T) {
 		if test.distant > 0 {
 			to = distant{&hooked{Store: disk}, test.distant}
 		}
-		_, summary, err := run(t, &transfer.Copy{From: source, To: to, AtOnce: test.asked})
+		_, summary, err := run(t, &transfer.Copy{From: source, To: to, Concurrency: test.asked})
 		if err != nil || !summary.Complete() || most != test.want {
 			t.Errorf("%+v: %d at once, %+v, %v", test, most, summary, err)
 		}

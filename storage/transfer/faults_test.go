@@ -152,7 +152,7 @@ func TestGivenUp(t *testing.T) {
 	} {
 		from, _ := opened(t, nars)
 		to, target := opened(t, nil)
-		job := &transfer.Copy{From: &hooked{Store: from, hook: test.from}, To: &hooked{Store: to, hook: test.to}, AtOnce: 1}
+		job := &transfer.Copy{From: &hooked{Store: from, hook: test.from}, To: &hooked{Store: to, hook: test.to}, Concurrency: 1}
 		if test.items != nil {
 			job.Items, job.Decode = test.items, decode
 		}
@@ -192,7 +192,7 @@ func TestBadFiles(t *testing.T) {
 			break
 		}
 	}
-	_, summary, err := run(t, &transfer.Copy{From: &hooked{Store: from, hook: failing(syscall.EIO, "read", bad...)}, To: to, AtOnce: 1})
+	_, summary, err := run(t, &transfer.Copy{From: &hooked{Store: from, hook: failing(syscall.EIO, "read", bad...)}, To: to, Concurrency: 1})
 	if err != nil || summary.Files[transfer.Failed] != 90 || len(on(t, target)) != 10 {
 		t.Errorf("%+v, %v, %d files", summary, err, len(on(t, target)))
 	}
@@ -294,12 +294,12 @@ func TestSomeFail(t *testing.T) {
 	// In the order in which they were made: one fails, and one does not.
 	inOrder := &hooked{Store: &ordered{Store: from, count: 200}}
 	to, target := opened(t, nil)
-	_, summary, err := run(t, &transfer.Copy{From: inOrder, To: &hooked{Store: to, hook: failing(errFault, "commit", failed...)}, AtOnce: 1})
+	_, summary, err := run(t, &transfer.Copy{From: inOrder, To: &hooked{Store: to, hook: failing(errFault, "commit", failed...)}, Concurrency: 1})
 	if err != nil || summary.Files[transfer.Failed] != 100 || len(on(t, target)) != 100 {
 		t.Errorf("%+v, %v", summary, err)
 	}
 	full, _ := opened(t, nars)
-	_, summary, err = run(t, &transfer.Copy{From: inOrder, To: &hooked{Store: full, hook: failing(errFault, "open", failed...)}, AtOnce: 1, Compare: true})
+	_, summary, err = run(t, &transfer.Copy{From: inOrder, To: &hooked{Store: full, hook: failing(errFault, "open", failed...)}, Concurrency: 1, Compare: true})
 	if err != nil || summary.Files[transfer.Failed] != 100 || summary.Files[transfer.There] != 100 {
 		t.Errorf("%+v, %v", summary, err)
 	}

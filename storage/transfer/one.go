@@ -12,7 +12,7 @@ import (
 	"nar-herder/storage/bytestore"
 )
 
-// one does with a file of the source what is to be done.
+// one copies a file of the source if necessary.
 func (r *run) one(ctx context.Context, info bytestore.Info) Result {
 	result := Result{Name: info.Name, Size: info.Size}
 	failed := func(side side, err error) Result {
@@ -34,7 +34,7 @@ func (r *run) one(ctx context.Context, info bytestore.Info) Result {
 	var differs error
 	switch {
 	case size >= 0 && size != want:
-		differs = fmt.Errorf("the target has %d bytes of it, the source %d", size, info.Size)
+		differs = fmt.Errorf("it has %d bytes in the target, %d in the source", size, info.Size)
 	case size >= 0 && r.Compare:
 		var side side
 		if differs, side, err = r.compare(ctx, info.Name); errors.Is(err, fs.ErrNotExist) && side == source {
@@ -56,11 +56,11 @@ func (r *run) one(ctx context.Context, info bytestore.Info) Result {
 	switch {
 	case info.Size != want:
 		result.Outcome = Wrong
-		result.Err = fmt.Errorf("the source has %d bytes of it, the index %d", info.Size, want)
+		result.Err = fmt.Errorf("it has %d bytes in the source, %d in the index", info.Size, want)
 		return result
 	case differs != nil && item == nil && !r.Replace:
 		result.Outcome = Differs
-		result.Err = fmt.Errorf("%w: no narinfo says which is right: --database may have one, and --replace takes the source's", differs)
+		result.Err = fmt.Errorf("%w: no narinfo says which is right: name an index with --database, or take the source's with --replace", differs)
 		return result
 	}
 	result.Replaced = differs != nil
@@ -71,7 +71,7 @@ func (r *run) one(ctx context.Context, info bytestore.Info) Result {
 	return r.copy(ctx, item, n, result)
 }
 
-// item returns the item that a file belongs to, nil when nobody knows.
+// item returns the item of a file, nil if it is unknown.
 func (r *run) item(ctx context.Context, name string) (*storage.Item, int, error) {
 	if r.Items == nil {
 		return nil, -1, nil
@@ -83,9 +83,8 @@ func (r *run) item(ctx context.Context, name string) (*storage.Item, int, error)
 	return item, n, err
 }
 
-// keep has what a run before this one, or somebody else, has brought into the
-// target survive a loss of power with the next sync. It returns false when that
-// has just gone. A distant store shows nothing before it is safe.
+// keep flushes a file that is in the target already. It returns false if the file was just
+// removed. In a remote store, visible files are durable.
 func (r *run) keep(ctx context.Context, name string) (bool, error) {
 	if r.there.remote || r.DryRun {
 		return true, nil
@@ -100,8 +99,8 @@ func (r *run) keep(ctx context.Context, name string) (bool, error) {
 // copyBuffer is how many bytes are compared at a time.
 const copyBuffer = 256 << 10
 
-// compare reads a file in both stores. differs says where they are not the same;
-// err is of the side.
+// compare reads a file in both stores. differs is nil if they are equal; err is an error of
+// the returned side.
 func (r *run) compare(ctx context.Context, name string) (differs error, of side, err error) {
 	ours, _, err := r.From.Open(ctx, name, 0, -1)
 	if err != nil {
@@ -110,7 +109,7 @@ func (r *run) compare(ctx context.Context, name string) (differs error, of side,
 	defer ours.Close()
 	theirs, _, err := r.To.Open(ctx, name, 0, -1)
 	if errors.Is(err, fs.ErrNotExist) {
-		return errors.New("it went from the target meanwhile"), nobody, nil
+		return errors.New("it was just removed from the target"), nobody, nil
 	} else if err != nil {
 		return nil, target, err
 	}
@@ -126,7 +125,7 @@ func (r *run) compare(ctx context.Context, name string) (differs error, of side,
 		case errB != nil && errB != io.EOF && errB != io.ErrUnexpectedEOF:
 			return nil, target, errB
 		case !bytes.Equal(a[:n], b[:m]):
-			return fmt.Errorf("the target's is another from byte %d on", at+int64(firstOther(a[:n], b[:m]))), nobody, nil
+			return fmt.Errorf("it differs in the target from byte %d on", at+int64(firstOther(a[:n], b[:m]))), nobody, nil
 		case errA != nil:
 			return nil, nobody, nil
 		}
@@ -134,7 +133,7 @@ func (r *run) compare(ctx context.Context, name string) (differs error, of side,
 	}
 }
 
-// firstOther is where two slices, which are not equal, begin not to be.
+// firstOther returns the index of the first difference.
 func firstOther(a, b []byte) int {
 	for i := range min(len(a), len(b)) {
 		if a[i] != b[i] {
@@ -144,12 +143,11 @@ func firstOther(a, b []byte) int {
 	return min(len(a), len(b))
 }
 
-// slowSize is the length in bytes from which on a file needs a slot to be
-// decompressed: below, its decoder is gone before the next call is answered.
+// slowSize is the length in bytes from which on decompressing a file needs a slot: the
+// decoder of a smaller one ends before the next call returns.
 const slowSize = 1 << 20
 
-// copy brings a file into the target, and verifies it on its way when there is an
-// item.
+// copy copies a file to the target, and verifies it on the way if there is an item.
 func (r *run) copy(ctx context.Context, item *storage.Item, n int, result Result) Result {
 	if item != nil && result.Size >= slowSize {
 		select {
@@ -187,7 +185,7 @@ func (r *run) copy(ctx context.Context, item *storage.Item, n int, result Result
 	case coming.err != nil:
 		result.side, result.Err = source, coming.err
 	case errors.Is(stageErr, bytestore.ErrWrongSize):
-		result.Err = fmt.Errorf("it has changed while it was read: %w: run it again", stageErr)
+		result.Err = fmt.Errorf("it changed while it was read: %w: run it again", stageErr)
 	case stageErr != nil:
 		result.side, result.Err = target, stageErr
 	case checkErr != nil && !errors.Is(checkErr, storage.ErrUnreadable):
@@ -202,15 +200,14 @@ func (r *run) copy(ctx context.Context, item *storage.Item, n int, result Result
 	return result
 }
 
-// stageVerified stages a file that is decompressed and compared with its NarHash
-// on its way.
+// stageVerified stages a file, and on the way decompresses it and compares its NarHash.
 func (r *run) stageVerified(ctx context.Context, item *storage.Item, n int, from, body io.Reader, name string, size int64) (_ bytestore.Staged, stageErr, checkErr error) {
 	checked, checking := io.Pipe()
 	verdict := make(chan error, 1)
 	go func() {
 		err := storage.CheckNar(ctx, item.Narinfo, n, checked, r.Decode)
 		if errors.Is(err, storage.ErrUnreadable) {
-			// It may be good, and whoever has it wants to keep it.
+			// The compression is unknown: the file may be good, so copy it.
 			_, _ = io.Copy(io.Discard, checked)
 		}
 		checked.CloseWithError(err) // ends the staging, too

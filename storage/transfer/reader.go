@@ -7,13 +7,13 @@ import (
 	"nar-herder/storage/bytestore"
 )
 
-// reader reads a file of the source below the rate limit, and ends with the context. It
-// hides how a store might read it by itself, past all this.
+// reader reads a file of the source within the rate limit, until the context ends. It
+// hides other methods of the source, with which a store could bypass the limit.
 type reader struct {
 	ctx   context.Context
 	from  io.Reader
 	moved func(bytes int64) // may be nil
-	err   error             // that reading has failed with: the target would make it its own
+	err   error             // of reading, to tell it from an error of the target
 }
 
 func (r *reader) Read(p []byte) (int, error) {
@@ -35,9 +35,9 @@ func (r *run) reader(ctx context.Context, from io.Reader) *reader {
 	return &reader{ctx: ctx, from: r.limiter.Reader(ctx, from), moved: r.Moved}
 }
 
-// readTwice makes a reader of the bytes of body one that the target may read ahead, if
-// they are in a file of this machine: see [bytestore.Store]. That is not done at
-// the limited rate, which is about the way from store to store.
+// readTwice adds ReadAt to a reader of body if that is a local file, so that the target can
+// read it ahead: see [bytestore.Store]. The rate limit doesn't apply to ReadAt, as it is
+// about the transfer between the stores.
 func readTwice(coming, body io.Reader) io.Reader {
 	local, isLocal := body.(bytestore.LocalFile)
 	if _, isGrowing := body.(bytestore.GrowingFile); !isLocal || isGrowing {

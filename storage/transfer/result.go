@@ -6,21 +6,21 @@ import (
 	"nar-herder/storage/bytestore"
 )
 
-// Outcome is what came of a file.
+// Outcome is the outcome for one file.
 type Outcome int
 
 const (
-	// Failed: it could not be copied, or nothing could be found out about it.
+	// Failed: it could not be copied or looked up.
 	Failed Outcome = iota
-	// Copied: it is in the target now, or would be after a dry run.
+	// Copied: it was copied, or would be without DryRun.
 	Copied
 	// There: the target had it already.
 	There
-	// Gone: it went from the source meanwhile.
+	// Gone: it was removed from the source during the run.
 	Gone
-	// Wrong: what the source has is not what its item says, and was not copied.
+	// Wrong: the source's file doesn't match its item, and was not copied.
 	Wrong
-	// Differs: the target has another, and no item says which one is right.
+	// Differs: the target's file differs, and no item says which one is right.
 	Differs
 )
 
@@ -28,29 +28,29 @@ func (o Outcome) String() string {
 	return [...]string{"failed", "copied", "there", "gone", "wrong", "differs"}[o]
 }
 
-// Result is about one file.
+// Result describes the outcome for one file.
 type Result struct {
 	Name    string
 	Outcome Outcome
 	// Size is its length in bytes in the source.
 	Size int64
-	// Verified says that all of it was compared with its item's NarHash.
+	// Verified means that the file matches its item's NarHash.
 	Verified bool
-	// Replaced says that the target had another before.
+	// Replaced means that it has replaced a different file in the target.
 	Replaced bool
-	// Err says what is wrong, with the outcomes Failed, Wrong and Differs.
+	// Err is set for the outcomes Failed, Wrong and Differs.
 	Err error
 
-	side side // who failed
-	read bool // all of it went through both stores
-	kept bool // a sync of the target has to follow
+	side side // that failed
+	read bool // it was read completely from both stores, or copied
+	kept bool // the target needs a Sync
 }
 
-// side is who a failure is of.
+// side is the cause of a failure.
 type side int
 
 const (
-	nobody side = iota // of the file alone
+	nobody side = iota // the file alone
 	source
 	target
 	index
@@ -60,7 +60,7 @@ const (
 // Summary counts files and their bytes.
 type Summary struct {
 	Files, Bytes [Differs + 1]int64 // by their outcome
-	// Verified and Replaced are how many of the copied ones were.
+	// Verified and Replaced count copied files.
 	Verified, Replaced int64
 }
 
@@ -75,12 +75,12 @@ func (s *Summary) count(r Result) {
 	}
 }
 
-// Complete says that the target has all that the source had.
+// Complete reports whether the target has all files of the source.
 func (s *Summary) Complete() bool { return s.Files[Failed]+s.Files[Wrong]+s.Files[Differs] == 0 }
 
-// hopeless finds out, after some failures in a row, whether going on is of any
-// use. There are as many others as there are files, or more, who would fail the
-// same way, each after its time.
+// hopeless checks, after some failures in a row, whether the store or the index still
+// works, and returns an error that ends the run if not. Otherwise each of the remaining
+// files might fail after a timeout of its own.
 func (r *run) hopeless(ctx context.Context, last Result, failures int) error {
 	var err error
 	switch last.side {
@@ -90,7 +90,7 @@ func (r *run) hopeless(ctx context.Context, last Result, failures int) error {
 		}
 		return nil
 	case source:
-		// Bad files are no reason; it need not be possible to write there, as for Probe.
+		// Bad files are not a reason to stop. Not Probe: the source may be read-only.
 		if err = readable(ctx, r.From); err == nil {
 			return nil
 		}
@@ -101,11 +101,11 @@ func (r *run) hopeless(ctx context.Context, last Result, failures int) error {
 	if err == nil {
 		err = last.Err
 	}
-	const text = "%w: the last %d files have failed: %w: what was copied stays: run it again when that is mended"
+	const text = "%w: the last %d files have failed: %w: run it again when that is fixed, and it resumes"
 	return fmt.Errorf(text, ErrStore, failures, err)
 }
 
-// readable says whether a store as a whole can be read.
+// readable returns an error if the store can't be listed.
 func readable(ctx context.Context, store bytestore.Store) error {
 	for info, err := range store.List(ctx) {
 		if err != nil && info.Name == "" {

@@ -12,19 +12,18 @@ import (
 	"nar-herder/storage/bytestore"
 )
 
-// ErrSame says that source and target are one.
+// ErrSame means that source and target are the same storage.
 var ErrSame = errors.New("both are the same storage")
 
-// probePrefix begins the names of the files that tell whether two stores are
-// one. They lie where nars lie, as that may be what is mounted twice.
+// probePrefix begins the names of the files that detect whether two stores are the same.
+// They are in the directory of nars, as only that may be mounted twice.
 const probePrefix = "nar/nar-herder-copy-"
 
 func isProbe(name string) bool { return strings.HasPrefix(name, probePrefix) }
 
-// refuseSame makes sure that what is written to the target does not come into
-// the source, whatever the two are called. Their identities don't tell: two
-// stores without one may be the same, and two with the same one may be a store
-// and a copy of it that an administrator has begun by other means.
+// refuseSame returns an error if a file that is written to the target appears in the
+// source. Identities can't tell: two stores without one may be the same, and two with the
+// same one may be a store and an administrator's unfinished copy of it.
 func (c *Copy) refuseSame(ctx context.Context) error {
 	if c.DryRun {
 		return nil
@@ -39,24 +38,23 @@ func (c *Copy) refuseSame(ctx context.Context) error {
 		return fmt.Errorf("%w: write to the target: %w", ErrStore, err)
 	}
 	_, seen := c.From.Stat(ctx, probe)
-	// Also when the context has ended.
+	// Also if the context has ended.
 	longer, cancel := linger.Context(ctx, linger.Second)
 	defer cancel()
 	if err := c.To.Remove(longer, probe); err != nil {
-		return fmt.Errorf("%w: remove what was written to the target to try it: %w", ErrStore, err)
+		return fmt.Errorf("%w: remove the probe file from the target: %w", ErrStore, err)
 	}
 	switch {
 	case seen == nil:
-		return fmt.Errorf("%w: what is written to %s appears in %s: name another to copy to", ErrSame, c.To, c.From)
+		return fmt.Errorf("%w: a file written to %s appears in %s: name another target", ErrSame, c.To, c.From)
 	case !errors.Is(seen, fs.ErrNotExist):
 		return fmt.Errorf("%w: read the source: %w", ErrStore, seen)
 	}
 	return nil
 }
 
-// SharedIdentity returns the random name that both stores have, although they
-// are two: then one is a copy of the other, and others take them for one. It is
-// "" when they have not the same.
+// SharedIdentity returns the random identity that both stores have, or "" if they have
+// different ones. If one is a copy of the other, instances would take them for one store.
 func (c *Copy) SharedIdentity(ctx context.Context) (string, error) {
 	var names [2]string
 	for i, store := range []bytestore.Store{c.From, c.To} {

@@ -14,37 +14,37 @@ import (
 )
 
 const (
-	// askFirst is how many files are looked for one by one in a remote target.
-	// A listing of it brings a thousand with each call, but all of them, and a
+	// askFirst is how many files are looked up one by one in a remote target before
+	// it is listed. A listing returns a thousand per call, but of all files, and a
 	// small storage may be copied into one with millions.
 	askFirst = 2000
-	// mostListed is how many files of the target are remembered, at 24 bytes
-	// each and some room to grow. Those beyond are asked for one by one.
+	// mostListed is how many files of the target are kept in memory, at 24 bytes each
+	// and some room to grow. Further ones are looked up one by one.
 	mostListed = 10 << 20
-	// listedEvery is how often a listing says how far it is.
+	// listedEvery is how many files lie between two calls of Listed.
 	listedEvery = 1000
 )
 
-// there knows what the target has. A directory answers at once, and a remote
-// store is listed once when there is much to ask: a call each would take days
-// for millions.
+// there knows the files of the target. It looks up files of a directory one by one. It
+// lists a remote store if there are many files: for millions, a call each would take days.
 type there struct {
-	store  bytestore.Store
-	remote bool
-	told   func(files int64)
-	asked  int // by the one goroutine that expects
-	first  int
-	most   int
-	names  atomic.Pointer[listing] // nil before it was listed
+	store    bytestore.Store
+	remote   bool
+	listed   func(files int64)
+	expected int // calls of expect
+	first    int
+	most     int
+	names    atomic.Pointer[listing] // nil before the listing
 }
 
-func newThere(store bytestore.Store, told func(int64)) *there {
-	return &there{store: store, remote: store.IsRemote(), told: told, first: askFirst, most: mostListed}
+func newThere(store bytestore.Store, listed func(int64)) *there {
+	return &there{store: store, remote: store.IsRemote(), listed: listed, first: askFirst, most: mostListed}
 }
 
-// expect is called before each file that will be asked for, by one goroutine.
+// expect is called before each file, by one goroutine. It lists a remote store when the
+// limit is exceeded.
 func (t *there) expect(ctx context.Context) error {
-	if t.asked++; !t.remote || t.asked != t.first+1 {
+	if t.expected++; !t.remote || t.expected != t.first+1 {
 		return nil
 	}
 	names := &listing{complete: true}
@@ -52,7 +52,7 @@ func (t *there) expect(ctx context.Context) error {
 	for info, err := range t.store.List(ctx) {
 		switch {
 		case err != nil && info.Name == "":
-			return fmt.Errorf("find out what the target has: %w", err)
+			return fmt.Errorf("list the target: %w", err)
 		case err != nil || count >= t.most:
 			names.complete = false
 			continue
@@ -60,8 +60,8 @@ func (t *there) expect(ctx context.Context) error {
 			continue
 		}
 		names.add(info.Name, info.Size)
-		if count++; t.told != nil && count%listedEvery == 0 {
-			t.told(int64(count))
+		if count++; t.listed != nil && count%listedEvery == 0 {
+			t.listed(int64(count))
 		}
 	}
 	names.sort()
@@ -69,8 +69,7 @@ func (t *there) expect(ctx context.Context) error {
 	return nil
 }
 
-// size is the length in bytes of a file in the target, -1 when it certainly
-// isn't there.
+// size returns the length in bytes of a file in the target, -1 if it is absent.
 func (t *there) size(ctx context.Context, name string) (int64, error) {
 	if names := t.names.Load(); names != nil {
 		if size, found := names.size(name); found || names.complete {
@@ -86,12 +85,12 @@ func (t *there) size(ctx context.Context, name string) (int64, error) {
 	return info.Size, nil
 }
 
-// listing is the sizes of many files, by a hash of their names: names themselves
-// take four times the room.
+// listing is the sizes of many files by a hash of their names: the names would take four
+// times the memory.
 type listing struct {
-	// Many slices, as one grows by being copied as a whole.
+	// Many slices, as a slice is copied as a whole when it grows.
 	shards   [4096][]listed
-	complete bool // what is not in it is not there
+	complete bool // it has all files
 }
 
 type listed struct {
@@ -117,7 +116,7 @@ func (l *listing) sort() {
 	}
 }
 
-// size is -1 for a name that is not in it.
+// size returns -1 and false for a name that is not in the listing.
 func (l *listing) size(name string) (int64, bool) {
 	sum, shard := sumOf(name)
 	at, found := slices.BinarySearchFunc(l.shards[shard], sum, compare)

@@ -1,4 +1,4 @@
-// Package transfer brings all nars of one byte store into another.
+// Package transfer copies all nars of one byte store to another.
 package transfer
 
 import (
@@ -14,67 +14,66 @@ import (
 	"nar-herder/storage/bytestore"
 )
 
-// Copy says what to bring where. A run that was interrupted or killed leaves
-// whole files and temporary ones in the target, and the next goes on from there.
+// Copy is a copy of the nars of From to To. A run that was interrupted or killed leaves
+// complete and temporary files in the target, and the next run resumes.
 type Copy struct {
 	From, To bytestore.Store
 
-	// Items knows which nar lies under a name; nil when nobody does, and then
-	// sizes are all that is compared. [storage.Storage] is one.
+	// Items returns the item of a file, to verify its nar. If it is nil, only sizes
+	// are compared. [storage.Storage] implements it.
 	Items Items
 	// Decode is needed with Items.
 	Decode storage.Decoder
 
-	// AtOnce is how many files are copied at a time; as many as suit the stores
-	// when it is not positive.
-	AtOnce int
-	// Rate is how many bytes a second are read of the source at the most; no
-	// limit when it is not positive.
+	// Concurrency is how many files are copied at a time; if it is not positive, as
+	// many as suit the stores.
+	Concurrency int
+	// Rate limits the bytes per second that are read from the source; no limit if it
+	// is not positive.
 	Rate int64
 
-	// Compare has what is in both stores read in both.
+	// Compare reads and compares files that are in both stores.
 	Compare bool
-	// Replace has what is another in the target replaced also where no item says
-	// which of the two is right.
+	// Replace replaces files that differ in the target even if no item says which of
+	// the two is right.
 	Replace bool
-	// DryRun has nothing written, and no nar read but for Compare.
+	// DryRun writes nothing, and reads nars only for Compare.
 	DryRun bool
 
-	// Report is called for each file, one at a time; nil for nobody.
+	// Report is called for each file, one at a time; it may be nil.
 	Report func(Result)
-	// Moved is called as bytes are read, by several goroutines; nil for nobody.
+	// Moved is called as bytes are read, concurrently; it may be nil.
 	Moved func(bytes int64)
-	// Listed is called now and then while the target is listed, with how many
-	// files it has so far; nil for nobody.
+	// Listed is called now and then while the target is listed, with the number of
+	// files so far; it may be nil.
 	Listed func(files int64)
 }
 
-// Items knows items by the names of their files.
+// Items looks up items by the names of their files.
 type Items interface {
-	// FileUnder returns the item that has a file under the name, and which one
-	// that is, or [storage.ErrNotFound].
+	// FileUnder returns the item with a file of that name, and the file's number, or
+	// [storage.ErrNotFound].
 	FileUnder(ctx context.Context, name string) (*storage.Item, int, error)
 }
 
 const (
-	// defaultAtOnce has a disk read while another is flushed.
-	defaultAtOnce = 4
-	// syncEvery is how many files are committed before the target is synced, so
-	// that a loss of power has little of it done again.
+	// defaultConcurrency lets a disk read while another flushes.
+	defaultConcurrency = 4
+	// syncEvery is how many files are committed before a Sync, so that a loss of power
+	// loses little work.
 	syncEvery = 1000
-	// fewInRow is how many files a store fails with, one after the other, before
-	// it is asked whether it works at all.
+	// fewInRow is how many files may fail in a row before the store is probed.
 	fewInRow = 8
-	// manyInRow is how many the target may fail with although it says that it
-	// works.
+	// manyInRow is how many files may fail in a row although the target's Probe
+	// succeeds.
 	manyInRow = 64
 )
 
-// ErrStore says that a store as a whole does not work, or the index, where other
-// errors are about single files.
-var ErrStore = errors.New("can't go on")
+// ErrStore means that a store or the index doesn't work. Other errors are about single
+// files.
+var ErrStore = errors.New("can't continue")
 
-// run is a Copy under way.
+// run is a Copy in progress.
 type run struct {
 	*Copy
 	limiter  pace.Limiter
@@ -84,13 +83,12 @@ type run struct {
 
 	mu       sync.Mutex
 	summary  Summary
-	inRow    [sides]int // how often each side has failed since it worked
+	inRow    [sides]int // failures of each side in a row
 	unsynced int
 }
 
-// Run copies until all is done, the context ends, or a store does not work,
-// which is [ErrStore]. What is wrong with single files is in the summary, and no
-// error.
+// Run copies until it is done, the context ends, or a store doesn't work; then the error
+// is [ErrStore]. The summary counts failures of single files, which are not errors.
 func (c *Copy) Run(ctx context.Context) (Summary, error) {
 	if err := c.refuseSame(ctx); err != nil {
 		return Summary{}, err
@@ -99,12 +97,12 @@ func (c *Copy) Run(ctx context.Context) (Summary, error) {
 	defer end(nil)
 	r := &run{
 		Copy: c, end: end, limiter: pace.Limiter{Rate: c.Rate}, there: newThere(c.To, c.Listed),
-		// They take memory, and there is no use in more than this.
-		decoders: make(chan struct{}, max(defaultAtOnce, 2*runtime.GOMAXPROCS(0))),
+		// Decoders take memory, and more than these wouldn't be faster.
+		decoders: make(chan struct{}, max(defaultConcurrency, 2*runtime.GOMAXPROCS(0))),
 	}
 	files := make(chan bytestore.Info)
 	var workers sync.WaitGroup
-	for range c.atOnce() {
+	for range c.concurrency() {
 		workers.Go(func() {
 			for info := range files {
 				if working.Err() == nil {
@@ -117,40 +115,40 @@ func (c *Copy) Run(ctx context.Context) (Summary, error) {
 	close(files)
 	workers.Wait()
 	err := context.Cause(working)
-	// Also when the context has ended: what is there then is passed over by the
-	// next run, which has nothing left to sync.
+	// Also if the context has ended: the next run skips these files, and doesn't sync
+	// them.
 	if r.unsynced > 0 {
 		err = errors.Join(err, r.sync(context.WithoutCancel(ctx)))
 	}
 	return r.summary, err
 }
 
-func (c *Copy) atOnce() int {
-	if c.AtOnce > 0 {
-		return c.AtOnce
+func (c *Copy) concurrency() int {
+	if c.Concurrency > 0 {
+		return c.Concurrency
 	}
-	n := defaultAtOnce
+	n := defaultConcurrency
 	for _, store := range []bytestore.Store{c.From, c.To} {
 		n = max(n, store.Concurrency())
 	}
 	return n
 }
 
-// list hands out the files of the source.
+// list sends the files of the source to the workers.
 func (r *run) list(ctx context.Context, files chan<- bytestore.Info) {
 	for info, err := range r.From.List(ctx) {
 		switch {
 		case err != nil && info.Name == "":
-			r.end(fmt.Errorf("%w: %w: nothing is lost: run it again when it does", ErrStore, err))
+			r.end(fmt.Errorf("%w: %w: run it again when that is fixed, and it resumes", ErrStore, err))
 			return
 		case err != nil:
 			r.done(ctx, Result{Name: info.Name, Outcome: Failed, Err: err})
 			continue
-		case info.Temporary || bytestore.KeptApart(info.Name) || isProbe(info.Name):
+		case info.Temporary || bytestore.IsPrivate(info.Name) || isProbe(info.Name):
 			continue
 		}
 		if err := r.there.expect(ctx); err != nil {
-			r.end(fmt.Errorf("%w: %w: nothing is lost: run it again when it does", ErrStore, err))
+			r.end(fmt.Errorf("%w: %w: run it again when that is fixed, and it resumes", ErrStore, err))
 			return
 		}
 		select {
@@ -161,10 +159,10 @@ func (r *run) list(ctx context.Context, files chan<- bytestore.Info) {
 	}
 }
 
-// done counts a file, and sees to what follows from it for all.
+// done counts and reports a file, and ends the run if a store doesn't work.
 func (r *run) done(ctx context.Context, result Result) {
 	if ctx.Err() != nil && result.Outcome == Failed {
-		return // not its fault
+		return // canceled, not failed
 	}
 	r.mu.Lock()
 	r.summary.count(result)
@@ -192,8 +190,8 @@ func (r *run) done(ctx context.Context, result Result) {
 		}
 	}
 	if result.side == target && disk.IsFull(result.Err) {
-		// At once: small files would fit for long, and fill what others need.
-		const text = "%w: the target is full: %w: make room there, and run it again: what was copied stays"
+		// Stop now: small files would still fit, and use up the last space.
+		const text = "%w: the target is full: %w: free space there and run it again, and it resumes"
 		r.end(fmt.Errorf(text, ErrStore, result.Err))
 		return
 	}
@@ -204,10 +202,10 @@ func (r *run) done(ctx context.Context, result Result) {
 	}
 }
 
-// sync makes what was committed survive a loss of power.
+// sync makes the committed files survive a loss of power.
 func (r *run) sync(ctx context.Context) error {
 	if err := r.To.Sync(ctx); err != nil {
-		return fmt.Errorf("%w: make sure that what was copied stays: %w: run it again when that is mended", ErrStore, err)
+		return fmt.Errorf("%w: flush the copied files: %w: run it again when that is fixed", ErrStore, err)
 	}
 	return nil
 }
