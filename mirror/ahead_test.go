@@ -17,7 +17,7 @@ import (
 	"nar-herder/peer"
 )
 
-// stepped is a mirror that does a step when the test says so, by a clock that the test
+// stepped is a mirror that makes a step when the test says so, by a clock that the test
 // sets.
 type stepped struct {
 	*Mirror
@@ -35,7 +35,7 @@ func newStepped(t *testing.T, source *instance, now time.Time) *stepped {
 
 func (s *stepped) set(now time.Time) { s.clock.Store(now.Unix()) }
 
-// steps does some, and returns the error of the last.
+// steps makes some steps, and returns the error of the last.
 func (s *stepped) steps(n int) (err error) {
 	for range n {
 		_, err = s.step(s.t.Context())
@@ -53,8 +53,7 @@ func (s *stepped) same(source *instance) {
 	}
 }
 
-// TestClockBehind: while the clock of a mirror is behind, changes wait, and none is
-// lost.
+// TestClockBehind: while the clock of a mirror is behind, changes wait, and none is lost.
 func TestClockBehind(t *testing.T) {
 	t.Parallel()
 	o := newOriginal(t)
@@ -80,7 +79,7 @@ func TestClockBehind(t *testing.T) {
 	if n := s.Status().PassedOver; n != 0 {
 		t.Errorf("%d changes were passed over", n)
 	}
-	// The clock is behind what was followed already.
+	// Now the clock is behind changes that were followed already.
 	s.set(days(1))
 	if err := s.steps(2); !errors.As(err, &refused) {
 		t.Errorf("by a clock that is behind: %v", err)
@@ -90,8 +89,8 @@ func TestClockBehind(t *testing.T) {
 	s.same(o.instance)
 }
 
-// TestSourceOnceAhead: a source that had its clock ahead for a while is followed, and
-// what it has done then waits, or is done when the source is accepted.
+// TestSourceOnceAhead: a source with a clock that was ahead for a while is followed.
+// Changes of that time wait, or are applied if the source is accepted.
 func TestSourceOnceAhead(t *testing.T) {
 	t.Parallel()
 	year := func(n int) time.Time { return at(n).AddDate(1, 0, 0) }
@@ -146,8 +145,7 @@ func TestSourceOnceAhead(t *testing.T) {
 	}
 }
 
-// TestDumpOnceAhead: times in a dump that are ahead don't keep a mirror from what
-// comes behind it.
+// TestDumpOnceAhead: times ahead in a dump don't hide later changes from a mirror.
 func TestDumpOnceAhead(t *testing.T) {
 	t.Parallel()
 	o := newOriginal(t)
@@ -168,8 +166,8 @@ func TestDumpOnceAhead(t *testing.T) {
 	}
 }
 
-// TestFollowedAhead: a mirror that an older version led ahead in time says so, and starts
-// from the dump when that is accepted.
+// TestFollowedAhead: a mirror with a cursor ahead of the clock, from an older version,
+// reports that, and starts from the dump once it is accepted.
 func TestFollowedAhead(t *testing.T) {
 	t.Parallel()
 	o := newOriginal(t)
@@ -199,8 +197,8 @@ func TestFollowedAhead(t *testing.T) {
 	s.same(o.instance)
 }
 
-// TestBeginClockBehind: a mirror that begins while its clock is behind waits, with what it
-// has downloaded.
+// TestBeginClockBehind: a new mirror with a clock that is behind waits, and keeps its
+// download.
 func TestBeginClockBehind(t *testing.T) {
 	t.Parallel()
 	o := newOriginal(t)
@@ -230,7 +228,7 @@ func TestBeginClockBehind(t *testing.T) {
 	}
 }
 
-// TestTakeAhead: what the stream dates ahead has come now.
+// TestTakeAhead: a change of the stream that is dated ahead counts as made now.
 func TestTakeAhead(t *testing.T) {
 	t.Parallel()
 	m := mirrorOf(t, newInstance(t), newInstance(t), new(testlog.Buffer), func() time.Time { return at(5) })

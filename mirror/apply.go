@@ -14,9 +14,9 @@ import (
 
 // Followed is a change that the mirrored instance has made.
 type Followed struct {
-	// At is when it was made where it was made first, to the second.
+	// At is when the first instance made it, to the second.
 	At time.Time
-	// Narinfo is what was added; nil for a removal, of the item with that Hash.
+	// Narinfo is that of an addition; nil for the removal of the item with that Hash.
 	Narinfo *narinfo.Narinfo
 	Hash    narinfo.PathHash
 	// StorePath is that of a removal, if it is known.
@@ -25,19 +25,19 @@ type Followed struct {
 	entry *index.Entry
 }
 
-// Prepare does the part of applying an addition that needs no transaction, so that it
-// can run in parallel. It need not be called.
+// Prepare does the part of applying an addition that needs no transaction, so that it can
+// run in parallel. Calling it is optional.
 func (f *Followed) Prepare(x *index.Index) {
 	if f.Narinfo != nil {
 		f.entry = x.Prepare(f.Narinfo)
 	}
 }
 
-// FollowedSums counts what became of changes.
+// FollowedSums counts the outcomes of changes.
 type FollowedSums struct {
 	Added, Updated, Withdrawn int
-	// Known changed nothing here. Kept are removals of what stays here, and nars
-	// that are others than the ones that came from here.
+	// Known changed nothing. Kept are removals of items that stay, and other nars of items
+	// that were added here.
 	Known, Kept int
 }
 
@@ -52,11 +52,11 @@ func (s *FollowedSums) Add(o FollowedSums) {
 
 // ApplyOptions are for [Apply].
 type ApplyOptions struct {
-	// Keeps says whether an item stays here although the mirrored instance has
+	// Keeps reports whether an item stays here although the mirrored instance has
 	// removed it; nil for none.
 	Keeps func(narinfo.PathHash) bool
-	// Within is called in the transaction before the changes, nil for nothing;
-	// its error ends all. It may be called twice.
+	// Within is called in the transaction before the changes; nil for nothing. Its error
+	// aborts the transaction. It may be called twice.
 	Within func(*index.Tx) error
 }
 
@@ -65,7 +65,7 @@ type ApplyOptions struct {
 // removed there are withdrawn here, and deleted when no client can hold their narinfos.
 func Apply(ctx context.Context, s *storage.Storage, changes []Followed, options ApplyOptions) (sums FollowedSums, err error) {
 	entries := make([]*index.Entry, len(changes))
-	transact := s.Index().Reclaim // may call again what it is given
+	transact := s.Index().Reclaim // may call its function twice
 	for i, change := range changes {
 		if change.Narinfo != nil {
 			transact = s.Index().Update
@@ -133,7 +133,7 @@ func applyRemoval(s *storage.Storage, tx *index.Tx, change Followed, now time.Ti
 		if keeps != nil && keeps(change.Hash) {
 			return FollowedSums{Kept: 1}, nil
 		}
-		// Its files can't be told before it is repaired; then the removal is completed.
+		// Its files are unknown until it is repaired, which completes the removal.
 		withdrawn, err := tx.WithdrawDamaged(damage, change.StorePath, now, change.At)
 		if err != nil || !withdrawn {
 			return FollowedSums{Kept: 1}, err
@@ -147,18 +147,18 @@ func applyRemoval(s *storage.Storage, tx *index.Tx, change Followed, now time.Ti
 	case !row.Mirrored:
 		return FollowedSums{Kept: 1}, nil
 	case row.Stored != 0 && keeps != nil && keeps(change.Hash):
-		// From now on, it is here alone. Without its nar it would lead nowhere.
+		// From now on it is a local item, so its nar must be stored here.
 		return FollowedSums{Kept: 1}, tx.SetMirrored(change.Hash, false)
 	}
 	if _, err := tx.WithdrawAs(change.Hash, now, change.At); err != nil {
 		return FollowedSums{}, err
 	}
-	// An import that takes it back makes it one that is here alone.
+	// An import that restores it makes it a local item.
 	return FollowedSums{Withdrawn: 1}, tx.SetMirrored(change.Hash, false)
 }
 
-// applyAddition writes an item's row, and returns the names of files in the
-// storage that it then does not claim any more.
+// applyAddition writes an item's row, and returns the names of the stored files that the row
+// no longer claims.
 func applyAddition(s *storage.Storage, tx *index.Tx, change Followed, entry *index.Entry) (sums FollowedSums, obsolete []string, err error) {
 	n := change.Narinfo
 	row, err := tx.Item(n.StorePath.Hash)
@@ -188,9 +188,9 @@ func applyAddition(s *storage.Storage, tx *index.Tx, change Followed, entry *ind
 		return sums, nil, err
 	}
 	if !old.Mirrored && old.WithdrawnAt.IsZero() {
-		// Another signature, say, or another nar: what came from here stays.
+		// It has another signature or another nar: the local one stays.
 		if old.Narinfo.NarHash != n.NarHash {
-			s.Log().Warn("the mirrored instance has another nar of an item that came from here, which stays", "item", n.StorePath.String())
+			s.Log().Warn("the mirrored instance has another nar of an item that was added here: keeping the local one", "item", n.StorePath.String())
 		}
 		return FollowedSums{Kept: 1}, nil, nil
 	}

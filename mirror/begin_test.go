@@ -27,7 +27,7 @@ import (
 	"nar-herder/storage/index"
 )
 
-// publishIndex has the instance publish a copy of its index. change may change the
+// publishIndex makes the instance publish a copy of its index. change may change the
 // answers.
 func (i *instance) publishIndex(change func(w http.ResponseWriter, r *http.Request, copied []byte) bool) {
 	i.t.Helper()
@@ -85,7 +85,7 @@ func filled(t *testing.T) *instance {
 	return source
 }
 
-// flaky answers in the ways that lines far away do.
+// flaky fails in the ways of an unreliable connection.
 func flaky(answers ...func(w http.ResponseWriter, r *http.Request, text []byte)) func(w http.ResponseWriter, r *http.Request, text []byte) bool {
 	n := 0
 	return func(w http.ResponseWriter, r *http.Request, text []byte) bool {
@@ -164,11 +164,11 @@ func (s *signal) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// TestBeginWhileDownloading: rows are made of an index while its rest is still to come.
+// TestBeginWhileDownloading: the index is built while it is still being downloaded.
 func TestBeginWhileDownloading(t *testing.T) {
 	t.Parallel()
 	refused := &signal{text: "skipped a narinfo", seen: make(chan struct{})}
-	texts := []string{evilInfo(5000, "docs/precious.txt")} // which is logged when it is read
+	texts := []string{evilInfo(5000, "docs/precious.txt")} // logged when it is read
 	for n := range 1000 {
 		texts = append(texts, string(testInfo(n, 1, n).Text))
 	}
@@ -204,8 +204,7 @@ func TestBeginWhileDownloading(t *testing.T) {
 	}
 }
 
-// TestBeginDamaged: an index that was damaged on its way is not used, whatever the
-// damage.
+// TestBeginDamaged: an index that was damaged in transit is not used.
 func TestBeginDamaged(t *testing.T) {
 	t.Parallel()
 	source := filled(t)
@@ -238,8 +237,8 @@ func TestBeginDamaged(t *testing.T) {
 	}
 }
 
-// TestBeginFromDump: a source that has no index for others is started from by its
-// dump, as is one whose index is not to be trusted, or is newer.
+// TestBeginFromDump: a mirror starts from the dump of a source without an index, or with an
+// unusable or newer one.
 func TestBeginFromDump(t *testing.T) {
 	t.Parallel()
 	for name, change := range map[string]func(w http.ResponseWriter, r *http.Request, text []byte) bool{
@@ -252,7 +251,7 @@ func TestBeginFromDump(t *testing.T) {
 			return false
 		},
 		"other tables": func(w http.ResponseWriter, r *http.Request, text []byte) bool {
-			// The same head, and a table of another name.
+			// It has the same header, and a table of another name.
 			other := bytes.ReplaceAll(text, []byte("TABLE uses"), []byte("TABLE used"))
 			sum := sha256.Sum256(other)
 			w.Header().Set(peer.DigestHeader, "sha-256=:"+base64.StdEncoding.EncodeToString(sum[:])+":")
@@ -287,7 +286,7 @@ func TestBeginFromDump(t *testing.T) {
 	}
 }
 
-// TestBeginRejectedDump: while the dump is one that was rejected, an unusable index is
+// TestBeginRejectedDump: while the source publishes a rejected dump, an unusable index is
 // not downloaded again either.
 func TestBeginRejectedDump(t *testing.T) {
 	t.Parallel()
@@ -322,8 +321,7 @@ func TestBeginRejectedDump(t *testing.T) {
 	}
 }
 
-// TestBeginBesideImport: a database that another process makes meanwhile is not
-// replaced.
+// TestBeginBesideImport: a database that another process makes meanwhile is not replaced.
 func TestBeginBesideImport(t *testing.T) {
 	t.Parallel()
 	source := filled(t)
@@ -350,7 +348,7 @@ func TestBeginBesideImport(t *testing.T) {
 		t.Fatal(err)
 	}
 	leftNothing(t, sourcedump.Downloads(database))
-	// Also where it was made between two tries, and a part has come by then.
+	// This holds between two attempts too, after a part was downloaded.
 	if err := errors.Join(os.WriteFile(sourcedump.Downloads(database)+".index", nil, 0o600), os.WriteFile(sourcedump.Downloads(database)+".index.json", nil, 0o600)); err != nil {
 		t.Fatal(err)
 	}

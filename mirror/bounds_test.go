@@ -15,9 +15,8 @@ import (
 	"nar-herder/peer"
 )
 
-// TestEarlyMemory: changes that are held back until it is known that none is missing
-// are bounded in bytes. It does not run beside other tests, as it looks at the memory
-// of the process.
+// TestEarlyMemory: changes before an anchor are bounded in bytes. It measures the memory of
+// the process, so it does not run in parallel.
 func TestEarlyMemory(t *testing.T) {
 	const each, count, most = 32 << 10, 5000, 90 << 20 // 160 MiB in all
 	inUse := func() uint64 {
@@ -35,7 +34,7 @@ func TestEarlyMemory(t *testing.T) {
 		for n := 0; err == nil && n < count; n++ {
 			_, err = fmt.Fprintf(w, `{"datetime":"2026-01-01 00:00:00","change":"addition","data":"%d%s"},`, n, text)
 		}
-		during <- inUse() // the mirror has read all but what the connection holds
+		during <- inUse() // the mirror has read all but the buffers of the connection
 		_, _ = io.WriteString(w, `{}]}`)
 		return true
 	})
@@ -49,7 +48,7 @@ func TestEarlyMemory(t *testing.T) {
 	}
 }
 
-// TestMostSeen: the changes that are remembered, since they come again, are bounded.
+// TestMostSeen: the remembered changes are bounded.
 func TestMostSeen(t *testing.T) {
 	t.Parallel()
 	m := mirrorOf2(t, newInstance(t), newInstance(t), filepath.Join(t.TempDir(), "download"))

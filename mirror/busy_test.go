@@ -8,7 +8,7 @@ import (
 	"nar-herder/peer"
 )
 
-// TestBusyStream: a source that has no room for a stream is asked for pages.
+// TestBusyStream: pages are requested from a source that allows no more streams.
 func TestBusyStream(t *testing.T) {
 	t.Parallel()
 	source := newInstance(t)

@@ -9,15 +9,15 @@ import (
 	"nar-herder/mirror/original/convert"
 )
 
-// TestConverted: the database of an original that was a mirror is converted, and
-// follows on without a dump: what it has from the source goes when it goes there.
+// TestConverted: the database of an original that was a mirror is converted, and resumes
+// without a dump. Items of the source are withdrawn when the source removes them.
 func TestConverted(t *testing.T) {
 	t.Parallel()
 	o := newOriginal(t)
 	for n := range 20 {
 		o.added(at(100+n), n, 1)
 	}
-	o.dump(false) // which is what a mirror has that is up to date
+	o.dump(false) // what an up-to-date mirror has
 	database := filepath.Join(t.TempDir(), "index.db")
 	if err := os.WriteFile(database, o.dumped, 0o644); err != nil {
 		t.Fatal(err)

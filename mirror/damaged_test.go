@@ -14,7 +14,7 @@ import (
 	"nar-herder/storage/index"
 )
 
-// dumpNow publishes the dump that the program makes, changed by statements.
+// dumpNow publishes this program's dump, changed by SQL statements.
 func (i *instance) dumpNow(statements ...string) {
 	i.t.Helper()
 	path := filepath.Join(i.t.TempDir(), "dump.db")
@@ -44,9 +44,8 @@ func (i *instance) dumpNow(statements ...string) {
 	i.publish(text)
 }
 
-// TestDamagedAtSource: an item that is damaged at the source is not removed here, and
-// those that were removed there are. A mirror that starts without it gets it when it is
-// repaired.
+// TestDamagedAtSource: an item that is damaged at the source is not removed here, unlike
+// items that were removed there. A new mirror gets it when it is repaired.
 func TestDamagedAtSource(t *testing.T) {
 	t.Parallel()
 	source, own := newInstance(t), newInstance(t)
@@ -122,8 +121,8 @@ func TestDamagedRemoval(t *testing.T) {
 	}
 }
 
-// TestOwedRemovals: what the source removed before a dump that doesn't name all damaged items
-// is removed here by the first dump that does, while the changes are followed.
+// TestOwedRemovals: removals at the source before a dump that doesn't name all damaged
+// items are made up for by the first dump that does, while the mirror follows changes.
 func TestOwedRemovals(t *testing.T) {
 	t.Parallel()
 	source, own := newInstance(t), newInstance(t)
@@ -163,7 +162,7 @@ func TestOwedRemovals(t *testing.T) {
 			t.Errorf("from %+v: %v, want %v", from, paid, want)
 		}
 	}
-	pay(false) // the dump is the same
+	pay(false) // the same dump
 	source.dumpNow()
 	pay(false) // too early
 	now = now.Add(owedEvery)
@@ -173,7 +172,7 @@ func TestOwedRemovals(t *testing.T) {
 	}
 }
 
-// TestManyNamed: however many items are damaged at the source, a dump names them.
+// TestManyNamed: a dump names all damaged items, however many.
 func TestManyNamed(t *testing.T) {
 	t.Parallel()
 	source, own := newInstance(t), newInstance(t)

@@ -19,8 +19,8 @@ import (
 	"nar-herder/storage/index"
 )
 
-// TestFollow: a mirror starts from nothing and then does what the source does, and
-// a mirror of the mirror agrees, with the source's times.
+// TestFollow: a new mirror follows its source, and a mirror of the mirror gets the same
+// items with the source's times.
 func TestFollow(t *testing.T) {
 	t.Parallel()
 	source := newInstance(t)
@@ -43,7 +43,7 @@ func TestFollow(t *testing.T) {
 	source.add(at(403), testInfo(5, 2, 5)) // with another signature, say
 	source.add(at(404), testInfo(6, 2, 99))
 	source.remove(at(405), 8, 9)
-	source.add(at(406), testInfo(9, 1, 9)) // back again
+	source.add(at(406), testInfo(9, 1, 9)) // added again
 	more := make([]*narinfo.Narinfo, batchSize+100)
 	for n := range more {
 		more[n] = testInfo(3000+n, 1, n)
@@ -58,7 +58,7 @@ func TestFollow(t *testing.T) {
 			t.Errorf("the changes are told as\n%q\nwant\n%q", log[max(0, from):], news)
 		}
 	}
-	// A restart goes on where it was.
+	// A restart resumes.
 	middle.stop()
 	before, err := middle.index.LastChange(t.Context())
 	if err != nil {
@@ -73,13 +73,13 @@ func TestFollow(t *testing.T) {
 	}
 }
 
-// TestGap: changes that have left the source's log are made up for by its dump, and
-// nothing that is the mirror's own is lost.
+// TestGap: a mirror makes up for changes that have left the source's log by the dump, and
+// keeps its own items.
 func TestGap(t *testing.T) {
 	t.Parallel()
 	source, own := newInstance(t), newInstance(t)
 	source.add(at(1), testInfo(1, 1, 1), testInfo(2, 1, 2), testInfo(3, 1, 3), testInfo(4, 1, 4))
-	own.add(at(2), testInfo(50, 1, 50), testInfo(2, 1, 77), testInfo(3, 1, 3)) // before it mirrored anything
+	own.add(at(2), testInfo(50, 1, 50), testInfo(2, 1, 77), testInfo(3, 1, 3)) // before it was a mirror
 	source.dump(true)
 	pinned := testPath(4).Hash
 	options := func(o *Options) {
@@ -92,7 +92,7 @@ func TestGap(t *testing.T) {
 	until(t, "the changes to be followed", func() bool { return f.Status().State == health.Following })
 	f.stop()
 	err := own.index.Update(t.Context(), func(tx *index.Tx) error {
-		// Only what is stored can be kept.
+		// Only stored nars can be kept.
 		return errors.Join(tx.SetStored(pinned, 1, nil), tx.AddTags(testPath(1).Hash, []index.Tag{{Key: "k", Value: "v"}}))
 	})
 	if err != nil {
@@ -126,7 +126,7 @@ func TestGap(t *testing.T) {
 	}
 }
 
-// refused waits until the source is refused, and returns why.
+// refused waits until the source is refused, and returns the reason.
 func (f *following) refused() string {
 	f.t.Helper()
 	defer func() {
@@ -141,8 +141,8 @@ func (f *following) refused() string {
 	return f.Status().Error
 }
 
-// TestRefused: a source that loses much, or has gone back in time, is not followed
-// before somebody says so.
+// TestRefused: a source that loses much, or has gone back in time, is not followed until it
+// is accepted.
 func TestRefused(t *testing.T) {
 	t.Parallel()
 	many := func(t *testing.T) (*instance, []int) {
@@ -162,7 +162,7 @@ func TestRefused(t *testing.T) {
 		f := follow(t, newInstance(t), source, nil)
 		f.same(source)
 		source.remove(at(2), numbers[:90]...)
-		f.same(source) // so many may go
+		f.same(source) // so many may be removed
 		source.remove(at(3), numbers[90:180]...)
 		if why := f.refused(); !strings.Contains(why, "within an hour") {
 			t.Errorf("it was refused because %s", why)
@@ -230,14 +230,14 @@ func accept(t *testing.T, f *following) {
 	}
 }
 
-// again has a refusing mirror look now, and not in a while.
+// again makes a refusing mirror look at its source now.
 func (f *following) again(source *instance) {
 	f.t.Helper()
 	f.stop()
 	follow(f.t, f.instance, source, nil).same(source)
 }
 
-// TestOtherDatabase: a source whose database was made anew is merged in.
+// TestOtherDatabase: a source with a new database is merged.
 func TestOtherDatabase(t *testing.T) {
 	t.Parallel()
 	first, second := newInstance(t), newInstance(t)
@@ -254,7 +254,8 @@ func TestOtherDatabase(t *testing.T) {
 	until(t, "its changes", func() bool { return len(f.list()) == 3 })
 }
 
-// TestDamagedStream: what is damaged on its way is not followed, and comes again.
+// TestDamagedStream: a change that was damaged in transit is not applied, and is sent
+// again.
 func TestDamagedStream(t *testing.T) {
 	t.Parallel()
 	source := newInstance(t)
@@ -282,7 +283,7 @@ func TestDamagedStream(t *testing.T) {
 			defer behind.Body.Close()
 			w.Header().Set("Content-Type", behind.Header.Get("Content-Type"))
 			w.WriteHeader(behind.StatusCode)
-			// All that there is comes in one piece.
+			// All changes come in one piece.
 			buffer := make([]byte, 1<<20)
 			n, _ := behind.Body.Read(buffer)
 			_, _ = w.Write([]byte(damage(string(buffer[:n]))))
@@ -297,8 +298,7 @@ func TestDamagedStream(t *testing.T) {
 	}
 }
 
-// TestDamagedInMidst: of changes that come together, none is lost when one, or what
-// tells of it, is damaged.
+// TestDamagedInMidst: if one of several changes, or its event, is damaged, none is lost.
 func TestDamagedInMidst(t *testing.T) {
 	t.Parallel()
 	for name, damage := range map[string]func(text string) string{
@@ -313,7 +313,7 @@ func TestDamagedInMidst(t *testing.T) {
 	} {
 		for _, path := range []string{peer.StreamPath, peer.ChangesPath} {
 			if path == peer.ChangesPath && (name == "its data" || name == "all of it") {
-				continue // of events alone
+				continue // without changes
 			}
 			t.Run(name+" at "+path, func(t *testing.T) {
 				t.Parallel()
@@ -372,7 +372,7 @@ func TestDamagedInMidst(t *testing.T) {
 	}
 }
 
-// replaceAfter replaces what comes first after a text.
+// replaceAfter replaces the first occurrence after a text.
 func replaceAfter(text, after, old, with string) string {
 	i := strings.Index(text, after)
 	if i < 0 {
@@ -381,8 +381,8 @@ func replaceAfter(text, after, old, with string) string {
 	return text[:i] + strings.Replace(text[i:], old, with, 1)
 }
 
-// TestBackupPutBack: a source that was put back to an earlier state, and has gone on
-// since, is noticed, although its log has come as far as it was followed.
+// TestBackupPutBack: a mirror notices that its source was restored to an earlier state,
+// even if the source's log has grown to the same length since.
 func TestBackupPutBack(t *testing.T) {
 	t.Parallel()
 	source := newInstance(t)
@@ -393,7 +393,7 @@ func TestBackupPutBack(t *testing.T) {
 	f.same(source)
 	until(t, "to be up to date", func() bool { return f.Status().Backlog == 0 && f.Status().State == health.Following })
 	f.stop()
-	// The log is the same but for its last change.
+	// Only the last change of the log differs.
 	err := source.index.Update(t.Context(), func(tx *index.Tx) error { return tx.Remove(testPath(3).Hash, at(3)) })
 	if err != nil {
 		t.Fatal(err)
@@ -409,7 +409,7 @@ func TestBackupPutBack(t *testing.T) {
 	f.again(source)
 }
 
-// TestCycle: two that mirror each other have no changes go round.
+// TestCycle: changes don't circulate between two instances that mirror each other.
 func TestCycle(t *testing.T) {
 	t.Parallel()
 	a, b := newInstance(t), newInstance(t)
@@ -425,7 +425,7 @@ func TestCycle(t *testing.T) {
 	until(t, "one of them to be refused", func() bool { return fa.Status().State == health.Refusing || fb.Status().State == health.Refusing })
 }
 
-// blockingHandler blocks, once, what logs a change that can't be followed.
+// blockingHandler blocks, once, the log line about a change that can't be followed.
 type blockingHandler struct {
 	slog.Handler
 	reached, release chan struct{}
@@ -443,8 +443,8 @@ func (h *blockingHandler) Handle(_ context.Context, r slog.Record) error {
 
 func (h *blockingHandler) Enabled(context.Context, slog.Level) bool { return true }
 
-// TestStreamEndsWhole: what reads the stream has ended when following it has: it uses
-// what the next try does.
+// TestStreamEndsWhole: followStream returns after the reader of the stream has ended,
+// because both use the same fields.
 func TestStreamEndsWhole(t *testing.T) {
 	t.Parallel()
 	source, own := newInstance(t), newInstance(t)

@@ -9,7 +9,7 @@ import (
 	"nar-herder/peer"
 )
 
-// FuzzRead has any texts as a change, which makes no sense, or is about one item.
+// FuzzRead: a change with any texts is refused, or is about one item.
 func FuzzRead(f *testing.F) {
 	whole := string(testInfo(1, 1, 1).Text)
 	for _, datetime := range []string{"2026-01-01 00:00:00", "2026-01-01T00:00:00Z", "2026-01-01 00:00:00.5", "0000-00-00 00:00:00", "9999-12-31 23:59:59", "soon", ""} {
@@ -38,7 +38,7 @@ func FuzzRead(f *testing.F) {
 		case change.Narinfo == nil && !strings.Contains(data, change.Hash.String()):
 			t.Fatalf("%+v is about %s", c, change.Hash)
 		}
-		// A peer that gets it from here reads the same.
+		// A peer that gets it from this instance reads the same.
 		c.Datetime = change.At.Format(time.DateTime)
 		if again, err := read(c, sure); err != nil || !again.At.Equal(change.At) {
 			t.Fatalf("%s is %v, %v", c.Datetime, again.At, err)

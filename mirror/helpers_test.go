@@ -29,7 +29,7 @@ import (
 	"nar-herder/storage/index"
 )
 
-// patience is how long a test waits for what has to come.
+// patience is how long a test waits.
 const patience = 30 * time.Second
 
 func until(t testing.TB, what string, condition func() bool) {
@@ -54,7 +54,7 @@ var (
 	listOf   = mirrortest.Items
 )
 
-// instance is an index with a server of it.
+// instance is an index with a server.
 type instance struct {
 	t       testing.TB
 	index   *index.Index
@@ -65,7 +65,7 @@ type instance struct {
 	chain   func() []string
 
 	mu sync.Mutex
-	// dumped is what the front has as the dump; nil for 503.
+	// dumped is the dump that the front serves; nil for 503.
 	dumped []byte
 	digest string
 	made   time.Time
@@ -140,7 +140,7 @@ func openInstance(t testing.TB, database string) *instance {
 	return i
 }
 
-// add has the instance have narinfos, at a time.
+// add adds narinfos at a time.
 func (i *instance) add(when time.Time, infos ...*narinfo.Narinfo) {
 	i.t.Helper()
 	entries := make([]*index.Entry, len(infos))
@@ -165,7 +165,7 @@ func (i *instance) add(when time.Time, infos ...*narinfo.Narinfo) {
 	}
 }
 
-// remove has clients of the instance no longer be told of an item.
+// remove withdraws an item.
 func (i *instance) remove(when time.Time, numbers ...int) {
 	i.t.Helper()
 	err := i.index.Update(context.Background(), func(tx *index.Tx) error {
@@ -181,7 +181,7 @@ func (i *instance) remove(when time.Time, numbers ...int) {
 	}
 }
 
-// list is what clients are told of, with the times.
+// list returns the visible items with their times.
 func (i *instance) list() (lines []string) {
 	for item, err := range i.index.Items(context.Background()) {
 		if err != nil {
@@ -195,7 +195,7 @@ func (i *instance) list() (lines []string) {
 	return lines
 }
 
-// told is what others are told by time.
+// told returns the changes that other instances get.
 func (i *instance) told() (lines []string) {
 	place := index.TimeCursor{}
 	told, _, err := i.index.ChangesFrom(context.Background(), &place, 1_000_000)
@@ -212,8 +212,7 @@ func (i *instance) told() (lines []string) {
 	return lines
 }
 
-// dump publishes the state as the original would; numbered also as this program
-// does.
+// dump publishes a dump as the original would; numbered adds this program's numbers.
 func (i *instance) dump(numbered bool) {
 	i.t.Helper()
 	if numbered {
@@ -223,8 +222,8 @@ func (i *instance) dump(numbered bool) {
 	}
 }
 
-// dumpAs has the dump say, unless the name is empty, that its numbers are those of
-// that instance.
+// dumpAs makes the dump claim, unless the name is empty, that the instance of that name
+// numbered it.
 func (i *instance) dumpAs(instance string) {
 	i.t.Helper()
 	name := filepath.Join(i.t.TempDir(), "dump.db")
@@ -291,14 +290,14 @@ func (i *instance) through(f func(http.ResponseWriter, *http.Request) bool) {
 	i.intercept = f
 }
 
-// tellsChain has the instance tell which others it mirrors.
+// tellsChain makes the instance send its chain of mirrored instances.
 func (i *instance) tellsChain(m *Mirror) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.chain = m.Chain
 }
 
-// rewrite changes the database past the index.
+// rewrite changes the database behind the index.
 func (i *instance) rewrite(statements ...string) {
 	i.t.Helper()
 	db, err := sql.Open("sqlite", i.index.Path()+"?_pragma=busy_timeout(30000)")
@@ -313,7 +312,7 @@ func (i *instance) rewrite(statements ...string) {
 	}
 }
 
-// trim has the log lose its oldest changes.
+// trim removes the oldest changes from the log.
 func (i *instance) trim(upTo int64) {
 	i.t.Helper()
 	if _, err := i.index.TrimChanges(i.t.Context(), upTo, 0); err != nil {
@@ -321,7 +320,7 @@ func (i *instance) trim(upTo int64) {
 	}
 }
 
-// following is a mirror that runs.
+// following is a running mirror.
 type following struct {
 	*Mirror
 	*instance
@@ -329,7 +328,7 @@ type following struct {
 	stop   func()
 }
 
-// follow has an instance follow another until the test ends, or stop is called.
+// follow makes an instance follow another until the test ends, or stop is called.
 func follow(t testing.TB, i, source *instance, change func(*Options)) *following {
 	t.Helper()
 	base, err := url.Parse(source.front.URL)
@@ -361,7 +360,7 @@ func follow(t testing.TB, i, source *instance, change func(*Options)) *following
 	return f
 }
 
-// same waits until the mirror has what the source has.
+// same waits until the mirror has the items of the source.
 func (f *following) same(source *instance) {
 	f.t.Helper()
 	end := time.Now().Add(patience)

@@ -28,10 +28,10 @@ import (
 	"nar-herder/storage/index"
 )
 
-// evil is what a hostile source has for nars.
+// evil are the nars of a hostile source.
 const evil = "evil"
 
-// evilInfo is a narinfo with right hashes, whose nar has that URL.
+// evilInfo returns a narinfo with right hashes and the given URL.
 func evilInfo(n int, url string) string {
 	signed := fmt.Sprintf("StorePath: %s\nNarHash: %s\nNarSize: %d\nReferences: \n", testPath(n), narinfo.NarHash(sha256.Sum256([]byte(evil))), len(evil))
 	signature := fmt.Sprintf("(signature (data (flags test) (hash sha256 #%X#)) (sig-val (test (s #00#))) (public-key (test (q #00#))))", sha256.Sum256([]byte(signed)))
@@ -39,14 +39,14 @@ func evilInfo(n int, url string) string {
 		signed, base64.StdEncoding.EncodeToString([]byte(signature)), url, len(evil))
 }
 
-// good is the number of the one item that is as it should be.
+// good is the number of the one valid item.
 const good = 1
 
-// hostileTexts are narinfos that name what is not theirs: the good one comes last.
+// hostileTexts are narinfos that name files of others. The valid one comes last.
 func hostileTexts() (texts []string) {
 	for i, url := range []string{
 		"docs/precious.txt", "secret.key", bytestore.OwnerName, bytestore.IdentityName, "nar/none/notes",
-		"nar/" + testPath(good).BaseName() + "/" + testPath(905).BaseName(), // a directory in another's place
+		"nar/" + testPath(good).BaseName() + "/" + testPath(905).BaseName(), // a directory in place of a nar
 		"nar/none/" + testPath(good).BaseName(),
 		"nar/../secret.key", "%2e%2e/secret.key", "//127.0.0.1/secret.key", "http://127.0.0.1/secret.key", "nar/none/..%2f..%2fsecret.key",
 	} {
@@ -55,7 +55,7 @@ func hostileTexts() (texts []string) {
 	return append(texts, evilInfo(good, "nar/none/"+testPath(good).BaseName()))
 }
 
-// victim is a mirror with a storage in which there are other files, too.
+// victim is a mirror with a storage that has other files, too.
 type victim struct {
 	*Mirror
 	index     *index.Index
@@ -74,7 +74,7 @@ func newVictim(t *testing.T, source string) *victim {
 	return victimWith(t, x, source)
 }
 
-// victimWith has a mirror with that index, which follows nothing yet.
+// victimWith makes a mirror with that index, which does not run yet.
 func victimWith(t *testing.T, x *index.Index, source string) *victim {
 	t.Helper()
 	v := &victim{index: x, directory: t.TempDir(), log: new(testlog.Buffer),
@@ -102,8 +102,8 @@ func victimWith(t *testing.T, x *index.Index, source string) *victim {
 	return v
 }
 
-// wantUnharmed fetches the nars that are missing, and makes sure that the good one has
-// come, and that all other files are as they were.
+// wantUnharmed fetches the missing nars, and asserts that the valid one was stored and that
+// all other files are unchanged.
 func (v *victim) wantUnharmed(t *testing.T) {
 	t.Helper()
 	fetcher, err := nars.New(v.Storage, v.Source, nars.Options{All: true, Limit: -1, Decode: plain, Log: slog.New(slog.NewTextHandler(v.log, nil))})
@@ -136,8 +136,8 @@ func (v *victim) wantUnharmed(t *testing.T) {
 	}
 }
 
-// TestHostileTexts: what a source says of other files in the storage is not believed,
-// whichever way it says it.
+// TestHostileTexts: a source can't change other files in the storage, whichever way it
+// sends narinfos.
 func TestHostileTexts(t *testing.T) {
 	t.Parallel()
 	texts := hostileTexts()
@@ -177,7 +177,7 @@ func TestHostileTexts(t *testing.T) {
 			tell(source)
 			v.askedNumbers = time.Now()
 			next := cursor.Cursor{Since: at(99)}
-			for range 2 * unreadableTries * len(texts) { // each is asked for again
+			for range 2 * unreadableTries * len(texts) { // each is requested again
 				if err := v.followPlain(t.Context(), next); err != nil && !errors.Is(err, errUnreadable) {
 					return err
 				}
@@ -212,7 +212,7 @@ func TestHostileTexts(t *testing.T) {
 	}
 }
 
-// plain reads what isn't compressed.
+// plain decodes uncompressed nars.
 func plain(_ context.Context, _ string, r io.Reader, _ int64) (io.ReadCloser, error) {
 	return io.NopCloser(r), nil
 }

@@ -18,7 +18,7 @@ import (
 	"nar-herder/storage/index"
 )
 
-// crossings are rows beside the texts that nobody else may write.
+// crossings are rows beside the texts that no other instance may set.
 const crossings = `
 	INSERT INTO leftovers VALUES ('docs/precious.txt'), ('secret.key'), ('nar/none/notes');
 	INSERT INTO pins VALUES (x'0000000000000000000000000000000000000001', 1);
@@ -34,8 +34,8 @@ const crossings = `
 	INSERT INTO recent_changes (at, kind, hash, store_path) SELECT 1, 2, hash, '/gnu/store/x' FROM narinfos;
 	CREATE TRIGGER t AFTER INSERT ON settings BEGIN INSERT INTO leftovers VALUES ('docs/precious.txt'); END;`
 
-// TestHostileIndex: of an index that a source publishes, only texts and their times come
-// here, and of its dump as well, whatever else is in them.
+// TestHostileIndex: only texts and their times are taken from a source's index or dump,
+// whatever else these contain.
 func TestHostileIndex(t *testing.T) {
 	t.Parallel()
 	texts := hostileTexts()
@@ -71,7 +71,7 @@ func TestHostileIndex(t *testing.T) {
 	}
 }
 
-// beginWith begins from a hostile source, and opens what that has come to.
+// beginWith starts from a hostile source, and opens the result.
 func beginWith(t *testing.T, source *hostile.Source) *index.Index {
 	t.Helper()
 	base, err := url.Parse(source.URL)
@@ -100,7 +100,7 @@ func openBuilt(t testing.TB, database string) *index.Index {
 	return x
 }
 
-// wantNothingElse makes sure that the index has the good item, and nothing besides.
+// wantNothingElse asserts that the index has the valid item only.
 func wantNothingElse(t *testing.T, x *index.Index) {
 	t.Helper()
 	db, err := sql.Open("sqlite", x.Path())

@@ -9,10 +9,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"slices"
 	"time"
 
+	"nar-herder/internal/logonce"
 	"nar-herder/internal/pace"
 	"nar-herder/mirror/bootstrap"
 	"nar-herder/mirror/cursor"
@@ -89,7 +89,7 @@ type Mirror struct {
 	// missing there: a dump that ends before it is useless.
 	logFirst int64
 	// resyncLogged suppresses repeated log lines about a resync.
-	resyncLogged health.Reminder
+	resyncLogged logonce.Filter
 	// isTidy reports that no files of an earlier run are left.
 	isTidy bool
 
@@ -119,6 +119,7 @@ func New(options Options) *Mirror {
 
 // Run follows the source until the context ends.
 func (m *Mirror) Run(ctx context.Context) {
+	backoff := pace.Backoff{First: min(firstPause, m.Interval), Last: lastPause}
 	for failures := 0; ctx.Err() == nil; {
 		begun := m.Now()
 		wait, err := m.step(ctx)
@@ -137,9 +138,8 @@ func (m *Mirror) Run(ctx context.Context) {
 		case errors.Is(err, download.ErrNotReady):
 			wait, failures = notReadyPause, 0
 		default:
-			pause := min(lastPause, min(firstPause, m.Interval)<<min(failures, 10))
-			wait = pause/2 + rand.N(pause)
 			failures++
+			wait = backoff.Jittered(failures)
 		}
 		m.status.ended(m.Log, err)
 		if pace.Sleep(ctx, wait) != nil {
@@ -217,15 +217,15 @@ func (m *Mirror) lost(ctx context.Context, at cursor.Cursor, lost *peer.LostErro
 		return fmt.Errorf("lost again right after starting from its dump: %w", lost)
 	}
 	if lost.Instance != at.Instance {
-		return m.resyncLost(ctx, at, "its database is another than before")
+		return m.resyncLost(ctx, at, "its database was replaced")
 	}
 	if lost.First > at.Position+1 {
 		m.logFirst = lost.First
 		return m.resyncLost(ctx, at, fmt.Sprintf("changes %d to %d have left its log", at.Position+1, lost.First-1))
 	}
-	why := fmt.Sprintf("it has gone back in time: its change %d is another than the one that was followed, as after a backup was put back", at.Position)
+	why := fmt.Sprintf("it has gone back in time: its change %d differs from the one that was followed, as after a backup was restored", at.Position)
 	if lost.Last < at.Position {
-		why = fmt.Sprintf("it has gone back in time: change %d was followed, and it has come to %d only, as after a backup was put back", at.Position, lost.Last)
+		why = fmt.Sprintf("it has gone back in time: change %d was followed, and its newest is %d, as after a backup was restored", at.Position, lost.Last)
 	}
 	if err := m.unlessAccepted(ctx, why); err != nil {
 		return err
@@ -271,7 +271,7 @@ func (m *Mirror) unlessAccepted(ctx context.Context, why string) error {
 			return nil
 		}
 	}
-	return &health.RefusedError{Why: why + "; if that is meant to be so, say 'nar-herder mirror-accept-loss', else put the source right"}
+	return &health.RefusedError{Why: why + "; if that is intended, run 'nar-herder mirror-accept-loss', else repair the source"}
 }
 
 // tidy removes what an earlier run has left of its downloads, once the source is followed.

@@ -14,15 +14,15 @@ import (
 	"nar-herder/peer"
 )
 
-// originalSource is a source that knows no more than the original: the changes since a
-// time, as they were written.
+// originalSource is a source like the original: it sends the changes since a time, as they
+// were written.
 type originalSource struct {
 	*instance
 	mu      sync.Mutex
 	changes []peer.Change
 	// answer replaces the next answers, if not "".
 	answers []string
-	// damage changes an answer, the first that it has an effect on, if not nil.
+	// damage changes the first answer that it has an effect on, if not nil.
 	damage func(string) string
 	asked  []string
 }
@@ -70,7 +70,7 @@ func newOriginal(t testing.TB) *originalSource {
 	return o
 }
 
-// added has the original have an item, and tell of it.
+// added adds an item to the original, and a change.
 func (o *originalSource) added(when time.Time, n, version int) {
 	info := testInfo(n, version, n)
 	o.add(when, info)
@@ -92,7 +92,7 @@ func (o *originalSource) answer(texts ...string) {
 	o.answers = append(o.answers, texts...)
 }
 
-// rounds waits until it was asked n more times.
+// rounds waits for n more requests.
 func (o *originalSource) rounds(n int) {
 	o.t.Helper()
 	count := func() int {
@@ -104,7 +104,7 @@ func (o *originalSource) rounds(n int) {
 	until(o.t, "the next questions", func() bool { return count() >= before+n })
 }
 
-// TestPlain: an original is followed by time, each change exactly once.
+// TestPlain: an original is followed by time, and each change is applied exactly once.
 func TestPlain(t *testing.T) {
 	t.Parallel()
 	o := newOriginal(t)
@@ -135,7 +135,7 @@ func TestPlain(t *testing.T) {
 	}
 	until(t, "to be up to date", func() bool { s := f.Status(); return s.State == health.Following && s.LagSeconds < 5 })
 
-	// The log loses what was followed, and what was not.
+	// The log loses changes that were followed, and some that were not.
 	f.stop()
 	o.added(at(300), 110, 1)
 	o.removed(at(301), 3)
@@ -151,8 +151,8 @@ func TestPlain(t *testing.T) {
 	}
 }
 
-// TestPlainGarbage: what an original can't have meant is not followed, and when it
-// is over, the mirror goes on by itself.
+// TestPlainGarbage: malformed changes of an original are not applied, and the mirror
+// resumes by itself afterwards.
 func TestPlainGarbage(t *testing.T) {
 	t.Parallel()
 	o := newOriginal(t)
@@ -194,7 +194,7 @@ func TestPlainGarbage(t *testing.T) {
 	}
 	o.added(at(60), 60, 1)
 	f.same(o.instance)
-	// One that stays as it is, is passed over in the end.
+	// A change that stays malformed is skipped in the end.
 	o.mu.Lock()
 	o.changes = append(o.changes, peer.Change{Datetime: at(61).Format(time.DateTime), Change: peer.Addition, Data: "StorePath: nonsense\n"})
 	o.mu.Unlock()
@@ -205,13 +205,13 @@ func TestPlainGarbage(t *testing.T) {
 	}
 }
 
-// TestPlainDamaged: where nothing tells that a change was damaged on its way, it is
-// not done all the same, not even for a moment, and what was sent is.
+// TestPlainDamaged: a change that was damaged in transit is not applied, even though it has
+// no digest; the right one is.
 func TestPlainDamaged(t *testing.T) {
 	t.Parallel()
 	replace := func(old, new string) func(string) string {
 		return func(answer string) string {
-			// The last: what is before is followed already.
+			// Only the last, because the earlier ones are followed already.
 			if i := strings.LastIndex(answer, old); i >= 0 {
 				return answer[:i] + new + answer[i+len(old):]
 			}
@@ -224,11 +224,11 @@ func TestPlainDamaged(t *testing.T) {
 	}{
 		"length":      {func(o *originalSource) { o.added(at(50), 50, 1) }, replace("FileSize: 120", "FileSize: 130")},
 		"compression": {func(o *originalSource) { o.added(at(50), 50, 1) }, replace("Compression: none", "Compression: nond")},
-		// Were it believed, what comes would not be asked for any more.
+		// If it were applied, later changes would not be requested.
 		"time": {func(o *originalSource) { o.added(at(50), 50, 1) }, replace("2026-01-01 00:00:50", "2026-01-01 10:00:50")},
-		// Were it believed, another item would go.
+		// If it were applied, another item would be removed.
 		"removal": {func(o *originalSource) { o.removed(at(50), 3) }, replace(testPath(3).String(), testPath(7).String())},
-		// What tells that nothing has left the log.
+		// This is the anchor.
 		"anchor": {func(o *originalSource) {}, replace("2026-01-01 00:00:20", "2026-01-01 00:00:10")},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -240,7 +240,7 @@ func TestPlainDamaged(t *testing.T) {
 			o.dump(false)
 			f := follow(t, newInstance(t), o.instance, nil)
 			f.same(o.instance)
-			o.added(at(20), 20, 1) // what the dump has may leave the log, this not
+			o.added(at(20), 20, 1) // the log may lose changes that the dump has, but not this one
 			f.same(o.instance)
 			o.rounds(2)
 			before := len(f.told())
@@ -269,8 +269,7 @@ func TestPlainDamaged(t *testing.T) {
 	}
 }
 
-// TestPlainBackInTime: an original whose dump is older than what was followed is
-// refused.
+// TestPlainBackInTime: an original with a dump older than the followed changes is refused.
 func TestPlainBackInTime(t *testing.T) {
 	t.Parallel()
 	o := newOriginal(t)

@@ -25,7 +25,7 @@ func many(t *testing.T) *instance {
 	return source
 }
 
-// numbers are those from one up to another.
+// numbers returns the numbers from one up to another.
 func numbers(from, to int) (all []int) {
 	for n := from; n < to; n++ {
 		all = append(all, n)
@@ -33,8 +33,8 @@ func numbers(from, to int) (all []int) {
 	return all
 }
 
-// TestRemovalsAtOddTimes: a source can't hide a mass removal behind the times that it
-// gives its changes, nor does a restart of the mirror.
+// TestRemovalsAtOddTimes: neither odd times of its changes nor a restart of the mirror hide
+// a mass removal at the source.
 func TestRemovalsAtOddTimes(t *testing.T) {
 	t.Parallel()
 	for name, when := range map[string]func(n int) time.Time{
@@ -67,8 +67,8 @@ func TestRemovalsAtOddTimes(t *testing.T) {
 	}
 }
 
-// TestRemovalsByDumps: what several dumps lack, one after the other, adds up, also
-// with what the changes between them remove.
+// TestRemovalsByDumps: items that several dumps lack add up, also with removals by changes
+// between them.
 func TestRemovalsByDumps(t *testing.T) {
 	t.Parallel()
 	source, own := many(t), newInstance(t)
@@ -102,7 +102,7 @@ func TestRemovalsByDumps(t *testing.T) {
 	if left := len(own.list()); left < 241 {
 		t.Errorf("%d items are left", left)
 	}
-	// The place was written while items were removed, or it is that behind the dump.
+	// The cursor was written while items were removed, or it is the one after the dump.
 	from, err := cursor.Read(t.Context(), own.index)
 	if err != nil {
 		t.Fatal(err)
@@ -116,8 +116,8 @@ func TestRemovalsByDumps(t *testing.T) {
 	}
 }
 
-// TestRemovalsOfOthers: removals of what is not here, and those that were accepted, are no
-// reason to refuse others.
+// TestRemovalsOfOthers: removals of unknown items, and accepted removals, don't count
+// against a source.
 func TestRemovalsOfOthers(t *testing.T) {
 	t.Parallel()
 	source, own := many(t), newInstance(t)
@@ -151,8 +151,8 @@ func TestRemovalsOfOthers(t *testing.T) {
 	}
 }
 
-// TestWithRemovals: removals count for an hour of the mirror's own time, and those of
-// a clock that was ahead count as of now.
+// TestWithRemovals: removals count for an hour by the mirror's clock. Those of a clock that
+// was ahead count as of now.
 func TestWithRemovals(t *testing.T) {
 	t.Parallel()
 	now := at(0)

@@ -90,7 +90,7 @@ func (m *Mirror) merge(ctx context.Context, at cursor.Cursor, d *sourcedump.Dump
 		return next, err
 	}
 	if next.Instance != "" && next.Instance == at.Instance && next.Position+1 < m.logFirst {
-		return next, fmt.Errorf("%w: it ends at change %d, and the log begins at %d: run 'nar-herder dump' there, or have the server make dumps", health.ErrOldDump, next.Position, m.logFirst)
+		return next, fmt.Errorf("%w: it ends at change %d, and the log begins at %d: run 'nar-herder dump' there, or enable dumps there", health.ErrOldDump, next.Position, m.logFirst)
 	}
 	// A dump without changes may end with a removal, which leaves no time in it.
 	made := newest

@@ -22,7 +22,7 @@ import (
 	"nar-herder/storage/index"
 )
 
-// gets counts how often the instance is asked for its dump.
+// gets counts the requests for the instance's dump.
 func (i *instance) gets() *atomic.Int64 {
 	n := new(atomic.Int64)
 	i.through(func(w http.ResponseWriter, r *http.Request) bool {
@@ -34,7 +34,8 @@ func (i *instance) gets() *atomic.Int64 {
 	return n
 }
 
-// shrunk is a mirror's index, and a source that it refuses, as that has lost most.
+// shrunk makes a mirror's index, and a source that it refuses because it has lost most
+// items.
 func shrunk(t *testing.T) (own, source *instance) {
 	source, own = newInstance(t), newInstance(t)
 	infos := make([]*narinfo.Narinfo, 300)
@@ -43,7 +44,7 @@ func shrunk(t *testing.T) (own, source *instance) {
 	}
 	source.add(at(1), infos...)
 	source.dump(true)
-	// Step by step: lists of so many are slow to compare again and again.
+	// Compare step by step, because comparing long lists repeatedly is slow.
 	if _, err := mirrorOf2(t, own, source, filepath.Join(t.TempDir(), "first")).step(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -54,8 +55,8 @@ func shrunk(t *testing.T) (own, source *instance) {
 	return own, source
 }
 
-// TestRefusedOnce: a dump that is refused is downloaded once, and not again before
-// there is another, or it is accepted.
+// TestRefusedOnce: a refused dump is downloaded once, until there is another or it is
+// accepted.
 func TestRefusedOnce(t *testing.T) {
 	t.Parallel()
 	own, source := shrunk(t)
@@ -76,11 +77,11 @@ func TestRefusedOnce(t *testing.T) {
 	if _, err := os.Stat(f.Downloads + ".dump"); err != nil {
 		t.Errorf("what was downloaded is gone: %v", err)
 	}
-	// After a restart, what was downloaded is found whole.
+	// After a restart, the download is still complete.
 	if _, err := mirrorOf2(t, own, source, f.Downloads).step(t.Context()); !errors.As(err, &refused) {
 		t.Fatal(err)
 	}
-	source.dump(true) // another, as it looks
+	source.dump(true) // another, as it seems
 	if _, err := f.step(t.Context()); !errors.As(err, &refused) || gets.Load() != 3 {
 		t.Errorf("another dump: %v, %d questions", err, gets.Load())
 	}
@@ -101,7 +102,7 @@ func leftNothing(t *testing.T, name string) {
 	}
 }
 
-// mirrorOf makes a mirror that a test has do its steps.
+// mirrorOf makes a mirror that runs when the test says so.
 func mirrorOf(t *testing.T, own, source *instance, log *testlog.Buffer, now func() time.Time) *Mirror {
 	return mirrorWith(t, own, source, Options{Downloads: filepath.Join(t.TempDir(), "download"), Log: slog.New(slog.NewTextHandler(log, nil)), Now: now})
 }
@@ -122,8 +123,8 @@ func mirrorWith(t *testing.T, own, source *instance, options Options) *Mirror {
 	return m
 }
 
-// TestDumpTooOld: a source whose log begins behind its dump is of no use until it has
-// another, which is not downloaded again and again before.
+// TestDumpTooOld: if the log of a source begins after its dump, the mirror waits for
+// another dump and doesn't download the old one repeatedly.
 func TestDumpTooOld(t *testing.T) {
 	t.Parallel()
 	source, own := newInstance(t), newInstance(t)
@@ -159,8 +160,8 @@ func TestDumpTooOld(t *testing.T) {
 	f.same(source)
 }
 
-// TestDumpStays: what was downloaded stays when the program is stopped, or a merge
-// fails for reasons that have nothing to do with it, and is not downloaded again.
+// TestDumpStays: a download is kept if the program stops or a merge fails for unrelated
+// reasons, and is not downloaded again.
 func TestDumpStays(t *testing.T) {
 	t.Parallel()
 	source, own := newInstance(t), newInstance(t)
@@ -193,7 +194,7 @@ func TestDumpStays(t *testing.T) {
 		t.Errorf("%d items after %d questions", len(own.list()), gets.Load())
 	}
 	leftNothing(t, m.Downloads)
-	// A kill just before it was removed.
+	// As if the process was killed just before removing it.
 	for _, suffix := range []string{".dump", ".dump.json", ".dump.db", ".index", ".index.json", ".new", ".new-wal", ".new-shm"} {
 		if err := os.WriteFile(m.Downloads+suffix, []byte("x"), 0o600); err != nil {
 			t.Fatal(err)
@@ -205,8 +206,8 @@ func TestDumpStays(t *testing.T) {
 	leftNothing(t, m.Downloads)
 }
 
-// TestBadDump: a dump that makes no sense, and is as the source has it, is not
-// downloaded again and again, and one without a digest is once more.
+// TestBadDump: an invalid dump with a matching digest is not downloaded repeatedly; one
+// without a digest is downloaded once more.
 func TestBadDump(t *testing.T) {
 	t.Parallel()
 	source, own := newInstance(t), newInstance(t)
@@ -238,8 +239,8 @@ func TestBadDump(t *testing.T) {
 	}
 }
 
-// TestOriginalOnceOurs: an original that once began with a dump of this program has
-// in its own dumps what that said of itself, which is not believed then.
+// TestOriginalOnceOurs: an original that started from a dump of this program repeats that
+// dump's numbers, which the mirror ignores.
 func TestOriginalOnceOurs(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{"another's", "our own"} {
@@ -248,7 +249,7 @@ func TestOriginalOnceOurs(t *testing.T) {
 			o, own := newOriginal(t), newInstance(t)
 			o.added(at(100), 1, 1)
 			o.added(at(101), 2, 1)
-			// With the numbers of an instance that it is not.
+			// It has the numbers of another instance.
 			o.dumpAs(o.index.Instance())
 			if name == "our own" {
 				o.dumpAs(own.index.Instance())
@@ -265,8 +266,8 @@ func TestOriginalOnceOurs(t *testing.T) {
 	}
 }
 
-// TestUnsureSource: whether the numbers are the source's own is found out before a
-// place is written.
+// TestUnsureSource: the mirror checks whether the numbers are the source's own before it
+// writes a cursor.
 func TestUnsureSource(t *testing.T) {
 	t.Parallel()
 	source, own := newInstance(t), newInstance(t)
@@ -296,8 +297,8 @@ func TestUnsureSource(t *testing.T) {
 	}
 }
 
-// TestSilence: the health tells of a mirror that just does not get there, and of
-// what was passed over.
+// TestSilence: the health report warns of a mirror that makes no progress, and of skipped
+// changes.
 func TestSilence(t *testing.T) {
 	t.Parallel()
 	source, own := newInstance(t), newInstance(t)
@@ -326,7 +327,7 @@ func TestSilence(t *testing.T) {
 		t.Errorf("up to date: %q", warnings)
 	}
 	m.status.skipped()
-	if warnings := m.Warnings(); len(warnings) != 1 || !strings.Contains(warnings[0], "passed over") {
-		t.Errorf("something was passed over: %q", warnings)
+	if warnings := m.Warnings(); len(warnings) != 1 || !strings.Contains(warnings[0], "were skipped") {
+		t.Errorf("something was skipped: %q", warnings)
 	}
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"nar-herder/internal/logonce"
 	"nar-herder/mirror/health"
 	"nar-herder/peer"
 	"nar-herder/peer/download"
@@ -31,7 +32,7 @@ type status struct {
 	sums          FollowedSums
 	totalFailures int64
 	resyncs       int64
-	logged        health.Reminder
+	logged        logonce.Filter
 }
 
 func (s *status) begin(m *Mirror) {
@@ -71,19 +72,19 @@ func (m *Mirror) Warnings() []string {
 			status.Source, started.Round(time.Minute), cmp.Or(status.Doing, status.Error, "it is "+status.State)))
 	}
 	if status.PassedOver > 0 {
-		warnings = append(warnings, fmt.Sprintf("%d changes of %s made no sense and were passed over, so that this mirror may differ from it: see the log", status.PassedOver, status.Source))
+		warnings = append(warnings, fmt.Sprintf("%d changes of %s made no sense and were skipped, so this mirror may differ from it: see the log", status.PassedOver, status.Source))
 	}
 	return warnings
 }
 
-// syncing notes what is done instead of following.
+// syncing records the work that precedes following.
 func (s *status) syncing(what string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.current.State, s.current.Doing = health.Syncing, what
 }
 
-// chain notes the instances that are mirrored, directly or through others.
+// chain records the instances that are mirrored, directly or through others.
 func (s *status) chain(instances []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -101,15 +102,15 @@ func (m *Mirror) Chain() []string {
 	return m.status.instances
 }
 
-// heard notes the state of the source's log, which is followed up to a position.
+// heard records the state of the source's log, which is followed up to a position.
 func (s *status) heard(state peer.LogState, position int64) {
 	s.following(max(0, state.Last-position), s.now())
 }
 
-// polled notes that everything was applied that the source had at a time.
+// polled records that everything was applied that the source had at a time.
 func (s *status) polled(at time.Time) { s.following(0, at) }
 
-// following notes that the source is followed, and as of when, if there is no backlog.
+// following records that the source is followed, and as of when, if there is no backlog.
 func (s *status) following(backlog int64, asOf time.Time) {
 	s.followed()
 	s.mu.Lock()
@@ -139,7 +140,7 @@ func (s *status) resynced() {
 	s.resyncs++
 }
 
-// ended notes the end of an attempt to follow.
+// ended records the end of an attempt to follow.
 func (s *status) ended(log *slog.Logger, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -160,18 +161,18 @@ func (s *status) ended(log *slog.Logger, err error) {
 	s.current.Failures++
 	s.current.Error = health.Public(err, s.database)
 	s.totalFailures++
-	if s.logged.Due(s.now(), err.Error()) {
+	if s.logged.IsDue(err.Error(), s.now()) {
 		log.Log(context.Background(), level, "the mirrored instance is not followed", "source", s.current.Source, "failures", s.current.Failures, "error", err)
 	}
 }
 
 var (
-	lagMetric     = prometheus.NewDesc("narherder_mirror_lag_seconds", "How long ago this mirror was surely as its source is; since the start, where it never was.", nil, nil)
-	successMetric = prometheus.NewDesc("narherder_mirror_last_success_timestamp_seconds", "When this mirror was surely as its source is; 0 for never since the start.", nil, nil)
-	backlogMetric = prometheus.NewDesc("narherder_mirror_backlog_changes", "Changes of the source that are to be done, as far as known.", nil, nil)
-	failureMetric = prometheus.NewDesc("narherder_mirror_failures_total", "Attempts to follow the source that have failed.", nil, nil)
+	lagMetric     = prometheus.NewDesc("narherder_mirror_lag_seconds", "How long ago this mirror was known to have what its source has; since the start, if it never was.", nil, nil)
+	successMetric = prometheus.NewDesc("narherder_mirror_last_success_timestamp_seconds", "When this mirror was last known to have what its source has; 0 for never since the start.", nil, nil)
+	backlogMetric = prometheus.NewDesc("narherder_mirror_backlog_changes", "Changes of the source that must still be applied, as far as known.", nil, nil)
+	failureMetric = prometheus.NewDesc("narherder_mirror_failures_total", "Failed attempts to follow the source.", nil, nil)
 	stateMetric   = prometheus.NewDesc("narherder_mirror_state", "1 for the state that the mirror is in.", []string{"state"}, nil)
-	changesMetric = prometheus.NewDesc("narherder_mirror_changes_total", "Changes of the source, by what became of them.", []string{"outcome"}, nil)
+	changesMetric = prometheus.NewDesc("narherder_mirror_changes_total", "Changes of the source, by outcome.", []string{"outcome"}, nil)
 	resyncMetric  = prometheus.NewDesc("narherder_mirror_resyncs_total", "How often this mirror has started anew from the source's dump.", nil, nil)
 )
 

@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// TestWrongSource: an original has no id. The URL shows that the mirror was pointed at
-// another one, which may not take away everything, however few items there are.
+// TestWrongSource: an original has no id, so a mirror detects another source by its URL,
+// and refuses to remove items, however few.
 func TestWrongSource(t *testing.T) {
 	t.Parallel()
 	own, source, wrong := newInstance(t), newOriginal(t), newOriginal(t)

@@ -5,9 +5,8 @@ import "fmt"
 // base32Alphabet is Nix's: the digits and the letters without e, o, t and u.
 const base32Alphabet = "0123456789abcdfghijklmnpqrsvwxyz"
 
-// notBase32 marks, in base32Value, a byte outside the alphabet. Its bits stand
-// above the five that a character can have, so that a whole text is checked by
-// or-ing its values.
+// notBase32 marks, in base32Value, a byte outside the alphabet. It has bits above the five
+// of a character, so that or-ing all values of a text checks it.
 const notBase32 = 0xff
 
 // base32Value gives the five bits of a character.
@@ -47,7 +46,7 @@ func AppendBase32(dst, src []byte) []byte {
 // DecodeBase32 decodes s, written as [EncodeBase32] does, into the whole of
 // dst. The length of s must be exactly that of len(dst) encoded bytes, and bits
 // of its first character that no byte needs must be zero, so that each value
-// has one text only. After an error dst holds nothing of use.
+// has one text only. After an error the content of dst is undefined.
 func DecodeBase32(dst []byte, s string) error {
 	if len(s) != base32Len(len(dst)) {
 		return fmt.Errorf("base32: %d characters, %d are needed", len(s), base32Len(len(dst)))

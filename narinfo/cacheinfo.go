@@ -1,6 +1,5 @@
 package narinfo
 
-// CacheInfo is the text of nix-cache-info, the same that Guix's own server gives:
-// its priority is below any other server's, and Nix is not to ask it for many
-// items at once.
+// CacheInfo is the text of nix-cache-info, the same as that of Guix's own server: its priority
+// is below any other server's, and Nix sends no mass queries.
 const CacheInfo = "StoreDir: " + StoreDir + "\nWantMassQuery: 0\nPriority: 100\n"

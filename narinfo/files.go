@@ -8,34 +8,31 @@ import (
 	"unicode/utf8"
 )
 
-// MaxURLLen is the most bytes that a URL of a nar may have to be of use here. A
-// store item's name escaped throughout has some 700, and no component of the
-// path may pass 255 on a usual file system anyway.
+// MaxURLLen is the maximum length of a nar's URL in bytes. A store item's name with all
+// characters escaped has some 700, and usual file systems limit each component to 255 anyway.
 const MaxURLLen = 1024
 
-// ErrScheme says that a URL leads to some other place than the server of the narinfo that has
-// it.
+// ErrScheme says that a URL leads to another server than the narinfo's.
 var ErrScheme = errors.New("has a scheme, must be relative")
 
 // File is one nar of an item, as a narinfo names it in a block of URL,
 // Compression and FileSize.
 type File struct {
-	URL         string // as it stands in the narinfo
-	Compression string // "none", "gzip", "lzip", "zstd", … as it stands there
-	Size        int64  // in bytes, of the file as it is sent; -1 when not given
+	URL         string // as in the narinfo
+	Compression string // "none", "gzip", "lzip", "zstd", … as in the narinfo
+	Size        int64  // in bytes, of the file as it is sent; -1 if not given
 }
 
-// Path returns where the nar lies below the storage: the URL with its percent
-// escapes decoded, relative, with slashes. It is clean: there is no empty
-// segment, no "." and no "..", and it doesn't begin with a slash.
+// Path returns the name of the nar in a storage: the URL with its percent escapes decoded,
+// relative, with slashes. It is clean: it has no empty segment, no "." and no "..", and it
+// doesn't begin with a slash.
 //
-// The URL must be relative, as those of substitute servers are. One leading
-// slash is dropped, because other programs' databases have it. An error is
-// everything that could mean another file to somebody else: a scheme or host, a
-// query or fragment ('?' and '#' of names are written as escapes; a plus is a
-// plus), an escaped slash, bytes that aren't printable ASCII, escapes that
-// decode to control characters or invalid UTF-8, and more than [MaxURLLen]
-// bytes.
+// The URL must be relative, as those of substitute servers are. One leading slash is dropped,
+// because other programs' databases have it. Path refuses everything that another program
+// could understand differently: a scheme or host, a query or fragment ('?' and '#' of names
+// are written as escapes; a plus is a plus), an escaped slash, bytes that aren't printable
+// ASCII, escapes that decode to control characters or invalid UTF-8, and more than
+// [MaxURLLen] bytes.
 func (f File) Path() (string, error) {
 	path, err := decodePath(f.URL)
 	if err != nil {
@@ -68,11 +65,10 @@ func decodePath(url string) (string, error) {
 	return path, nil
 }
 
-// unescape decodes percent escapes and refuses bytes that have no place in a
-// path, escaped or not.
+// unescape decodes percent escapes and refuses bytes that a path can't have, escaped or not.
 func unescape(url string) (string, error) {
 	if isPlain(url) {
-		return strings.Clone(url), nil // which is part of a longer text
+		return strings.Clone(url), nil // a copy, because url is part of a longer text
 	}
 	decoded := make([]byte, 0, len(url))
 	for i := 0; i < len(url); i++ {
@@ -104,7 +100,7 @@ func unescape(url string) (string, error) {
 	return string(decoded), nil
 }
 
-// isPlain reports whether a URL has nothing to decode or refuse, as nearly all.
+// isPlain reports whether a URL has nothing to decode or refuse, as is usual.
 func isPlain(url string) bool {
 	for i := range len(url) {
 		if !isUnescaped[url[i]] || url[i] == '%' {
@@ -114,15 +110,13 @@ func isPlain(url string) bool {
 	return true
 }
 
-// AppendFiles appends to dst the text of a narinfo, byte for byte, and a block
-// of URL, Compression and FileSize for each of files. That changes nothing that
-// is signed, and is sound for a narinfo if [Narinfo.CanAppend] is true. A
-// text that doesn't end in a newline gets one first.
+// AppendFiles appends to dst the text of a narinfo, byte for byte, and a block of URL,
+// Compression and FileSize for each of files. That changes no signed bytes, and is valid if
+// [Narinfo.CanAppend] is true. A text that doesn't end in a newline gets one first.
 //
-// Bytes of a URL are escaped as guix publish escapes them, apart from '/' and
-// '%': so a URL that is escaped already stays as it is, and nar/zstd/HASH-NAME
-// becomes one. Compression is written as it is. A size below zero gets no
-// FileSize, as befits a narinfo that is not [Narinfo.Sized].
+// Bytes of a URL are escaped as guix publish escapes them, except '/' and '%', so a URL that
+// is escaped already does not change. Compression is written as it is. For a negative size,
+// FileSize is omitted, as in a narinfo that is not [Narinfo.Sized].
 func AppendFiles(dst, text []byte, files []File) []byte {
 	dst = append(dst, text...)
 	if len(files) > 0 && len(text) > 0 && text[len(text)-1] != '\n' {
@@ -142,9 +136,8 @@ func AppendFiles(dst, text []byte, files []File) []byte {
 	return dst
 }
 
-// isUnescaped tells which bytes of a path stay as they are: the unreserved
-// characters of RFC 3986, as with Guile's uri-encode, and those that separate
-// or make up what is encoded already.
+// isUnescaped has the bytes of a path that are not escaped: the unreserved characters of RFC
+// 3986, as in Guile's uri-encode, and '/' and '%'.
 var isUnescaped = func() (table [256]bool) {
 	for c := range table {
 		switch {

@@ -5,10 +5,9 @@ import (
 	"encoding/hex"
 )
 
-// FixedOutputPath returns the store path of a file that is known by the sha256
-// of its content: the output of a fixed-output derivation that isn't recursive,
-// such as a source archive. It computes what fixed-output-path in Guix's
-// (guix store) does. The error says what is wrong with name.
+// FixedOutputPath returns the store path of a file with a known sha256: the output of a
+// fixed-output derivation that isn't recursive, such as a source archive. It is
+// fixed-output-path in Guix's (guix store). The error says what is wrong with name.
 func FixedOutputPath(name string, sum [sha256.Size]byte) (StorePath, error) {
 	if err := checkName(name); err != nil {
 		return StorePath{}, err

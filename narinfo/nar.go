@@ -8,16 +8,16 @@ import (
 	"strings"
 )
 
-// A nar is a sequence of strings: the length in bytes, as a little-endian
-// number of 64 bits, the bytes, and zeros up to a multiple of 8. That of a
-// single file that can't be executed has a head of fixed length.
+// A nar is a sequence of strings: the length in bytes, as a little-endian number of 64 bits,
+// the bytes, and zeros up to a multiple of 8. The nar of a single file that isn't executable
+// has a head of fixed length.
 const (
 	// FlatHeaderSize is the number of bytes before the content in the nar of
 	// a single file.
 	FlatHeaderSize = 96
 
-	// maxFlatSize keeps the sizes computed from a length, with its padding
-	// and what stands around it, far from an overflow.
+	// maxFlatSize bounds the length of the content, so that the size of the nar doesn't
+	// overflow.
 	maxFlatSize = math.MaxInt64 / 2
 
 	narStart   = "\x0d\x00\x00\x00\x00\x00\x00\x00nix-archive-1\x00\x00\x00" + narOpen + narType
@@ -35,20 +35,18 @@ const (
 )
 
 var (
-	// ErrNotFlat is the error for the nar of a directory, a symbolic link or
-	// an executable.
+	// ErrNotFlat reports the nar of a directory, a symbolic link or an executable.
 	ErrNotFlat = errors.New("not a single file that isn't executable")
 
-	// ErrNotNar is the error for bytes that don't begin a nar.
+	// ErrNotNar reports bytes that don't begin a nar.
 	ErrNotNar = errors.New("not a nar")
 )
 
-// ParseFlatHeader reads the length in bytes of the content, which follows at
-// [FlatHeaderSize], from the beginning of a nar before compression: at least
-// FlatHeaderSize bytes of it. The error wraps [ErrNotFlat] or [ErrNotNar]; a
-// length that no file can have is the latter.
+// ParseFlatHeader reads the length of the content, which follows at [FlatHeaderSize], from the
+// beginning of a decompressed nar: at least FlatHeaderSize bytes. The error wraps [ErrNotFlat]
+// or, also for a length that no file can have, [ErrNotNar].
 func ParseFlatHeader(b []byte) (fileSize int64, err error) {
-	// Every nar has at least as many bytes; the shortest is an empty directory.
+	// The shortest nar, of an empty directory, has as many bytes.
 	if len(b) < FlatHeaderSize {
 		return 0, fmt.Errorf("%w: %d bytes, the head has %d", ErrNotNar, len(b), FlatHeaderSize)
 	}
@@ -76,8 +74,8 @@ func ParseFlatHeader(b []byte) (fileSize int64, err error) {
 	return int64(size), nil
 }
 
-// FlatNarSize returns the size in bytes of the whole nar of a single file of
-// fileSize bytes, a length that [ParseFlatHeader] may return.
+// FlatNarSize returns the size of the nar of a single file of fileSize bytes, which
+// [ParseFlatHeader] has returned.
 func FlatNarSize(fileSize int64) int64 {
 	return FlatHeaderSize + (fileSize+7)&^7 + narClose
 }

@@ -6,35 +6,34 @@ import (
 	"fmt"
 )
 
-// Limits of what [Parse] takes, against texts that were made to hurt.
+// Limits of [Parse] against malicious texts.
 const (
-	// MaxSize is the most bytes of text. A narinfo has 1 to 3 KB; what makes
-	// one long is its references, of some 60 bytes each. An item that refers
-	// to every package that Guix has would need less than this.
+	// MaxSize is the maximum length of the text in bytes. A narinfo has 1 to 3 KB; a long one
+	// has many references, of some 60 bytes each. References to all packages of Guix need
+	// less than this.
 	MaxSize = 2 << 20
 
-	// MaxReferences is the most references: as many as MaxSize has room for
-	// at their usual length.
+	// MaxReferences is the maximum number of references: as many as MaxSize has room for at
+	// their usual length.
 	MaxReferences = 1 << 15
 
-	// MaxValueLen is the most bytes in the value of a field other than
-	// References. The longest in use is a signature with an RSA key, which
-	// stays below 10 KB even for keys of 16,384 bits.
+	// MaxValueLen is the maximum length of a field other than References, in bytes. The
+	// longest in use is a signature with an RSA key, which stays below 10 KB even for keys of
+	// 16,384 bits.
 	MaxValueLen = 64 << 10
 
-	// MaxFiles is the most nars that one narinfo may name. Guix's client
-	// knows six compressions.
+	// MaxFiles is the maximum number of nars in one narinfo. Guix's client knows six
+	// compressions.
 	MaxFiles = 32
 )
 
-// ErrTooLarge is the error for a text beyond one of the limits, which may well
-// be a narinfo. What isn't one gives a [SyntaxError].
+// ErrTooLarge reports a text beyond one of the limits. It may be a valid narinfo.
 var ErrTooLarge = errors.New("narinfo is too large")
 
-// SyntaxError tells why a text isn't a narinfo.
+// SyntaxError says why a text isn't a narinfo.
 type SyntaxError struct {
 	Line  int    // counted from 1; 0 for the text as a whole
-	Field string // "" when it isn't about a field
+	Field string // "" if it isn't about a field
 	Err   error  // what was found and what is allowed
 }
 
@@ -51,34 +50,31 @@ func (e *SyntaxError) Error() string {
 
 func (e *SyntaxError) Unwrap() error { return e.Err }
 
-// Narinfo is a narinfo that was read. Its text is what counts and what is
-// handed on; the other fields were derived from it, and changing them changes
-// nothing.
+// Narinfo is a parsed narinfo. Its text is authoritative; the other fields are derived from
+// it, and changing them changes nothing.
 type Narinfo struct {
 	Text       []byte // verbatim
 	StorePath  StorePath
 	NarHash    NarHash
-	NarSize    int64       // of the nar before compression, in bytes; -1 when not given
+	NarSize    int64       // of the nar before compression, in bytes; -1 if not given
 	References []StorePath // in the order of the text; an item may refer to itself
-	Deriver    string      // as it stands, usually HASH-NAME.drv; "" when not given
-	System     string      // as it stands, such as x86_64-linux; "" when not given
+	Deriver    string      // as in the text, usually HASH-NAME.drv; "" if not given
+	System     string      // as in the text, such as x86_64-linux; "" if not given
 	Files      []File      // at least one, in the order of the text
 
 	signature string
-	signedLen int  // bytes before the first "Signature:", -1 when there is none
+	signedLen int  // bytes before the first "Signature:"; -1 for none
 	ended     bool // an empty line ended the record
 	sized     bool // each file has its size
 	mixed     bool // some files have one, and others none
 }
 
-// signatureMark ends what is signed. The client looks for it as a mere
-// substring (narinfo-sha256 in Guix's (guix narinfo)), not at the beginning of
-// a line, and so must everybody else.
+// signatureMark ends the signed bytes. As in Guix's client (narinfo-sha256 in (guix narinfo)),
+// it is a substring anywhere, not only at the beginning of a line.
 const signatureMark = "Signature:"
 
-// Signed returns the bytes that the signature is about: those before the first
-// "Signature:", wherever that stands; nil when there is none. They are a part of
-// Text. The client believes a signature only if StorePath, NarHash and
+// Signed returns the signed bytes: those before the first "Signature:"; nil if there is none.
+// They are a part of Text. The client accepts a signature only if StorePath, NarHash and
 // References are among them.
 func (n *Narinfo) Signed() []byte {
 	if n.signedLen < 0 {
@@ -87,21 +83,20 @@ func (n *Narinfo) Signed() []byte {
 	return n.Text[:n.signedLen:n.signedLen]
 }
 
-// Signature returns the value of the field Signature, 1;HOST;BASE64; "" when
-// there is none. It is as it stands, and may be nonsense.
+// Signature returns the value of the field Signature, 1;HOST;BASE64; "" for none. It is not
+// validated.
 func (n *Narinfo) Signature() string { return n.signature }
 
-// CanAppend tells whether the client will understand blocks that [AppendFiles]
-// adds. It won't when an empty line has ended the record, since it reads no
-// further; nor when some nars have a size and others don't, since it matches
-// sizes to nars by position alone. Where none has a size, as [Narinfo.Sized]
-// says, none that is added may have one.
+// CanAppend reports whether the client understands blocks that [AppendFiles] adds. It doesn't
+// if an empty line has ended the record, since it stops there; nor if some nars have a size
+// and others don't, since it matches sizes to nars by position. If no nar has a size, see
+// [Narinfo.Sized], the added ones must have none either.
 func (n *Narinfo) CanAppend() bool { return !n.mixed && !n.ended }
 
-// Sized tells whether each nar has its size.
+// Sized reports whether each nar has its size.
 func (n *Narinfo) Sized() bool { return n.sized }
 
-// checkText refuses a text that isn't one.
+// checkText refuses bytes that aren't a text.
 func checkText(text []byte) error {
 	switch {
 	case len(text) > MaxSize:
@@ -121,5 +116,5 @@ func checkText(text []byte) error {
 	return nil
 }
 
-// lineAt returns the number of the line that the byte at offset is in.
+// lineAt returns the number of the line with the byte at offset.
 func lineAt(text []byte, offset int) int { return 1 + bytes.Count(text[:offset], []byte("\n")) }

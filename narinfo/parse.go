@@ -12,27 +12,24 @@ import (
 	"unsafe"
 )
 
-// Parse reads a narinfo. It keeps text, and every string of the result is a part
-// of it: the caller must not change it from then on.
+// Parse reads a narinfo. It keeps text, and every string of the result is a part of it: the
+// caller must not change it.
 //
-// The text is a record as Guix's (guix records) and (guix narinfo) read it:
-// lines of the form "Field: value", the field beginning with a letter or '%'.
-// '+' continues the value of the line before, '#' begins a comment. Empty lines
-// at the start are passed over; the first one after a field ends the record,
-// and what follows isn't looked at. Space after the colon is dropped, that at
-// the end of a line belongs to the value. Unknown fields are passed over.
+// The text is a record as in Guix's (guix records) and (guix narinfo): lines of the form
+// "Field: value", with a letter or '%' first. '+' continues the value of the line before, '#'
+// begins a comment. Empty lines at the start are skipped; the first one after a field ends the
+// record, and the rest is ignored. Space after the colon is dropped; space at the end of a line
+// belongs to the value. Unknown fields are skipped.
 //
-// Needed are StorePath, NarHash, References (it may be empty), and at least one
-// URL; as many Compression as URL, since the client matches them by position
-// and passes over a nar that has none. Where there are less or more FileSize
-// than URL no size is certain, and all are -1; guix publish without a cache
-// writes such narinfos. Of the other fields known here there may be one each.
+// Required are StorePath, NarHash, References (which may be empty), at least one URL, and as
+// many Compression as URL, since the client matches them by position and skips a nar without
+// one. If there are fewer or more FileSize than URL, no size is certain, and all are -1; guix
+// publish without a cache writes such narinfos. The other known fields may occur once.
 //
-// The final newline may be missing. A text that was cut off is refused unless
-// all that is needed stands before the cut; whether the last line is whole can't
-// be known here, the length that was to be read tells. Refused are carriage
-// returns, NUL, text that isn't UTF-8, and sizes that aren't plain decimal
-// numbers.
+// The final newline may be missing. A truncated text is refused unless it has all required
+// fields. Parse can't know whether the last line is complete: compare the length of the text.
+// Carriage returns, NUL, text that isn't UTF-8, and sizes that aren't plain decimal numbers
+// are refused.
 //
 // The error is a [*SyntaxError], or wraps [ErrTooLarge].
 func Parse(text []byte) (*Narinfo, error) {
@@ -43,8 +40,8 @@ func Parse(text []byte) (*Narinfo, error) {
 	return n, nil
 }
 
-// ParseInto is [Parse] into a narinfo that was read before and isn't used any more, so that
-// its memory serves again. After an error it holds nothing of use.
+// ParseInto is [Parse] into a narinfo that isn't used any more, to reuse its memory. After an
+// error its content is undefined.
 func ParseInto(n *Narinfo, text []byte) error {
 	if err := checkText(text); err != nil {
 		return err
@@ -57,8 +54,8 @@ func ParseInto(n *Narinfo, text []byte) error {
 		signedLen:  bytes.Index(text, []byte(signatureMark)),
 	}
 	p := parser{Narinfo: n}
-	// The text is given away for good, so that its bytes can serve as the string
-	// they are; a copy would be most of the cost of reading.
+	// The text doesn't change any more, so use its bytes as a string. Copying them would be
+	// most of the cost of parsing.
 	if err := p.record(unsafe.String(unsafe.SliceData(text), len(text))); err != nil {
 		return err
 	}
@@ -70,20 +67,20 @@ type parser struct {
 	*Narinfo
 
 	field     fieldLine // the field, which the next line may continue
-	continued []byte    // its value so far, if it has been
-	seen      uint      // fields that may stand there once only, as bits
+	continued []byte    // its value so far, if it was continued
+	seen      uint      // the fields so far that may occur once only, as bits
 
-	// How many there were of the fields that are matched by position.
+	// The numbers of the fields that are matched by position.
 	urls, compressions, sizes int
 }
 
 type fieldLine struct {
-	line  int // 0 when there is none yet
+	line  int // 0 if there is none yet
 	name  string
 	value string
 }
 
-// The fields that may stand there once.
+// The fields that may occur once only.
 const (
 	seenStorePath = 1 << iota
 	seenNarHash
@@ -94,7 +91,7 @@ const (
 	seenSignature
 )
 
-// record takes the text apart into fields.
+// record splits the text into fields.
 func (p *parser) record(text string) error {
 	for number := 1; text != ""; number++ {
 		line, rest, _ := strings.Cut(text, "\n")
@@ -110,7 +107,7 @@ func (p *parser) record(text string) error {
 			if p.field.line == 0 {
 				return &SyntaxError{Line: number, Err: errors.New("'+' must continue a field, there is none before")}
 			}
-			// Gathered in one buffer, as there may be a million of such lines.
+			// Use one buffer, because there may be a million such lines.
 			if p.continued == nil {
 				p.continued = []byte(p.field.value)
 			}
@@ -132,7 +129,7 @@ func (p *parser) record(text string) error {
 	return p.flush()
 }
 
-// isFieldStart tells whether a line, which isn't empty, begins a field.
+// isFieldStart reports whether a line, which isn't empty, begins a field.
 func isFieldStart(line string) bool {
 	c := line[0]
 	switch {
@@ -153,7 +150,7 @@ func trimLeft(s string) string {
 	return strings.TrimLeftFunc(s, unicode.IsSpace)
 }
 
-// flush takes the value of the field that is complete now, if there is one.
+// flush sets the value of the complete field, if there is one.
 func (p *parser) flush() error {
 	f := p.field
 	if f.line == 0 {
@@ -228,7 +225,7 @@ func (p *parser) once(bit uint) error {
 	return nil
 }
 
-// setFile lets set fill in the file of a position, counted from 1.
+// setFile calls set with the file of a position, counted from 1.
 func (p *parser) setFile(position int, set func(*File) error) error {
 	if position > MaxFiles {
 		return fmt.Errorf("%w: more than %d nars", ErrTooLarge, MaxFiles)
@@ -242,7 +239,7 @@ func (p *parser) setFile(position int, set func(*File) error) error {
 	return set(&p.Files[position-1])
 }
 
-// check looks at the record as a whole.
+// check validates the record as a whole.
 func (p *parser) check() error {
 	missing := ""
 	switch {
@@ -278,8 +275,8 @@ func notEmpty(s string) (string, error) {
 	return s, nil
 }
 
-// parseSize reads a number of bytes: decimal digits only. The client would take
-// any number of Scheme, but nobody writes those.
+// parseSize parses a number of bytes: decimal digits only. The client accepts any number of
+// Scheme, but no program writes those.
 func parseSize(s string) (int64, error) {
 	var n int64
 	for i := range len(s) {
@@ -295,7 +292,7 @@ func parseSize(s string) (int64, error) {
 	return n, nil
 }
 
-// appendReferences reads names of store items with space between them.
+// appendReferences parses names of store items with space between them.
 func appendReferences(references []StorePath, s string) ([]StorePath, error) {
 	if strings.IndexByte(s, '\n') >= 0 || strings.IndexByte(s, '\t') >= 0 {
 		s = otherSpace.Replace(s)
@@ -303,7 +300,7 @@ func appendReferences(references []StorePath, s string) ([]StorePath, error) {
 	if s == "" {
 		return references, nil
 	}
-	// One more than there are spaces, since there is one between two.
+	// One more than spaces, which separate them.
 	references = slices.Grow(references, min(strings.Count(s, " ")+1, MaxReferences))
 	for s != "" {
 		name := s
@@ -327,8 +324,8 @@ func appendReferences(references []StorePath, s string) ([]StorePath, error) {
 	return references, nil
 }
 
-// otherSpace may stand between references as well; a newline is what continuing
-// the field brings.
+// otherSpace replaces other space between references: tabs, and the newlines of a continued
+// field.
 var otherSpace = strings.NewReplacer("\n", " ", "\t", " ")
 
 // firstInvalid returns the offset of the first byte that isn't UTF-8, or -1.

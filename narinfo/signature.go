@@ -9,14 +9,12 @@ import (
 	"nar-herder/narinfo/signing"
 )
 
-// ErrUnsigned is the error for a narinfo without a signature.
+// ErrUnsigned reports a narinfo without a signature.
 var ErrUnsigned = errors.New("narinfo has no signature")
 
-// SigningKey returns the public key that the narinfo says it was signed with,
-// as guix archive --authorize takes it and signing-key.pub has it: an
-// s-expression in libgcrypt's printed form, with a newline at the end. Equal
-// keys give equal texts. That the signature was made with it, or is good, isn't
-// checked.
+// SigningKey returns the public key that the signature names, in the format of guix archive
+// --authorize and signing-key.pub: an s-expression in libgcrypt's printed form, with a newline
+// at the end. Equal keys give equal texts. It does not verify the signature.
 //
 // The error is [ErrUnsigned], or says why the signature can't be read.
 func (n *Narinfo) SigningKey() (string, error) {
@@ -30,12 +28,12 @@ func (n *Narinfo) SigningKey() (string, error) {
 	return key, nil
 }
 
-// CheckSignature checks the signature of the narinfo's own text, see [signing.Verify], so that
-// a mirror of a source without digests notices damage before clients would refuse it.
+// CheckSignature verifies the signature of the narinfo's text, see [signing.Verify], so that a
+// mirror of a source without digests notices damage before clients refuse it.
 //
-// The error is [ErrUnsigned] when there is no signature. It wraps [signing.ErrBadSignature]
-// or [signing.ErrUnknownAlgorithm] as that of Verify does, the former also when StorePath,
-// NarHash or References aren't among the signed bytes, see [Narinfo.Signed].
+// The error is [ErrUnsigned] if there is no signature. It wraps [signing.ErrBadSignature] or
+// [signing.ErrUnknownAlgorithm] like that of Verify, the former also if StorePath, NarHash or
+// References aren't among the signed bytes, see [Narinfo.Signed].
 func (n *Narinfo) CheckSignature() error {
 	if n.signature == "" {
 		return ErrUnsigned
@@ -52,12 +50,12 @@ func (n *Narinfo) CheckSignature() error {
 	return nil
 }
 
-// checkSignedFields returns an error unless the fields that the client relies on were signed
-// as a whole, not just their beginnings.
+// checkSignedFields returns an error unless the fields that the client depends on are signed
+// completely.
 func (n *Narinfo) checkSignedFields() error {
 	p := parser{Narinfo: new(Narinfo)}
 	if err := p.record(string(n.Signed())); err != nil {
-		return fmt.Errorf("what stands above %q doesn't end with a field: %w", signatureMark, err)
+		return fmt.Errorf("the text above %q doesn't end with a field: %w", signatureMark, err)
 	}
 	unsigned := ""
 	switch {
@@ -70,5 +68,5 @@ func (n *Narinfo) checkSignedFields() error {
 	default:
 		return nil
 	}
-	return fmt.Errorf("%s isn't signed, must stand above %q, as StorePath, NarHash and References all must", unsigned, signatureMark)
+	return fmt.Errorf("%s isn't signed, must be above %q, like StorePath, NarHash and References", unsigned, signatureMark)
 }

@@ -6,17 +6,17 @@ import (
 	"fmt"
 )
 
-// StoreDir is the directory of all store items. Guix can be configured to
-// another one, but then none of the public substitutes fit.
+// StoreDir is the directory of all store items. Guix can be configured to another one, but then
+// it can't use public substitutes.
 const StoreDir = "/gnu/store"
 
 const (
 	// PathHashLen is the length of a path hash in characters.
 	PathHashLen = 32
 
-	// MaxNameLen is the most bytes that the name of a store item may have.
-	// A file name has 255 at most on the usual file systems; the hash and its
-	// hyphen take 33, and the daemon needs room for suffixes such as ".lock".
+	// MaxNameLen is the maximum length of a store item's name in bytes. A file name has at
+	// most 255 on usual file systems; the hash and its hyphen take 33, and the daemon needs
+	// room for suffixes such as ".lock".
 	MaxNameLen = 211
 
 	storePrefix = StoreDir + "/"
@@ -33,9 +33,9 @@ func ParsePathHash[T string | []byte](s T) (PathHash, error) {
 	if len(s) != PathHashLen {
 		return h, fmt.Errorf("path hash %s: %d bytes, must be %d characters of base32", quote(string(s)), len(s), PathHashLen)
 	}
-	// The last eight characters are the first five bytes, and so on; 160 is
-	// a multiple of 40, so that no bit is left over. Written out, as this is
-	// done for each request and each reference.
+	// The last eight characters are the first five bytes, and so on; 160 is a multiple of 40,
+	// so no bit is left over. The loop is written out for speed: it runs for each request and
+	// each reference.
 	var text [PathHashLen]byte
 	copy(text[:], s)
 	var all byte
@@ -57,8 +57,7 @@ func ParsePathHash[T string | []byte](s T) (PathHash, error) {
 // String returns the 32 characters.
 func (h PathHash) String() string { return EncodeBase32(h[:]) }
 
-// AppendText appends the 32 characters to dst. The error is always nil; it is
-// there for [encoding.TextAppender].
+// AppendText implements [encoding.TextAppender]. It appends the 32 characters.
 func (h PathHash) AppendText(dst []byte) ([]byte, error) { return AppendBase32(dst, h[:]), nil }
 
 // StorePath is the path of a store item, /gnu/store/HASH-NAME.
@@ -67,7 +66,7 @@ type StorePath struct {
 	Name string
 }
 
-// ParseStorePath reads a whole path of a store item; nothing below it.
+// ParseStorePath parses the path of a store item, but not of a file below it.
 func ParseStorePath(s string) (StorePath, error) {
 	if len(s) <= len(storePrefix) || s[:len(storePrefix)] != storePrefix {
 		return StorePath{}, fmt.Errorf("store path %s: must begin with %s", quote(s), storePrefix)
@@ -103,7 +102,7 @@ func (p StorePath) BaseName() string {
 	return string(p.appendBaseName(make([]byte, 0, PathHashLen+1+len(p.Name))))
 }
 
-// IsBaseName says whether the name is what BaseName returns.
+// IsBaseName reports whether the name is what BaseName returns.
 func (p StorePath) IsBaseName(name string) bool {
 	parsed, err := ParseBaseName(name)
 	return err == nil && parsed == p
@@ -115,8 +114,7 @@ func (p StorePath) appendBaseName(dst []byte) []byte {
 	return append(dst, p.Name...)
 }
 
-// isNameByte tells what the name of a store item may consist of. The daemon
-// checks the same when it makes a path.
+// isNameByte has the bytes that the name of a store item may have, as in the daemon.
 var isNameByte = func() (table [256]bool) {
 	const punctuation = "+-._?="
 	for c := range table {
@@ -131,7 +129,7 @@ var isNameByte = func() (table [256]bool) {
 	return table
 }()
 
-// checkName refuses what cannot be the name of a store item.
+// checkName refuses a text that can't be the name of a store item.
 func checkName(name string) error {
 	switch {
 	case name == "":
@@ -149,8 +147,7 @@ func checkName(name string) error {
 	return nil
 }
 
-// quote shows a part of what was read in an error: escaped, so that it can't
-// spoil the line, and short.
+// quote returns the beginning of a text for an error, escaped.
 func quote(s string) string {
 	const most = 80
 	if len(s) > most {

@@ -5,11 +5,10 @@ import (
 	"time"
 )
 
-// UnadvertisedTTL is how long clients keep a narinfo that came without a time to
-// live: Guix's %narinfo-ttl.
+// UnadvertisedTTL is how long clients keep a narinfo without a TTL: Guix's %narinfo-ttl.
 const UnadvertisedTTL = 36 * time.Hour
 
-// TTLs are for how long clients may keep narinfos of one kind. Nil is for what is not given.
+// TTLs say how long clients may keep narinfos of one kind; nil if not given.
 type TTLs struct {
 	TTL    *time.Duration // what narinfos advertise, or did before NewTTL was given
 	NewTTL *time.Duration // what they advertise instead
@@ -28,8 +27,9 @@ func (t TTLs) Binding(otherwise time.Duration) time.Duration {
 	return max(*before, *cmp.Or(t.NewTTL, before))
 }
 
-// TTLPolicy decides for how long clients may keep narinfos, and the nars that they name. What
-// it advertises is recorded, and binds after the options have changed; see package index.
+// TTLPolicy decides how long clients may keep narinfos, and the nars that they name. The
+// advertised TTLs are recorded, and still bind after the options have changed; see package
+// index.
 type TTLPolicy struct {
 	TTLs
 	// Types are the TTLs of narinfos that name a file of a further compression.

@@ -11,9 +11,9 @@ import (
 )
 
 // Times of items and of their last uses may be ahead: the clock was ahead when they were
-// written, or is behind now. Nobody knows which, so they stay in the index, and count as the
-// time when a pass first found any. That time is stored, so that unused nars grow old anyway.
-// Times that were written before the clock was set are treated alike.
+// written, or is behind now. It is unknown which, so they stay in the index, and count as the
+// time when a pass first found any. That time is stored, so that unused nars still age. Times
+// that were written before the clock was set are treated alike.
 const aheadSetting = "removal.ahead_since"
 
 func (r *Remover) readAhead(ctx context.Context) error {
@@ -41,11 +41,11 @@ func (r *Remover) noteAhead(ctx context.Context, f *criteria.Facts) error {
 	if r.plan != nil {
 		return nil
 	}
-	r.log.Warn("times in the database are ahead of this machine's clock, which is behind, or was ahead, or they were written before it was set: they count as now")
+	r.log.Warn("times in the database are ahead of this machine's clock, which is behind, was ahead, or was not set when they were written: they count as now")
 	return r.setAhead(ctx, now.UTC().Format(time.RFC3339))
 }
 
-// forgetAhead ends a pass: if it found no time ahead, the clock has been set right.
+// forgetAhead is called at the end of a pass. If that found no time ahead, the clock is right.
 func (r *Remover) forgetAhead(ctx context.Context) error {
 	saw := r.sawAhead
 	if r.sawAhead = false; saw || r.aheadSince.IsZero() || r.plan != nil {

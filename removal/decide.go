@@ -38,15 +38,15 @@ func (c *candidate) size() (size int64) {
 	return size
 }
 
-// removeSome removes nars of a page that match a criterion, until the excess is gone, and
-// returns how many bytes that freed. complete is false if some could not be decided on.
+// removeSome removes nars of a page that match a criterion, until the excess is removed, and
+// returns how many bytes that freed. complete is false if some decisions were not possible.
 func (r *Remover) removeSome(ctx context.Context, page []candidate, usable []criteria.Criterion, since, excess int64) (freed int64, complete bool, err error) {
 	matching, err := r.match(ctx, page, usable)
 	if err != nil {
 		return 0, false, err
 	}
 	for least := 1; len(matching) > 0 && excess > freed; {
-		// As many as would suffice if all can be removed, then twice as many each time:
+		// Begin with as many nars as suffice if all can be removed, then double the number:
 		// otherwise, if few match, each would cost a request.
 		var needed atomic.Int64
 		needed.Store(excess - freed)

@@ -10,8 +10,8 @@ import (
 )
 
 const (
-	// lateFor is how long removed bytes count as free that aren't yet: file systems free them
-	// late, and open files when they are closed.
+	// lateFor is how long removed bytes count as free before they are: some file systems free
+	// them late, and open files are freed when they are closed.
 	lateFor = 10 * time.Minute
 	// linkedFor is the same for files with other links, as in an export, which the next export
 	// removes.
@@ -28,7 +28,7 @@ const (
 // Reasons for removing nothing more to free space.
 const (
 	spaceUnreachable = "even without any nar the minimum would not be free, so none is removed for it: make room there, or lower --storage-minimum-free-space"
-	spaceTaken       = "other programs have taken much of it, and no more than half of the nars make way for them within a day: make room there"
+	spaceTaken       = "other programs have taken much of it, and at most half of the nars are removed for them within a day: make room there"
 )
 
 // space tracks the free space of the storage's file system. It distinguishes usage of other
@@ -63,7 +63,7 @@ type owing struct {
 func (s *space) observe(now time.Time, l look) {
 	s.owed = slices.DeleteFunc(s.owed, func(o owing) bool { return !now.Before(o.until) })
 	if s.known {
-		// Bytes that the nars no longer take should be free now.
+		// Removed bytes should be free now.
 		late := (s.last.stored - l.stored) - (l.free - s.last.free)
 		if late < 0 {
 			s.pay(-late)

@@ -14,15 +14,15 @@ import (
 	"nar-herder/storage/uses"
 )
 
-// ages are how long no client has requested a nar: those that were idle for longer are
-// removed first.
+// ages are the steps of a pass: nars that no client has requested for longer are removed
+// first.
 var ages = []time.Duration{365 * 24 * time.Hour, 90 * 24 * time.Hour, 30 * 24 * time.Hour, 7 * 24 * time.Hour, 24 * time.Hour, 0}
 
 // free removes nars until the goal is reached, and returns the reason if it isn't. It can
 // take hours, while the limit may change.
 func (r *Remover) free(ctx context.Context, g *goal) (reason string, err error) {
 	if len(r.options.Criteria) == 0 {
-		return "no --storage-nar-removal-criteria are given, so nothing may go", nil
+		return "no --storage-nar-removal-criteria are given, so nothing may be removed", nil
 	}
 	r.undeletable = nil
 	if r.pinned != nil {
@@ -68,7 +68,7 @@ func (r *Remover) free(ctx context.Context, g *goal) (reason string, err error) 
 		switch {
 		case err != nil:
 			if !errors.Is(err, deletion.ErrOutdated) {
-				// Not at once, in case nothing can be deleted.
+				// Pause, in case nothing can be deleted.
 				r.resumeAt = r.now().Add(fullPause)
 			}
 			return "", err
@@ -92,10 +92,10 @@ func (r *Remover) free(ctx context.Context, g *goal) (reason string, err error) 
 		removed, skipped := r.removed, r.skipped
 		r.age, r.removed, r.skipped = 0, false, ""
 		if removed && r.plan == nil && slices.ContainsFunc(r.options.Criteria, func(c criteria.Criterion) bool { return c.Unreferenced }) {
-			continue // items that removed ones referred to may match now
+			continue // the references of removed items may match now
 		}
 		if skipped != "" {
-			// Not before the skipped criteria may be used again.
+			// Pause until the skipped criteria may be used again.
 			r.resumeAt = r.now().Add(cmp.Or(r.longestPause(), fullPause))
 			return skipped, nil
 		}
@@ -142,7 +142,7 @@ func (r *Remover) longestPause() (longest time.Duration) {
 
 // page reads the next items of the pass.
 func (r *Remover) page(ctx context.Context) (page []candidate, since int64, more bool, cursor int64, err error) {
-	// First: changes from now on are noticed.
+	// Read this first, so that later changes are noticed.
 	if since, err = r.index.LastChange(ctx); err != nil {
 		return nil, 0, false, 0, err
 	}
@@ -152,7 +152,7 @@ func (r *Remover) page(ctx context.Context) (page []candidate, since int64, more
 		}
 	}
 	if r.cursor == 0 {
-		// Fixed for this step of the pass, so that each item is in one step.
+		// The span doesn't change during a step, so that each item is in one step.
 		r.from, r.until = r.stepOf(r.age)
 	}
 	cursor = r.cursor
@@ -163,7 +163,6 @@ func (r *Remover) page(ctx context.Context) (page []candidate, since int64, more
 	for _, row := range rows {
 		item, err := storage.NewItem(row.Item)
 		if err != nil {
-			// Skip it.
 			r.log.Error("keeping an item that can't be read", "error", err)
 			continue
 		}

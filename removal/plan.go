@@ -20,14 +20,13 @@ type Planned struct {
 	Criterion string
 }
 
-// Plan decides as [Remover.Round] does, and reports what that would remove, without
-// changing anything. reason says why it would not remove more, where it should. The
-// remover must not be used for anything else.
+// Plan reports what [Remover.Round] would remove, and changes nothing. reason says why it would
+// not reach the goal; "" if it would. The remover must not be used for anything else.
 //
-// It assumes that the server has run for long. It doesn't know which nars clients have just
+// Plan assumes that the server has run for long. It doesn't know which nars clients have just
 // requested, or items that match only after others are removed.
 func (r *Remover) Plan(ctx context.Context, report func(Planned)) (reason string, err error) {
-	usage, surveyed, err := r.storage.Usage(ctx)
+	usage, scanned, err := r.storage.Usage(ctx)
 	if err != nil {
 		return "", err
 	}
@@ -37,7 +36,7 @@ func (r *Remover) Plan(ctx context.Context, report func(Planned)) (reason string
 	}
 	g := goal{limit: r.limit.Load()}
 	if g.limit >= 0 {
-		if surveyed.IsZero() {
+		if scanned.IsZero() {
 			return "", fmt.Errorf("no server has measured this storage yet: run 'nar-herder run-server' with --storage-limit first")
 		}
 		g.excess = usage - pending.Size - g.limit

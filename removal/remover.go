@@ -73,15 +73,15 @@ type Options struct {
 
 const (
 	defaultInterval = time.Minute
-	// surveyEvery is how often the usage of the storage is measured again, unless that takes
+	// scanEvery is how often the usage of the storage is measured again, unless that takes
 	// too large a share of the time.
-	surveyEvery = time.Hour
-	// remoteSurveyEvery is the same for a remote byte store.
-	remoteSurveyEvery = 24 * time.Hour
-	// surveyShare bounds that share, to one part of so many, and aboveShare does while the
+	scanEvery = time.Hour
+	// remoteScanEvery is the same for a remote byte store.
+	remoteScanEvery = 24 * time.Hour
+	// scanShare bounds that share, to one part of so many, and aboveShare does while the
 	// storage seems to be above its limit.
-	surveyShare = 50
-	aboveShare  = 10
+	scanShare  = 50
+	aboveShare = 10
 	// fullPause is how long to wait before the next pass over all items, when nothing more
 	// could be removed.
 	fullPause = 15 * time.Minute
@@ -133,9 +133,9 @@ type Remover struct {
 	aheadSince   time.Time
 	sawAhead     bool // this pass has found such times
 
-	surveyed  time.Time
-	surveying time.Duration // how long the last survey took
-	// counted is the usage that the last survey found, less what was removed since. Unlike
+	scannedAt time.Time
+	scanTook  time.Duration // how long the last scan took
+	// counted is the usage that the last scan found, less what was removed since. Unlike
 	// the running estimate, it can't count bytes twice that were there before their row.
 	counted int64
 
@@ -283,7 +283,7 @@ func (r *Remover) Round(ctx context.Context) error {
 	}
 	if errors.Is(err, storage.ErrNotDeleted) && ctx.Err() == nil {
 		// Files of removed rows are still there: measure again.
-		r.surveyed = time.Time{}
+		r.scannedAt = time.Time{}
 		r.setStuck(err)
 		r.report(g, notDeleted)
 		return nil
@@ -377,31 +377,31 @@ func (r *Remover) warn(text string) {
 // free space, apart from withdrawn items; and why no more is removed for the latter.
 func (r *Remover) measure(ctx context.Context) (g goal, reason string, err error) {
 	g.limit = r.limit.Load()
-	usage, surveyed, err := r.storage.Usage(ctx)
+	usage, scanned, err := r.storage.Usage(ctx)
 	if err != nil {
 		return goal{}, "", err
 	}
-	// A survey of an earlier process will do for the first round.
-	due := max(surveyEvery, surveyShare*r.surveying)
+	// A scan of an earlier process will do for the first round.
+	due := max(scanEvery, scanShare*r.scanTook)
 	above := g.limit >= 0 && usage > g.limit
 	switch {
 	case r.storage.IsRemote():
 		// Only this instance writes there, and files take no more than their length, so the
-		// running count is as good as a survey, which needs a request for each thousand
+		// running count is as good as a scan, which needs a request for each thousand
 		// names.
-		if due, r.counted = max(remoteSurveyEvery, due), usage; r.surveyed.IsZero() {
-			r.surveyed = stamp.Past(surveyed, r.now())
+		if due, r.counted = max(remoteScanEvery, due), usage; r.scannedAt.IsZero() {
+			r.scannedAt = stamp.Past(scanned, r.now())
 		}
 	case above:
-		due = max(r.interval(), aboveShare*r.surveying)
+		due = max(r.interval(), aboveShare*r.scanTook)
 	}
-	if r.surveyed.IsZero() && (surveyed.IsZero() || g.limit >= 0) || !r.surveyed.IsZero() && r.now().Sub(r.surveyed) >= due {
+	if r.scannedAt.IsZero() && (scanned.IsZero() || g.limit >= 0) || !r.scannedAt.IsZero() && r.now().Sub(r.scannedAt) >= due {
 		begun := r.now()
 		if err := r.storage.Scan(ctx); err != nil {
 			return goal{}, "", err
 		}
-		r.surveyed = r.now()
-		r.surveying = r.surveyed.Sub(begun)
+		r.scannedAt = r.now()
+		r.scanTook = r.scannedAt.Sub(begun)
 		if usage, _, err = r.storage.Usage(ctx); err != nil {
 			return goal{}, "", err
 		}
@@ -419,7 +419,7 @@ func (r *Remover) measure(ctx context.Context) (g goal, reason string, err error
 	r.usage, r.pending, r.hard = usage, pending, hard
 	r.mu.Unlock()
 	if g.limit >= 0 {
-		// If in doubt, the smaller of the two counts: the next survey resolves it.
+		// If in doubt, the smaller of the two counts: the next scan resolves it.
 		g.excess = min(usage, r.counted) - pending.Size - g.limit
 	}
 	if err := r.lookAtSpace(ctx); err != nil {

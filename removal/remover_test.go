@@ -601,7 +601,7 @@ func TestCountedTwice(t *testing.T) {
 }
 
 // TestCountedTwiceAbove is the same with a limit that some have to go for: a
-// second look, before the next survey, has no more go.
+// second look, before the next scan, has no more go.
 func TestCountedTwiceAbove(t *testing.T) {
 	t.Parallel()
 	c := newClock()

@@ -19,7 +19,7 @@ var ErrNotDeleted = errors.New("files can't be deleted")
 type Freed struct {
 	// Items counts items that have no files left.
 	Items int
-	// Size is the length of the files in bytes, Usage what they took of the store.
+	// Size is the length of the files in bytes, and Usage their disk space.
 	Size, Usage int64
 }
 
@@ -60,7 +60,7 @@ func (s *Storage) DeleteUnclaimed(ctx context.Context, names []string, since int
 			failures = append(failures, err)
 		}
 	})
-	if err != nil { // which is the same for all
+	if err != nil { // the same for all files
 		for _, name := range names {
 			stuck[HashInName(name)] = true
 		}
@@ -102,7 +102,7 @@ func (s *Storage) DeleteEach(ctx context.Context, names []string, since int64, r
 			bounded, cancel := s.WithLockDeadline(ctx, 0)
 			defer cancel()
 			if err := s.MayDelete(bounded); errors.Is(err, ErrNotOwner) {
-				return tx.RemovePendingDeletes(chunk) // they are the owner's to delete
+				return tx.RemovePendingDeletes(chunk) // their owner deletes them
 			} else if err != nil {
 				return err
 			}
@@ -152,8 +152,8 @@ func (s *Storage) DeleteEach(ctx context.Context, names []string, since int64, r
 }
 
 // Each calls f for the numbers below n and returns the errors. For a remote byte store it
-// makes several calls at a time, and gives up after as many failures: all others would
-// wait for the same, and get the last error.
+// makes several calls at a time. After as many failures it stops, because the others would
+// fail too, and returns the last error for these.
 func (s *Storage) Each(n int, f func(i int) error) []error {
 	failures := make([]error, n)
 	if !s.IsRemote() {

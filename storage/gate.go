@@ -14,9 +14,9 @@ import (
 	"nar-herder/storage/bytestore"
 )
 
-// Admit parses and checks a narinfo that comes from outside: from a file, another instance
-// or another database. No other code may read such a text first. Like [narinfo.Parse], it
-// keeps the text.
+// Admit parses and checks a narinfo from outside: a file, another instance or another
+// database. No other code may parse such a text first. Like [narinfo.Parse], it keeps the
+// text.
 func Admit(text []byte) (*narinfo.Narinfo, error) {
 	n := new(narinfo.Narinfo)
 	if err := AdmitInto(n, text); err != nil {
@@ -25,7 +25,7 @@ func Admit(text []byte) (*narinfo.Narinfo, error) {
 	return n, nil
 }
 
-// AdmitInto is Admit in the way of [narinfo.ParseInto].
+// AdmitInto is like Admit, but uses [narinfo.ParseInto].
 func AdmitInto(n *narinfo.Narinfo, text []byte) error {
 	if err := narinfo.ParseInto(n, text); err != nil {
 		return err
@@ -70,7 +70,7 @@ func IsNarName(name string) bool {
 	if !nested {
 		return true
 	}
-	// A directory named like an item would keep that item's uncompressed nar out.
+	// A directory with the name of an item would block that item's uncompressed nar.
 	_, named := findHash(compression)
 	return !named && !strings.Contains(base, "/")
 }
@@ -85,8 +85,8 @@ func NarName(file narinfo.File, hash narinfo.PathHash) string {
 	return name
 }
 
-// itemBytes is the byte store for nars: it refuses all other names, wherever they come
-// from. Notes and quarantined files are written to the Store itself.
+// itemBytes is the byte store for nars: it refuses all other names. Notes and quarantined
+// files are written to the Store itself.
 type itemBytes struct{ bytestore.Store }
 
 // errNoNarName says that no nar can have a name.

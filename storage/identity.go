@@ -11,8 +11,8 @@ import (
 	"nar-herder/storage/index"
 )
 
-// Identity returns the random name of the byte store, and gives it one if need be. It is
-// "" without a byte store.
+// Identity returns the random name of the byte store, and creates it if there is none. It is ""
+// without a byte store.
 func (s *Storage) Identity(ctx context.Context) (string, error) {
 	if s.bytes == nil {
 		return "", nil
@@ -21,7 +21,7 @@ func (s *Storage) Identity(ctx context.Context) (string, error) {
 	if !errors.Is(err, fs.ErrNotExist) || s.readOnly {
 		return name, err
 	}
-	// Not where a storage should be mounted and isn't.
+	// Create no name if the storage isn't mounted.
 	if err := s.IsMounted(ctx); err != nil {
 		return "", err
 	}
@@ -29,7 +29,7 @@ func (s *Storage) Identity(ctx context.Context) (string, error) {
 	if err != nil && !errors.Is(err, fs.ErrExist) {
 		return "", err
 	}
-	// Read, as another instance may just have done the same.
+	// Read it, because another instance may have just created one.
 	return s.note(ctx, bytestore.IdentityName)
 }
 
@@ -66,11 +66,11 @@ func (s *Storage) note(ctx context.Context, name string) (string, error) {
 
 // HasAny reports whether any file that the index has as stored exists.
 func (s *Storage) HasAny(ctx context.Context) (bool, error) {
-	// One of the first, which takes no listing where all is well.
+	// Usually one of the first items has a file, so no listing is needed.
 	looked := 0
 	for item, err := range s.Items(ctx) {
 		if errors.Is(err, index.ErrDamaged) {
-			continue // others tell as well
+			continue // others are enough
 		}
 		if err != nil {
 			return false, err
@@ -90,7 +90,7 @@ func (s *Storage) HasAny(ctx context.Context) (bool, error) {
 	}
 	for info, err := range s.bytes.List(ctx) {
 		if err != nil && info.Name != "" {
-			continue // others tell as well
+			continue // others are enough
 		}
 		if err != nil {
 			return false, err

@@ -325,7 +325,7 @@ func TestReferencesWithinImport(t *testing.T) {
 		results := importAll(t, s, options, laid(t, broken...))
 		wantOutcomes(t, results, "40 failed")
 		for file, r := range results {
-			if r.Err == nil || !strings.Contains(r.Err.Error(), "no narinfo for what it refers to") {
+			if r.Err == nil || !strings.Contains(r.Err.Error(), "no narinfo for its references") {
 				t.Errorf("%s: %v", file, r.Err)
 			}
 		}

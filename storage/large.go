@@ -11,9 +11,9 @@ import (
 	"nar-herder/storage/index"
 )
 
-// lockedBytes is how many bytes a remote byte store commits at most while the index is
-// locked: even at the slowest rate, other processes wait longer. Batches end with so many,
-// and larger files are committed before.
+// lockedBytes bounds the bytes that a remote byte store commits while the index is locked:
+// even at the slowest rate, that takes less time than other processes wait for the lock.
+// Batches end at this size, and larger files are committed before the lock.
 const lockedBytes = 1 << 30
 
 // IsMuch reports whether so many bytes are enough for one transaction.
@@ -40,7 +40,7 @@ func (s *Storage) Discard(ctx context.Context, names []string) {
 	ctx, cancel := linger.Context(ctx, linger.Second)
 	defer cancel()
 	err := s.index.Reclaim(ctx, func(tx *index.Tx) error { return tx.AddPendingDeletes(names) })
-	if err == nil || errors.Is(err, index.ErrFull) { // to delete them takes no room
+	if err == nil || errors.Is(err, index.ErrFull) { // deleting takes no room
 		var dropErr error
 		if _, _, dropErr = s.DeleteUnclaimed(ctx, names, 0); dropErr == nil {
 			return

@@ -8,15 +8,15 @@ import (
 )
 
 const (
-	// lockedWait is how long a remote byte store may take while the index is locked and
-	// other processes wait to write: less than they wait.
+	// lockedWait is how long a remote byte store may take while the index is locked: less
+	// than other processes wait for the lock.
 	lockedWait = 20 * time.Second
-	// lockedRate adds time for nars that are committed, in bytes a second: some servers
-	// put the parts of one together then.
+	// lockedRate adds time for committed nars, in bytes per second: some servers copy the
+	// parts of a nar then.
 	lockedRate = 64 << 20
 )
 
-// WithLockDeadline bounds what is done in a remote byte store while the index is locked;
+// WithLockDeadline bounds the time of calls to a remote byte store while the index is locked.
 // size is the length of the nars that are committed.
 func (s *Storage) WithLockDeadline(ctx context.Context, size int64) (context.Context, context.CancelFunc) {
 	if !s.IsRemote() {

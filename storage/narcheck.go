@@ -11,15 +11,14 @@ import (
 	"nar-herder/narinfo"
 )
 
-// Decoder returns the decompressed bytes of what a narinfo calls a compression. size
-// is how many there should be, -1 when that is not known. It may wait for memory until
-// the context ends; its readers hold that until they are closed.
-// Its readers check what the format has checksums of, and that nothing follows.
-// An error that is [ErrUnreadable] says nothing about the bytes.
+// Decoder decompresses a file. compression is the narinfo's name for it, and size is the
+// expected number of bytes, -1 if unknown. It may wait for memory until the context ends; its
+// readers hold that memory until they are closed. Its readers verify the checksums of the
+// format, and that nothing follows. [ErrUnreadable] says nothing about the bytes.
 type Decoder func(ctx context.Context, compression string, compressed io.Reader, size int64) (io.ReadCloser, error)
 
-// MarkUnreadable takes what opening a decompressor has returned, and makes errors that
-// refused reports an [ErrUnreadable]: those of opening it, and of its reads.
+// MarkUnreadable wraps the result of opening a decompressor. It marks errors of opening it and
+// of its reads as [ErrUnreadable] if refused reports them.
 func MarkUnreadable(r io.ReadCloser, err error, refused func(error) bool) (io.ReadCloser, error) {
 	m := marked{r, refused}
 	if err != nil {
@@ -46,8 +45,8 @@ func (m marked) mark(err error) error {
 }
 
 var (
-	// ErrUnreadable says that this program can't read a file that may be good,
-	// since the compression is not known to it, or asks for too much memory.
+	// ErrUnreadable says that this program can't read a file that may be good: its
+	// compression is unknown, or needs too much memory.
 	ErrUnreadable = errors.New("can't be read by this program")
 	// ErrWrongNar says that bytes are certainly not the nar that the narinfo
 	// describes.
@@ -71,16 +70,16 @@ func MaxFileSize(n *narinfo.Narinfo) int64 {
 // copyBuffer is how much is decompressed at a time.
 const copyBuffer = 256 << 10
 
-// CheckNar reads an item's Nth file to its end. The error is [ErrWrongNar] when
-// it certainly isn't the nar, nil when it is, and any other when that could not
-// be found out. No more is decompressed than the nar should have.
+// CheckNar reads an item's Nth file to its end. It returns nil if the file is the nar,
+// [ErrWrongNar] if it certainly isn't, and another error if that is unknown. It decompresses no
+// more bytes than the nar has.
 func CheckNar(ctx context.Context, n *narinfo.Narinfo, file int, from io.Reader, decode Decoder) error {
 	source := &ErrReader{R: from}
 	sum := NewNarSum(ctx, n)
 	reader, err := decode(ctx, n.Files[file].Compression, source, n.NarSize)
 	if err == nil {
 		defer reader.Close()
-		// The struct hides methods with which a copy would go past the sum.
+		// The struct hides WriteTo, which would bypass the buffer.
 		_, err = io.CopyBuffer(sum, struct{ io.Reader }{reader}, make([]byte, copyBuffer))
 	}
 	if err == nil {
@@ -88,7 +87,7 @@ func CheckNar(ctx context.Context, n *narinfo.Narinfo, file int, from io.Reader,
 	}
 	switch {
 	case source.Err != nil:
-		return source.Err // whatever the decoder made of it
+		return source.Err // the decoder's error may hide it
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case err == nil, errors.Is(err, ErrUnreadable), errors.Is(err, ErrWrongNar):
@@ -97,8 +96,8 @@ func CheckNar(ctx context.Context, n *narinfo.Narinfo, file int, from io.Reader,
 	return fmt.Errorf("%w: %w", ErrWrongNar, err)
 }
 
-// ErrReader keeps the error that reading has failed with: it is about the disk or the
-// network, where others that a decoder gives are about the bytes.
+// ErrReader keeps the error of reading. It is about the disk or the network; other errors of a
+// decoder are about the bytes.
 type ErrReader struct {
 	R   io.Reader
 	Err error
@@ -112,7 +111,7 @@ func (r *ErrReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// NarSum compares what is written to it with a narinfo.
+// NarSum is a writer that compares the bytes of a nar with a narinfo.
 type NarSum struct {
 	ctx    context.Context
 	want   *narinfo.Narinfo
@@ -120,13 +119,13 @@ type NarSum struct {
 	size   int64
 }
 
-// NewNarSum begins to compare. Writes fail when the context ends.
+// NewNarSum begins a comparison. Writes fail after the context has ended.
 func NewNarSum(ctx context.Context, want *narinfo.Narinfo) *NarSum {
 	return &NarSum{ctx: ctx, want: want, sha256: sha256.New()}
 }
 
-// Write takes the bytes that follow, decompressed. The error is [ErrWrongNar] as
-// soon as there are more than the nar has.
+// Write adds decompressed bytes. The error is [ErrWrongNar] as soon as there are more than the
+// nar has.
 func (s *NarSum) Write(p []byte) (int, error) {
 	if err := s.ctx.Err(); err != nil {
 		return 0, err
@@ -141,8 +140,7 @@ func (s *NarSum) Write(p []byte) (int, error) {
 	return s.sha256.Write(p)
 }
 
-// Result is nil when all that was written is the nar, and [ErrWrongNar] when it
-// is not.
+// Result returns nil if the written bytes are the nar, and [ErrWrongNar] if they are not.
 func (s *NarSum) Result() error {
 	if s.want.NarSize >= 0 && s.size != s.want.NarSize {
 		return fmt.Errorf("%w: it has %d bytes, should have %d", ErrWrongNar, s.size, s.want.NarSize)

@@ -50,7 +50,7 @@ func (s *Storage) TryReading(ctx context.Context) (warning string, err error) {
 			case err == nil:
 				read++
 			case ctx.Err() != nil && read > 0:
-				return "", nil // slow, but it can be read
+				return "", nil // slow, but readable
 			case ctx.Err() != nil:
 				return "", ctx.Err()
 			case errors.Is(err, ErrNotStored):
@@ -88,7 +88,7 @@ func (s *Storage) tryItem(ctx context.Context, item *Item) error {
 	failure := ErrNotStored
 	for n := range item.Narinfo.Files {
 		if s.IsRemote() || s.bytes.Invalidate(item.names[n]) {
-			// It asks the store itself. Reading could use a cache in front of it, or fill that.
+			// This asks the store itself. Reading could use or fill a cache in front of it.
 			try = s.LookFor
 		}
 		switch err := try(ctx, item, n); {

@@ -28,16 +28,16 @@ func (s *Storage) Spool(fallback string) (directory string, err error) {
 		}
 	}
 	if fallback == "" {
-		return "", fmt.Errorf("storage %s has no room for files that come bit by bit: name a directory for them", s.bytes)
+		return "", fmt.Errorf("storage %s can't keep partial files: name a directory for them", s.bytes)
 	}
 	return fallback, disk.MkdirAll(fallback, 0o755)
 }
 
 // Receive stores a local file as the item's Nth, without copying it if the byte store can.
 // The caller has compared the file with the item's NarHash and reserved room with
-// [Storage.Reserve]; nobody writes to it any more. On success the caller removes its name,
-// and nothing else. A file in [Storage.Spool] may have lost its name by then, even after
-// an error.
+// [Storage.Reserve]; the file does not change any more. On success the caller removes its name,
+// and nothing else. A file in [Storage.Spool] may have lost its name by then, even after an
+// error.
 //
 // The error is [ErrNotWanted] if the item's row is of another nar now, and
 // [space.ErrLimit] or [space.ErrFreeSpace] if there is no room.
@@ -77,7 +77,7 @@ func (s *Storage) Receive(ctx context.Context, item *Item, n int, file *os.File)
 		}
 		bounded, cancel := s.WithLockDeadline(ctx, size)
 		defer cancel()
-		// It may have been taken over while the bytes came.
+		// Another instance may have become the owner meanwhile.
 		if err := s.MayDelete(bounded); err != nil {
 			return fmt.Errorf("store %s: %w", name, err)
 		}
@@ -91,7 +91,7 @@ func (s *Storage) Receive(ctx context.Context, item *Item, n int, file *os.File)
 		}
 		return tx.SetStored(now.Hash, now.Stored|now.FilesNamed(name), now.SizesWith(n, size))
 	})
-	// After other errors, the next fetch finds it there.
+	// After other errors, the file stays: the next fetch finds it.
 	if early != nil && (errors.Is(err, ErrNotWanted) || errors.Is(err, space.ErrLimit) || errors.Is(err, space.ErrFreeSpace) || errors.Is(err, index.ErrFull)) {
 		s.Discard(ctx, []string{name})
 	}
@@ -165,12 +165,11 @@ func (s *Storage) HasUnrecorded(ctx context.Context, item *Item, n int) (bool, e
 // for [Storage.Receive], and [ErrNotOwner] if this instance doesn't own the byte store.
 func (s *Storage) Adopt(ctx context.Context, item *Item, n int, decode Decoder) error {
 	name := item.FileName(n)
-	// Not of a storage that another looks after, and may be large: what is there,
-	// that one knows.
+	// Don't read a file, which may be large, that belongs to another instance.
 	if err := s.MayAdd(ctx, false); err != nil {
 		return fmt.Errorf("take %s into the index: %w", name, err)
 	}
-	// Before it is read, so that nobody changes what was found right.
+	// Flush before reading, so that the verified bytes are those on the disk.
 	if err := s.bytes.Flush(ctx, name); err != nil {
 		return err
 	}

@@ -55,11 +55,11 @@ const BatchSize = 100
 // The error is [ErrNotOwner] if another instance owns the byte store.
 func (s *Storage) RemoveAll(ctx context.Context, hashes []narinfo.PathHash, guard func(*index.Tx) error) ([]Removal, error) {
 	if err := s.MayDelete(ctx); errors.Is(err, ErrNotOwner) {
-		return nil, err // else the bytes would stay for ever
+		return nil, err // otherwise the bytes would stay for ever
 	}
 	var removals []Removal
 	var names []string
-	var owners []int // owners[i] is whose names[i] is
+	var owners []int // owners[i] is the number of the item that names[i] belongs to
 	var last int64
 	err := s.index.Reclaim(ctx, func(tx *index.Tx) error {
 		if guard != nil {
@@ -80,7 +80,7 @@ func (s *Storage) RemoveAll(ctx context.Context, hashes []narinfo.PathHash, guar
 				if err := tx.Remove(hash, s.now()); err != nil {
 					return err
 				}
-				// Also what is there without being recorded, as after a crash.
+				// This includes files that are stored but not recorded, as after a crash.
 				for _, name := range item.NarNames() {
 					names, owners = append(names, name), append(owners, n)
 				}
@@ -100,7 +100,7 @@ func (s *Storage) RemoveAll(ctx context.Context, hashes []narinfo.PathHash, guar
 	if err != nil {
 		return nil, err
 	}
-	// The rows are gone: what is left now is left until a server deletes it.
+	// The rows are deleted: a file that is not deleted now stays until a server deletes it.
 	ctx, cancel := linger.Context(ctx, linger.Second)
 	defer cancel()
 	err = s.DeleteEach(ctx, names, last, func(n int, dropped Freed, err error) {
@@ -117,7 +117,7 @@ func (s *Storage) RemoveAll(ctx context.Context, hashes []narinfo.PathHash, guar
 	}
 	for n := range removals {
 		if removals[n].Left {
-			removals[n].Err = fmt.Errorf("the item is gone, but bytes of it are left in storage %s, for the server to delete when it can: %w", s.bytes, removals[n].Err)
+			removals[n].Err = fmt.Errorf("the item is removed, but bytes of it are left in storage %s, which the server deletes when it can: %w", s.bytes, removals[n].Err)
 		}
 	}
 	return removals, nil

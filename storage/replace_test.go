@@ -171,7 +171,7 @@ func TestDoubtStays(t *testing.T) {
 	}
 	r := importer.New(s).Add(t.Context(), &importer.Addition{Narinfo: third.parsed(), Directories: []string{source}, Keep: true, Replace: true, WithReferences: true})
 	faulty.before = nil
-	if r.Outcome != importer.Failed || !strings.Contains(r.Err.Error(), "no narinfo for what it refers to") || !removed {
+	if r.Outcome != importer.Failed || !strings.Contains(r.Err.Error(), "no narinfo for its references") || !removed {
 		t.Fatalf("%v, %v; removed: %v", r.Outcome, r.Err, removed)
 	}
 	if n := noted(t, p); n != 1 {

@@ -48,17 +48,16 @@ type Storage struct {
 	checked atomic.Pointer[time.Time]
 }
 
-// Options of [New]. The zero value is good.
+// Options of [New]. The zero value is valid.
 type Options struct {
-	// Log takes what operators should know; nil drops it.
+	// Log may be nil.
 	Log *slog.Logger
-	// Now is the clock that gives items their time; nil is the system's.
+	// Now is the clock for the times of items; nil for the system's.
 	Now func() time.Time
-	// MayWrite returns an error where this instance may not write to the byte store;
-	// nil allows it always.
+	// MayWrite returns an error if this instance may not write to the byte store; nil allows
+	// it always.
 	MayWrite func(context.Context) error
-	// ReadOnly makes the storage never write to the byte store; see
-	// [Storage.IsReadOnly].
+	// ReadOnly prevents writing to the byte store; see [Storage.IsReadOnly].
 	ReadOnly bool
 }
 
@@ -94,7 +93,7 @@ func (s *Storage) Bytes() bytestore.Store {
 // Log returns the log for operators.
 func (s *Storage) Log() *slog.Logger { return s.log }
 
-// Now returns the time of the clock that gives items their time.
+// Now returns the time for items that are added now.
 func (s *Storage) Now() time.Time { return s.now() }
 
 // Store returns the byte store itself, for notes and files that are not nars; nil for
@@ -120,7 +119,7 @@ func (s *Storage) Concurrency() int {
 	return s.bytes.Concurrency()
 }
 
-// Item is an item with its narinfo read.
+// Item is an item with its parsed narinfo.
 type Item struct {
 	*index.Item
 	Narinfo *narinfo.Narinfo
@@ -146,8 +145,7 @@ func (s *Storage) Item(ctx context.Context, hash narinfo.PathHash) (*Item, error
 	return s.asReadOnly(item), nil
 }
 
-// ItemsAt returns many items, in the order of hashes; nil where there certainly
-// is none.
+// ItemsAt returns many items, in the order of hashes; nil if there certainly is none.
 func (s *Storage) ItemsAt(ctx context.Context, hashes []narinfo.PathHash) ([]*Item, error) {
 	rows, err := s.index.ItemsAt(ctx, hashes)
 	if err != nil {
@@ -167,7 +165,7 @@ func (s *Storage) ItemsAt(ctx context.Context, hashes []narinfo.PathHash) ([]*It
 	return items, nil
 }
 
-// NewItem reads the narinfo of a row.
+// NewItem parses the narinfo of a row.
 func NewItem(row *index.Item) (*Item, error) {
 	n, err := narinfo.Parse(row.Text)
 	if err != nil {
@@ -200,7 +198,7 @@ func (i *Item) NarNames() []string {
 	return slices.DeleteFunc(slices.Clone(i.names), func(name string) bool { return name == "" })
 }
 
-// byEffort lists compressions by how little work it takes to undo them.
+// byEffort lists compressions by the work of decompression, the least first.
 var byEffort = []string{"none", "zstd", "gzip", "lzip", "xz", "bzip2"}
 
 // EasiestFile returns which of the available files takes the least work to decompress; -1
@@ -274,7 +272,7 @@ func (s *Storage) OpenFile(ctx context.Context, item *Item, n int, offset, lengt
 		return nil, bytestore.Info{}, ErrNotStored
 	}
 	reader, info, err := s.openWhole(ctx, item, n, offset, length)
-	// The row may be newer than what a cache gave.
+	// The row may be newer than a cached copy.
 	if reader == nil && info.Name != "" && s.bytes.Invalidate(name) {
 		reader, info, err = s.openWhole(ctx, item, n, offset, length)
 	}
@@ -327,22 +325,22 @@ func (s *Storage) sizeMatches(ctx context.Context, item *Item, n int, info bytes
 	return nil
 }
 
-// mismatch returns the error for a file that is not as its row has it, or [ErrNotStored]
-// if another instance owns the byte store: that one has removed or replaced it, and knows.
+// mismatch returns the error for a file that differs from its row, or [ErrNotStored] if
+// another instance owns the byte store, which has removed or replaced the file.
 func (s *Storage) mismatch(ctx context.Context, err error) error {
 	if errors.Is(s.MayDelete(ctx), ErrNotOwner) {
 		return ErrNotStored
 	}
 	if ctx.Err() != nil {
-		return ctx.Err() // whose it is, may not be known
+		return ctx.Err() // the owner may be unknown
 	}
 	return err
 }
 
-// Instance is the random id of the index, which tells this instance from others.
+// Instance returns the random id of this instance.
 func (s *Storage) Instance() string { return s.index.Instance() }
 
-// Totals are the sums that the index keeps.
+// Totals returns the sums that the index keeps.
 func (s *Storage) Totals(ctx context.Context) (index.Totals, error) { return s.index.Totals(ctx) }
 
 // FilesNamed returns the bits, as in Stored, of the item's files with a name.
@@ -370,8 +368,8 @@ func MarkStored(entry *index.Entry, n int, size int64) {
 	entry.Sizes[n] = size
 }
 
-// CarryStored marks those files of a new row as stored that the old row of the same nar
-// has as stored. It is for callers that can't look at the byte store.
+// CarryStored marks those files of a new row as stored that the old row of the same nar has as
+// stored. It is for callers without access to the byte store.
 func CarryStored(entry *index.Entry, old *Item) {
 	if old.Narinfo.NarHash != entry.Narinfo.NarHash {
 		return

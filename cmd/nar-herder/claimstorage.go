@@ -6,11 +6,11 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"nar-herder/storage/location"
 
 	"nar-herder/storage"
 	"nar-herder/storage/check"
 	"nar-herder/storage/index"
+	"nar-herder/storage/location"
 	"nar-herder/storage/owner"
 )
 

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"log/slog"
-	"nar-herder/removal/pins"
 	"time"
 
 	"nar-herder/mirror"
@@ -13,6 +12,7 @@ import (
 	"nar-herder/narinfo"
 	"nar-herder/peer"
 	"nar-herder/peer/passing"
+	"nar-herder/removal/pins"
 	"nar-herder/storage/index"
 )
 

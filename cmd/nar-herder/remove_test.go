@@ -462,7 +462,7 @@ func TestRemoveUnderAFault(t *testing.T) {
 	succeed(t, p.args("remove", "--now", entropy)...) // makes it this instance's
 	stuck := testfs.ReadOnly(t, p.storage)
 	r := runProgram(t, "remove", "--now", "--database="+p.database, "--storage="+stuck, greeting, empty, "00000000000000000000000000000000")
-	if r.status != 1 || strings.Count(r.err, "\n") != 3 || strings.Count(r.err, "the item is gone, but bytes of it are left in storage "+stuck) != 2 ||
+	if r.status != 1 || strings.Count(r.err, "\n") != 3 || strings.Count(r.err, "the item is removed, but bytes of it are left in storage "+stuck) != 2 ||
 		!strings.Contains(r.err, "remove /gnu/store/"+greeting+": ") || !strings.Contains(r.err, "nar/lzip/"+greeting) || !strings.Contains(r.out, "2 items removed, 0 B freed") {
 		t.Errorf("%+v", r)
 	}

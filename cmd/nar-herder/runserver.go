@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"nar-herder/storage/location"
 	"os"
 	"strings"
 
@@ -14,6 +13,7 @@ import (
 	"nar-herder/compression/cached"
 	"nar-herder/httpapi/engine"
 	"nar-herder/mirror/dump"
+	"nar-herder/storage/location"
 	"nar-herder/storage/tiered"
 )
 

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"nar-herder/storage/bytestore"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"nar-herder/storage/bytestore"
 )
 
 // asRoot skips a test that runs the program as several users, unless in CI.

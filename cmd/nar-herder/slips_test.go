@@ -2,12 +2,13 @@ package main
 
 import (
 	"errors"
-	"nar-herder/storage/bytestore"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"nar-herder/storage/bytestore"
 )
 
 // desk is where an operator makes a slip: an instance, and another one beside it that

@@ -5,8 +5,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"nar-herder/removal/withdrawal"
-	"nar-herder/storage/location"
 	"os"
 	"time"
 
@@ -22,10 +20,12 @@ import (
 	"nar-herder/peer"
 	"nar-herder/peer/passing"
 	"nar-herder/removal"
+	"nar-herder/removal/withdrawal"
 	"nar-herder/storage/check"
 	"nar-herder/storage/checksums"
 	"nar-herder/storage/dbspace"
 	"nar-herder/storage/index"
+	"nar-herder/storage/location"
 	"nar-herder/storage/owner"
 	"nar-herder/storage/uses"
 )

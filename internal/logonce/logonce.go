@@ -2,6 +2,8 @@
 package logonce
 
 import (
+	"context"
+	"log/slog"
 	"sync"
 	"time"
 )
@@ -33,6 +35,21 @@ func (f *Filter) IsDue(text string, now time.Time) bool {
 	}
 	f.logged[text] = now
 	return true
+}
+
+// Log logs a line if it is due. Its errors and strings belong to its text.
+func (f *Filter) Log(log *slog.Logger, level slog.Level, now time.Time, text string, attributes ...any) {
+	key := text
+	for _, attribute := range attributes {
+		if err, ok := attribute.(error); ok {
+			key += err.Error()
+		} else if word, ok := attribute.(string); ok {
+			key += word
+		}
+	}
+	if f.IsDue(key, now) {
+		log.Log(context.Background(), level, text, attributes...)
+	}
 }
 
 // Forget makes every text due.

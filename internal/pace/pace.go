@@ -56,8 +56,12 @@ func (l *Limiter) Bound(buffer []byte) []byte {
 	return buffer[:min(int64(len(buffer)), max(l.Rate/10, 1))]
 }
 
-// Consume records n bytes and returns how long to wait before the next read. Unused time
-// doesn't accumulate.
+// maxLag is how much unused time accumulates: readers that were slower than the rate for less
+// than this catch up. After a longer rest they don't run faster.
+const maxLag = time.Second
+
+// Consume records n bytes and returns how long to wait before the next read; not positive for
+// no time.
 func (l *Limiter) Consume(n int) time.Duration {
 	if l.Rate <= 0 {
 		return 0
@@ -65,7 +69,7 @@ func (l *Limiter) Consume(n int) time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now()
-	if l.due.Before(now) {
+	if now.Sub(l.due) > maxLag {
 		l.due = now
 	}
 	l.due = l.due.Add(time.Duration(float64(n) / float64(l.Rate) * float64(time.Second)))

@@ -134,3 +134,27 @@ func TestReader(t *testing.T) {
 		}
 	})
 }
+
+// TestReaderSlow: the time of reading counts, so that a slow disk or decoder doesn't halve the
+// rate.
+func TestReaderSlow(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		all := &Limiter{Rate: 1000}
+		begin := time.Now()
+		if n, err := io.Copy(io.Discard, all.Reader(t.Context(), slowReader{strings.NewReader(strings.Repeat("x", 10_000))})); err != nil || n != 10_000 {
+			t.Errorf("%d bytes, %v", n, err)
+		}
+		if took := time.Since(begin); took < 9*time.Second || took > 11*time.Second {
+			t.Errorf("10,000 bytes at 1,000 a second from a slow reader took %v", took)
+		}
+	})
+}
+
+// slowReader takes 80 ms for each read.
+type slowReader struct{ io.Reader }
+
+func (r slowReader) Read(p []byte) (int, error) {
+	time.Sleep(80 * time.Millisecond)
+	return r.Reader.Read(p)
+}

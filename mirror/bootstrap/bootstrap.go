@@ -8,13 +8,13 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"math/rand/v2"
 	"os"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"nar-herder/internal/disk"
+	"nar-herder/internal/logonce"
 	"nar-herder/internal/pace"
 	"nar-herder/mirror/health"
 	"nar-herder/mirror/sourcedump"
@@ -36,8 +36,8 @@ type Bootstrap struct {
 	current health.Status
 
 	// These are used by Run alone.
-	failed, started, merging health.Reminder
-	dumps                    sourcedump.Loader
+	logged logonce.Filter
+	dumps  sourcedump.Loader
 }
 
 const (
@@ -94,7 +94,8 @@ func RemoveFiles(downloads string) error {
 // Run makes the database. It retries until it succeeds, the context ends, or another
 // process has made the database. Its error is that of the context.
 func (b *Bootstrap) Run(ctx context.Context) error {
-	for failures := 0; ; failures++ {
+	backoff := pace.Backoff{First: b.FirstPause, Last: lastPause}
+	for failures := 1; ; failures++ {
 		if _, err := os.Stat(b.database); err == nil {
 			// Perhaps an import has made it: the mirror merges the source into that.
 			if err := RemoveFiles(b.dumps.Downloads); err != nil {
@@ -106,9 +107,9 @@ func (b *Bootstrap) Run(ctx context.Context) error {
 		if err == nil || ctx.Err() != nil {
 			return ctx.Err()
 		}
-		pause := min(lastPause, b.FirstPause<<min(failures, 10))
+		pause := backoff.Jittered(failures)
 		if errors.Is(err, download.ErrNotReady) {
-			pause, failures = min(notReadyPause, 5*b.FirstPause), 0
+			pause, failures = pace.Jitter(min(notReadyPause, 5*b.FirstPause)), 1
 		}
 		b.mu.Lock()
 		b.current.Doing, b.current.Error = "", health.Public(err, b.database)
@@ -117,8 +118,8 @@ func (b *Bootstrap) Run(ctx context.Context) error {
 			b.current.State = health.Syncing
 		}
 		b.mu.Unlock()
-		b.failed.Log(b.log, slog.LevelWarn, time.Now(), "can't start from the mirrored instance yet", "source", b.source.String(), "error", err)
-		if pace.Sleep(ctx, pause/2+rand.N(pause)) != nil {
+		b.logged.Log(b.log, slog.LevelWarn, time.Now(), "can't start from the mirrored instance yet", "source", b.source.String(), "error", err)
+		if pace.Sleep(ctx, pause) != nil {
 			return ctx.Err()
 		}
 	}
@@ -126,7 +127,7 @@ func (b *Bootstrap) Run(ctx context.Context) error {
 
 // Try makes one attempt.
 func (b *Bootstrap) Try(ctx context.Context) error {
-	b.started.Log(b.log, slog.LevelInfo, time.Now(), "starting from the mirrored instance", "source", b.source.String())
+	b.logged.Log(b.log, slog.LevelInfo, time.Now(), "starting from the mirrored instance", "source", b.source.String())
 	if b.dumps.IsBegun() {
 		return b.fromDump(ctx) // an earlier attempt preferred it
 	}
@@ -269,7 +270,7 @@ func (b *Bootstrap) fromDump(ctx context.Context) (err error) {
 	if err := b.dumps.Rejected(ctx); err != nil {
 		return err
 	}
-	b.merging.Log(b.log, slog.LevelInfo, time.Now(), "building the index from the dump of the mirrored instance", "source", b.source.String())
+	b.logged.Log(b.log, slog.LevelInfo, time.Now(), "building the index from the dump of the mirrored instance", "source", b.source.String())
 	d, err := b.dumps.Fetch(ctx)
 	if err != nil {
 		return err

@@ -12,8 +12,8 @@ func TestSlowLine(t *testing.T) {
 	}{
 		{100 * mega, 1400 * mega, 700 * mega, false},
 		{mega / 10, 1400 * mega, 700 * mega, true},
-		{mega / 10, 1400 * mega, -1, false},        // its size is not known
-		{mega / 10, 100 * mega, 700 * mega, false}, // most has come
+		{mega / 10, 1400 * mega, -1, false},        // unknown size
+		{mega / 10, 100 * mega, 700 * mega, false}, // nearly complete
 		{mega / 10, 600 * mega, 700 * mega, false},
 	} {
 		if got := isSlow(test.rate, test.left, test.dump); got != test.slow {

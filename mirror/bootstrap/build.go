@@ -74,7 +74,7 @@ type lot[T any] struct {
 	rows     []T
 	done     chan struct{} // closed when prepared is set
 	prepared []prepared
-	ended    error // why there are no more
+	ended    error // the error that ended the rows
 }
 
 // run reads rows, prepares them on all cores and writes them in their order. size returns the

@@ -20,8 +20,7 @@ import (
 	"nar-herder/storage/index"
 )
 
-// farmText is a narinfo as long as those of a farm, which refers to some of the items
-// before it.
+// farmText returns a narinfo as long as a build farm's, with references to earlier items.
 func farmText(random *rand.Rand, before []string) (base string, text []byte) {
 	draw := func(alphabet string, n int) string {
 		text := make([]byte, n)
@@ -45,7 +44,7 @@ func farmText(random *rand.Rand, before []string) (base string, text []byte) {
 		base64.StdEncoding.EncodeToString([]byte(signature)), base, random.IntN(1<<28))
 }
 
-// BenchmarkFromIndex makes indexes of a copy with 100,000 items.
+// BenchmarkFromIndex builds indexes from a copy with 100,000 items.
 func BenchmarkFromIndex(b *testing.B) {
 	const items = 100_000
 	directory := b.TempDir()
@@ -100,7 +99,7 @@ func BenchmarkFromIndex(b *testing.B) {
 	b.ReportMetric(0, "ns/op")
 }
 
-// TestLongRows: rows that are made ready ahead are bounded in bytes.
+// TestLongRows: rows that are prepared ahead are bounded in bytes.
 func TestLongRows(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

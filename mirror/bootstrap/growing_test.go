@@ -10,7 +10,7 @@ import (
 	"testing/synctest"
 )
 
-// TestGrowing: what is read of a file waits until it has come, or the download has ended.
+// TestGrowing: a read waits until its bytes have arrived, or the download has ended.
 func TestGrowing(t *testing.T) {
 	t.Parallel()
 	name := filepath.Join(t.TempDir(), "file")

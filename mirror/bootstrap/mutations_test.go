@@ -19,7 +19,7 @@ import (
 	"time"
 )
 
-// mutate is what disks, memory and people do to a file.
+// mutate damages a file, as disks, memory and people do.
 func mutate(random *rand.Rand, content []byte) []byte {
 	const page = 4096
 	damaged := bytes.Clone(content)
@@ -33,17 +33,16 @@ func mutate(random *rand.Rand, content []byte) []byte {
 		}
 	case 2:
 		damaged = damaged[:at()]
-	case 3: // a page in the place of another
+	case 3: // replace a page by another
 		from, to := at()/page*page, at()/page*page
 		copy(damaged[to:min(to+page, len(damaged))], damaged[from:])
-	case 4: // the head of a page
+	case 4: // damage the header of a page
 		damaged[min(at()/page*page+random.IntN(12), len(damaged)-1)] = byte(random.Uint32())
 	}
 	return damaged
 }
 
-// mutations is how many TestMutations makes: some, or as many as NAR_HERDER_MUTATIONS
-// says.
+// mutations is the number of mutations in TestMutations; NAR_HERDER_MUTATIONS sets another.
 func mutations(t *testing.T) int {
 	text := os.Getenv("NAR_HERDER_MUTATIONS")
 	if text == "" {
@@ -56,8 +55,8 @@ func mutations(t *testing.T) int {
 	return count
 }
 
-// TestMutations: a damaged index or dump with the right digest is refused, or what is made
-// of it is as it should be.
+// TestMutations: a damaged index or dump with a matching digest is refused, or the index
+// built from it is valid.
 func TestMutations(t *testing.T) {
 	t.Parallel()
 	var texts, want []string
@@ -107,8 +106,8 @@ func TestMutations(t *testing.T) {
 					t.Fatal(err)
 				}
 				ctx, stop := context.WithTimeout(t.Context(), 30*time.Second)
-				// Then it is as one of the original's: what is signed can be compared, and
-				// nothing else.
+				// Without its sum, it is like an original's dump: only
+				// signed bytes can be compared.
 				lostSum := name == "dump" && !bytes.Contains(content, sum)
 				err := test.build(ctx, made, downloaded)
 				if ctx.Err() != nil {
@@ -134,7 +133,7 @@ func TestMutations(t *testing.T) {
 	}
 }
 
-// sumIn is the row of a dump with its sum; nil for another file.
+// sumIn returns the row of a dump with its sum; nil for another file.
 func sumIn(t testing.TB, content []byte, name string) []byte {
 	t.Helper()
 	if err := os.WriteFile(name, content, 0o600); err != nil {
@@ -152,7 +151,7 @@ func sumIn(t testing.TB, content []byte, name string) []byte {
 	return []byte(original.SumKey + info[original.SumKey])
 }
 
-// isPart reports whether what is signed in the lines is in some of the texts.
+// isPart reports whether the signed bytes of the lines are part of some text.
 func isPart(lines, texts []string) bool {
 	for _, line := range lines {
 		_, text, _ := strings.Cut(line, " StorePath")

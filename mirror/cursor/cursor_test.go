@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// FuzzSeen: what is remembered is the same when it was written down and read again.
+// FuzzSeen: the remembered changes survive encoding and decoding.
 func FuzzSeen(f *testing.F) {
 	text, err := Seen{Fingerprint{1, 2}: time.Unix(1_767_225_600, 0).UTC(), Fingerprint{3}: time.Time{}}.MarshalText()
 	if err != nil {

@@ -16,7 +16,7 @@ import (
 	"nar-herder/storage/index"
 )
 
-// TestDamagedText: a dump lacks a damaged item, and names it; the others are published.
+// TestDamagedText: a dump omits a damaged item and names it; it has the others.
 func TestDamagedText(t *testing.T) {
 	t.Parallel()
 	x := newIndex(t, 30)

@@ -20,8 +20,8 @@ import (
 	"nar-herder/storage/index"
 )
 
-// TestKilled: a process that makes dumps is killed anywhere. What is published is
-// whole each time, and the next one cleans up.
+// TestKilled: after a process that makes dumps is killed at any point, the published dump
+// is complete, and the next process cleans up.
 func TestKilled(t *testing.T) {
 	t.Parallel()
 	x := newIndex(t, 300)
@@ -46,7 +46,7 @@ func TestKilled(t *testing.T) {
 		timer := time.AfterFunc(time.Duration(kill)*110*time.Millisecond/time.Duration(kills), func() { _ = command.Process.Kill() })
 		for begun.Scan() {
 		}
-		_ = command.Wait() // it was killed
+		_ = command.Wait() // killed
 		timer.Stop()
 		if command.ProcessState.ExitCode() == 1 {
 			t.Fatal("it has failed by itself")
@@ -74,7 +74,7 @@ func TestKilled(t *testing.T) {
 	}
 }
 
-// TestBusy: two don't make one at once, also of different processes.
+// TestBusy: two processes, or two makers in one, don't make a dump at the same time.
 func TestBusy(t *testing.T) {
 	t.Parallel()
 	x := newIndex(t, 3)
@@ -88,7 +88,7 @@ func TestBusy(t *testing.T) {
 	mustMake(t, m)
 }
 
-// TestFullDisk: the dump that is there stays, and nothing is left of the next.
+// TestFullDisk: the old dump stays, and a failed one leaves no files.
 func TestFullDisk(t *testing.T) {
 	t.Parallel()
 	x := newIndex(t, 200)
@@ -104,7 +104,7 @@ func TestFullDisk(t *testing.T) {
 			t.Errorf("the directory has %q, and had %q", got, before)
 		}
 	}
-	// It begins, as there is room for one like the first, and comes to no end.
+	// There is room for a dump like the first, so it begins, but fails.
 	for n := 200; n < 4000; n += 200 {
 		var more []int
 		for i := range 200 {
@@ -115,7 +115,7 @@ func TestFullDisk(t *testing.T) {
 	_, err := m.Make(t.Context())
 	wantError(t, err, index.ErrFull, path, "free some room", "--database-dump")
 	stays()
-	// It does not begin.
+	// Now it does not begin.
 	free := testfs.Fill(t, directory)
 	_, err = m.Make(t.Context())
 	wantError(t, err, index.ErrFull, "takes about", "--database-dump")
@@ -125,7 +125,7 @@ func TestFullDisk(t *testing.T) {
 	wantError(t, err, index.ErrFull, "takes about")
 }
 
-// TestCancelled: who stops the program does not wait.
+// TestCancelled: stopping the program does not wait for a dump.
 func TestCancelled(t *testing.T) {
 	t.Parallel()
 	x := newIndex(t, 4000)
@@ -142,7 +142,7 @@ func TestCancelled(t *testing.T) {
 		if _, err := unlocked(t, func() (Generation, error) { return m.Make(ctx) }); err == nil {
 			timer.Stop()
 			cancel(nil)
-			first = names(t, directory) // it was faster this time
+			first = names(t, directory) // faster this time
 			continue
 		} else if !errors.Is(err, context.Canceled) {
 			t.Errorf("%v, want context.Canceled", err)
@@ -151,7 +151,7 @@ func TestCancelled(t *testing.T) {
 		cancel(nil)
 		_, err := unlocked(t, func() (any, error) { return nil, m.Tidy() })
 		must(t, err)
-		// The one before the newest may have gone.
+		// The generation before the newest may have been removed.
 		for _, name := range names(t, directory) {
 			if !slices.Contains(first, name) {
 				t.Errorf("%s was left", name)
@@ -163,8 +163,8 @@ func TestCancelled(t *testing.T) {
 	wantSame(t, m.Published(), generations[0])
 }
 
-// TestTidy: a server that starts removes what was left, and gives the newest dump its
-// names, but nothing while another process is at it.
+// TestTidy: a starting server removes the files of a killed process, and gives the newest
+// dump its names, except while another process makes a dump.
 func TestTidy(t *testing.T) {
 	t.Parallel()
 	x := newIndex(t, 3)
@@ -198,7 +198,7 @@ func TestTidy(t *testing.T) {
 	}
 }
 
-// TestReadOnlyDirectory: the dump that is there stays served.
+// TestReadOnlyDirectory: the existing dump is still served.
 func TestReadOnlyDirectory(t *testing.T) {
 	t.Parallel()
 	x := newIndex(t, 3)
@@ -213,7 +213,7 @@ func TestReadOnlyDirectory(t *testing.T) {
 	wantError(t, err, fs.ErrNotExist, filepath.Join(directory, "none"), "--database-dump")
 }
 
-// TestPlace: nothing is overwritten but a dump.
+// TestPlace: only dumps are overwritten.
 func TestPlace(t *testing.T) {
 	t.Parallel()
 	x := newIndex(t, 3)
@@ -227,7 +227,7 @@ func TestPlace(t *testing.T) {
 		_, err := New(x, Options{Path: path})
 		wantError(t, err, nil, "--database-dump", path)
 	}
-	// One that the original made gives way, and an empty file.
+	// A dump of the original and an empty file are overwritten.
 	original := filepath.Join(directory, "original")
 	must(t, os.WriteFile(original, append([]byte("SQLite format 3\x00"), make([]byte, 4080)...), 0o644))
 	empty := filepath.Join(directory, "empty")
@@ -236,14 +236,14 @@ func TestPlace(t *testing.T) {
 		m := newMaker(t, x, path)
 		wantSame(t, m.Published(), mustMake(t, m))
 	}
-	// It may have become something else since the start.
+	// The file may have been replaced since the start.
 	m := newMaker(t, x, filepath.Join(directory, "later"))
 	must(t, os.WriteFile(filepath.Join(directory, "later"), []byte("text"), 0o644))
 	_, err := m.Make(t.Context())
 	wantError(t, err, nil, "later", "--database-dump")
 }
 
-// TestForeignFiles: what has a name like a dump's and is none stays.
+// TestForeignFiles: a file with a name like a dump's that isn't a dump stays.
 func TestForeignFiles(t *testing.T) {
 	t.Parallel()
 	x := newIndex(t, 3)
@@ -270,7 +270,7 @@ func TestForeignFiles(t *testing.T) {
 	}
 }
 
-// TestPublished: what is served is what the manifest says, and of this instance.
+// TestPublished: the served dumps are those of the manifest, and of this instance.
 func TestPublished(t *testing.T) {
 	t.Parallel()
 	x := newIndex(t, 3)
@@ -290,7 +290,7 @@ func TestPublished(t *testing.T) {
 		}
 		g = mustMake(t, newMaker(t, x, path))
 	}
-	// Somebody writes to it, or removes it.
+	// Another program writes to the file, or removes it.
 	name := filepath.Join(filepath.Dir(path), g.Index.Name)
 	must(t, os.Truncate(name, g.Index.Size-1))
 	_, err := published.Open(g.Index)
@@ -299,7 +299,7 @@ func TestPublished(t *testing.T) {
 	_, err = published.Open(g.Index)
 	wantError(t, err, fs.ErrNotExist)
 
-	// So another is due, although nothing has changed.
+	// So another dump is due, although nothing has changed.
 	m.options.Interval = time.Hour
 	if _, err := m.step(t.Context()); err != nil {
 		t.Error(err)
@@ -330,8 +330,8 @@ func TestPublished(t *testing.T) {
 	}
 }
 
-// TestBackup: when an older state of the index is put back, dumps that were made
-// after it are served no more, and another is made at once.
+// TestBackup: after an older state of the index is restored, dumps that were made after it
+// are not served, and another is made at once.
 func TestBackup(t *testing.T) {
 	t.Parallel()
 	x := newIndex(t, 3)
@@ -358,7 +358,7 @@ func TestBackup(t *testing.T) {
 	if generations, err = m.Published().Generations(); err != nil || len(generations) != 2 || generations[0].LastChange != 4 || generations[1].LastChange != 3 {
 		t.Errorf("served are %+v, %v", generations, err)
 	}
-	// Nor is one served later, when the log has come as far again by other changes.
+	// They are not served later either, when other changes have the same numbers.
 	must(t, os.WriteFile(backup+"1", text, 0o644))
 	x = openIndex(t, backup+"1")
 	must(t, add(t.Context(), x, 5, 6))
@@ -366,7 +366,7 @@ func TestBackup(t *testing.T) {
 		t.Errorf("after other changes: served are %+v, %v", generations, err)
 	}
 	x = m.index
-	// With newer ones alone, none is served until the next is made.
+	// With newer generations only, none is served until the next dump.
 	must(t, add(t.Context(), x, 8, 9))
 	mustMake(t, m)
 	mustMake(t, m)

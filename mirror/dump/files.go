@@ -146,7 +146,7 @@ func CheckPath(ctx context.Context, path, database string) error {
 		return fmt.Errorf(refusal, path)
 	}
 	if _, err := os.Lstat(path + "-wal"); err == nil {
-		return fmt.Errorf("%s is a database that somebody writes to, as there is %s-wal: name another file with --database-dump", path, path)
+		return fmt.Errorf("%s is a database in use, because %s-wal exists: name another file with --database-dump", path, path)
 	}
 	if plain.Size() == 0 {
 		return nil

@@ -23,7 +23,7 @@ import (
 	"nar-herder/storage/index"
 )
 
-// The test binary is also a process that makes dumps, to be killed.
+// The test binary is also a process that makes dumps and is killed.
 const (
 	helperIndex = "DUMP_TEST_INDEX" // the database; makes it a helper
 	helperPath  = "DUMP_TEST_PATH"  // of the dump
@@ -37,7 +37,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// help makes one dump after the other, of an index that always changes.
+// help makes dumps of a changing index until it is killed.
 func help(database, path string) error {
 	ctx := context.Background()
 	x, err := index.Open(ctx, database, index.Options{})
@@ -78,7 +78,7 @@ func narinfoOf(n int) *narinfo.Narinfo {
 
 var testTime = time.Date(2024, 2, 29, 23, 59, 58, 0, time.UTC)
 
-// add puts items in one transaction.
+// add adds items in one transaction.
 func add(ctx context.Context, x *index.Index, numbers ...int) error {
 	return x.Update(ctx, func(tx *index.Tx) error {
 		for _, n := range numbers {
@@ -135,7 +135,8 @@ func must(t testing.TB, err error) {
 	}
 }
 
-// unlocked calls a function again while the dumps are locked. A child process that
+// unlocked retries a function while the dumps are locked. A child process of another test
+// shares the descriptor of the lock until its program begins.
 // another test starts has the descriptor of the lock, too, until its program begins.
 func unlocked[T any](t testing.TB, f func() (T, error)) (T, error) {
 	for {
@@ -161,7 +162,7 @@ func mustMake(t testing.TB, m *Maker) Generation {
 	return generations[0]
 }
 
-// content reads a file of a dump, and compares it with what is said of it.
+// content reads a file of a dump, and compares it with the manifest.
 func content(t testing.TB, p *Published, file File) []byte {
 	t.Helper()
 	opened, err := p.Open(file)
@@ -175,14 +176,14 @@ func content(t testing.TB, p *Published, file File) []byte {
 	return text
 }
 
-// stateOf is what one of the files has: the texts in the order of the paths.
+// stateOf returns the texts in a file, in the order of the paths.
 type stateOf struct {
 	texts   []string
 	changes []string
 	info    map[string]string
 }
 
-// wantSame reads a generation, whose files must hold the same items.
+// wantSame asserts that the files of a generation have the same items.
 func wantSame(t testing.TB, p *Published, g Generation) stateOf {
 	t.Helper()
 	directory := t.TempDir()
@@ -242,7 +243,7 @@ func wantSame(t testing.TB, p *Published, g Generation) stateOf {
 	return state
 }
 
-// names lists a directory, with generations and times left out.
+// names lists a directory, without generations and times.
 func names(t testing.TB, directory string) (found []string) {
 	t.Helper()
 	entries, err := os.ReadDir(directory)
@@ -253,7 +254,7 @@ func names(t testing.TB, directory string) (found []string) {
 	return found
 }
 
-// runSQLite runs the program sqlite3, which is a reader as any.
+// runSQLite runs the program sqlite3, an independent reader.
 func runSQLite(t testing.TB, path, script string) string {
 	t.Helper()
 	program, err := exec.LookPath("sqlite3")
@@ -270,7 +271,7 @@ func runSQLite(t testing.TB, path, script string) string {
 	return string(out)
 }
 
-// wantError asserts what an error is, and that it says what to do.
+// wantError asserts that an error is of the kind and says what to do.
 func wantError(t testing.TB, err, is error, says ...string) {
 	t.Helper()
 	if err == nil || is != nil && !errors.Is(err, is) {

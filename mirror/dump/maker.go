@@ -266,8 +266,7 @@ func (m *Maker) trim(ctx context.Context, now time.Time) error {
 	return err
 }
 
-// bound deletes the oldest changes of a log that is too long, also those that no
-// dump has.
+// bound deletes the oldest changes of a log that is too long, even if no dump has them.
 func (m *Maker) bound(ctx context.Context) error {
 	last, err1 := m.index.LastChange(ctx)
 	totals, err2 := m.index.Totals(ctx)
@@ -282,23 +281,23 @@ func (m *Maker) bound(ctx context.Context) error {
 	if deleted == 0 {
 		return err
 	}
-	// Which mirrors need, if they are to start from a dump.
+	// A mirror that starts from a dump needs the changes after it.
 	generations, dumpErr := m.published.Generations()
 	if dumpErr == nil && len(generations) > 0 && generations[0].LastChange >= upTo {
 		m.log.Info("the log of changes was too long, so the oldest have left it", "changes", deleted)
 		return err
 	}
-	m.log.Warn("the log of changes was too long, so the oldest have left it, which no dump has: a mirror that has not followed them can't go on before 'nar-herder dump' has made one",
+	m.log.Warn("the log of changes was too long, so the oldest have left it, and no dump has them: a mirror that has not followed them can't resume before 'nar-herder dump' has made one",
 		"changes", deleted, "up to", upTo)
 	return err
 }
 
-// roomPerIndex is how many bytes a first dump takes for each of the index: the copy
-// itself, and the database, which is larger as nothing in it is compressed.
+// roomPerIndex is the size of a first dump in sizes of the index: the copy, and the
+// database, which is larger because it is not compressed.
 const roomPerIndex = 5
 
-// checkRoom refuses to begin when there is not the room for a dump: on the same disk
-// may be the index.
+// checkRoom returns an error if there is too little room for a dump, because the index may be
+// on the same disk.
 func (m *Maker) checkRoom(old manifest) error {
 	var need int64
 	if len(old.Generations) > 0 {
@@ -313,7 +312,7 @@ func (m *Maker) checkRoom(old manifest) error {
 	}
 	var system unix.Statfs_t
 	if err := unix.Statfs(filepath.Dir(m.options.Path), &system); err != nil {
-		return fmt.Errorf("look how much room there is for the dump: %w", err)
+		return fmt.Errorf("find out how much room there is for the dump: %w", err)
 	}
 	if free := int64(system.Bavail) * system.Bsize; free < need {
 		return fmt.Errorf("%w: a dump takes about %d bytes, and %d are free", index.ErrFull, need, free)
@@ -321,7 +320,7 @@ func (m *Maker) checkRoom(old manifest) error {
 	return nil
 }
 
-// advise adds to an error what can be done.
+// advise adds the next step to an error.
 func (m *Maker) advise(err error) error {
 	tried := "make the dump " + m.options.Path
 	switch {
@@ -333,24 +332,24 @@ func (m *Maker) advise(err error) error {
 		}
 		return fmt.Errorf("%s: %w: free some room there, or name a file on another disk with --database-dump", tried, err)
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, fs.ErrPermission), errors.Is(err, index.ErrReadOnly), errors.Is(err, syscall.EROFS):
-		return fmt.Errorf("%s: %w: have %s be a directory that this process may write to, or name another file with --database-dump", tried, err, filepath.Dir(m.options.Path))
+		return fmt.Errorf("%s: %w: make %s a directory that this process may write to, or name another file with --database-dump", tried, err, filepath.Dir(m.options.Path))
 	}
 	return fmt.Errorf("%s: %w", tried, err)
 }
 
-// isFull reports whether an error is that there is no room left.
+// isFull reports whether an error means that the disk is full.
 func isFull(err error) bool {
 	var failure *sqlite.Error
 	return disk.IsFull(err) || errors.Is(err, index.ErrFull) ||
 		errors.As(err, &failure) && failure.Code()&0xff == sqlite3.SQLITE_FULL
 }
 
-// changed reports whether the index is another than the newest dump's, and when that
-// was made; the time is zero without one.
+// changed reports whether the index differs from the newest dump. It returns the time of that
+// dump; zero for none.
 func (m *Maker) changed(ctx context.Context) (changed bool, made time.Time, err error) {
 	generations, err := m.published.Generations()
 	if err != nil {
-		// A new one puts it right.
+		// The next dump replaces the manifest.
 		return true, time.Time{}, nil
 	}
 	last, err1 := m.index.LastChange(ctx)
@@ -361,12 +360,12 @@ func (m *Maker) changed(ctx context.Context) (changed bool, made time.Time, err 
 	}
 	items := totals.Items - withdrawn
 	if len(generations) == 0 {
-		// A mirror that has not fetched anything yet must not pass that on.
+		// A new mirror that has no items yet must not publish an empty dump.
 		return items > 0, time.Time{}, nil
 	}
 	newest := generations[0]
 	if err := m.published.whole(newest); err != nil {
-		m.log.Error("the dump is damaged, so another is made", "error", err)
+		m.log.Error("the dump is damaged: making another", "error", err)
 		return true, time.Time{}, nil
 	}
 	return last != newest.LastChange || items != newest.Items+newest.Damaged, newest.CreatedAt, nil

@@ -17,8 +17,8 @@ import (
 	"nar-herder/storage/index"
 )
 
-// TestMake: three files with the same state, the two newest of each kept, and what
-// is open can be read to its end.
+// TestMake: a dump is three files with the same state. The newest two are kept, and open
+// files can be read to their end.
 func TestMake(t *testing.T) {
 	t.Parallel()
 	x := newIndex(t, 1300)
@@ -84,8 +84,7 @@ func TestMake(t *testing.T) {
 	}
 }
 
-// TestOriginal: the database is as the original has it, for a client that asks as the
-// original does.
+// TestOriginal: a client that queries the database like the original gets the items.
 func TestOriginal(t *testing.T) {
 	t.Parallel()
 	x := newIndex(t, 30)
@@ -114,8 +113,8 @@ func TestOriginal(t *testing.T) {
 	}
 }
 
-// TestNoLog: where nothing is in the log, as in a mirror that began with an index, an
-// original finds a time to go on from all the same.
+// TestNoLog: without a log, as in a mirror that began with an index, an original still
+// finds a time to resume from.
 func TestNoLog(t *testing.T) {
 	t.Parallel()
 	source := newIndex(t, 5)
@@ -132,7 +131,7 @@ func TestNoLog(t *testing.T) {
 	}
 }
 
-// TestEmpty: a dump of nothing is one.
+// TestEmpty: the dump of an empty index is valid.
 func TestEmpty(t *testing.T) {
 	t.Parallel()
 	m := newMaker(t, newIndex(t, 0), filepath.Join(t.TempDir(), "dump.db"))
@@ -141,8 +140,8 @@ func TestEmpty(t *testing.T) {
 	}
 }
 
-// TestWhileWriting: each dump is a state that there was, while items come in pairs
-// and go in pairs.
+// TestWhileWriting: each dump is a consistent state while items are added and removed in
+// pairs.
 func TestWhileWriting(t *testing.T) {
 	t.Parallel()
 	x := newIndex(t, 20)
@@ -195,7 +194,8 @@ func TestWhileWriting(t *testing.T) {
 	}
 }
 
-// TestTrimming: what leaves the log is in all dumps, and old, and not of the newest.
+// TestTrimming: only changes that are in all dumps, old, and not among the newest leave the
+// log.
 func TestTrimming(t *testing.T) {
 	t.Parallel()
 	x := newIndex(t, 3)
@@ -220,7 +220,7 @@ func TestTrimming(t *testing.T) {
 	const day = 24 * time.Hour
 	now := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
 	m.now = func() time.Time { return now }
-	// make makes a dump, so long after the one before, and looks where the log begins.
+	// make makes a dump after some time, and checks where the log begins.
 	make := func(after time.Duration, want int64, why string) {
 		t.Helper()
 		now = now.Add(after)
@@ -230,7 +230,7 @@ func TestTrimming(t *testing.T) {
 		}
 	}
 	make(0, 1, "few changes")
-	// All changes have old times, as those that a mirror gets from elsewhere.
+	// All changes have old times, like those that a mirror gets from its source.
 	change(changesKept-3, testTime)
 	change(200, testTime)
 	make(day, 1, "changes that have just come")
@@ -255,8 +255,8 @@ func TestTrimming(t *testing.T) {
 	make(0, 2251, "a clock that was ahead")
 }
 
-// TestClockWasAhead: nothing in a dump is dated ahead of it, nor is the dump itself, once
-// the clock is right again.
+// TestClockWasAhead: once the clock is right again, no time in a dump, nor the dump's own,
+// is ahead.
 func TestClockWasAhead(t *testing.T) {
 	t.Parallel()
 	x := newIndex(t, 3)
@@ -293,7 +293,7 @@ func TestClockWasAhead(t *testing.T) {
 	if count != 8 {
 		t.Errorf("%d items and changes, want 8", count)
 	}
-	// A dump from before counts again, as long as the clock is right.
+	// An earlier dump counts again while the clock is right.
 	if _, made, err := m.changed(t.Context()); err != nil || made.After(now) {
 		t.Errorf("the newest dump is of %s, %v", made, err)
 	}

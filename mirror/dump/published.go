@@ -102,7 +102,7 @@ func (p *Published) Open(file File) (*os.File, error) {
 	}
 	info, err := opened.Stat()
 	if err == nil && (!info.Mode().IsRegular() || info.Size() != file.Size) {
-		err = fmt.Errorf("%s has %d bytes and not %d: somebody has changed it; make another with 'nar-herder dump'", opened.Name(), info.Size(), file.Size)
+		err = fmt.Errorf("%s has %d bytes and not %d: another program has changed it; make another with 'nar-herder dump'", opened.Name(), info.Size(), file.Size)
 	}
 	if err != nil {
 		opened.Close()

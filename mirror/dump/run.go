@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"sync"
 	"time"
+
+	"nar-herder/internal/pace"
 )
 
 const (
@@ -14,13 +16,12 @@ const (
 	firstLook = 10 * time.Second
 	// lookEvery is how often to check whether a dump is due, which is cheap.
 	lookEvery = time.Minute
-	// backOff is the pause after a failure, which doubles with each in a row up to
-	// longestBackOff.
-	backOff        = time.Minute
-	longestBackOff = time.Hour
 	// boundEvery is how often the length of the log of changes is checked.
 	boundEvery = time.Hour
 )
+
+// backoff is the pause after failures in a row.
+var backoff = pace.Backoff{First: time.Minute, Last: time.Hour}
 
 // Run makes dumps until the context ends: when the newest is older than the interval or
 // missing, and the index has changed. It logs the first of several failures in a row, and
@@ -35,8 +36,7 @@ func (m *Maker) Run(ctx context.Context) {
 	if m.options.Interval <= 0 {
 		return
 	}
-	failing := false
-	pause := backOff
+	failures := 0 // in a row
 	timer := time.NewTimer(min(firstLook, m.options.Interval))
 	defer timer.Stop()
 	for {
@@ -54,16 +54,15 @@ func (m *Maker) Run(ctx context.Context) {
 		case err != nil:
 			m.metrics.failures.Inc()
 			m.failing.Store(true)
-			if !failing {
+			if failures++; failures == 1 {
 				m.log.Error("no dump can be made: the previous one is still served; retrying", "error", err)
 			}
-			failing = true
-			wait, pause = pause, min(2*pause, longestBackOff)
+			wait = backoff.After(failures)
 		default:
-			if failing {
+			if failures > 0 {
 				m.log.Info("dumps are made again")
 			}
-			failing, pause = false, backOff
+			failures = 0
 			m.failing.Store(false)
 		}
 		timer.Reset(wait)

@@ -20,7 +20,7 @@ import (
 	"nar-herder/storage/index"
 )
 
-// TestRun: when dumps are made, in days that pass at once.
+// TestRun: when dumps are made, in simulated days.
 func TestRun(t *testing.T) {
 	t.Parallel()
 	x := newIndex(t, 0)
@@ -53,7 +53,7 @@ func TestRun(t *testing.T) {
 			m.Run(ctx)
 			close(ended)
 		}()
-		// passes lets time pass, and returns when dumps were made, since the last time.
+		// passes lets time pass, and returns when dumps were made meanwhile.
 		passes := func(d time.Duration) (times []time.Duration) {
 			t.Helper()
 			from := time.Since(begin)
@@ -134,19 +134,19 @@ func TestRun(t *testing.T) {
 	})
 }
 
-// TestLogIsBounded: the log of changes does not grow for ever where no dumps are made,
-// or all fail; what a dump has need not be there.
+// TestLogIsBounded: the log of changes is bounded even if no dumps are made or all fail.
+// Changes that a dump has may leave the log.
 func TestLogIsBounded(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
 		name     string
 		interval time.Duration
 		items    int
-		first    int64 // that is left
+		first    int64 // the first that is left
 		says     string
 	}{
 		{"no dumps", 0, 0, 501, "which no dump has"},
-		{"no dumps, many items", 0, 900, 1, ""}, // twice 900 are more than there are
+		{"no dumps, many items", 0, 900, 1, ""}, // twice 900 are more than exist
 		{"dumps that fail", time.Hour, 0, 501, "which no dump has"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -185,7 +185,7 @@ func TestLogIsBounded(t *testing.T) {
 	}
 }
 
-// TestMetrics are about the newest dump, whoever made it.
+// TestMetrics: the metrics are about the newest dump of any process.
 func TestMetrics(t *testing.T) {
 	t.Parallel()
 	x := newIndex(t, 7)
@@ -204,7 +204,7 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
-// gather returns the values of metrics, of all labels together.
+// gather returns the values of metrics, summed over all labels.
 func gather(t testing.TB, m *Maker) map[string]float64 {
 	t.Helper()
 	registry := prometheus.NewPedanticRegistry()
@@ -220,7 +220,8 @@ func gather(t testing.TB, m *Maker) map[string]float64 {
 	return values
 }
 
-// TestChanged looks at items as well: what a mirror merges may not be in the log.
+// TestChanged: a dump is due if the number of items differs, because merged items may not
+// be in the log.
 func TestChanged(t *testing.T) {
 	t.Parallel()
 	x := newIndex(t, 2)

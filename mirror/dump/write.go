@@ -147,9 +147,8 @@ func readItems(ctx context.Context, snapshot *index.Snapshot, lots chan<- []orig
 	return pass()
 }
 
-// addChanges writes the newest changes, of which a mirror takes the newest time to
-// go on from: none is ahead of that of the dump. Without any, the item that came last
-// stands for them.
+// addChanges writes the newest changes. A mirror resumes from the newest of their times, none
+// of which is later than the dump's. If there are none, it writes the newest item as one.
 func addChanges(w *original.Writer, snapshot *index.Snapshot, changes []index.MirrorChange, now time.Time) error {
 	for _, change := range changes {
 		written := original.Change{At: stamp.Past(change.At, now).Truncate(time.Second), Removal: change.Kind == index.Removed, Data: string(change.Text)}
@@ -170,10 +169,10 @@ func addChanges(w *original.Writer, snapshot *index.Snapshot, changes []index.Mi
 	return w.AddChange(original.Change{At: stamp.Past(item.AddedAt, now), Data: string(item.Text)})
 }
 
-// checkDatabase looks through what was written: mirrors are to trust its digest.
+// checkDatabase checks the written database, because mirrors trust its digest.
 func checkDatabase(ctx context.Context, path string, items int64) (err error) {
 	if items == 0 {
-		return nil // which counts as wrong, and there is nothing to go wrong
+		return nil // Check refuses an empty database
 	}
 	database, err := original.Open(ctx, path)
 	if err != nil {
@@ -191,15 +190,14 @@ func checkDatabase(ctx context.Context, path string, items int64) (err error) {
 }
 
 const (
-	// zstdWindow is what a reader needs as memory, in bytes. The command zstd and
-	// browsers accept no more without being asked to.
+	// zstdWindow is the memory that a reader needs, in bytes. The command zstd and
+	// browsers accept no more by default.
 	zstdWindow = 8 << 20
-	// readStep is how much is read between two looks at whether to go on.
+	// readStep is how much is read between two checks of the context.
 	readStep = 1 << 20
 )
 
-// compress makes a zstd file of the other, and both digests, and has it be safe on
-// the disk.
+// compress compresses a file with zstd and syncs the result. It returns the digests of both.
 func compress(ctx context.Context, path, compressed string) (plain, packed File, err error) {
 	in, err := os.Open(path)
 	if err != nil {
@@ -229,7 +227,7 @@ func compress(ctx context.Context, path, compressed string) (plain, packed File,
 	return plainSum.file(), packedSum.file(), err
 }
 
-// both does two things at a time. When one fails, the other is given up.
+// both runs two functions concurrently. If one fails, it cancels the other.
 func both(ctx context.Context, one, other func(context.Context) error) error {
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
@@ -245,7 +243,7 @@ func both(ctx context.Context, one, other func(context.Context) error) error {
 	return context.Cause(ctx)
 }
 
-// digest reads a file.
+// digest hashes a file.
 func digest(ctx context.Context, path string) (File, error) {
 	in, err := os.Open(path)
 	if err != nil {
@@ -278,7 +276,7 @@ func copyAll(ctx context.Context, w io.Writer, r io.Reader) error {
 	}
 }
 
-// summed passes bytes on, and knows their number and their digest.
+// summed is a writer that counts and hashes the bytes.
 type summed struct {
 	w    io.Writer
 	sum  hash.Hash

@@ -4,11 +4,9 @@ import (
 	"context"
 	"errors"
 	"io/fs"
-	"log/slog"
 	"os"
 	"strings"
 	"syscall"
-	"time"
 
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
@@ -79,37 +77,4 @@ func Public(err error, database string) string {
 		}
 	}
 	return sourceFault
-}
-
-// Reminder suppresses repeated log lines.
-type Reminder struct {
-	text string
-	at   time.Time
-}
-
-// logAgain is how often an unchanged line is logged.
-const logAgain = time.Hour
-
-// Due reports whether a text is to be logged: it is new, or was logged long ago.
-func (r *Reminder) Due(now time.Time, text string) bool {
-	if text == r.text && now.Sub(r.at) < logAgain {
-		return false
-	}
-	r.text, r.at = text, now
-	return true
-}
-
-// Log logs a line if it is due.
-func (r *Reminder) Log(log *slog.Logger, level slog.Level, now time.Time, text string, attributes ...any) {
-	key := text
-	for _, attribute := range attributes {
-		if err, ok := attribute.(error); ok {
-			key += err.Error()
-		} else if word, ok := attribute.(string); ok {
-			key += word
-		}
-	}
-	if r.Due(now, key) {
-		log.Log(context.Background(), level, text, attributes...)
-	}
 }

@@ -16,8 +16,8 @@ import (
 	"nar-herder/storage/index"
 )
 
-// TestPublicError: the health tells what is wrong with the source, and of this
-// machine no more than that something is.
+// TestPublicError: the health report describes faults of the source, but not those of this
+// machine.
 func TestPublicError(t *testing.T) {
 	t.Parallel()
 	const database = "/var/lib/nar-herder/nar_herder.db"

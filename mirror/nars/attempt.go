@@ -76,7 +76,7 @@ func (f *Fetcher) open(ctx context.Context, d *download) (io.ReadCloser, error) 
 	} else if stored {
 		return nil, errStored
 	}
-	// Write nothing where the storage isn't mounted.
+	// Write nothing if the storage isn't mounted.
 	if _, err := f.storage.Identity(ctx); err != nil {
 		return nil, localError{err}
 	}
@@ -118,7 +118,7 @@ func sizeOf(item *storage.Item, n int) int64 {
 	return item.Narinfo.NarSize
 }
 
-var errUnsized = errors.New("it does not say how long the file is")
+var errUnsized = errors.New("the source does not say how long the file is")
 
 // openAt opens the rest of the file at the source.
 func (f *Fetcher) openAt(ctx context.Context, d *download, offset int64) (io.ReadCloser, int64, error) {
@@ -158,7 +158,7 @@ func (f *Fetcher) openAt(ctx context.Context, d *download, offset int64) (io.Rea
 // fitsNar returns an error for a file that is too long for the item's nar.
 func fitsNar(item *storage.Item, size int64) error {
 	if most := storage.MaxFileSize(item.Narinfo); size > most {
-		return fmt.Errorf("%w: a file of %d bytes, where no compression makes more than %d of it", storage.ErrWrongNar, size, most)
+		return fmt.Errorf("%w: a file of %d bytes, and no compression makes more than %d of it", storage.ErrWrongNar, size, most)
 	}
 	return nil
 }
@@ -200,6 +200,18 @@ func (f *Fetcher) receive(ctx context.Context, d *download, body io.ReadCloser) 
 	}
 }
 
+// waitTurn waits until the rate limit lets a download continue, or a client reads it.
+func (f *Fetcher) waitTurn(ctx context.Context, d *download) error {
+	pause := f.limiter.Pause()
+	if pause <= 0 {
+		return nil
+	}
+	timed, cancel := context.WithTimeout(ctx, pause)
+	defer cancel()
+	_ = d.mu.Wait(timed, func() bool { return d.readers > 0 }) // an error ends the pause, or all
+	return ctx.Err()
+}
+
 // copy writes one answer into the spool.
 func (f *Fetcher) copy(ctx context.Context, d *download, body io.Reader) error {
 	buffer := make([]byte, piece)
@@ -207,8 +219,8 @@ func (f *Fetcher) copy(ctx context.Context, d *download, body io.Reader) error {
 	for have < d.size {
 		part := buffer[:min(int64(len(buffer)), d.size-have)]
 		if !d.hasReaders() {
-			part = f.line.Bound(part)
-			if err := f.line.wait(ctx, d); err != nil {
+			part = f.limiter.Bound(part)
+			if err := f.waitTurn(ctx, d); err != nil {
 				return err
 			}
 		}
@@ -219,7 +231,9 @@ func (f *Fetcher) copy(ctx context.Context, d *download, body io.Reader) error {
 			}
 			have += int64(n)
 			d.room.SetWritten(have)
-			f.line.took(n, d.hasReaders())
+			if !d.hasReaders() {
+				f.limiter.Consume(n)
+			}
 			d.mu.Set(func() { d.have = have })
 		}
 		if err == io.EOF && have < d.size {

@@ -25,7 +25,7 @@ import (
 	"nar-herder/storage/index"
 )
 
-// gate has a source send a file up to a place, and the rest when it is opened.
+// gate makes a source send a file up to an offset, and the rest when the gate is opened.
 type gate struct {
 	content []byte
 	at      int
@@ -48,7 +48,7 @@ func (g *gate) answer(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write(g.content[g.at:])
 }
 
-// patient is a fetcher whose source may take its time.
+// patient makes a fetcher that tolerates a slow source.
 func (m *mirror) patient(from *source, options Options) *Fetcher {
 	f := m.fetcher(from, options)
 	p, err := peer.ParseURL(from.URL)
@@ -60,8 +60,8 @@ func (m *mirror) patient(from *source, options Options) *Fetcher {
 	return f
 }
 
-// TestClients has many clients ask for a nar that is not here: it is fetched once,
-// whoever leaves when.
+// TestClients: a missing nar that many clients request is fetched once, whenever clients
+// leave.
 func TestClients(t *testing.T) {
 	t.Parallel()
 	item := spec{n: 1, size: 2 << 20, kinds: []string{"none"}}.make(t)
@@ -95,7 +95,7 @@ func TestClients(t *testing.T) {
 					t.Error(err)
 				}
 				half.Add(1)
-				return // and leaves
+				return // leave
 			}
 			first := make([]byte, min(int64(len(want)), int64(len(content)/2)-offset))
 			if _, err := io.ReadFull(body, first); err != nil {
@@ -117,7 +117,7 @@ func TestClients(t *testing.T) {
 	if asked := from.asked(); len(asked) != 1 {
 		t.Errorf("requests: %q", asked)
 	}
-	// Whoever still has the item as it was gets the stored file.
+	// A client with the old row gets the stored file.
 	body, _, err := f.OpenFile(t.Context(), known, 0, 5, -1, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -128,7 +128,7 @@ func TestClients(t *testing.T) {
 	}
 }
 
-// TestAllLeave has all clients leave a nar that is to be stored.
+// TestAllLeave: a nar is stored even if all clients leave.
 func TestAllLeave(t *testing.T) {
 	t.Parallel()
 	item := spec{n: 1, size: 1 << 20}.make(t)
@@ -156,8 +156,8 @@ func TestAllLeave(t *testing.T) {
 	m.wantStored(item)
 }
 
-// TestTail has a source that sends a wrong nar: of a small one, clients get none
-// at all, and of a large one not its end.
+// TestTail: if the source sends a wrong nar, clients get nothing of a small one, and not
+// the end of a large one.
 func TestTail(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []string{"gzip", "none"} {
@@ -216,7 +216,7 @@ func TestTail(t *testing.T) {
 					t.Errorf("stored: %v, spool %v", m.stored(item), m.spooled())
 				}
 				m.wantConsistent()
-				// The next who asks gets it.
+				// The next client gets it.
 				read(t, f, m.item(item), item.files[item.names[0]])
 				m.wantStored(item)
 			})
@@ -224,7 +224,7 @@ func TestTail(t *testing.T) {
 	}
 }
 
-// read has a client get a file, which must be right.
+// read reads a file as a client, and asserts its content.
 func read(t testing.TB, f *Fetcher, item *storage.Item, want []byte) {
 	t.Helper()
 	body, _, err := f.OpenFile(t.Context(), item, 0, 0, -1, nil)
@@ -238,7 +238,7 @@ func read(t testing.TB, f *Fetcher, item *storage.Item, want []byte) {
 	}
 }
 
-// TestClientFaults has the source go wrong while a client waits.
+// TestClientFaults: the source fails while a client waits.
 func TestClientFaults(t *testing.T) {
 	t.Parallel()
 	item := spec{n: 1, size: 200_000}.make(t)
@@ -265,15 +265,15 @@ func TestClientFaults(t *testing.T) {
 			if name == "404" && !errors.Is(err, storage.ErrNotStored) {
 				t.Errorf("%v", err)
 			}
-			// It comes in the background.
+			// It is fetched in the background.
 			run(t, f)
 			m.wantStored(item)
 		})
 	}
 }
 
-// TestFarAhead has clients that want the end of what has just begun to come, and
-// others that begin there.
+// TestFarAhead: clients request the end of a nar when its download has just begun, and
+// others its beginning.
 func TestFarAhead(t *testing.T) {
 	t.Parallel()
 	item := spec{n: 1, size: farAhead + 1<<20, kinds: []string{"none"}}.make(t)
@@ -306,7 +306,7 @@ func TestFarAhead(t *testing.T) {
 	}
 	defer body.Close()
 	wantEnd()
-	// The end can't be compared without the rest, which is fetched once.
+	// The end can't be verified without the rest, which is fetched once.
 	end, _, err := f.OpenFile(t.Context(), m.item(item), 0, offset, -1, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -323,8 +323,8 @@ func TestFarAhead(t *testing.T) {
 	}
 }
 
-// TestThrough has requests that came through other instances: they don't wait for
-// a download that may wait for them.
+// TestThrough: a request that another instance forwarded doesn't wait for a download that
+// may wait for that instance.
 func TestThrough(t *testing.T) {
 	t.Parallel()
 	item := spec{n: 1, size: 500_000, kinds: []string{"none"}}.make(t)
@@ -365,8 +365,8 @@ func TestThrough(t *testing.T) {
 	}
 }
 
-// TestMeanwhile has the item changed while its nar comes: it is not stored, and
-// the client gets it.
+// TestMeanwhile: if the item changes while its nar is downloaded, the nar is not stored,
+// but the client gets it.
 func TestMeanwhile(t *testing.T) {
 	t.Parallel()
 	item := spec{n: 1, size: 200_000}.make(t)
@@ -442,8 +442,8 @@ func (m *mirror) put(tx *index.Tx, text string) error {
 	return tx.Put(entry, old)
 }
 
-// TestFull has no room for a nar: the client gets it all the same, and it is
-// stored when there is.
+// TestFull: without room for a nar, the client still gets it, and it is stored once there
+// is room.
 func TestFull(t *testing.T) {
 	t.Parallel()
 	item := spec{n: 1, size: 500_000, kinds: []string{"none"}}.make(t)
@@ -453,7 +453,7 @@ func TestFull(t *testing.T) {
 	m := newMirrorIn(t, dir, item)
 	write(t, dir+"/ballast", make([]byte, 500_000))
 	free := testfs.Fill(t, dir)
-	// There is a little, as where a disk gets full bit by bit.
+	// There is a little room, as on a disk that fills up gradually.
 	m.leave(dir+"/ballast", 300_000)
 	f := m.patient(from, Options{All: true})
 	read(t, f, m.item(item), content)
@@ -472,7 +472,7 @@ func TestFull(t *testing.T) {
 	}
 }
 
-// leave shortens a file.
+// leave truncates a file.
 func (m *mirror) leave(name string, size int) {
 	m.t.Helper()
 	write(m.t, name, make([]byte, size))

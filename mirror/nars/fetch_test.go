@@ -16,7 +16,7 @@ import (
 	"nar-herder/narinfo"
 )
 
-// TestAll fetches all that is missing, the latest first, and what comes later.
+// TestAll: all missing nars are fetched, the latest first, and later ones too.
 func TestAll(t *testing.T) {
 	t.Parallel()
 	items := many(t, 20, 1000)
@@ -50,10 +50,10 @@ func TestAll(t *testing.T) {
 	}
 }
 
-// answers are ways in which a source can go wrong, once.
+// answers are ways in which a source can fail once.
 func answers(content []byte) map[string]struct {
 	first  []http.HandlerFunc
-	reason string // of the failure; "" when the download goes on, or any
+	reason string // of the failure; "" if the download resumes, or any
 } {
 	whole := strconv.Itoa(len(content))
 	status := func(code int) http.HandlerFunc {
@@ -100,7 +100,7 @@ func answers(content []byte) map[string]struct {
 				_, _ = io.WriteString(w, "<html>Please log in</html>")
 				w.(http.Flusher).Flush()
 			}
-		}}, "any"}, // by who notices first: the end, or the decompressor
+		}}, "any"}, // depends on what notices it first: the end, or the decompressor
 		"a page of that length": {[]http.HandlerFunc{func(w http.ResponseWriter, _ *http.Request) {
 			_, _ = w.Write(bytes.Repeat([]byte("<p>"), len(content)/3+1)[:len(content)])
 		}}, "wrong"},
@@ -115,8 +115,8 @@ func answers(content []byte) map[string]struct {
 	}
 }
 
-// TestFaults has each nar come wrong at first: nothing wrong is ever stored, and
-// all come in the end without a hand.
+// TestFaults: each nar is wrong at first. No wrong nar is stored, and all are fetched in
+// the end.
 func TestFaults(t *testing.T) {
 	t.Parallel()
 	for _, size := range []int{1000, 200_000} {
@@ -144,8 +144,8 @@ func TestFaults(t *testing.T) {
 	}
 }
 
-// TestRestart ends a process while a nar comes, in the middle and at its end: the
-// next goes on with it, also where what is left is not what it was.
+// TestRestart: a process ends in the middle of a download, or at its end. The next resumes
+// it, even if the partial file has changed.
 func TestRestart(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []string{"gzip", "none"} {
@@ -234,8 +234,8 @@ func write(t testing.TB, name string, content []byte) {
 	}
 }
 
-// TestAdopt has files that lie in the storage already: the right one is taken into
-// the index without being fetched, and the wrong one makes way.
+// TestAdopt: the right file in the storage is recorded without a download, and a wrong one
+// is replaced.
 func TestAdopt(t *testing.T) {
 	t.Parallel()
 	right, wrong, short := spec{n: 1, size: 1000}.make(t), spec{n: 2, size: 1000}.make(t), spec{n: 3, size: 1000}.make(t)
@@ -247,7 +247,7 @@ func TestAdopt(t *testing.T) {
 	damaged[500] ^= 1
 	write(t, filepath.Join(m.dir, wrong.names[0]), damaged)
 	write(t, filepath.Join(m.dir, short.names[0]), content(short)[:100])
-	// As a process that was killed right after it had stored the file has left it.
+	// As a process that was killed right after storing the file leaves it.
 	spoolDir := filepath.Join(m.dir, ".nar-herder-spool")
 	if err := os.MkdirAll(spoolDir, 0o755); err != nil {
 		t.Fatal(err)
@@ -267,7 +267,7 @@ func TestAdopt(t *testing.T) {
 	}
 }
 
-// TestStale has files in the spool that nobody goes on with.
+// TestStale: files in the spool that no download resumes are removed.
 func TestStale(t *testing.T) {
 	t.Parallel()
 	stored, missing, old := spec{n: 1, size: 1000}.make(t), spec{n: 2, size: 1000}.make(t), spec{n: 3, size: 1000}.make(t)

@@ -21,7 +21,7 @@ func (v volume) FreeSpace() (free, size int64, err error) {
 	free = v.size
 	err = filepath.WalkDir(v.name, func(_ string, entry os.DirEntry, err error) error {
 		if err != nil || entry.IsDir() {
-			return nil // it has just been moved
+			return nil // it was moved just now
 		}
 		if info, err := entry.Info(); err == nil {
 			free -= info.Size()
@@ -31,8 +31,8 @@ func (v volume) FreeSpace() (free, size int64, err error) {
 	return free, v.size, err
 }
 
-// TestMinimumFree fetches no more than leaves the minimum free, with a margin for what
-// nobody asks for, and more when there is more room.
+// TestMinimumFree: background downloads leave the minimum free, with a margin, and resume
+// when there is more room.
 func TestMinimumFree(t *testing.T) {
 	t.Parallel()
 	const size, each = 10 << 20, 100_000
@@ -63,7 +63,7 @@ func TestMinimumFree(t *testing.T) {
 	if free, _, err := v.FreeSpace(); err != nil || free < minimum+minimum/margin {
 		t.Errorf("%d bytes are free with %d nars, %v; the minimum is %d", free, stored, err, minimum)
 	}
-	// A client gets one of the others, which is stored where the minimum allows it.
+	// A client gets one of the others, which is stored if that leaves the minimum.
 	for _, item := range items {
 		if !m.stored(item) {
 			read(t, f, m.item(item), item.files[item.names[0]])

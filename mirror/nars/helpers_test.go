@@ -22,6 +22,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"nar-herder/compression"
+	"nar-herder/internal/pace"
 	"nar-herder/internal/testlog"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
@@ -35,8 +36,8 @@ import (
 type spec struct {
 	n     int
 	size  int
-	kinds []string // compressions, each a file
-	// unsized has a narinfo without FileSize.
+	kinds []string // compressions, one for each file
+	// unsized omits FileSize.
 	unsized bool
 }
 
@@ -95,7 +96,7 @@ func (s spec) hash() narinfo.PathHash {
 	return path.Hash
 }
 
-// many are count items of a size.
+// many makes count items of a size.
 func many(t testing.TB, count, size int) (items []*made) {
 	for n := range count {
 		items = append(items, spec{n: n, size: size}.make(t))
@@ -103,12 +104,12 @@ func many(t testing.TB, count, size int) (items []*made) {
 	return items
 }
 
-// source is an instance that nars come from.
+// source is an instance with nars.
 type source struct {
 	*httptest.Server
 	mu       sync.Mutex
 	files    map[string][]byte
-	answers  map[string][]http.HandlerFunc // what comes before the right one
+	answers  map[string][]http.HandlerFunc // before the right answer
 	requests []string                      // path and range
 }
 
@@ -128,15 +129,15 @@ func newSource(t *testing.T, items ...*made) *source {
 	return s
 }
 
-// first has requests for a file answered in that way, once each, before they are
-// answered rightly.
+// first makes the source answer requests for a file in these ways, once each, before the
+// right answer.
 func (s *source) first(name string, answers ...http.HandlerFunc) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.answers[name] = append(s.answers[name], answers...)
 }
 
-// asked are the requests so far.
+// asked returns the requests so far.
 func (s *source) asked() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -163,7 +164,7 @@ func (s *source) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// mirror is a storage that lacks nars.
+// mirror is a storage without nars.
 type mirror struct {
 	*storage.Storage
 	t     *testing.T
@@ -174,8 +175,8 @@ type mirror struct {
 
 func newMirror(t *testing.T, items ...*made) *mirror { return newMirrorIn(t, memoryDir(t), items...) }
 
-// memoryDir is a directory in memory where there is one: on a disk, most of the
-// time is for flushing.
+// memoryDir is a directory in memory, if possible: on a disk, most of the time is for
+// flushing.
 func memoryDir(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("/dev/shm", "nar-herder-test-")
@@ -190,7 +191,7 @@ func memoryDir(t *testing.T) string {
 	return dir
 }
 
-// newMirrorIn has the storage in an existing directory.
+// newMirrorIn makes the storage in an existing directory.
 func newMirrorIn(t *testing.T, dir string, items ...*made) *mirror {
 	t.Helper()
 	m := &mirror{t: t, dir: dir, log: new(testlog.Buffer)}
@@ -214,7 +215,7 @@ func newMirrorIn(t *testing.T, dir string, items ...*made) *mirror {
 	return m
 }
 
-// add puts the narinfos of items into the index, and no nars.
+// add adds the narinfos of items without their nars.
 func (m *mirror) add(items ...*made) {
 	m.t.Helper()
 	err := m.index.Update(context.Background(), func(tx *index.Tx) error {
@@ -245,14 +246,14 @@ func (m *mirror) item(of *made) *storage.Item {
 	return item
 }
 
-// short are times for tests.
+// short is the timing of tests.
 var short = timing{
-	firstRetry: 20 * time.Millisecond, lastRetry: 50 * time.Millisecond, absentRetry: 50 * time.Millisecond,
-	firstPause: time.Millisecond, lastPause: 20 * time.Millisecond, fullPause: 20 * time.Millisecond,
-	resumePause: time.Millisecond, passEvery: 100 * time.Millisecond, remindEvery: time.Hour,
+	retry: pace.Backoff{First: 20 * time.Millisecond, Last: 50 * time.Millisecond}, absentRetry: 50 * time.Millisecond,
+	pause: pace.Backoff{First: time.Millisecond, Last: 20 * time.Millisecond}, fullPause: 20 * time.Millisecond,
+	resumePause: time.Millisecond, passEvery: 100 * time.Millisecond,
 }
 
-// fetcher makes a fetcher that asks the source, and is closed at the test's end.
+// fetcher makes a fetcher for the source, and closes it at the test's end.
 func (m *mirror) fetcher(from *source, options Options) *Fetcher {
 	m.t.Helper()
 	base, err := url.Parse(from.URL)
@@ -274,8 +275,7 @@ func (m *mirror) fetcher(from *source, options Options) *Fetcher {
 	return f
 }
 
-// run has a fetcher fetch in the background until the function that is returned
-// is called, or the test ends.
+// run runs a fetcher until the returned function is called, or the test ends.
 func run(t *testing.T, f *Fetcher) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
@@ -292,7 +292,7 @@ func decode(_ context.Context, kind string, compressed io.Reader, _ int64) (io.R
 	return compression.NewReader(kind, compressed)
 }
 
-// until waits for what others bring about.
+// until polls a condition.
 func until(t testing.TB, what string, condition func() bool) {
 	t.Helper()
 	pause := time.Millisecond
@@ -304,14 +304,14 @@ func until(t testing.TB, what string, condition func() bool) {
 	}
 }
 
-// stored reports whether all files of the item are.
+// stored reports whether all files of the item are stored.
 func (m *mirror) stored(of *made) bool {
 	item := m.item(of)
 	return item.Stored == 1<<len(of.names)-1
 }
 
-// wantStored waits until all files of the items are stored, with their content,
-// and nothing is left of how they came.
+// wantStored waits until all files of the items are stored with the right content, and no
+// partial files are left.
 func (m *mirror) wantStored(items ...*made) {
 	m.t.Helper()
 	for _, of := range items {
@@ -325,7 +325,7 @@ func (m *mirror) wantStored(items ...*made) {
 	}
 }
 
-// wantConsistent makes sure that index and bytes agree, and the spool is empty.
+// wantConsistent asserts that index and bytes match, and that the spool is empty.
 func (m *mirror) wantConsistent() {
 	m.t.Helper()
 	for finding, err := range check.New(m.Storage).Compare(context.Background(), nil) {
@@ -333,7 +333,7 @@ func (m *mirror) wantConsistent() {
 	}
 }
 
-// spooled are the names and sizes of what is in the spool.
+// spooled returns the names and sizes of the files in the spool.
 func (m *mirror) spooled() map[string]int64 {
 	m.t.Helper()
 	sizes := make(map[string]int64)
@@ -351,7 +351,7 @@ func (m *mirror) spooled() map[string]int64 {
 	return sizes
 }
 
-// counted is the value of a metric; reason is its label, "" for none.
+// counted returns the value of a metric; reason is its label, "" for none.
 func counted(t testing.TB, f *Fetcher, name, reason string) float64 {
 	t.Helper()
 	registry := prometheus.NewRegistry()

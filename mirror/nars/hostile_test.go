@@ -11,14 +11,13 @@ import (
 	"nar-herder/narinfo"
 )
 
-// offsetOf is where a request wants a file to begin.
+// offsetOf returns the offset that a request asks for.
 func offsetOf(r *http.Request) (offset int) {
 	_, _ = fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-", &offset)
 	return offset
 }
 
-// sendPart answers with the content from where it is wanted, up to length bytes, and
-// cuts the connection.
+// sendPart sends up to length bytes from the requested offset, and cuts the connection.
 func sendPart(w http.ResponseWriter, r *http.Request, content []byte, length int) {
 	offset := offsetOf(r)
 	w.Header().Set("Content-Length", strconv.Itoa(len(content)-offset))
@@ -29,8 +28,8 @@ func sendPart(w http.ResponseWriter, r *http.Request, content []byte, length int
 	_, _ = w.Write(content[offset:min(len(content), offset+length)])
 }
 
-// TestCrumbs has a source that cuts each answer after a few bytes: that ends a fetch
-// soon, and what has come stays for the next.
+// TestCrumbs: a source that cuts each answer after a few bytes ends a fetch soon. The
+// partial download is kept.
 func TestCrumbs(t *testing.T) {
 	t.Parallel()
 	item := spec{n: 1, size: 300_000, kinds: []string{"none"}}.make(t)
@@ -46,7 +45,7 @@ func TestCrumbs(t *testing.T) {
 	if asked := from.asked(); len(asked) > maxCuts+2 {
 		t.Errorf("%d requests, up to %s", len(asked), asked[len(asked)-1])
 	}
-	// A bad line, on which some of it comes each time, brings it all the same.
+	// A bad connection, with some bytes in each answer, still completes the nar.
 	from.mu.Lock()
 	from.answers[item.names[0]] = repeat(3, func(w http.ResponseWriter, r *http.Request) { sendPart(w, r, content, 80_000) })
 	from.files = item.files
@@ -59,7 +58,7 @@ func TestCrumbs(t *testing.T) {
 	}
 }
 
-// repeat is an answer so many times.
+// repeat repeats an answer.
 func repeat(count int, answer http.HandlerFunc) (answers []http.HandlerFunc) {
 	for range count {
 		answers = append(answers, answer)
@@ -67,7 +66,7 @@ func repeat(count int, answer http.HandlerFunc) (answers []http.HandlerFunc) {
 	return answers
 }
 
-// unsizedItem is an item without FileSize, and without NarSize if so wanted.
+// unsizedItem is an item without FileSize, and optionally without NarSize.
 func unsizedItem(t *testing.T, n, size int, narSize bool) *made {
 	t.Helper()
 	item := spec{n: n, size: size, unsized: true}.make(t)
@@ -83,8 +82,8 @@ func unsizedItem(t *testing.T, n, size int, narSize bool) *made {
 	return item
 }
 
-// TestUnsizedWithinLimits has nars whose narinfos don't say how long they are: what
-// the source says is held against the limits before any of it is written.
+// TestUnsizedWithinLimits: if narinfos lack sizes, the source's sizes are compared with the
+// limits before anything is written.
 func TestUnsizedWithinLimits(t *testing.T) {
 	t.Parallel()
 	for name, limit := range map[string]func(*testing.T, *mirror, *Options){
@@ -110,7 +109,7 @@ func TestUnsizedWithinLimits(t *testing.T) {
 				if spooled := m.spooled(); len(spooled) != 0 {
 					t.Errorf("in the spool: %v", spooled)
 				}
-				// A client gets it all the same.
+				// A client still gets it.
 				read(t, f, m.item(large), large.files[large.names[0]])
 				if err := f.fetchFile(t.Context(), m.item(small), 0); err != nil {
 					t.Error(err)
@@ -125,8 +124,8 @@ func TestUnsizedWithinLimits(t *testing.T) {
 	}
 }
 
-// TestTooLargeForItsNar has files that are longer than any compression makes of the
-// nar, by the narinfo or by the source: nothing of them is written.
+// TestTooLargeForItsNar: nothing is written of a file that is longer, by the narinfo or by
+// the source, than any compression of the nar.
 func TestTooLargeForItsNar(t *testing.T) {
 	t.Parallel()
 	claims := func(w http.ResponseWriter, r *http.Request) {
@@ -149,8 +148,8 @@ func TestTooLargeForItsNar(t *testing.T) {
 	}
 }
 
-// TestLeftoversWithinLimits has a source that cuts each nar before its end for good:
-// what stays in the spool counts for the limit, also after a restart.
+// TestLeftoversWithinLimits: partial downloads in the spool count for the limit, also after
+// a restart.
 func TestLeftoversWithinLimits(t *testing.T) {
 	t.Parallel()
 	const size, limit = 200_000, 1_000_000
@@ -186,8 +185,8 @@ func TestLeftoversWithinLimits(t *testing.T) {
 	}
 }
 
-// TestRetainCancelled: what has come of a nar stays in the spool when the room for it can't
-// be found out, as when the process stops.
+// TestRetainCancelled: a partial download stays in the spool if it is unknown whether there
+// is room, as when the process stops.
 func TestRetainCancelled(t *testing.T) {
 	t.Parallel()
 	m := newMirror(t)

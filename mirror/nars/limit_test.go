@@ -18,7 +18,7 @@ import (
 	"nar-herder/storage/index"
 )
 
-// count is how many of the items are stored.
+// count returns how many of the items are stored.
 func (m *mirror) count(items []*made) (count int) {
 	m.t.Helper()
 	for _, of := range items {
@@ -29,7 +29,7 @@ func (m *mirror) count(items []*made) (count int) {
 	return count
 }
 
-// onDisk is what all takes of the disk, counted anew.
+// onDisk returns the disk usage of all files.
 func (m *mirror) onDisk() int64 {
 	m.t.Helper()
 	if err := m.Scan(context.Background()); err != nil {
@@ -42,7 +42,7 @@ func (m *mirror) onDisk() int64 {
 	return usage
 }
 
-// evict deletes nars, as a remover does that keeps a limit.
+// evict deletes nars, like a remover that keeps a limit.
 func (m *mirror) evict(items ...*made) {
 	m.t.Helper()
 	since, err := m.index.LastChange(m.t.Context())
@@ -59,9 +59,8 @@ func (m *mirror) evict(items ...*made) {
 	}
 }
 
-// TestLimit fetches as much as the limit allows, the latest first, and never more.
-// What a remover takes off is not fetched again as long as it would have to go
-// again.
+// TestLimit: nars are fetched up to the limit, the latest first, and never more. An evicted
+// nar is not fetched again while it would exceed the limit.
 func TestLimit(t *testing.T) {
 	t.Parallel()
 	const size, limit = 100_000, 1_000_000
@@ -78,7 +77,7 @@ func TestLimit(t *testing.T) {
 	until(t, "the pass to end", func() bool {
 		return strings.Contains(m.log.String(), "finished a pass") && f.Status().InFlight == 0 && m.count(items) > 0
 	})
-	// Each takes a kilobyte or two more than its length.
+	// Each takes one or two kilobytes more than its length.
 	until(t, "nine are stored", func() bool { return m.count(items) == 9 })
 	for _, of := range items[11:] {
 		if !m.stored(of) {
@@ -97,7 +96,7 @@ func TestLimit(t *testing.T) {
 			t.Errorf("%d failures for the reason %s", got, reason)
 		}
 	}
-	// An import brings it above the limit, and the remover below.
+	// An import exceeds the limit, and the remover gets below it.
 	imported := spec{n: 50, size: size}.make(t)
 	m.add(imported)
 	write(t, m.dir+"/"+imported.names[0], imported.files[imported.names[0]])
@@ -106,16 +105,16 @@ func TestLimit(t *testing.T) {
 	}
 	m.evict(items[19])
 	before := len(from.asked())
-	// It is looked at again and again meanwhile.
+	// It is checked repeatedly meanwhile.
 	looked := looks.Load()
 	f.Wanted([]narinfo.PathHash{items[19].hash(), items[0].hash()})
 	until(t, "it is looked at", func() bool { return looks.Load() > looked+10 })
 	if got := from.asked()[before:]; len(got) != 0 {
 		t.Errorf("requests %q", got)
 	}
-	// A client gets it, and it is stored as there is room for it.
+	// A client gets it, and it is stored because there is room.
 	read(t, f, m.item(items[5]), items[5].files[items[5].names[0]])
-	// When more goes, others come.
+	// When more are removed, others are fetched.
 	m.evict(items[15], items[16], items[17], items[18])
 	until(t, "others come", func() bool { return m.count(items) >= 8 && f.Status().InFlight == 0 })
 	if usage := m.onDisk(); usage > limit {
@@ -123,8 +122,8 @@ func TestLimit(t *testing.T) {
 	}
 }
 
-// TestNoRoomForClients has a client ask for what does not fit: it is passed on,
-// and nothing of it is stored.
+// TestNoRoomForClients: a nar without room is passed on to the client, and nothing of it is
+// stored.
 func TestNoRoomForClients(t *testing.T) {
 	t.Parallel()
 	item := spec{n: 1, size: 100_000}.make(t)
@@ -137,7 +136,7 @@ func TestNoRoomForClients(t *testing.T) {
 	}
 }
 
-// TestHardLimit keeps the limit that imports keep, too.
+// TestHardLimit: downloads keep the hard limit, like imports.
 func TestHardLimit(t *testing.T) {
 	t.Parallel()
 	items := many(t, 10, 100_000)
@@ -161,7 +160,8 @@ func TestHardLimit(t *testing.T) {
 	m.wantConsistent()
 }
 
-// TestBandwidth has what nobody waits for come slowly, and fast once somebody does.
+// TestBandwidth: a download that no client waits for is limited, until a client waits for
+// it.
 func TestBandwidth(t *testing.T) {
 	t.Parallel()
 	const rate = 100_000
@@ -173,7 +173,7 @@ func TestBandwidth(t *testing.T) {
 	begun := time.Now()
 	stop := run(t, f)
 	m.wantStored(items...)
-	// The first tenth of a second's worth is not waited for.
+	// The first tenth of a second's worth comes at once.
 	if took := time.Since(begun); took < 80*time.Millisecond {
 		t.Errorf("20 kB at 100 kB a second took %v", took)
 	}
@@ -190,8 +190,8 @@ func TestBandwidth(t *testing.T) {
 	m.wantStored(large)
 }
 
-// TestUnsized has a file whose size neither the narinfo nor the source tells: it
-// can't be known to be whole, so that clients get it from the source.
+// TestUnsized: a file whose size is neither in the narinfo nor sent by the source can't be
+// verified as complete, so clients get it from the source.
 func TestUnsized(t *testing.T) {
 	t.Parallel()
 	item := spec{n: 1, size: 100_000, unsized: true}.make(t)
@@ -217,10 +217,10 @@ func TestUnsized(t *testing.T) {
 		t.Errorf("%+v", f.Status())
 	}
 	run(t, f)
-	m.wantStored(item) // as the source tells it by now
+	m.wantStored(item) // now the source sends the size
 }
 
-// TestForgotten has failures that were forgotten found again by another pass.
+// TestForgotten: forgotten failures are found by the next pass.
 func TestForgotten(t *testing.T) {
 	t.Parallel()
 	item := spec{n: 1, size: 100}.make(t)
@@ -238,8 +238,8 @@ func TestForgotten(t *testing.T) {
 	m.wantStored(item)
 }
 
-// TestUnmounted has the place of the storage without what should be in it: nothing
-// is put there, and clients get nars all the same.
+// TestUnmounted: nothing is written to an empty directory where the storage should be
+// mounted, and clients still get nars.
 func TestUnmounted(t *testing.T) {
 	t.Parallel()
 	items := many(t, 3, 1000)

@@ -18,6 +18,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"nar-herder/internal/logonce"
+	"nar-herder/internal/pace"
 	"nar-herder/mirror/nars/queue"
 	"nar-herder/mirror/nars/spool"
 	"nar-herder/peer/passing"
@@ -80,28 +82,26 @@ const (
 
 // timing has the pauses, which tests shorten.
 type timing struct {
-	// firstRetry is the pause after the failure of an item, which doubles up to lastRetry.
-	// absentRetry is the pause if the source doesn't have it.
-	firstRetry, lastRetry, absentRetry time.Duration
-	// firstPause is how long nothing is fetched after a failure of the source, which
-	// doubles up to lastPause. Items that failed because of it begin with it, too.
-	firstPause, lastPause time.Duration
-	// fullPause is how long nothing is fetched after the disk was full.
+	// retry is the pause before a failed item is tried again.
+	retry pace.Backoff
+	// absentRetry is that pause if the source doesn't have the item's nar.
+	absentRetry time.Duration
+	// pause is the pause of all downloads but those on demand after the source failed. An
+	// item that failed with the source begins with its First.
+	pause pace.Backoff
+	// fullPause is the pause of all downloads after the disk was full.
 	fullPause time.Duration
-	// resumePause is the pause before a download resumes of which the last attempt got
-	// nothing; it doubles.
+	// resumePause is the pause before a download resumes if its last attempt got nothing.
+	// It doubles.
 	resumePause time.Duration
-	// passEvery is the time between two passes if the first left something out.
+	// passEvery is the time between two passes if the first skipped some nars.
 	passEvery time.Duration
-	// remindEvery is how often the same fault is logged.
-	remindEvery time.Duration
 }
 
 var usualTiming = timing{
-	firstRetry: time.Minute, lastRetry: time.Hour, absentRetry: time.Hour,
-	firstPause: time.Second, lastPause: 5 * time.Minute,
-	fullPause: time.Minute, resumePause: 500 * time.Millisecond,
-	passEvery: time.Hour, remindEvery: time.Hour,
+	retry: pace.Backoff{First: time.Minute, Last: time.Hour}, absentRetry: time.Hour,
+	pause:     pace.Backoff{First: time.Second, Last: 5 * time.Minute},
+	fullPause: time.Minute, resumePause: 500 * time.Millisecond, passEvery: time.Hour,
 }
 
 // Fetcher downloads nars into a storage. OpenFile and Locate serve clients. It is a
@@ -115,7 +115,7 @@ type Fetcher struct {
 	now     func() time.Time
 	timing  timing
 	metrics metrics
-	line    line
+	limiter pace.Limiter // of all downloads that no client waits for
 	queue   *queue.Queue
 	spool   *spool.Spool
 
@@ -144,7 +144,7 @@ type Fetcher struct {
 	unfits                 int
 	unfitUsage, unfitSpare int64
 	status                 Status
-	logged                 map[string]time.Time
+	logged                 logonce.Filter
 }
 
 // New makes a fetcher for a storage with a byte store. The caller closes it before the index
@@ -156,7 +156,7 @@ func New(s *storage.Storage, source Source, options Options) (*Fetcher, error) {
 	f := &Fetcher{
 		storage: s, index: s.Index(), source: source, options: options, log: options.Log, now: options.Now, timing: usualTiming, queue: queue.New(),
 		wake: make(chan struct{}, 1), downloads: make(map[string]*download),
-		logged: make(map[string]time.Time), unfitUsage: -1,
+		unfitUsage: -1,
 	}
 	if f.log == nil {
 		f.log = slog.New(slog.DiscardHandler)
@@ -175,7 +175,7 @@ func New(s *storage.Storage, source Source, options Options) (*Fetcher, error) {
 	}
 	f.spool = spool.New(spool.Options{Storage: s, Fallback: options.Spool, InFlight: f.isInFlight, Reserve: f.reserveRetained, Now: f.now})
 	f.options.AtOnce = cmp.Or(options.AtOnce, defaultAtOnce)
-	f.line.Rate = options.Bandwidth
+	f.limiter.Rate = options.Bandwidth
 	f.ctx, f.stop = context.WithCancel(context.Background())
 	f.makeMetrics()
 	return f, nil

@@ -23,15 +23,15 @@ func (h onMessage) Handle(ctx context.Context, r slog.Record) error {
 	return h.Handler.Handle(ctx, r)
 }
 
-// TestStoredMeanwhile stores a nar after another has found it missing, and before
-// that begins to fetch it: it is not fetched a second time.
+// TestStoredMeanwhile: a nar that is stored between a caller's look at the row and its
+// download is not fetched again.
 func TestStoredMeanwhile(t *testing.T) {
 	t.Parallel()
 	item := spec{n: 1, size: 500_000, kinds: []string{"none"}}.make(t)
 	name, content := item.names[0], item.files[item.names[0]]
 
-	// between makes a fetcher that calls the function once, after the caller has
-	// looked at the row.
+	// between makes a fetcher that calls the function once, after the caller has read
+	// the row.
 	between := func(m *mirror, from *source, do func(*Fetcher)) (f *Fetcher) {
 		called := false
 		f = m.fetcher(from, Options{Limit: 1 << 40, Usage: func(context.Context) (int64, error) {
@@ -72,7 +72,7 @@ func TestStoredMeanwhile(t *testing.T) {
 			if err := f.fetchFile(t.Context(), old, 0); err != nil {
 				t.Error(err)
 			}
-			if strings.Contains(m.log.String(), "took a file into the index") {
+			if strings.Contains(m.log.String(), "recorded a nar") {
 				t.Error("a file that is stored was compared once more")
 			}
 			return f

@@ -84,15 +84,15 @@ func (f *Fetcher) joinOrBegin(ctx context.Context, item *storage.Item, n int, of
 		if !now.WithdrawnAt.IsZero() || f.isFull() {
 			return direct()
 		}
-		lies, err := f.liesThere(ctx, now, i)
-		if err != nil || lies || ahead > farAhead {
+		has, err := f.hasUnrecorded(ctx, now, i)
+		if err != nil || has || ahead > farAhead {
 			// It takes too long for the client: fetch it in the background.
 			f.want(item.Hash)
 			return direct()
 		}
 		// If it can't be stored, the source still serves the client.
 		if d, err = f.begin(ctx, now, i, true, via); err != nil {
-			if f.isNews(errNoRoom.Error()) {
+			if f.logged.IsDue(errNoRoom.Error(), f.now()) {
 				f.log.Info("a nar that a client requested is passed on and not stored", "file", now.FileName(i), "reason", err)
 			}
 			return direct()

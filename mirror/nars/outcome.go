@@ -2,9 +2,9 @@ package nars
 
 import (
 	"errors"
-	"math/rand/v2"
 	"time"
 
+	"nar-herder/internal/pace"
 	"nar-herder/mirror/nars/spool"
 	"nar-herder/storage"
 )
@@ -74,24 +74,24 @@ func (f *Fetcher) failed(item *storage.Item, name string, err error) {
 	f.metrics.failures[why].Add(1)
 	now := f.now()
 	again := f.queue.Retry(item.Hash, now, func(failures int) time.Duration {
-		first := f.timing.firstRetry
+		backoff := f.timing.retry
 		switch why {
 		case reasonAbsent:
-			return jittered(f.timing.absentRetry)
+			return pace.Jitter(f.timing.absentRetry)
 		case reasonSource:
-			first = f.timing.firstPause // the source may be back as soon as the pause ends
+			backoff.First = f.timing.pause.First // the source may be back as soon as the pause ends
 		}
-		return jittered(min(f.timing.lastRetry, first<<min(failures, 16)))
+		return backoff.Jittered(failures + 1)
 	})
 	f.mu.Lock()
 	switch {
 	case why == reasonSource, why == reasonLocal && !isOfItem(err):
 		// Other items would fail as well.
-		pause := min(f.timing.lastPause, f.timing.firstPause<<min(f.sourceFailures, 16))
+		pause := f.timing.pause.Jittered(f.sourceFailures + 1)
 		if !now.Before(f.pausedUntil) { // count several at once as one
 			f.sourceFailures++
 		}
-		f.pausedUntil = later(f.pausedUntil, now.Add(jittered(pause)))
+		f.pausedUntil = later(f.pausedUntil, now.Add(pause))
 	case why == reasonFull:
 		f.fullUntil = later(f.fullUntil, now.Add(f.timing.fullPause))
 	case why == reasonAbsent:
@@ -110,7 +110,7 @@ func (f *Fetcher) failed(item *storage.Item, name string, err error) {
 	switch {
 	case why == reasonWrong:
 		f.log.Error(text, attributes...)
-	case f.isNews(text):
+	case f.logged.IsDue(text, now):
 		f.log.Warn(text, attributes...)
 	default:
 		f.log.Debug(text, attributes...)
@@ -121,25 +121,11 @@ func (f *Fetcher) failed(item *storage.Item, name string, err error) {
 // source, and name files of this machine.
 var publicErrors = [...]string{
 	reasonAbsent: "a nar is not stored at its source",
-	reasonSource: "a source can't be asked, or stops to send",
-	reasonWrong:  "what came is not the nar that its narinfo describes",
+	reasonSource: "a source can't be reached, or stops sending",
+	reasonWrong:  "the source sent something else than the nar that the narinfo describes",
 	reasonFull:   "there is no room on this machine",
 	reasonLocal:  "a fault of this machine: see its log",
 }
-
-// isNews reports whether a text is to be logged: it was not logged lately.
-func (f *Fetcher) isNews(text string) bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if at, ok := f.logged[text]; ok && f.now().Sub(at) < f.timing.remindEvery {
-		return false
-	}
-	f.logged[text] = f.now()
-	return true
-}
-
-// jittered returns a random duration of half to one and a half of d.
-func jittered(d time.Duration) time.Duration { return d/2 + rand.N(d) + 1 }
 
 func later(a, b time.Time) time.Time {
 	if a.After(b) {
@@ -148,7 +134,7 @@ func later(a, b time.Time) time.Time {
 	return b
 }
 
-// Status is for the health.
+// Status is the state of a fetcher for the health report.
 type Status struct {
 	// Missing is about how many items lack nars.
 	Missing int64 `json:"missing"`
@@ -159,8 +145,7 @@ type Status struct {
 	LastErrorAt time.Time `json:"last_error_at,omitzero"`
 	// LastSuccess is when a nar was last stored; zero for never.
 	LastSuccess time.Time `json:"last_success,omitzero"`
-	// Paused says that nothing is fetched for now, because the source or this machine has
-	// failed.
+	// Paused says that fetching pauses because the source or this machine has failed.
 	Paused bool `json:"paused,omitempty"`
 }
 

@@ -11,7 +11,7 @@ import (
 // pass visits all items that lack nars, the latest first. It is used by Run alone.
 type pass struct {
 	f *Fetcher
-	// due says that a pass is to begin, and running that it has.
+	// due says that a pass must begin, and running that it has begun.
 	due, running bool
 	before       int64 // the position of the last item
 	page         []narinfo.PathHash
@@ -34,7 +34,7 @@ func (p *pass) next(ctx context.Context, now time.Time) (hash narinfo.PathHash, 
 	}
 	for {
 		if f.isHopeless() {
-			// What fits is here; the rest waits for room.
+			// The rest waits for room.
 			p.end(now)
 			return hash, f.timing.fullPause, nil
 		}
@@ -74,7 +74,7 @@ func (p *pass) wait(ctx context.Context, now time.Time) time.Duration {
 	forgotWanted, forgotRetries := f.queue.Forgotten()
 	switch {
 	case unfit:
-		// Cheap, so it is looked at often.
+		// This check is cheap, so do it often.
 		if now.Sub(p.endedAt) < f.timing.fullPause {
 			return f.timing.fullPause - now.Sub(p.endedAt)
 		}
@@ -82,7 +82,7 @@ func (p *pass) wait(ctx context.Context, now time.Time) time.Duration {
 			return f.timing.fullPause
 		}
 	case forgotWanted:
-		// These haven't failed.
+		// They haven't failed, so begin at once.
 	case forgotRetries:
 		if wait := f.timing.passEvery - now.Sub(p.endedAt); wait > 0 {
 			return wait
@@ -133,7 +133,7 @@ func (p *pass) count(ctx context.Context, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	if !p.f.options.All { // else each pass does
+	if !p.f.options.All { // otherwise each pass drops stale files
 		if err := p.f.spool.DropStale(ctx); err != nil {
 			p.f.log.Warn("can't tidy the spool of partial downloads", "error", err)
 		}
@@ -161,7 +161,7 @@ func (f *Fetcher) unfit(err error) {
 	}
 	f.mu.Unlock()
 	const text = "the storage has no room: nars that don't fit wait until others are removed"
-	if f.isNews(text) {
+	if f.logged.IsDue(text, f.now()) {
 		f.log.Info(text, "error", err)
 	}
 }

@@ -31,7 +31,7 @@ func (*failing) Locate(context.Context, *storage.Item, int, []string) (string, [
 }
 
 // TestRetryAfterSource: an item that failed because the source was down is fetched soon
-// after the source is back, and not a minute later.
+// after the source is up again, and not a minute later.
 func TestRetryAfterSource(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

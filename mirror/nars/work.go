@@ -16,7 +16,7 @@ func (f *Fetcher) Wanted(hashes []narinfo.PathHash) {
 	if !f.options.All {
 		return
 	}
-	f.missing.Add(int64(len(hashes))) // which the next count corrects
+	f.missing.Add(int64(len(hashes))) // the next count corrects it
 	for _, hash := range hashes {
 		f.want(hash)
 	}
@@ -161,11 +161,11 @@ func (f *Fetcher) fetchFile(ctx context.Context, item *storage.Item, n int) erro
 	}
 }
 
-// liesThere is [storage.Storage.HasUnrecorded], except for a file that was stored after the
-// caller had read the row.
-func (f *Fetcher) liesThere(ctx context.Context, item *storage.Item, n int) (bool, error) {
-	lies, err := f.storage.HasUnrecorded(ctx, item, n)
-	if err != nil || !lies {
+// hasUnrecorded is [storage.Storage.HasUnrecorded], except for a file that was stored after
+// the caller had read the row.
+func (f *Fetcher) hasUnrecorded(ctx context.Context, item *storage.Item, n int) (bool, error) {
+	has, err := f.storage.HasUnrecorded(ctx, item, n)
+	if err != nil || !has {
 		return false, err
 	}
 	stored, err := f.isStored(ctx, item, n)
@@ -184,17 +184,17 @@ func (f *Fetcher) isStored(ctx context.Context, item *storage.Item, n int) (bool
 	return i >= 0 && now.HasStored(i), nil
 }
 
-// adopt adds a file to the row that is in the byte store already, if it is the nar.
+// adopt records a file that is in the byte store already, if it is the nar.
 func (f *Fetcher) adopt(ctx context.Context, item *storage.Item, n int) (bool, error) {
-	lies, err := f.liesThere(ctx, item, n)
-	if err == nil && lies {
+	has, err := f.hasUnrecorded(ctx, item, n)
+	if err == nil && has {
 		err = f.storage.Adopt(ctx, item, n, f.options.Decode)
 		if errors.Is(err, storage.ErrWrongNar) {
 			f.log.Warn("an unreferenced file in the storage is not the nar that it should be: replacing it", "file", item.FileName(n), "error", err)
 			return false, nil
 		}
 		if err == nil {
-			f.log.Info("took a file into the index that lay in the storage already", "file", item.FileName(n))
+			f.log.Info("recorded a nar that was in the storage already", "file", item.FileName(n))
 			if err := f.spool.Remove(item, n); err != nil {
 				f.log.Warn("can't remove the partial download of a stored nar", "file", item.FileName(n), "error", err)
 			}

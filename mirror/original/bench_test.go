@@ -12,8 +12,8 @@ import (
 	"nar-herder/narinfo"
 )
 
-// generated is a narinfo as guix publish writes them, of the Nth of many items,
-// with ten references.
+// generated returns the narinfo of the Nth of many items, as guix publish writes it, with
+// ten references.
 func generated(n int) []byte {
 	random := rand.New(rand.NewPCG(1, uint64(n)))
 	hash := func(size int) string {

@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// TestTagMemory: what belongs to the items of a page is bounded in bytes as their texts
-// are. It does not run beside other tests, as it looks at the memory of the process.
+// TestTagMemory: the tags of a page are bounded in bytes. It measures the memory of the
+// process, so it does not run in parallel.
 func TestTagMemory(t *testing.T) {
 	const items, tags, most = 40, maxTags, 64 << 20 // 320 MB in all
 	for name, table := range map[string]string{

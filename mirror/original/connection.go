@@ -139,9 +139,8 @@ func interrupted(ctx context.Context, err error) error {
 	return err
 }
 
-// waiting calls f, and again while it fails because another process has a lock or changes
-// the write-ahead log: SQLite leaves it to a connection that can't write to the log's index
-// to read that again.
+// waiting retries f while it fails because another process has a lock or changes the
+// write-ahead log: a connection that can't write to the log's index must retry by itself.
 func waiting(ctx context.Context, f func() error) error {
 	end := time.Now().Add(busyTimeout)
 	err := f()
@@ -160,7 +159,7 @@ func isLogChanging(err error) bool {
 	return errors.As(err, &failure) && (failure.Code() == sqlite3.SQLITE_READONLY_RECOVERY || failure.Code() == sqlite3.SQLITE_READONLY_CANTINIT)
 }
 
-// primaryCode is SQLite's code of an error, without its details; 0 for others.
+// primaryCode returns SQLite's primary code of an error; 0 for other errors.
 func primaryCode(err error) int {
 	var failure *sqlite.Error
 	if errors.As(err, &failure) {
@@ -169,11 +168,11 @@ func primaryCode(err error) int {
 	return 0
 }
 
-// describe adds what was tried, and what to do, to an error.
+// describe adds the attempted action and the next step to an error.
 func describe(tried string, err error) error {
 	switch primaryCode(err) {
 	case sqlite3.SQLITE_NOTADB:
-		return fmt.Errorf("%w: %s: the file is something else, or not whole: fetch it again, or name another", ErrNotDatabase, tried)
+		return fmt.Errorf("%w: %s: the file is something else, or incomplete: fetch it again, or name another", ErrNotDatabase, tried)
 	case sqlite3.SQLITE_CORRUPT:
 		return fmt.Errorf("%w: %s: %w: the file is damaged: fetch it again, or restore a copy", ErrNotDatabase, tried, err)
 	case sqlite3.SQLITE_BUSY:

@@ -17,8 +17,7 @@ import (
 	"time"
 )
 
-// crashed makes a database whose last changes are only in its log, as a process
-// that is killed leaves it.
+// crashed makes a database with its last changes only in the log, as after a kill.
 func crashed(t *testing.T, dir string) (path string) {
 	t.Helper()
 	source := filepath.Join(t.TempDir(), "running.db")
@@ -41,7 +40,7 @@ func crashed(t *testing.T, dir string) (path string) {
 	return path
 }
 
-// TestCrashed: what is only in the log counts.
+// TestCrashed: changes that are only in the log are read.
 func TestCrashed(t *testing.T) {
 	t.Parallel()
 	for name, open := range map[string]func(context.Context, string) (*Database, error){"Open": Open, "OpenLocked": OpenLocked} {
@@ -63,7 +62,7 @@ func TestCrashed(t *testing.T) {
 	}
 }
 
-// TestLock: nobody else has a locked database open, whether it has a log or not.
+// TestLock: no other process has a locked database open, with or without a log.
 func TestLock(t *testing.T) {
 	t.Parallel()
 	for _, mode := range []string{"wal", "delete"} {
@@ -77,7 +76,7 @@ func TestLock(t *testing.T) {
 				}
 			}
 			if mode == "delete" {
-				// Without a log, only a transaction shows.
+				// Without a log, only a transaction is noticed.
 				if _, err := other.Exec("BEGIN IMMEDIATE"); err != nil {
 					t.Fatal(err)
 				}
@@ -102,7 +101,7 @@ func TestLock(t *testing.T) {
 	}
 }
 
-// readAsOther is what the test binary does for [TestReadOnlyDirectory].
+// readAsOther is the part of [TestReadOnlyDirectory] in another process.
 func readAsOther(path string) int {
 	for _, open := range []func(context.Context, string) (*Database, error){Open, OpenLocked} {
 		d, err := open(context.Background(), path)
@@ -120,11 +119,11 @@ func readAsOther(path string) int {
 	return 0
 }
 
-// TestReadOnlyDirectory has databases that the process may read and not write,
-// nor anything beside them. Run by root, it reads as nobody.
+// TestReadOnlyDirectory: databases are read without permission to write them, or files
+// beside them. If root runs it, it reads as nobody.
 func TestReadOnlyDirectory(t *testing.T) {
 	t.Parallel()
-	dir, err := os.MkdirTemp("", "exchange") // others can get into it
+	dir, err := os.MkdirTemp("", "exchange") // accessible to other users
 	must(t, err)
 	t.Cleanup(func() {
 		_ = os.Chmod(dir, 0o755)
@@ -164,7 +163,8 @@ func (c onPause) Done() <-chan struct{} {
 	return c.Context.Done()
 }
 
-// TestLogChanging reads, without permission to write, what another process is writing.
+// TestLogChanging: a database is read, without permission to write, while another process
+// writes to it.
 func TestLogChanging(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "original.db")
@@ -184,7 +184,7 @@ func TestLogChanging(t *testing.T) {
 	}
 	index, err := os.OpenFile(path+"-shm", os.O_RDWR, 0)
 	must(t, err)
-	// Last, as it drops the locks that this process has on it.
+	// This comes last, because it drops this process's locks on the file.
 	defer index.Close()
 	conn, err := tryReading(t.Context(), path, "mode=ro", "readonly_shm=1")
 	must(t, err)
@@ -217,8 +217,7 @@ func TestLogChanging(t *testing.T) {
 	must(t, writer.Wait())
 }
 
-// FuzzDatabase reads files that may be anything: that ends, soon, and without a
-// panic.
+// FuzzDatabase: reading any file ends soon, and without a panic.
 func FuzzDatabase(f *testing.F) {
 	for i, statements := range [][]string{
 		{"CREATE TABLE narinfos (contents)", "INSERT INTO narinfos VALUES ('a'), (x'62'), (NULL)"},
@@ -267,7 +266,7 @@ func FuzzDatabase(f *testing.F) {
 			if err := d.Close(); err != nil {
 				t.Error(err)
 			}
-			// Each row has two bytes or more.
+			// Each row takes at least two bytes.
 			if ctx.Err() != nil || rows > 2*len(content)+1000 {
 				t.Errorf("%d rows of %d bytes, %v", rows, len(content), ctx.Err())
 			}

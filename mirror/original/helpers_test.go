@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-// reader has the test binary read a database instead of running tests: see
+// reader makes the test binary read a database instead of running tests: see
 // TestReadOnlyDirectory.
 const reader = "NAR_HERDER_TEST_READ"
 
@@ -44,7 +44,7 @@ func openSQL(t testing.TB, path string) *sql.DB {
 	return db
 }
 
-// ask runs the program of that name, which is not the library used here.
+// ask runs the program sqlite3, independent of the library used here.
 func ask(t *testing.T, path, query string) string {
 	t.Helper()
 	if _, err := exec.LookPath("sqlite3"); err != nil {
@@ -60,7 +60,7 @@ func ask(t *testing.T, path, query string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// corpus are narinfos of a real Guix.
+// corpus returns the narinfos of a real Guix.
 func corpus(t testing.TB) (texts [][]byte) {
 	t.Helper()
 	for _, pattern := range []string{"published/*.narinfo", "published-multi/*.narinfo", "cases/ok-*.narinfo"} {
@@ -93,7 +93,7 @@ func open(t testing.TB, path string) *Database {
 	return d
 }
 
-// all reads everything, with the errors that are about rows.
+// all reads everything, and returns errors of single rows.
 func all(t testing.TB, d *Database) (items []Item, changes []Change, odd []string) {
 	t.Helper()
 	note := func(err error) {

@@ -16,7 +16,7 @@ import (
 	"nar-herder/narinfo"
 )
 
-// TestOdd has databases that are not quite the original's.
+// TestOdd: databases that differ from the original's schema.
 func TestOdd(t *testing.T) {
 	t.Parallel()
 	full := []string{
@@ -125,8 +125,7 @@ func TestOdd(t *testing.T) {
 	}
 }
 
-// TestPages: what is in memory at a time is bounded, and a page ends nowhere
-// early or twice.
+// TestPages: memory is bounded by pages, and no page ends early or repeats rows.
 func TestPages(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "original.db")
@@ -194,8 +193,8 @@ func must(t testing.TB, err error) {
 	}
 }
 
-// TestDamaged: a page that is damaged, or missing, is an error or what else there
-// is, wherever it is, and a check never passes it over.
+// TestDamaged: if any page is damaged or missing, reading fails or returns the other rows,
+// and a check always fails.
 func TestDamaged(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "dump.db")
@@ -233,7 +232,7 @@ func TestDamaged(t *testing.T) {
 		damaged := append([]byte{}, whole...)
 		from := page * writerPage
 		if page == 0 {
-			from = 100 // behind the header
+			from = 100 // after the header
 		}
 		for i := from; i < (page+1)*writerPage; i++ {
 			damaged[i] = 0x55
@@ -264,13 +263,13 @@ func TestContextEnds(t *testing.T) {
 			t.Errorf("%d: %v", i, err)
 		}
 	}
-	// And it is of use afterwards.
+	// The database is usable afterwards.
 	if err := d.Check(t.Context()); err != nil {
 		t.Error(err)
 	}
 }
 
-// FuzzParseTime: a time that makes sense can be written down and read again.
+// FuzzParseTime: a parsed time survives formatting and parsing.
 func FuzzParseTime(f *testing.F) {
 	for _, text := range []string{"2026-01-01 00:00:00", "2026-01-01T00:00:00.5+02:00", "1700000000", "1.7e12", "-1", "NaN", "1e300", "9999-12-31 23:59:59 -0700", "0001-01-01", ""} {
 		f.Add(text)

@@ -12,7 +12,7 @@ import (
 	sqlite3 "modernc.org/sqlite/lib"
 )
 
-// busyTimeout is how long another process's transaction is waited for.
+// busyTimeout is how long to wait for another process's transaction.
 const busyTimeout = 5 * time.Second
 
 // smallestDatabase is SQLite's smallest page, of which a database has at least
@@ -142,9 +142,8 @@ func OpenLocked(ctx context.Context, path string) (*Database, error) {
 
 // openForWriting opens a connection that can lock against writers.
 func openForWriting(ctx context.Context, path string) (*connection, error) {
-	// In exclusive mode, a transaction begins only when nobody else has the log
-	// open. That is not kept, as others may look at what the file is: they would
-	// wait.
+	// In exclusive mode, a transaction begins only if no other process has the log open.
+	// That mode doesn't stay: another process that looks at the file would wait.
 	conn, err := tryReading(ctx, path, "mode=rw", "_pragma=locking_mode(exclusive)")
 	if err != nil {
 		return nil, err

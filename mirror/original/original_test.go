@@ -17,7 +17,7 @@ import (
 
 var testTime = time.Date(2024, 2, 29, 23, 59, 58, 0, time.UTC)
 
-// write makes a database of the corpus, and returns what was put into it.
+// write makes a database of the corpus, and returns the items.
 func write(t *testing.T, path string) (items []Item, changes []Change) {
 	t.Helper()
 	w, err := Create(t.Context(), path)
@@ -128,7 +128,7 @@ func TestRoundTrip(t *testing.T) {
 	}
 }
 
-// TestSchema has another SQLite look at what was written.
+// TestSchema: another build of SQLite reads the database.
 func TestSchema(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "dump.db")
@@ -171,8 +171,8 @@ func TestSchema(t *testing.T) {
 	}
 }
 
-// TestRepeated: of items with the same hash, the last one counts, with what
-// belongs to it and without what belonged to the others.
+// TestRepeated: of items with the same hash, the last one counts, with its own tags and
+// files only.
 func TestRepeated(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "dump.db")
@@ -253,7 +253,7 @@ func TestWriterRefuses(t *testing.T) {
 	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("aborted, and there: %v", err)
 	}
-	// A context that has ended leaves no file either.
+	// If the context has ended, no file is left either.
 	if w, err = Create(t.Context(), path); err != nil {
 		t.Fatal(err)
 	}

@@ -14,16 +14,15 @@ import (
 
 // Limits against malicious databases.
 const (
-	// maxContents is the most bytes that are looked at; text may be stored in
-	// UTF-16, as twice as many.
+	// maxContents bounds the bytes of a narinfo's text, which may be stored in UTF-16.
 	maxContents = 2 * narinfo.MaxSize
-	// maxTag is the most bytes of a tag's key or value.
+	// maxTag bounds the bytes of a tag's key or value.
 	maxTag = 4 << 10
-	// maxTags is the most tags, and cached files, of one item, and maxTagBytes the
-	// most bytes of them.
+	// maxTags bounds the tags, and the cached files, of one item, and maxTagBytes their
+	// bytes.
 	maxTags     = 1000
 	maxTagBytes = 64 << 10
-	// maxDamaged is the most bytes of the value of [DamagedKey].
+	// maxDamaged bounds the bytes of the value of [DamagedKey].
 	maxDamaged = 16 << 20
 
 	// pageRows and pageBytes end a page.
@@ -168,7 +167,7 @@ func (d *Database) page(ctx context.Context, c *connection, after int64) (page [
 			id, _ := row[0].(int64)
 			i, ok := at[id]
 			if !ok {
-				return true, nil // of a row that could not be read
+				return true, nil // its narinfo could not be read
 			}
 			for _, value := range row {
 				if text, ok := value.(string); ok {
@@ -227,7 +226,7 @@ func textColumn(value, octets driver.Value) ([]byte, error) {
 		}
 		return nil, errors.New("it has no text")
 	default:
-		return nil, fmt.Errorf("there is a number in the place of a text: %v", v)
+		return nil, fmt.Errorf("it has a number instead of a text: %v", v)
 	}
 	if len(text) == 0 {
 		return nil, errors.New("it has no text")
@@ -345,7 +344,7 @@ func (d *Database) newest(ctx context.Context, tried, query string, args ...driv
 // Check reads the whole database, and checks that it is intact and has narinfos.
 func (d *Database) Check(ctx context.Context) error {
 	return d.do(ctx, "check that it is whole", func(c *connection) error {
-		// SQLite lists up to so many problems; one is enough to refuse it.
+		// The argument is the maximum number of problems to report.
 		problem, err := c.first(ctx, "PRAGMA integrity_check(1)")
 		if err != nil {
 			return err
@@ -355,7 +354,7 @@ func (d *Database) Check(ctx context.Context) error {
 		}
 		id, err := c.first(ctx, "SELECT rowid FROM narinfos LIMIT 1")
 		if err == nil && id == nil {
-			return errors.New("it has no narinfos at all: name another one")
+			return errors.New("it has no narinfos: name another one")
 		}
 		return err
 	})
@@ -368,7 +367,7 @@ func (d *Database) Info(ctx context.Context) (map[string]string, error) {
 		return info, nil
 	}
 	query := "SELECT " + limited("CAST(key AS TEXT)", maxTag) + ", " + limited("CAST(value AS TEXT)", maxTag) + " FROM nar_herder_dump LIMIT ?"
-	err := d.do(ctx, "read what is said of it", func(c *connection) error {
+	err := d.do(ctx, "read its description", func(c *connection) error {
 		return c.rows(ctx, query, []driver.Value{int64(maxTags)}, func(row []driver.Value) (bool, error) {
 			key, ok1 := row[0].(string)
 			value, ok2 := row[1].(string)
@@ -388,7 +387,7 @@ func (d *Database) Damaged(ctx context.Context) (damaged string, err error) {
 		return "", nil
 	}
 	query := "SELECT " + limited("CAST(value AS TEXT)", maxDamaged) + " FROM nar_herder_dump WHERE CAST(key AS TEXT) = ? LIMIT 1"
-	err = d.do(ctx, "read what is damaged in it", func(c *connection) error {
+	err = d.do(ctx, "read its list of damaged items", func(c *connection) error {
 		return c.rows(ctx, query, []driver.Value{DamagedKey}, func(row []driver.Value) (bool, error) {
 			var ok bool
 			if damaged, ok = row[0].(string); !ok {

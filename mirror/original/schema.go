@@ -6,11 +6,10 @@ import (
 	"strings"
 )
 
-// tables is what a Writer makes, and what a reader hopes for.
+// tables is the schema that a Writer creates. A reader may find less.
 //
-// The ids of narinfos are given in ascending order, so that the indexes by them,
-// which are there from the start, only grow at their end. That costs less than
-// sorting all of them later.
+// The ids of narinfos ascend, so the indexes by them, which exist from the start, only grow
+// at their end. That costs less than sorting them later.
 const tables = `
 	CREATE TABLE narinfos (
 		id INTEGER PRIMARY KEY ASC,
@@ -63,14 +62,14 @@ const tables = `
 		value TEXT
 	);`
 
-// lateIndexes are made when all rows are there. The first has to come last: it
-// finds out whether two items have the same hash.
+// lateIndexes are created after all rows are written.
 const lateIndexes = `
 	CREATE INDEX recent_changes_datetime ON recent_changes (datetime);`
 
+// hashIndex is created last, because it fails if two items have the same hash.
 const hashIndex = `CREATE UNIQUE INDEX narinfos_store_hash ON narinfos (substr(store_path, 12, 32))`
 
-// timeLayout is how the original writes times, all UTC.
+// timeLayout is the original's format of times, which are UTC.
 const timeLayout = "2006-01-02 15:04:05"
 
 // The values of recent_changes.change.
@@ -79,22 +78,22 @@ const (
 	removal  = "removal"
 )
 
-// layout is what a database has of the schema.
+// layout is the part of the schema that a database has.
 type layout struct {
 	items   string // the query for a page of narinfos
 	addedAt bool
-	// tags and cached are the queries for what belongs to the narinfos of a
-	// page, empty without the tables.
+	// tags and cached are the queries for the tags and cached nars of a page of narinfos;
+	// "" without the tables.
 	tags, cached string
 	changes      bool
 	info         bool
-	// copies are temporary tables to be made first, as a table that is read for
-	// each page has no index: by their names, how to make them.
+	// copies are statements that create temporary tables, by the tables' names: copies of
+	// tables that lack an index, which each page would need.
 	copies map[string]string
 }
 
-// has reports whether there is an ordinary table of that name with the columns. A
-// view, or a column that is computed, could be anything, also without an end.
+// has reports whether there is an ordinary table of that name with the columns. Views and
+// computed columns don't count: reading one could take for ever.
 func (c *connection) has(ctx context.Context, table string, columns ...string) (bool, error) {
 	n, err := c.first(ctx, "SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND rootpage > 0 AND name = ? COLLATE NOCASE", table)
 	if err != nil || n == int64(0) {
@@ -109,8 +108,7 @@ func (c *connection) has(ctx context.Context, table string, columns ...string) (
 	return true, nil
 }
 
-// hasRowIDs reports whether the rows of a table have ids by which they can be read
-// in steps.
+// hasRowIDs reports whether the rows of a table have ids, which reading in pages needs.
 func (c *connection) hasRowIDs(ctx context.Context, table string) (bool, error) {
 	n, err := c.first(ctx, "SELECT count(*) FROM pragma_table_list(?) WHERE schema = 'main' AND NOT wr", table)
 	return n != int64(0), err
@@ -123,8 +121,7 @@ func (c *connection) indexed(ctx context.Context, table, column string) (bool, e
 	return n != int64(0), err
 }
 
-// look finds out what the database has. The error is [ErrNotOriginal] when it
-// has no narinfos.
+// look reads the layout of a database. The error is [ErrNotOriginal] if it has no narinfos.
 func look(ctx context.Context, c *connection) (*layout, error) {
 	contents, err := c.has(ctx, "narinfos", "contents")
 	if err != nil {
@@ -161,7 +158,7 @@ func look(ctx context.Context, c *connection) (*layout, error) {
 	if l.info, err = c.has(ctx, "nar_herder_dump", "key", "value"); err != nil {
 		return nil, err
 	}
-	// The rest goes by the narinfos' ids.
+	// The other tables refer to narinfos by this id.
 	ids, err := c.has(ctx, "narinfos", "id")
 	if err != nil || !ids {
 		return l, err
@@ -174,7 +171,7 @@ func look(ctx context.Context, c *connection) (*layout, error) {
 	if err != nil {
 		return nil, err
 	}
-	// CROSS JOIN keeps SQLite from another order, which would read all of a
+	// CROSS JOIN fixes the order of the tables. In another order, SQLite would read a whole
 	// table for each page.
 	if has1 && has2 {
 		table, err := l.byNarinfo(ctx, c, "narinfo_tags", "tag_id")
@@ -200,8 +197,8 @@ func look(ctx context.Context, c *connection) (*layout, error) {
 	return l, nil
 }
 
-// byNarinfo returns the name of the table, or of a copy of it with an index by
-// narinfo, which is yet to be made.
+// byNarinfo returns the name of the table if it has an index by narinfo. Otherwise it returns
+// the name of a copy with such an index, and adds the copy to copies.
 func (l *layout) byNarinfo(ctx context.Context, c *connection, table string, columns ...string) (string, error) {
 	indexed, err := c.indexed(ctx, table, "narinfo_id")
 	if err != nil || indexed {
@@ -213,10 +210,10 @@ func (l *layout) byNarinfo(ctx context.Context, c *connection, table string, col
 	return "temp." + name, nil
 }
 
-// limited is an expression that is NULL where it would have too many bytes.
+// limited returns an expression that is NULL if the given one has too many bytes.
 func limited(expression string, most int) string {
 	return fmt.Sprintf("CASE WHEN octet_length(%[1]s) <= %[2]d THEN %[1]s END", expression, most)
 }
 
-// shortText is the beginning of a column as text, whatever its type.
+// shortText returns an expression for the beginning of a column of any type, as text.
 func shortText(column string) string { return "CAST(substr(" + column + ", 1, 64) AS TEXT)" }

@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// timeLayouts are how times have been seen, apart from numbers. What stands after
-// the seconds may be a fraction, which Go takes without being told.
+// timeLayouts are the formats of times, apart from numbers. A fraction may follow the
+// seconds: package time accepts it without a layout.
 var timeLayouts = []string{
 	timeLayout, "2006-01-02T15:04:05",
 	"2006-01-02 15:04:05Z07:00", "2006-01-02T15:04:05Z07:00", "2006-01-02 15:04:05 Z07:00",
@@ -17,8 +17,8 @@ var timeLayouts = []string{
 	"2006-01-02 15:04", "2006-01-02T15:04", "2006-01-02",
 }
 
-// parseTime reads a time in whole seconds, UTC where it names no zone. It may be
-// a number of seconds since 1970, or of milliseconds when it is large.
+// parseTime reads a time in whole seconds, UTC if it has no zone. It may be a number of
+// seconds since 1970, or of milliseconds if it is large.
 func parseTime(s string) (time.Time, bool) {
 	s = strings.TrimSpace(s)
 	t, ok := parseNumber(s)
@@ -27,7 +27,7 @@ func parseTime(s string) (time.Time, bool) {
 		t, ok = parsed, err == nil
 	}
 	t = t.UTC().Truncate(time.Second)
-	// What is beyond can't be written down again.
+	// Other years can't be written in timeLayout.
 	if !ok || t.Year() < 1 || t.Year() > 9999 || t.IsZero() {
 		return time.Time{}, false
 	}
@@ -49,7 +49,7 @@ func parseNumber(s string) (time.Time, bool) {
 	return time.Unix(int64(math.Floor(n)), 0), true
 }
 
-// timeColumn reads what shortText selects.
+// timeColumn reads a column that shortText has selected.
 func timeColumn(value driver.Value) (time.Time, bool) {
 	s, ok := value.(string)
 	if !ok {

@@ -19,22 +19,20 @@ import (
 )
 
 const (
-	// writerPage is the page size in bytes: a narinfo takes a few kilobytes,
-	// and in larger pages fewer of them leave a part empty.
+	// writerPage is the page size in bytes. A narinfo takes a few kilobytes, so smaller
+	// pages would waste more space.
 	writerPage = 8 << 10
-	// writerCache is SQLite's page cache while writing, in bytes; it also
-	// bounds what a sorting of hashes keeps in memory.
+	// writerCache is the size of SQLite's page cache in bytes. It also bounds the memory
+	// for sorting the hashes.
 	writerCache = 16 << 20
 	// rowsAtOnce is how many rows one statement inserts into the small tables.
 	rowsAtOnce = 32
-	// knownTags is how many tags are remembered with their ids. There are few
-	// different ones, but nothing says that there must be.
+	// knownTags bounds the cache of the ids of tags. Usually there are few different tags.
 	knownTags = 10_000
 )
 
-// Writer makes a database with the original's schema. It is used by one
-// goroutine. After an error of any method, only Abort is of use, unless the
-// method says otherwise.
+// Writer writes a database with the original's schema. It is used by one goroutine. After an
+// error of any method, call Abort, unless the method says otherwise.
 type Writer struct {
 	path  string // as it was given
 	conn  *connection
@@ -47,10 +45,9 @@ type Writer struct {
 	tagIDs                 *lru.Cache[Tag, int64]
 }
 
-// Create begins a database in a new file; one that exists is an error that is
-// [fs.ErrExist]. Until Finish, what is in the file is of no use, and after a
-// crash it never will be: write it beside the place where it is to be, and
-// rename it.
+// Create begins a database in a new file. The error is [fs.ErrExist] if the file exists. The
+// content is invalid before Finish, also after a crash: write to a temporary name and rename
+// the file.
 func Create(ctx context.Context, path string) (*Writer, error) {
 	absolute, err := filepath.Abs(path)
 	if err != nil {
@@ -70,8 +67,8 @@ func Create(ctx context.Context, path string) (*Writer, error) {
 		err = file.Close() // before SQLite opens it: this drops all locks on the file
 	}
 	if err == nil {
-		// The file is dropped when anything goes wrong, so that no journal and no
-		// waiting for the disk is of use before the end.
+		// The file is removed after any error, so a journal and syncing are useless before
+		// the end.
 		w.conn, err = connect(ctx, absolute, "mode=rw",
 			fmt.Sprintf("_pragma=page_size(%d)", writerPage),
 			"_pragma=journal_mode(off)", "_pragma=synchronous(off)", "_pragma=locking_mode(exclusive)",
@@ -87,10 +84,9 @@ func Create(ctx context.Context, path string) (*Writer, error) {
 	return w, nil
 }
 
-// Add writes an item: its narinfo is read for the columns beside the text. An
-// error that is a [*narinfo.SyntaxError] or [narinfo.ErrTooLarge] is about this
-// item, of which nothing was written, and others may follow. Of items with the
-// same hash, the last one counts.
+// Add writes an item. It parses the narinfo for the other columns. After a
+// [*narinfo.SyntaxError] or [narinfo.ErrTooLarge], nothing of this item was written, and other
+// items may follow. Of items with the same hash, the last one counts.
 func (w *Writer) Add(item Item) error {
 	n, err := narinfo.Parse(item.Text)
 	if err != nil {
@@ -121,7 +117,7 @@ func (w *Writer) Add(item Item) error {
 			w.cachedID, w.id, sizeOrNull(cached.Size), cached.Compression))
 	}
 	if err != nil {
-		return w.describe("write what belongs to "+n.StorePath.BaseName(), err)
+		return w.describe("write the details of "+n.StorePath.BaseName(), err)
 	}
 	return nil
 }
@@ -139,7 +135,7 @@ func (w *Writer) tagID(tag Tag) (int64, error) {
 	return id, nil
 }
 
-// AddChange appends a row to the log. Its data is not looked at.
+// AddChange appends a row to the log. It does not validate the data.
 func (w *Writer) AddChange(change Change) error {
 	kind := addition
 	if change.Removal {
@@ -154,18 +150,17 @@ func (w *Writer) AddChange(change Change) error {
 	return nil
 }
 
-// SetInfo keeps a value for [Database.Info], in a table that the original knows
-// nothing of.
+// SetInfo sets a value for [Database.Info], in a table that the original doesn't know.
 func (w *Writer) SetInfo(key, value string) error {
 	err := w.conn.exec("INSERT INTO nar_herder_dump (key, value) VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value", key, value)
 	if err != nil {
-		return w.describe("write what is said of it", err)
+		return w.describe("write its description", err)
 	}
 	return nil
 }
 
-// Finish makes the indexes that are not there yet, and the file safe on the
-// disk, but not its name. It ends the Writer. The caller renames the file.
+// Finish creates the remaining indexes and syncs the file, but not its directory. It ends the
+// Writer. The caller renames the file.
 func (w *Writer) Finish(ctx context.Context) error {
 	err := errors.Join(w.references.flush(w.conn), w.files.flush(w.conn), w.tags.flush(w.conn))
 	if err == nil {
@@ -186,10 +181,11 @@ func (w *Writer) Finish(ctx context.Context) error {
 	return nil
 }
 
-// indexHashes makes the unique index, without those items that came again.
+// indexHashes creates the unique index. If items have the same hash, it first deletes all but
+// the last of them.
 func (w *Writer) indexHashes(ctx context.Context) error {
-	// Without a journal, a statement that fails could not be undone. New pages
-	// need no room in it.
+	// The statement may fail, and needs a journal to be rolled back. New pages take no room
+	// in it.
 	if err := w.conn.script(ctx, "PRAGMA journal_mode = memory"); err != nil {
 		return err
 	}
@@ -231,12 +227,12 @@ func (w *Writer) describe(tried string, err error) error {
 	return describe("database "+w.path+": "+tried, err)
 }
 
-// rows gathers rows of a table, to be inserted together.
+// rows collects rows of a table and inserts them together.
 type rows struct {
 	table   string // with its columns
 	width   int
 	waiting []driver.Value
-	full    string // the statement for as many as are gathered at most
+	full    string // the statement for rowsAtOnce rows
 }
 
 func (r *rows) add(conn *connection, values ...driver.Value) error {
@@ -252,7 +248,7 @@ func (r *rows) add(conn *connection, values ...driver.Value) error {
 	return err
 }
 
-// flush inserts what is left.
+// flush inserts the remaining rows.
 func (r *rows) flush(conn *connection) error {
 	if len(r.waiting) == 0 {
 		return nil
@@ -288,8 +284,8 @@ func sizeOrNull(size int64) driver.Value {
 	return size
 }
 
-// urlPath is how the original keeps a URL: its path, with the slash that it
-// begins with, and escaped as it is.
+// urlPath returns a URL as the original stores it: the path with a leading slash, escaped as
+// it is.
 func urlPath(url string) string {
 	if scheme, rest, ok := strings.Cut(url, "://"); ok && !strings.Contains(scheme, "/") {
 		_, path, _ := strings.Cut(rest, "/")
@@ -298,7 +294,7 @@ func urlPath(url string) string {
 	return "/" + strings.TrimPrefix(url, "/")
 }
 
-// syncFile makes what is in the file survive a loss of power.
+// syncFile syncs a file to the disk.
 func syncFile(path string) error {
 	file, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {

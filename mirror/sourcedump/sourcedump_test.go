@@ -15,8 +15,8 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// TestDecompressRoom: what a dump is decompressed to leaves room on the disk, and is
-// no more than a database can have come from.
+// TestDecompressRoom: decompression leaves room on the disk, and is bounded by the size of
+// the compressed file.
 func TestDecompressRoom(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -65,8 +65,8 @@ func TestDecompressRoom(t *testing.T) {
 	}
 }
 
-// TestAdmit: items must be as they were signed where a dump as a whole tells nothing,
-// and have a signature where it may have been damaged on its way.
+// TestAdmit: items of a dump without a sum must match their signatures, and must have one
+// if the dump may be damaged.
 func TestAdmit(t *testing.T) {
 	t.Parallel()
 	signed := string(mirrortest.Narinfo(1, 1, 1).Text)

@@ -10,18 +10,17 @@ import (
 	"filippo.io/edwards25519"
 )
 
-// scalarSize is the length of a number below n, the order of Ed25519's base
-// point, in bytes. n has 253 bits.
+// scalarSize is the length in bytes of a number below n, the order of Ed25519's base point. n
+// has 253 bits.
 const scalarSize = 32
 
 // checkECDSA verifies an ECDSA signature (ecdsa (r …) (s …)) of a hash by a key
 // (ecc (curve Ed25519) (q …)).
 //
-// This is ECDSA as FIPS 186 has it, on the curve and with the encoding of points
-// of EdDSA (RFC 8032), which libgcrypt does unless EdDSA was asked for. No
-// library for either has this mixture.
+// This is ECDSA as in FIPS 186, but with the curve and the encoding of points of EdDSA (RFC
+// 8032): libgcrypt's default for this curve. No Go library has this mixture.
 func checkECDSA(values, key sexp, hash [sha256.Size]byte) error {
-	// A key with flags would be for EdDSA, or have another form of q.
+	// A key with flags is for EdDSA, or has another form of q.
 	if err := key.only("curve", "q"); err != nil {
 		return err
 	}
@@ -54,8 +53,8 @@ func checkECDSA(values, key sexp, hash [sha256.Size]byte) error {
 	w := new(edwards25519.Scalar).Invert(s)
 	u1 := new(edwards25519.Scalar).Multiply(hashScalar(hash), w)
 	u2 := new(edwards25519.Scalar).Multiply(r, w)
-	// Everything here is public, so that the time may vary. Should the sum be the
-	// identity, x is 0, which r isn't.
+	// Everything here is public, so the time may vary. If the sum is the identity, x is 0,
+	// which differs from r.
 	sum := new(edwards25519.Point).VarTimeDoubleScalarBaseMult(u2, q, u1)
 	if affineX(sum).Equal(r) != 1 {
 		return errors.New("the key didn't make this signature")
@@ -63,23 +62,22 @@ func checkECDSA(values, key sexp, hash [sha256.Size]byte) error {
 	return nil
 }
 
-// publicPoint decodes a public key: a point that was compressed as in EdDSA.
+// publicPoint decodes a public key: a point in the compressed form of EdDSA.
 func publicPoint(encoded []byte) (*edwards25519.Point, error) {
 	q, err := new(edwards25519.Point).SetBytes(encoded)
-	// SetBytes also takes coordinates beyond the field's order, and a sign for
-	// the x that has none.
+	// SetBytes also accepts coordinates beyond the field's order, and a sign of x = 0.
 	if err != nil || !bytes.Equal(q.Bytes(), encoded) {
 		return nil, fmt.Errorf("the key's q is %.40x, must be a point of the curve, compressed to 32 bytes", encoded)
 	}
-	// Eight points, the identity among them, are no keys: by them, signatures of
-	// anything can be made up.
+	// Eight points, including the identity, are not valid keys: anybody can forge signatures
+	// for them.
 	if new(edwards25519.Point).MultByCofactor(q).Equal(edwards25519.NewIdentityPoint()) == 1 {
-		return nil, errors.New("the key's q is a point of small order, which is nobody's key")
+		return nil, errors.New("the key's q is a point of small order, which is not a valid key")
 	}
 	return q, nil
 }
 
-// scalar returns a parameter that is a number from 1 to n-1.
+// scalar returns a parameter, which must be a number from 1 to n-1.
 func scalar(values sexp, name string) (*edwards25519.Scalar, error) {
 	number, err := values.number(name)
 	if err != nil {
@@ -96,8 +94,7 @@ func scalar(values sexp, name string) (*edwards25519.Scalar, error) {
 	return nil, fmt.Errorf("%s is %.40x, must be above 0 and below the curve's order", name, number)
 }
 
-// hashScalar returns the number that ECDSA makes of a hash: as many of its first
-// bits as n has, 253, modulo n.
+// hashScalar returns ECDSA's number for a hash: its first 253 bits, as many as n has, modulo n.
 func hashScalar(hash [sha256.Size]byte) *edwards25519.Scalar {
 	const surplus = 8*sha256.Size - 253
 	var wide [64]byte // little-endian
@@ -122,7 +119,7 @@ func affineX(p *edwards25519.Point) *edwards25519.Scalar {
 func reduce(wide *[64]byte) *edwards25519.Scalar {
 	s, err := new(edwards25519.Scalar).SetUniformBytes(wide[:])
 	if err != nil {
-		panic(err) // only for other lengths than 64
+		panic(err) // the length is 64
 	}
 	return s
 }

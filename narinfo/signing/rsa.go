@@ -10,14 +10,13 @@ import (
 	"math/big"
 )
 
-// Limits of the RSA keys that are taken.
+// Limits of RSA keys.
 const (
-	// minRSABits is the least that crypto/rsa verifies with. Anybody can forge
-	// by shorter keys.
+	// minRSABits is the minimum of crypto/rsa. Anybody can forge signatures of shorter keys.
 	minRSABits = 1024
 
-	// maxRSABits bounds the time that a key may cost which was made to hurt, to
-	// some tens of milliseconds. Longer keys aren't in use.
+	// maxRSABits bounds the time for a malicious key to some tens of milliseconds. Longer
+	// keys aren't in use.
 	maxRSABits = 16384
 
 	// maxRSAExponent is crypto/rsa's. The usual one is 65537.
@@ -55,7 +54,7 @@ func checkRSA(values, key sexp, hash [sha256.Size]byte) error {
 	if len(signature) > public.Size() {
 		return errors.New("the number s is longer than the key")
 	}
-	// PKCS #1 wants the zeros that a number goes without.
+	// PKCS #1 requires leading zeros, which the number lacks.
 	padded := make([]byte, public.Size())
 	copy(padded[len(padded)-len(signature):], signature)
 	if err := rsa.VerifyPKCS1v15(public, crypto.SHA256, hash[:], padded); err != nil {

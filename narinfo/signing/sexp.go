@@ -10,8 +10,7 @@ import (
 	"unicode/utf8"
 )
 
-// maxSexpDepth is how deep lists may be nested. Signatures and keys have four
-// levels.
+// maxSexpDepth bounds the nesting of lists. Signatures and keys have four levels.
 const maxSexpDepth = 8
 
 // sexp is an s-expression: a list, which isn't empty, or an atom.
@@ -26,12 +25,11 @@ var (
 	errSexpQuote = errors.New("the s-expression has a \"quoted\" string with a character or an escape that can't be in one")
 )
 
-// parseSexp reads an s-expression in the form that libgcrypt prints, which is
-// Rivest's advanced form without lengths and base64. As in Guix, the characters
-// of text up to U+00FF stand for the bytes of these numbers.
+// parseSexp parses an s-expression in libgcrypt's printed form: Rivest's advanced form without
+// lengths and base64. As in Guix, the characters up to U+00FF are the bytes of these numbers.
 func parseSexp(text string) (sexp, error) {
-	// NUL ended the text in some old signatures. Anywhere else it cuts the text
-	// off for the client, to whom it is a string of C.
+	// Some old signatures end in NUL. Anywhere else, NUL truncates the text for the client,
+	// where it is a C string.
 	text = strings.TrimRight(text, "\x00")
 	tree, rest, err := parseSexpList(skipSpace(text), maxSexpDepth)
 	if err == nil && skipSpace(rest) != "" {
@@ -40,7 +38,7 @@ func parseSexp(text string) (sexp, error) {
 	return tree, err
 }
 
-// parseSexpList reads the list that text begins with, and returns what follows.
+// parseSexpList parses the list at the beginning of text, and returns the rest.
 func parseSexpList(text string, depth int) (tree sexp, rest string, err error) {
 	text, ok := strings.CutPrefix(text, "(")
 	if !ok {
@@ -93,7 +91,7 @@ func parseSexpAtom(text string) (atom, rest string, err error) {
 		end = 1
 		for end < len(text) && text[end] != '"' {
 			if text[end] == '\\' {
-				end++ // whatever is escaped doesn't end the string
+				end++ // an escaped character doesn't end the string
 			}
 			end++
 		}
@@ -134,7 +132,7 @@ func skipSpace(s string) string {
 	return s
 }
 
-// head returns the first atom of a list, "" if there is none.
+// head returns the first atom of a list; "" for none.
 func (s sexp) head() string {
 	if len(s.list) == 0 {
 		return ""
@@ -142,13 +140,13 @@ func (s sexp) head() string {
 	return s.list[0].atom
 }
 
-// value returns the bytes that an atom stands for. libgcrypt prints numbers and
-// hashes in hexadecimal, but those that happen to have printable characters and
-// some others only, one in several thousand, as a quoted string.
+// value returns the bytes of an atom. libgcrypt prints numbers and hashes in hexadecimal,
+// except one in several thousand that happens to have only printable characters and some
+// others: it prints that as a quoted string.
 func (s sexp) value() ([]byte, error) {
 	switch {
 	case s.atom == "":
-		return nil, errors.New("there is a list, must be a string")
+		return nil, errors.New("it is a list, must be a string")
 	case s.atom[0] == '#':
 		value, err := hex.DecodeString(s.atom[1 : len(s.atom)-1])
 		if err != nil {
@@ -162,12 +160,12 @@ func (s sexp) value() ([]byte, error) {
 	}
 }
 
-// unquoteSexp decodes what stands between quotes.
+// unquoteSexp decodes the text between quotes.
 func unquoteSexp(text string) ([]byte, error) {
 	value := make([]byte, 0, len(text))
 	for text != "" {
 		r, size := utf8.DecodeRuneInString(text)
-		// RuneError is beyond U+00FF as well.
+		// RuneError is above U+00FF as well.
 		if r < ' ' || r == '"' || r > 0xFF {
 			return nil, errSexpQuote
 		}
@@ -186,8 +184,8 @@ func unquoteSexp(text string) ([]byte, error) {
 	return value, nil
 }
 
-// unescapeSexp decodes the escape, without its backslash, that text begins with.
-// It returns how long that is, 0 when there is none.
+// unescapeSexp decodes the escape, without its backslash, at the beginning of text. It returns
+// its length; 0 for none.
 func unescapeSexp(text string) (c byte, size int) {
 	if text == "" {
 		return 0, 0
@@ -223,8 +221,8 @@ func (s sexp) isPublicKey() bool {
 	return true
 }
 
-// print returns the printed form: a list within a list on a line of its own,
-// one column deeper, and the end of a list that has such on a further one.
+// print returns the printed form: a nested list is on a line of its own, one column deeper,
+// and the end of a list with nested lists is on another line.
 func (s sexp) print() string {
 	var b strings.Builder
 	s.printTo(&b, 0)
@@ -260,8 +258,8 @@ func (s sexp) printTo(b *strings.Builder, depth int) {
 	b.WriteByte(')')
 }
 
-// child returns the list within s that begins with name. There must be just
-// one: of several, another program might take another.
+// child returns the list within s that begins with name. It refuses several, because another
+// program could choose another.
 func (s sexp) child(name string) (sexp, error) {
 	var found sexp
 	for _, item := range s.list {
@@ -279,8 +277,8 @@ func (s sexp) child(name string) (sexp, error) {
 	return found, nil
 }
 
-// only returns an error if the list s has other lists than those that begin with one of
-// names. They may say how to verify, or be damage.
+// only returns an error if the list s has lists that begin with other names: they may change
+// how to verify, or be damage.
 func (s sexp) only(names ...string) error {
 	for _, item := range s.list[1:] {
 		if !slices.Contains(names, item.head()) {
@@ -307,9 +305,8 @@ func (s sexp) parameter(name string) ([]byte, error) {
 	return value, nil
 }
 
-// number returns a parameter that is a number, in big-endian order without
-// leading zeros. libgcrypt writes as many bytes as it needs, and one more when
-// the number would be taken for a negative one.
+// number returns a parameter that is a number, in big-endian order without leading zeros.
+// libgcrypt writes as many bytes as it needs, and one more if the number would look negative.
 func (s sexp) number(name string) ([]byte, error) {
 	value, err := s.parameter(name)
 	return bytes.TrimLeft(value, "\x00"), err

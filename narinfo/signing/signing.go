@@ -1,6 +1,5 @@
-// Package signing verifies the signatures of narinfos, as Guix makes them with libgcrypt:
-// s-expressions with ECDSA on the curve Ed25519, or RSA. It trusts no key and distrusts
-// none.
+// Package signing verifies the signatures of narinfos, which Guix makes with libgcrypt:
+// s-expressions with ECDSA on the curve Ed25519, or RSA. It doesn't decide which keys to trust.
 package signing
 
 import (
@@ -13,17 +12,16 @@ import (
 )
 
 var (
-	// ErrBadSignature is the error for a signature that doesn't hold for its text: the
-	// text, the signature, or both were damaged or changed.
+	// ErrBadSignature reports a signature that doesn't match its text: the text, the
+	// signature, or both were damaged or changed.
 	ErrBadSignature = errors.New("the signature isn't good")
 
-	// ErrUnknownAlgorithm is the error for a signature of a kind that can't be
-	// verified here, and may well be good. The text has the sha256 that the
-	// signature says it has, so that the text wasn't damaged by accident.
+	// ErrUnknownAlgorithm reports a signature of an unsupported kind, which may be valid. The
+	// sha256 of the text matches the signature, so the text was not damaged by accident.
 	ErrUnknownAlgorithm = errors.New("signatures of this kind can't be verified here")
 )
 
-// signatureVersion is the only one there is.
+// signatureVersion is the only version.
 const signatureVersion = "1"
 
 // The names in Guix's signatures. They have the form
@@ -33,11 +31,10 @@ const signatureVersion = "1"
 //	 (sig-val (ecdsa (r NUMBER) (s NUMBER)))
 //	 (public-key (ecc (curve Ed25519) (q POINT))))
 //
-// or, with RSA, (rsa (s NUMBER)) and (rsa (n NUMBER) (e NUMBER)). The outer
-// level is that of signature-sexp in Guix's (guix pki), the flags are from
-// bytevector->hash-data in Guile-Gcrypt's (gcrypt pk-crypto), and what is within
-// sig-val and public-key is libgcrypt's: see "Cryptographic Functions" and
-// "Used S-expressions" in its manual.
+// or, with RSA, (rsa (s NUMBER)) and (rsa (n NUMBER) (e NUMBER)). The outer level is from
+// signature-sexp in Guix's (guix pki), the flags are from bytevector->hash-data in
+// Guile-Gcrypt's (gcrypt pk-crypto), and the content of sig-val and public-key is libgcrypt's:
+// see "Cryptographic Functions" and "Used S-expressions" in its manual.
 const (
 	sexpData      = "data"
 	sexpHash      = "hash"
@@ -57,14 +54,14 @@ const (
 	curveEd25519 = "Ed25519"
 )
 
-// Verify checks a signature, the value of a narinfo's field Signature, of a text with the
-// hash, by the key that the signature itself names. Whether that key is to be trusted is
-// the client's decision: anybody can make a key and sign with it.
+// Verify verifies a signature, the value of a narinfo's field Signature, of a text with the
+// hash, by the key that the signature itself names. Clients decide whether to trust that key:
+// anybody can make a key and sign with it.
 //
-// The error wraps [ErrBadSignature] when the signature can't be read, is of another hash,
-// or wasn't made by this key. It wraps [ErrUnknownAlgorithm] when the signature is of this
-// hash, and of a kind that can't be verified: only ECDSA on the curve Ed25519, and RSA with
-// PKCS #1, can, which is what Guix makes.
+// The error wraps [ErrBadSignature] if the signature can't be parsed, is of another hash, or
+// wasn't made by this key. It wraps [ErrUnknownAlgorithm] if the signature is of this hash but
+// of an unsupported kind: Guix makes, and Verify supports, ECDSA on the curve Ed25519 and RSA
+// with PKCS #1.
 func Verify(signature string, hash [sha256.Size]byte) error {
 	err := verify(signature, hash)
 	if err == nil || errors.Is(err, ErrUnknownAlgorithm) {
@@ -93,10 +90,9 @@ func verify(text string, hash [sha256.Size]byte) error {
 	if err != nil {
 		return fmt.Errorf("hash: %w", err)
 	}
-	// The client compares the value before it looks at anything else, whatever
-	// the algorithm is called.
+	// Compare the value first, whatever the algorithm, as the client does.
 	if !bytes.Equal(value, hash[:]) {
-		return fmt.Errorf("the sha256 of the text above it is %x, what was signed had %.40x; fetch the narinfo again",
+		return fmt.Errorf("the sha256 of the text above it is %x, the signed text had %.40x; fetch the narinfo again",
 			hash, value)
 	}
 	if algorithm := signed.list[1].atom; algorithm != hashSHA256 {
@@ -105,10 +101,10 @@ func verify(text string, hash [sha256.Size]byte) error {
 	return checkHashSignature(signature, data, hash)
 }
 
-// Key returns the public key in a signature, the value of a narinfo's field Signature, as
-// guix archive --authorize takes it and signing-key.pub has it: an s-expression in
-// libgcrypt's printed form, with a newline at the end. Equal keys give equal texts. Key
-// doesn't check that the signature was made with it, or is good.
+// Key returns the public key in a signature, the value of a narinfo's field Signature, in the
+// format of guix archive --authorize and signing-key.pub: an s-expression in libgcrypt's
+// printed form, with a newline at the end. Equal keys give equal texts. Key doesn't verify the
+// signature.
 func Key(signature string) (string, error) {
 	tree, err := parseSignature(signature)
 	if err != nil {
@@ -127,8 +123,8 @@ func Key(signature string) (string, error) {
 
 var errNoPublicKey = errors.New("the public-key must be of the form (public-key (ALGORITHM (PARAMETER VALUE) …))")
 
-// parseSignature reads the value of the field Signature, and returns the
-// s-expression (signature …) in it.
+// parseSignature parses the value of the field Signature, and returns the s-expression
+// (signature …) in it.
 func parseSignature(signature string) (sexp, error) {
 	parts := strings.Split(signature, ";")
 	if len(parts) != 3 {
@@ -137,7 +133,7 @@ func parseSignature(signature string) (sexp, error) {
 	if parts[0] != signatureVersion {
 		return sexp{}, fmt.Errorf("version %.80q, only %s is known", parts[0], signatureVersion)
 	}
-	// Strict, so that no damage to the last characters goes unnoticed.
+	// Strict decoding also detects damage to the last characters.
 	text, err := base64.StdEncoding.Strict().DecodeString(parts[2])
 	if err != nil {
 		return sexp{}, fmt.Errorf("must be base64: %w", err)
@@ -152,8 +148,8 @@ func parseSignature(signature string) (sexp, error) {
 	return tree, nil
 }
 
-// checkHashSignature verifies the signature of a hash. data is the
-// part of signature that says what was signed.
+// checkHashSignature verifies the signature of a hash. data is the part of the signature about
+// the signed data.
 func checkHashSignature(signature, data sexp, hash [sha256.Size]byte) error {
 	sigVal, err := signature.child(sexpSigVal)
 	if err != nil {

@@ -16,8 +16,7 @@ import (
 	"nar-herder/storage/index"
 )
 
-// Criterion is when a nar may be removed from the storage: when all of its
-// conditions hold.
+// Criterion says when a nar may be removed from the storage: if all of its conditions hold.
 type Criterion struct {
 	text string
 	// StoredOn are instances that must all have the nar stored.
@@ -28,16 +27,16 @@ type Criterion struct {
 	// added.
 	addedBefore time.Time
 	olderThan   time.Duration
-	// with and without are tags that the item must have, or must not.
+	// with and without are tags that the item must have, or must not have.
 	with, without []index.Tag
 	// Unreferenced requires that no item with a nar in this storage refers to it.
 	Unreferenced bool
 }
 
-// String is the criterion as it was given, without passwords.
+// String returns the criterion as it was given, without passwords.
 func (c Criterion) String() string { return c.text }
 
-// conditions are the names of all conditions, and how each is written.
+// conditions are the names of all conditions and their syntax.
 var conditions = []struct{ name, form string }{
 	{"stored-on", "stored-on=URL"},
 	{"unused-for", "unused-for=DURATION"},
@@ -48,9 +47,8 @@ var conditions = []struct{ name, form string }{
 	{"unpinned", "unpinned"},
 }
 
-// Parse reads a criterion: conditions, with commas between them. A comma
-// that belongs to a value does not stand before the name of a condition, or is
-// written %2C in a URL.
+// Parse parses a criterion: conditions, separated by commas. A comma belongs to a value unless
+// the name of a condition follows; in a URL, it may be written %2C.
 func Parse(text string) (Criterion, error) {
 	criterion := Criterion{text: redact.Text(text)}
 	for _, part := range splitConditions(text) {
@@ -61,7 +59,7 @@ func Parse(text string) (Criterion, error) {
 	return criterion, nil
 }
 
-// splitConditions splits at the commas that the name of a condition follows.
+// splitConditions splits at commas before the name of a condition.
 func splitConditions(text string) (parts []string) {
 	for part := range strings.SplitSeq(text, ",") {
 		name, _, _ := strings.Cut(part, "=")
@@ -74,7 +72,7 @@ func splitConditions(text string) (parts []string) {
 	return parts
 }
 
-// form returns how the condition is written, "" for an unknown name.
+// form returns the syntax of a condition; "" for an unknown name.
 func form(name string) string {
 	for _, condition := range conditions {
 		if condition.name == name {
@@ -133,7 +131,7 @@ func (c *Criterion) add(part string) error {
 	case "unreferenced":
 		c.Unreferenced = true
 	case "unpinned":
-		// This holds for all criteria: pinned items are never removed.
+		// All criteria imply this: pinned items are never removed.
 	}
 	return nil
 }

@@ -42,14 +42,14 @@ import (
 // of the instances would have to take H/10 over the same nar, one after the other. What is
 // more than 5 steps away is not stated, so X1 does not depend on an instance that states any
 // as far away as that. Durations are measured by the monotonic clock, which an administrator
-// can't set; it stands still while the machine is suspended, so that an age is the larger of
-// what that and the wall clock say.
+// can't set. It stops while the machine is suspended, so an age is the larger of the ages by
+// that and by the wall clock.
 const (
 	SettleTime = 10 * time.Minute
 	// Shares of the settle time: see above.
-	validShare   = 10 // how old the answers may be that a removal is based on
-	stateShare   = 5  // how old the peers' statements may be
-	refreshShare = 30 // how often the peers are asked for theirs
+	validShare   = 10 // maximum age of the answers that a removal is based on
+	stateShare   = 5  // maximum age of the peers' statements
+	refreshShare = 30 // interval between two requests for a peer's statement
 	mostSteps    = 5
 	// mostDependencies bounds the instances that this one states.
 	mostDependencies = 32
@@ -72,7 +72,7 @@ type Tracker struct {
 	said     map[string]said
 }
 
-// said is what a peer said about itself, and when the request was sent.
+// said is a peer's introduction, and the time when the request was sent.
 type said struct {
 	at time.Time
 	peer.Introduction
@@ -97,7 +97,7 @@ func (r *Tracker) IsLate(at time.Time) bool { return r.elapsed(at) > r.settle/va
 // isStale reports whether a peer's statement is too old to count.
 func (r *Tracker) isStale(s said) bool { return r.elapsed(s.at) > r.settle/stateShare }
 
-// Hear records what a peer says about itself, and that this instance depends on it from now on.
+// Hear records a peer's introduction, and that this instance depends on it from now on.
 func (r *Tracker) Hear(url string, at time.Time, who peer.Introduction) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -112,7 +112,7 @@ func (r *Tracker) Hear(url string, at time.Time, who peer.Introduction) {
 	r.since[who.Instance] = r.now()
 }
 
-// Statement is what this instance states to others; nil while its dependencies are unknown.
+// Statement returns this instance's statement; nil while its dependencies are unknown.
 func (r *Tracker) Statement() peer.Statement {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -161,7 +161,7 @@ func (r *Tracker) Refusal(url string, who peer.Introduction) string {
 	case !known || r.now().Sub(since) < r.settle:
 		return Unsettled
 	case who.Instance == "", who.Instance > r.self:
-		return "" // the administrator has to know what an original depends on
+		return "" // the administrator must know what an original depends on
 	}
 	_, cycle := who.ReliesOn[r.self]
 	_, unknown := who.ReliesOn[peer.Unknown]
@@ -193,8 +193,8 @@ func (r *Tracker) Expect(url string) string {
 	return ""
 }
 
-// AssumeSettled makes it as if this instance had run for long, and had stated for long that
-// it depends on those that it knows, and on the instances with the given ids.
+// AssumeSettled simulates that this instance has run for long, and has stated for long that it
+// depends on the instances that it knows, and on those with the given ids.
 func (r *Tracker) AssumeSettled(ids ...string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -207,8 +207,8 @@ func (r *Tracker) AssumeSettled(ids ...string) {
 	}
 }
 
-// Run asks the peers what they state, again and again, until the context ends. introduce
-// asks one of them.
+// Run requests the peers' statements repeatedly until the context ends. introduce requests
+// that of one peer.
 func (r *Tracker) Run(ctx context.Context, introduce func(ctx context.Context, url string) (peer.Introduction, error)) {
 	if len(r.peers) == 0 {
 		return
@@ -225,7 +225,8 @@ func (r *Tracker) Run(ctx context.Context, introduce func(ctx context.Context, u
 	}
 }
 
-// Refresh asks the peers once. If one fails, its last statement counts until it is stale.
+// Refresh requests the peers' statements once. If a request fails, the last statement counts
+// until it is stale.
 func (r *Tracker) Refresh(ctx context.Context, introduce func(ctx context.Context, url string) (peer.Introduction, error)) {
 	var asking sync.WaitGroup
 	for _, url := range r.peers {

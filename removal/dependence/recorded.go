@@ -12,8 +12,8 @@ import (
 	"nar-herder/storage/index"
 )
 
-// setting has the names of instances that nars were removed for, as [peer.Name]
-// makes them. They are still asked for those nars when no criterion names them any more.
+// setting is the key of the instances that nars were removed for, by their [peer.Name]. They
+// are still asked for those nars after no criterion names them.
 const setting = "removal_relied_on"
 
 // parseNames reads the value of the setting.
@@ -27,9 +27,8 @@ func parseNames(text string) (names []string, err error) {
 	return names, nil
 }
 
-// Recorded returns the instances that nars were removed for, without users and
-// passwords: those must be given again where they are needed. Earlier versions have
-// stored them; Recorded erases them.
+// Recorded returns the instances that nars were removed for, without users and passwords: the
+// administrator must give these again. Recorded erases those that earlier versions stored.
 func Recorded(ctx context.Context, x *index.Index) (urls []*url.URL, err error) {
 	text, err := x.Setting(ctx, setting)
 	if err != nil {

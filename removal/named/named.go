@@ -21,7 +21,7 @@ type Remover struct {
 	// Now deletes rows and bytes at once. Otherwise the items are withdrawn, for
 	// [withdrawal.Remover] to remove them.
 	Now bool
-	// Force removes also what pins keep.
+	// Force also removes items that pins keep.
 	Force bool
 	// DryRun reports what would be removed, and changes nothing.
 	DryRun bool
@@ -32,8 +32,8 @@ type Remover struct {
 
 // PinnedError says that a pin keeps an item.
 type PinnedError struct {
-	// Pin is the pinned item, by its base name where that is known: the named item, or one
-	// that needs it.
+	// Pin is the base name of the pinned item, or its hash: the named item, or one that needs
+	// it.
 	Pin string
 	// Itself says that the named item itself is pinned.
 	Itself bool
@@ -139,7 +139,7 @@ func (r *Remover) batch(ctx context.Context, hashes []narinfo.PathHash, pinned *
 		}
 		return removals, nil
 	}
-	return nil, fmt.Errorf("%w, again and again: try again when no import is running", pins.ErrChanged)
+	return nil, fmt.Errorf("%w repeatedly: try again when no import is running", pins.ErrChanged)
 }
 
 // refuse returns why an item may not be removed; nil if it may.

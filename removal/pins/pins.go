@@ -1,4 +1,5 @@
-// Package pins knows which items pins keep: those that are pinned, and all that they need.
+// Package pins finds the items that pins keep: pinned items and the closures of their
+// references.
 package pins
 
 import (
@@ -10,11 +11,11 @@ import (
 	"nar-herder/storage/index"
 )
 
-// Set is all that pins keep, as it was at one moment.
+// Set is the set of all items that pins keep, as of one moment.
 type Set struct {
 	closure *index.Closure
 	pins    []index.Pin
-	// asOf is the newest change that is known not to have changed it.
+	// asOf is the last change up to which the set is known to be current.
 	asOf int64
 }
 
@@ -22,7 +23,7 @@ type Set struct {
 func Read(ctx context.Context, x *index.Index) (*Set, error) {
 	p := new(Set)
 	var err error
-	// First, so that Guard checks changes that happen while the rest is read.
+	// Read this first, so that Guard checks changes that happen meanwhile.
 	if p.asOf, err = x.LastChange(ctx); err != nil {
 		return nil, err
 	}
@@ -51,18 +52,18 @@ func (p *Set) By(hash narinfo.PathHash) (pin narinfo.PathHash, kept bool) {
 // Withdrawn returns the items that pins keep and that are withdrawn.
 func (p *Set) Withdrawn() []narinfo.PathHash { return p.closure.Withdrawn() }
 
-// ErrChanged says that pins may keep more than was known.
+// ErrChanged says that pins may keep more items than were read.
 var ErrChanged = errors.New("pins, or items that they keep, have changed since they were read")
 
-// Guard returns nil when the pins keep no more than is known, as a transaction
-// sees them, also when another process has just set one.
+// Guard returns nil if, within the transaction, pins keep no more items than the set has. It
+// notices pins of other processes.
 func (p *Set) Guard(tx *index.Tx) error {
 	pins, err := tx.Pins()
 	if err != nil {
 		return err
 	}
 	for _, pin := range pins {
-		// One in the closure keeps nothing that isn't there as well.
+		// The set already has the closure of its items.
 		if !p.closure.Has(pin.Hash) {
 			return ErrChanged
 		}
@@ -75,7 +76,7 @@ func (p *Set) Guard(tx *index.Tx) error {
 		return ErrChanged
 	}
 	for hash, kind := range changed {
-		// An item that came, or came anew, may refer to others.
+		// An item that was added, or added again, may have other references.
 		if kind == index.Added && p.closure.Has(hash) {
 			return ErrChanged
 		}

@@ -65,7 +65,7 @@ func Hashes(numbers ...int) (hashes []narinfo.PathHash) {
 	return hashes
 }
 
-// File is where the bytes of an item are.
+// File returns the path of an item's nar.
 func (p *Place) File(n int) string {
 	return filepath.Join(p.Dir, "store", "nar", Path(n).BaseName())
 }
@@ -102,7 +102,7 @@ func (p *Place) Pin(t testing.TB, n int) {
 	}
 }
 
-// Has says whether the index has the item, which must be so of its bytes as well.
+// Has reports whether the index has the item. It asserts that the same is true of its nar.
 func (p *Place) Has(t testing.TB, n int) bool {
 	t.Helper()
 	_, rowErr := p.Item(t.Context(), Path(n).Hash)

@@ -16,23 +16,22 @@ import (
 )
 
 const (
-	// withdrawnInterval is how often the Remover looks, which costs one query of an index.
+	// withdrawnInterval is how often the Remover looks for due items: one query of the index.
 	withdrawnInterval = time.Second
-	// boundEvery is how often it looks for withdrawals that are dated ahead. The first time
-	// is as long after the start, when the clock of the machine has been set.
+	// boundEvery is how often it looks for withdrawals that are dated ahead. The first time is
+	// this long after the start, when the clock of the machine has been set.
 	boundEvery = time.Hour
 )
 
 // withdrawnBackoff is how long it waits after failures.
 var withdrawnBackoff = pace.Backoff{First: 2 * withdrawnInterval, Last: time.Minute}
 
-// Remover removes the items that were withdrawn, each when no client can hold its
-// narinfo.
+// Remover removes withdrawn items, each when no client can hold its narinfo.
 type Remover struct {
 	log *slog.Logger
-	// failing says that the last try failed.
+	// failing says that the last attempt failed.
 	failing atomic.Bool
-	// Of the storage, but in tests.
+	// Tests replace these functions.
 	remove func(ctx context.Context, now time.Time) (storage.Freed, error)
 	keep   func(ctx context.Context, now time.Time) error
 	bound  func(ctx context.Context, now time.Time) (int64, error)
@@ -94,13 +93,13 @@ func (w *Remover) Run(ctx context.Context) {
 			return
 		case err != nil:
 			if !w.failing.Swap(true) {
-				w.log.Error("can't remove withdrawn items; they stay until that works, and so do files without an item", "error", err)
+				w.log.Error("can't remove withdrawn items and files without an item: retrying", "error", err)
 			}
 			failures++
 			wait = withdrawnBackoff.After(failures)
 		default:
 			if w.failing.Swap(false) {
-				w.log.Info("items that were withdrawn are removed again")
+				w.log.Info("withdrawn items can be removed again")
 			}
 			failures = 0
 		}

@@ -44,7 +44,7 @@ func (c *Checker) Compare(ctx context.Context, looked func()) iter.Seq2[Finding,
 		if c.bytes == nil {
 			return
 		}
-		// Once, and not for each file, when there is no storage at all.
+		// If the whole storage can't be read, report that once.
 		if err := c.readable(ctx); err != nil {
 			yield(Finding{}, err)
 			return
@@ -107,7 +107,7 @@ func (c *Checker) checkItems(ctx context.Context, looked func(), report func(nar
 			if !yield(Finding{}, err) {
 				return false
 			}
-			continue // with the next, when it is this row that can't be read
+			continue // perhaps only this row can't be read
 		}
 		for n, name := range item.FileNames() {
 			if name == "" || !item.HasStored(n) {
@@ -186,14 +186,14 @@ func (c *Checker) found(ctx context.Context, finding Finding, err error, yield f
 		if !yield(Finding{Name: finding.Name, Item: finding.Item}, err) {
 			return false
 		}
-		// Without a storage, all that follows would be the same.
+		// If the whole storage can't be read, stop.
 		if err := c.readable(ctx); err != nil {
 			yield(Finding{}, err)
 			return false
 		}
 		return true
 	case finding.Kind == Unknown:
-		return true // all is well
+		return true
 	}
 	return yield(finding, nil)
 }
@@ -204,7 +204,7 @@ func (c *Checker) compare(ctx context.Context, tx *index.Tx, hash narinfo.PathHa
 	finding := Finding{Name: name}
 	row, err := tx.Item(hash)
 	if errors.Is(err, index.ErrDamaged) {
-		return finding, nil // what it should be can't be known
+		return finding, nil // it is unknown what the file should be
 	}
 	if err != nil && !errors.Is(err, storage.ErrNotFound) {
 		return finding, err
@@ -217,24 +217,24 @@ func (c *Checker) compare(ctx context.Context, tx *index.Tx, hash narinfo.PathHa
 		n = finding.Item.FileNamed(name)
 	}
 	info, err := c.bytes.Stat(ctx, name)
-	there := err == nil
-	if !there && !errors.Is(err, fs.ErrNotExist) {
+	exists := err == nil
+	if !exists && !errors.Is(err, fs.ErrNotExist) {
 		return finding, err
 	}
 	finding.info = info
 	switch {
 	case n < 0:
 		finding.Item = nil
-		if there {
+		if exists {
 			finding.Kind = Unreferenced
 			finding.Note = fmt.Sprintf("%d bytes", info.Size)
 		}
 	case !finding.Item.HasStored(n):
-		if there {
+		if exists {
 			finding.Kind = Unrecorded
 			finding.Note = fmt.Sprintf("%d bytes", info.Size)
 		}
-	case !there:
+	case !exists:
 		finding.Kind = Missing
 		finding.Note = fmt.Sprintf("should have %d bytes", finding.Item.StoredSize(n))
 	case info.Size != finding.Item.StoredSize(n):

@@ -28,7 +28,7 @@ func (c *Checker) CheckClosures(ctx context.Context, looked func()) iter.Seq2[Fi
 	return func(yield func(Finding, error) bool) {
 		known, err := lru.NewLRU[narinfo.PathHash, struct{}](knownAtMost, nil)
 		if err != nil {
-			panic(err) // only of a size that is not positive
+			panic(err) // the size is positive
 		}
 		for item, err := range c.Items(ctx) {
 			switch {
@@ -52,7 +52,7 @@ func (c *Checker) CheckClosures(ctx context.Context, looked func()) iter.Seq2[Fi
 }
 
 // errStop says that the caller wants no more findings.
-var errStop = errors.New("no more is wanted")
+var errStop = errors.New("the caller has stopped")
 
 func (c *Checker) checkClosure(ctx context.Context, known *lru.LRU[narinfo.PathHash, struct{}], item *storage.Item, yield func(Finding, error) bool) error {
 	if !item.WithdrawnAt.IsZero() {
@@ -73,7 +73,7 @@ func (c *Checker) checkClosure(ctx context.Context, known *lru.LRU[narinfo.PathH
 		return err
 	}
 	if len(missing) > 0 {
-		// The item may have gone, or become another, since it was read.
+		// The item may have been removed or replaced since it was read.
 		now, err := c.Item(ctx, item.Hash)
 		if errors.Is(err, storage.ErrNotFound) {
 			return nil

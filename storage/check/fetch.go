@@ -11,19 +11,18 @@ import (
 	"nar-herder/storage/bytestore"
 )
 
-// fetch stages the file of a finding from the first source that has it. If none has,
-// Staged is nil and the note says why. Its error is about this machine, not about the
-// sources.
+// fetch stages the file of a finding from the first source that has it. If none has it, Staged
+// is nil and the note says why. An error is a fault of this machine, not of the sources.
 func (r *Repairer) fetch(ctx context.Context, finding Finding) (bytestore.Staged, Repair) {
 	var failures []string
 	unsure := false
 	for _, source := range r.options.Sources {
-		staged, ours, err := r.fetchFrom(ctx, finding, source)
+		staged, local, err := r.fetchFrom(ctx, finding, source)
 		if err == nil {
 			size := finding.Item.StoredSize(finding.Item.FileNamed(finding.Name))
 			return staged, Repair{Note: "from " + source.String(), Bytes: size}
 		}
-		if ours {
+		if local {
 			return nil, Repair{Err: err}
 		}
 		failures = append(failures, fmt.Sprintf("%s: %v", source, err))
@@ -32,12 +31,12 @@ func (r *Repairer) fetch(ctx context.Context, finding Finding) (bytestore.Staged
 	if len(failures) == 0 {
 		return nil, Repair{Note: "no other instance to fetch it from was named"}
 	}
-	return nil, Repair{Note: "not to be had: " + strings.Join(failures, "; "), unsure: unsure}
+	return nil, Repair{Note: "no source has it: " + strings.Join(failures, "; "), unsure: unsure}
 }
 
-// fetchFrom stages the file from one source. ours says that an error is about this
+// fetchFrom stages the file from one source. local says that an error is a fault of this
 // machine.
-func (r *Repairer) fetchFrom(ctx context.Context, finding Finding, source Source) (_ bytestore.Staged, ours bool, err error) {
+func (r *Repairer) fetchFrom(ctx context.Context, finding Finding, source Source) (_ bytestore.Staged, local bool, err error) {
 	n := finding.Item.FileNamed(finding.Name)
 	most := finding.Item.StoredSize(n)
 	if most < 0 {
@@ -54,12 +53,12 @@ func (r *Repairer) fetchFrom(ctx context.Context, finding Finding, source Source
 	}
 	defer body.Close()
 	coming := &storage.ErrReader{R: &bounded{body, most}}
-	// What comes is decompressed on its way, and nothing is read twice.
+	// Decompress the bytes as they arrive, so that nothing is read twice.
 	checked, checking := io.Pipe()
 	verdict := make(chan error, 1)
 	go func() {
 		err := storage.CheckNar(ctx, finding.Item.Narinfo, n, checked, r.options.Decode)
-		checked.CloseWithError(err) // ends the staging, too
+		checked.CloseWithError(err) // also ends the staging
 		verdict <- err
 	}()
 	staged, stageErr := r.c.bytes.Stage(ctx, finding.Name, io.TeeReader(coming, checking), finding.Item.StoredSize(n))
@@ -86,7 +85,7 @@ func (r *Repairer) fetchFrom(ctx context.Context, finding Finding, source Source
 	return nil, true, checkErr
 }
 
-// bounded limits a reader to as many bytes as a file can have.
+// bounded fails after the largest number of bytes that a file can have.
 type bounded struct {
 	r    io.Reader
 	left int64
@@ -96,7 +95,7 @@ func (b *bounded) Read(p []byte) (int, error) {
 	if b.left == 0 {
 		switch n, err := b.r.Read(make([]byte, 1)); {
 		case n > 0:
-			return 0, fmt.Errorf("%w: more bytes came than the nar can have in any compression", bytestore.ErrWrongSize)
+			return 0, fmt.Errorf("%w: it has more bytes than the nar can have in any compression", bytestore.ErrWrongSize)
 		default:
 			return 0, err
 		}

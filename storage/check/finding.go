@@ -14,11 +14,11 @@ type Finding struct {
 	Name string
 	// Item is nil for an unreferenced file.
 	Item *storage.Item
-	// Note says more.
+	// Note has details.
 	Note string
-	// Damage is what is damaged in the index.
+	// Damage describes the damage of a [Damaged] finding.
 	Damage *index.Damage
-	// References are those that an incomplete item lacks.
+	// References are those of an [Incomplete] item without a narinfo.
 	References []narinfo.StorePath
 
 	// Partial says that an [Unstored] item has other nars in the storage, so that nothing
@@ -33,30 +33,27 @@ type Finding struct {
 type FindingKind int
 
 const (
-	// Unknown: it could not be found out. It comes with an error.
+	// Unknown: an error prevented the check.
 	Unknown FindingKind = iota
 	// Missing: the index has the file as stored, and it certainly is not.
 	Missing
-	// WrongSize: the file is shorter or longer than the index has it.
+	// WrongSize: the file has another size than the index says.
 	WrongSize
-	// Corrupt: the file is as long as it should be, and what is in it is not
-	// the nar that the narinfo describes.
+	// Corrupt: the file has the right size, but is not the nar that the narinfo describes.
 	Corrupt
-	// Unrecorded: a file that an item names is there, and the index does not
-	// have it as stored.
+	// Unrecorded: a file that an item names exists, but the index does not have it as stored.
 	Unrecorded
-	// Damaged: the index has something else than what was written to it.
+	// Damaged: a part of the index differs from what was written.
 	Damaged
-	// Unstored: no nar of the item is in the storage, nor provided by another instance.
+	// Unstored: neither the storage nor another instance has a nar of the item.
 	Unstored
-	// Incomplete: the item refers to others that have no narinfo, or that are
-	// about to go.
+	// Incomplete: the item refers to others that have no narinfo or are withdrawn.
 	Incomplete
 	// Unreferenced: no item names the file.
 	Unreferenced
-	// Temporary: a file is being written, or was when a process died.
+	// Temporary: the file is being written, or its writer was killed.
 	Temporary
-	// Quarantined: a file that was found to be wrong once, and set aside.
+	// Quarantined: an earlier repair has set the file aside.
 	Quarantined
 )
 

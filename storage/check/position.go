@@ -14,12 +14,12 @@ import (
 // beginning.
 type VerifyPosition struct {
 	Begun time.Time
-	// Files were read, of so many Bytes.
+	// Files is the number of files that were read, and Bytes their length.
 	Files, Bytes int64
 
-	// after is the place of the last item that needs not be looked at again.
+	// after is the position of the last item that was verified.
 	after int64
-	// again are items before it that were wrong, and may still be.
+	// again are items before it that were wrong, and must be verified again.
 	again []narinfo.PathHash
 }
 
@@ -56,7 +56,7 @@ func (c *Checker) VerifyPosition(ctx context.Context) (place VerifyPosition, err
 		place.again = append(place.again, hash)
 	}
 	if err != nil {
-		return VerifyPosition{}, fmt.Errorf("how far the last check came, in %s, can't be read: begin anew: %w", c.index.Path(), err)
+		return VerifyPosition{}, fmt.Errorf("can't read the position of the last check in %s: begin anew: %w", c.index.Path(), err)
 	}
 	return place, nil
 }

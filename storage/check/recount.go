@@ -13,8 +13,8 @@ import (
 
 // Recounted is what [Checker.Recount] has found.
 type Recounted struct {
-	// Recorded is how many files are recorded as stored that were not before, and
-	// Missing how many no longer are, because they are not there.
+	// Recorded counts the files that are newly recorded as stored, and Missing those that no
+	// longer are, because they don't exist.
 	Recorded, Missing int64
 }
 
@@ -32,7 +32,7 @@ func (c *Checker) Recount(ctx context.Context, looked func()) (found Recounted, 
 	sizes := make(map[uint64]int64) // by a hash of the name: names would take too much memory
 	for info, err := range c.bytes.List(ctx) {
 		if err != nil && info.Name != "" {
-			continue // such as lost+found: no row is changed by what can't be read
+			continue // such as lost+found, which has no nars
 		}
 		if err != nil {
 			return found, err
@@ -63,7 +63,7 @@ func (c *Checker) Recount(ctx context.Context, looked func()) (found Recounted, 
 	}
 	for item, err := range c.index.Items(ctx) {
 		if errors.Is(err, index.ErrDamaged) {
-			continue // its files can't be told, and check finds it
+			continue // its files are unknown, and CheckIndex reports it
 		}
 		if err != nil {
 			return found, err
@@ -77,8 +77,8 @@ func (c *Checker) Recount(ctx context.Context, looked func()) (found Recounted, 
 	return found, recount()
 }
 
-// recountItem makes the row of one item true, given the sizes of the files in the byte
-// store by their names.
+// recountItem corrects the row of one item. sizeOf returns the size of a file in the byte
+// store.
 func (c *Checker) recountItem(ctx context.Context, tx *index.Tx, hash narinfo.PathHash, sizeOf func(string) (int64, bool), counted *Recounted) error {
 	row, err := tx.Item(hash)
 	if errors.Is(err, storage.ErrNotFound) {
@@ -92,9 +92,9 @@ func (c *Checker) recountItem(ctx context.Context, tx *index.Tx, hash narinfo.Pa
 	}
 	before := item.Stored
 	for n, name := range item.FileNames() {
-		size, isThere := sizeOf(name)
+		size, exists := sizeOf(name)
 		switch has := item.HasStored(n); {
-		case name == "" || has == isThere:
+		case name == "" || has == exists:
 		case has:
 			if _, err := c.bytes.Stat(ctx, name); !errors.Is(err, fs.ErrNotExist) {
 				continue // it may be newer than the list

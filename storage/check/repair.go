@@ -17,12 +17,12 @@ import (
 
 // Source is where files can be fetched from again, such as another instance.
 type Source interface {
-	// Fetch opens an item's Nth file there. What comes may be wrong: it is
-	// checked before it is stored. [storage.ErrNotStored] says that it certainly does
-	// not have it.
+	// Fetch opens an item's Nth file. The bytes may be wrong: they are checked before they
+	// are stored. The error is [storage.ErrNotStored] if the source certainly doesn't have
+	// the file.
 	Fetch(ctx context.Context, item *storage.Item, n int) (io.ReadCloser, error)
-	// Narinfo returns the item's narinfo there, which may have further lines at its
-	// end, or [storage.ErrNotFound].
+	// Narinfo returns the item's narinfo, which may have further lines at its end, or
+	// [storage.ErrNotFound].
 	Narinfo(ctx context.Context, hash narinfo.PathHash) ([]byte, error)
 	// String names the source to operators.
 	String() string
@@ -31,7 +31,7 @@ type Source interface {
 // RepairOptions are for [Checker.Repairer].
 type RepairOptions struct {
 	Decode storage.Decoder
-	// Sources are asked one after the other.
+	// Sources are tried in this order.
 	Sources []Source
 	// Rate is as in [VerifyOptions], for files of the storage that are read.
 	Rate int64
@@ -42,11 +42,11 @@ type Repair struct {
 	Outcome RepairOutcome
 	// Mended says that the finding is resolved.
 	Mended bool
-	// Note says more.
+	// Note has details.
 	Note string
 	// Err says why more could not be done.
 	Err error
-	// Bytes that were fetched.
+	// Bytes is the number of bytes that were fetched.
 	Bytes int64
 	// Quarantined is the name of the file in quarantine that was written; "" for none.
 	Quarantined string
@@ -55,26 +55,23 @@ type Repair struct {
 	unsure bool
 }
 
-// RepairOutcome is what was done.
+// RepairOutcome says what was done.
 type RepairOutcome int
 
 const (
-	// Untouched: all is as it was.
+	// Untouched: nothing has changed.
 	Untouched RepairOutcome = iota
-	// Fetched: the file came from a source, and is the nar that it should be.
-	// What was there instead is in quarantine.
+	// Fetched: the right file came from a source. A wrong one is in quarantine.
 	Fetched
-	// Recorded: the file is the nar that it should be, and the index has it as
-	// stored.
+	// Recorded: the file is the right one, and the index has it as stored.
 	Recorded
-	// SetAside: the file is in quarantine, and the index does not have it as
-	// stored any more.
+	// SetAside: the file is in quarantine, and the index no longer has it as stored.
 	SetAside
-	// Unclaimed: the index does not have the file as stored any more.
+	// Unclaimed: the index no longer has the file as stored.
 	Unclaimed
-	// Deleted: the file is gone.
+	// Deleted: the file was deleted.
 	Deleted
-	// Rewritten: the index has again what was written to it.
+	// Rewritten: the damaged part of the index was rewritten.
 	Rewritten
 )
 
@@ -104,7 +101,7 @@ func (c *Checker) Repairer(options RepairOptions) *Repairer {
 // Repair repairs a finding as far as possible. If row or file have changed since, it does
 // nothing.
 func (r *Repairer) Repair(ctx context.Context, finding Finding) (repair Repair) {
-	if finding.Kind == Damaged { // which is not about files
+	if finding.Kind == Damaged { // not about files
 		return r.damaged(ctx, finding.Damage)
 	}
 	if err := r.c.MayDelete(ctx); err != nil {
@@ -124,7 +121,7 @@ func (r *Repairer) Repair(ctx context.Context, finding Finding) (repair Repair) 
 		case err != nil:
 			repair = Repair{Err: err}
 		case !removed:
-			repair = Repair{Note: "may be just being written"}
+			repair = Repair{Note: "may still be being written"}
 		default:
 			repair = Repair{Outcome: Deleted, Mended: true}
 		}
@@ -132,8 +129,7 @@ func (r *Repairer) Repair(ctx context.Context, finding Finding) (repair Repair) 
 	return repair
 }
 
-// damaged rewrites damaged texts of the index, from what is left of them or from what a
-// source has.
+// damaged rewrites damaged texts of the index, from their remains or from a source.
 func (r *Repairer) damaged(ctx context.Context, damage *index.Damage) (repair Repair) {
 	mend := func(text []byte) {
 		repair.Err = errors.Join(repair.Err, r.c.index.Update(ctx, func(tx *index.Tx) (err error) {
@@ -166,7 +162,7 @@ func (r *Repairer) damaged(ctx context.Context, damage *index.Damage) (repair Re
 }
 
 // errUnsure says that a source which did not answer may have what is needed.
-var errUnsure = errors.New("it stays as it is until all sources have answered: try again then, or without those that are gone")
+var errUnsure = errors.New("unchanged until all sources have answered: try again then, or without the sources that no longer exist")
 
 // missing fetches a file, or unclaims it.
 func (r *Repairer) missing(ctx context.Context, finding Finding) Repair {
@@ -186,7 +182,7 @@ func (r *Repairer) missing(ctx context.Context, finding Finding) Repair {
 		repair.Err = err
 		return repair
 	} else if !there {
-		repair.Err = fmt.Errorf("storage %s has none of the files that the index has there: is it mounted? Nothing is taken out of the index; if the nars are lost, as with their disk, run 'nar-herder claim-storage --accept-loss'", r.c.bytes)
+		repair.Err = fmt.Errorf("storage %s has none of the files that the index has there: is it mounted? The index was not changed; if the nars are lost, as with their disk, run 'nar-herder claim-storage --accept-loss'", r.c.bytes)
 		return repair
 	}
 	if err := r.c.unclaim(ctx, finding); err != nil {
@@ -208,7 +204,7 @@ func (r *Repairer) wrong(ctx context.Context, finding Finding) Repair {
 		return repair
 	}
 	if fetched == nil {
-		// The claim first: from then on, no client is sent the wrong bytes.
+		// Unclaim it first: from then on, no client gets the wrong bytes.
 		if repair.Err = r.c.unclaim(ctx, finding); repair.Err != nil {
 			return repair
 		}
@@ -218,8 +214,7 @@ func (r *Repairer) wrong(ctx context.Context, finding Finding) Repair {
 		}
 		return repair
 	}
-	// The right bytes take the place of the wrong ones all at once, so that the
-	// row can go on claiming them.
+	// The right file replaces the wrong one atomically, so the row can keep its claim.
 	if err := r.c.copyToQuarantine(ctx, finding); err != nil {
 		fetched.Abort()
 		repair.Err = err
@@ -236,7 +231,7 @@ func (r *Repairer) unrecorded(ctx context.Context, finding Finding) Repair {
 	err := r.verify(ctx, finding)
 	if errors.Is(err, storage.ErrWrongNar) || errors.Is(err, bytestore.ErrWrongSize) {
 		if c.Now().Sub(finding.info.ModTime) < settledAfter {
-			return Repair{Err: fmt.Errorf("%w; it may be just being written", err)}
+			return Repair{Err: fmt.Errorf("%w; it may still be being written", err)}
 		}
 		if mayErr := c.MayDelete(ctx); mayErr != nil {
 			return Repair{Err: mayErr, Note: err.Error()}
@@ -255,7 +250,7 @@ func (r *Repairer) unrecorded(ctx context.Context, finding Finding) Repair {
 	return Repair{Outcome: Recorded, Mended: true}
 }
 
-// verify reads the file of a finding in the storage.
+// verify compares the stored file of a finding with the NarHash.
 func (r *Repairer) verify(ctx context.Context, finding Finding) error {
 	n := finding.Item.FileNamed(finding.Name)
 	if want := finding.Item.Narinfo.Files[n].Size; want >= 0 && finding.info.Size != want {

@@ -12,12 +12,12 @@ import (
 	"nar-herder/storage/index"
 )
 
-// locked runs f in a transaction that adds nothing. Its error names no database where it
-// is not about one.
+// locked runs f in a transaction that adds nothing.
 func (c *Checker) locked(ctx context.Context, f func(context.Context, *index.Tx) error) error {
 	return unwrapMeanwhile(c.Reclaim(ctx, f))
 }
 
+// unwrapMeanwhile removes the name of the database from [errMeanwhile].
 func unwrapMeanwhile(err error) error {
 	if errors.Is(err, errMeanwhile) {
 		return errMeanwhile
@@ -25,9 +25,8 @@ func unwrapMeanwhile(err error) error {
 	return err
 }
 
-// What follows are the steps of a repair. Each is a transaction, or safe to be
-// cut off and done again, and each looks first whether row and file are still as
-// they were found.
+// The functions below are the steps of a repair. Each is a transaction, or can be interrupted
+// and repeated, and each first checks that row and file are unchanged.
 
 // restore commits bytes that are the item's nar in the place of the file that was found,
 // and makes the row claim them. After a crash between the two, the row claims what it
@@ -36,7 +35,7 @@ func (c *Checker) restore(ctx context.Context, finding Finding, staged bytestore
 	return unwrapMeanwhile(c.Update(ctx, size, func(ctx context.Context, tx *index.Tx) error {
 		item, err := c.still(ctx, tx, finding)
 		if err == nil {
-			err = c.MayDelete(ctx) // it may have been taken over since the fetch began
+			err = c.MayDelete(ctx) // the owner may have changed since the fetch began
 		}
 		if err != nil {
 			return err
@@ -44,7 +43,7 @@ func (c *Checker) restore(ctx context.Context, finding Finding, staged bytestore
 		if err := errors.Join(staged.Commit(ctx), c.bytes.Sync(ctx)); err != nil {
 			return err
 		}
-		// Also where the row claims them already: others have to look again.
+		// Even if the row claims them already: other processes must read the file again.
 		return tx.SetStored(item.Hash, item.Stored|item.FilesNamed(finding.Name), item.Sizes)
 	}))
 }
@@ -100,7 +99,7 @@ func (c *Checker) setAside(ctx context.Context, finding Finding) error {
 		case err != nil:
 			return err
 		case claimed || !info.IsSame(finding.info):
-			return errMeanwhile // others have come
+			return errMeanwhile
 		}
 		return errors.Join(c.bytes.Remove(ctx, finding.Name), c.bytes.Sync(ctx))
 	})

@@ -10,16 +10,16 @@ import (
 )
 
 const (
-	// suspectPause is how long a check waits before it looks again at what seems
-	// wrong, where it can't lock the index: longer than a transaction usually takes.
+	// suspectPause is the wait before a check that can't lock the index looks again at
+	// suspect files: longer than a transaction usually takes.
 	suspectPause = time.Second
-	// mostSuspects is how many files it looks at again after one pause.
+	// mostSuspects is how many files are looked at again after one pause.
 	mostSuspects = 1000
 )
 
-// suspects are files of a check that seem wrong. As the index is open for reading only, a
-// file that another process is adding or removing can seem wrong as well: its row and its
-// bytes come one after the other. So they are looked at again after a pause.
+// suspects are files of a check that seem wrong. They are looked at again after a pause:
+// without a lock of the index, a file that another process is adding or removing seems wrong
+// too, because its row and its bytes don't change at once.
 type suspects struct {
 	c     *Checker
 	yield func(Finding, error) bool

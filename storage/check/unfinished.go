@@ -11,14 +11,14 @@ import (
 )
 
 const (
-	// unfinishedEvery is how often they are listed, and unfinishedMost how many of
-	// them are removed after that, one each unfinishedPause.
+	// unfinishedEvery is how often unfinished uploads are listed, and unfinishedMost how
+	// many of them are removed then, one each unfinishedPause.
 	unfinishedEvery = time.Hour
 	unfinishedMost  = 100
 	unfinishedPause = 20 * time.Second
 )
 
-// removeTemporary removes temporary bytes unless they may be just being written.
+// removeTemporary removes temporary bytes unless they may still be being written.
 func (c *Checker) removeTemporary(ctx context.Context, info bytestore.Info) (removed bool, err error) {
 	if c.Now().Sub(info.ModTime) < settledAfter {
 		return false, nil
@@ -39,7 +39,7 @@ func (c *Checker) RemoveUnfinished(ctx context.Context) {
 		case ctx.Err() != nil || errors.Is(failure, errors.ErrUnsupported):
 			return
 		case failure != nil && !logged:
-			c.log.Warn("can't remove unfinished uploads that are older than a day: this is tried again each hour; 'nar-herder check' lists them", "storage", c.bytes.String(), "error", failure)
+			c.log.Warn("can't remove unfinished uploads that are older than a day: retrying each hour; 'nar-herder check' lists them", "storage", c.bytes.String(), "error", failure)
 		}
 		logged = failure != nil
 		if pace.Sleep(ctx, unfinishedEvery) != nil {
@@ -61,7 +61,7 @@ func (c *Checker) removeUnfinished(ctx context.Context) (failure error) {
 	} else if err != nil {
 		return err
 	}
-	// First all, as a listing may not go on after an entry that is removed.
+	// List first: a listing may not continue after a removal.
 	var found []bytestore.Info
 	for info, err := range c.bytes.ListUnfinished(ctx, c.Now().Add(-settledAfter)) {
 		if err != nil {

@@ -72,7 +72,7 @@ func (c *Checker) unstored(ctx context.Context, item *storage.Item, options Unst
 		}
 		names = append(names, name)
 	}
-	if len(names) == 0 { // none that a storage could have
+	if len(names) == 0 { // the item has no file that a storage could have
 		return Finding{}, nil
 	}
 	// Another process may have stored or removed it since it was read.
@@ -94,7 +94,7 @@ func (r *Repairer) unstored(ctx context.Context, finding Finding) (repair Repair
 	item := finding.Item
 	unsure := false
 	for n, name := range item.FileNames() {
-		// Without its size, the index could not record it.
+		// The index can't record a file without its size.
 		if name == "" || item.HasStored(n) || item.StoredSize(n) < 0 {
 			continue
 		}

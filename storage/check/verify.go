@@ -19,13 +19,12 @@ import (
 // VerifyOptions are for [Checker.Verify].
 type VerifyOptions struct {
 	Decode storage.Decoder
-	// Rate is how many bytes a second are read at the most; no limit when it is
-	// not positive.
+	// Rate is the maximum rate of reading in bytes per second; no limit if it is not
+	// positive.
 	Rate int64
-	// From is where to begin, as [Checker.VerifyPosition] gives it; the zero value
-	// is the beginning.
+	// From is the position to resume from, see [Checker.VerifyPosition].
 	From VerifyPosition
-	// Looked is called after each file with its length; nil for nobody.
+	// Looked is called after each file with its length; may be nil.
 	Looked func(bytes int64)
 }
 
@@ -60,13 +59,13 @@ func (c *Checker) Verify(ctx context.Context, options VerifyOptions) iter.Seq2[F
 		if !ended && !over && ctx.Err() != nil {
 			v.yield(Finding{}, ctx.Err())
 		}
-		// Also when the context has ended: that is what it is for.
+		// Save it even if the context has ended, so that the next Verify resumes.
 		longer, cancel := linger.Context(ctx, linger.Second)
 		defer cancel()
 		err := c.saveVerifyPosition(longer, v.position, ended)
 		switch {
 		case err != nil && over:
-			c.log.Warn("how far the check is could not be written down: it will begin where it did", "error", err)
+			c.log.Warn("can't save the position of the check: the next one repeats this one", "error", err)
 		case err != nil:
 			v.yield(Finding{}, err)
 		}
@@ -86,7 +85,7 @@ type verifying struct {
 // all verifies the items that were wrong before, and those after the position. It returns
 // false if it was stopped before the end.
 func (v *verifying) all(ctx context.Context) bool {
-	before := slices.Clip(v.position.again) // what follows it is not the caller's
+	before := slices.Clip(v.position.again) // appending must copy it
 	v.position.again = before
 	for i, hash := range before {
 		wrong, more := v.one(ctx, hash, func(int64) {})
@@ -162,7 +161,7 @@ func (v *verifying) one(ctx context.Context, hash narinfo.PathHash, count func(s
 			return wrong, false
 		}
 		if err != nil {
-			// Without a storage, all that follows would be the same.
+			// If the whole storage can't be read, stop.
 			if err := v.readable(ctx); err != nil {
 				v.yield(Finding{}, err)
 				return wrong, false
@@ -172,7 +171,7 @@ func (v *verifying) one(ctx context.Context, hash narinfo.PathHash, count func(s
 	return wrong, true
 }
 
-// verifyTries is how often a file is read that changes meanwhile.
+// verifyTries is how often a file is read if it changes meanwhile.
 const verifyTries = 5
 
 // file verifies the named file. The size is negative if there was nothing to read. Without
@@ -193,7 +192,7 @@ func (v *verifying) file(ctx context.Context, hash narinfo.PathHash, name string
 		}
 		reader, info, err := v.OpenFile(ctx, item, n, 0, -1)
 		if errors.Is(err, storage.ErrNotStored) || errors.Is(err, storage.ErrMismatch) {
-			return finding, -1, nil // Check says so
+			return finding, -1, nil // Compare reports it
 		} else if err != nil {
 			return finding, -1, err
 		}
@@ -206,7 +205,7 @@ func (v *verifying) file(ctx context.Context, hash narinfo.PathHash, name string
 			return finding, info.Size, fmt.Errorf("verify %s in storage %s: %w", name, v.bytes, err)
 		}
 		finding.Kind, finding.Note, finding.info = Corrupt, err.Error(), info
-		// The row may be another's by now, and so may the bytes.
+		// Row or file may have changed meanwhile.
 		changed, err := v.hasChanged(ctx, finding)
 		if err != nil || !changed {
 			if err != nil {
@@ -216,5 +215,5 @@ func (v *verifying) file(ctx context.Context, hash narinfo.PathHash, name string
 		}
 	}
 	finding.Kind = Unknown
-	return finding, -1, fmt.Errorf("verify %s in storage %s: it has changed each time it was read: run the check again", name, v.bytes)
+	return finding, -1, fmt.Errorf("verify %s in storage %s: it changed each time it was read: run the check again", name, v.bytes)
 }

@@ -24,7 +24,7 @@ type Addition struct {
 	// path in its URL; the first that has one counts. Nothing outside of them is read,
 	// wherever links lead.
 	Directories []string
-	// Keep copies files out of the directories instead of moving them.
+	// Keep copies the files instead of moving them.
 	Keep bool
 	// Replace adds the nar even if another nar of the item is being served. Clients that
 	// hold the old narinfo will fail then.
@@ -33,7 +33,7 @@ type Addition struct {
 	WithReferences bool
 	Tags           []index.Tag
 
-	// planned says that the same import may add references.
+	// planned says that the same import may add missing references.
 	planned bool
 }
 
@@ -75,8 +75,8 @@ type Result struct {
 
 var (
 	// errLeaving is returned within a transaction.
-	errLeaving = errors.New("another nar of this item is withdrawn, and goes when no client can hold its narinfo: add this one then, or now with --replace")
-	// errBatch says that the fault may be with another item of the batch.
+	errLeaving = errors.New("another nar of this item is withdrawn, and is removed when no client can hold its narinfo: add this one then, or now with --replace")
+	// errBatch says that another item of the batch may be the cause.
 	errBatch = errors.New("written together with others")
 )
 
@@ -92,7 +92,7 @@ func (e errMissingReferences) Error() string {
 		}
 		names = append(names, path.BaseName())
 	}
-	return "no narinfo for what it refers to: " + strings.Join(names, ", ")
+	return "no narinfo for its references: " + strings.Join(names, ", ")
 }
 
 // Add adds one item: its bytes first, then its row.
@@ -105,7 +105,7 @@ func (im *Importer) Add(ctx context.Context, addition *Addition) Result {
 // addAlone commits one addition. It is prepared again whenever another process adds or
 // removes the same item in between. fresh is from an earlier attempt.
 func (im *Importer) addAlone(ctx context.Context, fresh []string, prepare func() *prepared) *prepared {
-	const tries = 10 // each time a nar may be copied for nothing
+	const tries = 10 // each may copy a nar for nothing
 	var p *prepared
 	for range tries {
 		if p != nil {
@@ -146,9 +146,9 @@ func (im *Importer) commit(ctx context.Context, batch []*prepared) {
 	if err != nil {
 		im.undo(ctx, replaced)
 		if len(batch) > 1 {
-			// One item's fault is not the others'. They can't just be
-			// committed again, one by one: their bytes may be shown by now,
-			// and an item can be in the batch twice.
+			// One item may be the cause. The others can't just be committed again one
+			// by one: their bytes may be visible by now, and an item can be in the batch
+			// twice.
 			err = fmt.Errorf("%w: %w", errBatch, err)
 		}
 		failAll(batch, err)
@@ -156,7 +156,7 @@ func (im *Importer) commit(ctx context.Context, batch []*prepared) {
 	}
 	var obsolete []string
 	for _, p := range batch {
-		p.abort() // of what was not used
+		p.abort() // drop unused bytes
 		obsolete = append(obsolete, p.obsolete...)
 		if p.result.Err != nil || p.result.Outcome == Kept {
 			continue
@@ -192,7 +192,7 @@ func (im *Importer) commitAllIn(ctx context.Context, tx *index.Tx, batch []*prep
 			}
 		}
 	}
-	// Now that the rows of all are there, in whatever order they refer to each other.
+	// Not earlier, because the items may refer to each other in any order.
 	if err := checkReferences(tx, batch); err != nil {
 		return err
 	}
@@ -202,8 +202,8 @@ func (im *Importer) commitAllIn(ctx context.Context, tx *index.Tx, batch []*prep
 	if im.bytes == nil {
 		return nil
 	}
-	// After the rows, which nobody sees before the end of the transaction, so
-	// that many can be done at a time.
+	// After the rows, which are invisible before the end of the transaction, so that many
+	// files are committed concurrently.
 	var size, locked int64
 	for _, p := range batch {
 		size += p.bytes
@@ -212,7 +212,7 @@ func (im *Importer) commitAllIn(ctx context.Context, tx *index.Tx, batch []*prep
 	bounded, cancel := im.WithLockDeadline(ctx, locked)
 	defer cancel()
 	if size > 0 {
-		// It may have been taken over while they came.
+		// Another instance may have become the owner meanwhile.
 		if err := im.MayAdd(bounded, replacesAny(batch)); err != nil {
 			return err
 		}
@@ -255,7 +255,7 @@ func allFailed(batch []*prepared) bool {
 	return !slices.ContainsFunc(batch, func(p *prepared) bool { return p.result.Err == nil })
 }
 
-// firstOf returns the first error; a store that fails repeats it in the others.
+// firstOf returns the first error: a store that fails repeats it for the other files.
 func firstOf(failures []error) error {
 	for _, err := range failures {
 		if err != nil {
@@ -295,8 +295,8 @@ func (im *Importer) unstore(ctx context.Context, batch []*prepared, replaced *re
 	})
 }
 
-// commitOne decides the outcome of an addition within the transaction. It appends what
-// remains to be done with bytes to late.
+// commitOne decides the outcome of an addition within the transaction. It appends the commits
+// of bytes to late.
 func (im *Importer) commitOne(ctx context.Context, tx *index.Tx, p *prepared, replaced *replacements, late *[]func(context.Context) error) error {
 	n := p.Narinfo
 	row, err := tx.Item(n.StorePath.Hash)
@@ -330,7 +330,7 @@ func (im *Importer) commitOne(ctx context.Context, tx *index.Tx, p *prepared, re
 		return im.put(ctx, tx, p, old, replaced, late)
 	case bytes.Equal(old.Text, n.Text):
 		p.result.Outcome = Known
-		// The sizes are only recorded of files without FileSize.
+		// Entries have sizes only for files without FileSize.
 		if p.entry.Stored&^old.Stored != 0 || p.entry.Stored != 0 && !slices.Equal(p.entry.Sizes, old.Sizes) || p.mends(old) {
 			p.result.Outcome = Completed
 			if err := im.show(ctx, tx, p, old, replaced, late); err != nil {
@@ -351,12 +351,12 @@ func (im *Importer) commitOne(ctx context.Context, tx *index.Tx, p *prepared, re
 		return im.put(ctx, tx, p, old, replaced, late)
 	}
 	if withdrawn {
-		// It can't be kept, as it goes, and not be replaced, as clients may hold
-		// its narinfo.
+		// The old nar can't be kept, since it is withdrawn, nor replaced, since clients may
+		// hold its narinfo.
 		return errLeaving
 	}
 	p.result.Outcome = Kept
-	p.result.Note = fmt.Sprintf("the nar %s is being served; %s was left where it is, --replace would take it", old.Narinfo.NarHash, n.NarHash)
+	p.result.Note = fmt.Sprintf("the nar %s is being served; %s was not imported, use --replace to replace the old one", old.Narinfo.NarHash, n.NarHash)
 	return nil
 }
 
@@ -368,7 +368,7 @@ func (im *Importer) put(ctx context.Context, tx *index.Tx, p *prepared, old *sto
 	var row *index.Item
 	if old != nil {
 		row = old.Item
-		// Files that only the old narinfo names are of no more use.
+		// Files that only the old narinfo names are obsolete.
 		if im.bytes == nil {
 			storage.CarryStored(p.entry, old)
 		} else {
@@ -384,11 +384,11 @@ func (im *Importer) put(ctx context.Context, tx *index.Tx, p *prepared, old *sto
 	return tx.AddTags(p.Narinfo.StorePath.Hash, p.Tags)
 }
 
-// show schedules the commit of an addition's staged bytes. Files that were in the storage
-// before are looked at again then, as they may have been removed or replaced since.
+// show schedules the commit of an addition's staged bytes. It also schedules another look at
+// files that were in the storage before: they may have been removed or replaced since.
 //
-// old is the item's row, nil for none. Bytes that it claims are never replaced: unstore
-// has unclaimed those of the row that it found.
+// old is the item's row, nil for none. Bytes that it claims are never replaced: unstore has
+// unclaimed those that will be.
 func (im *Importer) show(ctx context.Context, tx *index.Tx, p *prepared, old *storage.Item, replaced *replacements, late *[]func(context.Context) error) error {
 	if p.bytes > 0 {
 		if err := im.CheckIn(tx, p.bytes); err != nil {

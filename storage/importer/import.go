@@ -30,7 +30,7 @@ type Importer struct {
 	index *index.Index
 	bytes bytestore.Store // for nars; nil for none
 	log   *slog.Logger
-	// copiedFrom has the directories that the log names as storages or exports.
+	// copiedFrom has the storages and exports that were logged as copied from.
 	copiedFrom sync.Map
 }
 
@@ -54,9 +54,8 @@ type Imported struct {
 }
 
 const (
-	// batchItems and batchTime end a batch. The time is how long other
-	// processes wait for the database, and how long an imported item may stay
-	// unseen; the number bounds memory.
+	// batchItems bounds the memory of a batch. batchTime bounds how long other processes
+	// wait for the database, and how long an imported item stays invisible.
 	batchItems = 5_000
 	batchTime  = 250 * time.Millisecond
 )
@@ -98,7 +97,7 @@ func (im *Importer) Import(ctx context.Context, names []string, options Options,
 		}()
 	}
 	var workers sync.WaitGroup
-	// One more than cores, since they also wait for disks.
+	// One more than cores, because workers also wait for disks.
 	for range runtime.GOMAXPROCS(0) + 1 {
 		workers.Go(func() {
 			for file := range work {
@@ -123,8 +122,7 @@ func (im *Importer) Import(ctx context.Context, names []string, options Options,
 		im.discardFresh(ctx, i.prepared)
 		report(Imported{i.name, i.prepared.result})
 	})
-	// One by one, and again as long as that brings any of them in: another process
-	// may import what they refer to.
+	// Retry one by one while any succeeds: another process may import their references.
 	for progress := true; progress && len(waiting) > 0 && ctx.Err() == nil; {
 		progress = false
 		var left []importing
@@ -156,7 +154,7 @@ func (im *Importer) Import(ctx context.Context, names []string, options Options,
 	return walkErr
 }
 
-// worthAnotherTry reports whether an error may be gone when the rest is imported.
+// worthAnotherTry reports whether an addition may succeed once the rest is imported.
 func worthAnotherTry(err error) bool {
 	var missing errMissingReferences
 	return errors.As(err, &missing) || errors.Is(err, storage.ErrChanged) || errors.Is(err, errBatch)
@@ -191,7 +189,7 @@ func walk(ctx context.Context, names []string, found chan<- narinfoFile) error {
 			}
 			continue
 		}
-		// With the slash, a link to a directory is that directory.
+		// The slash makes WalkDir follow a link to a directory.
 		err = filepath.WalkDir(name+string(filepath.Separator), func(file string, entry fs.DirEntry, err error) error {
 			if err != nil {
 				failures = append(failures, err)
@@ -249,7 +247,7 @@ func readNarinfo(found narinfoFile) (*narinfo.Narinfo, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Without O_NONBLOCK, a pipe of that name would hold the import for ever.
+	// Without O_NONBLOCK, opening a pipe would block for ever.
 	file, err := root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		if info, linkErr := root.Lstat(name); linkErr == nil && info.Mode()&fs.ModeSymlink != 0 {
@@ -273,7 +271,7 @@ func readNarinfo(found narinfoFile) (*narinfo.Narinfo, error) {
 	if err != nil {
 		return nil, err
 	}
-	// HASH.narinfo is where clients look, so it has to be this item's.
+	// Clients request HASH.narinfo, so the name must match the item.
 	if stem, ok := strings.CutSuffix(filepath.Base(name), ".narinfo"); ok {
 		if hash, err := narinfo.ParsePathHash(stem); err == nil && hash != n.StorePath.Hash {
 			return nil, fmt.Errorf("it is named after %s, but describes %s", hash, n.StorePath)
@@ -282,8 +280,8 @@ func readNarinfo(found narinfoFile) (*narinfo.Narinfo, error) {
 	return n, nil
 }
 
-// commitAll commits additions in batches of as many as are ready: a single narinfo need
-// not wait for a second, and many share a transaction.
+// commitAll commits additions in batches of as many as are ready: a single narinfo doesn't
+// wait for a second, and many share a transaction.
 func (im *Importer) commitAll(ctx context.Context, ready <-chan importing, plan *plan, report func(importing)) {
 	commit := func(batch []importing) {
 		additions := make([]*prepared, 0, len(batch))
@@ -322,7 +320,7 @@ func (im *Importer) commitAll(ctx context.Context, ready <-chan importing, plan 
 		commit(batch)
 	}
 	if plan != nil {
-		// Where files were not prepared, as the context has ended, nothing comes.
+		// If the context has ended, some files were not prepared and won't come.
 		clear(plan.coming)
 		commit(plan.ready(ctx, im, nil))
 	}

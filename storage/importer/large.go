@@ -22,8 +22,8 @@ func (p *prepared) stagedSize(n int) int64 {
 	return index.FileSize(p.Narinfo, n, p.entry.Sizes)
 }
 
-// showLarge commits the large files of a batch before its transaction, as a server may
-// take minutes to put the parts of one together. That is safe for new names and for files
+// showLarge commits the large files of a batch before its transaction, because a server may
+// take minutes to join the parts of one. That is safe for new names and for files
 // that the batch has unclaimed: the transaction checks that they are unchanged. Another
 // process may be claiming other files that no row claims yet, so these are replaced while
 // the index is locked.

@@ -13,7 +13,7 @@ import (
 // imported in an order in which few wait for their references. A plan takes some 200 bytes
 // for each item.
 type plan struct {
-	// coming counts the narinfo files of each item that are not committed yet.
+	// coming counts the narinfo files of each item that are not prepared yet.
 	coming map[narinfo.PathHash]int
 	// held are items that wait for their references.
 	held []importing
@@ -216,7 +216,7 @@ func (p *plan) ready(ctx context.Context, im *Importer, arrived []importing) (re
 			going[hash]--
 			again = true
 		}
-		// What has failed since may be what others are held for.
+		// Held items may wait for items that have failed since.
 		for n, i := range waiting {
 			if !stays[n] || i.prepared.result.Err != nil {
 				continue
@@ -245,6 +245,6 @@ func (p *plan) ready(ctx context.Context, im *Importer, arrived []importing) (re
 	return ready
 }
 
-// errAgain ends a transaction that is repeated without the items that have failed in it,
-// before any bytes are visible.
+// errAgain aborts a transaction, before any bytes are visible, to repeat it without the items
+// that have failed in it.
 var errAgain = errors.New("without the items that have failed")

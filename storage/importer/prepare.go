@@ -22,7 +22,7 @@ type prepared struct {
 	entry *index.Entry
 	// old is the item's row as it was before the transaction, nil for none.
 	old *storage.Item
-	// passed says that nobody looked for the files, as another nar is being served.
+	// passed says that the files were not looked for, because another nar is being served.
 	passed bool
 	// staged[N] holds the bytes of the Nth file if they will be added.
 	staged []bytestore.Staged
@@ -59,8 +59,8 @@ func (f movedFile) remove() error {
 	return err
 }
 
-// prepare does what needs no transaction: it looks for the item's files and stages those
-// that will be added. It sets p.result if that fails.
+// prepare does the part of an addition that needs no transaction: it looks for the item's
+// files and stages those that will be added. It sets p.result if that fails.
 func (im *Importer) prepare(ctx context.Context, addition *Addition) *prepared {
 	n := addition.Narinfo
 	p := &prepared{Addition: addition, entry: im.index.Prepare(n), staged: make([]bytestore.Staged, len(n.Files)), early: make([]*bytestore.Info, len(n.Files))}
@@ -70,7 +70,7 @@ func (im *Importer) prepare(ctx context.Context, addition *Addition) *prepared {
 		return p
 	}
 	if addition.WithReferences && !addition.planned {
-		// Before any nar is stored for nothing; the transaction looks again.
+		// Check before staging nars for nothing. The transaction checks again.
 		missing, err := im.missingReferences(ctx, n)
 		if err == nil && len(missing) > 0 {
 			err = errMissingReferences(missing)
@@ -83,8 +83,8 @@ func (im *Importer) prepare(ctx context.Context, addition *Addition) *prepared {
 	if im.bytes == nil {
 		return p
 	}
-	// A hint only, the transaction looks again: it saves copying a nar that
-	// is not going to be taken.
+	// This is a hint that saves copying a nar that won't be added. The transaction reads the
+	// row again.
 	old, err := im.Item(ctx, n.StorePath.Hash)
 	var damage *index.Damage
 	if errors.As(err, &damage) {
@@ -163,15 +163,15 @@ func (im *Importer) find(ctx context.Context, p *prepared, n int, name string) e
 			}
 		}
 	}
-	// What the storage has of an item that is to be replaced is the old nar,
-	// even if it is as long as the new one, unless there is no other.
+	// If the item will be replaced, a stored file is the old nar, even if it is as long as
+	// the new one, unless no directory has another.
 	replaces := p.old != nil && p.old.Narinfo.NarHash != p.Narinfo.NarHash
 	if fits && !replaces && !doubtful {
 		return im.take(ctx, p, n, name, info.Size)
 	}
 	var wrong error
 	if inStorage && !fits {
-		wrong = fmt.Errorf("%w: %s in storage %s has %d bytes, the narinfo says %d: remove it, or put the whole file there", bytestore.ErrWrongSize, name, im.bytes, info.Size, want)
+		wrong = fmt.Errorf("%w: %s in storage %s has %d bytes, the narinfo says %d: remove it, or replace it with the complete file", bytestore.ErrWrongSize, name, im.bytes, info.Size, want)
 	}
 	for _, directory := range p.Directories {
 		if fits && im.isStored(ctx, directory, name) {
@@ -202,7 +202,7 @@ func (im *Importer) find(ctx context.Context, p *prepared, n int, name string) e
 	for _, directory := range p.Directories {
 		where += ", " + directory
 	}
-	return fmt.Errorf("its nar %s is nowhere: looked in %s: %w", name, where, fs.ErrNotExist)
+	return fmt.Errorf("its nar %s was not found: looked in %s: %w", name, where, fs.ErrNotExist)
 }
 
 // take flushes the Nth file, which is in the storage.
@@ -282,7 +282,7 @@ func (im *Importer) stageFrom(ctx context.Context, p *prepared, n int, name, dir
 	if err != nil {
 		return 0, err
 	}
-	// What a symbolic link leads to would keep its own name.
+	// Moving a symbolic link would leave its target under the old name.
 	named, err := root.Lstat(name)
 	isItself := err == nil && os.SameFile(named, opened)
 	keep := p.Keep
@@ -293,8 +293,7 @@ func (im *Importer) stageFrom(ctx context.Context, p *prepared, n int, name, dir
 		}
 	}
 	if !keep && isItself {
-		// It takes no room beyond what it has, but below the minimum nothing
-		// comes in.
+		// A moved file takes no more room, but nothing is added below the minimum.
 		if err := room.Share(ctx); err != nil {
 			return 0, err
 		}

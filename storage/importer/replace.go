@@ -15,24 +15,23 @@ import (
 	"nar-herder/storage/index"
 )
 
-// An addition may replace a file that a row claims by another one: another nar, or
-// the same nar in another length. Row and file can't change at once, so
+// An addition may replace a file that a row claims by another nar, or by the same nar with
+// another length. Row and file can't change atomically, so
 //
-//  1. a transaction takes the claim off, and notes the file's name,
+//  1. a transaction unclaims the file, and records its name,
 //  2. the file is replaced, and
-//  3. the transaction that writes the new row forgets the name.
+//  3. the transaction that writes the new row deletes the record.
 //
-// When the addition fails before it has begun to replace the file, the claim is
-// restored. Otherwise, and after a crash, only the bytes can tell which nar they
-// are: the name stays noted, and [Importer.ResolveReplacements] compares them with
-// the row.
+// If the addition fails before it begins to replace the file, the claim is restored. Otherwise,
+// and after a crash, the file may be either nar: the record stays, and
+// [Importer.ResolveReplacements] compares the file with the row.
 
 const (
-	// replacingPrefix begins the settings that note such names. The value is when
-	// the replacement began, and a word that tells it from others.
+	// replacingPrefix begins the keys of these records. The value is the start of the
+	// replacement and a random text.
 	replacingPrefix = "storage.replacing/"
-	// resolveAfter is how long a replacement is left alone: the process may still be
-	// at it, or a server that did not answer in time may still do it.
+	// resolveAfter is the age at which a record is resolved: before, the process may still
+	// be running, or a server that did not answer in time may still replace the file.
 	resolveAfter = 5 * time.Minute
 	// restoreWait is how long a failed addition waits for the index.
 	restoreWait = 5 * time.Second
@@ -45,7 +44,7 @@ type replacements struct {
 }
 
 type replacement struct {
-	// What the row claimed.
+	// These are what the row claimed.
 	hash    narinfo.PathHash
 	narHash narinfo.NarHash
 	size    int64
@@ -96,7 +95,7 @@ func (r *replacements) unstore(tx *index.Tx, p *prepared) error {
 		return err
 	}
 	if old.Narinfo.NarHash != p.Narinfo.NarHash && !p.Replace {
-		return nil // it has come meanwhile, and will be kept
+		return nil // another process has just added it, and it will be kept
 	}
 	kept := old.Stored
 	for n, staged := range p.staged {
@@ -120,7 +119,7 @@ func (r *replacements) unstore(tx *index.Tx, p *prepared) error {
 		}
 		kept &^= old.FilesNamed(name)
 		r.files[name] = &replacement{hash: old.Hash, narHash: old.Narinfo.NarHash, size: old.StoredSize(i), sure: noted == ""}
-		// What waits to be deleted is not, while no row claims it.
+		// Cancel a pending delete, because no row claims the file now.
 		if err := errors.Join(tx.SetSetting(replacingPrefix+name, r.value), tx.RemovePendingDeletes([]string{name})); err != nil {
 			return err
 		}
@@ -176,7 +175,7 @@ func (r *replacements) restore(tx *index.Tx, only *narinfo.PathHash) error {
 			return err
 		}
 		if noted != r.value {
-			continue // another replaces it by now
+			continue // another addition is replacing it
 		}
 		if err := tx.SetSetting(replacingPrefix+name, ""); err != nil {
 			return err
@@ -243,11 +242,10 @@ func (im *Importer) isReplacing(ctx context.Context, name string) (bool, error) 
 // errReplacing says that a file may be of either nar.
 var errReplacing = errors.New("an import ended while it replaced this file, so it may be the old or the new nar: import the nar again, or run 'nar-herder check --repair'")
 
-// ResolveReplacements finds out which nars the files are that an addition was about to
-// replace some minutes ago, when it failed or its process was killed. It compares them
-// with their rows' NarHash, and makes the row claim a file that is its nar. Others stay
-// unclaimed. The error is about files that could not be read: the next call tries them
-// again.
+// ResolveReplacements identifies the files that an addition was replacing some minutes ago,
+// when it failed or its process was killed. It compares them with their rows' NarHash, and
+// makes the row claim a file that is its nar. Others stay unclaimed. The error is about files
+// that could not be read: the next call tries them again.
 func (im *Importer) ResolveReplacements(ctx context.Context, decode storage.Decoder) error {
 	if im.bytes == nil {
 		return nil
@@ -284,8 +282,8 @@ func (im *Importer) ResolveReplacements(ctx context.Context, decode storage.Deco
 	return errors.Join(failures...)
 }
 
-// resolve makes the row claim the named file if that is its nar. An error leaves that
-// open.
+// resolve makes the row claim the named file if that is its nar. After an error, that is still
+// unknown.
 func (im *Importer) resolve(ctx context.Context, name string, decode storage.Decoder) error {
 	item, n, err := im.FileUnder(ctx, name)
 	if errors.Is(err, storage.ErrNotFound) {
@@ -296,8 +294,8 @@ func (im *Importer) resolve(ctx context.Context, name string, decode storage.Dec
 	if item.HasStored(n) {
 		return nil // imported or repaired since
 	}
-	there, err := im.HasUnrecorded(ctx, item, n)
-	if err == nil && there {
+	exists, err := im.HasUnrecorded(ctx, item, n)
+	if err == nil && exists {
 		err = im.Adopt(ctx, item, n, decode)
 		if err == nil {
 			im.log.Info("a nar that an import failed to replace is served again", "file", name)
@@ -305,7 +303,7 @@ func (im *Importer) resolve(ctx context.Context, name string, decode storage.Dec
 		}
 	}
 	if err == nil || errors.Is(err, storage.ErrWrongNar) || errors.Is(err, storage.ErrUnreadable) {
-		im.log.Warn("an import ended while it replaced a nar, and what is stored is not the nar of its narinfo: import it again, or run 'nar-herder check --repair'", "file", name, "error", err)
+		im.log.Warn("an import ended while it replaced a nar, and the stored file is not the nar of its narinfo: import it again, or run 'nar-herder check --repair'", "file", name, "error", err)
 		return nil
 	}
 	if errors.Is(err, storage.ErrNotWanted) {

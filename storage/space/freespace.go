@@ -9,11 +9,11 @@ import (
 	"nar-herder/storage/index"
 )
 
-// ErrFreeSpace says that bytes were refused, as less than the minimum would stay free on
+// ErrFreeSpace says that bytes were refused because less than the minimum would stay free on
 // the file system of the storage.
 var ErrFreeSpace = errors.New("too little free space on the file system of the storage")
 
-// minimumFreeSetting is where the minimum of free space is noted, in bytes.
+// minimumFreeSetting is the key of the minimum of free space, in bytes.
 const minimumFreeSetting = "storage_minimum_free_space"
 
 // SetMinimumFree makes all processes that use the index refuse bytes that would leave less
@@ -22,7 +22,7 @@ func (s *Space) SetMinimumFree(ctx context.Context, minimum int64) error {
 	return s.setLimit(ctx, minimumFreeSetting, minimum)
 }
 
-// MinimumFree is what was set; negative for none.
+// MinimumFree returns the minimum of free space; negative for none.
 func (s *Space) MinimumFree(ctx context.Context) (int64, error) {
 	text, err := s.index.Setting(ctx, minimumFreeSetting)
 	if err != nil {
@@ -31,7 +31,7 @@ func (s *Space) MinimumFree(ctx context.Context) (int64, error) {
 	return parseLimit("minimum of free space", text)
 }
 
-// FreeSpace is that of the byte store; see [bytestore.Store].
+// FreeSpace returns the free space of the byte store; see [bytestore.Store].
 func (s *Space) FreeSpace() (free, size int64, err error) {
 	if s.bytes == nil {
 		return 0, 0, errors.ErrUnsupported
@@ -39,8 +39,8 @@ func (s *Space) FreeSpace() (free, size int64, err error) {
 	return s.bytes.FreeSpace()
 }
 
-// Spare returns how many more bytes can be written before less than the minimum is free,
-// and the minimum. If that is negative, there is none, and spare means nothing.
+// Spare returns how many more bytes can be written before less than the minimum is free, and
+// the minimum. If that is negative, there is no minimum, and spare is undefined.
 func (s *Space) Spare(ctx context.Context) (spare, minimum int64, err error) {
 	minimum, err = s.MinimumFree(ctx)
 	if err != nil || minimum < 0 {
@@ -69,12 +69,12 @@ func (s *Space) staysFree(minimum, unwritten int64) error {
 	if free-unwritten >= minimum {
 		return nil
 	}
-	return fmt.Errorf("%w: that of %s has %d bytes free, %d are still to be written, and %d must stay free: make room there, remove items, or lower --storage-minimum-free-space",
+	return fmt.Errorf("%w: %s has %d bytes free, %d must still be written, and %d must stay free: make room there, remove items, or lower --storage-minimum-free-space",
 		ErrFreeSpace, s.bytes, free, unwritten, minimum)
 }
 
 // staysFreeWith is staysFree within a transaction, for bytes that are on the file system
-// already, and those of other processes.
+// already, including those of other processes.
 func (s *Space) staysFreeWith(tx *index.Tx) error {
 	text, err := tx.Setting(minimumFreeSetting)
 	if err != nil || text == "" {
@@ -92,12 +92,12 @@ type Reservation struct {
 	s         *Space
 	size      int64
 	mu        sync.Mutex
-	unwritten int64 // of size, as far as the file system is concerned
+	unwritten int64 // bytes that the file system doesn't have yet
 	released  bool
 }
 
-// SetWritten sets how many of the bytes the file system has. The others are not counted as
-// free.
+// SetWritten sets how many of the bytes the file system has. Room for the others doesn't count
+// as free.
 func (r *Reservation) SetWritten(n int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -124,8 +124,8 @@ func (r *Reservation) Release() {
 	r.released = true
 }
 
-// ReserveReplacement is for bytes that replace others, which the hard limit has counted:
-// for a while, both exist.
+// ReserveReplacement reserves room for bytes that replace others: for a while, both exist. The
+// hard limit counts the others already.
 func (s *Space) ReserveReplacement(ctx context.Context, size int64) (*Reservation, error) {
 	size = max(size, 0)
 	s.inFlight.Add(size)

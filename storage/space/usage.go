@@ -19,7 +19,7 @@ import (
 type scan struct {
 	At    time.Time `json:"at"`
 	Usage int64     `json:"usage"`
-	// Nars and Size are what the index had as stored then.
+	// Nars and Size are the number and length of the stored nars in the index then.
 	Nars int64 `json:"nars"`
 	Size int64 `json:"size"`
 }
@@ -28,8 +28,8 @@ const (
 	scanSetting      = "storage_survey"
 	hardLimitSetting = "storage_hard_limit"
 
-	// perNar is what a nar takes of the disk on the average beyond its length,
-	// half a block, for those that came since the scan. Object stores count bytes.
+	// perNar is the average disk space that a nar takes beyond its length: half a block.
+	// Usage adds it for nars that were stored since the scan. Object stores count bytes.
 	perNar = 2 << 10
 )
 
@@ -49,17 +49,17 @@ func New(x *index.Index, bytes bytestore.Store, log *slog.Logger, now func() tim
 	return &Space{index: x, bytes: bytes, log: log, now: now}
 }
 
-// ErrLimit says that bytes were refused, as they would exceed the hard limit of the
+// ErrLimit says that bytes were refused because they would exceed the hard limit of the
 // storage.
 var ErrLimit = errors.New("the storage is at its hard limit")
 
-// Scan adds up what all files in the byte store take, including temporary ones, and saves
-// the sum for [Space.Usage]. It looks at every file, which takes minutes for millions.
+// Scan adds up the disk space of all files in the byte store, including temporary ones, and
+// saves the sum for [Space.Usage]. Millions of files take minutes.
 func (s *Space) Scan(ctx context.Context) error {
 	if s.bytes == nil {
 		return nil
 	}
-	// First: what comes meanwhile may be counted twice, and is never missed.
+	// Read the totals first, so that bytes added meanwhile count twice rather than not at all.
 	totals, err := s.index.Totals(ctx)
 	if err != nil {
 		return err
@@ -68,10 +68,10 @@ func (s *Space) Scan(ctx context.Context) error {
 	passed := 0
 	for info, err := range s.bytes.List(ctx) {
 		if err != nil && info.Name == "" {
-			return fmt.Errorf("count what the storage takes: %w", err)
+			return fmt.Errorf("measure the storage: %w", err)
 		}
 		if err != nil {
-			// Such as the lost+found of a file system.
+			// For example lost+found.
 			if passed++; passed == 1 {
 				s.log.Warn("a part of the storage can't be read, and is not counted", "error", err)
 			}
@@ -86,9 +86,9 @@ func (s *Space) Scan(ctx context.Context) error {
 	return s.index.Reclaim(ctx, func(tx *index.Tx) error { return tx.SetSetting(scanSetting, string(text)) })
 }
 
-// Usage returns how many bytes the storage takes: the sum of the last scan and, from the
-// index, what was added and removed since. scanned is the time of that scan, zero for
-// none; the usage is from the index alone then.
+// Usage returns how many bytes the storage takes: the sum of the last scan, and the index's
+// changes since. scanned is the time of that scan; zero if there was none, and the usage is
+// from the index alone.
 func (s *Space) Usage(ctx context.Context) (usage int64, scanned time.Time, err error) {
 	totals, err := s.index.Totals(ctx)
 	if err != nil {
@@ -105,7 +105,7 @@ func (s *Space) usageSince(text string, totals index.Totals) (int64, time.Time, 
 	var last scan
 	if text != "" {
 		if err := json.Unmarshal([]byte(text), &last); err != nil {
-			return 0, time.Time{}, fmt.Errorf("what was noted of the storage's usage: %w", err)
+			return 0, time.Time{}, fmt.Errorf("the setting %s in the database: %w", scanSetting, err)
 		}
 	}
 	usage := last.Usage + totals.StoredSize - last.Size
@@ -121,20 +121,20 @@ func (s *Space) SetHardLimit(ctx context.Context, limit int64) error {
 	return s.setLimit(ctx, hardLimitSetting, limit)
 }
 
-// setLimit notes a number of bytes; negative for none.
+// setLimit stores a number of bytes; negative for none.
 func (s *Space) setLimit(ctx context.Context, setting string, limit int64) error {
 	text := ""
 	if limit >= 0 {
 		text = fmt.Sprint(limit)
 	}
-	// Not written for nothing: every start comes here.
+	// Every start calls this, so don't write the same value again.
 	if now, err := s.index.Setting(ctx, setting); err != nil || now == text {
 		return err
 	}
 	return s.index.Reclaim(ctx, func(tx *index.Tx) error { return tx.SetSetting(setting, text) })
 }
 
-// HardLimit is what was set; negative for none.
+// HardLimit returns the hard limit; negative for none.
 func (s *Space) HardLimit(ctx context.Context) (int64, error) {
 	text, err := s.index.Setting(ctx, hardLimitSetting)
 	if err != nil {
@@ -143,7 +143,7 @@ func (s *Space) HardLimit(ctx context.Context) (int64, error) {
 	return parseLimit("hard limit", text)
 }
 
-// parseLimit reads what setLimit has noted.
+// parseLimit parses a value of setLimit.
 func parseLimit(what, text string) (limit int64, err error) {
 	if text == "" {
 		return -1, nil
@@ -210,5 +210,5 @@ func (s *Space) fits(usage, limit int64) error {
 	if usage <= limit {
 		return nil
 	}
-	return fmt.Errorf("%w: it would take %d bytes of %s, with what is being written, where %d are allowed: remove items, or raise --storage-hard-limit", ErrLimit, usage, s.bytes, limit)
+	return fmt.Errorf("%w: with the bytes being written, it would take %d bytes of %s, and %d are allowed: remove items, or raise --storage-hard-limit", ErrLimit, usage, s.bytes, limit)
 }

@@ -8,7 +8,7 @@ import (
 	"nar-herder/narinfo"
 )
 
-// TestBounded adds and fails more items than are remembered.
+// TestBounded: more items are added and fail than are remembered.
 func TestBounded(t *testing.T) {
 	t.Parallel()
 	q := New()

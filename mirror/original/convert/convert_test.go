@@ -30,9 +30,9 @@ func must(t testing.TB, err error) {
 	}
 }
 
-// hashOf is the path hash of the Nth generated item.
+// hashOf returns the path hash of the Nth generated item.
 func hashOf(n int) (hash narinfo.PathHash) {
-	// Multiplied, so that they are far from each other, as real ones are.
+	// Multiply, so that hashes are far apart, like real ones.
 	x := uint64(n+1) * 0x9e3779b97f4a7c15
 	for i := range hash {
 		hash[i] = byte(x >> (8 * (i % 8)))
@@ -44,7 +44,7 @@ func pathOf(n int) string {
 	return fmt.Sprintf("/gnu/store/%s-item-%d", hashOf(n), n)
 }
 
-// textOf is its narinfo: of two files, one of which gives a FileSize if sized.
+// textOf returns its narinfo with two files, one of which has a FileSize if sized.
 func textOf(n int, sized bool) []byte {
 	base := filepath.Base(pathOf(n))
 	text := fmt.Sprintf("StorePath: %s\nNarHash: %s\nNarSize: %d\nReferences: %s %s\n",
@@ -93,7 +93,7 @@ func execute(t testing.TB, path string, statements ...string) {
 	}
 }
 
-// want checks that the index has what original has made.
+// want asserts that the index has the content of the original.
 func want(t *testing.T, path string, items int) {
 	t.Helper()
 	x, err := index.Open(t.Context(), path, index.Options{})
@@ -148,7 +148,7 @@ func want(t *testing.T, path string, items int) {
 	}
 }
 
-// onlyFiles checks which files there are in a directory.
+// onlyFiles asserts which files a directory has.
 func onlyFiles(t *testing.T, dir string, names ...string) {
 	t.Helper()
 	entries, err := os.ReadDir(dir)
@@ -202,7 +202,7 @@ func TestBothWays(t *testing.T) {
 	if first, second := dump(t, a), dump(t, b); first != second {
 		t.Errorf("%s\n---\n%s", first[:2000], second[:2000])
 	}
-	// Neither way is over a file that is there.
+	// Neither direction overwrites a file.
 	for _, names := range [][2]string{{from, to}, {to, from}, {from, from}, {to, to}} {
 		if _, err := Convert(t.Context(), names[0], names[1], Options{}); !errors.Is(err, fs.ErrExist) {
 			t.Errorf("%s over %s: %v", names[0], names[1], err)
@@ -223,7 +223,7 @@ func dump(t *testing.T, d *original.Database) string {
 	return text.String()
 }
 
-// lookFor is a storage that has what is in the map, by names.
+// lookFor is a storage with the files in the map, by names.
 type lookFor map[string]int64
 
 func (l lookFor) Stat(_ context.Context, name string) (bytestore.Info, error) {
@@ -237,8 +237,7 @@ func (l lookFor) Stat(_ context.Context, name string) (bytestore.Info, error) {
 	return bytestore.Info{Name: name, Size: size}, nil
 }
 
-// TestStored: nars that are in the storage whole are recorded as stored, and no
-// others.
+// TestStored: only nars that are complete in the storage are recorded as stored.
 func TestStored(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -254,9 +253,9 @@ func TestStored(t *testing.T) {
 	must(t, w.Finish(t.Context()))
 	look := lookFor{
 		"nar/lzip/" + base(1): 100, "nar/gzip/" + base(1): 101,
-		"nar/lzip/" + base(2): 200, "nar/gzip/" + base(2): 200, // not whole
+		"nar/lzip/" + base(2): 200, "nar/gzip/" + base(2): 200, // incomplete
 		"nar/lzip/" + base(3): -1,
-		"nar/gzip/" + base(4): 7, // of a size that the narinfo does not give
+		"nar/gzip/" + base(4): 7, // a size that the narinfo does not give
 	}
 	var log bytes.Buffer
 	to := filepath.Join(dir, "to.db")
@@ -292,8 +291,8 @@ func (onFire) Stat(context.Context, string) (bytestore.Info, error) {
 	return bytestore.Info{}, errors.New("disk on fire")
 }
 
-// TestStorageFails: where it is the storage that fails, nothing is converted as
-// if there were no nars.
+// TestStorageFails: if the storage fails, the conversion fails, instead of recording no
+// nars.
 func TestStorageFails(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -305,15 +304,14 @@ func TestStorageFails(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(dir, "to.db")); err == nil {
 		t.Error("it is there")
 	}
-	// Without it, the same goes on.
+	// Without the storage, it resumes.
 	if _, err := Convert(t.Context(), filepath.Join(dir, "from.db"), filepath.Join(dir, "to.db"), Options{}); err != nil {
 		t.Error(err)
 	}
 	want(t, filepath.Join(dir, "to.db"), 200)
 }
 
-// TestOddRows: what makes no sense is left out, told, and keeps nothing else from
-// being converted.
+// TestOddRows: malformed rows are skipped and logged, and the others are converted.
 func TestOddRows(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -347,7 +345,7 @@ func TestOddRows(t *testing.T) {
 	}
 }
 
-// TestWithdrawn: an original is not told what clients are not told.
+// TestWithdrawn: withdrawn items are not converted to an original.
 func TestWithdrawn(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

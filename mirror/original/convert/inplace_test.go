@@ -15,7 +15,7 @@ import (
 	"nar-herder/storage/index"
 )
 
-// interrupted is a conversion of which the first batches are done.
+// interrupted is a conversion that was stopped after the first batches.
 func interrupted(t *testing.T, from, to string, items int) {
 	t.Helper()
 	makeOriginal(t, from, items)
@@ -33,7 +33,7 @@ func interrupted(t *testing.T, from, to string, items int) {
 	}
 }
 
-// severalBatches is so many items that an interruption is in their midst.
+// severalBatches is a number of items that takes several batches.
 const severalBatches, smallBatch = 250, 100
 
 func TestResume(t *testing.T) {
@@ -47,7 +47,8 @@ func TestResume(t *testing.T) {
 			execute(t, from, "UPDATE narinfos SET added_at = '2000-01-01 00:00:00' WHERE id = 1", "UPDATE narinfos SET added_at = '2023-04-05 06:07:08' WHERE id = 1")
 		}, false},
 		"row gone, and the file as old and long as before": {func(t *testing.T, from, to string) {
-			// Put back before the end: only the count of rows can tell.
+			// The file was restored before the end, so only the number of rows
+			// differs.
 			x, err := index.Open(t.Context(), to+unfinished, index.Options{})
 			must(t, err)
 			s, err := load(t.Context(), x)
@@ -85,8 +86,8 @@ func TestResume(t *testing.T) {
 	}
 }
 
-// TestResumeWithLog is [TestResume] for a source that keeps a log of changes,
-// which a crash has left beside it.
+// TestResumeWithLog is [TestResume] for a source with a write-ahead log that a crash has
+// left.
 func TestResumeWithLog(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -201,7 +202,7 @@ func TestInPlace(t *testing.T) {
 					t.Errorf("the file of that name: %s, %v", text, err)
 				}
 			}
-			// The next start finds nothing to do.
+			// The next start has nothing to do.
 			if converted, err := InPlace(t.Context(), path, Options{}); err != nil || converted {
 				t.Errorf("again: %v, %v", converted, err)
 			}
@@ -224,7 +225,7 @@ func TestInPlaceThroughLink(t *testing.T) {
 	want(t, link, 30)
 }
 
-// TestInPlaceLeaves has what is not for a conversion.
+// TestInPlaceLeaves: other files are not converted.
 func TestInPlaceLeaves(t *testing.T) {
 	t.Parallel()
 	for name, prepare := range map[string]func(t *testing.T, path string){
@@ -256,7 +257,8 @@ func TestInPlaceLeaves(t *testing.T) {
 	}
 }
 
-// TestSomethingBeside: what was left beside a name is no part of a new file.
+// TestSomethingBeside: a left-over file beside a name does not become part of a new
+// database.
 func TestSomethingBeside(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -272,7 +274,7 @@ func TestSomethingBeside(t *testing.T) {
 	onlyFiles(t, dir, "from.db")
 }
 
-// TestInUse: a database that the original has open is not taken away from it.
+// TestInUse: a database that the original has open is not replaced.
 func TestInUse(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "db")
@@ -291,8 +293,8 @@ func TestInUse(t *testing.T) {
 	}
 }
 
-// TestReplacedWhileOpened: whoever opens the database while it is being replaced
-// gets the old one or the new one, and never finds none and begins another.
+// TestReplacedWhileOpened: a process that opens the database while it is being replaced
+// gets the old or the new one, and never creates another.
 func TestReplacedWhileOpened(t *testing.T) {
 	t.Parallel()
 	for range 5 {

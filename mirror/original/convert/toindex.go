@@ -92,7 +92,7 @@ type batch struct {
 	read int64 // narinfos, also those that make no sense
 	last int64 // the id of the last one
 	odd  []error
-	err  error // why there are no more
+	err  error // the error that ended the rows
 }
 
 // row is a prepared narinfo, or an error.
@@ -207,7 +207,7 @@ func (c *conversion) prepareRow(ctx context.Context, r *row) {
 	for i, file := range n.Files {
 		name, err := file.Path()
 		if err != nil {
-			continue // of some other place
+			continue // on another server
 		}
 		info, err := c.Storage.Stat(ctx, name)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -221,7 +221,7 @@ func (c *conversion) prepareRow(ctx context.Context, r *row) {
 			continue
 		}
 		if file.Size >= 0 && file.Size != info.Size {
-			continue // not whole, which 'nar-herder check' repairs
+			continue // incomplete: 'nar-herder check' repairs it
 		}
 		r.entry.Stored |= 1 << i
 		if file.Size < 0 {
@@ -320,7 +320,7 @@ func (c *conversion) put(tx *index.Tx, r *row, result *Result) error {
 	}
 	for _, cached := range r.item.Cached {
 		if cached.Size < 0 {
-			continue // its file is looked at before it is served: it must be known
+			continue // the server compares a cached file with its recorded size
 		}
 		result.Cached++
 		file := index.CachedFile{Hash: hash, Type: cached.Compression, Size: cached.Size, LastUsed: c.now()}

@@ -10,7 +10,7 @@ import (
 // ErrNotOwner says that only another instance may change the byte store.
 var ErrNotOwner = errors.New("the storage belongs to another instance")
 
-// ownerTrust is how long bytes are added after a look at the owner file. Before bytes are
+// ownerTrust is how long bytes may be added after the owner file was read. Before bytes are
 // deleted, it is read each time.
 const ownerTrust = 30 * time.Second
 
