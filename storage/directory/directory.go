@@ -240,7 +240,7 @@ func (d *Directory) Stage(ctx context.Context, name string, from io.Reader, size
 	if n, err := io.ReadFull(from, make([]byte, 1)); n > 0 {
 		return nil, fmt.Errorf("store %s: %w: got more than %d bytes", name, bytestore.ErrWrongSize, size)
 	} else if err != nil && err != io.EOF {
-		return nil, fmt.Errorf("store %s: read what follows its %d bytes: %w", name, size, err)
+		return nil, fmt.Errorf("store %s: read after its %d bytes: %w", name, size, err)
 	}
 	if err := file.Sync(); err != nil {
 		return nil, d.explain("flush", temporary, err)

@@ -210,7 +210,7 @@ func (r *run) stage(ctx context.Context, item *storage.Item, n int, names []stri
 	if local, ok := reader.(bytestore.LocalFile); ok {
 		source.file, _ = local.Local()
 		if source.stat, err = source.file.Stat(); err != nil {
-			return fmt.Errorf("look at %s: %w", info.Name, disk.Cause(err))
+			return fmt.Errorf("stat %s: %w", info.Name, disk.Cause(err))
 		}
 	}
 	first := names[0] // the other names are links to it

@@ -108,7 +108,7 @@ func parse(text string) (o Owner, err error) {
 		return Owner{Instance: text}, nil
 	}
 	if err = json.Unmarshal([]byte(text), &o); err == nil && o.Instance == "" {
-		err = errors.New("it names no instance")
+		err = errors.New("it has no instance id")
 	}
 	return o, err
 }

@@ -191,7 +191,7 @@ type summed struct {
 	sum, want uint32
 }
 
-var errSum = errors.New("its bytes are not those that were stored, by their checksum")
+var errSum = errors.New("wrong checksum: the bytes are not those that were stored")
 
 func (s *summed) Read(p []byte) (int, error) {
 	n, err := s.ReadCloser.Read(p)

@@ -65,7 +65,7 @@ func parseParts(text string) (l location, err error) {
 	case u.User != nil:
 		return l, errors.New("keys don't belong in the URL, where others can read them: put them into a file, and name it with credentials=")
 	case u.Host == "":
-		return l, errors.New("the URL names no bucket")
+		return l, errors.New("the URL has no bucket")
 	case !bucketName.MatchString(u.Host):
 		return l, fmt.Errorf("invalid bucket name %q", u.Host)
 	case u.Fragment != "":

@@ -168,7 +168,7 @@ func (t *Tiered) fetch(e *entry, f *fill) {
 		}
 		var local localError
 		if errors.As(err, &local) {
-			t.trouble(fmt.Errorf("keep %s: %w", f.name, err))
+			t.trouble(fmt.Errorf("cache %s: %w", f.name, err))
 		}
 	}
 }

@@ -10,8 +10,8 @@ import (
 	"sync"
 )
 
-// errBehind means that a reader has switched to the store.
-var errBehind = errors.New("it is read from the storage itself")
+// errSwitched means that a reader has switched to the store.
+var errSwitched = errors.New("it is read from the storage itself")
 
 // reader reads a part of a copy, which may still be being fetched: a
 // [bytestore.GrowingFile]. If the copy fails, it continues with the store, if that still
@@ -41,7 +41,7 @@ func (r *reader) Read(p []byte) (int, error) {
 		if n > 0 || r.ctx.Err() != nil || errors.Is(err, bytestore.ErrDamaged) {
 			return n, err
 		}
-		if r.direct, err = r.openBehind(err); err != nil {
+		if r.direct, err = r.openStore(err); err != nil {
 			return 0, err
 		}
 	}
@@ -68,9 +68,9 @@ func (r *reader) fromCopy(p []byte) (int, error) {
 	return 0, err
 }
 
-// openBehind opens the rest in the store. why is the error of the copy, for the message if
+// openStore opens the rest in the store. why is the error of the copy, for the message if
 // the store fails as well.
-func (r *reader) openBehind(why error) (io.ReadCloser, error) {
+func (r *reader) openStore(why error) (io.ReadCloser, error) {
 	direct, now, err := r.t.Store.Open(r.ctx, r.info.Name, r.off, r.end-r.off)
 	if err == nil && !sameContent(now, r.info) {
 		direct.Close()
@@ -88,7 +88,7 @@ func (r *reader) Next() (int64, error) {
 		return 0, io.EOF
 	}
 	if r.direct != nil {
-		return 0, errBehind
+		return 0, errSwitched
 	}
 	there := r.end
 	if f := r.fill; f != nil {

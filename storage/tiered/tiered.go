@@ -111,7 +111,7 @@ type Tiered struct {
 
 // New returns a cache in front of a store. The caller closes the store after the cache. New
 // returns before it has scanned the directory; until then, all reads go to the store.
-func New(behind bytestore.Store, options Options) (*Tiered, error) {
+func New(store bytestore.Store, options Options) (*Tiered, error) {
 	if options.MaxSize <= 0 {
 		return nil, fmt.Errorf("cache %s: size %d must be positive", options.Directory, options.MaxSize)
 	}
@@ -120,7 +120,7 @@ func New(behind bytestore.Store, options Options) (*Tiered, error) {
 		return nil, fmt.Errorf("cache %s: %w", options.Directory, err)
 	}
 	t := &Tiered{
-		Store: behind, directory: directory, max: options.MaxSize, log: options.Log, now: options.Now,
+		Store: store, directory: directory, max: options.MaxSize, log: options.Log, now: options.Now,
 		mostFills: 16 * runtime.GOMAXPROCS(0), stalled: stalled, checkTimeout: checkTimeout, writeAt: (*os.File).WriteAt,
 		scanned: make(chan struct{}), entries: make(map[key]*entry),
 	}
