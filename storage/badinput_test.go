@@ -14,8 +14,7 @@ import (
 	"nar-herder/storage/importer"
 )
 
-// TestBadNarinfos: each one that can't be taken fails by itself, and the rest
-// is done.
+// TestBadNarinfos: each bad narinfo fails by itself, and the others are imported.
 func TestBadNarinfos(t *testing.T) {
 	t.Parallel()
 	good := fake{n: 1, content: "good"}
@@ -57,14 +56,14 @@ func TestBadNarinfos(t *testing.T) {
 			if !has(filepath.Join(source, bad.name()), bad.content) || !has(file, test.text) {
 				t.Error("what was not imported is gone from the source")
 			}
-			// Once it is mended, it comes in.
+			// After it is corrected, it is imported.
 			lay(t, source, bad)
 			wantOutcomes(t, importAll(t, s, importer.Options{}, source), "1 added, 1 known")
 		})
 	}
 }
 
-// TestOddSources: things of other kinds among narinfos and nars.
+// TestOddSources: other kinds of files among narinfos and nars.
 func TestOddSources(t *testing.T) {
 	t.Parallel()
 	good := fake{n: 1, content: "good"}
@@ -115,7 +114,7 @@ func TestOddSources(t *testing.T) {
 	}
 }
 
-// TestImportNames: what is named on the command line and can't be read.
+// TestImportNames: names on the command line that can't be read.
 func TestImportNames(t *testing.T) {
 	t.Parallel()
 	s := newPlace(t).openTest(t)
@@ -136,7 +135,7 @@ func TestImportNames(t *testing.T) {
 	}
 }
 
-// TestImportCancelled: it ends soon, and leaves nothing half done.
+// TestImportCancelled: a cancelled import ends soon, and leaves no partial files.
 func TestImportCancelled(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)

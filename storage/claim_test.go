@@ -16,8 +16,7 @@ import (
 	"nar-herder/storage/owner"
 )
 
-// lookedFor is a store that is far away, and lets nobody look for a file before some others
-// do, but for the first.
+// lookedFor is a remote store. Looking for a file, except the first, waits for other calls.
 type lookedFor struct {
 	bytestore.Store
 	looks  atomic.Int64
@@ -37,7 +36,7 @@ func (s *lookedFor) Stat(ctx context.Context, name string) (bytestore.Info, erro
 	return s.Store.Stat(ctx, name)
 }
 
-// TestClaimSamples: of nars that few items have, a quarter may be missing.
+// TestClaimSamples: up to a quarter of a few nars may be missing.
 func TestClaimSamples(t *testing.T) {
 	t.Parallel()
 	p := placeIn(t, memoryDir(t))
@@ -68,7 +67,7 @@ func TestClaimSamples(t *testing.T) {
 	}
 }
 
-// TestImportInUse: the log says once why nars of a storage or an export are copied.
+// TestImportInUse: an import logs once that it copies the nars of a storage or an export.
 func TestImportInUse(t *testing.T) {
 	t.Parallel()
 	for _, marker := range []string{bytestore.OwnerName, bytestore.IdentityName, bytestore.ExportName, "else"} {

@@ -17,7 +17,7 @@ import (
 	"nar-herder/storage/index"
 )
 
-// holds is a guard that has nothing against it.
+// holds is a guard that allows everything.
 func holds(*index.Tx, map[narinfo.PathHash]index.ChangeKind) error { return nil }
 
 func itemOf(t testing.TB, s *storage.Storage, f fake) *storage.Item {
@@ -37,7 +37,7 @@ func TestEvict(t *testing.T) {
 	importAll(t, s, importer.Options{}, laid(t, going, staying, changing))
 	since := lastChange(t, p)
 	items := []*storage.Item{itemOf(t, s, going), itemOf(t, s, changing)}
-	// Between the decision and the deed, one of them is given another narinfo.
+	// Between decision and deletion, one of them gets another narinfo.
 	again := changing
 	again.note = "signed again"
 	wantOutcomes(t, importAll(t, s, importer.Options{}, laid(t, again)), "1 updated")
@@ -58,18 +58,18 @@ func TestEvict(t *testing.T) {
 	wantServed(t, s, staying)
 	wantServed(t, s, again)
 	wantFindings(t, s)
-	// Nothing goes when the guard says so.
+	// If the guard refuses, nothing is removed.
 	refused := errors.New("refused")
 	if _, _, err := deletion.Evict(t.Context(), s, []*storage.Item{itemOf(t, s, staying)}, lastChange(t, p), func(*index.Tx, map[narinfo.PathHash]index.ChangeKind) error { return refused }); !errors.Is(err, refused) {
 		t.Errorf("%v", err)
 	}
 	wantServed(t, s, staying)
-	// It can come again.
+	// It can be added again.
 	wantOutcomes(t, importAll(t, s, importer.Options{}, laid(t, going)), "1 completed")
 	wantServed(t, s, going)
 }
 
-// lastChange is the number of the newest change in the index.
+// lastChange returns the number of the newest change in the index.
 func lastChange(t testing.TB, p place) int64 {
 	t.Helper()
 	x, err := index.Open(context.Background(), p.database, index.Options{})
@@ -84,15 +84,15 @@ func lastChange(t testing.TB, p place) int64 {
 	return last
 }
 
-// TestEvictFails has bytes that can't be deleted: no row claims them, the error
-// says so, and they go when they can.
+// TestEvictFails: if bytes can't be deleted, no row claims them, the error says so, and
+// they are deleted once that is possible.
 func TestEvictFails(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
 	s := p.openTest(t)
 	item := fake{n: 1, content: "goes"}
 	importAll(t, s, importer.Options{}, laid(t, item))
-	// A directory in its place can't be removed as a file.
+	// A directory in its place can't be removed like a file.
 	file := filepath.Join(p.store, item.name())
 	broken := p.openWith(t, func(b bytestore.Store) bytestore.Store { return noRemove{b} })
 	if _, _, err := deletion.Evict(t.Context(), broken, []*storage.Item{itemOf(t, s, item)}, lastChange(t, p), holds); err == nil || !strings.Contains(err.Error(), "it is stuck") {
@@ -110,7 +110,7 @@ func TestEvictFails(t *testing.T) {
 	if dropped, err := deletion.DeletePending(t.Context(), s); err != nil || dropped.Size != 0 {
 		t.Errorf("again: %+v, %v", dropped, err)
 	}
-	// What is claimed again by then stays.
+	// A file that is claimed again by then stays.
 	importAll(t, s, importer.Options{}, laid(t, item))
 	if _, _, err := deletion.Evict(t.Context(), broken, []*storage.Item{itemOf(t, s, item)}, lastChange(t, p), holds); err == nil {
 		t.Error("no error")
@@ -223,7 +223,7 @@ func TestUsage(t *testing.T) {
 	}
 }
 
-// TestLeftoversBehindOne: one file that can't be deleted keeps no others.
+// TestLeftoversBehindOne: one file that can't be deleted does not block the others.
 func TestLeftoversBehindOne(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -234,7 +234,7 @@ func TestLeftoversBehindOne(t *testing.T) {
 		layNars(t, p.store, f)
 		names = append(names, f.name())
 	}
-	// The storage is this instance's.
+	// This instance owns the storage.
 	wantOutcomes(t, importAll(t, s, importer.Options{}, laid(t, fake{n: 1000, content: "stays"})), "1 added")
 	_, x := p.openAt(t, nil)
 	if err := x.Update(t.Context(), func(tx *index.Tx) error { return tx.AddLeftovers(names) }); err != nil {
@@ -263,7 +263,7 @@ func (s noRemoveOf) Remove(ctx context.Context, name string) error {
 	return s.Store.Remove(ctx, name)
 }
 
-// foresees is a store that can't delete one file, and tells so beforehand.
+// foresees is a store that can't delete one file, and reports that beforehand.
 type foresees struct {
 	bytestore.Store
 	stuck string
@@ -276,8 +276,8 @@ func (f foresees) MayRemove(name string) error {
 	return nil
 }
 
-// TestRemoveWithdrawnAround: an item whose file can't be deleted stays, and all that were
-// withdrawn later go.
+// TestRemoveWithdrawnAround: an item with a file that can't be deleted stays, and items
+// that were withdrawn later are removed.
 func TestRemoveWithdrawnAround(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -308,7 +308,7 @@ func TestRemoveWithdrawnAround(t *testing.T) {
 }
 
 // TestRestoredLeftovers: an item that is imported again after a backup keeps its nar when
-// the backup is restored, also if the nar was about to be deleted at the backup.
+// the backup is restored, even if the nar was a pending delete at the backup.
 func TestRestoredLeftovers(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
