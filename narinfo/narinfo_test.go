@@ -435,7 +435,7 @@ func FuzzParse(f *testing.F) {
 		}
 		again := mustParse(t, served)
 		if !bytes.Equal(again.Signed(), n.Signed()) || (again.Signed() == nil) != (n.Signed() == nil) || again.Signature() != n.Signature() {
-			t.Fatalf("AppendFiles changed what is signed to %q", again.Signed())
+			t.Fatalf("AppendFiles changed the signed bytes to %q", again.Signed())
 		}
 		last := again.Files[len(again.Files)-1]
 		path, err := last.Path()
@@ -444,7 +444,7 @@ func FuzzParse(f *testing.F) {
 			t.Fatalf("AppendFiles made %+v of %+v", again.Files, n.Files)
 		}
 		if again.StorePath != n.StorePath || again.NarHash != n.NarHash || !reflect.DeepEqual(again.References, n.References) {
-			t.Fatal("AppendFiles changed what the narinfo says")
+			t.Fatal("AppendFiles changed the fields of the narinfo")
 		}
 	})
 }

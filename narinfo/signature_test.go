@@ -195,7 +195,7 @@ func TestCheckSignatureEveryBit(t *testing.T) {
 		}
 		t.Logf("%s: of %d bits %d aren't signed, and %d change how the signature is written only", file, 8*len(text), unsigned, same)
 		if most := 8 * (len(text) - last + body - host); unsigned == 0 || unsigned > most || same > len(before) {
-			t.Errorf("%s: %d changes of what isn't signed, %d of forms", file, unsigned, same)
+			t.Errorf("%s: %d changes of unsigned bytes, %d of forms", file, unsigned, same)
 		}
 	}
 }

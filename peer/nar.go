@@ -19,7 +19,7 @@ import (
 const ViaHeader = "Via"
 
 // ErrNoRange reports a peer that sends whole files only.
-var ErrNoRange = errors.New("it sends the whole where a part was asked for")
+var ErrNoRange = errors.New("it sends the whole file instead of the requested part")
 
 // mostHops bounds the instances that forward a request.
 const mostHops = 8

@@ -261,7 +261,7 @@ func wantVerdicts(t *testing.T, p *Peer, items []*storage.Item, want string, is 
 		t.Errorf("error %v; want %v", err, is)
 	}
 	if err != nil && !strings.Contains(err.Error(), p.String()) {
-		t.Errorf("the error does not say who was asked: %v", err)
+		t.Errorf("the error does not name the peer: %v", err)
 	}
 	got := ""
 	for _, verdict := range verdicts {

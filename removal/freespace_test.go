@@ -154,14 +154,14 @@ func TestTwoGoals(t *testing.T) {
 			r := a.spaced(limit, minimum, b, "stored-on=B")
 			round(t, r)
 			if n := gone(a.state(12)); n != test.want {
-				t.Errorf("%d are gone, want %d\n%s", n, test.want, a.log)
+				t.Errorf("%d were removed, want %d\n%s", n, test.want, a.log)
 			}
 			for range 3 {
 				c.advance(time.Hour)
 				round(t, r)
 			}
 			if n := gone(a.state(12)); n != test.want || r.Warnings() != nil {
-				t.Errorf("%d are gone later, want %d; %v", n, test.want, r.Warnings())
+				t.Errorf("%d were removed later, want %d; %v", n, test.want, r.Warnings())
 			}
 		})
 	}
@@ -228,7 +228,7 @@ func TestLinkedNars(t *testing.T) {
 		c.advance(time.Minute)
 	}
 	if n := gone(a.state(20)); n != 3 {
-		t.Errorf("%d are gone, want 3\n%s", n, a.log)
+		t.Errorf("%d were removed, want 3\n%s", n, a.log)
 	}
 	// The export is updated.
 	for n := range 20 {
@@ -243,7 +243,7 @@ func TestLinkedNars(t *testing.T) {
 		c.advance(time.Minute)
 	}
 	if n := gone(a.state(20)); n != 3 || r.Warnings() != nil {
-		t.Errorf("%d are gone, want 3; %v\n%s", n, r.Warnings(), a.log)
+		t.Errorf("%d were removed, want 3; %v\n%s", n, r.Warnings(), a.log)
 	}
 }
 
@@ -263,7 +263,7 @@ func TestOthersFill(t *testing.T) {
 		v.others.Add(narBytes / 70)
 	}
 	if n := gone(a.state(20)); n < 9 || n > 11 {
-		t.Errorf("%d of 20 are gone on the first day\n%s", n, a.log)
+		t.Errorf("%d of 20 were removed on the first day\n%s", n, a.log)
 	}
 	if warnings := r.Warnings(); len(warnings) != 1 || !strings.Contains(warnings[0], "other programs") {
 		t.Errorf("warnings %q", warnings)
@@ -337,7 +337,7 @@ func TestMinimumFreeOnDisk(t *testing.T) {
 		round(t, r)
 	}
 	if n := gone(a.state(20)); n != 3 || r.Warnings() != nil {
-		t.Errorf("%d are gone, want 3; %v", n, r.Warnings())
+		t.Errorf("%d were removed, want 3; %v", n, r.Warnings())
 	}
 	if now, _, err := a.FreeSpace(); err != nil || now < free {
 		t.Errorf("%d bytes are free, %v; the minimum is %d", now, err, free)

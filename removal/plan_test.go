@@ -145,7 +145,7 @@ func TestGreatestKeeps(t *testing.T) {
 		gone += strings.Count(i.state(5), "r")
 	}
 	if gone < 5 {
-		t.Errorf("%d are gone of the ring", gone)
+		t.Errorf("%d nars of the ring were removed", gone)
 	}
 }
 

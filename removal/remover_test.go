@@ -67,13 +67,13 @@ func TestLimit(t *testing.T) {
 	r.SetLimit(usage - 7*per)
 	round(t, r)
 	if got := strings.Count(a.state(20), "r"); got != 7 {
-		t.Errorf("%d are gone after the limit was lowered", got)
+		t.Errorf("%d were removed after the limit was lowered", got)
 	}
 	r.SetLimit(-1)
 	round(t, r)
 	b.wantState(strings.Repeat("s", 20))
 	if got := strings.Count(a.state(20), "r"); got != 7 || counted(t, r, "narherder_storage_excess_bytes") != 0 {
-		t.Errorf("%d are gone without a limit", got)
+		t.Errorf("%d were removed without a limit", got)
 	}
 }
 
@@ -94,7 +94,7 @@ func TestLimitRaised(t *testing.T) {
 	})
 	round(t, r)
 	if gone := strings.Count(a.state(count), "r"); gone == 0 || gone > pageItems {
-		t.Errorf("%d of %d are gone", gone, count)
+		t.Errorf("%d of %d were removed", gone, count)
 	}
 	if r.Warnings() != nil {
 		t.Errorf("%v", r.Warnings())
@@ -218,8 +218,8 @@ func TestWithdrawNoMore(t *testing.T) {
 	}
 }
 
-// TestBetweenDecisionAndDeed: something changes while the other instance is asked.
-func TestBetweenDecisionAndDeed(t *testing.T) {
+// TestChangeAfterDecision: something changes while the other instance is asked.
+func TestChangeAfterDecision(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
 		criterion string
@@ -357,8 +357,8 @@ func TestFaults(t *testing.T) {
 			if failed := counted(t, r, "narherder_removal_failed_questions_total"); name != "storage is gone" && failed != 3 {
 				t.Errorf("%v failed questions", failed)
 			}
-			if n := strings.Count(a.log.String(), "stays there for now"); n != 1 {
-				t.Errorf("it was said %d times that the limit is not kept", n)
+			if n := strings.Count(a.log.String(), "is above its limit for now"); n != 1 {
+				t.Errorf("the missed limit was logged %d times", n)
 			}
 			if name == "storage is gone" {
 				if err := os.Rename(filepath.Join(b.directory, "away"), filepath.Join(b.directory, "nar")); err != nil {
@@ -378,8 +378,8 @@ func TestFaults(t *testing.T) {
 	}
 }
 
-// TestVanishesMidway: the other instance answers one question and then stops.
-func TestVanishesMidway(t *testing.T) {
+// TestPeerStops: the other instance answers one question and then stops.
+func TestPeerStops(t *testing.T) {
 	t.Parallel()
 	c := newClock()
 	a, b := newInstance(t, c), newInstance(t, c)
@@ -397,7 +397,7 @@ func TestVanishesMidway(t *testing.T) {
 	round(t, r)
 	state := a.state(count)
 	if gone := strings.Count(state, "r"); gone != chunkItems || strings.Contains(state, "!") {
-		t.Errorf("%d are gone, of which one answer was about %d", gone, chunkItems)
+		t.Errorf("%d were removed, and the one answer was about %d", gone, chunkItems)
 	}
 	// The transport may send each again on a new connection.
 	if asked := b.asked(); asked > 2*chunksAtOnce || len(r.Warnings()) != 1 {
@@ -453,7 +453,7 @@ func TestFewQuestions(t *testing.T) {
 		t.Errorf("%d questions about %d nars", asked, 500)
 	}
 	if gone := strings.Count(a.state(500), "r"); gone != 1 || r.Warnings() != nil {
-		t.Errorf("%d are gone, warnings %v", gone, r.Warnings())
+		t.Errorf("%d were removed, warnings %v", gone, r.Warnings())
 	}
 }
 
@@ -503,7 +503,7 @@ func TestEachOther(t *testing.T) {
 		}
 	}
 	if gone := strings.Count(here+there, "r"); gone != count {
-		t.Errorf("%d are gone, where one of two could go", gone)
+		t.Errorf("%d were removed, want at most one of two", gone)
 	}
 }
 
@@ -541,9 +541,9 @@ func TestReadOnlyStorage(t *testing.T) {
 	b.wantState(strings.Repeat("s", count))
 }
 
-// TestStrangerDeletes: files disappeared before the round: their rows follow, and the limit
+// TestFilesDisappear: files disappeared before the round: their rows follow, and the limit
 // applies to the existing files.
-func TestStrangerDeletes(t *testing.T) {
+func TestFilesDisappear(t *testing.T) {
 	t.Parallel()
 	c := newClock()
 	a, b := newInstance(t, c), newInstance(t, c)
@@ -621,7 +621,7 @@ func TestCountedTwiceAbove(t *testing.T) {
 		round(t, r)
 	}
 	if gone := strings.Count(a.state(20), "r"); gone != 3 {
-		t.Errorf("%d are gone, where 3 had to", gone)
+		t.Errorf("%d were removed, want 3", gone)
 	}
 }
 

@@ -59,7 +59,7 @@ func TestUndeletable(t *testing.T) {
 			t.Errorf("%v bytes of %v nars count as removed", bytes, nars)
 		}
 		if usage := counted(t, r, "narherder_storage_usage_bytes"); usage < 20*narBytes {
-			t.Errorf("the storage is said to take %v bytes", usage)
+			t.Errorf("the reported usage is %v bytes", usage)
 		}
 		if failed := counted(t, r, "narherder_removal_failed_deletions_total"); failed == 0 {
 			t.Error("no failure was counted")

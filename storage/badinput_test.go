@@ -54,7 +54,7 @@ func TestBadNarinfos(t *testing.T) {
 			wantServed(t, s, good)
 			wantFindings(t, s)
 			if !has(filepath.Join(source, bad.name()), bad.content) || !has(file, test.text) {
-				t.Error("what was not imported is gone from the source")
+				t.Error("a nar that was not imported was removed from the source")
 			}
 			// After it is corrected, it is imported.
 			lay(t, source, bad)
@@ -108,7 +108,7 @@ func TestOddSources(t *testing.T) {
 			wantServed(t, s, good)
 			wantFindings(t, s)
 			if !has(outside+"/secret", "secret!") || !has(filepath.Join(outside, bad.path().BaseName()), "secret!") {
-				t.Error("a file outside of the source is gone")
+				t.Error("a file outside of the source was removed")
 			}
 		})
 	}
@@ -131,7 +131,7 @@ func TestImportNames(t *testing.T) {
 		t.Error(err)
 	}
 	if got := new(importer.Summary).String(); got != "no narinfos found" {
-		t.Errorf("the summary of nothing is %q", got)
+		t.Errorf("the empty summary is %q", got)
 	}
 }
 

@@ -240,8 +240,8 @@ func TestOpenFileRanges(t *testing.T) {
 	}
 }
 
-// TestCheckGoesOn: files that can't be read are unknown, and the others are checked.
-func TestCheckGoesOn(t *testing.T) {
+// TestCheckContinues: files that can't be read are unknown, and the others are checked.
+func TestCheckContinues(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
 	s, reads := p.openReads(t, nil)

@@ -54,7 +54,7 @@ func TestClaimSamples(t *testing.T) {
 		return &lookedFor{Store: bytes, others: newMeeting(8)}
 	})
 	if err := owner.IsComplete(t.Context(), s); err != nil {
-		t.Errorf("nothing is missing: %v", err)
+		t.Errorf("no nar is missing: %v", err)
 	}
 	for i, remove := range []int{0, 4, 8} {
 		if err := os.Remove(filepath.Join(p.store, stored[remove].name())); err != nil {
@@ -84,7 +84,7 @@ func TestImportInUse(t *testing.T) {
 			want = 0
 		}
 		if n := strings.Count(logged.String(), from+" is a storage or an export: its nars are copied, not moved"); n != want {
-			t.Errorf("%s: it is said %d times, want %d: %s", marker, n, want, logged.String())
+			t.Errorf("%s: it is logged %d times, want %d: %s", marker, n, want, logged.String())
 		}
 		for _, item := range items {
 			if _, err := os.Stat(filepath.Join(from, item.name())); (err == nil) != (want == 1) {

@@ -136,7 +136,7 @@ func TestTwoForOneItem(t *testing.T) {
 					wantServed(t, s, winner)
 					for d, loser := range map[string]fake{"a": first[n], "b": second[n]} {
 						if options.Keep && !has(filepath.Join(source, d, loser.name()), loser.content) {
-							t.Errorf("%s/%s is gone", d, loser.name())
+							t.Errorf("%s/%s was removed", d, loser.name())
 						}
 					}
 				}

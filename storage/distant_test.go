@@ -82,9 +82,9 @@ func (s *distantStore) List(ctx context.Context) iter.Seq2[bytestore.Info, error
 	return s.Store.List(ctx)
 }
 
-// TestDistant: for a remote store, many calls run concurrently, and stored files are found
+// TestRemoteConcurrency: for a remote store, many calls run concurrently, and stored files are found
 // without a listing.
-func TestDistant(t *testing.T) {
+func TestRemoteConcurrency(t *testing.T) {
 	t.Parallel()
 	const count = 20
 	distant := &distantStore{commits: newMeeting(4), removals: newMeeting(4)}
@@ -117,7 +117,7 @@ func TestDistant(t *testing.T) {
 		return usage - before
 	}
 	if got := usage(); got != size {
-		t.Errorf("it takes %d bytes, want the %d that have come", got, size)
+		t.Errorf("the usage is %d bytes, want %d", got, size)
 	}
 	removals, err := s.RemoveAll(t.Context(), hashesOf(items), nil)
 	if err != nil {

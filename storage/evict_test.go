@@ -140,7 +140,7 @@ func TestWithdrawAndRemove(t *testing.T) {
 		t.Fatalf("%d, %v", len(withdrawn), err)
 	}
 	if _, err := s.Text(t.Context(), going.hash()); !errors.Is(err, storage.ErrNotFound) {
-		t.Errorf("its narinfo is still told: %v", err)
+		t.Errorf("its narinfo is still visible: %v", err)
 	}
 	if content, err := stored(s, going.hash(), 0); err != nil || content != "goes" {
 		t.Errorf("its nar: %q, %v", content, err)
@@ -149,7 +149,7 @@ func TestWithdrawAndRemove(t *testing.T) {
 	another := going
 	another.other, another.content = true, "another"
 	if results := importAll(t, s, importer.Options{}, laid(t, another)); outcomes(results) != "1 failed" {
-		t.Errorf("another nar of an item that goes: %s", outcomes(results))
+		t.Errorf("another nar of a withdrawn item: %s", outcomes(results))
 	}
 	if freed, err := deletion.RemoveWithdrawn(t.Context(), s, before.Add(narinfo.UnadvertisedTTL)); err != nil || freed.Items != 0 {
 		t.Errorf("too early: %+v, %v", freed, err)
@@ -223,8 +223,8 @@ func TestUsage(t *testing.T) {
 	}
 }
 
-// TestLeftoversBehindOne: one file that can't be deleted does not block the others.
-func TestLeftoversBehindOne(t *testing.T) {
+// TestPendingDeletes: one file that can't be deleted does not block the others.
+func TestPendingDeletes(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
 	s := p.openTest(t)
@@ -276,9 +276,9 @@ func (f foresees) MayRemove(name string) error {
 	return nil
 }
 
-// TestRemoveWithdrawnAround: an item with a file that can't be deleted stays, and items
+// TestRemoveOtherWithdrawn: an item with a file that can't be deleted stays, and items
 // that were withdrawn later are removed.
-func TestRemoveWithdrawnAround(t *testing.T) {
+func TestRemoveOtherWithdrawn(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
 	s := p.openTest(t)

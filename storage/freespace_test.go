@@ -80,7 +80,7 @@ func TestMinimumFreeImport(t *testing.T) {
 				}
 			}
 			if !has(filepath.Join(source, f.name()), f.content) {
-				t.Error("the nar is gone, although it was not imported")
+				t.Error("the nar was removed, although it was not imported")
 			}
 			wantFindings(t, s)
 			setMinimumFree(t, s, -1)

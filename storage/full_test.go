@@ -43,7 +43,7 @@ func TestFullStorage(t *testing.T) {
 		case !errors.Is(r.Err, syscall.ENOSPC):
 			t.Errorf("item %d: %v, want ENOSPC", f.n, r.Err)
 		case !has(filepath.Join(source, f.name()), f.content):
-			t.Errorf("the nar of item %d is gone, although it was not imported", f.n)
+			t.Errorf("the nar of item %d was removed, although it was not imported", f.n)
 		}
 	}
 	if added == 0 || added == count {
@@ -94,7 +94,7 @@ func TestFullDatabase(t *testing.T) {
 		case !errors.Is(r.Err, index.ErrFull):
 			t.Errorf("item %d: %v, %v; want ErrFull", f.n, r.Outcome, r.Err)
 		case !has(filepath.Join(source, f.name()), f.content):
-			t.Errorf("the nar of item %d is gone, although it was not imported", f.n)
+			t.Errorf("the nar of item %d was removed, although it was not imported", f.n)
 		default:
 			failed++
 		}

@@ -276,10 +276,10 @@ func TestWithReferences(t *testing.T) {
 		for n, f := range broken {
 			r := results[f.hash().String()+".narinfo"]
 			if n < 9 && (r.Err == nil || !strings.Contains(r.Err.Error(), chain[n+1].path().BaseName())) {
-				t.Errorf("item %d: %v, want it to name what is missing", n, r.Err)
+				t.Errorf("item %d: %v, want an error with the missing references", n, r.Err)
 			}
 			if n < 9 && !has(filepath.Join(source, f.name()), f.content) {
-				t.Errorf("the nar of item %d is gone, although it was not imported", n)
+				t.Errorf("the nar of item %d was removed, although it was not imported", n)
 			}
 		}
 		wantFindings(t, s)

@@ -33,7 +33,7 @@ func kill(t *testing.T, h *helper, after time.Duration) {
 	timer := time.AfterFunc(after, func() { _ = h.Process.Kill() })
 	defer timer.Stop()
 	if _, err := h.out.ReadString(0); err == nil {
-		t.Error("the helper says something")
+		t.Error("the helper printed something")
 	}
 	_ = h.Wait()
 }

@@ -98,7 +98,7 @@ func TestOutcomes(t *testing.T) {
 					if stays := keep || test.stays && i == 0; !stays && !gone(name) && r.Bytes > 0 && i == 0 {
 						t.Errorf("%s was not moved", file.name())
 					} else if stays && !has(name, file.content) && (keep || test.want == importer.Kept) {
-						t.Errorf("%s is gone from the source", file.name())
+						t.Errorf("%s was removed from the source", file.name())
 					}
 				}
 				for _, name := range test.dropped {
@@ -246,7 +246,7 @@ func TestURLsThatLeadOut(t *testing.T) {
 				t.Errorf("%v, %v; want it to fail and name the URL", r.Outcome, r.Err)
 			}
 			if errors.Is(r.Err, fs.ErrNotExist) {
-				t.Errorf("%v: somebody has looked for the file", r.Err)
+				t.Errorf("%v: the file was looked for", r.Err)
 			}
 			if !has(filepath.Join(top, "secret"), "secret!") || !has(filepath.Join(top, "source", "secret"), "secret!") {
 				t.Error("the file was taken")

@@ -182,7 +182,7 @@ func startHelper(t testing.TB, p place, task string, sources ...string) *helper 
 	}
 	h := &helper{command, bufio.NewReader(out), input}
 	if line, err := h.out.ReadString('\n'); err != nil || line != "ready\n" {
-		t.Errorf("the helper says %q, %v", line, err)
+		t.Errorf("the helper printed %q, %v", line, err)
 	}
 	return h
 }

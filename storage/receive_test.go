@@ -211,7 +211,7 @@ func TestAdopt(t *testing.T) {
 		item := itemOf(t, s, test.fake)
 		lies, err := s.HasUnrecorded(t.Context(), item, 0)
 		if err != nil || lies != test.lies {
-			t.Errorf("item %d: lies there: %v, %v", test.n, lies, err)
+			t.Errorf("item %d: unrecorded: %v, %v", test.n, lies, err)
 		}
 		if !lies {
 			continue
@@ -247,6 +247,6 @@ func TestSpool(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := q.openTest(t).Spool(""); err == nil {
-		t.Error("the spool leads out of the storage")
+		t.Error("the spool is outside of the storage")
 	}
 }

@@ -119,7 +119,7 @@ func TestRemoveAll(t *testing.T) {
 	}
 	for _, f := range items[:len(items)-1] {
 		if told[f.hash()] != 1 {
-			t.Errorf("the removal of item %d is told %d times", f.n, told[f.hash()])
+			t.Errorf("the removal of item %d is published %d times", f.n, told[f.hash()])
 		}
 		if !gone(filepath.Join(p.store, f.name())) {
 			t.Errorf("the nar of item %d is left", f.n)
@@ -181,7 +181,7 @@ func TestRemoveFaults(t *testing.T) {
 			for n, r := range removals {
 				if r.Err == nil {
 					if name := items[n].name(); !gone(filepath.Join(p.store, name)) {
-						t.Errorf("%v at %d: %s is left, and no error says so", mode, at, name)
+						t.Errorf("%v at %d: %s is left, without an error", mode, at, name)
 					}
 					continue
 				}

@@ -179,7 +179,7 @@ func TestRepair(t *testing.T) {
 						t.Errorf("%+v", repair)
 					}
 					if !has(filepath.Join(p.store, quarantine), string(wrong)) {
-						t.Error("what was wrong is not in quarantine")
+						t.Error("the wrong file is not in quarantine")
 					}
 				}
 				wantAllFindings(t, s, left...)
@@ -317,7 +317,7 @@ func TestRepairLeaves(t *testing.T) {
 	}
 	repairAll(want)
 	if !has(left, "left") {
-		t.Error("a new temporary file is gone")
+		t.Error("a new temporary file was removed")
 	}
 	now = now.Add(25 * time.Hour)
 	want["temporary .nar-herder-LEFT"] = check.Deleted

@@ -92,7 +92,7 @@ func repairFault(t *testing.T, damage string, harm func(t testing.TB, file, cont
 		}
 	}
 	if readErr == nil && !has(file, string(wrong)) && !has(filepath.Join(p.store, "quarantine", f.name()), string(wrong)) {
-		t.Errorf("%s: what was wrong is lost", where)
+		t.Errorf("%s: the wrong file is lost", where)
 	}
 	wantServed(t, s, other)
 

@@ -147,9 +147,9 @@ func TestInterruptedReplacement(t *testing.T) {
 	})
 }
 
-// TestDoubtStays: an addition that fails in its transaction, because its reference was just
+// TestUnknownStays: an addition that fails in its transaction, because its reference was just
 // removed, does not make a row claim a file that an earlier one left unknown.
-func TestDoubtStays(t *testing.T) {
+func TestUnknownStays(t *testing.T) {
 	t.Parallel()
 	before := fake{n: 1, content: "the nar", nar: "before"}
 	after := fake{n: 1, content: "THE NAR", nar: "after"}
@@ -244,9 +244,9 @@ func TestReplacementNotBegun(t *testing.T) {
 	}
 }
 
-// TestMendedInPlace: a damaged file is replaced by the right one while its row claims it.
+// TestRepairedInPlace: a damaged file is replaced by the right one while its row claims it.
 // If the row didn't, clients would get a 404.
-func TestMendedInPlace(t *testing.T) {
+func TestRepairedInPlace(t *testing.T) {
 	t.Parallel()
 	item := fake{n: 1, content: "the nar"}
 	p := newPlace(t)

@@ -155,9 +155,9 @@ func TestImportOfAnother(t *testing.T) {
 	}
 }
 
-// TestImportLyingThere: a file in the storage is recorded only if no user can write to it
+// TestImportStored: a file in the storage is recorded only if no user can write to it
 // who can't write to the storage.
-func TestImportLyingThere(t *testing.T) {
+func TestImportStored(t *testing.T) {
 	t.Parallel()
 	f := fake{n: 1, content: "the nar of the item"}
 	for _, test := range []struct {

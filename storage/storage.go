@@ -280,7 +280,7 @@ func (s *Storage) OpenFile(ctx context.Context, item *Item, n int, offset, lengt
 }
 
 // openWhole opens a file and compares its size with the row. If the sizes differ, the info
-// describes what is stored.
+// describes the stored file.
 func (s *Storage) openWhole(ctx context.Context, item *Item, n int, offset, length int64) (io.ReadCloser, bytestore.Info, error) {
 	reader, info, err := s.bytes.Open(ctx, item.names[n], offset, length)
 	if errors.Is(err, fs.ErrNotExist) {

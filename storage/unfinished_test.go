@@ -191,7 +191,7 @@ func TestRemoveUnfinishedFails(t *testing.T) {
 			t.Errorf("%d warnings, want one of the listing: %s", n, log)
 		}
 		if left, _ := store.count(); left != 0 {
-			t.Errorf("%d are left of what was listed", left)
+			t.Errorf("%d of the listed uploads are left", left)
 		}
 		cancel()
 		<-done

@@ -238,9 +238,9 @@ func TestVerifyUnknown(t *testing.T) {
 	}
 }
 
-// TestVerifyGoesOn: an interrupted pass reads each file once in total, and reports files
+// TestVerifyResumes: an interrupted pass reads each file once in total, and reports files
 // again that were wrong before.
-func TestVerifyGoesOn(t *testing.T) {
+func TestVerifyResumes(t *testing.T) {
 	t.Parallel()
 	const count, first = 40, 17
 	for name, stop := range map[string]func(cancel func()) (goOn bool){

@@ -38,7 +38,7 @@ func TestNotOwner(t *testing.T) {
 
 	second := p.beside(t).openTestAs(t, nil, storage.Options{MayWrite: notOwner})
 	if second.IsOurs(t.Context()) {
-		t.Error("the second says that the storage is its own")
+		t.Error("the second instance claims the storage")
 	}
 	// Existing nars can be served.
 	beside := t.TempDir()
@@ -132,7 +132,7 @@ func TestOwnerUnknown(t *testing.T) {
 	}
 	failure.Store(nil)
 	if dropped, err := deletion.DeletePending(t.Context(), s); err != nil || dropped.Size != 3 {
-		t.Errorf("when it can be read again: %+v, %v; want what was left dropped", dropped, err)
+		t.Errorf("when it can be read again: %+v, %v; want the pending deletes done", dropped, err)
 	}
 }
 
@@ -264,10 +264,10 @@ func TestReadOnly(t *testing.T) {
 		t.Fatal(err)
 	}
 	if freed, err := deletion.RemoveWithdrawn(t.Context(), front, time.Now().AddDate(1, 0, 0)); err != nil || freed.Size != 0 {
-		t.Errorf("what was withdrawn: %+v, %v", freed, err)
+		t.Errorf("withdrawn items: %+v, %v", freed, err)
 	}
 	if _, err := front.Item(t.Context(), withdrawn.hash()); !errors.Is(err, storage.ErrNotFound) {
-		t.Errorf("what was withdrawn is still there: %v", err)
+		t.Errorf("the withdrawn item still exists: %v", err)
 	}
 	wantServed(t, front, items[0])
 	wantServed(t, front, items[1])
@@ -284,7 +284,7 @@ func TestReadOnly(t *testing.T) {
 	write(t, filepath.Join(p.store, items[1].name()), "longer than before")
 	for _, item := range items[:2] {
 		if _, err := stored(front, item.hash(), 0); !errors.Is(err, storage.ErrNotStored) {
-			t.Errorf("gone: %v, want ErrNotStored", err)
+			t.Errorf("removed: %v, want ErrNotStored", err)
 		}
 	}
 	found, err := front.ItemsAt(t.Context(), hashesOf(items))

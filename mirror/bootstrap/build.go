@@ -54,8 +54,8 @@ type build struct {
 	source string
 	// doing receives a line of progress.
 	doing func(string)
-	// count is the expected number of items, and fallback the time of those whose own time
-	// makes no sense.
+	// count is the expected number of items, and fallback the time of items without a valid
+	// time.
 	count    int64
 	fallback time.Time
 	now      time.Time

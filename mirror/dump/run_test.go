@@ -233,7 +233,7 @@ func TestChanged(t *testing.T) {
 		return changed
 	}
 	if !changed() {
-		t.Error("without a dump, nothing is to be dumped")
+		t.Error("without a dump, no dump is due")
 	}
 	mustMake(t, m)
 	if changed() {

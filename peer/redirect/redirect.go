@@ -102,7 +102,7 @@ func (s *Transport) RoundTrip(request *http.Request) (*http.Response, error) {
 		return s.Own.RoundTrip(request)
 	}
 	if proxy, err := redact.Proxy(request); err == nil && proxy != nil {
-		return s.Own.RoundTrip(request) // what is dialed is the proxy
+		return s.Own.RoundTrip(request) // to the proxy
 	}
 	return s.Other.RoundTrip(request)
 }

@@ -67,7 +67,7 @@ func TestNamed(t *testing.T) {
 			}
 			_, err := p.Text(t.Context(), removaltest.Path(n).Hash)
 			if told := err == nil; told != (kept || named.DryRun) {
-				t.Errorf("%+v: clients are told of item %d: %v", named, n, told)
+				t.Errorf("%+v: item %d is visible to clients: %v", named, n, told)
 			}
 		}
 		if !errors.Is(results[9], storage.ErrNotFound) {

@@ -115,7 +115,7 @@ func TestWithdrawnRun(t *testing.T) {
 		time.Sleep(withdrawnInterval)
 		synctest.Wait()
 		if p.Has(t, 1) || !p.Has(t, 2) || !p.Has(t, 3) {
-			t.Error("not what was due is removed")
+			t.Error("the due items were not removed")
 		}
 		stop()
 		<-ended
@@ -183,9 +183,9 @@ func TestPinKeepsWithdrawn(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := p.Text(t.Context(), needed); err != nil {
-		t.Errorf("what the pinned item needs: %v", err)
+		t.Errorf("the dependency of the pinned item: %v", err)
 	}
 	if _, err := p.Item(t.Context(), other); !errors.Is(err, storage.ErrNotFound) {
-		t.Errorf("what nobody needs: %v", err)
+		t.Errorf("the unreferenced item: %v", err)
 	}
 }
