@@ -354,7 +354,7 @@ func (p *Peer) judgeReply(body []byte, nonce string, items []*storage.Item, stor
 	verdicts = make([]Verdict, len(items))
 	for i, nar := range reply.Nars {
 		if hash := items[i].Hash.String(); nar.Hash != hash {
-			return nil, who, fmt.Errorf("%w: it is about %q where %s was asked for", ErrAnswer, nar.Hash, hash)
+			return nil, who, fmt.Errorf("%w: it is about %q, not about %s", ErrAnswer, nar.Hash, hash)
 		}
 		verdicts[i] = judge(items[i], nar, false)
 	}

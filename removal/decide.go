@@ -138,7 +138,7 @@ func (r *Remover) match(ctx context.Context, page []candidate, usable []criteria
 			}
 			if criterion.Unreferenced {
 				// An item without a nar here is still served, and needs its references;
-				// these are available where its nar is.
+				// these are available at the instance with its nar.
 				referred, err := r.index.IsReferredTo(ctx, c.item.Hash, len(criterion.StoredOn) > 0)
 				if err != nil {
 					return nil, err

@@ -320,7 +320,7 @@ func (s *Storage) missing(ctx context.Context, err error) error {
 // sizeMatches compares a file with its row.
 func (s *Storage) sizeMatches(ctx context.Context, item *Item, n int, info bytestore.Info) error {
 	if want := item.StoredSize(n); info.Size != want {
-		return s.mismatch(ctx, fmt.Errorf("%w: %s in storage %s has %d bytes where the index has %d", ErrMismatch, item.names[n], s.bytes, info.Size, want))
+		return s.mismatch(ctx, fmt.Errorf("%w: %s in storage %s has %d bytes, the index says %d", ErrMismatch, item.names[n], s.bytes, info.Size, want))
 	}
 	return nil
 }

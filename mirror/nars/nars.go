@@ -27,7 +27,7 @@ import (
 	"nar-herder/storage/index"
 )
 
-// Source is where nars come from, such as [nar-herder/peer.Peers].
+// Source provides nars, such as [nar-herder/peer.Peers].
 type Source interface {
 	// OpenFile opens an item's Nth file: length bytes from offset on, or all that follow
 	// if length is negative. via is the client's Via header. The error is

@@ -15,7 +15,7 @@ import (
 	"nar-herder/storage/index"
 )
 
-// Source is where files can be fetched from again, such as another instance.
+// Source provides files again, such as another instance.
 type Source interface {
 	// Fetch opens an item's Nth file. The bytes may be wrong: they are checked before they
 	// are stored. The error is [storage.ErrNotStored] if the source certainly doesn't have
