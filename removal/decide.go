@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"nar-herder/internal/pace"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
 	"nar-herder/removal/criteria"
@@ -105,10 +106,7 @@ func (r *Remover) makeWay(ctx context.Context, worked time.Duration, answered in
 	if float64(answered) < busyRate*worked.Seconds() {
 		return
 	}
-	select {
-	case <-time.After(min(paceFactor*worked, mostPause)):
-	case <-ctx.Done():
-	}
+	_ = pace.Sleep(ctx, min(paceFactor*worked, mostPause))
 }
 
 // match returns the items of a page that match the local conditions of criteria, with these

@@ -68,7 +68,7 @@ func (s *space) observe(now time.Time, l look) {
 		if late < 0 {
 			s.pay(-late)
 		}
-		// Of the others, only bytes that were removed just now are late: other programs may
+		// If they aren't, only those that were removed just now are late: other programs may
 		// have taken the rest.
 		linked := min(max(late, 0), l.linked-s.last.linked)
 		s.owe(now.Add(linkedFor), linked)
