@@ -576,7 +576,7 @@ func TestRecords(t *testing.T) {
 	slowly.Store(true)
 	locate(errAny)
 	if !p.isResting() {
-		t.Error("a slow answer of 500 to a look for a nar is no failure")
+		t.Error("a slow answer of 500 to Locate does not count as a failure")
 	}
 	wantVerdicts(t, p, items, "y", nil)
 	if !p.isResting() {

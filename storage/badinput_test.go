@@ -49,7 +49,7 @@ func TestBadNarinfos(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), test.word) {
 				t.Errorf("%v, want it to say %q", err, test.word)
 			} else if strings.ContainsAny(err.Error(), "\n\x00\x1b") {
-				t.Errorf("%q is no line of text", err)
+				t.Errorf("%q is not a line of text", err)
 			}
 			wantServed(t, s, good)
 			wantFindings(t, s)

@@ -113,7 +113,7 @@ func operations() []operation {
 		{name: "add", lay: []fake{one}, do: adding(move, one), after: []fake{one}},
 		{name: "add a copy", lay: []fake{one}, do: adding(keep, one), after: []fake{one}, copies: true},
 		{name: "add two files", lay: []fake{both}, do: adding(move, both), after: []fake{both}},
-		{name: "add what lies there", strays: []fake{one}, do: adding(move, one), after: []fake{one}},
+		{name: "add a stored file", strays: []fake{one}, do: adding(move, one), after: []fake{one}},
 		{name: "add two items", lay: []fake{one, two}, do: adding(move, one, two), after: []fake{one, two}},
 		{name: "update the text", before: []fake{one}, lay: []fake{signed},
 			do: adding(move, signed), after: []fake{signed}},

@@ -300,7 +300,7 @@ func TestRemoveOtherWithdrawn(t *testing.T) {
 		t.Errorf("%+v, %v", freed, err)
 	}
 	if gone(filepath.Join(p.store, items[0].name())) {
-		t.Error("the item whose file can't be deleted has lost it")
+		t.Error("the item with the undeletable file has lost it")
 	}
 	if freed, err := deletion.RemoveWithdrawn(t.Context(), s, time.Now().Add(48*time.Hour)); err != nil || freed.Items != 1 {
 		t.Errorf("%+v, %v", freed, err)

@@ -351,7 +351,7 @@ func TestBackup(t *testing.T) {
 	m.options.Interval = 24 * time.Hour
 	generations, err := m.Published().Generations()
 	if err != nil || len(generations) != 1 || generations[0].LastChange != 3 {
-		t.Errorf("served are %+v, %v; want the one that is no newer", generations, err)
+		t.Errorf("served are %+v, %v; want only the older one", generations, err)
 	}
 	must(t, add(t.Context(), x, 7))
 	mustMake(t, m)
