@@ -233,7 +233,7 @@ func TestBeginDamaged(t *testing.T) {
 		t.Errorf("the mirror has\n%s", strings.Join(own.list(), "\n"))
 	}
 	if n := strings.Count(log.String(), "damaged"); n != 1 || asked != 4 {
-		t.Errorf("it was asked for %d times, want 4, and damage told %d times, want once:\n%s", asked, n, log)
+		t.Errorf("%d requests, want 4; damage logged %d times, want once:\n%s", asked, n, log)
 	}
 }
 

@@ -113,7 +113,7 @@ func TestDamagedRemoval(t *testing.T) {
 		t.Errorf("it is still shown: %v", err)
 	}
 	if told := own.told(); !strings.HasSuffix(told[len(told)-2], " - "+testPath(1).String()) {
-		t.Errorf("others are told %q", told)
+		t.Errorf("published changes %q", told)
 	}
 	own.rewrite("UPDATE narinfos SET checksum = checksum - 1 WHERE id = 2")
 	if items, err := own.index.DeletableItems(t.Context(), time.Now().Add(100*24*time.Hour), 10); err != nil || len(items) != 1 || items[0].Mirrored {

@@ -55,7 +55,7 @@ func TestFollow(t *testing.T) {
 	for _, i := range []*instance{middle.instance, last.instance} {
 		log := i.told()
 		if from := len(log) - len(news); from < 0 || !slices.Equal(log[from:], news) {
-			t.Errorf("the changes are told as\n%q\nwant\n%q", log[max(0, from):], news)
+			t.Errorf("published changes\n%q\nwant\n%q", log[max(0, from):], news)
 		}
 	}
 	// A restart resumes.
@@ -298,8 +298,8 @@ func TestDamagedStream(t *testing.T) {
 	}
 }
 
-// TestDamagedInMidst: if one of several changes, or its event, is damaged, none is lost.
-func TestDamagedInMidst(t *testing.T) {
+// TestDamagedAmongOthers: if one of several changes, or its event, is damaged, none is lost.
+func TestDamagedAmongOthers(t *testing.T) {
 	t.Parallel()
 	for name, damage := range map[string]func(text string) string{
 		"a change": func(text string) string { return strings.Replace(text, "Version: 8", "Version: 9", 1) },
@@ -381,9 +381,9 @@ func replaceAfter(text, after, old, with string) string {
 	return text[:i] + strings.Replace(text[i:], old, with, 1)
 }
 
-// TestBackupPutBack: a mirror notices that its source was restored to an earlier state,
+// TestBackupRestored: a mirror notices that its source was restored to an earlier state,
 // even if the source's log has grown to the same length since.
-func TestBackupPutBack(t *testing.T) {
+func TestBackupRestored(t *testing.T) {
 	t.Parallel()
 	source := newInstance(t)
 	source.add(at(1), testInfo(1, 1, 1))
@@ -478,6 +478,6 @@ func TestStreamEndsWhole(t *testing.T) {
 		t.Error(err)
 	}
 	if !handler.ended.Load() {
-		t.Error("the reader goes on")
+		t.Error("the reader continues")
 	}
 }

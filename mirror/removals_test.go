@@ -33,9 +33,9 @@ func numbers(from, to int) (all []int) {
 	return all
 }
 
-// TestRemovalsAtOddTimes: neither odd times of its changes nor a restart of the mirror hide
+// TestRemovalsAtWrongTimes: neither odd times of its changes nor a restart of the mirror hide
 // a mass removal at the source.
-func TestRemovalsAtOddTimes(t *testing.T) {
+func TestRemovalsAtWrongTimes(t *testing.T) {
 	t.Parallel()
 	for name, when := range map[string]func(n int) time.Time{
 		"an hour apart":     func(n int) time.Time { return at(0).Add(time.Duration(n) * 61 * time.Minute) },
@@ -116,9 +116,9 @@ func TestRemovalsByDumps(t *testing.T) {
 	}
 }
 
-// TestRemovalsOfOthers: removals of unknown items, and accepted removals, don't count
+// TestRemovalsOfUnknown: removals of unknown items, and accepted removals, don't count
 // against a source.
-func TestRemovalsOfOthers(t *testing.T) {
+func TestRemovalsOfUnknown(t *testing.T) {
 	t.Parallel()
 	source, own := many(t), newInstance(t)
 	m := mirrorOf2(t, own, source, filepath.Join(t.TempDir(), "download"))
@@ -134,11 +134,11 @@ func TestRemovalsOfOthers(t *testing.T) {
 		return b.next.Removals, err
 	}
 	if removals, err := apply(1000, 1400); err != nil || len(removals) != 0 {
-		t.Errorf("removals of what is not here: %v, %v are counted", err, removals)
+		t.Errorf("removals of unknown items: %v, %v are counted", err, removals)
 	}
 	var refused *health.RefusedError
 	if _, err := apply(0, 200); !errors.As(err, &refused) {
-		t.Errorf("of what is here: %v", err)
+		t.Errorf("removals of known items: %v", err)
 	}
 	if err := Accept(t.Context(), own.index, m.Now()); err != nil {
 		t.Fatal(err)
@@ -163,6 +163,6 @@ func TestWithRemovals(t *testing.T) {
 		t.Errorf("%v, want %v", got, want)
 	}
 	if len(done) != 5 {
-		t.Error("what was done has changed")
+		t.Error("the earlier removals have changed")
 	}
 }

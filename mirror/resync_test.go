@@ -75,7 +75,7 @@ func TestRefusedOnce(t *testing.T) {
 		t.Errorf("its dump was downloaded %d times", n)
 	}
 	if _, err := os.Stat(f.Downloads + ".dump"); err != nil {
-		t.Errorf("what was downloaded is gone: %v", err)
+		t.Errorf("the download was removed: %v", err)
 	}
 	// After a restart, the download is still complete.
 	if _, err := mirrorOf2(t, own, source, f.Downloads).step(t.Context()); !errors.As(err, &refused) {
@@ -151,7 +151,7 @@ func TestDumpTooOld(t *testing.T) {
 		t.Errorf("the dump was downloaded %d times", n)
 	}
 	if n := len(own.list()); n != 1 {
-		t.Errorf("%d items are there, want what was there", n)
+		t.Errorf("%d items, want the same as before", n)
 	}
 	source.dump(true)
 	if _, err := f.step(t.Context()); err != nil {
@@ -160,9 +160,9 @@ func TestDumpTooOld(t *testing.T) {
 	f.same(source)
 }
 
-// TestDumpStays: a download is kept if the program stops or a merge fails for unrelated
+// TestDumpKept: a download is kept if the program stops or a merge fails for unrelated
 // reasons, and is not downloaded again.
-func TestDumpStays(t *testing.T) {
+func TestDumpKept(t *testing.T) {
 	t.Parallel()
 	source, own := newInstance(t), newInstance(t)
 	for n := range 1500 {
@@ -239,9 +239,9 @@ func TestBadDump(t *testing.T) {
 	}
 }
 
-// TestOriginalOnceOurs: an original that started from a dump of this program repeats that
+// TestOriginalFromOurDump: an original that started from a dump of this program repeats that
 // dump's numbers, which the mirror ignores.
-func TestOriginalOnceOurs(t *testing.T) {
+func TestOriginalFromOurDump(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{"another's", "our own"} {
 		t.Run(name, func(t *testing.T) {
@@ -260,15 +260,15 @@ func TestOriginalOnceOurs(t *testing.T) {
 			f.same(o.instance)
 			f.stop()
 			if place, err := cursor.Read(t.Context(), own.index); err != nil || place.Instance != "" || f.status.resyncs != 1 {
-				t.Errorf("it goes by the numbers of instance %q, %v", place.Instance, err)
+				t.Errorf("it follows the numbers of instance %q, %v", place.Instance, err)
 			}
 		})
 	}
 }
 
-// TestUnsureSource: the mirror checks whether the numbers are the source's own before it
+// TestUnknownNumbers: the mirror checks whether the numbers are the source's own before it
 // writes a cursor.
-func TestUnsureSource(t *testing.T) {
+func TestUnknownNumbers(t *testing.T) {
 	t.Parallel()
 	source, own := newInstance(t), newInstance(t)
 	source.add(at(1), testInfo(1, 1, 1))
@@ -283,7 +283,7 @@ func TestUnsureSource(t *testing.T) {
 	})
 	m := mirrorOf2(t, own, source, filepath.Join(t.TempDir(), "download"))
 	if _, err := m.step(t.Context()); err == nil {
-		t.Error("it goes on without an answer")
+		t.Error("it continues without an answer")
 	}
 	if place, err := cursor.Read(t.Context(), own.index); err != nil || !place.IsZero() {
 		t.Errorf("a place is written: %+v, %v", place, err)
@@ -297,9 +297,9 @@ func TestUnsureSource(t *testing.T) {
 	}
 }
 
-// TestSilence: the health report warns of a mirror that makes no progress, and of skipped
+// TestNoProgress: the health report warns of a mirror that makes no progress, and of skipped
 // changes.
-func TestSilence(t *testing.T) {
+func TestNoProgress(t *testing.T) {
 	t.Parallel()
 	source, own := newInstance(t), newInstance(t)
 	now := at(0)
@@ -313,7 +313,7 @@ func TestSilence(t *testing.T) {
 		}
 	}
 	if n := strings.Count(log.String(), "\n"); n != 2 {
-		t.Errorf("waiting for its first dump is told in %d lines:\n%s", n, log)
+		t.Errorf("waiting for the first dump is logged in %d lines:\n%s", n, log)
 	}
 	if warnings := m.Warnings(); len(warnings) != 0 {
 		t.Errorf("at first: %q", warnings)

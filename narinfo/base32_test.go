@@ -16,7 +16,7 @@ func TestBase32(t *testing.T) {
 		{"1f", "0z"},
 		{"ff", "7z"},
 		{"0001", "0080"},
-		// The sha256 of no bytes, as guix hash prints it for an empty file.
+		// The sha256 of no bytes, as printed by guix hash for an empty file.
 		{"e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", "0mdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c73"},
 	} {
 		src, err := hex.DecodeString(test.hex)
@@ -73,7 +73,7 @@ func FuzzBase32(f *testing.F) {
 		if err := DecodeBase32(decoded, encoded); err != nil || !bytes.Equal(decoded, src) {
 			t.Fatalf("%x became %q and then %x, %v", src, encoded, decoded, err)
 		}
-		// What decodes is the one text of its value.
+		// The decoded value has no other text.
 		dst := make([]byte, len(text)*5/8)
 		if err := DecodeBase32(dst, text); err == nil && EncodeBase32(dst) != text {
 			t.Fatalf("%q decoded to %x, whose text is %q", text, dst, EncodeBase32(dst))

@@ -13,7 +13,7 @@ func TestFilePath(t *testing.T) {
 		{"/nar/lzip/cs56-hello-2.12.2", "nar/lzip/cs56-hello-2.12.2"},
 		{"nar/lzip/2y8b-odd_name-1.0%2Bx%3Dy%3Fz", "nar/lzip/2y8b-odd_name-1.0+x=y?z"},
 		{"nar/gzip/mjwa-gtk%2b-2.24", "nar/gzip/mjwa-gtk+-2.24"},
-		{"nar/gzip/mjwa-gtk+-2.24", "nar/gzip/mjwa-gtk+-2.24"}, // plus is plus, not space
+		{"nar/gzip/mjwa-gtk+-2.24", "nar/gzip/mjwa-gtk+-2.24"}, // a plus, not a space
 		{"hello", "hello"},
 		{"nar/a=b;c,d", "nar/a=b;c,d"},
 		{"nar/a:b", "nar/a:b"},
@@ -105,7 +105,7 @@ func TestAppendFiles(t *testing.T) {
 	}
 }
 
-// What AppendFiles escapes is what guix publish does.
+// AppendFiles escapes like guix publish.
 func TestAppendFilesLikePublish(t *testing.T) {
 	forEachNarinfo(t, "../testdata/published*/*.narinfo", func(t *testing.T, text []byte) {
 		n := mustParse(t, text)
@@ -134,9 +134,9 @@ func FuzzFilePath(f *testing.F) {
 			return
 		}
 		checkPath(t, url, got)
-		// The path, escaped, is a URL of the same file. (A plain segment with
-		// a percent sign isn't escaped again, and so isn't the same; and
-		// escaping can make a URL longer than is allowed.)
+		// The path, escaped, is a URL of the same file. (A plain segment with a
+		// percent sign isn't escaped again, so it differs; and escaping can exceed
+		// the maximum length.)
 		escaped := string(appendEscaped(nil, got))
 		if strings.Contains(got, "%") || len(escaped) > MaxURLLen {
 			return
@@ -147,7 +147,7 @@ func FuzzFilePath(f *testing.F) {
 	})
 }
 
-// checkPath fails unless p stays below the root it is put under.
+// checkPath fails unless p stays below the directory it is joined to.
 func checkPath(t *testing.T, url, p string) {
 	t.Helper()
 	rooted := path.Join("/root", p)

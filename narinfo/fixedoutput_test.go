@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// helloTarball is a nar in ../testdata/published that isn't compressed and
-// holds a single file. It isn't the real archive of that name.
+// helloTarball is a nar in ../testdata/published of a single file, not compressed. It isn't
+// the real archive of that name.
 const helloTarball = "g699dxrv55xnrdq6z90qwfmsgz16p3xg-hello-2.10.tar.gz"
 
 func TestFixedOutputPath(t *testing.T) {
@@ -33,8 +33,7 @@ func TestFixedOutputPath(t *testing.T) {
 	}
 }
 
-// From the nar to its store path, through everything that serving the file
-// takes.
+// From the nar to its store path, through all steps of serving the file.
 func TestFlatNarOfTestdata(t *testing.T) {
 	dir := filepath.FromSlash("../testdata/published")
 	nar, err := os.ReadFile(filepath.Join(dir, "nar", helloTarball))

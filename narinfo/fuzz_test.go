@@ -6,7 +6,8 @@ import (
 	"testing"
 )
 
-// FuzzParseStorePath: what is read has one form, which names no other place, and errors are one line.
+// FuzzParseStorePath: an accepted text has one form, which names no other path, and errors
+// are one line.
 func FuzzParseStorePath(f *testing.F) {
 	for _, seed := range []string{
 		storePrefix + helloHash + "-hello-2.12.1", helloHash + "-hello", helloHash + "-.hidden", helloHash + "-a/b", helloHash + "-a\x00",
@@ -27,7 +28,7 @@ func FuzzParseStorePath(f *testing.F) {
 		if (baseErr == nil) != (wholeErr == nil) || whole != base {
 			t.Errorf("%q: %v, %v; as a path %v, %v", text, base, baseErr, whole, wholeErr)
 		}
-		// The path of a fixed output has the same names.
+		// The path of a fixed output accepts the same names.
 		output, outputErr := FixedOutputPath(text, [sha256.Size]byte{})
 		if outputErr == nil {
 			if again, err := ParseStorePath(output.String()); err != nil || again != output {

@@ -43,7 +43,7 @@ func TestParseFlatHeader(t *testing.T) {
 			t.Errorf("FlatNarSize(%d) = %d, want %d", size, got, len(nar))
 		}
 		if got := string(nar[FlatHeaderSize:][:size]); got != content {
-			t.Errorf("content at %d isn't what was put there", FlatHeaderSize)
+			t.Errorf("wrong content at %d", FlatHeaderSize)
 		}
 	}
 	if size, err := ParseFlatHeader(flatHeader(maxFlatSize)); err != nil || size != maxFlatSize {

@@ -18,8 +18,7 @@ import (
 
 var update = flag.Bool("update", false, "write testdata/parsed.golden anew")
 
-// forEachNarinfo runs test for each file that matches pattern, of which there
-// must be some.
+// forEachNarinfo runs test for each file that matches pattern; there must be some.
 func forEachNarinfo(t *testing.T, pattern string, test func(*testing.T, []byte)) {
 	t.Helper()
 	files, err := filepath.Glob(pattern)
@@ -54,7 +53,7 @@ const (
 	whole   = signed + "Signature: 1;host;AAAA\n" + block
 )
 
-// describe writes everything that was read, for comparison.
+// describe formats all fields, for comparison.
 func describe(n *Narinfo) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "item %v hash %v size %d\n", n.StorePath, n.NarHash, n.NarSize)
@@ -70,7 +69,7 @@ func describe(n *Narinfo) string {
 	return b.String()
 }
 
-// Everything in every narinfo of the test data.
+// All fields of all narinfos in the test data.
 func TestParseGolden(t *testing.T) {
 	var got strings.Builder
 	describeFile := func(t *testing.T, text []byte) {
@@ -109,8 +108,8 @@ func TestParseGolden(t *testing.T) {
 
 var signedHash = regexp.MustCompile(`\(hash sha256 #([0-9A-F]{64})#\)`)
 
-// The signature has the hash of what it signs in it: so real signatures tell
-// whether Signed is right.
+// A signature contains the hash of the signed bytes, so real signatures show whether Signed
+// is right.
 func TestSignedIsWhatWasSigned(t *testing.T) {
 	for _, pattern := range []string{"../testdata/production/*.narinfo", "../testdata/published*/*.narinfo", "../testdata/cases/ok-*.narinfo"} {
 		forEachNarinfo(t, pattern, func(t *testing.T, text []byte) {
@@ -135,7 +134,7 @@ func TestSignedIsWhatWasSigned(t *testing.T) {
 	}
 }
 
-// The nars lie where Path says, with the size that the narinfo says.
+// The nars are stored under Path, with the narinfo's size.
 func TestFilesOfTestdata(t *testing.T) {
 	for _, dir := range []string{"published", "published-multi", "published-none"} {
 		forEachNarinfo(t, "../testdata/"+dir+"/*.narinfo", func(t *testing.T, text []byte) {
@@ -148,7 +147,7 @@ func TestFilesOfTestdata(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				// Not every nar is there: large ones were left out.
+				// Some nars are missing: large ones were left out.
 				info, err := os.Stat(filepath.Join("../testdata", dir, filepath.FromSlash(path)))
 				if errors.Is(err, os.ErrNotExist) {
 					t.Logf("%s isn't in the test data", path)
@@ -333,7 +332,7 @@ func TestParseErrors(t *testing.T) {
 	}
 }
 
-// Whatever a text is cut to, it is refused or was whole in what counts.
+// A truncated text is refused, or has all required fields.
 func TestParseCutOff(t *testing.T) {
 	for i := range len(whole) {
 		n, err := Parse([]byte(whole[:i]))
@@ -436,7 +435,7 @@ func FuzzParse(f *testing.F) {
 		}
 		again := mustParse(t, served)
 		if !bytes.Equal(again.Signed(), n.Signed()) || (again.Signed() == nil) != (n.Signed() == nil) || again.Signature() != n.Signature() {
-			t.Fatalf("AppendFiles changed what is signed to %q", again.Signed())
+			t.Fatalf("AppendFiles changed the signed bytes to %q", again.Signed())
 		}
 		last := again.Files[len(again.Files)-1]
 		path, err := last.Path()
@@ -445,20 +444,19 @@ func FuzzParse(f *testing.F) {
 			t.Fatalf("AppendFiles made %+v of %+v", again.Files, n.Files)
 		}
 		if again.StorePath != n.StorePath || again.NarHash != n.NarHash || !reflect.DeepEqual(again.References, n.References) {
-			t.Fatal("AppendFiles changed what the narinfo says")
+			t.Fatal("AppendFiles changed the fields of the narinfo")
 		}
 	})
 }
 
-// benchmarkText is a narinfo of usual make with n references; with 20 it has
-// 2.4 KB.
+// benchmarkText is a typical narinfo with n references; with 20 it has 2.4 KB.
 func benchmarkText(n int) []byte {
 	return []byte("StorePath: /gnu/store/" + item + "\nNarHash: " + narHash + "\nNarSize: 282616\nReferences:" +
 		strings.Repeat(" "+helloHash+"-some-library-1.2.3", n) + "\nSystem: x86_64-linux\nDeriver: " + item + ".drv\nSignature: 1;host;" +
 		strings.Repeat("KHNpZ25hdHVyZSAK", 48) + "\n" + block + strings.ReplaceAll(block, "lzip", "zstd"))
 }
 
-// TestParseInto: nothing is left of what was read into the same memory before.
+// TestParseInto: no field of the previous narinfo is left.
 func TestParseInto(t *testing.T) {
 	t.Parallel()
 	var again Narinfo
@@ -473,7 +471,7 @@ func TestParseInto(t *testing.T) {
 			}
 			got := again
 			if len(got.References) == 0 {
-				got.References = want.References // nil or not
+				got.References = want.References // nil or empty
 			}
 			if !reflect.DeepEqual(&got, want) {
 				t.Errorf("%+v, want %+v", got, want)

@@ -18,8 +18,8 @@ import (
 	"nar-herder/narinfo/signing"
 )
 
-// oneSpace makes printed forms of different libgcrypts comparable: older ones
-// leave a space at the end of lines.
+// oneSpace makes printed forms of different versions of libgcrypt comparable: older ones
+// print a space at the end of lines.
 func oneSpace(s string) string { return strings.ReplaceAll(s, " \n", "\n") }
 
 func TestSigningKey(t *testing.T) {
@@ -29,7 +29,7 @@ func TestSigningKey(t *testing.T) {
 		{"cases/ok-ed25519.narinfo", "cases/keys/main.pub"},
 		{"cases/ok-rsa.narinfo", "cases/keys/rsa.pub"},
 		{"cases/bad-unauthorized-key.narinfo", "cases/keys/other.pub"},
-		{"cases/bad-tampered-narhash.narinfo", "cases/keys/main.pub"}, // read, not verified
+		{"cases/bad-tampered-narhash.narinfo", "cases/keys/main.pub"}, // parsed, not verified
 	} {
 		text, err := os.ReadFile("../testdata/" + test.narinfo)
 		if err != nil {
@@ -46,7 +46,7 @@ func TestSigningKey(t *testing.T) {
 	}
 }
 
-// A key that libgcrypt prints as a quoted string stays as it was printed.
+// A key that libgcrypt prints as a quoted string keeps this form.
 func TestSigningKeyQuoted(t *testing.T) {
 	text, err := os.ReadFile("testdata/signatures/quoted-q.narinfo")
 	if err != nil {
@@ -86,9 +86,9 @@ func TestSigningKeyErrors(t *testing.T) {
 	}
 }
 
-// What real programs signed: guix publish, the build farms, and libgcrypt.
-// Those in testdata/signatures are made with libgcrypt 1.10 for what is rare:
-// values that it prints as quoted strings, or in less than 32 bytes.
+// Real signatures of guix publish, the build farms, and libgcrypt. Those in
+// testdata/signatures are rare cases made with libgcrypt 1.10: values that are printed as
+// quoted strings, or have fewer than 32 bytes.
 func TestCheckSignatureReal(t *testing.T) {
 	for _, pattern := range []string{
 		"../testdata/production/*.narinfo",
@@ -114,7 +114,7 @@ func TestCheckSignatureCases(t *testing.T) {
 		"bad-signed-part-lacks-references.narinfo": {signing.ErrBadSignature, "References isn't signed"},
 		"bad-tampered-narhash.narinfo":             {signing.ErrBadSignature, "sha256 of the text"},
 		"bad-tampered-reference.narinfo":           {signing.ErrBadSignature, "sha256 of the text"},
-		"bad-unauthorized-key.narinfo":             {}, // trust isn't looked at
+		"bad-unauthorized-key.narinfo":             {}, // trust isn't checked
 		"bad-unsigned.narinfo":                     {ErrUnsigned, "no signature"},
 		"bad-version-2.narinfo":                    {signing.ErrBadSignature, `version "2"`},
 	}
@@ -134,7 +134,7 @@ func TestCheckSignatureCases(t *testing.T) {
 	}
 }
 
-// checkVerdict wants an error that is want, none of the others, and says message.
+// checkVerdict asserts that an error is want, none of the others, and has the message.
 func checkVerdict(t *testing.T, got, want error, message string) {
 	t.Helper()
 	if want == nil && got == nil {
@@ -151,8 +151,7 @@ func checkVerdict(t *testing.T, got, want error, message string) {
 	}
 }
 
-// Each bit of a narinfo is flipped. The errors may be of either Parse or
-// CheckSignature.
+// Each bit of a narinfo is flipped. Either Parse or CheckSignature must return an error.
 func TestCheckSignatureEveryBit(t *testing.T) {
 	for _, file := range []string{
 		"../testdata/production/bayfront-hello-2.12.2.narinfo",
@@ -180,7 +179,8 @@ func TestCheckSignatureEveryBit(t *testing.T) {
 			}
 			switch {
 			case err != nil && i/8 < first:
-				// Only what isn't text may be taken for good up to the algorithm.
+				// Only changed space and case may pass, up to the
+				// algorithm.
 				if errors.Is(err, signing.ErrUnknownAlgorithm) {
 					t.Errorf("%s: bit %d of byte %d: %v", file, i%8, i/8, err)
 				}
@@ -195,13 +195,13 @@ func TestCheckSignatureEveryBit(t *testing.T) {
 		}
 		t.Logf("%s: of %d bits %d aren't signed, and %d change how the signature is written only", file, 8*len(text), unsigned, same)
 		if most := 8 * (len(text) - last + body - host); unsigned == 0 || unsigned > most || same > len(before) {
-			t.Errorf("%s: %d changes of what isn't signed, %d of forms", file, unsigned, same)
+			t.Errorf("%s: %d changes of unsigned bytes, %d of forms", file, unsigned, same)
 		}
 	}
 }
 
-// decodedSignature returns the s-expression in a form in which only case and
-// the kind of space don't matter.
+// decodedSignature returns the s-expression in a form that ignores case and the kind of
+// space.
 func decodedSignature(t *testing.T, n *Narinfo) string {
 	t.Helper()
 	text, err := base64.StdEncoding.DecodeString(n.Signature()[strings.LastIndexByte(n.Signature(), ';')+1:])
@@ -231,13 +231,14 @@ var signer = sync.OnceValue(func() *rsa.PrivateKey {
 	return key
 })
 
-// withSignature returns a narinfo of which above, usually the constant signed,
-// stands above the signature.
+// withSignature returns a narinfo with above, usually the constant signed, above the
+// signature.
 func withSignature(above, sexp string) []byte {
 	return []byte(above + "Signature: 1;host;" + base64.StdEncoding.EncodeToString([]byte(sexp)) + "\n" + block)
 }
 
-// What the client relies on must have been signed, with a good signature or not.
+// The fields that the client depends on must be signed, whether the signature is valid or
+// not.
 func TestCheckSignatureCovers(t *testing.T) {
 	const (
 		storePath  = "StorePath: /gnu/store/" + item + "\n"
@@ -255,7 +256,7 @@ func TestCheckSignatureCovers(t *testing.T) {
 		{"NarHash", storePath + references, hash, signing.ErrBadSignature, "NarHash isn't"},
 		{"References", storePath + hash, references, signing.ErrBadSignature, "References isn't"},
 		{"nothing", "", storePath + hash + references, signing.ErrBadSignature, "StorePath isn't"},
-		// The mark in a comment ends what is signed; the field continues below.
+		// The mark in a comment ends the signed bytes; the field continues below.
 		{"continued", storePath + hash + references + "# ", "Signature: in a comment\n+" + item + "\n", signing.ErrBadSignature, "References isn't"},
 		{"other field's name", storePath + hash + references + "X-", "Signature: x\n", signing.ErrBadSignature, "no colon"},
 	} {
@@ -266,7 +267,7 @@ func TestCheckSignatureCovers(t *testing.T) {
 			} else {
 				at := len(test.above)
 				if strings.HasSuffix(test.above, "\n") || at == 0 {
-					at = len(text) // below all
+					at = len(text) // below everything
 				}
 				text = append(append(bytes.Clone(text[:at]), test.below...), text[at:]...)
 			}

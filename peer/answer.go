@@ -117,7 +117,7 @@ func (a *answer) delimiter(want json.Delim) error {
 	a.from.grant(maxChange)
 	got, err := a.decoder.Token()
 	if err == nil && got != want {
-		err = fmt.Errorf("%w: %v where %v belongs", ErrAnswer, got, want)
+		err = fmt.Errorf("%w: %v instead of %v", ErrAnswer, got, want)
 	}
 	return asAnswer(err)
 }

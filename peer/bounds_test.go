@@ -13,8 +13,8 @@ import (
 	"nar-herder/storage"
 )
 
-// allocated is how many bytes f allocates, in the whole process: tests that use it
-// don't run beside others.
+// allocated returns the number of bytes that f allocates. It measures the whole process, so
+// tests that use it don't run in parallel.
 func allocated(f func()) uint64 {
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
@@ -23,7 +23,7 @@ func allocated(f func()) uint64 {
 	return after.TotalAlloc - before.TotalAlloc
 }
 
-// repeated writes a text again and again, and returns when nobody reads it any more.
+// repeated writes a text repeatedly until the reader stops.
 func repeated(w io.Writer, begin, text string, size int, end string) {
 	chunk := []byte(strings.Repeat(text, 1+(64<<10)/len(text)))
 	_, err := io.WriteString(w, begin)
@@ -33,8 +33,8 @@ func repeated(w io.Writer, begin, text string, size int, end string) {
 	_, _ = io.WriteString(w, strings.TrimSuffix(text, ",")+end)
 }
 
-// TestAnswerMemory: what an answer takes in memory is bounded by what an honest one
-// takes, not by its length.
+// TestAnswerMemory: the memory for an answer is bounded by that of an honest one, not by
+// its length.
 func TestAnswerMemory(t *testing.T) {
 	const size, most = 16 << 20, 96 << 20 // decoded at once, each takes over 200 MB
 	bigText := `{"datetime":"` + strings.Repeat("x", 1000) + `","mark":"` + strings.Repeat("y", 1000) + `"},`

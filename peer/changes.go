@@ -70,7 +70,7 @@ type Change struct {
 	Sum string `json:"sum,omitempty"`
 }
 
-// Size is about what the change takes in memory, in bytes.
+// Size returns about how many bytes of memory the change takes.
 func (c *Change) Size() int {
 	return len(c.Datetime) + len(c.Change) + len(c.Data) + len(c.Mark) + len(c.Sum)
 }
@@ -143,13 +143,13 @@ func AsLost(err error) *LostError {
 }
 
 // ErrNoLog reports an instance without numbered changes: the original, or an older version.
-var ErrNoLog = errors.New("it tells no changes by their numbers")
+var ErrNoLog = errors.New("it does not number its changes")
 
-// ErrSilent reports that nothing came through a stream.
+// ErrSilent reports that a stream was silent.
 var ErrSilent = errors.New("nothing comes")
 
 // ErrBusy reports that the instance allows no more streams. It may still send pages.
-var ErrBusy = errors.New("too many follow its changes already")
+var ErrBusy = errors.New("too many instances follow its changes already")
 
 // ErrDamaged reports an answer that differs from what was sent.
 var ErrDamaged = errors.New("it was damaged on its way")
@@ -323,7 +323,7 @@ func (s *Stream) next() (*Change, error) {
 			s.sent = change.ID
 			return change, nil
 		}
-		// Of a later version, or damaged, which the next known event shows.
+		// It is from a later version, or damaged, which the next known event shows.
 		kind, data = "", nil
 	}
 }

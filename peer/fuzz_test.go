@@ -13,7 +13,7 @@ import (
 	"testing"
 )
 
-// sealedPage is an honest page with changes behind the one with the number 1.
+// sealedPage is an honest page with changes after number 1.
 func sealedPage(t testing.TB, count int) (page ChangesReply, text []byte) {
 	t.Helper()
 	page = ChangesReply{LogState: LogState{Instance: "x", First: 1, Last: 9, Position: int64(count) + 1, Previous: int64(count) + 1, Mark: "m", Chain: []string{"y"}}, Changes: []Change{}}
@@ -30,8 +30,8 @@ func sealedPage(t testing.TB, count int) (page ChangesReply, text []byte) {
 	return page, text
 }
 
-// FuzzReadReply has any bytes as a page, which is refused, or is what the decoder of
-// the library makes of it, whole and in order.
+// FuzzReadReply: a page of any bytes is refused, or read like the standard decoder would,
+// complete and in order.
 func FuzzReadReply(f *testing.F) {
 	for _, count := range []int{0, 1, 3} {
 		_, text := sealedPage(f, count)
@@ -73,8 +73,8 @@ func FuzzReadReply(f *testing.F) {
 	})
 }
 
-// FuzzReadChanges has any bytes as the original's answer, of which those changes are
-// told that the decoder of the library finds.
+// FuzzReadChanges: of an original's answer of any bytes, the same changes are read as by
+// the standard decoder.
 func FuzzReadChanges(f *testing.F) {
 	for _, text := range []string{
 		`{"recent_changes":[]}`, `{"recent_changes":[{"datetime":"2026-01-01 00:00:00","change":"addition","data":"StorePath: x\n"}]}`,
@@ -101,8 +101,7 @@ func FuzzReadChanges(f *testing.F) {
 	})
 }
 
-// FuzzStream has any bytes as a stream, of which only what is whole and in order is
-// told.
+// FuzzStream: of a stream of any bytes, only complete changes in order are read.
 func FuzzStream(f *testing.F) {
 	page, _ := sealedPage(f, 3)
 	event := func(kind string, data any) string {
@@ -153,7 +152,7 @@ func FuzzStream(f *testing.F) {
 	})
 }
 
-// FuzzReadLost has any bytes instead of changes.
+// FuzzReadLost: any bytes instead of changes.
 func FuzzReadLost(f *testing.F) {
 	page, _ := sealedPage(f, 0)
 	text, err := json.Marshal(page.LogState)
@@ -171,7 +170,7 @@ func FuzzReadLost(f *testing.F) {
 	})
 }
 
-// FuzzParseURL: what is accepted leads to one place, and no message has a password.
+// FuzzParseURL: an accepted URL leads to one server, and no message has its password.
 func FuzzParseURL(f *testing.F) {
 	for _, text := range []string{"http://x", "https://user:secret@x.example/guix", "http://[::1]:80", "http://x?", "http://x#", "//x", "http:x", "http://x/a%2Cb", "http://x\n"} {
 		f.Add(text)
@@ -190,7 +189,7 @@ func FuzzParseURL(f *testing.F) {
 	})
 }
 
-// FuzzIsRangeOf has any text as the head of a part.
+// FuzzIsRangeOf: any text as a Content-Range.
 func FuzzIsRangeOf(f *testing.F) {
 	f.Add("bytes 5-9/10", int64(5), int64(10))
 	f.Add("bytes 5-9/*", int64(5), int64(-1))

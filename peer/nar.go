@@ -19,7 +19,7 @@ import (
 const ViaHeader = "Via"
 
 // ErrNoRange reports a peer that sends whole files only.
-var ErrNoRange = errors.New("it sends the whole where a part was asked for")
+var ErrNoRange = errors.New("it sends the whole file instead of the requested part")
 
 // mostHops bounds the instances that forward a request.
 const mostHops = 8
@@ -124,7 +124,7 @@ func (p *Peer) OpenFile(ctx context.Context, item *storage.Item, n int, offset, 
 		want = size // the caller reads a part of it
 	}
 	if size >= 0 && response.ContentLength >= 0 && response.ContentLength != want {
-		return nil, 0, fmt.Errorf("%w: %d bytes are coming where %d belong", ErrAnswer, response.ContentLength, want)
+		return nil, 0, fmt.Errorf("%w: %d bytes are coming, want %d", ErrAnswer, response.ContentLength, want)
 	}
 	if size < 0 {
 		want = response.ContentLength

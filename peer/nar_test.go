@@ -17,12 +17,12 @@ import (
 	"nar-herder/storage/index"
 )
 
-// sends answers with a part of the content, as a web server does.
+// sends answers with a range of the content, like a web server.
 func sends(w http.ResponseWriter, r *http.Request) {
 	http.ServeContent(w, r, "", time.Time{}, strings.NewReader(narContent))
 }
 
-// TestOpenFile has a peer that sends a nar in one wrong way after the other.
+// TestOpenFile: a peer sends a nar wrongly in various ways.
 func TestOpenFile(t *testing.T) {
 	t.Parallel()
 	item := testItem(t, 1)
@@ -45,7 +45,7 @@ func TestOpenFile(t *testing.T) {
 	flushed := func(text string) http.HandlerFunc {
 		return func(w http.ResponseWriter, _ *http.Request) {
 			_, _ = io.WriteString(w, text)
-			w.(http.Flusher).Flush() // so that it goes in chunks
+			w.(http.Flusher).Flush() // so that it is chunked
 		}
 	}
 	for name, test := range map[string]struct {
@@ -121,7 +121,7 @@ func TestOpenFile(t *testing.T) {
 				test.answer(w, r)
 			})
 			self := patient(here(), name)
-			self.AllowPrivateRedirects = true // all addresses of tests are
+			self.AllowPrivateRedirects = true // all test servers are private
 			p := newPeer(t, server.URL+"/sub", self)
 			body, size, err := p.OpenFile(t.Context(), item, 0, test.offset, test.length, []string{"1.0 proxy"})
 			if !isErr(err, test.openErr) {
@@ -153,7 +153,7 @@ func TestOpenFile(t *testing.T) {
 	})
 }
 
-// errAny is any error that says that nothing is known.
+// errAny is any error that leaves it unknown.
 var errAny = errors.New("any error")
 
 func isErr(err, want error) bool {
@@ -163,7 +163,7 @@ func isErr(err, want error) bool {
 	return want == nil && err == nil || want != nil && errors.Is(err, want)
 }
 
-// TestOpenUnsized opens a file whose size nobody here knows.
+// TestOpenUnsized: a file of unknown size is opened.
 func TestOpenUnsized(t *testing.T) {
 	t.Parallel()
 	sized := testItem(t, 1)
@@ -182,8 +182,8 @@ func TestOpenUnsized(t *testing.T) {
 	}
 }
 
-// TestForeignURL has a file whose URL leads to some other place: nobody is asked,
-// and nothing is learnt about the peer.
+// TestForeignURL: a file with a URL on another server is not requested, and that says
+// nothing about the peer.
 func TestForeignURL(t *testing.T) {
 	t.Parallel()
 	sized := testItem(t, 1)
@@ -204,8 +204,7 @@ func TestForeignURL(t *testing.T) {
 	}
 }
 
-// TestSlowReader has one who takes longer with a nar's beginning than the rest
-// may take to come.
+// TestSlowReader: reading a nar's beginning takes longer than the timeout for the rest.
 func TestSlowReader(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -228,7 +227,7 @@ func TestSlowReader(t *testing.T) {
 	})
 }
 
-// dripping sends some bytes each time after a pause.
+// dripping sends some bytes after each pause.
 type dripping struct {
 	left, piece int
 	pause       time.Duration
@@ -251,8 +250,8 @@ func (d *dripping) Read(p []byte) (int, error) {
 
 func (*dripping) Close() error { return nil }
 
-// TestMinimumRate has bodies that come slowly: those that are slower than any line are
-// given up, others come whole.
+// TestMinimumRate: bodies below the minimum rate are given up; others are received
+// completely.
 func TestMinimumRate(t *testing.T) {
 	t.Parallel()
 	const size = 1 << 20
@@ -334,8 +333,8 @@ func TestLocate(t *testing.T) {
 	}
 }
 
-// TestLocatePrivate has a peer whose URL has a password, or a token in the place of a
-// user: no client is sent there.
+// TestLocatePrivate: clients are not redirected to a peer with a password, or with a token
+// as user, in its URL.
 func TestLocatePrivate(t *testing.T) {
 	t.Parallel()
 	item := testItem(t, 1)
@@ -383,8 +382,8 @@ func TestCanPass(t *testing.T) {
 	}
 }
 
-// TestPeers asks several, of which each is down, has the file, has it not, or
-// fails.
+// TestPeers: several peers are asked, each of which is down, has the file, doesn't have it,
+// or fails.
 func TestPeers(t *testing.T) {
 	t.Parallel()
 	item := testItem(t, 1)
@@ -415,7 +414,7 @@ func TestPeers(t *testing.T) {
 			t.Errorf("locate in %q: %v, want %v", kinds, err, want)
 		}
 	}
-	// One that has just been slow to fail is not waited for.
+	// A peer that has just been slow to fail is skipped.
 	now := time.Now()
 	self := here()
 	self.Now = func() time.Time { return now }

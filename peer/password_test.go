@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// TestPassword: it is sent to the peer, and told to nobody else.
+// TestPassword: the password is sent to the peer, and appears nowhere else.
 func TestPassword(t *testing.T) {
 	t.Parallel()
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

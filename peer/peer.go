@@ -59,7 +59,7 @@ type StoredReply struct {
 	// storage, which several instances may share; "" for none or unknown.
 	Instance string `json:"instance"`
 	Storage  string `json:"storage"`
-	// StorageUnknown says that it has a storage whose name is unknown.
+	// StorageUnknown says that it has a storage with an unknown name.
 	StorageUnknown bool   `json:"storage_unknown,omitempty"`
 	Nonce          string `json:"nonce"`
 	// ReliesOn says on which instances this one depends; nil if unknown.
@@ -92,7 +92,7 @@ var (
 	// ErrSharedStorage reports a peer with this instance's own storage.
 	ErrSharedStorage = errors.New("it has this very storage, so that its nars are the ones here: name an instance with a storage of its own, " +
 		"or, if its storage is a copy of this one, delete the file " + bytestore.IdentityName + " in the copy and restart its server")
-	// ErrNoStorageName reports a peer whose storage may be this instance's own.
+	// ErrNoStorageName reports a peer that may have this instance's own storage.
 	ErrNoStorageName = errors.New("it can't tell which storage it has, which may be this one: let its server write to its storage once, " +
 		"or put a file " + bytestore.IdentityName + " with a random word into it")
 	// ErrAnswer reports a response that doesn't answer the request.
@@ -354,7 +354,7 @@ func (p *Peer) judgeReply(body []byte, nonce string, items []*storage.Item, stor
 	verdicts = make([]Verdict, len(items))
 	for i, nar := range reply.Nars {
 		if hash := items[i].Hash.String(); nar.Hash != hash {
-			return nil, who, fmt.Errorf("%w: it is about %q where %s was asked for", ErrAnswer, nar.Hash, hash)
+			return nil, who, fmt.Errorf("%w: it is about %q, not about %s", ErrAnswer, nar.Hash, hash)
 		}
 		verdicts[i] = judge(items[i], nar, false)
 	}

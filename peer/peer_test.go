@@ -22,7 +22,7 @@ import (
 	"nar-herder/storage/index"
 )
 
-// short is how long the tests wait for what does not come.
+// short is how long the tests wait for an answer that never comes.
 const short = 100 * time.Millisecond
 
 const narContent = "the bytes of a nar, which are long enough for parts"
@@ -56,7 +56,7 @@ func newPeer(t testing.TB, address string, self Self) *Peer {
 	return p
 }
 
-// serve answers until the test ends, also requests that never get an answer.
+// serve answers until the test ends, even if requests are still running.
 func serve(t testing.TB, handler http.HandlerFunc) *httptest.Server {
 	t.Helper()
 	server := httptest.NewServer(handler)
@@ -67,7 +67,7 @@ func serve(t testing.TB, handler http.HandlerFunc) *httptest.Server {
 	return server
 }
 
-// honest is the answer of an instance that has all that is asked for.
+// honest returns the answer of an instance that has everything.
 func honest(r *http.Request, items []*storage.Item) StoredReply {
 	reply := StoredReply{Instance: "other", Storage: "their storage", Nonce: r.URL.Query().Get(NonceKey)}
 	for _, item := range items {
@@ -88,18 +88,18 @@ func writeJSON(w http.ResponseWriter, value any) {
 	_, _ = w.Write(text)
 }
 
-// cut sends less than it says.
+// cut sends less than its Content-Length.
 func cut(w http.ResponseWriter, text string) {
 	w.Header().Set("Content-Length", fmt.Sprint(len(text)+10))
 	_, _ = io.WriteString(w, text)
 }
 
-// here is who asks in these tests.
+// here is the asking instance in these tests.
 func here() Self {
 	return Self{Instance: "own", Storage: func(context.Context) (string, error) { return "own storage", nil }}
 }
 
-// patient is one who waits for long, but in a test of what is slow.
+// patient allows long waits, except in tests of slow answers.
 func patient(self Self, test string) Self {
 	if strings.HasPrefix(test, "slow") {
 		self.AnswerTimeout, self.ProgressTimeout = short, short
@@ -107,8 +107,8 @@ func patient(self Self, test string) Self {
 	return self
 }
 
-// TestStored has a peer that answers our question in one wrong way after the
-// other. Only what is right in all of it counts.
+// TestStored: a peer answers this program's query wrongly in various ways. Only an answer
+// that is right in every way counts.
 func TestStored(t *testing.T) {
 	t.Parallel()
 	items := []*storage.Item{testItem(t, 1), testItem(t, 2)}
@@ -253,7 +253,7 @@ func TestStored(t *testing.T) {
 	})
 }
 
-// wantVerdicts asserts what a peer's answer comes to.
+// wantVerdicts asserts the verdicts of an answer.
 func wantVerdicts(t *testing.T, p *Peer, items []*storage.Item, want string, is error) {
 	t.Helper()
 	verdicts, _, err := p.Stored(t.Context(), items)
@@ -261,7 +261,7 @@ func wantVerdicts(t *testing.T, p *Peer, items []*storage.Item, want string, is 
 		t.Errorf("error %v; want %v", err, is)
 	}
 	if err != nil && !strings.Contains(err.Error(), p.String()) {
-		t.Errorf("the error does not say who was asked: %v", err)
+		t.Errorf("the error does not name the peer: %v", err)
 	}
 	got := ""
 	for _, verdict := range verdicts {
@@ -279,7 +279,7 @@ func wantVerdicts(t *testing.T, p *Peer, items []*storage.Item, want string, is 
 	}
 }
 
-// TestStoredPlainly has a peer that only knows the original's question.
+// TestStoredPlainly: a peer only knows the original's query.
 func TestStoredPlainly(t *testing.T) {
 	t.Parallel()
 	item := testItem(t, 1)
@@ -386,14 +386,14 @@ func withoutSizes(text string) string {
 	return kept.String()
 }
 
-// TestStoredPlainlyCached has a proxy before the original that remembers what was
-// answered to the same question, and does not say so.
+// TestStoredPlainlyCached: a proxy in front of the original caches answers without saying
+// so.
 func TestStoredPlainlyCached(t *testing.T) {
 	t.Parallel()
 	item := testItem(t, 1)
 	var stored atomic.Bool
 	stored.Store(true)
-	var cache sync.Map // by what is asked for
+	var cache sync.Map // by URL
 	server := serve(t, func(w http.ResponseWriter, r *http.Request) {
 		answer := string(item.Text)
 		switch r.URL.Path {
@@ -413,8 +413,8 @@ func TestStoredPlainlyCached(t *testing.T) {
 	wantVerdicts(t, p, []*storage.Item{item}, "n", nil)
 }
 
-// TestStoredPlainlyMany asks for many, one of which is unknown: then none of
-// them is known. That the peer is the original is remembered for a while.
+// TestStoredPlainlyMany: if one of many items is unknown, all are. It is remembered for a
+// while that the peer is an original.
 func TestStoredPlainlyMany(t *testing.T) {
 	t.Parallel()
 	items := make([]*storage.Item, 50)
@@ -428,7 +428,7 @@ func TestStoredPlainlyMany(t *testing.T) {
 	server := serve(t, func(w http.ResponseWriter, r *http.Request) {
 		hash, info := strings.CutSuffix(strings.TrimPrefix(r.URL.Path, "/"), ".narinfo/info")
 		item := byHash[strings.TrimSuffix(hash, ".narinfo")]
-		w.Header()["Date"] = nil // the peer's clock is not the one of this test
+		w.Header()["Date"] = nil // the test has another clock
 		switch {
 		case item == nil:
 			ours.Add(1)
@@ -459,8 +459,8 @@ func TestStoredPlainlyMany(t *testing.T) {
 	}
 }
 
-// TestOwnFault has nothing asked by one who can't tell which storage is its own,
-// and no blame for that on the peer.
+// TestOwnFault: if this instance can't read its own storage's name, it asks nothing, and
+// that doesn't count as a failure of the peer.
 func TestOwnFault(t *testing.T) {
 	t.Parallel()
 	server := serve(t, func(_ http.ResponseWriter, r *http.Request) { t.Errorf("%s was asked for", r.URL) })
@@ -480,7 +480,7 @@ func TestOwnFault(t *testing.T) {
 	}
 }
 
-// TestPause has pauses that double with each failure in a row.
+// TestPause: pauses double with each failure in a row.
 func TestPause(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -525,8 +525,8 @@ func TestPause(t *testing.T) {
 	})
 }
 
-// TestRecords has a peer that answers questions and fails to send nars, and then
-// the other way round: neither says anything about the other.
+// TestRecords: a peer answers queries and fails to send nars, and the other way round:
+// neither affects the other.
 func TestRecords(t *testing.T) {
 	t.Parallel()
 	item := testItem(t, 1)
@@ -576,7 +576,7 @@ func TestRecords(t *testing.T) {
 	slowly.Store(true)
 	locate(errAny)
 	if !p.isResting() {
-		t.Error("a slow answer of 500 to a look for a nar is no failure")
+		t.Error("a slow answer of 500 to Locate does not count as a failure")
 	}
 	wantVerdicts(t, p, items, "y", nil)
 	if !p.isResting() {
@@ -605,8 +605,8 @@ func TestRecords(t *testing.T) {
 	}
 }
 
-// FuzzStored has any bytes as the answer, which never panics, and never vouches
-// for a nar but with its hash and sizes.
+// FuzzStored: an answer of any bytes never panics, and never confirms a nar without its
+// hash and sizes.
 func FuzzStored(f *testing.F) {
 	item := testItem(f, 1)
 	request := httptest.NewRequest(http.MethodGet, StoredPath+"x?"+NonceKey+"=N", nil)

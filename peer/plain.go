@@ -60,7 +60,7 @@ func (p *Peer) askOne(ctx context.Context, item *storage.Item, storageName strin
 		return Verdict{}, "", fmt.Errorf("%w: %w", ErrAnswer, err)
 	}
 	if n.StorePath.Hash != item.Hash {
-		return Verdict{}, "", fmt.Errorf("%w: it is about %s where %s was asked for", ErrAnswer, n.StorePath.Hash, item.Hash)
+		return Verdict{}, "", fmt.Errorf("%w: it is about %s, not about %s", ErrAnswer, n.StorePath.Hash, item.Hash)
 	}
 	// This comes last because it is the answer that counts. The random parameter is for
 	// proxies, which may ignore Cache-Control and not admit to a cached answer: nginx does

@@ -16,8 +16,8 @@ import (
 	"nar-herder/storage"
 )
 
-// TestPrivateRedirects has a peer that redirects to another server of this machine, in
-// one way after the other: it is never asked.
+// TestPrivateRedirects: a peer redirects to another server of this machine in various ways,
+// which never gets a request.
 func TestPrivateRedirects(t *testing.T) {
 	t.Parallel()
 	item := testItem(t, 1)
@@ -64,8 +64,8 @@ func TestPrivateRedirects(t *testing.T) {
 	}
 }
 
-// TestOwnRedirects has a peer that redirects to other paths of its own, and laboratories
-// where any redirect is wanted.
+// TestOwnRedirects: a peer redirects to other paths of its own, and redirects to private
+// addresses can be allowed.
 func TestOwnRedirects(t *testing.T) {
 	t.Parallel()
 	item := testItem(t, 1)
@@ -101,8 +101,8 @@ func TestOwnRedirects(t *testing.T) {
 	}
 }
 
-// TestRebinding has a name whose address is a public one when it is looked at, and of
-// this machine when it is dialed.
+// TestRebinding: a name resolves to a public address when it is checked, and to this
+// machine when it is dialed.
 func TestRebinding(t *testing.T) {
 	t.Parallel()
 	server := httptest.NewTLSServer(http.HandlerFunc(sends))

@@ -6,11 +6,11 @@ import (
 )
 
 // Statement lists the instances that one depends on for nars that it removes, directly or
-// through others, with their distance: 1 for those in its removal criteria. [Unknown] stands
-// for instances that are not known.
+// through others, with their distance: 1 for those in its removal criteria. [Unknown] is the
+// name of unknown instances.
 type Statement map[string]int
 
-// Unknown stands for unknown instances in a statement.
+// Unknown is the name of unknown instances in a statement.
 const Unknown = "?"
 
 const (

@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// TestHasPassed tells other instances from proxies.
+// TestHasPassed: instances are distinguished from proxies.
 func TestHasPassed(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
@@ -21,7 +21,7 @@ func TestHasPassed(t *testing.T) {
 	}
 }
 
-// TestSameURL does not mind a slash at the end, nor who asks.
+// TestSameURL: neither a slash at the end nor the user matters.
 func TestSameURL(t *testing.T) {
 	t.Parallel()
 	parse := func(text string) *url.URL {

@@ -10,8 +10,8 @@ const (
 	year = 365 * day
 )
 
-// TestClockWasAhead: nars that came, and were used, while the clock was a year ahead
-// grow old all the same once it is right, also across restarts.
+// TestClockWasAhead: nars that were added and used while the clock was a year ahead still
+// age once it is right, also across restarts.
 func TestClockWasAhead(t *testing.T) {
 	t.Parallel()
 	c := newClock()
@@ -32,8 +32,8 @@ func TestClockWasAhead(t *testing.T) {
 	a.wantState("www")
 }
 
-// TestClockIsBehind: what is removed while the clock is behind, and when it is right
-// again, is not more than by the right clock.
+// TestClockIsBehind: while the clock is behind, and when it is right again, no more is
+// removed than by the right clock.
 func TestClockIsBehind(t *testing.T) {
 	t.Parallel()
 	c := newClock()
@@ -60,8 +60,8 @@ func TestClockIsBehind(t *testing.T) {
 	}
 }
 
-// TestBeforeClock: nars that came before the machine's clock was set are unused since then,
-// and not since 1970.
+// TestBeforeClock: nars that were added before the machine's clock was set count as unused
+// since then, and not since 1970.
 func TestBeforeClock(t *testing.T) {
 	t.Parallel()
 	c := newClock()

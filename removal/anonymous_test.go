@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// TestAnonymousQuestions sends many questions whether nars are stored, about all of them,
-// before a removal: they must not delay it. NAR_HERDER_QUESTIONS says how many.
+// TestAnonymousQuestions: many queries whether nars are stored, about all of them, must not
+// delay a removal. NAR_HERDER_QUESTIONS sets their number.
 func TestAnonymousQuestions(t *testing.T) {
 	t.Parallel()
 	c := newClock()

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"nar-herder/internal/pace"
 	"nar-herder/narinfo"
 	"nar-herder/peer"
 	"nar-herder/removal/criteria"
@@ -105,10 +106,7 @@ func (r *Remover) makeWay(ctx context.Context, worked time.Duration, answered in
 	if float64(answered) < busyRate*worked.Seconds() {
 		return
 	}
-	select {
-	case <-time.After(min(paceFactor*worked, mostPause)):
-	case <-ctx.Done():
-	}
+	_ = pace.Sleep(ctx, min(paceFactor*worked, mostPause))
 }
 
 // match returns the items of a page that match the local conditions of criteria, with these
@@ -138,7 +136,7 @@ func (r *Remover) match(ctx context.Context, page []candidate, usable []criteria
 			}
 			if criterion.Unreferenced {
 				// An item without a nar here is still served, and needs its references;
-				// these are available where its nar is.
+				// these are available at the instance with its nar.
 				referred, err := r.index.IsReferredTo(ctx, c.item.Hash, len(criterion.StoredOn) > 0)
 				if err != nil {
 					return nil, err

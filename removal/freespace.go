@@ -16,8 +16,8 @@ const (
 	// linkedFor is the same for files with other links, as in an export, which the next export
 	// removes.
 	linkedFor = 24 * time.Hour
-	// shrinkFor and shrinkShare bound what is removed because other programs fill the file
-	// system: within shrinkFor, at most one part of shrinkShare of the storage.
+	// shrinkFor and shrinkShare bound removals because other programs fill the file system:
+	// within shrinkFor, at most one part of shrinkShare of the storage.
 	shrinkFor   = 24 * time.Hour
 	shrinkShare = 2
 
@@ -68,8 +68,8 @@ func (s *space) observe(now time.Time, l look) {
 		if late < 0 {
 			s.pay(-late)
 		}
-		// Of those that aren't, only the ones that were removed just now are late: other
-		// programs may have taken the rest.
+		// If they aren't, only those that were removed just now are late: other programs may
+		// have taken the rest.
 		linked := min(max(late, 0), l.linked-s.last.linked)
 		s.owe(now.Add(linkedFor), linked)
 		removed := l.evicted - s.last.evicted + max(s.last.pending-l.pending, 0)

@@ -15,7 +15,7 @@ import (
 	"nar-herder/storage/directory"
 )
 
-// volume is a file system of a size that an instance's storage shares with others.
+// volume is a file system of limited size, which an instance's storage shares with others.
 type volume struct {
 	i      *instance
 	size   int64
@@ -31,7 +31,7 @@ type onVolume struct {
 
 func (d onVolume) FreeSpace() (free, size int64, err error) { return d.v.space() }
 
-// onVolume puts the storage of an instance onto a file system of its own.
+// onVolume moves the storage of an instance to its own file system.
 func (i *instance) onVolume(size int64) *volume {
 	i.t.Helper()
 	v := &volume{i: i, size: size}
@@ -70,7 +70,7 @@ func (v *volume) free() int64 {
 	return free
 }
 
-// spaced is remover with a minimum of free space.
+// spaced makes a remover with a minimum of free space.
 func (i *instance) spaced(limit, minimum int64, other *instance, criteria ...string) *Remover {
 	i.t.Helper()
 	r := i.remover(limit, other, criteria...)
@@ -85,8 +85,8 @@ const (
 
 func gone(state string) int { return strings.Count(state, "r") }
 
-// TestMinimumFree removes no more than has to go, what was idle for longer first, and
-// nothing while the minimum is free.
+// TestMinimumFree: no more is removed than necessary, the longest unused first, and nothing
+// while the minimum is free.
 func TestMinimumFree(t *testing.T) {
 	t.Parallel()
 	c := newClock()
@@ -127,7 +127,7 @@ func TestMinimumFree(t *testing.T) {
 	}
 }
 
-// TestTwoGoals reaches the limit and the minimum in one pass, whichever needs more.
+// TestTwoGoals: one pass reaches both the limit and the minimum.
 func TestTwoGoals(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct{ limit, minimum, want int }{
@@ -154,21 +154,21 @@ func TestTwoGoals(t *testing.T) {
 			r := a.spaced(limit, minimum, b, "stored-on=B")
 			round(t, r)
 			if n := gone(a.state(12)); n != test.want {
-				t.Errorf("%d are gone, want %d\n%s", n, test.want, a.log)
+				t.Errorf("%d were removed, want %d\n%s", n, test.want, a.log)
 			}
 			for range 3 {
 				c.advance(time.Hour)
 				round(t, r)
 			}
 			if n := gone(a.state(12)); n != test.want || r.Warnings() != nil {
-				t.Errorf("%d are gone later, want %d; %v", n, test.want, r.Warnings())
+				t.Errorf("%d were removed later, want %d; %v", n, test.want, r.Warnings())
 			}
 		})
 	}
 }
 
-// TestMinimumFreeWithdraws counts what is withdrawn as free: nothing more is withdrawn
-// while the grace lasts.
+// TestMinimumFreeWithdraws: withdrawn nars count as free, so nothing more is withdrawn
+// during the grace period.
 func TestMinimumFreeWithdraws(t *testing.T) {
 	t.Parallel()
 	c := newClock()
@@ -206,8 +206,8 @@ func TestMinimumFreeWithdraws(t *testing.T) {
 	}
 }
 
-// TestLinkedNars removes nars that have other names, as in an export: they give back
-// nothing, and no others go for them.
+// TestLinkedNars: removing nars that have other names, as in an export, frees nothing, and
+// no others are removed instead.
 func TestLinkedNars(t *testing.T) {
 	t.Parallel()
 	c := newClock()
@@ -223,14 +223,14 @@ func TestLinkedNars(t *testing.T) {
 		}
 	}
 	r := a.spaced(-1, v.free()+3*narBytes, b, "stored-on=B")
-	for range 60 * 23 { // not for a day
+	for range 60 * 23 { // less than a day
 		round(t, r)
 		c.advance(time.Minute)
 	}
 	if n := gone(a.state(20)); n != 3 {
-		t.Errorf("%d are gone, want 3\n%s", n, a.log)
+		t.Errorf("%d were removed, want 3\n%s", n, a.log)
 	}
-	// The export is brought up to date.
+	// The export is updated.
 	for n := range 20 {
 		if _, err := os.Stat(spec{n: n}.file(a.directory)); err != nil {
 			if err := os.Remove(exported(n)); err != nil {
@@ -243,12 +243,12 @@ func TestLinkedNars(t *testing.T) {
 		c.advance(time.Minute)
 	}
 	if n := gone(a.state(20)); n != 3 || r.Warnings() != nil {
-		t.Errorf("%d are gone, want 3; %v\n%s", n, r.Warnings(), a.log)
+		t.Errorf("%d were removed, want 3; %v\n%s", n, r.Warnings(), a.log)
 	}
 }
 
-// TestOthersFill has another program fill the file system for hours: half of the
-// nars makes way for it in a day, not all.
+// TestOthersFill: another program fills the file system for hours. At most half of the nars
+// is removed for it in a day.
 func TestOthersFill(t *testing.T) {
 	t.Parallel()
 	c := newClock()
@@ -263,7 +263,7 @@ func TestOthersFill(t *testing.T) {
 		v.others.Add(narBytes / 70)
 	}
 	if n := gone(a.state(20)); n < 9 || n > 11 {
-		t.Errorf("%d of 20 are gone on the first day\n%s", n, a.log)
+		t.Errorf("%d of 20 were removed on the first day\n%s", n, a.log)
 	}
 	if warnings := r.Warnings(); len(warnings) != 1 || !strings.Contains(warnings[0], "other programs") {
 		t.Errorf("warnings %q", warnings)
@@ -271,7 +271,7 @@ func TestOthersFill(t *testing.T) {
 	if n := strings.Count(a.log.String(), "level=ERROR"); n == 0 || n > 24 {
 		t.Errorf("the log has %d errors\n%s", n, a.log)
 	}
-	// It stops, and gives all of it back.
+	// It stops, and frees all of it.
 	v.others.Store(0)
 	round(t, r)
 	if r.Warnings() != nil {
@@ -279,7 +279,7 @@ func TestOthersFill(t *testing.T) {
 	}
 }
 
-// TestUnreachableMinimum removes nothing where all nars together would not be enough.
+// TestUnreachableMinimum: nothing is removed if all nars together would not be enough.
 func TestUnreachableMinimum(t *testing.T) {
 	t.Parallel()
 	c := newClock()
@@ -295,7 +295,7 @@ func TestUnreachableMinimum(t *testing.T) {
 	}
 }
 
-// TestMinimumFreeWithoutCriteria warns, and removes nothing.
+// TestMinimumFreeWithoutCriteria: it warns, and removes nothing.
 func TestMinimumFreeWithoutCriteria(t *testing.T) {
 	t.Parallel()
 	c := newClock()
@@ -310,7 +310,7 @@ func TestMinimumFreeWithoutCriteria(t *testing.T) {
 	}
 }
 
-// TestMinimumFreeOnDisk is with a real file system.
+// TestMinimumFreeOnDisk uses a real file system.
 func TestMinimumFreeOnDisk(t *testing.T) {
 	t.Parallel()
 	const size = 4 << 20
@@ -337,14 +337,14 @@ func TestMinimumFreeOnDisk(t *testing.T) {
 		round(t, r)
 	}
 	if n := gone(a.state(20)); n != 3 || r.Warnings() != nil {
-		t.Errorf("%d are gone, want 3; %v", n, r.Warnings())
+		t.Errorf("%d were removed, want 3; %v", n, r.Warnings())
 	}
 	if now, _, err := a.FreeSpace(); err != nil || now < free {
 		t.Errorf("%d bytes are free, %v; the minimum is %d", now, err, free)
 	}
 }
 
-// TestSpace is about which bytes count as free, and how many have to go.
+// TestSpace: which bytes count as free, and how many must be removed.
 func TestSpace(t *testing.T) {
 	t.Parallel()
 	type step struct {

@@ -35,7 +35,7 @@ import (
 	"nar-herder/storage/index"
 )
 
-// clock is what all instances of a test go by.
+// clock is the clock of all instances in a test.
 type clock struct{ at atomic.Int64 }
 
 func newClock() *clock {
@@ -60,8 +60,8 @@ type instance struct {
 	log       *testlog.Buffer
 	address   string // of the server itself
 
-	// front is what others come to: it passes on to the server, unless the test
-	// has put something in between.
+	// front is the address for others: it forwards to the server, unless the test
+	// intercepts requests.
 	front     *httptest.Server
 	between   atomic.Pointer[http.HandlerFunc]
 	questions atomic.Int32
@@ -72,8 +72,8 @@ func newInstance(t *testing.T, c *clock) *instance {
 	return newInstanceIn(t, c, filepath.Join(memoryDir(t), "storage"))
 }
 
-// memoryDir is a directory in memory where there is one: on a disk, most of the
-// time is for flushing.
+// memoryDir is a directory in memory, if possible: on a disk, most of the time is for
+// flushing.
 func memoryDir(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("/dev/shm", "nar-herder-test-")
@@ -102,7 +102,7 @@ func newInstanceIn(t *testing.T, c *clock, dir string) *instance {
 		t.Fatal(err)
 	}
 	i.Storage = storage.New(i.index, store, storage.Options{Now: c.now})
-	// It is a file like others, and counts.
+	// It is an ordinary file, and counts.
 	if _, err := i.Identity(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -141,14 +141,13 @@ func newInstanceIn(t *testing.T, c *clock, dir string) *instance {
 	return i
 }
 
-// intercept puts something between this instance and who asks it. It passes on
-// what is given to pass.
+// intercept handles requests to this instance. The handler may forward them with pass.
 func (i *instance) intercept(handler http.HandlerFunc) { i.between.Store(&handler) }
 
 // pass makes a handler given to intercept leave the request to the server.
 func pass(w http.ResponseWriter) { w.Header().Set("Pass", "yes") }
 
-// asked is how many questions there were since it was called last.
+// asked returns the number of questions since its last call.
 func (i *instance) asked() int { return int(i.questions.Swap(0)) }
 
 func hashNumber(n int) narinfo.PathHash {
@@ -252,8 +251,8 @@ func (i *instance) evict(n int) {
 	}
 }
 
-// state says of items whether they are stored (s), withdrawn with their bytes
-// (w), or have a row alone (r); and ! for what disagrees.
+// state returns for each item whether it is stored (s), withdrawn with its bytes (w), or
+// has only a row (r); ! for inconsistencies.
 func (i *instance) state(count int) string {
 	i.t.Helper()
 	var state strings.Builder
@@ -284,7 +283,7 @@ func (i *instance) wantState(want string) {
 	}
 }
 
-// onDisk is what all files take.
+// onDisk returns the disk usage of all files.
 func (i *instance) onDisk() int64 {
 	i.t.Helper()
 	if err := i.Scan(context.Background()); err != nil {
@@ -329,7 +328,7 @@ func (i *instance) remover(limit int64, other *instance, texts ...string) *Remov
 	return r
 }
 
-// reliesOn is what others receive.
+// reliesOn returns the statement that others receive.
 func (i *instance) reliesOn() peer.Statement {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -339,7 +338,8 @@ func (i *instance) reliesOn() peer.Statement {
 	return peer.Statement{}
 }
 
-// patience is short in a test of what never comes, and long enough for what comes after it.
+// patience is short for tests of requests that never end, but long enough for the next
+// request.
 func (i *instance) patience() time.Duration {
 	if strings.Contains(i.t.Name(), "slow") {
 		return 500 * time.Millisecond
@@ -347,7 +347,7 @@ func (i *instance) patience() time.Duration {
 	return 0
 }
 
-// round has a remover look once.
+// round runs one round of a remover.
 func round(t *testing.T, r *Remover) {
 	t.Helper()
 	if err := r.Round(t.Context()); err != nil {
@@ -355,7 +355,7 @@ func round(t *testing.T, r *Remover) {
 	}
 }
 
-// counted is the value of a metric.
+// counted returns the value of a metric.
 func counted(t *testing.T, r *Remover, name string) float64 {
 	t.Helper()
 	registry := prometheus.NewRegistry()
@@ -372,7 +372,7 @@ func counted(t *testing.T, r *Remover, name string) float64 {
 	return metric.GetCounter().GetValue() + metric.GetGauge().GetValue()
 }
 
-// many are count items of a size.
+// many makes count items of a size.
 func many(count, size int) (items []spec) {
 	for n := range count {
 		items = append(items, spec{n: n, bytes: size})

@@ -13,8 +13,8 @@ type Planned struct {
 	StorePath narinfo.StorePath
 	// Bytes is the length of its stored nars.
 	Bytes int64
-	// Withdraw says that the item would be withdrawn, as no other instance has its nar. Else
-	// only its bytes would be removed, and its narinfo still served.
+	// Withdraw says that the item would be withdrawn, because no other instance has its nar.
+	// Otherwise only its bytes would be removed, and its narinfo still served.
 	Withdraw bool
 	// Criterion is the reason.
 	Criterion string

@@ -15,7 +15,7 @@ import (
 	"nar-herder/removal/dependence"
 )
 
-// TestPlan compares what is planned with what a round then removes, and with its log.
+// TestPlan: the plan matches what the next round removes, and its log.
 func TestPlan(t *testing.T) {
 	t.Parallel()
 	c := newClock()
@@ -62,7 +62,7 @@ func TestPlan(t *testing.T) {
 			t.Errorf("item %d is not logged: %s", n, a.log)
 		}
 	}
-	// All that may go is not enough, and nothing has to.
+	// Removing everything allowed is not enough, and nothing is necessary.
 	planned = nil
 	reason, err = a.remover(0, b, "stored-on=B").Plan(t.Context(), func(p Planned) { planned = append(planned, p) })
 	if err != nil || !strings.Contains(reason, "no more nars match") {
@@ -77,7 +77,7 @@ func TestPlan(t *testing.T) {
 	}
 }
 
-// everything is what the database has that may change.
+// everything returns the mutable content of the database.
 func (i *instance) everything() string {
 	i.t.Helper()
 	last, err := i.index.LastChange(i.t.Context())
@@ -99,8 +99,8 @@ func (i *instance) everything() string {
 	return fmt.Sprint(last, settings, len(files))
 }
 
-// TestGreatestKeeps has a ring of which none but the greatest id keeps its nars, and one
-// that relies on the ring from outside.
+// TestGreatestKeeps: in a ring, only the instance with the greatest id keeps its nars.
+// Another one depends on the ring from outside.
 func TestGreatestKeeps(t *testing.T) {
 	t.Parallel()
 	c := newClock()
@@ -115,7 +115,7 @@ func TestGreatestKeeps(t *testing.T) {
 	}
 	removers = append(removers, outside.remover(0, ring[0], "stored-on=B"))
 	settle := func() {
-		for range 2 * len(ring) { // what one says reaches the others
+		for range 2 * len(ring) { // each statement reaches the others
 			for _, r := range removers {
 				r.dependence.Refresh(t.Context(), r.introduce)
 				r.dependence.AssumeSettled()
@@ -124,7 +124,7 @@ func TestGreatestKeeps(t *testing.T) {
 	}
 	settle()
 	greatest := slices.MaxFunc(ring, func(a, b *instance) int { return strings.Compare(a.Instance(), b.Instance()) })
-	// Whoever comes first.
+	// In any order.
 	for _, r := range []*Remover{greatest.running, removers[3], removers[0], removers[1], removers[2]} {
 		round(t, r)
 	}
@@ -145,17 +145,17 @@ func TestGreatestKeeps(t *testing.T) {
 		gone += strings.Count(i.state(5), "r")
 	}
 	if gone < 5 {
-		t.Errorf("%d are gone of the ring", gone)
+		t.Errorf("%d nars of the ring were removed", gone)
 	}
 }
 
-// TestSettles removes nothing before this instance has stated its reliance for ten minutes,
-// nor by an answer that is too old, nor for an instance that makes no statement.
+// TestSettles: nothing is removed before this instance has stated its dependency for ten
+// minutes, nor by a late answer, nor for an instance without a statement.
 func TestSettles(t *testing.T) {
 	t.Parallel()
 	c := newClock()
 	a, b := newInstance(t, c), newInstance(t, c)
-	for b.Instance() > a.Instance() { // it has the smaller id
+	for b.Instance() > a.Instance() { // it must have the smaller id
 		b = newInstance(t, c)
 		if b.Instance() > a.Instance() {
 			a = newInstance(t, c)
@@ -188,7 +188,7 @@ func TestSettles(t *testing.T) {
 		t.Errorf("%v", r.ReliesOn())
 	}
 	c.advance(dependence.SettleTime)
-	// Its answer comes late.
+	// Its answer is late.
 	var late atomic.Bool
 	late.Store(true)
 	b.intercept(slowly(c, &late))
@@ -204,7 +204,7 @@ func TestSettles(t *testing.T) {
 
 const refreshTime = dependence.SettleTime / 30
 
-// slowly lets more time go by than an answer may take, while late is set.
+// slowly lets more time pass than an answer may take, while late is set.
 func slowly(c *clock, late *atomic.Bool) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		if late.Load() {

@@ -62,12 +62,11 @@ type Options struct {
 	// Decode decompresses nars that an import failed to replace, to identify them; nil leaves
 	// them unserved.
 	Decode storage.Decoder
-	// Interval is how often the storage is compared with its limit; 0 for a
-	// minute.
+	// Interval is how often the storage is compared with its limit; 0 for a minute.
 	Interval time.Duration
-	// Log is for operators; nil drops it.
+	// Log may be nil.
 	Log *slog.Logger
-	// Now is the clock; nil is the system's.
+	// Now is the clock; nil for the system's.
 	Now func() time.Time
 }
 
@@ -78,7 +77,7 @@ const (
 	scanEvery = time.Hour
 	// remoteScanEvery is the same for a remote byte store.
 	remoteScanEvery = 24 * time.Hour
-	// scanShare bounds that share, to one part of so many, and aboveShare does while the
+	// Scans take at most one part of scanShare of the time, or of aboveShare while the
 	// storage seems to be above its limit.
 	scanShare  = 50
 	aboveShare = 10
@@ -201,10 +200,10 @@ func (r *Remover) Run(ctx context.Context) {
 	}
 }
 
-// ReliesOn is the statement to other instances: which ones this one depends on.
+// ReliesOn returns the statement of the instances that this one depends on.
 func (r *Remover) ReliesOn() peer.Statement { return r.dependence.Statement() }
 
-// introduce asks a peer what it says about itself.
+// introduce asks a peer to introduce itself.
 func (r *Remover) introduce(ctx context.Context, url string) (peer.Introduction, error) {
 	return r.peers[url].Introduce(ctx)
 }
@@ -228,7 +227,7 @@ func (r *Remover) Round(ctx context.Context) error {
 	if !r.named {
 		r.nameStorage(ctx)
 	}
-	// First, as nobody misses these files.
+	// Do this first, because these files are useless.
 	dropped, err := deletion.DeletePending(ctx, r.storage)
 	if dropped.Size > 0 {
 		r.log.Info("deleted files that a killed process had not deleted", "bytes", dropped.Usage)
@@ -293,7 +292,7 @@ func (r *Remover) Round(ctx context.Context) error {
 	}
 	r.setStuck(cmp.Or(left, r.undeletable))
 	r.report(g, cmp.Or(kept, reason))
-	return r.lookAtSpace(ctx) // before other programs use what is free now
+	return r.lookAtSpace(ctx) // before other programs take the freed space
 }
 
 // notDeleted is the reason for removing nothing more: items would lose their nars without
@@ -359,10 +358,10 @@ func (r *Remover) report(g goal, reason string) {
 		level = slog.LevelInfo
 	}
 	if g.excess > 0 {
-		r.log.Log(context.Background(), level, "the storage is above its limit, and stays there for now", "limit", r.limit.Load(), "above", g.excess, "reason", reason)
+		r.log.Log(context.Background(), level, "the storage is above its limit for now", "limit", r.limit.Load(), "above", g.excess, "reason", reason)
 	}
 	if g.lacking > 0 || g.excess <= 0 {
-		r.log.Log(context.Background(), level, "less than the minimum is free on the file system of the storage, and that stays so for now", "free", r.space.last.free, "minimum", r.space.minimum, "reason", reason)
+		r.log.Log(context.Background(), level, "less than the minimum is free on the file system of the storage, for now", "free", r.space.last.free, "minimum", r.space.minimum, "reason", reason)
 	}
 }
 
@@ -381,7 +380,7 @@ func (r *Remover) measure(ctx context.Context) (g goal, reason string, err error
 	if err != nil {
 		return goal{}, "", err
 	}
-	// A scan of an earlier process will do for the first round.
+	// For the first round, a scan of an earlier process is sufficient.
 	due := max(scanEvery, scanShare*r.scanTook)
 	above := g.limit >= 0 && usage > g.limit
 	switch {

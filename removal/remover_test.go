@@ -23,7 +23,7 @@ import (
 	"nar-herder/storage/index"
 )
 
-// TestLimit has no more go than has to, and what was idle for longer first.
+// TestLimit: no more is removed than necessary, the longest unused first.
 func TestLimit(t *testing.T) {
 	t.Parallel()
 	c := newClock()
@@ -63,22 +63,22 @@ func TestLimit(t *testing.T) {
 	if n := b.asked(); n > 0 || r.Warnings() != nil {
 		t.Errorf("%d questions below the limit, warnings %v", n, r.Warnings())
 	}
-	// Lowered, and taken away, while it runs.
+	// The limit is lowered, and removed, while it runs.
 	r.SetLimit(usage - 7*per)
 	round(t, r)
 	if got := strings.Count(a.state(20), "r"); got != 7 {
-		t.Errorf("%d are gone after the limit was lowered", got)
+		t.Errorf("%d were removed after the limit was lowered", got)
 	}
 	r.SetLimit(-1)
 	round(t, r)
 	b.wantState(strings.Repeat("s", 20))
 	if got := strings.Count(a.state(20), "r"); got != 7 || counted(t, r, "narherder_storage_excess_bytes") != 0 {
-		t.Errorf("%d are gone without a limit", got)
+		t.Errorf("%d were removed without a limit", got)
 	}
 }
 
-// TestLimitRaised has the limit raised while nars are being removed: no more than
-// the page that was begun still goes.
+// TestLimitRaised: if the limit is raised during a removal, only the page in progress is
+// finished.
 func TestLimitRaised(t *testing.T) {
 	t.Parallel()
 	c := newClock()
@@ -94,7 +94,7 @@ func TestLimitRaised(t *testing.T) {
 	})
 	round(t, r)
 	if gone := strings.Count(a.state(count), "r"); gone == 0 || gone > pageItems {
-		t.Errorf("%d of %d are gone", gone, count)
+		t.Errorf("%d of %d were removed", gone, count)
 	}
 	if r.Warnings() != nil {
 		t.Errorf("%v", r.Warnings())
@@ -105,7 +105,7 @@ type usesOf map[narinfo.PathHash]bool
 
 func (u usesOf) IsPending(hash narinfo.PathHash) bool { return u[hash] }
 
-// TestCriteria has a limit of nothing, so that all goes that may.
+// TestCriteria: with a limit of zero, everything allowed is removed.
 func TestCriteria(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
@@ -123,16 +123,16 @@ func TestCriteria(t *testing.T) {
 		"used lately":         {prepare: func(a, _ *instance) { a.used(2, a.clock.now().Add(-9*day)) }, criteria: []string{"unused-for=10d"}, want: "wwsw"},
 		"used, long ago":      {prepare: func(a, _ *instance) { a.used(2, a.clock.now().Add(-10*day)) }, criteria: []string{"unused-for=10d"}, want: "wwww"},
 		"unused for too long": {criteria: []string{"unused-for=100d"}, want: "ssss"},
-		"used just now":       {criteria: []string{"unused-for=10d"}, want: "wwsw"}, // and not written down: see below
+		"used just now":       {criteria: []string{"unused-for=10d"}, want: "wwsw"}, // and not written to the index: see below
 		"tag":                 {prepare: func(a, _ *instance) { a.tag(1, "k=v"); a.tag(2, "k=w") }, criteria: []string{"tag=k=v"}, want: "swss"},
 		"no-tag":              {prepare: func(a, _ *instance) { a.tag(1, "k=v"); a.tag(2, "k=w") }, criteria: []string{"no-tag=k=v"}, want: "wsww"},
 		"tag, stored-on":      {prepare: func(a, _ *instance) { a.tag(1, "k=v"); a.tag(3, "k=v") }, criteria: []string{"tag=k=v,stored-on=B"}, want: "srss"},
 		"added-before":        {criteria: []string{"added-before=20d"}, want: "wwww"},
 		"added later":         {criteria: []string{"added-before=20d,added-before=2024-01-01"}, want: "ssss"},
-		"unreferenced":        {criteria: []string{"unreferenced"}, want: "wwww"}, // each when the one before is gone
+		"unreferenced":        {criteria: []string{"unreferenced"}, want: "wwww"}, // each after its predecessor is removed
 		"unreferenced, kept":  {prepare: func(a, _ *instance) { a.tag(0, "keep=1") }, criteria: []string{"unreferenced,no-tag=keep=1"}, want: "ssww"},
 		"unreferenced there":  {criteria: []string{"unreferenced,stored-on=B"}, want: "rrrs"},
-		// What others have stays to be had; the rest does not.
+		// Nars that others have stored stay available; the rest is not.
 		"stored-on or not": {criteria: []string{"stored-on=B", "unused-for=10d"}, want: "rrrw"},
 		"not or stored-on": {criteria: []string{"unused-for=10d", "stored-on=B"}, want: "rrrw"},
 	} {
@@ -161,7 +161,7 @@ func TestCriteria(t *testing.T) {
 			if warnings := r.Warnings(); len(warnings) != 1 || !strings.Contains(warnings[0], "above its limit") {
 				t.Errorf("warnings: %v", warnings)
 			}
-			// Nothing is different, so that nobody is asked again for a while.
+			// Nothing has changed, so nobody is asked again for a while.
 			b.asked()
 			for range 10 {
 				round(t, r)
@@ -179,8 +179,8 @@ func TestCriteria(t *testing.T) {
 	}
 }
 
-// TestWithdrawNoMore has small nars, each of which takes a block: what was
-// withdrawn counts as going, and nothing more is withdrawn while it waits.
+// TestWithdrawNoMore: withdrawn nars count as removed, by blocks for small nars, and
+// nothing more is withdrawn during the grace period.
 func TestWithdrawNoMore(t *testing.T) {
 	t.Parallel()
 	c := newClock()
@@ -203,7 +203,7 @@ func TestWithdrawNoMore(t *testing.T) {
 	if excess, withdrawn := counted(t, r, "narherder_storage_excess_bytes"), counted(t, r, "narherder_storage_withdrawn_bytes"); excess != 0 || withdrawn != 5*4096 {
 		t.Errorf("%v bytes above the limit, %v withdrawn", excess, withdrawn)
 	}
-	// A hard limit that is lowered below what is there.
+	// A hard limit is lowered below the usage.
 	if err := a.SetHardLimit(t.Context(), usage/2); err != nil {
 		t.Fatal(err)
 	}
@@ -218,9 +218,8 @@ func TestWithdrawNoMore(t *testing.T) {
 	}
 }
 
-// TestBetweenDecisionAndDeed has something come up while the other instance is
-// asked.
-func TestBetweenDecisionAndDeed(t *testing.T) {
+// TestChangeAfterDecision: something changes while the other instance is asked.
+func TestChangeAfterDecision(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
 		criterion string
@@ -229,7 +228,7 @@ func TestBetweenDecisionAndDeed(t *testing.T) {
 	}{
 		"pinned":               {"stored-on=B", func(a *instance) { a.pin(0) }, "ssr"},
 		"referred to by a pin": {"stored-on=B", func(a *instance) { a.imports(spec{n: 5, bytes: 10, refs: []int{2}}); a.pin(5) }, "rrs"},
-		"another narinfo":      {"stored-on=B", func(a *instance) { a.imports(spec{n: 1, bytes: 100, note: "again"}) }, "rrr"}, // by another look
+		"another narinfo":      {"stored-on=B", func(a *instance) { a.imports(spec{n: 1, bytes: 100, note: "again"}) }, "rrr"}, // seen by another look
 		"referrer comes":       {"stored-on=B,unreferenced", func(a *instance) { a.imports(spec{n: 5, bytes: 10, refs: []int{2}}) }, "rrr"},
 		"referrer's nar comes": {"stored-on=B,unreferenced", func(a *instance) { a.imports(spec{n: 6, bytes: 10, refs: []int{2}}) }, "rrs"},
 		"bytes are deleted": {"stored-on=B", func(a *instance) {
@@ -249,7 +248,7 @@ func TestBetweenDecisionAndDeed(t *testing.T) {
 			items := []spec{{n: 0, bytes: 100, refs: []int{1}}, {n: 1, bytes: 100}, {n: 2, bytes: 100}}
 			a.imports(items...)
 			b.imports(items...)
-			// A known one: its nar comes back in one of the tests.
+			// A known one: its nar is added again in one of the tests.
 			a.imports(spec{n: 6, bytes: 10, refs: []int{2}})
 			a.evict(6)
 			changed := false
@@ -275,7 +274,7 @@ func TestBetweenDecisionAndDeed(t *testing.T) {
 	}
 }
 
-// check is what the storage's check finds, apart from the storage's name.
+// check returns the findings of the check, except the storage's name.
 func check(t *testing.T, i *instance) (found []string) {
 	t.Helper()
 	for finding, err := range storagecheck.New(i.Storage).Compare(context.Background(), nil) {
@@ -289,9 +288,9 @@ func check(t *testing.T, i *instance) (found []string) {
 	return found
 }
 
-// TestFaults has the other instance in one wrong state after the other: nothing
-// goes that is not surely there, it is not asked without end, and when all is
-// well again the limit is kept.
+// TestFaults: the other instance is in various faulty states. Only nars that it certainly
+// has stored are removed, it is not asked endlessly, and when it works again the limit is
+// reached.
 func TestFaults(t *testing.T) {
 	t.Parallel()
 	const count = 30
@@ -358,8 +357,8 @@ func TestFaults(t *testing.T) {
 			if failed := counted(t, r, "narherder_removal_failed_questions_total"); name != "storage is gone" && failed != 3 {
 				t.Errorf("%v failed questions", failed)
 			}
-			if n := strings.Count(a.log.String(), "stays there for now"); n != 1 {
-				t.Errorf("it was said %d times that the limit is not kept", n)
+			if n := strings.Count(a.log.String(), "is above its limit for now"); n != 1 {
+				t.Errorf("the missed limit was logged %d times", n)
 			}
 			if name == "storage is gone" {
 				if err := os.Rename(filepath.Join(b.directory, "away"), filepath.Join(b.directory, "nar")); err != nil {
@@ -379,8 +378,8 @@ func TestFaults(t *testing.T) {
 	}
 }
 
-// TestVanishesMidway has the other instance answer one question, and no more.
-func TestVanishesMidway(t *testing.T) {
+// TestPeerStops: the other instance answers one question and then stops.
+func TestPeerStops(t *testing.T) {
 	t.Parallel()
 	c := newClock()
 	a, b := newInstance(t, c), newInstance(t, c)
@@ -389,7 +388,7 @@ func TestVanishesMidway(t *testing.T) {
 	b.imports(many(count, 1)...)
 	var answered atomic.Bool
 	b.intercept(func(w http.ResponseWriter, _ *http.Request) {
-		if answered.Swap(true) { // several are asked at once
+		if answered.Swap(true) { // several questions are sent at once
 			panic(http.ErrAbortHandler)
 		}
 		pass(w)
@@ -398,9 +397,9 @@ func TestVanishesMidway(t *testing.T) {
 	round(t, r)
 	state := a.state(count)
 	if gone := strings.Count(state, "r"); gone != chunkItems || strings.Contains(state, "!") {
-		t.Errorf("%d are gone, of which one answer was about %d", gone, chunkItems)
+		t.Errorf("%d were removed, and the one answer was about %d", gone, chunkItems)
 	}
-	// The transport may ask each once more on a new connection.
+	// The transport may send each again on a new connection.
 	if asked := b.asked(); asked > 2*chunksAtOnce || len(r.Warnings()) != 1 {
 		t.Errorf("%d questions, warnings %v", asked, r.Warnings())
 	}
@@ -411,8 +410,8 @@ func TestVanishesMidway(t *testing.T) {
 	b.wantState(strings.Repeat("s", count))
 }
 
-// TestPausedPeerAmongCriteria has a criterion that can't be asked about and
-// another that never holds: all items are not looked at again and again.
+// TestPausedPeerAmongCriteria: one criterion has a peer that can't be asked, and another
+// never matches. The pass over all items is not repeated without a pause.
 func TestPausedPeerAmongCriteria(t *testing.T) {
 	t.Parallel()
 	c := newClock()
@@ -436,8 +435,8 @@ func TestPausedPeerAmongCriteria(t *testing.T) {
 	a.wantState(strings.Repeat("s", 10))
 }
 
-// TestFewQuestions has one nar to go among many that may not: it is not one
-// question for each of them, nor do more go than that one.
+// TestFewQuestions: only one of many nars may be removed. It is found with few questions,
+// and only it is removed.
 func TestFewQuestions(t *testing.T) {
 	t.Parallel()
 	c := newClock()
@@ -454,11 +453,11 @@ func TestFewQuestions(t *testing.T) {
 		t.Errorf("%d questions about %d nars", asked, 500)
 	}
 	if gone := strings.Count(a.state(500), "r"); gone != 1 || r.Warnings() != nil {
-		t.Errorf("%d are gone, warnings %v", gone, r.Warnings())
+		t.Errorf("%d were removed, warnings %v", gone, r.Warnings())
 	}
 }
 
-// TestEachOther has two instances that count on each other, at once.
+// TestEachOther: two instances name each other, and remove at the same time.
 func TestEachOther(t *testing.T) {
 	t.Parallel()
 	c := newClock()
@@ -483,8 +482,8 @@ func TestEachOther(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	// The clock of both is advanced by both, so a round at the same time may find that the
-	// answers are too old.
+	// Both rounds advance the shared clock, so a concurrent round may find that answers
+	// are too old.
 	here, there := a.state(count), b.state(count)
 	for range 10 {
 		if strings.Count(here+there, "r") == count {
@@ -504,11 +503,11 @@ func TestEachOther(t *testing.T) {
 		}
 	}
 	if gone := strings.Count(here+there, "r"); gone != count {
-		t.Errorf("%d are gone, where one of two could go", gone)
+		t.Errorf("%d were removed, want at most one of two", gone)
 	}
 }
 
-// TestReadOnlyStorage can delete nothing: no row after the other goes for that.
+// TestReadOnlyStorage: if nothing can be deleted, rows stay.
 func TestReadOnlyStorage(t *testing.T) {
 	t.Parallel()
 	c := newClock()
@@ -542,9 +541,9 @@ func TestReadOnlyStorage(t *testing.T) {
 	b.wantState(strings.Repeat("s", count))
 }
 
-// TestStrangerDeletes has bytes gone before the round: their rows follow, and
-// the limit is kept by what is really there.
-func TestStrangerDeletes(t *testing.T) {
+// TestFilesDisappear: files disappeared before the round: their rows follow, and the limit
+// applies to the existing files.
+func TestFilesDisappear(t *testing.T) {
 	t.Parallel()
 	c := newClock()
 	a, b := newInstance(t, c), newInstance(t, c)
@@ -565,7 +564,7 @@ func TestStrangerDeletes(t *testing.T) {
 	if r.Warnings() != nil {
 		t.Errorf("%v", r.Warnings())
 	}
-	// What is gone there too is not surely stored there.
+	// A file that the other instance lost too is not certainly stored there.
 	stays := strings.Index(state, "s")
 	if err := os.Remove(spec{n: stays}.file(b.directory)); err != nil {
 		t.Fatal(err)
@@ -576,15 +575,15 @@ func TestStrangerDeletes(t *testing.T) {
 	a.wantState(strings.Repeat("r", stays) + "s" + strings.Repeat("r", 9-stays))
 }
 
-// TestCountedTwice has bytes that lie in the storage before rows claim them: what
-// they take is there once, and no more goes than that.
+// TestCountedTwice: bytes that are in the storage before rows claim them count once, and no
+// more is removed than necessary.
 func TestCountedTwice(t *testing.T) {
 	t.Parallel()
 	c := newClock()
 	a, b := newInstance(t, c), newInstance(t, c)
 	a.imports(many(10, 10_000)...)
 	b.imports(many(20, 10_000)...)
-	// As an administrator's copy would lay them there.
+	// Like an administrator's copy.
 	for n := 10; n < 20; n++ {
 		if err := os.WriteFile(spec{n: n}.file(a.directory), bytes.Repeat([]byte{byte(n)}, 10_000), 0o644); err != nil {
 			t.Fatal(err)
@@ -600,8 +599,8 @@ func TestCountedTwice(t *testing.T) {
 	a.wantState(strings.Repeat("s", 20))
 }
 
-// TestCountedTwiceAbove is the same with a limit that some have to go for: a
-// second look, before the next scan, has no more go.
+// TestCountedTwiceAbove is the same above the limit: a second scan prevents further
+// removals.
 func TestCountedTwiceAbove(t *testing.T) {
 	t.Parallel()
 	c := newClock()
@@ -622,12 +621,12 @@ func TestCountedTwiceAbove(t *testing.T) {
 		round(t, r)
 	}
 	if gone := strings.Count(a.state(20), "r"); gone != 3 {
-		t.Errorf("%d are gone, where 3 had to", gone)
+		t.Errorf("%d were removed, want 3", gone)
 	}
 }
 
-// TestReferredToByEvicted has an item without its nar that is served all the same:
-// what it refers to is needed, and does not go for good.
+// TestReferredToByEvicted: an item without its nar is still served, so its references are
+// kept.
 func TestReferredToByEvicted(t *testing.T) {
 	t.Parallel()
 	c := newClock()
@@ -638,7 +637,7 @@ func TestReferredToByEvicted(t *testing.T) {
 	a.wantState("sr")
 }
 
-// TestNotMounted has an empty directory where the storage was.
+// TestNotMounted: the storage is replaced by an empty directory.
 func TestNotMounted(t *testing.T) {
 	t.Parallel()
 	c := newClock()
@@ -666,8 +665,8 @@ func TestNotMounted(t *testing.T) {
 	}
 }
 
-// TestResolvesReplacements: a round finds out what an import has left that was ended
-// while it replaced a nar.
+// TestResolvesReplacements: a round resolves the file of an import that ended while it
+// replaced a nar.
 func TestResolvesReplacements(t *testing.T) {
 	t.Parallel()
 	c := newClock()
@@ -687,7 +686,7 @@ func TestResolvesReplacements(t *testing.T) {
 	}
 }
 
-// TestNamesStorage: an empty storage gets its name from its owner, and from nobody else.
+// TestNamesStorage: an empty storage gets its name from its owner only.
 func TestNamesStorage(t *testing.T) {
 	t.Parallel()
 	p := removaltest.Open(t, t.TempDir())

@@ -12,8 +12,8 @@ import (
 	"nar-herder/storage/directory"
 )
 
-// undeletable is a directory that only finds out that it can't delete files when it
-// tries to, as others do.
+// undeletable is a directory store that can't delete files, and finds that out only when it
+// tries.
 type undeletable struct {
 	*directory.Directory
 	isStuck atomic.Bool
@@ -26,8 +26,8 @@ func (d *undeletable) Remove(ctx context.Context, name string) error {
 	return d.Directory.Remove(ctx, name)
 }
 
-// TestUndeletable: a file that can't be deleted ends the pass, and no other begins while
-// it is there. What was not freed is not counted as freed.
+// TestUndeletable: a file that can't be deleted ends the pass, and prevents others while it
+// exists. What was not freed does not count as freed.
 func TestUndeletable(t *testing.T) {
 	t.Parallel()
 	c := newClock()
@@ -59,7 +59,7 @@ func TestUndeletable(t *testing.T) {
 			t.Errorf("%v bytes of %v nars count as removed", bytes, nars)
 		}
 		if usage := counted(t, r, "narherder_storage_usage_bytes"); usage < 20*narBytes {
-			t.Errorf("the storage is said to take %v bytes", usage)
+			t.Errorf("the reported usage is %v bytes", usage)
 		}
 		if failed := counted(t, r, "narherder_removal_failed_deletions_total"); failed == 0 {
 			t.Error("no failure was counted")
@@ -76,7 +76,7 @@ func TestUndeletable(t *testing.T) {
 	}
 }
 
-// oneStuck is a directory that can't delete one file, and may tell so beforehand.
+// oneStuck is a directory store that can't delete one file, and may report that beforehand.
 type oneStuck struct {
 	*directory.Directory
 	name     string
@@ -97,7 +97,7 @@ func (d *oneStuck) MayRemove(name string) error {
 	return nil
 }
 
-// TestUndeletableOne: around one file that can't be deleted, others are removed.
+// TestUndeletableOne: other nars are removed around a file that can't be deleted.
 func TestUndeletableOne(t *testing.T) {
 	t.Parallel()
 	for _, foresees := range []bool{true, false} {

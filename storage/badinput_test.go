@@ -14,8 +14,7 @@ import (
 	"nar-herder/storage/importer"
 )
 
-// TestBadNarinfos: each one that can't be taken fails by itself, and the rest
-// is done.
+// TestBadNarinfos: each bad narinfo fails by itself, and the others are imported.
 func TestBadNarinfos(t *testing.T) {
 	t.Parallel()
 	good := fake{n: 1, content: "good"}
@@ -50,21 +49,21 @@ func TestBadNarinfos(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), test.word) {
 				t.Errorf("%v, want it to say %q", err, test.word)
 			} else if strings.ContainsAny(err.Error(), "\n\x00\x1b") {
-				t.Errorf("%q is no line of text", err)
+				t.Errorf("%q is not a line of text", err)
 			}
 			wantServed(t, s, good)
 			wantFindings(t, s)
 			if !has(filepath.Join(source, bad.name()), bad.content) || !has(file, test.text) {
-				t.Error("what was not imported is gone from the source")
+				t.Error("a nar that was not imported was removed from the source")
 			}
-			// Once it is mended, it comes in.
+			// After it is corrected, it is imported.
 			lay(t, source, bad)
 			wantOutcomes(t, importAll(t, s, importer.Options{}, source), "1 added, 1 known")
 		})
 	}
 }
 
-// TestOddSources: things of other kinds among narinfos and nars.
+// TestOddSources: other kinds of files among narinfos and nars.
 func TestOddSources(t *testing.T) {
 	t.Parallel()
 	good := fake{n: 1, content: "good"}
@@ -109,13 +108,13 @@ func TestOddSources(t *testing.T) {
 			wantServed(t, s, good)
 			wantFindings(t, s)
 			if !has(outside+"/secret", "secret!") || !has(filepath.Join(outside, bad.path().BaseName()), "secret!") {
-				t.Error("a file outside of the source is gone")
+				t.Error("a file outside of the source was removed")
 			}
 		})
 	}
 }
 
-// TestImportNames: what is named on the command line and can't be read.
+// TestImportNames: names on the command line that can't be read.
 func TestImportNames(t *testing.T) {
 	t.Parallel()
 	s := newPlace(t).openTest(t)
@@ -132,11 +131,11 @@ func TestImportNames(t *testing.T) {
 		t.Error(err)
 	}
 	if got := new(importer.Summary).String(); got != "no narinfos found" {
-		t.Errorf("the summary of nothing is %q", got)
+		t.Errorf("the empty summary is %q", got)
 	}
 }
 
-// TestImportCancelled: it ends soon, and leaves nothing half done.
+// TestImportCancelled: a cancelled import ends soon, and leaves no partial files.
 func TestImportCancelled(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)

@@ -53,7 +53,7 @@ func TestCheck(t *testing.T) {
 	write(t, filepath.Join(p.store, "nar/zstd/.nar-herder-LEFT"), "left")
 	wantFindings(t, s, want...)
 
-	// Each finding says what one needs to know.
+	// Each finding has the details.
 	for finding, err := range check.New(s).Compare(t.Context(), nil) {
 		if err != nil {
 			t.Fatal(err)
@@ -72,7 +72,7 @@ func TestCheck(t *testing.T) {
 		break
 	}
 
-	// What is missing is an error, not an absence; what is there is served.
+	// A missing file is an error, not ErrNotStored; the others are served.
 	if _, err := stored(s, items[0].hash(), 0); !errors.Is(err, storage.ErrMismatch) {
 		t.Errorf("opened, although missing: %v", err)
 	}
@@ -82,7 +82,7 @@ func TestCheck(t *testing.T) {
 	wantServed(t, s, items[4])
 }
 
-// TestCheckUnrecorded finds bytes that a row does not have as stored.
+// TestCheckUnrecorded: files that the row does not have as stored are found.
 func TestCheckUnrecorded(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -100,8 +100,8 @@ func TestCheckUnrecorded(t *testing.T) {
 	wantServed(t, s, f)
 }
 
-// TestCheckUnknown: when the storage is not there, that is an error, and nothing
-// is found to be missing.
+// TestCheckUnknown: if the storage can't be read, that is an error, and nothing is reported
+// as missing.
 func TestCheckUnknown(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -124,7 +124,7 @@ func TestCheckUnknown(t *testing.T) {
 	if s.TryWriting(t.Context()) == nil {
 		t.Error("the store can be written")
 	}
-	// Nor can anything be imported now.
+	// Imports fail, too.
 	results := importAll(t, s, importer.Options{}, laid(t, fake{n: 2, content: "2"}))
 	wantOutcomes(t, results, "1 failed")
 	if err := os.Rename(p.store+"-away", p.store); err != nil {
@@ -162,7 +162,7 @@ func TestRemove(t *testing.T) {
 			t.Errorf("after removal: %v, want ErrNotFound", err)
 		}
 	}
-	// Who still has the row in hand is told that something is wrong.
+	// A caller with the old row gets an error.
 	if _, _, err := s.OpenFile(t.Context(), item, 0, 0, -1); !errors.Is(err, storage.ErrMismatch) {
 		t.Errorf("OpenFile of a removed item: %v, want ErrMismatch", err)
 	}
@@ -174,7 +174,7 @@ func TestRemove(t *testing.T) {
 	wantFindings(t, s)
 	wantServed(t, s, other)
 
-	// Bytes that went before are no error.
+	// Bytes that were deleted before are not an error.
 	if err := os.Remove(filepath.Join(p.store, other.name())); err != nil {
 		t.Fatal(err)
 	}
@@ -184,8 +184,8 @@ func TestRemove(t *testing.T) {
 	wantFindings(t, s)
 }
 
-// TestRemoveFails: when the bytes can't be deleted, the row is gone all the
-// same, and what is left is found.
+// TestRemoveFails: if the bytes can't be deleted, the row is still deleted, and the check
+// finds the bytes.
 func TestRemoveFails(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -240,9 +240,8 @@ func TestOpenFileRanges(t *testing.T) {
 	}
 }
 
-// TestCheckGoesOn: files that can't be looked at are unknown, and the others are
-// looked at all the same.
-func TestCheckGoesOn(t *testing.T) {
+// TestCheckContinues: files that can't be read are unknown, and the others are checked.
+func TestCheckContinues(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
 	s, reads := p.openReads(t, nil)

@@ -16,8 +16,7 @@ import (
 	"nar-herder/storage/owner"
 )
 
-// lookedFor is a store that is far away, and lets nobody look for a file before some others
-// do, but for the first.
+// lookedFor is a remote store. Looking for a file, except the first, waits for other calls.
 type lookedFor struct {
 	bytestore.Store
 	looks  atomic.Int64
@@ -37,7 +36,7 @@ func (s *lookedFor) Stat(ctx context.Context, name string) (bytestore.Info, erro
 	return s.Store.Stat(ctx, name)
 }
 
-// TestClaimSamples: of nars that few items have, a quarter may be missing.
+// TestClaimSamples: up to a quarter of a few nars may be missing.
 func TestClaimSamples(t *testing.T) {
 	t.Parallel()
 	p := placeIn(t, memoryDir(t))
@@ -55,7 +54,7 @@ func TestClaimSamples(t *testing.T) {
 		return &lookedFor{Store: bytes, others: newMeeting(8)}
 	})
 	if err := owner.IsComplete(t.Context(), s); err != nil {
-		t.Errorf("nothing is missing: %v", err)
+		t.Errorf("no nar is missing: %v", err)
 	}
 	for i, remove := range []int{0, 4, 8} {
 		if err := os.Remove(filepath.Join(p.store, stored[remove].name())); err != nil {
@@ -68,7 +67,7 @@ func TestClaimSamples(t *testing.T) {
 	}
 }
 
-// TestImportInUse: the log says once why nars of a storage or an export are copied.
+// TestImportInUse: an import logs once that it copies the nars of a storage or an export.
 func TestImportInUse(t *testing.T) {
 	t.Parallel()
 	for _, marker := range []string{bytestore.OwnerName, bytestore.IdentityName, bytestore.ExportName, "else"} {
@@ -85,7 +84,7 @@ func TestImportInUse(t *testing.T) {
 			want = 0
 		}
 		if n := strings.Count(logged.String(), from+" is a storage or an export: its nars are copied, not moved"); n != want {
-			t.Errorf("%s: it is said %d times, want %d: %s", marker, n, want, logged.String())
+			t.Errorf("%s: it is logged %d times, want %d: %s", marker, n, want, logged.String())
 		}
 		for _, item := range items {
 			if _, err := os.Stat(filepath.Join(from, item.name())); (err == nil) != (want == 1) {

@@ -47,7 +47,7 @@ func TestCheckClosures(t *testing.T) {
 		}
 	}
 	check(map[int][]int{3: {8, 9}, 4: {9}, 7: {9}})
-	// What is withdrawn is missing to others, and lacks nothing itself.
+	// A withdrawn item counts as missing for others, and is not checked itself.
 	var going []*storage.Item
 	for _, n := range []int{5, 7} {
 		item, err := s.Item(t.Context(), fake{n: n}.hash())
@@ -62,5 +62,5 @@ func TestCheckClosures(t *testing.T) {
 	check(map[int][]int{3: {8, 9}, 4: {9}, 6: {5}})
 }
 
-// allowed is a guard that lets everything be.
+// allowed is a guard that allows everything.
 func allowed(*index.Tx, map[narinfo.PathHash]index.ChangeKind) error { return nil }

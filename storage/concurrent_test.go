@@ -10,8 +10,7 @@ import (
 	"nar-herder/storage/importer"
 )
 
-// TestProcesses: several processes import the same directories while another
-// removes.
+// TestProcesses: several processes import the same directories while another removes items.
 func TestProcesses(t *testing.T) {
 	t.Parallel()
 	items := many(25, nil)
@@ -59,7 +58,7 @@ func TestProcessesMoveTheSame(t *testing.T) {
 	wantFindings(t, s)
 }
 
-// TestHandles: the same within one process, with a goroutine for each.
+// TestHandles: the same within one process, with several goroutines.
 func TestHandles(t *testing.T) {
 	t.Parallel()
 	first := many(12, nil)
@@ -92,7 +91,7 @@ func TestHandles(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		// Text and bytes belong together.
+		// Text and bytes must match.
 		content, err := stored(s, item.Hash, 0)
 		if err != nil || strings.HasPrefix(content, "rebuilt") != (item.Narinfo.NarHash == rebuilt[0].parsed().NarHash) {
 			t.Errorf("%q is served for %q, %v", content, item.Text, err)
@@ -100,7 +99,7 @@ func TestHandles(t *testing.T) {
 	}
 }
 
-// TestTwoForOneItem: an import that has two narinfos for each item.
+// TestTwoForOneItem: an import with two narinfos for each item.
 func TestTwoForOneItem(t *testing.T) {
 	t.Parallel()
 	first := many(12, nil)
@@ -137,7 +136,7 @@ func TestTwoForOneItem(t *testing.T) {
 					wantServed(t, s, winner)
 					for d, loser := range map[string]fake{"a": first[n], "b": second[n]} {
 						if options.Keep && !has(filepath.Join(source, d, loser.name()), loser.content) {
-							t.Errorf("%s/%s is gone", d, loser.name())
+							t.Errorf("%s/%s was removed", d, loser.name())
 						}
 					}
 				}

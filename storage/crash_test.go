@@ -18,16 +18,16 @@ import (
 	"nar-herder/storage/importer"
 )
 
-// operation is something that may be cut off at any step.
+// operation is an operation that may be interrupted at any step.
 type operation struct {
 	name   string
 	before []fake // known and stored
-	lay    []fake // laid into the source
-	strays []fake // whose nars are in the storage already
+	lay    []fake // put into the source directory
+	strays []fake // with nars in the storage already
 	do     func(s *storage.Storage, source string) error
-	after  []fake // served, when all went well
-	gone   []fake // not known then
-	// copies says that the source must have all its nars at any time.
+	after  []fake // served after success
+	gone   []fake // unknown after success
+	// copies says that the source must keep all its nars.
 	copies bool
 }
 
@@ -84,7 +84,7 @@ func removingAll(items ...fake) func(*storage.Storage, string) error {
 	}
 }
 
-// withdrawing has items go by way of their withdrawal.
+// withdrawing withdraws items, and removes them after their grace period.
 func withdrawing(items ...fake) func(*storage.Storage, string) error {
 	return func(s *storage.Storage, _ string) error {
 		if _, err := s.WithdrawAll(context.Background(), hashesOf(items), nil); err != nil {
@@ -113,7 +113,7 @@ func operations() []operation {
 		{name: "add", lay: []fake{one}, do: adding(move, one), after: []fake{one}},
 		{name: "add a copy", lay: []fake{one}, do: adding(keep, one), after: []fake{one}, copies: true},
 		{name: "add two files", lay: []fake{both}, do: adding(move, both), after: []fake{both}},
-		{name: "add what lies there", strays: []fake{one}, do: adding(move, one), after: []fake{one}},
+		{name: "add a stored file", strays: []fake{one}, do: adding(move, one), after: []fake{one}},
 		{name: "add two items", lay: []fake{one, two}, do: adding(move, one, two), after: []fake{one, two}},
 		{name: "update the text", before: []fake{one}, lay: []fake{signed},
 			do: adding(move, signed), after: []fake{signed}},
@@ -131,8 +131,8 @@ func operations() []operation {
 	}
 }
 
-// TestCrashes cuts each operation off at each step, in each way, looks at what
-// is there then, and does it again.
+// TestCrashes interrupts each operation at each step, in each way, checks the state, and
+// repeats the operation.
 func TestCrashes(t *testing.T) {
 	t.Parallel()
 	for i, op := range operations() {
@@ -149,8 +149,8 @@ func TestCrashes(t *testing.T) {
 	}
 }
 
-// TestImportFaults is the same for imports of many at once, which share a
-// transaction. A crash can't be shown here, as it would end other goroutines.
+// TestImportFaults is the same for imports of many items, which share a transaction,
+// without crashes, which would end other goroutines.
 func TestImportFaults(t *testing.T) {
 	t.Parallel()
 	var items, rebuilt []fake
@@ -172,7 +172,7 @@ func TestImportFaults(t *testing.T) {
 	}
 }
 
-// TestOneFault: one call that fails costs one item of an import at most.
+// TestOneFault: one failing call costs at most one item of an import.
 func TestOneFault(t *testing.T) {
 	t.Parallel()
 	items := many(4, nil)
@@ -204,8 +204,8 @@ func TestOneFault(t *testing.T) {
 	}
 }
 
-// crashAt does the operation with a fault at a step, and returns false when it
-// has fewer.
+// crashAt performs the operation with a fault at a step, and returns false if it has fewer
+// steps.
 func crashAt(t *testing.T, op operation, mode faultMode, at int) (reached bool) {
 	t.Helper()
 	top := memoryDir(t)
@@ -243,7 +243,7 @@ func crashAt(t *testing.T, op operation, mode faultMode, at int) (reached bool) 
 		t.Fatalf("%s: crashed %v, reached %v", where, crashed, reached)
 	}
 
-	// All that follows is another process.
+	// The rest runs as another process.
 	now := time.Now()
 	s, closeAll, err = p.openWhen(nil, func() time.Time { return now })
 	if err != nil {
@@ -265,8 +265,8 @@ func crashAt(t *testing.T, op operation, mode faultMode, at int) (reached bool) 
 			t.Errorf("%s: check finds %q", where, finding)
 		}
 	}
-	// What was not replaced is served: at once if nothing was begun to be replaced, or
-	// else when the server has looked.
+	// What was not replaced is served: at once if the replacement had not begun,
+	// otherwise after the server has compared the file.
 	if !crashed && faulty.commits.Load() == commits {
 		wantIntact(t, where+", at once", p, s, op)
 	}
@@ -284,7 +284,7 @@ func crashAt(t *testing.T, op operation, mode faultMode, at int) (reached bool) 
 			}
 		}
 	}
-	// An item that is served is one that was, or one that was to be.
+	// A served item is one from before or after the operation.
 	known := append(append([]fake{}, op.before...), op.lay...)
 	known = append(known, op.strays...)
 	for item, err := range s.Items(t.Context()) {
@@ -310,7 +310,7 @@ func crashAt(t *testing.T, op operation, mode faultMode, at int) (reached bool) 
 		}
 	}
 
-	// Again, and all is well.
+	// After a repetition, everything is right.
 	if err := op.do(s, source); err != nil {
 		t.Errorf("%s: once more: %v", where, err)
 	}
@@ -334,8 +334,8 @@ func crashAt(t *testing.T, op operation, mode faultMode, at int) (reached bool) 
 	return reached
 }
 
-// wantIntact asserts that the files of items from before the operation are served
-// that are still there, as long as the item has its old narinfo.
+// wantIntact asserts that files of items from before the operation are served if they still
+// exist and the item has its old narinfo.
 func wantIntact(t *testing.T, where string, p place, s *storage.Storage, op operation) {
 	t.Helper()
 	for _, f := range op.before {
@@ -370,7 +370,7 @@ func decodeFakes(op operation) storage.Decoder {
 	}
 }
 
-// try calls f, and says whether it ended in a crash.
+// try calls f, and reports whether it ended in a crash.
 func try(f func() error) (crashed bool, err error) {
 	defer func() {
 		if p := recover(); p != nil {

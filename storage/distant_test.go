@@ -12,15 +12,15 @@ import (
 	"nar-herder/storage/importer"
 )
 
-// distantStore is a store that is far away: calls which change it wait for others, as
-// many as together are meet's size.
+// distantStore is a remote store: calls that change it wait for others, up to the size of
+// meet.
 type distantStore struct {
 	bytestore.Store
 	commits, removals meeting
 	listed            int
 }
 
-// meeting lets nobody go on before so many have come at least once.
+// meeting blocks calls until so many have arrived once.
 type meeting struct {
 	mu   sync.Mutex
 	want int
@@ -82,9 +82,9 @@ func (s *distantStore) List(ctx context.Context) iter.Seq2[bytestore.Info, error
 	return s.Store.List(ctx)
 }
 
-// TestDistant: where calls take their time, many are under way at once, and what is
-// stored is known without a listing.
-func TestDistant(t *testing.T) {
+// TestRemoteConcurrency: for a remote store, many calls run concurrently, and stored files are found
+// without a listing.
+func TestRemoteConcurrency(t *testing.T) {
 	t.Parallel()
 	const count = 20
 	distant := &distantStore{commits: newMeeting(4), removals: newMeeting(4)}
@@ -117,7 +117,7 @@ func TestDistant(t *testing.T) {
 		return usage - before
 	}
 	if got := usage(); got != size {
-		t.Errorf("it takes %d bytes, want the %d that have come", got, size)
+		t.Errorf("the usage is %d bytes, want %d", got, size)
 	}
 	removals, err := s.RemoveAll(t.Context(), hashesOf(items), nil)
 	if err != nil {

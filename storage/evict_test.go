@@ -17,7 +17,7 @@ import (
 	"nar-herder/storage/index"
 )
 
-// holds is a guard that has nothing against it.
+// holds is a guard that allows everything.
 func holds(*index.Tx, map[narinfo.PathHash]index.ChangeKind) error { return nil }
 
 func itemOf(t testing.TB, s *storage.Storage, f fake) *storage.Item {
@@ -37,7 +37,7 @@ func TestEvict(t *testing.T) {
 	importAll(t, s, importer.Options{}, laid(t, going, staying, changing))
 	since := lastChange(t, p)
 	items := []*storage.Item{itemOf(t, s, going), itemOf(t, s, changing)}
-	// Between the decision and the deed, one of them is given another narinfo.
+	// Between decision and deletion, one of them gets another narinfo.
 	again := changing
 	again.note = "signed again"
 	wantOutcomes(t, importAll(t, s, importer.Options{}, laid(t, again)), "1 updated")
@@ -58,18 +58,18 @@ func TestEvict(t *testing.T) {
 	wantServed(t, s, staying)
 	wantServed(t, s, again)
 	wantFindings(t, s)
-	// Nothing goes when the guard says so.
+	// If the guard refuses, nothing is removed.
 	refused := errors.New("refused")
 	if _, _, err := deletion.Evict(t.Context(), s, []*storage.Item{itemOf(t, s, staying)}, lastChange(t, p), func(*index.Tx, map[narinfo.PathHash]index.ChangeKind) error { return refused }); !errors.Is(err, refused) {
 		t.Errorf("%v", err)
 	}
 	wantServed(t, s, staying)
-	// It can come again.
+	// It can be added again.
 	wantOutcomes(t, importAll(t, s, importer.Options{}, laid(t, going)), "1 completed")
 	wantServed(t, s, going)
 }
 
-// lastChange is the number of the newest change in the index.
+// lastChange returns the number of the newest change in the index.
 func lastChange(t testing.TB, p place) int64 {
 	t.Helper()
 	x, err := index.Open(context.Background(), p.database, index.Options{})
@@ -84,15 +84,15 @@ func lastChange(t testing.TB, p place) int64 {
 	return last
 }
 
-// TestEvictFails has bytes that can't be deleted: no row claims them, the error
-// says so, and they go when they can.
+// TestEvictFails: if bytes can't be deleted, no row claims them, the error says so, and
+// they are deleted once that is possible.
 func TestEvictFails(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
 	s := p.openTest(t)
 	item := fake{n: 1, content: "goes"}
 	importAll(t, s, importer.Options{}, laid(t, item))
-	// A directory in its place can't be removed as a file.
+	// A directory in its place can't be removed like a file.
 	file := filepath.Join(p.store, item.name())
 	broken := p.openWith(t, func(b bytestore.Store) bytestore.Store { return noRemove{b} })
 	if _, _, err := deletion.Evict(t.Context(), broken, []*storage.Item{itemOf(t, s, item)}, lastChange(t, p), holds); err == nil || !strings.Contains(err.Error(), "it is stuck") {
@@ -110,7 +110,7 @@ func TestEvictFails(t *testing.T) {
 	if dropped, err := deletion.DeletePending(t.Context(), s); err != nil || dropped.Size != 0 {
 		t.Errorf("again: %+v, %v", dropped, err)
 	}
-	// What is claimed again by then stays.
+	// A file that is claimed again by then stays.
 	importAll(t, s, importer.Options{}, laid(t, item))
 	if _, _, err := deletion.Evict(t.Context(), broken, []*storage.Item{itemOf(t, s, item)}, lastChange(t, p), holds); err == nil {
 		t.Error("no error")
@@ -140,7 +140,7 @@ func TestWithdrawAndRemove(t *testing.T) {
 		t.Fatalf("%d, %v", len(withdrawn), err)
 	}
 	if _, err := s.Text(t.Context(), going.hash()); !errors.Is(err, storage.ErrNotFound) {
-		t.Errorf("its narinfo is still told: %v", err)
+		t.Errorf("its narinfo is still visible: %v", err)
 	}
 	if content, err := stored(s, going.hash(), 0); err != nil || content != "goes" {
 		t.Errorf("its nar: %q, %v", content, err)
@@ -149,7 +149,7 @@ func TestWithdrawAndRemove(t *testing.T) {
 	another := going
 	another.other, another.content = true, "another"
 	if results := importAll(t, s, importer.Options{}, laid(t, another)); outcomes(results) != "1 failed" {
-		t.Errorf("another nar of an item that goes: %s", outcomes(results))
+		t.Errorf("another nar of a withdrawn item: %s", outcomes(results))
 	}
 	if freed, err := deletion.RemoveWithdrawn(t.Context(), s, before.Add(narinfo.UnadvertisedTTL)); err != nil || freed.Items != 0 {
 		t.Errorf("too early: %+v, %v", freed, err)
@@ -234,7 +234,7 @@ func TestPendingDeletesBehindOne(t *testing.T) {
 		layNars(t, p.store, f)
 		names = append(names, f.name())
 	}
-	// The storage is this instance's.
+	// This instance owns the storage.
 	wantOutcomes(t, importAll(t, s, importer.Options{}, laid(t, fake{n: 1000, content: "stays"})), "1 added")
 	_, x := p.openAt(t, nil)
 	if err := x.Update(t.Context(), func(tx *index.Tx) error { return tx.AddPendingDeletes(names) }); err != nil {
@@ -263,7 +263,7 @@ func (s noRemoveOf) Remove(ctx context.Context, name string) error {
 	return s.Store.Remove(ctx, name)
 }
 
-// foresees is a store that can't delete one file, and tells so beforehand.
+// foresees is a store that can't delete one file, and reports that beforehand.
 type foresees struct {
 	bytestore.Store
 	stuck string
@@ -276,9 +276,9 @@ func (f foresees) MayRemove(name string) error {
 	return nil
 }
 
-// TestRemoveWithdrawnAround: an item whose file can't be deleted stays, and all that were
-// withdrawn later go.
-func TestRemoveWithdrawnAround(t *testing.T) {
+// TestRemoveOtherWithdrawn: an item with a file that can't be deleted stays, and items
+// that were withdrawn later are removed.
+func TestRemoveOtherWithdrawn(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
 	s := p.openTest(t)
@@ -300,7 +300,7 @@ func TestRemoveWithdrawnAround(t *testing.T) {
 		t.Errorf("%+v, %v", freed, err)
 	}
 	if gone(filepath.Join(p.store, items[0].name())) {
-		t.Error("the item whose file can't be deleted has lost it")
+		t.Error("the item with the undeletable file has lost it")
 	}
 	if freed, err := deletion.RemoveWithdrawn(t.Context(), s, time.Now().Add(48*time.Hour)); err != nil || freed.Items != 1 {
 		t.Errorf("%+v, %v", freed, err)

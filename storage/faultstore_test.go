@@ -13,14 +13,14 @@ import (
 	"nar-herder/storage/directory"
 )
 
-// errFault is what a store fails with in a test.
+// errFault is the error of a failing store.
 var errFault = errors.New("the storage has failed")
 
-// crash is the panic that ends all, as the loss of power would.
+// crash is the panic that simulates a loss of power.
 type crash struct{}
 
-// faultStore is a directory whose calls fail at a step. Each call is one step
-// before it does its work and one after.
+// faultStore is a directory store that fails at a step. Each call has one step before its
+// work and one after.
 type faultStore struct {
 	*directory.Directory
 	// mode says what happens at the step.
@@ -28,18 +28,18 @@ type faultStore struct {
 
 	mu    sync.Mutex
 	steps int
-	at    int // the step; none when negative
-	// before is called before each step, nil for nothing. Its error is the call's.
+	at    int // the step; negative for none
+	// before is called before each step; nil for nothing. Its error becomes the call's.
 	before func() error
 
-	commits atomic.Int64 // that were begun
+	commits atomic.Int64 // begun so far
 }
 
 type faultMode int
 
 const (
-	once  faultMode = iota // this call fails, all others work
-	dead                   // this call and all that come fail
+	once  faultMode = iota // this call fails, others work
+	dead                   // this call and all later ones fail
 	power                  // the program ends
 )
 
@@ -65,7 +65,7 @@ func (s *faultStore) step() error {
 	return errFault
 }
 
-// around does the work of a call between two steps.
+// around runs a call between two steps.
 func (s *faultStore) around(work func() error) error {
 	if err := s.step(); err != nil {
 		return err
@@ -99,7 +99,7 @@ func (s *faultStore) stage(work func() (bytestore.Staged, error)) (bytestore.Sta
 	err := s.around(func() (err error) { staged, err = work(); return err })
 	if err != nil {
 		if staged != nil {
-			staged.Abort() // who fails keeps nothing
+			staged.Abort() // a failing store keeps nothing
 		}
 		return nil, err
 	}
@@ -143,5 +143,5 @@ func (s *faultStaged) Abort() {
 	s.Staged.Abort()
 }
 
-// unwrap returns the directory that a storage of these tests has.
+// unwrap returns the directory store of a storage in these tests.
 func unwrap(bytes bytestore.Store) *directory.Directory { return bytes.(*directory.Directory) }

@@ -19,7 +19,7 @@ import (
 	"nar-herder/storage/space"
 )
 
-// spacious is a directory whose file system has as much free as a test says.
+// spacious is a directory on a file system with as much free space as the test says.
 type spacious struct {
 	*directory.Directory
 	free *atomic.Int64
@@ -42,14 +42,14 @@ func setMinimumFree(t testing.TB, s *storage.Storage, minimum int64) {
 	}
 }
 
-// TestMinimumFreeImport refuses imports below the minimum, also in other processes,
-// and what would bring the file system there.
+// TestMinimumFreeImport: imports are refused below the minimum, also in other processes,
+// and if they would get below it.
 func TestMinimumFreeImport(t *testing.T) {
 	t.Parallel()
 	f := fake{n: 1, content: strings.Repeat("x", 1000)}
 	for name, test := range map[string]struct {
 		free, minimum int64
-		keep          bool // and so copied
+		keep          bool // so it is copied
 		ok            bool
 	}{
 		"no minimum":              {0, -1, true, true},
@@ -80,7 +80,7 @@ func TestMinimumFreeImport(t *testing.T) {
 				}
 			}
 			if !has(filepath.Join(source, f.name()), f.content) {
-				t.Error("the nar is gone, although it was not imported")
+				t.Error("the nar was removed, although it was not imported")
 			}
 			wantFindings(t, s)
 			setMinimumFree(t, s, -1)
@@ -89,7 +89,7 @@ func TestMinimumFreeImport(t *testing.T) {
 	}
 }
 
-// TestMinimumFreeInFlight counts what is about to be written, until it is.
+// TestMinimumFreeInFlight: reserved bytes count until they are written.
 func TestMinimumFreeInFlight(t *testing.T) {
 	t.Parallel()
 	s, free := newPlace(t).openSpacious(t, 1000)
@@ -108,7 +108,7 @@ func TestMinimumFreeInFlight(t *testing.T) {
 	if spare, minimum, err := s.Spare(t.Context()); spare != 200 || minimum != 500 || err != nil {
 		t.Errorf("%d spare, minimum %d, %v", spare, minimum, err)
 	}
-	// A part of it is written now, and not counted twice.
+	// Now a part of it is written, and not counted twice.
 	free.Add(-200)
 	first.SetWritten(200)
 	refused(201)
@@ -127,7 +127,7 @@ func TestMinimumFreeInFlight(t *testing.T) {
 	}
 }
 
-// TestMinimumFreeBatch has more in one batch than fits, and takes in what does.
+// TestMinimumFreeBatch: of a batch that doesn't fit, the items that fit are imported.
 func TestMinimumFreeBatch(t *testing.T) {
 	t.Parallel()
 	const count, each = 20, 100 << 10
@@ -144,8 +144,8 @@ func TestMinimumFreeBatch(t *testing.T) {
 	}
 	minimum := free - 12*each
 	setMinimumFree(t, s, minimum)
-	// What is being written counts twice for a moment, so that some may be refused for
-	// which there is room a moment later.
+	// Bytes being written count twice for a moment, so some may be refused that would
+	// fit a moment later.
 	for added := -1; added != 0; {
 		added = 0
 		for _, r := range importAll(t, s, importer.Options{Keep: true}, source) {
@@ -169,8 +169,8 @@ func TestMinimumFreeBatch(t *testing.T) {
 	}
 }
 
-// TestMinimumFreeReceive looks again when bytes are shown: another process may have
-// taken the room.
+// TestMinimumFreeReceive: the minimum is checked again when bytes are committed, because
+// another process may have taken the room.
 func TestMinimumFreeReceive(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -195,8 +195,8 @@ func TestMinimumFreeReceive(t *testing.T) {
 	wantServed(t, s, f)
 }
 
-// TestMinimumFreeRepair fetches nothing below the minimum, and sets nothing aside by
-// a copy.
+// TestMinimumFreeRepair: below the minimum, a repair fetches nothing, and sets nothing
+// aside by a copy.
 func TestMinimumFreeRepair(t *testing.T) {
 	t.Parallel()
 	for damage, harm := range damages {
@@ -231,7 +231,7 @@ func TestMinimumFreeRepair(t *testing.T) {
 	}
 }
 
-// TestNoFileSystem has a store without one: there is no minimum to keep.
+// TestNoFileSystem: a store without a file system has no minimum.
 func TestNoFileSystem(t *testing.T) {
 	t.Parallel()
 	s := newPlace(t).openWith(t, func(b bytestore.Store) bytestore.Store { return bare{hidden: hidden{b}} })

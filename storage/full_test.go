@@ -18,7 +18,7 @@ import (
 	"nar-herder/storage/index"
 )
 
-// TestFullStorage imports more than there is room for.
+// TestFullStorage: an import that doesn't fit.
 func TestFullStorage(t *testing.T) {
 	t.Parallel()
 	const count, each = 12, 200 << 10
@@ -43,7 +43,7 @@ func TestFullStorage(t *testing.T) {
 		case !errors.Is(r.Err, syscall.ENOSPC):
 			t.Errorf("item %d: %v, want ENOSPC", f.n, r.Err)
 		case !has(filepath.Join(source, f.name()), f.content):
-			t.Errorf("the nar of item %d is gone, although it was not imported", f.n)
+			t.Errorf("the nar of item %d was removed, although it was not imported", f.n)
 		}
 	}
 	if added == 0 || added == count {
@@ -51,7 +51,7 @@ func TestFullStorage(t *testing.T) {
 	}
 	wantFindings(t, s, "stranger ballast")
 
-	// With more room, more comes in.
+	// With more room, the others are imported.
 	if err := os.Remove(ballast); err != nil {
 		t.Fatal(err)
 	}
@@ -66,7 +66,7 @@ func TestFullStorage(t *testing.T) {
 	wantFindings(t, s)
 }
 
-// TestFullDatabase: the bytes fit, the rows don't.
+// TestFullDatabase: the bytes fit, but the rows don't.
 func TestFullDatabase(t *testing.T) {
 	t.Parallel()
 	disk := testfs.Small(t, 1200<<10)
@@ -79,7 +79,7 @@ func TestFullDatabase(t *testing.T) {
 	importAll(t, s, importer.Options{}, laid(t, known))
 	free := testfs.Fill(t, disk)
 	items := many(30, func(f *fake) {
-		// More than what the log has room for already: it can't be compressed.
+		// This takes more than the room in the log, because it can't be compressed.
 		for range 300 {
 			f.note += rand.Text()
 		}
@@ -94,7 +94,7 @@ func TestFullDatabase(t *testing.T) {
 		case !errors.Is(r.Err, index.ErrFull):
 			t.Errorf("item %d: %v, %v; want ErrFull", f.n, r.Outcome, r.Err)
 		case !has(filepath.Join(source, f.name()), f.content):
-			t.Errorf("the nar of item %d is gone, although it was not imported", f.n)
+			t.Errorf("the nar of item %d was removed, although it was not imported", f.n)
 		default:
 			failed++
 		}
@@ -108,7 +108,7 @@ func TestFullDatabase(t *testing.T) {
 		}
 	}
 	wantServed(t, s, known)
-	// A removal that can't be written leaves the item as it was.
+	// A removal that can't be written leaves the item unchanged.
 	if _, err := s.Remove(t.Context(), known.hash()); err != nil {
 		if !errors.Is(err, index.ErrFull) {
 			t.Errorf("remove: %v, want ErrFull", err)
@@ -128,8 +128,8 @@ func TestFullDatabase(t *testing.T) {
 	wantFindings(t, s)
 }
 
-// useReserve fills the file system of an index, and gives the reserve up, as a removal
-// by another process does.
+// useReserve fills the file system of an index, and uses up the reserve, like a removal by
+// another process.
 func useReserve(t *testing.T, x *index.Index) {
 	t.Helper()
 	if state, err := x.KeepReserve(); state != index.ReserveKept || err != nil {
@@ -144,8 +144,7 @@ func useReserve(t *testing.T, x *index.Index) {
 	}
 }
 
-// TestRemoveFullDatabase: what removes something finds room in the reserve, and what adds
-// something does not.
+// TestRemoveFullDatabase: removals find room in the reserve, and additions don't.
 func TestRemoveFullDatabase(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -183,7 +182,7 @@ func TestRemoveFullDatabase(t *testing.T) {
 	}
 }
 
-// TestFollowTwice: where the room for a removal is made halfway, nothing is counted twice.
+// TestFollowTwice: if a removal makes room and is repeated, nothing is counted twice.
 func TestFollowTwice(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -198,7 +197,7 @@ func TestFollowTwice(t *testing.T) {
 	}
 	testfs.Fill(t, x.Directory())
 	removed := []mirror.Followed{{At: time.Now(), Hash: mirrored.hash()}}
-	// As much as is left in the log and its page is not enough for.
+	// What is left in the log and its page is not enough for this.
 	calls, large := 0, strings.Repeat("x", 300<<10)
 	options := mirror.ApplyOptions{Within: func(tx *index.Tx) error { calls++; return tx.SetSetting("a test", large) }}
 	sums, err := mirror.Apply(t.Context(), s, removed, options)

@@ -20,7 +20,7 @@ const (
 	otherBase = "00000000000000000000000000000002-greet-1.0"
 )
 
-// named is a narinfo with the URLs.
+// named returns a narinfo with the URLs.
 func named(urls ...string) []byte {
 	text := fmt.Sprintf("StorePath: /gnu/store/%s\nNarHash: sha256:%052d\nNarSize: 120\nReferences: \n", ownBase, 1)
 	for _, url := range urls {
@@ -71,7 +71,7 @@ func TestAdmit(t *testing.T) {
 	}
 }
 
-// nothing is a byte store in which nothing may be looked for, read or written.
+// nothing is a byte store that must not be called.
 type nothing struct {
 	bytestore.Store
 	t *testing.T
@@ -97,7 +97,7 @@ func (s nothing) Remove(_ context.Context, name string) error {
 	return nil
 }
 
-// TestItemBytes: no name but that of a nar reaches the byte store.
+// TestItemBytes: only names of nars reach the byte store.
 func TestItemBytes(t *testing.T) {
 	t.Parallel()
 	b := &itemBytes{nothing{t: t}}
@@ -115,7 +115,7 @@ func TestItemBytes(t *testing.T) {
 	}
 }
 
-// FuzzAdmit: whatever the text, all names of what is admitted are of its own item.
+// FuzzAdmit: for any admitted text, all names are those of its own item.
 func FuzzAdmit(f *testing.F) {
 	own := "nar/lzip/" + ownBase
 	for _, urls := range [][]string{{own}, {own, "nar/" + ownBase}, {"docs/precious.txt"}, {bytestore.OwnerName}, {"nar/lzip/" + otherBase}, {"nar/" + otherBase + "/" + ownBase},

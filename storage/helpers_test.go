@@ -24,7 +24,7 @@ import (
 	"nar-herder/storage/index"
 )
 
-// place is where a storage of a test lies.
+// place is the location of a storage.
 type place struct{ database, store string }
 
 func newPlace(t testing.TB) place {
@@ -41,8 +41,8 @@ func placeIn(t testing.TB, top string) place {
 	return p
 }
 
-// memoryDir is a directory in memory where there is one, for tests that open
-// hundreds of small storages: on a disk, most of their time is for flushing.
+// memoryDir is a directory in memory, if possible, for tests that open hundreds of small
+// storages: on a disk, most of their time is for flushing.
 func memoryDir(t testing.TB) string {
 	t.Helper()
 	directory, err := os.MkdirTemp("/dev/shm", "nar-herder-test-")
@@ -57,7 +57,7 @@ func memoryDir(t testing.TB) string {
 	return directory
 }
 
-// open opens the storage of a place. wrap may put something around its bytes.
+// open opens the storage of a place. wrap may wrap its byte store.
 func (p place) open(wrap func(bytestore.Store) bytestore.Store) (s *storage.Storage, closeAll func() error, err error) {
 	return p.openWhen(wrap, nil)
 }
@@ -90,7 +90,7 @@ func (p place) openTest(t testing.TB) *storage.Storage {
 	return p.openWith(t, nil)
 }
 
-// openWith is openTest with something around the bytes.
+// openWith is openTest with a wrapped byte store.
 func (p place) openWith(t testing.TB, wrap func(bytestore.Store) bytestore.Store) *storage.Storage {
 	t.Helper()
 	return p.openTestAs(t, wrap, storage.Options{})
@@ -111,18 +111,18 @@ func (p place) openTestAs(t testing.TB, wrap func(bytestore.Store) bytestore.Sto
 	return s
 }
 
-// fake is an item made up by a test.
+// fake is an invented item.
 type fake struct {
 	n       int
 	content string // of its nar as it is stored
-	other   bool   // than what? its NarHash is another
-	nar     string // that its NarHash and NarSize are of, where that counts
-	note    string // makes the text another
-	kind    string // its compression; lzip when empty
+	other   bool   // it has another NarHash
+	nar     string // its NarHash and NarSize are of this, if set
+	note    string // changes the text
+	kind    string // its compression; "" for lzip
 	refs    []int
-	claim   int64 // its FileSize where that is not the content's length; -1 for none
+	claim   int64 // its FileSize, if not the content's length; -1 for none
 	url     string
-	extra   []fake // more files of the same item: content, kind, claim and url count
+	extra   []fake // more files of the same item, by content, kind, claim and url
 }
 
 func (f fake) path() narinfo.StorePath {
@@ -142,7 +142,7 @@ func hashesOf(items []fake) (hashes []narinfo.PathHash) {
 	return hashes
 }
 
-// name is where its nar lies.
+// name returns the name of its nar in a storage.
 func (f fake) name() string {
 	switch {
 	case f.url != "":
@@ -336,13 +336,13 @@ func wantServed(t testing.TB, s *storage.Storage, f fake) {
 	}
 }
 
-// has says whether the file has that content.
+// has reports whether the file has that content.
 func has(file, content string) bool {
 	got, err := os.ReadFile(file)
 	return err == nil && bytes.Equal(got, []byte(content))
 }
 
-// gone says whether there is certainly no such file.
+// gone reports whether the file certainly doesn't exist.
 func gone(file string) bool {
 	_, err := os.Lstat(file)
 	return errors.Is(err, fs.ErrNotExist)

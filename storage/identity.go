@@ -46,7 +46,7 @@ func (s *Storage) StorageName(ctx context.Context) (string, error) {
 var ErrAllMissing = errors.New("none of the stored nars are there")
 
 // IsMounted returns an error unless the byte store has any of the files that the index has
-// as stored. In a directory where nothing is mounted, all seem to be missing.
+// as stored. If the storage isn't mounted, all seem to be missing.
 func (s *Storage) IsMounted(ctx context.Context) error {
 	totals, err := s.index.Totals(ctx)
 	if err != nil || totals.StoredNars == 0 {

@@ -20,7 +20,7 @@ import (
 
 var corpora = []string{"../testdata/published", "../testdata/published-multi", "../testdata/published-none"}
 
-// narinfos returns the narinfo files of a directory, parsed.
+// narinfos parses the narinfo files of a directory.
 func narinfos(t testing.TB, directory string) []*narinfo.Narinfo {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(directory, "*.narinfo"))
@@ -42,8 +42,8 @@ func narinfos(t testing.TB, directory string) []*narinfo.Narinfo {
 	return parsed
 }
 
-// wantCorpus asserts that all items of a directory are served. Of two ways to
-// compress a nar that come to the same size, either may be.
+// wantCorpus asserts that all items of a directory are served. If two compressed forms of a
+// nar have the same size, either is right.
 func wantCorpus(t *testing.T, s *storage.Storage, corpus string, exact bool) {
 	t.Helper()
 	for _, n := range narinfos(t, corpus) {
@@ -76,7 +76,7 @@ func TestImportCorpus(t *testing.T) {
 			count := len(narinfos(t, corpus))
 			s := newPlace(t).openTest(t)
 			wantOutcomes(t, importAll(t, s, importer.Options{Keep: true}, corpus), fmt.Sprintf("%d added", count))
-			wantCorpus(t, s, corpus, true) // which also shows that it was kept
+			wantCorpus(t, s, corpus, true) // this also shows that it was kept
 			wantFindings(t, s)
 			wantOutcomes(t, importAll(t, s, importer.Options{Keep: true}, corpus), fmt.Sprintf("%d known", count))
 			totals, err := s.Totals(t.Context())
@@ -108,8 +108,8 @@ func TestImportCorpus(t *testing.T) {
 	}
 }
 
-// TestImportAllTogether: three directories that have items in common, with
-// other texts and files under the same names.
+// TestImportAllTogether: three directories have items in common, with other texts and files
+// under the same names.
 func TestImportAllTogether(t *testing.T) {
 	t.Parallel()
 	s := newPlace(t).openTest(t)
@@ -124,7 +124,7 @@ func TestImportAllTogether(t *testing.T) {
 		}
 		wantFindings(t, s)
 	}
-	// In whatever order: the last one counts.
+	// In any order, the last one counts.
 	for _, corpus := range corpora {
 		for file, r := range importAll(t, s, importer.Options{Keep: true}, corpus) {
 			if r.Outcome != importer.Known && r.Outcome != importer.Updated {
@@ -136,7 +136,7 @@ func TestImportAllTogether(t *testing.T) {
 	}
 }
 
-// TestImportLayouts: where nars are looked for.
+// TestImportLayouts: the places where nars are looked for.
 func TestImportLayouts(t *testing.T) {
 	t.Parallel()
 	f := fake{n: 1, content: "content"}
@@ -219,7 +219,7 @@ func TestImportTags(t *testing.T) {
 	t.Parallel()
 	s := newPlace(t).openTest(t)
 	source := laid(t, fake{n: 1, content: "1"}, fake{n: 2, content: "2"})
-	for _, value := range []string{"1", "2"} { // known items are given tags as well
+	for _, value := range []string{"1", "2"} { // known items get tags, too
 		importAll(t, s, importer.Options{Keep: true, Tags: []index.Tag{{Key: "job", Value: value}}}, source)
 		count := 0
 		for _, err := range s.Items(t.Context(), index.Tag{Key: "job", Value: value}) {
@@ -234,12 +234,11 @@ func TestImportTags(t *testing.T) {
 	}
 }
 
-// TestWithReferences: closures in every order, and incomplete ones.
+// TestWithReferences: closures in any order, and incomplete ones.
 func TestWithReferences(t *testing.T) {
 	t.Parallel()
 	options := importer.Options{WithReferences: true}
-	// A chain whose order of names is the reverse of its dependencies, each
-	// item referring to itself as well.
+	// A chain in reverse order of dependencies. Each item also refers to itself.
 	var chain []fake
 	for n := range 15 {
 		f := fake{n: n, content: fmt.Sprint("nar ", n), refs: []int{n, n + 1}}
@@ -270,21 +269,21 @@ func TestWithReferences(t *testing.T) {
 	t.Run("incomplete", func(t *testing.T) {
 		t.Parallel()
 		s := newPlace(t).openTest(t)
-		broken := slices.Delete(slices.Clone(chain), 9, 10) // what the first nine need
+		broken := slices.Delete(slices.Clone(chain), 9, 10) // a dependency of the first nine
 		source := laid(t, broken...)
 		results := importAll(t, s, options, source)
 		wantOutcomes(t, results, "9 failed, 5 added")
 		for n, f := range broken {
 			r := results[f.hash().String()+".narinfo"]
 			if n < 9 && (r.Err == nil || !strings.Contains(r.Err.Error(), chain[n+1].path().BaseName())) {
-				t.Errorf("item %d: %v, want it to name what is missing", n, r.Err)
+				t.Errorf("item %d: %v, want an error with the missing references", n, r.Err)
 			}
 			if n < 9 && !has(filepath.Join(source, f.name()), f.content) {
-				t.Errorf("the nar of item %d is gone, although it was not imported", n)
+				t.Errorf("the nar of item %d was removed, although it was not imported", n)
 			}
 		}
 		wantFindings(t, s)
-		// The missing one comes, and the rest can.
+		// After the missing one is imported, the others can be.
 		lay(t, source, chain[9])
 		wantOutcomes(t, importAll(t, s, options, source), "10 added, 5 known")
 		wantFindings(t, s)
@@ -301,9 +300,9 @@ func TestWithReferences(t *testing.T) {
 	})
 }
 
-// TestReferencesWithinImport: references are looked for before any nar is stored, and
-// those to other items of the same import count, in whatever order and in circles, unless
-// these can't be imported either.
+// TestReferencesWithinImport: references are checked before any nar is stored. References
+// to items of the same import count, in any order and in cycles, unless these can't be
+// imported either.
 func TestReferencesWithinImport(t *testing.T) {
 	t.Parallel()
 	var circle, broken []fake
@@ -341,8 +340,8 @@ func TestReferencesWithinImport(t *testing.T) {
 		}
 		wantFindings(t, s)
 	}
-	// One that looks good when it is planned, and is not: its nar is missing. Those that
-	// need it are not imported.
+	// This item looks valid when it is planned, but its nar is missing. Its dependents
+	// are not imported.
 	s := newPlace(t).openTest(t)
 	source := laid(t, circle...)
 	if err := os.Remove(filepath.Join(source, circle[3].name())); err != nil {
@@ -350,7 +349,7 @@ func TestReferencesWithinImport(t *testing.T) {
 	}
 	wantOutcomes(t, importAll(t, s, importer.Options{WithReferences: true}, source), "40 failed")
 	wantFindings(t, s)
-	// A chain from it on: what it needs, and does not need it, comes.
+	// Its own dependencies, which don't need it, are imported.
 	chain := many(30, func(f *fake) {
 		if f.n < 29 {
 			f.refs = []int{f.n + 1}

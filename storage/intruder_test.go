@@ -16,8 +16,8 @@ import (
 	"nar-herder/storage/importer"
 )
 
-// intrudedStore lets another process do something while an addition is being
-// prepared: when its nar is about to be staged, or has just been.
+// intrudedStore lets another process act while an addition is being prepared: before or
+// after its nar is staged.
 type intrudedStore struct {
 	*faultStore
 	before, after func() // each is called once
@@ -51,9 +51,8 @@ func (s *intrudedStore) Flush(ctx context.Context, name string) error {
 	return err
 }
 
-// TestIntruders: what was found out about an item before its transaction may no
-// longer be so. Also with a crash at each step after that, no row may claim
-// what is not there.
+// TestIntruders: the state of an item that an addition found before its transaction may be
+// outdated. Even with a crash at any later step, no row may claim missing bytes.
 func TestIntruders(t *testing.T) {
 	t.Parallel()
 	one := fake{n: 1, content: "the first nar"}
@@ -66,7 +65,7 @@ func TestIntruders(t *testing.T) {
 		"updates":  {lay: []fake{zstd}, do: adding(importer.Options{}, zstd)},
 		"replaces": {lay: []fake{rebuilt}, do: adding(replace, rebuilt)},
 		"removes":  {do: removing(one)},
-		"is first": {}, // it does the very same
+		"is first": {}, // it does the same
 	}
 	for _, before := range [][]fake{nil, {one}} {
 		for name, intruder := range intruders {
@@ -86,8 +85,8 @@ func TestIntruders(t *testing.T) {
 	}
 }
 
-// intrudeAt adds an item with an intruder and a crash at a step, none when that
-// is negative. It returns false when there was none.
+// intrudeAt adds an item with an intruder and a crash at a step, negative for none. It
+// returns false if there was no crash.
 func intrudeAt(t *testing.T, before []fake, intruder operation, added fake, options importer.Options, late bool, at int) bool {
 	t.Helper()
 	top := memoryDir(t)
@@ -148,7 +147,7 @@ func intrudeAt(t *testing.T, before []fake, intruder operation, added fake, opti
 		t.Errorf("nothing is stored of the item %q", item.Text)
 	}
 	if !crashed && !has(filepath.Join(source, added.name()), added.content) && !has(filepath.Join(p.store, added.name()), added.content) && !options.Replace {
-		// It may only go when another of its kind is there.
+		// It may be removed only if another file has its content.
 		if _, err := stored(s, added.hash(), 0); err != nil && !errors.Is(err, storage.ErrNotFound) {
 			t.Errorf("the nar is lost: %v", err)
 		}

@@ -14,7 +14,7 @@ import (
 	"nar-herder/storage/importer"
 )
 
-// stale is a store that gives what a name had before, until that is doubted.
+// stale is a store that returns replaced content until the name is invalidated.
 type stale struct {
 	bytestore.Store
 	before        string
@@ -36,8 +36,8 @@ func (s *stale) Open(ctx context.Context, name string, offset, length int64) (io
 	return r, info, err
 }
 
-// TestInvalidate: a file of another size than its row says is no fault where the store
-// may have given one that was replaced.
+// TestInvalidate: a file whose size differs from the row is not a fault if the store may
+// have returned a replaced one.
 func TestInvalidate(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -53,7 +53,7 @@ func TestInvalidate(t *testing.T) {
 	if s.invalidations != 1 {
 		t.Errorf("doubted %d times", s.invalidations)
 	}
-	// What is wrong stays so.
+	// A wrong file is still a fault.
 	if err := os.WriteFile(filepath.Join(p.store, f.name()), []byte("short"), 0o644); err != nil {
 		t.Fatal(err)
 	}

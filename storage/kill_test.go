@@ -15,7 +15,7 @@ import (
 	"nar-herder/storage/importer"
 )
 
-// many makes items with nars of some length.
+// many makes items with long nars.
 func many(count int, change func(*fake)) []fake {
 	items := make([]fake, count)
 	for n := range items {
@@ -27,18 +27,18 @@ func many(count int, change func(*fake)) []fake {
 	return items
 }
 
-// kill ends a process at some moment, which is the point of it.
+// kill kills a process at some moment.
 func kill(t *testing.T, h *helper, after time.Duration) {
 	t.Helper()
 	timer := time.AfterFunc(after, func() { _ = h.Process.Kill() })
 	defer timer.Stop()
 	if _, err := h.out.ReadString(0); err == nil {
-		t.Error("the helper says something")
+		t.Error("the helper printed something")
 	}
 	_ = h.Wait()
 }
 
-// wantAfterKill asserts what a killed process may leave behind.
+// wantAfterKill asserts that only the allowed leftovers of a killed process exist.
 func wantAfterKill(t *testing.T, s *storage.Storage) {
 	t.Helper()
 	for _, finding := range findings(t, s) {
@@ -50,7 +50,7 @@ func wantAfterKill(t *testing.T, s *storage.Storage) {
 	}
 }
 
-// TestKillMoving kills imports that move nars. None may get lost.
+// TestKillMoving kills imports that move nars. No nar may be lost.
 func TestKillMoving(t *testing.T) {
 	t.Parallel()
 	items := many(70, nil)
@@ -81,8 +81,8 @@ func TestKillMoving(t *testing.T) {
 	}
 }
 
-// TestKillChurn kills a process that adds, replaces and removes, again and
-// again in one storage.
+// TestKillChurn repeatedly kills a process that adds, replaces and removes items in one
+// storage.
 func TestKillChurn(t *testing.T) {
 	t.Parallel()
 	first := many(25, nil)
@@ -116,7 +116,7 @@ func TestKillChurn(t *testing.T) {
 			t.Errorf("at the end check finds %q", finding)
 		}
 	}
-	// The leftovers can be removed by what Check says.
+	// The leftovers can be removed by the findings of the check.
 	for finding, err := range check.New(s).Compare(t.Context(), nil) {
 		if err != nil {
 			t.Fatal(err)

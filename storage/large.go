@@ -19,8 +19,8 @@ const lockedBytes = 1 << 30
 // IsMuch reports whether so many bytes are enough for one transaction.
 func (s *Storage) IsMuch(size int64) bool { return size >= lockedBytes && s.IsRemote() }
 
-// CommitNew commits a file without locking the index, and returns what is stored then; nil
-// if the name is in use.
+// CommitNew commits a file without locking the index, and describes the stored file; nil if the
+// name is in use.
 func (s *Storage) CommitNew(ctx context.Context, name string, staged bytestore.Staged) (*bytestore.Info, error) {
 	if err := staged.CommitNew(ctx); errors.Is(err, fs.ErrExist) {
 		return nil, nil

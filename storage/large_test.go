@@ -22,8 +22,8 @@ import (
 	"nar-herder/storage/index"
 )
 
-// remote is a store that is far away. Of large files it has the sizes alone, and it tells
-// when files are shown, and until when that may take.
+// remote is a remote store. It keeps only the sizes of large files, and records when files
+// are committed, and by which deadline.
 type remote struct {
 	bytestore.Store
 	shows func(ctx context.Context, name string) error
@@ -90,7 +90,7 @@ func (r *remote) Remove(ctx context.Context, name string) error {
 	return r.Store.Remove(ctx, name)
 }
 
-// sparse lays an item whose nar is that large, and returns it.
+// sparse writes an item with a sparse nar of that size, and returns the item.
 func sparse(t *testing.T, directory string, f fake, size int64) fake {
 	t.Helper()
 	f.claim = size
@@ -101,9 +101,9 @@ func sparse(t *testing.T, directory string, f fake, size int64) fake {
 	return f
 }
 
-// TestLargeFiles: the lock of the index is not held while a server that is far away puts
-// large files together, and many small ones are not shown under one lock for longer than
-// other processes wait.
+// TestLargeFiles: the index is not locked while a remote server joins the parts of large
+// files, and many small files are not committed under one lock for longer than other
+// processes wait.
 func TestLargeFiles(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -160,7 +160,7 @@ func TestLargeFiles(t *testing.T) {
 		sparse(t, source, fake{n: n}, large/2-1)
 	}
 	wantOutcomes(t, importAll(t, s, importer.Options{Keep: true}, source), "8 added")
-	// As a mirror gets it.
+	// Like a mirror's download.
 	item := fake{n: 20, claim: large}
 	wantOutcomes(t, importAll(t, p.openIndexOnly(t), importer.Options{}, laid(t, item)), "1 added")
 	row, err := s.Item(t.Context(), item.hash())
@@ -185,8 +185,8 @@ func TestLargeFiles(t *testing.T) {
 	wantFindings(t, s)
 }
 
-// TestLargeFailed: a large file that is shown before its transaction does not stay when that
-// fails for good.
+// TestLargeFailed: a large file that was committed before its transaction is deleted if
+// that fails for good.
 func TestLargeFailed(t *testing.T) {
 	t.Parallel()
 	const large = 1 << 30
@@ -239,7 +239,7 @@ func TestLargeFailed(t *testing.T) {
 	t.Run("another of its batch fails", func(t *testing.T) {
 		s, _, r := open(t)
 		source, shown := t.TempDir(), 0
-		// As they refer to each other, they are written together.
+		// They are written together, because they refer to each other.
 		f := sparse(t, source, fake{n: 1, refs: []int{2}}, large)
 		lay(t, source, fake{n: 2, content: "small", refs: []int{1}})
 		r.shows = func(_ context.Context, name string) error {

@@ -57,8 +57,7 @@ var (
 // its narinfo does not say its size.
 const MaxUnsized = 4 << 30
 
-// MaxFileSize returns the most bytes that a file with the nar can have: no compression
-// makes more of what it can't compress.
+// MaxFileSize returns the maximum size of a file with the nar in any compression.
 func MaxFileSize(n *narinfo.Narinfo) int64 {
 	size := n.NarSize
 	if size < 0 {

@@ -2,5 +2,5 @@
 
 package storage_test
 
-// stride is how many steps there are from one crash to the next.
+// stride is the number of steps from one crash to the next.
 const stride = 1

@@ -12,7 +12,7 @@ import (
 	"nar-herder/storage/importer"
 )
 
-// TestOutcomes imports items into storages that know something of them.
+// TestOutcomes imports items into storages that have related items.
 func TestOutcomes(t *testing.T) {
 	t.Parallel()
 	one := fake{n: 1, content: "the nar"}
@@ -32,8 +32,8 @@ func TestOutcomes(t *testing.T) {
 		options importer.Options
 		want    importer.Outcome
 		served  fake
-		stays   bool     // the source, although it was to be moved
-		dropped []string // names in the storage that go
+		stays   bool     // in the source, although it should be moved
+		dropped []string // names in the storage that are removed
 	}{
 		{name: "new", item: one, want: importer.Added, served: one},
 		{name: "new, replace", item: one, options: replace, want: importer.Added, served: one},
@@ -98,7 +98,7 @@ func TestOutcomes(t *testing.T) {
 					if stays := keep || test.stays && i == 0; !stays && !gone(name) && r.Bytes > 0 && i == 0 {
 						t.Errorf("%s was not moved", file.name())
 					} else if stays && !has(name, file.content) && (keep || test.want == importer.Kept) {
-						t.Errorf("%s is gone from the source", file.name())
+						t.Errorf("%s was removed from the source", file.name())
 					}
 				}
 				for _, name := range test.dropped {
@@ -119,7 +119,7 @@ func known(f fake) func(*testing.T, place, *storage.Storage) {
 	}
 }
 
-// damaged imports an item, and does something to its nar behind the index.
+// damaged imports an item, and then changes its nar behind the index.
 func damaged(f fake, damage func(file string) error) func(*testing.T, place, *storage.Storage) {
 	return func(t *testing.T, p place, s *storage.Storage) {
 		known(f)(t, p, s)
@@ -132,13 +132,13 @@ func damaged(f fake, damage func(file string) error) func(*testing.T, place, *st
 	}
 }
 
-// stranger puts a file into the storage.
+// stranger puts an unreferenced file into the storage.
 func stranger(name, content string) func(*testing.T, place, *storage.Storage) {
 	return func(t *testing.T, p place, _ *storage.Storage) { write(t, filepath.Join(p.store, name), content) }
 }
 
-// TestReplaceInPlace: the nar of the narinfo that replaces another lies in the
-// storage already, which is also named as the place to look.
+// TestReplaceInPlace: the nar of a replacing narinfo is in the storage already, which is
+// also the directory to search.
 func TestReplaceInPlace(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -151,7 +151,7 @@ func TestReplaceInPlace(t *testing.T) {
 	wantFindings(t, s, "stranger "+rebuilt.hash().String()+".narinfo")
 }
 
-// TestWithoutBytes: a storage may keep no nars at all.
+// TestWithoutBytes: a storage may keep no nars.
 func TestWithoutBytes(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -173,8 +173,7 @@ func TestWithoutBytes(t *testing.T) {
 	}
 }
 
-// TestSharedFile: two items that name one file. Neither may take it from the
-// other.
+// TestSharedFile: two items name one file. Neither may take it from the other.
 func TestSharedFile(t *testing.T) {
 	t.Parallel()
 	for _, order := range [][2]int{{1, 2}, {2, 1}} {
@@ -194,8 +193,8 @@ func TestSharedFile(t *testing.T) {
 	}
 }
 
-// TestOddURLs: nars that do not lie where Guix puts them are served, or are an
-// error, but no row claims what gets lost.
+// TestOddURLs: nars under other names than Guix's are served, or are an error, but no row
+// claims a lost file.
 func TestOddURLs(t *testing.T) {
 	t.Parallel()
 	for _, url := range []string{"nar/lzip/foo.nar.lz", "0hash.nar.xz", "nar/a/b/00000000000000000000000000000001-item-1", "nar/lzip/" + fake{n: 9}.path().BaseName(),
@@ -226,7 +225,8 @@ func TestOddURLs(t *testing.T) {
 	}
 }
 
-// TestURLsThatLeadOut: such a narinfo has no nar here, and none is read.
+// TestURLsThatLeadOut: a narinfo with such a URL has no nar here, and nothing is read for
+// it.
 func TestURLsThatLeadOut(t *testing.T) {
 	t.Parallel()
 	for _, url := range []string{"../secret", "nar/../../secret", "%2e%2e/secret", "nar/%2e%2e/%2e%2e/secret", "nar/..%2f..%2fsecret",
@@ -246,7 +246,7 @@ func TestURLsThatLeadOut(t *testing.T) {
 				t.Errorf("%v, %v; want it to fail and name the URL", r.Outcome, r.Err)
 			}
 			if errors.Is(r.Err, fs.ErrNotExist) {
-				t.Errorf("%v: somebody has looked for the file", r.Err)
+				t.Errorf("%v: the file was looked for", r.Err)
 			}
 			if !has(filepath.Join(top, "secret"), "secret!") || !has(filepath.Join(top, "source", "secret"), "secret!") {
 				t.Error("the file was taken")
@@ -255,8 +255,8 @@ func TestURLsThatLeadOut(t *testing.T) {
 	}
 }
 
-// TestUpdatedWithoutStorage has a narinfo replaced by a process that does not
-// know the storage: what is there stays stored.
+// TestUpdatedWithoutStorage: a process without the storage replaces a narinfo, and stored
+// files stay recorded.
 func TestUpdatedWithoutStorage(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)

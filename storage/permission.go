@@ -48,7 +48,7 @@ func (s *Storage) MayAdd(ctx context.Context, replaces bool) error {
 // a fault: the owner has removed it, or not fetched it yet.
 func (s *Storage) IsReadOnly() bool { return s.readOnly }
 
-// IsOurs reports whether this instance decides what is removed from the byte store.
+// IsOurs reports whether this instance owns the byte store.
 func (s *Storage) IsOurs(ctx context.Context) bool {
 	return s.bytes != nil && s.MayDelete(ctx) == nil
 }

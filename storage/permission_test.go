@@ -24,11 +24,11 @@ func (p place) beside(t testing.TB) place {
 	return place{filepath.Join(t.TempDir(), "nar_herder.db"), p.store}
 }
 
-// notOwner refuses all writes, as a byte store that belongs to another instance.
+// notOwner refuses all writes, like a byte store that belongs to another instance.
 func notOwner(context.Context) error { return storage.ErrNotOwner }
 
-// TestNotOwner: an instance that does not own its byte store changes nothing there, and
-// serves what it has.
+// TestNotOwner: an instance that does not own its byte store changes nothing in it, and
+// serves its nars.
 func TestNotOwner(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -38,9 +38,9 @@ func TestNotOwner(t *testing.T) {
 
 	second := p.beside(t).openTestAs(t, nil, storage.Options{MayWrite: notOwner})
 	if second.IsOurs(t.Context()) {
-		t.Error("the second says that the storage is its own")
+		t.Error("the second instance claims the storage")
 	}
-	// Nars that are there can be served.
+	// Existing nars can be served.
 	beside := t.TempDir()
 	write(t, filepath.Join(beside, items[0].hash().String()+".narinfo"), items[0].text())
 	wantOutcomes(t, importAll(t, second, importer.Options{}, beside), "1 added")
@@ -90,7 +90,7 @@ func TestNotOwner(t *testing.T) {
 		wantServed(t, first, item)
 	}
 	wantFindings(t, first)
-	// What the owner replaces or removes is not a fault of the second's.
+	// A nar that the owner replaces or removes is not a fault of the second instance.
 	wantNotStored := func() {
 		t.Helper()
 		if _, _, err := second.OpenFile(t.Context(), item, 0, 0, -1); !errors.Is(err, storage.ErrNotStored) {
@@ -111,8 +111,8 @@ func TestNotOwner(t *testing.T) {
 	}
 }
 
-// TestOwnerUnknown: while the owner can't be read, nothing is deleted, and nothing is
-// forgotten that is to be deleted.
+// TestOwnerUnknown: while the owner can't be read, nothing is deleted, and no pending
+// delete is forgotten.
 func TestOwnerUnknown(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -132,24 +132,24 @@ func TestOwnerUnknown(t *testing.T) {
 	}
 	failure.Store(nil)
 	if dropped, err := deletion.DeletePending(t.Context(), s); err != nil || dropped.Size != 3 {
-		t.Errorf("when it can be read again: %+v, %v; want what was left dropped", dropped, err)
+		t.Errorf("when it can be read again: %+v, %v; want the pending deletes done", dropped, err)
 	}
 }
 
-// TestTakenMeanwhile: an instance that loses its byte store during a change stops before
-// it deletes or replaces anything.
+// TestTakenMeanwhile: an instance that loses its byte store during a change stops before it
+// deletes or replaces anything.
 func TestTakenMeanwhile(t *testing.T) {
 	t.Parallel()
 	item, lacking := fake{n: 1, content: "one"}, fake{n: 1000, content: "another"}
-	// Of so many, some are deleted in a later transaction than others.
+	// There are so many that some are deleted in a later transaction.
 	many := []fake{item}
 	for n := 2; n <= 250; n++ {
 		many = append(many, fake{n: n, content: "many"})
 	}
 	for what, test := range map[string]struct {
-		looks  int64 // that still find it the owner
+		looks  int64 // number of checks that still succeed
 		change func(*testing.T, *storage.Storage) error
-		of     fake // must stay as it is
+		of     fake // must stay unchanged
 		want   error
 	}{
 		"remove": {2, func(t *testing.T, s *storage.Storage) error {
@@ -163,7 +163,7 @@ func TestTakenMeanwhile(t *testing.T) {
 		"repair": {1, func(t *testing.T, s *storage.Storage) error {
 			return check.New(s).Repairer(check.RepairOptions{Decode: decode}).Repair(t.Context(), allFindings(t, s)[0]).Err
 		}, fake{n: 1, content: "wrong"}, storage.ErrNotOwner},
-		"receive": {0, func(t *testing.T, s *storage.Storage) error { // just after it was found the owner
+		"receive": {0, func(t *testing.T, s *storage.Storage) error { // just after the check
 			return s.Receive(t.Context(), itemOf(t, s, lacking), 0, spooled(t, s, lacking.content))
 		}, fake{}, storage.ErrNotOwner},
 	} {
@@ -197,7 +197,7 @@ func TestTakenMeanwhile(t *testing.T) {
 	}
 }
 
-// TestRecount: after a change of the owner, rows claim what is there, and no more.
+// TestRecount: after a change of the owner, rows claim exactly the existing files.
 func TestRecount(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -237,8 +237,8 @@ func TestRecount(t *testing.T) {
 	}
 }
 
-// TestReadOnly: a front end serves what is there, whatever its rows say; a missing file
-// is not a fault.
+// TestReadOnly: a front end serves existing files, whatever its rows say. A missing file is
+// not a fault.
 func TestReadOnly(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -252,7 +252,7 @@ func TestReadOnly(t *testing.T) {
 	if name, err := front.Identity(t.Context()); err == nil {
 		t.Errorf("it has named the storage: %q", name)
 	}
-	// What is withdrawn goes, though the storage has no name yet.
+	// A withdrawn item is removed, although the storage has no name yet.
 	withdrawn := fake{n: 4, content: "four"}
 	addRows(t, q, withdrawn)
 	_, x := q.openAt(t, nil)
@@ -264,10 +264,10 @@ func TestReadOnly(t *testing.T) {
 		t.Fatal(err)
 	}
 	if freed, err := deletion.RemoveWithdrawn(t.Context(), front, time.Now().AddDate(1, 0, 0)); err != nil || freed.Size != 0 {
-		t.Errorf("what was withdrawn: %+v, %v", freed, err)
+		t.Errorf("withdrawn items: %+v, %v", freed, err)
 	}
 	if _, err := front.Item(t.Context(), withdrawn.hash()); !errors.Is(err, storage.ErrNotFound) {
-		t.Errorf("what was withdrawn is still there: %v", err)
+		t.Errorf("the withdrawn item still exists: %v", err)
 	}
 	wantServed(t, front, items[0])
 	wantServed(t, front, items[1])
@@ -277,14 +277,14 @@ func TestReadOnly(t *testing.T) {
 	if err := front.MayDelete(t.Context()); !errors.Is(err, storage.ErrNotOwner) || !front.IsReadOnly() || front.IsOurs(t.Context()) {
 		t.Errorf("a front end may delete: %v", err)
 	}
-	// As the primary removes it, or replaces it.
+	// As if the owner removed or replaced it.
 	if _, err := primary.Remove(t.Context(), items[0].hash()); err != nil {
 		t.Fatal(err)
 	}
 	write(t, filepath.Join(p.store, items[1].name()), "longer than before")
 	for _, item := range items[:2] {
 		if _, err := stored(front, item.hash(), 0); !errors.Is(err, storage.ErrNotStored) {
-			t.Errorf("gone: %v, want ErrNotStored", err)
+			t.Errorf("removed: %v, want ErrNotStored", err)
 		}
 	}
 	found, err := front.ItemsAt(t.Context(), hashesOf(items))

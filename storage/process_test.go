@@ -18,13 +18,12 @@ import (
 	"nar-herder/storage/importer"
 )
 
-// The test binary is also a process of its own that imports and removes, since
-// that is what is killed, and what comes in between.
+// The test binary is also a process that imports and removes, and is killed or interferes.
 const (
 	helperTask     = "STORAGE_TEST_TASK" // makes it a helper
 	helperDatabase = "STORAGE_TEST_DATABASE"
 	helperStore    = "STORAGE_TEST_STORE"
-	helperSources  = "STORAGE_TEST_SOURCES" // with colons between them
+	helperSources  = "STORAGE_TEST_SOURCES" // separated by colons
 )
 
 func TestMain(m *testing.M) {
@@ -38,7 +37,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// tasks are what helper processes can do.
+// tasks are the tasks of helper processes.
 var tasks = map[string]func(s *storage.Storage, sources []string) error{
 	// move imports each directory once.
 	"move": func(s *storage.Storage, sources []string) error {
@@ -53,7 +52,7 @@ var tasks = map[string]func(s *storage.Storage, sources []string) error{
 		}
 		return nil
 	},
-	// churn imports and replaces and removes for ever.
+	// churn imports, replaces and removes until it is killed.
 	"churn": func(s *storage.Storage, sources []string) error {
 		for {
 			for _, source := range sources {
@@ -86,7 +85,7 @@ var tasks = map[string]func(s *storage.Storage, sources []string) error{
 	},
 }
 
-// help is what a helper process does.
+// help runs a helper process.
 func help(task string) error {
 	p := place{os.Getenv(helperDatabase), os.Getenv(helperStore)}
 	s, closeAll, err := p.open(nil)
@@ -97,7 +96,7 @@ func help(task string) error {
 	return errors.Join(tasks[task](s, strings.Split(os.Getenv(helperSources), ":")), closeAll())
 }
 
-// importStrictly takes every failure for one of the whole.
+// importStrictly turns any failure into an error.
 func importStrictly(s *storage.Storage, sources []string, options importer.Options) error {
 	var failures []error
 	err := importer.New(s).Import(context.Background(), sources, options, func(i importer.Imported) {
@@ -128,8 +127,7 @@ func removeAll(s *storage.Storage, every int) error {
 	return nil
 }
 
-// removeBatches removes one of so many items: half of them at once, half by way
-// of their withdrawal.
+// removeBatches removes one of so many items: half of them at once, half by withdrawal.
 func removeBatches(s *storage.Storage, every int) error {
 	var batches [2][]narinfo.PathHash
 	n := 0
@@ -184,7 +182,7 @@ func startHelper(t testing.TB, p place, task string, sources ...string) *helper 
 	}
 	h := &helper{command, bufio.NewReader(out), input}
 	if line, err := h.out.ReadString('\n'); err != nil || line != "ready\n" {
-		t.Errorf("the helper says %q, %v", line, err)
+		t.Errorf("the helper printed %q, %v", line, err)
 	}
 	return h
 }

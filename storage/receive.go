@@ -48,7 +48,7 @@ func (s *Storage) Receive(ctx context.Context, item *Item, n int, file *os.File)
 	}
 	name, size := item.FileName(n), info.Size()
 	if want := item.StoredSize(n); want >= 0 && size != want {
-		return fmt.Errorf("store %s: %w: %d bytes came where %d were expected", name, bytestore.ErrWrongSize, size, want)
+		return fmt.Errorf("store %s: %w: %d bytes, want %d", name, bytestore.ErrWrongSize, size, want)
 	}
 	if err := s.MayAdd(ctx, false); err != nil {
 		return fmt.Errorf("store %s: %w", name, err)

@@ -17,7 +17,7 @@ import (
 	"nar-herder/storage/space"
 )
 
-// plainly reads nars without compression, whatever they say.
+// plainly is a decoder that ignores the compression.
 func plainly(_ context.Context, _ string, r io.Reader, _ int64) (io.ReadCloser, error) {
 	return io.NopCloser(r), nil
 }
@@ -43,7 +43,7 @@ func addRows(t testing.TB, p place, items ...fake) {
 	}
 }
 
-// spooled writes a file where Receive can take it from.
+// spooled writes a file for Receive.
 func spooled(t testing.TB, s *storage.Storage, content string) *os.File {
 	t.Helper()
 	directory, err := s.Spool(filepath.Join(t.TempDir(), "spool"))
@@ -64,7 +64,7 @@ func spooled(t testing.TB, s *storage.Storage, content string) *os.File {
 	return file
 }
 
-// bare is a byte store without any of the capabilities.
+// bare is a byte store without optional capabilities.
 type bare struct {
 	hidden
 	bytestore.Defaults
@@ -72,7 +72,7 @@ type bare struct {
 
 type hidden struct{ bytestore.Store }
 
-// TestReceive takes files in, by a link and by a copy.
+// TestReceive: files are stored by a link and by a copy.
 func TestReceive(t *testing.T) {
 	t.Parallel()
 	for name, wrap := range map[string]func(bytestore.Store) bytestore.Store{
@@ -87,7 +87,7 @@ func TestReceive(t *testing.T) {
 			for _, f := range []fake{sized, unsized} {
 				item := itemOf(t, s, f)
 				file := spooled(t, s, f.content)
-				for range 2 { // the second time, it is there
+				for range 2 { // the second time, it is stored already
 					if err := s.Receive(t.Context(), item, 0, file); err != nil {
 						t.Fatal(err)
 					}
@@ -115,7 +115,7 @@ func TestReceive(t *testing.T) {
 	}
 }
 
-// TestReceiveRefused has files that are not to be stored, and leave no trace.
+// TestReceiveRefused: files that must not be stored leave no trace.
 func TestReceiveRefused(t *testing.T) {
 	t.Parallel()
 	f := fake{n: 1, content: "content"}
@@ -174,7 +174,7 @@ func removalsOf(t testing.TB, s *storage.Storage, items ...fake) []storage.Remov
 	return removals
 }
 
-// TestReserve counts what is coming.
+// TestReserve: reserved bytes count for the limits.
 func TestReserve(t *testing.T) {
 	t.Parallel()
 	s := newPlace(t).openTest(t)
@@ -195,7 +195,7 @@ func TestReserve(t *testing.T) {
 	again.Release()
 }
 
-// TestAdopt takes what lies in the storage into the index, if it is the nar.
+// TestAdopt: a stored file is recorded if it is the nar.
 func TestAdopt(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -211,7 +211,7 @@ func TestAdopt(t *testing.T) {
 		item := itemOf(t, s, test.fake)
 		lies, err := s.HasUnrecorded(t.Context(), item, 0)
 		if err != nil || lies != test.lies {
-			t.Errorf("item %d: lies there: %v, %v", test.n, lies, err)
+			t.Errorf("item %d: unrecorded: %v, %v", test.n, lies, err)
 		}
 		if !lies {
 			continue
@@ -224,7 +224,7 @@ func TestAdopt(t *testing.T) {
 	wantFindings(t, s, "unrecorded "+wrong.name(), "unrecorded "+short.name())
 }
 
-// TestSpool has what lies in the spool counted and known for what it is.
+// TestSpool: files in the spool are counted, and recognized as temporary.
 func TestSpool(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -237,16 +237,16 @@ func TestSpool(t *testing.T) {
 	if usage, _, err := s.Usage(t.Context()); err != nil || usage < 10_000 {
 		t.Errorf("%d bytes, %v", usage, err)
 	}
-	// Not where nobody looks for it.
+	// Other directories of the storage are not searched.
 	q := newPlace(t)
 	if _, err := q.openWith(t, func(b bytestore.Store) bytestore.Store { return bare{hidden: hidden{b}} }).Spool(""); err == nil {
 		t.Error("a store without a spool has one")
 	}
-	// Nor outside of the storage.
+	// Nor are directories outside of the storage.
 	if err := os.Symlink(t.TempDir(), filepath.Join(q.store, ".nar-herder-spool")); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := q.openTest(t).Spool(""); err == nil {
-		t.Error("the spool leads out of the storage")
+		t.Error("the spool is outside of the storage")
 	}
 }

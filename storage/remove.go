@@ -14,7 +14,7 @@ import (
 
 // ErrElsewhere says that an item can't be removed, since its bytes are in a storage that
 // was not opened with the index: they would be left behind.
-var ErrElsewhere = errors.New("its nars are in a storage, where they would be left")
+var ErrElsewhere = errors.New("its nars are in a storage and would stay there")
 
 // Removal is the result for one item.
 type Removal struct {

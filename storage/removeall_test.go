@@ -39,7 +39,7 @@ func (p place) openAt(t testing.TB, now func() time.Time) (*storage.Storage, *in
 	return storage.New(x, bytes, storage.Options{Now: now}), x
 }
 
-// clock is one that a test moves. With a step, it moves each time it is read.
+// clock is a clock that a test moves. With a step, it advances each time it is read.
 type clock struct {
 	mu   sync.Mutex
 	now  time.Time
@@ -55,7 +55,7 @@ func (c *clock) read() time.Time {
 	return c.now
 }
 
-// set moves the clock on, and gives it a step.
+// set sets the clock, and gives it a step.
 func (c *clock) set(on, step time.Duration) time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -75,7 +75,7 @@ func TestRemoveAll(t *testing.T) {
 	}
 	defer watcher.Close()
 
-	// A guard that says no leaves all as it was.
+	// If the guard refuses, nothing changes.
 	refusal := errors.New("no")
 	for _, step := range []func(context.Context, []narinfo.PathHash, func(*index.Tx) error) ([]storage.Removal, error){s.RemoveAll, s.WithdrawAll} {
 		if removals, err := step(t.Context(), hashesOf(items), func(*index.Tx) error { return refusal }); !errors.Is(err, refusal) || removals != nil {
@@ -86,8 +86,8 @@ func TestRemoveAll(t *testing.T) {
 		wantServed(t, s, f)
 	}
 
-	// One that is not known does not keep the others, and one that was withdrawn
-	// goes as well; each is told of once.
+	// An unknown item does not block the others. One that was withdrawn is removed as
+	// well. Each is published once.
 	if _, err := s.WithdrawAll(t.Context(), hashesOf(items[:1]), nil); err != nil {
 		t.Fatal(err)
 	}
@@ -119,7 +119,7 @@ func TestRemoveAll(t *testing.T) {
 	}
 	for _, f := range items[:len(items)-1] {
 		if told[f.hash()] != 1 {
-			t.Errorf("the removal of item %d is told %d times", f.n, told[f.hash()])
+			t.Errorf("the removal of item %d is published %d times", f.n, told[f.hash()])
 		}
 		if !gone(filepath.Join(p.store, f.name())) {
 			t.Errorf("the nar of item %d is left", f.n)
@@ -129,7 +129,7 @@ func TestRemoveAll(t *testing.T) {
 	wantFindings(t, s)
 }
 
-// TestRemoveAllElsewhere has the index without the storage that the nars are in.
+// TestRemoveAllElsewhere: the index is opened without the storage that has the nars.
 func TestRemoveAllElsewhere(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -152,8 +152,8 @@ func TestRemoveAllElsewhere(t *testing.T) {
 	}
 }
 
-// TestRemoveFaults has a disk on which some files can't be deleted: the rows are
-// gone, the others' bytes as well, and the errors name what is left.
+// TestRemoveFaults: on a disk where some files can't be deleted, all rows and the other
+// files are deleted, and the errors name the remaining files.
 func TestRemoveFaults(t *testing.T) {
 	t.Parallel()
 	for _, mode := range []faultMode{once, dead} {
@@ -181,7 +181,7 @@ func TestRemoveFaults(t *testing.T) {
 			for n, r := range removals {
 				if r.Err == nil {
 					if name := items[n].name(); !gone(filepath.Join(p.store, name)) {
-						t.Errorf("%v at %d: %s is left, and no error says so", mode, at, name)
+						t.Errorf("%v at %d: %s is left, without an error", mode, at, name)
 					}
 					continue
 				}
@@ -190,8 +190,8 @@ func TestRemoveFaults(t *testing.T) {
 					t.Errorf("%v at %d: %+v", mode, at, r)
 				}
 			}
-			// The last two steps are of the flush, which is for all.
-			// The first two are a look at whose storage it is, which is taken again.
+			// The last two steps are of the flush, which is for all files.
+			// The first two read the owner, which is repeated.
 			first := mode == once && at < 2
 			if reached != (failed > 0) && !first || mode == once && failed != 1 && failed != len(items) && reached && !first {
 				t.Errorf("%v at %d: reached %v, %d failed", mode, at, reached, failed)
@@ -215,8 +215,8 @@ func TestRemoveFaults(t *testing.T) {
 	}
 }
 
-// TestRemoveAllWhileImporting removes items in batches while they are imported:
-// one of the two wins, and row and bytes agree.
+// TestRemoveAllWhileImporting: items are removed in batches while they are imported. Row
+// and bytes always match.
 func TestRemoveAllWhileImporting(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -291,7 +291,7 @@ func TestWithdrawAll(t *testing.T) {
 	if !errors.Is(removals[2].Err, storage.ErrNotFound) {
 		t.Errorf("one that is not there: %+v", removals[2])
 	}
-	// Nobody is told of them, and their nars are there.
+	// They are hidden from clients, and their nars still exist.
 	for n, f := range items {
 		_, err := s.Text(t.Context(), f.hash())
 		if (n < 2) != errors.Is(err, storage.ErrNotFound) {
@@ -314,8 +314,8 @@ func TestWithdrawAll(t *testing.T) {
 	wantFindings(t, s)
 }
 
-// TestSlowWithdrawal has a withdrawal take so long that clients were told of the
-// items until long after it began.
+// TestSlowWithdrawal: a withdrawal takes so long that clients get the narinfos until long
+// after it began.
 func TestSlowWithdrawal(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -338,7 +338,7 @@ func TestSlowWithdrawal(t *testing.T) {
 		}
 	}
 
-	// By decision, as well.
+	// The same for withdrawals by a criterion.
 	f := fake{n: 7, content: "nar"}
 	importAll(t, s, importer.Options{}, laid(t, f))
 	item, err := s.Item(t.Context(), f.hash())

@@ -21,10 +21,10 @@ import (
 	"nar-herder/storage/index"
 )
 
-// source is a check.Source that gives what a test wants.
+// source is a check.Source for tests.
 type source struct {
 	name string
-	// give returns the reader for a file whose right content it gets.
+	// give returns the reader for a file with the given right content.
 	give  func(content string) (io.Reader, error)
 	items []fake
 }
@@ -55,7 +55,7 @@ func (s source) Fetch(_ context.Context, item *storage.Item, n int) (io.ReadClos
 
 func giving(content string) (io.Reader, error) { return strings.NewReader(content), nil }
 
-// badSources are those that nothing may be taken from.
+// badSources are sources with wrong files.
 var badSources = map[string]func(content string) (io.Reader, error){
 	"not there": func(string) (io.Reader, error) { return nil, storage.ErrNotStored },
 	"down":      func(string) (io.Reader, error) { return nil, syscall.ECONNREFUSED },
@@ -72,10 +72,10 @@ var badSources = map[string]func(content string) (io.Reader, error){
 	},
 }
 
-// unsureSources are those that may have the nar all the same.
+// unsureSources are those that may have the nar anyway.
 var unsureSources = map[string]bool{"down": true, "cut": true, "cut at the end": true}
 
-// allFindings are those of all passes, as "kind name".
+// allFindings returns the findings of all passes, as "kind name".
 func allFindings(t testing.TB, s *storage.Storage) (found []check.Finding) {
 	t.Helper()
 	gather := func(finding check.Finding, err error) {
@@ -106,7 +106,7 @@ func wantAllFindings(t testing.TB, s *storage.Storage, want ...string) {
 	}
 }
 
-// old gives a file the age of a leftover.
+// old makes a file as old as a leftover.
 func old(t testing.TB, file string) {
 	t.Helper()
 	then := time.Now().Add(-48 * time.Hour)
@@ -115,7 +115,7 @@ func old(t testing.TB, file string) {
 	}
 }
 
-// damages are what may have become of an item's file.
+// damages are ways to damage an item's file.
 var damages = map[string]func(t testing.TB, file, content string){
 	"missing": func(t testing.TB, file, _ string) {
 		if err := os.Remove(file); err != nil {
@@ -179,7 +179,7 @@ func TestRepair(t *testing.T) {
 						t.Errorf("%+v", repair)
 					}
 					if !has(filepath.Join(p.store, quarantine), string(wrong)) {
-						t.Error("what was wrong is not in quarantine")
+						t.Error("the wrong file is not in quarantine")
 					}
 				}
 				wantAllFindings(t, s, left...)
@@ -213,7 +213,7 @@ func TestRepair(t *testing.T) {
 	}
 }
 
-// TestRepairUnrecorded has files that the index does not have as stored.
+// TestRepairUnrecorded: files that the index does not have as stored.
 func TestRepairUnrecorded(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
@@ -267,7 +267,7 @@ func TestRepairUnrecorded(t *testing.T) {
 	}
 }
 
-// TestRepairLeaves has what must stay as it is.
+// TestRepairLeaves: findings that must stay unchanged.
 func TestRepairLeaves(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -284,7 +284,7 @@ func TestRepairLeaves(t *testing.T) {
 	now := time.Now()
 	s := storage.New(x, bytes, storage.Options{Now: func() time.Time { return now }})
 	importAll(t, s, importer.Options{}, laid(t, genuine(t, 1, "gzip")))
-	if _, err := s.Identity(t.Context()); err != nil { // is no stranger
+	if _, err := s.Identity(t.Context()); err != nil { // is not an unreferenced file
 		t.Fatal(err)
 	}
 	left := filepath.Join(p.store, "nar/gzip/.nar-herder-LEFT")
@@ -293,7 +293,7 @@ func TestRepairLeaves(t *testing.T) {
 		old(t, filepath.Join(p.store, name))
 	}
 	write(t, left, "left")
-	old(t, left) // as of a link to an old file, made just now
+	old(t, left) // like a link to an old file, made just now
 	repairAll := func(want map[string]check.RepairOutcome) {
 		t.Helper()
 		got := map[string]check.RepairOutcome{}
@@ -317,7 +317,7 @@ func TestRepairLeaves(t *testing.T) {
 	}
 	repairAll(want)
 	if !has(left, "left") {
-		t.Error("a new temporary file is gone")
+		t.Error("a new temporary file was removed")
 	}
 	now = now.Add(25 * time.Hour)
 	want["temporary .nar-herder-LEFT"] = check.Deleted
@@ -329,7 +329,7 @@ func TestRepairLeaves(t *testing.T) {
 	repairAll(want)
 }
 
-// TestRepairMeanwhile: what others have changed since it was found is theirs.
+// TestRepairMeanwhile: a repair leaves what others have changed since the finding.
 func TestRepairMeanwhile(t *testing.T) {
 	t.Parallel()
 	for damage, harm := range damages {
@@ -345,13 +345,13 @@ func TestRepairMeanwhile(t *testing.T) {
 				options.Sources = []check.Source{source{"good", giving, []fake{f}}}
 			}
 			found := allFindings(t, s)
-			// An administrator puts the file back.
+			// An administrator restores the file.
 			write(t, file, f.content)
 			if repair := check.New(s).Repairer(options).Repair(t.Context(), found[0]); repair.Outcome != check.Untouched || repair.Err == nil || repair.Mended {
 				t.Errorf("%s: %+v", damage, repair)
 			}
 			wantServed(t, s, f)
-			// The item goes.
+			// The item is removed.
 			if _, err := s.Remove(t.Context(), f.hash()); err != nil {
 				t.Fatal(err)
 			}
@@ -367,7 +367,7 @@ func TestRepairMeanwhile(t *testing.T) {
 	}
 }
 
-// TestRepairUnmounted: all files seem to be missing, and no claim is taken off.
+// TestRepairUnmounted: if all files seem to be missing, no row is unclaimed.
 func TestRepairUnmounted(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -377,7 +377,7 @@ func TestRepairUnmounted(t *testing.T) {
 		t.Fatal(err)
 	}
 	write(t, filepath.Join(p.store, "stranger"), "x")
-	s := p.openTest(t) // as a process that begins then
+	s := p.openTest(t) // like a process that begins then
 	repairer := check.New(s).Repairer(check.RepairOptions{Decode: decode})
 	missing := 0
 	for finding, err := range check.New(s).Compare(t.Context(), nil) {
@@ -404,8 +404,8 @@ func TestRepairUnmounted(t *testing.T) {
 	}
 }
 
-// TestRepairUnstored fetches the nars of items that the index does not have as stored,
-// such as those that an earlier repair has taken the claim off.
+// TestRepairUnstored: a repair fetches the nars of items that the index does not have as
+// stored, such as those that an earlier repair unclaimed.
 func TestRepairUnstored(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -471,7 +471,7 @@ func TestRepairUnstored(t *testing.T) {
 	if found := unstored(check.UnstoredOptions{Partial: true}); len(found) > 0 {
 		t.Errorf("then: %+v", found)
 	}
-	// The row has changed since it was found.
+	// The row has changed since the finding.
 	if done := repair(found, giving); done[0].Outcome != check.Untouched {
 		t.Errorf("again: %+v", done)
 	}

@@ -16,9 +16,8 @@ import (
 	"nar-herder/storage/index"
 )
 
-// TestRepairFaults cuts a repair off at each step, in each way. No row may then
-// claim what is not there, but the one that did before; and once more, all is
-// well.
+// TestRepairFaults interrupts a repair at each step, in each way. No row may claim missing
+// bytes, except one that did before. A repetition succeeds.
 func TestRepairFaults(t *testing.T) {
 	t.Parallel()
 	for _, damage := range []string{"missing", "short", "corrupt"} {
@@ -72,7 +71,7 @@ func repairFault(t *testing.T, damage string, harm func(t testing.TB, file, cont
 		t.Errorf("%s: close: %v", where, err)
 	}
 
-	// All that follows is another process.
+	// The rest runs as another process.
 	s, closeAll, err = p.open(nil)
 	if err != nil {
 		t.Fatalf("%s: reopen: %v", where, err)
@@ -93,11 +92,11 @@ func repairFault(t *testing.T, damage string, harm func(t testing.TB, file, cont
 		}
 	}
 	if readErr == nil && !has(file, string(wrong)) && !has(filepath.Join(p.store, "quarantine", f.name()), string(wrong)) {
-		t.Errorf("%s: what was wrong is lost", where)
+		t.Errorf("%s: the wrong file is lost", where)
 	}
 	wantServed(t, s, other)
 
-	// Again, later.
+	// Repeat it.
 	later := storage.New(indexOf(t, p), unwrapped(t, p), storage.Options{Now: func() time.Time { return time.Now().Add(48 * time.Hour) }})
 	repairer := check.New(later).Repairer(options)
 	for _, finding := range allFindings(t, later) {

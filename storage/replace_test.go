@@ -18,8 +18,8 @@ import (
 	"nar-herder/storage/importer"
 )
 
-// replacedIn crashes a replacement of before by after, of as many bytes, once the file is
-// replaced, and opens it again, with a clock.
+// replacedIn crashes a replacement of before by after, of the same size, once the file is
+// replaced, and opens the storage again, with a clock.
 func replacedIn(t *testing.T, p place, before, after fake) (s *storage.Storage, faulty *faultStore, c *clock) {
 	t.Helper()
 	faulty = &faultStore{mode: power, at: -1}
@@ -67,7 +67,7 @@ func replacedIn(t *testing.T, p place, before, after fake) (s *storage.Storage, 
 	return s, faulty, c
 }
 
-// noted is how many files are noted as being replaced.
+// noted returns the number of files that are recorded as being replaced.
 func noted(t *testing.T, p place) int {
 	t.Helper()
 	_, x := p.openAt(t, nil)
@@ -78,7 +78,7 @@ func noted(t *testing.T, p place) int {
 	return len(names)
 }
 
-// TestInterruptedReplacement: nothing claims a file that may be of another nar, until that
+// TestInterruptedReplacement: no row claims a file that may be of another nar, until that
 // is imported again or the server has compared it.
 func TestInterruptedReplacement(t *testing.T) {
 	t.Parallel()
@@ -115,12 +115,12 @@ func TestInterruptedReplacement(t *testing.T) {
 		p := newPlace(t)
 		s, faulty, c := replacedIn(t, p, before, after)
 		resolve := func() error { return importer.New(s).ResolveReplacements(t.Context(), decode) }
-		// It may be under way in another process.
+		// Another process may still be replacing it.
 		if err := resolve(); err != nil || noted(t, p) != 1 {
 			t.Errorf("at once: %v, %d names", err, noted(t, p))
 		}
 		c.set(time.Hour, 0)
-		// A file that can't be read says nothing.
+		// A file that can't be read proves nothing.
 		faulty.steps, faulty.at = 0, 0
 		if err := resolve(); !errors.Is(err, errFault) || noted(t, p) != 1 {
 			t.Errorf("unreadable: %v, %d names", err, noted(t, p))
@@ -147,9 +147,9 @@ func TestInterruptedReplacement(t *testing.T) {
 	})
 }
 
-// TestDoubtStays: an addition that fails in its transaction, as its reference has just been
-// removed, does not make a file trusted that an earlier one has left in doubt.
-func TestDoubtStays(t *testing.T) {
+// TestUnknownStays: an addition that fails in its transaction, because its reference was just
+// removed, does not make a row claim a file that an earlier one left unknown.
+func TestUnknownStays(t *testing.T) {
 	t.Parallel()
 	before := fake{n: 1, content: "the nar", nar: "before"}
 	after := fake{n: 1, content: "THE NAR", nar: "after"}
@@ -164,7 +164,7 @@ func TestDoubtStays(t *testing.T) {
 		if removed {
 			return nil
 		}
-		// References have been looked for by now, before any file.
+		// References were checked by now, before any file.
 		removed = true
 		_, err := s.Remove(t.Context(), reference.hash())
 		return err
@@ -185,7 +185,7 @@ func TestDoubtStays(t *testing.T) {
 	}
 }
 
-// readsOwner looks for the owner file, as the owner of a store does before it writes.
+// readsOwner reads the owner file, as the owner of a store does before it writes.
 func readsOwner(store bytestore.Store) func(context.Context) error {
 	return func(ctx context.Context) error {
 		reader, _, err := store.Open(ctx, bytestore.OwnerName, 0, -1)
@@ -198,8 +198,8 @@ func readsOwner(store bytestore.Store) func(context.Context) error {
 	}
 }
 
-// TestReplacementNotBegun: a replacement that fails before it has begun takes nothing from
-// clients, whatever fails, and leaves nothing to do.
+// TestReplacementNotBegun: a replacement that fails before it begins takes nothing from
+// clients, and leaves no record.
 func TestReplacementNotBegun(t *testing.T) {
 	t.Parallel()
 	before := fake{n: 1, content: "the nar"}
@@ -244,9 +244,9 @@ func TestReplacementNotBegun(t *testing.T) {
 	}
 }
 
-// TestMendedInPlace: a file that is damaged is replaced by the whole one without its row
-// ever saying that it isn't stored, which clients would take for its end.
-func TestMendedInPlace(t *testing.T) {
+// TestRepairedInPlace: a damaged file is replaced by the right one while its row claims it.
+// If the row didn't, clients would get a 404.
+func TestRepairedInPlace(t *testing.T) {
 	t.Parallel()
 	item := fake{n: 1, content: "the nar"}
 	p := newPlace(t)
@@ -269,7 +269,7 @@ func TestMendedInPlace(t *testing.T) {
 		if now, err := s.Item(t.Context(), item.hash()); err != nil || !now.HasStored(0) {
 			t.Errorf("a fault at step %d: %v, %v", at, now, err)
 		}
-		if has(filepath.Join(p.store, item.name()), item.content) { // by then it is mended
+		if has(filepath.Join(p.store, item.name()), item.content) { // it is repaired by then
 			damaged := filepath.Join(p.store, item.name())
 			if err := os.Truncate(damaged, 3); err != nil {
 				t.Fatal(err)
@@ -283,8 +283,8 @@ func TestMendedInPlace(t *testing.T) {
 	wantFindings(t, s)
 }
 
-// TestReplacementFullDatabase: a nar that could not be replaced, as the file system of the
-// database is full, is served on; and so is one that the server finds to be the old one.
+// TestReplacementFullDatabase: if a replacement fails because the file system of the
+// database is full, the old nar is still served, as is one that the server identifies.
 func TestReplacementFullDatabase(t *testing.T) {
 	t.Parallel()
 	before := fake{n: 1, content: "the nar", nar: "before"}
@@ -310,7 +310,7 @@ func TestReplacementFullDatabase(t *testing.T) {
 			if err != nil || len(names) == 0 {
 				return err
 			}
-			// Between the two transactions of the addition.
+			// This is between the two transactions of the addition.
 			if !full {
 				useReserve(t, x)
 				full = true

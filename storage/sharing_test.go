@@ -16,7 +16,7 @@ import (
 
 const nobody = 65534
 
-// asNobody calls f with the rights of another user, on files alone.
+// asNobody calls f with the rights of another user for files.
 func asNobody(t testing.TB, f func()) {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -35,7 +35,7 @@ func asNobody(t testing.TB, f func()) {
 	<-done
 }
 
-// publicPlace is a place that other users can get into.
+// publicPlace is a place that other users can access.
 func publicPlace(t testing.TB) (p place, source string) {
 	t.Helper()
 	top, err := os.MkdirTemp("", "nar-herder-test-")
@@ -49,8 +49,8 @@ func publicPlace(t testing.TB) (p place, source string) {
 	return placeIn(t, top), filepath.Join(top, "source")
 }
 
-// TestImportOfAnother: no other user can write to what was imported, whatever rights
-// that user had on the file before.
+// TestImportOfAnother: no other user can write to an imported file, whatever rights that
+// user had before.
 func TestImportOfAnother(t *testing.T) {
 	t.Parallel()
 	f := fake{n: 1, content: "the nar of the item"}
@@ -63,9 +63,9 @@ func TestImportOfAnother(t *testing.T) {
 	}
 	for _, test := range []struct {
 		name string
-		// prepare makes the file writable, and returns what may be open already.
+		// prepare makes the file writable, and returns open descriptors of it.
 		prepare  func(t *testing.T, file string) *os.File
-		isShared bool // the file was moved all the same
+		isShared bool // the file was moved anyway
 	}{
 		{"mode", func(t *testing.T, file string) *os.File {
 			if err := os.Chmod(file, 0o666); err != nil {
@@ -155,9 +155,9 @@ func TestImportOfAnother(t *testing.T) {
 	}
 }
 
-// TestImportLyingThere: what is in the storage already is only taken when no user can
-// write to it who may not write to the storage.
-func TestImportLyingThere(t *testing.T) {
+// TestImportStored: a file in the storage is recorded only if no user can write to it
+// who can't write to the storage.
+func TestImportStored(t *testing.T) {
 	t.Parallel()
 	f := fake{n: 1, content: "the nar of the item"}
 	for _, test := range []struct {

@@ -280,7 +280,7 @@ func (s *Storage) OpenFile(ctx context.Context, item *Item, n int, offset, lengt
 }
 
 // openWhole opens a file and compares its size with the row. If the sizes differ, the info
-// describes what is stored.
+// describes the stored file.
 func (s *Storage) openWhole(ctx context.Context, item *Item, n int, offset, length int64) (io.ReadCloser, bytestore.Info, error) {
 	reader, info, err := s.bytes.Open(ctx, item.names[n], offset, length)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -320,7 +320,7 @@ func (s *Storage) missing(ctx context.Context, err error) error {
 // sizeMatches compares a file with its row.
 func (s *Storage) sizeMatches(ctx context.Context, item *Item, n int, info bytestore.Info) error {
 	if want := item.StoredSize(n); info.Size != want {
-		return s.mismatch(ctx, fmt.Errorf("%w: %s in storage %s has %d bytes where the index has %d", ErrMismatch, item.names[n], s.bytes, info.Size, want))
+		return s.mismatch(ctx, fmt.Errorf("%w: %s in storage %s has %d bytes, the index says %d", ErrMismatch, item.names[n], s.bytes, info.Size, want))
 	}
 	return nil
 }

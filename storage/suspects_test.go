@@ -14,8 +14,8 @@ import (
 	"nar-herder/storage/index"
 )
 
-// TestCheckReading checks with an index that is open for reading only: what is put
-// right while it waits is no finding, and what stays wrong is.
+// TestCheckReading: a check of an index that is open for reading only omits files that are
+// corrected while it waits, and finds those that stay wrong.
 func TestCheckReading(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)

@@ -13,12 +13,12 @@ import (
 	"nar-herder/storage/importer"
 )
 
-// probed is a store whose Probe fails, as one that can't be written.
+// probed is a store with a failing Probe, like one that can't be written.
 type probed struct{ bytestore.Store }
 
 func (probed) Probe(context.Context) error { return errFault }
 
-// tries is what the three ways to try a storage are expected to return.
+// tries are the expected results of the three ways to try a storage.
 func tries(t *testing.T, what string, s *storage.Storage, reading, writing error) {
 	t.Helper()
 	if err := s.TryIndex(t.Context()); err != nil {
@@ -32,7 +32,7 @@ func tries(t *testing.T, what string, s *storage.Storage, reading, writing error
 	}
 }
 
-// wantWarning is the warning that a storage is expected to be read with; "" for none.
+// wantWarning is the expected warning of reading; "" for none.
 func wantWarning(t *testing.T, s *storage.Storage, want string) {
 	t.Helper()
 	if warning, err := s.TryReading(t.Context()); err != nil || !strings.Contains(warning, want) || want == "" && warning != "" {
@@ -40,7 +40,7 @@ func wantWarning(t *testing.T, s *storage.Storage, want string) {
 	}
 }
 
-// TestTry: for a storage that another writes to, it is enough that it can be read.
+// TestTry: if another instance writes to a storage, it must only be readable.
 func TestTry(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -73,7 +73,7 @@ func TestTry(t *testing.T) {
 	write(t, note, "somebody\n")
 	tries(t, "with one nar", own, nil, errFault)
 	wantWarning(t, own, "2 of 3 sampled nars are missing")
-	// To a front end, the owner has removed them.
+	// For a front end, the owner has removed them.
 	wantWarning(t, front, "")
 	wantWarning(t, lost, "")
 	remove(items[0].name())
@@ -88,7 +88,7 @@ func TestTry(t *testing.T) {
 	}
 	tries(t, "a front end's, not mounted again", front, missing, nil)
 	tries(t, "another's, not mounted", lost, missing, nil)
-	// What has no nars can't lack any.
+	// A storage without nars lacks none.
 	for _, item := range items {
 		if _, err := own.Remove(t.Context(), item.hash()); err != nil {
 			t.Fatal(err)
@@ -97,7 +97,7 @@ func TestTry(t *testing.T) {
 	tries(t, "its own, empty again", own, nil, errFault)
 }
 
-// TestTryUnreadable has nars that are there, and can't be read.
+// TestTryUnreadable: nars exist, but can't be read.
 func TestTryUnreadable(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -116,9 +116,9 @@ func TestTryUnreadable(t *testing.T) {
 	}
 }
 
-// TestTryPartly has a storage that has the nars of the first items alone, as an unfinished
-// copy: nars can be read, whichever items are sampled. Chance makes one look in 20,000 fail,
-// so that two in a row make the server unready.
+// TestTryPartly: the storage has only the nars of the first items, like an unfinished copy.
+// Some sampled nars can be read: a single try fails once in 20,000 times, and two failures
+// in a row make the server unready.
 func TestTryPartly(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)

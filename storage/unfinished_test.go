@@ -19,7 +19,7 @@ import (
 	"nar-herder/storage/index"
 )
 
-// unfinishedStore is a directory beside which unfinished uploads are kept.
+// unfinishedStore is a directory store that also has unfinished uploads.
 type unfinishedStore struct {
 	bytestore.Store
 	folder string // of the directory
@@ -89,7 +89,7 @@ func (s *unfinishedStore) count() (left, listings int) {
 	return len(s.left), s.listings
 }
 
-// openUnfinished opens a storage with unfinished uploads, and what it logs.
+// openUnfinished opens a storage with unfinished uploads, and returns its log.
 func openUnfinished(t *testing.T) (*storage.Storage, *unfinishedStore, *bytes.Buffer) {
 	t.Helper()
 	p := newPlace(t)
@@ -109,8 +109,8 @@ func openUnfinished(t *testing.T) (*storage.Storage, *unfinishedStore, *bytes.Bu
 	return s, store, log
 }
 
-// TestRemoveUnfinished: the owner removes what is a day old, a few a minute, and lists
-// it once an hour.
+// TestRemoveUnfinished: the owner removes uploads that are a day old, a few per minute, and
+// lists them once an hour.
 func TestRemoveUnfinished(t *testing.T) {
 	t.Parallel()
 	s, store, log := openUnfinished(t)
@@ -152,7 +152,7 @@ func TestRemoveUnfinished(t *testing.T) {
 	})
 }
 
-// TestRemoveUnfinishedFails: a failure is logged once, and stops nothing.
+// TestRemoveUnfinishedFails: a failure is logged once, and removals continue.
 func TestRemoveUnfinishedFails(t *testing.T) {
 	t.Parallel()
 	s, store, log := openUnfinished(t)
@@ -162,7 +162,7 @@ func TestRemoveUnfinishedFails(t *testing.T) {
 		store.add(10, time.Now().Add(-25*time.Hour))
 		store.errs["unfinished/3"], store.errs["unfinished/5"] = errFault, errFault
 		go func() { check.New(s).RemoveUnfinished(ctx); close(done) }()
-		// After a time, with the goroutine at rest, the log is the test's to read.
+		// Later, while the goroutine sleeps, the test may read the log.
 		warnings := func(after time.Duration) int {
 			time.Sleep(after)
 			synctest.Wait()
@@ -191,15 +191,14 @@ func TestRemoveUnfinishedFails(t *testing.T) {
 			t.Errorf("%d warnings, want one of the listing: %s", n, log)
 		}
 		if left, _ := store.count(); left != 0 {
-			t.Errorf("%d are left of what was listed", left)
+			t.Errorf("%d of the listed uploads are left", left)
 		}
 		cancel()
 		<-done
 	})
 }
 
-// TestRemoveUnfinishedOfOthers: only the owner of a byte store removes anything, or
-// even lists it.
+// TestRemoveUnfinishedOfOthers: only the owner of a byte store lists or removes uploads.
 func TestRemoveUnfinishedOfOthers(t *testing.T) {
 	t.Parallel()
 	for what, refusal := range map[string]error{"another's": storage.ErrNotOwner, "unknown": errFault} {

@@ -16,7 +16,7 @@ import (
 	"nar-herder/storage/importer"
 )
 
-// unreadable is a store with a directory that can't be read, as root can with any.
+// unreadable is a store with a directory that can't be read, even by root.
 type unreadable struct {
 	bytestore.Store
 	directory string
@@ -42,8 +42,8 @@ func (u unreadable) List(ctx context.Context) iter.Seq2[bytestore.Info, error] {
 	}
 }
 
-// TestUnreadableDirectory: a directory that can't be read does not keep Recount and
-// IsMounted from the rest, and nothing in it counts as missing.
+// TestUnreadableDirectory: Recount and IsMounted skip a directory that can't be read, and
+// nothing in it counts as missing.
 func TestUnreadableDirectory(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -62,7 +62,7 @@ func TestUnreadableDirectory(t *testing.T) {
 	if err := os.Remove(filepath.Join(p.store, items[1].name())); err != nil {
 		t.Fatal(err)
 	}
-	// All that can be read is missing: that is for the administrator to judge.
+	// All readable files are missing: the administrator must decide.
 	if err := s.IsMounted(t.Context()); !errors.Is(err, storage.ErrAllMissing) {
 		t.Errorf("%v, want ErrAllMissing", err)
 	}

@@ -48,7 +48,7 @@ func compressed(t testing.TB, kind, nar string) string {
 	return out.String()
 }
 
-// genuine is an item whose nar is what its narinfo says.
+// genuine is an item with a valid nar.
 func genuine(t testing.TB, n int, kind string) fake {
 	t.Helper()
 	nar := strings.Repeat(fmt.Sprintf("the nar of item %d. ", n), 50)
@@ -72,14 +72,12 @@ func verified(t testing.TB, s *storage.Storage, options check.VerifyOptions) []s
 	return found
 }
 
-// readStore is a directory that counts what is opened, and fails where it is
-// told to.
+// readStore is a directory store that counts opened files, and fails on demand.
 type readStore struct {
 	*directory.Directory
 	mu     sync.Mutex
 	opened map[string]int
-	// broken are names that can't be opened; torn are those of which only a
-	// part can be read.
+	// broken are names that can't be opened; torn are those that fail in the middle.
 	broken, torn map[string]bool
 	open         func(name string)
 }
@@ -136,7 +134,7 @@ func (p place) openReads(t testing.TB, now func() time.Time) (*storage.Storage, 
 	return storage.New(x, reads, storage.Options{Now: now}), reads
 }
 
-// TestVerify has files of the right size that are not what they should be.
+// TestVerify: files of the right size with wrong content.
 func TestVerify(t *testing.T) {
 	t.Parallel()
 	nar := strings.Repeat("a nar that has been compressed. ", 100)
@@ -197,7 +195,7 @@ func TestVerify(t *testing.T) {
 				if decoded > 1<<20 {
 					t.Errorf("%d bytes were decompressed of a nar of %d", decoded, len(nar))
 				}
-				wantFindings(t, s) // which looks at sizes alone
+				wantFindings(t, s) // it compares sizes only
 			})
 		}
 	}
@@ -210,7 +208,7 @@ func (c *counter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// TestVerifyUnknown: what can't be read, or not by this program, is not corrupt.
+// TestVerifyUnknown: a file that can't be read, or not by this program, is not corrupt.
 func TestVerifyUnknown(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
@@ -240,9 +238,9 @@ func TestVerifyUnknown(t *testing.T) {
 	}
 }
 
-// TestVerifyGoesOn: one that was stopped reads each file once, all in all, and
-// tells again of what was wrong before.
-func TestVerifyGoesOn(t *testing.T) {
+// TestVerifyResumes: an interrupted pass reads each file once in total, and reports files
+// again that were wrong before.
+func TestVerifyResumes(t *testing.T) {
 	t.Parallel()
 	const count, first = 40, 17
 	for name, stop := range map[string]func(cancel func()) (goOn bool){
@@ -253,7 +251,7 @@ func TestVerifyGoesOn(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			p := placeIn(t, memoryDir(t))
-			// Each look at the clock takes longer than may be lost in a crash.
+			// Each look at the clock takes longer than what a crash may lose.
 			begin, looks := time.Now(), new(atomic.Int64)
 			s, reads := p.openReads(t, func() time.Time { return begin.Add(time.Duration(looks.Add(1)) * time.Minute) })
 			items := make([]fake, count)
@@ -261,22 +259,21 @@ func TestVerifyGoesOn(t *testing.T) {
 				items[n] = genuine(t, n, "gzip")
 			}
 			importAll(t, s, importer.Options{}, laid(t, items...))
-			order := []string{} // of import
+			order := []string{} // by import
 			for item, err := range s.Items(t.Context()) {
 				if err != nil {
 					t.Fatal(err)
 				}
 				order = append(order, item.FileName(0))
 			}
-			// The one that ends it is always wrong.
+			// The file that ends it is always wrong.
 			ending := order[first]
 			corrupt := func(name string) {
 				f := items[slices.IndexFunc(items, func(f fake) bool { return f.name() == name })]
 				write(t, p.store+"/"+name, strings.Repeat("x", len(f.content)))
 			}
-			// One before it, so that there is something to look at again, and one
-			// after it. Items are in the order in which they came, not that of
-			// their numbers.
+			// One is before it, to be verified again, and one after it. Items
+			// are in the order of import, not of their numbers.
 			early, late := order[3], order[30]
 			corrupt(early)
 			corrupt(late)
@@ -306,7 +303,8 @@ func TestVerifyGoesOn(t *testing.T) {
 				t.Fatalf("%+v, %v", place, err)
 			}
 			before := reads.opened
-			// Stopped again, while it looks at what was wrong, it loses nothing.
+			// Stopped again while it verifies wrong files again, it loses
+			// nothing.
 			for range check.New(s).Verify(t.Context(), check.VerifyOptions{Decode: decode, From: place}) {
 				break
 			}
@@ -326,7 +324,7 @@ func TestVerifyGoesOn(t *testing.T) {
 					t.Errorf("file %d, read %d times before, is read %d times then", i, before[name], read)
 				}
 			}
-			// It came to its end, and the next begins anew.
+			// It has reached its end, and the next begins anew.
 			if place, err := check.New(s).VerifyPosition(t.Context()); err != nil || !place.Begun.IsZero() {
 				t.Errorf("%+v, %v", place, err)
 			}
@@ -334,7 +332,7 @@ func TestVerifyGoesOn(t *testing.T) {
 	}
 }
 
-// TestVerifyMeanwhile: what others change while a file is read is not wrong.
+// TestVerifyMeanwhile: a file that changes while it is read is not wrong.
 func TestVerifyMeanwhile(t *testing.T) {
 	t.Parallel()
 	for name, change := range map[string]func(t *testing.T, s *storage.Storage, f fake){
@@ -355,7 +353,7 @@ func TestVerifyMeanwhile(t *testing.T) {
 			s, reads := p.openReads(t, nil)
 			f := genuine(t, 1, "zstd")
 			good := f.content
-			f.content = good[:len(good)-1] + "x" // wrong, so that the row is looked at again
+			f.content = good[:len(good)-1] + "x" // wrong, so that the row is read again
 			importAll(t, s, importer.Options{}, laid(t, f))
 			changed := false
 			decode := func(ctx context.Context, kind string, from io.Reader, size int64) (io.ReadCloser, error) {

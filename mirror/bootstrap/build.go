@@ -54,8 +54,8 @@ type build struct {
 	source string
 	// doing receives a line of progress.
 	doing func(string)
-	// count is the expected number of items, and fallback the time of those whose own time
-	// makes no sense.
+	// count is the expected number of items, and fallback the time of items without a valid
+	// time.
 	count    int64
 	fallback time.Time
 	now      time.Time
@@ -154,7 +154,7 @@ func (b *build) take(builder *index.Builder, made *prepared) error {
 		return builder.Add(&made.row)
 	}
 	if b.bad++; b.bad <= sourcedump.MaxLoggedBad {
-		b.log.Error("skipped a narinfo that the source publishes, as it is refused", "source", b.source, "error", made.err)
+		b.log.Error("skipped a narinfo that the source publishes: it is invalid", "source", b.source, "error", made.err)
 	}
 	if sourcedump.TooManyBad(b.bad, b.count) {
 		return fmt.Errorf("%w: over %d of %d, the last: %w", errManyBad, b.bad-1, b.count, made.err)

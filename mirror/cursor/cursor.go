@@ -1,5 +1,5 @@
 // Package cursor records how far a mirror has followed its source: by the numbers of the
-// source's changes, or by their times where the source doesn't number them.
+// source's changes, or by their times if the source doesn't number them.
 package cursor
 
 import (

@@ -42,13 +42,13 @@ func TestDamagedText(t *testing.T) {
 		t.Errorf("%q, %s", m.Warnings(), log)
 	}
 	if changed, _, err := m.changed(t.Context()); changed || err != nil {
-		t.Errorf("nothing has changed: %v, %v", changed, err)
+		t.Errorf("without a change: changed is %v, %v", changed, err)
 	}
 	_, err = db.Exec("UPDATE narinfos SET withdrawn_at = 0 WHERE id = 20")
 	must(t, err)
 	mustMake(t, m)
 	if changed, _, err := m.changed(t.Context()); changed || err != nil {
-		t.Errorf("nothing has changed since one has a wrong time: %v, %v", changed, err)
+		t.Errorf("without a change but a wrong time: changed is %v, %v", changed, err)
 	}
 	_, err = db.Exec("UPDATE narinfos SET withdrawn_at = NULL WHERE id = 20")
 	must(t, err)

@@ -67,7 +67,7 @@ func TestKilled(t *testing.T) {
 		t.Errorf("at the end there are %q", got)
 	}
 	if left == 0 {
-		t.Error("no kill came while a dump was being written")
+		t.Error("no kill interrupted a dump")
 	}
 	if plain, err := os.ReadFile(path); err != nil || int64(len(plain)) != g.Database.Size {
 		t.Errorf("%d bytes, %v", len(plain), err)
@@ -173,7 +173,7 @@ func TestTidy(t *testing.T) {
 	m := newMaker(t, x, path)
 	must(t, m.Tidy())
 	if got := names(t, directory); len(got) != 0 {
-		t.Errorf("where there was nothing, there is %q", got)
+		t.Errorf("an empty directory has %q", got)
 	}
 	g := mustMake(t, m)
 	before := names(t, directory)
@@ -186,7 +186,7 @@ func TestTidy(t *testing.T) {
 	end()
 	m.Run(ended)
 	if _, err := os.Stat(left); err != nil {
-		t.Errorf("another's file is gone: %v", err)
+		t.Errorf("the file of another process was removed: %v", err)
 	}
 	must(t, unlock())
 	m.Run(ended)
@@ -260,7 +260,7 @@ func TestForeignFiles(t *testing.T) {
 	got := names(t, directory)
 	for _, name := range foreign {
 		if !slices.Contains(got, name) {
-			t.Errorf("%s is gone", name)
+			t.Errorf("%s was removed", name)
 		}
 	}
 	for _, name := range gone {
@@ -351,7 +351,7 @@ func TestBackup(t *testing.T) {
 	m.options.Interval = 24 * time.Hour
 	generations, err := m.Published().Generations()
 	if err != nil || len(generations) != 1 || generations[0].LastChange != 3 {
-		t.Errorf("served are %+v, %v; want the one that is no newer", generations, err)
+		t.Errorf("served are %+v, %v; want only the older one", generations, err)
 	}
 	must(t, add(t.Context(), x, 7))
 	mustMake(t, m)

@@ -171,7 +171,7 @@ func content(t testing.TB, p *Published, file File) []byte {
 	text, err := io.ReadAll(opened)
 	must(t, err)
 	if int64(len(text)) != file.Size || Digest(sha256.Sum256(text)) != file.SHA256 {
-		t.Errorf("%s has %d bytes with the digest %x, and is said to have %d with %s", file.Name, len(text), sha256.Sum256(text), file.Size, file.SHA256)
+		t.Errorf("%s has %d bytes with the digest %x; the manifest says %d with %s", file.Name, len(text), sha256.Sum256(text), file.Size, file.SHA256)
 	}
 	return text
 }
@@ -230,7 +230,7 @@ func wantSame(t testing.TB, p *Published, g Generation) stateOf {
 		}
 	}
 	if count != len(state.texts) || int64(count) != g.Items {
-		t.Errorf("%d items in the index, %d in the database, and %d are said to be", count, len(state.texts), g.Items)
+		t.Errorf("%d items in the index, %d in the database, %d in the manifest", count, len(state.texts), g.Items)
 	}
 	for name, want := range map[string]string{
 		index.CopyInstance: g.Instance, index.CopyLastChange: fmt.Sprint(g.LastChange), index.CopyCreatedAt: g.CreatedAt.Format(time.RFC3339),

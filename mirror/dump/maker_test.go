@@ -80,7 +80,7 @@ func TestMake(t *testing.T) {
 		}
 	}
 	if n, err := io.Copy(io.Discard, old); err != nil || n == 0 {
-		t.Errorf("of what was open, %d bytes come: %v", n, err)
+		t.Errorf("an open file has %d bytes: %v", n, err)
 	}
 }
 
@@ -171,7 +171,7 @@ func TestWhileWriting(t *testing.T) {
 		g := mustMake(t, m)
 		state := wantSame(t, m.Published(), g)
 		if g.LastChange <= last {
-			t.Errorf("a dump goes up to %d, and the one before to %d", g.LastChange, last)
+			t.Errorf("a dump ends at change %d, and the one before at %d", g.LastChange, last)
 		}
 		last = g.LastChange
 		pairs := make(map[int]int)

@@ -37,15 +37,9 @@ func (m *Maker) Run(ctx context.Context) {
 		return
 	}
 	failures := 0 // in a row
-	timer := time.NewTimer(min(firstLook, m.options.Interval))
-	defer timer.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-timer.C:
-		}
-		wait, err := m.step(ctx)
+	for wait := min(firstLook, m.options.Interval); pace.Sleep(ctx, wait) == nil; {
+		var err error
+		wait, err = m.step(ctx)
 		switch {
 		case ctx.Err() != nil:
 			return
@@ -65,7 +59,6 @@ func (m *Maker) Run(ctx context.Context) {
 			failures = 0
 			m.failing.Store(false)
 		}
-		timer.Reset(wait)
 	}
 }
 

@@ -145,9 +145,9 @@ func TestLogIsBounded(t *testing.T) {
 		first    int64 // the first that is left
 		says     string
 	}{
-		{"no dumps", 0, 0, 501, "which no dump has"},
+		{"no dumps", 0, 0, 501, "no dump has them"},
 		{"no dumps, many items", 0, 900, 1, ""}, // twice 900 are more than exist
-		{"dumps that fail", time.Hour, 0, 501, "which no dump has"},
+		{"dumps that fail", time.Hour, 0, 501, "no dump has them"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
@@ -233,7 +233,7 @@ func TestChanged(t *testing.T) {
 		return changed
 	}
 	if !changed() {
-		t.Error("without a dump, nothing is to be dumped")
+		t.Error("without a dump, no dump is due")
 	}
 	mustMake(t, m)
 	if changed() {

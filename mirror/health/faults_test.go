@@ -40,10 +40,10 @@ func TestPublicError(t *testing.T) {
 	} {
 		got := Public(test.err, database)
 		if test.local != (got == localFault) || strings.Contains(got, "http://") || strings.Contains(got, "secret") {
-			t.Errorf("%v is told as %q", test.err, got)
+			t.Errorf("%v is reported as %q", test.err, got)
 		}
 	}
 	if got := Public(fmt.Errorf("open the dump: %w: %s.dump is damaged", ErrBadDump, downloads), database); strings.Contains(got, "/var") || !strings.Contains(got, "no sense") {
-		t.Errorf("a dump that makes no sense is told as %q", got)
+		t.Errorf("an invalid dump is reported as %q", got)
 	}
 }

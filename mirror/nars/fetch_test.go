@@ -293,6 +293,6 @@ func TestStale(t *testing.T) {
 	}
 	got := m.spooled()
 	if _, ok := got[keep]; !ok || got["stranger"] != 1 || len(got) != 2 {
-		t.Errorf("what is left: %v", got)
+		t.Errorf("files left: %v", got)
 	}
 }

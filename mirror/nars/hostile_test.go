@@ -28,9 +28,9 @@ func sendPart(w http.ResponseWriter, r *http.Request, content []byte, length int
 	_, _ = w.Write(content[offset:min(len(content), offset+length)])
 }
 
-// TestCrumbs: a source that cuts each answer after a few bytes ends a fetch soon. The
+// TestTinyAnswers: a source that cuts each answer after a few bytes ends a fetch soon. The
 // partial download is kept.
-func TestCrumbs(t *testing.T) {
+func TestTinyAnswers(t *testing.T) {
 	t.Parallel()
 	item := spec{n: 1, size: 300_000, kinds: []string{"none"}}.make(t)
 	content := item.files[item.names[0]]
@@ -148,9 +148,9 @@ func TestTooLargeForItsNar(t *testing.T) {
 	}
 }
 
-// TestLeftoversWithinLimits: partial downloads in the spool count for the limit, also after
+// TestPartialWithinLimits: partial downloads in the spool count for the limit, also after
 // a restart.
-func TestLeftoversWithinLimits(t *testing.T) {
+func TestPartialWithinLimits(t *testing.T) {
 	t.Parallel()
 	const size, limit = 200_000, 1_000_000
 	var items []*made

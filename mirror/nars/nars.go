@@ -3,8 +3,8 @@
 //
 // A download writes to a file in the byte store's spool, and resumes where it was cut, also
 // after a restart. Clients read that file while it grows. The bytes are decompressed and
-// compared with the NarHash as they arrive, and nobody gets the end of the file before that:
-// wrong bytes never make a complete answer, and are never stored.
+// compared with the NarHash as they arrive, and clients get the end of the file only after
+// that: wrong bytes never make a complete answer, and are never stored.
 package nars
 
 import (
@@ -27,7 +27,7 @@ import (
 	"nar-herder/storage/index"
 )
 
-// Source is where nars come from, such as [nar-herder/peer.Peers].
+// Source provides nars, such as [nar-herder/peer.Peers].
 type Source interface {
 	// OpenFile opens an item's Nth file: length bytes from offset on, or all that follow
 	// if length is negative. via is the client's Via header. The error is

@@ -134,7 +134,7 @@ func (d *Database) page(ctx context.Context, c *connection, after int64) (page [
 	}
 	last = after
 	size := 0
-	at := make(map[int64]int) // where in the page an id is
+	at := make(map[int64]int) // the position of an id in the page
 	err = c.rows(ctx, d.layout.items, []driver.Value{after, int64(pageRows)}, func(row []driver.Value) (bool, error) {
 		id, ok := row[0].(int64)
 		if !ok || id <= last {

@@ -18,8 +18,8 @@ var curveOrder, _ = new(big.Int).SetString("723700557733226221397318656304299424
 // fieldOrder is p there.
 var fieldOrder = new(big.Int).Sub(new(big.Int).Lsh(big.NewInt(1), 255), big.NewInt(19))
 
-// ecdsaSigner signs as Guix does. Its arithmetic modulo n is big.Int's, so that
-// it has no mistakes in common with what it tests.
+// ecdsaSigner signs like Guix. It uses big.Int modulo n, so that it shares no mistakes with
+// the tested code.
 type ecdsaSigner struct{ d *big.Int }
 
 func newECDSASigner(seed byte) ecdsaSigner {
@@ -61,8 +61,8 @@ func timesBase(number *big.Int) *edwards25519.Point {
 	return new(edwards25519.Point).ScalarBaseMult(s)
 }
 
-// xOf returns a point's x modulo n, computed from the compressed y alone: the
-// curve is -x² + y² = 1 + dx²y², so that x² = (y²-1)/(dy²+1).
+// xOf returns a point's x modulo n, computed from the compressed y alone: the curve is -x²
+// + y² = 1 + dx²y², so x² = (y²-1)/(dy²+1).
 func xOf(p *edwards25519.Point) *big.Int {
 	b := p.Bytes()
 	slices.Reverse(b)
@@ -83,7 +83,7 @@ func xOf(p *edwards25519.Point) *big.Int {
 	return x.Mod(x, curveOrder)
 }
 
-// Good signatures by many keys, and none of them good for another hash.
+// Valid signatures by many keys; none of them is valid for another hash.
 func TestECDSA(t *testing.T) {
 	for i := range byte(64) {
 		above := fmt.Sprintf("%s#%d\n", signed, i)
@@ -91,7 +91,7 @@ func TestECDSA(t *testing.T) {
 		if err := check(above, sexp); err != nil {
 			t.Errorf("key %d: %v", i, err)
 		}
-		// The hash is adapted, so that the curve has to tell.
+		// The hash is adapted, so that only the curve can differ.
 		forged := strings.Replace(sexp, hashOf(above), hashOf(signed), 1)
 		checkVerdict(t, check(signed, forged), ErrBadSignature, "the key didn't make")
 	}
@@ -136,8 +136,8 @@ func TestECDSAScalars(t *testing.T) {
 			}
 			checkVerdict(t, err, ErrBadSignature, test.message)
 		}
-		// -s gives the negated point, whose x isn't the same on a twisted Edwards
-		// curve, unlike on others: signatures can't be changed so.
+		// -s gives the negated point, whose x differs on a twisted Edwards curve,
+		// unlike on others: signatures are not malleable in this way.
 		changed := strings.Replace(sexp, digits, fmt.Sprintf("%064X", negative), 1)
 		checkVerdict(t, check(signed, changed), ErrBadSignature, "the key didn't make")
 	}
@@ -148,7 +148,7 @@ func TestECDSAScalars(t *testing.T) {
 	}
 }
 
-// smallOrder are the points of an order that divides 8, compressed.
+// smallOrder are the points with an order that divides 8, compressed.
 var smallOrder = []string{
 	"0100000000000000000000000000000000000000000000000000000000000000", // 1, the identity
 	"ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f", // 2
@@ -160,8 +160,8 @@ var smallOrder = []string{
 	"c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac03fa",
 }
 
-// By such keys anybody can sign: with s = 1 the sum is z·B + r·Q, and r is x of
-// it for one of the eight multiples of Q that r·Q may be.
+// With such keys, anybody can sign: with s = 1 the sum is z·B + r·Q, and r is its x for one
+// of the eight multiples of Q that r·Q may be.
 func TestECDSASmallOrder(t *testing.T) {
 	forgeries := 0
 	for _, encoded := range smallOrder {
@@ -196,7 +196,7 @@ func TestECDSASmallOrder(t *testing.T) {
 	}
 }
 
-// A sum that is the identity has no x but 0.
+// If the sum is the identity, x is 0.
 func TestECDSAIdentity(t *testing.T) {
 	z := hashNumber(sha256.Sum256([]byte(signed)))
 	// z·B + r·Q is the identity for Q = -(z/r)·B.

@@ -17,8 +17,7 @@ func rsaSexp(text string, n, e, s *big.Int) string {
 		hashOf(text), printedNumber(s), printedNumber(n), printedNumber(e))
 }
 
-// printedNumber writes a number as libgcrypt does: with a zero before a first
-// bit that is set.
+// printedNumber writes a number like libgcrypt: with a zero before a first bit that is set.
 func printedNumber(n *big.Int) string {
 	b := n.Bytes()
 	if len(b) > 0 && b[0] >= 0x80 {
@@ -41,7 +40,7 @@ func TestRSA(t *testing.T) {
 		}
 		return new(big.Int).SetBytes(s)
 	}
-	// Until one has begun with a zero, which numbers go without.
+	// Repeat until one begins with a zero, which numbers omit.
 	short := false
 	for i := 0; !short; i++ {
 		above := fmt.Sprintf("%s#%d\n", signed, i)
@@ -113,7 +112,7 @@ func TestRSA(t *testing.T) {
 	}
 }
 
-// The most that a key which was made to hurt may cost.
+// The maximum time for a malicious key.
 func BenchmarkRSALongest(b *testing.B) {
 	n := new(big.Int).SetBytes(bytes.Repeat([]byte{0xFF}, maxRSABits/8))
 	sexp := rsaSexp(signed, n, big.NewInt(maxRSAExponent), big.NewInt(3))

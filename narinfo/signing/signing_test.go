@@ -20,7 +20,7 @@ func field(sexp string) string {
 // check verifies the s-expression of a text's signature.
 func check(text, sexp string) error { return Verify(field(sexp), sha256.Sum256([]byte(text))) }
 
-// checkVerdict wants an error that is want, none of the others, and says message.
+// checkVerdict asserts that an error is want, none of the others, and has the message.
 func checkVerdict(t *testing.T, got, want error, message string) {
 	t.Helper()
 	if want == nil && got == nil {
@@ -129,7 +129,7 @@ func TestVerifyForms(t *testing.T) {
 	}
 }
 
-// The last character of base64 has bits that aren't data, and must be 0.
+// The last character of base64 has unused bits, which must be 0.
 func TestVerifyBase64(t *testing.T) {
 	sexp := newECDSASigner(1).sign(signed)
 	sexp += strings.Repeat("\n", 3-(len(sexp)+2)%3) // one byte in the last four characters
@@ -177,7 +177,7 @@ func TestKeyForms(t *testing.T) {
 		"(signature (public-key (ecc (q \"\\\"))))",
 		"(signature (public-key (ecc (q \"\\x0\"))))",
 		"(signature (public-key (ecc (q \"\xe4\"))))",   // isn't UTF-8
-		"(signature (public-key (ecc (q \"\u0100\"))))", // stands for no byte
+		"(signature (public-key (ecc (q \"\u0100\"))))", // not a byte
 		"(signature (public-key (ecc\x00(q #00#))))",
 		"(signature (public-key (ecc (q #00))))",
 		"(signature (public-key (ecc (q 3:abc)))) trailing",
@@ -197,7 +197,7 @@ func TestKeyForms(t *testing.T) {
 	}
 }
 
-// FuzzParseSexp: what is read is the same when it is printed and read again.
+// FuzzParseSexp: an s-expression survives printing and parsing.
 func FuzzParseSexp(f *testing.F) {
 	for _, seed := range []string{
 		"(public-key (ecc (curve Ed25519) (q #00FF#)))", `(a "b\n\x41\101" |YQ==|)`, "(a (b (c ())))", "(3:abc)", "()", "(", ")", "(a))", "(a #0#)",

@@ -1,4 +1,4 @@
-// Package download downloads files that a peer publishes, and resumes what was cut.
+// Package download downloads files that a peer publishes, and resumes interrupted downloads.
 package download
 
 import (

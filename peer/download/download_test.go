@@ -20,8 +20,8 @@ import (
 	"nar-herder/peer"
 )
 
-// downloadFrom makes a peer of a handler, with a disk of 100 GiB of which so many
-// bytes are free.
+// downloadFrom makes a peer of a handler, with a disk of 100 GiB that has so many bytes
+// free.
 func downloadFrom(t *testing.T, free func() int64, handler http.HandlerFunc) (*peer.Peer, string) {
 	t.Helper()
 	server := httptest.NewServer(handler)
@@ -34,7 +34,7 @@ func downloadFrom(t *testing.T, free func() int64, handler http.HandlerFunc) (*p
 	return peer.New(base, peer.Self{Room: look}), filepath.Join(t.TempDir(), "file")
 }
 
-// gone fails the test where a file of a download is left.
+// gone asserts that no file of a download exists.
 func gone(t *testing.T, name string) {
 	t.Helper()
 	if left, err := filepath.Glob(name + "*"); err != nil || len(left) > 0 {
@@ -42,8 +42,8 @@ func gone(t *testing.T, name string) {
 	}
 }
 
-// TestDownloadRoom: a download leaves room for the database, also one that does not
-// say how long it is, or never ends.
+// TestDownloadRoom: a download leaves room for the database, even if its length is unknown
+// or it never ends.
 func TestDownloadRoom(t *testing.T) {
 	t.Parallel()
 	const giga = 1 << 30
@@ -83,8 +83,8 @@ func TestDownloadRoom(t *testing.T) {
 	})
 }
 
-// TestDownloadHashing: what is whole already is read once more, which ends at once
-// when the program does.
+// TestDownloadHashing: a complete file is read again for its digest, which stops with the
+// program.
 func TestDownloadHashing(t *testing.T) {
 	t.Parallel()
 	text := bytes.Repeat([]byte("x"), 8<<20)
@@ -111,7 +111,7 @@ func TestDownloadHashing(t *testing.T) {
 	}
 }
 
-// TestLongHeader: the head of an answer, some of which is kept, is bounded.
+// TestLongHeader: the header of an answer, which is partly stored, is bounded.
 func TestLongHeader(t *testing.T) {
 	t.Parallel()
 	p, _ := downloadFrom(t, nil, func(w http.ResponseWriter, r *http.Request) {

@@ -71,7 +71,7 @@ func New(opener Opener, memory int64) *Source {
 	s := &Source{Opener: opener, memory: semaphore.NewWeighted(memory), budget: memory}
 	s.Unchecked = prometheus.NewCounterFunc(prometheus.CounterOpts{
 		Name: "narherder_nars_passed_unchecked_total",
-		Help: "Nars of other instances that were passed on without comparing them with their hashes, as there was no memory for it.",
+		Help: "Nars of other instances that were passed on without comparing them with their hashes, for lack of memory.",
 	}, func() float64 { return float64(s.unchecked.Load()) })
 	return s
 }

@@ -22,13 +22,13 @@ import (
 	"nar-herder/storage/index"
 )
 
-// nar is an item of a test, with its one file.
+// nar is an item with one file.
 type nar struct {
 	*storage.Item
 	file []byte
 }
 
-// newNar makes one of random bytes, without sizes if so wanted.
+// newNar makes one of random bytes, optionally without sizes.
 func newNar(t *testing.T, size int, kind string, sized bool) *nar {
 	t.Helper()
 	content := make([]byte, size)
@@ -96,7 +96,7 @@ type closing struct {
 
 func (c closing) Close() error { c.o.closed++; return nil }
 
-// free waits until all memory is given back.
+// free waits until all memory is released.
 func (s *Source) free(t *testing.T) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
@@ -137,8 +137,8 @@ func TestGood(t *testing.T) {
 	}
 }
 
-// TestWrong has files that are not the nar: the last bytes of them are never given out,
-// and of small files none.
+// TestWrong: the last bytes of a wrong file are never passed on, and nothing of a small
+// one.
 func TestWrong(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []string{"none", "gzip", "zstd", "lzip"} {
@@ -179,8 +179,8 @@ func TestWrong(t *testing.T) {
 	}
 }
 
-// TestParts has parts: those that reach into what is held back are given out after the
-// whole was compared, and so are others where the peer sends no parts.
+// TestParts: a range that overlaps the withheld end is passed on after the whole was
+// verified, as is any range if the peer sends no ranges.
 func TestParts(t *testing.T) {
 	t.Parallel()
 	small, large := newNar(t, 1000, "none", true), newNar(t, 4*tail, "none", true)
@@ -227,7 +227,7 @@ func TestParts(t *testing.T) {
 	}
 }
 
-// TestResume has the beginning of a file come from elsewhere.
+// TestResume: the beginning of a file comes from another place.
 func TestResume(t *testing.T) {
 	t.Parallel()
 	of := newNar(t, 4*tail, "gzip", true)
@@ -251,7 +251,7 @@ func TestResume(t *testing.T) {
 	}
 }
 
-// TestUnknownCompression has one that can't be compared: it is not passed on.
+// TestUnknownCompression: a file that can't be verified is not passed on.
 func TestUnknownCompression(t *testing.T) {
 	t.Parallel()
 	of := newNar(t, 1000, "brotli", true)
@@ -260,8 +260,8 @@ func TestUnknownCompression(t *testing.T) {
 	}
 }
 
-// TestLeaves has a client that leaves, and others that come while the memory is taken: nars
-// of those are not compared.
+// TestLeaves: a client leaves, and others come while the memory is taken: their nars are
+// not verified.
 func TestLeaves(t *testing.T) {
 	t.Parallel()
 	of := newNar(t, 4*tail, "lzip", true) // decoders of zstd are reused outside of the bubble
@@ -315,7 +315,7 @@ func TestLeaves(t *testing.T) {
 	})
 }
 
-// turns count those who have one.
+// turns counts the turns in use.
 type turns struct {
 	free      chan struct{}
 	now, most atomic.Int32
@@ -333,8 +333,8 @@ func (t *turns) Unlock() {
 	<-t.free
 }
 
-// TestTurns has more nars at once than there are turns: each is compared, takes a turn only
-// while it computes, and gives it back, also when its client leaves.
+// TestTurns: there are more nars than turns. Each is verified, takes a turn only while it
+// computes, and releases it, even if its client leaves.
 func TestTurns(t *testing.T) {
 	t.Parallel()
 	turns := &turns{free: make(chan struct{}, 1)}
@@ -346,7 +346,7 @@ func TestTurns(t *testing.T) {
 		for _, file := range [][]byte{of.file, wrong} {
 			s := New(&opener{file: file}, 0)
 			s.Turns = turns
-			left, _, err := s.OpenFile(t.Context(), of.Item, 0, 0, -1, nil) // which takes no bytes meanwhile
+			left, _, err := s.OpenFile(t.Context(), of.Item, 0, 0, -1, nil) // it reads no bytes meanwhile
 			if err != nil && !errors.Is(err, storage.ErrWrongNar) {
 				t.Fatal(err)
 			}
@@ -372,7 +372,7 @@ func TestTurns(t *testing.T) {
 	}
 }
 
-// TestUncompared: callers that compare what they decompress get the file as it comes.
+// TestUncompared: callers that verify the decompressed nar get the file as it arrives.
 func TestUncompared(t *testing.T) {
 	t.Parallel()
 	of := newNar(t, 1000, "gzip", true)

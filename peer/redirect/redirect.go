@@ -21,7 +21,7 @@ const maxRedirects = 3
 
 // ErrPrivate reports a redirect to an address that perhaps only this machine or its network
 // can reach: its answers would be passed on to clients.
-var ErrPrivate = errors.New("redirects are followed to the same server, or over https to public addresses: where that is wanted, --allow-private-redirects follows all")
+var ErrPrivate = errors.New("redirects are followed to the same server, or over https to public addresses: use --allow-private-redirects to follow all")
 
 type neverKey struct{}
 
@@ -102,7 +102,7 @@ func (s *Transport) RoundTrip(request *http.Request) (*http.Response, error) {
 		return s.Own.RoundTrip(request)
 	}
 	if proxy, err := redact.Proxy(request); err == nil && proxy != nil {
-		return s.Own.RoundTrip(request) // what is dialed is the proxy
+		return s.Own.RoundTrip(request) // to the proxy
 	}
 	return s.Other.RoundTrip(request)
 }

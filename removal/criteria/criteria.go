@@ -152,7 +152,7 @@ func addDuration(duration *time.Duration, part, value string) error {
 	return nil
 }
 
-// Facts are what the local conditions are evaluated on.
+// Facts are the inputs of the local conditions.
 type Facts struct {
 	Added, LastUsed time.Time
 	// CountedSince is when counting of uses began: earlier uses are unknown.

@@ -72,7 +72,7 @@ func sameTags(a, b []index.Tag) bool {
 	return true
 }
 
-// TestBadCriteria has errors that say what would be right.
+// TestBadCriteria: errors show the right syntax.
 func TestBadCriteria(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string][]string{
@@ -136,7 +136,8 @@ func FuzzParseCriterion(f *testing.F) {
 		if err != nil {
 			return
 		}
-		// All that was written is in it: nothing may go by half a criterion.
+		// The criterion has all written conditions: nothing may be removed by half
+		// a criterion.
 		conditions := len(splitConditions(text))
 		found := len(c.StoredOn) + len(c.with) + len(c.without) + strings.Count(","+text+",", ",unpinned,")
 		if strings.Contains(","+text+",", ",unreferenced,") != c.Unreferenced {
@@ -169,13 +170,13 @@ func TestHolds(t *testing.T) {
 		want      bool
 	}{
 		{"unpinned", Facts{}, true},
-		{"stored-on=http://x", Facts{Added: now}, true}, // of what is known here
+		{"stored-on=http://x", Facts{Added: now}, true}, // of the local conditions
 		{"unused-for=10d", Facts{Added: now.Add(-20 * day)}, true},
 		{"unused-for=10d", Facts{Added: now.Add(-10 * day)}, true},
 		{"unused-for=10d", Facts{Added: now.Add(-10*day + 1)}, false},
 		{"unused-for=10d", Facts{Added: now.Add(-20 * day), LastUsed: now.Add(-10 * day)}, true},
 		{"unused-for=10d", Facts{Added: now.Add(-20 * day), LastUsed: now.Add(-9 * day)}, false},
-		{"unused-for=10d", Facts{Added: now.Add(-9 * day), LastUsed: now.Add(-20 * day)}, false}, // it came again
+		{"unused-for=10d", Facts{Added: now.Add(-9 * day), LastUsed: now.Add(-20 * day)}, false}, // it was added again
 		{"unused-for=10d", Facts{Added: now.Add(-20 * day), LastUsed: now.Add(day)}, false},      // by another clock
 		{"added-before=10d", Facts{Added: now.Add(-10 * day), LastUsed: now}, true},
 		{"added-before=10d", Facts{Added: now.Add(-10*day + 1)}, false},

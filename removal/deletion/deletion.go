@@ -131,8 +131,8 @@ func RemoveWithdrawn(ctx context.Context, s *storage.Storage, now time.Time) (fr
 		if len(items) == 0 {
 			continue
 		}
-		// Where the storage isn't mounted, the bytes would seem to be gone. A front end
-		// deletes none.
+		// If the storage isn't mounted, all files seem to be deleted. A front end deletes
+		// none.
 		if !s.IsReadOnly() {
 			if _, err := s.Identity(ctx); err != nil {
 				return freed, err
@@ -183,7 +183,7 @@ func RemoveWithdrawn(ctx context.Context, s *storage.Storage, now time.Time) (fr
 		if err != nil {
 			return freed, err
 		}
-		// The rows are gone: what is left now is left until the next start.
+		// The rows are deleted: a file that is not deleted now stays until the next start.
 		longer, cancel := linger.Context(ctx, linger.Second)
 		dropped, left, err := s.DeleteUnclaimed(longer, names, last)
 		cancel()
@@ -202,7 +202,7 @@ func RemoveWithdrawn(ctx context.Context, s *storage.Storage, now time.Time) (fr
 // continues after errors. The error is [ErrDeletionFails] if nothing more should be
 // removed.
 func DeletePending(ctx context.Context, s *storage.Storage) (dropped storage.Freed, err error) {
-	var failure error // one is enough for a log
+	var failure error // the first
 	unforeseen := 0
 	left := func(err error) error {
 		if unforeseen > fewLeft {
@@ -216,7 +216,7 @@ func DeletePending(ctx context.Context, s *storage.Storage) (dropped storage.Fre
 			return dropped, left(err)
 		}
 		if after == "" {
-			// Where the storage isn't mounted, they seem to be gone.
+			// If the storage isn't mounted, they seem to be deleted.
 			if _, err := s.Identity(ctx); err != nil {
 				return dropped, err
 			}
@@ -236,7 +236,7 @@ func DeletePending(ctx context.Context, s *storage.Storage) (dropped storage.Fre
 			}
 		})
 		if err != nil {
-			return dropped, left(err) // it is the same for all
+			return dropped, left(err) // the same for all files
 		}
 	}
 }

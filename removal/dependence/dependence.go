@@ -1,5 +1,5 @@
 // Package dependence keeps instances from removing a nar because of each other: it tracks
-// which instances depend on which, as they removed nars that the others have.
+// which instances depend on which, because they removed nars that the others have.
 package dependence
 
 import (

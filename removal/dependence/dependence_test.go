@@ -11,26 +11,26 @@ import (
 	"nar-herder/peer"
 )
 
-// An instance of the model has a nar, or has it no more. It asks, decides and removes as
-// the program does, in steps between which others take theirs.
+// An instance of the model has a nar or not. It asks, decides and removes like the program,
+// in steps between which others take theirs.
 type modelInstance struct {
 	id       string
 	has      bool
 	on       []string // its criteria
 	tracker  *Tracker
 	downTill time.Time
-	asking   []question // under way: for the batch, or to refresh
-	batch    int        // questions of the batch that have no answer yet; 0 without one
-	begun    time.Time  // when the batch asked first
+	asking   []question // in flight: for the batch, or to refresh
+	batch    int        // unanswered questions of the batch; 0 without one
+	begun    time.Time  // when the batch sent its first question
 	heard    map[string]said
 }
 
-// question is one that is under way.
+// question is a question in flight.
 type question struct {
 	of      string
 	at      time.Time
 	batch   bool
-	sent    bool // the other has answered
+	sent    bool // the other instance has answered
 	answer  peer.Introduction
 	has, up bool
 }
@@ -43,7 +43,7 @@ type model struct {
 	ids       []string
 	trace     []string
 	removals  int
-	restarts  int  // one of so many steps is a start
+	restarts  int  // one of so many steps is a restart
 	hasty     bool // instances don't wait for ten minutes
 }
 
@@ -69,7 +69,7 @@ func newModel(seed uint64, hasty bool) *model {
 	return m
 }
 
-// pass lets time go by, in which instances ask for statements now and then.
+// pass lets time pass. Instances request statements now and then.
 func (m *model) pass(d time.Duration) {
 	for ; d > 0; d -= 40 * time.Second {
 		m.now = m.now.Add(min(d, 40*time.Second))
@@ -87,7 +87,7 @@ func (m *model) pass(d time.Duration) {
 	}
 }
 
-// behind is the instance that answers at a URL: now and then another one does.
+// behind is the instance that answers at a URL; now and then it changes.
 func (m *model) behind(url string) *modelInstance {
 	if m.random.IntN(500) == 0 {
 		url = m.ids[m.random.IntN(len(m.ids))]
@@ -122,7 +122,7 @@ func (m *model) start(i *modelInstance) {
 	m.log("%s starts with %v", i.id, i.on)
 }
 
-// step lets an instance do something.
+// step runs one step of an instance.
 func (m *model) step() {
 	i := m.instances[m.ids[m.random.IntN(len(m.ids))]]
 	if m.now.Before(i.downTill) {
@@ -184,12 +184,12 @@ func (m *model) progress(i *modelInstance, n int) {
 	}
 }
 
-// duration is one of those at which something may happen.
+// duration returns a random duration, at which something may happen.
 func (m *model) duration() time.Duration {
 	return []time.Duration{time.Second, time.Second, 10 * time.Second, 10 * time.Second, 30 * time.Second, 59 * time.Second, time.Minute, 5 * time.Minute, SettleTime}[m.random.IntN(9)]
 }
 
-// run takes steps, and reports whether the nar was lost.
+// run runs steps, and reports whether the nar was lost.
 func (m *model) run() (lost bool) {
 	for range 400 {
 		m.step()
@@ -207,11 +207,12 @@ func (m *model) run() (lost bool) {
 	return false
 }
 
-// modelRuns is how many seeds TestModel takes.
+// modelRuns is the number of seeds in TestModel.
 var modelRuns uint64 = 6000
 
-// TestModel lets instances with random criteria ask, remove, fetch again, crash, and start
-// with other criteria: the nar must not be lost from all. Without the ten minutes it is.
+// TestModel: instances with random criteria ask, remove, fetch again, crash, and start with
+// other criteria. At least one must keep the nar. Without the ten minutes of waiting, it
+// gets lost.
 func TestModel(t *testing.T) {
 	t.Parallel()
 	first, removals := rand.Uint64N(1<<32), 0
@@ -235,9 +236,9 @@ func TestModel(t *testing.T) {
 	t.Error("nothing is lost without the waiting times: the model tests nothing")
 }
 
-// TestSteps has instances that rely on the next, in a chain and in a ring, after they have
-// run for long. The first has the smallest id, and another with the greatest relies on it:
-// it must not where that relies on it, and where that may be too far away.
+// TestSteps: instances depend on the next one, in a chain and in a ring, and have run for
+// long. The first has the smallest id. Another with the greatest id depends on it, and must
+// not if that depends on it too, or may do so too far away.
 func TestSteps(t *testing.T) {
 	t.Parallel()
 	now := time.Date(2024, 1, 1, 0, 0, 0, 0, time.UTC)

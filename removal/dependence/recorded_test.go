@@ -8,7 +8,7 @@ import (
 	"nar-herder/storage/index"
 )
 
-// TestRecordedPrivate: passwords that an earlier version has stored are erased, and the
+// TestRecordedPrivate: passwords that an earlier version stored are erased, and the
 // instances stay.
 func TestRecordedPrivate(t *testing.T) {
 	t.Parallel()

@@ -88,7 +88,8 @@ func (r *Remover) Do(ctx context.Context, hashes []narinfo.PathHash, report func
 	return nil
 }
 
-// oneByOne removes the items of a failed batch, as a single item may have caused the failure.
+// oneByOne removes the items of a failed batch one by one, because a single item may have
+// caused the failure.
 func (r *Remover) oneByOne(ctx context.Context, batch []narinfo.PathHash, err error, pinned **pins.Set) (removals []storage.Removal) {
 	failures := 0
 	for _, hash := range batch {

@@ -67,7 +67,7 @@ func TestNamed(t *testing.T) {
 			}
 			_, err := p.Text(t.Context(), removaltest.Path(n).Hash)
 			if told := err == nil; told != (kept || named.DryRun) {
-				t.Errorf("%+v: clients are told of item %d: %v", named, n, told)
+				t.Errorf("%+v: item %d is visible to clients: %v", named, n, told)
 			}
 		}
 		if !errors.Is(results[9], storage.ErrNotFound) {
@@ -76,7 +76,7 @@ func TestNamed(t *testing.T) {
 	}
 }
 
-// TestManyNamed has more than a batch, and an item that is pinned in each.
+// TestManyNamed: more items than a batch has, with a pinned one in each batch.
 func TestManyNamed(t *testing.T) {
 	t.Parallel()
 	p := removaltest.Open(t, t.TempDir())
@@ -96,8 +96,8 @@ func TestManyNamed(t *testing.T) {
 	}
 }
 
-// TestPinRace sets a pin, or brings an item that makes one reach further, between
-// the decision and the transaction, by a connection of its own.
+// TestPinRace: between the decision and the transaction, another connection sets a pin, or
+// adds an item that extends a pin's closure.
 func TestPinRace(t *testing.T) {
 	t.Parallel()
 	for name, change := range map[string]func(p *removaltest.Place){
@@ -115,7 +115,7 @@ func TestPinRace(t *testing.T) {
 			p.AddItem(t, 1, 2)
 			p.AddItem(t, 6)
 			p.Pin(t, 6)
-			p.Pin(t, 7) // not known
+			p.Pin(t, 7) // unknown item
 			p.Pin(t, 8)
 			pinned, err := pins.Read(t.Context(), p.Index)
 			if err != nil {
@@ -138,8 +138,7 @@ func TestPinRace(t *testing.T) {
 	}
 }
 
-// TestBatchFails has a database in which one item can't be removed: the others of
-// its batch are.
+// TestBatchFails: if one item can't be removed, the others of its batch are.
 func TestBatchFails(t *testing.T) {
 	t.Parallel()
 	p := removaltest.Open(t, t.TempDir())
@@ -178,7 +177,7 @@ func TestBatchFails(t *testing.T) {
 			t.Errorf("item %d: %v", n, results[n])
 		}
 	}
-	// When one after another fails, it is not for the items to blame.
+	// After several failures in a row, the items are not the cause.
 	for _, n := range numbers {
 		p.AddItem(t, n)
 	}
@@ -190,8 +189,8 @@ func TestBatchFails(t *testing.T) {
 	}
 }
 
-// TestLastBroken removes the last items, with missing files, from a storage with its owner
-// file.
+// TestLastBroken: the last items, with missing files, are removed from a storage with its
+// owner file.
 func TestLastBroken(t *testing.T) {
 	t.Parallel()
 	for _, owned := range []bool{true, false} {

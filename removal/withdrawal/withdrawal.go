@@ -73,20 +73,14 @@ func (w *Remover) keepPinned(ctx context.Context, x *index.Index, now time.Time)
 	return nil
 }
 
-// Run removes due items until the context ends. It logs the first of a series of errors, and
-// tries again.
+// Run removes due items until the context ends. It logs the first of several failures in a row,
+// and retries.
 func (w *Remover) Run(ctx context.Context) {
 	w.boundAt = time.Now()
 	failures := 0
-	timer := time.NewTimer(0) // an item may be overdue
-	defer timer.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-timer.C:
-		}
-		wait := withdrawnInterval
+	// Begin at once, because an item may be overdue.
+	for wait := time.Duration(0); pace.Sleep(ctx, wait) == nil; {
+		wait = withdrawnInterval
 		err := w.step(ctx)
 		switch {
 		case ctx.Err() != nil:
@@ -103,7 +97,6 @@ func (w *Remover) Run(ctx context.Context) {
 			}
 			failures = 0
 		}
-		timer.Reset(wait)
 	}
 }
 

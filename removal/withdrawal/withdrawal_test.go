@@ -17,7 +17,7 @@ import (
 	"nar-herder/storage/index"
 )
 
-// TestWithdrawnErrors has a database that fails for a while.
+// TestWithdrawnErrors: the database fails for a while.
 func TestWithdrawnErrors(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -41,7 +41,7 @@ func TestWithdrawnErrors(t *testing.T) {
 			defer func() { freed = storage.Freed{} }()
 			return freed, nil
 		}
-		// pass lets time go by, and returns when the storage was asked.
+		// pass lets time pass, and returns when remove was called.
 		pass := func(d time.Duration, fails bool, frees storage.Freed) []time.Duration {
 			mu.Lock()
 			failing, freed = fails, frees
@@ -60,7 +60,7 @@ func TestWithdrawnErrors(t *testing.T) {
 		if at := pass(2500*time.Millisecond, false, storage.Freed{}); len(at) != 3 || at[0] != 0 || at[2] != 2*time.Second || log.String() != "" {
 			t.Errorf("asked at %v: %s", at, log.String())
 		}
-		// After one, two, four seconds and so on, at last each minute.
+		// After one, two, four seconds and so on, and finally each minute.
 		if at := pass(10*time.Minute, true, storage.Freed{}); len(at) < 13 || len(at) > 17 || at[len(at)-1]-at[len(at)-2] != time.Minute {
 			t.Errorf("asked at %v", at)
 		}
@@ -68,7 +68,7 @@ func TestWithdrawnErrors(t *testing.T) {
 			t.Errorf("%d errors are logged: %s", n, log.String())
 		}
 		pass(2*time.Minute, false, storage.Freed{Items: 3, Size: 100})
-		for _, line := range []string{"are removed again", "items=3 bytes=100"} {
+		for _, line := range []string{"can be removed again", "items=3 bytes=100"} {
 			if !strings.Contains(log.String(), line) {
 				t.Errorf("the log lacks %q: %s", line, log.String())
 			}
@@ -81,8 +81,8 @@ func TestWithdrawnErrors(t *testing.T) {
 	})
 }
 
-// TestWithdrawnRun removes what is due with a real storage, also what was
-// withdrawn before it began, and leaves what came back.
+// TestWithdrawnRun: with a real storage, due items are removed, including those withdrawn
+// before it began, except restored ones.
 func TestWithdrawnRun(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -99,7 +99,7 @@ func TestWithdrawnRun(t *testing.T) {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Minute)
-		p.AddItem(t, 2) // it is back
+		p.AddItem(t, 2) // restored
 		ctx, stop := context.WithCancel(t.Context())
 		ended := make(chan struct{})
 		var log bytes.Buffer
@@ -115,7 +115,7 @@ func TestWithdrawnRun(t *testing.T) {
 		time.Sleep(withdrawnInterval)
 		synctest.Wait()
 		if p.Has(t, 1) || !p.Has(t, 2) || !p.Has(t, 3) {
-			t.Error("not what was due is removed")
+			t.Error("the due items were not removed")
 		}
 		stop()
 		<-ended
@@ -125,8 +125,8 @@ func TestWithdrawnRun(t *testing.T) {
 	})
 }
 
-// TestWithdrawnAhead: what was withdrawn while the clock was a year ahead goes a grace
-// period after that was found out.
+// TestWithdrawnAhead: an item that was withdrawn while the clock was a year ahead is
+// removed a grace period after that was noticed.
 func TestWithdrawnAhead(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -162,15 +162,14 @@ func TestWithdrawnAhead(t *testing.T) {
 	})
 }
 
-// TestPinKeepsWithdrawn has a pinned item come that refers to one which is about
-// to go.
+// TestPinKeepsWithdrawn: a pinned item is added that refers to a withdrawn one.
 func TestPinKeepsWithdrawn(t *testing.T) {
 	t.Parallel()
 	p := removaltest.Open(t, t.TempDir())
 	p.AddItem(t, 10)
 	p.AddItem(t, 11)
 	needed, other := removaltest.Path(10).Hash, removaltest.Path(11).Hash
-	p.Pin(t, 12) // not known
+	p.Pin(t, 12) // unknown item
 	if _, err := p.WithdrawAll(t.Context(), removaltest.Hashes(10, 11), nil); err != nil {
 		t.Fatal(err)
 	}
@@ -184,9 +183,9 @@ func TestPinKeepsWithdrawn(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := p.Text(t.Context(), needed); err != nil {
-		t.Errorf("what the pinned item needs: %v", err)
+		t.Errorf("the dependency of the pinned item: %v", err)
 	}
 	if _, err := p.Item(t.Context(), other); !errors.Is(err, storage.ErrNotFound) {
-		t.Errorf("what nobody needs: %v", err)
+		t.Errorf("the unreferenced item: %v", err)
 	}
 }

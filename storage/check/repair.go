@@ -15,7 +15,7 @@ import (
 	"nar-herder/storage/index"
 )
 
-// Source is where files can be fetched from again, such as another instance.
+// Source provides files again, such as another instance.
 type Source interface {
 	// Fetch opens an item's Nth file. The bytes may be wrong: they are checked before they
 	// are stored. The error is [storage.ErrNotStored] if the source certainly doesn't have
@@ -161,7 +161,7 @@ func (r *Repairer) damaged(ctx context.Context, damage *index.Damage) (repair Re
 	return repair
 }
 
-// errUnsure says that a source which did not answer may have what is needed.
+// errUnsure says that a source which did not answer may have the file.
 var errUnsure = errors.New("unchanged until all sources have answered: try again then, or without the sources that no longer exist")
 
 // missing fetches a file, or unclaims it.
@@ -177,7 +177,7 @@ func (r *Repairer) missing(ctx context.Context, finding Finding) Repair {
 		repair.Err = errUnsure
 		return repair
 	}
-	// A storage that isn't mounted looks like one whose files are all missing.
+	// If the storage isn't mounted, all files seem to be missing.
 	if there, err := r.c.HasAny(ctx); err != nil {
 		repair.Err = err
 		return repair

@@ -236,7 +236,7 @@ func (im *Importer) prepareFile(ctx context.Context, file narinfoFile, options O
 var narinfoBuffers = sync.Pool{New: func() any { return bytes.NewBuffer(make([]byte, 0, 16<<10)) }}
 
 // readNarinfo reads and parses a narinfo file. A symbolic link that leads out of the
-// directory is not followed: errors may cite what is in the file.
+// directory is not followed, because errors may quote the file.
 func readNarinfo(found narinfoFile) (*narinfo.Narinfo, error) {
 	root, err := os.OpenRoot(found.root)
 	if err != nil {

@@ -67,9 +67,8 @@ func (im *Importer) showOne(ctx context.Context, p *prepared, n int, replaced *r
 	return err
 }
 
-// discardFresh deletes committed files of an addition that has failed for good or whose
-// outcome is Kept. Before another attempt they stay, so that they need not be stored
-// again.
+// discardFresh deletes committed files of an addition that has failed for good, or with the
+// outcome Kept. Before another attempt they stay, so that they need not be stored again.
 func (im *Importer) discardFresh(ctx context.Context, p *prepared) {
 	if p.result.Outcome == Failed || p.result.Outcome == Kept {
 		im.Discard(ctx, p.fresh)

@@ -16,7 +16,7 @@ import (
 	"nar-herder/storage/index"
 )
 
-// prepared is an addition whose bytes are staged, ready for its transaction.
+// prepared is an addition with staged bytes, ready for its transaction.
 type prepared struct {
 	*Addition
 	entry *index.Entry

@@ -156,7 +156,7 @@ func parseLimit(what, text string) (limit int64, err error) {
 
 // ReserveBelowLimit returns [ErrLimit] if bytes that will be written don't fit below the
 // hard limit, and counts them until the reservation is released. [Reservation.Write]
-// checks the free space, as some of them may be written already.
+// checks the free space, because some of them may be written already.
 func (s *Space) ReserveBelowLimit(ctx context.Context, size int64) (*Reservation, error) {
 	limit, err := s.HardLimit(ctx)
 	if err != nil {

@@ -1,5 +1,5 @@
-// Package queue orders the items whose nars are to be fetched: those that were announced
-// come first, the latest first, then those that failed, once they are due.
+// Package queue orders the items to fetch nars for: announced items first, the latest first,
+// then failed ones, once they are due.
 package queue
 
 import (

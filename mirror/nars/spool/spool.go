@@ -57,7 +57,7 @@ func New(options Options) *Spool {
 }
 
 // Key returns the name of the spool file of an item's Nth file. It contains the item's hash,
-// and a digest of what the file should be.
+// and a digest of the expected file.
 func Key(item *storage.Item, n int) string {
 	sum := sha256.Sum256(fmt.Appendf(nil, "%s\n%s\n%d", item.FileName(n), item.Narinfo.NarHash, item.Narinfo.Files[n].Size))
 	return item.Hash.String() + "-" + narinfo.EncodeBase32(sum[:10])

@@ -53,8 +53,8 @@ type Progress struct {
 
 // Result is what a conversion did, including its interrupted runs.
 type Result struct {
-	// Items, Tagged, Cached and Changes are what was converted: narinfos, those
-	// with tags, cached nars, and rows of the log of changes.
+	// Items, Tagged, Cached and Changes count the converted narinfos, those with tags, cached
+	// nars, and rows of the log of changes.
 	Items, Tagged, Cached, Changes int64
 	// Stored is how many nars are in the storage.
 	Stored int64
@@ -68,7 +68,7 @@ type Result struct {
 	Unknown int64
 	// Resumed says that an earlier run had been interrupted.
 	Resumed bool `json:"-"`
-	// ToOriginal says that what was made is a database of the original.
+	// ToOriginal says that the result is a database of the original.
 	ToOriginal bool `json:"-"`
 }
 
@@ -92,8 +92,8 @@ func (r Result) String() string {
 	return text
 }
 
-// unfinished and written are suffixes of temporary files: of an index, whose conversion can be
-// resumed, and of a database of the original, whose conversion can't.
+// unfinished and written are suffixes of temporary files. unfinished is for an index, since
+// its conversion can be resumed, and written for a database of the original.
 const (
 	unfinished = ".converting"
 	written    = ".writing"

@@ -86,8 +86,8 @@ func keep(name string) (kept string, err error) {
 	}
 }
 
-// leaveNothingBeside makes sure that a closed database has no files beside it, which SQLite
-// would take for part of the next one of that name.
+// leaveNothingBeside removes the files beside a closed database, which SQLite would use for
+// the next database of that name. It refuses a log with changes.
 func leaveNothingBeside(path string) error {
 	if info, err := os.Stat(path + "-wal"); err == nil && info.Size() > 0 {
 		return fmt.Errorf("%s can't be moved: %[1]s-wal has changes that are not in it yet: stop the other program that has it open, and try again", path)
@@ -100,8 +100,8 @@ func leaveNothingBeside(path string) error {
 	return nil
 }
 
-// likeness gives a new file the mode of another, and its owner, where this
-// process may do that: imports often run as another user of the same group.
+// likeness gives a new file the mode of another, and its owner if this process may: imports
+// often run as another user of the same group.
 func likeness(of, path string) error {
 	info, err := os.Stat(of)
 	if err != nil {

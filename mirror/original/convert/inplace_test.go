@@ -124,13 +124,13 @@ func TestResumeWithLog(t *testing.T) {
 	x, err := index.Open(t.Context(), to, index.Options{})
 	must(t, err)
 	if text, err := x.Text(t.Context(), hashOf(2)); err != nil || !bytes.Equal(text, append(textOf(2, true), "X: 1\n"...)) {
-		t.Errorf("what was only in the log: %s, %v", text, err)
+		t.Errorf("the change that was only in the log: %s, %v", text, err)
 	}
 	must(t, x.Close())
 	onlyFiles(t, dir, "from.db", "to.db")
 }
 
-func TestNotOurLeftover(t *testing.T) {
+func TestForeignFiles(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	from, other, to := filepath.Join(dir, "from.db"), filepath.Join(dir, "other.db"), filepath.Join(dir, "to.db")
@@ -257,9 +257,9 @@ func TestInPlaceLeaves(t *testing.T) {
 	}
 }
 
-// TestSomethingBeside: a left-over file beside a name does not become part of a new
+// TestFileBeside: a left-over file beside a name does not become part of a new
 // database.
-func TestSomethingBeside(t *testing.T) {
+func TestFileBeside(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	from, to := filepath.Join(dir, "from.db"), filepath.Join(dir, "to.db")

@@ -36,7 +36,7 @@ func (s *state) save(tx *index.Tx) error {
 	return tx.SetSetting(stateSetting, string(text))
 }
 
-// load reads the state of an index, nil where it has none.
+// load reads the state of an index; nil if it has none.
 func load(ctx context.Context, x *index.Index) (*state, error) {
 	text, err := x.Setting(ctx, stateSetting)
 	if err != nil || text == "" {
