@@ -12,7 +12,7 @@ import (
 
 var update = flag.Bool("update", false, "write docs/options.md anew")
 
-// commandModel is the command line, as the parser knows it.
+// commandModel is the parser's model of the command line.
 func commandModel(t *testing.T) *kong.Application {
 	t.Helper()
 	parser, err := kong.New(new(commands), kong.Name("nar-herder"), kong.Vars{"version": release})
@@ -22,8 +22,8 @@ func commandModel(t *testing.T) *kong.Application {
 	return parser.Model
 }
 
-// TestOptionsDocument: docs/options.md is as the command line is. With -update, it is
-// written anew.
+// TestOptionsDocument: docs/options.md matches the command line. With -update, it writes
+// the page.
 func TestOptionsDocument(t *testing.T) {
 	t.Parallel()
 	want := optionsDocument(commandModel(t))
@@ -94,15 +94,15 @@ func optionsDocument(model *kong.Application) string {
 	return b.String()
 }
 
-// code is a code span for a table.
+// code returns a code span for a table.
 func code(text string) string { return "`" + strings.ReplaceAll(text, "|", `\|`) + "`" }
 
-// cell is prose for a table.
+// cell returns prose for a table.
 func cell(text string) string {
 	return strings.ReplaceAll(strings.ReplaceAll(markdown(text), "|", `\|`), "\n", " ")
 }
 
-// markdown is a help text as prose.
+// markdown returns a help text as prose.
 func markdown(text string) string {
 	return strings.NewReplacer("<", `\<`, "*", `\*`, "_", `\_`).Replace(strings.TrimSpace(text))
 }

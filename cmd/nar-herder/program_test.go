@@ -428,7 +428,7 @@ func poll(t testing.TB, what string, limit, longestPause time.Duration, conditio
 			return
 		}
 		if time.Now().After(end) {
-			t.Fatalf("timeout waiting until: %s", what)
+			t.Fatalf("timeout waiting for: %s", what)
 		}
 		time.Sleep(max(pause, min(time.Since(asked), 2*longestPause)))
 	}

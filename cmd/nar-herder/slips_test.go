@@ -10,24 +10,23 @@ import (
 	"testing"
 )
 
-// desk is where an operator makes a slip: an instance, and another one beside it that
-// must not suffer. Both have the same items.
+// desk is the workplace of an operator who makes a mistake: an instance, and another one
+// that must not be harmed. Both have the same items.
 type desk struct {
 	place
 	other place
-	root  string // of both, for more
+	root  string // parent directory of both
 }
 
-// slip is a mistake of an operator. Nothing may be lost by it, and it must not go
-// unnoticed.
+// slip is an operator's mistake. It must not lose anything, or go unnoticed.
 type slip struct {
 	name string
-	// args makes what it needs, and returns the command line. Afterwards both instances
-	// are as they were.
+	// args prepares the mistake, and returns the command line. Neither instance may
+	// change.
 	args   func(t *testing.T, d *desk) []string
 	status int
 	says   []string
-	// run is for those that a command alone does not show.
+	// run is for mistakes that need more than one command.
 	run func(t *testing.T, d *desk)
 }
 
@@ -50,7 +49,7 @@ func newDesk(t *testing.T, farm, other place) *desk {
 	return &desk{copied(farm, "farm"), copied(other, "other"), root}
 }
 
-// at are the arguments of a command with another storage.
+// at returns the arguments of a command with another storage.
 func (d *desk) at(storage, command string, more ...string) []string {
 	return place{d.dir, d.database, storage}.args(command, more...)
 }
@@ -65,7 +64,7 @@ func (d *desk) make(t *testing.T, name string) string {
 	return name
 }
 
-// source makes a directory of narinfos and nars that may be imported.
+// source makes a directory of narinfos and nars to import.
 func (d *desk) source(t *testing.T) string {
 	t.Helper()
 	source := d.make(t, "source")
@@ -82,7 +81,7 @@ func (d *desk) source(t *testing.T) string {
 
 func (d *desk) state(t *testing.T) string { return d.dump(t) + d.other.dump(t) }
 
-// runSlip runs a command, and compares both instances.
+// runSlip runs a command, and checks that neither instance changes.
 func (d *desk) runSlip(t *testing.T, args []string, status int, says ...string) result {
 	t.Helper()
 	before := d.state(t)
@@ -101,8 +100,7 @@ func (d *desk) runSlip(t *testing.T, args []string, status int, says ...string) 
 	return r
 }
 
-// TestSlips is the table of what operators do by mistake. Each is refused, or harmless
-// and said.
+// TestSlips makes common mistakes. Each is refused, or harmless and reported.
 func TestSlips(t *testing.T) {
 	t.Parallel()
 	farm, other := newPlace(t), newPlace(t)
@@ -122,7 +120,7 @@ func TestSlips(t *testing.T) {
 	}
 }
 
-// TestSlipsElsewhere makes sure that there still are the tests that show other slips.
+// TestSlipsElsewhere checks that the tests of other slips exist.
 func TestSlipsElsewhere(t *testing.T) {
 	t.Parallel()
 	var all strings.Builder
@@ -138,9 +136,9 @@ func TestSlipsElsewhere(t *testing.T) {
 	}
 }
 
-// slipsElsewhere are slips that have a test of their own.
+// slipsElsewhere maps slips to other tests.
 var slipsElsewhere = map[string]string{
-	// Named in the issue, by its sections.
+	// By area: owners, removal, TTLs, commands, disks, users.
 	"A: two servers on one database":                                    "TestOneServer",
 	"A: the cached directory of another instance":                       "TestOneServer",
 	"A: the dump path of another instance":                              "TestOneServer",
@@ -197,7 +195,7 @@ func asDatabase(t *testing.T, d *desk) string {
 
 const typo = "00000000000000000000000000000000-typo"
 
-// commandSlips are those that a command shows.
+// commandSlips are slips of a single command.
 var commandSlips = []slip{
 	{name: "import into a storage that is not mounted", status: 1, says: []string{"none of the stored nars", "is it mounted?"},
 		args: func(t *testing.T, d *desk) []string {
