@@ -87,8 +87,8 @@ func askByAddress(t testing.TB, address, path string) answer {
 	return answer{response, string(body)}
 }
 
-// TestControlTaken: if the control listener can't be opened, nothing is changed.
-func TestControlTaken(t *testing.T) {
+// TestControlPortInUse: if the control listener can't be opened, nothing is changed.
+func TestControlPortInUse(t *testing.T) {
 	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

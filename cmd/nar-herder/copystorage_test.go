@@ -110,8 +110,8 @@ func TestCopy(t *testing.T) {
 	}
 }
 
-// TestCopyWrong copies nars that differ from the index.
-func TestCopyWrong(t *testing.T) {
+// TestCopyWrongNars copies nars that differ from the index.
+func TestCopyWrongNars(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
 	p.imports(t, small()...)

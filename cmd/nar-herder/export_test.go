@@ -177,7 +177,7 @@ func TestExportMissing(t *testing.T) {
 	// The index records the nar as stored: that is a fault.
 	r := runProgram(t, p.args("export", "--allow-missing", out)...)
 	if r.status != 1 || strings.Count(r.err, "\n") != 1 || !strings.Contains(r.err, greet) || !strings.Contains(r.out, "1 failed") {
-		t.Errorf("a nar that is gone: %+v", r)
+		t.Errorf("a missing nar: %+v", r)
 	}
 	if _, err := os.Stat(filepath.Join(out, narinfoName(greet))); !os.IsNotExist(err) {
 		t.Errorf("its narinfo is there: %v", err)

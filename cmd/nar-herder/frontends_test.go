@@ -186,7 +186,7 @@ func TestFrontEnds(t *testing.T) {
 	pause := func() {
 		t.Helper()
 		before := f.asked.Load()
-		until(t, "clients ask", func() bool { return f.asked.Load() >= before+100 })
+		until(t, "clients send requests", func() bool { return f.asked.Load() >= before+100 })
 	}
 	pause()
 	for n := range kills(t) / 3 {

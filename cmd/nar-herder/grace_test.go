@@ -127,7 +127,7 @@ func TestGrace(t *testing.T) {
 					time.Sleep(time.Until(withdrawn.Add(at)))
 					look()
 					if !served() {
-						t.Errorf("the nar is gone after %v", at)
+						t.Errorf("the nar is deleted after %v", at)
 					}
 				}
 				time.Sleep(time.Millisecond)

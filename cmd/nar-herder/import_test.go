@@ -213,9 +213,9 @@ func TestReferences(t *testing.T) {
 	}
 }
 
-// TestImportsAtOnce imports the same and other items with several processes beside the
+// TestConcurrentImports imports the same and other items with several processes beside the
 // server: all succeed, and clients see each row when its import is done.
-func TestImportsAtOnce(t *testing.T) {
+func TestConcurrentImports(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
 	s := p.serveProcess(t)

@@ -286,9 +286,9 @@ func TestMirrorStreams(t *testing.T) {
 	}
 }
 
-// TestMirrorFromNothing: a mirror without a database bootstraps and follows, and fetches
+// TestMirrorBootstrap: a mirror without a database bootstraps and follows, and fetches
 // the nars of old and of new items.
-func TestMirrorFromNothing(t *testing.T) {
+func TestMirrorBootstrap(t *testing.T) {
 	t.Parallel()
 	p, q := newPlace(t), newPlace(t)
 	source := filepath.Join(p.dir, "source")

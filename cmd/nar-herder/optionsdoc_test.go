@@ -10,7 +10,7 @@ import (
 	"github.com/alecthomas/kong"
 )
 
-var update = flag.Bool("update", false, "write docs/options.md anew")
+var update = flag.Bool("update", false, "write docs/options.md")
 
 // commandModel is the parser's model of the command line.
 func commandModel(t *testing.T) *kong.Application {

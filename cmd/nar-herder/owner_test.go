@@ -87,9 +87,9 @@ func TestLostDatabase(t *testing.T) {
 	}
 }
 
-// TestUnowned: a server or an import claims a storage with nars and without an owner, but a
+// TestUnownedStorage: a server or an import claims a storage with nars and without an owner, but a
 // mirror and other commands don't.
-func TestUnowned(t *testing.T) {
+func TestUnownedStorage(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
 	if err := os.CopyFS(filepath.Join(p.storage, "nar"), os.DirFS(filepath.Join(testdata, "published/nar"))); err != nil {
@@ -122,8 +122,8 @@ func TestUnowned(t *testing.T) {
 	}
 }
 
-// TestLoses: a server that loses its storage stops writing, and reports it at /health.
-func TestLoses(t *testing.T) {
+// TestOwnershipLost: a server that loses its storage stops writing, and reports it at /health.
+func TestOwnershipLost(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
 	p.imports(t, filepath.Join(testdata, "published"))
@@ -216,8 +216,8 @@ func TestOneServer(t *testing.T) {
 	p.serve(t, "--enable-cached-compression=zstd", "--cached-compression-directory=zstd="+cached, "--storage-cache="+cache)
 }
 
-// TestFollowing: by default, dumps and cached nars are beside the database.
-func TestFollowing(t *testing.T) {
+// TestDefaultPaths: by default, dumps and cached nars are beside the database.
+func TestDefaultPaths(t *testing.T) {
 	t.Parallel()
 	for database, want := range map[string][2]string{
 		defaultDatabase: {"/var/lib/nar-herder/nar_herder_dump.db", "/var/cache/nar-herder/nar"},

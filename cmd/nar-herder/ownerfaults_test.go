@@ -102,8 +102,8 @@ func (b begunMeanwhile) Open(ctx context.Context, name string, offset, length in
 	return b.Store.Open(ctx, name, offset, length)
 }
 
-// TestBeginTogether: the second of two imports into a new database is not refused.
-func TestBeginTogether(t *testing.T) {
+// TestConcurrentFirstImports: the second of two imports into a new database is not refused.
+func TestConcurrentFirstImports(t *testing.T) {
 	t.Parallel()
 	store, err := directory.Open(t.TempDir())
 	if err != nil {

@@ -184,8 +184,8 @@ func TestRemoveDryRun(t *testing.T) {
 	}
 }
 
-// TestRemoveWays names items by path, by tag, and by a list.
-func TestRemoveWays(t *testing.T) {
+// TestRemoveByPathTagAndList names items by path, by tag, and by a list.
+func TestRemoveByPathTagAndList(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
 	p.imports(t, "--tag=set=one", "--tag=also=this", published(deepTree))
@@ -453,9 +453,9 @@ func recentRemovals(t *testing.T, database string) string {
 	return paths.String
 }
 
-// TestRemoveUnderAFault: on a disk where nothing can be deleted, the items are removed, and
+// TestRemoveFailedDeletions: on a disk where nothing can be deleted, the items are removed, and
 // the errors name the remaining files.
-func TestRemoveUnderAFault(t *testing.T) {
+func TestRemoveFailedDeletions(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
 	p.imports(t, filepath.Join(testdata, "published"))
@@ -475,9 +475,9 @@ func TestRemoveUnderAFault(t *testing.T) {
 	p.wantListed(t, greeting, empty, entropy, deepTree)
 }
 
-// TestRemoveInDoubt: nothing changes if the storage is an empty directory, as if unmounted,
+// TestRemoveDoubtfulStorage: nothing changes if the storage is an empty directory, as if unmounted,
 // or belongs to another instance.
-func TestRemoveInDoubt(t *testing.T) {
+func TestRemoveDoubtfulStorage(t *testing.T) {
 	t.Parallel()
 	p, other := newPlace(t), newPlace(t)
 	p.imports(t, filepath.Join(testdata, "published"))

@@ -246,9 +246,9 @@ func TestUnixSocket(t *testing.T) {
 	}
 }
 
-// TestSystemTest does the same as Guix's own test of its service: a storage full of other
+// TestGuixSystemTest does the same as Guix's own test of its service: a storage full of other
 // files, and a request for "/".
-func TestSystemTest(t *testing.T) {
+func TestGuixSystemTest(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
 	for name, kind := range map[string]func(string) error{

@@ -124,9 +124,9 @@ func TestTwoUsers(t *testing.T) {
 	}
 }
 
-// TestSpoolOfAnother stops a mirror in the middle of a nar, and starts it again as another
+// TestSpoolOfAnotherUser stops a mirror in the middle of a nar, and starts it again as another
 // user.
-func TestSpoolOfAnother(t *testing.T) {
+func TestSpoolOfAnotherUser(t *testing.T) {
 	t.Parallel()
 	asRoot(t)
 	p, directory, _ := coldNar(t, 4<<20)

@@ -131,7 +131,7 @@ func TestSlipsElsewhere(t *testing.T) {
 	}
 	for slip, test := range slipsElsewhere {
 		if !strings.Contains(all.String(), "\nfunc "+test+"(t *testing.T) {") {
-			t.Errorf("%s: there is no %s", slip, test)
+			t.Errorf("%s: no test %s", slip, test)
 		}
 	}
 }
@@ -143,19 +143,19 @@ var slipsElsewhere = map[string]string{
 	"A: the cached directory of another instance":                       "TestOneServer",
 	"A: the dump path of another instance":                              "TestOneServer",
 	"A: a copied database beside its original":                          "TestCopiedDatabase",
-	"A: a mirror with a storage that has nars and no owner":             "TestUnowned",
-	"A: a server keeps running after another claims its storage":        "TestLoses",
+	"A: a mirror with a storage that has nars and no owner":             "TestUnownedStorage",
+	"A: a server keeps running after another claims its storage":        "TestOwnershipLost",
 	"B: requests of anybody delay removal":                              "TestAnonymousQuestions",
 	"B: instances that remove by stored-on of each other":               "TestRemovalKilled",
 	"C: a cached compression's TTL is lowered":                          "TestLoweredTTL",
 	"D: export --delete with a typo in --tag":                           "TestExportSlips",
 	"D: export into the directory of another program":                   "TestExportSlips",
-	"D: remove while the storage is not mounted, or another instance's": "TestRemoveInDoubt",
+	"D: remove while the storage is not mounted, or another instance's": "TestRemoveDoubtfulStorage",
 	"D: check --repair while the source can't be reached":               "TestRepairFaults",
 	"D: import without a storage, or with an unset variable":            "TestImportWithoutStorage",
 	"E: the disk is full":                                               "TestFullDisk",
 	"E: the file system of the database is full at the start":           "TestStartFull",
-	"E: a storage that can't be written":                                "TestRemoveUnderAFault",
+	"E: a storage that can't be written":                                "TestRemoveFailedDeletions",
 	"F: commands as another user of the group":                          "TestTwoUsers",
 	"F: all was set up by root, and the server is another user":         "TestSetUpByRoot",
 	"F: minutes as m, in other options":                                 "TestAmbiguousMonths",
@@ -166,7 +166,7 @@ var slipsElsewhere = map[string]string{
 	"a database of a newer version, or of another program":    "TestBadDatabases",
 	"no database, or an empty one":                            "TestNoDatabase",
 	"a migration is stopped half-way":                         "TestServerConvertsKilled",
-	"names of options that are gone":                          "TestOldNames",
+	"removed names of options":                                "TestOldNames",
 	"values of options that make no sense":                    "TestBadOptions",
 	"an option that widens a removal, in the environment":     "TestConfigOfCommands",
 	"storages that overlap are copied to each other":          "TestCopyOptions",
@@ -177,7 +177,7 @@ var slipsElsewhere = map[string]string{
 	"the clock was ahead when items were withdrawn":           "TestWithdrawnAhead",
 	"a TTL was advertised under a wrong clock":                "TestAdvertiseWrongClock",
 	"a source restored from a backup":                         "TestBackupPutBack",
-	"mirrors in a circle":                                     "TestCycle",
+	"a cycle of mirrors":                                      "TestCycle",
 	"an instance that is named in its own stored-on":          "TestRemovalOnSelf",
 	"stored-on names an instance with the same storage":       "TestRemovalSharedStorage",
 	"a storage that is read through a second name":            "TestCopyReadOnly",

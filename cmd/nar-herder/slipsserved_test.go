@@ -124,7 +124,7 @@ var servedSlips = []slip{
 			t.Error("the log doesn't report it")
 		}
 		if _, err := os.Stat(filepath.Join(copied, bytestore.OwnerName)); !errors.Is(err, os.ErrNotExist) {
-			t.Errorf("it was claimed: %v", err)
+			t.Errorf("the storage was claimed: %v", err)
 		}
 		s.stop(t, syscall.SIGTERM)
 		// The remedy works, and corrects the index.

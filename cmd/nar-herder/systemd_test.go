@@ -68,9 +68,9 @@ func TestSocketActivation(t *testing.T) {
 	}
 }
 
-// TestSocketsOfOthers sets the variables for a parent process, which this process must
+// TestForeignSocketVariables sets the variables for a parent process, which this process must
 // ignore.
-func TestSocketsOfOthers(t *testing.T) {
+func TestForeignSocketVariables(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
 	cmd := command(p.args("run-server", "--port=0")...)
@@ -142,8 +142,8 @@ func TestReadiness(t *testing.T) {
 	}
 }
 
-// TestNobodyListens: a missing NOTIFY_SOCKET doesn't stop the server.
-func TestNobodyListens(t *testing.T) {
+// TestNotifySocketMissing: a missing NOTIFY_SOCKET doesn't stop the server.
+func TestNotifySocketMissing(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
 	cmd := command(p.args("run-server", "--port=0")...)
