@@ -327,18 +327,18 @@ var commandSlips = []slip{
 		args: func(t *testing.T, d *desk) []string {
 			return []string{"dump", "--database=" + d.database, "--database-dump=" + d.database}
 		}},
-	{name: "the dump path is the database of another instance", status: 1, says: []string{"no dump, and stays as it is"},
+	{name: "the dump path is the database of another instance", status: 1, says: []string{"is not a dump: name another file"},
 		args: func(t *testing.T, d *desk) []string {
 			return []string{"dump", "--database=" + d.database, "--database-dump=" + d.other.database}
 		}},
-	{name: "the dump path is a nar in the storage", status: 1, says: []string{"no dump, and stays as it is"},
+	{name: "the dump path is a nar in the storage", status: 1, says: []string{"is not a dump: name another file"},
 		args: func(t *testing.T, d *desk) []string {
 			return []string{"dump", "--database=" + d.database, "--database-dump=" + d.nar(greeting)}
 		}},
 	{name: "the dump path is the database of another program", run: func(t *testing.T, d *desk) {
 		name := asDatabase(t, d)
 		before := read(t, name)
-		d.runSlip(t, []string{"dump", "--database=" + d.database, "--database-dump=" + name}, 1, "no dump, and stays as it is")
+		d.runSlip(t, []string{"dump", "--database=" + d.database, "--database-dump=" + name}, 1, "is not a dump: name another file")
 		if read(t, name) != before {
 			t.Error("it was overwritten")
 		}

@@ -90,7 +90,7 @@ var servedSlips = []slip{
 		dump := d.dir + "/dump.db"
 		succeed(t, "dump", "--database="+d.database, "--database-dump="+dump)
 		before := read(t, dump)
-		d.runSlip(t, []string{"run-server", "--port=0", "--database=" + dump, "--database-dump=" + d.database, "--storage=" + d.storage}, 1, "no dump, and stays as it is")
+		d.runSlip(t, []string{"run-server", "--port=0", "--database=" + dump, "--database-dump=" + d.database, "--storage=" + d.storage}, 1, "is not a dump: name another file")
 		if read(t, dump) != before {
 			t.Error("the dump has changed")
 		}
