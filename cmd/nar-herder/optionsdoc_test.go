@@ -41,17 +41,17 @@ func TestOptionsDocument(t *testing.T) {
 const optionsHead = `# Commands and options
 
 Generated from the command line by ` + "`go test ./cmd/nar-herder -run TestOptionsDocument -update`" + `: don't edit this page.
-How to set options in the environment or a file is in [install.md](install.md#options-from-the-environment-and-a-file),
-what the words mean in the [glossary](glossary.md).
+[install.md](install.md#options-from-the-environment-and-a-file) explains how to set options in the environment or a
+file. The [glossary](glossary.md) defines the words.
 
 Every command also has ` + "`--help`, `--version` and `--config=FILE`" + ` (variable ` + "`NAR_HERDER_CONFIG`" + `).
 
 | exit status | meaning |
 |---|---|
-| 0 | success: all was done, and nothing is wrong (any more, after ` + "`check --repair`" + `) |
+| 0 | success: everything was done, and nothing is wrong, or ` + "`check --repair`" + ` has repaired it |
 | 1 | findings or failure: some of the work failed, was refused or was interrupted; the mirror is behind |
 | 2 | unknown: ` + "`check`, `mirror-status`, `plan-removal` or `copy-storage`" + ` could not determine its answer |
-| 64 | usage: the command line, or a variable or file in its place, is wrong. Trying again is of no use |
+| 64 | usage: the command line, a variable or the configuration file is wrong. Trying again is useless |
 `
 
 func optionsDocument(model *kong.Application) string {
